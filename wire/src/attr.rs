@@ -1,0 +1,150 @@
+//! Attributes of an inode, as `stat(2)` shows them and metad stores them.
+
+use crate::ids::{Ino, Version};
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// A point in time with nanosecond resolution; before 1970 when `secs` is negative.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+pub struct Timestamp {
+    /// Seconds since the epoch.
+    pub secs: i64,
+    /// Nanoseconds into that second, always below 10^9.
+    pub nanos: u32,
+}
+
+impl Timestamp {
+    /// The wall clock. Never called while a Raft entry is applied: the leader stamps entries before.
+    #[must_use]
+    pub fn now() -> Self {
+        Self::from(SystemTime::now())
+    }
+
+    /// Whole milliseconds since the epoch; saturates at zero for times before 1970.
+    #[must_use]
+    pub fn as_millis(self) -> u64 {
+        u64::try_from(self.secs).unwrap_or(0).saturating_mul(1000) + u64::from(self.nanos / 1_000_000)
+    }
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        match time.duration_since(UNIX_EPOCH) {
+            Ok(after) => Self {
+                secs: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+                nanos: after.subsec_nanos(),
+            },
+            Err(error) => {
+                let before = error.duration();
+                let secs = -i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
+                match before.subsec_nanos() {
+                    0 => Self { secs, nanos: 0 },
+                    nanos => Self { secs: secs - 1, nanos: 1_000_000_000 - nanos },
+                }
+            }
+        }
+    }
+}
+
+impl From<Timestamp> for SystemTime {
+    fn from(time: Timestamp) -> Self {
+        let nanos = Duration::from_nanos(u64::from(time.nanos));
+        let whole = Duration::from_secs(time.secs.unsigned_abs());
+        let second = if time.secs >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
+        second.and_then(|second| second.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+    }
+}
+
+/// What an inode is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize, Deserialize)]
+pub enum FileKind {
+    /// Regular file.
+    Regular,
+    /// Directory.
+    Directory,
+    /// Symbolic link.
+    Symlink,
+    /// Named pipe.
+    Fifo,
+    /// Unix domain socket.
+    Socket,
+    /// Character device.
+    CharDevice,
+    /// Block device.
+    BlockDevice,
+}
+
+/// Everything `stat(2)` tells of an inode, and what coherence needs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct InodeAttr {
+    /// The inode's number.
+    pub ino: Ino,
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits with setuid, setgid and sticky: the low twelve bits of `st_mode`.
+    pub mode: u32,
+    /// Number of directory entries that lead here; for a directory 2 plus its subdirectories.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node, as `makedev(3)` packs it.
+    pub rdev: u32,
+    /// Length in bytes; of a symlink its target's, of a directory the number of its entries.
+    pub size: u64,
+    /// Bytes allocated by extents; `st_blocks` is this divided by 512, rounded up.
+    pub allocated: u64,
+    /// Last access.
+    pub atime: Timestamp,
+    /// Last change of content.
+    pub mtime: Timestamp,
+    /// Last change of attributes or content.
+    pub ctime: Timestamp,
+    /// Creation.
+    pub btime: Timestamp,
+    /// Content version, against which commits are checked (I6).
+    pub version: Version,
+    /// Whether the inode has extended attributes (so that a listing needs no second look for ACLs).
+    pub has_xattrs: bool,
+}
+
+/// What becomes of one of the times in a [`AttrChange`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum TimeChange {
+    /// Set to the time at which the leader accepted the batch.
+    Now,
+    /// Set to this.
+    To(Timestamp),
+}
+
+/// The attributes that a `setattr` changes; `None` leaves one as it is.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct AttrChange {
+    /// New permission bits.
+    pub mode: Option<u32>,
+    /// New owner.
+    pub uid: Option<u32>,
+    /// New group.
+    pub gid: Option<u32>,
+    /// New length: extents beyond it are cut off, a hole appears before it.
+    pub size: Option<u64>,
+    /// New access time.
+    pub atime: Option<TimeChange>,
+    /// New modification time.
+    pub mtime: Option<TimeChange>,
+    /// Clear setuid, and setgid of group-executable files, as a change by an unprivileged caller does.
+    pub clear_privileges: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_before_the_epoch_survive_conversion() {
+        for time in [Timestamp { secs: -3, nanos: 250 }, Timestamp { secs: 7, nanos: 999_999_999 }] {
+            assert_eq!(Timestamp::from(SystemTime::from(time)), time);
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! The words that all of Surf shares: ids, operations, messages, their coding, and the links they travel on.
+//!
+//! No policy and no storage live here. Clients and daemons know each other only through this crate.
+
+pub mod attr;
+pub mod bundle;
+pub mod codec;
+pub mod errno;
+pub mod error;
+pub mod extent;
+pub mod frame;
+pub mod ids;
+pub mod layout;
+pub mod limits;
+pub mod message;
+pub mod op;
+pub mod quic;
+pub mod retry;
+pub mod tls;
+
+pub use error::{Error, FsError};

@@ -1,0 +1,40 @@
+//! Every bound that both ends of a connection must agree on, with its reason.
+
+/// Bytes of file offset space per chunk, the key under which extents are stored.
+pub const CHUNK_BYTES: u64 = 64 << 20;
+/// Largest block. Larger ones would make a small random read expensive to verify.
+pub const BLOCK_BYTES_MAX: usize = 4 << 20;
+/// Largest content kept inline in metadata, per extent: one fsync then costs one round, not two.
+pub const INLINE_BYTES_MAX: usize = 4 << 10;
+/// Largest file offset, as design and `docs/semantics.md` promise: 16 TiB.
+pub const FILE_BYTES_MAX: u64 = 16 << 40;
+/// Longest name of a directory entry, in bytes (`NAME_MAX`).
+pub const NAME_BYTES_MAX: usize = 255;
+/// Longest symlink target, in bytes (`PATH_MAX` less the terminating NUL).
+pub const SYMLINK_BYTES_MAX: usize = 4095;
+/// Longest extended attribute name (`XATTR_NAME_MAX`).
+pub const XATTR_NAME_BYTES_MAX: usize = 255;
+/// Largest extended attribute value (`XATTR_SIZE_MAX`).
+pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
+/// Most links to one inode. ext4 stops at 65,000; programs are tested against that.
+pub const LINKS_MAX: u32 = 65_000;
+/// Most entries that one page of a directory listing carries.
+pub const READDIR_PAGE_MAX: u32 = 4096;
+/// Most operations in one batch.
+pub const BATCH_OPS_MAX: usize = 4096;
+/// Most extents in one commit; a client splits larger ones.
+pub const COMMIT_EXTENTS_MAX: usize = 4096;
+/// Replies that the state machine keeps per session until they are acknowledged (I1).
+pub const SESSION_REPLIES_MAX: usize = 1024;
+/// Inode numbers handed to a session at once (I4).
+pub const INO_RANGE: u64 = 4096;
+/// How long a session lives without a heartbeat, in milliseconds.
+pub const SESSION_TTL_MS: u64 = 30_000;
+/// Largest encoded head of a message (not counting payload).
+pub const HEAD_BYTES_MAX: usize = 8 << 20;
+/// Largest raw payload behind a head: one block and some room.
+pub const PAYLOAD_BYTES_MAX: usize = BLOCK_BYTES_MAX + (64 << 10);
+
+const _: () = assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES_MAX as u64));
+const _: () = assert!(FILE_BYTES_MAX / CHUNK_BYTES < u32::MAX as u64);
+const _: () = assert!(INLINE_BYTES_MAX < BLOCK_BYTES_MAX);

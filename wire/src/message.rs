@@ -1,0 +1,6 @@
+//! Requests and replies, one enum per receiving daemon. Variants are only ever appended.
+
+pub mod admin;
+pub mod block;
+pub mod event;
+pub mod meta;

@@ -1,0 +1,163 @@
+//! What metad is asked, by clients, block daemons, operators and its Raft peers.
+
+use super::admin::{AdminReply, AdminRequest};
+use crate::FsError;
+use crate::attr::Timestamp;
+use crate::ids::{BlockHash, BlockdId, Ino, LayoutEpoch, MetadId, SessionId};
+use crate::layout::Layout;
+use crate::op::{Batch, BatchReply, Read, ReadReply};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// A request to metad.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum MetaRequest {
+    /// Open a session. Role client. Answers `Session`.
+    OpenSession {
+        /// Host of the client, for people.
+        host: String,
+        /// Mount point or purpose, for people.
+        purpose: String,
+    },
+    /// Keep a session alive, and learn what concerns it. Answers `Alive`.
+    KeepAlive {
+        /// The session.
+        session: SessionId,
+        /// Layout that the client knows.
+        epoch: LayoutEpoch,
+    },
+    /// End a session: its locks and orphans are released. Answers `Done`.
+    CloseSession {
+        /// The session.
+        session: SessionId,
+    },
+    /// Apply a batch, exactly once (I1). Answers `Batch`.
+    Submit {
+        /// The session.
+        session: SessionId,
+        /// The batch.
+        batch: Batch,
+    },
+    /// Read metadata (I2). Answers `Read`.
+    Read {
+        /// The session.
+        session: SessionId,
+        /// The question.
+        read: Read,
+    },
+    /// The block layout. Answers `Layout`.
+    GetLayout,
+    /// A long-lived stream of [`MetaEvent`](super::event::MetaEvent)s for the session.
+    Events {
+        /// The session.
+        session: SessionId,
+    },
+    /// A block daemon is there, or still there. Role blockd. Answers `BlockdAlive`.
+    BlockdHeartbeat(BlockdHeartbeat),
+    /// Which of these blocks does nothing refer to? Role blockd. Answers `Unreferenced`.
+    BlockReport {
+        /// The daemon.
+        id: BlockdId,
+        /// A page of the blocks that it holds.
+        blocks: Vec<BlockHash>,
+    },
+    /// Operator's requests. Role admin. Answers `Admin`.
+    Admin(AdminRequest),
+    /// A Raft message in the payload. Role metad. Answers `Raft`, with the reply in the payload.
+    Raft(RaftKind),
+    /// Who leads? Answers `NotLeader` from any node, the leader included.
+    WhoLeads,
+}
+
+/// Which Raft message a payload holds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum RaftKind {
+    /// AppendEntries (Raft §5.3).
+    Append,
+    /// RequestVote (Raft §5.2).
+    Vote,
+    /// A vote that changes nothing yet (Raft dissertation §9.6).
+    PreVote,
+    /// A piece of a snapshot (Raft §7).
+    Snapshot,
+    /// Transfer of leadership (Raft dissertation §3.10).
+    TransferLeader,
+}
+
+/// State of a block daemon.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BlockdHeartbeat {
+    /// The daemon.
+    pub id: BlockdId,
+    /// Its name in the certificate.
+    pub name: String,
+    /// Where it serves.
+    pub addr: SocketAddr,
+    /// Failure domain.
+    pub zone: String,
+    /// Share of the ring, in GiB of capacity.
+    pub weight: u32,
+    /// Bytes its disk can hold.
+    pub capacity_bytes: u64,
+    /// Bytes its disk has left.
+    pub free_bytes: u64,
+    /// Blocks it holds.
+    pub block_count: u64,
+    /// Layout that it knows.
+    pub epoch: LayoutEpoch,
+}
+
+/// A reply of metad.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum MetaReply {
+    /// Nothing to tell.
+    Done,
+    /// This node does not lead; ask the other one (or any, when unknown).
+    NotLeader {
+        /// The leader's id and address.
+        leader: Option<(MetadId, SocketAddr)>,
+        /// All nodes of the cluster, as this one knows them.
+        nodes: Vec<(MetadId, SocketAddr)>,
+    },
+    /// The request was not carried out.
+    Failed(FsError),
+    /// A new session.
+    Session {
+        /// Its number.
+        session: SessionId,
+        /// It lives this long without a `KeepAlive`.
+        ttl_ms: u64,
+        /// The leader's clock.
+        now: Timestamp,
+        /// The block layout.
+        layout: Layout,
+    },
+    /// The session lives.
+    Alive {
+        /// The leader's clock.
+        now: Timestamp,
+        /// Unlinked inodes of which the session is asked whether it holds handles: it sends `ReleaseOrphans` for
+        /// those it does not hold, now or later.
+        orphans: Vec<Ino>,
+        /// The layout, when the client's was old.
+        layout: Option<Layout>,
+    },
+    /// Outcome of a batch.
+    Batch(BatchReply),
+    /// Outcome of a read.
+    Read(Result<ReadReply, FsError>),
+    /// The block layout.
+    Layout(Layout),
+    /// A block daemon is known.
+    BlockdAlive {
+        /// The layout, when the daemon's was old.
+        layout: Option<Layout>,
+    },
+    /// Those of the reported blocks that nothing refers to. The daemon may drop what nobody renewed within the grace
+    /// period (I10).
+    Unreferenced(Vec<BlockHash>),
+    /// Answer to an operator.
+    Admin(AdminReply),
+    /// A Raft reply, in the payload.
+    Raft,
+}

@@ -1,0 +1,499 @@
+//! Metadata operations, the batches they travel in, and what they answer.
+
+use crate::FsError;
+use crate::attr::{AttrChange, FileKind, InodeAttr, Timestamp};
+use crate::extent::{Extent, ExtentWrite};
+use crate::ids::{BatchSeq, Ino, Version};
+use serde::{Deserialize, Serialize};
+
+/// Name of a directory entry: 1 to 255 bytes, any but `/` and NUL.
+pub type Name = Vec<u8>;
+
+/// What a new inode is to be.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum NewInode {
+    /// Regular file.
+    Regular,
+    /// Directory.
+    Directory,
+    /// Symbolic link to this target.
+    Symlink(Vec<u8>),
+    /// Fifo, socket or device node.
+    Special {
+        /// Which of them.
+        kind: FileKind,
+        /// Device number, as `makedev(3)` packs it.
+        rdev: u32,
+    },
+}
+
+/// What `rename` does when the new name exists: the flags of `renameat2(2)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum RenameMode {
+    /// Replace it.
+    #[default]
+    Replace,
+    /// Fail with `Exists`.
+    NoReplace,
+    /// Swap the two; both must exist.
+    Exchange,
+}
+
+/// What becomes of a range of a file: the modes of `fallocate(2)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum RangeAction {
+    /// Allocate what is a hole; existing content stays. Extends the file unless `keep_size`.
+    Allocate {
+        /// Do not extend the file.
+        keep_size: bool,
+    },
+    /// Make it a hole; the size stays.
+    Punch,
+    /// Make it allocated zeros. Extends the file unless `keep_size`.
+    Zero {
+        /// Do not extend the file.
+        keep_size: bool,
+    },
+    /// Remove the range, what follows moves down. Offsets must be multiples of 4,096.
+    Collapse,
+    /// Insert a hole, what follows moves up. Offsets must be multiples of 4,096.
+    Insert,
+}
+
+/// What a commit does when another session changed the same bytes since the base version (I6).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ConflictPolicy {
+    /// Keep the committed content under the name, and this one as a sibling of it.
+    Copy {
+        /// Inode number for the copy, from the session's range.
+        ino: Ino,
+        /// What is appended to the file's name: `.conflict-HOST-TIME`.
+        suffix: Name,
+    },
+    /// Refuse the commit.
+    Fail,
+    /// This one wins.
+    LastWriter,
+}
+
+/// How extended attributes are set: the flags of `setxattr(2)`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum XattrMode {
+    /// Create or replace.
+    Set,
+    /// Fail with `Exists` when there is one.
+    Create,
+    /// Fail with `NoAttribute` when there is none.
+    Replace,
+}
+
+/// Kind of an advisory lock; the two kinds do not see each other, as on Linux.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Serialize, Deserialize)]
+pub enum LockFamily {
+    /// `fcntl(2)` byte ranges.
+    Posix,
+    /// `flock(2)`, always the whole file.
+    Flock,
+}
+
+/// An advisory lock, held or asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Lock {
+    /// Which kind.
+    pub family: LockFamily,
+    /// Owner within the session: the kernel's lock owner.
+    pub owner: u64,
+    /// Process that asked, shown by `F_GETLK`.
+    pub pid: u32,
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte; `u64::MAX` means up to the end of the file, however it grows.
+    pub end: u64,
+    /// Whether it excludes readers too.
+    pub exclusive: bool,
+}
+
+/// One change of metadata. Preconditions are checked when it is applied (I3).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Op {
+    /// Make an inode and its entry. Answers `Attr`.
+    Create {
+        /// Directory.
+        parent: Ino,
+        /// Name within it.
+        name: Name,
+        /// Number for the inode, from a range leased by the session (I4).
+        ino: Ino,
+        /// What to make.
+        node: NewInode,
+        /// Permission bits before the umask.
+        mode: u32,
+        /// The caller's umask; ignored where the parent has a default ACL (`acl(5)`).
+        umask: u32,
+        /// Owner.
+        uid: u32,
+        /// Group, unless the parent is setgid.
+        gid: u32,
+    },
+    /// Make another entry for an inode. Answers `Attr`.
+    Link {
+        /// The inode; not a directory.
+        ino: Ino,
+        /// Directory of the new entry.
+        parent: Ino,
+        /// Name of the new entry.
+        name: Name,
+    },
+    /// Remove an entry that is not a directory. Answers `Removed`.
+    Unlink {
+        /// Directory.
+        parent: Ino,
+        /// Name within it.
+        name: Name,
+        /// An inode of which the session vouches that it holds no handle: if the entry leads there and was the
+        /// last, the content goes at once, else it stays as an orphan until the session releases it.
+        released: Option<Ino>,
+    },
+    /// Remove an empty directory. Answers `Removed`.
+    Rmdir {
+        /// Directory that holds the entry.
+        parent: Ino,
+        /// Name within it.
+        name: Name,
+    },
+    /// Move an entry. Answers `Renamed`.
+    Rename {
+        /// Old directory.
+        parent: Ino,
+        /// Old name.
+        name: Name,
+        /// New directory.
+        new_parent: Ino,
+        /// New name.
+        new_name: Name,
+        /// What to do when the new name exists.
+        mode: RenameMode,
+        /// As in `Unlink`, for the inode that is replaced.
+        released: Option<Ino>,
+    },
+    /// Change attributes. Answers `Attr`.
+    SetAttr {
+        /// The inode.
+        ino: Ino,
+        /// What to change.
+        change: AttrChange,
+    },
+    /// Make written content part of the file (I6). Answers `Committed`.
+    Commit {
+        /// The file.
+        ino: Ino,
+        /// Content version on which the writes are based.
+        base: Version,
+        /// The writes, disjoint and ordered by offset.
+        writes: Vec<ExtentWrite>,
+        /// The writes were appended, starting at this offset: they move to the end the file has when applied.
+        append_from: Option<u64>,
+        /// Modification time, when the application set none: the time of the last write by the client's clock,
+        /// or the leader's when absent.
+        mtime: Option<Timestamp>,
+        /// Clear setuid and setgid, as writing by an unprivileged process does.
+        clear_privileges: bool,
+        /// What to do when others wrote the same bytes since `base`.
+        policy: ConflictPolicy,
+    },
+    /// Allocate, punch, zero, collapse or insert. Answers `Attr`.
+    Range {
+        /// The file.
+        ino: Ino,
+        /// First byte.
+        off: u64,
+        /// Number of bytes, at least 1.
+        len: u64,
+        /// What to do.
+        action: RangeAction,
+    },
+    /// Share `len` bytes of one file with another (or itself, not overlapping), without copying. Answers `Attr` of the
+    /// target. The range is cut at the source's end.
+    CloneRange {
+        /// Source file.
+        src: Ino,
+        /// First byte in the source.
+        src_off: u64,
+        /// Target file.
+        dst: Ino,
+        /// First byte in the target.
+        dst_off: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// Set an extended attribute. Answers `Done`.
+    SetXattr {
+        /// The inode.
+        ino: Ino,
+        /// Name with its namespace.
+        name: Name,
+        /// Value, at most 64 KiB.
+        value: Vec<u8>,
+        /// Whether it must or must not exist.
+        mode: XattrMode,
+        /// Clear setgid with it: `posix_acl_access` set by a caller outside of the group.
+        clear_sgid: bool,
+    },
+    /// Remove an extended attribute. Answers `Done`.
+    RemoveXattr {
+        /// The inode.
+        ino: Ino,
+        /// Name with its namespace.
+        name: Name,
+    },
+    /// The session holds no handle any more on these unlinked inodes. Answers `Done`.
+    ReleaseOrphans {
+        /// The inodes; unknown ones are passed over.
+        inos: Vec<Ino>,
+    },
+    /// Lease a range of inode numbers (I4). Answers `Inos`.
+    LeaseInos {
+        /// How many, at most `INO_RANGE`.
+        count: u64,
+    },
+    /// Take or change a lock, not waiting. Answers `Done`, or fails with `WouldBlock`.
+    SetLock {
+        /// The inode.
+        ino: Ino,
+        /// The lock; replaces what its owner held in that range.
+        lock: Lock,
+    },
+    /// Give up what an owner holds in a range. Answers `Done`.
+    Unlock {
+        /// The inode.
+        ino: Ino,
+        /// Which kind.
+        family: LockFamily,
+        /// Owner within the session.
+        owner: u64,
+        /// First byte.
+        start: u64,
+        /// One past the last byte.
+        end: u64,
+    },
+}
+
+/// Operations that apply together or not at all (I3), numbered within their session (I1).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Batch {
+    /// Number of the batch: the session's previous one plus one.
+    pub seq: BatchSeq,
+    /// The session has received the replies of all batches up to this one; they may be forgotten.
+    pub acked: BatchSeq,
+    /// The operations, applied in order.
+    pub ops: Vec<Op>,
+}
+
+/// A conflict copy that a commit made (I6).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ConflictCopy {
+    /// Inode of the copy.
+    pub ino: Ino,
+    /// Directory it stands in.
+    pub parent: Ino,
+    /// Its name there.
+    pub name: Name,
+}
+
+/// What an operation answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum OpReply {
+    /// Nothing to tell.
+    Done,
+    /// Attributes of the inode after the operation.
+    Attr(InodeAttr),
+    /// A removed entry.
+    Removed {
+        /// Attributes of the inode after the removal.
+        attr: InodeAttr,
+        /// The inode has no entry left but stays for the session until it sends `ReleaseOrphans`.
+        orphaned: bool,
+    },
+    /// A moved entry.
+    Renamed {
+        /// The moved inode.
+        moved: InodeAttr,
+        /// The inode that was replaced or exchanged, after the operation.
+        replaced: Option<InodeAttr>,
+        /// The replaced inode stays for the session until it sends `ReleaseOrphans`.
+        orphaned: bool,
+    },
+    /// A commit.
+    Committed {
+        /// Attributes of the file (not of a conflict copy) after it.
+        attr: InodeAttr,
+        /// Where appended writes landed, when the commit asked for it.
+        appended_at: Option<u64>,
+        /// The copy that was made because others wrote the same bytes.
+        conflict: Option<ConflictCopy>,
+        /// Most extents that one of the written chunks holds now: a large number asks for compaction.
+        chunk_extents: u32,
+    },
+    /// Numbers `start..start + count` belong to the session.
+    Inos {
+        /// First number.
+        start: Ino,
+        /// How many.
+        count: u64,
+    },
+}
+
+/// Why a batch was not applied: its first operation that failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OpFailed {
+    /// Index of the operation in the batch.
+    pub index: u32,
+    /// Why.
+    pub error: FsError,
+}
+
+/// Outcome of a batch: one reply per operation, or the one failure.
+pub type BatchReply = Result<Vec<OpReply>, OpFailed>;
+
+/// A question to the metadata, answered by the leader from applied state (I2).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Read {
+    /// The inode behind a name. `.` and `..` are resolved too. Answers `Attr`.
+    Lookup {
+        /// Directory.
+        parent: Ino,
+        /// Name within it.
+        name: Name,
+    },
+    /// Attributes. Answers `Attr`.
+    GetAttr {
+        /// The inode.
+        ino: Ino,
+    },
+    /// Attributes and the first extents, to begin reading at once. Answers `Opened`.
+    Open {
+        /// The inode.
+        ino: Ino,
+    },
+    /// Target of a symlink. Answers `Bytes`.
+    ReadLink {
+        /// The symlink.
+        ino: Ino,
+    },
+    /// A page of a directory, without `.` and `..`. Answers `Page`.
+    ReadDir {
+        /// The directory.
+        ino: Ino,
+        /// Entries behind this cookie; 0 for the start.
+        after: u64,
+        /// At most this many, `READDIR_PAGE_MAX` at the most.
+        limit: u32,
+        /// With attributes.
+        plus: bool,
+    },
+    /// Extents that overlap `off..off + len`. Answers `Extents`.
+    Extents {
+        /// The file.
+        ino: Ino,
+        /// First byte.
+        off: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// Value of an extended attribute. Answers `Bytes`.
+    GetXattr {
+        /// The inode.
+        ino: Ino,
+        /// Name with its namespace.
+        name: Name,
+    },
+    /// Names of the extended attributes. Answers `Names`.
+    ListXattr {
+        /// The inode.
+        ino: Ino,
+    },
+    /// The first lock that stands in the way of this one. Answers `Lock`.
+    GetLock {
+        /// The inode.
+        ino: Ino,
+        /// The lock asked about.
+        lock: Lock,
+    },
+    /// Capacity and use of the filesystem. Answers `StatFs`.
+    StatFs,
+    /// Parent directory of a directory. Answers `Attr`.
+    Parent {
+        /// The directory.
+        ino: Ino,
+    },
+}
+
+/// An entry of a directory listing.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DirEntry {
+    /// Name.
+    pub name: Name,
+    /// Inode.
+    pub ino: Ino,
+    /// What it is.
+    pub kind: FileKind,
+    /// Listing on behind this entry starts from here. Stable while entries come and go; above 2, below 2^63.
+    pub cookie: u64,
+    /// Attributes, when asked for.
+    pub attr: Option<InodeAttr>,
+}
+
+/// Extents of a part of a file.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ExtentPage {
+    /// Content version they belong to.
+    pub version: Version,
+    /// Length of the file at that version.
+    pub size: u64,
+    /// Ordered by offset, disjoint; what they leave out is a hole.
+    pub extents: Vec<Extent>,
+    /// The list was cut here because it was long: ask again from this offset.
+    pub more_from: Option<u64>,
+}
+
+/// Capacity and use, in bytes and inodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct StatFs {
+    /// Bytes that fit, replicas taken into account.
+    pub total_bytes: u64,
+    /// Bytes still free, replicas taken into account.
+    pub free_bytes: u64,
+    /// Inodes in use.
+    pub inodes: u64,
+}
+
+/// What a read answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ReadReply {
+    /// Attributes.
+    Attr(InodeAttr),
+    /// Attributes and first extents.
+    Opened {
+        /// Attributes.
+        attr: InodeAttr,
+        /// Extents from offset 0.
+        page: ExtentPage,
+    },
+    /// Target of a symlink, or value of an attribute.
+    Bytes(Vec<u8>),
+    /// A page of a directory.
+    Page {
+        /// The entries.
+        entries: Vec<DirEntry>,
+        /// No entries follow.
+        end: bool,
+    },
+    /// Extents.
+    Extents(ExtentPage),
+    /// Names of attributes.
+    Names(Vec<Name>),
+    /// A lock in the way, if any.
+    Lock(Option<Lock>),
+    /// Capacity and use.
+    StatFs(StatFs),
+}
