@@ -1,0 +1,36 @@
+//! The binaries under test, built from the same sources in the same profile as the test that runs them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The workspace's folder.
+#[must_use]
+pub fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace exists")
+}
+
+/// Path of a binary of this workspace: `surfmount`, `surf`, `metad`, `blockd` or `bench`.
+///
+/// The first call in a process builds them all, which takes no time when they are fresh. `cargo test` alone would
+/// build binaries only for the packages whose own tests run.
+#[must_use]
+pub fn bin(name: &str) -> PathBuf {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(build).join(name)
+}
+
+fn build() -> PathBuf {
+    // target/<profile>/deps/<test> → target/<profile>
+    let test = std::env::current_exe().expect("a running test has a path");
+    let dir = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps").to_owned();
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.current_dir(workspace()).args(["build", "--quiet", "--workspace", "--bins", "--locked"]);
+    cargo.arg("--target-dir").arg(dir.parent().expect("a profile lies in the target folder"));
+    if !cfg!(debug_assertions) {
+        cargo.arg("--release");
+    }
+    let status = cargo.status().expect("cargo runs");
+    assert!(status.success(), "the binaries under test do not build");
+    dir
+}

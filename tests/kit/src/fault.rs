@@ -1,0 +1,76 @@
+//! Faults: flipped bytes on disk, processes killed.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Kills a process at once, as a crash would.
+///
+/// # Panics
+/// When there is no such process.
+pub fn kill_9(pid: u32) {
+    // SAFETY: kill takes no pointers; the pid is of a process that this test started.
+    let result = unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+    assert_eq!(result, 0, "process {pid} is not there");
+}
+
+/// Whether a process is there (a zombie counts as gone).
+#[must_use]
+pub fn is_alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
+}
+
+/// Peak resident memory of a process, in bytes.
+///
+/// # Panics
+/// When there is no such process.
+#[must_use]
+pub fn peak_memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("the kernel reports VmHWM");
+    let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("VmHWM is a number");
+    kib * 1024
+}
+
+/// All files below `dir`, sorted.
+///
+/// # Panics
+/// When a folder cannot be read.
+#[must_use]
+pub fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).expect("the folder can be read") {
+        let path = entry.expect("the folder can be read").path();
+        if path.is_dir() {
+            found.extend(files_below(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Flips one bit of every place where `needle` stands in the files below `dir`; returns how many places.
+///
+/// # Panics
+/// When a file cannot be read or written.
+pub fn corrupt(dir: &Path, needle: &[u8]) -> usize {
+    files_below(dir).iter().map(|path| corrupt_file(path, needle)).sum()
+}
+
+fn corrupt_file(path: &Path, needle: &[u8]) -> usize {
+    let content = fs::read(path).expect("the file can be read");
+    let file: File = OpenOptions::new().write(true).open(path).expect("the file can be written");
+    let mut count = 0;
+    let mut from = 0;
+    while let Some(at) = content[from..].windows(needle.len()).position(|window| window == needle) {
+        let at = from + at;
+        file.write_all_at(&[content[at] ^ 0x01], at as u64).expect("the file can be written");
+        file.sync_all().expect("the file can be synced");
+        count += 1;
+        from = at + needle.len();
+    }
+    count
+}

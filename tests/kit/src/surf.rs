@@ -1,0 +1,315 @@
+//! A running Surf under test: an embedded mount, or real daemons with a mount on top.
+
+use crate::bins::bin;
+use crate::command::run;
+use crate::fault::{is_alive, kill_9};
+use crate::mounts::{abort, is_mounted};
+use crate::wait::until;
+use crate::watchdog::Watchdog;
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How long a daemon or a mount may take to start or to stop.
+pub const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// Which kind of Surf a test runs on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Setup {
+    /// `surfmount DIR`: one metad and one blockd inside the mount's process.
+    Embedded,
+    /// Three metads, three blockds, three replicas, as processes.
+    Cluster,
+}
+
+/// A process of the cluster, as `cluster.json` tells it.
+#[derive(Clone, Debug)]
+pub struct Daemon {
+    /// Name, such as `metad-1`.
+    pub name: String,
+    /// Process id.
+    pub pid: u32,
+    /// Data directory.
+    pub data_dir: PathBuf,
+    /// Address.
+    pub address: String,
+}
+
+/// A running Surf with one mount. Dropping it unmounts, stops every process and removes every file.
+pub struct Surf {
+    setup: Setup,
+    mount: Option<Child>,
+    _watchdog: Watchdog,
+    dir: TempDir,
+    _turn: Turn,
+}
+
+/// One Surf at a time on a machine: tests that measure, or have deadlines, would starve each other on few cores.
+struct Turn {
+    _file: File,
+}
+
+impl Turn {
+    fn take() -> Self {
+        let path = std::env::temp_dir().join("surf-tests.lock");
+        let file = File::options().create(true).append(true).open(&path).expect("the lock file can be made");
+        // SAFETY: the descriptor is open for the whole call; flock takes no pointers.
+        let locked = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) };
+        assert_eq!(locked, 0, "the lock on {} cannot be taken", path.display());
+        Self { _file: file }
+    }
+}
+
+impl Surf {
+    /// Starts one and waits until it is mounted.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn start(setup: Setup) -> Self {
+        let turn = Turn::take();
+        let dir = tempfile::Builder::new().prefix("surf-test-").tempdir().expect("a temp directory can be made");
+        // pjdfstest and others work as unprivileged users below the mount point.
+        sys_chmod(dir.path(), 0o755);
+        let watchdog = Watchdog::new(&format!(
+            "'{surf}' dev down --dir '{dir}/cluster'; umount -l '{dir}/mnt'; pkill -KILL -f '^[^ ]*surfmount .*{dir}/mnt'; rm -rf --one-file-system '{dir}'",
+            surf = bin("surf").display(),
+            dir = dir.path().display(),
+        ));
+        let mut surf = Self { setup, mount: None, _watchdog: watchdog, dir, _turn: turn };
+        fs::create_dir(surf.path()).expect("the mount point can be made");
+        if setup == Setup::Cluster {
+            surf.up(3, 3);
+        }
+        surf.mount(&[]);
+        surf
+    }
+
+    /// The mount point.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("mnt")
+    }
+
+    /// A folder outside of the mount, removed with everything else.
+    #[must_use]
+    pub fn scratch(&self) -> PathBuf {
+        let scratch = self.dir.path().join("scratch");
+        fs::create_dir_all(&scratch).expect("a scratch folder can be made");
+        scratch
+    }
+
+    /// Folder of the daemons.
+    #[must_use]
+    pub fn cluster_dir(&self) -> PathBuf {
+        self.dir.path().join("cluster")
+    }
+
+    /// Path of the client bundle.
+    #[must_use]
+    pub fn bundle(&self) -> PathBuf {
+        self.cluster_dir().join("client.bundle")
+    }
+
+    /// Folder of the embedded cluster's data.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// Process id of the mount.
+    ///
+    /// # Panics
+    /// When it is not mounted.
+    #[must_use]
+    pub fn mount_pid(&self) -> u32 {
+        self.mount.as_ref().expect("it is mounted").id()
+    }
+
+    /// Starts the daemons (`surf dev up`).
+    ///
+    /// # Panics
+    /// When they do not serve.
+    pub fn up(&self, metads: u32, blockds: u32) {
+        self.dev(&["up", "--metad", &metads.to_string(), "--blockd", &blockds.to_string()]);
+    }
+
+    /// `surf dev ARGS --dir DIR`.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn dev(&self, args: &[&str]) {
+        let mut command = Command::new(bin("surf"));
+        command.arg("dev").args(args).arg("--dir").arg(self.cluster_dir());
+        let output = run(&mut command, START_LIMIT * 2);
+        assert!(output.status.success(), "surf dev {args:?}: {}\n{}", output.text, self.logs());
+    }
+
+    /// The last lines of every daemon's log, for the message of a failed test.
+    fn logs(&self) -> String {
+        let script = format!(
+            "tail -n 15 {}/*/*.log {}/*.log 2>/dev/null",
+            self.cluster_dir().display(),
+            self.dir.path().display()
+        );
+        run(Command::new("sh").args(["-c", &script]), Duration::from_secs(10)).text
+    }
+
+    /// The daemons, as `cluster.json` tells them now.
+    ///
+    /// # Panics
+    /// When the file is not as documented.
+    #[must_use]
+    pub fn daemons(&self) -> Vec<Daemon> {
+        let text = fs::read_to_string(self.cluster_dir().join("cluster.json")).expect("cluster.json is there");
+        let json: serde_json::Value = serde_json::from_str(&text).expect("cluster.json is JSON");
+        let daemons = json["daemons"].as_array().expect("cluster.json lists daemons");
+        let word = |daemon: &serde_json::Value, key: &str| daemon[key].as_str().unwrap_or_default().to_owned();
+        daemons
+            .iter()
+            .map(|daemon| Daemon {
+                name: word(daemon, "name"),
+                pid: daemon["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a daemon has a pid"),
+                data_dir: word(daemon, "data_dir").into(),
+                address: word(daemon, "address"),
+            })
+            .collect()
+    }
+
+    /// The daemon of that name.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn daemon(&self, name: &str) -> Daemon {
+        self.daemons().into_iter().find(|daemon| daemon.name == name).expect("the daemon is listed")
+    }
+
+    /// Name of the metad that leads.
+    ///
+    /// # Panics
+    /// When none does within a minute.
+    #[must_use]
+    pub fn leader(&self) -> String {
+        until("a leader", START_LIMIT, || {
+            let mut command = Command::new(bin("surf"));
+            command.args(["dev", "status", "--json", "--dir"]).arg(self.cluster_dir());
+            let output = run(&mut command, START_LIMIT);
+            let json: serde_json::Value = serde_json::from_str(&output.text).ok()?;
+            json["leader"].as_str().map(str::to_owned)
+        })
+    }
+
+    /// Kills a daemon at once.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub fn kill_9(&self, name: &str) {
+        let pid = self.daemon(name).pid;
+        kill_9(pid);
+        until("a killed daemon is gone", START_LIMIT, || (!is_alive(pid)).then_some(()));
+    }
+
+    /// Mounts, with further arguments.
+    ///
+    /// # Panics
+    /// When it is not mounted within a minute.
+    pub fn mount(&mut self, args: &[&str]) {
+        assert!(self.mount.is_none(), "it is mounted already");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("mount.log"))
+            .expect("a log can be made");
+        let mut command = Command::new(bin("surfmount"));
+        match self.setup {
+            Setup::Embedded => command.arg("--data-dir").arg(self.data_dir()),
+            Setup::Cluster => command.arg("--cluster").arg(self.bundle()),
+        };
+        command.args(args).arg(self.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let mut child = command.spawn().expect("surfmount starts");
+        let started = Instant::now();
+        while !is_mounted(&self.path()) {
+            let ended = child.try_wait().expect("a child can be waited for");
+            if ended.is_some() || started.elapsed() > START_LIMIT {
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("surfmount did not mount ({ended:?})\n{}", self.logs());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.mount = Some(child);
+    }
+
+    /// Unmounts as `surfmount` does on SIGTERM, and waits until it has ended.
+    ///
+    /// # Panics
+    /// When it ends with an error, or not at all.
+    pub fn unmount(&mut self) {
+        let mut child = self.mount.take().expect("it is mounted");
+        // SAFETY: kill takes no pointers; the child has not been waited for, so its pid is still its own.
+        unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("a child can be waited for") {
+                break status;
+            }
+            if started.elapsed() > START_LIMIT {
+                abort(&self.path());
+                let _ = child.kill();
+                let _ = child.wait();
+                panic!("surfmount does not end on SIGTERM\n{}", self.logs());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert!(status.success(), "surfmount ended with {status}\n{}", self.logs());
+        assert!(!is_mounted(&self.path()), "surfmount ended and left its mount");
+    }
+
+    /// Kills the mount at once, as a crash would, and clears the dead mount point away.
+    ///
+    /// # Panics
+    /// When it is not mounted.
+    pub fn kill_mount(&mut self) {
+        let mut child = self.mount.take().expect("it is mounted");
+        child.kill().expect("a child can be killed");
+        child.wait().expect("a child can be waited for");
+        abort(&self.path());
+    }
+}
+
+impl Drop for Surf {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        if let Some(mut child) = self.mount.take() {
+            // SAFETY: as in `unmount`.
+            unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+            let started = Instant::now();
+            while child.try_wait().ok().flatten().is_none() && started.elapsed() < Duration::from_secs(15) {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            abort(&self.path());
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        abort(&self.path());
+        if self.cluster_dir().exists() {
+            let mut down = Command::new(bin("surf"));
+            down.args(["dev", "down", "--dir"]).arg(self.cluster_dir());
+            let output = run(&mut down, START_LIMIT);
+            if !output.status.success() {
+                eprintln!("surf dev down: {}", output.text);
+            }
+        }
+    }
+}
+
+fn sys_chmod(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a fresh directory can be changed");
+}
