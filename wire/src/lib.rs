@@ -16,6 +16,7 @@ pub mod message;
 pub mod op;
 pub mod quic;
 pub mod retry;
+mod sys;
 pub mod tls;
 
 pub use error::{Error, FsError};

@@ -1,0 +1,17 @@
+//! QUIC transport: one connection per pair of peers, one bidirectional stream per request, event streams.
+//!
+//! - [`endpoint`] owns the UDP socket, TLS and transport settings, and the thread that drives them.
+//! - [`peer`] is the calling side: a connection made when needed, requests with deadlines.
+//! - [`serve`] is the answering side.
+//!
+//! Versions are agreed on in the TLS handshake by ALPN, so that two programs without a common one never exchange a
+//! byte that the other could misread.
+
+pub mod endpoint;
+pub mod peer;
+pub mod serve;
+mod stream;
+
+pub use endpoint::Endpoint;
+pub use peer::{EventReceiver, OutgoingRequest, Peer};
+pub use serve::{EventSender, Incoming, ServerHandle, Service};

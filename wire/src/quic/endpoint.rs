@@ -1,0 +1,265 @@
+//! The endpoint: one UDP socket for calling and answering, driven by a thread of its own.
+//!
+//! A `current_thread` runtime of its own for packets was measured at twice the throughput of sharing the workers of a
+//! multi-threaded one, so quinn's tasks are always spawned there, whichever thread asks for them.
+
+use super::peer::Peer;
+use super::serve::{ServerHandle, Service, serve};
+use crate::Error;
+use crate::tls::{Identity, Role, SERVER_NAME};
+use parking_lot::Mutex;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+
+/// The protocol versions this program speaks, best first.
+const ALPN: &[&[u8]] = &[b"surf/1"];
+/// Socket buffers: the default of 208 KiB drops packets at loopback speed.
+const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+/// What one stream may have in flight: several blocks.
+const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+/// What one connection may have in flight.
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
+/// Requests that one connection may have open at once.
+const STREAMS_MAX: u32 = 4096;
+/// A peer that is silent for this long is gone; keep-alives come every second.
+const IDLE_TIMEOUT_MS: u32 = 5_000;
+/// Datagram size over loopback. quinn hands up to ten to the kernel at once, which must stay below 64 KiB: 6,500
+/// works, 6,560 crawls.
+const LOOPBACK_MTU: u16 = 6_500;
+
+/// One UDP socket, one identity.
+#[derive(Clone)]
+pub struct Endpoint {
+    inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    quinn: quinn::Endpoint,
+    local: SocketAddr,
+    identity: Identity,
+    client: ClientConfigs,
+    server: ServerConfigs,
+    peers: Mutex<HashMap<(SocketAddr, Role), Peer>>,
+    handle: Handle,
+    /// Dropping it ends the network thread.
+    _stop: oneshot::Sender<()>,
+}
+
+struct ClientConfigs {
+    loopback: quinn::ClientConfig,
+    remote: quinn::ClientConfig,
+}
+
+struct ServerConfigs {
+    loopback: Arc<quinn::ServerConfig>,
+    remote: Arc<quinn::ServerConfig>,
+}
+
+impl Endpoint {
+    /// Binds a socket and starts the network thread. Port 0 picks a free one.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] when the address cannot be used, [`Error::Identity`] when TLS refuses the identity.
+    pub fn bind(addr: SocketAddr, identity: &Identity) -> Result<Self, Error> {
+        let failed = |error: io::Error| bind_error(addr, &error);
+        let socket = socket(addr).map_err(failed)?;
+        let local = socket.local_addr().map_err(failed)?;
+        let client = client_configs(identity)?;
+        let server = server_configs(identity)?;
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let handle = runtime.handle().clone();
+        let mut config = quinn::EndpointConfig::default();
+        config.max_udp_payload_size(LOOPBACK_MTU).map_err(|error| failed(io::Error::other(error)))?;
+        let driver = Arc::new(Driver { handle: handle.clone() });
+        let first = Some((*server.remote).clone());
+        let quinn = {
+            let _inside = handle.enter();
+            quinn::Endpoint::new(config, first, socket, driver).map_err(failed)?
+        };
+        let (stop, stopped) = oneshot::channel::<()>();
+        std::thread::Builder::new()
+            .name("surf-net".to_owned())
+            .spawn(move || {
+                // Ends when the sender is dropped with the last clone of the endpoint.
+                let _ = runtime.block_on(stopped);
+                runtime.shutdown_background();
+            })
+            .map_err(failed)?;
+        let peers = Mutex::new(HashMap::new());
+        let identity = identity.clone();
+        Ok(Self { inner: Arc::new(Inner { quinn, local, identity, client, server, peers, handle, _stop: stop }) })
+    }
+
+    /// The address it is bound to.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.inner.local
+    }
+
+    /// Who we are.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.inner.identity
+    }
+
+    /// The network thread's runtime: for work so short that a change of threads would cost more.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.inner.handle.clone()
+    }
+
+    /// The peer at `addr`, which must have `role`. Connects when first asked something; all callers share one
+    /// connection, which is made anew when it is lost.
+    #[must_use]
+    pub fn peer(&self, addr: SocketAddr, role: Role) -> Peer {
+        let mut peers = self.inner.peers.lock();
+        peers.entry((addr, role)).or_insert_with(|| Peer::new(Arc::downgrade(&self.inner), addr, role)).clone()
+    }
+
+    /// Answers requests with `service` until the handle is stopped or dropped. Requests run as tasks on `runtime`.
+    pub fn serve<S: Service>(&self, service: Arc<S>, runtime: &Handle) -> ServerHandle {
+        serve(self.clone(), service, runtime)
+    }
+
+    /// Closes every connection at once; peers see it immediately rather than after the idle timeout.
+    pub async fn close(&self) {
+        self.inner.quinn.close(VarInt::from_u32(0), b"closed");
+        // Bounded: a peer that is gone does not confirm.
+        let _ = tokio::time::timeout(Duration::from_millis(500), self.inner.quinn.wait_idle()).await;
+    }
+
+    pub(super) async fn accept(&self) -> Option<quinn::Incoming> {
+        self.inner.quinn.accept().await
+    }
+
+    pub(super) fn server_config(&self, remote: SocketAddr) -> Arc<quinn::ServerConfig> {
+        let configs = &self.inner.server;
+        if remote.ip().is_loopback() { configs.loopback.clone() } else { configs.remote.clone() }
+    }
+}
+
+impl Inner {
+    pub(super) fn connect(&self, addr: SocketAddr) -> Result<quinn::Connecting, quinn::ConnectError> {
+        let config = if addr.ip().is_loopback() { &self.client.loopback } else { &self.client.remote };
+        self.quinn.connect_with(config.clone(), addr, SERVER_NAME)
+    }
+}
+
+fn bind_error(addr: SocketAddr, error: &io::Error) -> Error {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => "another program uses it: stop that one, or choose another port",
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address: check `listen`",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need root",
+        _ => "",
+    };
+    Error::Bind { addr: addr.to_string(), reason: format!("{error} {hint}").trim_end().to_owned() }
+}
+
+/// A socket with large buffers: beyond the system's limit as root, else up to it.
+fn socket(addr: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::DGRAM, None)?;
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    crate::sys::force_buffers(&socket, SOCKET_BUFFER_BYTES);
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}
+
+fn transport(loopback: bool) -> Arc<TransportConfig> {
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .send_window(u64::from(CONNECTION_WINDOW_BYTES))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
+        .keep_alive_interval(Some(Duration::from_secs(1)))
+        .datagram_receive_buffer_size(None);
+    if loopback {
+        config.initial_mtu(LOOPBACK_MTU).min_mtu(LOOPBACK_MTU).mtu_discovery_config(None);
+        // The default assumes 333 ms: the first lost packet on loopback would wait for that.
+        config.initial_rtt(Duration::from_millis(5));
+    } else {
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(LOOPBACK_MTU);
+        config.mtu_discovery_config(Some(discovery));
+    }
+    Arc::new(config)
+}
+
+fn tls_error(error: impl std::fmt::Display) -> Error {
+    Error::Identity { file: "own identity".to_owned(), reason: error.to_string() }
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn client_configs(identity: &Identity) -> Result<ClientConfigs, Error> {
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(tls_error)?
+        .with_root_certificates(identity.roots()?)
+        .with_client_auth_cert(identity.chain(), identity.key())
+        .map_err(tls_error)?;
+    tls.alpn_protocols = ALPN.iter().map(|version| version.to_vec()).collect();
+    let tls = Arc::new(QuicClientConfig::try_from(tls).map_err(tls_error)?);
+    let config = |loopback| {
+        let mut config = quinn::ClientConfig::new(tls.clone());
+        config.transport_config(transport(loopback));
+        config
+    };
+    Ok(ClientConfigs { loopback: config(true), remote: config(false) })
+}
+
+fn server_configs(identity: &Identity) -> Result<ServerConfigs, Error> {
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(identity.roots()?), provider())
+        .build()
+        .map_err(tls_error)?;
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(tls_error)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(identity.chain(), identity.key())
+        .map_err(tls_error)?;
+    tls.alpn_protocols = ALPN.iter().map(|version| version.to_vec()).collect();
+    let tls = Arc::new(QuicServerConfig::try_from(tls).map_err(tls_error)?);
+    let config = |loopback| {
+        let mut config = quinn::ServerConfig::with_crypto(tls.clone());
+        config.transport_config(transport(loopback));
+        Arc::new(config)
+    };
+    Ok(ServerConfigs { loopback: config(true), remote: config(false) })
+}
+
+/// quinn's tasks and timers on the network thread, whichever thread they are asked for on.
+#[derive(Debug)]
+struct Driver {
+    handle: Handle,
+}
+
+impl quinn::Runtime for Driver {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn quinn::AsyncTimer>> {
+        let _inside = self.handle.enter();
+        quinn::TokioRuntime.new_timer(at)
+    }
+
+    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        self.handle.spawn(future);
+    }
+
+    fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
+        let _inside = self.handle.enter();
+        quinn::TokioRuntime.wrap_udp_socket(socket)
+    }
+}
