@@ -1,1 +1,2 @@
-//! Placeholder.
+//! metad: Surf's metadata daemon.
+pub mod fs;

@@ -1,0 +1,195 @@
+//! The metadata state machine: commands in the order of the Raft log, applied to an ordered map.
+//!
+//! Deterministic: no clock (the leader stamps each command), no randomness, no I/O beyond the map, no order that a hash
+//! map would choose. Two replicas that apply the same commands hold the same bytes.
+//!
+//! - [`keys`] is the key space, [`view`] the map with changes over it.
+//! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
+//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`].
+//! - [`read`] answers questions, [`check`] looks for contradictions.
+
+mod acl;
+pub mod blockref;
+pub mod check;
+mod commit;
+mod dentry;
+mod extent;
+pub mod inode;
+pub mod keys;
+mod lock;
+pub mod orphan;
+pub mod read;
+pub mod session;
+pub mod settings;
+pub mod view;
+mod xattr;
+
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+use view::View;
+use wire::FsError;
+use wire::attr::Timestamp;
+use wire::ids::{BlockHash, SessionId};
+use wire::layout::Layout;
+use wire::op::{Batch, BatchReply, Op, OpFailed, OpReply};
+
+/// What one Raft entry carries. Variants are only ever appended: old logs must replay.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// First entry of a cluster.
+    Init {
+        /// The cluster's name.
+        cluster: String,
+        /// Replicas and synced replicas per block.
+        replicas: u8,
+        /// See `Layout::min_sync`.
+        min_sync: u8,
+    },
+    /// Batches of any sessions, each atomic.
+    Batches(Vec<(SessionId, Batch)>),
+    /// A new session.
+    OpenSession(session::Opening),
+    /// Sessions that ended, by their own word or by silence.
+    CloseSessions(Vec<SessionId>),
+    /// A new block layout; refused unless its epoch is the next one.
+    SetLayout(Layout),
+    /// These blocks are gone from the daemons (I10).
+    BlocksDropped(Vec<BlockHash>),
+    /// Go on taking apart the content of removed inodes.
+    Reap,
+}
+
+/// A command with the time at which the leader accepted it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stamped {
+    /// The leader's clock.
+    pub now: Timestamp,
+    /// The command.
+    pub command: Command,
+}
+
+/// Why a batch was not looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Refused {
+    /// The session is unknown or has ended.
+    NoSession,
+    /// The batch was acknowledged before, so its reply is forgotten; or its number is out of the window.
+    OutOfWindow,
+}
+
+/// What a command answers to the node that proposed it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum CommandReply {
+    /// Nothing to tell.
+    Done,
+    /// One outcome per batch.
+    Batches(Vec<Result<BatchReply, Refused>>),
+    /// Number of the new session.
+    Session(SessionId),
+    /// The command no longer fits the state and changed nothing.
+    Stale,
+}
+
+/// What operations know beside the state.
+pub(crate) struct Context {
+    /// The leader's time for the command.
+    pub now: Timestamp,
+    /// The session that asks.
+    pub session: SessionId,
+}
+
+/// Applies a command.
+pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
+    let context = Context { now: stamped.now, session: SessionId::default() };
+    match &stamped.command {
+        Command::Init { cluster, replicas, min_sync } => {
+            settings::init(view, stamped.now, cluster, *replicas, *min_sync)
+        }
+        Command::Batches(batches) => CommandReply::Batches(
+            batches.iter().map(|(session, batch)| session::apply_batch(view, stamped.now, *session, batch)).collect(),
+        ),
+        Command::OpenSession(opening) => CommandReply::Session(session::open(view, opening)),
+        Command::CloseSessions(sessions) => {
+            for session in sessions {
+                session::close(view, &context, *session);
+            }
+            CommandReply::Done
+        }
+        Command::SetLayout(layout) => settings::set_layout(view, layout),
+        Command::BlocksDropped(hashes) => {
+            blockref::dropped(view, hashes);
+            CommandReply::Done
+        }
+        Command::Reap => {
+            orphan::reap_some(view, &context);
+            CommandReply::Done
+        }
+    }
+}
+
+/// Applies the operations of a batch, all or none.
+fn apply_ops(view: &mut View, context: &Context, ops: &[Op]) -> BatchReply {
+    view.savepoint();
+    let mut replies = Vec::with_capacity(ops.len());
+    for (index, op) in ops.iter().enumerate() {
+        match apply_op(view, context, op) {
+            Ok(reply) => replies.push(reply),
+            Err(error) => {
+                // I3: what the batch did before its failed operation is undone.
+                view.rollback();
+                return Err(OpFailed { index: index as u32, error });
+            }
+        }
+    }
+    Ok(replies)
+}
+
+fn apply_op(view: &mut View, context: &Context, op: &Op) -> Result<OpReply, FsError> {
+    match op {
+        Op::Create { parent, name, ino, node, mode, umask, uid, gid } => {
+            let new = dentry::New { ino: *ino, node, mode: *mode, umask: *umask, uid: *uid, gid: *gid };
+            dentry::create(view, context, *parent, name, &new)
+        }
+        Op::Link { ino, parent, name } => dentry::link(view, context, *ino, *parent, name),
+        Op::Unlink { parent, name, released } => dentry::unlink(view, context, *parent, name, *released),
+        Op::Rmdir { parent, name } => dentry::rmdir(view, context, *parent, name),
+        Op::Rename { parent, name, new_parent, new_name, mode, released } => {
+            dentry::rename(view, context, (*parent, name), (*new_parent, new_name), *mode, *released)
+        }
+        Op::SetAttr { ino, change } => inode::set_attr(view, context, *ino, change),
+        Op::Commit { ino, base, writes, append_from, mtime, clear_privileges, policy } => {
+            let commit = commit::Commit {
+                base: *base,
+                writes,
+                append_from: *append_from,
+                mtime: *mtime,
+                clear_privileges: *clear_privileges,
+                policy,
+            };
+            commit::commit(view, context, *ino, &commit)
+        }
+        Op::Range { ino, off, len, action } => {
+            extent::range_op(view, context, *ino, *off..off.saturating_add(*len), *action)
+        }
+        Op::CloneRange { src, src_off, dst, dst_off, len } => {
+            extent::clone_range(view, context, (*src, *src_off), (*dst, *dst_off), *len)
+        }
+        Op::SetXattr { ino, name, value, mode, clear_sgid } => {
+            xattr::set(view, context, *ino, name, value, *mode, *clear_sgid)
+        }
+        Op::RemoveXattr { ino, name } => xattr::remove(view, context, *ino, name),
+        Op::ReleaseOrphans { inos } => {
+            for ino in inos {
+                orphan::release(view, context, *ino);
+            }
+            Ok(OpReply::Done)
+        }
+        Op::LeaseInos { count } => session::lease_inos(view, context, *count),
+        Op::SetLock { ino, lock } => lock::set(view, context, *ino, lock),
+        Op::Unlock { ino, family, owner, start, end } => {
+            lock::unlock(view, context, *ino, *family, *owner, *start..*end)
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! How many extents refer to each block, and since when none does (I10).
+
+use super::Context;
+use super::keys;
+use super::view::{Kv, KvExt, View};
+use serde::{Deserialize, Serialize};
+use wire::ids::BlockHash;
+
+/// References to a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BlockRef {
+    /// Extents that refer to it.
+    pub count: u64,
+    /// Its length in bytes.
+    pub len: u32,
+    /// When the last reference went, in milliseconds since the epoch; meaningful while `count` is 0.
+    pub zero_since_ms: u64,
+}
+
+/// One more extent refers to a block.
+pub(super) fn add(view: &mut View, hash: &BlockHash, len: u32) {
+    let key = keys::block(hash);
+    let mut block = view.load(&key).unwrap_or(BlockRef { count: 0, len, zero_since_ms: 0 });
+    if block.count == 0 && block.zero_since_ms != 0 {
+        view.delete(keys::unreferenced(block.zero_since_ms, hash));
+        block.zero_since_ms = 0;
+    }
+    block.count += 1;
+    view.store(key, &block);
+}
+
+/// One extent less refers to a block. The last one puts it in line for deletion.
+pub(super) fn remove(view: &mut View, context: &Context, hash: &BlockHash) {
+    let key = keys::block(hash);
+    let mut block: BlockRef = view.load(&key).expect("an extent's block is counted");
+    assert!(block.count > 0, "block {hash} has fewer references than extents");
+    block.count -= 1;
+    if block.count == 0 {
+        block.zero_since_ms = context.now.as_millis().max(1);
+        view.put(keys::unreferenced(block.zero_since_ms, hash), Vec::new());
+    }
+    view.store(key, &block);
+}
+
+/// `Command::BlocksDropped`: their daemons hold them no more. One that was referred to again meanwhile stays counted:
+/// its writer has stored it anew, because storing precedes referring.
+pub(super) fn dropped(view: &mut View, hashes: &[BlockHash]) {
+    for hash in hashes {
+        let key = keys::block(hash);
+        if let Some(block) = view.load::<BlockRef>(&key).filter(|block| block.count == 0) {
+            view.delete(keys::unreferenced(block.zero_since_ms, hash));
+            view.delete(key);
+        }
+    }
+}
+
+/// Blocks that nothing has referred to since before `ms`, oldest first.
+pub fn unreferenced_before(kv: &dyn Kv, ms: u64, limit: usize) -> Vec<BlockHash> {
+    kv.pairs(keys::unreferenced_before(ms), limit).iter().map(|(key, _)| keys::unreferenced_hash(key)).collect()
+}
+
+/// Whether an extent refers to a block.
+pub fn is_referenced(kv: &dyn Kv, hash: &BlockHash) -> bool {
+    kv.load::<BlockRef>(&keys::block(hash)).is_some_and(|block| block.count > 0)
+}

@@ -1,0 +1,175 @@
+//! Making written content part of a file (I6).
+//!
+//! A commit names the version it is based on. Each extent carries the version that wrote it, and an inode the range
+//! that was cut since (`Cut`), so whether others touched the same bytes meanwhile is seen without any history.
+
+use super::Context;
+use super::dentry;
+use super::extent::{count_in_chunk, overlapping, place};
+use super::inode::Inode;
+use super::keys;
+use super::session;
+use super::settings::inodes_changed;
+use super::view::{KvExt, View};
+use wire::FsError;
+use wire::attr::{FileKind, Timestamp};
+use wire::extent::{ExtentWrite, Source};
+use wire::ids::{Ino, Version};
+use wire::limits::{BLOCK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, INLINE_BYTES_MAX, NAME_BYTES_MAX};
+use wire::op::{ConflictCopy, ConflictPolicy, OpReply};
+
+/// Extents counted in a written chunk, to tell the client when to compact.
+const COUNTED_EXTENTS: usize = 4096;
+
+/// `Op::Commit`, without the inode.
+pub(super) struct Commit<'a> {
+    pub base: Version,
+    pub writes: &'a [ExtentWrite],
+    pub append_from: Option<u64>,
+    pub mtime: Option<Timestamp>,
+    pub clear_privileges: bool,
+    pub policy: &'a ConflictPolicy,
+}
+
+/// `Op::Commit`.
+pub(super) fn commit(view: &mut View, context: &Context, ino: Ino, commit: &Commit) -> Result<OpReply, FsError> {
+    let mut inode = Inode::load_file(view, ino)?;
+    let appended_at = commit.append_from.map(|_| inode.attr.size);
+    let writes = shifted(commit, inode.attr.size)?;
+    check_writes(&writes)?;
+    if commit.base > inode.attr.version {
+        return Err(FsError::Invalid);
+    }
+    // I6: who commits first wins; the other's content is kept beside it, never dropped.
+    let conflict = if commit.base < inode.attr.version && touched_since(view, &inode, commit.base, &writes) {
+        match commit.policy {
+            ConflictPolicy::Fail => return Err(FsError::Stale),
+            ConflictPolicy::LastWriter => None,
+            ConflictPolicy::Copy { ino: copy, suffix } => {
+                Some(make_copy(view, context, &inode, *copy, suffix, &writes)?)
+            }
+        }
+    } else {
+        None
+    };
+    if conflict.is_none() {
+        write(view, context, &mut inode, &writes);
+        if commit.clear_privileges {
+            inode.clear_privileges();
+        }
+        inode.modified(context.now);
+        inode.attr.mtime = commit.mtime.unwrap_or(inode.attr.mtime);
+        inode.save(view);
+    }
+    let chunk_extents = writes.last().map_or(0, |last| count_in_chunk(view, ino, last.file_off, COUNTED_EXTENTS));
+    Ok(OpReply::Committed { attr: inode.attr, appended_at, conflict, chunk_extents })
+}
+
+/// The writes, moved to the end of the file where they append.
+fn shifted(commit: &Commit, size: u64) -> Result<Vec<ExtentWrite>, FsError> {
+    let mut writes = commit.writes.to_vec();
+    if let Some(from) = commit.append_from {
+        for write in &mut writes {
+            let within = write.file_off.checked_sub(from).ok_or(FsError::Invalid)?;
+            write.file_off = size.checked_add(within).ok_or(FsError::TooLarge)?;
+        }
+    }
+    Ok(writes)
+}
+
+fn check_writes(writes: &[ExtentWrite]) -> Result<(), FsError> {
+    if writes.len() > COMMIT_EXTENTS_MAX {
+        return Err(FsError::Invalid);
+    }
+    let mut end = 0;
+    for write in writes {
+        let fits = match &write.source {
+            Source::Block { block_len, offset, .. } => {
+                *block_len as usize <= BLOCK_BYTES_MAX && u64::from(*offset) + write.len <= u64::from(*block_len)
+            }
+            Source::Inline(bytes) => bytes.len() as u64 == write.len && bytes.len() <= INLINE_BYTES_MAX,
+            Source::Zero => true,
+        };
+        if !fits || write.len == 0 || write.file_off < end {
+            return Err(FsError::Invalid);
+        }
+        end = write.file_off.checked_add(write.len).ok_or(FsError::TooLarge)?;
+    }
+    if end > FILE_BYTES_MAX { Err(FsError::TooLarge) } else { Ok(()) }
+}
+
+/// Whether anyone wrote or removed bytes of these ranges after `base`.
+fn touched_since(view: &View, inode: &Inode, base: Version, writes: &[ExtentWrite]) -> bool {
+    let cut = inode.cut.filter(|cut| cut.version > base);
+    writes.iter().any(|write| {
+        let range = write.file_off..write.file_off + write.len;
+        let was_cut = cut.is_some_and(|cut| cut.from < range.end && range.start < cut.to);
+        was_cut || overlapping(view, inode.attr.ino, &range, usize::MAX).iter().any(|extent| extent.version > base)
+    })
+}
+
+fn write(view: &mut View, context: &Context, inode: &mut Inode, writes: &[ExtentWrite]) {
+    inode.attr.version = inode.attr.version.next();
+    for write in writes {
+        place(view, context, inode, write);
+        inode.attr.size = inode.attr.size.max(write.file_off + write.len);
+    }
+}
+
+/// Keeps the losing writes: a sibling with the file's present content and these writes over it.
+fn make_copy(
+    view: &mut View,
+    context: &Context,
+    original: &Inode,
+    ino: Ino,
+    suffix: &[u8],
+    writes: &[ExtentWrite],
+) -> Result<ConflictCopy, FsError> {
+    if !session::may_use(view, context, ino) {
+        return Err(FsError::Invalid);
+    }
+    // The directory may have gone together with the file's last name: then the copy is found in the root.
+    let mut dir = match Inode::load_dir(view, original.parent) {
+        Ok(dir) => dir,
+        Err(_) => Inode::load_dir(view, Ino::ROOT)?,
+    };
+    let name = free_name(view, dir.attr.ino, &original.name, suffix);
+    dentry::check_name(&name)?;
+    let mut attr = original.attr.clone();
+    (attr.ino, attr.nlink, attr.size, attr.allocated, attr.has_xattrs) = (ino, 1, 0, 0, false);
+    (attr.version, attr.btime, attr.ctime) = (Version(0), context.now, context.now);
+    let mut copy = Inode { attr, parent: dir.attr.ino, name: name.clone(), cut: None };
+    let present: Vec<ExtentWrite> = overlapping(view, original.attr.ino, &(0..u64::MAX), usize::MAX)
+        .into_iter()
+        .map(|extent| ExtentWrite { file_off: extent.file_off, len: extent.len, source: extent.source })
+        .collect();
+    write(view, context, &mut copy, &present);
+    copy.attr.size = original.attr.size;
+    write(view, context, &mut copy, writes);
+    copy.modified(context.now);
+    copy.save(view);
+    view.store(keys::dentry(dir.attr.ino, &name), &(ino, FileKind::Regular));
+    dir.attr.size += 1;
+    dir.modified(context.now);
+    dir.save(view);
+    inodes_changed(view, 1);
+    Ok(ConflictCopy { ino, parent: dir.attr.ino, name })
+}
+
+/// The file's name with the suffix, shortened to fit, and numbered when it is taken.
+fn free_name(view: &View, dir: Ino, name: &[u8], suffix: &[u8]) -> Vec<u8> {
+    (0_u32..)
+        .map(|number| {
+            let mut tail = suffix.to_vec();
+            if number > 0 {
+                tail.extend_from_slice(format!(".{number}").as_bytes());
+            }
+            tail.truncate(NAME_BYTES_MAX);
+            let room = NAME_BYTES_MAX - tail.len();
+            let mut full = name[..name.len().min(room)].to_vec();
+            full.extend_from_slice(&tail);
+            full
+        })
+        .find(|name| view.load::<dentry::Target>(&keys::dentry(dir, name)).is_none())
+        .expect("a directory has fewer entries than there are numbers")
+}

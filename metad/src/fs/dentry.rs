@@ -1,0 +1,354 @@
+//! Directory entries: create, link, unlink, rmdir, rename (POSIX.1-2017 and `rename(2)`).
+
+use super::inode::{Inode, S_ISGID};
+use super::settings::inodes_changed;
+use super::view::{Kv, KvExt, View};
+use super::{Context, acl, keys, orphan, session};
+use wire::FsError;
+use wire::attr::{FileKind, InodeAttr};
+use wire::ids::{Ino, Version};
+use wire::limits::{LINKS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
+use wire::op::{NewInode, OpReply, RenameMode};
+
+/// What an entry leads to.
+pub(super) type Target = (Ino, FileKind);
+
+/// An inode to be made.
+pub(super) struct New<'a> {
+    pub ino: Ino,
+    pub node: &'a NewInode,
+    pub mode: u32,
+    pub umask: u32,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+pub(super) fn check_name(name: &[u8]) -> Result<(), FsError> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err(FsError::NameTooLong);
+    }
+    let special = name.is_empty() || name == b"." || name == b"..";
+    if special || name.contains(&b'/') || name.contains(&0) { Err(FsError::Invalid) } else { Ok(()) }
+}
+
+/// What a name in a directory leads to.
+pub(super) fn find(kv: &dyn Kv, parent: Ino, name: &[u8]) -> Option<Target> {
+    kv.load(&keys::dentry(parent, name))
+}
+
+fn require(view: &View, parent: Ino, name: &[u8]) -> Result<Target, FsError> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err(FsError::NameTooLong);
+    }
+    find(view, parent, name).ok_or(FsError::NotFound)
+}
+
+/// Adds an entry; the directory's counts and times follow.
+fn add(view: &mut View, context: &Context, dir: &mut Inode, name: &[u8], target: Target) {
+    view.store(keys::dentry(dir.attr.ino, name), &target);
+    dir.attr.size += 1;
+    if target.1 == FileKind::Directory {
+        dir.attr.nlink += 1;
+    }
+    dir.modified(context.now);
+}
+
+/// Removes an entry; the directory's counts and times follow.
+fn remove(view: &mut View, context: &Context, dir: &mut Inode, name: &[u8], kind: FileKind) {
+    view.delete(keys::dentry(dir.attr.ino, name));
+    dir.attr.size -= 1;
+    if kind == FileKind::Directory {
+        dir.attr.nlink -= 1;
+    }
+    dir.modified(context.now);
+}
+
+/// `Op::Create`.
+pub(super) fn create(
+    view: &mut View,
+    context: &Context,
+    parent: Ino,
+    name: &[u8],
+    new: &New,
+) -> Result<OpReply, FsError> {
+    check_name(name)?;
+    let mut dir = Inode::load_dir(view, parent)?;
+    if find(view, parent, name).is_some() {
+        return Err(FsError::Exists);
+    }
+    if !session::may_use(view, context, new.ino) {
+        return Err(FsError::Invalid);
+    }
+    let kind = kind_of(new.node)?;
+    if kind == FileKind::Directory && dir.attr.nlink >= LINKS_MAX {
+        return Err(FsError::TooManyLinks);
+    }
+    let mut inode = fresh(context, &dir, name, new, kind);
+    if let NewInode::Symlink(target) = new.node {
+        if target.is_empty() {
+            return Err(FsError::NotFound);
+        }
+        if target.len() > SYMLINK_BYTES_MAX {
+            return Err(FsError::NameTooLong);
+        }
+        inode.attr.size = target.len() as u64;
+        view.put(keys::symlink(new.ino), target.clone());
+    } else {
+        acl::inherit(view, &dir, &mut inode, new.umask);
+    }
+    inode.save(view);
+    add(view, context, &mut dir, name, (new.ino, kind));
+    dir.save(view);
+    inodes_changed(view, 1);
+    Ok(OpReply::Attr(inode.attr))
+}
+
+fn kind_of(node: &NewInode) -> Result<FileKind, FsError> {
+    match node {
+        NewInode::Regular => Ok(FileKind::Regular),
+        NewInode::Directory => Ok(FileKind::Directory),
+        NewInode::Symlink(_) => Ok(FileKind::Symlink),
+        NewInode::Special { kind, .. } => match kind {
+            FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice => Ok(*kind),
+            FileKind::Regular | FileKind::Directory | FileKind::Symlink => Err(FsError::Invalid),
+        },
+    }
+}
+
+fn fresh(context: &Context, dir: &Inode, name: &[u8], new: &New, kind: FileKind) -> Inode {
+    // Linux: in a setgid directory the group is inherited, and by directories the bit as well (`inode(7)`).
+    let inherits = dir.attr.mode & S_ISGID != 0;
+    let inherited_bit = if inherits && kind == FileKind::Directory { S_ISGID } else { 0 };
+    let mode = if kind == FileKind::Symlink { 0o777 } else { new.mode & 0o7777 | inherited_bit };
+    let attr = InodeAttr {
+        ino: new.ino,
+        kind,
+        mode,
+        nlink: if kind == FileKind::Directory { 2 } else { 1 },
+        uid: new.uid,
+        gid: if inherits { dir.attr.gid } else { new.gid },
+        rdev: if let NewInode::Special { rdev, .. } = new.node { *rdev } else { 0 },
+        size: 0,
+        allocated: 0,
+        atime: context.now,
+        mtime: context.now,
+        ctime: context.now,
+        btime: context.now,
+        version: Version(1),
+        has_xattrs: false,
+    };
+    Inode { attr, parent: dir.attr.ino, name: name.to_vec(), cut: None }
+}
+
+/// `Op::Link`.
+pub(super) fn link(view: &mut View, context: &Context, ino: Ino, parent: Ino, name: &[u8]) -> Result<OpReply, FsError> {
+    check_name(name)?;
+    let mut dir = Inode::load_dir(view, parent)?;
+    let mut inode = Inode::load(view, ino)?;
+    if inode.attr.kind == FileKind::Directory {
+        return Err(FsError::NotPermitted);
+    }
+    if inode.attr.nlink == 0 {
+        return Err(FsError::NotFound);
+    }
+    if find(view, parent, name).is_some() {
+        return Err(FsError::Exists);
+    }
+    if inode.attr.nlink >= LINKS_MAX {
+        return Err(FsError::TooManyLinks);
+    }
+    inode.attr.nlink += 1;
+    (inode.parent, inode.name) = (parent, name.to_vec());
+    inode.changed(context.now);
+    inode.save(view);
+    add(view, context, &mut dir, name, (ino, inode.attr.kind));
+    dir.save(view);
+    Ok(OpReply::Attr(inode.attr))
+}
+
+/// One entry less leads to an inode that is no directory. Returns its attributes, and whether it stays for the session.
+fn drop_link(
+    view: &mut View,
+    context: &Context,
+    ino: Ino,
+    released: Option<Ino>,
+) -> Result<(InodeAttr, bool), FsError> {
+    let mut inode = Inode::load(view, ino)?;
+    inode.attr.nlink -= 1;
+    inode.changed(context.now);
+    inode.save(view);
+    let orphaned = inode.attr.nlink == 0 && orphan::unlinked(view, context, &inode, released);
+    Ok((inode.attr, orphaned))
+}
+
+/// `Op::Unlink`.
+pub(super) fn unlink(
+    view: &mut View,
+    context: &Context,
+    parent: Ino,
+    name: &[u8],
+    released: Option<Ino>,
+) -> Result<OpReply, FsError> {
+    let mut dir = Inode::load_dir(view, parent)?;
+    let (ino, kind) = require(view, parent, name)?;
+    if kind == FileKind::Directory {
+        return Err(FsError::IsADirectory);
+    }
+    remove(view, context, &mut dir, name, kind);
+    dir.save(view);
+    let (attr, orphaned) = drop_link(view, context, ino, released)?;
+    Ok(OpReply::Removed { attr, orphaned })
+}
+
+fn is_empty(view: &View, dir: Ino) -> bool {
+    !view.any(keys::dentries(dir, 0))
+}
+
+/// Removes a directory that has no entries and no entry leading to it any more.
+fn drop_dir(view: &mut View, context: &Context, ino: Ino) -> Result<InodeAttr, FsError> {
+    let mut inode = Inode::load(view, ino)?;
+    inode.attr.nlink = 0;
+    inode.changed(context.now);
+    // Handles on a removed directory have nothing left to read: no orphan is kept.
+    orphan::remove(view, context, ino);
+    Ok(inode.attr)
+}
+
+/// `Op::Rmdir`.
+pub(super) fn rmdir(view: &mut View, context: &Context, parent: Ino, name: &[u8]) -> Result<OpReply, FsError> {
+    let mut dir = Inode::load_dir(view, parent)?;
+    let (ino, kind) = require(view, parent, name)?;
+    if kind != FileKind::Directory {
+        return Err(FsError::NotADirectory);
+    }
+    if !is_empty(view, ino) {
+        return Err(FsError::NotEmpty);
+    }
+    remove(view, context, &mut dir, name, kind);
+    dir.save(view);
+    let attr = drop_dir(view, context, ino)?;
+    Ok(OpReply::Removed { attr, orphaned: false })
+}
+
+/// Whether `dir` lies in the subtree of `ancestor`, or is it.
+fn is_within(view: &View, mut dir: Ino, ancestor: Ino) -> Result<bool, FsError> {
+    while dir != ancestor {
+        if dir == Ino::ROOT {
+            return Ok(false);
+        }
+        dir = Inode::load(view, dir)?.parent;
+    }
+    Ok(true)
+}
+
+/// `Op::Rename`.
+pub(super) fn rename(
+    view: &mut View,
+    context: &Context,
+    (parent, name): (Ino, &[u8]),
+    (new_parent, new_name): (Ino, &[u8]),
+    mode: RenameMode,
+    released: Option<Ino>,
+) -> Result<OpReply, FsError> {
+    check_name(new_name)?;
+    Inode::load_dir(view, parent)?;
+    Inode::load_dir(view, new_parent)?;
+    let source = require(view, parent, name)?;
+    let target = find(view, new_parent, new_name);
+    if source.1 == FileKind::Directory && is_within(view, new_parent, source.0)? {
+        return Err(FsError::Invalid);
+    }
+    match (mode, target) {
+        (RenameMode::Exchange, None) => Err(FsError::NotFound),
+        (RenameMode::Exchange, Some(target)) => {
+            if target.1 == FileKind::Directory && is_within(view, parent, target.0)? {
+                return Err(FsError::Invalid);
+            }
+            exchange(view, context, (parent, name, source), (new_parent, new_name, target))
+        }
+        (RenameMode::NoReplace, Some(_)) => Err(FsError::Exists),
+        // POSIX: two names of one inode stay as they are.
+        (_, Some(target)) if target.0 == source.0 => {
+            Ok(OpReply::Renamed { moved: Inode::load(view, source.0)?.attr, replaced: None, orphaned: false })
+        }
+        (_, target) => {
+            if let Some(target) = target {
+                check_replaceable(view, source, target)?;
+            }
+            let (replaced, orphaned) = replace(view, context, (new_parent, new_name, target), released)?;
+            let moved = move_entry(view, context, (parent, name, source), (new_parent, new_name))?;
+            Ok(OpReply::Renamed { moved, replaced, orphaned })
+        }
+    }
+}
+
+fn check_replaceable(view: &View, source: Target, target: Target) -> Result<(), FsError> {
+    match (source.1 == FileKind::Directory, target.1 == FileKind::Directory) {
+        (true, false) => Err(FsError::NotADirectory),
+        (false, true) => Err(FsError::IsADirectory),
+        (true, true) if !is_empty(view, target.0) => Err(FsError::NotEmpty),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the entry that a rename replaces.
+fn replace(
+    view: &mut View,
+    context: &Context,
+    (parent, name, target): (Ino, &[u8], Option<Target>),
+    released: Option<Ino>,
+) -> Result<(Option<InodeAttr>, bool), FsError> {
+    let Some((ino, kind)) = target else { return Ok((None, false)) };
+    let mut dir = Inode::load_dir(view, parent)?;
+    remove(view, context, &mut dir, name, kind);
+    dir.save(view);
+    if kind == FileKind::Directory {
+        return Ok((Some(drop_dir(view, context, ino)?), false));
+    }
+    let (attr, orphaned) = drop_link(view, context, ino, released)?;
+    Ok((Some(attr), orphaned))
+}
+
+fn move_entry(
+    view: &mut View,
+    context: &Context,
+    (parent, name, source): (Ino, &[u8], Target),
+    (new_parent, new_name): (Ino, &[u8]),
+) -> Result<InodeAttr, FsError> {
+    let mut old = Inode::load_dir(view, parent)?;
+    remove(view, context, &mut old, name, source.1);
+    old.save(view);
+    let mut new = Inode::load_dir(view, new_parent)?;
+    if source.1 == FileKind::Directory && parent != new_parent && new.attr.nlink >= LINKS_MAX {
+        return Err(FsError::TooManyLinks);
+    }
+    add(view, context, &mut new, new_name, source);
+    new.save(view);
+    rehome(view, context, source.0, new_parent, new_name)
+}
+
+/// The inode is now found there.
+fn rehome(view: &mut View, context: &Context, ino: Ino, parent: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
+    let mut inode = Inode::load(view, ino)?;
+    (inode.parent, inode.name) = (parent, name.to_vec());
+    inode.changed(context.now);
+    inode.save(view);
+    Ok(inode.attr)
+}
+
+fn exchange(
+    view: &mut View,
+    context: &Context,
+    (parent, name, source): (Ino, &[u8], Target),
+    (new_parent, new_name, target): (Ino, &[u8], Target),
+) -> Result<OpReply, FsError> {
+    for (dir, name, before, after) in [(parent, name, source, target), (new_parent, new_name, target, source)] {
+        let mut dir = Inode::load_dir(view, dir)?;
+        remove(view, context, &mut dir, name, before.1);
+        add(view, context, &mut dir, name, after);
+        dir.save(view);
+    }
+    let moved = rehome(view, context, source.0, new_parent, new_name)?;
+    let replaced = rehome(view, context, target.0, parent, name)?;
+    Ok(OpReply::Renamed { moved, replaced: Some(replaced), orphaned: false })
+}

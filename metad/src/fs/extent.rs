@@ -1,0 +1,299 @@
+//! Extents: cutting, inserting, joining, and the operations on ranges.
+
+use super::Context;
+use super::blockref;
+use super::inode::Inode;
+use super::keys;
+use super::view::{Kv, KvExt, View, decode_stored};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+use wire::FsError;
+use wire::extent::{Extent, ExtentWrite, Source};
+use wire::ids::{Ino, Version};
+use wire::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
+use wire::op::{OpReply, RangeAction};
+
+/// Collapse and insert work in units of this, as ext4's do with its block size.
+const SHIFT_UNIT: u64 = 4096;
+/// Extents that one page of a reading carries.
+const PAGE_EXTENTS: usize = 4096;
+
+/// The stored value; the offset is in the key.
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    len: u64,
+    source: Source,
+    version: Version,
+}
+
+fn from_pair(key: &[u8], value: &[u8]) -> Extent {
+    let Stored { len, source, version } = decode_stored(key, value);
+    Extent { file_off: keys::extent_parts(key).1, len, source, version }
+}
+
+/// Extents that overlap `range`, in order, at most `limit`.
+///
+/// No extent crosses a chunk's border, so one that began before the range can only begin within its chunk.
+pub(super) fn overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, limit: usize) -> Vec<Extent> {
+    let from = range.start - range.start % CHUNK_BYTES;
+    let mut found = Vec::new();
+    // The one extent that reaches into the range from before it is the last that starts before its first byte.
+    if let Some((key, value)) = kv.last(keys::extent(ino, from)..keys::extent(ino, range.start)) {
+        let extent = from_pair(&key, &value);
+        found.extend((extent.range().end > range.start).then_some(extent));
+    }
+    kv.scan(keys::extents_from(ino, range.start), &mut |key, value| {
+        let extent = from_pair(key, value);
+        if extent.file_off >= range.end || found.len() >= limit {
+            return false;
+        }
+        found.push(extent);
+        true
+    });
+    found
+}
+
+fn insert(view: &mut View, ino: Ino, extent: Extent) {
+    let Extent { file_off, len, source, version } = extent;
+    assert!(len > 0 && file_off / CHUNK_BYTES == (file_off + len - 1) / CHUNK_BYTES, "extents stay in one chunk");
+    view.store(keys::extent(ino, file_off), &Stored { len, source, version });
+}
+
+/// Removes what `range` covers; extents that reach over its ends are shortened.
+pub(super) fn cut_range(view: &mut View, context: &Context, inode: &mut Inode, range: Range<u64>) {
+    let ino = inode.attr.ino;
+    for extent in overlapping(view, ino, &range, usize::MAX) {
+        let whole = extent.range();
+        let left = (whole.start < range.start).then(|| extent.slice(&(whole.start..range.start)));
+        let right = (whole.end > range.end).then(|| extent.slice(&(range.end..whole.end)));
+        let kept: u64 = [&left, &right].into_iter().flatten().map(|part| part.len).sum();
+        inode.attr.allocated -= extent.len - kept;
+        view.delete(keys::extent(ino, extent.file_off));
+        if let Source::Block { hash, block_len, .. } = &extent.source {
+            match (&left, &right) {
+                (Some(_), Some(_)) => blockref::add(view, hash, *block_len),
+                (None, None) => blockref::remove(view, context, hash),
+                _ => {}
+            }
+        }
+        for part in [left, right].into_iter().flatten() {
+            insert(view, ino, part);
+        }
+    }
+}
+
+/// Puts a write in place of whatever was there, in the inode's present version, cut at chunk borders.
+pub(super) fn place(view: &mut View, context: &Context, inode: &mut Inode, write: &ExtentWrite) {
+    let whole =
+        Extent { file_off: write.file_off, len: write.len, source: write.source.clone(), version: inode.attr.version };
+    cut_range(view, context, inode, whole.range());
+    let mut start = whole.file_off;
+    while start < whole.range().end {
+        let end = (start - start % CHUNK_BYTES + CHUNK_BYTES).min(whole.range().end);
+        let part = whole.slice(&(start..end));
+        inode.attr.allocated += part.len;
+        if let Source::Block { hash, block_len, .. } = &part.source {
+            blockref::add(view, hash, *block_len);
+        }
+        insert(view, inode.attr.ino, part);
+        start = end;
+    }
+}
+
+/// How many extents a chunk holds, counted up to `limit`.
+pub(super) fn count_in_chunk(view: &View, ino: Ino, offset: u64, limit: usize) -> u32 {
+    let start = offset - offset % CHUNK_BYTES;
+    let range = keys::extent(ino, start)..keys::extent(ino, start + CHUNK_BYTES);
+    let mut count = 0_usize;
+    view.scan(range, &mut |_, _| {
+        count += 1;
+        count < limit
+    });
+    count as u32
+}
+
+/// Removes up to `limit` extents of an inode that is gone; true when none is left.
+pub(super) fn reap(view: &mut View, context: &Context, ino: Ino, limit: usize) -> bool {
+    let pairs = view.pairs(keys::extents_from(ino, 0), limit);
+    for (key, value) in &pairs {
+        if let Source::Block { hash, .. } = from_pair(key, value).source {
+            blockref::remove(view, context, &hash);
+        }
+        view.delete(key.clone());
+    }
+    pairs.len() < limit
+}
+
+/// `Op::Range`.
+pub(super) fn range_op(
+    view: &mut View,
+    context: &Context,
+    ino: Ino,
+    range: Range<u64>,
+    action: RangeAction,
+) -> Result<OpReply, FsError> {
+    let mut inode = Inode::load_file(view, ino)?;
+    if range.is_empty() {
+        return Err(FsError::Invalid);
+    }
+    if range.end > FILE_BYTES_MAX {
+        return Err(FsError::TooLarge);
+    }
+    inode.attr.version = inode.attr.version.next();
+    match action {
+        RangeAction::Allocate { keep_size } => {
+            fill_holes(view, context, &mut inode, &range);
+            grow(&mut inode, range.end, keep_size);
+        }
+        RangeAction::Zero { keep_size } => {
+            let zeros = ExtentWrite { file_off: range.start, len: range.end - range.start, source: Source::Zero };
+            place(view, context, &mut inode, &zeros);
+            grow(&mut inode, range.end, keep_size);
+        }
+        RangeAction::Punch => {
+            cut_range(view, context, &mut inode, range.clone());
+            inode.mark_cut(range.start, range.end);
+        }
+        RangeAction::Collapse => collapse(view, context, &mut inode, &range)?,
+        RangeAction::Insert => insert_hole(view, context, &mut inode, &range)?,
+    }
+    inode.modified(context.now);
+    inode.save(view);
+    Ok(OpReply::Attr(inode.attr))
+}
+
+fn grow(inode: &mut Inode, end: u64, keep_size: bool) {
+    if !keep_size {
+        inode.attr.size = inode.attr.size.max(end);
+    }
+}
+
+fn fill_holes(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) {
+    let mut at = range.start;
+    let mut holes = Vec::new();
+    for extent in overlapping(view, inode.attr.ino, range, usize::MAX) {
+        if extent.file_off > at {
+            holes.push(at..extent.file_off);
+        }
+        at = at.max(extent.range().end);
+    }
+    if at < range.end {
+        holes.push(at..range.end);
+    }
+    for hole in holes {
+        let zeros = ExtentWrite { file_off: hole.start, len: hole.end - hole.start, source: Source::Zero };
+        place(view, context, inode, &zeros);
+    }
+}
+
+fn check_shift(inode: &Inode, range: &Range<u64>) -> Result<(), FsError> {
+    let aligned = range.start.is_multiple_of(SHIFT_UNIT) && range.end.is_multiple_of(SHIFT_UNIT);
+    if aligned && range.start < inode.attr.size { Ok(()) } else { Err(FsError::Invalid) }
+}
+
+/// `fallocate(2)`: collapsing up to or beyond the end is refused; that is truncation.
+fn collapse(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) -> Result<(), FsError> {
+    check_shift(inode, range)?;
+    if range.end >= inode.attr.size {
+        return Err(FsError::Invalid);
+    }
+    let moved = take_from(view, context, inode, range.start);
+    let len = range.end - range.start;
+    for mut write in moved {
+        // `take_from` cut at the range's start; what lies within the range is dropped.
+        let keep = write.file_off.max(range.end)..write.file_off + write.len;
+        if keep.is_empty() {
+            continue;
+        }
+        write = slice_write(&write, &keep);
+        write.file_off -= len;
+        place(view, context, inode, &write);
+    }
+    inode.attr.size -= len;
+    inode.mark_cut(range.start, u64::MAX);
+    Ok(())
+}
+
+fn insert_hole(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) -> Result<(), FsError> {
+    check_shift(inode, range)?;
+    let len = range.end - range.start;
+    if inode.attr.size + len > FILE_BYTES_MAX {
+        return Err(FsError::TooLarge);
+    }
+    for mut write in take_from(view, context, inode, range.start) {
+        write.file_off += len;
+        place(view, context, inode, &write);
+    }
+    inode.attr.size += len;
+    inode.mark_cut(range.start, u64::MAX);
+    Ok(())
+}
+
+/// Takes everything from `start` on out of the file, as writes that would put it back.
+fn take_from(view: &mut View, context: &Context, inode: &mut Inode, start: u64) -> Vec<ExtentWrite> {
+    let taken = writes_of(view, inode.attr.ino, &(start..u64::MAX));
+    cut_range(view, context, inode, start..u64::MAX);
+    taken
+}
+
+fn writes_of(view: &View, ino: Ino, range: &Range<u64>) -> Vec<ExtentWrite> {
+    overlapping(view, ino, range, usize::MAX)
+        .into_iter()
+        .map(|extent| extent.slice(range))
+        .map(|Extent { file_off, len, source, .. }| ExtentWrite { file_off, len, source })
+        .collect()
+}
+
+fn slice_write(write: &ExtentWrite, range: &Range<u64>) -> ExtentWrite {
+    let whole =
+        Extent { file_off: write.file_off, len: write.len, source: write.source.clone(), version: Version::default() };
+    let Extent { file_off, len, source, .. } = whole.slice(range);
+    ExtentWrite { file_off, len, source }
+}
+
+/// `Op::CloneRange`.
+pub(super) fn clone_range(
+    view: &mut View,
+    context: &Context,
+    (src, src_off): (Ino, u64),
+    (dst, dst_off): (Ino, u64),
+    len: u64,
+) -> Result<OpReply, FsError> {
+    let source = Inode::load_file(view, src)?;
+    let mut target = Inode::load_file(view, dst)?;
+    let len = len.min(source.attr.size.saturating_sub(src_off));
+    let end = dst_off.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX).ok_or(FsError::TooLarge)?;
+    if src == dst && src_off < end && dst_off < src_off + len {
+        return Err(FsError::Invalid);
+    }
+    if len > 0 {
+        let writes = writes_of(view, src, &(src_off..src_off + len));
+        target.attr.version = target.attr.version.next();
+        cut_range(view, context, &mut target, dst_off..end);
+        target.mark_cut(dst_off, end);
+        for mut write in writes {
+            write.file_off = write.file_off - src_off + dst_off;
+            place(view, context, &mut target, &write);
+        }
+        target.attr.size = target.attr.size.max(end);
+        target.modified(context.now);
+        target.save(view);
+    }
+    Ok(OpReply::Attr(target.attr))
+}
+
+/// A page of a file's extents.
+pub(super) fn page(kv: &dyn Kv, inode: &Inode, range: &Range<u64>) -> wire::op::ExtentPage {
+    let mut extents = overlapping(kv, inode.attr.ino, range, PAGE_EXTENTS + 1);
+    let more_from = (extents.len() > PAGE_EXTENTS).then(|| extents[PAGE_EXTENTS].file_off);
+    extents.truncate(PAGE_EXTENTS);
+    wire::op::ExtentPage { version: inode.attr.version, size: inode.attr.size, extents, more_from }
+}
+
+/// Every extent of the filesystem, for checks.
+pub(super) fn for_each(kv: &dyn Kv, visit: &mut dyn FnMut(Ino, Extent)) {
+    kv.scan(keys::all_extents(), &mut |key, value| {
+        visit(keys::extent_parts(key).0, from_pair(key, value));
+        true
+    });
+}

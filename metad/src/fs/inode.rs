@@ -1,0 +1,152 @@
+//! Inodes: their record, and changes of attributes.
+
+use super::Context;
+use super::extent::cut_range;
+use super::keys;
+use super::view::{KvExt, View};
+use serde::{Deserialize, Serialize};
+use wire::FsError;
+use wire::attr::{AttrChange, FileKind, InodeAttr, TimeChange, Timestamp};
+use wire::ids::{Ino, Version};
+use wire::limits::FILE_BYTES_MAX;
+use wire::op::{Name, OpReply};
+
+/// Set-user-id bit.
+pub(super) const S_ISUID: u32 = 0o4000;
+/// Set-group-id bit.
+pub(super) const S_ISGID: u32 = 0o2000;
+/// Group may execute.
+pub(super) const S_IXGRP: u32 = 0o0010;
+
+/// Bytes that were removed without an extent to tell so: a later commit based on an older version must see it (I6).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Cut {
+    /// Version of the latest removal.
+    pub version: Version,
+    /// First byte removed by any of them.
+    pub from: u64,
+    /// One past the last byte.
+    pub to: u64,
+}
+
+/// The stored record of an inode.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Inode {
+    /// Its attributes.
+    pub attr: InodeAttr,
+    /// A directory's parent; of other inodes the directory of the entry made last.
+    pub parent: Ino,
+    /// Name of the entry made last: where a conflict copy goes (I6).
+    pub name: Name,
+    /// Bytes removed by truncating and punching. The union of all, so that it never grows.
+    pub cut: Option<Cut>,
+}
+
+impl Inode {
+    /// Loads an inode.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none.
+    pub fn load(view: &View, ino: Ino) -> Result<Self, FsError> {
+        view.load(&keys::inode(ino)).ok_or(FsError::NotFound)
+    }
+
+    /// Loads a directory.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, `NotADirectory` when it is something else.
+    pub fn load_dir(view: &View, ino: Ino) -> Result<Self, FsError> {
+        let inode = Self::load(view, ino)?;
+        if inode.attr.kind == FileKind::Directory { Ok(inode) } else { Err(FsError::NotADirectory) }
+    }
+
+    /// Loads a regular file.
+    ///
+    /// # Errors
+    /// `NotFound` when there is none, `IsADirectory` or `Invalid` when it is something else.
+    pub fn load_file(view: &View, ino: Ino) -> Result<Self, FsError> {
+        let inode = Self::load(view, ino)?;
+        match inode.attr.kind {
+            FileKind::Regular => Ok(inode),
+            FileKind::Directory => Err(FsError::IsADirectory),
+            _ => Err(FsError::Invalid),
+        }
+    }
+
+    /// Stores it.
+    pub fn save(&self, view: &mut View) {
+        view.store(keys::inode(self.attr.ino), self);
+    }
+
+    /// Attributes changed now. Time never runs backwards on an inode, even when a new leader's clock is behind.
+    pub fn changed(&mut self, now: Timestamp) {
+        self.attr.ctime = self.attr.ctime.max(now);
+    }
+
+    /// Content changed now.
+    pub fn modified(&mut self, now: Timestamp) {
+        self.changed(now);
+        self.attr.mtime = self.attr.ctime;
+    }
+
+    /// Marks bytes as removed in the present version.
+    pub fn mark_cut(&mut self, from: u64, to: u64) {
+        let before = self.cut.unwrap_or(Cut { version: self.attr.version, from, to });
+        self.cut = Some(Cut { version: self.attr.version, from: before.from.min(from), to: before.to.max(to) });
+    }
+
+    /// Drops setuid, and setgid where it means a group rather than mandatory locking.
+    pub fn clear_privileges(&mut self) {
+        self.attr.mode &= !S_ISUID;
+        if self.attr.mode & S_IXGRP != 0 {
+            self.attr.mode &= !S_ISGID;
+        }
+    }
+}
+
+/// `Op::SetAttr`.
+pub(super) fn set_attr(view: &mut View, context: &Context, ino: Ino, change: &AttrChange) -> Result<OpReply, FsError> {
+    let mut inode = Inode::load(view, ino)?;
+    if let Some(size) = change.size {
+        inode = Inode::load_file(view, ino)?;
+        truncate(view, context, &mut inode, size)?;
+    }
+    if let Some(mode) = change.mode {
+        inode.attr.mode = mode & 0o7777;
+        super::acl::mode_changed(view, &inode);
+    }
+    inode.attr.uid = change.uid.unwrap_or(inode.attr.uid);
+    inode.attr.gid = change.gid.unwrap_or(inode.attr.gid);
+    if change.clear_privileges && inode.attr.kind != FileKind::Directory {
+        inode.clear_privileges();
+    }
+    let time = |change: Option<TimeChange>, before| match change {
+        Some(TimeChange::Now) => context.now,
+        Some(TimeChange::To(time)) => time,
+        None => before,
+    };
+    inode.attr.atime = time(change.atime, inode.attr.atime);
+    inode.attr.mtime = time(change.mtime, inode.attr.mtime);
+    // Reading refreshes the access time alone; that is no change of status.
+    let only_atime = AttrChange { atime: change.atime, ..AttrChange::default() } == *change;
+    if !only_atime || change.atime == Some(TimeChange::Now) || change.mtime.is_some() {
+        inode.changed(context.now);
+    }
+    inode.save(view);
+    Ok(OpReply::Attr(inode.attr))
+}
+
+/// Sets a file's length. POSIX: the times change even when the length does not.
+fn truncate(view: &mut View, context: &Context, inode: &mut Inode, size: u64) -> Result<(), FsError> {
+    if size > FILE_BYTES_MAX {
+        return Err(FsError::TooLarge);
+    }
+    inode.attr.version = inode.attr.version.next();
+    if size < inode.attr.size {
+        cut_range(view, context, inode, size..u64::MAX);
+        inode.mark_cut(size, u64::MAX);
+    }
+    inode.attr.size = size;
+    inode.modified(context.now);
+    Ok(())
+}

@@ -1,0 +1,290 @@
+//! The key space: one ordered map, a prefix byte per table. Numbers are big endian, so that keys sort as they do.
+//!
+//! | prefix | key | value |
+//! |---|---|---|
+//! | `I` | ino | [`Inode`](super::inode::Inode) |
+//! | `L` | ino | symlink target, raw |
+//! | `D` | parent, hash of name, name | ino and kind |
+//! | `E` | ino, file offset | length, source, version |
+//! | `X` | ino, attribute name | value, raw |
+//! | `B` | block hash | reference count, length, time of the last release |
+//! | `Z` | milliseconds, block hash | empty: blocks without references, oldest first |
+//! | `O` | ino | sessions that may still hold a handle on the unlinked inode |
+//! | `Q` | session, ino | empty: the same by session |
+//! | `R` | ino | empty: content that is still being taken apart |
+//! | `S` | session | [`Session`](super::session::Session) |
+//! | `Y` | session, batch number | kept reply (I1) |
+//! | `K` | ino | locks held |
+//! | `J` | session, ino | empty: inodes on which the session holds locks |
+//! | `C` | name | cluster setting or counter |
+//!
+//! Structured values are coded by `wire::codec` (a version byte, then postcard).
+
+use std::ops::Range;
+use wire::ids::{BatchSeq, BlockHash, Ino, SessionId};
+
+/// A key, or one end of a range of keys.
+pub type Key = Vec<u8>;
+
+fn key(prefix: u8, numbers: &[u64], rest: &[u8]) -> Key {
+    let mut key = Vec::with_capacity(1 + numbers.len() * 8 + rest.len());
+    key.push(prefix);
+    for number in numbers {
+        key.extend_from_slice(&number.to_be_bytes());
+    }
+    key.extend_from_slice(rest);
+    key
+}
+
+/// All keys that begin with `start`.
+#[must_use]
+pub fn below(start: Key) -> Range<Key> {
+    let mut end = start.clone();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return start..end;
+        }
+    }
+    start..vec![u8::MAX; 64]
+}
+
+fn number_at(key: &[u8], at: usize) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&key[at..at + 8]);
+    u64::from_be_bytes(bytes)
+}
+
+/// An inode.
+#[must_use]
+pub fn inode(ino: Ino) -> Key {
+    key(b'I', &[ino.0], &[])
+}
+
+/// All inodes.
+#[must_use]
+pub fn inodes() -> Range<Key> {
+    below(vec![b'I'])
+}
+
+/// Target of a symlink.
+#[must_use]
+pub fn symlink(ino: Ino) -> Key {
+    key(b'L', &[ino.0], &[])
+}
+
+/// Place of a name in its directory's order, which is also its cookie: above 2 (which stand for the start, `.` and
+/// `..`) and below 2^63 (the kernel's offsets are signed).
+#[must_use]
+pub fn cookie(name: &[u8]) -> u64 {
+    let hash = blake3::hash(name);
+    (number_at(hash.as_bytes(), 0) >> 1).clamp(3, i64::MAX as u64 - 1)
+}
+
+/// A directory entry.
+#[must_use]
+pub fn dentry(parent: Ino, name: &[u8]) -> Key {
+    key(b'D', &[parent.0, cookie(name)], name)
+}
+
+/// Entries of a directory behind a cookie.
+#[must_use]
+pub fn dentries(parent: Ino, after: u64) -> Range<Key> {
+    key(b'D', &[parent.0, after + 1], &[])..below(key(b'D', &[parent.0], &[])).end
+}
+
+/// All directory entries.
+#[must_use]
+pub fn all_dentries() -> Range<Key> {
+    below(vec![b'D'])
+}
+
+/// Parent, cookie and name of a directory entry's key.
+#[must_use]
+pub fn dentry_parts(key: &[u8]) -> (Ino, u64, &[u8]) {
+    (Ino(number_at(key, 1)), number_at(key, 9), &key[17..])
+}
+
+/// An extent.
+#[must_use]
+pub fn extent(ino: Ino, file_off: u64) -> Key {
+    key(b'E', &[ino.0, file_off], &[])
+}
+
+/// Extents of a file that start at or behind an offset.
+#[must_use]
+pub fn extents_from(ino: Ino, file_off: u64) -> Range<Key> {
+    extent(ino, file_off)..below(key(b'E', &[ino.0], &[])).end
+}
+
+/// All extents.
+#[must_use]
+pub fn all_extents() -> Range<Key> {
+    below(vec![b'E'])
+}
+
+/// Inode and offset of an extent's key.
+#[must_use]
+pub fn extent_parts(key: &[u8]) -> (Ino, u64) {
+    (Ino(number_at(key, 1)), number_at(key, 9))
+}
+
+/// An extended attribute.
+#[must_use]
+pub fn xattr(ino: Ino, name: &[u8]) -> Key {
+    key(b'X', &[ino.0], name)
+}
+
+/// Extended attributes of an inode; the name stands behind the first nine bytes of each key.
+#[must_use]
+pub fn xattrs(ino: Ino) -> Range<Key> {
+    below(key(b'X', &[ino.0], &[]))
+}
+
+/// References to a block.
+#[must_use]
+pub fn block(hash: &BlockHash) -> Key {
+    key(b'B', &[], &hash.0)
+}
+
+/// All blocks.
+#[must_use]
+pub fn blocks() -> Range<Key> {
+    below(vec![b'B'])
+}
+
+/// A block without references since then.
+#[must_use]
+pub fn unreferenced(since_ms: u64, hash: &BlockHash) -> Key {
+    key(b'Z', &[since_ms], &hash.0)
+}
+
+/// Blocks without references since before then.
+#[must_use]
+pub fn unreferenced_before(ms: u64) -> Range<Key> {
+    vec![b'Z']..key(b'Z', &[ms], &[])
+}
+
+/// The block of an unreferenced key.
+#[must_use]
+pub fn unreferenced_hash(key: &[u8]) -> BlockHash {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(&key[9..41]);
+    BlockHash(hash)
+}
+
+/// An unlinked inode that may still be open.
+#[must_use]
+pub fn orphan(ino: Ino) -> Key {
+    key(b'O', &[ino.0], &[])
+}
+
+/// An unlinked inode that a session may still hold open.
+#[must_use]
+pub fn session_orphan(session: SessionId, ino: Ino) -> Key {
+    key(b'Q', &[session.0, ino.0], &[])
+}
+
+/// Unlinked inodes that a session may still hold open; the inode is the second number.
+#[must_use]
+pub fn session_orphans(session: SessionId) -> Range<Key> {
+    below(key(b'Q', &[session.0], &[]))
+}
+
+/// Content being taken apart.
+#[must_use]
+pub fn reaping(ino: Ino) -> Key {
+    key(b'R', &[ino.0], &[])
+}
+
+/// All content being taken apart; the inode is the first number.
+#[must_use]
+pub fn all_reaping() -> Range<Key> {
+    below(vec![b'R'])
+}
+
+/// A session.
+#[must_use]
+pub fn session(session: SessionId) -> Key {
+    key(b'S', &[session.0], &[])
+}
+
+/// All sessions; the session is the first number.
+#[must_use]
+pub fn sessions() -> Range<Key> {
+    below(vec![b'S'])
+}
+
+/// A kept reply.
+#[must_use]
+pub fn reply(session: SessionId, seq: BatchSeq) -> Key {
+    key(b'Y', &[session.0, seq.0], &[])
+}
+
+/// Kept replies of a session, up to and with a batch.
+#[must_use]
+pub fn replies_up_to(session: SessionId, seq: BatchSeq) -> Range<Key> {
+    key(b'Y', &[session.0], &[])..key(b'Y', &[session.0, seq.0 + 1], &[])
+}
+
+/// All kept replies of a session.
+#[must_use]
+pub fn replies(session: SessionId) -> Range<Key> {
+    below(key(b'Y', &[session.0], &[]))
+}
+
+/// Locks on an inode.
+#[must_use]
+pub fn locks(ino: Ino) -> Key {
+    key(b'K', &[ino.0], &[])
+}
+
+/// An inode on which a session holds locks.
+#[must_use]
+pub fn session_lock(session: SessionId, ino: Ino) -> Key {
+    key(b'J', &[session.0, ino.0], &[])
+}
+
+/// Inodes on which a session holds locks; the inode is the second number.
+#[must_use]
+pub fn session_locks(session: SessionId) -> Range<Key> {
+    below(key(b'J', &[session.0], &[]))
+}
+
+/// A setting.
+#[must_use]
+pub fn setting(name: &str) -> Key {
+    key(b'C', &[], name.as_bytes())
+}
+
+/// First number of a key.
+#[must_use]
+pub fn first(key: &[u8]) -> u64 {
+    number_at(key, 1)
+}
+
+/// Second number of a key.
+#[must_use]
+pub fn second(key: &[u8]) -> u64 {
+    number_at(key, 9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_below_a_key_ends_before_the_next_one() {
+        let range = below(key(b'E', &[u64::MAX], &[]));
+        assert!(range.contains(&extent(Ino(u64::MAX), u64::MAX)));
+        assert!(!range.contains(&key(b'F', &[0], &[])));
+    }
+
+    #[test]
+    fn a_listing_from_a_cookie_leaves_that_entry_out_and_the_others_in() {
+        let name = b"file";
+        assert!(dentries(Ino(1), 0).contains(&dentry(Ino(1), name)));
+        assert!(!dentries(Ino(1), cookie(name)).contains(&dentry(Ino(1), name)));
+        assert!(!dentries(Ino(1), 0).contains(&dentry(Ino(2), name)));
+    }
+}

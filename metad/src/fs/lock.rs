@@ -1,0 +1,131 @@
+//! Advisory locks: `fcntl(2)` byte ranges and `flock(2)`, across all sessions.
+
+use super::Context;
+use super::inode::Inode;
+use super::keys;
+use super::view::{Kv, KvExt, View};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+use wire::FsError;
+use wire::ids::{Ino, SessionId};
+use wire::op::{Lock, LockFamily, OpReply};
+
+/// Locks that one inode may carry: each is a part of one stored value.
+const LOCKS_MAX: usize = 8192;
+
+/// A lock with the session that holds it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Held {
+    session: SessionId,
+    lock: Lock,
+}
+
+impl Held {
+    fn belongs_to(&self, session: SessionId, family: LockFamily, owner: u64) -> bool {
+        self.session == session && self.lock.family == family && self.lock.owner == owner
+    }
+
+    fn overlaps(&self, range: &Range<u64>) -> bool {
+        self.lock.start < range.end && range.start < self.lock.end
+    }
+
+    fn conflicts(&self, session: SessionId, wanted: &Lock) -> bool {
+        self.lock.family == wanted.family
+            && !self.belongs_to(session, wanted.family, wanted.owner)
+            && self.overlaps(&(wanted.start..wanted.end))
+            && (self.lock.exclusive || wanted.exclusive)
+    }
+}
+
+fn load(kv: &dyn Kv, ino: Ino) -> Vec<Held> {
+    kv.load(&keys::locks(ino)).unwrap_or_default()
+}
+
+fn save(view: &mut View, ino: Ino, session: SessionId, held: &[Held]) {
+    if held.is_empty() {
+        view.delete(keys::locks(ino));
+    } else {
+        view.store(keys::locks(ino), &held);
+    }
+    if held.iter().any(|held| held.session == session) {
+        view.put(keys::session_lock(session, ino), Vec::new());
+    } else {
+        view.delete(keys::session_lock(session, ino));
+    }
+}
+
+/// Takes a range out of what an owner holds; what lies outside of it stays.
+fn carve(held: Vec<Held>, session: SessionId, family: LockFamily, owner: u64, range: &Range<u64>) -> Vec<Held> {
+    let mut kept = Vec::with_capacity(held.len() + 1);
+    for one in held {
+        if !one.belongs_to(session, family, owner) || !one.overlaps(range) {
+            kept.push(one);
+            continue;
+        }
+        for (start, end) in [(one.lock.start, range.start), (range.end, one.lock.end)] {
+            if start < end {
+                kept.push(Held { session, lock: Lock { start, end, ..one.lock.clone() } });
+            }
+        }
+    }
+    kept
+}
+
+/// `Op::SetLock`.
+pub(super) fn set(view: &mut View, context: &Context, ino: Ino, lock: &Lock) -> Result<OpReply, FsError> {
+    Inode::load(view, ino)?;
+    if lock.start >= lock.end {
+        return Err(FsError::Invalid);
+    }
+    let held = load(view, ino);
+    if held.iter().any(|held| held.conflicts(context.session, lock)) {
+        return Err(FsError::WouldBlock);
+    }
+    let mut held = carve(held, context.session, lock.family, lock.owner, &(lock.start..lock.end));
+    if held.len() >= LOCKS_MAX {
+        return Err(FsError::NoSpace);
+    }
+    held.push(Held { session: context.session, lock: lock.clone() });
+    save(view, ino, context.session, &held);
+    Ok(OpReply::Done)
+}
+
+/// `Op::Unlock`.
+pub(super) fn unlock(
+    view: &mut View,
+    context: &Context,
+    ino: Ino,
+    family: LockFamily,
+    owner: u64,
+    range: Range<u64>,
+) -> Result<OpReply, FsError> {
+    let before = load(view, ino);
+    if !before.is_empty() {
+        let held = carve(before, context.session, family, owner, &range);
+        save(view, ino, context.session, &held);
+    }
+    Ok(OpReply::Done)
+}
+
+/// The first lock in the way of one that is wanted.
+pub(super) fn conflicting(kv: &dyn Kv, session: SessionId, ino: Ino, wanted: &Lock) -> Option<Lock> {
+    load(kv, ino).into_iter().find(|held| held.conflicts(session, wanted)).map(|held| held.lock)
+}
+
+/// The session has ended.
+pub(super) fn release_session(view: &mut View, context: &Context) {
+    for (key, _) in view.pairs(keys::session_locks(context.session), usize::MAX) {
+        let ino = Ino(keys::second(&key));
+        let mut held = load(view, ino);
+        held.retain(|held| held.session != context.session);
+        save(view, ino, context.session, &held);
+    }
+}
+
+/// The inode is gone.
+pub(super) fn forget_inode(view: &mut View, ino: Ino) {
+    for held in load(view, ino) {
+        view.delete(keys::session_lock(held.session, ino));
+    }
+    view.delete(keys::locks(ino));
+}

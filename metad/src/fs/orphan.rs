@@ -1,0 +1,96 @@
+//! Inodes without an entry that some session may still hold open, and the removal of content.
+//!
+//! When the last entry of an inode goes, nobody knows for sure who has it open: opening costs no log entry. So each
+//! session alive is asked once (`KeepAlive` tells it), and the inode goes when the last of them has answered that it
+//! holds no handle, or has ended.
+
+use super::Context;
+use super::extent;
+use super::inode::Inode;
+use super::keys;
+use super::session;
+use super::settings::inodes_changed;
+use super::view::{Kv, KvExt, View};
+use std::collections::BTreeSet;
+use wire::ids::{Ino, SessionId};
+
+/// Extents removed at once: a huge file must not stop the cluster while it is taken apart.
+const REAP_EXTENTS: usize = 512;
+
+/// The inode lost its last entry. Returns whether it stays for the asking session, which vouches for nothing unless
+/// `released` names the inode.
+pub(super) fn unlinked(view: &mut View, context: &Context, inode: &Inode, released: Option<Ino>) -> bool {
+    let ino = inode.attr.ino;
+    let mut holders: BTreeSet<SessionId> = session::ids(view).into_iter().collect();
+    if released == Some(ino) {
+        holders.remove(&context.session);
+    }
+    if holders.is_empty() {
+        remove(view, context, ino);
+        return false;
+    }
+    for holder in &holders {
+        view.put(keys::session_orphan(*holder, ino), Vec::new());
+    }
+    view.store(keys::orphan(ino), &holders);
+    holders.contains(&context.session)
+}
+
+/// `Op::ReleaseOrphans`, for one inode.
+pub(super) fn release(view: &mut View, context: &Context, ino: Ino) {
+    let Some(mut holders) = view.load::<BTreeSet<SessionId>>(&keys::orphan(ino)) else { return };
+    if !holders.remove(&context.session) {
+        return;
+    }
+    view.delete(keys::session_orphan(context.session, ino));
+    if holders.is_empty() {
+        view.delete(keys::orphan(ino));
+        remove(view, context, ino);
+    } else {
+        view.store(keys::orphan(ino), &holders);
+    }
+}
+
+/// The session has ended: it holds nothing any more.
+pub(super) fn release_session(view: &mut View, context: &Context) {
+    for ino in of_session(view, context.session, usize::MAX) {
+        release(view, context, ino);
+    }
+}
+
+/// Unlinked inodes on which a session may still hold handles.
+pub fn of_session(kv: &dyn Kv, id: SessionId, limit: usize) -> Vec<Ino> {
+    kv.pairs(keys::session_orphans(id), limit).iter().map(|(key, _)| Ino(keys::second(key))).collect()
+}
+
+/// Whether an inode has lost its last entry, and this session's handles are not what keeps it.
+pub(super) fn is_gone_for(kv: &dyn Kv, id: SessionId, ino: Ino) -> bool {
+    kv.load::<BTreeSet<SessionId>>(&keys::orphan(ino)).is_some_and(|holders| !holders.contains(&id))
+}
+
+/// Removes an inode with all that belongs to it. Content that is too much for one entry is left to `Command::Reap`.
+pub(super) fn remove(view: &mut View, context: &Context, ino: Ino) {
+    view.delete(keys::inode(ino));
+    view.delete(keys::symlink(ino));
+    for (key, _) in view.pairs(keys::xattrs(ino), usize::MAX) {
+        view.delete(key);
+    }
+    super::lock::forget_inode(view, ino);
+    inodes_changed(view, -1);
+    if !extent::reap(view, context, ino, REAP_EXTENTS) {
+        view.put(keys::reaping(ino), Vec::new());
+    }
+}
+
+/// `Command::Reap`.
+pub(super) fn reap_some(view: &mut View, context: &Context) {
+    let Some((key, _)) = view.pairs(keys::all_reaping(), 1).pop() else { return };
+    if extent::reap(view, context, Ino(keys::first(&key)), REAP_EXTENTS) {
+        view.delete(key);
+    }
+}
+
+/// Whether content waits to be taken apart.
+pub fn has_reaping(kv: &dyn Kv) -> bool {
+    kv.any(keys::all_reaping())
+}

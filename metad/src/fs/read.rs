@@ -1,0 +1,93 @@
+//! Questions to the state (I2: the caller makes sure that it is current).
+
+use super::inode::Inode;
+use super::view::{Kv, KvExt, decode_stored};
+use super::{dentry, extent, keys, lock, orphan, settings, xattr};
+use wire::FsError;
+use wire::attr::FileKind;
+use wire::ids::{Ino, SessionId};
+use wire::limits::{CHUNK_BYTES, NAME_BYTES_MAX, READDIR_PAGE_MAX};
+use wire::op::{DirEntry, Read, ReadReply, StatFs};
+
+/// Answers a question. `StatFs` is answered as far as the state knows: inodes, not bytes.
+///
+/// # Errors
+/// As the system call would fail.
+pub fn read(kv: &dyn Kv, session: SessionId, question: &Read) -> Result<ReadReply, FsError> {
+    match question {
+        Read::Lookup { parent, name } => lookup(kv, *parent, name),
+        Read::GetAttr { ino } => Ok(ReadReply::Attr(load(kv, *ino)?.attr)),
+        Read::Open { ino } => open(kv, session, *ino),
+        Read::ReadLink { ino } => kv.get(&keys::symlink(*ino)).map(ReadReply::Bytes).ok_or(FsError::Invalid),
+        Read::ReadDir { ino, after, limit, plus } => read_dir(kv, *ino, *after, *limit, *plus),
+        Read::Extents { ino, off, len } => {
+            let inode = load(kv, *ino)?;
+            Ok(ReadReply::Extents(extent::page(kv, &inode, &(*off..off.saturating_add(*len)))))
+        }
+        Read::GetXattr { ino, name } => {
+            kv.get(&keys::xattr(*ino, name)).map(ReadReply::Bytes).ok_or(FsError::NoAttribute)
+        }
+        Read::ListXattr { ino } => Ok(ReadReply::Names(xattr::names(kv, *ino))),
+        Read::GetLock { ino, lock } => Ok(ReadReply::Lock(lock::conflicting(kv, session, *ino, lock))),
+        Read::StatFs => Ok(ReadReply::StatFs(StatFs { inodes: settings::inode_count(kv), ..StatFs::default() })),
+        Read::Parent { ino } => Ok(ReadReply::Attr(load(kv, load_dir(kv, *ino)?.parent)?.attr)),
+    }
+}
+
+fn load(kv: &dyn Kv, ino: Ino) -> Result<Inode, FsError> {
+    kv.load(&keys::inode(ino)).ok_or(FsError::NotFound)
+}
+
+fn load_dir(kv: &dyn Kv, ino: Ino) -> Result<Inode, FsError> {
+    let inode = load(kv, ino)?;
+    if inode.attr.kind == FileKind::Directory { Ok(inode) } else { Err(FsError::NotADirectory) }
+}
+
+fn lookup(kv: &dyn Kv, parent: Ino, name: &[u8]) -> Result<ReadReply, FsError> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err(FsError::NameTooLong);
+    }
+    let found = match name {
+        b"." => Some(parent),
+        b".." => Some(load_dir(kv, parent)?.parent),
+        name => dentry::find(kv, parent, name).map(|(ino, _)| ino),
+    };
+    match found {
+        Some(ino) => Ok(ReadReply::Attr(load(kv, ino)?.attr)),
+        // Only a miss needs to know why: nothing is found in what is no directory.
+        None => Err(load_dir(kv, parent).err().unwrap_or(FsError::NotFound)),
+    }
+}
+
+fn open(kv: &dyn Kv, session: SessionId, ino: Ino) -> Result<ReadReply, FsError> {
+    let inode = load(kv, ino)?;
+    if inode.attr.nlink == 0 && orphan::is_gone_for(kv, session, ino) {
+        return Err(FsError::Stale);
+    }
+    let page = extent::page(kv, &inode, &(0..CHUNK_BYTES));
+    Ok(ReadReply::Opened { attr: inode.attr, page })
+}
+
+fn read_dir(kv: &dyn Kv, ino: Ino, after: u64, limit: u32, plus: bool) -> Result<ReadReply, FsError> {
+    load_dir(kv, ino)?;
+    let limit = limit.clamp(1, READDIR_PAGE_MAX) as usize;
+    let mut entries: Vec<DirEntry> = Vec::with_capacity(limit.min(256));
+    let mut end = true;
+    kv.scan(keys::dentries(ino, after), &mut |key, value| {
+        let (_, cookie, name) = keys::dentry_parts(key);
+        // Names of one cookie are never cut apart: going on behind the cookie would leave the rest out.
+        if entries.len() >= limit && entries.last().is_some_and(|last| last.cookie != cookie) {
+            end = false;
+            return false;
+        }
+        let (ino, kind): dentry::Target = decode_stored(key, value);
+        entries.push(DirEntry { name: name.to_vec(), ino, kind, cookie, attr: None });
+        true
+    });
+    if plus {
+        for entry in &mut entries {
+            entry.attr = Some(load(kv, entry.ino)?.attr);
+        }
+    }
+    Ok(ReadReply::Page { entries, end })
+}

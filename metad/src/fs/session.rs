@@ -1,0 +1,131 @@
+//! Sessions: exactly-once batches (I1), leased inode numbers (I4).
+
+use super::keys;
+use super::settings::take_numbers;
+use super::view::{Kv, KvExt, View};
+use super::{Context, Refused, apply_ops, lock, orphan};
+use serde::{Deserialize, Serialize};
+use wire::FsError;
+use wire::attr::Timestamp;
+use wire::ids::{BatchSeq, Ino, SessionId};
+use wire::limits::{BATCH_OPS_MAX, INO_RANGE, SESSION_REPLIES_MAX};
+use wire::op::{Batch, BatchReply, OpFailed, OpReply};
+
+/// Ranges of inode numbers that a session holds at most; older ones are used up or forfeited.
+const INO_RANGES_MAX: usize = 4;
+
+/// Who opens a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opening {
+    /// Host, for people.
+    pub host: String,
+    /// Mount point or purpose, for people.
+    pub purpose: String,
+    /// Name in the certificate: only its holder may use the session.
+    pub client: String,
+}
+
+/// The stored record of a session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Session {
+    /// Who opened it.
+    pub opening: Opening,
+    /// Replies up to this batch have been received and forgotten.
+    pub acked: BatchSeq,
+    /// Leased inode numbers, half-open.
+    pub inos: Vec<(Ino, Ino)>,
+}
+
+/// `Command::OpenSession`.
+pub(super) fn open(view: &mut View, opening: &Opening) -> SessionId {
+    let id = SessionId(take_numbers(view, "next session", 1, 1));
+    let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos: Vec::new() };
+    view.store(keys::session(id), &session);
+    id
+}
+
+/// `Command::CloseSessions`: its locks, orphans and kept replies go.
+pub(super) fn close(view: &mut View, context: &Context, id: SessionId) {
+    let context = Context { now: context.now, session: id };
+    lock::release_session(view, &context);
+    orphan::release_session(view, &context);
+    for (key, _) in view.pairs(keys::replies(id), usize::MAX) {
+        view.delete(key);
+    }
+    view.delete(keys::session(id));
+}
+
+/// The session with this number, unless it has ended.
+pub fn find(kv: &dyn Kv, id: SessionId) -> Option<Session> {
+    kv.load(&keys::session(id))
+}
+
+/// All sessions.
+pub fn all(kv: &dyn Kv) -> Vec<(SessionId, Session)> {
+    let load =
+        |(key, value): &(Vec<u8>, Vec<u8>)| (SessionId(keys::first(key)), super::view::decode_stored(key, value));
+    kv.pairs(keys::sessions(), usize::MAX).iter().map(load).collect()
+}
+
+/// Numbers of all sessions.
+pub(super) fn ids(kv: &dyn Kv) -> Vec<SessionId> {
+    kv.pairs(keys::sessions(), usize::MAX).iter().map(|(key, _)| SessionId(keys::first(key))).collect()
+}
+
+/// Applies a batch unless it was applied before.
+///
+/// Batches of a session may arrive in any order within a window, so that independent work of one client need not wait
+/// for each other's round trip. What depends on an earlier batch is sent once that one is answered.
+pub(super) fn apply_batch(
+    view: &mut View,
+    now: Timestamp,
+    id: SessionId,
+    batch: &Batch,
+) -> Result<BatchReply, Refused> {
+    let mut session = find(view, id).ok_or(Refused::NoSession)?;
+    if batch.seq <= session.acked || batch.seq.0 > session.acked.0.max(batch.acked.0) + SESSION_REPLIES_MAX as u64 {
+        return Err(Refused::OutOfWindow);
+    }
+    let key = keys::reply(id, batch.seq);
+    // I1: a batch that was applied is answered with its first reply.
+    if let Some(reply) = view.load(&key) {
+        return Ok(reply);
+    }
+    if batch.acked > session.acked && batch.acked < batch.seq {
+        for (key, _) in view.pairs(keys::replies_up_to(id, batch.acked), usize::MAX) {
+            view.delete(key);
+        }
+        session.acked = batch.acked;
+        view.store(keys::session(id), &session);
+    }
+    let reply = if batch.ops.len() > BATCH_OPS_MAX {
+        Err(OpFailed { index: 0, error: FsError::Invalid })
+    } else {
+        apply_ops(view, &Context { now, session: id }, &batch.ops)
+    };
+    view.store(key, &reply);
+    Ok(reply)
+}
+
+/// `Op::LeaseInos`.
+pub(super) fn lease_inos(view: &mut View, context: &Context, count: u64) -> Result<OpReply, FsError> {
+    if count == 0 || count > INO_RANGE {
+        return Err(FsError::Invalid);
+    }
+    let mut session = find(view, context.session).ok_or(FsError::SessionExpired)?;
+    // I4: the counter only grows, so no number is leased twice.
+    let start = take_numbers(view, "next ino", Ino::FIRST_FREE.0, count);
+    session.inos.push((Ino(start), Ino(start + count)));
+    if session.inos.len() > INO_RANGES_MAX {
+        session.inos.remove(0);
+    }
+    view.store(keys::session(context.session), &session);
+    Ok(OpReply::Inos { start: Ino(start), count })
+}
+
+/// Whether the session may give this number to a new inode.
+pub(super) fn may_use(view: &View, context: &Context, ino: Ino) -> bool {
+    let leased = find(view, context.session)
+        .is_some_and(|session| session.inos.iter().any(|(start, end)| (*start..*end).contains(&ino)));
+    leased && view.get(&keys::inode(ino)).is_none()
+}

@@ -1,0 +1,82 @@
+//! What the cluster as a whole has: its name, its root directory, its block layout, its counters.
+
+use super::CommandReply;
+use super::inode::Inode;
+use super::keys;
+use super::view::{Kv, KvExt, View};
+use wire::attr::{FileKind, InodeAttr, Timestamp};
+use wire::ids::{Ino, LayoutEpoch, Version};
+use wire::layout::Layout;
+
+const CLUSTER: &str = "cluster";
+const LAYOUT: &str = "layout";
+const INODES: &str = "inodes";
+
+/// `Command::Init`.
+pub(super) fn init(view: &mut View, now: Timestamp, cluster: &str, replicas: u8, min_sync: u8) -> CommandReply {
+    if view.get(&keys::setting(CLUSTER)).is_some() {
+        return CommandReply::Stale;
+    }
+    view.store(keys::setting(CLUSTER), &cluster.to_owned());
+    let layout = Layout { epoch: LayoutEpoch(1), replicas, min_sync, ..Layout::default() };
+    view.store(keys::setting(LAYOUT), &layout);
+    let attr = InodeAttr {
+        ino: Ino::ROOT,
+        kind: FileKind::Directory,
+        mode: 0o755,
+        nlink: 2,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 0,
+        allocated: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        btime: now,
+        version: Version(1),
+        has_xattrs: false,
+    };
+    Inode { attr, parent: Ino::ROOT, name: Vec::new(), cut: None }.save(view);
+    inodes_changed(view, 1);
+    CommandReply::Done
+}
+
+/// `Command::SetLayout`.
+pub(super) fn set_layout(view: &mut View, new: &Layout) -> CommandReply {
+    // I11: epochs follow each other without a gap, so a proposal made on an older layout changes nothing.
+    if new.epoch != layout(view).epoch.next() {
+        return CommandReply::Stale;
+    }
+    view.store(keys::setting(LAYOUT), new);
+    CommandReply::Done
+}
+
+/// The cluster's name, once it was founded.
+pub fn cluster(kv: &dyn Kv) -> Option<String> {
+    kv.load(&keys::setting(CLUSTER))
+}
+
+/// The block layout.
+pub fn layout(kv: &dyn Kv) -> Layout {
+    kv.load(&keys::setting(LAYOUT)).unwrap_or_default()
+}
+
+/// Number of inodes.
+pub fn inode_count(kv: &dyn Kv) -> u64 {
+    kv.load(&keys::setting(INODES)).unwrap_or(0)
+}
+
+/// Counts inodes made and removed.
+pub(super) fn inodes_changed(view: &mut View, by: i64) {
+    let count = inode_count(view).checked_add_signed(by).expect("more inodes removed than made");
+    view.store(keys::setting(INODES), &count);
+}
+
+/// Takes `count` numbers from a counter that starts at `first`; returns the first of them.
+pub(super) fn take_numbers(view: &mut View, counter: &str, first: u64, count: u64) -> u64 {
+    let key = keys::setting(counter);
+    let next = view.load(&key).unwrap_or(first);
+    view.store(key, &(next + count));
+    next
+}

@@ -1,0 +1,240 @@
+//! What `apply` works on: the stored state, and over it the changes that are not stored yet.
+
+use super::keys::Key;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use wire::codec;
+
+/// An ordered map from bytes to bytes. Implementations end the process when their disk fails: a state machine that
+/// cannot read its state can promise nothing.
+pub trait Kv {
+    /// The value of a key.
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>>;
+
+    /// Calls `visit` with each pair of a range in order, until it answers false.
+    fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool);
+
+    /// The last pair of a range.
+    fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)>;
+}
+
+/// Decodes a stored value.
+///
+/// # Panics
+/// When the bytes are not what this program stored: the state is damaged, and must be rebuilt from the log.
+pub fn decode_stored<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> T {
+    codec::decode(bytes).unwrap_or_else(|error| panic!("stored value of key {key:?} is damaged: {error}"))
+}
+
+/// Typed access to any [`Kv`].
+pub trait KvExt: Kv {
+    /// The decoded value of a key.
+    fn load<T: DeserializeOwned>(&self, key: &[u8]) -> Option<T> {
+        self.get(key).map(|bytes| decode_stored(key, &bytes))
+    }
+
+    /// The pairs of a range, at most `limit`.
+    fn pairs(&self, range: Range<Key>, limit: usize) -> Vec<(Key, Vec<u8>)> {
+        let mut pairs = Vec::new();
+        if limit > 0 {
+            self.scan(range, &mut |key, value| {
+                pairs.push((key.to_vec(), value.to_vec()));
+                pairs.len() < limit
+            });
+        }
+        pairs
+    }
+
+    /// Whether a range holds anything.
+    fn any(&self, range: Range<Key>) -> bool {
+        !self.pairs(range, 1).is_empty()
+    }
+}
+
+impl<K: Kv + ?Sized> KvExt for K {}
+
+/// Stored state with changes over it. `None` marks a deleted key.
+pub struct View<'a> {
+    base: &'a dyn Kv,
+    changes: BTreeMap<Key, Option<Vec<u8>>>,
+    /// What stood in `changes` before each change since the savepoint, newest last.
+    undo: Vec<(Key, Option<Option<Vec<u8>>>)>,
+}
+
+impl<'a> View<'a> {
+    /// A view without changes.
+    #[must_use]
+    pub fn new(base: &'a dyn Kv) -> Self {
+        Self { base, changes: BTreeMap::new(), undo: Vec::new() }
+    }
+
+    /// Sets a key.
+    pub fn put(&mut self, key: Key, value: Vec<u8>) {
+        self.change(key, Some(value));
+    }
+
+    /// Sets a key to an encoded value.
+    pub fn store<T: Serialize>(&mut self, key: Key, value: &T) {
+        self.put(key, codec::encode(value));
+    }
+
+    /// Removes a key.
+    pub fn delete(&mut self, key: Key) {
+        self.change(key, None);
+    }
+
+    fn change(&mut self, key: Key, value: Option<Vec<u8>>) {
+        let before = self.changes.insert(key.clone(), value);
+        self.undo.push((key, before));
+    }
+
+    /// From here on, [`View::rollback`] undoes.
+    pub fn savepoint(&mut self) {
+        self.undo.clear();
+    }
+
+    /// Undoes everything since the savepoint.
+    pub fn rollback(&mut self) {
+        while let Some((key, before)) = self.undo.pop() {
+            match before {
+                Some(before) => self.changes.insert(key, before),
+                None => self.changes.remove(&key),
+            };
+        }
+    }
+
+    /// The changes, to be stored.
+    #[must_use]
+    pub fn into_changes(self) -> BTreeMap<Key, Option<Vec<u8>>> {
+        self.changes
+    }
+}
+
+impl Kv for View<'_> {
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        match self.changes.get(key) {
+            Some(change) => change.clone(),
+            None => self.base.get(key),
+        }
+    }
+
+    fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
+        if range.start >= range.end {
+            return;
+        }
+        let mut over = self.changes.range(range.clone()).peekable();
+        let mut going = true;
+        self.base.scan(range, &mut |key, value| {
+            while let Some((changed, change)) = over.next_if(|(changed, _)| changed.as_slice() < key) {
+                going = change.as_ref().is_none_or(|value| visit(changed, value));
+                if !going {
+                    return false;
+                }
+            }
+            going = match over.next_if(|(changed, _)| changed.as_slice() == key) {
+                Some((_, Some(value))) => visit(key, value),
+                Some((_, None)) => true,
+                None => visit(key, value),
+            };
+            going
+        });
+        for (key, change) in over {
+            if !going {
+                return;
+            }
+            going = change.as_ref().is_none_or(|value| visit(key, value));
+        }
+    }
+
+    fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)> {
+        let Range { start, mut end } = range;
+        while start < end {
+            let stored = self.base.last(start.clone()..end.clone());
+            let changed = self.changes.range(start.clone()..end.clone()).next_back();
+            match (stored, changed) {
+                (Some(stored), Some((key, _))) if stored.0 > *key => return Some(stored),
+                (_, Some((key, Some(value)))) => return Some((key.clone(), value.clone())),
+                (_, Some((key, None))) => end = key.clone(),
+                (stored, None) => return stored,
+            }
+        }
+        None
+    }
+}
+
+/// An ordered map in memory, for tests and checks.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct MemoryKv(pub BTreeMap<Key, Vec<u8>>);
+
+impl MemoryKv {
+    /// Makes changes part of the map.
+    pub fn absorb(&mut self, changes: BTreeMap<Key, Option<Vec<u8>>>) {
+        for (key, change) in changes {
+            match change {
+                Some(value) => self.0.insert(key, value),
+                None => self.0.remove(&key),
+            };
+        }
+    }
+}
+
+impl Kv for MemoryKv {
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.0.get(key).cloned()
+    }
+
+    fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
+        for (key, value) in self.0.range(range) {
+            if !visit(key, value) {
+                return;
+            }
+        }
+    }
+
+    fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)> {
+        if range.start >= range.end {
+            return None;
+        }
+        self.0.range(range).next_back().map(|(key, value)| (key.clone(), value.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_view_reads_like_the_map_with_its_changes(
+            base in proptest::collection::btree_map(0_u8..20, any::<u8>(), 0..15),
+            changes in proptest::collection::vec((0_u8..20, proptest::option::of(any::<u8>())), 0..20),
+            cut in 0_usize..20,
+        ) {
+            let base = MemoryKv(base.into_iter().map(|(k, v)| (vec![k], vec![v])).collect());
+            let mut view = View::new(&base);
+            let mut expected = base.clone();
+            for (index, (key, change)) in changes.iter().enumerate() {
+                if index == cut {
+                    view.savepoint();
+                }
+                match change {
+                    Some(value) => view.put(vec![*key], vec![*value]),
+                    None => view.delete(vec![*key]),
+                }
+                if index < cut {
+                    expected.absorb([(vec![*key], change.map(|value| vec![value]))].into());
+                }
+            }
+            if cut < changes.len() {
+                view.rollback();
+            }
+            let all = view.pairs(vec![0]..vec![255], usize::MAX);
+            prop_assert_eq!(all, expected.0.clone().into_iter().collect::<Vec<_>>());
+            prop_assert_eq!(view.pairs(vec![3]..vec![9], 2), expected.pairs(vec![3]..vec![9], 2));
+            prop_assert_eq!(view.last(vec![2]..vec![12]), expected.last(vec![2]..vec![12]));
+        }
+    }
+}

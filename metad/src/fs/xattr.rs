@@ -1,0 +1,81 @@
+//! Extended attributes (`xattr(7)`): stored verbatim, with Linux's limits.
+
+use super::Context;
+use super::acl;
+use super::inode::{Inode, S_ISGID};
+use super::keys;
+use super::view::{Kv, KvExt, View};
+use wire::FsError;
+use wire::ids::Ino;
+use wire::limits::{XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
+use wire::op::{Name, OpReply, XattrMode};
+
+/// Names of one inode's attributes together, as `listxattr(2)` returns them (`XATTR_LIST_MAX`).
+const LIST_BYTES_MAX: usize = 64 << 10;
+
+/// `Op::SetXattr`.
+pub(super) fn set(
+    view: &mut View,
+    context: &Context,
+    ino: Ino,
+    name: &[u8],
+    value: &[u8],
+    mode: XattrMode,
+    clear_sgid: bool,
+) -> Result<OpReply, FsError> {
+    if name.is_empty() || name.len() > XATTR_NAME_BYTES_MAX {
+        return Err(FsError::Range);
+    }
+    if value.len() > XATTR_VALUE_BYTES_MAX {
+        return Err(FsError::ArgumentTooLarge);
+    }
+    let mut inode = Inode::load(view, ino)?;
+    match (mode, view.get(&keys::xattr(ino, name)).is_some()) {
+        (XattrMode::Create, true) => return Err(FsError::Exists),
+        (XattrMode::Replace, false) => return Err(FsError::NoAttribute),
+        (_, true) => {}
+        (_, false) => {
+            let listed: usize = names(view, ino).iter().map(|name| name.len() + 1).sum();
+            if listed + name.len() + 1 > LIST_BYTES_MAX {
+                return Err(FsError::NoSpace);
+            }
+        }
+    }
+    let kept = acl::attribute_set(&mut inode, name, value)?;
+    if clear_sgid {
+        inode.attr.mode &= !S_ISGID;
+    }
+    if kept {
+        view.put(keys::xattr(ino, name), value.to_vec());
+    } else {
+        view.delete(keys::xattr(ino, name));
+    }
+    inode.attr.has_xattrs = view.any(keys::xattrs(ino));
+    inode.changed(context.now);
+    inode.save(view);
+    Ok(OpReply::Done)
+}
+
+/// `Op::RemoveXattr`.
+pub(super) fn remove(view: &mut View, context: &Context, ino: Ino, name: &[u8]) -> Result<OpReply, FsError> {
+    let mut inode = Inode::load(view, ino)?;
+    let key = keys::xattr(ino, name);
+    if view.get(&key).is_none() {
+        return Err(FsError::NoAttribute);
+    }
+    view.delete(key);
+    inode.attr.has_xattrs = view.any(keys::xattrs(ino));
+    inode.changed(context.now);
+    inode.save(view);
+    Ok(OpReply::Done)
+}
+
+/// Names of an inode's attributes.
+pub(super) fn names(kv: &dyn Kv, ino: Ino) -> Vec<Name> {
+    let mut names = Vec::new();
+    kv.scan(keys::xattrs(ino), &mut |key, _| {
+        names.push(key[9..].to_vec());
+        true
+    });
+    names
+}
