@@ -2,10 +2,11 @@
 //! become a member in one step by adopting it. Until then this daemon answers no question about the ring.
 //!
 //! The predecessor is found by lookup of one's own point: the member that answers "my successor is responsible" is the
-//! one. When none of the daemons in the layout is a member, the one with the lowest point among those that answer
-//! starts the ring, and the others join it.
+//! one. When none of the daemons in the layout that answer is a member, the one with the lowest point among them starts
+//! the ring, and the others join it. One that nobody answers waits: more likely it is cut off than the first.
 
 use super::{Action, Chord, Operation};
+use wire::ids::Point;
 use wire::message::block::{ChordReply, ChordRequest, Member};
 
 /// A lookup that takes longer is going in circles.
@@ -16,8 +17,8 @@ const HOPS_MAX: u32 = 256;
 pub(crate) struct Progress {
     /// Which of the known daemons is asked next.
     next: usize,
-    /// Whether one with a lower point is alive, and no member either.
-    lower_waits: bool,
+    /// The lowest point among those that are alive, and no members either.
+    lowest_waiting: Option<Point>,
     /// Whether a member was met in this round.
     ring_met: bool,
 }
@@ -32,8 +33,10 @@ impl Chord {
             return;
         }
         // All were asked.
+        let nobody = known.is_empty();
         let progress = std::mem::take(&mut self.join);
-        if !progress.ring_met && !progress.lower_waits {
+        let first = progress.lowest_waiting.is_some_and(|lowest| self.me.point < lowest);
+        if nobody || (first && !progress.ring_met) {
             self.adopt([], actions);
             actions.push(Action::Joined);
         }
@@ -72,8 +75,9 @@ impl Chord {
 
     pub(crate) fn join_failed(&mut self, asked: Member, hops: u32, outside: bool) {
         // Only those of the layout count: a dead member that a live one named is the ring's own affair.
-        if outside && hops == 1 && asked.point < self.me.point {
-            self.join.lower_waits = true;
+        if outside && hops == 1 {
+            let lowest = self.join.lowest_waiting.get_or_insert(asked.point);
+            *lowest = asked.point.min(*lowest);
         }
     }
 }

@@ -5,6 +5,7 @@
 //! answers under way included, and r+1 principals remain.
 
 use super::{Action, Chord, Event, Operation, Options, QueryId};
+use super::successors::Successors;
 use proptest::prelude::{any, proptest};
 use proptest::test_runner::Config;
 use rand::rngs::StdRng;
@@ -156,13 +157,15 @@ impl World {
         let lists = self.members().filter(|chord| chord.me.point != victim).all(|chord| {
             chord.successors().iter().any(|entry| entry.point != chord.me.point && live(&entry.point))
         });
-        let answers = self.messages.iter().all(|message| match message {
-            Message::Answer { to, event: Event::Reply { reply: ChordReply::State { me, successors, .. }, .. }, .. } => {
-                let usable = |entry: &&Member| entry.point != *to && live(&entry.point);
-                let taken = std::iter::once(me).chain(successors).take(R);
-                taken.filter(usable).count() > 0 && successors.iter().any(|entry| usable(&entry))
-            }
-            _ => true,
+        // What the one asked may yet make of an answer: behind the one who answers, or, to join, without it.
+        let answers = self.messages.iter().all(|message| {
+            let Message::Answer { to, event: Event::Reply { reply, .. } } = message else { return true };
+            let ChordReply::State { me, successors, .. } = reply else { return true };
+            let survives = |entries: Vec<Member>| {
+                let list = Successors::build(member(to.0), entries, R);
+                list.entries().iter().any(|entry| entry.point != *to && live(&entry.point))
+            };
+            survives(std::iter::once(me).chain(successors).copied().collect()) && survives(successors.clone())
         });
         lists && answers && self.principals(Some(victim)) > R
     }
@@ -260,6 +263,11 @@ proptest! {
         for _ in 0..1500 {
             world.random_step();
             world.check();
+        }
+        // Those who have not joined yet may know none but the dead by now; the layout tells them of others.
+        let all: Vec<Member> = world.nodes.keys().map(|point| member(point.0)).collect();
+        for chord in world.nodes.values_mut().filter(|chord| !chord.is_member()) {
+            chord.learn(all.clone());
         }
         let count = world.nodes.len();
         world.converge(8 * count + 40);
