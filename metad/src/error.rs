@@ -1,0 +1,55 @@
+//! What can go wrong in metad, told so that an operator knows what to do.
+
+use std::io;
+use std::path::Path;
+use thiserror::Error;
+use wire::ids::MetadId;
+
+/// Why metad does not start, or stops.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A file or directory cannot be used.
+    #[error("{file}: {source}")]
+    Disk {
+        /// Which one.
+        file: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The applied state does not open; it is rebuilt.
+    #[error("metadata store: {0}")]
+    Store(String),
+    /// The Raft log does not open, or Raft ended.
+    #[error("Raft: {0}")]
+    Raft(String),
+    /// The data directory belongs to another node, or a process uses it.
+    #[error("{0}")]
+    DataDir(String),
+    /// The configuration contradicts itself or the certificate.
+    #[error("configuration: {0}")]
+    Config(String),
+    /// Connections cannot be made.
+    #[error(transparent)]
+    Wire(#[from] wire::Error),
+}
+
+impl Error {
+    /// A failure of a file.
+    pub fn disk(file: &Path, source: io::Error) -> Self {
+        Self::Disk { file: file.display().to_string(), source }
+    }
+}
+
+/// Why a command was not carried out here.
+#[derive(Debug, Clone, Error)]
+pub enum ProposeError {
+    /// Another node leads, or none that this one knows of.
+    #[error("this node does not lead")]
+    NotLeader(Option<MetadId>),
+    /// It may or may not be carried out: leadership changed meanwhile. Batches may be sent again (I1).
+    #[error("leadership changed")]
+    Unknown,
+    /// It cannot be carried out.
+    #[error("{0}")]
+    Refused(String),
+}

@@ -1,0 +1,99 @@
+//! Small files that must survive a crash whole, and the ownership of a data directory.
+
+use crate::error::Error;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use wire::ids::{ClusterId, MetadId};
+
+/// Replaces a file so that a crash leaves the old or the new content, and syncs it.
+///
+/// # Errors
+/// When the disk fails.
+pub fn write_synced(path: &Path, content: &[u8]) -> Result<(), Error> {
+    let partial = path.with_extension("partial");
+    let write = || {
+        let mut file = File::create(&partial)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)?;
+        sync_dir(path)
+    };
+    write().map_err(|error| Error::disk(path, error))
+}
+
+/// Syncs the directory that holds `path`, so that its name survives a crash.
+///
+/// # Errors
+/// When the disk fails.
+pub fn sync_dir(path: &Path) -> std::io::Result<()> {
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// Holds a data directory for this process and this node.
+#[derive(Debug)]
+pub struct DataDir {
+    _lock: File,
+    /// Nothing was here before.
+    pub is_new: bool,
+}
+
+impl DataDir {
+    /// Takes the directory, making it if needed.
+    ///
+    /// # Errors
+    /// [`Error::DataDir`] when another process uses it, or it belongs to another node or cluster.
+    pub fn take(dir: &Path, cluster: ClusterId, id: MetadId) -> Result<Self, Error> {
+        fs::create_dir_all(dir).map_err(|error| Error::disk(dir, error))?;
+        let path = dir.join("LOCK");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|error| Error::disk(&path, error))?;
+        if lock.try_lock().is_err() {
+            return Err(Error::DataDir(format!("{}: another metad uses this data directory", dir.display())));
+        }
+        let path = dir.join("IDENTITY");
+        let ours = format!("surf metad 1\ncluster {cluster}\nnode {id}\n");
+        let is_new = !path.exists();
+        if is_new {
+            write_synced(&path, ours.as_bytes())?;
+        } else {
+            let found = fs::read_to_string(&path).map_err(|error| Error::disk(&path, error))?;
+            if found != ours {
+                return Err(Error::DataDir(format!(
+                    "{}: belongs to another node ({}), not to metad {id} of cluster {cluster}: check `data_dir`",
+                    dir.display(),
+                    found.lines().skip(1).collect::<Vec<_>>().join(", ")
+                )));
+            }
+        }
+        Ok(Self { _lock: lock, is_new })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_directory_belongs_to_one_node_and_one_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cluster, other) = (ClusterId([1; 16]), ClusterId([2; 16]));
+        let held = DataDir::take(dir.path(), cluster, MetadId(1)).unwrap();
+        assert!(held.is_new);
+        let error = DataDir::take(dir.path(), cluster, MetadId(1)).unwrap_err().to_string();
+        assert!(error.contains("another metad uses"), "{error}");
+        drop(held);
+        assert!(!DataDir::take(dir.path(), cluster, MetadId(1)).unwrap().is_new);
+        for (cluster, id) in [(other, 1), (cluster, 2)] {
+            let error = DataDir::take(dir.path(), cluster, MetadId(id)).unwrap_err().to_string();
+            assert!(error.contains("belongs to another node"), "{error}");
+        }
+    }
+}

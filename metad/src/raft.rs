@@ -1,0 +1,265 @@
+//! Consensus: the only module that knows openraft (and raft-engine, in `log`).
+//!
+//! [`Consensus`] proposes commands, makes reads linearizable (I2), and changes the membership. `log` is the durable
+//! truth, `machine` turns it into state, `snapshot` shortens it, `network` carries it to peers.
+
+mod log;
+mod machine;
+mod network;
+mod snapshot;
+mod types;
+
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Error, ProposeError};
+use crate::fs::{CommandReply, Stamped};
+use crate::store::Store;
+use log::Log;
+use machine::Machine;
+use network::{Network, Receiver};
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::{BasicNode, ChangeMembers, Config, Raft, ReadPolicy, ServerState, SnapshotPolicy};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use types::TypeConfig;
+use wire::ids::MetadId;
+use wire::message::meta::RaftKind;
+use wire::quic::Endpoint;
+
+/// How Raft behaves.
+#[derive(Clone, Debug)]
+pub struct Tuning {
+    /// Milliseconds between heartbeats of the leader.
+    pub heartbeat_ms: u64,
+    /// A follower that hears nothing for this long (up to twice as long, at random) stands for election.
+    pub election_ms: u64,
+    /// Entries after which a snapshot is taken and the log shortened.
+    pub snapshot_entries: u64,
+    /// Memory for the applied state, in bytes.
+    pub cache_bytes: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        // An election takes about a second: long enough for a stall of a busy disk, short enough for people.
+        Self { heartbeat_ms: 150, election_ms: 700, snapshot_entries: 200_000, cache_bytes: 256 << 20 }
+    }
+}
+
+/// A node of the cluster, as its peers know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub id: MetadId,
+    /// Where it serves.
+    pub addr: SocketAddr,
+    /// Whether it votes; learners only follow.
+    pub voter: bool,
+    /// Log index known to be stored there; only the leader knows.
+    pub matched: u64,
+}
+
+/// This node's part in the cluster.
+pub struct Consensus {
+    raft: Raft<TypeConfig, Machine>,
+    receiver: Receiver,
+    store: Arc<Store>,
+}
+
+impl Consensus {
+    /// Starts with what the directory holds.
+    ///
+    /// # Errors
+    /// When log, snapshot or state cannot be used.
+    pub async fn start(id: MetadId, dir: &Path, endpoint: Endpoint, tuning: &Tuning) -> Result<Self, Error> {
+        let config = Config {
+            cluster_name: "surf".to_owned(),
+            heartbeat_interval: tuning.heartbeat_ms,
+            election_timeout_min: tuning.election_ms,
+            election_timeout_max: tuning.election_ms * 2,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(tuning.snapshot_entries),
+            max_in_snapshot_log_to_keep: tuning.snapshot_entries / 10,
+            install_snapshot_timeout: 10_000,
+            enable_pre_vote: Some(true),
+            ..Config::default()
+        };
+        let config = config.validate().map_err(|error| Error::Config(error.to_string()))?;
+        let (at, cache) = (dir.to_owned(), tuning.cache_bytes);
+        let opened = tokio::task::spawn_blocking(move || {
+            let store = Arc::new(Store::open(&at.join("state"), cache)?);
+            Ok::<_, Error>((Log::open(&at.join("log"))?, Machine::open(&at, store.clone())?, store))
+        });
+        let (log, machine, store) = opened.await.map_err(|error| Error::Raft(error.to_string()))??;
+        let raft = Raft::new(id.0, Arc::new(config), Network { endpoint }, log, machine)
+            .await
+            .map_err(|error| Error::Raft(error.to_string()))?;
+        Ok(Self { raft, receiver: Receiver::new(dir), store })
+    }
+
+    /// Founds a cluster of these nodes; on a node that is in one already, nothing happens.
+    ///
+    /// # Errors
+    /// When the log cannot be written.
+    pub async fn found(&self, members: &BTreeMap<MetadId, SocketAddr>) -> Result<(), Error> {
+        let failed = |error: &dyn std::fmt::Display| Error::Raft(error.to_string());
+        if self.raft.is_initialized().await.map_err(|error| failed(&error))? {
+            return Ok(());
+        }
+        let nodes: BTreeMap<u64, BasicNode> =
+            members.iter().map(|(id, addr)| (id.0, BasicNode::new(addr.to_string()))).collect();
+        self.raft.initialize(nodes).await.map_err(|error| failed(&error))
+    }
+
+    /// The applied state, to be read after [`Consensus::read_barrier`].
+    #[must_use]
+    pub fn state(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Replicates a command and applies it. Runs to its end though the caller is dropped.
+    ///
+    /// # Errors
+    /// [`ProposeError`]: not leader, or unknown whether it will be applied.
+    pub async fn propose(&self, stamped: Stamped) -> Result<CommandReply, ProposeError> {
+        match self.raft.client_write(stamped).await {
+            Ok(response) => Ok(response.data),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => Err(ProposeError::Unknown),
+            Err(RaftError::APIError(error)) => Err(ProposeError::Refused(error.to_string())),
+            Err(RaftError::Fatal(error)) => Err(ProposeError::Refused(error.to_string())),
+        }
+    }
+
+    /// Waits until what is read now is current: under the leader's lease without any message, else after a round of
+    /// them.
+    ///
+    /// # Errors
+    /// [`ProposeError::NotLeader`] when this node cannot know.
+    pub async fn read_barrier(&self) -> Result<(), ProposeError> {
+        // I2: the lease proves that no other leader can have committed anything.
+        let ready = match self.raft.get_read_linearizer(ReadPolicy::LeaseRead).await {
+            Ok(ready) => ready,
+            Err(_) => self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(|error| match error {
+                RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => not_leader(&forward),
+                _ => ProposeError::NotLeader(None),
+            })?,
+        };
+        ready.await_ready(&self.raft).await.map(|_| ()).map_err(|error| ProposeError::Refused(error.to_string()))
+    }
+
+    /// Whether this node leads, as far as it knows.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let state = metrics.borrow_watched().state;
+        state == ServerState::Leader
+    }
+
+    /// The leader, as far as this node knows.
+    pub async fn leader(&self) -> Option<MetadId> {
+        self.raft.current_leader().await.map(MetadId)
+    }
+
+    /// The nodes of the cluster.
+    #[must_use]
+    pub fn members(&self) -> Vec<Member> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let voters: Vec<u64> = membership.voter_ids().collect();
+        let matched = |id: &u64| {
+            let replication = metrics.replication.as_ref()?;
+            replication.get(id)?.as_ref().map(|log_id| log_id.index)
+        };
+        membership
+            .nodes()
+            .filter_map(|(id, node)| {
+                let addr = node.addr.parse().ok()?;
+                Some(Member { id: MetadId(*id), addr, voter: voters.contains(id), matched: matched(id).unwrap_or(0) })
+            })
+            .collect()
+    }
+
+    /// Raft term and applied log index.
+    #[must_use]
+    pub fn progress(&self) -> (u64, u64) {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.current_term, metrics.last_applied.map_or(0, |log_id| log_id.index))
+    }
+
+    /// Adds a node: it follows until it has caught up, then votes.
+    ///
+    /// # Errors
+    /// When this node does not lead, or the new one cannot be reached.
+    pub async fn add(&self, id: MetadId, addr: SocketAddr) -> Result<(), ProposeError> {
+        let node = BasicNode::new(addr.to_string());
+        self.raft.add_learner(id.0, node, true).await.map_err(membership_error)?;
+        self.change(ChangeMembers::AddVoterIds([id.0].into())).await
+    }
+
+    /// Removes a node.
+    ///
+    /// # Errors
+    /// When this node does not lead, or too few would be left.
+    pub async fn remove(&self, id: MetadId) -> Result<(), ProposeError> {
+        self.change(ChangeMembers::RemoveVoters([id.0].into())).await?;
+        self.change(ChangeMembers::RemoveNodes([id.0].into())).await
+    }
+
+    async fn change(&self, change: ChangeMembers<u64, BasicNode>) -> Result<(), ProposeError> {
+        self.raft.change_membership(change, true).await.map(|_| ()).map_err(membership_error)
+    }
+
+    /// Takes a snapshot now, and waits until it is durable.
+    ///
+    /// # Errors
+    /// When Raft has ended, or it takes longer than `limit`.
+    pub async fn snapshot(&self, limit: Duration) -> Result<(), Error> {
+        let failed = |error: &dyn std::fmt::Display| Error::Raft(error.to_string());
+        let (_, applied) = self.progress();
+        self.raft.trigger().snapshot().await.map_err(|error| failed(&error))?;
+        let wait = self.raft.wait(Some(limit));
+        wait.metrics(|m| m.snapshot.is_some_and(|at| at.index >= applied), "snapshot")
+            .await
+            .map_err(|error| failed(&error))?;
+        Ok(())
+    }
+
+    /// Carries out a peer's message.
+    ///
+    /// # Errors
+    /// The reason, for the peer.
+    pub async fn handle(&self, kind: RaftKind, payload: &[u8]) -> Result<Vec<u8>, String> {
+        self.receiver.handle(&self.raft, kind, payload).await
+    }
+
+    /// Takes no further part. The state is marked clean when everything could be synced.
+    pub async fn stop(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "Raft did not end cleanly");
+        }
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || store.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the state will be rebuilt at the next start"),
+            Err(error) => tracing::warn!(%error, "the state will be rebuilt at the next start"),
+        }
+    }
+}
+
+fn not_leader(forward: &ForwardToLeader<TypeConfig>) -> ProposeError {
+    ProposeError::NotLeader(forward.leader_id.map(MetadId))
+}
+
+fn membership_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ProposeError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => not_leader(&forward),
+        error => ProposeError::Refused(error.to_string()),
+    }
+}

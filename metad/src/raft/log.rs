@@ -1,0 +1,306 @@
+//! The durable Raft log: the truth of the cluster.
+//!
+//! One thread owns the files (raft-engine: append-only, checksummed, recycled and prewritten segments). It takes whatever
+//! has queued up, votes and entries in their order, writes it in one go, syncs once, and only then reports: group commit
+//! without waiting. Entries can be read as soon as `append` returns, from memory.
+//!
+//! A write or sync that fails ends the process: after a failed fsync the kernel may have dropped the data, and trying
+//! again would report success.
+
+use super::types::{Entry, IoFlushed, LogId, TypeConfig, Vote};
+use crate::error::Error;
+use openraft::storage::RaftLogStorage;
+use openraft::{LogState, RaftLogReader};
+use parking_lot::Mutex;
+use protobuf::well_known_types::BytesValue;
+use raft_engine::{Config, Engine, LogBatch, MessageExt, ReadableSize};
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use tokio::sync::oneshot;
+use wire::codec;
+
+/// The only Raft group in the engine.
+const GROUP: u64 = 1;
+const VOTE: &[u8] = b"vote";
+const PURGED: &[u8] = b"purged";
+/// Recent entries kept in memory for replication and apply.
+const CACHED_ENTRIES: usize = 8192;
+
+/// How an entry is stored: its index (8 bytes, little endian), then its encoding.
+struct Stored;
+
+impl MessageExt for Stored {
+    type Entry = BytesValue;
+
+    fn index(entry: &BytesValue) -> u64 {
+        let mut index = [0; 8];
+        index.copy_from_slice(&entry.value[..8]);
+        u64::from_le_bytes(index)
+    }
+}
+
+fn to_stored(entry: &Entry) -> BytesValue {
+    let mut value = entry.log_id.index.to_le_bytes().to_vec();
+    value.extend_from_slice(&codec::encode(entry));
+    BytesValue { value, ..BytesValue::default() }
+}
+
+fn from_stored(stored: &BytesValue) -> io::Result<Entry> {
+    codec::decode(&stored.value[8..]).map_err(io::Error::other)
+}
+
+/// Work for the writer thread.
+enum Work {
+    Append(Vec<BytesValue>, IoFlushed),
+    Put(&'static [u8], Vec<u8>, oneshot::Sender<io::Result<()>>),
+    /// The record that entries are gone, then the entries.
+    Purge(u64, Vec<u8>, oneshot::Sender<io::Result<()>>),
+}
+
+/// What readers see, guarded by one lock.
+#[derive(Default)]
+struct Index {
+    recent: BTreeMap<u64, Entry>,
+    last: Option<LogId>,
+    purged: Option<LogId>,
+    vote: Option<Vote>,
+}
+
+/// The log. Clones share it.
+#[derive(Clone)]
+pub struct Log {
+    engine: Arc<Engine>,
+    index: Arc<Mutex<Index>>,
+    work: mpsc::Sender<Work>,
+    _writer: Arc<Writer>,
+}
+
+/// Ends when the last log is dropped.
+struct Writer(#[allow(dead_code, reason = "held so that the thread is named and owned")] JoinHandle<()>);
+
+fn stop_for(error: &raft_engine::Error) -> ! {
+    tracing::error!(%error, "the Raft log cannot be written; stopping. Check the disk, then start again");
+    std::process::exit(74)
+}
+
+impl Log {
+    /// Opens the log in `dir`, cutting what a crash left unfinished at its end.
+    ///
+    /// # Errors
+    /// When it does not open.
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        let failed = |error: raft_engine::Error| Error::Raft(format!("{}: {error}", dir.display()));
+        let config = Config {
+            dir: dir.display().to_string(),
+            target_file_size: ReadableSize::mb(32),
+            purge_threshold: ReadableSize::mb(512),
+            // Prewritten files: a sync then need not commit the filesystem's journal as well.
+            enable_log_recycle: true,
+            prefill_for_recycle: true,
+            prefill_limit: Some(ReadableSize::mb(128)),
+            format_version: raft_engine::Version::V2,
+            ..Config::default()
+        };
+        let engine = Arc::new(Engine::open(config).map_err(failed)?);
+        let index = Index {
+            last: last_stored(&engine)?,
+            purged: get(&engine, PURGED)?,
+            vote: get(&engine, VOTE)?,
+            recent: BTreeMap::new(),
+        };
+        let (work, queue) = mpsc::channel();
+        let writer = {
+            let engine = engine.clone();
+            std::thread::Builder::new()
+                .name("raft-log".to_owned())
+                .spawn(move || write_all(&engine, &queue))
+                .map_err(|error| Error::disk(dir, error))?
+        };
+        Ok(Self { engine, index: Arc::new(Mutex::new(index)), work, _writer: Arc::new(Writer(writer)) })
+    }
+
+    fn send(&self, work: Work) -> io::Result<()> {
+        self.work.send(work).map_err(|_| io::Error::other("the log's writer has ended"))
+    }
+
+    async fn put(&self, key: &'static [u8], value: Vec<u8>) -> io::Result<()> {
+        let (done, wait) = oneshot::channel();
+        self.send(Work::Put(key, value, done))?;
+        wait.await.map_err(io::Error::other)?
+    }
+}
+
+fn get<T: serde::de::DeserializeOwned>(engine: &Engine, key: &[u8]) -> Result<Option<T>, Error> {
+    engine.get(GROUP, key).map(|bytes| codec::decode(&bytes)).transpose().map_err(Error::Wire)
+}
+
+fn last_stored(engine: &Engine) -> Result<Option<LogId>, Error> {
+    let Some(index) = engine.last_index(GROUP) else { return Ok(None) };
+    let failed = |error: &dyn std::fmt::Display| Error::Raft(format!("last entry: {error}"));
+    let stored = engine.get_entry::<Stored>(GROUP, index).map_err(|error| failed(&error))?;
+    let Some(stored) = stored else { return Ok(None) };
+    Ok(Some(from_stored(&stored).map_err(|error| failed(&error))?.log_id))
+}
+
+/// The writer thread: everything that is queued goes into one write and one sync.
+fn write_all(engine: &Engine, queue: &mpsc::Receiver<Work>) {
+    while let Ok(first) = queue.recv() {
+        let mut batch = LogBatch::default();
+        let mut flushed = Vec::new();
+        let mut done = Vec::new();
+        let mut purge = None;
+        for work in std::iter::once(first).chain(queue.try_iter()) {
+            let added = match work {
+                Work::Append(entries, callback) => {
+                    flushed.push(callback);
+                    batch.add_entries::<Stored>(GROUP, &entries)
+                }
+                Work::Put(key, value, reply) => {
+                    done.push(reply);
+                    batch.put(GROUP, key.to_vec(), value)
+                }
+                Work::Purge(upto, value, reply) => {
+                    done.push(reply);
+                    purge = Some(upto);
+                    batch.put(GROUP, PURGED.to_vec(), value)
+                }
+            };
+            added.unwrap_or_else(|error| stop_for(&error));
+            if purge.is_some() {
+                // What follows a purge may leave a gap behind what is there: the engine must have let go of that first.
+                break;
+            }
+        }
+        // I7: synced before anyone is told.
+        engine.write(&mut batch, true).unwrap_or_else(|error| stop_for(&error));
+        for callback in flushed {
+            callback.io_completed(Ok(()));
+        }
+        for reply in done {
+            let _ = reply.send(Ok(()));
+        }
+        if let Some(upto) = purge {
+            engine.compact_to(GROUP, upto + 1);
+            if let Err(error) = engine.purge_expired_files() {
+                tracing::warn!(%error, "old files of the Raft log could not be removed");
+            }
+        }
+    }
+}
+
+impl RaftLogReader<TypeConfig> for Log {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + Send>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start + 1,
+            Bound::Unbounded => 0,
+        };
+        let (first_recent, recent, end) = {
+            let index = self.index.lock();
+            let last = index.last.map_or(0, |last| last.index + 1);
+            let first = index.purged.map_or(0, |purged| purged.index + 1);
+            let end = match range.end_bound() {
+                Bound::Included(end) => (end + 1).min(last),
+                Bound::Excluded(end) => (*end).min(last),
+                Bound::Unbounded => last,
+            };
+            let start = start.max(first);
+            if start >= end {
+                return Ok(Vec::new());
+            }
+            let recent: Vec<Entry> = index.recent.range(start..end).map(|(_, entry)| entry.clone()).collect();
+            (recent.first().map_or(end, |entry| entry.log_id.index), recent, end)
+        };
+        debug_assert!(end >= first_recent, "recent entries lie within the range");
+        // What is not in memory has been written: only entries that were pushed out of memory by newer ones are not.
+        let stored_from = self.engine.first_index(GROUP).unwrap_or(first_recent);
+        let first = self.index.lock().purged.map_or(start, |purged| start.max(purged.index + 1)).max(stored_from);
+        if first >= first_recent {
+            return Ok(recent);
+        }
+        let engine = self.engine.clone();
+        let mut entries = tokio::task::spawn_blocking(move || {
+            let mut stored = Vec::new();
+            engine
+                .fetch_entries_to::<Stored>(GROUP, first, first_recent, None, &mut stored)
+                .map_err(io::Error::other)?;
+            stored.iter().map(from_stored).collect::<io::Result<Vec<Entry>>>()
+        })
+        .await
+        .map_err(io::Error::other)??;
+        entries.extend(recent);
+        Ok(entries)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.index.lock().vote)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for Log {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let index = self.index.lock();
+        let last = index.last.max(index.purged);
+        Ok(LogState { last_purged_log_id: index.purged, last_log_id: last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self::LogReader {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        self.index.lock().vote = Some(*vote);
+        self.put(VOTE, codec::encode(vote)).await
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IoFlushed) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let stored: Vec<BytesValue> = entries.iter().map(to_stored).collect();
+        {
+            let mut index = self.index.lock();
+            for entry in entries {
+                index.last = Some(entry.log_id);
+                index.recent.insert(entry.log_id.index, entry);
+            }
+            while index.recent.len() > CACHED_ENTRIES {
+                index.recent.pop_first();
+            }
+        }
+        self.send(Work::Append(stored, callback))
+    }
+
+    /// Forgets entries behind `last_log_id`. On disk they stay until others take their place, which the engine does in
+    /// one step: after a crash in between, the node has its old tail again, as if it had never been told to cut it.
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        let mut index = self.index.lock();
+        let keep = last_log_id.map_or(0, |last| last.index + 1);
+        index.recent.split_off(&keep);
+        index.last = index.last.min(last_log_id);
+        Ok(())
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        {
+            let mut index = self.index.lock();
+            index.recent = index.recent.split_off(&(log_id.index + 1));
+            index.purged = Some(log_id);
+        }
+        let (done, wait) = oneshot::channel();
+        self.send(Work::Purge(log_id.index, codec::encode(&log_id), done))?;
+        wait.await.map_err(io::Error::other)?
+    }
+}

@@ -1,0 +1,160 @@
+//! Committed entries become state: the place where Raft meets `fs::apply` and the store.
+
+use super::snapshot;
+use super::types::{Entry, LogId, Membership, Snapshot, SnapshotFile, SnapshotMeta, TypeConfig};
+use crate::error::Error;
+use crate::fs::view::View;
+use crate::fs::{self, CommandReply};
+use crate::store::Store;
+use futures::{FutureExt, Stream, StreamExt};
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::task::{block_in_place, spawn_blocking};
+use wire::codec;
+
+/// Entries applied before one write to the store.
+const APPLY_ENTRIES: usize = 256;
+
+/// How far the state has come, stored with it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Position {
+    applied: Option<LogId>,
+    membership: Membership,
+}
+
+/// The state machine as openraft sees it.
+pub struct Machine {
+    store: Arc<Store>,
+    snapshot: PathBuf,
+    position: Position,
+}
+
+impl Machine {
+    /// Takes over a state; when it is behind the node's snapshot, it is replaced by that.
+    ///
+    /// # Errors
+    /// When snapshot or state cannot be read.
+    pub fn open(dir: &Path, store: Arc<Store>) -> Result<Self, Error> {
+        let path = snapshot::path_in(dir);
+        let stored = store.position().map(|bytes| codec::decode::<Position>(&bytes)).transpose()?;
+        let mut position = stored.unwrap_or_default();
+        let disk = |error| Error::disk(&path, error);
+        if let Some(meta) = snapshot::meta(&path).map_err(disk)?.filter(|meta| meta.last_log_id > position.applied) {
+            snapshot::verify(&path).map_err(disk)?;
+            position = position_of(&meta);
+            snapshot::load(&path, &store, &codec::encode(&position)).map_err(disk)?;
+        }
+        Ok(Self { store, snapshot: path, position })
+    }
+
+    /// Applies entries, writes the result once, then answers.
+    fn apply_all(&mut self, entries: Vec<EntryResponder<TypeConfig>>) {
+        let store = self.store.clone();
+        let mut view = View::new(&*store);
+        let mut replies = Vec::with_capacity(entries.len());
+        for (entry, responder) in entries {
+            let reply = self.apply_entry(&mut view, entry);
+            if let Some(responder) = responder {
+                replies.push((responder, reply));
+            }
+        }
+        let position = codec::encode(&self.position);
+        store.apply(view.into_changes(), &position);
+        for (responder, reply) in replies {
+            responder.send(reply);
+        }
+    }
+
+    fn apply_entry(&mut self, view: &mut View, entry: Entry) -> CommandReply {
+        self.position.applied = Some(entry.log_id);
+        match entry.payload {
+            EntryPayload::Blank => CommandReply::Done,
+            EntryPayload::Normal(stamped) => fs::apply(view, &stamped),
+            EntryPayload::Membership(membership) => {
+                self.position.membership = Membership::new(Some(entry.log_id), membership);
+                CommandReply::Done
+            }
+        }
+    }
+}
+
+fn position_of(meta: &SnapshotMeta) -> Position {
+    Position { applied: meta.last_log_id, membership: meta.last_membership.clone() }
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = SnapshotFile;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, Membership), io::Error> {
+        Ok((self.position.applied, self.position.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some(first) = entries.next().await {
+            let mut ready = vec![first?];
+            while ready.len() < APPLY_ENTRIES {
+                match entries.next().now_or_never() {
+                    Some(Some(entry)) => ready.push(entry?),
+                    _ => break,
+                }
+            }
+            block_in_place(|| self.apply_all(ready));
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        // Between two applies: from here on the scan sees exactly this position's state.
+        self.store.begin_snapshot();
+        Builder { store: self.store.clone(), path: self.snapshot.clone(), position: self.position.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
+        let (store, path) = (self.store.clone(), self.snapshot.clone());
+        let position = position_of(meta);
+        let encoded = codec::encode(&position);
+        let work = move || {
+            snapshot::verify(&snapshot.0)?;
+            if snapshot.0 != path {
+                snapshot::publish(&snapshot.0, &path)?;
+            }
+            snapshot::load(&path, &store, &encoded)
+        };
+        spawn_blocking(work).await.map_err(io::Error::other)??;
+        self.position = position;
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        let path = self.snapshot.clone();
+        let meta = spawn_blocking(move || snapshot::meta(&path)).await.map_err(io::Error::other)??;
+        Ok(meta.map(|meta| Snapshot { meta, snapshot: SnapshotFile(self.snapshot.clone()) }))
+    }
+}
+
+/// Writes a snapshot while entries go on being applied.
+pub struct Builder {
+    store: Arc<Store>,
+    path: PathBuf,
+    position: Position,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        let meta =
+            SnapshotMeta { last_log_id: self.position.applied, last_membership: self.position.membership.clone() };
+        let (store, path, written) = (self.store.clone(), self.path.clone(), meta.clone());
+        spawn_blocking(move || snapshot::write(&path, &written, &store)).await.map_err(io::Error::other)??;
+        Ok(Snapshot { meta, snapshot: SnapshotFile(self.path.clone()) })
+    }
+}

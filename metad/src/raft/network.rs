@@ -1,0 +1,257 @@
+//! Raft between peers: each message is a request of `wire`, its openraft type in the payload.
+
+use super::snapshot;
+use super::types::{Snapshot, SnapshotFile, SnapshotMeta, TypeConfig, Vote};
+use bytes::Bytes;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::RPCOption;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+use openraft::{BasicNode, OptionalSend, Raft, RaftNetworkFactory, RaftNetworkV2};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+use wire::codec;
+use wire::message::meta::{MetaReply, MetaRequest, RaftKind};
+use wire::quic::{Endpoint, Peer};
+use wire::tls::Role;
+
+use super::machine::Machine;
+
+/// Snapshots travel in pieces of this size.
+const PIECE_BYTES: usize = 1 << 20;
+/// One piece takes no longer than this.
+const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Installing the last piece replaces the whole state.
+const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// A piece of a snapshot.
+#[derive(Serialize, Deserialize)]
+struct Piece {
+    vote: Vote,
+    meta: SnapshotMeta,
+    offset: u64,
+    total: u64,
+    bytes: Bytes,
+}
+
+/// Makes connections to peers.
+pub struct Network {
+    pub(super) endpoint: Endpoint,
+}
+
+/// The connection to one peer.
+pub struct Connection {
+    target: u64,
+    peer: Option<Peer>,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Connection;
+
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Connection {
+        let peer = node.addr.parse::<SocketAddr>().ok().map(|addr| self.endpoint.peer(addr, Role::Metad));
+        Connection { target, peer }
+    }
+}
+
+impl Connection {
+    async fn ask<Q: Serialize + Sync, R: DeserializeOwned>(
+        &self,
+        kind: RaftKind,
+        message: &Q,
+        limit: Duration,
+    ) -> Result<R, RPCError<TypeConfig>> {
+        let Some(peer) = &self.peer else {
+            return Err(RPCError::Unreachable(Unreachable::from_string(format!(
+                "metad {} has no address",
+                self.target
+            ))));
+        };
+        let payload = Bytes::from(codec::encode(message));
+        let asked = peer.request::<_, MetaReply>(&MetaRequest::Raft(kind), &[payload], limit).await;
+        match asked {
+            Ok((MetaReply::Raft, reply)) => {
+                codec::decode(&reply).map_err(|error| RPCError::Network(NetworkError::new(&error)))
+            }
+            Ok(_) => Err(RPCError::Network(NetworkError::from_string("unexpected reply"))),
+            Err(error @ wire::Error::NotSent { .. }) => Err(RPCError::Unreachable(Unreachable::new(&error))),
+            Err(error) => Err(RPCError::Network(NetworkError::new(&error))),
+        }
+    }
+
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: Snapshot,
+    ) -> Result<SnapshotResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let failed = |error: io::Error| RPCError::Network(NetworkError::new(&error));
+        let path = snapshot.snapshot.0.clone();
+        let file = spawn_blocking(move || File::open(path)).await.map_err(io::Error::other).map_err(failed)?;
+        let file = std::sync::Arc::new(file.map_err(failed)?);
+        let total = file.metadata().map_err(failed)?.len();
+        let mut offset = 0;
+        loop {
+            let len = PIECE_BYTES.min(usize::try_from(total - offset).unwrap_or(PIECE_BYTES));
+            let from = file.clone();
+            let read = spawn_blocking(move || {
+                let mut bytes = vec![0; len];
+                from.read_exact_at(&mut bytes, offset).map(|()| bytes)
+            });
+            let bytes = Bytes::from(read.await.map_err(io::Error::other).map_err(failed)?.map_err(failed)?);
+            let piece = Piece { vote, meta: snapshot.meta.clone(), offset, total, bytes };
+            offset += len as u64;
+            let limit = if offset == total { INSTALL_TIMEOUT } else { PIECE_TIMEOUT };
+            let answer: Option<SnapshotResponse<TypeConfig>> = self.ask(RaftKind::Snapshot, &piece, limit).await?;
+            match answer {
+                Some(response) => return Ok(response),
+                None if offset < total => {}
+                None => return Err(RPCError::Network(NetworkError::from_string("the snapshot was not installed"))),
+            }
+        }
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Connection {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask(RaftKind::Append, &rpc, option.hard_ttl()).await
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask(RaftKind::Vote, &rpc, option.hard_ttl()).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask(RaftKind::PreVote, &rpc, option.hard_ttl()).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        tokio::select! {
+            sent = self.send_snapshot(vote, snapshot) => sent.map_err(|error| match error {
+                RPCError::Unreachable(error) => StreamingError::Unreachable(error),
+                error => StreamingError::Network(NetworkError::new(&error)),
+            }),
+            closed = cancel => Err(StreamingError::Closed(closed)),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask(RaftKind::TransferLeader, &req, option.hard_ttl()).await
+    }
+}
+
+/// The answering side.
+pub(super) struct Receiver {
+    dir: PathBuf,
+    /// The snapshot being received: its sender's vote, and how far it has come.
+    incoming: Mutex<Option<(Vote, u64)>>,
+}
+
+impl Receiver {
+    pub(super) fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), incoming: Mutex::new(None) }
+    }
+
+    /// Carries out a peer's message and returns the encoded answer.
+    pub(super) async fn handle(
+        &self,
+        raft: &Raft<TypeConfig, Machine>,
+        kind: RaftKind,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, String> {
+        let text = |error: &dyn std::fmt::Display| error.to_string();
+        match kind {
+            RaftKind::Append => {
+                let answer = raft.append_entries(decode(payload)?).await.map_err(|error| text(&error))?;
+                Ok(codec::encode(&answer))
+            }
+            RaftKind::Vote => {
+                let answer = raft.vote(decode(payload)?).await.map_err(|error| text(&error))?;
+                Ok(codec::encode(&answer))
+            }
+            RaftKind::PreVote => {
+                let answer = raft.pre_vote(decode(payload)?).await.map_err(|error| text(&error))?;
+                Ok(codec::encode(&answer))
+            }
+            RaftKind::TransferLeader => {
+                let answer = raft.handle_transfer_leader(decode(payload)?).await.map_err(|error| text(&error))?;
+                Ok(codec::encode(&answer))
+            }
+            RaftKind::Snapshot => {
+                let answer = self.take_piece(raft, decode(payload)?).await.map_err(|error| text(&error))?;
+                Ok(codec::encode(&answer))
+            }
+        }
+    }
+
+    /// Writes a piece; the last one installs the snapshot. `None` asks for more.
+    async fn take_piece(
+        &self,
+        raft: &Raft<TypeConfig, Machine>,
+        piece: Piece,
+    ) -> io::Result<Option<SnapshotResponse<TypeConfig>>> {
+        let path = snapshot::path_in(&self.dir).with_extension("incoming");
+        let mut incoming = self.incoming.lock().await;
+        // A first piece begins anew, whatever was under way.
+        let expected = if piece.offset == 0 { 0 } else { incoming.map_or(0, |(_, at)| at) };
+        let same_sender = piece.offset == 0 || incoming.is_some_and(|(vote, _)| vote == piece.vote);
+        if piece.offset != expected || !same_sender {
+            *incoming = None;
+            return Err(io::Error::other("a piece of the snapshot is missing"));
+        }
+        let at = piece.offset + piece.bytes.len() as u64;
+        let done = at == piece.total;
+        let (target, bytes, offset) = (path.clone(), piece.bytes, piece.offset);
+        let write = move || {
+            let file = File::options().create(true).write(true).truncate(offset == 0).open(&target)?;
+            file.write_all_at(&bytes, offset)?;
+            if done { file.sync_all() } else { Ok(()) }
+        };
+        spawn_blocking(write).await.map_err(io::Error::other)??;
+        *incoming = Some((piece.vote, at));
+        if !done {
+            return Ok(None);
+        }
+        *incoming = None;
+        let snapshot = Snapshot { meta: piece.meta, snapshot: SnapshotFile(path) };
+        raft.install_full_snapshot(piece.vote, snapshot).await.map(Some).map_err(io::Error::other)
+    }
+}
+
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    codec::decode(bytes).map_err(|error| error.to_string())
+}

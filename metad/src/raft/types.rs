@@ -1,0 +1,52 @@
+//! The types that openraft works with here.
+
+use crate::fs::{CommandReply, Stamped};
+use openraft::BasicNode;
+use std::path::PathBuf;
+
+openraft::declare_raft_types!(
+    /// What Raft replicates, and between whom.
+    pub TypeConfig:
+        D = Stamped,
+        R = CommandReply,
+        NodeId = u64,
+        Node = BasicNode,
+);
+
+pub(super) type Entry = openraft::alias::EntryOf<TypeConfig>;
+pub(super) type Vote = openraft::alias::VoteOf<TypeConfig>;
+pub(super) type LogId = openraft::alias::LogIdOf<TypeConfig>;
+pub(super) type Membership = openraft::alias::StoredMembershipOf<TypeConfig>;
+pub(super) type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
+pub(super) type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>;
+pub(super) type IoFlushed = openraft::storage::IOFlushed<TypeConfig>;
+
+/// A snapshot on disk: complete, checksummed and synced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotFile(pub PathBuf);
+
+impl std::fmt::Display for Stamped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        use crate::fs::Command;
+        match &self.command {
+            Command::Init { .. } => f.write_str("init"),
+            Command::Batches(batches) => write!(f, "{} batches", batches.len()),
+            Command::OpenSession(_) => f.write_str("open session"),
+            Command::CloseSessions(sessions) => write!(f, "close {} sessions", sessions.len()),
+            Command::SetLayout(layout) => write!(f, "layout {}", layout.epoch),
+            Command::BlocksDropped(blocks) => write!(f, "{} blocks dropped", blocks.len()),
+            Command::Reap => f.write_str("reap"),
+        }
+    }
+}
+
+impl std::fmt::Display for CommandReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            CommandReply::Done => "done",
+            CommandReply::Batches(_) => "batches",
+            CommandReply::Session(_) => "session",
+            CommandReply::Stale => "stale",
+        })
+    }
+}

@@ -1,0 +1,342 @@
+//! The applied state on disk: sled, used for nothing but a view that can be rebuilt.
+//!
+//! sled 0.34 never fsyncs (its `flush` calls `sync_file_range`), and a batch is atomic within one tree only. So there is
+//! one tree; each Raft entry's effects and the applied position go into one batch; and the state is trusted after a
+//! start only where nothing unsynced can have been lost: after a clean stop (which syncs the files itself), or when
+//! only the process died and the kernel lived on. Else it is thrown away and rebuilt from a snapshot and the Raft log,
+//! which are synced before anything is acknowledged.
+//!
+//! [`Store::begin_snapshot`] reads a state as of one moment while writes go on: a scan moves through the keys in steps,
+//! and a write to a key that the scan has not reached yet first keeps the old value for it.
+
+use crate::error::Error;
+use crate::fs::keys::Key;
+use crate::fs::view::Kv;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::ops::{Bound, Range};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Where the applied position is kept; no table uses this prefix.
+const POSITION: &[u8] = &[0];
+/// Says whether the files can be trusted.
+const MARK: &str = "STATE";
+/// Version of the files' form.
+const FORMAT: &str = "surf metadata 1";
+/// How long files that another part of this process still holds are waited for.
+const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// The kernel's name for the time since it started.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The applied state.
+pub struct Store {
+    dir: PathBuf,
+    db: sled::Db,
+    /// Guards the order of writes against the steps of a scan.
+    scan: Mutex<Option<Scan>>,
+}
+
+/// A scan under way.
+struct Scan {
+    /// Keys up to and with this one have been read.
+    passed: Key,
+    /// Values as they were when the scan began, of keys that were written since and not reached yet.
+    before: BTreeMap<Key, Option<Vec<u8>>>,
+}
+
+/// Ends the process: without its state a metad can promise nothing, and acknowledging further would be a lie.
+fn stop_for(error: &sled::Error) -> ! {
+    tracing::error!(%error, "the metadata store failed; stopping. Check the disk, then start again");
+    std::process::exit(74)
+}
+
+impl Store {
+    /// Opens the state in `dir`, or an empty one where there is none or none that can be trusted.
+    ///
+    /// # Errors
+    /// When the directory cannot be used at all.
+    pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
+        if dir.exists() && !is_trusted(dir) {
+            tracing::warn!(dir = %dir.display(), "the state may have lost writes; rebuilding it from snapshot and log");
+            fs::remove_dir_all(dir).map_err(|error| Error::disk(dir, error))?;
+        }
+        let store = match Self::open_files(dir, cache_bytes) {
+            Ok(store) => store,
+            Err(Error::Disk { file, source }) => return Err(Error::Disk { file, source }),
+            Err(error) => {
+                tracing::warn!(%error, dir = %dir.display(), "the state does not open; rebuilding it from snapshot and log");
+                fs::remove_dir_all(dir).map_err(|error| Error::disk(dir, error))?;
+                Self::open_files(dir, cache_bytes)?
+            }
+        };
+        store.mark("open")?;
+        Ok(store)
+    }
+
+    fn open_files(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
+        fs::create_dir_all(dir).map_err(|error| Error::disk(dir, error))?;
+        let db = open_sled(&dir.join("sled"), cache_bytes)?;
+        Ok(Self { dir: dir.to_owned(), db, scan: Mutex::new(None) })
+    }
+
+    fn mark(&self, state: &str) -> Result<(), Error> {
+        let path = self.dir.join(MARK);
+        let text = format!("{FORMAT}\n{state}\n{}", boot_id());
+        crate::files::write_synced(&path, text.as_bytes())
+    }
+
+    /// Syncs everything and marks the state as trustworthy, whatever happens to the machine.
+    ///
+    /// # Errors
+    /// When the disk fails; the next start rebuilds.
+    pub fn close(&self) -> Result<(), Error> {
+        self.db.flush().map_err(|error| Error::Store(error.to_string()))?;
+        sync_files(&self.dir.join("sled"))?;
+        self.mark("clean")
+    }
+
+    /// The position up to which the state has applied the log, as [`Store::apply`] stored it.
+    #[must_use]
+    pub fn position(&self) -> Option<Vec<u8>> {
+        self.get(POSITION)
+    }
+
+    /// Stores changes and the position they lead to, together.
+    pub fn apply(&self, changes: BTreeMap<Key, Option<Vec<u8>>>, position: &[u8]) {
+        let mut scan = self.scan.lock();
+        if let Some(scan) = scan.as_mut() {
+            for key in changes.keys() {
+                if *key > scan.passed && !scan.before.contains_key(key) {
+                    scan.before.insert(key.clone(), self.get(key));
+                }
+            }
+        }
+        let mut batch = sled::Batch::default();
+        for (key, change) in changes {
+            match change {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        batch.insert(POSITION, position);
+        self.db.apply_batch(batch).unwrap_or_else(|error| stop_for(&error));
+    }
+
+    /// Throws everything away, to be followed by [`Store::load`]s and one [`Store::apply`] with the position.
+    pub fn clear(&self) {
+        *self.scan.lock() = None;
+        self.db.clear().unwrap_or_else(|error| stop_for(&error));
+    }
+
+    /// Puts pairs in, without a position: the state is not whole until one is applied.
+    pub fn load(&self, pairs: Vec<(Key, Vec<u8>)>) {
+        let mut batch = sled::Batch::default();
+        for (key, value) in pairs {
+            batch.insert(key, value);
+        }
+        self.db.apply_batch(batch).unwrap_or_else(|error| stop_for(&error));
+    }
+
+    /// Begins to read the state as it is now; returns its position. Only one scan goes on at a time: an older one ends
+    /// with [`Store::next_of_snapshot`] answering `None`.
+    pub fn begin_snapshot(&self) -> Option<Vec<u8>> {
+        let mut scan = self.scan.lock();
+        *scan = Some(Scan { passed: POSITION.to_vec(), before: BTreeMap::new() });
+        self.position()
+    }
+
+    /// The next pairs of the state as it was when the scan began; empty at its end. `None` when there is no scan.
+    pub fn next_of_snapshot(&self, count: usize) -> Option<Vec<(Key, Vec<u8>)>> {
+        let mut slot = self.scan.lock();
+        let scan = slot.as_mut()?;
+        let from = (Bound::Excluded(scan.passed.clone()), Bound::Unbounded);
+        let mut stored = self.db.range::<Key, _>(from.clone());
+        let mut pairs = Vec::with_capacity(count);
+        let mut next_stored = stored.next();
+        // Walks the union of what is stored and what was kept, in order, the kept value winning.
+        while pairs.len() < count {
+            let in_store = match &next_stored {
+                Some(Ok((key, _))) => Some(key.to_vec()),
+                Some(Err(error)) => stop_for(error),
+                None => None,
+            };
+            let kept = scan.before.range::<Key, _>((Bound::Excluded(scan.passed.clone()), Bound::Unbounded)).next();
+            let kept = kept.map(|(key, _)| key.clone());
+            let Some(key) = in_store.iter().chain(kept.iter()).min().cloned() else { break };
+            let value = match scan.before.get(&key) {
+                Some(before) => before.clone(),
+                None => next_stored.as_ref().and_then(|pair| pair.as_ref().ok()).map(|(_, value)| value.to_vec()),
+            };
+            if in_store.as_ref() == Some(&key) {
+                next_stored = stored.next();
+            }
+            scan.passed = key.clone();
+            pairs.extend(value.map(|value| (key, value)));
+        }
+        if pairs.is_empty() {
+            *slot = None;
+        }
+        Some(pairs)
+    }
+}
+
+impl Kv for Store {
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.db.get(key).unwrap_or_else(|error| stop_for(&error)).map(|value| value.to_vec())
+    }
+
+    fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
+        if range.start >= range.end {
+            return;
+        }
+        for pair in self.db.range(range) {
+            let (key, value) = pair.unwrap_or_else(|error| stop_for(&error));
+            if !visit(&key, &value) {
+                return;
+            }
+        }
+    }
+
+    fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)> {
+        if range.start >= range.end {
+            return None;
+        }
+        let pair = self.db.range(range).next_back()?;
+        let (key, value) = pair.unwrap_or_else(|error| stop_for(&error));
+        Some((key.to_vec(), value.to_vec()))
+    }
+}
+
+/// Opens sled, waiting for a predecessor within this process: its threads let go of the files a moment after it was
+/// dropped.
+fn open_sled(path: &Path, cache_bytes: u64) -> Result<sled::Db, Error> {
+    let started = Instant::now();
+    loop {
+        let opened = sled::Config::default()
+            .path(path)
+            .cache_capacity(cache_bytes)
+            // Durability is the log's; flushing only bounds what a restart of the process replays.
+            .flush_every_ms(Some(1_000))
+            .open();
+        match opened {
+            Ok(db) => return Ok(db),
+            // Not a damaged state, but files that cannot be used: nothing may be thrown away for that.
+            Err(sled::Error::Io(error)) if started.elapsed() > OPEN_LIMIT => return Err(Error::disk(path, error)),
+            Err(sled::Error::Io(_)) => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) => return Err(Error::Store(error.to_string())),
+        }
+    }
+}
+
+fn boot_id() -> String {
+    fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned()
+}
+
+/// Whether nothing that was written can be missing.
+fn is_trusted(dir: &Path) -> bool {
+    let Ok(text) = fs::read_to_string(dir.join(MARK)) else { return false };
+    let lines: Vec<&str> = text.lines().collect();
+    match lines.as_slice() {
+        [FORMAT, "clean", _] => true,
+        [FORMAT, "open", boot] => !boot.is_empty() && *boot == boot_id(),
+        _ => false,
+    }
+}
+
+fn sync_files(dir: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(dir).map_err(|error| Error::disk(dir, error))? {
+        let path = entry.map_err(|error| Error::disk(dir, error))?.path();
+        if path.is_dir() {
+            sync_files(&path)?;
+        } else {
+            File::open(&path).and_then(|file| file.sync_all()).map_err(|error| Error::disk(&path, error))?;
+        }
+    }
+    File::open(dir).and_then(|file| file.sync_all()).map_err(|error| Error::disk(dir, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const CACHE: u64 = 8 << 20;
+
+    fn change(key: u8, value: Option<u8>) -> BTreeMap<Key, Option<Vec<u8>>> {
+        [(vec![1, key], value.map(|value| vec![value]))].into()
+    }
+
+    #[test]
+    fn a_state_that_was_not_closed_is_trusted_only_within_the_same_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let store = Store::open(&path, CACHE).unwrap();
+        store.apply(change(1, Some(1)), b"one");
+        store.db.flush().unwrap();
+        drop(store);
+        let store = Store::open(&path, CACHE).unwrap();
+        assert_eq!(store.position().unwrap(), b"one", "only the process ended");
+        drop(store);
+        fs::write(path.join(MARK), format!("{FORMAT}\nopen\nanother-boot")).unwrap();
+        assert_eq!(Store::open(&path, CACHE).unwrap().position(), None, "the machine may have lost writes");
+    }
+
+    #[test]
+    fn a_closed_state_is_trusted_after_a_reboot() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let store = Store::open(&path, CACHE).unwrap();
+        store.apply(change(1, Some(1)), b"one");
+        store.close().unwrap();
+        drop(store);
+        fs::write(path.join(MARK), format!("{FORMAT}\nclean\nanother-boot")).unwrap();
+        assert_eq!(Store::open(&path, CACHE).unwrap().position().unwrap(), b"one");
+    }
+
+    #[test]
+    fn a_state_that_does_not_open_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let store = Store::open(&path, CACHE).unwrap();
+        store.apply(change(1, Some(1)), b"one");
+        store.close().unwrap();
+        drop(store);
+        let len = fs::metadata(path.join("sled/db")).unwrap().len() as usize;
+        fs::write(path.join("sled/db"), vec![0xA5; len]).unwrap();
+        assert_eq!(Store::open(&path, CACHE).unwrap().position(), None);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_snapshot_is_the_state_when_it_began_whatever_is_written_meanwhile(
+            before in proptest::collection::btree_map(any::<u8>(), any::<u8>(), 0..30),
+            during in proptest::collection::vec((any::<u8>(), proptest::option::of(any::<u8>())), 0..60),
+            step in 1_usize..7,
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let store = Store::open(&dir.path().join("state"), CACHE).unwrap();
+            for (key, value) in &before {
+                store.apply(change(*key, Some(*value)), b"p");
+            }
+            store.begin_snapshot();
+            let mut read = Vec::new();
+            let mut writes = during.iter();
+            loop {
+                let pairs = store.next_of_snapshot(step).unwrap();
+                if pairs.is_empty() {
+                    break;
+                }
+                read.extend(pairs);
+                for (key, value) in writes.by_ref().take(2) {
+                    store.apply(change(*key, *value), b"q");
+                }
+            }
+            let expected: Vec<(Key, Vec<u8>)> = before.into_iter().map(|(k, v)| (vec![1, k], vec![v])).collect();
+            prop_assert_eq!(read, expected);
+        }
+    }
+}
