@@ -1,6 +1,139 @@
 //! metad: Surf's metadata daemon.
+//!
+//! [`Node`] is one: `raft` keeps the log that all nodes agree on, `fs` turns it into a filesystem's metadata, `store`
+//! holds that on disk, `server` answers, `cluster` looks after the block daemons.
+
+pub mod cluster;
+pub mod config;
 pub mod error;
 pub mod files;
 pub mod fs;
 pub mod raft;
+pub mod server;
 pub mod store;
+
+use cluster::gc;
+use cluster::liveness::Liveness;
+use config::Config;
+use error::{Error, ProposeError};
+use fs::{Command, CommandReply, Stamped, settings};
+use raft::Consensus;
+use server::{Batcher, Clock, Events, Server};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use wire::quic::{Endpoint, ServerHandle};
+
+/// Requests under way when stopping get this long to end.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+/// Between looks whether this node is the one to write the cluster's first entry.
+const INIT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What all parts of a node share.
+pub struct Shared {
+    pub(crate) config: Config,
+    pub(crate) consensus: Arc<Consensus>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) liveness: Liveness,
+    pub(crate) events: Events,
+    pub(crate) batcher: Batcher,
+    pub(crate) clock: Arc<Clock>,
+    /// Layouts are changed one at a time.
+    pub(crate) layout_change: tokio::sync::Mutex<()>,
+}
+
+impl Shared {
+    /// Proposes a command, stamped with the leader's time.
+    pub(crate) async fn propose(&self, command: Command) -> Result<CommandReply, ProposeError> {
+        self.consensus.propose(Stamped { now: self.clock.now(), command }).await
+    }
+}
+
+/// A running metad.
+pub struct Node {
+    shared: Arc<Shared>,
+    server: ServerHandle,
+    tasks: JoinSet<()>,
+    _data_dir: files::DataDir,
+}
+
+impl Node {
+    /// Starts: takes the data directory, opens what is there, serves. Must be called within a multi-threaded runtime.
+    ///
+    /// # Errors
+    /// What an operator can mend, one line each.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        let endpoint = Endpoint::bind(config.listen, &config.identity)?;
+        Self::start_on(config, endpoint).await
+    }
+
+    /// Starts on an endpoint that is bound already.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_on(config: Config, endpoint: Endpoint) -> Result<Self, Error> {
+        let data_dir = files::DataDir::take(&config.data_dir, config.identity.cluster_id(), config.id)?;
+        let consensus =
+            Arc::new(Consensus::start(config.id, &config.data_dir, endpoint.clone(), &config.tuning).await?);
+        let clock = Arc::new(Clock::default());
+        let shared = Arc::new(Shared {
+            batcher: Batcher::start(consensus.clone(), clock.clone()),
+            consensus,
+            endpoint: endpoint.clone(),
+            liveness: Liveness::default(),
+            events: Events::default(),
+            clock,
+            layout_change: tokio::sync::Mutex::new(()),
+            config,
+        });
+        let server = endpoint.serve(Arc::new(Server { shared: shared.clone() }), &Handle::current());
+        if !shared.config.initial.is_empty() {
+            shared.consensus.found(&shared.config.initial).await?;
+        }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(init(shared.clone()));
+        tasks.spawn(gc::run(shared.clone()));
+        tasks.spawn(gc::reap(shared.clone()));
+        tasks.spawn(server::expire_silent(shared.clone()));
+        Ok(Self { shared, server, tasks, _data_dir: data_dir })
+    }
+
+    /// The address it serves on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.shared.endpoint.local_addr()
+    }
+
+    /// Whether it leads, as far as it knows.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.shared.consensus.leads()
+    }
+
+    /// Stops: background work first, then requests, Raft, the state, and last the network, by which peers see at once
+    /// that this node is gone.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+        self.server.stop(STOP_LIMIT).await;
+        self.shared.consensus.stop().await;
+        self.shared.endpoint.close().await;
+    }
+}
+
+/// Writes the cluster's first entry, if this node comes to lead before anyone has.
+async fn init(shared: Arc<Shared>) {
+    loop {
+        if settings::cluster(&**shared.consensus.state()).is_some() {
+            return;
+        }
+        if shared.consensus.leads() && shared.consensus.read_barrier().await.is_ok() {
+            let (replicas, min_sync) = (shared.config.replicas, shared.config.min_sync);
+            let cluster = shared.config.cluster.clone();
+            // A second proposal, by whichever leader, finds it done.
+            let _ = shared.propose(Command::Init { cluster, replicas, min_sync }).await;
+        }
+        tokio::time::sleep(INIT_PAUSE).await;
+    }
+}

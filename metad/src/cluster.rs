@@ -1,0 +1,5 @@
+//! The block daemons as the leader knows them: who lives, who is in the layout, what may be deleted.
+
+pub mod gc;
+pub mod liveness;
+pub mod placement;

@@ -1,0 +1,85 @@
+//! Deleting blocks that nothing refers to (I10), and taking removed files apart.
+
+use crate::Shared;
+use crate::fs::{Command, blockref, orphan, settings};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use wire::attr::Timestamp;
+use wire::ids::BlockHash;
+use wire::message::block::{BlockReply, BlockRequest};
+use wire::tls::Role;
+
+/// Blocks dropped in one round.
+const ROUND_BLOCKS: usize = 512;
+/// Between rounds that found nothing to do.
+const PAUSE: Duration = Duration::from_secs(5);
+/// A daemon that takes longer to drop blocks is passed over.
+const DROP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between pieces of a removed file: other commands go in between.
+const REAP_PAUSE: Duration = Duration::from_millis(5);
+
+/// Deletes unreferenced blocks until cancelled, while this node leads.
+pub async fn run(shared: Arc<Shared>) {
+    loop {
+        let dropped = if shared.consensus.leads() { round(&shared).await } else { 0 };
+        if dropped < ROUND_BLOCKS {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+/// One round; returns how many blocks are gone.
+async fn round(shared: &Shared) -> usize {
+    let grace_ms = u64::try_from(shared.config.gc_grace.as_millis()).unwrap_or(u64::MAX);
+    let before = Timestamp::now().as_millis().saturating_sub(grace_ms);
+    let state = shared.consensus.state();
+    let blocks = blockref::unreferenced_before(&**state, before, ROUND_BLOCKS);
+    if blocks.is_empty() {
+        return 0;
+    }
+    let layout = settings::layout(&**state);
+    let mut by_daemon: BTreeMap<SocketAddr, Vec<BlockHash>> = BTreeMap::new();
+    for hash in &blocks {
+        let owners = layout.owners(hash).into_iter().chain(layout.previous_owners(hash));
+        for addr in owners.map(|owner| owner.addr).collect::<BTreeSet<_>>() {
+            by_daemon.entry(addr).or_default().push(*hash);
+        }
+    }
+    // I10: each daemon decides for itself, against the stamps of its own copies. One that is away finds out by its block
+    // report when it comes back.
+    let mut kept: BTreeSet<BlockHash> = BTreeSet::new();
+    for (addr, hashes) in by_daemon {
+        let request = BlockRequest::Drop { hashes: hashes.clone(), grace_ms };
+        let peer = shared.endpoint.peer(addr, Role::Blockd);
+        match peer.request::<_, BlockReply>(&request, &[], DROP_TIMEOUT).await {
+            Ok((BlockReply::Dropped(dropped), _)) => {
+                kept.extend(hashes.iter().filter(|hash| !dropped.contains(hash)).copied());
+            }
+            Ok((other, _)) => tracing::warn!(%addr, ?other, "blocks were not dropped"),
+            Err(error) => tracing::debug!(%addr, %error, "blocks will be dropped when the daemon is back"),
+        }
+    }
+    let gone: Vec<BlockHash> = blocks.into_iter().filter(|hash| !kept.contains(hash)).collect();
+    let count = gone.len();
+    match shared.propose(Command::BlocksDropped(gone)).await {
+        Ok(_) => count,
+        Err(error) => {
+            tracing::debug!(%error, "dropped blocks are forgotten in a later round");
+            0
+        }
+    }
+}
+
+/// Takes the content of removed files apart, piece by piece, until cancelled.
+pub async fn reap(shared: Arc<Shared>) {
+    loop {
+        let waiting = shared.consensus.leads() && orphan::has_reaping(&**shared.consensus.state());
+        if waiting && shared.propose(Command::Reap).await.is_ok() {
+            tokio::time::sleep(REAP_PAUSE).await;
+        } else {
+            tokio::time::sleep(PAUSE / 5).await;
+        }
+    }
+}

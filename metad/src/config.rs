@@ -1,0 +1,156 @@
+//! Configuration of a metad: defaults here, then the TOML file, then environment and flags.
+
+use crate::error::Error;
+use crate::raft::Tuning;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use wire::ids::MetadId;
+use wire::tls::{Identity, Role};
+
+/// The file, as it is written. Unknown keys are refused: a misspelt option must not be an ignored one.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfigFile {
+    /// Number of this node within its cluster, from 1. Never given to another node, also not after it was wiped.
+    pub id: u64,
+    /// Name of the cluster, for people.
+    pub cluster: String,
+    /// Address to serve on.
+    pub listen: SocketAddr,
+    /// Address under which others reach this node, when it is not `listen`.
+    pub advertise: Option<SocketAddr>,
+    /// Where log, snapshot and state are kept.
+    pub data_dir: PathBuf,
+    /// PEM file with CA certificate, own certificate (role metad) and key.
+    pub identity: PathBuf,
+    /// Nodes that found the cluster together, as `"ID" = "ADDRESS"`. The same on each of them; left out on a node that
+    /// is added later with `surf cluster add`.
+    #[serde(default)]
+    pub initial: BTreeMap<String, SocketAddr>,
+    /// Replicas of each block, 1 to 5. Takes effect when the cluster is founded.
+    #[serde(default = "one")]
+    pub replicas: u8,
+    /// Replicas that must have synced a block before it is acknowledged. Default: 1 of 1, 2 of 2 and more.
+    pub min_sync: Option<u8>,
+    /// Seconds for which a block without references stays, in case it is referred to again (default 600).
+    #[serde(default = "ten_minutes")]
+    pub gc_grace_s: u64,
+    /// Log entries after which a snapshot is taken (default 200000).
+    pub snapshot_entries: Option<u64>,
+    /// MiB of memory for the state (default 256).
+    pub cache_mib: Option<u64>,
+}
+
+fn one() -> u8 {
+    1
+}
+
+fn ten_minutes() -> u64 {
+    600
+}
+
+/// A configuration that was checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Number of this node.
+    pub id: MetadId,
+    /// Name of the cluster.
+    pub cluster: String,
+    /// Address to serve on.
+    pub listen: SocketAddr,
+    /// Address under which others reach this node; `None` for the one that was bound.
+    pub advertise: Option<SocketAddr>,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// Who this node is.
+    pub identity: Identity,
+    /// Nodes that found the cluster; empty for one that joins.
+    pub initial: BTreeMap<MetadId, SocketAddr>,
+    /// Replicas of each block.
+    pub replicas: u8,
+    /// Replicas synced before a block is acknowledged.
+    pub min_sync: u8,
+    /// Time for which unreferenced blocks stay.
+    pub gc_grace: Duration,
+    /// Raft's behaviour.
+    pub tuning: Tuning,
+}
+
+impl ConfigFile {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// One line that names the file and what is wrong with it.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path).map_err(|error| Error::disk(path, error))?;
+        toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+            Error::Config(format!("{}, line {line}: {}", path.display(), error.message().replace('\n', " ")))
+        })
+    }
+
+    /// Checks the values and loads the identity.
+    ///
+    /// # Errors
+    /// What contradicts what.
+    pub fn check(self) -> Result<Config, Error> {
+        let wrong = |text: &str| Err(Error::Config(text.to_owned()));
+        let identity = Identity::load(&self.identity)?;
+        if identity.subject().role != Role::Metad {
+            return Err(Error::Config(format!(
+                "{} has the role {}, metad needs one with the role metad",
+                self.identity.display(),
+                identity.subject().role
+            )));
+        }
+        let mut initial = BTreeMap::new();
+        for (id, addr) in &self.initial {
+            let Ok(id) = id.parse::<u64>() else { return wrong("`initial` has keys that are not numbers") };
+            initial.insert(MetadId(id), *addr);
+        }
+        let id = MetadId(self.id);
+        if id.0 == 0 {
+            return wrong("`id` starts at 1");
+        }
+        if !initial.is_empty() && !initial.contains_key(&id) {
+            return wrong("`initial` does not name this node's own `id`");
+        }
+        let min_sync = self.min_sync.unwrap_or(self.replicas.min(2));
+        if !(1..=5).contains(&self.replicas) || !(1..=self.replicas).contains(&min_sync) {
+            return wrong("`replicas` is 1 to 5, `min_sync` is 1 to `replicas`");
+        }
+        let mut tuning = Tuning::default();
+        tuning.snapshot_entries = self.snapshot_entries.unwrap_or(tuning.snapshot_entries).max(1);
+        tuning.cache_bytes = self.cache_mib.map_or(tuning.cache_bytes, |mib| mib << 20);
+        Ok(Config {
+            id,
+            cluster: self.cluster,
+            listen: self.listen,
+            advertise: self.advertise,
+            data_dir: self.data_dir,
+            identity,
+            initial,
+            replicas: self.replicas,
+            min_sync,
+            gc_grace: Duration::from_secs(self.gc_grace_s),
+            tuning,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_option_is_refused_with_its_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metad.toml");
+        std::fs::write(&path, "id = 1\ncluster = \"c\"\nlisen = \"127.0.0.1:1\"\n").unwrap();
+        let error = ConfigFile::load(&path).unwrap_err().to_string();
+        assert!(error.contains("line 3") && error.contains("lisen"), "{error}");
+    }
+}

@@ -1,0 +1,141 @@
+//! What metad answers: who may ask what, and where each question goes.
+
+mod admin;
+mod batcher;
+mod blockds;
+mod events;
+mod sessions;
+
+pub use batcher::{Batcher, Clock};
+pub use events::Events;
+pub use sessions::expire_silent;
+
+use crate::Shared;
+use crate::error::ProposeError;
+use crate::fs::{read, settings};
+use std::sync::Arc;
+use wire::FsError;
+use wire::ids::MetadId;
+use wire::message::meta::{MetaReply, MetaRequest};
+use wire::op::{Read, ReadReply};
+use wire::quic::{Incoming, Service};
+use wire::tls::{PeerIdentity, Role};
+
+/// Answers peers.
+pub struct Server {
+    /// What all parts of the node share.
+    pub shared: Arc<Shared>,
+}
+
+impl Service for Server {
+    fn authorize(&self, _peer: &PeerIdentity) -> Result<(), wire::Error> {
+        // Every role has something to ask of metad; which one may ask what is decided per request.
+        Ok(())
+    }
+
+    async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, mut incoming: Incoming) {
+        let request = match incoming.decode::<MetaRequest>() {
+            Ok(request) => request,
+            Err(error) => return incoming.refuse(&error.to_string()).await,
+        };
+        if let Some(needed) = needed_role(&request).filter(|role| *role != peer.subject.role) {
+            let reason = format!("this is for the role {needed}, and the certificate says {}", peer.subject.role);
+            return incoming.refuse(&reason).await;
+        }
+        match request {
+            MetaRequest::Raft(kind) => {
+                let answer = match incoming.read_payload().await {
+                    Ok(payload) => self.shared.consensus.handle(kind, &payload).await,
+                    Err(error) => Err(error.to_string()),
+                };
+                match answer {
+                    Ok(bytes) => incoming.respond(&MetaReply::Raft, &[bytes.into()]).await,
+                    Err(reason) => incoming.refuse(&reason).await,
+                }
+            }
+            MetaRequest::Events { session } => self.shared.events.serve(session, incoming.into_events()).await,
+            request => {
+                let reply = self.answer(&peer, request).await;
+                incoming.respond(&reply, &[]).await;
+            }
+        }
+    }
+}
+
+/// The role that a request is reserved for.
+fn needed_role(request: &MetaRequest) -> Option<Role> {
+    match request {
+        MetaRequest::OpenSession { .. }
+        | MetaRequest::KeepAlive { .. }
+        | MetaRequest::CloseSession { .. }
+        | MetaRequest::Submit { .. }
+        | MetaRequest::Read { .. }
+        | MetaRequest::Events { .. } => Some(Role::Client),
+        MetaRequest::BlockdHeartbeat(_) | MetaRequest::BlockReport { .. } => Some(Role::Blockd),
+        MetaRequest::Admin(_) => Some(Role::Admin),
+        MetaRequest::Raft(_) => Some(Role::Metad),
+        MetaRequest::GetLayout | MetaRequest::WhoLeads => None,
+    }
+}
+
+impl Server {
+    async fn answer(&self, peer: &PeerIdentity, request: MetaRequest) -> MetaReply {
+        let answered = match request {
+            MetaRequest::Read { session, read } => self.read(peer, session, &read).await,
+            MetaRequest::Submit { session, batch } => self.submit(peer, session, batch).await,
+            MetaRequest::OpenSession { host, purpose } => self.open_session(peer, host, purpose).await,
+            MetaRequest::KeepAlive { session, epoch } => self.keep_alive(peer, session, epoch).await,
+            MetaRequest::CloseSession { session } => self.close_session(peer, session).await,
+            MetaRequest::GetLayout => self.layout().await,
+            MetaRequest::BlockdHeartbeat(heartbeat) => self.blockd_heartbeat(peer, heartbeat).await,
+            MetaRequest::BlockReport { blocks, .. } => self.block_report(&blocks).await,
+            MetaRequest::Admin(request) => self.admin(request).await,
+            MetaRequest::WhoLeads => Ok(self.not_leader(self.shared.consensus.leader().await)),
+            // Handled before, with their streams.
+            MetaRequest::Raft(_) | MetaRequest::Events { .. } => Ok(MetaReply::Failed(FsError::NotSupported)),
+        };
+        match answered {
+            Ok(reply) => reply,
+            Err(ProposeError::NotLeader(leader)) => self.not_leader(leader),
+            Err(ProposeError::Unknown) => self.not_leader(None),
+            Err(ProposeError::Refused(reason)) => {
+                tracing::warn!(reason, "request failed");
+                self.not_leader(None)
+            }
+        }
+    }
+
+    fn not_leader(&self, leader: Option<MetadId>) -> MetaReply {
+        let nodes: Vec<_> = self.shared.consensus.members().iter().map(|member| (member.id, member.addr)).collect();
+        let leader = leader.and_then(|id| nodes.iter().find(|(node, _)| *node == id).copied());
+        MetaReply::NotLeader { leader, nodes }
+    }
+
+    async fn layout(&self) -> Result<MetaReply, ProposeError> {
+        self.shared.consensus.read_barrier().await?;
+        Ok(MetaReply::Layout(settings::layout(&**self.shared.consensus.state())))
+    }
+
+    async fn read(
+        &self,
+        peer: &PeerIdentity,
+        session: wire::ids::SessionId,
+        question: &Read,
+    ) -> Result<MetaReply, ProposeError> {
+        self.shared.consensus.read_barrier().await?;
+        if !self.owns(peer, session) {
+            return Ok(MetaReply::Failed(FsError::SessionExpired));
+        }
+        let state = self.shared.consensus.state();
+        let answer = match question {
+            Read::ReadDir { .. } => tokio::task::block_in_place(|| read::read(&**state, session, question)),
+            Read::StatFs => {
+                let layout = settings::layout(&**state);
+                Ok(ReadReply::StatFs(self.shared.liveness.statfs(&layout, settings::inode_count(&**state))))
+            }
+            // A few look-ups in memory: handing them to another thread would cost more than they do.
+            _ => read::read(&**state, session, question),
+        };
+        Ok(MetaReply::Read(answer))
+    }
+}

@@ -1,0 +1,142 @@
+//! Sessions: opening, keeping alive, batches, and the end of silent ones.
+
+use super::Server;
+use crate::Shared;
+use crate::error::ProposeError;
+use crate::fs::session::{self, Opening};
+use crate::fs::{Command, CommandReply, Refused, orphan, settings};
+use std::sync::Arc;
+use std::time::Duration;
+use wire::FsError;
+use wire::ids::{LayoutEpoch, SessionId};
+use wire::limits::SESSION_TTL_MS;
+use wire::message::event::MetaEvent;
+use wire::message::meta::MetaReply;
+use wire::op::{Batch, Op, OpFailed, OpReply};
+use wire::tls::PeerIdentity;
+
+/// Unlinked inodes asked about in one answer.
+const ORPHANS_ASKED: usize = 4096;
+/// Between looks for silent sessions.
+const EXPIRY_PAUSE: Duration = Duration::from_secs(2);
+
+impl Server {
+    /// Whether the session is alive and was opened by this peer's certificate.
+    pub(super) fn owns(&self, peer: &PeerIdentity, id: SessionId) -> bool {
+        session::find(&**self.shared.consensus.state(), id)
+            .is_some_and(|session| session.opening.client == peer.subject.name)
+    }
+
+    pub(super) async fn open_session(
+        &self,
+        peer: &PeerIdentity,
+        host: String,
+        purpose: String,
+    ) -> Result<MetaReply, ProposeError> {
+        let opening = Opening { host, purpose, client: peer.subject.name.clone() };
+        let reply = self.shared.propose(Command::OpenSession(opening)).await?;
+        let CommandReply::Session(id) = reply else { return Err(ProposeError::Unknown) };
+        self.shared.liveness.heard_session(id);
+        Ok(MetaReply::Session {
+            session: id,
+            ttl_ms: SESSION_TTL_MS,
+            now: self.shared.clock.now(),
+            layout: settings::layout(&**self.shared.consensus.state()),
+        })
+    }
+
+    pub(super) async fn keep_alive(
+        &self,
+        peer: &PeerIdentity,
+        id: SessionId,
+        epoch: LayoutEpoch,
+    ) -> Result<MetaReply, ProposeError> {
+        self.shared.consensus.read_barrier().await?;
+        if !self.owns(peer, id) {
+            return Ok(MetaReply::Failed(FsError::SessionExpired));
+        }
+        self.shared.liveness.heard_session(id);
+        let state = self.shared.consensus.state();
+        let layout = settings::layout(&**state);
+        Ok(MetaReply::Alive {
+            now: self.shared.clock.now(),
+            orphans: orphan::of_session(&**state, id, ORPHANS_ASKED),
+            layout: (layout.epoch != epoch).then_some(layout),
+        })
+    }
+
+    pub(super) async fn close_session(&self, peer: &PeerIdentity, id: SessionId) -> Result<MetaReply, ProposeError> {
+        self.shared.consensus.read_barrier().await?;
+        if self.owns(peer, id) {
+            self.shared.propose(Command::CloseSessions(vec![id])).await?;
+        }
+        Ok(MetaReply::Done)
+    }
+
+    pub(super) async fn submit(
+        &self,
+        peer: &PeerIdentity,
+        id: SessionId,
+        batch: Batch,
+    ) -> Result<MetaReply, ProposeError> {
+        // What another certificate opened is out of reach, and so is what this node has not applied yet: the state
+        // machine looks again.
+        let known = session::find(&**self.shared.consensus.state(), id);
+        if known.is_some_and(|session| session.opening.client != peer.subject.name) {
+            return Ok(MetaReply::Failed(FsError::SessionExpired));
+        }
+        if peer.subject.grant.read_only && !batch.ops.iter().all(is_allowed_read_only) {
+            return Ok(MetaReply::Batch(Err(OpFailed { index: 0, error: FsError::ReadOnly })));
+        }
+        let ops = batch.ops.clone();
+        Ok(match self.shared.batcher.submit(id, batch).await? {
+            Ok(reply) => {
+                if let Ok(replies) = &reply {
+                    self.tell(id, &ops, replies);
+                }
+                MetaReply::Batch(reply)
+            }
+            Err(Refused::NoSession | Refused::OutOfWindow) => MetaReply::Failed(FsError::SessionExpired),
+        })
+    }
+
+    /// Tells other sessions what has changed.
+    fn tell(&self, id: SessionId, ops: &[Op], replies: &[OpReply]) {
+        self.shared.events.tell_changes(id, ops);
+        let orphans: Vec<_> = replies
+            .iter()
+            .filter_map(|reply| match reply {
+                OpReply::Removed { attr, .. } if attr.nlink == 0 => Some(attr.ino),
+                OpReply::Renamed { replaced: Some(attr), .. } if attr.nlink == 0 => Some(attr.ino),
+                _ => None,
+            })
+            .collect();
+        if !orphans.is_empty() {
+            self.shared.events.tell_others(id, &MetaEvent::Orphaned(orphans));
+        }
+    }
+}
+
+/// What a client that may only read still needs.
+fn is_allowed_read_only(op: &Op) -> bool {
+    matches!(op, Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::SetLock { .. } | Op::Unlock { .. })
+}
+
+/// Ends sessions that have been silent for too long, until cancelled.
+pub async fn expire_silent(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(EXPIRY_PAUSE).await;
+        if !shared.consensus.leads() {
+            shared.liveness.forget_sessions();
+            continue;
+        }
+        let all: Vec<SessionId> = session::all(&**shared.consensus.state()).iter().map(|(id, _)| *id).collect();
+        let silent = shared.liveness.silent_sessions(&all, Duration::from_millis(SESSION_TTL_MS));
+        if !silent.is_empty() {
+            tracing::info!(?silent, "sessions expired");
+            if let Err(error) = shared.propose(Command::CloseSessions(silent)).await {
+                tracing::debug!(%error, "sessions will be closed later");
+            }
+        }
+    }
+}
