@@ -1,2 +1,2 @@
-//! Placeholder.
+//! Placeholder until the store is there.
 fn main() {}

@@ -1,0 +1,105 @@
+//! The newest layout that this daemon knows (I11).
+//!
+//! One owner: everyone reads it here, only [`Layouts::learn`] replaces it, and only by a newer one. Where it comes from
+//! is a [`LayoutSource`]: metad, or whoever runs the daemon inside a process.
+
+use std::sync::Arc;
+use tokio::sync::{Notify, watch};
+use wire::ids::LayoutEpoch;
+use wire::layout::Layout;
+
+/// Where layouts come from.
+#[derive(Debug)]
+pub enum LayoutSource {
+    /// From the metads of the configuration, to which this daemon sends heartbeats.
+    Metad,
+    /// From whoever started this daemon; nothing is sent to any metad.
+    Given(watch::Receiver<Layout>),
+}
+
+/// The newest layout, and a wish for a newer one.
+pub struct Layouts {
+    newest: watch::Sender<Arc<Layout>>,
+    wanted: Notify,
+}
+
+impl Default for Layouts {
+    fn default() -> Self {
+        Self { newest: watch::Sender::new(Arc::default()), wanted: Notify::new() }
+    }
+}
+
+impl Layouts {
+    /// The newest one known; empty, of epoch 0, until one was learned.
+    #[must_use]
+    pub fn newest(&self) -> Arc<Layout> {
+        self.newest.borrow().clone()
+    }
+
+    /// Follows the newest one.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Arc<Layout>> {
+        self.newest.subscribe()
+    }
+
+    /// Takes a layout, unless it is old.
+    pub fn learn(&self, layout: Layout) {
+        let changed = self.newest.send_if_modified(|newest| {
+            // I11: epochs only grow.
+            let newer = layout.epoch > newest.epoch;
+            if newer {
+                *newest = Arc::new(layout);
+            }
+            newer
+        });
+        if changed {
+            let newest = self.newest();
+            tracing::info!(epoch = %newest.epoch, members = newest.members.len(), "new layout");
+        }
+    }
+
+    /// Compares with the epoch that a sender knows: the layout to send along when the sender's is old. When the
+    /// sender's is newer, a newer one is asked for.
+    #[must_use]
+    pub fn compare(&self, sender: LayoutEpoch) -> Option<Layout> {
+        let newest = self.newest();
+        if sender > newest.epoch {
+            self.wanted.notify_one();
+        }
+        // I11: a daemon that knows a newer layout says so.
+        (sender < newest.epoch).then(|| (*newest).clone())
+    }
+
+    /// Waits until someone was met who knows a newer layout. Cancel-safe.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(epoch: u64) -> Layout {
+        Layout { epoch: LayoutEpoch(epoch), ..Layout::default() }
+    }
+
+    /// Guards I11.
+    #[test]
+    fn an_old_layout_never_replaces_a_newer_one() {
+        let layouts = Layouts::default();
+        layouts.learn(layout(3));
+        layouts.learn(layout(2));
+        assert_eq!(layouts.newest().epoch, LayoutEpoch(3));
+        assert_eq!(layouts.compare(LayoutEpoch(2)).unwrap().epoch, LayoutEpoch(3));
+        assert!(layouts.compare(LayoutEpoch(3)).is_none());
+    }
+
+    /// Guards I11.
+    #[tokio::test]
+    async fn a_sender_with_a_newer_layout_makes_this_daemon_ask_for_it() {
+        let layouts = Layouts::default();
+        assert!(layouts.compare(LayoutEpoch(1)).is_none());
+        layouts.wanted().await;
+    }
+}

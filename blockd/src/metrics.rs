@@ -1,0 +1,84 @@
+//! What the daemon counts, and how Prometheus reads it. Names are listed in `docs/operations.md`.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `count`.
+    pub fn add(&self, count: u64) {
+        // Relaxed: counters order nothing.
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// Its present value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// All counters.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Blocks stored for a sender, present ones that were renewed included.
+    pub puts: Counter,
+    /// Their bytes.
+    pub put_bytes: Counter,
+    /// Daemons of a chain that failed to store.
+    pub chain_failures: Counter,
+    /// Payloads refused because they do not match their hash.
+    pub mismatches: Counter,
+    /// Blocks or parts of them served.
+    pub gets: Counter,
+    /// Their bytes.
+    pub get_bytes: Counter,
+    /// Blocks asked for that are not here.
+    pub misses: Counter,
+    /// Copies found corrupt, by reading or by scrub.
+    pub corrupt: Counter,
+    /// Corrupt copies replaced by good ones.
+    pub repaired: Counter,
+    /// Blocks dropped.
+    pub dropped: Counter,
+    /// Blocks that were to be dropped and were renewed within the grace period.
+    pub drops_refused: Counter,
+    /// Heartbeats that metad answered.
+    pub heartbeats: Counter,
+    /// Heartbeats that no metad answered.
+    pub heartbeat_failures: Counter,
+    /// Requests refused for the sender's role.
+    pub unauthorized: Counter,
+}
+
+impl Metrics {
+    /// The counters in Prometheus' text format.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let all = [
+            ("puts_total", &self.puts),
+            ("put_bytes_total", &self.put_bytes),
+            ("chain_failures_total", &self.chain_failures),
+            ("mismatches_total", &self.mismatches),
+            ("gets_total", &self.gets),
+            ("get_bytes_total", &self.get_bytes),
+            ("misses_total", &self.misses),
+            ("corrupt_total", &self.corrupt),
+            ("repaired_total", &self.repaired),
+            ("dropped_total", &self.dropped),
+            ("drops_refused_total", &self.drops_refused),
+            ("heartbeats_total", &self.heartbeats),
+            ("heartbeat_failures_total", &self.heartbeat_failures),
+            ("unauthorized_total", &self.unauthorized),
+        ];
+        let mut text = String::new();
+        for (name, counter) in all {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "# TYPE surf_blockd_{name} counter\nsurf_blockd_{name} {}", counter.get());
+        }
+        text
+    }
+}

@@ -1,0 +1,127 @@
+//! When each block was last stored or renewed (I10), in memory.
+//!
+//! An upload, or one that finds its block here already, renews the stamp *before* it looks at the store; a drop first
+//! marks the block, and only when its stamp is old. So of an upload and a drop of one block that run at once, either
+//! the drop sees the new stamp and lets go, or the upload waits for the drop to end and stores the block again. The
+//! upload never acknowledges a copy that is about to vanish.
+//!
+//! A block without a stamp was last renewed before the daemon started: its age is taken from the start.
+
+use parking_lot::Mutex;
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use wire::ids::BlockHash;
+
+/// Stamps older than this are forgotten; a block then counts as this old. Longer than any sensible grace period.
+pub const KEEP: Duration = Duration::from_secs(24 * 3600);
+/// Stamps between two sweeps of old ones.
+const SWEEP_EVERY: usize = 65_536;
+
+/// Stamps of all blocks.
+pub struct Stamps {
+    started: Instant,
+    state: Mutex<State>,
+    dropped: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    renewed: HashMap<BlockHash, Instant>,
+    dropping: HashSet<BlockHash>,
+    until_sweep: usize,
+}
+
+impl Default for Stamps {
+    fn default() -> Self {
+        Self { started: Instant::now(), state: Mutex::default(), dropped: Notify::new() }
+    }
+}
+
+impl Stamps {
+    /// Renews a block's stamp, once no drop of it is under way. Cancel-safe.
+    pub async fn renew(&self, hash: BlockHash) {
+        loop {
+            let ended = self.dropped.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            if self.try_renew(hash) {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    fn try_renew(&self, hash: BlockHash) -> bool {
+        let mut state = self.state.lock();
+        if state.dropping.contains(&hash) {
+            return false;
+        }
+        let now = Instant::now();
+        state.renewed.insert(hash, now);
+        state.until_sweep = state.until_sweep.checked_sub(1).unwrap_or_else(|| {
+            state.renewed.retain(|_, renewed| now.duration_since(*renewed) < KEEP);
+            SWEEP_EVERY
+        });
+        true
+    }
+
+    /// Begins to drop a block, unless it was renewed less than `grace` ago; ends when the result is dropped.
+    #[must_use]
+    pub fn begin_drop(&self, hash: BlockHash, grace: Duration) -> Option<Dropping<'_>> {
+        let mut state = self.state.lock();
+        let renewed = state.renewed.get(&hash).copied().unwrap_or(self.started);
+        // I10: what was renewed within the grace period stays.
+        if renewed.elapsed() < grace || !state.dropping.insert(hash) {
+            return None;
+        }
+        Some(Dropping { stamps: self, hash })
+    }
+}
+
+/// A drop under way: the block cannot be renewed until it ends.
+pub struct Dropping<'a> {
+    stamps: &'a Stamps,
+    hash: BlockHash,
+}
+
+impl Drop for Dropping<'_> {
+    fn drop(&mut self) {
+        let mut state = self.stamps.state.lock();
+        state.dropping.remove(&self.hash);
+        state.renewed.remove(&self.hash);
+        drop(state);
+        self.stamps.dropped.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: BlockHash = BlockHash([7; 32]);
+
+    /// Guards I10.
+    #[tokio::test]
+    async fn a_renewed_block_is_not_dropped_within_its_grace() {
+        let stamps = Stamps::default();
+        assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none(), "started just now");
+        assert!(stamps.begin_drop(HASH, Duration::ZERO).is_some());
+        stamps.renew(HASH).await;
+        assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none());
+    }
+
+    /// Guards I10.
+    #[tokio::test]
+    async fn a_renewal_waits_for_the_drop_under_way() {
+        let stamps = Stamps::default();
+        let dropping = stamps.begin_drop(HASH, Duration::ZERO).unwrap();
+        assert!(stamps.begin_drop(HASH, Duration::ZERO).is_none(), "only one at a time");
+        let renewal = stamps.renew(HASH);
+        tokio::pin!(renewal);
+        assert!(futures::poll!(renewal.as_mut()).is_pending());
+        drop(dropping);
+        renewal.await;
+        assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none());
+    }
+}
