@@ -218,7 +218,10 @@ impl Settings {
             return Err(range("metads", "names no address: give at least one"));
         }
         if self.advertise.is_none() && listen.ip().is_unspecified() {
-            return Err(range("advertise", "is missing: `listen` names all addresses, say which one others are to use"));
+            return Err(range(
+                "advertise",
+                "is missing: `listen` names all addresses, say which one others are to use",
+            ));
         }
         if self.advertise.is_some_and(|addr| addr.ip().is_unspecified() || addr.port() == 0) {
             return Err(range("advertise", "must name one address and port that others can reach"));
@@ -226,7 +229,8 @@ impl Settings {
         let name = self.name.as_deref().unwrap_or(name);
         let mut config = Config::new(name, listen, data_dir, metads);
         config.advertise = self.advertise;
-        config.weight = bounded("weight", self.weight.map(u64::from), 1, u64::from(u32::MAX))?.map(|weight| weight as u32);
+        config.weight =
+            bounded("weight", self.weight.map(u64::from), 1, u64::from(u32::MAX))?.map(|weight| weight as u32);
         if let Some(zone) = &self.zone {
             config.zone.clone_from(zone);
         }

@@ -141,7 +141,9 @@ impl Ring {
                 questions.spawn(async move { event(query, ask(&endpoint, to, request).await) });
             }
             Action::Joined => tracing::info!(id = %self.me, "joined the ring"),
-            Action::NewSuccessor(successor) => tracing::debug!(id = %successor.id, addr = %successor.addr, "new successor"),
+            Action::NewSuccessor(successor) => {
+                tracing::debug!(id = %successor.id, addr = %successor.addr, "new successor")
+            }
         }
     }
 

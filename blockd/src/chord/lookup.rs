@@ -104,8 +104,7 @@ impl Lookup {
     }
 
     fn around(&self, at: Member, successors: &[Member]) -> Position {
-        let live: Vec<Member> =
-            successors.iter().copied().filter(|entry| !self.dead.contains(&entry.point)).collect();
+        let live: Vec<Member> = successors.iter().copied().filter(|entry| !self.dead.contains(&entry.point)).collect();
         match step_among(at.point, self.point, &live, live.iter().copied()) {
             Some(ChordReply::Responsible(member)) => Position::Found(member),
             Some(ChordReply::Next(member)) => Position::At(member),

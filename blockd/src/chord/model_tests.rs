@@ -4,8 +4,8 @@
 //! a failure happens only where the protocol claims to survive it: every member keeps a live successor, those in
 //! answers under way included, and r+1 principals remain.
 
-use super::{Action, Chord, Event, Operation, Options, QueryId};
 use super::successors::Successors;
+use super::{Action, Chord, Event, Operation, Options, QueryId};
 use proptest::prelude::{any, proptest};
 use proptest::test_runner::Config;
 use rand::rngs::StdRng;
@@ -96,7 +96,9 @@ impl World {
     /// Whether the asker has another attempt: a live member is never given up.
     fn may_lose(&self, from: Point, query: QueryId) -> bool {
         match self.nodes.get(&from).and_then(|chord| chord.operation.as_ref()) {
-            Some((id, Operation::Successor { attempt, .. } | Operation::Predecessor { attempt, .. })) if *id == query => {
+            Some((id, Operation::Successor { attempt, .. } | Operation::Predecessor { attempt, .. }))
+                if *id == query =>
+            {
                 *attempt < options().attempts
             }
             _ => true,
@@ -154,9 +156,10 @@ impl World {
     /// Whether the protocol claims to survive the failure of `victim`.
     fn may_fail(&self, victim: Point) -> bool {
         let live = |point: &Point| *point != victim && self.is_member(*point);
-        let lists = self.members().filter(|chord| chord.me.point != victim).all(|chord| {
-            chord.successors().iter().any(|entry| entry.point != chord.me.point && live(&entry.point))
-        });
+        let lists = self
+            .members()
+            .filter(|chord| chord.me.point != victim)
+            .all(|chord| chord.successors().iter().any(|entry| entry.point != chord.me.point && live(&entry.point)));
         // What the one asked may yet make of an answer: behind the one who answers, or, to join, without it.
         let answers = self.messages.iter().all(|message| {
             let Message::Answer { to, event: Event::Reply { reply, .. } } = message else { return true };
@@ -213,7 +216,8 @@ impl World {
                 (1..=R.min(points.len())).map(|step| points[(index + step) % points.len()]).collect();
             let list: Vec<Point> = chord.successors().iter().map(|entry| entry.point).collect();
             let before = points[(index + points.len() - 1) % points.len()];
-            chord.is_member() && list == expected
+            chord.is_member()
+                && list == expected
                 && (points.len() == 1 || chord.predecessor().map(|member| member.point) == Some(before))
         })
     }

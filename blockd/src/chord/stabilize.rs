@@ -83,8 +83,7 @@ impl Chord {
 
     fn drop_successor(&mut self, dead: Member, actions: &mut Vec<Action>) {
         self.fingers.forget(dead.point);
-        let rest: Vec<Member> =
-            self.successors().iter().copied().filter(|entry| entry.point != dead.point).collect();
+        let rest: Vec<Member> = self.successors().iter().copied().filter(|entry| entry.point != dead.point).collect();
         self.adopt(rest, actions);
         self.stabilize(actions);
     }

@@ -1,0 +1,267 @@
+//! What this daemon tells metad, and learns from it: heartbeats, layouts (I11), block reports (I10).
+//!
+//! Two tasks, each with its own [`Metads`], so that a long report never delays a heartbeat. While no metad answers, the
+//! daemon serves on with the layout that it has.
+
+use crate::config::Config;
+use crate::layouts::Layouts;
+use crate::metrics::Metrics;
+use crate::stamps::Stamps;
+use crate::store::Store;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+use wire::Error;
+use wire::ids::{BlockHash, BlockdId};
+use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest};
+use wire::quic::Endpoint;
+use wire::retry::Backoff;
+use wire::tls::Role;
+
+/// How long metad may take to answer. Above an election's duration, below what makes a daemon count as dead.
+const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Most redirections followed for one request: during an election nodes may point at each other.
+const REDIRECTS_MAX: usize = 4;
+/// Blocks in one page of a report.
+const REPORT_PAGE: u32 = 4096;
+/// Pause between two pages of a report: it is never urgent.
+const REPORT_PAUSE: Duration = Duration::from_millis(200);
+
+/// The metads, and which of them is believed to lead.
+pub struct Metads {
+    endpoint: Endpoint,
+    configured: Vec<SocketAddr>,
+    leader: Option<SocketAddr>,
+    next: usize,
+}
+
+impl Metads {
+    /// Begins with the configured addresses.
+    #[must_use]
+    pub fn new(endpoint: Endpoint, configured: Vec<SocketAddr>) -> Self {
+        Self { endpoint, configured, leader: None, next: 0 }
+    }
+
+    /// Asks the leader; where it is not known or does not answer, any other, following its redirections. What it is
+    /// asked here may always be asked twice.
+    ///
+    /// # Errors
+    /// That of the last one asked, when none answered.
+    pub async fn ask(&mut self, request: &MetaRequest) -> Result<MetaReply, Error> {
+        let mut last = Error::Closed;
+        for _ in 0..self.configured.len() + REDIRECTS_MAX {
+            let Some(addr) = self.leader.or_else(|| self.configured.get(self.next).copied()) else { break };
+            let peer = self.endpoint.peer(addr, Role::Metad);
+            match peer.request::<_, MetaReply>(request, &[], ASK_TIMEOUT).await {
+                Ok((MetaReply::NotLeader { leader, nodes }, _)) => {
+                    self.learn(nodes.into_iter().map(|(_, addr)| addr));
+                    self.leader = leader.map(|(_, addr)| addr).filter(|leader| *leader != addr);
+                    if self.leader.is_none() {
+                        self.turn();
+                    }
+                    last = Error::Unanswered { peer: addr.to_string(), reason: "no leader is known".to_owned() };
+                }
+                Ok((reply, _)) => {
+                    self.leader = Some(addr);
+                    return Ok(reply);
+                }
+                Err(error) => {
+                    self.leader = None;
+                    self.turn();
+                    last = error;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    fn turn(&mut self) {
+        self.next = (self.next + 1) % self.configured.len().max(1);
+    }
+
+    /// Nodes that the configuration does not name are remembered: the configured ones may all have been replaced.
+    fn learn(&mut self, nodes: impl Iterator<Item = SocketAddr>) {
+        for addr in nodes {
+            if !self.configured.contains(&addr) {
+                self.configured.push(addr);
+            }
+        }
+    }
+}
+
+/// What both tasks need.
+#[derive(Clone)]
+pub struct Reporter {
+    /// This daemon.
+    pub id: BlockdId,
+    /// Its name, zone, weight, intervals.
+    pub config: Arc<Config>,
+    /// Where it serves.
+    pub advertise: SocketAddr,
+    /// What it holds.
+    pub store: Arc<Store>,
+    /// What it knows of the layout.
+    pub layouts: Arc<Layouts>,
+    /// When blocks were renewed.
+    pub stamps: Arc<Stamps>,
+    /// How metads are reached.
+    pub endpoint: Endpoint,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Reporter {
+    fn metads(&self) -> Metads {
+        Metads::new(self.endpoint.clone(), self.config.metads.clone())
+    }
+
+    async fn heartbeat(&self) -> BlockdHeartbeat {
+        let stats = self.store.stats();
+        BlockdHeartbeat {
+            id: self.id,
+            name: self.config.name.clone(),
+            addr: self.advertise,
+            zone: self.config.zone.clone(),
+            weight: self.config.weight.unwrap_or_else(|| default_weight(stats.capacity_bytes)),
+            capacity_bytes: stats.capacity_bytes,
+            free_bytes: stats.free_bytes,
+            block_count: stats.block_count,
+            epoch: self.layouts.newest().epoch,
+        }
+    }
+
+    /// Sends heartbeats until cancelled; at once when someone knows a newer layout.
+    pub async fn send_heartbeats(self, stop: CancellationToken) {
+        let mut metads = self.metads();
+        let mut backoff = Backoff::default();
+        let mut heard = true;
+        loop {
+            let beat = MetaRequest::BlockdHeartbeat(self.heartbeat().await);
+            let Some(answer) = stop.run_until_cancelled(metads.ask(&beat)).await else { return };
+            let pause = match answer {
+                Ok(MetaReply::BlockdAlive { layout }) => {
+                    if !heard {
+                        tracing::info!("metad answers again");
+                    }
+                    heard = true;
+                    backoff = Backoff::default();
+                    self.metrics.heartbeats.add(1);
+                    layout.into_iter().for_each(|layout| self.layouts.learn(layout));
+                    self.config.heartbeat_every
+                }
+                other => {
+                    let reason = other.map_or_else(|error| error.to_string(), |reply| format!("answered {reply:?}"));
+                    if heard {
+                        tracing::warn!(reason, "no metad takes heartbeats: check `metads` and the network");
+                    }
+                    heard = false;
+                    self.metrics.heartbeat_failures.add(1);
+                    backoff.delay().min(self.config.heartbeat_every)
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                () = self.wanted() => {}
+            }
+        }
+    }
+
+    /// Waits until a newer layout is wanted, and then a moment: many senders may tell of it at once.
+    async fn wanted(&self) {
+        self.layouts.wanted().await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    /// Reports all blocks, page by page, until cancelled, and drops those that nothing refers to.
+    pub async fn send_reports(self, stop: CancellationToken) {
+        let mut metads = self.metads();
+        loop {
+            if stop.run_until_cancelled(tokio::time::sleep(self.config.report_every)).await.is_none() {
+                return;
+            }
+            match stop.run_until_cancelled(self.report(&mut metads)).await {
+                None => return,
+                Some(Ok(dropped)) => tracing::debug!(dropped, "all blocks reported"),
+                Some(Err(reason)) => tracing::warn!(reason, "a block report failed: the next one starts anew"),
+            }
+        }
+    }
+
+    async fn report(&self, metads: &mut Metads) -> Result<usize, String> {
+        let mut from = Some(BlockHash([0; 32]));
+        let mut dropped = 0;
+        while let Some(first) = from {
+            let page: Vec<BlockHash> =
+                self.store.list(first, REPORT_PAGE as usize).into_iter().map(|(hash, _)| hash).collect();
+            from = if page.len() < REPORT_PAGE as usize { None } else { page.last().and_then(after) };
+            if page.is_empty() {
+                break;
+            }
+            let request = MetaRequest::BlockReport { id: self.id, blocks: page };
+            match metads.ask(&request).await.map_err(|error| error.to_string())? {
+                MetaReply::Unreferenced(hashes) => {
+                    dropped +=
+                        drop_blocks(&self.store, &self.stamps, &self.metrics, &hashes, self.config.grace).await.len();
+                }
+                other => return Err(format!("metad answered {other:?}")),
+            }
+            tokio::time::sleep(REPORT_PAUSE).await;
+        }
+        Ok(dropped)
+    }
+}
+
+/// Drops blocks that metad counts no reference to, but those renewed within `grace` (I10). Returns what was dropped.
+pub async fn drop_blocks(
+    store: &Store,
+    stamps: &Stamps,
+    metrics: &Metrics,
+    hashes: &[BlockHash],
+    grace: Duration,
+) -> Vec<BlockHash> {
+    let mut dropped = Vec::new();
+    for hash in hashes {
+        let Some(_dropping) = stamps.begin_drop(*hash, grace) else {
+            metrics.drops_refused.add(1);
+            continue;
+        };
+        match store.drop_block(*hash).await {
+            Ok(_) => dropped.push(*hash),
+            Err(error) => tracing::warn!(%hash, %error, "a block could not be dropped"),
+        }
+    }
+    metrics.dropped.add(dropped.len() as u64);
+    dropped
+}
+
+/// One per GiB of capacity, at least one.
+fn default_weight(capacity_bytes: u64) -> u32 {
+    u32::try_from(capacity_bytes >> 30).unwrap_or(u32::MAX).max(1)
+}
+
+/// The name that follows in order; none after the last possible one.
+fn after(hash: &BlockHash) -> Option<BlockHash> {
+    let mut next = *hash;
+    for byte in next.0.iter_mut().rev() {
+        *byte = byte.wrapping_add(1);
+        if *byte != 0 {
+            return Some(next);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_walked_in_order_to_the_very_last() {
+        let mut hash = BlockHash([0; 32]);
+        hash.0[31] = 0xff;
+        assert_eq!(after(&hash).unwrap().0[30..], [1, 0]);
+        assert_eq!(after(&BlockHash([0xff; 32])), None);
+    }
+}

@@ -1,0 +1,108 @@
+//! Repair of single copies: one that was found corrupt, by reading or by scrub, is replaced by a good one.
+//!
+//! Owner: one task with a bounded queue. When the queue is full the hash is let go: the next read or scrub finds the
+//! damage again.
+
+use crate::layouts::Layouts;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
+use wire::layout::LayoutMember;
+use wire::message::block::{BlockReply, BlockRequest};
+use wire::quic::Endpoint;
+use wire::tls::Role;
+
+/// Corrupt copies that may wait for repair.
+const QUEUE_MAX: usize = 1024;
+/// How long one replica may take to send its copy.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Hands corrupt copies to the repairing task.
+#[derive(Clone)]
+pub struct RepairQueue(mpsc::Sender<BlockHash>);
+
+impl RepairQueue {
+    /// The queue, and its other end for [`run`].
+    #[must_use]
+    pub fn new() -> (Self, mpsc::Receiver<BlockHash>) {
+        let (sender, receiver) = mpsc::channel(QUEUE_MAX);
+        (Self(sender), receiver)
+    }
+
+    /// Asks for a copy to be repaired.
+    pub fn push(&self, hash: BlockHash) {
+        if self.0.try_send(hash).is_err() {
+            tracing::debug!(%hash, "too many repairs wait: this one is left to the next scrub");
+        }
+    }
+}
+
+/// What repairing needs.
+pub struct Repairer {
+    /// This daemon.
+    pub id: BlockdId,
+    /// Where good copies go.
+    pub store: Arc<Store>,
+    /// Who else has copies.
+    pub layouts: Arc<Layouts>,
+    /// How they are reached.
+    pub endpoint: Endpoint,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Repairs what is queued until cancelled.
+pub async fn run(repairer: Repairer, mut queue: mpsc::Receiver<BlockHash>, stop: CancellationToken) {
+    while let Some(Some(hash)) = stop.run_until_cancelled(queue.recv()).await {
+        let Some(fetched) = stop.run_until_cancelled(repairer.fetch(hash)).await else { return };
+        let Some(block) = fetched else {
+            tracing::warn!(%hash, "a corrupt copy cannot be repaired now: no other daemon has a good one");
+            continue;
+        };
+        match repairer.store.put(hash, block).await {
+            Ok(_) => {
+                repairer.metrics.repaired.add(1);
+                tracing::info!(%hash, "a corrupt copy was replaced");
+            }
+            Err(error) => tracing::warn!(%hash, %error, "a good copy could not be stored"),
+        }
+    }
+}
+
+impl Repairer {
+    /// A good copy from any other owner, in the present layout or the one before.
+    async fn fetch(&self, hash: BlockHash) -> Option<Bytes> {
+        let layout = self.layouts.newest();
+        let owners = layout.owners(&hash).into_iter().chain(layout.previous_owners(&hash));
+        for owner in owners.filter(|owner| owner.id != self.id) {
+            if let Some(block) = self.fetch_from(owner, hash, layout.epoch).await {
+                return Some(block);
+            }
+        }
+        None
+    }
+
+    async fn fetch_from(&self, owner: &LayoutMember, hash: BlockHash, epoch: LayoutEpoch) -> Option<Bytes> {
+        let peer = self.endpoint.peer(owner.addr, Role::Blockd);
+        let request = BlockRequest::Get { hash, epoch, offset: 0, len: u32::MAX };
+        match peer.request::<_, BlockReply>(&request, &[], FETCH_TIMEOUT).await {
+            // I9: the copy is verified here again, whatever its sender says.
+            Ok((BlockReply::Content { .. }, block)) if matches(hash, &block).await => Some(block),
+            Ok(_) => None,
+            Err(error) => {
+                tracing::debug!(%hash, peer = owner.name, %error, "no copy from there");
+                None
+            }
+        }
+    }
+}
+
+async fn matches(hash: BlockHash, block: &Bytes) -> bool {
+    let block = block.clone();
+    tokio::task::spawn_blocking(move || BlockHash::of(&block) == hash).await.unwrap_or(false)
+}

@@ -1,0 +1,232 @@
+//! Storing a block on a chain of daemons, cut through: each forwards to the next while it still receives.
+//!
+//! ```text
+//! client ──► first ──► second ──► third        payload, in pieces, as it arrives
+//!            │ hash    │ hash     │ hash        each verifies and syncs its own copy (I9)
+//!        ◄── Stored ◄── Stored ◄── Stored       each adds itself to what the rest of the chain answered
+//! ```
+//!
+//! A daemon of the chain that cannot be reached, or fails on the way, is skipped: the next one after it gets the block
+//! from here, whole if need be. Who failed is told to the sender, who decides whether enough have synced.
+//!
+//! State: the daemons that failed a moment ago ([`Suspects`]), so that not every block waits for the same dead one.
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
+use wire::limits::BLOCK_BYTES_MAX;
+use wire::message::block::{BlockReply, BlockRequest};
+use wire::quic::{Endpoint, Incoming, OutgoingRequest};
+use wire::tls::Role;
+
+/// Received bytes are hashed and passed on in pieces of this size: large enough for BLAKE3's wide paths, small enough
+/// that hashing one (some 40 µs) may run on a runtime thread.
+const PIECE_BYTES: usize = 256 << 10;
+/// Most daemons in a chain, this one included: the most replicas that a layout may ask for.
+pub const CHAIN_MAX: usize = 5;
+/// A daemon that failed is not tried again for this long.
+const SUSPECT_FOR: Duration = Duration::from_secs(2);
+/// The rest of the chain gets this share of the time that the sender gives: the sender is to hear who failed.
+const DEADLINE_SHARE: f64 = 0.8;
+/// Buffers kept for reuse: fresh memory costs more than the network does.
+const BUFFERS_MAX: usize = 16;
+
+/// The rest of a chain: whom to forward to, in order.
+pub type Chain = Vec<(BlockdId, SocketAddr)>;
+
+/// Receives blocks and passes them on.
+pub struct Replicator {
+    endpoint: Endpoint,
+    suspects: Suspects,
+    buffers: Mutex<Vec<BytesMut>>,
+}
+
+/// Daemons that failed a moment ago.
+#[derive(Default)]
+struct Suspects(Mutex<HashMap<SocketAddr, Instant>>);
+
+impl Suspects {
+    fn add(&self, addr: SocketAddr) {
+        let mut all = self.0.lock();
+        all.retain(|_, failed| failed.elapsed() < SUSPECT_FOR);
+        all.insert(addr, Instant::now());
+    }
+
+    fn contains(&self, addr: SocketAddr) -> bool {
+        self.0.lock().get(&addr).is_some_and(|failed| failed.elapsed() < SUSPECT_FOR)
+    }
+}
+
+/// What became of a block's payload.
+pub enum Received {
+    /// It matches its hash; the forwarding is to be finished by [`Forward::finish`].
+    Block(Bytes),
+    /// It does not match its hash.
+    Mismatch,
+}
+
+/// Outcome in the rest of the chain.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Daemons that synced the block.
+    pub synced: Vec<BlockdId>,
+    /// Daemons that did not, and why.
+    pub failed: Vec<(BlockdId, String)>,
+}
+
+impl Replicator {
+    /// Forwards from `endpoint`.
+    #[must_use]
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self { endpoint, suspects: Suspects::default(), buffers: Mutex::default() }
+    }
+
+    /// Opens the way to the next daemon of the chain that can be reached.
+    pub async fn forward(&self, hash: BlockHash, epoch: LayoutEpoch, chain: Chain, request: &Incoming) -> Forward<'_> {
+        let deadline = request.deadline().saturating_duration_since(Instant::now()).mul_f64(DEADLINE_SHARE);
+        let mut forward = Forward {
+            replicator: self,
+            hash,
+            epoch,
+            len: request.payload_len(),
+            deadline: Instant::now() + deadline,
+            rest: chain.into(),
+            open: None,
+            outcome: Outcome::default(),
+        };
+        forward.open_next().await;
+        forward
+    }
+
+    /// Receives the payload, passing it on while hashing it. Not cancel-safe.
+    ///
+    /// # Errors
+    /// [`wire::Error::Malformed`] when the sender's stream ends early.
+    pub async fn receive(&self, request: &mut Incoming, forward: &mut Forward<'_>) -> Result<Received, wire::Error> {
+        assert!(forward.len <= BLOCK_BYTES_MAX, "checked before anything is received");
+        let mut buffer = self.buffers.lock().pop().unwrap_or_default();
+        buffer.reserve(forward.len);
+        let mut hasher = blake3::Hasher::new();
+        let mut passed = 0;
+        while let Some(chunk) = request.next_chunk().await? {
+            buffer.extend_from_slice(&chunk);
+            if buffer.len() - passed >= PIECE_BYTES || buffer.len() == forward.len {
+                let piece = &buffer[passed..];
+                if forward.open.is_some() {
+                    forward.write(Bytes::copy_from_slice(piece)).await;
+                }
+                hasher.update(piece);
+                passed = buffer.len();
+            }
+        }
+        // I9: what does not match its name is never stored.
+        if hasher.finalize().as_bytes() != &forward.hash.0 {
+            return Ok(Received::Mismatch);
+        }
+        Ok(Received::Block(buffer.freeze()))
+    }
+
+    /// Takes a block's memory back for the next one, when nobody else holds it any more.
+    pub fn recycle(&self, block: Bytes) {
+        if let Ok(mut buffer) = block.try_into_mut() {
+            buffer.clear();
+            let mut buffers = self.buffers.lock();
+            if buffers.len() < BUFFERS_MAX {
+                buffers.push(buffer);
+            }
+        }
+    }
+}
+
+/// A block on its way down the chain.
+pub struct Forward<'a> {
+    replicator: &'a Replicator,
+    hash: BlockHash,
+    epoch: LayoutEpoch,
+    len: usize,
+    deadline: Instant,
+    rest: VecDeque<(BlockdId, SocketAddr)>,
+    open: Option<(BlockdId, SocketAddr, OutgoingRequest)>,
+    outcome: Outcome,
+}
+
+impl Forward<'_> {
+    fn time_left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    fn failed(&mut self, id: BlockdId, addr: SocketAddr, reason: String) {
+        tracing::debug!(%id, %addr, hash = %self.hash, reason, "a daemon of the chain failed");
+        self.outcome.failed.push((id, reason));
+    }
+
+    async fn open_next(&mut self) {
+        assert!(self.open.is_none());
+        while let Some((id, addr)) = self.rest.pop_front() {
+            if self.replicator.suspects.contains(addr) {
+                self.failed(id, addr, "failed a moment ago".to_owned());
+                continue;
+            }
+            let chain = self.rest.iter().copied().collect();
+            let head = BlockRequest::Put { hash: self.hash, epoch: self.epoch, chain };
+            let peer = self.replicator.endpoint.peer(addr, Role::Blockd);
+            let left = self.time_left();
+            let opening = peer.open_request(&head, u32::try_from(self.len).unwrap_or(u32::MAX), left);
+            match tokio::time::timeout(left, opening).await {
+                Ok(Ok(open)) => {
+                    self.open = Some((id, addr, open));
+                    return;
+                }
+                Ok(Err(error)) => self.unreachable(id, addr, error.to_string()),
+                Err(_) => self.unreachable(id, addr, "deadline expired".to_owned()),
+            }
+        }
+    }
+
+    fn unreachable(&mut self, id: BlockdId, addr: SocketAddr, reason: String) {
+        self.replicator.suspects.add(addr);
+        self.failed(id, addr, reason);
+    }
+
+    async fn write(&mut self, piece: Bytes) {
+        let left = self.time_left();
+        let Some((id, addr, open)) = &mut self.open else { return };
+        let (id, addr) = (*id, *addr);
+        let reason = match tokio::time::timeout(left, open.write(piece)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "deadline expired".to_owned(),
+        };
+        self.open = None;
+        self.unreachable(id, addr, reason);
+    }
+
+    /// Waits for the rest of the chain; daemons that come after a failed one get the block from here. Not cancel-safe.
+    pub async fn finish(mut self, block: &Bytes) -> Outcome {
+        loop {
+            if let Some((id, addr, open)) = self.open.take() {
+                let answer = tokio::time::timeout(self.time_left(), open.finish::<BlockReply>()).await;
+                match answer {
+                    Ok(Ok((BlockReply::Stored { synced, failed, .. }, _))) => {
+                        self.outcome.synced.extend(synced);
+                        self.outcome.failed.extend(failed);
+                        return self.outcome;
+                    }
+                    Ok(Ok((BlockReply::NoSpace, _))) => self.failed(id, addr, "no space left".to_owned()),
+                    Ok(Ok((BlockReply::Failed(reason), _))) => self.failed(id, addr, reason),
+                    Ok(Ok(_)) => self.failed(id, addr, "answered something else".to_owned()),
+                    Ok(Err(error)) => self.unreachable(id, addr, error.to_string()),
+                    Err(_) => self.unreachable(id, addr, "deadline expired".to_owned()),
+                }
+            }
+            self.open_next().await;
+            if self.open.is_none() {
+                return self.outcome;
+            }
+            self.write(block.clone()).await;
+        }
+    }
+}

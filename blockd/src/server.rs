@@ -1,0 +1,232 @@
+//! Answers requests: who may ask what, which layout the sender knows (I11), and the dispatch of [`BlockRequest`].
+//!
+//! Any certificate of the cluster may open a connection; each request then needs a role. State: none of its own, all in
+//! the parts that [`Server`] holds.
+
+use crate::chord::driver::Ring;
+use crate::error::{NOT_A_MEMBER, describe};
+use crate::heartbeat::drop_blocks;
+use crate::layouts::Layouts;
+use crate::metrics::Metrics;
+use crate::repair::read_repair::RepairQueue;
+use crate::replicate::{CHAIN_MAX, Chain, Received, Replicator};
+use crate::stamps::Stamps;
+use crate::store::{self, Store};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use wire::Error;
+use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
+use wire::limits::BLOCK_BYTES_MAX;
+use wire::message::block::{BlockReply, BlockRequest, BlockdStatus};
+use wire::quic::{Incoming, Service};
+use wire::tls::{PeerIdentity, Role, Subject};
+
+/// Most names in one reply of `List`.
+const LIST_MAX: u32 = 65_536;
+/// Most names in one `Probe` or `Drop`.
+const NAMES_MAX: usize = 65_536;
+
+/// The answering side of a block daemon.
+pub struct Server {
+    /// This daemon.
+    pub id: BlockdId,
+    /// Where blocks are.
+    pub store: Arc<Store>,
+    /// When they were renewed.
+    pub stamps: Arc<Stamps>,
+    /// How they reach the rest of their chain.
+    pub replicator: Replicator,
+    /// What is known of the layout.
+    pub layouts: Arc<Layouts>,
+    /// This daemon's place among its neighbours.
+    pub ring: Arc<Ring>,
+    /// Where corrupt copies are reported.
+    pub repairs: RepairQueue,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Whether the holder of a certificate may ask this.
+fn may_ask(subject: &Subject, request: &BlockRequest) -> bool {
+    match request {
+        BlockRequest::Put { .. } => match subject.role {
+            Role::Client => !subject.grant.read_only,
+            Role::Blockd | Role::Admin => true,
+            Role::Metad => false,
+        },
+        BlockRequest::Get { .. } | BlockRequest::Lookup { .. } | BlockRequest::Status => true,
+        BlockRequest::Drop { .. } => subject.role == Role::Metad,
+        BlockRequest::List { .. } | BlockRequest::Probe { .. } => subject.role != Role::Client,
+        BlockRequest::Chord(_) => subject.role == Role::Blockd,
+    }
+}
+
+/// Whether it stays within the bounds of this daemon.
+fn is_bounded(request: &BlockRequest, payload_len: usize) -> bool {
+    match request {
+        BlockRequest::Put { chain, .. } => (1..=BLOCK_BYTES_MAX).contains(&payload_len) && chain.len() < CHAIN_MAX,
+        BlockRequest::Drop { hashes, .. } | BlockRequest::Probe { hashes } => hashes.len() <= NAMES_MAX,
+        _ => true,
+    }
+}
+
+impl Service for Server {
+    fn authorize(&self, _peer: &PeerIdentity) -> Result<(), Error> {
+        Ok(()) // every role may ask something
+    }
+
+    async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, incoming: Incoming) {
+        let request = match incoming.decode::<BlockRequest>() {
+            Ok(request) => request,
+            Err(error) => return incoming.refuse(&error.to_string()).await,
+        };
+        tracing::debug!(id = format!("{:016x}", incoming.request_id()), peer = peer.subject.name, ?request, "request");
+        if !may_ask(&peer.subject, &request) {
+            self.metrics.unauthorized.add(1);
+            return incoming.refuse(&format!("a {} may not ask this of a blockd", peer.subject.role)).await;
+        }
+        if !is_bounded(&request, incoming.payload_len()) {
+            return incoming.refuse("the request exceeds a limit").await;
+        }
+        let (reply, payload) = match request {
+            BlockRequest::Put { hash, epoch, chain } => return self.put(hash, epoch, chain, incoming).await,
+            BlockRequest::Get { hash, epoch, offset, len } => self.get(hash, epoch, offset, len).await,
+            other => (self.answer(other).await, None),
+        };
+        incoming.respond(&reply, payload.as_slice()).await;
+    }
+}
+
+impl Server {
+    async fn answer(&self, request: BlockRequest) -> BlockReply {
+        match request {
+            BlockRequest::Drop { hashes, grace_ms } => {
+                let grace = Duration::from_millis(grace_ms);
+                BlockReply::Dropped(drop_blocks(&self.store, &self.stamps, &self.metrics, &hashes, grace).await)
+            }
+            BlockRequest::List { from, limit } => {
+                BlockReply::Blocks(self.store.list(from, limit.min(LIST_MAX) as usize))
+            }
+            BlockRequest::Probe { hashes } => {
+                BlockReply::Present(hashes.iter().map(|hash| self.store.contains(hash)).collect())
+            }
+            BlockRequest::Chord(question) => match self.ring.answer(&question) {
+                Some(reply) => BlockReply::Chord(reply),
+                None => BlockReply::Failed(NOT_A_MEMBER.to_owned()),
+            },
+            BlockRequest::Lookup { point } => match self.ring.look_up(point).await {
+                Some((member, hops)) => BlockReply::Found { member, hops },
+                None => BlockReply::Failed(NOT_A_MEMBER.to_owned()),
+            },
+            BlockRequest::Status => BlockReply::Status(self.status()),
+            BlockRequest::Put { .. } | BlockRequest::Get { .. } => unreachable!("dispatched by the caller"),
+        }
+    }
+
+    fn status(&self) -> BlockdStatus {
+        let stats = self.store.stats();
+        let (predecessor, successors) = self.ring.neighbours();
+        BlockdStatus {
+            id: self.id,
+            capacity_bytes: stats.capacity_bytes,
+            free_bytes: stats.free_bytes,
+            block_count: stats.block_count,
+            epoch: self.layouts.newest().epoch,
+            predecessor,
+            successors,
+        }
+    }
+
+    /// Receives, verifies, stores, and passes on. The copy is on stable storage before it is acknowledged (I9).
+    async fn put(&self, hash: BlockHash, epoch: LayoutEpoch, chain: Chain, mut incoming: Incoming) {
+        let mut forward = self.replicator.forward(hash, epoch, chain, &incoming).await;
+        let block = match self.replicator.receive(&mut incoming, &mut forward).await {
+            Ok(Received::Block(block)) => block,
+            Ok(Received::Mismatch) => {
+                self.metrics.mismatches.add(1);
+                return incoming.refuse(&format!("the payload does not match its name {hash}")).await;
+            }
+            Err(error) => {
+                tracing::debug!(%hash, %error, "the sender went away");
+                return;
+            }
+        };
+        let local = async {
+            // I10: renewed before the store is looked at, so that no drop slips in between.
+            self.stamps.renew(hash).await;
+            self.store.put(hash, block.clone()).await
+        };
+        let (stored, mut outcome) = tokio::join!(local, forward.finish(&block));
+        self.metrics.chain_failures.add(outcome.failed.len() as u64);
+        let alone = outcome.synced.is_empty();
+        match stored {
+            Ok(_) => {
+                self.metrics.puts.add(1);
+                self.metrics.put_bytes.add(block.len() as u64);
+                // I9: the store has synced it.
+                outcome.synced.insert(0, self.id);
+            }
+            Err(error) if alone && error.is_no_space() => {
+                return incoming.respond(&BlockReply::NoSpace, &[]).await;
+            }
+            Err(error) => outcome.failed.push((self.id, describe(&error))),
+        }
+        let layout = self.layouts.compare(epoch);
+        let reply = BlockReply::Stored { synced: outcome.synced, failed: outcome.failed, layout };
+        incoming.respond(&reply, &[]).await;
+        self.replicator.recycle(block);
+    }
+
+    async fn get(&self, hash: BlockHash, epoch: LayoutEpoch, offset: u32, len: u32) -> (BlockReply, Option<Bytes>) {
+        let layout = self.layouts.compare(epoch);
+        // I9: the store verifies the whole block against its name before it gives out any of it.
+        match self.store.get(hash).await {
+            Ok(Some(block)) => {
+                let start = (offset as usize).min(block.len());
+                let end = start.saturating_add(len as usize).min(block.len());
+                let block_len = u32::try_from(block.len()).unwrap_or(u32::MAX);
+                self.metrics.gets.add(1);
+                self.metrics.get_bytes.add((end - start) as u64);
+                (BlockReply::Content { block_len }, Some(block.slice(start..end)))
+            }
+            Ok(None) => {
+                self.metrics.misses.add(1);
+                (BlockReply::NotHere { corrupt: false, layout }, None)
+            }
+            Err(store::Error::Corrupt { .. }) => {
+                self.metrics.corrupt.add(1);
+                tracing::warn!(%hash, "a corrupt copy was quarantined; it is repaired from another daemon");
+                self.repairs.push(hash);
+                (BlockReply::NotHere { corrupt: true, layout }, None)
+            }
+            Err(error) => (BlockReply::Failed(describe(&error)), None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_request_needs_its_role() {
+        let drop = BlockRequest::Drop { hashes: Vec::new(), grace_ms: 0 };
+        let put = BlockRequest::Put { hash: BlockHash([0; 32]), epoch: LayoutEpoch(0), chain: Vec::new() };
+        let probe = BlockRequest::Probe { hashes: Vec::new() };
+        let subject = |role| Subject::new(role, "x");
+        assert!(may_ask(&subject(Role::Metad), &drop) && !may_ask(&subject(Role::Admin), &drop));
+        assert!(may_ask(&subject(Role::Client), &put) && !may_ask(&subject(Role::Metad), &put));
+        assert!(!may_ask(&subject(Role::Client), &probe), "a hash is no permission");
+        let mut reader = subject(Role::Client);
+        reader.grant.read_only = true;
+        assert!(!may_ask(&reader, &put));
+    }
+
+    #[test]
+    fn a_block_is_between_one_byte_and_four_mebibytes_long() {
+        let put = BlockRequest::Put { hash: BlockHash([0; 32]), epoch: LayoutEpoch(0), chain: Vec::new() };
+        assert!(!is_bounded(&put, 0) && is_bounded(&put, 1));
+        assert!(is_bounded(&put, BLOCK_BYTES_MAX) && !is_bounded(&put, BLOCK_BYTES_MAX + 1));
+    }
+}
