@@ -33,6 +33,12 @@ struct File {
     identity: String,
 }
 
+/// What files of every format have.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
 impl Bundle {
     /// Reads a bundle.
     ///
@@ -41,14 +47,18 @@ impl Bundle {
     pub fn load(path: &Path) -> Result<Self, Error> {
         let wrong = |reason: String| Error::Identity { file: path.display().to_string(), reason };
         let text = fs::read_to_string(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        // First of all the format: another one may have other keys, which are no typing errors.
+        if let Ok(Format { format }) = toml::from_str(&text)
+            && format != FORMAT
+        {
+            return Err(wrong(format!("has format {format}, this program reads {FORMAT}: upgrade the older one")));
+        }
         let file: File = toml::from_str(&text).map_err(|error| {
             wrong(format!("is no bundle ({}): make a new one with `surf`", error.message().replace('\n', " ")))
         })?;
-        if file.format != FORMAT {
-            return Err(wrong(format!("has format {}, this program reads {FORMAT}", file.format)));
-        }
         let identity = Identity::from_pem(path, &file.identity)?;
-        let named: ClusterId = file.cluster_id.parse()?;
+        let named: ClusterId =
+            file.cluster_id.parse().map_err(|error: Error| wrong(format!("its `cluster_id` is wrong ({error})")))?;
         if named != identity.cluster_id() {
             return Err(wrong("its identity belongs to another cluster than it names".to_owned()));
         }
@@ -90,6 +100,8 @@ mod tests {
         bundle.save(&path).unwrap();
         assert_eq!(Bundle::load(&path).unwrap().metads, bundle.metads);
         let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, text.replace("format = 1", "format = 2\nnew = 1")).unwrap();
+        assert!(Bundle::load(&path).unwrap_err().to_string().contains("has format 2"));
         for damaged in [text[..text.len() / 2].to_owned(), text.replace("metads", "metadz"), String::new()] {
             fs::write(&path, damaged).unwrap();
             assert!(Bundle::load(&path).unwrap_err().to_string().contains("client.bundle"));

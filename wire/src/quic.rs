@@ -11,6 +11,8 @@ pub mod endpoint;
 pub mod peer;
 pub mod serve;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use endpoint::Endpoint;
 pub use peer::{EventReceiver, OutgoingRequest, Peer};

@@ -25,6 +25,15 @@ impl Backoff {
     }
 }
 
+/// The delays, without end: callers bound their attempts by a deadline or a count.
+impl Iterator for Backoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(self.delay())
+    }
+}
+
 impl Default for Backoff {
     /// From 10 ms up to 1 s: an election takes about a second, so waiting longer would only add to it.
     fn default() -> Self {

@@ -44,11 +44,38 @@ impl fmt::Display for Role {
     }
 }
 
-/// What a client may do.
+/// What a client may do. Part of its certificate, so that no program of the client's can change it; the daemons act on
+/// it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ClientGrant {
     /// Only reading.
     pub read_only: bool,
+    /// Absolute path of the directory that is the client's root; `None` for the whole filesystem.
+    pub subtree: Option<String>,
+    /// Whose rights the client's users have.
+    pub squash: Squash,
+}
+
+/// Replacement of the user ids that a client reports, as in exports(5).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum Squash {
+    /// Ids are taken as they come.
+    #[default]
+    None,
+    /// Root becomes this user and group (`root_squash`).
+    Root {
+        /// User id.
+        uid: u32,
+        /// Group id.
+        gid: u32,
+    },
+    /// Everyone becomes this user and group (`all_squash`).
+    All {
+        /// User id.
+        uid: u32,
+        /// Group id.
+        gid: u32,
+    },
 }
 
 /// Whom a certificate is for.
@@ -75,6 +102,8 @@ impl Subject {
 pub struct PeerIdentity {
     /// Whom its certificate is for.
     pub subject: Subject,
+    /// The cluster that both belong to.
+    pub cluster: ClusterId,
     /// Where it connects from, or was reached.
     pub addr: SocketAddr,
 }
@@ -111,9 +140,37 @@ impl ClusterCa {
     /// # Errors
     /// [`Error::Identity`] when the file cannot be read, or is no CA.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text = read_file(path)?;
-        let [cert_pem, key_pem] = sections(path, &text, &["CERTIFICATE", "PRIVATE KEY"])?;
+        Self::from_pem(path, &read_file(path)?)
+    }
+
+    /// Reads a CA from text with its certificate and key, in that order; `origin` is named in errors.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when the text is no CA.
+    pub fn from_pem(origin: &Path, text: &str) -> Result<Self, Error> {
+        let [cert_pem, key_pem] = sections(origin, text, &["CERTIFICATE", "PRIVATE KEY"])?;
         Ok(Self { cert_pem, key_pem })
+    }
+
+    /// The CA's certificate, by which others know the cluster. No secret.
+    #[must_use]
+    pub fn cert_pem(&self) -> &str {
+        &self.cert_pem
+    }
+
+    /// The CA's key.
+    #[must_use]
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+
+    /// The cluster that this CA makes.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when the certificate is damaged.
+    pub fn cluster_id(&self) -> Result<ClusterId, Error> {
+        let der = pem::parse(&self.cert_pem).map_err(|error| crypto_failed("cluster CA", error))?;
+        Ok(cluster_of(der.contents()))
     }
 
     /// Writes certificate and key to a file that only its owner can read.
@@ -216,9 +273,12 @@ impl Identity {
     /// The cluster it belongs to.
     #[must_use]
     pub fn cluster_id(&self) -> ClusterId {
-        let mut id = [0_u8; 16];
-        id.copy_from_slice(&blake3::hash(&self.ca).as_bytes()[..16]);
-        ClusterId(id)
+        cluster_of(&self.ca)
+    }
+
+    /// A secret for one use, named by `context`, that stays the same as long as this identity does.
+    pub(crate) fn derive_key(&self, context: &str) -> [u8; 32] {
+        blake3::derive_key(context, &self.key)
     }
 
     pub(crate) fn roots(&self) -> Result<rustls::RootCertStore, Error> {
@@ -241,6 +301,13 @@ impl fmt::Debug for Identity {
         // Never the key.
         f.debug_struct("Identity").field("subject", &self.subject).finish_non_exhaustive()
     }
+}
+
+/// The cluster whose CA has this certificate (DER).
+fn cluster_of(ca: &[u8]) -> ClusterId {
+    let mut id = [0_u8; 16];
+    id.copy_from_slice(&blake3::hash(ca).as_bytes()[..16]);
+    ClusterId(id)
 }
 
 /// The subject in a certificate (DER) that was verified before, or is our own.
@@ -274,18 +341,28 @@ fn sections<const N: usize>(origin: &Path, text: &str, wanted: &[&str; N]) -> Re
     texts.try_into().map_err(|_| wrong("is damaged: restore or issue it again".to_owned()))
 }
 
-/// Writes a secret: complete or not at all, readable by its owner alone.
+/// Writes a secret: complete or not at all, readable by its owner alone, durable on return.
 pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), Error> {
-    let failed = |error: std::io::Error| Error::Identity {
+    let write = || -> std::io::Result<()> {
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        // Left by a crash, perhaps with other rights: the mode below is for new files only.
+        if let Err(error) = fs::remove_file(&partial)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&partial, path)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    };
+    write().map_err(|error| Error::Identity {
         file: path.display().to_string(),
         reason: format!("cannot be written: {error}"),
-    };
-    let partial = path.with_extension("partial");
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(failed)?;
-    file.sync_all().map_err(failed)?;
-    fs::rename(&partial, path).map_err(failed)
+    })
 }
 
 #[cfg(test)]
@@ -301,6 +378,31 @@ mod tests {
         assert_eq!(again.cluster_id(), identity.cluster_id());
         let other = ClusterCa::create("test").unwrap().issue(&Subject::new(Role::Blockd, "blockd-1")).unwrap();
         assert_ne!(other.cluster_id(), identity.cluster_id());
+        assert_eq!(ca.cluster_id().unwrap(), identity.cluster_id());
+    }
+
+    #[test]
+    fn a_clients_grant_is_in_its_certificate() {
+        let ca = ClusterCa::create("test").unwrap();
+        let ca = ClusterCa::from_pem(Path::new("x"), &format!("{}{}", ca.cert_pem(), ca.key_pem())).unwrap();
+        let mut subject = Subject::new(Role::Client, "laptop");
+        subject.grant = ClientGrant {
+            read_only: true,
+            subtree: Some("/home/a".to_owned()),
+            squash: Squash::Root { uid: 65534, gid: 65534 },
+        };
+        assert_eq!(ca.issue(&subject).unwrap().subject(), &subject);
+    }
+
+    #[test]
+    fn only_the_owner_can_read_a_saved_key() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ca.pem");
+        fs::write(dir.path().join("ca.pem.partial"), "left by a crash").unwrap();
+        ClusterCa::create("test").unwrap().save(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        ClusterCa::load(&path).unwrap();
     }
 
     #[test]

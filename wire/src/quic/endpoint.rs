@@ -9,7 +9,8 @@ use crate::Error;
 use crate::tls::{Identity, Role, SERVER_NAME};
 use parking_lot::Mutex;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::crypto::{CryptoError, HmacKey};
+use quinn::{ConnectionId, ConnectionIdGenerator, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use std::collections::HashMap;
 use std::future::Future;
 use std::io;
@@ -20,8 +21,10 @@ use std::time::{Duration, Instant};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-/// The protocol versions this program speaks, best first.
+/// The protocol versions this program speaks, best first, as ALPN names them.
 const ALPN: &[&[u8]] = &[b"surf/1"];
+/// The same for people.
+pub(super) const VERSIONS: &str = "1";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// What one stream may have in flight: several blocks.
@@ -32,6 +35,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 const STREAMS_MAX: u32 = 4096;
 /// A peer that is silent for this long is gone; keep-alives come every second.
 const IDLE_TIMEOUT_MS: u32 = 5_000;
+/// Length of connection ids: as quinn's own.
+const CONNECTION_ID_BYTES: usize = 8;
 /// Datagram size over loopback. quinn hands up to ten to the kernel at once, which must stay below 64 KiB: 6,500
 /// works, 6,560 crawls.
 const LOOPBACK_MTU: u16 = 6_500;
@@ -70,15 +75,18 @@ impl Endpoint {
     /// # Errors
     /// [`Error::Bind`] when the address cannot be used, [`Error::Identity`] when TLS refuses the identity.
     pub fn bind(addr: SocketAddr, identity: &Identity) -> Result<Self, Error> {
+        Self::bind_speaking(addr, identity, ALPN)
+    }
+
+    pub(super) fn bind_speaking(addr: SocketAddr, identity: &Identity, versions: &[&[u8]]) -> Result<Self, Error> {
         let failed = |error: io::Error| bind_error(addr, &error);
         let socket = socket(addr).map_err(failed)?;
         let local = socket.local_addr().map_err(failed)?;
-        let client = client_configs(identity)?;
-        let server = server_configs(identity)?;
+        let client = client_configs(identity, versions)?;
+        let server = server_configs(identity, versions)?;
         let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let handle = runtime.handle().clone();
-        let mut config = quinn::EndpointConfig::default();
-        config.max_udp_payload_size(LOOPBACK_MTU).map_err(|error| failed(io::Error::other(error)))?;
+        let config = endpoint_config(identity).map_err(failed)?;
         let driver = Arc::new(Driver { handle: handle.clone() });
         let first = Some((*server.remote).clone());
         let quinn = {
@@ -143,13 +151,13 @@ impl Endpoint {
 
     pub(super) fn server_config(&self, remote: SocketAddr) -> Arc<quinn::ServerConfig> {
         let configs = &self.inner.server;
-        if remote.ip().is_loopback() { configs.loopback.clone() } else { configs.remote.clone() }
+        if remote.ip().to_canonical().is_loopback() { configs.loopback.clone() } else { configs.remote.clone() }
     }
 }
 
 impl Inner {
     pub(super) fn connect(&self, addr: SocketAddr) -> Result<quinn::Connecting, quinn::ConnectError> {
-        let config = if addr.ip().is_loopback() { &self.client.loopback } else { &self.client.remote };
+        let config = if addr.ip().to_canonical().is_loopback() { &self.client.loopback } else { &self.client.remote };
         self.quinn.connect_with(config.clone(), addr, SERVER_NAME)
     }
 }
@@ -172,6 +180,57 @@ fn socket(addr: SocketAddr) -> io::Result<UdpSocket> {
     crate::sys::force_buffers(&socket, SOCKET_BUFFER_BYTES);
     socket.bind(&addr.into())?;
     Ok(socket.into())
+}
+
+/// Settings of the socket.
+///
+/// Reset tokens derive from the identity's key, not from chance: a daemon that was killed and started again answers
+/// packets of its forgotten connections with a reset (RFC 9000 §10.3) that the peer believes, so the peer reconnects at
+/// once rather than after the idle timeout.
+fn endpoint_config(identity: &Identity) -> io::Result<quinn::EndpointConfig> {
+    let secret = identity.derive_key("surf 2026 QUIC stateless reset");
+    let mut config = quinn::EndpointConfig::new(Arc::new(ResetKey(secret)));
+    config.cid_generator(|| Box::new(RandomIds));
+    config.max_udp_payload_size(LOOPBACK_MTU).map_err(io::Error::other)?;
+    Ok(config)
+}
+
+/// Connection ids that any start of this daemon accepts as its own; quinn's default answers only ids of its present
+/// start with a reset. That a stranger can provoke resets does no harm: each is smaller than what provoked it, and
+/// quinn limits their rate.
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        ConnectionId::new(&rand::random::<[u8; CONNECTION_ID_BYTES]>())
+    }
+
+    fn cid_len(&self) -> usize {
+        CONNECTION_ID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+/// Key of reset tokens: keyed BLAKE3, which is a MAC.
+struct ResetKey([u8; 32]);
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
+        signature_out.copy_from_slice(blake3::keyed_hash(&self.0, data).as_bytes());
+    }
+
+    fn signature_len(&self) -> usize {
+        blake3::OUT_LEN
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        let signature: [u8; blake3::OUT_LEN] = signature.try_into().map_err(|_| CryptoError)?;
+        // Compares in constant time.
+        if blake3::keyed_hash(&self.0, data) == signature { Ok(()) } else { Err(CryptoError) }
+    }
 }
 
 fn transport(loopback: bool) -> Arc<TransportConfig> {
@@ -205,14 +264,14 @@ fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn client_configs(identity: &Identity) -> Result<ClientConfigs, Error> {
+fn client_configs(identity: &Identity, versions: &[&[u8]]) -> Result<ClientConfigs, Error> {
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls_error)?
         .with_root_certificates(identity.roots()?)
         .with_client_auth_cert(identity.chain(), identity.key())
         .map_err(tls_error)?;
-    tls.alpn_protocols = ALPN.iter().map(|version| version.to_vec()).collect();
+    tls.alpn_protocols = versions.iter().map(|version| version.to_vec()).collect();
     let tls = Arc::new(QuicClientConfig::try_from(tls).map_err(tls_error)?);
     let config = |loopback| {
         let mut config = quinn::ClientConfig::new(tls.clone());
@@ -222,7 +281,7 @@ fn client_configs(identity: &Identity) -> Result<ClientConfigs, Error> {
     Ok(ClientConfigs { loopback: config(true), remote: config(false) })
 }
 
-fn server_configs(identity: &Identity) -> Result<ServerConfigs, Error> {
+fn server_configs(identity: &Identity, versions: &[&[u8]]) -> Result<ServerConfigs, Error> {
     let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(identity.roots()?), provider())
         .build()
         .map_err(tls_error)?;
@@ -232,7 +291,7 @@ fn server_configs(identity: &Identity) -> Result<ServerConfigs, Error> {
         .with_client_cert_verifier(verifier)
         .with_single_cert(identity.chain(), identity.key())
         .map_err(tls_error)?;
-    tls.alpn_protocols = ALPN.iter().map(|version| version.to_vec()).collect();
+    tls.alpn_protocols = versions.iter().map(|version| version.to_vec()).collect();
     let tls = Arc::new(QuicServerConfig::try_from(tls).map_err(tls_error)?);
     let config = |loopback| {
         let mut config = quinn::ServerConfig::with_crypto(tls.clone());

@@ -1,12 +1,16 @@
 //! The calling side: a peer, its connection, and requests with deadlines.
+//!
+//! What a caller may do after a failure depends on how far the request came, so that is kept exact: until the first
+//! byte was handed to the connection a failure is [`Error::NotSent`], afterwards it is [`Error::Unanswered`].
 
-use super::endpoint::Inner;
-use super::stream::{payload_len, read_exactly, write_frame, write_payload};
-use crate::frame::{REPLY_HEADER, REQUEST_HEADER, ReplyHeader, RequestHeader};
-use crate::limits::PAYLOAD_BYTES_MAX;
+use super::endpoint::{Inner, VERSIONS};
+use super::stream::{payload_len, read_exactly, read_tail, write_frame, write_payload};
+use crate::frame::{REPLY_HEADER, ReplyHeader, RequestHeader};
+use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use crate::retry::Backoff;
 use crate::tls::{Role, subject_of};
 use crate::{Error, codec};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use quinn::{ConnectionError, TransportErrorCode};
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
@@ -15,10 +19,16 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// A handshake that takes longer than this has failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Handshakes with a peer that does not answer are this far apart at first, and at most.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+/// An event stream that cannot be opened in this time has failed.
+const EVENTS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Events are taken from the connection in portions of this size.
+const EVENT_BUFFER_BYTES: usize = 64 << 10;
 /// TLS alerts by which a peer's certificate is refused: bad_certificate, unknown_ca, decrypt_error (RFC 8446 §6).
 const CERTIFICATE_ALERTS: [u8; 3] = [42, 48, 51];
 /// TLS alert no_application_protocol (RFC 7301 §3.2): no common version.
@@ -28,18 +38,29 @@ const NO_COMMON_VERSION: u8 = 120;
 #[derive(Clone)]
 pub struct Peer {
     shared: Arc<Shared>,
+    /// Id for its requests; a random one for each when there is none.
+    request_id: Option<u64>,
 }
 
 struct Shared {
     endpoint: Weak<Inner>,
     addr: SocketAddr,
     role: Role,
-    connection: Mutex<Option<quinn::Connection>>,
+    /// Held during a handshake, so that callers wait for one together.
+    link: Mutex<Link>,
+}
+
+struct Link {
+    live: Option<quinn::Connection>,
+    /// The last failed handshake, and until when its outcome stands for new ones.
+    failed: Option<(Error, Instant)>,
+    backoff: Backoff,
 }
 
 impl Peer {
     pub(super) fn new(endpoint: Weak<Inner>, addr: SocketAddr, role: Role) -> Self {
-        Self { shared: Arc::new(Shared { endpoint, addr, role, connection: Mutex::new(None) }) }
+        let link = Mutex::new(Link { live: None, failed: None, backoff: reconnect_backoff() });
+        Self { shared: Arc::new(Shared { endpoint, addr, role, link }), request_id: None }
     }
 
     /// Its address.
@@ -48,30 +69,34 @@ impl Peer {
         self.shared.addr
     }
 
+    /// The same peer, for asking on behalf of the request `id`: it appears in the peer's log under that id.
+    #[must_use]
+    pub fn on_behalf_of(&self, id: u64) -> Self {
+        Self { shared: self.shared.clone(), request_id: Some(id) }
+    }
+
     /// Asks, and waits for the answer: its decoded head and its payload.
     ///
     /// Dropping the future abandons the request; the peer may carry it out all the same.
     ///
     /// # Errors
     /// [`Error::NotSent`] when the peer was not reached, [`Error::Unanswered`] when it is unknown whether the request was
-    /// carried out, [`Error::Refused`] when it was refused, or why no connection can ever be made.
+    /// carried out, [`Error::Refused`] when it was refused, [`Error::Malformed`] when the request is too large to send or
+    /// the answer does not decode, or why no connection can ever be made.
     pub async fn request<Q, R>(&self, head: &Q, payload: &[Bytes], deadline: Duration) -> Result<(R, Bytes), Error>
     where
         Q: Serialize + Sync + ?Sized,
         R: DeserializeOwned,
     {
-        let len = payload_len(payload);
-        let work = async {
-            let mut request = self.open_request(head, len, deadline).await?;
-            for part in payload {
-                request.write(part.clone()).await?;
-            }
-            request.finish().await
-        };
-        timeout(deadline, work).await.unwrap_or_else(|_| Err(self.unanswered("deadline expired")))
+        let mut request = self.open_request(head, payload_len(payload), deadline).await?;
+        for part in payload {
+            request.write(part.clone()).await?;
+        }
+        request.finish().await
     }
 
-    /// Begins a request whose payload of `payload_len` bytes is written piece by piece.
+    /// Begins a request whose payload of `payload_len` bytes is written piece by piece. The deadline holds for all of
+    /// it, the answer included.
     ///
     /// # Errors
     /// As [`Peer::request`].
@@ -81,21 +106,30 @@ impl Peer {
         payload_len: u32,
         deadline: Duration,
     ) -> Result<OutgoingRequest, Error> {
+        let expires_at = Instant::now() + deadline;
         let head = codec::encode(head);
-        if payload_len as usize > PAYLOAD_BYTES_MAX {
-            return Err(Error::Malformed(format!("a payload of {payload_len} bytes is too large")));
+        if head.len() > HEAD_BYTES_MAX || payload_len as usize > PAYLOAD_BYTES_MAX {
+            return Err(Error::Malformed(format!("a request of {} + {payload_len} bytes is too large", head.len())));
         }
         let header = RequestHeader {
             deadline_ms: u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX),
-            request_id: rand::random(),
+            request_id: self.request_id.unwrap_or_else(rand::random),
             head_len: head.len() as u32,
             payload_len,
         };
-        let connection = self.connection().await?;
-        let (mut send, recv) = connection.open_bi().await.map_err(|error| self.not_sent(error))?;
-        let encoded: [u8; REQUEST_HEADER] = header.encode();
-        write_frame(&mut send, &encoded, &head, &[]).await.map_err(|error| self.unanswered(error))?;
-        Ok(OutgoingRequest { peer: self.clone(), send, recv })
+        let opening = async {
+            let connection = self.connection().await?;
+            connection.open_bi().await.map_err(|error| self.not_sent(error))
+        };
+        let opened = timeout_at(expires_at, opening).await;
+        let (send, recv) = opened.unwrap_or_else(|_| Err(self.not_sent("deadline expired")))?;
+        let payload_left = payload_len as usize;
+        let mut request = OutgoingRequest { peer: self.clone(), send, recv, payload_left, expires_at };
+        let header = header.encode();
+        let writing = write_frame(&mut request.send, &header, &head, &[]);
+        let written = timeout_at(expires_at, writing).await;
+        request.peer.written(written)?;
+        Ok(request)
     }
 
     /// Opens a stream of events.
@@ -103,19 +137,41 @@ impl Peer {
     /// # Errors
     /// As [`Peer::request`].
     pub async fn open_events<Q: Serialize + Sync + ?Sized>(&self, head: &Q) -> Result<EventReceiver, Error> {
-        let mut request = self.open_request(head, 0, Duration::from_secs(5)).await?;
+        let mut request = self.open_request(head, 0, EVENTS_TIMEOUT).await?;
         let _ = request.send.finish();
-        Ok(EventReceiver { request })
+        Ok(EventReceiver { peer: request.peer, recv: request.recv, buffered: BytesMut::new() })
     }
 
-    /// The connection, made now if there is none that lives. Callers wait for one handshake together.
-    async fn connection(&self) -> Result<quinn::Connection, Error> {
-        let mut slot = self.shared.connection.lock().await;
-        if let Some(connection) = slot.as_ref().filter(|connection| connection.close_reason().is_none()) {
+    /// The connection, made now if there is none that lives. Callers wait for one handshake together, and while the
+    /// backoff after a failed one lasts, all get its error at once: a dead peer costs nobody a queue of timeouts.
+    pub(super) async fn connection(&self) -> Result<quinn::Connection, Error> {
+        let mut link = self.shared.link.lock().await;
+        let endpoint = self.shared.endpoint.upgrade().ok_or(Error::Closed)?;
+        if let Some(connection) = link.live.as_ref().filter(|connection| connection.close_reason().is_none()) {
             return Ok(connection.clone());
         }
-        *slot = None;
-        let endpoint = self.shared.endpoint.upgrade().ok_or(Error::Closed)?;
+        link.live = None;
+        if let Some((error, until)) = &link.failed
+            && Instant::now() < *until
+        {
+            return Err(error.clone());
+        }
+        match self.handshake(&endpoint).await {
+            Ok(connection) => {
+                link.live = Some(connection.clone());
+                link.failed = None;
+                link.backoff = reconnect_backoff();
+                Ok(connection)
+            }
+            Err(error) => {
+                let until = Instant::now() + link.backoff.delay();
+                link.failed = Some((error.clone(), until));
+                Err(error)
+            }
+        }
+    }
+
+    async fn handshake(&self, endpoint: &Inner) -> Result<quinn::Connection, Error> {
         let connecting = endpoint.connect(self.shared.addr).map_err(|error| self.not_sent(error))?;
         let connection = match timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => connection,
@@ -123,7 +179,6 @@ impl Peer {
             Err(_) => return Err(self.not_sent("no answer to the handshake")),
         };
         self.check_role(&connection)?;
-        *slot = Some(connection.clone());
         Ok(connection)
     }
 
@@ -149,12 +204,26 @@ impl Peer {
         };
         match code {
             Some(code) if code == TransportErrorCode::crypto(NO_COMMON_VERSION) => {
-                Error::ProtocolVersion { peer, ours: "1".to_owned(), theirs: "others".to_owned() }
+                // TLS does not tell what the other side would have spoken.
+                Error::ProtocolVersion { peer, ours: VERSIONS.to_owned(), theirs: "others".to_owned() }
             }
             Some(code) if CERTIFICATE_ALERTS.iter().any(|alert| code == TransportErrorCode::crypto(*alert)) => {
                 Error::WrongCluster { peer }
             }
             _ => self.not_sent(error),
+        }
+    }
+
+    /// What came of writing, once bytes may be on their way.
+    fn written(
+        &self,
+        outcome: Result<Result<(), quinn::WriteError>, tokio::time::error::Elapsed>,
+    ) -> Result<(), Error> {
+        match outcome {
+            // The peer stopped reading because it has answered already, perhaps with a refusal: read that.
+            Ok(Ok(()) | Err(quinn::WriteError::Stopped(_))) => Ok(()),
+            Ok(Err(error)) => Err(self.unanswered(error)),
+            Err(_) => Err(self.unanswered("deadline expired")),
         }
     }
 
@@ -165,6 +234,14 @@ impl Peer {
     fn unanswered(&self, reason: impl std::fmt::Display) -> Error {
         Error::Unanswered { peer: self.shared.addr.to_string(), reason: reason.to_string() }
     }
+
+    fn refused(&self, reason: &[u8]) -> Error {
+        Error::Refused { peer: self.shared.addr.to_string(), reason: String::from_utf8_lossy(reason).into_owned() }
+    }
+}
+
+fn reconnect_backoff() -> Backoff {
+    Backoff::new(RECONNECT.0, RECONNECT.1)
 }
 
 pub(super) fn peer_subject(connection: &quinn::Connection) -> Option<crate::tls::Subject> {
@@ -178,58 +255,93 @@ pub struct OutgoingRequest {
     peer: Peer,
     send: quinn::SendStream,
     recv: quinn::RecvStream,
+    /// Bytes that were announced and not yet written.
+    payload_left: usize,
+    expires_at: Instant,
 }
 
 impl OutgoingRequest {
     /// Writes the next bytes of the payload. Not cancel-safe.
     ///
     /// # Errors
-    /// [`Error::Unanswered`] when the connection is lost.
+    /// [`Error::Unanswered`] when the connection is lost or the request's deadline expires, [`Error::Malformed`] when
+    /// these are more bytes than were announced.
     pub async fn write(&mut self, part: Bytes) -> Result<(), Error> {
-        match write_payload(&mut self.send, part).await {
-            // The peer stopped reading because it has answered already, perhaps with a refusal: read that.
-            Ok(()) | Err(quinn::WriteError::Stopped(_)) => Ok(()),
-            Err(error) => Err(self.peer.unanswered(error)),
-        }
+        let Some(left) = self.payload_left.checked_sub(part.len()) else {
+            return Err(Error::Malformed("more payload than announced".to_owned()));
+        };
+        self.payload_left = left;
+        let written = timeout_at(self.expires_at, write_payload(&mut self.send, part)).await;
+        self.peer.written(written)
     }
 
-    /// Ends the payload and waits for the answer, without a limit of its own. Not cancel-safe.
+    /// Ends the payload and waits for the answer until the request's deadline. Not cancel-safe.
     ///
     /// # Errors
     /// As [`Peer::request`].
     pub async fn finish<R: DeserializeOwned>(mut self) -> Result<(R, Bytes), Error> {
         // Fails only when the peer stopped reading: then its answer is on the way.
         let _ = self.send.finish();
-        self.read_reply().await
+        let expires_at = self.expires_at;
+        let reply = timeout_at(expires_at, self.read_reply()).await;
+        reply.unwrap_or_else(|_| Err(self.peer.unanswered("deadline expired")))
     }
 
     async fn read_reply<R: DeserializeOwned>(&mut self) -> Result<(R, Bytes), Error> {
         let lost = |error: Error| self.peer.unanswered(error);
         let bytes = read_exactly(&mut self.recv, REPLY_HEADER).await.map_err(lost)?;
-        let mut fixed = [0_u8; REPLY_HEADER];
-        fixed.copy_from_slice(&bytes);
-        let header = ReplyHeader::decode(&fixed)?;
+        let header = ReplyHeader::decode(&fixed(&bytes))?;
         let head = read_exactly(&mut self.recv, header.head_len as usize).await.map_err(lost)?;
         if header.refused {
-            let reason = String::from_utf8_lossy(&head).into_owned();
-            return Err(Error::Refused { peer: self.peer.shared.addr.to_string(), reason });
+            return Err(self.peer.refused(&head));
         }
-        let payload = read_exactly(&mut self.recv, header.payload_len as usize).await.map_err(lost)?;
+        let payload = read_tail(&mut self.recv, header.payload_len as usize).await.map_err(lost)?;
         Ok((codec::decode(&head)?, payload))
     }
 }
 
-/// Events that a peer sends unasked.
+/// The header at the start of at least as many bytes.
+fn fixed(bytes: &[u8]) -> [u8; REPLY_HEADER] {
+    let mut fixed = [0_u8; REPLY_HEADER];
+    fixed.copy_from_slice(&bytes[..REPLY_HEADER]);
+    fixed
+}
+
+/// Events that a peer sends unasked. Dropping it tells the peer to stop.
 pub struct EventReceiver {
-    request: OutgoingRequest,
+    peer: Peer,
+    recv: quinn::RecvStream,
+    buffered: BytesMut,
 }
 
 impl EventReceiver {
-    /// The next event. Not cancel-safe: a receiver whose wait was dropped must be dropped too.
+    /// The next event. Cancel-safe: what has arrived of it is kept for the next call.
     ///
     /// # Errors
-    /// [`Error::Unanswered`] when the stream has ended: events may have been missed.
+    /// [`Error::Unanswered`] when the stream has ended: events may have been missed. [`Error::Refused`] when the peer
+    /// gives none, [`Error::Malformed`] when it sends none. After an error the stream is of no further use.
     pub async fn next<R: DeserializeOwned>(&mut self) -> Result<R, Error> {
-        Ok(self.request.read_reply().await?.0)
+        self.fill(REPLY_HEADER).await?;
+        let header = ReplyHeader::decode(&fixed(&self.buffered))?;
+        if header.payload_len != 0 {
+            return Err(Error::Malformed("an event with a payload".to_owned()));
+        }
+        let len = REPLY_HEADER + header.head_len as usize;
+        self.fill(len).await?;
+        let frame = self.buffered.split_to(len);
+        let head = &frame[REPLY_HEADER..];
+        if header.refused { Err(self.peer.refused(head)) } else { codec::decode(head) }
+    }
+
+    async fn fill(&mut self, len: usize) -> Result<(), Error> {
+        while self.buffered.len() < len {
+            let wanted = (len - self.buffered.len()).max(EVENT_BUFFER_BYTES);
+            match self.recv.read_chunk(wanted, true).await {
+                Ok(Some(chunk)) => self.buffered.extend_from_slice(&chunk.bytes),
+                Ok(None) => return Err(self.peer.unanswered("the event stream has ended")),
+                Err(error) => return Err(self.peer.unanswered(error)),
+            }
+        }
+        Ok(())
     }
 }

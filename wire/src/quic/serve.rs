@@ -2,8 +2,10 @@
 
 use super::endpoint::Endpoint;
 use super::peer::peer_subject;
-use super::stream::{broken, payload_len, read_exactly, write_frame};
+use super::stream::{broken, payload_len, read_exactly, read_tail, write_frame};
 use crate::frame::{REQUEST_HEADER, ReplyHeader, RequestHeader};
+use crate::ids::ClusterId;
+use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use crate::tls::PeerIdentity;
 use crate::{Error, codec};
 use bytes::Bytes;
@@ -13,14 +15,25 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// A peer that opens a stream and does not send a request's head in this time is cut off.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// A stopping server waits this long for an answer to be acknowledged.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(1);
+/// Requests that are to end without waiting get this long to be polled once more.
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
+/// A receiver that lets a full window of events lie for this long is gone; its session would expire anyway.
+const EVENT_SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest reason of a refusal.
+const REASON_BYTES_MAX: usize = 1024;
 
 /// What answers requests.
+///
+/// A request's future is dropped only when the server is stopped and its limit is over; work that must not be cut
+/// short then belongs to an owner of its own.
 pub trait Service: Send + Sync + 'static {
     /// Whether this peer may ask anything at all; the reason is told to it.
     ///
@@ -33,85 +46,139 @@ pub trait Service: Send + Sync + 'static {
     fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, request: Incoming) -> impl Future<Output = ()> + Send;
 }
 
-/// Ends serving when stopped or dropped.
+/// Ends serving when stopped or dropped. Dropping it ends requests under way, too.
 pub struct ServerHandle {
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    stops: Stops,
+    connections: TaskTracker,
+}
+
+/// The two steps of stopping.
+#[derive(Clone)]
+struct Stops {
+    /// No new requests; those under way run to their ends.
+    drain: CancellationToken,
+    /// Those under way end, too.
+    kill: CancellationToken,
 }
 
 impl ServerHandle {
-    /// Takes no further requests, and waits up to `limit` for those under way.
+    /// Takes no further requests, and waits up to `limit` for those under way and for their answers to arrive. What
+    /// then still runs is dropped where it waits.
     pub async fn stop(self, limit: Duration) {
-        self.stop.cancel();
-        self.tasks.close();
-        let _ = timeout(limit, self.tasks.wait()).await;
+        self.stops.drain.cancel();
+        self.connections.close();
+        let _ = timeout(limit, self.connections.wait()).await;
+        self.stops.kill.cancel();
+        let _ = timeout(KILL_TIMEOUT, self.connections.wait()).await;
     }
 }
 
 impl Drop for ServerHandle {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.stops.drain.cancel();
+        self.stops.kill.cancel();
     }
 }
 
 pub(super) fn serve<S: Service>(endpoint: Endpoint, service: Arc<S>, runtime: &Handle) -> ServerHandle {
-    let stop = CancellationToken::new();
-    let tasks = TaskTracker::new();
+    let stops = Stops { drain: CancellationToken::new(), kill: CancellationToken::new() };
+    let connections = TaskTracker::new();
+    // TLS has verified that the peer's CA is ours.
+    let cluster = endpoint.identity().cluster_id();
     let accepting = {
-        let (stop, tasks, runtime) = (stop.clone(), tasks.clone(), runtime.clone());
+        let (stops, connections) = (stops.clone(), connections.clone());
         async move {
-            while let Some(Some(incoming)) = stop.run_until_cancelled(endpoint.accept()).await {
+            while let Some(Some(incoming)) = stops.drain.run_until_cancelled(endpoint.accept()).await {
                 let config = endpoint.server_config(incoming.remote_address());
                 let Ok(connecting) = incoming.accept_with(config) else { continue };
-                let work = connection(connecting, service.clone(), stop.clone(), tasks.clone());
-                // Connections end with the server; only requests are waited for.
-                runtime.spawn(work);
+                // A token per connection keeps its requests from contending for the server's.
+                let stops = Stops { drain: stops.drain.clone(), kill: stops.kill.child_token() };
+                connections.spawn(connection(connecting, cluster, service.clone(), stops));
             }
         }
     };
-    runtime.spawn(accepting);
-    ServerHandle { stop, tasks }
+    runtime.spawn(connections.track_future(accepting));
+    ServerHandle { stops, connections }
 }
 
-async fn connection<S: Service>(
-    connecting: quinn::Connecting,
-    service: Arc<S>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
-) {
+async fn connection<S: Service>(connecting: quinn::Connecting, cluster: ClusterId, service: Arc<S>, stops: Stops) {
     let addr = connecting.remote_address();
-    let connection = match connecting.await {
-        Ok(connection) => connection,
-        Err(error) => {
+    let connection = match stops.drain.run_until_cancelled(connecting).await {
+        Some(Ok(connection)) => connection,
+        Some(Err(error)) => {
             tracing::debug!(%addr, %error, "handshake failed");
             return;
         }
+        None => return,
     };
     let Some(subject) = peer_subject(&connection) else {
         connection.close(1_u32.into(), b"certificate names no role");
         return;
     };
-    let peer = Arc::new(PeerIdentity { subject, addr });
+    let peer = Arc::new(PeerIdentity { subject, cluster, addr });
     let refusal = service.authorize(&peer).err().map(|error| error.to_string());
-    while let Some(Ok((send, recv))) = stop.run_until_cancelled(connection.accept_bi()).await {
-        let (service, peer, refusal) = (service.clone(), peer.clone(), refusal.clone());
-        tasks.spawn(async move {
-            match timeout(HEAD_TIMEOUT, Incoming::read(send, recv)).await {
-                Ok(Ok(request)) => match refusal {
-                    Some(reason) => request.refuse(&reason).await,
-                    None => service.handle(peer, request).await,
-                },
-                Ok(Err(error)) => tracing::debug!(addr = %peer.addr, %error, "request refused"),
-                Err(_) => tracing::debug!(addr = %peer.addr, "request's head did not arrive in time"),
-            }
+    let requests = TaskTracker::new();
+    while let Some(Ok((send, recv))) = stops.drain.run_until_cancelled(connection.accept_bi()).await {
+        let (service, peer, refusal, stops) = (service.clone(), peer.clone(), refusal.clone(), stops.clone());
+        requests.spawn(async move {
+            let answering = answer(service, peer, refusal, Answer { send, drain: stops.drain }, recv);
+            stops.kill.run_until_cancelled(answering).await;
         });
     }
+    requests.close();
+    // A lost connection needs no answers, but what its requests have begun runs to its end (they were accepted).
+    requests.wait().await;
     connection.close(0_u32.into(), b"stopping");
+}
+
+async fn answer<S: Service>(
+    service: Arc<S>,
+    peer: Arc<PeerIdentity>,
+    refusal: Option<String>,
+    answer: Answer,
+    recv: quinn::RecvStream,
+) {
+    let addr = peer.addr;
+    match timeout(HEAD_TIMEOUT, Incoming::read(answer, recv)).await {
+        Ok(Ok(request)) => match refusal {
+            Some(reason) => request.refuse(&reason).await,
+            None => service.handle(peer, request).await,
+        },
+        Ok(Err(error)) => tracing::debug!(%addr, %error, "request refused"),
+        Err(_) => tracing::debug!(%addr, "request's head did not arrive in time"),
+    }
+}
+
+/// Where an answer is written.
+struct Answer {
+    send: quinn::SendStream,
+    /// The server is stopping, and the connection with it.
+    drain: CancellationToken,
+}
+
+impl Answer {
+    /// Writes one answer and ends the stream. A caller that is gone does not matter here: it asks again if it must know.
+    async fn write(mut self, refused: bool, head: &[u8], payload: &[Bytes]) {
+        let reply = ReplyHeader { refused, head_len: head.len() as u32, payload_len: payload_len(payload) };
+        let written = write_frame(&mut self.send, &reply.encode(), head, payload).await;
+        let _ = self.send.finish();
+        if written.is_ok() && self.drain.is_cancelled() {
+            // The connection is closed right after the last request, and closing drops what is still on its way.
+            let _ = timeout(DELIVERY_TIMEOUT, self.send.stopped()).await;
+        }
+    }
+
+    /// Writes a reason for people, cut to what a line of a log holds.
+    async fn refuse(self, reason: &str) {
+        // May cut a character in two: the reader replaces what is no UTF-8.
+        let end = reason.len().min(REASON_BYTES_MAX);
+        self.write(true, &reason.as_bytes()[..end], &[]).await;
+    }
 }
 
 /// A request to be answered.
 pub struct Incoming {
-    send: quinn::SendStream,
+    answer: Answer,
     recv: quinn::RecvStream,
     header: RequestHeader,
     head: Bytes,
@@ -120,26 +187,23 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    async fn read(mut send: quinn::SendStream, mut recv: quinn::RecvStream) -> Result<Self, Error> {
+    async fn read(answer: Answer, mut recv: quinn::RecvStream) -> Result<Self, Error> {
         let bytes = read_exactly(&mut recv, REQUEST_HEADER).await?;
         let mut fixed = [0_u8; REQUEST_HEADER];
         fixed.copy_from_slice(&bytes);
         let header = match RequestHeader::decode(&fixed) {
             Ok(header) => header,
             Err(error) => {
-                let reason = error.to_string();
-                let reply = ReplyHeader { refused: true, head_len: reason.len() as u32, payload_len: 0 };
-                write_frame(&mut send, &reply.encode(), reason.as_bytes(), &[]).await.map_err(broken)?;
-                let _ = send.finish();
+                answer.refuse(&error.to_string()).await;
                 return Err(error);
             }
         };
-        let head = read_exactly(&mut recv, header.head_len as usize).await?;
         let deadline = Instant::now() + Duration::from_millis(u64::from(header.deadline_ms));
-        Ok(Self { send, recv, header, head, payload_left: header.payload_len as usize, deadline })
+        let head = read_exactly(&mut recv, header.head_len as usize).await?;
+        Ok(Self { answer, recv, header, head, payload_left: header.payload_len as usize, deadline })
     }
 
-    /// The id that follows the request through every log.
+    /// The id that follows the request through every log; [`super::Peer::on_behalf_of`] passes it on.
     #[must_use]
     pub fn request_id(&self) -> u64 {
         self.header.request_id
@@ -168,61 +232,80 @@ impl Incoming {
     /// The next piece of the payload as it arrives, `None` at its end. Cancel-safe.
     ///
     /// # Errors
-    /// [`Error::Malformed`] when the stream ends too early.
+    /// [`Error::Malformed`] when the stream ends too early, or the caller's deadline expires.
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>, Error> {
         if self.payload_left == 0 {
             return Ok(None);
         }
-        let chunk = self.recv.read_chunk(self.payload_left, true).await.map_err(broken)?;
+        let reading = self.recv.read_chunk(self.payload_left, true);
+        let chunk = timeout_at(self.deadline.into(), reading).await.map_err(broken)?.map_err(broken)?;
         let Some(chunk) = chunk else { return Err(broken("too early")) };
         self.payload_left -= chunk.bytes.len();
         Ok(Some(chunk.bytes))
     }
 
-    /// All of the payload. Not cancel-safe.
+    /// What is left of the payload. Not cancel-safe.
     ///
     /// # Errors
-    /// [`Error::Malformed`] when the stream ends too early.
+    /// [`Error::Malformed`] when the stream ends too early, or the caller's deadline expires.
     pub async fn read_payload(&mut self) -> Result<Bytes, Error> {
         let len = std::mem::take(&mut self.payload_left);
-        read_exactly(&mut self.recv, len).await
+        timeout_at(self.deadline.into(), read_tail(&mut self.recv, len)).await.map_err(broken)?
     }
 
-    /// Answers. A caller that is gone does not matter here: it asks again if it must know.
-    pub async fn respond<R: Serialize + Sync + ?Sized>(mut self, head: &R, payload: &[Bytes]) {
+    /// Answers. A caller that is gone, or does not take the answer by its deadline, does not matter here: it asks again
+    /// if it must know. An answer larger than a frame may be becomes a refusal.
+    pub async fn respond<R: Serialize + Sync + ?Sized>(self, head: &R, payload: &[Bytes]) {
         let head = codec::encode(head);
-        let reply = ReplyHeader { refused: false, head_len: head.len() as u32, payload_len: payload_len(payload) };
-        let _ = write_frame(&mut self.send, &reply.encode(), &head, payload).await;
-        let _ = self.send.finish();
+        let payload_len = payload_len(payload);
+        if head.len() > HEAD_BYTES_MAX || payload_len as usize > PAYLOAD_BYTES_MAX {
+            let reason = format!("the answer of {} + {payload_len} bytes is too large", head.len());
+            tracing::error!(request_id = self.header.request_id, reason, "an answer was not sent");
+            return self.refuse(&reason).await;
+        }
+        // Polled once even when the deadline is over, which is enough for what fits into the connection's buffer.
+        let _ = timeout_at(self.deadline.into(), self.answer.write(false, &head, payload)).await;
     }
 
     /// Refuses the request as a whole, with a reason for people.
-    pub async fn refuse(mut self, reason: &str) {
-        let reply = ReplyHeader { refused: true, head_len: reason.len() as u32, payload_len: 0 };
-        let _ = write_frame(&mut self.send, &reply.encode(), reason.as_bytes(), &[]).await;
-        let _ = self.send.finish();
+    pub async fn refuse(self, reason: &str) {
+        let _ = timeout_at(self.deadline.into(), self.answer.refuse(reason)).await;
     }
 
-    /// Keeps the stream open for events.
+    /// Keeps the stream open for events. The request's deadline does not hold for them.
     #[must_use]
     pub fn into_events(self) -> EventSender {
-        EventSender { send: self.send }
+        EventSender { send: self.answer.send }
     }
 }
 
-/// Sends events to a peer, in order.
+/// Sends events to a peer, in order. Dropping it ends the stream after what was sent.
 pub struct EventSender {
     send: quinn::SendStream,
 }
 
 impl EventSender {
-    /// Sends one event; returns once it is buffered, not when it has arrived.
+    /// Sends one event; returns once it is buffered, not when it has arrived. Not cancel-safe.
     ///
     /// # Errors
-    /// [`Error::Malformed`] when the stream has ended.
+    /// [`Error::Malformed`] when the stream has ended, the event is too large, or the receiver has let a full window of
+    /// events lie for seconds. After an error the stream is of no further use.
     pub async fn send<E: Serialize + Sync + ?Sized>(&mut self, event: &E) -> Result<(), Error> {
         let head = codec::encode(event);
-        let header = ReplyHeader { refused: false, head_len: head.len() as u32, payload_len: 0 };
-        write_frame(&mut self.send, &header.encode(), &head, &[]).await.map_err(broken)
+        if head.len() > HEAD_BYTES_MAX {
+            return Err(Error::Malformed(format!("an event of {} bytes is too large", head.len())));
+        }
+        let header = ReplyHeader { refused: false, head_len: head.len() as u32, payload_len: 0 }.encode();
+        let writing = write_frame(&mut self.send, &header, &head, &[]);
+        timeout(EVENT_SEND_TIMEOUT, writing).await.map_err(broken)?.map_err(broken)
+    }
+
+    /// Resolves when the receiver has dropped its end or the connection is lost: for those that wait for something to
+    /// send. Cancel-safe.
+    pub fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let stopped = self.send.stopped();
+        async move {
+            let _ = stopped.await;
+        }
     }
 }

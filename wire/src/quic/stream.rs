@@ -5,6 +5,8 @@ use bytes::{Bytes, BytesMut};
 
 /// Payload is handed to quinn in pieces of this size, so that one large block does not crowd out small requests.
 const PIECE_BYTES: usize = 1 << 20;
+/// Packets' contents taken at once: each taking locks the connection, for which the network thread competes.
+const CHUNKS_AT_ONCE: usize = 32;
 
 pub(super) fn broken(error: impl std::fmt::Display) -> Error {
     Error::Malformed(format!("stream ended: {error}"))
@@ -15,18 +17,46 @@ pub(super) async fn read_exactly(stream: &mut quinn::RecvStream, len: usize) -> 
     if len == 0 {
         return Ok(Bytes::new());
     }
-    let first = stream.read_chunk(len, true).await.map_err(broken)?;
-    let Some(first) = first else { return Err(broken("too early")) };
-    if first.bytes.len() == len {
+    let first = next(stream, len).await?;
+    if first.len() == len {
         // Small bodies arrive in one packet: no copy at all.
-        return Ok(first.bytes);
+        return Ok(first);
     }
     let mut all = BytesMut::with_capacity(len);
-    all.extend_from_slice(&first.bytes);
+    all.extend_from_slice(&first);
     while all.len() < len {
-        match stream.read_chunk(len - all.len(), true).await.map_err(broken)? {
-            Some(chunk) => all.extend_from_slice(&chunk.bytes),
-            None => return Err(broken("too early")),
+        all.extend_from_slice(&next(stream, len - all.len()).await?);
+    }
+    Ok(all.freeze())
+}
+
+async fn next(stream: &mut quinn::RecvStream, max: usize) -> Result<Bytes, Error> {
+    let chunk = stream.read_chunk(max, true).await.map_err(broken)?;
+    Ok(chunk.ok_or_else(|| broken("too early"))?.bytes)
+}
+
+/// Reads the last `len` bytes of a stream into one buffer. Whole packets are taken at once, which is only right where
+/// nothing may follow. Not cancel-safe.
+pub(super) async fn read_tail(stream: &mut quinn::RecvStream, len: usize) -> Result<Bytes, Error> {
+    if len == 0 {
+        return Ok(Bytes::new());
+    }
+    let mut all = BytesMut::new();
+    while all.len() < len {
+        let mut chunks = [const { Bytes::new() }; CHUNKS_AT_ONCE];
+        let count = stream.read_chunks(&mut chunks).await.map_err(broken)?.ok_or_else(|| broken("too early"))?;
+        if all.is_empty() {
+            if chunks[0].len() == len {
+                return Ok(std::mem::take(&mut chunks[0]));
+            }
+            // Only now, when bytes arrive: an announcement alone reserves nothing.
+            all.reserve(len);
+        }
+        for chunk in &chunks[..count] {
+            if all.len() + chunk.len() > len {
+                return Err(Error::Malformed(format!("more payload than the {len} bytes announced")));
+            }
+            all.extend_from_slice(chunk);
         }
     }
     Ok(all.freeze())
@@ -58,6 +88,7 @@ pub(super) async fn write_payload(stream: &mut quinn::SendStream, mut part: Byte
     Ok(())
 }
 
+/// Bytes of a payload; more than a frame can announce reads as the most it can, which is above every limit.
 pub(super) fn payload_len(payload: &[Bytes]) -> u32 {
     let len: usize = payload.iter().map(Bytes::len).sum();
     u32::try_from(len).unwrap_or(u32::MAX)

@@ -1,0 +1,102 @@
+//! What a well-behaved caller never does.
+
+use super::stream::read_exactly;
+use super::{Endpoint, Incoming, Peer, ServerHandle, Service};
+use crate::Error;
+use crate::frame::{REPLY_HEADER, ReplyHeader, RequestHeader};
+use crate::limits::HEAD_BYTES_MAX;
+use crate::tls::{ClusterCa, PeerIdentity, Role, Subject};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Handle;
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+struct Polite;
+
+impl Service for Polite {
+    fn authorize(&self, _peer: &PeerIdentity) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, mut request: Incoming) {
+        match request.read_payload().await {
+            Ok(_) => request.respond(&(), &[]).await,
+            Err(error) => request.refuse(&error.to_string()).await,
+        }
+    }
+}
+
+/// A server, and a client that speaks `versions`.
+fn pair(versions: &[&[u8]]) -> (Endpoint, ServerHandle, Endpoint) {
+    let ca = ClusterCa::create("t").unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let metad = Endpoint::bind(any, &ca.issue(&Subject::new(Role::Metad, "m")).unwrap()).unwrap();
+    let serving = metad.serve(Arc::new(Polite), &Handle::current());
+    let identity = ca.issue(&Subject::new(Role::Client, "c")).unwrap();
+    let client = Endpoint::bind_speaking(any, &identity, versions).unwrap();
+    (metad, serving, client)
+}
+
+/// Sends raw bytes as a request and returns the reply's header and head.
+async fn send_raw(peer: &Peer, bytes: &[u8]) -> (ReplyHeader, Bytes) {
+    let (mut send, mut recv) = peer.connection().await.unwrap().open_bi().await.unwrap();
+    // The server may have refused, and stopped reading, before all is written.
+    let _ = send.write_all(bytes).await;
+    let _ = send.finish();
+    let bytes = read_exactly(&mut recv, REPLY_HEADER).await.unwrap();
+    let mut fixed = [0; REPLY_HEADER];
+    fixed.copy_from_slice(&bytes);
+    let header = ReplyHeader::decode(&fixed).unwrap();
+    let head = read_exactly(&mut recv, header.head_len as usize).await.unwrap();
+    (header, head)
+}
+
+#[tokio::test]
+async fn peers_without_a_common_version_say_so() {
+    let (metad, _serving, client) = pair(&[b"surf/2"]);
+    let peer = client.peer(metad.local_addr(), Role::Metad);
+    let asked = peer.request::<_, ()>(&(), &[], LIMIT).await;
+    assert!(matches!(asked, Err(Error::ProtocolVersion { .. })), "{:?}", asked.err());
+}
+
+#[tokio::test]
+async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on() {
+    let (metad, _serving, client) = pair(&[b"surf/1"]);
+    let peer = client.peer(metad.local_addr(), Role::Metad);
+    let first = peer.connection().await.unwrap().stable_id();
+    let huge_head = RequestHeader { deadline_ms: 1000, request_id: 1, head_len: u32::MAX, payload_len: 0 };
+    let huge_payload = RequestHeader { head_len: 0, payload_len: u32::MAX, ..huge_head };
+    for bytes in [huge_head.encode(), huge_payload.encode(), [0xff; 24]] {
+        let (reply, reason) = send_raw(&peer, &bytes).await;
+        assert!(reply.refused && !reason.is_empty());
+    }
+    peer.request::<_, ()>(&(), &[], LIMIT).await.unwrap();
+    assert_eq!(peer.connection().await.unwrap().stable_id(), first);
+}
+
+#[tokio::test]
+async fn a_payload_of_another_length_than_announced_is_refused() {
+    let (metad, _serving, client) = pair(&[b"surf/1"]);
+    let peer = client.peer(metad.local_addr(), Role::Metad);
+    let header = RequestHeader { deadline_ms: 5000, request_id: 1, head_len: 0, payload_len: 100 };
+    for sent in [99, 101, 100_000] {
+        let mut bytes = header.encode().to_vec();
+        bytes.resize(bytes.len() + sent, 7);
+        let (reply, _) = send_raw(&peer, &bytes).await;
+        assert!(reply.refused, "{sent} bytes were taken for 100");
+    }
+}
+
+#[tokio::test]
+async fn what_exceeds_a_limit_is_not_sent_at_all() {
+    let (metad, _serving, client) = pair(&[b"surf/1"]);
+    let peer = client.peer(metad.local_addr(), Role::Metad);
+    let head = vec![0_u8; HEAD_BYTES_MAX + 1];
+    assert!(matches!(peer.request::<_, ()>(&head, &[], LIMIT).await, Err(Error::Malformed(_))));
+    assert!(matches!(peer.open_request(&(), u32::MAX, LIMIT).await, Err(Error::Malformed(_))));
+    let mut request = peer.open_request(&(), 3, LIMIT).await.unwrap();
+    request.write(Bytes::from_static(b"ab")).await.unwrap();
+    assert!(matches!(request.write(Bytes::from_static(b"cd")).await, Err(Error::Malformed(_))));
+}
