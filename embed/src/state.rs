@@ -1,0 +1,156 @@
+//! The data directory of an embedded cluster: its lock, CA, identities, and the addresses used last.
+//!
+//! ```text
+//! surf.lock      held while a process runs the cluster
+//! ca.pem         the cluster's CA
+//! NAME.pem       identity of each daemon, of the client and of the operator
+//! cluster.toml   shape of the cluster, and the address that each daemon had last
+//! NAME/          data of each daemon
+//! ```
+//! All keys are readable by their owner alone.
+
+use crate::{EmbedOptions, Error};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use wire::quic::Endpoint;
+use wire::tls::{ClusterCa, Identity, Role, Subject};
+
+/// Name of the cluster, for people.
+pub(crate) const CLUSTER_NAME: &str = "embedded";
+
+/// What `cluster.toml` holds.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClusterFile {
+    metads: u8,
+    blockds: u8,
+    #[serde(default)]
+    addresses: BTreeMap<String, SocketAddr>,
+}
+
+/// A data directory that is ours while this lives.
+pub(crate) struct State {
+    dir: PathBuf,
+    ca: ClusterCa,
+    file: ClusterFile,
+    _lock: File,
+}
+
+fn disk(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Disk { path, source }
+}
+
+impl State {
+    /// Takes the directory, making it and the CA if needed.
+    pub(crate) fn take(dir: &Path, options: &EmbedOptions) -> Result<Self, Error> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(disk(dir))?;
+        let lock = lock(dir)?;
+        let path = dir.join("cluster.toml");
+        let file = match fs::read_to_string(&path) {
+            Ok(text) => toml::from_str::<ClusterFile>(&text).map_err(|error| Error::Damaged {
+                path: path.clone(),
+                reason: format!("is damaged ({}): restore it", error.message().replace('\n', " ")),
+            })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                ClusterFile { metads: options.metads, blockds: options.blockds, addresses: BTreeMap::new() }
+            }
+            Err(error) => return Err(disk(&path)(error)),
+        };
+        // Fewer metads would be no majority, fewer blockds would miss blocks; more are not added this way.
+        if (file.metads, file.blockds) != (options.metads, options.blockds) {
+            let shape = |metads: u8, blockds: u8| format!("{metads} metads and {blockds} blockds");
+            return Err(Error::Shape {
+                dir: dir.to_owned(),
+                found: shape(file.metads, file.blockds),
+                wanted: shape(options.metads, options.blockds),
+            });
+        }
+        let ca_path = dir.join("ca.pem");
+        let ca = if ca_path.exists() {
+            ClusterCa::load(&ca_path)?
+        } else {
+            let ca = ClusterCa::create(CLUSTER_NAME)?;
+            ca.save(&ca_path)?;
+            ca
+        };
+        Ok(Self { dir: dir.to_owned(), ca, file, _lock: lock })
+    }
+
+    /// Data directory of a daemon.
+    pub(crate) fn data_dir(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// File that holds the identity of that name.
+    pub(crate) fn identity_path(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.pem"))
+    }
+
+    /// The identity of that name, issued at the first start.
+    pub(crate) fn identity(&self, role: Role, name: &str) -> Result<Identity, Error> {
+        let path = self.identity_path(name);
+        if path.exists() {
+            return Ok(Identity::load(&path)?);
+        }
+        let identity = self.ca.issue(&Subject::new(role, name))?;
+        identity.save(&path)?;
+        Ok(identity)
+    }
+
+    /// Binds a daemon's endpoint: at the address it had last, because Raft's membership names it, else at a free port.
+    pub(crate) fn bind(&mut self, name: &str, identity: &Identity) -> Result<Endpoint, Error> {
+        let recorded = self.file.addresses.get(name).copied();
+        let endpoint = match recorded.map(|addr| Endpoint::bind(addr, identity)) {
+            Some(Ok(endpoint)) => endpoint,
+            // Peers look for it there, and nowhere else.
+            Some(Err(error)) if self.file.metads > 1 => return Err(error.into()),
+            _ => Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), identity)?,
+        };
+        self.file.addresses.insert(name.to_owned(), endpoint.local_addr());
+        Ok(endpoint)
+    }
+
+    /// The address that a daemon had last; port 0 when it never ran, or somebody else has the port now.
+    pub(crate) fn address(&self, name: &str) -> SocketAddr {
+        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let recorded = self.file.addresses.get(name).copied().unwrap_or(any);
+        if std::net::UdpSocket::bind(recorded).is_ok() { recorded } else { any }
+    }
+
+    /// Notes where a daemon serves.
+    pub(crate) fn record(&mut self, name: &str, addr: SocketAddr) {
+        self.file.addresses.insert(name.to_owned(), addr);
+    }
+
+    /// Writes the shape and the addresses, complete or not at all.
+    pub(crate) fn save(&self) -> Result<(), Error> {
+        let path = self.dir.join("cluster.toml");
+        let text = toml::to_string(&self.file)
+            .map_err(|error| Error::Damaged { path: path.clone(), reason: error.to_string() })?;
+        let partial = path.with_extension("partial");
+        let write = || -> std::io::Result<()> {
+            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&partial, &path)?;
+            File::open(&self.dir)?.sync_all()
+        };
+        write().map_err(disk(&path))
+    }
+}
+
+fn lock(dir: &Path) -> Result<File, Error> {
+    let path = dir.join("surf.lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(disk(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::InUse { dir: dir.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(disk(&path)(error)),
+    }
+}
