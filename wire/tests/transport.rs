@@ -110,7 +110,7 @@ async fn heads_and_payloads_come_back_as_they_were_sent() {
     for len in [0, 1, 5000, 4 << 20] {
         let payload = Bytes::from((0..len).map(|i| i as u8).collect::<Vec<u8>>());
         let (number, back): (u32, Bytes) =
-            peer.request(&Ask::Echo(len as u32), &[payload.clone()], LIMIT).await.unwrap();
+            peer.request(&Ask::Echo(len as u32), std::slice::from_ref(&payload), LIMIT).await.unwrap();
         assert_eq!((number as usize, back), (len, payload));
     }
 }
@@ -424,7 +424,7 @@ async fn measure(peer: &Peer) {
                 tokio::spawn(async move {
                     for _ in 0..total / 4 / u64::from(len) {
                         if upload {
-                            peer.request::<_, u32>(&Ask::Take, &[block.clone()], LIMIT).await.unwrap();
+                            peer.request::<_, u32>(&Ask::Take, std::slice::from_ref(&block), LIMIT).await.unwrap();
                         } else {
                             peer.request::<_, u32>(&Ask::Produce(len), &[], LIMIT).await.unwrap();
                         }

@@ -3,6 +3,7 @@
 //! A `current_thread` runtime of its own for packets was measured at twice the throughput of sharing the workers of a
 //! multi-threaded one, so quinn's tasks are always spawned there, whichever thread asks for them.
 
+use super::buffers::Buffers;
 use super::peer::Peer;
 use super::serve::{ServerHandle, Service, serve};
 use crate::Error;
@@ -54,6 +55,7 @@ pub(super) struct Inner {
     client: ClientConfigs,
     server: ServerConfigs,
     peers: Mutex<HashMap<(SocketAddr, Role), Peer>>,
+    buffers: Arc<Buffers>,
     handle: Handle,
     /// Dropping it ends the network thread.
     _stop: oneshot::Sender<()>,
@@ -103,8 +105,11 @@ impl Endpoint {
             })
             .map_err(failed)?;
         let peers = Mutex::new(HashMap::new());
+        let buffers = Arc::default();
         let identity = identity.clone();
-        Ok(Self { inner: Arc::new(Inner { quinn, local, identity, client, server, peers, handle, _stop: stop }) })
+        Ok(Self {
+            inner: Arc::new(Inner { quinn, local, identity, client, server, peers, buffers, handle, _stop: stop }),
+        })
     }
 
     /// The address it is bound to.
@@ -130,7 +135,7 @@ impl Endpoint {
     #[must_use]
     pub fn peer(&self, addr: SocketAddr, role: Role) -> Peer {
         let mut peers = self.inner.peers.lock();
-        peers.entry((addr, role)).or_insert_with(|| Peer::new(Arc::downgrade(&self.inner), addr, role)).clone()
+        peers.entry((addr, role)).or_insert_with(|| Peer::new(&self.inner, addr, role)).clone()
     }
 
     /// Answers requests with `service` until the handle is stopped or dropped. Requests run as tasks on `runtime`.
@@ -145,6 +150,10 @@ impl Endpoint {
         let _ = tokio::time::timeout(Duration::from_millis(500), self.inner.quinn.wait_idle()).await;
     }
 
+    pub(super) fn buffers(&self) -> Arc<Buffers> {
+        self.inner.buffers()
+    }
+
     pub(super) async fn accept(&self) -> Option<quinn::Incoming> {
         self.inner.quinn.accept().await
     }
@@ -156,6 +165,10 @@ impl Endpoint {
 }
 
 impl Inner {
+    pub(super) fn buffers(&self) -> Arc<Buffers> {
+        self.buffers.clone()
+    }
+
     pub(super) fn connect(&self, addr: SocketAddr) -> Result<quinn::Connecting, quinn::ConnectError> {
         let config = if addr.ip().to_canonical().is_loopback() { &self.client.loopback } else { &self.client.remote };
         self.quinn.connect_with(config.clone(), addr, SERVER_NAME)

@@ -3,6 +3,7 @@
 //! What a caller may do after a failure depends on how far the request came, so that is kept exact: until the first
 //! byte was handed to the connection a failure is [`Error::NotSent`], afterwards it is [`Error::Unanswered`].
 
+use super::buffers::Buffers;
 use super::endpoint::{Inner, VERSIONS};
 use super::stream::{payload_len, read_exactly, read_tail, write_frame, write_payload};
 use crate::frame::{REPLY_HEADER, ReplyHeader, RequestHeader};
@@ -44,6 +45,7 @@ pub struct Peer {
 
 struct Shared {
     endpoint: Weak<Inner>,
+    buffers: Arc<Buffers>,
     addr: SocketAddr,
     role: Role,
     /// Held during a handshake, so that callers wait for one together.
@@ -58,9 +60,10 @@ struct Link {
 }
 
 impl Peer {
-    pub(super) fn new(endpoint: Weak<Inner>, addr: SocketAddr, role: Role) -> Self {
+    pub(super) fn new(endpoint: &Arc<Inner>, addr: SocketAddr, role: Role) -> Self {
         let link = Mutex::new(Link { live: None, failed: None, backoff: reconnect_backoff() });
-        Self { shared: Arc::new(Shared { endpoint, addr, role, link }), request_id: None }
+        let (endpoint, buffers) = (Arc::downgrade(endpoint), endpoint.buffers());
+        Self { shared: Arc::new(Shared { endpoint, buffers, addr, role, link }), request_id: None }
     }
 
     /// Its address.
@@ -295,7 +298,8 @@ impl OutgoingRequest {
         if header.refused {
             return Err(self.peer.refused(&head));
         }
-        let payload = read_tail(&mut self.recv, header.payload_len as usize).await.map_err(lost)?;
+        let payload =
+            read_tail(&mut self.recv, header.payload_len as usize, &self.peer.shared.buffers).await.map_err(lost)?;
         Ok((codec::decode(&head)?, payload))
     }
 }

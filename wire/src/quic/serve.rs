@@ -1,5 +1,6 @@
 //! The answering side: connections are authorised once, each request is a task.
 
+use super::buffers::Buffers;
 use super::endpoint::Endpoint;
 use super::peer::peer_subject;
 use super::stream::{broken, payload_len, read_exactly, read_tail, write_frame};
@@ -93,7 +94,7 @@ pub(super) fn serve<S: Service>(endpoint: Endpoint, service: Arc<S>, runtime: &H
                 let Ok(connecting) = incoming.accept_with(config) else { continue };
                 // A token per connection keeps its requests from contending for the server's.
                 let stops = Stops { drain: stops.drain.clone(), kill: stops.kill.child_token() };
-                connections.spawn(connection(connecting, cluster, service.clone(), stops));
+                connections.spawn(connection(connecting, cluster, endpoint.buffers(), service.clone(), stops));
             }
         }
     };
@@ -101,7 +102,13 @@ pub(super) fn serve<S: Service>(endpoint: Endpoint, service: Arc<S>, runtime: &H
     ServerHandle { stops, connections }
 }
 
-async fn connection<S: Service>(connecting: quinn::Connecting, cluster: ClusterId, service: Arc<S>, stops: Stops) {
+async fn connection<S: Service>(
+    connecting: quinn::Connecting,
+    cluster: ClusterId,
+    buffers: Arc<Buffers>,
+    service: Arc<S>,
+    stops: Stops,
+) {
     let addr = connecting.remote_address();
     let connection = match stops.drain.run_until_cancelled(connecting).await {
         Some(Ok(connection)) => connection,
@@ -119,11 +126,10 @@ async fn connection<S: Service>(connecting: quinn::Connecting, cluster: ClusterI
     let refusal = service.authorize(&peer).err().map(|error| error.to_string());
     let requests = TaskTracker::new();
     while let Some(Ok((send, recv))) = stops.drain.run_until_cancelled(connection.accept_bi()).await {
-        let (service, peer, refusal, stops) = (service.clone(), peer.clone(), refusal.clone(), stops.clone());
-        requests.spawn(async move {
-            let answering = answer(service, peer, refusal, Answer { send, drain: stops.drain }, recv);
-            stops.kill.run_until_cancelled(answering).await;
-        });
+        let answer = Answer { send, buffers: buffers.clone(), drain: stops.drain.clone() };
+        let answering = serve_request(service.clone(), peer.clone(), refusal.clone(), answer, recv);
+        let kill = stops.kill.clone();
+        requests.spawn(async move { kill.run_until_cancelled(answering).await });
     }
     requests.close();
     // A lost connection needs no answers, but what its requests have begun runs to its end (they were accepted).
@@ -131,7 +137,7 @@ async fn connection<S: Service>(connecting: quinn::Connecting, cluster: ClusterI
     connection.close(0_u32.into(), b"stopping");
 }
 
-async fn answer<S: Service>(
+async fn serve_request<S: Service>(
     service: Arc<S>,
     peer: Arc<PeerIdentity>,
     refusal: Option<String>,
@@ -152,6 +158,8 @@ async fn answer<S: Service>(
 /// Where an answer is written.
 struct Answer {
     send: quinn::SendStream,
+    /// For the request's payload.
+    buffers: Arc<Buffers>,
     /// The server is stopping, and the connection with it.
     drain: CancellationToken,
 }
@@ -250,7 +258,7 @@ impl Incoming {
     /// [`Error::Malformed`] when the stream ends too early, or the caller's deadline expires.
     pub async fn read_payload(&mut self) -> Result<Bytes, Error> {
         let len = std::mem::take(&mut self.payload_left);
-        timeout_at(self.deadline.into(), read_tail(&mut self.recv, len)).await.map_err(broken)?
+        timeout_at(self.deadline.into(), read_tail(&mut self.recv, len, &self.answer.buffers)).await.map_err(broken)?
     }
 
     /// Answers. A caller that is gone, or does not take the answer by its deadline, does not matter here: it asks again

@@ -1,7 +1,9 @@
 //! Reading and writing of frames' parts, shared by both sides.
 
+use super::buffers::Buffers;
 use crate::Error;
 use bytes::{Bytes, BytesMut};
+use std::sync::Arc;
 
 /// Payload is handed to quinn in pieces of this size, so that one large block does not crowd out small requests.
 const PIECE_BYTES: usize = 1 << 20;
@@ -37,29 +39,37 @@ async fn next(stream: &mut quinn::RecvStream, max: usize) -> Result<Bytes, Error
 
 /// Reads the last `len` bytes of a stream into one buffer. Whole packets are taken at once, which is only right where
 /// nothing may follow. Not cancel-safe.
-pub(super) async fn read_tail(stream: &mut quinn::RecvStream, len: usize) -> Result<Bytes, Error> {
+pub(super) async fn read_tail(
+    stream: &mut quinn::RecvStream,
+    len: usize,
+    buffers: &Arc<Buffers>,
+) -> Result<Bytes, Error> {
     if len == 0 {
         return Ok(Bytes::new());
     }
-    let mut all = BytesMut::new();
-    while all.len() < len {
-        let mut chunks = [const { Bytes::new() }; CHUNKS_AT_ONCE];
-        let count = stream.read_chunks(&mut chunks).await.map_err(broken)?.ok_or_else(|| broken("too early"))?;
-        if all.is_empty() {
-            if chunks[0].len() == len {
-                return Ok(std::mem::take(&mut chunks[0]));
-            }
-            // Only now, when bytes arrive: an announcement alone reserves nothing.
-            all.reserve(len);
-        }
+    let mut chunks = [const { Bytes::new() }; CHUNKS_AT_ONCE];
+    let mut count = next_chunks(stream, &mut chunks).await?;
+    if chunks[0].len() == len {
+        return Ok(std::mem::take(&mut chunks[0]));
+    }
+    // Only now, when bytes have arrived: an announcement alone reserves nothing.
+    let mut all = buffers.take(len);
+    loop {
         for chunk in &chunks[..count] {
-            if all.len() + chunk.len() > len {
+            if all.content.len() + chunk.len() > len {
                 return Err(Error::Malformed(format!("more payload than the {len} bytes announced")));
             }
-            all.extend_from_slice(chunk);
+            all.content.extend_from_slice(chunk);
         }
+        if all.content.len() == len {
+            return Ok(all.freeze());
+        }
+        count = next_chunks(stream, &mut chunks).await?;
     }
-    Ok(all.freeze())
+}
+
+async fn next_chunks(stream: &mut quinn::RecvStream, chunks: &mut [Bytes]) -> Result<usize, Error> {
+    stream.read_chunks(chunks).await.map_err(broken)?.ok_or_else(|| broken("too early"))
 }
 
 /// Writes a frame's header and head, then its payload.
