@@ -242,7 +242,7 @@ fn default_weight(capacity_bytes: u64) -> u32 {
 }
 
 /// The name that follows in order; none after the last possible one.
-fn after(hash: &BlockHash) -> Option<BlockHash> {
+pub(crate) fn after(hash: &BlockHash) -> Option<BlockHash> {
     let mut next = *hash;
     for byte in next.0.iter_mut().rev() {
         *byte = byte.wrapping_add(1);

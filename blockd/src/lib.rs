@@ -1,7 +1,229 @@
 //! Surf's block daemon: a store of blocks that are named by their hash, on a Chord ring of such daemons.
+//!
+//! [`Node`] is a running daemon; `main.rs` starts one from a file, the embedded cluster and the tests start several in
+//! one process. Life of a request: [`server`] authorises and dispatches, [`replicate`] receives blocks and passes them
+//! down their chain, [`store`] keeps them. Beside it run: the ring ([`chord`]), heartbeats and block reports
+//! ([`heartbeat`]), repair of damaged copies ([`repair`]), compaction and scrub (`upkeep`).
+//!
+//! Stop order, each bounded in time: no new requests, those under way end; background tasks; the store, which is the
+//! last one that anybody writes to; the endpoint.
 
 pub mod chord;
 pub mod config;
+pub mod error;
+pub mod heartbeat;
 pub mod layouts;
 pub mod metrics;
+pub mod ownership;
+pub mod repair;
+pub mod replicate;
+pub mod server;
 pub mod stamps;
+pub mod store;
+mod sys;
+mod upkeep;
+
+pub use config::Config;
+pub use error::Error;
+pub use layouts::LayoutSource;
+
+use chord::driver::Ring;
+use heartbeat::Reporter;
+use layouts::Layouts;
+use metrics::Metrics;
+use ownership::Ownership;
+use repair::read_repair::{self, RepairQueue, Repairer};
+use replicate::Replicator;
+use server::Server;
+use stamps::Stamps;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use store::{Store, StoreOptions};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use wire::ids::BlockdId;
+use wire::quic::{Endpoint, ServerHandle};
+use wire::tls::{Identity, Role};
+
+/// How long a stopping daemon waits for requests under way.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A running block daemon. Dropping it without [`Node::stop`] ends its tasks, as a crash would.
+pub struct Node {
+    id: BlockdId,
+    endpoint: Endpoint,
+    serving: ServerHandle,
+    store: Arc<Store>,
+    layouts: Arc<Layouts>,
+    ring: Arc<Ring>,
+    metrics: Arc<Metrics>,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+    disk_failed: CancellationToken,
+    /// Held until the end.
+    _ownership: Ownership,
+}
+
+/// Whether an identity is one of a block daemon.
+///
+/// # Errors
+/// [`Error::WrongRole`].
+pub fn check_role(identity: &Identity) -> Result<(), Error> {
+    let subject = identity.subject();
+    if subject.role == Role::Blockd {
+        return Ok(());
+    }
+    Err(Error::WrongRole { name: subject.name.clone(), role: subject.role })
+}
+
+impl Node {
+    /// Starts a daemon that learns its layout from the metads of the configuration. It serves on return.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    pub async fn start(config: Config, identity: Identity) -> Result<Self, Error> {
+        Self::start_with(config, identity, LayoutSource::Metad).await
+    }
+
+    /// Starts a daemon with another source of layouts.
+    ///
+    /// # Errors
+    /// Why it does not start.
+    pub async fn start_with(config: Config, identity: Identity, source: LayoutSource) -> Result<Self, Error> {
+        check_role(&identity)?;
+        let config = Arc::new(config);
+        let ownership = Ownership::take(&config.data_dir, &identity)?;
+        let id = ownership.id;
+        let store = open_store(&config).await?;
+        let endpoint = Endpoint::bind(config.listen, &identity)?;
+        let layouts = Arc::new(Layouts::default());
+        let stamps = Arc::new(Stamps::default());
+        let metrics = Arc::new(Metrics::default());
+        let ring = Arc::new(Ring::new(id, endpoint.clone(), config.ring.clone()));
+        let (repairs, damaged) = RepairQueue::new();
+        let disk_failed = CancellationToken::new();
+        let server = Server {
+            id,
+            store: store.clone(),
+            stamps: stamps.clone(),
+            replicator: Replicator::new(endpoint.clone()),
+            layouts: layouts.clone(),
+            ring: ring.clone(),
+            repairs: repairs.clone(),
+            metrics: metrics.clone(),
+            disk_failed: disk_failed.clone(),
+        };
+        let serving = endpoint.serve(Arc::new(server), &Handle::current());
+        let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
+        tasks.spawn(ring.clone().run(layouts.clone(), stop.clone()));
+        let (endpoint_, store_, layouts_, metrics_) =
+            (endpoint.clone(), store.clone(), layouts.clone(), metrics.clone());
+        let repairer = Repairer { id, store: store_, layouts: layouts_, endpoint: endpoint_, metrics: metrics_ };
+        tasks.spawn(read_repair::run(repairer, damaged, stop.clone()));
+        upkeep::spawn(&mut tasks, &config, &store, &repairs, &metrics, &stop);
+        let reporter = Reporter {
+            id,
+            advertise: config.advertise.unwrap_or_else(|| endpoint.local_addr()),
+            config,
+            store: store.clone(),
+            layouts: layouts.clone(),
+            stamps,
+            endpoint: endpoint.clone(),
+            metrics: metrics.clone(),
+        };
+        spawn_source(&mut tasks, source, reporter, &stop);
+        Ok(Self {
+            id,
+            endpoint,
+            serving,
+            store,
+            layouts,
+            ring,
+            metrics,
+            tasks,
+            stop,
+            disk_failed,
+            _ownership: ownership,
+        })
+    }
+
+    /// Its random id, which its data directory keeps.
+    #[must_use]
+    pub fn id(&self) -> BlockdId {
+        self.id
+    }
+
+    /// The address that it serves on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.endpoint.local_addr()
+    }
+
+    /// What it knows of the layout.
+    #[must_use]
+    pub fn layouts(&self) -> &Layouts {
+        &self.layouts
+    }
+
+    /// Its place on the ring.
+    #[must_use]
+    pub fn ring(&self) -> &Ring {
+        &self.ring
+    }
+
+    /// What it has counted.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Waits until it can no longer keep its promise, such as after a failed sync: it is to be stopped then, and not
+    /// started again before a person has looked. Cancel-safe.
+    pub async fn failed(&self) -> Error {
+        self.disk_failed.cancelled().await;
+        Error::Store(store::Error::Failed)
+    }
+
+    /// Stops cleanly: requests under way end, the store is synced and closed.
+    pub async fn stop(mut self) {
+        self.serving.stop(STOP_TIMEOUT).await;
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+        let store = self.store.clone();
+        if tokio::task::spawn_blocking(move || store.close()).await.is_err() {
+            tracing::error!("the store did not close: it recovers at the next start");
+        }
+        self.endpoint.close().await;
+    }
+}
+
+/// Opens the store, which reads files, on a thread that may wait for them.
+async fn open_store(config: &Config) -> Result<Arc<Store>, Error> {
+    let dir = config.data_dir.join("blocks");
+    let options = StoreOptions { segment_bytes: config.segment_bytes, ..StoreOptions::default() };
+    let opened = tokio::task::spawn_blocking(move || Store::open(&dir, options)).await;
+    // A panic there is a broken invariant: it goes on here.
+    Ok(Arc::new(opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?))
+}
+
+/// Starts what brings layouts.
+fn spawn_source(tasks: &mut JoinSet<()>, source: LayoutSource, reporter: Reporter, stop: &CancellationToken) {
+    match source {
+        LayoutSource::Metad => {
+            tasks.spawn(reporter.clone().send_heartbeats(stop.clone()));
+            tasks.spawn(reporter.send_reports(stop.clone()));
+        }
+        LayoutSource::Given(mut given) => {
+            let (layouts, stop) = (reporter.layouts, stop.clone());
+            layouts.learn(given.borrow_and_update().clone());
+            tasks.spawn(async move {
+                while let Some(Ok(())) = stop.run_until_cancelled(given.changed()).await {
+                    let layout = given.borrow_and_update().clone();
+                    layouts.learn(layout);
+                }
+            });
+        }
+    }
+}

@@ -1,2 +1,68 @@
-//! Placeholder until the store is there.
-fn main() {}
+//! The block daemon as a program: configuration, logs, signals, and the service manager.
+
+use anyhow::{Context, Result};
+use blockd::Node;
+use blockd::config::{Config, Settings};
+use clap::Parser;
+use sd_notify::NotifyState;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+use wire::tls::Identity;
+
+/// Surf's block daemon: keeps blocks on a disk, and copies of others' blocks.
+#[derive(Parser)]
+#[command(name = "blockd", version)]
+struct Arguments {
+    /// Configuration file.
+    #[arg(long, short, env = "BLOCKD_CONFIG")]
+    config: Option<PathBuf>,
+    /// Check the configuration and the identity, then exit.
+    #[arg(long)]
+    check_config: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("blockd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let file = arguments.config.as_deref().map(Settings::load).transpose()?;
+    let settings = file.unwrap_or_default().overridden_by(arguments.settings);
+    let identity = Identity::load(settings.identity()?)?;
+    blockd::check_role(&identity)?;
+    let config = settings.validate(&identity.subject().name)?;
+    let filter = EnvFilter::try_new(settings.log.as_deref().unwrap_or("info")).context("`log` is no filter")?;
+    if arguments.check_config {
+        println!("the configuration of {} is valid", config.name);
+        return Ok(());
+    }
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config, identity))
+}
+
+async fn serve(config: Config, identity: Identity) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let node = Node::start(config, identity).await?;
+    tracing::info!(id = %node.id(), addr = %node.local_addr(), "serving");
+    // No service manager is no error.
+    let _ = sd_notify::notify(false, &[NotifyState::Ready]);
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        error = node.failed() => Err(error),
+    };
+    let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
+    node.stop().await;
+    Ok(outcome?)
+}

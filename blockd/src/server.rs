@@ -15,6 +15,7 @@ use crate::store::{self, Store};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 use wire::Error;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
 use wire::limits::BLOCK_BYTES_MAX;
@@ -45,6 +46,8 @@ pub struct Server {
     pub repairs: RepairQueue,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Cancelled when the disk has failed for good: the daemon is to stop.
+    pub disk_failed: CancellationToken,
 }
 
 /// Whether the holder of a certificate may ask this.
@@ -170,7 +173,12 @@ impl Server {
             Err(error) if alone && error.is_no_space() => {
                 return incoming.respond(&BlockReply::NoSpace, &[]).await;
             }
-            Err(error) => outcome.failed.push((self.id, describe(&error))),
+            Err(error) => {
+                if matches!(error, store::Error::Failed) {
+                    self.disk_failed.cancel();
+                }
+                outcome.failed.push((self.id, describe(&error)));
+            }
         }
         let layout = self.layouts.compare(epoch);
         let reply = BlockReply::Stored { synced: outcome.synced, failed: outcome.failed, layout };
@@ -194,7 +202,8 @@ impl Server {
                 self.metrics.misses.add(1);
                 (BlockReply::NotHere { corrupt: false, layout }, None)
             }
-            Err(store::Error::Corrupt { .. }) => {
+            // A copy that cannot be read is as bad as one that reads wrongly.
+            Err(store::Error::Corrupt { .. } | store::Error::Io { .. }) => {
                 self.metrics.corrupt.add(1);
                 tracing::warn!(%hash, "a corrupt copy was quarantined; it is repaired from another daemon");
                 self.repairs.push(hash);

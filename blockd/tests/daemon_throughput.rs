@@ -1,0 +1,50 @@
+//! How fast three daemons take and serve blocks. Run by hand:
+//! `cargo test --release -p blockd --test daemon_throughput -- --ignored --nocapture`
+#![allow(missing_docs)]
+
+mod daemon_cluster;
+
+use bytes::Bytes;
+use daemon_cluster::{Cluster, random_block};
+use futures::{StreamExt, stream};
+use std::time::Instant;
+use wire::ids::BlockHash;
+
+const BLOCKS: usize = 128;
+const BLOCK_BYTES: usize = 4 << 20;
+const IN_FLIGHT: usize = 4;
+
+/// Touches memory that the machine has not used lately: the first touch would be measured else.
+fn warm_memory() {
+    let mut pages = vec![0_u8; 6 << 30];
+    pages.chunks_mut(4096).for_each(|page| page[0] = 1);
+    std::hint::black_box(&pages);
+}
+
+fn report(what: &str, started: Instant) {
+    let mib = (BLOCKS * BLOCK_BYTES) >> 20;
+    println!("{what}: {:.0} MB/s", (mib << 20) as f64 / 1e6 / started.elapsed().as_secs_f64());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures; run by hand on an idle machine"]
+async fn throughput_of_a_chain_of_three() {
+    warm_memory();
+    let cluster = Cluster::start(3).await;
+    for round in 0..3 {
+        let blocks: Vec<Bytes> = (0..BLOCKS).map(|_| random_block(BLOCK_BYTES)).collect();
+        let started = Instant::now();
+        stream::iter(&blocks)
+            .for_each_concurrent(IN_FLIGHT, async |block| assert_eq!(cluster.put(block).await.0.len(), 3))
+            .await;
+        report(&format!("round {round}: put through the chain"), started);
+        let names: Vec<BlockHash> = blocks.iter().map(|block| BlockHash::of(block)).collect();
+        let started = Instant::now();
+        stream::iter(names.iter().enumerate())
+            .for_each_concurrent(IN_FLIGHT, async |(index, hash)| {
+                assert_eq!(cluster.get(index % 3, *hash).await.unwrap().len(), BLOCK_BYTES);
+            })
+            .await;
+        report(&format!("round {round}: get"), started);
+    }
+}
