@@ -1,1 +1,211 @@
-//! Placeholder.
+//! A client of a Surf cluster: the filesystem's operations, free of FUSE.
+//!
+//! [`Client`] is one mount's session. `meta` talks to metad, `block` to the block daemons, `file` holds what is open,
+//! `namespace` and `handle` are the operations by family, `upkeep` what goes on in the background.
+//!
+//! Every operation can be called from any thread of a multi-threaded tokio runtime. What an operation has accepted runs
+//! to its end though its caller is dropped, unless it says otherwise.
+
+pub mod block;
+mod config;
+mod error;
+pub mod file;
+mod handle;
+mod locks;
+pub mod meta;
+pub mod namespace;
+mod upkeep;
+mod window;
+
+pub use config::{ClientConfig, OnConflict};
+pub use error::Error;
+pub use handle::{Handle, OpenFlags, Opened};
+
+use block::fetch::Fetcher;
+use block::layout::Layouts;
+use block::put::Putter;
+use file::state::FileState;
+use lru::LruCache;
+use meta::rpc::Rpc;
+use meta::session::Session;
+use parking_lot::Mutex;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::sync::{Notify, broadcast};
+use tokio::task::JoinSet;
+use window::Window;
+use wire::FsError;
+use wire::ids::{Ino, Version};
+use wire::op::Name;
+use wire::quic::Endpoint;
+
+/// The first session must be open by then.
+const CONNECT_LIMIT: Duration = Duration::from_secs(20);
+/// Closing takes no longer, once everything is flushed.
+const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+/// Names whose inode is remembered.
+const NAMES: usize = 65_536;
+/// Inodes whose version in the kernel's page cache is remembered.
+const VERSIONS: usize = 65_536;
+
+/// What others did, for the kernel's caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// This inode was changed by another session.
+    Changed(Ino),
+}
+
+/// One session with a cluster.
+pub struct Client {
+    config: ClientConfig,
+    host: String,
+    runtime: tokio::runtime::Handle,
+    endpoint: Endpoint,
+    session: Session,
+    layouts: Arc<Layouts>,
+    fetcher: Fetcher,
+    putter: Putter,
+    window: Window,
+    /// Open inodes. They are here as long as a handle is open or content waits to be committed.
+    files: Mutex<HashMap<Ino, Arc<FileState>>>,
+    /// Unlinked inodes that metad keeps for our handles.
+    orphans: Mutex<HashSet<Ino>>,
+    /// Where names led when they were last looked up: a hint, never an answer.
+    names: Mutex<LruCache<(Ino, Name), Ino>>,
+    /// Versions that the kernel's page cache may hold.
+    versions: Mutex<LruCache<Ino, Version>>,
+    /// A leased number that a conflict copy did not need.
+    spare: Mutex<Option<Ino>>,
+    notices: broadcast::Sender<Notice>,
+    lock_released: Notify,
+    tasks: Mutex<JoinSet<()>>,
+    me: Weak<Client>,
+}
+
+impl Client {
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// [`Error`]: refused, or nobody answers.
+    pub async fn connect(config: ClientConfig) -> Result<Arc<Self>, Error> {
+        let local: SocketAddr = match config.bundle.metads.first() {
+            Some(SocketAddr::V6(addr)) if addr.ip().is_loopback() => ([0, 0, 0, 0, 0, 0, 0, 1], 0).into(),
+            Some(SocketAddr::V6(_)) => ([0_u16; 8], 0).into(),
+            Some(addr) if addr.ip().is_loopback() => ([127, 0, 0, 1], 0).into(),
+            _ => ([0, 0, 0, 0], 0).into(),
+        };
+        let endpoint = Endpoint::bind(local, &config.bundle.identity).map_err(Error::Refused)?;
+        let host = hostname();
+        let rpc = Rpc::new(endpoint.clone(), config.bundle.metads.clone(), config.soft_timeout);
+        let opened = Session::open(rpc, &host, &config.purpose, CONNECT_LIMIT).await;
+        let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
+        let layouts = Arc::new(Layouts::new(opened.layout));
+        let client = Arc::new_cyclic(|me| Self {
+            fetcher: Fetcher::new(endpoint.clone(), layouts.clone(), config.cache_bytes, config.soft_timeout),
+            putter: Putter::new(endpoint.clone(), layouts.clone(), config.soft_timeout),
+            window: Window::new(config.window_bytes),
+            host,
+            runtime: tokio::runtime::Handle::current(),
+            endpoint,
+            session,
+            layouts,
+            files: Mutex::default(),
+            orphans: Mutex::default(),
+            names: Mutex::new(LruCache::new(NonZeroUsize::new(NAMES).expect("not zero"))),
+            versions: Mutex::new(LruCache::new(NonZeroUsize::new(VERSIONS).expect("not zero"))),
+            spare: Mutex::new(None),
+            notices: broadcast::channel(1024).0,
+            lock_released: Notify::new(),
+            tasks: Mutex::new(JoinSet::new()),
+            me: me.clone(),
+            config,
+        });
+        client.start_upkeep(opened.ttl);
+        Ok(client)
+    }
+
+    /// What other sessions change from now on. Best effort: a slow receiver misses some, and is told so.
+    #[must_use]
+    pub fn notices(&self) -> broadcast::Receiver<Notice> {
+        self.notices.subscribe()
+    }
+
+    /// Commits everything and ends the session.
+    ///
+    /// # Errors
+    /// What could not be committed; the session is ended all the same.
+    pub async fn shutdown(&self) -> Result<(), FsError> {
+        let flushed = self.sync_all().await;
+        let mut tasks = std::mem::take(&mut *self.tasks.lock());
+        tasks.shutdown().await;
+        self.session.close(CLOSE_LIMIT).await;
+        self.endpoint.close().await;
+        flushed
+    }
+
+    /// This client, as its own tasks hold it.
+    fn arc(&self) -> Arc<Self> {
+        self.me.upgrade().expect("a method runs only while the client lives")
+    }
+
+    /// An inode number for a conflict copy, which most commits do not need.
+    async fn spare_ino(&self) -> Result<Ino, FsError> {
+        let kept = self.spare.lock().take();
+        match kept {
+            Some(ino) => Ok(ino),
+            None => self.session.next_ino().await,
+        }
+    }
+
+    fn keep_spare_ino(&self, ino: Ino) {
+        *self.spare.lock() = Some(ino);
+    }
+}
+
+fn connect_error(config: &ClientConfig, error: wire::Error) -> Error {
+    match error {
+        wire::Error::NotSent { reason, .. } => {
+            let tried: Vec<String> = config.bundle.metads.iter().map(ToString::to_string).collect();
+            Error::Unreachable { tried: tried.join(", "), last: reason }
+        }
+        error => Error::Refused(error),
+    }
+}
+
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String =
+        name.trim().chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(64).collect();
+    if name.is_empty() { "host".to_owned() } else { name }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    use wire::attr::{FileKind, InodeAttr, Timestamp};
+    use wire::ids::{Ino, Version};
+
+    /// Attributes of an empty file.
+    pub(crate) fn attr() -> InodeAttr {
+        let now = Timestamp::default();
+        InodeAttr {
+            ino: Ino(2000),
+            kind: FileKind::Regular,
+            mode: 0o644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            allocated: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            version: Version(1),
+            has_xattrs: false,
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Reading blocks: from whoever has a good copy (I9), each block once however many ask for it.
+
+use super::cache::BlockCache;
+use super::layout::{Holder, Layouts};
+use bytes::Bytes;
+use futures::future::{BoxFuture, Shared};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use wire::FsError;
+use wire::ids::BlockHash;
+use wire::message::block::{BlockReply, BlockRequest};
+use wire::quic::Endpoint;
+use wire::retry::Backoff;
+use wire::tls::Role;
+
+/// One daemon gets this long to answer.
+const ATTEMPT: Duration = Duration::from_secs(10);
+/// After this time without an answer, the next replica is asked as well.
+const HEDGE: Duration = Duration::from_millis(400);
+/// Blocks up to this size are hashed where they arrive; larger ones on a thread for that.
+const HASH_INLINE: usize = 64 << 10;
+/// Between warnings while nobody has the block.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+/// A block that every daemon answers not to have is lost; a reader hears of it after this time.
+const LOST_AFTER: Duration = Duration::from_secs(10);
+
+type Fetching = Shared<BoxFuture<'static, Result<Bytes, FsError>>>;
+
+/// Reads blocks.
+#[derive(Clone)]
+pub struct Fetcher {
+    shared: Arc<Inner>,
+}
+
+struct Inner {
+    endpoint: Endpoint,
+    layouts: Arc<Layouts>,
+    cache: BlockCache,
+    under_way: Mutex<HashMap<BlockHash, Fetching>>,
+    soft_timeout: Option<Duration>,
+}
+
+/// How a round ended when nobody had the block.
+struct Nobody {
+    /// Every daemon answered, and none has it.
+    all_answered: bool,
+    reason: String,
+}
+
+impl Fetcher {
+    /// Reads through this endpoint.
+    #[must_use]
+    pub fn new(endpoint: Endpoint, layouts: Arc<Layouts>, cache_bytes: usize, soft: Option<Duration>) -> Self {
+        let cache = BlockCache::new(cache_bytes);
+        let under_way = Mutex::default();
+        Self { shared: Arc::new(Inner { endpoint, layouts, cache, under_way, soft_timeout: soft }) }
+    }
+
+    /// Keeps a block that was just written.
+    pub fn remember(&self, hash: BlockHash, block: Bytes) {
+        self.shared.cache.insert(hash, block);
+    }
+
+    /// The block from memory.
+    #[must_use]
+    pub fn cached(&self, hash: &BlockHash) -> Option<Bytes> {
+        self.shared.cache.get(hash)
+    }
+
+    /// The whole block, verified. Cancel-safe; others may wait for the same.
+    ///
+    /// # Errors
+    /// `Io` when no daemon has a good copy, or a soft mount's patience ends.
+    pub async fn fetch(&self, hash: BlockHash) -> Result<Bytes, FsError> {
+        if let Some(block) = self.cached(&hash) {
+            return Ok(block);
+        }
+        self.start(hash).await
+    }
+
+    /// Begins to read a block that will be wanted soon.
+    pub fn prefetch(&self, hash: BlockHash) {
+        if self.cached(&hash).is_none() && !self.shared.under_way.lock().contains_key(&hash) {
+            tokio::spawn(self.start(hash));
+        }
+    }
+
+    fn start(&self, hash: BlockHash) -> Fetching {
+        let mut under_way = self.shared.under_way.lock();
+        let inner = self.shared.clone();
+        under_way
+            .entry(hash)
+            .or_insert_with(|| {
+                // A task of its own: it goes on although the first that asked goes away.
+                let task = tokio::spawn(async move {
+                    let block = inner.fetch(hash).await;
+                    if let Ok(block) = &block {
+                        inner.cache.insert(hash, block.clone());
+                    }
+                    inner.under_way.lock().remove(&hash);
+                    block
+                });
+                async move { task.await.unwrap_or(Err(FsError::Io)) }.boxed().shared()
+            })
+            .clone()
+    }
+}
+
+impl Inner {
+    async fn fetch(&self, hash: BlockHash) -> Result<Bytes, FsError> {
+        let started = Instant::now();
+        let mut warned = started;
+        let mut backoff = Backoff::default();
+        loop {
+            let layout = self.layouts.newest();
+            let places = self.layouts.places(&layout, &hash);
+            let nobody = match self.round(hash, &places).await {
+                Ok(block) => return Ok(block),
+                Err(nobody) => nobody,
+            };
+            let patience = if nobody.all_answered { Some(LOST_AFTER) } else { self.soft_timeout };
+            if patience.is_some_and(|limit| started.elapsed() > limit) {
+                tracing::error!(%hash, reason = nobody.reason, "a block cannot be read");
+                return Err(FsError::Io);
+            }
+            if warned.elapsed() > WARN_EVERY {
+                warned = Instant::now();
+                tracing::warn!(%hash, reason = nobody.reason, "waiting for a block");
+            }
+            tokio::time::sleep(backoff.delay()).await;
+        }
+    }
+
+    /// Asks one after the other; the next one at once after a refusal, and after a while without an answer.
+    async fn round(&self, hash: BlockHash, places: &[Holder]) -> Result<Bytes, Nobody> {
+        let mut waiting = places.iter();
+        let mut asked = FuturesUnordered::new();
+        let mut nobody = Nobody { all_answered: !places.is_empty(), reason: "no block daemon is known".to_owned() };
+        loop {
+            match waiting.next() {
+                Some(holder) => asked.push(self.ask(hash, *holder)),
+                None if asked.is_empty() => return Err(nobody),
+                None => {}
+            }
+            let hedge = if waiting.len() > 0 { HEDGE } else { ATTEMPT };
+            match tokio::time::timeout(hedge, asked.next()).await {
+                Ok(Some(Ok(block))) => return Ok(block),
+                Ok(Some(Err((answered, reason)))) => {
+                    nobody.all_answered &= answered;
+                    nobody.reason = reason;
+                }
+                Ok(None) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Asks one daemon; on failure, whether it answered at all.
+    async fn ask(&self, hash: BlockHash, (id, addr): Holder) -> Result<Bytes, (bool, String)> {
+        let epoch = self.layouts.newest().epoch;
+        let request = BlockRequest::Get { hash, epoch, offset: 0, len: u32::MAX };
+        let peer = self.endpoint.peer(addr, Role::Blockd);
+        match peer.request::<_, BlockReply>(&request, &[], ATTEMPT).await {
+            Ok((BlockReply::Content { .. }, block)) => {
+                self.layouts.trust(id);
+                // I9: verified here too, whatever happened on the way.
+                if verify(hash, &block).await { Ok(block) } else { Err((true, format!("{addr} sent something else"))) }
+            }
+            Ok((BlockReply::NotHere { layout, .. }, _)) => {
+                if let Some(layout) = layout {
+                    self.layouts.learn(layout);
+                }
+                Err((true, format!("{addr} does not have it")))
+            }
+            Ok((other, _)) => Err((false, format!("{addr} answered {other:?}"))),
+            Err(error) => {
+                self.layouts.suspect(id);
+                Err((false, error.to_string()))
+            }
+        }
+    }
+}
+
+async fn verify(hash: BlockHash, block: &Bytes) -> bool {
+    if block.len() <= HASH_INLINE {
+        return BlockHash::of(block) == hash;
+    }
+    let block = block.clone();
+    tokio::task::spawn_blocking(move || BlockHash::of(&block) == hash).await.unwrap_or(false)
+}

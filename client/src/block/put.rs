@@ -1,0 +1,110 @@
+//! Storing blocks: down a chain of daemons, until enough of them have synced it (I9).
+
+use super::layout::{Holder, Layouts};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+use wire::FsError;
+use wire::ids::BlockHash;
+use wire::layout::Layout;
+use wire::message::block::{BlockReply, BlockRequest};
+use wire::quic::Endpoint;
+use wire::retry::Backoff;
+use wire::tls::Role;
+
+/// One block through the whole chain, with syncs, on a slow disk.
+const ATTEMPT: Duration = Duration::from_secs(20);
+/// Blocks on their way at once.
+const IN_FLIGHT: usize = 8;
+/// Between warnings while too few daemons answer.
+const WARN_EVERY: Duration = Duration::from_secs(10);
+/// How long a full cluster is asked again before the writer is told.
+const FULL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Stores blocks.
+pub struct Putter {
+    endpoint: Endpoint,
+    layouts: Arc<Layouts>,
+    in_flight: Semaphore,
+    soft_timeout: Option<Duration>,
+}
+
+/// How an attempt ended when too few have it.
+enum Missed {
+    NoSpace,
+    TooFew(String),
+}
+
+impl Putter {
+    /// Stores through this endpoint.
+    #[must_use]
+    pub fn new(endpoint: Endpoint, layouts: Arc<Layouts>, soft_timeout: Option<Duration>) -> Self {
+        Self { endpoint, layouts, in_flight: Semaphore::new(IN_FLIGHT), soft_timeout }
+    }
+
+    /// Stores a block. On return it is on stable storage on at least `min_sync` daemons. Cancel-safe: a block that nobody
+    /// refers to is deleted after a while.
+    ///
+    /// # Errors
+    /// `NoSpace`, or `Io` when a soft mount's patience ends.
+    pub async fn put(&self, hash: BlockHash, block: Bytes) -> Result<(), FsError> {
+        let _slot = self.in_flight.acquire().await.map_err(|_| FsError::Io)?;
+        let started = Instant::now();
+        let mut warned = started;
+        let mut backoff = Backoff::default();
+        loop {
+            let layout = self.layouts.newest();
+            let owners = self.layouts.owners(&layout, &hash);
+            match self.attempt(&layout, &owners, hash, &block).await {
+                Ok(()) => return Ok(()),
+                Err(Missed::NoSpace) if started.elapsed() > FULL_PATIENCE => return Err(FsError::NoSpace),
+                Err(Missed::NoSpace) => {}
+                Err(Missed::TooFew(reason)) => {
+                    if self.soft_timeout.is_some_and(|limit| started.elapsed() > limit) {
+                        return Err(FsError::Io);
+                    }
+                    if warned.elapsed() > WARN_EVERY {
+                        warned = Instant::now();
+                        tracing::warn!(%hash, reason, "waiting for block daemons");
+                    }
+                }
+            }
+            tokio::time::sleep(backoff.delay()).await;
+        }
+    }
+
+    async fn attempt(&self, layout: &Layout, owners: &[Holder], hash: BlockHash, block: &Bytes) -> Result<(), Missed> {
+        // I9: fewer daemons than must sync it are too few, however well they do.
+        let needed = usize::from(layout.min_sync.max(1));
+        let Some(((first, addr), chain)) = owners.split_first().filter(|_| owners.len() >= needed) else {
+            return Err(Missed::TooFew(format!("{} block daemons are known, {needed} are needed", owners.len())));
+        };
+        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain: chain.to_vec() };
+        let peer = self.endpoint.peer(*addr, Role::Blockd);
+        match peer.request::<_, BlockReply>(&request, std::slice::from_ref(block), ATTEMPT).await {
+            Ok((BlockReply::Stored { synced, failed, layout }, _)) => {
+                self.layouts.trust(*first);
+                for (id, _) in &failed {
+                    self.layouts.suspect(*id);
+                }
+                if let Some(layout) = layout {
+                    self.layouts.learn(layout);
+                }
+                if synced.len() >= needed {
+                    return Ok(());
+                }
+                Err(Missed::TooFew(format!("{} of {needed} stored it; {failed:?}", synced.len())))
+            }
+            Ok((BlockReply::NoSpace, _)) => Err(Missed::NoSpace),
+            Ok((other, _)) => {
+                self.layouts.suspect(*first);
+                Err(Missed::TooFew(format!("{addr} answered {other:?}")))
+            }
+            Err(error) => {
+                self.layouts.suspect(*first);
+                Err(Missed::TooFew(error.to_string()))
+            }
+        }
+    }
+}

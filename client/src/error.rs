@@ -1,0 +1,19 @@
+//! Why a client cannot start.
+
+use thiserror::Error;
+
+/// Why no session could be opened.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// The cluster refuses this identity, or is another one; waiting would not help.
+    #[error(transparent)]
+    Refused(wire::Error),
+    /// Nobody answered in time.
+    #[error("no metad of the cluster answers ({tried}); the last one: {last}")]
+    Unreachable {
+        /// Addresses that were tried.
+        tried: String,
+        /// What became of the last attempt.
+        last: String,
+    },
+}

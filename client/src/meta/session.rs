@@ -1,0 +1,263 @@
+//! The session: its number, the numbers of its batches (I1), its inode numbers (I4).
+
+use super::rpc::Rpc;
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use wire::attr::Timestamp;
+use wire::ids::{BatchSeq, Ino, SessionId};
+use wire::layout::Layout;
+use wire::limits::INO_RANGE;
+use wire::message::meta::{MetaReply, MetaRequest};
+use wire::op::{Batch, Op, OpReply, Read, ReadReply};
+use wire::{Error, FsError};
+
+/// Batches on their way at once; far below what the state machine keeps replies of.
+const IN_FLIGHT: usize = 256;
+/// Attempts at a batch whose session ended under it.
+const SESSIONS_TRIED: usize = 3;
+
+/// Numbers of the present session.
+struct Numbers {
+    id: SessionId,
+    /// Number of the last batch that was given out.
+    last: BatchSeq,
+    /// Batches without a reply yet.
+    open: BTreeSet<BatchSeq>,
+    /// Unused inode numbers, half-open.
+    inos: (Ino, Ino),
+}
+
+/// A session with metad, replaced by a new one when it expires.
+pub struct Session {
+    rpc: Rpc,
+    host: String,
+    purpose: String,
+    numbers: Mutex<Numbers>,
+    /// Held while a new session is opened.
+    renewing: tokio::sync::Mutex<()>,
+    /// Held while inode numbers are fetched.
+    leasing: tokio::sync::Mutex<()>,
+    slots: Semaphore,
+}
+
+/// What opening a session tells.
+pub struct Opened {
+    /// The block layout.
+    pub layout: Layout,
+    /// The session lives this long without a sign of life.
+    pub ttl: Duration,
+}
+
+fn fresh(id: SessionId) -> Numbers {
+    Numbers { id, last: BatchSeq(0), open: BTreeSet::new(), inos: (Ino(0), Ino(0)) }
+}
+
+impl Session {
+    /// Opens the first session.
+    ///
+    /// # Errors
+    /// Why nobody answers, within `limit`.
+    pub async fn open(rpc: Rpc, host: &str, purpose: &str, limit: Duration) -> Result<(Self, Opened), Error> {
+        let request = MetaRequest::OpenSession { host: host.to_owned(), purpose: purpose.to_owned() };
+        let (id, opened) = opened(rpc.ask_within(&request, Some(limit)).await?)?;
+        let session = Self {
+            rpc,
+            host: host.to_owned(),
+            purpose: purpose.to_owned(),
+            numbers: Mutex::new(fresh(id)),
+            renewing: tokio::sync::Mutex::new(()),
+            leasing: tokio::sync::Mutex::new(()),
+            slots: Semaphore::new(IN_FLIGHT),
+        };
+        Ok((session, opened))
+    }
+
+    /// The present session's number.
+    #[must_use]
+    pub fn id(&self) -> SessionId {
+        self.numbers.lock().id
+    }
+
+    /// The connection below.
+    #[must_use]
+    pub fn rpc(&self) -> &Rpc {
+        &self.rpc
+    }
+
+    /// Opens a new session in place of one that has expired.
+    ///
+    /// # Errors
+    /// `Io` when a soft mount's patience ends.
+    pub async fn renew(&self, expired: SessionId) -> Result<(), FsError> {
+        let _one = self.renewing.lock().await;
+        if self.id() != expired {
+            return Ok(());
+        }
+        tracing::warn!(session = %expired, "the session has expired; opening a new one");
+        let request = MetaRequest::OpenSession { host: self.host.clone(), purpose: self.purpose.clone() };
+        let (id, _) = opened(self.rpc.ask(&request).await?).map_err(|_| FsError::Io)?;
+        *self.numbers.lock() = fresh(id);
+        Ok(())
+    }
+
+    /// Carries out operations, all or none, exactly once. Once sent, they may be carried out though the caller is
+    /// dropped.
+    ///
+    /// # Errors
+    /// Why the first of them failed.
+    pub async fn submit(&self, ops: Vec<Op>) -> Result<Vec<OpReply>, FsError> {
+        let _slot = self.slots.acquire().await.map_err(|_| FsError::Io)?;
+        for _ in 0..SESSIONS_TRIED {
+            let numbered = Numbered::take(&self.numbers, &ops);
+            let request = MetaRequest::Submit { session: numbered.session, batch: numbered.batch.clone() };
+            match self.rpc.ask(&request).await? {
+                MetaReply::Batch(reply) => return reply.map_err(|failed| failed.error),
+                MetaReply::Failed(FsError::SessionExpired) => self.renew(numbered.session).await?,
+                MetaReply::Failed(error) => return Err(error),
+                other => return Err(unexpected(&other)),
+            }
+        }
+        Err(FsError::SessionExpired)
+    }
+
+    /// Carries out one operation.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub async fn one(&self, op: Op) -> Result<OpReply, FsError> {
+        self.submit(vec![op]).await?.pop().ok_or(FsError::Io)
+    }
+
+    /// Asks a question.
+    ///
+    /// # Errors
+    /// As the system call would fail.
+    pub async fn read(&self, read: Read) -> Result<ReadReply, FsError> {
+        loop {
+            let session = self.id();
+            match self.rpc.ask(&MetaRequest::Read { session, read: read.clone() }).await? {
+                MetaReply::Read(reply) => return reply,
+                MetaReply::Failed(FsError::SessionExpired) => self.renew(session).await?,
+                MetaReply::Failed(error) => return Err(error),
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    /// An inode number that was never used.
+    ///
+    /// # Errors
+    /// `Io` when a soft mount's patience ends.
+    pub async fn next_ino(&self) -> Result<Ino, FsError> {
+        loop {
+            if let Some(ino) = self.numbers.lock().take_ino() {
+                return Ok(ino);
+            }
+            let _one = self.leasing.lock().await;
+            if let Some(ino) = self.numbers.lock().take_ino() {
+                return Ok(ino);
+            }
+            let leased_in = self.id();
+            let OpReply::Inos { start, count } = self.one(Op::LeaseInos { count: INO_RANGE }).await? else {
+                return Err(FsError::Io);
+            };
+            let mut numbers = self.numbers.lock();
+            // I4: numbers leased by a session are of no use in another.
+            if numbers.id == leased_in {
+                numbers.inos = (start, Ino(start.0 + count));
+            }
+        }
+    }
+
+    /// Ends the session.
+    pub async fn close(&self, limit: Duration) {
+        let request = MetaRequest::CloseSession { session: self.id() };
+        if let Err(error) = self.rpc.ask_within(&request, Some(limit)).await {
+            tracing::warn!(%error, "the session was not closed; it will expire");
+        }
+    }
+
+    /// The leader's word that the session lives.
+    ///
+    /// # Errors
+    /// What became of the attempt within `limit`.
+    pub async fn keep_alive(&self, layout: &Layout, limit: Duration) -> Result<Alive, Error> {
+        let session = self.id();
+        let request = MetaRequest::KeepAlive { session, epoch: layout.epoch };
+        match self.rpc.ask_within(&request, Some(limit)).await? {
+            MetaReply::Alive { now, orphans, layout } => Ok(Alive::Yes { now, orphans, layout }),
+            MetaReply::Failed(_) => Ok(Alive::No(session)),
+            other => Err(Error::Malformed(format!("unexpected reply {other:?}"))),
+        }
+    }
+}
+
+/// Whether a session lives.
+pub enum Alive {
+    /// It does.
+    Yes {
+        /// The leader's clock.
+        now: Timestamp,
+        /// Unlinked inodes that it is asked about.
+        orphans: Vec<Ino>,
+        /// The layout, when ours was old.
+        layout: Option<Layout>,
+    },
+    /// This one has expired.
+    No(SessionId),
+}
+
+fn opened(reply: MetaReply) -> Result<(SessionId, Opened), Error> {
+    match reply {
+        MetaReply::Session { session, ttl_ms, layout, .. } => {
+            Ok((session, Opened { layout, ttl: Duration::from_millis(ttl_ms) }))
+        }
+        other => Err(Error::Malformed(format!("unexpected reply {other:?}"))),
+    }
+}
+
+fn unexpected(reply: &MetaReply) -> FsError {
+    tracing::error!(?reply, "metad answered something else than was asked");
+    FsError::Io
+}
+
+impl Numbers {
+    fn take_ino(&mut self) -> Option<Ino> {
+        let (next, end) = self.inos;
+        (next < end).then(|| {
+            self.inos.0 = next.next();
+            next
+        })
+    }
+}
+
+/// A batch with its number; the number counts as answered when this is dropped.
+struct Numbered<'a> {
+    numbers: &'a Mutex<Numbers>,
+    session: SessionId,
+    batch: Batch,
+}
+
+impl<'a> Numbered<'a> {
+    fn take(numbers: &'a Mutex<Numbers>, ops: &[Op]) -> Self {
+        let mut guard = numbers.lock();
+        let seq = guard.last.next();
+        guard.last = seq;
+        guard.open.insert(seq);
+        // I1: only replies that nobody waits for any more may be forgotten.
+        let first_open = guard.open.first().copied().unwrap_or(seq);
+        let acked = BatchSeq(first_open.0 - 1);
+        Self { numbers, session: guard.id, batch: Batch { seq, acked, ops: ops.to_vec() } }
+    }
+}
+
+impl Drop for Numbered<'_> {
+    fn drop(&mut self) {
+        let mut numbers = self.numbers.lock();
+        if numbers.id == self.session {
+            numbers.open.remove(&self.batch.seq);
+        }
+    }
+}

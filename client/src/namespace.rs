@@ -1,0 +1,283 @@
+//! Names, attributes, directories, extended attributes.
+
+use crate::Client;
+use wire::FsError;
+use wire::attr::{AttrChange, InodeAttr};
+use wire::ids::Ino;
+use wire::op::{DirEntry, Name, NewInode, Op, OpReply, Read, ReadReply, RenameMode, StatFs, XattrMode};
+
+/// An inode to be made, with its owner.
+#[derive(Clone, Debug)]
+pub struct NewNode {
+    /// What it is.
+    pub node: NewInode,
+    /// Permission bits before the umask.
+    pub mode: u32,
+    /// The caller's umask.
+    pub umask: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl Client {
+    async fn ask_attr(&self, read: Read) -> Result<InodeAttr, FsError> {
+        match self.session.read(read).await? {
+            ReadReply::Attr(attr) => Ok(self.with_uncommitted(attr)),
+            _ => Err(FsError::Io),
+        }
+    }
+
+    /// What is not committed yet shows in our own attributes.
+    fn with_uncommitted(&self, attr: InodeAttr) -> InodeAttr {
+        let open = self.files.lock().get(&attr.ino).cloned();
+        match open {
+            Some(file) => file.overlaid(attr),
+            None => attr,
+        }
+    }
+
+    async fn change(&self, op: Op) -> Result<InodeAttr, FsError> {
+        match self.session.one(op).await? {
+            OpReply::Attr(attr) => Ok(self.with_uncommitted(attr)),
+            _ => Err(FsError::Io),
+        }
+    }
+
+    /// The inode behind a name; `.` and `..` too.
+    ///
+    /// # Errors
+    /// As `stat(2)`.
+    pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
+        let found = self.ask_attr(Read::Lookup { parent, name: name.to_vec() }).await;
+        let mut names = self.names.lock();
+        match &found {
+            Ok(attr) => names.put((parent, name.to_vec()), attr.ino),
+            Err(_) => names.pop(&(parent, name.to_vec())),
+        };
+        found
+    }
+
+    /// Attributes.
+    ///
+    /// # Errors
+    /// As `fstat(2)`; `NotFound` when the inode is gone.
+    pub async fn getattr(&self, ino: Ino) -> Result<InodeAttr, FsError> {
+        self.ask_attr(Read::GetAttr { ino }).await
+    }
+
+    /// Changes attributes. A change of length waits for what was written before.
+    ///
+    /// # Errors
+    /// As `chmod(2)`, `chown(2)`, `truncate(2)`, `utimensat(2)`.
+    pub async fn setattr(&self, ino: Ino, change: AttrChange) -> Result<InodeAttr, FsError> {
+        let open = self.files.lock().get(&ino).cloned();
+        // Times that are set must not be overtaken by the commit of what was written before.
+        let ordered =
+            change.size.is_some() || change.mtime.is_some() || change.clear_privileges || change.mode.is_some();
+        if let Some(file) = open.as_ref().filter(|file| ordered && file.is_dirty()) {
+            self.arc().flush_file(file, true).await?;
+        }
+        let attr = self.change(Op::SetAttr { ino, change }).await?;
+        if let Some(file) = open {
+            file.refresh(&attr, None);
+            self.versions.lock().put(ino, attr.version);
+        }
+        Ok(attr)
+    }
+
+    /// Target of a symlink.
+    ///
+    /// # Errors
+    /// As `readlink(2)`.
+    pub async fn readlink(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
+        self.ask_bytes(Read::ReadLink { ino }).await
+    }
+
+    async fn ask_bytes(&self, read: Read) -> Result<Vec<u8>, FsError> {
+        match self.session.read(read).await? {
+            ReadReply::Bytes(bytes) => Ok(bytes),
+            _ => Err(FsError::Io),
+        }
+    }
+
+    /// Makes an inode.
+    ///
+    /// # Errors
+    /// As `mknod(2)`, `mkdir(2)`, `symlink(2)`.
+    pub async fn make_node(&self, parent: Ino, name: &[u8], new: NewNode) -> Result<InodeAttr, FsError> {
+        let ino = self.session.next_ino().await?;
+        let NewNode { node, mode, umask, uid, gid } = new;
+        let made = self.change(Op::Create { parent, name: name.to_vec(), ino, node, mode, umask, uid, gid }).await?;
+        self.names.lock().put((parent, name.to_vec()), made.ino);
+        Ok(made)
+    }
+
+    /// Makes another name for an inode.
+    ///
+    /// # Errors
+    /// As `link(2)`.
+    pub async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
+        let attr = self.change(Op::Link { ino, parent, name: name.to_vec() }).await?;
+        self.names.lock().put((parent, name.to_vec()), ino);
+        Ok(attr)
+    }
+
+    /// The inode behind a name, if it is known and nothing of it is open here.
+    fn released(&self, parent: Ino, name: &[u8]) -> Option<Ino> {
+        let ino = *self.names.lock().get(&(parent, name.to_vec()))?;
+        (!self.files.lock().contains_key(&ino)).then_some(ino)
+    }
+
+    /// Removes a name.
+    ///
+    /// # Errors
+    /// As `unlink(2)`.
+    pub async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
+        let op = Op::Unlink { parent, name: name.to_vec(), released: self.released(parent, name) };
+        let reply = self.session.one(op).await?;
+        self.names.lock().pop(&(parent, name.to_vec()));
+        if let OpReply::Removed { attr, orphaned: true } = reply {
+            self.keep_or_release(&[attr.ino]).await;
+        }
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// As `rmdir(2)`.
+    pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
+        self.session.one(Op::Rmdir { parent, name: name.to_vec() }).await?;
+        self.names.lock().pop(&(parent, name.to_vec()));
+        Ok(())
+    }
+
+    /// Moves a name.
+    ///
+    /// # Errors
+    /// As `renameat2(2)`.
+    pub async fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<(), FsError> {
+        // What replaces a file must be there when its name is: programs write a new file, rename it, and expect one
+        // or the other after a crash.
+        let source = self.names.lock().get(&(parent, name.to_vec())).copied();
+        let open = source.and_then(|ino| self.files.lock().get(&ino).cloned());
+        if let Some(file) = open.filter(|file| file.is_dirty()) {
+            self.arc().flush_file(&file, true).await?;
+        }
+        let op = Op::Rename {
+            parent,
+            name: name.to_vec(),
+            new_parent,
+            new_name: new_name.to_vec(),
+            mode,
+            released: self.released(new_parent, new_name),
+        };
+        let reply = self.session.one(op).await?;
+        let OpReply::Renamed { moved, replaced, orphaned } = reply else { return Err(FsError::Io) };
+        {
+            let mut names = self.names.lock();
+            names.pop(&(parent, name.to_vec()));
+            names.put((new_parent, new_name.to_vec()), moved.ino);
+        }
+        if let Some(attr) = replaced.filter(|_| orphaned) {
+            self.keep_or_release(&[attr.ino]).await;
+        }
+        Ok(())
+    }
+
+    /// Entries of a directory behind a cookie (0 for the start), without `.` and `..`, and whether these were the last.
+    ///
+    /// # Errors
+    /// As `getdents(2)`.
+    pub async fn readdir(
+        &self,
+        ino: Ino,
+        after: u64,
+        limit: u32,
+        plus: bool,
+    ) -> Result<(Vec<DirEntry>, bool), FsError> {
+        let reply = self.session.read(Read::ReadDir { ino, after, limit, plus }).await?;
+        let ReadReply::Page { mut entries, end } = reply else { return Err(FsError::Io) };
+        for entry in &mut entries {
+            entry.attr = entry.attr.take().map(|attr| self.with_uncommitted(attr));
+        }
+        if plus {
+            let mut names = self.names.lock();
+            for entry in &entries {
+                names.put((ino, entry.name.clone()), entry.ino);
+            }
+        }
+        Ok((entries, end))
+    }
+
+    /// Parent of a directory.
+    ///
+    /// # Errors
+    /// `NotFound` when the directory is gone.
+    pub async fn parent(&self, ino: Ino) -> Result<InodeAttr, FsError> {
+        self.ask_attr(Read::Parent { ino }).await
+    }
+
+    /// Capacity and use.
+    ///
+    /// # Errors
+    /// As `statfs(2)`.
+    pub async fn statfs(&self) -> Result<StatFs, FsError> {
+        match self.session.read(Read::StatFs).await? {
+            ReadReply::StatFs(stats) => Ok(stats),
+            _ => Err(FsError::Io),
+        }
+    }
+
+    /// Value of an extended attribute.
+    ///
+    /// # Errors
+    /// As `getxattr(2)`.
+    pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        self.ask_bytes(Read::GetXattr { ino, name: name.to_vec() }).await
+    }
+
+    /// Names of the extended attributes.
+    ///
+    /// # Errors
+    /// As `listxattr(2)`.
+    pub async fn listxattr(&self, ino: Ino) -> Result<Vec<Name>, FsError> {
+        match self.session.read(Read::ListXattr { ino }).await? {
+            ReadReply::Names(names) => Ok(names),
+            _ => Err(FsError::Io),
+        }
+    }
+
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    /// As `setxattr(2)`.
+    pub async fn setxattr(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+        clear_sgid: bool,
+    ) -> Result<(), FsError> {
+        let op = Op::SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode, clear_sgid };
+        self.session.one(op).await.map(|_| ())
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// As `removexattr(2)`.
+    pub async fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<(), FsError> {
+        self.session.one(Op::RemoveXattr { ino, name: name.to_vec() }).await.map(|_| ())
+    }
+}
