@@ -186,10 +186,8 @@ async fn start_metads(
     prepared: BTreeMap<MetadId, PreparedMetad>,
     options: &EmbedOptions,
 ) -> Result<Vec<metad::Node>, Error> {
-    let initial: toml::Table = prepared
-        .iter()
-        .map(|(id, metad)| (id.to_string(), metad.endpoint.local_addr().to_string().into()))
-        .collect();
+    let initial: toml::Table =
+        prepared.iter().map(|(id, metad)| (id.to_string(), metad.endpoint.local_addr().to_string().into())).collect();
     let mut nodes = Vec::with_capacity(prepared.len());
     for (id, metad) in prepared {
         let config = metad_config(state, id, &metad, &initial, options)?;

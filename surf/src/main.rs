@@ -1,2 +1,53 @@
-//! Placeholder.
-fn main() {}
+//! surf: the operator's command line.
+
+mod admin;
+mod cmd;
+mod dev;
+mod output;
+mod sys;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Operates Surf clusters.
+#[derive(Parser)]
+#[command(name = "surf", version, arg_required_else_help = true)]
+struct Arguments {
+    /// What to log to standard error: a level, or directives in the form of RUST_LOG.
+    #[arg(long, global = true, env = "SURF_LOG", default_value = "error")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A cluster of real daemons on this machine, for development and tests.
+    Dev(cmd::dev::Dev),
+    /// Make a cluster, look at it, change its members.
+    Cluster(cmd::cluster::Cluster),
+    /// State of a cluster in short.
+    Status(cmd::status::Status),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("surf: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    output::init_log(&arguments.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        match arguments.command {
+            Command::Dev(dev) => dev.run().await,
+            Command::Cluster(cluster) => cluster.run().await,
+            Command::Status(status) => status.run().await,
+        }
+    })
+}

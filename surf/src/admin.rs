@@ -1,0 +1,107 @@
+//! Asking the leader of a cluster on an operator's behalf.
+
+use anyhow::{Context, Result, anyhow, bail};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use wire::bundle::Bundle;
+use wire::ids::MetadId;
+use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
+use wire::message::meta::{MetaReply, MetaRequest};
+use wire::quic::Endpoint;
+use wire::tls::Role;
+
+/// A metad that runs answers far sooner; one that does not is not waited for longer.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+/// Between two rounds of looking for a leader.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A way into a cluster.
+pub struct Admin {
+    endpoint: Endpoint,
+    metads: Vec<SocketAddr>,
+}
+
+impl Admin {
+    /// Enters with a bundle file.
+    pub fn load(bundle: &Path) -> Result<Self> {
+        Self::open(&Bundle::load(bundle)?)
+    }
+
+    /// Enters with a bundle, whatever its role is: metad decides which requests are for it.
+    pub fn open(bundle: &Bundle) -> Result<Self> {
+        let any: SocketAddr = if bundle.metads.iter().all(|addr| addr.ip().is_loopback()) {
+            ([127, 0, 0, 1], 0).into()
+        } else {
+            ([0, 0, 0, 0], 0).into()
+        };
+        Ok(Self { endpoint: Endpoint::bind(any, &bundle.identity)?, metads: bundle.metads.clone() })
+    }
+
+    /// The cluster's state, from its leader.
+    pub async fn status(&self, limit: Duration) -> Result<ClusterStatus> {
+        match self.ask_admin(AdminRequest::Status, limit).await? {
+            AdminReply::Status(status) => Ok(*status),
+            other => bail!("metad answered {other:?} when asked for its state"),
+        }
+    }
+
+    /// Asks the leader as an operator. Changes of the membership may be asked twice when leadership changes meanwhile;
+    /// metad treats the second as done.
+    pub async fn ask_admin(&self, request: AdminRequest, limit: Duration) -> Result<AdminReply> {
+        match self.ask(&MetaRequest::Admin(request), limit).await? {
+            MetaReply::Admin(AdminReply::Failed(reason)) => bail!("{reason}"),
+            MetaReply::Admin(reply) => Ok(reply),
+            other => bail!("metad answered {other:?} to an operator"),
+        }
+    }
+
+    /// Asks the leader, looking for it until `limit` is over.
+    pub async fn ask(&self, request: &MetaRequest, limit: Duration) -> Result<MetaReply> {
+        let started = Instant::now();
+        let mut last = anyhow!("no metad leads");
+        loop {
+            let left = limit.saturating_sub(started.elapsed());
+            match self.leader().await {
+                Ok((_, addr)) => match self.endpoint.peer(addr, Role::Metad).request(request, &[], left).await {
+                    Ok((MetaReply::NotLeader { .. }, _)) => {}
+                    Ok((reply, _)) => return Ok(reply),
+                    Err(error @ wire::Error::Refused { .. }) => return Err(error.into()),
+                    Err(error) => last = error.into(),
+                },
+                Err(error) => last = error,
+            }
+            if started.elapsed() >= limit {
+                return Err(last).with_context(|| format!("no leader within {} s", limit.as_secs()));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Who leads, by asking all metads at once: a dead one does not delay the answer of a live one.
+    pub async fn leader(&self) -> Result<(MetadId, SocketAddr)> {
+        let mut probes = JoinSet::new();
+        for addr in &self.metads {
+            let peer = self.endpoint.peer(*addr, Role::Metad);
+            probes.spawn(async move {
+                peer.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], PROBE_LIMIT).await.map(|(reply, _)| reply)
+            });
+        }
+        let mut last = anyhow!("no metad leads: is a majority running?");
+        while let Some(probe) = probes.join_next().await {
+            match probe {
+                Ok(Ok(MetaReply::NotLeader { leader: Some(leader), .. })) => return Ok(leader),
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => last = error.into(),
+                Err(error) => last = error.into(),
+            }
+        }
+        Err(last)
+    }
+
+    /// Says goodbye.
+    pub async fn close(self) {
+        self.endpoint.close().await;
+    }
+}

@@ -1,0 +1,244 @@
+//! `surf cluster`: make a cluster, look at it, change its members.
+
+mod init;
+
+use crate::admin::Admin;
+use crate::output;
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+use wire::ids::MetadId;
+use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
+
+/// A block daemon that was silent for longer is reported.
+const SILENT_MS: u64 = 10_000;
+
+/// Make a cluster, look at it, change its members.
+#[derive(Args)]
+pub struct Cluster {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How to reach a cluster.
+#[derive(Args)]
+pub struct Access {
+    /// Bundle of an operator, as `surf cluster init` or `surf dev up` made it.
+    #[arg(long, env = "SURF_ADMIN_BUNDLE", value_name = "FILE")]
+    bundle: PathBuf,
+    /// Give up after this many seconds.
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    wait_s: u64,
+}
+
+impl Access {
+    async fn ask(&self, request: AdminRequest) -> Result<AdminReply> {
+        let admin = Admin::load(&self.bundle)?;
+        let reply = admin.ask_admin(request, Duration::from_secs(self.wait_s)).await;
+        admin.close().await;
+        reply
+    }
+
+    /// The cluster's state.
+    pub async fn status(&self) -> Result<ClusterStatus> {
+        let admin = Admin::load(&self.bundle)?;
+        let status = admin.status(Duration::from_secs(self.wait_s)).await;
+        admin.close().await;
+        status
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make the CA, and the first configurations, identities and bundles.
+    Init(init::Init),
+    /// Members, their state, sessions.
+    Status {
+        #[command(flatten)]
+        access: Access,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Add a running, empty metad; block daemons join by themselves when started.
+    Add {
+        #[command(flatten)]
+        access: Access,
+        /// Its number, never used before in this cluster.
+        #[arg(long)]
+        id: u64,
+        /// Where it serves.
+        #[arg(long)]
+        address: SocketAddr,
+    },
+    /// Remove a metad.
+    Remove {
+        #[command(flatten)]
+        access: Access,
+        /// Its number.
+        #[arg(long)]
+        id: u64,
+    },
+    /// Check the metadata for contradictions. Exit code 2 when there are any.
+    Check {
+        #[command(flatten)]
+        access: Access,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// What an operator should look at.
+pub struct Health {
+    /// One line each; empty when all is well.
+    pub problems: Vec<String>,
+}
+
+impl Health {
+    /// Looks for problems.
+    #[must_use]
+    pub fn of(status: &ClusterStatus) -> Self {
+        let mut problems = Vec::new();
+        let voters = status.metads.iter().filter(|(_, _, voter, _)| *voter).count();
+        if voters.is_multiple_of(2) {
+            problems.push(format!("{voters} metads vote: an odd number bears as many failures with one node less"));
+        }
+        for (id, addr, _, matched) in status.metads.iter().filter(|(id, ..)| *id != status.leader) {
+            if *matched == 0 {
+                problems.push(format!("metad-{id} ({addr}) does not follow"));
+            }
+        }
+        for (member, (heard_ms, _, _)) in status.layout.members.iter().zip(&status.blockds) {
+            match heard_ms {
+                None => problems.push(format!("{} ({}) was not heard of", member.name, member.addr)),
+                Some(ms) if *ms > SILENT_MS => {
+                    problems.push(format!("{} ({}) is silent for {} s", member.name, member.addr, ms / 1000));
+                }
+                Some(_) => {}
+            }
+        }
+        if status.layout.members.len() < usize::from(status.layout.replicas) {
+            let (have, want) = (status.layout.members.len(), status.layout.replicas);
+            problems.push(format!("{have} blockds cannot hold {want} replicas"));
+        }
+        Self { problems }
+    }
+}
+
+impl Cluster {
+    /// Carries it out.
+    pub async fn run(self) -> Result<ExitCode> {
+        match self.command {
+            Command::Init(init) => init.run()?,
+            Command::Status { access, json } => show(&access.status().await?, json)?,
+            Command::Add { access, id, address } => {
+                access.ask(AdminRequest::AddMetad { id: MetadId(id), addr: address }).await?;
+                println!("metad-{id} votes");
+            }
+            Command::Remove { access, id } => {
+                access.ask(AdminRequest::RemoveMetad { id: MetadId(id) }).await?;
+                println!("metad-{id} removed; it can be stopped now");
+            }
+            Command::Check { access, json } => return check(&access, json).await,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn check(access: &Access, json: bool) -> Result<ExitCode> {
+    let problems = match access.ask(AdminRequest::Check).await? {
+        AdminReply::Problems(problems) => problems,
+        other => bail!("metad answered {other:?} when asked for a check"),
+    };
+    if json {
+        output::json(&json!({ "problems": problems }))?;
+    } else if problems.is_empty() {
+        println!("no contradiction found");
+    } else {
+        problems.iter().for_each(|problem| println!("{problem}"));
+    }
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+}
+
+fn show(status: &ClusterStatus, as_json: bool) -> Result<()> {
+    if as_json {
+        return output::json(&to_json(status));
+    }
+    println!("cluster {}, term {}, {} entries applied", status.cluster, status.term, status.applied);
+    let metads: Vec<Vec<String>> = status
+        .metads
+        .iter()
+        .map(|(id, addr, voter, matched)| {
+            let role = match (*id == status.leader, voter) {
+                (true, _) => "leads",
+                (false, true) => "votes",
+                (false, false) => "learns",
+            };
+            vec![format!("metad-{id}"), role.to_owned(), addr.to_string(), matched.to_string()]
+        })
+        .collect();
+    output::table(&["METAD", "ROLE", "ADDRESS", "LOG"], &metads);
+    let blockds: Vec<Vec<String>> = status
+        .layout
+        .members
+        .iter()
+        .zip(&status.blockds)
+        .map(|(member, (heard_ms, free, capacity))| {
+            let heard =
+                heard_ms.map_or_else(|| "never".to_owned(), |ms| format!("{}.{} s ago", ms / 1000, ms % 1000 / 100));
+            vec![
+                member.name.clone(),
+                member.addr.to_string(),
+                member.zone.clone(),
+                member.weight.to_string(),
+                heard,
+                output::bytes(*free),
+                output::bytes(*capacity),
+            ]
+        })
+        .collect();
+    output::table(&["BLOCKD", "ADDRESS", "ZONE", "WEIGHT", "HEARD", "FREE", "CAPACITY"], &blockds);
+    let sessions: Vec<Vec<String>> =
+        status.sessions.iter().map(|(id, host, purpose)| vec![id.to_string(), host.clone(), purpose.clone()]).collect();
+    output::table(&["SESSION", "HOST", "PURPOSE"], &sessions);
+    Ok(())
+}
+
+fn to_json(status: &ClusterStatus) -> serde_json::Value {
+    let metads: Vec<_> = status
+        .metads
+        .iter()
+        .map(|(id, addr, voter, matched)| {
+            json!({ "id": id, "address": addr, "voter": voter, "leader": *id == status.leader, "log_index": matched })
+        })
+        .collect();
+    let blockds: Vec<_> = status
+        .layout
+        .members
+        .iter()
+        .zip(&status.blockds)
+        .map(|(member, (heard_ms, free, capacity))| {
+            json!({
+                "id": member.id.to_string(), "name": member.name, "address": member.addr, "zone": member.zone,
+                "weight": member.weight, "heard_ms_ago": heard_ms, "free_bytes": free, "capacity_bytes": capacity,
+            })
+        })
+        .collect();
+    let sessions: Vec<_> = status
+        .sessions
+        .iter()
+        .map(|(id, host, purpose)| json!({ "id": id, "host": host, "purpose": purpose }))
+        .collect();
+    json!({
+        "cluster": status.cluster, "leader": status.leader, "term": status.term, "applied": status.applied,
+        "layout_epoch": status.layout.epoch, "replicas": status.layout.replicas, "min_sync": status.layout.min_sync,
+        "metads": metads, "blockds": blockds, "sessions": sessions,
+        "total_bytes": status.statfs.total_bytes, "free_bytes": status.statfs.free_bytes,
+        "inodes": status.statfs.inodes,
+    })
+}
