@@ -92,6 +92,7 @@ impl Replicator {
             hash,
             epoch,
             len: request.payload_len(),
+            request_id: request.request_id(),
             deadline: Instant::now() + deadline,
             rest: chain.into(),
             open: None,
@@ -147,6 +148,7 @@ pub struct Forward<'a> {
     hash: BlockHash,
     epoch: LayoutEpoch,
     len: usize,
+    request_id: u64,
     deadline: Instant,
     rest: VecDeque<(BlockdId, SocketAddr)>,
     open: Option<(BlockdId, SocketAddr, OutgoingRequest)>,
@@ -172,7 +174,7 @@ impl Forward<'_> {
             }
             let chain = self.rest.iter().copied().collect();
             let head = BlockRequest::Put { hash: self.hash, epoch: self.epoch, chain };
-            let peer = self.replicator.endpoint.peer(addr, Role::Blockd);
+            let peer = self.replicator.endpoint.peer(addr, Role::Blockd).on_behalf_of(self.request_id);
             let left = self.time_left();
             let opening = peer.open_request(&head, u32::try_from(self.len).unwrap_or(u32::MAX), left);
             match tokio::time::timeout(left, opening).await {

@@ -16,6 +16,8 @@ use wire::ids::BlockHash;
 
 /// How long compaction waits when no segment is worth it.
 const COMPACTION_IDLE: Duration = Duration::from_secs(10);
+/// Least pause between two steps: many of them may have little to copy, and each syncs the disk.
+const COMPACTION_PAUSE: Duration = Duration::from_secs(1);
 /// How long scrub waits between two passes: a small store need not be read all the time.
 const SCRUB_IDLE: Duration = Duration::from_secs(600);
 /// Scrub reads blocks until they are due this much time at its rate, then pauses: small blocks one by one would cost
@@ -51,7 +53,7 @@ fn due(bytes: u64, bytes_per_s: u64) -> Duration {
 async fn compact(store: Arc<Store>, bytes_per_s: u64) {
     loop {
         let pause = match store.compact_step().await {
-            Ok(Some(copied)) => due(copied, bytes_per_s),
+            Ok(Some(copied)) => due(copied, bytes_per_s).max(COMPACTION_PAUSE),
             Ok(None) => COMPACTION_IDLE,
             Err(error) => {
                 tracing::warn!(%error, "compaction failed: dropped blocks keep their space");
