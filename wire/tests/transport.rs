@@ -20,6 +20,7 @@ enum Ask {
     Take,
     Slow { millis: u64, len: u32 },
     Watch,
+    Wait,
     WatcherLeft,
     RequestId,
 }
@@ -67,6 +68,11 @@ impl Service for Echo {
                 events.send(&0_u32).await.unwrap();
                 events.closed().await;
                 self.watcher_left.notify_one();
+            }
+            Ok(Ask::Wait) => {
+                let mut events = request.into_events();
+                events.send(&0_u32).await.unwrap();
+                std::future::pending().await
             }
             Ok(Ask::WatcherLeft) => {
                 self.watcher_left.notified().await;
@@ -309,6 +315,38 @@ async fn a_sender_of_events_learns_that_the_receiver_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stopping_server_does_not_wait_for_streams_of_events() {
+    let ca = ClusterCa::create("t").unwrap();
+    let (server, serving) = server(&ca);
+    let client = caller(&ca, Role::Client);
+    let mut events = client.peer(server.local_addr(), Role::Metad).open_events(&Ask::Wait).await.unwrap();
+    assert_eq!(events.next::<u32>().await.unwrap(), 0);
+    let started = Instant::now();
+    serving.stop(LIMIT).await;
+    assert!(started.elapsed() < LIMIT / 2, "{:?}", started.elapsed());
+    assert!(events.next::<u32>().await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_caller_ends_its_stream_of_events_but_not_the_server() {
+    let ca = ClusterCa::create("t").unwrap();
+    let service = Echo::new();
+    let server = caller(&ca, Role::Metad);
+    let serving = server.serve(service.clone(), &Handle::current());
+    let client = caller(&ca, Role::Client);
+    let mut events = client.peer(server.local_addr(), Role::Metad).open_events(&Ask::Wait).await.unwrap();
+    assert_eq!(events.next::<u32>().await.unwrap(), 0);
+    client.close().await;
+    let started = Instant::now();
+    // The test and the accepting task hold it, no handler any more.
+    while Arc::strong_count(&service) > 2 {
+        assert!(started.elapsed() < LIMIT, "the handler of a lost caller lives on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    drop(serving);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_that_often_gives_up_waiting_misses_no_event() {
     let ca = ClusterCa::create("t").unwrap();
     let (server, _serving) = server(&ca);
@@ -402,14 +440,15 @@ async fn a_server_killed_and_started_again_is_reached_before_the_idle_timeout() 
 #[ignore = "measures: cargo test --release -p wire -- --ignored --nocapture"]
 async fn throughput_and_round_trip_over_loopback() {
     let ca = ClusterCa::create("t").unwrap();
-    for own_thread in [false, true] {
+    for (serve_there, call_there) in [(false, false), (true, false), (true, true)] {
         let server = caller(&ca, Role::Metad);
-        let runtime = if own_thread { server.handle() } else { Handle::current() };
+        let runtime = if serve_there { server.handle() } else { Handle::current() };
         let _serving = server.serve(Echo::new(), &runtime);
         let client = caller(&ca, Role::Client);
         let peer = client.peer(server.local_addr(), Role::Metad);
-        println!("requests run on the network thread: {own_thread}");
-        measure(&peer).await;
+        println!("on the network thread: serving {serve_there}, calling {call_there}");
+        let runtime = if call_there { client.handle() } else { Handle::current() };
+        runtime.spawn(async move { measure(&peer).await }).await.unwrap();
     }
 }
 

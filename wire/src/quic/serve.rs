@@ -10,6 +10,7 @@ use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use crate::tls::PeerIdentity;
 use crate::{Error, codec};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
@@ -19,6 +20,7 @@ use tokio::runtime::Handle;
 use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// A peer that opens a stream and does not send a request's head in this time is cut off.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,8 +35,8 @@ const REASON_BYTES_MAX: usize = 1024;
 
 /// What answers requests.
 ///
-/// A request's future is dropped only when the server is stopped and its limit is over; work that must not be cut
-/// short then belongs to an owner of its own.
+/// A request's future is dropped only when the server is stopped and its limit is over, or when it has become a stream
+/// of events and the connection ends; work that must not be cut short then belongs to an owner of its own.
 pub trait Service: Send + Sync + 'static {
     /// Whether this peer may ask anything at all; the reason is told to it.
     ///
@@ -124,17 +126,41 @@ async fn connection<S: Service>(
     };
     let peer = Arc::new(PeerIdentity { subject, cluster, addr });
     let refusal = service.authorize(&peer).err().map(|error| error.to_string());
-    let requests = TaskTracker::new();
+    let unanswered = TaskTracker::new();
+    let handlers = TaskTracker::new();
     while let Some(Ok((send, recv))) = stops.drain.run_until_cancelled(connection.accept_bi()).await {
-        let answer = Answer { send, buffers: buffers.clone(), drain: stops.drain.clone() };
+        let turn = Turn::of(&unanswered);
+        let answer = Answer { send, turn: turn.clone(), buffers: buffers.clone(), drain: stops.drain.clone() };
         let answering = serve_request(service.clone(), peer.clone(), refusal.clone(), answer, recv);
         let kill = stops.kill.clone();
-        requests.spawn(async move { kill.run_until_cancelled(answering).await });
+        handlers.spawn(async move {
+            kill.run_until_cancelled(answering).await;
+            turn.end();
+        });
     }
-    requests.close();
-    // A lost connection needs no answers, but what its requests have begun runs to its end (they were accepted).
-    requests.wait().await;
+    // Even of a lost connection: what its requests have begun runs to its end.
+    unanswered.close();
+    unanswered.wait().await;
     connection.close(0_u32.into(), b"stopping");
+    // Only senders of events are left.
+    stops.kill.cancel();
+    handlers.close();
+    handlers.wait().await;
+}
+
+/// A request's part in what a stopping server waits for. It lasts as long as the request is worked on, but a stream of
+/// events gives it back: that one has no end to wait for.
+#[derive(Clone)]
+struct Turn(Arc<Mutex<Option<TaskTrackerToken>>>);
+
+impl Turn {
+    fn of(tracker: &TaskTracker) -> Self {
+        Self(Arc::new(Mutex::new(Some(tracker.token()))))
+    }
+
+    fn end(&self) {
+        self.0.lock().take();
+    }
 }
 
 async fn serve_request<S: Service>(
@@ -158,6 +184,7 @@ async fn serve_request<S: Service>(
 /// Where an answer is written.
 struct Answer {
     send: quinn::SendStream,
+    turn: Turn,
     /// For the request's payload.
     buffers: Arc<Buffers>,
     /// The server is stopping, and the connection with it.
@@ -280,9 +307,11 @@ impl Incoming {
         let _ = timeout_at(self.deadline.into(), self.answer.refuse(reason)).await;
     }
 
-    /// Keeps the stream open for events. The request's deadline does not hold for them.
+    /// Keeps the stream open for events. The request's deadline does not hold for them, and a stopping server does not
+    /// wait for them: their handler is dropped where it waits when the connection ends.
     #[must_use]
     pub fn into_events(self) -> EventSender {
+        self.answer.turn.end();
         EventSender { send: self.answer.send }
     }
 }
