@@ -312,3 +312,11 @@ impl Client {
         result
     }
 }
+
+impl Client {
+    /// Whether an open file is known to have no extended attributes.
+    #[must_use]
+    pub fn has_no_xattrs(&self, ino: Ino) -> bool {
+        self.files.lock().get(&ino).is_some_and(|file| !file.inner.lock().attr.has_xattrs)
+    }
+}

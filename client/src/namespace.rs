@@ -270,6 +270,10 @@ impl Client {
         clear_sgid: bool,
     ) -> Result<(), FsError> {
         let op = Op::SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode, clear_sgid };
+        // Before it is there: nobody may be told that it is not, once it is.
+        if let Some(file) = self.files.lock().get(&ino) {
+            file.inner.lock().attr.has_xattrs = true;
+        }
         self.session.one(op).await.map(|_| ())
     }
 

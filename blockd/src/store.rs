@@ -1,0 +1,281 @@
+//! The block store: append-only segments, an index in memory, one writer.
+//!
+//! - `record` is the bytes of a record, `segment` reads a file of them, `hint` shortens that at the next start.
+//! - `writer` is the one thread that writes: what has queued up meanwhile goes out together and shares one sync.
+//! - `recover` rebuilds the index; `compact` takes back the space of dropped blocks.
+//! - `disk` is every file call behind one trait, so that tests can cut the power; `buffer` is aligned memory.
+//!
+//! A put is answered when its record is on stable storage (I9); a block is checked against its name whenever it is read.
+//! A write or sync that fails ends all writing: after a failed sync the kernel may have dropped the data, and a second
+//! try would report success.
+
+mod buffer;
+mod compact;
+pub mod disk;
+mod error;
+mod hint;
+mod record;
+mod recover;
+mod segment;
+mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use error::Error;
+pub use segment::SegmentId;
+
+use buffer::Pool;
+use bytes::Bytes;
+use disk::{Disk, RealDisk};
+use parking_lot::RwLock;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::task::spawn_blocking;
+use wire::ids::BlockHash;
+use writer::{Work, Writer};
+
+/// How the store behaves.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Segments are closed when they reach this size, in bytes.
+    pub segment_bytes: u64,
+    /// Bytes of the disk that puts leave free: compaction needs room to make room.
+    pub reserve_bytes: u64,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { segment_bytes: 256 << 20, reserve_bytes: 512 << 20 }
+    }
+}
+
+/// Where a block lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Location {
+    segment: SegmentId,
+    /// Offset of the record's header.
+    offset: u64,
+    /// Length of the block.
+    len: u32,
+    /// A read found it damaged: it counts as absent until it is put again.
+    bad: bool,
+}
+
+/// What is known of a segment.
+#[derive(Clone, Copy, Default, Debug)]
+struct Usage {
+    /// Bytes of records that the index points at.
+    live: u64,
+    /// Bytes of all records.
+    written: u64,
+}
+
+/// Index and segments, under one lock.
+#[derive(Default)]
+struct Index {
+    blocks: BTreeMap<BlockHash, Location>,
+    segments: BTreeMap<SegmentId, (Arc<dyn disk::SegmentFile>, Usage)>,
+}
+
+impl Index {
+    /// Points a block at a record.
+    fn set(&mut self, hash: BlockHash, location: Location) {
+        if let Some(before) = self.blocks.insert(hash, location) {
+            self.release(&before);
+        }
+        if let Some((_, usage)) = self.segments.get_mut(&location.segment) {
+            usage.live += record::stored_len(location.len);
+        }
+    }
+
+    /// Takes a block out; false when it was not there.
+    fn remove(&mut self, hash: &BlockHash) -> bool {
+        match self.blocks.remove(hash) {
+            Some(before) => {
+                self.release(&before);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn release(&mut self, location: &Location) {
+        if let Some((_, usage)) = self.segments.get_mut(&location.segment) {
+            usage.live -= record::stored_len(location.len);
+        }
+    }
+}
+
+/// What readers and the writer share.
+struct Shared {
+    dir: PathBuf,
+    options: StoreOptions,
+    disk: Arc<dyn Disk>,
+    index: RwLock<Index>,
+    pool: Arc<Pool>,
+    failed: AtomicBool,
+}
+
+impl Shared {
+    fn check_alive(&self) -> Result<(), Error> {
+        if self.failed.load(Ordering::Acquire) { Err(Error::Failed) } else { Ok(()) }
+    }
+}
+
+/// Capacity and use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Stats {
+    /// Bytes that the disk can hold.
+    pub capacity_bytes: u64,
+    /// Bytes that puts may still use.
+    pub free_bytes: u64,
+    /// Blocks that are here, in good order.
+    pub block_count: u64,
+}
+
+/// A directory of blocks. The caller owns the directory: see `ownership`.
+pub struct Store {
+    shared: Arc<Shared>,
+    writer: Writer,
+}
+
+impl Store {
+    /// Opens the store in `dir`, which is made if it does not exist. Blocks until the index is rebuilt.
+    ///
+    /// # Errors
+    /// When the directory cannot be read or written. Damaged records are reported to the log and left out.
+    pub fn open(dir: &Path, options: StoreOptions) -> Result<Self, Error> {
+        Self::open_on(dir, options, Arc::new(RealDisk))
+    }
+
+    /// Opens a store on another disk than the real one.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on(dir: &Path, options: StoreOptions, disk: Arc<dyn Disk>) -> Result<Self, Error> {
+        disk.create_dir(dir).map_err(|error| Error::io(dir, error))?;
+        let pool = Pool::new();
+        let (index, next) = recover::recover(dir, &*disk, &pool)?;
+        let shared = Arc::new(Shared {
+            dir: dir.to_owned(),
+            options,
+            disk,
+            index: RwLock::new(index),
+            pool,
+            failed: AtomicBool::new(false),
+        });
+        let writer = Writer::start(shared.clone(), next)?;
+        Ok(Self { shared, writer })
+    }
+
+    /// Stores a block; true when it was not here yet. The caller has checked that the name fits. Durable on return.
+    /// Cancel-safe: the block is stored even if the caller goes away.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] when the reserve is reached, [`Error::Failed`] after a disk error.
+    pub async fn put(&self, hash: BlockHash, block: Bytes) -> Result<bool, Error> {
+        if self.contains(&hash) {
+            return Ok(false);
+        }
+        self.shared.check_alive()?;
+        let (reply, done) = tokio::sync::oneshot::channel();
+        self.writer.send(Work::Put { hash, block, reply })?;
+        done.await.map_err(|_| Error::Failed)?.map(|()| true)
+    }
+
+    /// The whole block, verified; `None` when it is not here. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the copy does not match its name: it is quarantined. [`Error::Io`] when it cannot be read.
+    pub async fn get(&self, hash: BlockHash) -> Result<Option<Bytes>, Error> {
+        let shared = self.shared.clone();
+        spawn_blocking(move || read_block(&shared, &hash)).await.map_err(|_| Error::Failed)?
+    }
+
+    /// Whether the block is here, as far as is known in good order.
+    #[must_use]
+    pub fn contains(&self, hash: &BlockHash) -> bool {
+        self.shared.index.read().blocks.get(hash).is_some_and(|location| !location.bad)
+    }
+
+    /// Drops a block; true when it was here. Durable on return. Cancel-safe: it is dropped even if the caller goes away.
+    ///
+    /// # Errors
+    /// [`Error::Failed`] after a disk error.
+    pub async fn drop_block(&self, hash: BlockHash) -> Result<bool, Error> {
+        if !self.shared.index.read().blocks.contains_key(&hash) {
+            return Ok(false);
+        }
+        self.shared.check_alive()?;
+        let (reply, done) = tokio::sync::oneshot::channel();
+        self.writer.send(Work::Drop { hash, reply })?;
+        done.await.map_err(|_| Error::Failed)?.map(|()| true)
+    }
+
+    /// Names and lengths of blocks from `from` on, in the order of names, at most `limit`.
+    #[must_use]
+    pub fn list(&self, from: BlockHash, limit: usize) -> Vec<(BlockHash, u32)> {
+        let index = self.shared.index.read();
+        let good = index.blocks.range(from..).filter(|(_, location)| !location.bad);
+        good.take(limit).map(|(hash, location)| (*hash, location.len)).collect()
+    }
+
+    /// Capacity and use; zero where the disk does not tell.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let (capacity_bytes, free) = self.shared.disk.space(&self.shared.dir).unwrap_or((0, 0));
+        Stats {
+            capacity_bytes,
+            free_bytes: free.saturating_sub(self.shared.options.reserve_bytes),
+            block_count: self.shared.index.read().blocks.len() as u64,
+        }
+    }
+
+    /// Takes back the space of one closed segment that is mostly dropped blocks. Returns the bytes it copied for that,
+    /// `None` when no segment is worth it.
+    ///
+    /// # Errors
+    /// When the disk fails; what was there stays.
+    pub async fn compact_step(&self) -> Result<Option<u64>, Error> {
+        self.shared.check_alive()?;
+        compact::step(&self.shared, &self.writer).await
+    }
+
+    /// Reads and verifies one block, the next at or behind `from`. Returns its name, length, and whether it is good;
+    /// `None` behind the last one. A bad one is quarantined.
+    pub async fn scrub_step(&self, from: BlockHash) -> Option<(BlockHash, u32, bool)> {
+        let (hash, len) = self.list(from, 1).pop()?;
+        let good = !matches!(self.get(hash).await, Err(Error::Corrupt { .. } | Error::Io { .. }));
+        Some((hash, len, good))
+    }
+
+    /// Ends the writer once everything queued is on stable storage. Blocks.
+    pub fn close(&self) {
+        self.writer.close();
+    }
+}
+
+fn read_block(shared: &Shared, hash: &BlockHash) -> Result<Option<Bytes>, Error> {
+    let (location, file) = {
+        let index = shared.index.read();
+        let Some(location) = index.blocks.get(hash).filter(|location| !location.bad).copied() else { return Ok(None) };
+        let Some((file, _)) = index.segments.get(&location.segment) else { return Ok(None) };
+        (location, file.clone())
+    };
+    let block = segment::read_payload(&*file, &shared.pool, location.offset, location.len)
+        .map_err(|error| Error::io(&segment::path(&shared.dir, location.segment), error));
+    // I9: never served unverified.
+    match block {
+        Ok(block) if BlockHash::of(&block) == *hash => Ok(Some(block)),
+        bad => {
+            tracing::error!(%hash, segment = %location.segment, offset = location.offset, "a block is damaged on disk");
+            if let Some(known) = shared.index.write().blocks.get_mut(hash).filter(|known| **known == location) {
+                known.bad = true;
+            }
+            bad.and(Err(Error::Corrupt { hash: *hash }))
+        }
+    }
+}

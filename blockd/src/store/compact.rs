@@ -1,0 +1,89 @@
+//! Taking back the space of dropped blocks.
+//!
+//! What is still alive in a segment is written again at the end, synced, and only then is the segment removed: a crash
+//! at any point leaves every block at least once. A tombstone is written again as long as an older segment may hold
+//! the block that it speaks of.
+
+use super::record::Kind;
+use super::segment::{self, Found, SegmentId};
+use super::writer::{Work, Writer};
+use super::{Error, Location, Shared};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+
+/// A segment is worth it when less than this share of it is alive, in percent.
+const LIVE_PERCENT: u64 = 50;
+
+pub(super) async fn step(shared: &Arc<Shared>, writer: &Writer) -> Result<Option<u64>, Error> {
+    let Some(id) = candidate(shared) else { return Ok(None) };
+    let scanned = shared.clone();
+    let records = spawn_blocking(move || records(&scanned, id)).await.map_err(|_| Error::Failed)??;
+    let oldest = shared.index.read().segments.keys().next() == Some(&id);
+    let mut copied = 0;
+    for Found { offset, header } in records {
+        let (reply, done) = oneshot::channel();
+        let work = match header.kind {
+            Kind::Put => {
+                let from = Location { segment: id, offset, len: header.len, bad: false };
+                if shared.index.read().blocks.get(&header.hash) != Some(&from) {
+                    continue;
+                }
+                let (reading, hash) = (shared.clone(), header.hash);
+                let read = spawn_blocking(move || super::read_block(&reading, &hash));
+                match read.await.map_err(|_| Error::Failed)? {
+                    Ok(Some(block)) => Work::Move { hash: header.hash, from, block, reply },
+                    // Dropped meanwhile, or damaged and now to be repaired from elsewhere: nothing worth keeping.
+                    Ok(None) | Err(Error::Corrupt { .. } | Error::Io { .. }) => continue,
+                    Err(error) => return Err(error),
+                }
+            }
+            Kind::Tombstone if oldest => continue,
+            Kind::Tombstone => Work::MoveTombstone { hash: header.hash, reply },
+        };
+        copied += header.stored_len();
+        writer.send(work)?;
+        done.await.map_err(|_| Error::Failed)??;
+    }
+    let removing = shared.clone();
+    spawn_blocking(move || remove(&removing, id)).await.map_err(|_| Error::Failed)??;
+    tracing::debug!(segment = %id, copied, "compacted");
+    Ok(Some(copied))
+}
+
+/// The closed segment with the smallest share of live bytes, if that is small enough.
+fn candidate(shared: &Shared) -> Option<SegmentId> {
+    let index = shared.index.read();
+    let newest = *index.segments.keys().next_back()?;
+    index
+        .segments
+        .iter()
+        .filter(|(id, (_, usage))| **id != newest && usage.live * 100 < usage.written * LIVE_PERCENT)
+        .min_by_key(|(_, (_, usage))| usage.live * 1000 / usage.written.max(1))
+        .map(|(id, _)| *id)
+}
+
+fn records(shared: &Arc<Shared>, id: SegmentId) -> Result<Vec<Found>, Error> {
+    let path = segment::path(&shared.dir, id);
+    let file = shared.index.read().segments.get(&id).map(|(file, _)| file.clone());
+    let Some(file) = file else { return Ok(Vec::new()) };
+    Ok(segment::scan(&*file, &shared.pool, id).map_err(|error| Error::io(&path, error))?.records)
+}
+
+fn remove(shared: &Shared, id: SegmentId) -> Result<(), Error> {
+    {
+        let mut index = shared.index.write();
+        // A damaged block of this segment that nobody repaired in time: its bytes are gone with the segment.
+        index.blocks.retain(|_, location| location.segment != id || !location.bad);
+        assert!(index.blocks.values().all(|location| location.segment != id), "segment {id} still holds blocks");
+        index.segments.remove(&id);
+    }
+    let path = segment::path(&shared.dir, id);
+    shared.disk.remove(&path).map_err(|error| Error::io(&path, error))?;
+    let hint = segment::hint_path(&shared.dir, id);
+    match shared.disk.remove(&hint) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&hint, error)),
+        _ => {}
+    }
+    shared.disk.sync_dir(&shared.dir).map_err(|error| Error::io(&shared.dir, error))
+}

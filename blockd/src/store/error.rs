@@ -1,0 +1,48 @@
+//! What can go wrong in the store, by what its caller can do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+use wire::ids::BlockHash;
+
+/// Why the store did not do it.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The copy here does not match its name; others may.
+    #[error("the copy of block {hash} is damaged")]
+    Corrupt {
+        /// The block.
+        hash: BlockHash,
+    },
+    /// Only the reserve is left.
+    #[error("no space is left on the disk of this daemon")]
+    NoSpace,
+    /// An earlier write failed: nothing is written any more.
+    #[error("the disk failed earlier; check it, then restart the daemon")]
+    Failed,
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        Self::Io { path: path.to_owned(), source }
+    }
+
+    /// Whether more room would help.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Error::NoSpace => true,
+            Error::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
+            Error::Corrupt { .. } | Error::Failed => false,
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Rebuilding the index at start.
+//!
+//! Segments are gone through in the order of their numbers: a put adds a block, a tombstone takes it out. The last
+//! segment may end in a group that a crash cut short, which nobody was told of: it is cut off, and the segment closed.
+//! New records go to a new segment, so that nothing is ever written over what may be half there.
+
+use super::buffer::Pool;
+use super::disk::Disk;
+use super::record::Kind;
+use super::segment::{self, Found, SegmentId};
+use super::{Error, Index, Location, Usage, hint};
+use std::path::Path;
+use std::sync::Arc;
+use wire::ids::BlockHash;
+
+/// The index, and the number of the first segment to be written.
+pub(super) fn recover(dir: &Path, disk: &dyn Disk, pool: &Arc<Pool>) -> Result<(Index, SegmentId), Error> {
+    let files = disk.list(dir).map_err(|error| Error::io(dir, error))?;
+    let mut ids: Vec<SegmentId> = files.iter().filter_map(|path| segment::id_of(path)).collect();
+    ids.sort_unstable();
+    let mut index = Index::default();
+    for id in &ids {
+        recover_segment(dir, disk, pool, *id, &mut index)?;
+    }
+    let next = ids.last().map_or(SegmentId(1), |last| SegmentId(last.0 + 1));
+    Ok((index, next))
+}
+
+fn recover_segment(
+    dir: &Path,
+    disk: &dyn Disk,
+    pool: &Arc<Pool>,
+    id: SegmentId,
+    index: &mut Index,
+) -> Result<(), Error> {
+    let path = segment::path(dir, id);
+    let failed = |error| Error::io(&path, error);
+    let hint_path = segment::hint_path(dir, id);
+    let file = disk.open(&path).map_err(failed)?;
+    let hinted = disk.read(&hint_path).ok().and_then(|bytes| hint::decode(id, &bytes));
+    let records = match hinted {
+        Some(records) => records,
+        None => {
+            let mut scan = segment::scan(&*file, pool, id).map_err(failed)?;
+            drop_torn(&*file, pool, &mut scan);
+            if scan.damaged > 0 {
+                tracing::error!(segment = %id, places = scan.damaged, "records of a segment are damaged; their blocks will be repaired from other daemons");
+            }
+            if scan.records.is_empty() {
+                disk.remove(&path).map_err(failed)?;
+                return Ok(());
+            }
+            file.truncate(scan.end).map_err(failed)?;
+            disk.replace(&hint_path, &hint::encode(id, &scan.records)).map_err(|error| Error::io(&hint_path, error))?;
+            disk.sync_dir(dir).map_err(|error| Error::io(dir, error))?;
+            scan.records
+        }
+    };
+    let written = records.iter().map(|found| found.header.stored_len()).sum();
+    index.segments.insert(id, (file, Usage { live: 0, written }));
+    for Found { offset, header } in records {
+        match header.kind {
+            Kind::Put => {
+                index.set(header.hash, Location { segment: id, offset, len: header.len, bad: false });
+            }
+            Kind::Tombstone => {
+                index.remove(&header.hash);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes records off the end whose payloads did not arrive whole. Only the last group can be like that: an earlier one
+/// was synced before it was written.
+fn drop_torn(file: &dyn super::disk::SegmentFile, pool: &Arc<Pool>, scan: &mut segment::Scan) {
+    while let Some(last) = scan.records.last() {
+        let whole = last.header.kind == Kind::Tombstone
+            || segment::read_payload(file, pool, last.offset, last.header.len)
+                .is_ok_and(|payload| BlockHash::of(&payload) == last.header.hash);
+        if whole {
+            return;
+        }
+        scan.end = last.offset.next_multiple_of(super::record::GROUP_ALIGN as u64);
+        scan.records.pop();
+    }
+}

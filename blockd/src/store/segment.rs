@@ -1,0 +1,124 @@
+//! A segment: a file of records, read here, written by `writer`.
+
+use super::buffer::Pool;
+use super::disk::SegmentFile;
+use super::record::{GROUP_ALIGN, HEADER, Header};
+use bytes::Bytes;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Bytes read at a time when scanning.
+const SCAN_BYTES: usize = 4 << 20;
+
+/// Number of a segment; later ones have larger numbers.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SegmentId(pub u64);
+
+impl fmt::Display for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:012}", self.0)
+    }
+}
+
+/// Path of a segment's file.
+pub(super) fn path(dir: &Path, id: SegmentId) -> PathBuf {
+    dir.join(format!("{id}.segment"))
+}
+
+/// Path of a segment's hint file.
+pub(super) fn hint_path(dir: &Path, id: SegmentId) -> PathBuf {
+    dir.join(format!("{id}.hint"))
+}
+
+/// The segment that a file name is of.
+pub(super) fn id_of(path: &Path) -> Option<SegmentId> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".segment")?;
+    name.parse().ok().map(SegmentId)
+}
+
+/// Reads a record's payload.
+pub(super) fn read_payload(file: &dyn SegmentFile, pool: &Arc<Pool>, offset: u64, len: u32) -> io::Result<Bytes> {
+    let start = offset + HEADER as u64;
+    let aligned = start - start % GROUP_ALIGN as u64;
+    let skip = (start - aligned) as usize;
+    let wanted = skip + len as usize;
+    let mut buffer = pool.take(wanted.next_multiple_of(GROUP_ALIGN));
+    let room = wanted.next_multiple_of(GROUP_ALIGN);
+    let count = file.read_at(&mut buffer.bytes_mut()[..room], aligned)?;
+    if count < wanted {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the segment ends within the record"));
+    }
+    Ok(buffer.into_bytes(skip..wanted))
+}
+
+/// A record found by scanning.
+pub(super) struct Found {
+    pub offset: u64,
+    pub header: Header,
+}
+
+/// What a scan found.
+#[derive(Default)]
+pub(super) struct Scan {
+    pub records: Vec<Found>,
+    /// Behind the last record, at the start of a group.
+    pub end: u64,
+    /// Places where something other than a record stood between records.
+    pub damaged: usize,
+}
+
+/// Finds all records by their headers. Payloads are verified when they are read, but for the last group's, which a
+/// crash may have cut short.
+pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> io::Result<Scan> {
+    let len = file.size()?;
+    let mut window = Window { file, buffer: pool.take(SCAN_BYTES), start: 0, filled: 0 };
+    let mut scan = Scan::default();
+    let (mut at, mut skipped) = (0, false);
+    while at + HEADER as u64 <= len {
+        let header = Header::decode(window.at(at)?, id).filter(|header| at + header.stored_len() <= len);
+        match header {
+            Some(header) => {
+                scan.damaged += usize::from(std::mem::take(&mut skipped) && !scan.records.is_empty());
+                scan.records.push(Found { offset: at, header });
+                at += header.stored_len();
+                scan.end = at.next_multiple_of(GROUP_ALIGN as u64);
+            }
+            None => {
+                // The rest of a group is padding; a whole group that is none is damage, if records follow it.
+                let next = (at + 1).next_multiple_of(GROUP_ALIGN as u64);
+                skipped |= at.is_multiple_of(GROUP_ALIGN as u64) || !window.is_zero(at, next.min(len))?;
+                at = next;
+            }
+        }
+    }
+    scan.end = scan.end.min(len);
+    Ok(scan)
+}
+
+/// A part of the file in memory.
+struct Window<'a> {
+    file: &'a dyn SegmentFile,
+    buffer: super::buffer::Pooled,
+    start: u64,
+    filled: usize,
+}
+
+impl Window<'_> {
+    /// The bytes from `at` on, at least a header's unless the file ends.
+    fn at(&mut self, at: u64) -> io::Result<&[u8]> {
+        let within = at >= self.start && at + HEADER as u64 <= self.start + self.filled as u64;
+        if !within {
+            self.start = at - at % GROUP_ALIGN as u64;
+            self.filled = self.file.read_at(&mut self.buffer.bytes_mut()[..SCAN_BYTES], self.start)?;
+        }
+        let from = ((at - self.start) as usize).min(self.filled);
+        Ok(&self.buffer.as_ref()[from..self.filled])
+    }
+
+    fn is_zero(&mut self, from: u64, to: u64) -> io::Result<bool> {
+        let bytes = self.at(from)?;
+        Ok(bytes.iter().take((to - from) as usize).all(|byte| *byte == 0))
+    }
+}

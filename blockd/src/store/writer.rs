@@ -1,0 +1,278 @@
+//! The one thread that writes.
+//!
+//! It takes everything that has queued, lays it out as one group in aligned memory, writes it past the page cache, syncs
+//! once, then points the index at the new records and answers. While a sync runs, the next group gathers.
+
+use super::record::{GROUP_ALIGN, HEADER, Header, Kind};
+use super::segment::{self, Found, SegmentId};
+use super::{Error, Location, Shared, Usage, hint};
+use crate::sys::Aligned;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use tokio::sync::oneshot;
+use wire::ids::BlockHash;
+
+/// Bytes of one group. Larger ones would make the first of them wait for the last.
+const GROUP_BYTES: usize = 16 << 20;
+
+type Reply = oneshot::Sender<Result<(), Error>>;
+
+/// Something to be written.
+pub(super) enum Work {
+    /// Store a block.
+    Put { hash: BlockHash, block: Bytes, reply: Reply },
+    /// Drop a block.
+    Drop { hash: BlockHash, reply: Reply },
+    /// Write a live record of an old segment again, if it still is one.
+    Move { hash: BlockHash, from: Location, block: Bytes, reply: Reply },
+    /// Write a tombstone of an old segment again, if the block is still gone.
+    MoveTombstone { hash: BlockHash, reply: Reply },
+}
+
+/// Takes work to the thread.
+pub(super) struct Writer {
+    queue: Mutex<Option<mpsc::Sender<Work>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Writer {
+    pub(super) fn start(shared: Arc<Shared>, first: SegmentId) -> Result<Self, Error> {
+        let (queue, work) = mpsc::channel();
+        let dir = shared.dir.clone();
+        let thread = std::thread::Builder::new()
+            .name("block-writer".to_owned())
+            .spawn(move || State::new(shared, first).run(&work))
+            .map_err(|error| Error::io(&dir, error))?;
+        Ok(Self { queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
+    }
+
+    pub(super) fn send(&self, work: Work) -> Result<(), Error> {
+        match self.queue.lock().as_ref() {
+            Some(queue) => queue.send(work).map_err(|_| Error::Failed),
+            None => Err(Error::Failed),
+        }
+    }
+
+    /// Waits until everything queued is written.
+    pub(super) fn close(&self) {
+        self.queue.lock().take();
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the block writer ended abnormally");
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// The segment being written.
+struct Open {
+    id: SegmentId,
+    file: Arc<dyn super::disk::SegmentFile>,
+    at: u64,
+    records: Vec<Found>,
+}
+
+/// A record of the group being laid out.
+struct Laid {
+    header: Header,
+    offset: u64,
+    reply: Reply,
+}
+
+struct State {
+    shared: Arc<Shared>,
+    next: SegmentId,
+    open: Option<Open>,
+    buffer: Aligned,
+    filled: usize,
+}
+
+impl State {
+    fn new(shared: Arc<Shared>, next: SegmentId) -> Self {
+        Self { shared, next, open: None, buffer: Aligned::new(GROUP_BYTES + (5 << 20)), filled: 0 }
+    }
+
+    fn run(mut self, work: &mpsc::Receiver<Work>) {
+        while let Ok(first) = work.recv() {
+            let mut group = vec![first];
+            let mut bytes = size_of_work(&group[0]);
+            while bytes < GROUP_BYTES {
+                let Ok(more) = work.try_recv() else { break };
+                bytes += size_of_work(&more);
+                group.push(more);
+            }
+            self.write(group);
+        }
+        if let Err(error) = self.seal() {
+            tracing::warn!(%error, "the last segment will be read at the next start");
+        }
+    }
+
+    fn write(&mut self, group: Vec<Work>) {
+        if let Err(error) = self.make_room(group.iter().map(size_of_work).sum()) {
+            let no_space = error.is_no_space();
+            tracing::warn!(%error, "nothing can be stored");
+            for work in group {
+                let _ = reply_of(work).send(Err(if no_space { Error::NoSpace } else { Error::Failed }));
+            }
+            return;
+        }
+        let laid = self.lay_out(group);
+        match self.write_out() {
+            Ok(()) => self.publish(laid),
+            Err(error) => {
+                // A failed write or sync is final, see the head of `store`.
+                tracing::error!(%error, "the disk failed; nothing is stored any more. Check it, then restart");
+                self.shared.failed.store(true, Ordering::Release);
+                for record in laid {
+                    let _ = record.reply.send(Err(Error::Failed));
+                }
+            }
+        }
+    }
+
+    /// Makes sure that a group of this size fits into the open segment and onto the disk.
+    fn make_room(&mut self, bytes: usize) -> Result<(), Error> {
+        self.shared.check_alive()?;
+        let needed = (bytes as u64).next_multiple_of(GROUP_ALIGN as u64);
+        let full =
+            self.open.as_ref().is_some_and(|open| open.at > 0 && open.at + needed > self.shared.options.segment_bytes);
+        if full {
+            self.seal()?;
+        }
+        if self.open.is_none() {
+            let dir = &self.shared.dir;
+            let len = self.shared.options.segment_bytes.max(needed);
+            let (_, free) = self.shared.disk.space(dir).map_err(|error| Error::io(dir, error))?;
+            if free < self.shared.options.reserve_bytes + len {
+                return Err(Error::NoSpace);
+            }
+            let path = segment::path(dir, self.next);
+            let file = self.shared.disk.create(&path, len).map_err(|error| Error::io(&path, error))?;
+            self.shared.disk.sync_dir(dir).map_err(|error| Error::io(dir, error))?;
+            self.shared.index.write().segments.insert(self.next, (file.clone(), Usage::default()));
+            self.open = Some(Open { id: self.next, file, at: 0, records: Vec::new() });
+            self.next = SegmentId(self.next.0 + 1);
+        }
+        Ok(())
+    }
+
+    /// Lays the records out in memory, one behind the other. Work that has become pointless is answered at once.
+    fn lay_out(&mut self, group: Vec<Work>) -> Vec<Laid> {
+        let open = self.open.as_ref().expect("make_room opened one");
+        let (id, start) = (open.id, open.at);
+        self.filled = 0;
+        let mut laid: Vec<Laid> = Vec::with_capacity(group.len());
+        for work in group {
+            let (kind, hash, block, reply) = match work {
+                Work::Put { hash, block, reply } => (Kind::Put, hash, block, reply),
+                Work::Drop { hash, reply } => (Kind::Tombstone, hash, Bytes::new(), reply),
+                Work::Move { hash, from, block, reply } => {
+                    if self.shared.index.read().blocks.get(&hash) != Some(&from) {
+                        let _ = reply.send(Ok(()));
+                        continue;
+                    }
+                    (Kind::Put, hash, block, reply)
+                }
+                Work::MoveTombstone { hash, reply } => {
+                    if self.shared.index.read().blocks.contains_key(&hash) {
+                        let _ = reply.send(Ok(()));
+                        continue;
+                    }
+                    (Kind::Tombstone, hash, Bytes::new(), reply)
+                }
+            };
+            let header = Header { kind, hash, len: block.len() as u32 };
+            let at = self.filled;
+            let end = at + header.stored_len() as usize;
+            self.buffer[at..at + HEADER].copy_from_slice(&header.encode(id));
+            self.buffer[at + HEADER..at + HEADER + block.len()].copy_from_slice(&block);
+            self.buffer[at + HEADER + block.len()..end].fill(0);
+            self.filled = end;
+            laid.push(Laid { header, offset: start + at as u64, reply });
+        }
+        laid
+    }
+
+    fn write_out(&mut self) -> io::Result<()> {
+        let end = self.filled.next_multiple_of(GROUP_ALIGN);
+        self.buffer[self.filled..end].fill(0);
+        let open = self.open.as_mut().expect("make_room opened one");
+        open.file.write_at(&self.buffer[..end], open.at)?;
+        open.file.sync()?;
+        open.at += end as u64;
+        Ok(())
+    }
+
+    /// Lets readers see what is now on stable storage, then answers (I9).
+    fn publish(&mut self, laid: Vec<Laid>) {
+        let open = self.open.as_mut().expect("make_room opened one");
+        let mut replies = Vec::with_capacity(laid.len());
+        {
+            let mut index = self.shared.index.write();
+            for Laid { header, offset, reply } in laid {
+                if let Some((_, usage)) = index.segments.get_mut(&open.id) {
+                    usage.written += header.stored_len();
+                }
+                match header.kind {
+                    Kind::Put => {
+                        let location = Location { segment: open.id, offset, len: header.len, bad: false };
+                        index.set(header.hash, location);
+                    }
+                    Kind::Tombstone => {
+                        index.remove(&header.hash);
+                    }
+                }
+                open.records.push(Found { offset, header });
+                replies.push(reply);
+            }
+        }
+        for reply in replies {
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    /// Closes the open segment: cut to its length, with a hint beside it.
+    fn seal(&mut self) -> Result<(), Error> {
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let dir = &self.shared.dir;
+        let path = segment::path(dir, open.id);
+        if open.records.is_empty() {
+            self.shared.index.write().segments.remove(&open.id);
+            return self.shared.disk.remove(&path).map_err(|error| Error::io(&path, error));
+        }
+        open.file.truncate(open.at).map_err(|error| Error::io(&path, error))?;
+        let hint_path = segment::hint_path(dir, open.id);
+        let hint = hint::encode(open.id, &open.records);
+        self.shared.disk.replace(&hint_path, &hint).map_err(|error| Error::io(&hint_path, error))?;
+        self.shared.disk.sync_dir(dir).map_err(|error| Error::io(dir, error))
+    }
+}
+
+fn size_of_work(work: &Work) -> usize {
+    HEADER
+        + 8
+        + match work {
+            Work::Put { block, .. } | Work::Move { block, .. } => block.len(),
+            Work::Drop { .. } | Work::MoveTombstone { .. } => 0,
+        }
+}
+
+fn reply_of(work: Work) -> Reply {
+    match work {
+        Work::Put { reply, .. }
+        | Work::Drop { reply, .. }
+        | Work::Move { reply, .. }
+        | Work::MoveTombstone { reply, .. } => reply,
+    }
+}

@@ -1,0 +1,97 @@
+//! System calls that the standard library does not offer.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::FromRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Whether this process runs as root.
+pub(crate) fn is_root() -> bool {
+    // SAFETY: geteuid takes nothing, changes nothing and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// Unmounts; with `detach` also what is still in use, which then ends with its last user.
+pub(crate) fn unmount(path: &Path, detach: bool) -> io::Result<()> {
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let flags = if detach { libc::MNT_DETACH } else { 0 };
+    // SAFETY: the path ends with NUL and outlives the call.
+    let result = unsafe { libc::umount2(path.as_ptr(), flags) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Device number (major, minor) of the filesystem at `path`.
+pub(crate) fn device_of(path: &Path) -> io::Result<(u32, u32)> {
+    let device = std::os::unix::fs::MetadataExt::dev(&std::fs::metadata(path)?);
+    Ok((libc::major(device), libc::minor(device)))
+}
+
+/// What the child of [`detach`] tells its parent with.
+pub(crate) struct Parent {
+    pipe: File,
+}
+
+impl Parent {
+    /// The mount stands: the parent ends with success.
+    pub(crate) fn succeeded(mut self) {
+        // A parent that was killed meanwhile needs no answer.
+        let _ = self.pipe.write_all(b"+");
+    }
+
+    /// It does not: the parent prints the reason and ends with failure.
+    pub(crate) fn failed(mut self, reason: &str) {
+        let _ = self.pipe.write_all(reason.as_bytes());
+    }
+}
+
+/// How the child began, as the parent heard.
+pub(crate) enum Forked {
+    /// This is the parent, and this is what the child has said: nothing, or why it failed.
+    Parent(Result<(), String>),
+    /// This is the child.
+    Child(Parent),
+}
+
+/// Splits off a process of its own session, and waits in the parent for its word. Must be called while there is only
+/// one thread.
+pub(crate) fn detach() -> io::Result<Forked> {
+    let mut ends = [0; 2];
+    // SAFETY: `ends` has room for two descriptors.
+    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: both descriptors were just opened and belong to nobody else.
+    let (mut read, write) = unsafe { (File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1])) };
+    // SAFETY: there is one thread (see above), so the child's memory is consistent.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            // SAFETY: setsid takes nothing; it fails only for a group leader, which a fresh child is not.
+            unsafe { libc::setsid() };
+            Ok(Forked::Child(Parent { pipe: write }))
+        }
+        _ => {
+            drop(write);
+            let mut said = String::new();
+            read.read_to_string(&mut said)?;
+            Ok(Forked::Parent(match said.as_str() {
+                "+" => Ok(()),
+                "" => Err("the background process ended before it had mounted".to_owned()),
+                reason => Err(reason.to_owned()),
+            }))
+        }
+    }
+}
+
+/// Lets go of the terminal: input and output of the background process lead nowhere.
+pub(crate) fn leave_terminal() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    for target in 0..=2 {
+        // SAFETY: both descriptors are open for the whole call.
+        if unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), target) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
