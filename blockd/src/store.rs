@@ -69,8 +69,20 @@ struct Location {
 struct Usage {
     /// Bytes of records that the index points at.
     live: u64,
+    /// Bytes of tombstones: needed as long as there is an older segment.
+    tombstones: u64,
     /// Bytes of all records.
     written: u64,
+}
+
+impl Usage {
+    /// One record more.
+    fn add(&mut self, header: &record::Header) {
+        self.written += header.stored_len();
+        if header.kind == record::Kind::Tombstone {
+            self.tombstones += header.stored_len();
+        }
+    }
 }
 
 /// Index and segments, under one lock.
@@ -177,10 +189,11 @@ impl Store {
     /// # Errors
     /// [`Error::NoSpace`] when the reserve is reached, [`Error::Failed`] after a disk error.
     pub async fn put(&self, hash: BlockHash, block: Bytes) -> Result<bool, Error> {
+        // First of all: once the disk has failed, even what is here may be taken out by a tombstone that was half written.
+        self.shared.check_alive()?;
         if self.contains(&hash) {
             return Ok(false);
         }
-        self.shared.check_alive()?;
         let (reply, done) = tokio::sync::oneshot::channel();
         self.writer.send(Work::Put { hash, block, reply })?;
         done.await.map_err(|_| Error::Failed)?.map(|()| true)
@@ -206,10 +219,11 @@ impl Store {
     /// # Errors
     /// [`Error::Failed`] after a disk error.
     pub async fn drop_block(&self, hash: BlockHash) -> Result<bool, Error> {
+        // As in `put`: a put that failed half way may come back.
+        self.shared.check_alive()?;
         if !self.shared.index.read().blocks.contains_key(&hash) {
             return Ok(false);
         }
-        self.shared.check_alive()?;
         let (reply, done) = tokio::sync::oneshot::channel();
         self.writer.send(Work::Drop { hash, reply })?;
         done.await.map_err(|_| Error::Failed)?.map(|()| true)

@@ -180,6 +180,10 @@ fn serve(
         MountOption::DefaultPermissions,
         if options.read_only { MountOption::RO } else { MountOption::RW },
     ];
+    if sys::is_root() {
+        // As any local filesystem: fuser would switch both off. What -o says comes later and wins.
+        config.mount_options.extend([MountOption::Suid, MountOption::Dev]);
+    }
     config.mount_options.extend(options.kernel.iter().cloned());
     config.acl = if sys::is_root() { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(EVENT_LOOPS);

@@ -29,7 +29,7 @@ pub(crate) struct Flags {
     #[arg(long)]
     pub daemon: bool,
     /// What to log: a level, or directives as of RUST_LOG.
-    #[arg(long, env = "SURF_LOG", default_value = "warn")]
+    #[arg(long, env = "SURF_LOG", default_value = "warn,fuser=error")]
     pub log: String,
 }
 

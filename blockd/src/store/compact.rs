@@ -7,13 +7,13 @@
 use super::record::Kind;
 use super::segment::{self, Found, SegmentId};
 use super::writer::{Work, Writer};
-use super::{Error, Location, Shared};
+use super::{Error, Location, Shared, Usage};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
-/// A segment is worth it when less than this share of it is alive, in percent.
-const LIVE_PERCENT: u64 = 50;
+/// A segment is worth it when less than this share of it must be kept, in percent.
+const KEPT_PERCENT: u64 = 50;
 
 pub(super) async fn step(shared: &Arc<Shared>, writer: &Writer) -> Result<Option<u64>, Error> {
     let Some(id) = candidate(shared) else { return Ok(None) };
@@ -51,16 +51,20 @@ pub(super) async fn step(shared: &Arc<Shared>, writer: &Writer) -> Result<Option
     Ok(Some(copied))
 }
 
-/// The closed segment with the smallest share of live bytes, if that is small enough.
+/// The closed segment with the smallest share of bytes that must be kept, if that is small enough. Each one that is
+/// compacted then takes less than half of its place again, so this comes to an end.
 fn candidate(shared: &Shared) -> Option<SegmentId> {
     let index = shared.index.read();
     let newest = *index.segments.keys().next_back()?;
+    let oldest = *index.segments.keys().next()?;
+    let kept = |id: &SegmentId, usage: &Usage| usage.live + if *id == oldest { 0 } else { usage.tombstones };
     index
         .segments
         .iter()
-        .filter(|(id, (_, usage))| **id != newest && usage.live * 100 < usage.written * LIVE_PERCENT)
-        .min_by_key(|(_, (_, usage))| usage.live * 1000 / usage.written.max(1))
-        .map(|(id, _)| *id)
+        .map(|(id, (_, usage))| (*id, kept(id, usage), usage.written))
+        .filter(|(id, kept, written)| *id != newest && kept * 100 < written * KEPT_PERCENT)
+        .min_by_key(|(_, kept, written)| kept * 1000 / written.max(&1))
+        .map(|(id, _, _)| id)
 }
 
 fn records(shared: &Arc<Shared>, id: SegmentId) -> Result<Vec<Found>, Error> {

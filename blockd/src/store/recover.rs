@@ -56,8 +56,11 @@ fn recover_segment(
             scan.records
         }
     };
-    let written = records.iter().map(|found| found.header.stored_len()).sum();
-    index.segments.insert(id, (file, Usage { live: 0, written }));
+    let mut usage = Usage::default();
+    for found in &records {
+        usage.add(&found.header);
+    }
+    index.segments.insert(id, (file, usage));
     for Found { offset, header } in records {
         match header.kind {
             Kind::Put => {

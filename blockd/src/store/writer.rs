@@ -222,7 +222,7 @@ impl State {
             let mut index = self.shared.index.write();
             for Laid { header, offset, reply } in laid {
                 if let Some((_, usage)) = index.segments.get_mut(&open.id) {
-                    usage.written += header.stored_len();
+                    usage.add(&header);
                 }
                 match header.kind {
                     Kind::Put => {
