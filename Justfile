@@ -1,0 +1,57 @@
+# Daily commands. Each is a line of plain cargo or shell that works without `just`.
+
+# List the recipes.
+default:
+    @just --list
+
+# Install what building does not need and the rest does (Debian, root): FUSE's helper, and programs that tests run.
+setup:
+    apt-get install -y --no-install-recommends fuse3 git rsync sqlite3
+
+# Mount with an embedded cluster; Ctrl-C unmounts. More flags may follow: `just run /mnt/surf -o ro`.
+run mountpoint="/mnt/surf" *flags:
+    cargo run --release -- {{mountpoint}} {{flags}}
+
+# Three metads, three blockds and two mounts of them, below DIR; `just demo-down` ends it.
+demo dir="/tmp/surf-demo":
+    cargo build --release --workspace --bins
+    target/release/surf dev up --dir {{dir}}/cluster --metad 3 --blockd 3 --replicas 3
+    target/release/surfmount --daemon --cluster {{dir}}/cluster/client.bundle {{dir}}/mount-1
+    target/release/surfmount --daemon --cluster {{dir}}/cluster/client.bundle {{dir}}/mount-2
+    target/release/surf dev status --dir {{dir}}/cluster
+
+# End the demo; its data stays for the next one.
+demo-down dir="/tmp/surf-demo":
+    -umount {{dir}}/mount-1
+    -umount {{dir}}/mount-2
+    target/release/surf dev down --dir {{dir}}/cluster
+
+# Every test. A part of a name may follow.
+test *filter:
+    cargo test --workspace --locked -- {{filter}}
+
+# End-to-end tests on real mounts alone.
+test-fuse *filter:
+    cargo test -p fuse --locked -- --nocapture {{filter}}
+
+# Format and lints, as .ci/run checks them.
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+# Let the tools correct what they can.
+fix:
+    cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+    cargo fmt --all
+
+# Benchmarks; arguments go to the program.
+bench *args:
+    cargo run --release -p bench -- {{args}}
+
+# Reference of all crates, private items included.
+doc:
+    cargo doc --workspace --no-deps --document-private-items
+
+# What .ci/run runs.
+ci:
+    .ci/run
