@@ -1,147 +1,207 @@
 //! FUSE requests to the client's operations and back: translation only.
 //!
-//! The kernel's event loops only hand over: each request becomes a task that answers when it is done. Two exceptions save
-//! the change of threads where nothing can block: a write for which there is room, and the kernel's question before each
-//! write whether a file without attributes has capabilities.
+//! The kernel's event loops only hand over: each request becomes a task that answers when it is done. A few requests save
+//! the change of threads, because nothing in them can block: a write for which there is room, a `close` with nothing to
+//! commit, and the kernel's questions whether a file without extended attributes has some.
+//!
+//! One file per family: `attr` names and attributes, `dir` listings, `file` open files, `xattr`, `lock`; `reply` alone
+//! turns errors into numbers.
 
 mod attr;
 mod dir;
 mod file;
+mod lock;
 mod reply;
+mod xattr;
 
 use crate::handles::Handles;
+use crate::inodes::{Inodes, Trust};
+use crate::interrupt::{Patience, unless_signalled};
+use attr::{PERMISSIONS, node_of};
+use client::Client;
 use client::namespace::NewNode;
-use client::{Client, Handle};
 use dir::Listing;
+use file::{OpenFile, Place, is_unprivileged, range_action};
 use fuser::{
-    AccessFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags,
     KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
     Request, TimeOrNow, WriteFlags,
 };
-use parking_lot::Mutex;
+use lock::{Locked, Wanted};
 use reply::{Answer, errno};
-use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 use tokio::runtime::Handle as Runtime;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, Span};
 use wire::FsError;
-use wire::attr::{AttrChange, TimeChange};
 use wire::ids::Ino;
-use wire::op::{LockFamily, NewInode, RenameMode, XattrMode};
+use wire::op::{NewInode, RenameMode};
 
-/// Requests that the kernel keeps on their way in the background (reading ahead).
-const BACKGROUND: u16 = 64;
-/// What the kernel may read ahead.
+/// Requests that the kernel keeps on their way in the background (reading ahead, mostly). Its default of 12 starves
+/// several readers.
+const BACKGROUND: u16 = 128;
+/// What the kernel may read ahead: a few blocks, so that several are fetched at once.
 pub(crate) const READAHEAD_BYTES: u32 = 8 << 20;
+/// Largest write at once. 1 MiB is what `fs.fuse.max_pages_limit` allows unless raised; raising it gained nothing here.
+const WRITE_BYTES_MAX: u32 = 1 << 20;
+/// `copy_file_range` answers in 32 bits; programs ask again for the rest.
+const COPY_BYTES_MAX: u64 = 1 << 30;
 
 /// What all requests share.
 pub(crate) struct Shared {
-    pub client: Arc<Client>,
-    /// How long the kernel may believe attributes and names.
-    pub ttl: Duration,
-    files: Handles<Handle>,
-    dirs: Handles<Mutex<Listing>>,
-    /// Inodes on which locks were taken here: their last `close` by an owner gives them up (`fcntl(2)`).
-    locked: Mutex<HashSet<Ino>>,
+    client: Arc<Client>,
+    pub(crate) inodes: Inodes,
+    files: Handles<OpenFile>,
+    dirs: Handles<Listing>,
+    locked: Locked,
+}
+
+impl Shared {
+    /// What a mount needs besides the client.
+    pub(crate) fn new(client: Arc<Client>, trust: Trust) -> Arc<Self> {
+        let (files, dirs) = (Handles::default(), Handles::default());
+        Arc::new(Self { client, inodes: Inodes::new(trust), files, dirs, locked: Locked::default() })
+    }
+
+    /// Gives back what the kernel left open: it need not release everything when the mount goes.
+    pub(crate) async fn release_all(&self) {
+        for file in self.files.drain() {
+            // Without waiting for requests under way: the kernel is gone.
+            if let Ok(file) = Arc::try_unwrap(file) {
+                self.client.release(file.handle).await;
+            }
+        }
+    }
 }
 
 /// The filesystem as fuser calls it.
 pub(crate) struct Surf {
     shared: Arc<Shared>,
     runtime: Runtime,
+    requests: TaskTracker,
+}
+
+/// The span of a request: what it is, who asks, and what for.
+macro_rules! span {
+    ($op:literal, $request:expr, $ino:expr $(, $field:ident = $value:expr)*) => {
+        tracing::debug_span!("fuse", op = $op, req = $request.unique().0, pid = $request.pid(), ino = $ino.0 $(, $field = $value)*)
+    };
 }
 
 fn ino(number: INodeNo) -> Ino {
     Ino(number.0)
 }
 
+fn bytes(name: &OsStr) -> Vec<u8> {
+    name.as_bytes().to_vec()
+}
+
 impl Surf {
-    pub(crate) fn new(client: Arc<Client>, ttl: Duration, runtime: Runtime) -> Self {
-        let shared =
-            Shared { client, ttl, files: Handles::default(), dirs: Handles::default(), locked: Mutex::default() };
-        Self { shared: Arc::new(shared), runtime }
+    /// Requests become tasks on `runtime`, counted by `requests`.
+    pub(crate) fn new(shared: Arc<Shared>, runtime: Runtime, requests: TaskTracker) -> Self {
+        Self { shared, runtime, requests }
     }
 
-    /// Hands a request over to a task.
-    fn spawn<F: Future<Output = ()> + Send + 'static>(&self, work: impl FnOnce(Arc<Shared>) -> F) {
-        self.runtime.spawn(work(self.shared.clone()));
-    }
-
-    /// Hands over a request that answers nothing but success.
-    fn empty<F>(&self, reply: ReplyEmpty, work: impl FnOnce(Arc<Shared>) -> F)
-    where
-        F: Future<Output = Result<(), FsError>> + Send + 'static,
+    /// Hands a request over, with how far a signal may end its wait.
+    fn wait<T, R, F>(
+        &self,
+        request: &Request,
+        patience: Patience,
+        span: Span,
+        reply: R,
+        work: impl FnOnce(Arc<Shared>) -> F,
+    ) where
+        R: Answer<T>,
+        F: Future<Output = Result<T, FsError>> + Send + 'static,
     {
-        let done = work(self.shared.clone());
-        self.runtime.spawn(async move { reply.answer(done.await) });
+        let (tid, work) = (request.pid(), work(self.shared.clone()));
+        let task = async move { reply.answer(unless_signalled(tid, patience, work).await) };
+        self.requests.spawn_on(task.instrument(span), &self.runtime);
     }
 
-    /// Hands over a request that makes an entry.
-    fn make(&self, reply: ReplyEntry, parent: INodeNo, name: &OsStr, new: NewNode) {
-        let name = name.as_bytes().to_vec();
-        self.spawn(|shared| async move {
-            let made = shared.client.make_node(ino(parent), &name, new).await;
-            reply::entry(&shared, reply, made);
-        });
+    /// Hands over a request that ends early only when its caller is asked to end.
+    fn answer<T, R, F>(&self, request: &Request, span: Span, reply: R, work: impl FnOnce(Arc<Shared>) -> F)
+    where
+        R: Answer<T>,
+        F: Future<Output = Result<T, FsError>> + Send + 'static,
+    {
+        self.wait(request, Patience::UntilEnding, span, reply, work);
+    }
+
+    /// The file behind a handle. The kernel never sends a wrong one, short of a bug here or there.
+    fn file(&self, fh: FileHandle) -> Result<Arc<OpenFile>, FsError> {
+        self.shared.files.get(fh.0).ok_or(FsError::Stale)
+    }
+
+    /// Makes an inode and answers with its entry.
+    fn make(&self, request: &Request, span: Span, reply: ReplyEntry, at: (INodeNo, &OsStr), new: NewNode) {
+        let (parent, name) = (ino(at.0), bytes(at.1));
+        self.answer(request, span, reply, |fs| async move { fs.entry(fs.client.make_node(parent, &name, new)).await });
     }
 }
 
 fn new_node(request: &Request, node: NewInode, mode: u32, umask: u32) -> NewNode {
-    NewNode { node, mode: mode & 0o7777, umask, uid: request.uid(), gid: request.gid() }
+    NewNode { node, mode: mode & PERMISSIONS, umask, uid: request.uid(), gid: request.gid() }
 }
 
-fn time_change(time: TimeOrNow) -> TimeChange {
-    match time {
-        TimeOrNow::SpecificTime(time) => TimeChange::To(time.into()),
-        TimeOrNow::Now => TimeChange::Now,
+fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
+    match flags {
+        flags if flags.is_empty() => Some(RenameMode::Replace),
+        RenameFlags::RENAME_NOREPLACE => Some(RenameMode::NoReplace),
+        RenameFlags::RENAME_EXCHANGE => Some(RenameMode::Exchange),
+        _ => None,
     }
 }
 
+/// What is asked of the kernel. Left out on purpose: `WRITEBACK_CACHE`, which would let it invent sizes and times that
+/// other clients do not see; `AUTO_INVAL_DATA`, which drops its cache after each of our own commits (`open` and notices say
+/// when it is old); and what fuser accepts but cannot honour (`OVER_IO_URING`, `SETXATTR_EXT`, `HANDLE_KILLPRIV_V2`).
+const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
+    .union(InitFlags::FUSE_ASYNC_DIO)
+    .union(InitFlags::FUSE_POSIX_LOCKS)
+    .union(InitFlags::FUSE_FLOCK_LOCKS)
+    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
+    .union(InitFlags::FUSE_EXPORT_SUPPORT)
+    .union(InitFlags::FUSE_DONT_MASK)
+    .union(InitFlags::FUSE_DO_READDIRPLUS)
+    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
+    .union(InitFlags::FUSE_PARALLEL_DIROPS)
+    .union(InitFlags::FUSE_POSIX_ACL)
+    .union(InitFlags::FUSE_CACHE_SYMLINKS);
+
 impl Filesystem for Surf {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let wanted = InitFlags::FUSE_ASYNC_READ
-            | InitFlags::FUSE_POSIX_LOCKS
-            | InitFlags::FUSE_ATOMIC_O_TRUNC
-            | InitFlags::FUSE_EXPORT_SUPPORT
-            | InitFlags::FUSE_DONT_MASK
-            | InitFlags::FUSE_DO_READDIRPLUS
-            | InitFlags::FUSE_READDIRPLUS_AUTO
-            | InitFlags::FUSE_PARALLEL_DIROPS
-            | InitFlags::FUSE_POSIX_ACL
-            | InitFlags::FUSE_CACHE_SYMLINKS;
-        for flag in wanted.iter() {
+        for flag in WANTED.iter() {
             if config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "not offered by this kernel");
             }
         }
+        // Each of these names the nearest value that is allowed.
         if let Err(most) = config.set_max_readahead(READAHEAD_BYTES) {
             let _ = config.set_max_readahead(most);
         }
-        if config.set_max_background(BACKGROUND).is_err() {
-            tracing::debug!("the kernel keeps its own limit of background requests");
+        if let Err(most) = config.set_max_write(WRITE_BYTES_MAX) {
+            let _ = config.set_max_write(most);
         }
+        let _ = config.set_max_background(BACKGROUND);
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let name = name.as_bytes().to_vec();
-        self.spawn(|shared| async move {
-            let found = shared.client.lookup(ino(parent), &name).await;
-            reply::entry(&shared, reply, found);
-        });
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (span, name) = (span!("lookup", request, parent), bytes(name));
+        self.answer(request, span, reply, |fs| async move { fs.lookup(fs.client.lookup(ino(parent), &name)).await });
     }
 
-    fn getattr(&self, _request: &Request, number: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.spawn(|shared| async move {
-            let found = shared.client.getattr(ino(number)).await;
-            reply::attr(&shared, reply, found);
-        });
+    fn getattr(&self, request: &Request, number: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let span = span!("getattr", request, number);
+        self.answer(request, span, reply, |fs| async move { fs.attr(fs.client.getattr(ino(number))).await });
     }
 
     fn setattr(
@@ -159,26 +219,19 @@ impl Filesystem for Surf {
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
-        _flags: Option<fuser::BsdFileFlags>,
+        _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let change = AttrChange {
-            mode: mode.map(|mode| mode & 0o7777),
-            uid,
-            gid,
-            size,
-            atime: atime.map(time_change),
-            mtime: mtime.map(time_change),
-            clear_privileges: size.is_some() && request.uid() != 0,
-        };
-        self.spawn(|shared| async move {
-            let changed = shared.client.setattr(ino(number), change).await;
-            reply::attr(&shared, reply, changed);
-        });
+        let change = attr::change(request, mode, (uid, gid), size, (atime, mtime));
+        let span = span!("setattr", request, number);
+        self.answer(request, span, reply, |fs| async move { fs.attr(fs.client.setattr(ino(number), change)).await });
     }
 
-    fn readlink(&self, _request: &Request, number: INodeNo, reply: ReplyData) {
-        self.spawn(|shared| async move { reply.answer(shared.client.readlink(ino(number)).await) });
+    fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
+        let span = span!("readlink", request, number);
+        self.answer(request, span, reply, |fs| async move {
+            fs.client.readlink(ino(number)).await.map_err(reply::gone_is_stale)
+        });
     }
 
     fn mknod(
@@ -191,34 +244,34 @@ impl Filesystem for Surf {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        match attr::node_of(mode, rdev) {
-            Some(node) => self.make(reply, parent, name, new_node(request, node, mode, umask)),
-            None => reply.error(Errno::EINVAL),
-        }
+        let Some(node) = node_of(mode, rdev) else { return reply.error(errno(FsError::Invalid)) };
+        let new = new_node(request, node, mode, umask);
+        self.make(request, span!("mknod", request, parent), reply, (parent, name), new);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        self.make(reply, parent, name, new_node(request, NewInode::Directory, mode, umask));
+        let new = new_node(request, NewInode::Directory, mode, umask);
+        self.make(request, span!("mkdir", request, parent), reply, (parent, name), new);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let node = NewInode::Symlink(target.as_os_str().as_bytes().to_vec());
-        self.make(reply, parent, name, new_node(request, node, 0o777, 0));
+        let new = new_node(request, NewInode::Symlink(bytes(target.as_os_str())), 0o777, 0);
+        self.make(request, span!("symlink", request, parent), reply, (parent, name), new);
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.as_bytes().to_vec();
-        self.empty(reply, |shared| async move { shared.client.unlink(ino(parent), &name).await });
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (span, name) = (span!("unlink", request, parent), bytes(name));
+        self.answer(request, span, reply, |fs| async move { fs.client.unlink(ino(parent), &name).await });
     }
 
-    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.as_bytes().to_vec();
-        self.empty(reply, |shared| async move { shared.client.rmdir(ino(parent), &name).await });
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (span, name) = (span!("rmdir", request, parent), bytes(name));
+        self.answer(request, span, reply, |fs| async move { fs.client.rmdir(ino(parent), &name).await });
     }
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -226,26 +279,17 @@ impl Filesystem for Surf {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let mode = if flags.is_empty() {
-            RenameMode::Replace
-        } else if flags == RenameFlags::RENAME_NOREPLACE {
-            RenameMode::NoReplace
-        } else if flags == RenameFlags::RENAME_EXCHANGE {
-            RenameMode::Exchange
-        } else {
-            return reply.error(Errno::EINVAL);
-        };
-        let (name, new_name) = (name.as_bytes().to_vec(), new_name.as_bytes().to_vec());
-        self.empty(reply, |shared| async move {
-            shared.client.rename(ino(parent), &name, ino(new_parent), &new_name, mode).await
+        let Some(mode) = rename_mode(flags) else { return reply.error(errno(FsError::Invalid)) };
+        let (name, new_name) = (bytes(name), bytes(new_name));
+        self.answer(request, span!("rename", request, parent), reply, |fs| async move {
+            fs.client.rename(ino(parent), &name, ino(new_parent), &new_name, mode).await
         });
     }
 
-    fn link(&self, _request: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let name = name.as_bytes().to_vec();
-        self.spawn(|shared| async move {
-            let linked = shared.client.link(ino(number), ino(parent), &name).await;
-            reply::entry(&shared, reply, linked);
+    fn link(&self, request: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (span, name) = (span!("link", request, number), bytes(name));
+        self.answer(request, span, reply, |fs| async move {
+            fs.entry(fs.client.link(ino(number), ino(parent), &name)).await
         });
     }
 
@@ -260,27 +304,24 @@ impl Filesystem for Surf {
         reply: ReplyCreate,
     ) {
         let new = new_node(request, NewInode::Regular, mode, umask);
-        let name = name.as_bytes().to_vec();
-        self.spawn(|shared| async move {
-            match shared.client.create(ino(parent), &name, new, file::open_flags(flags)).await {
-                Ok(opened) => {
-                    let attr = attr::file_attr(&opened.attr);
-                    let fh = FileHandle(shared.files.insert(opened.handle));
-                    reply.created(&shared.ttl, &attr, Generation(0), fh, FopenFlags::empty());
-                }
-                Err(error) => reply.error(errno(error)),
-            }
+        let (span, name) = (span!("create", request, parent), bytes(name));
+        // A handle that was made must reach the kernel, or nobody would release it: not to be given up half-way.
+        self.wait(request, Patience::Endless, span, reply, |fs| async move {
+            fs.create(ino(parent), &name, new, flags).await
         });
     }
 
-    fn open(&self, _request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.spawn(|shared| async move { file::open(&shared, ino(number), flags.0, reply).await });
+    fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (span, unprivileged) = (span!("open", request, number), is_unprivileged(request));
+        self.wait(request, Patience::Endless, span, reply, |fs| async move {
+            fs.open(ino(number), flags.0, unprivileged).await
+        });
     }
 
     fn read(
         &self,
-        _request: &Request,
-        _number: INodeNo,
+        request: &Request,
+        number: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -288,83 +329,96 @@ impl Filesystem for Surf {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let Some(handle) = self.shared.files.get(fh.0) else { return reply.error(Errno::EBADF) };
-        self.spawn(|shared| async move {
-            reply.answer(shared.client.read(&handle, offset, size as usize).await);
-        });
+        let file = match self.file(fh) {
+            Ok(file) => file,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let span = span!("read", request, number, fh = fh.0, off = offset, len = size);
+        self.answer(
+            request,
+            span,
+            reply,
+            |fs| async move { fs.client.read(&file.handle, offset, size as usize).await },
+        );
     }
 
     fn write(
         &self,
         request: &Request,
-        _number: INodeNo,
+        number: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        write_flags: WriteFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let Some(handle) = self.shared.files.get(fh.0) else { return reply.error(Errno::EBADF) };
-        let clear = request.uid() != 0;
-        if let Some(written) = self.shared.client.try_write(&handle, offset, data, clear) {
+        let file = match self.file(fh) {
+            Ok(file) => file,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let span = span!("write", request, number, fh = fh.0, off = offset, len = data.len());
+        let place = Place::of(&file, request, offset, write_flags, flags.0);
+        if let Some(written) = span.in_scope(|| self.shared.try_write(&file, place, data)) {
             return reply.answer(written);
         }
         let data = data.to_vec();
-        self.spawn(|shared| async move {
-            reply.answer(shared.client.write(&handle, offset, &data, clear).await);
-        });
+        self.answer(request, span, reply, |fs| async move { fs.write(&file, place, &data).await });
     }
 
-    fn flush(&self, _request: &Request, number: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
-        let Some(handle) = self.shared.files.get(fh.0) else { return reply.error(Errno::EBADF) };
-        self.empty(reply, |shared| async move {
-            let flushed = shared.client.flush(&handle).await;
-            if shared.locked.lock().contains(&ino(number)) {
-                let family = LockFamily::Posix;
-                shared.client.unlock(ino(number), family, owner.0, 0, u64::MAX).await?;
-            }
-            flushed
-        });
+    fn flush(&self, request: &Request, number: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
+        let file = match self.file(fh) {
+            Ok(file) => file,
+            Err(error) => return reply.error(errno(error)),
+        };
+        if self.shared.nothing_to_flush(&file, owner.0) {
+            return reply.ok();
+        }
+        let span = span!("flush", request, number, fh = fh.0);
+        self.answer(request, span, reply, |fs| async move { fs.flush(&file, owner.0).await });
     }
 
     fn release(
         &self,
-        _request: &Request,
-        _number: INodeNo,
+        request: &Request,
+        number: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
+        lock_owner: Option<LockOwner>,
+        flock_unlock: bool,
         reply: ReplyEmpty,
     ) {
-        let handle = self.shared.files.remove(fh.0);
-        self.empty(reply, |shared| async move {
-            // A request that still uses the handle gives it back when it ends.
-            if let Some(handle) = handle.and_then(Arc::into_inner) {
-                shared.client.release(handle).await;
-            }
-            Ok(())
-        });
+        // fuser takes FUSE_RELEASE_FLOCK_UNLOCK for a flush flag; only with it the owner is one of `flock`.
+        let owner = lock_owner.filter(|_| flock_unlock).map(|owner| owner.0);
+        let Some(file) = self.shared.files.remove(fh.0) else { return reply.ok() };
+        let span = span!("release", request, number, fh = fh.0);
+        self.wait(request, Patience::Endless, span, reply, |fs| async move { fs.release(file, owner).await });
     }
 
-    fn fsync(&self, _request: &Request, _number: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let Some(handle) = self.shared.files.get(fh.0) else { return reply.error(Errno::EBADF) };
-        self.empty(reply, |shared| async move { shared.client.fsync(&handle).await });
+    fn fsync(&self, request: &Request, number: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let file = match self.file(fh) {
+            Ok(file) => file,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let span = span!("fsync", request, number, fh = fh.0);
+        self.answer(request, span, reply, |fs| async move { fs.client.fsync(&file.handle).await });
     }
 
     fn opendir(&self, _request: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let fh = self.shared.dirs.insert(Mutex::new(Listing::default()));
-        reply.opened(FileHandle(fh), FopenFlags::empty());
+        reply.opened(FileHandle(self.shared.dirs.insert(Listing::default())), FopenFlags::empty());
     }
 
-    fn readdir(&self, _request: &Request, number: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.spawn(|shared| async move { dir::list(&shared, ino(number), fh.0, offset, reply).await });
+    fn readdir(&self, request: &Request, number: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
+        let (span, fs) = (span!("readdir", request, number, fh = fh.0, off = offset), self.shared.clone());
+        let task = async move { fs.list(ino(number), fh.0, offset, reply).await };
+        self.requests.spawn_on(task.instrument(span), &self.runtime);
     }
 
-    fn readdirplus(&self, _request: &Request, number: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        self.spawn(|shared| async move { dir::list_plus(&shared, ino(number), fh.0, offset, reply).await });
+    fn readdirplus(&self, request: &Request, number: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
+        let (span, fs) = (span!("readdirplus", request, number, fh = fh.0, off = offset), self.shared.clone());
+        let task = async move { fs.list_plus(ino(number), fh.0, offset, reply).await };
+        self.requests.spawn_on(task.instrument(span), &self.runtime);
     }
 
     fn releasedir(&self, _request: &Request, _number: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
@@ -377,13 +431,14 @@ impl Filesystem for Surf {
         reply.ok();
     }
 
-    fn statfs(&self, _request: &Request, _number: INodeNo, reply: ReplyStatfs) {
-        self.spawn(|shared| async move { reply.answer(shared.client.statfs().await) });
+    fn statfs(&self, request: &Request, number: INodeNo, reply: ReplyStatfs) {
+        let span = span!("statfs", request, number);
+        self.answer(request, span, reply, |fs| async move { fs.client.statfs().await });
     }
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -391,43 +446,31 @@ impl Filesystem for Surf {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        let mode = match flags {
-            libc::XATTR_CREATE => XattrMode::Create,
-            libc::XATTR_REPLACE => XattrMode::Replace,
-            _ => XattrMode::Set,
-        };
-        let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
-        self.empty(
-            reply,
-            |shared| async move { shared.client.setxattr(ino(number), &name, &value, mode, false).await },
-        );
+        let caller = xattr::Caller { uid: request.uid(), gid: request.gid(), tid: request.pid() };
+        let (name, value, mode) = (bytes(name), value.to_vec(), xattr::mode(flags));
+        self.answer(request, span!("setxattr", request, number), reply, |fs| async move {
+            fs.setxattr(ino(number), &name, &value, mode, caller).await
+        });
     }
 
-    fn getxattr(&self, _request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        // The kernel asks for capabilities before every single write.
-        if self.shared.client.has_no_xattrs(ino(number)) {
+    fn getxattr(&self, request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if self.shared.inodes.is_plain(ino(number)) {
             return reply.error(errno(FsError::NoAttribute));
         }
-        let name = name.as_bytes().to_vec();
-        self.spawn(|shared| async move {
-            reply::sized(reply, size, shared.client.getxattr(ino(number), &name).await);
-        });
+        let (span, name) = (span!("getxattr", request, number), bytes(name));
+        self.answer(request, span, reply, |fs| async move { fs.getxattr(ino(number), &name, size).await });
     }
 
-    fn listxattr(&self, _request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
-        self.spawn(|shared| async move {
-            let names = shared
-                .client
-                .listxattr(ino(number))
-                .await
-                .map(|names| names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect::<Vec<u8>>());
-            reply::sized(reply, size, names);
-        });
+    fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        let span = span!("listxattr", request, number);
+        self.answer(request, span, reply, |fs| async move { fs.listxattr(ino(number), size).await });
     }
 
-    fn removexattr(&self, _request: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let name = name.as_bytes().to_vec();
-        self.empty(reply, |shared| async move { shared.client.removexattr(ino(number), &name).await });
+    fn removexattr(&self, request: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (span, name) = (span!("removexattr", request, number), bytes(name));
+        self.answer(request, span, reply, |fs| async move {
+            fs.client.removexattr(ino(number), &name).await.map_err(reply::gone_is_stale)
+        });
     }
 
     fn access(&self, _request: &Request, _number: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -437,9 +480,9 @@ impl Filesystem for Surf {
 
     fn getlk(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         owner: LockOwner,
         start: u64,
         end: u64,
@@ -447,20 +490,16 @@ impl Filesystem for Surf {
         pid: u32,
         reply: ReplyLock,
     ) {
-        let wanted = file::lock(owner, start, end, typ, pid);
-        self.spawn(|shared| async move {
-            match shared.client.getlk(ino(number), wanted).await {
-                Ok(found) => file::answer_lock(reply, found),
-                Err(error) => reply.error(errno(error)),
-            }
-        });
+        let wanted = Wanted { owner, start, last: end, typ, pid, tid: request.pid() };
+        let span = span!("getlk", request, number, fh = fh.0, off = start);
+        self.answer(request, span, reply, |fs| async move { fs.getlk(ino(number), wanted).await });
     }
 
     fn setlk(
         &self,
-        _request: &Request,
+        request: &Request,
         number: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         owner: LockOwner,
         start: u64,
         end: u64,
@@ -469,51 +508,47 @@ impl Filesystem for Surf {
         sleep: bool,
         reply: ReplyEmpty,
     ) {
-        let wanted = file::lock(owner, start, end, typ, pid);
-        self.empty(reply, |shared| async move {
-            if typ == libc::F_UNLCK {
-                return shared.client.unlock(ino(number), wanted.family, owner.0, wanted.start, wanted.end).await;
-            }
-            shared.locked.lock().insert(ino(number));
-            shared.client.setlk(ino(number), wanted, sleep).await
-        });
+        let wanted = Wanted { owner, start, last: end, typ, pid, tid: request.pid() };
+        let span = span!("setlk", request, number, fh = fh.0, off = start);
+        let patience = if sleep { Patience::UntilSignal } else { Patience::UntilEnding };
+        self.wait(request, patience, span, reply, |fs| async move { fs.setlk(ino(number), wanted, sleep).await });
     }
 
     fn fallocate(
         &self,
-        _request: &Request,
-        _number: INodeNo,
+        request: &Request,
+        number: INodeNo,
         fh: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let Some(handle) = self.shared.files.get(fh.0) else { return reply.error(Errno::EBADF) };
-        let Some(action) = file::range_action(mode) else { return reply.error(Errno::EOPNOTSUPP) };
-        self.empty(reply, |shared| async move { shared.client.fallocate(&handle, offset, length, action).await });
+        let found = self.file(fh).and_then(|file| Ok((file, range_action(mode).ok_or(FsError::NotSupported)?)));
+        let (file, action) = match found {
+            Ok(found) => found,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let span = span!("fallocate", request, number, fh = fh.0, off = offset, len = length);
+        self.answer(request, span, reply, |fs| async move {
+            fs.client.fallocate(&file.handle, offset, length, action).await
+        });
     }
 
-    fn lseek(&self, _request: &Request, _number: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
-        let Some(handle) = self.shared.files.get(fh.0) else { return reply.error(Errno::EBADF) };
-        let hole = match whence {
-            libc::SEEK_DATA => false,
-            libc::SEEK_HOLE => true,
-            _ => return reply.error(Errno::EINVAL),
+    fn lseek(&self, request: &Request, number: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let asked = self.file(fh).and_then(|file| file::seek(offset, whence).map(|(at, hole)| (file, at, hole)));
+        let (file, at, hole) = match asked {
+            Ok(asked) => asked,
+            Err(error) => return reply.error(errno(error)),
         };
-        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
-        self.spawn(|shared| async move {
-            match shared.client.seek(&handle, offset, hole).await {
-                Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
-                Err(error) => reply.error(errno(error)),
-            }
-        });
+        let span = span!("lseek", request, number, fh = fh.0, off = offset);
+        self.answer(request, span, reply, |fs| async move { fs.client.seek(&file.handle, at, hole).await });
     }
 
     fn copy_file_range(
         &self,
-        _request: &Request,
-        _ino_in: INodeNo,
+        request: &Request,
+        ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
         _ino_out: INodeNo,
@@ -523,15 +558,14 @@ impl Filesystem for Surf {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let files = &self.shared.files;
-        let (Some(from), Some(to)) = (files.get(fh_in.0), files.get(fh_out.0)) else {
-            return reply.error(Errno::EBADF);
+        let (from, to) = match (self.file(fh_in), self.file(fh_out)) {
+            (Ok(from), Ok(to)) => (from, to),
+            (Err(error), _) | (_, Err(error)) => return reply.error(errno(error)),
         };
-        // The answer has 32 bits; programs ask again for the rest.
-        let len = len.min(1 << 30);
-        self.spawn(|shared| async move {
-            let copied = shared.client.copy_range((&from, offset_in), (&to, offset_out), len).await;
-            reply.answer(copied.map(|count| count as usize));
+        let span = span!("copy_file_range", request, ino_in, fh = fh_in.0, off = offset_in, len = len);
+        self.answer(request, span, reply, |fs| async move {
+            let (from, to) = ((&from.handle, offset_in), (&to.handle, offset_out));
+            fs.client.copy_range(from, to, len.min(COPY_BYTES_MAX)).await.map(|count| count as usize)
         });
     }
 }

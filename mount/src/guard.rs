@@ -1,7 +1,10 @@
 //! The mount point: prepared before, and left empty afterwards, whatever happens.
+//!
+//! When the process is killed, the kernel ends the connection by itself and leaves a dead mount, which the next
+//! [`prepare`] clears away.
 
+use crate::error::Error;
 use crate::sys;
-use anyhow::{Context, bail};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,67 +12,136 @@ use std::time::{Duration, Instant};
 
 /// How long users of the mount are waited for before it is detached from under them.
 const BUSY_PATIENCE: Duration = Duration::from_secs(3);
+/// Between two attempts meanwhile.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
-/// Makes the mount point usable: makes it, or clears the remains of a mount whose process died.
+/// Makes the mount point usable: makes it, or clears the remains of a mount whose process died. Returns it without
+/// symbolic links.
 ///
 /// # Errors
-/// Why it cannot be used.
-pub(crate) fn prepare(path: &Path) -> anyhow::Result<PathBuf> {
+/// [`Error::MountPoint`].
+pub(crate) fn prepare(path: &Path) -> Result<PathBuf, Error> {
+    let wrong = |reason: String| Error::mount_point(path, reason);
     match fs::metadata(path) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => {
-            tracing::warn!(path = %path.display(), "clearing a mount whose process has died");
-            sys::unmount(path, true)
-                .with_context(|| format!("{}: a dead mount that cannot be cleared", path.display()))?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            fs::create_dir_all(path).with_context(|| format!("{}: cannot be made", path.display()))?;
-        }
-        Err(error) => return Err(error).with_context(|| format!("{}: cannot be used", path.display())),
-        Ok(found) if !found.is_dir() => bail!("{}: not a directory; name one to mount on", path.display()),
+        Ok(found) if !found.is_dir() => return Err(wrong("not a directory; name one to mount on".to_owned())),
         Ok(_) => {}
+        Err(error) if is_dead(&error) => clear(path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(path)
+            .map_err(|error| wrong(format!("mount point missing, and it cannot be made: {error}")))?,
+        Err(error) => return Err(wrong(format!("cannot be used: {error}"))),
     }
-    let path = path.canonicalize().with_context(|| format!("{}: cannot be used", path.display()))?;
-    if is_mounted(&path) {
-        bail!("{}: something is mounted there; unmount it first, or choose another place", path.display());
+    let path = path.canonicalize().map_err(|error| wrong(format!("cannot be used: {error}")))?;
+    if let Some(mounted) = mounted_at(&path) {
+        return Err(wrong(format!("{mounted} is mounted there; unmount it first, or choose another place")));
     }
     Ok(path)
 }
 
-/// Whether the kernel's table names a mount there. Never touches the mount itself.
-fn is_mounted(path: &Path) -> bool {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let escaped = path.display().to_string().replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011");
-    table.lines().any(|line| line.split(' ').nth(4) == Some(&escaped))
+/// Whether a FUSE mount there has lost its process.
+fn is_dead(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotConnected || error.kind() == io::ErrorKind::ConnectionAborted
 }
 
-/// A mount that is taken down when this is dropped.
+fn clear(path: &Path) -> Result<(), Error> {
+    // Cannot be resolved: its end is the dead mount.
+    let kind = mounted_at(path).unwrap_or_default();
+    if !kind.starts_with("fuse") {
+        return Err(Error::mount_point(path, "its filesystem has lost its connection; unmount it first"));
+    }
+    tracing::warn!(path = %path.display(), "clearing away a mount whose process has died");
+    sys::unmount(path, true)
+        .map_err(|error| Error::mount_point(path, format!("a dead mount that cannot be cleared: {error}")))
+}
+
+/// Type of the filesystem that the kernel's table names there. Never touches the mount itself.
+fn mounted_at(path: &Path) -> Option<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let found = table.lines().rfind(|line| is_at(line, path))?;
+    // proc_pid_mountinfo(5): optional fields end with a dash, the type follows.
+    let (_, behind) = found.split_once(" - ")?;
+    behind.split(' ').next().map(str::to_owned)
+}
+
+fn is_at(line: &str, path: &Path) -> bool {
+    let escaped: String = path
+        .display()
+        .to_string()
+        .chars()
+        .map(|c| match c {
+            ' ' => "\\040".to_owned(),
+            '\t' => "\\011".to_owned(),
+            '\n' => "\\012".to_owned(),
+            '\\' => "\\134".to_owned(),
+            other => other.to_string(),
+        })
+        .collect();
+    line.split(' ').nth(4) == Some(&escaped)
+}
+
+/// Device number (`MAJOR:MINOR`) of the mount there.
+pub(crate) fn device_at(path: &Path) -> Option<String> {
+    let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let found = table.lines().rfind(|line| is_at(line, path))?;
+    found.split(' ').nth(2).map(str::to_owned)
+}
+
+/// A mount that is taken down when this is dropped: by the end of the program, an error, or a panic.
 pub(crate) struct Guard {
     path: PathBuf,
+    /// Tells our mount from one that took its place.
+    device: Option<String>,
 }
 
 impl Guard {
-    /// Takes over a mount.
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path }
+    /// Takes over the mount that is there now.
+    pub(crate) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), device: device_at(path) }
+    }
+
+    fn stands(&self) -> bool {
+        let now = device_at(&self.path);
+        now.is_some() && now == self.device
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         let started = Instant::now();
-        while is_mounted(&self.path) {
+        while self.stands() {
             let patient = started.elapsed() < BUSY_PATIENCE;
             match sys::unmount(&self.path, !patient) {
                 Ok(()) => {}
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && patient => {
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                // Without the right to: fuser's own way through fusermount3 comes after this.
+                Err(_) if patient => std::thread::sleep(BUSY_PAUSE),
                 Err(error) => {
-                    tracing::debug!(%error, "not unmounted here");
+                    let path = self.path.display();
+                    tracing::error!(%error, "{path} is left mounted; `umount -l {path}` removes it");
                     return;
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_or_a_mount_is_no_mount_point_and_a_missing_one_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert!(prepare(&file).unwrap_err().to_string().contains("not a directory"));
+        assert!(prepare(&file.join("below")).unwrap_err().to_string().contains("cannot be used"));
+        assert!(prepare(Path::new("/proc")).unwrap_err().to_string().contains("proc is mounted there"));
+        assert!(prepare(Path::new("/proc/surf")).unwrap_err().to_string().contains("mount point missing"));
+        assert!(prepare(&dir.path().join("a/b")).unwrap().is_dir());
+    }
+
+    #[test]
+    fn names_with_spaces_are_found_in_the_kernels_table() {
+        let line = r"36 35 0:42 / /mnt/a\040b rw shared:1 - fuse.surf embedded rw";
+        assert!(is_at(line, Path::new("/mnt/a b")));
+        assert!(!is_at(line, Path::new("/mnt/a")));
     }
 }

@@ -4,6 +4,10 @@ use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Between two looks whether the last request on a handle has ended.
+const LAST_USE_PAUSE: Duration = Duration::from_millis(1);
 
 /// Open things by number.
 pub(crate) struct Handles<T> {
@@ -18,7 +22,7 @@ impl<T> Default for Handles<T> {
 }
 
 impl<T> Handles<T> {
-    /// Gives a number.
+    /// Gives a number, never given before.
     pub(crate) fn insert(&self, value: T) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.open.write().insert(number, Arc::new(value));
@@ -33,5 +37,22 @@ impl<T> Handles<T> {
     /// Takes the number back.
     pub(crate) fn remove(&self, number: u64) -> Option<Arc<T>> {
         self.open.write().remove(&number)
+    }
+
+    /// Takes every number back.
+    pub(crate) fn drain(&self) -> Vec<Arc<T>> {
+        self.open.write().drain().map(|(_, value)| value).collect()
+    }
+}
+
+/// The thing itself, once nobody else uses it. The kernel releases a handle after its last request was answered, so there
+/// is hardly ever anything to wait for: a task that has sent its answer, or a read ahead that nobody waits for.
+pub(crate) async fn last_use<T>(mut shared: Arc<T>) -> T {
+    loop {
+        match Arc::try_unwrap(shared) {
+            Ok(value) => return value,
+            Err(used) => shared = used,
+        }
+        tokio::time::sleep(LAST_USE_PAUSE).await;
     }
 }

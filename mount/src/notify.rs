@@ -1,35 +1,37 @@
 //! Telling the kernel what others have changed.
 //!
-//! On a thread of its own: a notification can wait for a request on the same inode, which must not wait for us.
+//! From threads that answer no requests: a notification can wait for a request on the same inode, which must not wait for
+//! us. One at a time, in order.
 
-use client::{Client, Notice};
+use crate::fuse::Shared;
+use client::Notice;
 use fuser::{INodeNo, Notifier};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
 
-/// Passes notices on until the client ends.
-pub(crate) fn start(client: &Arc<Client>, notifier: Notifier) -> std::io::Result<()> {
-    let (queue, work) = mpsc::channel();
-    std::thread::Builder::new().name("kernel-notify".to_owned()).spawn(move || {
-        for Notice::Changed(ino) in work {
-            // An inode that the kernel does not know needs no notice.
-            let _ = notifier.inval_inode(INodeNo(ino.0), 0, 0);
-        }
-    })?;
-    let mut notices = client.notices();
-    tokio::spawn(async move {
-        loop {
-            match notices.recv().await {
-                Ok(notice) => {
-                    if queue.send(notice).is_err() {
-                        return;
-                    }
+/// Passes notices on until it is told to stop, or the client ends.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    mut notices: Receiver<Notice>,
+    notifier: Notifier,
+    stop: CancellationToken,
+) {
+    while let Some(notice) = stop.run_until_cancelled(notices.recv()).await {
+        match notice {
+            Ok(Notice::Changed(ino)) => {
+                shared.inodes.forget(ino);
+                let notifier = notifier.clone();
+                // Everything of the inode: attributes and pages. One that the kernel does not know needs no notice.
+                let told = tokio::task::spawn_blocking(move || notifier.inval_inode(INodeNo(ino.0), 0, 0)).await;
+                if let Ok(Err(error)) = told {
+                    tracing::debug!(%ino, %error, "the kernel was not told of a change");
                 }
-                // What was missed is believed until its time is over.
-                Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "notices were missed"),
-                Err(RecvError::Closed) => return,
             }
+            // What was missed is believed until its time is over.
+            Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "notices were missed"),
+            Err(RecvError::Closed) => return,
         }
-    });
-    Ok(())
+    }
 }

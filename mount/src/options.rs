@@ -1,120 +1,269 @@
 //! Flags and `-o` options of surfmount.
 
-use anyhow::{Context, bail};
+use crate::error::Error;
+use crate::sys;
 use clap::Parser;
 use client::OnConflict;
+use fuser::{MountOption, SessionACL};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// A soft mount's patience when none is given.
+const SOFT: Duration = Duration::from_secs(30);
+/// Where bundles of named clusters are.
+const BUNDLES: &str = "/etc/surf";
+/// The name by which an fstab line asks for a cluster within the mount's process.
+const EMBEDDED: &str = "embedded";
 
 /// Mounts a Surf filesystem.
 ///
 /// Without a cluster, one of a single node runs within surfmount itself, its data under the user's state directory:
 /// `surfmount /mnt/surf` is all it takes.
 #[derive(Parser, Debug)]
-#[command(version, name = "surfmount")]
+#[command(version, name = "surfmount", override_usage = "surfmount [OPTIONS] [CLUSTER] MOUNTPOINT")]
 pub(crate) struct Flags {
-    /// Where to mount; made if it does not exist.
-    pub mountpoint: PathBuf,
+    /// The cluster (path of its bundle, name of a bundle in /etc/surf, or `embedded`), and where to mount it; the mount
+    /// point is made if it does not exist.
+    #[arg(required = true, num_args = 1..=2, value_names = ["CLUSTER", "MOUNTPOINT"])]
+    places: Vec<PathBuf>,
     /// Bundle of the cluster to mount, as `surf` writes it.
     #[arg(long, env = "SURF_CLUSTER", value_name = "BUNDLE")]
-    pub cluster: Option<PathBuf>,
-    /// Where the embedded cluster keeps its data [default: /var/lib/surf as root, else ~/.local/state/surf].
-    #[arg(long, env = "SURF_DATA_DIR", conflicts_with = "cluster")]
-    pub data_dir: Option<PathBuf>,
-    /// Options, separated by commas: ro, rw, conflict=copy|fail|last-writer, soft[=SECONDS], hard, and the kernel's
-    /// dev, nodev, suid, nosuid, exec, noexec, noatime.
+    cluster: Option<PathBuf>,
+    /// Where the embedded cluster keeps its data [default: /var/lib/surf/embedded as root, else ~/.local/state/surf].
+    #[arg(long, env = "SURF_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Options, separated by commas: ro, rw, conflict=copy|fail|last-writer, soft[=SECONDS], hard, flush=close,
+    /// allow_other, data_dir=DIR, and the kernel's dev, nodev, suid, nosuid, exec, noexec, sync, dirsync, noatime.
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
-    pub options: Vec<String>,
+    options: Vec<String>,
     /// Return once mounted, and go on in the background.
     #[arg(long)]
     pub daemon: bool,
     /// What to log: a level, or directives as of RUST_LOG.
     #[arg(long, env = "SURF_LOG", default_value = "warn,fuser=error")]
     pub log: String,
+    /// Append the log to this file instead of writing it to standard error, which a background process has not.
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
 }
 
-/// Options that were understood.
+/// Where the filesystem is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct MountOptions {
-    pub read_only: bool,
-    pub on_conflict: OnConflict,
-    pub soft_timeout: Option<Duration>,
-    /// For the kernel.
-    pub kernel: Vec<fuser::MountOption>,
+pub(crate) enum Source {
+    /// In a cluster that this bundle leads to.
+    Bundle(PathBuf),
+    /// In this process, with data in this directory.
+    Embedded(PathBuf),
 }
 
-/// A soft mount's patience when none is given.
-const SOFT: Duration = Duration::from_secs(30);
+/// Everything that was asked for, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub source: Source,
+    pub mount_point: PathBuf,
+    pub on_conflict: OnConflict,
+    /// `None`: wait for servers as long as it takes.
+    pub soft_timeout: Option<Duration>,
+    /// Who may use the mount.
+    pub acl: SessionACL,
+    /// For the kernel.
+    pub kernel: Vec<MountOption>,
+}
 
-impl MountOptions {
-    /// Understands `-o`.
+impl Flags {
+    /// Checks everything, and makes paths absolute: a background process has another working directory.
     ///
     /// # Errors
-    /// Which option is unknown, or has no such value.
-    pub(crate) fn parse(options: &[String]) -> anyhow::Result<Self> {
-        use fuser::MountOption as Kernel;
-        let mut parsed =
-            Self { read_only: false, on_conflict: OnConflict::Copy, soft_timeout: None, kernel: Vec::new() };
-        for option in options.iter().filter(|option| !option.is_empty()) {
-            let (name, value) = option.split_once('=').map_or((option.as_str(), None), |(n, v)| (n, Some(v)));
-            match (name, value) {
-                ("ro", None) => parsed.read_only = true,
-                ("rw", None) => parsed.read_only = false,
-                // What mount(8) and fstab add for themselves, and what is so anyway.
-                ("defaults" | "auto" | "noauto" | "_netdev" | "nofail" | "user" | "allow_other", None) => {}
-                ("conflict", Some("copy")) => parsed.on_conflict = OnConflict::Copy,
-                ("conflict", Some("fail")) => parsed.on_conflict = OnConflict::Fail,
-                ("conflict", Some("last-writer")) => parsed.on_conflict = OnConflict::LastWriter,
-                ("hard", None) => parsed.soft_timeout = None,
-                ("soft", None) => parsed.soft_timeout = Some(SOFT),
-                ("soft", Some(seconds)) => {
-                    let seconds = seconds.parse().with_context(|| format!("-o {option}: not a number of seconds"))?;
-                    parsed.soft_timeout = Some(Duration::from_secs(seconds));
-                }
-                ("dev", None) => parsed.kernel.push(Kernel::Dev),
-                ("nodev", None) => parsed.kernel.push(Kernel::NoDev),
-                ("suid", None) => parsed.kernel.push(Kernel::Suid),
-                ("nosuid", None) => parsed.kernel.push(Kernel::NoSuid),
-                ("exec", None) => parsed.kernel.push(Kernel::Exec),
-                ("noexec", None) => parsed.kernel.push(Kernel::NoExec),
-                ("noatime", None) => parsed.kernel.push(Kernel::NoAtime),
-                _ => bail!("-o {option}: unknown option; see `surfmount --help`"),
+    /// [`Error::Usage`].
+    pub(crate) fn check(&self) -> Result<Options, Error> {
+        let mut places = self.places.iter().rev();
+        let mount_point = absolute(places.next().ok_or_else(|| Error::Usage("where to mount?".to_owned()))?)?;
+        let named = match (places.next(), &self.cluster) {
+            (Some(_), Some(_)) if std::env::var_os("SURF_CLUSTER").is_none() => {
+                return Err(Error::Usage("the cluster is named twice".to_owned()));
             }
+            (Some(place), _) | (None, Some(place)) => {
+                Some(place.as_path()).filter(|place| *place != Path::new(EMBEDDED))
+            }
+            (None, None) => None,
+        };
+        let mut options = Options {
+            source: Source::Embedded(PathBuf::new()),
+            mount_point,
+            on_conflict: OnConflict::Copy,
+            soft_timeout: None,
+            acl: if sys::is_root() { SessionACL::All } else { SessionACL::Owner },
+            // As any local filesystem for root; for others fuser switches both off, and fusermount3 insists on it.
+            kernel: if sys::is_root() { vec![MountOption::Suid, MountOption::Dev] } else { Vec::new() },
+        };
+        let mut data_dir = self.data_dir.clone();
+        for option in self.options.iter().filter(|option| !option.is_empty()) {
+            options.apply(option, &mut data_dir)?;
         }
-        Ok(parsed)
+        options.source = match (named, data_dir) {
+            (Some(_), Some(_)) => {
+                return Err(Error::Usage("a data directory is for the embedded cluster only".to_owned()));
+            }
+            (Some(place), None) => Source::Bundle(bundle(place)?),
+            (None, Some(dir)) => Source::Embedded(absolute(&dir)?),
+            (None, None) => Source::Embedded(default_data_dir()?),
+        };
+        options.refuse_data_below_the_mount()?;
+        Ok(options)
     }
 }
 
+impl Options {
+    fn apply(&mut self, option: &str, data_dir: &mut Option<PathBuf>) -> Result<(), Error> {
+        let (name, value) = option.split_once('=').map_or((option, None), |(name, value)| (name, Some(value)));
+        match (name, value) {
+            ("ro", None) => self.set(MountOption::RO),
+            ("rw", None) => self.set(MountOption::RW),
+            ("dev", None) => self.set(MountOption::Dev),
+            ("nodev", None) => self.set(MountOption::NoDev),
+            ("suid", None) => self.set(MountOption::Suid),
+            ("nosuid", None) => self.set(MountOption::NoSuid),
+            ("exec", None) => self.set(MountOption::Exec),
+            ("noexec", None) => self.set(MountOption::NoExec),
+            ("atime", None) => self.set(MountOption::Atime),
+            ("noatime", None) => self.set(MountOption::NoAtime),
+            ("sync", None) => self.set(MountOption::Sync),
+            ("async", None) => self.set(MountOption::Async),
+            ("dirsync", None) => self.set(MountOption::DirSync),
+            ("allow_other", None) => self.acl = SessionACL::All,
+            ("allow_root", None) => self.acl = SessionACL::RootAndOwner,
+            ("conflict", Some("copy")) => self.on_conflict = OnConflict::Copy,
+            ("conflict", Some("fail")) => self.on_conflict = OnConflict::Fail,
+            ("conflict", Some("last-writer")) => self.on_conflict = OnConflict::LastWriter,
+            ("hard", None) => self.soft_timeout = None,
+            ("soft", None) => self.soft_timeout = Some(SOFT),
+            ("soft", Some(seconds)) => {
+                let seconds = seconds.parse().ok().filter(|seconds| *seconds > 0);
+                let seconds = seconds.ok_or_else(|| Error::Usage(format!("-o {option}: how many seconds?")))?;
+                self.soft_timeout = Some(Duration::from_secs(seconds));
+            }
+            // Every close waits until it is stored, as long as there are no delegations.
+            ("flush", Some("close")) => {}
+            ("data_dir", Some(dir)) => *data_dir = Some(dir.into()),
+            (name, value) if is_for_others(name, value) => {}
+            _ => return Err(Error::Usage(format!("-o {option}: unknown option"))),
+        }
+        Ok(())
+    }
+
+    /// Adds an option in place of its opposite: the last one counts, as with mount(8), and fuser refuses both together.
+    fn set(&mut self, option: MountOption) {
+        let opposite = match option {
+            MountOption::RO => MountOption::RW,
+            MountOption::RW => MountOption::RO,
+            MountOption::Dev => MountOption::NoDev,
+            MountOption::NoDev => MountOption::Dev,
+            MountOption::Suid => MountOption::NoSuid,
+            MountOption::NoSuid => MountOption::Suid,
+            MountOption::Exec => MountOption::NoExec,
+            MountOption::NoExec => MountOption::Exec,
+            MountOption::Atime => MountOption::NoAtime,
+            MountOption::NoAtime => MountOption::Atime,
+            MountOption::Sync => MountOption::Async,
+            MountOption::Async => MountOption::Sync,
+            ref other => other.clone(),
+        };
+        self.kernel.retain(|kept| *kept != opposite && *kept != option);
+        self.kernel.push(option);
+    }
+
+    /// The mount would hide its own data, and wait for itself to reach it.
+    fn refuse_data_below_the_mount(&self) -> Result<(), Error> {
+        match &self.source {
+            Source::Embedded(dir) if dir.starts_with(&self.mount_point) => Err(Error::Usage(format!(
+                "the data directory {} is below the mount point: choose another with --data-dir",
+                dir.display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What mount(8), fstab and systemd write for themselves, and what is so anyway.
+fn is_for_others(name: &str, value: Option<&str>) -> bool {
+    let words = [
+        "defaults",
+        "auto",
+        "noauto",
+        "_netdev",
+        "nofail",
+        "user",
+        "nouser",
+        "users",
+        "owner",
+        "group",
+        "relatime",
+        "default_permissions",
+    ];
+    name.starts_with("x-") || (name == "comment" && value.is_some()) || (value.is_none() && words.contains(&name))
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    std::path::absolute(path).map_err(|error| Error::Usage(format!("{}: {error}", path.display())))
+}
+
+/// The bundle of a cluster: a path, or a name, for which there is one in /etc/surf. `NAME:/` is the form of fstab.
+fn bundle(place: &Path) -> Result<PathBuf, Error> {
+    let text = place.to_string_lossy();
+    let (name, directory) = text.split_once(':').map_or((text.as_ref(), "/"), |(name, directory)| (name, directory));
+    if place.exists() || name.contains('/') {
+        return absolute(place);
+    }
+    if !matches!(directory, "" | "/") {
+        return Err(Error::Usage(format!(
+            "{text}: a mount begins at the root; a bundle for a part of the cluster has that part as its root"
+        )));
+    }
+    Ok(Path::new(BUNDLES).join(format!("{name}.bundle")))
+}
+
 /// Where the embedded cluster keeps its data when nothing is said.
-pub(crate) fn default_data_dir() -> anyhow::Result<PathBuf> {
-    if crate::sys::is_root() {
+fn default_data_dir() -> Result<PathBuf, Error> {
+    if sys::is_root() {
         return Ok("/var/lib/surf/embedded".into());
     }
     let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
     let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state"));
-    match state.or(home) {
-        Some(dir) => Ok(dir.join("surf")),
-        None => bail!("neither HOME nor XDG_STATE_HOME is set: say where to keep data with --data-dir"),
-    }
+    let nowhere = || Error::Usage("neither HOME nor XDG_STATE_HOME is set: say where with --data-dir".to_owned());
+    Ok(state.or(home).ok_or_else(nowhere)?.join("surf"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> anyhow::Result<MountOptions> {
-        MountOptions::parse(&text.split(',').map(str::to_owned).collect::<Vec<_>>())
+    fn check(arguments: &str) -> Result<Options, Error> {
+        Flags::try_parse_from(std::iter::once("surfmount").chain(arguments.split(' '))).unwrap().check()
     }
 
     #[test]
     fn options_of_fstab_are_understood_and_unknown_ones_refused() {
-        let options = parse("defaults,_netdev,ro,conflict=fail,soft=5,nosuid").unwrap();
-        assert!(options.read_only);
+        let options = check("/mnt -o defaults,_netdev,x-systemd.automount,rw,ro,conflict=fail,soft=5,nosuid").unwrap();
+        assert!(options.kernel.contains(&MountOption::RO) && !options.kernel.contains(&MountOption::RW));
+        assert!(options.kernel.contains(&MountOption::NoSuid) && !options.kernel.contains(&MountOption::Suid));
         assert_eq!(options.on_conflict, OnConflict::Fail);
         assert_eq!(options.soft_timeout, Some(Duration::from_secs(5)));
-        assert_eq!(options.kernel, [fuser::MountOption::NoSuid]);
-        for wrong in ["conflict=maybe", "sofft", "soft=x", "ro=1"] {
-            assert!(parse(wrong).unwrap_err().to_string().contains(wrong), "{wrong}");
+        for wrong in ["conflict=maybe", "sofft", "soft=x", "soft=0", "ro=1"] {
+            let error = check(&format!("/mnt -o {wrong}")).unwrap_err();
+            assert!(error.to_string().contains(wrong) && error.exit_code() == 2, "{error}");
         }
+    }
+
+    #[test]
+    fn a_cluster_is_a_path_a_name_or_this_process() {
+        let source = |arguments: &str| check(arguments).unwrap().source;
+        assert_eq!(source("/x/c.bundle /mnt"), Source::Bundle("/x/c.bundle".into()));
+        assert_eq!(source("--cluster /x/c.bundle /mnt"), Source::Bundle("/x/c.bundle".into()));
+        assert_eq!(source("prod:/ /mnt"), Source::Bundle("/etc/surf/prod.bundle".into()));
+        assert_eq!(source("embedded /mnt -o data_dir=/d"), Source::Embedded("/d".into()));
+        assert_eq!(source("--data-dir /d /mnt"), Source::Embedded("/d".into()));
+        assert!(check("prod:/home /mnt").is_err());
+        assert!(check("--data-dir /d /x/c.bundle /mnt").is_err());
+        assert!(check("--data-dir /mnt/data /mnt").unwrap_err().to_string().contains("below the mount point"));
     }
 }

@@ -5,6 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::FromRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// Whether this process runs as root.
 pub(crate) fn is_root() -> bool {
@@ -12,8 +13,12 @@ pub(crate) fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
-/// Unmounts; with `detach` also what is still in use, which then ends with its last user.
+/// Unmounts; with `detach` also what is still in use, which then ends with its last user. Users other than root go
+/// through fusermount3, which asks the kernel for them.
 pub(crate) fn unmount(path: &Path, detach: bool) -> io::Result<()> {
+    if !is_root() {
+        return fusermount(path, detach);
+    }
     let path = std::ffi::CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
     let flags = if detach { libc::MNT_DETACH } else { 0 };
     // SAFETY: the path ends with NUL and outlives the call.
@@ -21,10 +26,19 @@ pub(crate) fn unmount(path: &Path, detach: bool) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Device number (major, minor) of the filesystem at `path`.
-pub(crate) fn device_of(path: &Path) -> io::Result<(u32, u32)> {
-    let device = std::os::unix::fs::MetadataExt::dev(&std::fs::metadata(path)?);
-    Ok((libc::major(device), libc::minor(device)))
+fn fusermount(path: &Path, detach: bool) -> io::Result<()> {
+    let how = if detach { "-uz" } else { "-u" };
+    let output = Command::new("fusermount3").args([how, "--"]).arg(path).stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+/// Whether a program is in PATH.
+pub(crate) fn is_installed(program: &str) -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths).any(|dir| dir.join(program).is_file())
 }
 
 /// What the child of [`detach`] tells its parent with.

@@ -1,11 +1,18 @@
-//! Attributes and kinds of inodes, as the kernel has them.
+//! Names and attributes: the client's answers in the kernel's words.
 
-use fuser::{FileAttr, FileType, INodeNo};
-use wire::attr::{FileKind, InodeAttr};
+use super::Shared;
+use super::reply::{Attr, Entry, gone_is_stale};
+use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
+use std::future::Future;
+use std::time::Duration;
+use wire::FsError;
+use wire::attr::{AttrChange, FileKind, InodeAttr, TimeChange};
 use wire::op::NewInode;
 
-/// What `stat` tells programs to read and write in: large requests are cheaper than small ones.
+/// `st_blksize`. Programs that copy choose larger buffers by themselves; the kernel derives block counts from it.
 const BLOCK_SIZE: u32 = 4096;
+/// The bits of `st_mode` that are no file type.
+pub(super) const PERMISSIONS: u32 = 0o7777;
 
 pub(super) fn file_type(kind: FileKind) -> FileType {
     match kind {
@@ -29,7 +36,7 @@ pub(super) fn file_attr(attr: &InodeAttr) -> FileAttr {
         ctime: attr.ctime.into(),
         crtime: attr.btime.into(),
         kind: file_type(attr.kind),
-        perm: attr.mode as u16,
+        perm: (attr.mode & PERMISSIONS) as u16,
         nlink: attr.nlink,
         uid: attr.uid,
         gid: attr.gid,
@@ -49,5 +56,68 @@ pub(super) fn node_of(mode: u32, rdev: u32) -> Option<NewInode> {
         libc::S_IFCHR => special(FileKind::CharDevice),
         libc::S_IFBLK => special(FileKind::BlockDevice),
         _ => None,
+    }
+}
+
+fn time_change(time: TimeOrNow) -> TimeChange {
+    match time {
+        TimeOrNow::SpecificTime(time) => TimeChange::To(time.into()),
+        TimeOrNow::Now => TimeChange::Now,
+    }
+}
+
+/// What `setattr` changes.
+pub(super) fn change(
+    request: &Request,
+    mode: Option<u32>,
+    (uid, gid): (Option<u32>, Option<u32>),
+    size: Option<u64>,
+    (atime, mtime): (Option<TimeOrNow>, Option<TimeOrNow>),
+) -> AttrChange {
+    // An unprivileged truncation clears setuid and setgid. The kernel does it for a change of owner, by `mode`.
+    let clear_privileges = size.is_some() && request.uid() != 0;
+    AttrChange {
+        mode: mode.map(|mode| mode & PERMISSIONS),
+        uid,
+        gid,
+        size,
+        atime: atime.map(time_change),
+        mtime: mtime.map(time_change),
+        clear_privileges,
+    }
+}
+
+impl Shared {
+    /// The answer to a request that yields a name's inode.
+    pub(super) async fn entry(
+        &self,
+        asked: impl Future<Output = Result<InodeAttr, FsError>>,
+    ) -> Result<Entry, FsError> {
+        let mark = self.inodes.mark();
+        let attr = asked.await?;
+        self.inodes.learn(&attr, mark);
+        let (attr_trust, entry_trust) = (self.inodes.attr_trust(attr.ino), self.inodes.trust.positive);
+        Ok(Entry::Found { attr: file_attr(&attr), attr_trust, entry_trust })
+    }
+
+    /// The answer to a lookup.
+    pub(super) async fn lookup(
+        &self,
+        asked: impl Future<Output = Result<InodeAttr, FsError>>,
+    ) -> Result<Entry, FsError> {
+        match self.entry(asked).await {
+            Err(FsError::NotFound) if self.inodes.trust.negative > Duration::ZERO => {
+                Ok(Entry::Absent { trust: self.inodes.trust.negative })
+            }
+            other => other,
+        }
+    }
+
+    /// The answer to a request that yields an inode's attributes.
+    pub(super) async fn attr(&self, asked: impl Future<Output = Result<InodeAttr, FsError>>) -> Result<Attr, FsError> {
+        let mark = self.inodes.mark();
+        let attr = asked.await.map_err(gone_is_stale)?;
+        self.inodes.learn(&attr, mark);
+        Ok(Attr { attr: file_attr(&attr), trust: self.inodes.attr_trust(attr.ino) })
     }
 }

@@ -1,17 +1,20 @@
-//! Listings: pages from metad are larger than what the kernel asks for at a time, so a handle keeps the rest of one.
+//! Listings: pages from metad are larger than what the kernel asks for at a time, so a handle keeps its last page.
 
-use super::reply::errno;
-use super::{Shared, attr};
-use fuser::{FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use super::Shared;
+use super::attr::{file_attr, file_type};
+use super::reply::{GENERATION, errno, gone_is_stale};
+use fuser::{FileType, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::FsError;
 use wire::attr::InodeAttr;
 use wire::ids::Ino;
 use wire::op::DirEntry;
 
-/// Entries in a page.
+/// Entries in a page: several times what the kernel asks for at once.
 const PAGE: u32 = 1024;
 /// A page is listed from for this long; what is asked for later is fetched anew.
 const FRESH: Duration = Duration::from_secs(1);
@@ -19,110 +22,156 @@ const FRESH: Duration = Duration::from_secs(1);
 const BEHIND_DOT: u64 = 1;
 const BEHIND_DOTS: u64 = 2;
 
-/// The rest of a page.
+/// An open directory.
 #[derive(Default)]
-pub(crate) struct Listing {
-    page: Option<Page>,
+pub(super) struct Listing {
+    page: Mutex<Option<Arc<Page>>>,
 }
 
-#[derive(Clone)]
 struct Page {
     /// The page begins behind this cookie.
     after: u64,
+    /// Ordered by cookie.
     entries: Vec<DirEntry>,
     end: bool,
     plus: bool,
-    fetched: Instant,
+    fetched_at: Instant,
 }
 
 impl Page {
-    /// Entries behind `after`, when this page holds them.
-    fn rest(&self, after: u64, plus: bool) -> Option<(Vec<DirEntry>, bool)> {
-        let known = after == self.after || self.entries.iter().any(|entry| entry.cookie == after);
-        if !known || (plus && !self.plus) || self.fetched.elapsed() > FRESH {
+    /// Index of the first entry behind `after`, when this page can tell.
+    fn index_behind(&self, after: u64, plus: bool) -> Option<usize> {
+        if (plus && !self.plus) || self.fetched_at.elapsed() > FRESH || after < self.after {
             return None;
         }
-        let rest: Vec<DirEntry> = self.entries.iter().filter(|entry| entry.cookie > after).cloned().collect();
-        (!rest.is_empty() || self.end).then_some((rest, self.end))
+        let index = self.entries.partition_point(|entry| entry.cookie <= after);
+        (index < self.entries.len() || self.end).then_some(index)
+    }
+
+    /// Where listing goes on behind an entry. Entries that share a cookie are listed again rather than left out.
+    fn offset_behind(&self, index: usize) -> u64 {
+        let cookie = self.entries[index].cookie;
+        let next_shares_it = self.entries.get(index + 1).is_some_and(|next| next.cookie == cookie);
+        if next_shares_it { cookie - 1 } else { cookie }
     }
 }
 
-/// Entries behind a cookie, from the handle's page or a new one.
-async fn entries(shared: &Shared, dir: Ino, fh: u64, after: u64, plus: bool) -> Result<Vec<DirEntry>, FsError> {
-    let listing = shared.dirs.get(fh).ok_or(FsError::Invalid)?;
-    if let Some((rest, _)) = listing.lock().page.as_ref().and_then(|page| page.rest(after, plus)) {
-        return Ok(rest);
+impl Shared {
+    /// A page that holds what is behind a cookie, and where in it.
+    async fn page(&self, dir: Ino, fh: u64, offset: u64, plus: bool) -> Result<(Arc<Page>, usize), FsError> {
+        let after = if offset <= BEHIND_DOTS { 0 } else { offset };
+        let listing = self.dirs.get(fh).ok_or(FsError::Invalid)?;
+        // `rewinddir` shows what is there now.
+        let kept = listing.page.lock().clone().filter(|_| offset > 0);
+        if let Some((page, index)) = kept.and_then(|page| page.index_behind(after, plus).map(|index| (page, index))) {
+            return Ok((page, index));
+        }
+        let mark = self.inodes.mark();
+        let (entries, end) = self.client.readdir(dir, after, PAGE, plus).await.map_err(gone_is_stale)?;
+        for attr in entries.iter().filter_map(|entry| entry.attr.as_ref()) {
+            self.inodes.learn(attr, mark);
+        }
+        let page = Arc::new(Page { after, entries, end, plus, fetched_at: Instant::now() });
+        *listing.page.lock() = Some(page.clone());
+        Ok((page, 0))
     }
-    let (entries, end) = shared.client.readdir(dir, after, PAGE, plus).await?;
-    listing.lock().page = Some(Page { after, entries: entries.clone(), end, plus, fetched: Instant::now() });
-    Ok(entries)
-}
 
-/// Where listing goes on behind an entry. Entries of one cookie are listed again rather than left out.
-fn offset_behind(entries: &[DirEntry], index: usize) -> u64 {
-    let cookie = entries[index].cookie;
-    let shared_cookie = entries.get(index + 1).is_some_and(|next| next.cookie == cookie);
-    if shared_cookie { cookie - 1 } else { cookie }
-}
-
-/// Cookie to ask metad for.
-fn after(offset: u64) -> u64 {
-    if offset <= BEHIND_DOTS { 0 } else { offset }
-}
-
-pub(super) async fn list(shared: &Shared, dir: Ino, fh: u64, offset: u64, mut reply: ReplyDirectory) {
-    if offset < BEHIND_DOT && reply.add(INodeNo(dir.0), BEHIND_DOT, FileType::Directory, ".") {
-        return reply.ok();
-    }
-    if offset < BEHIND_DOTS {
-        let parent = match shared.client.parent(dir).await {
-            Ok(parent) => parent,
-            Err(error) => return reply.error(errno(error)),
-        };
-        if reply.add(INodeNo(parent.ino.0), BEHIND_DOTS, FileType::Directory, "..") {
-            return reply.ok();
+    pub(super) async fn list(&self, dir: Ino, fh: u64, offset: u64, mut reply: ReplyDirectory) {
+        match self.fill(dir, fh, offset, &mut reply).await {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
         }
     }
-    match entries(shared, dir, fh, after(offset), false).await {
-        Ok(entries) => {
-            for (index, entry) in entries.iter().enumerate() {
-                let name = OsStr::from_bytes(&entry.name);
-                let kind = attr::file_type(entry.kind);
-                if reply.add(INodeNo(entry.ino.0), offset_behind(&entries, index), kind, name) {
-                    break;
-                }
+
+    async fn fill(&self, dir: Ino, fh: u64, offset: u64, reply: &mut ReplyDirectory) -> Result<(), FsError> {
+        if offset < BEHIND_DOT && reply.add(INodeNo(dir.0), BEHIND_DOT, FileType::Directory, ".") {
+            return Ok(());
+        }
+        if offset < BEHIND_DOTS {
+            let parent = self.parent(dir).await?;
+            if reply.add(INodeNo(parent.ino.0), BEHIND_DOTS, FileType::Directory, "..") {
+                return Ok(());
             }
-            reply.ok();
         }
-        Err(error) => reply.error(errno(error)),
+        let (page, first) = self.page(dir, fh, offset, false).await?;
+        for (index, entry) in page.entries.iter().enumerate().skip(first) {
+            let (number, kind) = (INodeNo(entry.ino.0), file_type(entry.kind));
+            if reply.add(number, page.offset_behind(index), kind, OsStr::from_bytes(&entry.name)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn list_plus(&self, dir: Ino, fh: u64, offset: u64, mut reply: ReplyDirectoryPlus) {
+        match self.fill_plus(dir, fh, offset, &mut reply).await {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    async fn fill_plus(&self, dir: Ino, fh: u64, offset: u64, reply: &mut ReplyDirectoryPlus) -> Result<(), FsError> {
+        let mut add = |offset: u64, name: &[u8], found: &InodeAttr| {
+            let (number, trust) = (INodeNo(found.ino.0), self.inodes.attr_trust(found.ino));
+            reply.add(number, offset, OsStr::from_bytes(name), &trust, &file_attr(found), GENERATION)
+        };
+        if offset < BEHIND_DOTS {
+            let own = self.client.getattr(dir).await.map_err(gone_is_stale)?;
+            let parent = self.parent(dir).await?;
+            if offset < BEHIND_DOT && add(BEHIND_DOT, b".", &own) || add(BEHIND_DOTS, b"..", &parent) {
+                return Ok(());
+            }
+        }
+        let (page, first) = self.page(dir, fh, offset, true).await?;
+        for (index, entry) in page.entries.iter().enumerate().skip(first) {
+            let Some(found) = &entry.attr else { continue };
+            if add(page.offset_behind(index), &entry.name, found) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The root is its own parent.
+    async fn parent(&self, dir: Ino) -> Result<InodeAttr, FsError> {
+        if dir == Ino::ROOT {
+            return self.client.getattr(dir).await;
+        }
+        self.client.parent(dir).await.map_err(gone_is_stale)
     }
 }
 
-pub(super) async fn list_plus(shared: &Shared, dir: Ino, fh: u64, offset: u64, mut reply: ReplyDirectoryPlus) {
-    let mut add = |offset: u64, name: &[u8], found: &InodeAttr| {
-        let number = INodeNo(found.ino.0);
-        let attr = attr::file_attr(found);
-        reply.add(number, offset, OsStr::from_bytes(name), &shared.ttl, &attr, Generation(0))
-    };
-    if offset < BEHIND_DOTS {
-        let (own, parent) = match (shared.client.getattr(dir).await, shared.client.parent(dir).await) {
-            (Ok(own), Ok(parent)) => (own, parent),
-            (Err(error), _) | (_, Err(error)) => return reply.error(errno(error)),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::attr::FileKind;
+
+    fn page(cookies: &[u64], end: bool) -> Page {
+        let entry = |cookie: &u64| DirEntry {
+            name: cookie.to_string().into_bytes(),
+            ino: Ino(2000 + cookie),
+            kind: FileKind::Regular,
+            cookie: *cookie,
+            attr: None,
         };
-        if offset < BEHIND_DOT && add(BEHIND_DOT, b".", &own) || add(BEHIND_DOTS, b"..", &parent) {
-            return reply.ok();
-        }
+        Page { after: 0, entries: cookies.iter().map(entry).collect(), end, plus: false, fetched_at: Instant::now() }
     }
-    match entries(shared, dir, fh, after(offset), true).await {
-        Ok(entries) => {
-            for (index, entry) in entries.iter().enumerate() {
-                let Some(found) = &entry.attr else { continue };
-                if add(offset_behind(&entries, index), &entry.name, found) {
-                    break;
-                }
-            }
-            reply.ok();
-        }
-        Err(error) => reply.error(errno(error)),
+
+    #[test]
+    fn a_page_answers_for_what_it_holds_and_no_more() {
+        let full = page(&[3, 5, 9], false);
+        assert_eq!(full.index_behind(0, false), Some(0));
+        assert_eq!(full.index_behind(5, false), Some(2));
+        assert_eq!(full.index_behind(9, false), None, "more may follow");
+        assert_eq!(full.index_behind(3, true), None, "it has no attributes");
+        assert_eq!(page(&[3, 5, 9], true).index_behind(9, false), Some(3), "nothing follows");
+    }
+
+    #[test]
+    fn entries_that_share_a_cookie_are_not_left_out() {
+        let shared = page(&[3, 7, 7, 9], true);
+        let resume = shared.offset_behind(1);
+        assert_eq!(shared.index_behind(resume, false), Some(1), "both entries of cookie 7 are listed again");
+        assert_eq!(shared.offset_behind(2), 7);
     }
 }

@@ -1,13 +1,32 @@
-//! Opening, locks and ranges: the kernel's words to the client's.
+//! Open files: the kernel's words to the client's.
 
 use super::Shared;
-use super::reply::errno;
-use fuser::{FileHandle, FopenFlags, LockOwner, ReplyLock, ReplyOpen};
+use super::attr::file_attr;
+use super::reply::{Attr, Open, gone_is_stale};
+use crate::handles::last_use;
+use client::namespace::NewNode;
+use client::{Handle, OpenFlags};
+use fuser::{FopenFlags, Request, WriteFlags};
+use std::sync::Arc;
+use wire::FsError;
+use wire::attr::AttrChange;
 use wire::ids::Ino;
-use wire::op::{Lock, LockFamily, RangeAction};
+use wire::op::{LockFamily, RangeAction};
 
-pub(super) fn open_flags(flags: i32) -> client::OpenFlags {
-    client::OpenFlags {
+/// Set-user-ID and set-group-ID.
+const PRIVILEGES: u32 = libc::S_ISUID | libc::S_ISGID;
+
+/// A handle as the kernel has it.
+pub(super) struct OpenFile {
+    pub handle: Handle,
+    /// Opened with `O_APPEND`: what is written through it goes to the end.
+    pub append: bool,
+    /// Opened for writing.
+    pub writes: bool,
+}
+
+fn open_flags(flags: i32) -> OpenFlags {
+    OpenFlags {
         append: flags & libc::O_APPEND != 0,
         // O_DSYNC is a part of O_SYNC.
         sync: flags & libc::O_DSYNC != 0,
@@ -15,31 +34,125 @@ pub(super) fn open_flags(flags: i32) -> client::OpenFlags {
     }
 }
 
-pub(super) async fn open(shared: &Shared, ino: Ino, flags: i32, reply: ReplyOpen) {
-    match shared.client.open(ino, open_flags(flags)).await {
-        Ok(opened) => {
-            let keep = if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
-            reply.opened(FileHandle(shared.files.insert(opened.handle)), keep);
-        }
-        Err(error) => reply.error(errno(error)),
+/// Whether the caller's writes clear setuid and setgid. `CAP_FSETID` is what counts; the user stands for it, because
+/// looking into `/proc` before each write would cost more than the write.
+pub(super) fn is_unprivileged(request: &Request) -> bool {
+    request.uid() != 0
+}
+
+/// A write, with what decides where it goes.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub offset: u64,
+    /// It is for this offset, though the handle was opened with `O_APPEND`.
+    exact: bool,
+    pub clear: bool,
+}
+
+impl Place {
+    /// The kernel writes mapped pages back through any handle that can write, and `fcntl(2)` can take `O_APPEND` away.
+    pub(super) fn of(file: &OpenFile, request: &Request, offset: u64, written: WriteFlags, flags: i32) -> Self {
+        let from_cache = written.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let exact = file.append && (from_cache || flags & libc::O_APPEND == 0);
+        Self { offset, exact, clear: is_unprivileged(request) && !from_cache }
     }
 }
 
-/// The kernel counts to the last byte, a lock here to one past it.
-pub(super) fn lock(owner: LockOwner, start: u64, end: u64, typ: i32, pid: u32) -> Lock {
-    let end = if end >= i64::MAX as u64 { u64::MAX } else { end + 1 };
-    Lock { family: LockFamily::Posix, owner: owner.0, pid, start, end, exclusive: typ == libc::F_WRLCK }
+impl Shared {
+    /// Writes at once if nothing has to be waited for.
+    pub(super) fn try_write(&self, file: &OpenFile, place: Place, data: &[u8]) -> Option<Result<usize, FsError>> {
+        if place.exact {
+            return None;
+        }
+        self.client.try_write(&file.handle, place.offset, data, place.clear)
+    }
+
+    /// Writes, waiting for room, and for the disk where `O_SYNC` asks for it.
+    pub(super) async fn write(&self, file: &OpenFile, place: Place, data: &[u8]) -> Result<usize, FsError> {
+        if !place.exact {
+            return self.client.write(&file.handle, place.offset, data, place.clear).await;
+        }
+        let plain = self.client.open(file.handle.ino(), OpenFlags::default()).await?.handle;
+        let written = self.client.write(&plain, place.offset, data, place.clear).await;
+        self.client.release(plain).await;
+        written
+    }
+
+    pub(super) async fn open(&self, ino: Ino, flags: i32, unprivileged: bool) -> Result<Open, FsError> {
+        let opened = self.client.open(ino, open_flags(flags)).await.map_err(gone_is_stale)?;
+        if flags & libc::O_TRUNC != 0 && unprivileged && opened.attr.mode & PRIVILEGES != 0 {
+            // FUSE_ATOMIC_O_TRUNC leaves to us what the kernel does when it truncates by `setattr`.
+            let change = AttrChange { clear_privileges: true, ..AttrChange::default() };
+            if let Err(error) = self.client.setattr(ino, change).await {
+                self.client.release(opened.handle).await;
+                return Err(error);
+            }
+        }
+        let keep = if opened.keep_cache { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::empty() };
+        Ok(self.insert(opened.handle, flags, keep))
+    }
+
+    pub(super) async fn create(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new: NewNode,
+        flags: i32,
+    ) -> Result<(Attr, Open), FsError> {
+        let mark = self.inodes.mark();
+        let opened = self.client.create(parent, name, new, open_flags(flags)).await?;
+        self.inodes.learn(&opened.attr, mark);
+        let open = self.insert(opened.handle, flags, FopenFlags::FOPEN_KEEP_CACHE);
+        let trust = self.inodes.attr_trust(opened.attr.ino);
+        Ok((Attr { attr: file_attr(&opened.attr), trust }, open))
+    }
+
+    fn insert(&self, handle: Handle, flags: i32, kernel: FopenFlags) -> Open {
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if writes {
+            self.inodes.add_writer(handle.ino());
+        }
+        let file = OpenFile { handle, append: flags & libc::O_APPEND != 0, writes };
+        Open { fh: self.files.insert(file), flags: kernel }
+    }
+
+    /// Whether `close(2)` has nothing to do: then it needs no task.
+    pub(super) fn nothing_to_flush(&self, file: &OpenFile, owner: u64) -> bool {
+        !file.writes && !self.locked.holds(file.handle.ino(), owner)
+    }
+
+    /// What `close(2)` does: commits, and gives up the `fcntl` locks of its process.
+    pub(super) async fn flush(&self, file: &OpenFile, owner: u64) -> Result<(), FsError> {
+        let flushed = if file.writes { self.client.flush(&file.handle).await } else { Ok(()) };
+        let unlocked = self.unlock_all(file.handle.ino(), LockFamily::Posix, owner).await;
+        flushed.and(unlocked)
+    }
+
+    /// Gives a handle back, and the `flock` lock of its open file description.
+    pub(super) async fn release(&self, file: Arc<OpenFile>, owner: Option<u64>) -> Result<(), FsError> {
+        let file = last_use(file).await;
+        let (ino, writes) = (file.handle.ino(), file.writes);
+        let unlocked = match owner {
+            Some(owner) => self.unlock_all(ino, LockFamily::Flock, owner).await,
+            None => Ok(()),
+        };
+        self.client.release(file.handle).await;
+        if writes {
+            self.inodes.remove_writer(ino);
+        }
+        unlocked
+    }
 }
 
-pub(super) fn answer_lock(reply: ReplyLock, found: Option<Lock>) {
-    match found {
-        Some(lock) => {
-            let end = if lock.end == u64::MAX { i64::MAX as u64 } else { lock.end - 1 };
-            let typ = if lock.exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
-            reply.locked(lock.start, end, typ, lock.pid);
-        }
-        None => reply.locked(0, 0, libc::F_UNLCK, 0),
-    }
+/// Where `lseek(2)` looks, and whether for a hole.
+pub(super) fn seek(offset: i64, whence: i32) -> Result<(u64, bool), FsError> {
+    let hole = match whence {
+        libc::SEEK_DATA => false,
+        libc::SEEK_HOLE => true,
+        _ => return Err(FsError::Invalid),
+    };
+    // A negative offset is outside of every file.
+    u64::try_from(offset).map(|offset| (offset, hole)).map_err(|_| FsError::NoSuchDataOrHole)
 }
 
 /// The modes of `fallocate(2)` that are offered.

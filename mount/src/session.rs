@@ -1,0 +1,239 @@
+//! The life of a mount: cluster, client, kernel; and the same backwards.
+//!
+//! End, whatever brings it about (a signal, `umount`, a failed disk): first everything written is stored, then the mount
+//! goes, then the requests under way, then the client's session, last an embedded cluster. Each step is bounded but the
+//! first, which a second signal ends.
+
+use crate::error::Error;
+use crate::fuse::{self, Shared, Surf};
+use crate::guard::{self, Guard};
+use crate::inodes::Trust;
+use crate::options::{Options, Source};
+use crate::{notify, sys};
+use client::{Client, ClientConfig};
+use embed::{EmbedOptions, Embedded};
+use fuser::{MountOption, Session};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use wire::bundle::Bundle;
+
+/// Event loops of the kernel's requests, each with a device handle of its own: two halve a round trip.
+const EVENT_LOOPS: usize = 2;
+/// How long the kernel's last requests may take once the mount is gone.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// The cluster that is mounted: somewhere, or within this process.
+enum Cluster {
+    Remote(Bundle),
+    Embedded(Box<Embedded>),
+}
+
+impl Cluster {
+    async fn find(source: &Source) -> Result<Self, Error> {
+        Ok(match source {
+            Source::Bundle(path) => Self::Remote(Bundle::load(path)?),
+            Source::Embedded(dir) => Self::Embedded(Box::new(Embedded::start(dir, EmbedOptions::default()).await?)),
+        })
+    }
+
+    fn bundle(&self) -> &Bundle {
+        match self {
+            Self::Remote(bundle) => bundle,
+            Self::Embedded(embedded) => embedded.bundle(),
+        }
+    }
+
+    fn trust(&self) -> Trust {
+        match self {
+            Self::Remote(_) => Trust::SHARED,
+            Self::Embedded(_) => Trust::ALONE,
+        }
+    }
+
+    /// Waits until a daemon within this process has failed.
+    async fn failed(&self) -> Error {
+        match self {
+            Self::Remote(_) => std::future::pending().await,
+            Self::Embedded(embedded) => embedded.failed().await.into(),
+        }
+    }
+
+    async fn stop(self) {
+        if let Self::Embedded(embedded) = self {
+            embedded.stop().await;
+        }
+    }
+}
+
+/// Signals that end a mount.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> Result<Self, Error> {
+        let on = |kind| signal(kind).map_err(Error::system("signals cannot be handled"));
+        Ok(Self([on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?]))
+    }
+
+    async fn next(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+/// Mounts, calls `mounted`, and returns when the mount is gone and everything is stored.
+///
+/// # Errors
+/// Why it was not mounted, or what was not stored.
+pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(), Error> {
+    // From here on signals end the mount in order.
+    let mut signals = Signals::new()?;
+    let cluster = Cluster::find(&options.source).await?;
+    let mut config = ClientConfig::new(cluster.bundle().clone(), &options.mount_point.display().to_string());
+    config.soft_timeout = options.soft_timeout;
+    config.on_conflict = options.on_conflict;
+    let client = match Client::connect(config).await {
+        Ok(client) => client,
+        Err(error) => {
+            cluster.stop().await;
+            return Err(error.into());
+        }
+    };
+    let outcome = match Mounted::start(&client, &cluster, options) {
+        Ok(mount) => {
+            mounted();
+            mount.run(&client, &cluster, &mut signals).await
+        }
+        Err(error) => Err(error),
+    };
+    let closed = client.shutdown().await.map_err(Error::Unsaved);
+    cluster.stop().await;
+    outcome.and(closed)
+}
+
+/// A mount that stands.
+struct Mounted {
+    guard: Guard,
+    shared: Arc<Shared>,
+    /// Requests under way.
+    requests: TaskTracker,
+    notices: JoinHandle<()>,
+    stop: CancellationToken,
+    /// Answered when the kernel has ended the connection.
+    ended: oneshot::Receiver<()>,
+}
+
+impl Mounted {
+    /// Mounts, and answers the kernel on threads of its own until the mount is gone.
+    fn start(client: &Arc<Client>, cluster: &Cluster, options: &Options) -> Result<Self, Error> {
+        let path = &options.mount_point;
+        let shared = Shared::new(client.clone(), cluster.trust());
+        let requests = TaskTracker::new();
+        let surf = Surf::new(shared.clone(), Handle::current(), requests.clone());
+        let config = kernel_config(&cluster.bundle().cluster, options);
+        let session = Session::new(surf, path, &config).map_err(|error| refused(path, &error))?;
+        let guard = Guard::new(path);
+        let stop = CancellationToken::new();
+        let notices = notify::run(shared.clone(), client.notices(), session.notifier(), stop.clone());
+        let notices = tokio::spawn(notices);
+        let (report, ended) = oneshot::channel();
+        let serving = std::thread::Builder::new().name("surf-fuse".to_owned()).spawn(move || {
+            if let Err(error) = session.run() {
+                tracing::debug!(%error, "the kernel's connection ended");
+            }
+            // Nobody listens any more when the end was not waited for.
+            let _ = report.send(());
+        });
+        serving.map_err(Error::system("a thread cannot be started"))?;
+        raise_readahead(path);
+        Ok(Self { guard, shared, requests, notices, stop, ended })
+    }
+
+    async fn run(mut self, client: &Client, cluster: &Cluster, signals: &mut Signals) -> Result<(), Error> {
+        let outcome = tokio::select! {
+            () = signals.next() => Ok(()),
+            _ = &mut self.ended => Ok(()),
+            error = cluster.failed() => Err(error),
+        };
+        // What was written is safe before the mount goes: a lost connection to the kernel then loses nothing.
+        let stored = if outcome.is_err() {
+            // A failed disk takes nothing more.
+            Ok(())
+        } else {
+            tokio::select! {
+                stored = client.sync_all() => stored.map_err(Error::Unsaved),
+                () = signals.next() => Err(Error::GaveUp),
+            }
+        };
+        self.end().await;
+        outcome.and(stored)
+    }
+
+    async fn end(self) {
+        let guard = self.guard;
+        if let Err(error) = tokio::task::spawn_blocking(move || drop(guard)).await {
+            tracing::error!(%error, "unmounting failed");
+        }
+        // At once when the mount ended from outside.
+        if !self.ended.is_terminated() && tokio::time::timeout(END_LIMIT, self.ended).await.is_err() {
+            tracing::warn!("programs still use files of the mount: they will find it gone");
+        }
+        self.requests.close();
+        if tokio::time::timeout(END_LIMIT, self.requests.wait()).await.is_err() {
+            tracing::warn!(count = self.requests.len(), "requests are left unanswered");
+        }
+        self.shared.release_all().await;
+        self.stop.cancel();
+        if let Err(error) = self.notices.await {
+            tracing::error!(%error, "the task that tells the kernel of changes failed");
+        }
+    }
+}
+
+fn kernel_config(name: &str, options: &Options) -> fuser::Config {
+    let mut config = fuser::Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(name.to_owned()),
+        // `Subtype` is dropped when root mounts.
+        MountOption::CUSTOM("subtype=surf".to_owned()),
+        MountOption::DefaultPermissions,
+    ];
+    config.mount_options.extend(options.kernel.iter().cloned());
+    config.acl = options.acl;
+    config.n_threads = Some(EVENT_LOOPS);
+    config.clone_fd = true;
+    config
+}
+
+/// What to do about a refused mount.
+fn refused(path: &Path, error: &io::Error) -> Error {
+    let reason = if sys::is_root() {
+        format!("{error}: is this a container without CAP_SYS_ADMIN, or without access to /dev/fuse?")
+    } else if sys::is_installed("fusermount3") {
+        format!("{error}: fusermount3 refuses; -o allow_other needs `user_allow_other` in /etc/fuse.conf")
+    } else {
+        "users other than root need fusermount3: install the package fuse3".to_owned()
+    };
+    Error::Refused { path: path.to_owned(), reason }
+}
+
+/// The kernel reads 128 KiB ahead unless told otherwise, which only root may.
+fn raise_readahead(path: &Path) {
+    let Some(device) = guard::device_at(path) else { return };
+    let raised =
+        std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), (fuse::READAHEAD_BYTES >> 10).to_string());
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the kernel keeps its own readahead");
+    }
+}
