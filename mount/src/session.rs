@@ -32,14 +32,14 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// The cluster that is mounted: somewhere, or within this process.
 enum Cluster {
-    Remote(Bundle),
+    Remote(Box<Bundle>),
     Embedded(Box<Embedded>),
 }
 
 impl Cluster {
     async fn find(source: &Source) -> Result<Self, Error> {
         Ok(match source {
-            Source::Bundle(path) => Self::Remote(Bundle::load(path)?),
+            Source::Bundle(path) => Self::Remote(Box::new(Bundle::load(path)?)),
             Source::Embedded(dir) => Self::Embedded(Box::new(Embedded::start(dir, EmbedOptions::default()).await?)),
         })
     }

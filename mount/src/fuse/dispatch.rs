@@ -1,0 +1,162 @@
+//! Handing requests over: from the kernel's event loops to tasks that answer.
+
+use super::dir::Listing;
+use super::file::OpenFile;
+use super::lock::Locked;
+use super::reply::Answer;
+use crate::handles::Handles;
+use crate::inodes::{Inodes, Trust};
+use crate::interrupt::{Patience, unless_signalled};
+use client::Client;
+use client::namespace::NewNode;
+use fuser::{FileHandle, INodeNo, InitFlags, KernelConfig, ReplyEntry, Request};
+use std::ffi::OsStr;
+use std::future::Future;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use tokio::runtime::Handle as Runtime;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, Span};
+use wire::FsError;
+use wire::ids::Ino;
+
+/// Requests that the kernel keeps on their way in the background (reading ahead, mostly). Its default of 12 starves
+/// several readers.
+const BACKGROUND: u16 = 128;
+/// What the kernel may read ahead: a few blocks, so that several are fetched at once.
+pub(crate) const READAHEAD_BYTES: u32 = 8 << 20;
+/// Largest write at once. 1 MiB is what `fs.fuse.max_pages_limit` allows unless raised; raising it gained nothing here.
+const WRITE_BYTES_MAX: u32 = 1 << 20;
+
+/// What all requests share.
+pub(crate) struct Shared {
+    pub(super) client: Arc<Client>,
+    pub(crate) inodes: Inodes,
+    pub(super) files: Handles<OpenFile>,
+    pub(super) dirs: Handles<Listing>,
+    pub(super) locked: Locked,
+}
+
+impl Shared {
+    /// What a mount needs besides the client.
+    pub(crate) fn new(client: Arc<Client>, trust: Trust) -> Arc<Self> {
+        let (files, dirs) = (Handles::default(), Handles::default());
+        Arc::new(Self { client, inodes: Inodes::new(trust), files, dirs, locked: Locked::default() })
+    }
+
+    /// Gives back what the kernel left open: it need not release everything when the mount goes.
+    pub(crate) async fn release_all(&self) {
+        for file in self.files.drain() {
+            // Without waiting for requests under way: the kernel is gone.
+            if let Ok(file) = Arc::try_unwrap(file) {
+                self.client.release(file.handle).await;
+            }
+        }
+    }
+}
+
+/// The filesystem as fuser calls it.
+pub(crate) struct Surf {
+    pub(super) shared: Arc<Shared>,
+    runtime: Runtime,
+    requests: TaskTracker,
+}
+
+/// The span of a request: what it is, who asks, and what for.
+macro_rules! span {
+    ($op:literal, $request:expr, $ino:expr $(, $field:ident = $value:expr)*) => {
+        tracing::debug_span!("fuse", op = $op, req = $request.unique().0, pid = $request.pid(), ino = $ino.0 $(, $field = $value)*)
+    };
+}
+
+pub(super) use span;
+
+pub(super) fn ino(number: INodeNo) -> Ino {
+    Ino(number.0)
+}
+
+pub(super) fn bytes(name: &OsStr) -> Vec<u8> {
+    name.as_bytes().to_vec()
+}
+
+impl Surf {
+    /// Requests become tasks on `runtime`, counted by `requests`.
+    pub(crate) fn new(shared: Arc<Shared>, runtime: Runtime, requests: TaskTracker) -> Self {
+        Self { shared, runtime, requests }
+    }
+
+    /// Hands a request over, with how far a signal may end its wait.
+    pub(super) fn wait<T, R, F>(
+        &self,
+        request: &Request,
+        patience: Patience,
+        span: Span,
+        reply: R,
+        work: impl FnOnce(Arc<Shared>) -> F,
+    ) where
+        R: Answer<T>,
+        F: Future<Output = Result<T, FsError>> + Send + 'static,
+    {
+        let (tid, work) = (request.pid(), work(self.shared.clone()));
+        let task = async move { reply.answer(unless_signalled(tid, patience, work).await) };
+        self.spawn(span, task);
+    }
+
+    /// Hands over a request that ends early only when its caller is asked to end.
+    pub(super) fn answer<T, R, F>(&self, request: &Request, span: Span, reply: R, work: impl FnOnce(Arc<Shared>) -> F)
+    where
+        R: Answer<T>,
+        F: Future<Output = Result<T, FsError>> + Send + 'static,
+    {
+        self.wait(request, Patience::UntilEnding, span, reply, work);
+    }
+
+    /// Hands over a request that answers for itself.
+    pub(super) fn spawn(&self, span: Span, work: impl Future<Output = ()> + Send + 'static) {
+        self.requests.spawn_on(work.instrument(span), &self.runtime);
+    }
+
+    /// The file behind a handle. The kernel never sends a wrong one, short of a bug here or there.
+    pub(super) fn file(&self, fh: FileHandle) -> Result<Arc<OpenFile>, FsError> {
+        self.shared.files.get(fh.0).ok_or(FsError::Stale)
+    }
+
+    /// Makes an inode and answers with its entry.
+    pub(super) fn make(&self, request: &Request, span: Span, reply: ReplyEntry, at: (INodeNo, &OsStr), new: NewNode) {
+        let (parent, name) = (ino(at.0), bytes(at.1));
+        self.answer(request, span, reply, |fs| async move { fs.entry(fs.client.make_node(parent, &name, new)).await });
+    }
+}
+
+/// What is asked of the kernel. Left out on purpose: `WRITEBACK_CACHE`, which would let it invent sizes and times that
+/// other clients do not see; `AUTO_INVAL_DATA`, which drops its cache after each of our own commits (`open` and notices say
+/// when it is old); and what fuser accepts but cannot honour (`OVER_IO_URING`, `SETXATTR_EXT`, `HANDLE_KILLPRIV_V2`).
+const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
+    .union(InitFlags::FUSE_ASYNC_DIO)
+    .union(InitFlags::FUSE_POSIX_LOCKS)
+    .union(InitFlags::FUSE_FLOCK_LOCKS)
+    .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
+    .union(InitFlags::FUSE_EXPORT_SUPPORT)
+    .union(InitFlags::FUSE_DONT_MASK)
+    .union(InitFlags::FUSE_DO_READDIRPLUS)
+    .union(InitFlags::FUSE_READDIRPLUS_AUTO)
+    .union(InitFlags::FUSE_PARALLEL_DIROPS)
+    .union(InitFlags::FUSE_POSIX_ACL)
+    .union(InitFlags::FUSE_CACHE_SYMLINKS);
+
+/// Agrees with the kernel on what the connection can do.
+pub(super) fn configure(config: &mut KernelConfig) {
+    for flag in WANTED.iter() {
+        if config.add_capabilities(flag).is_err() {
+            tracing::debug!(?flag, "not offered by this kernel");
+        }
+    }
+    // Each of these names the nearest value that is allowed.
+    if let Err(most) = config.set_max_readahead(READAHEAD_BYTES) {
+        let _ = config.set_max_readahead(most);
+    }
+    if let Err(most) = config.set_max_write(WRITE_BYTES_MAX) {
+        let _ = config.set_max_write(most);
+    }
+    let _ = config.set_max_background(BACKGROUND);
+}
