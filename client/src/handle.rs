@@ -3,14 +3,19 @@
 use crate::Client;
 use crate::file::state::FileState;
 use crate::namespace::NewNode;
+use crate::opens::Vouched;
 use bytes::Bytes;
-use std::sync::Arc;
+use futures::StreamExt;
+use std::sync::{Arc, Weak};
 use wire::FsError;
 use wire::attr::{AttrChange, InodeAttr};
 use wire::extent::Source;
 use wire::ids::Ino;
 use wire::limits::FILE_BYTES_MAX;
-use wire::op::{Op, OpReply, RangeAction, Read, ReadReply};
+use wire::op::{Op, RangeAction, Read, ReadReply};
+
+/// Files that are flushed at once when all are.
+pub(crate) const FLUSHES: usize = 32;
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,10 +28,12 @@ pub struct OpenFlags {
     pub truncate: bool,
 }
 
-/// An open file. Given back with [`Client::release`].
+/// An open file. Given back with [`Client::release`]; one that is dropped is given back in the background.
 pub struct Handle {
     file: Arc<FileState>,
     flags: OpenFlags,
+    client: Weak<Client>,
+    released: bool,
 }
 
 impl Handle {
@@ -34,6 +41,17 @@ impl Handle {
     #[must_use]
     pub fn ino(&self) -> Ino {
         self.file.ino()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if !self.released
+            && let Some(client) = self.client.upgrade()
+        {
+            let (file, keeper) = (self.file.clone(), client.clone());
+            client.work.spawn_on(async move { keeper.let_go(&file).await }, &client.runtime);
+        }
     }
 }
 
@@ -53,29 +71,16 @@ impl Client {
     /// # Errors
     /// As `open(2)`.
     pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Opened, FsError> {
-        // Counted before metad is asked: an inode that is unlinked meanwhile must be seen as open.
-        let held = self.hold(ino);
-        let opened = self.open_held(ino, flags, held.as_ref()).await;
-        if opened.is_err()
-            && let Some(file) = held
-        {
-            self.let_go(&file).await;
-        }
-        opened
-    }
-
-    async fn open_held(&self, ino: Ino, flags: OpenFlags, held: Option<&Arc<FileState>>) -> Result<Opened, FsError> {
+        let opening = self.opens.begin(ino).await;
         let ReadReply::Opened { mut attr, page } = self.session.read(Read::Open { ino }).await? else {
             return Err(FsError::Io);
         };
-        let file = match held {
-            Some(file) => {
-                file.refresh(&attr, Some(&page));
-                file.clone()
-            }
-            None => self.insert(FileState::new(attr.clone(), Some(&page))),
-        };
-        let handle = Handle { file, flags };
+        let file = self.hold(ino).unwrap_or_else(|| {
+            self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone()))
+        });
+        drop(opening);
+        file.refresh(&attr, Some(&page));
+        let handle = self.handle(file, flags);
         if flags.truncate && (attr.size > 0 || handle.file.is_dirty()) {
             let change = AttrChange { size: Some(0), ..AttrChange::default() };
             attr = self.setattr(ino, change).await?;
@@ -84,6 +89,10 @@ impl Client {
         let cached = self.versions.lock().put(ino, attr.version);
         let keep_cache = cached == Some(attr.version);
         Ok(Opened { attr: handle.file.overlaid(attr), handle, keep_cache })
+    }
+
+    fn handle(&self, file: Arc<FileState>, flags: OpenFlags) -> Handle {
+        Handle { file, flags, client: self.me.clone(), released: false }
     }
 
     /// One more handle on a file that is open already.
@@ -109,9 +118,9 @@ impl Client {
     pub async fn create(&self, parent: Ino, name: &[u8], new: NewNode, flags: OpenFlags) -> Result<Opened, FsError> {
         let attr = self.make_node(parent, name, new).await?;
         let page = wire::op::ExtentPage { version: attr.version, size: 0, extents: Vec::new(), more_from: None };
-        let file = self.insert(FileState::new(attr.clone(), Some(&page)));
+        let file = self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone()));
         self.versions.lock().put(attr.ino, attr.version);
-        Ok(Opened { handle: Handle { file, flags }, attr, keep_cache: true })
+        Ok(Opened { handle: self.handle(file, flags), attr, keep_cache: true })
     }
 
     /// Reads; less than `len` only at the end of the file.
@@ -130,7 +139,7 @@ impl Client {
         data: &[u8],
         clear_privileges: bool,
     ) -> Option<Result<usize, FsError>> {
-        if handle.flags.sync || !self.window.has_room() {
+        if handle.flags.sync || !self.window.has_room() || handle.file.is_scattered() {
             return None;
         }
         Some(self.accept(handle, offset, data, clear_privileges))
@@ -153,9 +162,13 @@ impl Client {
     /// As `pwrite(2)`.
     pub async fn write(&self, handle: &Handle, offset: u64, data: &[u8], clear: bool) -> Result<usize, FsError> {
         self.window.wait().await;
+        if handle.file.is_scattered() {
+            // What failed is told by `fsync` and `close`, as for writing in the background.
+            let _ = self.arc().flush_file(&handle.file, true).await;
+        }
         let count = self.accept(handle, offset, data, clear)?;
         if handle.flags.sync {
-            self.arc().flush_file(&handle.file, true).await?;
+            self.flush(handle).await?;
         }
         Ok(count)
     }
@@ -165,10 +178,13 @@ impl Client {
     /// # Errors
     /// `Stale` on a conflict, `NoSpace`, `QuotaExceeded`, `Io`.
     pub async fn flush(&self, handle: &Handle) -> Result<(), FsError> {
-        if handle.file.is_dirty() {
-            self.arc().flush_file(&handle.file, true).await?;
+        if !handle.file.wants_flush() {
+            return Ok(());
         }
-        Ok(())
+        let flushed = self.arc().flush_file(&handle.file, true).await;
+        // I6: what the background found is told once, to whoever comes first.
+        let untold = handle.file.inner.lock().untold.take();
+        flushed.and(untold.map_or(Ok(()), Err))
     }
 
     /// Everything written to the file is durable on return (I7).
@@ -181,22 +197,31 @@ impl Client {
     }
 
     /// Gives a handle back.
-    pub async fn release(&self, handle: Handle) {
+    pub async fn release(&self, mut handle: Handle) {
+        handle.released = true;
         self.let_go(&handle.file).await;
     }
 
     async fn let_go(&self, file: &Arc<FileState>) {
-        let last = {
+        let (last, refused) = {
             let mut inner = file.inner.lock();
             inner.opens -= 1;
-            inner.opens == 0
+            (inner.opens == 0, inner.refused)
         };
+        let ino = file.ino();
         if last && file.is_dirty() {
-            // `close` was interrupted, or failed: the background goes on trying.
-            let _ = self.arc().flush_file(file, true).await;
+            if refused {
+                tracing::warn!(%ino, "content that was in conflict is dropped: its writer was told, and has closed the file");
+                self.discard(file).await;
+            } else if self.orphans.lock().contains(&ino) {
+                // Nobody can open it any more.
+                self.discard(file).await;
+            } else {
+                // `close` was interrupted, or failed: the background goes on trying.
+                let _ = self.arc().flush_file(file, true).await;
+            }
         }
         self.forget_if_idle(file);
-        let ino = file.ino();
         let orphaned = !self.files.lock().contains_key(&ino) && self.orphans.lock().remove(&ino);
         if orphaned {
             self.keep_or_release(&[ino]).await;
@@ -217,11 +242,14 @@ impl Client {
 
     /// Unlinked inodes stay as long as they are open here, and are released else.
     pub(crate) async fn keep_or_release(&self, inos: &[Ino]) {
-        let (open, closed): (Vec<Ino>, Vec<Ino>) = {
-            let files = self.files.lock();
-            inos.iter().partition(|ino| files.contains_key(ino))
-        };
-        self.orphans.lock().extend(open);
+        let mut vouched = Vec::new();
+        for ino in inos {
+            match self.opens.vouch(*ino, || self.files.lock().contains_key(ino)) {
+                Some(closed) => vouched.push(closed),
+                None => drop(self.orphans.lock().insert(*ino)),
+            }
+        }
+        let closed: Vec<Ino> = vouched.iter().map(Vouched::ino).collect();
         if !closed.is_empty()
             && let Err(error) = self.session.one(Op::ReleaseOrphans { inos: closed }).await
         {
@@ -236,10 +264,8 @@ impl Client {
     /// As `fallocate(2)`.
     pub async fn fallocate(&self, handle: &Handle, off: u64, len: u64, action: RangeAction) -> Result<(), FsError> {
         self.flush(handle).await?;
-        let reply = self.session.one(Op::Range { ino: handle.ino(), off, len, action }).await?;
-        let OpReply::Attr(attr) = reply else { return Err(FsError::Io) };
-        handle.file.refresh(&attr, None);
-        Ok(())
+        let op = Op::Range { ino: handle.ino(), off, len, action };
+        self.change_content(&handle.file, op, None).await.map(|_| ())
     }
 
     /// Copies within the cluster by sharing blocks. Returns how many bytes; less only at the source's end.
@@ -260,8 +286,7 @@ impl Client {
             return Ok(0);
         }
         let op = Op::CloneRange { src: src.ino(), src_off, dst: dst.ino(), dst_off, len };
-        let OpReply::Attr(attr) = self.session.one(op).await? else { return Err(FsError::Io) };
-        dst.file.refresh(&attr, None);
+        self.change_content(&dst.file, op, None).await?;
         Ok(len)
     }
 
@@ -303,13 +328,14 @@ impl Client {
     /// # Errors
     /// The first failure; the others are tried all the same.
     pub async fn sync_all(&self) -> Result<(), FsError> {
-        let files: Vec<Arc<FileState>> = self.files.lock().values().cloned().collect();
-        let mut result = Ok(());
-        for file in files.iter().filter(|file| file.is_dirty()) {
-            let flushed = self.arc().flush_file(file, true).await;
-            result = result.and(flushed);
-        }
-        result
+        let files: Vec<Arc<FileState>> = self.files.lock().values().filter(|file| file.is_dirty()).cloned().collect();
+        let client = self.arc();
+        let flushes = files.into_iter().map(|file| {
+            let client = client.clone();
+            async move { client.flush_file(&file, true).await }
+        });
+        let flushed: Vec<_> = futures::stream::iter(flushes).buffer_unordered(FLUSHES).collect().await;
+        flushed.into_iter().collect()
     }
 }
 

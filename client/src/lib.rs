@@ -7,6 +7,8 @@
 //! to its end though its caller is dropped, unless it says otherwise.
 
 pub mod block;
+mod buffers;
+mod compact;
 mod config;
 mod error;
 pub mod file;
@@ -14,6 +16,7 @@ mod handle;
 mod locks;
 pub mod meta;
 pub mod namespace;
+mod opens;
 mod upkeep;
 mod window;
 
@@ -24,10 +27,12 @@ pub use handle::{Handle, OpenFlags, Opened};
 use block::fetch::Fetcher;
 use block::layout::Layouts;
 use block::put::Putter;
+use buffers::Buffers;
 use file::state::FileState;
 use lru::LruCache;
 use meta::rpc::Rpc;
 use meta::session::Session;
+use opens::Opens;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -36,9 +41,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use window::Window;
 use wire::FsError;
-use wire::ids::{Ino, Version};
+use wire::ids::{Ino, SessionId, Version};
 use wire::op::Name;
 use wire::quic::Endpoint;
 
@@ -69,8 +76,12 @@ pub struct Client {
     fetcher: Fetcher,
     putter: Putter,
     window: Window,
+    /// Memory of blocks being written.
+    buffers: Arc<Buffers>,
     /// Open inodes. They are here as long as a handle is open or content waits to be committed.
     files: Mutex<HashMap<Ino, Arc<FileState>>>,
+    /// Inodes being opened and removed.
+    opens: Opens,
     /// Unlinked inodes that metad keeps for our handles.
     orphans: Mutex<HashSet<Ino>>,
     /// Where names led when they were last looked up: a hint, never an answer.
@@ -78,10 +89,19 @@ pub struct Client {
     /// Versions that the kernel's page cache may hold.
     versions: Mutex<LruCache<Ino, Version>>,
     /// A leased number that a conflict copy did not need.
-    spare: Mutex<Option<Ino>>,
+    spare: Mutex<Option<(SessionId, Ino)>>,
+    /// Chunks in many pieces, to be compacted.
+    fragmented: compact::Queue,
+    /// Open files that are being looked at because another session changed them.
+    refreshing: Mutex<HashSet<Ino>>,
     notices: broadcast::Sender<Notice>,
     lock_released: Notify,
+    /// What goes on as long as the client lives.
     tasks: Mutex<JoinSet<()>>,
+    /// Flushes, uploads and fetches under way.
+    work: TaskTracker,
+    /// Ends what may wait for servers that are away.
+    stop: CancellationToken,
     me: Weak<Client>,
 }
 
@@ -103,8 +123,10 @@ impl Client {
         let opened = Session::open(rpc, &host, &config.purpose, CONNECT_LIMIT).await;
         let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
         let layouts = Arc::new(Layouts::new(opened.layout));
+        let (work, stop) = (TaskTracker::new(), CancellationToken::new());
+        let tasks = (work.clone(), stop.clone());
         let client = Arc::new_cyclic(|me| Self {
-            fetcher: Fetcher::new(endpoint.clone(), layouts.clone(), config.cache_bytes, config.soft_timeout),
+            fetcher: Fetcher::new(endpoint.clone(), layouts.clone(), config.cache_bytes, config.soft_timeout, tasks),
             putter: Putter::new(endpoint.clone(), layouts.clone(), config.soft_timeout),
             window: Window::new(config.window_bytes),
             host,
@@ -112,14 +134,20 @@ impl Client {
             endpoint,
             session,
             layouts,
+            buffers: Arc::default(),
             files: Mutex::default(),
+            opens: Opens::default(),
             orphans: Mutex::default(),
             names: Mutex::new(LruCache::new(NonZeroUsize::new(NAMES).expect("not zero"))),
             versions: Mutex::new(LruCache::new(NonZeroUsize::new(VERSIONS).expect("not zero"))),
             spare: Mutex::new(None),
+            fragmented: compact::Queue::default(),
+            refreshing: Mutex::default(),
             notices: broadcast::channel(1024).0,
             lock_released: Notify::new(),
             tasks: Mutex::new(JoinSet::new()),
+            work,
+            stop,
             me: me.clone(),
             config,
         });
@@ -141,6 +169,12 @@ impl Client {
         let flushed = self.sync_all().await;
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.shutdown().await;
+        // What has been committed already waits for nobody; what could not be is given up.
+        self.work.close();
+        if tokio::time::timeout(CLOSE_LIMIT, self.work.wait()).await.is_err() {
+            self.stop.cancel();
+            let _ = tokio::time::timeout(CLOSE_LIMIT, self.work.wait()).await;
+        }
         self.session.close(CLOSE_LIMIT).await;
         self.endpoint.close().await;
         flushed
@@ -155,13 +189,22 @@ impl Client {
     async fn spare_ino(&self) -> Result<Ino, FsError> {
         let kept = self.spare.lock().take();
         match kept {
-            Some(ino) => Ok(ino),
-            None => self.session.next_ino().await,
+            // I4: numbers leased by a session are of no use in another.
+            Some((session, ino)) if session == self.session.id() => Ok(ino),
+            _ => self.session.next_ino().await,
         }
     }
 
     fn keep_spare_ino(&self, ino: Ino) {
-        *self.spare.lock() = Some(ino);
+        *self.spare.lock() = Some((self.session.id(), ino));
+    }
+
+    /// The kernel's page cache took part in a change of ours: what it held of `from` is good for `to`.
+    fn kernel_follows(&self, ino: Ino, from: Version, to: Version) {
+        let mut versions = self.versions.lock();
+        if versions.peek(&ino) == Some(&from) {
+            versions.put(ino, to);
+        }
     }
 }
 

@@ -1,9 +1,12 @@
 //! Names, attributes, directories, extended attributes.
 
 use crate::Client;
+use crate::file::state::FileState;
+use crate::opens::Vouched;
+use std::sync::Arc;
 use wire::FsError;
 use wire::attr::{AttrChange, InodeAttr};
-use wire::ids::Ino;
+use wire::ids::{Ino, Version};
 use wire::op::{DirEntry, Name, NewInode, Op, OpReply, Read, ReadReply, RenameMode, StatFs, XattrMode};
 
 /// An inode to be made, with its owner.
@@ -73,18 +76,39 @@ impl Client {
     /// As `chmod(2)`, `chown(2)`, `truncate(2)`, `utimensat(2)`.
     pub async fn setattr(&self, ino: Ino, change: AttrChange) -> Result<InodeAttr, FsError> {
         let open = self.files.lock().get(&ino).cloned();
+        let Some(file) = open else { return self.change(Op::SetAttr { ino, change }).await };
         // Times that are set must not be overtaken by the commit of what was written before.
         let ordered =
             change.size.is_some() || change.mtime.is_some() || change.clear_privileges || change.mode.is_some();
-        if let Some(file) = open.as_ref().filter(|file| ordered && file.is_dirty()) {
-            self.arc().flush_file(file, true).await?;
+        if ordered && file.is_dirty() {
+            self.arc().flush_file(&file, true).await?;
+        }
+        if let Some(size) = change.size {
+            return self.change_content(&file, Op::SetAttr { ino, change }, Some(size)).await;
         }
         let attr = self.change(Op::SetAttr { ino, change }).await?;
-        if let Some(file) = open {
-            file.refresh(&attr, None);
-            self.versions.lock().put(ino, attr.version);
-        }
+        file.refresh(&attr, None);
         Ok(attr)
+    }
+
+    /// Carries out a change of an open file's content that is no commit. `cut` tells from where on content goes, if that
+    /// is all that happens. Runs to its end though the caller is dropped: whoever does not know of its own change takes
+    /// it for another session's.
+    pub(crate) async fn change_content(
+        &self,
+        file: &Arc<FileState>,
+        op: Op,
+        cut: Option<u64>,
+    ) -> Result<InodeAttr, FsError> {
+        let (client, file) = (self.arc(), file.clone());
+        let change = async move {
+            let _one = file.flushing.lock().await;
+            let OpReply::Attr(attr) = client.session.one(op).await? else { return Err(FsError::Io) };
+            client.kernel_follows(file.ino(), Version(attr.version.0.saturating_sub(1)), attr.version);
+            file.changed_here(&attr, cut);
+            Ok(file.overlaid(attr))
+        };
+        self.work.spawn_on(change, &self.runtime).await.unwrap_or(Err(FsError::Io))
     }
 
     /// Target of a symlink.
@@ -107,9 +131,18 @@ impl Client {
     /// # Errors
     /// As `mknod(2)`, `mkdir(2)`, `symlink(2)`.
     pub async fn make_node(&self, parent: Ino, name: &[u8], new: NewNode) -> Result<InodeAttr, FsError> {
-        let ino = self.session.next_ino().await?;
         let NewNode { node, mode, umask, uid, gid } = new;
-        let made = self.change(Op::Create { parent, name: name.to_vec(), ino, node, mode, umask, uid, gid }).await?;
+        let made = loop {
+            let session = self.session.id();
+            let ino = self.session.next_ino().await?;
+            let node = node.clone();
+            let op = Op::Create { parent, name: name.to_vec(), ino, node, mode, umask, uid, gid };
+            match self.change(op).await {
+                // I4: the session ended meanwhile, and the number with it.
+                Err(FsError::Invalid) if self.session.id() != session => {}
+                made => break made?,
+            }
+        };
         self.names.lock().put((parent, name.to_vec()), made.ino);
         Ok(made)
     }
@@ -124,10 +157,10 @@ impl Client {
         Ok(attr)
     }
 
-    /// The inode behind a name, if it is known and nothing of it is open here.
-    fn released(&self, parent: Ino, name: &[u8]) -> Option<Ino> {
+    /// Vouches for the inode behind a name, if it is known and nothing of it is open here.
+    fn vouch(&self, parent: Ino, name: &[u8]) -> Option<Vouched<'_>> {
         let ino = *self.names.lock().get(&(parent, name.to_vec()))?;
-        (!self.files.lock().contains_key(&ino)).then_some(ino)
+        self.opens.vouch(ino, || self.files.lock().contains_key(&ino))
     }
 
     /// Removes a name.
@@ -135,8 +168,10 @@ impl Client {
     /// # Errors
     /// As `unlink(2)`.
     pub async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
-        let op = Op::Unlink { parent, name: name.to_vec(), released: self.released(parent, name) };
-        let reply = self.session.one(op).await?;
+        let vouched = self.vouch(parent, name);
+        let released = vouched.as_ref().map(Vouched::ino);
+        let reply = self.session.one(Op::Unlink { parent, name: name.to_vec(), released }).await?;
+        drop(vouched);
         self.names.lock().pop(&(parent, name.to_vec()));
         if let OpReply::Removed { attr, orphaned: true } = reply {
             self.keep_or_release(&[attr.ino]).await;
@@ -173,19 +208,24 @@ impl Client {
         if let Some(file) = open.filter(|file| file.is_dirty()) {
             self.arc().flush_file(&file, true).await?;
         }
+        let vouched = self.vouch(new_parent, new_name);
         let op = Op::Rename {
             parent,
             name: name.to_vec(),
             new_parent,
             new_name: new_name.to_vec(),
             mode,
-            released: self.released(new_parent, new_name),
+            released: vouched.as_ref().map(Vouched::ino),
         };
         let reply = self.session.one(op).await?;
+        drop(vouched);
         let OpReply::Renamed { moved, replaced, orphaned } = reply else { return Err(FsError::Io) };
         {
             let mut names = self.names.lock();
-            names.pop(&(parent, name.to_vec()));
+            match (mode, &replaced) {
+                (RenameMode::Exchange, Some(other)) => names.put((parent, name.to_vec()), other.ino),
+                _ => names.pop(&(parent, name.to_vec())),
+            };
             names.put((new_parent, new_name.to_vec()), moved.ino);
         }
         if let Some(attr) = replaced.filter(|_| orphaned) {
@@ -274,7 +314,12 @@ impl Client {
         if let Some(file) = self.files.lock().get(&ino) {
             file.inner.lock().attr.has_xattrs = true;
         }
-        self.session.one(op).await.map(|_| ())
+        self.session.one(op).await?;
+        // An answer from before may have said otherwise meanwhile.
+        if let Some(file) = self.files.lock().get(&ino) {
+            file.inner.lock().attr.has_xattrs = true;
+        }
+        Ok(())
     }
 
     /// Removes an extended attribute.

@@ -26,10 +26,18 @@ impl Window {
         self.held.load(Ordering::Acquire) < self.limit
     }
 
+    /// Whether nothing is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.held.load(Ordering::Acquire) == 0
+    }
+
     /// Waits until there is room. Cancel-safe.
     pub async fn wait(&self) {
         loop {
-            let released = self.released.notified();
+            let mut released = std::pin::pin!(self.released.notified());
+            // Before looking: what is released in between must not be missed.
+            released.as_mut().enable();
             if self.has_room() {
                 return;
             }

@@ -6,10 +6,14 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, Shared};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
+use lru::LruCache;
 use parking_lot::Mutex;
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use wire::FsError;
 use wire::ids::BlockHash;
 use wire::message::block::{BlockReply, BlockRequest};
@@ -28,6 +32,13 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 /// A block that every daemon answers not to have is lost; a reader hears of it after this time.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 
+/// After this many parts, a block is fetched as a whole: somebody works on it.
+const PARTS_MAX: u8 = 8;
+/// Smaller blocks are always fetched whole: a part costs as much.
+const PARTED_BYTES_MIN: u32 = 256 << 10;
+/// Blocks whose parts are counted.
+const PARTED_COUNT: usize = 4096;
+
 type Fetching = Shared<BoxFuture<'static, Result<Bytes, FsError>>>;
 
 /// Reads blocks.
@@ -41,7 +52,27 @@ struct Inner {
     layouts: Arc<Layouts>,
     cache: BlockCache,
     under_way: Mutex<HashMap<BlockHash, Fetching>>,
+    /// How many parts of a block were fetched lately.
+    parts: Mutex<LruCache<BlockHash, u8>>,
     soft_timeout: Option<Duration>,
+    work: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// Bytes of a block.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Part {
+    offset: u32,
+    len: u32,
+}
+
+const WHOLE: Part = Part { offset: 0, len: u32::MAX };
+
+impl Part {
+    /// Whether these are the bytes, as far as that can be told.
+    async fn fits(self, hash: BlockHash, bytes: &Bytes) -> bool {
+        if self == WHOLE { verify(hash, bytes).await } else { bytes.len() == self.len as usize }
+    }
 }
 
 /// How a round ended when nobody had the block.
@@ -52,12 +83,19 @@ struct Nobody {
 }
 
 impl Fetcher {
-    /// Reads through this endpoint.
+    /// Reads through this endpoint, in tasks of `work` that end when `stop` is cancelled.
     #[must_use]
-    pub fn new(endpoint: Endpoint, layouts: Arc<Layouts>, cache_bytes: usize, soft: Option<Duration>) -> Self {
+    pub fn new(
+        endpoint: Endpoint,
+        layouts: Arc<Layouts>,
+        cache_bytes: usize,
+        soft: Option<Duration>,
+        (work, stop): (TaskTracker, CancellationToken),
+    ) -> Self {
         let cache = BlockCache::new(cache_bytes);
         let under_way = Mutex::default();
-        Self { shared: Arc::new(Inner { endpoint, layouts, cache, under_way, soft_timeout: soft }) }
+        let parts = Mutex::new(LruCache::new(NonZeroUsize::new(PARTED_COUNT).expect("not zero")));
+        Self { shared: Arc::new(Inner { endpoint, layouts, cache, under_way, parts, soft_timeout: soft, work, stop }) }
     }
 
     /// Keeps a block that was just written.
@@ -74,7 +112,7 @@ impl Fetcher {
     /// The whole block, verified. Cancel-safe; others may wait for the same.
     ///
     /// # Errors
-    /// `Io` when no daemon has a good copy, or a soft mount's patience ends.
+    /// `NotFound` when every daemon answers that it has no good copy, `Io` when a soft mount's patience ends.
     pub async fn fetch(&self, hash: BlockHash) -> Result<Bytes, FsError> {
         if let Some(block) = self.cached(&hash) {
             return Ok(block);
@@ -82,10 +120,42 @@ impl Fetcher {
         self.start(hash).await
     }
 
+    /// Bytes `offset..offset + len` of a large block, or `None` when the whole block is the better thing to fetch. A part
+    /// cannot be checked against the hash here: the daemon has verified the whole record before it sends any of it.
+    /// Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Fetcher::fetch`].
+    pub async fn fetch_part(
+        &self,
+        hash: BlockHash,
+        block_len: u32,
+        offset: u32,
+        len: u32,
+    ) -> Result<Option<Bytes>, FsError> {
+        if let Some(block) = self.cached(&hash) {
+            let (start, end) = (offset as usize, offset as usize + len as usize);
+            return if end <= block.len() { Ok(Some(block.slice(start..end))) } else { Err(FsError::Io) };
+        }
+        if block_len < PARTED_BYTES_MIN || self.shared.under_way.lock().contains_key(&hash) {
+            return Ok(None);
+        }
+        let count = {
+            let mut parts = self.shared.parts.lock();
+            let count = parts.get_or_insert_mut(hash, || 0);
+            *count = count.saturating_add(1);
+            *count
+        };
+        if count > PARTS_MAX {
+            return Ok(None);
+        }
+        self.shared.fetch(hash, Part { offset, len }).await.map(Some)
+    }
+
     /// Begins to read a block that will be wanted soon.
     pub fn prefetch(&self, hash: BlockHash) {
         if self.cached(&hash).is_none() && !self.shared.under_way.lock().contains_key(&hash) {
-            tokio::spawn(self.start(hash));
+            drop(self.start(hash));
         }
     }
 
@@ -96,36 +166,37 @@ impl Fetcher {
             .entry(hash)
             .or_insert_with(|| {
                 // A task of its own: it goes on although the first that asked goes away.
-                let task = tokio::spawn(async move {
-                    let block = inner.fetch(hash).await;
+                let (work, stop) = (inner.work.clone(), inner.stop.clone());
+                let task = work.spawn(stop.run_until_cancelled_owned(async move {
+                    let block = inner.fetch(hash, WHOLE).await;
                     if let Ok(block) = &block {
                         inner.cache.insert(hash, block.clone());
                     }
                     inner.under_way.lock().remove(&hash);
                     block
-                });
-                async move { task.await.unwrap_or(Err(FsError::Io)) }.boxed().shared()
+                }));
+                async move { task.await.ok().flatten().unwrap_or(Err(FsError::Io)) }.boxed().shared()
             })
             .clone()
     }
 }
 
 impl Inner {
-    async fn fetch(&self, hash: BlockHash) -> Result<Bytes, FsError> {
+    async fn fetch(&self, hash: BlockHash, part: Part) -> Result<Bytes, FsError> {
         let started = Instant::now();
         let mut warned = started;
         let mut backoff = Backoff::default();
         loop {
             let layout = self.layouts.newest();
             let places = self.layouts.places(&layout, &hash);
-            let nobody = match self.round(hash, &places).await {
+            let nobody = match self.round(hash, part, &places).await {
                 Ok(block) => return Ok(block),
                 Err(nobody) => nobody,
             };
             let patience = if nobody.all_answered { Some(LOST_AFTER) } else { self.soft_timeout };
             if patience.is_some_and(|limit| started.elapsed() > limit) {
                 tracing::error!(%hash, reason = nobody.reason, "a block cannot be read");
-                return Err(FsError::Io);
+                return Err(if nobody.all_answered { FsError::NotFound } else { FsError::Io });
             }
             if warned.elapsed() > WARN_EVERY {
                 warned = Instant::now();
@@ -136,13 +207,13 @@ impl Inner {
     }
 
     /// Asks one after the other; the next one at once after a refusal, and after a while without an answer.
-    async fn round(&self, hash: BlockHash, places: &[Holder]) -> Result<Bytes, Nobody> {
+    async fn round(&self, hash: BlockHash, part: Part, places: &[Holder]) -> Result<Bytes, Nobody> {
         let mut waiting = places.iter();
         let mut asked = FuturesUnordered::new();
         let mut nobody = Nobody { all_answered: !places.is_empty(), reason: "no block daemon is known".to_owned() };
         loop {
             match waiting.next() {
-                Some(holder) => asked.push(self.ask(hash, *holder)),
+                Some(holder) => asked.push(self.ask(hash, part, *holder)),
                 None if asked.is_empty() => return Err(nobody),
                 None => {}
             }
@@ -159,15 +230,15 @@ impl Inner {
     }
 
     /// Asks one daemon; on failure, whether it answered at all.
-    async fn ask(&self, hash: BlockHash, (id, addr): Holder) -> Result<Bytes, (bool, String)> {
+    async fn ask(&self, hash: BlockHash, part: Part, (id, addr): Holder) -> Result<Bytes, (bool, String)> {
         let epoch = self.layouts.newest().epoch;
-        let request = BlockRequest::Get { hash, epoch, offset: 0, len: u32::MAX };
+        let request = BlockRequest::Get { hash, epoch, offset: part.offset, len: part.len };
         let peer = self.endpoint.peer(addr, Role::Blockd);
         match peer.request::<_, BlockReply>(&request, &[], ATTEMPT).await {
             Ok((BlockReply::Content { .. }, block)) => {
                 self.layouts.trust(id);
                 // I9: verified here too, whatever happened on the way.
-                if verify(hash, &block).await { Ok(block) } else { Err((true, format!("{addr} sent something else"))) }
+                if part.fits(hash, &block).await { Ok(block) } else { Err((true, format!("{addr} sent something else"))) }
             }
             Ok((BlockReply::NotHere { layout, .. }, _)) => {
                 if let Some(layout) = layout {

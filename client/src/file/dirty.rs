@@ -1,65 +1,111 @@
 //! Written bytes before they are cut into blocks. Pure: no I/O, no clock.
 //!
-//! The file's offset space is divided into slots of one block each. A slot written from end to end becomes a block of its
-//! own, without a copy; small writes scattered over the file are packed together, so that a thousand of them cost one
+//! The file's offset space is divided into slots of one block each, and a slot holds runs of written bytes. A run that
+//! grows moves into a block's buffer once; written from end to end, it becomes a block of its own without another copy.
+//! Small runs scattered over the file cost what they hold, and are packed together, so that a thousand of them make one
 //! upload.
 
+use crate::buffers::Buffers;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 use wire::limits::{BLOCK_BYTES_MAX, COMMIT_EXTENTS_MAX};
 
 const SLOT: u64 = BLOCK_BYTES_MAX as u64;
-/// A slot's memory grows in steps, from this on.
-const SLOT_MIN: usize = 16 << 10;
+/// A run that grows beyond this gets a block's buffer, and is a block of its own when it is cut.
+const LARGE_RUN: usize = 256 << 10;
+/// Runs written without a gap may be many (backwards, say); these are what one block's pieces are at most.
+const PIECES_MAX: usize = COMMIT_EXTENTS_MAX / 2;
 
-/// Bytes of one slot that were written.
+/// Written runs of one slot, by their offset in it: disjoint, but they may touch.
 #[derive(Default)]
 struct Slot {
-    bytes: Vec<u8>,
-    /// Written parts, disjoint, ordered, not touching each other.
-    written: Vec<Range<usize>>,
+    runs: BTreeMap<usize, Vec<u8>>,
+    /// Sum of their lengths.
+    written: usize,
 }
 
 impl Slot {
-    /// Returns how many of the bytes were not written before.
-    fn write(&mut self, at: usize, data: &[u8], sequential: bool) -> usize {
-        let end = at + data.len();
-        if self.bytes.len() < end {
-            let grown = end.next_power_of_two().max(SLOT_MIN).min(SLOT as usize);
-            let len = if sequential { SLOT as usize } else { grown };
-            self.bytes.resize(len, 0);
+    /// Takes bytes in, none beyond the slot's end.
+    fn write(&mut self, mut at: usize, mut data: &[u8], buffers: &Buffers) {
+        debug_assert!(at + data.len() <= SLOT as usize);
+        while !data.is_empty() {
+            let next = self.runs.range(at + 1..).next().map_or(SLOT as usize, |(start, _)| *start);
+            let before = self.runs.range_mut(..=at).next_back().filter(|(start, run)| *start + run.len() >= at);
+            let taken = match before {
+                Some((start, run)) => {
+                    let within = at - start;
+                    let over = (run.len() - within).min(data.len());
+                    run[within..within + over].copy_from_slice(&data[..over]);
+                    let more = (data.len() - over).min(next - at - over);
+                    grow(run, more, buffers);
+                    run.extend_from_slice(&data[over..over + more]);
+                    self.written += more;
+                    over + more
+                }
+                None => {
+                    let len = data.len().min(next - at);
+                    let mut run = Vec::new();
+                    grow(&mut run, len, buffers);
+                    run.extend_from_slice(&data[..len]);
+                    self.runs.insert(at, run);
+                    self.written += len;
+                    len
+                }
+            };
+            at += taken;
+            data = &data[taken..];
         }
-        self.bytes[at..end].copy_from_slice(data);
-        self.mark(at..end)
-    }
-
-    fn mark(&mut self, new: Range<usize>) -> usize {
-        let first = self.written.partition_point(|range| range.end < new.start);
-        let last = self.written.partition_point(|range| range.start <= new.end);
-        let merged = match self.written.get(first..last) {
-            Some([one, .., other]) => one.start.min(new.start)..other.end.max(new.end),
-            Some([one]) => one.start.min(new.start)..one.end.max(new.end),
-            _ => new,
-        };
-        let before: usize = self.written[first..last].iter().map(Range::len).sum();
-        let added = merged.len() - before;
-        self.written.splice(first..last, [merged]);
-        added
     }
 
     fn is_full(&self) -> bool {
-        self.written.first().is_some_and(|range| *range == (0..SLOT as usize))
+        self.written == SLOT as usize
     }
 
-    fn truncate(&mut self, len: usize) -> usize {
-        let before: usize = self.written.iter().map(Range::len).sum();
-        self.written.retain_mut(|range| {
-            range.end = range.end.min(len);
-            range.start < range.end
-        });
-        before - self.written.iter().map(Range::len).sum::<usize>()
+    /// Whether all of a range is written.
+    fn covers(&self, range: Range<usize>) -> bool {
+        let mut at = range.start;
+        let from = self.runs.range(..=at).next_back().map_or(at, |(start, _)| *start);
+        for (start, run) in self.runs.range(from..range.end.max(from)) {
+            if *start > at {
+                break;
+            }
+            at = at.max(start + run.len());
+        }
+        at >= range.end
     }
+
+    fn truncate(&mut self, len: usize, buffers: &Buffers) {
+        for run in self.runs.split_off(&len).into_values() {
+            self.written -= run.len();
+            buffers.give_back(run);
+        }
+        if let Some((start, run)) = self.runs.last_key_value()
+            && start + run.len() > len
+        {
+            let (start, kept) = (*start, len - start);
+            if let Some(run) = self.runs.get_mut(&start) {
+                self.written -= run.len() - kept;
+                run.truncate(kept);
+            }
+        }
+    }
+}
+
+/// Makes room for `more` bytes, by moving into a block's buffer when the run becomes large.
+fn grow(run: &mut Vec<u8>, more: usize, buffers: &Buffers) {
+    let len = run.len() + more;
+    if len <= run.capacity() {
+        return;
+    }
+    if len <= LARGE_RUN {
+        run.reserve(more);
+        return;
+    }
+    let mut large = buffers.take();
+    large.extend_from_slice(run);
+    *run = large;
 }
 
 /// A block-to-be, and where its bytes belong in the file.
@@ -72,16 +118,40 @@ pub struct Packed {
 }
 
 /// Written bytes of one file.
-#[derive(Default)]
 pub struct Dirty {
     slots: BTreeMap<u64, Slot>,
+    /// Slots that became full since they were last taken out.
+    full: Vec<u64>,
+    /// Runs in all slots.
+    runs: usize,
+    buffers: Arc<Buffers>,
 }
 
 impl Dirty {
+    /// Nothing written yet; memory comes from `buffers`.
+    #[must_use]
+    pub fn new(buffers: Arc<Buffers>) -> Self {
+        Self { slots: BTreeMap::new(), full: Vec::new(), runs: 0, buffers }
+    }
+
     /// Whether nothing is written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+
+    /// How many separate pieces are held: each costs memory beside its bytes.
+    #[must_use]
+    pub fn run_count(&self) -> usize {
+        self.runs
+    }
+
+    /// One past the last written byte; 0 when there is none.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        let last = self.slots.last_key_value();
+        last.and_then(|(number, slot)| Some((number, slot.runs.last_key_value()?)))
+            .map_or(0, |(number, (start, run))| number * SLOT + (start + run.len()) as u64)
     }
 
     /// Takes bytes in; returns how many of them were not written before.
@@ -91,22 +161,51 @@ impl Dirty {
             let at = (offset % SLOT) as usize;
             let len = data.len().min(SLOT as usize - at);
             let number = offset / SLOT;
-            // A slot right behind a full one will most likely become full as well.
-            let sequential = at == 0 && number > 0 && self.slots.get(&(number - 1)).is_none_or(Slot::is_full);
-            added += self.slots.entry(number).or_default().write(at, &data[..len], sequential && len >= SLOT_MIN);
+            let slot = self.slots.entry(number).or_default();
+            let (written, runs) = (slot.written, slot.runs.len());
+            slot.write(at, &data[..len], &self.buffers);
+            added += slot.written - written;
+            self.runs += slot.runs.len() - runs;
+            if slot.is_full() && written < SLOT as usize {
+                self.full.push(number);
+            }
             data = &data[len..];
             offset += len as u64;
         }
         added
     }
 
+    /// Written parts of a range, copied: file offset and bytes, in order.
+    #[must_use]
+    pub fn copy_of(&self, range: &Range<u64>) -> Vec<(u64, Bytes)> {
+        let mut parts = Vec::new();
+        for (number, slot) in self.slots.range(range.start / SLOT..range.end.div_ceil(SLOT)) {
+            let base = number * SLOT;
+            let first = range.start.saturating_sub(base) as usize;
+            let from = slot.runs.range(..=first).next_back().map_or(first, |(start, _)| *start);
+            for (start, run) in slot.runs.range(from..) {
+                let at = base + *start as u64;
+                if at >= range.end {
+                    break;
+                }
+                let (begin, end) = (at.max(range.start), (at + run.len() as u64).min(range.end));
+                if begin < end {
+                    parts.push((begin, Bytes::copy_from_slice(&run[(begin - at) as usize..(end - at) as usize])));
+                }
+            }
+        }
+        parts
+    }
+
     /// Lays written bytes over `buffer`, which holds the file's content from `offset` on.
     pub fn overlay(&self, offset: u64, buffer: &mut [u8]) {
         let end = offset + buffer.len() as u64;
         for (number, slot) in self.slots.range(offset / SLOT..end.div_ceil(SLOT)) {
-            let start = number * SLOT;
-            for range in &slot.written {
-                lay(start + range.start as u64, &slot.bytes[range.clone()], offset, buffer);
+            let base = number * SLOT;
+            let first = offset.saturating_sub(base) as usize;
+            let from = slot.runs.range(..=first).next_back().map_or(first, |(start, _)| *start);
+            for (start, run) in slot.runs.range(from..).take_while(|(start, _)| base + (**start as u64) < end) {
+                lay(base + *start as u64, run, offset, buffer);
             }
         }
     }
@@ -117,55 +216,109 @@ impl Dirty {
         (range.start / SLOT..range.end.div_ceil(SLOT)).all(|number| {
             let start = (range.start.max(number * SLOT) - number * SLOT) as usize;
             let end = (range.end.min((number + 1) * SLOT) - number * SLOT) as usize;
-            self.slots
-                .get(&number)
-                .is_some_and(|slot| slot.written.iter().any(|written| written.start <= start && end <= written.end))
+            self.slots.get(&number).is_some_and(|slot| slot.covers(start..end))
         })
     }
 
     /// Forgets what lies at or behind `len`; returns how many bytes that were.
     pub fn truncate(&mut self, len: u64) -> usize {
         let mut gone = 0;
+        let buffers = self.buffers.clone();
         self.slots.retain(|number, slot| {
             let keep = len.saturating_sub(number * SLOT).min(SLOT) as usize;
-            gone += slot.truncate(keep);
-            !slot.written.is_empty()
+            let before = (slot.written, slot.runs.len());
+            slot.truncate(keep, &buffers);
+            gone += before.0 - slot.written;
+            self.runs -= before.1 - slot.runs.len();
+            slot.written > 0
         });
+        let slots = &self.slots;
+        self.full.retain(|number| slots.get(number).is_some_and(Slot::is_full));
         gone
     }
 
     /// Takes out the slots that are written from end to end: nothing more can be gained by waiting.
     pub fn take_full(&mut self) -> Vec<Packed> {
-        let full: Vec<u64> = self.slots.iter().filter(|(_, slot)| slot.is_full()).map(|(number, _)| *number).collect();
+        let full = std::mem::take(&mut self.full);
         full.into_iter()
             .filter_map(|number| {
-                let slot = self.slots.remove(&number)?;
-                let pieces = vec![(number * SLOT, 0, slot.bytes.len())];
-                Some(Packed { bytes: Bytes::from(slot.bytes), pieces })
+                let mut slot = self.slots.remove(&number)?;
+                self.runs -= slot.runs.len();
+                let mut whole = slot.runs.pop_first()?.1;
+                for run in slot.runs.into_values() {
+                    grow(&mut whole, run.len(), &self.buffers);
+                    whole.extend_from_slice(&run);
+                    self.buffers.give_back(run);
+                }
+                let pieces = vec![(number * SLOT, 0, whole.len())];
+                Some(Packed { bytes: self.buffers.freeze(whole), pieces })
             })
             .collect()
     }
 
-    /// Takes everything out, packed into as few blocks as it needs.
+    /// Takes everything out: large runs as blocks of their own, small ones packed into as few blocks as they need.
     pub fn take_all(&mut self) -> Vec<Packed> {
         let mut packed = self.take_full();
-        let mut bytes: Vec<u8> = Vec::new();
-        let mut pieces = Vec::new();
+        let mut packer = Packer::new(self.buffers.clone());
         for (number, slot) in std::mem::take(&mut self.slots) {
-            for range in &slot.written {
-                let piece = &slot.bytes[range.clone()];
-                if bytes.len() + piece.len() > BLOCK_BYTES_MAX || pieces.len() == COMMIT_EXTENTS_MAX {
-                    packed
-                        .push(Packed { bytes: std::mem::take(&mut bytes).into(), pieces: std::mem::take(&mut pieces) });
+            for (start, run) in slot.runs {
+                let at = number * SLOT + start as u64;
+                if run.len() > LARGE_RUN {
+                    let pieces = vec![(at, 0, run.len())];
+                    packed.push(Packed { bytes: self.buffers.freeze(run), pieces });
+                } else {
+                    packer.add(at, run);
                 }
-                pieces.push((number * SLOT + range.start as u64, bytes.len(), piece.len()));
-                bytes.extend_from_slice(piece);
             }
         }
-        if !pieces.is_empty() {
-            packed.push(Packed { bytes: bytes.into(), pieces });
-        }
+        self.runs = 0;
+        packed.extend(packer.finish());
         packed
+    }
+}
+
+/// Packs small runs, given in order of their offsets.
+struct Packer {
+    done: Vec<Packed>,
+    bytes: Vec<u8>,
+    pieces: Vec<(u64, usize, usize)>,
+    buffers: Arc<Buffers>,
+}
+
+impl Packer {
+    fn new(buffers: Arc<Buffers>) -> Self {
+        Self { done: Vec::new(), bytes: Vec::new(), pieces: Vec::new(), buffers }
+    }
+
+    fn add(&mut self, at: u64, run: Vec<u8>) {
+        let len = run.len();
+        if self.bytes.len() + len > BLOCK_BYTES_MAX || self.pieces.len() == PIECES_MAX {
+            self.cut();
+        }
+        match self.pieces.last_mut() {
+            // Runs that touch are one piece, unless it would leave its slot: slots keep pieces within their chunk.
+            Some((from, _, held)) if *from + *held as u64 == at && !at.is_multiple_of(SLOT) => *held += len,
+            _ => self.pieces.push((at, self.bytes.len(), len)),
+        }
+        if self.bytes.is_empty() {
+            // The only run, mostly: a small file needs no copy.
+            self.bytes = run;
+        } else {
+            grow(&mut self.bytes, len, &self.buffers);
+            self.bytes.extend_from_slice(&run);
+        }
+    }
+
+    fn cut(&mut self) {
+        if !self.pieces.is_empty() {
+            let bytes = self.buffers.freeze(std::mem::take(&mut self.bytes));
+            self.done.push(Packed { bytes, pieces: std::mem::take(&mut self.pieces) });
+        }
+    }
+
+    fn finish(mut self) -> Vec<Packed> {
+        self.cut();
+        self.done
     }
 }
 
@@ -184,17 +337,30 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn dirty() -> Dirty {
+        Dirty::new(Arc::default())
+    }
+
+    /// Places around a slot's border, some aligned, so that writes touch, overlap and cross.
+    fn place() -> impl Strategy<Value = (u64, usize)> {
+        let offset = prop_oneof![(0_u64..48).prop_map(|page| SLOT - 24 * 4096 + page * 4096), 0_u64..2 * SLOT];
+        let len = prop_oneof![Just(4096_usize), 1_usize..300_000, Just(BLOCK_BYTES_MAX)];
+        (offset, len)
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn whatever_is_written_is_read_back_and_packed_once(
-            writes in proptest::collection::vec((0_u64..3 * SLOT, 1_usize..200_000, any::<u8>()), 1..12),
+            writes in proptest::collection::vec((place(), any::<u8>()), 1..24),
             cut in proptest::option::of(0_u64..3 * SLOT),
+            (look, look_len) in place(),
         ) {
             let size = 4 * SLOT as usize;
             let mut model: Vec<Option<u8>> = vec![None; size];
-            let mut dirty = Dirty::default();
+            let mut dirty = dirty();
             let mut count = 0;
-            for (offset, len, byte) in &writes {
+            for ((offset, len), byte) in &writes {
                 count += dirty.write(*offset, &vec![*byte; *len]);
                 model[*offset as usize..*offset as usize + len].fill(Some(*byte));
             }
@@ -203,26 +369,37 @@ mod tests {
                 model[cut as usize..].fill(None);
             }
             prop_assert_eq!(count, model.iter().flatten().count());
-            let mut read = vec![0; size];
-            dirty.overlay(0, &mut read);
-            prop_assert!(read.iter().zip(&model).all(|(read, model)| *read == model.unwrap_or(0)));
+            prop_assert_eq!(dirty.end() as usize, model.iter().rposition(Option::is_some).map_or(0, |last| last + 1));
+            let seen = look as usize..look as usize + look_len;
+            prop_assert_eq!(dirty.covers(&(look..look + look_len as u64)), model[seen.clone()].iter().all(Option::is_some));
+            let mut read = vec![0; look_len];
+            dirty.overlay(look, &mut read);
+            prop_assert!(read.iter().zip(&model[seen.clone()]).all(|(read, model)| *read == model.unwrap_or(0)));
+            let mut copied = vec![None; look_len];
+            for (at, bytes) in dirty.copy_of(&(look..look + look_len as u64)) {
+                for (index, byte) in bytes.iter().enumerate() {
+                    prop_assert!(copied[(at - look) as usize + index].replace(*byte).is_none());
+                }
+            }
+            prop_assert!(copied == model[seen]);
             let mut packed = vec![None; size];
             for block in dirty.take_all() {
-                prop_assert!(block.bytes.len() <= BLOCK_BYTES_MAX);
+                prop_assert!(block.bytes.len() <= BLOCK_BYTES_MAX && block.pieces.len() <= PIECES_MAX);
                 for (at, from, len) in block.pieces {
+                    prop_assert_eq!(at / SLOT, (at + len as u64 - 1) / SLOT);
                     for index in 0..len {
                         prop_assert!(packed[at as usize + index].replace(block.bytes[from + index]).is_none());
                     }
                 }
             }
             prop_assert!(packed == model);
-            prop_assert!(dirty.is_empty());
+            prop_assert!(dirty.is_empty() && dirty.run_count() == 0);
         }
     }
 
     #[test]
     fn a_slot_written_from_end_to_end_is_taken_at_once() {
-        let mut dirty = Dirty::default();
+        let mut dirty = dirty();
         for step in 0..8 {
             assert!(dirty.take_full().is_empty());
             dirty.write(step * (SLOT / 8), &vec![1; SLOT as usize / 8]);
@@ -230,5 +407,18 @@ mod tests {
         assert!(dirty.covers(&(0..SLOT)) && !dirty.covers(&(0..SLOT + 1)));
         assert_eq!(dirty.take_full()[0].pieces, [(0, 0, SLOT as usize)]);
         assert!(dirty.is_empty());
+    }
+
+    #[test]
+    fn a_thousand_small_writes_make_one_block_and_cost_what_they_hold() {
+        let mut dirty = dirty();
+        for number in 0..1000 {
+            dirty.write(number * 1_000_000, &[number as u8; 100]);
+        }
+        let held: usize = dirty.slots.values().flat_map(|slot| slot.runs.values()).map(Vec::capacity).sum();
+        assert_eq!(held, 100_000);
+        let packed = dirty.take_all();
+        assert_eq!(packed.len(), 1);
+        assert_eq!(packed[0].pieces.len(), 1000);
     }
 }

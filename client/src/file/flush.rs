@@ -3,25 +3,29 @@
 //! *Sealing* cuts written bytes into blocks, which are uploaded at once in the background while the application writes
 //! on. *Committing* makes everything that was sealed part of the file, in the order of sealing (I7), with the version it
 //! is based on (I6). What fails stays, and is tried again by the next flush.
+//!
+//! A flush runs in a task of its own: a commit whose answer nobody takes in would look like another session's change, and
+//! the next one would be in conflict with it.
 
 use super::dirty::Packed;
 use super::state::{FileState, Outcome, Sealed, writes_of};
 use crate::{Client, OnConflict};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::watch;
 use wire::FsError;
 use wire::attr::Timestamp;
 use wire::extent::ExtentWrite;
-use wire::ids::{BlockHash, Ino, Version};
+use wire::ids::{BlockHash, ChunkIndex, Ino, Version};
 use wire::limits::{COMMIT_EXTENTS_MAX, INLINE_BYTES_MAX};
 use wire::op::{ConflictPolicy, Op, OpReply};
 
 /// Blocks up to this size are remembered after writing: small files are often read soon.
 const REMEMBER_BYTES: usize = 256 << 10;
-/// Inline extents that a file may gather before its small writes go to blocks.
-const INLINE_EXTENTS: usize = 64;
 /// Blocks up to this size are hashed where they are; larger ones on a thread for that.
 const HASH_INLINE: usize = 64 << 10;
+/// A chunk in more pieces than this is compacted.
+const COMPACT_EXTENTS: u32 = 1024;
 
 /// What one commit carries.
 struct Commit {
@@ -32,6 +36,14 @@ struct Commit {
     clear_privileges: bool,
     /// Sealed blocks that it covers.
     count: usize,
+}
+
+/// What became of content that is no longer ours to keep.
+enum Landed {
+    /// It is in the file.
+    InPlace,
+    /// It is in a conflict copy, or the file is gone: the application must hear of it.
+    Elsewhere,
 }
 
 impl Client {
@@ -57,13 +69,14 @@ impl Client {
 
     fn spawn_upload(self: &Arc<Self>, packed: Packed, report: watch::Sender<Outcome>) {
         let client = self.clone();
-        self.runtime.spawn(async move {
+        let upload = async move {
             let stored = client.upload(packed).await;
             let _ = report.send(Some(stored.map(Some)));
-        });
+        };
+        self.work.spawn_on(self.stop.clone().run_until_cancelled_owned(upload), &self.runtime);
     }
 
-    async fn upload(&self, packed: Packed) -> Result<BlockHash, FsError> {
+    pub(crate) async fn upload(&self, packed: Packed) -> Result<BlockHash, FsError> {
         let bytes = packed.bytes.clone();
         let hash = if bytes.len() <= HASH_INLINE {
             BlockHash::of(&bytes)
@@ -78,11 +91,18 @@ impl Client {
     }
 
     /// Commits what is written so far, all of it (`whole`) or only what was sealed already. On return it is durable (I7).
+    /// Goes on to its end though the caller is dropped.
     ///
     /// # Errors
     /// `Stale` when others wrote the same bytes: the content is in a conflict copy, or still here under the policy
-    /// `Fail`. `NoSpace` and `Io` as they say; the content is still here.
+    /// `Fail`. `NoSpace` and `Io` as they say; the content is still here. What is returned is also left in `untold`.
     pub(crate) async fn flush_file(self: &Arc<Self>, file: &Arc<FileState>, whole: bool) -> Result<(), FsError> {
+        let (client, file) = (self.clone(), file.clone());
+        let flush = async move { client.flush_here(&file, whole).await };
+        self.work.spawn_on(flush, &self.runtime).await.unwrap_or(Err(FsError::Io))
+    }
+
+    async fn flush_here(self: &Arc<Self>, file: &Arc<FileState>, whole: bool) -> Result<(), FsError> {
         let _one = file.flushing.lock().await;
         if whole {
             self.seal_rest(file);
@@ -94,29 +114,37 @@ impl Client {
                 break;
             }
             match self.commit_next(file, last).await {
-                Ok(()) => {}
-                // The content is safe in a conflict copy; the rest is committed all the same.
-                Err(FsError::Stale) if self.config.on_conflict == OnConflict::Copy => result = Err(FsError::Stale),
+                Ok(Landed::InPlace) => {}
+                // The rest is committed all the same.
+                Ok(Landed::Elsewhere) => result = Err(FsError::Stale),
                 Err(error) => {
-                    file.inner.lock().error = Some(error);
+                    let mut inner = file.inner.lock();
+                    inner.untold = Some(error);
+                    inner.refused = error == FsError::Stale;
                     return Err(error);
                 }
             }
         }
-        file.inner.lock().error = None;
+        let mut inner = file.inner.lock();
+        inner.refused = false;
+        match result {
+            // I6: whoever closes or syncs next hears of it, though the background found it.
+            Err(error) => inner.untold = Some(error),
+            Ok(()) if inner.untold != Some(FsError::Stale) => inner.untold = None,
+            Ok(()) => {}
+        }
         result
     }
 
     /// Seals everything that is written.
     fn seal_rest(self: &Arc<Self>, file: &FileState) {
         let mut inner = file.inner.lock();
-        let small = inner.sealed.is_empty();
+        let alone = inner.sealed.is_empty();
         let packed = inner.dirty.take_all();
         let bytes: usize = packed.iter().map(|packed| packed.bytes.len()).sum();
-        let inline = small
+        let inline = alone
             && bytes <= INLINE_BYTES_MAX
-            && inner.extents.values().filter(|extent| matches!(extent.source, wire::extent::Source::Inline(_))).count()
-                < INLINE_EXTENTS;
+            && packed.iter().flat_map(|packed| &packed.pieces).all(|(at, _, _)| inner.has_inline_room(ChunkIndex::of(*at)));
         for packed in packed {
             let sealed = self.seal(&mut inner.next_sealed, packed, inline);
             inner.sealed.push_back(sealed);
@@ -124,27 +152,35 @@ impl Client {
     }
 
     /// Waits for the uploads of the next blocks and commits them together.
-    async fn commit_next(self: &Arc<Self>, file: &Arc<FileState>, last: u64) -> Result<(), FsError> {
+    async fn commit_next(self: &Arc<Self>, file: &Arc<FileState>, last: u64) -> Result<Landed, FsError> {
         let commit = self.gather(file, last).await?;
-        let (policy, copy) = self.policy(file).await?;
-        let op = Op::Commit {
-            ino: file.ino,
-            base: commit.base,
-            writes: commit.writes.clone(),
-            append_from: commit.append_from,
-            mtime: commit.mtime,
-            clear_privileges: commit.clear_privileges,
-            policy,
-        };
-        let reply = match self.session.one(op).await {
-            Err(FsError::NotFound) => {
-                // The file is gone for everyone; so is what was written to it.
-                self.drop_sealed(file, commit.count);
-                return Err(FsError::Stale);
+        let (answer, copy) = loop {
+            let session = self.session.id();
+            let (policy, copy) = self.policy(file).await?;
+            let op = Op::Commit {
+                ino: file.ino,
+                base: commit.base,
+                writes: commit.writes.clone(),
+                append_from: commit.append_from,
+                mtime: commit.mtime,
+                clear_privileges: commit.clear_privileges,
+                policy,
+            };
+            match self.session.one(op).await {
+                // I4: the session ended meanwhile, and with it the number for a copy.
+                Err(FsError::Invalid) if self.session.id() != session => {}
+                answer => break (answer, copy),
             }
-            other => other?,
         };
-        self.committed(file, &commit, reply, copy)
+        match answer {
+            Ok(reply) => self.committed(file, &commit, reply, copy),
+            Err(FsError::NotFound) => {
+                tracing::warn!(ino = %file.ino, "the file was removed while it was written; the content is dropped");
+                self.drop_sealed(file, commit.count);
+                Ok(Landed::Elsewhere)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// What to do on a conflict, with a number for the copy.
@@ -164,6 +200,8 @@ impl Client {
     /// The next blocks up to number `last`, once they are stored, as one commit.
     async fn gather(self: &Arc<Self>, file: &Arc<FileState>, last: u64) -> Result<Commit, FsError> {
         let mut writes: Vec<ExtentWrite> = Vec::new();
+        // Ranges in `writes`: start to end.
+        let mut taken: BTreeMap<u64, u64> = BTreeMap::new();
         let mut count = 0;
         loop {
             let next = {
@@ -175,11 +213,13 @@ impl Client {
                     .map(|sealed| (sealed.packed.clone(), sealed.outcome.clone()))
             };
             let Some((packed, mut outcome)) = next else { break };
-            // Pieces of later blocks may overlap those of earlier ones: these go into a commit of their own.
-            let overlaps = packed.pieces.iter().any(|(at, _, len)| {
-                writes.iter().any(|write| *at < write.file_off + write.len && write.file_off < at + *len as u64)
-            });
-            if count > 0 && (overlaps || writes.len() + packed.pieces.len() * 2 > COMMIT_EXTENTS_MAX) {
+            // A piece may cross a chunk's border, and becomes two writes then.
+            let full = writes.len() + packed.pieces.len() * 2 > COMMIT_EXTENTS_MAX;
+            // What was overwritten between two seals goes into a commit of its own: writes of one are disjoint.
+            let overlaps = |(at, _, len): &(u64, usize, usize)| {
+                taken.range(..at + *len as u64).next_back().is_some_and(|(_, end)| end > at)
+            };
+            if count > 0 && (full || packed.pieces.iter().any(overlaps)) {
                 break;
             }
             let stored = outcome.wait_for(Option::is_some).await.map_err(|_| FsError::Io)?.unwrap_or(Err(FsError::Io));
@@ -190,6 +230,7 @@ impl Client {
                     return Err(error);
                 }
             }
+            taken.extend(packed.pieces.iter().map(|(at, _, len)| (*at, at + *len as u64)));
             count += 1;
         }
         writes.sort_by_key(|write| write.file_off);
@@ -224,52 +265,68 @@ impl Client {
         self.window.release(gone);
     }
 
-    /// Takes in the answer to a commit.
-    fn committed(&self, file: &FileState, commit: &Commit, reply: OpReply, copy: Option<Ino>) -> Result<(), FsError> {
-        let OpReply::Committed { attr, appended_at, conflict, .. } = reply else { return Err(FsError::Io) };
-        self.drop_sealed(file, commit.count);
+    /// Drops what is not committed: nobody can read it any more, or its writer was told that it is refused.
+    pub(crate) async fn discard(&self, file: &FileState) {
+        let _one = file.flushing.lock().await;
         let mut inner = file.inner.lock();
+        inner.dirty.truncate(0);
+        inner.sealed.clear();
+        let gone = std::mem::take(&mut inner.held);
+        inner.size = inner.attr.size;
+        inner.mtime = None;
+        inner.appended_from = None;
+        inner.refused = false;
+        drop(inner);
+        self.window.release(gone);
+    }
+
+    /// Takes in the answer to a commit.
+    fn committed(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        commit: &Commit,
+        reply: OpReply,
+        copy: Option<Ino>,
+    ) -> Result<Landed, FsError> {
+        let OpReply::Committed { attr, appended_at, conflict, chunk_extents } = reply else { return Err(FsError::Io) };
+        self.drop_sealed(file, commit.count);
         let in_place = appended_at == commit.append_from;
-        if let Some(conflict) = &conflict {
+        // I6: only then has nobody else changed the file since `base`.
+        let only_ours = conflict.is_none() && attr.version == commit.base.next();
+        if only_ours && in_place {
+            self.kernel_follows(file.ino, commit.base, attr.version);
+        }
+        let mut inner = file.inner.lock();
+        if attr.version > inner.content {
+            if only_ours && in_place && inner.content == commit.base {
+                inner.apply(&commit.writes, attr.version);
+                inner.content = attr.version;
+            } else {
+                inner.forget_content(attr.version);
+            }
+        }
+        if attr.version >= inner.attr.version {
+            inner.attr = attr;
+        }
+        inner.follow_commit(commit.append_from, appended_at, end_of(&commit.writes), only_ours);
+        drop(inner);
+        if chunk_extents > COMPACT_EXTENTS
+            && let Some(write) = commit.writes.last()
+        {
+            self.compact_later(file.ino, ChunkIndex::of(write.file_off), chunk_extents);
+        }
+        if let Some(conflict) = conflict {
             tracing::warn!(
                 ino = %file.ino,
                 copy = %String::from_utf8_lossy(&conflict.name),
                 "another session wrote the same bytes first; this content was kept as a conflict copy"
             );
-            inner.forget_content();
-        } else if attr.version == commit.base.next() && in_place {
-            inner.apply(&commit.writes, attr.version);
-        } else {
-            // Merged with what others wrote: what is known of the content is old.
-            inner.forget_content();
+            return Ok(Landed::Elsewhere);
         }
-        if attr.version == commit.base.next() && in_place {
-            self.versions.lock().put(file.ino, attr.version);
+        if let Some(unused) = copy {
+            self.keep_spare_ino(unused);
         }
-        if inner.held == 0 {
-            inner.base = attr.version;
-            inner.appended_from = None;
-            inner.size = attr.size;
-            inner.mtime = None;
-            inner.clear_privileges = false;
-        } else {
-            // I6: what was written meanwhile saw the file as it was before others' changes, so it keeps that base.
-            if attr.version == commit.base.next() {
-                inner.base = attr.version;
-            }
-            inner.follow_append(commit.append_from, appended_at, end_of(&commit.writes));
-            inner.size = inner.size.max(attr.size);
-        }
-        inner.attr = attr;
-        drop(inner);
-        match (conflict, copy) {
-            (Some(_), _) => Err(FsError::Stale),
-            (None, Some(unused)) => {
-                self.keep_spare_ino(unused);
-                Ok(())
-            }
-            (None, None) => Ok(()),
-        }
+        Ok(Landed::InPlace)
     }
 }
 

@@ -1,12 +1,19 @@
 //! One open inode: its committed content as far as it is known, and what was written since.
 //!
+//! Two versions are kept apart. `base` is what uncommitted writes are judged by (I6): it moves only with what this client
+//! has seen while nothing waited to be committed, or with commits of its own. `content` is the version that the known
+//! extents belong to, which is newer than `base` when others committed meanwhile.
+//!
 //! Lock order: `flushing` before `inner`. `inner` is never held over an await.
 
 use super::dirty::{Dirty, Packed, lay};
+use crate::buffers::Buffers;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tokio::sync::watch;
 use wire::FsError;
 use wire::attr::{InodeAttr, Timestamp};
@@ -14,6 +21,13 @@ use wire::extent::{Extent, ExtentWrite, Source};
 use wire::ids::{BlockHash, ChunkIndex, Ino, Version};
 use wire::limits::CHUNK_BYTES;
 use wire::op::ExtentPage;
+
+/// Inline extents that a file's known chunks may gather before its small writes go to blocks.
+const INLINE_EXTENTS_MAX: usize = 256;
+/// Separate pieces of one file that wait to be committed: each costs some hundred bytes of memory beside its own.
+const RUNS_MAX: usize = 65_536;
+/// Beyond that, every so many small writes it is counted how many are left.
+const RECOUNT: usize = 64;
 
 /// How an upload ended; `None` while it goes on.
 pub(crate) type Outcome = Option<Result<Option<BlockHash>, FsError>>;
@@ -23,21 +37,25 @@ pub(crate) struct Sealed {
     pub packed: Packed,
     /// The block's name once it is stored; `Ok(None)` for content that goes inline.
     pub outcome: watch::Receiver<Outcome>,
-    /// Asks for a new attempt after a failed upload.
+    /// In order of sealing.
     pub number: u64,
 }
 
-/// What the locks guard.
+/// What the lock guards.
 pub(crate) struct Inner {
-    /// As committed.
+    /// As committed: the newest answer of metad.
     pub attr: InodeAttr,
-    /// Content version that reads and writes are based on.
+    /// Content version that uncommitted writes are based on.
     pub base: Version,
+    /// Content version that `extents` belong to.
+    pub content: Version,
     /// Length with what is written and not committed.
     pub size: u64,
     /// Committed content of the chunks in `loaded`.
     pub extents: BTreeMap<u64, Extent>,
     pub loaded: HashSet<ChunkIndex>,
+    /// Inline extents in `extents`, at most: those that were replaced are counted until the next recount.
+    pub inlines: usize,
     pub dirty: Dirty,
     pub sealed: VecDeque<Sealed>,
     pub next_sealed: u64,
@@ -49,8 +67,10 @@ pub(crate) struct Inner {
     pub clear_privileges: bool,
     /// Everything uncommitted was appended, starting at this offset.
     pub appended_from: Option<u64>,
-    /// A commit failed and the content is still here; told by the next `fsync` or `close`.
-    pub error: Option<FsError>,
+    /// What went wrong with a commit and no `fsync` or `close` was told yet.
+    pub untold: Option<FsError>,
+    /// The policy refused the last commit: it is not tried again until somebody asks.
+    pub refused: bool,
     /// Open handles.
     pub opens: usize,
     /// Where the last read ended, to notice sequential readers.
@@ -63,36 +83,41 @@ pub(crate) struct Inner {
 pub struct FileState {
     pub(super) ino: Ino,
     pub(crate) inner: Mutex<Inner>,
-    /// One flush at a time: commits follow each other.
-    pub(super) flushing: tokio::sync::Mutex<()>,
+    /// One flush or change of length at a time: commits follow each other.
+    pub(crate) flushing: tokio::sync::Mutex<()>,
+    /// The next chunk's extents are being loaded ahead of a reader.
+    pub(super) loading: AtomicBool,
 }
 
 impl FileState {
-    /// A file as it was just opened.
+    /// A file as it was just opened; memory for what is written comes from `buffers`.
     #[must_use]
-    pub fn new(attr: InodeAttr, page: Option<&ExtentPage>) -> Arc<Self> {
+    pub fn new(attr: InodeAttr, page: Option<&ExtentPage>, buffers: Arc<Buffers>) -> Arc<Self> {
         let mut inner = Inner {
             base: attr.version,
+            content: attr.version,
             size: attr.size,
             attr,
             extents: BTreeMap::new(),
             loaded: HashSet::new(),
-            dirty: Dirty::default(),
+            inlines: 0,
+            dirty: Dirty::new(buffers),
             sealed: VecDeque::new(),
             next_sealed: 0,
             held: 0,
             mtime: None,
             clear_privileges: false,
             appended_from: None,
-            error: None,
+            untold: None,
+            refused: false,
             opens: 0,
             read_end: 0,
             ahead: 0,
         };
         if let Some(page) = page {
-            inner.take_page(0..CHUNK_BYTES, page);
+            inner.take_pages(0..CHUNK_BYTES, std::slice::from_ref(page));
         }
-        Arc::new(Self { ino: inner.attr.ino, inner: Mutex::new(inner), flushing: tokio::sync::Mutex::new(()) })
+        Arc::new(Self { ino: inner.attr.ino, inner: Mutex::new(inner), flushing: tokio::sync::Mutex::new(()), loading: AtomicBool::new(false) })
     }
 
     /// The inode.
@@ -120,6 +145,19 @@ impl FileState {
         self.inner.lock().held > 0
     }
 
+    /// Whether `fsync` and `close` have something to do or to tell.
+    #[must_use]
+    pub fn wants_flush(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.held > 0 || inner.untold.is_some()
+    }
+
+    /// Whether so many separate pieces wait that they cost more memory than the window counts.
+    #[must_use]
+    pub fn is_scattered(&self) -> bool {
+        self.inner.lock().dirty.run_count() > RUNS_MAX
+    }
+
     /// Takes written bytes in; returns how many the window holds more. Appends land at the end of the file.
     pub(crate) fn write(&self, offset: Option<u64>, data: &[u8], clear_privileges: bool) -> (u64, usize) {
         let mut inner = self.inner.lock();
@@ -138,28 +176,62 @@ impl FileState {
     }
 
     /// Takes in what metad says of the content now. What is not committed stays, on its old base: a later commit is
-    /// judged by that (I6).
+    /// judged by that (I6). Answers that were overtaken by newer ones are passed over.
     pub(crate) fn refresh(&self, attr: &InodeAttr, page: Option<&ExtentPage>) {
         let mut inner = self.inner.lock();
-        if inner.held > 0 {
+        if attr.version < inner.content || attr.version < inner.base {
             return;
         }
-        if attr.version != inner.base {
-            inner.forget_content();
-            inner.base = attr.version;
+        if attr.version > inner.content {
+            inner.forget_content(attr.version);
             if let Some(page) = page.filter(|page| page.version == attr.version) {
-                inner.take_page(0..CHUNK_BYTES, page);
+                inner.take_pages(0..CHUNK_BYTES, std::slice::from_ref(page));
             }
         }
-        inner.attr = attr.clone();
-        inner.size = attr.size;
+        if attr.version > inner.attr.version || attr.ctime >= inner.attr.ctime {
+            inner.attr = attr.clone();
+        }
+        if inner.held == 0 {
+            inner.base = attr.version;
+            inner.size = attr.size;
+        }
+    }
+
+    /// Takes in the answer to a change of content by this client that is no commit. `cut` tells from where on content
+    /// was removed, if that is all that happened.
+    pub(crate) fn changed_here(&self, attr: &InodeAttr, cut: Option<u64>) {
+        let mut inner = self.inner.lock();
+        let only_ours = attr.version == inner.content.next();
+        if attr.version > inner.content {
+            match cut.filter(|_| only_ours) {
+                Some(from) => {
+                    inner.cut(&(from..u64::MAX));
+                    inner.content = attr.version;
+                }
+                None => inner.forget_content(attr.version),
+            }
+        }
+        // I6: what was written meanwhile by this client is not in conflict with its own change.
+        if inner.held == 0 || attr.version == inner.base.next() {
+            inner.base = inner.base.max(attr.version);
+        }
+        if attr.version >= inner.attr.version {
+            inner.attr = attr.clone();
+            inner.size = attr.size.max(inner.uncommitted_end());
+        }
     }
 }
 
 impl Inner {
     fn overlaid(&self, mut attr: InodeAttr) -> InodeAttr {
+        if attr.version < self.attr.version {
+            // The answer was overtaken by a commit: nobody sees the file shrink because of that.
+            let newer = &self.attr;
+            (attr.version, attr.size, attr.allocated) = (newer.version, newer.size, newer.allocated);
+            (attr.mtime, attr.ctime) = (newer.mtime, attr.ctime.max(newer.ctime));
+        }
         if self.held > 0 {
-            attr.size = if attr.version == self.base { self.size } else { attr.size.max(self.size) };
+            attr.size = attr.size.max(self.uncommitted_end());
             if let Some(mtime) = self.mtime {
                 attr.mtime = mtime;
                 attr.ctime = attr.ctime.max(mtime);
@@ -169,21 +241,32 @@ impl Inner {
         attr
     }
 
-    /// Nothing is known of the content any more.
-    pub fn forget_content(&mut self) {
-        self.extents.clear();
-        self.loaded.clear();
-        self.ahead = 0;
+    /// One past the last uncommitted byte; 0 when there is none.
+    pub fn uncommitted_end(&self) -> u64 {
+        let pieces = self.sealed.iter().filter_map(|sealed| sealed.packed.pieces.last());
+        pieces.map(|(at, _, len)| at + *len as u64).max().unwrap_or(0).max(self.dirty.end())
     }
 
-    /// Takes in a page of extents that begins at a chunk's start. The chunks that it tells wholly are known then.
-    pub fn take_page(&mut self, asked: Range<u64>, page: &ExtentPage) {
-        let end = page.more_from.map_or(asked.end, |more| more - more % CHUNK_BYTES).min(asked.end);
-        let chunks = asked.start / CHUNK_BYTES..end / CHUNK_BYTES;
-        for extent in page.extents.iter().filter(|extent| extent.file_off < end) {
+    /// Nothing is known of the content any more, which has this version now.
+    pub fn forget_content(&mut self, version: Version) {
+        self.extents.clear();
+        self.loaded.clear();
+        self.inlines = 0;
+        self.ahead = 0;
+        self.content = version;
+    }
+
+    /// Takes in pages of extents that begin at a chunk's start and belong to the known version. The chunks that they
+    /// tell wholly are known then.
+    pub fn take_pages(&mut self, asked: Range<u64>, pages: &[ExtentPage]) {
+        let more_from = pages.last().and_then(|page| page.more_from);
+        let end = more_from.map_or(asked.end, |more| more - more % CHUNK_BYTES).min(asked.end);
+        self.cut(&(asked.start..end));
+        for extent in pages.iter().flat_map(|page| &page.extents).filter(|extent| extent.file_off < end) {
+            self.inlines += usize::from(matches!(extent.source, Source::Inline(_)));
             self.extents.insert(extent.file_off, extent.clone());
         }
-        self.loaded.extend(chunks.map(|chunk| ChunkIndex::of(chunk * CHUNK_BYTES)));
+        self.loaded.extend((asked.start / CHUNK_BYTES..end / CHUNK_BYTES).map(|at| ChunkIndex::of(at * CHUNK_BYTES)));
     }
 
     /// Takes in a commit of ours: the writes are part of the content now.
@@ -196,15 +279,33 @@ impl Inner {
         }
     }
 
-    /// Appended content was committed at another place than it was written for: what was appended behind it meanwhile
-    /// moves along.
-    pub fn follow_append(&mut self, from: Option<u64>, landed: Option<u64>, end: u64) {
+    /// After a commit: what was written meanwhile is based on it if it is `only_ours`, and appended content that landed
+    /// elsewhere than it was written for takes along what was appended behind it meanwhile.
+    pub fn follow_commit(&mut self, from: Option<u64>, landed: Option<u64>, end: u64, only_ours: bool) {
+        if self.held == 0 {
+            self.base = self.base.max(self.attr.version).max(self.content);
+            self.size = self.attr.size;
+            self.appended_from = None;
+            self.mtime = None;
+            self.clear_privileges = false;
+            return;
+        }
+        // I6: what was written meanwhile saw the file as it was before others' changes, so it keeps that base.
+        if only_ours {
+            self.base = self.base.next();
+        }
+        self.move_appended(from, landed, end);
+        self.size = self.attr.size.max(self.uncommitted_end());
+    }
+
+    fn move_appended(&mut self, from: Option<u64>, landed: Option<u64>, end: u64) {
         let (Some(from), Some(landed)) = (from, landed) else {
             self.appended_from = None;
             return;
         };
-        let moved = landed - from;
-        self.appended_from = self.appended_from.map(|_| end + moved);
+        let moved = landed.saturating_sub(from);
+        let Some(_) = self.appended_from else { return };
+        self.appended_from = Some(end + moved);
         if moved == 0 {
             return;
         }
@@ -219,10 +320,22 @@ impl Inner {
                 self.dirty.write(at + moved, &packed.bytes[from..from + len]);
             }
         }
-        self.size += moved;
     }
 
-    fn cut(&mut self, range: &Range<u64>) {
+    /// Whether small content may go inline into a chunk: only where it is known that there is little of it, because all
+    /// of it travels with every list of extents.
+    pub fn has_inline_room(&mut self, chunk: ChunkIndex) -> bool {
+        if !self.loaded.contains(&chunk) {
+            return false;
+        }
+        if self.inlines >= INLINE_EXTENTS_MAX && self.inlines.is_multiple_of(RECOUNT) {
+            self.inlines = self.extents.values().filter(|extent| matches!(extent.source, Source::Inline(_))).count();
+        }
+        self.inlines += 1;
+        self.inlines <= INLINE_EXTENTS_MAX
+    }
+
+    pub fn cut(&mut self, range: &Range<u64>) {
         let from = self.extents.range(..range.start).next_back().map_or(range.start, |(at, _)| *at);
         let touched: Vec<u64> = self
             .extents
@@ -262,23 +375,45 @@ impl Inner {
 
     /// Lays everything uncommitted over a buffer, oldest first.
     pub fn overlay(&self, offset: u64, buffer: &mut [u8]) {
-        for sealed in &self.sealed {
-            for (at, from, len) in &sealed.packed.pieces {
-                lay(*at, &sealed.packed.bytes[*from..*from + *len], offset, buffer);
-            }
+        let range = offset..offset + buffer.len() as u64;
+        for (at, bytes) in self.sealed.iter().flat_map(|sealed| within(&sealed.packed, &range)) {
+            lay(at, &bytes, offset, buffer);
         }
         self.dirty.overlay(offset, buffer);
     }
 
+    /// Everything uncommitted in a range as it is now, oldest first: a commit may take it from here while a reader
+    /// waits for the committed content below.
+    pub fn uncommitted(&self, range: &Range<u64>) -> Vec<(u64, Bytes)> {
+        let mut parts: Vec<_> = self.sealed.iter().flat_map(|sealed| within(&sealed.packed, range)).collect();
+        parts.extend(self.dirty.copy_of(range));
+        parts
+    }
+
     /// Whether uncommitted content alone answers a read.
     pub fn covers(&self, range: &Range<u64>) -> bool {
-        let within = |(at, _, len): &(u64, usize, usize)| *at <= range.start && range.end <= *at + *len as u64;
-        self.dirty.covers(range) || self.sealed.iter().any(|sealed| sealed.packed.pieces.iter().any(within))
+        self.dirty.covers(range) || self.sealed.iter().any(|sealed| {
+            let last = sealed.packed.pieces.partition_point(|(at, _, _)| *at <= range.start);
+            last.checked_sub(1).is_some_and(|index| {
+                let (at, _, len) = sealed.packed.pieces[index];
+                range.end <= at + len as u64
+            })
+        })
     }
 }
 
+/// Pieces of a block that overlap a range, in order.
+fn within<'a>(packed: &'a Packed, range: &Range<u64>) -> impl Iterator<Item = (u64, Bytes)> + use<'a> {
+    let first = packed.pieces.partition_point(|(at, _, len)| at + *len as u64 <= range.start);
+    let end = range.end;
+    packed.pieces[first..]
+        .iter()
+        .take_while(move |(at, _, _)| *at < end)
+        .map(|(at, from, len)| (*at, packed.bytes.slice(*from..*from + *len)))
+}
+
 /// Where the pieces of a block stand in the file, for a commit.
-pub(super) fn writes_of(packed: &Packed, stored: Option<BlockHash>) -> Vec<ExtentWrite> {
+pub(crate) fn writes_of(packed: &Packed, stored: Option<BlockHash>) -> Vec<ExtentWrite> {
     let mut writes = Vec::with_capacity(packed.pieces.len());
     for (at, from, len) in &packed.pieces {
         let mut done = 0;
@@ -309,7 +444,7 @@ mod tests {
     #[test]
     fn a_commit_of_ours_replaces_what_it_covers_and_keeps_the_rest() {
         let attr = crate::testing::attr();
-        let state = FileState::new(attr, None);
+        let state = FileState::new(attr, None, Arc::default());
         let mut inner = state.inner.lock();
         inner.extents.insert(0, extent(0, 100));
         inner.extents.insert(200, extent(200, 50));

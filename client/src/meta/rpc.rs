@@ -41,9 +41,15 @@ impl Rpc {
         Self { endpoint, known: Mutex::new(Known { nodes, at: 0 }), soft_timeout }
     }
 
-    fn peer(&self) -> Peer {
+    /// Where the leader is, as far as is known.
+    #[must_use]
+    pub fn leader(&self) -> SocketAddr {
         let known = self.known.lock();
-        self.endpoint.peer(known.nodes[known.at % known.nodes.len()], Role::Metad)
+        known.nodes[known.at % known.nodes.len()]
+    }
+
+    fn peer(&self) -> Peer {
+        self.endpoint.peer(self.leader(), Role::Metad)
     }
 
     /// Asks until the leader answers. Only for requests that may be carried out twice: reads, and numbered batches (I1).

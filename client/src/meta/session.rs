@@ -4,17 +4,20 @@ use super::rpc::Rpc;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use wire::attr::Timestamp;
 use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::layout::Layout;
-use wire::limits::INO_RANGE;
+use wire::limits::{INO_RANGE, SESSION_REPLIES_MAX};
 use wire::message::meta::{MetaReply, MetaRequest};
 use wire::op::{Batch, Op, OpReply, Read, ReadReply};
 use wire::{Error, FsError};
 
 /// Batches on their way at once; far below what the state machine keeps replies of.
 const IN_FLIGHT: usize = 256;
+/// How far numbers run ahead of the oldest batch without an answer.
+const WINDOW: u64 = SESSION_REPLIES_MAX as u64 / 2;
+const _: () = assert!(IN_FLIGHT as u64 <= WINDOW);
 /// Attempts at a batch whose session ended under it.
 const SESSIONS_TRIED: usize = 3;
 
@@ -40,6 +43,8 @@ pub struct Session {
     /// Held while inode numbers are fetched.
     leasing: tokio::sync::Mutex<()>,
     slots: Semaphore,
+    /// Told with each answer.
+    answered: Notify,
 }
 
 /// What opening a session tells.
@@ -70,6 +75,7 @@ impl Session {
             renewing: tokio::sync::Mutex::new(()),
             leasing: tokio::sync::Mutex::new(()),
             slots: Semaphore::new(IN_FLIGHT),
+            answered: Notify::new(),
         };
         Ok((session, opened))
     }
@@ -110,7 +116,7 @@ impl Session {
     pub async fn submit(&self, ops: Vec<Op>) -> Result<Vec<OpReply>, FsError> {
         let _slot = self.slots.acquire().await.map_err(|_| FsError::Io)?;
         for _ in 0..SESSIONS_TRIED {
-            let numbered = Numbered::take(&self.numbers, &ops);
+            let numbered = self.number(&ops).await;
             let request = MetaRequest::Submit { session: numbered.session, batch: numbered.batch.clone() };
             match self.rpc.ask(&request).await? {
                 MetaReply::Batch(reply) => return reply.map_err(|failed| failed.error),
@@ -120,6 +126,19 @@ impl Session {
             }
         }
         Err(FsError::SessionExpired)
+    }
+
+    /// Gives a batch its number, as soon as that lies within the window of replies that metad keeps: one batch that
+    /// hangs must not push the others out of it.
+    async fn number(&self, ops: &[Op]) -> Numbered<'_> {
+        loop {
+            let mut answered = std::pin::pin!(self.answered.notified());
+            answered.as_mut().enable();
+            if let Some(numbered) = Numbered::take(self, ops) {
+                return numbered;
+            }
+            answered.await;
+        }
     }
 
     /// Carries out one operation.
@@ -235,29 +254,35 @@ impl Numbers {
 
 /// A batch with its number; the number counts as answered when this is dropped.
 struct Numbered<'a> {
-    numbers: &'a Mutex<Numbers>,
+    home: &'a Session,
     session: SessionId,
     batch: Batch,
 }
 
 impl<'a> Numbered<'a> {
-    fn take(numbers: &'a Mutex<Numbers>, ops: &[Op]) -> Self {
-        let mut guard = numbers.lock();
-        let seq = guard.last.next();
-        guard.last = seq;
-        guard.open.insert(seq);
+    fn take(home: &'a Session, ops: &[Op]) -> Option<Self> {
+        let mut numbers = home.numbers.lock();
+        let seq = numbers.last.next();
         // I1: only replies that nobody waits for any more may be forgotten.
-        let first_open = guard.open.first().copied().unwrap_or(seq);
+        let first_open = numbers.open.first().copied().unwrap_or(seq);
         let acked = BatchSeq(first_open.0 - 1);
-        Self { numbers, session: guard.id, batch: Batch { seq, acked, ops: ops.to_vec() } }
+        if seq.0 - acked.0 > WINDOW {
+            return None;
+        }
+        numbers.last = seq;
+        numbers.open.insert(seq);
+        Some(Self { home, session: numbers.id, batch: Batch { seq, acked, ops: ops.to_vec() } })
     }
 }
 
 impl Drop for Numbered<'_> {
     fn drop(&mut self) {
-        let mut numbers = self.numbers.lock();
-        if numbers.id == self.session {
-            numbers.open.remove(&self.batch.seq);
+        {
+            let mut numbers = self.home.numbers.lock();
+            if numbers.id == self.session {
+                numbers.open.remove(&self.batch.seq);
+            }
         }
+        self.home.answered.notify_waiters();
     }
 }

@@ -1,0 +1,245 @@
+//! Compaction: a chunk in many small pieces is rewritten as few large blocks, so that reading it is sequential again and
+//! its list of extents short.
+//!
+//! The content stays the same, but a commit is a commit: it makes a new version, and a session that has written to the
+//! same chunk on an older one would be in conflict with it. So a chunk is left alone until its file has been at rest for
+//! a while, and the commit is refused when anyone was faster (I6). Sessions that have the file open learn of the new
+//! version by the event that each commit causes.
+
+use crate::Client;
+use crate::file::dirty::Packed;
+use crate::file::state::{FileState, writes_of};
+use bytes::Bytes;
+use lru::LruCache;
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::sync::Notify;
+use wire::FsError;
+use wire::attr::InodeAttr;
+use wire::extent::{Extent, Source};
+use wire::ids::{ChunkIndex, Ino};
+use wire::limits::{BLOCK_BYTES_MAX, CHUNK_BYTES};
+use wire::op::{ConflictPolicy, Op, OpReply, Read, ReadReply};
+
+/// A file that nobody has changed for this long is at rest.
+const REST: Duration = Duration::from_secs(3);
+/// Extents from this length on are good as they are.
+const LARGE_EXTENT: u64 = 1 << 20;
+/// Chunks that wait; more are forgotten until they are written again.
+const QUEUE_MAX: usize = 256;
+/// Compacted chunks that are remembered.
+const SETTLED: usize = 1024;
+
+/// Chunks that are in many pieces.
+pub(crate) struct Queue {
+    inner: Mutex<Inner>,
+    told: Arc<Notify>,
+}
+
+struct Inner {
+    /// Pieces of each waiting chunk.
+    waiting: BTreeMap<(Ino, ChunkIndex), u32>,
+    /// Pieces that were left after compaction: scattered over holes, they cannot be joined.
+    settled: LruCache<(Ino, ChunkIndex), u32>,
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        let settled = LruCache::new(NonZeroUsize::new(SETTLED).expect("not zero"));
+        Self { inner: Mutex::new(Inner { waiting: BTreeMap::new(), settled }), told: Arc::default() }
+    }
+}
+
+impl Queue {
+    fn add(&self, ino: Ino, chunk: ChunkIndex, pieces: u32) {
+        let mut inner = self.inner.lock();
+        // Amortised: a chunk is rewritten when it is in twice as many pieces as the last time.
+        let left = inner.settled.get(&(ino, chunk)).copied().unwrap_or(0);
+        if pieces >= left.saturating_mul(2) && inner.waiting.len() < QUEUE_MAX {
+            inner.waiting.insert((ino, chunk), pieces);
+            self.told.notify_one();
+        }
+    }
+
+    fn next(&self) -> Option<(Ino, ChunkIndex)> {
+        self.inner.lock().waiting.pop_first().map(|(place, _)| place)
+    }
+
+    fn settle(&self, ino: Ino, chunk: ChunkIndex, pieces: u32) {
+        self.inner.lock().settled.put((ino, chunk), pieces);
+    }
+}
+
+/// Compacts what is queued, one chunk after the other, until the client is gone.
+pub(crate) async fn run(weak: Weak<Client>) {
+    loop {
+        let Some(client) = weak.upgrade() else { return };
+        let Some((ino, chunk)) = client.fragmented.next() else {
+            // Not holding the client while there is nothing to do.
+            let told = client.fragmented.told.clone();
+            drop(client);
+            told.notified().await;
+            continue;
+        };
+        match client.compact(ino, chunk).await {
+            Ok(()) => {}
+            Err(Missed::Busy(pieces)) => client.fragmented.add(ino, chunk, pieces),
+            Err(Missed::Failed(error)) => {
+                tracing::debug!(%ino, chunk = chunk.0, %error, "not compacted; the next commit to it asks again");
+            }
+        }
+    }
+}
+
+/// Why a chunk was not compacted.
+enum Missed {
+    /// It is still being written.
+    Busy(u32),
+    Failed(FsError),
+}
+
+impl From<FsError> for Missed {
+    fn from(error: FsError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl Client {
+    /// A commit has found a chunk in many pieces.
+    pub(crate) fn compact_later(&self, ino: Ino, chunk: ChunkIndex, pieces: u32) {
+        self.fragmented.add(ino, chunk, pieces);
+    }
+
+    async fn compact(self: &Arc<Self>, ino: Ino, chunk: ChunkIndex) -> Result<(), Missed> {
+        let before = self.getattr(ino).await?;
+        tokio::time::sleep(REST).await;
+        let attr = self.getattr(ino).await?;
+        let (extents, at_rest) = self.chunk_extents(&attr, chunk).await?;
+        let pieces = extents.len() as u32;
+        let open = self.files.lock().get(&ino).cloned();
+        if before.version != attr.version || !at_rest || open.as_ref().is_some_and(|file| file.is_dirty()) {
+            return Err(Missed::Busy(pieces));
+        }
+        let mut writes = Vec::new();
+        let mut joined = 0;
+        for run in joinable(&extents) {
+            joined += run.len();
+            let packed = self.gather_run(run).await?;
+            let hash = self.upload(packed.clone()).await?;
+            writes.extend(writes_of(&packed, Some(hash)));
+        }
+        self.fragmented.settle(ino, chunk, pieces - joined as u32 + writes.len() as u32);
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let op = Op::Commit {
+            ino,
+            base: attr.version,
+            writes,
+            append_from: None,
+            mtime: Some(attr.mtime),
+            clear_privileges: false,
+            policy: ConflictPolicy::Fail,
+        };
+        self.commit_compacted(open, op, &attr).await?;
+        tracing::debug!(%ino, chunk = chunk.0, pieces, joined, "compacted");
+        Ok(())
+    }
+
+    /// Commits between an open file's own flushes, so that these know of it.
+    async fn commit_compacted(&self, open: Option<Arc<FileState>>, op: Op, attr: &InodeAttr) -> Result<(), FsError> {
+        let _one = match &open {
+            Some(file) => Some(file.flushing.lock().await),
+            None => None,
+        };
+        let OpReply::Committed { attr: after, .. } = self.session.one(op).await? else { return Err(FsError::Io) };
+        if after.version == attr.version.next() {
+            self.kernel_follows(attr.ino, attr.version, after.version);
+        }
+        let open = open.as_ref().cloned().or_else(|| self.files.lock().get(&attr.ino).cloned());
+        if let Some(file) = open {
+            file.changed_here(&after, None);
+        }
+        Ok(())
+    }
+
+    /// All extents of a chunk, and whether they belong to the version of `attr`.
+    async fn chunk_extents(&self, attr: &InodeAttr, chunk: ChunkIndex) -> Result<(Vec<Extent>, bool), FsError> {
+        let end = chunk.start() + CHUNK_BYTES;
+        let (mut from, mut extents, mut at_rest) = (chunk.start(), Vec::new(), true);
+        loop {
+            let read = Read::Extents { ino: attr.ino, off: from, len: end - from };
+            let ReadReply::Extents(page) = self.session.read(read).await? else { return Err(FsError::Io) };
+            at_rest &= page.version == attr.version;
+            extents.extend(page.extents);
+            match page.more_from {
+                Some(more) => from = more,
+                None => return Ok((extents, at_rest)),
+            }
+        }
+    }
+
+    /// The content of extents that follow each other, as one block.
+    async fn gather_run(&self, run: &[Extent]) -> Result<Packed, FsError> {
+        let mut content = self.buffers.take();
+        for extent in run {
+            match &extent.source {
+                Source::Inline(bytes) => content.extend_from_slice(bytes),
+                Source::Zero => content.resize(content.len() + extent.len as usize, 0),
+                Source::Block { hash, offset, .. } => {
+                    let block: Bytes = self.fetcher.fetch(*hash).await?;
+                    let range = *offset as usize..*offset as usize + extent.len as usize;
+                    content.extend_from_slice(block.get(range).ok_or(FsError::Io)?);
+                }
+            }
+        }
+        let pieces = vec![(run[0].file_off, 0, content.len())];
+        Ok(Packed { bytes: self.buffers.freeze(content), pieces })
+    }
+}
+
+/// Runs of small extents that follow each other without a gap and fit into one block.
+fn joinable(extents: &[Extent]) -> Vec<&[Extent]> {
+    let mut runs = Vec::new();
+    let mut start = 0;
+    while start < extents.len() {
+        let mut range: Range<u64> = extents[start].range();
+        let mut end = start + 1;
+        if range.end - range.start < LARGE_EXTENT {
+            while let Some(next) = extents.get(end)
+                && next.file_off == range.end
+                && next.len < LARGE_EXTENT
+                && next.range().end - range.start <= BLOCK_BYTES_MAX as u64
+            {
+                range.end = next.range().end;
+                end += 1;
+            }
+        }
+        if end - start > 1 {
+            runs.push(&extents[start..end]);
+        }
+        start = end;
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::ids::Version;
+
+    #[test]
+    fn neighbours_are_joined_up_to_a_block_and_never_over_a_hole() {
+        let extent = |file_off, len| Extent { file_off, len, source: Source::Zero, version: Version(1) };
+        let small: Vec<Extent> = (0..2048).map(|number| extent(number * 4096, 4096)).collect();
+        let joined: Vec<usize> = joinable(&small).iter().map(|run| run.len()).collect();
+        assert_eq!(joined, [1024, 1024]);
+        let holes = [extent(0, 10), extent(20, 10), extent(30, 10), extent(40, LARGE_EXTENT)];
+        let joined: Vec<u64> = joinable(&holes).iter().map(|run| run[0].file_off).collect();
+        assert_eq!(joined, [20]);
+    }
+}

@@ -1,0 +1,116 @@
+//! Opening against removing: the session vouches that it holds no handle on an inode only while nobody opens it.
+//!
+//! Opening costs no log entry, so metad cannot know of it. An open that has begun keeps removals from vouching, and one
+//! that begins while a removal is under way waits for its outcome: it finds the inode gone, or kept for us.
+
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use tokio::sync::Notify;
+use wire::ids::Ino;
+
+/// What is being opened and removed.
+#[derive(Default)]
+pub struct Opens {
+    inner: Mutex<Inner>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Inner {
+    opening: HashMap<Ino, usize>,
+    vouched: HashMap<Ino, usize>,
+}
+
+/// An open under way, until it is dropped.
+pub struct Opening<'a> {
+    opens: &'a Opens,
+    ino: Ino,
+}
+
+/// A promise that nothing is open, until it is dropped.
+pub struct Vouched<'a> {
+    opens: &'a Opens,
+    ino: Ino,
+}
+
+impl Vouched<'_> {
+    /// The inode.
+    #[must_use]
+    pub fn ino(&self) -> Ino {
+        self.ino
+    }
+}
+
+impl Opens {
+    /// Begins to open, once no removal is under way. Cancel-safe.
+    pub async fn begin(&self, ino: Ino) -> Opening<'_> {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            {
+                let mut inner = self.inner.lock();
+                if !inner.vouched.contains_key(&ino) {
+                    *inner.opening.entry(ino).or_insert(0) += 1;
+                    return Opening { opens: self, ino };
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Vouches that nothing is open, if that is so. `is_open` is asked while no open can begin.
+    pub fn vouch(&self, ino: Ino, is_open: impl FnOnce() -> bool) -> Option<Vouched<'_>> {
+        let mut inner = self.inner.lock();
+        if inner.opening.contains_key(&ino) || is_open() {
+            return None;
+        }
+        *inner.vouched.entry(ino).or_insert(0) += 1;
+        Some(Vouched { opens: self, ino })
+    }
+}
+
+/// One less; true when it was the last.
+fn count_down(counts: &mut HashMap<Ino, usize>, ino: Ino) -> bool {
+    let count = counts.get_mut(&ino).expect("counted when it began");
+    *count -= 1;
+    let last = *count == 0;
+    if last {
+        counts.remove(&ino);
+    }
+    last
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        count_down(&mut self.opens.inner.lock().opening, self.ino);
+    }
+}
+
+impl Drop for Vouched<'_> {
+    fn drop(&mut self) {
+        if count_down(&mut self.opens.inner.lock().vouched, self.ino) {
+            self.opens.changed.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    #[tokio::test]
+    async fn an_open_waits_for_a_removal_and_keeps_others_from_vouching() {
+        let opens = Opens::default();
+        assert!(opens.vouch(Ino(7), || true).is_none(), "a handle is open");
+        let vouched = opens.vouch(Ino(7), || false).unwrap();
+        assert!(opens.begin(Ino(7)).now_or_never().is_none());
+        let _other = opens.begin(Ino(8)).now_or_never().unwrap();
+        let waiting = opens.begin(Ino(7));
+        drop(vouched);
+        let opening = waiting.await;
+        assert!(opens.vouch(Ino(7), || false).is_none());
+        drop(opening);
+        assert!(opens.vouch(Ino(7), || false).is_some());
+    }
+}
