@@ -24,10 +24,10 @@ use dir::Listing;
 use dispatch::{bytes, configure, ino, span};
 use file::{Place, is_unprivileged, range_action};
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, KernelConfig,
-    LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, INodeNo, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use lock::Wanted;
 use reply::{Answer, errno};
@@ -252,11 +252,11 @@ impl Filesystem for Surf {
         fh: FileHandle,
         _flags: OpenFlags,
         lock_owner: Option<LockOwner>,
-        flock_unlock: bool,
+        _flush: bool,
         reply: ReplyEmpty,
     ) {
-        // fuser takes FUSE_RELEASE_FLOCK_UNLOCK for a flush flag; only with it the owner is one of `flock`.
-        let owner = lock_owner.filter(|_| flock_unlock).map(|owner| owner.0);
+        // Only there with FUSE_RELEASE_FLOCK_UNLOCK: the owner of locks of `flock(2)`.
+        let owner = lock_owner.map(|owner| owner.0);
         let Some(file) = self.shared.files.remove(fh.0) else { return reply.ok() };
         let span = span!("release", request, number, fh = fh.0);
         self.wait(request, Patience::Endless, span, reply, |fs| async move { fs.release(file, owner).await });
@@ -376,6 +376,21 @@ impl Filesystem for Surf {
         let span = span!("setlk", request, number, fh = fh.0, off = start);
         let patience = if sleep { Patience::UntilSignal } else { Patience::UntilEnding };
         self.wait(request, patience, span, reply, |fs| async move { fs.setlk(ino(number), wanted, sleep).await });
+    }
+
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _number: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        // What the kernel turns into ENOTTY, as `ioctl(2)` answers for a file. Programs ask whether it is a terminal.
+        reply.error(Errno::ENOSYS);
     }
 
     fn fallocate(

@@ -71,7 +71,8 @@ fn run(flags: &Flags, parent: &mut Option<Parent>) -> Result<(), Error> {
     let outcome = runtime.block_on(Box::pin(session::run(&options, || announce(&options.mount_point, parent))));
     // Every task that matters was waited for.
     runtime.shutdown_background();
-    if let Err(error) = &outcome {
+    // Without a log file, standard error says it.
+    if let (Err(error), Some(_)) = (&outcome, &flags.log_file) {
         tracing::error!(%error, "ended");
     }
     outcome

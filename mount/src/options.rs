@@ -20,12 +20,14 @@ const EMBEDDED: &str = "embedded";
 /// Without a cluster, one of a single node runs within surfmount itself, its data under the user's state directory:
 /// `surfmount /mnt/surf` is all it takes.
 #[derive(Parser, Debug)]
-#[command(version, name = "surfmount", override_usage = "surfmount [OPTIONS] [CLUSTER] MOUNTPOINT")]
+#[command(version, name = "surfmount", allow_missing_positional = true)]
 pub(crate) struct Flags {
-    /// The cluster (path of its bundle, name of a bundle in /etc/surf, or `embedded`), and where to mount it; the mount
-    /// point is made if it does not exist.
-    #[arg(required = true, num_args = 1..=2, value_names = ["CLUSTER", "MOUNTPOINT"])]
-    places: Vec<PathBuf>,
+    /// The cluster: path of its bundle, name of a bundle in /etc/surf, or `embedded`.
+    #[arg(value_name = "CLUSTER")]
+    place: Option<PathBuf>,
+    /// Where to mount; made if it does not exist.
+    #[arg(required = true, value_name = "MOUNTPOINT")]
+    mount_point: Option<PathBuf>,
     /// Bundle of the cluster to mount, as `surf` writes it.
     #[arg(long, env = "SURF_CLUSTER", value_name = "BUNDLE")]
     cluster: Option<PathBuf>,
@@ -76,17 +78,17 @@ impl Flags {
     /// # Errors
     /// [`Error::Usage`].
     pub(crate) fn check(&self) -> Result<Options, Error> {
-        let mut places = self.places.iter().rev();
-        let mount_point = absolute(places.next().ok_or_else(|| Error::Usage("where to mount?".to_owned()))?)?;
-        let named = match (places.next(), &self.cluster) {
+        let mount_point = self.mount_point.as_deref().ok_or_else(|| Error::Usage("mount where?".to_owned()))?;
+        let mount_point = absolute(mount_point)?;
+        // The environment names a cluster for when the command line does not.
+        let named = match (&self.place, &self.cluster) {
             (Some(_), Some(_)) if std::env::var_os("SURF_CLUSTER").is_none() => {
                 return Err(Error::Usage("the cluster is named twice".to_owned()));
             }
-            (Some(place), _) | (None, Some(place)) => {
-                Some(place.as_path()).filter(|place| *place != Path::new(EMBEDDED))
-            }
+            (Some(place), _) | (None, Some(place)) => Some(place.as_path()),
             (None, None) => None,
         };
+        let named = named.filter(|place| *place != Path::new(EMBEDDED));
         let mut options = Options {
             source: Source::Embedded(PathBuf::new()),
             mount_point,

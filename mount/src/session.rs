@@ -27,8 +27,10 @@ use wire::bundle::Bundle;
 
 /// Event loops of the kernel's requests, each with a device handle of its own: two halve a round trip.
 const EVENT_LOOPS: usize = 2;
-/// How long the kernel's last requests may take once the mount is gone.
+/// How long requests under way may take once the mount is gone.
 const END_LIMIT: Duration = Duration::from_secs(10);
+/// How long programs with open files may go on using them once the mount is detached: they were waited for already.
+const LEFT_OPEN_LIMIT: Duration = Duration::from_secs(1);
 
 /// The cluster that is mounted: somewhere, or within this process.
 enum Cluster {
@@ -186,7 +188,7 @@ impl Mounted {
             tracing::error!(%error, "unmounting failed");
         }
         // At once when the mount ended from outside.
-        if !self.ended.is_terminated() && tokio::time::timeout(END_LIMIT, self.ended).await.is_err() {
+        if !self.ended.is_terminated() && tokio::time::timeout(LEFT_OPEN_LIMIT, self.ended).await.is_err() {
             tracing::warn!("programs still use files of the mount: they will find it gone");
         }
         self.requests.close();
