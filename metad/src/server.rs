@@ -80,6 +80,10 @@ fn needed_role(request: &MetaRequest) -> Option<Role> {
 
 impl Server {
     async fn answer(&self, peer: &PeerIdentity, request: MetaRequest) -> MetaReply {
+        // Between the first election and the cluster's first entry there is nothing to ask about.
+        if settings::cluster(&**self.shared.consensus.state()).is_none() {
+            return self.not_leader(self.shared.consensus.leader().await);
+        }
         let answered = match request {
             MetaRequest::Read { session, read } => self.read(peer, session, &read).await,
             MetaRequest::Submit { session, batch } => self.submit(peer, session, batch).await,

@@ -44,6 +44,9 @@ pub(super) fn init(view: &mut View, now: Timestamp, cluster: &str, replicas: u8,
 
 /// `Command::SetLayout`.
 pub(super) fn set_layout(view: &mut View, new: &Layout) -> CommandReply {
+    if cluster(view).is_none() {
+        return CommandReply::Stale;
+    }
     // I11: epochs follow each other without a gap, so a proposal made on an older layout changes nothing.
     if new.epoch != layout(view).epoch.next() {
         return CommandReply::Stale;
