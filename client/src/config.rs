@@ -3,6 +3,11 @@
 use std::time::Duration;
 use wire::bundle::Bundle;
 
+/// See [`ClientConfig::window_bytes`].
+const WINDOW_BYTES_MIN: u64 = 8 << 20;
+/// See [`ClientConfig::cache_bytes`].
+const CACHE_BYTES_MIN: usize = 8 << 20;
+
 /// What happens to content when another session has changed the same bytes meanwhile (I6).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnConflict {
@@ -22,11 +27,11 @@ pub struct ClientConfig {
     pub bundle: Bundle,
     /// What the session is for, shown to operators: the mount point.
     pub purpose: String,
-    /// Written bytes kept in memory until they are committed; writers wait beyond it. 96 MiB.
+    /// Written bytes kept in memory until they are committed; writers wait beyond it. 8 MiB at least, 96 MiB by default.
     pub window_bytes: u64,
-    /// Blocks kept in memory for reading. 96 MiB.
+    /// Blocks kept in memory for reading. 8 MiB at least, 96 MiB by default.
     pub cache_bytes: usize,
-    /// How far to read ahead of a sequential reader. 16 MiB.
+    /// How far to read ahead of a sequential reader, at most half of `cache_bytes`. 16 MiB.
     pub readahead_bytes: u64,
     /// Written content is committed in the background after this time at the latest. 1 s.
     pub dirty_age: Duration,
@@ -50,5 +55,26 @@ impl ClientConfig {
             soft_timeout: None,
             on_conflict: OnConflict::Copy,
         }
+    }
+
+    /// Refuses what cannot work.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config), naming the option.
+    pub(crate) fn check(&self) -> Result<(), crate::Error> {
+        let wrong = if self.bundle.metads.is_empty() {
+            "the bundle names no metad"
+        } else if self.window_bytes < WINDOW_BYTES_MIN {
+            "window_bytes must be at least 8 MiB: two blocks being written"
+        } else if self.cache_bytes < CACHE_BYTES_MIN {
+            "cache_bytes must be at least 8 MiB: two blocks being read"
+        } else if self.readahead_bytes > self.cache_bytes as u64 / 2 {
+            "readahead_bytes must be at most half of cache_bytes: what is read ahead must stay until it is read"
+        } else if self.dirty_age.is_zero() {
+            "dirty_age must not be zero"
+        } else {
+            return Ok(());
+        };
+        Err(crate::Error::Config(wrong.to_owned()))
     }
 }

@@ -8,6 +8,9 @@ pub enum Error {
     /// The cluster refuses this identity, or is another one; waiting would not help.
     #[error(transparent)]
     Refused(wire::Error),
+    /// An option makes no sense.
+    #[error("{0}")]
+    Config(String),
     /// Nobody answered in time.
     #[error("no metad of the cluster answers ({tried}); the last one: {last}")]
     Unreachable {

@@ -109,8 +109,9 @@ impl Client {
     /// Opens a session.
     ///
     /// # Errors
-    /// [`Error`]: refused, or nobody answers.
+    /// [`Error`]: an option makes no sense, the identity is refused, or nobody answers.
     pub async fn connect(config: ClientConfig) -> Result<Arc<Self>, Error> {
+        config.check()?;
         let local: SocketAddr = match config.bundle.metads.first() {
             Some(SocketAddr::V6(addr)) if addr.ip().is_loopback() => ([0, 0, 0, 0, 0, 0, 0, 1], 0).into(),
             Some(SocketAddr::V6(_)) => ([0_u16; 8], 0).into(),
