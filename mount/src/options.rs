@@ -20,14 +20,12 @@ const EMBEDDED: &str = "embedded";
 /// Without a cluster, one of a single node runs within surfmount itself, its data under the user's state directory:
 /// `surfmount /mnt/surf` is all it takes.
 #[derive(Parser, Debug)]
-#[command(version, name = "surfmount", allow_missing_positional = true)]
+#[command(version, name = "surfmount", override_usage = "surfmount [OPTIONS] [CLUSTER] MOUNTPOINT")]
 pub(crate) struct Flags {
-    /// The cluster: path of its bundle, name of a bundle in /etc/surf, or `embedded`.
-    #[arg(value_name = "CLUSTER")]
-    place: Option<PathBuf>,
-    /// Where to mount; made if it does not exist.
-    #[arg(required = true, value_name = "MOUNTPOINT")]
-    mount_point: Option<PathBuf>,
+    /// Where to mount (made if it does not exist), after the cluster: path of its bundle, name of a bundle in /etc/surf,
+    /// or `embedded`, which is so when none is named.
+    #[arg(required = true, num_args = 1..=2, value_name = "MOUNTPOINT")]
+    places: Vec<PathBuf>,
     /// Bundle of the cluster to mount, as `surf` writes it.
     #[arg(long, env = "SURF_CLUSTER", value_name = "BUNDLE")]
     cluster: Option<PathBuf>,
@@ -78,10 +76,13 @@ impl Flags {
     /// # Errors
     /// [`Error::Usage`].
     pub(crate) fn check(&self) -> Result<Options, Error> {
-        let mount_point = self.mount_point.as_deref().ok_or_else(|| Error::Usage("mount where?".to_owned()))?;
-        let mount_point = absolute(mount_point)?;
+        let (mount_point, place) = match self.places.as_slice() {
+            [mount_point] => (absolute(mount_point)?, None),
+            [place, mount_point] => (absolute(mount_point)?, Some(place)),
+            _ => return Err(Error::Usage("mount what, and where?".to_owned())),
+        };
         // The environment names a cluster for when the command line does not.
-        let named = match (&self.place, &self.cluster) {
+        let named = match (place, &self.cluster) {
             (Some(_), Some(_)) if std::env::var_os("SURF_CLUSTER").is_none() => {
                 return Err(Error::Usage("the cluster is named twice".to_owned()));
             }
@@ -261,6 +262,7 @@ mod tests {
         let source = |arguments: &str| check(arguments).unwrap().source;
         assert_eq!(source("/x/c.bundle /mnt"), Source::Bundle("/x/c.bundle".into()));
         assert_eq!(source("--cluster /x/c.bundle /mnt"), Source::Bundle("/x/c.bundle".into()));
+        assert_eq!(source("prod --log info /mnt"), Source::Bundle("/etc/surf/prod.bundle".into()));
         assert_eq!(source("prod:/ /mnt"), Source::Bundle("/etc/surf/prod.bundle".into()));
         assert_eq!(source("embedded /mnt -o data_dir=/d"), Source::Embedded("/d".into()));
         assert_eq!(source("--data-dir /d /mnt"), Source::Embedded("/d".into()));
