@@ -25,7 +25,7 @@ use wire::ids::Ino;
 const BACKGROUND: u16 = 128;
 /// What the kernel may read ahead: a few blocks, so that several are fetched at once.
 pub(crate) const READAHEAD_BYTES: u32 = 8 << 20;
-/// Largest write at once. 1 MiB is what `fs.fuse.max_pages_limit` allows unless raised; raising it gained nothing here.
+/// Largest write at once: what `fs.fuse.max_pages_limit` allows unless it is raised.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
 
 /// What all requests share.
