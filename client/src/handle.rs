@@ -17,6 +17,9 @@ use wire::op::{Op, RangeAction, Read, ReadReply};
 /// Files that are flushed at once when all are.
 pub(crate) const FLUSHES: usize = 32;
 
+/// Extents are looked at in portions of this much of a file, so that no list of them is too long to send.
+const SEEK_BYTES: u64 = 1 << 30;
+
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenFlags {
@@ -75,9 +78,9 @@ impl Client {
         let ReadReply::Opened { mut attr, page } = self.session.read(Read::Open { ino }).await? else {
             return Err(FsError::Io);
         };
-        let file = self.hold(ino).unwrap_or_else(|| {
-            self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone()))
-        });
+        let file = self
+            .hold(ino)
+            .unwrap_or_else(|| self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone())));
         drop(opening);
         file.refresh(&attr, Some(&page));
         let handle = self.handle(file, flags);
@@ -299,11 +302,13 @@ impl Client {
         let ino = handle.ino();
         let mut at = offset;
         loop {
-            let read = Read::Extents { ino, off: at, len: u64::MAX - at };
+            let asked = at.saturating_add(SEEK_BYTES);
+            let read = Read::Extents { ino, off: at, len: asked - at };
             let ReadReply::Extents(page) = self.session.read(read).await? else { return Err(FsError::Io) };
             if offset >= page.size {
                 return Err(FsError::NoSuchDataOrHole);
             }
+            let told = page.more_from.unwrap_or(asked);
             for extent in page.extents.iter().filter(|extent| extent.source != Source::Zero) {
                 let range = extent.range();
                 if hole && range.start > at {
@@ -314,11 +319,13 @@ impl Client {
                 }
                 at = at.max(range.end);
             }
-            match page.more_from {
-                Some(more) => at = if hole { at } else { more },
-                // The end of the file counts as a hole.
-                None if hole => return Ok(at.min(page.size)),
-                None => return Err(FsError::NoSuchDataOrHole),
+            // The end of the file counts as a hole.
+            if hole && at < told {
+                return Ok(at.min(page.size));
+            }
+            at = at.max(told);
+            if at >= page.size {
+                return if hole { Ok(page.size) } else { Err(FsError::NoSuchDataOrHole) };
             }
         }
     }

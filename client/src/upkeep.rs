@@ -1,8 +1,8 @@
 //! What goes on in the background: signs of life, events, and commits of what has been written for a while.
 
-use crate::meta::session::Alive;
 use crate::file::state::FileState;
 use crate::handle::FLUSHES;
+use crate::meta::session::Alive;
 use crate::{Client, Notice, compact};
 use futures::StreamExt;
 use std::net::SocketAddr;

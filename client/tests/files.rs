@@ -165,7 +165,13 @@ async fn a_file_written_anew_and_renamed_is_complete_under_its_name() {
 }
 
 /// One step of a random history.
-async fn step(client: &Client, opened: &client::Opened, model: &mut Vec<u8>, rng: &mut SmallRng, log: &mut Vec<String>) {
+async fn step(
+    client: &Client,
+    opened: &client::Opened,
+    model: &mut Vec<u8>,
+    rng: &mut SmallRng,
+    log: &mut Vec<String>,
+) {
     let size_max = 6_u64 << 20;
     let offset = if rng.random_bool(0.5) { rng.random_range(0..size_max) } else { rng.random_range(0..64) * 4096 };
     let len = *[10_usize, 4096, 70_000, 1 << 20].get(rng.random_range(0..4)).unwrap();

@@ -148,8 +148,7 @@ async fn a_lock_is_waited_for_until_another_client_releases_it() {
     let first = create(&one, "file").await;
     let second = open(&two, "file").await;
     let ino = first.attr.ino;
-    let lock =
-        |pid| Lock { family: LockFamily::Posix, owner: 1, pid, start: 0, end: u64::MAX, exclusive: true };
+    let lock = |pid| Lock { family: LockFamily::Posix, owner: 1, pid, start: 0, end: u64::MAX, exclusive: true };
     one.setlk(ino, lock(1), false).await.unwrap();
     assert_eq!(two.setlk(ino, lock(2), false).await, Err(FsError::WouldBlock));
     assert_eq!(two.getlk(ino, lock(2)).await.unwrap().map(|held| held.pid), Some(1));

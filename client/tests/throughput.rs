@@ -39,11 +39,11 @@ async fn write_all(client: &Client, handle: &client::Handle, total: usize, call:
 async fn sequential(cluster: &Cluster, client: &Client, name: &str, mib: usize) {
     let opened = create(client, name).await;
     let started = Instant::now();
-    write_all(client, &opened.handle, mib * MIB, 1 * MIB).await;
+    write_all(client, &opened.handle, mib * MIB, MIB).await;
     client.fsync(&opened.handle).await.unwrap();
     report(&format!("{name}: sequential write of {mib} MiB + fsync"), mib as f64, "MiB", started);
     let reader = cluster.client().await;
-    for call in [1 * MIB, 128 << 10] {
+    for call in [MIB, 128 << 10] {
         let opened = open(&reader, name).await;
         let started = Instant::now();
         for offset in (0..mib * MIB).step_by(call) {
@@ -57,7 +57,7 @@ async fn sequential(cluster: &Cluster, client: &Client, name: &str, mib: usize) 
 
 async fn random(cluster: &Cluster, client: &Client, mib: usize) {
     let opened = create(client, "random").await;
-    write_all(client, &opened.handle, mib * MIB, 1 * MIB).await;
+    write_all(client, &opened.handle, mib * MIB, MIB).await;
     client.fsync(&opened.handle).await.unwrap();
     let reader = cluster.client().await;
     let file = open(&reader, "random").await;

@@ -238,7 +238,11 @@ impl Inner {
             Ok((BlockReply::Content { .. }, block)) => {
                 self.layouts.trust(id);
                 // I9: verified here too, whatever happened on the way.
-                if part.fits(hash, &block).await { Ok(block) } else { Err((true, format!("{addr} sent something else"))) }
+                if part.fits(hash, &block).await {
+                    Ok(block)
+                } else {
+                    Err((true, format!("{addr} sent something else")))
+                }
             }
             Ok((BlockReply::NotHere { layout, .. }, _)) => {
                 if let Some(layout) = layout {

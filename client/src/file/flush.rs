@@ -9,7 +9,7 @@
 
 use super::dirty::Packed;
 use super::state::{FileState, Outcome, Sealed, writes_of};
-use crate::{Client, OnConflict};
+use crate::{Client, Notice, OnConflict};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -144,7 +144,10 @@ impl Client {
         let bytes: usize = packed.iter().map(|packed| packed.bytes.len()).sum();
         let inline = alone
             && bytes <= INLINE_BYTES_MAX
-            && packed.iter().flat_map(|packed| &packed.pieces).all(|(at, _, _)| inner.has_inline_room(ChunkIndex::of(*at)));
+            && packed
+                .iter()
+                .flat_map(|packed| &packed.pieces)
+                .all(|(at, _, _)| inner.has_inline_room(ChunkIndex::of(*at)));
         for packed in packed {
             let sealed = self.seal(&mut inner.next_sealed, packed, inline);
             inner.sealed.push_back(sealed);
@@ -295,6 +298,9 @@ impl Client {
         let only_ours = conflict.is_none() && attr.version == commit.base.next();
         if only_ours && in_place {
             self.kernel_follows(file.ino, commit.base, attr.version);
+        } else {
+            // What the kernel has cached is not the file's content.
+            let _ = self.notices.send(Notice::Changed(file.ino));
         }
         let mut inner = file.inner.lock();
         if attr.version > inner.content {

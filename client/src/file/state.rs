@@ -117,7 +117,12 @@ impl FileState {
         if let Some(page) = page {
             inner.take_pages(0..CHUNK_BYTES, std::slice::from_ref(page));
         }
-        Arc::new(Self { ino: inner.attr.ino, inner: Mutex::new(inner), flushing: tokio::sync::Mutex::new(()), loading: AtomicBool::new(false) })
+        Arc::new(Self {
+            ino: inner.attr.ino,
+            inner: Mutex::new(inner),
+            flushing: tokio::sync::Mutex::new(()),
+            loading: AtomicBool::new(false),
+        })
     }
 
     /// The inode.
@@ -392,13 +397,14 @@ impl Inner {
 
     /// Whether uncommitted content alone answers a read.
     pub fn covers(&self, range: &Range<u64>) -> bool {
-        self.dirty.covers(range) || self.sealed.iter().any(|sealed| {
-            let last = sealed.packed.pieces.partition_point(|(at, _, _)| *at <= range.start);
-            last.checked_sub(1).is_some_and(|index| {
-                let (at, _, len) = sealed.packed.pieces[index];
-                range.end <= at + len as u64
+        self.dirty.covers(range)
+            || self.sealed.iter().any(|sealed| {
+                let last = sealed.packed.pieces.partition_point(|(at, _, _)| *at <= range.start);
+                last.checked_sub(1).is_some_and(|index| {
+                    let (at, _, len) = sealed.packed.pieces[index];
+                    range.end <= at + len as u64
+                })
             })
-        })
     }
 }
 

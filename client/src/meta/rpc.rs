@@ -102,7 +102,7 @@ impl Rpc {
             Err(error @ (Error::WrongCluster { .. } | Error::WrongRole { .. } | Error::ProtocolVersion { .. })) => {
                 Err(error)
             }
-            Err(error @ Error::Refused { .. }) => Err(error),
+            Err(error @ (Error::Refused { .. } | Error::Closed)) => Err(error),
             Err(error) => {
                 self.known.lock().at += 1;
                 Ok(Err(Missed::Away(error.to_string())))

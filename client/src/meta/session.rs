@@ -116,8 +116,9 @@ impl Session {
     pub async fn submit(&self, ops: Vec<Op>) -> Result<Vec<OpReply>, FsError> {
         let _slot = self.slots.acquire().await.map_err(|_| FsError::Io)?;
         for _ in 0..SESSIONS_TRIED {
-            let numbered = self.number(&ops).await;
-            let request = MetaRequest::Submit { session: numbered.session, batch: numbered.batch.clone() };
+            let (numbered, acked) = self.number().await;
+            let batch = Batch { seq: numbered.seq, acked, ops: ops.clone() };
+            let request = MetaRequest::Submit { session: numbered.session, batch };
             match self.rpc.ask(&request).await? {
                 MetaReply::Batch(reply) => return reply.map_err(|failed| failed.error),
                 MetaReply::Failed(FsError::SessionExpired) => self.renew(numbered.session).await?,
@@ -130,11 +131,11 @@ impl Session {
 
     /// Gives a batch its number, as soon as that lies within the window of replies that metad keeps: one batch that
     /// hangs must not push the others out of it.
-    async fn number(&self, ops: &[Op]) -> Numbered<'_> {
+    async fn number(&self) -> (Numbered<'_>, BatchSeq) {
         loop {
             let mut answered = std::pin::pin!(self.answered.notified());
             answered.as_mut().enable();
-            if let Some(numbered) = Numbered::take(self, ops) {
+            if let Some(numbered) = Numbered::take(self) {
                 return numbered;
             }
             answered.await;
@@ -252,15 +253,16 @@ impl Numbers {
     }
 }
 
-/// A batch with its number; the number counts as answered when this is dropped.
+/// The number of a batch; it counts as answered when this is dropped.
 struct Numbered<'a> {
     home: &'a Session,
     session: SessionId,
-    batch: Batch,
+    seq: BatchSeq,
 }
 
 impl<'a> Numbered<'a> {
-    fn take(home: &'a Session, ops: &[Op]) -> Option<Self> {
+    /// The next number, and up to where replies may be forgotten.
+    fn take(home: &'a Session) -> Option<(Self, BatchSeq)> {
         let mut numbers = home.numbers.lock();
         let seq = numbers.last.next();
         // I1: only replies that nobody waits for any more may be forgotten.
@@ -271,7 +273,7 @@ impl<'a> Numbered<'a> {
         }
         numbers.last = seq;
         numbers.open.insert(seq);
-        Some(Self { home, session: numbers.id, batch: Batch { seq, acked, ops: ops.to_vec() } })
+        Some((Self { home, session: numbers.id, seq }, acked))
     }
 }
 
@@ -280,7 +282,7 @@ impl Drop for Numbered<'_> {
         {
             let mut numbers = self.home.numbers.lock();
             if numbers.id == self.session {
-                numbers.open.remove(&self.batch.seq);
+                numbers.open.remove(&self.seq);
             }
         }
         self.home.answered.notify_waiters();
