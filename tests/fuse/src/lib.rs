@@ -1,1 +1,35 @@
-//! Placeholder.
+//! Programs and files that several end-to-end tests work with.
+
+use kit::command::{need, sh};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Most scripts end long before.
+pub const LIMIT: Duration = Duration::from_secs(240);
+
+/// A tar file of a real source tree of several thousand files, made in `dir` from the sources of the crates that this
+/// project is built from.
+///
+/// # Panics
+/// When there are none: `cargo fetch` brings them.
+#[must_use]
+pub fn source_tree(dir: &Path) -> PathBuf {
+    let cargo =
+        std::env::var("CARGO_HOME").unwrap_or_else(|_| format!("{}/.cargo", std::env::var("HOME").unwrap_or_default()));
+    let script = format!(
+        "cd {cargo}/registry/src/*/ && ls | sort | tr '\\n' '\\0' | tar --null -cf {dir}/all.tar -T - --exclude='*.a' --exclude='*.lib' 2>/dev/null; \
+         mkdir -p {dir}/pick && cd {dir}/pick && tar -xf {dir}/all.tar && find . -type f | sort | head -5000 > {dir}/list && \
+         tar -cf {dir}/tree.tar -T {dir}/list && rm -rf {dir}/pick {dir}/all.tar",
+        dir = dir.display()
+    );
+    sh(dir, LIMIT, &script);
+    dir.join("tree.tar")
+}
+
+/// Makes sure that the programs which the tests run are there.
+///
+/// # Panics
+/// When one is missing and cannot be installed.
+pub fn need_programs() {
+    need(&[("git", "git"), ("rsync", "rsync"), ("sqlite3", "sqlite3")]);
+}
