@@ -40,7 +40,7 @@ pub(crate) struct Flags {
     #[arg(long)]
     pub daemon: bool,
     /// What to log: a level, or directives as of RUST_LOG.
-    #[arg(long, env = "SURF_LOG", default_value = "warn,fuser=error")]
+    #[arg(long, env = "SURF_LOG", default_value = "warn,fuser=error,fuser::reply=off")]
     pub log: String,
     /// Append the log to this file instead of writing it to standard error, which a background process has not.
     #[arg(long, value_name = "FILE")]
