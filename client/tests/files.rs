@@ -164,6 +164,27 @@ async fn a_file_written_anew_and_renamed_is_complete_under_its_name() {
     assert_eq!(&one.read(&old.handle, 0, 10).await.unwrap()[..], b"old");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_and_holes_are_found_and_ranges_are_copied_by_sharing() {
+    let cluster = Cluster::start().await;
+    let client = cluster.lazy_client().await;
+    let opened = create(&client, "file").await;
+    let far = 3_u64 << 30;
+    client.write(&opened.handle, far, b"far away", false).await.unwrap();
+    assert_eq!(client.seek(&opened.handle, 0, false).await, Ok(far));
+    assert_eq!(client.seek(&opened.handle, 0, true).await, Ok(0));
+    assert_eq!(client.seek(&opened.handle, far + 1, true).await, Ok(far + 8), "the end is a hole");
+    assert_eq!(client.seek(&opened.handle, far + 8, false).await, Err(FsError::NoSuchDataOrHole));
+    let target = create(&client, "copy").await;
+    let copied = client.copy_range((&opened.handle, far + 4), (&target.handle, 2), 100).await;
+    assert_eq!(copied, Ok(4), "up to the source's end");
+    assert_eq!(&client.read(&target.handle, 0, 100).await.unwrap()[..], b"\0\0away");
+    // Its own change of the target is no conflict for what is written next.
+    client.write(&target.handle, 0, b"go", false).await.unwrap();
+    assert_eq!(client.flush(&target.handle).await, Ok(()));
+    assert_eq!(content(&client, "copy").await, b"goaway");
+}
+
 /// One step of a random history.
 async fn step(
     client: &Client,

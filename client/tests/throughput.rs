@@ -42,17 +42,20 @@ async fn sequential(cluster: &Cluster, client: &Client, name: &str, mib: usize) 
     write_all(client, &opened.handle, mib * MIB, MIB).await;
     client.fsync(&opened.handle).await.unwrap();
     report(&format!("{name}: sequential write of {mib} MiB + fsync"), mib as f64, "MiB", started);
-    let reader = cluster.client().await;
-    for call in [MIB, 128 << 10] {
+    for (call, ahead) in [(MIB, 16), (MIB, 32), (128 << 10, 32)] {
+        let mut config = cluster.config();
+        config.readahead_bytes = ahead << 20;
+        let reader = Client::connect(config).await.unwrap();
         let opened = open(&reader, name).await;
         let started = Instant::now();
         for offset in (0..mib * MIB).step_by(call) {
             assert_eq!(reader.read(&opened.handle, offset as u64, call).await.unwrap().len(), call);
         }
-        report(&format!("{name}: sequential read, {} KiB calls", call >> 10), mib as f64, "MiB", started);
+        let what = format!("{name}: read, {} KiB calls, {ahead} MiB ahead", call >> 10);
+        report(&what, mib as f64, "MiB", started);
         reader.release(opened.handle).await;
+        reader.shutdown().await.unwrap();
     }
-    reader.shutdown().await.unwrap();
 }
 
 async fn random(cluster: &Cluster, client: &Client, mib: usize) {
@@ -78,6 +81,13 @@ async fn random(cluster: &Cluster, client: &Client, mib: usize) {
     }
     client.fsync(&opened.handle).await.unwrap();
     report("random 4 KiB writes, fsync at the end", 20_000.0, "op", started);
+    let small = create(client, "small").await;
+    let started = Instant::now();
+    for number in 0..500 {
+        client.write(&small.handle, number % 64 * 4096, &page, false).await.unwrap();
+        client.fsync(&small.handle).await.unwrap();
+    }
+    report("4 KiB writes into 256 KiB, fsync each", 500.0, "op", started);
     let started = Instant::now();
     for _ in 0..1000 {
         let offset = rng.random_range(0..(mib * MIB) as u64 / 4096) * 4096;

@@ -147,6 +147,8 @@ impl Fetcher {
             *count
         };
         if count > PARTS_MAX {
+            // When it has been pushed out of the cache again, its parts are counted anew.
+            self.shared.parts.lock().pop(&hash);
             return Ok(None);
         }
         self.shared.fetch(hash, Part { offset, len }).await.map(Some)
