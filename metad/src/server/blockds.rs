@@ -88,6 +88,9 @@ fn with_member(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Layout {
         None => {
             // I11: readers look where blocks lay before as long as they have not been moved.
             next.previous = layout.members.clone();
+            // Another daemon at the same address has lost its disk and come back under a new id: what it held is gone,
+            // and counting both would count one copy twice (I9).
+            next.members.retain(|known| known.addr != heartbeat.addr);
             let mut seed = [0; 8];
             seed.copy_from_slice(&heartbeat.id.0[..8]);
             let replicas = usize::from(layout.replicas);
@@ -95,4 +98,34 @@ fn with_member(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Layout {
         }
     }
     next
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::ids::BlockdId;
+
+    fn heartbeat(id: u8, port: u16) -> BlockdHeartbeat {
+        BlockdHeartbeat {
+            id: BlockdId([id; 16]),
+            name: format!("blockd-{port}"),
+            addr: ([127, 0, 0, 1], port).into(),
+            zone: format!("zone-{port}"),
+            weight: 1,
+            capacity_bytes: 1,
+            free_bytes: 1,
+            block_count: 0,
+            epoch: wire::ids::LayoutEpoch(0),
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_lost_its_disk_takes_the_place_of_the_one_it_was() {
+        let layout = Layout { replicas: 2, min_sync: 2, ..Layout::default() };
+        let layout = with_member(&with_member(&layout, &heartbeat(1, 7001)), &heartbeat(2, 7002));
+        let again = with_member(&layout, &heartbeat(3, 7002));
+        let ids: Vec<u8> = again.members.iter().map(|member| member.id.0[0]).collect();
+        assert_eq!(ids, [1, 3]);
+        assert_eq!(again.epoch.0, layout.epoch.0 + 1);
+    }
 }
