@@ -1,6 +1,7 @@
 //! A file larger than what the mount may hold in memory.
 #![allow(missing_docs)]
 
+use kit::command::need;
 use kit::{Setup, Surf, fault, sh};
 use std::time::Duration;
 
@@ -9,12 +10,12 @@ const MEMORY: u64 = 512 << 20;
 
 /// Writes a file of so many GiB of pseudo-random bytes, and reads it back with the same hash.
 fn there_and_back(surf: &Surf, gib: u32) {
+    need(&[("openssl", "openssl")]);
     let script = format!(
         "pass() {{ openssl enc -aes-128-ctr -nosalt -pass pass:surf -pbkdf2 </dev/zero 2>/dev/null | head -c {gib}G; }}; \
          pass | tee large | md5sum > ../written; md5sum < large > ../read; cmp ../written ../read; \
          test $(stat -c %s large) = $(({gib} << 30)); rm large ../written ../read"
     );
-    let script = script.replace("set -euo pipefail", "");
     // `head` ends the pipe early, which is no failure here.
     sh(&surf.path(), LIMIT, &format!("set +o pipefail; {script}"));
 }

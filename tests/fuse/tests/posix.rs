@@ -58,7 +58,9 @@ fn pjdfstest(setup: Setup) {
             _ => {}
         }
     }
-    println!("pjdfstest on {setup:?}: {passed} pass, {} fail", failed.len());
+    let summary = output.text.lines().rfind(|line| line.starts_with("Summary:")).unwrap_or("no summary");
+    println!("pjdfstest on {setup:?}: {passed} pass, {} fail ({summary})", failed.len());
+    assert!(summary.contains(&format!(" {passed} passed")), "its report is read wrong: {summary}");
     assert!(passed > 100, "pjdfstest ran hardly anything:\n{}", output.text);
     let new: Vec<_> = failed.difference(known_failures()).collect();
     assert!(new.is_empty(), "newly failing: {new:#?}\n{}", output.text);
