@@ -84,7 +84,7 @@ pub(crate) fn unlink_8(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64
 }
 
 fn content(number: usize) -> Vec<u8> {
-    (0..SMALL).map(|at| (at ^ number ^ (at >> 8) * number) as u8).collect()
+    (0..SMALL).map(|at| (at ^ number ^ ((at >> 8) * number)) as u8).collect()
 }
 
 pub(crate) fn write_small(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
