@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Most scripts end long before.
-pub const LIMIT: Duration = Duration::from_secs(240);
+pub const LIMIT: Duration = Duration::from_secs(400);
 
 /// A tar file of a real source tree of several thousand files, made in `dir` from the sources of the crates that this
 /// project is built from.
