@@ -6,13 +6,16 @@
 //! only the process died and the kernel lived on. Else it is thrown away and rebuilt from a snapshot and the Raft log,
 //! which are synced before anything is acknowledged.
 //!
+//! A batch becomes visible at once, but a reader of several keys could look before and after it: [`Kv::hold`] keeps
+//! batches out for so long.
+//!
 //! [`Store::begin_snapshot`] reads a state as of one moment while writes go on: a scan moves through the keys in steps,
 //! and a write to a key that the scan has not reached yet first keeps the old value for it.
 
 use crate::error::Error;
 use crate::fs::keys::Key;
-use crate::fs::view::Kv;
-use parking_lot::Mutex;
+use crate::fs::view::{Held, Kv};
+use parking_lot::{Mutex, RwLock};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::ops::{Bound, Range};
@@ -34,8 +37,11 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 pub struct Store {
     dir: PathBuf,
     db: sled::Db,
-    /// Guards the order of writes against the steps of a scan.
+    /// Guards the order of writes against the steps of a scan. Taken before `still`.
     scan: Mutex<Option<Scan>>,
+    /// Held while changes are made, and by readers who need several values of one moment: a batch of sled's shows its
+    /// changes together, but not to a reader whose first look was before it and whose second comes after.
+    still: RwLock<()>,
 }
 
 /// A scan under way.
@@ -78,7 +84,7 @@ impl Store {
     fn open_files(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
         fs::create_dir_all(dir).map_err(|error| Error::disk(dir, error))?;
         let db = open_sled(&dir.join("sled"), cache_bytes)?;
-        Ok(Self { dir: dir.to_owned(), db, scan: Mutex::new(None) })
+        Ok(Self { dir: dir.to_owned(), db, scan: Mutex::new(None), still: RwLock::new(()) })
     }
 
     fn mark(&self, state: &str) -> Result<(), Error> {
@@ -121,6 +127,7 @@ impl Store {
             }
         }
         batch.insert(POSITION, position);
+        let _alone = self.still.write();
         self.db.apply_batch(batch).unwrap_or_else(|error| stop_for(&error));
     }
 
@@ -206,6 +213,10 @@ impl Kv for Store {
         let pair = self.db.range(range).next_back()?;
         let (key, value) = pair.unwrap_or_else(|error| stop_for(&error));
         Some((key.to_vec(), value.to_vec()))
+    }
+
+    fn hold(&self) -> Held<'_> {
+        Held::by(self.still.read())
     }
 }
 

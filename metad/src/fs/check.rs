@@ -1,13 +1,15 @@
 //! Looking through the whole state for contradictions: for tests, and for operators.
 
+mod indexes;
+
 use super::blockref::BlockRef;
 use super::inode::Inode;
 use super::view::{Kv, decode_stored};
 use super::{dentry, extent, keys, settings};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use wire::attr::FileKind;
 use wire::extent::Source;
-use wire::ids::{BlockHash, Ino};
+use wire::ids::{BlockHash, ChunkIndex, Ino};
 
 /// Contradictions found, one line each. Reads everything: meant for stopped or small clusters, and for followers.
 #[must_use]
@@ -19,7 +21,9 @@ pub fn check(kv: &dyn Kv) -> Vec<String> {
         true
     });
     check_entries(kv, &inodes, &mut problems);
+    check_reachable(&inodes, &mut problems);
     check_content(kv, &inodes, &mut problems);
+    indexes::check(kv, &inodes, &mut problems);
     if settings::inode_count(kv) != inodes.len() as u64 {
         problems.push(format!("{} inodes counted, {} there", settings::inode_count(kv), inodes.len()));
     }
@@ -63,6 +67,24 @@ fn check_entries(kv: &dyn Kv, inodes: &BTreeMap<Ino, Inode>, problems: &mut Vec<
     }
 }
 
+/// Each directory has exactly one entry (see `check_entries`), so all are within reach of the root unless some lead in
+/// a circle.
+fn check_reachable(inodes: &BTreeMap<Ino, Inode>, problems: &mut Vec<String>) {
+    let mut reached: BTreeSet<Ino> = BTreeSet::from([Ino::ROOT]);
+    for (start, inode) in inodes.iter().filter(|(_, inode)| inode.attr.kind == FileKind::Directory) {
+        let (mut way, mut at, mut next) = (BTreeSet::new(), *start, inode.parent);
+        while !reached.contains(&at) && way.insert(at) {
+            at = next;
+            next = inodes.get(&at).map_or(at, |inode| inode.parent);
+        }
+        if reached.contains(&at) {
+            reached.extend(way);
+        } else {
+            problems.push(format!("directory {start} is not within the root's tree"));
+        }
+    }
+}
+
 fn check_content(kv: &dyn Kv, inodes: &BTreeMap<Ino, Inode>, problems: &mut Vec<String>) {
     let mut allocated: HashMap<Ino, u64> = HashMap::new();
     let mut references: BTreeMap<BlockHash, u64> = BTreeMap::new();
@@ -72,6 +94,9 @@ fn check_content(kv: &dyn Kv, inodes: &BTreeMap<Ino, Inode>, problems: &mut Vec<
             problems.push(format!("extents of inode {ino} overlap at {}", extent.file_off));
         }
         before = (ino, extent.range().end);
+        if extent.len == 0 || ChunkIndex::of(extent.file_off) != ChunkIndex::of(extent.range().end - 1) {
+            problems.push(format!("extent of inode {ino} at {} is empty or crosses a chunk's border", extent.file_off));
+        }
         *allocated.entry(ino).or_default() += extent.len;
         if let Source::Block { hash, .. } = extent.source {
             *references.entry(hash).or_default() += 1;

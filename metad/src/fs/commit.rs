@@ -1,11 +1,12 @@
 //! Making written content part of a file (I6).
 //!
-//! A commit names the version it is based on. Each extent carries the version that wrote it, and an inode the range
-//! that was cut since (`Cut`), so whether others touched the same bytes meanwhile is seen without any history.
+//! A commit names the version it is based on. Each extent carries the version that wrote it, and an inode the ranges
+//! that were cut since (`Cut`), so whether others touched the same bytes meanwhile is seen without any history. What is
+//! appended lands behind everything and touches nothing.
 
 use super::Context;
 use super::dentry;
-use super::extent::{count_in_chunk, overlapping, place};
+use super::extent::{count_in_chunk, overlapping, place_all};
 use super::inode::Inode;
 use super::keys;
 use super::session;
@@ -41,7 +42,9 @@ pub(super) fn commit(view: &mut View, context: &Context, ino: Ino, commit: &Comm
         return Err(FsError::Invalid);
     }
     // I6: who commits first wins; the other's content is kept beside it, never dropped.
-    let conflict = if commit.base < inode.attr.version && touched_since(view, &inode, commit.base, &writes) {
+    let appends = appended_at.is_some();
+    let changed = commit.base < inode.attr.version && !appends;
+    let conflict = if changed && touched_since(view, &inode, commit.base, &writes) {
         match commit.policy {
             ConflictPolicy::Fail => return Err(FsError::Stale),
             ConflictPolicy::LastWriter => None,
@@ -57,8 +60,10 @@ pub(super) fn commit(view: &mut View, context: &Context, ino: Ino, commit: &Comm
         if commit.clear_privileges {
             inode.clear_privileges();
         }
+        // The writer's clock may be behind the last one's: mtime goes back to what an application had set, no further.
+        let earliest = inode.attr.mtime.min(inode.attr.ctime);
         inode.modified(context.now);
-        inode.attr.mtime = commit.mtime.unwrap_or(inode.attr.mtime);
+        inode.attr.mtime = commit.mtime.map_or(inode.attr.mtime, |mtime| mtime.max(earliest));
         inode.save(view);
     }
     let chunk_extents = writes.last().map_or(0, |last| count_in_chunk(view, ino, last.file_off, COUNTED_EXTENTS));
@@ -85,7 +90,8 @@ fn check_writes(writes: &[ExtentWrite]) -> Result<(), FsError> {
     for write in writes {
         let fits = match &write.source {
             Source::Block { block_len, offset, .. } => {
-                *block_len as usize <= BLOCK_BYTES_MAX && u64::from(*offset) + write.len <= u64::from(*block_len)
+                let end = u64::from(*offset).checked_add(write.len);
+                *block_len as usize <= BLOCK_BYTES_MAX && end.is_some_and(|end| end <= u64::from(*block_len))
             }
             Source::Inline(bytes) => bytes.len() as u64 == write.len && bytes.len() <= INLINE_BYTES_MAX,
             Source::Zero => true,
@@ -100,20 +106,18 @@ fn check_writes(writes: &[ExtentWrite]) -> Result<(), FsError> {
 
 /// Whether anyone wrote or removed bytes of these ranges after `base`.
 fn touched_since(view: &View, inode: &Inode, base: Version, writes: &[ExtentWrite]) -> bool {
-    let cut = inode.cut.filter(|cut| cut.version > base);
     writes.iter().any(|write| {
         let range = write.file_off..write.file_off + write.len;
-        let was_cut = cut.is_some_and(|cut| cut.from < range.end && range.start < cut.to);
-        was_cut || overlapping(view, inode.attr.ino, &range, usize::MAX).iter().any(|extent| extent.version > base)
+        inode.was_cut_since(base, &range)
+            || overlapping(view, inode.attr.ino, &range).iter().any(|extent| extent.version > base)
     })
 }
 
 fn write(view: &mut View, context: &Context, inode: &mut Inode, writes: &[ExtentWrite]) {
     inode.attr.version = inode.attr.version.next();
-    for write in writes {
-        place(view, context, inode, write);
-        inode.attr.size = inode.attr.size.max(write.file_off + write.len);
-    }
+    place_all(view, context, inode, writes);
+    let end = writes.last().map_or(0, |last| last.file_off + last.len);
+    inode.attr.size = inode.attr.size.max(end);
 }
 
 /// Keeps the losing writes: a sibling with the file's present content and these writes over it.
@@ -125,9 +129,7 @@ fn make_copy(
     suffix: &[u8],
     writes: &[ExtentWrite],
 ) -> Result<ConflictCopy, FsError> {
-    if !session::may_use(view, context, ino) {
-        return Err(FsError::Invalid);
-    }
+    session::use_ino(view, context, ino)?;
     // The directory may have gone together with the file's last name: then the copy is found in the root.
     let mut dir = match Inode::load_dir(view, original.parent) {
         Ok(dir) => dir,
@@ -138,8 +140,8 @@ fn make_copy(
     let mut attr = original.attr.clone();
     (attr.ino, attr.nlink, attr.size, attr.allocated, attr.has_xattrs) = (ino, 1, 0, 0, false);
     (attr.version, attr.btime, attr.ctime) = (Version(0), context.now, context.now);
-    let mut copy = Inode { attr, parent: dir.attr.ino, name: name.clone(), cut: None };
-    let present: Vec<ExtentWrite> = overlapping(view, original.attr.ino, &(0..u64::MAX), usize::MAX)
+    let mut copy = Inode { attr, parent: dir.attr.ino, name: name.clone(), cuts: Vec::new() };
+    let present: Vec<ExtentWrite> = overlapping(view, original.attr.ino, &(0..u64::MAX))
         .into_iter()
         .map(|extent| ExtentWrite { file_off: extent.file_off, len: extent.len, source: extent.source })
         .collect();

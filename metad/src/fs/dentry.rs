@@ -76,9 +76,7 @@ pub(super) fn create(
     if find(view, parent, name).is_some() {
         return Err(FsError::Exists);
     }
-    if !session::may_use(view, context, new.ino) {
-        return Err(FsError::Invalid);
-    }
+    session::use_ino(view, context, new.ino)?;
     let kind = kind_of(new.node)?;
     if kind == FileKind::Directory && dir.attr.nlink >= LINKS_MAX {
         return Err(FsError::TooManyLinks);
@@ -137,7 +135,7 @@ fn fresh(context: &Context, dir: &Inode, name: &[u8], new: &New, kind: FileKind)
         version: Version(1),
         has_xattrs: false,
     };
-    Inode { attr, parent: dir.attr.ino, name: name.to_vec(), cut: None }
+    Inode { attr, parent: dir.attr.ino, name: name.to_vec(), cuts: Vec::new() }
 }
 
 /// `Op::Link`.

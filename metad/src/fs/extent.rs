@@ -10,13 +10,16 @@ use std::ops::Range;
 use wire::FsError;
 use wire::extent::{Extent, ExtentWrite, Source};
 use wire::ids::{Ino, Version};
-use wire::limits::{CHUNK_BYTES, FILE_BYTES_MAX};
+use wire::limits::{CHUNK_BYTES, FILE_BYTES_MAX, HEAD_BYTES_MAX, INLINE_BYTES_MAX};
 use wire::op::{OpReply, RangeAction};
 
 /// Collapse and insert work in units of this, as ext4's do with its block size.
 const SHIFT_UNIT: u64 = 4096;
 /// Extents that one page of a reading carries.
 const PAGE_EXTENTS: usize = 4096;
+/// Inline content that one page carries, so that it fits a message (`HEAD_BYTES_MAX`) however small the extents are.
+const PAGE_INLINE_BYTES: usize = 1 << 20;
+const _: () = assert!(PAGE_INLINE_BYTES + INLINE_BYTES_MAX + PAGE_EXTENTS * 128 < HEAD_BYTES_MAX);
 
 /// The stored value; the offset is in the key.
 #[derive(Serialize, Deserialize)]
@@ -31,26 +34,32 @@ fn from_pair(key: &[u8], value: &[u8]) -> Extent {
     Extent { file_off: keys::extent_parts(key).1, len, source, version }
 }
 
-/// Extents that overlap `range`, in order, at most `limit`.
-///
-/// No extent crosses a chunk's border, so one that began before the range can only begin within its chunk.
-pub(super) fn overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, limit: usize) -> Vec<Extent> {
-    let from = range.start - range.start % CHUNK_BYTES;
+/// Extents that overlap `range`, in order.
+pub(super) fn overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>) -> Vec<Extent> {
     let mut found = Vec::new();
-    // The one extent that reaches into the range from before it is the last that starts before its first byte.
-    if let Some((key, value)) = kv.last(keys::extent(ino, from)..keys::extent(ino, range.start)) {
-        let extent = from_pair(&key, &value);
-        found.extend((extent.range().end > range.start).then_some(extent));
-    }
-    kv.scan(keys::extents_from(ino, range.start), &mut |key, value| {
-        let extent = from_pair(key, value);
-        if extent.file_off >= range.end || found.len() >= limit {
-            return false;
-        }
+    visit_overlapping(kv, ino, range, &mut |extent| {
         found.push(extent);
         true
     });
     found
+}
+
+/// Calls `visit` with the extents that overlap `range`, in order, until it answers false.
+///
+/// No extent crosses a chunk's border, so one that began before the range can only begin within its chunk.
+fn visit_overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, visit: &mut dyn FnMut(Extent) -> bool) {
+    let from = range.start - range.start % CHUNK_BYTES;
+    // The one extent that reaches into the range from before it is the last that starts before its first byte.
+    if let Some((key, value)) = kv.last(keys::extent(ino, from)..keys::extent(ino, range.start)) {
+        let extent = from_pair(&key, &value);
+        if extent.range().end > range.start && !visit(extent) {
+            return;
+        }
+    }
+    kv.scan(keys::extents_from(ino, range.start), &mut |key, value| {
+        let extent = from_pair(key, value);
+        extent.file_off < range.end && visit(extent)
+    });
 }
 
 fn insert(view: &mut View, ino: Ino, extent: Extent) {
@@ -62,7 +71,7 @@ fn insert(view: &mut View, ino: Ino, extent: Extent) {
 /// Removes what `range` covers; extents that reach over its ends are shortened.
 pub(super) fn cut_range(view: &mut View, context: &Context, inode: &mut Inode, range: Range<u64>) {
     let ino = inode.attr.ino;
-    for extent in overlapping(view, ino, &range, usize::MAX) {
+    for extent in overlapping(view, ino, &range) {
         let whole = extent.range();
         let left = (whole.start < range.start).then(|| extent.slice(&(whole.start..range.start)));
         let right = (whole.end > range.end).then(|| extent.slice(&(range.end..whole.end)));
@@ -100,6 +109,33 @@ pub(super) fn place(view: &mut View, context: &Context, inode: &mut Inode, write
     }
 }
 
+/// Puts writes, ordered by offset, in place of whatever was there.
+pub(super) fn place_all(view: &mut View, context: &Context, inode: &mut Inode, writes: &[ExtentWrite]) {
+    let mut writes = writes.iter();
+    let Some(mut run) = writes.next().cloned() else { return };
+    for write in writes {
+        if continues(&run, write) {
+            run.len += write.len;
+        } else {
+            place(view, context, inode, &run);
+            run = write.clone();
+        }
+    }
+    place(view, context, inode, &run);
+}
+
+/// Whether `next` goes on where `before` ends, in the file and in the block: then one extent says the same as two.
+fn continues(before: &ExtentWrite, next: &ExtentWrite) -> bool {
+    before.file_off + before.len == next.file_off
+        && match (&before.source, &next.source) {
+            (Source::Zero, Source::Zero) => true,
+            (Source::Block { hash, block_len, offset }, Source::Block { hash: h, block_len: l, offset: o }) => {
+                (hash, block_len) == (h, l) && u64::from(*offset) + before.len == u64::from(*o)
+            }
+            _ => false,
+        }
+}
+
 /// How many extents a chunk holds, counted up to `limit`.
 pub(super) fn count_in_chunk(view: &View, ino: Ino, offset: u64, limit: usize) -> u32 {
     let start = offset - offset % CHUNK_BYTES;
@@ -112,8 +148,8 @@ pub(super) fn count_in_chunk(view: &View, ino: Ino, offset: u64, limit: usize) -
     count as u32
 }
 
-/// Removes up to `limit` extents of an inode that is gone; true when none is left.
-pub(super) fn reap(view: &mut View, context: &Context, ino: Ino, limit: usize) -> bool {
+/// Removes up to `limit` extents of an inode that is gone; returns how many. Fewer than asked for were the last.
+pub(super) fn reap(view: &mut View, context: &Context, ino: Ino, limit: usize) -> usize {
     let pairs = view.pairs(keys::extents_from(ino, 0), limit);
     for (key, value) in &pairs {
         if let Source::Block { hash, .. } = from_pair(key, value).source {
@@ -121,7 +157,7 @@ pub(super) fn reap(view: &mut View, context: &Context, ino: Ino, limit: usize) -
         }
         view.delete(key.clone());
     }
-    pairs.len() < limit
+    pairs.len()
 }
 
 /// `Op::Range`.
@@ -171,7 +207,7 @@ fn grow(inode: &mut Inode, end: u64, keep_size: bool) {
 fn fill_holes(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) {
     let mut at = range.start;
     let mut holes = Vec::new();
-    for extent in overlapping(view, inode.attr.ino, range, usize::MAX) {
+    for extent in overlapping(view, inode.attr.ino, range) {
         if extent.file_off > at {
             holes.push(at..extent.file_off);
         }
@@ -199,6 +235,7 @@ fn collapse(view: &mut View, context: &Context, inode: &mut Inode, range: &Range
     }
     let moved = take_from(view, context, inode, range.start);
     let len = range.end - range.start;
+    let mut writes = Vec::with_capacity(moved.len());
     for mut write in moved {
         // `take_from` cut at the range's start; what lies within the range is dropped.
         let keep = write.file_off.max(range.end)..write.file_off + write.len;
@@ -207,8 +244,9 @@ fn collapse(view: &mut View, context: &Context, inode: &mut Inode, range: &Range
         }
         write = slice_write(&write, &keep);
         write.file_off -= len;
-        place(view, context, inode, &write);
+        writes.push(write);
     }
+    place_all(view, context, inode, &writes);
     inode.attr.size -= len;
     inode.mark_cut(range.start, u64::MAX);
     Ok(())
@@ -220,10 +258,11 @@ fn insert_hole(view: &mut View, context: &Context, inode: &mut Inode, range: &Ra
     if inode.attr.size + len > FILE_BYTES_MAX {
         return Err(FsError::TooLarge);
     }
-    for mut write in take_from(view, context, inode, range.start) {
+    let mut moved = take_from(view, context, inode, range.start);
+    for write in &mut moved {
         write.file_off += len;
-        place(view, context, inode, &write);
     }
+    place_all(view, context, inode, &moved);
     inode.attr.size += len;
     inode.mark_cut(range.start, u64::MAX);
     Ok(())
@@ -237,7 +276,7 @@ fn take_from(view: &mut View, context: &Context, inode: &mut Inode, start: u64) 
 }
 
 fn writes_of(view: &View, ino: Ino, range: &Range<u64>) -> Vec<ExtentWrite> {
-    overlapping(view, ino, range, usize::MAX)
+    overlapping(view, ino, range)
         .into_iter()
         .map(|extent| extent.slice(range))
         .map(|Extent { file_off, len, source, .. }| ExtentWrite { file_off, len, source })
@@ -267,14 +306,14 @@ pub(super) fn clone_range(
         return Err(FsError::Invalid);
     }
     if len > 0 {
-        let writes = writes_of(view, src, &(src_off..src_off + len));
+        let mut writes = writes_of(view, src, &(src_off..src_off + len));
         target.attr.version = target.attr.version.next();
         cut_range(view, context, &mut target, dst_off..end);
         target.mark_cut(dst_off, end);
-        for mut write in writes {
+        for write in &mut writes {
             write.file_off = write.file_off - src_off + dst_off;
-            place(view, context, &mut target, &write);
         }
+        place_all(view, context, &mut target, &writes);
         target.attr.size = target.attr.size.max(end);
         target.modified(context.now);
         target.save(view);
@@ -284,9 +323,18 @@ pub(super) fn clone_range(
 
 /// A page of a file's extents.
 pub(super) fn page(kv: &dyn Kv, inode: &Inode, range: &Range<u64>) -> wire::op::ExtentPage {
-    let mut extents = overlapping(kv, inode.attr.ino, range, PAGE_EXTENTS + 1);
-    let more_from = (extents.len() > PAGE_EXTENTS).then(|| extents[PAGE_EXTENTS].file_off);
-    extents.truncate(PAGE_EXTENTS);
+    let (mut extents, mut inline_bytes, mut more_from) = (Vec::new(), 0, None);
+    visit_overlapping(kv, inode.attr.ino, range, &mut |extent| {
+        if extents.len() >= PAGE_EXTENTS || inline_bytes >= PAGE_INLINE_BYTES {
+            more_from = Some(extent.file_off);
+            return false;
+        }
+        if let Source::Inline(bytes) = &extent.source {
+            inline_bytes += bytes.len();
+        }
+        extents.push(extent);
+        true
+    });
     wire::op::ExtentPage { version: inode.attr.version, size: inode.attr.size, extents, more_from }
 }
 

@@ -5,6 +5,7 @@ use super::extent::cut_range;
 use super::keys;
 use super::view::{KvExt, View};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, InodeAttr, TimeChange, Timestamp};
 use wire::ids::{Ino, Version};
@@ -21,13 +22,16 @@ pub(super) const S_IXGRP: u32 = 0o0010;
 /// Bytes that were removed without an extent to tell so: a later commit based on an older version must see it (I6).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Cut {
-    /// Version of the latest removal.
+    /// Version that removed them.
     pub version: Version,
-    /// First byte removed by any of them.
+    /// First byte.
     pub from: u64,
     /// One past the last byte.
     pub to: u64,
 }
+
+/// Removals that are told apart. Uniting more makes conflicts where there are none, never hides one.
+const CUTS_MAX: usize = 8;
 
 /// The stored record of an inode.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -38,8 +42,8 @@ pub struct Inode {
     pub parent: Ino,
     /// Name of the entry made last: where a conflict copy goes (I6).
     pub name: Name,
-    /// Bytes removed by truncating and punching. The union of all, so that it never grows.
-    pub cut: Option<Cut>,
+    /// Bytes removed by truncating and punching, oldest first; a few, the oldest being united when they are more.
+    pub cuts: Vec<Cut>,
 }
 
 impl Inode {
@@ -91,8 +95,19 @@ impl Inode {
 
     /// Marks bytes as removed in the present version.
     pub fn mark_cut(&mut self, from: u64, to: u64) {
-        let before = self.cut.unwrap_or(Cut { version: self.attr.version, from, to });
-        self.cut = Some(Cut { version: self.attr.version, from: before.from.min(from), to: before.to.max(to) });
+        self.cuts.retain(|cut| cut.from < from || to < cut.to);
+        self.cuts.push(Cut { version: self.attr.version, from, to });
+        if self.cuts.len() > CUTS_MAX {
+            let oldest = self.cuts.remove(0);
+            let next = &mut self.cuts[0];
+            (next.from, next.to) = (next.from.min(oldest.from), next.to.max(oldest.to));
+        }
+    }
+
+    /// Whether bytes of a range were removed after a version (I6).
+    #[must_use]
+    pub fn was_cut_since(&self, base: Version, range: &Range<u64>) -> bool {
+        self.cuts.iter().any(|cut| cut.version > base && cut.from < range.end && range.start < cut.to)
     }
 
     /// Drops setuid, and setgid where it means a group rather than mandatory locking.
@@ -120,18 +135,16 @@ pub(super) fn set_attr(view: &mut View, context: &Context, ino: Ino, change: &At
     if change.clear_privileges && inode.attr.kind != FileKind::Directory {
         inode.clear_privileges();
     }
+    inode.changed(context.now);
+    // Not the leader's time as it is: a new leader's clock may be behind.
+    let ctime = inode.attr.ctime;
     let time = |change: Option<TimeChange>, before| match change {
-        Some(TimeChange::Now) => context.now,
+        Some(TimeChange::Now) => ctime,
         Some(TimeChange::To(time)) => time,
         None => before,
     };
     inode.attr.atime = time(change.atime, inode.attr.atime);
     inode.attr.mtime = time(change.mtime, inode.attr.mtime);
-    // Reading refreshes the access time alone; that is no change of status.
-    let only_atime = AttrChange { atime: change.atime, ..AttrChange::default() } == *change;
-    if !only_atime || change.atime == Some(TimeChange::Now) || change.mtime.is_some() {
-        inode.changed(context.now);
-    }
     inode.save(view);
     Ok(OpReply::Attr(inode.attr))
 }

@@ -14,6 +14,7 @@
 //! | `R` | ino | empty: content that is still being taken apart |
 //! | `S` | session | [`Session`](super::session::Session) |
 //! | `Y` | session, batch number | kept reply (I1) |
+//! | `U` | ino / 64 | eight bytes, big endian: which of these 64 leased numbers were used, the lowest first (I4) |
 //! | `K` | ino | locks held |
 //! | `J` | session, ino | empty: inodes on which the session holds locks |
 //! | `C` | name | cluster setting or counter |
@@ -90,7 +91,8 @@ pub fn dentry(parent: Ino, name: &[u8]) -> Key {
 /// Entries of a directory behind a cookie.
 #[must_use]
 pub fn dentries(parent: Ino, after: u64) -> Range<Key> {
-    key(b'D', &[parent.0, after + 1], &[])..below(key(b'D', &[parent.0], &[])).end
+    // `after` comes from clients: no cookie is as large as the greatest number.
+    key(b'D', &[parent.0, after.saturating_add(1)], &[])..below(key(b'D', &[parent.0], &[])).end
 }
 
 /// All directory entries.
@@ -141,6 +143,12 @@ pub fn xattrs(ino: Ino) -> Range<Key> {
     below(key(b'X', &[ino.0], &[]))
 }
 
+/// Extended attributes of all inodes.
+#[must_use]
+pub fn all_xattrs() -> Range<Key> {
+    below(vec![b'X'])
+}
+
 /// References to a block.
 #[must_use]
 pub fn block(hash: &BlockHash) -> Key {
@@ -163,6 +171,12 @@ pub fn unreferenced(since_ms: u64, hash: &BlockHash) -> Key {
 #[must_use]
 pub fn unreferenced_before(ms: u64) -> Range<Key> {
     vec![b'Z']..key(b'Z', &[ms], &[])
+}
+
+/// All blocks without references; the time is the first number.
+#[must_use]
+pub fn all_unreferenced() -> Range<Key> {
+    below(vec![b'Z'])
 }
 
 /// The block of an unreferenced key.
@@ -189,6 +203,18 @@ pub fn session_orphan(session: SessionId, ino: Ino) -> Key {
 #[must_use]
 pub fn session_orphans(session: SessionId) -> Range<Key> {
     below(key(b'Q', &[session.0], &[]))
+}
+
+/// All unlinked inodes that may still be open.
+#[must_use]
+pub fn all_orphans() -> Range<Key> {
+    below(vec![b'O'])
+}
+
+/// The same by session; the session is the first number, the inode the second.
+#[must_use]
+pub fn all_session_orphans() -> Range<Key> {
+    below(vec![b'Q'])
 }
 
 /// Content being taken apart.
@@ -233,6 +259,21 @@ pub fn replies(session: SessionId) -> Range<Key> {
     below(key(b'Y', &[session.0], &[]))
 }
 
+/// Inode numbers in one value of the table of used numbers.
+pub const USED_PER_VALUE: u64 = 64;
+
+/// Which numbers around this one were used.
+#[must_use]
+pub fn used(ino: Ino) -> Key {
+    key(b'U', &[ino.0 / USED_PER_VALUE], &[])
+}
+
+/// The values that tell of numbers within `start..end` and of no others.
+#[must_use]
+pub fn used_within(start: Ino, end: Ino) -> Range<Key> {
+    key(b'U', &[start.0.div_ceil(USED_PER_VALUE)], &[])..key(b'U', &[end.0 / USED_PER_VALUE], &[])
+}
+
 /// Locks on an inode.
 #[must_use]
 pub fn locks(ino: Ino) -> Key {
@@ -249,6 +290,24 @@ pub fn session_lock(session: SessionId, ino: Ino) -> Key {
 #[must_use]
 pub fn session_locks(session: SessionId) -> Range<Key> {
     below(key(b'J', &[session.0], &[]))
+}
+
+/// All inodes with locks; the inode is the first number.
+#[must_use]
+pub fn all_locks() -> Range<Key> {
+    below(vec![b'K'])
+}
+
+/// The same by session; the session is the first number, the inode the second.
+#[must_use]
+pub fn all_session_locks() -> Range<Key> {
+    below(vec![b'J'])
+}
+
+/// Kept replies of all sessions; the session is the first number.
+#[must_use]
+pub fn all_replies() -> Range<Key> {
+    below(vec![b'Y'])
 }
 
 /// A setting.
@@ -286,5 +345,6 @@ mod tests {
         assert!(dentries(Ino(1), 0).contains(&dentry(Ino(1), name)));
         assert!(!dentries(Ino(1), cookie(name)).contains(&dentry(Ino(1), name)));
         assert!(!dentries(Ino(1), 0).contains(&dentry(Ino(2), name)));
+        assert!(!dentries(Ino(1), u64::MAX).contains(&dentry(Ino(1), name)), "no cookie is too large to ask for");
     }
 }

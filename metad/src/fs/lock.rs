@@ -5,6 +5,7 @@ use super::inode::Inode;
 use super::keys;
 use super::view::{Kv, KvExt, View};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use wire::FsError;
 use wire::ids::{Ino, SessionId};
@@ -71,6 +72,25 @@ fn carve(held: Vec<Held>, session: SessionId, family: LockFamily, owner: u64, ra
     kept
 }
 
+/// Byte ranges of one owner that touch and are of one kind are one lock, so that locking a file record by record does
+/// not add up, and `F_GETLK` shows what Linux would. Ordered by where they begin.
+fn joined(mut held: Vec<Held>) -> Vec<Held> {
+    held.sort_by_key(|one| (one.lock.family, one.lock.start, one.session, one.lock.owner));
+    let mut kept: Vec<Held> = Vec::with_capacity(held.len());
+    for one in held {
+        let continued = kept.iter_mut().rev().find(|before| {
+            before.lock.end == one.lock.start
+                && before.lock.exclusive == one.lock.exclusive
+                && before.belongs_to(one.session, one.lock.family, one.lock.owner)
+        });
+        match continued {
+            Some(before) => before.lock.end = one.lock.end,
+            None => kept.push(one),
+        }
+    }
+    kept
+}
+
 /// `Op::SetLock`.
 pub(super) fn set(view: &mut View, context: &Context, ino: Ino, lock: &Lock) -> Result<OpReply, FsError> {
     Inode::load(view, ino)?;
@@ -86,7 +106,7 @@ pub(super) fn set(view: &mut View, context: &Context, ino: Ino, lock: &Lock) -> 
         return Err(FsError::NoSpace);
     }
     held.push(Held { session: context.session, lock: lock.clone() });
-    save(view, ino, context.session, &held);
+    save(view, ino, context.session, &joined(held));
     Ok(OpReply::Done)
 }
 
@@ -107,9 +127,15 @@ pub(super) fn unlock(
     Ok(OpReply::Done)
 }
 
-/// The first lock in the way of one that is wanted.
+/// The first lock in the way of one that is wanted, by where it begins.
 pub(super) fn conflicting(kv: &dyn Kv, session: SessionId, ino: Ino, wanted: &Lock) -> Option<Lock> {
-    load(kv, ino).into_iter().find(|held| held.conflicts(session, wanted)).map(|held| held.lock)
+    let in_the_way = load(kv, ino).into_iter().filter(|held| held.conflicts(session, wanted));
+    in_the_way.map(|held| held.lock).min_by_key(|lock| lock.start)
+}
+
+/// Sessions that hold locks on an inode.
+pub(super) fn holders(kv: &dyn Kv, ino: Ino) -> BTreeSet<SessionId> {
+    load(kv, ino).iter().map(|held| held.session).collect()
 }
 
 /// The session has ended.

@@ -14,7 +14,9 @@ use super::view::{Kv, KvExt, View};
 use std::collections::BTreeSet;
 use wire::ids::{Ino, SessionId};
 
-/// Extents removed at once: a huge file must not stop the cluster while it is taken apart.
+/// Extents removed together with their inode. One batch may remove thousands of inodes.
+const REMOVED_EXTENTS: usize = 64;
+/// Extents removed by one `Command::Reap`: a huge file must not stop the cluster while it is taken apart.
 const REAP_EXTENTS: usize = 512;
 
 /// The inode lost its last entry. Returns whether it stays for the asking session, which vouches for nothing unless
@@ -77,16 +79,23 @@ pub(super) fn remove(view: &mut View, context: &Context, ino: Ino) {
     }
     super::lock::forget_inode(view, ino);
     inodes_changed(view, -1);
-    if !extent::reap(view, context, ino, REAP_EXTENTS) {
+    if extent::reap(view, context, ino, REMOVED_EXTENTS) >= REMOVED_EXTENTS {
         view.put(keys::reaping(ino), Vec::new());
     }
 }
 
 /// `Command::Reap`.
 pub(super) fn reap_some(view: &mut View, context: &Context) {
-    let Some((key, _)) = view.pairs(keys::all_reaping(), 1).pop() else { return };
-    if extent::reap(view, context, Ino(keys::first(&key)), REAP_EXTENTS) {
-        view.delete(key);
+    let mut left = REAP_EXTENTS;
+    while left > 0
+        && let Some((key, _)) = view.pairs(keys::all_reaping(), 1).pop()
+    {
+        let removed = extent::reap(view, context, Ino(keys::first(&key)), left);
+        if removed < left {
+            view.delete(key);
+        }
+        // An inode counts too, though all of its extents may be gone already.
+        left = left.saturating_sub(removed + 1);
     }
 }
 

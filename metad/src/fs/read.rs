@@ -14,11 +14,17 @@ use wire::op::{DirEntry, Read, ReadReply, StatFs};
 /// # Errors
 /// As the system call would fail.
 pub fn read(kv: &dyn Kv, session: SessionId, question: &Read) -> Result<ReadReply, FsError> {
+    // I2: an answer that takes several reads is of one moment. Else a commit in their midst would show a hole where
+    // neither the old nor the new content has one.
+    let _held = kv.hold();
     match question {
         Read::Lookup { parent, name } => lookup(kv, *parent, name),
         Read::GetAttr { ino } => Ok(ReadReply::Attr(load(kv, *ino)?.attr)),
         Read::Open { ino } => open(kv, session, *ino),
-        Read::ReadLink { ino } => kv.get(&keys::symlink(*ino)).map(ReadReply::Bytes).ok_or(FsError::Invalid),
+        Read::ReadLink { ino } => {
+            load(kv, *ino)?;
+            kv.get(&keys::symlink(*ino)).map(ReadReply::Bytes).ok_or(FsError::Invalid)
+        }
         Read::ReadDir { ino, after, limit, plus } => read_dir(kv, *ino, *after, *limit, *plus),
         Read::Extents { ino, off, len } => {
             let inode = load(kv, *ino)?;

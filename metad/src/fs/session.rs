@@ -1,7 +1,7 @@
 //! Sessions: exactly-once batches (I1), leased inode numbers (I4).
 
 use super::keys;
-use super::settings::take_numbers;
+use super::settings::{NEXT_INO, take_numbers};
 use super::view::{Kv, KvExt, View};
 use super::{Context, Refused, apply_ops, lock, orphan};
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,9 @@ pub(super) fn close(view: &mut View, context: &Context, id: SessionId) {
     for (key, _) in view.pairs(keys::replies(id), usize::MAX) {
         view.delete(key);
     }
+    for range in find(view, id).map(|session| session.inos).unwrap_or_default() {
+        forget_used(view, range);
+    }
     view.delete(keys::session(id));
 }
 
@@ -83,7 +86,8 @@ pub(super) fn apply_batch(
     batch: &Batch,
 ) -> Result<BatchReply, Refused> {
     let mut session = find(view, id).ok_or(Refused::NoSession)?;
-    if batch.seq <= session.acked || batch.seq.0 > session.acked.0.max(batch.acked.0) + SESSION_REPLIES_MAX as u64 {
+    let newest = session.acked.0.max(batch.acked.0).saturating_add(SESSION_REPLIES_MAX as u64);
+    if batch.seq <= session.acked || batch.seq.0 > newest {
         return Err(Refused::OutOfWindow);
     }
     let key = keys::reply(id, batch.seq);
@@ -114,18 +118,45 @@ pub(super) fn lease_inos(view: &mut View, context: &Context, count: u64) -> Resu
     }
     let mut session = find(view, context.session).ok_or(FsError::SessionExpired)?;
     // I4: the counter only grows, so no number is leased twice.
-    let start = take_numbers(view, "next ino", Ino::FIRST_FREE.0, count);
+    let start = take_numbers(view, NEXT_INO, Ino::FIRST_FREE.0, count);
     session.inos.push((Ino(start), Ino(start + count)));
     if session.inos.len() > INO_RANGES_MAX {
-        session.inos.remove(0);
+        let oldest = session.inos.remove(0);
+        forget_used(view, oldest);
     }
     view.store(keys::session(context.session), &session);
     Ok(OpReply::Inos { start: Ino(start), count })
 }
 
-/// Whether the session may give this number to a new inode.
-pub(super) fn may_use(view: &View, context: &Context, ino: Ino) -> bool {
+/// Takes a number for a new inode.
+///
+/// # Errors
+/// `Invalid` when the session has not leased it, or has used it before.
+pub(super) fn use_ino(view: &mut View, context: &Context, ino: Ino) -> Result<(), FsError> {
     let leased = find(view, context.session)
         .is_some_and(|session| session.inos.iter().any(|(start, end)| (*start..*end).contains(&ino)));
-    leased && view.get(&keys::inode(ino)).is_none()
+    if !leased || view.get(&keys::inode(ino)).is_some() {
+        return Err(FsError::Invalid);
+    }
+    // I4: that no inode has the number now is not enough, it may have had one; content of that may even still be there.
+    let key = keys::used(ino);
+    let before = view.get(&key).map_or(0, |bytes| used_bits(&bytes));
+    let bit = 1_u64 << (ino.0 % keys::USED_PER_VALUE);
+    if before & bit != 0 {
+        return Err(FsError::Invalid);
+    }
+    view.put(key, (before | bit).to_be_bytes().to_vec());
+    Ok(())
+}
+
+fn used_bits(bytes: &[u8]) -> u64 {
+    u64::from_be_bytes(bytes.try_into().expect("eight bytes are stored"))
+}
+
+/// Numbers of a range that is leased to nobody any more cannot be used, so it need not be known which were. A value
+/// that tells of another range too stays.
+fn forget_used(view: &mut View, (start, end): (Ino, Ino)) {
+    for (key, _) in view.pairs(keys::used_within(start, end), usize::MAX) {
+        view.delete(key);
+    }
 }

@@ -11,6 +11,8 @@ use wire::layout::Layout;
 const CLUSTER: &str = "cluster";
 const LAYOUT: &str = "layout";
 const INODES: &str = "inodes";
+/// Counter of leased inode numbers.
+pub(super) const NEXT_INO: &str = "next ino";
 
 /// `Command::Init`.
 pub(super) fn init(view: &mut View, now: Timestamp, cluster: &str, replicas: u8, min_sync: u8) -> CommandReply {
@@ -37,7 +39,7 @@ pub(super) fn init(view: &mut View, now: Timestamp, cluster: &str, replicas: u8,
         version: Version(1),
         has_xattrs: false,
     };
-    Inode { attr, parent: Ino::ROOT, name: Vec::new(), cut: None }.save(view);
+    Inode { attr, parent: Ino::ROOT, name: Vec::new(), cuts: Vec::new() }.save(view);
     inodes_changed(view, 1);
     CommandReply::Done
 }
@@ -68,6 +70,11 @@ pub fn layout(kv: &dyn Kv) -> Layout {
 /// Number of inodes.
 pub fn inode_count(kv: &dyn Kv) -> u64 {
     kv.load(&keys::setting(INODES)).unwrap_or(0)
+}
+
+/// The inode number that is leased next.
+pub(super) fn next_ino(kv: &dyn Kv) -> Ino {
+    Ino(kv.load(&keys::setting(NEXT_INO)).unwrap_or(Ino::FIRST_FREE.0))
 }
 
 /// Counts inodes made and removed.

@@ -1,11 +1,26 @@
 //! What `apply` works on: the stored state, and over it the changes that are not stored yet.
 
 use super::keys::Key;
+use parking_lot::RwLockReadGuard;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use wire::codec;
+
+/// As long as this lives, what it was taken from does not change.
+#[derive(Default)]
+pub struct Held<'a> {
+    _guard: Option<RwLockReadGuard<'a, ()>>,
+}
+
+impl<'a> Held<'a> {
+    /// With the guard that writers wait for.
+    #[must_use]
+    pub fn by(guard: RwLockReadGuard<'a, ()>) -> Self {
+        Self { _guard: Some(guard) }
+    }
+}
 
 /// An ordered map from bytes to bytes. Implementations end the process when their disk fails: a state machine that
 /// cannot read its state can promise nothing.
@@ -18,6 +33,12 @@ pub trait Kv {
 
     /// The last pair of a range.
     fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)>;
+
+    /// Keeps the map as it is for several calls: without, a change may fall between them. Writers wait meanwhile. Must
+    /// not be taken twice at a time by one thread.
+    fn hold(&self) -> Held<'_> {
+        Held::default()
+    }
 }
 
 /// Decodes a stored value.

@@ -1,0 +1,109 @@
+//! Batches that arrive twice, late or in another order, and numbers that are used twice.
+
+use super::world::{World, config, create};
+use metad::fs::{Command, Refused};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use wire::FsError;
+use wire::ids::{BatchSeq, Ino, SessionId};
+use wire::op::{Batch, NewInode, Op};
+
+/// A batch of a session that makes and removes a few names, some of which fail.
+fn batch(world: &mut World, id: SessionId, names: &[(u8, bool)]) -> Batch {
+    let ops = names
+        .iter()
+        .map(|(name, make)| {
+            let name = format!("n{name}");
+            if *make {
+                let ino = world.number(id);
+                create(Ino::ROOT, &name, ino, NewInode::Regular)
+            } else {
+                Op::Unlink { parent: Ino::ROOT, name: name.into_bytes(), released: None }
+            }
+        })
+        .collect();
+    Batch { acked: BatchSeq(0), ..world.batch(id, ops) }
+}
+
+proptest! {
+    #![proptest_config(config(128))]
+
+    /// Guards I1.
+    #[test]
+    fn a_batch_is_applied_once_however_often_and_in_whatever_order_it_arrives(
+        contents in proptest::collection::vec(
+            (0_usize..2, proptest::collection::vec((0_u8..4, any::<bool>()), 1..3)), 1..12),
+        arrivals in proptest::collection::vec(any::<prop::sample::Index>(), 1..60),
+    ) {
+        let mut world = World::new();
+        let sessions = [world.session(), world.session()];
+        let batches: Vec<(SessionId, Batch)> = contents
+            .iter()
+            .map(|(session, names)| (sessions[*session], batch(&mut world, sessions[*session], names)))
+            .collect();
+        let mut first = BTreeMap::new();
+        for arrival in &arrivals {
+            let index = arrival.index(batches.len());
+            let (id, batch) = &batches[index];
+            let before = world.kv.clone();
+            let reply = world.submit(*id, batch).unwrap();
+            if let Some(expected) = first.get(&index) {
+                prop_assert_eq!(&reply, expected);
+                prop_assert_eq!(&world.kv, &before, "nothing changes the second time");
+            }
+            first.insert(index, reply);
+            world.assert_sound();
+        }
+    }
+}
+
+/// Guards I1.
+#[test]
+fn a_window_at_the_end_of_all_numbers_is_refused_and_harms_nothing() {
+    let mut world = World::new();
+    let id = world.session();
+    let batch = Batch { seq: BatchSeq(u64::MAX), acked: BatchSeq(u64::MAX), ops: Vec::new() };
+    assert!(world.submit(id, &batch).is_ok(), "its own bookkeeping is the session's affair");
+    let batch = Batch { seq: BatchSeq(5000), acked: BatchSeq(0), ops: Vec::new() };
+    assert_eq!(world.submit(id, &batch), Err(Refused::OutOfWindow));
+    world.assert_sound();
+}
+
+/// Guards I4.
+#[test]
+fn a_number_is_not_used_again_after_its_inode_was_removed() {
+    let mut world = World::new();
+    let id = world.session();
+    let ino = world.create(id, Ino::ROOT, "a", NewInode::Regular);
+    let unlink = Op::Unlink { parent: Ino::ROOT, name: b"a".to_vec(), released: Some(ino) };
+    world.one(id, unlink).unwrap();
+    assert_eq!(world.attr(ino), None);
+    assert_eq!(world.one(id, create(Ino::ROOT, "b", ino, NewInode::Regular)), Err(FsError::Invalid));
+    world.apply(Command::CloseSessions(vec![id]));
+    let next = world.session();
+    assert_eq!(world.one(next, create(Ino::ROOT, "b", ino, NewInode::Regular)), Err(FsError::Invalid));
+    world.assert_sound();
+}
+
+/// Guards I4.
+#[test]
+fn a_number_of_a_creation_that_failed_may_be_used() {
+    let mut world = World::new();
+    let id = world.session();
+    world.create(id, Ino::ROOT, "a", NewInode::Regular);
+    let ino = world.number(id);
+    assert_eq!(world.one(id, create(Ino::ROOT, "a", ino, NewInode::Regular)), Err(FsError::Exists));
+    assert!(world.one(id, create(Ino::ROOT, "b", ino, NewInode::Regular)).is_ok());
+}
+
+/// Guards I4.
+#[test]
+fn what_is_known_of_used_numbers_goes_with_their_lease() {
+    let mut world = World::new();
+    let id = world.session();
+    world.create(id, Ino::ROOT, "a", NewInode::Directory);
+    let used = |world: &World| world.kv.0.keys().filter(|key| key[0] == b'U').count();
+    assert_eq!(used(&world), 1);
+    world.apply(Command::CloseSessions(vec![id]));
+    assert_eq!(used(&world), 0);
+}

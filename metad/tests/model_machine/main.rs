@@ -1,0 +1,8 @@
+//! The metadata state machine, alone and on its store, against simple models of what it promises.
+
+mod conflicts;
+mod duplicates;
+mod model;
+mod plain;
+mod replicas;
+mod world;
