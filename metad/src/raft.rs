@@ -19,7 +19,7 @@ use log::Log;
 use machine::Machine;
 use network::{Network, Receiver};
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
 use openraft::{BasicNode, ChangeMembers, Config, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -112,7 +112,11 @@ impl Consensus {
         }
         let nodes: BTreeMap<u64, BasicNode> =
             members.iter().map(|(id, addr)| (id.0, BasicNode::new(addr.to_string()))).collect();
-        self.raft.initialize(nodes).await.map_err(|error| failed(&error))
+        match self.raft.initialize(nodes).await {
+            // Another founder was faster and has asked for this node's vote already: it brings the log along.
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            other => other.map_err(|error| failed(&error)),
+        }
     }
 
     /// The applied state, to be read after [`Consensus::read_barrier`].

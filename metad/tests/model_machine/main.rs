@@ -5,4 +5,5 @@ mod duplicates;
 mod model;
 mod plain;
 mod replicas;
+mod tables;
 mod world;
