@@ -87,7 +87,7 @@ impl ConfigFile {
     pub fn load(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|error| Error::disk(path, error))?;
         toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(0, |span| text[..span.start].lines().count().max(1));
+            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
             Error::Config(format!("{}, line {line}: {}", path.display(), error.message().replace('\n', " ")))
         })
     }
