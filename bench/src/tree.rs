@@ -29,7 +29,7 @@ impl Inputs {
             .unwrap_or_else(|_| format!("{}/.cargo", std::env::var("HOME").unwrap_or_default()));
         let count = if quick { 900 } else { 9_600 };
         let script = format!(
-            "out=$PWD; cd {home}/registry/src/*/; find . -type f -size -24k | LC_ALL=C sort > $out/all; \
+            "out=$PWD; cd {home}/registry/src; find . -type f -size -24k | LC_ALL=C sort > $out/all; \
              head -n {count} $out/all > $out/list; tar -cf $out/tree.tar -T $out/list; \
              mkdir $out/repo; cd $out/repo; tar -xf ../tree.tar; git init -q .; git config user.email a@b; \
              git config user.name bench; git config gc.auto 0; \

@@ -156,6 +156,12 @@ impl Client {
         Ok(client)
     }
 
+    /// The runtime that drives the client's socket: for operations on metadata, which wait for messages and do little else.
+    #[must_use]
+    pub fn network(&self) -> tokio::runtime::Handle {
+        self.endpoint.handle()
+    }
+
     /// What other sessions change from now on. Best effort: a slow receiver misses some, and is told so.
     #[must_use]
     pub fn notices(&self) -> broadcast::Receiver<Notice> {

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
+use tokio::runtime::{Handle, Runtime};
 use wire::bundle::Bundle;
 use wire::ids::MetadId;
 use wire::message::meta::{MetaReply, MetaRequest};
@@ -58,6 +59,7 @@ pub struct Embedded {
     blockds: Vec<blockd::Node>,
     client: Bundle,
     admin: Bundle,
+    _threads: Threads,
     /// Dropped last: holds the lock on the directory.
     _state: State,
 }
@@ -70,19 +72,22 @@ impl Embedded {
     /// Why it does not start: the directory is in use, or damaged, or a daemon refuses.
     pub async fn start(data_dir: &Path, options: EmbedOptions) -> Result<Self, Error> {
         let dir = data_dir.to_owned();
+        let threads = metad::runtime().map_err(|source| Error::Disk { path: data_dir.to_owned(), source })?;
+        let threads = Threads(Some(threads));
+        let runtime = threads.handle();
         let (mut state, prepared, options) = blocking(move || {
             let mut state = State::take(&dir, &options)?;
-            let prepared = prepare(&mut state, &options)?;
+            let prepared = prepare(&mut state, &options, &runtime)?;
             Ok((state, prepared, options))
         })
         .await?;
         let addrs: Vec<SocketAddr> = prepared.metads.values().map(|metad| metad.endpoint.local_addr()).collect();
-        let metads = start_metads(&state, prepared.metads, &options).await?;
+        let metads = start_metads(&state, prepared.metads, &options, &threads.handle()).await?;
         let blockds = start_blockds(&mut state, prepared.blockds, &addrs).await?;
         let bundle = |identity| Bundle { cluster: CLUSTER_NAME.to_owned(), metads: addrs.clone(), identity };
         let (client, admin) = (bundle(prepared.client), bundle(prepared.admin));
         let state = blocking(move || state.save().map(|()| state)).await?;
-        let cluster = Self { metads, blockds, client, admin, _state: state };
+        let cluster = Self { metads, blockds, client, admin, _threads: threads, _state: state };
         cluster.wait_until_it_serves().await?;
         Ok(cluster)
     }
@@ -150,6 +155,24 @@ impl Embedded {
     }
 }
 
+/// What metads run on, see [`metad::runtime`].
+struct Threads(Option<Runtime>);
+
+impl Threads {
+    fn handle(&self) -> Handle {
+        self.0.as_ref().expect("taken when dropped").handle().clone()
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            // A plain drop waits, which no asynchronous caller may do.
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// Everything that must exist before the first daemon starts.
 struct Prepared {
     metads: BTreeMap<MetadId, PreparedMetad>,
@@ -163,12 +186,12 @@ struct PreparedMetad {
     endpoint: Endpoint,
 }
 
-fn prepare(state: &mut State, options: &EmbedOptions) -> Result<Prepared, Error> {
+fn prepare(state: &mut State, options: &EmbedOptions, runtime: &Handle) -> Result<Prepared, Error> {
     let mut metads = BTreeMap::new();
     for id in 1..=u64::from(options.metads) {
         let name = format!("metad-{id}");
         let identity = state.identity(Role::Metad, &name)?;
-        let endpoint = state.bind(&name, &identity)?;
+        let endpoint = state.bind(&name, &identity, runtime)?;
         metads.insert(MetadId(id), PreparedMetad { name, endpoint });
     }
     let blockds = (1..=options.blockds)
@@ -185,13 +208,14 @@ async fn start_metads(
     state: &State,
     prepared: BTreeMap<MetadId, PreparedMetad>,
     options: &EmbedOptions,
+    runtime: &Handle,
 ) -> Result<Vec<metad::Node>, Error> {
     let initial: toml::Table =
         prepared.iter().map(|(id, metad)| (id.to_string(), metad.endpoint.local_addr().to_string().into())).collect();
     let mut nodes = Vec::with_capacity(prepared.len());
     for (id, metad) in prepared {
         let config = metad_config(state, id, &metad, &initial, options)?;
-        nodes.push(metad::Node::start_on(config, metad.endpoint).await?);
+        nodes.push(joined(runtime.spawn(metad::Node::start_on(config, metad.endpoint))).await?);
     }
     Ok(nodes)
 }
@@ -242,7 +266,12 @@ async fn start_blockds(
 
 /// Runs file work on a thread that may wait for it.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
+    joined(tokio::task::spawn_blocking(work)).await
+}
+
+/// What a task has come to.
+async fn joined<T>(task: tokio::task::JoinHandle<T>) -> T {
+    match task.await {
         Ok(result) => result,
         // A panic is a broken invariant: it goes on here.
         Err(error) => std::panic::resume_unwind(error.into_panic()),

@@ -17,6 +17,7 @@ use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use tokio::runtime::Handle;
 use wire::quic::Endpoint;
 use wire::tls::{ClusterCa, Identity, Role, Subject};
 
@@ -103,14 +104,15 @@ impl State {
         Ok(identity)
     }
 
-    /// Binds a daemon's endpoint: at the address it had last, because Raft's membership names it, else at a free port.
-    pub(crate) fn bind(&mut self, name: &str, identity: &Identity) -> Result<Endpoint, Error> {
+    /// Binds a daemon's endpoint, driven by `runtime`: at the address it had last, because Raft's membership names it, else at a free port.
+    pub(crate) fn bind(&mut self, name: &str, identity: &Identity, runtime: &Handle) -> Result<Endpoint, Error> {
         let recorded = self.file.addresses.get(name).copied();
-        let endpoint = match recorded.map(|addr| Endpoint::bind(addr, identity)) {
+        let bind = |addr| Endpoint::bind_within(addr, identity, runtime.clone());
+        let endpoint = match recorded.map(bind) {
             Some(Ok(endpoint)) => endpoint,
             // Peers look for it there, and nowhere else.
             Some(Err(error)) if self.file.metads > 1 => return Err(error.into()),
-            _ => Endpoint::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), identity)?,
+            _ => bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?,
         };
         self.file.addresses.insert(name.to_owned(), endpoint.local_addr());
         Ok(endpoint)

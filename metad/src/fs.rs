@@ -100,6 +100,23 @@ pub(crate) struct Context {
     pub session: SessionId,
 }
 
+impl Command {
+    /// Whether applying takes a few look-ups only, so that it may be done where nothing may block.
+    #[must_use]
+    pub fn is_light(&self) -> bool {
+        const LIGHT_OPS: usize = 8;
+        let is_small = |op: &Op| !matches!(op, Op::Range { .. } | Op::CloneRange { .. } | Op::ReleaseOrphans { .. });
+        match self {
+            Self::Batches(batches) => {
+                let mut ops = batches.iter().flat_map(|(_, batch)| &batch.ops);
+                batches.iter().map(|(_, batch)| batch.ops.len()).sum::<usize>() <= LIGHT_OPS && ops.all(is_small)
+            }
+            Self::OpenSession(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// Applies a command.
 pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
     let context = Context { now: stamped.now, session: SessionId::default() };

@@ -19,10 +19,12 @@ use error::{Error, ProposeError};
 use fs::{Command, CommandReply, Stamped, settings};
 use raft::Consensus;
 use server::{Batcher, Clock, Events, Server};
+use std::io;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 use wire::quic::{Endpoint, ServerHandle};
 
@@ -30,6 +32,9 @@ use wire::quic::{Endpoint, ServerHandle};
 const STOP_LIMIT: Duration = Duration::from_secs(2);
 /// Between looks whether this node is the one to write the cluster's first entry.
 const INIT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Raft is one task: more workers than this only answer reads.
+const WORKERS_MAX: usize = 8;
 
 /// What all parts of a node share.
 pub struct Shared {
@@ -51,6 +56,18 @@ impl Shared {
     }
 }
 
+/// Threads for a metad. A request is answered after a chain of short steps (network, Raft, state, and back), and each
+/// change of threads costs more than a step: so the socket is driven here too, and only large machines have several
+/// workers.
+///
+/// # Errors
+/// When threads cannot be started.
+pub fn runtime() -> io::Result<Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let workers = (cores / 2).clamp(1, WORKERS_MAX);
+    Builder::new_multi_thread().worker_threads(workers).thread_name("metad").enable_all().build()
+}
+
 /// A running metad.
 pub struct Node {
     shared: Arc<Shared>,
@@ -60,12 +77,12 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts: takes the data directory, opens what is there, serves. Must be called within a multi-threaded runtime.
+    /// Starts: takes the data directory, opens what is there, serves. Must be called within a [`runtime`].
     ///
     /// # Errors
     /// What an operator can mend, one line each.
     pub async fn start(config: Config) -> Result<Self, Error> {
-        let endpoint = Endpoint::bind(config.listen, &config.identity)?;
+        let endpoint = Endpoint::bind_within(config.listen, &config.identity, Handle::current())?;
         Self::start_on(config, endpoint).await
     }
 

@@ -52,8 +52,7 @@ fn run(flags: Flags) -> anyhow::Result<()> {
         println!("{}: no problem found", flags.config.display());
         return Ok(());
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    metad::runtime()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let node = Node::start(config).await?;

@@ -1,29 +1,40 @@
-//! The applied state on disk: sled, used for nothing but a view that can be rebuilt.
+//! The applied state: sled on disk, used for nothing but a view that can be rebuilt, and over it what is not there yet.
 //!
 //! sled 0.34 never fsyncs (its `flush` calls `sync_file_range`), and a batch is atomic within one tree only. So there is
-//! one tree; each Raft entry's effects and the applied position go into one batch; and the state is trusted after a
-//! start only where nothing unsynced can have been lost: after a clean stop (which syncs the files itself), or when
-//! only the process died and the kernel lived on. Else it is thrown away and rebuilt from a snapshot and the Raft log,
-//! which are synced before anything is acknowledged.
+//! one tree; the effects of whole Raft entries and the applied position go into one batch; and the state is trusted
+//! after a start only where nothing unsynced can have been lost: after a clean stop (which syncs the files itself), or
+//! when only the process died and the kernel lived on. Else it is thrown away and rebuilt from a snapshot and the Raft
+//! log, which are synced before anything is acknowledged.
 //!
-//! A batch becomes visible at once, but a reader of several keys could look before and after it: [`Kv::hold`] keeps
-//! batches out for so long.
+//! Writing is behind: a batch costs sled two rounds of its thread pool, more than the rest of a Raft round together. So
+//! [`Store::apply`] puts changes into the `overlay`, and the `drain` thread brings what has gathered there to sled. What
+//! a killed process had not brought there is applied again from the log.
+//!
+//! Changes become visible at once, but a reader of several keys could look before and after them: [`Kv::hold`] keeps
+//! them out for so long.
 //!
 //! [`Store::begin_snapshot`] reads a state as of one moment while writes go on: a scan moves through the keys in steps,
 //! and a write to a key that the scan has not reached yet first keeps the old value for it.
 
+mod drain;
+mod overlay;
+
 use crate::error::Error;
 use crate::fs::keys::Key;
-use crate::fs::view::{Held, Kv};
+use crate::fs::view::{Changes, Held, Kv, KvExt, Over};
+use drain::Drain;
+use overlay::Overlay;
 use parking_lot::{Mutex, RwLock};
-use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::ops::{Bound, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Where the applied position is kept; no table uses this prefix.
 const POSITION: &[u8] = &[0];
+/// Behind all keys.
+const END: &[u8] = &[0xFF];
 /// Says whether the files can be trusted.
 const MARK: &str = "STATE";
 /// Version of the files' form.
@@ -36,7 +47,10 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The applied state.
 pub struct Store {
     dir: PathBuf,
-    db: sled::Db,
+    disk: Disk,
+    overlay: Arc<Overlay>,
+    /// Brings the overlay to the disk; before it ends, all of it.
+    drain: Drain,
     /// Guards the order of writes against the steps of a scan. Taken before `still`.
     scan: Mutex<Option<Scan>>,
     /// Held while changes are made, and by readers who need several values of one moment: a batch of sled's shows its
@@ -49,8 +63,12 @@ struct Scan {
     /// Keys up to and with this one have been read.
     passed: Key,
     /// Values as they were when the scan began, of keys that were written since and not reached yet.
-    before: BTreeMap<Key, Option<Vec<u8>>>,
+    before: Changes,
 }
+
+/// sled, as a plain map.
+#[derive(Clone)]
+struct Disk(sled::Db);
 
 /// Ends the process: without its state a metad can promise nothing, and acknowledging further would be a lie.
 fn stop_for(error: &sled::Error) -> ! {
@@ -83,8 +101,10 @@ impl Store {
 
     fn open_files(dir: &Path, cache_bytes: u64) -> Result<Self, Error> {
         fs::create_dir_all(dir).map_err(|error| Error::disk(dir, error))?;
-        let db = open_sled(&dir.join("sled"), cache_bytes)?;
-        Ok(Self { dir: dir.to_owned(), db, scan: Mutex::new(None), still: RwLock::new(()) })
+        let disk = Disk(open_sled(&dir.join("sled"), cache_bytes)?);
+        let overlay = Arc::default();
+        let drain = Drain::start(&disk, &overlay).map_err(|error| Error::disk(dir, error))?;
+        Ok(Self { dir: dir.to_owned(), disk, overlay, drain, scan: Mutex::new(None), still: RwLock::new(()) })
     }
 
     fn mark(&self, state: &str) -> Result<(), Error> {
@@ -98,7 +118,8 @@ impl Store {
     /// # Errors
     /// When the disk fails; the next start rebuilds.
     pub fn close(&self) -> Result<(), Error> {
-        self.db.flush().map_err(|error| Error::Store(error.to_string()))?;
+        self.drain.now();
+        self.disk.0.flush().map_err(|error| Error::Store(error.to_string()))?;
         sync_files(&self.dir.join("sled"))?;
         self.mark("clean")
     }
@@ -109,8 +130,9 @@ impl Store {
         self.get(POSITION)
     }
 
-    /// Stores changes and the position they lead to, together.
-    pub fn apply(&self, changes: BTreeMap<Key, Option<Vec<u8>>>, position: &[u8]) {
+    /// Makes changes and the position they lead to part of the state, together. Blocks while the disk is far behind.
+    pub fn apply(&self, mut changes: Changes, position: &[u8]) {
+        self.drain.wait_for_room();
         let mut scan = self.scan.lock();
         if let Some(scan) = scan.as_mut() {
             for key in changes.keys() {
@@ -119,38 +141,37 @@ impl Store {
                 }
             }
         }
-        let mut batch = sled::Batch::default();
-        for (key, change) in changes {
-            match change {
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
-            }
+        changes.insert(POSITION.to_vec(), Some(position.to_vec()));
+        {
+            let _alone = self.still.write();
+            self.overlay.add(changes);
         }
-        batch.insert(POSITION, position);
-        let _alone = self.still.write();
-        self.db.apply_batch(batch).unwrap_or_else(|error| stop_for(&error));
+        self.drain.wake();
+    }
+
+    /// Whether applying may have to wait for the disk.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.drain.is_behind()
     }
 
     /// Throws everything away, to be followed by [`Store::load`]s and one [`Store::apply`] with the position.
     pub fn clear(&self) {
         *self.scan.lock() = None;
-        self.db.clear().unwrap_or_else(|error| stop_for(&error));
+        self.drain.now();
+        self.disk.0.clear().unwrap_or_else(|error| stop_for(&error));
     }
 
     /// Puts pairs in, without a position: the state is not whole until one is applied.
     pub fn load(&self, pairs: Vec<(Key, Vec<u8>)>) {
-        let mut batch = sled::Batch::default();
-        for (key, value) in pairs {
-            batch.insert(key, value);
-        }
-        self.db.apply_batch(batch).unwrap_or_else(|error| stop_for(&error));
+        self.disk.write(pairs.iter().map(|(key, value)| (key, Some(value))));
     }
 
     /// Begins to read the state as it is now; returns its position. Only one scan goes on at a time: an older one ends
     /// with [`Store::next_of_snapshot`] answering `None`.
     pub fn begin_snapshot(&self) -> Option<Vec<u8>> {
         let mut scan = self.scan.lock();
-        *scan = Some(Scan { passed: POSITION.to_vec(), before: BTreeMap::new() });
+        *scan = Some(Scan { passed: POSITION.to_vec(), before: Changes::new() });
         self.position()
     }
 
@@ -158,29 +179,12 @@ impl Store {
     pub fn next_of_snapshot(&self, count: usize) -> Option<Vec<(Key, Vec<u8>)>> {
         let mut slot = self.scan.lock();
         let scan = slot.as_mut()?;
-        let from = (Bound::Excluded(scan.passed.clone()), Bound::Unbounded);
-        let mut stored = self.db.range::<Key, _>(from.clone());
-        let mut pairs = Vec::with_capacity(count);
-        let mut next_stored = stored.next();
-        // Walks the union of what is stored and what was kept, in order, the kept value winning.
-        while pairs.len() < count {
-            let in_store = match &next_stored {
-                Some(Ok((key, _))) => Some(key.to_vec()),
-                Some(Err(error)) => stop_for(error),
-                None => None,
-            };
-            let kept = scan.before.range::<Key, _>((Bound::Excluded(scan.passed.clone()), Bound::Unbounded)).next();
-            let kept = kept.map(|(key, _)| key.clone());
-            let Some(key) = in_store.iter().chain(kept.iter()).min().cloned() else { break };
-            let value = match scan.before.get(&key) {
-                Some(before) => before.clone(),
-                None => next_stored.as_ref().and_then(|pair| pair.as_ref().ok()).map(|(_, value)| value.to_vec()),
-            };
-            if in_store.as_ref() == Some(&key) {
-                next_stored = stored.next();
-            }
-            scan.passed = key.clone();
-            pairs.extend(value.map(|value| (key, value)));
+        // The least key behind the last one.
+        let mut from = scan.passed.clone();
+        from.push(0);
+        let pairs = Over { base: self, changes: &scan.before }.pairs(from..END.to_vec(), count);
+        if let Some((last, _)) = pairs.last() {
+            scan.passed.clone_from(last);
         }
         if pairs.is_empty() {
             *slot = None;
@@ -191,14 +195,49 @@ impl Store {
 
 impl Kv for Store {
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.db.get(key).unwrap_or_else(|error| stop_for(&error)).map(|value| value.to_vec())
+        match self.overlay.get(key) {
+            Some(change) => change,
+            None => self.disk.get(key),
+        }
+    }
+
+    fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
+        self.overlay.over(&self.disk, |state| state.scan(range, visit));
+    }
+
+    fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)> {
+        self.overlay.over(&self.disk, |state| state.last(range))
+    }
+
+    fn hold(&self) -> Held<'_> {
+        Held::by(self.still.read())
+    }
+}
+
+impl Disk {
+    /// Makes changes, together.
+    fn write<'a>(&self, changes: impl IntoIterator<Item = (&'a Key, Option<&'a Vec<u8>>)>) {
+        let mut batch = sled::Batch::default();
+        for (key, change) in changes {
+            match change {
+                Some(value) => batch.insert(key.as_slice(), value.as_slice()),
+                None => batch.remove(key.as_slice()),
+            }
+        }
+        self.0.apply_batch(batch).unwrap_or_else(|error| stop_for(&error));
+    }
+}
+
+impl Kv for Disk {
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.0.get(key).unwrap_or_else(|error| stop_for(&error)).map(|value| value.to_vec())
     }
 
     fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
         if range.start >= range.end {
             return;
         }
-        for pair in self.db.range(range) {
+        for pair in self.0.range(range) {
             let (key, value) = pair.unwrap_or_else(|error| stop_for(&error));
             if !visit(&key, &value) {
                 return;
@@ -210,13 +249,9 @@ impl Kv for Store {
         if range.start >= range.end {
             return None;
         }
-        let pair = self.db.range(range).next_back()?;
+        let pair = self.0.range(range).next_back()?;
         let (key, value) = pair.unwrap_or_else(|error| stop_for(&error));
         Some((key.to_vec(), value.to_vec()))
-    }
-
-    fn hold(&self) -> Held<'_> {
-        Held::by(self.still.read())
     }
 }
 
@@ -275,7 +310,7 @@ mod tests {
 
     const CACHE: u64 = 8 << 20;
 
-    fn change(key: u8, value: Option<u8>) -> BTreeMap<Key, Option<Vec<u8>>> {
+    fn change(key: u8, value: Option<u8>) -> Changes {
         [(vec![1, key], value.map(|value| vec![value]))].into()
     }
 
@@ -285,7 +320,6 @@ mod tests {
         let path = dir.path().join("state");
         let store = Store::open(&path, CACHE).unwrap();
         store.apply(change(1, Some(1)), b"one");
-        store.db.flush().unwrap();
         drop(store);
         let store = Store::open(&path, CACHE).unwrap();
         assert_eq!(store.position().unwrap(), b"one", "only the process ended");

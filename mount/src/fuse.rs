@@ -1,6 +1,7 @@
 //! FUSE requests to the client's operations and back: translation only.
 //!
-//! The kernel's event loops only hand over: each request becomes a task that answers when it is done. A few requests save
+//! The kernel's event loops only hand over: each request becomes a task that answers when it is done, on the network's
+//! thread when it only asks metad, on a worker when it moves content. A few requests save
 //! the change of threads, because nothing in them can block: a write for which there is room, a `close` with nothing to
 //! commit, and the kernel's questions whether a file without extended attributes has some.
 //!
@@ -34,6 +35,7 @@ use reply::{Answer, errno};
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 use wire::FsError;
 use wire::op::{NewInode, RenameMode};
@@ -62,12 +64,12 @@ impl Filesystem for Surf {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (span, name) = (span!("lookup", request, parent), bytes(name));
-        self.answer(request, span, reply, |fs| async move { fs.lookup(fs.client.lookup(ino(parent), &name)).await });
+        self.ask(request, span, reply, |fs| async move { fs.lookup(fs.client.lookup(ino(parent), &name)).await });
     }
 
     fn getattr(&self, request: &Request, number: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let span = span!("getattr", request, number);
-        self.answer(request, span, reply, |fs| async move { fs.attr(fs.client.getattr(ino(number))).await });
+        self.ask(request, span, reply, |fs| async move { fs.attr(fs.client.getattr(ino(number))).await });
     }
 
     fn setattr(
@@ -90,12 +92,14 @@ impl Filesystem for Surf {
     ) {
         let change = attr::change(request, mode, (uid, gid), size, (atime, mtime));
         let span = span!("setattr", request, number);
-        self.answer(request, span, reply, |fs| async move { fs.attr(fs.client.setattr(ino(number), change)).await });
+        let work = |fs: Arc<Shared>| async move { fs.attr(fs.client.setattr(ino(number), change)).await };
+        // Cutting a file may have to write first.
+        if size.is_some() { self.answer(request, span, reply, work) } else { self.ask(request, span, reply, work) }
     }
 
     fn readlink(&self, request: &Request, number: INodeNo, reply: ReplyData) {
         let span = span!("readlink", request, number);
-        self.answer(request, span, reply, |fs| async move {
+        self.ask(request, span, reply, |fs| async move {
             fs.client.readlink(ino(number)).await.map_err(reply::gone_is_stale)
         });
     }
@@ -127,12 +131,12 @@ impl Filesystem for Surf {
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (span, name) = (span!("unlink", request, parent), bytes(name));
-        self.answer(request, span, reply, |fs| async move { fs.client.unlink(ino(parent), &name).await });
+        self.ask(request, span, reply, |fs| async move { fs.client.unlink(ino(parent), &name).await });
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (span, name) = (span!("rmdir", request, parent), bytes(name));
-        self.answer(request, span, reply, |fs| async move { fs.client.rmdir(ino(parent), &name).await });
+        self.ask(request, span, reply, |fs| async move { fs.client.rmdir(ino(parent), &name).await });
     }
 
     fn rename(
@@ -147,16 +151,19 @@ impl Filesystem for Surf {
     ) {
         let Some(mode) = rename_mode(flags) else { return reply.error(errno(FsError::Invalid)) };
         let (name, new_name) = (bytes(name), bytes(new_name));
-        self.answer(request, span!("rename", request, parent), reply, |fs| async move {
+        self.ask(request, span!("rename", request, parent), reply, |fs| async move {
             fs.client.rename(ino(parent), &name, ino(new_parent), &new_name, mode).await
         });
     }
 
     fn link(&self, request: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (span, name) = (span!("link", request, number), bytes(name));
-        self.answer(request, span, reply, |fs| async move {
-            fs.entry(fs.client.link(ino(number), ino(parent), &name)).await
-        });
+        self.ask(
+            request,
+            span,
+            reply,
+            |fs| async move { fs.entry(fs.client.link(ino(number), ino(parent), &name)).await },
+        );
     }
 
     fn create(
@@ -171,17 +178,17 @@ impl Filesystem for Surf {
     ) {
         let new = new_node(request, NewInode::Regular, mode, umask);
         let (span, name) = (span!("create", request, parent), bytes(name));
-        // A handle that was made must reach the kernel, or nobody would release it: not to be given up half-way.
-        self.wait(request, Patience::Endless, span, reply, |fs| async move {
-            fs.create(ino(parent), &name, new, flags).await
-        });
+        self.ask_for_handle(request, span, reply, |fs| async move { fs.create(ino(parent), &name, new, flags).await });
     }
 
     fn open(&self, request: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (span, unprivileged) = (span!("open", request, number), is_unprivileged(request));
-        self.wait(request, Patience::Endless, span, reply, |fs| async move {
-            fs.open(ino(number), flags.0, unprivileged).await
-        });
+        self.ask_for_handle(
+            request,
+            span,
+            reply,
+            |fs| async move { fs.open(ino(number), flags.0, unprivileged).await },
+        );
     }
 
     fn read(
@@ -297,7 +304,7 @@ impl Filesystem for Surf {
 
     fn statfs(&self, request: &Request, number: INodeNo, reply: ReplyStatfs) {
         let span = span!("statfs", request, number);
-        self.answer(request, span, reply, |fs| async move { fs.client.statfs().await });
+        self.ask(request, span, reply, |fs| async move { fs.client.statfs().await });
     }
 
     fn setxattr(
@@ -312,7 +319,7 @@ impl Filesystem for Surf {
     ) {
         let caller = xattr::Caller { uid: request.uid(), gid: request.gid(), tid: request.pid() };
         let (name, value, mode) = (bytes(name), value.to_vec(), xattr::mode(flags));
-        self.answer(request, span!("setxattr", request, number), reply, |fs| async move {
+        self.ask(request, span!("setxattr", request, number), reply, |fs| async move {
             fs.setxattr(ino(number), &name, &value, mode, caller).await
         });
     }
@@ -322,17 +329,17 @@ impl Filesystem for Surf {
             return reply.error(errno(FsError::NoAttribute));
         }
         let (span, name) = (span!("getxattr", request, number), bytes(name));
-        self.answer(request, span, reply, |fs| async move { fs.getxattr(ino(number), &name, size).await });
+        self.ask(request, span, reply, |fs| async move { fs.getxattr(ino(number), &name, size).await });
     }
 
     fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
         let span = span!("listxattr", request, number);
-        self.answer(request, span, reply, |fs| async move { fs.listxattr(ino(number), size).await });
+        self.ask(request, span, reply, |fs| async move { fs.listxattr(ino(number), size).await });
     }
 
     fn removexattr(&self, request: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (span, name) = (span!("removexattr", request, number), bytes(name));
-        self.answer(request, span, reply, |fs| async move {
+        self.ask(request, span, reply, |fs| async move {
             fs.client.removexattr(ino(number), &name).await.map_err(reply::gone_is_stale)
         });
     }
@@ -356,7 +363,7 @@ impl Filesystem for Surf {
     ) {
         let wanted = Wanted { owner, start, last: end, typ, pid, tid: request.pid() };
         let span = span!("getlk", request, number, fh = fh.0, off = start);
-        self.answer(request, span, reply, |fs| async move { fs.getlk(ino(number), wanted).await });
+        self.ask(request, span, reply, |fs| async move { fs.getlk(ino(number), wanted).await });
     }
 
     fn setlk(

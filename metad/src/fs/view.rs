@@ -76,10 +76,22 @@ pub trait KvExt: Kv {
 
 impl<K: Kv + ?Sized> KvExt for K {}
 
-/// Stored state with changes over it. `None` marks a deleted key.
+/// New values of keys; `None` marks a deleted one.
+pub type Changes = BTreeMap<Key, Option<Vec<u8>>>;
+
+/// A map as it will be once changes are part of it.
+#[derive(Clone, Copy)]
+pub struct Over<'a> {
+    /// The map.
+    pub base: &'a dyn Kv,
+    /// What lies over it.
+    pub changes: &'a Changes,
+}
+
+/// Stored state with changes over it, which can be undone up to a savepoint.
 pub struct View<'a> {
     base: &'a dyn Kv,
-    changes: BTreeMap<Key, Option<Vec<u8>>>,
+    changes: Changes,
     /// What stood in `changes` before each change since the savepoint, newest last.
     undo: Vec<(Key, Option<Option<Vec<u8>>>)>,
 }
@@ -128,12 +140,30 @@ impl<'a> View<'a> {
 
     /// The changes, to be stored.
     #[must_use]
-    pub fn into_changes(self) -> BTreeMap<Key, Option<Vec<u8>>> {
+    pub fn into_changes(self) -> Changes {
         self.changes
+    }
+
+    fn over(&self) -> Over<'_> {
+        Over { base: self.base, changes: &self.changes }
     }
 }
 
 impl Kv for View<'_> {
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.over().get(key)
+    }
+
+    fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
+        self.over().scan(range, visit);
+    }
+
+    fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)> {
+        self.over().last(range)
+    }
+}
+
+impl Kv for Over<'_> {
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
         match self.changes.get(key) {
             Some(change) => change.clone(),
@@ -191,7 +221,7 @@ pub struct MemoryKv(pub BTreeMap<Key, Vec<u8>>);
 
 impl MemoryKv {
     /// Makes changes part of the map.
-    pub fn absorb(&mut self, changes: BTreeMap<Key, Option<Vec<u8>>>) {
+    pub fn absorb(&mut self, changes: Changes) {
         for (key, change) in changes {
             match change {
                 Some(value) => self.0.insert(key, value),

@@ -18,6 +18,8 @@ use wire::codec;
 
 /// Entries applied before one write to the store.
 const APPLY_ENTRIES: usize = 256;
+/// So many entries of little work are applied without leaving the thread.
+const LIGHT_ENTRIES: usize = 4;
 
 /// How far the state has come, stored with it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -106,7 +108,16 @@ impl RaftStateMachine<TypeConfig> for Machine {
                     _ => break,
                 }
             }
-            block_in_place(|| self.apply_all(ready));
+            // Handing a few look-ups to another thread would cost more than they do.
+            let is_light = |(entry, _): &EntryResponder<TypeConfig>| match &entry.payload {
+                EntryPayload::Normal(stamped) => stamped.command.is_light(),
+                _ => true,
+            };
+            if ready.len() <= LIGHT_ENTRIES && ready.iter().all(is_light) && !self.store.is_behind() {
+                self.apply_all(ready);
+            } else {
+                block_in_place(|| self.apply_all(ready));
+            }
         }
         Ok(())
     }

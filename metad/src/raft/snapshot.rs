@@ -12,6 +12,7 @@
 
 use super::types::SnapshotMeta;
 use crate::fs::keys::Key;
+use crate::fs::view::Changes;
 use crate::store::Store;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -152,7 +153,7 @@ pub(super) fn load(path: &Path, store: &Store, position: &[u8]) -> io::Result<()
         }
         store.load(pairs);
     }
-    store.apply(std::collections::BTreeMap::new(), position);
+    store.apply(Changes::new(), position);
     Ok(())
 }
 
@@ -166,7 +167,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("a"), 8 << 20).unwrap();
         store.load((0..2000_u32).map(|n| (n.to_be_bytes().to_vec(), vec![7; 10])).filter(|(k, _)| k[3] != 0).collect());
-        store.apply(std::collections::BTreeMap::new(), b"position");
+        store.apply(Changes::new(), b"position");
         let path = path_in(dir.path());
         store.begin_snapshot();
         write(&path, &SnapshotMeta::default(), &store).unwrap();

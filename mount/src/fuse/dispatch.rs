@@ -58,7 +58,9 @@ impl Shared {
 /// The filesystem as fuser calls it.
 pub(crate) struct Surf {
     pub(super) shared: Arc<Shared>,
-    runtime: Runtime,
+    /// Drives the client's socket.
+    network: Runtime,
+    workers: Runtime,
     requests: TaskTracker,
 }
 
@@ -80,13 +82,46 @@ pub(super) fn bytes(name: &OsStr) -> Vec<u8> {
 }
 
 impl Surf {
-    /// Requests become tasks on `runtime`, counted by `requests`.
-    pub(crate) fn new(shared: Arc<Shared>, runtime: Runtime, requests: TaskTracker) -> Self {
-        Self { shared, runtime, requests }
+    /// Requests become tasks on `workers`, or where the client's socket is driven, counted by `requests`.
+    pub(crate) fn new(shared: Arc<Shared>, workers: Runtime, requests: TaskTracker) -> Self {
+        let network = shared.client.network();
+        Self { shared, network, workers, requests }
+    }
+
+    /// Hands over a request that asks metad and does nothing else: it runs where the answer arrives, without a change of
+    /// threads.
+    pub(super) fn ask<T: 'static, R, F>(
+        &self,
+        request: &Request,
+        span: Span,
+        reply: R,
+        work: impl FnOnce(Arc<Shared>) -> F,
+    ) where
+        R: Answer<T>,
+        F: Future<Output = Result<T, FsError>> + Send + 'static,
+    {
+        let task = task(request, Patience::UntilEnding, reply, work(self.shared.clone()));
+        self.requests.spawn_on(task.instrument(span), &self.network);
+    }
+
+    /// The same for a request that makes a handle: that must reach the kernel, or nobody would release it, so it is not
+    /// given up half-way.
+    pub(super) fn ask_for_handle<T: 'static, R, F>(
+        &self,
+        request: &Request,
+        span: Span,
+        reply: R,
+        work: impl FnOnce(Arc<Shared>) -> F,
+    ) where
+        R: Answer<T>,
+        F: Future<Output = Result<T, FsError>> + Send + 'static,
+    {
+        let task = task(request, Patience::Endless, reply, work(self.shared.clone()));
+        self.requests.spawn_on(task.instrument(span), &self.network);
     }
 
     /// Hands a request over, with how far a signal may end its wait.
-    pub(super) fn wait<T, R, F>(
+    pub(super) fn wait<T: 'static, R, F>(
         &self,
         request: &Request,
         patience: Patience,
@@ -97,14 +132,17 @@ impl Surf {
         R: Answer<T>,
         F: Future<Output = Result<T, FsError>> + Send + 'static,
     {
-        let (tid, work) = (request.pid(), work(self.shared.clone()));
-        let task = async move { reply.answer(unless_signalled(tid, patience, work).await) };
-        self.spawn(span, task);
+        self.spawn(span, task(request, patience, reply, work(self.shared.clone())));
     }
 
     /// Hands over a request that ends early only when its caller is asked to end.
-    pub(super) fn answer<T, R, F>(&self, request: &Request, span: Span, reply: R, work: impl FnOnce(Arc<Shared>) -> F)
-    where
+    pub(super) fn answer<T: 'static, R, F>(
+        &self,
+        request: &Request,
+        span: Span,
+        reply: R,
+        work: impl FnOnce(Arc<Shared>) -> F,
+    ) where
         R: Answer<T>,
         F: Future<Output = Result<T, FsError>> + Send + 'static,
     {
@@ -113,7 +151,7 @@ impl Surf {
 
     /// Hands over a request that answers for itself.
     pub(super) fn spawn(&self, span: Span, work: impl Future<Output = ()> + Send + 'static) {
-        self.requests.spawn_on(work.instrument(span), &self.runtime);
+        self.requests.spawn_on(work.instrument(span), &self.workers);
     }
 
     /// The file behind a handle. The kernel never sends a wrong one, short of a bug here or there.
@@ -124,8 +162,23 @@ impl Surf {
     /// Makes an inode and answers with its entry.
     pub(super) fn make(&self, request: &Request, span: Span, reply: ReplyEntry, at: (INodeNo, &OsStr), new: NewNode) {
         let (parent, name) = (ino(at.0), bytes(at.1));
-        self.answer(request, span, reply, |fs| async move { fs.entry(fs.client.make_node(parent, &name, new)).await });
+        self.ask(request, span, reply, |fs| async move { fs.entry(fs.client.make_node(parent, &name, new)).await });
     }
+}
+
+/// A request's work, and its answer.
+fn task<T, R, F>(
+    request: &Request,
+    patience: Patience,
+    reply: R,
+    work: F,
+) -> impl Future<Output = ()> + Send + use<T, R, F>
+where
+    R: Answer<T>,
+    F: Future<Output = Result<T, FsError>> + Send + 'static,
+{
+    let tid = request.pid();
+    async move { reply.answer(unless_signalled(tid, patience, work).await) }
 }
 
 /// What is asked of the kernel. Left out on purpose: `WRITEBACK_CACHE`, which would let it invent sizes and times that

@@ -7,6 +7,9 @@ use std::time::Duration;
 /// Most scripts end long before.
 pub const LIMIT: Duration = Duration::from_secs(400);
 
+/// Files in the source tree.
+const FILES: usize = 5000;
+
 /// A tar file of a real source tree of several thousand files, made in `dir` from the sources of the crates that this
 /// project is built from.
 ///
@@ -16,10 +19,10 @@ pub const LIMIT: Duration = Duration::from_secs(400);
 pub fn source_tree(dir: &Path) -> PathBuf {
     let cargo =
         std::env::var("CARGO_HOME").unwrap_or_else(|_| format!("{}/.cargo", std::env::var("HOME").unwrap_or_default()));
+    // `sed` reads to the end, where `head` would leave `sort` with a broken pipe.
     let script = format!(
-        "cd {cargo}/registry/src/*/ && ls | sort | tr '\\n' '\\0' | tar --null -cf {dir}/all.tar -T - --exclude='*.a' --exclude='*.lib' 2>/dev/null; \
-         mkdir -p {dir}/pick && cd {dir}/pick && tar -xf {dir}/all.tar && find . -type f | sort | head -5000 > {dir}/list && \
-         tar -cf {dir}/tree.tar -T {dir}/list && rm -rf {dir}/pick {dir}/all.tar",
+        "cd {cargo}/registry/src && find . -type f -size -256k | LC_ALL=C sort | sed -n '1,{FILES}p' > {dir}/list && \
+         test $(wc -l < {dir}/list) -eq {FILES} && tar -cf {dir}/tree.tar --verbatim-files-from -T {dir}/list",
         dir = dir.display()
     );
     sh(dir, LIMIT, &script);

@@ -1,7 +1,9 @@
 //! The endpoint: one UDP socket for calling and answering, driven by a thread of its own.
 //!
 //! A `current_thread` runtime of its own for packets was measured at twice the throughput of sharing the workers of a
-//! multi-threaded one, so quinn's tasks are always spawned there, whichever thread asks for them.
+//! multi-threaded one, so quinn's tasks are always spawned there, whichever thread asks for them. A daemon whose messages
+//! are small and whose answers wait for each other saves the change of threads: [`Endpoint::bind_within`] drives the
+//! socket on the runtime that does the rest.
 
 use super::buffers::Buffers;
 use super::peer::Peer;
@@ -57,8 +59,8 @@ pub(super) struct Inner {
     peers: Mutex<HashMap<(SocketAddr, Role), Peer>>,
     buffers: Arc<Buffers>,
     handle: Handle,
-    /// Dropping it ends the network thread.
-    _stop: oneshot::Sender<()>,
+    /// Dropping it ends the network thread, if there is one.
+    _stop: Option<oneshot::Sender<()>>,
 }
 
 struct ClientConfigs {
@@ -80,21 +82,18 @@ impl Endpoint {
         Self::bind_speaking(addr, identity, ALPN)
     }
 
+    /// As [`Endpoint::bind`], without a thread of its own: `runtime` drives the socket, and must outlive the endpoint.
+    ///
+    /// # Errors
+    /// As [`Endpoint::bind`].
+    pub fn bind_within(addr: SocketAddr, identity: &Identity, runtime: Handle) -> Result<Self, Error> {
+        Self::bind_on(addr, identity, ALPN, runtime, None)
+    }
+
     pub(super) fn bind_speaking(addr: SocketAddr, identity: &Identity, versions: &[&[u8]]) -> Result<Self, Error> {
         let failed = |error: io::Error| bind_error(addr, &error);
-        let socket = socket(addr).map_err(failed)?;
-        let local = socket.local_addr().map_err(failed)?;
-        let client = client_configs(identity, versions)?;
-        let server = server_configs(identity, versions)?;
         let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let handle = runtime.handle().clone();
-        let config = endpoint_config(identity).map_err(failed)?;
-        let driver = Arc::new(Driver { handle: handle.clone() });
-        let first = Some((*server.remote).clone());
-        let quinn = {
-            let _inside = handle.enter();
-            quinn::Endpoint::new(config, first, socket, driver).map_err(failed)?
-        };
         let (stop, stopped) = oneshot::channel::<()>();
         std::thread::Builder::new()
             .name("surf-net".to_owned())
@@ -104,6 +103,28 @@ impl Endpoint {
                 runtime.shutdown_background();
             })
             .map_err(failed)?;
+        Self::bind_on(addr, identity, versions, handle, Some(stop))
+    }
+
+    fn bind_on(
+        addr: SocketAddr,
+        identity: &Identity,
+        versions: &[&[u8]],
+        handle: Handle,
+        stop: Option<oneshot::Sender<()>>,
+    ) -> Result<Self, Error> {
+        let failed = |error: io::Error| bind_error(addr, &error);
+        let socket = socket(addr).map_err(failed)?;
+        let local = socket.local_addr().map_err(failed)?;
+        let client = client_configs(identity, versions)?;
+        let server = server_configs(identity, versions)?;
+        let config = endpoint_config(identity).map_err(failed)?;
+        let driver = Arc::new(Driver { handle: handle.clone() });
+        let first = Some((*server.remote).clone());
+        let quinn = {
+            let _inside = handle.enter();
+            quinn::Endpoint::new(config, first, socket, driver).map_err(failed)?
+        };
         let peers = Mutex::new(HashMap::new());
         let buffers = Arc::default();
         let identity = identity.clone();
@@ -124,7 +145,7 @@ impl Endpoint {
         &self.inner.identity
     }
 
-    /// The network thread's runtime: for work so short that a change of threads would cost more.
+    /// The runtime that drives the socket: for work so short that a change of threads would cost more.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.inner.handle.clone()

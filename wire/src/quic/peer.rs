@@ -5,7 +5,7 @@
 
 use super::buffers::Buffers;
 use super::endpoint::{Inner, VERSIONS};
-use super::stream::{payload_len, read_exactly, read_tail, write_frame, write_payload};
+use super::stream::{payload_len, read_exactly, read_tail, take_end, write_frame, write_payload};
 use crate::frame::{REPLY_HEADER, ReplyHeader, RequestHeader};
 use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use crate::retry::Backoff;
@@ -300,6 +300,7 @@ impl OutgoingRequest {
         }
         let payload =
             read_tail(&mut self.recv, header.payload_len as usize, &self.peer.shared.buffers).await.map_err(lost)?;
+        take_end(&mut self.recv);
         Ok((codec::decode(&head)?, payload))
     }
 }

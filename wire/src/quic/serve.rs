@@ -3,7 +3,7 @@
 use super::buffers::Buffers;
 use super::endpoint::Endpoint;
 use super::peer::peer_subject;
-use super::stream::{broken, payload_len, read_exactly, read_tail, write_frame};
+use super::stream::{broken, payload_len, read_exactly, read_tail, take_end, write_frame};
 use crate::frame::{REQUEST_HEADER, ReplyHeader, RequestHeader};
 use crate::ids::ClusterId;
 use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
@@ -235,6 +235,9 @@ impl Incoming {
         };
         let deadline = Instant::now() + Duration::from_millis(u64::from(header.deadline_ms));
         let head = read_exactly(&mut recv, header.head_len as usize).await?;
+        if header.payload_len == 0 {
+            take_end(&mut recv);
+        }
         Ok(Self { answer, recv, header, head, payload_left: header.payload_len as usize, deadline })
     }
 
@@ -276,6 +279,9 @@ impl Incoming {
         let chunk = timeout_at(self.deadline.into(), reading).await.map_err(broken)?.map_err(broken)?;
         let Some(chunk) = chunk else { return Err(broken("too early")) };
         self.payload_left -= chunk.bytes.len();
+        if self.payload_left == 0 {
+            take_end(&mut self.recv);
+        }
         Ok(Some(chunk.bytes))
     }
 
@@ -285,7 +291,10 @@ impl Incoming {
     /// [`Error::Malformed`] when the stream ends too early, or the caller's deadline expires.
     pub async fn read_payload(&mut self) -> Result<Bytes, Error> {
         let len = std::mem::take(&mut self.payload_left);
-        timeout_at(self.deadline.into(), read_tail(&mut self.recv, len, &self.answer.buffers)).await.map_err(broken)?
+        let reading = read_tail(&mut self.recv, len, &self.answer.buffers);
+        let payload = timeout_at(self.deadline.into(), reading).await.map_err(broken)??;
+        take_end(&mut self.recv);
+        Ok(payload)
     }
 
     /// Answers. A caller that is gone, or does not take the answer by its deadline, does not matter here: it asks again

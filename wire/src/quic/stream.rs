@@ -3,6 +3,7 @@
 use super::buffers::Buffers;
 use crate::Error;
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
 use std::sync::Arc;
 
 /// Payload is handed to quinn in pieces of this size, so that one large block does not crowd out small requests.
@@ -66,6 +67,12 @@ pub(super) async fn read_tail(
         }
         count = next_chunks(stream, &mut chunks).await?;
     }
+}
+
+/// Takes note of a stream's end, which has mostly come with the last bytes: a stream that is dropped before tells the peer
+/// to stop sending, a packet which the peer must confirm.
+pub(super) fn take_end(stream: &mut quinn::RecvStream) {
+    let _ = stream.read_chunk(1, true).now_or_never();
 }
 
 async fn next_chunks(stream: &mut quinn::RecvStream, chunks: &mut [Bytes]) -> Result<usize, Error> {

@@ -1,0 +1,120 @@
+//! The thread that brings changes from the overlay to the disk.
+
+use super::Disk;
+use super::overlay::Overlay;
+use parking_lot::{Condvar, Mutex};
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Changes gather for so long before they are written, so that keys that change all the time are written seldom.
+const GATHER: Duration = Duration::from_millis(200);
+/// No longer than until there are so many keys.
+const GATHERED_KEYS: usize = 10_000;
+/// Nothing is added beyond so many keys while the disk is behind: about 50 MB.
+const KEYS_MAX: usize = 200_000;
+
+/// The thread, which ends with this value once everything is written.
+pub(super) struct Drain {
+    overlay: Arc<Overlay>,
+    state: Arc<(Mutex<State>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct State {
+    /// There is something to write, and since when.
+    since: Option<Instant>,
+    /// Somebody waits for it.
+    urgent: bool,
+    /// Rounds of writing that have begun, and that have ended.
+    begun: u64,
+    ended: u64,
+    /// The store is being closed.
+    ending: bool,
+}
+
+impl Drain {
+    pub(super) fn start(disk: &Disk, overlay: &Arc<Overlay>) -> io::Result<Self> {
+        let state = Arc::default();
+        let thread = {
+            let (disk, overlay, state) = (disk.clone(), overlay.clone(), Arc::clone(&state));
+            std::thread::Builder::new().name("state-writer".to_owned()).spawn(move || run(&disk, &overlay, &state))?
+        };
+        Ok(Self { overlay: overlay.clone(), state, thread: Some(thread) })
+    }
+
+    /// Something was added.
+    pub(super) fn wake(&self) {
+        let (state, changed) = &*self.state;
+        let mut state = state.lock();
+        let first = state.since.is_none();
+        state.since.get_or_insert_with(Instant::now);
+        if first || self.overlay.gathered() >= GATHERED_KEYS {
+            changed.notify_all();
+        }
+    }
+
+    /// Whether [`Drain::wait_for_room`] would wait.
+    pub(super) fn is_behind(&self) -> bool {
+        self.overlay.gathered() >= KEYS_MAX
+    }
+
+    /// Waits while too much has gathered.
+    pub(super) fn wait_for_room(&self) {
+        if self.is_behind() {
+            self.now();
+        }
+    }
+
+    /// Brings everything that was added before to the disk. Blocks.
+    pub(super) fn now(&self) {
+        let (state, changed) = &*self.state;
+        let mut state = state.lock();
+        // A round under way may have begun too early.
+        let wanted = state.begun + 1;
+        while state.since.is_some() && state.ended < wanted {
+            state.urgent = true;
+            changed.notify_all();
+            changed.wait(&mut state);
+        }
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.state.0.lock().ending = true;
+        self.state.1.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // It ends the process where it fails, so it has not failed.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(disk: &Disk, overlay: &Overlay, (state, changed): &(Mutex<State>, Condvar)) {
+    let mut state = state.lock();
+    loop {
+        let hurry = state.urgent || state.ending || overlay.gathered() >= GATHERED_KEYS;
+        match state.since {
+            None if state.ending => return,
+            None => changed.wait(&mut state),
+            Some(since) if !hurry && since.elapsed() < GATHER => {
+                changed.wait_for(&mut state, GATHER - since.elapsed().min(GATHER));
+            }
+            Some(_) => {
+                state.begun += 1;
+                state.urgent = false;
+                parking_lot::MutexGuard::unlocked(&mut state, || {
+                    let taken = overlay.take();
+                    disk.write(taken.iter().map(|(key, change)| (key, change.as_ref())));
+                    overlay.written();
+                });
+                state.ended = state.begun;
+                state.since = (overlay.gathered() > 0).then(Instant::now);
+                changed.notify_all();
+            }
+        }
+    }
+}
