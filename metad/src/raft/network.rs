@@ -3,11 +3,15 @@
 use super::snapshot;
 use super::types::{Snapshot, SnapshotFile, SnapshotMeta, TypeConfig, Vote};
 use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
+use openraft::network::stream_append_sequential;
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{BasicNode, OptionalSend, Raft, RaftNetworkFactory, RaftNetworkV2};
 use serde::de::DeserializeOwned;
@@ -32,6 +36,8 @@ use super::machine::Machine;
 const PIECE_BYTES: usize = 1 << 20;
 /// One piece takes no longer than this.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the news that entries are committed waits for entries to ride on: a small part of a heartbeat.
+const COMMIT_LINGER: Duration = Duration::from_millis(10);
 /// Installing the last piece replaces the whole state.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -133,6 +139,22 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         self.ask(RaftKind::Append, &rpc, option.hard_ttl()).await
     }
 
+    /// One request after the other. That entries are committed rides on the next ones when those come soon: a message of
+    /// its own for each would double the messages of a busy leader.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>, RPCError<TypeConfig>>,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        stream_append_sequential(self, without_bare_commits(input), option)
+    }
+
     async fn vote(
         &mut self,
         rpc: VoteRequest<TypeConfig>,
@@ -172,6 +194,24 @@ impl RaftNetworkV2<TypeConfig> for Connection {
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
         self.ask(RaftKind::TransferLeader, &req, option.hard_ttl()).await
     }
+}
+
+/// Leaves out requests without entries that are followed by another within [`COMMIT_LINGER`].
+fn without_bare_commits<S>(input: S) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin + Send + 'static
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+{
+    Box::pin(futures::stream::unfold((input, false), |(mut input, passed)| async move {
+        let mut request = input.next().await?;
+        // The first one of a stream may be a probe, which is waited for.
+        while passed && request.entries.is_empty() {
+            match tokio::time::timeout(COMMIT_LINGER, input.next()).await {
+                Ok(Some(next)) => request = next,
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Some((request, (input, true)))
+    }))
 }
 
 /// The answering side.
