@@ -17,6 +17,9 @@ use wire::op::{Op, RangeAction, Read, ReadReply};
 /// Files that are flushed at once when all are.
 pub(crate) const FLUSHES: usize = 32;
 
+/// Files up to this size are fetched when they are opened.
+const SMALL_FILE: u64 = 64 << 10;
+
 /// Extents are looked at in portions of this much of a file, so that no list of them is too long to send.
 const SEEK_BYTES: u64 = 1 << 30;
 
@@ -91,7 +94,23 @@ impl Client {
         // I5: what the kernel holds of another version is dropped.
         let cached = self.versions.lock().put(ino, attr.version);
         let keep_cache = cached == Some(attr.version);
+        if !keep_cache && !flags.truncate {
+            self.prefetch_small(&handle.file);
+        }
         Ok(Opened { attr: handle.file.overlaid(attr), handle, keep_cache })
+    }
+
+    /// Begins to read a file of one small block: whoever opens it mostly reads it next.
+    fn prefetch_small(&self, file: &FileState) {
+        let inner = file.inner.lock();
+        let mut extents = inner.overlapping(&(0..SMALL_FILE + 1)).into_iter();
+        if let (Some(extent), None) = (extents.next(), extents.next())
+            && inner.size <= SMALL_FILE
+            && let Source::Block { hash, .. } = extent.source
+        {
+            drop(inner);
+            self.fetcher.prefetch(hash);
+        }
     }
 
     fn handle(&self, file: Arc<FileState>, flags: OpenFlags) -> Handle {

@@ -9,6 +9,17 @@ use wire::attr::{AttrChange, InodeAttr};
 use wire::ids::{Ino, Version};
 use wire::op::{DirEntry, Name, NewInode, Op, OpReply, Read, ReadReply, RenameMode, StatFs, XattrMode};
 
+/// Part of a directory.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// The directory's parent; the root's is the root.
+    pub parent: Ino,
+    /// Without `.` and `..`.
+    pub entries: Vec<DirEntry>,
+    /// No entries follow.
+    pub end: bool,
+}
+
 /// An inode to be made, with its owner.
 #[derive(Clone, Debug)]
 pub struct NewNode {
@@ -234,19 +245,13 @@ impl Client {
         Ok(())
     }
 
-    /// Entries of a directory behind a cookie (0 for the start), without `.` and `..`, and whether these were the last.
+    /// Entries of a directory behind a cookie (0 for the start).
     ///
     /// # Errors
     /// As `getdents(2)`.
-    pub async fn readdir(
-        &self,
-        ino: Ino,
-        after: u64,
-        limit: u32,
-        plus: bool,
-    ) -> Result<(Vec<DirEntry>, bool), FsError> {
+    pub async fn readdir(&self, ino: Ino, after: u64, limit: u32, plus: bool) -> Result<Listed, FsError> {
         let reply = self.session.read(Read::ReadDir { ino, after, limit, plus }).await?;
-        let ReadReply::Page { mut entries, end } = reply else { return Err(FsError::Io) };
+        let ReadReply::Page { parent, mut entries, end } = reply else { return Err(FsError::Io) };
         for entry in &mut entries {
             entry.attr = entry.attr.take().map(|attr| self.with_uncommitted(attr));
         }
@@ -256,15 +261,7 @@ impl Client {
                 names.put((ino, entry.name.clone()), entry.ino);
             }
         }
-        Ok((entries, end))
-    }
-
-    /// Parent of a directory.
-    ///
-    /// # Errors
-    /// `NotFound` when the directory is gone.
-    pub async fn parent(&self, ino: Ino) -> Result<InodeAttr, FsError> {
-        self.ask_attr(Read::Parent { ino }).await
+        Ok(Listed { parent, entries, end })
     }
 
     /// Capacity and use.

@@ -53,6 +53,9 @@ fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
     }
 }
 
+/// Reads up to this size are answered where their block arrives.
+const SMALL_READ: u32 = 64 << 10;
+
 /// `copy_file_range` answers in 32 bits; programs ask again for the rest.
 const COPY_BYTES_MAX: u64 = 1 << 30;
 
@@ -207,12 +210,13 @@ impl Filesystem for Surf {
             Err(error) => return reply.error(errno(error)),
         };
         let span = span!("read", request, number, fh = fh.0, off = offset, len = size);
-        self.answer(
-            request,
-            span,
-            reply,
-            |fs| async move { fs.client.read(&file.handle, offset, size as usize).await },
-        );
+        let work = |fs: Arc<Shared>| async move { fs.client.read(&file.handle, offset, size as usize).await };
+        // Larger answers would keep the network's thread busy with copying.
+        if size <= SMALL_READ {
+            self.ask(request, span, reply, work);
+        } else {
+            self.answer(request, span, reply, work);
+        }
     }
 
     fn write(

@@ -421,11 +421,6 @@ pub enum Read {
     },
     /// Capacity and use of the filesystem. Answers `StatFs`.
     StatFs,
-    /// Parent directory of a directory. Answers `Attr`.
-    Parent {
-        /// The directory.
-        ino: Ino,
-    },
 }
 
 /// An entry of a directory listing.
@@ -483,6 +478,8 @@ pub enum ReadReply {
     Bytes(Vec<u8>),
     /// A page of a directory.
     Page {
+        /// The directory's parent; the root's is the root.
+        parent: Ino,
         /// The entries.
         entries: Vec<DirEntry>,
         /// No entries follow.

@@ -67,7 +67,7 @@ pub async fn content(client: &Client, name: &str) -> Vec<u8> {
 }
 
 pub async fn names(client: &Client) -> Vec<String> {
-    let (entries, _) = client.readdir(Ino::ROOT, 0, 1000, false).await.unwrap();
+    let entries = client.readdir(Ino::ROOT, 0, 1000, false).await.unwrap().entries;
     entries.into_iter().map(|entry| String::from_utf8(entry.name).unwrap()).collect()
 }
 

@@ -36,7 +36,6 @@ pub fn read(kv: &dyn Kv, session: SessionId, question: &Read) -> Result<ReadRepl
         Read::ListXattr { ino } => Ok(ReadReply::Names(xattr::names(kv, *ino))),
         Read::GetLock { ino, lock } => Ok(ReadReply::Lock(lock::conflicting(kv, session, *ino, lock))),
         Read::StatFs => Ok(ReadReply::StatFs(StatFs { inodes: settings::inode_count(kv), ..StatFs::default() })),
-        Read::Parent { ino } => Ok(ReadReply::Attr(load(kv, load_dir(kv, *ino)?.parent)?.attr)),
     }
 }
 
@@ -75,7 +74,7 @@ fn open(kv: &dyn Kv, session: SessionId, ino: Ino) -> Result<ReadReply, FsError>
 }
 
 fn read_dir(kv: &dyn Kv, ino: Ino, after: u64, limit: u32, plus: bool) -> Result<ReadReply, FsError> {
-    load_dir(kv, ino)?;
+    let parent = load_dir(kv, ino)?.parent;
     let limit = limit.clamp(1, READDIR_PAGE_MAX) as usize;
     let mut entries: Vec<DirEntry> = Vec::with_capacity(limit.min(256));
     let mut end = true;
@@ -95,5 +94,5 @@ fn read_dir(kv: &dyn Kv, ino: Ino, after: u64, limit: u32, plus: bool) -> Result
             entry.attr = Some(load(kv, entry.ino)?.attr);
         }
     }
-    Ok(ReadReply::Page { entries, end })
+    Ok(ReadReply::Page { parent, entries, end })
 }

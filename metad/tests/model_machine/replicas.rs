@@ -225,7 +225,7 @@ fn creates_per_second() {
     let (mut after, mut listed) = (0, 0);
     loop {
         let question = Read::ReadDir { ino: Ino::ROOT, after, limit: 4096, plus: true };
-        let Ok(ReadReply::Page { entries, end }) = read::read(&store, id, &question) else { panic!("no page") };
+        let Ok(ReadReply::Page { entries, end, .. }) = read::read(&store, id, &question) else { panic!("no page") };
         listed += entries.len();
         after = entries.last().map_or(0, |entry| entry.cookie);
         if end {

@@ -123,7 +123,7 @@ impl World {
         loop {
             let question = Read::ReadDir { ino, after, limit: 2, plus: true };
             let page = read::read(&self.kv, SessionId(1), &question);
-            let Ok(ReadReply::Page { entries, end }) = page else { panic!("{page:?}") };
+            let Ok(ReadReply::Page { entries, end, .. }) = page else { panic!("{page:?}") };
             for entry in entries {
                 assert!(entry.cookie > 2 && entry.cookie < 1 << 63);
                 assert_eq!(entry.attr.map(|attr| attr.ino), Some(entry.ino));

@@ -4,9 +4,10 @@ use super::Shared;
 use super::reply::{Attr, Entry, gone_is_stale};
 use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, InodeAttr, TimeChange};
+use wire::ids::Ino;
 use wire::op::NewInode;
 
 /// `st_blksize`. Programs that copy choose larger buffers by themselves; the kernel derives block counts from it.
@@ -41,6 +42,27 @@ pub(super) fn file_attr(attr: &InodeAttr) -> FileAttr {
         uid: attr.uid,
         gid: attr.gid,
         rdev: attr.rdev,
+        blksize: BLOCK_SIZE,
+        flags: 0,
+    }
+}
+
+/// Attributes of `.` and `..` in a listing, of which the kernel takes number and kind alone.
+pub(super) fn dot_attr(ino: Ino) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(ino.0),
+        size: 0,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: FileType::Directory,
+        perm: 0,
+        nlink: 0,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
         blksize: BLOCK_SIZE,
         flags: 0,
     }

@@ -1,16 +1,16 @@
 //! Listings: pages from metad are larger than what the kernel asks for at a time, so a handle keeps its last page.
 
 use super::Shared;
-use super::attr::{file_attr, file_type};
+use super::attr::{dot_attr, file_attr, file_type};
 use super::reply::{GENERATION, errno, gone_is_stale};
-use fuser::{FileType, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use client::namespace::Listed;
+use fuser::{FileAttr, FileType, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::FsError;
-use wire::attr::InodeAttr;
 use wire::ids::Ino;
 use wire::op::DirEntry;
 
@@ -29,6 +29,7 @@ pub(super) struct Listing {
 }
 
 struct Page {
+    parent: Ino,
     /// The page begins behind this cookie.
     after: u64,
     /// Ordered by cookie.
@@ -67,11 +68,12 @@ impl Shared {
             return Ok((page, index));
         }
         let mark = self.inodes.mark();
-        let (entries, end) = self.client.readdir(dir, after, PAGE, plus).await.map_err(gone_is_stale)?;
+        let listed = self.client.readdir(dir, after, PAGE, plus).await.map_err(gone_is_stale)?;
+        let Listed { parent, entries, end } = listed;
         for attr in entries.iter().filter_map(|entry| entry.attr.as_ref()) {
             self.inodes.learn(attr, mark);
         }
-        let page = Arc::new(Page { after, entries, end, plus, fetched_at: Instant::now() });
+        let page = Arc::new(Page { parent, after, entries, end, plus, fetched_at: Instant::now() });
         *listing.page.lock() = Some(page.clone());
         Ok((page, 0))
     }
@@ -84,16 +86,12 @@ impl Shared {
     }
 
     async fn fill(&self, dir: Ino, fh: u64, offset: u64, reply: &mut ReplyDirectory) -> Result<(), FsError> {
-        if offset < BEHIND_DOT && reply.add(INodeNo(dir.0), BEHIND_DOT, FileType::Directory, ".") {
+        let (page, first) = self.page(dir, fh, offset, false).await?;
+        let mut dot =
+            |at, ino: Ino, name: &str| offset < at && reply.add(INodeNo(ino.0), at, FileType::Directory, name);
+        if dot(BEHIND_DOT, dir, ".") || dot(BEHIND_DOTS, page.parent, "..") {
             return Ok(());
         }
-        if offset < BEHIND_DOTS {
-            let parent = self.parent(dir).await?;
-            if reply.add(INodeNo(parent.ino.0), BEHIND_DOTS, FileType::Directory, "..") {
-                return Ok(());
-            }
-        }
-        let (page, first) = self.page(dir, fh, offset, false).await?;
         for (index, entry) in page.entries.iter().enumerate().skip(first) {
             let (number, kind) = (INodeNo(entry.ino.0), file_type(entry.kind));
             if reply.add(number, page.offset_behind(index), kind, OsStr::from_bytes(&entry.name)) {
@@ -111,33 +109,22 @@ impl Shared {
     }
 
     async fn fill_plus(&self, dir: Ino, fh: u64, offset: u64, reply: &mut ReplyDirectoryPlus) -> Result<(), FsError> {
-        let mut add = |offset: u64, name: &[u8], found: &InodeAttr| {
-            let (number, trust) = (INodeNo(found.ino.0), self.inodes.attr_trust(found.ino));
-            reply.add(number, offset, OsStr::from_bytes(name), &trust, &file_attr(found), GENERATION)
-        };
-        if offset < BEHIND_DOTS {
-            let own = self.client.getattr(dir).await.map_err(gone_is_stale)?;
-            let parent = self.parent(dir).await?;
-            if offset < BEHIND_DOT && add(BEHIND_DOT, b".", &own) || add(BEHIND_DOTS, b"..", &parent) {
-                return Ok(());
-            }
-        }
         let (page, first) = self.page(dir, fh, offset, true).await?;
+        let mut add = |at: u64, name: &[u8], attr: &FileAttr, trust: Duration| {
+            reply.add(attr.ino, at, OsStr::from_bytes(name), &trust, attr, GENERATION)
+        };
+        let mut dot = |at, ino, name| offset < at && add(at, name, &dot_attr(ino), Duration::ZERO);
+        if dot(BEHIND_DOT, dir, b".".as_slice()) || dot(BEHIND_DOTS, page.parent, b"..") {
+            return Ok(());
+        }
         for (index, entry) in page.entries.iter().enumerate().skip(first) {
             let Some(found) = &entry.attr else { continue };
-            if add(page.offset_behind(index), &entry.name, found) {
+            let trust = self.inodes.attr_trust(found.ino);
+            if add(page.offset_behind(index), &entry.name, &file_attr(found), trust) {
                 break;
             }
         }
         Ok(())
-    }
-
-    /// The root is its own parent.
-    async fn parent(&self, dir: Ino) -> Result<InodeAttr, FsError> {
-        if dir == Ino::ROOT {
-            return self.client.getattr(dir).await;
-        }
-        self.client.parent(dir).await.map_err(gone_is_stale)
     }
 }
 
@@ -154,7 +141,14 @@ mod tests {
             cookie: *cookie,
             attr: None,
         };
-        Page { after: 0, entries: cookies.iter().map(entry).collect(), end, plus: false, fetched_at: Instant::now() }
+        Page {
+            parent: Ino::ROOT,
+            after: 0,
+            entries: cookies.iter().map(entry).collect(),
+            end,
+            plus: false,
+            fetched_at: Instant::now(),
+        }
     }
 
     #[test]
