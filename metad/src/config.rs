@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use wire::ids::MetadId;
+use wire::limits::GC_GRACE_MIN_MS;
 use wire::tls::{Identity, Role};
 
 /// The file, as it is written. Unknown keys are refused: a misspelt option must not be an ignored one.
@@ -20,8 +21,6 @@ pub struct ConfigFile {
     pub cluster: String,
     /// Address to serve on.
     pub listen: SocketAddr,
-    /// Address under which others reach this node, when it is not `listen`.
-    pub advertise: Option<SocketAddr>,
     /// Where log, snapshot and state are kept.
     pub data_dir: PathBuf,
     /// PEM file with CA certificate, own certificate (role metad) and key.
@@ -61,8 +60,6 @@ pub struct Config {
     pub cluster: String,
     /// Address to serve on.
     pub listen: SocketAddr,
-    /// Address under which others reach this node; `None` for the one that was bound.
-    pub advertise: Option<SocketAddr>,
     /// Where everything is kept.
     pub data_dir: PathBuf,
     /// Who this node is.
@@ -122,6 +119,12 @@ impl ConfigFile {
         if !(1..=5).contains(&self.replicas) || !(1..=self.replicas).contains(&min_sync) {
             return wrong("`replicas` is 1 to 5, `min_sync` is 1 to `replicas`");
         }
+        if self.gc_grace_s < GC_GRACE_MIN_MS / 1000 {
+            return Err(Error::Config(format!(
+                "`gc_grace_s` is at least {}: blocks that are being written have no references yet",
+                GC_GRACE_MIN_MS / 1000
+            )));
+        }
         let mut tuning = Tuning::default();
         tuning.snapshot_entries = self.snapshot_entries.unwrap_or(tuning.snapshot_entries).max(1);
         tuning.cache_bytes = self.cache_mib.map_or(tuning.cache_bytes, |mib| mib << 20);
@@ -129,7 +132,6 @@ impl ConfigFile {
             id,
             cluster: self.cluster,
             listen: self.listen,
-            advertise: self.advertise,
             data_dir: self.data_dir,
             identity,
             initial,

@@ -44,7 +44,6 @@ fn config(ca: &ClusterCa, dir: &Path, id: u64, addr: SocketAddr, initial: &BTree
         id: MetadId(id),
         cluster: "test".to_owned(),
         listen: addr,
-        advertise: None,
         data_dir: dir.join(format!("metad-{id}")),
         identity,
         initial: initial.clone(),

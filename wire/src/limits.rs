@@ -28,6 +28,12 @@ pub const COMMIT_EXTENTS_MAX: usize = 4096;
 pub const SESSION_REPLIES_MAX: usize = 1024;
 /// Inode numbers handed to a session at once (I4).
 pub const INO_RANGE: u64 = 4096;
+/// A client that commits a block later than this after its upload uploads it again before, in milliseconds: daemons drop
+/// what nobody refers to (I10).
+pub const UPLOAD_FRESH_MS: u64 = 120_000;
+/// Shortest grace period of blocks without references, in milliseconds: an upload and its commit fit in, and a session's
+/// whole life.
+pub const GC_GRACE_MIN_MS: u64 = 300_000;
 /// How long a session lives without a heartbeat, in milliseconds.
 pub const SESSION_TTL_MS: u64 = 30_000;
 /// Largest encoded head of a message (not counting payload).
@@ -37,4 +43,5 @@ pub const PAYLOAD_BYTES_MAX: usize = BLOCK_BYTES_MAX + (64 << 10);
 
 const _: () = assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES_MAX as u64));
 const _: () = assert!(FILE_BYTES_MAX / CHUNK_BYTES < u32::MAX as u64);
+const _: () = assert!(UPLOAD_FRESH_MS + 2 * SESSION_TTL_MS < GC_GRACE_MIN_MS);
 const _: () = assert!(INLINE_BYTES_MAX < BLOCK_BYTES_MAX);

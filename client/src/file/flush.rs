@@ -12,12 +12,13 @@ use super::state::{FileState, Outcome, Sealed, writes_of};
 use crate::{Client, Notice, OnConflict};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use wire::FsError;
 use wire::attr::Timestamp;
 use wire::extent::ExtentWrite;
 use wire::ids::{BlockHash, ChunkIndex, Ino, Version};
-use wire::limits::{COMMIT_EXTENTS_MAX, INLINE_BYTES_MAX};
+use wire::limits::{COMMIT_EXTENTS_MAX, INLINE_BYTES_MAX, UPLOAD_FRESH_MS};
 use wire::op::{ConflictPolicy, Op, OpReply};
 
 /// Blocks up to this size are remembered after writing: small files are often read soon.
@@ -64,7 +65,7 @@ impl Client {
         } else {
             self.spawn_upload(packed.clone(), report);
         }
-        Sealed { packed, outcome, number: *next }
+        Sealed { packed, outcome, at: SystemTime::now(), number: *next }
     }
 
     fn spawn_upload(self: &Arc<Self>, packed: Packed, report: watch::Sender<Outcome>) {
@@ -213,9 +214,9 @@ impl Client {
                     .sealed
                     .get(count)
                     .filter(|sealed| sealed.number <= last)
-                    .map(|sealed| (sealed.packed.clone(), sealed.outcome.clone()))
+                    .map(|sealed| (sealed.packed.clone(), sealed.outcome.clone(), sealed.at))
             };
-            let Some((packed, mut outcome)) = next else { break };
+            let Some((packed, mut outcome, sealed_at)) = next else { break };
             // A piece may cross a chunk's border, and becomes two writes then.
             let full = writes.len() + packed.pieces.len() * 2 > COMMIT_EXTENTS_MAX;
             // What was overwritten between two seals goes into a commit of its own: writes of one are disjoint.
@@ -226,6 +227,13 @@ impl Client {
                 break;
             }
             let stored = outcome.wait_for(Option::is_some).await.map_err(|_| FsError::Io)?.unwrap_or(Err(FsError::Io));
+            let stored = match stored {
+                // I10: it may have been dropped since, when this machine slept or metad was away for long.
+                Ok(Some(hash)) if is_stale(sealed_at) => {
+                    self.putter.put(hash, packed.bytes.clone()).await.map(|()| Some(hash))
+                }
+                stored => stored,
+            };
             match stored {
                 Ok(hash) => writes.extend(writes_of(&packed, hash)),
                 Err(error) => {
@@ -253,6 +261,7 @@ impl Client {
         let (report, outcome) = watch::channel(None);
         if let Some(sealed) = file.inner.lock().sealed.get_mut(index) {
             sealed.outcome = outcome;
+            sealed.at = SystemTime::now();
         }
         self.spawn_upload(packed, report);
     }
@@ -334,6 +343,12 @@ impl Client {
         }
         Ok(Landed::InPlace)
     }
+}
+
+/// Whether an upload was so long ago that daemons may have given up the block.
+fn is_stale(sealed_at: SystemTime) -> bool {
+    // A clock that was set back tells nothing.
+    sealed_at.elapsed().map_or(true, |age| age > Duration::from_millis(UPLOAD_FRESH_MS))
 }
 
 fn end_of(writes: &[ExtentWrite]) -> u64 {

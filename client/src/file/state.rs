@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::SystemTime;
 use tokio::sync::watch;
 use wire::FsError;
 use wire::attr::{InodeAttr, Timestamp};
@@ -37,6 +38,8 @@ pub(crate) struct Sealed {
     pub packed: Packed,
     /// The block's name once it is stored; `Ok(None)` for content that goes inline.
     pub outcome: watch::Receiver<Outcome>,
+    /// When it was sealed, by a clock that goes on while the machine sleeps.
+    pub at: SystemTime,
     /// In order of sealing.
     pub number: u64,
 }

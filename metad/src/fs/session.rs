@@ -11,6 +11,8 @@ use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::limits::{BATCH_OPS_MAX, INO_RANGE, SESSION_REPLIES_MAX};
 use wire::op::{Batch, BatchReply, OpFailed, OpReply};
 
+/// Ended sessions whose unacknowledged replies are kept; older ones are forgotten.
+const ENDED_MAX: usize = 256;
 /// Ranges of inode numbers that a session holds at most; older ones are used up or forfeited.
 const INO_RANGES_MAX: usize = 4;
 
@@ -34,45 +36,60 @@ pub struct Session {
     pub acked: BatchSeq,
     /// Leased inode numbers, half-open.
     pub inos: Vec<(Ino, Ino)>,
+    /// It is here only for its replies.
+    pub ended: bool,
 }
 
 /// `Command::OpenSession`.
 pub(super) fn open(view: &mut View, opening: &Opening) -> SessionId {
     let id = SessionId(take_numbers(view, "next session", 1, 1));
-    let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos: Vec::new() };
+    let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos: Vec::new(), ended: false };
     view.store(keys::session(id), &session);
     id
 }
 
-/// `Command::CloseSessions`: its locks, orphans and kept replies go.
+/// `Command::CloseSessions`: its locks and orphans go. Its replies stay for a client that was cut off and does not know
+/// what became of its last batches (I1).
 pub(super) fn close(view: &mut View, context: &Context, id: SessionId) {
+    let Some(mut session) = find(view, id) else { return };
     let context = Context { now: context.now, session: id };
     lock::release_session(view, &context);
     orphan::release_session(view, &context);
-    for (key, _) in view.pairs(keys::replies(id), usize::MAX) {
-        view.delete(key);
-    }
-    for range in find(view, id).map(|session| session.inos).unwrap_or_default() {
+    for range in std::mem::take(&mut session.inos) {
         forget_used(view, range);
     }
-    view.delete(keys::session(id));
+    session.ended = true;
+    view.store(keys::session(id), &session);
+    let ended: Vec<SessionId> =
+        all_and_ended(view).into_iter().filter(|(_, session)| session.ended).map(|(id, _)| id).collect();
+    for oldest in &ended[..ended.len().saturating_sub(ENDED_MAX)] {
+        for (key, _) in view.pairs(keys::replies(*oldest), usize::MAX) {
+            view.delete(key);
+        }
+        view.delete(keys::session(*oldest));
+    }
 }
 
 /// The session with this number, unless it has ended.
 pub fn find(kv: &dyn Kv, id: SessionId) -> Option<Session> {
+    find_or_ended(kv, id).filter(|session| !session.ended)
+}
+
+/// The same, or what is kept of one that has ended.
+pub fn find_or_ended(kv: &dyn Kv, id: SessionId) -> Option<Session> {
     kv.load(&keys::session(id))
 }
 
 /// All sessions.
 pub fn all(kv: &dyn Kv) -> Vec<(SessionId, Session)> {
+    all_and_ended(kv).into_iter().filter(|(_, session)| !session.ended).collect()
+}
+
+/// The same, and those that are here only for their replies.
+pub(super) fn all_and_ended(kv: &dyn Kv) -> Vec<(SessionId, Session)> {
     let load =
         |(key, value): &(Vec<u8>, Vec<u8>)| (SessionId(keys::first(key)), super::view::decode_stored(key, value));
     kv.pairs(keys::sessions(), usize::MAX).iter().map(load).collect()
-}
-
-/// Numbers of all sessions.
-pub(super) fn ids(kv: &dyn Kv) -> Vec<SessionId> {
-    kv.pairs(keys::sessions(), usize::MAX).iter().map(|(key, _)| SessionId(keys::first(key))).collect()
 }
 
 /// Applies a batch unless it was applied before.
@@ -85,7 +102,7 @@ pub(super) fn apply_batch(
     id: SessionId,
     batch: &Batch,
 ) -> Result<BatchReply, Refused> {
-    let mut session = find(view, id).ok_or(Refused::NoSession)?;
+    let mut session = find_or_ended(view, id).ok_or(Refused::NoSession)?;
     let newest = session.acked.0.max(batch.acked.0).saturating_add(SESSION_REPLIES_MAX as u64);
     if batch.seq <= session.acked || batch.seq.0 > newest {
         return Err(Refused::OutOfWindow);
@@ -94,6 +111,10 @@ pub(super) fn apply_batch(
     // I1: a batch that was applied is answered with its first reply.
     if let Some(reply) = view.load(&key) {
         return Ok(reply);
+    }
+    // What is not there now is never applied: the client may say it again in another session.
+    if session.ended {
+        return Err(Refused::NoSession);
     }
     if batch.acked > session.acked && batch.acked < batch.seq {
         for (key, _) in view.pairs(keys::replies_up_to(id, batch.acked), usize::MAX) {

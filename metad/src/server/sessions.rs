@@ -81,13 +81,14 @@ impl Server {
     ) -> Result<MetaReply, ProposeError> {
         // What another certificate opened is out of reach, and so is what this node has not applied yet: the state
         // machine looks again.
-        let known = session::find(&**self.shared.consensus.state(), id);
+        let known = session::find_or_ended(&**self.shared.consensus.state(), id);
         if known.is_some_and(|session| session.opening.client != peer.subject.name) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
         if peer.subject.grant.read_only && !batch.ops.iter().all(is_allowed_read_only) {
             return Ok(MetaReply::Batch(Err(OpFailed { index: 0, error: FsError::ReadOnly })));
         }
+        self.shared.liveness.heard_session(id);
         let ops = batch.ops.clone();
         Ok(match self.shared.batcher.submit(id, batch).await? {
             Ok(reply) => {

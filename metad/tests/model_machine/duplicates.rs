@@ -107,3 +107,37 @@ fn what_is_known_of_used_numbers_goes_with_their_lease() {
     world.apply(Command::CloseSessions(vec![id]));
     assert_eq!(used(&world), 0);
 }
+
+/// Guards I1.
+#[test]
+fn a_client_that_was_cut_off_learns_what_became_of_its_last_batches() {
+    let mut world = World::new();
+    let id = world.session();
+    let applied = batch(&mut world, id, &[(1, true)]);
+    let late = batch(&mut world, id, &[(2, true)]);
+    let first = world.submit(id, &applied).unwrap();
+    world.apply(Command::CloseSessions(vec![id]));
+    let ended = world.kv.clone();
+    assert_eq!(world.submit(id, &applied), Ok(first), "it was applied, and is not sent again in another session");
+    assert_eq!(world.submit(id, &late), Err(Refused::NoSession), "it was not, and never will be");
+    assert_eq!(world.kv, ended);
+    world.assert_sound();
+}
+
+#[test]
+fn replies_of_long_ended_sessions_are_forgotten() {
+    let mut world = World::new();
+    for _ in 0..600 {
+        let id = world.session();
+        let made = batch(&mut world, id, &[(1, true), (1, false)]);
+        world.submit(id, &made).unwrap().unwrap();
+        world.apply(Command::CloseSessions(vec![id]));
+    }
+    let before = world.kv.0.len();
+    let id = world.session();
+    let made = batch(&mut world, id, &[(1, true), (1, false)]);
+    world.submit(id, &made).unwrap().unwrap();
+    world.apply(Command::CloseSessions(vec![id]));
+    assert_eq!(world.kv.0.len(), before, "one came, one went");
+    world.assert_sound();
+}

@@ -1,0 +1,121 @@
+//! What a metad needs for many files: one node, its own process, the settings of a real one.
+#![allow(missing_docs)]
+
+use metad::Node;
+use metad::config::Config;
+use metad::raft::Tuning;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use wire::attr::Timestamp;
+use wire::extent::{ExtentWrite, Source};
+use wire::ids::{BatchSeq, BlockHash, Ino, MetadId, SessionId, Version};
+use wire::message::meta::{MetaReply, MetaRequest};
+use wire::op::{Batch, ConflictPolicy, NewInode, Op, OpReply};
+use wire::quic::{Endpoint, Peer};
+use wire::tls::{ClusterCa, Role, Subject};
+
+const LIMIT: Duration = Duration::from_secs(30);
+const FILES: u64 = 1_000_000;
+/// Files of one directory, made by one batch.
+const DIRECTORY: u64 = 2_000;
+const MEMORY_MAX: u64 = 3 << 29;
+
+fn config(ca: &ClusterCa, dir: &Path, listen: SocketAddr) -> Config {
+    Config {
+        id: MetadId(1),
+        cluster: "test".to_owned(),
+        listen,
+        data_dir: dir.to_owned(),
+        identity: ca.issue(&Subject::new(Role::Metad, "metad-1")).unwrap(),
+        initial: [(MetadId(1), listen)].into(),
+        replicas: 1,
+        min_sync: 1,
+        gc_grace: Duration::from_secs(600),
+        // Several snapshots fall into the run.
+        tuning: Tuning { snapshot_entries: 100, ..Tuning::default() },
+    }
+}
+
+/// The most memory that this process has had, in bytes.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+struct Session {
+    metad: Peer,
+    id: SessionId,
+    seq: u64,
+}
+
+impl Session {
+    async fn open(metad: Peer) -> Self {
+        let started = Instant::now();
+        loop {
+            let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose: "t".to_owned() };
+            match metad.request::<_, MetaReply>(&request, &[], LIMIT).await {
+                Ok((MetaReply::Session { session, .. }, _)) => return Self { metad, id: session, seq: 0 },
+                other => assert!(started.elapsed() < LIMIT, "{other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn run(&mut self, ops: Vec<Op>) -> Vec<OpReply> {
+        self.seq += 1;
+        let batch = Batch { seq: BatchSeq(self.seq), acked: BatchSeq(self.seq - 1), ops };
+        let request = MetaRequest::Submit { session: self.id, batch };
+        match self.metad.request::<_, MetaReply>(&request, &[], LIMIT).await {
+            Ok((MetaReply::Batch(Ok(replies)), _)) => replies,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn create(parent: Ino, name: String, ino: Ino, node: NewInode) -> Op {
+    Op::Create { parent, name: name.into_bytes(), ino, node, mode: 0o755, umask: 0, uid: 0, gid: 0 }
+}
+
+/// Gives a file one block.
+fn fill(ino: Ino) -> Op {
+    let hash = BlockHash::of(&ino.0.to_le_bytes());
+    let source = Source::Block { hash, block_len: 8192, offset: 0 };
+    Op::Commit {
+        ino,
+        base: Version(0),
+        writes: vec![ExtentWrite { file_off: 0, len: 8192, source }],
+        append_from: None,
+        mtime: Some(Timestamp::now()),
+        clear_privileges: false,
+        policy: ConflictPolicy::Fail,
+    }
+}
+
+#[test]
+fn a_million_files_take_less_than_one_and_a_half_gib_of_memory() {
+    metad::runtime().unwrap().block_on(async {
+        let ca = ClusterCa::create("test").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let listen = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let node = Node::start(config(&ca, dir.path(), listen)).await.unwrap();
+        let client = ca.issue(&Subject::new(Role::Client, "client")).unwrap();
+        let endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &client).unwrap();
+        let mut session = Session::open(endpoint.peer(listen, Role::Metad)).await;
+        for number in 0..FILES / DIRECTORY {
+            let leased = session.run(vec![Op::LeaseInos { count: DIRECTORY + 1 }]).await;
+            let [OpReply::Inos { start, .. }] = leased.as_slice() else { panic!("{leased:?}") };
+            let directory = *start;
+            session.run(vec![create(Ino::ROOT, format!("dir-{number}"), directory, NewInode::Directory)]).await;
+            let files = (1..=DIRECTORY).map(|file| Ino(directory.0 + file));
+            let ops =
+                files.flat_map(|ino| [create(directory, format!("file-{ino}"), ino, NewInode::Regular), fill(ino)]);
+            session.run(ops.collect()).await;
+        }
+        node.stop().await;
+    });
+    let peak = peak_memory();
+    println!("peak memory with {FILES} files: {} MiB", peak >> 20);
+    assert!(peak < MEMORY_MAX, "{} MiB", peak >> 20);
+}
