@@ -47,7 +47,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         // An election takes about a second: long enough for a stall of a busy disk, short enough for people.
-        Self { heartbeat_ms: 150, election_ms: 700, snapshot_entries: 200_000, cache_bytes: 256 << 20 }
+        Self { heartbeat_ms: 150, election_ms: 700, snapshot_entries: 200_000, cache_bytes: 128 << 20 }
     }
 }
 

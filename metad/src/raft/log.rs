@@ -30,8 +30,8 @@ const VOTE: &[u8] = b"vote";
 const PURGED: &[u8] = b"purged";
 /// Size of the engine's files, in bytes.
 const FILE_BYTES: usize = 16 << 20;
-/// Recent entries kept in memory for replication and apply.
-const CACHED_ENTRIES: usize = 8192;
+/// Recent entries kept in memory for replication and apply, in bytes as stored.
+const CACHED_BYTES: usize = 32 << 20;
 
 /// How an entry is stored: its index (8 bytes, little endian), then its encoding.
 struct Stored;
@@ -58,7 +58,8 @@ fn from_stored(stored: &BytesValue) -> io::Result<Entry> {
 
 /// Work for the writer thread.
 enum Work {
-    Append(Vec<BytesValue>, IoFlushed),
+    /// Entries, and which they are.
+    Append(Vec<BytesValue>, Vec<LogId>, IoFlushed),
     Put(&'static [u8], Vec<u8>, oneshot::Sender<io::Result<()>>),
     /// The record that entries are gone, then the entries.
     Purge(u64, Vec<u8>, oneshot::Sender<io::Result<()>>),
@@ -67,10 +68,54 @@ enum Work {
 /// What readers see, guarded by one lock.
 #[derive(Default)]
 struct Index {
-    recent: BTreeMap<u64, Entry>,
+    recent: BTreeMap<u64, Recent>,
+    recent_bytes: usize,
     last: Option<LogId>,
     purged: Option<LogId>,
     vote: Option<Vote>,
+}
+
+/// An entry in memory.
+struct Recent {
+    entry: Entry,
+    /// Its size as stored.
+    bytes: usize,
+    /// It can be read from the files.
+    written: bool,
+}
+
+impl Index {
+    fn keep(&mut self, entry: Entry, bytes: usize) {
+        self.last = Some(entry.log_id);
+        self.recent_bytes += bytes;
+        if let Some(before) = self.recent.insert(entry.log_id.index, Recent { entry, bytes, written: false }) {
+            self.recent_bytes -= before.bytes;
+        }
+    }
+
+    /// These entries are in the files. Others may have taken their places meanwhile.
+    fn written(&mut self, log_ids: &[LogId]) {
+        for log_id in log_ids {
+            if let Some(recent) = self.recent.get_mut(&log_id.index).filter(|recent| recent.entry.log_id == *log_id) {
+                recent.written = true;
+            }
+        }
+        self.trim();
+    }
+
+    /// Lets go of the oldest entries, as far as they can be read from the files.
+    fn trim(&mut self) {
+        while self.recent_bytes > CACHED_BYTES
+            && let Some(oldest) = self.recent.first_entry()
+            && oldest.get().written
+        {
+            self.recent_bytes -= oldest.remove().bytes;
+        }
+    }
+
+    fn forget(&mut self, gone: &BTreeMap<u64, Recent>) {
+        self.recent_bytes -= gone.values().map(|recent| recent.bytes).sum::<usize>();
+    }
 }
 
 /// The log. Clones share it.
@@ -114,17 +159,18 @@ impl Log {
             last: last_stored(&engine)?,
             purged: get(&engine, PURGED)?,
             vote: get(&engine, VOTE)?,
-            recent: BTreeMap::new(),
+            ..Index::default()
         };
+        let index = Arc::new(Mutex::new(index));
         let (work, queue) = mpsc::channel();
         let writer = {
-            let engine = engine.clone();
+            let (engine, index) = (engine.clone(), index.clone());
             std::thread::Builder::new()
                 .name("raft-log".to_owned())
-                .spawn(move || write_all(&engine, &queue))
+                .spawn(move || write_all(&engine, &index, &queue))
                 .map_err(|error| Error::disk(dir, error))?
         };
-        Ok(Self { engine, index: Arc::new(Mutex::new(index)), work, _writer: Arc::new(Writer(writer)) })
+        Ok(Self { engine, index, work, _writer: Arc::new(Writer(writer)) })
     }
 
     fn send(&self, work: Work) -> io::Result<()> {
@@ -168,16 +214,17 @@ fn last_stored(engine: &Engine) -> Result<Option<LogId>, Error> {
 }
 
 /// The writer thread: everything that is queued goes into one write and one sync.
-fn write_all(engine: &Engine, queue: &mpsc::Receiver<Work>) {
+fn write_all(engine: &Engine, index: &Mutex<Index>, queue: &mpsc::Receiver<Work>) {
     while let Ok(first) = queue.recv() {
         let mut batch = LogBatch::default();
         let mut flushed = Vec::new();
         let mut done = Vec::new();
-        let mut purge = None;
+        let (mut purge, mut written) = (None, Vec::new());
         for work in std::iter::once(first).chain(queue.try_iter()) {
             let added = match work {
-                Work::Append(entries, callback) => {
+                Work::Append(entries, log_ids, callback) => {
                     flushed.push(callback);
+                    written.extend(log_ids);
                     batch.add_entries::<Stored>(GROUP, &entries)
                 }
                 Work::Put(key, value, reply) => {
@@ -198,6 +245,7 @@ fn write_all(engine: &Engine, queue: &mpsc::Receiver<Work>) {
         }
         // I7: synced before anyone is told.
         engine.write(&mut batch, true).unwrap_or_else(|error| stop_for(&error));
+        index.lock().written(&written);
         for callback in flushed {
             callback.io_completed(Ok(()));
         }
@@ -236,7 +284,7 @@ impl RaftLogReader<TypeConfig> for Log {
             if start >= end {
                 return Ok(Vec::new());
             }
-            let recent: Vec<Entry> = index.recent.range(start..end).map(|(_, entry)| entry.clone()).collect();
+            let recent: Vec<Entry> = index.recent.range(start..end).map(|(_, recent)| recent.entry.clone()).collect();
             (recent.first().map_or(end, |entry| entry.log_id.index), recent, end)
         };
         debug_assert!(end >= first_recent, "recent entries lie within the range");
@@ -290,17 +338,14 @@ impl RaftLogStorage<TypeConfig> for Log {
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
         let stored: Vec<BytesValue> = entries.iter().map(to_stored).collect();
+        let log_ids: Vec<LogId> = entries.iter().map(|entry| entry.log_id).collect();
         {
             let mut index = self.index.lock();
-            for entry in entries {
-                index.last = Some(entry.log_id);
-                index.recent.insert(entry.log_id.index, entry);
-            }
-            while index.recent.len() > CACHED_ENTRIES {
-                index.recent.pop_first();
+            for (entry, stored) in entries.into_iter().zip(&stored) {
+                index.keep(entry, stored.value.len());
             }
         }
-        self.send(Work::Append(stored, callback))
+        self.send(Work::Append(stored, log_ids, callback))
     }
 
     /// Forgets entries behind `last_log_id`. On disk they stay until others take their place, which the engine does in
@@ -308,7 +353,8 @@ impl RaftLogStorage<TypeConfig> for Log {
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let mut index = self.index.lock();
         let keep = last_log_id.map_or(0, |last| last.index + 1);
-        index.recent.split_off(&keep);
+        let gone = index.recent.split_off(&keep);
+        index.forget(&gone);
         index.last = index.last.min(last_log_id);
         Ok(())
     }
@@ -316,7 +362,9 @@ impl RaftLogStorage<TypeConfig> for Log {
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         {
             let mut index = self.index.lock();
-            index.recent = index.recent.split_off(&(log_id.index + 1));
+            let kept = index.recent.split_off(&(log_id.index + 1));
+            let gone = std::mem::replace(&mut index.recent, kept);
+            index.forget(&gone);
             index.purged = Some(log_id);
         }
         let (done, wait) = oneshot::channel();
