@@ -81,6 +81,10 @@ impl Client {
         let ReadReply::Opened { mut attr, page } = self.session.read(Read::Open { ino }).await? else {
             return Err(FsError::Io);
         };
+        // I5: a name that the kernel still believed in, and another session took away. On `ESTALE` it looks again.
+        if attr.nlink == 0 && !self.files.lock().contains_key(&ino) {
+            return Err(FsError::Stale);
+        }
         let file = self
             .hold(ino)
             .unwrap_or_else(|| self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone())));

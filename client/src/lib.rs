@@ -59,10 +59,17 @@ const NAMES: usize = 65_536;
 const VERSIONS: usize = 65_536;
 
 /// What others did, for the kernel's caches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// This inode was changed by another session.
     Changed(Ino),
+    /// This name was removed by another session, or leads elsewhere now.
+    NameChanged {
+        /// The directory.
+        parent: Ino,
+        /// The name.
+        name: Name,
+    },
 }
 
 /// One session with a cluster.

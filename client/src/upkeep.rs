@@ -62,6 +62,10 @@ impl Client {
                 // Nobody listens while there is no mount.
                 let _ = self.notices.send(Notice::Changed(ino));
             }
+            MetaEvent::NameChanged { parent, name } => {
+                self.names.lock().pop(&(parent, name.clone()));
+                let _ = self.notices.send(Notice::NameChanged { parent, name });
+            }
         }
     }
 

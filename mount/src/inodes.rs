@@ -26,9 +26,10 @@ pub(crate) struct Trust {
 }
 
 impl Trust {
-    /// On a cluster with other clients. An absent name is never believed: a file that another client has closed must be
+    /// On a cluster with other clients. What these change is told at once, but telling is no promise, and what was not
+    /// heard is believed for this time. An absent name is never believed: a file that another client has closed must be
     /// found by an `open` here (I5).
-    pub(crate) const SHARED: Trust = Trust { positive: Duration::from_secs(1), negative: Duration::ZERO };
+    pub(crate) const SHARED: Trust = Trust { positive: Duration::from_secs(5), negative: Duration::ZERO };
     /// On an embedded cluster: all changes come through this kernel.
     pub(crate) const ALONE: Trust = Trust { positive: Duration::from_secs(3600), negative: Duration::from_secs(3600) };
 }

@@ -6,10 +6,22 @@
 use crate::fuse::Shared;
 use client::Notice;
 use fuser::{INodeNo, Notifier};
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
+
+/// What the kernel does not know needs no notice, and is not an error.
+fn tell(notifier: &Notifier, notice: &Notice) -> io::Result<()> {
+    match notice {
+        // Everything of the inode: attributes and pages.
+        Notice::Changed(ino) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
+        Notice::NameChanged { parent, name } => notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name)),
+    }
+}
 
 /// Passes notices on until it is told to stop, or the client ends.
 pub(crate) async fn run(
@@ -20,13 +32,14 @@ pub(crate) async fn run(
 ) {
     while let Some(notice) = stop.run_until_cancelled(notices.recv()).await {
         match notice {
-            Ok(Notice::Changed(ino)) => {
-                shared.inodes.forget(ino);
+            Ok(notice) => {
+                if let Notice::Changed(ino) = &notice {
+                    shared.inodes.forget(*ino);
+                }
                 let notifier = notifier.clone();
-                // Everything of the inode: attributes and pages. One that the kernel does not know needs no notice.
-                let told = tokio::task::spawn_blocking(move || notifier.inval_inode(INodeNo(ino.0), 0, 0)).await;
+                let told = tokio::task::spawn_blocking(move || tell(&notifier, &notice)).await;
                 if let Ok(Err(error)) = told {
-                    tracing::debug!(%ino, %error, "the kernel was not told of a change");
+                    tracing::debug!(%error, "the kernel was not told of a change");
                 }
             }
             // What was missed is believed until its time is over.

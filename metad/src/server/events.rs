@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use tokio::sync::mpsc;
 use wire::ids::{Ino, SessionId};
 use wire::message::event::MetaEvent;
-use wire::op::Op;
+use wire::op::{Name, Op};
 use wire::quic::EventSender;
 
 /// Events that wait for a slow session; more are dropped.
@@ -49,12 +49,25 @@ impl Events {
         for ino in touched(ops) {
             self.tell_others(session, &MetaEvent::Changed(ino));
         }
+        for (parent, name) in ops.iter().flat_map(taken_names) {
+            self.tell_others(session, &MetaEvent::NameChanged { parent, name: name.clone() });
+        }
         for op in ops {
             if let Op::Unlock { ino, .. } = op {
                 self.tell_others(session, &MetaEvent::LockReleased(*ino));
             }
         }
     }
+}
+
+/// Names that no longer lead where they led. One that led nowhere is believed by nobody.
+fn taken_names(op: &Op) -> impl Iterator<Item = (Ino, &Name)> {
+    let (one, two) = match op {
+        Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } => (Some((*parent, name)), None),
+        Op::Rename { parent, name, new_parent, new_name, .. } => (Some((*parent, name)), Some((*new_parent, new_name))),
+        _ => (None, None),
+    };
+    one.into_iter().chain(two)
 }
 
 fn touched(ops: &[Op]) -> BTreeSet<Ino> {

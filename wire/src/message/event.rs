@@ -1,6 +1,7 @@
 //! What metad pushes to a session without being asked.
 
 use crate::ids::{Ino, LayoutEpoch};
+use crate::op::Name;
 use serde::{Deserialize, Serialize};
 
 /// An event on a session's stream. Losing one costs time, never truth: `KeepAlive` tells the same.
@@ -14,4 +15,11 @@ pub enum MetaEvent {
     LayoutChanged(LayoutEpoch),
     /// Another session changed this inode: what is cached of it is old.
     Changed(Ino),
+    /// Another session removed this name, or gave it to another inode.
+    NameChanged {
+        /// The directory.
+        parent: Ino,
+        /// The name.
+        name: Name,
+    },
 }
