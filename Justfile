@@ -34,6 +34,10 @@ test *filter:
 test-fuse *filter:
     cargo test -p fuse --locked -- --nocapture {{filter}}
 
+# fsx for long: every setting and seed with so many operations, on both set-ups.
+fsx operations="100000":
+    FSX_OPERATIONS={{operations}} cargo test --release -p fuse --test posix --locked -- --nocapture fsx
+
 # Format and lints, as .ci/run checks them.
 lint:
     cargo fmt --all --check

@@ -1,7 +1,12 @@
 //! How a client behaves.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 use wire::bundle::Bundle;
+use wire::limits::BLOCK_BYTES_MAX;
+
+/// See [`ClientConfig::block_bytes`].
+const BLOCK_BYTES: RangeInclusive<u64> = 4096..=BLOCK_BYTES_MAX as u64;
 
 /// See [`ClientConfig::window_bytes`].
 const WINDOW_BYTES_MIN: u64 = 8 << 20;
@@ -40,6 +45,11 @@ pub struct ClientConfig {
     pub soft_timeout: Option<Duration>,
     /// What to do on conflicts.
     pub on_conflict: OnConflict,
+    /// Written content is cut into blocks of this size, in bytes: a power of two from 4 KiB to 4 MiB, the default. Smaller
+    /// ones make small reads of large files cheaper, and everything else dearer.
+    pub block_bytes: u64,
+    /// Keep access times, as `relatime` asks.
+    pub access_times: bool,
 }
 
 impl ClientConfig {
@@ -55,6 +65,8 @@ impl ClientConfig {
             dirty_age: Duration::from_secs(1),
             soft_timeout: None,
             on_conflict: OnConflict::Copy,
+            block_bytes: BLOCK_BYTES_MAX as u64,
+            access_times: true,
         }
     }
 
@@ -71,6 +83,8 @@ impl ClientConfig {
             "cache_bytes must be at least 8 MiB: two blocks being read"
         } else if self.readahead_bytes > self.cache_bytes as u64 / 2 {
             "readahead_bytes must be at most half of cache_bytes: what is read ahead must stay until it is read"
+        } else if !self.block_bytes.is_power_of_two() || !BLOCK_BYTES.contains(&self.block_bytes) {
+            "block_bytes must be a power of two from 4 KiB to 4 MiB"
         } else if self.dirty_age.is_zero() {
             "dirty_age must not be zero"
         } else {

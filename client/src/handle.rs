@@ -85,9 +85,9 @@ impl Client {
         if attr.nlink == 0 && !self.files.lock().contains_key(&ino) {
             return Err(FsError::Stale);
         }
-        let file = self
-            .hold(ino)
-            .unwrap_or_else(|| self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone())));
+        let file = self.hold(ino).unwrap_or_else(|| {
+            self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone(), self.config.block_bytes))
+        });
         drop(opening);
         file.refresh(&attr, Some(&page));
         let handle = self.handle(file, flags);
@@ -144,7 +144,8 @@ impl Client {
     pub async fn create(&self, parent: Ino, name: &[u8], new: NewNode, flags: OpenFlags) -> Result<Opened, FsError> {
         let attr = self.make_node(parent, name, new).await?;
         let page = wire::op::ExtentPage { version: attr.version, size: 0, extents: Vec::new(), more_from: None };
-        let file = self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone()));
+        let file =
+            self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone(), self.config.block_bytes));
         self.versions.lock().put(attr.ino, attr.version);
         Ok(Opened { handle: self.handle(file, flags), attr, keep_cache: true })
     }
@@ -154,7 +155,9 @@ impl Client {
     /// # Errors
     /// As `pread(2)`.
     pub async fn read(&self, handle: &Handle, offset: u64, len: usize) -> Result<Bytes, FsError> {
-        self.read_file(&handle.file, offset, len).await
+        let read = self.read_file(&handle.file, offset, len).await?;
+        self.note_access(&handle.file);
+        Ok(read)
     }
 
     /// Writes at once if there is room: copies the bytes and returns. `None` when the caller must use [`Client::write`].

@@ -6,6 +6,7 @@
 //! Every operation can be called from any thread of a multi-threaded tokio runtime. What an operation has accepted runs
 //! to its end though its caller is dropped, unless it says otherwise.
 
+mod accessed;
 pub mod block;
 mod buffers;
 mod compact;
@@ -24,6 +25,7 @@ pub use config::{ClientConfig, OnConflict};
 pub use error::Error;
 pub use handle::{Handle, OpenFlags, Opened};
 
+use accessed::Accessed;
 use block::fetch::Fetcher;
 use block::layout::Layouts;
 use block::put::Putter;
@@ -63,6 +65,8 @@ const VERSIONS: usize = 65_536;
 pub enum Notice {
     /// This inode was changed by another session.
     Changed(Ino),
+    /// This inode's access time has moved.
+    Accessed(Ino),
     /// This name was removed by another session, or leads elsewhere now.
     NameChanged {
         /// The directory.
@@ -97,6 +101,7 @@ pub struct Client {
     versions: Mutex<LruCache<Ino, Version>>,
     /// A leased number that a conflict copy did not need.
     spare: Mutex<Option<(SessionId, Ino)>>,
+    accessed: Accessed,
     /// Chunks in many pieces, to be compacted.
     fragmented: compact::Queue,
     /// Open files that are being looked at because another session changed them.
@@ -149,6 +154,7 @@ impl Client {
             names: Mutex::new(LruCache::new(NonZeroUsize::new(NAMES).expect("not zero"))),
             versions: Mutex::new(LruCache::new(NonZeroUsize::new(VERSIONS).expect("not zero"))),
             spare: Mutex::new(None),
+            accessed: Accessed::default(),
             fragmented: compact::Queue::default(),
             refreshing: Mutex::default(),
             notices: broadcast::channel(1024).0,
@@ -181,6 +187,8 @@ impl Client {
     /// What could not be committed; the session is ended all the same.
     pub async fn shutdown(&self) -> Result<(), FsError> {
         let flushed = self.sync_all().await;
+        // Not waited for when the servers are away.
+        let _ = tokio::time::timeout(CLOSE_LIMIT, self.store_access_times()).await;
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.shutdown().await;
         // What has been committed already waits for nobody; what could not be is given up.

@@ -3,7 +3,7 @@
 use crate::file::state::FileState;
 use crate::handle::FLUSHES;
 use crate::meta::session::Alive;
-use crate::{Client, Notice, compact};
+use crate::{Client, Notice, accessed, compact};
 use futures::StreamExt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
@@ -27,6 +27,7 @@ impl Client {
         tasks.spawn(follow_events(self.me.clone()));
         tasks.spawn(commit_in_background(self.me.clone()));
         tasks.spawn(compact::run(self.me.clone()));
+        tasks.spawn(accessed::run(self.me.clone()));
     }
 
     async fn beat(&self, limit: Duration) {

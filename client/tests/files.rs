@@ -239,7 +239,7 @@ async fn step(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_reads_as_a_byte_array_would_while_the_background_commits() {
+async fn a_file_reads_as_a_byte_array_would_through_two_handles_while_the_background_commits() {
     let cluster = Cluster::start().await;
     let mut config = cluster.config();
     config.dirty_age = Duration::from_millis(3);
@@ -251,13 +251,17 @@ async fn a_file_reads_as_a_byte_array_would_while_the_background_commits() {
         let mut rng = SmallRng::seed_from_u64(seed);
         let name = format!("file-{seed}");
         let opened = create(&client, &name).await;
+        let again = client.open(opened.handle.ino(), OpenFlags::default()).await.unwrap();
         let (mut model, mut log) = (Vec::new(), Vec::new());
         for _ in 0..250 {
-            step(&client, &opened, &mut model, &mut rng, &mut log).await;
+            let through = if rng.random_bool(0.5) { &opened } else { &again };
+            step(&client, through, &mut model, &mut rng, &mut log).await;
         }
+        client.flush(&again.handle).await.unwrap();
         client.flush(&opened.handle).await.unwrap();
         assert!(content(&reader, &name).await == model, "differs at the end: {log:?}");
         client.release(opened.handle).await;
+        client.release(again.handle).await;
     }
     assert_eq!(names(&client).await.len(), 6, "nothing was in conflict with itself");
 }

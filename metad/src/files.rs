@@ -6,6 +6,9 @@ use std::io::Write;
 use std::path::Path;
 use wire::ids::{ClusterId, MetadId};
 
+/// First line of the file that says whose a data directory is.
+const OWNER: &str = "surf metad 1";
+
 /// Replaces a file so that a crash leaves the old or the new content, and syncs it.
 ///
 /// # Errors
@@ -56,15 +59,21 @@ impl DataDir {
             .open(&path)
             .map_err(|error| Error::disk(&path, error))?;
         if lock.try_lock().is_err() {
-            return Err(Error::DataDir(format!("{}: another metad uses this data directory", dir.display())));
+            return Err(Error::DataDir(format!(
+                "{}: another metad uses this data directory: stop that one, or check `data_dir`",
+                dir.display()
+            )));
         }
         let path = dir.join("IDENTITY");
-        let ours = format!("surf metad 1\ncluster {cluster}\nnode {id}\n");
+        let ours = format!("{OWNER}\ncluster {cluster}\nnode {id}\n");
         let is_new = !path.exists();
         if is_new {
             write_synced(&path, ours.as_bytes())?;
         } else {
             let found = fs::read_to_string(&path).map_err(|error| Error::disk(&path, error))?;
+            if !found.starts_with(OWNER) {
+                return Err(Error::DataDir(format!("{}: does not name a metad: restore it", path.display())));
+            }
             if found != ours {
                 return Err(Error::DataDir(format!(
                     "{}: belongs to another node ({}), not to metad {id} of cluster {cluster}: check `data_dir`",

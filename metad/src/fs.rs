@@ -208,5 +208,9 @@ fn apply_op(view: &mut View, context: &Context, op: &Op) -> Result<OpReply, FsEr
         Op::Unlock { ino, family, owner, start, end } => {
             lock::unlock(view, context, *ino, *family, *owner, *start..*end)
         }
+        Op::Accessed { ino, at } => {
+            inode::accessed(view, context, *ino, *at);
+            Ok(OpReply::Done)
+        }
     }
 }

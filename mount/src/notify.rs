@@ -19,6 +19,8 @@ fn tell(notifier: &Notifier, notice: &Notice) -> io::Result<()> {
     match notice {
         // Everything of the inode: attributes and pages.
         Notice::Changed(ino) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
+        // Attributes alone: a negative offset spares the pages.
+        Notice::Accessed(ino) => notifier.inval_inode(INodeNo(ino.0), -1, 0),
         Notice::NameChanged { parent, name } => notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name)),
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Flags {
     #[arg(long, env = "SURF_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Options, separated by commas: ro, rw, conflict=copy|fail|last-writer, soft[=SECONDS], hard, flush=close,
-    /// allow_other, data_dir=DIR, and the kernel's dev, nodev, suid, nosuid, exec, noexec, sync, dirsync, noatime.
+    /// allow_other, data_dir=DIR, block_kib=4..4096, and the kernel's dev, nodev, suid, nosuid, exec, noexec, sync, dirsync, noatime.
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     options: Vec<String>,
     /// Return once mounted, and go on in the background.
@@ -62,6 +62,10 @@ pub(crate) struct Options {
     pub source: Source,
     pub mount_point: PathBuf,
     pub on_conflict: OnConflict,
+    /// Size of the blocks that content is cut into; the client's default when nothing is said.
+    pub block_bytes: Option<u64>,
+    /// Neither `noatime` nor `ro`.
+    pub access_times: bool,
     /// `None`: wait for servers as long as it takes.
     pub soft_timeout: Option<Duration>,
     /// Who may use the mount.
@@ -94,6 +98,8 @@ impl Flags {
             source: Source::Embedded(PathBuf::new()),
             mount_point,
             on_conflict: OnConflict::Copy,
+            block_bytes: None,
+            access_times: true,
             soft_timeout: None,
             acl: if sys::is_root() { SessionACL::All } else { SessionACL::Owner },
             // As any local filesystem for root; for others fuser switches both off, and fusermount3 insists on it.
@@ -111,6 +117,8 @@ impl Flags {
             (None, Some(dir)) => Source::Embedded(absolute(&dir)?),
             (None, None) => Source::Embedded(default_data_dir()?),
         };
+        let without = |kept: &MountOption| matches!(kept, MountOption::RO | MountOption::NoAtime);
+        options.access_times = !options.kernel.iter().any(without);
         options.refuse_data_below_the_mount()?;
         Ok(options)
     }
@@ -147,6 +155,12 @@ impl Options {
             }
             // Every close waits until it is stored, as long as there are no delegations.
             ("flush", Some("close")) => {}
+            ("block_kib", Some(kib)) => {
+                let kib: Option<u64> = kib.parse().ok().filter(|kib| (4..=4096).contains(kib));
+                let kib = kib.filter(|kib: &u64| kib.is_power_of_two());
+                let kib = kib.ok_or_else(|| Error::Usage(format!("-o {option}: a power of two from 4 to 4096")))?;
+                self.block_bytes = Some(kib << 10);
+            }
             ("data_dir", Some(dir)) => *data_dir = Some(dir.into()),
             (name, value) if is_for_others(name, value) => {}
             _ => return Err(Error::Usage(format!("-o {option}: unknown option"))),
@@ -251,7 +265,7 @@ mod tests {
         assert!(options.kernel.contains(&MountOption::NoSuid) && !options.kernel.contains(&MountOption::Suid));
         assert_eq!(options.on_conflict, OnConflict::Fail);
         assert_eq!(options.soft_timeout, Some(Duration::from_secs(5)));
-        for wrong in ["conflict=maybe", "sofft", "soft=x", "soft=0", "ro=1"] {
+        for wrong in ["conflict=maybe", "sofft", "soft=x", "soft=0", "ro=1", "block_kib=5"] {
             let error = check(&format!("/mnt -o {wrong}")).unwrap_err();
             assert!(error.to_string().contains(wrong) && error.exit_code() == 2, "{error}");
         }

@@ -105,6 +105,8 @@ pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(),
     let mut config = ClientConfig::new(cluster.bundle().clone(), &options.mount_point.display().to_string());
     config.soft_timeout = options.soft_timeout;
     config.on_conflict = options.on_conflict;
+    config.block_bytes = options.block_bytes.unwrap_or(config.block_bytes);
+    config.access_times = options.access_times;
     let client = match Client::connect(config).await {
         Ok(client) => client,
         Err(error) => {

@@ -106,6 +106,19 @@ pub struct InodeAttr {
     pub has_xattrs: bool,
 }
 
+/// An access time that is older than this is renewed by any access, in seconds.
+const ACCESS_SECS: i64 = 24 * 60 * 60;
+
+impl InodeAttr {
+    /// Whether an access at `now` moves the access time, by the rule of `relatime` (mount(8)): when the inode was changed
+    /// since the last one, or that is a day old.
+    #[must_use]
+    pub fn is_access_due(&self, now: Timestamp) -> bool {
+        let since_change = self.atime <= self.mtime || self.atime <= self.ctime;
+        now > self.atime && (since_change || now.secs - self.atime.secs >= ACCESS_SECS)
+    }
+}
+
 /// What becomes of one of the times in a [`AttrChange`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum TimeChange {
@@ -137,6 +150,36 @@ pub struct AttrChange {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_access_counts_after_a_change_or_a_day() {
+        let time = |secs| Timestamp { secs, nanos: 0 };
+        let due = |atime, mtime, ctime| {
+            let attr = InodeAttr {
+                ino: Ino(7),
+                kind: FileKind::Regular,
+                mode: 0o644,
+                nlink: 1,
+                uid: 0,
+                gid: 0,
+                rdev: 0,
+                size: 0,
+                allocated: 0,
+                atime: time(atime),
+                mtime: time(mtime),
+                ctime: time(ctime),
+                btime: time(0),
+                version: Version(0),
+                has_xattrs: false,
+            };
+            attr.is_access_due(time(1_000_000))
+        };
+        assert!(due(10, 10, 5), "written since");
+        assert!(due(999_000, 5, 999_000), "its attributes changed since");
+        assert!(!due(999_000, 10, 10));
+        assert!(due(1_000_000 - ACCESS_SECS, 10, 10));
+        assert!(!due(1_000_000, 1_000_001, 10), "not backwards");
+    }
 
     #[test]
     fn times_before_the_epoch_survive_conversion() {

@@ -276,6 +276,14 @@ pub enum Op {
         /// One past the last byte.
         end: u64,
     },
+    /// The inode was read: its access time moves by the rule of `relatime` (mount(8)), and nothing else does. Answers
+    /// `Done`, also for an inode that is gone.
+    Accessed {
+        /// The inode.
+        ino: Ino,
+        /// When.
+        at: Timestamp,
+    },
 }
 
 /// Operations that apply together or not at all (I3), numbered within their session (I1).

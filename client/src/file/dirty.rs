@@ -10,28 +10,32 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
-use wire::limits::{BLOCK_BYTES_MAX, COMMIT_EXTENTS_MAX};
+use wire::limits::COMMIT_EXTENTS_MAX;
 
-const SLOT: u64 = BLOCK_BYTES_MAX as u64;
 /// A run that grows beyond this gets a block's buffer, and is a block of its own when it is cut.
 const LARGE_RUN: usize = 256 << 10;
 /// Runs written without a gap may be many (backwards, say); these are what one block's pieces are at most.
 const PIECES_MAX: usize = COMMIT_EXTENTS_MAX / 2;
 
 /// Written runs of one slot, by their offset in it: disjoint, but they may touch.
-#[derive(Default)]
 struct Slot {
+    /// Bytes of file offset space that it covers.
+    size: usize,
     runs: BTreeMap<usize, Vec<u8>>,
     /// Sum of their lengths.
     written: usize,
 }
 
 impl Slot {
+    fn new(size: u64) -> Self {
+        Self { size: size as usize, runs: BTreeMap::new(), written: 0 }
+    }
+
     /// Takes bytes in, none beyond the slot's end.
     fn write(&mut self, mut at: usize, mut data: &[u8], buffers: &Buffers) {
-        debug_assert!(at + data.len() <= SLOT as usize);
+        debug_assert!(at + data.len() <= self.size);
         while !data.is_empty() {
-            let next = self.runs.range(at + 1..).next().map_or(SLOT as usize, |(start, _)| *start);
+            let next = self.runs.range(at + 1..).next().map_or(self.size, |(start, _)| *start);
             let before = self.runs.range_mut(..=at).next_back().filter(|(start, run)| *start + run.len() >= at);
             let taken = match before {
                 Some((start, run)) => {
@@ -60,7 +64,7 @@ impl Slot {
     }
 
     fn is_full(&self) -> bool {
-        self.written == SLOT as usize
+        self.written == self.size
     }
 
     /// Whether all of a range is written.
@@ -119,6 +123,8 @@ pub struct Packed {
 
 /// Written bytes of one file.
 pub struct Dirty {
+    /// Size of a slot, in bytes.
+    slot: u64,
     slots: BTreeMap<u64, Slot>,
     /// Slots that became full since they were last taken out.
     full: Vec<u64>,
@@ -128,10 +134,11 @@ pub struct Dirty {
 }
 
 impl Dirty {
-    /// Nothing written yet; memory comes from `buffers`.
+    /// Nothing written yet; memory comes from `buffers`. Blocks are cut at multiples of `slot`, a part of
+    /// `BLOCK_BYTES_MAX`.
     #[must_use]
-    pub fn new(buffers: Arc<Buffers>) -> Self {
-        Self { slots: BTreeMap::new(), full: Vec::new(), runs: 0, buffers }
+    pub fn new(buffers: Arc<Buffers>, slot: u64) -> Self {
+        Self { slot, slots: BTreeMap::new(), full: Vec::new(), runs: 0, buffers }
     }
 
     /// Whether nothing is written.
@@ -151,22 +158,22 @@ impl Dirty {
     pub fn end(&self) -> u64 {
         let last = self.slots.last_key_value();
         last.and_then(|(number, slot)| Some((number, slot.runs.last_key_value()?)))
-            .map_or(0, |(number, (start, run))| number * SLOT + (start + run.len()) as u64)
+            .map_or(0, |(number, (start, run))| number * self.slot + (start + run.len()) as u64)
     }
 
     /// Takes bytes in; returns how many of them were not written before.
     pub fn write(&mut self, mut offset: u64, mut data: &[u8]) -> usize {
         let mut added = 0;
         while !data.is_empty() {
-            let at = (offset % SLOT) as usize;
-            let len = data.len().min(SLOT as usize - at);
-            let number = offset / SLOT;
-            let slot = self.slots.entry(number).or_default();
+            let at = (offset % self.slot) as usize;
+            let len = data.len().min(self.slot as usize - at);
+            let number = offset / self.slot;
+            let slot = self.slots.entry(number).or_insert_with(|| Slot::new(self.slot));
             let (written, runs) = (slot.written, slot.runs.len());
             slot.write(at, &data[..len], &self.buffers);
             added += slot.written - written;
             self.runs += slot.runs.len() - runs;
-            if slot.is_full() && written < SLOT as usize {
+            if slot.is_full() && written < self.slot as usize {
                 self.full.push(number);
             }
             data = &data[len..];
@@ -179,8 +186,8 @@ impl Dirty {
     #[must_use]
     pub fn copy_of(&self, range: &Range<u64>) -> Vec<(u64, Bytes)> {
         let mut parts = Vec::new();
-        for (number, slot) in self.slots.range(range.start / SLOT..range.end.div_ceil(SLOT)) {
-            let base = number * SLOT;
+        for (number, slot) in self.slots.range(range.start / self.slot..range.end.div_ceil(self.slot)) {
+            let base = number * self.slot;
             let first = range.start.saturating_sub(base) as usize;
             let from = slot.runs.range(..=first).next_back().map_or(first, |(start, _)| *start);
             for (start, run) in slot.runs.range(from..) {
@@ -200,8 +207,8 @@ impl Dirty {
     /// Lays written bytes over `buffer`, which holds the file's content from `offset` on.
     pub fn overlay(&self, offset: u64, buffer: &mut [u8]) {
         let end = offset + buffer.len() as u64;
-        for (number, slot) in self.slots.range(offset / SLOT..end.div_ceil(SLOT)) {
-            let base = number * SLOT;
+        for (number, slot) in self.slots.range(offset / self.slot..end.div_ceil(self.slot)) {
+            let base = number * self.slot;
             let first = offset.saturating_sub(base) as usize;
             let from = slot.runs.range(..=first).next_back().map_or(first, |(start, _)| *start);
             for (start, run) in slot.runs.range(from..).take_while(|(start, _)| base + (**start as u64) < end) {
@@ -213,9 +220,9 @@ impl Dirty {
     /// Whether all of a range is written.
     #[must_use]
     pub fn covers(&self, range: &Range<u64>) -> bool {
-        (range.start / SLOT..range.end.div_ceil(SLOT)).all(|number| {
-            let start = (range.start.max(number * SLOT) - number * SLOT) as usize;
-            let end = (range.end.min((number + 1) * SLOT) - number * SLOT) as usize;
+        (range.start / self.slot..range.end.div_ceil(self.slot)).all(|number| {
+            let start = (range.start.max(number * self.slot) - number * self.slot) as usize;
+            let end = (range.end.min((number + 1) * self.slot) - number * self.slot) as usize;
             self.slots.get(&number).is_some_and(|slot| slot.covers(start..end))
         })
     }
@@ -223,9 +230,9 @@ impl Dirty {
     /// Forgets what lies at or behind `len`; returns how many bytes that were.
     pub fn truncate(&mut self, len: u64) -> usize {
         let mut gone = 0;
-        let buffers = self.buffers.clone();
+        let (buffers, size) = (self.buffers.clone(), self.slot);
         self.slots.retain(|number, slot| {
-            let keep = len.saturating_sub(number * SLOT).min(SLOT) as usize;
+            let keep = len.saturating_sub(number * size).min(size) as usize;
             let before = (slot.written, slot.runs.len());
             slot.truncate(keep, &buffers);
             gone += before.0 - slot.written;
@@ -250,7 +257,7 @@ impl Dirty {
                     whole.extend_from_slice(&run);
                     self.buffers.give_back(run);
                 }
-                let pieces = vec![(number * SLOT, 0, whole.len())];
+                let pieces = vec![(number * self.slot, 0, whole.len())];
                 Some(Packed { bytes: self.buffers.freeze(whole), pieces })
             })
             .collect()
@@ -259,10 +266,10 @@ impl Dirty {
     /// Takes everything out: large runs as blocks of their own, small ones packed into as few blocks as they need.
     pub fn take_all(&mut self) -> Vec<Packed> {
         let mut packed = self.take_full();
-        let mut packer = Packer::new(self.buffers.clone());
+        let mut packer = Packer::new(self.buffers.clone(), self.slot);
         for (number, slot) in std::mem::take(&mut self.slots) {
             for (start, run) in slot.runs {
-                let at = number * SLOT + start as u64;
+                let at = number * self.slot + start as u64;
                 if run.len() > LARGE_RUN {
                     let pieces = vec![(at, 0, run.len())];
                     packed.push(Packed { bytes: self.buffers.freeze(run), pieces });
@@ -283,21 +290,22 @@ struct Packer {
     bytes: Vec<u8>,
     pieces: Vec<(u64, usize, usize)>,
     buffers: Arc<Buffers>,
+    slot: u64,
 }
 
 impl Packer {
-    fn new(buffers: Arc<Buffers>) -> Self {
-        Self { done: Vec::new(), bytes: Vec::new(), pieces: Vec::new(), buffers }
+    fn new(buffers: Arc<Buffers>, slot: u64) -> Self {
+        Self { done: Vec::new(), bytes: Vec::new(), pieces: Vec::new(), buffers, slot }
     }
 
     fn add(&mut self, at: u64, run: Vec<u8>) {
         let len = run.len();
-        if self.bytes.len() + len > BLOCK_BYTES_MAX || self.pieces.len() == PIECES_MAX {
+        if self.bytes.len() + len > self.slot as usize || self.pieces.len() == PIECES_MAX {
             self.cut();
         }
         match self.pieces.last_mut() {
             // Runs that touch are one piece, unless it would leave its slot: slots keep pieces within their chunk.
-            Some((from, _, held)) if *from + *held as u64 == at && !at.is_multiple_of(SLOT) => *held += len,
+            Some((from, _, held)) if *from + *held as u64 == at && !at.is_multiple_of(self.slot) => *held += len,
             _ => self.pieces.push((at, self.bytes.len(), len)),
         }
         if self.bytes.is_empty() {
@@ -336,9 +344,12 @@ pub fn lay(at: u64, bytes: &[u8], offset: u64, buffer: &mut [u8]) {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use wire::limits::BLOCK_BYTES_MAX;
+
+    const SLOT: u64 = BLOCK_BYTES_MAX as u64;
 
     fn dirty() -> Dirty {
-        Dirty::new(Arc::default())
+        Dirty::new(Arc::default(), SLOT)
     }
 
     /// Places around a slot's border, some aligned, so that writes touch, overlap and cross.

@@ -93,9 +93,10 @@ pub struct FileState {
 }
 
 impl FileState {
-    /// A file as it was just opened; memory for what is written comes from `buffers`.
+    /// A file as it was just opened; memory for what is written comes from `buffers`, and blocks are cut at multiples of
+    /// `block_bytes`.
     #[must_use]
-    pub fn new(attr: InodeAttr, page: Option<&ExtentPage>, buffers: Arc<Buffers>) -> Arc<Self> {
+    pub fn new(attr: InodeAttr, page: Option<&ExtentPage>, buffers: Arc<Buffers>, block_bytes: u64) -> Arc<Self> {
         let mut inner = Inner {
             base: attr.version,
             content: attr.version,
@@ -104,7 +105,7 @@ impl FileState {
             extents: BTreeMap::new(),
             loaded: HashSet::new(),
             inlines: 0,
-            dirty: Dirty::new(buffers),
+            dirty: Dirty::new(buffers, block_bytes),
             sealed: VecDeque::new(),
             next_sealed: 0,
             held: 0,
@@ -453,7 +454,7 @@ mod tests {
     #[test]
     fn a_commit_of_ours_replaces_what_it_covers_and_keeps_the_rest() {
         let attr = crate::testing::attr();
-        let state = FileState::new(attr, None, Arc::default());
+        let state = FileState::new(attr, None, Arc::default(), 4 << 20);
         let mut inner = state.inner.lock();
         inner.extents.insert(0, extent(0, 100));
         inner.extents.insert(200, extent(200, 50));

@@ -149,6 +149,16 @@ pub(super) fn set_attr(view: &mut View, context: &Context, ino: Ino, change: &At
     Ok(OpReply::Attr(inode.attr))
 }
 
+/// `Op::Accessed`. No change of the inode in POSIX's sense: `ctime` stays.
+pub(super) fn accessed(view: &mut View, context: &Context, ino: Ino, at: Timestamp) {
+    let Ok(mut inode) = Inode::load(view, ino) else { return };
+    let at = at.min(context.now);
+    if inode.attr.is_access_due(at) {
+        inode.attr.atime = at;
+        inode.save(view);
+    }
+}
+
 /// Sets a file's length. POSIX: the times change even when the length does not.
 fn truncate(view: &mut View, context: &Context, inode: &mut Inode, size: u64) -> Result<(), FsError> {
     if size > FILE_BYTES_MAX {

@@ -89,7 +89,12 @@ fn touched(ops: &[Op]) -> BTreeSet<Ino> {
             Op::CloneRange { dst, .. } => {
                 inos.insert(*dst);
             }
-            Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::SetLock { .. } | Op::Unlock { .. } => {}
+            // When something was read is no reason to read it anew.
+            Op::Accessed { .. }
+            | Op::ReleaseOrphans { .. }
+            | Op::LeaseInos { .. }
+            | Op::SetLock { .. }
+            | Op::Unlock { .. } => {}
         }
     }
     inos

@@ -78,13 +78,49 @@ fn pjdfstest_passes_on_a_cluster() {
     pjdfstest(Setup::Cluster);
 }
 
+/// Every operation that fsx knows and Linux has.
+const ALL: &str = "[weights]\nclose_open = 1\ninvalidate = 1\nmapread = 10\nmapwrite = 10\nread = 10\nwrite = 10\n\
+    truncate = 5\nfsync = 1\nfdatasync = 1\nposix_fallocate = 2\npunch_hole = 5\nsendfile = 5\nposix_fadvise = 1\n\
+    copy_file_range = 5\n";
+/// The same without mapped memory, so that each operation reaches the mount by itself.
+const UNMAPPED: &str = "[weights]\nclose_open = 2\nmapread = 0\nmapwrite = 0\nread = 10\nwrite = 10\ntruncate = 5\n\
+    fsync = 1\nfdatasync = 1\nposix_fallocate = 2\npunch_hole = 5\nsendfile = 5\ncopy_file_range = 5\n";
+/// A file of several chunks, so that operations cross the borders of chunks and blocks.
+const LARGE: &str = "flen = 150000000\n[opsize]\nmax = 7000000\n[weights]\nclose_open = 2\nread = 10\nwrite = 10\n\
+    mapread = 2\nmapwrite = 2\ntruncate = 3\nfsync = 2\npunch_hole = 5\ncopy_file_range = 5\n";
+
+/// Operations of each run, unless `FSX_OPERATIONS` says how many.
+fn operations(default: u32) -> u32 {
+    std::env::var("FSX_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
 fn fsx(setup: Setup) {
     let program = tool("fsx", "0.3.2");
-    let surf = Surf::start(setup);
-    for seed in ["1", "77"] {
-        let file = surf.path().join(format!("fsx-{seed}"));
-        let output = run(Command::new(&program).args(["-N", "5000", "-S", seed]).arg(file), RUN_LIMIT);
-        assert!(output.status.success(), "seed {seed}: {}", output.text);
+    let mut surf = Surf::start(setup);
+    fsx_on(&surf, &program, &RUNS);
+    // Every few operations cross the border of a block.
+    surf.unmount();
+    surf.mount(&["-o", "block_kib=16"]);
+    fsx_on(&surf, &program, &RUNS[1..3]);
+}
+
+/// Name, settings, and operations of each run.
+const RUNS: [(&str, &str, u32); 4] =
+    [("plain", "", 5000), ("all", ALL, 3000), ("unmapped", UNMAPPED, 3000), ("large", LARGE, 120)];
+
+fn fsx_on(surf: &Surf, program: &Path, runs: &[(&str, &str, u32)]) {
+    for (name, settings, count) in runs {
+        let config = surf.scratch().join(format!("{name}.toml"));
+        fs::write(&config, settings).unwrap();
+        for seed in ["1", "77"] {
+            let file = surf.path().join(format!("{name}-{seed}"));
+            let count = operations(*count).to_string();
+            let mut command = Command::new(program);
+            command.args(["-N", &count, "-S", seed, "-f"]).arg(&config).arg(&file);
+            let output = run(&mut command, RUN_LIMIT * 6);
+            assert!(output.status.success(), "{name}, seed {seed}: {}", output.text);
+            fs::remove_file(file).unwrap();
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 use fuse::{LIMIT, need_programs, source_tree};
+use kit::command::need;
 use kit::{Setup, Surf, sh};
 
 /// Makes one test per set-up.
@@ -58,6 +59,26 @@ on_both! {
         assert_eq!(printed.trim(), "ok\n1000|500500");
     };
 
+    sqlite_serves_two_writers_with_a_write_ahead_log => |surf: &mut Surf| {
+        need_programs();
+        let script = "sqlite3 w.db 'pragma journal_mode=wal; create table t (n integer);' | grep -q wal; \
+            write() { for i in $(seq 50); do echo \"insert into t values ($1 + $i);\"; done | \
+                sqlite3 -cmd '.timeout 60000' w.db; }; \
+            write 1000 & one=$!; write 2000 & two=$!; wait $one; wait $two; \
+            sqlite3 w.db 'pragma integrity_check; select count(distinct n) from t; pragma wal_checkpoint(truncate);'";
+        let printed = sh(&surf.path(), LIMIT, script);
+        assert_eq!(printed.trim(), "ok\n100\n0|0|0");
+    };
+
+    make_builds_many_files_at_once => |surf: &mut Surf| {
+        need(&[("make", "make"), ("cc", "gcc")]);
+        let script = "for i in $(seq 40); do echo \"int f$i(void) { return $i; }\" > f$i.c; done; \
+            (for i in $(seq 40); do echo \"int f$i(void);\"; done; echo 'int main(void) { return f40() - 40; }') > main.c; \
+            printf 'all: app\\napp: $(patsubst %%.c,%%.o,$(wildcard *.c))\\n\\tcc -o $@ $^\\n' > Makefile; \
+            make -s -j4 && ./app && make -q && touch f7.c && ! make -q && make -s -j4 && make -q";
+        sh(&surf.path(), LIMIT, script);
+    };
+
     rsync_copies_there_and_back => |surf: &mut Surf| {
         need_programs();
         let scratch = surf.scratch();
@@ -89,4 +110,55 @@ on_both! {
         assert_eq!(listed.len(), count);
         sh(&surf.path(), LIMIT * 3, "find many -type f -print0 | xargs -0 -P8 -n500 rm; rmdir many; test -z \"$(ls -A)\"");
     };
+}
+
+/// Where Debian's PostgreSQL keeps its programs, installed without a server that runs by itself.
+fn postgres() -> String {
+    const FIND: &str = "ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -n 1";
+    let root = std::path::Path::new("/");
+    let found = sh(root, LIMIT, &format!("{FIND} || true"));
+    if !found.trim().is_empty() {
+        return found.trim().to_owned();
+    }
+    let quiet = "mkdir -p /etc/postgresql-common && echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf";
+    let install = "apt-get install -y --no-install-recommends postgresql >/dev/null";
+    sh(
+        root,
+        LIMIT,
+        &format!("{quiet}; export DEBIAN_FRONTEND=noninteractive; {install} || (apt-get update && {install})"),
+    );
+    sh(root, LIMIT, FIND).trim().to_owned()
+}
+
+#[test]
+fn postgresql_runs_its_own_benchmark_and_finds_its_data_after_a_crash() {
+    let mut surf = Surf::start(Setup::Embedded);
+    let programs = postgres();
+    // The server refuses to run as root.
+    let nobody = "setpriv --reuid=nobody --regid=nogroup --clear-groups";
+    sh(&surf.path(), LIMIT, "chmod 755 . && mkdir pg && chown nobody:nogroup pg && chmod 700 pg");
+    let server = |surf: &Surf, what: &str| {
+        let data = surf.path().join("pg");
+        let run = format!(
+            "cd /; pg() {{ local program=$1; shift; {nobody} {programs}/$program \"$@\"; }}; export HOME=/tmp; D={}; {what}",
+            data.display()
+        );
+        sh(std::path::Path::new("/"), LIMIT, &run)
+    };
+    let start = "pg pg_ctl -D $D/d -s -w -t 120 -o \"-k $D -c listen_addresses=''\" -l $D/log start";
+    let stop = "pg pg_ctl -D $D/d -s -w -m fast stop";
+    server(
+        &surf,
+        &format!(
+            "pg initdb -D $D/d -A trust -U me >/dev/null; {start}; pg pgbench -h $D -U me -i -q postgres 2>/dev/null; \
+         pg pgbench -h $D -U me -T 10 -c 4 -j 2 postgres || {{ {stop}; exit 1; }}; {stop}"
+        ),
+    );
+    surf.unmount();
+    surf.mount(&[]);
+    let count = server(
+        &surf,
+        &format!("{start}; pg psql -h $D -U me -tA -c 'select count(*) from pgbench_accounts' postgres; {stop}"),
+    );
+    assert_eq!(count.trim(), "100000");
 }
