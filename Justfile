@@ -6,7 +6,7 @@ default:
 
 # Install what building does not need and the rest does (Debian, root): FUSE's helper, and programs that tests run.
 setup:
-    apt-get install -y --no-install-recommends fuse3 git rsync sqlite3
+    apt-get install -y --no-install-recommends fuse3 git rsync sqlite3 python3 acl attr make
 
 # Mount with an embedded cluster; Ctrl-C unmounts. More flags may follow: `just run /mnt/surf -o ro`.
 run mountpoint="/mnt/surf" *flags:

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
 use wire::limits::{BLOCK_BYTES_MAX, SESSION_TTL_MS};
+use wire::settings;
 
 /// What is wrong with a configuration: one line that names file and key.
 #[derive(Debug, Error)]
@@ -24,13 +25,11 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is no TOML, or has a key that does not exist, or a value of the wrong type.
-    #[error("{}: line {line}: {reason}", file.display())]
+    #[error("{}: {reason}", file.display())]
     Parse {
         /// The file.
         file: PathBuf,
-        /// Line, from 1.
-        line: usize,
-        /// What is wrong there.
+        /// Where, and what is wrong there.
         reason: String,
     },
     /// An option that has no default is missing.
@@ -169,11 +168,7 @@ impl Settings {
     /// [`ConfigError`] naming file, line and key.
     pub fn load(file: &Path) -> Result<Self, ConfigError> {
         let text = fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.to_owned(), source })?;
-        toml::from_str(&text).map_err(|error| {
-            let at = error.span().map_or(0, |span| span.start);
-            let line = text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
-            ConfigError::Parse { file: file.to_owned(), line, reason: error.message().replace('\n', " ") }
-        })
+        settings::from_toml(&text).map_err(|reason| ConfigError::Parse { file: file.to_owned(), reason })
     }
 
     /// What `over` says, and where it says nothing, this.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use wire::ids::MetadId;
 use wire::limits::GC_GRACE_MIN_MS;
+use wire::settings;
 use wire::tls::{Identity, Role};
 
 /// The file, as it is written. Unknown keys are refused: a misspelt option must not be an ignored one.
@@ -83,10 +84,7 @@ impl ConfigFile {
     /// One line that names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let text = std::fs::read_to_string(path).map_err(|error| Error::disk(path, error))?;
-        toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
-            Error::Config(format!("{}, line {line}: {}", path.display(), error.message().replace('\n', " ")))
-        })
+        settings::from_toml(&text).map_err(|reason| Error::Config(format!("{}: {reason}", path.display())))
     }
 
     /// Checks the values and loads the identity.

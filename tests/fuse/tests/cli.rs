@@ -133,7 +133,7 @@ fn a_daemon_refuses_a_port_and_a_directory_that_are_not_its_own() {
         let of_one = surf.cluster_dir().join(&one).join(format!("{program}.toml"));
         let of_two = surf.cluster_dir().join(&two).join(format!("{program}.toml"));
         let (first, second) = (surf.daemon(&one), surf.daemon(&two));
-        let in_use = ["--config", text(&of_two), "--data-dir", text(&first.data_dir)];
+        let in_use = ["--config", text(&of_two), "--listen", "127.0.0.1:0", "--data-dir", text(&first.data_dir)];
         refused(program, &in_use, &["another", program, "data"]);
         surf.dev(&["stop", &one]);
         refused(program, &in_use, &["belongs to", "data_dir"]);
