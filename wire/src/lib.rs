@@ -19,4 +19,4 @@ pub mod retry;
 mod sys;
 pub mod tls;
 
-pub use error::{Error, FsError};
+pub use error::{Error, FsError, describe};
