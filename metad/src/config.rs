@@ -82,9 +82,12 @@ impl ConfigFile {
     /// # Errors
     /// One line that names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(|error| Error::disk(path, error))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Error::Config(format!("{}: cannot be read ({error}): name the file with --config", path.display()))
+        })?;
         toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
+            let at = error.span().map_or(0, |span| span.start);
+            let line = text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
             Error::Config(format!("{}, line {line}: {}", path.display(), error.message().replace('\n', " ")))
         })
     }
@@ -98,7 +101,7 @@ impl ConfigFile {
         let identity = Identity::load(&self.identity)?;
         if identity.subject().role != Role::Metad {
             return Err(Error::Config(format!(
-                "{} has the role {}, metad needs one with the role metad",
+                "{} has the role {}, metad needs one with the role metad: check `identity`",
                 self.identity.display(),
                 identity.subject().role
             )));
