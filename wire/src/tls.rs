@@ -431,6 +431,19 @@ mod tests {
     }
 
     #[test]
+    fn parts_that_do_not_belong_together_are_refused() {
+        let issue = |ca: &ClusterCa| ca.issue(&Subject::new(Role::Metad, "m")).unwrap();
+        let ca = ClusterCa::create("test").unwrap();
+        let (one, two, foreign) = (issue(&ca), issue(&ca), issue(&ClusterCa::create("test").unwrap()));
+        let load = |ca: &str, cert: &str, key: &str| Identity::from_pem(Path::new("x"), &format!("{ca}{cert}{key}"));
+        assert!(load(&one.ca_pem, &one.cert_pem, &one.key_pem).is_ok());
+        let error = load(&one.ca_pem, &one.cert_pem, &two.key_pem).unwrap_err().to_string();
+        assert!(error.contains("x: its key"), "{error}");
+        let error = load(&foreign.ca_pem, &one.cert_pem, &one.key_pem).unwrap_err().to_string();
+        assert!(error.contains("not of the CA beside it"), "{error}");
+    }
+
+    #[test]
     fn a_truncated_identity_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.pem");
