@@ -17,7 +17,7 @@ use wire::settings;
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("{}: cannot be read: {source}", file.display())]
+    #[error("{}: cannot be read ({source}): name the file with --config", file.display())]
     Read {
         /// The file.
         file: PathBuf,

@@ -19,12 +19,20 @@ pub enum Error {
     #[error(transparent)]
     Wire(#[from] wire::Error),
     /// The certificate is for something else.
-    #[error("the identity is for {name} with the role {role}: a blockd needs one with the role blockd")]
+    #[error("the identity is for {name} with the role {role}, blockd needs one with the role blockd: check `identity`")]
     WrongRole {
         /// Name in the certificate.
         name: String,
         /// Its role.
         role: Role,
+    },
+    /// The data directory cannot be made or written.
+    #[error("{} cannot be used ({source}): check `data_dir`", dir.display())]
+    UnusableDirectory {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// The data directory was made by another daemon.
     #[error("{} belongs to {owner}, this is {me}: check `data_dir` and `identity`", dir.display())]
@@ -61,18 +69,4 @@ pub enum Error {
     /// The store does not open, or has failed for good.
     #[error(transparent)]
     Store(#[from] store::Error),
-}
-
-/// An error with all of its sources, in one line, for a peer.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let reason = error.to_string();
-        if !text.contains(&reason) {
-            text = format!("{text}: {reason}");
-        }
-        source = error.source();
-    }
-    text
 }

@@ -96,8 +96,9 @@ impl Node {
         let config = Arc::new(config);
         let ownership = Ownership::take(&config.data_dir, &identity)?;
         let id = ownership.id;
-        let store = open_store(&config).await?;
+        // Before the store, which may take long to open: an address in use is said at once.
         let endpoint = Endpoint::bind(config.listen, &identity)?;
+        let store = open_store(&config).await?;
         let layouts = Arc::new(Layouts::default());
         let stamps = Arc::new(Stamps::default());
         let metrics = Arc::new(Metrics::default());

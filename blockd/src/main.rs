@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+use wire::describe;
 use wire::tls::Identity;
 
 /// Surf's block daemon: keeps blocks on a disk, and copies of others' blocks.
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("blockd: {error:#}");
+            eprintln!("blockd: {}", describe(error.as_ref()));
             ExitCode::FAILURE
         }
     }

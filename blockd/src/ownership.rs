@@ -24,18 +24,23 @@ fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     move |source| Error::Io { path, source }
 }
 
+fn unusable(dir: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let dir = dir.to_owned();
+    move |source| Error::UnusableDirectory { dir, source }
+}
+
 impl Ownership {
     /// Takes a directory into possession, which is made if it does not exist. Durable on return.
     ///
     /// # Errors
     /// [`Error::ForeignDirectory`], [`Error::DirectoryInUse`], or why its files cannot be used.
     pub fn take(dir: &Path, identity: &Identity) -> Result<Self, Error> {
-        fs::create_dir_all(dir).map_err(io_error(dir))?;
+        fs::create_dir_all(dir).map_err(unusable(dir))?;
         let lock = lock(dir)?;
         let (cluster, name) = (identity.cluster_id(), identity.subject().name.as_str());
         let path = dir.join("blockd.id");
-        let id = match fs::read_to_string(&path) {
-            Ok(text) => check(dir, &path, &text, cluster, name)?,
+        let id = match fs::read(&path) {
+            Ok(bytes) => check(dir, &path, &String::from_utf8_lossy(&bytes), cluster, name)?,
             Err(error) if error.kind() == ErrorKind::NotFound => create(dir, &path, cluster, name)?,
             Err(error) => return Err(io_error(&path)(error)),
         };
@@ -45,7 +50,7 @@ impl Ownership {
 
 fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("blockd.lock");
-    let file = File::create(&path).map_err(io_error(&path))?;
+    let file = File::create(&path).map_err(unusable(dir))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::DirectoryInUse { dir: dir.to_owned() }),

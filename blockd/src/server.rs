@@ -4,7 +4,7 @@
 //! the parts that [`Server`] holds.
 
 use crate::chord::driver::Ring;
-use crate::error::{NOT_A_MEMBER, describe};
+use crate::error::NOT_A_MEMBER;
 use crate::heartbeat::drop_blocks;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
@@ -16,12 +16,12 @@ use bytes::Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use wire::Error;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
 use wire::limits::BLOCK_BYTES_MAX;
 use wire::message::block::{BlockReply, BlockRequest, BlockdStatus};
 use wire::quic::{Incoming, Service};
 use wire::tls::{PeerIdentity, Role, Subject};
+use wire::{Error, describe};
 
 /// Most names in one reply of `List`.
 const LIST_MAX: u32 = 65_536;

@@ -12,7 +12,7 @@ pub enum Error {
     #[error("{0}")]
     Config(String),
     /// Nobody answered in time.
-    #[error("no metad of the cluster answers ({tried}); the last one: {last}")]
+    #[error("no metad of the cluster answers ({tried}; the last one: {last}): check that they run and can be reached")]
     Unreachable {
         /// Addresses that were tried.
         tried: String,

@@ -17,7 +17,7 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The directory holds a cluster of another shape.
-    #[error("{}: holds a cluster of {found}, not of {wanted}", dir.display())]
+    #[error("{}: holds a cluster of {found}, not of {wanted}: choose another with --data-dir", dir.display())]
     Shape {
         /// The directory.
         dir: PathBuf,
@@ -25,6 +25,14 @@ pub enum Error {
         found: String,
         /// What was asked for.
         wanted: String,
+    },
+    /// The data directory cannot be made or written.
+    #[error("{}: cannot hold data ({source}): choose another directory with --data-dir", dir.display())]
+    Unusable {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// A file or directory cannot be used.
     #[error("{}: {source}", path.display())]

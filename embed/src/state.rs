@@ -47,10 +47,15 @@ fn disk(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     move |source| Error::Disk { path, source }
 }
 
+fn unusable(dir: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let dir = dir.to_owned();
+    move |source| Error::Unusable { dir, source }
+}
+
 impl State {
     /// Takes the directory, making it and the CA if needed.
     pub(crate) fn take(dir: &Path, options: &EmbedOptions) -> Result<Self, Error> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(disk(dir))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unusable(dir))?;
         let lock = lock(dir)?;
         let path = dir.join("cluster.toml");
         let file = match fs::read_to_string(&path) {
@@ -149,7 +154,7 @@ impl State {
 
 fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("surf.lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(disk(&path))?;
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable(dir))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::InUse { dir: dir.to_owned() }),

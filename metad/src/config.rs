@@ -83,7 +83,9 @@ impl ConfigFile {
     /// # Errors
     /// One line that names the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self, Error> {
-        let text = std::fs::read_to_string(path).map_err(|error| Error::disk(path, error))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Error::Config(format!("{}: cannot be read ({error}): name the file with --config", path.display()))
+        })?;
         settings::from_toml(&text).map_err(|reason| Error::Config(format!("{}: {reason}", path.display())))
     }
 
@@ -96,7 +98,7 @@ impl ConfigFile {
         let identity = Identity::load(&self.identity)?;
         if identity.subject().role != Role::Metad {
             return Err(Error::Config(format!(
-                "{} has the role {}, metad needs one with the role metad",
+                "{} has the role {}, metad needs one with the role metad: check `identity`",
                 self.identity.display(),
                 identity.subject().role
             )));

@@ -1,7 +1,7 @@
 //! Small files that must survive a crash whole, and the ownership of a data directory.
 
 use crate::error::Error;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::Path;
 use wire::ids::{ClusterId, MetadId};
@@ -50,19 +50,19 @@ impl DataDir {
     /// # Errors
     /// [`Error::DataDir`] when another process uses it, or it belongs to another node or cluster.
     pub fn take(dir: &Path, cluster: ClusterId, id: MetadId) -> Result<Self, Error> {
-        fs::create_dir_all(dir).map_err(|error| Error::disk(dir, error))?;
+        let unusable = |error| Error::DataDir(format!("{}: cannot be used ({error}): check `data_dir`", dir.display()));
+        fs::create_dir_all(dir).map_err(unusable)?;
         let path = dir.join("LOCK");
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(|error| Error::disk(&path, error))?;
-        if lock.try_lock().is_err() {
-            return Err(Error::DataDir(format!(
-                "{}: another metad uses this data directory: stop that one, or check `data_dir`",
-                dir.display()
-            )));
+        let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::DataDir(format!(
+                    "{}: another metad uses this data directory: stop that one, or check `data_dir`",
+                    dir.display()
+                )));
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::disk(&path, error)),
         }
         let path = dir.join("IDENTITY");
         let ours = format!("{OWNER}\ncluster {cluster}\nnode {id}\n");
@@ -70,7 +70,8 @@ impl DataDir {
         if is_new {
             write_synced(&path, ours.as_bytes())?;
         } else {
-            let found = fs::read_to_string(&path).map_err(|error| Error::disk(&path, error))?;
+            let found = fs::read(&path).map_err(|error| Error::disk(&path, error))?;
+            let found = String::from_utf8_lossy(&found);
             if !found.starts_with(OWNER) {
                 return Err(Error::DataDir(format!("{}: does not name a metad: restore it", path.display())));
             }

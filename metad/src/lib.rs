@@ -82,8 +82,10 @@ impl Node {
     /// # Errors
     /// What an operator can mend, one line each.
     pub async fn start(config: Config) -> Result<Self, Error> {
+        // Before the port: who starts a node twice is to hear of the node, not of its port.
+        let data_dir = take_data_dir(&config)?;
         let endpoint = Endpoint::bind_within(config.listen, &config.identity, Handle::current())?;
-        Self::start_on(config, endpoint).await
+        Self::start_in(data_dir, config, endpoint).await
     }
 
     /// Starts on an endpoint that is bound already.
@@ -91,7 +93,10 @@ impl Node {
     /// # Errors
     /// As [`Node::start`].
     pub async fn start_on(config: Config, endpoint: Endpoint) -> Result<Self, Error> {
-        let data_dir = files::DataDir::take(&config.data_dir, config.identity.cluster_id(), config.id)?;
+        Self::start_in(take_data_dir(&config)?, config, endpoint).await
+    }
+
+    async fn start_in(data_dir: files::DataDir, config: Config, endpoint: Endpoint) -> Result<Self, Error> {
         let consensus =
             Arc::new(Consensus::start(config.id, &config.data_dir, endpoint.clone(), &config.tuning).await?);
         let clock = Arc::new(Clock::default());
@@ -137,6 +142,10 @@ impl Node {
         self.shared.consensus.stop().await;
         self.shared.endpoint.close().await;
     }
+}
+
+fn take_data_dir(config: &Config) -> Result<files::DataDir, Error> {
+    files::DataDir::take(&config.data_dir, config.identity.cluster_id(), config.id)
 }
 
 /// Writes the cluster's first entry, if this node comes to lead before anyone has.

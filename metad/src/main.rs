@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
+use wire::describe;
 
 /// Surf's metadata daemon.
 #[derive(Parser)]
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
     match run(flags) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("metad: {error:#}");
+            eprintln!("metad: {}", describe(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -26,11 +26,12 @@ pub(crate) fn prepare(path: &Path) -> Result<PathBuf, Error> {
         Ok(found) if !found.is_dir() => return Err(wrong("not a directory; name one to mount on".to_owned())),
         Ok(_) => {}
         Err(error) if is_dead(&error) => clear(path)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(path)
-            .map_err(|error| wrong(format!("mount point missing, and it cannot be made: {error}")))?,
-        Err(error) => return Err(wrong(format!("cannot be used: {error}"))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::create_dir_all(path).map_err(|error| {
+            wrong(format!("mount point missing, and it cannot be made ({error}): choose another place"))
+        })?,
+        Err(error) => return Err(wrong(format!("cannot be used ({error}): choose another place"))),
     }
-    let path = path.canonicalize().map_err(|error| wrong(format!("cannot be used: {error}")))?;
+    let path = path.canonicalize().map_err(|error| wrong(format!("cannot be used ({error}): choose another place")))?;
     if let Some(mounted) = mounted_at(&path) {
         return Err(wrong(format!("{mounted} is mounted there; unmount it first, or choose another place")));
     }

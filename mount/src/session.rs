@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::bundle::Bundle;
+use wire::tls::Role;
 
 /// Event loops of the kernel's requests, each with a device handle of its own: two halve a round trip.
 const EVENT_LOOPS: usize = 2;
@@ -41,7 +42,11 @@ enum Cluster {
 impl Cluster {
     async fn find(source: &Source) -> Result<Self, Error> {
         Ok(match source {
-            Source::Bundle(path) => Self::Remote(Box::new(Bundle::load(path)?)),
+            Source::Bundle(path) => {
+                let bundle = Bundle::load(path)?;
+                bundle.require(path, Role::Client)?;
+                Self::Remote(Box::new(bundle))
+            }
             Source::Embedded(dir) => Self::Embedded(Box::new(Embedded::start(dir, EmbedOptions::default()).await?)),
         })
     }

@@ -24,9 +24,11 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Enters with a bundle file.
+    /// Enters with an operator's bundle file.
     pub fn load(bundle: &Path) -> Result<Self> {
-        Self::open(&Bundle::load(bundle)?)
+        let opened = Bundle::load(bundle)?;
+        opened.require(bundle, Role::Admin)?;
+        Self::open(&opened)
     }
 
     /// Enters with a bundle, whatever its role is: metad decides which requests are for it.
@@ -73,7 +75,8 @@ impl Admin {
                 Err(error) => last = error,
             }
             if started.elapsed() >= limit {
-                return Err(last).with_context(|| format!("no leader within {} s", limit.as_secs()));
+                return Err(last)
+                    .with_context(|| format!("no leader within {} s, check that the metads run", limit.as_secs()));
             }
             tokio::time::sleep(PAUSE).await;
         }

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use crate::ids::ClusterId;
-use crate::tls::{Identity, write_private};
+use crate::tls::{Identity, Role, write_private};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::net::SocketAddr;
@@ -46,7 +46,8 @@ impl Bundle {
     /// [`Error::Identity`] naming the file and what is wrong with it.
     pub fn load(path: &Path) -> Result<Self, Error> {
         let wrong = |reason: String| Error::Identity { file: path.display().to_string(), reason };
-        let text = fs::read_to_string(path).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        let text = fs::read_to_string(path)
+            .map_err(|error| wrong(format!("cannot be read ({error}): name a bundle that `surf` made")))?;
         // First of all the format: another one may have other keys, which are no typing errors.
         if let Ok(Format { format }) = toml::from_str(&text)
             && format != FORMAT
@@ -54,18 +55,36 @@ impl Bundle {
             return Err(wrong(format!("has format {format}, this program reads {FORMAT}: upgrade the older one")));
         }
         let file: File = toml::from_str(&text).map_err(|error| {
-            wrong(format!("is no bundle ({}): make a new one with `surf`", error.message().replace('\n', " ")))
+            wrong(format!(
+                "is no bundle ({}): restore it, or name one that `surf` made",
+                error.message().replace('\n', " ")
+            ))
         })?;
         let identity = Identity::from_pem(path, &file.identity)?;
-        let named: ClusterId =
-            file.cluster_id.parse().map_err(|error: Error| wrong(format!("its `cluster_id` is wrong ({error})")))?;
+        let named: ClusterId = file
+            .cluster_id
+            .parse()
+            .map_err(|error: Error| wrong(format!("its `cluster_id` is wrong ({error}): restore the file")))?;
         if named != identity.cluster_id() {
-            return Err(wrong("its identity belongs to another cluster than it names".to_owned()));
+            return Err(wrong("its identity belongs to another cluster than it names: restore the file".to_owned()));
         }
         if file.metads.is_empty() {
             return Err(wrong("names no metad: add an address to `metads`".to_owned()));
         }
         Ok(Self { cluster: file.cluster, metads: file.metads, identity })
+    }
+
+    /// Whether it was made for this role: what asks of a node would refuse it, after a connection and in other words.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] naming the file, which is `path`, and the one to use.
+    pub fn require(&self, path: &Path, role: Role) -> Result<(), Error> {
+        let actual = self.identity.subject().role;
+        if actual == role {
+            return Ok(());
+        }
+        let reason = format!("has the role {actual}, where {role} is needed: use the cluster's {role}.bundle");
+        Err(Error::Identity { file: path.display().to_string(), reason })
     }
 
     /// Writes a bundle, readable by its owner alone.
@@ -89,7 +108,7 @@ impl Bundle {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tls::{ClusterCa, Role, Subject};
+    use crate::tls::{ClusterCa, Subject};
 
     #[test]
     fn a_damaged_bundle_is_refused_with_the_files_name() {

@@ -173,3 +173,38 @@ pub enum Error {
     #[error("the endpoint is closed")]
     Closed,
 }
+
+/// An error with all of its sources, each said once, in one line: for an operator, or for a peer.
+#[must_use]
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let reason = error.to_string();
+        if !text.contains(&reason) {
+            text = format!("{text}: {reason}");
+        }
+        source = error.source();
+    }
+    text.replace('\n', " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[derive(Debug, Error)]
+    enum Nested {
+        #[error("a file: {source}")]
+        Tells { source: io::Error },
+        #[error("a step failed")]
+        Hides { source: io::Error },
+    }
+
+    #[test]
+    fn each_reason_is_said_once() {
+        assert_eq!(describe(&Nested::Tells { source: io::Error::other("no\nroom") }), "a file: no room");
+        assert_eq!(describe(&Nested::Hides { source: io::Error::other("no room") }), "a step failed: no room");
+    }
+}

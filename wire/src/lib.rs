@@ -20,4 +20,4 @@ pub mod settings;
 mod sys;
 pub mod tls;
 
-pub use error::{Error, FsError};
+pub use error::{Error, FsError, describe};

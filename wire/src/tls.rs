@@ -6,7 +6,9 @@
 use crate::ids::ClusterId;
 use crate::{Error, codec};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
@@ -14,6 +16,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Name in every certificate, which the TLS library wants to see; peers are known by CA and role instead.
 pub(crate) const SERVER_NAME: &str = "node.surf.internal";
@@ -232,14 +235,16 @@ impl Identity {
     fn from_pems(origin: &Path, ca_pem: &str, cert_pem: &str, key_pem: &str) -> Result<Self, Error> {
         let der = |text: &str| match pem::parse(text) {
             Ok(section) => Ok(section.into_contents()),
-            Err(error) => Err(crypto_failed(&origin.display().to_string(), error)),
+            Err(error) => {
+                Err(crypto_failed(&origin.display().to_string(), format!("is damaged ({error}): restore it")))
+            }
         };
         let cert = der(cert_pem)?;
         let subject = subject_of(&cert).ok_or_else(|| Error::Identity {
             file: origin.display().to_string(),
-            reason: "its certificate names no role: make a new identity with `surf cluster init`".to_owned(),
+            reason: "its certificate names no role, so it is damaged or not one of Surf's: restore it".to_owned(),
         })?;
-        Ok(Self {
+        let identity = Self {
             ca: CertificateDer::from(der(ca_pem)?),
             cert: CertificateDer::from(cert),
             key: der(key_pem)?,
@@ -247,7 +252,27 @@ impl Identity {
             cert_pem: cert_pem.to_owned(),
             key_pem: key_pem.to_owned(),
             subject,
-        })
+        };
+        identity.check(origin)?;
+        Ok(identity)
+    }
+
+    /// Whether the three parts belong together: otherwise every peer would refuse us, and none could say why.
+    fn check(&self, origin: &Path) -> Result<(), Error> {
+        let wrong = |what: &str, error: &dyn fmt::Display| Error::Identity {
+            file: origin.display().to_string(),
+            reason: format!("{what} ({error}): restore or issue it again"),
+        };
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.ca.clone()).map_err(|error| wrong("its CA certificate is damaged", &error))?;
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        CertifiedKey::from_der(self.chain(), self.key(), &provider)
+            .map_err(|error| wrong("its key is damaged, or does not fit its certificate", &error))?;
+        let stranger = "its certificate is damaged, or not of the CA beside it";
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        let verified = verifier.map_err(|error| wrong(stranger, &error))?;
+        let verified = verified.verify_client_cert(&self.cert, &[], UnixTime::now());
+        verified.map(|_| ()).map_err(|error| wrong(stranger, &error))
     }
 
     /// The identity as text, in the form that [`Identity::from_pem`] reads.
@@ -324,7 +349,7 @@ pub(crate) fn subject_of(cert: &[u8]) -> Option<Subject> {
 fn read_file(path: &Path) -> Result<String, Error> {
     fs::read_to_string(path).map_err(|error| Error::Identity {
         file: path.display().to_string(),
-        reason: format!("cannot be read: {error}"),
+        reason: format!("cannot be read ({error}): restore it, or correct the path"),
     })
 }
 
@@ -403,6 +428,19 @@ mod tests {
         ClusterCa::create("test").unwrap().save(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         ClusterCa::load(&path).unwrap();
+    }
+
+    #[test]
+    fn parts_that_do_not_belong_together_are_refused() {
+        let issue = |ca: &ClusterCa| ca.issue(&Subject::new(Role::Metad, "m")).unwrap();
+        let ca = ClusterCa::create("test").unwrap();
+        let (one, two, foreign) = (issue(&ca), issue(&ca), issue(&ClusterCa::create("test").unwrap()));
+        let load = |ca: &str, cert: &str, key: &str| Identity::from_pem(Path::new("x"), &format!("{ca}{cert}{key}"));
+        assert!(load(&one.ca_pem, &one.cert_pem, &one.key_pem).is_ok());
+        let error = load(&one.ca_pem, &one.cert_pem, &two.key_pem).unwrap_err().to_string();
+        assert!(error.contains("x: its key"), "{error}");
+        let error = load(&foreign.ca_pem, &one.cert_pem, &one.key_pem).unwrap_err().to_string();
+        assert!(error.contains("not of the CA beside it"), "{error}");
     }
 
     #[test]

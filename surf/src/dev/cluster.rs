@@ -83,10 +83,13 @@ pub struct DevDir {
 }
 
 impl DevDir {
-    /// Takes the directory, which must exist unless `create`.
+    /// Takes the directory, which must hold a cluster unless `create`.
     pub fn take(path: &Path, create: bool) -> Result<Self> {
         if create {
-            fs::create_dir_all(path).with_context(|| format!("{}: cannot be made", path.display()))?;
+            fs::create_dir_all(path).with_context(|| format!("--dir {}: cannot be made", path.display()))?;
+        } else {
+            // Leaves no lock behind where there is nothing to lock.
+            required(path)?;
         }
         let shown = path.display();
         let path = path.canonicalize().with_context(|| format!("{shown}: there is no such directory"))?;
@@ -137,7 +140,9 @@ fn read(dir: &Path) -> Result<Option<ClusterFile>> {
         Err(error) => return Err(error).with_context(|| path.display().to_string()),
     };
     let cluster = serde_json::from_str(&text);
-    Ok(Some(cluster.with_context(|| format!("{}: is damaged; remove the directory to begin anew", path.display()))?))
+    Ok(Some(cluster.with_context(|| {
+        format!("{}: is damaged; restore it, or choose another --dir to begin anew", path.display())
+    })?))
 }
 
 /// The cluster in `dir`, for commands that only look.

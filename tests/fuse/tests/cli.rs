@@ -62,16 +62,57 @@ fn a_mount_needs_a_free_directory_and_data_of_its_own() {
     let (mounted, data) = (surf.path(), surf.data_dir());
     let (other, fresh) = (surf.scratch().join("mnt"), surf.scratch().join("data"));
     let plain = file(&surf, "plain", "");
-    refused("surfmount", &["--data-dir", text(&fresh), text(&plain)], &["plain", "not a directory"]);
-    refused("surfmount", &["--data-dir", text(&fresh), text(&plain.join("below"))], &["cannot be used"]);
+    refused("surfmount", &["--data-dir", text(&fresh), text(&plain)], &["plain", "not a directory", "name one"]);
+    refused("surfmount", &["--data-dir", text(&fresh), text(&plain.join("below"))], &["plain/below", "choose"]);
     refused("surfmount", &["--data-dir", text(&fresh), text(&mounted)], &["is mounted there", "unmount it first"]);
-    refused("surfmount", &["--data-dir", text(&data), text(&other)], &["another process uses this data directory"]);
-    refused("surfmount", &["--data-dir", text(&plain), text(&other)], &["plain"]);
+    refused(
+        "surfmount",
+        &["--data-dir", text(&data), text(&other)],
+        &["another process uses this data directory", "unmount"],
+    );
+    refused("surfmount", &["--data-dir", text(&plain), text(&other)], &["plain", "choose another", "--data-dir"]);
+    refused("surfmount", &["--data-dir", text(&plain.join("x")), text(&other)], &["plain/x", "--data-dir"]);
     refused("surfmount", &["--data-dir", text(&other.join("data")), text(&other)], &["below the mount point"]);
     refused("surfmount", &["-o", "sofft", text(&other)], &["sofft", "unknown option"]);
     refused("surfmount", &["--daemon", "--data-dir", text(&data), text(&other)], &["another process uses"]);
     assert!(!fresh.exists(), "nothing was begun");
     assert_works(&surf);
+}
+
+#[test]
+fn data_on_a_read_only_place_are_refused_and_the_place_goes_on() {
+    let mut surf = Surf::start(Setup::Embedded);
+    sh(&surf.path(), LIMIT, "mkdir had && echo kept > file");
+    surf.unmount();
+    surf.mount(&["-o", "ro"]);
+    let other = surf.scratch().join("mnt");
+    for data in ["fresh", "had"] {
+        let data = surf.path().join(data);
+        refused("surfmount", &["--data-dir", text(&data), text(&other)], &["ead-only", "choose another", "--data-dir"]);
+    }
+    sh(&surf.path(), LIMIT, "test \"$(cat file)\" = kept && test -z \"$(ls -A had)\"");
+}
+
+#[test]
+fn a_missing_mount_point_is_made_with_its_parents() {
+    let mut surf = Surf::start(Setup::Embedded);
+    sh(&surf.path(), LIMIT, "echo kept > file");
+    surf.unmount();
+    let mount = surf.path().join("a/b");
+    let output =
+        run(Command::new(bin("surfmount")).arg("--daemon").arg("--data-dir").arg(surf.data_dir()).arg(&mount), LIMIT);
+    assert!(output.status.success() && output.text.contains(text(&mount)), "{}", output.text);
+    sh(&mount, LIMIT, "test \"$(cat file)\" = kept");
+    sh(&surf.scratch(), LIMIT, &format!("umount {}", mount.display()));
+    lets_go(&surf.data_dir());
+    surf.mount(&[]);
+    assert_works(&surf);
+}
+
+/// Waits until a mount in the background has ended: it holds its data until then.
+fn lets_go(data_dir: &Path) {
+    let lock = fs::File::open(data_dir.join("surf.lock")).unwrap();
+    kit::until("the process in the background ends", LIMIT, || lock.try_lock().ok());
 }
 
 #[test]
@@ -113,14 +154,77 @@ fn a_daemon_refuses_a_configuration_that_it_does_not_understand() {
         config(&changed(&surf, name, |whole| whole.replace("listen = \"", "listen = \"no")), &["listen", "line"]);
         config(&changed(&surf, name, |whole| format!("[{whole}")), &["changed.toml", "line"]);
         config(&changed(&surf, name, |_| String::new()), &["missing"]);
-        config(&file(&surf, "changed.toml", b"\x00\xff\xfe\x80"), &["changed.toml"]);
-        config(&surf.scratch().join("absent.toml"), &["absent.toml"]);
-        let other = if program == "metad" { "blockd-1" } else { "metad-1" };
-        let identity = |whole: &str| whole.replace(&format!("{name}/identity"), &format!("{other}/identity"));
-        config(&changed(&surf, name, identity), &["role"]);
-        let pem = file(&surf, "broken.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n");
+        config(&file(&surf, "changed.toml", b"\x00\xff\xfe\x80"), &["changed.toml", "cannot be read"]);
+        config(&file(&surf, "changed.toml", b"\x00\x01\x02"), &["changed.toml", "line 1"]);
+        config(&surf.scratch().join("absent.toml"), &["absent.toml", "--config"]);
+        config(&surf.scratch(), &["scratch", "--config"]);
+    }
+    assert_works(&surf);
+}
+
+/// The three parts of an identity: the CA's certificate, its own, its key.
+fn parts(identity: &str) -> [&str; 3] {
+    let starts: Vec<usize> = identity.match_indices("-----BEGIN").map(|(at, _)| at).collect();
+    let [ca, own, key] = starts[..] else { panic!("not three parts: {starts:?}") };
+    [&identity[ca..own], &identity[own..key], &identity[key..]]
+}
+
+/// What is between the first and the last line of an identity in a bundle.
+fn identity_in(bundle: &str) -> &str {
+    &bundle[bundle.find("-----BEGIN").unwrap()..bundle.rfind("\"\"\"").unwrap()]
+}
+
+/// A part of an identity with one letter in its middle changed: still PEM, and wrong.
+fn altered(part: &str) -> String {
+    let at = part.len() / 2;
+    let letter = if part.as_bytes()[at] == b'A' { "B" } else { "A" };
+    format!("{}{letter}{}", &part[..at], &part[at + 1..])
+}
+
+/// Makes the files of a cluster whose metads and blockd are at these addresses.
+fn other_cluster(surf: &Surf, metads: &[String]) -> PathBuf {
+    let out = surf.scratch().join("other");
+    let made = ["cluster", "init", "--name", "other", "--replicas", "1", "--blockd", "127.0.0.1:9", "--metad"];
+    let output = run(Command::new(bin("surf")).args(made).arg(metads.join(",")).arg("--out").arg(&out), LIMIT);
+    assert!(output.status.success(), "{}", output.text);
+    out
+}
+
+#[test]
+fn a_daemon_refuses_an_identity_that_is_damaged_or_of_another_role() {
+    let surf = Surf::start(Setup::Cluster);
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap();
+    let identity_of = |name: &str| read(surf.cluster_dir().join(name).join("identity.pem"));
+    let other = other_cluster(&surf, &["127.0.0.1:9".to_owned()]);
+    for (program, name, second) in [("metad", "metad-1", "metad-2"), ("blockd", "blockd-1", "blockd-2")] {
+        let pem = surf.scratch().join("given.pem");
         let own = surf.cluster_dir().join(name).join("identity.pem");
-        config(&changed(&surf, name, |whole| whole.replace(text(&own), text(&pem))), &["broken.pem"]);
+        let config = changed(&surf, name, |whole| whole.replace(text(&own), text(&pem)));
+        let with = |identity: &str, words: &[&str]| {
+            fs::write(&pem, identity).unwrap();
+            refused(program, &["--check-config", "--config", text(&config)], words);
+            refused(program, &["--config", text(&config)], words);
+        };
+        let role = if program == "metad" { "blockd" } else { "metad" };
+        with(&identity_of(&format!("{role}-1")), &["role", role, "check `identity`"]);
+        for file in ["client.bundle", "admin.bundle"] {
+            let bundle = read(surf.cluster_dir().join(file));
+            with(identity_in(&bundle), &["role", &file[..file.len() - 7], "check `identity`"]);
+        }
+        let (whole, second) = (identity_of(name), identity_of(second));
+        let [ca, certificate, key] = parts(&whole);
+        let foreign = read(other.join(name).join(format!("{program}.pem")));
+        let [foreign_ca, ..] = parts(&foreign);
+        with("", &["given.pem", "restore"]);
+        with("-----BEGIN CERTIFICATE-----\nAAAA\n", &["given.pem", "restore"]);
+        with(&whole[..whole.len() / 2], &["given.pem", "restore"]);
+        with(&format!("{ca}{certificate}{}", parts(&second)[2]), &["given.pem", "key", "restore"]);
+        with(&format!("{foreign_ca}{certificate}{key}"), &["given.pem", "CA", "restore"]);
+        with(&format!("{ca}{}{key}", altered(certificate)), &["given.pem", "restore"]);
+        with(&format!("{}{certificate}{key}", altered(ca)), &["given.pem", "restore"]);
+        with(&format!("{ca}{certificate}{}", altered(key)), &["given.pem", "restore"]);
+        fs::write(&pem, b"\x00\xff\xfe").unwrap();
+        refused(program, &["--config", text(&config)], &["given.pem", "cannot be read"]);
     }
     assert_works(&surf);
 }
@@ -128,13 +232,14 @@ fn a_daemon_refuses_a_configuration_that_it_does_not_understand() {
 #[test]
 fn a_daemon_refuses_a_port_and_a_directory_that_are_not_its_own() {
     let surf = Surf::start(Setup::Cluster);
+    let others = other_cluster(&surf, &["127.0.0.1:9".to_owned()]);
     for program in ["metad", "blockd"] {
         let (one, two) = (format!("{program}-1"), format!("{program}-2"));
         let of_one = surf.cluster_dir().join(&one).join(format!("{program}.toml"));
         let of_two = surf.cluster_dir().join(&two).join(format!("{program}.toml"));
         let (first, second) = (surf.daemon(&one), surf.daemon(&two));
         let in_use = ["--config", text(&of_two), "--listen", "127.0.0.1:0", "--data-dir", text(&first.data_dir)];
-        refused(program, &in_use, &["another", program, "data"]);
+        refused(program, &in_use, &["another", program, "data", "stop that one"]);
         surf.dev(&["stop", &one]);
         refused(program, &in_use, &["belongs to", "data_dir"]);
 
@@ -143,11 +248,21 @@ fn a_daemon_refuses_a_port_and_a_directory_that_are_not_its_own() {
         refused(program, &["--config", text(&of_one)], &[&first.address, "another program uses it"]);
         drop(held);
 
+        let other = others.join(&one).join(format!("{program}.pem"));
+        let own = surf.cluster_dir().join(&one).join("identity.pem");
+        let foreign = changed(&surf, &one, |whole| whole.replace(text(&own), text(&other)));
+        refused(program, &["--config", text(&foreign)], &["belongs to", "data_dir"]);
+        let plain = file(&surf, "plain", "");
+        let on_plain = ["--config", text(&of_one), "--data-dir", text(&plain)];
+        refused(program, &on_plain, &["plain", "cannot be used", "data_dir"]);
+
         let owner = first.data_dir.join(if program == "metad" { "IDENTITY" } else { "blockd.id" });
         let whole = fs::read(&owner).unwrap();
-        fs::write(&owner, "garbage").unwrap();
-        refused(program, &["--config", text(&of_one)], &["restore it"]);
-        assert_eq!(fs::read(&owner).unwrap(), b"garbage");
+        for damaged in [&b"garbage"[..], b"\x00\xff\xfe", b""] {
+            fs::write(&owner, damaged).unwrap();
+            refused(program, &["--config", text(&of_one)], &[text(&owner), "restore it"]);
+            assert_eq!(fs::read(&owner).unwrap(), damaged);
+        }
         fs::write(&owner, whole).unwrap();
         surf.dev(&["start", &one]);
         assert!(second.data_dir.exists());
@@ -163,29 +278,33 @@ fn a_mount_refuses_a_bundle_that_does_not_lead_into_the_cluster() {
         refused("surfmount", &["--cluster", text(bundle), text(&mount)], words);
     };
     let whole = fs::read_to_string(surf.bundle()).unwrap();
-    with(&surf.scratch().join("absent.bundle"), &["absent.bundle"]);
-    with(&file(&surf, "empty.bundle", ""), &["empty.bundle"]);
-    with(&file(&surf, "cut.bundle", &whole[..whole.len() / 2]), &["cut.bundle"]);
+    with(&surf.scratch().join("absent.bundle"), &["absent.bundle", "a bundle that `surf` made"]);
+    with(Path::new("no-such-cluster"), &["/etc/surf/no-such-cluster.bundle", "a bundle that `surf` made"]);
+    with(&file(&surf, "empty.bundle", ""), &["empty.bundle", "restore it"]);
+    with(&file(&surf, "cut.bundle", &whole[..whole.len() / 2]), &["cut.bundle", "restore it"]);
     with(&file(&surf, "typo.bundle", whole.replace("metads", "metadz")), &["typo.bundle", "metadz"]);
-    with(&file(&surf, "raw.bundle", b"\x00\xff\xfe"), &["raw.bundle"]);
+    with(&file(&surf, "raw.bundle", b"\x00\xff\xfe"), &["raw.bundle", "a bundle that `surf` made"]);
 
-    // An identity of another role, in a bundle that is otherwise right.
-    let pem = |name: &str| fs::read_to_string(surf.cluster_dir().join(name).join("identity.pem")).unwrap();
-    let (start, end) = (whole.find("-----BEGIN").unwrap(), whole.rfind("\"\"\"").unwrap());
-    for name in ["metad-1", "blockd-1"] {
-        let wrong = format!("{}{}{}", &whole[..start], pem(name), &whole[end..]);
-        with(&file(&surf, "role.bundle", wrong), &["role"]);
-    }
+    // Another identity in a bundle that is otherwise right.
+    let identity = |name: &str| fs::read_to_string(surf.cluster_dir().join(name).join("identity.pem")).unwrap();
+    let with_identity = |identity: &str, words: &[&str]| {
+        with(&file(&surf, "changed.bundle", whole.replace(identity_in(&whole), identity)), words);
+    };
+    with_identity(&identity("metad-1"), &["changed.bundle", "role metad", "client.bundle"]);
+    with_identity(&identity("blockd-1"), &["changed.bundle", "role blockd", "client.bundle"]);
+    with(&surf.cluster_dir().join("admin.bundle"), &["role admin", "client.bundle"]);
+    let [ca, certificate, key] = parts(identity_in(&whole));
+    with_identity(&format!("{ca}{certificate}{}", altered(key)), &["changed.bundle", "restore"]);
+    with_identity(&format!("{ca}{certificate}{}", parts(&identity("metad-1"))[2]), &["changed.bundle", "restore"]);
 
     // Another cluster's, led to this one's daemons.
-    let out = surf.scratch().join("other");
-    let made = ["cluster", "init", "--name", "other", "--replicas", "1", "--blockd", "127.0.0.1:9"];
-    let metads: Vec<String> =
-        surf.daemons().into_iter().filter(|d| d.name.starts_with("metad")).map(|d| d.address).collect();
-    let output =
-        run(Command::new(bin("surf")).args(made).args(["--metad", &metads.join(","), "--out"]).arg(&out), LIMIT);
-    assert!(output.status.success(), "{}", output.text);
-    with(&out.join("client.bundle"), &["cluster"]);
+    let daemons = surf.daemons().into_iter();
+    let metads: Vec<String> = daemons.filter(|d| d.name.starts_with("metad")).map(|d| d.address).collect();
+    let other = other_cluster(&surf, &metads);
+    with(&other.join("client.bundle"), &["belongs to another cluster", "use the bundle"]);
+    let status = ["status", "--wait-s", "1", "--bundle"];
+    let bundle = other.join("admin.bundle");
+    refused("surf", &[&status[..], &[text(&bundle)]].concat(), &["belongs to another cluster", "use the bundle"]);
     assert_works(&surf);
 }
 
@@ -208,10 +327,7 @@ fn the_helper_of_mount_mounts_in_the_background_as_fstab_asks() {
     assert_works(&surf);
     // The process in the background stores what is written, and ends.
     sh(&surf.scratch(), LIMIT, &format!("umount {}", mount.display()));
-    let find = format!("surfmount .*{}", mount.display());
-    kit::until("the process in the background ends", LIMIT, || {
-        (!run(Command::new("pgrep").args(["-f", &find]), LIMIT).status.success()).then_some(())
-    });
+    lets_go(&data);
     surf.mount(&[]);
     assert_works(&surf);
 }
@@ -221,12 +337,26 @@ fn a_development_cluster_is_not_made_twice_and_knows_its_daemons() {
     let surf = Surf::start(Setup::Cluster);
     let dir = surf.cluster_dir();
     let before: Vec<u32> = surf.daemons().iter().map(|daemon| daemon.pid).collect();
-    refused("surf", &["dev", "stop", "metad-9", "--dir", text(&dir)], &["metad-9"]);
-    refused("surf", &["dev", "down", "--dir", text(&surf.scratch())], &["scratch"]);
+    let (empty, damaged) = (surf.scratch().join("empty"), surf.scratch().join("damaged"));
+    fs::create_dir(&empty).unwrap();
+    fs::create_dir(&damaged).unwrap();
+    fs::write(damaged.join("cluster.json"), "garbage").unwrap();
+    refused("surf", &["dev", "up", "--dir", text(&dir)], &["a cluster runs here already", "surf dev down"]);
+    refused("surf", &["dev", "stop", "metad-9", "--dir", text(&dir)], &["metad-9", "there are metad-1, metad-2"]);
+    for command in ["down", "status"] {
+        let in_dir = |dir: &Path, words: &[&str]| refused("surf", &["dev", command, "--dir", text(dir)], words);
+        in_dir(&empty, &["empty", "surf dev up"]);
+        in_dir(&empty.join("absent"), &["absent", "surf dev up"]);
+        in_dir(&damaged, &["cluster.json", "restore it"]);
+    }
+    refused("surf", &["dev", "up", "--dir", text(&damaged)], &["cluster.json", "restore it"]);
+    refused("surf", &["dev", "up", "--dir", text(&file(&surf, "plain", ""))], &["--dir", "plain", "cannot be made"]);
+    assert_eq!(fs::read_dir(&empty).unwrap().count(), 0, "nothing is left where there is no cluster");
     refused("surf", &["dev", "up", "--metad", "0", "--dir", text(&surf.scratch().join("none"))], &["at least one"]);
     refused("surf", &["dev", "up", "--replicas", "4", "--dir", text(&surf.scratch().join("few"))], &["--replicas"]);
-    refused("surf", &["cluster", "status", "--bundle", text(&surf.scratch().join("no"))], &["no"]);
-    refused("surf", &["cluster", "status", "--bundle", text(&surf.bundle())], &["role"]);
+    let absent = surf.scratch().join("absent.bundle");
+    refused("surf", &["cluster", "status", "--bundle", text(&absent)], &["absent.bundle", "a bundle that `surf` made"]);
+    refused("surf", &["cluster", "status", "--bundle", text(&surf.bundle())], &["role client", "admin.bundle"]);
     let after: Vec<u32> = surf.daemons().iter().map(|daemon| daemon.pid).collect();
     assert_eq!(before, after);
     assert_works(&surf);

@@ -22,6 +22,15 @@ fn device_of(path: &Path) -> Option<u32> {
     })
 }
 
+/// Ends every FUSE connection below `dir`, the innermost first.
+pub fn abort_below(dir: &Path) {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts = table.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+    for mount in mounts.rev().filter(|mount| mount.starts_with(dir)) {
+        abort(mount);
+    }
+}
+
 /// Ends the FUSE connection at `path` and detaches the mount: nothing that waits for it goes on waiting.
 pub fn abort(path: &Path) {
     while let Some(minor) = device_of(path) {

@@ -3,7 +3,7 @@
 use crate::bins::bin;
 use crate::command::run;
 use crate::fault::{is_alive, kill_9};
-use crate::mounts::{abort, is_mounted};
+use crate::mounts::{abort, abort_below, is_mounted};
 use crate::wait::until;
 use crate::watchdog::Watchdog;
 use std::fs::{self, File};
@@ -75,7 +75,7 @@ impl Surf {
         // pjdfstest and others work as unprivileged users below the mount point.
         sys_chmod(dir.path(), 0o755);
         let watchdog = Watchdog::new(&format!(
-            "'{surf}' dev down --dir '{dir}/cluster'; umount -l '{dir}/mnt'; pkill -KILL -f '^[^ ]*surfmount .*{dir}/mnt'; rm -rf --one-file-system '{dir}'",
+            "'{surf}' dev down --dir '{dir}/cluster'; awk '$5 ~ \"^{dir}/\" {{print $5}}' /proc/self/mountinfo | tac | xargs -r -n1 umount -l; pkill -KILL -f '^[^ ]*surfmount .*{dir}/mnt'; rm -rf --one-file-system '{dir}'",
             surf = bin("surf").display(),
             dir = dir.path().display(),
         ));
@@ -297,7 +297,8 @@ impl Drop for Surf {
             let _ = child.kill();
             let _ = child.wait();
         }
-        abort(&self.path());
+        // A test may have mounted elsewhere, too.
+        abort_below(self.dir.path());
         if self.cluster_dir().exists() {
             let mut down = Command::new(bin("surf"));
             down.args(["dev", "down", "--dir"]).arg(self.cluster_dir());

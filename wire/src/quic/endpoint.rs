@@ -201,9 +201,9 @@ fn bind_error(addr: SocketAddr, error: &io::Error) -> Error {
         io::ErrorKind::AddrInUse => "another program uses it: stop that one, or choose another port",
         io::ErrorKind::AddrNotAvailable => "this machine has no such address: check `listen`",
         io::ErrorKind::PermissionDenied => "ports below 1024 need root",
-        _ => "",
+        _ => "check `listen`",
     };
-    Error::Bind { addr: addr.to_string(), reason: format!("{error} {hint}").trim_end().to_owned() }
+    Error::Bind { addr: addr.to_string(), reason: format!("{error}: {hint}") }
 }
 
 /// A socket with large buffers: beyond the system's limit as root, else up to it.
