@@ -3,7 +3,8 @@
 //! It takes everything that has queued, lays it out as one group in aligned memory, writes it past the page cache, syncs
 //! once, then points the index at the new records and answers. While a sync runs, the next group gathers.
 
-use super::record::{GROUP_ALIGN, HEADER, Header, Kind};
+use super::record::{self, GROUP_ALIGN, Header, Kind, RECORD_ALIGN};
+use super::sections::Sections;
 use super::segment::{self, Found, SegmentId};
 use super::{Error, Location, Shared, Usage, hint};
 use crate::sys::Aligned;
@@ -24,11 +25,11 @@ type Reply = oneshot::Sender<Result<(), Error>>;
 /// Something to be written.
 pub(super) enum Work {
     /// Store a block.
-    Put { hash: BlockHash, block: Bytes, reply: Reply },
+    Put { hash: BlockHash, block: Bytes, sections: Sections, reply: Reply },
     /// Drop a block.
     Drop { hash: BlockHash, reply: Reply },
     /// Write a live record of an old segment again, if it still is one.
-    Move { hash: BlockHash, from: Location, block: Bytes, reply: Reply },
+    Move { hash: BlockHash, from: Location, block: Bytes, sections: Sections, reply: Reply },
     /// Write a tombstone of an old segment again, if the block is still gone.
     MoveTombstone { hash: BlockHash, reply: Reply },
 }
@@ -174,34 +175,41 @@ impl State {
         self.filled = 0;
         let mut laid: Vec<Laid> = Vec::with_capacity(group.len());
         for work in group {
-            let (kind, hash, block, reply) = match work {
-                Work::Put { hash, block, reply } => (Kind::Put, hash, block, reply),
-                Work::Drop { hash, reply } => (Kind::Tombstone, hash, Bytes::new(), reply),
-                Work::Move { hash, from, block, reply } => {
+            let (kind, hash, block, sections, reply) = match work {
+                Work::Put { hash, block, sections, reply } => (Kind::Put, hash, block, sections, reply),
+                Work::Drop { hash, reply } => (Kind::Tombstone, hash, Bytes::new(), Sections::default(), reply),
+                Work::Move { hash, from, block, sections, reply } => {
                     if self.shared.index.read().blocks.get(&hash) != Some(&from) {
                         let _ = reply.send(Ok(()));
                         continue;
                     }
-                    (Kind::Put, hash, block, reply)
+                    (Kind::Put, hash, block, sections, reply)
                 }
                 Work::MoveTombstone { hash, reply } => {
                     if self.shared.index.read().blocks.contains_key(&hash) {
                         let _ = reply.send(Ok(()));
                         continue;
                     }
-                    (Kind::Tombstone, hash, Bytes::new(), reply)
+                    (Kind::Tombstone, hash, Bytes::new(), Sections::default(), reply)
                 }
             };
             let header = Header { kind, hash, len: block.len() as u32 };
-            let at = self.filled;
-            let end = at + header.stored_len() as usize;
-            self.buffer[at..at + HEADER].copy_from_slice(&header.encode(id));
-            self.buffer[at + HEADER..at + HEADER + block.len()].copy_from_slice(&block);
-            self.buffer[at + HEADER + block.len()..end].fill(0);
-            self.filled = end;
-            laid.push(Laid { header, offset: start + at as u64, reply });
+            let offset = start + self.filled as u64;
+            self.lay_record(&header.encode(id), &block, &sections);
+            assert_eq!(start + self.filled as u64, offset + header.stored_len(), "readers count on the layout");
+            laid.push(Laid { header, offset, reply });
         }
         laid
+    }
+
+    fn lay_record(&mut self, header: &[u8], block: &[u8], sections: &Sections) {
+        for part in [header, block, sections.as_bytes()] {
+            self.buffer[self.filled..self.filled + part.len()].copy_from_slice(part);
+            self.filled += part.len();
+        }
+        let end = self.filled.next_multiple_of(RECORD_ALIGN);
+        self.buffer[self.filled..end].fill(0);
+        self.filled = end;
     }
 
     fn write_out(&mut self) -> io::Result<()> {
@@ -260,12 +268,11 @@ impl State {
 }
 
 fn size_of_work(work: &Work) -> usize {
-    HEADER
-        + 8
-        + match work {
-            Work::Put { block, .. } | Work::Move { block, .. } => block.len(),
-            Work::Drop { .. } | Work::MoveTombstone { .. } => 0,
-        }
+    let block_len = match work {
+        Work::Put { block, .. } | Work::Move { block, .. } => block.len(),
+        Work::Drop { .. } | Work::MoveTombstone { .. } => 0,
+    };
+    record::stored_len(block_len as u32) as usize
 }
 
 fn reply_of(work: Work) -> Reply {
