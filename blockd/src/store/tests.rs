@@ -2,8 +2,9 @@
 
 mod disk;
 mod parts;
+mod prewrite;
 
-use super::{Error, Store, StoreOptions};
+use super::{Error, Sections, Store, StoreOptions};
 use bytes::Bytes;
 use disk::TestDisk;
 use proptest::prelude::*;
@@ -17,7 +18,11 @@ const DIR: &str = "/store";
 const SEGMENT_BYTES: u64 = 256 << 10;
 
 fn open(disk: &TestDisk) -> Store {
-    let options = StoreOptions { segment_bytes: SEGMENT_BYTES, reserve_bytes: 0 };
+    open_with(disk, SEGMENT_BYTES)
+}
+
+fn open_with(disk: &TestDisk, segment_bytes: u64) -> Store {
+    let options = StoreOptions { segment_bytes, reserve_bytes: 0 };
     Store::open_on(Path::new(DIR), options, Arc::new(disk.clone())).unwrap()
 }
 
@@ -223,7 +228,13 @@ fn throughput_of_puts() {
                 Bytes::from(content)
             })
             .collect();
-        let named: Vec<_> = blocks.into_iter().map(|content| (BlockHash::of(&content), content)).collect();
+        let named: Vec<_> = blocks
+            .into_iter()
+            .map(|content| {
+                let (hash, sections) = Sections::of(&content);
+                (hash, content, sections)
+            })
+            .collect();
         let started = std::time::Instant::now();
         runtime.block_on(async {
             let lanes: Vec<_> = (0..usize::from(lanes))
@@ -231,8 +242,8 @@ fn throughput_of_puts() {
                     let (store, step) = (store.clone(), usize::from(lanes));
                     let mine: Vec<_> = named.iter().skip(lane).step_by(step).cloned().collect();
                     tokio::spawn(async move {
-                        for (hash, content) in mine {
-                            store.put(hash, content).await.unwrap();
+                        for (hash, content, sections) in mine {
+                            store.put_with_sections(hash, content, sections).await.unwrap();
                         }
                     })
                 })

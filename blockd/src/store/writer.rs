@@ -2,6 +2,11 @@
 //!
 //! It takes everything that has queued, lays it out as one group in aligned memory, writes it past the page cache, syncs
 //! once, then points the index at the new records and answers. While a sync runs, the next group gathers.
+//!
+//! A segment's space is reserved when it is made, but a filesystem notes of each reserved block whether it was ever
+//! written, and a sync after the first write to it waits for that note (a commit of ext4's journal). So a small group that
+//! goes beyond what was written takes zeros behind it along, which the next small groups overwrite at the price of the
+//! data alone. The tail of a segment reads as zeros in either case.
 
 use super::record::{self, GROUP_ALIGN, Header, Kind, RECORD_ALIGN};
 use super::sections::Sections;
@@ -19,6 +24,12 @@ use wire::ids::BlockHash;
 
 /// Bytes of one group. Larger ones would make the first of them wait for the last.
 const GROUP_BYTES: usize = 16 << 20;
+
+/// Groups up to this size are small: what their sync costs beside the data is worth avoiding.
+const SMALL_BYTES: usize = 256 << 10;
+/// Zeros that a small group takes along. Writing them costs about as much as one commit of the journal, so many groups
+/// should share them; what a later large group overwrites was written in vain.
+const PREWRITE_BYTES: usize = 1 << 20;
 
 type Reply = oneshot::Sender<Result<(), Error>>;
 
@@ -79,8 +90,25 @@ impl Drop for Writer {
 struct Open {
     id: SegmentId,
     file: Arc<dyn super::disk::SegmentFile>,
+    /// Where the next group goes.
     at: u64,
+    /// End of what was written, be it records or zeros for those to come.
+    written: u64,
+    /// End of what is reserved.
+    reserved: u64,
     records: Vec<Found>,
+}
+
+impl Open {
+    /// Bytes to write for a group of this length: it, and zeros for the next ones.
+    fn write_len(&self, group: usize) -> usize {
+        if group > SMALL_BYTES || self.at + group as u64 <= self.written {
+            return group;
+        }
+        let left = self.reserved - self.at;
+        let left = (left - left % GROUP_ALIGN as u64) as usize;
+        (group + PREWRITE_BYTES).min(left).max(group)
+    }
 }
 
 /// A record of the group being laid out.
@@ -162,7 +190,7 @@ impl State {
             let file = self.shared.disk.create(&path, len).map_err(|error| Error::io(&path, error))?;
             self.shared.disk.sync_dir(dir).map_err(|error| Error::io(dir, error))?;
             self.shared.index.write().segments.insert(self.next, (file.clone(), Usage::default()));
-            self.open = Some(Open { id: self.next, file, at: 0, records: Vec::new() });
+            self.open = Some(Open { id: self.next, file, at: 0, written: 0, reserved: len, records: Vec::new() });
             self.next = SegmentId(self.next.0 + 1);
         }
         Ok(())
@@ -213,12 +241,14 @@ impl State {
     }
 
     fn write_out(&mut self) -> io::Result<()> {
-        let end = self.filled.next_multiple_of(GROUP_ALIGN);
-        self.buffer[self.filled..end].fill(0);
+        let group = self.filled.next_multiple_of(GROUP_ALIGN);
         let open = self.open.as_mut().expect("make_room opened one");
-        open.file.write_at(&self.buffer[..end], open.at)?;
+        let len = open.write_len(group);
+        self.buffer[self.filled..len].fill(0);
+        open.file.write_at(&self.buffer[..len], open.at)?;
         open.file.sync()?;
-        open.at += end as u64;
+        open.written = open.written.max(open.at + len as u64);
+        open.at += group as u64;
         Ok(())
     }
 

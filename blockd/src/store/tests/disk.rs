@@ -39,6 +39,8 @@ pub struct Inner {
     pub left: AtomicU64,
     pub free: AtomicU64,
     read: AtomicU64,
+    /// Offset and length of each write to a segment.
+    pub writes: Mutex<Vec<(u64, u64)>>,
 }
 
 /// A disk in memory that loses what was not synced.
@@ -104,6 +106,7 @@ impl TestFile {
 impl SegmentFile for TestFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let powered = self.0.call();
+        self.0.0.writes.lock().push((offset, bytes.len() as u64));
         // Without power the write may still have reached the disk's cache in part.
         self.with(|content| content.pending.push((offset, bytes.to_vec())))?;
         powered

@@ -131,8 +131,8 @@ fn a_part_is_read_without_the_rest_of_the_block() {
 fn compaction_and_restart_keep_trailers() {
     let len = SECTION_BYTES + 1000;
     let setup = Setup::new(len);
-    // In the same segment, which is worth compacting without it.
-    let other = Bytes::from(vec![8; 180_000]);
+    // It fills the rest of the segment, and is dropped in the next one.
+    let other = Bytes::from(vec![8; 190_000]);
     let (runtime, store) = (&setup.runtime, &setup.store);
     let other_hash = BlockHash::of(&other);
     runtime.block_on(store.put(other_hash, other)).unwrap();
