@@ -257,3 +257,22 @@ fn throughput_of_puts() {
         println!("{len} B x {count}, {lanes} in flight: {mb:.0} MB/s, {:?} each", took / count);
     }
 }
+
+#[test]
+#[ignore = "measures: cargo test --release -p blockd --lib -- --ignored --nocapture"]
+fn latency_of_small_puts_one_after_the_other() {
+    let runtime = runtime();
+    let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+    let store = Store::open(dir.path(), StoreOptions::default()).unwrap();
+    let mut took: Vec<std::time::Duration> = (0..1000_u32)
+        .map(|number| {
+            let content = Bytes::from(number.to_le_bytes().repeat(1024));
+            let hash = BlockHash::of(&content);
+            let started = std::time::Instant::now();
+            runtime.block_on(store.put(hash, content)).unwrap();
+            started.elapsed()
+        })
+        .collect();
+    took.sort_unstable();
+    println!("4096 B: median {:?}, 90 % below {:?}, 99 % below {:?}", took[500], took[900], took[990]);
+}
