@@ -11,6 +11,7 @@
 //!
 //! State: the daemons that failed a moment ago ([`Suspects`]), so that not every block waits for the same dead one.
 
+use crate::store::{SECTION_BYTES, SectionHasher, Sections};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -22,9 +23,10 @@ use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::{Endpoint, Incoming, OutgoingRequest};
 use wire::tls::Role;
 
-/// Received bytes are hashed and passed on in pieces of this size: large enough for BLAKE3's wide paths, small enough
-/// that hashing one (some 40 µs) may run on a runtime thread.
+/// Received bytes are hashed and passed on in pieces of at least this size: large enough for BLAKE3's wide paths, small
+/// enough that hashing one (some 40 µs) may run on a runtime thread. They end where sections do.
 const PIECE_BYTES: usize = 256 << 10;
+const _: () = assert!(PIECE_BYTES.is_multiple_of(SECTION_BYTES));
 /// Most daemons in a chain, this one included: the most replicas that a layout may ask for.
 pub const CHAIN_MAX: usize = 5;
 /// A daemon that failed is not tried again for this long.
@@ -62,8 +64,8 @@ impl Suspects {
 
 /// What became of a block's payload.
 pub enum Received {
-    /// It matches its hash; the forwarding is to be finished by [`Forward::finish`].
-    Block(Bytes),
+    /// It matches its hash, and these are its sections; the forwarding is to be finished by [`Forward::finish`].
+    Block(Bytes, Sections),
     /// It does not match its hash.
     Mismatch,
 }
@@ -110,24 +112,27 @@ impl Replicator {
         assert!(forward.len <= BLOCK_BYTES_MAX, "checked before anything is received");
         let mut buffer = self.buffers.lock().pop().unwrap_or_default();
         buffer.reserve(forward.len);
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = SectionHasher::default();
         let mut passed = 0;
         while let Some(chunk) = request.next_chunk().await? {
             buffer.extend_from_slice(&chunk);
-            if buffer.len() - passed >= PIECE_BYTES || buffer.len() == forward.len {
-                let piece = &buffer[passed..];
+            let complete = buffer.len() == forward.len;
+            let ready = if complete { buffer.len() } else { buffer.len() - buffer.len() % SECTION_BYTES };
+            if complete || ready - passed >= PIECE_BYTES {
+                let piece = &buffer[passed..ready];
                 if forward.open.is_some() {
                     forward.write(Bytes::copy_from_slice(piece)).await;
                 }
                 hasher.update(piece);
-                passed = buffer.len();
+                passed = ready;
             }
         }
         // I9: what does not match its name is never stored.
-        if hasher.finalize().as_bytes() != &forward.hash.0 {
+        let (name, sections) = hasher.finish();
+        if name != forward.hash {
             return Ok(Received::Mismatch);
         }
-        Ok(Received::Block(buffer.freeze()))
+        Ok(Received::Block(buffer.freeze(), sections))
     }
 
     /// Takes a block's memory back for the next one, when nobody else holds it any more.

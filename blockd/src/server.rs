@@ -144,8 +144,8 @@ impl Server {
     /// Receives, verifies, stores, and passes on. The copy is on stable storage before it is acknowledged (I9).
     async fn put(&self, hash: BlockHash, epoch: LayoutEpoch, chain: Chain, mut incoming: Incoming) {
         let mut forward = self.replicator.forward(hash, epoch, chain, &incoming).await;
-        let block = match self.replicator.receive(&mut incoming, &mut forward).await {
-            Ok(Received::Block(block)) => block,
+        let (block, sections) = match self.replicator.receive(&mut incoming, &mut forward).await {
+            Ok(Received::Block(block, sections)) => (block, sections),
             Ok(Received::Mismatch) => {
                 self.metrics.mismatches.add(1);
                 return incoming.refuse(&format!("the payload does not match its name {hash}")).await;
@@ -158,7 +158,7 @@ impl Server {
         let local = async {
             // I10: renewed before the store is looked at, so that no drop slips in between.
             self.stamps.renew(hash).await;
-            self.store.put(hash, block.clone()).await
+            self.store.put_with_sections(hash, block.clone(), sections).await
         };
         let (stored, mut outcome) = tokio::join!(local, forward.finish(&block));
         self.metrics.chain_failures.add(outcome.failed.len() as u64);
@@ -188,15 +188,12 @@ impl Server {
 
     async fn get(&self, hash: BlockHash, epoch: LayoutEpoch, offset: u32, len: u32) -> (BlockReply, Option<Bytes>) {
         let layout = self.layouts.compare(epoch);
-        // I9: the store verifies the whole block against its name before it gives out any of it.
-        match self.store.get(hash).await {
-            Ok(Some(block)) => {
-                let start = (offset as usize).min(block.len());
-                let end = start.saturating_add(len as usize).min(block.len());
-                let block_len = u32::try_from(block.len()).unwrap_or(u32::MAX);
+        // I9: the store verifies what it gives out, the whole block or those of its sections that hold the part.
+        match self.store.get_part(hash, offset, len).await {
+            Ok(Some((block_len, bytes))) => {
                 self.metrics.gets.add(1);
-                self.metrics.get_bytes.add((end - start) as u64);
-                (BlockReply::Content { block_len }, Some(block.slice(start..end)))
+                self.metrics.get_bytes.add(bytes.len() as u64);
+                (BlockReply::Content { block_len }, Some(bytes))
             }
             Ok(None) => {
                 self.metrics.misses.add(1);

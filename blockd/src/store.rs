@@ -1,6 +1,7 @@
 //! The block store: append-only segments, an index in memory, one writer.
 //!
 //! - `record` is the bytes of a record, `segment` reads a file of them, `hint` shortens that at the next start.
+//! - `sections` are the parts of a block that can be verified each for itself; `read` reads and verifies.
 //! - `writer` is the one thread that writes: what has queued up meanwhile goes out together and shares one sync.
 //! - `recover` rebuilds the index; `compact` takes back the space of dropped blocks.
 //! - `disk` is every file call behind one trait, so that tests can cut the power; `buffer` is aligned memory.
@@ -14,8 +15,10 @@ mod compact;
 pub mod disk;
 mod error;
 mod hint;
+mod read;
 mod record;
 mod recover;
+mod sections;
 mod segment;
 mod writer;
 
@@ -23,12 +26,14 @@ mod writer;
 mod tests;
 
 pub use error::Error;
+pub use sections::{SECTION_BYTES, SectionHasher, Sections};
 pub use segment::SegmentId;
 
 use buffer::Pool;
 use bytes::Bytes;
 use disk::{Disk, RealDisk};
 use parking_lot::RwLock;
+use read::{Part, Record};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -184,18 +189,32 @@ impl Store {
     }
 
     /// Stores a block; true when it was not here yet. The caller has checked that the name fits. Durable on return.
-    /// Cancel-safe: the block is stored even if the caller goes away.
+    /// Cancel-safe: once it has been handed to the writer, the block is stored even if the caller goes away.
     ///
     /// # Errors
     /// [`Error::NoSpace`] when the reserve is reached, [`Error::Failed`] after a disk error.
     pub async fn put(&self, hash: BlockHash, block: Bytes) -> Result<bool, Error> {
+        if block.len() <= SECTION_BYTES {
+            return self.put_with_sections(hash, block, Sections::default()).await;
+        }
+        let hashed = block.clone();
+        let (name, sections) = spawn_blocking(move || Sections::of(&hashed)).await.map_err(|_| Error::Failed)?;
+        assert_eq!(name, hash, "the caller has checked that the name fits");
+        self.put_with_sections(hash, block, sections).await
+    }
+
+    /// As [`Store::put`], for a caller that has the block's sections from verifying it.
+    ///
+    /// # Errors
+    /// As [`Store::put`].
+    pub async fn put_with_sections(&self, hash: BlockHash, block: Bytes, sections: Sections) -> Result<bool, Error> {
         // First of all: once the disk has failed, even what is here may be taken out by a tombstone that was half written.
         self.shared.check_alive()?;
         if self.contains(&hash) {
             return Ok(false);
         }
         let (reply, done) = tokio::sync::oneshot::channel();
-        self.writer.send(Work::Put { hash, block, reply })?;
+        self.writer.send(Work::Put { hash, block, sections, reply })?;
         done.await.map_err(|_| Error::Failed)?.map(|()| true)
     }
 
@@ -205,7 +224,43 @@ impl Store {
     /// [`Error::Corrupt`] when the copy does not match its name: it is quarantined. [`Error::Io`] when it cannot be read.
     pub async fn get(&self, hash: BlockHash) -> Result<Option<Bytes>, Error> {
         let shared = self.shared.clone();
-        spawn_blocking(move || read_block(&shared, &hash)).await.map_err(|_| Error::Failed)?
+        spawn_blocking(move || read::block(&shared, &hash)).await.map_err(|_| Error::Failed)?
+    }
+
+    /// Those of the bytes `offset..offset + len` that the block has, verified, and the length of the whole block; `None`
+    /// when it is not here. Reads the sections that hold them, and no more. Cancel-safe.
+    ///
+    /// # Errors
+    /// As [`Store::get`]. Damage elsewhere in the block may go unnoticed.
+    pub async fn get_part(&self, hash: BlockHash, offset: u32, len: u32) -> Result<Option<(u32, Bytes)>, Error> {
+        let shared = self.shared.clone();
+        let read = spawn_blocking(move || read::part(&shared, &hash, offset, len));
+        match read.await.map_err(|_| Error::Failed)?? {
+            Part::Absent => Ok(None),
+            Part::Verified { block_len, bytes } => Ok(Some((block_len, bytes))),
+            Part::Doubtful => {
+                let block = self.get_and_mend(hash).await?;
+                Ok(block.map(|block| (block.len() as u32, block.slice(read::clamp(offset, len, block.len())))))
+            }
+        }
+    }
+
+    /// The whole block, as [`Store::get`]; a damaged trailer is made anew by writing the record again.
+    async fn get_and_mend(&self, hash: BlockHash) -> Result<Option<Bytes>, Error> {
+        let shared = self.shared.clone();
+        let read = spawn_blocking(move || read::record(&shared, &hash));
+        let Some(record) = read.await.map_err(|_| Error::Failed)?? else { return Ok(None) };
+        if !record.trailer_fits {
+            tracing::error!(%hash, segment = %record.location.segment, "a trailer is damaged on disk; it is made anew");
+            let (reply, done) = tokio::sync::oneshot::channel();
+            let Record { location: from, block, sections, .. } = &record;
+            let (block, sections) = (block.clone(), sections.clone());
+            // The block itself is good, whatever comes of this: the next read tries again.
+            if self.writer.send(Work::Move { hash, from: *from, block, sections, reply }).is_ok() {
+                let _ = done.await;
+            }
+        }
+        Ok(Some(record.block))
     }
 
     /// Whether the block is here, as far as is known in good order.
@@ -259,37 +314,15 @@ impl Store {
     }
 
     /// Reads and verifies one block, the next at or behind `from`. Returns its name, length, and whether it is good;
-    /// `None` behind the last one. A bad one is quarantined.
+    /// `None` behind the last one. A bad one is quarantined; a bad trailer of a good one is made anew.
     pub async fn scrub_step(&self, from: BlockHash) -> Option<(BlockHash, u32, bool)> {
         let (hash, len) = self.list(from, 1).pop()?;
-        let good = !matches!(self.get(hash).await, Err(Error::Corrupt { .. } | Error::Io { .. }));
+        let good = !matches!(self.get_and_mend(hash).await, Err(Error::Corrupt { .. } | Error::Io { .. }));
         Some((hash, len, good))
     }
 
     /// Ends the writer once everything queued is on stable storage. Blocks.
     pub fn close(&self) {
         self.writer.close();
-    }
-}
-
-fn read_block(shared: &Shared, hash: &BlockHash) -> Result<Option<Bytes>, Error> {
-    let (location, file) = {
-        let index = shared.index.read();
-        let Some(location) = index.blocks.get(hash).filter(|location| !location.bad).copied() else { return Ok(None) };
-        let Some((file, _)) = index.segments.get(&location.segment) else { return Ok(None) };
-        (location, file.clone())
-    };
-    let block = segment::read_payload(&*file, &shared.pool, location.offset, location.len)
-        .map_err(|error| Error::io(&segment::path(&shared.dir, location.segment), error));
-    // I9: never served unverified.
-    match block {
-        Ok(block) if BlockHash::of(&block) == *hash => Ok(Some(block)),
-        bad => {
-            tracing::error!(%hash, segment = %location.segment, offset = location.offset, "a block is damaged on disk");
-            if let Some(known) = shared.index.write().blocks.get_mut(hash).filter(|known| **known == location) {
-                known.bad = true;
-            }
-            bad.and(Err(Error::Corrupt { hash: *hash }))
-        }
     }
 }

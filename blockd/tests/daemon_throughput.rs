@@ -8,7 +8,8 @@ use bytes::Bytes;
 use daemon_cluster::{Cluster, random_block};
 use futures::{StreamExt, stream};
 use std::time::Instant;
-use wire::ids::BlockHash;
+use wire::ids::{BlockHash, LayoutEpoch};
+use wire::message::block::{BlockReply, BlockRequest};
 
 const BLOCKS: usize = 128;
 const BLOCK_BYTES: usize = 4 << 20;
@@ -46,5 +47,32 @@ async fn throughput_of_a_chain_of_three() {
             })
             .await;
         report(&format!("round {round}: get"), started);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures; run by hand on an idle machine"]
+async fn cost_of_parts_and_of_whole_blocks() {
+    let cluster = Cluster::start(1).await;
+    let mut names = Vec::new();
+    for _ in 0..64 {
+        let block = random_block(BLOCK_BYTES);
+        cluster.put(&block).await;
+        names.push(BlockHash::of(&block));
+    }
+    for len in [4 << 10, 64 << 10, 256 << 10, u32::MAX] {
+        let mut took = Vec::new();
+        for (index, hash) in names.iter().cycle().take(512).enumerate() {
+            let offset = if len == u32::MAX { 0 } else { (index * 331 % 900) as u32 * 4096 };
+            let request = BlockRequest::Get { hash: *hash, epoch: LayoutEpoch(u64::MAX), offset, len };
+            let started = Instant::now();
+            let (reply, bytes) = cluster.ask(0, &request).await;
+            assert!(matches!(reply, BlockReply::Content { .. }), "{reply:?}");
+            // What the client does with a whole block.
+            assert!(len < u32::MAX || BlockHash::of(&bytes) == *hash);
+            took.push(started.elapsed());
+        }
+        took.sort_unstable();
+        println!("{} B of {BLOCK_BYTES} B: median {:?}", len.min(BLOCK_BYTES as u32), took[took.len() / 2]);
     }
 }

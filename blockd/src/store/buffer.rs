@@ -1,5 +1,6 @@
 //! Aligned memory that is used again and again: a page's first touch costs more than what is done with it.
 
+use super::sections::Sections;
 use crate::sys::{ALIGN, Aligned};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -9,8 +10,9 @@ use wire::limits::BLOCK_BYTES_MAX;
 
 /// Buffers kept for reuse. Each is for a whole block; smaller ones are not worth keeping.
 const KEPT: usize = 16;
-/// Size of a kept buffer: the largest block with its header, wherever it begins.
+/// Size of a kept buffer: the largest block with its trailer, wherever it begins.
 const LARGE: usize = BLOCK_BYTES_MAX + 2 * ALIGN;
+const _: () = assert!(Sections::stored_len(BLOCK_BYTES_MAX as u32) <= ALIGN);
 /// Blocks below this are not read into a large buffer.
 const SMALL: usize = 256 << 10;
 

@@ -4,6 +4,7 @@
 //! at any point leaves every block at least once. A tombstone is written again as long as an older segment may hold
 //! the block that it speaks of.
 
+use super::read::{self, Record};
 use super::record::Kind;
 use super::segment::{self, Found, SegmentId};
 use super::writer::{Work, Writer};
@@ -30,9 +31,11 @@ pub(super) async fn step(shared: &Arc<Shared>, writer: &Writer) -> Result<Option
                     continue;
                 }
                 let (reading, hash) = (shared.clone(), header.hash);
-                let read = spawn_blocking(move || super::read_block(&reading, &hash));
+                let read = spawn_blocking(move || read::record(&reading, &hash));
                 match read.await.map_err(|_| Error::Failed)? {
-                    Ok(Some(block)) => Work::Move { hash: header.hash, from, block, reply },
+                    Ok(Some(Record { block, sections, .. })) => {
+                        Work::Move { hash: header.hash, from, block, sections, reply }
+                    }
                     // Dropped meanwhile, or damaged and now to be repaired from elsewhere: nothing worth keeping.
                     Ok(None) | Err(Error::Corrupt { .. } | Error::Io { .. }) => continue,
                     Err(error) => return Err(error),

@@ -2,7 +2,7 @@
 //!
 //! | part | content |
 //! |---|---|
-//! | magic | `SHINT001` |
+//! | magic | `SHINT002`, which follows the record's version |
 //! | number | of the segment (u64) |
 //! | records | per record: kind (1 put, 2 tombstone), offset (u64), name (32), length (u32) |
 //! | checksum | BLAKE3 of everything before, 32 bytes |
@@ -13,7 +13,7 @@ use super::record::{Header, Kind};
 use super::segment::{Found, SegmentId};
 use wire::ids::BlockHash;
 
-const MAGIC: &[u8; 8] = b"SHINT001";
+const MAGIC: &[u8; 8] = b"SHINT002";
 const ENTRY: usize = 1 + 8 + 32 + 4;
 
 pub(super) fn encode(id: SegmentId, records: &[Found]) -> Vec<u8> {

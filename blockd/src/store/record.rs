@@ -3,7 +3,7 @@
 //! | offset | bytes | meaning |
 //! |---|---|---|
 //! | 0 | 4 | magic `SBLK` |
-//! | 4 | 1 | version, 1 |
+//! | 4 | 1 | version, 2 |
 //! | 5 | 1 | kind: 1 put, 2 tombstone |
 //! | 6 | 2 | zero |
 //! | 8 | 8 | number of the segment, so that stale bytes of a reused place are not taken for a record |
@@ -12,22 +12,28 @@
 //! | 52 | 8 | zero |
 //! | 60 | 4 | CRC-32 of bytes 0 to 59 |
 //! | 64 | length | payload, whose checksum is the block's name |
+//! | | 32 per section | trailer, if the payload is longer than 64 KiB: the chaining values of its sections |
 //! | | 0 to 7 | zero, up to a multiple of 8 |
+//!
+//! What sections are tells `sections`; the trailer follows the payload without a gap.
 //!
 //! Numbers are little endian. Records that are written together follow each other; each such group begins at a multiple
 //! of [`GROUP_ALIGN`], as O_DIRECT wants it, and is padded with zeros up to the next.
 
+use super::sections::Sections;
 use super::segment::SegmentId;
 use wire::ids::BlockHash;
 use wire::limits::BLOCK_BYTES_MAX;
 
 /// Groups begin at multiples of this.
 pub(super) const GROUP_ALIGN: usize = 4096;
+/// Records begin at multiples of this.
+pub(super) const RECORD_ALIGN: usize = 8;
 /// Bytes of a header.
 pub(super) const HEADER: usize = 64;
 
 const MAGIC: &[u8; 4] = b"SBLK";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// What a record says.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,7 +54,7 @@ pub(super) struct Header {
 
 /// Bytes that a record with this payload takes.
 pub(super) fn stored_len(len: u32) -> u64 {
-    (HEADER as u64 + u64::from(len)).next_multiple_of(8)
+    (HEADER as u64 + u64::from(len) + Sections::stored_len(len) as u64).next_multiple_of(RECORD_ALIGN as u64)
 }
 
 impl Header {
@@ -106,6 +112,15 @@ mod tests {
             prop_assert_eq!(Header::decode(&bytes, SegmentId(4)), None);
             bytes[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(Header::decode(&bytes, SegmentId(3)), None);
+        }
+
+        #[test]
+        fn a_record_of_another_version_is_none(version: u8) {
+            let mut bytes = Header { kind: Kind::Put, hash: BlockHash([9; 32]), len: 1 }.encode(SegmentId(3));
+            bytes[4] = version;
+            let crc = crc32fast::hash(&bytes[..60]);
+            bytes[60..].copy_from_slice(&crc.to_le_bytes());
+            prop_assert_eq!(Header::decode(&bytes, SegmentId(3)).is_some(), version == VERSION);
         }
 
         #[test]

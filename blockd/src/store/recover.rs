@@ -75,7 +75,7 @@ fn recover_segment(
 }
 
 /// Takes records off the end whose payloads did not arrive whole. Only the last group can be like that: an earlier one
-/// was synced before it was written.
+/// was synced before it was written. A trailer that did not arrive is no reason: it is made anew when it is missed.
 fn drop_torn(file: &dyn super::disk::SegmentFile, pool: &Arc<Pool>, scan: &mut segment::Scan) {
     while let Some(last) = scan.records.last() {
         let whole = last.header.kind == Kind::Tombstone

@@ -6,6 +6,7 @@ use super::record::{GROUP_ALIGN, HEADER, Header};
 use bytes::Bytes;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -40,12 +41,22 @@ pub(super) fn id_of(path: &Path) -> Option<SegmentId> {
 
 /// Reads a record's payload.
 pub(super) fn read_payload(file: &dyn SegmentFile, pool: &Arc<Pool>, offset: u64, len: u32) -> io::Result<Bytes> {
-    let start = offset + HEADER as u64;
+    read_behind_header(file, pool, offset, 0..len as usize)
+}
+
+/// Reads a part of what stands behind a record's header: the payload, then the trailer.
+pub(super) fn read_behind_header(
+    file: &dyn SegmentFile,
+    pool: &Arc<Pool>,
+    offset: u64,
+    range: Range<usize>,
+) -> io::Result<Bytes> {
+    let start = offset + (HEADER + range.start) as u64;
     let aligned = start - start % GROUP_ALIGN as u64;
     let skip = (start - aligned) as usize;
-    let wanted = skip + len as usize;
-    let mut buffer = pool.take(wanted.next_multiple_of(GROUP_ALIGN));
+    let wanted = skip + range.len();
     let room = wanted.next_multiple_of(GROUP_ALIGN);
+    let mut buffer = pool.take(room);
     let count = file.read_at(&mut buffer.bytes_mut()[..room], aligned)?;
     if count < wanted {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the segment ends within the record"));

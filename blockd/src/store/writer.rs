@@ -2,8 +2,14 @@
 //!
 //! It takes everything that has queued, lays it out as one group in aligned memory, writes it past the page cache, syncs
 //! once, then points the index at the new records and answers. While a sync runs, the next group gathers.
+//!
+//! A segment's space is reserved when it is made, but a filesystem notes of each reserved block whether it was ever
+//! written, and a sync after the first write to it waits for that note (a commit of ext4's journal). So a small group that
+//! goes beyond what was written takes zeros behind it along, which the next small groups overwrite at the price of the
+//! data alone. The tail of a segment reads as zeros in either case.
 
-use super::record::{GROUP_ALIGN, HEADER, Header, Kind};
+use super::record::{self, GROUP_ALIGN, Header, Kind, RECORD_ALIGN};
+use super::sections::Sections;
 use super::segment::{self, Found, SegmentId};
 use super::{Error, Location, Shared, Usage, hint};
 use crate::sys::Aligned;
@@ -19,16 +25,22 @@ use wire::ids::BlockHash;
 /// Bytes of one group. Larger ones would make the first of them wait for the last.
 const GROUP_BYTES: usize = 16 << 20;
 
+/// Groups up to this size are small: what their sync costs beside the data is worth avoiding.
+const SMALL_BYTES: usize = 256 << 10;
+/// Zeros that a small group takes along. Writing them costs about as much as one commit of the journal, so many groups
+/// should share them; what a later large group overwrites was written in vain.
+const PREWRITE_BYTES: usize = 1 << 20;
+
 type Reply = oneshot::Sender<Result<(), Error>>;
 
 /// Something to be written.
 pub(super) enum Work {
     /// Store a block.
-    Put { hash: BlockHash, block: Bytes, reply: Reply },
+    Put { hash: BlockHash, block: Bytes, sections: Sections, reply: Reply },
     /// Drop a block.
     Drop { hash: BlockHash, reply: Reply },
     /// Write a live record of an old segment again, if it still is one.
-    Move { hash: BlockHash, from: Location, block: Bytes, reply: Reply },
+    Move { hash: BlockHash, from: Location, block: Bytes, sections: Sections, reply: Reply },
     /// Write a tombstone of an old segment again, if the block is still gone.
     MoveTombstone { hash: BlockHash, reply: Reply },
 }
@@ -78,8 +90,25 @@ impl Drop for Writer {
 struct Open {
     id: SegmentId,
     file: Arc<dyn super::disk::SegmentFile>,
+    /// Where the next group goes.
     at: u64,
+    /// End of what was written, be it records or zeros for those to come.
+    written: u64,
+    /// End of what is reserved.
+    reserved: u64,
     records: Vec<Found>,
+}
+
+impl Open {
+    /// Bytes to write for a group of this length: it, and zeros for the next ones.
+    fn write_len(&self, group: usize) -> usize {
+        if group > SMALL_BYTES || self.at + group as u64 <= self.written {
+            return group;
+        }
+        let left = self.reserved - self.at;
+        let left = (left - left % GROUP_ALIGN as u64) as usize;
+        (group + PREWRITE_BYTES).min(left).max(group)
+    }
 }
 
 /// A record of the group being laid out.
@@ -161,7 +190,7 @@ impl State {
             let file = self.shared.disk.create(&path, len).map_err(|error| Error::io(&path, error))?;
             self.shared.disk.sync_dir(dir).map_err(|error| Error::io(dir, error))?;
             self.shared.index.write().segments.insert(self.next, (file.clone(), Usage::default()));
-            self.open = Some(Open { id: self.next, file, at: 0, records: Vec::new() });
+            self.open = Some(Open { id: self.next, file, at: 0, written: 0, reserved: len, records: Vec::new() });
             self.next = SegmentId(self.next.0 + 1);
         }
         Ok(())
@@ -174,43 +203,52 @@ impl State {
         self.filled = 0;
         let mut laid: Vec<Laid> = Vec::with_capacity(group.len());
         for work in group {
-            let (kind, hash, block, reply) = match work {
-                Work::Put { hash, block, reply } => (Kind::Put, hash, block, reply),
-                Work::Drop { hash, reply } => (Kind::Tombstone, hash, Bytes::new(), reply),
-                Work::Move { hash, from, block, reply } => {
+            let (kind, hash, block, sections, reply) = match work {
+                Work::Put { hash, block, sections, reply } => (Kind::Put, hash, block, sections, reply),
+                Work::Drop { hash, reply } => (Kind::Tombstone, hash, Bytes::new(), Sections::default(), reply),
+                Work::Move { hash, from, block, sections, reply } => {
                     if self.shared.index.read().blocks.get(&hash) != Some(&from) {
                         let _ = reply.send(Ok(()));
                         continue;
                     }
-                    (Kind::Put, hash, block, reply)
+                    (Kind::Put, hash, block, sections, reply)
                 }
                 Work::MoveTombstone { hash, reply } => {
                     if self.shared.index.read().blocks.contains_key(&hash) {
                         let _ = reply.send(Ok(()));
                         continue;
                     }
-                    (Kind::Tombstone, hash, Bytes::new(), reply)
+                    (Kind::Tombstone, hash, Bytes::new(), Sections::default(), reply)
                 }
             };
             let header = Header { kind, hash, len: block.len() as u32 };
-            let at = self.filled;
-            let end = at + header.stored_len() as usize;
-            self.buffer[at..at + HEADER].copy_from_slice(&header.encode(id));
-            self.buffer[at + HEADER..at + HEADER + block.len()].copy_from_slice(&block);
-            self.buffer[at + HEADER + block.len()..end].fill(0);
-            self.filled = end;
-            laid.push(Laid { header, offset: start + at as u64, reply });
+            let offset = start + self.filled as u64;
+            self.lay_record(&header.encode(id), &block, &sections);
+            assert_eq!(start + self.filled as u64, offset + header.stored_len(), "readers count on the layout");
+            laid.push(Laid { header, offset, reply });
         }
         laid
     }
 
-    fn write_out(&mut self) -> io::Result<()> {
-        let end = self.filled.next_multiple_of(GROUP_ALIGN);
+    fn lay_record(&mut self, header: &[u8], block: &[u8], sections: &Sections) {
+        for part in [header, block, sections.as_bytes()] {
+            self.buffer[self.filled..self.filled + part.len()].copy_from_slice(part);
+            self.filled += part.len();
+        }
+        let end = self.filled.next_multiple_of(RECORD_ALIGN);
         self.buffer[self.filled..end].fill(0);
+        self.filled = end;
+    }
+
+    fn write_out(&mut self) -> io::Result<()> {
+        let group = self.filled.next_multiple_of(GROUP_ALIGN);
         let open = self.open.as_mut().expect("make_room opened one");
-        open.file.write_at(&self.buffer[..end], open.at)?;
+        let len = open.write_len(group);
+        self.buffer[self.filled..len].fill(0);
+        open.file.write_at(&self.buffer[..len], open.at)?;
         open.file.sync()?;
-        open.at += end as u64;
+        open.written = open.written.max(open.at + len as u64);
+        open.at += group as u64;
         Ok(())
     }
 
@@ -260,12 +298,11 @@ impl State {
 }
 
 fn size_of_work(work: &Work) -> usize {
-    HEADER
-        + 8
-        + match work {
-            Work::Put { block, .. } | Work::Move { block, .. } => block.len(),
-            Work::Drop { .. } | Work::MoveTombstone { .. } => 0,
-        }
+    let block_len = match work {
+        Work::Put { block, .. } | Work::Move { block, .. } => block.len(),
+        Work::Drop { .. } | Work::MoveTombstone { .. } => 0,
+    };
+    record::stored_len(block_len as u32) as usize
 }
 
 fn reply_of(work: Work) -> Reply {

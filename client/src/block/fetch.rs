@@ -32,8 +32,9 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 /// A block that every daemon answers not to have is lost; a reader hears of it after this time.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 
-/// After this many parts, a block is fetched as a whole: somebody works on it.
-const PARTS_MAX: u8 = 8;
+/// A request costs as much as this many bytes of content. Measured on loopback, 4 KiB of a block took 0.40 ms, 256 KiB
+/// 1.05 ms, and 4 MiB, hashed here, 11.8 ms.
+const REQUEST_BYTES: u32 = 128 << 10;
 /// Smaller blocks are always fetched whole: a part costs as much.
 const PARTED_BYTES_MIN: u32 = 256 << 10;
 /// Blocks whose parts are counted.
@@ -52,11 +53,32 @@ struct Inner {
     layouts: Arc<Layouts>,
     cache: BlockCache,
     under_way: Mutex<HashMap<BlockHash, Fetching>>,
-    /// How many parts of a block were fetched lately.
-    parts: Mutex<LruCache<BlockHash, u8>>,
+    parts: Mutex<Parts>,
     soft_timeout: Option<Duration>,
     work: TaskTracker,
     stop: CancellationToken,
+}
+
+/// What the parts of a block have cost lately, in bytes of content.
+struct Parts(LruCache<BlockHash, u32>);
+
+impl Parts {
+    fn new() -> Self {
+        Self(LruCache::new(NonZeroUsize::new(PARTED_COUNT).expect("not zero")))
+    }
+
+    /// Whether to fetch this part rather than the whole block. Nobody knows how many parts will be wanted; who takes the
+    /// whole when the parts have cost as much (31 of 4 KiB for a block of 4 MiB) never pays much more than twice the least.
+    fn take(&mut self, hash: BlockHash, block_len: u32, len: u32) -> bool {
+        let spent = self.0.get_or_insert_mut(hash, || 0);
+        *spent = spent.saturating_add(REQUEST_BYTES.saturating_add(len));
+        let worth_it = *spent <= block_len;
+        if !worth_it {
+            // When the block has been pushed out of the cache again, its parts are counted anew.
+            self.0.pop(&hash);
+        }
+        worth_it
+    }
 }
 
 /// Bytes of a block.
@@ -94,7 +116,7 @@ impl Fetcher {
     ) -> Self {
         let cache = BlockCache::new(cache_bytes);
         let under_way = Mutex::default();
-        let parts = Mutex::new(LruCache::new(NonZeroUsize::new(PARTED_COUNT).expect("not zero")));
+        let parts = Mutex::new(Parts::new());
         Self { shared: Arc::new(Inner { endpoint, layouts, cache, under_way, parts, soft_timeout: soft, work, stop }) }
     }
 
@@ -121,7 +143,7 @@ impl Fetcher {
     }
 
     /// Bytes `offset..offset + len` of a large block, or `None` when the whole block is the better thing to fetch. A part
-    /// cannot be checked against the hash here: the daemon has verified the whole record before it sends any of it.
+    /// cannot be checked against the hash here: the daemon has verified the sections that hold it before it sends any.
     /// Cancel-safe.
     ///
     /// # Errors
@@ -140,15 +162,7 @@ impl Fetcher {
         if block_len < PARTED_BYTES_MIN || self.shared.under_way.lock().contains_key(&hash) {
             return Ok(None);
         }
-        let count = {
-            let mut parts = self.shared.parts.lock();
-            let count = parts.get_or_insert_mut(hash, || 0);
-            *count = count.saturating_add(1);
-            *count
-        };
-        if count > PARTS_MAX {
-            // When it has been pushed out of the cache again, its parts are counted anew.
-            self.shared.parts.lock().pop(&hash);
+        if !self.shared.parts.lock().take(hash, block_len, len) {
             return Ok(None);
         }
         self.shared.fetch(hash, Part { offset, len }).await.map(Some)
@@ -267,4 +281,41 @@ async fn verify(hash: BlockHash, block: &Bytes) -> bool {
     }
     let block = block.clone();
     tokio::task::spawn_blocking(move || BlockHash::of(&block) == hash).await.unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCK: u32 = 4 << 20;
+
+    /// Parts that are fetched before the whole block is.
+    fn parts_before_the_whole(parts: &mut Parts, block_len: u32, len: u32) -> usize {
+        (0..).take_while(|_| parts.take(BlockHash([1; 32]), block_len, len)).count()
+    }
+
+    #[test]
+    fn a_block_is_fetched_whole_when_its_parts_have_cost_as_much() {
+        let mut parts = Parts::new();
+        for (block_len, len, expected) in [(BLOCK, 4096, 31), (BLOCK, 256 << 10, 10), (1 << 20, 4096, 7)] {
+            for round in ["first", "after the block left the cache"] {
+                assert_eq!(
+                    parts_before_the_whole(&mut parts, block_len, len),
+                    expected,
+                    "{len} of {block_len}, {round}"
+                );
+            }
+        }
+        assert_eq!(parts_before_the_whole(&mut parts, PARTED_BYTES_MIN, 4096), 1);
+        assert_eq!(parts_before_the_whole(&mut parts, BLOCK, u32::MAX), 0);
+    }
+
+    #[test]
+    fn parts_of_one_block_do_not_count_for_another() {
+        let mut parts = Parts::new();
+        for number in 0..200 {
+            assert!(parts.take(BlockHash([number; 32]), BLOCK, 4096));
+        }
+        assert_eq!(parts_before_the_whole(&mut parts, BLOCK, 4096), 30, "one was fetched already");
+    }
 }

@@ -1,0 +1,135 @@
+//! Reading blocks, verified: whole ones against their name, parts section by section (I9).
+//!
+//! A part costs its sections and the trailer, however long the block is. When either does not fit, the caller reads the
+//! record whole: the payload decides whether the block is damaged, because a trailer can be made anew and a block
+//! cannot. What is damaged is quarantined.
+
+use super::disk::SegmentFile;
+use super::sections::{SECTION_BYTES, Sections, covering};
+use super::{Error, Location, Shared, segment};
+use bytes::Bytes;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use wire::ids::BlockHash;
+
+/// What reading a part came to.
+pub(super) enum Part {
+    /// The block is not here.
+    Absent,
+    /// These bytes of a block of this length, verified.
+    Verified { block_len: u32, bytes: Bytes },
+    /// What was read does not fit: the record must be read whole.
+    Doubtful,
+}
+
+/// A whole record, its payload verified.
+pub(super) struct Record {
+    pub location: Location,
+    pub block: Bytes,
+    /// Computed from the payload.
+    pub sections: Sections,
+    /// Whether the trailer says the same.
+    pub trailer_fits: bool,
+}
+
+/// The bytes of `offset..offset + len` that a block of this length has.
+pub(super) fn clamp(offset: u32, len: u32, block_len: usize) -> Range<usize> {
+    let start = (offset as usize).min(block_len);
+    start..start.saturating_add(len as usize).min(block_len)
+}
+
+pub(super) fn block(shared: &Shared, hash: &BlockHash) -> Result<Option<Bytes>, Error> {
+    let Some((location, file)) = locate(shared, hash) else { return Ok(None) };
+    let matches = |block: &Bytes| (BlockHash::of(block) == *hash).then_some(());
+    payload(shared, &location, &*file, hash, matches).map(|(block, ())| Some(block))
+}
+
+pub(super) fn record(shared: &Shared, hash: &BlockHash) -> Result<Option<Record>, Error> {
+    let Some((location, file)) = locate(shared, hash) else { return Ok(None) };
+    let (block, sections) = payload(shared, &location, &*file, hash, |block| {
+        let (name, sections) = Sections::of(block);
+        (name == *hash).then_some(sections)
+    })?;
+    // Not read together with the payload: a sector that cannot be read is to cost no more than what lies in it.
+    let trailer = segment::read_behind_header(&*file, &shared.pool, location.offset, trailer_of(&location));
+    let trailer_fits = trailer.is_ok_and(|trailer| trailer == sections.as_bytes());
+    Ok(Some(Record { location, block, sections, trailer_fits }))
+}
+
+pub(super) fn part(shared: &Shared, hash: &BlockHash, offset: u32, len: u32) -> Result<Part, Error> {
+    let Some((location, file)) = locate(shared, hash) else { return Ok(Part::Absent) };
+    let wanted = clamp(offset, len, location.len as usize);
+    let cover = covering(&wanted, location.len as usize);
+    if wanted.is_empty() || cover.len() == location.len as usize {
+        let Some(block) = block(shared, hash)? else { return Ok(Part::Absent) };
+        return Ok(Part::Verified { block_len: location.len, bytes: block.slice(wanted) });
+    }
+    let (trailer, content) = match trailer_and_sections(shared, &location, &*file, &cover) {
+        Ok(read) => read,
+        Err(error) => {
+            tracing::warn!(%hash, segment = %location.segment, %error, "a part of a block cannot be read");
+            return Ok(Part::Doubtful);
+        }
+    };
+    // I9: the trailer is what the block's name says, and the bytes are what the trailer says.
+    match Sections::decode(&trailer, hash) {
+        Some(sections) if sections.fit(cover.start, &content) => {
+            let within = wanted.start - cover.start..wanted.end - cover.start;
+            Ok(Part::Verified { block_len: location.len, bytes: content.slice(within) })
+        }
+        _ => Ok(Part::Doubtful),
+    }
+}
+
+fn trailer_of(location: &Location) -> Range<usize> {
+    let start = location.len as usize;
+    start..start + Sections::stored_len(location.len)
+}
+
+/// Trailer and sections, in one read if not much lies between them.
+fn trailer_and_sections(
+    shared: &Shared,
+    location: &Location,
+    file: &dyn SegmentFile,
+    cover: &Range<usize>,
+) -> io::Result<(Bytes, Bytes)> {
+    let read = |range| segment::read_behind_header(file, &shared.pool, location.offset, range);
+    let trailer = trailer_of(location);
+    if trailer.start - cover.end <= SECTION_BYTES {
+        let both = read(cover.start..trailer.end)?;
+        return Ok((both.slice(trailer.start - cover.start..), both.slice(..cover.len())));
+    }
+    Ok((read(trailer)?, read(cover.clone())?))
+}
+
+fn locate(shared: &Shared, hash: &BlockHash) -> Option<(Location, Arc<dyn SegmentFile>)> {
+    let index = shared.index.read();
+    let location = index.blocks.get(hash).filter(|location| !location.bad).copied()?;
+    let (file, _) = index.segments.get(&location.segment)?;
+    Some((location, file.clone()))
+}
+
+/// Reads the payload and verifies it by `verify`, which gives `None` for a damaged one.
+fn payload<T>(
+    shared: &Shared,
+    location: &Location,
+    file: &dyn SegmentFile,
+    hash: &BlockHash,
+    verify: impl FnOnce(&Bytes) -> Option<T>,
+) -> Result<(Bytes, T), Error> {
+    let read = segment::read_payload(file, &shared.pool, location.offset, location.len);
+    // I9: never served unverified.
+    let bad = match read {
+        Ok(block) => match verify(&block) {
+            Some(verified) => return Ok((block, verified)),
+            None => Error::Corrupt { hash: *hash },
+        },
+        Err(error) => Error::io(&segment::path(&shared.dir, location.segment), error),
+    };
+    tracing::error!(%hash, segment = %location.segment, offset = location.offset, "a block is damaged on disk");
+    if let Some(known) = shared.index.write().blocks.get_mut(hash).filter(|known| *known == location) {
+        known.bad = true;
+    }
+    Err(bad)
+}

@@ -1,0 +1,188 @@
+//! A disk in memory that loses what was not synced.
+
+use crate::store::disk::{Disk, SegmentFile};
+use parking_lot::Mutex;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A file: what is stable, and what was written since the last sync.
+#[derive(Default, Clone)]
+pub struct Content {
+    pub stable: Vec<u8>,
+    pending: Vec<(u64, Vec<u8>)>,
+}
+
+impl Content {
+    fn now(&self) -> Vec<u8> {
+        let mut bytes = self.stable.clone();
+        for (offset, written) in &self.pending {
+            lay(&mut bytes, *offset, written);
+        }
+        bytes
+    }
+}
+
+fn lay(bytes: &mut Vec<u8>, offset: u64, written: &[u8]) {
+    let end = offset as usize + written.len();
+    bytes.resize(bytes.len().max(end), 0);
+    bytes[offset as usize..end].copy_from_slice(written);
+}
+
+/// What the disk holds.
+#[derive(Default)]
+pub struct Inner {
+    pub files: Mutex<BTreeMap<PathBuf, Content>>,
+    /// Calls that still succeed before the power goes.
+    pub left: AtomicU64,
+    pub free: AtomicU64,
+    read: AtomicU64,
+    /// Offset and length of each write to a segment.
+    pub writes: Mutex<Vec<(u64, u64)>>,
+}
+
+/// A disk in memory that loses what was not synced.
+#[derive(Clone, Default)]
+pub struct TestDisk(pub Arc<Inner>);
+
+impl TestDisk {
+    pub fn new() -> Self {
+        let disk = Self::default();
+        disk.0.left.store(u64::MAX / 2, Ordering::SeqCst);
+        disk.0.free.store(u64::MAX / 2, Ordering::SeqCst);
+        disk
+    }
+
+    pub fn cut_after(&self, calls: u64) {
+        self.0.left.store(calls, Ordering::SeqCst);
+    }
+
+    fn call(&self) -> io::Result<()> {
+        let before = self.0.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        if before.is_ok() { Ok(()) } else { Err(io::Error::other("the power is off")) }
+    }
+
+    /// The power comes back: of what was not synced, some pieces arrived and some did not.
+    pub fn power_on(&self, mut luck: u64) {
+        for content in self.0.files.lock().values_mut() {
+            for (offset, written) in std::mem::take(&mut content.pending) {
+                for (index, piece) in written.chunks(4096).enumerate() {
+                    luck = luck.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    if luck >> 63 == 1 {
+                        lay(&mut content.stable, offset + index as u64 * 4096, piece);
+                    }
+                }
+            }
+        }
+        self.cut_after(u64::MAX / 2);
+    }
+
+    pub fn flip(&self, path: &Path, at: usize) {
+        self.0.files.lock().get_mut(path).unwrap().stable[at] ^= 1;
+    }
+
+    /// Bytes that were read from segments.
+    pub fn bytes_read(&self) -> u64 {
+        self.0.read.load(Ordering::SeqCst)
+    }
+
+    pub fn segments(&self) -> Vec<PathBuf> {
+        let files = self.0.files.lock();
+        files.keys().filter(|path| path.extension().is_some_and(|end| end == "segment")).cloned().collect()
+    }
+}
+
+struct TestFile(TestDisk, PathBuf);
+
+impl TestFile {
+    fn with<T>(&self, work: impl FnOnce(&mut Content) -> T) -> io::Result<T> {
+        let mut files = self.0.0.files.lock();
+        files.get_mut(&self.1).map(work).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl SegmentFile for TestFile {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let powered = self.0.call();
+        self.0.0.writes.lock().push((offset, bytes.len() as u64));
+        // Without power the write may still have reached the disk's cache in part.
+        self.with(|content| content.pending.push((offset, bytes.to_vec())))?;
+        powered
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let count = self.with(|content| {
+            let bytes = content.now();
+            let from = (offset as usize).min(bytes.len());
+            let count = buffer.len().min(bytes.len() - from);
+            buffer[..count].copy_from_slice(&bytes[from..from + count]);
+            count
+        })?;
+        self.0.0.read.fetch_add(count as u64, Ordering::SeqCst);
+        Ok(count)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.call()?;
+        self.with(|content| {
+            content.stable = content.now();
+            content.pending.clear();
+        })
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.sync()?;
+        self.with(|content| content.stable.truncate(len as usize))
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.with(|content| content.now().len() as u64)
+    }
+}
+
+impl Disk for TestDisk {
+    fn create_dir(&self, _dir: &Path) -> io::Result<()> {
+        self.call()
+    }
+
+    fn list(&self, _dir: &Path) -> io::Result<Vec<PathBuf>> {
+        Ok(self.0.files.lock().keys().cloned().collect())
+    }
+
+    fn create(&self, path: &Path, len: u64) -> io::Result<Arc<dyn SegmentFile>> {
+        self.call()?;
+        let content = Content { stable: vec![0; len as usize], pending: Vec::new() };
+        self.0.files.lock().insert(path.to_owned(), content);
+        self.open(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn SegmentFile>> {
+        Ok(Arc::new(TestFile(self.clone(), path.to_owned())))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        TestFile(self.clone(), path.to_owned()).with(|content| content.now())
+    }
+
+    fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.call()?;
+        let content = Content { stable: bytes.to_vec(), pending: Vec::new() };
+        self.0.files.lock().insert(path.to_owned(), content);
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.call()?;
+        self.0.files.lock().remove(path).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
+        self.call()
+    }
+
+    fn space(&self, _dir: &Path) -> io::Result<(u64, u64)> {
+        Ok((u64::MAX / 2, self.0.free.load(Ordering::SeqCst)))
+    }
+}
