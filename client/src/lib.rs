@@ -24,6 +24,7 @@ mod window;
 pub use config::{ClientConfig, OnConflict};
 pub use error::Error;
 pub use handle::{Handle, OpenFlags, Opened};
+pub use locks::Wait;
 
 use accessed::Accessed;
 use block::fetch::Fetcher;
@@ -31,6 +32,7 @@ use block::layout::Layouts;
 use block::put::Putter;
 use buffers::Buffers;
 use file::state::FileState;
+use locks::Waits;
 use lru::LruCache;
 use meta::rpc::Rpc;
 use meta::session::Session;
@@ -47,6 +49,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use window::Window;
 use wire::FsError;
+use wire::attr::InodeAttr;
 use wire::ids::{Ino, SessionId, Version};
 use wire::op::Name;
 use wire::quic::Endpoint;
@@ -59,6 +62,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 const NAMES: usize = 65_536;
 /// Inodes whose version in the kernel's page cache is remembered.
 const VERSIONS: usize = 65_536;
+/// Removed directories whose attributes are remembered.
+const REMOVED_DIRS: usize = 4096;
 
 /// What others did, for the kernel's caches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -99,6 +104,8 @@ pub struct Client {
     names: Mutex<LruCache<(Ino, Name), Ino>>,
     /// Versions that the kernel's page cache may hold.
     versions: Mutex<LruCache<Ino, Version>>,
+    /// Directories that were removed here: somebody may still be in one, or have it open.
+    removed_dirs: Mutex<LruCache<Ino, InodeAttr>>,
     /// A leased number that a conflict copy did not need.
     spare: Mutex<Option<(SessionId, Ino)>>,
     accessed: Accessed,
@@ -108,6 +115,8 @@ pub struct Client {
     refreshing: Mutex<HashSet<Ino>>,
     notices: broadcast::Sender<Notice>,
     lock_released: Notify,
+    /// Waits for locks.
+    waits: Waits,
     /// What goes on as long as the client lives.
     tasks: Mutex<JoinSet<()>>,
     /// Flushes, uploads and fetches under way.
@@ -153,12 +162,14 @@ impl Client {
             orphans: Mutex::default(),
             names: Mutex::new(LruCache::new(NonZeroUsize::new(NAMES).expect("not zero"))),
             versions: Mutex::new(LruCache::new(NonZeroUsize::new(VERSIONS).expect("not zero"))),
+            removed_dirs: Mutex::new(LruCache::new(NonZeroUsize::new(REMOVED_DIRS).expect("not zero"))),
             spare: Mutex::new(None),
             accessed: Accessed::default(),
             fragmented: compact::Queue::default(),
             refreshing: Mutex::default(),
             notices: broadcast::channel(1024).0,
             lock_released: Notify::new(),
+            waits: Waits::default(),
             tasks: Mutex::new(JoinSet::new()),
             work,
             stop,

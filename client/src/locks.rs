@@ -1,12 +1,65 @@
 //! Advisory locks. Taking one refreshes what is known of the file, giving one up flushes it: programs that lock see each
 //! other's writes.
+//!
+//! A deadlock is refused when it closes within this client: who waits here for what is kept here, who holds it is asked
+//! of metad. Waits of other clients are not known, so a deadlock across clients lasts until somebody gives up.
 
 use crate::Client;
+use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use wire::FsError;
 use wire::ids::Ino;
 use wire::op::{Lock, LockFamily, Op, Read, ReadReply};
 use wire::retry::Backoff;
+
+/// What to do while a lock is held by another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    /// Fail with `WouldBlock`.
+    No,
+    /// Wait, however long it takes.
+    Yes,
+    /// Wait, unless all waiters would wait for each other: `fcntl(2)` refuses that with `EDEADLK`.
+    UnlessDeadlock,
+}
+
+/// Who waits here for which lock.
+#[derive(Default)]
+pub(crate) struct Waits {
+    waiting: Mutex<Vec<(u64, Ino, Lock)>>,
+    next: AtomicU64,
+    /// One search at a time, so that of those that close a circle together one is refused and not all.
+    searching: tokio::sync::Mutex<()>,
+}
+
+impl Waits {
+    /// Notes a wait for as long as the answer lives.
+    fn note(&self, ino: Ino, lock: &Lock) -> Noted<'_> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.waiting.lock().push((number, ino, lock.clone()));
+        Noted { waits: self, number }
+    }
+
+    /// What an owner waits for; several threads of one may wait.
+    fn of(&self, owner: u64) -> Vec<(Ino, Lock)> {
+        let waiting = self.waiting.lock();
+        let own = waiting.iter().filter(|(_, _, lock)| lock.owner == owner);
+        own.map(|(_, ino, lock)| (*ino, lock.clone())).collect()
+    }
+}
+
+struct Noted<'a> {
+    waits: &'a Waits,
+    number: u64,
+}
+
+impl Drop for Noted<'_> {
+    fn drop(&mut self) {
+        self.waits.waiting.lock().retain(|(number, _, _)| *number != self.number);
+    }
+}
 
 impl Client {
     /// The first lock that stands in the way of this one.
@@ -23,25 +76,54 @@ impl Client {
     /// Takes a lock, waiting for it if asked to. Cancel-safe: a wait that is dropped takes nothing.
     ///
     /// # Errors
-    /// `WouldBlock` when it is held and `wait` is not set.
-    pub async fn setlk(&self, ino: Ino, lock: Lock, wait: bool) -> Result<(), FsError> {
+    /// `WouldBlock` when it is held and must not be waited for, `Deadlock`.
+    pub async fn setlk(&self, ino: Ino, lock: Lock, wait: Wait) -> Result<(), FsError> {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
+        let mut noted = None;
         loop {
             let released = self.lock_released.notified();
             match self.session.one(Op::SetLock { ino, lock: lock.clone() }).await {
                 Ok(_) => break,
-                Err(FsError::WouldBlock) if wait => {}
+                Err(FsError::WouldBlock) if wait != Wait::No => {}
                 Err(error) => return Err(error),
+            }
+            if wait == Wait::UnlessDeadlock {
+                let _one = self.waits.searching.lock().await;
+                // Looked for again and again: of several holders only the first is followed.
+                if self.is_deadlock(ino, &lock).await? {
+                    return Err(FsError::Deadlock);
+                }
+                noted.get_or_insert_with(|| self.waits.note(ino, &lock));
             }
             // Told when another session releases it; asked again now and then, because telling is best effort.
             let _ = tokio::time::timeout(backoff.delay(), released).await;
         }
+        drop(noted);
         let open = self.files.lock().get(&ino).cloned();
         if let Some(file) = open {
             let attr = self.getattr(ino).await?;
             file.refresh(&attr, None);
         }
         Ok(())
+    }
+
+    /// Whether whoever holds what stands in the way of a lock waits, maybe over others, for its owner.
+    async fn is_deadlock(&self, ino: Ino, lock: &Lock) -> Result<bool, FsError> {
+        let mut seen = HashSet::new();
+        let mut wanted = vec![(ino, lock.clone())];
+        while let Some((ino, waits_for)) = wanted.pop() {
+            if self.waits.waiting.lock().is_empty() {
+                return Ok(false);
+            }
+            let Some(holder) = self.getlk(ino, waits_for).await? else { continue };
+            if holder.owner == lock.owner {
+                return Ok(true);
+            }
+            if seen.insert(holder.owner) {
+                wanted.extend(self.waits.of(holder.owner));
+            }
+        }
+        Ok(false)
     }
 
     /// Gives up what an owner holds in a range.

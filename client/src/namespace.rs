@@ -5,7 +5,7 @@ use crate::file::state::FileState;
 use crate::opens::Vouched;
 use std::sync::Arc;
 use wire::FsError;
-use wire::attr::{AttrChange, InodeAttr};
+use wire::attr::{AttrChange, FileKind, InodeAttr};
 use wire::ids::{Ino, Version};
 use wire::op::{DirEntry, Name, NewInode, Op, OpReply, Read, ReadReply, RenameMode, StatFs, XattrMode};
 
@@ -78,7 +78,22 @@ impl Client {
     /// # Errors
     /// As `fstat(2)`; `NotFound` when the inode is gone.
     pub async fn getattr(&self, ino: Ino) -> Result<InodeAttr, FsError> {
-        self.ask_attr(Read::GetAttr { ino }).await
+        match self.ask_attr(Read::GetAttr { ino }).await {
+            Err(FsError::NotFound) => self.removed_dir(ino).ok_or(FsError::NotFound),
+            found => found,
+        }
+    }
+
+    /// Attributes of a directory that was removed through this client, as it was then: POSIX lets whoever is in it, or
+    /// has it open, go on asking.
+    fn removed_dir(&self, ino: Ino) -> Option<InodeAttr> {
+        self.removed_dirs.lock().get(&ino).cloned()
+    }
+
+    fn remember_removed(&self, attr: &InodeAttr) {
+        if attr.kind == FileKind::Directory {
+            self.removed_dirs.lock().put(attr.ino, attr.clone());
+        }
     }
 
     /// Changes attributes. A change of length waits for what was written before.
@@ -195,7 +210,9 @@ impl Client {
     /// # Errors
     /// As `rmdir(2)`.
     pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
-        self.session.one(Op::Rmdir { parent, name: name.to_vec() }).await?;
+        if let OpReply::Removed { attr, .. } = self.session.one(Op::Rmdir { parent, name: name.to_vec() }).await? {
+            self.remember_removed(&attr);
+        }
         self.names.lock().pop(&(parent, name.to_vec()));
         Ok(())
     }
@@ -238,6 +255,9 @@ impl Client {
                 _ => names.pop(&(parent, name.to_vec())),
             };
             names.put((new_parent, new_name.to_vec()), moved.ino);
+        }
+        if let Some(attr) = replaced.as_ref().filter(|_| mode != RenameMode::Exchange) {
+            self.remember_removed(attr);
         }
         if let Some(attr) = replaced.filter(|_| orphaned) {
             self.keep_or_release(&[attr.ino]).await;

@@ -2,7 +2,7 @@
 
 mod cluster;
 
-use client::{Client, ClientConfig, Error};
+use client::{Client, ClientConfig, Error, Wait};
 use cluster::{Cluster, content, create, names, open, pattern, until};
 use embed::EmbedOptions;
 use std::collections::BTreeSet;
@@ -149,12 +149,12 @@ async fn a_lock_is_waited_for_until_another_client_releases_it() {
     let second = open(&two, "file").await;
     let ino = first.attr.ino;
     let lock = |pid| Lock { family: LockFamily::Posix, owner: 1, pid, start: 0, end: u64::MAX, exclusive: true };
-    one.setlk(ino, lock(1), false).await.unwrap();
-    assert_eq!(two.setlk(ino, lock(2), false).await, Err(FsError::WouldBlock));
+    one.setlk(ino, lock(1), Wait::No).await.unwrap();
+    assert_eq!(two.setlk(ino, lock(2), Wait::No).await, Err(FsError::WouldBlock));
     assert_eq!(two.getlk(ino, lock(2)).await.unwrap().map(|held| held.pid), Some(1));
     let waiting = tokio::spawn({
         let two = two.clone();
-        async move { two.setlk(ino, lock(2), true).await }
+        async move { two.setlk(ino, lock(2), Wait::Yes).await }
     });
     one.write(&first.handle, 0, b"under the lock", false).await.unwrap();
     one.unlock(ino, LockFamily::Posix, 1, 0, u64::MAX).await.unwrap();

@@ -249,6 +249,7 @@ impl Filesystem for Surf {
             Ok(file) => file,
             Err(error) => return reply.error(errno(error)),
         };
+        file.lock_owners.closed_by(owner.0);
         if self.shared.nothing_to_flush(&file, owner.0) {
             return reply.ok();
         }
@@ -262,15 +263,13 @@ impl Filesystem for Surf {
         number: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
-        lock_owner: Option<LockOwner>,
+        _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        // Only there with FUSE_RELEASE_FLOCK_UNLOCK: the owner of locks of `flock(2)`.
-        let owner = lock_owner.map(|owner| owner.0);
         let Some(file) = self.shared.files.remove(fh.0) else { return reply.ok() };
         let span = span!("release", request, number, fh = fh.0);
-        self.wait(request, Patience::Endless, span, reply, |fs| async move { fs.release(file, owner).await });
+        self.wait(request, Patience::Endless, span, reply, |fs| async move { fs.release(file).await });
     }
 
     fn fsync(&self, request: &Request, number: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -323,12 +322,18 @@ impl Filesystem for Surf {
     ) {
         let caller = xattr::Caller { uid: request.uid(), gid: request.gid(), tid: request.pid() };
         let (name, value, mode) = (bytes(name), value.to_vec(), xattr::mode(flags));
+        if let Err(error) = xattr::check_name(&name) {
+            return reply.error(errno(error));
+        }
         self.ask(request, span!("setxattr", request, number), reply, |fs| async move {
             fs.setxattr(ino(number), &name, &value, mode, caller).await
         });
     }
 
     fn getxattr(&self, request: &Request, number: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if let Err(error) = xattr::check_name(name.as_encoded_bytes()) {
+            return reply.error(errno(error));
+        }
         if self.shared.inodes.is_plain(ino(number)) {
             return reply.error(errno(FsError::NoAttribute));
         }
@@ -337,12 +342,15 @@ impl Filesystem for Surf {
     }
 
     fn listxattr(&self, request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
-        let span = span!("listxattr", request, number);
-        self.ask(request, span, reply, |fs| async move { fs.listxattr(ino(number), size).await });
+        let (span, privileged) = (span!("listxattr", request, number), !is_unprivileged(request));
+        self.ask(request, span, reply, |fs| async move { fs.listxattr(ino(number), size, privileged).await });
     }
 
     fn removexattr(&self, request: &Request, number: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (span, name) = (span!("removexattr", request, number), bytes(name));
+        if let Err(error) = xattr::check_name(&name) {
+            return reply.error(errno(error));
+        }
         self.ask(request, span, reply, |fs| async move {
             fs.client.removexattr(ino(number), &name).await.map_err(reply::gone_is_stale)
         });
@@ -383,10 +391,14 @@ impl Filesystem for Surf {
         sleep: bool,
         reply: ReplyEmpty,
     ) {
+        let file = match self.file(fh) {
+            Ok(file) => file,
+            Err(error) => return reply.error(errno(error)),
+        };
         let wanted = Wanted { owner, start, last: end, typ, pid, tid: request.pid() };
         let span = span!("setlk", request, number, fh = fh.0, off = start);
         let patience = if sleep { Patience::UntilSignal } else { Patience::UntilEnding };
-        self.wait(request, patience, span, reply, |fs| async move { fs.setlk(ino(number), wanted, sleep).await });
+        self.wait(request, patience, span, reply, |fs| async move { fs.setlk(&file, wanted, sleep).await });
     }
 
     fn ioctl(

@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::attr::file_attr;
+use super::lock::LockOwners;
 use super::reply::{Attr, Open, gone_is_stale};
 use crate::handles::last_use;
 use client::namespace::NewNode;
@@ -23,6 +24,7 @@ pub(super) struct OpenFile {
     pub append: bool,
     /// Opened for writing.
     pub writes: bool,
+    pub lock_owners: LockOwners,
 }
 
 fn open_flags(flags: i32) -> OpenFlags {
@@ -112,7 +114,7 @@ impl Shared {
         if writes {
             self.inodes.add_writer(handle.ino());
         }
-        let file = OpenFile { handle, append: flags & libc::O_APPEND != 0, writes };
+        let file = OpenFile { handle, append: flags & libc::O_APPEND != 0, writes, lock_owners: LockOwners::default() };
         Open { fh: self.files.insert(file), flags: kernel }
     }
 
@@ -128,14 +130,11 @@ impl Shared {
         flushed.and(unlocked)
     }
 
-    /// Gives a handle back, and the `flock` lock of its open file description.
-    pub(super) async fn release(&self, file: Arc<OpenFile>, owner: Option<u64>) -> Result<(), FsError> {
+    /// Gives a handle back, and the locks of its open file description.
+    pub(super) async fn release(&self, file: Arc<OpenFile>) -> Result<(), FsError> {
         let file = last_use(file).await;
         let (ino, writes) = (file.handle.ino(), file.writes);
-        let unlocked = match owner {
-            Some(owner) => self.unlock_all(ino, LockFamily::Flock, owner).await,
-            None => Ok(()),
-        };
+        let unlocked = self.unlock_open_file(&file).await;
         self.client.release(file.handle).await;
         if writes {
             self.inodes.remove_writer(ino);

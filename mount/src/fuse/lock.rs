@@ -4,8 +4,14 @@
 //! of `fcntl(2)`. For the others, the caller is asked: it waits inside its system call, whose number `/proc` tells. Where
 //! that cannot be read (not root, and another user's process), the lock counts as one of `fcntl`, as on NFS: it works
 //! across clients, but the two kinds exclude each other.
+//!
+//! Locks of open file descriptions (`F_OFD_SETLK`) are owned by the open file, as those of `flock` are, and nobody tells of
+//! their end but the handle's release. So a handle remembers who locked through it (`LockOwners`): a process that closes
+//! any descriptor of the file gives up its locks then, and is forgotten; who is left at the release was an open file.
 
 use super::Shared;
+use super::file::OpenFile;
+use client::Wait;
 use fuser::LockOwner;
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -30,6 +36,23 @@ impl Locked {
     }
 }
 
+/// Who locked through a handle and has not closed it since.
+#[derive(Default)]
+pub(super) struct LockOwners {
+    owners: Mutex<HashSet<u64>>,
+}
+
+impl LockOwners {
+    /// A process closed a descriptor: it holds nothing any more, and what it locks from now on is not this handle's.
+    pub(super) fn closed_by(&self, owner: u64) {
+        self.owners.lock().remove(&owner);
+    }
+
+    fn drain(&self) -> Vec<u64> {
+        self.owners.lock().drain().collect()
+    }
+}
+
 /// A lock as a request describes it.
 #[derive(Clone, Copy)]
 pub(super) struct Wanted {
@@ -46,7 +69,16 @@ pub(super) struct Wanted {
 impl Wanted {
     fn family(self) -> LockFamily {
         let whole = self.start == 0 && self.last >= TO_THE_END;
-        if whole && in_flock(self.tid) { LockFamily::Flock } else { LockFamily::Posix }
+        if whole && Caller::of(self.tid) == Caller::Flock { LockFamily::Flock } else { LockFamily::Posix }
+    }
+
+    /// Only processes can be in a deadlock: of an open file any thread may give up the lock.
+    fn wait(self, sleep: bool, family: LockFamily) -> Wait {
+        match (sleep, family) {
+            (false, _) => Wait::No,
+            (true, LockFamily::Posix) if Caller::of(self.tid) != Caller::OpenFileLock => Wait::UnlessDeadlock,
+            (true, _) => Wait::Yes,
+        }
     }
 
     /// The kernel counts to the last byte, a lock here to one past it.
@@ -57,11 +89,31 @@ impl Wanted {
     }
 }
 
-/// Whether a thread waits inside `flock(2)`: `proc_pid_syscall(5)`.
-fn in_flock(tid: u32) -> bool {
-    let syscall = fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
-    let number = syscall.split_ascii_whitespace().next().and_then(|number| number.parse().ok());
-    number == Some(libc::SYS_flock)
+/// The system call that a thread waits in, as far as it tells kinds of locks apart.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Caller {
+    Flock,
+    /// `fcntl(2)` for a lock of the open file description.
+    OpenFileLock,
+    Other,
+}
+
+impl Caller {
+    /// From `proc_pid_syscall(5)`: the call's number in decimal, then its arguments in hexadecimal.
+    fn of(tid: u32) -> Self {
+        Self::parse(&fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default())
+    }
+
+    fn parse(syscall: &str) -> Self {
+        let mut words = syscall.split_ascii_whitespace();
+        let number = words.next().and_then(|number| number.parse().ok());
+        let command = words.nth(1).and_then(|hex| i64::from_str_radix(hex.trim_start_matches("0x"), 16).ok());
+        match (number, command) {
+            (Some(libc::SYS_flock), _) => Self::Flock,
+            (Some(libc::SYS_fcntl), Some(command)) if command == i64::from(libc::F_OFD_SETLKW) => Self::OpenFileLock,
+            _ => Self::Other,
+        }
+    }
 }
 
 impl Shared {
@@ -70,32 +122,33 @@ impl Shared {
         self.client.getlk(ino, wanted.lock(LockFamily::Posix)).await
     }
 
-    pub(super) async fn setlk(&self, ino: Ino, wanted: Wanted, wait: bool) -> Result<(), FsError> {
-        let family = wanted.family();
+    pub(super) async fn setlk(&self, file: &OpenFile, wanted: Wanted, sleep: bool) -> Result<(), FsError> {
+        let (ino, family) = (file.handle.ino(), wanted.family());
         let lock = wanted.lock(family);
         if wanted.typ == libc::F_UNLCK {
             return self.client.unlock(ino, family, lock.owner, lock.start, lock.end).await;
         }
         // Noted before it is taken: whatever becomes of this request, the last `close` gives the lock up.
         self.locked.held.lock().insert((ino, lock.owner, family));
-        self.client.setlk(ino, lock, wait).await
+        file.lock_owners.owners.lock().insert(lock.owner);
+        self.client.setlk(ino, lock, wanted.wait(sleep, family)).await
+    }
+
+    /// Gives up what an open file held, when it is released.
+    pub(super) async fn unlock_open_file(&self, file: &OpenFile) -> Result<(), FsError> {
+        let mut outcome = Ok(());
+        for owner in file.lock_owners.drain() {
+            for family in [LockFamily::Flock, LockFamily::Posix] {
+                outcome = outcome.and(self.unlock_all(file.handle.ino(), family, owner).await);
+            }
+        }
+        outcome
     }
 
     /// Gives up all that an owner holds on a file, when it closes it. Costs nothing for those who never locked.
     pub(super) async fn unlock_all(&self, ino: Ino, family: LockFamily, owner: u64) -> Result<(), FsError> {
-        let mut families = vec![family];
-        if family == LockFamily::Flock {
-            // One that could not be told from a lock of `fcntl` has the same owner, which no process shares.
-            families.push(LockFamily::Posix);
-        }
-        let mut outcome = Ok(());
-        for family in families {
-            let held = self.locked.held.lock().remove(&(ino, owner, family));
-            if held {
-                outcome = outcome.and(self.client.unlock(ino, family, owner, 0, u64::MAX).await);
-            }
-        }
-        outcome
+        let held = self.locked.held.lock().remove(&(ino, owner, family));
+        if held { self.client.unlock(ino, family, owner, 0, u64::MAX).await } else { Ok(()) }
     }
 }
 
@@ -130,12 +183,20 @@ mod tests {
         });
         let tid = receive.recv().unwrap() as u32;
         let started = Instant::now();
-        while !in_flock(tid) {
+        while Caller::of(tid) != Caller::Flock {
             assert!(started.elapsed() < Duration::from_secs(10), "the thread never waited in flock");
             std::thread::sleep(Duration::from_millis(5));
         }
         file.as_file().unlock().unwrap();
         assert_eq!(waiter.join().unwrap(), 0);
-        assert!(!in_flock(0));
+        assert_eq!(Caller::of(0), Caller::Other);
+    }
+
+    #[test]
+    fn a_lock_of_an_open_file_is_told_from_one_of_a_process() {
+        let call = |number, command: i32| format!("{number} 0x3 {command:#x} 0x7ffc 0x0 0x0 0x0 0x7ffc 0x7f00");
+        assert_eq!(Caller::parse(&call(libc::SYS_fcntl, libc::F_OFD_SETLKW)), Caller::OpenFileLock);
+        assert_eq!(Caller::parse(&call(libc::SYS_fcntl, libc::F_SETLKW)), Caller::Other);
+        assert_eq!(Caller::parse("running"), Caller::Other);
     }
 }

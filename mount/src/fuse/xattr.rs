@@ -9,6 +9,12 @@ use wire::op::XattrMode;
 
 /// The attribute that holds a file's access ACL (`acl(5)`).
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+/// The one that new entries of a directory inherit.
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+/// Namespaces in which names are free. The kernel sees to who may use which.
+const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+/// Names that only root is told of (`xattr(7)`).
+const HIDDEN: &[u8] = b"trusted.";
 
 /// Who sets an attribute.
 #[derive(Clone, Copy)]
@@ -23,6 +29,18 @@ pub(super) fn mode(flags: i32) -> XattrMode {
         libc::XATTR_CREATE => XattrMode::Create,
         libc::XATTR_REPLACE => XattrMode::Replace,
         _ => XattrMode::Set,
+    }
+}
+
+/// Refuses what local filesystems refuse: the kernel leaves names in FUSE filesystems to them.
+pub(super) fn check_name(name: &[u8]) -> Result<(), FsError> {
+    if name == ACCESS_ACL || name == DEFAULT_ACL {
+        return Ok(());
+    }
+    match NAMESPACES.iter().find_map(|namespace| name.strip_prefix(*namespace)) {
+        Some([]) => Err(FsError::Invalid),
+        Some(_) => Ok(()),
+        None => Err(FsError::NotSupported),
     }
 }
 
@@ -61,9 +79,10 @@ impl Shared {
         Ok(Sized { value, room })
     }
 
-    pub(super) async fn listxattr(&self, ino: Ino, room: u32) -> Result<Sized, FsError> {
+    pub(super) async fn listxattr(&self, ino: Ino, room: u32, privileged: bool) -> Result<Sized, FsError> {
         let names = self.client.listxattr(ino).await.map_err(gone_is_stale)?;
-        let value = names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect();
+        let shown = names.into_iter().filter(|name| privileged || !name.starts_with(HIDDEN));
+        let value = shown.flat_map(|name| name.into_iter().chain([0])).collect();
         Ok(Sized { value, room })
     }
 }
@@ -77,6 +96,17 @@ fn has_group(status: &str, gid: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_refused_as_on_local_filesystems() {
+        for name in ["user.a", "trusted.b", "security.selinux", "system.posix_acl_default"] {
+            assert_eq!(check_name(name.as_bytes()), Ok(()), "{name}");
+        }
+        assert_eq!(check_name(b"user."), Err(FsError::Invalid));
+        for name in ["user", "system.nfs4_acl", "nonsense.a", ""] {
+            assert_eq!(check_name(name.as_bytes()), Err(FsError::NotSupported), "{name}");
+        }
+    }
 
     #[test]
     fn supplementary_groups_are_found() {
