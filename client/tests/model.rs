@@ -282,9 +282,7 @@ fn a_file_reads_as_bytes_in_memory_would_over_the_borders_of_blocks_and_chunks()
         });
         outcome
     });
-    let stopped = runtime.block_on(async {
-        world.client.shutdown().await.and(world.reader.shutdown().await)
-    });
+    let stopped = runtime.block_on(async { world.client.shutdown().await.and(world.reader.shutdown().await) });
     drop(world.cluster);
     checked.unwrap_or_else(|failure| panic!("{failure}"));
     stopped.unwrap();
