@@ -131,7 +131,7 @@ fn mistakes_are_told_in_one_line_without_starting() {
         assert!(!success && text.contains(words) && text.trim_end().lines().count() == 1, "{text}");
     };
     daemon.write_config("wieght = 3\n");
-    refused(&["--check-config"], "line 5: unknown field `wieght`");
+    refused(&["--check-config"], "line 5 (`wieght`): unknown field");
     daemon.write_config("grace_s = 1\n");
     refused(&["--check-config"], "`grace_s` is 1");
     daemon.write_config("");

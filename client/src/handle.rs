@@ -188,9 +188,9 @@ impl Client {
     /// Writes; waits while too much is uncommitted, and with `O_SYNC` until it is durable.
     ///
     /// # Errors
-    /// As `pwrite(2)`.
+    /// As `pwrite(2)`; `NoSpace` when what was written before could not be stored for lack of it.
     pub async fn write(&self, handle: &Handle, offset: u64, data: &[u8], clear: bool) -> Result<usize, FsError> {
-        self.window.wait().await;
+        self.window.wait().await?;
         if handle.file.is_scattered() {
             // What failed is told by `fsync` and `close`, as for writing in the background.
             let _ = self.arc().flush_file(&handle.file, true).await;
@@ -251,10 +251,7 @@ impl Client {
             }
         }
         self.forget_if_idle(file);
-        let orphaned = !self.files.lock().contains_key(&ino) && self.orphans.lock().remove(&ino);
-        if orphaned {
-            self.keep_or_release(&[ino]).await;
-        }
+        self.release_closed_orphan(ino).await;
     }
 
     /// A file without handles and without uncommitted content is not kept.
@@ -275,7 +272,10 @@ impl Client {
         for ino in inos {
             match self.opens.vouch(*ino, || self.files.lock().contains_key(ino)) {
                 Some(closed) => vouched.push(closed),
-                None => drop(self.orphans.lock().insert(*ino)),
+                None => {
+                    self.orphans.lock().insert(*ino);
+                    self.drop_unread(*ino);
+                }
             }
         }
         let closed: Vec<Ino> = vouched.iter().map(Vouched::ino).collect();
@@ -284,6 +284,28 @@ impl Client {
         {
             // Metad asks again with the next sign of life.
             tracing::debug!(%error, "orphans are released later");
+        }
+    }
+
+    /// Drops what is not committed of an unlinked inode without handles: nobody can read it any more.
+    fn drop_unread(&self, ino: Ino) {
+        let unread = |file: &&Arc<FileState>| file.inner.lock().opens == 0;
+        let Some(file) = self.files.lock().get(&ino).filter(unread).cloned() else { return };
+        let client = self.arc();
+        let dropping = async move {
+            client.discard(&file).await;
+            client.forget_if_idle(&file);
+            client.release_closed_orphan(ino).await;
+        };
+        self.work.spawn_on(dropping, &self.runtime);
+    }
+
+    /// Releases an orphan that nothing holds here any more.
+    async fn release_closed_orphan(&self, ino: Ino) {
+        let orphaned = !self.files.lock().contains_key(&ino) && self.orphans.lock().remove(&ino);
+        if orphaned {
+            // Boxed: releasing may find another orphan to drop.
+            Box::pin(self.keep_or_release(&[ino])).await;
         }
     }
 

@@ -1,13 +1,17 @@
 //! How much uncommitted content the mount holds in memory: writers wait beyond the limit (and what is beyond half of it
 //! is committed in the background).
 
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
+use wire::FsError;
 
 /// Counts bytes.
 pub struct Window {
     held: AtomicU64,
     limit: u64,
+    /// Why nothing could be committed lately, and waiting is no use.
+    failure: Mutex<Option<FsError>>,
     released: Notify,
     /// Told when there is so much that waiting for more is no use.
     pub(crate) pressure: Notify,
@@ -17,7 +21,8 @@ impl Window {
     /// An empty window.
     #[must_use]
     pub fn new(limit: u64) -> Self {
-        Self { held: AtomicU64::new(0), limit, released: Notify::new(), pressure: Notify::new() }
+        let (released, pressure) = (Notify::new(), Notify::new());
+        Self { held: AtomicU64::new(0), limit, failure: Mutex::new(None), released, pressure }
     }
 
     /// Whether there is room. A write that begins while there is may go beyond the limit by its own size.
@@ -33,15 +38,21 @@ impl Window {
     }
 
     /// Waits until there is room. Cancel-safe.
-    pub async fn wait(&self) {
+    ///
+    /// # Errors
+    /// Why there will be none: what is held could not be committed, and nothing could since.
+    pub async fn wait(&self) -> Result<(), FsError> {
         loop {
             let mut released = std::pin::pin!(self.released.notified());
             // Before looking: what is released in between must not be missed.
             released.as_mut().enable();
             if self.has_room() {
-                return;
+                return Ok(());
             }
             self.pressure.notify_one();
+            if let Some(error) = *self.failure.lock() {
+                return Err(error);
+            }
             released.await;
         }
     }
@@ -53,9 +64,37 @@ impl Window {
         }
     }
 
+    /// Nothing can be committed now: who waits for room is told.
+    pub fn fail(&self, error: FsError) {
+        *self.failure.lock() = Some(error);
+        self.released.notify_waiters();
+    }
+
     /// Less is held.
     pub fn release(&self, bytes: u64) {
+        *self.failure.lock() = None;
         self.held.fetch_sub(bytes, Ordering::AcqRel);
         self.released.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    #[tokio::test]
+    async fn a_writer_without_room_waits_until_there_is_some_or_will_be_none() {
+        let window = Window::new(10);
+        window.add(10);
+        let mut waiting = std::pin::pin!(window.wait());
+        assert_eq!(waiting.as_mut().now_or_never(), None);
+        window.fail(FsError::NoSpace);
+        assert_eq!(waiting.await, Err(FsError::NoSpace));
+        window.release(1);
+        window.add(1);
+        assert_eq!(window.wait().now_or_never(), None, "something could be committed since");
+        window.release(1);
+        assert_eq!(window.wait().await, Ok(()));
     }
 }

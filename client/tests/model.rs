@@ -29,7 +29,7 @@ const CASES: u32 = 32;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { through: bool, at: u64, len: usize, seed: u64 },
+    Write { at: u64, len: usize, seed: u64 },
     Append { len: usize, seed: u64 },
     Read { through: bool, at: u64, len: usize },
     Truncate { at: u64 },
@@ -68,8 +68,8 @@ fn range() -> impl Strategy<Value = Step> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        8 => (any::<bool>(), place(), length(), any::<u64>())
-            .prop_map(|(through, at, len, seed)| Step::Write { through, at, len, seed }),
+        8 => (place(), length(), any::<u64>())
+            .prop_map(|(at, len, seed)| Step::Write { at, len, seed }),
         2 => (length(), any::<u64>()).prop_map(|(len, seed)| Step::Append { len, seed }),
         8 => (any::<bool>(), place(), length()).prop_map(|(through, at, len)| Step::Read { through, at, len }),
         2 => place().prop_map(|at| Step::Truncate { at }),
@@ -152,7 +152,7 @@ impl File {
 
     async fn take(&mut self, step: &Step) -> Result<(), TestCaseError> {
         match *step {
-            Step::Write { at, len, seed, .. } => {
+            Step::Write { at, len, seed } => {
                 let data = pattern(seed, len);
                 prop_assert_eq!(self.client.write(&self.plain, BASE + at, &data, false).await, Ok(len));
                 self.model.write(at, &data);

@@ -22,7 +22,10 @@ fn open(disk: &TestDisk) -> Store {
 }
 
 fn open_with(disk: &TestDisk, segment_bytes: u64) -> Store {
-    let options = StoreOptions { segment_bytes, reserve_bytes: 0 };
+    open_as(disk, StoreOptions { segment_bytes, reserve_bytes: 0 })
+}
+
+fn open_as(disk: &TestDisk, options: StoreOptions) -> Store {
     Store::open_on(Path::new(DIR), options, Arc::new(disk.clone())).unwrap()
 }
 
@@ -168,6 +171,49 @@ fn a_full_disk_refuses_puts_and_serves_what_is_there() {
     }
     assert!(refused);
     assert!(runtime.block_on(store.get(first)).unwrap().is_some());
+}
+
+#[test]
+fn a_disk_that_is_full_to_the_reserve_takes_no_block_and_drops_and_compacts() {
+    let runtime = runtime();
+    let disk = TestDisk::new();
+    let options = StoreOptions { segment_bytes: SEGMENT_BYTES, reserve_bytes: 4 * SEGMENT_BYTES };
+    let store = open_as(&disk, options.clone());
+    for number in 0..100 {
+        let (hash, content) = block(number);
+        runtime.block_on(store.put(hash, content)).unwrap();
+    }
+    disk.0.free.store(options.reserve_bytes, Ordering::SeqCst);
+    let refused = |number| {
+        let (hash, content) = block(number);
+        runtime.block_on(store.put(hash, content)).is_err_and(|error| error.is_no_space())
+    };
+    assert!((100..160).any(refused), "the open segment takes a few");
+    for number in (0..100).filter(|number| number % 5 != 0) {
+        assert!(runtime.block_on(store.drop_block(block(number).0)).unwrap());
+    }
+    disk.0.free.store(options.reserve_bytes - SEGMENT_BYTES, Ordering::SeqCst);
+    assert!(refused(200), "what was made for dropping takes no new block");
+    let before = disk.segments().len();
+    while runtime.block_on(store.compact_step()).unwrap().is_some() {}
+    assert!(disk.segments().len() < before, "{before} segments became {}", disk.segments().len());
+    disk.0.free.store(u64::MAX / 2, Ordering::SeqCst);
+    assert!(!refused(200));
+    for number in (0..100).step_by(5) {
+        assert!(runtime.block_on(store.get(block(number).0)).unwrap().is_some());
+    }
+}
+
+#[test]
+fn the_last_room_of_a_disk_is_used_by_smaller_segments() {
+    let runtime = runtime();
+    let disk = TestDisk::new();
+    let (segment_bytes, reserve_bytes) = (64 << 20, 1 << 20);
+    let store = open_as(&disk, StoreOptions { segment_bytes, reserve_bytes });
+    disk.0.free.store(reserve_bytes + (20 << 20), Ordering::SeqCst);
+    let (hash, content) = block(1);
+    runtime.block_on(store.put(hash, content.clone())).unwrap();
+    assert_eq!(runtime.block_on(store.get(hash)).unwrap(), Some(content));
 }
 
 #[test]

@@ -30,6 +30,8 @@ const SMALL_BYTES: usize = 256 << 10;
 /// Zeros that a small group takes along. Writing them costs about as much as one commit of the journal, so many groups
 /// should share them; what a later large group overwrites was written in vain.
 const PREWRITE_BYTES: usize = 1 << 20;
+/// Where less than a whole segment is free, a segment of what there is is made, down to this size.
+const SEGMENT_BYTES_MIN: u64 = 16 << 20;
 
 type Reply = oneshot::Sender<Result<(), Error>>;
 
@@ -96,6 +98,8 @@ struct Open {
     written: u64,
     /// End of what is reserved.
     reserved: u64,
+    /// It was made from what is kept free for compaction: new blocks have no place in it.
+    spare: bool,
     records: Vec<Found>,
 }
 
@@ -124,11 +128,13 @@ struct State {
     open: Option<Open>,
     buffer: Aligned,
     filled: usize,
+    /// The last new block was refused.
+    full: bool,
 }
 
 impl State {
     fn new(shared: Arc<Shared>, next: SegmentId) -> Self {
-        Self { shared, next, open: None, buffer: Aligned::new(GROUP_BYTES + (5 << 20)), filled: 0 }
+        Self { shared, next, open: None, buffer: Aligned::new(GROUP_BYTES + (5 << 20)), filled: 0, full: false }
     }
 
     fn run(mut self, work: &mpsc::Receiver<Work>) {
@@ -148,14 +154,33 @@ impl State {
     }
 
     fn write(&mut self, group: Vec<Work>) {
-        if let Err(error) = self.make_room(group.iter().map(size_of_work).sum()) {
-            let no_space = error.is_no_space();
-            tracing::warn!(%error, "nothing can be stored");
-            for work in group {
-                let _ = reply_of(work).send(Err(if no_space { Error::NoSpace } else { Error::Failed }));
+        let group = match self.make_room(&group) {
+            Ok(()) => {
+                self.full &= !group.iter().any(is_put);
+                group
             }
-            return;
-        }
+            Err(error) if error.is_no_space() => {
+                // What takes space back goes on with what is kept free for it.
+                let (puts, rest): (Vec<_>, Vec<_>) = group.into_iter().partition(is_put);
+                if !self.full {
+                    tracing::warn!(%error, "no new block can be stored until some are dropped");
+                }
+                self.full = true;
+                refuse(puts, || Error::NoSpace);
+                if rest.is_empty() {
+                    return;
+                }
+                match self.make_room(&rest) {
+                    Ok(()) => rest,
+                    Err(error) if error.is_no_space() => return refuse(rest, || Error::NoSpace),
+                    Err(_) => return refuse(rest, || Error::Failed),
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "nothing can be stored");
+                return refuse(group, || Error::Failed);
+            }
+        };
         let laid = self.lay_out(group);
         match self.write_out() {
             Ok(()) => self.publish(laid),
@@ -170,29 +195,49 @@ impl State {
         }
     }
 
-    /// Makes sure that a group of this size fits into the open segment and onto the disk.
-    fn make_room(&mut self, bytes: usize) -> Result<(), Error> {
+    /// Makes sure that a group fits into the open segment and onto the disk. New blocks leave the reserve alone.
+    fn make_room(&mut self, group: &[Work]) -> Result<(), Error> {
         self.shared.check_alive()?;
-        let needed = (bytes as u64).next_multiple_of(GROUP_ALIGN as u64);
-        let full =
-            self.open.as_ref().is_some_and(|open| open.at > 0 && open.at + needed > self.shared.options.segment_bytes);
+        let needed = (group.iter().map(size_of_work).sum::<usize>() as u64).next_multiple_of(GROUP_ALIGN as u64);
+        let reserve = if group.iter().any(is_put) { self.shared.options.reserve_bytes } else { 0 };
+        let full = self.open.as_ref().is_some_and(|open| open.at > 0 && open.at + needed > open.reserved);
         if full {
             self.seal()?;
         }
-        if self.open.is_none() {
-            let dir = &self.shared.dir;
-            let len = self.shared.options.segment_bytes.max(needed);
-            let (_, free) = self.shared.disk.space(dir).map_err(|error| Error::io(dir, error))?;
-            if free < self.shared.options.reserve_bytes + len {
-                return Err(Error::NoSpace);
+        let dir = &self.shared.dir;
+        let free = || self.shared.disk.space(dir).map(|(_, free)| free).map_err(|error| Error::io(dir, error));
+        match &mut self.open {
+            Some(open) if open.spare && reserve > 0 => {
+                if free()? < reserve {
+                    return Err(Error::NoSpace);
+                }
+                open.spare = false;
+                Ok(())
             }
-            let path = segment::path(dir, self.next);
-            let file = self.shared.disk.create(&path, len).map_err(|error| Error::io(&path, error))?;
-            self.shared.disk.sync_dir(dir).map_err(|error| Error::io(dir, error))?;
-            self.shared.index.write().segments.insert(self.next, (file.clone(), Usage::default()));
-            self.open = Some(Open { id: self.next, file, at: 0, written: 0, reserved: len, records: Vec::new() });
-            self.next = SegmentId(self.next.0 + 1);
+            Some(_) => Ok(()),
+            None => {
+                let free = free()?;
+                // The last segments are smaller, so that all of the disk is of use.
+                let least = needed.max(SEGMENT_BYTES_MIN.min(self.shared.options.segment_bytes));
+                let room = free.saturating_sub(reserve);
+                if room < least {
+                    return Err(Error::NoSpace);
+                }
+                let len = self.shared.options.segment_bytes.min(room - room % GROUP_ALIGN as u64).max(needed);
+                let spare = reserve == 0 && free < self.shared.options.reserve_bytes + len;
+                self.open_segment(len, spare)
+            }
         }
+    }
+
+    fn open_segment(&mut self, len: u64, spare: bool) -> Result<(), Error> {
+        let dir = &self.shared.dir;
+        let path = segment::path(dir, self.next);
+        let file = self.shared.disk.create(&path, len).map_err(|error| Error::io(&path, error))?;
+        self.shared.disk.sync_dir(dir).map_err(|error| Error::io(dir, error))?;
+        self.shared.index.write().segments.insert(self.next, (file.clone(), Usage::default()));
+        self.open = Some(Open { id: self.next, file, at: 0, written: 0, reserved: len, spare, records: Vec::new() });
+        self.next = SegmentId(self.next.0 + 1);
         Ok(())
     }
 
@@ -294,6 +339,17 @@ impl State {
         let hint = hint::encode(open.id, &open.records);
         self.shared.disk.replace(&hint_path, &hint).map_err(|error| Error::io(&hint_path, error))?;
         self.shared.disk.sync_dir(dir).map_err(|error| Error::io(dir, error))
+    }
+}
+
+/// Whether it brings a block that was not here.
+fn is_put(work: &Work) -> bool {
+    matches!(work, Work::Put { .. })
+}
+
+fn refuse(group: Vec<Work>, error: impl Fn() -> Error) {
+    for work in group {
+        let _ = reply_of(work).send(Err(error()));
     }
 }
 

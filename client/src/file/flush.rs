@@ -119,6 +119,9 @@ impl Client {
                 // The rest is committed all the same.
                 Ok(Landed::Elsewhere) => result = Err(FsError::Stale),
                 Err(error) => {
+                    if matches!(error, FsError::NoSpace | FsError::QuotaExceeded) {
+                        self.window.fail(error);
+                    }
                     let mut inner = file.inner.lock();
                     inner.untold = Some(error);
                     inner.refused = error == FsError::Stale;
