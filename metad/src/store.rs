@@ -113,11 +113,14 @@ impl Store {
         crate::files::write_synced(&path, text.as_bytes())
     }
 
-    /// Syncs everything and marks the state as trustworthy, whatever happens to the machine.
+    /// Syncs everything and marks the state as trustworthy, whatever happens to the machine. A snapshot under way is given
+    /// up.
     ///
     /// # Errors
     /// When the disk fails; the next start rebuilds.
     pub fn close(&self) -> Result<(), Error> {
+        // Whoever builds a snapshot would go on reading files that are somebody else's by then, or gone.
+        *self.scan.lock() = None;
         self.drain.now();
         self.disk.0.flush().map_err(|error| Error::Store(error.to_string()))?;
         sync_files(&self.dir.join("sled"))?;
@@ -338,6 +341,16 @@ mod tests {
         drop(store);
         fs::write(path.join(MARK), format!("{FORMAT}\nclean\nanother-boot")).unwrap();
         assert_eq!(Store::open(&path, CACHE).unwrap().position().unwrap(), b"one");
+    }
+
+    #[test]
+    fn closing_gives_up_a_snapshot_under_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("state"), CACHE).unwrap();
+        store.apply(change(1, Some(1)), b"one");
+        store.begin_snapshot();
+        store.close().unwrap();
+        assert!(store.next_of_snapshot(1).is_none());
     }
 
     #[test]

@@ -4,9 +4,9 @@ use super::Shared;
 use super::reply::{Attr, Entry, gone_is_stale};
 use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
 use std::future::Future;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wire::FsError;
-use wire::attr::{AttrChange, FileKind, InodeAttr, TimeChange};
+use wire::attr::{AttrChange, FileKind, InodeAttr, TimeChange, Timestamp};
 use wire::ids::Ino;
 use wire::op::NewInode;
 
@@ -83,8 +83,21 @@ pub(super) fn node_of(mode: u32, rdev: u32) -> Option<NewInode> {
 
 fn time_change(time: TimeOrNow) -> TimeChange {
     match time {
-        TimeOrNow::SpecificTime(time) => TimeChange::To(time.into()),
+        TimeOrNow::SpecificTime(time) => TimeChange::To(requested_time(time)),
         TimeOrNow::Now => TimeChange::Now,
+    }
+}
+
+/// A time as the kernel asked for it. Before 1970, fuser 0.18 subtracts the nanoseconds that the kernel wants added
+/// (`fuser::time::system_time_from_time`).
+fn requested_time(time: SystemTime) -> Timestamp {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(_) => time.into(),
+        Err(error) => {
+            let before = error.duration();
+            let secs = i64::try_from(before.as_secs()).map_or(i64::MIN, |secs| -secs);
+            Timestamp { secs, nanos: before.subsec_nanos() }
+        }
     }
 }
 

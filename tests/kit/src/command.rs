@@ -5,8 +5,13 @@ use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// How long what a program has started may keep its output open after it ended.
+const LEFT_OPEN: Duration = Duration::from_secs(10);
 
 /// What a program left behind.
 #[derive(Debug)]
@@ -32,7 +37,8 @@ pub fn sh(dir: &Path, limit: Duration, script: &str) -> String {
 /// Runs a command to its end, whatever its exit code.
 ///
 /// # Panics
-/// When it does not start, or takes longer than `limit`: its whole process group is killed then.
+/// When it does not start, when it takes longer than `limit`, or when what it started goes on and keeps its output open:
+/// its whole process group is killed then, and the message holds what it printed.
 pub fn run(command: &mut Command, limit: Duration) -> Output {
     let name = command.get_program().to_owned();
     let mut child = command
@@ -42,10 +48,9 @@ pub fn run(command: &mut Command, limit: Duration) -> Output {
         .process_group(0)
         .spawn()
         .unwrap_or_else(|error| panic!("{} does not start: {error}", name.display()));
-    let mut out = child.stdout.take().expect("stdout is piped");
-    let mut err = child.stderr.take().expect("stderr is piped");
-    let out = thread::spawn(move || read_all(&mut out));
-    let err = thread::spawn(move || read_all(&mut err));
+    let out = Printed::collect(child.stdout.take().expect("stdout is piped"));
+    let err = Printed::collect(child.stderr.take().expect("stderr is piped"));
+    let text = || out.text() + &err.text();
     let started = Instant::now();
     let status = loop {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
@@ -53,18 +58,50 @@ pub fn run(command: &mut Command, limit: Duration) -> Output {
         }
         if started.elapsed() > limit {
             kill_group(child.id());
-            panic!("{} takes longer than {limit:?}: {command:?}", name.display());
+            panic!("{} takes longer than {limit:?}: {command:?}\n{}", name.display(), text());
         }
         thread::sleep(Duration::from_millis(5));
     };
-    let text = out.join().unwrap_or_default() + &err.join().unwrap_or_default();
-    Output { status, text }
+    if !(out.is_complete() && err.is_complete()) {
+        kill_group(child.id());
+        panic!("{} left processes behind ({status}): {command:?}\n{}", name.display(), text());
+    }
+    Output { status, text: text() }
 }
 
-fn read_all(from: &mut impl Read) -> String {
-    let mut bytes = Vec::new();
-    let _ = from.read_to_end(&mut bytes);
-    String::from_utf8_lossy(&bytes).into_owned()
+/// What comes out of a pipe, readable also while its other end is still open.
+struct Printed {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    ended: Receiver<()>,
+}
+
+impl Printed {
+    fn collect(mut pipe: impl Read + Send + 'static) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let (end, ended) = mpsc::channel::<()>();
+        let kept = bytes.clone();
+        thread::spawn(move || {
+            let _tells_the_end = end;
+            let mut part = vec![0; 64 << 10];
+            while let Ok(count @ 1..) = pipe.read(&mut part) {
+                lock(&kept).extend_from_slice(&part[..count]);
+            }
+        });
+        Self { bytes, ended }
+    }
+
+    /// Whether the other end is closed, now or soon.
+    fn is_complete(&self) -> bool {
+        self.ended.recv_timeout(LEFT_OPEN) == Err(RecvTimeoutError::Disconnected)
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&lock(&self.bytes)).into_owned()
+    }
+}
+
+fn lock(bytes: &Mutex<Vec<u8>>) -> MutexGuard<'_, Vec<u8>> {
+    bytes.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn kill_group(pid: u32) {
@@ -98,4 +135,26 @@ pub fn need(programs: &[(&str, &str)]) {
         Duration::from_secs(300),
     );
     assert!(installed.status.success(), "please install: {}\n{}", missing.join(" "), installed.text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::catch_unwind;
+
+    #[test]
+    fn a_program_that_leaves_a_process_behind_does_not_hold_the_test() {
+        let started = Instant::now();
+        let panic = catch_unwind(|| sh(Path::new("/"), Duration::from_secs(60), "sleep 600 & echo printed; exit 3"));
+        let message = *panic.unwrap_err().downcast::<String>().expect("a message");
+        assert!(message.contains("left processes behind") && message.contains("printed"), "{message}");
+        assert!(started.elapsed() < LEFT_OPEN * 3);
+    }
+
+    #[test]
+    fn a_program_that_takes_too_long_is_killed_and_what_it_printed_is_told() {
+        let panic = catch_unwind(|| sh(Path::new("/"), Duration::from_secs(1), "echo printed; sleep 600"));
+        let message = *panic.unwrap_err().downcast::<String>().expect("a message");
+        assert!(message.contains("takes longer") && message.contains("printed"), "{message}");
+    }
 }

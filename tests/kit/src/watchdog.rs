@@ -3,29 +3,34 @@
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 /// A shell that waits for the end of a pipe whose other end only the test process holds. When that process is gone for
-/// whatever reason, `kill -9` included, the shell runs its script.
+/// whatever reason, `kill -9` included, the shell runs its script. So it does after [`LIFE_LIMIT`]: a test that hangs on
+/// its mount fails then, instead of holding everything behind it.
 pub struct Watchdog {
     shell: Child,
 }
+
+/// Longer than any test takes on a slow machine.
+const LIFE_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 impl Watchdog {
     /// Starts the shell; `script` runs if the test process ends without dropping this.
     ///
     /// # Panics
-    /// When no shell starts.
+    /// When bash does not start.
     #[must_use]
     pub fn new(script: &str) -> Self {
-        let shell = Command::new("sh")
-            .args(["-c", &format!("read -r done && exit 0\n{script}")])
+        let shell = Command::new("bash")
+            .args(["-c", &format!("read -r -t {} done && exit 0\n{script}", LIFE_LIMIT.as_secs())])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             // A group of its own: Ctrl-C at the terminal must not take the watchdog along.
             .process_group(0)
             .spawn()
-            .expect("sh starts");
+            .expect("bash starts");
         Self { shell }
     }
 }
