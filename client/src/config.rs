@@ -50,6 +50,9 @@ pub struct ClientConfig {
     pub block_bytes: u64,
     /// Keep access times, as `relatime` asks.
     pub access_times: bool,
+    /// Answer from caches under read leases. Without, every question is metad's: for whoever keeps caches of its own, and
+    /// is the only one to change anything.
+    pub caches: bool,
 }
 
 impl ClientConfig {
@@ -67,6 +70,7 @@ impl ClientConfig {
             on_conflict: OnConflict::Copy,
             block_bytes: BLOCK_BYTES_MAX as u64,
             access_times: true,
+            caches: true,
         }
     }
 

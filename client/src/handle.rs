@@ -12,7 +12,7 @@ use wire::attr::{AttrChange, InodeAttr};
 use wire::extent::Source;
 use wire::ids::Ino;
 use wire::limits::FILE_BYTES_MAX;
-use wire::op::{Op, RangeAction, Read, ReadReply};
+use wire::op::{ExtentPage, Op, RangeAction, Read, ReadReply};
 
 /// Files that are flushed at once when all are.
 pub(crate) const FLUSHES: usize = 32;
@@ -78,18 +78,23 @@ impl Client {
     /// As `open(2)`.
     pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Opened, FsError> {
         let opening = self.opens.begin(ino).await;
-        let ReadReply::Opened { mut attr, page } = self.session.read(Read::Open { ino }).await? else {
-            return Err(FsError::Io);
+        let known = self.session.cache().attr(ino).filter(|attr| self.has_content(ino, attr));
+        let (mut attr, page, leased) = match known {
+            Some(attr) => (attr, None, true),
+            None => self.ask_open(ino).await?,
         };
         // I5: a name that the kernel still believed in, and another session took away. On `ESTALE` it looks again.
         if attr.nlink == 0 && !self.files.lock().contains_key(&ino) {
             return Err(FsError::Stale);
         }
         let file = self.hold(ino).unwrap_or_else(|| {
-            self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone(), self.config.block_bytes))
+            self.insert(FileState::new(attr.clone(), page.as_ref(), self.buffers.clone(), self.config.block_bytes))
         });
         drop(opening);
-        file.refresh(&attr, Some(&page));
+        file.refresh(&attr, page.as_ref());
+        if !leased {
+            self.refresh_open(ino);
+        }
         let handle = self.handle(file, flags);
         if flags.truncate && (attr.size > 0 || handle.file.is_dirty()) {
             let change = AttrChange { size: Some(0), ..AttrChange::default() };
@@ -102,6 +107,23 @@ impl Client {
             self.prefetch_small(&handle.file);
         }
         Ok(Opened { attr: handle.file.overlaid(attr), handle, keep_cache })
+    }
+
+    /// Whether nothing of the file's content need be asked for: its pages are in the kernel, or it is open.
+    fn has_content(&self, ino: Ino, attr: &InodeAttr) -> bool {
+        attr.nlink > 0
+            && (self.versions.lock().peek(&ino) == Some(&attr.version) || self.files.lock().contains_key(&ino))
+    }
+
+    /// Asks metad to open a file: attributes, the first extents, and whether they are leased.
+    async fn ask_open(&self, ino: Ino) -> Result<(InodeAttr, Option<ExtentPage>, bool), FsError> {
+        let mark = self.session.cache().mark();
+        let (answer, leased) = self.session.read_leased(Read::Open { ino }).await?;
+        let ReadReply::Opened { attr, page } = answer? else { return Err(FsError::Io) };
+        if leased {
+            self.session.cache().learn_attr(&attr, mark);
+        }
+        Ok((attr, Some(page), leased))
     }
 
     /// Begins to read a file of one small block: whoever opens it mostly reads it next.
@@ -143,7 +165,7 @@ impl Client {
     /// As `open(2)` with `O_CREAT | O_EXCL`.
     pub async fn create(&self, parent: Ino, name: &[u8], new: NewNode, flags: OpenFlags) -> Result<Opened, FsError> {
         let attr = self.make_node(parent, name, new).await?;
-        let page = wire::op::ExtentPage { version: attr.version, size: 0, extents: Vec::new(), more_from: None };
+        let page = ExtentPage { version: attr.version, size: 0, extents: Vec::new(), more_from: None };
         let file =
             self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone(), self.config.block_bytes));
         self.versions.lock().put(attr.ino, attr.version);

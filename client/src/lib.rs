@@ -1,6 +1,6 @@
 //! A client of a Surf cluster: the filesystem's operations, free of FUSE.
 //!
-//! [`Client`] is one mount's session. `meta` talks to metad, `block` to the block daemons, `file` holds what is open,
+//! [`Client`] is one mount's session. `meta` talks to metad, `cache` answers in its place under leases, `block` to the block daemons, `file` holds what is open,
 //! `namespace` and `handle` are the operations by family, `upkeep` what goes on in the background.
 //!
 //! Every operation can be called from any thread of a multi-threaded tokio runtime. What an operation has accepted runs
@@ -9,6 +9,7 @@
 mod accessed;
 pub mod block;
 mod buffers;
+mod cache;
 mod compact;
 mod config;
 mod error;
@@ -68,17 +69,10 @@ const REMOVED_DIRS: usize = 4096;
 /// What others did, for the kernel's caches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// This inode was changed by another session.
+    /// The content of this open file was changed by another session.
     Changed(Ino),
     /// This inode's access time has moved.
     Accessed(Ino),
-    /// This name was removed by another session, or leads elsewhere now.
-    NameChanged {
-        /// The directory.
-        parent: Ino,
-        /// The name.
-        name: Name,
-    },
 }
 
 /// One session with a cluster.
@@ -87,7 +81,7 @@ pub struct Client {
     host: String,
     runtime: tokio::runtime::Handle,
     endpoint: Endpoint,
-    session: Session,
+    session: Arc<Session>,
     layouts: Arc<Layouts>,
     fetcher: Fetcher,
     putter: Putter,
@@ -115,6 +109,8 @@ pub struct Client {
     refreshing: Mutex<HashSet<Ino>>,
     notices: broadcast::Sender<Notice>,
     lock_released: Notify,
+    /// metad sends us no events, though we have asked for them.
+    detached: Arc<Notify>,
     /// Waits for locks.
     waits: Waits,
     /// What goes on as long as the client lives.
@@ -142,8 +138,9 @@ impl Client {
         let endpoint = Endpoint::bind(local, &config.bundle.identity).map_err(Error::Refused)?;
         let host = hostname();
         let rpc = Rpc::new(endpoint.clone(), config.bundle.metads.clone(), config.soft_timeout);
-        let opened = Session::open(rpc, &host, &config.purpose, CONNECT_LIMIT).await;
+        let opened = Session::open(rpc, (&host, &config.purpose), config.caches, CONNECT_LIMIT).await;
         let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
+        let session = Arc::new(session);
         let layouts = Arc::new(Layouts::new(opened.layout));
         let (work, stop) = (TaskTracker::new(), CancellationToken::new());
         let tasks = (work.clone(), stop.clone());
@@ -169,6 +166,7 @@ impl Client {
             refreshing: Mutex::default(),
             notices: broadcast::channel(1024).0,
             lock_released: Notify::new(),
+            detached: Arc::default(),
             waits: Waits::default(),
             tasks: Mutex::new(JoinSet::new()),
             work,
@@ -184,6 +182,12 @@ impl Client {
     #[must_use]
     pub fn network(&self) -> tokio::runtime::Handle {
         self.endpoint.handle()
+    }
+
+    /// How many questions and changes have gone to metad.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.session.requests()
     }
 
     /// What other sessions change from now on. Best effort: a slow receiver misses some, and is told so.

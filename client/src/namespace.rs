@@ -1,13 +1,15 @@
 //! Names, attributes, directories, extended attributes.
 
-use crate::Client;
 use crate::file::state::FileState;
 use crate::opens::Vouched;
+use crate::{Client, Notice};
 use std::sync::Arc;
+use std::time::Duration;
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, InodeAttr};
 use wire::ids::{Ino, Version};
 use wire::op::{DirEntry, Name, NewInode, Op, OpReply, Read, ReadReply, RenameMode, StatFs, XattrMode};
+use wire::retry::Backoff;
 
 /// Part of a directory.
 #[derive(Clone, Debug)]
@@ -36,11 +38,15 @@ pub struct NewNode {
 }
 
 impl Client {
-    async fn ask_attr(&self, read: Read) -> Result<InodeAttr, FsError> {
-        match self.session.read(read).await? {
-            ReadReply::Attr(attr) => Ok(self.with_uncommitted(attr)),
-            _ => Err(FsError::Io),
+    /// Asks metad for attributes; tells whether they are leased.
+    async fn ask_attr(&self, read: Read) -> Result<(InodeAttr, bool), FsError> {
+        let mark = self.session.cache().mark();
+        let (answer, leased) = self.session.read_leased(read).await?;
+        let ReadReply::Attr(attr) = answer? else { return Err(FsError::Io) };
+        if leased {
+            self.session.cache().learn_attr(&attr, mark);
         }
+        Ok((attr, leased))
     }
 
     /// What is not committed yet shows in our own attributes.
@@ -64,7 +70,10 @@ impl Client {
     /// # Errors
     /// As `stat(2)`.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
-        let found = self.ask_attr(Read::Lookup { parent, name: name.to_vec() }).await;
+        if let Some(known) = self.known_name(parent, name) {
+            return known;
+        }
+        let found = self.look_up(parent, name).await.map(|attr| self.with_uncommitted(attr));
         let mut names = self.names.lock();
         match &found {
             Ok(attr) => names.put((parent, name.to_vec()), attr.ino),
@@ -73,14 +82,90 @@ impl Client {
         found
     }
 
+    /// The inode behind a name, or its absence, when that is known under a lease.
+    #[must_use]
+    pub fn known_name(&self, parent: Ino, name: &[u8]) -> Option<Result<InodeAttr, FsError>> {
+        let known = self.session.cache().name(parent, name)?;
+        if let Ok(attr) = &known {
+            self.names.lock().put((parent, name.to_vec()), attr.ino);
+        }
+        Some(known.map(|attr| self.with_uncommitted(attr)))
+    }
+
+    async fn look_up(&self, parent: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
+        let cache = self.session.cache();
+        let mark = cache.mark();
+        let (answer, leased) = self.session.read_leased(Read::Lookup { parent, name: name.to_vec() }).await?;
+        match answer {
+            Ok(ReadReply::Attr(attr)) => {
+                if leased {
+                    cache.learn_attr(&attr, mark);
+                    cache.learn_name(parent, name, Some(attr.ino), mark);
+                }
+                Ok(attr)
+            }
+            Ok(_) => Err(FsError::Io),
+            Err(error) => {
+                if leased && error == FsError::NotFound {
+                    cache.learn_name(parent, name, None, mark);
+                }
+                Err(error)
+            }
+        }
+    }
+
     /// Attributes.
     ///
     /// # Errors
     /// As `fstat(2)`; `NotFound` when the inode is gone.
     pub async fn getattr(&self, ino: Ino) -> Result<InodeAttr, FsError> {
+        if let Some(known) = self.known_attr(ino) {
+            return Ok(known);
+        }
         match self.ask_attr(Read::GetAttr { ino }).await {
             Err(FsError::NotFound) => self.removed_dir(ino).ok_or(FsError::NotFound),
-            found => found,
+            found => found.map(|(attr, _)| self.with_uncommitted(attr)),
+        }
+    }
+
+    /// Attributes, when they are known under a lease.
+    #[must_use]
+    pub fn known_attr(&self, ino: Ino) -> Option<InodeAttr> {
+        self.session.cache().attr(ino).map(|attr| self.with_uncommitted(attr))
+    }
+
+    /// For how long the kernel may believe these attributes, which are handed over now: leases on them are given back
+    /// only when that is over.
+    #[must_use]
+    pub fn believe_attr(&self, attr: &InodeAttr) -> Duration {
+        self.session.cache().believe_attr(attr)
+    }
+
+    /// The same for a name, and the inode that it leads to, if there is one.
+    #[must_use]
+    pub fn believe_name(&self, parent: Ino, name: &[u8], ino: Option<Ino>) -> Duration {
+        self.session.cache().believe_name(parent, name, ino)
+    }
+
+    /// What metad says of an open file, until that is leased: meanwhile somebody changes it.
+    pub(crate) async fn refresh_until_leased(&self, file: &Arc<FileState>) {
+        let mut backoff = Backoff::new(Duration::from_millis(2), Duration::from_secs(1));
+        while self.files.lock().contains_key(&file.ino()) {
+            match self.ask_attr(Read::GetAttr { ino: file.ino() }).await {
+                Ok((attr, leased)) => {
+                    let before = file.inner.lock().content;
+                    file.refresh(&attr, None);
+                    if attr.version > before {
+                        // Nobody listens while there is no mount.
+                        let _ = self.notices.send(Notice::Changed(file.ino()));
+                    }
+                    if leased || !self.config.caches {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+            tokio::time::sleep(backoff.delay()).await;
         }
     }
 
@@ -265,13 +350,27 @@ impl Client {
         Ok(())
     }
 
+    async fn ask_page(&self, ino: Ino, asked: (u64, u32, bool)) -> Result<Listed, FsError> {
+        let mark = self.session.cache().mark();
+        let (after, limit, plus) = asked;
+        let (answer, leased) = self.session.read_leased(Read::ReadDir { ino, after, limit, plus }).await?;
+        let ReadReply::Page { parent, entries, end } = answer? else { return Err(FsError::Io) };
+        let listed = Listed { parent, entries, end };
+        if leased {
+            self.session.cache().learn_page(ino, asked, &Arc::new(listed.clone()), mark);
+        }
+        Ok(listed)
+    }
+
     /// Entries of a directory behind a cookie (0 for the start).
     ///
     /// # Errors
     /// As `getdents(2)`.
     pub async fn readdir(&self, ino: Ino, after: u64, limit: u32, plus: bool) -> Result<Listed, FsError> {
-        let reply = self.session.read(Read::ReadDir { ino, after, limit, plus }).await?;
-        let ReadReply::Page { parent, mut entries, end } = reply else { return Err(FsError::Io) };
+        let Listed { parent, mut entries, end } = match self.session.cache().page(ino, (after, limit, plus)) {
+            Some(known) => known,
+            None => self.ask_page(ino, (after, limit, plus)).await?,
+        };
         for entry in &mut entries {
             entry.attr = entry.attr.take().map(|attr| self.with_uncommitted(attr));
         }

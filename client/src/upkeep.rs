@@ -1,20 +1,32 @@
-//! What goes on in the background: signs of life, events, and commits of what has been written for a while.
+//! What goes on in the background: signs of life, events and their acknowledgements, and commits of what has been written
+//! for a while.
 
 use crate::file::state::FileState;
 use crate::handle::FLUSHES;
-use crate::meta::session::Alive;
-use crate::{Client, Notice, accessed, compact};
+use crate::meta::session::{Alive, Session};
+use crate::{Client, accessed, compact};
 use futures::StreamExt;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use wire::ids::{Ino, SessionId};
+use wire::limits::LEASE_MS;
 use wire::message::event::MetaEvent;
 use wire::message::meta::MetaRequest;
 use wire::quic::EventReceiver;
+use wire::retry::Backoff;
 
-/// Between attempts at a stream of events.
+/// Before the second attempt at a stream of events.
+const EVENTS_FIRST: Duration = Duration::from_millis(20);
+/// Between looks whether events still come from where they should.
 const EVENTS_PAUSE: Duration = Duration::from_secs(1);
+/// An acknowledgement that takes longer is of no use: the leases have run out.
+const ACKNOWLEDGE_LIMIT: Duration = Duration::from_millis(LEASE_MS);
+/// Signs of life while leases are held.
+const EXTENSION: Duration = Duration::from_millis(LEASE_MS / 4);
 /// After so many rounds without anything to commit, memory for writing is given back.
 const IDLE_ROUNDS: u32 = 10;
 /// Signs of life per lifetime of a session.
@@ -23,7 +35,8 @@ const BEATS: u32 = 8;
 impl Client {
     pub(crate) fn start_upkeep(self: &Arc<Self>, ttl: Duration) {
         let mut tasks = self.tasks.lock();
-        tasks.spawn(keep_alive(self.me.clone(), ttl / BEATS));
+        let beats = ttl / BEATS;
+        tasks.spawn(keep_alive(self.me.clone(), if self.config.caches { beats.min(EXTENSION) } else { beats }));
         tasks.spawn(follow_events(self.me.clone()));
         tasks.spawn(commit_in_background(self.me.clone()));
         tasks.spawn(compact::run(self.me.clone()));
@@ -33,9 +46,12 @@ impl Client {
     async fn beat(&self, limit: Duration) {
         let layout = self.layouts.newest();
         match self.session.keep_alive(&layout, limit).await {
-            Ok(Alive::Yes { orphans, layout, .. }) => {
+            Ok(Alive::Yes { orphans, layout, attached, .. }) => {
                 if let Some(layout) = layout {
                     self.layouts.learn(layout);
+                }
+                if !attached {
+                    self.detached.notify_waiters();
                 }
                 self.keep_or_release(&orphans).await;
             }
@@ -53,26 +69,43 @@ impl Client {
         (self.session.id(), self.session.rpc().leader())
     }
 
-    async fn take_event(&self, event: MetaEvent) {
-        match event {
-            MetaEvent::Orphaned(inos) => self.keep_or_release(&inos).await,
-            MetaEvent::LockReleased(_) => self.lock_released.notify_waiters(),
-            MetaEvent::LayoutChanged(_) => self.beat(EVENTS_PAUSE).await,
-            MetaEvent::Changed(ino) => {
-                self.refresh_open(ino);
-                // Nobody listens while there is no mount.
-                let _ = self.notices.send(Notice::Changed(ino));
+    /// Takes in an event; nothing is waited for here, because others wait for what comes behind it.
+    fn take_event(&self, event: MetaEvent, acknowledge: &UnboundedSender<Acknowledgement>) {
+        let cache = self.session.cache();
+        let (seq, believed) = match event {
+            MetaEvent::Orphaned(inos) => {
+                let client = self.arc();
+                self.in_background(async move { client.keep_or_release(&inos).await });
+                return;
             }
-            MetaEvent::NameChanged { parent, name } => {
-                self.names.lock().pop(&(parent, name.clone()));
-                let _ = self.notices.send(Notice::NameChanged { parent, name });
+            MetaEvent::LockReleased(_) => return self.lock_released.notify_waiters(),
+            MetaEvent::LayoutChanged(_) => {
+                let client = self.arc();
+                self.in_background(async move { client.beat(EVENTS_PAUSE).await });
+                return;
             }
-        }
+            MetaEvent::Recall { seq, inos } => {
+                let believed = cache.recall(&inos);
+                for ino in inos {
+                    self.refresh_open(ino);
+                }
+                (seq, believed)
+            }
+            MetaEvent::RecallAll { seq } => (seq, cache.recall_all()),
+            MetaEvent::Company { seq } => (seq, cache.company()),
+        };
+        // Nobody takes it only when the stream has ended, and with it the leases.
+        let _ = acknowledge.send(Acknowledgement { seq, at: believed });
     }
 
-    /// An open file that another session has changed shows the new content from now on, and what is written to it is
+    fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let work = self.stop.clone().run_until_cancelled_owned(work);
+        self.work.spawn_on(work, &self.runtime);
+    }
+
+    /// An open file that another session changes shows the new content once it is there, and what is written to it is
     /// based on that.
-    fn refresh_open(&self, ino: Ino) {
+    pub(crate) fn refresh_open(&self, ino: Ino) {
         if !self.files.lock().contains_key(&ino) || !self.refreshing.lock().insert(ino) {
             return;
         }
@@ -80,10 +113,9 @@ impl Client {
         let refresh = async move {
             // Before asking: a change that comes after the answer asks again.
             client.refreshing.lock().remove(&ino);
-            let attr = client.getattr(ino).await;
             let open = client.files.lock().get(&ino).cloned();
-            if let (Ok(attr), Some(file)) = (attr, open) {
-                file.refresh(&attr, None);
+            if let Some(file) = open {
+                client.refresh_until_leased(&file).await;
             }
         };
         self.work.spawn_on(self.stop.clone().run_until_cancelled_owned(refresh), &self.runtime);
@@ -117,30 +149,91 @@ async fn keep_alive(client: Weak<Client>, every: Duration) {
     }
 }
 
+/// An event to be acknowledged, not before this time.
+struct Acknowledgement {
+    seq: u64,
+    at: Option<Instant>,
+}
+
 async fn follow_events(weak: Weak<Client>) {
+    let mut backoff = Backoff::new(EVENTS_FIRST, EVENTS_PAUSE);
     loop {
-        let (stream, at) = {
+        {
             let Some(client) = weak.upgrade() else { return };
+            // Whoever asks for events has nothing in its caches: metad counts on it.
+            if let Some(until) = client.session.cache().empty() {
+                tokio::time::sleep_until(until.into()).await;
+            }
+            // Finds the leader, if it is another one.
+            client.beat(EVENTS_PAUSE).await;
             let at = client.stream_source();
-            (client.session.rpc().events(&MetaRequest::Events { session: at.0 }).await, at)
-        };
-        if let Ok(stream) = stream {
-            follow(&weak, stream, at).await;
+            let stream = client.session.rpc().events(&MetaRequest::Events { session: at.0 }).await;
+            let (session, detached) = (client.session.clone(), client.detached.clone());
+            drop(client);
+            if let Ok(stream) = stream {
+                let (acknowledge, queue) = mpsc::unbounded_channel();
+                let followed = follow(&weak, stream, at, &detached, acknowledge);
+                let extended = extend_soon(&weak);
+                let ((), (), ()) = tokio::join!(followed, acknowledge_in_order(session, queue), extended);
+                backoff = Backoff::new(EVENTS_FIRST, EVENTS_PAUSE);
+            }
         }
-        tokio::time::sleep(EVENTS_PAUSE).await;
+        tokio::time::sleep(backoff.delay()).await;
+    }
+}
+
+/// Shows a sign of life as soon as metad sends events: leases are of use from then on.
+async fn extend_soon(weak: &Weak<Client>) {
+    if let Some(client) = weak.upgrade() {
+        client.beat(EVENTS_PAUSE).await;
     }
 }
 
 /// Takes events until the stream breaks, or the session or the leader is another one: the old one keeps silent.
-async fn follow(weak: &Weak<Client>, mut stream: EventReceiver, at: (SessionId, SocketAddr)) {
+async fn follow(
+    weak: &Weak<Client>,
+    mut stream: EventReceiver,
+    at: (SessionId, SocketAddr),
+    detached: &Notify,
+    acknowledge: UnboundedSender<Acknowledgement>,
+) {
+    let opened = Instant::now();
     loop {
-        let event = tokio::time::timeout(EVENTS_PAUSE, stream.next::<MetaEvent>()).await;
+        let event = tokio::select! {
+            event = tokio::time::timeout(EVENTS_PAUSE, stream.next::<MetaEvent>()) => Some(event),
+            () = detached.notified() => None,
+        };
         let Some(client) = weak.upgrade() else { return };
         match event {
-            Ok(Ok(event)) => client.take_event(event).await,
-            Ok(Err(_)) => return,
-            Err(_) if client.stream_source() != at => return,
-            Err(_) => {}
+            Some(Ok(Ok(event))) => client.take_event(event, &acknowledge),
+            Some(Ok(Err(_))) => return,
+            Some(Err(_)) if client.stream_source() != at => return,
+            Some(Err(_)) => {}
+            // The request for events may still be on its way.
+            None if opened.elapsed() < EVENTS_PAUSE => {}
+            None => return,
+        }
+    }
+}
+
+/// Acknowledges events, each when it is time, and the later ones never before the earlier.
+async fn acknowledge_in_order(session: Arc<Session>, mut queue: UnboundedReceiver<Acknowledgement>) {
+    let mut next = queue.recv().await;
+    while let Some(Acknowledgement { mut seq, at }) = next.take() {
+        if let Some(at) = at {
+            tokio::time::sleep_until(at.into()).await;
+        }
+        // Those behind it that are due go along.
+        loop {
+            match queue.try_recv() {
+                Ok(more) if more.at.is_none_or(|at| at <= Instant::now()) => seq = more.seq,
+                Ok(more) => break next = Some(more),
+                Err(_) => break,
+            }
+        }
+        session.acknowledge(seq, ACKNOWLEDGE_LIMIT).await;
+        if next.is_none() {
+            next = queue.recv().await;
         }
     }
 }

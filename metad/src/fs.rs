@@ -12,7 +12,7 @@ mod acl;
 pub mod blockref;
 pub mod check;
 mod commit;
-mod dentry;
+pub(crate) mod dentry;
 mod extent;
 pub mod inode;
 pub mod keys;

@@ -1,13 +1,14 @@
 //! metad: Surf's metadata daemon.
 //!
 //! [`Node`] is one: `raft` keeps the log that all nodes agree on, `fs` turns it into a filesystem's metadata, `store`
-//! holds that on disk, `server` answers, `cluster` looks after the block daemons.
+//! holds that on disk, `server` answers, `lease` lets clients answer themselves, `cluster` looks after the block daemons.
 
 pub mod cluster;
 pub mod config;
 pub mod error;
 pub mod files;
 pub mod fs;
+pub mod lease;
 pub mod raft;
 pub mod server;
 pub mod store;
@@ -43,6 +44,7 @@ pub struct Shared {
     pub(crate) endpoint: Endpoint,
     pub(crate) liveness: Liveness,
     pub(crate) events: Events,
+    pub(crate) leases: lease::Leases,
     pub(crate) batcher: Batcher,
     pub(crate) clock: Arc<Clock>,
     /// Layouts are changed one at a time.
@@ -106,6 +108,7 @@ impl Node {
             endpoint: endpoint.clone(),
             liveness: Liveness::default(),
             events: Events::default(),
+            leases: lease::Leases::default(),
             clock,
             layout_change: tokio::sync::Mutex::new(()),
             config,

@@ -164,6 +164,14 @@ impl Consensus {
         state == ServerState::Leader
     }
 
+    /// The term in which this node leads, as far as it knows.
+    #[must_use]
+    pub fn leadership(&self) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.state == ServerState::Leader).then_some(metrics.current_term)
+    }
+
     /// The leader, as far as this node knows.
     pub async fn leader(&self) -> Option<MetadId> {
         self.raft.current_leader().await.map(MetadId)

@@ -15,11 +15,14 @@ use crate::error::ProposeError;
 use crate::fs::{read, settings};
 use std::sync::Arc;
 use wire::FsError;
-use wire::ids::MetadId;
+use wire::ids::{Ino, MetadId, SessionId};
 use wire::message::meta::{MetaReply, MetaRequest};
 use wire::op::{Read, ReadReply};
 use wire::quic::{Incoming, Service};
 use wire::tls::{PeerIdentity, Role};
+
+/// A read is tried so often when something was changed under it; the last answer comes without a lease.
+const READS_TRIED: usize = 3;
 
 /// Answers peers.
 pub struct Server {
@@ -53,7 +56,7 @@ impl Service for Server {
                     Err(reason) => incoming.refuse(&reason).await,
                 }
             }
-            MetaRequest::Events { session } => self.shared.events.serve(session, incoming.into_events()).await,
+            MetaRequest::Events { session } => self.events(&peer, session, incoming).await,
             request => {
                 let reply = self.answer(&peer, request).await;
                 incoming.respond(&reply, &[]).await;
@@ -70,6 +73,7 @@ fn needed_role(request: &MetaRequest) -> Option<Role> {
         | MetaRequest::CloseSession { .. }
         | MetaRequest::Submit { .. }
         | MetaRequest::Read { .. }
+        | MetaRequest::Acknowledge { .. }
         | MetaRequest::Events { .. } => Some(Role::Client),
         MetaRequest::BlockdHeartbeat(_) | MetaRequest::BlockReport { .. } => Some(Role::Blockd),
         MetaRequest::Admin(_) => Some(Role::Admin),
@@ -87,7 +91,15 @@ impl Server {
         let answered = match request {
             MetaRequest::Read { session, read } => self.read(peer, session, &read).await,
             MetaRequest::Submit { session, batch } => self.submit(peer, session, batch).await,
-            MetaRequest::OpenSession { host, purpose } => self.open_session(peer, host, purpose).await,
+            MetaRequest::OpenSession { host, purpose, caches } => {
+                self.open_session(peer, (host, purpose), caches).await
+            }
+            MetaRequest::Acknowledge { session, seq } => {
+                if self.owns(peer, session) {
+                    self.shared.acknowledged(session, seq);
+                }
+                Ok(MetaReply::Done)
+            }
             MetaRequest::KeepAlive { session, epoch } => self.keep_alive(peer, session, epoch).await,
             MetaRequest::CloseSession { session } => self.close_session(peer, session).await,
             MetaRequest::GetLayout => self.layout().await,
@@ -120,18 +132,29 @@ impl Server {
         Ok(MetaReply::Layout(settings::layout(&**self.shared.consensus.state())))
     }
 
-    async fn read(
-        &self,
-        peer: &PeerIdentity,
-        session: wire::ids::SessionId,
-        question: &Read,
-    ) -> Result<MetaReply, ProposeError> {
+    async fn read(&self, peer: &PeerIdentity, session: SessionId, question: &Read) -> Result<MetaReply, ProposeError> {
         self.shared.consensus.read_barrier().await?;
         if !self.owns(peer, session) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
+        for _ in 0..READS_TRIED {
+            let stamp = self.shared.lease_stamp();
+            let answer = self.look(session, question);
+            let leased = match (stamp, &answer) {
+                (Some(stamp), Ok(reply)) => self.grant_on(session, question, Some(reply), stamp),
+                (Some(stamp), Err(FsError::NotFound)) => self.grant_on(session, question, None, stamp),
+                _ => Some(false),
+            };
+            if let Some(leased) = leased {
+                return Ok(MetaReply::Read { answer, leased });
+            }
+        }
+        Ok(MetaReply::Read { answer: self.look(session, question), leased: false })
+    }
+
+    fn look(&self, session: SessionId, question: &Read) -> Result<ReadReply, FsError> {
         let state = self.shared.consensus.state();
-        let answer = match question {
+        match question {
             Read::ReadDir { .. } => tokio::task::block_in_place(|| read::read(&**state, session, question)),
             Read::StatFs => {
                 let layout = settings::layout(&**state);
@@ -139,7 +162,29 @@ impl Server {
             }
             // A few look-ups in memory: handing them to another thread would cost more than they do.
             _ => read::read(&**state, session, question),
+        }
+    }
+
+    /// Grants leases on what an answer tells of; no reply stands for an absent name. `None` when something was changed
+    /// since the stamp: what was read may be old.
+    fn grant_on(&self, session: SessionId, question: &Read, reply: Option<&ReadReply>, stamp: u64) -> Option<bool> {
+        let mut inos: Vec<Ino> = match question {
+            Read::Lookup { parent: ino, .. }
+            | Read::GetAttr { ino }
+            | Read::Open { ino }
+            | Read::ReadDir { ino, .. } => {
+                vec![*ino]
+            }
+            _ => return Some(false),
         };
-        Ok(MetaReply::Read(answer))
+        match reply {
+            Some(ReadReply::Attr(attr) | ReadReply::Opened { attr, .. }) => inos.push(attr.ino),
+            Some(ReadReply::Page { entries, .. }) => {
+                inos.extend(entries.iter().filter(|entry| entry.attr.is_some()).map(|entry| entry.ino));
+            }
+            _ => {}
+        }
+        let leased = self.shared.grant(session, &inos, stamp);
+        (leased || self.shared.lease_stamp() == Some(stamp)).then_some(leased)
     }
 }

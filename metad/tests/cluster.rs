@@ -126,7 +126,7 @@ impl Cluster {
     async fn session(&self) -> Session<'_> {
         let started = Instant::now();
         loop {
-            let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose: "t".to_owned() };
+            let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose: "t".to_owned(), caches: false };
             if let MetaReply::Session { session, .. } = self.ask(request).await {
                 let mut session = Session { cluster: self, id: session, seq: 0, next: Ino(0) };
                 match session.run(vec![Op::LeaseInos { count: 4096 }]).await {
@@ -148,8 +148,8 @@ impl Cluster {
     async fn lookup(&self, session: SessionId, name: &str) -> Option<Ino> {
         let read = Read::Lookup { parent: Ino::ROOT, name: name.into() };
         match self.ask(MetaRequest::Read { session, read }).await {
-            MetaReply::Read(Ok(ReadReply::Attr(attr))) => Some(attr.ino),
-            MetaReply::Read(Err(_)) => None,
+            MetaReply::Read { answer: Ok(ReadReply::Attr(attr)), .. } => Some(attr.ino),
+            MetaReply::Read { answer: Err(_), .. } => None,
             other => panic!("{other:?}"),
         }
     }
@@ -167,7 +167,7 @@ impl Session<'_> {
         self.seq += 1;
         let batch = Batch { seq: BatchSeq(self.seq), acked: BatchSeq(self.seq - 1), ops };
         match self.cluster.ask(MetaRequest::Submit { session: self.id, batch }).await {
-            MetaReply::Batch(reply) => reply,
+            MetaReply::Batch { reply, .. } => reply,
             other => panic!("{other:?}"),
         }
     }
@@ -229,10 +229,10 @@ async fn a_batch_sent_again_to_a_new_leader_answers_as_the_first_time() {
         (session.id, Batch { seq: BatchSeq(session.seq + 1), acked: BatchSeq(session.seq), ops: vec![op] })
     };
     let submit = MetaRequest::Submit { session: id, batch };
-    let MetaReply::Batch(Ok(first)) = cluster.ask(submit.clone()).await else { panic!("not created") };
+    let MetaReply::Batch { reply: Ok(first), .. } = cluster.ask(submit.clone()).await else { panic!("not created") };
     let leader = cluster.leader().await;
     cluster.stop_node(leader).await;
-    let MetaReply::Batch(Ok(again)) = cluster.ask(submit).await else { panic!("created twice or lost") };
+    let MetaReply::Batch { reply: Ok(again), .. } = cluster.ask(submit).await else { panic!("created twice or lost") };
     assert_eq!(first, again);
 }
 

@@ -54,7 +54,7 @@ impl Session {
     async fn open(metad: Peer) -> Self {
         let started = Instant::now();
         loop {
-            let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose: "t".to_owned() };
+            let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose: "t".to_owned(), caches: false };
             match metad.request::<_, MetaReply>(&request, &[], LIMIT).await {
                 Ok((MetaReply::Session { session, .. }, _)) => return Self { metad, id: session, seq: 0 },
                 other => assert!(started.elapsed() < LIMIT, "{other:?}"),
@@ -68,7 +68,7 @@ impl Session {
         let batch = Batch { seq: BatchSeq(self.seq), acked: BatchSeq(self.seq - 1), ops };
         let request = MetaRequest::Submit { session: self.id, batch };
         match self.metad.request::<_, MetaReply>(&request, &[], LIMIT).await {
-            Ok((MetaReply::Batch(Ok(replies)), _)) => replies,
+            Ok((MetaReply::Batch { reply: Ok(replies), .. }, _)) => replies,
             other => panic!("{other:?}"),
         }
     }

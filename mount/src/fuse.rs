@@ -2,7 +2,7 @@
 //!
 //! The kernel's event loops only hand over: each request becomes a task that answers when it is done, on the network's
 //! thread when it only asks metad, on a worker when it moves content. A few requests save
-//! the change of threads, because nothing in them can block: a write for which there is room, a `close` with nothing to
+//! the change of threads, because nothing in them can block: what is known under a lease, a write for which there is room, a `close` with nothing to
 //! commit, and the kernel's questions whether a file without extended attributes has some.
 //!
 //! One file per family (`dispatch` is the way there): `attr` names and attributes, `dir` listings, `file` open files, `xattr`, `lock`; `reply` alone
@@ -66,11 +66,17 @@ impl Filesystem for Surf {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        if let Some(known) = self.shared.known_entry(ino(parent), name.as_encoded_bytes()) {
+            return reply.answer(known);
+        }
         let (span, name) = (span!("lookup", request, parent), bytes(name));
-        self.ask(request, span, reply, |fs| async move { fs.lookup(fs.client.lookup(ino(parent), &name)).await });
+        self.ask(request, span, reply, |fs| async move { fs.lookup(ino(parent), &name).await });
     }
 
     fn getattr(&self, request: &Request, number: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        if let Some(known) = self.shared.known_attr(ino(number)) {
+            return reply.answer(Ok(known));
+        }
         let span = span!("getattr", request, number);
         self.ask(request, span, reply, |fs| async move { fs.attr(fs.client.getattr(ino(number))).await });
     }
@@ -161,12 +167,9 @@ impl Filesystem for Surf {
 
     fn link(&self, request: &Request, number: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (span, name) = (span!("link", request, number), bytes(name));
-        self.ask(
-            request,
-            span,
-            reply,
-            |fs| async move { fs.entry(fs.client.link(ino(number), ino(parent), &name)).await },
-        );
+        self.ask(request, span, reply, |fs| async move {
+            fs.entry((ino(parent), &name), fs.client.link(ino(number), ino(parent), &name)).await
+        });
     }
 
     fn create(
@@ -334,7 +337,7 @@ impl Filesystem for Surf {
         if let Err(error) = xattr::check_name(name.as_encoded_bytes()) {
             return reply.error(errno(error));
         }
-        if self.shared.inodes.is_plain(ino(number)) {
+        if self.shared.is_plain(ino(number)) {
             return reply.error(errno(FsError::NoAttribute));
         }
         let (span, name) = (span!("getxattr", request, number), bytes(name));

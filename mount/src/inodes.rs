@@ -16,22 +16,16 @@ use wire::ids::Ino;
 /// again.
 const PLAIN_MAX: NonZeroUsize = NonZeroUsize::new(65_536).expect("not zero");
 
-/// How long the kernel may believe what it was told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Trust {
-    /// Names, and the attributes of inodes that nobody here writes to.
-    pub positive: Duration,
-    /// That a name is absent.
-    pub negative: Duration,
-}
+/// How long names and attributes are believed on a cluster that nobody else changes.
+pub(crate) const ALONE: Duration = Duration::from_secs(3600);
 
-impl Trust {
-    /// On a cluster with other clients. What these change is told at once, but telling is no promise, and what was not
-    /// heard is believed for this time. An absent name is never believed: a file that another client has closed must be
-    /// found by an `open` here (I5).
-    pub(crate) const SHARED: Trust = Trust { positive: Duration::from_secs(5), negative: Duration::ZERO };
-    /// On an embedded cluster: all changes come through this kernel.
-    pub(crate) const ALONE: Trust = Trust { positive: Duration::from_secs(3600), negative: Duration::from_secs(3600) };
+/// On what the kernel may believe what it was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// On read leases: there are other clients.
+    Leases,
+    /// On this being the only client, of an embedded cluster: all changes come through this kernel.
+    Alone,
 }
 
 /// What is known of inodes here, beyond what the client knows.
@@ -76,10 +70,10 @@ impl Inodes {
         }
     }
 
-    /// How long the kernel may believe the inode's attributes. Those of a file that is being written are stamped anew by
-    /// metad at each commit, of which the kernel hears nothing.
-    pub(crate) fn attr_trust(&self, ino: Ino) -> Duration {
-        if self.writers.lock().contains_key(&ino) { Duration::ZERO } else { self.trust.positive }
+    /// Whether the inode is open for writing here. Its attributes are stamped anew by metad at each commit, of which the
+    /// kernel hears nothing.
+    pub(crate) fn is_written(&self, ino: Ino) -> bool {
+        self.writers.lock().contains_key(&ino)
     }
 
     /// To be taken before attributes are asked for.
@@ -108,11 +102,10 @@ impl Inodes {
         self.plain.lock().pop(&ino);
     }
 
-    /// Whether the inode is known to have no extended attributes. The kernel asks before each write (for capabilities),
-    /// at each check of rights (for ACLs), and `ls -l` for each file.
+    /// Whether the inode is known to have no extended attributes, on a cluster that nobody else changes.
     pub(crate) fn is_plain(&self, ino: Ino) -> bool {
         // Locked once, and only read: the order of use does not matter for a hint.
-        self.plain.lock().peek(&ino).is_some_and(|at| at.elapsed() < self.trust.positive)
+        self.trust == Trust::Alone && self.plain.lock().peek(&ino).is_some_and(|at| at.elapsed() < ALONE)
     }
 }
 
@@ -145,18 +138,18 @@ mod tests {
 
     #[test]
     fn attributes_of_a_file_that_is_written_are_not_believed() {
-        let inodes = Inodes::new(Trust::ALONE);
+        let inodes = Inodes::new(Trust::Alone);
         inodes.add_writer(Ino(2000));
         inodes.add_writer(Ino(2000));
         inodes.remove_writer(Ino(2000));
-        assert_eq!(inodes.attr_trust(Ino(2000)), Duration::ZERO);
+        assert!(inodes.is_written(Ino(2000)));
         inodes.remove_writer(Ino(2000));
-        assert_eq!(inodes.attr_trust(Ino(2000)), Trust::ALONE.positive);
+        assert!(!inodes.is_written(Ino(2000)));
     }
 
     #[test]
     fn an_answer_from_before_a_change_of_xattrs_is_not_remembered() {
-        let inodes = Inodes::new(Trust::ALONE);
+        let inodes = Inodes::new(Trust::Alone);
         let mark = inodes.mark();
         inodes.xattrs_change(Ino(2000));
         inodes.learn(&attr(false), mark);

@@ -6,9 +6,7 @@
 use crate::fuse::Shared;
 use client::Notice;
 use fuser::{INodeNo, Notifier};
-use std::ffi::OsStr;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -17,11 +15,10 @@ use tokio_util::sync::CancellationToken;
 /// What the kernel does not know needs no notice, and is not an error.
 fn tell(notifier: &Notifier, notice: &Notice) -> io::Result<()> {
     match notice {
-        // Everything of the inode: attributes and pages.
+        // Pages, and attributes with them.
         Notice::Changed(ino) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
         // Attributes alone: a negative offset spares the pages.
         Notice::Accessed(ino) => notifier.inval_inode(INodeNo(ino.0), -1, 0),
-        Notice::NameChanged { parent, name } => notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name)),
     }
 }
 

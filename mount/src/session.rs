@@ -60,8 +60,8 @@ impl Cluster {
 
     fn trust(&self) -> Trust {
         match self {
-            Self::Remote(_) => Trust::SHARED,
-            Self::Embedded(_) => Trust::ALONE,
+            Self::Remote(_) => Trust::Leases,
+            Self::Embedded(_) => Trust::Alone,
         }
     }
 
@@ -112,6 +112,8 @@ pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(),
     config.on_conflict = options.on_conflict;
     config.block_bytes = options.block_bytes.unwrap_or(config.block_bytes);
     config.access_times = options.access_times;
+    // The kernel is this cluster's only client, and keeps everything itself.
+    config.caches = cluster.trust() == Trust::Leases;
     let client = match Client::connect(config).await {
         Ok(client) => client,
         Err(error) => {

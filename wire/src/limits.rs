@@ -36,6 +36,9 @@ pub const UPLOAD_FRESH_MS: u64 = 120_000;
 pub const GC_GRACE_MIN_MS: u64 = 300_000;
 /// How long a session lives without a heartbeat, in milliseconds.
 pub const SESSION_TTL_MS: u64 = 30_000;
+/// How long read leases hold without being extended, in milliseconds. A change that somebody was told of waits so long for
+/// a client that has died.
+pub const LEASE_MS: u64 = 5_000;
 /// Largest encoded head of a message (not counting payload).
 pub const HEAD_BYTES_MAX: usize = 8 << 20;
 /// Largest raw payload behind a head: one block and some room.
@@ -44,4 +47,5 @@ pub const PAYLOAD_BYTES_MAX: usize = BLOCK_BYTES_MAX + (64 << 10);
 const _: () = assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES_MAX as u64));
 const _: () = assert!(FILE_BYTES_MAX / CHUNK_BYTES < u32::MAX as u64);
 const _: () = assert!(UPLOAD_FRESH_MS + 2 * SESSION_TTL_MS < GC_GRACE_MIN_MS);
+const _: () = assert!(LEASE_MS < SESSION_TTL_MS);
 const _: () = assert!(INLINE_BYTES_MAX < BLOCK_BYTES_MAX);

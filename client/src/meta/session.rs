@@ -1,15 +1,18 @@
 //! The session: its number, the numbers of its batches (I1), its inode numbers (I4).
 
 use super::rpc::Rpc;
+use crate::cache::Cache;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore};
-use wire::attr::Timestamp;
+use wire::attr::{InodeAttr, Timestamp};
 use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::layout::Layout;
 use wire::limits::{INO_RANGE, SESSION_REPLIES_MAX};
-use wire::message::meta::{MetaReply, MetaRequest};
+use wire::message::meta::{LeaseState, MetaReply, MetaRequest};
 use wire::op::{Batch, Op, OpReply, Read, ReadReply};
 use wire::{Error, FsError};
 
@@ -35,6 +38,11 @@ struct Numbers {
 /// A session with metad, replaced by a new one when it expires.
 pub struct Session {
     rpc: Rpc,
+    cache: Arc<Cache>,
+    /// It keeps caches, under read leases.
+    caches: bool,
+    /// Questions and changes that went to metad.
+    requests: AtomicU64,
     host: String,
     purpose: String,
     numbers: Mutex<Numbers>,
@@ -64,11 +72,19 @@ impl Session {
     ///
     /// # Errors
     /// Why nobody answers, within `limit`.
-    pub async fn open(rpc: Rpc, host: &str, purpose: &str, limit: Duration) -> Result<(Self, Opened), Error> {
-        let request = MetaRequest::OpenSession { host: host.to_owned(), purpose: purpose.to_owned() };
+    pub async fn open(
+        rpc: Rpc,
+        (host, purpose): (&str, &str),
+        caches: bool,
+        limit: Duration,
+    ) -> Result<(Self, Opened), Error> {
+        let request = MetaRequest::OpenSession { host: host.to_owned(), purpose: purpose.to_owned(), caches };
         let (id, opened) = opened(rpc.ask_within(&request, Some(limit)).await?)?;
         let session = Self {
             rpc,
+            cache: Arc::default(),
+            caches,
+            requests: AtomicU64::new(0),
             host: host.to_owned(),
             purpose: purpose.to_owned(),
             numbers: Mutex::new(fresh(id)),
@@ -84,6 +100,18 @@ impl Session {
     #[must_use]
     pub fn id(&self) -> SessionId {
         self.numbers.lock().id
+    }
+
+    /// What the session answers itself.
+    #[must_use]
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// How many questions and changes went to metad.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// The connection below.
@@ -102,25 +130,47 @@ impl Session {
             return Ok(());
         }
         tracing::warn!(session = %expired, "the session has expired; opening a new one");
-        let request = MetaRequest::OpenSession { host: self.host.clone(), purpose: self.purpose.clone() };
+        self.cache.empty();
+        let (host, purpose) = (self.host.clone(), self.purpose.clone());
+        let request = MetaRequest::OpenSession { host, purpose, caches: self.caches };
         let (id, _) = opened(self.rpc.ask(&request).await?).map_err(|_| FsError::Io)?;
         *self.numbers.lock() = fresh(id);
         Ok(())
     }
 
-    /// Carries out operations, all or none, exactly once. Once sent, they may be carried out though the caller is
-    /// dropped.
+    /// Carries out operations, all or none, exactly once. Goes on to its end though the caller is dropped: what is cached
+    /// of what they change is not used until it is known what became of them.
     ///
     /// # Errors
     /// Why the first of them failed.
-    pub async fn submit(&self, ops: Vec<Op>) -> Result<Vec<OpReply>, FsError> {
+    pub async fn submit(self: &Arc<Self>, ops: Vec<Op>) -> Result<Vec<OpReply>, FsError> {
+        if !self.caches {
+            return self.carry_out(&ops).await.map(|(replies, _)| replies);
+        }
+        let session = self.clone();
+        let carried_out = async move {
+            let mark = session.cache.change(&ops);
+            let outcome = session.carry_out(&ops).await;
+            match &outcome {
+                Ok((replies, leased)) => session.cache.changed(mark, &ops, replies, leased.as_deref()),
+                Err(_) => session.cache.changed(mark, &ops, &[], None),
+            }
+            outcome.map(|(replies, _)| replies)
+        };
+        tokio::spawn(carried_out).await.unwrap_or(Err(FsError::Io))
+    }
+
+    async fn carry_out(&self, ops: &[Op]) -> Result<(Vec<OpReply>, Option<Vec<InodeAttr>>), FsError> {
         let _slot = self.slots.acquire().await.map_err(|_| FsError::Io)?;
         for _ in 0..SESSIONS_TRIED {
+            self.requests.fetch_add(1, Ordering::Relaxed);
             let (numbered, acked) = self.number().await;
-            let batch = Batch { seq: numbered.seq, acked, ops: ops.clone() };
+            let batch = Batch { seq: numbered.seq, acked, ops: ops.to_vec() };
             let request = MetaRequest::Submit { session: numbered.session, batch };
             match self.rpc.ask(&request).await? {
-                MetaReply::Batch(reply) => return reply.map_err(|failed| failed.error),
+                MetaReply::Batch { reply, leased } => {
+                    return reply.map(|replies| (replies, leased)).map_err(|failed| failed.error);
+                }
                 MetaReply::Failed(FsError::SessionExpired) => self.renew(numbered.session).await?,
                 MetaReply::Failed(error) => return Err(error),
                 other => return Err(unexpected(&other)),
@@ -146,7 +196,7 @@ impl Session {
     ///
     /// # Errors
     /// Why it failed.
-    pub async fn one(&self, op: Op) -> Result<OpReply, FsError> {
+    pub async fn one(self: &Arc<Self>, op: Op) -> Result<OpReply, FsError> {
         self.submit(vec![op]).await?.pop().ok_or(FsError::Io)
     }
 
@@ -155,10 +205,19 @@ impl Session {
     /// # Errors
     /// As the system call would fail.
     pub async fn read(&self, read: Read) -> Result<ReadReply, FsError> {
+        self.read_leased(read).await?.0
+    }
+
+    /// Asks a question, and tells whether the session holds leases on what was answered.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn read_leased(&self, read: Read) -> Result<(Result<ReadReply, FsError>, bool), FsError> {
         loop {
             let session = self.id();
+            self.requests.fetch_add(1, Ordering::Relaxed);
             match self.rpc.ask(&MetaRequest::Read { session, read: read.clone() }).await? {
-                MetaReply::Read(reply) => return reply,
+                MetaReply::Read { answer, leased } => return Ok((answer, leased)),
                 MetaReply::Failed(FsError::SessionExpired) => self.renew(session).await?,
                 MetaReply::Failed(error) => return Err(error),
                 other => return Err(unexpected(&other)),
@@ -166,11 +225,19 @@ impl Session {
         }
     }
 
+    /// Tells metad that what it asked for up to an event is done.
+    pub async fn acknowledge(&self, seq: u64, limit: Duration) {
+        let request = MetaRequest::Acknowledge { session: self.id(), seq };
+        if let Err(error) = self.rpc.ask_within(&request, Some(limit)).await {
+            tracing::debug!(%error, "an acknowledgement was not delivered");
+        }
+    }
+
     /// An inode number that was never used.
     ///
     /// # Errors
     /// `Io` when a soft mount's patience ends.
-    pub async fn next_ino(&self) -> Result<Ino, FsError> {
+    pub async fn next_ino(self: &Arc<Self>) -> Result<Ino, FsError> {
         loop {
             if let Some(ino) = self.numbers.lock().take_ino() {
                 return Ok(ino);
@@ -206,8 +273,16 @@ impl Session {
     pub async fn keep_alive(&self, layout: &Layout, limit: Duration) -> Result<Alive, Error> {
         let session = self.id();
         let request = MetaRequest::KeepAlive { session, epoch: layout.epoch };
+        let asked = Instant::now();
         match self.rpc.ask_within(&request, Some(limit)).await? {
-            MetaReply::Alive { now, orphans, layout } => Ok(Alive::Yes { now, orphans, layout }),
+            MetaReply::Alive { now, orphans, layout, leases } => {
+                if let LeaseState::Extended { alone } = leases
+                    && self.id() == session
+                {
+                    self.cache.extend(asked, alone);
+                }
+                Ok(Alive::Yes { now, orphans, layout, attached: leases != LeaseState::None })
+            }
             MetaReply::Failed(_) => Ok(Alive::No(session)),
             other => Err(Error::Malformed(format!("unexpected reply {other:?}"))),
         }
@@ -224,6 +299,8 @@ pub enum Alive {
         orphans: Vec<Ino>,
         /// The layout, when ours was old.
         layout: Option<Layout>,
+        /// metad sends us events.
+        attached: bool,
     },
     /// This one has expired.
     No(SessionId),

@@ -32,7 +32,7 @@ pub(super) fn check_name(name: &[u8]) -> Result<(), FsError> {
 }
 
 /// What a name in a directory leads to.
-pub(super) fn find(kv: &dyn Kv, parent: Ino, name: &[u8]) -> Option<Target> {
+pub fn find(kv: &dyn Kv, parent: Ino, name: &[u8]) -> Option<Target> {
     kv.load(&keys::dentry(parent, name))
 }
 

@@ -28,6 +28,8 @@ pub struct Opening {
     pub purpose: String,
     /// Name in the certificate: only its holder may use the session.
     pub client: String,
+    /// It answers from caches, under read leases.
+    pub caches: bool,
 }
 
 /// The stored record of a session.

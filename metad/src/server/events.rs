@@ -1,101 +1,88 @@
-//! Streams of events to sessions. Best effort: `KeepAlive` tells what an event may have missed.
+//! Streams of events to sessions. An event that cannot be delivered ends the stream; what it told, `KeepAlive` and the
+//! empty caches of a session that begins anew make up for.
 
 use parking_lot::Mutex;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
-use wire::ids::{Ino, SessionId};
+use wire::ids::SessionId;
 use wire::message::event::MetaEvent;
-use wire::op::{Name, Op};
+use wire::op::Op;
 use wire::quic::EventSender;
 
-/// Events that wait for a slow session; more are dropped.
-const QUEUE: usize = 1024;
+/// Events that wait for a slow session. With more, its stream ends, and it begins anew with empty caches.
+const QUEUE: usize = 4096;
 
 /// The open streams.
 #[derive(Default)]
 pub struct Events {
-    streams: Mutex<HashMap<SessionId, mpsc::Sender<MetaEvent>>>,
+    streams: Mutex<HashMap<SessionId, Stream>>,
+    opened: AtomicU64,
+}
+
+struct Stream {
+    /// Of several streams of a session, the last one counts.
+    number: u64,
+    queue: mpsc::Sender<MetaEvent>,
 }
 
 impl Events {
-    /// Sends a session's events on its stream until either end closes.
-    pub async fn serve(&self, session: SessionId, mut stream: EventSender) {
-        let (queue, mut events) = mpsc::channel(QUEUE);
-        self.streams.lock().insert(session, queue);
-        while let Some(event) = events.recv().await {
+    /// From now on a session's events gather for its new stream, which has this number.
+    pub fn open(&self, session: SessionId) -> (u64, mpsc::Receiver<MetaEvent>) {
+        let (queue, events) = mpsc::channel(QUEUE);
+        let number = self.opened.fetch_add(1, Ordering::Relaxed);
+        self.streams.lock().insert(session, Stream { number, queue });
+        (number, events)
+    }
+
+    /// A session's stream has ended, unless a newer one has taken its place.
+    pub fn close(&self, session: SessionId, number: u64) {
+        let mut streams = self.streams.lock();
+        if streams.get(&session).is_some_and(|stream| stream.number == number) {
+            streams.remove(&session);
+        }
+    }
+
+    /// Sends a session's events until they or the stream end.
+    pub async fn serve(mut events: mpsc::Receiver<MetaEvent>, mut stream: EventSender) {
+        let mut closed = std::pin::pin!(stream.closed());
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                () = &mut closed => None,
+            };
+            let Some(event) = event else { break };
             if stream.send(&event).await.is_err() {
                 break;
             }
         }
     }
 
-    /// Tells every session but `except`.
-    pub fn tell_others(&self, except: SessionId, event: &MetaEvent) {
+    /// Tells one session.
+    pub fn tell(&self, session: SessionId, event: &MetaEvent) {
         let mut streams = self.streams.lock();
-        streams.retain(|_, queue| !queue.is_closed());
-        for (session, queue) in streams.iter() {
-            if *session != except {
-                // A full queue drops the event: it is no promise.
-                let _ = queue.try_send(event.clone());
-            }
+        if let Some(stream) = streams.get(&session)
+            && stream.queue.try_send(event.clone()).is_err()
+        {
+            // It does not keep up, or is gone. What it must not miss it would miss: it begins anew.
+            streams.remove(&session);
         }
     }
 
-    /// Tells other sessions what a batch has changed.
-    pub fn tell_changes(&self, session: SessionId, ops: &[Op]) {
-        if self.streams.lock().keys().all(|other| *other == session) {
-            return;
+    /// Tells every session but `except`.
+    pub fn tell_others(&self, except: SessionId, event: &MetaEvent) {
+        let others: Vec<SessionId> = self.streams.lock().keys().copied().filter(|other| *other != except).collect();
+        for other in others {
+            self.tell(other, event);
         }
-        for ino in touched(ops) {
-            self.tell_others(session, &MetaEvent::Changed(ino));
-        }
-        for (parent, name) in ops.iter().flat_map(taken_names) {
-            self.tell_others(session, &MetaEvent::NameChanged { parent, name: name.clone() });
-        }
+    }
+
+    /// Tells those who wait for a lock that it was released.
+    pub fn tell_unlocked(&self, session: SessionId, ops: &[Op]) {
         for op in ops {
             if let Op::Unlock { ino, .. } = op {
                 self.tell_others(session, &MetaEvent::LockReleased(*ino));
             }
         }
     }
-}
-
-/// Names that no longer lead where they led. One that led nowhere is believed by nobody.
-fn taken_names(op: &Op) -> impl Iterator<Item = (Ino, &Name)> {
-    let (one, two) = match op {
-        Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } => (Some((*parent, name)), None),
-        Op::Rename { parent, name, new_parent, new_name, .. } => (Some((*parent, name)), Some((*new_parent, new_name))),
-        _ => (None, None),
-    };
-    one.into_iter().chain(two)
-}
-
-fn touched(ops: &[Op]) -> BTreeSet<Ino> {
-    let mut inos = BTreeSet::new();
-    for op in ops {
-        match op {
-            Op::Create { parent, .. } | Op::Unlink { parent, .. } | Op::Rmdir { parent, .. } => {
-                inos.insert(*parent);
-            }
-            Op::Link { ino, parent, .. } => inos.extend([*ino, *parent]),
-            Op::Rename { parent, new_parent, .. } => inos.extend([*parent, *new_parent]),
-            Op::SetAttr { ino, .. }
-            | Op::Commit { ino, .. }
-            | Op::Range { ino, .. }
-            | Op::SetXattr { ino, .. }
-            | Op::RemoveXattr { ino, .. } => {
-                inos.insert(*ino);
-            }
-            Op::CloneRange { dst, .. } => {
-                inos.insert(*dst);
-            }
-            // When something was read is no reason to read it anew.
-            Op::Accessed { .. }
-            | Op::ReleaseOrphans { .. }
-            | Op::LeaseInos { .. }
-            | Op::SetLock { .. }
-            | Op::Unlock { .. } => {}
-        }
-    }
-    inos
 }

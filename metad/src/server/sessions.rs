@@ -1,18 +1,20 @@
 //! Sessions: opening, keeping alive, batches, and the end of silent ones.
 
-use super::Server;
+use super::{Events, Server};
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::session::{self, Opening};
 use crate::fs::{Command, CommandReply, Refused, orphan, settings};
+use crate::lease::{self, table::Extension};
 use std::sync::Arc;
 use std::time::Duration;
 use wire::FsError;
 use wire::ids::{LayoutEpoch, SessionId};
 use wire::limits::SESSION_TTL_MS;
 use wire::message::event::MetaEvent;
-use wire::message::meta::MetaReply;
+use wire::message::meta::{LeaseState, MetaReply};
 use wire::op::{Batch, Op, OpFailed, OpReply};
+use wire::quic::Incoming;
 use wire::tls::PeerIdentity;
 
 /// Unlinked inodes asked about in one answer.
@@ -30,11 +32,13 @@ impl Server {
     pub(super) async fn open_session(
         &self,
         peer: &PeerIdentity,
-        host: String,
-        purpose: String,
+        (host, purpose): (String, String),
+        caches: bool,
     ) -> Result<MetaReply, ProposeError> {
-        let opening = Opening { host, purpose, client: peer.subject.name.clone() };
+        let opening = Opening { host, purpose, client: peer.subject.name.clone(), caches };
+        let arriving = if caches { Some(self.shared.arrive().await) } else { None };
         let reply = self.shared.propose(Command::OpenSession(opening)).await?;
+        drop(arriving);
         let CommandReply::Session(id) = reply else { return Err(ProposeError::Unknown) };
         self.shared.liveness.heard_session(id);
         Ok(MetaReply::Session {
@@ -62,13 +66,34 @@ impl Server {
             now: self.shared.clock.now(),
             orphans: orphan::of_session(&**state, id, ORPHANS_ASKED),
             layout: (layout.epoch != epoch).then_some(layout),
+            leases: match self.shared.extend_leases(id) {
+                (Extension::Extended, alone) => LeaseState::Extended { alone },
+                (Extension::Pending, _) => LeaseState::Pending,
+                (Extension::NotAttached, _) => LeaseState::None,
+            },
         })
+    }
+
+    /// Serves a session's stream of events, and lets it hold leases meanwhile.
+    pub(super) async fn events(&self, peer: &PeerIdentity, id: SessionId, incoming: Incoming) {
+        if self.shared.consensus.read_barrier().await.is_err() {
+            return incoming.refuse("another node leads").await;
+        }
+        if !self.owns(peer, id) {
+            return incoming.refuse("this session has ended, or is another's").await;
+        }
+        // In this order: what is recalled from now on finds the stream.
+        let (stream, events) = self.shared.events.open(id);
+        self.shared.attach(id, stream);
+        let _attached = Attached { shared: self.shared.clone(), id, stream };
+        Events::serve(events, incoming.into_events()).await;
     }
 
     pub(super) async fn close_session(&self, peer: &PeerIdentity, id: SessionId) -> Result<MetaReply, ProposeError> {
         self.shared.consensus.read_barrier().await?;
         if self.owns(peer, id) {
             self.shared.propose(Command::CloseSessions(vec![id])).await?;
+            self.shared.forget_leases(id);
         }
         Ok(MetaReply::Done)
     }
@@ -86,24 +111,27 @@ impl Server {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
         if peer.subject.grant.read_only && !batch.ops.iter().all(is_allowed_read_only) {
-            return Ok(MetaReply::Batch(Err(OpFailed { index: 0, error: FsError::ReadOnly })));
+            return Ok(MetaReply::Batch { reply: Err(OpFailed { index: 0, error: FsError::ReadOnly }), leased: None });
         }
         self.shared.liveness.heard_session(id);
         let ops = batch.ops.clone();
-        Ok(match self.shared.batcher.submit(id, batch).await? {
+        // On its own: it runs to its end though this request's connection is lost.
+        let carried_out = tokio::spawn(lease::submit(self.shared.clone(), id, batch));
+        let (outcome, leased) = carried_out.await.map_err(|_| ProposeError::Unknown)??;
+        Ok(match outcome {
             Ok(reply) => {
                 if let Ok(replies) = &reply {
                     self.tell(id, &ops, replies);
                 }
-                MetaReply::Batch(reply)
+                MetaReply::Batch { reply, leased }
             }
             Err(Refused::NoSession | Refused::OutOfWindow) => MetaReply::Failed(FsError::SessionExpired),
         })
     }
 
-    /// Tells other sessions what has changed.
+    /// Tells other sessions what concerns them.
     fn tell(&self, id: SessionId, ops: &[Op], replies: &[OpReply]) {
-        self.shared.events.tell_changes(id, ops);
+        self.shared.events.tell_unlocked(id, ops);
         let orphans: Vec<_> = replies
             .iter()
             .filter_map(|reply| match reply {
@@ -115,6 +143,20 @@ impl Server {
         if !orphans.is_empty() {
             self.shared.events.tell_others(id, &MetaEvent::Orphaned(orphans));
         }
+    }
+}
+
+/// A session whose events are served; detached when this is dropped, as when its connection is lost.
+struct Attached {
+    shared: Arc<Shared>,
+    id: SessionId,
+    stream: u64,
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.shared.events.close(self.id, self.stream);
+        self.shared.detach(self.id, self.stream);
     }
 }
 
@@ -135,8 +177,9 @@ pub async fn expire_silent(shared: Arc<Shared>) {
         let silent = shared.liveness.silent_sessions(&all, Duration::from_millis(SESSION_TTL_MS));
         if !silent.is_empty() {
             tracing::info!(?silent, "sessions expired");
-            if let Err(error) = shared.propose(Command::CloseSessions(silent)).await {
-                tracing::debug!(%error, "sessions will be closed later");
+            match shared.propose(Command::CloseSessions(silent.clone())).await {
+                Ok(_) => silent.into_iter().for_each(|id| shared.forget_leases(id)),
+                Err(error) => tracing::debug!(%error, "sessions will be closed later"),
             }
         }
     }

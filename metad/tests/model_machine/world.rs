@@ -48,7 +48,8 @@ impl World {
 
     /// Opens a session and leases numbers for it.
     pub fn session(&mut self) -> SessionId {
-        let opening = Opening { host: "h".to_owned(), purpose: "test".to_owned(), client: "c".to_owned() };
+        let opening =
+            Opening { host: "h".to_owned(), purpose: "test".to_owned(), client: "c".to_owned(), caches: false };
         let CommandReply::Session(id) = self.apply(Command::OpenSession(opening)) else { panic!("no session") };
         self.seqs.insert(id, 0);
         let replies = self.run(id, vec![Op::LeaseInos { count: 4096 }]).unwrap();

@@ -2,6 +2,7 @@
 
 use super::Shared;
 use super::reply::{Attr, Entry, gone_is_stale};
+use crate::inodes::{ALONE, Trust};
 use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -123,29 +124,74 @@ pub(super) fn change(
 }
 
 impl Shared {
+    /// How long the kernel may believe attributes that it is handed now.
+    pub(super) fn attr_trust(&self, attr: &InodeAttr) -> Duration {
+        match self.inodes.trust {
+            _ if self.inodes.is_written(attr.ino) => Duration::ZERO,
+            Trust::Alone => ALONE,
+            Trust::Leases => self.client.believe_attr(attr),
+        }
+    }
+
+    /// How long the kernel may believe where a name leads, or that it is absent.
+    pub(super) fn name_trust(&self, parent: Ino, name: &[u8], ino: Option<Ino>) -> Duration {
+        match self.inodes.trust {
+            Trust::Alone => ALONE,
+            Trust::Leases => self.client.believe_name(parent, name, ino),
+        }
+    }
+
+    /// Whether the inode is known to have no extended attributes. The kernel asks before each write (for capabilities),
+    /// at each check of rights (for ACLs), and `ls -l` for each file.
+    pub(super) fn is_plain(&self, ino: Ino) -> bool {
+        match self.inodes.trust {
+            Trust::Alone => self.inodes.is_plain(ino),
+            Trust::Leases => self.client.known_attr(ino).is_some_and(|attr| !attr.has_xattrs),
+        }
+    }
+
     /// The answer to a request that yields a name's inode.
     pub(super) async fn entry(
         &self,
+        at: (Ino, &[u8]),
         asked: impl Future<Output = Result<InodeAttr, FsError>>,
     ) -> Result<Entry, FsError> {
         let mark = self.inodes.mark();
         let attr = asked.await?;
         self.inodes.learn(&attr, mark);
-        let (attr_trust, entry_trust) = (self.inodes.attr_trust(attr.ino), self.inodes.trust.positive);
-        Ok(Entry::Found { attr: file_attr(&attr), attr_trust, entry_trust })
+        Ok(self.found(at, &attr))
+    }
+
+    fn found(&self, (parent, name): (Ino, &[u8]), attr: &InodeAttr) -> Entry {
+        let (attr_trust, entry_trust) = (self.attr_trust(attr), self.name_trust(parent, name, Some(attr.ino)));
+        Entry::Found { attr: file_attr(attr), attr_trust, entry_trust }
     }
 
     /// The answer to a lookup.
-    pub(super) async fn lookup(
-        &self,
-        asked: impl Future<Output = Result<InodeAttr, FsError>>,
-    ) -> Result<Entry, FsError> {
-        match self.entry(asked).await {
-            Err(FsError::NotFound) if self.inodes.trust.negative > Duration::ZERO => {
-                Ok(Entry::Absent { trust: self.inodes.trust.negative })
-            }
+    pub(super) async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Entry, FsError> {
+        match self.entry((parent, name), self.client.lookup(parent, name)).await {
+            Err(FsError::NotFound) => self.absent(parent, name),
             other => other,
         }
+    }
+
+    fn absent(&self, parent: Ino, name: &[u8]) -> Result<Entry, FsError> {
+        let trust = self.name_trust(parent, name, None);
+        if trust.is_zero() { Err(FsError::NotFound) } else { Ok(Entry::Absent { trust }) }
+    }
+
+    /// The answer to a lookup, when metad need not be asked.
+    pub(super) fn known_entry(&self, parent: Ino, name: &[u8]) -> Option<Result<Entry, FsError>> {
+        Some(match self.client.known_name(parent, name)? {
+            Ok(attr) => Ok(self.found((parent, name), &attr)),
+            Err(_) => self.absent(parent, name),
+        })
+    }
+
+    /// The answer to a request for attributes, when metad need not be asked.
+    pub(super) fn known_attr(&self, ino: Ino) -> Option<Attr> {
+        let attr = self.client.known_attr(ino)?;
+        Some(Attr { attr: file_attr(&attr), trust: self.attr_trust(&attr) })
     }
 
     /// The answer to a request that yields an inode's attributes.
@@ -153,6 +199,6 @@ impl Shared {
         let mark = self.inodes.mark();
         let attr = asked.await.map_err(gone_is_stale)?;
         self.inodes.learn(&attr, mark);
-        Ok(Attr { attr: file_attr(&attr), trust: self.inodes.attr_trust(attr.ino) })
+        Ok(Attr { attr: file_attr(&attr), trust: self.attr_trust(&attr) })
     }
 }

@@ -118,9 +118,11 @@ impl Shared {
             return Ok(());
         }
         for (index, entry) in page.entries.iter().enumerate().skip(first) {
-            let Some(found) = &entry.attr else { continue };
-            let trust = self.inodes.attr_trust(found.ino);
-            if add(page.offset_behind(index), &entry.name, &file_attr(found), trust) {
+            let Some(listed) = &entry.attr else { continue };
+            // The page may be a while old.
+            let found = self.client.known_attr(listed.ino).unwrap_or_else(|| listed.clone());
+            let trust = self.attr_trust(&found).min(self.name_trust(dir, &entry.name, Some(found.ino)));
+            if add(page.offset_behind(index), &entry.name, &file_attr(&found), trust) {
                 break;
             }
         }

@@ -162,7 +162,9 @@ impl Surf {
     /// Makes an inode and answers with its entry.
     pub(super) fn make(&self, request: &Request, span: Span, reply: ReplyEntry, at: (INodeNo, &OsStr), new: NewNode) {
         let (parent, name) = (ino(at.0), bytes(at.1));
-        self.ask(request, span, reply, |fs| async move { fs.entry(fs.client.make_node(parent, &name, new)).await });
+        self.ask(request, span, reply, |fs| async move {
+            fs.entry((parent, &name), fs.client.make_node(parent, &name, new)).await
+        });
     }
 }
 

@@ -105,7 +105,7 @@ impl Shared {
         let opened = self.client.create(parent, name, new, open_flags(flags)).await?;
         self.inodes.learn(&opened.attr, mark);
         let open = self.insert(opened.handle, flags, FopenFlags::FOPEN_KEEP_CACHE);
-        let trust = self.inodes.attr_trust(opened.attr.ino);
+        let trust = self.attr_trust(&opened.attr);
         Ok((Attr { attr: file_attr(&opened.attr), trust }, open))
     }
 

@@ -1,10 +1,10 @@
 //! What metad pushes to a session without being asked.
 
 use crate::ids::{Ino, LayoutEpoch};
-use crate::op::Name;
 use serde::{Deserialize, Serialize};
 
-/// An event on a session's stream. Losing one costs time, never truth: `KeepAlive` tells the same.
+/// An event on a session's stream. Those with a number are answered by `Acknowledge`, and hold up a change until then;
+/// losing another one costs time, never truth: `KeepAlive` tells the same.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum MetaEvent {
     /// These inodes lost their last entry: the session releases those that it holds no handle on.
@@ -13,13 +13,22 @@ pub enum MetaEvent {
     LockReleased(Ino),
     /// A newer layout is there.
     LayoutChanged(LayoutEpoch),
-    /// Another session changed this inode: what is cached of it is old.
-    Changed(Ino),
-    /// Another session removed this name, or gave it to another inode.
-    NameChanged {
-        /// The directory.
-        parent: Ino,
-        /// The name.
-        name: Name,
+    /// Another session is about to change these inodes: what is cached of them, and of names in them, must not be used
+    /// any more.
+    Recall {
+        /// To be acknowledged.
+        seq: u64,
+        /// The inodes.
+        inos: Vec<Ino>,
+    },
+    /// The session holds too many leases: nothing that is cached must be used any more.
+    RecallAll {
+        /// To be acknowledged.
+        seq: u64,
+    },
+    /// Another session that keeps caches is being opened: from now on nothing may be believed without a lease on it.
+    Company {
+        /// To be acknowledged.
+        seq: u64,
     },
 }

@@ -2,7 +2,7 @@
 
 use super::admin::{AdminReply, AdminRequest};
 use crate::FsError;
-use crate::attr::Timestamp;
+use crate::attr::{InodeAttr, Timestamp};
 use crate::ids::{BlockHash, BlockdId, Ino, LayoutEpoch, MetadId, SessionId};
 use crate::layout::Layout;
 use crate::op::{Batch, BatchReply, Read, ReadReply};
@@ -18,6 +18,8 @@ pub enum MetaRequest {
         host: String,
         /// Mount point or purpose, for people.
         purpose: String,
+        /// It is going to answer from caches, under read leases.
+        caches: bool,
     },
     /// Keep a session alive, and learn what concerns it. Answers `Alive`.
     KeepAlive {
@@ -45,9 +47,17 @@ pub enum MetaRequest {
         /// The question.
         read: Read,
     },
+    /// What events up to this number have asked for is done. Answers `Done`.
+    Acknowledge {
+        /// The session.
+        session: SessionId,
+        /// Number of the last such event.
+        seq: u64,
+    },
     /// The block layout. Answers `Layout`.
     GetLayout,
-    /// A long-lived stream of [`MetaEvent`](super::event::MetaEvent)s for the session.
+    /// A long-lived stream of [`MetaEvent`](super::event::MetaEvent)s for the session. Whoever asks has emptied its caches:
+    /// leases are granted to sessions with a stream, and end with a new one.
     Events {
         /// The session.
         session: SessionId,
@@ -107,6 +117,20 @@ pub struct BlockdHeartbeat {
     pub epoch: LayoutEpoch,
 }
 
+/// The leases of a session that shows that it lives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum LeaseState {
+    /// They hold for [`LEASE_MS`](crate::limits::LEASE_MS) from when it asked.
+    Extended {
+        /// No other session keeps caches, or will before this one has heard of it.
+        alone: bool,
+    },
+    /// An event waits for its acknowledgement: they hold as long as before.
+    Pending,
+    /// This node sends it no events: it holds none.
+    None,
+}
+
 /// A reply of metad.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum MetaReply {
@@ -141,11 +165,24 @@ pub enum MetaReply {
         orphans: Vec<Ino>,
         /// The layout, when the client's was old.
         layout: Option<Layout>,
+        /// What has become of its leases.
+        leases: LeaseState,
     },
     /// Outcome of a batch.
-    Batch(BatchReply),
+    Batch {
+        /// The outcome.
+        reply: BatchReply,
+        /// When the session holds leases on all that was changed: attributes of that, as far as the reply does not tell
+        /// them.
+        leased: Option<Vec<InodeAttr>>,
+    },
     /// Outcome of a read.
-    Read(Result<ReadReply, FsError>),
+    Read {
+        /// The outcome.
+        answer: Result<ReadReply, FsError>,
+        /// The session holds leases on all that was read: it may go on believing the answer.
+        leased: bool,
+    },
     /// The block layout.
     Layout(Layout),
     /// A block daemon is known.

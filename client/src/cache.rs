@@ -1,0 +1,433 @@
+//! What a session answers itself: attributes, names and listings on which it holds read leases.
+//!
+//! metad tells with an answer whether the session holds leases on it, recalls them before anybody changes what was
+//! answered, and waits for the acknowledgement. So an answer is kept unless something of it was recalled, or changed here,
+//! since it was asked for; and it is used while the leases hold, which signs of life extend. The kernel is let believe what
+//! is handed to it for moments only, and a recall is acknowledged when these are over: no message to the kernel is needed,
+//! which could wait for locks that a request of ours holds.
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use wire::FsError;
+use wire::attr::InodeAttr;
+use wire::ids::Ino;
+use wire::limits::LEASE_MS;
+use wire::op::{Name, Op, OpReply};
+
+use crate::namespace::Listed;
+
+/// Leases are used so long after they were asked for: less than metad waits, because clocks differ in speed.
+const USED: Duration = Duration::from_millis(LEASE_MS / 10 * 9);
+/// The kernel believes what it is handed for so long while there are other sessions.
+const BELIEVED: Duration = Duration::from_millis(50);
+/// And so long while this one is alone. Another session's arrival waits for it.
+const BELIEVED_ALONE: Duration = Duration::from_secs(1);
+/// What is handed over may reach the kernel so much later, and its clock is coarse.
+const MARGIN: Duration = Duration::from_millis(50);
+/// What others change is not handed over to be believed for so long after: recalls of it need not wait.
+const CONTENDED: Duration = Duration::from_secs(2);
+
+/// Inodes, names and recalls that are remembered.
+const INODES: usize = 65_536;
+/// Pages of listings that are remembered.
+const PAGES: usize = 64;
+
+/// A moment before a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(u64);
+
+/// Part of a directory, as it was asked for: behind this cookie, so many, with attributes.
+type PageKey = (Ino, u64, u32, bool);
+
+/// What this session knows under leases.
+pub struct Cache {
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    /// Until when the leases may be used.
+    until: Option<Instant>,
+    /// No other session keeps caches.
+    alone: bool,
+    /// Counts recalls and changes.
+    clock: u64,
+    /// What was asked for before this is not kept, whatever it is.
+    floor: u64,
+    /// When an inode was last recalled.
+    recalled: LruCache<Ino, (u64, Instant)>,
+    /// When an inode was last changed here.
+    changed: LruCache<Ino, u64>,
+    attrs: LruCache<Ino, InodeAttr>,
+    /// Where a name leads, and since when that is known.
+    names: LruCache<(Ino, Name), (Option<Ino>, Mark)>,
+    pages: LruCache<PageKey, (Arc<Listed>, Mark)>,
+    /// When the kernel was last handed something to believe of an inode; and of any that is not listed.
+    handed: LruCache<Ino, Instant>,
+    handed_else: Option<Instant>,
+    handed_alone: Option<Instant>,
+}
+
+fn lru<K: std::hash::Hash + Eq, V>(count: usize) -> LruCache<K, V> {
+    LruCache::new(NonZeroUsize::new(count).expect("not zero"))
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        let inner = Inner {
+            until: None,
+            alone: false,
+            clock: 0,
+            floor: 0,
+            recalled: lru(INODES),
+            changed: lru(INODES),
+            attrs: lru(INODES),
+            names: lru(INODES),
+            pages: lru(PAGES),
+            handed: lru(INODES),
+            handed_else: None,
+            handed_alone: None,
+        };
+        Self { inner: Mutex::new(inner) }
+    }
+}
+
+impl Inner {
+    fn holds(&self) -> bool {
+        self.until.is_some_and(|until| until > Instant::now())
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    /// Whether others have changed an inode, or may have, since it was asked about.
+    fn is_recalled_since(&self, ino: Ino, mark: Mark) -> bool {
+        self.floor > mark.0 || self.recalled.peek(&ino).is_some_and(|(at, _)| *at > mark.0)
+    }
+
+    fn is_changed_since(&self, ino: Ino, mark: Mark) -> bool {
+        self.is_recalled_since(ino, mark) || self.changed.peek(&ino).is_some_and(|at| *at > mark.0)
+    }
+
+    fn note_recall(&mut self, ino: Ino, at: u64) {
+        self.attrs.pop(&ino);
+        if let Some((_, (forgotten, _))) = self.recalled.push(ino, (at, Instant::now())).filter(|(old, _)| *old != ino)
+        {
+            self.floor = self.floor.max(forgotten);
+        }
+    }
+
+    fn note_change(&mut self, ino: Ino, at: u64) {
+        self.attrs.pop(&ino);
+        if let Some((_, forgotten)) = self.changed.push(ino, at).filter(|(old, _)| *old != ino) {
+            self.floor = self.floor.max(forgotten);
+        }
+    }
+
+    fn note_handed(&mut self, ino: Ino, now: Instant) {
+        if let Some((_, at)) = self.handed.push(ino, now).filter(|(old, _)| *old != ino) {
+            self.handed_else = self.handed_else.max(Some(at));
+        }
+    }
+
+    /// Until when the kernel may believe what it was handed of an inode.
+    fn believed_until(&self, ino: Ino) -> Option<Instant> {
+        let handed = self.handed.peek(&ino).copied().max(self.handed_else);
+        handed.map(|at| at + BELIEVED + MARGIN)
+    }
+
+    fn drop_all(&mut self) {
+        // Not the recalls: what is contended stays so.
+        self.floor = self.tick();
+        self.attrs.clear();
+        self.names.clear();
+        self.pages.clear();
+    }
+
+    fn believed_at_all(&self) -> Option<Instant> {
+        let handed = self.handed.iter().map(|(_, at)| *at).max().max(self.handed_else);
+        let alone = self.handed_alone.map(|at| at + BELIEVED_ALONE + MARGIN);
+        handed.map(|at| at + BELIEVED + MARGIN).max(alone)
+    }
+
+    fn learn_name(&mut self, parent: Ino, name: &[u8], ino: Option<Ino>) {
+        let since = Mark(self.clock);
+        self.names.put((parent, name.to_vec()), (ino, since));
+    }
+}
+
+impl Cache {
+    /// To be taken before a question.
+    pub fn mark(&self) -> Mark {
+        Mark(self.inner.lock().clock)
+    }
+
+    /// The leases hold for a while from when this was asked.
+    pub fn extend(&self, asked: Instant, alone: bool) {
+        let mut inner = self.inner.lock();
+        inner.until = inner.until.max(Some(asked + USED));
+        inner.alone = alone;
+    }
+
+    /// All leases are gone, or will be: nothing is used any more. Returns until when the kernel may believe something.
+    pub fn empty(&self) -> Option<Instant> {
+        let mut inner = self.inner.lock();
+        inner.until = None;
+        inner.alone = false;
+        inner.drop_all();
+        inner.believed_at_all()
+    }
+
+    /// metad takes all leases back; the session keeps its standing. Returns when to acknowledge.
+    pub fn recall_all(&self) -> Option<Instant> {
+        let mut inner = self.inner.lock();
+        inner.drop_all();
+        inner.believed_at_all()
+    }
+
+    /// Others are about to change these inodes. Returns when to acknowledge that nobody here believes anything of them.
+    pub fn recall(&self, inos: &[Ino]) -> Option<Instant> {
+        let mut inner = self.inner.lock();
+        let at = inner.tick();
+        for ino in inos {
+            inner.note_recall(*ino, at);
+        }
+        inos.iter().filter_map(|ino| inner.believed_until(*ino)).max()
+    }
+
+    /// Another session arrives. Returns when to acknowledge that nobody here believes anything for long.
+    pub fn company(&self) -> Option<Instant> {
+        let mut inner = self.inner.lock();
+        inner.alone = false;
+        inner.handed_alone.map(|at| at + BELIEVED_ALONE + MARGIN)
+    }
+
+    /// This session is about to change something. What is asked from now on is not kept until [`Cache::changed`].
+    pub fn change(&self, ops: &[Op]) -> Mark {
+        let mut inner = self.inner.lock();
+        let at = inner.tick();
+        for op in ops {
+            for ino in attrs_changed(op) {
+                inner.note_change(ino, at);
+            }
+            for (parent, name) in names_changed(op) {
+                if let Some((Some(ino), _)) = inner.names.pop(&(parent, name.clone())) {
+                    inner.note_change(ino, at);
+                }
+            }
+        }
+        Mark(at)
+    }
+
+    /// A change has been carried out, or has failed (no replies), or nobody knows. With leases on all of it, what it
+    /// made is known: from the replies, and from the attributes that come with the leases.
+    pub fn changed(&self, mark: Mark, ops: &[Op], replies: &[OpReply], leased: Option<&[InodeAttr]>) {
+        let mut inner = self.inner.lock();
+        let at = inner.tick();
+        let (leased, rest) = (leased.is_some(), leased.unwrap_or_default());
+        for op in ops {
+            // Answers that were asked for while the change was under way are of before or after it, who knows.
+            for ino in attrs_changed(op) {
+                if !leased || inner.is_changed_since(ino, mark) {
+                    inner.note_change(ino, at);
+                }
+            }
+            for (parent, name) in names_changed(op) {
+                inner.names.pop(&(parent, name.clone()));
+            }
+        }
+        for attr in replies.iter().flat_map(told).chain(rest) {
+            if !leased {
+                inner.note_change(attr.ino, at);
+            } else if !inner.is_changed_since(attr.ino, mark) {
+                inner.attrs.put(attr.ino, attr.clone());
+            }
+        }
+        if !leased {
+            return;
+        }
+        for (op, reply) in ops.iter().zip(replies) {
+            inner.learn_change(op, reply, mark);
+        }
+    }
+
+    /// Keeps attributes that were asked for after `mark`, with a lease.
+    pub fn learn_attr(&self, attr: &InodeAttr, mark: Mark) {
+        let mut inner = self.inner.lock();
+        if !inner.is_changed_since(attr.ino, mark) {
+            inner.attrs.put(attr.ino, attr.clone());
+        }
+    }
+
+    /// Keeps where a name leads, or that it is absent.
+    pub fn learn_name(&self, parent: Ino, name: &[u8], ino: Option<Ino>, mark: Mark) {
+        let mut inner = self.inner.lock();
+        // A change here may have been of this name.
+        if name != b"." && name != b".." && !inner.is_changed_since(parent, mark) {
+            inner.names.put((parent, name.to_vec()), (ino, mark));
+        }
+    }
+
+    /// Keeps part of a listing, with its names, and attributes if it has them.
+    pub fn learn_page(&self, dir: Ino, asked: (u64, u32, bool), listed: &Arc<Listed>, mark: Mark) {
+        let mut inner = self.inner.lock();
+        if inner.is_changed_since(dir, mark) {
+            return;
+        }
+        let (after, limit, plus) = asked;
+        inner.pages.put((dir, after, limit, plus), (listed.clone(), mark));
+        for entry in &listed.entries {
+            if let Some(attr) = entry.attr.as_ref().filter(|_| plus) {
+                if !inner.is_changed_since(attr.ino, mark) {
+                    inner.attrs.put(attr.ino, attr.clone());
+                }
+                inner.names.put((dir, entry.name.clone()), (Some(entry.ino), mark));
+            }
+        }
+    }
+
+    /// Attributes, if they are known now.
+    pub fn attr(&self, ino: Ino) -> Option<InodeAttr> {
+        let mut inner = self.inner.lock();
+        if inner.holds() { inner.attrs.get(&ino).cloned() } else { None }
+    }
+
+    /// What a name leads to, or that it is absent, if that is known now.
+    pub fn name(&self, parent: Ino, name: &[u8]) -> Option<Result<InodeAttr, FsError>> {
+        let mut inner = self.inner.lock();
+        if !inner.holds() {
+            return None;
+        }
+        let (ino, since) = *inner.names.get(&(parent, name.to_vec()))?;
+        if inner.is_recalled_since(parent, since) {
+            inner.names.pop(&(parent, name.to_vec()));
+            return None;
+        }
+        match ino {
+            Some(ino) => inner.attrs.get(&ino).cloned().map(Ok),
+            None => Some(Err(FsError::NotFound)),
+        }
+    }
+
+    /// Part of a listing, if all of it is known now.
+    pub fn page(&self, dir: Ino, (after, limit, plus): (u64, u32, bool)) -> Option<Listed> {
+        let mut inner = self.inner.lock();
+        if !inner.holds() {
+            return None;
+        }
+        let (listed, since) = inner.pages.get(&(dir, after, limit, plus))?.clone();
+        if inner.is_changed_since(dir, since) {
+            inner.pages.pop(&(dir, after, limit, plus));
+            return None;
+        }
+        let mut listed = Listed::clone(&listed);
+        if plus {
+            for entry in &mut listed.entries {
+                entry.attr = Some(inner.attrs.get(&entry.ino)?.clone());
+            }
+        }
+        Some(listed)
+    }
+
+    /// For how long the kernel may believe these attributes, which are handed over now.
+    pub fn believe_attr(&self, attr: &InodeAttr) -> Duration {
+        let mut inner = self.inner.lock();
+        if inner.attrs.peek(&attr.ino) == Some(attr) { inner.hand_over(attr.ino) } else { Duration::ZERO }
+    }
+
+    /// For how long the kernel may believe that a name leads to an inode, or is absent, which it is told now.
+    pub fn believe_name(&self, parent: Ino, name: &[u8], ino: Option<Ino>) -> Duration {
+        let mut inner = self.inner.lock();
+        match inner.names.peek(&(parent, name.to_vec())) {
+            Some((known, since)) if *known == ino && !inner.is_recalled_since(parent, *since) => {
+                inner.hand_over(parent)
+            }
+            _ => Duration::ZERO,
+        }
+    }
+}
+
+impl Inner {
+    /// For how long the kernel may believe something of an inode that is known.
+    fn hand_over(&mut self, ino: Ino) -> Duration {
+        let now = Instant::now();
+        let left = self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now + MARGIN));
+        let contended = self.recalled.peek(&ino).is_some_and(|(_, at)| now - *at < CONTENDED);
+        if contended || left < BELIEVED {
+            return Duration::ZERO;
+        }
+        if self.alone && left > BELIEVED_ALONE {
+            self.handed_alone = Some(now);
+            return BELIEVED_ALONE;
+        }
+        self.note_handed(ino, now);
+        BELIEVED
+    }
+
+    /// Takes in what became of names.
+    fn learn_change(&mut self, op: &Op, reply: &OpReply, mark: Mark) {
+        if names_changed(op).any(|(parent, _)| self.is_changed_since(parent, mark)) {
+            return;
+        }
+        match (op, reply) {
+            (Op::Create { parent, name, .. } | Op::Link { parent, name, .. }, OpReply::Attr(attr)) => {
+                self.learn_name(*parent, name, Some(attr.ino));
+            }
+            (Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name }, OpReply::Removed { .. }) => {
+                self.learn_name(*parent, name, None);
+            }
+            (Op::Rename { parent, name, new_parent, new_name, mode, .. }, OpReply::Renamed { moved, replaced, .. }) => {
+                let back = replaced.as_ref().filter(|_| *mode == wire::op::RenameMode::Exchange);
+                self.learn_name(*parent, name, back.map(|attr| attr.ino));
+                self.learn_name(*new_parent, new_name, Some(moved.ino));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Inodes whose attributes an operation changes, as far as it names them.
+fn attrs_changed(op: &Op) -> impl Iterator<Item = Ino> {
+    let (one, two) = match op {
+        Op::Create { parent, ino, .. } | Op::Link { parent, ino, .. } => (Some(*parent), Some(*ino)),
+        Op::Unlink { parent, released, .. } => (Some(*parent), *released),
+        Op::Rmdir { parent, .. } => (Some(*parent), None),
+        Op::Rename { parent, new_parent, .. } => (Some(*parent), Some(*new_parent)),
+        Op::SetAttr { ino, .. }
+        | Op::Commit { ino, .. }
+        | Op::Range { ino, .. }
+        | Op::SetXattr { ino, .. }
+        | Op::RemoveXattr { ino, .. }
+        | Op::Accessed { ino, .. } => (Some(*ino), None),
+        Op::CloneRange { dst, .. } => (Some(*dst), None),
+        Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::SetLock { .. } | Op::Unlock { .. } => (None, None),
+    };
+    one.into_iter().chain(two)
+}
+
+/// Names that an operation makes, removes or points elsewhere.
+fn names_changed(op: &Op) -> impl Iterator<Item = (Ino, &Name)> {
+    let (one, two) = match op {
+        Op::Create { parent, name, .. }
+        | Op::Link { parent, name, .. }
+        | Op::Unlink { parent, name, .. }
+        | Op::Rmdir { parent, name } => (Some((*parent, name)), None),
+        Op::Rename { parent, name, new_parent, new_name, .. } => (Some((*parent, name)), Some((*new_parent, new_name))),
+        _ => (None, None),
+    };
+    one.into_iter().chain(two)
+}
+
+/// Attributes that a reply tells.
+fn told(reply: &OpReply) -> impl Iterator<Item = &InodeAttr> {
+    let (one, two) = match reply {
+        OpReply::Attr(attr) | OpReply::Removed { attr, .. } | OpReply::Committed { attr, .. } => (Some(attr), None),
+        OpReply::Renamed { moved, replaced, .. } => (Some(moved), replaced.as_ref()),
+        OpReply::Inos { .. } | OpReply::Done => (None, None),
+    };
+    one.into_iter().chain(two)
+}

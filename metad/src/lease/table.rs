@@ -1,0 +1,598 @@
+//! The lease table of a leader, as a state machine without clock, network or tasks: who may answer from its cache what,
+//! and whom a change must wait for.
+//!
+//! A session that is *attached* (it follows the leader's events) holds a read lease on each inode of which it was told
+//! something, its names included where it is a directory. All leases of a session run out together unless they are
+//! extended. A change first *recalls* the leases on what it touches: their holders are told, and it waits until each has
+//! acknowledged or run out. Meanwhile nobody is granted a lease on these inodes.
+//!
+//! Safety (a proptest below checks it): nobody answers from its cache what a completed change has made wrong.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+use wire::ids::{Ino, SessionId};
+
+/// Leases of one session; with more, all of them are recalled.
+const HELD_MAX: usize = 200_000;
+
+/// Number of an event that wants an acknowledgement, counted per session.
+pub type Seq = u64;
+
+/// Something a session is to be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Who.
+    pub session: SessionId,
+    /// To be acknowledged with this number.
+    pub seq: Seq,
+}
+
+/// The answer to a sign of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extension {
+    /// Its leases hold for [`Table::lease`] from when it asked.
+    Extended,
+    /// Something is not acknowledged yet; they hold as long as before.
+    Pending,
+    /// It does not follow this leader's events: it holds nothing.
+    NotAttached,
+}
+
+/// A session that has attached to this leader.
+#[derive(Debug, Default)]
+struct Holder {
+    /// The stream by which it follows the events now.
+    attached: Option<u64>,
+    /// Its leases end then.
+    until: Option<Instant>,
+    /// Number of the last event that wants an acknowledgement.
+    told: Seq,
+    /// Up to here it has acknowledged.
+    acked: Seq,
+    /// All its leases are being recalled, because there are too many.
+    emptying: Option<Seq>,
+    /// It was told that it is alone.
+    alone: bool,
+    inos: HashSet<Ino>,
+}
+
+impl Holder {
+    fn tell(&mut self) -> Seq {
+        self.told += 1;
+        self.told
+    }
+
+    fn holds_at(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| until > now)
+    }
+}
+
+/// Changes of one inode under way.
+#[derive(Debug, Default)]
+struct Changing {
+    count: u32,
+    /// There were several at once: who ends last need not have been the last to apply.
+    several: bool,
+}
+
+/// The table of one leadership.
+#[derive(Debug)]
+pub struct Table {
+    lease: Duration,
+    /// When this leadership was noticed. What an earlier leader granted has run out a lease later.
+    since: Instant,
+    holders: HashMap<SessionId, Holder>,
+    held: HashMap<Ino, Vec<SessionId>>,
+    /// Inodes that changes under way touch.
+    changing: HashMap<Ino, Changing>,
+    /// Recalls of an inode that may not be acknowledged yet: every change waits for them, not only the one that began
+    /// them.
+    recalled: HashMap<Ino, Vec<Told>>,
+    /// Changes that have ended.
+    ended: u64,
+    /// Sessions being opened: nobody is alone meanwhile.
+    arriving: u32,
+}
+
+impl Table {
+    /// A leadership begins; leases hold for `lease`.
+    #[must_use]
+    pub fn new(lease: Duration, now: Instant) -> Self {
+        Self {
+            lease,
+            since: now,
+            holders: HashMap::new(),
+            held: HashMap::new(),
+            changing: HashMap::new(),
+            recalled: HashMap::new(),
+            ended: 0,
+            arriving: 0,
+        }
+    }
+
+    /// How long leases hold.
+    #[must_use]
+    pub fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    /// A session follows the events from now on, by this stream. Its caches are empty: it emptied them before it asked.
+    pub fn attach(&mut self, session: SessionId, stream: u64) {
+        self.release_all(session);
+        let holder = self.holders.entry(session).or_default();
+        holder.attached = Some(stream);
+        holder.acked = holder.told;
+        holder.emptying = None;
+        holder.alone = false;
+    }
+
+    /// A stream has ended. If its session has no newer one, it may answer from its caches until its leases run out.
+    pub fn detach(&mut self, session: SessionId, stream: u64) {
+        if let Some(holder) = self.holders.get_mut(&session)
+            && holder.attached == Some(stream)
+        {
+            holder.attached = None;
+        }
+    }
+
+    /// A session has ended, and knows it or has been silent for longer than a lease.
+    pub fn remove(&mut self, session: SessionId) {
+        self.release_all(session);
+        self.holders.remove(&session);
+        self.recalled.retain(|_, told| {
+            told.retain(|told| told.session != session);
+            !told.is_empty()
+        });
+    }
+
+    fn release_all(&mut self, session: SessionId) {
+        let Some(holder) = self.holders.get_mut(&session) else { return };
+        for ino in std::mem::take(&mut holder.inos) {
+            forget(&mut self.held, ino, session);
+        }
+    }
+
+    /// A session shows that it lives.
+    pub fn extend(&mut self, session: SessionId, now: Instant, alone: bool) -> Extension {
+        let Some(holder) = self.holders.get_mut(&session).filter(|holder| holder.attached.is_some()) else {
+            return Extension::NotAttached;
+        };
+        if holder.acked < holder.told {
+            return Extension::Pending;
+        }
+        holder.until = Some(now + self.lease);
+        holder.alone = alone;
+        Extension::Extended
+    }
+
+    /// Whether a session may be told that there is no other one.
+    #[must_use]
+    pub fn nobody_arrives(&self) -> bool {
+        self.arriving == 0
+    }
+
+    /// To be taken before a read whose answer is to be leased.
+    #[must_use]
+    pub fn stamp(&self) -> u64 {
+        self.ended
+    }
+
+    /// Grants leases on what was read since `stamp`. All or none: false when something of it is changing, has maybe
+    /// changed since it was read, or the session cannot hold leases now. With it, a session that holds too many.
+    pub fn grant(&mut self, session: SessionId, inos: &[Ino], stamp: u64) -> (bool, Option<Told>) {
+        if self.ended != stamp || inos.iter().any(|ino| self.changing.contains_key(ino)) {
+            return (false, None);
+        }
+        self.insert(session, inos)
+    }
+
+    fn insert(&mut self, session: SessionId, inos: &[Ino]) -> (bool, Option<Told>) {
+        let Some(holder) = self.holders.get_mut(&session).filter(|holder| holder.attached.is_some()) else {
+            return (false, None);
+        };
+        if holder.emptying.is_some() {
+            return (false, None);
+        }
+        if holder.inos.len() + inos.len() > HELD_MAX {
+            let seq = holder.tell();
+            holder.emptying = Some(seq);
+            return (false, Some(Told { session, seq }));
+        }
+        for ino in inos {
+            if holder.inos.insert(*ino) {
+                self.held.entry(*ino).or_default().push(session);
+            }
+        }
+        (true, None)
+    }
+
+    /// A change by `session` begins. Returns who is to be told now to drop these inodes, and all whom the change waits
+    /// for: these, and those who were told before.
+    pub fn begin(&mut self, session: SessionId, inos: &[Ino]) -> (Vec<Told>, Vec<Told>) {
+        let mut told: Vec<Told> = Vec::new();
+        let mut waits: Vec<Told> = Vec::new();
+        for ino in inos {
+            let changing = self.changing.entry(*ino).or_default();
+            changing.several |= changing.count > 0;
+            changing.count += 1;
+            if let Some(before) = self.recalled.get_mut(ino) {
+                before.retain(|told| self.holders.get(&told.session).is_some_and(|holder| holder.acked < told.seq));
+                waits.extend(before.iter().cloned());
+            }
+            let Some(held_by) = self.held.get_mut(ino) else { continue };
+            for other in held_by.extract_if(.., |other| *other != session) {
+                let Some(holder) = self.holders.get_mut(&other) else { continue };
+                holder.inos.remove(ino);
+                // One event for all that this change takes from a session.
+                let one = told.iter().find(|told| told.session == other).cloned().unwrap_or_else(|| {
+                    let one = Told { session: other, seq: holder.tell() };
+                    told.push(one.clone());
+                    one
+                });
+                self.recalled.entry(*ino).or_default().push(one);
+            }
+            if held_by.is_empty() {
+                self.held.remove(ino);
+            }
+        }
+        waits.extend(told.iter().cloned());
+        (told, waits)
+    }
+
+    /// A session has dropped what it was told to drop, up to this event.
+    pub fn acknowledge(&mut self, session: SessionId, seq: Seq) {
+        let Some(holder) = self.holders.get_mut(&session) else { return };
+        holder.acked = holder.acked.max(seq.min(holder.told));
+        if holder.emptying.is_some_and(|emptying| holder.acked >= emptying) {
+            holder.emptying = None;
+            self.release_all(session);
+        }
+    }
+
+    /// When all that were told have acknowledged or run out: `None` if that is so now, else the next moment to look.
+    #[must_use]
+    pub fn unsettled_until(&self, told: &[Told], now: Instant) -> Option<Instant> {
+        let open = |told: &Told| {
+            let holder = self.holders.get(&told.session)?;
+            (holder.acked < told.seq && holder.holds_at(now)).then_some(holder.until).flatten()
+        };
+        told.iter().filter_map(open).max()
+    }
+
+    /// Until when others may answer from what an earlier leader granted them: `None` when nobody does.
+    #[must_use]
+    pub fn grace_until(&self, mut others: impl Iterator<Item = SessionId>, now: Instant) -> Option<Instant> {
+        let end = self.since + self.lease;
+        (end > now && others.any(|other| !self.holders.contains_key(&other))).then_some(end)
+    }
+
+    /// A change has ended. True when its session now holds leases on all that it touched, as it was told.
+    pub fn end(&mut self, session: SessionId, inos: &[Ino]) -> bool {
+        let alone = inos.iter().all(|ino| self.changing.get(ino).is_some_and(|changing| !changing.several));
+        for ino in inos {
+            if let Some(changing) = self.changing.get_mut(ino) {
+                changing.count -= 1;
+                if changing.count == 0 {
+                    self.changing.remove(ino);
+                }
+            }
+            if let Some(before) = self.recalled.get_mut(ino) {
+                before.retain(|told| self.holders.get(&told.session).is_some_and(|holder| holder.acked < told.seq));
+                if before.is_empty() {
+                    self.recalled.remove(ino);
+                }
+            }
+        }
+        self.ended += 1;
+        // Nobody is told here that it holds too many: the next read finds that.
+        alone
+            && self.holders.get(&session).is_some_and(|holder| holder.inos.len() + inos.len() <= HELD_MAX)
+            && self.insert(session, inos).0
+    }
+
+    /// A session arrives: those that were told they are alone must hear of it.
+    pub fn arrive(&mut self) -> Vec<Told> {
+        self.arriving += 1;
+        let alone = self.holders.iter_mut().filter(|(_, holder)| holder.alone);
+        alone.map(|(session, holder)| Told { session: *session, seq: holder.tell() }).collect()
+    }
+
+    /// It has arrived, or failed to.
+    pub fn arrived(&mut self) {
+        // A leadership that began meanwhile knows nothing of it.
+        self.arriving = self.arriving.saturating_sub(1);
+    }
+}
+
+fn forget(held: &mut HashMap<Ino, Vec<SessionId>>, ino: Ino, session: SessionId) {
+    if let Some(held_by) = held.get_mut(&ino) {
+        held_by.retain(|other| *other != session);
+        if held_by.is_empty() {
+            held.remove(&ino);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LEASE: Duration = Duration::from_secs(5);
+    const SESSIONS: u64 = 3;
+    const INODES: u64 = 3;
+
+    /// What a client does, as `client::cache` does it: an answer is kept unless something of it was recalled since it was
+    /// asked for, and used while the leases hold.
+    #[derive(Default)]
+    struct Client {
+        cached: HashMap<Ino, u64>,
+        until: Option<Instant>,
+        /// When each inode was recalled, counted; and up to where everything was dropped.
+        clock: u64,
+        recalled: HashMap<Ino, u64>,
+        floor: u64,
+        /// Recalls on their way to it.
+        events: Vec<(Seq, Vec<Ino>)>,
+        /// Answers on their way to it: inode, version, when it asked.
+        answers: Vec<(Ino, u64, u64)>,
+        /// Extensions on their way to it: when it asked.
+        extensions: Vec<Instant>,
+    }
+
+    /// A change under way.
+    struct Change {
+        session: u64,
+        inos: Vec<Ino>,
+        waits: Vec<Told>,
+        /// What it has made of each inode.
+        applied: Option<Vec<(Ino, u64)>>,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Attach(u64),
+        Break(u64),
+        Extend(u64),
+        TakeExtension(u64),
+        Ask { session: u64, ino: u64 },
+        TakeAnswer(u64),
+        TakeEvent { session: u64, acknowledge: bool },
+        Begin { session: u64, inos: Vec<u64> },
+        Apply(usize),
+        End(usize),
+        Pass(u64),
+        Lead,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let session = 0..SESSIONS;
+        prop_oneof![
+            2 => session.clone().prop_map(Step::Attach),
+            1 => session.clone().prop_map(Step::Break),
+            4 => session.clone().prop_map(Step::Extend),
+            4 => session.clone().prop_map(Step::TakeExtension),
+            8 => (session.clone(), 0..INODES).prop_map(|(session, ino)| Step::Ask { session, ino }),
+            8 => session.clone().prop_map(Step::TakeAnswer),
+            8 => (session.clone(), prop::bool::weighted(0.8))
+                .prop_map(|(session, acknowledge)| Step::TakeEvent { session, acknowledge }),
+            6 => (session, prop::collection::vec(0..INODES, 1..3))
+                .prop_map(|(session, inos)| Step::Begin { session, inos }),
+            6 => (0_usize..4).prop_map(Step::Apply),
+            6 => (0_usize..4).prop_map(Step::End),
+            3 => (0_u64..3000).prop_map(Step::Pass),
+            1 => Just(Step::Lead),
+        ]
+    }
+
+    struct World {
+        now: Instant,
+        table: Table,
+        clients: Vec<Client>,
+        changes: Vec<Change>,
+        /// Versions as applied.
+        applied: HashMap<Ino, u64>,
+    }
+
+    impl World {
+        fn take(&mut self, step: Step) {
+            match step {
+                Step::Attach(session) => {
+                    let client = &mut self.clients[session as usize];
+                    client.cached.clear();
+                    client.until = None;
+                    client.clock += 1;
+                    client.floor = client.clock;
+                    client.events.clear();
+                    client.extensions.clear();
+                    self.table.attach(SessionId(session), 0);
+                }
+                Step::Break(session) => {
+                    self.clients[session as usize].events.clear();
+                    self.table.detach(SessionId(session), 0);
+                }
+                Step::Extend(session) => {
+                    if self.table.extend(SessionId(session), self.now, false) == Extension::Extended {
+                        self.clients[session as usize].extensions.push(self.now);
+                    }
+                }
+                Step::TakeExtension(session) => {
+                    let client = &mut self.clients[session as usize];
+                    if let Some(asked) = client.extensions.pop() {
+                        client.until = client.until.max(Some(asked + LEASE));
+                    }
+                }
+                Step::Ask { session, ino } => {
+                    let ino = Ino(ino);
+                    let asked = self.clients[session as usize].clock;
+                    let stamp = self.table.stamp();
+                    let version = self.applied.get(&ino).copied().unwrap_or(0);
+                    if self.table.grant(SessionId(session), &[ino], stamp).0 {
+                        self.clients[session as usize].answers.push((ino, version, asked));
+                    }
+                }
+                Step::TakeAnswer(session) => {
+                    let client = &mut self.clients[session as usize];
+                    if let Some((ino, version, asked)) = client.answers.pop()
+                        && client.recalled.get(&ino).is_none_or(|at| *at <= asked)
+                        && client.floor <= asked
+                    {
+                        client.cached.insert(ino, version);
+                    }
+                }
+                Step::TakeEvent { session, acknowledge } => {
+                    let client = &mut self.clients[session as usize];
+                    if client.events.is_empty() {
+                        return;
+                    }
+                    let (seq, inos) = client.events.remove(0);
+                    client.clock += 1;
+                    for ino in inos {
+                        client.cached.remove(&ino);
+                        client.recalled.insert(ino, client.clock);
+                    }
+                    if acknowledge {
+                        self.table.acknowledge(SessionId(session), seq);
+                    }
+                }
+                Step::Begin { session, inos } => {
+                    let others = (0..SESSIONS).filter(|other| *other != session).map(SessionId);
+                    if self.table.grace_until(others, self.now).is_some() {
+                        return;
+                    }
+                    let inos: Vec<Ino> = HashSet::<u64>::from_iter(inos).into_iter().map(Ino).collect();
+                    // What a client changes itself it drops when it begins.
+                    let client = &mut self.clients[session as usize];
+                    client.clock += 1;
+                    for ino in &inos {
+                        client.cached.remove(ino);
+                        client.recalled.insert(*ino, client.clock);
+                    }
+                    let (tell, waits) = self.table.begin(SessionId(session), &inos);
+                    for Told { session, seq } in tell {
+                        self.clients[session.0 as usize].events.push((seq, inos.clone()));
+                    }
+                    self.changes.push(Change { session, inos, waits, applied: None });
+                }
+                Step::Apply(index) => {
+                    let Some(change) = self.changes.get_mut(index) else { return };
+                    if change.applied.is_none() && self.table.unsettled_until(&change.waits, self.now).is_none() {
+                        let apply = |ino: &Ino| {
+                            let version = self.applied.entry(*ino).or_insert(0);
+                            *version += 1;
+                            (*ino, *version)
+                        };
+                        change.applied = Some(change.inos.iter().map(apply).collect());
+                    }
+                }
+                Step::End(index) => {
+                    if self.changes.get(index).is_none_or(|change| change.applied.is_none()) {
+                        return;
+                    }
+                    let change = self.changes.remove(index);
+                    let leased = self.table.end(SessionId(change.session), &change.inos);
+                    let client = &mut self.clients[change.session as usize];
+                    for (ino, version) in change.applied.into_iter().flatten().filter(|_| leased) {
+                        client.answers.push((ino, version, client.clock));
+                    }
+                }
+                Step::Pass(ms) => self.now += Duration::from_millis(ms),
+                Step::Lead => {
+                    // Changes under way end with the leader that began them: their callers ask the next one.
+                    self.changes.clear();
+                    self.table = Table::new(LEASE, self.now);
+                    for client in &mut self.clients {
+                        client.events.clear();
+                        client.answers.clear();
+                    }
+                }
+            }
+        }
+
+        fn check(&self) -> Result<(), TestCaseError> {
+            for client in &self.clients {
+                if client.until.is_none_or(|until| until <= self.now) {
+                    continue;
+                }
+                for (ino, version) in &client.cached {
+                    // Not only completed changes: whoever reads the new state elsewhere may tell of it.
+                    let applied = self.applied.get(ino).copied().unwrap_or(0);
+                    prop_assert!(*version >= applied, "{ino:?} is cached as of {version}, and {applied} is applied");
+                }
+            }
+            Ok(())
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+        #[test]
+        fn nobody_answers_from_a_cache_what_an_applied_change_has_made_wrong(
+            steps in prop::collection::vec(step(), 1..120)
+        ) {
+            let now = Instant::now();
+            let clients = (0..SESSIONS).map(|_| Client::default()).collect();
+            let table = Table::new(LEASE, now);
+            let mut world = World { now, table, clients, changes: Vec::new(), applied: HashMap::new() };
+            world.now += LEASE;
+            for step in steps {
+                world.take(step);
+                world.check()?;
+            }
+        }
+    }
+
+    #[test]
+    fn a_holder_that_acknowledges_is_waited_for_no_longer_and_a_silent_one_for_its_lease() {
+        let now = Instant::now();
+        let mut table = Table::new(LEASE, now);
+        let (one, two, file) = (SessionId(1), SessionId(2), Ino(7));
+        table.attach(one, 0);
+        table.attach(two, 1);
+        assert_eq!(table.extend(two, now, false), Extension::Extended);
+        assert!(table.grant(two, &[file], table.stamp()).0);
+        let (_, waits) = table.begin(one, &[file]);
+        assert_eq!(table.unsettled_until(&waits, now), Some(now + LEASE));
+        assert_eq!(table.extend(two, now, false), Extension::Pending);
+        assert!(!table.grant(two, &[file], table.stamp()).0, "it is changing");
+        let (_, also) = table.begin(one, &[file]);
+        assert_eq!(table.unsettled_until(&also, now), Some(now + LEASE), "a second change waits as well");
+        table.acknowledge(two, waits[0].seq);
+        assert_eq!(table.unsettled_until(&waits, now), None);
+        assert!(!table.end(one, &[file]), "another change is under way");
+        assert!(!table.end(one, &[file]), "there were two: nobody knows which was the last to apply");
+        table.begin(one, &[file]);
+        assert!(table.end(one, &[file]));
+        assert!(table.grant(two, &[file], table.stamp()).0);
+        let (_, waits) = table.begin(one, &[file]);
+        assert_eq!(table.unsettled_until(&waits, now + LEASE), None);
+    }
+
+    #[test]
+    fn too_many_leases_of_one_session_are_recalled_together() {
+        let now = Instant::now();
+        let mut table = Table::new(LEASE, now);
+        let one = SessionId(1);
+        table.attach(one, 0);
+        let many: Vec<Ino> = (0..HELD_MAX as u64).map(Ino).collect();
+        assert!(table.grant(one, &many, table.stamp()).0);
+        let (granted, told) = table.grant(one, &[Ino(u64::MAX)], table.stamp());
+        let told = told.unwrap();
+        assert!(!granted && table.held.len() == HELD_MAX);
+        table.acknowledge(one, told.seq);
+        assert!(table.held.is_empty());
+        assert!(table.grant(one, &[Ino(u64::MAX)], table.stamp()).0);
+    }
+
+    #[test]
+    fn a_new_leader_waits_for_sessions_that_have_not_come_to_it() {
+        let now = Instant::now();
+        let mut table = Table::new(LEASE, now);
+        let others = || [SessionId(2), SessionId(3)].into_iter();
+        table.attach(SessionId(2), 0);
+        assert_eq!(table.grace_until(others(), now), Some(now + LEASE));
+        table.attach(SessionId(3), 0);
+        assert_eq!(table.grace_until(others(), now), None);
+        assert_eq!(Table::new(LEASE, now).grace_until(others(), now + LEASE), None);
+    }
+}

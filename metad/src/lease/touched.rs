@@ -1,0 +1,83 @@
+//! Which inodes' attributes or names a batch changes.
+
+use crate::fs::inode::Inode;
+use crate::fs::view::{Kv, KvExt};
+use crate::fs::{dentry, keys};
+use std::collections::BTreeSet;
+use wire::attr::InodeAttr;
+use wire::ids::Ino;
+use wire::op::{Op, OpReply};
+
+/// As far as can be known before it is applied.
+pub(super) fn before(kv: &dyn Kv, ops: &[Op]) -> Vec<Ino> {
+    let mut inos = BTreeSet::new();
+    let behind = |parent: Ino, name: &[u8]| dentry::find(kv, parent, name).map(|(ino, _)| ino);
+    for op in ops {
+        match op {
+            Op::Create { parent, .. } => {
+                inos.insert(*parent);
+            }
+            Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } => {
+                inos.insert(*parent);
+                inos.extend(behind(*parent, name));
+            }
+            Op::Link { ino, parent, .. } => inos.extend([*ino, *parent]),
+            Op::Rename { parent, name, new_parent, new_name, .. } => {
+                inos.extend([*parent, *new_parent]);
+                inos.extend(behind(*parent, name));
+                inos.extend(behind(*new_parent, new_name));
+            }
+            Op::SetAttr { ino, .. }
+            | Op::Commit { ino, .. }
+            | Op::Range { ino, .. }
+            | Op::SetXattr { ino, .. }
+            | Op::RemoveXattr { ino, .. }
+            | Op::Accessed { ino, .. } => {
+                inos.insert(*ino);
+            }
+            Op::CloneRange { dst, .. } => {
+                inos.insert(*dst);
+            }
+            Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::SetLock { .. } | Op::Unlock { .. } => {}
+        }
+    }
+    inos.into_iter().collect()
+}
+
+/// What the replies tell beyond that.
+pub(super) fn after(replies: &[OpReply], known: &[Ino]) -> Vec<Ino> {
+    let mut inos = BTreeSet::new();
+    for reply in replies {
+        match reply {
+            OpReply::Removed { attr, .. } => {
+                inos.insert(attr.ino);
+            }
+            OpReply::Renamed { moved, replaced, .. } => {
+                inos.insert(moved.ino);
+                inos.extend(replaced.as_ref().map(|attr| attr.ino));
+            }
+            OpReply::Committed { conflict: Some(copy), .. } => {
+                inos.insert(copy.parent);
+            }
+            OpReply::Committed { .. } | OpReply::Attr(_) | OpReply::Inos { .. } | OpReply::Done => {}
+        }
+    }
+    // Ordered, as `before` has left it.
+    inos.retain(|ino| known.binary_search(ino).is_err());
+    inos.into_iter().collect()
+}
+
+/// Attributes of what a batch has touched, without what its replies tell.
+pub(super) fn untold(kv: &dyn Kv, replies: &[OpReply], inos: &[Ino]) -> Vec<InodeAttr> {
+    let is_told = |ino: &Ino| {
+        replies.iter().any(|reply| match reply {
+            OpReply::Attr(attr) | OpReply::Removed { attr, .. } | OpReply::Committed { attr, .. } => attr.ino == *ino,
+            OpReply::Renamed { moved, replaced, .. } => {
+                moved.ino == *ino || replaced.as_ref().is_some_and(|attr| attr.ino == *ino)
+            }
+            OpReply::Inos { .. } | OpReply::Done => false,
+        })
+    };
+    let untold = inos.iter().filter(|ino| !is_told(ino));
+    untold.filter_map(|ino| kv.load::<Inode>(&keys::inode(*ino))).map(|inode| inode.attr).collect()
+}
