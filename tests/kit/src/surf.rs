@@ -219,6 +219,24 @@ impl Surf {
     /// When it is not mounted within a minute.
     pub fn mount(&mut self, args: &[&str]) {
         assert!(self.mount.is_none(), "it is mounted already");
+        self.mount = Some(self.start_mount(&self.path(), args));
+    }
+
+    /// Mounts the cluster once more, in a process of its own, as another machine would.
+    ///
+    /// # Panics
+    /// When this is no cluster, or it is not mounted within a minute.
+    #[must_use]
+    pub fn mount_again(&self, args: &[&str]) -> Another {
+        assert_eq!(self.setup, Setup::Cluster, "an embedded cluster has one mount");
+        let count = fs::read_dir(self.dir.path()).expect("the folder can be listed").count();
+        let path = self.dir.path().join(format!("mnt-{count}"));
+        fs::create_dir(&path).expect("the mount point can be made");
+        let child = self.start_mount(&path, args);
+        Another { child, path }
+    }
+
+    fn start_mount(&self, path: &Path, args: &[&str]) -> Child {
         let log = File::options()
             .create(true)
             .append(true)
@@ -229,10 +247,10 @@ impl Surf {
             Setup::Embedded => command.arg("--data-dir").arg(self.data_dir()),
             Setup::Cluster => command.arg("--cluster").arg(self.bundle()),
         };
-        command.args(args).arg(self.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.args(args).arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().expect("surfmount starts");
         let started = Instant::now();
-        while !is_mounted(&self.path()) {
+        while !is_mounted(path) {
             let ended = child.try_wait().expect("a child can be waited for");
             if ended.is_some() || started.elapsed() > START_LIMIT {
                 let _ = child.kill();
@@ -241,7 +259,7 @@ impl Surf {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        self.mount = Some(child);
+        child
     }
 
     /// Unmounts as `surfmount` does on SIGTERM, and waits until it has ended.
@@ -287,15 +305,7 @@ impl Drop for Surf {
             eprintln!("{}", self.logs());
         }
         if let Some(mut child) = self.mount.take() {
-            // SAFETY: as in `unmount`.
-            unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
-            let started = Instant::now();
-            while child.try_wait().ok().flatten().is_none() && started.elapsed() < Duration::from_secs(15) {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            abort(&self.path());
-            let _ = child.kill();
-            let _ = child.wait();
+            end(&mut child, &self.path());
         }
         // A test may have mounted elsewhere, too.
         abort_below(self.dir.path());
@@ -308,6 +318,47 @@ impl Drop for Surf {
             }
         }
     }
+}
+
+/// A further mount of a cluster. Dropping it unmounts.
+pub struct Another {
+    child: Child,
+    path: PathBuf,
+}
+
+impl Another {
+    /// The mount point.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.path.clone()
+    }
+
+    /// Kills the mount at once, as a crash would.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub fn kill_9(mut self) {
+        self.child.kill().expect("a child can be killed");
+    }
+}
+
+impl Drop for Another {
+    fn drop(&mut self) {
+        end(&mut self.child, &self.path);
+    }
+}
+
+/// Ends a mount in order if it can be done in time, else at once.
+fn end(child: &mut Child, path: &Path) {
+    // SAFETY: kill takes no pointers; the child has not been waited for, so its pid is still its own.
+    unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
+    let started = Instant::now();
+    while child.try_wait().ok().flatten().is_none() && started.elapsed() < Duration::from_secs(15) {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    abort(path);
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 fn sys_chmod(path: &Path, mode: u32) {

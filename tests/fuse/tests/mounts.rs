@@ -1,0 +1,141 @@
+//! Several mounts of one cluster: what one has done, the others see, whatever their caches hold.
+#![allow(missing_docs)]
+
+use fuse::LIMIT;
+use kit::{Setup, Surf, sh};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Handovers of small files.
+const HANDOVERS: u32 = 5_000;
+/// Files that they go through: each is in everybody's caches when its turn comes again.
+const FILES: u32 = 50;
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// Guards I5.
+#[test]
+fn what_one_mount_closed_another_reads_in_each_of_thousands_of_handovers() {
+    let surf = Surf::start(Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    let sides = [surf.path(), other.path()];
+    for number in 0..HANDOVERS {
+        let (name, content) = (format!("file-{}", number % FILES), format!("content {number}"));
+        let writer = &sides[(number % 2) as usize];
+        let reader = &sides[(number % 2 + 1) as usize % 2];
+        fs::write(writer.join(&name), &content).unwrap();
+        assert_eq!(fs::read_to_string(reader.join(&name)).unwrap(), content, "handover {number}");
+    }
+}
+
+/// Guards I5.
+#[test]
+fn what_one_mount_made_moved_or_removed_another_finds_so_at_once() {
+    let surf = Surf::start(Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    let sides = [surf.path(), other.path()];
+    for round in 0..150 {
+        let (here, there) = (&sides[round % 2], &sides[(round + 1) % 2]);
+        let (dir, file, moved) = (format!("dir-{round}"), format!("file-{round}"), format!("moved-{round}"));
+        // The other side knows that they are absent, and what is there.
+        let before = names(there);
+        assert_eq!(fs::metadata(there.join(&file)).unwrap_err().kind(), ErrorKind::NotFound);
+        fs::create_dir(here.join(&dir)).unwrap();
+        assert!(fs::metadata(there.join(&dir)).unwrap().is_dir());
+        fs::write(here.join(&file), "content").unwrap();
+        assert_eq!(fs::metadata(there.join(&file)).unwrap().len(), 7);
+        assert_eq!(names(there).len(), before.len() + 2);
+        fs::set_permissions(here.join(&file), fs::Permissions::from_mode(0o640)).unwrap();
+        assert_eq!(fs::metadata(there.join(&file)).unwrap().permissions().mode() & 0o777, 0o640);
+        fs::rename(here.join(&file), here.join(&dir).join(&moved)).unwrap();
+        assert_eq!(fs::metadata(there.join(&file)).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(names(&there.join(&dir)), [moved.as_str()]);
+        fs::remove_file(there.join(&dir).join(&moved)).unwrap();
+        assert_eq!(fs::metadata(here.join(&dir).join(&moved)).unwrap_err().kind(), ErrorKind::NotFound);
+        fs::remove_dir(here.join(&dir)).unwrap();
+        assert_eq!(fs::metadata(there.join(&dir)).unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(names(there), before);
+    }
+}
+
+/// Guards I2 and I5.
+#[test]
+fn no_mount_reads_what_is_old_while_leaders_die() {
+    let surf = Surf::start(Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    let (here, there) = (surf.path(), other.path());
+    // A file with a number that only grows, replaced as a whole.
+    let set = |number: u64| {
+        fs::write(here.join("next"), number.to_string()).unwrap();
+        fs::rename(here.join("next"), here.join("number")).unwrap();
+    };
+    set(0);
+    let (done, ended, reads) = (AtomicU64::new(0), AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::SeqCst) {
+                let number = done.load(Ordering::SeqCst) + 1;
+                set(number);
+                done.store(number, Ordering::SeqCst);
+            }
+        });
+        let reader = scope.spawn(|| {
+            let mut seen = 0;
+            while !ended.load(Ordering::SeqCst) {
+                let least = done.load(Ordering::SeqCst).max(seen);
+                let number: u64 = match fs::read_to_string(there.join("number")) {
+                    Ok(text) => text.parse().unwrap(),
+                    // Between the look at the name and the opening it was replaced, over and over.
+                    Err(error) if error.raw_os_error() == Some(libc::ESTALE) => continue,
+                    Err(error) => panic!("{error}"),
+                };
+                assert!(number >= least, "{number} was read, and {least} was there before");
+                seen = number;
+                reads.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let progress = |what: &str, reached: &AtomicU64| {
+            let wanted = reached.load(Ordering::SeqCst) + 20;
+            let started = Instant::now();
+            while reached.load(Ordering::SeqCst) < wanted {
+                if reader.is_finished() || started.elapsed() > Duration::from_secs(60) {
+                    ended.store(true, Ordering::SeqCst);
+                    panic!("no progress of {what}");
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        };
+        for _ in 0..3 {
+            progress("the writer", &done);
+            progress("the reader", &reads);
+            let leader = surf.leader();
+            surf.kill_9(&leader);
+            progress("the writer without the leader", &done);
+            progress("the reader without the leader", &reads);
+            surf.dev(&["start", &leader]);
+        }
+        ended.store(true, Ordering::SeqCst);
+    });
+}
+
+/// Guards I5.
+#[test]
+fn a_mount_that_was_killed_holds_up_the_others_for_its_leases_and_no_longer() {
+    let surf = Surf::start(Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    fs::write(surf.path().join("file"), "content").unwrap();
+    assert_eq!(fs::read_to_string(other.path().join("file")).unwrap(), "content");
+    other.kill_9();
+    let started = Instant::now();
+    sh(&surf.path(), LIMIT, "echo more >> file && chmod 600 file && mv file moved && mkdir dir");
+    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+}
