@@ -15,7 +15,8 @@ use wire::FsError;
 use wire::attr::InodeAttr;
 use wire::ids::Ino;
 use wire::limits::LEASE_MS;
-use wire::op::{Name, Op, OpReply};
+use wire::op::{ConflictCopy, Name, Op, OpReply};
+use wire::sys::since_boot;
 
 use crate::namespace::Listed;
 
@@ -48,8 +49,8 @@ pub struct Cache {
 }
 
 struct Inner {
-    /// Until when the leases may be used.
-    until: Option<Instant>,
+    /// Until when the leases may be used, by a clock that goes on while the machine sleeps.
+    until: Option<Duration>,
     /// No other session keeps caches.
     alone: bool,
     /// Counts recalls and changes.
@@ -96,7 +97,7 @@ impl Default for Cache {
 
 impl Inner {
     fn holds(&self) -> bool {
-        self.until.is_some_and(|until| until > Instant::now())
+        self.until.is_some_and(|until| until > since_boot())
     }
 
     fn tick(&mut self) -> u64 {
@@ -137,7 +138,11 @@ impl Inner {
     /// Until when the kernel may believe what it was handed of an inode.
     fn believed_until(&self, ino: Ino) -> Option<Instant> {
         let handed = self.handed.peek(&ino).copied().max(self.handed_else);
-        handed.map(|at| at + BELIEVED + MARGIN)
+        handed.map(|at| at + BELIEVED + MARGIN).max(self.believed_alone_until())
+    }
+
+    fn believed_alone_until(&self) -> Option<Instant> {
+        self.handed_alone.map(|at| at + BELIEVED_ALONE + MARGIN)
     }
 
     fn drop_all(&mut self) {
@@ -150,8 +155,7 @@ impl Inner {
 
     fn believed_at_all(&self) -> Option<Instant> {
         let handed = self.handed.iter().map(|(_, at)| *at).max().max(self.handed_else);
-        let alone = self.handed_alone.map(|at| at + BELIEVED_ALONE + MARGIN);
-        handed.map(|at| at + BELIEVED + MARGIN).max(alone)
+        handed.map(|at| at + BELIEVED + MARGIN).max(self.believed_alone_until())
     }
 
     fn learn_name(&mut self, parent: Ino, name: &[u8], ino: Option<Ino>) {
@@ -166,8 +170,8 @@ impl Cache {
         Mark(self.inner.lock().clock)
     }
 
-    /// The leases hold for a while from when this was asked.
-    pub fn extend(&self, asked: Instant, alone: bool) {
+    /// The leases hold for a while from when this was asked (a time of [`since_boot`]).
+    pub fn extend(&self, asked: Duration, alone: bool) {
         let mut inner = self.inner.lock();
         inner.until = inner.until.max(Some(asked + USED));
         inner.alone = alone;
@@ -196,14 +200,14 @@ impl Cache {
         for ino in inos {
             inner.note_recall(*ino, at);
         }
-        inos.iter().filter_map(|ino| inner.believed_until(*ino)).max()
+        inos.iter().map(|ino| inner.believed_until(*ino)).max().flatten()
     }
 
     /// Another session arrives. Returns when to acknowledge that nobody here believes anything for long.
     pub fn company(&self) -> Option<Instant> {
         let mut inner = self.inner.lock();
         inner.alone = false;
-        inner.handed_alone.map(|at| at + BELIEVED_ALONE + MARGIN)
+        inner.believed_alone_until()
     }
 
     /// This session is about to change something. What is asked from now on is not kept until [`Cache::changed`].
@@ -239,6 +243,10 @@ impl Cache {
             for (parent, name) in names_changed(op) {
                 inner.names.pop(&(parent, name.clone()));
             }
+        }
+        for copy in replies.iter().filter_map(conflict) {
+            inner.note_change(copy.parent, at);
+            inner.names.pop(&(copy.parent, copy.name.clone()));
         }
         for attr in replies.iter().flat_map(told).chain(rest) {
             if !leased {
@@ -355,7 +363,7 @@ impl Inner {
     /// For how long the kernel may believe something of an inode that is known.
     fn hand_over(&mut self, ino: Ino) -> Duration {
         let now = Instant::now();
-        let left = self.until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now + MARGIN));
+        let left = self.until.map_or(Duration::ZERO, |until| until.saturating_sub(since_boot() + MARGIN));
         let contended = self.recalled.peek(&ino).is_some_and(|(_, at)| now - *at < CONTENDED);
         if contended || left < BELIEVED {
             return Duration::ZERO;
@@ -422,6 +430,14 @@ fn names_changed(op: &Op) -> impl Iterator<Item = (Ino, &Name)> {
     one.into_iter().chain(two)
 }
 
+/// The sibling that a commit has made.
+fn conflict(reply: &OpReply) -> Option<&ConflictCopy> {
+    match reply {
+        OpReply::Committed { conflict, .. } => conflict.as_ref(),
+        _ => None,
+    }
+}
+
 /// Attributes that a reply tells.
 fn told(reply: &OpReply) -> impl Iterator<Item = &InodeAttr> {
     let (one, two) = match reply {
@@ -430,4 +446,130 @@ fn told(reply: &OpReply) -> impl Iterator<Item = &InodeAttr> {
         OpReply::Inos { .. } | OpReply::Done => (None, None),
     };
     one.into_iter().chain(two)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use wire::ids::Version;
+    use wire::op::{NewInode, RenameMode};
+
+    const DIR: Ino = Ino(1);
+
+    fn attr(ino: u64, version: u64) -> InodeAttr {
+        InodeAttr { ino: Ino(ino), version: Version(version), ..testing::attr() }
+    }
+
+    fn holding() -> Cache {
+        let cache = Cache::default();
+        cache.extend(since_boot(), false);
+        cache
+    }
+
+    fn create(name: &[u8], ino: u64) -> Op {
+        let node = NewInode::Regular;
+        Op::Create { parent: DIR, name: name.to_vec(), ino: Ino(ino), node, mode: 0o644, umask: 0, uid: 0, gid: 0 }
+    }
+
+    #[test]
+    fn nothing_is_used_without_leases_or_when_they_have_run_out() {
+        let cache = Cache::default();
+        cache.learn_attr(&attr(7, 1), cache.mark());
+        assert_eq!(cache.attr(Ino(7)), None);
+        cache.extend(since_boot().saturating_sub(USED), false);
+        assert_eq!(cache.attr(Ino(7)), None);
+        cache.extend(since_boot(), false);
+        assert_eq!(cache.attr(Ino(7)), Some(attr(7, 1)));
+        cache.empty();
+        cache.extend(since_boot(), false);
+        assert_eq!(cache.attr(Ino(7)), None);
+    }
+
+    #[test]
+    fn what_is_recalled_while_it_is_asked_for_is_not_kept() {
+        let cache = holding();
+        let mark = cache.mark();
+        cache.recall(&[Ino(7), DIR]);
+        cache.learn_attr(&attr(7, 1), mark);
+        cache.learn_name(DIR, b"name", Some(Ino(7)), mark);
+        assert!(cache.attr(Ino(7)).is_none() && cache.name(DIR, b"name").is_none());
+        let mark = cache.mark();
+        cache.learn_attr(&attr(7, 2), mark);
+        cache.learn_name(DIR, b"name", Some(Ino(7)), mark);
+        assert_eq!(cache.name(DIR, b"name"), Some(Ok(attr(7, 2))));
+        cache.recall(&[DIR]);
+        assert!(cache.name(DIR, b"name").is_none() && cache.attr(Ino(7)).is_some());
+    }
+
+    #[test]
+    fn a_change_of_ours_is_known_from_its_answer_if_that_is_leased() {
+        let cache = holding();
+        cache.learn_name(DIR, b"new", None, cache.mark());
+        cache.learn_name(DIR, b"other", None, cache.mark());
+        cache.learn_attr(&attr(1, 1), cache.mark());
+        let ops = [create(b"new", 7)];
+        let mark = cache.change(&ops);
+        assert!(cache.name(DIR, b"new").is_none() && cache.attr(DIR).is_none());
+        let replies = [OpReply::Attr(attr(7, 1))];
+        cache.changed(mark, &ops, &replies, Some(&[attr(1, 2)]));
+        assert_eq!(cache.name(DIR, b"new"), Some(Ok(attr(7, 1))));
+        assert_eq!(cache.name(DIR, b"other"), Some(Err(FsError::NotFound)), "it was not touched");
+        assert_eq!(cache.attr(DIR), Some(attr(1, 2)));
+
+        let ops = [create(b"more", 8)];
+        let mark = cache.change(&ops);
+        cache.changed(mark, &ops, &[OpReply::Attr(attr(8, 1))], None);
+        assert!(cache.name(DIR, b"more").is_none() && cache.attr(Ino(8)).is_none() && cache.attr(DIR).is_none());
+    }
+
+    #[test]
+    fn an_answer_that_a_later_change_of_ours_overtook_is_not_kept() {
+        let cache = holding();
+        let first = [Op::Rename {
+            parent: DIR,
+            name: b"a".to_vec(),
+            new_parent: DIR,
+            new_name: b"b".to_vec(),
+            mode: RenameMode::Replace,
+            released: None,
+        }];
+        let mark = cache.change(&first);
+        let second = [create(b"c", 9)];
+        cache.change(&second);
+        let moved = OpReply::Renamed { moved: attr(7, 1), replaced: None, orphaned: false };
+        cache.changed(mark, &first, &[moved], Some(&[attr(1, 5)]));
+        assert_eq!(cache.attr(DIR), None);
+        assert!(cache.name(DIR, b"a").is_none() && cache.name(DIR, b"b").is_none());
+    }
+
+    #[test]
+    fn a_conflict_copy_is_missing_in_no_listing() {
+        let cache = holding();
+        let listed = Arc::new(Listed { parent: DIR, entries: Vec::new(), end: true });
+        cache.learn_page(DIR, (0, 10, false), &listed, cache.mark());
+        assert!(cache.page(DIR, (0, 10, false)).is_some());
+        let copy = ConflictCopy { ino: Ino(9), parent: DIR, name: b"f.conflict".to_vec() };
+        let reply = OpReply::Committed { attr: attr(7, 2), appended_at: None, conflict: Some(copy), chunk_extents: 1 };
+        let mark = cache.change(&[]);
+        cache.changed(mark, &[], &[reply], None);
+        assert!(cache.page(DIR, (0, 10, false)).is_none());
+    }
+
+    #[test]
+    fn a_recall_is_acknowledged_when_the_kernel_believes_nothing_of_it_any_more() {
+        let cache = holding();
+        cache.learn_attr(&attr(7, 1), cache.mark());
+        assert_eq!(cache.recall(&[Ino(7)]), None, "nothing was handed over");
+        cache.learn_attr(&attr(8, 1), cache.mark());
+        assert_eq!(cache.believe_attr(&attr(8, 2)), Duration::ZERO, "it is not what is known");
+        assert_eq!(cache.believe_attr(&attr(8, 1)), BELIEVED);
+        assert!(cache.recall(&[Ino(8)]).is_some_and(|at| at > Instant::now() + MARGIN));
+        cache.learn_attr(&attr(8, 2), cache.mark());
+        assert_eq!(cache.believe_attr(&attr(8, 2)), Duration::ZERO, "it is contended");
+        cache.extend(since_boot(), true);
+        cache.learn_attr(&attr(9, 1), cache.mark());
+        assert_eq!(cache.believe_attr(&attr(9, 1)), BELIEVED_ALONE);
+        assert!(cache.company().is_some_and(|at| at > Instant::now() + BELIEVED_ALONE / 2));
+    }
 }

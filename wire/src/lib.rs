@@ -17,7 +17,7 @@ pub mod op;
 pub mod quic;
 pub mod retry;
 pub mod settings;
-mod sys;
+pub mod sys;
 pub mod tls;
 
 pub use error::{Error, FsError, describe};

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 use wire::attr::{InodeAttr, Timestamp};
 use wire::ids::{BatchSeq, Ino, SessionId};
@@ -14,6 +14,7 @@ use wire::layout::Layout;
 use wire::limits::{INO_RANGE, SESSION_REPLIES_MAX};
 use wire::message::meta::{LeaseState, MetaReply, MetaRequest};
 use wire::op::{Batch, Op, OpReply, Read, ReadReply};
+use wire::sys::since_boot;
 use wire::{Error, FsError};
 
 /// Batches on their way at once; far below what the state machine keeps replies of.
@@ -273,15 +274,16 @@ impl Session {
     pub async fn keep_alive(&self, layout: &Layout, limit: Duration) -> Result<Alive, Error> {
         let session = self.id();
         let request = MetaRequest::KeepAlive { session, epoch: layout.epoch };
-        let asked = Instant::now();
+        let asked = since_boot();
         match self.rpc.ask_within(&request, Some(limit)).await? {
             MetaReply::Alive { now, orphans, layout, leases } => {
                 if let LeaseState::Extended { alone } = leases
+                    && self.caches
                     && self.id() == session
                 {
                     self.cache.extend(asked, alone);
                 }
-                Ok(Alive::Yes { now, orphans, layout, attached: leases != LeaseState::None })
+                Ok(Alive::Yes { now, orphans, layout, attached: leases != LeaseState::None || !self.caches })
             }
             MetaReply::Failed(_) => Ok(Alive::No(session)),
             other => Err(Error::Malformed(format!("unexpected reply {other:?}"))),

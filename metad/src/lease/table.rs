@@ -12,8 +12,12 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 use wire::ids::{Ino, SessionId};
 
-/// Leases of one session; with more, all of them are recalled.
-const HELD_MAX: usize = 200_000;
+/// Leases of one session; with more, all of them are recalled. Clients remember so many.
+const HELD_MAX: usize = 65_536;
+/// Leases of all sessions, about 100 bytes each: with many sessions, each may hold fewer.
+const TOTAL_MAX: usize = 2_000_000;
+/// But never fewer than a page of a listing needs.
+const HELD_MIN: usize = 8_192;
 
 /// Number of an event that wants an acknowledgement, counted per session.
 pub type Seq = u64;
@@ -186,14 +190,20 @@ impl Table {
         self.insert(session, inos)
     }
 
+    /// Leases that each session may hold.
+    fn held_max(&self) -> usize {
+        (TOTAL_MAX / self.holders.len().max(1)).clamp(HELD_MIN, HELD_MAX)
+    }
+
     fn insert(&mut self, session: SessionId, inos: &[Ino]) -> (bool, Option<Told>) {
+        let most = self.held_max();
         let Some(holder) = self.holders.get_mut(&session).filter(|holder| holder.attached.is_some()) else {
             return (false, None);
         };
         if holder.emptying.is_some() {
             return (false, None);
         }
-        if holder.inos.len() + inos.len() > HELD_MAX {
+        if holder.inos.len() + inos.len() > most {
             let seq = holder.tell();
             holder.emptying = Some(seq);
             return (false, Some(Told { session, seq }));
@@ -286,7 +296,7 @@ impl Table {
         self.ended += 1;
         // Nobody is told here that it holds too many: the next read finds that.
         alone
-            && self.holders.get(&session).is_some_and(|holder| holder.inos.len() + inos.len() <= HELD_MAX)
+            && self.holders.get(&session).is_some_and(|holder| holder.inos.len() + inos.len() <= self.held_max())
             && self.insert(session, inos).0
     }
 

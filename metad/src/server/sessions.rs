@@ -82,9 +82,13 @@ impl Server {
         if !self.owns(peer, id) {
             return incoming.refuse("this session has ended, or is another's").await;
         }
+        let keeps_caches =
+            session::find(&**self.shared.consensus.state(), id).is_some_and(|found| found.opening.caches);
         // In this order: what is recalled from now on finds the stream.
         let (stream, events) = self.shared.events.open(id);
-        self.shared.attach(id, stream);
+        if keeps_caches {
+            self.shared.attach(id, stream);
+        }
         let _attached = Attached { shared: self.shared.clone(), id, stream };
         Events::serve(events, incoming.into_events()).await;
     }
