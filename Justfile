@@ -34,9 +34,9 @@ test *filter:
 test-fuse *filter:
     cargo test -p fuse --locked -- --nocapture {{filter}}
 
-# fsx for long: every setting and seed with so many operations, on both set-ups.
+# fsx for long: so many operations with every setting and seed, on both set-ups (fewer on the file of several chunks).
 fsx operations="100000":
-    FSX_OPERATIONS={{operations}} cargo test --release -p fuse --test posix --locked -- --nocapture fsx
+    SURF_TEST_MINUTES=1440 FSX_OPERATIONS={{operations}} cargo test --release -p fuse --test posix --locked -- --nocapture fsx
 
 # Format and lints, as .ci/run checks them.
 lint:

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
 pub mod cluster;
+pub mod conflicts;
 pub mod dev;
 pub mod status;

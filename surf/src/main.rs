@@ -28,6 +28,8 @@ enum Command {
     Cluster(cmd::cluster::Cluster),
     /// State of a cluster in short.
     Status(cmd::status::Status),
+    /// Copies that were kept because two mounts wrote the same bytes: list them, decide on them.
+    Conflicts(cmd::conflicts::Conflicts),
 }
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Dev(dev) => dev.run().await,
             Command::Cluster(cluster) => cluster.run().await,
             Command::Status(status) => status.run().await,
+            Command::Conflicts(conflicts) => conflicts.run(),
         }
     })
 }

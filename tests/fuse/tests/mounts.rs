@@ -2,11 +2,13 @@
 #![allow(missing_docs)]
 
 use fuse::LIMIT;
-use kit::{Setup, Surf, sh};
-use std::fs;
-use std::io::ErrorKind;
+use kit::bins::bin;
+use kit::{Setup, Surf, run, sh};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -138,4 +140,36 @@ fn a_mount_that_was_killed_holds_up_the_others_for_its_leases_and_no_longer() {
     let started = Instant::now();
     sh(&surf.path(), LIMIT, "echo more >> file && chmod 600 file && mv file moved && mkdir dir");
     assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+}
+
+/// Guards I6.
+#[test]
+fn of_two_mounts_that_write_the_same_bytes_both_contents_are_kept_listed_and_decided_on() {
+    let surf = Surf::start(Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    fs::write(surf.path().join("file"), "before").unwrap();
+    let open = |dir: &Path| File::options().write(true).open(dir.join("file")).unwrap();
+    let (mut one, mut two) = (open(&surf.path()), open(&other.path()));
+    one.write_all(b"theirs").unwrap();
+    two.write_all(b"mine..").unwrap();
+    one.sync_all().unwrap();
+    assert_eq!(two.sync_all().unwrap_err().raw_os_error(), Some(libc::ESTALE));
+    drop((one, two));
+    let conflicts = |args: &[&str]| {
+        let output = run(Command::new(bin("surf")).arg("conflicts").args(args), LIMIT);
+        assert!(output.status.success(), "{}", output.text);
+        output.text
+    };
+    let dir = surf.path().display().to_string();
+    let listed: serde_json::Value = serde_json::from_str(&conflicts(&["list", &dir, "--json"])).unwrap();
+    let [conflict] = listed.as_array().unwrap().as_slice() else { panic!("{listed}") };
+    assert_eq!(conflict["file"], format!("{dir}/file"));
+    assert_eq!((&conflict["mine"]["bytes"], &conflict["theirs"]["bytes"]), (&6.into(), &6.into()));
+    let copy = conflict["copy"].as_str().unwrap();
+    assert_eq!(fs::read_to_string(copy).unwrap(), "mine..");
+    assert_eq!(fs::read_to_string(other.path().join("file")).unwrap(), "theirs");
+    conflicts(&["keep", "mine", copy]);
+    assert_eq!(fs::read_to_string(other.path().join("file")).unwrap(), "mine..");
+    assert_eq!(names(&other.path()), ["file"]);
+    assert!(conflicts(&["list", &dir]).contains("no conflicts"));
 }

@@ -4,6 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+/// What else cargo tells each test of its package (The Cargo Book, "Environment Variables").
+const OF_A_PACKAGE: [&str; 5] =
+    ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_MANIFEST_LINKS", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE"];
+
 /// The workspace's folder.
 #[must_use]
 pub fn workspace() -> PathBuf {
@@ -25,6 +29,13 @@ fn build() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
     let dir = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps").to_owned();
     let mut cargo = Command::new(env!("CARGO"));
+    // What cargo tells a test of its package would look like a changed environment to build scripts, and half of the
+    // dependencies would be built anew.
+    for (key, _) in std::env::vars_os() {
+        if key.to_str().is_some_and(|key| key.starts_with("CARGO_PKG_") || OF_A_PACKAGE.contains(&key)) {
+            cargo.env_remove(key);
+        }
+    }
     cargo.current_dir(workspace()).args(["build", "--quiet", "--workspace", "--bins", "--locked"]);
     cargo.arg("--target-dir").arg(dir.parent().expect("a profile lies in the target folder"));
     if !cfg!(debug_assertions) {

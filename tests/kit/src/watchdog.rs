@@ -12,8 +12,13 @@ pub struct Watchdog {
     shell: Child,
 }
 
-/// Longer than any test takes on a slow machine.
+/// Longer than any test takes on a slow machine, unless `SURF_TEST_MINUTES` says that it may take more.
 const LIFE_LIMIT: Duration = Duration::from_secs(20 * 60);
+
+fn life_limit() -> Duration {
+    let minutes = std::env::var("SURF_TEST_MINUTES").ok().and_then(|text| text.parse().ok());
+    minutes.map_or(LIFE_LIMIT, |minutes: u64| Duration::from_secs(minutes * 60))
+}
 
 impl Watchdog {
     /// Starts the shell; `script` runs if the test process ends without dropping this.
@@ -23,7 +28,7 @@ impl Watchdog {
     #[must_use]
     pub fn new(script: &str) -> Self {
         let shell = Command::new("bash")
-            .args(["-c", &format!("read -r -t {} done && exit 0\n{script}", LIFE_LIMIT.as_secs())])
+            .args(["-c", &format!("read -r -t {} done && exit 0\n{script}", life_limit().as_secs())])
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -1,0 +1,279 @@
+//! `surf conflicts`: the copies that were kept because two wrote the same bytes of a file, and what becomes of them.
+
+use crate::output;
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, Metadata};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// What stands between a file's name and the rest of its copy's.
+const MARK: &[u8] = b".conflict-";
+
+/// Copies that were kept because two mounts wrote the same bytes of a file.
+#[derive(Args)]
+pub struct Conflicts {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the copies below a directory: which file, who wrote it, when, and both versions.
+    List {
+        /// The directory, in a mounted Surf.
+        #[arg(default_value = ".")]
+        dir: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Decide on copies.
+    Keep {
+        /// What to keep.
+        #[arg(value_enum)]
+        what: Keep,
+        /// The copies, by their names `NAME.conflict-HOST-TIME`.
+        #[arg(required = true)]
+        copies: Vec<PathBuf>,
+    },
+}
+
+/// Whose content stays.
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq, Debug)]
+enum Keep {
+    /// The copy's: it takes the file's place.
+    Mine,
+    /// The file's: the copy is removed.
+    Theirs,
+    /// Both: the copy becomes an ordinary file, NAME.HOST-TIME.
+    Both,
+}
+
+impl Conflicts {
+    /// Carries it out.
+    pub fn run(self) -> Result<ExitCode> {
+        match self.command {
+            Command::List { dir, json } => list(&dir, json)?,
+            Command::Keep { what, copies } => {
+                for copy in copies {
+                    let kept = keep(what, &copy).with_context(|| copy.display().to_string())?;
+                    println!("{}", kept.display());
+                }
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// What a copy's name tells.
+#[derive(Debug, PartialEq, Eq)]
+struct Name {
+    /// The file's name, as far as it fitted.
+    file: OsString,
+    host: String,
+    /// Seconds since 1970, by the clock of that host.
+    at: i64,
+    /// It was the second of that name, or a later one.
+    number: Option<u32>,
+}
+
+impl Name {
+    /// Reads `NAME.conflict-HOST-TIME` or `NAME.conflict-HOST-TIME.NUMBER`.
+    fn parse(name: &OsStr) -> Option<Self> {
+        let bytes = name.as_bytes();
+        let at = bytes.windows(MARK.len()).rposition(|window| window == MARK)?;
+        let file = OsString::from_vec(bytes[..at].to_vec());
+        let rest = std::str::from_utf8(&bytes[at + MARK.len()..]).ok()?;
+        let (host, time) = rest.rsplit_once('-')?;
+        let (time, number) = match time.split_once('.') {
+            Some((time, number)) => (time, Some(number.parse().ok()?)),
+            None => (time, None),
+        };
+        let is_name = !file.is_empty() && !host.is_empty();
+        is_name.then_some(Self { file, host: host.to_owned(), at: time.parse().ok()?, number })
+    }
+
+    fn time(&self) -> String {
+        let time = OffsetDateTime::from_unix_timestamp(self.at).ok();
+        time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| self.at.to_string())
+    }
+}
+
+/// A copy, and the file that it is of.
+struct Conflict {
+    path: PathBuf,
+    name: Name,
+    copy: Metadata,
+    /// Gone by now, maybe.
+    file: Option<Metadata>,
+}
+
+/// All copies below a directory, in the order of their paths. Other filesystems mounted there are left out.
+fn find(dir: &Path) -> Result<Vec<Conflict>> {
+    let device = fs::metadata(dir).with_context(|| dir.display().to_string())?.dev();
+    let mut found = Vec::new();
+    let mut left = vec![dir.to_owned()];
+    while let Some(dir) = left.pop() {
+        let entries = fs::read_dir(&dir).with_context(|| dir.display().to_string())?;
+        for entry in entries {
+            let entry = entry.with_context(|| dir.display().to_string())?;
+            // Removed meanwhile.
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() && metadata.dev() == device {
+                left.push(entry.path());
+            } else if metadata.is_file()
+                && let Some(name) = Name::parse(&entry.file_name())
+            {
+                let file = fs::symlink_metadata(dir.join(&name.file)).ok();
+                found.push(Conflict { path: entry.path(), name, copy: metadata, file });
+            }
+        }
+    }
+    found.sort_by(|one, other| one.path.cmp(&other.path));
+    Ok(found)
+}
+
+fn list(dir: &Path, json: bool) -> Result<()> {
+    let found = find(dir)?;
+    if json {
+        let version = |metadata: &Metadata| serde_json::json!({"bytes": metadata.len(), "mtime": metadata.mtime()});
+        let rows: Vec<_> = found
+            .iter()
+            .map(|conflict| {
+                serde_json::json!({
+                    "copy": conflict.path.to_string_lossy(),
+                    "file": conflict.path.with_file_name(&conflict.name.file).to_string_lossy(),
+                    "host": conflict.name.host,
+                    "time": conflict.name.at,
+                    "mine": version(&conflict.copy),
+                    "theirs": conflict.file.as_ref().map(version),
+                })
+            })
+            .collect();
+        return output::json(&serde_json::Value::Array(rows));
+    }
+    let rows: Vec<Vec<String>> = found
+        .iter()
+        .map(|conflict| {
+            let theirs = conflict.file.as_ref().map_or("gone".to_owned(), |file| output::bytes(file.len()));
+            vec![
+                conflict.path.display().to_string(),
+                conflict.name.host.clone(),
+                conflict.name.time(),
+                output::bytes(conflict.copy.len()),
+                theirs,
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        println!("no conflicts");
+    } else {
+        output::table(&["copy", "written on", "at", "mine", "theirs"], &rows);
+    }
+    Ok(())
+}
+
+/// Carries out a decision, in one step each; returns what is there afterwards.
+fn keep(what: Keep, copy: &Path) -> Result<PathBuf> {
+    let Some(name) = copy.file_name().and_then(Name::parse) else {
+        bail!("this is no copy of a conflict: these are named NAME.conflict-HOST-TIME");
+    };
+    let metadata = fs::symlink_metadata(copy)?;
+    if !metadata.is_file() {
+        bail!("this is no file");
+    }
+    let file = copy.with_file_name(&name.file);
+    match what {
+        Keep::Mine => {
+            fs::rename(copy, &file)?;
+            Ok(file)
+        }
+        Keep::Theirs => {
+            if !file.exists() {
+                bail!("{} is gone: the copy is all there is; keep `mine` or `both`", file.display());
+            }
+            fs::remove_file(copy)?;
+            Ok(file)
+        }
+        Keep::Both => {
+            let mut plain = name.file.clone();
+            plain.push(format!(".{}-{}", name.host, name.at));
+            if let Some(number) = name.number {
+                plain.push(format!(".{number}"));
+            }
+            let plain = copy.with_file_name(plain);
+            // A link first: unlike a rename, it replaces nothing.
+            fs::hard_link(copy, &plain).with_context(|| plain.display().to_string())?;
+            fs::remove_file(copy)?;
+            Ok(plain)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(name: &str) -> Option<(String, String, i64, Option<u32>)> {
+        let name = Name::parse(OsStr::new(name))?;
+        Some((name.file.into_string().unwrap(), name.host, name.at, name.number))
+    }
+
+    #[test]
+    fn names_of_copies_are_told_from_others() {
+        let host = |host: &str, number| Some(("a.txt".to_owned(), host.to_owned(), 1_700_000_000, number));
+        assert_eq!(parse("a.txt.conflict-web-1-1700000000"), host("web-1", None));
+        assert_eq!(parse("a.txt.conflict-web-1700000000.2"), host("web", Some(2)));
+        for other in ["a.txt", "a.conflict", "a.conflict-web", "a.conflict-web-x", ".conflict-web-1", "a.conflict--1"] {
+            assert_eq!(parse(other), None, "{other}");
+        }
+        let twice = parse("a.conflict-b-1.conflict-c-2").unwrap();
+        assert_eq!((twice.0.as_str(), twice.1.as_str()), ("a.conflict-b-1", "c"));
+    }
+
+    #[test]
+    fn each_decision_keeps_what_it_says_and_no_copy() {
+        for (what, expected) in [
+            (Keep::Mine, vec![("file", "mine")]),
+            (Keep::Theirs, vec![("file", "theirs")]),
+            (Keep::Both, vec![("file", "theirs"), ("file.host-7", "mine")]),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::create_dir(dir.path().join("sub")).unwrap();
+            let at = |name: &str| dir.path().join("sub").join(name);
+            fs::write(at("file"), "theirs").unwrap();
+            fs::write(at("file.conflict-host-7"), "mine").unwrap();
+            let found = find(dir.path()).unwrap();
+            assert_eq!(found.len(), 1);
+            keep(what, &found[0].path).unwrap();
+            let mut left: Vec<String> =
+                fs::read_dir(at("")).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            left.sort();
+            let names: Vec<&str> = expected.iter().map(|(name, _)| *name).collect();
+            assert_eq!(left, names);
+            for (name, content) in expected {
+                assert_eq!(fs::read_to_string(at(name)).unwrap(), content);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_replaced_or_removed_that_is_not_meant() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("plain"), "").unwrap();
+        assert!(keep(Keep::Theirs, &at("plain")).is_err());
+        fs::write(at("file.conflict-host-7"), "mine").unwrap();
+        assert!(keep(Keep::Theirs, &at("file.conflict-host-7")).is_err(), "the file is gone");
+        fs::write(at("file.host-7"), "other").unwrap();
+        assert!(keep(Keep::Both, &at("file.conflict-host-7")).is_err(), "the name is taken");
+        assert_eq!(fs::read_to_string(at("file.conflict-host-7")).unwrap(), "mine");
+        assert_eq!(fs::read_to_string(at("file.host-7")).unwrap(), "other");
+    }
+}
