@@ -38,6 +38,10 @@ test-fuse *filter:
 fsx operations="100000":
     SURF_TEST_MINUTES=1440 FSX_OPERATIONS={{operations}} cargo test --release -p fuse --test posix --locked -- --nocapture fsx
 
+# Programs that take minutes: this workspace built on a mount, PostgreSQL under load.
+programs:
+    SURF_TEST_MINUTES=1440 cargo test --release -p fuse --test programs --locked -- --ignored --nocapture
+
 # Format and lints, as .ci/run checks them.
 lint:
     cargo fmt --all --check

@@ -92,7 +92,7 @@ impl Client {
         });
         drop(opening);
         file.refresh(&attr, page.as_ref());
-        if !leased {
+        if !leased && self.config.caches {
             self.refresh_open(ino);
         }
         let handle = self.handle(file, flags);

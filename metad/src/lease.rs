@@ -110,7 +110,9 @@ impl Shared {
     /// A session shows that it lives. Also tells whether it is the only one that keeps caches.
     pub(crate) fn extend_leases(&self, id: SessionId) -> (Extension, bool) {
         let state = self.consensus.state();
-        let only = session::all(&**state).iter().all(|(other, session)| *other == id || !session.opening.caches);
+        // The sessions are looked through only where that can make a difference.
+        let only = self.leased(|table| table.is_small()) == Some(true)
+            && session::all(&**state).iter().all(|(other, session)| *other == id || !session.opening.caches);
         let extended = self.leased(|table| {
             let alone = only && table.nobody_arrives();
             (table.extend(id, Instant::now(), alone), alone)
@@ -121,6 +123,11 @@ impl Shared {
     /// To be taken before a read.
     pub(crate) fn lease_stamp(&self) -> Option<u64> {
         self.leased(|table| table.stamp())
+    }
+
+    /// Whether one of these inodes may have been changed since the stamp.
+    pub(crate) fn may_have_changed(&self, inos: &[Ino], stamp: u64) -> bool {
+        self.leased(|table| table.may_have_changed(inos, stamp)).unwrap_or(false)
     }
 
     /// Grants leases on what was read since the stamp.

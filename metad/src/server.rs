@@ -185,6 +185,6 @@ impl Server {
             _ => {}
         }
         let leased = self.shared.grant(session, &inos, stamp);
-        (leased || self.shared.lease_stamp() == Some(stamp)).then_some(leased)
+        (leased || !self.shared.may_have_changed(&inos, stamp)).then_some(leased)
     }
 }

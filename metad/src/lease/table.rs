@@ -8,7 +8,7 @@
 //!
 //! Safety (a proptest below checks it): nobody answers from its cache what a completed change has made wrong.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 use wire::ids::{Ino, SessionId};
 
@@ -18,6 +18,9 @@ const HELD_MAX: usize = 65_536;
 const TOTAL_MAX: usize = 2_000_000;
 /// But never fewer than a page of a listing needs.
 const HELD_MIN: usize = 8_192;
+
+/// Ended changes of which it is remembered what they touched. A read during which more end gets no lease.
+const RECENT: usize = 256;
 
 /// Number of an event that wants an acknowledgement, counted per session.
 pub type Seq = u64;
@@ -94,6 +97,8 @@ pub struct Table {
     recalled: HashMap<Ino, Vec<Told>>,
     /// Changes that have ended.
     ended: u64,
+    /// What the last of them have touched.
+    recent: VecDeque<Vec<Ino>>,
     /// Sessions being opened: nobody is alone meanwhile.
     arriving: u32,
 }
@@ -110,6 +115,7 @@ impl Table {
             changing: HashMap::new(),
             recalled: HashMap::new(),
             ended: 0,
+            recent: VecDeque::with_capacity(RECENT),
             arriving: 0,
         }
     }
@@ -169,6 +175,12 @@ impl Table {
         Extension::Extended
     }
 
+    /// Whether no two sessions have come to this leader.
+    #[must_use]
+    pub fn is_small(&self) -> bool {
+        self.holders.len() <= 1
+    }
+
     /// Whether a session may be told that there is no other one.
     #[must_use]
     pub fn nobody_arrives(&self) -> bool {
@@ -184,10 +196,18 @@ impl Table {
     /// Grants leases on what was read since `stamp`. All or none: false when something of it is changing, has maybe
     /// changed since it was read, or the session cannot hold leases now. With it, a session that holds too many.
     pub fn grant(&mut self, session: SessionId, inos: &[Ino], stamp: u64) -> (bool, Option<Told>) {
-        if self.ended != stamp || inos.iter().any(|ino| self.changing.contains_key(ino)) {
+        if self.may_have_changed(inos, stamp) || inos.iter().any(|ino| self.changing.contains_key(ino)) {
             return (false, None);
         }
         self.insert(session, inos)
+    }
+
+    /// Whether a change that has ended since the stamp touched one of these inodes.
+    #[must_use]
+    pub fn may_have_changed(&self, inos: &[Ino], stamp: u64) -> bool {
+        let since = usize::try_from(self.ended.saturating_sub(stamp)).unwrap_or(usize::MAX);
+        since > self.recent.len()
+            || self.recent.iter().rev().take(since).any(|touched| touched.iter().any(|ino| inos.contains(ino)))
     }
 
     /// Leases that each session may hold.
@@ -294,6 +314,10 @@ impl Table {
             }
         }
         self.ended += 1;
+        if self.recent.len() == RECENT {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(inos.to_vec());
         // Nobody is told here that it holds too many: the next read finds that.
         alone
             && self.holders.get(&session).is_some_and(|holder| holder.inos.len() + inos.len() <= self.held_max())
@@ -359,6 +383,16 @@ mod tests {
         applied: Option<Vec<(Ino, u64)>>,
     }
 
+    /// A read that metad has answered, and not granted a lease on yet.
+    struct Looked {
+        session: u64,
+        ino: Ino,
+        /// When its client asked.
+        asked: u64,
+        stamp: u64,
+        version: u64,
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Attach(u64),
@@ -366,6 +400,7 @@ mod tests {
         Extend(u64),
         TakeExtension(u64),
         Ask { session: u64, ino: u64 },
+        Grant(usize),
         TakeAnswer(u64),
         TakeEvent { session: u64, acknowledge: bool },
         Begin { session: u64, inos: Vec<u64> },
@@ -383,6 +418,7 @@ mod tests {
             4 => session.clone().prop_map(Step::Extend),
             4 => session.clone().prop_map(Step::TakeExtension),
             8 => (session.clone(), 0..INODES).prop_map(|(session, ino)| Step::Ask { session, ino }),
+            8 => (0_usize..3).prop_map(Step::Grant),
             8 => session.clone().prop_map(Step::TakeAnswer),
             8 => (session.clone(), prop::bool::weighted(0.8))
                 .prop_map(|(session, acknowledge)| Step::TakeEvent { session, acknowledge }),
@@ -400,6 +436,7 @@ mod tests {
         table: Table,
         clients: Vec<Client>,
         changes: Vec<Change>,
+        reads: Vec<Looked>,
         /// Versions as applied.
         applied: HashMap<Ino, u64>,
     }
@@ -437,8 +474,14 @@ mod tests {
                     let asked = self.clients[session as usize].clock;
                     let stamp = self.table.stamp();
                     let version = self.applied.get(&ino).copied().unwrap_or(0);
-                    if self.table.grant(SessionId(session), &[ino], stamp).0 {
-                        self.clients[session as usize].answers.push((ino, version, asked));
+                    self.reads.push(Looked { session, ino, asked, stamp, version });
+                }
+                Step::Grant(index) => {
+                    if index < self.reads.len() {
+                        let Looked { session, ino, asked, stamp, version } = self.reads.remove(index);
+                        if self.table.grant(SessionId(session), &[ino], stamp).0 {
+                            self.clients[session as usize].answers.push((ino, version, asked));
+                        }
                     }
                 }
                 Step::TakeAnswer(session) => {
@@ -510,6 +553,7 @@ mod tests {
                 Step::Lead => {
                     // Changes under way end with the leader that began them: their callers ask the next one.
                     self.changes.clear();
+                    self.reads.clear();
                     self.table = Table::new(LEASE, self.now);
                     for client in &mut self.clients {
                         client.events.clear();
@@ -543,7 +587,14 @@ mod tests {
             let now = Instant::now();
             let clients = (0..SESSIONS).map(|_| Client::default()).collect();
             let table = Table::new(LEASE, now);
-            let mut world = World { now, table, clients, changes: Vec::new(), applied: HashMap::new() };
+            let mut world = World {
+                now,
+                table,
+                clients,
+                changes: Vec::new(),
+                reads: Vec::new(),
+                applied: HashMap::new(),
+            };
             world.now += LEASE;
             for step in steps {
                 world.take(step);
@@ -576,6 +627,25 @@ mod tests {
         assert!(table.grant(two, &[file], table.stamp()).0);
         let (_, waits) = table.begin(one, &[file]);
         assert_eq!(table.unsettled_until(&waits, now + LEASE), None);
+    }
+
+    #[test]
+    fn a_read_is_leased_though_something_else_was_changed_meanwhile() {
+        let now = Instant::now();
+        let mut table = Table::new(LEASE, now);
+        let (one, two) = (SessionId(1), SessionId(2));
+        table.attach(one, 0);
+        table.attach(two, 1);
+        let stamp = table.stamp();
+        table.begin(one, &[Ino(7)]);
+        table.end(one, &[Ino(7)]);
+        assert!(!table.grant(two, &[Ino(7)], stamp).0);
+        assert!(table.grant(two, &[Ino(8)], stamp).0);
+        for _ in 0..RECENT {
+            table.begin(one, &[Ino(9)]);
+            table.end(one, &[Ino(9)]);
+        }
+        assert!(!table.grant(two, &[Ino(8)], stamp).0, "nobody knows any more");
     }
 
     #[test]

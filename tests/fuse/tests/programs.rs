@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 
 use fuse::{LIMIT, need_programs, source_tree};
+use kit::bins::workspace;
 use kit::command::need;
 use kit::{Setup, Surf, sh};
 
@@ -41,6 +42,19 @@ on_both! {
             git config user.name n && seq 5 >> d1/f1 && git mv d2/f2 d3/moved && git commit -qam two && \
             git checkout -qb other HEAD~1 && git merge -q master 2>/dev/null || git merge -q main; \
             git fsck --strict && test -z \"$(git status --porcelain)\" && git gc -q && git fsck", made.display());
+        sh(&surf.path(), LIMIT, &script);
+    };
+
+    git_works_on_a_repository_of_this_size => |surf: &mut Surf| {
+        need_programs();
+        let script = format!("git clone -q --no-hardlinks {} work && cd work && git config user.email a@b && \
+            git config user.name n && base=$(git rev-parse HEAD) && git checkout -qb topic && \
+            for f in $(git ls-files '*.md'); do echo line >> $f; done && git commit -qam lines && \
+            echo more >> README.md && git stash -q && test -z \"$(git status --porcelain)\" && git stash pop -q && \
+            git commit -qam more && git mv docs documents && git commit -qm moved && git checkout -q $base && \
+            test -d docs && git merge -q --no-ff -m merged topic && test ! -e docs && git grep -q Surf && \
+            git gc -q && git fsck --strict 2>&1 && mkdir ../out && git archive HEAD | tar -x -C ../out && \
+            diff -r --exclude=.git . ../out && test -z \"$(git status --porcelain)\"", workspace().display());
         sh(&surf.path(), LIMIT, &script);
     };
 
@@ -131,7 +145,29 @@ fn postgres() -> String {
 }
 
 #[test]
-fn postgresql_runs_its_own_benchmark_and_finds_its_data_after_a_crash() {
+fn postgresql_runs_its_own_benchmark_and_finds_its_data_after_a_remount() {
+    postgresql(10);
+}
+
+#[test]
+#[ignore = "takes minutes: just programs"]
+fn postgresql_runs_its_own_benchmark_for_minutes() {
+    postgresql(180);
+}
+
+#[test]
+#[ignore = "takes minutes: just programs"]
+fn this_workspace_is_built_on_a_mount_and_tests_itself_there() {
+    let surf = Surf::start(Setup::Cluster);
+    let script = format!(
+        "git clone -q {} work && cd work && cargo build --offline --workspace && cargo test --offline -p wire",
+        workspace().display()
+    );
+    println!("{}", sh(&surf.path(), LIMIT * 9, &script));
+}
+
+/// Runs `pgbench` for so many seconds.
+fn postgresql(seconds: u32) {
     let mut surf = Surf::start(Setup::Embedded);
     let programs = postgres();
     // The server refuses to run as root.
@@ -151,7 +187,7 @@ fn postgresql_runs_its_own_benchmark_and_finds_its_data_after_a_crash() {
         &surf,
         &format!(
             "pg initdb -D $D/d -A trust -U me >/dev/null; {start}; pg pgbench -h $D -U me -i -q postgres 2>/dev/null; \
-         pg pgbench -h $D -U me -T 10 -c 4 -j 2 postgres || {{ {stop}; exit 1; }}; {stop}"
+         pg pgbench -h $D -U me -T {seconds} -c 4 -j 2 postgres || {{ {stop}; exit 1; }}; {stop}"
         ),
     );
     surf.unmount();
