@@ -9,6 +9,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use wire::ids::{BlockdId, ClusterId};
+use wire::sys::lock_of_the_living;
 use wire::tls::Identity;
 
 /// A data directory that is ours.
@@ -51,7 +52,7 @@ impl Ownership {
 fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("blockd.lock");
     let file = File::create(&path).map_err(unusable(dir))?;
-    match file.try_lock() {
+    match lock_of_the_living(&file) {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::DirectoryInUse { dir: dir.to_owned() }),
         Err(TryLockError::Error(error)) => Err(io_error(&path)(error)),

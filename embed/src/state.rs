@@ -19,6 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use tokio::runtime::Handle;
 use wire::quic::Endpoint;
+use wire::sys::lock_of_the_living;
 use wire::tls::{ClusterCa, Identity, Role, Subject};
 
 /// Name of the cluster, for people.
@@ -155,7 +156,7 @@ impl State {
 fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("surf.lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable(dir))?;
-    match file.try_lock() {
+    match lock_of_the_living(&file) {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::InUse { dir: dir.to_owned() }),
         Err(TryLockError::Error(error)) => Err(disk(&path)(error)),

@@ -5,6 +5,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::Path;
 use wire::ids::{ClusterId, MetadId};
+use wire::sys::lock_of_the_living;
 
 /// First line of the file that says whose a data directory is.
 const OWNER: &str = "surf metad 1";
@@ -54,7 +55,7 @@ impl DataDir {
         fs::create_dir_all(dir).map_err(unusable)?;
         let path = dir.join("LOCK");
         let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
-        match lock.try_lock() {
+        match lock_of_the_living(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::DataDir(format!(

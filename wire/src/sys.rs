@@ -1,7 +1,27 @@
 //! System calls that the standard library does not offer.
 
+use std::fs::{File, TryLockError};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// A process that was killed holds its locks until the kernel has taken it apart: at most so long.
+const DYING: Duration = Duration::from_secs(1);
+/// Between looks whether it is gone.
+const DYING_PAUSE: Duration = Duration::from_millis(20);
+
+/// Takes a lock on a file, also from a process that was killed a moment ago. Blocks for up to a second: for starting.
+///
+/// # Errors
+/// `WouldBlock` when somebody holds it who goes on living.
+pub fn lock_of_the_living(file: &File) -> Result<(), TryLockError> {
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if started.elapsed() < DYING => std::thread::sleep(DYING_PAUSE),
+            outcome => return outcome,
+        }
+    }
+}
 
 /// Time since the machine was started, by a clock that goes on while it sleeps (`CLOCK_BOOTTIME`, `clock_gettime(2)`):
 /// [`std::time::Instant`] does not.
@@ -35,6 +55,21 @@ pub(crate) fn force_buffers(socket: &impl AsRawFd, bytes: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_is_taken_when_its_holder_has_gone_and_refused_while_it_lives() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let held = File::open(file.path()).unwrap();
+        held.try_lock().unwrap();
+        let other = File::open(file.path()).unwrap();
+        assert!(matches!(lock_of_the_living(&other), Err(TryLockError::WouldBlock)));
+        let dying = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(held);
+        });
+        lock_of_the_living(&other).unwrap();
+        dying.join().unwrap();
+    }
 
     #[test]
     fn the_clock_of_the_machine_goes_on() {

@@ -47,10 +47,14 @@ fn what_was_synced_is_there_after_every_process_was_killed_at_once() {
     for (index, content) in contents.iter().enumerate() {
         write_synced(&surf.path().join(format!("file-{index}")), content);
     }
-    for daemon in surf.daemons() {
+    let daemons = surf.daemons();
+    for daemon in &daemons {
         fault::kill_9(daemon.pid);
     }
     surf.kill_mount();
+    kit::until("the killed daemons are gone", LIMIT, || {
+        daemons.iter().all(|daemon| !fault::is_alive(daemon.pid)).then_some(())
+    });
     surf.up(3, 3);
     surf.mount(&[]);
     for (index, content) in contents.iter().enumerate() {
