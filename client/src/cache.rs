@@ -49,6 +49,8 @@ pub struct Cache {
 }
 
 struct Inner {
+    /// metad knows of our leases: what is asked now is kept.
+    attached: bool,
     /// Until when the leases may be used, by a clock that goes on while the machine sleeps.
     until: Option<Duration>,
     /// No other session keeps caches.
@@ -78,6 +80,7 @@ fn lru<K: std::hash::Hash + Eq, V>(count: usize) -> LruCache<K, V> {
 impl Default for Cache {
     fn default() -> Self {
         let inner = Inner {
+            attached: false,
             until: None,
             alone: false,
             clock: 0,
@@ -107,7 +110,7 @@ impl Inner {
 
     /// Whether others have changed an inode, or may have, since it was asked about.
     fn is_recalled_since(&self, ino: Ino, mark: Mark) -> bool {
-        self.floor > mark.0 || self.recalled.peek(&ino).is_some_and(|(at, _)| *at > mark.0)
+        !self.attached || self.floor > mark.0 || self.recalled.peek(&ino).is_some_and(|(at, _)| *at > mark.0)
     }
 
     fn is_changed_since(&self, ino: Ino, mark: Mark) -> bool {
@@ -170,16 +173,28 @@ impl Cache {
         Mark(self.inner.lock().clock)
     }
 
-    /// The leases hold for a while from when this was asked (a time of [`since_boot`]).
-    pub fn extend(&self, asked: Duration, alone: bool) {
+    /// metad has begun to count our leases: what was asked before it did is not kept, by whomever it was granted.
+    pub fn attached(&self) {
         let mut inner = self.inner.lock();
+        inner.attached = true;
+        inner.floor = inner.tick();
+    }
+
+    /// The leases hold for a while from when this was asked (a time of [`since_boot`], and a mark taken with it).
+    pub fn extend(&self, asked: Duration, mark: Mark, alone: bool) {
+        let mut inner = self.inner.lock();
+        if !inner.attached || inner.floor > mark.0 {
+            return;
+        }
         inner.until = inner.until.max(Some(asked + USED));
         inner.alone = alone;
     }
 
-    /// All leases are gone, or will be: nothing is used any more. Returns until when the kernel may believe something.
+    /// All leases are gone, or will be: nothing is used or kept any more until [`Cache::attached`]. Returns until when the
+    /// kernel may believe something.
     pub fn empty(&self) -> Option<Instant> {
         let mut inner = self.inner.lock();
+        inner.attached = false;
         inner.until = None;
         inner.alone = false;
         inner.drop_all();
@@ -463,7 +478,8 @@ mod tests {
 
     fn holding() -> Cache {
         let cache = Cache::default();
-        cache.extend(since_boot(), false);
+        cache.attached();
+        cache.extend(since_boot(), cache.mark(), false);
         cache
     }
 
@@ -475,15 +491,33 @@ mod tests {
     #[test]
     fn nothing_is_used_without_leases_or_when_they_have_run_out() {
         let cache = Cache::default();
+        cache.attached();
         cache.learn_attr(&attr(7, 1), cache.mark());
         assert_eq!(cache.attr(Ino(7)), None);
-        cache.extend(since_boot().saturating_sub(USED), false);
+        cache.extend(since_boot().saturating_sub(USED), cache.mark(), false);
         assert_eq!(cache.attr(Ino(7)), None);
-        cache.extend(since_boot(), false);
+        cache.extend(since_boot(), cache.mark(), false);
         assert_eq!(cache.attr(Ino(7)), Some(attr(7, 1)));
         cache.empty();
-        cache.extend(since_boot(), false);
+        cache.attached();
+        cache.extend(since_boot(), cache.mark(), false);
         assert_eq!(cache.attr(Ino(7)), None);
+    }
+
+    #[test]
+    fn what_was_asked_before_metad_counts_our_leases_is_not_kept() {
+        let cache = holding();
+        cache.empty();
+        let mark = cache.mark();
+        cache.learn_attr(&attr(7, 1), cache.mark());
+        cache.attached();
+        cache.learn_attr(&attr(8, 1), mark);
+        cache.extend(since_boot(), mark, false);
+        cache.learn_attr(&attr(9, 1), cache.mark());
+        assert_eq!(cache.attr(Ino(9)), None, "the extension was asked for before");
+        cache.extend(since_boot(), cache.mark(), false);
+        assert_eq!(cache.attr(Ino(9)), Some(attr(9, 1)));
+        assert!(cache.attr(Ino(7)).is_none() && cache.attr(Ino(8)).is_none());
     }
 
     #[test]
@@ -567,7 +601,7 @@ mod tests {
         assert!(cache.recall(&[Ino(8)]).is_some_and(|at| at > Instant::now() + MARGIN));
         cache.learn_attr(&attr(8, 2), cache.mark());
         assert_eq!(cache.believe_attr(&attr(8, 2)), Duration::ZERO, "it is contended");
-        cache.extend(since_boot(), true);
+        cache.extend(since_boot(), cache.mark(), true);
         cache.learn_attr(&attr(9, 1), cache.mark());
         assert_eq!(cache.believe_attr(&attr(9, 1)), BELIEVED_ALONE);
         assert!(cache.company().is_some_and(|at| at > Instant::now() + BELIEVED_ALONE / 2));

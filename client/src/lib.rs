@@ -1,7 +1,7 @@
 //! A client of a Surf cluster: the filesystem's operations, free of FUSE.
 //!
-//! [`Client`] is one mount's session. `meta` talks to metad, `cache` answers in its place under leases, `block` to the block daemons, `file` holds what is open,
-//! `namespace` and `handle` are the operations by family, `upkeep` what goes on in the background.
+//! [`Client`] is one mount's session. `meta` talks to metad, `cache` answers in its place under leases, `block` talks to
+//! the block daemons, `file` holds what is open, `namespace` and `handle` are the operations by family, `upkeep` what goes on in the background.
 //!
 //! Every operation can be called from any thread of a multi-threaded tokio runtime. What an operation has accepted runs
 //! to its end though its caller is dropped, unless it says otherwise.

@@ -79,10 +79,11 @@ impl Client {
                 return;
             }
             MetaEvent::LockReleased(_) => return self.lock_released.notify_waiters(),
-            MetaEvent::LayoutChanged(_) => {
-                let client = self.arc();
-                self.in_background(async move { client.beat(EVENTS_PAUSE).await });
-                return;
+            MetaEvent::LayoutChanged(_) => return self.beat_soon(),
+            MetaEvent::Attached => {
+                cache.attached();
+                // Leases are of use once they are extended.
+                return self.beat_soon();
             }
             MetaEvent::Recall { seq, inos } => {
                 let believed = cache.recall(&inos);
@@ -96,6 +97,11 @@ impl Client {
         };
         // Nobody takes it only when the stream has ended, and with it the leases.
         let _ = acknowledge.send(Acknowledgement { seq, at: believed });
+    }
+
+    fn beat_soon(&self) {
+        let client = self.arc();
+        self.in_background(async move { client.beat(EVENTS_PAUSE).await });
     }
 
     fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
@@ -118,7 +124,7 @@ impl Client {
                 client.refresh_until_leased(&file).await;
             }
         };
-        self.work.spawn_on(self.stop.clone().run_until_cancelled_owned(refresh), &self.runtime);
+        self.in_background(refresh);
     }
 
     async fn commit_one(self: Arc<Self>, file: Arc<FileState>, whole: bool) {
@@ -173,19 +179,11 @@ async fn follow_events(weak: Weak<Client>) {
             if let Ok(stream) = stream {
                 let (acknowledge, queue) = mpsc::unbounded_channel();
                 let followed = follow(&weak, stream, at, &detached, acknowledge);
-                let extended = extend_soon(&weak);
-                let ((), (), ()) = tokio::join!(followed, acknowledge_in_order(session, queue), extended);
+                let ((), ()) = tokio::join!(followed, acknowledge_in_order(session, queue));
                 backoff = Backoff::new(EVENTS_FIRST, EVENTS_PAUSE);
             }
         }
         tokio::time::sleep(backoff.delay()).await;
-    }
-}
-
-/// Shows a sign of life as soon as metad sends events: leases are of use from then on.
-async fn extend_soon(weak: &Weak<Client>) {
-    if let Some(client) = weak.upgrade() {
-        client.beat(EVENTS_PAUSE).await;
     }
 }
 

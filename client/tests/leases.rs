@@ -140,6 +140,7 @@ async fn a_change_waits_for_a_client_that_has_gone_silent_until_its_leases_run_o
     let MetaReply::Session { session, .. } = ask(opening).await else { panic!("no session") };
     // It follows events, shows a sign of life, reads the file, and is silent from then on.
     let mut events = metad.open_events(&MetaRequest::Events { session }).await.unwrap();
+    assert!(matches!(events.next::<MetaEvent>().await.unwrap(), MetaEvent::Attached));
     let sign = || MetaRequest::KeepAlive { session, epoch: LayoutEpoch(0) };
     until("its leases are extended", async || {
         matches!(ask(sign()).await, MetaReply::Alive { leases: LeaseState::Extended { .. }, .. })

@@ -205,7 +205,8 @@ impl Drop for Arriving<'_> {
 }
 
 /// Carries out a batch once nobody answers from a cache what it changes. Beside the outcome, when the session holds leases
-/// on all that it touched, attributes of what the replies do not tell. Must run to its end: a change that has begun and is forgotten may still be applied.
+/// on all that it touched, attributes of what the replies do not tell. Must run to its end: a change that has begun and is
+/// forgotten may still be applied.
 pub(crate) async fn submit(
     shared: Arc<Shared>,
     id: SessionId,

@@ -274,14 +274,14 @@ impl Session {
     pub async fn keep_alive(&self, layout: &Layout, limit: Duration) -> Result<Alive, Error> {
         let session = self.id();
         let request = MetaRequest::KeepAlive { session, epoch: layout.epoch };
-        let asked = since_boot();
+        let (asked, mark) = (since_boot(), self.cache.mark());
         match self.rpc.ask_within(&request, Some(limit)).await? {
             MetaReply::Alive { now, orphans, layout, leases } => {
                 if let LeaseState::Extended { alone } = leases
                     && self.caches
                     && self.id() == session
                 {
-                    self.cache.extend(asked, alone);
+                    self.cache.extend(asked, mark, alone);
                 }
                 Ok(Alive::Yes { now, orphans, layout, attached: leases != LeaseState::None || !self.caches })
             }

@@ -361,17 +361,23 @@ mod tests {
     #[derive(Default)]
     struct Client {
         cached: HashMap<Ino, u64>,
+        attached: bool,
         until: Option<Instant>,
         /// When each inode was recalled, counted; and up to where everything was dropped.
         clock: u64,
         recalled: HashMap<Ino, u64>,
         floor: u64,
-        /// Recalls on their way to it.
-        events: Vec<(Seq, Vec<Ino>)>,
+        /// Events on their way to it.
+        events: Vec<Event>,
         /// Answers on their way to it: inode, version, when it asked.
         answers: Vec<(Ino, u64, u64)>,
-        /// Extensions on their way to it: when it asked.
-        extensions: Vec<Instant>,
+        /// Extensions on their way to it: when it asked, by the clock and by its own count.
+        extensions: Vec<(Instant, u64)>,
+    }
+
+    enum Event {
+        Attached,
+        Recall(Seq, Vec<Ino>),
     }
 
     /// A change under way.
@@ -395,6 +401,7 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
+        Empty(u64),
         Attach(u64),
         Break(u64),
         Extend(u64),
@@ -413,7 +420,8 @@ mod tests {
     fn step() -> impl Strategy<Value = Step> {
         let session = 0..SESSIONS;
         prop_oneof![
-            2 => session.clone().prop_map(Step::Attach),
+            1 => session.clone().prop_map(Step::Empty),
+            3 => session.clone().prop_map(Step::Attach),
             1 => session.clone().prop_map(Step::Break),
             4 => session.clone().prop_map(Step::Extend),
             4 => session.clone().prop_map(Step::TakeExtension),
@@ -444,15 +452,19 @@ mod tests {
     impl World {
         fn take(&mut self, step: Step) {
             match step {
-                Step::Attach(session) => {
+                Step::Empty(session) => {
                     let client = &mut self.clients[session as usize];
                     client.cached.clear();
                     client.until = None;
-                    client.clock += 1;
-                    client.floor = client.clock;
+                    client.attached = false;
                     client.events.clear();
-                    client.extensions.clear();
-                    self.table.attach(SessionId(session), 0);
+                }
+                Step::Attach(session) => {
+                    let client = &mut self.clients[session as usize];
+                    if !client.attached {
+                        client.events = vec![Event::Attached];
+                        self.table.attach(SessionId(session), 0);
+                    }
                 }
                 Step::Break(session) => {
                     self.clients[session as usize].events.clear();
@@ -460,12 +472,16 @@ mod tests {
                 }
                 Step::Extend(session) => {
                     if self.table.extend(SessionId(session), self.now, false) == Extension::Extended {
-                        self.clients[session as usize].extensions.push(self.now);
+                        let client = &mut self.clients[session as usize];
+                        client.extensions.push((self.now, client.clock));
                     }
                 }
                 Step::TakeExtension(session) => {
                     let client = &mut self.clients[session as usize];
-                    if let Some(asked) = client.extensions.pop() {
+                    if let Some((asked, mark)) = client.extensions.pop()
+                        && client.attached
+                        && client.floor <= mark
+                    {
                         client.until = client.until.max(Some(asked + LEASE));
                     }
                 }
@@ -487,6 +503,7 @@ mod tests {
                 Step::TakeAnswer(session) => {
                     let client = &mut self.clients[session as usize];
                     if let Some((ino, version, asked)) = client.answers.pop()
+                        && client.attached
                         && client.recalled.get(&ino).is_none_or(|at| *at <= asked)
                         && client.floor <= asked
                     {
@@ -498,8 +515,14 @@ mod tests {
                     if client.events.is_empty() {
                         return;
                     }
-                    let (seq, inos) = client.events.remove(0);
                     client.clock += 1;
+                    let (seq, inos) = match client.events.remove(0) {
+                        Event::Attached => {
+                            (client.attached, client.floor) = (true, client.clock);
+                            return;
+                        }
+                        Event::Recall(seq, inos) => (seq, inos),
+                    };
                     for ino in inos {
                         client.cached.remove(&ino);
                         client.recalled.insert(ino, client.clock);
@@ -523,7 +546,7 @@ mod tests {
                     }
                     let (tell, waits) = self.table.begin(SessionId(session), &inos);
                     for Told { session, seq } in tell {
-                        self.clients[session.0 as usize].events.push((seq, inos.clone()));
+                        self.clients[session.0 as usize].events.push(Event::Recall(seq, inos.clone()));
                     }
                     self.changes.push(Change { session, inos, waits, applied: None });
                 }
@@ -557,7 +580,6 @@ mod tests {
                     self.table = Table::new(LEASE, self.now);
                     for client in &mut self.clients {
                         client.events.clear();
-                        client.answers.clear();
                     }
                 }
             }

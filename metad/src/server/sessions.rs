@@ -88,6 +88,7 @@ impl Server {
         let (stream, events) = self.shared.events.open(id);
         if keeps_caches {
             self.shared.attach(id, stream);
+            self.shared.events.tell(id, &MetaEvent::Attached);
         }
         let _attached = Attached { shared: self.shared.clone(), id, stream };
         Events::serve(events, incoming.into_events()).await;

@@ -13,6 +13,9 @@ pub enum MetaEvent {
     LockReleased(Ino),
     /// A newer layout is there.
     LayoutChanged(LayoutEpoch),
+    /// The first event for a session that keeps caches: what it asks from now on may be leased, and what it asked before
+    /// is not.
+    Attached,
     /// Another session is about to change these inodes: what is cached of them, and of names in them, must not be used
     /// any more.
     Recall {
