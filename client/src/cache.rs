@@ -5,9 +5,13 @@
 //! since it was asked for; and it is used while the leases hold, which signs of life extend. The kernel is let believe what
 //! is handed to it for moments only, and a recall is acknowledged when these are over: no message to the kernel is needed,
 //! which could wait for locks that a request of ours holds.
+//!
+//! What was done under delegations and is not told yet ([`crate::writeback`]) is *pinned* here: it goes before anything
+//! that metad says, whether leases hold or not, and is never forgotten before metad knows it.
 
 use lru::LruCache;
 use parking_lot::Mutex;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,6 +39,9 @@ const CONTENDED: Duration = Duration::from_secs(2);
 const INODES: usize = 65_536;
 /// Pages of listings that are remembered.
 const PAGES: usize = 64;
+/// Directories of which all names are known, and how many names these may have.
+const COMPLETE: usize = 4096;
+const COMPLETE_NAMES: usize = 4096;
 
 /// A moment before a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,10 +74,41 @@ struct Inner {
     /// Where a name leads, and since when that is known.
     names: LruCache<(Ino, Name), (Option<Ino>, Mark)>,
     pages: LruCache<PageKey, (Arc<Listed>, Mark)>,
+    /// Directories that were made here, with all their names.
+    complete: LruCache<Ino, HashSet<Name>>,
+    /// Inodes that nobody else has leases on.
+    delegated: LruCache<Ino, ()>,
+    /// When a delegation was last ended, though not what is known.
+    shared: LruCache<Ino, u64>,
+    pinned_attrs: HashMap<Ino, Pinned>,
+    /// Where names lead by what is not told yet, and the number of the last entry that says so.
+    pinned_names: HashMap<(Ino, Name), (Option<Ino>, u64)>,
+    /// Pinned names by directory.
+    pinned_in: HashMap<Ino, u32>,
     /// When the kernel was last handed something to believe of an inode; and of any that is not listed.
     handed: LruCache<Ino, Instant>,
     handed_else: Option<Instant>,
     handed_alone: Option<Instant>,
+}
+
+/// Attributes by what is not told yet.
+struct Pinned {
+    attr: InodeAttr,
+    /// The last entry that changes them.
+    last: u64,
+    /// The entry that makes the inode: metad does not know it before.
+    made: Option<u64>,
+}
+
+/// Where a name leads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NameState {
+    /// To this inode.
+    Leads(Ino),
+    /// Nowhere.
+    Absent,
+    /// It is not known.
+    Unknown,
 }
 
 fn lru<K: std::hash::Hash + Eq, V>(count: usize) -> LruCache<K, V> {
@@ -90,6 +128,12 @@ impl Default for Cache {
             attrs: lru(INODES),
             names: lru(INODES),
             pages: lru(PAGES),
+            complete: lru(COMPLETE),
+            delegated: lru(INODES),
+            shared: lru(INODES),
+            pinned_attrs: HashMap::new(),
+            pinned_names: HashMap::new(),
+            pinned_in: HashMap::new(),
             handed: lru(INODES),
             handed_else: None,
             handed_alone: None,
@@ -119,6 +163,8 @@ impl Inner {
 
     fn note_recall(&mut self, ino: Ino, at: u64) {
         self.attrs.pop(&ino);
+        self.complete.pop(&ino);
+        self.no_longer_ours(ino);
         if let Some((_, (forgotten, _))) = self.recalled.push(ino, (at, Instant::now())).filter(|(old, _)| *old != ino)
         {
             self.floor = self.floor.max(forgotten);
@@ -154,6 +200,8 @@ impl Inner {
         self.attrs.clear();
         self.names.clear();
         self.pages.clear();
+        self.complete.clear();
+        self.delegated.clear();
     }
 
     fn believed_at_all(&self) -> Option<Instant> {
@@ -164,6 +212,205 @@ impl Inner {
     fn learn_name(&mut self, parent: Ino, name: &[u8], ino: Option<Ino>) {
         let since = Mark(self.clock);
         self.names.put((parent, name.to_vec()), (ino, since));
+        self.complete_with(parent, name, ino.is_some());
+    }
+
+    /// A name of a directory of which all are known comes or goes.
+    fn complete_with(&mut self, parent: Ino, name: &[u8], present: bool) {
+        let Some(names) = self.complete.get_mut(&parent) else { return };
+        if !present {
+            names.remove(name);
+        } else if names.len() < COMPLETE_NAMES {
+            names.insert(name.to_vec());
+        } else {
+            self.complete.pop(&parent);
+        }
+    }
+
+    fn attr(&mut self, ino: Ino) -> Option<InodeAttr> {
+        match self.pinned_attrs.get(&ino) {
+            Some(pinned) => Some(pinned.attr.clone()),
+            None if self.holds() => self.attrs.get(&ino).cloned(),
+            None => None,
+        }
+    }
+
+    fn name_state(&mut self, parent: Ino, name: &[u8]) -> NameState {
+        let key = (parent, name.to_vec());
+        let known = |ino: Option<Ino>| ino.map_or(NameState::Absent, NameState::Leads);
+        if let Some((ino, _)) = self.pinned_names.get(&key) {
+            return known(*ino);
+        }
+        if !self.holds() && !self.is_made_here(parent) {
+            return NameState::Unknown;
+        }
+        if let Some((ino, since)) = self.names.get(&key).copied() {
+            if !self.is_recalled_since(parent, since) {
+                return known(ino);
+            }
+            self.names.pop(&key);
+        }
+        match self.complete.get(&parent) {
+            Some(names) if !names.contains(name) => NameState::Absent,
+            _ => NameState::Unknown,
+        }
+    }
+
+    /// metad does not know the inode yet.
+    fn is_made_here(&self, ino: Ino) -> bool {
+        self.pinned_attrs.get(&ino).is_some_and(|pinned| pinned.made.is_some())
+    }
+
+    fn is_delegated(&self, ino: Ino) -> bool {
+        self.attached && (self.is_made_here(ino) || (self.holds() && self.delegated.contains(&ino)))
+    }
+
+    fn no_longer_ours(&mut self, ino: Ino) {
+        self.delegated.pop(&ino);
+        // Whoever asks about it has heard of it: metad knows it, though its answer is still on its way.
+        if let Some(pinned) = self.pinned_attrs.get_mut(&ino) {
+            pinned.made = None;
+        }
+    }
+
+    fn note_delegated(&mut self, inos: &[Ino], mark: Mark) {
+        for ino in inos {
+            let ended = self.shared.peek(ino).is_some_and(|at| *at > mark.0);
+            if !ended && !self.is_recalled_since(*ino, mark) {
+                self.delegated.put(*ino, ());
+            }
+        }
+    }
+
+    fn unpin_name(&mut self, key: &(Ino, Name)) {
+        self.pinned_names.remove(key);
+        if let Some(count) = self.pinned_in.get_mut(&key.0) {
+            *count -= 1;
+            if *count == 0 {
+                self.pinned_in.remove(&key.0);
+            }
+        }
+    }
+}
+
+/// What an operation under a delegation makes of attributes and names.
+#[derive(Default)]
+pub struct Local {
+    /// Attributes as they are from now on.
+    pub attrs: Vec<InodeAttr>,
+    /// The inode that is made.
+    pub made: Option<Ino>,
+    /// Names, and where they lead from now on.
+    pub names: Vec<(Ino, Name, Option<Ino>)>,
+}
+
+/// What is done under delegations.
+impl Cache {
+    /// Whether this session alone may change all of these inodes, and nobody else knows anything of them.
+    pub fn is_delegated(&self, inos: &[Ino]) -> bool {
+        let inner = self.inner.lock();
+        inos.iter().all(|ino| inner.is_delegated(*ino))
+    }
+
+    /// Delegations came with an answer that was asked for after `mark`.
+    pub fn delegated(&self, inos: &[Ino], mark: Mark) {
+        self.inner.lock().note_delegated(inos, mark);
+    }
+
+    /// Delegations on these inodes end; what is known stays right.
+    pub fn share(&self, inos: &[Ino]) {
+        let mut inner = self.inner.lock();
+        let at = inner.tick();
+        for ino in inos {
+            inner.no_longer_ours(*ino);
+            if let Some((_, forgotten)) = inner.shared.push(*ino, at).filter(|(old, _)| old != ino) {
+                inner.floor = inner.floor.max(forgotten);
+            }
+        }
+    }
+
+    /// Where a name leads, as far as is known now.
+    pub fn name_state(&self, parent: Ino, name: &[u8]) -> NameState {
+        self.inner.lock().name_state(parent, name)
+    }
+
+    /// Whether metad does not know the inode yet.
+    pub fn is_made_here(&self, ino: Ino) -> bool {
+        self.inner.lock().is_made_here(ino)
+    }
+
+    /// Whether something of the inode's attributes is not told yet.
+    pub fn is_pinned(&self, ino: Ino) -> bool {
+        self.inner.lock().pinned_attrs.contains_key(&ino)
+    }
+
+    /// Whether names in this directory are not told yet.
+    pub fn has_pinned_names(&self, dir: Ino) -> bool {
+        self.inner.lock().pinned_in.contains_key(&dir)
+    }
+
+    /// Something is done here that metad is told later, by the entry of this number.
+    pub fn pin(&self, number: u64, local: Local) {
+        let mut inner = self.inner.lock();
+        let at = inner.tick();
+        for attr in local.attrs {
+            let made = (local.made == Some(attr.ino)).then_some(number);
+            let pinned = inner.pinned_attrs.entry(attr.ino);
+            let pinned = pinned.or_insert(Pinned { attr: attr.clone(), last: number, made });
+            (pinned.attr, pinned.last) = (attr, number);
+        }
+        if let Some(ino) = local.made.filter(|ino| inner.pinned_attrs[ino].attr.kind == wire::attr::FileKind::Directory) {
+            inner.complete.put(ino, HashSet::new());
+        }
+        for (parent, name, ino) in local.names {
+            inner.complete_with(parent, &name, ino.is_some());
+            // Pages of the listing are old.
+            if let Some((_, forgotten)) = inner.changed.push(parent, at).filter(|(old, _)| *old != parent) {
+                inner.floor = inner.floor.max(forgotten);
+            }
+            let key = (parent, name);
+            if inner.pinned_names.insert(key, (ino, number)).is_none() {
+                *inner.pinned_in.entry(parent).or_insert(0) += 1;
+            }
+        }
+    }
+
+    /// metad knows what the entry of this number did, or has refused it. Its answer has been taken in.
+    pub fn unpin(&self, number: u64, inos: &[Ino], names: &[(Ino, Name)]) {
+        let mut inner = self.inner.lock();
+        for ino in inos {
+            let Some(pinned) = inner.pinned_attrs.get_mut(ino) else { continue };
+            if pinned.made == Some(number) {
+                pinned.made = None;
+            }
+            if pinned.last <= number
+                && let Some(pinned) = inner.pinned_attrs.remove(ino)
+                && pinned.attr.nlink > 0
+                && inner.is_delegated(*ino)
+                && !inner.attrs.contains(ino)
+            {
+                // metad's own answer was overtaken by something later, which is told now, too.
+                inner.attrs.put(*ino, pinned.attr);
+            }
+        }
+        for key in names {
+            if let Some((ino, _)) = inner.pinned_names.get(key).copied().filter(|(_, last)| *last <= number) {
+                inner.unpin_name(key);
+                if inner.is_delegated(key.0) {
+                    let since = Mark(inner.clock);
+                    inner.names.put(key.clone(), (ino, since));
+                }
+            }
+        }
+    }
+
+    /// What a commit has made of an inode whose attributes something later still changes.
+    pub fn repin(&self, committed: &InodeAttr) {
+        let mut inner = self.inner.lock();
+        if let Some(pinned) = inner.pinned_attrs.get_mut(&committed.ino) {
+            (pinned.attr.version, pinned.attr.size) = (committed.version, committed.size);
+            pinned.attr.allocated = committed.allocated;
+        }
     }
 }
 
@@ -244,37 +491,56 @@ impl Cache {
 
     /// A change has been carried out, or has failed (no replies), or nobody knows. With leases on all of it, what it
     /// made is known: from the replies, and from the attributes that come with the leases.
-    pub fn changed(&self, mark: Mark, ops: &[Op], replies: &[OpReply], leased: Option<&[InodeAttr]>) {
+    pub fn changed(
+        &self,
+        mark: Mark,
+        ops: &[Op],
+        replies: &[OpReply],
+        leased: Option<&[InodeAttr]>,
+        delegated: &[Ino],
+    ) {
         let mut inner = self.inner.lock();
         let at = inner.tick();
         let (leased, rest) = (leased.is_some(), leased.unwrap_or_default());
+        // Whether what is told was overtaken is asked before answers from meanwhile are made void.
+        let overtaken: HashSet<Ino> = replies
+            .iter()
+            .flat_map(told)
+            .chain(rest)
+            .map(|attr| attr.ino)
+            .chain(ops.iter().flat_map(attrs_changed))
+            .filter(|ino| inner.is_changed_since(*ino, mark))
+            .collect();
         for op in ops {
             // Answers that were asked for while the change was under way are of before or after it, who knows.
             for ino in attrs_changed(op) {
-                if !leased || inner.is_changed_since(ino, mark) {
-                    inner.note_change(ino, at);
-                }
+                inner.note_change(ino, at);
             }
             for (parent, name) in names_changed(op) {
                 inner.names.pop(&(parent, name.clone()));
+                if !leased {
+                    inner.complete.pop(&parent);
+                }
             }
         }
         for copy in replies.iter().filter_map(conflict) {
             inner.note_change(copy.parent, at);
             inner.names.pop(&(copy.parent, copy.name.clone()));
+            inner.complete.pop(&copy.parent);
         }
         for attr in replies.iter().flat_map(told).chain(rest) {
             if !leased {
                 inner.note_change(attr.ino, at);
-            } else if !inner.is_changed_since(attr.ino, mark) {
+            } else if !overtaken.contains(&attr.ino) {
                 inner.attrs.put(attr.ino, attr.clone());
             }
         }
         if !leased {
             return;
         }
+        inner.note_delegated(delegated, mark);
         for (op, reply) in ops.iter().zip(replies) {
-            inner.learn_change(op, reply, mark);
+            inner.learn_change(op, reply, &overtaken);
         }
     }
 
@@ -315,24 +581,16 @@ impl Cache {
 
     /// Attributes, if they are known now.
     pub fn attr(&self, ino: Ino) -> Option<InodeAttr> {
-        let mut inner = self.inner.lock();
-        if inner.holds() { inner.attrs.get(&ino).cloned() } else { None }
+        self.inner.lock().attr(ino)
     }
 
     /// What a name leads to, or that it is absent, if that is known now.
     pub fn name(&self, parent: Ino, name: &[u8]) -> Option<Result<InodeAttr, FsError>> {
         let mut inner = self.inner.lock();
-        if !inner.holds() {
-            return None;
-        }
-        let (ino, since) = *inner.names.get(&(parent, name.to_vec()))?;
-        if inner.is_recalled_since(parent, since) {
-            inner.names.pop(&(parent, name.to_vec()));
-            return None;
-        }
-        match ino {
-            Some(ino) => inner.attrs.get(&ino).cloned().map(Ok),
-            None => Some(Err(FsError::NotFound)),
+        match inner.name_state(parent, name) {
+            NameState::Leads(ino) => inner.attr(ino).map(Ok),
+            NameState::Absent => Some(Err(FsError::NotFound)),
+            NameState::Unknown => None,
         }
     }
 
@@ -350,7 +608,7 @@ impl Cache {
         let mut listed = Listed::clone(&listed);
         if plus {
             for entry in &mut listed.entries {
-                entry.attr = Some(inner.attrs.get(&entry.ino)?.clone());
+                entry.attr = Some(inner.attr(entry.ino)?);
             }
         }
         Some(listed)
@@ -359,18 +617,14 @@ impl Cache {
     /// For how long the kernel may believe these attributes, which are handed over now.
     pub fn believe_attr(&self, attr: &InodeAttr) -> Duration {
         let mut inner = self.inner.lock();
-        if inner.attrs.peek(&attr.ino) == Some(attr) { inner.hand_over(attr.ino) } else { Duration::ZERO }
+        if inner.attr(attr.ino).as_ref() == Some(attr) { inner.hand_over(attr.ino) } else { Duration::ZERO }
     }
 
     /// For how long the kernel may believe that a name leads to an inode, or is absent, which it is told now.
     pub fn believe_name(&self, parent: Ino, name: &[u8], ino: Option<Ino>) -> Duration {
         let mut inner = self.inner.lock();
-        match inner.names.peek(&(parent, name.to_vec())) {
-            Some((known, since)) if *known == ino && !inner.is_recalled_since(parent, *since) => {
-                inner.hand_over(parent)
-            }
-            _ => Duration::ZERO,
-        }
+        let said = ino.map_or(NameState::Absent, NameState::Leads);
+        if inner.name_state(parent, name) == said { inner.hand_over(parent) } else { Duration::ZERO }
     }
 }
 
@@ -392,13 +646,17 @@ impl Inner {
     }
 
     /// Takes in what became of names.
-    fn learn_change(&mut self, op: &Op, reply: &OpReply, mark: Mark) {
-        if names_changed(op).any(|(parent, _)| self.is_changed_since(parent, mark)) {
+    fn learn_change(&mut self, op: &Op, reply: &OpReply, overtaken: &HashSet<Ino>) {
+        if names_changed(op).any(|(parent, _)| overtaken.contains(&parent)) {
             return;
         }
-        match (op, reply) {
+        match (op.plain(), reply) {
             (Op::Create { parent, name, .. } | Op::Link { parent, name, .. }, OpReply::Attr(attr)) => {
                 self.learn_name(*parent, name, Some(attr.ino));
+                let is_new = matches!(op, Op::Create { node: wire::op::NewInode::Directory, .. });
+                if is_new && self.attrs.contains(&attr.ino) {
+                    self.complete.put(attr.ino, HashSet::new());
+                }
             }
             (Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name }, OpReply::Removed { .. }) => {
                 self.learn_name(*parent, name, None);
@@ -414,8 +672,8 @@ impl Inner {
 }
 
 /// Inodes whose attributes an operation changes, as far as it names them.
-fn attrs_changed(op: &Op) -> impl Iterator<Item = Ino> {
-    let (one, two) = match op {
+pub(crate) fn attrs_changed(op: &Op) -> impl Iterator<Item = Ino> {
+    let (one, two) = match op.plain() {
         Op::Create { parent, ino, .. } | Op::Link { parent, ino, .. } => (Some(*parent), Some(*ino)),
         Op::Unlink { parent, released, .. } => (Some(*parent), *released),
         Op::Rmdir { parent, .. } => (Some(*parent), None),
@@ -427,14 +685,19 @@ fn attrs_changed(op: &Op) -> impl Iterator<Item = Ino> {
         | Op::RemoveXattr { ino, .. }
         | Op::Accessed { ino, .. } => (Some(*ino), None),
         Op::CloneRange { dst, .. } => (Some(*dst), None),
-        Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::SetLock { .. } | Op::Unlock { .. } => (None, None),
+        Op::ReleaseOrphans { .. }
+        | Op::LeaseInos { .. }
+        | Op::SetLock { .. }
+        | Op::Unlock { .. }
+        | Op::Deferred { .. }
+        | Op::Journaled { .. } => (None, None),
     };
     one.into_iter().chain(two)
 }
 
 /// Names that an operation makes, removes or points elsewhere.
-fn names_changed(op: &Op) -> impl Iterator<Item = (Ino, &Name)> {
-    let (one, two) = match op {
+pub(crate) fn names_changed(op: &Op) -> impl Iterator<Item = (Ino, &Name)> {
+    let (one, two) = match op.plain() {
         Op::Create { parent, name, .. }
         | Op::Link { parent, name, .. }
         | Op::Unlink { parent, name, .. }
@@ -546,14 +809,14 @@ mod tests {
         let mark = cache.change(&ops);
         assert!(cache.name(DIR, b"new").is_none() && cache.attr(DIR).is_none());
         let replies = [OpReply::Attr(attr(7, 1))];
-        cache.changed(mark, &ops, &replies, Some(&[attr(1, 2)]));
+        cache.changed(mark, &ops, &replies, Some(&[attr(1, 2)]), &[]);
         assert_eq!(cache.name(DIR, b"new"), Some(Ok(attr(7, 1))));
         assert_eq!(cache.name(DIR, b"other"), Some(Err(FsError::NotFound)), "it was not touched");
         assert_eq!(cache.attr(DIR), Some(attr(1, 2)));
 
         let ops = [create(b"more", 8)];
         let mark = cache.change(&ops);
-        cache.changed(mark, &ops, &[OpReply::Attr(attr(8, 1))], None);
+        cache.changed(mark, &ops, &[OpReply::Attr(attr(8, 1))], None, &[]);
         assert!(cache.name(DIR, b"more").is_none() && cache.attr(Ino(8)).is_none() && cache.attr(DIR).is_none());
     }
 
@@ -572,7 +835,7 @@ mod tests {
         let second = [create(b"c", 9)];
         cache.change(&second);
         let moved = OpReply::Renamed { moved: attr(7, 1), replaced: None, orphaned: false };
-        cache.changed(mark, &first, &[moved], Some(&[attr(1, 5)]));
+        cache.changed(mark, &first, &[moved], Some(&[attr(1, 5)]), &[]);
         assert_eq!(cache.attr(DIR), None);
         assert!(cache.name(DIR, b"a").is_none() && cache.name(DIR, b"b").is_none());
     }
@@ -586,7 +849,7 @@ mod tests {
         let copy = ConflictCopy { ino: Ino(9), parent: DIR, name: b"f.conflict".to_vec() };
         let reply = OpReply::Committed { attr: attr(7, 2), appended_at: None, conflict: Some(copy), chunk_extents: 1 };
         let mark = cache.change(&[]);
-        cache.changed(mark, &[], &[reply], None);
+        cache.changed(mark, &[], &[reply], None, &[]);
         assert!(cache.page(DIR, (0, 10, false)).is_none());
     }
 

@@ -8,7 +8,7 @@
 
 use crate::Client;
 use crate::file::dirty::Packed;
-use crate::file::state::{FileState, writes_of};
+use crate::file::state::{FileState, Stored, writes_of};
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -114,7 +114,7 @@ impl Client {
         self.fragmented.add(ino, chunk, pieces);
     }
 
-    async fn compact(self: &Arc<Self>, ino: Ino, chunk: ChunkIndex) -> Result<(), Missed> {
+    async fn compact(&self, ino: Ino, chunk: ChunkIndex) -> Result<(), Missed> {
         let before = self.getattr(ino).await?;
         tokio::time::sleep(REST).await;
         let attr = self.getattr(ino).await?;
@@ -129,8 +129,8 @@ impl Client {
         for run in joinable(&extents) {
             joined += run.len();
             let packed = self.gather_run(run).await?;
-            let hash = self.upload(packed.clone()).await?;
-            writes.extend(writes_of(&packed, Some(hash)));
+            let hash = self.upload(packed.bytes.clone()).await?;
+            writes.extend(writes_of(&packed, Some(&Stored { hash, block: packed.bytes.clone(), base: 0 })));
         }
         self.fragmented.settle(ino, chunk, pieces - joined as u32 + writes.len() as u32);
         if writes.is_empty() {
@@ -152,6 +152,7 @@ impl Client {
 
     /// Commits between an open file's own flushes, so that these know of it.
     async fn commit_compacted(&self, open: Option<Arc<FileState>>, op: Op, attr: &InodeAttr) -> Result<(), FsError> {
+        let _kept_off = self.in_order([attr.ino]).await?;
         let _one = match &open {
             Some(file) => Some(file.flushing.lock().await),
             None => None,

@@ -53,6 +53,10 @@ pub struct ClientConfig {
     /// Answer from caches under read leases. Without, every question is metad's: for whoever keeps caches of its own, and
     /// is the only one to change anything.
     pub caches: bool,
+    /// Do under delegations what can be done there, and tell metad a moment later. Needs `caches`.
+    pub write_back: bool,
+    /// `close` waits until everything that was written is durable, as `fsync` does.
+    pub flush_on_close: bool,
 }
 
 impl ClientConfig {
@@ -71,6 +75,8 @@ impl ClientConfig {
             block_bytes: BLOCK_BYTES_MAX as u64,
             access_times: true,
             caches: true,
+            write_back: true,
+            flush_on_close: false,
         }
     }
 
@@ -89,6 +95,8 @@ impl ClientConfig {
             "readahead_bytes must be at most half of cache_bytes: what is read ahead must stay until it is read"
         } else if !self.block_bytes.is_power_of_two() || !BLOCK_BYTES.contains(&self.block_bytes) {
             "block_bytes must be a power of two from 4 KiB to 4 MiB"
+        } else if self.write_back && !self.caches {
+            "write_back needs caches: what was done and is not told yet is kept there"
         } else if self.dirty_age.is_zero() {
             "dirty_age must not be zero"
         } else {

@@ -2,9 +2,10 @@
 //!
 //! - [`dirty`] holds written bytes until they are cut into blocks; pure.
 //! - [`state`] is one open inode, shared by its handles.
-//! - `read` puts content together, `flush` uploads and commits.
+//! - `read` puts content together, `flush` uploads and commits, `together` joins small content of many files in one block.
 
 pub mod dirty;
-mod flush;
+pub(crate) mod flush;
 mod read;
 pub mod state;
+pub(crate) mod together;

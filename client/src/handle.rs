@@ -81,10 +81,15 @@ impl Client {
         let known = self.session.cache().attr(ino).filter(|attr| self.has_content(ino, attr));
         let (mut attr, page, leased) = match known {
             Some(attr) => (attr, None, true),
-            None => self.ask_open(ino).await?,
+            None => {
+                // What is done to it here metad has to know before it can answer.
+                self.tell_of(ino).await?;
+                self.ask_open(ino).await?
+            }
         };
-        // I5: a name that the kernel still believed in, and another session took away. On `ESTALE` it looks again.
-        if attr.nlink == 0 && !self.files.lock().contains_key(&ino) {
+        // I5: a name that the kernel still believed in, and was taken away. On `ESTALE` it looks again.
+        let has_handles = |file: &Arc<FileState>| file.inner.lock().opens > 0;
+        if attr.nlink == 0 && !self.files.lock().get(&ino).is_some_and(has_handles) {
             return Err(FsError::Stale);
         }
         let file = self.hold(ino).unwrap_or_else(|| {
@@ -224,10 +229,24 @@ impl Client {
         Ok(count)
     }
 
-    /// What `close(2)` waits for: everything is committed, so that the closer itself hears of a conflict.
+    /// What `close(2)` waits for: everything is committed, so that the closer itself hears of a conflict. Under a
+    /// delegation there can be none, and what is written is told later; others that open the file wait for that (I5).
     ///
     /// # Errors
     /// `Stale` on a conflict, `NoSpace`, `QuotaExceeded`, `Io`.
+    pub async fn close(&self, handle: &Handle) -> Result<(), FsError> {
+        let file = &handle.file;
+        let told = file.inner.lock().untold.is_none();
+        if told && !self.config.flush_on_close && (!file.is_dirty() || self.defer_content(file)) {
+            return Ok(());
+        }
+        self.flush(handle).await
+    }
+
+    /// Everything written to the file is committed on return.
+    ///
+    /// # Errors
+    /// As [`Client::close`].
     pub async fn flush(&self, handle: &Handle) -> Result<(), FsError> {
         if !handle.file.wants_flush() {
             return Ok(());
@@ -244,7 +263,9 @@ impl Client {
     /// As [`Client::flush`].
     pub async fn fsync(&self, handle: &Handle) -> Result<(), FsError> {
         // I7: blocks are synced before the commit that names them, and the commit before it is answered.
-        self.flush(handle).await
+        self.flush(handle).await?;
+        // The names that lead to it, though nothing was written.
+        self.tell_all().await
     }
 
     /// Gives a handle back.
@@ -267,7 +288,7 @@ impl Client {
             } else if self.orphans.lock().contains(&ino) {
                 // Nobody can open it any more.
                 self.discard(file).await;
-            } else {
+            } else if !file.is_queued() && !self.defer_content(file) {
                 // `close` was interrupted, or failed: the background goes on trying.
                 let _ = self.arc().flush_file(file, true).await;
             }
@@ -337,6 +358,7 @@ impl Client {
     /// As `fallocate(2)`.
     pub async fn fallocate(&self, handle: &Handle, off: u64, len: u64, action: RangeAction) -> Result<(), FsError> {
         self.flush(handle).await?;
+        self.tell_of(handle.ino()).await?;
         let op = Op::Range { ino: handle.ino(), off, len, action };
         self.change_content(&handle.file, op, None).await.map(|_| ())
     }
@@ -353,6 +375,7 @@ impl Client {
     ) -> Result<u64, FsError> {
         self.flush(src).await?;
         self.flush(dst).await?;
+        self.tell_of(src.ino()).await?;
         let size = src.file.attr().size;
         let len = len.min(size.saturating_sub(src_off));
         if len == 0 {
@@ -370,6 +393,7 @@ impl Client {
     pub async fn seek(&self, handle: &Handle, offset: u64, hole: bool) -> Result<u64, FsError> {
         self.flush(handle).await?;
         let ino = handle.ino();
+        self.tell_of(ino).await?;
         let mut at = offset;
         loop {
             let asked = at.saturating_add(SEEK_BYTES);
@@ -412,7 +436,8 @@ impl Client {
             async move { client.flush_file(&file, true).await }
         });
         let flushed: Vec<_> = futures::stream::iter(flushes).buffer_unordered(FLUSHES).collect().await;
-        flushed.into_iter().collect()
+        let told = self.tell_all().await;
+        flushed.into_iter().collect::<Result<(), FsError>>().and(told)
     }
 }
 

@@ -1,7 +1,8 @@
 //! A client of a Surf cluster: the filesystem's operations, free of FUSE.
 //!
 //! [`Client`] is one mount's session. `meta` talks to metad, `cache` answers in its place under leases, `block` talks to
-//! the block daemons, `file` holds what is open, `namespace` and `handle` are the operations by family, `upkeep` what goes on in the background.
+//! the block daemons, `file` holds what is open, `namespace` and `handle` are the operations by family,
+//! `writeback` what is done under delegations and told later, `upkeep` what goes on in the background.
 //!
 //! Every operation can be called from any thread of a multi-threaded tokio runtime. What an operation has accepted runs
 //! to its end though its caller is dropped, unless it says otherwise.
@@ -21,6 +22,7 @@ pub mod namespace;
 mod opens;
 mod upkeep;
 mod window;
+mod writeback;
 
 pub use config::{ClientConfig, OnConflict};
 pub use error::Error;
@@ -33,6 +35,7 @@ use block::layout::Layouts;
 use block::put::Putter;
 use buffers::Buffers;
 use file::state::FileState;
+use file::together::Gathering;
 use locks::Waits;
 use lru::LruCache;
 use meta::rpc::Rpc;
@@ -49,6 +52,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use window::Window;
+use writeback::WriteBack;
 use wire::FsError;
 use wire::attr::InodeAttr;
 use wire::ids::{Ino, SessionId, Version};
@@ -100,8 +104,12 @@ pub struct Client {
     versions: Mutex<LruCache<Ino, Version>>,
     /// Directories that were removed here: somebody may still be in one, or have it open.
     removed_dirs: Mutex<LruCache<Ino, InodeAttr>>,
-    /// A leased number that a conflict copy did not need.
-    spare: Mutex<Option<(SessionId, Ino)>>,
+    /// Leased numbers that conflict copies did not need.
+    spare: Mutex<Vec<(SessionId, Ino)>>,
+    /// What metad is told later.
+    writeback: Arc<WriteBack>,
+    /// Small content that is uploaded together.
+    gathering: Gathering,
     accessed: Accessed,
     /// Chunks in many pieces, to be compacted.
     fragmented: compact::Queue,
@@ -138,7 +146,7 @@ impl Client {
         let endpoint = Endpoint::bind(local, &config.bundle.identity).map_err(Error::Refused)?;
         let host = hostname();
         let rpc = Rpc::new(endpoint.clone(), config.bundle.metads.clone(), config.soft_timeout);
-        let opened = Session::open(rpc, (&host, &config.purpose), config.caches, CONNECT_LIMIT).await;
+        let opened = Session::open(rpc, (&host, &config.purpose), config.caches, None, CONNECT_LIMIT).await;
         let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
         let session = Arc::new(session);
         let layouts = Arc::new(Layouts::new(opened.layout));
@@ -160,7 +168,9 @@ impl Client {
             names: Mutex::new(LruCache::new(NonZeroUsize::new(NAMES).expect("not zero"))),
             versions: Mutex::new(LruCache::new(NonZeroUsize::new(VERSIONS).expect("not zero"))),
             removed_dirs: Mutex::new(LruCache::new(NonZeroUsize::new(REMOVED_DIRS).expect("not zero"))),
-            spare: Mutex::new(None),
+            spare: Mutex::default(),
+            writeback: Arc::default(),
+            gathering: Gathering::default(),
             accessed: Accessed::default(),
             fragmented: compact::Queue::default(),
             refreshing: Mutex::default(),
@@ -224,16 +234,21 @@ impl Client {
 
     /// An inode number for a conflict copy, which most commits do not need.
     async fn spare_ino(&self) -> Result<Ino, FsError> {
-        let kept = self.spare.lock().take();
-        match kept {
+        let present = self.session.id();
+        let kept = {
+            let mut spare = self.spare.lock();
             // I4: numbers leased by a session are of no use in another.
-            Some((session, ino)) if session == self.session.id() => Ok(ino),
-            _ => self.session.next_ino().await,
+            spare.retain(|(session, _)| *session == present);
+            spare.pop()
+        };
+        match kept {
+            Some((_, ino)) => Ok(ino),
+            None => self.session.next_ino().await,
         }
     }
 
     fn keep_spare_ino(&self, ino: Ino) {
-        *self.spare.lock() = Some((self.session.id(), ino));
+        self.spare.lock().push((self.session.id(), ino));
     }
 
     /// The kernel's page cache took part in a change of ours: what it held of `from` is good for `to`.

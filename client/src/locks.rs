@@ -67,6 +67,7 @@ impl Client {
     /// # Errors
     /// As `fcntl(2)` with `F_GETLK`.
     pub async fn getlk(&self, ino: Ino, lock: Lock) -> Result<Option<Lock>, FsError> {
+        self.tell_of(ino).await?;
         match self.session.read(Read::GetLock { ino, lock }).await? {
             ReadReply::Lock(lock) => Ok(lock),
             _ => Err(FsError::Io),
@@ -80,6 +81,7 @@ impl Client {
     pub async fn setlk(&self, ino: Ino, lock: Lock, wait: Wait) -> Result<(), FsError> {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
         let mut noted = None;
+        self.tell_of(ino).await?;
         loop {
             let released = self.lock_released.notified();
             match self.session.one(Op::SetLock { ino, lock: lock.clone() }).await {

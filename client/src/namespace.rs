@@ -59,7 +59,7 @@ impl Client {
     }
 
     async fn change(&self, op: Op) -> Result<InodeAttr, FsError> {
-        match self.session.one(op).await? {
+        match self.at_once(op).await? {
             OpReply::Attr(attr) => Ok(self.with_uncommitted(attr)),
             _ => Err(FsError::Io),
         }
@@ -186,6 +186,9 @@ impl Client {
     /// # Errors
     /// As `chmod(2)`, `chown(2)`, `truncate(2)`, `utimensat(2)`.
     pub async fn setattr(&self, ino: Ino, change: AttrChange) -> Result<InodeAttr, FsError> {
+        if let Some(attr) = self.set_attr_here(ino, &change).await {
+            return Ok(self.with_uncommitted(attr));
+        }
         let open = self.files.lock().get(&ino).cloned();
         let Some(file) = open else { return self.change(Op::SetAttr { ino, change }).await };
         // Times that are set must not be overtaken by the commit of what was written before.
@@ -213,6 +216,8 @@ impl Client {
     ) -> Result<InodeAttr, FsError> {
         let (client, file) = (self.arc(), file.clone());
         let change = async move {
+            // Before the lock: who tells metad of the file's content takes it, too.
+            let _kept_off = client.in_order([file.ino()]).await?;
             let _one = file.flushing.lock().await;
             let OpReply::Attr(attr) = client.session.one(op).await? else { return Err(FsError::Io) };
             client.kernel_follows(file.ino(), Version(attr.version.0.saturating_sub(1)), attr.version);
@@ -227,6 +232,7 @@ impl Client {
     /// # Errors
     /// As `readlink(2)`.
     pub async fn readlink(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
+        self.tell_of(ino).await?;
         self.ask_bytes(Read::ReadLink { ino }).await
     }
 
@@ -242,6 +248,10 @@ impl Client {
     /// # Errors
     /// As `mknod(2)`, `mkdir(2)`, `symlink(2)`.
     pub async fn make_node(&self, parent: Ino, name: &[u8], new: NewNode) -> Result<InodeAttr, FsError> {
+        if let Some(made) = self.make_here(parent, name, &new).await {
+            self.names.lock().put((parent, name.to_vec()), made.ino);
+            return Ok(made);
+        }
         let NewNode { node, mode, umask, uid, gid } = new;
         let made = loop {
             let session = self.session.id();
@@ -279,6 +289,11 @@ impl Client {
     /// # Errors
     /// As `unlink(2)`.
     pub async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
+        if self.unlink_here(parent, name).await.is_some() {
+            self.names.lock().pop(&(parent, name.to_vec()));
+            return Ok(());
+        }
+        let _kept_off = self.in_order([parent]).await?;
         let vouched = self.vouch(parent, name);
         let released = vouched.as_ref().map(Vouched::ino);
         let reply = self.session.one(Op::Unlink { parent, name: name.to_vec(), released }).await?;
@@ -295,7 +310,9 @@ impl Client {
     /// # Errors
     /// As `rmdir(2)`.
     pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
-        if let OpReply::Removed { attr, .. } = self.session.one(Op::Rmdir { parent, name: name.to_vec() }).await? {
+        if let Some(attr) = self.rmdir_here(parent, name).await {
+            self.remember_removed(&attr);
+        } else if let OpReply::Removed { attr, .. } = self.at_once(Op::Rmdir { parent, name: name.to_vec() }).await? {
             self.remember_removed(&attr);
         }
         self.names.lock().pop(&(parent, name.to_vec()));
@@ -314,6 +331,19 @@ impl Client {
         new_name: &[u8],
         mode: RenameMode,
     ) -> Result<(), FsError> {
+        let replaced = self.known_name(new_parent, new_name).and_then(Result::ok);
+        if self.rename_here((parent, name), (new_parent, new_name), mode).await.is_some() {
+            let mut names = self.names.lock();
+            if let Some(moved) = names.pop(&(parent, name.to_vec())) {
+                names.put((new_parent, new_name.to_vec()), moved);
+            }
+            drop(names);
+            if let Some(attr) = replaced {
+                self.remember_removed(&attr);
+            }
+            return Ok(());
+        }
+        let _kept_off = self.in_order([parent, new_parent]).await?;
         // What replaces a file must be there when its name is: programs write a new file, rename it, and expect one
         // or the other after a crash.
         let source = self.names.lock().get(&(parent, name.to_vec())).copied();
@@ -351,6 +381,9 @@ impl Client {
     }
 
     async fn ask_page(&self, ino: Ino, asked: (u64, u32, bool)) -> Result<Listed, FsError> {
+        if self.session.cache().has_pinned_names(ino) || self.session.cache().is_made_here(ino) {
+            self.tell_of(ino).await?;
+        }
         let mark = self.session.cache().mark();
         let (after, limit, plus) = asked;
         let (answer, leased) = self.session.read_leased(Read::ReadDir { ino, after, limit, plus }).await?;
@@ -394,11 +427,17 @@ impl Client {
         }
     }
 
+    /// Before metad is asked about an inode that it may not know yet.
+    pub(crate) async fn tell_if_new(&self, ino: Ino) -> Result<(), FsError> {
+        if self.session.cache().is_made_here(ino) { self.tell_of(ino).await } else { Ok(()) }
+    }
+
     /// Value of an extended attribute.
     ///
     /// # Errors
     /// As `getxattr(2)`.
     pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
+        self.tell_if_new(ino).await?;
         self.ask_bytes(Read::GetXattr { ino, name: name.to_vec() }).await
     }
 
@@ -407,6 +446,7 @@ impl Client {
     /// # Errors
     /// As `listxattr(2)`.
     pub async fn listxattr(&self, ino: Ino) -> Result<Vec<Name>, FsError> {
+        self.tell_if_new(ino).await?;
         match self.session.read(Read::ListXattr { ino }).await? {
             ReadReply::Names(names) => Ok(names),
             _ => Err(FsError::Io),
@@ -430,7 +470,7 @@ impl Client {
         if let Some(file) = self.files.lock().get(&ino) {
             file.inner.lock().attr.has_xattrs = true;
         }
-        self.session.one(op).await?;
+        self.at_once(op).await?;
         // An answer from before may have said otherwise meanwhile.
         if let Some(file) = self.files.lock().get(&ino) {
             file.inner.lock().attr.has_xattrs = true;
@@ -443,6 +483,6 @@ impl Client {
     /// # Errors
     /// As `removexattr(2)`.
     pub async fn removexattr(&self, ino: Ino, name: &[u8]) -> Result<(), FsError> {
-        self.session.one(Op::RemoveXattr { ino, name: name.to_vec() }).await.map(|_| ())
+        self.at_once(Op::RemoveXattr { ino, name: name.to_vec() }).await.map(|_| ())
     }
 }

@@ -4,7 +4,8 @@
 use crate::file::state::FileState;
 use crate::handle::FLUSHES;
 use crate::meta::session::{Alive, Session};
-use crate::{Client, accessed, compact};
+use crate::writeback::WriteBack;
+use crate::{Client, accessed, compact, writeback};
 use futures::StreamExt;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -41,6 +42,7 @@ impl Client {
         tasks.spawn(commit_in_background(self.me.clone()));
         tasks.spawn(compact::run(self.me.clone()));
         tasks.spawn(accessed::run(self.me.clone()));
+        tasks.spawn(writeback::run(self.me.clone(), self.writeback.clone()));
     }
 
     async fn beat(&self, limit: Duration) {
@@ -72,7 +74,7 @@ impl Client {
     /// Takes in an event; nothing is waited for here, because others wait for what comes behind it.
     fn take_event(&self, event: MetaEvent, acknowledge: &UnboundedSender<Acknowledgement>) {
         let cache = self.session.cache();
-        let (seq, believed) = match event {
+        let (seq, believed, told) = match event {
             MetaEvent::Orphaned(inos) => {
                 let client = self.arc();
                 self.in_background(async move { client.keep_or_release(&inos).await });
@@ -80,23 +82,40 @@ impl Client {
             }
             MetaEvent::LockReleased(_) => return self.lock_released.notify_waiters(),
             MetaEvent::LayoutChanged(_) => return self.beat_soon(),
-            MetaEvent::Attached => {
+            MetaEvent::Attached { seq } => {
+                let told = self.writeback.tail();
                 cache.attached();
                 // Leases are of use once they are extended.
-                return self.beat_soon();
+                self.beat_soon();
+                match seq {
+                    Some(seq) => (seq, None, told),
+                    None => return,
+                }
             }
             MetaEvent::Recall { seq, inos } => {
+                // In this order: what is done from now on does not get into the queue.
                 let believed = cache.recall(&inos);
+                let told = self.writeback.tail_on(&inos);
                 for ino in inos {
                     self.refresh_open(ino);
                 }
-                (seq, believed)
+                (seq, believed, told)
             }
-            MetaEvent::RecallAll { seq } => (seq, cache.recall_all()),
-            MetaEvent::Company { seq } => (seq, cache.company()),
+            MetaEvent::Share { seq, inos } => {
+                cache.share(&inos);
+                (seq, None, self.writeback.tail_on(&inos))
+            }
+            MetaEvent::RecallAll { seq } => {
+                let believed = cache.recall_all();
+                (seq, believed, self.writeback.tail())
+            }
+            MetaEvent::Company { seq } => (seq, cache.company(), None),
         };
+        if let Some(told) = told {
+            self.writeback.hurry(told);
+        }
         // Nobody takes it only when the stream has ended, and with it the leases.
-        let _ = acknowledge.send(Acknowledgement { seq, at: believed });
+        let _ = acknowledge.send(Acknowledgement { seq, at: believed, told });
     }
 
     fn beat_soon(&self) {
@@ -104,7 +123,7 @@ impl Client {
         self.in_background(async move { client.beat(EVENTS_PAUSE).await });
     }
 
-    fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn in_background(&self, work: impl Future<Output = ()> + Send + 'static) {
         let work = self.stop.clone().run_until_cancelled_owned(work);
         self.work.spawn_on(work, &self.runtime);
     }
@@ -128,6 +147,9 @@ impl Client {
     }
 
     async fn commit_one(self: Arc<Self>, file: Arc<FileState>, whole: bool) {
+        if whole && self.defer_content(&file) {
+            return;
+        }
         if let Err(error) = self.flush_file(&file, whole).await {
             tracing::warn!(ino = %file.ino(), %error, "content was not committed as it was written");
         }
@@ -139,7 +161,7 @@ impl Client {
         let due = |file: &Arc<FileState>| {
             let inner = file.inner.lock();
             // What the policy refuses waits for somebody to ask.
-            inner.held > 0 && !inner.refused
+            inner.held > 0 && !inner.refused && !(whole && inner.is_queued())
         };
         let files: Vec<_> = self.files.lock().values().filter(|file| due(file)).cloned().collect();
         let commits = files.into_iter().map(|file| self.clone().commit_one(file, whole));
@@ -159,6 +181,14 @@ async fn keep_alive(client: Weak<Client>, every: Duration) {
 struct Acknowledgement {
     seq: u64,
     at: Option<Instant>,
+    /// Nor before metad has been told everything up to this entry.
+    told: Option<u64>,
+}
+
+impl Acknowledgement {
+    fn is_due(&self, queue: &WriteBack) -> bool {
+        self.at.is_none_or(|at| at <= Instant::now()) && self.told.is_none_or(|told| queue.is_told(told))
+    }
 }
 
 async fn follow_events(weak: Weak<Client>) {
@@ -173,13 +203,18 @@ async fn follow_events(weak: Weak<Client>) {
             // Finds the leader, if it is another one.
             client.beat(EVENTS_PAUSE).await;
             let at = client.stream_source();
-            let stream = client.session.rpc().events(&MetaRequest::Events { session: at.0 }).await;
+            let dirty = !client.writeback.is_empty();
+            let stream = client.session.rpc().events(&MetaRequest::Events { session: at.0, dirty }).await;
             let (session, detached) = (client.session.clone(), client.detached.clone());
+            let queue = client.writeback.clone();
             drop(client);
             if let Ok(stream) = stream {
-                let (acknowledge, queue) = mpsc::unbounded_channel();
-                let followed = follow(&weak, stream, at, &detached, acknowledge);
-                let ((), ()) = tokio::join!(followed, acknowledge_in_order(session, queue));
+                let (acknowledge, events) = mpsc::unbounded_channel();
+                tokio::select! {
+                    () = follow(&weak, stream, at, &detached, acknowledge) => {}
+                    // What metad asked for by a stream that has ended, it does not wait for any more.
+                    () = acknowledge_in_order(session, queue, events) => {}
+                }
                 backoff = Backoff::new(EVENTS_FIRST, EVENTS_PAUSE);
             }
         }
@@ -215,23 +250,31 @@ async fn follow(
 }
 
 /// Acknowledges events, each when it is time, and the later ones never before the earlier.
-async fn acknowledge_in_order(session: Arc<Session>, mut queue: UnboundedReceiver<Acknowledgement>) {
-    let mut next = queue.recv().await;
-    while let Some(Acknowledgement { mut seq, at }) = next.take() {
+async fn acknowledge_in_order(
+    session: Arc<Session>,
+    queue: Arc<WriteBack>,
+    mut events: UnboundedReceiver<Acknowledgement>,
+) {
+    let mut next = events.recv().await;
+    while let Some(Acknowledgement { mut seq, at, told }) = next.take() {
         if let Some(at) = at {
             tokio::time::sleep_until(at.into()).await;
         }
+        if let Some(told) = told {
+            // A failed attempt is repeated; metad waits for as long as it sees fit.
+            while queue.wait_told(told).await.is_err() {}
+        }
         // Those behind it that are due go along.
         loop {
-            match queue.try_recv() {
-                Ok(more) if more.at.is_none_or(|at| at <= Instant::now()) => seq = more.seq,
+            match events.try_recv() {
+                Ok(more) if more.is_due(&queue) => seq = more.seq,
                 Ok(more) => break next = Some(more),
                 Err(_) => break,
             }
         }
         session.acknowledge(seq, ACKNOWLEDGE_LIMIT).await;
         if next.is_none() {
-            next = queue.recv().await;
+            next = events.recv().await;
         }
     }
 }
@@ -248,6 +291,9 @@ async fn commit_in_background(weak: Weak<Client>) {
         let whole = !pressed || !client.window.has_room();
         if !pressed {
             whole_at = Instant::now() + age;
+        }
+        if pressed && let Some(tail) = client.writeback.tail() {
+            client.writeback.hurry(tail);
         }
         client.commit_some(whole).await;
         idle = if client.window.is_empty() { idle + 1 } else { 0 };

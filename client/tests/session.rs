@@ -47,7 +47,7 @@ async fn sessions(cluster: &Cluster) -> BTreeSet<SessionId> {
 
 async fn extents(cluster: &Cluster, read: Read) -> ExtentPage {
     let session = *sessions(cluster).await.first().unwrap();
-    match ask(cluster, false, &MetaRequest::Read { session, read }).await {
+    match ask(cluster, false, &MetaRequest::Read { session, read, delegate: false }).await {
         MetaReply::Read { answer: Ok(ReadReply::Extents(page)), .. } => page,
         other => panic!("{other:?}"),
     }

@@ -5,13 +5,14 @@
 //!
 //! - [`keys`] is the key space, [`view`] the map with changes over it.
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
-//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`].
+//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], [`deferred`].
 //! - [`read`] answers questions, [`check`] looks for contradictions.
 
 mod acl;
 pub mod blockref;
 pub mod check;
 mod commit;
+pub mod deferred;
 pub(crate) mod dentry;
 mod extent;
 pub mod inode;
@@ -105,7 +106,7 @@ impl Command {
     #[must_use]
     pub fn is_light(&self) -> bool {
         const LIGHT_OPS: usize = 8;
-        let is_small = |op: &Op| !matches!(op, Op::Range { .. } | Op::CloneRange { .. } | Op::ReleaseOrphans { .. });
+        let is_small = |op: &Op| !matches!(op.plain(), Op::Range { .. } | Op::CloneRange { .. } | Op::ReleaseOrphans { .. });
         match self {
             Self::Batches(batches) => {
                 let mut ops = batches.iter().flat_map(|(_, batch)| &batch.ops);
@@ -127,7 +128,7 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::Batches(batches) => CommandReply::Batches(
             batches.iter().map(|(session, batch)| session::apply_batch(view, stamped.now, *session, batch)).collect(),
         ),
-        Command::OpenSession(opening) => CommandReply::Session(session::open(view, opening)),
+        Command::OpenSession(opening) => CommandReply::Session(session::open(view, &context, opening)),
         Command::CloseSessions(sessions) => {
             for session in sessions {
                 session::close(view, &context, *session);
@@ -210,6 +211,11 @@ fn apply_op(view: &mut View, context: &Context, op: &Op) -> Result<OpReply, FsEr
         }
         Op::Accessed { ino, at } => {
             inode::accessed(view, context, *ino, *at);
+            Ok(OpReply::Done)
+        }
+        Op::Deferred { at, expect, op } => deferred::apply(view, context, *at, expect, op),
+        Op::Journaled { journal, upto } => {
+            deferred::journaled(view, *journal, *upto);
             Ok(OpReply::Done)
         }
     }

@@ -58,19 +58,34 @@ struct Changing<'a> {
 }
 
 impl Changing<'_> {
-    /// Whether its session holds leases on all that it has touched.
-    fn end(mut self) -> bool {
+    /// When its session holds leases on all that it has touched: on which of that it has delegations.
+    fn end(mut self) -> Option<Vec<Ino>> {
         self.finish()
     }
 
-    fn finish(&mut self) -> bool {
+    fn finish(&mut self) -> Option<Vec<Ino>> {
         let (inos, session) = (std::mem::take(&mut self.inos), self.session);
         // What a later leadership of this node knows is not about this change.
-        let same = self.shared.consensus.leadership().filter(|term| Some(*term) == self.term);
-        !inos.is_empty()
-            && same.is_some()
-            && self.shared.leases.with(same, |table| table.end(session, &inos)) == Some(true)
+        let same = self.shared.consensus.leadership().filter(|term| Some(*term) == self.term)?;
+        if inos.is_empty() {
+            return None;
+        }
+        let end = |table: &mut Table| {
+            let now = Instant::now();
+            table.end(session, &inos, now).then(|| table.delegate(session, &inos, now))
+        };
+        self.shared.leases.with(Some(same), end).flatten()
     }
+}
+
+/// What a session was granted with an answer.
+pub(crate) enum Granted {
+    /// Nothing: the answer is right now, and no longer.
+    Nothing,
+    /// Leases on all of it, and delegations on these.
+    Leases(Vec<Ino>),
+    /// Others have changed it meanwhile, or have something to tell about it that was waited for: it must be read again.
+    Overtaken,
 }
 
 impl Drop for Changing<'_> {
@@ -85,9 +100,10 @@ impl Shared {
     }
 
     /// A session follows this node's events from now on, with empty caches.
-    pub(crate) fn attach(&self, session: SessionId, stream: u64) {
-        self.leased(|table| table.attach(session, stream));
+    pub(crate) fn attach(&self, session: SessionId, stream: u64, dirty: bool) -> Option<table::Seq> {
+        let seq = self.leased(|table| table.attach(session, stream, dirty, Instant::now())).flatten();
         self.leases.changed.notify_waiters();
+        seq
     }
 
     /// It does not any more, by this stream.
@@ -125,18 +141,59 @@ impl Shared {
         self.leased(|table| table.stamp())
     }
 
-    /// Whether one of these inodes may have been changed since the stamp.
-    pub(crate) fn may_have_changed(&self, inos: &[Ino], stamp: u64) -> bool {
-        self.leased(|table| table.may_have_changed(inos, stamp)).unwrap_or(false)
+    /// Grants leases on what was read since the stamp, once nobody has anything to tell about it that it did under a
+    /// delegation. With `keep`, leases are wanted at all; with `delegate`, delegations too.
+    pub(crate) async fn grant(
+        &self,
+        session: SessionId,
+        inos: &[Ino],
+        stamp: u64,
+        (keep, delegate): (bool, bool),
+    ) -> Granted {
+        let step = self.leased(|table| {
+            let now = Instant::now();
+            let (tell, mut waits) = table.share(session, inos, now);
+            waits.extend(table.dirty_others(session));
+            if table.unsettled_until(&waits, now).is_some() {
+                return Err((tell, waits));
+            }
+            let (granted, crowded) = if keep { table.grant(session, inos, stamp, now) } else { (false, None) };
+            let delegated = if granted && delegate { table.delegate(session, inos, now) } else { Vec::new() };
+            Ok((granted, delegated, crowded, tell, table.may_have_changed(inos, stamp)))
+        });
+        match step {
+            None => Granted::Nothing,
+            Some(Err((tell, waits))) => {
+                self.tell_share(tell);
+                self.settle(|table, now| table.unsettled_until(&waits, now)).await;
+                Granted::Overtaken
+            }
+            Some(Ok((granted, delegated, crowded, tell, changed))) => {
+                // To those who do not live any more, as far as is known.
+                self.tell_share(tell);
+                if let Some(Told { session, seq }) = crowded {
+                    self.events.tell(session, &MetaEvent::RecallAll { seq });
+                }
+                match (granted, changed) {
+                    (true, _) => Granted::Leases(delegated),
+                    (false, true) => Granted::Overtaken,
+                    (false, false) => Granted::Nothing,
+                }
+            }
+        }
     }
 
-    /// Grants leases on what was read since the stamp.
-    pub(crate) fn grant(&self, session: SessionId, inos: &[Ino], stamp: u64) -> bool {
-        let Some((granted, crowded)) = self.leased(|table| table.grant(session, inos, stamp)) else { return false };
-        if let Some(Told { session, seq }) = crowded {
-            self.events.tell(session, &MetaEvent::RecallAll { seq });
+    fn tell_share(&self, tell: Vec<(Told, Vec<Ino>)>) {
+        for (Told { session, seq }, inos) in tell {
+            self.events.tell(session, &MetaEvent::Share { seq, inos });
         }
-        granted
+    }
+
+    /// Waits until a read by this session finds everything that others did under delegations: after a change of leaders
+    /// they have to come first.
+    pub(crate) async fn wait_for_told(&self, session: SessionId) {
+        self.wait_for_others(Some(session)).await;
+        self.settle(|table, now| table.unsettled_until(&table.dirty_others(session), now)).await;
     }
 
     /// Waits until everybody has acknowledged or run out.
@@ -166,16 +223,18 @@ impl Shared {
     /// Takes back what others may answer from their caches about these inodes, until the change ends.
     async fn begin_change(&self, id: SessionId, inos: Vec<Ino>) -> Changing<'_> {
         let term = self.consensus.leadership();
-        let Some((tell, waits)) = self.leases.with(term, |table| table.begin(id, &inos)) else {
+        let Some((tell, waits)) = self.leases.with(term, |table| table.begin(id, &inos, Instant::now())) else {
             return Changing { shared: self, term: None, session: id, inos: Vec::new() };
         };
         let changing = Changing { shared: self, term, session: id, inos };
         for Told { session, seq } in tell {
             self.events.tell(session, &MetaEvent::Recall { seq, inos: changing.inos.clone() });
         }
-        if !waits.is_empty() {
-            self.settle(|table, now| table.unsettled_until(&waits, now)).await;
-        }
+        self.settle(|table, now| {
+            // Who comes anew meanwhile acknowledges nothing old, and may have something to tell.
+            table.unsettled_until(&waits, now).or_else(|| table.unsettled_until(&table.dirty_others(id), now))
+        })
+        .await;
         changing
     }
 
@@ -204,30 +263,37 @@ impl Drop for Arriving<'_> {
     }
 }
 
-/// Carries out a batch once nobody answers from a cache what it changes. Beside the outcome, when the session holds leases
-/// on all that it touched, attributes of what the replies do not tell. Must run to its end: a change that has begun and is
-/// forgotten may still be applied.
-pub(crate) async fn submit(
-    shared: Arc<Shared>,
-    id: SessionId,
-    batch: Batch,
-) -> Result<(Result<BatchReply, Refused>, Option<Vec<InodeAttr>>), ProposeError> {
+/// What became of a batch, for its session.
+pub(crate) struct Submitted {
+    /// The outcome.
+    pub outcome: Result<BatchReply, Refused>,
+    /// When the session holds leases on all that was touched: attributes of what the replies do not tell.
+    pub leased: Option<Vec<InodeAttr>>,
+    /// On which of that it has delegations.
+    pub delegated: Vec<Ino>,
+}
+
+/// Carries out a batch once nobody answers from a cache what it changes. Must run to its end: a change that has begun and
+/// is forgotten may still be applied.
+pub(crate) async fn submit(shared: Arc<Shared>, id: SessionId, batch: Batch) -> Result<Submitted, ProposeError> {
+    let unleased = |outcome| Submitted { outcome, leased: None, delegated: Vec::new() };
     let inos = touched::before(&**shared.consensus.state(), &batch.ops);
     if inos.is_empty() {
-        return Ok((shared.batcher.submit(id, batch).await?, None));
+        return Ok(unleased(shared.batcher.submit(id, batch).await?));
     }
     shared.wait_for_others(Some(id)).await;
     let changing = shared.begin_change(id, inos).await;
     let outcome = shared.batcher.submit(id, batch).await?;
     // What could be known of only now: names that were changed between the look at them and the change.
-    let Ok(Ok(replies)) = &outcome else { return Ok((outcome, None)) };
+    let Ok(Ok(replies)) = &outcome else { return Ok(unleased(outcome)) };
     let late = touched::after(replies, &changing.inos);
     if !late.is_empty() {
         drop(shared.begin_change(id, late).await);
-        return Ok((outcome, None));
+        return Ok(unleased(outcome));
     }
     // Before the change ends: nobody else can have changed them since, if the session gets the leases.
     let rest = touched::untold(&**shared.consensus.state(), replies, &changing.inos);
-    let leased = changing.end();
-    Ok((outcome, leased.then_some(rest)))
+    let delegated = changing.end();
+    let leased = delegated.is_some().then_some(rest);
+    Ok(Submitted { outcome, leased, delegated: delegated.unwrap_or_default() })
 }

@@ -13,6 +13,7 @@ pub use sessions::expire_silent;
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::{read, settings};
+use crate::lease::Granted;
 use std::sync::Arc;
 use wire::FsError;
 use wire::ids::{Ino, MetadId, SessionId};
@@ -22,7 +23,7 @@ use wire::quic::{Incoming, Service};
 use wire::tls::{PeerIdentity, Role};
 
 /// A read is tried so often when something was changed under it; the last answer comes without a lease.
-const READS_TRIED: usize = 3;
+const READS_TRIED: usize = 5;
 
 /// Answers peers.
 pub struct Server {
@@ -56,7 +57,7 @@ impl Service for Server {
                     Err(reason) => incoming.refuse(&reason).await,
                 }
             }
-            MetaRequest::Events { session } => self.events(&peer, session, incoming).await,
+            MetaRequest::Events { session, dirty } => self.events(&peer, session, dirty, incoming).await,
             request => {
                 let reply = self.answer(&peer, request).await;
                 incoming.respond(&reply, &[]).await;
@@ -89,10 +90,10 @@ impl Server {
             return self.not_leader(self.shared.consensus.leader().await);
         }
         let answered = match request {
-            MetaRequest::Read { session, read } => self.read(peer, session, &read).await,
+            MetaRequest::Read { session, read, delegate } => self.read(peer, session, &read, delegate).await,
             MetaRequest::Submit { session, batch } => self.submit(peer, session, batch).await,
-            MetaRequest::OpenSession { host, purpose, caches } => {
-                self.open_session(peer, (host, purpose), caches).await
+            MetaRequest::OpenSession { host, purpose, caches, resumes } => {
+                self.open_session(peer, (host, purpose), caches, resumes).await
             }
             MetaRequest::Acknowledge { session, seq } => {
                 if self.owns(peer, session) {
@@ -132,24 +133,36 @@ impl Server {
         Ok(MetaReply::Layout(settings::layout(&**self.shared.consensus.state())))
     }
 
-    async fn read(&self, peer: &PeerIdentity, session: SessionId, question: &Read) -> Result<MetaReply, ProposeError> {
+    async fn read(
+        &self,
+        peer: &PeerIdentity,
+        session: SessionId,
+        question: &Read,
+        delegate: bool,
+    ) -> Result<MetaReply, ProposeError> {
         self.shared.consensus.read_barrier().await?;
         if !self.owns(peer, session) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
+        if question.ino().is_none() {
+            return Ok(unleased(self.look(session, question)));
+        }
         for _ in 0..READS_TRIED {
+            self.shared.wait_for_told(session).await;
             let stamp = self.shared.lease_stamp();
             let answer = self.look(session, question);
-            let leased = match (stamp, &answer) {
-                (Some(stamp), Ok(reply)) => self.grant_on(session, question, Some(reply), stamp),
-                (Some(stamp), Err(FsError::NotFound)) => self.grant_on(session, question, None, stamp),
-                _ => Some(false),
+            let (Some(stamp), inos) = (stamp, told_of(question, answer.as_ref().ok())) else {
+                return Ok(unleased(answer));
             };
-            if let Some(leased) = leased {
-                return Ok(MetaReply::Read { answer, leased });
+            // Absence is an answer too; whatever else went wrong tells nothing to rely on.
+            let keep = is_kept(question) && matches!(answer, Ok(_) | Err(FsError::NotFound));
+            match self.shared.grant(session, &inos, stamp, (keep, delegate)).await {
+                Granted::Leases(delegated) => return Ok(MetaReply::Read { answer, leased: true, delegated }),
+                Granted::Nothing => return Ok(unleased(answer)),
+                Granted::Overtaken => {}
             }
         }
-        Ok(MetaReply::Read { answer: self.look(session, question), leased: false })
+        Ok(unleased(self.look(session, question)))
     }
 
     fn look(&self, session: SessionId, question: &Read) -> Result<ReadReply, FsError> {
@@ -164,27 +177,26 @@ impl Server {
             _ => read::read(&**state, session, question),
         }
     }
+}
 
-    /// Grants leases on what an answer tells of; no reply stands for an absent name. `None` when something was changed
-    /// since the stamp: what was read may be old.
-    fn grant_on(&self, session: SessionId, question: &Read, reply: Option<&ReadReply>, stamp: u64) -> Option<bool> {
-        let mut inos: Vec<Ino> = match question {
-            Read::Lookup { parent: ino, .. }
-            | Read::GetAttr { ino }
-            | Read::Open { ino }
-            | Read::ReadDir { ino, .. } => {
-                vec![*ino]
-            }
-            _ => return Some(false),
-        };
-        match reply {
-            Some(ReadReply::Attr(attr) | ReadReply::Opened { attr, .. }) => inos.push(attr.ino),
-            Some(ReadReply::Page { entries, .. }) => {
-                inos.extend(entries.iter().filter(|entry| entry.attr.is_some()).map(|entry| entry.ino));
-            }
-            _ => {}
+fn unleased(answer: Result<ReadReply, FsError>) -> MetaReply {
+    MetaReply::Read { answer, leased: false, delegated: Vec::new() }
+}
+
+/// Whether a session keeps what such a question is answered.
+fn is_kept(question: &Read) -> bool {
+    matches!(question, Read::Lookup { .. } | Read::GetAttr { .. } | Read::Open { .. } | Read::ReadDir { .. })
+}
+
+/// Inodes that an answer tells of; no reply stands for an absent name.
+fn told_of(question: &Read, reply: Option<&ReadReply>) -> Vec<Ino> {
+    let mut inos: Vec<Ino> = question.ino().into_iter().collect();
+    match reply {
+        Some(ReadReply::Attr(attr) | ReadReply::Opened { attr, .. }) => inos.push(attr.ino),
+        Some(ReadReply::Page { entries, .. }) => {
+            inos.extend(entries.iter().filter(|entry| entry.attr.is_some()).map(|entry| entry.ino));
         }
-        let leased = self.shared.grant(session, &inos, stamp);
-        (leased || !self.shared.may_have_changed(&inos, stamp)).then_some(leased)
+        _ => {}
     }
+    inos
 }

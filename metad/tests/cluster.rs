@@ -126,7 +126,7 @@ impl Cluster {
     async fn session(&self) -> Session<'_> {
         let started = Instant::now();
         loop {
-            let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose: "t".to_owned(), caches: false };
+            let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose: "t".to_owned(), caches: false, resumes: None };
             if let MetaReply::Session { session, .. } = self.ask(request).await {
                 let mut session = Session { cluster: self, id: session, seq: 0, next: Ino(0) };
                 match session.run(vec![Op::LeaseInos { count: 4096 }]).await {
@@ -147,7 +147,7 @@ impl Cluster {
 
     async fn lookup(&self, session: SessionId, name: &str) -> Option<Ino> {
         let read = Read::Lookup { parent: Ino::ROOT, name: name.into() };
-        match self.ask(MetaRequest::Read { session, read }).await {
+        match self.ask(MetaRequest::Read { session, read, delegate: false }).await {
             MetaReply::Read { answer: Ok(ReadReply::Attr(attr)), .. } => Some(attr.ino),
             MetaReply::Read { answer: Err(_), .. } => None,
             other => panic!("{other:?}"),
@@ -350,7 +350,7 @@ async fn latency_of_one_client() {
     for _ in 0..3000 {
         let started = Instant::now();
         let read = Read::Lookup { parent: Ino::ROOT, name: b"file-7".to_vec() };
-        let request = MetaRequest::Read { session: session.id, read };
+        let request = MetaRequest::Read { session: session.id, read, delegate: false };
         peer.request::<_, MetaReply>(&request, &[], LIMIT).await.unwrap();
         times.push(started.elapsed());
     }

@@ -56,7 +56,7 @@ impl Session {
     async fn open(metad: Peer) -> Self {
         let started = Instant::now();
         loop {
-            let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose: "t".to_owned(), caches: false };
+            let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose: "t".to_owned(), caches: false, resumes: None };
             match metad.request::<_, MetaReply>(&request, &[], LIMIT).await {
                 Ok((MetaReply::Session { session, .. }, _)) => return Self { metad, id: session, seq: 0 },
                 other => assert!(started.elapsed() < LIMIT, "{other:?}"),
@@ -70,7 +70,7 @@ impl Session {
         let (mut after, mut count) = (0, 0);
         loop {
             let read = Read::ReadDir { ino: directory, after, limit: PAGE, plus: true };
-            let request = MetaRequest::Read { session: self.id, read };
+            let request = MetaRequest::Read { session: self.id, read, delegate: false };
             let page = match self.metad.request::<_, MetaReply>(&request, &[], LIMIT).await {
                 Ok((MetaReply::Read { answer: Ok(ReadReply::Page { entries, end, .. }), .. }, _)) => (entries, end),
                 other => panic!("{other:?}"),

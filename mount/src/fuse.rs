@@ -303,9 +303,10 @@ impl Filesystem for Surf {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _request: &Request, _number: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        // I7: each change of a directory is durable before it is answered.
-        reply.ok();
+    fn fsyncdir(&self, request: &Request, number: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let span = span!("fsyncdir", request, number);
+        // I7: what metad has been told is durable.
+        self.ask(request, span, reply, |fs| async move { fs.client.tell_all().await });
     }
 
     fn statfs(&self, request: &Request, number: INodeNo, reply: ReplyStatfs) {

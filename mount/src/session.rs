@@ -114,6 +114,7 @@ pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(),
     config.access_times = options.access_times;
     // The kernel is this cluster's only client, and keeps everything itself.
     config.caches = cluster.trust() == Trust::Leases;
+    config.write_back = config.caches;
     let client = match Client::connect(config).await {
         Ok(client) => client,
         Err(error) => {

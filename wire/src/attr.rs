@@ -4,6 +4,8 @@ use crate::ids::{Ino, Version};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+const NANOS_PER_SEC: i128 = 1_000_000_000;
+
 /// A point in time with nanosecond resolution; before 1970 when `secs` is negative.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 pub struct Timestamp {
@@ -18,6 +20,21 @@ impl Timestamp {
     #[must_use]
     pub fn now() -> Self {
         Self::from(SystemTime::now())
+    }
+
+    /// So many nanoseconds later, or earlier when negative.
+    #[must_use]
+    pub fn shifted(self, nanos: i128) -> Self {
+        let all = i128::from(self.secs) * NANOS_PER_SEC + i128::from(self.nanos) + nanos;
+        let secs = i64::try_from(all.div_euclid(NANOS_PER_SEC)).unwrap_or(self.secs);
+        Self { secs, nanos: all.rem_euclid(NANOS_PER_SEC) as u32 }
+    }
+
+    /// Nanoseconds from `earlier` to this.
+    #[must_use]
+    pub fn nanos_since(self, earlier: Self) -> i128 {
+        let secs = i128::from(self.secs) - i128::from(earlier.secs);
+        secs * NANOS_PER_SEC + i128::from(self.nanos) - i128::from(earlier.nanos)
     }
 
     /// Whole milliseconds since the epoch; saturates at zero for times before 1970.
@@ -116,6 +133,111 @@ impl InodeAttr {
     pub fn is_access_due(&self, now: Timestamp) -> bool {
         let since_change = self.atime <= self.mtime || self.atime <= self.ctime;
         now > self.atime && (since_change || now.secs - self.atime.secs >= ACCESS_SECS)
+    }
+}
+
+/// Set-user-id bit.
+pub const S_ISUID: u32 = 0o4000;
+/// Set-group-id bit.
+pub const S_ISGID: u32 = 0o2000;
+/// Group may execute.
+const S_IXGRP: u32 = 0o0010;
+
+/// Who makes an inode, and with which permissions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Creator {
+    /// Permission bits asked for, without those that the umask takes away.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group, unless the directory passes on its own.
+    pub gid: u32,
+}
+
+/// Changes of attributes by the rules of POSIX, the same for metad and for a client under a delegation.
+impl InodeAttr {
+    /// Attributes of an inode that is made in the directory `dir`.
+    #[must_use]
+    pub fn new_in(dir: &Self, ino: Ino, kind: FileKind, rdev: u32, creator: Creator, at: Timestamp) -> Self {
+        // Linux: in a setgid directory the group is inherited, and by directories the bit as well (`inode(7)`).
+        let inherits = dir.mode & S_ISGID != 0;
+        let inherited_bit = if inherits && kind == FileKind::Directory { S_ISGID } else { 0 };
+        Self {
+            ino,
+            kind,
+            mode: if kind == FileKind::Symlink { 0o777 } else { creator.mode & 0o7777 | inherited_bit },
+            nlink: if kind == FileKind::Directory { 2 } else { 1 },
+            uid: creator.uid,
+            gid: if inherits { dir.gid } else { creator.gid },
+            rdev,
+            size: 0,
+            allocated: 0,
+            atime: at,
+            mtime: at,
+            ctime: at,
+            btime: at,
+            version: Version(1),
+            has_xattrs: false,
+        }
+    }
+
+    /// Attributes changed. Time never runs backwards on an inode, even when a new leader's clock is behind.
+    pub fn changed(&mut self, at: Timestamp) {
+        self.ctime = self.ctime.max(at);
+    }
+
+    /// Content changed.
+    pub fn modified(&mut self, at: Timestamp) {
+        self.changed(at);
+        self.mtime = self.ctime;
+    }
+
+    /// An entry was added to this directory.
+    pub fn gained(&mut self, kind: FileKind, at: Timestamp) {
+        self.size += 1;
+        if kind == FileKind::Directory {
+            self.nlink += 1;
+        }
+        self.modified(at);
+    }
+
+    /// An entry was taken from this directory.
+    pub fn lost(&mut self, kind: FileKind, at: Timestamp) {
+        self.size -= 1;
+        if kind == FileKind::Directory {
+            self.nlink -= 1;
+        }
+        self.modified(at);
+    }
+
+    /// Drops setuid, and setgid where it means a group rather than mandatory locking.
+    pub fn clear_privileges(&mut self) {
+        self.mode &= !S_ISUID;
+        if self.mode & S_IXGRP != 0 {
+            self.mode &= !S_ISGID;
+        }
+    }
+
+    /// What `setattr` changes, all but the length.
+    pub fn apply(&mut self, change: &AttrChange, at: Timestamp) {
+        if let Some(mode) = change.mode {
+            self.mode = mode & 0o7777;
+        }
+        self.uid = change.uid.unwrap_or(self.uid);
+        self.gid = change.gid.unwrap_or(self.gid);
+        if change.clear_privileges && self.kind != FileKind::Directory {
+            self.clear_privileges();
+        }
+        self.changed(at);
+        // Not the time as it is: a new leader's clock may be behind.
+        let ctime = self.ctime;
+        let time = |change: Option<TimeChange>, before| match change {
+            Some(TimeChange::Now) => ctime,
+            Some(TimeChange::To(time)) => time,
+            None => before,
+        };
+        self.atime = time(change.atime, self.atime);
+        self.mtime = time(change.mtime, self.mtime);
     }
 }
 

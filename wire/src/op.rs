@@ -3,7 +3,7 @@
 use crate::FsError;
 use crate::attr::{AttrChange, FileKind, InodeAttr, Timestamp};
 use crate::extent::{Extent, ExtentWrite};
-use crate::ids::{BatchSeq, Ino, Version};
+use crate::ids::{BatchSeq, Ino, JournalId, Version};
 use serde::{Deserialize, Serialize};
 
 /// Name of a directory entry: 1 to 255 bytes, any but `/` and NUL.
@@ -284,6 +284,45 @@ pub enum Op {
         /// When.
         at: Timestamp,
     },
+    /// What a session did under a delegation, and tells only now. Answers as the operation within. `Stale` when a name
+    /// is not as it was: the session had been away for longer than its leases, and others went on without it.
+    Deferred {
+        /// When, by the session's estimate of the leader's clock.
+        at: Timestamp,
+        /// Names as they were.
+        expect: Vec<Expect>,
+        /// The operation; not one of this kind.
+        op: Box<Op>,
+    },
+    /// Everything up to this entry of a client's journal is told with this batch, or was before. Answers `Done`.
+    Journaled {
+        /// The journal.
+        journal: JournalId,
+        /// Number of its last entry that is told; `u64::MAX` when there will be none any more.
+        upto: u64,
+    },
+}
+
+impl Op {
+    /// The operation itself, whether it was deferred or not.
+    #[must_use]
+    pub fn plain(&self) -> &Self {
+        match self {
+            Self::Deferred { op, .. } => op,
+            op => op,
+        }
+    }
+}
+
+/// Where a name leads, as its session knew it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Expect {
+    /// Directory.
+    pub parent: Ino,
+    /// Name within it.
+    pub name: Name,
+    /// The inode that it leads to; `None` when it is absent.
+    pub ino: Option<Ino>,
 }
 
 /// Operations that apply together or not at all (I3), numbered within their session (I1).
@@ -429,6 +468,30 @@ pub enum Read {
     },
     /// Capacity and use of the filesystem. Answers `StatFs`.
     StatFs,
+    /// Up to which entry a client's journal has been told. Answers `Journaled`.
+    Journaled {
+        /// The journal.
+        journal: JournalId,
+    },
+}
+
+impl Read {
+    /// The inode that is asked about, if it is one.
+    #[must_use]
+    pub fn ino(&self) -> Option<Ino> {
+        match self {
+            Self::Lookup { parent: ino, .. }
+            | Self::GetAttr { ino }
+            | Self::Open { ino }
+            | Self::ReadLink { ino }
+            | Self::ReadDir { ino, .. }
+            | Self::Extents { ino, .. }
+            | Self::GetXattr { ino, .. }
+            | Self::ListXattr { ino }
+            | Self::GetLock { ino, .. } => Some(*ino),
+            Self::StatFs | Self::Journaled { .. } => None,
+        }
+    }
 }
 
 /// An entry of a directory listing.
@@ -501,4 +564,6 @@ pub enum ReadReply {
     Lock(Option<Lock>),
     /// Capacity and use.
     StatFs(StatFs),
+    /// Number of the last entry that has been told; `None` when none has.
+    Journaled(Option<u64>),
 }

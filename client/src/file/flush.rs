@@ -8,8 +8,10 @@
 //! the next one would be in conflict with it.
 
 use super::dirty::Packed;
-use super::state::{FileState, Outcome, Sealed, writes_of};
+use super::state::{FileState, Outcome, Sealed, Stored, writes_of};
+use super::together::SHARED_BLOCK_PART;
 use crate::{Client, Notice, OnConflict};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -19,17 +21,17 @@ use wire::attr::Timestamp;
 use wire::extent::ExtentWrite;
 use wire::ids::{BlockHash, ChunkIndex, Ino, Version};
 use wire::limits::{COMMIT_EXTENTS_MAX, INLINE_BYTES_MAX, UPLOAD_FRESH_MS};
-use wire::op::{ConflictPolicy, Op, OpReply};
+use wire::op::{ConflictPolicy, Name, Op, OpReply};
 
 /// Blocks up to this size are remembered after writing: small files are often read soon.
-const REMEMBER_BYTES: usize = 256 << 10;
+const REMEMBER_BYTES: usize = 1 << 20;
 /// Blocks up to this size are hashed where they are; larger ones on a thread for that.
 const HASH_INLINE: usize = 64 << 10;
 /// A chunk in more pieces than this is compacted.
 const COMPACT_EXTENTS: u32 = 1024;
 
 /// What one commit carries.
-struct Commit {
+pub(crate) struct Commit {
     writes: Vec<ExtentWrite>,
     base: Version,
     append_from: Option<u64>,
@@ -39,8 +41,53 @@ struct Commit {
     count: usize,
 }
 
+impl Commit {
+    /// Whether it has nothing to say.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// How many sealed blocks it covers.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// How many pieces it writes.
+    pub(crate) fn writes(&self) -> usize {
+        self.writes.len()
+    }
+
+    /// What it writes.
+    pub(crate) fn clone_writes(&self) -> Vec<ExtentWrite> {
+        self.writes.clone()
+    }
+
+    pub(crate) fn op(&self, ino: Ino, policy: ConflictPolicy) -> Op {
+        Op::Commit {
+            ino,
+            base: self.base,
+            writes: self.writes.clone(),
+            append_from: self.append_from,
+            mtime: self.mtime,
+            clear_privileges: self.clear_privileges,
+            policy,
+        }
+    }
+}
+
+/// Where content goes when it is sealed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum To {
+    /// Into metadata, with the commit.
+    Metadata,
+    /// Into a block of its own.
+    OwnBlock,
+    /// Into a block with content of other files: one upload for all of them.
+    SharedBlock,
+}
+
 /// What became of content that is no longer ours to keep.
-enum Landed {
+pub(crate) enum Landed {
     /// It is in the file.
     InPlace,
     /// It is in a conflict copy, or the file is gone: the application must hear of it.
@@ -52,18 +99,20 @@ impl Client {
     pub(crate) fn seal_full(self: &Arc<Self>, file: &Arc<FileState>) {
         let mut inner = file.inner.lock();
         for packed in inner.dirty.take_full() {
-            let sealed = self.seal(&mut inner.next_sealed, packed, false);
+            let sealed = self.seal(&mut inner.next_sealed, packed, To::OwnBlock);
             inner.sealed.push_back(sealed);
         }
     }
 
-    fn seal(self: &Arc<Self>, next: &mut u64, packed: Packed, inline: bool) -> Sealed {
+    fn seal(self: &Arc<Self>, next: &mut u64, packed: Packed, to: To) -> Sealed {
         *next += 1;
         let (report, outcome) = watch::channel(None);
-        if inline {
-            let _ = report.send(Some(Ok(None)));
-        } else {
-            self.spawn_upload(packed.clone(), report);
+        match to {
+            To::Metadata => {
+                let _ = report.send(Some(Ok(None)));
+            }
+            To::OwnBlock => self.spawn_upload(packed.clone(), report),
+            To::SharedBlock => self.upload_together(packed.bytes.clone(), report),
         }
         Sealed { packed, outcome, at: SystemTime::now(), number: *next }
     }
@@ -71,23 +120,23 @@ impl Client {
     fn spawn_upload(self: &Arc<Self>, packed: Packed, report: watch::Sender<Outcome>) {
         let client = self.clone();
         let upload = async move {
-            let stored = client.upload(packed).await;
-            let _ = report.send(Some(stored.map(Some)));
+            let stored = client.upload(packed.bytes.clone()).await;
+            let _ = report.send(Some(stored.map(|hash| Some(Stored { hash, block: packed.bytes, base: 0 }))));
         };
         self.work.spawn_on(self.stop.clone().run_until_cancelled_owned(upload), &self.runtime);
     }
 
-    pub(crate) async fn upload(&self, packed: Packed) -> Result<BlockHash, FsError> {
-        let bytes = packed.bytes.clone();
+    pub(crate) async fn upload(&self, block: Bytes) -> Result<BlockHash, FsError> {
+        let bytes = block.clone();
         let hash = if bytes.len() <= HASH_INLINE {
             BlockHash::of(&bytes)
         } else {
             tokio::task::spawn_blocking(move || BlockHash::of(&bytes)).await.map_err(|_| FsError::Io)?
         };
-        if packed.bytes.len() <= REMEMBER_BYTES {
-            self.fetcher.remember(hash, packed.bytes.clone());
+        if block.len() <= REMEMBER_BYTES {
+            self.fetcher.remember(hash, block.clone());
         }
-        self.putter.put(hash, packed.bytes).await?;
+        self.putter.put(hash, block).await?;
         Ok(hash)
     }
 
@@ -99,15 +148,23 @@ impl Client {
     /// `Fail`. `NoSpace` and `Io` as they say; the content is still here. What is returned is also left in `untold`.
     pub(crate) async fn flush_file(self: &Arc<Self>, file: &Arc<FileState>, whole: bool) -> Result<(), FsError> {
         let (client, file) = (self.clone(), file.clone());
-        let flush = async move { client.flush_here(&file, whole).await };
+        let flush = async move {
+            if whole {
+                // It goes along with what it depends on.
+                client.defer_content(&file);
+            }
+            client.tell_all().await?;
+            client.flush_here(&file, whole).await
+        };
         self.work.spawn_on(flush, &self.runtime).await.unwrap_or(Err(FsError::Io))
     }
 
     async fn flush_here(self: &Arc<Self>, file: &Arc<FileState>, whole: bool) -> Result<(), FsError> {
         let _one = file.flushing.lock().await;
         if whole {
-            self.seal_rest(file);
+            self.seal_rest(file, To::OwnBlock);
         }
+        self.upload_gathered();
         let last = file.inner.lock().sealed.back().map(|sealed| sealed.number);
         let mut result = Ok(());
         while let Some(last) = last {
@@ -140,8 +197,9 @@ impl Client {
         result
     }
 
-    /// Seals everything that is written.
-    fn seal_rest(self: &Arc<Self>, file: &FileState) {
+    /// Seals everything that is written. What is small may share a block with others' content, if `to` says so. Returns
+    /// the number of what was sealed last, whenever that was.
+    pub(crate) fn seal_rest(self: &Arc<Self>, file: &FileState, to: To) -> Option<u64> {
         let mut inner = file.inner.lock();
         let alone = inner.sealed.is_empty();
         let packed = inner.dirty.take_all();
@@ -153,9 +211,18 @@ impl Client {
                 .flat_map(|packed| &packed.pieces)
                 .all(|(at, _, _)| inner.has_inline_room(ChunkIndex::of(*at)));
         for packed in packed {
-            let sealed = self.seal(&mut inner.next_sealed, packed, inline);
+            let small = packed.bytes.len() <= SHARED_BLOCK_PART;
+            let to = if inline {
+                To::Metadata
+            } else if small {
+                to
+            } else {
+                To::OwnBlock
+            };
+            let sealed = self.seal(&mut inner.next_sealed, packed, to);
             inner.sealed.push_back(sealed);
         }
+        inner.sealed.back().map(|sealed| sealed.number)
     }
 
     /// Waits for the uploads of the next blocks and commits them together.
@@ -164,15 +231,7 @@ impl Client {
         let (answer, copy) = loop {
             let session = self.session.id();
             let (policy, copy) = self.policy(file).await?;
-            let op = Op::Commit {
-                ino: file.ino,
-                base: commit.base,
-                writes: commit.writes.clone(),
-                append_from: commit.append_from,
-                mtime: commit.mtime,
-                clear_privileges: commit.clear_privileges,
-                policy,
-            };
+            let op = commit.op(file.ino, policy);
             match self.session.one(op).await {
                 // I4: the session ended meanwhile, and with it the number for a copy.
                 Err(FsError::Invalid) if self.session.id() != session => {}
@@ -190,14 +249,19 @@ impl Client {
         }
     }
 
+    /// What is appended to a name when others were first.
+    pub(crate) fn conflict_suffix(&self) -> Name {
+        format!(".conflict-{}-{}", self.host, Timestamp::now().secs).into_bytes()
+    }
+
     /// What to do on a conflict, with a number for the copy.
-    async fn policy(&self, file: &FileState) -> Result<(ConflictPolicy, Option<Ino>), FsError> {
+    pub(crate) async fn policy(&self, file: &FileState) -> Result<(ConflictPolicy, Option<Ino>), FsError> {
         Ok(match self.config.on_conflict {
             OnConflict::Fail => (ConflictPolicy::Fail, None),
             OnConflict::LastWriter => (ConflictPolicy::LastWriter, None),
             OnConflict::Copy => {
                 let ino = self.spare_ino().await?;
-                let suffix = format!(".conflict-{}-{}", self.host, Timestamp::now().secs).into_bytes();
+                let suffix = self.conflict_suffix();
                 debug_assert_ne!(ino, file.ino, "numbers are never used twice");
                 (ConflictPolicy::Copy { ino, suffix }, Some(ino))
             }
@@ -205,7 +269,7 @@ impl Client {
     }
 
     /// The next blocks up to number `last`, once they are stored, as one commit.
-    async fn gather(self: &Arc<Self>, file: &Arc<FileState>, last: u64) -> Result<Commit, FsError> {
+    pub(crate) async fn gather(self: &Arc<Self>, file: &Arc<FileState>, last: u64) -> Result<Commit, FsError> {
         let mut writes: Vec<ExtentWrite> = Vec::new();
         // Ranges in `writes`: start to end.
         let mut taken: BTreeMap<u64, u64> = BTreeMap::new();
@@ -229,16 +293,17 @@ impl Client {
             if count > 0 && (full || packed.pieces.iter().any(overlaps)) {
                 break;
             }
-            let stored = outcome.wait_for(Option::is_some).await.map_err(|_| FsError::Io)?.unwrap_or(Err(FsError::Io));
+            let stored = outcome.wait_for(Option::is_some).await.map_err(|_| FsError::Io)?.clone();
+            let stored = stored.unwrap_or(Err(FsError::Io));
             let stored = match stored {
                 // I10: it may have been dropped since, when this machine slept or metad was away for long.
-                Ok(Some(hash)) if is_stale(sealed_at) => {
-                    self.putter.put(hash, packed.bytes.clone()).await.map(|()| Some(hash))
+                Ok(Some(stored)) if is_stale(sealed_at) => {
+                    self.putter.put(stored.hash, stored.block.clone()).await.map(|()| Some(stored))
                 }
                 stored => stored,
             };
             match stored {
-                Ok(hash) => writes.extend(writes_of(&packed, hash)),
+                Ok(stored) => writes.extend(writes_of(&packed, stored.as_ref())),
                 Err(error) => {
                     self.retry_upload(file, count, packed);
                     return Err(error);
@@ -269,7 +334,7 @@ impl Client {
         self.spawn_upload(packed, report);
     }
 
-    fn drop_sealed(&self, file: &FileState, count: usize) {
+    pub(crate) fn drop_sealed(&self, file: &FileState, count: usize) {
         let mut inner = file.inner.lock();
         let mut gone: u64 = inner.sealed.drain(..count).map(|sealed| size(&sealed.packed)).sum();
         if inner.sealed.is_empty() && inner.dirty.is_empty() {
@@ -296,7 +361,7 @@ impl Client {
     }
 
     /// Takes in the answer to a commit.
-    fn committed(
+    pub(crate) fn committed(
         self: &Arc<Self>,
         file: &Arc<FileState>,
         commit: &Commit,

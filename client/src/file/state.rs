@@ -30,13 +30,23 @@ const RUNS_MAX: usize = 65_536;
 /// Beyond that, every so many small writes it is counted how many are left.
 const RECOUNT: usize = 64;
 
+/// Content in a block that is stored, maybe among other content.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    pub hash: BlockHash,
+    /// The whole block.
+    pub block: Bytes,
+    /// Where the content begins in it.
+    pub base: usize,
+}
+
 /// How an upload ended; `None` while it goes on.
-pub(crate) type Outcome = Option<Result<Option<BlockHash>, FsError>>;
+pub(crate) type Outcome = Option<Result<Option<Stored>, FsError>>;
 
 /// Content on its way to the daemons: still read from here until it is committed.
 pub(crate) struct Sealed {
     pub packed: Packed,
-    /// The block's name once it is stored; `Ok(None)` for content that goes inline.
+    /// Where it is once it is stored; `Ok(None)` for content that goes inline.
     pub outcome: watch::Receiver<Outcome>,
     /// When it was sealed, by a clock that goes on while the machine sleeps.
     pub at: SystemTime,
@@ -62,6 +72,8 @@ pub(crate) struct Inner {
     pub dirty: Dirty,
     pub sealed: VecDeque<Sealed>,
     pub next_sealed: u64,
+    /// Up to this number it is in the queue of what metad is told later.
+    pub queued: u64,
     /// Bytes in `dirty` and `sealed`.
     pub held: u64,
     /// When content was written last, by this machine's clock.
@@ -87,7 +99,7 @@ pub struct FileState {
     pub(super) ino: Ino,
     pub(crate) inner: Mutex<Inner>,
     /// One flush or change of length at a time: commits follow each other.
-    pub(crate) flushing: tokio::sync::Mutex<()>,
+    pub(crate) flushing: Arc<tokio::sync::Mutex<()>>,
     /// The next chunk's extents are being loaded ahead of a reader.
     pub(super) loading: AtomicBool,
 }
@@ -108,6 +120,7 @@ impl FileState {
             dirty: Dirty::new(buffers, block_bytes),
             sealed: VecDeque::new(),
             next_sealed: 0,
+            queued: 0,
             held: 0,
             mtime: None,
             clear_privileges: false,
@@ -124,7 +137,7 @@ impl FileState {
         Arc::new(Self {
             ino: inner.attr.ino,
             inner: Mutex::new(inner),
-            flushing: tokio::sync::Mutex::new(()),
+            flushing: Arc::default(),
             loading: AtomicBool::new(false),
         })
     }
@@ -159,6 +172,12 @@ impl FileState {
     pub fn wants_flush(&self) -> bool {
         let inner = self.inner.lock();
         inner.held > 0 || inner.untold.is_some()
+    }
+
+    /// Whether all that is not committed is in the queue of what metad is told later.
+    #[must_use]
+    pub fn is_queued(&self) -> bool {
+        self.inner.lock().is_queued()
     }
 
     /// Whether so many separate pieces wait that they cost more memory than the window counts.
@@ -248,6 +267,11 @@ impl Inner {
             attr.allocated = attr.allocated.max(self.held.min(attr.size));
         }
         attr
+    }
+
+    /// Whether all that is not committed is in the queue of what metad is told later.
+    pub fn is_queued(&self) -> bool {
+        self.dirty.is_empty() && self.sealed.back().is_none_or(|last| last.number <= self.queued)
     }
 
     /// One past the last uncommitted byte; 0 when there is none.
@@ -423,7 +447,7 @@ fn within<'a>(packed: &'a Packed, range: &Range<u64>) -> impl Iterator<Item = (u
 }
 
 /// Where the pieces of a block stand in the file, for a commit.
-pub(crate) fn writes_of(packed: &Packed, stored: Option<BlockHash>) -> Vec<ExtentWrite> {
+pub(crate) fn writes_of(packed: &Packed, stored: Option<&Stored>) -> Vec<ExtentWrite> {
     let mut writes = Vec::with_capacity(packed.pieces.len());
     for (at, from, len) in &packed.pieces {
         let mut done = 0;
@@ -433,7 +457,9 @@ pub(crate) fn writes_of(packed: &Packed, stored: Option<BlockHash>) -> Vec<Exten
             let room = (CHUNK_BYTES - file_off % CHUNK_BYTES).min((*len - done) as u64) as usize;
             let start = from + done;
             let source = match stored {
-                Some(hash) => Source::Block { hash, block_len: packed.bytes.len() as u32, offset: start as u32 },
+                Some(Stored { hash, block, base }) => {
+                    Source::Block { hash: *hash, block_len: block.len() as u32, offset: (base + start) as u32 }
+                }
                 None => Source::Inline(packed.bytes[start..start + room].to_vec()),
             };
             writes.push(ExtentWrite { file_off, len: room as u64, source });

@@ -1,7 +1,7 @@
 //! The session: its number, the numbers of its batches (I1), its inode numbers (I4).
 
 use super::rpc::Rpc;
-use crate::cache::Cache;
+use crate::cache::{Cache, attrs_changed};
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::layout::Layout;
 use wire::limits::{INO_RANGE, SESSION_REPLIES_MAX};
 use wire::message::meta::{LeaseState, MetaReply, MetaRequest};
-use wire::op::{Batch, Op, OpReply, Read, ReadReply};
+use wire::op::{Batch, Op, OpFailed, OpReply, Read, ReadReply};
 use wire::sys::since_boot;
 use wire::{Error, FsError};
 
@@ -54,6 +54,44 @@ pub struct Session {
     slots: Semaphore,
     /// Told with each answer.
     answered: Notify,
+    clock: Mutex<LeaderClock>,
+    /// When something was changed here last, in milliseconds of [`since_boot`]; 0 when nothing was.
+    changed_at: AtomicU64,
+}
+
+/// The leader's clock, as far as its answers tell.
+#[derive(Default)]
+struct LeaderClock {
+    /// How far it is ahead of this machine's, in nanoseconds, and how exactly that is known.
+    ahead: i128,
+    within: Option<Duration>,
+    /// The last time that was given out or seen: it never runs backwards here.
+    last: Timestamp,
+}
+
+/// A question may ask for delegations for so long after a change: who works in a tree goes on there.
+const AT_WORK: Duration = Duration::from_secs(2);
+
+/// What a batch has come to.
+struct CarriedOut {
+    replies: Vec<OpReply>,
+    leased: Option<Vec<InodeAttr>>,
+    delegated: Vec<Ino>,
+}
+
+/// Why a batch was not carried out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BatchFailed {
+    /// Why.
+    pub error: FsError,
+    /// The operation that was refused; `None` when the batch got no answer.
+    pub index: Option<usize>,
+}
+
+impl From<FsError> for BatchFailed {
+    fn from(error: FsError) -> Self {
+        Self { error, index: None }
+    }
 }
 
 /// What opening a session tells.
@@ -62,6 +100,8 @@ pub struct Opened {
     pub layout: Layout,
     /// The session lives this long without a sign of life.
     pub ttl: Duration,
+    /// The leader's clock.
+    pub now: Timestamp,
 }
 
 fn fresh(id: SessionId) -> Numbers {
@@ -77,23 +117,29 @@ impl Session {
         rpc: Rpc,
         (host, purpose): (&str, &str),
         caches: bool,
+        resumes: Option<SessionId>,
         limit: Duration,
     ) -> Result<(Self, Opened), Error> {
-        let request = MetaRequest::OpenSession { host: host.to_owned(), purpose: purpose.to_owned(), caches };
+        let (host, purpose) = (host.to_owned(), purpose.to_owned());
+        let request = MetaRequest::OpenSession { host: host.clone(), purpose: purpose.clone(), caches, resumes };
+        let asked = since_boot();
         let (id, opened) = opened(rpc.ask_within(&request, Some(limit)).await?)?;
         let session = Self {
             rpc,
             cache: Arc::default(),
             caches,
             requests: AtomicU64::new(0),
-            host: host.to_owned(),
-            purpose: purpose.to_owned(),
+            host,
+            purpose,
             numbers: Mutex::new(fresh(id)),
             renewing: tokio::sync::Mutex::new(()),
             leasing: tokio::sync::Mutex::new(()),
             slots: Semaphore::new(IN_FLIGHT),
             answered: Notify::new(),
+            clock: Mutex::default(),
+            changed_at: AtomicU64::new(0),
         };
+        session.learn_time(asked, opened.now);
         Ok((session, opened))
     }
 
@@ -133,7 +179,8 @@ impl Session {
         tracing::warn!(session = %expired, "the session has expired; opening a new one");
         self.cache.empty();
         let (host, purpose) = (self.host.clone(), self.purpose.clone());
-        let request = MetaRequest::OpenSession { host, purpose, caches: self.caches };
+        // What was made here under delegations and is not told yet has numbers of the old one.
+        let request = MetaRequest::OpenSession { host, purpose, caches: self.caches, resumes: Some(expired) };
         let (id, _) = opened(self.rpc.ask(&request).await?).map_err(|_| FsError::Io)?;
         *self.numbers.lock() = fresh(id);
         Ok(())
@@ -145,23 +192,34 @@ impl Session {
     /// # Errors
     /// Why the first of them failed.
     pub async fn submit(self: &Arc<Self>, ops: Vec<Op>) -> Result<Vec<OpReply>, FsError> {
+        if ops.iter().any(|op| !matches!(op, Op::Accessed { .. }) && attrs_changed(op).next().is_some()) {
+            self.note_work();
+        }
+        self.submit_batch(ops).await.map_err(|failed| failed.error)
+    }
+
+    /// The same, and tells which one failed.
+    ///
+    /// # Errors
+    /// [`BatchFailed`].
+    pub async fn submit_batch(self: &Arc<Self>, ops: Vec<Op>) -> Result<Vec<OpReply>, BatchFailed> {
         if !self.caches {
-            return self.carry_out(&ops).await.map(|(replies, _)| replies);
+            return self.carry_out(&ops).await.map(|done| done.replies);
         }
         let session = self.clone();
         let carried_out = async move {
             let mark = session.cache.change(&ops);
             let outcome = session.carry_out(&ops).await;
             match &outcome {
-                Ok((replies, leased)) => session.cache.changed(mark, &ops, replies, leased.as_deref()),
-                Err(_) => session.cache.changed(mark, &ops, &[], None),
+                Ok(done) => session.cache.changed(mark, &ops, &done.replies, done.leased.as_deref(), &done.delegated),
+                Err(_) => session.cache.changed(mark, &ops, &[], None, &[]),
             }
-            outcome.map(|(replies, _)| replies)
+            outcome.map(|done| done.replies)
         };
-        tokio::spawn(carried_out).await.unwrap_or(Err(FsError::Io))
+        tokio::spawn(carried_out).await.unwrap_or(Err(FsError::Io.into()))
     }
 
-    async fn carry_out(&self, ops: &[Op]) -> Result<(Vec<OpReply>, Option<Vec<InodeAttr>>), FsError> {
+    async fn carry_out(&self, ops: &[Op]) -> Result<CarriedOut, BatchFailed> {
         let _slot = self.slots.acquire().await.map_err(|_| FsError::Io)?;
         for _ in 0..SESSIONS_TRIED {
             self.requests.fetch_add(1, Ordering::Relaxed);
@@ -169,15 +227,49 @@ impl Session {
             let batch = Batch { seq: numbered.seq, acked, ops: ops.to_vec() };
             let request = MetaRequest::Submit { session: numbered.session, batch };
             match self.rpc.ask(&request).await? {
-                MetaReply::Batch { reply, leased } => {
-                    return reply.map(|replies| (replies, leased)).map_err(|failed| failed.error);
+                MetaReply::Batch { reply, leased, delegated } => {
+                    let failed = |failed: OpFailed| BatchFailed { error: failed.error, index: Some(failed.index as usize) };
+                    return reply.map(|replies| CarriedOut { replies, leased, delegated }).map_err(failed);
                 }
                 MetaReply::Failed(FsError::SessionExpired) => self.renew(numbered.session).await?,
-                MetaReply::Failed(error) => return Err(error),
-                other => return Err(unexpected(&other)),
+                MetaReply::Failed(error) => return Err(error.into()),
+                other => return Err(unexpected(&other).into()),
             }
         }
-        Err(FsError::SessionExpired)
+        Err(FsError::SessionExpired.into())
+    }
+
+    /// Something is changed here.
+    pub fn note_work(&self) {
+        self.changed_at.store(since_boot().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether something was changed here a moment ago.
+    fn is_at_work(&self) -> bool {
+        let at = self.changed_at.load(Ordering::Relaxed);
+        at > 0 && since_boot().as_millis() as u64 - at < AT_WORK.as_millis() as u64
+    }
+
+    /// Now, as the leader would stamp it, as far as is known; later than everything that was stamped here.
+    pub fn stamp(&self) -> Timestamp {
+        let mut clock = self.clock.lock();
+        let ahead = clock.ahead;
+        clock.last = clock.last.max(Timestamp::now().shifted(ahead));
+        clock.last
+    }
+
+    /// Takes in the leader's time, asked for at this time of [`since_boot`].
+    fn learn_time(&self, asked: Duration, now: Timestamp) {
+        let mut clock = self.clock.lock();
+        let within = since_boot().saturating_sub(asked);
+        // An estimate gets old: clocks drift, and leaders change.
+        let known = clock.within.map(|within| within + Duration::from_micros(100));
+        clock.within = known;
+        if known.is_none_or(|known| within <= known) {
+            let middle = i128::try_from(within.as_nanos() / 2).unwrap_or(0);
+            clock.ahead = now.nanos_since(Timestamp::now()) + middle;
+            clock.within = Some(within);
+        }
     }
 
     /// Gives a batch its number, as soon as that lies within the window of replies that metad keeps: one batch that
@@ -215,10 +307,14 @@ impl Session {
     /// When there is no answer.
     pub async fn read_leased(&self, read: Read) -> Result<(Result<ReadReply, FsError>, bool), FsError> {
         loop {
-            let session = self.id();
+            let (session, mark) = (self.id(), self.cache.mark());
             self.requests.fetch_add(1, Ordering::Relaxed);
-            match self.rpc.ask(&MetaRequest::Read { session, read: read.clone() }).await? {
-                MetaReply::Read { answer, leased } => return Ok((answer, leased)),
+            let delegate = self.caches && self.is_at_work();
+            match self.rpc.ask(&MetaRequest::Read { session, read: read.clone(), delegate }).await? {
+                MetaReply::Read { answer, leased, delegated } => {
+                    self.cache.delegated(&delegated, mark);
+                    return Ok((answer, leased));
+                }
                 MetaReply::Failed(FsError::SessionExpired) => self.renew(session).await?,
                 MetaReply::Failed(error) => return Err(error),
                 other => return Err(unexpected(&other)),
@@ -277,13 +373,14 @@ impl Session {
         let (asked, mark) = (since_boot(), self.cache.mark());
         match self.rpc.ask_within(&request, Some(limit)).await? {
             MetaReply::Alive { now, orphans, layout, leases } => {
+                self.learn_time(asked, now);
                 if let LeaseState::Extended { alone } = leases
                     && self.caches
                     && self.id() == session
                 {
                     self.cache.extend(asked, mark, alone);
                 }
-                Ok(Alive::Yes { now, orphans, layout, attached: leases != LeaseState::None || !self.caches })
+                Ok(Alive::Yes { orphans, layout, attached: leases != LeaseState::None || !self.caches })
             }
             MetaReply::Failed(_) => Ok(Alive::No(session)),
             other => Err(Error::Malformed(format!("unexpected reply {other:?}"))),
@@ -295,8 +392,6 @@ impl Session {
 pub enum Alive {
     /// It does.
     Yes {
-        /// The leader's clock.
-        now: Timestamp,
         /// Unlinked inodes that it is asked about.
         orphans: Vec<Ino>,
         /// The layout, when ours was old.
@@ -310,8 +405,8 @@ pub enum Alive {
 
 fn opened(reply: MetaReply) -> Result<(SessionId, Opened), Error> {
     match reply {
-        MetaReply::Session { session, ttl_ms, layout, .. } => {
-            Ok((session, Opened { layout, ttl: Duration::from_millis(ttl_ms) }))
+        MetaReply::Session { session, ttl_ms, layout, now } => {
+            Ok((session, Opened { layout, ttl: Duration::from_millis(ttl_ms), now }))
         }
         other => Err(Error::Malformed(format!("unexpected reply {other:?}"))),
     }

@@ -120,14 +120,14 @@ pub(super) fn inherit(view: &mut View, dir: &Inode, inode: &mut Inode, umask: u3
     }
 }
 
-/// The mode was set: the access list follows it.
-pub(super) fn mode_changed(view: &mut View, inode: &Inode) {
+/// The mode is being set: the access list follows it.
+pub(super) fn mode_changed(view: &mut View, inode: &Inode, mode: u32) {
     if !inode.attr.has_xattrs {
         return;
     }
     let key = keys::xattr(inode.attr.ino, ACCESS);
     if let Some(mut acl) = view.get(&key).and_then(|bytes| Acl::parse(&bytes)) {
-        acl.set_mode(inode.attr.mode);
+        acl.set_mode(mode);
         view.put(key, acl.encode());
     }
 }

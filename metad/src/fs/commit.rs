@@ -58,7 +58,7 @@ pub(super) fn commit(view: &mut View, context: &Context, ino: Ino, commit: &Comm
     if conflict.is_none() {
         write(view, context, &mut inode, &writes);
         if commit.clear_privileges {
-            inode.clear_privileges();
+            inode.attr.clear_privileges();
         }
         // The writer's clock may be behind the last one's: mtime goes back to what an application had set, no further.
         let earliest = inode.attr.mtime.min(inode.attr.ctime);

@@ -1,12 +1,12 @@
 //! Directory entries: create, link, unlink, rmdir, rename (POSIX.1-2017 and `rename(2)`).
 
-use super::inode::{Inode, S_ISGID};
+use super::inode::Inode;
 use super::settings::inodes_changed;
 use super::view::{Kv, KvExt, View};
 use super::{Context, acl, keys, orphan, session};
 use wire::FsError;
-use wire::attr::{FileKind, InodeAttr};
-use wire::ids::{Ino, Version};
+use wire::attr::{Creator, FileKind, InodeAttr};
+use wire::ids::Ino;
 use wire::limits::{LINKS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
 use wire::op::{NewInode, OpReply, RenameMode};
 
@@ -46,21 +46,13 @@ fn require(view: &View, parent: Ino, name: &[u8]) -> Result<Target, FsError> {
 /// Adds an entry; the directory's counts and times follow.
 fn add(view: &mut View, context: &Context, dir: &mut Inode, name: &[u8], target: Target) {
     view.store(keys::dentry(dir.attr.ino, name), &target);
-    dir.attr.size += 1;
-    if target.1 == FileKind::Directory {
-        dir.attr.nlink += 1;
-    }
-    dir.modified(context.now);
+    dir.attr.gained(target.1, context.now);
 }
 
 /// Removes an entry; the directory's counts and times follow.
 fn remove(view: &mut View, context: &Context, dir: &mut Inode, name: &[u8], kind: FileKind) {
     view.delete(keys::dentry(dir.attr.ino, name));
-    dir.attr.size -= 1;
-    if kind == FileKind::Directory {
-        dir.attr.nlink -= 1;
-    }
-    dir.modified(context.now);
+    dir.attr.lost(kind, context.now);
 }
 
 /// `Op::Create`.
@@ -114,27 +106,9 @@ fn kind_of(node: &NewInode) -> Result<FileKind, FsError> {
 }
 
 fn fresh(context: &Context, dir: &Inode, name: &[u8], new: &New, kind: FileKind) -> Inode {
-    // Linux: in a setgid directory the group is inherited, and by directories the bit as well (`inode(7)`).
-    let inherits = dir.attr.mode & S_ISGID != 0;
-    let inherited_bit = if inherits && kind == FileKind::Directory { S_ISGID } else { 0 };
-    let mode = if kind == FileKind::Symlink { 0o777 } else { new.mode & 0o7777 | inherited_bit };
-    let attr = InodeAttr {
-        ino: new.ino,
-        kind,
-        mode,
-        nlink: if kind == FileKind::Directory { 2 } else { 1 },
-        uid: new.uid,
-        gid: if inherits { dir.attr.gid } else { new.gid },
-        rdev: if let NewInode::Special { rdev, .. } = new.node { *rdev } else { 0 },
-        size: 0,
-        allocated: 0,
-        atime: context.now,
-        mtime: context.now,
-        ctime: context.now,
-        btime: context.now,
-        version: Version(1),
-        has_xattrs: false,
-    };
+    let rdev = if let NewInode::Special { rdev, .. } = new.node { *rdev } else { 0 };
+    let creator = Creator { mode: new.mode, uid: new.uid, gid: new.gid };
+    let attr = InodeAttr::new_in(&dir.attr, new.ino, kind, rdev, creator, context.now);
     Inode { attr, parent: dir.attr.ino, name: name.to_vec(), cuts: Vec::new() }
 }
 

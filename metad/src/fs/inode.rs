@@ -7,17 +7,10 @@ use super::view::{KvExt, View};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use wire::FsError;
-use wire::attr::{AttrChange, FileKind, InodeAttr, TimeChange, Timestamp};
+use wire::attr::{AttrChange, FileKind, InodeAttr, Timestamp};
 use wire::ids::{Ino, Version};
 use wire::limits::FILE_BYTES_MAX;
 use wire::op::{Name, OpReply};
-
-/// Set-user-id bit.
-pub(super) const S_ISUID: u32 = 0o4000;
-/// Set-group-id bit.
-pub(super) const S_ISGID: u32 = 0o2000;
-/// Group may execute.
-pub(super) const S_IXGRP: u32 = 0o0010;
 
 /// Bytes that were removed without an extent to tell so: a later commit based on an older version must see it (I6).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -82,15 +75,14 @@ impl Inode {
         view.store(keys::inode(self.attr.ino), self);
     }
 
-    /// Attributes changed now. Time never runs backwards on an inode, even when a new leader's clock is behind.
+    /// Attributes changed now.
     pub fn changed(&mut self, now: Timestamp) {
-        self.attr.ctime = self.attr.ctime.max(now);
+        self.attr.changed(now);
     }
 
     /// Content changed now.
     pub fn modified(&mut self, now: Timestamp) {
-        self.changed(now);
-        self.attr.mtime = self.attr.ctime;
+        self.attr.modified(now);
     }
 
     /// Marks bytes as removed in the present version.
@@ -109,14 +101,6 @@ impl Inode {
     pub fn was_cut_since(&self, base: Version, range: &Range<u64>) -> bool {
         self.cuts.iter().any(|cut| cut.version > base && cut.from < range.end && range.start < cut.to)
     }
-
-    /// Drops setuid, and setgid where it means a group rather than mandatory locking.
-    pub fn clear_privileges(&mut self) {
-        self.attr.mode &= !S_ISUID;
-        if self.attr.mode & S_IXGRP != 0 {
-            self.attr.mode &= !S_ISGID;
-        }
-    }
 }
 
 /// `Op::SetAttr`.
@@ -127,24 +111,9 @@ pub(super) fn set_attr(view: &mut View, context: &Context, ino: Ino, change: &At
         truncate(view, context, &mut inode, size)?;
     }
     if let Some(mode) = change.mode {
-        inode.attr.mode = mode & 0o7777;
-        super::acl::mode_changed(view, &inode);
+        super::acl::mode_changed(view, &inode, mode & 0o7777);
     }
-    inode.attr.uid = change.uid.unwrap_or(inode.attr.uid);
-    inode.attr.gid = change.gid.unwrap_or(inode.attr.gid);
-    if change.clear_privileges && inode.attr.kind != FileKind::Directory {
-        inode.clear_privileges();
-    }
-    inode.changed(context.now);
-    // Not the leader's time as it is: a new leader's clock may be behind.
-    let ctime = inode.attr.ctime;
-    let time = |change: Option<TimeChange>, before| match change {
-        Some(TimeChange::Now) => ctime,
-        Some(TimeChange::To(time)) => time,
-        None => before,
-    };
-    inode.attr.atime = time(change.atime, inode.attr.atime);
-    inode.attr.mtime = time(change.mtime, inode.attr.mtime);
+    inode.attr.apply(change, context.now);
     inode.save(view);
     Ok(OpReply::Attr(inode.attr))
 }

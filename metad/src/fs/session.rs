@@ -30,6 +30,8 @@ pub struct Opening {
     pub client: String,
     /// It answers from caches, under read leases.
     pub caches: bool,
+    /// A session of the same client that it replaces.
+    pub resumes: Option<SessionId>,
 }
 
 /// The stored record of a session.
@@ -46,28 +48,44 @@ pub struct Session {
 }
 
 /// `Command::OpenSession`.
-pub(super) fn open(view: &mut View, opening: &Opening) -> SessionId {
+pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> SessionId {
+    let inos = opening.resumes.map(|old| take_over(view, context, old, &opening.client)).unwrap_or_default();
     let id = SessionId(take_numbers(view, "next session", 1, 1));
-    let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos: Vec::new(), ended: false };
+    let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos, ended: false };
     view.store(keys::session(id), &session);
     id
 }
 
+/// Ends a session in favour of another one of the same client, which goes on with its unused inode numbers: what was
+/// made with them under a delegation is told by the other one.
+fn take_over(view: &mut View, context: &Context, old: SessionId, client: &str) -> Vec<(Ino, Ino)> {
+    let Some(session) = find_or_ended(view, old).filter(|session| session.opening.client == client) else {
+        return Vec::new();
+    };
+    if !session.ended {
+        close(view, context, old);
+    }
+    let Some(mut session) = find_or_ended(view, old) else { return Vec::new() };
+    let inos = std::mem::take(&mut session.inos);
+    view.store(keys::session(old), &session);
+    inos
+}
+
 /// `Command::CloseSessions`: its locks and orphans go. Its replies stay for a client that was cut off and does not know
-/// what became of its last batches (I1).
+/// what became of its last batches (I1), and its inode numbers for the session that goes on in its place.
 pub(super) fn close(view: &mut View, context: &Context, id: SessionId) {
     let Some(mut session) = find(view, id) else { return };
     let context = Context { now: context.now, session: id };
     lock::release_session(view, &context);
     orphan::release_session(view, &context);
-    for range in std::mem::take(&mut session.inos) {
-        forget_used(view, range);
-    }
     session.ended = true;
     view.store(keys::session(id), &session);
     let ended: Vec<SessionId> =
         all_and_ended(view).into_iter().filter(|(_, session)| session.ended).map(|(id, _)| id).collect();
     for oldest in &ended[..ended.len().saturating_sub(ENDED_MAX)] {
+        for range in find_or_ended(view, *oldest).map(|session| session.inos).unwrap_or_default() {
+            forget_used(view, range);
+        }
         for (key, _) in view.pairs(keys::replies(*oldest), usize::MAX) {
             view.delete(key);
         }

@@ -2,10 +2,11 @@
 
 use super::Context;
 use super::acl;
-use super::inode::{Inode, S_ISGID};
+use super::inode::Inode;
 use super::keys;
 use super::view::{Kv, KvExt, View};
 use wire::FsError;
+use wire::attr::S_ISGID;
 use wire::ids::Ino;
 use wire::limits::{XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
 use wire::op::{Name, OpReply, XattrMode};

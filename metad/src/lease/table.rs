@@ -6,7 +6,14 @@
 //! extended. A change first *recalls* the leases on what it touches: their holders are told, and it waits until each has
 //! acknowledged or run out. Meanwhile nobody is granted a lease on these inodes.
 //!
-//! Safety (a proptest below checks it): nobody answers from its cache what a completed change has made wrong.
+//! A session that alone holds a lease may be given a *delegation* with it: what it does there it tells later. Before
+//! another one reads or changes such an inode the delegation is recalled, and the holder tells everything before it
+//! acknowledges. While it shows that it lives it is waited for longer than a lease, up to [`PATIENCE`]. A session that
+//! comes to a new leader, or anew, and has not told everything yet is *dirty*: all others wait for it.
+//!
+//! Safety (a proptest below checks it): nobody answers from its cache what a completed change has made wrong, and nobody
+//! reads what is older than what a delegation's holder has done, unless that one has been silent for longer than its
+//! leases, or kept others waiting for too long.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -18,6 +25,13 @@ const HELD_MAX: usize = 65_536;
 const TOTAL_MAX: usize = 2_000_000;
 /// But never fewer than a page of a listing needs.
 const HELD_MIN: usize = 8_192;
+
+/// How long a session that lives may take to tell what it did under delegations, once it is asked.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+/// For so long after a delegation was recalled nobody is given one on the inode.
+const CONTENDED: Duration = Duration::from_secs(2);
+/// Recalled delegations that are remembered for that.
+const CONTENDED_MAX: usize = 16_384;
 
 /// Ended changes of which it is remembered what they touched. A read during which more end gets no lease.
 const RECENT: usize = 256;
@@ -60,6 +74,10 @@ struct Holder {
     emptying: Option<Seq>,
     /// It was told that it is alone.
     alone: bool,
+    /// What it is asked to tell: until when it is waited for, though it does not acknowledge, while it lives.
+    telling: Vec<(Seq, Vec<Ino>, Instant)>,
+    /// It came without having told everything, and acknowledges this when it has.
+    dirty: Option<Seq>,
     inos: HashSet<Ino>,
 }
 
@@ -69,8 +87,20 @@ impl Holder {
         self.told
     }
 
+    fn asked_to_tell(&mut self, seq: Seq, ino: Ino, now: Instant) {
+        match self.telling.last_mut() {
+            Some((last, inos, _)) if *last == seq => inos.push(ino),
+            _ => self.telling.push((seq, vec![ino], now + PATIENCE)),
+        }
+    }
+
     fn holds_at(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| until > now)
+    }
+
+    /// It is telling what it did, and has not had too long for that.
+    fn is_telling(&self, now: Instant) -> bool {
+        self.telling.iter().any(|(_, _, patience)| *patience > now)
     }
 }
 
@@ -90,6 +120,12 @@ pub struct Table {
     since: Instant,
     holders: HashMap<SessionId, Holder>,
     held: HashMap<Ino, Vec<SessionId>>,
+    /// Delegations: their holder is the only one in `held`.
+    delegated: HashMap<Ino, SessionId>,
+    /// Inodes of which holders of delegations are asked to tell what they did: reads wait for them as well.
+    telling: HashMap<Ino, Vec<Told>>,
+    /// When delegations were recalled lately.
+    contended: HashMap<Ino, Instant>,
     /// Inodes that changes under way touch.
     changing: HashMap<Ino, Changing>,
     /// Recalls of an inode that may not be acknowledged yet: every change waits for them, not only the one that began
@@ -112,6 +148,9 @@ impl Table {
             since: now,
             holders: HashMap::new(),
             held: HashMap::new(),
+            delegated: HashMap::new(),
+            telling: HashMap::new(),
+            contended: HashMap::new(),
             changing: HashMap::new(),
             recalled: HashMap::new(),
             ended: 0,
@@ -127,13 +166,22 @@ impl Table {
     }
 
     /// A session follows the events from now on, by this stream. Its caches are empty: it emptied them before it asked.
-    pub fn attach(&mut self, session: SessionId, stream: u64) {
+    /// If it is `dirty`, everybody else waits until it has acknowledged the number that is returned.
+    pub fn attach(&mut self, session: SessionId, stream: u64, dirty: bool, now: Instant) -> Option<Seq> {
         self.release_all(session);
+        self.told_all(session, Seq::MAX);
+        let lease = self.lease;
         let holder = self.holders.entry(session).or_default();
         holder.attached = Some(stream);
         holder.acked = holder.told;
         holder.emptying = None;
         holder.alone = false;
+        holder.dirty = dirty.then(|| holder.tell());
+        if let Some(seq) = holder.dirty {
+            holder.until = holder.until.max(Some(now + lease));
+            holder.telling.push((seq, Vec::new(), now + PATIENCE));
+        }
+        holder.dirty
     }
 
     /// A stream has ended. If its session has no newer one, it may answer from its caches until its leases run out.
@@ -148,6 +196,7 @@ impl Table {
     /// A session has ended, and knows it or has been silent for longer than a lease.
     pub fn remove(&mut self, session: SessionId) {
         self.release_all(session);
+        self.told_all(session, Seq::MAX);
         self.holders.remove(&session);
         self.recalled.retain(|_, told| {
             told.retain(|told| told.session != session);
@@ -159,6 +208,27 @@ impl Table {
         let Some(holder) = self.holders.get_mut(&session) else { return };
         for ino in std::mem::take(&mut holder.inos) {
             forget(&mut self.held, ino, session);
+            if self.delegated.get(&ino) == Some(&session) {
+                self.delegated.remove(&ino);
+            }
+        }
+    }
+
+    /// A session has told what it was asked for up to this event, or need not any more.
+    fn told_all(&mut self, session: SessionId, upto: Seq) {
+        let Some(holder) = self.holders.get_mut(&session) else { return };
+        for (_, inos, _) in holder.telling.extract_if(.., |(seq, _, _)| *seq <= upto) {
+            for ino in inos {
+                if let Some(told) = self.telling.get_mut(&ino) {
+                    told.retain(|told| told.session != session || told.seq > upto);
+                    if told.is_empty() {
+                        self.telling.remove(&ino);
+                    }
+                }
+            }
+        }
+        if holder.dirty.is_some_and(|seq| seq <= upto) {
+            holder.dirty = None;
         }
     }
 
@@ -168,6 +238,10 @@ impl Table {
             return Extension::NotAttached;
         };
         if holder.acked < holder.told {
+            // Telling may take longer than a lease, and it is not dead meanwhile.
+            if holder.is_telling(now) {
+                holder.until = Some(now + self.lease);
+            }
             return Extension::Pending;
         }
         holder.until = Some(now + self.lease);
@@ -195,11 +269,11 @@ impl Table {
 
     /// Grants leases on what was read since `stamp`. All or none: false when something of it is changing, has maybe
     /// changed since it was read, or the session cannot hold leases now. With it, a session that holds too many.
-    pub fn grant(&mut self, session: SessionId, inos: &[Ino], stamp: u64) -> (bool, Option<Told>) {
+    pub fn grant(&mut self, session: SessionId, inos: &[Ino], stamp: u64, now: Instant) -> (bool, Option<Told>) {
         if self.may_have_changed(inos, stamp) || inos.iter().any(|ino| self.changing.contains_key(ino)) {
             return (false, None);
         }
-        self.insert(session, inos)
+        self.insert(session, inos, now)
     }
 
     /// Whether a change that has ended since the stamp touched one of these inodes.
@@ -215,7 +289,7 @@ impl Table {
         (TOTAL_MAX / self.holders.len().max(1)).clamp(HELD_MIN, HELD_MAX)
     }
 
-    fn insert(&mut self, session: SessionId, inos: &[Ino]) -> (bool, Option<Told>) {
+    fn insert(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> (bool, Option<Told>) {
         let most = self.held_max();
         let Some(holder) = self.holders.get_mut(&session).filter(|holder| holder.attached.is_some()) else {
             return (false, None);
@@ -226,6 +300,7 @@ impl Table {
         if holder.inos.len() + inos.len() > most {
             let seq = holder.tell();
             holder.emptying = Some(seq);
+            holder.telling.push((seq, Vec::new(), now + PATIENCE));
             return (false, Some(Told { session, seq }));
         }
         for ino in inos {
@@ -238,10 +313,12 @@ impl Table {
 
     /// A change by `session` begins. Returns who is to be told now to drop these inodes, and all whom the change waits
     /// for: these, and those who were told before.
-    pub fn begin(&mut self, session: SessionId, inos: &[Ino]) -> (Vec<Told>, Vec<Told>) {
+    pub fn begin(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> (Vec<Told>, Vec<Told>) {
         let mut told: Vec<Told> = Vec::new();
         let mut waits: Vec<Told> = Vec::new();
         for ino in inos {
+            self.disturb(session, *ino, now);
+            waits.extend(self.telling.get(ino).into_iter().flatten().filter(|told| told.session != session).cloned());
             let changing = self.changing.entry(*ino).or_default();
             changing.several |= changing.count > 0;
             changing.count += 1;
@@ -259,6 +336,11 @@ impl Table {
                     told.push(one.clone());
                     one
                 });
+                if self.delegated.get(ino) == Some(&other) {
+                    self.delegated.remove(ino);
+                    self.telling.entry(*ino).or_default().push(one.clone());
+                    holder.asked_to_tell(one.seq, *ino, now);
+                }
                 self.recalled.entry(*ino).or_default().push(one);
             }
             if held_by.is_empty() {
@@ -269,14 +351,89 @@ impl Table {
         (told, waits)
     }
 
+    /// A session comes to an inode. Whose delegation it ends is not given another one at once.
+    fn disturb(&mut self, session: SessionId, ino: Ino, now: Instant) {
+        let contended = self.contended.get(&ino).is_some_and(|at| now - *at < CONTENDED);
+        let ends = self.delegated.get(&ino).is_some_and(|holder| *holder != session)
+            || self.telling.get(&ino).is_some_and(|told| told.iter().any(|told| told.session != session));
+        if !(contended || ends) {
+            return;
+        }
+        if self.contended.len() >= CONTENDED_MAX {
+            self.contended.retain(|_, at| now - *at < CONTENDED);
+            if self.contended.len() >= CONTENDED_MAX {
+                self.contended.clear();
+            }
+        }
+        if ends {
+            self.contended.insert(ino, now);
+        }
+    }
+
+    /// Ends the delegations of others on what a session is about to read; they keep their leases. Returns who is to be
+    /// told so, each with the inodes, and all whom the read waits for.
+    pub fn share(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> (Vec<(Told, Vec<Ino>)>, Vec<Told>) {
+        let mut tell: Vec<(Told, Vec<Ino>)> = Vec::new();
+        let mut waits: Vec<Told> = Vec::new();
+        for ino in inos {
+            self.disturb(session, *ino, now);
+            if let Some(other) = self.delegated.get(ino).copied().filter(|other| *other != session) {
+                self.delegated.remove(ino);
+                let Some(holder) = self.holders.get_mut(&other) else { continue };
+                match tell.iter_mut().find(|(told, _)| told.session == other) {
+                    Some((told, inos)) => {
+                        inos.push(*ino);
+                        self.telling.entry(*ino).or_default().push(told.clone());
+                        holder.asked_to_tell(told.seq, *ino, now);
+                    }
+                    None => {
+                        let told = Told { session: other, seq: holder.tell() };
+                        holder.asked_to_tell(told.seq, *ino, now);
+                        self.telling.entry(*ino).or_default().push(told.clone());
+                        tell.push((told, vec![*ino]));
+                    }
+                }
+            }
+            waits.extend(self.telling.get(ino).into_iter().flatten().filter(|told| told.session != session).cloned());
+        }
+        (tell, waits)
+    }
+
+    /// Gives a session delegations on those of these inodes on which nobody else holds a lease. To be called with leases
+    /// just granted.
+    pub fn delegate(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> Vec<Ino> {
+        let mut given = Vec::new();
+        for ino in inos {
+            let alone = self.held.get(ino).is_some_and(|held_by| held_by.as_slice() == [session]);
+            let quiet = self.contended.get(ino).is_none_or(|at| now - *at >= CONTENDED);
+            if alone && quiet && !self.changing.contains_key(ino) && !self.telling.contains_key(ino) {
+                self.delegated.insert(*ino, session);
+                given.push(*ino);
+            }
+        }
+        given
+    }
+
+    /// Sessions that have not told yet what they did before they came; a session that is one of them waits for none.
+    #[must_use]
+    pub fn dirty_others(&self, session: SessionId) -> Vec<Told> {
+        if self.holders.get(&session).is_some_and(|holder| holder.dirty.is_some()) {
+            return Vec::new();
+        }
+        let dirty = self.holders.iter().filter_map(|(id, holder)| Some(Told { session: *id, seq: holder.dirty? }));
+        dirty.filter(|told| told.session != session).collect()
+    }
+
     /// A session has dropped what it was told to drop, up to this event.
     pub fn acknowledge(&mut self, session: SessionId, seq: Seq) {
         let Some(holder) = self.holders.get_mut(&session) else { return };
         holder.acked = holder.acked.max(seq.min(holder.told));
+        let acked = holder.acked;
         if holder.emptying.is_some_and(|emptying| holder.acked >= emptying) {
             holder.emptying = None;
             self.release_all(session);
         }
+        self.told_all(session, acked);
     }
 
     /// When all that were told have acknowledged or run out: `None` if that is so now, else the next moment to look.
@@ -297,7 +454,7 @@ impl Table {
     }
 
     /// A change has ended. True when its session now holds leases on all that it touched, as it was told.
-    pub fn end(&mut self, session: SessionId, inos: &[Ino]) -> bool {
+    pub fn end(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> bool {
         let alone = inos.iter().all(|ino| self.changing.get(ino).is_some_and(|changing| !changing.several));
         for ino in inos {
             if let Some(changing) = self.changing.get_mut(ino) {
@@ -321,7 +478,7 @@ impl Table {
         // Nobody is told here that it holds too many: the next read finds that.
         alone
             && self.holders.get(&session).is_some_and(|holder| holder.inos.len() + inos.len() <= self.held_max())
-            && self.insert(session, inos).0
+            && self.insert(session, inos, now).0
     }
 
     /// A session arrives: those that were told they are alone must hear of it.
@@ -463,7 +620,7 @@ mod tests {
                     let client = &mut self.clients[session as usize];
                     if !client.attached {
                         client.events = vec![Event::Attached];
-                        self.table.attach(SessionId(session), 0);
+                        self.table.attach(SessionId(session), 0, false, self.now);
                     }
                 }
                 Step::Break(session) => {
@@ -495,7 +652,7 @@ mod tests {
                 Step::Grant(index) => {
                     if index < self.reads.len() {
                         let Looked { session, ino, asked, stamp, version } = self.reads.remove(index);
-                        if self.table.grant(SessionId(session), &[ino], stamp).0 {
+                        if self.table.grant(SessionId(session), &[ino], stamp, self.now).0 {
                             self.clients[session as usize].answers.push((ino, version, asked));
                         }
                     }
@@ -544,7 +701,7 @@ mod tests {
                         client.cached.remove(ino);
                         client.recalled.insert(*ino, client.clock);
                     }
-                    let (tell, waits) = self.table.begin(SessionId(session), &inos);
+                    let (tell, waits) = self.table.begin(SessionId(session), &inos, self.now);
                     for Told { session, seq } in tell {
                         self.clients[session.0 as usize].events.push(Event::Recall(seq, inos.clone()));
                     }
@@ -566,7 +723,7 @@ mod tests {
                         return;
                     }
                     let change = self.changes.remove(index);
-                    let leased = self.table.end(SessionId(change.session), &change.inos);
+                    let leased = self.table.end(SessionId(change.session), &change.inos, self.now);
                     let client = &mut self.clients[change.session as usize];
                     for (ino, version) in change.applied.into_iter().flatten().filter(|_| leased) {
                         client.answers.push((ino, version, client.clock));
@@ -630,24 +787,24 @@ mod tests {
         let now = Instant::now();
         let mut table = Table::new(LEASE, now);
         let (one, two, file) = (SessionId(1), SessionId(2), Ino(7));
-        table.attach(one, 0);
-        table.attach(two, 1);
+        table.attach(one, 0, false, now);
+        table.attach(two, 1, false, now);
         assert_eq!(table.extend(two, now, false), Extension::Extended);
-        assert!(table.grant(two, &[file], table.stamp()).0);
-        let (_, waits) = table.begin(one, &[file]);
+        assert!(table.grant(two, &[file], table.stamp(), now).0);
+        let (_, waits) = table.begin(one, &[file], now);
         assert_eq!(table.unsettled_until(&waits, now), Some(now + LEASE));
         assert_eq!(table.extend(two, now, false), Extension::Pending);
-        assert!(!table.grant(two, &[file], table.stamp()).0, "it is changing");
-        let (_, also) = table.begin(one, &[file]);
+        assert!(!table.grant(two, &[file], table.stamp(), now).0, "it is changing");
+        let (_, also) = table.begin(one, &[file], now);
         assert_eq!(table.unsettled_until(&also, now), Some(now + LEASE), "a second change waits as well");
         table.acknowledge(two, waits[0].seq);
         assert_eq!(table.unsettled_until(&waits, now), None);
-        assert!(!table.end(one, &[file]), "another change is under way");
-        assert!(!table.end(one, &[file]), "there were two: nobody knows which was the last to apply");
-        table.begin(one, &[file]);
-        assert!(table.end(one, &[file]));
-        assert!(table.grant(two, &[file], table.stamp()).0);
-        let (_, waits) = table.begin(one, &[file]);
+        assert!(!table.end(one, &[file], now), "another change is under way");
+        assert!(!table.end(one, &[file], now), "there were two: nobody knows which was the last to apply");
+        table.begin(one, &[file], now);
+        assert!(table.end(one, &[file], now));
+        assert!(table.grant(two, &[file], table.stamp(), now).0);
+        let (_, waits) = table.begin(one, &[file], now);
         assert_eq!(table.unsettled_until(&waits, now + LEASE), None);
     }
 
@@ -656,18 +813,18 @@ mod tests {
         let now = Instant::now();
         let mut table = Table::new(LEASE, now);
         let (one, two) = (SessionId(1), SessionId(2));
-        table.attach(one, 0);
-        table.attach(two, 1);
+        table.attach(one, 0, false, now);
+        table.attach(two, 1, false, now);
         let stamp = table.stamp();
-        table.begin(one, &[Ino(7)]);
-        table.end(one, &[Ino(7)]);
-        assert!(!table.grant(two, &[Ino(7)], stamp).0);
-        assert!(table.grant(two, &[Ino(8)], stamp).0);
+        table.begin(one, &[Ino(7)], now);
+        table.end(one, &[Ino(7)], now);
+        assert!(!table.grant(two, &[Ino(7)], stamp, now).0);
+        assert!(table.grant(two, &[Ino(8)], stamp, now).0);
         for _ in 0..RECENT {
-            table.begin(one, &[Ino(9)]);
-            table.end(one, &[Ino(9)]);
+            table.begin(one, &[Ino(9)], now);
+            table.end(one, &[Ino(9)], now);
         }
-        assert!(!table.grant(two, &[Ino(8)], stamp).0, "nobody knows any more");
+        assert!(!table.grant(two, &[Ino(8)], stamp, now).0, "nobody knows any more");
     }
 
     #[test]
@@ -675,15 +832,15 @@ mod tests {
         let now = Instant::now();
         let mut table = Table::new(LEASE, now);
         let one = SessionId(1);
-        table.attach(one, 0);
+        table.attach(one, 0, false, now);
         let many: Vec<Ino> = (0..HELD_MAX as u64).map(Ino).collect();
-        assert!(table.grant(one, &many, table.stamp()).0);
-        let (granted, told) = table.grant(one, &[Ino(u64::MAX)], table.stamp());
+        assert!(table.grant(one, &many, table.stamp(), now).0);
+        let (granted, told) = table.grant(one, &[Ino(u64::MAX)], table.stamp(), now);
         let told = told.unwrap();
         assert!(!granted && table.held.len() == HELD_MAX);
         table.acknowledge(one, told.seq);
         assert!(table.held.is_empty());
-        assert!(table.grant(one, &[Ino(u64::MAX)], table.stamp()).0);
+        assert!(table.grant(one, &[Ino(u64::MAX)], table.stamp(), now).0);
     }
 
     #[test]
@@ -691,9 +848,9 @@ mod tests {
         let now = Instant::now();
         let mut table = Table::new(LEASE, now);
         let others = || [SessionId(2), SessionId(3)].into_iter();
-        table.attach(SessionId(2), 0);
+        table.attach(SessionId(2), 0, false, now);
         assert_eq!(table.grace_until(others(), now), Some(now + LEASE));
-        table.attach(SessionId(3), 0);
+        table.attach(SessionId(3), 0, false, now);
         assert_eq!(table.grace_until(others(), now), None);
         assert_eq!(Table::new(LEASE, now).grace_until(others(), now + LEASE), None);
     }

@@ -13,10 +13,9 @@ pub(super) fn before(kv: &dyn Kv, ops: &[Op]) -> Vec<Ino> {
     let mut inos = BTreeSet::new();
     let behind = |parent: Ino, name: &[u8]| dentry::find(kv, parent, name).map(|(ino, _)| ino);
     for op in ops {
-        match op {
-            Op::Create { parent, .. } => {
-                inos.insert(*parent);
-            }
+        match op.plain() {
+            // The new inode too: its session is told of it, and remembers.
+            Op::Create { parent, ino, .. } => inos.extend([*parent, *ino]),
             Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } => {
                 inos.insert(*parent);
                 inos.extend(behind(*parent, name));
@@ -38,7 +37,12 @@ pub(super) fn before(kv: &dyn Kv, ops: &[Op]) -> Vec<Ino> {
             Op::CloneRange { dst, .. } => {
                 inos.insert(*dst);
             }
-            Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::SetLock { .. } | Op::Unlock { .. } => {}
+            Op::ReleaseOrphans { .. }
+            | Op::LeaseInos { .. }
+            | Op::SetLock { .. }
+            | Op::Unlock { .. }
+            | Op::Deferred { .. }
+            | Op::Journaled { .. } => {}
         }
     }
     inos.into_iter().collect()
@@ -67,8 +71,10 @@ pub(super) fn after(replies: &[OpReply], known: &[Ino]) -> Vec<Ino> {
     inos.into_iter().collect()
 }
 
-/// Attributes of what a batch has touched, without what its replies tell.
+/// Attributes of what a batch has touched, without what its replies tell. These tell how it was after each operation:
+/// later ones may have changed it again.
 pub(super) fn untold(kv: &dyn Kv, replies: &[OpReply], inos: &[Ino]) -> Vec<InodeAttr> {
+    let several = replies.len() > 1;
     let is_told = |ino: &Ino| {
         replies.iter().any(|reply| match reply {
             OpReply::Attr(attr) | OpReply::Removed { attr, .. } | OpReply::Committed { attr, .. } => attr.ino == *ino,
@@ -78,6 +84,6 @@ pub(super) fn untold(kv: &dyn Kv, replies: &[OpReply], inos: &[Ino]) -> Vec<Inod
             OpReply::Inos { .. } | OpReply::Done => false,
         })
     };
-    let untold = inos.iter().filter(|ino| !is_told(ino));
+    let untold = inos.iter().filter(|ino| several || !is_told(ino));
     untold.filter_map(|ino| kv.load::<Inode>(&keys::inode(*ino))).map(|inode| inode.attr).collect()
 }

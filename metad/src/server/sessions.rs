@@ -34,12 +34,16 @@ impl Server {
         peer: &PeerIdentity,
         (host, purpose): (String, String),
         caches: bool,
+        resumes: Option<SessionId>,
     ) -> Result<MetaReply, ProposeError> {
-        let opening = Opening { host, purpose, client: peer.subject.name.clone(), caches };
+        let opening = Opening { host, purpose, client: peer.subject.name.clone(), caches, resumes };
         let arriving = if caches { Some(self.shared.arrive().await) } else { None };
         let reply = self.shared.propose(Command::OpenSession(opening)).await?;
         drop(arriving);
         let CommandReply::Session(id) = reply else { return Err(ProposeError::Unknown) };
+        if let Some(old) = resumes.filter(|old| session::find(&**self.shared.consensus.state(), *old).is_none()) {
+            self.shared.forget_leases(old);
+        }
         self.shared.liveness.heard_session(id);
         Ok(MetaReply::Session {
             session: id,
@@ -75,7 +79,7 @@ impl Server {
     }
 
     /// Serves a session's stream of events, and lets it hold leases meanwhile.
-    pub(super) async fn events(&self, peer: &PeerIdentity, id: SessionId, incoming: Incoming) {
+    pub(super) async fn events(&self, peer: &PeerIdentity, id: SessionId, dirty: bool, incoming: Incoming) {
         if self.shared.consensus.read_barrier().await.is_err() {
             return incoming.refuse("another node leads").await;
         }
@@ -87,8 +91,8 @@ impl Server {
         // In this order: what is recalled from now on finds the stream.
         let (stream, events) = self.shared.events.open(id);
         if keeps_caches {
-            self.shared.attach(id, stream);
-            self.shared.events.tell(id, &MetaEvent::Attached);
+            let seq = self.shared.attach(id, stream, dirty);
+            self.shared.events.tell(id, &MetaEvent::Attached { seq });
         }
         let _attached = Attached { shared: self.shared.clone(), id, stream };
         Events::serve(events, incoming.into_events()).await;
@@ -116,19 +120,20 @@ impl Server {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
         if peer.subject.grant.read_only && !batch.ops.iter().all(is_allowed_read_only) {
-            return Ok(MetaReply::Batch { reply: Err(OpFailed { index: 0, error: FsError::ReadOnly }), leased: None });
+            let reply = Err(OpFailed { index: 0, error: FsError::ReadOnly });
+            return Ok(MetaReply::Batch { reply, leased: None, delegated: Vec::new() });
         }
         self.shared.liveness.heard_session(id);
         let ops = batch.ops.clone();
         // On its own: it runs to its end though this request's connection is lost.
         let carried_out = tokio::spawn(lease::submit(self.shared.clone(), id, batch));
-        let (outcome, leased) = carried_out.await.map_err(|_| ProposeError::Unknown)??;
-        Ok(match outcome {
+        let submitted = carried_out.await.map_err(|_| ProposeError::Unknown)??;
+        Ok(match submitted.outcome {
             Ok(reply) => {
                 if let Ok(replies) = &reply {
                     self.tell(id, &ops, replies);
                 }
-                MetaReply::Batch { reply, leased }
+                MetaReply::Batch { reply, leased: submitted.leased, delegated: submitted.delegated }
             }
             Err(Refused::NoSession | Refused::OutOfWindow) => MetaReply::Failed(FsError::SessionExpired),
         })
@@ -168,6 +173,7 @@ impl Drop for Attached {
 /// What a client that may only read still needs.
 fn is_allowed_read_only(op: &Op) -> bool {
     matches!(op, Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::SetLock { .. } | Op::Unlock { .. })
+        || matches!(op, Op::Journaled { .. })
 }
 
 /// Ends sessions that have been silent for too long, until cancelled.

@@ -125,7 +125,7 @@ impl Shared {
 
     /// What `close(2)` does: commits, and gives up the `fcntl` locks of its process.
     pub(super) async fn flush(&self, file: &OpenFile, owner: u64) -> Result<(), FsError> {
-        let flushed = if file.writes { self.client.flush(&file.handle).await } else { Ok(()) };
+        let flushed = if file.writes { self.client.close(&file.handle).await } else { Ok(()) };
         let unlocked = self.unlock_all(file.handle.ino(), LockFamily::Posix, owner).await;
         flushed.and(unlocked)
     }

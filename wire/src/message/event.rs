@@ -15,10 +15,21 @@ pub enum MetaEvent {
     LayoutChanged(LayoutEpoch),
     /// The first event for a session that keeps caches: what it asks from now on may be leased, and what it asked before
     /// is not.
-    Attached,
+    Attached {
+        /// To be acknowledged when a session that was dirty has told everything.
+        seq: Option<u64>,
+    },
     /// Another session is about to change these inodes: what is cached of them, and of names in them, must not be used
     /// any more.
     Recall {
+        /// To be acknowledged.
+        seq: u64,
+        /// The inodes.
+        inos: Vec<Ino>,
+    },
+    /// Another session is about to read of these inodes: what was done under delegations on them must be told, and they
+    /// end. What is cached stays right.
+    Share {
         /// To be acknowledged.
         seq: u64,
         /// The inodes.

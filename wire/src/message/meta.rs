@@ -20,6 +20,8 @@ pub enum MetaRequest {
         purpose: String,
         /// It is going to answer from caches, under read leases.
         caches: bool,
+        /// A session that this one replaces: that one ends if it has not, and its unused inode numbers pass on.
+        resumes: Option<SessionId>,
     },
     /// Keep a session alive, and learn what concerns it. Answers `Alive`.
     KeepAlive {
@@ -46,6 +48,8 @@ pub enum MetaRequest {
         session: SessionId,
         /// The question.
         read: Read,
+        /// The session is at work there: it would like to have delegations on what is read.
+        delegate: bool,
     },
     /// What events up to this number have asked for is done. Answers `Done`.
     Acknowledge {
@@ -61,6 +65,9 @@ pub enum MetaRequest {
     Events {
         /// The session.
         session: SessionId,
+        /// It did something under delegations that it has not told yet: nobody reads or changes anything before it has
+        /// acknowledged that it has.
+        dirty: bool,
     },
     /// A block daemon is there, or still there. Role blockd. Answers `BlockdAlive`.
     BlockdHeartbeat(BlockdHeartbeat),
@@ -175,6 +182,8 @@ pub enum MetaReply {
         /// When the session holds leases on all that was changed: attributes of that, as far as the reply does not tell
         /// them.
         leased: Option<Vec<InodeAttr>>,
+        /// Those of the changed inodes on which it holds delegations.
+        delegated: Vec<Ino>,
     },
     /// Outcome of a read.
     Read {
@@ -182,6 +191,8 @@ pub enum MetaReply {
         answer: Result<ReadReply, FsError>,
         /// The session holds leases on all that was read: it may go on believing the answer.
         leased: bool,
+        /// Inodes on which it was given delegations: nobody else has a lease on them.
+        delegated: Vec<Ino>,
     },
     /// The block layout.
     Layout(Layout),

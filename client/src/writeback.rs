@@ -1,0 +1,275 @@
+//! What was done under delegations and metad is told later: one queue, in the order in which it was done.
+//!
+//! Nobody else knows anything of an inode on which the session holds a *delegation*, so what is done there needs no answer
+//! to be true: it is done in the caches ([`crate::cache`], where it is pinned), put into this queue, and told in large
+//! batches a moment later. metad ends a delegation before another session looks, and waits until everything is told.
+//!
+//! - this file is the queue, who waits for it, and who must not get into it;
+//! - `local` carries out operations here;
+//! - `tell` sends them, and judges what is refused because the session was away for too long.
+
+mod local;
+mod tell;
+
+pub(crate) use tell::run;
+
+use crate::Client;
+use crate::cache::{Cache, Local};
+use crate::file::state::FileState;
+use parking_lot::{Mutex, MutexGuard};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use wire::FsError;
+use wire::attr::Timestamp;
+use wire::ids::Ino;
+use wire::op::{Expect, Name, Op};
+
+/// What was done waits so long for more to go along.
+const DELAY: Duration = Duration::from_millis(100);
+/// So much goes at once, though it could wait.
+const ENOUGH: usize = 256;
+/// With more, whoever does something waits.
+const ENTRIES_MAX: usize = 4096;
+
+/// What there is to tell.
+pub(crate) enum Work {
+    /// A change of metadata, and names as they were before it.
+    Change { op: Op, expect: Vec<Expect> },
+    /// Content of a file, as far as it was sealed up to this number.
+    Content { file: Arc<FileState>, upto: u64 },
+}
+
+/// Something that was done.
+pub(crate) struct Entry {
+    number: u64,
+    /// When, by the leader's clock as far as it is known.
+    at: Timestamp,
+    queued: Instant,
+    /// What it changes.
+    inos: Vec<Ino>,
+    names: Vec<(Ino, Name)>,
+    work: Work,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Not told yet, the oldest first.
+    entries: VecDeque<Entry>,
+    /// Number of the last entry.
+    last: u64,
+    /// Everything up to this one is told.
+    told: u64,
+    /// Up to here somebody waits.
+    urgent: u64,
+    /// Inodes that something else is changing now: what is done there must not get into the queue.
+    kept_off: HashMap<Ino, u32>,
+    /// Attempts to tell that failed, and how the last one did.
+    failures: u64,
+    failure: Option<FsError>,
+}
+
+/// The queue.
+#[derive(Default)]
+pub(crate) struct WriteBack {
+    inner: Mutex<Inner>,
+    /// There is more to do, or somebody waits.
+    wake: Notify,
+    /// Something was told, or an attempt failed.
+    progress: Notify,
+}
+
+/// The queue, while something is done: nothing else gets between the look at what is known and the entry.
+pub(crate) struct Doing<'a> {
+    inner: MutexGuard<'a, Inner>,
+    cache: &'a Cache,
+    wake: &'a Notify,
+}
+
+impl Doing<'_> {
+    /// Whether these inodes are this session's alone.
+    fn may(&self, inos: &[Ino]) -> bool {
+        !inos.iter().any(|ino| self.inner.kept_off.contains_key(ino)) && self.cache.is_delegated(inos)
+    }
+
+    /// Puts something into the queue, and what it makes into the cache.
+    fn enter(&mut self, at: Timestamp, work: Work, local: Local, inos: &[Ino]) {
+        let number = self.inner.last + 1;
+        let mut changed: Vec<Ino> = local.attrs.iter().map(|attr| attr.ino).collect();
+        changed.extend_from_slice(inos);
+        let names = local.names.iter().map(|(parent, name, _)| (*parent, name.clone())).collect();
+        self.cache.pin(number, local);
+        self.inner.last = number;
+        self.inner.entries.push_back(Entry { number, at, queued: Instant::now(), inos: changed, names, work });
+        if self.inner.entries.len() == 1 || self.inner.entries.len() >= ENOUGH {
+            self.wake.notify_one();
+        }
+    }
+}
+
+/// While it lives, what is done to these inodes does not get into the queue.
+pub(crate) struct KeptOff<'a> {
+    home: &'a WriteBack,
+    inos: Vec<Ino>,
+}
+
+impl Drop for KeptOff<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.home.inner.lock();
+        for ino in &self.inos {
+            if let Some(count) = inner.kept_off.get_mut(ino) {
+                *count -= 1;
+                if *count == 0 {
+                    inner.kept_off.remove(ino);
+                }
+            }
+        }
+    }
+}
+
+impl WriteBack {
+    fn doing<'a>(&'a self, cache: &'a Cache) -> Doing<'a> {
+        Doing { inner: self.inner.lock(), cache, wake: &self.wake }
+    }
+
+    /// Whether anything waits to be told.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.inner.lock().entries.is_empty()
+    }
+
+    /// Number of the last entry that is not told, with which everything is.
+    pub(crate) fn tail(&self) -> Option<u64> {
+        let inner = self.inner.lock();
+        (!inner.entries.is_empty()).then_some(inner.last)
+    }
+
+    /// The same, of those that change one of these inodes or names in them.
+    pub(crate) fn tail_on(&self, inos: &[Ino]) -> Option<u64> {
+        let wanted: HashSet<Ino> = inos.iter().copied().collect();
+        let inner = self.inner.lock();
+        let touches = |entry: &&Entry| {
+            entry.inos.iter().any(|ino| wanted.contains(ino))
+                || entry.names.iter().any(|(parent, _)| wanted.contains(parent))
+        };
+        inner.entries.iter().rev().find(touches).map(|entry| entry.number)
+    }
+
+    /// Whether everything up to an entry is told.
+    pub(crate) fn is_told(&self, upto: u64) -> bool {
+        self.inner.lock().told >= upto
+    }
+
+    /// Somebody waits for everything up to this entry.
+    pub(crate) fn hurry(&self, upto: u64) {
+        let mut inner = self.inner.lock();
+        inner.urgent = inner.urgent.max(upto);
+        drop(inner);
+        self.wake.notify_one();
+    }
+
+    /// Waits until everything up to an entry is told. Cancel-safe.
+    ///
+    /// # Errors
+    /// How an attempt failed.
+    pub(crate) async fn wait_told(&self, upto: u64) -> Result<(), FsError> {
+        self.hurry(upto);
+        let failures = self.inner.lock().failures;
+        loop {
+            let mut progress = std::pin::pin!(self.progress.notified());
+            // Before looking: what happens in between must not be missed.
+            progress.as_mut().enable();
+            {
+                let inner = self.inner.lock();
+                if inner.told >= upto {
+                    return Ok(());
+                }
+                if let Some(failure) = inner.failure.filter(|_| inner.failures > failures) {
+                    return Err(failure);
+                }
+            }
+            progress.await;
+        }
+    }
+
+    /// Waits until there is room for more. Cancel-safe.
+    async fn wait_for_room(&self) {
+        loop {
+            let mut progress = std::pin::pin!(self.progress.notified());
+            progress.as_mut().enable();
+            if self.inner.lock().entries.len() < ENTRIES_MAX {
+                return;
+            }
+            progress.await;
+        }
+    }
+
+    /// Waits until something is to be told. Cancel-safe.
+    async fn wait_due(&self) {
+        loop {
+            let mut wake = std::pin::pin!(self.wake.notified());
+            wake.as_mut().enable();
+            let due = {
+                let inner = self.inner.lock();
+                match inner.entries.front() {
+                    None => None,
+                    Some(_) if inner.urgent > inner.told || inner.entries.len() >= ENOUGH => return,
+                    Some(oldest) => Some(oldest.queued + DELAY),
+                }
+            };
+            match due {
+                None => wake.await,
+                Some(due) if due <= Instant::now() => return,
+                Some(due) => {
+                    let _ = tokio::time::timeout_at(due.into(), wake).await;
+                }
+            }
+        }
+    }
+
+    fn keep_off(&self, inos: impl IntoIterator<Item = Ino>) -> KeptOff<'_> {
+        let inos: Vec<Ino> = inos.into_iter().collect();
+        let mut inner = self.inner.lock();
+        for ino in &inos {
+            *inner.kept_off.entry(*ino).or_insert(0) += 1;
+        }
+        drop(inner);
+        KeptOff { home: self, inos }
+    }
+}
+
+impl Client {
+    /// Waits until metad knows everything that was done before.
+    ///
+    /// # Errors
+    /// `Io` when a soft mount's patience ends.
+    pub async fn tell_all(&self) -> Result<(), FsError> {
+        match self.writeback.tail() {
+            Some(tail) => self.writeback.wait_told(tail).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same, if metad does not know this inode, or not all of it: before it is asked about it.
+    pub(crate) async fn tell_of(&self, ino: Ino) -> Result<(), FsError> {
+        match self.writeback.tail_on(&[ino]) {
+            Some(tail) => self.writeback.wait_told(tail).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Lets nothing that is done to these inodes into the queue any more, and waits until everything that is there is told:
+    /// what follows is done by metad, and its order with the rest is kept.
+    pub(crate) async fn in_order(&self, inos: impl IntoIterator<Item = Ino>) -> Result<KeptOff<'_>, FsError> {
+        let kept_off = self.writeback.keep_off(inos);
+        self.tell_all().await?;
+        Ok(kept_off)
+    }
+
+    /// Carries out an operation at once, behind everything that was done before.
+    pub(crate) async fn at_once(&self, op: Op) -> Result<wire::op::OpReply, FsError> {
+        let inos: Vec<Ino> = crate::cache::attrs_changed(&op).collect();
+        let _kept_off = self.in_order(inos).await?;
+        self.session.one(op).await
+    }
+}

@@ -1,0 +1,285 @@
+//! Operations carried out here, under delegations. Each checks what metad would check; where that is not known, or it would
+//! be refused, it is left to metad: `None`.
+
+use super::{Client, Work};
+use crate::cache::{Local, NameState};
+use crate::file::flush::To;
+use crate::file::state::FileState;
+use crate::namespace::NewNode;
+use std::sync::Arc;
+use wire::attr::{AttrChange, Creator, FileKind, InodeAttr, TimeChange};
+use wire::ids::Ino;
+use wire::limits::{LINKS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
+use wire::op::{Expect, NewInode, Op, RenameMode};
+
+fn expect(parent: Ino, name: &[u8], ino: Option<Ino>) -> Expect {
+    Expect { parent, name: name.to_vec(), ino }
+}
+
+fn is_ordinary(name: &[u8]) -> bool {
+    !name.is_empty() && name.len() <= NAME_BYTES_MAX && name != b"." && name != b".."
+}
+
+impl Client {
+    /// Makes an inode.
+    pub(crate) async fn make_here(&self, parent: Ino, name: &[u8], new: &NewNode) -> Option<InodeAttr> {
+        let cache = self.session.cache();
+        if !self.config.write_back || !is_ordinary(name) || !cache.is_delegated(&[parent]) {
+            return None;
+        }
+        let kind = match &new.node {
+            NewInode::Regular => FileKind::Regular,
+            NewInode::Directory => FileKind::Directory,
+            NewInode::Symlink(target) if target.is_empty() || target.len() > SYMLINK_BYTES_MAX => return None,
+            NewInode::Symlink(_) => FileKind::Symlink,
+            NewInode::Special { kind, .. } => *kind,
+        };
+        self.writeback.wait_for_room().await;
+        let ino = self.session.next_ino().await.ok()?;
+        let at = self.session.stamp();
+        let mut doing = self.writeback.doing(cache);
+        // A default ACL would be inherited.
+        let mut dir = cache.attr(parent).filter(|dir| !dir.has_xattrs && dir.kind == FileKind::Directory)?;
+        let full = kind == FileKind::Directory && dir.nlink >= LINKS_MAX;
+        if full || dir.nlink == 0 || !doing.may(&[parent]) || cache.name_state(parent, name) != NameState::Absent {
+            return None;
+        }
+        let rdev = if let NewInode::Special { rdev, .. } = &new.node { *rdev } else { 0 };
+        let mode = if kind == FileKind::Symlink { new.mode } else { new.mode & !(new.umask & 0o777) };
+        let creator = Creator { mode, uid: new.uid, gid: new.gid };
+        let mut made = InodeAttr::new_in(&dir, ino, kind, rdev, creator, at);
+        if let NewInode::Symlink(target) = &new.node {
+            made.size = target.len() as u64;
+        }
+        dir.gained(kind, at);
+        let NewNode { node, mode, umask, uid, gid } = new.clone();
+        let op = Op::Create { parent, name: name.to_vec(), ino, node, mode, umask, uid, gid };
+        let local =
+            Local { attrs: vec![dir, made.clone()], made: Some(ino), names: vec![(parent, name.to_vec(), Some(ino))] };
+        doing.enter(at, Work::Change { op, expect: Vec::new() }, local, &[]);
+        drop(doing);
+        self.session.note_work();
+        Some(made)
+    }
+
+    /// Whether nobody here has the inode open, or is opening it.
+    fn is_closed(&self, ino: Ino) -> bool {
+        let is_open = || self.files.lock().get(&ino).is_some_and(|file| file.inner.lock().opens > 0);
+        self.opens.vouch(ino, is_open).is_some()
+    }
+
+    /// What an entry leads to that may lose it: not open here, no directory, with no other entry that others may know of.
+    fn removable(&self, ino: Ino) -> Option<InodeAttr> {
+        let cache = self.session.cache();
+        let attr = cache.attr(ino)?;
+        let ours = attr.nlink == 1 || cache.is_delegated(&[ino]);
+        (attr.kind != FileKind::Directory && attr.nlink > 0 && ours && self.is_closed(ino)).then_some(attr)
+    }
+
+    /// Removes a name.
+    pub(crate) async fn unlink_here(&self, parent: Ino, name: &[u8]) -> Option<()> {
+        let cache = self.session.cache();
+        if !self.config.write_back || !cache.is_delegated(&[parent]) {
+            return None;
+        }
+        self.writeback.wait_for_room().await;
+        let at = self.session.stamp();
+        let mut doing = self.writeback.doing(cache);
+        let NameState::Leads(ino) = cache.name_state(parent, name) else { return None };
+        let mut dir = cache.attr(parent)?;
+        let mut attr = self.removable(ino)?;
+        if !doing.may(&[parent]) {
+            return None;
+        }
+        dir.lost(attr.kind, at);
+        attr.nlink -= 1;
+        attr.changed(at);
+        let released = (attr.nlink == 0).then_some(ino);
+        let op = Op::Unlink { parent, name: name.to_vec(), released };
+        let expect = vec![expect(parent, name, Some(ino))];
+        let local = Local { attrs: vec![dir, attr], made: None, names: vec![(parent, name.to_vec(), None)] };
+        doing.enter(at, Work::Change { op, expect }, local, &[]);
+        drop(doing);
+        self.session.note_work();
+        Some(())
+    }
+
+    /// Removes an empty directory. Returns its attributes as they are then.
+    pub(crate) async fn rmdir_here(&self, parent: Ino, name: &[u8]) -> Option<InodeAttr> {
+        let cache = self.session.cache();
+        if !self.config.write_back || !cache.is_delegated(&[parent]) {
+            return None;
+        }
+        self.writeback.wait_for_room().await;
+        let at = self.session.stamp();
+        let mut doing = self.writeback.doing(cache);
+        let NameState::Leads(ino) = cache.name_state(parent, name) else { return None };
+        let mut dir = cache.attr(parent)?;
+        let mut attr = cache.attr(ino).filter(|attr| attr.kind == FileKind::Directory && attr.size == 0)?;
+        if !doing.may(&[parent, ino]) {
+            return None;
+        }
+        dir.lost(FileKind::Directory, at);
+        attr.nlink = 0;
+        attr.changed(at);
+        let op = Op::Rmdir { parent, name: name.to_vec() };
+        let expect = vec![expect(parent, name, Some(ino))];
+        let local = Local { attrs: vec![dir, attr.clone()], made: None, names: vec![(parent, name.to_vec(), None)] };
+        doing.enter(at, Work::Change { op, expect }, local, &[]);
+        drop(doing);
+        self.session.note_work();
+        Some(attr)
+    }
+
+    /// Moves the name of something that is no directory, or of a directory within its parent. Whether it would get into
+    /// itself, metad knows.
+    pub(crate) async fn rename_here(
+        &self,
+        (parent, name): (Ino, &[u8]),
+        (new_parent, new_name): (Ino, &[u8]),
+        mode: RenameMode,
+    ) -> Option<()> {
+        let cache = self.session.cache();
+        let parents = [parent, new_parent];
+        let same = parent == new_parent && name == new_name;
+        let ordinary = self.config.write_back && is_ordinary(new_name) && !same && mode != RenameMode::Exchange;
+        if !ordinary || !cache.is_delegated(&parents) {
+            return None;
+        }
+        self.writeback.wait_for_room().await;
+        let source = match cache.name_state(parent, name) {
+            NameState::Leads(ino) => ino,
+            NameState::Absent | NameState::Unknown => return None,
+        };
+        // What replaces a file must be there when its name is: programs write a new file, rename it, and expect one or
+        // the other after a crash.
+        let open = self.files.lock().get(&source).cloned();
+        if let Some(file) = open.filter(|file| file.is_dirty())
+            && !self.defer_content(&file)
+        {
+            return None;
+        }
+        let at = self.session.stamp();
+        let mut doing = self.writeback.doing(cache);
+        if cache.name_state(parent, name) != NameState::Leads(source) || !doing.may(&parents) {
+            return None;
+        }
+        let mut moved = cache.attr(source)?;
+        let is_dir = moved.kind == FileKind::Directory;
+        let ours = cache.is_delegated(&[source]) || (moved.nlink == 1 && !is_dir);
+        if !ours || (is_dir && parent != new_parent) {
+            return None;
+        }
+        let mut attrs = Vec::with_capacity(4);
+        let mut new_dir = cache.attr(new_parent)?;
+        let target = match cache.name_state(new_parent, new_name) {
+            NameState::Absent => None,
+            NameState::Leads(target) if mode == RenameMode::Replace && target != source && !is_dir => {
+                let mut replaced = self.removable(target)?;
+                replaced.nlink -= 1;
+                replaced.changed(at);
+                new_dir.lost(replaced.kind, at);
+                attrs.push(replaced);
+                Some(target)
+            }
+            NameState::Leads(_) | NameState::Unknown => return None,
+        };
+        moved.changed(at);
+        if parent == new_parent {
+            new_dir.modified(at);
+        } else {
+            let mut dir = cache.attr(parent)?;
+            dir.lost(moved.kind, at);
+            attrs.push(dir);
+            new_dir.gained(moved.kind, at);
+        }
+        attrs.extend([new_dir, moved]);
+        let released = target.filter(|target| attrs.iter().any(|attr| attr.ino == *target && attr.nlink == 0));
+        let op = Op::Rename {
+            parent,
+            name: name.to_vec(),
+            new_parent,
+            new_name: new_name.to_vec(),
+            mode,
+            released,
+        };
+        let expect = vec![expect(parent, name, Some(source)), expect(new_parent, new_name, target)];
+        let names =
+            vec![(parent, name.to_vec(), None), (new_parent, new_name.to_vec(), Some(source))];
+        doing.enter(at, Work::Change { op, expect }, Local { attrs, made: None, names }, &[]);
+        drop(doing);
+        self.session.note_work();
+        Some(())
+    }
+
+    /// Changes attributes other than the length.
+    pub(crate) async fn set_attr_here(&self, ino: Ino, change: &AttrChange) -> Option<InodeAttr> {
+        let cache = self.session.cache();
+        if !self.config.write_back || change.size.is_some() || !cache.is_delegated(&[ino]) {
+            return None;
+        }
+        let open = self.files.lock().get(&ino).cloned();
+        // Times and rights that are set must not be overtaken by the commit of what was written before.
+        if let Some(file) = open.as_ref().filter(|file| file.is_dirty())
+            && !self.defer_content(file)
+        {
+            return None;
+        }
+        self.writeback.wait_for_room().await;
+        let at = self.session.stamp();
+        let mut doing = self.writeback.doing(cache);
+        // An access list would have to follow the mode.
+        let mut attr = cache.attr(ino).filter(|attr| !attr.has_xattrs && attr.nlink > 0)?;
+        if !doing.may(&[ino]) {
+            return None;
+        }
+        attr.apply(change, at);
+        let op = Op::SetAttr { ino, change: change.clone() };
+        let local = Local { attrs: vec![attr.clone()], made: None, names: Vec::new() };
+        doing.enter(at, Work::Change { op, expect: Vec::new() }, local, &[]);
+        drop(doing);
+        if let Some(file) = open {
+            let mut inner = file.inner.lock();
+            match change.mtime {
+                // Until what was written before is committed, the time of that would show.
+                Some(TimeChange::To(time)) if inner.held > 0 => inner.mtime = Some(time),
+                Some(TimeChange::Now) if inner.held > 0 => inner.mtime = Some(attr.mtime),
+                _ => {}
+            }
+        }
+        self.session.note_work();
+        Some(attr)
+    }
+
+    /// Puts a file's content as it is now into the queue. False when it must be committed at once, or not at all.
+    pub(crate) fn defer_content(&self, file: &Arc<FileState>) -> bool {
+        let (cache, ino) = (self.session.cache(), file.ino());
+        if !self.config.write_back {
+            return false;
+        }
+        let at = {
+            let inner = file.inner.lock();
+            if inner.refused {
+                return false;
+            }
+            inner.mtime
+        };
+        let at = at.unwrap_or_else(|| self.session.stamp());
+        let mut doing = self.writeback.doing(cache);
+        if !doing.may(&[ino]) {
+            return false;
+        }
+        let Some(upto) = self.arc().seal_rest(file, To::SharedBlock) else { return true };
+        {
+            let mut inner = file.inner.lock();
+            if inner.queued >= upto {
+                return true;
+            }
+            inner.queued = upto;
+        }
+        doing.enter(at, Work::Content { file: file.clone(), upto }, Local::default(), &[ino]);
+        drop(doing);
+        self.session.note_work();
+        true
+    }
+}

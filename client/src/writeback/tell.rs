@@ -1,0 +1,456 @@
+//! Telling metad what was done: batches in the order of the queue, one after the other.
+//!
+//! Nothing of it can be refused while the delegations hold. A session that was away for longer than its leases has lost
+//! them, and others went on without it: then each operation is judged by what it expected to find. What others did stays,
+//! what was done here goes beside it (`NAME.conflict-HOST-TIME`), and no content is lost (I6).
+
+use super::{Client, Entry, Work, WriteBack};
+use crate::cache::Local;
+use crate::file::flush::{Commit, Landed};
+use crate::file::state::FileState;
+use crate::meta::session::BatchFailed;
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
+use wire::FsError;
+use wire::attr::Timestamp;
+use wire::ids::Ino;
+use wire::limits::NAME_BYTES_MAX;
+use wire::op::{ConflictPolicy, Expect, Name, NewInode, Op, OpReply};
+use wire::retry::Backoff;
+
+/// Operations in one batch.
+const OPS_MAX: usize = 512;
+/// Writes in one batch: what it may grow to.
+const WRITES_MAX: usize = 4096;
+/// Pauses after an attempt that failed.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_MOST: Duration = Duration::from_secs(2);
+
+/// An entry on its way.
+struct Step {
+    number: u64,
+    inos: Vec<Ino>,
+    names: Vec<(Ino, Name)>,
+    op: Option<Op>,
+    content: Option<Content>,
+}
+
+/// Content on its way; nobody else commits to the file meanwhile.
+struct Content {
+    file: Arc<FileState>,
+    commit: Commit,
+    copy: Option<Ino>,
+    /// More of the entry is left for the next batch.
+    partial: bool,
+    _one: OwnedMutexGuard<()>,
+}
+
+/// What the next entry says, without holding the queue.
+enum Next {
+    Change(Step),
+    Content { step: Step, at: Timestamp, file: Arc<FileState>, upto: u64 },
+}
+
+/// Tells metad what there is to tell, until the client is gone.
+pub(crate) async fn run(weak: Weak<Client>, queue: Arc<WriteBack>) {
+    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
+    loop {
+        queue.wait_due().await;
+        let Some(client) = weak.upgrade() else { return };
+        match client.tell_some().await {
+            Ok(()) => backoff = Backoff::new(RETRY_FIRST, RETRY_MOST),
+            Err(error) => {
+                tracing::warn!(%error, "what was done is not told to metad yet; it is tried again");
+                queue.note_failure(error);
+                drop(client);
+                tokio::time::sleep(backoff.delay()).await;
+            }
+        }
+    }
+}
+
+impl WriteBack {
+    fn note_failure(&self, error: FsError) {
+        let mut inner = self.inner.lock();
+        inner.failures += 1;
+        inner.failure = Some(error);
+        drop(inner);
+        self.progress.notify_waiters();
+    }
+
+    /// What the first entries say, as many as fit into a batch.
+    fn next_entries(&self) -> Vec<Next> {
+        let inner = self.inner.lock();
+        let (mut next, mut files) = (Vec::new(), HashSet::new());
+        for Entry { number, at, inos, names, work, .. } in inner.entries.iter().take(OPS_MAX) {
+            let step = Step { number: *number, inos: inos.clone(), names: names.clone(), op: None, content: None };
+            next.push(match work {
+                Work::Change { op, expect } => Next::Change(Step { op: Some(deferred(*at, expect, op)), ..step }),
+                // Its base is what the commit before it makes.
+                Work::Content { file, .. } if !files.insert(file.ino()) => break,
+                Work::Content { file, upto } => Next::Content { step, at: *at, file: file.clone(), upto: *upto },
+            });
+        }
+        next
+    }
+
+    /// The first entry is done.
+    fn pop(&self, number: u64) {
+        let mut inner = self.inner.lock();
+        debug_assert_eq!(inner.entries.front().map(|entry| entry.number), Some(number), "told in order");
+        inner.entries.pop_front();
+        inner.told = number;
+        drop(inner);
+        self.progress.notify_waiters();
+    }
+}
+
+fn deferred(at: Timestamp, expect: &[Expect], op: &Op) -> Op {
+    Op::Deferred { at, expect: expect.to_vec(), op: Box::new(op.clone()) }
+}
+
+impl Client {
+    /// Tells what waits, as far as one batch holds it.
+    async fn tell_some(self: &Arc<Self>) -> Result<(), FsError> {
+        let mut steps = self.gather_steps().await;
+        while !steps.is_empty() {
+            let ops: Vec<Op> = steps.iter().filter_map(|step| step.op.clone()).collect();
+            let told = if ops.is_empty() { Ok(Vec::new()) } else { self.session.submit_batch(ops).await };
+            match told {
+                Ok(replies) => {
+                    self.told(steps, replies).await;
+                    return Ok(());
+                }
+                Err(BatchFailed { error, index: None }) => return Err(error),
+                Err(BatchFailed { error, index: Some(index) }) => {
+                    let refused = place_of(&steps, index);
+                    let behind = steps.split_off(refused);
+                    if refused == 0 {
+                        let Some(step) = behind.into_iter().next() else { return Err(error) };
+                        // What is behind it may have to be told otherwise now.
+                        return self.judge(step, error).await;
+                    }
+                    // Nothing was done of the batch: first what comes before the refused one.
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn gather_steps(self: &Arc<Self>) -> Vec<Step> {
+        let entries = self.writeback.next_entries();
+        // What these wait for must be on its way, and what is further behind may be, while they are told.
+        self.upload_gathered();
+        let (mut steps, mut writes) = (Vec::with_capacity(entries.len()), 0);
+        for entry in entries {
+            match entry {
+                Next::Change(step) => steps.push(step),
+                Next::Content { step, at, file, upto } => {
+                    let step = self.gather_content(step, at, file, upto).await;
+                    let partial = step.content.as_ref().is_some_and(|content| content.partial);
+                    writes += step.content.as_ref().map_or(0, |content| content.commit.writes());
+                    steps.push(step);
+                    if partial || writes >= WRITES_MAX {
+                        break;
+                    }
+                }
+            }
+        }
+        steps
+    }
+
+    async fn gather_content(self: &Arc<Self>, mut step: Step, at: Timestamp, file: Arc<FileState>, upto: u64) -> Step {
+        let ino = file.ino();
+        if self.is_unlinked_and_closed(&file) {
+            // Nobody can read it any more.
+            self.discard(&file).await;
+            self.forget_if_idle(&file);
+            return step;
+        }
+        let one = file.flushing.clone().lock_owned().await;
+        let gathered = match self.gather(&file, upto).await {
+            Ok(commit) => self.policy(&file).await.map(|policy| (commit, policy)),
+            Err(error) => Err(error),
+        };
+        match gathered {
+            Ok((commit, (_, copy))) if commit.is_empty() => {
+                if let Some(unused) = copy {
+                    self.keep_spare_ino(unused);
+                }
+            }
+            Ok((commit, (policy, copy))) => {
+                let partial = file.inner.lock().sealed.get(commit.count()).is_some_and(|more| more.number <= upto);
+                step.op = Some(deferred(at, &[], &commit.op(ino, policy)));
+                step.content = Some(Content { file, commit, copy, partial, _one: one });
+            }
+            Err(error) => self.content_failed(&file, error),
+        }
+        step
+    }
+
+    fn is_unlinked_and_closed(&self, file: &FileState) -> bool {
+        let gone = self.session.cache().attr(file.ino()).is_some_and(|attr| attr.nlink == 0);
+        gone && file.inner.lock().opens == 0
+    }
+
+    /// Content could not be stored: it stays with the file, whoever asks next is told, and the background tries again.
+    fn content_failed(&self, file: &FileState, error: FsError) {
+        if matches!(error, FsError::NoSpace | FsError::QuotaExceeded) {
+            self.window.fail(error);
+        }
+        let mut inner = file.inner.lock();
+        inner.untold = Some(error);
+        inner.refused = error == FsError::Stale;
+        inner.queued = 0;
+    }
+
+    /// Takes in that metad knows these entries now.
+    async fn told(self: &Arc<Self>, steps: Vec<Step>, replies: Vec<OpReply>) {
+        let mut replies = replies.into_iter();
+        for step in steps {
+            let reply = step.op.as_ref().and_then(|_| replies.next());
+            let (inos, names) = (step.inos, step.names);
+            match (step.content, reply) {
+                (Some(content), Some(reply)) => {
+                    let partial = content.partial;
+                    self.content_told(content, reply);
+                    if partial {
+                        return;
+                    }
+                }
+                (_, Some(OpReply::Removed { attr, orphaned: true })) => self.orphaned(attr.ino),
+                (_, Some(OpReply::Renamed { replaced: Some(attr), orphaned: true, .. })) => self.orphaned(attr.ino),
+                _ => {}
+            }
+            self.session.cache().unpin(step.number, &inos, &names);
+            self.writeback.pop(step.number);
+        }
+    }
+
+    fn orphaned(self: &Arc<Self>, ino: Ino) {
+        let client = self.clone();
+        self.in_background(async move { client.keep_or_release(&[ino]).await });
+    }
+
+    fn content_told(self: &Arc<Self>, content: Content, reply: OpReply) {
+        let Content { file, commit, copy, .. } = content;
+        if let OpReply::Committed { attr, .. } = &reply {
+            self.session.cache().repin(attr);
+        }
+        let landed = self.committed(&file, &commit, reply, copy);
+        {
+            let mut inner = file.inner.lock();
+            inner.refused = false;
+            match landed {
+                Ok(Landed::InPlace) if inner.untold != Some(FsError::Stale) => inner.untold = None,
+                Ok(Landed::InPlace) => {}
+                // I6: whoever closes or syncs next hears of it.
+                Ok(Landed::Elsewhere) => inner.untold = Some(FsError::Stale),
+                Err(error) => inner.untold = Some(error),
+            }
+        }
+        self.forget_if_idle(&file);
+    }
+
+    /// Decides what becomes of what metad has refused: others were there first, while this session was away.
+    async fn judge(self: &Arc<Self>, step: Step, error: FsError) -> Result<(), FsError> {
+        match error {
+            FsError::NoSpace | FsError::QuotaExceeded | FsError::SessionExpired if step.content.is_none() => {
+                return Err(error);
+            }
+            _ => {}
+        }
+        let op = step.op.as_ref().map(Op::plain).cloned();
+        match op {
+            Some(Op::Create { parent, name, ino, .. }) if error == FsError::Exists || error == FsError::NotFound => {
+                let parent = if error == FsError::NotFound { Ino::ROOT } else { parent };
+                self.make_elsewhere(&step, (parent, &name), ino);
+                return Ok(());
+            }
+            Some(Op::Rename { new_parent, new_name, name, parent, .. }) if error == FsError::Stale => {
+                if self.leads_still(parent, &name, &step).await {
+                    self.move_elsewhere(&step, new_parent, &new_name);
+                    return Ok(());
+                }
+                tracing::warn!(
+                    name = %String::from_utf8_lossy(&name),
+                    "a file was renamed here while this mount was away from the cluster, and elsewhere too: that stays"
+                );
+            }
+            Some(Op::Commit { ino, .. }) => {
+                let Some(content) = step.content else { return Ok(()) };
+                if error == FsError::NotFound {
+                    self.rescue(&content).await?;
+                } else {
+                    self.content_failed(&content.file, error);
+                }
+                drop(content);
+                tracing::debug!(%ino, %error, "a commit was refused");
+                self.session.cache().unpin(step.number, &step.inos, &step.names);
+                self.writeback.pop(step.number);
+                return Ok(());
+            }
+            other => {
+                tracing::warn!(op = ?other, %error, "what was done here while this mount was away is left out: others were first");
+            }
+        }
+        self.session.cache().unpin(step.number, &step.inos, &step.names);
+        self.writeback.pop(step.number);
+        Ok(())
+    }
+
+    /// Whether the name still leads where this session knew it to lead.
+    async fn leads_still(&self, parent: Ino, name: &[u8], step: &Step) -> bool {
+        let Some(Op::Deferred { expect, .. }) = &step.op else { return false };
+        let Some(known) = expect.iter().find(|expect| expect.parent == parent && expect.name == name) else {
+            return false;
+        };
+        let read = wire::op::Read::Lookup { parent, name: name.to_vec() };
+        match self.session.read(read).await {
+            Ok(wire::op::ReadReply::Attr(attr)) => Some(attr.ino) == known.ino,
+            _ => false,
+        }
+    }
+
+    fn conflict_name(&self, name: &[u8]) -> Name {
+        let mut suffix = self.conflict_suffix();
+        suffix.truncate(NAME_BYTES_MAX);
+        // Once more with the same name: others have that one, too.
+        let name = match name.windows(suffix.len()).position(|part| part == suffix.as_slice()) {
+            Some(_) => [name, b".1"].concat(),
+            None => {
+                let mut name = name[..name.len().min(NAME_BYTES_MAX - suffix.len())].to_vec();
+                name.extend_from_slice(&suffix);
+                name
+            }
+        };
+        let from = name.len().saturating_sub(NAME_BYTES_MAX);
+        name[from..].to_vec()
+    }
+
+    /// What was made here gets another name, because others have made something of the same one, or taken its directory
+    /// away. What was done to it by its name follows.
+    fn make_elsewhere(&self, step: &Step, (parent, name): (Ino, &[u8]), made: Ino) {
+        let new_name = self.conflict_name(name);
+        tracing::warn!(
+            name = %String::from_utf8_lossy(name),
+            conflict = %String::from_utf8_lossy(&new_name),
+            "another session made the same name first; what was made here is kept beside it"
+        );
+        let Some(old) = step.names.first().cloned() else { return };
+        self.rename_entries(step.number, &old, &(parent, new_name), made);
+    }
+
+    /// What was moved here goes to another name, because others have put something else at the one it was to get.
+    fn move_elsewhere(&self, step: &Step, parent: Ino, name: &[u8]) {
+        let new_name = self.conflict_name(name);
+        tracing::warn!(
+            name = %String::from_utf8_lossy(name),
+            conflict = %String::from_utf8_lossy(&new_name),
+            "another session put something else under this name first; what was moved here is kept beside it"
+        );
+        let Some(moved) = step.inos.last().copied() else { return };
+        self.rename_entries(step.number, &(parent, name.to_vec()), &(parent, new_name), moved);
+    }
+
+    /// From this entry on, `ino` has the name `new` instead of `old`, until something else gets that.
+    fn rename_entries(&self, from: u64, old: &(Ino, Name), new: &(Ino, Name), ino: Ino) {
+        let cache = self.session.cache();
+        let mut inner = self.writeback.inner.lock();
+        for entry in inner.entries.iter_mut().filter(|entry| entry.number >= from) {
+            let first = entry.number == from;
+            let Work::Change { op, expect } = &mut entry.work else { continue };
+            let concerns = first || expect.iter().any(|expect| (expect.parent, &expect.name) == (old.0, &old.1) && expect.ino == Some(ino));
+            if !concerns {
+                continue;
+            }
+            rename_in(op, old, new, first);
+            expect.retain(|expect| !(first && (expect.parent, &expect.name) == (old.0, &old.1)));
+            for expect in expect.iter_mut().filter(|expect| (expect.parent, &expect.name) == (old.0, &old.1)) {
+                (expect.parent, expect.name) = new.clone();
+            }
+            cache.unpin(entry.number, &[], std::slice::from_ref(old));
+            if first {
+                let names = vec![(new.0, new.1.clone(), Some(ino))];
+                cache.pin(entry.number, Local { names, ..Local::default() });
+            }
+            for name in entry.names.iter_mut().filter(|name| *name == old) {
+                *name = new.clone();
+            }
+        }
+    }
+
+    /// Content of a file that others have removed goes into a new one beside where it was.
+    async fn rescue(self: &Arc<Self>, content: &Content) -> Result<(), FsError> {
+        let file = &content.file;
+        let place = self.names.lock().iter().find(|(_, ino)| **ino == file.ino()).map(|(place, _)| place.clone());
+        let (parent, name) = place.unwrap_or((Ino::ROOT, format!("inode-{}", file.ino()).into_bytes()));
+        let attr = file.attr();
+        let mut name = self.conflict_name(&name);
+        let mut parent = parent;
+        loop {
+            let ino = self.session.next_ino().await?;
+            let create = Op::Create {
+                parent,
+                name: name.clone(),
+                ino,
+                node: NewInode::Regular,
+                mode: attr.mode,
+                umask: 0,
+                uid: attr.uid,
+                gid: attr.gid,
+            };
+            let commit = Op::Commit {
+                ino,
+                base: wire::ids::Version(1),
+                writes: content.commit.clone_writes(),
+                append_from: None,
+                mtime: None,
+                clear_privileges: false,
+                policy: ConflictPolicy::LastWriter,
+            };
+            match self.session.submit_batch(vec![create, commit]).await {
+                Ok(_) => break,
+                Err(BatchFailed { error: FsError::Exists, .. }) => name = self.conflict_name(&name),
+                Err(BatchFailed { error: FsError::NotFound | FsError::NotADirectory, .. }) if parent != Ino::ROOT => {
+                    parent = Ino::ROOT;
+                }
+                Err(BatchFailed { error, .. }) => return Err(error),
+            }
+        }
+        tracing::warn!(
+            ino = %file.ino(),
+            copy = %String::from_utf8_lossy(&name),
+            "the file was removed elsewhere while it was written here; what was written is kept"
+        );
+        self.drop_sealed(file, content.commit.count());
+        file.inner.lock().untold = Some(FsError::Stale);
+        Ok(())
+    }
+}
+
+/// The step of the operation with this number in the batch.
+fn place_of(steps: &[Step], index: usize) -> usize {
+    let mut ops = steps.iter().enumerate().filter(|(_, step)| step.op.is_some());
+    ops.nth(index).map_or(0, |(place, _)| place)
+}
+
+/// Puts one name in place of another: of what is made or where something is moved to if it is the `first` one that has the
+/// new name, of what is removed or moved away else.
+fn rename_in(op: &mut Op, old: &(Ino, Name), new: &(Ino, Name), first: bool) {
+    match op {
+        Op::Create { parent, name, .. } if first => (*parent, *name) = new.clone(),
+        Op::Rename { new_parent, new_name, released, .. } if first => {
+            (*new_parent, *new_name) = new.clone();
+            *released = None;
+        }
+        Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } | Op::Rename { parent, name, .. }
+            if (*parent, &*name) == (old.0, &old.1) =>
+        {
+            (*parent, *name) = new.clone();
+        }
+        _ => {}
+    }
+}
