@@ -5,13 +5,17 @@
 //! without a limit, because a leaked FUSE mount hangs whatever comes after it.
 
 pub mod bins;
+pub mod chance;
 pub mod command;
 pub mod fault;
 pub mod mounts;
+pub mod proxy;
 pub mod surf;
 pub mod wait;
 pub mod watchdog;
 
+pub use chance::Chance;
 pub use command::{Output, run, sh};
+pub use proxy::{Link, Proxy};
 pub use surf::{Setup, Surf};
 pub use wait::until;
