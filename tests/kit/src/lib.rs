@@ -8,11 +8,14 @@ pub mod bins;
 pub mod chance;
 pub mod command;
 pub mod fault;
+pub mod linear;
 pub mod mounts;
+pub mod names;
 pub mod proxy;
 pub mod surf;
 pub mod wait;
 pub mod watchdog;
+pub mod workload;
 
 pub use chance::Chance;
 pub use command::{Output, run, sh};
