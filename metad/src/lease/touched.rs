@@ -14,9 +14,8 @@ pub(super) fn before(kv: &dyn Kv, ops: &[Op]) -> Vec<Ino> {
     let behind = |parent: Ino, name: &[u8]| dentry::find(kv, parent, name).map(|(ino, _)| ino);
     for op in ops {
         match op {
-            Op::Create { parent, .. } => {
-                inos.insert(*parent);
-            }
+            // The new inode too: whoever makes it is told its attributes, and keeps them.
+            Op::Create { parent, ino, .. } => inos.extend([*parent, *ino]),
             Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } => {
                 inos.insert(*parent);
                 inos.extend(behind(*parent, name));
