@@ -284,6 +284,7 @@ pub fn close(file: File) -> io::Result<()> {
 /// # Panics
 /// When one is not linearizable; the message shows where, and `what` it was that was done.
 pub fn check_all(histories: &[History], what: &str) {
+    write_down(histories);
     let refused = Mutex::new(Vec::new());
     let next = AtomicU32::new(0);
     thread::scope(|scope| {
@@ -299,6 +300,20 @@ pub fn check_all(histories: &[History], what: &str) {
     });
     let refused = lock(&refused);
     assert!(refused.is_empty(), "{what}\n{}", refused.join("\n\n"));
+}
+
+/// Writes histories to the folder that `FAULT_HISTORIES` names, if it does, by time.
+fn write_down(histories: &[History]) {
+    let Some(dir) = std::env::var_os("FAULT_HISTORIES").map(PathBuf::from) else { return };
+    for (number, history) in histories.iter().enumerate() {
+        let mut events: Vec<_> = history.iter().collect();
+        events.sort_by_key(|event| event.start);
+        let lines = events.iter().map(|event| {
+            let end = event.end.map_or("never".to_owned(), |end| end.to_string());
+            format!("{:12} {end:>12} lane {:2} {:?}\n", event.start, event.lane, event.op)
+        });
+        fs::write(dir.join(format!("area-{number}.txt")), lines.collect::<String>()).expect("a history can be written");
+    }
 }
 
 /// How many calls ended how, for people.
