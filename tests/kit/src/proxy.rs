@@ -6,8 +6,8 @@
 //! sender (a *flow*), and answers go back the same way. QUIC sees nothing of it: its packets belong to connections by
 //! their ids, and addresses stay what they are.
 //!
-//! Who sends is known by the port: a daemon sends from the one that it serves on, and of other ports the kernel's tables
-//! say which process has them open. So each *link*, a sender and a receiver, can be treated apart in each direction,
+//! Who sends is known by the port: a daemon sends from the one that it serves on, and of mounts the kernel's tables say
+//! which they have open. So each *link*, a sender and a receiver, can be treated apart in each direction,
 //! whichever of the two has begun to talk. Nothing here needs root.
 
 mod forward;
@@ -109,7 +109,8 @@ type Ends = (Arc<str>, Arc<str>);
 struct Rules {
     seed: u64,
     links: HashMap<Ends, (Link, Chance)>,
-    processes: HashMap<u32, Arc<str>>,
+    /// Who sends from a port that is no daemon's.
+    ports: HashMap<u16, Arc<str>>,
 }
 
 struct Shared {
@@ -166,7 +167,7 @@ impl Proxy {
     /// When loopback has no free port.
     pub fn start(daemons: &[(String, SocketAddr)], seed: u64) -> io::Result<Self> {
         let shared = Arc::new(Shared {
-            rules: Mutex::new(Rules { seed, links: HashMap::new(), processes: HashMap::new() }),
+            rules: Mutex::new(Rules { seed, links: HashMap::new(), ports: HashMap::new() }),
             generation: AtomicU64::new(0),
             counters: Counters::default(),
             stop: AtomicBool::new(false),
@@ -192,14 +193,17 @@ impl Proxy {
         self.fronts.iter().map(|(name, _)| name.clone()).collect()
     }
 
-    /// From now on what this process sends is sent by `name`.
-    pub fn name_process(&self, pid: u32, name: &str) {
+    /// From now on what this process sends by the sockets that it has now is sent by `name`, and nothing else is. Returns
+    /// how many sockets these are.
+    pub fn name_process(&self, pid: u32, name: &str) -> usize {
+        let ports = origin::ports_of(pid);
         let mut rules = self.shared.rules();
-        // A process that is gone may have left its number and its name to another.
-        rules.processes.retain(|_, known| &**known != name);
-        rules.processes.insert(pid, name.into());
+        // A process that is gone may have left its ports, and its name, to another.
+        rules.ports.retain(|_, known| &**known != name);
+        rules.ports.extend(ports.iter().map(|port| (*port, Arc::from(name))));
         drop(rules);
         self.shared.generation.fetch_add(1, Ordering::SeqCst);
+        ports.len()
     }
 
     /// Datagrams from each of `senders` to each of `receivers` fare so from now on; those on their way arrive as before.

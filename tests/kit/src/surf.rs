@@ -318,9 +318,6 @@ impl Surf {
         };
         command.args(args).arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().expect("surfmount starts");
-        if let Some(proxy) = &self.proxy {
-            proxy.name_process(child.id(), &name_of(path));
-        }
         let started = Instant::now();
         while !is_mounted(path) {
             let ended = child.try_wait().expect("a child can be waited for");
@@ -330,6 +327,11 @@ impl Surf {
                 panic!("surfmount did not mount ({ended:?})\n{}", self.logs());
             }
             std::thread::sleep(Duration::from_millis(20));
+        }
+        if let Some(proxy) = &self.proxy {
+            // A mount talks to the cluster before it is one, by the socket that it keeps.
+            let sockets = proxy.name_process(child.id(), &name_of(path));
+            assert!(sockets > 0, "surfmount has no socket");
         }
         child
     }

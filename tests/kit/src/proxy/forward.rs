@@ -1,6 +1,6 @@
 //! The proxy's thread: waits for all sockets at once, and for the next datagram that is due.
 
-use super::{Ends, Proxy, Shared, origin};
+use super::{Ends, Proxy, Shared};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::io;
@@ -197,8 +197,7 @@ impl Forwarder {
         if let Some(front) = self.fronts.iter().find(|front| front.daemon == source) {
             return front.name.clone();
         }
-        let processes = self.shared.rules().processes.clone();
-        origin::name_of(source, &processes).unwrap_or_else(|| Proxy::OTHERS.into())
+        self.shared.rules().ports.get(&source.port()).cloned().unwrap_or_else(|| Proxy::OTHERS.into())
     }
 
     fn pass(&mut self, id: FlowId, direction: Direction, ends: &Ends, bytes: &[u8]) {
