@@ -15,6 +15,7 @@ mod config;
 mod error;
 pub mod file;
 mod handle;
+mod local;
 mod locks;
 pub mod meta;
 pub mod namespace;
@@ -25,6 +26,7 @@ mod window;
 pub use config::{ClientConfig, OnConflict};
 pub use error::Error;
 pub use handle::{Handle, OpenFlags, Opened};
+pub use local::LocalDir;
 pub use locks::Wait;
 
 use accessed::Accessed;
@@ -265,7 +267,15 @@ fn hostname() -> String {
 #[cfg(test)]
 pub(crate) mod testing {
     use wire::attr::{FileKind, InodeAttr, Timestamp};
+    use wire::bundle::Bundle;
     use wire::ids::{Ino, Version};
+    use wire::tls::{ClusterCa, Role, Subject};
+
+    /// A bundle of the cluster that this CA makes, for a client of that name.
+    pub(crate) fn bundle(ca: &ClusterCa, name: &str) -> Bundle {
+        let identity = ca.issue(&Subject::new(Role::Client, name)).unwrap();
+        Bundle { cluster: "test".to_owned(), metads: vec![([127, 0, 0, 1], 1).into()], identity }
+    }
 
     /// Attributes of an empty file.
     pub(crate) fn attr() -> InodeAttr {
