@@ -13,6 +13,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use wire::bundle::Bundle;
 use wire::sys::lock_of_the_living;
 
@@ -20,6 +21,9 @@ use wire::sys::lock_of_the_living;
 const OWNER: &str = "surf client 1";
 /// What the first line of every version begins with.
 const OWNER_OF_ANY_VERSION: &str = "surf client ";
+/// `umount` returns before the mount's process has ended, which stores what is under way first: whoever mounts again at
+/// once waits so long for it.
+const ENDING: Duration = Duration::from_secs(5);
 /// Digits of the hash that stands for the mount point.
 const MOUNT_DIGITS: usize = 16;
 
@@ -32,7 +36,7 @@ pub struct LocalDir {
 
 impl LocalDir {
     /// Takes the directory below `base` of the mount `purpose` of this cluster, making both if needed, readable by their
-    /// owner alone. Blocks, up to a second for the lock of a process that is dying: not for a runtime thread.
+    /// owner alone. Blocks, some seconds for a mount that is ending: not for a runtime thread.
     ///
     /// # Errors
     /// [`Error::LocalInUse`], [`Error::LocalForeign`], or [`Error::Local`] when the disk refuses.
@@ -72,10 +76,14 @@ fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("lock");
     let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let file = opened.map_err(failed(&path))?;
-    match lock_of_the_living(&file) {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::LocalInUse { dir: dir.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(failed(&path)(error)),
+    let started = Instant::now();
+    loop {
+        match lock_of_the_living(&file) {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if started.elapsed() < ENDING => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::LocalInUse { dir: dir.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(failed(&path)(error)),
+        }
     }
 }
 
@@ -149,6 +157,19 @@ mod tests {
         assert!(matches!(error, Error::LocalForeign { .. }), "{error}");
         let said = error.to_string();
         assert!(said.contains("client \"one\"") && said.contains("client \"two\"") && !said.contains('\n'), "{said}");
+    }
+
+    #[test]
+    fn a_mount_that_is_ending_is_waited_for() {
+        let base = tempfile::tempdir().unwrap();
+        let bundle = bundle(&ClusterCa::create("t").unwrap(), "one");
+        let ending = LocalDir::open(base.path(), &bundle, "/mnt").unwrap();
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(1500));
+            drop(ending);
+        });
+        LocalDir::open(base.path(), &bundle, "/mnt").unwrap();
+        ends.join().unwrap();
     }
 
     #[test]

@@ -48,8 +48,8 @@ const QUEUE_BYTES: usize = 32 << 20;
 const QUEUE_COUNT: usize = 2048;
 /// That a block was used is noted on disk when the last note is older: order after a remount need not be exact.
 const TOUCH_EVERY: Duration = Duration::from_secs(600);
-/// A directory that cannot be opened in this time is on a disk that hangs.
-const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// A directory that cannot be opened in this time, waiting for another mount's end included, is on a disk that hangs.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
 /// What is queued when the mount ends is written within this time, or not at all.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
