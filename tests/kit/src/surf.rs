@@ -180,6 +180,12 @@ impl Surf {
         self.dir.path().join("data")
     }
 
+    /// Where mounts keep what they cache on disk.
+    #[must_use]
+    pub fn cache_dir(&self) -> PathBuf {
+        self.dir.path().join("cache")
+    }
+
     /// Process id of the mount.
     ///
     /// # Panics
@@ -316,6 +322,7 @@ impl Surf {
             Setup::Embedded => command.arg("--data-dir").arg(self.data_dir()),
             Setup::Cluster => command.arg("--cluster").arg(self.bundle()),
         };
+        command.arg("--cache-dir").arg(self.cache_dir());
         command.args(args).arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().expect("surfmount starts");
         let started = Instant::now();
