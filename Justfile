@@ -56,6 +56,11 @@ fix:
 bench *args:
     cargo run --release -p bench -- {{args}}
 
+# The table of docs/performance.md: the disk, the null file system, Surf both ways (root). Some hours; `just bench-peers --quick --runs 1` takes minutes.
+bench-peers *args:
+    cargo build --release --workspace --bins
+    target/release/bench --install --columns ext4,null,embedded,cluster {{args}}
+
 # Reference of all crates, private items included.
 doc:
     cargo doc --workspace --no-deps --document-private-items

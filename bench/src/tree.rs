@@ -1,8 +1,11 @@
 //! What the programs work on: a real source tree as a tar file, and a repository of it. Made once a run, on local disk.
 
+use crate::signals::{self, Working};
+use crate::sys;
 use anyhow::{Context, Result, ensure};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 /// The inputs, removed with this value.
@@ -14,10 +17,22 @@ pub(crate) struct Inputs {
     pub repository: PathBuf,
 }
 
-/// Runs a shell script.
+/// Runs a shell script. A signal ends it.
 pub(crate) fn sh(dir: &Path, script: &str) -> Result<()> {
-    let status = Command::new("timeout").args(["600", "bash", "-ec", script]).current_dir(dir).status();
-    ensure!(status.context("bash")?.success(), "failed: {script}");
+    let mut command = Command::new("timeout");
+    command.args(["-k", "10", "600", "bash", "-ec", script]).current_dir(dir).stdin(Stdio::null()).process_group(0);
+    sys::die_with_parent(&mut command);
+    let mut child = command.spawn().context("timeout")?;
+    let group = sys::pid(&child);
+    let working = Working::new(group);
+    if signals::check().is_err() {
+        // It came before the handler knew of the group.
+        sys::kill_group(group);
+    }
+    let status = child.wait().context("bash");
+    drop(working);
+    signals::check()?;
+    ensure!(status?.success(), "failed: {script}");
     Ok(())
 }
 
