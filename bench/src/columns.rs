@@ -1,6 +1,8 @@
 //! Columns that the bench sets up by itself, each in a directory of its own below one place, so that all are on the same
 //! disk. Services get a network of their own (see [`crate::process::Node`]), whose only interface is the loopback one.
 
+mod glusterfs;
+mod moosefs;
 mod surf;
 
 use crate::mounts::{Mount, Serving};
@@ -22,6 +24,10 @@ pub(crate) enum Column {
     Embedded,
     /// surfmount on three metads and three blockds, three replicas.
     Cluster,
+    /// MooseFS with three chunkservers, goal 3.
+    Moosefs,
+    /// GlusterFS with three bricks, replica 3.
+    Glusterfs,
 }
 
 impl Column {
@@ -32,6 +38,8 @@ impl Column {
             Column::Null => NULL,
             Column::Embedded => "embedded",
             Column::Cluster => "cluster",
+            Column::Moosefs => "moosefs",
+            Column::Glusterfs => "glusterfs",
         }
     }
 
@@ -40,6 +48,8 @@ impl Column {
         match self {
             Column::Ext4 | Column::Null | Column::Embedded => &[],
             Column::Cluster => &NAMESPACES,
+            Column::Moosefs => &moosefs::PROGRAMS,
+            Column::Glusterfs => &glusterfs::PROGRAMS,
         }
     }
 
@@ -54,6 +64,8 @@ impl Column {
             Column::Null => null(files),
             Column::Embedded => surf::embedded(files),
             Column::Cluster => surf::cluster(files),
+            Column::Moosefs => moosefs::set_up(files),
+            Column::Glusterfs => glusterfs::set_up(files),
         }
     }
 }
