@@ -75,9 +75,9 @@ struct Flags {
     /// Runs of each row; the median counts.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Only rows whose name contains one of these words, separated by commas or given one by one. What such a row needs
-    /// is done, and not shown.
-    #[arg(long, value_delimiter = ',', value_name = "WORDS")]
+    /// Only rows whose name contains this; several are separated by commas or given one by one. What such a row needs is
+    /// done, and not shown.
+    #[arg(long, value_name = "WORDS")]
     only: Vec<String>,
     /// Write the figures there, as JSON.
     #[arg(long)]
@@ -120,8 +120,8 @@ fn run(flags: &Flags) -> Result<()> {
     signals::handle()?;
     columns::prepare(&flags.columns, flags.install)?;
     sys::warm_memory(if flags.quick { 0 } else { flags.warm_gib });
-    let inputs = Inputs::make(flags.quick)?;
     let place = Files::new(&flags.at.canonicalize().with_context(|| flags.at.display().to_string())?.join(own_name()))?;
+    let inputs = Inputs::make(&place.0, flags.quick)?;
     let mut sides = columns::set_up(&flags.columns, &place.0)?;
     for text in &flags.dirs {
         sides.push(named_side(text)?);
@@ -193,7 +193,7 @@ mod tests {
         let flags =
             parse("--columns ext4,null --columns glusterfs --only untar,git --only find --dir a=/x").unwrap().flags;
         assert_eq!(flags.columns, [Column::Ext4, Column::Null, Column::Glusterfs]);
-        assert_eq!(flags.only, ["untar", "git", "find"]);
+        assert_eq!(flags.only, ["untar,git", "find"]);
         assert_eq!(flags.dirs, ["a=/x"]);
         assert!(parse("--columns ext3").is_err());
         assert!(parse("null /mnt --runs 3").is_err());

@@ -59,15 +59,16 @@ struct Policy {
 
 impl Policy {
     fn refuse() -> Result<Self> {
-        let made = fs::File::create_new(POLICY).and_then(|_| {
-            fs::write(POLICY, "#!/bin/sh\nexit 101\n")?;
-            fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))
-        });
-        match made {
-            Ok(()) => Ok(Self { is_ours: true }),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Self { is_ours: false }),
-            Err(error) => Err(error).context(POLICY),
+        match fs::File::create_new(POLICY) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(Self { is_ours: false }),
+            Err(error) => return Err(error).context(POLICY),
         }
+        // From here on it is removed, also when it cannot be written.
+        let ours = Self { is_ours: true };
+        let written = fs::write(POLICY, "#!/bin/sh\nexit 101\n")
+            .and_then(|()| fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755)));
+        written.context(POLICY).map(|()| ours)
     }
 }
 

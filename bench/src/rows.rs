@@ -76,11 +76,17 @@ pub(crate) struct Selected {
     pub is_shown: bool,
 }
 
-/// Rows whose name contains one of `words` (all rows without any), and those that they need, in order.
-pub(crate) fn select(words: &[String]) -> Result<Vec<Selected>> {
-    let wanted = |row: &Row| words.is_empty() || words.iter().any(|word| row.name.contains(word.as_str()));
-    for word in words {
-        ensure!(ROWS.iter().any(|row| row.name.contains(word.as_str())), "no row is called {word}");
+/// What is asked for, in words: names of rows have commas in them, so a text that fits a row as a whole is one word.
+fn words(text: &str) -> Vec<&str> {
+    if ROWS.iter().any(|row| row.name.contains(text)) { vec![text] } else { text.split(',').map(str::trim).collect() }
+}
+
+/// Rows whose name contains one of the words (all rows without any), and those that they need, in order.
+pub(crate) fn select(texts: &[String]) -> Result<Vec<Selected>> {
+    let words: Vec<&str> = texts.iter().flat_map(|text| words(text)).collect();
+    let wanted = |row: &Row| words.is_empty() || words.iter().any(|word| row.name.contains(word));
+    for word in &words {
+        ensure!(!word.is_empty() && ROWS.iter().any(|row| row.name.contains(word)), "no row is called `{word}`");
     }
     let needed: Vec<&str> = ROWS.iter().filter(|row| wanted(row)).flat_map(|row| row.after).copied().collect();
     let selected = ROWS.iter().filter(|row| wanted(row) || needed.contains(&row.name));
@@ -107,8 +113,16 @@ mod tests {
     }
 
     #[test]
+    fn several_words_and_names_with_commas_are_told_apart() {
+        assert_eq!(names(&["git status,find"]), names(&["git status", "find"]));
+        assert_eq!(names(&["stat cold, 8"]), [("create, 8 processes", false), ("stat cold, 8 processes", true)]);
+    }
+
+    #[test]
     fn a_word_that_names_no_row_is_refused() {
-        assert!(select(&["untar".to_owned(), "unpack".to_owned()]).is_err());
+        for wrong in ["untar,unpack", "unpack", "untar,"] {
+            assert!(select(&[wrong.to_owned()]).is_err_and(|error| error.to_string().contains("no row")), "{wrong}");
+        }
     }
 
     #[test]

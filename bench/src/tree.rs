@@ -1,16 +1,17 @@
-//! What the programs work on: a real source tree as a tar file, and a repository of it. Made once a run, on local disk.
+//! What the programs work on: a real source tree as a tar file, and a repository of it. Made once a run, on the disk that is
+//! measured.
 
+use crate::side::Files;
 use crate::signals::{self, Working};
 use crate::sys;
 use anyhow::{Context, Result, ensure};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use tempfile::TempDir;
 
 /// The inputs, removed with this value.
 pub(crate) struct Inputs {
-    _dir: TempDir,
+    _files: Files,
     /// Source tree.
     pub tar: PathBuf,
     /// Repository of the same.
@@ -39,8 +40,9 @@ pub(crate) fn sh(dir: &Path, script: &str) -> Result<()> {
 impl Inputs {
     /// Takes sources of crates that cargo has fetched: 7,800 small files in some 1,900 directories, 28 MB, as a tar file;
     /// and a repository of 430 larger ones, 30 MB, packed as one that was cloned is. A tenth with `quick`.
-    pub(crate) fn make(quick: bool) -> Result<Self> {
-        let dir = tempfile::tempdir_in("/var/tmp").context("/var/tmp")?;
+    pub(crate) fn make(place: &Path, quick: bool) -> Result<Self> {
+        let files = Files::new(&place.join("inputs"))?;
+        let dir = &files.0;
         let home = std::env::var("CARGO_HOME")
             .unwrap_or_else(|_| format!("{}/.cargo", std::env::var("HOME").unwrap_or_default()));
         let (small, large) = if quick { (780, 43) } else { (7_800, 430) };
@@ -52,7 +54,7 @@ impl Inputs {
              cd $out/repo; git init -q .; git config user.email a@b; git config user.name bench; \
              git add -f .; git commit -qm all; git repack -adq"
         );
-        sh(dir.path(), &script).context("no source tree can be made: run `cargo fetch` first")?;
-        Ok(Self { tar: dir.path().join("tree.tar"), repository: dir.path().join("repo"), _dir: dir })
+        sh(dir, &script).context("no source tree can be made: run `cargo fetch` first")?;
+        Ok(Self { tar: dir.join("tree.tar"), repository: dir.join("repo"), _files: files })
     }
 }
