@@ -137,7 +137,8 @@ impl Node {
             ready = ready.display()
         );
         let mut command = Command::new("unshare");
-        command.args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "bash", "-c", &text]);
+        command.args(["--net", "--mount", "--propagation", "slave", "--pid", "--fork", "--kill-child", "--mount-proc"]);
+        command.args(["bash", "-c", &text]);
         let mut shell = Service::start(name, command, &log)?;
         wait_for(&format!("{name} starts"), START_LIMIT, || shell.check().map(|()| ready.exists()))?;
         Ok(Self { shell })
@@ -202,5 +203,39 @@ mod tests {
         drop(service);
         let gone = || fs::read_to_string(format!("/proc/{}/cmdline", pid())).unwrap_or_default().is_empty();
         wait_for("the child's end", START_LIMIT, || Ok(gone())).unwrap();
+    }
+
+    /// Whether a process with this word in its command line runs.
+    fn runs(word: &str) -> bool {
+        let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+        let mut lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+        lines.any(|line| line.split(|byte| *byte == 0).any(|found| found == word.as_bytes()))
+    }
+
+    #[test]
+    fn what_a_node_has_started_ends_with_it_though_it_detached_itself() {
+        if !sys::is_root() || crate::packages::find("ip").is_none() {
+            eprintln!("left out: it takes root and the package iproute2");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let time = format!("600.{}", std::process::id());
+        let node = Node::start("it", dir.path(), &format!("setsid -f sleep {time}")).unwrap();
+        wait_for("the daemon", START_LIMIT, || Ok(runs(&time))).unwrap();
+        let told = output(node.network().command("ip").args(["-brief", "address"])).unwrap();
+        assert!(told.contains(ADDRESS) && told.lines().count() == 1, "{told}");
+        drop(node);
+        assert!(!runs(&time));
+    }
+
+    #[test]
+    fn a_node_whose_script_fails_is_told_with_what_it_said() {
+        if !sys::is_root() || crate::packages::find("ip").is_none() {
+            eprintln!("left out: it takes root and the package iproute2");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let error = Node::start("it", dir.path(), "echo no such luck; false").err().unwrap().to_string();
+        assert!(error.contains("no such luck"), "{error}");
     }
 }

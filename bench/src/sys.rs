@@ -47,26 +47,23 @@ pub(crate) fn owner() -> (u32, u32) {
     unsafe { (libc::geteuid(), libc::getegid()) }
 }
 
-/// Mounts of this process and of what it starts are seen by nobody else, and go with the last of them. Must be called
-/// while there is only one thread.
+/// Mounts of this process and of what it starts are seen by nobody else, and go with the last of them. Namespaces that are
+/// made from here on follow them, or a copy of a mount there would outlive it. Must be called while there is only one
+/// thread.
 pub(crate) fn leave_mount_namespace() -> Result<()> {
     // SAFETY: unshare takes no pointers.
     let left = unsafe { libc::unshare(libc::CLONE_NEWNS) };
     let left = if left == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
     left.context("a mount namespace cannot be made")?;
-    let root = c"/";
+    propagate(libc::MS_PRIVATE).and_then(|()| propagate(libc::MS_SHARED)).context("mounts cannot be kept apart")
+}
+
+/// Whether what is mounted and unmounted here is so elsewhere too (mount_namespaces(7)).
+fn propagate(how: libc::c_ulong) -> io::Result<()> {
+    let (root, none) = (c"/".as_ptr(), std::ptr::null());
     // SAFETY: the path ends with NUL, and mount(2) ignores the other pointers when it changes how mounts propagate.
-    let private = unsafe {
-        libc::mount(
-            std::ptr::null(),
-            root.as_ptr(),
-            std::ptr::null(),
-            libc::MS_REC | libc::MS_PRIVATE,
-            std::ptr::null(),
-        )
-    };
-    let private = if private == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
-    private.context("mounts cannot be made private")
+    let changed = unsafe { libc::mount(std::ptr::null(), root, none, libc::MS_REC | how, std::ptr::null()) };
+    if changed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Unmounts; with `detach` also what is still in use. Users other than root go through fusermount3.

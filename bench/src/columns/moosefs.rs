@@ -7,6 +7,7 @@ use crate::side::{Files, Side};
 use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// Programs, and the packages that have them.
 pub(super) const PROGRAMS: [(&str, &str); 7] = [
@@ -22,6 +23,8 @@ pub(super) const PROGRAMS: [(&str, &str); 7] = [
 const CHUNKSERVERS: u16 = 3;
 /// Of the first chunkserver; the next ones count on.
 const CHUNK_PORT: u16 = 9422;
+/// Where the master serves mounts.
+const MASTER_PORT: u16 = 9421;
 const GOAL: &str = "3";
 /// Metadata of a file system that is still empty: what the package has in `metadata.mfs.empty`.
 const EMPTY_METADATA: &[u8] = b"MFSM NEW";
@@ -67,19 +70,28 @@ for number in 0 1 2; do mfschunkserver -f -c chunk-$number.cfg start >chunk-$num
 pub(super) fn set_up(files: Files) -> Result<Side> {
     configure(&files.0)?;
     let node = Node::start("MooseFS", &files.0, SCRIPT)?;
-    let version = output(node.network().command("mfsmaster").arg("-v"))?;
+    // A mount that does not find the master gives up.
+    let connect = format!("exec 3<>/dev/tcp/{ADDRESS}/{MASTER_PORT}");
+    let listens = || Ok(output(node.network().command("bash").args(["-c", &connect])).is_ok());
+    wait_for("the master of MooseFS listens", START_LIMIT, listens)?;
+    let version = output(Command::new("mfsmaster").arg("-v"))?;
     let (network, path) = (node.network(), Mount::path_below(&files.0));
     let at = path.clone();
     let command = move || {
         let mut command = network.command("mfsmount");
-        command.args(["-f", "-H", ADDRESS]).arg(&at);
+        command.args(["-f", "-H", ADDRESS, "-P", &MASTER_PORT.to_string()]).arg(&at);
         command
     };
     let mount = Mount::new("moosefs", &files.0, Serving::Once(Box::new(command)))?;
     output(node.network().command("mfssetgoal").args(["-r", GOAL]).arg(&path))?;
     wait_for("three copies of a file in MooseFS", START_LIMIT, || Ok(has_all_copies(&node, &path)))?;
-    let what = format!("MooseFS {}, goal {GOAL}", version.trim());
+    let what = format!("MooseFS {}, goal {GOAL}", number(&version));
     Side::mounted("moosefs", what, files, Some(node), mount)
+}
+
+/// The number in `version: 3.0.117-1 ; build: 1341`.
+fn number(said: &str) -> &str {
+    said.split_whitespace().nth(1).unwrap_or("of unknown version")
 }
 
 /// Whether a file that is written now gets its three copies: whether all chunkservers are there.
@@ -90,4 +102,27 @@ fn has_all_copies(node: &Node, mount: &Path) -> bool {
     }
     let told = output(node.network().command("mfsfileinfo").arg(&probe)).unwrap_or_default();
     fs::remove_file(&probe).is_ok() && told.contains("copy 3:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_number_alone() {
+        assert_eq!(number("version: 3.0.117-1 ; build: 1341\n"), "3.0.117-1");
+        assert_eq!(number(""), "of unknown version");
+    }
+
+    #[test]
+    fn servers_have_places_and_ports_of_their_own() {
+        let dir = tempfile::tempdir().unwrap();
+        configure(dir.path()).unwrap();
+        let ports = (0..CHUNKSERVERS).map(|number| {
+            let text = fs::read_to_string(dir.path().join(format!("chunk-{number}.cfg"))).unwrap();
+            assert!(text.contains(&format!("/chunk-{number}\n")) && text.contains(&format!("/disk-{number}.cfg\n")));
+            text.lines().find(|line| line.starts_with("CSSERV_LISTEN_PORT")).unwrap().to_owned()
+        });
+        assert_eq!(ports.collect::<std::collections::HashSet<_>>().len(), usize::from(CHUNKSERVERS));
+    }
 }
