@@ -60,6 +60,12 @@ fix:
 bench *args:
     cargo run --release -p bench -- {{args}}
 
+# The table of docs/performance.md: the disk, the null file system, Surf both ways, MooseFS, GlusterFS (root, Debian).
+# Packages of the last two are installed if they are missing. An hour or more; `just bench-peers --quick --runs 1` takes minutes.
+bench-peers *args:
+    cargo build --release --workspace --bins
+    target/release/bench --install --columns ext4,null,embedded,cluster,moosefs,glusterfs {{args}}
+
 # Reference of all crates, private items included.
 doc:
     cargo doc --workspace --no-deps --document-private-items
