@@ -38,6 +38,10 @@ test-fuse *filter:
 fsx operations="100000":
     SURF_TEST_MINUTES=1440 FSX_OPERATIONS={{operations}} cargo test --release -p fuse --test posix --locked -- --nocapture fsx
 
+# Mounts, links and servers that fail, so many seconds per test; a seed may follow.
+faults seconds="600" seed="":
+    SURF_TEST_MINUTES=1440 FAULT_SECONDS={{seconds}} FAULT_SEED={{seed}} cargo test -p fuse --test faults --locked -- --nocapture --test-threads 1
+
 # Programs that take minutes: this workspace built on a mount, PostgreSQL under load.
 programs:
     SURF_TEST_MINUTES=1440 cargo test --release -p fuse --test programs --locked -- --ignored --nocapture
@@ -55,6 +59,12 @@ fix:
 # Benchmarks; arguments go to the program.
 bench *args:
     cargo run --release -p bench -- {{args}}
+
+# The table of docs/performance.md: the disk, the null file system, Surf both ways, MooseFS, GlusterFS (root, Debian).
+# Packages of the last two are installed if they are missing. An hour or more; `just bench-peers --quick --runs 1` takes minutes.
+bench-peers *args:
+    cargo build --release --workspace --bins
+    target/release/bench --install --columns ext4,null,embedded,cluster,moosefs,glusterfs {{args}}
 
 # Reference of all crates, private items included.
 doc:

@@ -1,7 +1,7 @@
 //! Ordinary programs at work.
 
-use crate::Scale;
-use crate::sys::drop_caches;
+use crate::rows::Scale;
+use crate::side::Side;
 use crate::tree::{Inputs, sh};
 use anyhow::Result;
 use std::path::Path;
@@ -13,32 +13,38 @@ fn timed(dir: &Path, script: &str) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-pub(crate) fn untar(dir: &Path, inputs: &Inputs, _scale: Scale) -> Result<f64> {
-    timed(dir, &format!("mkdir tree && tar -xf {} -C tree", inputs.tar.display()))
+pub(crate) fn untar(side: &mut Side, inputs: &Inputs, _scale: Scale) -> Result<f64> {
+    timed(side.dir(), &format!("mkdir tree && tar -xf {} -C tree", inputs.tar.display()))
 }
 
-pub(crate) fn find(dir: &Path, _inputs: &Inputs, _scale: Scale) -> Result<f64> {
-    drop_caches();
-    timed(dir, "find tree > /dev/null")
+/// Has a row find nothing of its tree in memory, but the program itself.
+fn make_cold(side: &mut Side, program: &str) -> Result<()> {
+    side.make_cold()?;
+    sh(Path::new("/"), &format!("{program} --version > /dev/null"))
 }
 
-pub(crate) fn du(dir: &Path, _inputs: &Inputs, _scale: Scale) -> Result<f64> {
-    timed(dir, "du -s tree > /dev/null")
+pub(crate) fn find(side: &mut Side, _inputs: &Inputs, _scale: Scale) -> Result<f64> {
+    make_cold(side, "find")?;
+    timed(side.dir(), "find tree > /dev/null")
 }
 
-pub(crate) fn grep(dir: &Path, _inputs: &Inputs, _scale: Scale) -> Result<f64> {
-    drop_caches();
-    timed(dir, "grep -r 'no such line anywhere' tree || true")
+pub(crate) fn du(side: &mut Side, _inputs: &Inputs, _scale: Scale) -> Result<f64> {
+    timed(side.dir(), "du -s tree > /dev/null")
 }
 
-pub(crate) fn git_clone(dir: &Path, inputs: &Inputs, _scale: Scale) -> Result<f64> {
-    timed(dir, &format!("git clone -q --no-hardlinks {} clone", inputs.repository.display()))
+pub(crate) fn grep(side: &mut Side, _inputs: &Inputs, _scale: Scale) -> Result<f64> {
+    make_cold(side, "grep")?;
+    timed(side.dir(), "grep -r 'no such line anywhere' tree || true")
 }
 
-pub(crate) fn git_status(dir: &Path, _inputs: &Inputs, _scale: Scale) -> Result<f64> {
-    timed(dir, "cd clone && test -z \"$(git status --porcelain)\"")
+pub(crate) fn git_clone(side: &mut Side, inputs: &Inputs, _scale: Scale) -> Result<f64> {
+    timed(side.dir(), &format!("git clone -q --no-hardlinks {} clone", inputs.repository.display()))
 }
 
-pub(crate) fn remove(dir: &Path, _inputs: &Inputs, _scale: Scale) -> Result<f64> {
-    timed(dir, "rm -r tree clone")
+pub(crate) fn git_status(side: &mut Side, _inputs: &Inputs, _scale: Scale) -> Result<f64> {
+    timed(side.dir(), "cd clone && test -z \"$(git status --porcelain)\"")
+}
+
+pub(crate) fn remove(side: &mut Side, _inputs: &Inputs, _scale: Scale) -> Result<f64> {
+    timed(side.dir(), "rm -r tree clone")
 }

@@ -1,7 +1,8 @@
 //! Large files: sequential and random.
 
-use crate::Scale;
-use crate::sys::drop_caches;
+use crate::rows::Scale;
+use crate::side::Side;
+use crate::signals;
 use crate::tree::Inputs;
 use anyhow::{Result, ensure};
 use rand::rngs::StdRng;
@@ -37,6 +38,7 @@ fn write_file(path: &Path, mib: usize) -> Result<f64> {
     let started = Instant::now();
     let mut file = File::create(path)?;
     for number in 0..mib {
+        signals::check()?;
         let mut block = blocks[number % blocks.len()].clone();
         block[..8].copy_from_slice(&(number as u64).to_le_bytes());
         file.write_all(&block)?;
@@ -50,25 +52,26 @@ fn read_file(path: &Path, mib: usize) -> Result<f64> {
     let started = Instant::now();
     let mut file = File::open(path)?;
     for number in 0..mib {
+        signals::check()?;
         file.read_exact(&mut buffer)?;
         ensure!(buffer[..8] == (number as u64).to_le_bytes(), "MiB {number} reads wrong");
     }
     Ok(mib as f64 / started.elapsed().as_secs_f64())
 }
 
-pub(crate) fn sequential_write(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    let path = dir.join("sequential");
+pub(crate) fn sequential_write(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    let path = side.dir().join("sequential");
     let _ = std::fs::remove_file(&path);
     write_file(&path, scale.sequential_mib)
 }
 
-pub(crate) fn sequential_read_cold(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    drop_caches();
-    read_file(&dir.join("sequential"), scale.sequential_mib)
+pub(crate) fn sequential_read_cold(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    side.make_cold()?;
+    read_file(&side.dir().join("sequential"), scale.sequential_mib)
 }
 
-pub(crate) fn sequential_read_warm(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    let path = dir.join("sequential");
+pub(crate) fn sequential_read_warm(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    let path = side.dir().join("sequential");
     read_file(&path, scale.sequential_mib)?;
     let rate = read_file(&path, scale.sequential_mib)?;
     std::fs::remove_file(path)?;
@@ -81,22 +84,23 @@ fn offsets(scale: Scale, count: usize) -> Vec<u64> {
     (0..count).map(|_| (random.random_range(0..pages) * PAGE) as u64).collect()
 }
 
-pub(crate) fn random_read_cold(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    let path = dir.join("random");
+pub(crate) fn random_read_cold(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    let path = side.dir().join("random");
     write_file(&path, scale.random_mib)?;
-    drop_caches();
+    side.make_cold()?;
     let file = File::open(&path)?;
     let count = scale.random_ops / 4;
     let mut page = [0; PAGE];
     let started = Instant::now();
     for offset in offsets(scale, count) {
+        signals::check()?;
         file.read_exact_at(&mut page, offset)?;
     }
     Ok(count as f64 / started.elapsed().as_secs_f64())
 }
 
-pub(crate) fn random_write(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    let path = dir.join("random");
+pub(crate) fn random_write(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    let path = side.dir().join("random");
     if !path.exists() {
         write_file(&path, scale.random_mib)?;
     }
@@ -104,6 +108,7 @@ pub(crate) fn random_write(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result
     let mut page = [0; PAGE];
     let started = Instant::now();
     for (number, offset) in offsets(scale, scale.random_ops).into_iter().enumerate() {
+        signals::check()?;
         fill(&mut page, number as u64);
         file.write_all_at(&page, offset)?;
     }
@@ -111,8 +116,8 @@ pub(crate) fn random_write(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result
     Ok(scale.random_ops as f64 / started.elapsed().as_secs_f64())
 }
 
-pub(crate) fn random_write_synced(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    let path = dir.join("random");
+pub(crate) fn random_write_synced(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    let path = side.dir().join("random");
     if !path.exists() {
         write_file(&path, scale.random_mib)?;
     }
@@ -121,6 +126,7 @@ pub(crate) fn random_write_synced(dir: &Path, _inputs: &Inputs, scale: Scale) ->
     let mut page = [0; PAGE];
     let started = Instant::now();
     for (number, offset) in offsets(scale, count).into_iter().enumerate() {
+        signals::check()?;
         fill(&mut page, number as u64 + 9);
         file.write_all_at(&page, offset)?;
         file.sync_data()?;

@@ -1,18 +1,32 @@
 //! bench: a fixed set of file workloads in any directories, side by side.
 //!
 //! Each row is run in every directory before the next row begins, so that whatever else the machine does meanwhile meets
-//! all of them; the median of several runs is shown, and its ratio to the first directory.
+//! all of them; the median of several runs is shown, and its ratio to the first directory. Besides directories that are
+//! there, whole file systems can be set up for a run, and are taken down after it: Surf, the null file system, and others
+//! that keep three copies as Surf does.
 
 mod apps;
+mod columns;
 mod io;
+mod lane;
 mod meta;
+mod mounts;
+mod null;
+mod packages;
+mod process;
 mod report;
+mod rows;
+mod side;
+mod signals;
 mod sys;
 mod tree;
 
-use anyhow::{Context, Result, bail};
-use clap::Parser;
-use report::{Report, Row, Unit};
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Parser, Subcommand};
+use columns::Column;
+use report::Report;
+use rows::{Scale, Selected};
+use side::{Files, Side};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,17 +34,51 @@ use tree::Inputs;
 
 /// Measures file workloads in directories, side by side.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Other>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// What else this program does.
+#[derive(Subcommand)]
+enum Other {
+    /// Mounts the null file system, until it is unmounted or interrupted.
+    Null {
+        /// An empty directory.
+        mount_point: PathBuf,
+        /// Mount once for each line of standard input, and keep the files in between.
+        #[arg(long, hide = true)]
+        again: bool,
+    },
+    /// One of several processes of a row.
+    #[command(hide = true)]
+    Lane(lane::Lane),
+}
+
+#[derive(clap::Args)]
 struct Flags {
-    /// A side: NAME=DIRECTORY. The first one is what the others are compared with.
-    #[arg(long = "dir", required = true, value_name = "NAME=DIRECTORY")]
+    /// File systems to set up for this run (all but ext4 as root), separated by commas.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "COLUMN")]
+    columns: Vec<Column>,
+    /// Where they keep their files. Choose a place on the disk that is to be measured.
+    #[arg(long, default_value = "/var/tmp", value_name = "DIRECTORY")]
+    at: PathBuf,
+    /// Install Debian's packages of columns whose programs are missing; their services are not started.
+    #[arg(long)]
+    install: bool,
+    /// A directory that is there: NAME=DIRECTORY. Columns come first; the first side is what the others are compared with.
+    #[arg(long = "dir", value_name = "NAME=DIRECTORY")]
     dirs: Vec<String>,
     /// Runs of each row; the median counts.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Only rows whose name contains this.
-    #[arg(long)]
-    only: Option<String>,
+    /// Only rows whose name contains this; several are separated by commas or given one by one. What such a row needs is
+    /// done, and not shown.
+    #[arg(long, value_name = "WORDS")]
+    only: Vec<String>,
     /// Write the figures there, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -42,57 +90,14 @@ struct Flags {
     warm_gib: u64,
 }
 
-/// Sizes of the workloads.
-#[derive(Clone, Copy)]
-struct Scale {
-    sequential_mib: usize,
-    random_mib: usize,
-    random_ops: usize,
-    files: usize,
-}
-
-/// A directory under test, emptied afterwards.
-struct Side {
-    name: String,
-    dir: PathBuf,
-}
-
-impl Drop for Side {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-/// A row's work in a directory; answers its figure.
-type Work = fn(&Path, &Inputs, Scale) -> Result<f64>;
-
-const ROWS: &[(&str, Unit, Work)] = &[
-    ("sequential write + fsync", Unit::MibPerSecond, io::sequential_write),
-    ("sequential read, cold", Unit::MibPerSecond, io::sequential_read_cold),
-    ("sequential read, warm", Unit::MibPerSecond, io::sequential_read_warm),
-    ("random 4 KiB read, cold", Unit::PerSecond, io::random_read_cold),
-    ("random 4 KiB write", Unit::PerSecond, io::random_write),
-    ("random 4 KiB write, fsync each", Unit::PerSecond, io::random_write_synced),
-    ("create, 1 process", Unit::PerSecond, meta::create_1),
-    ("stat cold, 1 process", Unit::PerSecond, meta::stat_1),
-    ("ls -l of 4,000", Unit::Seconds, meta::list),
-    ("unlink, 1 process", Unit::PerSecond, meta::unlink_1),
-    ("create, 8 threads", Unit::PerSecond, meta::create_8),
-    ("stat cold, 8 threads", Unit::PerSecond, meta::stat_8),
-    ("unlink, 8 threads", Unit::PerSecond, meta::unlink_8),
-    ("write 16 KiB files", Unit::PerSecond, meta::write_small),
-    ("read 16 KiB files, cold", Unit::PerSecond, meta::read_small),
-    ("untar", Unit::Seconds, apps::untar),
-    ("find, cold", Unit::Seconds, apps::find),
-    ("du, warm", Unit::Seconds, apps::du),
-    ("grep -r, cold", Unit::Seconds, apps::grep),
-    ("git clone", Unit::Seconds, apps::git_clone),
-    ("git status", Unit::Seconds, apps::git_status),
-    ("rm -r of both", Unit::Seconds, apps::remove),
-];
-
 fn main() -> ExitCode {
-    match run(&Flags::parse()) {
+    let cli = Cli::parse();
+    let outcome = match &cli.command {
+        Some(Other::Null { mount_point, again }) => null::run(mount_point, *again),
+        Some(Other::Lane(lane)) => lane.run(),
+        None => run(&cli.flags),
+    };
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
@@ -101,45 +106,103 @@ fn main() -> ExitCode {
     }
 }
 
-fn sides(flags: &Flags) -> Result<Vec<Side>> {
-    let side = |text: &String| {
-        let Some((name, dir)) = text.split_once('=') else { bail!("--dir {text}: expected NAME=DIRECTORY") };
-        let dir = Path::new(dir).join(format!("bench-{}", std::process::id()));
-        fs::create_dir_all(&dir).with_context(|| format!("{} cannot be made", dir.display()))?;
-        Ok(Side { name: name.to_owned(), dir })
-    };
-    flags.dirs.iter().map(side).collect()
+fn named_side(text: &str) -> Result<Side> {
+    match text.split_once('=') {
+        Some((name, dir)) if !name.is_empty() && !dir.is_empty() => Side::plain(name, Path::new(dir)),
+        _ => bail!("--dir {text}: expected NAME=DIRECTORY"),
+    }
 }
 
 fn run(flags: &Flags) -> Result<()> {
-    let scale = if flags.quick {
-        Scale { sequential_mib: 64, random_mib: 32, random_ops: 500, files: 400 }
-    } else {
-        Scale { sequential_mib: 1024, random_mib: 256, random_ops: 20_000, files: 4_000 }
-    };
+    ensure!(!flags.columns.is_empty() || !flags.dirs.is_empty(), "measure what? Name --columns, or a --dir");
+    ensure!(flags.runs > 0, "--runs must be 1 at least");
+    let rows = rows::select(&flags.only)?;
+    signals::handle()?;
+    columns::prepare(&flags.columns, flags.install)?;
     sys::warm_memory(if flags.quick { 0 } else { flags.warm_gib });
-    let inputs = Inputs::make(flags.quick)?;
-    let sides = sides(flags)?;
-    let mut report = Report::new(sides.iter().map(|side| side.name.clone()).collect(), flags.runs);
-    let wanted = |name: &str| flags.only.as_ref().is_none_or(|only| name.contains(only.as_str()));
-    let mut figures: Vec<Vec<Vec<f64>>> = vec![vec![Vec::new(); sides.len()]; ROWS.len()];
-    for number in 0..flags.runs {
-        for (row, (name, _, work)) in ROWS.iter().enumerate().filter(|(_, (name, ..))| wanted(name)) {
-            for (at, side) in sides.iter().enumerate() {
-                let figure = work(&side.dir, &inputs, scale).with_context(|| format!("{name} in {}", side.name))?;
-                figures[row][at].push(figure);
-                eprintln!("run {} {name}: {} {figure:.2}", number + 1, side.name);
-            }
-        }
+    let place = Files::new(&flags.at.canonicalize().with_context(|| flags.at.display().to_string())?.join(own_name()))?;
+    let inputs = Inputs::make(&place.0, flags.quick)?;
+    let mut sides = columns::set_up(&flags.columns, &place.0)?;
+    for text in &flags.dirs {
+        sides.push(named_side(text)?);
     }
-    for ((name, unit, _), runs) in ROWS.iter().zip(figures) {
-        if wanted(name) {
-            report.rows.push(Row { name, unit: *unit, runs });
-        }
-    }
+    let mut failures = Vec::new();
+    let report = measure(flags, &rows, &mut sides, &inputs, &mut failures)?;
     print!("{}", report.table());
     if let Some(path) = &flags.json {
         fs::write(path, report.json()?).with_context(|| path.display().to_string())?;
     }
+    ensure!(failures.is_empty(), "{} measurements failed:\n{}", failures.len(), failures.join("\n"));
     Ok(())
+}
+
+/// Directory of a run's columns.
+fn own_name() -> String {
+    format!("surf-bench-{}", std::process::id())
+}
+
+/// Runs everything. A row that fails on one side is told in `failures`, and the others go on.
+fn measure(
+    flags: &Flags,
+    rows: &[Selected],
+    sides: &mut [Side],
+    inputs: &Inputs,
+    failures: &mut Vec<String>,
+) -> Result<Report> {
+    let scale = if flags.quick { Scale::QUICK } else { Scale::FULL };
+    let mut figures: Vec<Vec<Vec<f64>>> = vec![vec![Vec::new(); sides.len()]; rows.len()];
+    for number in 1..=flags.runs {
+        for (Selected { row, .. }, figures) in rows.iter().zip(&mut figures) {
+            for (side, figures) in sides.iter_mut().zip(figures) {
+                let outcome = (row.work)(side, inputs, scale);
+                signals::check()?;
+                match outcome {
+                    Ok(figure) => {
+                        figures.push(figure);
+                        eprintln!("run {number} {}: {} {figure:.2}", row.name, side.name);
+                    }
+                    Err(error) => {
+                        failures.push(format!("run {number} {}: {} {error:#}", row.name, side.name));
+                        eprintln!("{}", failures[failures.len() - 1]);
+                    }
+                }
+            }
+        }
+        for side in sides.iter() {
+            side.empty().with_context(|| format!("what run {number} left in {}", side.name))?;
+        }
+    }
+    let columns = sides.iter().map(|side| report::Column { name: side.name.clone(), what: side.what.clone() });
+    let mut report = Report::new(columns.collect(), flags.runs);
+    let shown = rows.iter().zip(figures).filter(|(selected, _)| selected.is_shown);
+    report.rows =
+        shown.map(|(Selected { row, .. }, runs)| report::Row { name: row.name, unit: row.unit, runs }).collect();
+    Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("bench").chain(arguments.split(' ')))
+    }
+
+    #[test]
+    fn columns_and_rows_are_lists() {
+        let flags =
+            parse("--columns ext4,null --columns glusterfs --only untar,git --only find --dir a=/x").unwrap().flags;
+        assert_eq!(flags.columns, [Column::Ext4, Column::Null, Column::Glusterfs]);
+        assert_eq!(flags.only, ["untar,git", "find"]);
+        assert_eq!(flags.dirs, ["a=/x"]);
+        assert!(parse("--columns ext3").is_err());
+        assert!(parse("null /mnt --runs 3").is_err());
+    }
+
+    #[test]
+    fn a_side_needs_a_name_and_a_directory() {
+        for wrong in ["/tmp", "=/tmp", "a="] {
+            assert!(named_side(wrong).err().unwrap().to_string().contains("NAME=DIRECTORY"));
+        }
+    }
 }

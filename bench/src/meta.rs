@@ -1,65 +1,64 @@
 //! Many small files: what metadata costs.
 
-use crate::Scale;
-use crate::sys::drop_caches;
+use crate::lane::{self, Deed};
+use crate::rows::Scale;
+use crate::side::Side;
+use crate::signals;
 use crate::tree::Inputs;
-use anyhow::{Result, anyhow, ensure};
-use std::fs::{self, File};
-use std::path::Path;
+use anyhow::{Result, ensure};
+use std::fs;
+use std::path::PathBuf;
 use std::time::Instant;
 
 const SMALL: usize = 16 << 10;
 
-/// Does something with each of `count` files, on several threads; answers files per second.
-fn each(count: usize, threads: usize, work: impl Fn(usize) -> std::io::Result<()> + Sync) -> Result<f64> {
+/// Does something with each of `count` files; answers files per second.
+fn each(count: usize, work: impl Fn(usize) -> std::io::Result<()>) -> Result<f64> {
     let started = Instant::now();
-    std::thread::scope(|scope| {
-        let lanes: Vec<_> = (0..threads)
-            .map(|lane| {
-                let work = &work;
-                scope.spawn(move || (lane..count).step_by(threads).try_for_each(work))
-            })
-            .collect();
-        lanes.into_iter().try_for_each(|lane| match lane.join() {
-            Ok(done) => done.map_err(Into::into),
-            Err(_) => Err(anyhow!("a thread panicked")),
-        })
-    })?;
+    for number in 0..count {
+        signals::check()?;
+        work(number)?;
+    }
     Ok(count as f64 / started.elapsed().as_secs_f64())
 }
 
-fn create(dir: &Path, count: usize, threads: usize) -> Result<f64> {
-    let dir = dir.join(format!("files-{threads}"));
-    fs::create_dir_all(&dir)?;
-    each(count, threads, |number| File::create_new(dir.join(format!("f{number}"))).map(|_| ()))
+/// The directory of a row, and its work by so many processes: one is this one.
+fn by(processes: usize, deed: Deed, side: &Side, scale: Scale) -> Result<(PathBuf, f64)> {
+    let dir = side.dir().join(format!("files-{processes}"));
+    if deed == Deed::Create {
+        fs::create_dir_all(&dir)?;
+    }
+    let rate = match processes {
+        1 => each(scale.files, |number| deed.run(&dir, number))?,
+        processes => lane::all(deed, &dir, scale.files, processes)?,
+    };
+    Ok((dir, rate))
 }
 
-fn stat(dir: &Path, count: usize, threads: usize) -> Result<f64> {
-    let dir = dir.join(format!("files-{threads}"));
-    drop_caches();
-    each(count, threads, |number| fs::metadata(dir.join(format!("f{number}"))).map(|_| ()))
+fn stat(processes: usize, side: &mut Side, scale: Scale) -> Result<f64> {
+    side.make_cold()?;
+    by(processes, Deed::Stat, side, scale).map(|(_, rate)| rate)
 }
 
-fn unlink(dir: &Path, count: usize, threads: usize) -> Result<f64> {
-    let dir = dir.join(format!("files-{threads}"));
-    let rate = each(count, threads, |number| fs::remove_file(dir.join(format!("f{number}"))))?;
+fn unlink(processes: usize, side: &Side, scale: Scale) -> Result<f64> {
+    let (dir, rate) = by(processes, Deed::Unlink, side, scale)?;
     fs::remove_dir(dir)?;
     Ok(rate)
 }
 
-pub(crate) fn create_1(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    create(dir, scale.files, 1)
+pub(crate) fn create_1(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    by(1, Deed::Create, side, scale).map(|(_, rate)| rate)
 }
 
-pub(crate) fn stat_1(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    stat(dir, scale.files, 1)
+pub(crate) fn stat_1(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    stat(1, side, scale)
 }
 
-pub(crate) fn list(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    drop_caches();
+pub(crate) fn list(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    side.make_cold()?;
     let started = Instant::now();
     let mut found = 0;
-    for entry in fs::read_dir(dir.join("files-1"))? {
+    for entry in fs::read_dir(side.dir().join("files-1"))? {
         entry?.metadata()?;
         found += 1;
     }
@@ -67,36 +66,36 @@ pub(crate) fn list(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
     Ok(started.elapsed().as_secs_f64())
 }
 
-pub(crate) fn unlink_1(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    unlink(dir, scale.files, 1)
+pub(crate) fn unlink_1(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    unlink(1, side, scale)
 }
 
-pub(crate) fn create_8(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    create(dir, scale.files, 8)
+pub(crate) fn create_8(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    by(8, Deed::Create, side, scale).map(|(_, rate)| rate)
 }
 
-pub(crate) fn stat_8(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    stat(dir, scale.files, 8)
+pub(crate) fn stat_8(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    stat(8, side, scale)
 }
 
-pub(crate) fn unlink_8(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    unlink(dir, scale.files, 8)
+pub(crate) fn unlink_8(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    unlink(8, side, scale)
 }
 
 fn content(number: usize) -> Vec<u8> {
     (0..SMALL).map(|at| (at ^ number ^ ((at >> 8) * number)) as u8).collect()
 }
 
-pub(crate) fn write_small(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    let dir = dir.join("small");
+pub(crate) fn write_small(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    let dir = side.dir().join("small");
     fs::create_dir_all(&dir)?;
-    each(scale.files / 4, 1, |number| fs::write(dir.join(format!("f{number}")), content(number)))
+    each(scale.files / 4, |number| fs::write(dir.join(format!("f{number}")), content(number)))
 }
 
-pub(crate) fn read_small(dir: &Path, _inputs: &Inputs, scale: Scale) -> Result<f64> {
-    let dir = dir.join("small");
-    drop_caches();
-    let rate = each(scale.files / 4, 1, |number| {
+pub(crate) fn read_small(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
+    side.make_cold()?;
+    let dir = side.dir().join("small");
+    let rate = each(scale.files / 4, |number| {
         let read = fs::read(dir.join(format!("f{number}")))?;
         if read == content(number) { Ok(()) } else { Err(std::io::Error::other("a small file reads wrong")) }
     })?;

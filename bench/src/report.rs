@@ -1,5 +1,6 @@
 //! Medians, ratios, and how they are shown.
 
+use crate::columns::NULL;
 use anyhow::Result;
 use serde_json::json;
 use std::fmt::Write;
@@ -29,9 +30,15 @@ pub(crate) struct Row {
     pub runs: Vec<Vec<f64>>,
 }
 
+/// A side: its name, and what it is.
+pub(crate) struct Column {
+    pub name: String,
+    pub what: String,
+}
+
 /// All figures.
 pub(crate) struct Report {
-    sides: Vec<String>,
+    columns: Vec<Column>,
     runs: usize,
     pub rows: Vec<Row>,
 }
@@ -57,35 +64,62 @@ fn shown(figure: f64) -> String {
 }
 
 impl Report {
-    pub(crate) fn new(sides: Vec<String>, runs: usize) -> Self {
-        Self { sides, runs, rows: Vec::new() }
+    pub(crate) fn new(columns: Vec<Column>, runs: usize) -> Self {
+        Self { columns, runs, rows: Vec::new() }
+    }
+
+    /// Those that the others are compared with: the first one, and the null file system.
+    fn bases(&self) -> Vec<usize> {
+        let null = self.columns.iter().position(|column| column.name == NULL);
+        std::iter::once(0).chain(null.filter(|at| *at > 0)).collect()
+    }
+
+    /// A figure, and in brackets its ratios to the bases before it.
+    fn cell(&self, unit: Unit, medians: &[f64], at: usize) -> String {
+        if medians[at].is_nan() {
+            return "failed".to_owned();
+        }
+        let bases = self.bases().into_iter().filter(|base| *base != at && at > 0);
+        let ratios: Vec<String> = bases
+            .map(|base| speed(unit, medians[base], medians[at]))
+            .map(|ratio| if ratio.is_nan() { "-".to_owned() } else { format!("{ratio:.3}") })
+            .collect();
+        match ratios.as_slice() {
+            [] => shown(medians[at]),
+            ratios => format!("{} ({})", shown(medians[at]), ratios.join(", ")),
+        }
     }
 
     /// A table in Markdown.
     pub(crate) fn table(&self) -> String {
-        let mut text = format!("medians of {}; in brackets the speed as a ratio to {}\n\n", self.runs, self.sides[0]);
-        let _ = writeln!(text, "| work | {} | unit |", self.sides.join(" | "));
-        let _ = writeln!(text, "|---|{}---|", "---|".repeat(self.sides.len()));
+        let bases: Vec<&str> = self.bases().into_iter().map(|at| self.columns[at].name.as_str()).collect();
+        let names: Vec<&str> = self.columns.iter().map(|column| column.name.as_str()).collect();
+        let mut text =
+            format!("medians of {}; in brackets the speed as a ratio to {}\n\n", self.runs, bases.join(" and to "));
+        let _ = writeln!(text, "| work | {} | unit |", names.join(" | "));
+        let _ = writeln!(text, "|---|{}---|", "---|".repeat(names.len()));
         for row in &self.rows {
             let medians: Vec<f64> = row.runs.iter().map(|runs| median(runs)).collect();
-            let cells = medians.iter().enumerate().map(|(at, figure)| match at {
-                0 => shown(*figure),
-                _ => format!("{} ({:.3})", shown(*figure), speed(row.unit, medians[0], *figure)),
-            });
-            let _ =
-                writeln!(text, "| {} | {} | {} |", row.name, cells.collect::<Vec<_>>().join(" | "), row.unit.text());
+            let cells: Vec<String> = (0..medians.len()).map(|at| self.cell(row.unit, &medians, at)).collect();
+            let _ = writeln!(text, "| {} | {} | {} |", row.name, cells.join(" | "), row.unit.text());
+        }
+        text.push('\n');
+        for column in &self.columns {
+            let _ = writeln!(text, "- {}: {}", column.name, column.what);
         }
         text
     }
 
     /// Every single figure, and the machine.
     pub(crate) fn json(&self) -> Result<String> {
-        let rows: Vec<_> = self
-            .rows
-            .iter()
-            .map(|row| json!({ "name": row.name, "unit": row.unit.text(), "runs": row.runs }))
-            .collect();
-        let all = json!({ "sides": self.sides, "machine": crate::sys::machine(), "rows": rows });
+        let row = |row: &Row| {
+            let medians: Vec<f64> = row.runs.iter().map(|runs| median(runs)).collect();
+            json!({ "name": row.name, "unit": row.unit.text(), "medians": medians, "runs": row.runs })
+        };
+        let names: Vec<&str> = self.columns.iter().map(|column| column.name.as_str()).collect();
+        let what: Vec<&str> = self.columns.iter().map(|column| column.what.as_str()).collect();
+        let rows: Vec<_> = self.rows.iter().map(row).collect();
+        let all = json!({ "sides": names, "what": what, "machine": crate::sys::machine(), "rows": rows });
         Ok(serde_json::to_string_pretty(&all)?)
     }
 }
@@ -105,5 +139,28 @@ mod tests {
     fn twice_the_time_is_half_the_speed() {
         assert_eq!(speed(Unit::Seconds, 1.0, 2.0), 0.5);
         assert_eq!(speed(Unit::PerSecond, 1.0, 2.0), 2.0);
+    }
+
+    fn report(names: &[&str], runs: Vec<Vec<f64>>) -> Report {
+        let column = |name: &&str| Column { name: (*name).to_owned(), what: String::new() };
+        let mut report = Report::new(names.iter().map(column).collect(), 1);
+        report.rows.push(Row { name: "untar", unit: Unit::Seconds, runs });
+        report
+    }
+
+    #[test]
+    fn each_figure_is_compared_with_the_first_and_with_the_null_file_system() {
+        let table = report(&["ext4", "null", "surf"], vec![vec![1.0], vec![2.0], vec![8.0]]).table();
+        assert!(table.contains("| untar | 1.00 | 2.00 (0.500) | 8.00 (0.125, 0.250) | s |"), "{table}");
+        let table = report(&["null", "surf"], vec![vec![2.0], vec![8.0]]).table();
+        assert!(table.contains("| untar | 2.00 | 8.00 (0.250) | s |"), "{table}");
+    }
+
+    #[test]
+    fn what_failed_is_told_and_compared_with_nothing() {
+        let table = report(&["ext4", "null", "surf"], vec![vec![1.0], vec![], vec![4.0]]).table();
+        assert!(table.contains("| untar | 1.00 | failed | 4.00 (0.250, -) | s |"), "{table}");
+        let json = report(&["ext4", "null"], vec![vec![1.0], vec![]]).json().unwrap();
+        assert!(serde_json::from_str::<serde_json::Value>(&json).unwrap()["rows"][0]["medians"][1].is_null());
     }
 }

@@ -1,31 +1,48 @@
-//! What the programs work on: a real source tree as a tar file, and a repository of it. Made once a run, on local disk.
+//! What the programs work on: a real source tree as a tar file, and a repository of it. Made once a run, on the disk that is
+//! measured.
 
+use crate::side::Files;
+use crate::signals::{self, Working};
+use crate::sys;
 use anyhow::{Context, Result, ensure};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use tempfile::TempDir;
+use std::process::{Command, Stdio};
 
 /// The inputs, removed with this value.
 pub(crate) struct Inputs {
-    _dir: TempDir,
+    _files: Files,
     /// Source tree.
     pub tar: PathBuf,
     /// Repository of the same.
     pub repository: PathBuf,
 }
 
-/// Runs a shell script.
+/// Runs a shell script. A signal ends it.
 pub(crate) fn sh(dir: &Path, script: &str) -> Result<()> {
-    let status = Command::new("timeout").args(["600", "bash", "-ec", script]).current_dir(dir).status();
-    ensure!(status.context("bash")?.success(), "failed: {script}");
+    let mut command = Command::new("timeout");
+    command.args(["-k", "10", "600", "bash", "-ec", script]).current_dir(dir).stdin(Stdio::null()).process_group(0);
+    sys::die_with_parent(&mut command);
+    let mut child = command.spawn().context("timeout")?;
+    let group = sys::pid(&child);
+    let working = Working::new(group);
+    if signals::check().is_err() {
+        // It came before the handler knew of the group.
+        sys::kill_group(group);
+    }
+    let status = child.wait().context("bash");
+    drop(working);
+    signals::check()?;
+    ensure!(status?.success(), "failed: {script}");
     Ok(())
 }
 
 impl Inputs {
     /// Takes sources of crates that cargo has fetched: 7,800 small files in some 1,900 directories, 28 MB, as a tar file;
     /// and a repository of 430 larger ones, 30 MB, packed as one that was cloned is. A tenth with `quick`.
-    pub(crate) fn make(quick: bool) -> Result<Self> {
-        let dir = tempfile::tempdir_in("/var/tmp").context("/var/tmp")?;
+    pub(crate) fn make(place: &Path, quick: bool) -> Result<Self> {
+        let files = Files::new(&place.join("inputs"))?;
+        let dir = &files.0;
         let home = std::env::var("CARGO_HOME")
             .unwrap_or_else(|_| format!("{}/.cargo", std::env::var("HOME").unwrap_or_default()));
         let (small, large) = if quick { (780, 43) } else { (7_800, 430) };
@@ -37,7 +54,7 @@ impl Inputs {
              cd $out/repo; git init -q .; git config user.email a@b; git config user.name bench; \
              git add -f .; git commit -qm all; git repack -adq"
         );
-        sh(dir.path(), &script).context("no source tree can be made: run `cargo fetch` first")?;
-        Ok(Self { tar: dir.path().join("tree.tar"), repository: dir.path().join("repo"), _dir: dir })
+        sh(dir, &script).context("no source tree can be made: run `cargo fetch` first")?;
+        Ok(Self { tar: dir.join("tree.tar"), repository: dir.join("repo"), _files: files })
     }
 }

@@ -11,7 +11,6 @@
 //!
 //! State: the daemons that failed a moment ago ([`Suspects`]), so that not every block waits for the same dead one.
 
-use crate::store::{SECTION_BYTES, SectionHasher, Sections};
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -21,6 +20,7 @@ use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
 use wire::limits::BLOCK_BYTES_MAX;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::{Endpoint, Incoming, OutgoingRequest};
+use wire::sections::{SECTION_BYTES, SectionHasher, Sections};
 use wire::tls::Role;
 
 /// Received bytes are hashed and passed on in pieces of at least this size: large enough for BLAKE3's wide paths, small

@@ -1,7 +1,7 @@
 //! The block store: append-only segments, an index in memory, one writer.
 //!
 //! - `record` is the bytes of a record, `segment` reads a file of them, `hint` shortens that at the next start.
-//! - `sections` are the parts of a block that can be verified each for itself; `read` reads and verifies.
+//! - `read` reads and verifies, parts of a block by its sections.
 //! - `writer` is the one thread that writes: what has queued up meanwhile goes out together and shares one sync.
 //! - `recover` rebuilds the index; `compact` takes back the space of dropped blocks.
 //! - `disk` is every file call behind one trait, so that tests can cut the power; `buffer` is aligned memory.
@@ -18,7 +18,6 @@ mod hint;
 mod read;
 mod record;
 mod recover;
-mod sections;
 mod segment;
 mod writer;
 
@@ -26,7 +25,6 @@ mod writer;
 mod tests;
 
 pub use error::Error;
-pub use sections::{SECTION_BYTES, SectionHasher, Sections};
 pub use segment::SegmentId;
 
 use buffer::Pool;
@@ -40,6 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::task::spawn_blocking;
 use wire::ids::BlockHash;
+use wire::sections::{SECTION_BYTES, Sections};
 use writer::{Work, Writer};
 
 /// How the store behaves.

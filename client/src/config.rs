@@ -1,6 +1,7 @@
 //! How a client behaves.
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 use wire::bundle::Bundle;
 use wire::limits::BLOCK_BYTES_MAX;
@@ -12,6 +13,8 @@ const BLOCK_BYTES: RangeInclusive<u64> = 4096..=BLOCK_BYTES_MAX as u64;
 const WINDOW_BYTES_MIN: u64 = 8 << 20;
 /// See [`ClientConfig::cache_bytes`].
 const CACHE_BYTES_MIN: usize = 8 << 20;
+/// See [`ClientConfig::disk_cache_bytes`].
+pub const DISK_CACHE_BYTES_MIN: u64 = 16 << 20;
 
 /// What happens to content when another session has changed the same bytes meanwhile (I6).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -36,6 +39,12 @@ pub struct ClientConfig {
     pub window_bytes: u64,
     /// Blocks kept in memory for reading. 8 MiB at least, 96 MiB by default.
     pub cache_bytes: usize,
+    /// Where this mount keeps a directory of its own on the local disk, if it keeps anything there: see
+    /// [`LocalDir`](crate::LocalDir).
+    pub cache_dir: Option<PathBuf>,
+    /// Room for blocks on the local disk below `cache_dir`, in bytes: 0, the default, for none, or 16 MiB at least. Takes
+    /// up to 32 MiB of memory for what waits to be written, and 100 bytes for each block that is there.
+    pub disk_cache_bytes: u64,
     /// How far to read ahead of a sequential reader, at most half of `cache_bytes`. 32 MiB: eight blocks
     /// keep daemons and network busy.
     pub readahead_bytes: u64,
@@ -68,6 +77,8 @@ impl ClientConfig {
             purpose: purpose.to_owned(),
             window_bytes: 96 << 20,
             cache_bytes: 96 << 20,
+            cache_dir: None,
+            disk_cache_bytes: 0,
             readahead_bytes: 32 << 20,
             dirty_age: Duration::from_secs(1),
             soft_timeout: None,
@@ -91,6 +102,10 @@ impl ClientConfig {
             "window_bytes must be at least 8 MiB: two blocks being written"
         } else if self.cache_bytes < CACHE_BYTES_MIN {
             "cache_bytes must be at least 8 MiB: two blocks being read"
+        } else if self.disk_cache_bytes != 0 && self.disk_cache_bytes < DISK_CACHE_BYTES_MIN {
+            "disk_cache_bytes must be 0 or at least 16 MiB: less holds next to nothing"
+        } else if self.disk_cache_bytes != 0 && self.cache_dir.is_none() {
+            "disk_cache_bytes needs a cache_dir"
         } else if self.readahead_bytes > self.cache_bytes as u64 / 2 {
             "readahead_bytes must be at most half of cache_bytes: what is read ahead must stay until it is read"
         } else if !self.block_bytes.is_power_of_two() || !BLOCK_BYTES.contains(&self.block_bytes) {

@@ -1,5 +1,7 @@
 //! Why a client cannot start.
 
+use std::io;
+use std::path::PathBuf;
 use thiserror::Error;
 
 /// Why no session could be opened.
@@ -18,5 +20,29 @@ pub enum Error {
         tried: String,
         /// What became of the last attempt.
         last: String,
+    },
+    /// Another mount uses this mount's own directory on the local disk.
+    #[error("{}: another mount uses this cache directory: stop that one, or choose another", dir.display())]
+    LocalInUse {
+        /// Which.
+        dir: PathBuf,
+    },
+    /// The directory was made for another cluster, identity or mount point.
+    #[error("{}: belongs to {owner}, not to {me}: choose another cache directory, or remove this one", dir.display())]
+    LocalForeign {
+        /// Which.
+        dir: PathBuf,
+        /// Whose it is.
+        owner: String,
+        /// Who asks for it.
+        me: String,
+    },
+    /// The directory cannot be made or used.
+    #[error("{}: cannot be used as cache directory: {source}", path.display())]
+    Local {
+        /// Which file or directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
 }

@@ -16,6 +16,7 @@ mod config;
 mod error;
 pub mod file;
 mod handle;
+mod local;
 mod locks;
 pub mod meta;
 pub mod namespace;
@@ -24,12 +25,14 @@ mod upkeep;
 mod window;
 mod writeback;
 
-pub use config::{ClientConfig, OnConflict};
+pub use config::{ClientConfig, DISK_CACHE_BYTES_MIN, OnConflict};
 pub use error::Error;
 pub use handle::{Handle, OpenFlags, Opened};
+pub use local::LocalDir;
 pub use locks::Wait;
 
 use accessed::Accessed;
+use block::disk::DiskCache;
 use block::fetch::Fetcher;
 use block::layout::Layouts;
 use block::put::Putter;
@@ -137,6 +140,8 @@ impl Client {
     /// [`Error`]: an option makes no sense, the identity is refused, or nobody answers.
     pub async fn connect(config: ClientConfig) -> Result<Arc<Self>, Error> {
         config.check()?;
+        // First of all: a directory that is in use is told before a session is opened.
+        let disk = DiskCache::of(&config).await?;
         let local: SocketAddr = match config.bundle.metads.first() {
             Some(SocketAddr::V6(addr)) if addr.ip().is_loopback() => ([0, 0, 0, 0, 0, 0, 0, 1], 0).into(),
             Some(SocketAddr::V6(_)) => ([0_u16; 8], 0).into(),
@@ -153,7 +158,13 @@ impl Client {
         let (work, stop) = (TaskTracker::new(), CancellationToken::new());
         let tasks = (work.clone(), stop.clone());
         let client = Arc::new_cyclic(|me| Self {
-            fetcher: Fetcher::new(endpoint.clone(), layouts.clone(), config.cache_bytes, config.soft_timeout, tasks),
+            fetcher: Fetcher::new(
+                endpoint.clone(),
+                layouts.clone(),
+                (config.cache_bytes, disk),
+                config.soft_timeout,
+                tasks,
+            ),
             putter: Putter::new(endpoint.clone(), layouts.clone(), config.soft_timeout),
             window: Window::new(config.window_bytes),
             host,
@@ -222,6 +233,7 @@ impl Client {
             self.stop.cancel();
             let _ = tokio::time::timeout(CLOSE_LIMIT, self.work.wait()).await;
         }
+        self.fetcher.close().await;
         self.session.close(CLOSE_LIMIT).await;
         self.endpoint.close().await;
         flushed
@@ -280,7 +292,15 @@ fn hostname() -> String {
 #[cfg(test)]
 pub(crate) mod testing {
     use wire::attr::{FileKind, InodeAttr, Timestamp};
+    use wire::bundle::Bundle;
     use wire::ids::{Ino, Version};
+    use wire::tls::{ClusterCa, Role, Subject};
+
+    /// A bundle of the cluster that this CA makes, for a client of that name.
+    pub(crate) fn bundle(ca: &ClusterCa, name: &str) -> Bundle {
+        let identity = ca.issue(&Subject::new(Role::Client, name)).unwrap();
+        Bundle { cluster: "test".to_owned(), metads: vec![([127, 0, 0, 1], 1).into()], identity }
+    }
 
     /// Attributes of an empty file.
     pub(crate) fn attr() -> InodeAttr {

@@ -109,6 +109,21 @@ async fn a_change_is_seen_by_others_as_soon_as_its_call_has_returned() {
     }
 }
 
+/// Whoever makes a file knows its attributes, and must hear of it when another session changes them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_client_has_made_it_does_not_keep_when_another_changes_it() {
+    let cluster = Cluster::start().await;
+    let (maker, other) = (leased_client(still(&cluster)).await, leased_client(still(&cluster)).await);
+    for round in 0..20_u32 {
+        let made = create(&maker, &format!("file-{round}")).await;
+        let ino = made.attr.ino;
+        maker.release(made.handle).await;
+        let change = AttrChange { mode: Some(0o600 + (round & 7)), ..AttrChange::default() };
+        other.setattr(ino, change).await.unwrap();
+        assert_eq!(maker.getattr(ino).await.unwrap().mode, 0o600 + (round & 7), "round {round}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_that_change_one_directory_at_once_do_not_wait_for_each_other() {
     let cluster = Cluster::start().await;

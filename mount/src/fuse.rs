@@ -311,7 +311,7 @@ impl Filesystem for Surf {
 
     fn statfs(&self, request: &Request, number: INodeNo, reply: ReplyStatfs) {
         let span = span!("statfs", request, number);
-        self.ask(request, span, reply, |fs| async move { fs.client.statfs().await });
+        self.ask(request, span, reply, |fs| async move { fs.statfs().await });
     }
 
     fn setxattr(

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::sys;
 use clap::Parser;
-use client::OnConflict;
+use client::{DISK_CACHE_BYTES_MIN, OnConflict};
 use fuser::{MountOption, SessionACL};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -32,8 +32,16 @@ pub(crate) struct Flags {
     /// Where the embedded cluster keeps its data [default: /var/lib/surf/embedded as root, else ~/.local/state/surf].
     #[arg(long, env = "SURF_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Where this machine keeps blocks that were read, a directory for each mount [default: /var/cache/surf as root, else
+    /// ~/.cache/surf].
+    #[arg(long, env = "SURF_CACHE_DIR", value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// Room for them on disk: 0 for none, or 16M at least; bytes, or with K, M, G or T behind [default: 0].
+    #[arg(long, env = "SURF_CACHE_SIZE", value_name = "SIZE")]
+    cache_size: Option<String>,
     /// Options, separated by commas: ro, rw, conflict=copy|fail|last-writer, soft[=SECONDS], hard, flush=close,
-    /// allow_other, data_dir=DIR, block_kib=4..4096, and the kernel's dev, nodev, suid, nosuid, exec, noexec, sync, dirsync, noatime.
+    /// allow_other, data_dir=DIR, cache-dir=DIR, cache-size=SIZE, block_kib=4..4096, and the kernel's dev, nodev, suid,
+    /// nosuid, exec, noexec, sync, dirsync, noatime.
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     options: Vec<String>,
     /// Return once mounted, and go on in the background.
@@ -64,6 +72,10 @@ pub(crate) struct Options {
     pub on_conflict: OnConflict,
     /// Size of the blocks that content is cut into; the client's default when nothing is said.
     pub block_bytes: Option<u64>,
+    /// Where the mount may keep a directory of its own; `None` when nobody says where, and nothing is kept.
+    pub cache_dir: Option<PathBuf>,
+    /// Room for blocks there, in bytes; 0 for none.
+    pub disk_cache_bytes: u64,
     /// Neither `noatime` nor `ro`.
     pub access_times: bool,
     /// `None`: wait for servers as long as it takes.
@@ -99,12 +111,17 @@ impl Flags {
             mount_point,
             on_conflict: OnConflict::Copy,
             block_bytes: None,
+            cache_dir: self.cache_dir.clone(),
+            disk_cache_bytes: 0,
             access_times: true,
             soft_timeout: None,
             acl: if sys::is_root() { SessionACL::All } else { SessionACL::Owner },
             // As any local filesystem for root; for others fuser switches both off, and fusermount3 insists on it.
             kernel: if sys::is_root() { vec![MountOption::Suid, MountOption::Dev] } else { Vec::new() },
         };
+        if let Some(size) = &self.cache_size {
+            options.disk_cache_bytes = cache_bytes(size).ok_or_else(|| wrong_cache_size("--cache-size", size))?;
+        }
         let mut data_dir = self.data_dir.clone();
         for option in self.options.iter().filter(|option| !option.is_empty()) {
             options.apply(option, &mut data_dir)?;
@@ -117,6 +134,14 @@ impl Flags {
             (None, Some(dir)) => Source::Embedded(absolute(&dir)?),
             (None, None) => Source::Embedded(default_data_dir()?),
         };
+        options.cache_dir = match options.cache_dir {
+            Some(dir) => Some(absolute(&dir)?),
+            None => default_cache_dir(),
+        };
+        if options.cache_dir.is_none() && options.disk_cache_bytes > 0 {
+            let reason = "neither HOME nor XDG_CACHE_HOME is set: say where with --cache-dir";
+            return Err(Error::Usage(reason.to_owned()));
+        }
         let without = |kept: &MountOption| matches!(kept, MountOption::RO | MountOption::NoAtime);
         options.access_times = !options.kernel.iter().any(without);
         options.refuse_data_below_the_mount()?;
@@ -162,6 +187,10 @@ impl Options {
                 self.block_bytes = Some(kib << 10);
             }
             ("data_dir", Some(dir)) => *data_dir = Some(dir.into()),
+            ("cache-dir" | "cache_dir", Some(dir)) if !dir.is_empty() => self.cache_dir = Some(dir.into()),
+            ("cache-size" | "cache_size", Some(size)) => {
+                self.disk_cache_bytes = cache_bytes(size).ok_or_else(|| wrong_cache_size("-o cache-size", size))?;
+            }
             (name, value) if is_for_others(name, value) => {}
             _ => return Err(Error::Usage(format!("-o {option}: unknown option"))),
         }
@@ -196,9 +225,33 @@ impl Options {
                 "the data directory {} is below the mount point: choose another with --data-dir",
                 dir.display()
             ))),
-            _ => Ok(()),
+            _ => match &self.cache_dir {
+                Some(dir) if self.disk_cache_bytes > 0 && dir.starts_with(&self.mount_point) => Err(Error::Usage(
+                    format!("the cache directory {} is below the mount point: choose another", dir.display()),
+                )),
+                _ => Ok(()),
+            },
         }
     }
+}
+
+/// Bytes of a size such as `512M`, if a cache can have it.
+fn cache_bytes(text: &str) -> Option<u64> {
+    let text = text.strip_suffix("iB").unwrap_or(text);
+    let (number, shift) = match text.char_indices().last()? {
+        (end, 'K' | 'k') => (&text[..end], 10),
+        (end, 'M' | 'm') => (&text[..end], 20),
+        (end, 'G' | 'g') => (&text[..end], 30),
+        (end, 'T' | 't') => (&text[..end], 40),
+        _ => (text, 0),
+    };
+    let digits = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    let bytes = number.parse::<u64>().ok().filter(|_| digits)?.checked_mul(1 << shift)?;
+    (bytes == 0 || bytes >= DISK_CACHE_BYTES_MIN).then_some(bytes)
+}
+
+fn wrong_cache_size(option: &str, text: &str) -> Error {
+    Error::Usage(format!("{option}={text}: 0, or at least 16M, as in 512M or 20G"))
 }
 
 /// What mount(8), fstab and systemd write for themselves, and what is so anyway.
@@ -250,6 +303,16 @@ fn default_data_dir() -> Result<PathBuf, Error> {
     Ok(state.or(home).ok_or_else(nowhere)?.join("surf"))
 }
 
+/// Where blocks are kept when nothing is said, if there is such a place.
+fn default_cache_dir() -> Option<PathBuf> {
+    if sys::is_root() {
+        return Some("/var/cache/surf".into());
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+    let home = std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+    Some(cache.or(home)?.join("surf"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,6 +332,32 @@ mod tests {
             let error = check(&format!("/mnt -o {wrong}")).unwrap_err();
             assert!(error.to_string().contains(wrong) && error.exit_code() == 2, "{error}");
         }
+    }
+
+    #[test]
+    fn the_cache_on_disk_has_a_place_and_a_size_or_one_clear_error() {
+        let asked = |arguments: &str| {
+            let options = check(arguments).unwrap();
+            (options.cache_dir.unwrap(), options.disk_cache_bytes)
+        };
+        assert_eq!(asked("--cache-dir /c /mnt").1, 0);
+        assert_eq!(asked("--cache-dir /c --cache-size 20G /mnt"), ("/c".into(), 20 << 30));
+        assert_eq!(asked("/mnt -o cache-dir=/d,cache-size=16M"), ("/d".into(), 16 << 20));
+        for (size, bytes) in [("0", 0), ("16777216", 16 << 20), ("1TiB", 1 << 40), ("65536k", 64 << 20)] {
+            assert_eq!(asked(&format!("--cache-dir /c --cache-size {size} /mnt")).1, bytes, "{size}");
+        }
+        for wrong in ["", "1", "15M", "-1", "+20M", "20X", "M", "1.5G", "99999999999T", "20 G", "20é"] {
+            for arguments in [vec!["--cache-size", wrong], vec!["-o", &format!("cache-size={wrong}")]] {
+                let flags = ["surfmount", "/mnt"].into_iter().chain(arguments.iter().copied());
+                let flags = Flags::try_parse_from(flags.map(str::to_owned).collect::<Vec<_>>());
+                // A value that begins with a dash is refused as a flag already.
+                let Ok(flags) = flags else { continue };
+                let error = flags.check().unwrap_err();
+                assert!(error.to_string().contains("at least 16M") && error.exit_code() == 2, "{wrong}: {error}");
+            }
+        }
+        assert!(check("--cache-dir /mnt/c --cache-size 1G /mnt").unwrap_err().to_string().contains("below the mount"));
+        assert!(check("/mnt -o cache-dir=").unwrap_err().to_string().contains("unknown option"));
     }
 
     #[test]

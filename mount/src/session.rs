@@ -111,6 +111,8 @@ pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(),
     config.soft_timeout = options.soft_timeout;
     config.on_conflict = options.on_conflict;
     config.block_bytes = options.block_bytes.unwrap_or(config.block_bytes);
+    config.cache_dir.clone_from(&options.cache_dir);
+    config.disk_cache_bytes = options.disk_cache_bytes;
     config.access_times = options.access_times;
     // The kernel is this cluster's only client, and keeps everything itself.
     config.caches = cluster.trust() == Trust::Leases;

@@ -16,6 +16,7 @@ pub mod message;
 pub mod op;
 pub mod quic;
 pub mod retry;
+pub mod sections;
 pub mod settings;
 pub mod sys;
 pub mod tls;

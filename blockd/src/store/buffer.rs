@@ -1,12 +1,12 @@
 //! Aligned memory that is used again and again: a page's first touch costs more than what is done with it.
 
-use super::sections::Sections;
 use crate::sys::{ALIGN, Aligned};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::ops::Range;
 use std::sync::Arc;
 use wire::limits::BLOCK_BYTES_MAX;
+use wire::sections::Sections;
 
 /// Buffers kept for reuse. Each is for a whole block; smaller ones are not worth keeping.
 const KEPT: usize = 16;

@@ -5,13 +5,13 @@
 //! cannot. What is damaged is quarantined.
 
 use super::disk::SegmentFile;
-use super::sections::{SECTION_BYTES, Sections, covering};
 use super::{Error, Location, Shared, segment};
 use bytes::Bytes;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use wire::ids::BlockHash;
+use wire::sections::{SECTION_BYTES, Sections, covering};
 
 /// What reading a part came to.
 pub(super) enum Part {

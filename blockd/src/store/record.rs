@@ -15,15 +15,15 @@
 //! | | 32 per section | trailer, if the payload is longer than 64 KiB: the chaining values of its sections |
 //! | | 0 to 7 | zero, up to a multiple of 8 |
 //!
-//! What sections are tells `sections`; the trailer follows the payload without a gap.
+//! What sections are tells `wire::sections`; the trailer follows the payload without a gap.
 //!
 //! Numbers are little endian. Records that are written together follow each other; each such group begins at a multiple
 //! of [`GROUP_ALIGN`], as O_DIRECT wants it, and is padded with zeros up to the next.
 
-use super::sections::Sections;
 use super::segment::SegmentId;
 use wire::ids::BlockHash;
 use wire::limits::BLOCK_BYTES_MAX;
+use wire::sections::Sections;
 
 /// Groups begin at multiples of this.
 pub(super) const GROUP_ALIGN: usize = 4096;

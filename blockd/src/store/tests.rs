@@ -4,7 +4,7 @@ mod disk;
 mod parts;
 mod prewrite;
 
-use super::{Error, Sections, Store, StoreOptions};
+use super::{Error, Store, StoreOptions};
 use bytes::Bytes;
 use disk::TestDisk;
 use proptest::prelude::*;
@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use wire::ids::BlockHash;
+use wire::sections::Sections;
 
 const DIR: &str = "/store";
 const SEGMENT_BYTES: u64 = 256 << 10;

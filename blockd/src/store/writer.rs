@@ -9,7 +9,6 @@
 //! data alone. The tail of a segment reads as zeros in either case.
 
 use super::record::{self, GROUP_ALIGN, Header, Kind, RECORD_ALIGN};
-use super::sections::Sections;
 use super::segment::{self, Found, SegmentId};
 use super::{Error, Location, Shared, Usage, hint};
 use crate::sys::Aligned;
@@ -21,6 +20,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 use wire::ids::BlockHash;
+use wire::sections::Sections;
 
 /// Bytes of one group. Larger ones would make the first of them wait for the last.
 const GROUP_BYTES: usize = 16 << 20;

@@ -1,6 +1,7 @@
 //! Reading blocks: from whoever has a good copy (I9), each block once however many ask for it.
 
 use super::cache::BlockCache;
+use super::disk::DiskCache;
 use super::layout::{Holder, Layouts};
 use bytes::Bytes;
 use futures::future::{BoxFuture, Shared};
@@ -10,6 +11,8 @@ use lru::LruCache;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +22,7 @@ use wire::ids::BlockHash;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::Endpoint;
 use wire::retry::Backoff;
+use wire::sections::Sections;
 use wire::tls::Role;
 
 /// One daemon gets this long to answer.
@@ -52,6 +56,7 @@ struct Inner {
     endpoint: Endpoint,
     layouts: Arc<Layouts>,
     cache: BlockCache,
+    disk: Option<DiskCache>,
     under_way: Mutex<HashMap<BlockHash, Fetching>>,
     parts: Mutex<Parts>,
     soft_timeout: Option<Duration>,
@@ -91,9 +96,17 @@ struct Part {
 const WHOLE: Part = Part { offset: 0, len: u32::MAX };
 
 impl Part {
-    /// Whether these are the bytes, as far as that can be told.
-    async fn fits(self, hash: BlockHash, bytes: &Bytes) -> bool {
-        if self == WHOLE { verify(hash, bytes).await } else { bytes.len() == self.len as usize }
+    /// The sections of a whole block, or none of a part, if these are the bytes as far as that can be told.
+    async fn verify(self, hash: BlockHash, bytes: &Bytes) -> Option<Sections> {
+        if self == WHOLE {
+            return verify(hash, bytes).await;
+        }
+        (bytes.len() == self.len as usize).then(Sections::default)
+    }
+
+    /// As a range of the block's bytes; `None` for all of them.
+    fn range(self) -> Option<Range<usize>> {
+        (self != WHOLE).then(|| self.offset as usize..self.offset as usize + self.len as usize)
     }
 }
 
@@ -110,14 +123,22 @@ impl Fetcher {
     pub fn new(
         endpoint: Endpoint,
         layouts: Arc<Layouts>,
-        cache_bytes: usize,
+        (cache_bytes, disk): (usize, Option<DiskCache>),
         soft: Option<Duration>,
         (work, stop): (TaskTracker, CancellationToken),
     ) -> Self {
         let cache = BlockCache::new(cache_bytes);
         let under_way = Mutex::default();
         let parts = Mutex::new(Parts::new());
-        Self { shared: Arc::new(Inner { endpoint, layouts, cache, under_way, parts, soft_timeout: soft, work, stop }) }
+        let inner = Inner { endpoint, layouts, cache, disk, under_way, parts, soft_timeout: soft, work, stop };
+        Self { shared: Arc::new(inner) }
+    }
+
+    /// Ends the cache on disk. What is read from now on is not kept there.
+    pub async fn close(&self) {
+        if let Some(disk) = &self.shared.disk {
+            disk.close().await;
+        }
     }
 
     /// Keeps a block that was just written.
@@ -198,7 +219,23 @@ impl Fetcher {
 }
 
 impl Inner {
+    /// From the local disk, or from a daemon; from both when the disk is slow.
     async fn fetch(&self, hash: BlockHash, part: Part) -> Result<Bytes, FsError> {
+        let reading = self.disk.as_ref().and_then(|disk| Some((disk, disk.read(hash, part.range())?)));
+        let Some((disk, reading)) = reading else { return self.fetch_far(hash, part).await };
+        nearest(reading, disk.patience(), || disk.was_slow(), self.fetch_far(hash, part)).await
+    }
+
+    /// From a daemon; a whole block is kept on the local disk.
+    async fn fetch_far(&self, hash: BlockHash, part: Part) -> Result<Bytes, FsError> {
+        let (block, sections) = self.ask_around(hash, part).await?;
+        if let Some(disk) = self.disk.as_ref().filter(|_| part == WHOLE) {
+            disk.insert(hash, block.clone(), sections);
+        }
+        Ok(block)
+    }
+
+    async fn ask_around(&self, hash: BlockHash, part: Part) -> Result<(Bytes, Sections), FsError> {
         let started = Instant::now();
         let mut warned = started;
         let mut backoff = Backoff::default();
@@ -206,7 +243,7 @@ impl Inner {
             let layout = self.layouts.newest();
             let places = self.layouts.places(&layout, &hash);
             let nobody = match self.round(hash, part, &places).await {
-                Ok(block) => return Ok(block),
+                Ok(found) => return Ok(found),
                 Err(nobody) => nobody,
             };
             let patience = if nobody.all_answered { Some(LOST_AFTER) } else { self.soft_timeout };
@@ -223,7 +260,7 @@ impl Inner {
     }
 
     /// Asks one after the other; the next one at once after a refusal, and after a while without an answer.
-    async fn round(&self, hash: BlockHash, part: Part, places: &[Holder]) -> Result<Bytes, Nobody> {
+    async fn round(&self, hash: BlockHash, part: Part, places: &[Holder]) -> Result<(Bytes, Sections), Nobody> {
         let mut waiting = places.iter();
         let mut asked = FuturesUnordered::new();
         let mut nobody = Nobody { all_answered: !places.is_empty(), reason: "no block daemon is known".to_owned() };
@@ -235,7 +272,7 @@ impl Inner {
             }
             let hedge = if waiting.len() > 0 { HEDGE } else { ATTEMPT };
             match tokio::time::timeout(hedge, asked.next()).await {
-                Ok(Some(Ok(block))) => return Ok(block),
+                Ok(Some(Ok(found))) => return Ok(found),
                 Ok(Some(Err((answered, reason)))) => {
                     nobody.all_answered &= answered;
                     nobody.reason = reason;
@@ -246,7 +283,7 @@ impl Inner {
     }
 
     /// Asks one daemon; on failure, whether it answered at all.
-    async fn ask(&self, hash: BlockHash, part: Part, (id, addr): Holder) -> Result<Bytes, (bool, String)> {
+    async fn ask(&self, hash: BlockHash, part: Part, (id, addr): Holder) -> Result<(Bytes, Sections), (bool, String)> {
         let epoch = self.layouts.newest().epoch;
         let request = BlockRequest::Get { hash, epoch, offset: part.offset, len: part.len };
         let peer = self.endpoint.peer(addr, Role::Blockd);
@@ -254,10 +291,9 @@ impl Inner {
             Ok((BlockReply::Content { .. }, block)) => {
                 self.layouts.trust(id);
                 // I9: verified here too, whatever happened on the way.
-                if part.fits(hash, &block).await {
-                    Ok(block)
-                } else {
-                    Err((true, format!("{addr} sent something else")))
+                match part.verify(hash, &block).await {
+                    Some(sections) => Ok((block, sections)),
+                    None => Err((true, format!("{addr} sent something else"))),
                 }
             }
             Ok((BlockReply::NotHere { layout, .. }, _)) => {
@@ -275,12 +311,34 @@ impl Inner {
     }
 }
 
-async fn verify(hash: BlockHash, block: &Bytes) -> bool {
-    if block.len() <= HASH_INLINE {
-        return BlockHash::of(block) == hash;
+/// What is near, or what is far when that has nothing. When `patience` ends, `slow` is told, and both are waited for.
+async fn nearest<T, E>(
+    near: impl Future<Output = Option<T>>,
+    patience: Duration,
+    slow: impl FnOnce(),
+    far: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let mut near = pin!(near);
+    match tokio::time::timeout(patience, &mut near).await {
+        Ok(Some(found)) => return Ok(found),
+        Ok(None) => return far.await,
+        Err(_) => slow(),
     }
-    let block = block.clone();
-    tokio::task::spawn_blocking(move || BlockHash::of(&block) == hash).await.unwrap_or(false)
+    tokio::select! {
+        found = far => found,
+        Some(found) = near => Ok(found),
+    }
+}
+
+/// The block's sections, if this is its name: they come with hashing it.
+async fn verify(hash: BlockHash, block: &Bytes) -> Option<Sections> {
+    let (name, sections) = if block.len() <= HASH_INLINE {
+        Sections::of(block)
+    } else {
+        let block = block.clone();
+        tokio::task::spawn_blocking(move || Sections::of(&block)).await.ok()?
+    };
+    (name == hash).then_some(sections)
 }
 
 #[cfg(test)]
@@ -308,6 +366,40 @@ mod tests {
         }
         assert_eq!(parts_before_the_whole(&mut parts, PARTED_BYTES_MIN, 4096), 1);
         assert_eq!(parts_before_the_whole(&mut parts, BLOCK, u32::MAX), 0);
+    }
+
+    #[tokio::test]
+    async fn a_slow_disk_is_waited_for_a_moment_and_then_the_network_is_asked_as_well() {
+        use futures::future::{pending, ready};
+        const MOMENT: Duration = Duration::from_millis(10);
+        const NO_ERROR: Result<u8, ()> = Ok(2);
+        let unexpected = || panic!("it was not slow");
+        assert_eq!(nearest(ready(Some(1)), MOMENT, unexpected, pending::<Result<u8, ()>>()).await, Ok(1));
+        assert_eq!(nearest(ready(None), MOMENT, unexpected, ready(NO_ERROR)).await, Ok(2));
+        assert_eq!(nearest(ready(None::<u8>), MOMENT, unexpected, ready(Err(()))).await, Err(()));
+        let mut told = 0;
+        assert_eq!(nearest(pending(), MOMENT, || told += 1, ready(NO_ERROR)).await, Ok(2));
+        assert_eq!(nearest(pending(), Duration::ZERO, || told += 1, ready(NO_ERROR)).await, Ok(2));
+        assert_eq!(told, 2);
+        // The disk answers after all, with the block or without.
+        for (answer, far) in [(Some(1), None), (None, Some(2))] {
+            let (send, late) = tokio::sync::oneshot::channel();
+            let (answered, wait) = tokio::sync::oneshot::channel::<()>();
+            let near = async move {
+                let answer = late.await.unwrap();
+                drop(answered);
+                answer
+            };
+            let far = async move {
+                let _ = wait.await;
+                match far {
+                    Some(far) => Ok::<u8, ()>(far),
+                    None => pending().await,
+                }
+            };
+            let found = nearest(near, MOMENT, || send.send(answer).unwrap(), far).await;
+            assert_eq!(found, Ok(answer.unwrap_or(2)));
+        }
     }
 
     #[test]

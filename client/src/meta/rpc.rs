@@ -11,6 +11,8 @@ use wire::{Error, FsError};
 
 /// One attempt takes no longer; a leader that hangs is asked again, or its successor.
 const ATTEMPT: Duration = Duration::from_secs(10);
+/// And no less: what is answered at all is answered by then.
+const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 /// Between warnings while nobody answers.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
@@ -76,7 +78,9 @@ impl Rpc {
         let mut backoff = Backoff::default();
         let mut warned = started;
         loop {
-            let missed = match self.attempt(request).await? {
+            // An attempt must not outlast the caller's patience.
+            let left = limit.map_or(ATTEMPT, |limit| limit.saturating_sub(started.elapsed()));
+            let missed = match self.attempt(request, left.clamp(ATTEMPT_MIN, ATTEMPT)).await? {
                 Ok(reply) => return Ok(reply),
                 Err(Missed::Hint) => continue,
                 Err(Missed::Away(reason)) => reason,
@@ -92,9 +96,9 @@ impl Rpc {
         }
     }
 
-    async fn attempt(&self, request: &MetaRequest) -> Result<Result<MetaReply, Missed>, Error> {
+    async fn attempt(&self, request: &MetaRequest, limit: Duration) -> Result<Result<MetaReply, Missed>, Error> {
         let peer = self.peer();
-        match peer.request::<_, MetaReply>(request, &[], ATTEMPT).await {
+        match peer.request::<_, MetaReply>(request, &[], limit).await {
             Ok((MetaReply::NotLeader { leader, nodes }, _)) => {
                 Ok(Err(self.learn(peer.addr(), leader.map(|(_, addr)| addr), &nodes)))
             }

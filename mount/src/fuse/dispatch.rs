@@ -10,15 +10,18 @@ use crate::interrupt::{Patience, unless_signalled};
 use client::Client;
 use client::namespace::NewNode;
 use fuser::{FileHandle, INodeNo, InitFlags, KernelConfig, ReplyEntry, Request};
+use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 use wire::FsError;
 use wire::ids::Ino;
+use wire::op::StatFs;
 
 /// Requests that the kernel keeps on their way in the background (reading ahead, mostly). Its default of 12 starves
 /// several readers.
@@ -28,6 +31,9 @@ pub(crate) const READAHEAD_BYTES: u32 = 8 << 20;
 /// Largest write at once: what `fs.fuse.max_pages_limit` allows unless it is raised.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
 
+/// `umount(8)` asks for the filesystem's statistics before it unmounts, and must not wait for servers that are away.
+const STATFS_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What all requests share.
 pub(crate) struct Shared {
     pub(super) client: Arc<Client>,
@@ -35,13 +41,28 @@ pub(crate) struct Shared {
     pub(super) files: Handles<OpenFile>,
     pub(super) dirs: Handles<Listing>,
     pub(super) locked: Locked,
+    /// The last answer to `statfs`.
+    statfs: Mutex<Option<StatFs>>,
 }
 
 impl Shared {
     /// What a mount needs besides the client.
     pub(crate) fn new(client: Arc<Client>, trust: Trust) -> Arc<Self> {
         let (files, dirs) = (Handles::default(), Handles::default());
-        Arc::new(Self { client, inodes: Inodes::new(trust), files, dirs, locked: Locked::default() })
+        let (locked, statfs) = (Locked::default(), Mutex::default());
+        Arc::new(Self { client, inodes: Inodes::new(trust), files, dirs, locked, statfs })
+    }
+
+    /// Capacity and use; what was last known of them when no server answers.
+    pub(super) async fn statfs(&self) -> Result<StatFs, FsError> {
+        match tokio::time::timeout(STATFS_PATIENCE, self.client.statfs()).await {
+            Ok(Ok(stats)) => {
+                *self.statfs.lock() = Some(stats);
+                Ok(stats)
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => self.statfs.lock().ok_or(FsError::Io),
+        }
     }
 
     /// Gives back what the kernel left open: it need not release everything when the mount goes.

@@ -5,13 +5,20 @@
 //! without a limit, because a leaked FUSE mount hangs whatever comes after it.
 
 pub mod bins;
+pub mod chance;
 pub mod command;
 pub mod fault;
+pub mod linear;
 pub mod mounts;
+pub mod names;
+pub mod proxy;
 pub mod surf;
 pub mod wait;
 pub mod watchdog;
+pub mod workload;
 
+pub use chance::Chance;
 pub use command::{Output, run, sh};
+pub use proxy::{Link, Proxy};
 pub use surf::{Setup, Surf};
 pub use wait::until;

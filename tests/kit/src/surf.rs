@@ -2,8 +2,9 @@
 
 use crate::bins::bin;
 use crate::command::run;
-use crate::fault::{is_alive, kill_9};
+use crate::fault::{files_below, is_alive, kill_9};
 use crate::mounts::{abort, abort_below, is_mounted};
+use crate::proxy::Proxy;
 use crate::wait::until;
 use crate::watchdog::Watchdog;
 use std::fs::{self, File};
@@ -42,6 +43,8 @@ pub struct Daemon {
 pub struct Surf {
     setup: Setup,
     mount: Option<Child>,
+    /// What all datagrams pass, if they are to.
+    proxy: Option<Proxy>,
     _watchdog: Watchdog,
     dir: TempDir,
     _turn: Turn,
@@ -70,6 +73,67 @@ impl Surf {
     /// When it does not come up.
     #[must_use]
     pub fn start(setup: Setup) -> Self {
+        let mut surf = Self::prepare(setup);
+        if setup == Setup::Cluster {
+            surf.up(3, 3);
+        }
+        surf.mount(&[]);
+        surf
+    }
+
+    /// Starts a cluster whose traffic goes through a [`Proxy`], which decides by this seed, and mounts it with these
+    /// arguments. The proxy knows the daemons by their names and mounts by those of their mount points: `mnt`, and what
+    /// [`Another::name`] says.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn start_behind_proxy(seed: u64, args: &[&str]) -> Self {
+        let mut surf = Self::prepare(Setup::Cluster);
+        surf.dev(&["up", "--metad", "3", "--blockd", "3", "--no-start"]);
+        let daemons: Vec<_> = surf
+            .daemons()
+            .into_iter()
+            .map(|daemon| (daemon.name, daemon.address.parse().expect("cluster.json has addresses")))
+            .collect();
+        let proxy = Proxy::start(&daemons, seed).expect("loopback has free ports");
+        for (name, address) in &daemons {
+            surf.lead_through(&proxy.front(name).to_string(), &address.to_string());
+        }
+        surf.proxy = Some(proxy);
+        surf.dev(&["up"]);
+        surf.mount(args);
+        surf
+    }
+
+    /// Writes the address of a daemon's front wherever others read the daemon's own.
+    fn lead_through(&self, front: &str, own: &str) {
+        let files = files_below(&self.cluster_dir());
+        let ends = |path: &Path, end: &str| path.extension().is_some_and(|found| found == end);
+        for path in files.iter().filter(|path| ends(path, "toml") || ends(path, "bundle")) {
+            let text = fs::read_to_string(path).expect("a configuration can be read");
+            let listen = format!("listen = \"{own}\"");
+            let led: Vec<String> = text
+                .lines()
+                .map(|line| if line == listen { line.to_owned() } else { line.replace(own, front) })
+                .collect();
+            let is_its_own = text.lines().any(|line| line == listen);
+            let advertised = is_its_own && path.ends_with("blockd.toml");
+            let advertise = if advertised { format!("advertise = \"{front}\"\n") } else { String::new() };
+            fs::write(path, advertise + &led.join("\n") + "\n").expect("a configuration can be written");
+        }
+    }
+
+    /// What stands between mounts and daemons.
+    ///
+    /// # Panics
+    /// When this was not started behind one.
+    #[must_use]
+    pub fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("it was started behind a proxy")
+    }
+
+    fn prepare(setup: Setup) -> Self {
         let turn = Turn::take();
         let dir = tempfile::Builder::new().prefix("surf-test-").tempdir().expect("a temp directory can be made");
         // pjdfstest and others work as unprivileged users below the mount point.
@@ -79,12 +143,8 @@ impl Surf {
             surf = bin("surf").display(),
             dir = dir.path().display(),
         ));
-        let mut surf = Self { setup, mount: None, _watchdog: watchdog, dir, _turn: turn };
+        let surf = Self { setup, mount: None, proxy: None, _watchdog: watchdog, dir, _turn: turn };
         fs::create_dir(surf.path()).expect("the mount point can be made");
-        if setup == Setup::Cluster {
-            surf.up(3, 3);
-        }
-        surf.mount(&[]);
         surf
     }
 
@@ -118,6 +178,12 @@ impl Surf {
     #[must_use]
     pub fn data_dir(&self) -> PathBuf {
         self.dir.path().join("data")
+    }
+
+    /// Where mounts keep what they cache on disk.
+    #[must_use]
+    pub fn cache_dir(&self) -> PathBuf {
+        self.dir.path().join("cache")
     }
 
     /// Process id of the mount.
@@ -236,6 +302,15 @@ impl Surf {
         Another { child, path }
     }
 
+    /// Mounts what was killed again, at the same place.
+    ///
+    /// # Panics
+    /// When it is not mounted within a minute.
+    pub fn mount_killed(&self, another: &mut Another, args: &[&str]) {
+        assert!(!is_mounted(&another.path), "it is mounted");
+        another.child = self.start_mount(&another.path, args);
+    }
+
     fn start_mount(&self, path: &Path, args: &[&str]) -> Child {
         let log = File::options()
             .create(true)
@@ -247,6 +322,7 @@ impl Surf {
             Setup::Embedded => command.arg("--data-dir").arg(self.data_dir()),
             Setup::Cluster => command.arg("--cluster").arg(self.bundle()),
         };
+        command.arg("--cache-dir").arg(self.cache_dir());
         command.args(args).arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().expect("surfmount starts");
         let started = Instant::now();
@@ -258,6 +334,11 @@ impl Surf {
                 panic!("surfmount did not mount ({ended:?})\n{}", self.logs());
             }
             std::thread::sleep(Duration::from_millis(20));
+        }
+        if let Some(proxy) = &self.proxy {
+            // A mount talks to the cluster before it is one, by the socket that it keeps.
+            let sockets = proxy.name_process(child.id(), &name_of(path));
+            assert!(sockets > 0, "surfmount has no socket");
         }
         child
     }
@@ -304,6 +385,10 @@ impl Drop for Surf {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }
+        // What waits for a link that is cut ends sooner when it is not.
+        if let Some(proxy) = &self.proxy {
+            proxy.heal();
+        }
         if let Some(mut child) = self.mount.take() {
             end(&mut child, &self.path());
         }
@@ -333,6 +418,12 @@ impl Another {
         self.path.clone()
     }
 
+    /// Its name among the links of a [`Proxy`].
+    #[must_use]
+    pub fn name(&self) -> String {
+        name_of(&self.path)
+    }
+
     /// Kills the mount at once, as a crash would.
     ///
     /// # Panics
@@ -340,6 +431,28 @@ impl Another {
     pub fn kill_9(mut self) {
         self.child.kill().expect("a child can be killed");
     }
+
+    /// Kills the mount at once and clears the dead mount point away, for [`Surf::mount_killed`].
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("a child can be killed");
+        self.child.wait().expect("a child can be waited for");
+        abort(&self.path);
+    }
+
+    /// How its process ended, if it has.
+    ///
+    /// # Panics
+    /// When the kernel does not say.
+    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.child.try_wait().expect("a child can be waited for")
+    }
+}
+
+fn name_of(mount_point: &Path) -> String {
+    mount_point.file_name().expect("a mount point has a name").to_string_lossy().into_owned()
 }
 
 impl Drop for Another {
@@ -353,7 +466,9 @@ fn end(child: &mut Child, path: &Path) {
     // SAFETY: kill takes no pointers; the child has not been waited for, so its pid is still its own.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
     let started = Instant::now();
-    while child.try_wait().ok().flatten().is_none() && started.elapsed() < Duration::from_secs(15) {
+    // After a failure nobody is interested in an orderly end, and threads may wait for the mount to go.
+    let limit = Duration::from_secs(if std::thread::panicking() { 2 } else { 15 });
+    while child.try_wait().ok().flatten().is_none() && started.elapsed() < limit {
         std::thread::sleep(Duration::from_millis(20));
     }
     abort(path);

@@ -2,12 +2,13 @@
 
 use super::{TestDisk, open, runtime};
 use crate::store::record::HEADER;
-use crate::store::{Error, SECTION_BYTES, Sections, Store};
+use crate::store::{Error, Store};
 use bytes::Bytes;
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
 use wire::ids::BlockHash;
 use wire::limits::BLOCK_BYTES_MAX;
+use wire::sections::{SECTION_BYTES, Sections};
 
 /// A store with one block, the first record of the first segment.
 struct Setup {

@@ -36,6 +36,9 @@ pub(super) struct Up {
     /// What the daemons log.
     #[arg(long, default_value = "info", value_name = "FILTER")]
     daemon_log: String,
+    /// Make the files of a new cluster and start nothing: for whoever changes its configuration first.
+    #[arg(long)]
+    no_start: bool,
     /// Print what is in cluster.json.
     #[arg(long)]
     json: bool,
@@ -45,9 +48,15 @@ impl Up {
     pub(super) async fn run(self) -> Result<()> {
         let dir = DevDir::take(&self.place.dir, true)?;
         let mut cluster = match dir.load()? {
+            Some(_) if self.no_start => {
+                bail!("{}: there is a cluster here already: leave --no-start out", dir.path().display())
+            }
             Some(cluster) => self.check_existing(&dir, cluster)?,
             None => dev::create(&dir, self.shape())?,
         };
+        if self.no_start {
+            return self.tell(&cluster, "are made; start them with: surf dev up");
+        }
         if let Err(error) = self.start(&dir, &mut cluster).await {
             let mut daemons: Vec<_> = cluster.daemons.iter_mut().collect();
             let stopped = dev::stop_all(&mut daemons, GIVE_UP_LIMIT).await;
@@ -55,15 +64,15 @@ impl Up {
             stopped?;
             return Err(error);
         }
+        let bundle = cluster.client_bundle.display();
+        self.tell(&cluster, &format!("serve; mount with: surfmount --cluster {bundle} MOUNTPOINT"))
+    }
+
+    fn tell(&self, cluster: &ClusterFile, state: &str) -> Result<()> {
         if self.json {
-            return output::json(&serde_json::to_value(&cluster)?);
+            return output::json(&serde_json::to_value(cluster)?);
         }
-        println!(
-            "{} metads and {} blockds serve; mount with: surfmount --cluster {} MOUNTPOINT",
-            cluster.count(Kind::Metad),
-            cluster.count(Kind::Blockd),
-            cluster.client_bundle.display()
-        );
+        println!("{} metads and {} blockds {state}", cluster.count(Kind::Metad), cluster.count(Kind::Blockd));
         Ok(())
     }
 

@@ -8,10 +8,10 @@
 //!
 //! A block of one section has no values: its name is the hash of the section.
 
+use crate::ids::BlockHash;
+use crate::limits::BLOCK_BYTES_MAX;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use std::ops::Range;
-use wire::ids::BlockHash;
-use wire::limits::BLOCK_BYTES_MAX;
 
 /// Bytes of a section. Smaller ones would make the list of values longer, which every read of a part takes along; larger
 /// ones, what is read and hashed beyond the part.
@@ -38,25 +38,25 @@ impl Sections {
     }
 
     /// Bytes of the values of a block of this length.
-    pub(super) const fn stored_len(block_len: u32) -> usize {
+    pub const fn stored_len(block_len: u32) -> usize {
         let count = (block_len as usize).div_ceil(SECTION_BYTES);
         if count > 1 { count * VALUE } else { 0 }
     }
 
     /// The values, one behind the other.
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    pub fn as_bytes(&self) -> &[u8] {
         self.0.as_flattened()
     }
 
     /// Reads the values of a block of more than one section; `None` when they do not merge to its name.
-    pub(super) fn decode(bytes: &[u8], hash: &BlockHash) -> Option<Self> {
+    pub fn decode(bytes: &[u8], hash: &BlockHash) -> Option<Self> {
         let (values, []) = bytes.as_chunks::<VALUE>() else { return None };
         let sections = Self(values.to_vec());
         (values.len() > 1 && sections.root() == *hash).then_some(sections)
     }
 
     /// Whether these are the bytes of the block from `offset` on. They must begin and end where sections do.
-    pub(super) fn fit(&self, offset: usize, bytes: &[u8]) -> bool {
+    pub fn fit(&self, offset: usize, bytes: &[u8]) -> bool {
         assert!(offset.is_multiple_of(SECTION_BYTES), "{offset} is within a section");
         let first = offset / SECTION_BYTES;
         let mut values = self.0.iter().skip(first);
@@ -83,7 +83,7 @@ impl Sections {
 }
 
 /// The sections that hold `range` of a block of this length, as a range of its bytes. `range` lies within the block.
-pub(super) fn covering(range: &Range<usize>, block_len: usize) -> Range<usize> {
+pub fn covering(range: &Range<usize>, block_len: usize) -> Range<usize> {
     let start = range.start - range.start % SECTION_BYTES;
     start..range.end.next_multiple_of(SECTION_BYTES).min(block_len)
 }

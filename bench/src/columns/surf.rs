@@ -1,0 +1,43 @@
+//! Surf: with a cluster of one node within the mount, and on six daemons.
+
+use super::own_program;
+use crate::mounts::{Mount, Serving};
+use crate::process::{Node, output};
+use crate::side::{Files, Side};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn version(surfmount: &Path) -> Result<String> {
+    let said = output(Command::new(surfmount).arg("--version"))?;
+    Ok(format!("Surf {}", said.trim().rsplit(' ').next().unwrap_or_default()))
+}
+
+pub(super) fn embedded(files: Files) -> Result<Side> {
+    let surfmount = own_program("surfmount")?;
+    let what = format!("{}, one node within the mount", version(&surfmount)?);
+    let (data, path): (PathBuf, PathBuf) = (files.0.join("data"), Mount::path_below(&files.0));
+    let command = move || {
+        let mut command = Command::new(&surfmount);
+        command.arg("--data-dir").arg(&data).arg(&path);
+        command
+    };
+    let mount = Mount::new("embedded", &files.0, Serving::Once(Box::new(command)))?;
+    Side::mounted("embedded", what, files, None, mount)
+}
+
+pub(super) fn cluster(files: Files) -> Result<Side> {
+    let (surf, surfmount) = (own_program("surf")?, own_program("surfmount")?);
+    let what = format!("{}, 3 metads, 3 blockds, 3 replicas", version(&surfmount)?);
+    let script = format!("{} dev up --dir cluster --metad 3 --blockd 3 --replicas 3", surf.display());
+    let node = Node::start("the cluster of Surf", &files.0, &script)?;
+    let network = node.network();
+    let (bundle, path) = (files.0.join("cluster/client.bundle"), Mount::path_below(&files.0));
+    let command = move || {
+        let mut command = network.command(&surfmount);
+        command.arg("--cluster").arg(&bundle).arg(&path);
+        command
+    };
+    let mount = Mount::new("cluster", &files.0, Serving::Once(Box::new(command)))?;
+    Side::mounted("cluster", what, files, Some(node), mount)
+}

@@ -1,0 +1,245 @@
+//! Blocks on the local disk: a cache that outlives the mount. Blocks are named by their content, so what is here is never
+//! stale; and each is checked against its name when it is read, so it is never wrong (I9), whatever became of the disk.
+//!
+//! - `file` is one block as a file; `index` knows which are here and which go first; `keeper` is the one thread that
+//!   writes, evicts and removes.
+//! - Reading happens on threads of its own kind, a few at a time, and races with the network when it takes long: a disk
+//!   that hangs costs a reader no more than a moment.
+//! - Nothing is synced. After a power loss some files are empty or torn, and are dropped when they are read.
+//! - Nobody waits for the keeper. When its queue is full, a block is not kept.
+//! - The first error switches the cache off, with one warning; a full disk makes it smaller.
+//!
+//! Until the keeper has listed what an earlier mount left, readers look for files themselves.
+
+mod file;
+mod index;
+mod keeper;
+
+use crate::local::LocalDir;
+use crate::{ClientConfig, Error};
+use bytes::Bytes;
+use file::Found;
+use index::Index;
+use keeper::{Job, Keeper};
+use parking_lot::Mutex;
+use std::io::{self, ErrorKind};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::spawn_blocking;
+use wire::ids::BlockHash;
+use wire::sections::Sections;
+
+/// Folder of the blocks within the mount's directory.
+const BLOCKS: &str = "blocks";
+/// Files read at once: so many threads a disk that hangs can hold.
+const READERS: usize = 16;
+/// After this time the network is asked as well. A spinning disk under load answers faster.
+const PATIENCE: Duration = Duration::from_millis(200);
+/// For so long after a slow answer the network is asked at once.
+const SLOW: Duration = Duration::from_secs(5);
+/// Bytes that wait to be written; more are not kept. Eight large blocks, as many as are read ahead.
+const QUEUE_BYTES: usize = 32 << 20;
+/// Jobs that wait, the small blocks among them.
+const QUEUE_COUNT: usize = 2048;
+/// That a block was used is noted on disk when the last note is older: order after a remount need not be exact.
+const TOUCH_EVERY: Duration = Duration::from_secs(600);
+/// A directory that cannot be opened in this time, waiting for another mount's end included, is on a disk that hangs.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+/// What is queued when the mount ends is written within this time, or not at all.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
+/// The cache. Dropping it ends its thread; see [`DiskCache::close`].
+pub struct DiskCache {
+    shared: Arc<Shared>,
+    jobs: Mutex<Option<SyncSender<Job>>>,
+    /// Answered when the keeper has ended.
+    ended: Mutex<Option<oneshot::Receiver<()>>>,
+    slow_until: Mutex<Instant>,
+}
+
+/// What readers and the keeper share.
+struct Shared {
+    dir: PathBuf,
+    /// Nobody else uses the directory as long as one of us may.
+    _local: Arc<LocalDir>,
+    index: Mutex<Index>,
+    /// The index knows all that is here.
+    is_listed: AtomicBool,
+    is_off: AtomicBool,
+    /// Bytes of blocks in the keeper's queue.
+    queued_bytes: AtomicUsize,
+    readers: Arc<Semaphore>,
+}
+
+impl DiskCache {
+    /// The cache that this configuration asks for, if any. A disk that fails or hangs is gone without, with a warning; a
+    /// directory that belongs to somebody else, or to nobody we may be, is a mistake.
+    ///
+    /// # Errors
+    /// As [`LocalDir::open`].
+    pub(crate) async fn of(config: &ClientConfig) -> Result<Option<Self>, Error> {
+        let Some(base) = config.cache_dir.clone().filter(|_| config.disk_cache_bytes > 0) else { return Ok(None) };
+        let (bundle, purpose, path) = (config.bundle.clone(), config.purpose.clone(), base.clone());
+        let opening = spawn_blocking(move || LocalDir::open(&path, &bundle, &purpose));
+        let started = match tokio::time::timeout(OPEN_LIMIT, opening).await {
+            Ok(Ok(Ok(local))) => Self::start(Arc::new(local), config.disk_cache_bytes),
+            Ok(Ok(Err(Error::Local { path, source }))) if !is_mistake(&source) => {
+                tracing::debug!(path = %path.display(), "what the disk refuses");
+                Err(source)
+            }
+            Ok(Ok(Err(error))) => return Err(error),
+            Ok(Err(ended)) => Err(io::Error::other(ended)),
+            Err(_) => Err(ErrorKind::TimedOut.into()),
+        };
+        if let Err(error) = &started {
+            tracing::warn!(path = %base.display(), %error, "the disk of the cache fails; mounting without it");
+        }
+        Ok(started.ok())
+    }
+
+    /// Keeps up to `limit` bytes of disk in this directory, with what an earlier mount left there. Does not touch the disk
+    /// itself.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(local: Arc<LocalDir>, limit: u64) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            dir: local.path().join(BLOCKS),
+            _local: local,
+            index: Mutex::new(Index::new(limit)),
+            is_listed: AtomicBool::new(false),
+            is_off: AtomicBool::new(false),
+            queued_bytes: AtomicUsize::new(0),
+            readers: Arc::new(Semaphore::new(READERS)),
+        });
+        let (jobs, ended) = Keeper::start(shared.clone(), QUEUE_COUNT)?;
+        let (jobs, ended) = (Mutex::new(Some(jobs)), Mutex::new(Some(ended)));
+        Ok(Self { shared, jobs, ended, slow_until: Mutex::new(Instant::now()) })
+    }
+
+    /// Begins to read a block, or a part of it; `None` when it is not here. What is read is verified: a whole block by its
+    /// name, a part by the sections that hold it. The future ends with `None` when nothing good was found, and may end
+    /// late, or never: see [`DiskCache::patience`]. Cancel-safe.
+    #[must_use]
+    pub fn read(
+        &self,
+        hash: BlockHash,
+        part: Option<Range<usize>>,
+    ) -> Option<impl Future<Output = Option<Bytes>> + use<>> {
+        if !self.shared.may_have(&hash) {
+            return None;
+        }
+        let (shared, jobs) = (self.shared.clone(), self.jobs.lock().clone()?);
+        Some(async move {
+            let permit = shared.readers.clone().acquire_owned().await.ok()?;
+            let read = spawn_blocking(move || {
+                let _permit = permit;
+                shared.read_now(&hash, part, &jobs)
+            });
+            read.await.ok().flatten()
+        })
+    }
+
+    /// How long to wait for the disk alone.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        if Instant::now() < *self.slow_until.lock() { Duration::ZERO } else { PATIENCE }
+    }
+
+    /// A reader's patience has ended.
+    pub fn was_slow(&self) {
+        *self.slow_until.lock() = Instant::now() + SLOW;
+    }
+
+    /// Keeps a verified block, unless it is here already or the keeper has more to do than it can.
+    pub fn insert(&self, hash: BlockHash, block: Bytes, sections: Sections) {
+        let Some(jobs) = self.jobs.lock().clone() else { return };
+        if self.shared.is_off() || self.shared.index.lock().contains(&hash) {
+            return;
+        }
+        let len = block.len();
+        if self.shared.queued_bytes.fetch_add(len, Ordering::AcqRel) + len > QUEUE_BYTES
+            || jobs.try_send(Job::Insert { hash, block, sections }).is_err()
+        {
+            self.shared.queued_bytes.fetch_sub(len, Ordering::AcqRel);
+        }
+    }
+
+    /// Ends the keeper, after what is queued if that takes no longer than a moment.
+    pub async fn close(&self) {
+        drop(self.jobs.lock().take());
+        let Some(ended) = self.ended.lock().take() else { return };
+        if tokio::time::timeout(CLOSE_LIMIT, ended).await.is_err() {
+            self.shared.is_off.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// Whether another choice of directory helps, rather than another disk.
+fn is_mistake(error: &io::Error) -> bool {
+    use ErrorKind::{AlreadyExists, InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied};
+    matches!(error.kind(), AlreadyExists | InvalidFilename | InvalidInput | NotADirectory | NotFound | PermissionDenied)
+}
+
+impl Shared {
+    fn is_off(&self) -> bool {
+        self.is_off.load(Ordering::Acquire)
+    }
+
+    fn may_have(&self, hash: &BlockHash) -> bool {
+        !self.is_off() && (!self.is_listed.load(Ordering::Acquire) || self.index.lock().contains(hash))
+    }
+
+    /// Reads and verifies. Blocks.
+    fn read_now(&self, hash: &BlockHash, part: Option<Range<usize>>, jobs: &SyncSender<Job>) -> Option<Bytes> {
+        let path = file::path(&self.dir, hash);
+        // I9: nothing leaves here unverified.
+        let found = match part {
+            Some(part) => file::read_part(&path, hash, part),
+            None => file::read(&path, hash),
+        };
+        // A full queue loses a note of use, or leaves a damaged file to be found again.
+        match found {
+            Ok(Found::Good(bytes)) => {
+                if self.index.lock().touch(hash, now_s(), TOUCH_EVERY) {
+                    let _ = jobs.try_send(Job::Touch(*hash));
+                }
+                return Some(bytes);
+            }
+            Ok(Found::Absent) => {
+                // Removed by somebody else, unless nobody knows yet what is here.
+                if self.is_listed.load(Ordering::Acquire) {
+                    self.index.lock().remove(hash);
+                    let _ = jobs.try_send(Job::Drop(*hash));
+                }
+            }
+            Ok(Found::Damaged) => {
+                tracing::warn!(path = %path.display(), "a block in the cache is damaged; it is dropped");
+                self.index.lock().remove(hash);
+                let _ = jobs.try_send(Job::Drop(*hash));
+            }
+            Err(error) => self.fail(&path, &error),
+        }
+        None
+    }
+
+    /// Switches the cache off.
+    fn fail(&self, path: &Path, error: &io::Error) {
+        if !self.is_off.swap(true, Ordering::AcqRel) {
+            tracing::warn!(path = %path.display(), %error, "the disk cache is switched off until the next mount");
+        }
+    }
+}
+
+/// Seconds since 1970, as files' times have them.
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests;

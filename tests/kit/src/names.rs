@@ -1,0 +1,469 @@
+//! A directory as a [`Model`]: names, links, modes and whole contents, with one level of directories below it.
+//!
+//! A system call on a path is not one operation of a filesystem: the kernel looks up one name after the other, and then
+//! acts on what it has found, while others rename and remove. So each call has several steps, and what it has found it
+//! *holds*: it stays, without a name if need be, until the call has ended. What the kernel decides by itself (that the
+//! target of a rename is a directory) it decides with what it has looked up; the rest is decided where the call acts.
+
+use crate::linear::{Model, Next};
+use libc::{EEXIST, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, ESTALE};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// `NAME`, or `DIR/NAME`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Path {
+    /// Directory, if it is not the top.
+    pub dir: Option<char>,
+    /// Last name.
+    pub name: char,
+}
+
+/// A system call, or a few that count as one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Call {
+    /// `open` with `O_CREAT` and `O_EXCL`, `close`.
+    Create(Path, u16),
+    /// `mkdir`.
+    Mkdir(Path, u16),
+    /// `unlink`.
+    Unlink(Path),
+    /// `rmdir`.
+    Rmdir(Path),
+    /// `rename`.
+    Rename(Path, Path),
+    /// `link`.
+    Link(Path, Path),
+    /// `stat`.
+    Stat(Path),
+    /// `chmod`.
+    Chmod(Path, u16),
+    /// `readdir` of the top, to its end.
+    List,
+    /// `open`, `read` of everything, `close`.
+    Read(Path),
+    /// `open` without truncation, `write` over everything, `close`. The content is the number of the operation.
+    Write(Path),
+}
+
+/// What a call returned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It succeeded.
+    Done,
+    /// It made a file, of this number if that is looked at.
+    Made(Option<u64>),
+    /// What `stat` told.
+    Attributes {
+        /// Number of the inode, if that is looked at.
+        ino: Option<u64>,
+        /// Whether it is a directory.
+        is_dir: bool,
+        /// Permissions.
+        mode: u16,
+        /// Links, of a file.
+        links: u16,
+    },
+    /// The names that were listed.
+    Names(BTreeSet<char>),
+    /// Number of the write whose content was read; 0 for an empty file.
+    Content(u32),
+    /// This error.
+    Failed(i32),
+    /// It may have happened, or may happen later.
+    Unknown,
+}
+
+/// A call and its outcome.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Op {
+    /// From 1, another one for each.
+    pub number: u32,
+    /// What was called.
+    pub call: Call,
+    /// What it returned.
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Inode {
+    /// The number that programs see, once one has seen it.
+    ino: Option<u64>,
+    /// Calls that hold it.
+    held: u16,
+    links: u16,
+    mode: u16,
+    kind: Kind,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+enum Kind {
+    Dir(BTreeMap<char, u32>),
+    File(u32),
+}
+
+/// All inodes, by the number of the operation that has made them; 0 is the top.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Tree {
+    inodes: BTreeMap<u32, Inode>,
+}
+
+const TOP: u32 = 0;
+/// What is said of an inode that is gone. Some of it depends on who asks.
+const GONE: &[i32] = &[ENOENT, ESTALE];
+
+impl Default for Tree {
+    fn default() -> Self {
+        let top = Inode { ino: None, held: 0, links: 1, mode: 0, kind: Kind::Dir(BTreeMap::new()) };
+        Self { inodes: [(TOP, top)].into() }
+    }
+}
+
+impl Tree {
+    fn is_dir(&self, inode: u32) -> bool {
+        matches!(self.inodes[&inode].kind, Kind::Dir(_))
+    }
+
+    fn is_gone(&self, inode: u32) -> bool {
+        self.inodes[&inode].links == 0
+    }
+
+    fn entries(&self, dir: u32) -> &BTreeMap<char, u32> {
+        static NONE: BTreeMap<char, u32> = BTreeMap::new();
+        match &self.inodes[&dir].kind {
+            Kind::Dir(entries) => entries,
+            Kind::File(_) => &NONE,
+        }
+    }
+
+    fn find(&self, dir: u32, name: char) -> Option<u32> {
+        self.entries(dir).get(&name).copied()
+    }
+
+    fn change(&mut self, inode: u32, change: impl FnOnce(&mut Inode)) {
+        if let Some(found) = self.inodes.get_mut(&inode) {
+            change(found);
+            if found.links == 0 && found.held == 0 {
+                self.inodes.remove(&inode);
+            }
+        }
+    }
+
+    fn set(&mut self, dir: u32, name: char, inode: Option<u32>) {
+        self.change(dir, |dir| {
+            if let Kind::Dir(entries) = &mut dir.kind {
+                match inode {
+                    Some(inode) => entries.insert(name, inode),
+                    None => entries.remove(&name),
+                };
+            }
+        });
+    }
+
+    fn unlink(&mut self, dir: u32, name: char) {
+        if let Some(inode) = self.find(dir, name) {
+            self.set(dir, name, None);
+            self.change(inode, |inode| inode.links -= 1);
+        }
+    }
+
+    fn make(&mut self, dir: u32, name: char, number: u32, mode: u16, kind: Kind) {
+        self.inodes.insert(number, Inode { ino: None, held: 0, links: 1, mode, kind });
+        self.set(dir, name, Some(number));
+    }
+
+    /// Whether this may be the number that programs see; from then on it is.
+    fn is_seen_as(&mut self, inode: u32, seen: Option<u64>) -> bool {
+        let Some(seen) = seen else { return true };
+        let is_another = self.inodes.iter().any(|(other, found)| *other != inode && found.ino == Some(seen));
+        let known = self.inodes[&inode].ino;
+        self.change(inode, |inode| inode.ino = Some(seen));
+        !is_another && known.is_none_or(|known| known == seen)
+    }
+}
+
+/// How far a call has come.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Progress {
+    /// What was looked up.
+    held: Vec<Option<u32>>,
+    /// Names that were listed and were not there at first.
+    later: BTreeSet<char>,
+}
+
+/// What is looked up.
+#[derive(Clone, Copy)]
+enum Look {
+    /// The directory of a path.
+    Dir(Path),
+    /// A last name, in the directory at that place of what was looked up.
+    Name { dir: usize, name: char, must_be: bool },
+}
+
+fn looks(call: Call) -> Vec<Look> {
+    let name = |path: Path| Look::Name { dir: 0, name: path.name, must_be: true };
+    match call {
+        Call::Create(path, _) | Call::Mkdir(path, _) | Call::Unlink(path) | Call::Rmdir(path) => vec![Look::Dir(path)],
+        Call::Stat(path) | Call::Chmod(path, _) | Call::Read(path) | Call::Write(path) => {
+            vec![Look::Dir(path), name(path)]
+        }
+        Call::Link(from, to) => vec![Look::Dir(from), name(from), Look::Dir(to)],
+        Call::Rename(from, to) => {
+            let target = Look::Name { dir: 1, name: to.name, must_be: false };
+            vec![Look::Dir(from), Look::Dir(to), name(from), target]
+        }
+        Call::List => Vec::new(),
+    }
+}
+
+/// What the state makes of a call, before it is compared with what the call returned.
+enum Answer {
+    /// One of these errors; nothing has changed.
+    Errors(&'static [i32]),
+    /// This, and nothing has changed.
+    Saw(Outcome),
+    /// Success, and the state is another one.
+    Did(Tree),
+}
+
+/// The model. All of its state is in [`Tree`].
+pub struct Names;
+
+type Nexts = Vec<Next<Tree, Progress>>;
+
+impl Model for Names {
+    type State = Tree;
+    type Op = Op;
+    type Progress = Progress;
+
+    fn step(&self, tree: &Tree, op: &Op, progress: &Progress) -> Nexts {
+        if op.call == Call::List {
+            return list(tree, op, progress);
+        }
+        let mut held = progress.held.clone();
+        let looks = looks(op.call);
+        while let Some(look) = looks.get(held.len()) {
+            let found = match *look {
+                Look::Dir(Path { dir: None, .. }) => {
+                    held.push(Some(TOP));
+                    continue;
+                }
+                Look::Dir(Path { dir: Some(name), .. }) => match tree.find(TOP, name) {
+                    Some(dir) if tree.is_dir(dir) => Some(dir),
+                    Some(_) => return end(tree, op, &held, vec![Answer::Errors(&[ENOTDIR])]),
+                    None => return end(tree, op, &held, vec![Answer::Errors(&[ENOENT])]),
+                },
+                Look::Name { dir, name, must_be } => {
+                    let dir = held[dir].unwrap_or(TOP);
+                    match tree.find(dir, name) {
+                        None if tree.is_gone(dir) => return end(tree, op, &held, vec![Answer::Errors(GONE)]),
+                        None if must_be => return end(tree, op, &held, vec![Answer::Errors(&[ENOENT])]),
+                        found => found,
+                    }
+                }
+            };
+            let mut nexts = Vec::new();
+            if let Call::Rename(..) = op.call
+                && held.len() == 3
+            {
+                nexts.extend(end(tree, op, &held, refused_by_the_kernel(tree, &held, found)));
+            }
+            let mut after = tree.clone();
+            if let Some(found) = found {
+                after.change(found, |inode| inode.held += 1);
+            }
+            held.push(found);
+            nexts.push(Next::On(after, Progress { held, later: BTreeSet::new() }));
+            return nexts;
+        }
+        end(tree, op, &held, act(tree, op, &held))
+    }
+}
+
+/// How a call ends with these answers, as far as they are what it returned.
+fn end(tree: &Tree, op: &Op, held: &[Option<u32>], answers: Vec<Answer>) -> Nexts {
+    let release = |mut tree: Tree| {
+        for inode in held.iter().flatten().filter(|inode| **inode != TOP) {
+            tree.change(*inode, |inode| inode.held -= 1);
+        }
+        tree
+    };
+    let unknown = op.outcome == Outcome::Unknown;
+    let compare = |answer| match (answer, &op.outcome) {
+        (Answer::Errors(_) | Answer::Saw(_), Outcome::Unknown) => Some(Next::Seen(release(tree.clone()))),
+        (Answer::Errors(errors), Outcome::Failed(error)) if errors.contains(error) => {
+            Some(Next::Seen(release(tree.clone())))
+        }
+        (Answer::Saw(saw), outcome) if is_same(&saw, outcome) => {
+            let mut after = tree.clone();
+            let ino = if let Outcome::Attributes { ino, .. } = outcome { *ino } else { None };
+            let inode = held.last().copied().flatten();
+            inode.is_none_or(|inode| after.is_seen_as(inode, ino)).then(|| Next::Seen(release(after)))
+        }
+        (Answer::Did(mut after), Outcome::Made(ino)) => {
+            after.is_seen_as(op.number, *ino).then(|| Next::Changed(release(after)))
+        }
+        (Answer::Did(after), Outcome::Done) => Some(Next::Changed(release(after))),
+        (Answer::Did(after), _) if unknown => Some(Next::Changed(release(after))),
+        _ => None,
+    };
+    answers.into_iter().filter_map(compare).collect()
+}
+
+/// Whether an outcome is what was seen; numbers of inodes are compared elsewhere.
+fn is_same(saw: &Outcome, outcome: &Outcome) -> bool {
+    match (saw, outcome) {
+        (
+            Outcome::Attributes { is_dir, mode, links, .. },
+            Outcome::Attributes { is_dir: dir_too, mode: same_mode, links: same_links, .. },
+        ) => (is_dir, mode) == (dir_too, same_mode) && (*is_dir || links == same_links),
+        (saw, outcome) => saw == outcome,
+    }
+}
+
+/// What the kernel answers to a rename by itself, with what it has looked up.
+fn refused_by_the_kernel(tree: &Tree, held: &[Option<u32>], target: Option<u32>) -> Vec<Answer> {
+    let (Some(source), Some(target)) = (held[2], target) else { return Vec::new() };
+    if source == target {
+        return vec![Answer::Saw(Outcome::Done)];
+    }
+    if held[0] == Some(target) {
+        return vec![Answer::Errors(&[ENOTEMPTY])];
+    }
+    match (tree.is_dir(source), tree.is_dir(target)) {
+        (true, false) => vec![Answer::Errors(&[ENOTDIR])],
+        (false, true) => vec![Answer::Errors(&[EISDIR])],
+        _ => Vec::new(),
+    }
+}
+
+/// The last step of a call, on what it holds.
+fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
+    let at = |index: usize| held.get(index).copied().flatten().unwrap_or(TOP);
+    let did = |change: &dyn Fn(&mut Tree)| {
+        let mut after = tree.clone();
+        change(&mut after);
+        vec![Answer::Did(after)]
+    };
+    let errors = |errors: &'static [i32]| vec![Answer::Errors(errors)];
+    match op.call {
+        Call::Create(path, mode) | Call::Mkdir(path, mode) => {
+            if tree.is_gone(at(0)) {
+                return errors(GONE);
+            }
+            if tree.find(at(0), path.name).is_some() {
+                return errors(&[EEXIST]);
+            }
+            let is_file = matches!(op.call, Call::Create(..));
+            let kind = || if is_file { Kind::File(0) } else { Kind::Dir(BTreeMap::new()) };
+            did(&|tree| tree.make(at(0), path.name, op.number, mode, kind()))
+        }
+        Call::Unlink(path) => match tree.find(at(0), path.name) {
+            None => errors(GONE),
+            Some(inode) if tree.is_dir(inode) => errors(&[EISDIR]),
+            Some(_) => did(&|tree| tree.unlink(at(0), path.name)),
+        },
+        Call::Rmdir(path) => match tree.find(at(0), path.name) {
+            None => errors(GONE),
+            Some(inode) if !tree.is_dir(inode) => errors(&[ENOTDIR]),
+            Some(inode) if !tree.entries(inode).is_empty() => errors(&[ENOTEMPTY]),
+            Some(_) => did(&|tree| tree.unlink(at(0), path.name)),
+        },
+        Call::Rename(from, to) => rename(tree, (at(0), from.name), (at(1), to.name)),
+        Call::Link(_, to) => {
+            let (inode, dir) = (at(1), at(2));
+            match (tree.find(dir, to.name).is_some(), tree.is_gone(inode) || tree.is_gone(dir)) {
+                (true, true) => errors(&[EEXIST, ENOENT, ESTALE]),
+                (true, false) => errors(&[EEXIST]),
+                (false, _) if tree.is_dir(inode) => errors(&[EPERM]),
+                (false, true) => errors(GONE),
+                (false, false) => did(&|tree| {
+                    tree.set(dir, to.name, Some(inode));
+                    tree.change(inode, |inode| inode.links += 1);
+                }),
+            }
+        }
+        Call::Stat(_) => {
+            let inode = &tree.inodes[&at(1)];
+            let (is_dir, mode, links) = (tree.is_dir(at(1)), inode.mode, inode.links);
+            let saw = Answer::Saw(Outcome::Attributes { ino: None, is_dir, mode, links });
+            if links == 0 { vec![saw, Answer::Errors(GONE)] } else { vec![saw] }
+        }
+        Call::Chmod(_, mode) => {
+            let mut answers = did(&|tree| tree.change(at(1), |inode| inode.mode = mode));
+            if tree.is_gone(at(1)) {
+                answers.push(Answer::Errors(GONE));
+            }
+            answers
+        }
+        Call::Read(_) => match tree.inodes[&at(1)].kind {
+            Kind::Dir(_) if tree.is_gone(at(1)) => errors(&[EISDIR, ENOENT, ESTALE]),
+            Kind::Dir(_) => errors(&[EISDIR]),
+            Kind::File(content) if tree.is_gone(at(1)) => {
+                vec![Answer::Saw(Outcome::Content(content)), Answer::Errors(GONE)]
+            }
+            Kind::File(content) => vec![Answer::Saw(Outcome::Content(content))],
+        },
+        Call::Write(_) => {
+            if tree.is_dir(at(1)) {
+                return errors(&[EISDIR, ENOENT, ESTALE]);
+            }
+            let mut answers = did(&|tree| tree.change(at(1), |inode| inode.kind = Kind::File(op.number)));
+            // Others have written it meanwhile, and what this one has written is kept beside it.
+            answers.push(Answer::Errors(GONE));
+            answers
+        }
+        Call::List => Vec::new(),
+    }
+}
+
+/// A rename where names are kept: by what they name then, whatever was looked up.
+fn rename(tree: &Tree, from: (u32, char), to: (u32, char)) -> Vec<Answer> {
+    let Some(source) = tree.find(from.0, from.1) else { return vec![Answer::Errors(GONE)] };
+    if tree.is_gone(to.0) {
+        return vec![Answer::Errors(GONE)];
+    }
+    if let Some(target) = tree.find(to.0, to.1) {
+        if source == target {
+            return vec![Answer::Saw(Outcome::Done)];
+        }
+        let refused: &'static [i32] = match (tree.is_dir(source), tree.is_dir(target)) {
+            (true, false) => &[ENOTDIR],
+            // A directory that holds the source is not empty either.
+            (false, true) if tree.entries(target).is_empty() => &[EISDIR],
+            (false, true) => &[EISDIR, ENOTEMPTY],
+            (true, true) if !tree.entries(target).is_empty() => &[ENOTEMPTY],
+            _ => &[],
+        };
+        if !refused.is_empty() {
+            return vec![Answer::Errors(refused)];
+        }
+    }
+    let mut after = tree.clone();
+    after.unlink(to.0, to.1);
+    after.set(from.0, from.1, None);
+    after.set(to.0, to.1, Some(source));
+    vec![Answer::Did(after)]
+}
+
+/// A listing asks twice: for what is there, and whether there is more. What is there at first is listed; what is added
+/// meanwhile may be.
+fn list(tree: &Tree, op: &Op, progress: &Progress) -> Nexts {
+    let Outcome::Names(listed) = &op.outcome else {
+        return if op.outcome == Outcome::Unknown { vec![Next::Seen(tree.clone())] } else { Vec::new() };
+    };
+    let present: BTreeSet<char> = tree.entries(TOP).keys().copied().collect();
+    if !progress.later.is_empty() {
+        return if progress.later.is_subset(&present) { vec![Next::Seen(tree.clone())] } else { Vec::new() };
+    }
+    if !present.is_subset(listed) {
+        return Vec::new();
+    }
+    let later: BTreeSet<char> = listed.difference(&present).copied().collect();
+    if later.is_empty() {
+        return vec![Next::Seen(tree.clone())];
+    }
+    vec![Next::On(tree.clone(), Progress { held: Vec::new(), later })]
+}
+
+#[cfg(test)]
+mod tests;
