@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use wire::FsError;
 use wire::attr::InodeAttr;
 use wire::ids::Ino;
-use wire::limits::LEASE_MS;
+use wire::limits::{LEASE_MS, NAME_BYTES_MAX};
 use wire::op::{ConflictCopy, Name, Op, OpReply};
 use wire::sys::since_boot;
 
@@ -236,6 +236,10 @@ impl Inner {
     }
 
     fn name_state(&mut self, parent: Ino, name: &[u8]) -> NameState {
+        if name.len() > NAME_BYTES_MAX {
+            // It is neither there nor absent: asking about it is an error.
+            return NameState::Unknown;
+        }
         let key = (parent, name.to_vec());
         let known = |ino: Option<Ino>| ino.map_or(NameState::Absent, NameState::Leads);
         if let Some((ino, _)) = self.pinned_names.get(&key) {
@@ -359,7 +363,8 @@ impl Cache {
             let pinned = pinned.or_insert(Pinned { attr: attr.clone(), last: number, made });
             (pinned.attr, pinned.last) = (attr, number);
         }
-        if let Some(ino) = local.made.filter(|ino| inner.pinned_attrs[ino].attr.kind == wire::attr::FileKind::Directory) {
+        if let Some(ino) = local.made.filter(|ino| inner.pinned_attrs[ino].attr.kind == wire::attr::FileKind::Directory)
+        {
             inner.complete.put(ino, HashSet::new());
         }
         for (parent, name, ino) in local.names {

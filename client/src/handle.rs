@@ -206,7 +206,7 @@ impl Client {
             return Err(FsError::TooLarge);
         }
         let place = (!handle.flags.append).then_some(offset);
-        let (_, added) = handle.file.write(place, data, clear);
+        let (_, added) = handle.file.write(place, data, clear, self.session.stamp());
         self.window.add(added as u64);
         self.arc().seal_full(&handle.file);
         Ok(data.len())

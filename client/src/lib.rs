@@ -55,12 +55,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use window::Window;
-use writeback::WriteBack;
 use wire::FsError;
 use wire::attr::InodeAttr;
 use wire::ids::{Ino, SessionId, Version};
 use wire::op::Name;
 use wire::quic::Endpoint;
+use writeback::WriteBack;
 
 /// The first session must be open by then.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);

@@ -106,7 +106,8 @@ impl Command {
     #[must_use]
     pub fn is_light(&self) -> bool {
         const LIGHT_OPS: usize = 8;
-        let is_small = |op: &Op| !matches!(op.plain(), Op::Range { .. } | Op::CloneRange { .. } | Op::ReleaseOrphans { .. });
+        let is_small =
+            |op: &Op| !matches!(op.plain(), Op::Range { .. } | Op::CloneRange { .. } | Op::ReleaseOrphans { .. });
         match self {
             Self::Batches(batches) => {
                 let mut ops = batches.iter().flat_map(|(_, batch)| &batch.ops);

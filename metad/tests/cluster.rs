@@ -126,7 +126,12 @@ impl Cluster {
     async fn session(&self) -> Session<'_> {
         let started = Instant::now();
         loop {
-            let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose: "t".to_owned(), caches: false, resumes: None };
+            let request = MetaRequest::OpenSession {
+                host: "h".to_owned(),
+                purpose: "t".to_owned(),
+                caches: false,
+                resumes: None,
+            };
             if let MetaReply::Session { session, .. } = self.ask(request).await {
                 let mut session = Session { cluster: self, id: session, seq: 0, next: Ino(0) };
                 match session.run(vec![Op::LeaseInos { count: 4096 }]).await {

@@ -56,7 +56,12 @@ impl Session {
     async fn open(metad: Peer) -> Self {
         let started = Instant::now();
         loop {
-            let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose: "t".to_owned(), caches: false, resumes: None };
+            let request = MetaRequest::OpenSession {
+                host: "h".to_owned(),
+                purpose: "t".to_owned(),
+                caches: false,
+                resumes: None,
+            };
             match metad.request::<_, MetaReply>(&request, &[], LIMIT).await {
                 Ok((MetaReply::Session { session, .. }, _)) => return Self { metad, id: session, seq: 0 },
                 other => assert!(started.elapsed() < LIMIT, "{other:?}"),

@@ -70,6 +70,8 @@ pub(crate) struct Options {
     pub source: Source,
     pub mount_point: PathBuf,
     pub on_conflict: OnConflict,
+    /// Every `close` waits until what was written is durable.
+    pub flush_on_close: bool,
     /// Size of the blocks that content is cut into; the client's default when nothing is said.
     pub block_bytes: Option<u64>,
     /// Where the mount may keep a directory of its own; `None` when nobody says where, and nothing is kept.
@@ -110,6 +112,7 @@ impl Flags {
             source: Source::Embedded(PathBuf::new()),
             mount_point,
             on_conflict: OnConflict::Copy,
+            flush_on_close: false,
             block_bytes: None,
             cache_dir: self.cache_dir.clone(),
             disk_cache_bytes: 0,
@@ -178,8 +181,7 @@ impl Options {
                 let seconds = seconds.ok_or_else(|| Error::Usage(format!("-o {option}: how many seconds?")))?;
                 self.soft_timeout = Some(Duration::from_secs(seconds));
             }
-            // Every close waits until it is stored, as long as there are no delegations.
-            ("flush", Some("close")) => {}
+            ("flush", Some("close")) => self.flush_on_close = true,
             ("block_kib", Some(kib)) => {
                 let kib: Option<u64> = kib.parse().ok().filter(|kib| (4..=4096).contains(kib));
                 let kib = kib.filter(|kib: &u64| kib.is_power_of_two());
@@ -327,6 +329,7 @@ mod tests {
         assert!(options.kernel.contains(&MountOption::RO) && !options.kernel.contains(&MountOption::RW));
         assert!(options.kernel.contains(&MountOption::NoSuid) && !options.kernel.contains(&MountOption::Suid));
         assert_eq!(options.on_conflict, OnConflict::Fail);
+        assert!(!options.flush_on_close);
         assert_eq!(options.soft_timeout, Some(Duration::from_secs(5)));
         for wrong in ["conflict=maybe", "sofft", "soft=x", "soft=0", "ro=1", "block_kib=5"] {
             let error = check(&format!("/mnt -o {wrong}")).unwrap_err();

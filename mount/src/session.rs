@@ -110,6 +110,7 @@ pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(),
     let mut config = ClientConfig::new(cluster.bundle().clone(), &options.mount_point.display().to_string());
     config.soft_timeout = options.soft_timeout;
     config.on_conflict = options.on_conflict;
+    config.flush_on_close = options.flush_on_close;
     config.block_bytes = options.block_bytes.unwrap_or(config.block_bytes);
     config.cache_dir.clone_from(&options.cache_dir);
     config.disk_cache_bytes = options.disk_cache_bytes;

@@ -187,7 +187,13 @@ impl FileState {
     }
 
     /// Takes written bytes in; returns how many the window holds more. Appends land at the end of the file.
-    pub(crate) fn write(&self, offset: Option<u64>, data: &[u8], clear_privileges: bool) -> (u64, usize) {
+    pub(crate) fn write(
+        &self,
+        offset: Option<u64>,
+        data: &[u8],
+        clear_privileges: bool,
+        now: Timestamp,
+    ) -> (u64, usize) {
         let mut inner = self.inner.lock();
         let at = offset.unwrap_or(inner.size);
         if inner.held == 0 {
@@ -198,7 +204,7 @@ impl FileState {
         let added = inner.dirty.write(at, data);
         inner.held += added as u64;
         inner.size = inner.size.max(at + data.len() as u64);
-        inner.mtime = Some(Timestamp::now());
+        inner.mtime = Some(now);
         inner.clear_privileges |= clear_privileges;
         (at, added)
     }

@@ -228,7 +228,8 @@ impl Session {
             let request = MetaRequest::Submit { session: numbered.session, batch };
             match self.rpc.ask(&request).await? {
                 MetaReply::Batch { reply, leased, delegated } => {
-                    let failed = |failed: OpFailed| BatchFailed { error: failed.error, index: Some(failed.index as usize) };
+                    let failed =
+                        |failed: OpFailed| BatchFailed { error: failed.error, index: Some(failed.index as usize) };
                     return reply.map(|replies| CarriedOut { replies, leased, delegated }).map_err(failed);
                 }
                 MetaReply::Failed(FsError::SessionExpired) => self.renew(numbered.session).await?,

@@ -86,7 +86,7 @@ impl Client {
         let at = self.session.stamp();
         let mut doing = self.writeback.doing(cache);
         let NameState::Leads(ino) = cache.name_state(parent, name) else { return None };
-        let mut dir = cache.attr(parent)?;
+        let mut dir = cache.attr(parent).filter(|dir| dir.size > 0)?;
         let mut attr = self.removable(ino)?;
         if !doing.may(&[parent]) {
             return None;
@@ -195,17 +195,9 @@ impl Client {
         }
         attrs.extend([new_dir, moved]);
         let released = target.filter(|target| attrs.iter().any(|attr| attr.ino == *target && attr.nlink == 0));
-        let op = Op::Rename {
-            parent,
-            name: name.to_vec(),
-            new_parent,
-            new_name: new_name.to_vec(),
-            mode,
-            released,
-        };
+        let op = Op::Rename { parent, name: name.to_vec(), new_parent, new_name: new_name.to_vec(), mode, released };
         let expect = vec![expect(parent, name, Some(source)), expect(new_parent, new_name, target)];
-        let names =
-            vec![(parent, name.to_vec(), None), (new_parent, new_name.to_vec(), Some(source))];
+        let names = vec![(parent, name.to_vec(), None), (new_parent, new_name.to_vec(), Some(source))];
         doing.enter(at, Work::Change { op, expect }, Local { attrs, made: None, names }, &[]);
         drop(doing);
         self.session.note_work();

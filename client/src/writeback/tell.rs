@@ -362,7 +362,10 @@ impl Client {
         for entry in inner.entries.iter_mut().filter(|entry| entry.number >= from) {
             let first = entry.number == from;
             let Work::Change { op, expect } = &mut entry.work else { continue };
-            let concerns = first || expect.iter().any(|expect| (expect.parent, &expect.name) == (old.0, &old.1) && expect.ino == Some(ino));
+            let concerns = first
+                || expect
+                    .iter()
+                    .any(|expect| (expect.parent, &expect.name) == (old.0, &old.1) && expect.ino == Some(ino));
             if !concerns {
                 continue;
             }

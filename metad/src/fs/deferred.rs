@@ -23,9 +23,8 @@ pub(super) fn apply(
     if matches!(op, Op::Deferred { .. }) {
         return Err(FsError::Invalid);
     }
-    let as_expected = |expect: &Expect| {
-        dentry::find(view, expect.parent, &expect.name).map(|(ino, _)| ino) == expect.ino
-    };
+    let as_expected =
+        |expect: &Expect| dentry::find(view, expect.parent, &expect.name).map(|(ino, _)| ino) == expect.ino;
     if !expect.iter().all(as_expected) {
         return Err(FsError::Stale);
     }

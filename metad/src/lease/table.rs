@@ -854,4 +854,85 @@ mod tests {
         assert_eq!(table.grace_until(others(), now), None);
         assert_eq!(Table::new(LEASE, now).grace_until(others(), now + LEASE), None);
     }
+
+    #[test]
+    fn a_delegation_is_for_who_is_alone_and_a_reader_waits_until_its_holder_has_told_everything() {
+        let now = Instant::now();
+        let later = |seconds| now + Duration::from_secs(seconds);
+        let mut table = Table::new(LEASE, now);
+        let (one, two, file) = (SessionId(1), SessionId(2), Ino(7));
+        table.attach(one, 0, false, now);
+        table.attach(two, 1, false, now);
+        assert_eq!(table.extend(one, now, false), Extension::Extended);
+        assert!(table.grant(one, &[file], table.stamp(), now).0 && table.grant(two, &[file], table.stamp(), now).0);
+        assert!(table.delegate(one, &[file], now).is_empty(), "another one has a lease");
+        let (_, waits) = table.begin(one, &[file], now);
+        table.acknowledge(two, waits[0].seq);
+        assert!(table.end(one, &[file], now));
+        assert_eq!(table.delegate(one, &[file], now), [file]);
+        assert_eq!(table.share(one, &[file], now), (vec![], vec![]), "its holder may look");
+
+        let (tell, waits) = table.share(two, &[file], now);
+        assert_eq!(tell, [(waits[0].clone(), vec![file])]);
+        assert_eq!(table.unsettled_until(&waits, now), Some(later(5)));
+        assert!(table.share(two, &[file], now).0.is_empty(), "it was told already");
+        assert_eq!(table.extend(one, later(4), false), Extension::Pending);
+        assert_eq!(table.unsettled_until(&waits, later(6)), Some(later(9)), "it lives, and is telling");
+        let (_, also) = table.begin(two, &[file], later(6));
+        assert!(also.contains(&waits[0]), "a change waits, too");
+        table.end(two, &[file], later(6));
+        table.acknowledge(one, Seq::MAX);
+        assert_eq!(table.unsettled_until(&also, later(6)), None);
+        assert!(table.share(two, &[file], later(6)).1.is_empty());
+    }
+
+    #[test]
+    fn a_holder_that_lives_but_never_tells_is_waited_for_a_while_and_no_longer() {
+        let now = Instant::now();
+        let mut table = Table::new(LEASE, now);
+        let (one, two, file) = (SessionId(1), SessionId(2), Ino(7));
+        table.attach(one, 0, false, now);
+        assert_eq!(table.extend(one, now, false), Extension::Extended);
+        assert!(table.grant(one, &[file], table.stamp(), now).0);
+        assert_eq!(table.delegate(one, &[file], now), [file]);
+        let (_, waits) = table.share(two, &[file], now);
+        let mut at = now;
+        while table.unsettled_until(&waits, at).is_some() {
+            at += Duration::from_secs(1);
+            table.extend(one, at, false);
+            assert!(at <= now + PATIENCE + LEASE);
+        }
+        assert!(at >= now + PATIENCE);
+    }
+
+    #[test]
+    fn all_others_wait_for_a_session_that_comes_without_having_told_everything() {
+        let now = Instant::now();
+        let mut table = Table::new(LEASE, now);
+        let (one, two) = (SessionId(1), SessionId(2));
+        let seq = table.attach(one, 0, true, now).unwrap();
+        let also = table.attach(two, 1, true, now).unwrap();
+        assert!(table.dirty_others(one).is_empty(), "those that are dirty do not wait for each other");
+        table.acknowledge(two, also);
+        let dirty = table.dirty_others(two);
+        assert_eq!(dirty, [Told { session: one, seq }]);
+        assert!(table.unsettled_until(&dirty, now).is_some());
+        table.acknowledge(one, seq);
+        assert!(table.dirty_others(two).is_empty());
+        assert_eq!(table.attach(one, 2, false, now), None);
+    }
+
+    #[test]
+    fn where_a_delegation_was_recalled_there_is_none_for_a_while() {
+        let now = Instant::now();
+        let mut table = Table::new(LEASE, now);
+        let (one, two, file) = (SessionId(1), SessionId(2), Ino(7));
+        table.attach(one, 0, false, now);
+        assert!(table.grant(one, &[file], table.stamp(), now).0);
+        assert_eq!(table.delegate(one, &[file], now), [file]);
+        let (_, waits) = table.share(two, &[file], now);
+        table.acknowledge(one, waits[0].seq);
+        assert!(table.delegate(one, &[file], now).is_empty());
+        assert_eq!(table.delegate(one, &[file], now + CONTENDED), [file]);
+    }
 }

@@ -48,8 +48,13 @@ impl World {
 
     /// Opens a session and leases numbers for it.
     pub fn session(&mut self) -> SessionId {
-        let opening =
-            Opening { host: "h".to_owned(), purpose: "test".to_owned(), client: "c".to_owned(), caches: false, resumes: None };
+        let opening = Opening {
+            host: "h".to_owned(),
+            purpose: "test".to_owned(),
+            client: "c".to_owned(),
+            caches: false,
+            resumes: None,
+        };
         let CommandReply::Session(id) = self.apply(Command::OpenSession(opening)) else { panic!("no session") };
         self.seqs.insert(id, 0);
         let replies = self.run(id, vec![Op::LeaseInos { count: 4096 }]).unwrap();

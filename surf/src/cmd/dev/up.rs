@@ -144,8 +144,12 @@ async fn serves(cluster: &ClusterFile, admin: &Admin, client: &Bundle) -> Result
         return Err(anyhow!("{alive} of {wanted} blockds have joined"));
     }
     let mount = Admin::open(client)?;
-    let opening =
-        MetaRequest::OpenSession { host: "localhost".to_owned(), purpose: "surf dev up".to_owned(), caches: false, resumes: None };
+    let opening = MetaRequest::OpenSession {
+        host: "localhost".to_owned(),
+        purpose: "surf dev up".to_owned(),
+        caches: false,
+        resumes: None,
+    };
     match mount.ask(&opening, ask_limit).await? {
         MetaReply::Session { session, .. } => {
             mount.ask(&MetaRequest::CloseSession { session }, ask_limit).await?;
