@@ -1,0 +1,429 @@
+use super::*;
+use proptest::prelude::*;
+
+const LEASE: Duration = Duration::from_secs(5);
+const SESSIONS: u64 = 3;
+const INODES: u64 = 3;
+
+/// What a client does, as `client::cache` does it: an answer is kept unless something of it was recalled since it was
+/// asked for, and used while the leases hold.
+#[derive(Default)]
+struct Client {
+    cached: HashMap<Ino, u64>,
+    attached: bool,
+    until: Option<Instant>,
+    /// When each inode was recalled, counted; and up to where everything was dropped.
+    clock: u64,
+    recalled: HashMap<Ino, u64>,
+    floor: u64,
+    /// Events on their way to it.
+    events: Vec<Event>,
+    /// Answers on their way to it: inode, version, when it asked.
+    answers: Vec<(Ino, u64, u64)>,
+    /// Extensions on their way to it: when it asked, by the clock and by its own count.
+    extensions: Vec<(Instant, u64)>,
+}
+
+enum Event {
+    Attached,
+    Recall(Seq, Vec<Ino>),
+}
+
+/// A change under way.
+struct Change {
+    session: u64,
+    inos: Vec<Ino>,
+    waits: Vec<Told>,
+    /// What it has made of each inode.
+    applied: Option<Vec<(Ino, u64)>>,
+}
+
+/// A read that metad has answered, and not granted a lease on yet.
+struct Looked {
+    session: u64,
+    ino: Ino,
+    /// When its client asked.
+    asked: u64,
+    stamp: u64,
+    version: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Empty(u64),
+    Attach(u64),
+    Break(u64),
+    Extend(u64),
+    TakeExtension(u64),
+    Ask { session: u64, ino: u64 },
+    Grant(usize),
+    TakeAnswer(u64),
+    TakeEvent { session: u64, acknowledge: bool },
+    Begin { session: u64, inos: Vec<u64> },
+    Apply(usize),
+    End(usize),
+    Pass(u64),
+    Lead,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let session = 0..SESSIONS;
+    prop_oneof![
+        1 => session.clone().prop_map(Step::Empty),
+        3 => session.clone().prop_map(Step::Attach),
+        1 => session.clone().prop_map(Step::Break),
+        4 => session.clone().prop_map(Step::Extend),
+        4 => session.clone().prop_map(Step::TakeExtension),
+        8 => (session.clone(), 0..INODES).prop_map(|(session, ino)| Step::Ask { session, ino }),
+        8 => (0_usize..3).prop_map(Step::Grant),
+        8 => session.clone().prop_map(Step::TakeAnswer),
+        8 => (session.clone(), prop::bool::weighted(0.8))
+            .prop_map(|(session, acknowledge)| Step::TakeEvent { session, acknowledge }),
+        6 => (session, prop::collection::vec(0..INODES, 1..3))
+            .prop_map(|(session, inos)| Step::Begin { session, inos }),
+        6 => (0_usize..4).prop_map(Step::Apply),
+        6 => (0_usize..4).prop_map(Step::End),
+        3 => (0_u64..3000).prop_map(Step::Pass),
+        1 => Just(Step::Lead),
+    ]
+}
+
+struct World {
+    now: Instant,
+    table: Table,
+    clients: Vec<Client>,
+    changes: Vec<Change>,
+    reads: Vec<Looked>,
+    /// Versions as applied.
+    applied: HashMap<Ino, u64>,
+}
+
+impl World {
+    fn take(&mut self, step: Step) {
+        match step {
+            Step::Empty(session) => {
+                let client = &mut self.clients[session as usize];
+                client.cached.clear();
+                client.until = None;
+                client.attached = false;
+                client.events.clear();
+            }
+            Step::Attach(session) => {
+                let client = &mut self.clients[session as usize];
+                if !client.attached {
+                    client.events = vec![Event::Attached];
+                    self.table.attach(SessionId(session), 0, false, self.now);
+                }
+            }
+            Step::Break(session) => {
+                self.clients[session as usize].events.clear();
+                self.table.detach(SessionId(session), 0);
+            }
+            Step::Extend(session) => {
+                if self.table.extend(SessionId(session), self.now, false) == Extension::Extended {
+                    let client = &mut self.clients[session as usize];
+                    client.extensions.push((self.now, client.clock));
+                }
+            }
+            Step::TakeExtension(session) => {
+                let client = &mut self.clients[session as usize];
+                if let Some((asked, mark)) = client.extensions.pop()
+                    && client.attached
+                    && client.floor <= mark
+                {
+                    client.until = client.until.max(Some(asked + LEASE));
+                }
+            }
+            Step::Ask { session, ino } => {
+                let ino = Ino(ino);
+                let asked = self.clients[session as usize].clock;
+                let stamp = self.table.stamp();
+                let version = self.applied.get(&ino).copied().unwrap_or(0);
+                self.reads.push(Looked { session, ino, asked, stamp, version });
+            }
+            Step::Grant(index) => {
+                if index < self.reads.len() {
+                    let Looked { session, ino, asked, stamp, version } = self.reads.remove(index);
+                    if self.table.grant(SessionId(session), &[ino], stamp, self.now).0 {
+                        self.clients[session as usize].answers.push((ino, version, asked));
+                    }
+                }
+            }
+            Step::TakeAnswer(session) => {
+                let client = &mut self.clients[session as usize];
+                if let Some((ino, version, asked)) = client.answers.pop()
+                    && client.attached
+                    && client.recalled.get(&ino).is_none_or(|at| *at <= asked)
+                    && client.floor <= asked
+                {
+                    client.cached.insert(ino, version);
+                }
+            }
+            Step::TakeEvent { session, acknowledge } => {
+                let client = &mut self.clients[session as usize];
+                if client.events.is_empty() {
+                    return;
+                }
+                client.clock += 1;
+                let (seq, inos) = match client.events.remove(0) {
+                    Event::Attached => {
+                        (client.attached, client.floor) = (true, client.clock);
+                        return;
+                    }
+                    Event::Recall(seq, inos) => (seq, inos),
+                };
+                for ino in inos {
+                    client.cached.remove(&ino);
+                    client.recalled.insert(ino, client.clock);
+                }
+                if acknowledge {
+                    self.table.acknowledge(SessionId(session), seq);
+                }
+            }
+            Step::Begin { session, inos } => {
+                let others = (0..SESSIONS).filter(|other| *other != session).map(SessionId);
+                if self.table.grace_until(others, self.now).is_some() {
+                    return;
+                }
+                let inos: Vec<Ino> = HashSet::<u64>::from_iter(inos).into_iter().map(Ino).collect();
+                // What a client changes itself it drops when it begins.
+                let client = &mut self.clients[session as usize];
+                client.clock += 1;
+                for ino in &inos {
+                    client.cached.remove(ino);
+                    client.recalled.insert(*ino, client.clock);
+                }
+                let (tell, waits) = self.table.begin(SessionId(session), &inos, self.now);
+                for Told { session, seq } in tell {
+                    self.clients[session.0 as usize].events.push(Event::Recall(seq, inos.clone()));
+                }
+                self.changes.push(Change { session, inos, waits, applied: None });
+            }
+            Step::Apply(index) => {
+                let Some(change) = self.changes.get_mut(index) else { return };
+                if change.applied.is_none() && self.table.unsettled_until(&change.waits, self.now).is_none() {
+                    let apply = |ino: &Ino| {
+                        let version = self.applied.entry(*ino).or_insert(0);
+                        *version += 1;
+                        (*ino, *version)
+                    };
+                    change.applied = Some(change.inos.iter().map(apply).collect());
+                }
+            }
+            Step::End(index) => {
+                if self.changes.get(index).is_none_or(|change| change.applied.is_none()) {
+                    return;
+                }
+                let change = self.changes.remove(index);
+                let leased = self.table.end(SessionId(change.session), &change.inos, self.now);
+                let client = &mut self.clients[change.session as usize];
+                for (ino, version) in change.applied.into_iter().flatten().filter(|_| leased) {
+                    client.answers.push((ino, version, client.clock));
+                }
+            }
+            Step::Pass(ms) => self.now += Duration::from_millis(ms),
+            Step::Lead => {
+                // Changes under way end with the leader that began them: their callers ask the next one.
+                self.changes.clear();
+                self.reads.clear();
+                self.table = Table::new(LEASE, self.now);
+                for client in &mut self.clients {
+                    client.events.clear();
+                }
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), TestCaseError> {
+        for client in &self.clients {
+            if client.until.is_none_or(|until| until <= self.now) {
+                continue;
+            }
+            for (ino, version) in &client.cached {
+                // Not only completed changes: whoever reads the new state elsewhere may tell of it.
+                let applied = self.applied.get(ino).copied().unwrap_or(0);
+                prop_assert!(*version >= applied, "{ino:?} is cached as of {version}, and {applied} is applied");
+            }
+        }
+        Ok(())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #[test]
+    fn nobody_answers_from_a_cache_what_an_applied_change_has_made_wrong(
+        steps in prop::collection::vec(step(), 1..120)
+    ) {
+        let now = Instant::now();
+        let clients = (0..SESSIONS).map(|_| Client::default()).collect();
+        let table = Table::new(LEASE, now);
+        let mut world = World {
+            now,
+            table,
+            clients,
+            changes: Vec::new(),
+            reads: Vec::new(),
+            applied: HashMap::new(),
+        };
+        world.now += LEASE;
+        for step in steps {
+            world.take(step);
+            world.check()?;
+        }
+    }
+}
+
+#[test]
+fn a_holder_that_acknowledges_is_waited_for_no_longer_and_a_silent_one_for_its_lease() {
+    let now = Instant::now();
+    let mut table = Table::new(LEASE, now);
+    let (one, two, file) = (SessionId(1), SessionId(2), Ino(7));
+    table.attach(one, 0, false, now);
+    table.attach(two, 1, false, now);
+    assert_eq!(table.extend(two, now, false), Extension::Extended);
+    assert!(table.grant(two, &[file], table.stamp(), now).0);
+    let (_, waits) = table.begin(one, &[file], now);
+    assert_eq!(table.unsettled_until(&waits, now), Some(now + LEASE));
+    assert_eq!(table.extend(two, now, false), Extension::Pending);
+    assert!(!table.grant(two, &[file], table.stamp(), now).0, "it is changing");
+    let (_, also) = table.begin(one, &[file], now);
+    assert_eq!(table.unsettled_until(&also, now), Some(now + LEASE), "a second change waits as well");
+    table.acknowledge(two, waits[0].seq);
+    assert_eq!(table.unsettled_until(&waits, now), None);
+    assert!(!table.end(one, &[file], now), "another change is under way");
+    assert!(!table.end(one, &[file], now), "there were two: nobody knows which was the last to apply");
+    table.begin(one, &[file], now);
+    assert!(table.end(one, &[file], now));
+    assert!(table.grant(two, &[file], table.stamp(), now).0);
+    let (_, waits) = table.begin(one, &[file], now);
+    assert_eq!(table.unsettled_until(&waits, now + LEASE), None);
+}
+
+#[test]
+fn a_read_is_leased_though_something_else_was_changed_meanwhile() {
+    let now = Instant::now();
+    let mut table = Table::new(LEASE, now);
+    let (one, two) = (SessionId(1), SessionId(2));
+    table.attach(one, 0, false, now);
+    table.attach(two, 1, false, now);
+    let stamp = table.stamp();
+    table.begin(one, &[Ino(7)], now);
+    table.end(one, &[Ino(7)], now);
+    assert!(!table.grant(two, &[Ino(7)], stamp, now).0);
+    assert!(table.grant(two, &[Ino(8)], stamp, now).0);
+    for _ in 0..RECENT {
+        table.begin(one, &[Ino(9)], now);
+        table.end(one, &[Ino(9)], now);
+    }
+    assert!(!table.grant(two, &[Ino(8)], stamp, now).0, "nobody knows any more");
+}
+
+#[test]
+fn too_many_leases_of_one_session_are_recalled_together() {
+    let now = Instant::now();
+    let mut table = Table::new(LEASE, now);
+    let one = SessionId(1);
+    table.attach(one, 0, false, now);
+    let many: Vec<Ino> = (0..HELD_MAX as u64).map(Ino).collect();
+    assert!(table.grant(one, &many, table.stamp(), now).0);
+    let (granted, told) = table.grant(one, &[Ino(u64::MAX)], table.stamp(), now);
+    let told = told.unwrap();
+    assert!(!granted && table.held.len() == HELD_MAX);
+    table.acknowledge(one, told.seq);
+    assert!(table.held.is_empty());
+    assert!(table.grant(one, &[Ino(u64::MAX)], table.stamp(), now).0);
+}
+
+#[test]
+fn a_new_leader_waits_for_sessions_that_have_not_come_to_it() {
+    let now = Instant::now();
+    let mut table = Table::new(LEASE, now);
+    let others = || [SessionId(2), SessionId(3)].into_iter();
+    table.attach(SessionId(2), 0, false, now);
+    assert_eq!(table.grace_until(others(), now), Some(now + LEASE));
+    table.attach(SessionId(3), 0, false, now);
+    assert_eq!(table.grace_until(others(), now), None);
+    assert_eq!(Table::new(LEASE, now).grace_until(others(), now + LEASE), None);
+}
+
+#[test]
+fn a_delegation_is_for_who_is_alone_and_a_reader_waits_until_its_holder_has_told_everything() {
+    let now = Instant::now();
+    let later = |seconds| now + Duration::from_secs(seconds);
+    let mut table = Table::new(LEASE, now);
+    let (one, two, file) = (SessionId(1), SessionId(2), Ino(7));
+    table.attach(one, 0, false, now);
+    table.attach(two, 1, false, now);
+    assert_eq!(table.extend(one, now, false), Extension::Extended);
+    assert!(table.grant(one, &[file], table.stamp(), now).0 && table.grant(two, &[file], table.stamp(), now).0);
+    assert!(table.delegate(one, &[file], now).is_empty(), "another one has a lease");
+    let (_, waits) = table.begin(one, &[file], now);
+    table.acknowledge(two, waits[0].seq);
+    assert!(table.end(one, &[file], now));
+    assert_eq!(table.delegate(one, &[file], now), [file]);
+    assert_eq!(table.share(one, &[file], now), (vec![], vec![]), "its holder may look");
+
+    let (tell, waits) = table.share(two, &[file], now);
+    assert_eq!(tell, [(waits[0].clone(), vec![file])]);
+    assert_eq!(table.unsettled_until(&waits, now), Some(later(5)));
+    assert!(table.share(two, &[file], now).0.is_empty(), "it was told already");
+    assert_eq!(table.extend(one, later(4), false), Extension::Pending);
+    assert_eq!(table.unsettled_until(&waits, later(6)), Some(later(9)), "it lives, and is telling");
+    let (_, also) = table.begin(two, &[file], later(6));
+    assert!(also.contains(&waits[0]), "a change waits, too");
+    table.end(two, &[file], later(6));
+    table.acknowledge(one, Seq::MAX);
+    assert_eq!(table.unsettled_until(&also, later(6)), None);
+    assert!(table.share(two, &[file], later(6)).1.is_empty());
+}
+
+#[test]
+fn a_holder_that_lives_but_never_tells_is_waited_for_a_while_and_no_longer() {
+    let now = Instant::now();
+    let mut table = Table::new(LEASE, now);
+    let (one, two, file) = (SessionId(1), SessionId(2), Ino(7));
+    table.attach(one, 0, false, now);
+    assert_eq!(table.extend(one, now, false), Extension::Extended);
+    assert!(table.grant(one, &[file], table.stamp(), now).0);
+    assert_eq!(table.delegate(one, &[file], now), [file]);
+    let (_, waits) = table.share(two, &[file], now);
+    let mut at = now;
+    while table.unsettled_until(&waits, at).is_some() {
+        at += Duration::from_secs(1);
+        table.extend(one, at, false);
+        assert!(at <= now + PATIENCE + LEASE);
+    }
+    assert!(at >= now + PATIENCE);
+}
+
+#[test]
+fn all_others_wait_for_a_session_that_comes_without_having_told_everything() {
+    let now = Instant::now();
+    let mut table = Table::new(LEASE, now);
+    let (one, two) = (SessionId(1), SessionId(2));
+    let seq = table.attach(one, 0, true, now).unwrap();
+    let also = table.attach(two, 1, true, now).unwrap();
+    assert!(table.dirty_others(one).is_empty(), "those that are dirty do not wait for each other");
+    table.acknowledge(two, also);
+    let dirty = table.dirty_others(two);
+    assert_eq!(dirty, [Told { session: one, seq }]);
+    assert!(table.unsettled_until(&dirty, now).is_some());
+    table.acknowledge(one, seq);
+    assert!(table.dirty_others(two).is_empty());
+    assert_eq!(table.attach(one, 2, false, now), None);
+}
+
+#[test]
+fn where_a_delegation_was_recalled_there_is_none_for_a_while() {
+    let now = Instant::now();
+    let mut table = Table::new(LEASE, now);
+    let (one, two, file) = (SessionId(1), SessionId(2), Ino(7));
+    table.attach(one, 0, false, now);
+    assert!(table.grant(one, &[file], table.stamp(), now).0);
+    assert_eq!(table.delegate(one, &[file], now), [file]);
+    let (_, waits) = table.share(two, &[file], now);
+    table.acknowledge(one, waits[0].seq);
+    assert!(table.delegate(one, &[file], now).is_empty());
+    assert_eq!(table.delegate(one, &[file], now + CONTENDED), [file]);
+}
