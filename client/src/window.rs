@@ -70,6 +70,12 @@ impl Window {
         self.released.notify_waiters();
     }
 
+    /// Whether nothing could be committed lately.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.failure.lock().is_some()
+    }
+
     /// Less is held.
     pub fn release(&self, bytes: u64) {
         *self.failure.lock() = None;

@@ -39,6 +39,8 @@ pub(crate) enum Work {
     Change { op: Op, expect: Vec<Expect> },
     /// Content of a file, as far as it was sealed up to this number.
     Content { file: Arc<FileState>, upto: u64 },
+    /// Nothing any more: it was undone.
+    Undone,
 }
 
 /// Something that was done.
@@ -153,6 +155,22 @@ impl WriteBack {
                 || entry.names.iter().any(|(parent, _)| wanted.contains(parent))
         };
         inner.entries.iter().rev().find(touches).map(|entry| entry.number)
+    }
+
+    /// Undoes what would put this inode in place of another one: its content cannot be stored, and what it would replace
+    /// is all there is.
+    fn undo_replacing(&self, ino: Ino, cache: &Cache) {
+        let mut inner = self.inner.lock();
+        for entry in &mut inner.entries {
+            let Work::Change { op: Op::Rename { .. }, expect } = &entry.work else { continue };
+            let (source, target) = (expect.first(), expect.get(1));
+            if source.is_some_and(|source| source.ino == Some(ino)) && target.is_some_and(|target| target.ino.is_some())
+            {
+                tracing::warn!(%ino, "a file is not put in place of another one: its content cannot be stored");
+                cache.undo(entry.number, &entry.inos, &entry.names);
+                entry.work = Work::Undone;
+            }
+        }
     }
 
     /// Whether everything up to an entry is told.

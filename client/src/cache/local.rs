@@ -117,6 +117,25 @@ impl Cache {
         }
     }
 
+    /// What the entry of this number did is undone: metad knows how it was before.
+    pub fn undo(&self, number: u64, inos: &[Ino], names: &[(Ino, Name)]) {
+        let mut inner = self.inner.lock();
+        let at = inner.tick();
+        for ino in inos {
+            if inner.pinned_attrs.get(ino).is_some_and(|pinned| pinned.last <= number && pinned.made.is_none()) {
+                inner.pinned_attrs.remove(ino);
+                inner.note_change(*ino, at);
+            }
+        }
+        for key in names {
+            if inner.pinned_names.get(key).is_some_and(|(_, last)| *last <= number) {
+                inner.unpin_name(key);
+                inner.names.pop(key);
+            }
+            inner.complete.pop(&key.0);
+        }
+    }
+
     /// What a commit has made of an inode whose attributes something later still changes.
     pub fn repin(&self, committed: &InodeAttr) {
         let mut inner = self.inner.lock();

@@ -192,10 +192,13 @@ impl Session {
     /// # Errors
     /// Why the first of them failed.
     pub async fn submit(self: &Arc<Self>, ops: Vec<Op>) -> Result<Vec<OpReply>, FsError> {
-        if ops.iter().any(|op| !matches!(op, Op::Accessed { .. }) && attrs_changed(op).next().is_some()) {
+        let is_work = ops.iter().any(|op| !matches!(op, Op::Accessed { .. }) && attrs_changed(op).next().is_some());
+        let replies = self.submit_batch(ops).await.map_err(|failed| failed.error)?;
+        if is_work {
+            // Not before it is known that this session may change anything.
             self.note_work();
         }
-        self.submit_batch(ops).await.map_err(|failed| failed.error)
+        Ok(replies)
     }
 
     /// The same, and tells which one failed.

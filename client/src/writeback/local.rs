@@ -246,7 +246,8 @@ impl Client {
     /// Puts a file's content as it is now into the queue. False when it must be committed at once, or not at all.
     pub(crate) fn defer_content(&self, file: &Arc<FileState>) -> bool {
         let (cache, ino) = (self.session.cache(), file.ino());
-        if !self.config.write_back {
+        // On a full disk whoever closes a file hears of it.
+        if !self.config.write_back || self.window.is_failing() {
             return false;
         }
         let at = {

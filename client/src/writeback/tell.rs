@@ -91,6 +91,7 @@ impl WriteBack {
                 // Its base is what the commit before it makes.
                 Work::Content { file, .. } if !files.insert(file.ino()) => break,
                 Work::Content { file, upto } => Next::Content { step, at: *at, file: file.clone(), upto: *upto },
+                Work::Undone => Next::Change(step),
             });
         }
         next
@@ -148,11 +149,12 @@ impl Client {
             match entry {
                 Next::Change(step) => steps.push(step),
                 Next::Content { step, at, file, upto } => {
-                    let step = self.gather_content(step, at, file, upto).await;
+                    let (step, failed) = self.gather_content(step, at, file, upto).await;
                     let partial = step.content.as_ref().is_some_and(|content| content.partial);
                     writes += step.content.as_ref().map_or(0, |content| content.commit.writes());
                     steps.push(step);
-                    if partial || writes >= WRITES_MAX {
+                    // What comes behind content that failed may have been undone with it.
+                    if failed || partial || writes >= WRITES_MAX {
                         break;
                     }
                 }
@@ -161,13 +163,20 @@ impl Client {
         steps
     }
 
-    async fn gather_content(self: &Arc<Self>, mut step: Step, at: Timestamp, file: Arc<FileState>, upto: u64) -> Step {
+    /// Content as one commit, and whether that failed.
+    async fn gather_content(
+        self: &Arc<Self>,
+        mut step: Step,
+        at: Timestamp,
+        file: Arc<FileState>,
+        upto: u64,
+    ) -> (Step, bool) {
         let ino = file.ino();
         if self.is_unlinked_and_closed(&file) {
             // Nobody can read it any more.
             self.discard(&file).await;
             self.forget_if_idle(&file);
-            return step;
+            return (step, false);
         }
         let one = file.flushing.clone().lock_owned().await;
         let gathered = match self.gather(&file, upto).await {
@@ -185,9 +194,12 @@ impl Client {
                 step.op = Some(deferred(at, &[], &commit.op(ino, policy)));
                 step.content = Some(Content { file, commit, copy, partial, _one: one });
             }
-            Err(error) => self.content_failed(&file, error),
+            Err(error) => {
+                self.content_failed(&file, error);
+                return (step, true);
+            }
         }
-        step
+        (step, false)
     }
 
     fn is_unlinked_and_closed(&self, file: &FileState) -> bool {
@@ -204,6 +216,8 @@ impl Client {
         inner.untold = Some(error);
         inner.refused = error == FsError::Stale;
         inner.queued = 0;
+        drop(inner);
+        self.writeback.undo_replacing(file.ino(), self.session.cache());
     }
 
     /// Takes in that metad knows these entries now.

@@ -1,5 +1,6 @@
 use super::*;
 use proptest::prelude::*;
+use std::collections::BTreeSet;
 
 const LEASE: Duration = Duration::from_secs(5);
 const SESSIONS: u64 = 3;
@@ -426,4 +427,244 @@ fn where_a_delegation_was_recalled_there_is_none_for_a_while() {
     table.acknowledge(one, waits[0].seq);
     assert!(table.delegate(one, &[file], now).is_empty());
     assert_eq!(table.delegate(one, &[file], now + CONTENDED), [file]);
+}
+
+/// Delegations: what sessions do in their own memory, and tell later.
+mod delegations {
+    use super::*;
+
+    #[derive(Default)]
+    struct Worker {
+        attached: bool,
+        /// It uses its leases until then, a little less long than metad waits.
+        until: Option<Instant>,
+        delegated: HashSet<Ino>,
+        /// What it did and has not told.
+        untold: Vec<Ino>,
+        events: Vec<(Seq, Vec<Ino>)>,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Attach(u64),
+        Break(u64),
+        Extend(u64),
+        Change { session: u64, ino: u64 },
+        Do { session: u64, ino: u64 },
+        TakeEvent(u64),
+        Tell(u64),
+        Read { session: u64, ino: u64 },
+        Pass(u64),
+        Lead,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (session, both) = (0..SESSIONS, || (0..SESSIONS, 0..INODES));
+        prop_oneof![
+            3 => session.clone().prop_map(Step::Attach),
+            1 => session.clone().prop_map(Step::Break),
+            6 => session.clone().prop_map(Step::Extend),
+            6 => both().prop_map(|(session, ino)| Step::Change { session, ino }),
+            12 => both().prop_map(|(session, ino)| Step::Do { session, ino }),
+            6 => session.clone().prop_map(Step::TakeEvent),
+            3 => session.prop_map(Step::Tell),
+            12 => both().prop_map(|(session, ino)| Step::Read { session, ino }),
+            3 => (0_u64..2500).prop_map(Step::Pass),
+            1 => Just(Step::Lead),
+        ]
+    }
+
+    struct World {
+        now: Instant,
+        table: Table,
+        workers: Vec<Worker>,
+        /// Reads that were answered, and operations that were done in memory: that these happen at all is checked, too.
+        reads: u32,
+        done: u32,
+    }
+
+    impl World {
+        fn worker(&mut self, session: u64) -> &mut Worker {
+            &mut self.workers[session as usize]
+        }
+
+        /// Whether nobody has to come first.
+        fn is_open_for(&self, session: u64) -> bool {
+            let others = (0..SESSIONS).filter(|other| *other != session).map(SessionId);
+            let dirty = self.table.dirty_others(SessionId(session));
+            self.table.grace_until(others, self.now).is_none() && self.table.unsettled_until(&dirty, self.now).is_none()
+        }
+
+        fn push(&mut self, told: &Told, inos: &[Ino]) {
+            let worker = self.worker(told.session.0);
+            if worker.attached {
+                worker.events.push((told.seq, inos.to_vec()));
+            }
+        }
+
+        /// A change, if nobody has to be waited for. Returns the delegations that come with it.
+        fn change(&mut self, session: u64, inos: &[Ino]) -> Option<Vec<Ino>> {
+            if !self.is_open_for(session) {
+                return None;
+            }
+            let id = SessionId(session);
+            let (tell, waits) = self.table.begin(id, inos, self.now);
+            for told in &tell {
+                self.push(told, inos);
+            }
+            let settled = self.table.unsettled_until(&waits, self.now).is_none();
+            let leased = self.table.end(id, inos, self.now);
+            let given = if leased && settled { self.table.delegate(id, inos, self.now) } else { Vec::new() };
+            settled.then_some(given)
+        }
+
+        fn tell(&mut self, session: u64) -> bool {
+            let untold: BTreeSet<Ino> = self.worker(session).untold.iter().copied().collect();
+            let untold: Vec<Ino> = untold.into_iter().collect();
+            if untold.is_empty() {
+                return true;
+            }
+            let told = self.change(session, &untold).is_some();
+            if told {
+                self.worker(session).untold.clear();
+            }
+            told
+        }
+
+        fn take(&mut self, step: Step) -> Result<(), TestCaseError> {
+            let now = self.now;
+            match step {
+                Step::Attach(session) => {
+                    let worker = self.worker(session);
+                    (worker.attached, worker.until) = (true, None);
+                    worker.delegated.clear();
+                    worker.events.clear();
+                    let dirty = !worker.untold.is_empty();
+                    if let Some(seq) = self.table.attach(SessionId(session), 0, dirty, now) {
+                        self.push(&Told { session: SessionId(session), seq }, &[]);
+                    }
+                }
+                Step::Break(session) => {
+                    // Its leases hold on, as far as metad is concerned.
+                    self.table.detach(SessionId(session), 0);
+                    let worker = self.worker(session);
+                    worker.attached = false;
+                    worker.delegated.clear();
+                    worker.events.clear();
+                }
+                Step::Extend(session) => {
+                    if self.table.extend(SessionId(session), now, false) == Extension::Extended
+                        && self.worker(session).attached
+                    {
+                        self.worker(session).until = Some(now + LEASE / 10 * 9);
+                    }
+                }
+                Step::Change { session, ino } => {
+                    // What was done before is told before.
+                    if self.tell(session)
+                        && let Some(given) = self.change(session, &[Ino(ino)])
+                        && self.worker(session).attached
+                    {
+                        self.worker(session).delegated.extend(given);
+                    }
+                }
+                Step::Do { session, ino } => {
+                    let worker = self.worker(session);
+                    let holds = worker.attached && worker.until.is_some_and(|until| until > now);
+                    if holds && worker.delegated.contains(&Ino(ino)) {
+                        worker.untold.push(Ino(ino));
+                        self.done += 1;
+                    }
+                }
+                Step::TakeEvent(session) => {
+                    let Some((seq, inos)) = self.worker(session).events.first().cloned() else { return Ok(()) };
+                    for ino in &inos {
+                        self.worker(session).delegated.remove(ino);
+                    }
+                    if self.tell(session) {
+                        self.worker(session).events.remove(0);
+                        self.table.acknowledge(SessionId(session), seq);
+                    }
+                }
+                Step::Tell(session) => {
+                    self.tell(session);
+                }
+                Step::Read { session, ino } => {
+                    let ino = Ino(ino);
+                    if !self.is_open_for(session) {
+                        return Ok(());
+                    }
+                    let (tell, waits) = self.table.share(SessionId(session), &[ino], now);
+                    for (told, inos) in &tell {
+                        self.push(told, inos);
+                    }
+                    if self.table.unsettled_until(&waits, now).is_some() {
+                        return Ok(());
+                    }
+                    self.reads += 1;
+                    for (other, worker) in self.workers.iter().enumerate() {
+                        let believes = worker.until.is_some_and(|until| until > now);
+                        let untold = other as u64 != session && believes && worker.untold.contains(&ino);
+                        prop_assert!(!untold, "{session} reads {ino:?}, and {other} has not told what it did");
+                    }
+                    let stamp = self.table.stamp();
+                    if self.table.grant(SessionId(session), &[ino], stamp, now).0 {
+                        let given = self.table.delegate(SessionId(session), &[ino], now);
+                        if self.worker(session).attached {
+                            self.worker(session).delegated.extend(given);
+                        }
+                    }
+                }
+                Step::Pass(ms) => self.now += Duration::from_millis(ms),
+                Step::Lead => {
+                    // Sessions go on as before until they notice.
+                    self.table = Table::new(LEASE, now);
+                    for worker in &mut self.workers {
+                        worker.events.clear();
+                    }
+                }
+            }
+            Ok(())
+        }
+    }
+
+    fn world() -> World {
+        let now = Instant::now();
+        let workers = (0..SESSIONS).map(|_| Worker::default()).collect();
+        World { now: now + LEASE, table: Table::new(LEASE, now), workers, reads: 0, done: 0 }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+        #[test]
+        fn nobody_reads_what_is_older_than_what_a_session_has_done_under_a_delegation(
+            steps in prop::collection::vec(step(), 1..150)
+        ) {
+            let mut world = world();
+            for step in steps {
+                world.take(step)?;
+            }
+        }
+    }
+
+    #[test]
+    fn the_model_does_work_in_memory_and_reads_it() {
+        let mut world = world();
+        let steps = [
+            Step::Attach(0),
+            Step::Attach(1),
+            Step::Attach(2),
+            Step::Extend(0),
+            Step::Change { session: 0, ino: 1 },
+            Step::Do { session: 0, ino: 1 },
+            Step::Read { session: 1, ino: 1 },
+        ];
+        for step in steps {
+            world.take(step).unwrap();
+        }
+        assert_eq!((world.done, world.reads), (1, 0), "it waits");
+        world.take(Step::TakeEvent(0)).unwrap();
+        world.take(Step::Read { session: 1, ino: 1 }).unwrap();
+        assert_eq!((world.workers[0].untold.len(), world.reads), (0, 1));
+    }
 }

@@ -1,0 +1,106 @@
+//! A mount that works in its own memory where nobody else looks, and what becomes of that when it is cut off.
+#![allow(missing_docs)]
+
+use fuse::LIMIT;
+use kit::chance::seed;
+use kit::{Surf, until};
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// The conflict copy of a name, once it is there.
+fn conflict_of(dir: &Path, name: &str) -> PathBuf {
+    let start = format!("{name}.conflict-");
+    until(&format!("a conflict copy of {name}"), LIMIT, || {
+        names(dir).into_iter().find(|name| name.starts_with(&start)).map(|name| dir.join(name))
+    })
+}
+
+/// Guards I6, for names and for content.
+#[test]
+fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile() {
+    let surf = Surf::start_behind_proxy(seed(), &[]);
+    let other = surf.mount_again(&[]);
+    let (here, there) = (surf.path().join("dir"), other.path().join("dir"));
+    fs::create_dir(&here).unwrap();
+    for number in 0..10 {
+        fs::write(here.join(format!("file-{number}")), "before").unwrap();
+    }
+    surf.proxy().isolate("mnt");
+    // Nobody else has looked: this needs no server.
+    fs::write(here.join("same"), "here").unwrap();
+    let written = File::options().write(true).open(here.join("file-3")).unwrap();
+    written.write_all_at(b"WRITTEN", 0).unwrap();
+    drop(written);
+    fs::create_dir(here.join("both")).unwrap();
+    fs::write(here.join("both/inside"), "here").unwrap();
+    fs::rename(here.join("file-4"), here.join("target")).unwrap();
+    fs::remove_file(here.join("file-5")).unwrap();
+
+    // Waits until the leases of the other mount have run out.
+    assert_eq!(fs::metadata(there.join("same")).unwrap_err().kind(), ErrorKind::NotFound);
+    fs::write(there.join("same"), "there").unwrap();
+    fs::remove_file(there.join("file-3")).unwrap();
+    fs::create_dir(there.join("both")).unwrap();
+    fs::write(there.join("both/other"), "there").unwrap();
+    fs::write(there.join("target"), "there").unwrap();
+    fs::remove_file(there.join("file-5")).unwrap();
+    fs::write(there.join("file-5"), "there").unwrap();
+    surf.proxy().heal();
+
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap();
+    assert_eq!(read(conflict_of(&there, "same")), "here");
+    assert_eq!(read(conflict_of(&there, "file-3")), "WRITTEN");
+    assert_eq!(read(conflict_of(&there, "both").join("inside")), "here");
+    assert_eq!(read(conflict_of(&there, "target")), "before");
+    for name in ["same", "both/other", "target", "file-5"] {
+        assert_eq!(read(there.join(name)), "there", "{name}");
+    }
+    assert_eq!(fs::metadata(there.join("file-3")).unwrap_err().kind(), ErrorKind::NotFound);
+    // The mount that was cut off goes on by itself, and has nothing that the other has not.
+    until("both mounts list the same", LIMIT, || (names(&here) == names(&there)).then_some(()));
+    fs::write(here.join("after"), "here").unwrap();
+    assert_eq!(read(there.join("after")), "here");
+}
+
+/// What nobody else looks at is not waited for, and is there for whoever looks a moment later.
+#[test]
+fn a_tree_that_one_mount_unpacks_is_complete_when_another_looks_and_when_it_is_mounted_again() {
+    let mut surf = Surf::start(kit::Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    let (here, there) = (surf.path().join("tree"), other.path().join("tree"));
+    for dir in 0..20 {
+        let dir = here.join(format!("dir-{dir}"));
+        fs::create_dir_all(&dir).unwrap();
+        for number in 0..50 {
+            fs::write(dir.join(format!("file-{number}")), format!("{number}").repeat(number * 20)).unwrap();
+        }
+        fs::rename(dir.join("file-7"), dir.join("file-8")).unwrap();
+        fs::remove_file(dir.join("file-9")).unwrap();
+    }
+    let check = |tree: &Path| {
+        for dir in names(tree) {
+            let dir = tree.join(dir);
+            assert_eq!(names(&dir).len(), 48);
+            for number in [0_usize, 6, 10, 49] {
+                let content = fs::read_to_string(dir.join(format!("file-{number}"))).unwrap();
+                assert_eq!(content, format!("{number}").repeat(number * 20));
+            }
+            assert_eq!(fs::metadata(dir.join("file-8")).unwrap().len(), 140);
+        }
+        assert_eq!(names(tree).len(), 20);
+    };
+    check(&there);
+    check(&here);
+    surf.unmount();
+    surf.mount(&[]);
+    check(&here);
+}
