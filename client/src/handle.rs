@@ -332,7 +332,11 @@ impl Client {
 
     /// Drops what is not committed of an unlinked inode without handles: nobody can read it any more.
     fn drop_unread(&self, ino: Ino) {
-        let unread = |file: &&Arc<FileState>| file.inner.lock().opens == 0;
+        // What is in the queue was written before anybody here knew of the removal: it is kept beside.
+        let unread = |file: &&Arc<FileState>| {
+            let inner = file.inner.lock();
+            inner.opens == 0 && inner.sealed.front().is_none_or(|first| first.number > inner.queued)
+        };
         let Some(file) = self.files.lock().get(&ino).filter(unread).cloned() else { return };
         let client = self.arc();
         let dropping = async move {
@@ -344,7 +348,7 @@ impl Client {
     }
 
     /// Releases an orphan that nothing holds here any more.
-    async fn release_closed_orphan(&self, ino: Ino) {
+    pub(crate) async fn release_closed_orphan(&self, ino: Ino) {
         let orphaned = !self.files.lock().contains_key(&ino) && self.orphans.lock().remove(&ino);
         if orphaned {
             // Boxed: releasing may find another orphan to drop.

@@ -259,7 +259,8 @@ impl Client {
         };
         let at = at.unwrap_or_else(|| self.session.stamp());
         let mut doing = self.writeback.doing(cache);
-        if !doing.may(&[ino]) {
+        let is_removed = cache.attr(ino).is_some_and(|attr| attr.nlink == 0);
+        if is_removed || !doing.may(&[ino]) {
             return false;
         }
         let Some(upto) = self.arc().seal_rest(file, To::SharedBlock) else { return true };

@@ -15,7 +15,8 @@ use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use wire::FsError;
 use wire::attr::Timestamp;
-use wire::ids::Ino;
+use wire::extent::ExtentWrite;
+use wire::ids::{Ino, Version};
 use wire::limits::NAME_BYTES_MAX;
 use wire::op::{ConflictPolicy, Expect, Name, NewInode, Op, OpReply};
 use wire::retry::Backoff;
@@ -229,7 +230,13 @@ impl Client {
             match (step.content, reply) {
                 (Some(content), Some(reply)) => {
                     let partial = content.partial;
+                    let removed = matches!(&reply, OpReply::Committed { attr, .. } if attr.nlink == 0);
+                    let (file, writes) = (content.file.clone(), removed.then(|| content.commit.clone_writes()));
                     self.content_told(content, reply);
+                    if let Some(writes) = writes.filter(|_| file.inner.lock().opens == 0) {
+                        // Others have removed it, and metad keeps it only until we say that it is not open here.
+                        self.keep_beside(&file, &writes).await;
+                    }
                     if partial {
                         return;
                     }
@@ -296,7 +303,8 @@ impl Client {
             Some(Op::Commit { ino, .. }) => {
                 let Some(content) = step.content else { return Ok(()) };
                 if error == FsError::NotFound {
-                    self.rescue(&content).await?;
+                    self.drop_sealed(&content.file, content.commit.count());
+                    self.keep_beside(&content.file, &content.commit.clone_writes()).await;
                 } else {
                     self.content_failed(&content.file, error);
                 }
@@ -400,13 +408,32 @@ impl Client {
     }
 
     /// Content of a file that others have removed goes into a new one beside where it was.
-    async fn rescue(self: &Arc<Self>, content: &Content) -> Result<(), FsError> {
-        let file = &content.file;
+    async fn keep_beside(self: &Arc<Self>, file: &Arc<FileState>, writes: &[ExtentWrite]) {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
+        let kept = loop {
+            match self.make_beside(file, writes).await {
+                Ok(kept) => break kept,
+                Err(error) => {
+                    tracing::warn!(ino = %file.ino(), %error, "what was written to a file that was removed elsewhere is not kept yet");
+                    tokio::time::sleep(backoff.delay()).await;
+                }
+            }
+        };
+        tracing::warn!(
+            ino = %file.ino(),
+            copy = %String::from_utf8_lossy(&kept),
+            "the file was removed elsewhere while it was written here; what was written is kept"
+        );
+        file.inner.lock().untold = Some(FsError::Stale);
+        self.forget_if_idle(file);
+        self.release_closed_orphan(file.ino()).await;
+    }
+
+    async fn make_beside(self: &Arc<Self>, file: &FileState, writes: &[ExtentWrite]) -> Result<Name, FsError> {
         let place = self.names.lock().iter().find(|(_, ino)| **ino == file.ino()).map(|(place, _)| place.clone());
-        let (parent, name) = place.unwrap_or((Ino::ROOT, format!("inode-{}", file.ino()).into_bytes()));
-        let attr = file.attr();
+        let (mut parent, name) = place.unwrap_or((Ino::ROOT, format!("inode-{}", file.ino()).into_bytes()));
         let mut name = self.conflict_name(&name);
-        let mut parent = parent;
+        let attr = file.attr();
         loop {
             let ino = self.session.next_ino().await?;
             let create = Op::Create {
@@ -421,15 +448,15 @@ impl Client {
             };
             let commit = Op::Commit {
                 ino,
-                base: wire::ids::Version(1),
-                writes: content.commit.clone_writes(),
+                base: Version(1),
+                writes: writes.to_vec(),
                 append_from: None,
                 mtime: None,
                 clear_privileges: false,
                 policy: ConflictPolicy::LastWriter,
             };
             match self.session.submit_batch(vec![create, commit]).await {
-                Ok(_) => break,
+                Ok(_) => return Ok(name),
                 Err(BatchFailed { error: FsError::Exists, .. }) => name = self.conflict_name(&name),
                 Err(BatchFailed { error: FsError::NotFound | FsError::NotADirectory, .. }) if parent != Ino::ROOT => {
                     parent = Ino::ROOT;
@@ -437,14 +464,6 @@ impl Client {
                 Err(BatchFailed { error, .. }) => return Err(error),
             }
         }
-        tracing::warn!(
-            ino = %file.ino(),
-            copy = %String::from_utf8_lossy(&name),
-            "the file was removed elsewhere while it was written here; what was written is kept"
-        );
-        self.drop_sealed(file, content.commit.count());
-        file.inner.lock().untold = Some(FsError::Stale);
-        Ok(())
     }
 }
 

@@ -12,8 +12,9 @@ use std::process::Command;
 
 const CACHED: &[&str] = &["--cache-size", "64M"];
 const BLOCKDS: [&str; 3] = ["blockd-1", "blockd-2", "blockd-3"];
-/// Files of one block each.
-const SMALL: usize = 200;
+/// Files of one block each: too large to share one.
+const SMALL: usize = 100;
+const SMALL_BYTES: usize = 160 << 10;
 
 /// Bytes that are never the same twice.
 fn random(seed: u64, len: usize) -> Vec<u8> {
@@ -31,7 +32,7 @@ fn random(seed: u64, len: usize) -> Vec<u8> {
 
 /// Writes a large and many small files; less than waits to be written to the cache at most, so that none is left out.
 fn write_files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let lens = std::iter::once(12 << 20).chain(std::iter::repeat_n(16 << 10, SMALL));
+    let lens = std::iter::once(12 << 20).chain(std::iter::repeat_n(SMALL_BYTES, SMALL));
     let files: Vec<(PathBuf, Vec<u8>)> = lens
         .enumerate()
         .map(|(number, len)| (dir.join(format!("file-{number}")), random(number as u64, len)))

@@ -34,6 +34,7 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     for number in 0..10 {
         fs::write(here.join(format!("file-{number}")), "before").unwrap();
     }
+    File::open(&here).unwrap().sync_all().unwrap();
     surf.proxy().isolate("mnt");
     // Nobody else has looked: this needs no server.
     fs::write(here.join("same"), "here").unwrap();
