@@ -105,7 +105,29 @@ fn what_is_known_of_used_numbers_goes_with_their_lease() {
     let used = |world: &World| world.kv.0.keys().filter(|key| key[0] == b'U').count();
     assert_eq!(used(&world), 1);
     world.apply(Command::CloseSessions(vec![id]));
-    assert_eq!(used(&world), 0);
+    assert_eq!(used(&world), 1, "a session that replaces it goes on with its numbers");
+    for _ in 0..300 {
+        let id = world.session();
+        world.apply(Command::CloseSessions(vec![id]));
+    }
+    assert_eq!(used(&world), 0, "it was forgotten with what is kept of long ended sessions");
+}
+
+/// Guards I4.
+#[test]
+fn a_session_that_replaces_another_of_the_same_client_goes_on_with_its_numbers_and_nobody_else_does() {
+    let mut world = World::new();
+    let id = world.session();
+    let used = world.create(id, Ino::ROOT, "a", NewInode::Regular);
+    let unused = world.number(id);
+    let stranger = world.resume(id, "another");
+    assert_eq!(world.one(stranger, create(Ino::ROOT, "b", unused, NewInode::Regular)), Err(FsError::Invalid));
+    let next = world.resume(id, "c");
+    assert_eq!(world.one(next, create(Ino::ROOT, "b", used, NewInode::Regular)), Err(FsError::Invalid), "it was used");
+    assert!(world.one(next, create(Ino::ROOT, "b", unused, NewInode::Regular)).is_ok());
+    let late = batch(&mut world, id, &[(2, true)]);
+    assert_eq!(world.submit(id, &late), Err(Refused::NoSession), "the old one has ended");
+    world.assert_sound();
 }
 
 /// Guards I1.

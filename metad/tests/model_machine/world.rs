@@ -63,6 +63,20 @@ impl World {
         id
     }
 
+    /// Opens a session in place of another one, for a client of this name.
+    pub fn resume(&mut self, old: SessionId, client: &str) -> SessionId {
+        let opening = Opening {
+            host: "h".to_owned(),
+            purpose: "test".to_owned(),
+            client: client.to_owned(),
+            caches: true,
+            resumes: Some(old),
+        };
+        let CommandReply::Session(id) = self.apply(Command::OpenSession(opening)) else { panic!("no session") };
+        self.seqs.insert(id, 0);
+        id
+    }
+
     /// A number that the session may use.
     pub fn number(&mut self, id: SessionId) -> Ino {
         let next = self.numbers.get_mut(&id).unwrap();
