@@ -27,6 +27,7 @@ mod local;
 pub use local::Local;
 
 use crate::namespace::Listed;
+use crate::opens::count_down;
 
 /// Leases are used so long after they were asked for: less than metad waits, because clocks differ in speed.
 const USED: Duration = Duration::from_millis(LEASE_MS / 10 * 9);
@@ -88,7 +89,7 @@ struct Inner {
     /// Where names lead by what is not told yet, and the number of the last entry that says so.
     pinned_names: HashMap<(Ino, Name), (Option<Ino>, u64)>,
     /// Pinned names by directory.
-    pinned_in: HashMap<Ino, u32>,
+    pinned_in: HashMap<Ino, usize>,
     /// When the kernel was last handed something to believe of an inode; and of any that is not listed.
     handed: LruCache<Ino, Instant>,
     handed_else: Option<Instant>,
@@ -291,12 +292,8 @@ impl Inner {
     }
 
     fn unpin_name(&mut self, key: &(Ino, Name)) {
-        self.pinned_names.remove(key);
-        if let Some(count) = self.pinned_in.get_mut(&key.0) {
-            *count -= 1;
-            if *count == 0 {
-                self.pinned_in.remove(&key.0);
-            }
+        if self.pinned_names.remove(key).is_some() {
+            count_down(&mut self.pinned_in, key.0);
         }
     }
 }
@@ -576,8 +573,7 @@ pub(crate) fn attrs_changed(op: &Op) -> impl Iterator<Item = Ino> {
         | Op::LeaseInos { .. }
         | Op::SetLock { .. }
         | Op::Unlock { .. }
-        | Op::Deferred { .. }
-        | Op::Journaled { .. } => (None, None),
+        | Op::Deferred { .. } => (None, None),
     };
     one.into_iter().chain(two)
 }

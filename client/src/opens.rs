@@ -70,7 +70,7 @@ impl Opens {
 }
 
 /// One less; true when it was the last.
-fn count_down(counts: &mut HashMap<Ino, usize>, ino: Ino) -> bool {
+pub(crate) fn count_down(counts: &mut HashMap<Ino, usize>, ino: Ino) -> bool {
     let count = counts.get_mut(&ino).expect("counted when it began");
     *count -= 1;
     let last = *count == 0;

@@ -16,6 +16,8 @@ pub(crate) use tell::run;
 use crate::Client;
 use crate::cache::{Cache, Local};
 use crate::file::state::FileState;
+use crate::meta::session::Session;
+use crate::opens::count_down;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -66,7 +68,7 @@ struct Inner {
     /// Up to here somebody waits.
     urgent: u64,
     /// Inodes that something else is changing now: what is done there must not get into the queue.
-    kept_off: HashMap<Ino, u32>,
+    kept_off: HashMap<Ino, usize>,
     /// Attempts to tell that failed, and how the last one did.
     failures: u64,
     failure: Option<FsError>,
@@ -85,28 +87,29 @@ pub(crate) struct WriteBack {
 /// The queue, while something is done: nothing else gets between the look at what is known and the entry.
 pub(crate) struct Doing<'a> {
     inner: MutexGuard<'a, Inner>,
-    cache: &'a Cache,
+    session: &'a Session,
     wake: &'a Notify,
 }
 
 impl Doing<'_> {
     /// Whether these inodes are this session's alone.
     fn may(&self, inos: &[Ino]) -> bool {
-        !inos.iter().any(|ino| self.inner.kept_off.contains_key(ino)) && self.cache.is_delegated(inos)
+        !inos.iter().any(|ino| self.inner.kept_off.contains_key(ino)) && self.session.cache().is_delegated(inos)
     }
 
     /// Puts something into the queue, and what it makes into the cache.
-    fn enter(&mut self, at: Timestamp, work: Work, local: Local, inos: &[Ino]) {
+    fn enter(mut self, at: Timestamp, work: Work, local: Local, inos: &[Ino]) {
         let number = self.inner.last + 1;
         let mut changed: Vec<Ino> = local.attrs.iter().map(|attr| attr.ino).collect();
         changed.extend_from_slice(inos);
         let names = local.names.iter().map(|(parent, name, _)| (*parent, name.clone())).collect();
-        self.cache.pin(number, local);
+        self.session.cache().pin(number, local);
         self.inner.last = number;
         self.inner.entries.push_back(Entry { number, at, queued: Instant::now(), inos: changed, names, work });
         if self.inner.entries.len() == 1 || self.inner.entries.len() >= ENOUGH {
             self.wake.notify_one();
         }
+        self.session.note_work();
     }
 }
 
@@ -120,19 +123,16 @@ impl Drop for KeptOff<'_> {
     fn drop(&mut self) {
         let mut inner = self.home.inner.lock();
         for ino in &self.inos {
-            if let Some(count) = inner.kept_off.get_mut(ino) {
-                *count -= 1;
-                if *count == 0 {
-                    inner.kept_off.remove(ino);
-                }
-            }
+            count_down(&mut inner.kept_off, *ino);
         }
     }
 }
 
 impl WriteBack {
-    fn doing<'a>(&'a self, cache: &'a Cache) -> Doing<'a> {
-        Doing { inner: self.inner.lock(), cache, wake: &self.wake }
+    /// Begins to do something to these inodes here, if they are this session's alone.
+    fn begin<'a>(&'a self, session: &'a Session, inos: &[Ino]) -> Option<Doing<'a>> {
+        let doing = Doing { inner: self.inner.lock(), session, wake: &self.wake };
+        doing.may(inos).then_some(doing)
     }
 
     /// Whether anything waits to be told.
@@ -159,7 +159,7 @@ impl WriteBack {
 
     /// Undoes what would put this inode in place of another one: its content cannot be stored, and what it would replace
     /// is all there is.
-    fn undo_replacing(&self, ino: Ino, cache: &Cache) {
+    pub(crate) fn undo_replacing(&self, ino: Ino, cache: &Cache) {
         let mut inner = self.inner.lock();
         for entry in &mut inner.entries {
             let Work::Change { op: Op::Rename { .. }, expect } = &entry.work else { continue };

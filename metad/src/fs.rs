@@ -5,14 +5,14 @@
 //!
 //! - [`keys`] is the key space, [`view`] the map with changes over it.
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
-//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], [`deferred`].
+//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`.
 //! - [`read`] answers questions, [`check`] looks for contradictions.
 
 mod acl;
 pub mod blockref;
 pub mod check;
 mod commit;
-pub mod deferred;
+mod deferred;
 pub(crate) mod dentry;
 mod extent;
 pub mod inode;
@@ -215,9 +215,5 @@ fn apply_op(view: &mut View, context: &Context, op: &Op) -> Result<OpReply, FsEr
             Ok(OpReply::Done)
         }
         Op::Deferred { at, expect, op } => deferred::apply(view, context, *at, expect, op),
-        Op::Journaled { journal, upto } => {
-            deferred::journaled(view, *journal, *upto);
-            Ok(OpReply::Done)
-        }
     }
 }

@@ -189,13 +189,6 @@ impl Shared {
         }
     }
 
-    /// Waits until a read by this session finds everything that others did under delegations: after a change of leaders
-    /// they have to come first.
-    pub(crate) async fn wait_for_told(&self, session: SessionId) {
-        self.wait_for_others(Some(session)).await;
-        self.settle(|table, now| table.unsettled_until(&table.dirty_others(session), now)).await;
-    }
-
     /// Waits until everybody has acknowledged or run out.
     async fn settle(&self, mut open: impl FnMut(&mut Table, Instant) -> Option<Instant>) {
         loop {
@@ -207,8 +200,9 @@ impl Shared {
         }
     }
 
-    /// Waits until nobody answers from what an earlier leader granted.
-    async fn wait_for_others(&self, id: Option<SessionId>) {
+    /// Waits until nobody else answers from what an earlier leader granted, or has something to tell that was done under
+    /// it and does not say so.
+    pub(crate) async fn wait_for_others(&self, id: Option<SessionId>) {
         let state = self.consensus.state();
         self.settle(|table, now| {
             // The sessions are looked up only while it matters.

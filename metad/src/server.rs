@@ -148,7 +148,7 @@ impl Server {
             return Ok(unleased(self.look(session, question)));
         }
         for _ in 0..READS_TRIED {
-            self.shared.wait_for_told(session).await;
+            self.shared.wait_for_others(Some(session)).await;
             let stamp = self.shared.lease_stamp();
             let answer = self.look(session, question);
             let (Some(stamp), inos) = (stamp, told_of(question, answer.as_ref().ok())) else {

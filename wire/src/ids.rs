@@ -51,11 +51,6 @@ number!(
     MetadId
 );
 
-number!(
-    /// A client's journal: chosen at random when it is made.
-    JournalId
-);
-
 impl Ino {
     /// The root directory of the filesystem, as FUSE numbers it.
     pub const ROOT: Ino = Ino(1);

@@ -3,7 +3,8 @@
 use crate::FsError;
 use crate::attr::{AttrChange, FileKind, InodeAttr, Timestamp};
 use crate::extent::{Extent, ExtentWrite};
-use crate::ids::{BatchSeq, Ino, JournalId, Version};
+use crate::ids::{BatchSeq, Ino, Version};
+use crate::limits::NAME_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
 /// Name of a directory entry: 1 to 255 bytes, any but `/` and NUL.
@@ -25,6 +26,42 @@ pub enum NewInode {
         /// Device number, as `makedev(3)` packs it.
         rdev: u32,
     },
+}
+
+impl NewInode {
+    /// What it is.
+    ///
+    /// # Errors
+    /// `Invalid` when something special is to be what is not special.
+    pub fn kind(&self) -> Result<FileKind, FsError> {
+        match self {
+            Self::Regular => Ok(FileKind::Regular),
+            Self::Directory => Ok(FileKind::Directory),
+            Self::Symlink(_) => Ok(FileKind::Symlink),
+            Self::Special { kind, .. } => match kind {
+                FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice => Ok(*kind),
+                FileKind::Regular | FileKind::Directory | FileKind::Symlink => Err(FsError::Invalid),
+            },
+        }
+    }
+
+    /// Its device number; 0 for what has none.
+    #[must_use]
+    pub fn rdev(&self) -> u32 {
+        if let Self::Special { rdev, .. } = self { *rdev } else { 0 }
+    }
+}
+
+/// Whether an entry may have this name.
+///
+/// # Errors
+/// `NameTooLong`; `Invalid` for an empty name, `.`, `..`, and one with `/` or NUL.
+pub fn check_name(name: &[u8]) -> Result<(), FsError> {
+    if name.len() > NAME_BYTES_MAX {
+        return Err(FsError::NameTooLong);
+    }
+    let special = name.is_empty() || name == b"." || name == b"..";
+    if special || name.contains(&b'/') || name.contains(&0) { Err(FsError::Invalid) } else { Ok(()) }
 }
 
 /// What `rename` does when the new name exists: the flags of `renameat2(2)`.
@@ -294,13 +331,6 @@ pub enum Op {
         /// The operation; not one of this kind.
         op: Box<Op>,
     },
-    /// Everything up to this entry of a client's journal is told with this batch, or was before. Answers `Done`.
-    Journaled {
-        /// The journal.
-        journal: JournalId,
-        /// Number of its last entry that is told; `u64::MAX` when there will be none any more.
-        upto: u64,
-    },
 }
 
 impl Op {
@@ -468,11 +498,6 @@ pub enum Read {
     },
     /// Capacity and use of the filesystem. Answers `StatFs`.
     StatFs,
-    /// Up to which entry a client's journal has been told. Answers `Journaled`.
-    Journaled {
-        /// The journal.
-        journal: JournalId,
-    },
 }
 
 impl Read {
@@ -489,7 +514,7 @@ impl Read {
             | Self::GetXattr { ino, .. }
             | Self::ListXattr { ino }
             | Self::GetLock { ino, .. } => Some(*ino),
-            Self::StatFs | Self::Journaled { .. } => None,
+            Self::StatFs => None,
         }
     }
 }
@@ -564,6 +589,4 @@ pub enum ReadReply {
     Lock(Option<Lock>),
     /// Capacity and use.
     StatFs(StatFs),
-    /// Number of the last entry that has been told; `None` when none has.
-    Journaled(Option<u64>),
 }

@@ -52,11 +52,6 @@ impl Cache {
         self.inner.lock().is_made_here(ino)
     }
 
-    /// Whether something of the inode's attributes is not told yet.
-    pub fn is_pinned(&self, ino: Ino) -> bool {
-        self.inner.lock().pinned_attrs.contains_key(&ino)
-    }
-
     /// Whether names in this directory are not told yet.
     pub fn has_pinned_names(&self, dir: Ino) -> bool {
         self.inner.lock().pinned_in.contains_key(&dir)

@@ -176,25 +176,26 @@ impl Client {
                 // The rest is committed all the same.
                 Ok(Landed::Elsewhere) => result = Err(FsError::Stale),
                 Err(error) => {
-                    if matches!(error, FsError::NoSpace | FsError::QuotaExceeded) {
-                        self.window.fail(error);
-                    }
-                    let mut inner = file.inner.lock();
-                    inner.untold = Some(error);
-                    inner.refused = error == FsError::Stale;
+                    self.content_failed(file, error);
                     return Err(error);
                 }
             }
         }
-        let mut inner = file.inner.lock();
-        inner.refused = false;
-        match result {
-            // I6: whoever closes or syncs next hears of it, though the background found it.
-            Err(error) => inner.untold = Some(error),
-            Ok(()) if inner.untold != Some(FsError::Stale) => inner.untold = None,
-            Ok(()) => {}
-        }
+        file.inner.lock().note_committed(result);
         result
+    }
+
+    /// Content could not be committed: it stays with the file, whoever asks next is told, and the background tries again.
+    pub(crate) fn content_failed(&self, file: &FileState, error: FsError) {
+        if matches!(error, FsError::NoSpace | FsError::QuotaExceeded) {
+            self.window.fail(error);
+        }
+        let mut inner = file.inner.lock();
+        inner.untold = Some(error);
+        inner.refused = error == FsError::Stale;
+        inner.queued = 0;
+        drop(inner);
+        self.writeback.undo_replacing(file.ino, self.session.cache());
     }
 
     /// Seals everything that is written. What is small may share a block with others' content, if `to` says so. Returns

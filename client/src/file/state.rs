@@ -280,6 +280,17 @@ impl Inner {
         self.dirty.is_empty() && self.sealed.back().is_none_or(|last| last.number <= self.queued)
     }
 
+    /// Takes in what became of content that need not be committed any more.
+    pub fn note_committed(&mut self, outcome: Result<(), FsError>) {
+        self.refused = false;
+        match outcome {
+            // I6: whoever closes or syncs next hears of it, though the background found it.
+            Err(error) => self.untold = Some(error),
+            Ok(()) if self.untold != Some(FsError::Stale) => self.untold = None,
+            Ok(()) => {}
+        }
+    }
+
     /// One past the last uncommitted byte; 0 when there is none.
     pub fn uncommitted_end(&self) -> u64 {
         let pieces = self.sealed.iter().filter_map(|sealed| sealed.packed.pieces.last());

@@ -9,56 +9,57 @@ use crate::namespace::NewNode;
 use std::sync::Arc;
 use wire::attr::{AttrChange, Creator, FileKind, InodeAttr, TimeChange};
 use wire::ids::Ino;
-use wire::limits::{LINKS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
-use wire::op::{Expect, NewInode, Op, RenameMode};
+use wire::limits::{LINKS_MAX, SYMLINK_BYTES_MAX};
+use wire::op::{Expect, NewInode, Op, RenameMode, check_name};
 
 fn expect(parent: Ino, name: &[u8], ino: Option<Ino>) -> Expect {
     Expect { parent, name: name.to_vec(), ino }
 }
 
-fn is_ordinary(name: &[u8]) -> bool {
-    !name.is_empty() && name.len() <= NAME_BYTES_MAX && name != b"." && name != b".."
-}
-
 impl Client {
+    /// Whether something may be done to these inodes here, as it seems; returns once there is room for it.
+    async fn may_do_here(&self, inos: &[Ino]) -> bool {
+        let may = self.config.write_back && self.session.cache().is_delegated(inos);
+        if may {
+            self.writeback.wait_for_room().await;
+        }
+        may
+    }
+
+    /// What was written to a file goes before what is done to it now. False when it cannot go into the queue.
+    fn defer_content_of(&self, ino: Ino) -> bool {
+        let open = self.files.lock().get(&ino).cloned();
+        open.filter(|file| file.is_dirty()).is_none_or(|file| self.defer_content(&file))
+    }
+
     /// Makes an inode.
     pub(crate) async fn make_here(&self, parent: Ino, name: &[u8], new: &NewNode) -> Option<InodeAttr> {
         let cache = self.session.cache();
-        if !self.config.write_back || !is_ordinary(name) || !cache.is_delegated(&[parent]) {
+        let kind = new.node.kind().ok()?;
+        let target_bytes = if let NewInode::Symlink(target) = &new.node { Some(target.len()) } else { None };
+        let fits = target_bytes.is_none_or(|bytes| (1..=SYMLINK_BYTES_MAX).contains(&bytes));
+        if !fits || check_name(name).is_err() || !self.may_do_here(&[parent]).await {
             return None;
         }
-        let kind = match &new.node {
-            NewInode::Regular => FileKind::Regular,
-            NewInode::Directory => FileKind::Directory,
-            NewInode::Symlink(target) if target.is_empty() || target.len() > SYMLINK_BYTES_MAX => return None,
-            NewInode::Symlink(_) => FileKind::Symlink,
-            NewInode::Special { kind, .. } => *kind,
-        };
-        self.writeback.wait_for_room().await;
         let ino = self.session.next_ino().await.ok()?;
         let at = self.session.stamp();
-        let mut doing = self.writeback.doing(cache);
+        let doing = self.writeback.begin(&self.session, &[parent])?;
         // A default ACL would be inherited.
         let mut dir = cache.attr(parent).filter(|dir| !dir.has_xattrs && dir.kind == FileKind::Directory)?;
         let full = kind == FileKind::Directory && dir.nlink >= LINKS_MAX;
-        if full || dir.nlink == 0 || !doing.may(&[parent]) || cache.name_state(parent, name) != NameState::Absent {
+        if full || dir.nlink == 0 || cache.name_state(parent, name) != NameState::Absent {
             return None;
         }
-        let rdev = if let NewInode::Special { rdev, .. } = &new.node { *rdev } else { 0 };
         let mode = if kind == FileKind::Symlink { new.mode } else { new.mode & !(new.umask & 0o777) };
         let creator = Creator { mode, uid: new.uid, gid: new.gid };
-        let mut made = InodeAttr::new_in(&dir, ino, kind, rdev, creator, at);
-        if let NewInode::Symlink(target) = &new.node {
-            made.size = target.len() as u64;
-        }
+        let mut made = InodeAttr::new_in(&dir, ino, kind, new.node.rdev(), creator, at);
+        made.size = target_bytes.unwrap_or(0) as u64;
         dir.gained(kind, at);
         let NewNode { node, mode, umask, uid, gid } = new.clone();
         let op = Op::Create { parent, name: name.to_vec(), ino, node, mode, umask, uid, gid };
         let local =
             Local { attrs: vec![dir, made.clone()], made: Some(ino), names: vec![(parent, name.to_vec(), Some(ino))] };
         doing.enter(at, Work::Change { op, expect: Vec::new() }, local, &[]);
-        drop(doing);
-        self.session.note_work();
         Some(made)
     }
 
@@ -79,18 +80,14 @@ impl Client {
     /// Removes a name.
     pub(crate) async fn unlink_here(&self, parent: Ino, name: &[u8]) -> Option<()> {
         let cache = self.session.cache();
-        if !self.config.write_back || !cache.is_delegated(&[parent]) {
+        if !self.may_do_here(&[parent]).await {
             return None;
         }
-        self.writeback.wait_for_room().await;
         let at = self.session.stamp();
-        let mut doing = self.writeback.doing(cache);
+        let doing = self.writeback.begin(&self.session, &[parent])?;
         let NameState::Leads(ino) = cache.name_state(parent, name) else { return None };
         let mut dir = cache.attr(parent).filter(|dir| dir.size > 0)?;
         let mut attr = self.removable(ino)?;
-        if !doing.may(&[parent]) {
-            return None;
-        }
         dir.lost(attr.kind, at);
         attr.nlink -= 1;
         attr.changed(at);
@@ -99,26 +96,23 @@ impl Client {
         let expect = vec![expect(parent, name, Some(ino))];
         let local = Local { attrs: vec![dir, attr], made: None, names: vec![(parent, name.to_vec(), None)] };
         doing.enter(at, Work::Change { op, expect }, local, &[]);
-        drop(doing);
-        self.session.note_work();
         Some(())
     }
 
     /// Removes an empty directory. Returns its attributes as they are then.
     pub(crate) async fn rmdir_here(&self, parent: Ino, name: &[u8]) -> Option<InodeAttr> {
         let cache = self.session.cache();
-        if !self.config.write_back || !cache.is_delegated(&[parent]) {
+        let NameState::Leads(ino) = cache.name_state(parent, name) else { return None };
+        if !self.may_do_here(&[parent, ino]).await {
             return None;
         }
-        self.writeback.wait_for_room().await;
         let at = self.session.stamp();
-        let mut doing = self.writeback.doing(cache);
-        let NameState::Leads(ino) = cache.name_state(parent, name) else { return None };
+        let doing = self.writeback.begin(&self.session, &[parent, ino])?;
+        if cache.name_state(parent, name) != NameState::Leads(ino) {
+            return None;
+        }
         let mut dir = cache.attr(parent)?;
         let mut attr = cache.attr(ino).filter(|attr| attr.kind == FileKind::Directory && attr.size == 0)?;
-        if !doing.may(&[parent, ino]) {
-            return None;
-        }
         dir.lost(FileKind::Directory, at);
         attr.nlink = 0;
         attr.changed(at);
@@ -126,8 +120,6 @@ impl Client {
         let expect = vec![expect(parent, name, Some(ino))];
         let local = Local { attrs: vec![dir, attr.clone()], made: None, names: vec![(parent, name.to_vec(), None)] };
         doing.enter(at, Work::Change { op, expect }, local, &[]);
-        drop(doing);
-        self.session.note_work();
         Some(attr)
     }
 
@@ -142,26 +134,19 @@ impl Client {
         let cache = self.session.cache();
         let parents = [parent, new_parent];
         let same = parent == new_parent && name == new_name;
-        let ordinary = self.config.write_back && is_ordinary(new_name) && !same && mode != RenameMode::Exchange;
-        if !ordinary || !cache.is_delegated(&parents) {
+        let ordinary = check_name(new_name).is_ok() && !same && mode != RenameMode::Exchange;
+        if !ordinary || !self.may_do_here(&parents).await {
             return None;
         }
-        self.writeback.wait_for_room().await;
-        let source = match cache.name_state(parent, name) {
-            NameState::Leads(ino) => ino,
-            NameState::Absent | NameState::Unknown => return None,
-        };
+        let NameState::Leads(source) = cache.name_state(parent, name) else { return None };
         // What replaces a file must be there when its name is: programs write a new file, rename it, and expect one or
         // the other after a crash.
-        let open = self.files.lock().get(&source).cloned();
-        if let Some(file) = open.filter(|file| file.is_dirty())
-            && !self.defer_content(&file)
-        {
+        if !self.defer_content_of(source) {
             return None;
         }
         let at = self.session.stamp();
-        let mut doing = self.writeback.doing(cache);
-        if cache.name_state(parent, name) != NameState::Leads(source) || !doing.may(&parents) {
+        let doing = self.writeback.begin(&self.session, &parents)?;
+        if cache.name_state(parent, name) != NameState::Leads(source) {
             return None;
         }
         let mut moved = cache.attr(source)?;
@@ -199,37 +184,28 @@ impl Client {
         let expect = vec![expect(parent, name, Some(source)), expect(new_parent, new_name, target)];
         let names = vec![(parent, name.to_vec(), None), (new_parent, new_name.to_vec(), Some(source))];
         doing.enter(at, Work::Change { op, expect }, Local { attrs, made: None, names }, &[]);
-        drop(doing);
-        self.session.note_work();
         Some(())
     }
 
     /// Changes attributes other than the length.
     pub(crate) async fn set_attr_here(&self, ino: Ino, change: &AttrChange) -> Option<InodeAttr> {
         let cache = self.session.cache();
-        if !self.config.write_back || change.size.is_some() || !cache.is_delegated(&[ino]) {
+        if change.size.is_some() || !self.may_do_here(&[ino]).await {
             return None;
         }
-        let open = self.files.lock().get(&ino).cloned();
         // Times and rights that are set must not be overtaken by the commit of what was written before.
-        if let Some(file) = open.as_ref().filter(|file| file.is_dirty())
-            && !self.defer_content(file)
-        {
+        if !self.defer_content_of(ino) {
             return None;
         }
-        self.writeback.wait_for_room().await;
         let at = self.session.stamp();
-        let mut doing = self.writeback.doing(cache);
+        let doing = self.writeback.begin(&self.session, &[ino])?;
         // An access list would have to follow the mode.
         let mut attr = cache.attr(ino).filter(|attr| !attr.has_xattrs && attr.nlink > 0)?;
-        if !doing.may(&[ino]) {
-            return None;
-        }
         attr.apply(change, at);
         let op = Op::SetAttr { ino, change: change.clone() };
         let local = Local { attrs: vec![attr.clone()], made: None, names: Vec::new() };
         doing.enter(at, Work::Change { op, expect: Vec::new() }, local, &[]);
-        drop(doing);
+        let open = self.files.lock().get(&ino).cloned();
         if let Some(file) = open {
             let mut inner = file.inner.lock();
             match change.mtime {
@@ -239,7 +215,6 @@ impl Client {
                 _ => {}
             }
         }
-        self.session.note_work();
         Some(attr)
     }
 
@@ -258,9 +233,8 @@ impl Client {
             inner.mtime
         };
         let at = at.unwrap_or_else(|| self.session.stamp());
-        let mut doing = self.writeback.doing(cache);
-        let is_removed = cache.attr(ino).is_some_and(|attr| attr.nlink == 0);
-        if is_removed || !doing.may(&[ino]) {
+        let Some(doing) = self.writeback.begin(&self.session, &[ino]) else { return false };
+        if cache.attr(ino).is_some_and(|attr| attr.nlink == 0) {
             return false;
         }
         let Some(upto) = self.arc().seal_rest(file, To::SharedBlock) else { return true };
@@ -272,8 +246,6 @@ impl Client {
             inner.queued = upto;
         }
         doing.enter(at, Work::Content { file: file.clone(), upto }, Local::default(), &[ino]);
-        drop(doing);
-        self.session.note_work();
         true
     }
 }

@@ -208,19 +208,6 @@ impl Client {
         gone && file.inner.lock().opens == 0
     }
 
-    /// Content could not be stored: it stays with the file, whoever asks next is told, and the background tries again.
-    fn content_failed(&self, file: &FileState, error: FsError) {
-        if matches!(error, FsError::NoSpace | FsError::QuotaExceeded) {
-            self.window.fail(error);
-        }
-        let mut inner = file.inner.lock();
-        inner.untold = Some(error);
-        inner.refused = error == FsError::Stale;
-        inner.queued = 0;
-        drop(inner);
-        self.writeback.undo_replacing(file.ino(), self.session.cache());
-    }
-
     /// Takes in that metad knows these entries now.
     async fn told(self: &Arc<Self>, steps: Vec<Step>, replies: Vec<OpReply>) {
         let mut replies = replies.into_iter();
@@ -245,9 +232,14 @@ impl Client {
                 (_, Some(OpReply::Renamed { replaced: Some(attr), orphaned: true, .. })) => self.orphaned(attr.ino),
                 _ => {}
             }
-            self.session.cache().unpin(step.number, &inos, &names);
-            self.writeback.pop(step.number);
+            self.done(step.number, &inos, &names);
         }
+    }
+
+    /// The first entry is told, or left out.
+    fn done(&self, number: u64, inos: &[Ino], names: &[(Ino, Name)]) {
+        self.session.cache().unpin(number, inos, names);
+        self.writeback.pop(number);
     }
 
     fn orphaned(self: &Arc<Self>, ino: Ino) {
@@ -261,27 +253,20 @@ impl Client {
             self.session.cache().repin(attr);
         }
         let landed = self.committed(&file, &commit, reply, copy);
-        {
-            let mut inner = file.inner.lock();
-            inner.refused = false;
-            match landed {
-                Ok(Landed::InPlace) if inner.untold != Some(FsError::Stale) => inner.untold = None,
-                Ok(Landed::InPlace) => {}
-                // I6: whoever closes or syncs next hears of it.
-                Ok(Landed::Elsewhere) => inner.untold = Some(FsError::Stale),
-                Err(error) => inner.untold = Some(error),
-            }
-        }
+        let outcome = match landed {
+            Ok(Landed::InPlace) => Ok(()),
+            Ok(Landed::Elsewhere) => Err(FsError::Stale),
+            Err(error) => Err(error),
+        };
+        file.inner.lock().note_committed(outcome);
         self.forget_if_idle(&file);
     }
 
     /// Decides what becomes of what metad has refused: others were there first, while this session was away.
     async fn judge(self: &Arc<Self>, step: Step, error: FsError) -> Result<(), FsError> {
-        match error {
-            FsError::NoSpace | FsError::QuotaExceeded | FsError::SessionExpired if step.content.is_none() => {
-                return Err(error);
-            }
-            _ => {}
+        let passes = matches!(error, FsError::NoSpace | FsError::QuotaExceeded | FsError::SessionExpired);
+        if passes && step.content.is_none() {
+            return Err(error);
         }
         let op = step.op.as_ref().map(Op::plain).cloned();
         match op {
@@ -310,16 +295,12 @@ impl Client {
                 }
                 drop(content);
                 tracing::debug!(%ino, %error, "a commit was refused");
-                self.session.cache().unpin(step.number, &step.inos, &step.names);
-                self.writeback.pop(step.number);
-                return Ok(());
             }
             other => {
                 tracing::warn!(op = ?other, %error, "what was done here while this mount was away is left out: others were first");
             }
         }
-        self.session.cache().unpin(step.number, &step.inos, &step.names);
-        self.writeback.pop(step.number);
+        self.done(step.number, &step.inos, &step.names);
         Ok(())
     }
 

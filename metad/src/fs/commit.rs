@@ -17,7 +17,7 @@ use wire::attr::{FileKind, Timestamp};
 use wire::extent::{ExtentWrite, Source};
 use wire::ids::{Ino, Version};
 use wire::limits::{BLOCK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, INLINE_BYTES_MAX, NAME_BYTES_MAX};
-use wire::op::{ConflictCopy, ConflictPolicy, OpReply};
+use wire::op::{ConflictCopy, ConflictPolicy, OpReply, check_name};
 
 /// Extents counted in a written chunk, to tell the client when to compact.
 const COUNTED_EXTENTS: usize = 4096;
@@ -136,7 +136,7 @@ fn make_copy(
         Err(_) => Inode::load_dir(view, Ino::ROOT)?,
     };
     let name = free_name(view, dir.attr.ino, &original.name, suffix);
-    dentry::check_name(&name)?;
+    check_name(&name)?;
     let mut attr = original.attr.clone();
     (attr.ino, attr.nlink, attr.size, attr.allocated, attr.has_xattrs) = (ino, 1, 0, 0, false);
     (attr.version, attr.btime, attr.ctime) = (Version(0), context.now, context.now);

@@ -1,16 +1,13 @@
-//! What sessions did under delegations and tell later, and how far their journals have been told.
+//! What sessions did under delegations and tell later.
 
-use super::view::{Kv, KvExt, View};
-use super::{Context, apply_op, dentry, keys};
+use super::view::View;
+use super::{Context, apply_op, dentry};
 use wire::FsError;
 use wire::attr::Timestamp;
-use wire::ids::JournalId;
 use wire::op::{Expect, Op, OpReply};
 
 /// How far the time of a deferred operation may be ahead of the leader's: what sessions estimate wrongly.
 const AHEAD_SECS: i64 = 2;
-/// Journals whose position is remembered. More are forgotten, in the order of their random numbers.
-const JOURNALS_MAX: usize = 65_536;
 
 /// `Op::Deferred`.
 pub(super) fn apply(
@@ -30,26 +27,4 @@ pub(super) fn apply(
     }
     let latest = Timestamp { secs: context.now.secs + AHEAD_SECS, ..context.now };
     apply_op(view, &Context { now: at.min(latest), session: context.session }, op)
-}
-
-/// `Op::Journaled`.
-pub(super) fn journaled(view: &mut View, journal: JournalId, upto: u64) {
-    let key = keys::journal(journal);
-    if upto == u64::MAX {
-        return view.delete(key);
-    }
-    if view.get(&key).is_none() {
-        let known = view.pairs(keys::journals(), JOURNALS_MAX);
-        if known.len() >= JOURNALS_MAX
-            && let Some((first, _)) = known.into_iter().next()
-        {
-            view.delete(first);
-        }
-    }
-    view.store(key, &upto);
-}
-
-/// Up to which entry a journal has been told.
-pub fn position(kv: &dyn Kv, journal: JournalId) -> Option<u64> {
-    kv.load(&keys::journal(journal))
 }

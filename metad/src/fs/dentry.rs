@@ -8,7 +8,7 @@ use wire::FsError;
 use wire::attr::{Creator, FileKind, InodeAttr};
 use wire::ids::Ino;
 use wire::limits::{LINKS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
-use wire::op::{NewInode, OpReply, RenameMode};
+use wire::op::{NewInode, OpReply, RenameMode, check_name};
 
 /// What an entry leads to.
 pub(super) type Target = (Ino, FileKind);
@@ -21,14 +21,6 @@ pub(super) struct New<'a> {
     pub umask: u32,
     pub uid: u32,
     pub gid: u32,
-}
-
-pub(super) fn check_name(name: &[u8]) -> Result<(), FsError> {
-    if name.len() > NAME_BYTES_MAX {
-        return Err(FsError::NameTooLong);
-    }
-    let special = name.is_empty() || name == b"." || name == b"..";
-    if special || name.contains(&b'/') || name.contains(&0) { Err(FsError::Invalid) } else { Ok(()) }
 }
 
 /// What a name in a directory leads to.
@@ -69,7 +61,7 @@ pub(super) fn create(
         return Err(FsError::Exists);
     }
     session::use_ino(view, context, new.ino)?;
-    let kind = kind_of(new.node)?;
+    let kind = new.node.kind()?;
     if kind == FileKind::Directory && dir.attr.nlink >= LINKS_MAX {
         return Err(FsError::TooManyLinks);
     }
@@ -93,22 +85,9 @@ pub(super) fn create(
     Ok(OpReply::Attr(inode.attr))
 }
 
-fn kind_of(node: &NewInode) -> Result<FileKind, FsError> {
-    match node {
-        NewInode::Regular => Ok(FileKind::Regular),
-        NewInode::Directory => Ok(FileKind::Directory),
-        NewInode::Symlink(_) => Ok(FileKind::Symlink),
-        NewInode::Special { kind, .. } => match kind {
-            FileKind::Fifo | FileKind::Socket | FileKind::CharDevice | FileKind::BlockDevice => Ok(*kind),
-            FileKind::Regular | FileKind::Directory | FileKind::Symlink => Err(FsError::Invalid),
-        },
-    }
-}
-
 fn fresh(context: &Context, dir: &Inode, name: &[u8], new: &New, kind: FileKind) -> Inode {
-    let rdev = if let NewInode::Special { rdev, .. } = new.node { *rdev } else { 0 };
     let creator = Creator { mode: new.mode, uid: new.uid, gid: new.gid };
-    let attr = InodeAttr::new_in(&dir.attr, new.ino, kind, rdev, creator, context.now);
+    let attr = InodeAttr::new_in(&dir.attr, new.ino, kind, new.node.rdev(), creator, context.now);
     Inode { attr, parent: dir.attr.ino, name: name.to_vec(), cuts: Vec::new() }
 }
 

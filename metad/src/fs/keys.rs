@@ -17,13 +17,12 @@
 //! | `U` | ino / 64 | eight bytes, big endian: which of these 64 leased numbers were used, the lowest first (I4) |
 //! | `K` | ino | locks held |
 //! | `J` | session, ino | empty: inodes on which the session holds locks |
-//! | `P` | journal | number of the last entry of a client's journal that was told |
 //! | `C` | name | cluster setting or counter |
 //!
 //! Structured values are coded by `wire::codec` (a version byte, then postcard).
 
 use std::ops::Range;
-use wire::ids::{BatchSeq, BlockHash, Ino, JournalId, SessionId};
+use wire::ids::{BatchSeq, BlockHash, Ino, SessionId};
 
 /// A key, or one end of a range of keys.
 pub type Key = Vec<u8>;
@@ -55,18 +54,6 @@ fn number_at(key: &[u8], at: usize) -> u64 {
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&key[at..at + 8]);
     u64::from_be_bytes(bytes)
-}
-
-/// Position of a client's journal.
-#[must_use]
-pub fn journal(journal: JournalId) -> Key {
-    key(b'P', &[journal.0], &[])
-}
-
-/// Positions of all journals.
-#[must_use]
-pub fn journals() -> Range<Key> {
-    below(vec![b'P'])
 }
 
 /// An inode.

@@ -35,7 +35,6 @@ pub fn read(kv: &dyn Kv, session: SessionId, question: &Read) -> Result<ReadRepl
         }
         Read::ListXattr { ino } => Ok(ReadReply::Names(xattr::names(kv, *ino))),
         Read::GetLock { ino, lock } => Ok(ReadReply::Lock(lock::conflicting(kv, session, *ino, lock))),
-        Read::Journaled { journal } => Ok(ReadReply::Journaled(super::deferred::position(kv, *journal))),
         Read::StatFs => Ok(ReadReply::StatFs(StatFs { inodes: settings::inode_count(kv), ..StatFs::default() })),
     }
 }

@@ -318,7 +318,7 @@ impl Table {
         let mut waits: Vec<Told> = Vec::new();
         for ino in inos {
             self.disturb(session, *ino, now);
-            waits.extend(self.telling.get(ino).into_iter().flatten().filter(|told| told.session != session).cloned());
+            waits.extend(self.telling_others(session, *ino).cloned());
             let changing = self.changing.entry(*ino).or_default();
             changing.several |= changing.count > 0;
             changing.count += 1;
@@ -327,7 +327,11 @@ impl Table {
                 waits.extend(before.iter().cloned());
             }
             let Some(held_by) = self.held.get_mut(ino) else { continue };
-            for other in held_by.extract_if(.., |other| *other != session) {
+            let others: Vec<SessionId> = held_by.extract_if(.., |other| *other != session).collect();
+            if held_by.is_empty() {
+                self.held.remove(ino);
+            }
+            for other in others {
                 let Some(holder) = self.holders.get_mut(&other) else { continue };
                 holder.inos.remove(ino);
                 // One event for all that this change takes from a session.
@@ -337,14 +341,9 @@ impl Table {
                     one
                 });
                 if self.delegated.get(ino) == Some(&other) {
-                    self.delegated.remove(ino);
-                    self.telling.entry(*ino).or_default().push(one.clone());
-                    holder.asked_to_tell(one.seq, *ino, now);
+                    self.end_delegation(&one, *ino, now);
                 }
                 self.recalled.entry(*ino).or_default().push(one);
-            }
-            if held_by.is_empty() {
-                self.held.remove(ino);
             }
         }
         waits.extend(told.iter().cloned());
@@ -353,10 +352,9 @@ impl Table {
 
     /// A session comes to an inode. Whose delegation it ends is not given another one at once.
     fn disturb(&mut self, session: SessionId, ino: Ino, now: Instant) {
-        let contended = self.contended.get(&ino).is_some_and(|at| now - *at < CONTENDED);
         let ends = self.delegated.get(&ino).is_some_and(|holder| *holder != session)
-            || self.telling.get(&ino).is_some_and(|told| told.iter().any(|told| told.session != session));
-        if !(contended || ends) {
+            || self.telling_others(session, ino).next().is_some();
+        if !ends {
             return;
         }
         if self.contended.len() >= CONTENDED_MAX {
@@ -365,9 +363,21 @@ impl Table {
                 self.contended.clear();
             }
         }
-        if ends {
-            self.contended.insert(ino, now);
+        self.contended.insert(ino, now);
+    }
+
+    /// Ends a delegation, whose holder is told so by this event and acknowledges it when it has told what it did there.
+    fn end_delegation(&mut self, told: &Told, ino: Ino, now: Instant) {
+        self.delegated.remove(&ino);
+        self.telling.entry(ino).or_default().push(told.clone());
+        if let Some(holder) = self.holders.get_mut(&told.session) {
+            holder.asked_to_tell(told.seq, ino, now);
         }
+    }
+
+    /// Those others who are asked to tell what they did to an inode.
+    fn telling_others(&self, session: SessionId, ino: Ino) -> impl Iterator<Item = &Told> {
+        self.telling.get(&ino).into_iter().flatten().filter(move |told| told.session != session)
     }
 
     /// Ends the delegations of others on what a session is about to read; they keep their leases. Returns who is to be
@@ -377,24 +387,18 @@ impl Table {
         let mut waits: Vec<Told> = Vec::new();
         for ino in inos {
             self.disturb(session, *ino, now);
-            if let Some(other) = self.delegated.get(ino).copied().filter(|other| *other != session) {
-                self.delegated.remove(ino);
-                let Some(holder) = self.holders.get_mut(&other) else { continue };
-                match tell.iter_mut().find(|(told, _)| told.session == other) {
-                    Some((told, inos)) => {
-                        inos.push(*ino);
-                        self.telling.entry(*ino).or_default().push(told.clone());
-                        holder.asked_to_tell(told.seq, *ino, now);
-                    }
-                    None => {
-                        let told = Told { session: other, seq: holder.tell() };
-                        holder.asked_to_tell(told.seq, *ino, now);
-                        self.telling.entry(*ino).or_default().push(told.clone());
-                        tell.push((told, vec![*ino]));
-                    }
-                }
+            if let Some(other) = self.delegated.get(ino).copied().filter(|other| *other != session)
+                && let Some(holder) = self.holders.get_mut(&other)
+            {
+                // One event for all that this read ends of a session's.
+                let at = tell.iter().position(|(told, _)| told.session == other).unwrap_or_else(|| {
+                    tell.push((Told { session: other, seq: holder.tell() }, Vec::new()));
+                    tell.len() - 1
+                });
+                tell[at].1.push(*ino);
+                self.end_delegation(&tell[at].0, *ino, now);
             }
-            waits.extend(self.telling.get(ino).into_iter().flatten().filter(|told| told.session != session).cloned());
+            waits.extend(self.telling_others(session, *ino).cloned());
         }
         (tell, waits)
     }

@@ -41,8 +41,7 @@ pub(super) fn before(kv: &dyn Kv, ops: &[Op]) -> Vec<Ino> {
             | Op::LeaseInos { .. }
             | Op::SetLock { .. }
             | Op::Unlock { .. }
-            | Op::Deferred { .. }
-            | Op::Journaled { .. } => {}
+            | Op::Deferred { .. } => {}
         }
     }
     inos.into_iter().collect()

@@ -173,7 +173,6 @@ impl Drop for Attached {
 /// What a client that may only read still needs.
 fn is_allowed_read_only(op: &Op) -> bool {
     matches!(op, Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::SetLock { .. } | Op::Unlock { .. })
-        || matches!(op, Op::Journaled { .. })
 }
 
 /// Ends sessions that have been silent for too long, until cancelled.

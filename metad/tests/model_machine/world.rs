@@ -48,15 +48,7 @@ impl World {
 
     /// Opens a session and leases numbers for it.
     pub fn session(&mut self) -> SessionId {
-        let opening = Opening {
-            host: "h".to_owned(),
-            purpose: "test".to_owned(),
-            client: "c".to_owned(),
-            caches: false,
-            resumes: None,
-        };
-        let CommandReply::Session(id) = self.apply(Command::OpenSession(opening)) else { panic!("no session") };
-        self.seqs.insert(id, 0);
+        let id = self.open("c", None);
         let replies = self.run(id, vec![Op::LeaseInos { count: 4096 }]).unwrap();
         let [OpReply::Inos { start, .. }] = replies[..] else { panic!("{replies:?}") };
         self.numbers.insert(id, start.0);
@@ -65,13 +57,12 @@ impl World {
 
     /// Opens a session in place of another one, for a client of this name.
     pub fn resume(&mut self, old: SessionId, client: &str) -> SessionId {
-        let opening = Opening {
-            host: "h".to_owned(),
-            purpose: "test".to_owned(),
-            client: client.to_owned(),
-            caches: true,
-            resumes: Some(old),
-        };
+        self.open(client, Some(old))
+    }
+
+    fn open(&mut self, client: &str, resumes: Option<SessionId>) -> SessionId {
+        let (host, purpose) = ("h".to_owned(), "test".to_owned());
+        let opening = Opening { host, purpose, client: client.to_owned(), caches: false, resumes };
         let CommandReply::Session(id) = self.apply(Command::OpenSession(opening)) else { panic!("no session") };
         self.seqs.insert(id, 0);
         id

@@ -29,6 +29,21 @@ pub fn source_tree(dir: &Path) -> PathBuf {
     dir.join("tree.tar")
 }
 
+/// Bytes that no compression or deduplication makes small; others for each seed.
+#[must_use]
+pub fn random(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ len as u64 ^ seed << 32;
+    (0..len.div_ceil(8))
+        .flat_map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()
+        })
+        .take(len)
+        .collect()
+}
+
 /// Makes sure that the programs which the tests run are there.
 ///
 /// # Panics

@@ -1,7 +1,7 @@
 //! The cache of blocks on the local disk: it serves after a remount what no daemon can, and never anything else.
 #![allow(missing_docs)]
 
-use fuse::LIMIT;
+use fuse::{LIMIT, random};
 use kit::bins::bin;
 use kit::fault::files_below;
 use kit::{Setup, Surf, run, sh, until};
@@ -15,20 +15,6 @@ const BLOCKDS: [&str; 3] = ["blockd-1", "blockd-2", "blockd-3"];
 /// Files of one block each: too large to share one.
 const SMALL: usize = 100;
 const SMALL_BYTES: usize = 160 << 10;
-
-/// Bytes that are never the same twice.
-fn random(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ seed;
-    (0..len.div_ceil(8))
-        .flat_map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()
-        })
-        .take(len)
-        .collect()
-}
 
 /// Writes a large and many small files; less than waits to be written to the cache at most, so that none is left out.
 fn write_files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {

@@ -1,24 +1,10 @@
 //! Crashes: of a daemon in the middle of work, of everything at once, of a disk's bits.
 #![allow(missing_docs)]
 
-use fuse::LIMIT;
+use fuse::{LIMIT, random};
 use kit::{Setup, Surf, fault, sh};
 use std::fs::{self, File};
 use std::io::Write;
-
-/// Bytes that no compression or deduplication makes small.
-fn random(len: usize) -> Vec<u8> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ len as u64;
-    (0..len.div_ceil(8))
-        .flat_map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state.to_le_bytes()
-        })
-        .take(len)
-        .collect()
-}
 
 fn write_synced(path: &std::path::Path, content: &[u8]) {
     let mut file = File::create(path).unwrap();
@@ -30,7 +16,7 @@ fn write_synced(path: &std::path::Path, content: &[u8]) {
 #[test]
 fn what_was_synced_is_there_after_the_embedded_mount_was_killed() {
     let mut surf = Surf::start(Setup::Embedded);
-    let (small, large) = (random(1000), random(20 << 20));
+    let (small, large) = (random(0, 1000), random(0, 20 << 20));
     write_synced(&surf.path().join("small"), &small);
     write_synced(&surf.path().join("large"), &large);
     surf.kill_mount();
@@ -43,7 +29,7 @@ fn what_was_synced_is_there_after_the_embedded_mount_was_killed() {
 #[test]
 fn what_was_synced_is_there_after_every_process_was_killed_at_once() {
     let mut surf = Surf::start(Setup::Cluster);
-    let contents: Vec<Vec<u8>> = [100, 5_000, 70_000, 9 << 20].map(random).into();
+    let contents: Vec<Vec<u8>> = [100, 5_000, 70_000, 9 << 20].map(|len| random(0, len)).into();
     for (index, content) in contents.iter().enumerate() {
         write_synced(&surf.path().join(format!("file-{index}")), content);
     }
@@ -69,7 +55,7 @@ fn a_copy_goes_on_through_the_death_of_the_leader_and_of_a_block_daemon() {
     let from = surf.scratch().join("from");
     fs::create_dir(&from).unwrap();
     for number in 0..60 {
-        fs::write(from.join(format!("file-{number}")), random(4_000_000 + number)).unwrap();
+        fs::write(from.join(format!("file-{number}")), random(0, 4_000_000 + number)).unwrap();
     }
     let to = surf.path().join("to");
     let copy = {
@@ -105,7 +91,7 @@ fn the_same_tree_is_there_after_the_cluster_was_stopped_and_started() {
 #[test]
 fn a_flipped_bit_on_one_daemons_disk_is_served_from_another() {
     let mut surf = Surf::start(Setup::Cluster);
-    let mut content = random(3 << 20);
+    let mut content = random(0, 3 << 20);
     content[100..164].copy_from_slice(&[0xA7; 64]);
     write_synced(&surf.path().join("file"), &content);
     surf.unmount();
