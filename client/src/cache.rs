@@ -573,7 +573,8 @@ pub(crate) fn attrs_changed(op: &Op) -> impl Iterator<Item = Ino> {
         | Op::LeaseInos { .. }
         | Op::SetLock { .. }
         | Op::Unlock { .. }
-        | Op::Deferred { .. } => (None, None),
+        | Op::Deferred { .. }
+        | Op::Journaled { .. } => (None, None),
     };
     one.into_iter().chain(two)
 }

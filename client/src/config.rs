@@ -42,13 +42,18 @@ pub struct ClientConfig {
     /// Where this mount keeps a directory of its own on the local disk, if it keeps anything there: see
     /// [`LocalDir`](crate::LocalDir).
     pub cache_dir: Option<PathBuf>,
+    /// Nobody has asked for `cache_dir`: where it cannot be made, the mount goes without, with a warning.
+    pub cache_dir_is_default: bool,
+    /// Keep a journal below `cache_dir` of what is done under delegations and not told yet, for the next client in case this
+    /// one does not live to tell it; and tell what the last one has left there, before anything else. For `caches`.
+    pub journal: bool,
     /// Room for blocks on the local disk below `cache_dir`, in bytes: 0, the default, for none, or 16 MiB at least. Takes
     /// up to 32 MiB of memory for what waits to be written, and 100 bytes for each block that is there.
     pub disk_cache_bytes: u64,
     /// How far to read ahead of a sequential reader, at most half of `cache_bytes`. 32 MiB: eight blocks
     /// keep daemons and network busy.
     pub readahead_bytes: u64,
-    /// Written content is committed in the background after this time at the latest. 1 s.
+    /// Written content is committed in the background after this time at the latest. 0.5 s.
     pub dirty_age: Duration,
     /// Give up on servers that are away after this time, with EIO; `None` waits as long as it takes (a hard mount).
     pub soft_timeout: Option<Duration>,
@@ -78,9 +83,11 @@ impl ClientConfig {
             window_bytes: 96 << 20,
             cache_bytes: 96 << 20,
             cache_dir: None,
+            cache_dir_is_default: false,
+            journal: true,
             disk_cache_bytes: 0,
             readahead_bytes: 32 << 20,
-            dirty_age: Duration::from_secs(1),
+            dirty_age: Duration::from_millis(500),
             soft_timeout: None,
             on_conflict: OnConflict::Copy,
             block_bytes: BLOCK_BYTES_MAX as u64,
@@ -89,6 +96,11 @@ impl ClientConfig {
             write_back: true,
             flush_on_close: false,
         }
+    }
+
+    /// Whether a journal is kept, if there is a place for it.
+    pub(crate) fn keeps_journal(&self) -> bool {
+        self.journal && self.caches
     }
 
     /// Refuses what cannot work.

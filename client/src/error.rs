@@ -37,6 +37,30 @@ pub enum Error {
         /// Who asks for it.
         me: String,
     },
+    /// The journal of an earlier mount cannot be read.
+    #[error(
+        "{}: this journal is damaged at byte {at}: what the last mount had not told to the cluster when it ended cannot be \
+         read; move the file away to mount without it",
+        path.display()
+    )]
+    JournalDamaged {
+        /// Which file.
+        path: PathBuf,
+        /// Where.
+        at: usize,
+    },
+    /// What an earlier mount has left in the journal could not be told.
+    #[error(
+        "what the last mount had not told to the cluster when it ended could not be told now ({reason}); it stays in {}, and \
+         the next mount tries again",
+        dir.display()
+    )]
+    Replay {
+        /// Where it is.
+        dir: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The directory cannot be made or used.
     #[error("{}: cannot be used as cache directory: {source}", path.display())]
     Local {

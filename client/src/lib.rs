@@ -2,7 +2,8 @@
 //!
 //! [`Client`] is one mount's session. `meta` talks to metad, `cache` answers in its place under leases, `block` talks to
 //! the block daemons, `file` holds what is open, `namespace` and `handle` are the operations by family,
-//! `writeback` what is done under delegations and told later, `upkeep` what goes on in the background.
+//! `writeback` what is done under delegations and told later, `journal` what of it would be lost with the process, `upkeep`
+//! what goes on in the background.
 //!
 //! Every operation can be called from any thread of a multi-threaded tokio runtime. What an operation has accepted runs
 //! to its end though its caller is dropped, unless it says otherwise.
@@ -16,6 +17,7 @@ mod config;
 mod error;
 pub mod file;
 mod handle;
+mod journal;
 mod local;
 mod locks;
 pub mod meta;
@@ -39,6 +41,7 @@ use block::put::Putter;
 use buffers::Buffers;
 use file::state::FileState;
 use file::together::Gathering;
+use journal::Journal;
 use locks::Waits;
 use lru::LruCache;
 use meta::rpc::Rpc;
@@ -111,6 +114,8 @@ pub struct Client {
     spare: Mutex<Vec<(SessionId, Ino)>>,
     /// What metad is told later.
     writeback: Arc<WriteBack>,
+    /// What of it has waited for long.
+    journal: Option<Arc<Journal>>,
     /// Small content that is uploaded together.
     gathering: Gathering,
     accessed: Accessed,
@@ -141,7 +146,15 @@ impl Client {
     pub async fn connect(config: ClientConfig) -> Result<Arc<Self>, Error> {
         config.check()?;
         // First of all: a directory that is in use is told before a session is opened.
-        let disk = DiskCache::of(&config).await?;
+        let local = LocalDir::of(&config).await?;
+        let journal = match local.clone().filter(|_| config.keeps_journal()) {
+            Some(local) => Some(Arc::new(in_thread(move || Journal::open(local)).await?)),
+            None => None,
+        };
+        let disk = local.filter(|_| config.disk_cache_bytes > 0).and_then(|local| {
+            let started = DiskCache::start(local, config.disk_cache_bytes);
+            started.inspect_err(|error| tracing::warn!(%error, "mounting without a cache of blocks on disk")).ok()
+        });
         let local: SocketAddr = match config.bundle.metads.first() {
             Some(SocketAddr::V6(addr)) if addr.ip().is_loopback() => ([0, 0, 0, 0, 0, 0, 0, 1], 0).into(),
             Some(SocketAddr::V6(_)) => ([0_u16; 8], 0).into(),
@@ -150,8 +163,10 @@ impl Client {
         };
         let endpoint = Endpoint::bind(local, &config.bundle.identity).map_err(Error::Refused)?;
         let host = hostname();
+        // A client that used this directory is dead: what it had sent must not arrive any more.
+        let resumes = journal.as_ref().and_then(|journal| journal.session());
         let rpc = Rpc::new(endpoint.clone(), config.bundle.metads.clone(), config.soft_timeout);
-        let opened = Session::open(rpc, (&host, &config.purpose), config.caches, None, CONNECT_LIMIT).await;
+        let opened = Session::open(rpc, (&host, &config.purpose), config.caches, resumes, CONNECT_LIMIT).await;
         let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
         let session = Arc::new(session);
         let layouts = Arc::new(Layouts::new(opened.layout));
@@ -181,6 +196,7 @@ impl Client {
             removed_dirs: Mutex::new(LruCache::new(NonZeroUsize::new(REMOVED_DIRS).expect("not zero"))),
             spare: Mutex::default(),
             writeback: Arc::default(),
+            journal,
             gathering: Gathering::default(),
             accessed: Accessed::default(),
             fragmented: compact::Queue::default(),
@@ -196,6 +212,15 @@ impl Client {
             config,
         });
         client.start_upkeep(opened.ttl);
+        if let Some(journal) = &client.journal {
+            if let Err(error) = client.replay(journal).await {
+                client.end().await;
+                return Err(error);
+            }
+            if client.config.write_back {
+                client.start_journal(journal);
+            }
+        }
         Ok(client)
     }
 
@@ -217,14 +242,21 @@ impl Client {
         self.notices.subscribe()
     }
 
-    /// Commits everything and ends the session.
+    /// Commits everything and ends the session. When the servers are away, what is in the journal is left to the next
+    /// client with the same directory.
     ///
     /// # Errors
     /// What could not be committed; the session is ended all the same.
     pub async fn shutdown(&self) -> Result<(), FsError> {
-        let flushed = self.sync_all().await;
+        let stored = self.store_all().await;
         // Not waited for when the servers are away.
         let _ = tokio::time::timeout(CLOSE_LIMIT, self.store_access_times()).await;
+        self.end_journal().await;
+        self.end().await;
+        stored
+    }
+
+    async fn end(&self) {
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.shutdown().await;
         // What has been committed already waits for nobody; what could not be is given up.
@@ -236,7 +268,6 @@ impl Client {
         self.fetcher.close().await;
         self.session.close(CLOSE_LIMIT).await;
         self.endpoint.close().await;
-        flushed
     }
 
     /// This client, as its own tasks hold it.
@@ -270,6 +301,12 @@ impl Client {
             versions.put(ino, to);
         }
     }
+}
+
+/// Something that blocks.
+async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    let ended = |error| Error::Config(format!("a thread ended: {error}"));
+    tokio::task::spawn_blocking(work).await.map_err(ended)?
 }
 
 fn connect_error(config: &ClientConfig, error: wire::Error) -> Error {

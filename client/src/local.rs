@@ -1,19 +1,23 @@
-//! A mount's own directory on the disk of its machine: for the cache of blocks, and whatever else is the mount's alone.
+//! A mount's own directory on the disk of its machine: for the journal, and the cache of blocks.
 //!
 //! ```text
 //! BASE/CLUSTER-MOUNT/    cluster's id, and a hash of the mount point: the same mount finds its own again
 //!     lock               held as long as a process uses the directory
 //!     owner              whose it is, as text
+//!     journal/           what was done and not told yet (`journal`)
+//!     blocks/            what was read (`block::disk`)
 //! ```
 //! Two clusters never share one, whatever they are called, nor do two mounts. Another identity of the same cluster is
 //! refused: what lies here was read, or is to be written, with the rights of the first one.
 
-use crate::Error;
+use crate::{ClientConfig, Error};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::task::spawn_blocking;
 use wire::bundle::Bundle;
 use wire::sys::lock_of_the_living;
 
@@ -24,6 +28,10 @@ const OWNER_OF_ANY_VERSION: &str = "surf client ";
 /// `umount` returns before the mount's process has ended, which stores what is under way first: whoever mounts again at
 /// once waits so long for it.
 const ENDING: Duration = Duration::from_secs(5);
+/// A directory that cannot be opened in this time, waiting for another mount's end included, is on a disk that hangs.
+const OPEN_LIMIT: Duration = Duration::from_secs(10);
+/// Folders of what others than the owner must not get.
+const KEPT: [&str; 2] = ["journal", "blocks"];
 /// Digits of the hash that stands for the mount point.
 const MOUNT_DIGITS: usize = 16;
 
@@ -35,6 +43,33 @@ pub struct LocalDir {
 }
 
 impl LocalDir {
+    /// The directory that this configuration asks for, if any. A disk that fails or hangs is gone without, with a warning;
+    /// a directory that belongs to somebody else, or to nobody we may be, is a mistake.
+    ///
+    /// # Errors
+    /// As [`LocalDir::open`].
+    pub(crate) async fn of(config: &ClientConfig) -> Result<Option<Arc<Self>>, Error> {
+        let wanted = config.disk_cache_bytes > 0 || config.keeps_journal();
+        let Some(base) = config.cache_dir.clone().filter(|_| wanted) else { return Ok(None) };
+        let (bundle, purpose, path) = (config.bundle.clone(), config.purpose.clone(), base.clone());
+        let opening = spawn_blocking(move || Self::open(&path, &bundle, &purpose));
+        let error = match tokio::time::timeout(OPEN_LIMIT, opening).await {
+            Ok(Ok(Ok(local))) => return Ok(Some(Arc::new(local))),
+            Ok(Ok(Err(Error::Local { path, source }))) if config.cache_dir_is_default || !is_mistake(&source) => {
+                io::Error::new(source.kind(), format!("{}: {source}", path.display()))
+            }
+            Ok(Ok(Err(error))) => return Err(error),
+            Ok(Err(ended)) => io::Error::other(ended),
+            Err(_) => ErrorKind::TimedOut.into(),
+        };
+        tracing::warn!(
+            path = %base.display(), %error,
+            "the cache directory cannot be used: mounting without it, so that what is done in the last moments before this \
+             process is killed is lost unless it was synced"
+        );
+        Ok(None)
+    }
+
     /// Takes the directory below `base` of the mount `purpose` of this cluster, making both if needed, readable by their
     /// owner alone. Blocks, some seconds for a mount that is ending: not for a runtime thread.
     ///
@@ -48,7 +83,14 @@ impl LocalDir {
         let lock = lock(&path)?;
         let owner = Owner::of(bundle, purpose);
         match fs::read(path.join("owner")) {
-            Ok(found) => owner.check(&path, &String::from_utf8_lossy(&found))?,
+            Ok(found) => {
+                let found = String::from_utf8_lossy(&found);
+                if owner.takes_over(&path, &found) {
+                    owner.write(&path).map_err(failed(&path))?;
+                } else {
+                    owner.check(&path, &found)?;
+                }
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => owner.write(&path).map_err(failed(&path))?,
             Err(error) => return Err(failed(&path.join("owner"))(error)),
         }
@@ -65,6 +107,12 @@ impl LocalDir {
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {
     let path = path.to_owned();
     move |source| Error::Local { path, source }
+}
+
+/// Whether another choice of directory helps, rather than another disk.
+fn is_mistake(error: &io::Error) -> bool {
+    use ErrorKind::{AlreadyExists, InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied};
+    matches!(error.kind(), AlreadyExists | InvalidFilename | InvalidInput | NotADirectory | NotFound | PermissionDenied)
 }
 
 fn dir_name(bundle: &Bundle, purpose: &str) -> String {
@@ -100,6 +148,15 @@ impl Owner {
         // Quoted: a mount point may hold any character but NUL, a line break included.
         let text = format!("{OWNER}\ncluster {cluster}\nclient {name:?}\nmount {purpose:?}\n");
         Self { words: words(&text), text }
+    }
+
+    /// Whether it is another's by this version's word, who has left nothing here.
+    fn takes_over(&self, dir: &Path, found: &str) -> bool {
+        let is_empty = |folder: &&str| {
+            fs::read_dir(dir.join(folder))
+                .map_or_else(|error| error.kind() == ErrorKind::NotFound, |mut files| files.next().is_none())
+        };
+        found != self.text && found.starts_with(&format!("{OWNER}\n")) && KEPT.iter().all(is_empty)
     }
 
     fn check(&self, dir: &Path, found: &str) -> Result<(), Error> {
@@ -153,10 +210,14 @@ mod tests {
         assert!(matches!(error, Error::LocalInUse { .. }), "{error}");
         drop(held);
         assert_eq!(LocalDir::open(&base, &bundle(&ca, "one"), "/mnt").unwrap().path(), path);
+        fs::create_dir(path.join("journal")).unwrap();
+        fs::write(path.join("journal/1"), "").unwrap();
         let error = LocalDir::open(&base, &bundle(&ca, "two"), "/mnt").unwrap_err();
         assert!(matches!(error, Error::LocalForeign { .. }), "{error}");
         let said = error.to_string();
         assert!(said.contains("client \"one\"") && said.contains("client \"two\"") && !said.contains('\n'), "{said}");
+        fs::remove_file(path.join("journal/1")).unwrap();
+        LocalDir::open(&base, &bundle(&ca, "two"), "/mnt").expect("the other one has left nothing here");
     }
 
     #[test]
@@ -179,6 +240,8 @@ mod tests {
         let path = LocalDir::open(base.path(), &bundle, "/a\nb").unwrap().path().to_owned();
         let owner = fs::read_to_string(path.join("owner")).unwrap();
         assert_eq!(owner.lines().count(), 4, "{owner}");
+        fs::create_dir(path.join("blocks")).unwrap();
+        fs::write(path.join("blocks/1"), "").unwrap();
         for (text, said) in [("surf client 2\nx", "another version"), ("", "nobody"), (&owner[..20], "belongs to")] {
             fs::write(path.join("owner"), text).unwrap();
             let error = LocalDir::open(base.path(), &bundle, "/a\nb").unwrap_err().to_string();

@@ -203,7 +203,7 @@ async fn follow_events(weak: Weak<Client>) {
             // Finds the leader, if it is another one.
             client.beat(EVENTS_PAUSE).await;
             let at = client.stream_source();
-            let dirty = !client.writeback.is_empty();
+            let dirty = client.writeback.tail().is_some();
             let stream = client.session.rpc().events(&MetaRequest::Events { session: at.0, dirty }).await;
             let (session, detached) = (client.session.clone(), client.detached.clone());
             let queue = client.writeback.clone();

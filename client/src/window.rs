@@ -28,13 +28,19 @@ impl Window {
     /// Whether there is room. A write that begins while there is may go beyond the limit by its own size.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.held.load(Ordering::Acquire) < self.limit
+        self.held() < self.limit
+    }
+
+    /// How many bytes are held.
+    #[must_use]
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Acquire)
     }
 
     /// Whether nothing is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.held.load(Ordering::Acquire) == 0
+        self.held() == 0
     }
 
     /// Waits until there is room. Cancel-safe.

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use wire::FsError;
 use wire::attr::Timestamp;
-use wire::ids::Ino;
+use wire::ids::{Ino, Version};
 use wire::op::{Expect, Name, Op};
 
 /// What was done waits so long for more to go along.
@@ -34,6 +34,9 @@ const DELAY: Duration = Duration::from_millis(100);
 const ENOUGH: usize = 256;
 /// With more, whoever does something waits.
 const ENTRIES_MAX: usize = 4096;
+/// The same when content has waited for so long: it is told, or else kept in the journal, before there is more. A disk on
+/// which everything is written twice is slower than whoever waits here.
+const BEHIND: Duration = Duration::from_millis(300);
 
 /// What there is to tell.
 pub(crate) enum Work {
@@ -47,24 +50,36 @@ pub(crate) enum Work {
 
 /// Something that was done.
 pub(crate) struct Entry {
-    number: u64,
+    pub(crate) number: u64,
     /// When, by the leader's clock as far as it is known.
-    at: Timestamp,
-    queued: Instant,
+    pub(crate) at: Timestamp,
+    pub(crate) queued: Instant,
     /// What it changes.
     inos: Vec<Ino>,
     names: Vec<(Ino, Name)>,
-    work: Work,
+    pub(crate) work: Work,
+    /// What its content was based on when it was written into the journal.
+    pub(crate) kept_base: Option<Version>,
 }
 
 #[derive(Default)]
 struct Inner {
     /// Not told yet, the oldest first.
     entries: VecDeque<Entry>,
+    /// Those of content: their numbers, and since when they are here.
+    contents: VecDeque<(u64, Instant)>,
     /// Number of the last entry.
     last: u64,
     /// Everything up to this one is told.
     told: u64,
+    /// Everything up to this one is in the journal.
+    kept: u64,
+    /// There is a journal, and it can be written.
+    keeps: bool,
+    /// Nothing is left out, whatever is wrong with it: the journal is being replayed.
+    strict: bool,
+    /// Entries that were undone and that the journal may have.
+    undone: Vec<u64>,
     /// Up to here somebody waits.
     urgent: u64,
     /// Inodes that something else is changing now: what is done there must not get into the queue.
@@ -80,15 +95,51 @@ pub(crate) struct WriteBack {
     inner: Mutex<Inner>,
     /// There is more to do, or somebody waits.
     wake: Notify,
-    /// Something was told, or an attempt failed.
+    /// Something was told or kept, or an attempt failed.
     progress: Notify,
+    /// There is more to keep.
+    entered: Notify,
 }
+
+impl Inner {
+    /// The oldest entry that is not in the journal.
+    fn first_unkept(&self) -> Option<&Entry> {
+        self.entries.get(self.entries.partition_point(|entry| entry.number <= self.kept))
+    }
+
+    /// Whether content waits that would have to be kept soon.
+    fn is_behind(&self) -> bool {
+        let first = self.contents.get(self.contents.partition_point(|(number, _)| *number <= self.kept));
+        self.keeps && first.is_some_and(|(_, queued)| queued.elapsed() > BEHIND)
+    }
+
+    /// The first entry is told.
+    fn pop(&mut self, number: u64) {
+        self.entries.pop_front();
+        if self.contents.front().is_some_and(|(content, _)| *content == number) {
+            self.contents.pop_front();
+        }
+        self.told = number;
+    }
+
+    fn push(&mut self, number: u64, at: Timestamp, (inos, names): Touched, work: Work) {
+        let queued = Instant::now();
+        if let Work::Content { .. } = work {
+            self.contents.push_back((number, queued));
+        }
+        self.last = number;
+        self.entries.push_back(Entry { number, at, queued, inos, names, work, kept_base: None });
+    }
+}
+
+/// Inodes and names that an entry changes.
+pub(crate) type Touched = (Vec<Ino>, Vec<(Ino, Name)>);
 
 /// The queue, while something is done: nothing else gets between the look at what is known and the entry.
 pub(crate) struct Doing<'a> {
     inner: MutexGuard<'a, Inner>,
     session: &'a Session,
-    wake: &'a Notify,
+    home: &'a WriteBack,
 }
 
 impl Doing<'_> {
@@ -104,11 +155,11 @@ impl Doing<'_> {
         changed.extend_from_slice(inos);
         let names = local.names.iter().map(|(parent, name, _)| (*parent, name.clone())).collect();
         self.session.cache().pin(number, local);
-        self.inner.last = number;
-        self.inner.entries.push_back(Entry { number, at, queued: Instant::now(), inos: changed, names, work });
+        self.inner.push(number, at, (changed, names), work);
         if self.inner.entries.len() == 1 || self.inner.entries.len() >= ENOUGH {
-            self.wake.notify_one();
+            self.home.wake.notify_one();
         }
+        self.home.entered.notify_one();
         self.session.note_work();
     }
 }
@@ -131,8 +182,14 @@ impl Drop for KeptOff<'_> {
 impl WriteBack {
     /// Begins to do something to these inodes here, if they are this session's alone.
     fn begin<'a>(&'a self, session: &'a Session, inos: &[Ino]) -> Option<Doing<'a>> {
-        let doing = Doing { inner: self.inner.lock(), session, wake: &self.wake };
+        let doing = Doing { inner: self.inner.lock(), session, home: self };
         doing.may(inos).then_some(doing)
+    }
+
+    /// Begins to put content of an inode in that is not this session's alone: when the mount ends, and nobody can be told.
+    fn begin_leaving<'a>(&'a self, session: &'a Session, ino: Ino) -> Option<Doing<'a>> {
+        let doing = Doing { inner: self.inner.lock(), session, home: self };
+        (!doing.inner.kept_off.contains_key(&ino)).then_some(doing)
     }
 
     /// Whether anything waits to be told.
@@ -140,10 +197,11 @@ impl WriteBack {
         self.inner.lock().entries.is_empty()
     }
 
-    /// Number of the last entry that is not told, with which everything is.
+    /// Number of the last entry that is not told, with which everything is. `None` while the journal is replayed: nobody
+    /// was ever promised anything of that, and two mounts that do so must not wait for each other.
     pub(crate) fn tail(&self) -> Option<u64> {
         let inner = self.inner.lock();
-        (!inner.entries.is_empty()).then_some(inner.last)
+        (!inner.entries.is_empty() && !inner.strict).then_some(inner.last)
     }
 
     /// The same, of those that change one of these inodes or names in them.
@@ -154,13 +212,13 @@ impl WriteBack {
             entry.inos.iter().any(|ino| wanted.contains(ino))
                 || entry.names.iter().any(|(parent, _)| wanted.contains(parent))
         };
-        inner.entries.iter().rev().find(touches).map(|entry| entry.number)
+        inner.entries.iter().rev().filter(|_| !inner.strict).find(touches).map(|entry| entry.number)
     }
 
     /// Undoes what would put this inode in place of another one: its content cannot be stored, and what it would replace
     /// is all there is.
     pub(crate) fn undo_replacing(&self, ino: Ino, cache: &Cache) {
-        let mut inner = self.inner.lock();
+        let (mut inner, mut undone) = (self.inner.lock(), Vec::new());
         for entry in &mut inner.entries {
             let Work::Change { op: Op::Rename { .. }, expect } = &entry.work else { continue };
             let (source, target) = (expect.first(), expect.get(1));
@@ -169,8 +227,15 @@ impl WriteBack {
                 tracing::warn!(%ino, "a file is not put in place of another one: its content cannot be stored");
                 cache.undo(entry.number, &entry.inos, &entry.names);
                 entry.work = Work::Undone;
+                undone.push(entry.number);
             }
         }
+        inner.undone.append(&mut undone);
+    }
+
+    /// Entries that were undone since this was asked last.
+    pub(crate) fn take_undone(&self) -> Vec<u64> {
+        std::mem::take(&mut self.inner.lock().undone)
     }
 
     /// Whether everything up to an entry is told.
@@ -215,11 +280,79 @@ impl WriteBack {
         loop {
             let mut progress = std::pin::pin!(self.progress.notified());
             progress.as_mut().enable();
-            if self.inner.lock().entries.len() < ENTRIES_MAX {
-                return;
+            {
+                let inner = self.inner.lock();
+                if inner.entries.len() < ENTRIES_MAX && !inner.is_behind() {
+                    return;
+                }
             }
             progress.await;
         }
+    }
+
+    /// Up to which entry everything is told.
+    pub(crate) fn told(&self) -> u64 {
+        self.inner.lock().told
+    }
+
+    /// Waits until an entry has been neither told nor kept for so long. Cancel-safe.
+    pub(crate) async fn wait_overdue(&self, after: Duration) {
+        loop {
+            let mut entered = std::pin::pin!(self.entered.notified());
+            entered.as_mut().enable();
+            let due = self.inner.lock().first_unkept().map(|entry| entry.queued + after);
+            match due {
+                None => entered.await,
+                Some(due) if due <= Instant::now() => return,
+                Some(due) => tokio::time::sleep_until(due.into()).await,
+            }
+        }
+    }
+
+    /// Visits what is not in the journal, the oldest first, as long as the visitor says true.
+    pub(crate) fn for_each_unkept(&self, mut visit: impl FnMut(&mut Entry) -> bool) {
+        let mut inner = self.inner.lock();
+        let from = inner.entries.partition_point(|entry| entry.number <= inner.kept);
+        for entry in inner.entries.range_mut(from..) {
+            if !visit(entry) {
+                return;
+            }
+        }
+    }
+
+    /// Everything up to this entry is in the journal.
+    pub(crate) fn kept(&self, upto: u64) {
+        let mut inner = self.inner.lock();
+        inner.kept = inner.kept.max(upto);
+        drop(inner);
+        self.progress.notify_waiters();
+    }
+
+    /// Whether the journal can be written: what is done waits for it only then.
+    pub(crate) fn note_keeping(&self, works: bool) {
+        self.inner.lock().keeps = works;
+        self.progress.notify_waiters();
+    }
+
+    /// Goes on with a journal in which entries up to `last` are, those up to `told` told.
+    pub(crate) fn start_behind(&self, told: u64, last: u64) {
+        let mut inner = self.inner.lock();
+        (inner.told, inner.last, inner.kept) = (told, last, last);
+    }
+
+    /// While this is set, what is wrong with an entry is never taken to concern that one only.
+    pub(crate) fn be_strict(&self, strict: bool) {
+        self.inner.lock().strict = strict;
+    }
+
+    /// Puts in what an earlier client did, and left in the journal, in the order of the numbers.
+    pub(crate) fn enter_again(&self, entries: Vec<(u64, Timestamp, Touched, Work)>) {
+        let mut inner = self.inner.lock();
+        for (number, at, touched, work) in entries {
+            inner.push(number, at, touched, work);
+        }
+        drop(inner);
+        self.wake.notify_one();
     }
 
     /// Waits until something is to be told. Cancel-safe.

@@ -215,5 +215,9 @@ fn apply_op(view: &mut View, context: &Context, op: &Op) -> Result<OpReply, FsEr
             Ok(OpReply::Done)
         }
         Op::Deferred { at, expect, op } => deferred::apply(view, context, *at, expect, op),
+        Op::Journaled { journal, position } => {
+            deferred::journaled(view, *journal, position.clone());
+            Ok(OpReply::Done)
+        }
     }
 }

@@ -50,6 +50,9 @@ pub(crate) enum Error {
     /// Written content could not be stored before the end.
     #[error("not everything that was written could be stored ({0}); see the log")]
     Unsaved(FsError),
+    /// A signal came before it was mounted.
+    #[error("ended by a signal before anything was mounted")]
+    Interrupted,
     /// A second signal ended the wait for that.
     #[error("ended by a second signal while content was still being stored: some of it is lost")]
     GaveUp,

@@ -32,11 +32,11 @@ pub(crate) struct Flags {
     /// Where the embedded cluster keeps its data [default: /var/lib/surf/embedded as root, else ~/.local/state/surf].
     #[arg(long, env = "SURF_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Where this machine keeps blocks that were read, a directory for each mount [default: /var/cache/surf as root, else
-    /// ~/.cache/surf].
+    /// Where this machine keeps the journal of what the cluster does not know yet, and blocks that were read, in a directory
+    /// for each mount [default: /var/cache/surf as root, else ~/.cache/surf].
     #[arg(long, env = "SURF_CACHE_DIR", value_name = "DIR")]
     cache_dir: Option<PathBuf>,
-    /// Room for them on disk: 0 for none, or 16M at least; bytes, or with K, M, G or T behind [default: 0].
+    /// Room there for blocks: 0 for none, or 16M at least; bytes, or with K, M, G or T behind [default: 0].
     #[arg(long, env = "SURF_CACHE_SIZE", value_name = "SIZE")]
     cache_size: Option<String>,
     /// Options, separated by commas: ro, rw, conflict=copy|fail|last-writer, soft[=SECONDS], hard, flush=close,
@@ -76,10 +76,16 @@ pub(crate) struct Options {
     pub block_bytes: Option<u64>,
     /// Where the mount may keep a directory of its own; `None` when nobody says where, and nothing is kept.
     pub cache_dir: Option<PathBuf>,
+    /// Nobody has said where.
+    pub cache_dir_is_default: bool,
     /// Room for blocks there, in bytes; 0 for none.
     pub disk_cache_bytes: u64,
     /// Neither `noatime` nor `ro`.
     pub access_times: bool,
+    /// `ro`.
+    pub read_only: bool,
+    /// `sync` or `dirsync`: nothing is done here that metad does not know.
+    pub synchronous: bool,
     /// `None`: wait for servers as long as it takes.
     pub soft_timeout: Option<Duration>,
     /// Who may use the mount.
@@ -115,8 +121,11 @@ impl Flags {
             flush_on_close: false,
             block_bytes: None,
             cache_dir: self.cache_dir.clone(),
+            cache_dir_is_default: false,
             disk_cache_bytes: 0,
             access_times: true,
+            read_only: false,
+            synchronous: false,
             soft_timeout: None,
             acl: if sys::is_root() { SessionACL::All } else { SessionACL::Owner },
             // As any local filesystem for root; for others fuser switches both off, and fusermount3 insists on it.
@@ -139,14 +148,21 @@ impl Flags {
         };
         options.cache_dir = match options.cache_dir {
             Some(dir) => Some(absolute(&dir)?),
-            None => default_cache_dir(),
+            None => {
+                options.cache_dir_is_default = options.disk_cache_bytes == 0;
+                // A mount cannot keep there what it needs before it is mounted.
+                let above = |dir: &PathBuf| !options.cache_dir_is_default || !dir.starts_with(&options.mount_point);
+                default_cache_dir().filter(above)
+            }
         };
         if options.cache_dir.is_none() && options.disk_cache_bytes > 0 {
             let reason = "neither HOME nor XDG_CACHE_HOME is set: say where with --cache-dir";
             return Err(Error::Usage(reason.to_owned()));
         }
-        let without = |kept: &MountOption| matches!(kept, MountOption::RO | MountOption::NoAtime);
-        options.access_times = !options.kernel.iter().any(without);
+        let has = |option| options.kernel.contains(&option);
+        (options.read_only, options.synchronous) =
+            (has(MountOption::RO), has(MountOption::Sync) || has(MountOption::DirSync));
+        options.access_times = !options.read_only && !has(MountOption::NoAtime);
         options.refuse_data_below_the_mount()?;
         Ok(options)
     }
@@ -220,6 +236,11 @@ impl Options {
         self.kernel.push(option);
     }
 
+    /// Whether anything is kept there: a cluster's mount has a journal.
+    fn uses_cache_dir(&self) -> bool {
+        self.disk_cache_bytes > 0 || matches!(self.source, Source::Bundle(_))
+    }
+
     /// The mount would hide its own data, and wait for itself to reach it.
     fn refuse_data_below_the_mount(&self) -> Result<(), Error> {
         match &self.source {
@@ -228,9 +249,10 @@ impl Options {
                 dir.display()
             ))),
             _ => match &self.cache_dir {
-                Some(dir) if self.disk_cache_bytes > 0 && dir.starts_with(&self.mount_point) => Err(Error::Usage(
-                    format!("the cache directory {} is below the mount point: choose another", dir.display()),
-                )),
+                Some(dir) if self.uses_cache_dir() && dir.starts_with(&self.mount_point) => Err(Error::Usage(format!(
+                    "the cache directory {} is below the mount point: choose another",
+                    dir.display()
+                ))),
                 _ => Ok(()),
             },
         }

@@ -113,16 +113,23 @@ pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(),
     config.flush_on_close = options.flush_on_close;
     config.block_bytes = options.block_bytes.unwrap_or(config.block_bytes);
     config.cache_dir.clone_from(&options.cache_dir);
+    config.cache_dir_is_default = options.cache_dir_is_default;
     config.disk_cache_bytes = options.disk_cache_bytes;
+    config.journal = !options.read_only;
     config.access_times = options.access_times;
     // The kernel is this cluster's only client, and keeps everything itself.
     config.caches = cluster.trust() == Trust::Leases;
-    config.write_back = config.caches;
-    let client = match Client::connect(config).await {
+    config.write_back = config.caches && !options.synchronous;
+    let connected = tokio::select! {
+        connected = Client::connect(config) => connected.map_err(Error::from),
+        // What was in the journal stays there, as far as it is not told.
+        () = signals.next() => Err(Error::Interrupted),
+    };
+    let client = match connected {
         Ok(client) => client,
         Err(error) => {
             cluster.stop().await;
-            return Err(error.into());
+            return Err(error);
         }
     };
     let outcome = match Mounted::start(&client, &cluster, options) {
@@ -187,7 +194,7 @@ impl Mounted {
             Ok(())
         } else {
             tokio::select! {
-                stored = client.sync_all() => stored.map_err(Error::Unsaved),
+                stored = client.store_all() => stored.map_err(Error::Unsaved),
                 () = signals.next() => Err(Error::GaveUp),
             }
         };

@@ -50,6 +50,10 @@ number!(
     /// A metadata node in the Raft cluster.
     MetadId
 );
+number!(
+    /// A client's journal: chosen at random when it is made.
+    JournalId
+);
 
 impl Ino {
     /// The root directory of the filesystem, as FUSE numbers it.

@@ -3,7 +3,7 @@
 use crate::FsError;
 use crate::attr::{AttrChange, FileKind, InodeAttr, Timestamp};
 use crate::extent::{Extent, ExtentWrite};
-use crate::ids::{BatchSeq, Ino, Version};
+use crate::ids::{BatchSeq, Ino, JournalId, Version};
 use crate::limits::NAME_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
@@ -331,6 +331,37 @@ pub enum Op {
         /// The operation; not one of this kind.
         op: Box<Op>,
     },
+    /// What of a client's journal is told with the batch that this ends, or was before: whoever finds the journal later
+    /// does not tell it again. Answers `Done`.
+    Journaled {
+        /// The journal.
+        journal: JournalId,
+        /// How far; `None` when the journal is gone, and nobody will ask.
+        position: Option<JournalPosition>,
+    },
+}
+
+/// How far a journal has been told.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct JournalPosition {
+    /// Its entries up to this number are told.
+    pub told: u64,
+    /// The entry behind them is content of which only so many pieces, the last ones, are left to be told; 0 when all are.
+    pub left: u64,
+    /// Files whose content was committed: more of it may be in the journal.
+    pub files: Vec<JournaledFile>,
+}
+
+/// A file of which more may be in a journal.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct JournaledFile {
+    /// The file.
+    pub ino: Ino,
+    /// Version that the rest is based on. In an operation that follows a commit of its batch: what that was based on.
+    pub base: Version,
+    /// A commit in the same batch, before this operation, wrote to it: the rest is based on what that has made, if
+    /// nobody else had changed the file since.
+    pub committed: bool,
 }
 
 impl Op {
@@ -498,6 +529,11 @@ pub enum Read {
     },
     /// Capacity and use of the filesystem. Answers `StatFs`.
     StatFs,
+    /// How far a client's journal has been told. Answers `Journaled`.
+    Journaled {
+        /// The journal.
+        journal: JournalId,
+    },
 }
 
 impl Read {
@@ -514,7 +550,7 @@ impl Read {
             | Self::GetXattr { ino, .. }
             | Self::ListXattr { ino }
             | Self::GetLock { ino, .. } => Some(*ino),
-            Self::StatFs => None,
+            Self::StatFs | Self::Journaled { .. } => None,
         }
     }
 }
@@ -589,4 +625,6 @@ pub enum ReadReply {
     Lock(Option<Lock>),
     /// Capacity and use.
     StatFs(StatFs),
+    /// How far it has been told; `None` when nothing of it has been.
+    Journaled(Option<JournalPosition>),
 }

@@ -33,9 +33,10 @@ pub(super) fn cluster(files: Files) -> Result<Side> {
     let node = Node::start("the cluster of Surf", &files.0, &script)?;
     let network = node.network();
     let (bundle, path) = (files.0.join("cluster/client.bundle"), Mount::path_below(&files.0));
+    let cache = files.0.join("cache");
     let command = move || {
         let mut command = network.command(&surfmount);
-        command.arg("--cluster").arg(&bundle).arg(&path);
+        command.arg("--cluster").arg(&bundle).arg("--cache-dir").arg(&cache).arg(&path);
         command
     };
     let mount = Mount::new("cluster", &files.0, Serving::Once(Box::new(command)))?;

@@ -16,13 +16,12 @@ mod index;
 mod keeper;
 
 use crate::local::LocalDir;
-use crate::{ClientConfig, Error};
 use bytes::Bytes;
 use file::Found;
 use index::Index;
 use keeper::{Job, Keeper};
 use parking_lot::Mutex;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -48,8 +47,6 @@ const QUEUE_BYTES: usize = 32 << 20;
 const QUEUE_COUNT: usize = 2048;
 /// That a block was used is noted on disk when the last note is older: order after a remount need not be exact.
 const TOUCH_EVERY: Duration = Duration::from_secs(600);
-/// A directory that cannot be opened in this time, waiting for another mount's end included, is on a disk that hangs.
-const OPEN_LIMIT: Duration = Duration::from_secs(10);
 /// What is queued when the mount ends is written within this time, or not at all.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -77,31 +74,6 @@ struct Shared {
 }
 
 impl DiskCache {
-    /// The cache that this configuration asks for, if any. A disk that fails or hangs is gone without, with a warning; a
-    /// directory that belongs to somebody else, or to nobody we may be, is a mistake.
-    ///
-    /// # Errors
-    /// As [`LocalDir::open`].
-    pub(crate) async fn of(config: &ClientConfig) -> Result<Option<Self>, Error> {
-        let Some(base) = config.cache_dir.clone().filter(|_| config.disk_cache_bytes > 0) else { return Ok(None) };
-        let (bundle, purpose, path) = (config.bundle.clone(), config.purpose.clone(), base.clone());
-        let opening = spawn_blocking(move || LocalDir::open(&path, &bundle, &purpose));
-        let started = match tokio::time::timeout(OPEN_LIMIT, opening).await {
-            Ok(Ok(Ok(local))) => Self::start(Arc::new(local), config.disk_cache_bytes),
-            Ok(Ok(Err(Error::Local { path, source }))) if !is_mistake(&source) => {
-                tracing::debug!(path = %path.display(), "what the disk refuses");
-                Err(source)
-            }
-            Ok(Ok(Err(error))) => return Err(error),
-            Ok(Err(ended)) => Err(io::Error::other(ended)),
-            Err(_) => Err(ErrorKind::TimedOut.into()),
-        };
-        if let Err(error) = &started {
-            tracing::warn!(path = %base.display(), %error, "the disk of the cache fails; mounting without it");
-        }
-        Ok(started.ok())
-    }
-
     /// Keeps up to `limit` bytes of disk in this directory, with what an earlier mount left there. Does not touch the disk
     /// itself.
     ///
@@ -178,12 +150,6 @@ impl DiskCache {
             self.shared.is_off.store(true, Ordering::Release);
         }
     }
-}
-
-/// Whether another choice of directory helps, rather than another disk.
-fn is_mistake(error: &io::Error) -> bool {
-    use ErrorKind::{AlreadyExists, InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied};
-    matches!(error.kind(), AlreadyExists | InvalidFilename | InvalidInput | NotADirectory | NotFound | PermissionDenied)
 }
 
 impl Shared {

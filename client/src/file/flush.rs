@@ -21,12 +21,14 @@ use wire::attr::Timestamp;
 use wire::extent::ExtentWrite;
 use wire::ids::{BlockHash, ChunkIndex, Ino, Version};
 use wire::limits::{COMMIT_EXTENTS_MAX, INLINE_BYTES_MAX, UPLOAD_FRESH_MS};
-use wire::op::{ConflictPolicy, Name, Op, OpReply};
+use wire::op::{ConflictPolicy, JournaledFile, Name, Op, OpReply};
 
 /// Blocks up to this size are remembered after writing: small files are often read soon.
 const REMEMBER_BYTES: usize = 1 << 20;
 /// Blocks up to this size are hashed where they are; larger ones on a thread for that.
 const HASH_INLINE: usize = 64 << 10;
+/// A flush waits so often for what others put into the queue while it did.
+const QUEUED_ROUNDS: u32 = 4;
 /// A chunk in more pieces than this is compacted.
 const COMPACT_EXTENTS: u32 = 1024;
 
@@ -50,6 +52,11 @@ impl Commit {
     /// How many sealed blocks it covers.
     pub(crate) fn count(&self) -> usize {
         self.count
+    }
+
+    /// What the rest of the journal's content of this file follows, once this is committed.
+    pub(crate) fn journaled(&self, ino: Ino) -> JournaledFile {
+        JournaledFile { ino, base: self.base, committed: true }
     }
 
     /// How many pieces it writes.
@@ -104,7 +111,7 @@ impl Client {
         }
     }
 
-    fn seal(self: &Arc<Self>, next: &mut u64, packed: Packed, to: To) -> Sealed {
+    pub(crate) fn seal(self: &Arc<Self>, next: &mut u64, packed: Packed, to: To) -> Sealed {
         *next += 1;
         let (report, outcome) = watch::channel(None);
         match to {
@@ -160,12 +167,26 @@ impl Client {
     }
 
     async fn flush_here(self: &Arc<Self>, file: &Arc<FileState>, whole: bool) -> Result<(), FsError> {
-        let _one = file.flushing.lock().await;
-        if whole {
-            self.seal_rest(file, To::OwnBlock);
-        }
-        self.upload_gathered();
-        let last = file.inner.lock().sealed.back().map(|sealed| sealed.number);
+        let mut rounds = 0;
+        let (_one, last) = loop {
+            let one = file.flushing.lock().await;
+            if whole {
+                self.seal_rest(file, To::OwnBlock);
+            }
+            self.upload_gathered();
+            let (first, last, queued) = {
+                let inner = file.inner.lock();
+                let number = |sealed: &Sealed| sealed.number;
+                (inner.sealed.front().map(number), inner.sealed.back().map(number), inner.queued)
+            };
+            rounds += 1;
+            if first.is_none_or(|first| first > queued) || rounds == QUEUED_ROUNDS {
+                break (one, last);
+            }
+            // What got into the queue meanwhile goes by the queue, which the journal follows.
+            drop(one);
+            self.tell_all().await?;
+        };
         let mut result = Ok(());
         while let Some(last) = last {
             if file.inner.lock().sealed.front().is_none_or(|sealed| sealed.number > last) {
@@ -193,7 +214,7 @@ impl Client {
         let mut inner = file.inner.lock();
         inner.untold = Some(error);
         inner.refused = error == FsError::Stale;
-        inner.queued = 0;
+        (inner.queued, inner.kept) = (0, 0);
         drop(inner);
         self.writeback.undo_replacing(file.ino, self.session.cache());
     }
@@ -258,9 +279,10 @@ impl Client {
     /// What to do on a conflict, with a number for the copy.
     pub(crate) async fn policy(&self, file: &FileState) -> Result<(ConflictPolicy, Option<Ino>), FsError> {
         Ok(match self.config.on_conflict {
-            OnConflict::Fail => (ConflictPolicy::Fail, None),
+            // Nobody is there any more who could be told of it.
+            OnConflict::Fail if !self.writeback.is_strict() => (ConflictPolicy::Fail, None),
             OnConflict::LastWriter => (ConflictPolicy::LastWriter, None),
-            OnConflict::Copy => {
+            OnConflict::Copy | OnConflict::Fail => {
                 let ino = self.spare_ino().await?;
                 let suffix = self.conflict_suffix();
                 debug_assert_ne!(ino, file.ino, "numbers are never used twice");

@@ -74,6 +74,8 @@ pub(crate) struct Inner {
     pub next_sealed: u64,
     /// Up to this number it is in the queue of what metad is told later.
     pub queued: u64,
+    /// Up to this number it is in the journal on disk.
+    pub kept: u64,
     /// Bytes in `dirty` and `sealed`.
     pub held: u64,
     /// When content was written last, by this machine's clock.
@@ -121,6 +123,7 @@ impl FileState {
             sealed: VecDeque::new(),
             next_sealed: 0,
             queued: 0,
+            kept: 0,
             held: 0,
             mtime: None,
             clear_privileges: false,

@@ -1,7 +1,7 @@
 //! Operations carried out here, under delegations. Each checks what metad would check; where that is not known, or it would
 //! be refused, it is left to metad: `None`.
 
-use super::{Client, Work};
+use super::{Client, Doing, Work};
 use crate::cache::{Local, NameState};
 use crate::file::flush::To;
 use crate::file::state::FileState;
@@ -220,11 +220,21 @@ impl Client {
 
     /// Puts a file's content as it is now into the queue. False when it must be committed at once, or not at all.
     pub(crate) fn defer_content(&self, file: &Arc<FileState>) -> bool {
-        let (cache, ino) = (self.session.cache(), file.ino());
         // On a full disk whoever closes a file hears of it.
         if !self.config.write_back || self.window.is_failing() {
             return false;
         }
+        self.queue_content(file, || self.writeback.begin(&self.session, &[file.ino()]))
+    }
+
+    /// The same for content of a file that others may use too, when the mount ends and the servers are away: so that the
+    /// journal has it.
+    pub(crate) fn leave_content(&self, file: &Arc<FileState>) -> bool {
+        self.queue_content(file, || self.writeback.begin_leaving(&self.session, file.ino()))
+    }
+
+    fn queue_content<'a>(&'a self, file: &Arc<FileState>, begin: impl FnOnce() -> Option<Doing<'a>>) -> bool {
+        let (cache, ino) = (self.session.cache(), file.ino());
         let at = {
             let inner = file.inner.lock();
             if inner.refused {
@@ -233,7 +243,7 @@ impl Client {
             inner.mtime
         };
         let at = at.unwrap_or_else(|| self.session.stamp());
-        let Some(doing) = self.writeback.begin(&self.session, &[ino]) else { return false };
+        let Some(doing) = begin() else { return false };
         if cache.attr(ino).is_some_and(|attr| attr.nlink == 0) {
             return false;
         }

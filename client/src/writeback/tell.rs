@@ -18,7 +18,7 @@ use wire::attr::Timestamp;
 use wire::extent::ExtentWrite;
 use wire::ids::{Ino, Version};
 use wire::limits::NAME_BYTES_MAX;
-use wire::op::{ConflictPolicy, Expect, Name, NewInode, Op, OpReply};
+use wire::op::{ConflictPolicy, Expect, JournalPosition, JournaledFile, Name, NewInode, Op, OpReply};
 use wire::retry::Backoff;
 
 /// Operations in one batch.
@@ -43,8 +43,8 @@ struct Content {
     file: Arc<FileState>,
     commit: Commit,
     copy: Option<Ino>,
-    /// More of the entry is left for the next batch.
-    partial: bool,
+    /// So many sealed blocks of the entry are left for the next batch.
+    left: usize,
     _one: OwnedMutexGuard<()>,
 }
 
@@ -98,12 +98,34 @@ impl WriteBack {
         next
     }
 
+    /// Whether this entry is in the journal.
+    fn is_kept(&self, number: u64) -> bool {
+        self.inner.lock().kept >= number
+    }
+
+    pub(crate) fn is_strict(&self) -> bool {
+        self.inner.lock().strict
+    }
+
+    /// Adds the files behind this entry whose content in the journal is based on less than what metad has of them by now.
+    fn add_kept_files(&self, behind: u64, files: &mut Vec<JournaledFile>) {
+        let mut seen: HashSet<Ino> = files.iter().map(|file| file.ino).collect();
+        let inner = self.inner.lock();
+        let from = inner.entries.partition_point(|entry| entry.number <= behind);
+        for entry in inner.entries.range(from..) {
+            let (Work::Content { file, .. }, Some(kept_base)) = (&entry.work, entry.kept_base) else { continue };
+            let of_file = file.inner.lock();
+            if of_file.base > kept_base && seen.insert(file.ino()) {
+                files.push(JournaledFile { ino: file.ino(), base: of_file.base, committed: false });
+            }
+        }
+    }
+
     /// The first entry is done.
     fn pop(&self, number: u64) {
         let mut inner = self.inner.lock();
         debug_assert_eq!(inner.entries.front().map(|entry| entry.number), Some(number), "told in order");
-        inner.entries.pop_front();
-        inner.told = number;
+        inner.pop(number);
         drop(inner);
         self.progress.notify_waiters();
     }
@@ -116,9 +138,10 @@ fn deferred(at: Timestamp, expect: &[Expect], op: &Op) -> Op {
 impl Client {
     /// Tells what waits, as far as one batch holds it.
     async fn tell_some(self: &Arc<Self>) -> Result<(), FsError> {
-        let mut steps = self.gather_steps().await;
+        let mut steps = self.gather_steps().await?;
         while !steps.is_empty() {
-            let ops: Vec<Op> = steps.iter().filter_map(|step| step.op.clone()).collect();
+            let mut ops: Vec<Op> = steps.iter().filter_map(|step| step.op.clone()).collect();
+            ops.extend(self.journal_position(&steps));
             let told = if ops.is_empty() { Ok(Vec::new()) } else { self.session.submit_batch(ops).await };
             match told {
                 Ok(replies) => {
@@ -141,7 +164,22 @@ impl Client {
         Ok(())
     }
 
-    async fn gather_steps(self: &Arc<Self>) -> Vec<Step> {
+    /// What metad is to remember of the journal with these entries.
+    fn journal_position(&self, steps: &[Step]) -> Option<Op> {
+        let journal = self.journal.as_ref()?.id();
+        let last = steps.last()?;
+        // Entries without an operation are remembered if the journal has them.
+        let tells = steps.iter().any(|step| step.op.is_some()) || self.writeback.is_kept(steps.first()?.number);
+        let left = last.content.as_ref().map_or(0, |content| content.left);
+        let contents = steps.iter().filter_map(|step| step.content.as_ref());
+        let mut files: Vec<JournaledFile> =
+            contents.map(|content| content.commit.journaled(content.file.ino())).collect();
+        self.writeback.add_kept_files(last.number, &mut files);
+        let position = Some(JournalPosition { told: last.number - u64::from(left > 0), left: left as u64, files });
+        tells.then_some(Op::Journaled { journal, position })
+    }
+
+    async fn gather_steps(self: &Arc<Self>) -> Result<Vec<Step>, FsError> {
         let entries = self.writeback.next_entries();
         // What these wait for must be on its way, and what is further behind may be, while they are told.
         self.upload_gathered();
@@ -150,8 +188,8 @@ impl Client {
             match entry {
                 Next::Change(step) => steps.push(step),
                 Next::Content { step, at, file, upto } => {
-                    let (step, failed) = self.gather_content(step, at, file, upto).await;
-                    let partial = step.content.as_ref().is_some_and(|content| content.partial);
+                    let (step, failed) = self.gather_content(step, at, file, upto).await?;
+                    let partial = step.content.as_ref().is_some_and(|content| content.left > 0);
                     writes += step.content.as_ref().map_or(0, |content| content.commit.writes());
                     steps.push(step);
                     // What comes behind content that failed may have been undone with it.
@@ -161,23 +199,26 @@ impl Client {
                 }
             }
         }
-        steps
+        Ok(steps)
     }
 
     /// Content as one commit, and whether that failed.
+    ///
+    /// # Errors
+    /// The same, when nothing may be left out.
     async fn gather_content(
         self: &Arc<Self>,
         mut step: Step,
         at: Timestamp,
         file: Arc<FileState>,
         upto: u64,
-    ) -> (Step, bool) {
+    ) -> Result<(Step, bool), FsError> {
         let ino = file.ino();
         if self.is_unlinked_and_closed(&file) {
             // Nobody can read it any more.
             self.discard(&file).await;
             self.forget_if_idle(&file);
-            return (step, false);
+            return Ok((step, false));
         }
         let one = file.flushing.clone().lock_owned().await;
         let gathered = match self.gather(&file, upto).await {
@@ -191,16 +232,20 @@ impl Client {
                 }
             }
             Ok((commit, (policy, copy))) => {
-                let partial = file.inner.lock().sealed.get(commit.count()).is_some_and(|more| more.number <= upto);
+                let left =
+                    file.inner.lock().sealed.iter().skip(commit.count()).filter(|more| more.number <= upto).count();
                 step.op = Some(deferred(at, &[], &commit.op(ino, policy)));
-                step.content = Some(Content { file, commit, copy, partial, _one: one });
+                step.content = Some(Content { file, commit, copy, left, _one: one });
             }
+            Err(error) if self.writeback.is_strict() => return Err(error),
             Err(error) => {
                 self.content_failed(&file, error);
-                return (step, true);
+                // It must not be told before the journal knows it.
+                self.keep_undone().await;
+                return Ok((step, true));
             }
         }
-        (step, false)
+        Ok((step, false))
     }
 
     fn is_unlinked_and_closed(&self, file: &FileState) -> bool {
@@ -216,13 +261,13 @@ impl Client {
             let (inos, names) = (step.inos, step.names);
             match (step.content, reply) {
                 (Some(content), Some(reply)) => {
-                    let partial = content.partial;
+                    let partial = content.left > 0;
                     let removed = matches!(&reply, OpReply::Committed { attr, .. } if attr.nlink == 0);
                     let (file, writes) = (content.file.clone(), removed.then(|| content.commit.clone_writes()));
                     self.content_told(content, reply);
                     if let Some(writes) = writes.filter(|_| file.inner.lock().opens == 0) {
                         // Others have removed it, and metad keeps it only until we say that it is not open here.
-                        self.keep_beside(&file, &writes).await;
+                        self.keep_beside(&file, &writes, None).await;
                     }
                     if partial {
                         return;
@@ -265,7 +310,7 @@ impl Client {
     /// Decides what becomes of what metad has refused: others were there first, while this session was away.
     async fn judge(self: &Arc<Self>, step: Step, error: FsError) -> Result<(), FsError> {
         let passes = matches!(error, FsError::NoSpace | FsError::QuotaExceeded | FsError::SessionExpired);
-        if passes && step.content.is_none() {
+        if passes && (step.content.is_none() || self.writeback.is_strict()) {
             return Err(error);
         }
         let op = step.op.as_ref().map(Op::plain).cloned();
@@ -286,15 +331,21 @@ impl Client {
                 );
             }
             Some(Op::Commit { ino, .. }) => {
+                tracing::debug!(%ino, %error, "a commit was refused");
+                let told = self.journal_position(std::slice::from_ref(&step));
                 let Some(content) = step.content else { return Ok(()) };
                 if error == FsError::NotFound {
                     self.drop_sealed(&content.file, content.commit.count());
-                    self.keep_beside(&content.file, &content.commit.clone_writes()).await;
+                    self.keep_beside(&content.file, &content.commit.clone_writes(), told).await;
+                    if content.left > 0 {
+                        return Ok(());
+                    }
+                } else if self.writeback.is_strict() {
+                    return Err(error);
                 } else {
                     self.content_failed(&content.file, error);
+                    self.keep_undone().await;
                 }
-                drop(content);
-                tracing::debug!(%ino, %error, "a commit was refused");
             }
             other => {
                 tracing::warn!(op = ?other, %error, "what was done here while this mount was away is left out: others were first");
@@ -388,11 +439,12 @@ impl Client {
         }
     }
 
-    /// Content of a file that others have removed goes into a new one beside where it was.
-    async fn keep_beside(self: &Arc<Self>, file: &Arc<FileState>, writes: &[ExtentWrite]) {
+    /// Content of a file that others have removed goes into a new one beside where it was, and with it what metad is to
+    /// remember of the journal.
+    async fn keep_beside(self: &Arc<Self>, file: &Arc<FileState>, writes: &[ExtentWrite], told: Option<Op>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
         let kept = loop {
-            match self.make_beside(file, writes).await {
+            match self.make_beside(file, writes, told.as_ref()).await {
                 Ok(kept) => break kept,
                 Err(error) => {
                     tracing::warn!(ino = %file.ino(), %error, "what was written to a file that was removed elsewhere is not kept yet");
@@ -410,7 +462,12 @@ impl Client {
         self.release_closed_orphan(file.ino()).await;
     }
 
-    async fn make_beside(self: &Arc<Self>, file: &FileState, writes: &[ExtentWrite]) -> Result<Name, FsError> {
+    async fn make_beside(
+        self: &Arc<Self>,
+        file: &FileState,
+        writes: &[ExtentWrite],
+        told: Option<&Op>,
+    ) -> Result<Name, FsError> {
         let place = self.names.lock().iter().find(|(_, ino)| **ino == file.ino()).map(|(place, _)| place.clone());
         let (mut parent, name) = place.unwrap_or((Ino::ROOT, format!("inode-{}", file.ino()).into_bytes()));
         let mut name = self.conflict_name(&name);
@@ -436,7 +493,8 @@ impl Client {
                 clear_privileges: false,
                 policy: ConflictPolicy::LastWriter,
             };
-            match self.session.submit_batch(vec![create, commit]).await {
+            let ops = [create, commit].into_iter().chain(told.cloned()).collect();
+            match self.session.submit_batch(ops).await {
                 Ok(_) => return Ok(name),
                 Err(BatchFailed { error: FsError::Exists, .. }) => name = self.conflict_name(&name),
                 Err(BatchFailed { error: FsError::NotFound | FsError::NotADirectory, .. }) if parent != Ino::ROOT => {

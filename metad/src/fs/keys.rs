@@ -17,12 +17,13 @@
 //! | `U` | ino / 64 | eight bytes, big endian: which of these 64 leased numbers were used, the lowest first (I4) |
 //! | `K` | ino | locks held |
 //! | `J` | session, ino | empty: inodes on which the session holds locks |
+//! | `P` | journal | [`JournalPosition`](wire::op::JournalPosition): what of a client's journal is told |
 //! | `C` | name | cluster setting or counter |
 //!
 //! Structured values are coded by `wire::codec` (a version byte, then postcard).
 
 use std::ops::Range;
-use wire::ids::{BatchSeq, BlockHash, Ino, SessionId};
+use wire::ids::{BatchSeq, BlockHash, Ino, JournalId, SessionId};
 
 /// A key, or one end of a range of keys.
 pub type Key = Vec<u8>;
@@ -66,6 +67,18 @@ pub fn inode(ino: Ino) -> Key {
 #[must_use]
 pub fn inodes() -> Range<Key> {
     below(vec![b'I'])
+}
+
+/// Position of a client's journal.
+#[must_use]
+pub fn journal(journal: JournalId) -> Key {
+    key(b'P', &[journal.0], &[])
+}
+
+/// Positions of all journals.
+#[must_use]
+pub fn journals() -> Range<Key> {
+    below(vec![b'P'])
 }
 
 /// Target of a symlink.

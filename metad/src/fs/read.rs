@@ -2,7 +2,7 @@
 
 use super::inode::Inode;
 use super::view::{Kv, KvExt, decode_stored};
-use super::{dentry, extent, keys, lock, orphan, settings, xattr};
+use super::{deferred, dentry, extent, keys, lock, orphan, settings, xattr};
 use wire::FsError;
 use wire::attr::FileKind;
 use wire::ids::{Ino, SessionId};
@@ -35,6 +35,7 @@ pub fn read(kv: &dyn Kv, session: SessionId, question: &Read) -> Result<ReadRepl
         }
         Read::ListXattr { ino } => Ok(ReadReply::Names(xattr::names(kv, *ino))),
         Read::GetLock { ino, lock } => Ok(ReadReply::Lock(lock::conflicting(kv, session, *ino, lock))),
+        Read::Journaled { journal } => Ok(ReadReply::Journaled(deferred::position(kv, *journal))),
         Read::StatFs => Ok(ReadReply::StatFs(StatFs { inodes: settings::inode_count(kv), ..StatFs::default() })),
     }
 }

@@ -41,7 +41,8 @@ pub(super) fn before(kv: &dyn Kv, ops: &[Op]) -> Vec<Ino> {
             | Op::LeaseInos { .. }
             | Op::SetLock { .. }
             | Op::Unlock { .. }
-            | Op::Deferred { .. } => {}
+            | Op::Deferred { .. }
+            | Op::Journaled { .. } => {}
         }
     }
     inos.into_iter().collect()

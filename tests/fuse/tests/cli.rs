@@ -274,8 +274,9 @@ fn a_daemon_refuses_a_port_and_a_directory_that_are_not_its_own() {
 fn a_mount_refuses_a_bundle_that_does_not_lead_into_the_cluster() {
     let surf = Surf::start(Setup::Cluster);
     let mount = surf.scratch().join("mnt");
+    let cache = surf.scratch().join("cache");
     let with = |bundle: &Path, words: &[&str]| {
-        refused("surfmount", &["--cluster", text(bundle), text(&mount)], words);
+        refused("surfmount", &["--cluster", text(bundle), "--cache-dir", text(&cache), text(&mount)], words);
     };
     let whole = fs::read_to_string(surf.bundle()).unwrap();
     with(&surf.scratch().join("absent.bundle"), &["absent.bundle", "a bundle that `surf` made"]);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::testing::bundle;
+use crate::{ClientConfig, Error};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
@@ -24,12 +25,14 @@ impl Place {
         let mut config = ClientConfig::new(bundle(&self.ca, "c"), "/mnt");
         config.cache_dir = Some(self.dir.path().to_owned());
         config.disk_cache_bytes = limit;
+        config.journal = false;
         config
     }
 
     /// A cache that has listed what is here.
     async fn open(&self, limit: u64) -> DiskCache {
-        let cache = DiskCache::of(&self.config(limit)).await.unwrap().unwrap();
+        let local = LocalDir::of(&self.config(limit)).await.unwrap().unwrap();
+        let cache = DiskCache::start(local, limit).unwrap();
         until("it is listed", || cache.shared.is_listed.load(Ordering::Acquire)).await;
         cache
     }
@@ -281,14 +284,16 @@ async fn a_disk_that_hangs_costs_a_moment_and_then_nothing() {
 async fn a_place_that_is_a_mistake_is_told() {
     let place = Place::new();
     let held = place.open(64 << 20).await;
-    assert!(matches!(DiskCache::of(&place.config(64 << 20)).await, Err(Error::LocalInUse { .. })));
+    assert!(matches!(LocalDir::of(&place.config(64 << 20)).await, Err(Error::LocalInUse { .. })));
     drop(held);
     let mut config = place.config(64 << 20);
     let file = place.dir.path().join("file");
     fs::write(&file, "").unwrap();
     config.cache_dir = Some(file);
-    assert!(matches!(DiskCache::of(&config).await, Err(Error::Local { .. })));
-    assert!(DiskCache::of(&place.config(0)).await.unwrap().is_none());
+    assert!(matches!(LocalDir::of(&config).await, Err(Error::Local { .. })));
+    config.cache_dir_is_default = true;
+    assert!(LocalDir::of(&config).await.unwrap().is_none(), "nobody has asked for it");
+    assert!(LocalDir::of(&place.config(0)).await.unwrap().is_none());
 }
 
 /// A small filesystem of its own, gone with the test.

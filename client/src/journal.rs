@@ -1,0 +1,373 @@
+//! The journal on the local disk: what was done here under delegations and metad does not know yet, for the case that
+//! this process does not live to tell it (I8).
+//!
+//! It is not on the way of anything: what is done goes to metad in a tenth of a second, and only what is still untold after
+//! 0.4 s, because the servers are slow or away, is written here, and synced. The next mount of the same mount point tells it
+//! then, before anything else is done; metad remembers with each batch how far a journal has been told, so that nothing is
+//! told twice, and judges it as it judges any late batch.
+//!
+//! ```text
+//! DIR/journal/id        number of the journal, and of the session that works with it, as text
+//! DIR/journal/NUMBER    segments, in the order in which they were begun
+//! ```
+//! - this file is the files;
+//! - `record` is what is in the segments;
+//! - `keep` writes them while the client lives;
+//! - `replay` tells what an earlier client has left.
+
+mod keep;
+mod record;
+mod replay;
+
+use crate::Error;
+use crate::local::LocalDir;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use record::{Group, Record};
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use wire::ids::{JournalId, SessionId};
+
+/// Folder of the journal within the mount's directory.
+const FOLDER: &str = "journal";
+/// Digits of a segment's name.
+const NAME_DIGITS: usize = 20;
+/// A segment that has reached this size is followed by another one; each goes when all of it is told.
+const SEGMENT_BYTES: u64 = 32 << 20;
+
+/// A journal.
+pub(crate) struct Journal {
+    id: JournalId,
+    /// The session that worked with it last.
+    session: Mutex<Option<SessionId>>,
+    dir: PathBuf,
+    /// Nobody else uses the directory as long as one of us may.
+    _local: Arc<LocalDir>,
+    /// The oldest first.
+    segments: Mutex<VecDeque<Segment>>,
+    /// The last one, if more may be appended to it. Held while something is written or removed: not for a runtime thread.
+    current: Mutex<Option<File>>,
+    /// One at a time looks what is not in it yet, and writes that.
+    keeping: tokio::sync::Mutex<()>,
+    /// Held by the thread that changes the files.
+    changing: Arc<tokio::sync::Mutex<()>>,
+}
+
+struct Segment {
+    number: u64,
+    bytes: u64,
+    /// Number of its last entry.
+    last: u64,
+}
+
+fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Local { path, source }
+}
+
+/// What does not block.
+impl Journal {
+    /// Its number.
+    pub(crate) fn id(&self) -> JournalId {
+        self.id
+    }
+
+    /// Where it is.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The session that worked with it last, if it is known.
+    pub(crate) fn session(&self) -> Option<SessionId> {
+        *self.session.lock()
+    }
+
+    /// Number of the last entry that is in it; 0 when there is none.
+    pub(crate) fn last(&self) -> u64 {
+        self.segments.lock().iter().map(|segment| segment.last).max().unwrap_or(0)
+    }
+
+    /// Whether a part of it is told and can go.
+    fn has_told(&self, told: u64) -> bool {
+        self.segments.lock().front().is_some_and(|oldest| oldest.last <= told)
+    }
+}
+
+/// What blocks: not for a runtime thread.
+impl Journal {
+    /// The journal in this directory, which an earlier client may have left.
+    ///
+    /// # Errors
+    /// [`Error::Local`], or [`Error::JournalDamaged`].
+    pub(crate) fn open(local: Arc<LocalDir>) -> Result<Self, Error> {
+        let dir = local.path().join(FOLDER);
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+        made.and_then(|()| sync_dir(local.path())).map_err(failed(&dir))?;
+        let known = read_id(&dir.join("id"))?;
+        let journal = Self {
+            id: known.map_or_else(|| JournalId(rand::random()), |(id, _)| id),
+            session: Mutex::new(known.map(|(_, session)| session)),
+            dir,
+            _local: local,
+            segments: Mutex::default(),
+            current: Mutex::default(),
+            keeping: tokio::sync::Mutex::default(),
+            changing: Arc::default(),
+        };
+        for number in segment_numbers(&journal.dir)? {
+            let records = journal.read(number)?;
+            let bytes = fs::metadata(journal.path_of(number)).map_err(failed(&journal.dir))?.len();
+            let last = records.iter().map(|(record, _)| record.number()).max().unwrap_or(0);
+            journal.segments.lock().push_back(Segment { number, bytes, last });
+        }
+        if known.is_none() && journal.last() > 0 {
+            // Nobody could say what of it is told.
+            return Err(Error::JournalDamaged { path: journal.dir.join("id"), at: 0 });
+        }
+        Ok(journal)
+    }
+
+    fn path_of(&self, segment: u64) -> PathBuf {
+        self.dir.join(format!("{segment:0NAME_DIGITS$}"))
+    }
+
+    fn read(&self, segment: u64) -> Result<Vec<(Record, Bytes)>, Error> {
+        let path = self.path_of(segment);
+        let bytes = Bytes::from(fs::read(&path).map_err(failed(&path))?);
+        let parsed = record::parse(&bytes).map_err(|at| Error::JournalDamaged { path: path.clone(), at })?;
+        if parsed.torn > 0 {
+            tracing::warn!(
+                path = %path.display(), bytes = parsed.torn,
+                "the end of this part of the journal was being written when its mount ended"
+            );
+        }
+        Ok(parsed.records)
+    }
+
+    /// The records of entries behind `told`, in order, each once.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    fn untold(&self, told: u64) -> Result<Vec<(Record, Bytes)>, Error> {
+        let numbers: Vec<u64> = self.segments.lock().iter().map(|segment| segment.number).collect();
+        let (mut untold, mut seen) = (Vec::new(), (told, u64::MAX));
+        for number in numbers {
+            for (record, content) in self.read(number)? {
+                match record.place() {
+                    // What was written twice, because it was not known whether it had been.
+                    Some(place) if place <= seen => continue,
+                    Some(place) => seen = place,
+                    None if record.number() <= told => continue,
+                    None => {}
+                }
+                untold.push((record, content));
+            }
+        }
+        Ok(untold)
+    }
+
+    /// Notes which session works with the journal: the next client ends it first, so that nothing of it is still on its way.
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    fn note_session(&self, session: SessionId) -> io::Result<()> {
+        let (path, partial) = (self.dir.join("id"), self.dir.join("id.partial"));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        file.write_all(format!("journal {}\nsession {session}\n", self.id).as_bytes())?;
+        file.sync_data()?;
+        fs::rename(&partial, &path)?;
+        sync_dir(&self.dir)?;
+        *self.session.lock() = Some(session);
+        Ok(())
+    }
+
+    /// Appends records; they are on stable storage on return. `last` is the number of the last entry among them.
+    ///
+    /// # Errors
+    /// What the disk refuses; nothing is appended then.
+    fn append(&self, records: &[(Record, Bytes)], last: u64) -> io::Result<()> {
+        let mut current = self.current.lock();
+        let mut group = Group::default();
+        records.iter().for_each(|(record, content)| group.add(record, content));
+        let bytes = group.finish();
+        let (newest, len) = self.segments.lock().back().map_or((0, 0), |newest| (newest.number, newest.bytes));
+        if let Some(file) = current.as_mut().filter(|_| len < SEGMENT_BYTES) {
+            if let Err(error) = file.write_all(&bytes).and_then(|()| file.sync_data()) {
+                // What follows must not stand behind a torn group.
+                if file.set_len(len).is_err() {
+                    *current = None;
+                }
+                return Err(error);
+            }
+            if let Some(newest) = self.segments.lock().back_mut() {
+                (newest.bytes, newest.last) = (len + bytes.len() as u64, newest.last.max(last));
+            }
+            return Ok(());
+        }
+        let number = newest + 1;
+        let path = self.path_of(number);
+        // What is there is what could not be removed after an error.
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
+        let begun = file.write_all(&bytes).and_then(|()| file.sync_data()).and_then(|()| sync_dir(&self.dir));
+        if let Err(error) = begun {
+            fs::remove_file(&path)?;
+            return Err(error);
+        }
+        self.segments.lock().push_back(Segment { number, bytes: bytes.len() as u64, last });
+        *current = Some(file);
+        Ok(())
+    }
+
+    /// Removes what is told.
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    fn drop_told(&self, told: u64) -> io::Result<()> {
+        let mut current = self.current.lock();
+        let mut dropped = false;
+        let oldest = || {
+            let segments = self.segments.lock();
+            segments.front().filter(|oldest| oldest.last <= told).map(|oldest| oldest.number)
+        };
+        while let Some(number) = oldest() {
+            match fs::remove_file(self.path_of(number)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => dropped = true,
+            }
+            let mut segments = self.segments.lock();
+            segments.pop_front();
+            if segments.is_empty() {
+                *current = None;
+            }
+        }
+        if dropped { sync_dir(&self.dir) } else { Ok(()) }
+    }
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Numbers of the journal and its last session.
+fn read_id(path: &Path) -> Result<Option<(JournalId, SessionId)>, Error> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(path)(error)),
+    };
+    let number = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.parse().ok());
+    match (number("journal "), number("session ")) {
+        (Some(id), Some(session)) => Ok(Some((JournalId(id), SessionId(session)))),
+        _ => Err(Error::JournalDamaged { path: path.to_owned(), at: 0 }),
+    }
+}
+
+/// Segments in the order in which they were begun.
+fn segment_numbers(dir: &Path) -> Result<Vec<u64>, Error> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(dir).map_err(failed(dir))? {
+        let name = entry.map_err(failed(dir))?.file_name();
+        let name = name.to_string_lossy();
+        if name.len() == NAME_DIGITS && name.bytes().all(|byte| byte.is_ascii_digit()) {
+            numbers.extend(name.parse::<u64>().ok());
+        }
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::bundle;
+    use record::Change;
+    use tempfile::TempDir;
+    use wire::attr::Timestamp;
+    use wire::ids::Ino;
+    use wire::op::Op;
+    use wire::tls::ClusterCa;
+
+    struct Place {
+        dir: TempDir,
+        ca: ClusterCa,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            Self { dir: tempfile::tempdir().unwrap(), ca: ClusterCa::create("t").unwrap() }
+        }
+
+        fn open(&self) -> Journal {
+            let local = LocalDir::open(self.dir.path(), &bundle(&self.ca, "c"), "/mnt").unwrap();
+            Journal::open(Arc::new(local)).unwrap()
+        }
+    }
+
+    fn changes(numbers: impl IntoIterator<Item = u64>) -> Vec<(Record, Bytes)> {
+        let change = |number| {
+            let op = Op::Rmdir { parent: Ino(1), name: b"name".to_vec() };
+            (Record::Change(Change { number, at: Timestamp::default(), expect: Vec::new(), op }), Bytes::new())
+        };
+        numbers.into_iter().map(change).collect()
+    }
+
+    fn numbers(journal: &Journal, told: u64) -> Vec<u64> {
+        journal.untold(told).unwrap().iter().map(|(record, _)| record.number()).collect()
+    }
+
+    #[test]
+    fn what_is_appended_is_found_again_and_what_is_told_goes() {
+        let place = Place::new();
+        let journal = place.open();
+        journal.note_session(SessionId(5)).unwrap();
+        let id = journal.id();
+        journal.append(&changes(1..4), 3).unwrap();
+        journal.append(&changes(4..6), 5).unwrap();
+        // It was not known that it had been written.
+        journal.append(&changes(4..8), 7).unwrap();
+        assert!(!journal.has_told(6));
+        drop(journal);
+        let journal = place.open();
+        assert_eq!((journal.id(), journal.session(), journal.last()), (id, Some(SessionId(5)), 7));
+        assert_eq!(numbers(&journal, 2), [3, 4, 5, 6, 7]);
+        journal.append(&changes(8..10), 9).unwrap();
+        journal.drop_told(7).unwrap();
+        assert_eq!((numbers(&journal, 7), journal.last()), (vec![8, 9], 9));
+        journal.drop_told(9).unwrap();
+        assert_eq!((numbers(&journal, 0), journal.last()), (Vec::new(), 0));
+        drop(journal);
+        assert_eq!(place.open().id(), id, "metad remembers one position for each place");
+    }
+
+    #[test]
+    fn an_append_that_was_torn_is_not_there_and_the_next_ones_are() {
+        let place = Place::new();
+        let journal = place.open();
+        journal.note_session(SessionId(5)).unwrap();
+        journal.append(&changes(1..4), 3).unwrap();
+        let path = journal.path_of(1);
+        drop(journal);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, [&whole[..], &whole[..whole.len() - 1]].concat()).unwrap();
+        let journal = place.open();
+        journal.append(&changes(4..5), 4).unwrap();
+        drop(journal);
+        assert_eq!(numbers(&place.open(), 0), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn segments_without_their_number_are_refused() {
+        let place = Place::new();
+        let journal = place.open();
+        journal.note_session(SessionId(5)).unwrap();
+        journal.append(&changes(1..4), 3).unwrap();
+        fs::remove_file(journal.dir().join("id")).unwrap();
+        drop(journal);
+        let local = LocalDir::open(place.dir.path(), &bundle(&place.ca, "c"), "/mnt").unwrap();
+        assert!(matches!(Journal::open(Arc::new(local)), Err(Error::JournalDamaged { .. })));
+    }
+}

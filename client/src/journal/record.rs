@@ -1,0 +1,269 @@
+//! What is in the journal's files, and how it is read back.
+//!
+//! ```text
+//! segment = group*
+//! group   = MAGIC | length u32 | BLAKE3 of what follows, first 16 bytes | record*    (what was written and synced at once)
+//! record  = length of head u32 | length of content u32 | head (wire::codec) | content
+//! ```
+//! Numbers are little endian. A group is whole or not there: what a crash has torn at the end of a segment was never
+//! promised to anybody. A bad group that a good one follows is damage.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use wire::attr::Timestamp;
+use wire::codec;
+use wire::ids::{Ino, Version};
+use wire::limits::{BLOCK_BYTES_MAX, HEAD_BYTES_MAX};
+use wire::op::{Expect, Name, Op};
+
+const MAGIC: &[u8; 8] = b"surfjrn1";
+const SUM_BYTES: usize = 16;
+const LENGTH_AT: usize = MAGIC.len();
+const SUM_AT: usize = LENGTH_AT + 4;
+/// Bytes before a group's records.
+const GROUP_HEAD: usize = SUM_AT + SUM_BYTES;
+/// Bytes before a record's head.
+const RECORD_HEAD: usize = 8;
+
+/// The head of a record.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(super) enum Record {
+    /// A change of metadata.
+    Change(Change),
+    /// Content; its bytes follow the head.
+    Piece(Piece),
+    /// This entry, which is in the journal, was undone.
+    Undone {
+        /// Number of the entry.
+        number: u64,
+    },
+    /// New numbers of inodes that metad had not heard of when a later client began to tell the journal.
+    Renumbered {
+        /// Number of the journal's last entry.
+        number: u64,
+        /// Old and new ones.
+        inos: Vec<(Ino, Ino)>,
+    },
+}
+
+/// A change of metadata, as it is in the queue.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(super) struct Change {
+    /// Number of the entry.
+    pub number: u64,
+    /// When, by the leader's clock.
+    pub at: Timestamp,
+    /// Names as they were.
+    pub expect: Vec<Expect>,
+    /// What was done.
+    pub op: Op,
+}
+
+/// A sealed piece of a file's content. Several may belong to one entry.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(super) struct Piece {
+    /// Number of the entry.
+    pub number: u64,
+    /// When, by the leader's clock.
+    pub at: Timestamp,
+    /// The file.
+    pub ino: Ino,
+    /// A name of it, if one is known: for what is kept beside when others have removed it.
+    pub place: Option<(Ino, Name)>,
+    /// Mode, owner and group, for the same.
+    pub owner: (u32, u32, u32),
+    /// Number of the piece within the file.
+    pub sealed: u64,
+    /// File offset, offset within the bytes, length.
+    pub parts: Vec<(u64, u32, u32)>,
+    /// Version that it is based on, as was known when it was written here.
+    pub base: Version,
+    /// Everything uncommitted was appended, from this offset on.
+    pub append_from: Option<u64>,
+    /// Time of the last change of content.
+    pub mtime: Option<Timestamp>,
+    /// Writing clears setuid and setgid.
+    pub clear_privileges: bool,
+}
+
+impl Record {
+    /// Number of its entry.
+    pub(super) fn number(&self) -> u64 {
+        match self {
+            Self::Change(change) => change.number,
+            Self::Piece(piece) => piece.number,
+            Self::Undone { number } | Self::Renumbered { number, .. } => *number,
+        }
+    }
+
+    /// Its place in the order of what was done; `None` when it tells something of other records.
+    pub(super) fn place(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Change(change) => Some((change.number, 0)),
+            Self::Piece(piece) => Some((piece.number, piece.sealed)),
+            Self::Undone { .. } | Self::Renumbered { .. } => None,
+        }
+    }
+}
+
+/// Records that are written at once.
+pub(super) struct Group(Vec<u8>);
+
+impl Default for Group {
+    fn default() -> Self {
+        let mut bytes = MAGIC.to_vec();
+        bytes.resize(GROUP_HEAD, 0);
+        Self(bytes)
+    }
+}
+
+impl Group {
+    /// Adds a record. Both its parts are far below 4 GiB, as are all of a group together.
+    pub(super) fn add(&mut self, record: &Record, content: &[u8]) {
+        let head = codec::encode(record);
+        self.0.extend_from_slice(&(head.len() as u32).to_le_bytes());
+        self.0.extend_from_slice(&(content.len() as u32).to_le_bytes());
+        self.0.extend_from_slice(&head);
+        self.0.extend_from_slice(content);
+    }
+
+    /// The bytes to be written.
+    pub(super) fn finish(mut self) -> Vec<u8> {
+        let (head, body) = self.0.split_at_mut(GROUP_HEAD);
+        head[LENGTH_AT..SUM_AT].copy_from_slice(&(body.len() as u32).to_le_bytes());
+        head[SUM_AT..].copy_from_slice(&blake3::hash(body).as_bytes()[..SUM_BYTES]);
+        self.0
+    }
+}
+
+/// What a segment holds.
+pub(super) struct Parsed {
+    pub records: Vec<(Record, Bytes)>,
+    /// Bytes at its end that are no group: torn by a crash.
+    pub torn: usize,
+}
+
+/// Reads a segment's bytes.
+///
+/// # Errors
+/// Where it is damaged, in bytes from its start.
+pub(super) fn parse(bytes: &Bytes) -> Result<Parsed, usize> {
+    let (mut at, mut records) = (0, Vec::new());
+    while at < bytes.len() {
+        match group_at(bytes, at) {
+            Some(body) => {
+                at = body.end;
+                let start = at - body.len();
+                // The sum was right: what cannot be read was written by another version.
+                records.extend(records_of(&bytes.slice(body)).ok_or(start)?);
+            }
+            None if is_followed(bytes, at) => return Err(at),
+            None => break,
+        }
+    }
+    Ok(Parsed { records, torn: bytes.len() - at })
+}
+
+/// Where the records of the group are that begins here, if it is whole and as it was written.
+fn group_at(bytes: &[u8], at: usize) -> Option<std::ops::Range<usize>> {
+    let head = bytes.get(at..at + GROUP_HEAD).filter(|head| head.starts_with(MAGIC))?;
+    let body = at + GROUP_HEAD..at + GROUP_HEAD + u32_at(head, LENGTH_AT)? as usize;
+    let sum = blake3::hash(bytes.get(body.clone())?);
+    (sum.as_bytes()[..SUM_BYTES] == head[SUM_AT..]).then_some(body)
+}
+
+/// Whether a good group follows a bad one.
+fn is_followed(bytes: &[u8], bad: usize) -> bool {
+    let rest = bytes.get(bad + 1..).unwrap_or_default();
+    let starts = rest.windows(MAGIC.len()).enumerate().filter(|(_, window)| window == MAGIC);
+    starts.into_iter().any(|(at, _)| group_at(bytes, bad + 1 + at).is_some())
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn records_of(bytes: &Bytes) -> Option<Vec<(Record, Bytes)>> {
+    let (mut at, mut records) = (0, Vec::new());
+    while at < bytes.len() {
+        let (head, content) = (u32_at(bytes, at)? as usize, u32_at(bytes, at + 4)? as usize);
+        let start = at + RECORD_HEAD;
+        if head > HEAD_BYTES_MAX || content > BLOCK_BYTES_MAX || start + head + content > bytes.len() {
+            return None;
+        }
+        let record = codec::decode::<Record>(&bytes[start..start + head]);
+        at = start + head + content;
+        records.push((record.ok()?, bytes.slice(start + head..at)));
+    }
+    Some(records)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn change(number: u64) -> Record {
+        let op = Op::Rmdir { parent: Ino(1), name: vec![b'n'; number as usize % 7 + 1] };
+        Record::Change(Change { number, at: Timestamp::default(), expect: Vec::new(), op })
+    }
+
+    /// Segments of several groups, and where these end.
+    fn segment(appends: &[Vec<usize>]) -> (Vec<u8>, Vec<usize>, usize) {
+        let (mut bytes, mut ends, mut count) = (Vec::new(), Vec::new(), 0);
+        for contents in appends {
+            let mut group = Group::default();
+            for len in contents {
+                count += 1;
+                group.add(&change(count as u64), &vec![count as u8; *len]);
+            }
+            bytes.extend(group.finish());
+            ends.push(bytes.len());
+        }
+        (bytes, ends, count)
+    }
+
+    fn appends() -> impl Strategy<Value = Vec<Vec<usize>>> {
+        proptest::collection::vec(proptest::collection::vec(0_usize..300, 1..4), 1..6)
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_appended_is_read_and_what_was_torn_is_left_out(appends in appends(), cut: proptest::sample::Index) {
+            let (bytes, ends, count) = segment(&appends);
+            let whole = parse(&Bytes::from(bytes.clone())).unwrap();
+            prop_assert_eq!((whole.records.len(), whole.torn), (count, 0));
+            let (record, content) = whole.records.last().unwrap();
+            let len = *appends.last().unwrap().last().unwrap();
+            prop_assert_eq!((record, &content[..]), (&change(count as u64), &vec![count as u8; len][..]));
+            let cut = cut.index(bytes.len());
+            let whole_groups = ends.iter().zip(&appends).filter(|(end, _)| **end <= cut);
+            let kept: usize = whole_groups.map(|(_, group)| group.len()).sum();
+            let torn = parse(&Bytes::copy_from_slice(&bytes[..cut])).unwrap();
+            prop_assert_eq!(torn.records.len(), kept);
+            prop_assert_eq!(torn.torn > 0, !ends.contains(&cut) && cut > 0);
+        }
+
+        #[test]
+        fn a_changed_bit_is_damage_unless_it_can_have_been_torn(
+            appends in appends(),
+            place: proptest::sample::Index,
+            bit in 0_u8..8,
+        ) {
+            let (mut bytes, ends, _) = segment(&appends);
+            let place = place.index(bytes.len());
+            bytes[place] ^= 1 << bit;
+            let begin = ends.iter().rev().find(|end| **end <= place).copied().unwrap_or(0);
+            let is_last = place >= ends.len().checked_sub(2).map_or(0, |before| ends[before]);
+            match parse(&Bytes::from(bytes.clone())) {
+                Ok(parsed) => prop_assert!(is_last && parsed.torn == bytes.len() - begin),
+                Err(at) => prop_assert!(!is_last && at == begin),
+            }
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+            let _ = parse(&Bytes::from(bytes));
+        }
+    }
+}

@@ -1,0 +1,274 @@
+//! Telling what an earlier client has left in the journal, before anything else is done.
+//!
+//! It goes through the same queue as everything that is done under delegations, and is judged in the same way: what others
+//! did meanwhile stays, and what was done here goes beside it. Only the inodes that metad has never heard of get numbers of
+//! this session.
+
+use super::Journal;
+use super::record::{Change, Piece, Record};
+use crate::cache::{attrs_changed, names_changed};
+use crate::file::dirty::Packed;
+use crate::file::flush::To;
+use crate::file::state::FileState;
+use crate::file::together::SHARED_BLOCK_PART;
+use crate::writeback::{Touched, Work};
+use crate::{Client, Error};
+use bytes::Bytes;
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::spawn_blocking;
+use wire::FsError;
+use wire::attr::{FileKind, InodeAttr, Timestamp};
+use wire::ids::Ino;
+use wire::op::{Expect, JournalPosition, Op, Read, ReadReply};
+
+/// When nothing moves for so long, the mount is refused: who mounts by hand or at boot is to know.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What is made of the records on their way into the queue.
+#[derive(Default)]
+struct Replayed {
+    /// New numbers of inodes that metad had not heard of.
+    numbers: HashMap<Ino, Ino>,
+    files: HashMap<Ino, Arc<FileState>>,
+    entries: Vec<(u64, Timestamp, Touched, Work)>,
+}
+
+/// Why a replay does not come to its end.
+enum Failed {
+    Refused(FsError),
+    Disk(io::Error),
+    Journal(Error),
+    Hangs,
+}
+
+impl From<FsError> for Failed {
+    fn from(error: FsError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl Client {
+    /// Tells metad what is left in the journal. Everything is told on return.
+    ///
+    /// # Errors
+    /// [`Error::Replay`]: nothing is lost, and the next mount tries again. As [`Journal::open`].
+    pub(crate) async fn replay(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<(), Error> {
+        let dir = journal.dir().to_owned();
+        let reason = match self.replay_all(journal).await {
+            Ok(()) => return Ok(()),
+            Err(Failed::Journal(error)) => return Err(error),
+            Err(Failed::Disk(source)) => return Err(Error::Local { path: dir, source }),
+            Err(Failed::Refused(error)) => error.to_string(),
+            Err(Failed::Hangs) => format!("servers that it needs have been away for {PATIENCE:?}"),
+        };
+        Err(Error::Replay { dir, reason })
+    }
+
+    async fn replay_all(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<(), Failed> {
+        let asked = self.session.read(Read::Journaled { journal: journal.id() });
+        let ReadReply::Journaled(position) = within_patience(asked).await? else {
+            return Err(FsError::Io.into());
+        };
+        let position = position.unwrap_or_default();
+        let (told, last) = (position.told, journal.last().max(position.told));
+        self.writeback.start_behind(told, last);
+        let left = journal.clone();
+        let read = spawn_blocking(move || left.untold(told)).await;
+        let records = read.map_err(|ended| Failed::Disk(io::Error::other(ended)))?.map_err(Failed::Journal)?;
+        if records.is_empty() {
+            journal.append_for(self.session.id(), Vec::new(), last).await.map_err(Failed::Disk)?;
+        } else {
+            tracing::warn!(
+                changes = records.len(), journal = %journal.dir().display(),
+                "an earlier mount ended before it had told these changes to the cluster: they are told now"
+            );
+            let mut replayed = Replayed::default();
+            let fresh = within_patience(self.renumber(&mut replayed, &records)).await?;
+            // Before the first of them is told: whoever goes on after a crash must know which number it got.
+            let numbered = vec![(Record::Renumbered { number: last, inos: fresh }, Bytes::new())];
+            journal.append_for(self.session.id(), numbered, last).await.map_err(Failed::Disk)?;
+            self.take_records(&mut replayed, records, &position);
+            if replayed.entries.last().is_none_or(|(number, ..)| *number < last) {
+                replayed.entries.push((last, self.session.stamp(), Touched::default(), Work::Undone));
+            }
+            self.writeback.be_strict(true);
+            self.writeback.enter_again(replayed.entries);
+            self.wait_replayed(last).await?;
+            self.writeback.be_strict(false);
+            tracing::warn!("everything that was in the journal is told");
+        }
+        journal.change(move |journal| journal.drop_told(last)).await.map_err(Failed::Disk)
+    }
+
+    async fn wait_replayed(&self, last: u64) -> Result<(), Failed> {
+        loop {
+            let told = self.writeback.told();
+            match tokio::time::timeout(PATIENCE, self.writeback.wait_told(last)).await {
+                Ok(outcome) => return Ok(outcome?),
+                Err(_) if told == self.writeback.told() => return Err(Failed::Hangs),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Gives inodes that metad has not heard of numbers of this session; returns them with the old ones.
+    async fn renumber(
+        self: &Arc<Self>,
+        replayed: &mut Replayed,
+        records: &[(Record, Bytes)],
+    ) -> Result<Vec<(Ino, Ino)>, FsError> {
+        let mut fresh = Vec::new();
+        for (record, _) in records {
+            match record {
+                // Those that were told since have the numbers that they got last.
+                Record::Renumbered { inos, .. } => replayed.numbers.extend(inos.iter().copied()),
+                Record::Change(Change { op: Op::Create { ino, .. }, .. }) => {
+                    fresh.push((*ino, self.session.next_ino().await?));
+                }
+                _ => {}
+            }
+        }
+        replayed.numbers.extend(fresh.iter().copied());
+        Ok(fresh)
+    }
+
+    fn take_records(
+        self: &Arc<Self>,
+        replayed: &mut Replayed,
+        records: Vec<(Record, Bytes)>,
+        position: &JournalPosition,
+    ) {
+        let undone: HashSet<u64> = records
+            .iter()
+            .filter_map(|(record, _)| if let Record::Undone { number } = record { Some(*number) } else { None })
+            .collect();
+        let of_next = |(record, _): &&(Record, Bytes)| matches!(record, Record::Piece(piece) if piece.number == position.told + 1);
+        // Of content that was told in part, the last pieces are left.
+        let pieces = records.iter().filter(of_next).count();
+        let mut told = if position.left > 0 { pieces.saturating_sub(position.left as usize) } else { 0 };
+        let mut records = records.into_iter().filter(|(record, _)| record.place().is_some()).peekable();
+        while let Some((record, content)) = records.next() {
+            match record {
+                Record::Change(Change { number, .. }) if undone.contains(&number) => {}
+                Record::Change(Change { number, at, mut expect, mut op }) => {
+                    replayed.put_numbers(&mut op, &mut expect);
+                    let touched = touched(&op, &expect);
+                    replayed.entries.push((number, at, touched, Work::Change { op, expect }));
+                }
+                Record::Piece(piece) if piece.number == position.told + 1 && told > 0 => told -= 1,
+                Record::Piece(piece) => {
+                    let (number, at) = (piece.number, piece.at);
+                    let more = records.peek().is_some_and(|(record, _)| record.number() == number);
+                    let Some((file, upto)) = self.take_piece(replayed, piece, content, position) else { continue };
+                    if !more {
+                        let touched = (vec![file.ino()], Vec::new());
+                        replayed.entries.push((number, at, touched, Work::Content { file, upto }));
+                    }
+                }
+                Record::Undone { .. } | Record::Renumbered { .. } => {}
+            }
+        }
+    }
+
+    /// Puts content into the state of its file. Returns that, and the number that the piece has there.
+    fn take_piece(
+        self: &Arc<Self>,
+        replayed: &mut Replayed,
+        piece: Piece,
+        bytes: Bytes,
+        position: &JournalPosition,
+    ) -> Option<(Arc<FileState>, u64)> {
+        let ino = replayed.number(piece.ino);
+        if let Some((parent, name)) = piece.place.clone() {
+            self.names.lock().put((replayed.number(parent), name), ino);
+        }
+        let pieces: Vec<_> = piece.parts.iter().map(|(at, from, len)| (*at, *from as usize, *len as usize)).collect();
+        let (first, small) = (pieces.first()?.0, bytes.len() <= SHARED_BLOCK_PART);
+        let held: usize = pieces.iter().map(|(_, _, len)| len).sum();
+        let begins = !replayed.files.contains_key(&ino);
+        let file = replayed.files.entry(ino).or_insert_with(|| {
+            let known = position.files.iter().find(|file| file.ino == ino);
+            let base = known.map_or(piece.base, |file| file.base.max(piece.base));
+            let attr = InodeAttr { version: base, ..attr_of(ino, &piece) };
+            FileState::new(attr, None, self.buffers.clone(), self.config.block_bytes)
+        });
+        let mut inner = file.inner.lock();
+        let appended = piece.append_from.is_some() && (begins || inner.appended_from.is_some());
+        inner.appended_from = appended.then(|| inner.appended_from.unwrap_or(first));
+        inner.mtime = piece.mtime;
+        inner.clear_privileges |= piece.clear_privileges;
+        let to = if small { To::SharedBlock } else { To::OwnBlock };
+        let sealed = self.seal(&mut inner.next_sealed, Packed { bytes, pieces }, to);
+        let number = sealed.number;
+        inner.sealed.push_back(sealed);
+        inner.held += held as u64;
+        (inner.queued, inner.kept) = (number, number);
+        inner.size = inner.uncommitted_end();
+        drop(inner);
+        self.window.add(held as u64);
+        Some((file.clone(), number))
+    }
+}
+
+async fn within_patience<T>(work: impl Future<Output = Result<T, FsError>>) -> Result<T, Failed> {
+    tokio::time::timeout(PATIENCE, work).await.map_err(|_| Failed::Hangs)?.map_err(Failed::Refused)
+}
+
+/// What is known of a file of which the journal has content: enough to keep that beside, if the file is gone.
+fn attr_of(ino: Ino, piece: &Piece) -> InodeAttr {
+    let (mode, uid, gid) = piece.owner;
+    let at = piece.at;
+    InodeAttr {
+        ino,
+        kind: FileKind::Regular,
+        mode,
+        nlink: 1,
+        uid,
+        gid,
+        rdev: 0,
+        size: 0,
+        allocated: 0,
+        atime: at,
+        mtime: at,
+        ctime: at,
+        btime: at,
+        version: piece.base,
+        has_xattrs: false,
+    }
+}
+
+impl Replayed {
+    fn number(&self, ino: Ino) -> Ino {
+        self.numbers.get(&ino).copied().unwrap_or(ino)
+    }
+
+    fn put_numbers(&self, op: &mut Op, expect: &mut [Expect]) {
+        let to_new = |ino: &mut Ino| *ino = self.number(*ino);
+        for expect in expect {
+            to_new(&mut expect.parent);
+            expect.ino.iter_mut().for_each(to_new);
+        }
+        match op {
+            Op::Create { parent, ino, .. } => [parent, ino].into_iter().for_each(to_new),
+            Op::Unlink { parent, released, .. } => std::iter::once(parent).chain(released).for_each(to_new),
+            Op::Rmdir { parent, .. } => to_new(parent),
+            Op::Rename { parent, new_parent, released, .. } => {
+                [parent, new_parent].into_iter().chain(released).for_each(to_new);
+            }
+            Op::SetAttr { ino, .. } => to_new(ino),
+            other => tracing::error!(op = ?other, "the journal has an operation that is never put into it"),
+        }
+    }
+}
+
+/// Inodes and names as an entry has them: what is moved comes last, what it is moved from first.
+fn touched(op: &Op, expect: &[Expect]) -> Touched {
+    let mut inos: Vec<Ino> = attrs_changed(op).collect();
+    if let (Op::Rename { .. }, Some(source)) = (op, expect.first()) {
+        inos.extend(source.ino);
+    }
+    (inos, names_changed(op).map(|(parent, name)| (parent, name.clone())).collect())
+}
