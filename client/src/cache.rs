@@ -42,8 +42,9 @@ const CONTENDED: Duration = Duration::from_secs(2);
 
 /// Inodes, names and recalls that are remembered.
 const INODES: usize = 65_536;
-/// Pages of listings that are remembered.
-const PAGES: usize = 64;
+/// Pages of listings that are remembered, and entries in all of them.
+const PAGES: usize = 4096;
+const PAGE_ENTRIES: usize = 65_536;
 /// Directories of which all names are known, and how many names these may have.
 const COMPLETE: usize = 4096;
 const COMPLETE_NAMES: usize = 4096;
@@ -79,6 +80,8 @@ struct Inner {
     /// Where a name leads, and since when that is known.
     names: LruCache<(Ino, Name), (Option<Ino>, Mark)>,
     pages: LruCache<PageKey, (Arc<Listed>, Mark)>,
+    /// Entries in them.
+    page_entries: usize,
     /// Directories that were made here, with all their names.
     complete: LruCache<Ino, HashSet<Name>>,
     /// Inodes that nobody else has leases on.
@@ -133,6 +136,7 @@ impl Default for Cache {
             attrs: lru(INODES),
             names: lru(INODES),
             pages: lru(PAGES),
+            page_entries: 0,
             complete: lru(COMPLETE),
             delegated: lru(INODES),
             shared: lru(INODES),
@@ -205,6 +209,7 @@ impl Inner {
         self.attrs.clear();
         self.names.clear();
         self.pages.clear();
+        self.page_entries = 0;
         self.complete.clear();
         self.delegated.clear();
     }
@@ -212,6 +217,17 @@ impl Inner {
     fn believed_at_all(&self) -> Option<Instant> {
         let handed = self.handed.iter().map(|(_, at)| *at).max().max(self.handed_else);
         handed.map(|at| at + BELIEVED + MARGIN).max(self.believed_alone_until())
+    }
+
+    fn put_page(&mut self, key: PageKey, listed: &Arc<Listed>, mark: Mark) {
+        self.page_entries += listed.entries.len();
+        let replaced = self.pages.push(key, (listed.clone(), mark));
+        self.page_entries -= replaced.map_or(0, |(_, (listed, _))| listed.entries.len());
+        while self.page_entries > PAGE_ENTRIES
+            && let Some((_, (oldest, _))) = self.pages.pop_lru()
+        {
+            self.page_entries -= oldest.entries.len();
+        }
     }
 
     fn learn_name(&mut self, parent: Ino, name: &[u8], ino: Option<Ino>) {
@@ -452,7 +468,7 @@ impl Cache {
             return;
         }
         let (after, limit, plus) = asked;
-        inner.pages.put((dir, after, limit, plus), (listed.clone(), mark));
+        inner.put_page((dir, after, limit, plus), listed, mark);
         for entry in &listed.entries {
             if let Some(attr) = entry.attr.as_ref().filter(|_| plus) {
                 if !inner.is_changed_since(attr.ino, mark) {
@@ -487,6 +503,7 @@ impl Cache {
         let (listed, since) = inner.pages.get(&(dir, after, limit, plus))?.clone();
         if inner.is_changed_since(dir, since) {
             inner.pages.pop(&(dir, after, limit, plus));
+            inner.page_entries -= listed.entries.len();
             return None;
         }
         let mut listed = Listed::clone(&listed);

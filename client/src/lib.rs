@@ -24,6 +24,7 @@ pub mod meta;
 pub mod namespace;
 mod opens;
 mod upkeep;
+mod walks;
 mod window;
 mod writeback;
 
@@ -57,6 +58,7 @@ use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use walks::Walks;
 use window::Window;
 use wire::FsError;
 use wire::attr::InodeAttr;
@@ -119,6 +121,8 @@ pub struct Client {
     /// Small content that is uploaded together.
     gathering: Gathering,
     accessed: Accessed,
+    /// Who walks through the tree.
+    walks: Walks,
     /// Chunks in many pieces, to be compacted.
     fragmented: compact::Queue,
     /// Open files that are being looked at because another session changed them.
@@ -199,6 +203,7 @@ impl Client {
             journal,
             gathering: Gathering::default(),
             accessed: Accessed::default(),
+            walks: Walks::default(),
             fragmented: compact::Queue::default(),
             refreshing: Mutex::default(),
             notices: broadcast::channel(1024).0,

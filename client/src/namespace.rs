@@ -8,8 +8,12 @@ use std::time::Duration;
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, InodeAttr};
 use wire::ids::{Ino, Version};
-use wire::op::{DirEntry, Name, NewInode, Op, OpReply, Read, ReadReply, RenameMode, StatFs, XattrMode};
+use wire::op::{DirEntry, ListedDir, Name, NewInode, Op, OpReply, Read, ReadReply, RenameMode, StatFs, XattrMode};
 use wire::retry::Backoff;
+
+/// Entries that are asked for at once of a directory whose names are looked at one after the other, and how often.
+const AHEAD_PAGE: u32 = 1024;
+const AHEAD_PAGES: u32 = 8;
 
 /// Part of a directory.
 #[derive(Clone, Debug)]
@@ -39,7 +43,7 @@ pub struct NewNode {
 
 impl Client {
     /// Asks metad for attributes; tells whether they are leased.
-    async fn ask_attr(&self, read: Read) -> Result<(InodeAttr, bool), FsError> {
+    pub(crate) async fn ask_attr(&self, read: Read) -> Result<(InodeAttr, bool), FsError> {
         let mark = self.session.cache().mark();
         let (answer, leased) = self.session.read_leased(read).await?;
         let ReadReply::Attr(attr) = answer? else { return Err(FsError::Io) };
@@ -74,6 +78,9 @@ impl Client {
             return known;
         }
         let found = self.look_up(parent, name).await.map(|attr| self.with_uncommitted(attr));
+        if found.is_ok() {
+            self.note_missed(parent);
+        }
         let mut names = self.names.lock();
         match &found {
             Ok(attr) => names.put((parent, name.to_vec()), attr.ino),
@@ -380,10 +387,16 @@ impl Client {
         Ok(())
     }
 
-    async fn ask_page(&self, ino: Ino, asked: (u64, u32, bool)) -> Result<Listed, FsError> {
-        if self.session.cache().has_pinned_names(ino) || self.session.cache().is_made_here(ino) {
-            self.tell_of(ino).await?;
+    /// Before metad is asked for a listing: it must know what was done in the directory.
+    async fn tell_names_of(&self, dir: Ino) -> Result<(), FsError> {
+        if self.session.cache().has_pinned_names(dir) || self.session.cache().is_made_here(dir) {
+            self.tell_of(dir).await?;
         }
+        Ok(())
+    }
+
+    async fn ask_page(&self, ino: Ino, asked: (u64, u32, bool)) -> Result<Listed, FsError> {
+        self.tell_names_of(ino).await?;
         let mark = self.session.cache().mark();
         let (after, limit, plus) = asked;
         let (answer, leased) = self.session.read_leased(Read::ReadDir { ino, after, limit, plus }).await?;
@@ -392,7 +405,54 @@ impl Client {
         if leased {
             self.session.cache().learn_page(ino, asked, &Arc::new(listed.clone()), mark);
         }
+        if after == 0 && plus {
+            self.walks.listed(&listed);
+        }
         Ok(listed)
+    }
+
+    /// The start of a directory with attributes, and what lies below it for who walks on.
+    async fn ask_tree(&self, ino: Ino, behind: Vec<Ino>, limit: u32) -> Result<Listed, FsError> {
+        self.tell_names_of(ino).await?;
+        let cache = self.session.cache();
+        let mark = cache.mark();
+        let (answer, leased) = self.session.read_leased(Read::ReadTree { ino, behind, limit }).await?;
+        let ReadReply::Tree(dirs) = answer? else { return Err(FsError::Io) };
+        let mut first = None;
+        for ListedDir { ino: dir, parent, entries, end } in dirs {
+            let listed = Arc::new(Listed { parent, entries, end });
+            self.walks.listed(&listed);
+            // What is done here and not told yet, metad does not know of.
+            if leased && !cache.has_pinned_names(dir) {
+                cache.learn_page(dir, (0, limit, true), &listed, mark);
+            }
+            first.get_or_insert(listed);
+        }
+        first.map(Arc::unwrap_or_clone).ok_or(FsError::Io)
+    }
+
+    /// Who looks at one name after the other of a directory that is not too large, looks at the next ones as well: the
+    /// whole of it costs less than they do.
+    fn note_missed(&self, parent: Ino) {
+        if !self.walks.missed(parent) {
+            return;
+        }
+        let cache = self.session.cache();
+        let small = |dir: InodeAttr| dir.size <= u64::from(AHEAD_PAGES * AHEAD_PAGE);
+        if cache.has_pinned_names(parent) || cache.is_made_here(parent) || !cache.attr(parent).is_some_and(small) {
+            return;
+        }
+        let client = self.arc();
+        self.in_background(async move {
+            let mut after = 0;
+            for _ in 0..AHEAD_PAGES {
+                let Ok(listed) = client.ask_page(parent, (after, AHEAD_PAGE, true)).await else { return };
+                match listed.entries.last() {
+                    Some(last) if !listed.end => after = last.cookie,
+                    _ => return,
+                }
+            }
+        });
     }
 
     /// Entries of a directory behind a cookie (0 for the start).
@@ -400,9 +460,13 @@ impl Client {
     /// # Errors
     /// As `getdents(2)`.
     pub async fn readdir(&self, ino: Ino, after: u64, limit: u32, plus: bool) -> Result<Listed, FsError> {
+        let walk = || if after == 0 && plus { self.walks.behind(ino) } else { None };
         let Listed { parent, mut entries, end } = match self.session.cache().page(ino, (after, limit, plus)) {
             Some(known) => known,
-            None => self.ask_page(ino, (after, limit, plus)).await?,
+            None => match walk() {
+                Some(behind) => self.ask_tree(ino, behind, limit).await?,
+                None => self.ask_page(ino, (after, limit, plus)).await?,
+            },
         };
         for entry in &mut entries {
             entry.attr = entry.attr.take().map(|attr| self.with_uncommitted(attr));

@@ -200,3 +200,66 @@ async fn a_directory_made_by_one_is_filled_by_the_other() {
     assert!(one.lookup(dir.ino, b"file").await.is_ok());
     assert_eq!(one.rmdir(Ino::ROOT, b"dir").await, Err(FsError::NotEmpty));
 }
+
+/// Who walks through a tree, or looks at the names of a directory one by one, is answered from what was asked ahead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_walk_and_a_row_of_lookups_take_a_question_for_many_entries_and_see_what_others_change() {
+    let cluster = Cluster::start().await;
+    let one = leased_client(still(&cluster)).await;
+    let dir_node = || {
+        let mut node = regular();
+        (node.node, node.mode) = (NewInode::Directory, 0o755);
+        node
+    };
+    let mut dirs = Vec::new();
+    for number in 0..40 {
+        let dir = one.make_node(Ino::ROOT, format!("dir-{number}").as_bytes(), dir_node()).await.unwrap();
+        for file in 0..10 {
+            one.make_node(dir.ino, format!("file-{file}").as_bytes(), regular()).await.unwrap();
+        }
+        dirs.push(dir.ino);
+    }
+    let flat = one.make_node(Ino::ROOT, b"flat", dir_node()).await.unwrap().ino;
+    for file in 0..300 {
+        one.make_node(flat, format!("file-{file}").as_bytes(), regular()).await.unwrap();
+    }
+    one.tell_all().await.unwrap();
+
+    let two = leased_client(still(&cluster)).await;
+    let before = two.requests();
+    let listed = two.readdir(Ino::ROOT, 0, 1024, true).await.unwrap();
+    assert_eq!(listed.entries.len(), 41);
+    for entry in listed.entries.iter().filter(|entry| entry.ino != flat) {
+        assert_eq!(two.readdir(entry.ino, 0, 1024, true).await.unwrap().entries.len(), 10);
+    }
+    assert!(two.requests() - before < 10, "{} questions for 40 directories", two.requests() - before);
+
+    one.make_node(dirs[7], b"another", regular()).await.unwrap();
+    one.unlink(dirs[8], b"file-0").await.unwrap();
+    assert_eq!(two.readdir(dirs[7], 0, 1024, true).await.unwrap().entries.len(), 11);
+    assert_eq!(two.readdir(dirs[8], 0, 1024, true).await.unwrap().entries.len(), 9);
+
+    let three = leased_client(still(&cluster)).await;
+    three.getattr(flat).await.unwrap();
+    for file in 0..10 {
+        three.lookup(flat, format!("file-{file}").as_bytes()).await.unwrap();
+    }
+    let mut at = 299;
+    // Each asks for a name that was not asked for yet.
+    let known = loop {
+        let before = three.requests();
+        three.lookup(flat, format!("file-{at}").as_bytes()).await.unwrap();
+        if three.requests() == before {
+            break at;
+        }
+        at -= 1;
+    };
+    let before = three.requests();
+    for file in 10..known {
+        three.lookup(flat, format!("file-{file}").as_bytes()).await.unwrap();
+    }
+    assert!(known > 100 && three.requests() - before < 10, "{} questions up to {known}", three.requests() - before);
+    for client in [one, two, three] {
+        client.shutdown().await.unwrap();
+    }
+}

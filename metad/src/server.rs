@@ -168,7 +168,9 @@ impl Server {
     fn look(&self, session: SessionId, question: &Read) -> Result<ReadReply, FsError> {
         let state = self.shared.consensus.state();
         match question {
-            Read::ReadDir { .. } => tokio::task::block_in_place(|| read::read(&**state, session, question)),
+            Read::ReadDir { .. } | Read::ReadTree { .. } => {
+                tokio::task::block_in_place(|| read::read(&**state, session, question))
+            }
             Read::StatFs => {
                 let layout = settings::layout(&**state);
                 Ok(ReadReply::StatFs(self.shared.liveness.statfs(&layout, settings::inode_count(&**state))))
@@ -185,7 +187,10 @@ fn unleased(answer: Result<ReadReply, FsError>) -> MetaReply {
 
 /// Whether a session keeps what such a question is answered.
 fn is_kept(question: &Read) -> bool {
-    matches!(question, Read::Lookup { .. } | Read::GetAttr { .. } | Read::Open { .. } | Read::ReadDir { .. })
+    matches!(
+        question,
+        Read::Lookup { .. } | Read::GetAttr { .. } | Read::Open { .. } | Read::ReadDir { .. } | Read::ReadTree { .. }
+    )
 }
 
 /// Inodes that an answer tells of; no reply stands for an absent name.
@@ -195,6 +200,10 @@ fn told_of(question: &Read, reply: Option<&ReadReply>) -> Vec<Ino> {
         Some(ReadReply::Attr(attr) | ReadReply::Opened { attr, .. }) => inos.push(attr.ino),
         Some(ReadReply::Page { entries, .. }) => {
             inos.extend(entries.iter().filter(|entry| entry.attr.is_some()).map(|entry| entry.ino));
+        }
+        Some(ReadReply::Tree(dirs)) => {
+            inos.extend(dirs.iter().map(|dir| dir.ino));
+            inos.extend(dirs.iter().flat_map(|dir| &dir.entries).map(|entry| entry.ino));
         }
         _ => {}
     }

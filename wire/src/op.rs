@@ -534,6 +534,16 @@ pub enum Read {
         /// The journal.
         journal: JournalId,
     },
+    /// A directory from its start, with attributes, and those below and behind it in the order of a walk, each whole, as long
+    /// as there are not more entries than that. Answers `Tree`.
+    ReadTree {
+        /// The directory.
+        ino: Ino,
+        /// Its siblings that the walk comes to next; those that are gone are passed over.
+        behind: Vec<Ino>,
+        /// At most this many entries, `READDIR_PAGE_MAX` at the most.
+        limit: u32,
+    },
 }
 
 impl Read {
@@ -546,6 +556,7 @@ impl Read {
             | Self::Open { ino }
             | Self::ReadLink { ino }
             | Self::ReadDir { ino, .. }
+            | Self::ReadTree { ino, .. }
             | Self::Extents { ino, .. }
             | Self::GetXattr { ino, .. }
             | Self::ListXattr { ino }
@@ -568,6 +579,19 @@ pub struct DirEntry {
     pub cookie: u64,
     /// Attributes, when asked for.
     pub attr: Option<InodeAttr>,
+}
+
+/// A directory from its start.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ListedDir {
+    /// The directory.
+    pub ino: Ino,
+    /// Its parent; the root's is the root.
+    pub parent: Ino,
+    /// Its entries, with attributes.
+    pub entries: Vec<DirEntry>,
+    /// No entries follow.
+    pub end: bool,
 }
 
 /// Extents of a part of a file.
@@ -627,4 +651,6 @@ pub enum ReadReply {
     StatFs(StatFs),
     /// How far it has been told; `None` when nothing of it has been.
     Journaled(Option<JournalPosition>),
+    /// The directory that was asked for, and whole ones below and behind it.
+    Tree(Vec<ListedDir>),
 }

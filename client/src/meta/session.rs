@@ -249,7 +249,7 @@ impl Session {
     }
 
     /// Whether something was changed here a moment ago.
-    fn is_at_work(&self) -> bool {
+    pub(crate) fn is_at_work(&self) -> bool {
         let at = self.changed_at.load(Ordering::Relaxed);
         at > 0 && since_boot().as_millis() as u64 - at < AT_WORK.as_millis() as u64
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use wire::attr::{AttrChange, Creator, FileKind, InodeAttr, TimeChange};
 use wire::ids::Ino;
 use wire::limits::{LINKS_MAX, SYMLINK_BYTES_MAX};
-use wire::op::{Expect, NewInode, Op, RenameMode, check_name};
+use wire::op::{Expect, NewInode, Op, Read, RenameMode, check_name};
 
 fn expect(parent: Ino, name: &[u8], ino: Option<Ino>) -> Expect {
     Expect { parent, name: name.to_vec(), ino }
@@ -19,7 +19,18 @@ fn expect(parent: Ino, name: &[u8], ino: Option<Ino>) -> Expect {
 impl Client {
     /// Whether something may be done to these inodes here, as it seems; returns once there is room for it.
     async fn may_do_here(&self, inos: &[Ino]) -> bool {
-        let may = self.config.write_back && self.session.cache().is_delegated(inos);
+        if !self.config.write_back {
+            return false;
+        }
+        if self.session.is_at_work() {
+            for ino in inos.iter().filter(|ino| !self.session.cache().is_delegated(&[**ino])) {
+                // What was read before this session was at work came without. A question costs a tenth of a change.
+                if !self.walks.may_ask_for(*ino) || self.ask_attr(Read::GetAttr { ino: *ino }).await.is_err() {
+                    return false;
+                }
+            }
+        }
+        let may = self.session.cache().is_delegated(inos);
         if may {
             self.writeback.wait_for_room().await;
         }

@@ -7,7 +7,7 @@ use wire::FsError;
 use wire::attr::FileKind;
 use wire::ids::{Ino, SessionId};
 use wire::limits::{CHUNK_BYTES, NAME_BYTES_MAX, READDIR_PAGE_MAX};
-use wire::op::{DirEntry, Read, ReadReply, StatFs};
+use wire::op::{DirEntry, ListedDir, Read, ReadReply, StatFs};
 
 /// Answers a question. `StatFs` is answered as far as the state knows: inodes, not bytes.
 ///
@@ -25,7 +25,11 @@ pub fn read(kv: &dyn Kv, session: SessionId, question: &Read) -> Result<ReadRepl
             load(kv, *ino)?;
             kv.get(&keys::symlink(*ino)).map(ReadReply::Bytes).ok_or(FsError::Invalid)
         }
-        Read::ReadDir { ino, after, limit, plus } => read_dir(kv, *ino, *after, *limit, *plus),
+        Read::ReadDir { ino, after, limit, plus } => {
+            let ListedDir { parent, entries, end, .. } = read_dir(kv, *ino, *after, *limit, *plus)?;
+            Ok(ReadReply::Page { parent, entries, end })
+        }
+        Read::ReadTree { ino, behind, limit } => read_tree(kv, *ino, behind, *limit).map(ReadReply::Tree),
         Read::Extents { ino, off, len } => {
             let inode = load(kv, *ino)?;
             Ok(ReadReply::Extents(extent::page(kv, &inode, &(*off..off.saturating_add(*len)))))
@@ -74,7 +78,7 @@ fn open(kv: &dyn Kv, session: SessionId, ino: Ino) -> Result<ReadReply, FsError>
     Ok(ReadReply::Opened { attr: inode.attr, page })
 }
 
-fn read_dir(kv: &dyn Kv, ino: Ino, after: u64, limit: u32, plus: bool) -> Result<ReadReply, FsError> {
+fn read_dir(kv: &dyn Kv, ino: Ino, after: u64, limit: u32, plus: bool) -> Result<ListedDir, FsError> {
     let parent = load_dir(kv, ino)?.parent;
     let limit = limit.clamp(1, READDIR_PAGE_MAX) as usize;
     let mut entries: Vec<DirEntry> = Vec::with_capacity(limit.min(256));
@@ -95,5 +99,31 @@ fn read_dir(kv: &dyn Kv, ino: Ino, after: u64, limit: u32, plus: bool) -> Result
             entry.attr = Some(load(kv, entry.ino)?.attr);
         }
     }
-    Ok(ReadReply::Page { parent, entries, end })
+    Ok(ListedDir { ino, parent, entries, end })
+}
+
+/// `Read::ReadTree`: for who walks, an answer each thousand entries instead of one each directory.
+fn read_tree(kv: &dyn Kv, ino: Ino, behind: &[Ino], limit: u32) -> Result<Vec<ListedDir>, FsError> {
+    let dirs_in = |listed: &ListedDir| -> Vec<Ino> {
+        let dirs = listed.entries.iter().filter(|entry| entry.kind == FileKind::Directory);
+        // The first one is taken from the end.
+        dirs.rev().map(|entry| entry.ino).collect()
+    };
+    let first = read_dir(kv, ino, 0, limit, true)?;
+    let mut left = (limit as usize).saturating_sub(first.entries.len());
+    // Who asks for more than entries is not given more.
+    let mut ahead: Vec<Ino> = behind.iter().take(left).rev().copied().collect();
+    ahead.extend(dirs_in(&first));
+    let mut tree = vec![first];
+    while let Some(next) = ahead.pop().filter(|_| left > 0) {
+        let Ok(listed) = read_dir(kv, next, 0, left as u32, true) else { continue };
+        if !listed.end {
+            break;
+        }
+        // An empty one costs something, too.
+        left = left.saturating_sub(listed.entries.len().max(1));
+        ahead.extend(dirs_in(&listed));
+        tree.push(listed);
+    }
+    Ok(tree)
 }

@@ -8,8 +8,11 @@ use std::collections::BTreeMap;
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, Timestamp};
 use wire::extent::{ExtentWrite, Source};
-use wire::ids::{BatchSeq, Ino, SessionId, Version};
-use wire::op::{Batch, BatchReply, ConflictPolicy, NewInode, Op, OpReply, Read, ReadReply, RenameMode};
+use wire::ids::{BatchSeq, Ino, JournalId, SessionId, Version};
+use wire::op::{
+    Batch, BatchReply, ConflictPolicy, JournalPosition, JournaledFile, NewInode, Op, OpReply, Read, ReadReply,
+    RenameMode,
+};
 
 /// A state with the sessions that work on it.
 struct World {
@@ -458,4 +461,76 @@ proptest! {
         }
         prop_assert_eq!(settings::inode_count(&world.kv) as usize, model.nodes.len());
     }
+}
+
+#[test]
+fn a_tree_is_read_in_the_order_of_a_walk_each_directory_whole_until_there_are_enough_entries() {
+    let mut world = World::new();
+    let id = world.session();
+    let mut ino = 2000;
+    for dir in 0..5 {
+        let at = Ino(ino);
+        world.one(id, create(Ino::ROOT, &format!("d{dir}"), ino, NewInode::Directory)).unwrap();
+        world.one(id, create(at, "below", ino + 1, NewInode::Directory)).unwrap();
+        for number in 2..10 {
+            world.one(id, create(at, &format!("f{number}"), ino + number, NewInode::Regular)).unwrap();
+        }
+        ino += 10;
+    }
+    let tree = |ino, behind: &[Ino], limit| match read::read(
+        &world.kv,
+        SessionId(1),
+        &Read::ReadTree { ino, behind: behind.to_vec(), limit },
+    ) {
+        Ok(ReadReply::Tree(dirs)) => dirs,
+        other => panic!("{other:?}"),
+    };
+    let whole = tree(Ino::ROOT, &[], 1000);
+    assert_eq!(whole.len(), 11);
+    assert!(whole.iter().all(|dir| dir.end && dir.entries.iter().all(|entry| entry.attr.is_some())));
+    // Each of the five is followed by the one below it, in the order of the listing.
+    let order: Vec<Ino> = whole[0].entries.iter().flat_map(|entry| [entry.ino, Ino(entry.ino.0 + 1)]).collect();
+    assert_eq!(whole[1..].iter().map(|dir| dir.ino).collect::<Vec<_>>(), order);
+    assert!(whole[2].parent == whole[1].ino && whole[1].parent == Ino::ROOT);
+    let some = tree(Ino::ROOT, &[], 25);
+    assert_eq!(some, whole[..5], "5 + 9 + 0 + 9 + 0 entries");
+    let behind = [whole[3].ino, Ino(2002), Ino(99), whole[5].ino];
+    let siblings = tree(whole[1].ino, &behind, 1000);
+    assert_eq!(siblings, whole[1..7], "what is no directory, or gone, is passed over");
+    let cut = tree(Ino::ROOT, &[], 3);
+    assert!(cut.len() == 1 && cut[0].entries.len() == 3 && !cut[0].end, "what was asked for goes on by pages");
+    assert_eq!(
+        read::read(&world.kv, SessionId(1), &Read::ReadTree { ino: Ino(2002), behind: Vec::new(), limit: 9 }),
+        Err(FsError::NotADirectory)
+    );
+}
+
+#[test]
+fn the_position_of_a_journal_has_the_versions_that_its_own_commits_made() {
+    let mut world = World::new();
+    let id = world.session();
+    for (name, ino) in [("mine", 2000), ("shared", 2001)] {
+        world.one(id, create(Ino::ROOT, name, ino, NewInode::Regular)).unwrap();
+    }
+    let merged = write(Ino(2001), Version(1), 100, b"theirs", ConflictPolicy::Fail);
+    world.one(id, merged).unwrap();
+    let journal = JournalId(7);
+    let file = |ino, base, committed| JournaledFile { ino: Ino(ino), base: Version(base), committed };
+    let position = |files| JournalPosition { told: 9, left: 0, files };
+    let told = Op::Journaled {
+        journal,
+        position: Some(position(vec![file(2000, 1, true), file(2001, 1, true), file(2002, 5, false)])),
+    };
+    let mine = write(Ino(2000), Version(1), 0, b"mine", ConflictPolicy::Fail);
+    let beside = write(Ino(2001), Version(1), 0, b"mine", ConflictPolicy::Fail);
+    world.run(id, vec![mine, beside, told]).unwrap();
+    let read = |world: &World| match read::read(&world.kv, SessionId(1), &Read::Journaled { journal }) {
+        Ok(ReadReply::Journaled(position)) => position,
+        other => panic!("{other:?}"),
+    };
+    // Others have changed the second one: what is left is still based on what was seen.
+    let files = vec![file(2000, 2, false), file(2001, 1, false), file(2002, 5, false)];
+    assert_eq!(read(&world), Some(position(files)));
+    world.one(id, Op::Journaled { journal, position: None }).unwrap();
+    assert_eq!(read(&world), None);
 }
