@@ -40,7 +40,7 @@ pub enum Error {
     /// The journal of an earlier mount cannot be read.
     #[error(
         "{}: this journal is damaged at byte {at}: what the last mount had not told to the cluster when it ended cannot be \
-         read; move the file away to mount without it",
+         read; move its directory away to mount without it",
         path.display()
     )]
     JournalDamaged {

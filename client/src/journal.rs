@@ -27,7 +27,7 @@ use record::{Group, Record};
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use wire::ids::{JournalId, SessionId};
@@ -196,7 +196,7 @@ impl Journal {
         let bytes = group.finish();
         let (newest, len) = self.segments.lock().back().map_or((0, 0), |newest| (newest.number, newest.bytes));
         if let Some(file) = current.as_mut().filter(|_| len < SEGMENT_BYTES) {
-            if let Err(error) = file.write_all(&bytes).and_then(|()| file.sync_data()) {
+            if let Err(error) = file.write_all_at(&bytes, len).and_then(|()| file.sync_data()) {
                 // What follows must not stand behind a torn group.
                 if file.set_len(len).is_err() {
                     *current = None;
@@ -357,6 +357,25 @@ mod tests {
         journal.append(&changes(4..5), 4).unwrap();
         drop(journal);
         assert_eq!(numbers(&place.open(), 0), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn what_is_appended_after_an_append_that_failed_stands_where_that_would_have_stood() {
+        let place = Place::new();
+        let journal = place.open();
+        journal.note_session(SessionId(5)).unwrap();
+        journal.append(&changes(1..4), 3).unwrap();
+        {
+            // As an append leaves it for which the disk had no room.
+            let mut current = journal.current.lock();
+            let file = current.as_mut().unwrap();
+            let len = file.metadata().unwrap().len();
+            file.write_all(b"half of a group").unwrap();
+            file.set_len(len).unwrap();
+        }
+        journal.append(&changes(4..6), 5).unwrap();
+        drop(journal);
+        assert_eq!(numbers(&place.open(), 0), [1, 2, 3, 4, 5]);
     }
 
     #[test]

@@ -52,6 +52,7 @@ use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, broadcast};
@@ -118,6 +119,8 @@ pub struct Client {
     writeback: Arc<WriteBack>,
     /// What of it has waited for long.
     journal: Option<Arc<Journal>>,
+    /// The mount ends, and what is not told is left in it.
+    left: AtomicBool,
     /// Small content that is uploaded together.
     gathering: Gathering,
     accessed: Accessed,
@@ -152,7 +155,7 @@ impl Client {
         // First of all: a directory that is in use is told before a session is opened.
         let local = LocalDir::of(&config).await?;
         let journal = match local.clone().filter(|_| config.keeps_journal()) {
-            Some(local) => Some(Arc::new(in_thread(move || Journal::open(local)).await?)),
+            Some(local) => journal_in(local).await?,
             None => None,
         };
         let disk = local.filter(|_| config.disk_cache_bytes > 0).and_then(|local| {
@@ -201,6 +204,7 @@ impl Client {
             spare: Mutex::default(),
             writeback: Arc::default(),
             journal,
+            left: AtomicBool::new(false),
             gathering: Gathering::default(),
             accessed: Accessed::default(),
             walks: Walks::default(),
@@ -308,10 +312,18 @@ impl Client {
     }
 }
 
-/// Something that blocks.
-async fn in_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    let ended = |error| Error::Config(format!("a thread ended: {error}"));
-    tokio::task::spawn_blocking(work).await.map_err(ended)?
+/// The journal in this directory; `None`, with a warning, where the disk refuses to keep one.
+async fn journal_in(local: Arc<LocalDir>) -> Result<Option<Arc<Journal>>, Error> {
+    let path = local.path().to_owned();
+    let ended = |error| Error::Local { path, source: std::io::Error::other(error) };
+    match tokio::task::spawn_blocking(move || Journal::open(local)).await.map_err(ended)? {
+        Ok(journal) => Ok(Some(Arc::new(journal))),
+        Err(error @ Error::Local { .. }) => {
+            tracing::warn!(%error, "mounting without a journal");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn connect_error(config: &ClientConfig, error: wire::Error) -> Error {

@@ -13,6 +13,7 @@
 use crate::{ClientConfig, Error};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,10 +27,10 @@ const OWNER: &str = "surf client 1";
 /// What the first line of every version begins with.
 const OWNER_OF_ANY_VERSION: &str = "surf client ";
 /// `umount` returns before the mount's process has ended, which stores what is under way first: whoever mounts again at
-/// once waits so long for it.
-const ENDING: Duration = Duration::from_secs(5);
+/// once waits so long for it. With servers that are away it gives up what it cannot store after some ten seconds.
+const ENDING: Duration = Duration::from_secs(15);
 /// A directory that cannot be opened in this time, waiting for another mount's end included, is on a disk that hangs.
-const OPEN_LIMIT: Duration = Duration::from_secs(10);
+const OPEN_LIMIT: Duration = Duration::from_secs(25);
 /// Folders of what others than the owner must not get.
 const KEPT: [&str; 2] = ["journal", "blocks"];
 /// Digits of the hash that stands for the mount point.
@@ -86,6 +87,10 @@ impl LocalDir {
             Ok(found) => {
                 let found = String::from_utf8_lossy(&found);
                 if owner.takes_over(&path, &found) {
+                    match fs::remove_file(path.join("journal/id")) {
+                        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(&path)(error)),
+                        _ => {}
+                    }
                     owner.write(&path).map_err(failed(&path))?;
                 } else {
                     owner.check(&path, &found)?;
@@ -152,9 +157,12 @@ impl Owner {
 
     /// Whether it is another's by this version's word, who has left nothing here.
     fn takes_over(&self, dir: &Path, found: &str) -> bool {
+        // A journal's number alone is of no use to anybody.
+        let is_left =
+            |file: io::Result<fs::DirEntry>| file.is_ok_and(|file| file.file_name().as_bytes().starts_with(b"id"));
         let is_empty = |folder: &&str| {
             fs::read_dir(dir.join(folder))
-                .map_or_else(|error| error.kind() == ErrorKind::NotFound, |mut files| files.next().is_none())
+                .map_or_else(|error| error.kind() == ErrorKind::NotFound, |mut files| files.all(is_left))
         };
         found != self.text && found.starts_with(&format!("{OWNER}\n")) && KEPT.iter().all(is_empty)
     }
@@ -216,8 +224,9 @@ mod tests {
         assert!(matches!(error, Error::LocalForeign { .. }), "{error}");
         let said = error.to_string();
         assert!(said.contains("client \"one\"") && said.contains("client \"two\"") && !said.contains('\n'), "{said}");
-        fs::remove_file(path.join("journal/1")).unwrap();
+        fs::rename(path.join("journal/1"), path.join("journal/id")).unwrap();
         LocalDir::open(&base, &bundle(&ca, "two"), "/mnt").expect("the other one has left nothing here");
+        assert!(!path.join("journal/id").exists());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use wire::retry::Backoff;
 
 /// Entries that are asked for at once of a directory whose names are looked at one after the other, and how often.
 const AHEAD_PAGE: u32 = 1024;
-const AHEAD_PAGES: u32 = 8;
+const AHEAD_PAGES: u32 = 4;
 
 /// Part of a directory.
 #[derive(Clone, Debug)]
@@ -402,7 +402,8 @@ impl Client {
         let (answer, leased) = self.session.read_leased(Read::ReadDir { ino, after, limit, plus }).await?;
         let ReadReply::Page { parent, entries, end } = answer? else { return Err(FsError::Io) };
         let listed = Listed { parent, entries, end };
-        if leased {
+        // What is done here and not told yet, metad does not know of.
+        if leased && !self.session.cache().has_pinned_names(ino) {
             self.session.cache().learn_page(ino, asked, &Arc::new(listed.clone()), mark);
         }
         if after == 0 && plus {
@@ -417,11 +418,18 @@ impl Client {
         let cache = self.session.cache();
         let mark = cache.mark();
         let (answer, leased) = self.session.read_leased(Read::ReadTree { ino, behind, limit }).await?;
-        let ReadReply::Tree(dirs) = answer? else { return Err(FsError::Io) };
+        let dirs = match answer? {
+            ReadReply::Tree(dirs) => dirs,
+            // Others are at work in what lies ahead.
+            ReadReply::Page { parent, entries, end } => vec![ListedDir { ino, parent, entries, end }],
+            _ => return Err(FsError::Io),
+        };
         let mut first = None;
         for ListedDir { ino: dir, parent, entries, end } in dirs {
             let listed = Arc::new(Listed { parent, entries, end });
-            self.walks.listed(&listed);
+            if leased {
+                self.walks.listed(&listed);
+            }
             // What is done here and not told yet, metad does not know of.
             if leased && !cache.has_pinned_names(dir) {
                 cache.learn_page(dir, (0, limit, true), &listed, mark);
@@ -434,12 +442,10 @@ impl Client {
     /// Who looks at one name after the other of a directory that is not too large, looks at the next ones as well: the
     /// whole of it costs less than they do.
     fn note_missed(&self, parent: Ino) {
-        if !self.walks.missed(parent) {
-            return;
-        }
         let cache = self.session.cache();
         let small = |dir: InodeAttr| dir.size <= u64::from(AHEAD_PAGES * AHEAD_PAGE);
-        if cache.has_pinned_names(parent) || cache.is_made_here(parent) || !cache.attr(parent).is_some_and(small) {
+        let ours = cache.has_pinned_names(parent) || cache.is_made_here(parent);
+        if ours || !cache.attr(parent).is_some_and(small) || !self.walks.missed(parent) {
             return;
         }
         let client = self.arc();

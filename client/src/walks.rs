@@ -21,6 +21,8 @@ const SHARED_FOR: Duration = Duration::from_secs(2);
 /// So many names that are not known, within this time, and the whole directory is asked for.
 const MISSED: u32 = 4;
 const MISSED_WITHIN: Duration = Duration::from_secs(1);
+/// It is not asked for again so soon: where others work, nothing of it is known for long.
+const ASKED_FOR: Duration = Duration::from_secs(60);
 
 /// A directory that somebody who walks comes to.
 struct Ahead {
@@ -73,15 +75,20 @@ impl Walks {
 
     /// Whether it makes sense to ask for a delegation on this inode.
     pub(crate) fn may_ask_for(&self, ino: Ino) -> bool {
-        let before = self.asked_for.lock().put(ino, Instant::now());
-        before.is_none_or(|at| at.elapsed() > SHARED_FOR)
+        let mut asked_for = self.asked_for.lock();
+        let may = asked_for.get(&ino).is_none_or(|at| at.elapsed() > SHARED_FOR);
+        if may {
+            asked_for.put(ino, Instant::now());
+        }
+        may
     }
 
     /// A name of this directory was not known. True when it is time to ask for all of them, once in a while.
     pub(crate) fn missed(&self, dir: Ino) -> bool {
         let mut missed = self.missed.lock();
         let (count, since) = missed.get_or_insert_mut(dir, || (0, Instant::now()));
-        if since.elapsed() > MISSED_WITHIN {
+        let window = if *count >= MISSED { ASKED_FOR } else { MISSED_WITHIN };
+        if since.elapsed() > window {
             (*count, *since) = (0, Instant::now());
         }
         *count += 1;

@@ -187,9 +187,8 @@ impl WriteBack {
     }
 
     /// Begins to put content of an inode in that is not this session's alone: when the mount ends, and nobody can be told.
-    fn begin_leaving<'a>(&'a self, session: &'a Session, ino: Ino) -> Option<Doing<'a>> {
-        let doing = Doing { inner: self.inner.lock(), session, home: self };
-        (!doing.inner.kept_off.contains_key(&ino)).then_some(doing)
+    fn begin_leaving<'a>(&'a self, session: &'a Session) -> Doing<'a> {
+        Doing { inner: self.inner.lock(), session, home: self }
     }
 
     /// Whether anything waits to be told.

@@ -14,6 +14,7 @@ use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::{read, settings};
 use crate::lease::Granted;
+use std::borrow::Cow;
 use std::sync::Arc;
 use wire::FsError;
 use wire::ids::{Ino, MetadId, SessionId};
@@ -147,7 +148,12 @@ impl Server {
         if question.ino().is_none() {
             return Ok(unleased(self.look(session, question)));
         }
-        for _ in 0..READS_TRIED {
+        let mut question = Cow::Borrowed(question);
+        for round in 0..READS_TRIED {
+            if round > 0 {
+                narrow(&mut question);
+            }
+            let question = &*question;
             self.shared.wait_for_others(Some(session)).await;
             let stamp = self.shared.lease_stamp();
             let answer = self.look(session, question);
@@ -162,7 +168,7 @@ impl Server {
                 Granted::Overtaken => {}
             }
         }
-        Ok(unleased(self.look(session, question)))
+        Ok(unleased(self.look(session, &question)))
     }
 
     fn look(&self, session: SessionId, question: &Read) -> Result<ReadReply, FsError> {
@@ -178,6 +184,13 @@ impl Server {
             // A few look-ups in memory: handing them to another thread would cost more than they do.
             _ => read::read(&**state, session, question),
         }
+    }
+}
+
+/// Where others are at work in what was asked for ahead, what is asked for is answered alone.
+fn narrow(question: &mut Cow<'_, Read>) {
+    if let Read::ReadTree { ino, limit, .. } = **question {
+        *question = Cow::Owned(Read::ReadDir { ino, after: 0, limit, plus: true });
     }
 }
 

@@ -139,7 +139,10 @@ pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(),
         }
         Err(error) => Err(error),
     };
-    let closed = client.shutdown().await.map_err(Error::Unsaved);
+    let closed = tokio::select! {
+        closed = client.shutdown() => closed.map_err(Error::Unsaved),
+        () = signals.next() => Err(Error::GaveUp),
+    };
     cluster.stop().await;
     outcome.and(closed)
 }

@@ -535,7 +535,7 @@ pub enum Read {
         journal: JournalId,
     },
     /// A directory from its start, with attributes, and those below and behind it in the order of a walk, each whole, as long
-    /// as there are not more entries than that. Answers `Tree`.
+    /// as there are not more entries than that. Answers `Tree`; or `Page`, of the directory alone, where others are at work ahead.
     ReadTree {
         /// The directory.
         ino: Ino,

@@ -170,6 +170,13 @@ impl FileState {
         self.inner.lock().held > 0
     }
 
+    /// Whether something waits to be committed that anybody could miss: neither removed, nor refused and told so.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.held > 0 && inner.attr.nlink > 0 && !inner.refused
+    }
+
     /// Whether `fsync` and `close` have something to do or to tell.
     #[must_use]
     pub fn wants_flush(&self) -> bool {

@@ -8,6 +8,7 @@ use crate::{CLOSE_LIMIT, Client};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, ErrorKind};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
@@ -172,6 +173,7 @@ impl Client {
     pub async fn store_all(&self) -> Result<(), FsError> {
         match &self.journal {
             None => self.sync_all().await,
+            Some(_) if self.left.load(Ordering::Relaxed) => Ok(()),
             Some(journal) => tokio::select! {
                 stored = self.sync_all() => stored,
                 () = self.all_kept(journal) => {
@@ -193,9 +195,10 @@ impl Client {
             if seen != Some(now) {
                 (seen, since) = (Some(now), Instant::now());
             } else if since.elapsed() >= LEAVE_AFTER {
-                let files: Vec<_> = self.files.lock().values().filter(|file| file.is_dirty()).cloned().collect();
+                let files: Vec<_> = self.files.lock().values().filter(|file| file.is_wanted()).cloned().collect();
                 let left = files.iter().filter(|file| !file.is_queued() && !self.leave_content(file)).count();
                 if left == 0 && self.keep(journal, Which::All).await.is_ok() {
+                    self.left.store(true, Ordering::Relaxed);
                     return;
                 }
             }

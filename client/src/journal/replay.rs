@@ -79,7 +79,9 @@ impl Client {
         let read = spawn_blocking(move || left.untold(told)).await;
         let records = read.map_err(|ended| Failed::Disk(io::Error::other(ended)))?.map_err(Failed::Journal)?;
         if records.is_empty() {
-            journal.append_for(self.session.id(), Vec::new(), last).await.map_err(Failed::Disk)?;
+            if let Err(error) = journal.append_for(self.session.id(), Vec::new(), last).await {
+                tracing::warn!(dir = %journal.dir().display(), %error, "the journal cannot be written yet");
+            }
         } else {
             tracing::warn!(
                 changes = records.len(), journal = %journal.dir().display(),

@@ -241,7 +241,11 @@ impl Client {
     /// The same for content of a file that others may use too, when the mount ends and the servers are away: so that the
     /// journal has it.
     pub(crate) fn leave_content(&self, file: &Arc<FileState>) -> bool {
-        self.queue_content(file, || self.writeback.begin_leaving(&self.session, file.ino()))
+        if file.flushing.try_lock().is_err() {
+            // A commit of it may have arrived, though its answer did not: what was appended must not be appended again.
+            file.inner.lock().appended_from = None;
+        }
+        self.queue_content(file, || Some(self.writeback.begin_leaving(&self.session)))
     }
 
     fn queue_content<'a>(&'a self, file: &Arc<FileState>, begin: impl FnOnce() -> Option<Doing<'a>>) -> bool {

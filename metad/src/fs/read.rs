@@ -109,6 +109,7 @@ fn read_tree(kv: &dyn Kv, ino: Ino, behind: &[Ino], limit: u32) -> Result<Vec<Li
         // The first one is taken from the end.
         dirs.rev().map(|entry| entry.ino).collect()
     };
+    let limit = limit.clamp(1, READDIR_PAGE_MAX);
     let first = read_dir(kv, ino, 0, limit, true)?;
     let mut left = (limit as usize).saturating_sub(first.entries.len());
     // Who asks for more than entries is not given more.
