@@ -128,6 +128,8 @@ fn a_cache_directory_serves_one_mount_of_one_identity_and_mistakes_are_told_in_o
     lock.lock().unwrap();
     refused(&["--cache-dir", &cache, "--cache-size", "64M"], "another mount uses this cache directory");
     drop(lock);
+    // Nobody takes over what the owner has left something in.
+    fs::create_dir_all(own.join("blocks")).unwrap();
     fs::write(own.join("blocks/of-the-owner"), "").unwrap();
     let owner = fs::read_to_string(own.join("owner")).unwrap();
     fs::write(own.join("owner"), owner.replace("client \"", "client \"not ")).unwrap();
