@@ -283,28 +283,22 @@ fn segment_numbers(dir: &Path) -> Result<Vec<u64>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::bundle;
+    use crate::testing::Place;
     use record::Change;
-    use tempfile::TempDir;
     use wire::attr::Timestamp;
     use wire::ids::Ino;
     use wire::op::Op;
-    use wire::tls::ClusterCa;
 
-    struct Place {
-        dir: TempDir,
-        ca: ClusterCa,
+    fn open(place: &Place) -> Journal {
+        Journal::open(place.local()).unwrap()
     }
 
-    impl Place {
-        fn new() -> Self {
-            Self { dir: tempfile::tempdir().unwrap(), ca: ClusterCa::create("t").unwrap() }
-        }
-
-        fn open(&self) -> Journal {
-            let local = LocalDir::open(self.dir.path(), &bundle(&self.ca, "c"), "/mnt").unwrap();
-            Journal::open(Arc::new(local)).unwrap()
-        }
+    /// A journal with three entries.
+    fn begun(place: &Place) -> Journal {
+        let journal = open(place);
+        journal.note_session(SessionId(5)).unwrap();
+        journal.append(&changes(1..4), 3).unwrap();
+        journal
     }
 
     fn changes(numbers: impl IntoIterator<Item = u64>) -> Vec<(Record, Bytes)> {
@@ -322,16 +316,14 @@ mod tests {
     #[test]
     fn what_is_appended_is_found_again_and_what_is_told_goes() {
         let place = Place::new();
-        let journal = place.open();
-        journal.note_session(SessionId(5)).unwrap();
+        let journal = begun(&place);
         let id = journal.id();
-        journal.append(&changes(1..4), 3).unwrap();
         journal.append(&changes(4..6), 5).unwrap();
         // It was not known that it had been written.
         journal.append(&changes(4..8), 7).unwrap();
         assert!(!journal.has_told(6));
         drop(journal);
-        let journal = place.open();
+        let journal = open(&place);
         assert_eq!((journal.id(), journal.session(), journal.last()), (id, Some(SessionId(5)), 7));
         assert_eq!(numbers(&journal, 2), [3, 4, 5, 6, 7]);
         journal.append(&changes(8..10), 9).unwrap();
@@ -340,31 +332,27 @@ mod tests {
         journal.drop_told(9).unwrap();
         assert_eq!((numbers(&journal, 0), journal.last()), (Vec::new(), 0));
         drop(journal);
-        assert_eq!(place.open().id(), id, "metad remembers one position for each place");
+        assert_eq!(open(&place).id(), id, "metad remembers one position for each place");
     }
 
     #[test]
     fn an_append_that_was_torn_is_not_there_and_the_next_ones_are() {
         let place = Place::new();
-        let journal = place.open();
-        journal.note_session(SessionId(5)).unwrap();
-        journal.append(&changes(1..4), 3).unwrap();
+        let journal = begun(&place);
         let path = journal.path_of(1);
         drop(journal);
         let whole = fs::read(&path).unwrap();
         fs::write(&path, [&whole[..], &whole[..whole.len() - 1]].concat()).unwrap();
-        let journal = place.open();
+        let journal = open(&place);
         journal.append(&changes(4..5), 4).unwrap();
         drop(journal);
-        assert_eq!(numbers(&place.open(), 0), [1, 2, 3, 4]);
+        assert_eq!(numbers(&open(&place), 0), [1, 2, 3, 4]);
     }
 
     #[test]
     fn what_is_appended_after_an_append_that_failed_stands_where_that_would_have_stood() {
         let place = Place::new();
-        let journal = place.open();
-        journal.note_session(SessionId(5)).unwrap();
-        journal.append(&changes(1..4), 3).unwrap();
+        let journal = begun(&place);
         {
             // As an append leaves it for which the disk had no room.
             let mut current = journal.current.lock();
@@ -375,18 +363,15 @@ mod tests {
         }
         journal.append(&changes(4..6), 5).unwrap();
         drop(journal);
-        assert_eq!(numbers(&place.open(), 0), [1, 2, 3, 4, 5]);
+        assert_eq!(numbers(&open(&place), 0), [1, 2, 3, 4, 5]);
     }
 
     #[test]
     fn segments_without_their_number_are_refused() {
         let place = Place::new();
-        let journal = place.open();
-        journal.note_session(SessionId(5)).unwrap();
-        journal.append(&changes(1..4), 3).unwrap();
+        let journal = begun(&place);
         fs::remove_file(journal.dir().join("id")).unwrap();
         drop(journal);
-        let local = LocalDir::open(place.dir.path(), &bundle(&place.ca, "c"), "/mnt").unwrap();
-        assert!(matches!(Journal::open(Arc::new(local)), Err(Error::JournalDamaged { .. })));
+        assert!(matches!(Journal::open(place.local()), Err(Error::JournalDamaged { .. })));
     }
 }

@@ -345,9 +345,12 @@ fn hostname() -> String {
 
 #[cfg(test)]
 pub(crate) mod testing {
-    use wire::attr::{FileKind, InodeAttr, Timestamp};
+    use crate::LocalDir;
+    use std::sync::Arc;
+    use tempfile::TempDir;
+    use wire::attr::{Creator, FileKind, InodeAttr, Timestamp};
     use wire::bundle::Bundle;
-    use wire::ids::{Ino, Version};
+    use wire::ids::Ino;
     use wire::tls::{ClusterCa, Role, Subject};
 
     /// A bundle of the cluster that this CA makes, for a client of that name.
@@ -358,23 +361,24 @@ pub(crate) mod testing {
 
     /// Attributes of an empty file.
     pub(crate) fn attr() -> InodeAttr {
-        let now = Timestamp::default();
-        InodeAttr {
-            ino: Ino(2000),
-            kind: FileKind::Regular,
-            mode: 0o644,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            size: 0,
-            allocated: 0,
-            atime: now,
-            mtime: now,
-            ctime: now,
-            btime: now,
-            version: Version(1),
-            has_xattrs: false,
+        let creator = Creator { mode: 0o644, uid: 0, gid: 0 };
+        InodeAttr::new(Ino(2000), FileKind::Regular, creator, Timestamp::default())
+    }
+
+    /// Where clients keep their directories, and the cluster that these are of.
+    pub(crate) struct Place {
+        pub dir: TempDir,
+        pub ca: ClusterCa,
+    }
+
+    impl Place {
+        pub(crate) fn new() -> Self {
+            Self { dir: tempfile::tempdir().unwrap(), ca: ClusterCa::create("t").unwrap() }
+        }
+
+        /// The directory of the client `c` for `/mnt`.
+        pub(crate) fn local(&self) -> Arc<LocalDir> {
+            Arc::new(LocalDir::open(self.dir.path(), &bundle(&self.ca, "c"), "/mnt").unwrap())
         }
     }
 }

@@ -162,14 +162,23 @@ impl InodeAttr {
         // Linux: in a setgid directory the group is inherited, and by directories the bit as well (`inode(7)`).
         let inherits = dir.mode & S_ISGID != 0;
         let inherited_bit = if inherits && kind == FileKind::Directory { S_ISGID } else { 0 };
+        let mode = if kind == FileKind::Symlink { 0o777 } else { creator.mode & 0o7777 | inherited_bit };
+        let gid = if inherits { dir.gid } else { creator.gid };
+        Self { rdev, ..Self::new(ino, kind, Creator { mode, uid: creator.uid, gid }, at) }
+    }
+
+    /// Attributes of an inode that has just been made, as this creator says.
+    #[must_use]
+    pub fn new(ino: Ino, kind: FileKind, creator: Creator, at: Timestamp) -> Self {
+        let Creator { mode, uid, gid } = creator;
         Self {
             ino,
             kind,
-            mode: if kind == FileKind::Symlink { 0o777 } else { creator.mode & 0o7777 | inherited_bit },
+            mode,
             nlink: if kind == FileKind::Directory { 2 } else { 1 },
-            uid: creator.uid,
-            gid: if inherits { dir.gid } else { creator.gid },
-            rdev,
+            uid,
+            gid,
+            rdev: 0,
             size: 0,
             allocated: 0,
             atime: at,

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::spawn_blocking;
 use wire::FsError;
-use wire::attr::{FileKind, InodeAttr, Timestamp};
+use wire::attr::{Creator, FileKind, InodeAttr, Timestamp};
 use wire::ids::Ino;
 use wire::op::{Expect, JournalPosition, Op, Read, ReadReply};
 
@@ -194,7 +194,10 @@ impl Client {
         let file = replayed.files.entry(ino).or_insert_with(|| {
             let known = position.files.iter().find(|file| file.ino == ino);
             let base = known.map_or(piece.base, |file| file.base.max(piece.base));
-            let attr = InodeAttr { version: base, ..attr_of(ino, &piece) };
+            // What is known of it: enough to keep the content beside, if the file is gone.
+            let (mode, uid, gid) = piece.owner;
+            let made = InodeAttr::new(ino, FileKind::Regular, Creator { mode, uid, gid }, piece.at);
+            let attr = InodeAttr { version: base, ..made };
             FileState::new(attr, None, self.buffers.clone(), self.config.block_bytes)
         });
         let mut inner = file.inner.lock();
@@ -217,29 +220,6 @@ impl Client {
 
 async fn within_patience<T>(work: impl Future<Output = Result<T, FsError>>) -> Result<T, Failed> {
     tokio::time::timeout(PATIENCE, work).await.map_err(|_| Failed::Hangs)?.map_err(Failed::Refused)
-}
-
-/// What is known of a file of which the journal has content: enough to keep that beside, if the file is gone.
-fn attr_of(ino: Ino, piece: &Piece) -> InodeAttr {
-    let (mode, uid, gid) = piece.owner;
-    let at = piece.at;
-    InodeAttr {
-        ino,
-        kind: FileKind::Regular,
-        mode,
-        nlink: 1,
-        uid,
-        gid,
-        rdev: 0,
-        size: 0,
-        allocated: 0,
-        atime: at,
-        mtime: at,
-        ctime: at,
-        btime: at,
-        version: piece.base,
-        has_xattrs: false,
-    }
 }
 
 impl Replayed {

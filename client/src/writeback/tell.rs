@@ -169,14 +169,16 @@ impl Client {
         let journal = self.journal.as_ref()?.id();
         let last = steps.last()?;
         // Entries without an operation are remembered if the journal has them.
-        let tells = steps.iter().any(|step| step.op.is_some()) || self.writeback.is_kept(steps.first()?.number);
+        if steps.iter().all(|step| step.op.is_none()) && !self.writeback.is_kept(steps.first()?.number) {
+            return None;
+        }
         let left = last.content.as_ref().map_or(0, |content| content.left);
         let contents = steps.iter().filter_map(|step| step.content.as_ref());
         let mut files: Vec<JournaledFile> =
             contents.map(|content| content.commit.journaled(content.file.ino())).collect();
         self.writeback.add_kept_files(last.number, &mut files);
         let position = Some(JournalPosition { told: last.number - u64::from(left > 0), left: left as u64, files });
-        tells.then_some(Op::Journaled { journal, position })
+        Some(Op::Journaled { journal, position })
     }
 
     async fn gather_steps(self: &Arc<Self>) -> Result<Vec<Step>, FsError> {

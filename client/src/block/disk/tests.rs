@@ -1,26 +1,15 @@
 use super::*;
-use crate::testing::bundle;
+use crate::testing::{Place, bundle};
 use crate::{ClientConfig, Error};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
-use tempfile::TempDir;
-use wire::tls::ClusterCa;
 
 /// What is not so after this time never will be.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// A directory in which caches are opened, one after the other.
-struct Place {
-    dir: TempDir,
-    ca: ClusterCa,
-}
-
+/// Caches are opened in it, one after the other.
 impl Place {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), ca: ClusterCa::create("t").unwrap() }
-    }
-
     fn config(&self, limit: u64) -> ClientConfig {
         let mut config = ClientConfig::new(bundle(&self.ca, "c"), "/mnt");
         config.cache_dir = Some(self.dir.path().to_owned());
