@@ -169,10 +169,11 @@ impl Client {
     /// # Errors
     /// As `open(2)` with `O_CREAT | O_EXCL`.
     pub async fn create(&self, parent: Ino, name: &[u8], new: NewNode, flags: OpenFlags) -> Result<Opened, FsError> {
-        let attr = self.make_node(parent, name, new).await?;
+        let (attr, opening) = self.make_to_open(parent, name, new).await?;
         let page = ExtentPage { version: attr.version, size: 0, extents: Vec::new(), more_from: None };
         let file =
             self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone(), self.config.block_bytes));
+        drop(opening);
         self.versions.lock().put(attr.ino, attr.version);
         Ok(Opened { handle: self.handle(file, flags), attr, keep_cache: true })
     }

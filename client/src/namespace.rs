@@ -1,7 +1,7 @@
 //! Names, attributes, directories, extended attributes.
 
 use crate::file::state::FileState;
-use crate::opens::Vouched;
+use crate::opens::{Opening, Vouched};
 use crate::{Client, Notice};
 use std::sync::Arc;
 use std::time::Duration;
@@ -255,24 +255,35 @@ impl Client {
     /// # Errors
     /// As `mknod(2)`, `mkdir(2)`, `symlink(2)`.
     pub async fn make_node(&self, parent: Ino, name: &[u8], new: NewNode) -> Result<InodeAttr, FsError> {
-        if let Some(made) = self.make_here(parent, name, &new).await {
+        self.make_to_open(parent, name, new).await.map(|(made, _)| made)
+    }
+
+    /// The same for who opens it next: until what comes with it is dropped, it counts as open, and outlives its name.
+    pub(crate) async fn make_to_open(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new: NewNode,
+    ) -> Result<(InodeAttr, Opening<'_>), FsError> {
+        if let Some((made, opening)) = self.make_here(parent, name, &new).await {
             self.names.lock().put((parent, name.to_vec()), made.ino);
-            return Ok(made);
+            return Ok((made, opening));
         }
         let NewNode { node, mode, umask, uid, gid } = new;
-        let made = loop {
+        let (made, opening) = loop {
             let session = self.session.id();
             let ino = self.session.next_ino().await?;
+            let opening = self.opens.begin_new(ino);
             let node = node.clone();
             let op = Op::Create { parent, name: name.to_vec(), ino, node, mode, umask, uid, gid };
             match self.change(op).await {
                 // I4: the session ended meanwhile, and the number with it.
                 Err(FsError::Invalid) if self.session.id() != session => {}
-                made => break made?,
+                made => break (made?, opening),
             }
         };
         self.names.lock().put((parent, name.to_vec()), made.ino);
-        Ok(made)
+        Ok((made, opening))
     }
 
     /// Makes another name for an inode.

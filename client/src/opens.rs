@@ -50,12 +50,22 @@ impl Opens {
             {
                 let mut inner = self.inner.lock();
                 if !inner.vouched.contains_key(&ino) {
-                    *inner.opening.entry(ino).or_insert(0) += 1;
-                    return Opening { opens: self, ino };
+                    return self.opening(&mut inner, ino);
                 }
             }
             changed.await;
         }
+    }
+
+    /// Begins to open an inode that is not made yet: nobody can be removing it. Others may as soon as metad has it, which is
+    /// before this session hears of that.
+    pub fn begin_new(&self, ino: Ino) -> Opening<'_> {
+        self.opening(&mut self.inner.lock(), ino)
+    }
+
+    fn opening(&self, inner: &mut Inner, ino: Ino) -> Opening<'_> {
+        *inner.opening.entry(ino).or_insert(0) += 1;
+        Opening { opens: self, ino }
     }
 
     /// Vouches that nothing is open, if that is so. `is_open` is asked while no open can begin.

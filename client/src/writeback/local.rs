@@ -6,6 +6,7 @@ use crate::cache::{Local, NameState};
 use crate::file::flush::To;
 use crate::file::state::FileState;
 use crate::namespace::NewNode;
+use crate::opens::Opening;
 use std::sync::Arc;
 use wire::attr::{AttrChange, Creator, FileKind, InodeAttr, TimeChange};
 use wire::ids::Ino;
@@ -44,7 +45,7 @@ impl Client {
     }
 
     /// Makes an inode.
-    pub(crate) async fn make_here(&self, parent: Ino, name: &[u8], new: &NewNode) -> Option<InodeAttr> {
+    pub(crate) async fn make_here(&self, parent: Ino, name: &[u8], new: &NewNode) -> Option<(InodeAttr, Opening<'_>)> {
         let cache = self.session.cache();
         let kind = new.node.kind().ok()?;
         let target_bytes = if let NewInode::Symlink(target) = &new.node { Some(target.len()) } else { None };
@@ -53,6 +54,7 @@ impl Client {
             return None;
         }
         let ino = self.session.next_ino().await.ok()?;
+        let opening = self.opens.begin_new(ino);
         let at = self.session.stamp();
         let doing = self.writeback.begin(&self.session, &[parent])?;
         // A default ACL would be inherited.
@@ -71,7 +73,7 @@ impl Client {
         let local =
             Local { attrs: vec![dir, made.clone()], made: Some(ino), names: vec![(parent, name.to_vec(), Some(ino))] };
         doing.enter(at, Work::Change { op, expect: Vec::new() }, local, &[]);
-        Some(made)
+        Some((made, opening))
     }
 
     /// Whether nobody here has the inode open, or is opening it.

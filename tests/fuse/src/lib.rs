@@ -3,6 +3,7 @@
 use kit::command::{need, sh};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 /// Most scripts end long before.
 pub const LIMIT: Duration = Duration::from_secs(400);
@@ -27,6 +28,19 @@ pub fn source_tree(dir: &Path) -> PathBuf {
     );
     sh(dir, LIMIT, &script);
     dir.join("tree.tar")
+}
+
+/// Names in a directory, sorted.
+///
+/// # Panics
+/// When it cannot be listed.
+#[must_use]
+pub fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).expect("the directory can be listed");
+    let name = |entry: io::Result<fs::DirEntry>| entry.expect("its entries can be read").file_name().into_string();
+    let mut names: Vec<String> = entries.map(|entry| name(entry).expect("names are UTF-8")).collect();
+    names.sort();
+    names
 }
 
 /// Bytes that no compression or deduplication makes small; others for each seed.

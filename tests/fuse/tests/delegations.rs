@@ -1,20 +1,13 @@
 //! A mount that works in its own memory where nobody else looks, and what becomes of that when it is cut off.
 #![allow(missing_docs)]
 
-use fuse::LIMIT;
+use fuse::{LIMIT, names};
 use kit::chance::seed;
 use kit::{Surf, until};
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
 
 /// The conflict copy of a name, once it is there.
 fn conflict_of(dir: &Path, name: &str) -> PathBuf {

@@ -36,13 +36,6 @@ fn until_kept(surf: &Surf, bytes: &[u8]) {
     }
 }
 
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
 /// Bytes without which a search in the journal would find something else.
 const MARK: &[u8] = b"these bytes stand nowhere else, as far as anybody knows";
 

@@ -1,28 +1,23 @@
 //! Several mounts of one cluster: what one has done, the others see, whatever their caches hold.
 #![allow(missing_docs)]
 
-use fuse::LIMIT;
+use fuse::{LIMIT, names};
 use kit::bins::bin;
-use kit::{Setup, Surf, run, sh};
+use kit::chance::seed;
+use kit::{Link, Setup, Surf, run, sh, until};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Handovers of small files.
 const HANDOVERS: u32 = 5_000;
 /// Files that they go through: each is in everybody's caches when its turn comes again.
 const FILES: u32 = 50;
-
-fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
 
 /// Guards I5.
 #[test]
@@ -140,6 +135,33 @@ fn a_mount_that_was_killed_holds_up_the_others_for_its_leases_and_no_longer() {
     let started = Instant::now();
     sh(&surf.path(), LIMIT, "echo more >> file && chmod 600 file && mv file moved && mkdir dir");
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+}
+
+/// Guards I1.
+#[test]
+fn a_file_that_another_mount_removes_before_its_maker_hears_that_it_is_made_is_made_once_and_open() {
+    // `dirsync`: metad makes it.
+    let surf = Surf::start_behind_proxy(seed(), &["-o", "dirsync"]);
+    let other = surf.mount_again(&[]);
+    let (here, there) = (surf.path(), other.path());
+    fs::write(here.join("first"), "").unwrap();
+    fs::remove_file(here.join("first")).unwrap();
+    assert_eq!(fs::metadata(here.join("file")).unwrap_err().kind(), ErrorKind::NotFound);
+    surf.proxy().set(&surf.proxy().daemons(), &["mnt"], Link::CUT);
+    thread::scope(|scope| {
+        let making = scope.spawn(|| File::options().read(true).write(true).create_new(true).open(here.join("file")));
+        until("the file is made", LIMIT, || there.join("file").exists().then_some(()));
+        fs::remove_file(there.join("file")).unwrap();
+        surf.proxy().heal();
+        let file = making.join().unwrap().unwrap();
+        assert_eq!(file.metadata().unwrap().nlink(), 0);
+        file.write_all_at(b"content", 0).unwrap();
+        file.sync_all().unwrap();
+        let mut content = [0; 7];
+        file.read_exact_at(&mut content, 0).unwrap();
+        assert_eq!(&content, b"content");
+    });
+    assert!(names(&here).is_empty() && names(&there).is_empty(), "{:?}", names(&there));
 }
 
 /// Guards I6.
