@@ -214,6 +214,12 @@ impl Shared {
         .await;
     }
 
+    /// Whether a session has ended: nothing of it is carried out any more, so it must not wait, least of all for the one
+    /// that has replaced it, whose client waits for what becomes of this.
+    fn has_ended(&self, id: SessionId) -> bool {
+        session::find_or_ended(&**self.consensus.state(), id).is_some_and(|session| session.ended)
+    }
+
     /// Takes back what others may answer from their caches about these inodes, until the change ends.
     async fn begin_change(&self, id: SessionId, inos: Vec<Ino>) -> Changing<'_> {
         let term = self.consensus.leadership();
@@ -225,6 +231,9 @@ impl Shared {
             self.events.tell(session, &MetaEvent::Recall { seq, inos: changing.inos.clone() });
         }
         self.settle(|table, now| {
+            if self.has_ended(id) {
+                return None;
+            }
             // Who comes anew meanwhile acknowledges nothing old, and may have something to tell.
             table.unsettled_until(&waits, now).or_else(|| table.unsettled_until(&table.dirty_others(id), now))
         })
@@ -272,7 +281,7 @@ pub(crate) struct Submitted {
 pub(crate) async fn submit(shared: Arc<Shared>, id: SessionId, batch: Batch) -> Result<Submitted, ProposeError> {
     let unleased = |outcome| Submitted { outcome, leased: None, delegated: Vec::new() };
     let inos = touched::before(&**shared.consensus.state(), &batch.ops);
-    if inos.is_empty() {
+    if inos.is_empty() || shared.has_ended(id) {
         return Ok(unleased(shared.batcher.submit(id, batch).await?));
     }
     shared.wait_for_others(Some(id)).await;
