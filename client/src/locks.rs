@@ -3,6 +3,13 @@
 //!
 //! A deadlock is refused when it closes within this client: who waits here for what is kept here, who holds it is asked
 //! of metad. Waits of other clients are not known, so a deadlock across clients lasts until somebody gives up.
+//!
+//! Locks end with their session. A client that was silent for too long has lost them, and says so to whoever goes on as if
+//! it held one (`held`).
+
+mod held;
+
+pub use held::HeldLocks;
 
 use crate::Client;
 use parking_lot::Mutex;
@@ -84,8 +91,11 @@ impl Client {
         self.tell_of(ino).await?;
         loop {
             let released = self.lock_released.notified();
+            let generation = self.session.locks().generation();
             match self.session.one(Op::SetLock { ino, lock: lock.clone() }).await {
-                Ok(_) => break,
+                Ok(_) if self.session.locks().taken(generation, ino, &lock) => break,
+                // The session has ended meanwhile, and whatever it held.
+                Ok(_) => continue,
                 Err(FsError::WouldBlock) if wait != Wait::No => {}
                 Err(error) => return Err(error),
             }
@@ -128,6 +138,14 @@ impl Client {
         Ok(false)
     }
 
+    /// Whether one of these owners has lost locks on a file with a session that expired, and has not given them up since:
+    /// others may have held them meanwhile.
+    #[must_use]
+    pub fn has_lost_locks(&self, ino: Ino, owners: impl FnOnce() -> Vec<u64>) -> bool {
+        let locks = self.session.locks();
+        locks.has_lost_any() && owners().into_iter().any(|owner| locks.has_lost(ino, owner))
+    }
+
     /// Gives up what an owner holds in a range.
     ///
     /// # Errors
@@ -138,6 +156,7 @@ impl Client {
             Some(file) => self.arc().flush_file(&file, true).await,
             None => Ok(()),
         };
+        self.session.locks().given_up(ino, family, owner, start..end);
         self.session.one(Op::Unlock { ino, family, owner, start, end }).await?;
         self.lock_released.notify_waiters();
         flushed

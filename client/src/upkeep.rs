@@ -5,7 +5,7 @@ use crate::file::state::FileState;
 use crate::handle::FLUSHES;
 use crate::meta::session::{Alive, Session};
 use crate::writeback::WriteBack;
-use crate::{Client, accessed, compact, writeback};
+use crate::{Client, Notice, accessed, compact, writeback};
 use futures::StreamExt;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -85,6 +85,10 @@ impl Client {
             MetaEvent::Attached { seq } => {
                 let told = self.writeback.tail();
                 cache.attached();
+                // What is in the kernel's pages may have been read under a lock that is lost.
+                for ino in self.session.locks().lost_on() {
+                    let _ = self.notices.send(Notice::Changed(ino));
+                }
                 // Leases are of use once they are extended.
                 self.beat_soon();
                 match seq {

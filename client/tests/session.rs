@@ -163,6 +163,30 @@ async fn a_lock_is_waited_for_until_another_client_releases_it() {
     assert_eq!(&two.read(&second.handle, 0, 100).await.unwrap()[..], b"under the lock");
 }
 
+/// Guards I6.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lock_that_ended_with_its_session_counts_as_lost_until_it_is_given_up() {
+    const OWNERS: fn() -> Vec<u64> = || vec![1];
+    let cluster = Cluster::start().await;
+    let one = cluster.client().await;
+    let ino = create(&one, "file").await.attr.ino;
+    let lock = |pid| Lock { family: LockFamily::Flock, owner: 1, pid, start: 0, end: u64::MAX, exclusive: true };
+    one.setlk(ino, lock(1), Wait::No).await.unwrap();
+    let session = *sessions(&cluster).await.first().unwrap();
+    ask(&cluster, false, &MetaRequest::CloseSession { session }).await;
+    let two = cluster.client().await;
+    two.setlk(ino, lock(2), Wait::No).await.unwrap();
+    // It hears of it by itself.
+    until("the lock is known to be lost", async || one.has_lost_locks(ino, OWNERS)).await;
+    assert_eq!(one.setlk(ino, lock(1), Wait::No).await, Err(FsError::WouldBlock));
+    assert!(one.has_lost_locks(ino, OWNERS) && !one.has_lost_locks(ino, || vec![2]));
+    one.unlock(ino, LockFamily::Flock, 1, 0, u64::MAX).await.unwrap();
+    assert!(!one.has_lost_locks(ino, OWNERS));
+    assert_eq!(two.getlk(ino, lock(3)).await.unwrap(), None, "nobody but its holder is in the way");
+    two.unlock(ino, LockFamily::Flock, 1, 0, u64::MAX).await.unwrap();
+    one.setlk(ino, lock(1), Wait::No).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_cannot_enter_is_told_why() {
     let (cluster, other) = (Cluster::start().await, Cluster::start().await);

@@ -92,13 +92,18 @@ impl Filesystem for Surf {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        if let (Some(fh), Some(_)) = (fh, size)
+            && let Err(error) = self.usable_file(fh)
+        {
+            return reply.error(errno(error));
+        }
         let change = attr::change(request, mode, (uid, gid), size, (atime, mtime));
         let span = span!("setattr", request, number);
         let work = |fs: Arc<Shared>| async move { fs.attr(fs.client.setattr(ino(number), change)).await };
@@ -208,7 +213,7 @@ impl Filesystem for Surf {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let file = match self.file(fh) {
+        let file = match self.usable_file(fh) {
             Ok(file) => file,
             Err(error) => return reply.error(errno(error)),
         };
@@ -234,7 +239,9 @@ impl Filesystem for Surf {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let file = match self.file(fh) {
+        // What comes from mapped pages may have been written while the lock was held: versions judge it.
+        let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let file = match if from_pages { self.file(fh) } else { self.usable_file(fh) } {
             Ok(file) => file,
             Err(error) => return reply.error(errno(error)),
         };
@@ -272,7 +279,11 @@ impl Filesystem for Surf {
     ) {
         let Some(file) = self.shared.files.remove(fh.0) else { return reply.ok() };
         let span = span!("release", request, number, fh = fh.0);
-        self.wait(request, Patience::Endless, span, reply, |fs| async move { fs.release(file).await });
+        if file.writes {
+            self.wait(request, Patience::Endless, span, reply, |fs| async move { fs.release(file).await });
+        } else {
+            self.ask_for_handle(request, span, reply, |fs| async move { fs.release(file).await });
+        }
     }
 
     fn fsync(&self, request: &Request, number: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -290,12 +301,12 @@ impl Filesystem for Surf {
 
     fn readdir(&self, request: &Request, number: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let (span, fs) = (span!("readdir", request, number, fh = fh.0, off = offset), self.shared.clone());
-        self.spawn(span, async move { fs.list(ino(number), fh.0, offset, reply).await });
+        self.begin(span, async move { fs.list(ino(number), fh.0, offset, reply).await });
     }
 
     fn readdirplus(&self, request: &Request, number: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let (span, fs) = (span!("readdirplus", request, number, fh = fh.0, off = offset), self.shared.clone());
-        self.spawn(span, async move { fs.list_plus(ino(number), fh.0, offset, reply).await });
+        self.begin(span, async move { fs.list_plus(ino(number), fh.0, offset, reply).await });
     }
 
     fn releasedir(&self, _request: &Request, _number: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
@@ -430,7 +441,7 @@ impl Filesystem for Surf {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let found = self.file(fh).and_then(|file| Ok((file, range_action(mode).ok_or(FsError::NotSupported)?)));
+        let found = self.usable_file(fh).and_then(|file| Ok((file, range_action(mode).ok_or(FsError::NotSupported)?)));
         let (file, action) = match found {
             Ok(found) => found,
             Err(error) => return reply.error(errno(error)),
@@ -464,7 +475,7 @@ impl Filesystem for Surf {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let (from, to) = match (self.file(fh_in), self.file(fh_out)) {
+        let (from, to) = match (self.usable_file(fh_in), self.usable_file(fh_out)) {
             (Ok(from), Ok(to)) => (from, to),
             (Err(error), _) | (_, Err(error)) => return reply.error(errno(error)),
         };

@@ -2,6 +2,7 @@
 
 use super::rpc::Rpc;
 use crate::cache::{Cache, attrs_changed};
+use crate::locks::HeldLocks;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ struct Numbers {
 pub struct Session {
     rpc: Rpc,
     cache: Arc<Cache>,
+    locks: HeldLocks,
     /// It keeps caches, under read leases.
     caches: bool,
     /// Questions and changes that went to metad.
@@ -127,6 +129,7 @@ impl Session {
         let session = Self {
             rpc,
             cache: Arc::default(),
+            locks: HeldLocks::default(),
             caches,
             requests: AtomicU64::new(0),
             host,
@@ -155,6 +158,12 @@ impl Session {
         &self.cache
     }
 
+    /// Locks that the session holds, and that earlier ones have lost.
+    #[must_use]
+    pub fn locks(&self) -> &HeldLocks {
+        &self.locks
+    }
+
     /// How many questions and changes went to metad.
     #[must_use]
     pub fn requests(&self) -> u64 {
@@ -178,6 +187,11 @@ impl Session {
         }
         tracing::warn!(session = %expired, "the session has expired; opening a new one");
         self.cache.empty();
+        // Before there is another session: what is taken from now on is that one's.
+        let files = self.locks.lose_all();
+        if files > 0 {
+            tracing::warn!(files, "locks were lost with the session: who held them is refused until it gives them up");
+        }
         let (host, purpose) = (self.host.clone(), self.purpose.clone());
         // What was made here under delegations and is not told yet has numbers of the old one.
         let request = MetaRequest::OpenSession { host, purpose, caches: self.caches, resumes: Some(expired) };

@@ -15,6 +15,7 @@ use std::ffi::OsStr;
 use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
 use tokio_util::task::TaskTracker;
@@ -109,8 +110,23 @@ impl Surf {
         Self { shared, network, workers, requests }
     }
 
-    /// Hands over a request that asks metad and does nothing else: it runs where the answer arrives, without a change of
-    /// threads.
+    /// Begins a request on the spot: what needs nobody else, because it is known here or done under a delegation, is
+    /// answered without waking another thread. The rest of it runs where the network's answers arrive.
+    pub(super) fn begin(&self, span: Span, work: impl Future<Output = ()> + Send + 'static) {
+        // Counted from here on: the end of the mount waits for it.
+        let _counted = self.requests.token();
+        let mut work = Box::pin(work.instrument(span));
+        let begun = {
+            let _in_runtime = self.network.enter();
+            // Nobody is to be woken: what is not ready is polled again by its task.
+            work.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        };
+        if begun.is_pending() {
+            self.requests.spawn_on(work, &self.network);
+        }
+    }
+
+    /// Hands over a request that asks metad and does nothing else.
     pub(super) fn ask<T: 'static, R, F>(
         &self,
         request: &Request,
@@ -121,8 +137,7 @@ impl Surf {
         R: Answer<T>,
         F: Future<Output = Result<T, FsError>> + Send + 'static,
     {
-        let task = task(request, Patience::UntilEnding, reply, work(self.shared.clone()));
-        self.requests.spawn_on(task.instrument(span), &self.network);
+        self.begin(span, task(request, Patience::UntilEnding, reply, work(self.shared.clone())));
     }
 
     /// The same for a request that makes a handle: that must reach the kernel, or nobody would release it, so it is not
@@ -137,8 +152,7 @@ impl Surf {
         R: Answer<T>,
         F: Future<Output = Result<T, FsError>> + Send + 'static,
     {
-        let task = task(request, Patience::Endless, reply, work(self.shared.clone()));
-        self.requests.spawn_on(task.instrument(span), &self.network);
+        self.begin(span, task(request, Patience::Endless, reply, work(self.shared.clone())));
     }
 
     /// Hands a request over, with how far a signal may end its wait.
@@ -178,6 +192,12 @@ impl Surf {
     /// The file behind a handle. The kernel never sends a wrong one, short of a bug here or there.
     pub(super) fn file(&self, fh: FileHandle) -> Result<Arc<OpenFile>, FsError> {
         self.shared.files.get(fh.0).ok_or(FsError::Stale)
+    }
+
+    /// The same for whoever is going to use its content: not while it relies on a lock that is lost.
+    pub(super) fn usable_file(&self, fh: FileHandle) -> Result<Arc<OpenFile>, FsError> {
+        let file = self.file(fh)?;
+        self.shared.check_locks(&file).map(|()| file)
     }
 
     /// Makes an inode and answers with its entry.

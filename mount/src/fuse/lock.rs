@@ -48,6 +48,10 @@ impl LockOwners {
         self.owners.lock().remove(&owner);
     }
 
+    fn all(&self) -> Vec<u64> {
+        self.owners.lock().iter().copied().collect()
+    }
+
     fn drain(&self) -> Vec<u64> {
         self.owners.lock().drain().collect()
     }
@@ -132,6 +136,12 @@ impl Shared {
         self.locked.held.lock().insert((ino, lock.owner, family));
         file.lock_owners.owners.lock().insert(lock.owner);
         self.client.setlk(ino, lock, wanted.wait(sleep, family)).await
+    }
+
+    /// Refuses to go on with a file through which a lock was taken that is lost, until it is given up or taken anew.
+    pub(super) fn check_locks(&self, file: &OpenFile) -> Result<(), FsError> {
+        let lost = self.client.has_lost_locks(file.handle.ino(), || file.lock_owners.all());
+        if lost { Err(FsError::Stale) } else { Ok(()) }
     }
 
     /// Gives up what an open file held, when it is released.

@@ -65,6 +65,52 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     assert_eq!(read(there.join("after")), "here");
 }
 
+/// Guards I6 and I8.
+#[test]
+fn a_mount_that_was_away_until_its_session_had_expired_loses_nothing_but_its_lock_and_is_told_so() {
+    let surf = Surf::start_behind_proxy(seed(), &[]);
+    let other = surf.mount_again(&[]);
+    let (here, there) = (surf.path(), other.path());
+    let open = |path: PathBuf| File::options().read(true).write(true).open(path).unwrap();
+    fs::write(here.join("shared"), "before").unwrap();
+    fs::create_dir(here.join("dir")).unwrap();
+    fs::write(here.join("dir/file"), "before").unwrap();
+    let locked = open(here.join("shared"));
+    locked.lock().unwrap();
+    locked.sync_all().unwrap();
+    surf.proxy().isolate("mnt");
+    fs::write(here.join("dir/untold"), "here").unwrap();
+    fs::rename(here.join("dir/file"), here.join("dir/moved")).unwrap();
+    locked.write_all_at(b"HERE", 0).unwrap();
+
+    // Waits until the session that holds the lock has expired.
+    let taken = open(there.join("shared"));
+    taken.lock().unwrap();
+    taken.write_all_at(b"THERE!", 0).unwrap();
+    taken.sync_all().unwrap();
+    surf.proxy().heal();
+
+    // Who goes on as if it held the lock is told, and nothing of it gets into the file.
+    let refused = |done: std::io::Result<()>| done.is_err_and(|error| error.raw_os_error() == Some(libc::ESTALE));
+    until("the lock is known to be lost", LIMIT, || refused(locked.read_exact_at(&mut [0; 6], 0)).then_some(()));
+    assert!(refused(locked.write_all_at(b"LATE", 0)) && refused(locked.set_len(0)));
+    locked.unlock().unwrap();
+    drop(taken);
+    locked.lock().unwrap();
+    let mut content = [0; 6];
+    locked.read_exact_at(&mut content, 0).unwrap();
+    assert_eq!(&content, b"THERE!");
+    locked.write_all_at(b"THEN", 0).unwrap();
+    locked.unlock().unwrap();
+
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap();
+    assert_eq!(read(there.join("shared")), "THENE!");
+    assert_eq!(read(conflict_of(&there, "shared")), "HEREE!");
+    until("what was untold is told", LIMIT, || (names(&there.join("dir")) == ["moved", "untold"]).then_some(()));
+    assert_eq!((read(there.join("dir/untold")), read(there.join("dir/moved"))), ("here".into(), "before".into()));
+    assert_eq!(names(&here), names(&there));
+}
+
 /// What nobody else looks at is not waited for, and is there for whoever looks a moment later.
 #[test]
 fn a_tree_that_one_mount_unpacks_is_complete_when_another_looks_and_when_it_is_mounted_again() {

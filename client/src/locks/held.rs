@@ -1,0 +1,146 @@
+//! Which locks the session holds, and which went with one that has expired: others may have taken those since, so whoever
+//! believes to hold one must hear of it.
+
+use parking_lot::Mutex;
+use rangemap::RangeSet;
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use wire::ids::Ino;
+use wire::op::{Lock, LockFamily};
+
+/// Inode, kind, and the kernel's word for who locks.
+type Owner = (Ino, LockFamily, u64);
+
+/// The locks of a client, whatever session it has.
+#[derive(Default)]
+pub struct HeldLocks {
+    inner: Mutex<Inner>,
+    /// Some are lost: where none are, nobody looks further.
+    any_lost: AtomicBool,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Sessions that have expired.
+    generation: u64,
+    held: HashMap<Owner, RangeSet<u64>>,
+    lost: HashMap<Owner, RangeSet<u64>>,
+}
+
+fn take_out(locks: &mut HashMap<Owner, RangeSet<u64>>, owner: Owner, range: Range<u64>) {
+    if let Some(ranges) = locks.get_mut(&owner) {
+        ranges.remove(range);
+        if ranges.is_empty() {
+            locks.remove(&owner);
+        }
+    }
+}
+
+impl HeldLocks {
+    /// To be taken before a lock is asked for.
+    pub(crate) fn generation(&self) -> u64 {
+        self.inner.lock().generation
+    }
+
+    /// A lock was taken that was asked for in this generation. False when its session has ended since, and the lock with it.
+    /// What of it was lost before is held again.
+    pub(crate) fn taken(&self, generation: u64, ino: Ino, lock: &Lock) -> bool {
+        let mut inner = self.inner.lock();
+        if inner.generation != generation {
+            return false;
+        }
+        let owner = (ino, lock.family, lock.owner);
+        inner.held.entry(owner).or_default().insert(lock.start..lock.end);
+        self.forget_lost(&mut inner, owner, lock.start..lock.end);
+        true
+    }
+
+    /// An owner gives up what it holds in a range, and what it has lost there. To be called before metad is told.
+    pub(crate) fn given_up(&self, ino: Ino, family: LockFamily, owner: u64, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let mut inner = self.inner.lock();
+        take_out(&mut inner.held, (ino, family, owner), range.clone());
+        self.forget_lost(&mut inner, (ino, family, owner), range);
+    }
+
+    fn forget_lost(&self, inner: &mut Inner, owner: Owner, range: Range<u64>) {
+        take_out(&mut inner.lost, owner, range);
+        self.any_lost.store(!inner.lost.is_empty(), Ordering::Release);
+    }
+
+    /// The session has expired. To be called before there is another one. Returns how many files had locks.
+    pub(crate) fn lose_all(&self) -> usize {
+        let mut inner = self.inner.lock();
+        inner.generation += 1;
+        let held = std::mem::take(&mut inner.held);
+        let files: HashSet<Ino> = held.keys().map(|(ino, ..)| *ino).collect();
+        for (owner, ranges) in held {
+            inner.lost.entry(owner).or_default().extend(ranges);
+        }
+        self.any_lost.store(!inner.lost.is_empty(), Ordering::Release);
+        files.len()
+    }
+
+    /// Whether any locks are lost.
+    pub(crate) fn has_lost_any(&self) -> bool {
+        self.any_lost.load(Ordering::Acquire)
+    }
+
+    /// Whether an owner has lost locks on a file, and has not given them up since.
+    pub(crate) fn has_lost(&self, ino: Ino, owner: u64) -> bool {
+        let inner = self.inner.lock();
+        [LockFamily::Posix, LockFamily::Flock].iter().any(|family| inner.lost.contains_key(&(ino, *family, owner)))
+    }
+
+    /// Files on which locks are lost.
+    pub(crate) fn lost_on(&self) -> HashSet<Ino> {
+        self.inner.lock().lost.keys().map(|(ino, ..)| *ino).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: Ino = Ino(7);
+    const OWNER: u64 = 3;
+
+    fn lock(range: Range<u64>) -> Lock {
+        Lock { family: LockFamily::Posix, owner: OWNER, pid: 1, start: range.start, end: range.end, exclusive: true }
+    }
+
+    #[test]
+    fn what_is_held_when_the_session_ends_is_lost_until_it_is_given_up_or_taken_anew() {
+        let locks = HeldLocks::default();
+        assert!(locks.taken(locks.generation(), FILE, &lock(0..100)));
+        locks.given_up(FILE, LockFamily::Posix, OWNER, 40..60);
+        assert_eq!(locks.lose_all(), 1);
+        assert!(locks.has_lost(FILE, OWNER) && !locks.has_lost(FILE, OWNER + 1) && !locks.has_lost(Ino(8), OWNER));
+        assert!(locks.taken(locks.generation(), FILE, &lock(0..40)));
+        assert!(locks.has_lost(FILE, OWNER), "the other part is not taken anew");
+        locks.given_up(FILE, LockFamily::Posix, OWNER, 0..u64::MAX);
+        assert!(!locks.has_lost_any());
+        assert_eq!(locks.lose_all(), 0);
+    }
+
+    #[test]
+    fn what_was_given_up_before_the_session_ended_is_not_lost() {
+        let locks = HeldLocks::default();
+        assert!(locks.taken(locks.generation(), FILE, &lock(10..20)));
+        locks.given_up(FILE, LockFamily::Posix, OWNER, 10..20);
+        locks.lose_all();
+        assert!(!locks.has_lost_any());
+    }
+
+    #[test]
+    fn a_lock_that_was_taken_in_a_session_that_has_ended_since_is_not_held() {
+        let locks = HeldLocks::default();
+        let asked = locks.generation();
+        locks.lose_all();
+        assert!(!locks.taken(asked, FILE, &lock(0..1)));
+        assert!(!locks.has_lost_any());
+    }
+}
