@@ -42,6 +42,8 @@ pub struct ClientConfig {
     /// Where this mount keeps a directory of its own on the local disk, if it keeps anything there: see
     /// [`LocalDir`](crate::LocalDir).
     pub cache_dir: Option<PathBuf>,
+    /// Which of the directories below `cache_dir` is this mount's: `None` for the one of `purpose`.
+    pub cache_key: Option<String>,
     /// Nobody has asked for `cache_dir`: where it cannot be made, the mount goes without, with a warning.
     pub cache_dir_is_default: bool,
     /// Keep a journal below `cache_dir` of what is done under delegations and not told yet, for the next client in case this
@@ -83,6 +85,7 @@ impl ClientConfig {
             window_bytes: 96 << 20,
             cache_bytes: 96 << 20,
             cache_dir: None,
+            cache_key: None,
             cache_dir_is_default: false,
             journal: true,
             disk_cache_bytes: 0,

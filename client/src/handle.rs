@@ -78,9 +78,12 @@ impl Client {
     /// As `open(2)`.
     pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Opened, FsError> {
         let opening = self.opens.begin(ino).await;
-        let known = self.session.cache().attr(ino).filter(|attr| self.has_content(ino, attr));
+        let known = self.session.cache().attr(ino).and_then(|attr| {
+            let page = self.contents.lock().get(&ino).filter(|page| page.version == attr.version).cloned();
+            (attr.nlink > 0 && (page.is_some() || self.has_content(ino, &attr))).then_some((attr, page))
+        });
         let (mut attr, page, leased) = match known {
-            Some(attr) => (attr, None, true),
+            Some((attr, page)) => (attr, page, true),
             None => {
                 // What is done to it here metad has to know before it can answer.
                 self.tell_of(ino).await?;
@@ -116,8 +119,7 @@ impl Client {
 
     /// Whether nothing of the file's content need be asked for: its pages are in the kernel, or it is open.
     fn has_content(&self, ino: Ino, attr: &InodeAttr) -> bool {
-        attr.nlink > 0
-            && (self.versions.lock().peek(&ino) == Some(&attr.version) || self.files.lock().contains_key(&ino))
+        self.versions.lock().peek(&ino) == Some(&attr.version) || self.files.lock().contains_key(&ino)
     }
 
     /// Asks metad to open a file: attributes, the first extents, and whether they are leased.
@@ -301,12 +303,15 @@ impl Client {
     /// A file without handles and without uncommitted content is not kept.
     pub(crate) fn forget_if_idle(&self, file: &Arc<FileState>) {
         let mut files = self.files.lock();
-        let idle = {
+        let (idle, page) = {
             let inner = file.inner.lock();
-            inner.opens == 0 && inner.held == 0
+            (inner.opens == 0 && inner.held == 0, inner.whole_page())
         };
         if idle && files.get(&file.ino()).is_some_and(|known| Arc::ptr_eq(known, file)) {
             files.remove(&file.ino());
+            if let Some(page) = page {
+                self.contents.lock().put(file.ino(), page);
+            }
         }
     }
 

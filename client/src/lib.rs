@@ -64,7 +64,7 @@ use window::Window;
 use wire::FsError;
 use wire::attr::InodeAttr;
 use wire::ids::{Ino, SessionId, Version};
-use wire::op::Name;
+use wire::op::{ExtentPage, Name};
 use wire::quic::Endpoint;
 use writeback::WriteBack;
 
@@ -76,6 +76,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 const NAMES: usize = 65_536;
 /// Inodes whose version in the kernel's page cache is remembered.
 const VERSIONS: usize = 65_536;
+/// Small files of which it is remembered where their content lies; a part of it may be within.
+const CONTENTS: usize = 8192;
 /// Removed directories whose attributes are remembered.
 const REMOVED_DIRS: usize = 4096;
 
@@ -111,6 +113,8 @@ pub struct Client {
     names: Mutex<LruCache<(Ino, Name), Ino>>,
     /// Versions that the kernel's page cache may hold.
     versions: Mutex<LruCache<Ino, Version>>,
+    /// Where the content of small files lies that were open lately: good as long as its version is theirs.
+    contents: Mutex<LruCache<Ino, ExtentPage>>,
     /// Directories that were removed here: somebody may still be in one, or have it open.
     removed_dirs: Mutex<LruCache<Ino, InodeAttr>>,
     /// Leased numbers that conflict copies did not need.
@@ -200,6 +204,7 @@ impl Client {
             orphans: Mutex::default(),
             names: Mutex::new(LruCache::new(NonZeroUsize::new(NAMES).expect("not zero"))),
             versions: Mutex::new(LruCache::new(NonZeroUsize::new(VERSIONS).expect("not zero"))),
+            contents: Mutex::new(LruCache::new(NonZeroUsize::new(CONTENTS).expect("not zero"))),
             removed_dirs: Mutex::new(LruCache::new(NonZeroUsize::new(REMOVED_DIRS).expect("not zero"))),
             spare: Mutex::default(),
             writeback: Arc::default(),

@@ -52,8 +52,9 @@ impl LocalDir {
     pub(crate) async fn of(config: &ClientConfig) -> Result<Option<Arc<Self>>, Error> {
         let wanted = config.disk_cache_bytes > 0 || config.keeps_journal();
         let Some(base) = config.cache_dir.clone().filter(|_| wanted) else { return Ok(None) };
-        let (bundle, purpose, path) = (config.bundle.clone(), config.purpose.clone(), base.clone());
-        let opening = spawn_blocking(move || Self::open(&path, &bundle, &purpose));
+        let key = config.cache_key.as_ref().unwrap_or(&config.purpose).clone();
+        let (bundle, path) = (config.bundle.clone(), base.clone());
+        let opening = spawn_blocking(move || Self::open(&path, &bundle, &key));
         let error = match tokio::time::timeout(OPEN_LIMIT, opening).await {
             Ok(Ok(Ok(local))) => return Ok(Some(Arc::new(local))),
             Ok(Ok(Err(Error::Local { path, source }))) if config.cache_dir_is_default || !is_mistake(&source) => {

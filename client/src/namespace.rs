@@ -2,6 +2,7 @@
 
 use crate::file::state::FileState;
 use crate::opens::{Opening, Vouched};
+use crate::walks::Next;
 use crate::{Client, Notice};
 use std::sync::Arc;
 use std::time::Duration;
@@ -139,6 +140,12 @@ impl Client {
     #[must_use]
     pub fn known_attr(&self, ino: Ino) -> Option<InodeAttr> {
         self.session.cache().attr(ino).map(|attr| self.with_uncommitted(attr))
+    }
+
+    /// Whether a file has content that is not committed yet.
+    #[must_use]
+    pub fn is_uncommitted(&self, ino: Ino) -> bool {
+        self.files.lock().get(&ino).is_some_and(|file| file.is_dirty())
     }
 
     /// For how long the kernel may believe these attributes, which are handed over now: leases on them are given back
@@ -423,18 +430,22 @@ impl Client {
         Ok(listed)
     }
 
-    /// The start of a directory with attributes, and what lies below it for who walks on.
-    async fn ask_tree(&self, ino: Ino, behind: Vec<Ino>, limit: u32) -> Result<Listed, FsError> {
-        self.tell_names_of(ino).await?;
+    /// The start of a directory with attributes, and what lies below and behind it for who walks on.
+    async fn ask_tree(&self, asked: Next, limit: u32) -> Result<Listed, FsError> {
+        self.tell_names_of(asked.dir).await?;
         let cache = self.session.cache();
         let mark = cache.mark();
-        let (answer, leased) = self.session.read_leased(Read::ReadTree { ino, behind, limit }).await?;
+        let read = Read::ReadTree { ino: asked.dir, behind: asked.behind(), limit };
+        let (answer, leased) = self.session.read_leased(read).await?;
         let dirs = match answer? {
             ReadReply::Tree(dirs) => dirs,
             // Others are at work in what lies ahead.
-            ReadReply::Page { parent, entries, end } => vec![ListedDir { ino, parent, entries, end }],
+            ReadReply::Page { parent, entries, end } => vec![ListedDir { ino: asked.dir, parent, entries, end }],
             _ => return Err(FsError::Io),
         };
+        if leased {
+            self.walks.answered(asked, &dirs);
+        }
         let mut first = None;
         for ListedDir { ino: dir, parent, entries, end } in dirs {
             let listed = Arc::new(Listed { parent, entries, end });
@@ -448,6 +459,34 @@ impl Client {
             first.get_or_insert(listed);
         }
         first.map(Arc::unwrap_or_clone).ok_or(FsError::Io)
+    }
+
+    /// Somebody who walks has come to a directory that was asked for ahead: asks for what comes behind, while they go
+    /// through what is there.
+    fn walk_on(&self, dir: Ino, limit: u32) {
+        let Some(next) = self.walks.go_on(dir) else { return };
+        let client = self.arc();
+        self.in_background(async move {
+            let cache = client.session.cache();
+            // Who changes what they walk through needs more than to know it.
+            let enough = !client.session.is_at_work() || cache.is_delegated(&[next.dir]);
+            let known = enough && cache.page(next.dir, (0, limit, true)).is_some();
+            if !known && let Some(_asking) = client.walks.begin(next.dir) {
+                // Who comes to it asks again, and hears what is wrong.
+                let _ = client.ask_tree(next, limit).await;
+            }
+        });
+    }
+
+    /// Asks for a delegation on an inode; for who walks through a tree and changes it, on what comes next as well.
+    pub(crate) async fn ask_to_be_alone(&self, ino: Ino) -> Result<(), FsError> {
+        if self.walks.wait_for(ino).await && self.session.cache().is_delegated(&[ino]) {
+            return Ok(());
+        }
+        match self.walks.from(ino) {
+            Some(next) => self.ask_tree(next, AHEAD_PAGE).await.map(|_| ()),
+            None => self.ask_attr(Read::GetAttr { ino }).await.map(|_| ()),
+        }
     }
 
     /// Who looks at one name after the other of a directory that is not too large, looks at the next ones as well: the
@@ -472,19 +511,33 @@ impl Client {
         });
     }
 
+    async fn list(&self, ino: Ino, after: u64, limit: u32, plus: bool) -> Result<Listed, FsError> {
+        let (cache, asked, may_walk) = (self.session.cache(), (after, limit, plus), after == 0 && plus);
+        let mut known = cache.page(ino, asked);
+        if known.is_none() && may_walk && self.walks.wait_for(ino).await {
+            known = cache.page(ino, asked);
+        }
+        match known {
+            Some(known) => {
+                if may_walk {
+                    self.walks.listed(&known);
+                    self.walk_on(ino, limit);
+                }
+                Ok(known)
+            }
+            None => match may_walk.then(|| self.walks.from(ino)).flatten() {
+                Some(next) => self.ask_tree(next, limit).await,
+                None => self.ask_page(ino, asked).await,
+            },
+        }
+    }
+
     /// Entries of a directory behind a cookie (0 for the start).
     ///
     /// # Errors
     /// As `getdents(2)`.
     pub async fn readdir(&self, ino: Ino, after: u64, limit: u32, plus: bool) -> Result<Listed, FsError> {
-        let walk = || if after == 0 && plus { self.walks.behind(ino) } else { None };
-        let Listed { parent, mut entries, end } = match self.session.cache().page(ino, (after, limit, plus)) {
-            Some(known) => known,
-            None => match walk() {
-                Some(behind) => self.ask_tree(ino, behind, limit).await?,
-                None => self.ask_page(ino, (after, limit, plus)).await?,
-            },
-        };
+        let Listed { parent, mut entries, end } = self.list(ino, after, limit, plus).await?;
         for entry in &mut entries {
             entry.attr = entry.attr.take().map(|attr| self.with_uncommitted(attr));
         }

@@ -14,6 +14,8 @@ const SOFT: Duration = Duration::from_secs(30);
 const BUNDLES: &str = "/etc/surf";
 /// The name by which an fstab line asks for a cluster within the mount's process.
 const EMBEDDED: &str = "embedded";
+/// Below an embedded cluster's data directory: what its mount keeps for itself.
+const CLIENT_DIR: &str = "client";
 
 /// Mounts a Surf filesystem.
 ///
@@ -146,10 +148,13 @@ impl Flags {
             (None, Some(dir)) => Source::Embedded(absolute(&dir)?),
             (None, None) => Source::Embedded(default_data_dir()?),
         };
-        options.cache_dir = match options.cache_dir {
-            Some(dir) => Some(absolute(&dir)?),
-            None => {
-                options.cache_dir_is_default = options.disk_cache_bytes == 0;
+        // One that was asked for must be there.
+        options.cache_dir_is_default = options.cache_dir.is_none() && options.disk_cache_bytes == 0;
+        options.cache_dir = match (options.cache_dir, &options.source) {
+            (Some(dir), _) => Some(absolute(&dir)?),
+            // What the mount of an embedded cluster keeps goes where the data goes, wherever that is mounted next.
+            (None, Source::Embedded(dir)) => Some(dir.join(CLIENT_DIR)),
+            (None, Source::Bundle(_)) => {
                 // A mount cannot keep there what it needs before it is mounted.
                 let above = |dir: &PathBuf| !options.cache_dir_is_default || !dir.starts_with(&options.mount_point);
                 default_cache_dir().filter(above)
@@ -236,11 +241,6 @@ impl Options {
         self.kernel.push(option);
     }
 
-    /// Whether anything is kept there: a cluster's mount has a journal.
-    fn uses_cache_dir(&self) -> bool {
-        self.disk_cache_bytes > 0 || matches!(self.source, Source::Bundle(_))
-    }
-
     /// The mount would hide its own data, and wait for itself to reach it.
     fn refuse_data_below_the_mount(&self) -> Result<(), Error> {
         match &self.source {
@@ -249,7 +249,7 @@ impl Options {
                 dir.display()
             ))),
             _ => match &self.cache_dir {
-                Some(dir) if self.uses_cache_dir() && dir.starts_with(&self.mount_point) => Err(Error::Usage(format!(
+                Some(dir) if dir.starts_with(&self.mount_point) => Err(Error::Usage(format!(
                     "the cache directory {} is below the mount point: choose another",
                     dir.display()
                 ))),

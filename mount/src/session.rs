@@ -33,6 +33,9 @@ const END_LIMIT: Duration = Duration::from_secs(10);
 /// How long programs with open files may go on using them once the mount is detached: they were waited for already.
 const LEFT_OPEN_LIMIT: Duration = Duration::from_secs(1);
 
+/// What an embedded cluster's mount keeps is found by this, not by the mount point.
+const EMBEDDED_KEY: &str = "embedded";
+
 /// The cluster that is mounted: somewhere, or within this process.
 enum Cluster {
     Remote(Box<Bundle>),
@@ -117,9 +120,9 @@ pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(),
     config.disk_cache_bytes = options.disk_cache_bytes;
     config.journal = !options.read_only;
     config.access_times = options.access_times;
-    // The kernel is this cluster's only client, and keeps everything itself.
-    config.caches = cluster.trust() == Trust::Leases;
-    config.write_back = config.caches && !options.synchronous;
+    config.write_back = !options.synchronous;
+    // An embedded cluster has one mount at a time, wherever that is.
+    config.cache_key = matches!(options.source, Source::Embedded(_)).then(|| EMBEDDED_KEY.to_owned());
     let connected = tokio::select! {
         connected = Client::connect(config) => connected.map_err(Error::from),
         // What was in the journal stays there, as far as it is not told.

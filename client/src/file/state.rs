@@ -25,6 +25,8 @@ use wire::op::ExtentPage;
 
 /// Inline extents that a file's known chunks may gather before its small writes go to blocks.
 const INLINE_EXTENTS_MAX: usize = 256;
+/// A small file of more pieces is not remembered after it was closed.
+const SMALL_EXTENTS: usize = 4;
 /// Separate pieces of one file that wait to be committed: each costs some hundred bytes of memory beside its own.
 const RUNS_MAX: usize = 65_536;
 /// Beyond that, every so many small writes it is counted how many are left.
@@ -327,6 +329,18 @@ impl Inner {
             self.extents.insert(extent.file_off, extent.clone());
         }
         self.loaded.extend((asked.start / CHUNK_BYTES..end / CHUNK_BYTES).map(|at| ChunkIndex::of(at * CHUNK_BYTES)));
+    }
+
+    /// Where the content of a small file lies, if all of that is known and committed.
+    pub fn whole_page(&self) -> Option<ExtentPage> {
+        let whole = self.size <= CHUNK_BYTES && self.loaded.contains(&ChunkIndex::of(0));
+        let settled = self.held == 0 && self.content == self.attr.version;
+        (whole && settled && self.extents.len() <= SMALL_EXTENTS).then(|| ExtentPage {
+            version: self.content,
+            size: self.size,
+            extents: self.extents.values().cloned().collect(),
+            more_from: None,
+        })
     }
 
     /// Takes in a commit of ours: the writes are part of the content now.

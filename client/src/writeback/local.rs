@@ -11,7 +11,7 @@ use std::sync::Arc;
 use wire::attr::{AttrChange, Creator, FileKind, InodeAttr, TimeChange};
 use wire::ids::Ino;
 use wire::limits::{LINKS_MAX, SYMLINK_BYTES_MAX};
-use wire::op::{Expect, NewInode, Op, Read, RenameMode, check_name};
+use wire::op::{Expect, NewInode, Op, RenameMode, check_name};
 
 fn expect(parent: Ino, name: &[u8], ino: Option<Ino>) -> Expect {
     Expect { parent, name: name.to_vec(), ino }
@@ -26,7 +26,7 @@ impl Client {
         if self.session.is_at_work() {
             for ino in inos.iter().filter(|ino| !self.session.cache().is_delegated(&[**ino])) {
                 // What was read before this session was at work came without. A question costs a tenth of a change.
-                if !self.walks.may_ask_for(*ino) || self.ask_attr(Read::GetAttr { ino: *ino }).await.is_err() {
+                if !self.walks.may_ask_for(*ino) || self.ask_to_be_alone(*ino).await.is_err() {
                     return false;
                 }
             }

@@ -128,6 +128,8 @@ impl Shared {
     pub(super) fn attr_trust(&self, attr: &InodeAttr) -> Duration {
         match self.inodes.trust {
             _ if self.inodes.is_written(attr.ino) => Duration::ZERO,
+            // What its content takes on disk is known when that is committed.
+            Trust::Alone if self.client.is_uncommitted(attr.ino) => Duration::ZERO,
             Trust::Alone => ALONE,
             Trust::Leases => self.client.believe_attr(attr),
         }

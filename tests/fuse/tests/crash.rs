@@ -5,6 +5,8 @@ use fuse::{LIMIT, random};
 use kit::{Setup, Surf, fault, sh};
 use std::fs::{self, File};
 use std::io::Write;
+use std::thread;
+use std::time::Duration;
 
 fn write_synced(path: &std::path::Path, content: &[u8]) {
     let mut file = File::create(path).unwrap();
@@ -23,6 +25,23 @@ fn what_was_synced_is_there_after_the_embedded_mount_was_killed() {
     surf.mount(&[]);
     assert!(fs::read(surf.path().join("small")).unwrap() == small);
     assert!(fs::read(surf.path().join("large")).unwrap() == large);
+}
+
+/// Guards I8.
+#[test]
+fn what_was_done_a_second_before_the_embedded_mount_was_killed_is_there() {
+    let mut surf = Surf::start(Setup::Embedded);
+    let script = "mkdir dir && for i in $(seq 200); do echo $i > dir/file-$i; done && mv dir moved && rm moved/file-7 && \
+                  ln -s moved link && chmod 700 moved/file-8 && seq 50000 > large";
+    let look = "find . -printf '%p %y %m %s %T@ %l\n' | sort && cat moved/* large | md5sum";
+    sh(&surf.path(), LIMIT, script);
+    let before = sh(&surf.path(), LIMIT, look);
+    // The promise is one of time.
+    thread::sleep(Duration::from_secs(1));
+    surf.kill_mount();
+    // Somewhere else: it is the data that counts.
+    let mount = surf.mount_again(&[]);
+    assert_eq!(sh(&mount.path(), LIMIT, look), before);
 }
 
 /// Guards I7.

@@ -1,7 +1,7 @@
 //! What a mount had done and not told when it was killed: the journal on its machine's disk (I8).
 #![allow(missing_docs)]
 
-use fuse::{LIMIT, random};
+use fuse::{LIMIT, names, random};
 use kit::bins::bin;
 use kit::chance::seed;
 use kit::fault::files_below;

@@ -291,10 +291,10 @@ impl Surf {
     /// Mounts the cluster once more, in a process of its own, as another machine would.
     ///
     /// # Panics
-    /// When this is no cluster, or it is not mounted within a minute.
+    /// When an embedded cluster is mounted already, or it is not mounted within a minute.
     #[must_use]
     pub fn mount_again(&self, args: &[&str]) -> Another {
-        assert_eq!(self.setup, Setup::Cluster, "an embedded cluster has one mount");
+        assert!(self.setup == Setup::Cluster || self.mount.is_none(), "an embedded cluster has one mount");
         let count = fs::read_dir(self.dir.path()).expect("the folder can be listed").count();
         let path = self.dir.path().join(format!("mnt-{count}"));
         fs::create_dir(&path).expect("the mount point can be made");
@@ -320,9 +320,8 @@ impl Surf {
         let mut command = Command::new(bin("surfmount"));
         match self.setup {
             Setup::Embedded => command.arg("--data-dir").arg(self.data_dir()),
-            Setup::Cluster => command.arg("--cluster").arg(self.bundle()),
+            Setup::Cluster => command.arg("--cluster").arg(self.bundle()).arg("--cache-dir").arg(self.cache_dir()),
         };
-        command.arg("--cache-dir").arg(self.cache_dir());
         command.args(args).arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().expect("surfmount starts");
         let started = Instant::now();
