@@ -42,6 +42,10 @@ fsx operations="100000":
 faults seconds="600" seed="":
     SURF_TEST_MINUTES=1440 FAULT_SECONDS={{seconds}} FAULT_SEED={{seed}} cargo test -p fuse --test faults --locked -- --nocapture --test-threads 1
 
+# So many small files from mount to mount, each read at once by the other one.
+handovers count="100000":
+    SURF_TEST_MINUTES=1440 HANDOVERS={{count}} cargo test --release -p fuse --test mounts --locked -- --nocapture handovers
+
 # Programs that take minutes: this workspace built on a mount, PostgreSQL under load.
 programs:
     SURF_TEST_MINUTES=1440 cargo test --release -p fuse --test programs --locked -- --ignored --nocapture

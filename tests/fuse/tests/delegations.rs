@@ -111,6 +111,40 @@ fn a_mount_that_was_away_until_its_session_had_expired_loses_nothing_but_its_loc
     assert_eq!(names(&here), names(&there));
 }
 
+/// Guards I5 and I8.
+#[test]
+fn what_two_mounts_have_not_told_when_the_leader_dies_is_there_for_whoever_looks_first() {
+    let surf = Surf::start_behind_proxy(seed(), &[]);
+    let (two, looking) = (surf.mount_again(&[]), surf.mount_again(&[]));
+    let dirs = [surf.path().join("one"), two.path().join("two")];
+    for dir in &dirs {
+        fs::create_dir(dir).unwrap();
+        fs::write(dir.join("first"), "first").unwrap();
+        File::open(dir).unwrap().sync_all().unwrap();
+    }
+    let leader = surf.leader();
+    surf.proxy().isolate(&leader);
+    // Nobody else has looked: this needs no server, and this one never hears of it.
+    for dir in &dirs {
+        for number in 0..50 {
+            fs::write(dir.join(format!("file-{number}")), number.to_string()).unwrap();
+        }
+        fs::rename(dir.join("file-7"), dir.join("moved")).unwrap();
+        fs::remove_file(dir.join("first")).unwrap();
+    }
+    surf.kill_9(&leader);
+    surf.proxy().heal();
+    for name in ["one", "two"] {
+        let dir = looking.path().join(name);
+        let found = names(&dir);
+        assert_eq!(found.len(), 50, "{found:?}");
+        assert!(!found.contains(&"first".to_owned()) && !found.contains(&"file-7".to_owned()), "{found:?}");
+        assert_eq!(fs::read_to_string(dir.join("moved")).unwrap(), "7");
+        assert_eq!(fs::read_to_string(dir.join("file-49")).unwrap(), "49");
+    }
+    surf.dev(&["start", &leader]);
+}
+
 /// What nobody else looks at is not waited for, and is there for whoever looks a moment later.
 #[test]
 fn a_tree_that_one_mount_unpacks_is_complete_when_another_looks_and_when_it_is_mounted_again() {

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Handovers of small files.
+/// Handovers of small files, unless the variable of that name says how many.
 const HANDOVERS: u32 = 5_000;
 /// Files that they go through: each is in everybody's caches when its turn comes again.
 const FILES: u32 = 50;
@@ -25,7 +25,8 @@ fn what_one_mount_closed_another_reads_in_each_of_thousands_of_handovers() {
     let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     let sides = [surf.path(), other.path()];
-    for number in 0..HANDOVERS {
+    let given = std::env::var("HANDOVERS").map(|count| count.parse().expect("HANDOVERS is a number"));
+    for number in 0..given.unwrap_or(HANDOVERS) {
         let (name, content) = (format!("file-{}", number % FILES), format!("content {number}"));
         let writer = &sides[(number % 2) as usize];
         let reader = &sides[(number % 2 + 1) as usize % 2];
