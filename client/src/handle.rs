@@ -78,6 +78,8 @@ impl Client {
     /// As `open(2)`.
     pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Opened, FsError> {
         let opening = self.opens.begin(ino).await;
+        // Held before it is looked at: what is known of it then includes all that is committed and not held any more.
+        let held = self.hold(ino).map(|file| self.handle(file, flags));
         let known = self.session.cache().attr(ino).and_then(|attr| {
             let page = self.contents.lock().get(&ino).filter(|page| page.version == attr.version).cloned();
             (attr.nlink > 0 && (page.is_some() || self.has_content(ino, &attr))).then_some((attr, page))
@@ -91,19 +93,19 @@ impl Client {
             }
         };
         // I5: a name that the kernel still believed in, and was taken away. On `ESTALE` it looks again.
-        let has_handles = |file: &Arc<FileState>| file.inner.lock().opens > 0;
-        if attr.nlink == 0 && !self.files.lock().get(&ino).is_some_and(has_handles) {
+        let has_others = |held: &Handle| held.file.inner.lock().opens > 1;
+        if attr.nlink == 0 && !held.as_ref().is_some_and(has_others) {
             return Err(FsError::Stale);
         }
-        let file = self.hold(ino).unwrap_or_else(|| {
-            self.insert(FileState::new(attr.clone(), page.as_ref(), self.buffers.clone(), self.config.block_bytes))
+        let handle = held.unwrap_or_else(|| {
+            let file = FileState::new(attr.clone(), page.as_ref(), self.buffers.clone(), self.config.block_bytes);
+            self.handle(self.insert(file), flags)
         });
         drop(opening);
-        file.refresh(&attr, page.as_ref());
+        handle.file.refresh(&attr, page.as_ref());
         if !leased && self.config.caches {
             self.refresh_open(ino);
         }
-        let handle = self.handle(file, flags);
         if flags.truncate && (attr.size > 0 || handle.file.is_dirty()) {
             let change = AttrChange { size: Some(0), ..AttrChange::default() };
             attr = self.setattr(ino, change).await?;
@@ -305,7 +307,8 @@ impl Client {
         let mut files = self.files.lock();
         let (idle, page) = {
             let inner = file.inner.lock();
-            (inner.opens == 0 && inner.held == 0, inner.whole_page())
+            let idle = inner.opens == 0 && inner.held == 0;
+            (idle, idle.then(|| inner.whole_page()).flatten())
         };
         if idle && files.get(&file.ino()).is_some_and(|known| Arc::ptr_eq(known, file)) {
             files.remove(&file.ino());
@@ -320,7 +323,10 @@ impl Client {
         let mut vouched = Vec::new();
         for ino in inos {
             match self.opens.vouch(*ino, || self.files.lock().contains_key(ino)) {
-                Some(closed) => vouched.push(closed),
+                Some(closed) => {
+                    self.orphans.lock().remove(ino);
+                    vouched.push(closed);
+                }
                 None => {
                     self.orphans.lock().insert(*ino);
                     self.drop_unread(*ino);

@@ -86,8 +86,10 @@ const REMOVED_DIRS: usize = 4096;
 pub enum Notice {
     /// The content of this open file was changed by another session.
     Changed(Ino),
-    /// This inode's access time has moved.
+    /// This inode's access time has moved, or other attributes without its content.
     Accessed(Ino),
+    /// This name in this directory leads elsewhere than it did a moment ago.
+    Moved(Ino, Name),
 }
 
 /// One session with a cluster.

@@ -142,12 +142,6 @@ impl Client {
         self.session.cache().attr(ino).map(|attr| self.with_uncommitted(attr))
     }
 
-    /// Whether a file has content that is not committed yet.
-    #[must_use]
-    pub fn is_uncommitted(&self, ino: Ino) -> bool {
-        self.files.lock().get(&ino).is_some_and(|file| file.is_dirty())
-    }
-
     /// For how long the kernel may believe these attributes, which are handed over now: leases on them are given back
     /// only when that is over.
     #[must_use]

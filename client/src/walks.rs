@@ -128,7 +128,7 @@ impl Walks {
             stack.extend(dirs.rev().map(|entry| entry.ino));
         }
         if let Some(next) = Next::of(stack)
-            && let Some(midst) = tree.get(tree.len() / NEXT_AT).filter(|_| tree.len() > 1)
+            && let Some(midst) = tree.get((tree.len() / NEXT_AT).max(1))
         {
             self.next.lock().put(midst.ino, next);
         }

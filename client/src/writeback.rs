@@ -215,9 +215,10 @@ impl WriteBack {
     }
 
     /// Undoes what would put this inode in place of another one: its content cannot be stored, and what it would replace
-    /// is all there is.
-    pub(crate) fn undo_replacing(&self, ino: Ino, cache: &Cache) {
+    /// is all there is. Returns the inodes and names that are as they were before.
+    pub(crate) fn undo_replacing(&self, ino: Ino, cache: &Cache) -> Touched {
         let (mut inner, mut undone) = (self.inner.lock(), Vec::new());
+        let (mut inos, mut names) = (Vec::new(), Vec::new());
         for entry in &mut inner.entries {
             let Work::Change { op: Op::Rename { .. }, expect } = &entry.work else { continue };
             let (source, target) = (expect.first(), expect.get(1));
@@ -227,9 +228,12 @@ impl WriteBack {
                 cache.undo(entry.number, &entry.inos, &entry.names);
                 entry.work = Work::Undone;
                 undone.push(entry.number);
+                inos.extend_from_slice(&entry.inos);
+                names.extend_from_slice(&entry.names);
             }
         }
         inner.undone.append(&mut undone);
+        (inos, names)
     }
 
     /// Entries that were undone since this was asked last.

@@ -1,12 +1,11 @@
 //! FUSE requests to the client's operations and back: translation only.
 //!
-//! The kernel's event loops only hand over: each request becomes a task that answers when it is done, on the network's
-//! thread when it only asks metad, on a worker when it moves content. A few requests save
-//! the change of threads, because nothing in them can block: what is known under a lease, a write for which there is room, a `close` with nothing to
-//! commit, and the kernel's questions whether a file without extended attributes has some.
+//! What is known here, or done under a delegation, is answered in the kernel's event loop that has brought the request, as
+//! is a write for which there is room. The rest becomes tasks that answer when they are done: on the network's thread when
+//! they ask metad, on a worker when they move content.
 //!
-//! One file per family (`dispatch` is the way there): `attr` names and attributes, `dir` listings, `file` open files, `xattr`, `lock`; `reply` alone
-//! turns errors into numbers.
+//! One file per family (`dispatch` is the way there): `attr` names and attributes, `dir` listings, `file` open files,
+//! `xattr`, `lock`; `reply` alone turns errors into numbers.
 
 mod attr;
 mod dir;
@@ -259,8 +258,8 @@ impl Filesystem for Surf {
             Ok(file) => file,
             Err(error) => return reply.error(errno(error)),
         };
-        file.lock_owners.closed_by(owner.0);
         if self.shared.nothing_to_flush(&file, owner.0) {
+            file.lock_owners.closed_by(owner.0);
             return reply.ok();
         }
         let span = span!("flush", request, number, fh = fh.0);

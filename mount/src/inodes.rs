@@ -24,7 +24,7 @@ pub(crate) const ALONE: Duration = Duration::from_secs(3600);
 pub(crate) enum Trust {
     /// On read leases: there are other clients.
     Leases,
-    /// On this being the only client, of an embedded cluster: all changes come through this kernel.
+    /// On this being the only client, of an embedded cluster: nobody else changes what the client knows.
     Alone,
 }
 

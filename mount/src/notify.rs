@@ -6,7 +6,9 @@
 use crate::fuse::Shared;
 use client::Notice;
 use fuser::{INodeNo, Notifier};
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
@@ -19,6 +21,7 @@ fn tell(notifier: &Notifier, notice: &Notice) -> io::Result<()> {
         Notice::Changed(ino) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
         // Attributes alone: a negative offset spares the pages.
         Notice::Accessed(ino) => notifier.inval_inode(INodeNo(ino.0), -1, 0),
+        Notice::Moved(parent, name) => notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name)),
     }
 }
 

@@ -142,8 +142,16 @@ pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(),
         }
         Err(error) => Err(error),
     };
+    // A cluster within this process that has failed takes nothing more, however long it is asked.
+    let patience = if outcome.is_err() { END_LIMIT } else { Duration::MAX };
     let closed = tokio::select! {
-        closed = client.shutdown() => closed.map_err(Error::Unsaved),
+        closed = tokio::time::timeout(patience, client.shutdown()) => match closed {
+            Ok(closed) => closed.map_err(Error::Unsaved),
+            Err(_) => {
+                tracing::error!("what was not stored before the failure may be lost");
+                Ok(())
+            }
+        },
         () = signals.next() => Err(Error::GaveUp),
     };
     cluster.stop().await;

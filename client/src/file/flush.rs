@@ -216,7 +216,12 @@ impl Client {
         inner.refused = error == FsError::Stale;
         (inner.queued, inner.kept) = (0, 0);
         drop(inner);
-        self.writeback.undo_replacing(file.ino, self.session.cache());
+        let (inos, names) = self.writeback.undo_replacing(file.ino, self.session.cache());
+        // The kernel believes what it has seen.
+        let names = names.into_iter().map(|(parent, name)| Notice::Moved(parent, name));
+        for notice in names.chain(inos.into_iter().map(Notice::Accessed)) {
+            let _ = self.notices.send(notice);
+        }
     }
 
     /// Seals everything that is written. What is small may share a block with others' content, if `to` says so. Returns

@@ -25,7 +25,7 @@ use wire::op::ExtentPage;
 
 /// Inline extents that a file's known chunks may gather before its small writes go to blocks.
 const INLINE_EXTENTS_MAX: usize = 256;
-/// A small file of more pieces is not remembered after it was closed.
+/// A small file of more pieces is not remembered after it was closed, nor one whose content stands in its extents.
 const SMALL_EXTENTS: usize = 4;
 /// Separate pieces of one file that wait to be committed: each costs some hundred bytes of memory beside its own.
 const RUNS_MAX: usize = 65_536;
@@ -335,7 +335,8 @@ impl Inner {
     pub fn whole_page(&self) -> Option<ExtentPage> {
         let whole = self.size <= CHUNK_BYTES && self.loaded.contains(&ChunkIndex::of(0));
         let settled = self.held == 0 && self.content == self.attr.version;
-        (whole && settled && self.extents.len() <= SMALL_EXTENTS).then(|| ExtentPage {
+        let small = self.extents.len() <= SMALL_EXTENTS && self.inlines == 0;
+        (whole && settled && small).then(|| ExtentPage {
             version: self.content,
             size: self.size,
             extents: self.extents.values().cloned().collect(),

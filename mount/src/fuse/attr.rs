@@ -123,24 +123,27 @@ pub(super) fn change(
     }
 }
 
+/// For how long something may be believed that leases allow for a while. Where nobody else can change it that is as long as
+/// it is what the client knows; what is changing, or not committed yet, the client lets nobody believe either.
+fn alone(trust: Trust, leased: Duration) -> Duration {
+    match trust {
+        Trust::Alone if !leased.is_zero() => ALONE,
+        _ => leased,
+    }
+}
+
 impl Shared {
     /// How long the kernel may believe attributes that it is handed now.
     pub(super) fn attr_trust(&self, attr: &InodeAttr) -> Duration {
         match self.inodes.trust {
             _ if self.inodes.is_written(attr.ino) => Duration::ZERO,
-            // What its content takes on disk is known when that is committed.
-            Trust::Alone if self.client.is_uncommitted(attr.ino) => Duration::ZERO,
-            Trust::Alone => ALONE,
-            Trust::Leases => self.client.believe_attr(attr),
+            trust => alone(trust, self.client.believe_attr(attr)),
         }
     }
 
     /// How long the kernel may believe where a name leads, or that it is absent.
     pub(super) fn name_trust(&self, parent: Ino, name: &[u8], ino: Option<Ino>) -> Duration {
-        match self.inodes.trust {
-            Trust::Alone => ALONE,
-            Trust::Leases => self.client.believe_name(parent, name, ino),
-        }
+        alone(self.inodes.trust, self.client.believe_name(parent, name, ino))
     }
 
     /// Whether the inode is known to have no extended attributes. The kernel asks before each write (for capabilities),

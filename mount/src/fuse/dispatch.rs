@@ -1,4 +1,4 @@
-//! Handing requests over: from the kernel's event loops to tasks that answer.
+//! Handing requests over: what can be answered on the spot is, in the kernel's event loop; the rest becomes tasks.
 
 use super::dir::Listing;
 use super::file::OpenFile;
@@ -14,8 +14,9 @@ use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
 use tokio_util::task::TaskTracker;
@@ -119,9 +120,11 @@ impl Surf {
         let begun = {
             let _in_runtime = self.network.enter();
             // Nobody is to be woken: what is not ready is polled again by its task.
-            work.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+            let poll = || work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            // As in a task: a bug costs this request, which is answered with EIO when it is dropped, and not the mount.
+            catch_unwind(AssertUnwindSafe(poll))
         };
-        if begun.is_pending() {
+        if let Ok(Poll::Pending) = begun {
             self.requests.spawn_on(work, &self.network);
         }
     }

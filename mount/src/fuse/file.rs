@@ -127,6 +127,8 @@ impl Shared {
     pub(super) async fn flush(&self, file: &OpenFile, owner: u64) -> Result<(), FsError> {
         let flushed = if file.writes { self.client.close(&file.handle).await } else { Ok(()) };
         let unlocked = self.unlock_all(file.handle.ino(), LockFamily::Posix, owner).await;
+        // Not before: a wait that is interrupted leaves it to the release.
+        file.lock_owners.closed_by(owner);
         flushed.and(unlocked)
     }
 

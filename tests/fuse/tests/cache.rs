@@ -111,7 +111,9 @@ fn a_remount_reads_from_the_cache_while_every_block_daemon_is_away_and_flipped_b
 fn a_cache_directory_serves_one_mount_of_one_identity_and_mistakes_are_told_in_one_line() {
     let mut surf = Surf::start(Setup::Embedded);
     surf.unmount();
-    surf.mount(CACHED);
+    let cache = surf.cache_dir().display().to_string();
+    let cached = [CACHED, &["--cache-dir", &cache]].concat();
+    surf.mount(&cached);
     fs::write(surf.path().join("file"), random(1, 100_000)).unwrap();
     surf.unmount();
     let made: Vec<PathBuf> = fs::read_dir(surf.cache_dir()).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -123,7 +125,6 @@ fn a_cache_directory_serves_one_mount_of_one_identity_and_mistakes_are_told_in_o
         assert!(!output.status.success() && output.text.trim_end().lines().count() == 1, "{}", output.text);
         assert!(output.text.contains(said), "{}", output.text);
     };
-    let cache = surf.cache_dir().display().to_string();
     let lock = fs::File::open(own.join("lock")).unwrap();
     lock.lock().unwrap();
     refused(&["--cache-dir", &cache, "--cache-size", "64M"], "another mount uses this cache directory");
@@ -137,6 +138,6 @@ fn a_cache_directory_serves_one_mount_of_one_identity_and_mistakes_are_told_in_o
     fs::write(own.join("owner"), owner).unwrap();
     refused(&["--cache-dir", "/dev/null", "--cache-size", "64M"], "/dev/null");
     refused(&["--cache-size", "1M"], "at least 16M");
-    surf.mount(CACHED);
+    surf.mount(&cached);
     assert_eq!(fs::read(surf.path().join("file")).unwrap().len(), 100_000);
 }

@@ -156,6 +156,16 @@ fn directories_are_removed_empty_and_nothing_is_made_in_one_that_is_gone() {
     assert!(with(&[(1, 5, 6, Call::Rename(path("a/x"), path("a")), Outcome::Failed(ENOTEMPTY))]));
 }
 
+#[test]
+fn a_file_that_is_being_removed_may_be_found_without_links_and_not_once_it_is_gone() {
+    let unlinked = Outcome::Attributes { ino: Some(7), is_dir: false, mode: 0o600, links: 0 };
+    let begin = [(1, 1, 2, create("a"), made(7)), (1, 3, 20, Call::Unlink(path("a")), Outcome::Done)];
+    let seen = |start, outcome| (2, start, start + 1, stat("a"), outcome);
+    let with = |events: &[(u32, u64, u64, Call, Outcome)]| is_linearizable(&[&begin[..], events].concat());
+    assert!(with(&[seen(5, unlinked.clone()), seen(7, file(7)), seen(9, ABSENT)]));
+    assert!(!with(&[seen(30, unlinked)]));
+}
+
 /// A local filesystem is linearizable: each call takes effect under locks. So what it has done must be accepted, and the
 /// same with one outcome changed must not.
 #[test]
