@@ -3,7 +3,7 @@
 //! What the kernel answers from its page cache is not seen here, and moves no access time.
 
 use crate::file::state::FileState;
-use crate::{Client, Notice};
+use crate::{Client, NOTICES, Notice};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Weak;
@@ -53,6 +53,10 @@ impl Client {
             match self.session.submit(ops).await {
                 Ok(_) => {
                     for (ino, _) in some {
+                        // Others must not be pushed out by these, which the kernel may also believe for a while.
+                        if self.notices.len() >= NOTICES / 2 {
+                            break;
+                        }
                         // Nobody listens while there is no mount.
                         let _ = self.notices.send(Notice::Accessed(*ino));
                     }

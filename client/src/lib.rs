@@ -72,6 +72,8 @@ use writeback::WriteBack;
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 /// Closing takes no longer, once everything is flushed.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+/// Notices that wait for the kernel to be told; older ones are forgotten. Access times leave half of it to the others.
+const NOTICES: usize = 1024;
 /// Names whose inode is remembered.
 const NAMES: usize = 65_536;
 /// Inodes whose version in the kernel's page cache is remembered.
@@ -217,7 +219,7 @@ impl Client {
             walks: Walks::default(),
             fragmented: compact::Queue::default(),
             refreshing: Mutex::default(),
-            notices: broadcast::channel(1024).0,
+            notices: broadcast::channel(NOTICES).0,
             lock_released: Notify::new(),
             detached: Arc::default(),
             waits: Waits::default(),
