@@ -477,7 +477,8 @@ impl Client {
         if self.walks.wait_for(ino).await && self.session.cache().is_delegated(&[ino]) {
             return Ok(());
         }
-        match self.walks.from(ino) {
+        // Asking ahead ends others' delegations there: only for who does one directory after the other.
+        match self.walks.is_one_of_many().then(|| self.walks.from(ino)).flatten() {
             Some(next) => self.ask_tree(next, AHEAD_PAGE).await.map(|_| ()),
             None => self.ask_attr(Read::GetAttr { ino }).await.map(|_| ()),
         }

@@ -25,7 +25,8 @@ const WALKING: Duration = Duration::from_secs(5);
 const BEHIND: usize = 64;
 /// An inode that others use as well is not asked for again so soon.
 const SHARED_FOR: Duration = Duration::from_secs(2);
-/// So many names that are not known, within this time, and the whole directory is asked for.
+/// So many names that are not known, within this time, and the whole directory is asked for; the same for delegations of
+/// one directory after the other, and what lies behind.
 const MISSED: u32 = 4;
 const MISSED_WITHIN: Duration = Duration::from_secs(1);
 /// It is not asked for again so soon: where others work, nothing of it is known for long.
@@ -83,6 +84,8 @@ pub(crate) struct Walks {
     asking: Mutex<HashMap<Ino, watch::Receiver<()>>>,
     /// Directories of which names were not known: how many, and since when.
     missed: Mutex<LruCache<Ino, (u32, Instant)>>,
+    /// Delegations that were asked for one by one: how many, and since when.
+    alone: Mutex<(u32, Instant)>,
     /// Inodes whose delegations were asked for.
     asked_for: Mutex<LruCache<Ino, Instant>>,
 }
@@ -95,6 +98,7 @@ impl Default for Walks {
             next: Mutex::new(LruCache::new(NonZeroUsize::new(WALKERS).expect("not zero"))),
             asking: Mutex::default(),
             missed: Mutex::new(LruCache::new(dirs)),
+            alone: Mutex::new((0, Instant::now())),
             asked_for: Mutex::new(LruCache::new(dirs)),
         }
     }
@@ -167,6 +171,16 @@ impl Walks {
             asked_for.put(ino, Instant::now());
         }
         may
+    }
+
+    /// A delegation is to be asked for. True when several were within a short time.
+    pub(crate) fn is_one_of_many(&self) -> bool {
+        let mut alone = self.alone.lock();
+        if alone.1.elapsed() > MISSED_WITHIN {
+            *alone = (0, Instant::now());
+        }
+        alone.0 += 1;
+        alone.0 > MISSED
     }
 
     /// A name of this directory was not known. True when it is time to ask for all of them, once in a while.

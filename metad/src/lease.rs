@@ -141,11 +141,6 @@ impl Shared {
         self.leased(|table| table.stamp())
     }
 
-    /// Whether others work on one of these inodes in their own memory.
-    pub(crate) fn are_others_at_work(&self, session: SessionId, inos: &[Ino]) -> bool {
-        !inos.is_empty() && self.leased(|table| table.are_others_at_work(session, inos)) == Some(true)
-    }
-
     /// Grants leases on what was read since the stamp, once nobody has anything to tell about it that it did under a
     /// delegation. With `keep`, leases are wanted at all; with `delegate`, delegations too.
     pub(crate) async fn grant(

@@ -160,11 +160,6 @@ impl Server {
             let (Some(stamp), inos) = (stamp, told_of(question, answer.as_ref().ok())) else {
                 return Ok(unleased(answer));
             };
-            // What lies ahead is not worth disturbing those who are at work there.
-            let ahead = inos.get(1..).filter(|_| matches!(question, Read::ReadTree { .. })).unwrap_or_default();
-            if self.shared.are_others_at_work(session, ahead) {
-                continue;
-            }
             // Absence is an answer too; whatever else went wrong tells nothing to rely on.
             let keep = is_kept(question) && matches!(answer, Ok(_) | Err(FsError::NotFound));
             match self.shared.grant(session, &inos, stamp, (keep, delegate)).await {

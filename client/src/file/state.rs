@@ -25,8 +25,9 @@ use wire::op::ExtentPage;
 
 /// Inline extents that a file's known chunks may gather before its small writes go to blocks.
 const INLINE_EXTENTS_MAX: usize = 256;
-/// A small file of more pieces is not remembered after it was closed, nor one whose content stands in its extents.
+/// A small file of more pieces is not remembered after it was closed, nor one with more bytes in its extents themselves.
 const SMALL_EXTENTS: usize = 4;
+const SMALL_INLINE: usize = 1024;
 /// Separate pieces of one file that wait to be committed: each costs some hundred bytes of memory beside its own.
 const RUNS_MAX: usize = 65_536;
 /// Beyond that, every so many small writes it is counted how many are left.
@@ -335,7 +336,9 @@ impl Inner {
     pub fn whole_page(&self) -> Option<ExtentPage> {
         let whole = self.size <= CHUNK_BYTES && self.loaded.contains(&ChunkIndex::of(0));
         let settled = self.held == 0 && self.content == self.attr.version;
-        let small = self.extents.len() <= SMALL_EXTENTS && self.inlines == 0;
+        let inline = |extent: &Extent| if let Source::Inline(bytes) = &extent.source { bytes.len() } else { 0 };
+        let small =
+            self.extents.len() <= SMALL_EXTENTS && self.extents.values().map(inline).sum::<usize>() <= SMALL_INLINE;
         (whole && settled && small).then(|| ExtentPage {
             version: self.content,
             size: self.size,

@@ -380,15 +380,6 @@ impl Table {
         self.telling.get(&ino).into_iter().flatten().filter(move |told| told.session != session)
     }
 
-    /// Whether others hold delegations on one of these inodes, or are asked to tell what they did there.
-    #[must_use]
-    pub fn are_others_at_work(&self, session: SessionId, inos: &[Ino]) -> bool {
-        inos.iter().any(|ino| {
-            self.delegated.get(ino).is_some_and(|holder| *holder != session)
-                || self.telling_others(session, *ino).next().is_some()
-        })
-    }
-
     /// Ends the delegations of others on what a session is about to read; they keep their leases. Returns who is to be
     /// told so, each with the inodes, and all whom the read waits for.
     pub fn share(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> (Vec<(Told, Vec<Ino>)>, Vec<Told>) {
