@@ -145,6 +145,7 @@ impl Server {
         if !self.owns(peer, session) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
+        self.shared.liveness.heard_session(session);
         if question.ino().is_none() {
             return Ok(unleased(self.look(session, question)));
         }

@@ -79,7 +79,9 @@ fn a_full_disk_is_told_and_takes_nothing_of_what_was_there() {
     sh(&surf.path(), LIMIT, script);
     // Somebody else fills the disk: nobody knows before what was written is to be stored. What it would replace stays.
     let filler = surf.data_dir().join("filler").display().to_string();
-    sh(&surf.scratch(), LIMIT, &format!("head -c 800M /dev/zero > {filler}"));
+    // Less than a block daemon leaves free, and enough for everything else.
+    let rest = format!("$(($(df --output=avail -B1M {data} | tail -n 1) - 300))M");
+    sh(&surf.scratch(), LIMIT, &format!("head -c {rest} /dev/zero > {filler}"));
     sh(&surf.path(), LIMIT, "head -c 1M /dev/urandom > new && mv new kept && ! sha256sum -c --status sum");
     until("the old file is back", LIMIT, || {
         run(Command::new("sha256sum").args(["-c", "--status", "sum"]).current_dir(surf.path()), LIMIT)
