@@ -4,8 +4,7 @@
 use fuse::LIMIT;
 use kit::bins::workspace;
 use kit::command::need;
-use kit::{Setup, Surf, run, sh, until};
-use std::process::Command;
+use kit::{Setup, Surf, sh};
 
 /// Runs a script in the mount; what it prints names the sentence that does not hold.
 fn check(surf: &Surf, script: &str) {
@@ -77,19 +76,6 @@ fn a_full_disk_is_told_and_takes_nothing_of_what_was_there() {
         test $(df --output=avail -B1M . | tail -n 1) -lt 100; \
         mv dir/f g && rmdir dir && ln -s g s && chmod 600 g && rm big more && sha256sum -c sum";
     sh(&surf.path(), LIMIT, script);
-    // Somebody else fills the disk: nobody knows before what was written is to be stored. What it would replace stays.
-    let filler = surf.data_dir().join("filler").display().to_string();
-    // Less than a block daemon leaves free, and enough for everything else.
-    let rest = format!("$(($(df --output=avail -B1M {data} | tail -n 1) - 300))M");
-    sh(&surf.scratch(), LIMIT, &format!("head -c {rest} /dev/zero > {filler}"));
-    sh(&surf.path(), LIMIT, "head -c 1M /dev/urandom > new && mv new kept && ! sha256sum -c --status sum");
-    until("the old file is back", LIMIT, || {
-        run(Command::new("sha256sum").args(["-c", "--status", "sum"]).current_dir(surf.path()), LIMIT)
-            .status
-            .success()
-            .then_some(())
-    });
-    sh(&surf.path(), LIMIT, &format!("ls new && stat -c %h kept && rm {filler} && rm new && sha256sum -c sum"));
     surf.unmount();
     surf.mount(&[]);
     sh(&surf.path(), LIMIT, "sha256sum -c sum && test \"$(ls | xargs)\" = 'g kept s sum'");
