@@ -4,6 +4,9 @@
 //! acts on what it has found, while others rename and remove. So each call has several steps, and what it has found it
 //! *holds*: it stays, without a name if need be, until the call has ended. What the kernel decides by itself (that the
 //! target of a rename is a directory) it decides with what it has looked up; the rest is decided where the call acts.
+//!
+//! A name that a call takes away is *going* until that call returns: the kernel takes it out of its own cache last, so who
+//! looks it up on the same mount may still find what it led to, as on any filesystem of Linux. Nobody else may.
 
 use crate::linear::{Model, Next};
 use libc::{EEXIST, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, ESTALE};
@@ -78,6 +81,8 @@ pub enum Outcome {
 pub struct Op {
     /// From 1, another one for each.
     pub number: u32,
+    /// On which mount it was called.
+    pub mount: u32,
     /// What was called.
     pub call: Call,
     /// What it returned.
@@ -101,10 +106,21 @@ enum Kind {
     File(u32),
 }
 
+/// A name that leads elsewhere now, and where it led.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+struct Going {
+    mount: u32,
+    dir: u32,
+    name: char,
+    inode: u32,
+}
+
 /// All inodes, by the number of the operation that has made them; 0 is the top.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Tree {
     inodes: BTreeMap<u32, Inode>,
+    /// By the number of the operation that has not returned.
+    going: BTreeMap<u32, Vec<Going>>,
 }
 
 const TOP: u32 = 0;
@@ -114,7 +130,7 @@ const GONE: &[i32] = &[ENOENT, ESTALE];
 impl Default for Tree {
     fn default() -> Self {
         let top = Inode { ino: None, held: 0, links: 1, mode: 0, kind: Kind::Dir(BTreeMap::new()) };
-        Self { inodes: [(TOP, top)].into() }
+        Self { inodes: [(TOP, top)].into(), going: BTreeMap::new() }
     }
 }
 
@@ -137,6 +153,32 @@ impl Tree {
 
     fn find(&self, dir: u32, name: char) -> Option<u32> {
         self.entries(dir).get(&name).copied()
+    }
+
+    /// What a name may lead to for whoever looks on this mount.
+    fn looked_up(&self, mount: u32, dir: u32, name: char) -> Vec<Option<u32>> {
+        let now = self.find(dir, name);
+        let going = self.going.values().flatten();
+        let going = going.filter(|going| (going.mount, going.dir, going.name) == (mount, dir, name));
+        std::iter::once(now).chain(going.map(|going| Some(going.inode)).filter(|inode| *inode != now)).collect()
+    }
+
+    /// This is after a call that may have changed what these names led to; what they led to is held.
+    fn note_going(&mut self, op: &Op, led: &[(u32, char, u32)]) {
+        for (dir, name, inode) in led.iter().copied() {
+            if self.find(dir, name) == Some(inode) {
+                self.change(inode, |inode| inode.held -= 1);
+            } else {
+                self.going.entry(op.number).or_default().push(Going { mount: op.mount, dir, name, inode });
+            }
+        }
+    }
+
+    /// The call has returned.
+    fn let_go(&mut self, number: u32) {
+        for going in self.going.remove(&number).unwrap_or_default() {
+            self.change(going.inode, |inode| inode.held -= 1);
+        }
     }
 
     fn change(&mut self, inode: u32, change: impl FnOnce(&mut Inode)) {
@@ -188,6 +230,8 @@ pub struct Progress {
     held: Vec<Option<u32>>,
     /// Names that were listed and were not there at first.
     later: BTreeSet<char>,
+    /// It has acted, and has not returned.
+    acted: bool,
 }
 
 /// What is looked up.
@@ -240,53 +284,90 @@ impl Model for Names {
             return list(tree, op, progress);
         }
         let mut held = progress.held.clone();
+        if progress.acted {
+            let mut after = tree.clone();
+            after.let_go(op.number);
+            return vec![Next::Changed(release(after, &held))];
+        }
         let looks = looks(op.call);
         while let Some(look) = looks.get(held.len()) {
-            let found = match *look {
+            let (dir, name) = match *look {
                 Look::Dir(Path { dir: None, .. }) => {
                     held.push(Some(TOP));
                     continue;
                 }
-                Look::Dir(Path { dir: Some(name), .. }) => match tree.find(TOP, name) {
-                    Some(dir) if tree.is_dir(dir) => Some(dir),
-                    Some(_) => return end(tree, op, &held, vec![Answer::Errors(&[ENOTDIR])]),
-                    None => return end(tree, op, &held, vec![Answer::Errors(&[ENOENT])]),
-                },
-                Look::Name { dir, name, must_be } => {
-                    let dir = held[dir].unwrap_or(TOP);
-                    match tree.find(dir, name) {
-                        None if tree.is_gone(dir) => return end(tree, op, &held, vec![Answer::Errors(GONE)]),
-                        None if must_be => return end(tree, op, &held, vec![Answer::Errors(&[ENOENT])]),
-                        found => found,
-                    }
-                }
+                Look::Dir(Path { dir: Some(name), .. }) => (TOP, name),
+                Look::Name { dir, name, .. } => (held[dir].unwrap_or(TOP), name),
             };
-            let mut nexts = Vec::new();
-            if let Call::Rename(..) = op.call
-                && held.len() == 3
-            {
-                nexts.extend(end(tree, op, &held, refused_by_the_kernel(tree, &held, found)));
-            }
-            let mut after = tree.clone();
-            if let Some(found) = found {
-                after.change(found, |inode| inode.held += 1);
-            }
-            held.push(found);
-            nexts.push(Next::On(after, Progress { held, later: BTreeSet::new() }));
-            return nexts;
+            let found = tree.looked_up(op.mount, dir, name);
+            return found.into_iter().flat_map(|found| look_up(tree, op, &held, (*look, dir), found)).collect();
         }
-        end(tree, op, &held, act(tree, op, &held))
+        let led: Vec<_> = names_changed(op.call, &held)
+            .into_iter()
+            .filter_map(|(dir, name)| Some((dir, name, tree.find(dir, name)?)))
+            .collect();
+        let mut before = tree.clone();
+        for (_, _, inode) in &led {
+            before.change(*inode, |inode| inode.held += 1);
+        }
+        let mut answers = act(&before, op, &held);
+        for answer in &mut answers {
+            if let Answer::Did(after) = answer {
+                after.note_going(op, &led);
+            }
+        }
+        end(tree, op, &held, answers)
     }
+}
+
+/// One name is looked up in a directory, and leads there.
+fn look_up(tree: &Tree, op: &Op, held: &[Option<u32>], (look, dir): (Look, u32), found: Option<u32>) -> Nexts {
+    let errors = match (look, found) {
+        (Look::Dir(_), Some(found)) if !tree.is_dir(found) => Some([ENOTDIR].as_slice()),
+        (Look::Dir(_), None) => Some([ENOENT].as_slice()),
+        (Look::Name { .. }, None) if tree.is_gone(dir) => Some(GONE),
+        (Look::Name { must_be: true, .. }, None) => Some([ENOENT].as_slice()),
+        _ => None,
+    };
+    if let Some(errors) = errors {
+        return end(tree, op, held, vec![Answer::Errors(errors)]);
+    }
+    let mut nexts = Vec::new();
+    if let Call::Rename(..) = op.call
+        && held.len() == 3
+    {
+        nexts.extend(end(tree, op, held, refused_by_the_kernel(tree, held, found)));
+    }
+    let mut after = tree.clone();
+    if let Some(found) = found {
+        after.change(found, |inode| inode.held += 1);
+    }
+    let held = [held, &[found]].concat();
+    nexts.push(Next::On(after, Progress { held, ..Progress::default() }));
+    nexts
+}
+
+/// Names that a call takes away, or puts something else under.
+fn names_changed(call: Call, held: &[Option<u32>]) -> Vec<(u32, char)> {
+    let dir = |index: usize| held[index].unwrap_or(TOP);
+    match call {
+        Call::Unlink(path) | Call::Rmdir(path) => vec![(dir(0), path.name)],
+        Call::Rename(from, to) => vec![(dir(0), from.name), (dir(1), to.name)],
+        _ => Vec::new(),
+    }
+}
+
+/// A call has ended: it holds nothing any more.
+fn release(mut tree: Tree, held: &[Option<u32>]) -> Tree {
+    for inode in held.iter().flatten().filter(|inode| **inode != TOP) {
+        tree.change(*inode, |inode| inode.held -= 1);
+    }
+    tree
 }
 
 /// How a call ends with these answers, as far as they are what it returned.
 fn end(tree: &Tree, op: &Op, held: &[Option<u32>], answers: Vec<Answer>) -> Nexts {
-    let release = |mut tree: Tree| {
-        for inode in held.iter().flatten().filter(|inode| **inode != TOP) {
-            tree.change(*inode, |inode| inode.held -= 1);
-        }
-        tree
-    };
+    let release = |tree: Tree| release(tree, held);
     let unknown = op.outcome == Outcome::Unknown;
     let compare = |answer| match (answer, &op.outcome) {
         (Answer::Errors(_) | Answer::Saw(_), Outcome::Unknown) => Some(Next::Seen(release(tree.clone()))),
@@ -302,8 +383,14 @@ fn end(tree: &Tree, op: &Op, held: &[Option<u32>], answers: Vec<Answer>) -> Next
         (Answer::Did(mut after), Outcome::Made(ino)) => {
             after.is_seen_as(op.number, *ino).then(|| Next::Changed(release(after)))
         }
+        (Answer::Did(after), Outcome::Done) if after.going.contains_key(&op.number) => {
+            Some(Next::On(after, Progress { held: held.to_vec(), acted: true, ..Progress::default() }))
+        }
         (Answer::Did(after), Outcome::Done) => Some(Next::Changed(release(after))),
-        (Answer::Did(after), _) if unknown => Some(Next::Changed(release(after))),
+        (Answer::Did(mut after), _) if unknown => {
+            after.let_go(op.number);
+            Some(Next::Changed(release(after)))
+        }
         _ => None,
     };
     answers.into_iter().filter_map(compare).collect()
@@ -315,17 +402,9 @@ fn is_same(saw: &Outcome, outcome: &Outcome) -> bool {
         (
             Outcome::Attributes { is_dir, mode, links, .. },
             Outcome::Attributes { is_dir: dir_too, mode: same_mode, links: same_links, .. },
-        ) => {
-            (is_dir, mode) == (dir_too, same_mode) && (*is_dir || links == same_links || is_going(*links, *same_links))
-        }
+        ) => (is_dir, mode) == (dir_too, same_mode) && (*is_dir || links == same_links),
         (saw, outcome) => saw == outcome,
     }
-}
-
-/// While its last name is being removed a file has no link any more, and whoever looks on the same mount still finds it by
-/// its name: the kernel takes that out of its own cache last, as on any filesystem.
-fn is_going(links: u16, seen: u16) -> bool {
-    links == 1 && seen == 0
 }
 
 /// What the kernel answers to a rename by itself, with what it has looked up.
@@ -470,7 +549,7 @@ fn list(tree: &Tree, op: &Op, progress: &Progress) -> Nexts {
     if later.is_empty() {
         return vec![Next::Seen(tree.clone())];
     }
-    vec![Next::On(tree.clone(), Progress { held: Vec::new(), later })]
+    vec![Next::On(tree.clone(), Progress { later, ..Progress::default() })]
 }
 
 #[cfg(test)]

@@ -43,6 +43,8 @@ struct Shared {
     /// Numbers of operations so far.
     numbers: AtomicU32,
     lanes: AtomicU32,
+    /// Where workers work, each mount once.
+    mounts: Mutex<Vec<PathBuf>>,
     histories: Mutex<Vec<History>>,
     /// What each worker that has not ended is doing.
     doing: Mutex<Vec<Doing>>,
@@ -76,6 +78,7 @@ impl Workload {
             stop: AtomicBool::new(false),
             numbers: AtomicU32::new(0),
             lanes: AtomicU32::new(0),
+            mounts: Mutex::default(),
             histories: Mutex::new(vec![Vec::new(); areas]),
             doing: Mutex::default(),
         };
@@ -92,7 +95,15 @@ impl Workload {
             doing.push((name.to_owned(), None));
             doing.len() - 1
         };
+        let mount = {
+            let mut mounts = lock(&shared.mounts);
+            mounts.iter().position(|known| known == dir).unwrap_or_else(|| {
+                mounts.push(dir.to_owned());
+                mounts.len() - 1
+            })
+        };
         let worker = Worker {
+            mount: mount as u32,
             dir: dir.to_owned(),
             chance: Chance::of(shared.seed, name),
             lane: shared.lanes.fetch_add(1, Ordering::SeqCst),
@@ -142,6 +153,7 @@ impl Drop for Workload {
 struct Worker {
     shared: Arc<Shared>,
     dir: PathBuf,
+    mount: u32,
     chance: Chance,
     lane: u32,
     slot: usize,
@@ -165,7 +177,8 @@ impl Worker {
                 _ => Outcome::Unknown,
             });
             let end = (outcome != Outcome::Unknown).then_some(end);
-            let event = Event { lane: self.lane, start, end, op: Op { number, call, outcome } };
+            let op = Op { number, mount: self.mount, call, outcome };
+            let event = Event { lane: self.lane, start, end, op };
             if end.is_none() {
                 // What follows does not wait for it.
                 self.lane = self.shared.lanes.fetch_add(1, Ordering::SeqCst);

@@ -14,8 +14,13 @@ fn path(text: &str) -> Path {
     }
 }
 
-/// A history from who called, when, what, and what it returned.
+/// A history from who called, when, what, and what it returned; each on a mount of its own.
 fn is_linearizable(history: &[(u32, u64, u64, Call, Outcome)]) -> bool {
+    is_linearizable_on(history, |lane| lane)
+}
+
+/// The same on these mounts.
+fn is_linearizable_on(history: &[(u32, u64, u64, Call, Outcome)], mount: fn(u32) -> u32) -> bool {
     let events: Vec<_> = history
         .iter()
         .zip(1..)
@@ -23,7 +28,7 @@ fn is_linearizable(history: &[(u32, u64, u64, Call, Outcome)]) -> bool {
             lane: *lane,
             start: *start,
             end: (*outcome != Outcome::Unknown).then_some(*end),
-            op: Op { number, call: *call, outcome: outcome.clone() },
+            op: Op { number, mount: mount(*lane), call: *call, outcome: outcome.clone() },
         })
         .collect();
     check(&Names, Tree::default(), &events).is_ok()
@@ -157,13 +162,27 @@ fn directories_are_removed_empty_and_nothing_is_made_in_one_that_is_gone() {
 }
 
 #[test]
-fn a_file_that_is_being_removed_may_be_found_without_links_and_not_once_it_is_gone() {
+fn a_name_that_is_being_removed_may_be_found_on_the_same_mount_until_that_call_returns_and_nowhere_else() {
     let unlinked = Outcome::Attributes { ino: Some(7), is_dir: false, mode: 0o600, links: 0 };
-    let begin = [(1, 1, 2, create("a"), made(7)), (1, 3, 20, Call::Unlink(path("a")), Outcome::Done)];
+    let begin = [
+        (1, 1, 2, create("a"), made(7)),
+        (1, 3, 4, create("b"), made(8)),
+        (1, 5, 20, Call::Unlink(path("a")), Outcome::Done),
+    ];
     let seen = |start, outcome| (2, start, start + 1, stat("a"), outcome);
-    let with = |events: &[(u32, u64, u64, Call, Outcome)]| is_linearizable(&[&begin[..], events].concat());
-    assert!(with(&[seen(5, unlinked.clone()), seen(7, file(7)), seen(9, ABSENT)]));
-    assert!(!with(&[seen(30, unlinked)]));
+    // It is gone, as its links tell, and is found all the same.
+    let link = (2, 9, 10, Call::Link(path("a"), path("b")), EXISTS);
+    let going = [&begin[..], &[seen(7, unlinked.clone()), link]].concat();
+    assert!(is_linearizable_on(&going, |_| 0));
+    assert!(!is_linearizable(&going), "not on another mount");
+    let later = [&begin[..], &[seen(30, unlinked)]].concat();
+    assert!(!is_linearizable_on(&later, |_| 0), "not once the call has returned");
+    // Before it is removed it has its links.
+    let alive = [
+        (1, 1, 2, create("a"), made(7)),
+        seen(7, Outcome::Attributes { ino: Some(7), is_dir: false, mode: 0o600, links: 0 }),
+    ];
+    assert!(!is_linearizable_on(&alive, |_| 0));
 }
 
 /// A local filesystem is linearizable: each call takes effect under locks. So what it has done must be accepted, and the
