@@ -47,7 +47,7 @@ pub struct ClientConfig {
     /// Nobody has asked for `cache_dir`: where it cannot be made, the mount goes without, with a warning.
     pub cache_dir_is_default: bool,
     /// Keep a journal below `cache_dir` of what is done under delegations and not told yet, for the next client in case this
-    /// one does not live to tell it; and tell what the last one has left there, before anything else. For `caches`.
+    /// one does not live to tell it; and tell what the last one has left there, before anything else.
     pub journal: bool,
     /// Room for blocks on the local disk below `cache_dir`, in bytes: 0, the default, for none, or 16 MiB at least. Takes
     /// up to 32 MiB of memory for what waits to be written, and 100 bytes for each block that is there.
@@ -66,10 +66,7 @@ pub struct ClientConfig {
     pub block_bytes: u64,
     /// Keep access times, as `relatime` asks.
     pub access_times: bool,
-    /// Answer from caches under read leases. Without, every question is metad's: for whoever keeps caches of its own, and
-    /// is the only one to change anything.
-    pub caches: bool,
-    /// Do under delegations what can be done there, and tell metad a moment later. Needs `caches`.
+    /// Do under delegations what can be done there, and tell metad a moment later.
     pub write_back: bool,
     /// `close` waits until everything that was written is durable, as `fsync` does.
     pub flush_on_close: bool,
@@ -95,15 +92,9 @@ impl ClientConfig {
             on_conflict: OnConflict::Copy,
             block_bytes: BLOCK_BYTES_MAX as u64,
             access_times: true,
-            caches: true,
             write_back: true,
             flush_on_close: false,
         }
-    }
-
-    /// Whether a journal is kept, if there is a place for it.
-    pub(crate) fn keeps_journal(&self) -> bool {
-        self.journal && self.caches
     }
 
     /// Refuses what cannot work.
@@ -125,8 +116,6 @@ impl ClientConfig {
             "readahead_bytes must be at most half of cache_bytes: what is read ahead must stay until it is read"
         } else if !self.block_bytes.is_power_of_two() || !BLOCK_BYTES.contains(&self.block_bytes) {
             "block_bytes must be a power of two from 4 KiB to 4 MiB"
-        } else if self.write_back && !self.caches {
-            "write_back needs caches: what was done and is not told yet is kept there"
         } else if self.dirty_age.is_zero() {
             "dirty_age must not be zero"
         } else {

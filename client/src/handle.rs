@@ -103,7 +103,7 @@ impl Client {
         });
         drop(opening);
         handle.file.refresh(&attr, page.as_ref());
-        if !leased && self.config.caches {
+        if !leased {
             self.refresh_open(ino);
         }
         if flags.truncate && (attr.size > 0 || handle.file.is_dirty()) {

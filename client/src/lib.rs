@@ -162,7 +162,7 @@ impl Client {
         config.check()?;
         // First of all: a directory that is in use is told before a session is opened.
         let local = LocalDir::of(&config).await?;
-        let journal = match local.clone().filter(|_| config.keeps_journal()) {
+        let journal = match local.clone().filter(|_| config.journal) {
             Some(local) => journal_in(local).await?,
             None => None,
         };
@@ -181,7 +181,7 @@ impl Client {
         // A client that used this directory is dead: what it had sent must not arrive any more.
         let resumes = journal.as_ref().and_then(|journal| journal.session());
         let rpc = Rpc::new(endpoint.clone(), config.bundle.metads.clone(), config.soft_timeout);
-        let opened = Session::open(rpc, (&host, &config.purpose), config.caches, resumes, CONNECT_LIMIT).await;
+        let opened = Session::open(rpc, (&host, &config.purpose), resumes, CONNECT_LIMIT).await;
         let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
         let session = Arc::new(session);
         let layouts = Arc::new(Layouts::new(opened.layout));

@@ -50,7 +50,7 @@ impl LocalDir {
     /// # Errors
     /// As [`LocalDir::open`].
     pub(crate) async fn of(config: &ClientConfig) -> Result<Option<Arc<Self>>, Error> {
-        let wanted = config.disk_cache_bytes > 0 || config.keeps_journal();
+        let wanted = config.disk_cache_bytes > 0 || config.journal;
         let Some(base) = config.cache_dir.clone().filter(|_| wanted) else { return Ok(None) };
         let key = config.cache_key.as_ref().unwrap_or(&config.purpose).clone();
         let (bundle, path) = (config.bundle.clone(), base.clone());

@@ -167,7 +167,7 @@ impl Client {
                         // Nobody listens while there is no mount.
                         let _ = self.notices.send(Notice::Changed(file.ino()));
                     }
-                    if leased || !self.config.caches {
+                    if leased {
                         return;
                     }
                 }

@@ -36,8 +36,7 @@ const BEATS: u32 = 8;
 impl Client {
     pub(crate) fn start_upkeep(self: &Arc<Self>, ttl: Duration) {
         let mut tasks = self.tasks.lock();
-        let beats = ttl / BEATS;
-        tasks.spawn(keep_alive(self.me.clone(), if self.config.caches { beats.min(EXTENSION) } else { beats }));
+        tasks.spawn(keep_alive(self.me.clone(), (ttl / BEATS).min(EXTENSION)));
         tasks.spawn(follow_events(self.me.clone()));
         tasks.spawn(commit_in_background(self.me.clone()));
         tasks.spawn(compact::run(self.me.clone()));

@@ -74,6 +74,27 @@ impl Drop for Asking<'_> {
     }
 }
 
+/// How often something happened, and since when it is counted.
+struct Row {
+    count: u32,
+    since: Instant,
+}
+
+impl Row {
+    fn new() -> Self {
+        Self { count: 0, since: Instant::now() }
+    }
+
+    /// Once more, and how often within this time.
+    fn count(&mut self, within: Duration) -> u32 {
+        if self.since.elapsed() > within {
+            *self = Self::new();
+        }
+        self.count += 1;
+        self.count
+    }
+}
+
 /// What was looked at lately.
 pub(crate) struct Walks {
     /// Directories in those that were listed.
@@ -82,10 +103,10 @@ pub(crate) struct Walks {
     next: Mutex<LruCache<Ino, Next>>,
     /// What is being asked for in the background.
     asking: Mutex<HashMap<Ino, watch::Receiver<()>>>,
-    /// Directories of which names were not known: how many, and since when.
-    missed: Mutex<LruCache<Ino, (u32, Instant)>>,
-    /// Delegations that were asked for one by one: how many, and since when.
-    alone: Mutex<(u32, Instant)>,
+    /// Names of a directory that were not known.
+    missed: Mutex<LruCache<Ino, Row>>,
+    /// Delegations that were asked for one by one.
+    alone: Mutex<Row>,
     /// Inodes whose delegations were asked for.
     asked_for: Mutex<LruCache<Ino, Instant>>,
 }
@@ -98,7 +119,7 @@ impl Default for Walks {
             next: Mutex::new(LruCache::new(NonZeroUsize::new(WALKERS).expect("not zero"))),
             asking: Mutex::default(),
             missed: Mutex::new(LruCache::new(dirs)),
-            alone: Mutex::new((0, Instant::now())),
+            alone: Mutex::new(Row::new()),
             asked_for: Mutex::new(LruCache::new(dirs)),
         }
     }
@@ -175,24 +196,15 @@ impl Walks {
 
     /// A delegation is to be asked for. True when several were within a short time.
     pub(crate) fn is_one_of_many(&self) -> bool {
-        let mut alone = self.alone.lock();
-        if alone.1.elapsed() > MISSED_WITHIN {
-            *alone = (0, Instant::now());
-        }
-        alone.0 += 1;
-        alone.0 > MISSED
+        self.alone.lock().count(MISSED_WITHIN) > MISSED
     }
 
     /// A name of this directory was not known. True when it is time to ask for all of them, once in a while.
     pub(crate) fn missed(&self, dir: Ino) -> bool {
         let mut missed = self.missed.lock();
-        let (count, since) = missed.get_or_insert_mut(dir, || (0, Instant::now()));
-        let window = if *count >= MISSED { ASKED_FOR } else { MISSED_WITHIN };
-        if since.elapsed() > window {
-            (*count, *since) = (0, Instant::now());
-        }
-        *count += 1;
-        *count == MISSED
+        let row = missed.get_or_insert_mut(dir, Row::new);
+        let within = if row.count >= MISSED { ASKED_FOR } else { MISSED_WITHIN };
+        row.count(within) == MISSED
     }
 }
 

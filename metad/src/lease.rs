@@ -231,11 +231,11 @@ impl Shared {
             self.events.tell(session, &MetaEvent::Recall { seq, inos: changing.inos.clone() });
         }
         self.settle(|table, now| {
-            if self.has_ended(id) {
-                return None;
-            }
             // Who comes anew meanwhile acknowledges nothing old, and may have something to tell.
-            table.unsettled_until(&waits, now).or_else(|| table.unsettled_until(&table.dirty_others(id), now))
+            let waited_for = table.unsettled_until(&waits, now);
+            let until = waited_for.or_else(|| table.unsettled_until(&table.dirty_others(id), now));
+            // The session is looked up only where there is something to wait for.
+            until.filter(|_| !self.has_ended(id))
         })
         .await;
         changing
@@ -277,11 +277,16 @@ pub(crate) struct Submitted {
 }
 
 /// Carries out a batch once nobody answers from a cache what it changes. Must run to its end: a change that has begun and
-/// is forgotten may still be applied.
-pub(crate) async fn submit(shared: Arc<Shared>, id: SessionId, batch: Batch) -> Result<Submitted, ProposeError> {
+/// is forgotten may still be applied. What a session that `has_ended` sends disturbs nobody: it is refused, or answered as
+/// the first time.
+pub(crate) async fn submit(
+    shared: Arc<Shared>,
+    (id, has_ended): (SessionId, bool),
+    batch: Batch,
+) -> Result<Submitted, ProposeError> {
     let unleased = |outcome| Submitted { outcome, leased: None, delegated: Vec::new() };
     let inos = touched::before(&**shared.consensus.state(), &batch.ops);
-    if inos.is_empty() || shared.has_ended(id) {
+    if inos.is_empty() || has_ended {
         return Ok(unleased(shared.batcher.submit(id, batch).await?));
     }
     shared.wait_for_others(Some(id)).await;

@@ -3,13 +3,11 @@
 //! From threads that answer no requests: a notification can wait for a request on the same inode, which must not wait for
 //! us. One at a time, in order.
 
-use crate::fuse::Shared;
 use client::Notice;
 use fuser::{INodeNo, Notifier};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
@@ -26,18 +24,10 @@ fn tell(notifier: &Notifier, notice: &Notice) -> io::Result<()> {
 }
 
 /// Passes notices on until it is told to stop, or the client ends.
-pub(crate) async fn run(
-    shared: Arc<Shared>,
-    mut notices: Receiver<Notice>,
-    notifier: Notifier,
-    stop: CancellationToken,
-) {
+pub(crate) async fn run(mut notices: Receiver<Notice>, notifier: Notifier, stop: CancellationToken) {
     while let Some(notice) = stop.run_until_cancelled(notices.recv()).await {
         match notice {
             Ok(notice) => {
-                if let Notice::Changed(ino) = &notice {
-                    shared.inodes.forget(*ino);
-                }
                 let notifier = notifier.clone();
                 let told = tokio::task::spawn_blocking(move || tell(&notifier, &notice)).await;
                 if let Ok(Err(error)) = told {

@@ -181,7 +181,7 @@ impl Mounted {
         let session = Session::new(surf, path, &config).map_err(|error| refused(path, &error))?;
         let guard = Guard::new(path);
         let stop = CancellationToken::new();
-        let notices = notify::run(shared.clone(), client.notices(), session.notifier(), stop.clone());
+        let notices = notify::run(client.notices(), session.notifier(), stop.clone());
         let notices = tokio::spawn(notices);
         let (report, ended) = oneshot::channel();
         let serving = std::thread::Builder::new().name("surf-fuse".to_owned()).spawn(move || {

@@ -43,7 +43,6 @@ pub struct Session {
     cache: Arc<Cache>,
     locks: HeldLocks,
     /// It keeps caches, under read leases.
-    caches: bool,
     /// Questions and changes that went to metad.
     requests: AtomicU64,
     host: String,
@@ -118,19 +117,17 @@ impl Session {
     pub async fn open(
         rpc: Rpc,
         (host, purpose): (&str, &str),
-        caches: bool,
         resumes: Option<SessionId>,
         limit: Duration,
     ) -> Result<(Self, Opened), Error> {
         let (host, purpose) = (host.to_owned(), purpose.to_owned());
-        let request = MetaRequest::OpenSession { host: host.clone(), purpose: purpose.clone(), caches, resumes };
+        let request = MetaRequest::OpenSession { host: host.clone(), purpose: purpose.clone(), caches: true, resumes };
         let asked = since_boot();
         let (id, opened) = opened(rpc.ask_within(&request, Some(limit)).await?)?;
         let session = Self {
             rpc,
             cache: Arc::default(),
             locks: HeldLocks::default(),
-            caches,
             requests: AtomicU64::new(0),
             host,
             purpose,
@@ -194,7 +191,7 @@ impl Session {
         }
         let (host, purpose) = (self.host.clone(), self.purpose.clone());
         // What was made here under delegations and is not told yet has numbers of the old one.
-        let request = MetaRequest::OpenSession { host, purpose, caches: self.caches, resumes: Some(expired) };
+        let request = MetaRequest::OpenSession { host, purpose, caches: true, resumes: Some(expired) };
         let (id, _) = opened(self.rpc.ask(&request).await?).map_err(|_| FsError::Io)?;
         *self.numbers.lock() = fresh(id);
         Ok(())
@@ -220,9 +217,6 @@ impl Session {
     /// # Errors
     /// [`BatchFailed`].
     pub async fn submit_batch(self: &Arc<Self>, ops: Vec<Op>) -> Result<Vec<OpReply>, BatchFailed> {
-        if !self.caches {
-            return self.carry_out(&ops).await.map(|done| done.replies);
-        }
         let session = self.clone();
         let carried_out = async move {
             let mark = session.cache.change(&ops);
@@ -327,7 +321,7 @@ impl Session {
         loop {
             let (session, mark) = (self.id(), self.cache.mark());
             self.requests.fetch_add(1, Ordering::Relaxed);
-            let delegate = self.caches && self.is_at_work();
+            let delegate = self.is_at_work();
             match self.rpc.ask(&MetaRequest::Read { session, read: read.clone(), delegate }).await? {
                 MetaReply::Read { answer, leased, delegated } => {
                     self.cache.delegated(&delegated, mark);
@@ -393,12 +387,11 @@ impl Session {
             MetaReply::Alive { now, orphans, layout, leases } => {
                 self.learn_time(asked, now);
                 if let LeaseState::Extended { alone } = leases
-                    && self.caches
                     && self.id() == session
                 {
                     self.cache.extend(asked, mark, alone);
                 }
-                Ok(Alive::Yes { orphans, layout, attached: leases != LeaseState::None || !self.caches })
+                Ok(Alive::Yes { orphans, layout, attached: leases != LeaseState::None })
             }
             MetaReply::Failed(_) => Ok(Alive::No(session)),
             other => Err(Error::Malformed(format!("unexpected reply {other:?}"))),

@@ -116,7 +116,7 @@ impl Server {
         // What another certificate opened is out of reach, and so is what this node has not applied yet: the state
         // machine looks again.
         let known = session::find_or_ended(&**self.shared.consensus.state(), id);
-        if known.is_some_and(|session| session.opening.client != peer.subject.name) {
+        if known.as_ref().is_some_and(|session| session.opening.client != peer.subject.name) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
         if peer.subject.grant.read_only && !batch.ops.iter().all(is_allowed_read_only) {
@@ -124,9 +124,10 @@ impl Server {
             return Ok(MetaReply::Batch { reply, leased: None, delegated: Vec::new() });
         }
         self.shared.liveness.heard_session(id);
+        let has_ended = known.is_some_and(|session| session.ended);
         let ops = batch.ops.clone();
         // On its own: it runs to its end though this request's connection is lost.
-        let carried_out = tokio::spawn(lease::submit(self.shared.clone(), id, batch));
+        let carried_out = tokio::spawn(lease::submit(self.shared.clone(), (id, has_ended), batch));
         let submitted = carried_out.await.map_err(|_| ProposeError::Unknown)??;
         Ok(match submitted.outcome {
             Ok(reply) => {

@@ -135,10 +135,10 @@ fn alone(trust: Trust, leased: Duration) -> Duration {
 impl Shared {
     /// How long the kernel may believe attributes that it is handed now.
     pub(super) fn attr_trust(&self, attr: &InodeAttr) -> Duration {
-        match self.inodes.trust {
-            _ if self.inodes.is_written(attr.ino) => Duration::ZERO,
-            trust => alone(trust, self.client.believe_attr(attr)),
+        if self.inodes.is_written(attr.ino) {
+            return Duration::ZERO;
         }
+        alone(self.inodes.trust, self.client.believe_attr(attr))
     }
 
     /// How long the kernel may believe where a name leads, or that it is absent.
@@ -149,10 +149,7 @@ impl Shared {
     /// Whether the inode is known to have no extended attributes. The kernel asks before each write (for capabilities),
     /// at each check of rights (for ACLs), and `ls -l` for each file.
     pub(super) fn is_plain(&self, ino: Ino) -> bool {
-        match self.inodes.trust {
-            Trust::Alone => self.inodes.is_plain(ino),
-            Trust::Leases => self.client.known_attr(ino).is_some_and(|attr| !attr.has_xattrs),
-        }
+        self.client.known_attr(ino).is_some_and(|attr| !attr.has_xattrs)
     }
 
     /// The answer to a request that yields a name's inode.
@@ -161,10 +158,7 @@ impl Shared {
         at: (Ino, &[u8]),
         asked: impl Future<Output = Result<InodeAttr, FsError>>,
     ) -> Result<Entry, FsError> {
-        let mark = self.inodes.mark();
-        let attr = asked.await?;
-        self.inodes.learn(&attr, mark);
-        Ok(self.found(at, &attr))
+        Ok(self.found(at, &asked.await?))
     }
 
     fn found(&self, (parent, name): (Ino, &[u8]), attr: &InodeAttr) -> Entry {
@@ -201,9 +195,7 @@ impl Shared {
 
     /// The answer to a request that yields an inode's attributes.
     pub(super) async fn attr(&self, asked: impl Future<Output = Result<InodeAttr, FsError>>) -> Result<Attr, FsError> {
-        let mark = self.inodes.mark();
         let attr = asked.await.map_err(gone_is_stale)?;
-        self.inodes.learn(&attr, mark);
         Ok(Attr { attr: file_attr(&attr), trust: self.attr_trust(&attr) })
     }
 }

@@ -67,12 +67,8 @@ impl Shared {
         if let Some((page, index)) = kept.and_then(|page| page.index_behind(after, plus).map(|index| (page, index))) {
             return Ok((page, index));
         }
-        let mark = self.inodes.mark();
         let listed = self.client.readdir(dir, after, PAGE, plus).await.map_err(gone_is_stale)?;
         let Listed { parent, entries, end } = listed;
-        for attr in entries.iter().filter_map(|entry| entry.attr.as_ref()) {
-            self.inodes.learn(attr, mark);
-        }
         let page = Arc::new(Page { parent, after, entries, end, plus, fetched_at: Instant::now() });
         *listing.page.lock() = Some(page.clone());
         Ok((page, 0))

@@ -170,7 +170,8 @@ impl Surf {
         R: Answer<T>,
         F: Future<Output = Result<T, FsError>> + Send + 'static,
     {
-        self.spawn(span, task(request, patience, reply, work(self.shared.clone())));
+        let task = task(request, patience, reply, work(self.shared.clone()));
+        self.requests.spawn_on(task.instrument(span), &self.workers);
     }
 
     /// Hands over a request that ends early only when its caller is asked to end.
@@ -185,11 +186,6 @@ impl Surf {
         F: Future<Output = Result<T, FsError>> + Send + 'static,
     {
         self.wait(request, Patience::UntilEnding, span, reply, work);
-    }
-
-    /// Hands over a request that answers for itself.
-    pub(super) fn spawn(&self, span: Span, work: impl Future<Output = ()> + Send + 'static) {
-        self.requests.spawn_on(work.instrument(span), &self.workers);
     }
 
     /// The file behind a handle. The kernel never sends a wrong one, short of a bug here or there.

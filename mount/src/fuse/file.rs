@@ -101,9 +101,7 @@ impl Shared {
         new: NewNode,
         flags: i32,
     ) -> Result<(Attr, Open), FsError> {
-        let mark = self.inodes.mark();
         let opened = self.client.create(parent, name, new, open_flags(flags)).await?;
-        self.inodes.learn(&opened.attr, mark);
         let open = self.insert(opened.handle, flags, FopenFlags::FOPEN_KEEP_CACHE);
         let trust = self.attr_trust(&opened.attr);
         Ok((Attr { attr: file_attr(&opened.attr), trust }, open))

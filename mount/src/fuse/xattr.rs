@@ -54,11 +54,7 @@ impl Shared {
         caller: Caller,
     ) -> Result<(), FsError> {
         let clear_sgid = name == ACCESS_ACL && self.loses_sgid(ino, caller).await?;
-        // Before it is there, and after: nobody may be told that it is not, once it is.
-        self.inodes.xattrs_change(ino);
-        let set = self.client.setxattr(ino, name, value, mode, clear_sgid).await;
-        self.inodes.xattrs_change(ino);
-        set.map_err(gone_is_stale)
+        self.client.setxattr(ino, name, value, mode, clear_sgid).await.map_err(gone_is_stale)
     }
 
     /// Setting an ACL clears setgid unless the caller is root or in the file's group, as `chmod(2)` does.
