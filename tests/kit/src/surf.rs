@@ -8,7 +8,6 @@ use crate::proxy::Proxy;
 use crate::wait::until;
 use crate::watchdog::Watchdog;
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -52,17 +51,15 @@ pub struct Surf {
 
 /// One Surf at a time on a machine: tests that measure, or have deadlines, would starve each other on few cores.
 struct Turn {
-    _file: File,
+    _dir: File,
 }
 
 impl Turn {
     fn take() -> Self {
-        let path = std::env::temp_dir().join("surf-tests.lock");
-        let file = File::options().create(true).append(true).open(&path).expect("the lock file can be made");
-        // SAFETY: the descriptor is open for the whole call; flock takes no pointers.
-        let locked = unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) };
-        assert_eq!(locked, 0, "the lock on {} cannot be taken", path.display());
-        Self { _file: file }
+        // The directory itself: a file of its own would be left behind.
+        let dir = File::open(std::env::temp_dir()).expect("the directory of temporary files is there");
+        dir.lock().expect("a directory can be locked");
+        Self { _dir: dir }
     }
 }
 
