@@ -343,11 +343,15 @@ impl Client {
     }
 
     /// Drops what is not committed of an unlinked inode without handles: nobody can read it any more.
-    fn drop_unread(&self, ino: Ino) {
+    pub(crate) fn drop_unread(&self, ino: Ino) {
         // What is in the queue was written before anybody here knew of the removal: it is kept beside.
         let unread = |file: &&Arc<FileState>| {
-            let inner = file.inner.lock();
-            inner.opens == 0 && inner.sealed.front().is_none_or(|first| first.number > inner.queued)
+            let mut inner = file.inner.lock();
+            let unread = inner.opens == 0 && inner.sealed.front().is_none_or(|first| first.number > inner.queued);
+            if unread {
+                inner.attr.nlink = 0;
+            }
+            unread
         };
         let Some(file) = self.files.lock().get(&ino).filter(unread).cloned() else { return };
         let client = self.arc();

@@ -196,6 +196,8 @@ impl Client {
                 Ok(Landed::InPlace) => {}
                 // The rest is committed all the same.
                 Ok(Landed::Elsewhere) => result = Err(FsError::Stale),
+                // It was removed meanwhile, and is about to be dropped.
+                Err(_) if file.is_unreadable() => return Ok(()),
                 Err(error) => {
                     self.content_failed(file, error);
                     return Err(error);

@@ -180,6 +180,13 @@ impl FileState {
         inner.held > 0 && inner.attr.nlink > 0 && !inner.refused
     }
 
+    /// Whether nobody can read it any more: it has neither a name nor a handle here.
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.opens == 0 && inner.attr.nlink == 0
+    }
+
     /// Whether `fsync` and `close` have something to do or to tell.
     #[must_use]
     pub fn wants_flush(&self) -> bool {

@@ -14,7 +14,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use wire::FsError;
-use wire::attr::Timestamp;
+use wire::attr::{InodeAttr, Timestamp};
 use wire::extent::ExtentWrite;
 use wire::ids::{Ino, Version};
 use wire::limits::NAME_BYTES_MAX;
@@ -275,8 +275,8 @@ impl Client {
                         return;
                     }
                 }
-                (_, Some(OpReply::Removed { attr, orphaned: true })) => self.orphaned(attr.ino),
-                (_, Some(OpReply::Renamed { replaced: Some(attr), orphaned: true, .. })) => self.orphaned(attr.ino),
+                (_, Some(OpReply::Removed { attr, orphaned })) => self.removed(&attr, orphaned),
+                (_, Some(OpReply::Renamed { replaced: Some(attr), orphaned, .. })) => self.removed(&attr, orphaned),
                 _ => {}
             }
             self.done(step.number, &inos, &names);
@@ -289,9 +289,15 @@ impl Client {
         self.writeback.pop(number);
     }
 
-    fn orphaned(self: &Arc<Self>, ino: Ino) {
-        let client = self.clone();
-        self.in_background(async move { client.keep_or_release(&[ino]).await });
+    /// An inode has lost a name, maybe its last one.
+    fn removed(self: &Arc<Self>, attr: &InodeAttr, orphaned: bool) {
+        let (client, ino) = (self.clone(), attr.ino);
+        if orphaned {
+            self.in_background(async move { client.keep_or_release(&[ino]).await });
+        } else if attr.nlink == 0 {
+            // What could not be stored of it would be tried for ever.
+            self.drop_unread(ino);
+        }
     }
 
     fn content_told(self: &Arc<Self>, content: Content, reply: OpReply) {
