@@ -1,6 +1,7 @@
 //! Ordinary programs, run with a time limit.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -57,8 +58,9 @@ pub fn run(command: &mut Command, limit: Duration) -> Output {
             break status;
         }
         if started.elapsed() > limit {
+            let waits = waits_for(child.id());
             kill_group(child.id());
-            panic!("{} takes longer than {limit:?}: {command:?}\n{}", name.display(), text());
+            panic!("{} takes longer than {limit:?}: {command:?}\n{}{waits}", name.display(), text());
         }
         thread::sleep(Duration::from_millis(5));
     };
@@ -67,6 +69,12 @@ pub fn run(command: &mut Command, limit: Duration) -> Output {
         panic!("{} left processes behind ({status}): {command:?}\n{}", name.display(), text());
     }
     Output { status, text: text() }
+}
+
+/// Where the kernel has a process wait, as far as it says.
+fn waits_for(pid: u32) -> String {
+    let stack = fs::read_to_string(format!("/proc/{pid}/stack")).unwrap_or_default();
+    if stack.is_empty() { stack } else { format!("it waits in\n{stack}") }
 }
 
 /// What comes out of a pipe, readable also while its other end is still open.
