@@ -261,6 +261,10 @@ impl Inner {
             // It is neither there nor absent: asking about it is an error.
             return NameState::Unknown;
         }
+        if matches!(name, b"." | b"..") {
+            // No entries, but asked about where a handle is opened.
+            return NameState::Unknown;
+        }
         let key = (parent, name.to_vec());
         let known = |ino: Option<Ino>| ino.map_or(NameState::Absent, NameState::Leads);
         if let Some((ino, _)) = self.pinned_names.get(&key) {

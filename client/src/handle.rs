@@ -4,11 +4,12 @@ use crate::Client;
 use crate::file::state::FileState;
 use crate::namespace::NewNode;
 use crate::opens::Vouched;
+use crate::writeback::Heard;
 use bytes::Bytes;
 use futures::StreamExt;
 use std::sync::{Arc, Weak};
 use wire::FsError;
-use wire::attr::{AttrChange, InodeAttr};
+use wire::attr::{AttrChange, InodeAttr, TimeChange};
 use wire::extent::Source;
 use wire::ids::Ino;
 use wire::limits::FILE_BYTES_MAX;
@@ -38,6 +39,7 @@ pub struct OpenFlags {
 pub struct Handle {
     file: Arc<FileState>,
     flags: OpenFlags,
+    heard: Heard,
     client: Weak<Client>,
     released: bool,
 }
@@ -47,6 +49,11 @@ impl Handle {
     #[must_use]
     pub fn ino(&self) -> Ino {
         self.file.ino()
+    }
+
+    /// Where a write for this offset goes; `None` for the end.
+    fn place(&self, offset: u64) -> Option<u64> {
+        (!self.flags.append).then_some(offset)
     }
 }
 
@@ -106,8 +113,11 @@ impl Client {
         if !leased {
             self.refresh_open(ino);
         }
-        if flags.truncate && (attr.size > 0 || handle.file.is_dirty()) {
-            let change = AttrChange { size: Some(0), ..AttrChange::default() };
+        if flags.truncate {
+            let empty = attr.size == 0 && !handle.file.is_dirty();
+            // The times move in any case.
+            let mtime = empty.then_some(TimeChange::Now);
+            let change = AttrChange { size: (!empty).then_some(0), mtime, ..AttrChange::default() };
             attr = self.setattr(ino, change).await?;
         }
         // I5: what the kernel holds of another version is dropped.
@@ -149,7 +159,7 @@ impl Client {
     }
 
     fn handle(&self, file: Arc<FileState>, flags: OpenFlags) -> Handle {
-        Handle { file, flags, client: self.me.clone(), released: false }
+        Handle { file, flags, heard: self.heard(), client: self.me.clone(), released: false }
     }
 
     /// One more handle on a file that is open already.
@@ -203,14 +213,18 @@ impl Client {
         if handle.flags.sync || !self.window.has_room() || handle.file.is_scattered() {
             return None;
         }
-        Some(self.accept(handle, offset, data, clear_privileges))
+        Some(self.accept(handle, handle.place(offset), data, clear_privileges))
     }
 
-    fn accept(&self, handle: &Handle, offset: u64, data: &[u8], clear: bool) -> Result<usize, FsError> {
-        if offset.saturating_add(data.len() as u64) > FILE_BYTES_MAX {
+    /// Takes content in, for a place or for the end.
+    fn accept(&self, handle: &Handle, place: Option<u64>, data: &[u8], clear: bool) -> Result<usize, FsError> {
+        if place.unwrap_or(0).saturating_add(data.len() as u64) > FILE_BYTES_MAX {
             return Err(FsError::TooLarge);
         }
-        let place = (!handle.flags.append).then_some(offset);
+        if handle.file.inner.lock().refused {
+            // More of what nobody will commit is of no use to anybody.
+            return Err(FsError::Stale);
+        }
         let (_, added) = handle.file.write(place, data, clear, self.session.stamp());
         self.window.add(added as u64);
         self.arc().seal_full(&handle.file);
@@ -220,14 +234,27 @@ impl Client {
     /// Writes; waits while too much is uncommitted, and with `O_SYNC` until it is durable.
     ///
     /// # Errors
-    /// As `pwrite(2)`; `NoSpace` when what was written before could not be stored for lack of it.
+    /// As `pwrite(2)`; `NoSpace` when what was written before could not be stored for lack of it; `Stale` when it was
+    /// refused under the policy `Fail`.
     pub async fn write(&self, handle: &Handle, offset: u64, data: &[u8], clear: bool) -> Result<usize, FsError> {
+        self.write_to(handle, handle.place(offset), data, clear).await
+    }
+
+    /// The same for exactly this place, though the handle appends.
+    ///
+    /// # Errors
+    /// As [`Client::write`].
+    pub async fn write_at(&self, handle: &Handle, offset: u64, data: &[u8], clear: bool) -> Result<usize, FsError> {
+        self.write_to(handle, Some(offset), data, clear).await
+    }
+
+    async fn write_to(&self, handle: &Handle, place: Option<u64>, data: &[u8], clear: bool) -> Result<usize, FsError> {
         self.window.wait().await?;
         if handle.file.is_scattered() {
             // What failed is told by `fsync` and `close`, as for writing in the background.
             let _ = self.arc().flush_file(&handle.file, true).await;
         }
-        let count = self.accept(handle, offset, data, clear)?;
+        let count = self.accept(handle, place, data, clear)?;
         if handle.flags.sync {
             self.flush(handle).await?;
         }
@@ -270,7 +297,16 @@ impl Client {
         // I7: blocks are synced before the commit that names them, and the commit before it is answered.
         self.flush(handle).await?;
         // The names that lead to it, though nothing was written.
-        self.tell_all().await
+        self.fsync_names(&handle.heard).await
+    }
+
+    /// What was written to the file is known to metad on return, for who asks about it: what went wrong is told to who
+    /// wrote it.
+    async fn settle(&self, handle: &Handle) -> Result<(), FsError> {
+        if handle.file.is_dirty() {
+            self.arc().flush_file(&handle.file, true).await?;
+        }
+        self.tell_of(handle.ino()).await
     }
 
     /// Gives a handle back.
@@ -377,8 +413,7 @@ impl Client {
     /// # Errors
     /// As `fallocate(2)`.
     pub async fn fallocate(&self, handle: &Handle, off: u64, len: u64, action: RangeAction) -> Result<(), FsError> {
-        self.flush(handle).await?;
-        self.tell_of(handle.ino()).await?;
+        self.settle(handle).await?;
         let op = Op::Range { ino: handle.ino(), off, len, action };
         self.change_content(&handle.file, op, None).await.map(|_| ())
     }
@@ -393,9 +428,8 @@ impl Client {
         (dst, dst_off): (&Handle, u64),
         len: u64,
     ) -> Result<u64, FsError> {
-        self.flush(src).await?;
-        self.flush(dst).await?;
-        self.tell_of(src.ino()).await?;
+        self.settle(src).await?;
+        self.settle(dst).await?;
         let size = src.file.attr().size;
         let len = len.min(size.saturating_sub(src_off));
         if len == 0 {
@@ -411,9 +445,8 @@ impl Client {
     /// # Errors
     /// `NoSuchDataOrHole`, as `lseek(2)`.
     pub async fn seek(&self, handle: &Handle, offset: u64, hole: bool) -> Result<u64, FsError> {
-        self.flush(handle).await?;
+        self.settle(handle).await?;
         let ino = handle.ino();
-        self.tell_of(ino).await?;
         let mut at = offset;
         loop {
             let asked = at.saturating_add(SEEK_BYTES);

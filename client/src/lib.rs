@@ -33,6 +33,7 @@ pub use error::Error;
 pub use handle::{Handle, OpenFlags, Opened};
 pub use local::LocalDir;
 pub use locks::Wait;
+pub use writeback::Heard;
 
 use accessed::Accessed;
 use block::disk::DiskCache;
@@ -139,6 +140,8 @@ pub struct Client {
     /// Open files that are being looked at because another session changed them.
     refreshing: Mutex<HashSet<Ino>>,
     notices: broadcast::Sender<Notice>,
+    /// It is time to commit what was written.
+    overdue: Notify,
     lock_released: Notify,
     /// metad sends us no events, though we have asked for them.
     detached: Arc<Notify>,
@@ -220,6 +223,7 @@ impl Client {
             fragmented: compact::Queue::default(),
             refreshing: Mutex::default(),
             notices: broadcast::channel(NOTICES).0,
+            overdue: Notify::new(),
             lock_released: Notify::new(),
             detached: Arc::default(),
             waits: Waits::default(),

@@ -1,5 +1,6 @@
 //! Names, attributes, directories, extended attributes.
 
+use crate::file::flush::is_full;
 use crate::file::state::FileState;
 use crate::opens::{Opening, Vouched};
 use crate::walks::Next;
@@ -161,9 +162,7 @@ impl Client {
         while self.files.lock().contains_key(&file.ino()) {
             match self.ask_attr(Read::GetAttr { ino: file.ino() }).await {
                 Ok((attr, leased)) => {
-                    let before = file.inner.lock().content;
-                    file.refresh(&attr, None);
-                    if attr.version > before {
+                    if file.refresh(&attr, None) {
                         // Nobody listens while there is no mount.
                         let _ = self.notices.send(Notice::Changed(file.ino()));
                     }
@@ -203,14 +202,20 @@ impl Client {
         let ordered =
             change.size.is_some() || change.mtime.is_some() || change.clear_privileges || change.mode.is_some();
         if ordered && file.is_dirty() {
-            self.arc().flush_file(&file, true).await?;
+            match self.arc().flush_file(&file, true).await {
+                // What cannot be stored is cut like the rest, and keeps the time that is set: on a full disk, this is how
+                // room is made.
+                Err(error) if is_full(error) => {}
+                flushed => flushed?,
+            }
         }
         if let Some(size) = change.size {
             return self.change_content(&file, Op::SetAttr { ino, change }, Some(size)).await;
         }
-        let attr = self.change(Op::SetAttr { ino, change }).await?;
+        let attr = self.change(Op::SetAttr { ino, change: change.clone() }).await?;
         file.refresh(&attr, None);
-        Ok(attr)
+        file.time_was_set(&change, &attr);
+        Ok(file.overlaid(attr))
     }
 
     /// Carries out a change of an open file's content that is no commit. `cut` tells from where on content goes, if that
@@ -223,16 +228,19 @@ impl Client {
         cut: Option<u64>,
     ) -> Result<InodeAttr, FsError> {
         let (client, file) = (self.arc(), file.clone());
-        let change = async move {
+        self.to_its_end(async move {
             // Before the lock: who tells metad of the file's content takes it, too.
             let _kept_off = client.in_order([file.ino()]).await?;
             let _one = file.flushing.lock().await;
             let OpReply::Attr(attr) = client.session.one(op).await? else { return Err(FsError::Io) };
             client.kernel_follows(file.ino(), Version(attr.version.0.saturating_sub(1)), attr.version);
             file.changed_here(&attr, cut);
+            if let Some(size) = cut {
+                client.window.release(file.cut_uncommitted(size));
+            }
             Ok(file.overlaid(attr))
-        };
-        self.work.spawn_on(change, &self.runtime).await.unwrap_or(Err(FsError::Io))
+        })
+        .await
     }
 
     /// Target of a symlink.
@@ -312,16 +320,21 @@ impl Client {
             self.names.lock().pop(&(parent, name.to_vec()));
             return Ok(());
         }
-        let _kept_off = self.in_order([parent]).await?;
-        let vouched = self.vouch(parent, name);
-        let released = vouched.as_ref().map(Vouched::ino);
-        let reply = self.session.one(Op::Unlink { parent, name: name.to_vec(), released }).await?;
-        drop(vouched);
-        self.names.lock().pop(&(parent, name.to_vec()));
-        if let OpReply::Removed { attr, orphaned: true } = reply {
-            self.keep_or_release(&[attr.ino]).await;
-        }
-        Ok(())
+        let (client, name) = (self.arc(), name.to_vec());
+        // To its end: nobody may open meanwhile what is vouched for.
+        self.to_its_end(async move {
+            let _kept_off = client.in_order([parent]).await?;
+            let vouched = client.vouch(parent, &name);
+            let released = vouched.as_ref().map(Vouched::ino);
+            let reply = client.session.one(Op::Unlink { parent, name: name.clone(), released }).await?;
+            drop(vouched);
+            client.names.lock().pop(&(parent, name));
+            if let OpReply::Removed { attr, orphaned: true } = reply {
+                client.keep_or_release(&[attr.ino]).await;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Removes an empty directory.
@@ -362,33 +375,55 @@ impl Client {
             }
             return Ok(());
         }
+        let (client, name, new_name) = (self.arc(), name.to_vec(), new_name.to_vec());
+        self.to_its_end(async move { client.rename_there((parent, name), (new_parent, new_name), mode).await }).await
+    }
+
+    /// The same at metad.
+    async fn rename_there(
+        self: &Arc<Self>,
+        (parent, name): (Ino, Name),
+        (new_parent, new_name): (Ino, Name),
+        mut mode: RenameMode,
+    ) -> Result<(), FsError> {
         let _kept_off = self.in_order([parent, new_parent]).await?;
         // What replaces a file must be there when its name is: programs write a new file, rename it, and expect one
         // or the other after a crash.
-        let source = self.names.lock().get(&(parent, name.to_vec())).copied();
+        let source = self.names.lock().get(&(parent, name.clone())).copied();
         let open = source.and_then(|ino| self.files.lock().get(&ino).cloned());
+        let mut unstored = None;
         if let Some(file) = open.filter(|file| file.is_dirty()) {
-            self.arc().flush_file(&file, true).await?;
+            match self.flush_file(&file, true).await {
+                // It may be moved, but nothing may be replaced by it.
+                Err(error) if is_full(error) && mode != RenameMode::Exchange => {
+                    unstored = (mode == RenameMode::Replace).then_some(error);
+                    mode = RenameMode::NoReplace;
+                }
+                flushed => flushed?,
+            }
         }
-        let vouched = self.vouch(new_parent, new_name);
+        let vouched = self.vouch(new_parent, &new_name);
         let op = Op::Rename {
             parent,
-            name: name.to_vec(),
+            name: name.clone(),
             new_parent,
-            new_name: new_name.to_vec(),
+            new_name: new_name.clone(),
             mode,
             released: vouched.as_ref().map(Vouched::ino),
         };
-        let reply = self.session.one(op).await?;
+        let reply = match (self.session.one(op).await, unstored) {
+            (Err(FsError::Exists), Some(unstored)) => return Err(unstored),
+            (reply, _) => reply?,
+        };
         drop(vouched);
         let OpReply::Renamed { moved, replaced, orphaned } = reply else { return Err(FsError::Io) };
         {
             let mut names = self.names.lock();
             match (mode, &replaced) {
-                (RenameMode::Exchange, Some(other)) => names.put((parent, name.to_vec()), other.ino),
-                _ => names.pop(&(parent, name.to_vec())),
+                (RenameMode::Exchange, Some(other)) => names.put((parent, name), other.ino),
+                _ => names.pop(&(parent, name)),
             };
-            names.put((new_parent, new_name.to_vec()), moved.ino);
+            names.put((new_parent, new_name), moved.ino);
         }
         if let Some(attr) = replaced.as_ref().filter(|_| mode != RenameMode::Exchange) {
             self.remember_removed(attr);

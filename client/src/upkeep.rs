@@ -38,6 +38,7 @@ impl Client {
         let mut tasks = self.tasks.lock();
         tasks.spawn(keep_alive(self.me.clone(), (ttl / BEATS).min(EXTENSION)));
         tasks.spawn(follow_events(self.me.clone()));
+        tasks.spawn(defer_in_background(self.me.clone()));
         tasks.spawn(commit_in_background(self.me.clone()));
         tasks.spawn(compact::run(self.me.clone()));
         tasks.spawn(accessed::run(self.me.clone()));
@@ -88,6 +89,7 @@ impl Client {
                 for ino in self.session.locks().lost_on() {
                     let _ = self.notices.send(Notice::Changed(ino));
                 }
+                self.refresh_all_open();
                 // Leases are of use once they are extended.
                 self.beat_soon();
                 match seq {
@@ -110,6 +112,7 @@ impl Client {
             }
             MetaEvent::RecallAll { seq } => {
                 let believed = cache.recall_all();
+                self.refresh_all_open();
                 (seq, believed, self.writeback.tail())
             }
             MetaEvent::Company { seq } => (seq, cache.company(), None),
@@ -147,6 +150,22 @@ impl Client {
             }
         };
         self.in_background(refresh);
+    }
+
+    /// The same for all of them: nobody would tell of changes.
+    fn refresh_all_open(&self) {
+        let open: Vec<Ino> = self.files.lock().keys().copied().collect();
+        for ino in open {
+            self.refresh_open(ino);
+        }
+    }
+
+    /// Puts what has been written into the queue, where it can go there: servers are not waited for.
+    fn defer_all(&self) {
+        let dirty: Vec<_> = self.files.lock().values().filter(|file| file.is_wanted()).cloned().collect();
+        for file in dirty.iter().filter(|file| !file.is_queued()) {
+            self.defer_content(file);
+        }
     }
 
     async fn commit_one(self: Arc<Self>, file: Arc<FileState>, whole: bool) {
@@ -282,19 +301,29 @@ async fn acknowledge_in_order(
     }
 }
 
-async fn commit_in_background(weak: Weak<Client>) {
-    let mut whole_at = Instant::now();
-    let mut idle = 0_u32;
+/// Says when it is time to commit what was written, and lets the journal have it though commits are waiting for servers.
+async fn defer_in_background(weak: Weak<Client>) {
     loop {
         let Some(client) = weak.upgrade() else { return };
         let age = client.config.dirty_age;
-        let left = (whole_at + age).saturating_duration_since(Instant::now());
-        let pressed = tokio::time::timeout(left, client.window.pressure.notified()).await.is_ok();
+        client.defer_all();
+        client.overdue.notify_one();
+        drop(client);
+        tokio::time::sleep(age).await;
+    }
+}
+
+async fn commit_in_background(weak: Weak<Client>) {
+    let mut idle = 0_u32;
+    loop {
+        let Some(client) = weak.upgrade() else { return };
+        let pressed = tokio::select! {
+            biased;
+            () = client.overdue.notified() => false,
+            () = client.window.pressure.notified() => true,
+        };
         // Without room even after what was sealed, scattered small writes are what fills the window.
         let whole = !pressed || !client.window.has_room();
-        if !pressed {
-            whole_at = Instant::now() + age;
-        }
         if pressed && let Some(tail) = client.writeback.tail() {
             client.writeback.hurry(tail);
         }

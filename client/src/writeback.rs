@@ -21,6 +21,7 @@ use crate::opens::count_down;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use wire::FsError;
@@ -80,6 +81,10 @@ struct Inner {
     strict: bool,
     /// Entries that were undone and that the journal may have.
     undone: Vec<u64>,
+    /// How many changes were done here and came to nothing, why the last one did, and whether anybody has heard of that.
+    lost: u64,
+    loss: Option<FsError>,
+    loss_told: bool,
     /// Up to here somebody waits.
     urgent: u64,
     /// Inodes that something else is changing now: what is done there must not get into the queue.
@@ -113,6 +118,11 @@ impl Inner {
         self.keeps && first.is_some_and(|(_, queued)| queued.elapsed() > BEHIND)
     }
 
+    fn note_lost(&mut self, error: FsError) {
+        self.lost += 1;
+        (self.loss, self.loss_told) = (Some(error), false);
+    }
+
     /// The first entry is told.
     fn pop(&mut self, number: u64) {
         self.entries.pop_front();
@@ -131,6 +141,10 @@ impl Inner {
         self.entries.push_back(Entry { number, at, queued, inos, names, work, kept_base: None });
     }
 }
+
+/// Up to which of the changes that came to nothing somebody has heard of them.
+#[derive(Debug)]
+pub struct Heard(AtomicU64);
 
 /// Inodes and names that an entry changes.
 pub(crate) type Touched = (Vec<Ino>, Vec<(Ino, Name)>);
@@ -232,8 +246,41 @@ impl WriteBack {
                 names.extend_from_slice(&entry.names);
             }
         }
+        if !undone.is_empty() {
+            inner.note_lost(FsError::NoSpace);
+        }
         inner.undone.append(&mut undone);
         (inos, names)
+    }
+
+    /// Whether the inode is moved, or is to be replaced by what is, by something that is not told yet.
+    fn is_moved(&self, ino: Ino) -> bool {
+        let moves = |entry: &Entry| match &entry.work {
+            Work::Change { op: Op::Rename { .. }, expect } => expect.iter().any(|expect| expect.ino == Some(ino)),
+            _ => false,
+        };
+        self.inner.lock().entries.iter().any(moves)
+    }
+
+    /// A change that was done here came to nothing.
+    fn note_lost(&self, error: FsError) {
+        self.inner.lock().note_lost(error);
+    }
+
+    /// For who begins to care. What nobody has heard of yet, they are to hear as well.
+    fn heard(&self) -> Heard {
+        let inner = self.inner.lock();
+        Heard(AtomicU64::new(if inner.loss_told { inner.lost } else { inner.lost.saturating_sub(1) }))
+    }
+
+    /// Tells once of changes that came to nothing.
+    fn tell_lost(&self, heard: &Heard) -> Result<(), FsError> {
+        let mut inner = self.inner.lock();
+        if heard.0.swap(inner.lost, Ordering::Relaxed) >= inner.lost {
+            return Ok(());
+        }
+        inner.loss_told = true;
+        inner.loss.map_or(Ok(()), Err)
     }
 
     /// Entries that were undone since this was asked last.
@@ -402,6 +449,22 @@ impl Client {
             Some(tail) => self.writeback.wait_told(tail).await,
             None => Ok(()),
         }
+    }
+
+    /// From now on [`Client::fsync_names`] tells what comes to nothing.
+    #[must_use]
+    pub fn heard(&self) -> Heard {
+        self.writeback.heard()
+    }
+
+    /// Everything that was done before is known to metad on return: what `fsync(2)` of a directory asks for.
+    ///
+    /// # Errors
+    /// As [`Client::tell_all`]; `NoSpace` or `Stale`, once for each `heard`, when something that was done came to nothing:
+    /// a rename by which a file would be replaced by what could not be stored, or what others were first with.
+    pub async fn fsync_names(&self, heard: &Heard) -> Result<(), FsError> {
+        self.tell_all().await?;
+        self.writeback.tell_lost(heard)
     }
 
     /// The same, if metad does not know this inode, or not all of it: before it is asked about it.

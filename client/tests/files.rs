@@ -62,6 +62,9 @@ async fn a_conflict_that_the_background_found_is_told_by_close() {
     one.write(&first.handle, 0, b"first", false).await.unwrap();
     one.flush(&first.handle).await.unwrap();
     until("a copy", || async { names(&one).await.len() == 2 }).await;
+    // Who only reads takes nothing of it away.
+    let reader = open(&two, "file").await;
+    assert_eq!(two.seek(&reader.handle, 0, false).await, Ok(0));
     assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));
     // What is written after that is based on what the file is now.
     two.write(&second.handle, 0, b"third", false).await.unwrap();
@@ -111,6 +114,53 @@ async fn a_refused_conflict_keeps_the_content_until_the_file_is_closed() {
     two.release(second.handle).await;
     assert_eq!(content(&two, "file").await, b"first");
     assert_eq!(names(&two).await, ["file"]);
+}
+
+/// The background commits full blocks as soon as there are many, and the partial one at the start with the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_appended_is_in_its_order_though_full_blocks_are_committed_before_the_first_one() {
+    let cluster = Cluster::start().await;
+    let mut config = cluster.config();
+    (config.window_bytes, config.block_bytes) = (8 << 20, 64 << 10);
+    config.dirty_age = Duration::from_secs(3600);
+    let client = Client::connect(config).await.unwrap();
+    let written = pattern(1, 13_000_000);
+    let (start, rest) = written.split_at(100_000);
+    let opened = create(&client, "file").await;
+    client.write(&opened.handle, 0, start, false).await.unwrap();
+    client.flush(&opened.handle).await.unwrap();
+    let flags = OpenFlags { append: true, ..OpenFlags::default() };
+    let appending = client.open(opened.attr.ino, flags).await.unwrap();
+    for part in rest.chunks(40_000) {
+        client.write(&appending.handle, 0, part, false).await.unwrap();
+    }
+    assert_eq!(client.flush(&appending.handle).await, Ok(()));
+    assert!(content(&client, "file").await == written);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_writes_on_after_a_refusal_is_told_and_holds_nobody_up() {
+    let cluster = Cluster::start().await;
+    let one = cluster.lazy_client().await;
+    let mut config = cluster.config();
+    (config.on_conflict, config.window_bytes) = (OnConflict::Fail, 8 << 20);
+    let two = Client::connect(config).await.unwrap();
+    let first = create(&one, "file").await;
+    let second = open(&two, "file").await;
+    one.write(&first.handle, 0, b"first", false).await.unwrap();
+    two.write(&second.handle, 0, &pattern(1, 8 << 20), false).await.unwrap();
+    one.flush(&first.handle).await.unwrap();
+    assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));
+    assert_eq!(two.write(&second.handle, 9 << 20, b"more", false).await, Err(FsError::Stale));
+    let other = create(&two, "other").await;
+    for part in 0..20 {
+        let content = pattern(part, 1 << 20);
+        let written = two.write(&other.handle, part << 20, &content, false);
+        tokio::time::timeout(Duration::from_secs(60), written).await.expect("there is room").unwrap();
+    }
+    two.flush(&other.handle).await.unwrap();
+    two.release(second.handle).await;
+    assert_eq!(content(&two, "file").await, b"first");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

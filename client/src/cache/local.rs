@@ -83,7 +83,7 @@ impl Cache {
         }
     }
 
-    /// metad knows what the entry of this number did, or has refused it. Its answer has been taken in.
+    /// metad knows what the entry of this number did. Its answer has been taken in.
     pub fn unpin(&self, number: u64, inos: &[Ino], names: &[(Ino, Name)]) {
         let mut inner = self.inner.lock();
         for ino in inos {
@@ -112,12 +112,16 @@ impl Cache {
         }
     }
 
-    /// What the entry of this number did is undone: metad knows how it was before.
+    /// What the entry of this number did is undone, or metad has refused it: metad knows how it is.
     pub fn undo(&self, number: u64, inos: &[Ino], names: &[(Ino, Name)]) {
         let mut inner = self.inner.lock();
         let at = inner.tick();
         for ino in inos {
-            if inner.pinned_attrs.get(ino).is_some_and(|pinned| pinned.last <= number && pinned.made.is_none()) {
+            let Some(pinned) = inner.pinned_attrs.get_mut(ino) else { continue };
+            if pinned.made == Some(number) {
+                pinned.made = None;
+            }
+            if pinned.last <= number && pinned.made.is_none() {
                 inner.pinned_attrs.remove(ino);
                 inner.note_change(*ino, at);
             }

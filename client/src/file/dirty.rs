@@ -153,6 +153,13 @@ impl Dirty {
         self.runs
     }
 
+    /// The first written byte.
+    #[must_use]
+    pub fn start(&self) -> Option<u64> {
+        let (number, slot) = self.slots.first_key_value()?;
+        Some(number * self.slot + *slot.runs.first_key_value()?.0 as u64)
+    }
+
     /// One past the last written byte; 0 when there is none.
     #[must_use]
     pub fn end(&self) -> u64 {

@@ -10,9 +10,11 @@
 use super::dirty::Packed;
 use super::state::{FileState, Outcome, Sealed, Stored, writes_of};
 use super::together::SHARED_BLOCK_PART;
+use crate::writeback::Touched;
 use crate::{Client, Notice, OnConflict};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
@@ -31,6 +33,11 @@ const HASH_INLINE: usize = 64 << 10;
 const QUEUED_ROUNDS: u32 = 4;
 /// A chunk in more pieces than this is compacted.
 const COMPACT_EXTENTS: u32 = 1024;
+
+/// Whether an error says that there is no room, and there will be none until something is removed.
+pub(crate) fn is_full(error: FsError) -> bool {
+    matches!(error, FsError::NoSpace | FsError::QuotaExceeded)
+}
 
 /// What one commit carries.
 pub(crate) struct Commit {
@@ -155,15 +162,23 @@ impl Client {
     /// `Fail`. `NoSpace` and `Io` as they say; the content is still here. What is returned is also left in `untold`.
     pub(crate) async fn flush_file(self: &Arc<Self>, file: &Arc<FileState>, whole: bool) -> Result<(), FsError> {
         let (client, file) = (self.clone(), file.clone());
-        let flush = async move {
+        self.to_its_end(async move {
             if whole {
                 // It goes along with what it depends on.
                 client.defer_content(&file);
             }
             client.tell_all().await?;
             client.flush_here(&file, whole).await
-        };
-        self.work.spawn_on(flush, &self.runtime).await.unwrap_or(Err(FsError::Io))
+        })
+        .await
+    }
+
+    /// Does something that goes on to its end though the caller is dropped.
+    pub(crate) async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, FsError>> + Send + 'static,
+    ) -> Result<T, FsError> {
+        self.work.spawn_on(work, &self.runtime).await.unwrap_or(Err(FsError::Io))
     }
 
     async fn flush_here(self: &Arc<Self>, file: &Arc<FileState>, whole: bool) -> Result<(), FsError> {
@@ -209,19 +224,47 @@ impl Client {
     }
 
     /// Content could not be committed: it stays with the file, whoever asks next is told, and the background tries again.
-    pub(crate) fn content_failed(&self, file: &FileState, error: FsError) {
-        if matches!(error, FsError::NoSpace | FsError::QuotaExceeded) {
+    pub(crate) fn content_failed(self: &Arc<Self>, file: &Arc<FileState>, error: FsError) {
+        if is_full(error) {
             self.window.fail(error);
         }
         let mut inner = file.inner.lock();
         inner.untold = Some(error);
         inner.refused = error == FsError::Stale;
         (inner.queued, inner.kept) = (0, 0);
+        // Others need not wait for what nobody tries to commit.
+        let freed = if inner.refused { std::mem::take(&mut inner.counted) } else { 0 };
+        let unheard = inner.refused && inner.opens == 0;
         drop(inner);
-        let (inos, names) = self.writeback.undo_replacing(file.ino, self.session.cache());
-        // The kernel believes what it has seen.
+        if freed > 0 {
+            self.window.release(freed);
+        }
+        if unheard {
+            self.drop_refused(file);
+        }
+        // Servers that are away come back.
+        if error != FsError::Io {
+            let undone = self.writeback.undo_replacing(file.ino, self.session.cache());
+            self.kernel_unlearns(undone);
+        }
+    }
+
+    /// Drops what the policy refuses, and what nobody is left to be told of.
+    fn drop_refused(self: &Arc<Self>, file: &Arc<FileState>) {
+        tracing::warn!(ino = %file.ino, "content that was in conflict is dropped: its writer has closed the file");
+        let (client, file) = (self.clone(), file.clone());
+        let dropping = async move {
+            client.discard(&file).await;
+            client.forget_if_idle(&file);
+        };
+        self.work.spawn_on(dropping, &self.runtime);
+    }
+
+    /// What was done to these inodes and names was undone, and the kernel believes what it has seen.
+    pub(crate) fn kernel_unlearns(&self, (inos, names): Touched) {
         let names = names.into_iter().map(|(parent, name)| Notice::Moved(parent, name));
         for notice in names.chain(inos.into_iter().map(Notice::Accessed)) {
+            // Nobody listens while there is no mount.
             let _ = self.notices.send(notice);
         }
     }
@@ -370,7 +413,7 @@ impl Client {
         if inner.sealed.is_empty() && inner.dirty.is_empty() {
             gone = inner.held;
         }
-        inner.held -= gone;
+        let gone = inner.lets_go(gone);
         drop(inner);
         self.window.release(gone);
     }
@@ -381,7 +424,8 @@ impl Client {
         let mut inner = file.inner.lock();
         inner.dirty.truncate(0);
         inner.sealed.clear();
-        let gone = std::mem::take(&mut inner.held);
+        let held = inner.held;
+        let gone = inner.lets_go(held);
         inner.size = inner.attr.size;
         inner.mtime = None;
         inner.appended_from = None;

@@ -2,7 +2,7 @@
 
 use super::dirty::lay;
 use super::state::FileState;
-use crate::Client;
+use crate::{Client, Notice};
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
@@ -153,6 +153,8 @@ impl Client {
                 // Changed by another since it was opened. What this handle wrote stays based on what it saw (I6); what
                 // it reads from now on is the new content throughout.
                 inner.forget_content(version);
+                // Nobody listens while there is no mount.
+                let _ = self.notices.send(Notice::Changed(file.ino));
                 if inner.held == 0 {
                     let size = pages[pages.len() - 1].size;
                     inner.base = version;

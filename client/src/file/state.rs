@@ -17,7 +17,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 use tokio::sync::watch;
 use wire::FsError;
-use wire::attr::{InodeAttr, Timestamp};
+use wire::attr::{AttrChange, InodeAttr, TimeChange, Timestamp};
 use wire::extent::{Extent, ExtentWrite, Source};
 use wire::ids::{BlockHash, ChunkIndex, Ino, Version};
 use wire::limits::CHUNK_BYTES;
@@ -81,6 +81,8 @@ pub(crate) struct Inner {
     pub kept: u64,
     /// Bytes in `dirty` and `sealed`.
     pub held: u64,
+    /// So many of them the window counts: what the policy refuses takes no room from others.
+    pub counted: u64,
     /// When content was written last, by this machine's clock.
     pub mtime: Option<Timestamp>,
     /// Writing must clear setuid and setgid.
@@ -128,6 +130,7 @@ impl FileState {
             queued: 0,
             kept: 0,
             held: 0,
+            counted: 0,
             mtime: None,
             clear_privileges: false,
             appended_from: None,
@@ -223,20 +226,65 @@ impl FileState {
         }
         let added = inner.dirty.write(at, data);
         inner.held += added as u64;
+        inner.counted += added as u64;
         inner.size = inner.size.max(at + data.len() as u64);
         inner.mtime = Some(now);
         inner.clear_privileges |= clear_privileges;
         (at, added)
     }
 
-    /// Takes in what metad says of the content now. What is not committed stays, on its old base: a later commit is
-    /// judged by that (I6). Answers that were overtaken by newer ones are passed over.
-    pub(crate) fn refresh(&self, attr: &InodeAttr, page: Option<&ExtentPage>) {
+    /// A time was set: until what was written before is committed, the time of that would show.
+    pub(crate) fn time_was_set(&self, change: &AttrChange, attr: &InodeAttr) {
         let mut inner = self.inner.lock();
-        if attr.version < inner.content || attr.version < inner.base {
+        if inner.held == 0 {
             return;
         }
-        if attr.version > inner.content {
+        match change.mtime {
+            Some(TimeChange::To(time)) => inner.mtime = Some(time),
+            Some(TimeChange::Now) => inner.mtime = Some(attr.mtime),
+            _ => {}
+        }
+    }
+
+    /// Forgets what was written from `size` on and is not committed: the file was cut there. Returns how many bytes less
+    /// the window counts.
+    pub(crate) fn cut_uncommitted(&self, size: u64) -> u64 {
+        let mut inner = self.inner.lock();
+        if inner.uncommitted_end() <= size {
+            return 0;
+        }
+        let sealed: Vec<Packed> = inner.sealed.drain(..).map(|sealed| sealed.packed).collect();
+        let rest = inner.dirty.take_all();
+        let mut held = 0;
+        // In the order in which it was written: what came later lies over it.
+        for packed in sealed.into_iter().chain(rest) {
+            for (at, from, len) in packed.pieces {
+                let len = (size.saturating_sub(at)).min(len as u64) as usize;
+                if len > 0 {
+                    held += inner.dirty.write(at, &packed.bytes[from..from + len]) as u64;
+                }
+            }
+        }
+        (inner.queued, inner.kept, inner.appended_from) = (0, 0, None);
+        inner.held = held;
+        if held == 0 {
+            inner.mtime = None;
+        }
+        inner.size = inner.attr.size.max(inner.uncommitted_end());
+        let gone = inner.counted.saturating_sub(held);
+        inner.counted -= gone;
+        gone
+    }
+
+    /// Takes in what metad says of the content now. What is not committed stays, on its old base: a later commit is
+    /// judged by that (I6). Answers that were overtaken by newer ones are passed over. Whether the content is another.
+    pub(crate) fn refresh(&self, attr: &InodeAttr, page: Option<&ExtentPage>) -> bool {
+        let mut inner = self.inner.lock();
+        if attr.version < inner.content || attr.version < inner.base {
+            return false;
+        }
+        let moved = attr.version > inner.content;
+        if moved {
             inner.forget_content(attr.version);
             if let Some(page) = page.filter(|page| page.version == attr.version) {
                 inner.take_pages(0..CHUNK_BYTES, std::slice::from_ref(page));
@@ -249,6 +297,7 @@ impl FileState {
             inner.base = attr.version;
             inner.size = attr.size;
         }
+        moved
     }
 
     /// Takes in the answer to a change of content by this client that is no commit. `cut` tells from where on content
@@ -315,6 +364,20 @@ impl Inner {
     pub fn uncommitted_end(&self) -> u64 {
         let pieces = self.sealed.iter().filter_map(|sealed| sealed.packed.pieces.last());
         pieces.map(|(at, _, len)| at + *len as u64).max().unwrap_or(0).max(self.dirty.end())
+    }
+
+    /// The first uncommitted byte.
+    fn uncommitted_start(&self) -> Option<u64> {
+        let sealed = self.sealed.iter().flat_map(|sealed| &sealed.packed.pieces).map(|(at, _, _)| *at);
+        sealed.chain(self.dirty.start()).min()
+    }
+
+    /// Content is committed or dropped. Returns how many bytes less the window counts.
+    pub fn lets_go(&mut self, bytes: u64) -> u64 {
+        self.held -= bytes;
+        let gone = if self.held == 0 { self.counted } else { bytes.min(self.counted) };
+        self.counted -= gone;
+        gone
     }
 
     /// Nothing is known of the content any more, which has this version now.
@@ -390,7 +453,10 @@ impl Inner {
         };
         let moved = landed.saturating_sub(from);
         let Some(_) = self.appended_from else { return };
-        self.appended_from = Some(end + moved);
+        // What lies before the end fills a hole that the commit has left: full blocks are sealed before the partial one
+        // at the start.
+        let appends = self.uncommitted_start().is_none_or(|start| start >= end);
+        self.appended_from = appends.then_some(end + moved);
         if moved == 0 {
             return;
         }

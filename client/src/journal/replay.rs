@@ -164,7 +164,11 @@ impl Client {
                 Record::Piece(piece) => {
                     let (number, at) = (piece.number, piece.at);
                     let more = records.peek().is_some_and(|(record, _)| record.number() == number);
-                    let Some((file, upto)) = self.take_piece(replayed, piece, content, position) else { continue };
+                    // What was told of it may have been the end: the rest goes where it was written.
+                    let rest = position.left > 0 && number == position.told + 1;
+                    let Some((file, upto)) = self.take_piece(replayed, piece, content, (position, rest)) else {
+                        continue;
+                    };
                     if !more {
                         let touched = (vec![file.ino()], Vec::new());
                         replayed.entries.push((number, at, touched, Work::Content { file, upto }));
@@ -181,14 +185,14 @@ impl Client {
         replayed: &mut Replayed,
         piece: Piece,
         bytes: Bytes,
-        position: &JournalPosition,
+        (position, rest): (&JournalPosition, bool),
     ) -> Option<(Arc<FileState>, u64)> {
         let ino = replayed.number(piece.ino);
         if let Some((parent, name)) = piece.place.clone() {
             self.names.lock().put((replayed.number(parent), name), ino);
         }
         let pieces: Vec<_> = piece.parts.iter().map(|(at, from, len)| (*at, *from as usize, *len as usize)).collect();
-        let (first, small) = (pieces.first()?.0, bytes.len() <= SHARED_BLOCK_PART);
+        let (first, small) = (pieces.iter().map(|(at, _, _)| *at).min()?, bytes.len() <= SHARED_BLOCK_PART);
         let held: usize = pieces.iter().map(|(_, _, len)| len).sum();
         let begins = !replayed.files.contains_key(&ino);
         let file = replayed.files.entry(ino).or_insert_with(|| {
@@ -201,8 +205,9 @@ impl Client {
             FileState::new(attr, None, self.buffers.clone(), self.config.block_bytes)
         });
         let mut inner = file.inner.lock();
-        let appended = piece.append_from.is_some() && (begins || inner.appended_from.is_some());
-        inner.appended_from = appended.then(|| inner.appended_from.unwrap_or(first));
+        let appended = piece.append_from.is_some() && !rest && (begins || inner.appended_from.is_some());
+        // Pieces are in the order in which they were sealed, which is not that of their places.
+        inner.appended_from = appended.then(|| inner.appended_from.map_or(first, |from| from.min(first)));
         inner.mtime = piece.mtime;
         inner.clear_privileges |= piece.clear_privileges;
         let to = if small { To::SharedBlock } else { To::OwnBlock };
@@ -210,6 +215,7 @@ impl Client {
         let number = sealed.number;
         inner.sealed.push_back(sealed);
         inner.held += held as u64;
+        inner.counted += held as u64;
         (inner.queued, inner.kept) = (number, number);
         inner.size = inner.uncommitted_end();
         drop(inner);

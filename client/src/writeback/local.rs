@@ -6,9 +6,9 @@ use crate::cache::{Local, NameState};
 use crate::file::flush::To;
 use crate::file::state::FileState;
 use crate::namespace::NewNode;
-use crate::opens::Opening;
+use crate::opens::{Opening, Vouched};
 use std::sync::Arc;
-use wire::attr::{AttrChange, Creator, FileKind, InodeAttr, TimeChange};
+use wire::attr::{AttrChange, Creator, FileKind, InodeAttr};
 use wire::ids::Ino;
 use wire::limits::{LINKS_MAX, SYMLINK_BYTES_MAX};
 use wire::op::{Expect, NewInode, Op, RenameMode, check_name};
@@ -76,18 +76,22 @@ impl Client {
         Some((made, opening))
     }
 
-    /// Whether nobody here has the inode open, or is opening it.
-    fn is_closed(&self, ino: Ino) -> bool {
-        let is_open = || self.files.lock().get(&ino).is_some_and(|file| file.inner.lock().opens > 0);
-        self.opens.vouch(ino, is_open).is_some()
-    }
-
     /// What an entry leads to that may lose it: not open here, no directory, with no other entry that others may know of.
-    fn removable(&self, ino: Ino) -> Option<InodeAttr> {
+    /// Nobody opens it until what comes with it is dropped: after the entry is in the queue.
+    fn removable(&self, ino: Ino) -> Option<(InodeAttr, Vouched<'_>)> {
         let cache = self.session.cache();
         let attr = cache.attr(ino)?;
         let ours = attr.nlink == 1 || cache.is_delegated(&[ino]);
-        (attr.kind != FileKind::Directory && attr.nlink > 0 && ours && self.is_closed(ino)).then_some(attr)
+        if attr.kind == FileKind::Directory || attr.nlink == 0 || !ours {
+            return None;
+        }
+        let is_open = || self.files.lock().get(&ino).is_some_and(|file| file.inner.lock().opens > 0);
+        Some((attr, self.opens.vouch(ino, is_open)?))
+    }
+
+    /// Whether everything that was written to a file is in the queue.
+    fn is_deferred(&self, ino: Ino) -> bool {
+        self.files.lock().get(&ino).is_none_or(|file| !file.is_dirty() || file.is_queued())
     }
 
     /// Removes a name.
@@ -100,7 +104,7 @@ impl Client {
         let doing = self.writeback.begin(&self.session, &[parent])?;
         let NameState::Leads(ino) = cache.name_state(parent, name) else { return None };
         let mut dir = cache.attr(parent).filter(|dir| dir.size > 0)?;
-        let mut attr = self.removable(ino)?;
+        let (mut attr, _vouched) = self.removable(ino)?;
         dir.lost(attr.kind, at);
         attr.nlink -= 1;
         attr.changed(at);
@@ -159,7 +163,8 @@ impl Client {
         }
         let at = self.session.stamp();
         let doing = self.writeback.begin(&self.session, &parents)?;
-        if cache.name_state(parent, name) != NameState::Leads(source) {
+        // What was in the queue may have been refused meanwhile.
+        if cache.name_state(parent, name) != NameState::Leads(source) || !self.is_deferred(source) {
             return None;
         }
         let mut moved = cache.attr(source)?;
@@ -170,10 +175,12 @@ impl Client {
         }
         let mut attrs = Vec::with_capacity(4);
         let mut new_dir = cache.attr(new_parent)?;
+        let mut _vouched = None;
         let target = match cache.name_state(new_parent, new_name) {
             NameState::Absent => None,
             NameState::Leads(target) if mode == RenameMode::Replace && target != source && !is_dir => {
-                let mut replaced = self.removable(target)?;
+                let (mut replaced, vouched) = self.removable(target)?;
+                _vouched = Some(vouched);
                 replaced.nlink -= 1;
                 replaced.changed(at);
                 new_dir.lost(replaced.kind, at);
@@ -220,13 +227,7 @@ impl Client {
         doing.enter(at, Work::Change { op, expect: Vec::new() }, local, &[]);
         let open = self.files.lock().get(&ino).cloned();
         if let Some(file) = open {
-            let mut inner = file.inner.lock();
-            match change.mtime {
-                // Until what was written before is committed, the time of that would show.
-                Some(TimeChange::To(time)) if inner.held > 0 => inner.mtime = Some(time),
-                Some(TimeChange::Now) if inner.held > 0 => inner.mtime = Some(attr.mtime),
-                _ => {}
-            }
+            file.time_was_set(change, &attr);
         }
         Some(attr)
     }

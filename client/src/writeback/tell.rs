@@ -6,7 +6,7 @@
 
 use super::{Client, Entry, Work, WriteBack};
 use crate::cache::Local;
-use crate::file::flush::{Commit, Landed};
+use crate::file::flush::{Commit, Landed, is_full};
 use crate::file::state::FileState;
 use crate::meta::session::BatchFailed;
 use std::collections::HashSet;
@@ -216,8 +216,8 @@ impl Client {
         upto: u64,
     ) -> Result<(Step, bool), FsError> {
         let ino = file.ino();
-        if self.is_unlinked_and_closed(&file) {
-            // Nobody can read it any more.
+        if self.is_unlinked_and_closed(&file) && !self.writeback.is_moved(ino) {
+            // Nobody can read it any more. Where it was renamed, or is to be replaced, that may still be undone.
             self.discard(&file).await;
             self.forget_if_idle(&file);
             return Ok((step, false));
@@ -239,7 +239,8 @@ impl Client {
                 step.op = Some(deferred(at, &[], &commit.op(ino, policy)));
                 step.content = Some(Content { file, commit, copy, left, _one: one });
             }
-            Err(error) if self.writeback.is_strict() => return Err(error),
+            // What is away comes back.
+            Err(error) if self.writeback.is_strict() || !is_full(error) => return Err(error),
             Err(error) => {
                 self.content_failed(&file, error);
                 // It must not be told before the journal knows it.
@@ -283,7 +284,7 @@ impl Client {
         }
     }
 
-    /// The first entry is told, or left out.
+    /// The first entry is told.
     fn done(&self, number: u64, inos: &[Ino], names: &[(Ino, Name)]) {
         self.session.cache().unpin(number, inos, names);
         self.writeback.pop(number);
@@ -337,6 +338,8 @@ impl Client {
                     name = %String::from_utf8_lossy(&name),
                     "a file was renamed here while this mount was away from the cluster, and elsewhere too: that stays"
                 );
+                self.leave_out(step);
+                return Ok(());
             }
             Some(Op::Commit { ino, .. }) => {
                 tracing::debug!(%ino, %error, "a commit was refused");
@@ -357,10 +360,20 @@ impl Client {
             }
             other => {
                 tracing::warn!(op = ?other, %error, "what was done here while this mount was away is left out: others were first");
+                self.leave_out(step);
+                return Ok(());
             }
         }
         self.done(step.number, &step.inos, &step.names);
         Ok(())
+    }
+
+    /// The first entry was refused, and nothing comes of it.
+    fn leave_out(&self, step: Step) {
+        self.session.cache().undo(step.number, &step.inos, &step.names);
+        self.writeback.note_lost(FsError::Stale);
+        self.writeback.pop(step.number);
+        self.kernel_unlearns((step.inos, step.names));
     }
 
     /// Whether the name still leads where this session knew it to lead.
@@ -417,26 +430,30 @@ impl Client {
         self.rename_entries(step.number, &(parent, name.to_vec()), &(parent, new_name), moved);
     }
 
-    /// From this entry on, `ino` has the name `new` instead of `old`, until something else gets that.
+    /// From this entry on, `ino` has the name `new` instead of `old`, until something else gets that. What was to take its
+    /// place at `old` finds something else there, and is refused in its turn.
     fn rename_entries(&self, from: u64, old: &(Ino, Name), new: &(Ino, Name), ino: Ino) {
         let cache = self.session.cache();
         let mut inner = self.writeback.inner.lock();
         for entry in inner.entries.iter_mut().filter(|entry| entry.number >= from) {
             let first = entry.number == from;
             let Work::Change { op, expect } = &mut entry.work else { continue };
-            let concerns = first
-                || expect
-                    .iter()
-                    .any(|expect| (expect.parent, &expect.name) == (old.0, &old.1) && expect.ino == Some(ino));
-            if !concerns {
+            let is_old = |expect: &Expect| (expect.parent, &expect.name) == (old.0, &old.1);
+            let follows = name_taken(op).is_some_and(|(parent, name)| (parent, name) == (old.0, &old.1))
+                && expect.iter().any(|expect| is_old(expect) && expect.ino == Some(ino));
+            if !first && !follows {
                 continue;
             }
             rename_in(op, old, new, first);
-            expect.retain(|expect| !(first && (expect.parent, &expect.name) == (old.0, &old.1)));
-            for expect in expect.iter_mut().filter(|expect| (expect.parent, &expect.name) == (old.0, &old.1)) {
+            expect.retain(|expect| !(first && is_old(expect)));
+            if first && matches!(op, Op::Rename { .. }) {
+                // Nor may it replace what has that name by now.
+                expect.push(Expect { parent: new.0, name: new.1.clone(), ino: None });
+            }
+            for expect in expect.iter_mut().filter(|expect| is_old(expect)) {
                 (expect.parent, expect.name) = new.clone();
             }
-            cache.unpin(entry.number, &[], std::slice::from_ref(old));
+            cache.undo(entry.number, &[], std::slice::from_ref(old));
             if first {
                 let names = vec![(new.0, new.1.clone(), Some(ino))];
                 cache.pin(entry.number, Local { names, ..Local::default() });
@@ -518,6 +535,16 @@ impl Client {
 fn place_of(steps: &[Step], index: usize) -> usize {
     let mut ops = steps.iter().enumerate().filter(|(_, step)| step.op.is_some());
     ops.nth(index).map_or(0, |(place, _)| place)
+}
+
+/// The name that an operation takes away: what it is done to.
+fn name_taken(op: &Op) -> Option<(Ino, &Name)> {
+    match op {
+        Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } | Op::Rename { parent, name, .. } => {
+            Some((*parent, name))
+        }
+        _ => None,
+    }
 }
 
 /// Puts one name in place of another: of what is made or where something is moved to if it is the `first` one that has the

@@ -37,6 +37,8 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     fs::create_dir(here.join("both")).unwrap();
     fs::write(here.join("both/inside"), "here").unwrap();
     fs::rename(here.join("file-4"), here.join("target")).unwrap();
+    fs::write(here.join("chosen"), "here").unwrap();
+    fs::rename(here.join("file-6"), here.join("chosen")).unwrap();
     fs::remove_file(here.join("file-5")).unwrap();
 
     // Waits until the leases of the other mount have run out.
@@ -46,6 +48,7 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     fs::create_dir(there.join("both")).unwrap();
     fs::write(there.join("both/other"), "there").unwrap();
     fs::write(there.join("target"), "there").unwrap();
+    fs::write(there.join("chosen"), "there").unwrap();
     fs::remove_file(there.join("file-5")).unwrap();
     fs::write(there.join("file-5"), "there").unwrap();
     surf.proxy().heal();
@@ -55,7 +58,16 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     assert_eq!(read(conflict_of(&there, "file-3")), "WRITTEN");
     assert_eq!(read(conflict_of(&there, "both").join("inside")), "here");
     assert_eq!(read(conflict_of(&there, "target")), "before");
-    for name in ["same", "both/other", "target", "file-5"] {
+    // Both stay: what was made under the name, and what was moved there. What replaced what, nobody can say any more.
+    let copies = until("two conflict copies", LIMIT, || {
+        let mut copies = names(&there);
+        copies.retain(|name| name.starts_with("chosen.conflict-"));
+        (copies.len() == 2).then_some(copies)
+    });
+    let mut contents: Vec<String> = copies.iter().map(|name| read(there.join(name))).collect();
+    contents.sort();
+    assert_eq!(contents, ["before", "here"]);
+    for name in ["same", "both/other", "target", "chosen", "file-5"] {
         assert_eq!(read(there.join(name)), "there", "{name}");
     }
     assert_eq!(fs::metadata(there.join("file-3")).unwrap_err().kind(), ErrorKind::NotFound);

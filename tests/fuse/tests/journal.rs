@@ -112,6 +112,33 @@ fn what_a_killed_mount_had_done_while_servers_were_away_is_there_after_the_next_
     assert_eq!(fs::read_to_string(dir.join("open")).unwrap(), "later");
 }
 
+/// Guards I8: the metads take what they are told, but content has nowhere to go.
+#[test]
+fn what_is_written_while_no_block_daemon_can_be_reached_is_in_the_journal_though_commits_wait_for_them() {
+    let mut surf = Surf::start_behind_proxy(seed(), &[]);
+    let dir = begin(&surf);
+    let mut daemons = surf.proxy().daemons();
+    daemons.retain(|name| name.starts_with("blockd"));
+    surf.proxy().set_both(&["mnt"], &daemons, Link::CUT);
+    // More than is kept before it is committed in the background.
+    let large = File::create(dir.join("streamed")).unwrap();
+    for part in 0..40 {
+        large.write_all_at(&random(part, 1 << 20), part << 20).unwrap();
+    }
+    until_kept(&surf, &random(39, 1 << 20)[..100]);
+    large.write_all_at(MARK, 40 << 20).unwrap();
+    until_kept(&surf, MARK);
+    surf.kill_mount();
+    drop(large);
+    surf.proxy().heal();
+    surf.mount(&[]);
+    let streamed = fs::read(dir.join("streamed")).unwrap();
+    for part in 0..40_u64 {
+        assert!(streamed[(part as usize) << 20..][..1 << 20] == random(part, 1 << 20), "part {part}");
+    }
+    assert_eq!(&streamed[40 << 20..], MARK);
+}
+
 /// Guards I1 and I8: each attempt gets a little further, and may not know how far.
 #[test]
 fn a_mount_that_is_killed_while_it_tells_the_journal_leaves_the_rest_to_the_next_one() {

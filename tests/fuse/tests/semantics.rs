@@ -56,6 +56,9 @@ fn files_are_opened_by_handle_after_a_remount_as_an_nfs_server_does() {
         |command: &str, rest: &str| format!("python3 -B {} {command} {} {rest}", script.display(), saved.display());
     sh(&surf.path(), LIMIT, "mkdir -p a/b && printf kept > a/b/f && printf gone > g");
     sh(&surf.path(), LIMIT, &handles("save", "a/b/f a/b g"));
+    // The kernel asks for what it has dropped.
+    sh(&surf.path(), LIMIT, "sync && echo 2 > /proc/sys/vm/drop_caches");
+    assert_eq!(sh(&surf.path(), LIMIT, &handles("open", ".")), "kept\nb\ngone\n");
     surf.unmount();
     surf.mount(&[]);
     sh(&surf.path(), LIMIT, "rm g");
@@ -64,19 +67,26 @@ fn files_are_opened_by_handle_after_a_remount_as_an_nfs_server_does() {
 
 #[test]
 fn a_full_disk_is_told_and_takes_nothing_of_what_was_there() {
+    need(&[("python3", "python3")]);
     let mut surf = Surf::start(Setup::Embedded);
     surf.unmount();
     // Room for two segments above the half gigabyte that a block daemon leaves free.
     let data = surf.data_dir().display().to_string();
     sh(&surf.scratch(), LIMIT, &format!("rm -r {data} && mkdir {data} && mount -t tmpfs -o size=1200m none {data}"));
     surf.mount(&[]);
-    let script = "head -c 50M /dev/urandom > kept && sha256sum kept > sum && mkdir dir && touch dir/f; \
+    let script = "head -c 50M /dev/urandom > kept && sha256sum kept > sum && mkdir dir && touch dir/f && echo old > replaced; \
         ! LC_ALL=C dd if=/dev/urandom of=big bs=1M count=2000 conv=fsync 2> ../dd; grep 'No space left' ../dd; \
         ! (head -c 1M /dev/urandom > more) 2> ../more; \
         test $(df --output=avail -B1M . | tail -n 1) -lt 100; \
-        mv dir/f g && rmdir dir && ln -s g s && chmod 600 g && rm big more && sha256sum -c sum";
-    sh(&surf.path(), LIMIT, script);
+        python3 -B $SCRIPTS/full.py; \
+        mv dir/f g && rmdir dir && ln -s g s && chmod 600 g && rm big more small moved && sha256sum -c sum";
+    let scripts = workspace().join("tests/fuse/scripts").display().to_string();
+    sh(&surf.path(), LIMIT, &script.replace("$SCRIPTS", &scripts));
     surf.unmount();
     surf.mount(&[]);
-    sh(&surf.path(), LIMIT, "sha256sum -c sum && test \"$(ls | xargs)\" = 'g kept s sum'");
+    sh(
+        &surf.path(),
+        LIMIT,
+        "sha256sum -c sum && test \"$(cat replaced; ls | xargs)\" = $'old\\ng kept replaced s sum'",
+    );
 }

@@ -1,0 +1,35 @@
+"""On a full disk: what is there stays, whoever asks hears of what could not be stored, and room can be made."""
+
+import errno
+import os
+import subprocess
+
+here = os.open(".", os.O_RDONLY)
+# What waits in memory for room goes with the rest behind the cut; on the disk it is free again after the grace period.
+os.truncate("big", 100 << 20)
+assert os.stat("big").st_size == 100 << 20
+# A small file is part of metadata, for which there is room: from now on nobody knows that content is refused.
+with open("small", "w") as small:
+    small.write("x")
+    small.flush()
+    os.fsync(small.fileno())
+try:
+    with open("new", "wb") as new:
+        new.write(os.urandom(1 << 20))
+    os.rename("new", "replaced")
+    os.fsync(here)
+except OSError as error:
+    assert error.errno == errno.ENOSPC, error
+else:
+    raise AssertionError("what could not be stored has taken the place of something else")
+with open("replaced") as replaced:
+    assert replaced.read() == "old\n"
+
+os.chmod("new", 0o600)
+os.utime("new", (7, 7))
+subprocess.run(["mv", "new", "moved"], check=True)
+found = os.stat("moved")
+assert (found.st_mode & 0o777, found.st_mtime) == (0o600, 7), found
+os.truncate("moved", 0)
+os.close(os.open("big", os.O_WRONLY | os.O_TRUNC))
+assert os.stat("moved").st_size == os.stat("big").st_size == 0
