@@ -81,11 +81,12 @@ impl Client {
         }
     }
 
-    /// Takes a lock, waiting for it if asked to. Cancel-safe: a wait that is dropped takes nothing.
+    /// Takes a lock, waiting for it if asked to. Cancel-safe: a wait that is dropped takes nothing. Whether others have
+    /// changed the file since the kernel got its pages: they are to be dropped before the lock is of use.
     ///
     /// # Errors
     /// `WouldBlock` when it is held and must not be waited for, `Deadlock`.
-    pub async fn setlk(&self, ino: Ino, lock: Lock, wait: Wait) -> Result<(), FsError> {
+    pub async fn setlk(&self, ino: Ino, lock: Lock, wait: Wait) -> Result<bool, FsError> {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
         let mut noted = None;
         self.tell_of(ino).await?;
@@ -96,6 +97,14 @@ impl Client {
                 Ok(_) if self.session.locks().taken(generation, ino, &lock) => break,
                 // The session has ended meanwhile, and whatever it held.
                 Ok(_) => continue,
+                // flock(2): who converts a lock gives up the old one first, and may lose it. Two that share a lock and
+                // want it alone would wait for each other else.
+                Err(FsError::WouldBlock)
+                    if lock.family == LockFamily::Flock && self.session.locks().holds(ino, &lock) =>
+                {
+                    self.unlock(ino, lock.family, lock.owner, lock.start, lock.end).await?;
+                    continue;
+                }
                 Err(FsError::WouldBlock) if wait != Wait::No => {}
                 Err(error) => return Err(error),
             }
@@ -112,11 +121,10 @@ impl Client {
         }
         drop(noted);
         let open = self.files.lock().get(&ino).cloned();
-        if let Some(file) = open {
-            let attr = self.getattr(ino).await?;
-            file.refresh(&attr, None);
-        }
-        Ok(())
+        let Some(file) = open else { return Ok(false) };
+        let attr = self.getattr(ino).await?;
+        file.refresh(&attr, None);
+        Ok(self.versions.lock().put(ino, attr.version).is_some_and(|pages| pages != attr.version))
     }
 
     /// Whether whoever holds what stands in the way of a lock waits, maybe over others, for its owner.

@@ -295,7 +295,8 @@ impl Filesystem for Surf {
     }
 
     fn opendir(&self, _request: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(FileHandle(self.shared.dirs.insert(Listing::default())), FopenFlags::empty());
+        let listing = Listing { heard: self.shared.client.heard() };
+        reply.opened(FileHandle(self.shared.dirs.insert(listing)), FopenFlags::empty());
     }
 
     fn readdir(&self, request: &Request, number: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
@@ -310,13 +311,15 @@ impl Filesystem for Surf {
 
     fn releasedir(&self, _request: &Request, _number: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
         self.shared.dirs.remove(fh.0);
+        self.shared.pages.forget(fh.0);
         reply.ok();
     }
 
-    fn fsyncdir(&self, request: &Request, number: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let span = span!("fsyncdir", request, number);
+    fn fsyncdir(&self, request: &Request, number: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let Some(listing) = self.shared.dirs.get(fh.0) else { return reply.error(errno(FsError::Invalid)) };
+        let span = span!("fsyncdir", request, number, fh = fh.0);
         // I7: what metad has been told is durable.
-        self.ask(request, span, reply, |fs| async move { fs.client.tell_all().await });
+        self.ask(request, span, reply, |fs| async move { fs.client.fsync_names(&listing.heard).await });
     }
 
     fn statfs(&self, request: &Request, number: INodeNo, reply: ReplyStatfs) {
@@ -411,7 +414,12 @@ impl Filesystem for Surf {
         };
         let wanted = Wanted { owner, start, last: end, typ, pid, tid: request.pid() };
         let span = span!("setlk", request, number, fh = fh.0, off = start);
-        let patience = if sleep { Patience::UntilSignal } else { Patience::UntilEnding };
+        let patience = match typ {
+            // A lock that is given up is given up.
+            libc::F_UNLCK => Patience::Endless,
+            _ if sleep => Patience::UntilSignal,
+            _ => Patience::UntilEnding,
+        };
         self.wait(request, patience, span, reply, |fs| async move { fs.setlk(&file, wanted, sleep).await });
     }
 

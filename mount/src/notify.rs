@@ -13,7 +13,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
 
 /// What the kernel does not know needs no notice, and is not an error.
-fn tell(notifier: &Notifier, notice: &Notice) -> io::Result<()> {
+fn pass_on(notifier: &Notifier, notice: &Notice) -> io::Result<()> {
     match notice {
         // Pages, and attributes with them.
         Notice::Changed(ino) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
@@ -23,17 +23,19 @@ fn tell(notifier: &Notifier, notice: &Notice) -> io::Result<()> {
     }
 }
 
+/// Tells the kernel of a change; it knows on return.
+pub(crate) async fn tell(notifier: &Notifier, notice: Notice) {
+    let notifier = notifier.clone();
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || pass_on(&notifier, &notice)).await {
+        tracing::debug!(%error, "the kernel was not told of a change");
+    }
+}
+
 /// Passes notices on until it is told to stop, or the client ends.
 pub(crate) async fn run(mut notices: Receiver<Notice>, notifier: Notifier, stop: CancellationToken) {
     while let Some(notice) = stop.run_until_cancelled(notices.recv()).await {
         match notice {
-            Ok(notice) => {
-                let notifier = notifier.clone();
-                let told = tokio::task::spawn_blocking(move || tell(&notifier, &notice)).await;
-                if let Ok(Err(error)) = told {
-                    tracing::debug!(%error, "the kernel was not told of a change");
-                }
-            }
+            Ok(notice) => tell(&notifier, notice).await,
             // What was missed is believed until its time is over.
             Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "notices were missed"),
             Err(RecvError::Closed) => return,

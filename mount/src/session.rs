@@ -181,6 +181,7 @@ impl Mounted {
         let session = Session::new(surf, path, &config).map_err(|error| refused(path, &error))?;
         let guard = Guard::new(path);
         let stop = CancellationToken::new();
+        shared.connected(session.notifier());
         let notices = notify::run(client.notices(), session.notifier(), stop.clone());
         let notices = tokio::spawn(notices);
         let (report, ended) = oneshot::channel();

@@ -56,6 +56,11 @@ impl HeldLocks {
         true
     }
 
+    /// Whether the owner of a lock holds one of its kind on the file already.
+    pub(crate) fn holds(&self, ino: Ino, lock: &Lock) -> bool {
+        self.inner.lock().held.contains_key(&(ino, lock.family, lock.owner))
+    }
+
     /// An owner gives up what it holds in a range, and what it has lost there. To be called before metad is told.
     pub(crate) fn given_up(&self, ino: Ino, family: LockFamily, owner: u64, range: Range<u64>) {
         if range.is_empty() {

@@ -3,10 +3,13 @@
 use super::Shared;
 use super::attr::{dot_attr, file_attr, file_type};
 use super::reply::{GENERATION, errno, gone_is_stale};
+use client::Heard;
 use client::namespace::Listed;
 use fuser::{FileAttr, FileType, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use lru::LruCache;
 use parking_lot::Mutex;
 use std::ffi::OsStr;
+use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,10 +25,30 @@ const FRESH: Duration = Duration::from_secs(1);
 const BEHIND_DOT: u64 = 1;
 const BEHIND_DOTS: u64 = 2;
 
+/// Pages that are kept, of the directories that were listed last: others are fetched again.
+const PAGES: usize = 128;
+
 /// An open directory.
-#[derive(Default)]
 pub(super) struct Listing {
-    page: Mutex<Option<Arc<Page>>>,
+    pub heard: Heard,
+}
+
+/// The last page of open directories, by handle.
+pub(super) struct Pages {
+    kept: Mutex<LruCache<u64, Arc<Page>>>,
+}
+
+impl Default for Pages {
+    fn default() -> Self {
+        Self { kept: Mutex::new(LruCache::new(NonZeroUsize::new(PAGES).expect("not zero"))) }
+    }
+}
+
+impl Pages {
+    /// A directory is closed.
+    pub(super) fn forget(&self, fh: u64) {
+        self.kept.lock().pop(&fh);
+    }
 }
 
 struct Page {
@@ -61,16 +84,15 @@ impl Shared {
     /// A page that holds what is behind a cookie, and where in it.
     async fn page(&self, dir: Ino, fh: u64, offset: u64, plus: bool) -> Result<(Arc<Page>, usize), FsError> {
         let after = if offset <= BEHIND_DOTS { 0 } else { offset };
-        let listing = self.dirs.get(fh).ok_or(FsError::Invalid)?;
         // `rewinddir` shows what is there now.
-        let kept = listing.page.lock().clone().filter(|_| offset > 0);
+        let kept = self.pages.kept.lock().get(&fh).cloned().filter(|_| offset > 0);
         if let Some((page, index)) = kept.and_then(|page| page.index_behind(after, plus).map(|index| (page, index))) {
             return Ok((page, index));
         }
         let listed = self.client.readdir(dir, after, PAGE, plus).await.map_err(gone_is_stale)?;
         let Listed { parent, entries, end } = listed;
         let page = Arc::new(Page { parent, after, entries, end, plus, fetched_at: Instant::now() });
-        *listing.page.lock() = Some(page.clone());
+        self.pages.kept.lock().put(fh, page.clone());
         Ok((page, 0))
     }
 

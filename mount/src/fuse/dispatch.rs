@@ -1,21 +1,22 @@
 //! Handing requests over: what can be answered on the spot is, in the kernel's event loop; the rest becomes tasks.
 
-use super::dir::Listing;
+use super::dir::{Listing, Pages};
 use super::file::OpenFile;
 use super::lock::Locked;
 use super::reply::Answer;
 use crate::handles::Handles;
 use crate::inodes::{Inodes, Trust};
 use crate::interrupt::{Patience, unless_signalled};
-use client::Client;
+use crate::notify::tell;
 use client::namespace::NewNode;
-use fuser::{FileHandle, INodeNo, InitFlags, KernelConfig, ReplyEntry, Request};
+use client::{Client, Notice};
+use fuser::{FileHandle, INodeNo, InitFlags, KernelConfig, Notifier, ReplyEntry, Request};
 use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::future::Future;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
@@ -42,17 +43,33 @@ pub(crate) struct Shared {
     pub(crate) inodes: Inodes,
     pub(super) files: Handles<OpenFile>,
     pub(super) dirs: Handles<Listing>,
+    pub(super) pages: Pages,
     pub(super) locked: Locked,
     /// The last answer to `statfs`.
     statfs: Mutex<Option<StatFs>>,
+    /// The way to tell the kernel something, once it is there.
+    notifier: OnceLock<Notifier>,
 }
 
 impl Shared {
     /// What a mount needs besides the client.
     pub(crate) fn new(client: Arc<Client>, trust: Trust) -> Arc<Self> {
         let (files, dirs) = (Handles::default(), Handles::default());
-        let (locked, statfs) = (Locked::default(), Mutex::default());
-        Arc::new(Self { client, inodes: Inodes::new(trust), files, dirs, locked, statfs })
+        let (locked, pages) = (Locked::default(), Pages::default());
+        let (statfs, notifier) = (Mutex::default(), OnceLock::new());
+        Arc::new(Self { client, inodes: Inodes::new(trust), files, dirs, pages, locked, statfs, notifier })
+    }
+
+    /// From now on the kernel can be told something.
+    pub(crate) fn connected(&self, notifier: Notifier) {
+        let _ = self.notifier.set(notifier);
+    }
+
+    /// Drops what the kernel has of a file's content: on return, who reads it asks for it.
+    pub(super) async fn drop_pages(&self, ino: Ino) {
+        if let Some(notifier) = self.notifier.get() {
+            tell(notifier, Notice::Changed(ino)).await;
+        }
     }
 
     /// Capacity and use; what was last known of them when no server answers.

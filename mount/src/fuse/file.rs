@@ -74,10 +74,7 @@ impl Shared {
         if !place.exact {
             return self.client.write(&file.handle, place.offset, data, place.clear).await;
         }
-        let plain = self.client.open(file.handle.ino(), OpenFlags::default()).await?.handle;
-        let written = self.client.write(&plain, place.offset, data, place.clear).await;
-        self.client.release(plain).await;
-        written
+        self.client.write_at(&file.handle, place.offset, data, place.clear).await
     }
 
     pub(super) async fn open(&self, ino: Ino, flags: i32, unprivileged: bool) -> Result<Open, FsError> {
@@ -101,7 +98,11 @@ impl Shared {
         new: NewNode,
         flags: i32,
     ) -> Result<(Attr, Open), FsError> {
-        let opened = self.client.create(parent, name, new, open_flags(flags)).await?;
+        let opened = match self.client.create(parent, name, new, open_flags(flags)).await {
+            // Others were first. On ESTALE the kernel looks again, and opens what is there with all its checks.
+            Err(FsError::Exists) if flags & libc::O_EXCL == 0 => return Err(FsError::Stale),
+            opened => opened?,
+        };
         let open = self.insert(opened.handle, flags, FopenFlags::FOPEN_KEEP_CACHE);
         let trust = self.attr_trust(&opened.attr);
         Ok((Attr { attr: file_attr(&opened.attr), trust }, open))

@@ -16,12 +16,16 @@ use fuser::LockOwner;
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::fs;
+use std::time::{Duration, Instant};
 use wire::FsError;
 use wire::ids::Ino;
 use wire::op::{Lock, LockFamily};
 
 /// The kernel's word for the end of a lock that reaches as far as the file does (`OFFSET_MAX`).
 const TO_THE_END: u64 = i64::MAX as u64;
+/// Between looks at a caller that is still on its way into its wait, and for how long.
+const CALLER_PAUSE: Duration = Duration::from_millis(1);
+const CALLER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What was locked through this mount: inode, owner, and which kind it counts as.
 #[derive(Default)]
@@ -30,9 +34,14 @@ pub(super) struct Locked {
 }
 
 impl Locked {
+    /// What may be held of a kind.
+    fn has(&self, ino: Ino, owner: u64, family: LockFamily) -> bool {
+        self.held.lock().contains(&(ino, owner, family))
+    }
+
     /// Whether a process may hold locks of `fcntl(2)` on a file.
     pub(super) fn holds(&self, ino: Ino, owner: u64) -> bool {
-        self.held.lock().contains(&(ino, owner, LockFamily::Posix))
+        self.has(ino, owner, LockFamily::Posix)
     }
 }
 
@@ -71,18 +80,8 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
-    fn family(self) -> LockFamily {
-        let whole = self.start == 0 && self.last >= TO_THE_END;
-        if whole && Caller::of(self.tid) == Caller::Flock { LockFamily::Flock } else { LockFamily::Posix }
-    }
-
-    /// Only processes can be in a deadlock: of an open file any thread may give up the lock.
-    fn wait(self, sleep: bool, family: LockFamily) -> Wait {
-        match (sleep, family) {
-            (false, _) => Wait::No,
-            (true, LockFamily::Posix) if Caller::of(self.tid) != Caller::OpenFileLock => Wait::UnlessDeadlock,
-            (true, _) => Wait::Yes,
-        }
+    fn is_whole(self) -> bool {
+        self.start == 0 && self.last >= TO_THE_END
     }
 
     /// The kernel counts to the last byte, a lock here to one past it.
@@ -103,11 +102,38 @@ enum Caller {
 }
 
 impl Caller {
-    /// From `proc_pid_syscall(5)`: the call's number in decimal, then its arguments in hexadecimal.
-    fn of(tid: u32) -> Self {
-        Self::parse(&fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default())
+    /// Waits until the thread waits: its request is here a moment before it does.
+    async fn of(tid: u32) -> Self {
+        let asked = Instant::now();
+        loop {
+            match Self::look(tid) {
+                Some(caller) => return caller,
+                None if asked.elapsed() > CALLER_PATIENCE => return Self::Other,
+                None => tokio::time::sleep(CALLER_PAUSE).await,
+            }
+        }
     }
 
+    /// `None` while the thread is still running.
+    fn look(tid: u32) -> Option<Self> {
+        let syscall = fs::read_to_string(format!("/proc/{tid}/syscall")).unwrap_or_default();
+        (!syscall.starts_with("running")).then(|| Self::parse(&syscall))
+    }
+
+    fn family(self) -> LockFamily {
+        if self == Self::Flock { LockFamily::Flock } else { LockFamily::Posix }
+    }
+
+    /// Only processes can be in a deadlock: of an open file any thread may give up the lock.
+    fn wait(self, sleep: bool) -> Wait {
+        match (sleep, self) {
+            (false, _) => Wait::No,
+            (true, Self::Other) => Wait::UnlessDeadlock,
+            (true, _) => Wait::Yes,
+        }
+    }
+
+    /// From `proc_pid_syscall(5)`: the call's number in decimal, then its arguments in hexadecimal.
     fn parse(syscall: &str) -> Self {
         let mut words = syscall.split_ascii_whitespace();
         let number = words.next().and_then(|number| number.parse().ok());
@@ -127,7 +153,20 @@ impl Shared {
     }
 
     pub(super) async fn setlk(&self, file: &OpenFile, wanted: Wanted, sleep: bool) -> Result<(), FsError> {
-        let (ino, family) = (file.handle.ino(), wanted.family());
+        let (ino, owner) = (file.handle.ino(), wanted.owner.0);
+        let either = wanted.is_whole() && {
+            let (flock, posix) =
+                (self.locked.has(ino, owner, LockFamily::Flock), self.locked.has(ino, owner, LockFamily::Posix));
+            wanted.typ != libc::F_UNLCK || flock == posix
+        };
+        // What is held of one kind alone is what is given up.
+        let caller = match wanted.typ {
+            _ if either || (sleep && wanted.typ != libc::F_UNLCK) => Caller::of(wanted.tid).await,
+            libc::F_UNLCK if wanted.is_whole() && self.locked.has(ino, owner, LockFamily::Flock) => Caller::Flock,
+            _ => Caller::Other,
+        };
+        // flock(2) knows the whole file only.
+        let family = if wanted.is_whole() { caller.family() } else { LockFamily::Posix };
         let lock = wanted.lock(family);
         if wanted.typ == libc::F_UNLCK {
             return self.client.unlock(ino, family, lock.owner, lock.start, lock.end).await;
@@ -135,7 +174,10 @@ impl Shared {
         // Noted before it is taken: whatever becomes of this request, the last `close` gives the lock up.
         self.locked.held.lock().insert((ino, lock.owner, family));
         file.lock_owners.owners.lock().insert(lock.owner);
-        self.client.setlk(ino, lock, wanted.wait(sleep, family)).await
+        if self.client.setlk(ino, lock, caller.wait(sleep)).await? {
+            self.drop_pages(ino).await;
+        }
+        Ok(())
     }
 
     /// Refuses to go on with a file through which a lock was taken that is lost, until it is given up or taken anew.
@@ -166,7 +208,6 @@ impl Shared {
 mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
-    use std::time::{Duration, Instant};
 
     fn wanted(start: u64, last: u64) -> Wanted {
         Wanted { owner: LockOwner(1), start, last, typ: libc::F_RDLCK, pid: 1, tid: 0 }
@@ -193,13 +234,13 @@ mod tests {
         });
         let tid = receive.recv().unwrap() as u32;
         let started = Instant::now();
-        while Caller::of(tid) != Caller::Flock {
+        while Caller::look(tid) != Some(Caller::Flock) {
             assert!(started.elapsed() < Duration::from_secs(10), "the thread never waited in flock");
             std::thread::sleep(Duration::from_millis(5));
         }
         file.as_file().unlock().unwrap();
         assert_eq!(waiter.join().unwrap(), 0);
-        assert_eq!(Caller::of(0), Caller::Other);
+        assert_eq!(Caller::look(0), Some(Caller::Other));
     }
 
     #[test]
@@ -207,6 +248,5 @@ mod tests {
         let call = |number, command: i32| format!("{number} 0x3 {command:#x} 0x7ffc 0x0 0x0 0x0 0x7ffc 0x7f00");
         assert_eq!(Caller::parse(&call(libc::SYS_fcntl, libc::F_OFD_SETLKW)), Caller::OpenFileLock);
         assert_eq!(Caller::parse(&call(libc::SYS_fcntl, libc::F_SETLKW)), Caller::Other);
-        assert_eq!(Caller::parse("running"), Caller::Other);
     }
 }

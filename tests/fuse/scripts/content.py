@@ -146,6 +146,11 @@ def opening_may_truncate():
     assert os.stat("f").st_size == 0
     put("f", b"x")
     assert get("f") == b"x"
+    # The times move though there is nothing to cut.
+    put("f", b"")
+    os.utime("f", (1, 1))
+    os.close(os.open("f", os.O_WRONLY | os.O_TRUNC))
+    assert os.stat("f").st_mtime > 1
 
 
 def shared_mappings_write_and_private_ones_do_not():

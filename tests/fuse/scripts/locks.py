@@ -200,6 +200,27 @@ def a_whole_files_lock_belongs_to_its_open_file():
     os.close(two)
 
 
+def two_that_share_a_lock_and_want_it_alone_get_it_one_after_the_other():
+    put("f", b"x")
+    shared, go = Signal(), Signal()
+
+    def upgrade():
+        signal.alarm(60)
+        fd = os.open("f", os.O_RDWR)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        shared.give()
+        go.wait()
+        fcntl.flock(fd, fcntl.LOCK_EX)
+
+    both = [child(upgrade), child(upgrade)]
+    for _ in both:
+        shared.wait()
+    for _ in both:
+        go.give()
+    for pid in both:
+        join(pid)
+
+
 main([
     ranges_exclude_each_other_and_only_where_they_overlap,
     shared_locks_go_together,
@@ -209,4 +230,5 @@ main([
     locks_end_with_their_process,
     closing_any_descriptor_drops_a_processs_range_locks,
     a_whole_files_lock_belongs_to_its_open_file,
+    two_that_share_a_lock_and_want_it_alone_get_it_one_after_the_other,
 ])

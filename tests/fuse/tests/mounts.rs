@@ -10,6 +10,7 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -63,6 +64,79 @@ fn what_one_mount_made_moved_or_removed_another_finds_so_at_once() {
         assert_eq!(fs::metadata(there.join(&dir)).unwrap_err().kind(), ErrorKind::NotFound);
         assert_eq!(names(there), before);
     }
+}
+
+/// `open(O_CREAT)` opens what others have made a moment ago.
+#[test]
+fn two_mounts_that_append_to_a_file_that_neither_has_found_make_one_with_both_lines() {
+    let surf = Surf::start(Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    let (sides, begin) = ([surf.path(), other.path()], Barrier::new(2));
+    thread::scope(|scope| {
+        for (number, side) in sides.iter().enumerate() {
+            let begin = &begin;
+            scope.spawn(move || {
+                for round in 0..100 {
+                    begin.wait();
+                    let mut log = File::options().append(true).create(true).open(side.join(format!("log-{round}")));
+                    log.as_mut().unwrap().write_all(format!("{number}\n").as_bytes()).unwrap();
+                }
+            });
+        }
+    });
+    for round in 0..100 {
+        let log = fs::read_to_string(sides[0].join(format!("log-{round}"))).unwrap();
+        assert!(log == "0\n1\n" || log == "1\n0\n", "{log:?}");
+    }
+}
+
+/// The kernel's pages are of no use to who holds the lock now.
+#[test]
+fn who_takes_a_lock_reads_what_was_written_under_it_before() {
+    let surf = Surf::start(Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    fs::write(surf.path().join("count"), format!("{:08}", 0)).unwrap();
+    let sides = [surf.path(), other.path()];
+    thread::scope(|scope| {
+        for side in &sides {
+            scope.spawn(move || {
+                let count = File::options().read(true).write(true).open(side.join("count")).unwrap();
+                for _ in 0..40 {
+                    count.lock().unwrap();
+                    let mut text = [0; 8];
+                    count.read_exact_at(&mut text, 0).unwrap();
+                    let number: u32 = std::str::from_utf8(&text).unwrap().parse().unwrap();
+                    count.write_all_at(format!("{:08}", number + 1).as_bytes(), 0).unwrap();
+                    count.unlock().unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(fs::read_to_string(sides[0].join("count")).unwrap(), "00000080");
+    assert_eq!(names(&sides[0]), ["count"]);
+}
+
+/// Nobody is left who would tell of it.
+#[test]
+fn an_open_file_shows_what_others_write_after_the_leader_has_died() {
+    let surf = Surf::start(Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    fs::write(surf.path().join("file"), "before").unwrap();
+    let open = File::open(other.path().join("file")).unwrap();
+    let read = || {
+        let mut text = [0; 6];
+        open.read_exact_at(&mut text, 0).unwrap();
+        text
+    };
+    assert_eq!(&read(), b"before");
+    let leader = surf.leader();
+    surf.kill_9(&leader);
+    // Written over: it is never empty.
+    let file = File::options().write(true).open(surf.path().join("file")).unwrap();
+    file.write_all_at(b"AFTER!", 0).unwrap();
+    drop(file);
+    until("the open file shows it", LIMIT, || (&read() == b"AFTER!").then_some(()));
+    surf.dev(&["start", &leader]);
 }
 
 /// Guards I2 and I5.
