@@ -139,6 +139,7 @@ impl Client {
         let op = Op::Commit {
             ino,
             base: attr.version,
+            own: Vec::new(),
             writes,
             append_from: None,
             mtime: Some(attr.mtime),

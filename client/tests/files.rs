@@ -116,6 +116,34 @@ async fn a_refused_conflict_keeps_the_content_until_the_file_is_closed() {
     assert_eq!(names(&two).await, ["file"]);
 }
 
+/// Guards I6.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_goes_on_writing_beside_another_is_not_in_conflict_with_itself() {
+    let cluster = Cluster::start().await;
+    let (one, two) = (cluster.client().await, cluster.lazy_client().await);
+    let first = create(&one, "file").await;
+    one.write(&first.handle, 0, &[b'.'; 30_000], false).await.unwrap();
+    one.flush(&first.handle).await.unwrap();
+    let second = open(&two, "file").await;
+    for round in 0..40_u8 {
+        let again = vec![round; 10_000];
+        // The background commits some of it while the next is written.
+        for _ in 0..20 {
+            one.write(&first.handle, 0, &again, false).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        two.write(&second.handle, 20_000, &again, false).await.unwrap();
+        assert_eq!(two.flush(&second.handle).await, Ok(()), "round {round}");
+        one.write(&first.handle, 0, &again, false).await.unwrap();
+        let (flushed, written) = tokio::join!(one.flush(&first.handle), one.write(&first.handle, 0, &again, false),);
+        assert_eq!((flushed, written), (Ok(()), Ok(10_000)), "round {round}");
+    }
+    one.flush(&first.handle).await.unwrap();
+    assert_eq!(names(&two).await, ["file"]);
+    let expected = [[39; 10_000], [b'.'; 10_000], [39; 10_000]].concat();
+    assert!(content(&two, "file").await == expected);
+}
+
 /// The background commits full blocks as soon as there are many, and the partial one at the start with the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_appended_is_in_its_order_though_full_blocks_are_committed_before_the_first_one() {

@@ -178,9 +178,10 @@ fn apply_op(view: &mut View, context: &Context, op: &Op) -> Result<OpReply, FsEr
             dentry::rename(view, context, (*parent, name), (*new_parent, new_name), *mode, *released)
         }
         Op::SetAttr { ino, change } => inode::set_attr(view, context, *ino, change),
-        Op::Commit { ino, base, writes, append_from, mtime, clear_privileges, policy } => {
+        Op::Commit { ino, base, own, writes, append_from, mtime, clear_privileges, policy } => {
             let commit = commit::Commit {
                 base: *base,
+                own,
                 writes,
                 append_from: *append_from,
                 mtime: *mtime,

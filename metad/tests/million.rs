@@ -118,6 +118,7 @@ fn fill(ino: Ino) -> Op {
     Op::Commit {
         ino,
         base: Version(0),
+        own: Vec::new(),
         writes: vec![ExtentWrite { file_off: 0, len: 8192, source }],
         append_from: None,
         mtime: Some(Timestamp::now()),

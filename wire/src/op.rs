@@ -226,6 +226,9 @@ pub enum Op {
         ino: Ino,
         /// Content version on which the writes are based.
         base: Version,
+        /// Versions behind it that the writer's own commits have made, beside those of others: the writes are based on
+        /// these, too.
+        own: Vec<Version>,
         /// The writes, disjoint and ordered by offset.
         writes: Vec<ExtentWrite>,
         /// The writes were appended, starting at this offset: they move to the end the file has when applied.

@@ -43,6 +43,7 @@ pub(crate) fn is_full(error: FsError) -> bool {
 pub(crate) struct Commit {
     writes: Vec<ExtentWrite>,
     base: Version,
+    own: Vec<Version>,
     append_from: Option<u64>,
     mtime: Option<Timestamp>,
     clear_privileges: bool,
@@ -80,6 +81,7 @@ impl Commit {
         Op::Commit {
             ino,
             base: self.base,
+            own: self.own.clone(),
             writes: self.writes.clone(),
             append_from: self.append_from,
             mtime: self.mtime,
@@ -390,6 +392,7 @@ impl Client {
         Ok(Commit {
             writes,
             base: inner.base,
+            own: inner.own.iter().copied().filter(|version| *version > inner.base).collect(),
             append_from: inner.appended_from,
             mtime: inner.mtime,
             clear_privileges: inner.clear_privileges,
@@ -444,6 +447,7 @@ impl Client {
     ) -> Result<Landed, FsError> {
         let OpReply::Committed { attr, appended_at, conflict, chunk_extents } = reply else { return Err(FsError::Io) };
         self.drop_sealed(file, commit.count);
+        let made = attr.version;
         let in_place = appended_at == commit.append_from;
         // I6: only then has nobody else changed the file since `base`.
         let only_ours = conflict.is_none() && attr.version == commit.base.next();
@@ -464,6 +468,9 @@ impl Client {
         }
         if attr.version >= inner.attr.version {
             inner.attr = attr;
+        }
+        if conflict.is_none() && !only_ours {
+            inner.note_own(made);
         }
         inner.follow_commit(commit.append_from, appended_at, end_of(&commit.writes), only_ours);
         drop(inner);

@@ -30,6 +30,8 @@ const SMALL_EXTENTS: usize = 4;
 const SMALL_INLINE: usize = 1024;
 /// Separate pieces of one file that wait to be committed: each costs some hundred bytes of memory beside its own.
 const RUNS_MAX: usize = 65_536;
+/// Commits beside others' that are remembered while more is written all the time.
+const OWN_MAX: usize = 1024;
 /// Beyond that, every so many small writes it is counted how many are left.
 const RECOUNT: usize = 64;
 
@@ -63,6 +65,8 @@ pub(crate) struct Inner {
     pub attr: InodeAttr,
     /// Content version that uncommitted writes are based on.
     pub base: Version,
+    /// Versions behind it that commits of ours have made beside those of others.
+    pub own: Vec<Version>,
     /// Content version that `extents` belong to.
     pub content: Version,
     /// Length with what is written and not committed.
@@ -118,6 +122,7 @@ impl FileState {
     pub fn new(attr: InodeAttr, page: Option<&ExtentPage>, buffers: Arc<Buffers>, block_bytes: u64) -> Arc<Self> {
         let mut inner = Inner {
             base: attr.version,
+            own: Vec::new(),
             content: attr.version,
             size: attr.size,
             attr,
@@ -432,6 +437,7 @@ impl Inner {
     pub fn follow_commit(&mut self, from: Option<u64>, landed: Option<u64>, end: u64, only_ours: bool) {
         if self.held == 0 {
             self.base = self.base.max(self.attr.version).max(self.content);
+            self.own.clear();
             self.size = self.attr.size;
             self.appended_from = None;
             self.mtime = None;
@@ -444,6 +450,15 @@ impl Inner {
         }
         self.move_appended(from, landed, end);
         self.size = self.attr.size.max(self.uncommitted_end());
+    }
+
+    /// A commit of ours has made this version, beside what others have made since `base`.
+    pub fn note_own(&mut self, version: Version) {
+        if self.own.len() >= OWN_MAX {
+            // What was written then counts as another's: at worst, a copy is made where none is needed.
+            self.own.remove(0);
+        }
+        self.own.push(version);
     }
 
     fn move_appended(&mut self, from: Option<u64>, landed: Option<u64>, end: u64) {

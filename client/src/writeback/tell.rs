@@ -512,6 +512,7 @@ impl Client {
             let commit = Op::Commit {
                 ino,
                 base: Version(1),
+                own: Vec::new(),
                 writes: writes.to_vec(),
                 append_from: None,
                 mtime: None,

@@ -25,6 +25,7 @@ const COUNTED_EXTENTS: usize = 4096;
 /// `Op::Commit`, without the inode.
 pub(super) struct Commit<'a> {
     pub base: Version,
+    pub own: &'a [Version],
     pub writes: &'a [ExtentWrite],
     pub append_from: Option<u64>,
     pub mtime: Option<Timestamp>,
@@ -44,7 +45,7 @@ pub(super) fn commit(view: &mut View, context: &Context, ino: Ino, commit: &Comm
     // I6: who commits first wins; the other's content is kept beside it, never dropped.
     let appends = appended_at.is_some();
     let changed = commit.base < inode.attr.version && !appends;
-    let conflict = if changed && touched_since(view, &inode, commit.base, &writes) {
+    let conflict = if changed && touched_since(view, &inode, commit, &writes) {
         match commit.policy {
             ConflictPolicy::Fail => return Err(FsError::Stale),
             ConflictPolicy::LastWriter => None,
@@ -104,12 +105,13 @@ fn check_writes(writes: &[ExtentWrite]) -> Result<(), FsError> {
     if end > FILE_BYTES_MAX { Err(FsError::TooLarge) } else { Ok(()) }
 }
 
-/// Whether anyone wrote or removed bytes of these ranges after `base`.
-fn touched_since(view: &View, inode: &Inode, base: Version, writes: &[ExtentWrite]) -> bool {
+/// Whether anyone else wrote or removed bytes of these ranges after the version that a commit is based on.
+fn touched_since(view: &View, inode: &Inode, commit: &Commit, writes: &[ExtentWrite]) -> bool {
+    let foreign = |version: Version| version > commit.base && !commit.own.contains(&version);
     writes.iter().any(|write| {
         let range = write.file_off..write.file_off + write.len;
-        inode.was_cut_since(base, &range)
-            || overlapping(view, inode.attr.ino, &range).iter().any(|extent| extent.version > base)
+        inode.was_cut_since(commit.base, &range)
+            || overlapping(view, inode.attr.ino, &range).iter().any(|extent| foreign(extent.version))
     })
 }
 

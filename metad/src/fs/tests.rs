@@ -110,6 +110,7 @@ fn write(ino: Ino, base: Version, at: u64, bytes: &[u8], policy: ConflictPolicy)
     Op::Commit {
         ino,
         base,
+        own: Vec::new(),
         writes: vec![ExtentWrite { file_off: at, len: bytes.len() as u64, source }],
         append_from: None,
         mtime: None,

@@ -132,6 +132,7 @@ fn append(ino: Ino, base: Version, bytes: &[u8]) -> Op {
     Op::Commit {
         ino,
         base,
+        own: Vec::new(),
         writes: vec![ExtentWrite { file_off: 100, len: bytes.len() as u64, source }],
         append_from: Some(100),
         mtime: None,
@@ -169,7 +170,16 @@ fn mtime_follows_the_writers_clock_but_never_backwards() {
         let writes = vec![ExtentWrite { file_off: 0, len: 1, source: source(1, 1, true) }];
         let policy = ConflictPolicy::Fail;
         let (append_from, clear_privileges) = (None, false);
-        let op = Op::Commit { ino, base, writes, append_from, mtime: Some(mtime), clear_privileges, policy };
+        let op = Op::Commit {
+            ino,
+            base,
+            own: Vec::new(),
+            writes,
+            append_from,
+            mtime: Some(mtime),
+            clear_privileges,
+            policy,
+        };
         world.one(id, op).unwrap();
         world.attr(ino).unwrap().mtime
     };

@@ -193,6 +193,7 @@ impl Run {
                 let op = Op::Commit {
                     ino: Ino(ino),
                     base: Version(1),
+                    own: Vec::new(),
                     writes,
                     append_from: Some(7),
                     mtime: None,

@@ -86,6 +86,7 @@ fn pieces(ino: Ino, base: Version, pieces: u64) -> Op {
     Op::Commit {
         ino,
         base,
+        own: Vec::new(),
         writes: (0..pieces).map(write).collect(),
         append_from: None,
         mtime: None,
@@ -161,7 +162,19 @@ fn a_removed_file_of_many_pieces_is_taken_apart_bit_by_bit() {
         let policy = ConflictPolicy::Fail;
         let (append_from, mtime, clear_privileges) = (None, None, false);
         world
-            .one(id, Op::Commit { ino, base: Version(1), writes, append_from, mtime, clear_privileges, policy })
+            .one(
+                id,
+                Op::Commit {
+                    ino,
+                    base: Version(1),
+                    own: Vec::new(),
+                    writes,
+                    append_from,
+                    mtime,
+                    clear_privileges,
+                    policy,
+                },
+            )
             .unwrap();
         files.push((name, ino));
     }

@@ -206,7 +206,7 @@ pub fn create(parent: Ino, name: &str, ino: Ino, node: NewInode) -> Op {
 
 pub fn commit(ino: Ino, base: Version, at: u64, len: u64, source: Source, policy: ConflictPolicy) -> Op {
     let writes = vec![ExtentWrite { file_off: at, len, source }];
-    Op::Commit { ino, base, writes, append_from: None, mtime: None, clear_privileges: false, policy }
+    Op::Commit { ino, base, own: Vec::new(), writes, append_from: None, mtime: None, clear_privileges: false, policy }
 }
 
 pub fn config(cases: u32) -> ProptestConfig {
