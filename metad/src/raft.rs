@@ -27,9 +27,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use types::TypeConfig;
+use wire::codec;
 use wire::ids::MetadId;
+use wire::limits::{BATCH_BYTES_MAX, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use wire::message::meta::RaftKind;
 use wire::quic::Endpoint;
+
+/// Largest command, encoded, in bytes. An entry travels whole: one that does not fit a message to a peer could never be
+/// replicated, and all that come after it would wait for it. The room is for what stands around it in the message.
+const ENTRY_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - (16 << 10);
+// A batch alone, with what stands around it in its command, is always an entry.
+const _: () = assert!(BATCH_BYTES_MAX + (16 << 10) < ENTRY_BYTES_MAX && ENTRY_BYTES_MAX < HEAD_BYTES_MAX);
 
 /// How Raft behaves.
 #[derive(Clone, Debug)]
@@ -128,8 +136,12 @@ impl Consensus {
     /// Replicates a command and applies it. Runs to its end though the caller is dropped.
     ///
     /// # Errors
-    /// [`ProposeError`]: not leader, or unknown whether it will be applied.
+    /// [`ProposeError`]: not leader, unknown whether it will be applied, or larger than an entry may be.
     pub async fn propose(&self, stamped: Stamped) -> Result<CommandReply, ProposeError> {
+        let bytes = codec::encoded_len(&stamped);
+        if bytes > ENTRY_BYTES_MAX {
+            return Err(ProposeError::Refused(format!("a command of {bytes} bytes ({stamped}) is too large")));
+        }
         match self.raft.client_write(stamped).await {
             Ok(response) => Ok(response.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),

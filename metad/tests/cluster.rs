@@ -9,10 +9,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
+use wire::FsError;
 use wire::ids::{BatchSeq, Ino, MetadId, SessionId};
 use wire::message::admin::{AdminReply, AdminRequest};
 use wire::message::meta::{MetaReply, MetaRequest};
-use wire::op::{Batch, NewInode, Op, Read, ReadReply};
+
+use wire::op::{Batch, NewInode, Op, Read, ReadReply, XattrMode};
 use wire::quic::Endpoint;
 use wire::tls::{ClusterCa, Identity, Role, Subject};
 
@@ -321,6 +323,52 @@ async fn a_cluster_grows_to_three_and_five_and_shrinks_while_it_works() {
     assert!(cluster.lookup(id, "file-0").await.is_some());
     let AdminReply::Status(status) = cluster.admin(AdminRequest::Status).await else { panic!("no status") };
     assert_eq!(status.metads.len(), 3);
+}
+
+/// An operation of a little more than so many KiB, up to 64.
+fn large(kib: usize) -> Op {
+    let value = vec![7; kib << 10];
+    Op::SetXattr { ino: Ino::ROOT, name: b"user.large".to_vec(), value, mode: XattrMode::Set, clear_sgid: false }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_catches_up_with_more_than_one_message_carries() {
+    let mut cluster = Cluster::start(3).await;
+    let (id, seq, next) = {
+        let session = cluster.session().await;
+        (session.id, session.seq, session.next)
+    };
+    let leader = cluster.leader().await;
+    let away = (1..=3).find(|id| *id != leader).unwrap();
+    cluster.stop_node(away).await;
+    {
+        let mut session = Session { cluster: &cluster, id, seq, next };
+        for _ in 0..8 {
+            session.run((0..20).map(|_| large(60)).collect()).await.unwrap();
+        }
+    }
+    cluster.start_node(away).await;
+    let started = Instant::now();
+    loop {
+        let AdminReply::Status(status) = cluster.admin(AdminRequest::Status).await else { panic!("no status") };
+        let matched = |id: u64| status.metads.iter().find(|metad| metad.0 == MetadId(id)).map_or(0, |metad| metad.3);
+        if matched(away) >= status.applied {
+            break;
+        }
+        assert!(started.elapsed() < LIMIT, "{status:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_no_message_could_bring_to_a_peer_is_refused_from_where_it_is_too_large() {
+    let cluster = Cluster::start(3).await;
+    let mut session = cluster.session().await;
+    let refused = session.run((0..80).map(|_| large(60)).collect()).await.unwrap_err();
+    assert_eq!((refused.index, refused.error), (68, FsError::ArgumentTooLarge));
+    session.run((0..68).map(|_| large(60)).collect()).await.unwrap();
+    session.create("afterwards").await;
+    assert!(cluster.lookup(session.id, "afterwards").await.is_some());
 }
 
 #[tokio::test(flavor = "multi_thread")]

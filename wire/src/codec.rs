@@ -23,6 +23,16 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Vec<u8> {
     bytes
 }
 
+/// How many bytes [`encode`] would make of a value.
+///
+/// # Panics
+/// Never for the types of this project, as [`encode`].
+#[must_use]
+pub fn encoded_len<T: Serialize + ?Sized>(value: &T) -> usize {
+    let counted = postcard::serialize_with_flavor(value, postcard::ser_flavors::Size::default());
+    1 + counted.expect("plain data always encodes")
+}
+
 /// Decodes a value; bytes behind it are refused.
 ///
 /// Postcard checks each length against the bytes that are left before it allocates, so a forged length costs nothing.
@@ -72,6 +82,7 @@ mod tests {
     #[test]
     fn bytes_behind_the_value_are_refused() {
         let mut bytes = encode(&7_u32);
+        assert_eq!(bytes.len(), encoded_len(&7_u32));
         assert_eq!(decode::<u32>(&bytes).unwrap(), 7);
         bytes.push(0);
         assert!(decode::<u32>(&bytes).is_err());

@@ -22,6 +22,9 @@ pub const LINKS_MAX: u32 = 65_000;
 pub const READDIR_PAGE_MAX: u32 = 4096;
 /// Most operations in one batch.
 pub const BATCH_OPS_MAX: usize = 4096;
+/// Largest encoded batch, in bytes: it must fit a payload once it is an entry of the Raft log, and that is what one
+/// message brings to a peer.
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Most extents in one commit; a client splits larger ones.
 pub const COMMIT_EXTENTS_MAX: usize = 4096;
 /// Replies that the state machine keeps per session until they are acknowledged (I1).
@@ -49,3 +52,4 @@ const _: () = assert!(FILE_BYTES_MAX / CHUNK_BYTES < u32::MAX as u64);
 const _: () = assert!(UPLOAD_FRESH_MS + 2 * SESSION_TTL_MS < GC_GRACE_MIN_MS);
 const _: () = assert!(LEASE_MS < SESSION_TTL_MS);
 const _: () = assert!(INLINE_BYTES_MAX < BLOCK_BYTES_MAX);
+const _: () = assert!(BATCH_BYTES_MAX < PAYLOAD_BYTES_MAX && BATCH_BYTES_MAX < HEAD_BYTES_MAX);

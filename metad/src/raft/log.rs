@@ -9,6 +9,7 @@
 
 use super::types::{Entry, IoFlushed, LogId, TypeConfig, Vote};
 use crate::error::Error;
+use futures::{Stream, TryStreamExt, stream};
 use openraft::storage::RaftLogStorage;
 use openraft::{LogState, RaftLogReader};
 use parking_lot::Mutex;
@@ -17,7 +18,7 @@ use raft_engine::{Config, Engine, LogBatch, MessageExt, ReadableSize};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, Range, RangeBounds};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -30,6 +31,8 @@ const VOTE: &[u8] = b"vote";
 const PURGED: &[u8] = b"purged";
 /// Size of the engine's files, in bytes.
 const FILE_BYTES: usize = 16 << 20;
+/// Entries that are sent to a peer, or applied, at a time, in bytes as stored: one alone may have more.
+const READ_BYTES: usize = 2 << 20;
 /// Recent entries kept in memory for replication and apply, in bytes as stored.
 const CACHED_BYTES: usize = 32 << 20;
 
@@ -261,36 +264,49 @@ fn write_all(engine: &Engine, index: &Mutex<Index>, queue: &mpsc::Receiver<Work>
     }
 }
 
-impl RaftLogReader<TypeConfig> for Log {
-    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + Send>(
-        &mut self,
-        range: RB,
-    ) -> Result<Vec<Entry>, io::Error> {
+impl Log {
+    /// The range as half-open bounds, within what the log has.
+    fn bounds(&self, range: &impl RangeBounds<u64>) -> Range<u64> {
+        let index = self.index.lock();
+        let last = index.last.map_or(0, |last| last.index + 1);
+        let first = index.purged.map_or(0, |purged| purged.index + 1);
         let start = match range.start_bound() {
             Bound::Included(start) => *start,
             Bound::Excluded(start) => start + 1,
             Bound::Unbounded => 0,
         };
-        let (first_recent, recent, end) = {
-            let index = self.index.lock();
-            let last = index.last.map_or(0, |last| last.index + 1);
-            let first = index.purged.map_or(0, |purged| purged.index + 1);
-            let end = match range.end_bound() {
-                Bound::Included(end) => (end + 1).min(last),
-                Bound::Excluded(end) => (*end).min(last),
-                Bound::Unbounded => last,
-            };
-            let start = start.max(first);
-            if start >= end {
-                return Ok(Vec::new());
-            }
-            let recent: Vec<Entry> = index.recent.range(start..end).map(|(_, recent)| recent.entry.clone()).collect();
-            (recent.first().map_or(end, |entry| entry.log_id.index), recent, end)
+        let end = match range.end_bound() {
+            Bound::Included(end) => (end + 1).min(last),
+            Bound::Excluded(end) => (*end).min(last),
+            Bound::Unbounded => last,
         };
-        debug_assert!(end >= first_recent, "recent entries lie within the range");
+        start.max(first)..end
+    }
+
+    /// Entries of a range within the log: all, or the first of them, one at least, of together about so many bytes.
+    async fn read(&self, range: Range<u64>, bytes: Option<usize>) -> io::Result<Vec<Entry>> {
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (first_recent, recent) = {
+            let index = self.index.lock();
+            let mut together = 0;
+            let recent: Vec<Entry> = index
+                .recent
+                .range(range.clone())
+                .enumerate()
+                .take_while(|(count, (_, recent))| {
+                    together += recent.bytes;
+                    *count == 0 || bytes.is_none_or(|most| together <= most)
+                })
+                .map(|(_, (_, recent))| recent.entry.clone())
+                .collect();
+            (recent.first().map_or(range.end, |entry| entry.log_id.index), recent)
+        };
         // What is not in memory has been written: only entries that were pushed out of memory by newer ones are not.
         let stored_from = self.engine.first_index(GROUP).unwrap_or(first_recent);
-        let first = self.index.lock().purged.map_or(start, |purged| start.max(purged.index + 1)).max(stored_from);
+        let first = self.index.lock().purged.map_or(range.start, |purged| range.start.max(purged.index + 1));
+        let first = first.max(stored_from);
         if first >= first_recent {
             return Ok(recent);
         }
@@ -298,14 +314,45 @@ impl RaftLogReader<TypeConfig> for Log {
         let mut entries = tokio::task::spawn_blocking(move || {
             let mut stored = Vec::new();
             engine
-                .fetch_entries_to::<Stored>(GROUP, first, first_recent, None, &mut stored)
+                .fetch_entries_to::<Stored>(GROUP, first, first_recent, bytes, &mut stored)
                 .map_err(io::Error::other)?;
             stored.iter().map(from_stored).collect::<io::Result<Vec<Entry>>>()
         })
         .await
         .map_err(io::Error::other)??;
-        entries.extend(recent);
+        // Those in memory come behind all others of the range, and were read without a look at how much these are.
+        if bytes.is_none() {
+            entries.extend(recent);
+        }
         Ok(entries)
+    }
+}
+
+impl RaftLogReader<TypeConfig> for Log {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + Send>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        self.read(self.bounds(&range), None).await
+    }
+
+    /// As many as one message to a peer may carry.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        self.read(self.bounds(&(start..end)), Some(READ_BYTES)).await
+    }
+
+    /// Read piece by piece: after a long absence, what is to be applied may be more than memory holds.
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>> + Send
+    where
+        RB: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        let pieces = stream::try_unfold((self.clone(), self.bounds(&range)), |(log, left)| async move {
+            let entries = log.read(left.clone(), Some(READ_BYTES)).await?;
+            let Some(last) = entries.last() else { return Ok::<_, io::Error>(None) };
+            let behind = last.log_id.index + 1..left.end;
+            Ok(Some((stream::iter(entries.into_iter().map(Ok)), (log, behind))))
+        });
+        pieces.try_flatten()
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {

@@ -7,18 +7,30 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use wire::attr::Timestamp;
+use wire::codec;
 use wire::ids::SessionId;
 use wire::op::{Batch, BatchReply};
 
 /// Batches in one entry.
 const ENTRY_BATCHES: usize = 256;
+/// Bytes of batches in one entry, unless one alone has more: what shares an entry is applied and answered together, and
+/// must reach a peer in one message.
+const ENTRY_BYTES: usize = 1 << 20;
 /// Entries on their way at once. The first goes at once; later ones gather what arrives meanwhile.
 const ENTRIES_IN_FLIGHT: usize = 4;
 /// Batches that wait; more callers than this wait to queue.
 const QUEUE: usize = 4096;
 
 type Outcome = Result<Result<BatchReply, Refused>, ProposeError>;
-type Waiting = (SessionId, Batch, oneshot::Sender<Outcome>);
+
+/// A batch that waits to be proposed.
+struct Waiting {
+    session: SessionId,
+    batch: Batch,
+    /// Its size, encoded.
+    bytes: usize,
+    reply: oneshot::Sender<Outcome>,
+}
 
 /// Takes batches and proposes them together.
 pub struct Batcher {
@@ -56,19 +68,18 @@ impl Batcher {
     pub async fn submit(&self, session: SessionId, batch: Batch) -> Outcome {
         let (reply, wait) = oneshot::channel();
         let ended = |_| ProposeError::Refused("metad is stopping".to_owned());
-        self.queue.send((session, batch, reply)).await.map_err(|_| ended(()))?;
+        let bytes = codec::encoded_len(&batch);
+        self.queue.send(Waiting { session, batch, bytes, reply }).await.map_err(|_| ended(()))?;
         wait.await.map_err(|_| ended(()))?
     }
 }
 
 async fn run(consensus: Arc<Consensus>, clock: Arc<Clock>, mut waiting: mpsc::Receiver<Waiting>) {
     let in_flight = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT));
+    let mut left_over = None;
     loop {
         let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
-        let mut group = Vec::new();
-        if waiting.recv_many(&mut group, ENTRY_BATCHES).await == 0 {
-            return;
-        }
+        let Some(group) = next_group(&mut waiting, &mut left_over).await else { return };
         let (consensus, now) = (consensus.clone(), clock.now());
         tokio::spawn(async move {
             propose(&consensus, now, group).await;
@@ -77,9 +88,31 @@ async fn run(consensus: Arc<Consensus>, clock: Arc<Clock>, mut waiting: mpsc::Re
     }
 }
 
+/// Batches that go into one entry: one at least, waited for, and what is there behind it as far as it fits. What does not
+/// fit any more is left over for the next. `None` when there is nothing more to come.
+async fn next_group(waiting: &mut mpsc::Receiver<Waiting>, left_over: &mut Option<Waiting>) -> Option<Vec<Waiting>> {
+    let first = match left_over.take() {
+        Some(first) => first,
+        None => waiting.recv().await?,
+    };
+    let mut bytes = first.bytes;
+    let mut group = vec![first];
+    while group.len() < ENTRY_BATCHES
+        && let Ok(next) = waiting.try_recv()
+    {
+        bytes += next.bytes;
+        if bytes > ENTRY_BYTES {
+            *left_over = Some(next);
+            break;
+        }
+        group.push(next);
+    }
+    Some(group)
+}
+
 async fn propose(consensus: &Consensus, now: Timestamp, group: Vec<Waiting>) {
     let (batches, callers): (Vec<_>, Vec<_>) =
-        group.into_iter().map(|(session, batch, reply)| ((session, batch), reply)).unzip();
+        group.into_iter().map(|one| ((one.session, one.batch), one.reply)).unzip();
     let outcomes = match consensus.propose(Stamped { now, command: Command::Batches(batches) }).await {
         Ok(CommandReply::Batches(outcomes)) => outcomes.into_iter().map(Ok).collect(),
         Ok(_) => vec![Err(ProposeError::Unknown); callers.len()],
@@ -88,5 +121,28 @@ async fn propose(consensus: &Consensus, now: Timestamp, group: Vec<Waiting>) {
     for (reply, outcome) in callers.into_iter().zip(outcomes) {
         // A caller that is gone asks again, and gets the kept reply (I1).
         let _ = reply.send(outcome);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::ids::BatchSeq;
+
+    #[tokio::test]
+    async fn batches_share_an_entry_as_far_as_they_fit_and_none_is_left_out() {
+        let (queue, mut waiting) = mpsc::channel(QUEUE);
+        let sizes = [3 << 20, 10, ENTRY_BYTES - 10, 1, 400 << 10, 700 << 10, 5];
+        for (number, bytes) in sizes.into_iter().enumerate() {
+            let batch = Batch { seq: BatchSeq(number as u64), acked: BatchSeq(0), ops: Vec::new() };
+            let reply = oneshot::channel().0;
+            queue.try_send(Waiting { session: SessionId(1), batch, bytes, reply }).ok().unwrap();
+        }
+        drop(queue);
+        let (mut groups, mut left_over) = (Vec::new(), None);
+        while let Some(group) = next_group(&mut waiting, &mut left_over).await {
+            groups.push(group.iter().map(|one| one.batch.seq.0).collect::<Vec<_>>());
+        }
+        assert_eq!(groups, [vec![0], vec![1, 2], vec![3, 4], vec![5, 6]]);
     }
 }

@@ -8,17 +8,19 @@ use crate::fs::{Command, CommandReply, Refused, orphan, settings};
 use crate::lease::{self, table::Extension};
 use std::sync::Arc;
 use std::time::Duration;
-use wire::FsError;
 use wire::ids::{LayoutEpoch, SessionId};
-use wire::limits::SESSION_TTL_MS;
+use wire::limits::{BATCH_BYTES_MAX, SESSION_TTL_MS};
 use wire::message::event::MetaEvent;
 use wire::message::meta::{LeaseState, MetaReply};
 use wire::op::{Batch, Op, OpFailed, OpReply};
 use wire::quic::Incoming;
 use wire::tls::PeerIdentity;
+use wire::{FsError, codec};
 
 /// Unlinked inodes asked about in one answer.
 const ORPHANS_ASKED: usize = 4096;
+/// Bytes that the encoded length of a list takes at most.
+const LENGTH_BYTES_MAX: usize = 10;
 /// Between looks for silent sessions.
 const EXPIRY_PAUSE: Duration = Duration::from_secs(2);
 
@@ -123,6 +125,10 @@ impl Server {
             let reply = Err(OpFailed { index: 0, error: FsError::ReadOnly });
             return Ok(MetaReply::Batch { reply, leased: None, delegated: Vec::new() });
         }
+        if let Some(index) = beyond_size(&batch) {
+            let reply = Err(OpFailed { index, error: FsError::ArgumentTooLarge });
+            return Ok(MetaReply::Batch { reply, leased: None, delegated: Vec::new() });
+        }
         self.shared.liveness.heard_session(id);
         let has_ended = known.is_some_and(|session| session.ended);
         let ops = batch.ops.clone();
@@ -169,6 +175,21 @@ impl Drop for Attached {
         self.shared.events.close(self.id, self.stream);
         self.shared.detach(self.id, self.stream);
     }
+}
+
+/// The first operation that does not fit a batch any more, when the batch is larger than it may be: what comes before it
+/// may be sent without it.
+fn beyond_size(batch: &Batch) -> Option<u32> {
+    if codec::encoded_len(batch) <= BATCH_BYTES_MAX {
+        return None;
+    }
+    let around = codec::encoded_len(&Batch { ops: Vec::new(), ..*batch }) + LENGTH_BYTES_MAX;
+    let mut sums = batch.ops.iter().scan(around, |bytes, op| {
+        *bytes += codec::encoded_len(op);
+        Some(*bytes)
+    });
+    let index = sums.position(|bytes| bytes > BATCH_BYTES_MAX).unwrap_or(batch.ops.len().saturating_sub(1));
+    Some(index as u32)
 }
 
 /// What a client that may only read still needs.
