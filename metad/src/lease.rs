@@ -20,7 +20,7 @@ use wire::attr::InodeAttr;
 use wire::ids::{Ino, SessionId};
 use wire::limits::LEASE_MS;
 use wire::message::event::MetaEvent;
-use wire::op::{Batch, BatchReply};
+use wire::op::{Batch, BatchReply, Op};
 
 /// How long leases hold without being extended.
 const LEASE: Duration = Duration::from_millis(LEASE_MS);
@@ -30,7 +30,7 @@ const LEASE: Duration = Duration::from_millis(LEASE_MS);
 pub struct Leases {
     /// With the term in which this node leads.
     current: Mutex<Option<(u64, Table)>>,
-    /// Told when somebody has acknowledged or come.
+    /// Told when somebody has acknowledged or come, or is asked to tell something.
     changed: Notify,
 }
 
@@ -184,8 +184,13 @@ impl Shared {
     }
 
     fn tell_share(&self, tell: Vec<(Told, Vec<Ino>)>) {
+        let asks = !tell.is_empty();
         for (Told { session, seq }, inos) in tell {
             self.events.tell(session, &MetaEvent::Share { seq, inos });
+        }
+        if asks {
+            // What they tell may be waiting already, and need not any more.
+            self.leases.changed.notify_waiters();
         }
     }
 
@@ -220,20 +225,26 @@ impl Shared {
         session::find_or_ended(&**self.consensus.state(), id).is_some_and(|session| session.ended)
     }
 
-    /// Takes back what others may answer from their caches about these inodes, until the change ends.
-    async fn begin_change(&self, id: SessionId, inos: Vec<Ino>) -> Changing<'_> {
+    /// Takes back what others may answer from their caches about these inodes, until the change ends. A change may be one
+    /// that `tells` what was done under delegations.
+    async fn begin_change(&self, id: SessionId, inos: Vec<Ino>, tells: bool) -> Changing<'_> {
         let term = self.consensus.leadership();
         let Some((tell, waits)) = self.leases.with(term, |table| table.begin(id, &inos, Instant::now())) else {
             return Changing { shared: self, term: None, session: id, inos: Vec::new() };
         };
         let changing = Changing { shared: self, term, session: id, inos };
+        let asks = !tell.is_empty();
         for Told { session, seq } in tell {
             self.events.tell(session, &MetaEvent::Recall { seq, inos: changing.inos.clone() });
+        }
+        if asks {
+            // What they tell may be waiting already, and need not any more.
+            self.leases.changed.notify_waiters();
         }
         self.settle(|table, now| {
             // Who comes anew meanwhile acknowledges nothing old, and may have something to tell.
             let waited_for = table.unsettled_until(&waits, now);
-            let until = waited_for.or_else(|| table.unsettled_until(&table.dirty_others(id), now));
+            let until = waited_for.or_else(|| table.unsettled_until(&table.dirty_before(id, tells), now));
             // The session is looked up only where there is something to wait for.
             until.filter(|_| !self.has_ended(id))
         })
@@ -290,13 +301,14 @@ pub(crate) async fn submit(
         return Ok(unleased(shared.batcher.submit(id, batch).await?));
     }
     shared.wait_for_others(Some(id)).await;
-    let changing = shared.begin_change(id, inos).await;
+    let tells = batch.ops.iter().any(|op| matches!(op, Op::Deferred { .. }));
+    let changing = shared.begin_change(id, inos, tells).await;
     let outcome = shared.batcher.submit(id, batch).await?;
     // What could be known of only now: names that were changed between the look at them and the change.
     let Ok(Ok(replies)) = &outcome else { return Ok(unleased(outcome)) };
     let late = touched::after(replies, &changing.inos);
     if !late.is_empty() {
-        drop(shared.begin_change(id, late).await);
+        drop(shared.begin_change(id, late, tells).await);
         return Ok(unleased(outcome));
     }
     // Before the change ends: nobody else can have changed them since, if the session gets the leases.

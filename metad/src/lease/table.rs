@@ -312,7 +312,7 @@ impl Table {
     }
 
     /// A change by `session` begins. Returns who is to be told now to drop these inodes, and all whom the change waits
-    /// for: these, and those who were told before.
+    /// for: these, and those others who were told before.
     pub fn begin(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> (Vec<Told>, Vec<Told>) {
         let mut told: Vec<Told> = Vec::new();
         let mut waits: Vec<Told> = Vec::new();
@@ -324,7 +324,9 @@ impl Table {
             changing.count += 1;
             if let Some(before) = self.recalled.get_mut(ino) {
                 before.retain(|told| self.holders.get(&told.session).is_some_and(|holder| holder.acked < told.seq));
-                waits.extend(before.iter().cloned());
+                // Who is asked for something here by another change may have to make this one before it can acknowledge: it
+                // does not wait for itself.
+                waits.extend(before.iter().filter(|told| told.session != session).cloned());
             }
             let Some(held_by) = self.held.get_mut(ino) else { continue };
             let others: Vec<SessionId> = held_by.extract_if(.., |other| *other != session).collect();
@@ -426,6 +428,16 @@ impl Table {
         }
         let dirty = self.holders.iter().filter_map(|(id, holder)| Some(Told { session: *id, seq: holder.dirty? }));
         dirty.filter(|told| told.session != session).collect()
+    }
+
+    /// Whom a change waits for because of what they have not told yet. A change that `tells` what its session did under
+    /// delegations, and was asked for, waits for none of them: they may be the ones who wait for it.
+    #[must_use]
+    pub fn dirty_before(&self, session: SessionId, tells: bool) -> Vec<Told> {
+        if tells && self.holders.get(&session).is_some_and(|holder| !holder.telling.is_empty()) {
+            return Vec::new();
+        }
+        self.dirty_others(session)
     }
 
     /// A session has dropped what it was told to drop, up to this event.

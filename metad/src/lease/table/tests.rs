@@ -489,9 +489,9 @@ mod delegations {
         }
 
         /// Whether nobody has to come first.
-        fn is_open_for(&self, session: u64) -> bool {
+        fn is_open_for(&self, session: u64, tells: bool) -> bool {
             let others = (0..SESSIONS).filter(|other| *other != session).map(SessionId);
-            let dirty = self.table.dirty_others(SessionId(session));
+            let dirty = self.table.dirty_before(SessionId(session), tells);
             self.table.grace_until(others, self.now).is_none() && self.table.unsettled_until(&dirty, self.now).is_none()
         }
 
@@ -503,8 +503,8 @@ mod delegations {
         }
 
         /// A change, if nobody has to be waited for. Returns the delegations that come with it.
-        fn change(&mut self, session: u64, inos: &[Ino]) -> Option<Vec<Ino>> {
-            if !self.is_open_for(session) {
+        fn change(&mut self, session: u64, inos: &[Ino], tells: bool) -> Option<Vec<Ino>> {
+            if !self.is_open_for(session, tells) {
                 return None;
             }
             let id = SessionId(session);
@@ -524,7 +524,7 @@ mod delegations {
             if untold.is_empty() {
                 return true;
             }
-            let told = self.change(session, &untold).is_some();
+            let told = self.change(session, &untold, true).is_some();
             if told {
                 self.worker(session).untold.clear();
             }
@@ -562,7 +562,7 @@ mod delegations {
                 Step::Change { session, ino } => {
                     // What was done before is told before.
                     if self.tell(session)
-                        && let Some(given) = self.change(session, &[Ino(ino)])
+                        && let Some(given) = self.change(session, &[Ino(ino)], false)
                         && self.worker(session).attached
                     {
                         self.worker(session).delegated.extend(given);
@@ -591,7 +591,7 @@ mod delegations {
                 }
                 Step::Read { session, ino } => {
                     let ino = Ino(ino);
-                    if !self.is_open_for(session) {
+                    if !self.is_open_for(session, false) {
                         return Ok(());
                     }
                     let (tell, waits) = self.table.share(SessionId(session), &[ino], now);
@@ -666,5 +666,41 @@ mod delegations {
         world.take(Step::TakeEvent(0)).unwrap();
         world.take(Step::Read { session: 1, ino: 1 }).unwrap();
         assert_eq!((world.workers[0].untold.len(), world.reads), (0, 1));
+    }
+
+    #[test]
+    fn who_is_asked_to_tell_waits_neither_for_itself_nor_for_who_waits_for_it() {
+        let mut world = world();
+        let steps = [
+            Step::Attach(0),
+            Step::Attach(1),
+            Step::Attach(2),
+            Step::Extend(0),
+            Step::Change { session: 0, ino: 1 },
+            Step::Do { session: 0, ino: 1 },
+            Step::Change { session: 1, ino: 1 },
+            Step::TakeEvent(0),
+        ];
+        for step in steps {
+            world.take(step).unwrap();
+        }
+        assert!(world.workers[0].untold.is_empty(), "its own acknowledgement, which comes behind this");
+
+        world.now += LEASE.max(CONTENDED);
+        for step in [Step::Extend(0), Step::Change { session: 0, ino: 1 }, Step::Do { session: 0, ino: 1 }] {
+            world.take(step).unwrap();
+        }
+        assert_eq!(world.workers[0].untold.len(), 1);
+        // The other one was away, has done something there before, and comes back with that.
+        world.workers[1].untold.push(Ino(1));
+        world.take(Step::Attach(1)).unwrap();
+        world.take(Step::Tell(0)).unwrap();
+        assert_eq!(world.workers[0].untold.len(), 1, "the other one comes first");
+        let (tell, waits) = world.table.begin(SessionId(1), &[Ino(1)], world.now);
+        world.push(&tell[0], &[Ino(1)]);
+        assert!(world.table.unsettled_until(&waits, world.now).is_some());
+        world.take(Step::TakeEvent(0)).unwrap();
+        assert!(world.workers[0].untold.is_empty(), "who waits for it");
+        assert_eq!(world.table.unsettled_until(&waits, world.now), None);
     }
 }
