@@ -141,6 +141,7 @@ impl Server {
         question: &Read,
         delegate: bool,
     ) -> Result<MetaReply, ProposeError> {
+        self.hear(peer, session);
         self.shared.consensus.read_barrier().await?;
         if !self.owns(peer, session) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));

@@ -34,7 +34,7 @@ impl Liveness {
         all.iter().copied().filter(|id| now - *heard.entry(*id).or_insert(now) > ttl).collect()
     }
 
-    /// This node does not lead: what it heard earlier must not count when it leads again.
+    /// This node does not lead, or cannot know that it does: what it heard earlier must not count when it leads again.
     pub fn forget_sessions(&self) {
         self.sessions.lock().clear();
     }

@@ -8,6 +8,7 @@ use crate::fs::{Command, CommandReply, Refused, orphan, settings};
 use crate::lease::{self, table::Extension};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::timeout;
 use wire::ids::{LayoutEpoch, SessionId};
 use wire::limits::{BATCH_BYTES_MAX, SESSION_TTL_MS};
 use wire::message::event::MetaEvent;
@@ -29,6 +30,14 @@ impl Server {
     pub(super) fn owns(&self, peer: &PeerIdentity, id: SessionId) -> bool {
         session::find(&**self.shared.consensus.state(), id)
             .is_some_and(|session| session.opening.client == peer.subject.name)
+    }
+
+    /// A session shows that it lives, which counts though there may be no answer: while this node cannot know that it leads,
+    /// or that the cluster does, that is no silence of the session's.
+    pub(super) fn hear(&self, peer: &PeerIdentity, id: SessionId) {
+        if self.owns(peer, id) {
+            self.shared.liveness.heard_session(id);
+        }
     }
 
     pub(super) async fn open_session(
@@ -61,6 +70,7 @@ impl Server {
         id: SessionId,
         epoch: LayoutEpoch,
     ) -> Result<MetaReply, ProposeError> {
+        self.hear(peer, id);
         self.shared.consensus.read_barrier().await?;
         if !self.owns(peer, id) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
@@ -197,11 +207,15 @@ fn is_allowed_read_only(op: &Op) -> bool {
     matches!(op, Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::SetLock { .. } | Op::Unlock { .. })
 }
 
-/// Ends sessions that have been silent for too long, until cancelled.
+/// Ends sessions that have been silent for too long, until cancelled. Silence counts only as far as this node could have
+/// answered: when it leads anew, or has a majority again, everybody gets a full grace.
 pub async fn expire_silent(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(EXPIRY_PAUSE).await;
-        if !shared.consensus.leads() {
+        // Asked each time, and not only when somebody seems silent: without a majority nobody can be answered, and who
+        // looked for another leader meanwhile was not heard of here.
+        let leads = timeout(EXPIRY_PAUSE, shared.consensus.read_barrier()).await;
+        if !matches!(leads, Ok(Ok(()))) {
             shared.liveness.forget_sessions();
             continue;
         }
