@@ -222,7 +222,7 @@ impl Shared {
     /// Whether a session has ended: nothing of it is carried out any more, so it must not wait, least of all for the one
     /// that has replaced it, whose client waits for what becomes of this.
     fn has_ended(&self, id: SessionId) -> bool {
-        session::find_or_ended(&**self.consensus.state(), id).is_some_and(|session| session.ended)
+        session::find_or_ended(&**self.consensus.state(), id).is_some_and(|session| session.has_ended())
     }
 
     /// Takes back what others may answer from their caches about these inodes, until the change ends. A change may be one

@@ -11,7 +11,7 @@ use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::limits::{BATCH_OPS_MAX, INO_RANGE, SESSION_REPLIES_MAX};
 use wire::op::{Batch, BatchReply, OpFailed, OpReply};
 
-/// Ended sessions whose unacknowledged replies are kept; older ones are forgotten.
+/// Ended sessions whose unacknowledged replies are kept; those that ended before them are forgotten.
 const ENDED_MAX: usize = 256;
 /// Ranges of inode numbers that a session holds at most; older ones are used up or forfeited.
 const INO_RANGES_MAX: usize = 4;
@@ -43,15 +43,23 @@ pub struct Session {
     pub acked: BatchSeq,
     /// Leased inode numbers, half-open.
     pub inos: Vec<(Ino, Ino)>,
-    /// It is here only for its replies.
-    pub ended: bool,
+    /// Its place in the order in which sessions ended: it is here only for its replies. `None` while it lives.
+    pub ended: Option<u64>,
+}
+
+impl Session {
+    /// Whether it is here only for its replies.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
 }
 
 /// `Command::OpenSession`.
 pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> SessionId {
     let inos = opening.resumes.map(|old| take_over(view, context, old, &opening.client)).unwrap_or_default();
     let id = SessionId(take_numbers(view, "next session", 1, 1));
-    let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos, ended: false };
+    let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos, ended: None };
     view.store(keys::session(id), &session);
     id
 }
@@ -62,7 +70,7 @@ fn take_over(view: &mut View, context: &Context, old: SessionId, client: &str) -
     let Some(session) = find_or_ended(view, old).filter(|session| session.opening.client == client) else {
         return Vec::new();
     };
-    if !session.ended {
+    if !session.has_ended() {
         close(view, context, old);
     }
     let Some(mut session) = find_or_ended(view, old) else { return Vec::new() };
@@ -78,11 +86,13 @@ pub(super) fn close(view: &mut View, context: &Context, id: SessionId) {
     let context = Context { now: context.now, session: id };
     lock::release_session(view, &context);
     orphan::release_session(view, &context);
-    session.ended = true;
+    session.ended = Some(take_numbers(view, "next ended", 1, 1));
     view.store(keys::session(id), &session);
-    let ended: Vec<SessionId> =
-        all_and_ended(view).into_iter().filter(|(_, session)| session.ended).map(|(id, _)| id).collect();
-    for oldest in &ended[..ended.len().saturating_sub(ENDED_MAX)] {
+    let mut ended: Vec<(u64, SessionId)> =
+        all_and_ended(view).into_iter().filter_map(|(id, session)| Some((session.ended?, id))).collect();
+    // Not by their own numbers: a session that was opened long ago may be one of the last to end.
+    ended.sort_unstable();
+    for (_, oldest) in &ended[..ended.len().saturating_sub(ENDED_MAX)] {
         for range in find_or_ended(view, *oldest).map(|session| session.inos).unwrap_or_default() {
             forget_used(view, range);
         }
@@ -95,7 +105,7 @@ pub(super) fn close(view: &mut View, context: &Context, id: SessionId) {
 
 /// The session with this number, unless it has ended.
 pub fn find(kv: &dyn Kv, id: SessionId) -> Option<Session> {
-    find_or_ended(kv, id).filter(|session| !session.ended)
+    find_or_ended(kv, id).filter(|session| !session.has_ended())
 }
 
 /// The same, or what is kept of one that has ended.
@@ -105,7 +115,7 @@ pub fn find_or_ended(kv: &dyn Kv, id: SessionId) -> Option<Session> {
 
 /// All sessions.
 pub fn all(kv: &dyn Kv) -> Vec<(SessionId, Session)> {
-    all_and_ended(kv).into_iter().filter(|(_, session)| !session.ended).collect()
+    all_and_ended(kv).into_iter().filter(|(_, session)| !session.has_ended()).collect()
 }
 
 /// The same, and those that are here only for their replies.
@@ -136,7 +146,7 @@ pub(super) fn apply_batch(
         return Ok(reply);
     }
     // What is not there now is never applied: the client may say it again in another session.
-    if session.ended {
+    if session.has_ended() {
         return Err(Refused::NoSession);
     }
     if batch.acked > session.acked && batch.acked < batch.seq {

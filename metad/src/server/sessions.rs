@@ -140,7 +140,7 @@ impl Server {
             return Ok(MetaReply::Batch { reply, leased: None, delegated: Vec::new() });
         }
         self.shared.liveness.heard_session(id);
-        let has_ended = known.is_some_and(|session| session.ended);
+        let has_ended = known.is_some_and(|session| session.has_ended());
         let ops = batch.ops.clone();
         // On its own: it runs to its end though this request's connection is lost.
         let carried_out = tokio::spawn(lease::submit(self.shared.clone(), (id, has_ended), batch));

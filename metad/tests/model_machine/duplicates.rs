@@ -163,3 +163,22 @@ fn replies_of_long_ended_sessions_are_forgotten() {
     assert_eq!(world.kv.0.len(), before, "one came, one went");
     world.assert_sound();
 }
+
+/// Guards I1.
+#[test]
+fn a_session_that_was_open_for_long_is_remembered_when_it_ends_though_many_came_and_went_meanwhile() {
+    let mut world = World::new();
+    let id = world.session();
+    let applied = batch(&mut world, id, &[(1, true)]);
+    let first = world.submit(id, &applied).unwrap();
+    let unused = world.number(id);
+    for _ in 0..300 {
+        let other = world.session();
+        world.apply(Command::CloseSessions(vec![other]));
+    }
+    world.apply(Command::CloseSessions(vec![id]));
+    assert_eq!(world.submit(id, &applied), Ok(first));
+    let next = world.resume(id, "c");
+    assert!(world.one(next, create(Ino::ROOT, "b", unused, NewInode::Regular)).is_ok());
+    world.assert_sound();
+}
