@@ -150,8 +150,13 @@ async fn a_change_waits_for_a_client_that_has_gone_silent_until_its_leases_run_o
     let endpoint = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &bundle.identity).unwrap();
     let metad = endpoint.peer(bundle.metads[0], Role::Metad);
     let ask = async |request: MetaRequest| metad.request::<_, MetaReply>(&request, &[], LIMIT).await.unwrap().0;
-    let opening =
-        MetaRequest::OpenSession { host: "h".to_owned(), purpose: "t".to_owned(), caches: true, resumes: None };
+    let opening = MetaRequest::OpenSession {
+        host: "h".to_owned(),
+        purpose: "t".to_owned(),
+        caches: true,
+        resumes: None,
+        token: None,
+    };
     let MetaReply::Session { session, .. } = ask(opening).await else { panic!("no session") };
     // It follows events, shows a sign of life, reads the file, and is silent from then on.
     let mut events = metad.open_events(&MetaRequest::Events { session, dirty: false }).await.unwrap();

@@ -93,8 +93,8 @@ impl Server {
         let answered = match request {
             MetaRequest::Read { session, read, delegate } => self.read(peer, session, &read, delegate).await,
             MetaRequest::Submit { session, batch } => self.submit(peer, session, batch).await,
-            MetaRequest::OpenSession { host, purpose, caches, resumes } => {
-                self.open_session(peer, (host, purpose), caches, resumes).await
+            MetaRequest::OpenSession { host, purpose, caches, resumes, token } => {
+                self.open_session(peer, (host, purpose), caches, (resumes, token)).await
             }
             MetaRequest::Acknowledge { session, seq } => {
                 if self.owns(peer, session) {

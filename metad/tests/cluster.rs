@@ -133,6 +133,7 @@ impl Cluster {
                 purpose: "t".to_owned(),
                 caches: false,
                 resumes: None,
+                token: None,
             };
             if let MetaReply::Session { session, .. } = self.ask(request).await {
                 let mut session = Session { cluster: self, id: session, seq: 0, next: Ino(0) };

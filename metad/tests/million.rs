@@ -61,6 +61,7 @@ impl Session {
                 purpose: "t".to_owned(),
                 caches: false,
                 resumes: None,
+                token: None,
             };
             match metad.request::<_, MetaReply>(&request, &[], LIMIT).await {
                 Ok((MetaReply::Session { session, .. }, _)) => return Self { metad, id: session, seq: 0 },

@@ -121,7 +121,9 @@ impl Session {
         limit: Duration,
     ) -> Result<(Self, Opened), Error> {
         let (host, purpose) = (host.to_owned(), purpose.to_owned());
-        let request = MetaRequest::OpenSession { host: host.clone(), purpose: purpose.clone(), caches: true, resumes };
+        let token = Some(rand::random());
+        let (name, of) = (host.clone(), purpose.clone());
+        let request = MetaRequest::OpenSession { host: name, purpose: of, caches: true, resumes, token };
         let asked = since_boot();
         let (id, opened) = opened(rpc.ask_within(&request, Some(limit)).await?)?;
         let session = Self {
@@ -191,7 +193,8 @@ impl Session {
         }
         let (host, purpose) = (self.host.clone(), self.purpose.clone());
         // What was made here under delegations and is not told yet has numbers of the old one.
-        let request = MetaRequest::OpenSession { host, purpose, caches: true, resumes: Some(expired) };
+        let (resumes, token) = (Some(expired), Some(rand::random()));
+        let request = MetaRequest::OpenSession { host, purpose, caches: true, resumes, token };
         let (id, _) = opened(self.rpc.ask(&request).await?).map_err(|_| FsError::Io)?;
         *self.numbers.lock() = fresh(id);
         Ok(())

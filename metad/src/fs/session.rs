@@ -32,6 +32,8 @@ pub struct Opening {
     pub caches: bool,
     /// A session of the same client that it replaces.
     pub resumes: Option<SessionId>,
+    /// What tells this opening from others of the same client.
+    pub token: Option<u64>,
 }
 
 /// The stored record of a session.
@@ -55,9 +57,19 @@ impl Session {
     }
 }
 
-/// `Command::OpenSession`.
+/// `Command::OpenSession`. Asked again by a client that got no answer, it is the session that was opened the first time:
+/// another one would find no inode numbers left to take over. If that one has ended meanwhile, they are taken from there.
 pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> SessionId {
-    let inos = opening.resumes.map(|old| take_over(view, context, old, &opening.client)).unwrap_or_default();
+    let same = |opened: &Opening| opened.token == opening.token && opened.client == opening.client;
+    let find = || all_and_ended(view).into_iter().rev().find(|(_, session)| same(&session.opening));
+    let first = opening.token.and_then(|_| find());
+    if let Some((id, _)) = first.as_ref().filter(|(_, session)| !session.has_ended()) {
+        return *id;
+    }
+    let mut inos = Vec::new();
+    for old in [opening.resumes, first.map(|(id, _)| id)].into_iter().flatten() {
+        inos.extend(take_over(view, context, old, &opening.client));
+    }
     let id = SessionId(take_numbers(view, "next session", 1, 1));
     let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos, ended: None };
     view.store(keys::session(id), &session);

@@ -44,6 +44,7 @@ impl World {
             client: "c".to_owned(),
             caches: false,
             resumes: None,
+            token: None,
         };
         let CommandReply::Session(id) = self.apply(Command::OpenSession(opening)) else { panic!("no session") };
         self.seqs.insert(id, 0);

@@ -45,9 +45,9 @@ impl Server {
         peer: &PeerIdentity,
         (host, purpose): (String, String),
         caches: bool,
-        resumes: Option<SessionId>,
+        (resumes, token): (Option<SessionId>, Option<u64>),
     ) -> Result<MetaReply, ProposeError> {
-        let opening = Opening { host, purpose, client: peer.subject.name.clone(), caches, resumes };
+        let opening = Opening { host, purpose, client: peer.subject.name.clone(), caches, resumes, token };
         let arriving = if caches { Some(self.shared.arrive().await) } else { None };
         let reply = self.shared.propose(Command::OpenSession(opening)).await?;
         drop(arriving);

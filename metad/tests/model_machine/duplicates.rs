@@ -182,3 +182,20 @@ fn a_session_that_was_open_for_long_is_remembered_when_it_ends_though_many_came_
     assert!(world.one(next, create(Ino::ROOT, "b", unused, NewInode::Regular)).is_ok());
     world.assert_sound();
 }
+
+/// Guards I4.
+#[test]
+fn an_opening_that_is_asked_for_again_is_the_same_session_with_the_numbers_it_took_over() {
+    let mut world = World::new();
+    let id = world.session();
+    let (one, two) = (world.number(id), world.number(id));
+    let first = world.open_by("c", Some(id), Some(77));
+    assert_eq!(world.open_by("c", Some(id), Some(77)), first);
+    assert_ne!(world.open_by("another", None, Some(77)), first, "a token is a client's own");
+    assert!(world.one(first, create(Ino::ROOT, "a", one, NewInode::Regular)).is_ok());
+    world.apply(Command::CloseSessions(vec![first]));
+    let again = world.open_by("c", Some(id), Some(77));
+    assert_ne!(again, first, "that one has ended before its answer arrived");
+    assert!(world.one(again, create(Ino::ROOT, "b", two, NewInode::Regular)).is_ok());
+    world.assert_sound();
+}

@@ -61,10 +61,15 @@ impl World {
     }
 
     fn open(&mut self, client: &str, resumes: Option<SessionId>) -> SessionId {
+        self.open_by(client, resumes, None)
+    }
+
+    /// Opens a session, or asks again for one by the same token.
+    pub fn open_by(&mut self, client: &str, resumes: Option<SessionId>, token: Option<u64>) -> SessionId {
         let (host, purpose) = ("h".to_owned(), "test".to_owned());
-        let opening = Opening { host, purpose, client: client.to_owned(), caches: false, resumes };
+        let opening = Opening { host, purpose, client: client.to_owned(), caches: false, resumes, token };
         let CommandReply::Session(id) = self.apply(Command::OpenSession(opening)) else { panic!("no session") };
-        self.seqs.insert(id, 0);
+        self.seqs.entry(id).or_insert(0);
         id
     }
 

@@ -22,6 +22,9 @@ pub enum MetaRequest {
         caches: bool,
         /// A session that this one replaces: that one ends if it has not, and its unused inode numbers pass on.
         resumes: Option<SessionId>,
+        /// Chosen at random for this opening, and the same when it is asked again: the answer is then the same session.
+        /// `None` when it does not matter that there may be two.
+        token: Option<u64>,
     },
     /// Keep a session alive, and learn what concerns it. Answers `Alive`.
     KeepAlive {
