@@ -119,9 +119,16 @@ pub(super) fn unlock(
     owner: u64,
     range: Range<u64>,
 ) -> Result<OpReply, FsError> {
+    if range.is_empty() {
+        return Err(FsError::Invalid);
+    }
     let before = load(view, ino);
     if !before.is_empty() {
         let held = carve(before, context.session, family, owner, &range);
+        // What is cut out of the middle of a lock leaves two.
+        if held.len() > LOCKS_MAX {
+            return Err(FsError::NoSpace);
+        }
         save(view, ino, context.session, &held);
     }
     Ok(OpReply::Done)
@@ -154,4 +161,30 @@ pub(super) fn forget_inode(view: &mut View, ino: Ino) {
         view.delete(keys::session_lock(held.session, ino));
     }
     view.delete(keys::locks(ino));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::view::MemoryKv;
+    use super::*;
+    use wire::attr::Timestamp;
+
+    #[test]
+    fn locks_do_not_become_more_than_an_inode_may_carry_by_being_cut_in_two() {
+        const FILE: Ino = Ino(7);
+        let (state, session) = (MemoryKv::default(), SessionId(1));
+        let mut view = View::new(&state);
+        let context = Context { now: Timestamp::default(), session };
+        let posix = |start, end| Lock { family: LockFamily::Posix, owner: 1, pid: 1, start, end, exclusive: true };
+        let most: Vec<Held> =
+            (0..LOCKS_MAX as u64).map(|n| Held { session, lock: posix(n * 10, n * 10 + 5) }).collect();
+        save(&mut view, FILE, session, &most);
+        let mut unlock = |range| unlock(&mut view, &context, FILE, LockFamily::Posix, 1, range);
+        assert_eq!(unlock(2..3), Err(FsError::NoSpace));
+        assert_eq!(unlock(4..9), Ok(OpReply::Done));
+        assert_eq!(unlock(10..15), Ok(OpReply::Done));
+        assert_eq!(unlock(2..3), Ok(OpReply::Done));
+        assert_eq!(unlock(0..u64::MAX), Ok(OpReply::Done));
+        assert!(load(&view, FILE).is_empty());
+    }
 }

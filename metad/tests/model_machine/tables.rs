@@ -49,6 +49,22 @@ fn byte_range_locks_join_split_and_change_as_fcntl_says() {
 }
 
 #[test]
+fn unlocking_a_range_that_ends_before_it_begins_is_refused_and_changes_nothing() {
+    let mut world = World::new();
+    let id = world.session();
+    let ino = world.create(id, Ino::ROOT, "a", NewInode::Regular);
+    world.one(id, Op::SetLock { ino, lock: lock(1, 0, 100, true) }).unwrap();
+    let before = world.kv.0.len();
+    for (start, end) in [(60, 40), (50, 50)] {
+        let unlock = Op::Unlock { ino, family: LockFamily::Posix, owner: 1, start, end };
+        assert_eq!(world.one(id, unlock), Err(FsError::Invalid));
+    }
+    assert_eq!(in_the_way(&world, SessionId(99), ino, lock(2, 0, 100, true)), Some((0, 100, true)));
+    assert!(world.kv.0.len() <= before + 2, "two replies are kept");
+    world.assert_sound();
+}
+
+#[test]
 fn flock_and_byte_range_locks_do_not_see_each_other() {
     let mut world = World::new();
     let (first, second) = (world.session(), world.session());
