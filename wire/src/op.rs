@@ -104,7 +104,7 @@ pub enum ConflictPolicy {
     Copy {
         /// Inode number for the copy, from the session's range.
         ino: Ino,
-        /// What is appended to the file's name: `.conflict-HOST-TIME`.
+        /// What is appended to the file's name, up to 244 bytes: `.conflict-HOST-TIME`.
         suffix: Name,
     },
     /// Refuse the commit.

@@ -22,6 +22,9 @@ use wire::op::{ConflictCopy, ConflictPolicy, OpReply, check_name};
 /// Extents counted in a written chunk, to tell the client when to compact.
 const COUNTED_EXTENTS: usize = 4096;
 
+/// Longest suffix of a conflict copy, in bytes: its name, shortened, and a dot with the largest number fit with it.
+const SUFFIX_BYTES_MAX: usize = NAME_BYTES_MAX - ".4294967295".len();
+
 /// `Op::Commit`, without the inode.
 pub(super) struct Commit<'a> {
     pub base: Version,
@@ -131,6 +134,9 @@ fn make_copy(
     suffix: &[u8],
     writes: &[ExtentWrite],
 ) -> Result<ConflictCopy, FsError> {
+    if suffix.len() > SUFFIX_BYTES_MAX {
+        return Err(FsError::NameTooLong);
+    }
     session::use_ino(view, context, ino)?;
     // The directory may have gone together with the file's last name: then the copy is found in the root.
     let mut dir = match Inode::load_dir(view, original.parent) {
@@ -160,15 +166,15 @@ fn make_copy(
     Ok(ConflictCopy { ino, parent: dir.attr.ino, name })
 }
 
-/// The file's name with the suffix, shortened to fit, and numbered when it is taken.
+/// The file's name with the suffix of at most [`SUFFIX_BYTES_MAX`], shortened to fit, and numbered when it is taken.
 fn free_name(view: &View, dir: Ino, name: &[u8], suffix: &[u8]) -> Vec<u8> {
-    (0_u32..)
+    (0..=u32::MAX)
         .map(|number| {
             let mut tail = suffix.to_vec();
             if number > 0 {
                 tail.extend_from_slice(format!(".{number}").as_bytes());
             }
-            tail.truncate(NAME_BYTES_MAX);
+            // The number is never cut off: each of these names is another one.
             let room = NAME_BYTES_MAX - tail.len();
             let mut full = name[..name.len().min(room)].to_vec();
             full.extend_from_slice(&tail);

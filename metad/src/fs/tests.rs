@@ -202,6 +202,29 @@ fn writers_of_different_ranges_are_merged_and_of_the_same_range_both_kept() {
 
 /// Guards I6.
 #[test]
+fn a_copy_whose_suffix_fills_its_name_is_numbered_and_a_longer_suffix_is_refused() {
+    let mut world = World::new();
+    let (first, second) = (world.session(), world.session());
+    world.one(first, create(Ino::ROOT, "a", A, NewInode::Regular)).unwrap();
+    let base = world.attr(Ino(A)).version;
+    world.one(first, write(Ino(A), base, 0, b"first", ConflictPolicy::Fail)).unwrap();
+    let longest = 255 - ".4294967295".len();
+    let mut copy = |ino, bytes| {
+        let policy = ConflictPolicy::Copy { ino: Ino(ino), suffix: vec![b's'; bytes] };
+        world.one(second, write(Ino(A), base, 0, b"XX", policy))
+    };
+    for number in 0..3 {
+        let reply = copy(A + 4096 + number, longest).unwrap();
+        let OpReply::Committed { conflict: Some(conflict), .. } = reply else { panic!("{reply:?}") };
+        assert_eq!(conflict.name.ends_with(format!(".{number}").as_bytes()), number > 0);
+    }
+    assert_eq!(copy(A + 5000, longest + 1), Err(FsError::NameTooLong));
+    assert_eq!(copy(A + 5000, 1000), Err(FsError::NameTooLong));
+    assert_eq!(check::check(&world.kv), Vec::<String>::new());
+}
+
+/// Guards I6.
+#[test]
 fn a_write_over_bytes_that_were_cut_meanwhile_is_a_conflict() {
     let mut world = World::new();
     let id = world.session();
