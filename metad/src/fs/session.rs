@@ -149,7 +149,8 @@ pub(super) fn apply_batch(
 ) -> Result<BatchReply, Refused> {
     let mut session = find_or_ended(view, id).ok_or(Refused::NoSession)?;
     let newest = session.acked.0.max(batch.acked.0).saturating_add(SESSION_REPLIES_MAX as u64);
-    if batch.seq <= session.acked || batch.seq.0 > newest {
+    // A batch does not acknowledge its own reply, nor later ones: with that, the window would end nowhere.
+    if batch.seq <= session.acked || batch.seq <= batch.acked || batch.seq.0 > newest {
         return Err(Refused::OutOfWindow);
     }
     let key = keys::reply(id, batch.seq);
@@ -161,7 +162,7 @@ pub(super) fn apply_batch(
     if session.has_ended() {
         return Err(Refused::NoSession);
     }
-    if batch.acked > session.acked && batch.acked < batch.seq {
+    if batch.acked > session.acked {
         if batch.acked.0 - session.acked.0 <= FEW {
             // Cheaper than to look which of them are there.
             for seq in session.acked.0 + 1..=batch.acked.0 {
