@@ -373,6 +373,15 @@ async fn a_batch_that_no_message_could_bring_to_a_peer_is_refused_from_where_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_purpose_is_not_for_people_is_not_opened() {
+    let cluster = Cluster::start(1).await;
+    let purpose = "x".repeat(5 << 20);
+    let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose, caches: false, resumes: None, token: None };
+    assert!(matches!(cluster.ask(request).await, MetaReply::Failed(FsError::Invalid)));
+    cluster.session().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_request_of_the_wrong_role_is_refused() {
     let cluster = Cluster::start(1).await;
     let peer = cluster.client.peer(cluster.nodes[&1].local_addr(), Role::Metad);

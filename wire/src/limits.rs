@@ -27,6 +27,8 @@ pub const BATCH_OPS_MAX: usize = 4096;
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Most extents in one commit; a client splits larger ones.
 pub const COMMIT_EXTENTS_MAX: usize = 4096;
+/// Longest host, and longest purpose, by which a session is shown to people, in bytes: a purpose may be a path.
+pub const SESSION_TEXT_BYTES_MAX: usize = 4 << 10;
 /// Replies that the state machine keeps per session until they are acknowledged (I1).
 pub const SESSION_REPLIES_MAX: usize = 1024;
 /// Inode numbers handed to a session at once (I4).

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 use wire::ids::{LayoutEpoch, SessionId};
-use wire::limits::{BATCH_BYTES_MAX, SESSION_TTL_MS};
+use wire::limits::{BATCH_BYTES_MAX, SESSION_TEXT_BYTES_MAX, SESSION_TTL_MS};
 use wire::message::event::MetaEvent;
 use wire::message::meta::{LeaseState, MetaReply};
 use wire::op::{Batch, Op, OpFailed, OpReply};
@@ -47,6 +47,9 @@ impl Server {
         caches: bool,
         (resumes, token): (Option<SessionId>, Option<u64>),
     ) -> Result<MetaReply, ProposeError> {
+        if host.len().max(purpose.len()) > SESSION_TEXT_BYTES_MAX {
+            return Ok(MetaReply::Failed(FsError::Invalid));
+        }
         let opening = Opening { host, purpose, client: peer.subject.name.clone(), caches, resumes, token };
         let arriving = if caches { Some(self.shared.arrive().await) } else { None };
         let reply = self.shared.propose(Command::OpenSession(opening)).await?;

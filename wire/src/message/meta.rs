@@ -14,9 +14,9 @@ use std::net::SocketAddr;
 pub enum MetaRequest {
     /// Open a session. Role client. Answers `Session`.
     OpenSession {
-        /// Host of the client, for people.
+        /// Host of the client, for people, of [`SESSION_TEXT_BYTES_MAX`](crate::limits::SESSION_TEXT_BYTES_MAX) at most.
         host: String,
-        /// Mount point or purpose, for people.
+        /// Mount point or purpose, for people, no longer either.
         purpose: String,
         /// It is going to answer from caches, under read leases.
         caches: bool,
