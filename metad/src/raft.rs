@@ -94,6 +94,9 @@ impl Consensus {
             max_in_snapshot_log_to_keep: tuning.snapshot_entries / 10,
             install_snapshot_timeout: 10_000,
             enable_pre_vote: Some(true),
+            // I2: how far the log was committed is not stored, and the state is written behind: a leader that is back before
+            // anybody noticed would read from a state that is older than what it has answered.
+            enable_leader_restore: Some(false),
             ..Config::default()
         };
         let config = config.validate().map_err(|error| Error::Config(error.to_string()))?;
