@@ -35,7 +35,7 @@ pub struct Leases {
 }
 
 impl Leases {
-    /// Works on the table of this leadership; `None` when this node does not lead.
+    /// Works on the table of this leadership; `None` when this node does not lead, or there is a later one.
     fn with<R>(&self, leadership: Option<u64>, work: impl FnOnce(&mut Table) -> R) -> Option<R> {
         let mut current = self.current.lock();
         let Some(term) = leadership else {
@@ -44,6 +44,7 @@ impl Leases {
         };
         match &mut *current {
             Some((of, table)) if *of == term => Some(work(table)),
+            Some((of, _)) if *of > term => None,
             other => Some(work(&mut other.insert((term, Table::new(LEASE, Instant::now()))).1)),
         }
     }
@@ -52,7 +53,7 @@ impl Leases {
 /// A change under way; it ends when this is dropped.
 struct Changing<'a> {
     shared: &'a Shared,
-    term: Option<u64>,
+    term: u64,
     session: SessionId,
     inos: Vec<Ino>,
 }
@@ -66,7 +67,7 @@ impl Changing<'_> {
     fn finish(&mut self) -> Option<Vec<Ino>> {
         let (inos, session) = (std::mem::take(&mut self.inos), self.session);
         // What a later leadership of this node knows is not about this change.
-        let same = self.shared.consensus.leadership().filter(|term| Some(*term) == self.term)?;
+        let same = self.shared.consensus.leadership().filter(|term| *term == self.term)?;
         if inos.is_empty() {
             return None;
         }
@@ -227,11 +228,19 @@ impl Shared {
 
     /// Takes back what others may answer from their caches about these inodes, until the change ends. A change may be one
     /// that `tells` what was done under delegations.
-    async fn begin_change(&self, id: SessionId, inos: Vec<Ino>, tells: bool) -> Changing<'_> {
-        let term = self.consensus.leadership();
-        let Some((tell, waits)) = self.leases.with(term, |table| table.begin(id, &inos, Instant::now())) else {
-            return Changing { shared: self, term: None, session: id, inos: Vec::new() };
-        };
+    ///
+    /// # Errors
+    /// [`ProposeError::Unknown`] when this node does not lead in this term, at its beginning or at the end of the waiting:
+    /// who was waited for under one leadership is not who may answer from its caches under the next.
+    async fn begin_change(
+        &self,
+        term: u64,
+        id: SessionId,
+        inos: Vec<Ino>,
+        tells: bool,
+    ) -> Result<Changing<'_>, ProposeError> {
+        let begun = self.leases.with(Some(term), |table| table.begin(id, &inos, Instant::now()));
+        let (tell, waits) = begun.ok_or(ProposeError::Unknown)?;
         let changing = Changing { shared: self, term, session: id, inos };
         let asks = !tell.is_empty();
         for Told { session, seq } in tell {
@@ -249,7 +258,7 @@ impl Shared {
             until.filter(|_| !self.has_ended(id))
         })
         .await;
-        changing
+        if self.consensus.leadership() == Some(term) { Ok(changing) } else { Err(ProposeError::Unknown) }
     }
 
     /// Tells sessions that they are not alone any more, and waits until they act on it; until the answer is dropped, no
@@ -298,17 +307,21 @@ pub(crate) async fn submit(
     let unleased = |outcome| Submitted { outcome, leased: None, delegated: Vec::new() };
     let inos = touched::before(&**shared.consensus.state(), &batch.ops);
     if inos.is_empty() || has_ended {
-        return Ok(unleased(shared.batcher.submit(id, batch).await?));
+        return Ok(unleased(shared.batcher.submit(id, batch, None).await?));
     }
+    // All that is waited for, and the change itself, belong to one leadership: who leads anew has to wait anew.
+    let Some(term) = shared.consensus.leadership() else {
+        return Err(ProposeError::NotLeader(shared.consensus.leader().await));
+    };
     shared.wait_for_others(Some(id)).await;
     let tells = batch.ops.iter().any(|op| matches!(op, Op::Deferred { .. }));
-    let changing = shared.begin_change(id, inos, tells).await;
-    let outcome = shared.batcher.submit(id, batch).await?;
+    let changing = shared.begin_change(term, id, inos, tells).await?;
+    let outcome = shared.batcher.submit(id, batch, Some(term)).await?;
     // What could be known of only now: names that were changed between the look at them and the change.
     let Ok(Ok(replies)) = &outcome else { return Ok(unleased(outcome)) };
     let late = touched::after(replies, &changing.inos);
     if !late.is_empty() {
-        drop(shared.begin_change(id, late, tells).await);
+        drop(shared.begin_change(term, id, late, tells).await?);
         return Ok(unleased(outcome));
     }
     // Before the change ends: nobody else can have changed them since, if the session gets the leases.

@@ -20,6 +20,8 @@ use machine::Machine;
 use network::{Network, Receiver};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
+use openraft::impls::ProgressResponder;
+use openraft::impls::leader_id_adv::LeaderId;
 use openraft::{BasicNode, ChangeMembers, Config, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -74,6 +76,7 @@ pub struct Member {
 
 /// This node's part in the cluster.
 pub struct Consensus {
+    id: MetadId,
     raft: Raft<TypeConfig, Machine>,
     receiver: Receiver,
     store: Arc<Store>,
@@ -109,7 +112,7 @@ impl Consensus {
         let raft = Raft::new(id.0, Arc::new(config), Network { endpoint }, log, machine)
             .await
             .map_err(|error| Error::Raft(error.to_string()))?;
-        Ok(Self { raft, receiver: Receiver::new(dir), store })
+        Ok(Self { id, raft, receiver: Receiver::new(dir), store })
     }
 
     /// Founds a cluster of these nodes; on a node that is in one already, nothing happens.
@@ -141,16 +144,31 @@ impl Consensus {
     /// # Errors
     /// [`ProposeError`]: not leader, unknown whether it will be applied, or larger than an entry may be.
     pub async fn propose(&self, stamped: Stamped) -> Result<CommandReply, ProposeError> {
+        self.propose_in(None, stamped).await
+    }
+
+    /// The same, but only while this node leads in this term, if one is named: what was waited for under another
+    /// leadership counts for nothing.
+    ///
+    /// # Errors
+    /// As [`Consensus::propose`]; nothing is carried out in another term.
+    pub async fn propose_in(&self, term: Option<u64>, stamped: Stamped) -> Result<CommandReply, ProposeError> {
         let bytes = codec::encoded_len(&stamped);
         if bytes > ENTRY_BYTES_MAX {
             return Err(ProposeError::Refused(format!("a command of {bytes} bytes ({stamped}) is too large")));
         }
-        match self.raft.client_write(stamped).await {
-            Ok(response) => Ok(response.data),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
-            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => Err(ProposeError::Unknown),
-            Err(RaftError::APIError(error)) => Err(ProposeError::Refused(error.to_string())),
-            Err(RaftError::Fatal(error)) => Err(ProposeError::Refused(error.to_string())),
+        let (responder, answered) = ProgressResponder::complete_only();
+        let mut write = self.raft.write(stamped).responder(responder);
+        if let Some(term) = term {
+            write = write.with_leader(LeaderId { term, node_id: self.id.0 });
+        }
+        write.await.map_err(|error| ProposeError::Refused(error.to_string()))?;
+        match answered.await {
+            Ok(Ok(response)) => Ok(response.data),
+            Ok(Err(ClientWriteError::ForwardToLeader(forward))) => Err(not_leader(&forward)),
+            Ok(Err(ClientWriteError::LogEntryDiscarded(_))) => Err(ProposeError::Unknown),
+            Ok(Err(error)) => Err(ProposeError::Refused(error.to_string())),
+            Err(_) => Err(ProposeError::Refused("Raft has ended".to_owned())),
         }
     }
 

@@ -27,6 +27,8 @@ type Outcome = Result<Result<BatchReply, Refused>, ProposeError>;
 struct Waiting {
     session: SessionId,
     batch: Batch,
+    /// The term in which it may be proposed, if only in one.
+    term: Option<u64>,
     /// Its size, encoded.
     bytes: usize,
     reply: oneshot::Sender<Outcome>,
@@ -61,15 +63,15 @@ impl Batcher {
         Self { queue }
     }
 
-    /// Applies a batch. Once queued it runs to its end, though the caller is dropped.
+    /// Applies a batch, if a term is named only in that. Once queued it runs to its end, though the caller is dropped.
     ///
     /// # Errors
-    /// [`ProposeError`], as `Consensus::propose`.
-    pub async fn submit(&self, session: SessionId, batch: Batch) -> Outcome {
+    /// [`ProposeError`], as `Consensus::propose_in`.
+    pub async fn submit(&self, session: SessionId, batch: Batch, term: Option<u64>) -> Outcome {
         let (reply, wait) = oneshot::channel();
         let ended = |_| ProposeError::Refused("metad is stopping".to_owned());
         let bytes = codec::encoded_len(&batch);
-        self.queue.send(Waiting { session, batch, bytes, reply }).await.map_err(|_| ended(()))?;
+        self.queue.send(Waiting { session, batch, term, bytes, reply }).await.map_err(|_| ended(()))?;
         wait.await.map_err(|_| ended(()))?
     }
 }
@@ -88,32 +90,35 @@ async fn run(consensus: Arc<Consensus>, clock: Arc<Clock>, mut waiting: mpsc::Re
     }
 }
 
-/// Batches that go into one entry: one at least, waited for, and what is there behind it as far as it fits. What does not
-/// fit any more is left over for the next. `None` when there is nothing more to come.
+/// Batches that go into one entry: one at least, waited for, and what is there behind it as far as it fits, in size and in
+/// term. What does not fit any more is left over for the next. `None` when there is nothing more to come.
 async fn next_group(waiting: &mut mpsc::Receiver<Waiting>, left_over: &mut Option<Waiting>) -> Option<Vec<Waiting>> {
     let first = match left_over.take() {
         Some(first) => first,
         None => waiting.recv().await?,
     };
-    let mut bytes = first.bytes;
+    let (mut bytes, mut term) = (first.bytes, first.term);
     let mut group = vec![first];
     while group.len() < ENTRY_BATCHES
         && let Ok(next) = waiting.try_recv()
     {
         bytes += next.bytes;
-        if bytes > ENTRY_BYTES {
+        let other_term = term.is_some() && next.term.is_some() && term != next.term;
+        if bytes > ENTRY_BYTES || other_term {
             *left_over = Some(next);
             break;
         }
+        term = term.or(next.term);
         group.push(next);
     }
     Some(group)
 }
 
 async fn propose(consensus: &Consensus, now: Timestamp, group: Vec<Waiting>) {
+    let term = group.iter().find_map(|one| one.term);
     let (batches, callers): (Vec<_>, Vec<_>) =
         group.into_iter().map(|one| ((one.session, one.batch), one.reply)).unzip();
-    let outcomes = match consensus.propose(Stamped { now, command: Command::Batches(batches) }).await {
+    let outcomes = match consensus.propose_in(term, Stamped { now, command: Command::Batches(batches) }).await {
         Ok(CommandReply::Batches(outcomes)) => outcomes.into_iter().map(Ok).collect(),
         Ok(_) => vec![Err(ProposeError::Unknown); callers.len()],
         Err(error) => vec![Err(error); callers.len()],
@@ -130,19 +135,20 @@ mod tests {
     use wire::ids::BatchSeq;
 
     #[tokio::test]
-    async fn batches_share_an_entry_as_far_as_they_fit_and_none_is_left_out() {
+    async fn batches_share_an_entry_as_far_as_they_fit_in_size_and_in_term_and_none_is_left_out() {
         let (queue, mut waiting) = mpsc::channel(QUEUE);
-        let sizes = [3 << 20, 10, ENTRY_BYTES - 10, 1, 400 << 10, 700 << 10, 5];
-        for (number, bytes) in sizes.into_iter().enumerate() {
+        let sizes = [3 << 20, 10, ENTRY_BYTES - 10, 1, 400 << 10, 700 << 10, 5, 5, 5];
+        let terms = [None, None, Some(1), Some(1), None, None, Some(1), None, Some(2)];
+        for (number, (bytes, term)) in sizes.into_iter().zip(terms).enumerate() {
             let batch = Batch { seq: BatchSeq(number as u64), acked: BatchSeq(0), ops: Vec::new() };
             let reply = oneshot::channel().0;
-            queue.try_send(Waiting { session: SessionId(1), batch, bytes, reply }).ok().unwrap();
+            queue.try_send(Waiting { session: SessionId(1), batch, term, bytes, reply }).ok().unwrap();
         }
         drop(queue);
         let (mut groups, mut left_over) = (Vec::new(), None);
         while let Some(group) = next_group(&mut waiting, &mut left_over).await {
             groups.push(group.iter().map(|one| one.batch.seq.0).collect::<Vec<_>>());
         }
-        assert_eq!(groups, [vec![0], vec![1, 2], vec![3, 4], vec![5, 6]]);
+        assert_eq!(groups, [vec![0], vec![1, 2], vec![3, 4], vec![5, 6, 7], vec![8]]);
     }
 }
