@@ -208,16 +208,26 @@ impl Shared {
 
     /// Waits until nobody else answers from what an earlier leader granted, or has something to tell that was done under
     /// it and does not say so.
-    pub(crate) async fn wait_for_others(&self, id: Option<SessionId>) {
+    ///
+    /// # Errors
+    /// As [`Consensus::read_barrier`](crate::raft::Consensus::read_barrier), while that may matter.
+    pub(crate) async fn wait_for_others(&self, id: Option<SessionId>) -> Result<(), ProposeError> {
+        let grace = |table: &Table, now| table.grace_until(std::iter::once(SessionId(u64::MAX)), now);
+        if self.leased(|table| grace(table, Instant::now())).flatten().is_none() {
+            return Ok(());
+        }
+        // A leader that is new may not have applied yet that a session was opened under the one before.
+        self.consensus.read_barrier().await?;
         let state = self.consensus.state();
         self.settle(|table, now| {
             // The sessions are looked up only while it matters.
-            table.grace_until(std::iter::once(SessionId(u64::MAX)), now)?;
+            grace(table, now)?;
             let others = session::all(&**state);
             let others = others.iter().filter(|(other, session)| Some(*other) != id && session.opening.caches);
             table.grace_until(others.map(|(other, _)| *other), now)
         })
         .await;
+        Ok(())
     }
 
     /// Whether a session has ended: nothing of it is carried out any more, so it must not wait, least of all for the one
@@ -263,15 +273,18 @@ impl Shared {
 
     /// Tells sessions that they are not alone any more, and waits until they act on it; until the answer is dropped, no
     /// session is told that it is alone.
-    pub(crate) async fn arrive(&self) -> Arriving<'_> {
-        self.wait_for_others(None).await;
+    ///
+    /// # Errors
+    /// As [`Shared::wait_for_others`].
+    pub(crate) async fn arrive(&self) -> Result<Arriving<'_>, ProposeError> {
+        self.wait_for_others(None).await?;
         let told = self.leased(|table| table.arrive()).unwrap_or_default();
         let arriving = Arriving { shared: self };
         for Told { session, seq } in &told {
             self.events.tell(*session, &MetaEvent::Company { seq: *seq });
         }
         self.settle(|table, now| table.unsettled_until(&told, now)).await;
-        arriving
+        Ok(arriving)
     }
 }
 
@@ -313,7 +326,7 @@ pub(crate) async fn submit(
     let Some(term) = shared.consensus.leadership() else {
         return Err(ProposeError::NotLeader(shared.consensus.leader().await));
     };
-    shared.wait_for_others(Some(id)).await;
+    shared.wait_for_others(Some(id)).await?;
     let tells = batch.ops.iter().any(|op| matches!(op, Op::Deferred { .. }));
     let changing = shared.begin_change(term, id, inos, tells).await?;
     let outcome = shared.batcher.submit(id, batch, Some(term)).await?;

@@ -156,7 +156,7 @@ impl Server {
                 narrow(&mut question);
             }
             let question = &*question;
-            self.shared.wait_for_others(Some(session)).await;
+            self.shared.wait_for_others(Some(session)).await?;
             let stamp = self.shared.lease_stamp();
             let answer = self.look(session, question);
             let (Some(stamp), inos) = (stamp, told_of(question, answer.as_ref().ok())) else {

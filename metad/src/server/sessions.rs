@@ -51,7 +51,7 @@ impl Server {
             return Ok(MetaReply::Failed(FsError::Invalid));
         }
         let opening = Opening { host, purpose, client: peer.subject.name.clone(), caches, resumes, token };
-        let arriving = if caches { Some(self.shared.arrive().await) } else { None };
+        let arriving = if caches { Some(self.shared.arrive().await?) } else { None };
         let reply = self.shared.propose(Command::OpenSession(opening)).await?;
         drop(arriving);
         let CommandReply::Session(id) = reply else { return Err(ProposeError::Unknown) };
@@ -128,9 +128,14 @@ impl Server {
         id: SessionId,
         batch: Batch,
     ) -> Result<MetaReply, ProposeError> {
-        // What another certificate opened is out of reach, and so is what this node has not applied yet: the state
-        // machine looks again.
-        let known = session::find_or_ended(&**self.shared.consensus.state(), id);
+        let state = self.shared.consensus.state();
+        let mut known = session::find_or_ended(&**state, id);
+        if known.is_none() {
+            // It may have been opened under another leader, and not be applied here yet.
+            self.shared.consensus.read_barrier().await?;
+            known = session::find_or_ended(&**state, id);
+        }
+        // What another certificate opened is out of reach.
         if known.as_ref().is_some_and(|session| session.opening.client != peer.subject.name) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
