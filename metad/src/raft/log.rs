@@ -346,8 +346,19 @@ impl RaftLogReader<TypeConfig> for Log {
     where
         RB: RangeBounds<u64> + Clone + Debug + Send,
     {
-        let pieces = stream::try_unfold((self.clone(), self.bounds(&range)), |(log, left)| async move {
+        let (mut bounds, first) = (self.bounds(&range), range.start_bound().cloned());
+        if let Bound::Included(first) = first {
+            // What was cut off at the beginning is missing, too.
+            bounds.start = first;
+        }
+        let pieces = stream::try_unfold((self.clone(), bounds), |(log, left)| async move {
             let entries = log.read(left.clone(), Some(READ_BYTES)).await?;
+            // What is to be applied has been committed, and is not left out.
+            let mut found = entries.iter().map(|entry| entry.log_id.index);
+            let missing = left.clone().take(entries.len().max(1)).find(|index| found.next() != Some(*index));
+            if let Some(missing) = missing {
+                return Err(io::Error::other(format!("entry {missing} of the Raft log is missing")));
+            }
             let Some(last) = entries.last() else { return Ok::<_, io::Error>(None) };
             let behind = last.log_id.index + 1..left.end;
             Ok(Some((stream::iter(entries.into_iter().map(Ok)), (log, behind))))

@@ -9,6 +9,7 @@ use crate::store::Store;
 use futures::{FutureExt, Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -31,7 +32,9 @@ struct Position {
 /// The state machine as openraft sees it.
 pub struct Machine {
     store: Arc<Store>,
-    snapshot: PathBuf,
+    dir: PathBuf,
+    /// Held while a snapshot takes its name, and by who installs one until the state is that one's.
+    publishing: Arc<Mutex<()>>,
     position: Position,
 }
 
@@ -45,12 +48,13 @@ impl Machine {
         let stored = store.position().map(|bytes| codec::decode::<Position>(&bytes)).transpose()?;
         let mut position = stored.unwrap_or_default();
         let disk = |error| Error::disk(&path, error);
-        if let Some(meta) = snapshot::meta(&path).map_err(disk)?.filter(|meta| meta.last_log_id > position.applied) {
-            snapshot::verify(&path).map_err(disk)?;
+        let newer = |(meta, _): &(SnapshotMeta, SnapshotFile)| meta.last_log_id > position.applied;
+        if let Some((meta, file)) = snapshot::open(&path).map_err(disk)?.filter(newer) {
+            snapshot::verify(&file).map_err(disk)?;
             position = position_of(&meta);
-            snapshot::load(&path, &store, &codec::encode(&position)).map_err(disk)?;
+            snapshot::load(&file, &store, &codec::encode(&position)).map_err(disk)?;
         }
-        Ok(Self { store, snapshot: path, position })
+        Ok(Self { store, dir: dir.to_owned(), publishing: Arc::default(), position })
     }
 
     /// Applies entries, writes the result once, then answers.
@@ -100,11 +104,22 @@ impl RaftStateMachine<TypeConfig> for Machine {
     where
         Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
+        let mut last = self.position.applied.map(|log_id| log_id.index);
+        let mut later = move |entry: Result<EntryResponder<TypeConfig>, io::Error>| {
+            let entry = entry?;
+            let index = entry.0.log_id.index;
+            // A state that does not fit the log is not made worse: this node stops.
+            if last.is_some_and(|last| index <= last) {
+                return Err(io::Error::other(format!("entry {index} of the Raft log was applied already")));
+            }
+            last = Some(index);
+            Ok(entry)
+        };
         while let Some(first) = entries.next().await {
-            let mut ready = vec![first?];
+            let mut ready = vec![later(first)?];
             while ready.len() < APPLY_ENTRIES {
                 match entries.next().now_or_never() {
-                    Some(Some(entry)) => ready.push(entry?),
+                    Some(Some(entry)) => ready.push(later(entry)?),
                     _ => break,
                 }
             }
@@ -125,19 +140,29 @@ impl RaftStateMachine<TypeConfig> for Machine {
     async fn get_snapshot_builder(&mut self) -> Builder {
         // Between two applies: from here on the scan sees exactly this position's state.
         self.store.begin_snapshot();
-        Builder { store: self.store.clone(), path: self.snapshot.clone(), position: self.position.clone() }
+        Builder {
+            store: self.store.clone(),
+            dir: self.dir.clone(),
+            publishing: self.publishing.clone(),
+            position: self.position.clone(),
+        }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile) -> Result<(), io::Error> {
-        let (store, path) = (self.store.clone(), self.snapshot.clone());
-        let position = position_of(meta);
+        let (store, path, publishing) = (self.store.clone(), snapshot::path_in(&self.dir), self.publishing.clone());
+        let (meta, position) = (meta.clone(), position_of(meta));
         let encoded = codec::encode(&position);
         let work = move || {
-            snapshot::verify(&snapshot.0)?;
-            if snapshot.0 != path {
-                snapshot::publish(&snapshot.0, &path)?;
+            // Nothing else takes the name before the state is this one's.
+            let _one = publishing.lock();
+            snapshot::verify(&snapshot)?;
+            if snapshot::meta(&snapshot)? != meta {
+                return Err(io::Error::other("the snapshot is of another position"));
             }
-            snapshot::load(&path, &store, &encoded)
+            if snapshot.path != path {
+                snapshot::publish(&snapshot.path, &path)?;
+            }
+            snapshot::load(&snapshot, &store, &encoded)
         };
         spawn_blocking(work).await.map_err(io::Error::other)??;
         self.position = position;
@@ -145,27 +170,42 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
-        let path = self.snapshot.clone();
-        let meta = spawn_blocking(move || snapshot::meta(&path)).await.map_err(io::Error::other)??;
-        Ok(meta.map(|meta| Snapshot { meta, snapshot: SnapshotFile(self.snapshot.clone()) }))
+        let path = snapshot::path_in(&self.dir);
+        let opened = spawn_blocking(move || snapshot::open(&path)).await.map_err(io::Error::other)??;
+        Ok(opened.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
     }
 }
 
 /// Writes a snapshot while entries go on being applied.
 pub struct Builder {
     store: Arc<Store>,
-    path: PathBuf,
+    dir: PathBuf,
+    publishing: Arc<Mutex<()>>,
     position: Position,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
+    /// The one that was built, or a newer one that was installed meanwhile: that is then the node's.
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let meta =
             SnapshotMeta { last_log_id: self.position.applied, last_membership: self.position.membership.clone() };
-        let (store, path, written) = (self.store.clone(), self.path.clone(), meta.clone());
-        spawn_blocking(move || snapshot::write(&path, &written, &store)).await.map_err(io::Error::other)??;
-        Ok(Snapshot { meta, snapshot: SnapshotFile(self.path.clone()) })
+        let (store, publishing) = (self.store.clone(), self.publishing.clone());
+        let (path, building) = (snapshot::path_in(&self.dir), snapshot::building_in(&self.dir));
+        let work = move || {
+            let whole = snapshot::write(&building, &meta, &store)?;
+            let _one = publishing.lock();
+            // One that cannot be read is replaced.
+            let there = snapshot::open(&path).ok().flatten();
+            if whole && there.as_ref().is_none_or(|(there, _)| there.last_log_id <= meta.last_log_id) {
+                snapshot::publish(&building, &path)?;
+                return snapshot::open(&path);
+            }
+            Ok(there)
+        };
+        let opened = spawn_blocking(work).await.map_err(io::Error::other)??;
+        let (meta, snapshot) = opened.ok_or_else(|| io::Error::other("the scan was given up"))?;
+        Ok(Snapshot { meta, snapshot })
     }
 }

@@ -16,7 +16,7 @@ use openraft::raft::{
 use openraft::{BasicNode, OptionalSend, Raft, RaftNetworkFactory, RaftNetworkV2};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
+use std::fs::{self, File};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -102,9 +102,7 @@ impl Connection {
         snapshot: Snapshot,
     ) -> Result<SnapshotResponse<TypeConfig>, RPCError<TypeConfig>> {
         let failed = |error: io::Error| RPCError::Network(NetworkError::new(&error));
-        let path = snapshot.snapshot.0.clone();
-        let file = spawn_blocking(move || File::open(path)).await.map_err(io::Error::other).map_err(failed)?;
-        let file = std::sync::Arc::new(file.map_err(failed)?);
+        let file = snapshot.snapshot.file.clone();
         let total = file.metadata().map_err(failed)?.len();
         let mut offset = 0;
         loop {
@@ -265,6 +263,7 @@ impl Receiver {
         piece: Piece,
     ) -> io::Result<Option<SnapshotResponse<TypeConfig>>> {
         let path = snapshot::path_in(&self.dir).with_extension("incoming");
+        let received = snapshot::path_in(&self.dir).with_extension("received");
         let mut incoming = self.incoming.lock().await;
         // A first piece begins anew, whatever was under way.
         let expected = if piece.offset == 0 { 0 } else { incoming.map_or(0, |(_, at)| at) };
@@ -275,19 +274,25 @@ impl Receiver {
         }
         let at = piece.offset + piece.bytes.len() as u64;
         let done = at == piece.total;
-        let (target, bytes, offset) = (path.clone(), piece.bytes, piece.offset);
+        let (target, bytes, offset) = (path, piece.bytes, piece.offset);
         let write = move || {
             let file = File::options().create(true).write(true).truncate(offset == 0).open(&target)?;
             file.write_all_at(&bytes, offset)?;
-            if done { file.sync_all() } else { Ok(()) }
+            if !done {
+                return Ok(None);
+            }
+            file.sync_all()?;
+            // What comes next is written elsewhere, while this is being installed.
+            fs::rename(&target, &received)?;
+            snapshot::open(&received)
         };
-        spawn_blocking(write).await.map_err(io::Error::other)??;
-        *incoming = Some((piece.vote, at));
-        if !done {
-            return Ok(None);
+        let whole = spawn_blocking(write).await.map_err(io::Error::other)??;
+        *incoming = (!done).then_some((piece.vote, at));
+        let Some((meta, snapshot)) = whole else { return Ok(None) };
+        if meta != piece.meta {
+            return Err(io::Error::other("the snapshot is of another position than its sender says"));
         }
-        *incoming = None;
-        let snapshot = Snapshot { meta: piece.meta, snapshot: SnapshotFile(path) };
+        let snapshot = Snapshot { meta, snapshot };
         raft.install_full_snapshot(piece.vote, snapshot).await.map(Some).map_err(io::Error::other)
     }
 }

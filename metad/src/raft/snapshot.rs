@@ -10,13 +10,15 @@
 //!
 //! Numbers are little endian. A file without a fitting checksum is no snapshot, however far it reads.
 
-use super::types::SnapshotMeta;
+use super::types::{SnapshotFile, SnapshotMeta};
 use crate::fs::keys::Key;
 use crate::fs::view::Changes;
 use crate::store::Store;
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use wire::codec;
 
 const MAGIC: &[u8; 8] = b"SURFSNP1";
@@ -28,6 +30,11 @@ const PART_BYTES_MAX: u32 = 16 << 20;
 /// Path of the node's snapshot.
 pub(super) fn path_in(dir: &Path) -> PathBuf {
     dir.join("snapshot")
+}
+
+/// Path of one that is being built.
+pub(super) fn building_in(dir: &Path) -> PathBuf {
+    path_in(dir).with_extension("building")
 }
 
 struct Hashing<W> {
@@ -53,17 +60,15 @@ fn write_part(out: &mut impl Write, part: &[u8]) -> io::Result<()> {
     out.write_all(part)
 }
 
-/// Writes the state as it was when `Store::begin_snapshot` was called. Blocks; writers go on meanwhile.
-pub(super) fn write(path: &Path, meta: &SnapshotMeta, store: &Store) -> io::Result<()> {
-    let partial = path.with_extension("building");
-    let file = File::create(&partial)?;
+/// Writes the state as it was when `Store::begin_snapshot` was called, to be published. Blocks; writers go on meanwhile.
+/// False when the scan was given up, because another state takes this one's place.
+pub(super) fn write(path: &Path, meta: &SnapshotMeta, store: &Store) -> io::Result<bool> {
+    let file = File::create(path)?;
     let mut out = Hashing { inner: BufWriter::with_capacity(1 << 20, file), hash: blake3::Hasher::new() };
     out.write_all(MAGIC)?;
     write_part(&mut out, &codec::encode(meta))?;
     loop {
-        let pairs = store
-            .next_of_snapshot(GROUP_PAIRS)
-            .ok_or_else(|| io::Error::other("the scan was given up for a newer one"))?;
+        let Some(pairs) = store.next_of_snapshot(GROUP_PAIRS) else { return Ok(false) };
         out.write_all(&(pairs.len() as u32).to_le_bytes())?;
         if pairs.is_empty() {
             break;
@@ -77,7 +82,7 @@ pub(super) fn write(path: &Path, meta: &SnapshotMeta, store: &Store) -> io::Resu
     out.inner.write_all(sum.as_bytes())?;
     out.inner.flush()?;
     out.inner.get_ref().sync_all()?;
-    publish(&partial, path)
+    Ok(true)
 }
 
 /// Gives a complete, synced file its name.
@@ -106,10 +111,28 @@ fn read_part(from: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(part)
 }
 
+/// Reads a file from its beginning, whoever else does.
+struct Reading {
+    file: Arc<File>,
+    offset: u64,
+}
+
+impl Read for Reading {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read_at(bytes, self.offset)?;
+        self.offset += count as u64;
+        Ok(count)
+    }
+}
+
+fn reading(snapshot: &SnapshotFile) -> BufReader<Reading> {
+    BufReader::with_capacity(1 << 20, Reading { file: snapshot.file.clone(), offset: 0 })
+}
+
 /// Whether the file's content is what was written. Reads all of it.
-pub(super) fn verify(path: &Path) -> io::Result<()> {
-    let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
-    let len = file.get_ref().metadata()?.len();
+pub(super) fn verify(snapshot: &SnapshotFile) -> io::Result<()> {
+    let mut file = reading(snapshot);
+    let len = snapshot.file.metadata()?.len();
     let body = len.checked_sub(32).ok_or_else(|| damaged("it is too short"))?;
     let mut hash = blake3::Hasher::new();
     io::copy(&mut (&mut file).take(body), &mut hash)?;
@@ -118,29 +141,35 @@ pub(super) fn verify(path: &Path) -> io::Result<()> {
     if *hash.finalize().as_bytes() == sum { Ok(()) } else { Err(damaged("its checksum does not fit")) }
 }
 
-fn open(path: &Path) -> io::Result<(BufReader<File>, SnapshotMeta)> {
-    let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
+fn read_head(file: &mut impl Read) -> io::Result<SnapshotMeta> {
     let mut magic = [0; 8];
     file.read_exact(&mut magic)?;
     if magic != *MAGIC {
         return Err(damaged("it begins wrong"));
     }
-    let meta = codec::decode(&read_part(&mut file)?).map_err(io::Error::other)?;
-    Ok((file, meta))
+    codec::decode(&read_part(file)?).map_err(io::Error::other)
 }
 
-/// What a snapshot is of; `None` when there is none.
-pub(super) fn meta(path: &Path) -> io::Result<Option<SnapshotMeta>> {
-    match open(path) {
-        Ok((_, meta)) => Ok(Some(meta)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+/// Opens a snapshot, and reads from the same file what it is of; `None` when there is none.
+pub(super) fn open(path: &Path) -> io::Result<Option<(SnapshotMeta, SnapshotFile)>> {
+    let file = match File::open(path) {
+        Ok(file) => Arc::new(file),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let snapshot = SnapshotFile { path: path.to_owned(), file };
+    Ok(Some((meta(&snapshot)?, snapshot)))
+}
+
+/// What a snapshot is of.
+pub(super) fn meta(snapshot: &SnapshotFile) -> io::Result<SnapshotMeta> {
+    read_head(&mut reading(snapshot))
 }
 
 /// Puts the state of a verified snapshot in place of the store's, with `position`.
-pub(super) fn load(path: &Path, store: &Store, position: &[u8]) -> io::Result<()> {
-    let (mut file, _) = open(path)?;
+pub(super) fn load(snapshot: &SnapshotFile, store: &Store, position: &[u8]) -> io::Result<()> {
+    let mut file = reading(snapshot);
+    read_head(&mut file)?;
     store.clear();
     loop {
         let count = read_u32(&mut file)?;
@@ -170,11 +199,12 @@ mod tests {
         store.apply(Changes::new(), b"position");
         let path = path_in(dir.path());
         store.begin_snapshot();
-        write(&path, &SnapshotMeta::default(), &store).unwrap();
-        verify(&path).unwrap();
+        assert!(write(&path, &SnapshotMeta::default(), &store).unwrap());
+        let (_, written) = open(&path).unwrap().unwrap();
+        verify(&written).unwrap();
 
         let other = Store::open(&dir.path().join("b"), 8 << 20).unwrap();
-        load(&path, &other, b"there").unwrap();
+        load(&written, &other, b"there").unwrap();
         assert_eq!(other.get(&5_u32.to_be_bytes()), Some(vec![7; 10]));
         assert_eq!(other.position().unwrap(), b"there");
 
@@ -182,6 +212,6 @@ mod tests {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         fs::write(&path, bytes).unwrap();
-        assert!(verify(&path).is_err());
+        assert!(verify(&open(&path).unwrap().unwrap().1).is_err());
     }
 }

@@ -5,8 +5,8 @@ use super::machine::Machine;
 use super::types::{Entry, TypeConfig};
 use crate::fs::{Command, Stamped};
 use crate::store::Store;
-use futures::TryStreamExt;
-use openraft::storage::RaftLogStorageExt;
+use futures::{TryStreamExt, stream};
+use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{EntryPayload, RaftLogReader, StorageError};
 use std::sync::Arc;
@@ -60,4 +60,55 @@ async fn what_is_sent_at_a_time_is_bounded_in_bytes_and_what_is_applied_is_every
     assert_eq!(indexes(&log.limited_get_log_entries(3, 4).await.unwrap()), [3]);
     let applied: Vec<Entry> = log.entries_stream(2..=LAST).await.try_collect().await.unwrap();
     assert_eq!(indexes(&applied), (2..=LAST).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_that_are_gone_are_not_left_out_when_they_are_to_be_applied() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open(dir.path()).unwrap();
+    log.blocking_append((0..10).map(|index| entry_of(index, 10))).await.unwrap();
+    log.purge(entry_of(4, 0).log_id).await.unwrap();
+    assert!(log.entries_stream(3..8).await.try_collect::<Vec<Entry>>().await.is_err());
+    assert!(log.entries_stream(2..4).await.try_collect::<Vec<Entry>>().await.is_err());
+    let applied: Vec<Entry> = log.entries_stream(5..8).await.try_collect().await.unwrap();
+    assert_eq!(indexes(&applied), [5, 6, 7]);
+}
+
+fn machine(dir: &TempDir) -> Machine {
+    let store = Arc::new(Store::open(&dir.path().join("state"), 8 << 20).unwrap());
+    Machine::open(dir.path(), store).unwrap()
+}
+
+async fn apply(machine: &mut Machine, index: u64) {
+    machine.apply(stream::iter([Ok((entry_of(index, 10), None))])).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_overtaken_by_one_that_is_installed_does_not_take_its_place() {
+    let (there, here) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut leader = machine(&there);
+    let mut follower = machine(&here);
+    apply(&mut leader, 0).await;
+    apply(&mut leader, 1).await;
+    apply(&mut follower, 0).await;
+    let newer = leader.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let mut overtaken = follower.get_snapshot_builder().await;
+    follower.install_snapshot(&newer.meta, newer.snapshot).await.unwrap();
+    assert_eq!(overtaken.build_snapshot().await.unwrap().meta, newer.meta);
+    assert_eq!(follower.get_current_snapshot().await.unwrap().unwrap().meta, newer.meta);
+    assert_eq!(follower.applied_state().await.unwrap().0, newer.meta.last_log_id);
+    assert!(follower.apply(stream::iter([Ok((entry_of(1, 10), None))])).await.is_err(), "it was applied already");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_being_sent_stays_what_it_was_though_there_is_a_newer_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine = machine(&dir);
+    apply(&mut machine, 0).await;
+    machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    let sent = machine.get_current_snapshot().await.unwrap().unwrap();
+    apply(&mut machine, 1).await;
+    let newer = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+    assert!(newer.meta.last_log_id > sent.meta.last_log_id);
+    assert_eq!(super::snapshot::meta(&sent.snapshot).unwrap(), sent.meta);
 }

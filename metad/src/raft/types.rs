@@ -2,7 +2,9 @@
 
 use crate::fs::{CommandReply, Stamped};
 use openraft::BasicNode;
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 openraft::declare_raft_types!(
     /// What Raft replicates, and between whom.
@@ -21,9 +23,15 @@ pub(super) type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 pub(super) type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>;
 pub(super) type IoFlushed = openraft::storage::IOFlushed<TypeConfig>;
 
-/// A snapshot on disk: complete, checksummed and synced.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotFile(pub PathBuf);
+/// A snapshot on disk: complete, checksummed and synced. It stays what it is though another one takes its name meanwhile:
+/// what is sent or loaded is read from the file that was opened.
+#[derive(Clone, Debug)]
+pub struct SnapshotFile {
+    /// Where it was opened.
+    pub path: PathBuf,
+    /// The file.
+    pub file: Arc<File>,
+}
 
 impl std::fmt::Display for Stamped {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
