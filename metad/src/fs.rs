@@ -36,6 +36,10 @@ use wire::ids::{BlockHash, SessionId};
 use wire::layout::Layout;
 use wire::op::{Batch, BatchReply, Op, OpFailed, OpReply};
 
+/// Changes of keys after which a batch takes no further operation, about 200 MB: all of them are kept until it ends. One
+/// operation on a file of the largest size changes half as many.
+const CHANGES_MAX: usize = 1 << 20;
+
 /// What one Raft entry carries. Variants are only ever appended: old logs must replay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
@@ -153,7 +157,8 @@ fn apply_ops(view: &mut View, context: &Context, ops: &[Op]) -> BatchReply {
     view.savepoint();
     let mut replies = Vec::with_capacity(ops.len());
     for (index, op) in ops.iter().enumerate() {
-        match apply_op(view, context, op) {
+        let full = index > 0 && view.undoable() >= CHANGES_MAX;
+        match if full { Err(FsError::ArgumentTooLarge) } else { apply_op(view, context, op) } {
             Ok(reply) => replies.push(reply),
             Err(error) => {
                 // I3: what the batch did before its failed operation is undone.

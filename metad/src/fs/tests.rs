@@ -9,9 +9,10 @@ use wire::FsError;
 use wire::attr::{AttrChange, FileKind, Timestamp};
 use wire::extent::{ExtentWrite, Source};
 use wire::ids::{BatchSeq, Ino, JournalId, SessionId, Version};
+use wire::limits::FILE_BYTES_MAX;
 use wire::op::{
-    Batch, BatchReply, ConflictPolicy, JournalPosition, JournaledFile, NewInode, Op, OpReply, Read, ReadReply,
-    RenameMode,
+    Batch, BatchReply, ConflictPolicy, JournalPosition, JournaledFile, NewInode, Op, OpReply, RangeAction, Read,
+    ReadReply, RenameMode,
 };
 
 /// A state with the sessions that work on it.
@@ -251,6 +252,19 @@ fn an_open_file_survives_its_last_name_until_every_session_let_go() {
     world.apply(Command::CloseSessions(vec![second]));
     assert!(read::read(&world.kv, first, &Read::GetAttr { ino: Ino(A) }).is_err());
     assert_eq!(check::check(&world.kv), Vec::<String>::new());
+}
+
+#[test]
+fn a_batch_of_operations_that_each_change_a_whole_large_file_is_refused_before_it_fills_the_memory() {
+    let mut world = World::new();
+    let id = world.session();
+    world.one(id, create(Ino::ROOT, "a", A, NewInode::Regular)).unwrap();
+    let zeros = RangeAction::Zero { keep_size: false };
+    let op = Op::Range { ino: Ino(A), off: 0, len: FILE_BYTES_MAX, action: zeros };
+    let refused = world.run(id, vec![op; 100]).unwrap_err();
+    assert!((2..8).contains(&refused.index), "{refused:?}");
+    assert_eq!(refused.error, FsError::ArgumentTooLarge);
+    assert_eq!((world.attr(Ino(A)).size, world.attr(Ino(A)).allocated), (0, 0));
 }
 
 #[test]

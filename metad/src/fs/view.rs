@@ -128,6 +128,12 @@ impl<'a> View<'a> {
         self.undo.clear();
     }
 
+    /// How many changes [`View::rollback`] would undo; each is kept in memory until then.
+    #[must_use]
+    pub fn undoable(&self) -> usize {
+        self.undo.len()
+    }
+
     /// Undoes everything since the savepoint.
     pub fn rollback(&mut self) {
         while let Some((key, before)) = self.undo.pop() {
