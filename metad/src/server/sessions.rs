@@ -4,7 +4,7 @@ use super::{Events, Server};
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::session::{self, Opening};
-use crate::fs::{Command, CommandReply, Refused, orphan, settings};
+use crate::fs::{Command, CommandReply, Refused, Stamped, orphan, settings};
 use crate::lease::{self, table::Extension};
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,8 +51,13 @@ impl Server {
             return Ok(MetaReply::Failed(FsError::Invalid));
         }
         let opening = Opening { host, purpose, client: peer.subject.name.clone(), caches, resumes, token };
+        // Who was told of it under one leadership is not who is told that it is alone under the next.
+        let Some(term) = self.shared.consensus.leadership() else {
+            return Err(ProposeError::NotLeader(self.shared.consensus.leader().await));
+        };
         let arriving = if caches { Some(self.shared.arrive().await?) } else { None };
-        let reply = self.shared.propose(Command::OpenSession(opening)).await?;
+        let stamped = Stamped { now: self.shared.clock.now(), command: Command::OpenSession(opening) };
+        let reply = self.shared.consensus.propose_in(Some(term), stamped).await?;
         drop(arriving);
         let CommandReply::Session(id) = reply else { return Err(ProposeError::Unknown) };
         if let Some(old) = resumes.filter(|old| session::find(&**self.shared.consensus.state(), *old).is_none()) {
