@@ -123,8 +123,9 @@ impl Client {
         let open = self.files.lock().get(&ino).cloned();
         let Some(file) = open else { return Ok(false) };
         let attr = self.getattr(ino).await?;
-        file.refresh(&attr, None);
-        Ok(self.versions.lock().put(ino, attr.version).is_some_and(|pages| pages != attr.version))
+        let moved = file.refresh(&attr, None);
+        let pages = self.versions.lock().put(ino, attr.version);
+        Ok(moved || pages != Some(attr.version))
     }
 
     /// Whether whoever holds what stands in the way of a lock waits, maybe over others, for its owner.
@@ -154,19 +155,23 @@ impl Client {
         locks.has_lost_any() && owners().into_iter().any(|owner| locks.has_lost(ino, owner))
     }
 
-    /// Gives up what an owner holds in a range.
+    /// Gives up what an owner holds in a range. Goes on to its end though the caller is dropped: nobody would do it again.
     ///
     /// # Errors
     /// What kept the written content from being committed; the lock is given up all the same.
     pub async fn unlock(&self, ino: Ino, family: LockFamily, owner: u64, start: u64, end: u64) -> Result<(), FsError> {
-        let open = self.files.lock().get(&ino).cloned();
-        let flushed = match open.filter(|file| file.is_dirty()) {
-            Some(file) => self.arc().flush_file(&file, true).await,
-            None => Ok(()),
-        };
-        self.session.locks().given_up(ino, family, owner, start..end);
-        self.session.one(Op::Unlock { ino, family, owner, start, end }).await?;
-        self.lock_released.notify_waiters();
-        flushed
+        let client = self.arc();
+        self.to_its_end(async move {
+            let open = client.files.lock().get(&ino).cloned();
+            let flushed = match open.filter(|file| file.is_dirty()) {
+                Some(file) => client.flush_file(&file, true).await,
+                None => Ok(()),
+            };
+            client.session.locks().given_up(ino, family, owner, start..end);
+            client.session.one(Op::Unlock { ino, family, owner, start, end }).await?;
+            client.lock_released.notify_waiters();
+            flushed
+        })
+        .await
     }
 }

@@ -212,8 +212,13 @@ impl Client {
         if let Some(size) = change.size {
             return self.change_content(&file, Op::SetAttr { ino, change }, Some(size)).await;
         }
-        let attr = self.change(Op::SetAttr { ino, change: change.clone() }).await?;
-        file.refresh(&attr, None);
+        let OpReply::Attr(attr) = self.at_once(Op::SetAttr { ino, change: change.clone() }).await? else {
+            return Err(FsError::Io);
+        };
+        if file.refresh(&attr, None) {
+            // Nobody listens while there is no mount.
+            let _ = self.notices.send(Notice::Changed(ino));
+        }
         file.time_was_set(&change, &attr);
         Ok(file.overlaid(attr))
     }
@@ -235,8 +240,10 @@ impl Client {
             let OpReply::Attr(attr) = client.session.one(op).await? else { return Err(FsError::Io) };
             client.kernel_follows(file.ino(), Version(attr.version.0.saturating_sub(1)), attr.version);
             file.changed_here(&attr, cut);
-            if let Some(size) = cut {
-                client.window.release(file.cut_uncommitted(size));
+            let gone = cut.map_or(0, |size| file.cut_uncommitted(size));
+            if gone > 0 {
+                client.window.release(gone);
+                client.forget_if_idle(&file);
             }
             Ok(file.overlaid(attr))
         })

@@ -38,6 +38,8 @@ const ENTRIES_MAX: usize = 4096;
 /// The same when content has waited for so long: it is told, or else kept in the journal, before there is more. A disk on
 /// which everything is written twice is slower than whoever waits here.
 const BEHIND: Duration = Duration::from_millis(300);
+/// Who opens something so soon after a change came to nothing may be the one who made it.
+const NEWS: Duration = Duration::from_secs(60);
 
 /// What there is to tell.
 pub(crate) enum Work {
@@ -81,9 +83,11 @@ struct Inner {
     strict: bool,
     /// Entries that were undone and that the journal may have.
     undone: Vec<u64>,
-    /// How many changes were done here and came to nothing, why the last one did, and whether anybody has heard of that.
+    /// How many changes were done here and came to nothing.
     lost: u64,
-    loss: Option<FsError>,
+    /// Why the last one did, and when.
+    loss: Option<(FsError, Instant)>,
+    /// Somebody has heard of that.
     loss_told: bool,
     /// Up to here somebody waits.
     urgent: u64,
@@ -120,7 +124,7 @@ impl Inner {
 
     fn note_lost(&mut self, error: FsError) {
         self.lost += 1;
-        (self.loss, self.loss_told) = (Some(error), false);
+        (self.loss, self.loss_told) = (Some((error, Instant::now())), false);
     }
 
     /// The first entry is told.
@@ -230,7 +234,7 @@ impl WriteBack {
 
     /// Undoes what would put this inode in place of another one: its content cannot be stored, and what it would replace
     /// is all there is. Returns the inodes and names that are as they were before.
-    pub(crate) fn undo_replacing(&self, ino: Ino, cache: &Cache) -> Touched {
+    pub(crate) fn undo_replacing(&self, ino: Ino, error: FsError, cache: &Cache) -> Touched {
         let (mut inner, mut undone) = (self.inner.lock(), Vec::new());
         let (mut inos, mut names) = (Vec::new(), Vec::new());
         for entry in &mut inner.entries {
@@ -247,7 +251,7 @@ impl WriteBack {
             }
         }
         if !undone.is_empty() {
-            inner.note_lost(FsError::NoSpace);
+            inner.note_lost(error);
         }
         inner.undone.append(&mut undone);
         (inos, names)
@@ -267,10 +271,11 @@ impl WriteBack {
         self.inner.lock().note_lost(error);
     }
 
-    /// For who begins to care. What nobody has heard of yet, they are to hear as well.
+    /// For who begins to care. What happened a moment ago, and nobody has heard of yet, they are to hear as well.
     fn heard(&self) -> Heard {
         let inner = self.inner.lock();
-        Heard(AtomicU64::new(if inner.loss_told { inner.lost } else { inner.lost.saturating_sub(1) }))
+        let is_news = inner.loss.is_some_and(|(_, at)| !inner.loss_told && at.elapsed() < NEWS);
+        Heard(AtomicU64::new(inner.lost - u64::from(is_news)))
     }
 
     /// Tells once of changes that came to nothing.
@@ -280,7 +285,7 @@ impl WriteBack {
             return Ok(());
         }
         inner.loss_told = true;
-        inner.loss.map_or(Ok(()), Err)
+        inner.loss.map_or(Ok(()), |(error, _)| Err(error))
     }
 
     /// Entries that were undone since this was asked last.
@@ -392,7 +397,10 @@ impl WriteBack {
 
     /// While this is set, what is wrong with an entry is never taken to concern that one only.
     pub(crate) fn be_strict(&self, strict: bool) {
-        self.inner.lock().strict = strict;
+        let mut inner = self.inner.lock();
+        inner.strict = strict;
+        // Nobody has anything open whose work that was.
+        inner.loss = None;
     }
 
     /// Puts in what an earlier client did, and left in the journal, in the order of the numbers.

@@ -172,12 +172,15 @@ async fn who_writes_on_after_a_refusal_is_told_and_holds_nobody_up() {
     let one = cluster.lazy_client().await;
     let mut config = cluster.config();
     (config.on_conflict, config.window_bytes) = (OnConflict::Fail, 8 << 20);
+    config.dirty_age = Duration::from_secs(3600);
     let two = Client::connect(config).await.unwrap();
     let first = create(&one, "file").await;
     let second = open(&two, "file").await;
     one.write(&first.handle, 0, b"first", false).await.unwrap();
-    two.write(&second.handle, 0, &pattern(1, 8 << 20), false).await.unwrap();
+    two.write(&second.handle, 0, b"second", false).await.unwrap();
     one.flush(&first.handle).await.unwrap();
+    // As much as is kept before writers wait.
+    two.write(&second.handle, 0, &pattern(1, 8 << 20), false).await.unwrap();
     assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));
     assert_eq!(two.write(&second.handle, 9 << 20, b"more", false).await, Err(FsError::Stale));
     let other = create(&two, "other").await;

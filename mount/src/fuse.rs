@@ -414,12 +414,9 @@ impl Filesystem for Surf {
         };
         let wanted = Wanted { owner, start, last: end, typ, pid, tid: request.pid() };
         let span = span!("setlk", request, number, fh = fh.0, off = start);
-        let patience = match typ {
-            // A lock that is given up is given up.
-            libc::F_UNLCK => Patience::Endless,
-            _ if sleep => Patience::UntilSignal,
-            _ => Patience::UntilEnding,
-        };
+        // Giving one up goes on to its end in any case.
+        let waits = sleep && typ != libc::F_UNLCK;
+        let patience = if waits { Patience::UntilSignal } else { Patience::UntilEnding };
         self.wait(request, patience, span, reply, |fs| async move { fs.setlk(&file, wanted, sleep).await });
     }
 

@@ -273,7 +273,7 @@ impl FileState {
         (inner.queued, inner.kept, inner.appended_from) = (0, 0, None);
         inner.held = held;
         if held == 0 {
-            inner.mtime = None;
+            (inner.mtime, inner.clear_privileges) = (None, false);
         }
         inner.size = inner.attr.size.max(inner.uncommitted_end());
         let gone = inner.counted.saturating_sub(held);

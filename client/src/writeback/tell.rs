@@ -190,7 +190,11 @@ impl Client {
             match entry {
                 Next::Change(step) => steps.push(step),
                 Next::Content { step, at, file, upto } => {
-                    let (step, failed) = self.gather_content(step, at, file, upto).await?;
+                    let (step, failed) = match self.gather_content(step, at, file, upto).await {
+                        // What comes before it need not wait for that.
+                        Err(_) if !steps.is_empty() => break,
+                        gathered => gathered?,
+                    };
                     let partial = step.content.as_ref().is_some_and(|content| content.left > 0);
                     writes += step.content.as_ref().map_or(0, |content| content.commit.writes());
                     steps.push(step);

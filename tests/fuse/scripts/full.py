@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import time
 
 here = os.open(".", os.O_RDONLY)
 # What waits in memory for room goes with the rest behind the cut; on the disk it is free again after the grace period.
@@ -22,6 +23,11 @@ except OSError as error:
     assert error.errno == errno.ENOSPC, error
 else:
     raise AssertionError("what could not be stored has taken the place of something else")
+# The kernel hears of it a moment later.
+end = time.monotonic() + 30
+while os.path.getsize("replaced") != 4:
+    assert time.monotonic() < end, "something else has this name"
+    time.sleep(0.01)
 with open("replaced") as replaced:
     assert replaced.read() == "old\n"
 

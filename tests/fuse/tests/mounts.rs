@@ -72,19 +72,17 @@ fn two_mounts_that_append_to_a_file_that_neither_has_found_make_one_with_both_li
     let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     let (sides, begin) = ([surf.path(), other.path()], Barrier::new(2));
-    thread::scope(|scope| {
-        for (number, side) in sides.iter().enumerate() {
-            let begin = &begin;
-            scope.spawn(move || {
-                for round in 0..100 {
+    for round in 0..100 {
+        thread::scope(|scope| {
+            for (number, side) in sides.iter().enumerate() {
+                let begin = &begin;
+                scope.spawn(move || {
                     begin.wait();
                     let mut log = File::options().append(true).create(true).open(side.join(format!("log-{round}")));
                     log.as_mut().unwrap().write_all(format!("{number}\n").as_bytes()).unwrap();
-                }
-            });
-        }
-    });
-    for round in 0..100 {
+                });
+            }
+        });
         let log = fs::read_to_string(sides[0].join(format!("log-{round}"))).unwrap();
         assert!(log == "0\n1\n" || log == "1\n0\n", "{log:?}");
     }
