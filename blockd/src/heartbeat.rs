@@ -10,7 +10,7 @@ use crate::stamps::Stamps;
 use crate::store::Store;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use wire::Error;
 use wire::ids::{BlockHash, BlockdId};
@@ -21,6 +21,8 @@ use wire::tls::Role;
 
 /// How long metad may take to answer. Above an election's duration, below what makes a daemon count as dead.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Nobody need look after what mends itself sooner: an election, or metads that start at the same time.
+const UNHEARD: Duration = Duration::from_secs(5);
 /// Most redirections followed for one request: during an election nodes may point at each other.
 const REDIRECTS_MAX: usize = 4;
 /// Blocks in one page of a report.
@@ -135,16 +137,16 @@ impl Reporter {
     pub async fn send_heartbeats(self, stop: CancellationToken) {
         let mut metads = self.metads();
         let mut backoff = Backoff::default();
-        let mut heard = true;
+        let (mut heard, mut missed) = (Instant::now(), false);
         loop {
             let beat = MetaRequest::BlockdHeartbeat(self.heartbeat().await);
             let Some(answer) = stop.run_until_cancelled(metads.ask(&beat)).await else { return };
             let pause = match answer {
                 Ok(MetaReply::BlockdAlive { layout }) => {
-                    if !heard {
+                    if missed {
                         tracing::info!("metad answers again");
                     }
-                    heard = true;
+                    (heard, missed) = (Instant::now(), false);
                     backoff = Backoff::default();
                     self.metrics.heartbeats.add(1);
                     layout.into_iter().for_each(|layout| self.layouts.learn(layout));
@@ -152,10 +154,10 @@ impl Reporter {
                 }
                 other => {
                     let reason = other.map_or_else(|error| error.to_string(), |reply| format!("answered {reply:?}"));
-                    if heard {
+                    if !missed && heard.elapsed() > UNHEARD {
                         tracing::warn!(reason, "no metad takes heartbeats: check `metads` and the network");
+                        missed = true;
                     }
-                    heard = false;
                     self.metrics.heartbeat_failures.add(1);
                     backoff.delay().min(self.config.heartbeat_every)
                 }
