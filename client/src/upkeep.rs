@@ -30,6 +30,11 @@ const ACKNOWLEDGE_LIMIT: Duration = Duration::from_millis(LEASE_MS);
 const EXTENSION: Duration = Duration::from_millis(LEASE_MS / 4);
 /// After so many rounds without anything to commit, memory for writing is given back.
 const IDLE_ROUNDS: u32 = 10;
+/// When nothing was committed for so long, servers are away, or as good as that.
+const STANDSTILL: Duration = Duration::from_secs(1);
+/// Who has more than this uncommitted in one file, and goes on writing, is committed block by block: cut in the midst, it
+/// would be written twice, here and into the journal.
+const STREAMED: u64 = 1 << 20;
 /// Signs of life per lifetime of a session.
 const BEATS: u32 = 8;
 
@@ -160,11 +165,16 @@ impl Client {
         }
     }
 
-    /// Puts what has been written into the queue, where it can go there: servers are not waited for.
-    fn defer_all(&self) {
-        let dirty: Vec<_> = self.files.lock().values().filter(|file| file.is_wanted()).cloned().collect();
-        for file in dirty.iter().filter(|file| !file.is_queued()) {
-            self.defer_content(file);
+    /// Puts what has been written to files into the queue, where it can go there and is at most so much of one: servers are
+    /// not waited for.
+    fn defer_files(&self, most: u64) {
+        let due = |file: &&Arc<FileState>| {
+            let inner = file.inner.lock();
+            inner.held > 0 && inner.held <= most && !inner.refused && !inner.is_queued()
+        };
+        let due: Vec<_> = self.files.lock().values().filter(due).cloned().collect();
+        for file in due {
+            self.defer_content(&file);
         }
     }
 
@@ -301,13 +311,19 @@ async fn acknowledge_in_order(
     }
 }
 
-/// Says when it is time to commit what was written, and lets the journal have it though commits are waiting for servers.
+/// Says when it is time to commit what was written, and lets the journal have it when commits have come to a stand.
 async fn defer_in_background(weak: Weak<Client>) {
+    let (mut commits, mut since) = (0, Instant::now());
     loop {
         let Some(client) = weak.upgrade() else { return };
         let age = client.config.dirty_age;
-        client.defer_all();
         client.overdue.notify_one();
+        let now = client.window.releases();
+        if now != commits || client.window.is_empty() {
+            (commits, since) = (now, Instant::now());
+        }
+        let stands = since.elapsed() > STANDSTILL;
+        client.defer_files(if stands { u64::MAX } else { STREAMED });
         drop(client);
         tokio::time::sleep(age).await;
     }
@@ -319,8 +335,8 @@ async fn commit_in_background(weak: Weak<Client>) {
         let Some(client) = weak.upgrade() else { return };
         let pressed = tokio::select! {
             biased;
-            () = client.overdue.notified() => false,
             () = client.window.pressure.notified() => true,
+            () = client.overdue.notified() => false,
         };
         // Without room even after what was sealed, scattered small writes are what fills the window.
         let whole = !pressed || !client.window.has_room();

@@ -9,6 +9,8 @@ use wire::FsError;
 /// Counts bytes.
 pub struct Window {
     held: AtomicU64,
+    /// How often it became less.
+    releases: AtomicU64,
     limit: u64,
     /// Why nothing could be committed lately, and waiting is no use.
     failure: Mutex<Option<FsError>>,
@@ -22,7 +24,14 @@ impl Window {
     #[must_use]
     pub fn new(limit: u64) -> Self {
         let (released, pressure) = (Notify::new(), Notify::new());
-        Self { held: AtomicU64::new(0), limit, failure: Mutex::new(None), released, pressure }
+        Self {
+            held: AtomicU64::new(0),
+            releases: AtomicU64::new(0),
+            limit,
+            failure: Mutex::new(None),
+            released,
+            pressure,
+        }
     }
 
     /// Whether there is room. A write that begins while there is may go beyond the limit by its own size.
@@ -35,6 +44,12 @@ impl Window {
     #[must_use]
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::Acquire)
+    }
+
+    /// How often something was committed or dropped.
+    #[must_use]
+    pub fn releases(&self) -> u64 {
+        self.releases.load(Ordering::Relaxed)
     }
 
     /// Whether nothing is held.
@@ -85,6 +100,7 @@ impl Window {
     /// Less is held.
     pub fn release(&self, bytes: u64) {
         *self.failure.lock() = None;
+        self.releases.fetch_add(1, Ordering::Relaxed);
         self.held.fetch_sub(bytes, Ordering::AcqRel);
         self.released.notify_waiters();
     }
