@@ -31,7 +31,7 @@ const EXTENSION: Duration = Duration::from_millis(LEASE_MS / 4);
 /// After so many rounds without anything to commit, memory for writing is given back.
 const IDLE_ROUNDS: u32 = 10;
 /// When nothing was committed for so long, servers are away, or as good as that.
-const STANDSTILL: Duration = Duration::from_secs(1);
+const STANDSTILL: Duration = Duration::from_secs(2);
 /// Who has more than this uncommitted in one file, and goes on writing, is committed block by block: cut in the midst, it
 /// would be written twice, here and into the journal.
 const STREAMED: u64 = 1 << 20;
