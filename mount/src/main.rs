@@ -24,6 +24,7 @@ use sys::{Forked, Parent};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    sys::share_heaps();
     match start(&Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

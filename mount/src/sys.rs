@@ -13,6 +13,20 @@ pub(crate) fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// Heaps of the allocator, for all threads together.
+#[cfg(target_env = "gnu")]
+const HEAPS: libc::c_int = 2;
+
+/// Has few heaps serve all threads: by itself, glibc gives each thread that comes and goes one of its own, and what blocks
+/// leave there is not given back. To be called before there are other threads.
+pub(crate) fn share_heaps() {
+    // SAFETY: mallopt(3) takes two numbers, and there is no other thread yet.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, HEAPS);
+    }
+}
+
 /// Unmounts; with `detach` also what is still in use, which then ends with its last user. Users other than root go
 /// through fusermount3, which asks the kernel for them.
 pub(crate) fn unmount(path: &Path, detach: bool) -> io::Result<()> {
