@@ -57,8 +57,7 @@ impl Client {
                         if self.notices.len() >= NOTICES / 2 {
                             break;
                         }
-                        // Nobody listens while there is no mount.
-                        let _ = self.notices.send(Notice::Accessed(*ino));
+                        self.notify(Notice::Accessed(*ino));
                     }
                 }
                 Err(error) => tracing::debug!(%error, "access times are not stored"),

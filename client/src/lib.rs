@@ -316,6 +316,12 @@ impl Client {
         self.spare.lock().push((self.session.id(), ino));
     }
 
+    /// Has the kernel told, soon.
+    fn notify(&self, notice: Notice) {
+        // Nobody listens while there is no mount.
+        let _ = self.notices.send(notice);
+    }
+
     /// The kernel's page cache took part in a change of ours: what it held of `from` is good for `to`.
     fn kernel_follows(&self, ino: Ino, from: Version, to: Version) {
         let mut versions = self.versions.lock();

@@ -163,8 +163,7 @@ impl Client {
             match self.ask_attr(Read::GetAttr { ino: file.ino() }).await {
                 Ok((attr, leased)) => {
                     if file.refresh(&attr, None) {
-                        // Nobody listens while there is no mount.
-                        let _ = self.notices.send(Notice::Changed(file.ino()));
+                        self.notify(Notice::Changed(file.ino()));
                     }
                     if leased {
                         return;
@@ -216,8 +215,7 @@ impl Client {
             return Err(FsError::Io);
         };
         if file.refresh(&attr, None) {
-            // Nobody listens while there is no mount.
-            let _ = self.notices.send(Notice::Changed(ino));
+            self.notify(Notice::Changed(ino));
         }
         file.time_was_set(&change, &attr);
         Ok(file.overlaid(attr))

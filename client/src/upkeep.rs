@@ -92,7 +92,7 @@ impl Client {
                 cache.attached();
                 // What is in the kernel's pages may have been read under a lock that is lost.
                 for ino in self.session.locks().lost_on() {
-                    let _ = self.notices.send(Notice::Changed(ino));
+                    self.notify(Notice::Changed(ino));
                 }
                 self.refresh_all_open();
                 // Leases are of use once they are extended.

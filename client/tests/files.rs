@@ -2,7 +2,7 @@
 
 mod cluster;
 
-use client::{Client, OnConflict, OpenFlags};
+use client::{Client, ClientConfig, OnConflict, OpenFlags, Opened};
 use cluster::{Cluster, content, create, names, open, pattern, regular, until};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -97,11 +97,9 @@ async fn writes_apart_are_merged_and_appends_follow_each_other() {
     assert_eq!(content(&one, "file").await, b"onetwo-A-B-C");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_conflict_keeps_the_content_until_the_file_is_closed() {
-    let cluster = Cluster::start().await;
+/// A file that two clients have open; what the second has written is in conflict, and its policy refuses that.
+async fn in_conflict(cluster: &Cluster, mut config: ClientConfig) -> (Arc<Client>, Opened) {
     let one = cluster.lazy_client().await;
-    let mut config = cluster.config();
     config.on_conflict = OnConflict::Fail;
     let two = Client::connect(config).await.unwrap();
     let first = create(&one, "file").await;
@@ -109,6 +107,13 @@ async fn a_refused_conflict_keeps_the_content_until_the_file_is_closed() {
     one.write(&first.handle, 0, b"first", false).await.unwrap();
     two.write(&second.handle, 0, b"second", false).await.unwrap();
     one.flush(&first.handle).await.unwrap();
+    (two, second)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_conflict_keeps_the_content_until_the_file_is_closed() {
+    let cluster = Cluster::start().await;
+    let (two, second) = in_conflict(&cluster, cluster.config()).await;
     assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));
     assert_eq!(&two.read(&second.handle, 0, 10).await.unwrap()[..], b"second");
     two.release(second.handle).await;
@@ -169,16 +174,9 @@ async fn what_is_appended_is_in_its_order_though_full_blocks_are_committed_befor
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_writes_on_after_a_refusal_is_told_and_holds_nobody_up() {
     let cluster = Cluster::start().await;
-    let one = cluster.lazy_client().await;
     let mut config = cluster.config();
-    (config.on_conflict, config.window_bytes) = (OnConflict::Fail, 8 << 20);
-    config.dirty_age = Duration::from_secs(3600);
-    let two = Client::connect(config).await.unwrap();
-    let first = create(&one, "file").await;
-    let second = open(&two, "file").await;
-    one.write(&first.handle, 0, b"first", false).await.unwrap();
-    two.write(&second.handle, 0, b"second", false).await.unwrap();
-    one.flush(&first.handle).await.unwrap();
+    (config.window_bytes, config.dirty_age) = (8 << 20, Duration::from_secs(3600));
+    let (two, second) = in_conflict(&cluster, config).await;
     // As much as is kept before writers wait.
     two.write(&second.handle, 0, &pattern(1, 8 << 20), false).await.unwrap();
     assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));

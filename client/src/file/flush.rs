@@ -266,8 +266,7 @@ impl Client {
     pub(crate) fn kernel_unlearns(&self, (inos, names): Touched) {
         let names = names.into_iter().map(|(parent, name)| Notice::Moved(parent, name));
         for notice in names.chain(inos.into_iter().map(Notice::Accessed)) {
-            // Nobody listens while there is no mount.
-            let _ = self.notices.send(notice);
+            self.notify(notice);
         }
     }
 
@@ -455,7 +454,7 @@ impl Client {
             self.kernel_follows(file.ino, commit.base, attr.version);
         } else {
             // What the kernel has cached is not the file's content.
-            let _ = self.notices.send(Notice::Changed(file.ino));
+            self.notify(Notice::Changed(file.ino));
         }
         let mut inner = file.inner.lock();
         if attr.version > inner.content {

@@ -153,8 +153,7 @@ impl Client {
                 // Changed by another since it was opened. What this handle wrote stays based on what it saw (I6); what
                 // it reads from now on is the new content throughout.
                 inner.forget_content(version);
-                // Nobody listens while there is no mount.
-                let _ = self.notices.send(Notice::Changed(file.ino));
+                self.notify(Notice::Changed(file.ino));
                 if inner.held == 0 {
                     let size = pages[pages.len() - 1].size;
                     inner.base = version;

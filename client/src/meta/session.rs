@@ -42,7 +42,6 @@ pub struct Session {
     rpc: Rpc,
     cache: Arc<Cache>,
     locks: HeldLocks,
-    /// It keeps caches, under read leases.
     /// Questions and changes that went to metad.
     requests: AtomicU64,
     host: String,

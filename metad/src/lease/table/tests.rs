@@ -647,21 +647,26 @@ mod delegations {
         }
     }
 
-    #[test]
-    fn the_model_does_work_in_memory_and_reads_it() {
+    /// All sessions are there, and the first has something to tell; then these steps are taken.
+    fn world_at_work<const COUNT: usize>(then: [Step; COUNT]) -> World {
         let mut world = world();
-        let steps = [
+        let begin = [
             Step::Attach(0),
             Step::Attach(1),
             Step::Attach(2),
             Step::Extend(0),
             Step::Change { session: 0, ino: 1 },
             Step::Do { session: 0, ino: 1 },
-            Step::Read { session: 1, ino: 1 },
         ];
-        for step in steps {
+        for step in begin.into_iter().chain(then) {
             world.take(step).unwrap();
         }
+        world
+    }
+
+    #[test]
+    fn the_model_does_work_in_memory_and_reads_it() {
+        let mut world = world_at_work([Step::Read { session: 1, ino: 1 }]);
         assert_eq!((world.done, world.reads), (1, 0), "it waits");
         world.take(Step::TakeEvent(0)).unwrap();
         world.take(Step::Read { session: 1, ino: 1 }).unwrap();
@@ -670,20 +675,7 @@ mod delegations {
 
     #[test]
     fn who_is_asked_to_tell_waits_neither_for_itself_nor_for_who_waits_for_it() {
-        let mut world = world();
-        let steps = [
-            Step::Attach(0),
-            Step::Attach(1),
-            Step::Attach(2),
-            Step::Extend(0),
-            Step::Change { session: 0, ino: 1 },
-            Step::Do { session: 0, ino: 1 },
-            Step::Change { session: 1, ino: 1 },
-            Step::TakeEvent(0),
-        ];
-        for step in steps {
-            world.take(step).unwrap();
-        }
+        let mut world = world_at_work([Step::Change { session: 1, ino: 1 }, Step::TakeEvent(0)]);
         assert!(world.workers[0].untold.is_empty(), "its own acknowledgement, which comes behind this");
 
         world.now += LEASE.max(CONTENDED);
