@@ -5,12 +5,14 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use wire::limits::NAME_BYTES_MAX;
 
 /// What stands between a file's name and the rest of its copy's.
 const MARK: &[u8] = b".conflict-";
@@ -98,11 +100,12 @@ impl Name {
         let is_name = !file.is_empty() && !host.is_empty();
         is_name.then_some(Self { file, host: host.to_owned(), at: time.parse().ok()?, number })
     }
+}
 
-    fn time(&self) -> String {
-        let time = OffsetDateTime::from_unix_timestamp(self.at).ok();
-        time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| self.at.to_string())
-    }
+/// Seconds since 1970, for people.
+fn time(at: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp(at).ok();
+    time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| at.to_string())
 }
 
 /// A copy, and the file that it is of.
@@ -120,16 +123,17 @@ fn find(dir: &Path) -> Result<Vec<Conflict>> {
     let mut found = Vec::new();
     let mut left = vec![dir.to_owned()];
     while let Some(dir) = left.pop() {
-        let entries = fs::read_dir(&dir).with_context(|| dir.display().to_string())?;
+        // One that was removed meanwhile, or may not be read, says nothing of the others.
+        let unread = |error: &io::Error| eprintln!("{} is left out: {error}", dir.display());
+        let Ok(entries) = fs::read_dir(&dir).inspect_err(unread) else { continue };
         for entry in entries {
-            let entry = entry.with_context(|| dir.display().to_string())?;
+            let Ok(entry) = entry.inspect_err(unread) else { break };
             // Removed meanwhile.
             let Ok(metadata) = entry.metadata() else { continue };
             if metadata.is_dir() && metadata.dev() == device {
                 left.push(entry.path());
-            } else if metadata.is_file()
-                && let Some(name) = Name::parse(&entry.file_name())
-            {
+            }
+            if let Some(name) = Name::parse(&entry.file_name()) {
                 let file = fs::symlink_metadata(dir.join(&name.file)).ok();
                 found.push(Conflict { path: entry.path(), name, copy: metadata, file });
             }
@@ -161,13 +165,13 @@ fn list(dir: &Path, json: bool) -> Result<()> {
     let rows: Vec<Vec<String>> = found
         .iter()
         .map(|conflict| {
-            let theirs = conflict.file.as_ref().map_or("gone".to_owned(), |file| output::bytes(file.len()));
+            let version = |file: &Metadata| format!("{}, {}", output::bytes(file.len()), time(file.mtime()));
             vec![
                 conflict.path.display().to_string(),
                 conflict.name.host.clone(),
-                conflict.name.time(),
-                output::bytes(conflict.copy.len()),
-                theirs,
+                time(conflict.name.at),
+                version(&conflict.copy),
+                conflict.file.as_ref().map_or("gone".to_owned(), version),
             ]
         })
         .collect();
@@ -179,26 +183,54 @@ fn list(dir: &Path, json: bool) -> Result<()> {
     Ok(())
 }
 
+/// Other copies of the same file.
+fn others_of(copy: &Path, name: &Name) -> Result<Vec<PathBuf>> {
+    let dir = copy.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut others = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let other = entry?.file_name();
+        if copy.file_name() != Some(&other) && Name::parse(&other).is_some_and(|other| other.file == name.file) {
+            others.push(copy.with_file_name(other));
+        }
+    }
+    others.sort();
+    Ok(others)
+}
+
 /// Carries out a decision, in one step each; returns what is there afterwards.
 fn keep(what: Keep, copy: &Path) -> Result<PathBuf> {
     let Some(name) = copy.file_name().and_then(Name::parse) else {
         bail!("this is no copy of a conflict: these are named NAME.conflict-HOST-TIME");
     };
-    let metadata = fs::symlink_metadata(copy)?;
-    if !metadata.is_file() {
-        bail!("this is no file");
-    }
+    let is_dir = fs::symlink_metadata(copy)?.is_dir();
     let file = copy.with_file_name(&name.file);
+    if what != Keep::Both && copy.file_name().is_some_and(|full| full.len() >= NAME_BYTES_MAX) {
+        bail!("the file's name did not fit into this one whole: rename or remove the copy yourself, or keep `both`");
+    }
     match what {
+        Keep::Mine if is_dir && fs::read_dir(&file).is_ok_and(|mut inside| inside.next().is_some()) => {
+            bail!(
+                "{} is a directory with entries of its own: move those you want from one to the other",
+                file.display()
+            );
+        }
         Keep::Mine => {
+            let others = others_of(copy, &name)?;
+            if let Some(other) = others.first() {
+                bail!("{} is of the same file: decide on that first, or keep `both`", other.display());
+            }
             fs::rename(copy, &file)?;
             Ok(file)
         }
         Keep::Theirs => {
-            if !file.exists() {
+            if fs::symlink_metadata(&file).is_err() {
                 bail!("{} is gone: the copy is all there is; keep `mine` or `both`", file.display());
             }
-            fs::remove_file(copy)?;
+            if is_dir {
+                fs::remove_dir(copy).context("it has entries: move or remove those first")?;
+            } else {
+                fs::remove_file(copy)?;
+            }
             Ok(file)
         }
         Keep::Both => {
@@ -208,9 +240,14 @@ fn keep(what: Keep, copy: &Path) -> Result<PathBuf> {
                 plain.push(format!(".{number}"));
             }
             let plain = copy.with_file_name(plain);
-            // A link first: unlike a rename, it replaces nothing.
-            fs::hard_link(copy, &plain).with_context(|| plain.display().to_string())?;
-            fs::remove_file(copy)?;
+            if is_dir {
+                // This replaces nothing but an empty directory.
+                fs::rename(copy, &plain).with_context(|| plain.display().to_string())?;
+            } else {
+                // A link first: unlike a rename, it replaces nothing.
+                fs::hard_link(copy, &plain).with_context(|| plain.display().to_string())?;
+                fs::remove_file(copy)?;
+            }
             Ok(plain)
         }
     }
@@ -219,6 +256,7 @@ fn keep(what: Keep, copy: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::symlink;
 
     fn parse(name: &str) -> Option<(String, String, i64, Option<u32>)> {
         let name = Name::parse(OsStr::new(name))?;
@@ -264,9 +302,40 @@ mod tests {
     }
 
     #[test]
+    fn directories_and_links_are_conflicts_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["dir", "dir.conflict-host-7", "dir.conflict-host-7/sub.conflict-host-8"] {
+            fs::create_dir(at(name)).unwrap();
+        }
+        symlink("nowhere", at("link.conflict-host-7")).unwrap();
+        fs::write(at("dir/file"), "theirs").unwrap();
+        let found: Vec<PathBuf> = find(dir.path()).unwrap().into_iter().map(|conflict| conflict.path).collect();
+        assert_eq!(
+            found,
+            [at("dir.conflict-host-7"), at("dir.conflict-host-7/sub.conflict-host-8"), at("link.conflict-host-7")]
+        );
+        keep(Keep::Mine, &at("link.conflict-host-7")).unwrap();
+        assert_eq!(fs::read_link(at("link")).unwrap(), Path::new("nowhere"));
+        assert!(keep(Keep::Mine, &at("dir.conflict-host-7")).is_err(), "the other one has entries");
+        assert!(keep(Keep::Theirs, &at("dir.conflict-host-7")).is_err(), "this one has, too");
+        keep(Keep::Both, &at("dir.conflict-host-7")).unwrap();
+        assert!(at("dir.host-7/sub.conflict-host-8").is_dir() && at("dir/file").is_file());
+    }
+
+    #[test]
     fn nothing_is_replaced_or_removed_that_is_not_meant() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
+        let cut = format!("{}.conflict-host-7", "n".repeat(NAME_BYTES_MAX - ".conflict-host-7".len()));
+        fs::write(at(&cut), "mine").unwrap();
+        assert!(keep(Keep::Mine, &at(&cut)).is_err(), "whose copy is it?");
+        for name in ["two", "two.conflict-host-7", "two.conflict-host-8"] {
+            fs::write(at(name), "mine").unwrap();
+        }
+        assert!(keep(Keep::Mine, &at("two.conflict-host-7")).is_err(), "the other copy has content of its own");
+        keep(Keep::Theirs, &at("two.conflict-host-8")).unwrap();
+        keep(Keep::Mine, &at("two.conflict-host-7")).unwrap();
         fs::write(at("plain"), "").unwrap();
         assert!(keep(Keep::Theirs, &at("plain")).is_err());
         fs::write(at("file.conflict-host-7"), "mine").unwrap();
