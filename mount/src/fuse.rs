@@ -20,7 +20,7 @@ pub(crate) use dispatch::{READAHEAD_BYTES, Shared, Surf};
 use crate::interrupt::Patience;
 use attr::{PERMISSIONS, node_of};
 use client::namespace::NewNode;
-use dir::Listing;
+use dir::{Asked, Listing};
 use dispatch::{bytes, configure, ino, span};
 use file::{Place, is_unprivileged, range_action};
 use fuser::{
@@ -301,12 +301,14 @@ impl Filesystem for Surf {
 
     fn readdir(&self, request: &Request, number: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let (span, fs) = (span!("readdir", request, number, fh = fh.0, off = offset), self.shared.clone());
-        self.begin(span, async move { fs.list(ino(number), fh.0, offset, reply).await });
+        let asked = Asked { tid: request.pid(), dir: ino(number), fh: fh.0, offset };
+        self.begin(span, async move { fs.list(asked, reply).await });
     }
 
     fn readdirplus(&self, request: &Request, number: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let (span, fs) = (span!("readdirplus", request, number, fh = fh.0, off = offset), self.shared.clone());
-        self.begin(span, async move { fs.list_plus(ino(number), fh.0, offset, reply).await });
+        let asked = Asked { tid: request.pid(), dir: ino(number), fh: fh.0, offset };
+        self.begin(span, async move { fs.list_plus(asked, reply).await });
     }
 
     fn releasedir(&self, _request: &Request, _number: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {

@@ -230,10 +230,16 @@ impl Mounted {
         if tokio::time::timeout(END_LIMIT, self.requests.wait()).await.is_err() {
             tracing::warn!(count = self.requests.len(), "requests are left unanswered");
         }
-        self.shared.release_all().await;
+        if tokio::time::timeout(END_LIMIT, self.shared.release_all()).await.is_err() {
+            tracing::warn!(
+                "servers that are away are not waited for: files were open, and not all of them are committed"
+            );
+        }
         self.stop.cancel();
-        if let Err(error) = self.notices.await {
-            tracing::error!(%error, "the task that tells the kernel of changes failed");
+        match tokio::time::timeout(END_LIMIT, self.notices).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the task that tells the kernel of changes failed"),
+            Err(_) => tracing::warn!("the kernel does not take notice of changes any more"),
         }
     }
 }

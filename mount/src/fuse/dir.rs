@@ -3,6 +3,7 @@
 use super::Shared;
 use super::attr::{dot_attr, file_attr, file_type};
 use super::reply::{GENERATION, errno, gone_is_stale};
+use crate::interrupt::{Patience, unless_signalled};
 use client::Heard;
 use client::namespace::Listed;
 use fuser::{FileAttr, FileType, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
@@ -27,6 +28,16 @@ const BEHIND_DOTS: u64 = 2;
 
 /// Pages that are kept, of the directories that were listed last: others are fetched again.
 const PAGES: usize = 128;
+
+/// What a request for a part of a directory asks for.
+pub(super) struct Asked {
+    /// The thread that waits.
+    pub tid: u32,
+    pub dir: Ino,
+    pub fh: u64,
+    /// Behind this entry.
+    pub offset: u64,
+}
 
 /// An open directory.
 pub(super) struct Listing {
@@ -82,29 +93,32 @@ impl Page {
 
 impl Shared {
     /// A page that holds what is behind a cookie, and where in it.
-    async fn page(&self, dir: Ino, fh: u64, offset: u64, plus: bool) -> Result<(Arc<Page>, usize), FsError> {
+    async fn page(&self, asked: &Asked, plus: bool) -> Result<(Arc<Page>, usize), FsError> {
+        let Asked { tid, dir, fh, offset } = *asked;
         let after = if offset <= BEHIND_DOTS { 0 } else { offset };
         // `rewinddir` shows what is there now.
         let kept = self.pages.kept.lock().get(&fh).cloned().filter(|_| offset > 0);
         if let Some((page, index)) = kept.and_then(|page| page.index_behind(after, plus).map(|index| (page, index))) {
             return Ok((page, index));
         }
-        let listed = self.client.readdir(dir, after, PAGE, plus).await.map_err(gone_is_stale)?;
+        let listing = self.client.readdir(dir, after, PAGE, plus);
+        let listed = unless_signalled(tid, Patience::UntilEnding, listing).await.map_err(gone_is_stale)?;
         let Listed { parent, entries, end } = listed;
         let page = Arc::new(Page { parent, after, entries, end, plus, fetched_at: Instant::now() });
         self.pages.kept.lock().put(fh, page.clone());
         Ok((page, 0))
     }
 
-    pub(super) async fn list(&self, dir: Ino, fh: u64, offset: u64, mut reply: ReplyDirectory) {
-        match self.fill(dir, fh, offset, &mut reply).await {
+    pub(super) async fn list(&self, asked: Asked, mut reply: ReplyDirectory) {
+        match self.fill(&asked, &mut reply).await {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(error)),
         }
     }
 
-    async fn fill(&self, dir: Ino, fh: u64, offset: u64, reply: &mut ReplyDirectory) -> Result<(), FsError> {
-        let (page, first) = self.page(dir, fh, offset, false).await?;
+    async fn fill(&self, asked: &Asked, reply: &mut ReplyDirectory) -> Result<(), FsError> {
+        let (page, first) = self.page(asked, false).await?;
+        let Asked { dir, offset, .. } = *asked;
         let mut dot =
             |at, ino: Ino, name: &str| offset < at && reply.add(INodeNo(ino.0), at, FileType::Directory, name);
         if dot(BEHIND_DOT, dir, ".") || dot(BEHIND_DOTS, page.parent, "..") {
@@ -119,15 +133,16 @@ impl Shared {
         Ok(())
     }
 
-    pub(super) async fn list_plus(&self, dir: Ino, fh: u64, offset: u64, mut reply: ReplyDirectoryPlus) {
-        match self.fill_plus(dir, fh, offset, &mut reply).await {
+    pub(super) async fn list_plus(&self, asked: Asked, mut reply: ReplyDirectoryPlus) {
+        match self.fill_plus(&asked, &mut reply).await {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(error)),
         }
     }
 
-    async fn fill_plus(&self, dir: Ino, fh: u64, offset: u64, reply: &mut ReplyDirectoryPlus) -> Result<(), FsError> {
-        let (page, first) = self.page(dir, fh, offset, true).await?;
+    async fn fill_plus(&self, asked: &Asked, reply: &mut ReplyDirectoryPlus) -> Result<(), FsError> {
+        let (page, first) = self.page(asked, true).await?;
+        let Asked { dir, offset, .. } = *asked;
         let mut add = |at: u64, name: &[u8], attr: &FileAttr, trust: Duration| {
             reply.add(attr.ino, at, OsStr::from_bytes(name), &trust, attr, GENERATION)
         };
