@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// Version of the coding that stands before every encoded value.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Encodes a value.
 ///
@@ -43,8 +43,15 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     if bytes.len() > HEAD_BYTES_MAX {
         return Err(Error::Malformed(format!("{} bytes are more than a message may have", bytes.len())));
     }
-    let Some((&VERSION, body)) = bytes.split_first() else {
-        return Err(Error::Malformed("unknown coding version".to_owned()));
+    let body = match bytes.split_first() {
+        Some((&VERSION, body)) => body,
+        Some((other, _)) => {
+            let reason = format!(
+                "it is coded by version {other}, and this program knows {VERSION}: use the release that wrote it, or begin anew"
+            );
+            return Err(Error::Malformed(reason));
+        }
+        None => return Err(Error::Malformed("it is empty".to_owned())),
     };
     match postcard::take_from_bytes::<T>(body) {
         Ok((value, [])) => Ok(value),

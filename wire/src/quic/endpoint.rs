@@ -25,7 +25,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-const ALPN: &[&[u8]] = &[b"surf/1"];
+const ALPN: &[&[u8]] = &[b"surf/2"];
 /// The same for people.
 pub(super) const VERSIONS: &str = "1";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
