@@ -66,6 +66,10 @@ struct Inner {
     attached: bool,
     /// Until when the leases may be used, by a clock that goes on while the machine sleeps.
     until: Option<Duration>,
+    /// Until when metad waits for this session, whatever became of what was known.
+    covered: Option<Duration>,
+    /// How often that time was over.
+    lapses: u64,
     /// No other session keeps caches.
     alone: bool,
     /// Counts recalls and changes.
@@ -128,6 +132,8 @@ impl Default for Cache {
         let inner = Inner {
             attached: false,
             until: None,
+            covered: None,
+            lapses: 0,
             alone: false,
             clock: 0,
             floor: 0,
@@ -337,8 +343,19 @@ impl Cache {
         if !inner.attached || inner.floor > mark.0 {
             return;
         }
+        if inner.is_uncovered() {
+            inner.lapses += 1;
+        }
+        inner.covered = inner.covered.max(Some(asked + USED));
         inner.until = inner.until.max(Some(asked + USED));
         inner.alone = alone;
+    }
+
+    /// How often metad has gone on without this session, as far as that is known: each time, others may have changed
+    /// anything.
+    pub fn lapses(&self) -> u64 {
+        let inner = self.inner.lock();
+        inner.lapses + u64::from(inner.is_uncovered())
     }
 
     /// All leases are gone, or will be: nothing is used or kept any more until [`Cache::attached`]. Returns until when the
@@ -439,10 +456,10 @@ impl Cache {
                 inner.attrs.put(attr.ino, attr.clone());
             }
         }
+        inner.note_delegated(delegated, mark);
         if !leased {
             return;
         }
-        inner.note_delegated(delegated, mark);
         for (op, reply) in ops.iter().zip(replies) {
             inner.learn_change(op, reply, &overtaken);
         }
@@ -534,6 +551,11 @@ impl Cache {
 }
 
 impl Inner {
+    /// Whether metad waits no longer for this session.
+    fn is_uncovered(&self) -> bool {
+        self.covered.is_some_and(|until| until < since_boot())
+    }
+
     /// For how long the kernel may believe something of an inode that is known.
     fn hand_over(&mut self, ino: Ino) -> Duration {
         let now = Instant::now();
@@ -595,7 +617,8 @@ pub(crate) fn attrs_changed(op: &Op) -> impl Iterator<Item = Ino> {
         | Op::SetLock { .. }
         | Op::Unlock { .. }
         | Op::Deferred { .. }
-        | Op::Journaled { .. } => (None, None),
+        | Op::Journaled { .. }
+        | Op::JournaledContent { .. } => (None, None),
     };
     one.into_iter().chain(two)
 }

@@ -6,9 +6,9 @@
 //! a while, and the commit is refused when anyone was faster (I6). Sessions that have the file open learn of the new
 //! version by the event that each commit causes.
 
-use crate::Client;
 use crate::file::dirty::Packed;
 use crate::file::state::{FileState, Stored, writes_of};
+use crate::{Client, Notice};
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -158,13 +158,15 @@ impl Client {
             Some(file) => Some(file.flushing.lock().await),
             None => None,
         };
-        let OpReply::Committed { attr: after, .. } = self.session.one(op).await? else { return Err(FsError::Io) };
+        let OpReply::Committed { attr: after, .. } = self.session.one_until_answered(op).await? else {
+            return Err(FsError::Io);
+        };
         if after.version == attr.version.next() {
             self.kernel_follows(attr.ino, attr.version, after.version);
         }
         let open = open.as_ref().cloned().or_else(|| self.files.lock().get(&attr.ino).cloned());
-        if let Some(file) = open {
-            file.changed_here(&after, None);
+        if open.is_some_and(|file| file.changed_here(&after, None)) {
+            self.notify(Notice::Changed(attr.ino));
         }
         Ok(())
     }

@@ -7,11 +7,13 @@ use crate::opens::Vouched;
 use crate::writeback::Heard;
 use bytes::Bytes;
 use futures::StreamExt;
+use parking_lot::Mutex;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use wire::FsError;
 use wire::attr::{AttrChange, InodeAttr, TimeChange};
 use wire::extent::Source;
-use wire::ids::Ino;
+use wire::ids::{Ino, Version};
 use wire::limits::FILE_BYTES_MAX;
 use wire::op::{ExtentPage, Op, RangeAction, Read, ReadReply};
 
@@ -42,6 +44,9 @@ pub struct Handle {
     heard: Heard,
     client: Weak<Client>,
     released: bool,
+    /// The kernel drops what it has of the file's content, up to this version, before the program that opens it goes on. So
+    /// it has done that when the handle is used, and not before: another open must not rely on it.
+    drops: Mutex<Option<Version>>,
 }
 
 impl Handle {
@@ -121,8 +126,10 @@ impl Client {
             attr = self.setattr(ino, change).await?;
         }
         // I5: what the kernel holds of another version is dropped.
-        let cached = self.versions.lock().put(ino, attr.version);
-        let keep_cache = cached == Some(attr.version);
+        let keep_cache = self.versions.lock().get(&ino) == Some(&attr.version);
+        if !keep_cache {
+            *handle.drops.lock() = Some(attr.version);
+        }
         if !keep_cache && !flags.truncate {
             self.prefetch_small(&handle.file);
         }
@@ -159,7 +166,14 @@ impl Client {
     }
 
     fn handle(&self, file: Arc<FileState>, flags: OpenFlags) -> Handle {
-        Handle { file, flags, heard: self.heard(), client: self.me.clone(), released: false }
+        Handle { file, flags, heard: self.heard(), client: self.me.clone(), released: false, drops: Mutex::default() }
+    }
+
+    /// A handle is used.
+    fn note_use(&self, handle: &Handle) {
+        if let Some(version) = handle.drops.lock().take() {
+            self.versions.lock().put(handle.ino(), version);
+        }
     }
 
     /// One more handle on a file that is open already.
@@ -189,6 +203,10 @@ impl Client {
             self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone(), self.config.block_bytes));
         drop(opening);
         self.versions.lock().put(attr.ino, attr.version);
+        if self.session.cache().attr(attr.ino).is_none() {
+            // Others at work in the same directory: nobody would tell of changes.
+            self.refresh_open(attr.ino);
+        }
         Ok(Opened { handle: self.handle(file, flags), attr, keep_cache: true })
     }
 
@@ -197,6 +215,7 @@ impl Client {
     /// # Errors
     /// As `pread(2)`.
     pub async fn read(&self, handle: &Handle, offset: u64, len: usize) -> Result<Bytes, FsError> {
+        self.note_use(handle);
         let read = self.read_file(&handle.file, offset, len).await?;
         self.note_access(&handle.file);
         Ok(read)
@@ -225,6 +244,7 @@ impl Client {
             // More of what nobody will commit is of no use to anybody.
             return Err(FsError::Stale);
         }
+        self.note_use(handle);
         let (_, added) = handle.file.write(place, data, clear, self.session.stamp());
         self.window.add(added as u64);
         self.arc().seal_full(&handle.file);
@@ -249,7 +269,7 @@ impl Client {
     }
 
     async fn write_to(&self, handle: &Handle, place: Option<u64>, data: &[u8], clear: bool) -> Result<usize, FsError> {
-        self.window.wait().await?;
+        self.patiently(self.window.wait()).await??;
         if handle.file.is_scattered() {
             // What failed is told by `fsync` and `close`, as for writing in the background.
             let _ = self.arc().flush_file(&handle.file, true).await;
@@ -267,10 +287,17 @@ impl Client {
     /// # Errors
     /// `Stale` on a conflict, `NoSpace`, `QuotaExceeded`, `Io`.
     pub async fn close(&self, handle: &Handle) -> Result<(), FsError> {
+        self.note_use(handle);
         let file = &handle.file;
         let told = file.inner.lock().untold.is_none();
-        if told && !self.config.flush_on_close && (!file.is_dirty() || self.defer_content(file)) {
-            return Ok(());
+        if told && !self.config.flush_on_close {
+            if !file.is_dirty() {
+                return Ok(());
+            }
+            self.patiently(self.writeback.wait_for_room()).await?;
+            if self.defer_content(file) {
+                return Ok(());
+            }
         }
         self.flush(handle).await
     }
@@ -280,12 +307,18 @@ impl Client {
     /// # Errors
     /// As [`Client::close`].
     pub async fn flush(&self, handle: &Handle) -> Result<(), FsError> {
+        self.note_use(handle);
         if !handle.file.wants_flush() {
             return Ok(());
         }
         let flushed = self.arc().flush_file(&handle.file, true).await;
         // I6: what the background found is told once, to whoever comes first.
-        let untold = handle.file.inner.lock().untold.take();
+        let mut inner = handle.file.inner.lock();
+        let untold = inner.untold.take();
+        if untold.is_some() && inner.held == 0 {
+            inner.diverted = None;
+        }
+        drop(inner);
         flushed.and(untold.map_or(Ok(()), Err))
     }
 
@@ -311,6 +344,7 @@ impl Client {
 
     /// Gives a handle back.
     pub async fn release(&self, mut handle: Handle) {
+        self.note_use(&handle);
         handle.released = true;
         self.let_go(&handle.file).await;
     }
@@ -329,6 +363,9 @@ impl Client {
             } else if self.orphans.lock().contains(&ino) {
                 // Nobody can open it any more.
                 self.discard(file).await;
+            } else if self.left.load(Ordering::Relaxed) {
+                // The mount ends, and the servers are away.
+                self.leave_content(file);
             } else if !file.is_queued() && !self.defer_content(file) {
                 // `close` was interrupted, or failed: the background goes on trying.
                 let _ = self.arc().flush_file(file, true).await;

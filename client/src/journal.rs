@@ -9,15 +9,19 @@
 //! ```text
 //! DIR/journal/id        number of the journal, and of the session that works with it, as text
 //! DIR/journal/NUMBER    segments, in the order in which they were begun
+//! DIR/journal/shared    content of files that others use too, as it was when commits last came to a stand
 //! ```
 //! - this file is the files;
 //! - `record` is what is in the segments;
-//! - `keep` writes them while the client lives;
+//! - `keep` writes them while the client lives, `shared` what cannot wait in the queue;
 //! - `replay` tells what an earlier client has left.
 
 mod keep;
 mod record;
 mod replay;
+mod shared;
+
+pub(crate) use shared::Picture;
 
 use crate::Error;
 use crate::local::LocalDir;
@@ -30,6 +34,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use wire::ids::{JournalId, SessionId};
 
 /// Folder of the journal within the mount's directory.
@@ -51,6 +56,8 @@ pub(crate) struct Journal {
     segments: Mutex<VecDeque<Segment>>,
     /// The last one, if more may be appended to it. Held while something is written or removed: not for a runtime thread.
     current: Mutex<Option<File>>,
+    /// metad was told something of it beside what is in it.
+    content_noted: AtomicBool,
     /// One at a time looks what is not in it yet, and writes that.
     keeping: tokio::sync::Mutex<()>,
     /// Held by the thread that changes the files.
@@ -86,6 +93,11 @@ impl Journal {
         *self.session.lock()
     }
 
+    /// metad is about to be told of content that was committed past it, and has to forget that when the journal ends.
+    pub(crate) fn note_content(&self) {
+        self.content_noted.store(true, Ordering::Relaxed);
+    }
+
     /// Number of the last entry that is in it; 0 when there is none.
     pub(crate) fn last(&self) -> u64 {
         self.segments.lock().iter().map(|segment| segment.last).max().unwrap_or(0)
@@ -115,6 +127,7 @@ impl Journal {
             _local: local,
             segments: Mutex::default(),
             current: Mutex::default(),
+            content_noted: AtomicBool::new(false),
             keeping: tokio::sync::Mutex::default(),
             changing: Arc::default(),
         };
@@ -124,7 +137,7 @@ impl Journal {
             let last = records.iter().map(|(record, _)| record.number()).max().unwrap_or(0);
             journal.segments.lock().push_back(Segment { number, bytes, last });
         }
-        if known.is_none() && journal.last() > 0 {
+        if known.is_none() && (journal.last() > 0 || journal.has_shared()) {
             // Nobody could say what of it is told.
             return Err(Error::JournalDamaged { path: journal.dir.join("id"), at: 0 });
         }
@@ -174,7 +187,7 @@ impl Journal {
     ///
     /// # Errors
     /// What the disk refuses.
-    fn note_session(&self, session: SessionId) -> io::Result<()> {
+    fn write_session(&self, session: SessionId) -> io::Result<()> {
         let (path, partial) = (self.dir.join("id"), self.dir.join("id.partial"));
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
         file.write_all(format!("journal {}\nsession {session}\n", self.id).as_bytes())?;
@@ -296,7 +309,7 @@ mod tests {
     /// A journal with three entries.
     fn begun(place: &Place) -> Journal {
         let journal = open(place);
-        journal.note_session(SessionId(5)).unwrap();
+        journal.write_session(SessionId(5)).unwrap();
         journal.append(&changes(1..4), 3).unwrap();
         journal
     }

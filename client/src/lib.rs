@@ -64,7 +64,7 @@ use walks::Walks;
 use window::Window;
 use wire::FsError;
 use wire::attr::InodeAttr;
-use wire::ids::{Ino, SessionId, Version};
+use wire::ids::{Ino, Version};
 use wire::op::{ExtentPage, Name};
 use wire::quic::Endpoint;
 use writeback::WriteBack;
@@ -122,8 +122,6 @@ pub struct Client {
     contents: Mutex<LruCache<Ino, ExtentPage>>,
     /// Directories that were removed here: somebody may still be in one, or have it open.
     removed_dirs: Mutex<LruCache<Ino, InodeAttr>>,
-    /// Leased numbers that conflict copies did not need.
-    spare: Mutex<Vec<(SessionId, Ino)>>,
     /// What metad is told later.
     writeback: Arc<WriteBack>,
     /// What of it has waited for long.
@@ -213,7 +211,6 @@ impl Client {
             versions: Mutex::new(LruCache::new(NonZeroUsize::new(VERSIONS).expect("not zero"))),
             contents: Mutex::new(LruCache::new(NonZeroUsize::new(CONTENTS).expect("not zero"))),
             removed_dirs: Mutex::new(LruCache::new(NonZeroUsize::new(REMOVED_DIRS).expect("not zero"))),
-            spare: Mutex::default(),
             writeback: Arc::default(),
             journal,
             left: AtomicBool::new(false),
@@ -297,23 +294,15 @@ impl Client {
         self.me.upgrade().expect("a method runs only while the client lives")
     }
 
-    /// An inode number for a conflict copy, which most commits do not need.
-    async fn spare_ino(&self) -> Result<Ino, FsError> {
-        let present = self.session.id();
-        let kept = {
-            let mut spare = self.spare.lock();
-            // I4: numbers leased by a session are of no use in another.
-            spare.retain(|(session, _)| *session == present);
-            spare.pop()
-        };
-        match kept {
-            Some((_, ino)) => Ok(ino),
-            None => self.session.next_ino().await,
+    /// Waits, on a soft mount for as long as its patience lasts.
+    ///
+    /// # Errors
+    /// `Io` when it ends.
+    async fn patiently<T>(&self, waiting: impl Future<Output = T>) -> Result<T, FsError> {
+        match self.config.soft_timeout {
+            None => Ok(waiting.await),
+            Some(limit) => tokio::time::timeout(limit, waiting).await.map_err(|_| FsError::Io),
         }
-    }
-
-    fn keep_spare_ino(&self, ino: Ino) {
-        self.spare.lock().push((self.session.id(), ino));
     }
 
     /// Has the kernel told, soon.

@@ -15,9 +15,10 @@ use crate::Client;
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use wire::FsError;
-use wire::ids::Ino;
+use wire::ids::{Ino, Version};
 use wire::op::{Lock, LockFamily, Op, Read, ReadReply};
 use wire::retry::Backoff;
 
@@ -68,6 +69,47 @@ impl Drop for Noted<'_> {
     }
 }
 
+/// A lock that was taken. It is given up again when this is dropped and not kept: who was to have it knows nothing of it.
+#[must_use]
+pub struct Taken {
+    /// Who gives it up; nobody where the owner held some of it before.
+    client: Option<Weak<Client>>,
+    ino: Ino,
+    lock: Lock,
+    newer: Option<Version>,
+}
+
+impl Taken {
+    /// Whether others have changed the file since the kernel got its pages: they are to be dropped before the lock is of
+    /// use.
+    #[must_use]
+    pub fn has_old_pages(&self) -> bool {
+        self.newer.is_some()
+    }
+
+    /// Its owner knows that it has it, and the kernel has nothing old.
+    pub fn keep(mut self, client: &Client) {
+        self.client = None;
+        if let Some(version) = self.newer {
+            client.versions.lock().put(self.ino, version);
+        }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let Some(client) = self.client.take().and_then(|client| client.upgrade()) else { return };
+        let (keeper, ino, lock) = (client.clone(), self.ino, self.lock.clone());
+        let give_up = async move {
+            let given_up = keeper.unlock(ino, lock.family, lock.owner, lock.start, lock.end).await;
+            if let Err(error) = given_up {
+                tracing::debug!(%ino, %error, "after a lock that nobody waited for any more");
+            }
+        };
+        client.work.spawn_on(give_up, &client.runtime);
+    }
+}
+
 impl Client {
     /// The first lock that stands in the way of this one.
     ///
@@ -81,22 +123,20 @@ impl Client {
         }
     }
 
-    /// Takes a lock, waiting for it if asked to. Cancel-safe: a wait that is dropped takes nothing. Whether others have
-    /// changed the file since the kernel got its pages: they are to be dropped before the lock is of use.
+    /// Takes a lock, waiting for it if asked to. Cancel-safe: who does not get to [`Taken::keep`] does not hold it.
     ///
     /// # Errors
     /// `WouldBlock` when it is held and must not be waited for, `Deadlock`.
-    pub async fn setlk(&self, ino: Ino, lock: Lock, wait: Wait) -> Result<bool, FsError> {
+    pub async fn setlk(&self, ino: Ino, lock: Lock, wait: Wait) -> Result<Taken, FsError> {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
         let mut noted = None;
         self.tell_of(ino).await?;
-        loop {
+        let mut taken = loop {
             let released = self.lock_released.notified();
-            let generation = self.session.locks().generation();
-            match self.session.one(Op::SetLock { ino, lock: lock.clone() }).await {
-                Ok(_) if self.session.locks().taken(generation, ino, &lock) => break,
+            match self.try_lock(ino, &lock).await {
+                Ok(Some(taken)) => break taken,
                 // The session has ended meanwhile, and whatever it held.
-                Ok(_) => continue,
+                Ok(None) => continue,
                 // flock(2): who converts a lock gives up the old one first, and may lose it. Two that share a lock and
                 // want it alone would wait for each other else.
                 Err(FsError::WouldBlock)
@@ -118,14 +158,37 @@ impl Client {
             }
             // Told when another session releases it; asked again now and then, because telling is best effort.
             let _ = tokio::time::timeout(backoff.delay(), released).await;
-        }
+        };
         drop(noted);
         let open = self.files.lock().get(&ino).cloned();
-        let Some(file) = open else { return Ok(false) };
-        let attr = self.getattr(ino).await?;
-        let moved = file.refresh(&attr, None);
-        let pages = self.versions.lock().put(ino, attr.version);
-        Ok(moved || pages != Some(attr.version))
+        if let Some(file) = open {
+            // What is written from now on is based on what the file is now, whatever came of what was written before.
+            let diverted = file.inner.lock().diverted.is_some();
+            if diverted {
+                let _ = self.arc().flush_file(&file, true).await;
+                file.inner.lock().diverted = None;
+            }
+            let attr = self.getattr(ino).await?;
+            let moved = file.refresh(&attr, None);
+            let pages = self.versions.lock().peek(&ino).copied();
+            taken.newer = (moved || pages != Some(attr.version)).then_some(attr.version);
+        }
+        Ok(taken)
+    }
+
+    /// One attempt; `None` when the session has ended meanwhile. Goes on to its end though the caller is dropped: what it
+    /// takes is given up then.
+    async fn try_lock(&self, ino: Ino, lock: &Lock) -> Result<Option<Taken>, FsError> {
+        let (client, lock) = (self.arc(), lock.clone());
+        let attempt = async move {
+            let held_before = client.session.locks().holds(ino, &lock);
+            let generation = client.session.locks().generation();
+            client.session.one_until_answered(Op::SetLock { ino, lock: lock.clone() }).await?;
+            let taken = client.session.locks().taken(generation, ino, &lock);
+            let give_up = (!held_before).then(|| Arc::downgrade(&client));
+            Ok(taken.then(|| Taken { client: give_up, ino, lock, newer: None }))
+        };
+        self.patiently(self.work.spawn_on(attempt, &self.runtime)).await?.unwrap_or(Err(FsError::Io))
     }
 
     /// Whether whoever holds what stands in the way of a lock waits, maybe over others, for its owner.
@@ -168,7 +231,8 @@ impl Client {
                 None => Ok(()),
             };
             client.session.locks().given_up(ino, family, owner, start..end);
-            client.session.one(Op::Unlock { ino, family, owner, start, end }).await?;
+            // Nobody else gives it up before the session ends.
+            client.session.one_until_answered(Op::Unlock { ino, family, owner, start, end }).await?;
             client.lock_released.notify_waiters();
             flushed
         })

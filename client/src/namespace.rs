@@ -235,9 +235,11 @@ impl Client {
             // Before the lock: who tells metad of the file's content takes it, too.
             let _kept_off = client.in_order([file.ino()]).await?;
             let _one = file.flushing.lock().await;
-            let OpReply::Attr(attr) = client.session.one(op).await? else { return Err(FsError::Io) };
+            let OpReply::Attr(attr) = client.session.one_until_answered(op).await? else { return Err(FsError::Io) };
             client.kernel_follows(file.ino(), Version(attr.version.0.saturating_sub(1)), attr.version);
-            file.changed_here(&attr, cut);
+            if file.changed_here(&attr, cut) {
+                client.notify(Notice::Changed(file.ino()));
+            }
             let gone = cut.map_or(0, |size| file.cut_uncommitted(size));
             if gone > 0 {
                 client.window.release(gone);

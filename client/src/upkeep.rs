@@ -3,6 +3,7 @@
 
 use crate::file::state::FileState;
 use crate::handle::FLUSHES;
+use crate::journal::Picture;
 use crate::meta::session::{Alive, Session};
 use crate::writeback::WriteBack;
 use crate::{Client, Notice, accessed, compact, writeback};
@@ -77,7 +78,7 @@ impl Client {
     }
 
     /// Takes in an event; nothing is waited for here, because others wait for what comes behind it.
-    fn take_event(&self, event: MetaEvent, acknowledge: &UnboundedSender<Acknowledgement>) {
+    fn take_event(&self, event: MetaEvent, acknowledge: &Acknowledgements) {
         let cache = self.session.cache();
         let (seq, believed, told) = match event {
             MetaEvent::Orphaned(inos) => {
@@ -103,6 +104,7 @@ impl Client {
                 }
             }
             MetaEvent::Recall { seq, inos } => {
+                let inos = self.writeback.with_made_in(inos);
                 // In this order: what is done from now on does not get into the queue.
                 let believed = cache.recall(&inos);
                 let told = self.writeback.tail_on(&inos);
@@ -112,6 +114,7 @@ impl Client {
                 (seq, believed, told)
             }
             MetaEvent::Share { seq, inos } => {
+                let inos = self.writeback.with_made_in(inos);
                 cache.share(&inos);
                 (seq, None, self.writeback.tail_on(&inos))
             }
@@ -125,8 +128,9 @@ impl Client {
         if let Some(told) = told {
             self.writeback.hurry(told);
         }
+        let queue = if told.is_some() { &acknowledge.telling } else { &acknowledge.dropping };
         // Nobody takes it only when the stream has ended, and with it the leases.
-        let _ = acknowledge.send(Acknowledgement { seq, at: believed, told });
+        let _ = queue.send(Acknowledgement { seq, at: believed, told });
     }
 
     fn beat_soon(&self) {
@@ -174,7 +178,30 @@ impl Client {
         };
         let due: Vec<_> = self.files.lock().values().filter(due).cloned().collect();
         for file in due {
+            if !self.writeback.has_room() {
+                return;
+            }
             self.defer_content(&file);
+        }
+    }
+
+    /// Lets the journal have what cannot go into the queue, too, while commits have come to a stand.
+    async fn keep_picture(self: &Arc<Self>, stands: bool, picture: &mut Picture) {
+        let Some(journal) = &self.journal else { return };
+        // On a full disk whoever wrote it was told.
+        let kept = if stands && !self.window.is_failing() {
+            self.keep_shared(journal, picture).await
+        } else if picture.is_empty() {
+            return;
+        } else {
+            self.drop_shared(journal).await.map(|()| Picture::new())
+        };
+        match kept {
+            Ok(kept) => *picture = kept,
+            Err(error) => tracing::error!(
+                dir = %journal.dir().display(), %error,
+                "the journal cannot be written: what was written to files that others use too would not survive this process"
+            ),
         }
     }
 
@@ -217,6 +244,13 @@ struct Acknowledgement {
     told: Option<u64>,
 }
 
+/// Events on their way to be acknowledged. What needs nothing to be told does not wait for what does: the other session
+/// may have to have it before it can tell what that one waits for.
+struct Acknowledgements {
+    dropping: UnboundedSender<Acknowledgement>,
+    telling: UnboundedSender<Acknowledgement>,
+}
+
 impl Acknowledgement {
     fn is_due(&self, queue: &WriteBack) -> bool {
         self.at.is_none_or(|at| at <= Instant::now()) && self.told.is_none_or(|told| queue.is_told(told))
@@ -241,11 +275,14 @@ async fn follow_events(weak: Weak<Client>) {
             let queue = client.writeback.clone();
             drop(client);
             if let Ok(stream) = stream {
-                let (acknowledge, events) = mpsc::unbounded_channel();
+                let (dropping, to_drop) = mpsc::unbounded_channel();
+                let (telling, to_tell) = mpsc::unbounded_channel();
+                let acknowledge = Acknowledgements { dropping, telling };
                 tokio::select! {
                     () = follow(&weak, stream, at, &detached, acknowledge) => {}
                     // What metad asked for by a stream that has ended, it does not wait for any more.
-                    () = acknowledge_in_order(session, queue, events) => {}
+                    () = acknowledge_in_order(&session, &queue, to_drop) => {}
+                    () = acknowledge_in_order(&session, &queue, to_tell) => {}
                 }
                 backoff = Backoff::new(EVENTS_FIRST, EVENTS_PAUSE);
             }
@@ -260,7 +297,7 @@ async fn follow(
     mut stream: EventReceiver,
     at: (SessionId, SocketAddr),
     detached: &Notify,
-    acknowledge: UnboundedSender<Acknowledgement>,
+    acknowledge: Acknowledgements,
 ) {
     let opened = Instant::now();
     loop {
@@ -282,13 +319,10 @@ async fn follow(
 }
 
 /// Acknowledges events, each when it is time, and the later ones never before the earlier.
-async fn acknowledge_in_order(
-    session: Arc<Session>,
-    queue: Arc<WriteBack>,
-    mut events: UnboundedReceiver<Acknowledgement>,
-) {
+async fn acknowledge_in_order(session: &Session, queue: &WriteBack, mut events: UnboundedReceiver<Acknowledgement>) {
     let mut next = events.recv().await;
-    while let Some(Acknowledgement { mut seq, at, told }) = next.take() {
+    while let Some(Acknowledgement { seq, at, told }) = next.take() {
+        let mut done = vec![seq];
         if let Some(at) = at {
             tokio::time::sleep_until(at.into()).await;
         }
@@ -299,12 +333,12 @@ async fn acknowledge_in_order(
         // Those behind it that are due go along.
         loop {
             match events.try_recv() {
-                Ok(more) if more.is_due(&queue) => seq = more.seq,
+                Ok(more) if more.is_due(queue) => done.push(more.seq),
                 Ok(more) => break next = Some(more),
                 Err(_) => break,
             }
         }
-        session.acknowledge(seq, ACKNOWLEDGE_LIMIT).await;
+        session.acknowledge(done, ACKNOWLEDGE_LIMIT).await;
         if next.is_none() {
             next = events.recv().await;
         }
@@ -314,6 +348,7 @@ async fn acknowledge_in_order(
 /// Says when it is time to commit what was written, and lets the journal have it when commits have come to a stand.
 async fn defer_in_background(weak: Weak<Client>) {
     let (mut commits, mut since) = (0, Instant::now());
+    let mut picture = Picture::new();
     loop {
         let Some(client) = weak.upgrade() else { return };
         let age = client.config.dirty_age;
@@ -324,6 +359,7 @@ async fn defer_in_background(weak: Weak<Client>) {
         }
         let stands = since.elapsed() > STANDSTILL;
         client.defer_files(if stands { u64::MAX } else { STREAMED });
+        client.keep_picture(stands, &mut picture).await;
         drop(client);
         tokio::time::sleep(age).await;
     }

@@ -38,6 +38,8 @@ const ENTRIES_MAX: usize = 4096;
 /// The same when content has waited for so long: it is told, or else kept in the journal, before there is more. A disk on
 /// which everything is written twice is slower than whoever waits here.
 const BEHIND: Duration = Duration::from_millis(300);
+/// metad waits longer than this for a session that lives, when others look at what it has for itself.
+const WAITED_FOR: Duration = Duration::from_secs(50);
 /// Who opens something so soon after a change came to nothing may be the one who made it.
 const NEWS: Duration = Duration::from_secs(60);
 
@@ -63,6 +65,8 @@ pub(crate) struct Entry {
     pub(crate) work: Work,
     /// What its content was based on when it was written into the journal.
     pub(crate) kept_base: Option<Version>,
+    /// [`Cache::lapses`] when it was done; none of this session's when an earlier client did it.
+    lapses: u64,
 }
 
 #[derive(Default)]
@@ -134,15 +138,16 @@ impl Inner {
             self.contents.pop_front();
         }
         self.told = number;
+        self.undone.retain(|undone| *undone > number);
     }
 
-    fn push(&mut self, number: u64, at: Timestamp, (inos, names): Touched, work: Work) {
+    fn push(&mut self, number: u64, at: Timestamp, (inos, names): Touched, work: Work, lapses: u64) {
         let queued = Instant::now();
         if let Work::Content { .. } = work {
             self.contents.push_back((number, queued));
         }
         self.last = number;
-        self.entries.push_back(Entry { number, at, queued, inos, names, work, kept_base: None });
+        self.entries.push_back(Entry { number, at, queued, inos, names, work, kept_base: None, lapses });
     }
 }
 
@@ -173,7 +178,7 @@ impl Doing<'_> {
         changed.extend_from_slice(inos);
         let names = local.names.iter().map(|(parent, name, _)| (*parent, name.clone())).collect();
         self.session.cache().pin(number, local);
-        self.inner.push(number, at, (changed, names), work);
+        self.inner.push(number, at, (changed, names), work, self.session.cache().lapses());
         if self.inner.entries.len() == 1 || self.inner.entries.len() >= ENOUGH {
             self.home.wake.notify_one();
         }
@@ -232,6 +237,20 @@ impl WriteBack {
         inner.entries.iter().rev().filter(|_| !inner.strict).find(touches).map(|entry| entry.number)
     }
 
+    /// These inodes, and what was made in them or below and is not told: who looks at one of them may find that next.
+    pub(crate) fn with_made_in(&self, mut inos: Vec<Ino>) -> Vec<Ino> {
+        let mut known: HashSet<Ino> = inos.iter().copied().collect();
+        for entry in &self.inner.lock().entries {
+            if let Work::Change { op: Op::Create { parent, ino, .. }, .. } = &entry.work
+                && known.contains(parent)
+                && known.insert(*ino)
+            {
+                inos.push(*ino);
+            }
+        }
+        inos
+    }
+
     /// Undoes what would put this inode in place of another one: its content cannot be stored, and what it would replace
     /// is all there is. Returns the inodes and names that are as they were before.
     pub(crate) fn undo_replacing(&self, ino: Ino, error: FsError, cache: &Cache) -> Touched {
@@ -266,6 +285,21 @@ impl WriteBack {
         self.inner.lock().entries.iter().any(moves)
     }
 
+    /// Whether others can have changed something before this entry, the first one, came to metad: that waited for it. If
+    /// not, it is told once more, and what content its session knows is left out: whoever wrote had the file open, and
+    /// did so before it lost its name.
+    fn is_in_time(&self, number: u64, lapses: u64) -> bool {
+        let mut inner = self.inner.lock();
+        let first = inner.entries.front_mut().filter(|first| first.number == number);
+        let Some(Entry { work: Work::Change { expect, .. }, queued, lapses: before, .. }) = first else { return false };
+        let in_time = *before == lapses && queued.elapsed() < WAITED_FOR;
+        let told = expect.iter().any(|expect| expect.version.is_some());
+        if in_time {
+            expect.iter_mut().for_each(|expect| expect.version = None);
+        }
+        in_time && told
+    }
+
     /// A change that was done here came to nothing.
     fn note_lost(&self, error: FsError) {
         self.inner.lock().note_lost(error);
@@ -288,9 +322,14 @@ impl WriteBack {
         inner.loss.map_or(Ok(()), |(error, _)| Err(error))
     }
 
-    /// Entries that were undone since this was asked last.
-    pub(crate) fn take_undone(&self) -> Vec<u64> {
-        std::mem::take(&mut self.inner.lock().undone)
+    /// Entries that were undone, and of which the journal does not know it.
+    pub(crate) fn undone(&self) -> Vec<u64> {
+        self.inner.lock().undone.clone()
+    }
+
+    /// The journal knows it of these.
+    pub(crate) fn undone_kept(&self, known: &[u64]) {
+        self.inner.lock().undone.retain(|number| !known.contains(number));
     }
 
     /// Whether everything up to an entry is told.
@@ -331,18 +370,21 @@ impl WriteBack {
     }
 
     /// Waits until there is room for more. Cancel-safe.
-    async fn wait_for_room(&self) {
+    pub(crate) async fn wait_for_room(&self) {
         loop {
             let mut progress = std::pin::pin!(self.progress.notified());
             progress.as_mut().enable();
-            {
-                let inner = self.inner.lock();
-                if inner.entries.len() < ENTRIES_MAX && !inner.is_behind() {
-                    return;
-                }
+            if self.has_room() {
+                return;
             }
             progress.await;
         }
+    }
+
+    /// Whether there is room for more.
+    pub(crate) fn has_room(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.entries.len() < ENTRIES_MAX && !inner.is_behind()
     }
 
     /// Up to which entry everything is told.
@@ -407,7 +449,7 @@ impl WriteBack {
     pub(crate) fn enter_again(&self, entries: Vec<(u64, Timestamp, Touched, Work)>) {
         let mut inner = self.inner.lock();
         for (number, at, touched, work) in entries {
-            inner.push(number, at, touched, work);
+            inner.push(number, at, touched, work, u64::MAX);
         }
         drop(inner);
         self.wake.notify_one();
@@ -454,7 +496,7 @@ impl Client {
     /// `Io` when a soft mount's patience ends.
     pub async fn tell_all(&self) -> Result<(), FsError> {
         match self.writeback.tail() {
-            Some(tail) => self.writeback.wait_told(tail).await,
+            Some(tail) => self.patiently(self.writeback.wait_told(tail)).await?,
             None => Ok(()),
         }
     }
@@ -478,7 +520,7 @@ impl Client {
     /// The same, if metad does not know this inode, or not all of it: before it is asked about it.
     pub(crate) async fn tell_of(&self, ino: Ino) -> Result<(), FsError> {
         match self.writeback.tail_on(&[ino]) {
-            Some(tail) => self.writeback.wait_told(tail).await,
+            Some(tail) => self.patiently(self.writeback.wait_told(tail)).await?,
             None => Ok(()),
         }
     }

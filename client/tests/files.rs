@@ -72,6 +72,43 @@ async fn a_conflict_that_the_background_found_is_told_by_close() {
     assert_eq!(content(&one, "file").await, b"third");
 }
 
+/// Guards I6: a part of it is committed while the next is written, and only the first one is in conflict.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_writer_goes_on_to_write_after_a_conflict_is_in_one_copy() {
+    const BLOCK: usize = 64 << 10;
+    const WRITTEN: usize = 6 << 20;
+    let cluster = Cluster::start().await;
+    let one = cluster.lazy_client().await;
+    let mut config = cluster.config();
+    (config.window_bytes, config.block_bytes) = (8 << 20, BLOCK as u64);
+    config.dirty_age = Duration::from_secs(3600);
+    let two = Client::connect(config).await.unwrap();
+    let (before, after) = (pattern(1, WRITTEN + BLOCK), pattern(2, WRITTEN));
+    let first = create(&one, "file").await;
+    one.write(&first.handle, 0, &before, false).await.unwrap();
+    one.flush(&first.handle).await.unwrap();
+    let second = open(&two, "file").await;
+    two.write(&second.handle, 0, &after[..BLOCK], false).await.unwrap();
+    one.write(&first.handle, 0, b"theirs", false).await.unwrap();
+    one.flush(&first.handle).await.unwrap();
+    for at in (BLOCK..WRITTEN).step_by(BLOCK) {
+        two.write(&second.handle, at as u64, &after[at..at + BLOCK], false).await.unwrap();
+        if at == WRITTEN / 2 {
+            until("a part is committed", || async { names(&one).await.len() == 2 }).await;
+        }
+    }
+    assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));
+    assert_eq!(two.flush(&second.handle).await, Ok(()), "it was told");
+    let names = names(&one).await;
+    assert_eq!(names.len(), 2, "{names:?}");
+    assert!(content(&one, "file").await == [b"theirs", &before[6..]].concat());
+    assert!(content(&one, &names[1]).await == [&after[..], &before[WRITTEN..]].concat());
+    // What is written after that is based on what the file is now.
+    two.write(&second.handle, 0, b"mine", false).await.unwrap();
+    assert_eq!(two.flush(&second.handle).await, Ok(()));
+    assert_eq!(content(&one, "file").await[..6], *b"miners");
+}
+
 /// Guards I6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_apart_are_merged_and_appends_follow_each_other() {
@@ -97,10 +134,10 @@ async fn writes_apart_are_merged_and_appends_follow_each_other() {
     assert_eq!(content(&one, "file").await, b"onetwo-A-B-C");
 }
 
-/// A file that two clients have open; what the second has written is in conflict, and its policy refuses that.
-async fn in_conflict(cluster: &Cluster, mut config: ClientConfig) -> (Arc<Client>, Opened) {
+/// A file that two clients have open; what the second has written is in conflict, and its policy decides.
+async fn in_conflict(cluster: &Cluster, mut config: ClientConfig, policy: OnConflict) -> (Arc<Client>, Opened) {
     let one = cluster.lazy_client().await;
-    config.on_conflict = OnConflict::Fail;
+    config.on_conflict = policy;
     let two = Client::connect(config).await.unwrap();
     let first = create(&one, "file").await;
     let second = open(&two, "file").await;
@@ -111,9 +148,18 @@ async fn in_conflict(cluster: &Cluster, mut config: ClientConfig) -> (Arc<Client
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_second_of_two_writers_overwrites_where_the_policy_says_so() {
+    let cluster = Cluster::start().await;
+    let (two, second) = in_conflict(&cluster, cluster.config(), OnConflict::LastWriter).await;
+    assert_eq!(two.flush(&second.handle).await, Ok(()));
+    assert_eq!(content(&two, "file").await, b"second");
+    assert_eq!(names(&two).await, ["file"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refused_conflict_keeps_the_content_until_the_file_is_closed() {
     let cluster = Cluster::start().await;
-    let (two, second) = in_conflict(&cluster, cluster.config()).await;
+    let (two, second) = in_conflict(&cluster, cluster.config(), OnConflict::Fail).await;
     assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));
     assert_eq!(&two.read(&second.handle, 0, 10).await.unwrap()[..], b"second");
     two.release(second.handle).await;
@@ -176,7 +222,7 @@ async fn who_writes_on_after_a_refusal_is_told_and_holds_nobody_up() {
     let cluster = Cluster::start().await;
     let mut config = cluster.config();
     (config.window_bytes, config.dirty_age) = (8 << 20, Duration::from_secs(3600));
-    let (two, second) = in_conflict(&cluster, config).await;
+    let (two, second) = in_conflict(&cluster, config, OnConflict::Fail).await;
     // As much as is kept before writers wait.
     two.write(&second.handle, 0, &pattern(1, 8 << 20), false).await.unwrap();
     assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));

@@ -47,7 +47,7 @@ async fn sessions(cluster: &Cluster) -> BTreeSet<SessionId> {
 
 async fn extents(cluster: &Cluster, read: Read) -> ExtentPage {
     let session = *sessions(cluster).await.first().unwrap();
-    match ask(cluster, false, &MetaRequest::Read { session, read, delegate: false }).await {
+    match ask(cluster, false, &MetaRequest::Read { session, read, delegate: false, tells: false }).await {
         MetaReply::Read { answer: Ok(ReadReply::Extents(page)), .. } => page,
         other => panic!("{other:?}"),
     }
@@ -149,12 +149,12 @@ async fn a_lock_is_waited_for_until_another_client_releases_it() {
     let second = open(&two, "file").await;
     let ino = first.attr.ino;
     let lock = |pid| Lock { family: LockFamily::Posix, owner: 1, pid, start: 0, end: u64::MAX, exclusive: true };
-    one.setlk(ino, lock(1), Wait::No).await.unwrap();
-    assert_eq!(two.setlk(ino, lock(2), Wait::No).await, Err(FsError::WouldBlock));
+    one.setlk(ino, lock(1), Wait::No).await.unwrap().keep(&one);
+    assert_eq!(two.setlk(ino, lock(2), Wait::No).await.err(), Some(FsError::WouldBlock));
     assert_eq!(two.getlk(ino, lock(2)).await.unwrap().map(|held| held.pid), Some(1));
     let waiting = tokio::spawn({
         let two = two.clone();
-        async move { two.setlk(ino, lock(2), Wait::Yes).await }
+        async move { two.setlk(ino, lock(2), Wait::Yes).await.map(|taken| taken.keep(&two)) }
     });
     one.write(&first.handle, 0, b"under the lock", false).await.unwrap();
     one.unlock(ino, LockFamily::Posix, 1, 0, u64::MAX).await.unwrap();
@@ -171,20 +171,20 @@ async fn a_lock_that_ended_with_its_session_counts_as_lost_until_it_is_given_up(
     let one = cluster.client().await;
     let ino = create(&one, "file").await.attr.ino;
     let lock = |pid| Lock { family: LockFamily::Flock, owner: 1, pid, start: 0, end: u64::MAX, exclusive: true };
-    one.setlk(ino, lock(1), Wait::No).await.unwrap();
+    one.setlk(ino, lock(1), Wait::No).await.unwrap().keep(&one);
     let session = *sessions(&cluster).await.first().unwrap();
     ask(&cluster, false, &MetaRequest::CloseSession { session }).await;
     let two = cluster.client().await;
-    two.setlk(ino, lock(2), Wait::No).await.unwrap();
+    two.setlk(ino, lock(2), Wait::No).await.unwrap().keep(&two);
     // It hears of it by itself.
     until("the lock is known to be lost", async || one.has_lost_locks(ino, OWNERS)).await;
-    assert_eq!(one.setlk(ino, lock(1), Wait::No).await, Err(FsError::WouldBlock));
+    assert_eq!(one.setlk(ino, lock(1), Wait::No).await.err(), Some(FsError::WouldBlock));
     assert!(one.has_lost_locks(ino, OWNERS) && !one.has_lost_locks(ino, || vec![2]));
     one.unlock(ino, LockFamily::Flock, 1, 0, u64::MAX).await.unwrap();
     assert!(!one.has_lost_locks(ino, OWNERS));
     assert_eq!(two.getlk(ino, lock(3)).await.unwrap(), None, "nobody but its holder is in the way");
     two.unlock(ino, LockFamily::Flock, 1, 0, u64::MAX).await.unwrap();
-    one.setlk(ino, lock(1), Wait::No).await.unwrap();
+    one.setlk(ino, lock(1), Wait::No).await.unwrap().keep(&one);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -158,7 +158,7 @@ fn apply_ops(view: &mut View, context: &Context, ops: &[Op]) -> BatchReply {
     let mut replies = Vec::with_capacity(ops.len());
     for (index, op) in ops.iter().enumerate() {
         let full = index > 0 && view.undoable() >= CHANGES_MAX;
-        match if full { Err(FsError::ArgumentTooLarge) } else { apply_op(view, context, op) } {
+        match if full { Err(FsError::ArgumentTooLarge) } else { apply_op(view, context, op, &replies) } {
             Ok(reply) => replies.push(reply),
             Err(error) => {
                 // I3: what the batch did before its failed operation is undone.
@@ -170,7 +170,8 @@ fn apply_ops(view: &mut View, context: &Context, ops: &[Op]) -> BatchReply {
     Ok(replies)
 }
 
-fn apply_op(view: &mut View, context: &Context, op: &Op) -> Result<OpReply, FsError> {
+/// `before` are the replies to the operations before it in its batch.
+fn apply_op(view: &mut View, context: &Context, op: &Op, before: &[OpReply]) -> Result<OpReply, FsError> {
     match op {
         Op::Create { parent, name, ino, node, mode, umask, uid, gid } => {
             let new = dentry::New { ino: *ino, node, mode: *mode, umask: *umask, uid: *uid, gid: *gid };
@@ -222,7 +223,11 @@ fn apply_op(view: &mut View, context: &Context, op: &Op) -> Result<OpReply, FsEr
         }
         Op::Deferred { at, expect, op } => deferred::apply(view, context, *at, expect, op),
         Op::Journaled { journal, position } => {
-            deferred::journaled(view, *journal, position.clone());
+            deferred::journaled(view, *journal, position.clone(), before);
+            Ok(OpReply::Done)
+        }
+        Op::JournaledContent { journal, file } => {
+            deferred::journaled_content(view, *journal, file.clone(), before);
             Ok(OpReply::Done)
         }
     }

@@ -59,12 +59,13 @@ struct Changing<'a> {
 }
 
 impl Changing<'_> {
-    /// When its session holds leases on all that it has touched: on which of that it has delegations.
-    fn end(mut self) -> Option<Vec<Ino>> {
-        self.finish()
+    /// Whether its session holds leases on all that it has touched, and on which of that it has delegations: on what was
+    /// `made` in any case, if nobody else has come to that.
+    fn end(mut self, made: &[Ino]) -> (bool, Vec<Ino>) {
+        self.finish(made).unwrap_or_default()
     }
 
-    fn finish(&mut self) -> Option<Vec<Ino>> {
+    fn finish(&mut self, made: &[Ino]) -> Option<(bool, Vec<Ino>)> {
         let (inos, session) = (std::mem::take(&mut self.inos), self.session);
         // What a later leadership of this node knows is not about this change.
         let same = self.shared.consensus.leadership().filter(|term| *term == self.term)?;
@@ -73,10 +74,28 @@ impl Changing<'_> {
         }
         let end = |table: &mut Table| {
             let now = Instant::now();
-            table.end(session, &inos, now).then(|| table.delegate(session, &inos, now))
+            let leased = table.end(session, &inos, now);
+            let ours = if leased { &inos } else { made };
+            let delegated = if leased || table.grant_made(session, made, now) {
+                table.delegate(session, ours, now)
+            } else {
+                Vec::new()
+            };
+            (leased, delegated)
         };
-        self.shared.leases.with(Some(same), end).flatten()
+        self.shared.leases.with(Some(same), end)
     }
+}
+
+/// What is asked for with a read.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked {
+    /// Leases.
+    pub keep: bool,
+    /// Delegations too.
+    pub delegate: bool,
+    /// The answer itself, to tell what was done under delegations.
+    pub tells: bool,
 }
 
 /// What a session was granted with an answer.
@@ -91,7 +110,7 @@ pub(crate) enum Granted {
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
-        self.finish();
+        self.finish(&[]);
     }
 }
 
@@ -118,9 +137,9 @@ impl Shared {
         self.leases.changed.notify_waiters();
     }
 
-    /// A session has dropped what it was told to drop.
-    pub(crate) fn acknowledged(&self, session: SessionId, seq: table::Seq) {
-        self.leased(|table| table.acknowledge(session, seq));
+    /// A session has done what these events told it to.
+    pub(crate) fn acknowledged(&self, session: SessionId, seqs: &[table::Seq]) {
+        self.leased(|table| table.acknowledge(session, seqs));
         self.leases.changed.notify_waiters();
     }
 
@@ -143,18 +162,13 @@ impl Shared {
     }
 
     /// Grants leases on what was read since the stamp, once nobody has anything to tell about it that it did under a
-    /// delegation. With `keep`, leases are wanted at all; with `delegate`, delegations too.
-    pub(crate) async fn grant(
-        &self,
-        session: SessionId,
-        inos: &[Ino],
-        stamp: u64,
-        (keep, delegate): (bool, bool),
-    ) -> Granted {
+    /// delegation.
+    pub(crate) async fn grant(&self, session: SessionId, inos: &[Ino], stamp: u64, asked: Asked) -> Granted {
+        let Asked { keep, delegate, tells } = asked;
         let step = self.leased(|table| {
             let now = Instant::now();
             let (tell, mut waits) = table.share(session, inos, now);
-            waits.extend(table.dirty_others(session));
+            waits.extend(table.dirty_before(session, tells));
             if table.unsettled_until(&waits, now).is_some() {
                 return Err((tell, waits));
             }
@@ -163,7 +177,8 @@ impl Shared {
             Ok((granted, delegated, crowded, tell, table.may_have_changed(inos, stamp)))
         });
         match step {
-            None => Granted::Nothing,
+            // Another one leads, and knows of delegations that this one does not.
+            None => Granted::Overtaken,
             Some(Err((tell, waits))) => {
                 self.tell_share(tell);
                 self.settle(|table, now| table.unsettled_until(&waits, now)).await;
@@ -207,14 +222,14 @@ impl Shared {
     }
 
     /// Waits until nobody else answers from what an earlier leader granted, or has something to tell that was done under
-    /// it and does not say so.
+    /// it and does not say so. Returns whether that took any time.
     ///
     /// # Errors
     /// As [`Consensus::read_barrier`](crate::raft::Consensus::read_barrier), while that may matter.
-    pub(crate) async fn wait_for_others(&self, id: Option<SessionId>) -> Result<(), ProposeError> {
+    pub(crate) async fn wait_for_others(&self, id: Option<SessionId>) -> Result<bool, ProposeError> {
         let grace = |table: &Table, now| table.grace_until(std::iter::once(SessionId(u64::MAX)), now);
         if self.leased(|table| grace(table, Instant::now())).flatten().is_none() {
-            return Ok(());
+            return Ok(false);
         }
         // A leader that is new may not have applied yet that a session was opened under the one before.
         self.consensus.read_barrier().await?;
@@ -227,7 +242,7 @@ impl Shared {
             table.grace_until(others.map(|(other, _)| *other), now)
         })
         .await;
-        Ok(())
+        Ok(true)
     }
 
     /// Whether a session has ended: nothing of it is carried out any more, so it must not wait, least of all for the one
@@ -328,6 +343,7 @@ pub(crate) async fn submit(
     };
     shared.wait_for_others(Some(id)).await?;
     let tells = batch.ops.iter().any(|op| matches!(op, Op::Deferred { .. }));
+    let made: Vec<Ino> = batch.ops.iter().filter_map(touched::made).collect();
     let changing = shared.begin_change(term, id, inos, tells).await?;
     let outcome = shared.batcher.submit(id, batch, Some(term)).await?;
     // What could be known of only now: names that were changed between the look at them and the change.
@@ -339,7 +355,6 @@ pub(crate) async fn submit(
     }
     // Before the change ends: nobody else can have changed them since, if the session gets the leases.
     let rest = touched::untold(&**shared.consensus.state(), replies, &changing.inos);
-    let delegated = changing.end();
-    let leased = delegated.is_some().then_some(rest);
-    Ok(Submitted { outcome, leased, delegated: delegated.unwrap_or_default() })
+    let (leased, delegated) = changing.end(&made);
+    Ok(Submitted { outcome, leased: leased.then_some(rest), delegated })
 }

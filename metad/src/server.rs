@@ -13,7 +13,7 @@ pub use sessions::expire_silent;
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::{read, settings};
-use crate::lease::Granted;
+use crate::lease::{Asked, Granted};
 use std::borrow::Cow;
 use std::sync::Arc;
 use wire::FsError;
@@ -91,14 +91,16 @@ impl Server {
             return self.not_leader(self.shared.consensus.leader().await);
         }
         let answered = match request {
-            MetaRequest::Read { session, read, delegate } => self.read(peer, session, &read, delegate).await,
+            MetaRequest::Read { session, read, delegate, tells } => {
+                self.read(peer, session, &read, (delegate, tells)).await
+            }
             MetaRequest::Submit { session, batch } => self.submit(peer, session, batch).await,
             MetaRequest::OpenSession { host, purpose, caches, resumes, token } => {
                 self.open_session(peer, (host, purpose), caches, (resumes, token)).await
             }
-            MetaRequest::Acknowledge { session, seq } => {
+            MetaRequest::Acknowledge { session, seqs } => {
                 if self.owns(peer, session) {
-                    self.shared.acknowledged(session, seq);
+                    self.shared.acknowledged(session, &seqs);
                 }
                 Ok(MetaReply::Done)
             }
@@ -139,7 +141,7 @@ impl Server {
         peer: &PeerIdentity,
         session: SessionId,
         question: &Read,
-        delegate: bool,
+        (delegate, tells): (bool, bool),
     ) -> Result<MetaReply, ProposeError> {
         self.hear(peer, session);
         self.shared.consensus.read_barrier().await?;
@@ -156,20 +158,22 @@ impl Server {
                 narrow(&mut question);
             }
             let question = &*question;
-            self.shared.wait_for_others(Some(session)).await?;
-            let stamp = self.shared.lease_stamp();
+            if self.shared.wait_for_others(Some(session)).await? || round > 0 {
+                // I2: another one may lead by now, and have answered what this one knows nothing of.
+                self.shared.consensus.read_barrier().await?;
+            }
+            let stamp = self.shared.lease_stamp().ok_or(ProposeError::Unknown)?;
             let answer = self.look(session, question);
-            let (Some(stamp), inos) = (stamp, told_of(question, answer.as_ref().ok())) else {
-                return Ok(unleased(answer));
-            };
+            let inos = told_of(question, answer.as_ref().ok());
             // Absence is an answer too; whatever else went wrong tells nothing to rely on.
             let keep = is_kept(question) && matches!(answer, Ok(_) | Err(FsError::NotFound));
-            match self.shared.grant(session, &inos, stamp, (keep, delegate)).await {
+            match self.shared.grant(session, &inos, stamp, Asked { keep, delegate, tells }).await {
                 Granted::Leases(delegated) => return Ok(MetaReply::Read { answer, leased: true, delegated }),
                 Granted::Nothing => return Ok(unleased(answer)),
                 Granted::Overtaken => {}
             }
         }
+        self.shared.consensus.read_barrier().await?;
         Ok(unleased(self.look(session, &question)))
     }
 

@@ -155,7 +155,7 @@ impl Cluster {
 
     async fn lookup(&self, session: SessionId, name: &str) -> Option<Ino> {
         let read = Read::Lookup { parent: Ino::ROOT, name: name.into() };
-        match self.ask(MetaRequest::Read { session, read, delegate: false }).await {
+        match self.ask(MetaRequest::Read { session, read, delegate: false, tells: false }).await {
             MetaReply::Read { answer: Ok(ReadReply::Attr(attr)), .. } => Some(attr.ino),
             MetaReply::Read { answer: Err(_), .. } => None,
             other => panic!("{other:?}"),
@@ -413,7 +413,7 @@ async fn latency_of_one_client() {
     for _ in 0..3000 {
         let started = Instant::now();
         let read = Read::Lookup { parent: Ino::ROOT, name: b"file-7".to_vec() };
-        let request = MetaRequest::Read { session: session.id, read, delegate: false };
+        let request = MetaRequest::Read { session: session.id, read, delegate: false, tells: false };
         peer.request::<_, MetaReply>(&request, &[], LIMIT).await.unwrap();
         times.push(started.elapsed());
     }

@@ -342,6 +342,13 @@ pub enum Op {
         /// How far; `None` when the journal is gone, and nobody will ask.
         position: Option<JournalPosition>,
     },
+    /// The same, of content that was committed and may be in the journal, too, whatever is told of the rest. Answers `Done`.
+    JournaledContent {
+        /// The journal.
+        journal: JournalId,
+        /// The file.
+        file: JournaledFile,
+    },
 }
 
 /// How far a journal has been told.
@@ -387,6 +394,8 @@ pub struct Expect {
     pub name: Name,
     /// The inode that it leads to; `None` when it is absent.
     pub ino: Option<Ino>,
+    /// The newest content of it that the session knows, if it is to be lost: what others have written since is not.
+    pub version: Option<Version>,
 }
 
 /// Operations that apply together or not at all (I3), numbered within their session (I1).
@@ -442,7 +451,7 @@ pub enum OpReply {
         appended_at: Option<u64>,
         /// The copy that was made because others wrote the same bytes.
         conflict: Option<ConflictCopy>,
-        /// Most extents that one of the written chunks holds now: a large number asks for compaction.
+        /// Extents that the last written chunk holds now, counted now and then, 0 else: a large number asks for compaction.
         chunk_extents: u32,
     },
     /// Numbers `start..start + count` belong to the session.

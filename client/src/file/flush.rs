@@ -10,13 +10,14 @@
 use super::dirty::Packed;
 use super::state::{FileState, Outcome, Sealed, Stored, writes_of};
 use super::together::SHARED_BLOCK_PART;
+use crate::meta::session::SpareIno;
 use crate::writeback::Touched;
 use crate::{Client, Notice, OnConflict};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 use wire::FsError;
 use wire::attr::Timestamp;
@@ -31,6 +32,9 @@ const REMEMBER_BYTES: usize = 1 << 20;
 const HASH_INLINE: usize = 64 << 10;
 /// A flush waits so often for what others put into the queue while it did.
 const QUEUED_ROUNDS: u32 = 4;
+/// What is written to a file after a conflict goes where that did, unless nothing did for so long: whoever writes then
+/// has seen what others wrote.
+const DIVERTED: Duration = Duration::from_secs(5);
 /// A chunk in more pieces than this is compacted.
 const COMPACT_EXTENTS: u32 = 1024;
 
@@ -47,6 +51,8 @@ pub(crate) struct Commit {
     append_from: Option<u64>,
     mtime: Option<Timestamp>,
     clear_privileges: bool,
+    /// The conflict copy that it goes into.
+    diverted: Option<Ino>,
     /// Sealed blocks that it covers.
     count: usize,
 }
@@ -64,7 +70,7 @@ impl Commit {
 
     /// What the rest of the journal's content of this file follows, once this is committed.
     pub(crate) fn journaled(&self, ino: Ino) -> JournaledFile {
-        JournaledFile { ino, base: self.base, committed: true }
+        JournaledFile { ino, base: self.base, committed: self.diverted.is_none() }
     }
 
     /// How many pieces it writes.
@@ -77,16 +83,26 @@ impl Commit {
         self.writes.clone()
     }
 
+    /// Whether it goes into the conflict copy that has what was written before.
+    pub(crate) fn is_diverted(&self) -> bool {
+        self.diverted.is_some()
+    }
+
     pub(crate) fn op(&self, ino: Ino, policy: ConflictPolicy) -> Op {
-        Op::Commit {
+        let commit = |ino, base, own, append_from, policy| Op::Commit {
             ino,
-            base: self.base,
-            own: self.own.clone(),
+            base,
+            own,
             writes: self.writes.clone(),
-            append_from: self.append_from,
+            append_from,
             mtime: self.mtime,
             clear_privileges: self.clear_privileges,
             policy,
+        };
+        match self.diverted {
+            // Whatever is there.
+            Some(copy) => commit(copy, Version(0), Vec::new(), None, ConflictPolicy::LastWriter),
+            None => commit(ino, self.base, self.own.clone(), self.append_from, policy),
         }
     }
 }
@@ -175,18 +191,18 @@ impl Client {
         .await
     }
 
-    /// Does something that goes on to its end though the caller is dropped.
+    /// Does something that goes on to its end though the caller is dropped, or a soft mount's patience ends.
     pub(crate) async fn to_its_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, FsError>> + Send + 'static,
     ) -> Result<T, FsError> {
-        self.work.spawn_on(work, &self.runtime).await.unwrap_or(Err(FsError::Io))
+        self.patiently(self.work.spawn_on(work, &self.runtime)).await?.unwrap_or(Err(FsError::Io))
     }
 
     async fn flush_here(self: &Arc<Self>, file: &Arc<FileState>, whole: bool) -> Result<(), FsError> {
         let mut rounds = 0;
         let (_one, last) = loop {
-            let one = file.flushing.lock().await;
+            let one = self.patiently(file.flushing.lock()).await?;
             if whole {
                 self.seal_rest(file, To::OwnBlock);
             }
@@ -204,6 +220,13 @@ impl Client {
             drop(one);
             self.tell_all().await?;
         };
+        file.inner.lock().committing = true;
+        let committed = self.commit_upto(file, last).await;
+        file.inner.lock().committing = false;
+        committed
+    }
+
+    async fn commit_upto(self: &Arc<Self>, file: &Arc<FileState>, last: Option<u64>) -> Result<(), FsError> {
         let mut result = Ok(());
         while let Some(last) = last {
             if file.inner.lock().sealed.front().is_none_or(|sealed| sealed.number > last) {
@@ -303,9 +326,10 @@ impl Client {
         let commit = self.gather(file, last).await?;
         let (answer, copy) = loop {
             let session = self.session.id();
-            let (policy, copy) = self.policy(file).await?;
-            let op = commit.op(file.ino, policy);
-            match self.session.one(op).await {
+            let (policy, copy) = self.policy(file, false).await?;
+            let mut ops = vec![commit.op(file.ino, policy)];
+            ops.extend(self.journaled_content(file, &commit));
+            match self.session.first_until_answered(ops).await {
                 // I4: the session ended meanwhile, and with it the number for a copy.
                 Err(FsError::Invalid) if self.session.id() != session => {}
                 answer => break (answer, copy),
@@ -313,8 +337,18 @@ impl Client {
         };
         match answer {
             Ok(reply) => self.committed(file, &commit, reply, copy),
+            Err(FsError::NotFound) if commit.is_diverted() => {
+                // The copy was removed: the rest gets one of its own.
+                file.inner.lock().diverted = None;
+                Ok(Landed::Elsewhere)
+            }
+            Err(FsError::NotFound) if file.attr().nlink == 0 => {
+                tracing::warn!(ino = %file.ino, "the file has no name, and was given up with the session: the content is dropped");
+                self.drop_sealed(file, commit.count);
+                Ok(Landed::Elsewhere)
+            }
             Err(FsError::NotFound) => {
-                tracing::warn!(ino = %file.ino, "the file was removed while it was written; the content is dropped");
+                self.make_beside(file, &commit.writes, None).await?;
                 self.drop_sealed(file, commit.count);
                 Ok(Landed::Elsewhere)
             }
@@ -322,22 +356,40 @@ impl Client {
         }
     }
 
+    /// What metad is to remember of the journal with a commit that it knows nothing of, if the rest of the content may get
+    /// there.
+    fn journaled_content(&self, file: &FileState, commit: &Commit) -> Option<Op> {
+        let journal = self.journal.as_ref()?;
+        let more = {
+            let inner = file.inner.lock();
+            inner.sealed.len() > commit.count || !inner.dirty.is_empty()
+        };
+        more.then(|| {
+            journal.note_content();
+            Op::JournaledContent { journal: journal.id(), file: commit.journaled(file.ino) }
+        })
+    }
+
     /// What is appended to a name when others were first.
     pub(crate) fn conflict_suffix(&self) -> Name {
         format!(".conflict-{}-{}", self.host, Timestamp::now().secs).into_bytes()
     }
 
-    /// What to do on a conflict, with a number for the copy.
-    pub(crate) async fn policy(&self, file: &FileState) -> Result<(ConflictPolicy, Option<Ino>), FsError> {
+    /// What to do on a conflict, with a number for the copy. Of what is told `late` the writer may have been answered that
+    /// all is well: that is never refused.
+    pub(crate) async fn policy(
+        &self,
+        file: &FileState,
+        late: bool,
+    ) -> Result<(ConflictPolicy, Option<SpareIno>), FsError> {
         Ok(match self.config.on_conflict {
-            // Nobody is there any more who could be told of it.
-            OnConflict::Fail if !self.writeback.is_strict() => (ConflictPolicy::Fail, None),
+            OnConflict::Fail if !late => (ConflictPolicy::Fail, None),
             OnConflict::LastWriter => (ConflictPolicy::LastWriter, None),
             OnConflict::Copy | OnConflict::Fail => {
-                let ino = self.spare_ino().await?;
+                let spare = self.session.spare_ino().await?;
                 let suffix = self.conflict_suffix();
-                debug_assert_ne!(ino, file.ino, "numbers are never used twice");
-                (ConflictPolicy::Copy { ino, suffix }, Some(ino))
+                debug_assert_ne!(spare.ino, file.ino, "numbers are never used twice");
+                (ConflictPolicy::Copy { ino: spare.ino, suffix }, Some(spare))
             }
         })
     }
@@ -395,6 +447,7 @@ impl Client {
             append_from: inner.appended_from,
             mtime: inner.mtime,
             clear_privileges: inner.clear_privileges,
+            diverted: inner.diverted.filter(|(_, last)| last.elapsed() < DIVERTED).map(|(copy, _)| copy),
             count,
         })
     }
@@ -442,10 +495,21 @@ impl Client {
         file: &Arc<FileState>,
         commit: &Commit,
         reply: OpReply,
-        copy: Option<Ino>,
+        copy: Option<SpareIno>,
     ) -> Result<Landed, FsError> {
         let OpReply::Committed { attr, appended_at, conflict, chunk_extents } = reply else { return Err(FsError::Io) };
         self.drop_sealed(file, commit.count);
+        if commit.is_diverted() {
+            self.notify(Notice::Changed(file.ino));
+            let mut inner = file.inner.lock();
+            inner.diverted = Some((attr.ino, Instant::now()));
+            inner.follow_commit(None, None, 0, false);
+            drop(inner);
+            if let Some(unused) = copy {
+                self.session.keep_spare(unused);
+            }
+            return Ok(Landed::Elsewhere);
+        }
         let made = attr.version;
         let in_place = appended_at == commit.append_from;
         // I6: only then has nobody else changed the file since `base`.
@@ -471,6 +535,7 @@ impl Client {
         if conflict.is_none() && !only_ours {
             inner.note_own(made);
         }
+        inner.diverted = conflict.as_ref().map(|conflict| (conflict.ino, Instant::now()));
         inner.follow_commit(commit.append_from, appended_at, end_of(&commit.writes), only_ours);
         drop(inner);
         if chunk_extents > COMPACT_EXTENTS
@@ -487,7 +552,7 @@ impl Client {
             return Ok(Landed::Elsewhere);
         }
         if let Some(unused) = copy {
-            self.keep_spare_ino(unused);
+            self.session.keep_spare(unused);
         }
         Ok(Landed::InPlace)
     }

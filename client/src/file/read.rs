@@ -1,7 +1,7 @@
 //! Reading: committed content from blocks, what is not committed laid over it.
 
 use super::dirty::lay;
-use super::state::FileState;
+use super::state::{FileState, Inner};
 use crate::{Client, Notice};
 use bytes::Bytes;
 use std::ops::Range;
@@ -12,7 +12,8 @@ use wire::ids::ChunkIndex;
 use wire::limits::CHUNK_BYTES;
 use wire::op::{Read, ReadReply};
 
-/// Reads this close to the end of the last one are sequential: the kernel's readahead runs in parallel.
+/// Reads this close to the end of the last one may be sequential: the kernel's readahead runs in parallel. Two in a row are:
+/// one alone comes about by chance, and what is fetched for it is thousands of times what was asked for.
 const NEAR_BYTES: u64 = 4 << 20;
 /// Scattered reads up to this size fetch only their part of a large block.
 const PART_BYTES_MAX: usize = 256 << 10;
@@ -210,6 +211,16 @@ impl Client {
     }
 }
 
+impl Inner {
+    /// Whether a read that begins there is part of reading from one end to the other.
+    fn is_sequential(&mut self, offset: u64) -> bool {
+        let near = offset.abs_diff(self.read_end) <= NEAR_BYTES;
+        let goes_on = offset == self.read_end || (near && self.read_near);
+        self.read_near = near;
+        goes_on
+    }
+}
+
 /// Decides what to read from where, or what must be learnt first.
 fn plan_read(file: &FileState, offset: u64, len: usize) -> Result<Plan, Step> {
     let mut inner = file.inner.lock();
@@ -227,10 +238,40 @@ fn plan_read(file: &FileState, offset: u64, len: usize) -> Result<Plan, Step> {
         return Err(Step::Load(chunk));
     }
     let over = if inner.held > 0 { inner.uncommitted(&range) } else { Vec::new() };
-    let sequential = offset.abs_diff(inner.read_end) <= NEAR_BYTES;
+    let sequential = inner.is_sequential(offset);
     inner.read_end = end;
     if !sequential {
         inner.ahead = 0;
     }
     Ok(Plan { extents: inner.overlapping(&range), over, range, sequential })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether each of these reads of 4 KiB counts as sequential.
+    fn sequential(offsets: &[u64]) -> Vec<bool> {
+        let state = FileState::new(crate::testing::attr(), None, Arc::default(), 4 << 20);
+        let mut inner = state.inner.lock();
+        let read = |offset: &u64| {
+            let sequential = inner.is_sequential(*offset);
+            inner.read_end = offset + 4096;
+            sequential
+        };
+        offsets.iter().map(read).collect()
+    }
+
+    #[test]
+    fn a_reader_is_sequential_when_it_goes_on_or_stays_near_and_not_because_of_one_read_that_is_near_by_chance() {
+        const FAR: u64 = 1 << 30;
+        assert_eq!(sequential(&[0, 4096, 8192]), [true; 3], "from the start");
+        assert_eq!(sequential(&[FAR, FAR + 4096]), [false, true], "from the middle");
+        assert_eq!(
+            sequential(&[FAR, FAR + 65_536, FAR + 20_480, FAR + 131_072]),
+            [false, false, true, true],
+            "in parallel"
+        );
+        assert_eq!(sequential(&[FAR, FAR + 65_536, 5 * FAR, 5 * FAR - 65_536, FAR]), [false; 5], "scattered");
+    }
 }

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 use tokio::sync::watch;
 use wire::FsError;
 use wire::attr::{AttrChange, InodeAttr, TimeChange, Timestamp};
@@ -93,14 +93,20 @@ pub(crate) struct Inner {
     pub clear_privileges: bool,
     /// Everything uncommitted was appended, starting at this offset.
     pub appended_from: Option<u64>,
+    /// The conflict copy that has what was written before, and when something got there last: the rest follows, so that
+    /// all of it is in one, until the writer has heard of it.
+    pub diverted: Option<(Ino, Instant)>,
+    /// A commit of it is on its way that is not in the queue, and may have arrived.
+    pub committing: bool,
     /// What went wrong with a commit and no `fsync` or `close` was told yet.
     pub untold: Option<FsError>,
     /// The policy refused the last commit: it is not tried again until somebody asks.
     pub refused: bool,
     /// Open handles.
     pub opens: usize,
-    /// Where the last read ended, to notice sequential readers.
+    /// Where the last read ended, and whether it was near the one before: to notice sequential readers.
     pub read_end: u64,
+    pub read_near: bool,
     /// How far has been read ahead.
     pub ahead: u64,
 }
@@ -139,10 +145,13 @@ impl FileState {
             mtime: None,
             clear_privileges: false,
             appended_from: None,
+            diverted: None,
+            committing: false,
             untold: None,
             refused: false,
             opens: 0,
             read_end: 0,
+            read_near: false,
             ahead: 0,
         };
         if let Some(page) = page {
@@ -186,6 +195,12 @@ impl FileState {
     pub fn is_wanted(&self) -> bool {
         let inner = self.inner.lock();
         inner.held > 0 && inner.attr.nlink > 0 && !inner.refused
+    }
+
+    /// The newest version of the content; `None` while something is not committed, and the next one is ours.
+    pub(crate) fn newest_version(&self) -> Option<Version> {
+        let inner = self.inner.lock();
+        (inner.held == 0).then_some(inner.attr.version.max(inner.content))
     }
 
     /// Whether nobody can read it any more: it has neither a name nor a handle here.
@@ -306,10 +321,12 @@ impl FileState {
     }
 
     /// Takes in the answer to a change of content by this client that is no commit. `cut` tells from where on content
-    /// was removed, if that is all that happened.
-    pub(crate) fn changed_here(&self, attr: &InodeAttr, cut: Option<u64>) {
+    /// was removed, if that is all that happened. Whether others have changed it, too: the kernel may have what was there
+    /// before that.
+    pub(crate) fn changed_here(&self, attr: &InodeAttr, cut: Option<u64>) -> bool {
         let mut inner = self.inner.lock();
         let only_ours = attr.version == inner.content.next();
+        let others = attr.version > inner.content && !only_ours;
         if attr.version > inner.content {
             match cut.filter(|_| only_ours) {
                 Some(from) => {
@@ -327,6 +344,7 @@ impl FileState {
             inner.attr = attr.clone();
             inner.size = attr.size.max(inner.uncommitted_end());
         }
+        others
     }
 }
 

@@ -95,7 +95,16 @@ impl Journal {
         timeout(DISK_LIMIT, changing).await.map_err(hangs)?.map_err(io::Error::other)?
     }
 
-    /// Appends records, on behalf of this session.
+    /// From now on this session works with it.
+    ///
+    /// # Errors
+    /// As [`Journal::change`].
+    pub(crate) async fn note_session(self: &Arc<Self>, session: SessionId) -> io::Result<()> {
+        self.append_for(session, Vec::new(), 0, || ()).await
+    }
+
+    /// Appends records, on behalf of this session. `appended` is called when they are there, though that took too long to
+    /// be waited for: they must not be written again and again.
     ///
     /// # Errors
     /// As [`Journal::change`].
@@ -104,12 +113,17 @@ impl Journal {
         session: SessionId,
         records: Vec<(Record, Bytes)>,
         last: u64,
+        appended: impl FnOnce() + Send + 'static,
     ) -> io::Result<()> {
         let append = move |journal: &Self| {
             if journal.session() != Some(session) {
-                journal.note_session(session)?;
+                journal.write_session(session)?;
             }
-            if records.is_empty() { Ok(()) } else { journal.append(&records, last) }
+            if !records.is_empty() {
+                journal.append(&records, last)?;
+            }
+            appended();
+            Ok(())
         };
         self.change(append).await
     }
@@ -136,25 +150,28 @@ impl Client {
             if last == 0 {
                 break;
             }
-            journal.append_for(self.session.id(), records, last).await?;
-            for (file, upto) in files.into_values() {
-                let mut inner = file.inner.lock();
-                inner.kept = inner.kept.max(upto);
-            }
-            self.writeback.kept(last);
+            let queue = self.writeback.clone();
+            let appended = move || {
+                for (file, upto) in files.into_values() {
+                    let mut inner = file.inner.lock();
+                    inner.kept = inner.kept.max(upto);
+                }
+                queue.kept(last);
+            };
+            journal.append_for(self.session.id(), records, last, appended).await?;
         }
         if journal.last() > 0 && journal.session() != Some(self.session.id()) {
-            journal.append_for(self.session.id(), Vec::new(), 0).await?;
+            journal.note_session(self.session.id()).await?;
         }
         Ok(())
     }
 
     /// Entries that were undone must not be done by whoever finds the journal.
     async fn note_undone(&self, journal: &Arc<Journal>) -> io::Result<()> {
-        let undone = self.writeback.take_undone();
+        let (queue, undone) = (self.writeback.clone(), self.writeback.undone());
         let Some(last) = undone.iter().max().copied() else { return Ok(()) };
-        let records = undone.into_iter().map(|number| (Record::Undone { number }, Bytes::new())).collect();
-        journal.append_for(self.session.id(), records, last).await
+        let records = undone.iter().map(|number| (Record::Undone { number: *number }, Bytes::new())).collect();
+        journal.append_for(self.session.id(), records, last, move || queue.undone_kept(&undone)).await
     }
 
     /// Writes at once what was undone, before metad is told of it.
@@ -209,19 +226,31 @@ impl Client {
     /// The last thing that is told: nobody will ask for the journal. What is not told stays in it.
     pub(crate) async fn end_journal(&self) {
         let Some(journal) = &self.journal else { return };
+        if self.left.load(Ordering::Relaxed) {
+            // What was written after everything else was left there.
+            let files: Vec<_> = self.files.lock().values().filter(|file| file.is_wanted()).cloned().collect();
+            for file in files.iter().filter(|file| !file.is_queued()) {
+                self.leave_content(file);
+            }
+        }
         let told = self.writeback.told();
         if !self.writeback.is_empty() {
-            if let Err(error) = self.keep(journal, Which::All).await {
+            let kept = self.keep(journal, Which::All).await;
+            // What it shows went into the queue, if it was left.
+            let left = self.left.load(Ordering::Relaxed);
+            let kept = if kept.is_ok() && left { self.drop_shared(journal).await } else { kept };
+            if let Err(error) = kept {
                 tracing::error!(%error, "what the cluster does not know could not be kept in the journal");
             }
             return;
         }
         // In this order: metad must not forget what is told of something that is still there.
-        if let Err(error) = journal.change(move |journal| journal.drop_told(told)).await {
+        let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_told(told)));
+        if let Err(error) = dropped.await {
             tracing::warn!(%error, "files of the journal of which nothing is needed stay behind");
             return;
         }
-        if told > 0 {
+        if told > 0 || journal.content_noted.load(Ordering::Relaxed) {
             let forget = self.session.one(Op::Journaled { journal: journal.id(), position: None });
             if !matches!(timeout(CLOSE_LIMIT, forget).await, Ok(Ok(_))) {
                 tracing::debug!("metad remembers a journal for nothing");
@@ -260,7 +289,7 @@ impl Client {
     }
 
     /// Names of the files, as far as they are known.
-    fn name_pieces(&self, records: &mut [(Record, Bytes)]) {
+    pub(super) fn name_pieces(&self, records: &mut [(Record, Bytes)]) {
         let pieces = records.iter().filter_map(|(record, _)| match record {
             Record::Piece(piece) => Some(piece.ino),
             _ => None,
@@ -294,21 +323,7 @@ fn take_pieces(
     let inner = file.inner.lock();
     let kept = kept.max(inner.kept);
     for sealed in inner.sealed.iter().filter(|sealed| sealed.number > kept && sealed.number <= upto) {
-        let parts = sealed.packed.pieces.iter();
-        let piece = Piece {
-            number: entry.number,
-            at: entry.at,
-            ino: file.ino(),
-            place: None,
-            owner: (inner.attr.mode, inner.attr.uid, inner.attr.gid),
-            sealed: sealed.number,
-            // A block is far below 4 GiB.
-            parts: parts.map(|(at, from, len)| (*at, *from as u32, *len as u32)).collect(),
-            base: inner.base,
-            append_from: inner.appended_from,
-            mtime: inner.mtime,
-            clear_privileges: inner.clear_privileges,
-        };
+        let piece = Piece::of(sealed, &inner, entry.number, entry.at);
         records.push((Record::Piece(piece), sealed.packed.bytes.clone()));
     }
     inner.base

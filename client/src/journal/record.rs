@@ -8,6 +8,7 @@
 //! Numbers are little endian. A group is whole or not there: what a crash has torn at the end of a segment was never
 //! promised to anybody. A bad group that a good one follows is damage.
 
+use crate::file::state::{Inner, Sealed};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use wire::attr::Timestamp;
@@ -84,6 +85,28 @@ pub(super) struct Piece {
     pub mtime: Option<Timestamp>,
     /// Writing clears setuid and setgid.
     pub clear_privileges: bool,
+}
+
+impl Piece {
+    /// What was sealed of a file, as part of the entry of this number. Its name is not known here.
+    pub(super) fn of(sealed: &Sealed, inner: &Inner, number: u64, at: Timestamp) -> Self {
+        let parts = sealed.packed.pieces.iter();
+        Self {
+            number,
+            at,
+            ino: inner.attr.ino,
+            place: None,
+            owner: (inner.attr.mode, inner.attr.uid, inner.attr.gid),
+            sealed: sealed.number,
+            // A block is far below 4 GiB.
+            parts: parts.map(|(at, from, len)| (*at, *from as u32, *len as u32)).collect(),
+            base: inner.base,
+            // What has arrived must not be appended again.
+            append_from: inner.appended_from.filter(|_| !inner.committing),
+            mtime: inner.mtime,
+            clear_privileges: inner.clear_privileges,
+        }
+    }
 }
 
 impl Record {

@@ -74,12 +74,18 @@ impl Client {
         };
         let position = position.unwrap_or_default();
         let (told, last) = (position.told, journal.last().max(position.told));
-        self.writeback.start_behind(told, last);
         let left = journal.clone();
-        let read = spawn_blocking(move || left.untold(told)).await;
-        let records = read.map_err(|ended| Failed::Disk(io::Error::other(ended)))?.map_err(Failed::Journal)?;
+        let read = spawn_blocking(move || {
+            let mut records = left.untold(told)?;
+            let (shared, last) = left.read_shared(last)?;
+            records.extend(shared);
+            Ok((records, last))
+        });
+        let read = read.await.map_err(|ended| Failed::Disk(io::Error::other(ended)))?;
+        let (records, last) = read.map_err(Failed::Journal)?;
+        self.writeback.start_behind(told, last);
         if records.is_empty() {
-            if let Err(error) = journal.append_for(self.session.id(), Vec::new(), last).await {
+            if let Err(error) = journal.append_for(self.session.id(), Vec::new(), last, || ()).await {
                 tracing::warn!(dir = %journal.dir().display(), %error, "the journal cannot be written yet");
             }
         } else {
@@ -91,7 +97,7 @@ impl Client {
             let fresh = within_patience(self.renumber(&mut replayed, &records)).await?;
             // Before the first of them is told: whoever goes on after a crash must know which number it got.
             let numbered = vec![(Record::Renumbered { number: last, inos: fresh }, Bytes::new())];
-            journal.append_for(self.session.id(), numbered, last).await.map_err(Failed::Disk)?;
+            journal.append_for(self.session.id(), numbered, last, || ()).await.map_err(Failed::Disk)?;
             self.take_records(&mut replayed, records, &position);
             if replayed.entries.last().is_none_or(|(number, ..)| *number < last) {
                 replayed.entries.push((last, self.session.stamp(), Touched::default(), Work::Undone));
@@ -102,7 +108,8 @@ impl Client {
             self.writeback.be_strict(false);
             tracing::warn!("everything that was in the journal is told");
         }
-        journal.change(move |journal| journal.drop_told(last)).await.map_err(Failed::Disk)
+        let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_told(last)));
+        dropped.await.map_err(Failed::Disk)
     }
 
     async fn wait_replayed(&self, last: u64) -> Result<(), Failed> {

@@ -60,7 +60,21 @@ impl Rpc {
     /// # Errors
     /// `Io` when a soft mount's patience ends.
     pub async fn ask(&self, request: &MetaRequest) -> Result<MetaReply, FsError> {
-        match self.ask_within(request, self.soft_timeout).await {
+        self.ask_for(request, self.soft_timeout).await
+    }
+
+    /// How long [`Rpc::ask`] asks; `None` for as long as it takes.
+    #[must_use]
+    pub fn patience(&self) -> Option<Duration> {
+        self.soft_timeout
+    }
+
+    /// The same for so long.
+    ///
+    /// # Errors
+    /// `Io` when that is over, or nobody can answer.
+    pub async fn ask_for(&self, request: &MetaRequest, limit: Option<Duration>) -> Result<MetaReply, FsError> {
+        match self.ask_within(request, limit).await {
             Ok(reply) => Ok(reply),
             Err(error) => {
                 tracing::warn!(%error, "metad does not answer");

@@ -35,6 +35,15 @@ struct Numbers {
     open: BTreeSet<BatchSeq>,
     /// Unused inode numbers, half-open.
     inos: (Ino, Ino),
+    /// Others that were not used after all. They go first: metad remembers only the last numbers that it has leased.
+    spare: Vec<Ino>,
+}
+
+/// An inode number that may not be needed.
+#[derive(Clone, Copy)]
+pub(crate) struct SpareIno {
+    session: SessionId,
+    pub(crate) ino: Ino,
 }
 
 /// A session with metad, replaced by a new one when it expires.
@@ -105,7 +114,7 @@ pub struct Opened {
 }
 
 fn fresh(id: SessionId) -> Numbers {
-    Numbers { id, last: BatchSeq(0), open: BTreeSet::new(), inos: (Ino(0), Ino(0)) }
+    Numbers { id, last: BatchSeq(0), open: BTreeSet::new(), inos: (Ino(0), Ino(0)), spare: Vec::new() }
 }
 
 impl Session {
@@ -205,8 +214,12 @@ impl Session {
     /// # Errors
     /// Why the first of them failed.
     pub async fn submit(self: &Arc<Self>, ops: Vec<Op>) -> Result<Vec<OpReply>, FsError> {
+        self.submit_within(ops, self.rpc.patience()).await
+    }
+
+    async fn submit_within(self: &Arc<Self>, ops: Vec<Op>, limit: Option<Duration>) -> Result<Vec<OpReply>, FsError> {
         let is_work = ops.iter().any(|op| !matches!(op, Op::Accessed { .. }) && attrs_changed(op).next().is_some());
-        let replies = self.submit_batch(ops).await.map_err(|failed| failed.error)?;
+        let replies = self.send(ops, limit, SESSIONS_TRIED).await.map_err(|failed| failed.error)?;
         if is_work {
             // Not before it is known that this session may change anything.
             self.note_work();
@@ -214,15 +227,24 @@ impl Session {
         Ok(replies)
     }
 
-    /// The same, and tells which one failed.
+    /// The same, and tells which one failed. A soft mount's patience does not count: what follows is based on the answer.
     ///
     /// # Errors
-    /// [`BatchFailed`].
+    /// [`BatchFailed`]; `SessionExpired` when nothing was done, and there is a new session that may be tried.
     pub async fn submit_batch(self: &Arc<Self>, ops: Vec<Op>) -> Result<Vec<OpReply>, BatchFailed> {
+        self.send(ops, None, 1).await
+    }
+
+    async fn send(
+        self: &Arc<Self>,
+        ops: Vec<Op>,
+        limit: Option<Duration>,
+        sessions: usize,
+    ) -> Result<Vec<OpReply>, BatchFailed> {
         let session = self.clone();
         let carried_out = async move {
             let mark = session.cache.change(&ops);
-            let outcome = session.carry_out(&ops).await;
+            let outcome = session.carry_out(&ops, limit, sessions).await;
             match &outcome {
                 Ok(done) => session.cache.changed(mark, &ops, &done.replies, done.leased.as_deref(), &done.delegated),
                 Err(_) => session.cache.changed(mark, &ops, &[], None, &[]),
@@ -232,14 +254,14 @@ impl Session {
         tokio::spawn(carried_out).await.unwrap_or(Err(FsError::Io.into()))
     }
 
-    async fn carry_out(&self, ops: &[Op]) -> Result<CarriedOut, BatchFailed> {
+    async fn carry_out(&self, ops: &[Op], limit: Option<Duration>, sessions: usize) -> Result<CarriedOut, BatchFailed> {
         let _slot = self.slots.acquire().await.map_err(|_| FsError::Io)?;
-        for _ in 0..SESSIONS_TRIED {
+        for _ in 0..sessions {
             self.requests.fetch_add(1, Ordering::Relaxed);
             let (numbered, acked) = self.number().await;
             let batch = Batch { seq: numbered.seq, acked, ops: ops.to_vec() };
             let request = MetaRequest::Submit { session: numbered.session, batch };
-            match self.rpc.ask(&request).await? {
+            match self.rpc.ask_for(&request, limit).await? {
                 MetaReply::Batch { reply, leased, delegated } => {
                     let failed =
                         |failed: OpFailed| BatchFailed { error: failed.error, index: Some(failed.index as usize) };
@@ -307,6 +329,23 @@ impl Session {
         self.submit(vec![op]).await?.pop().ok_or(FsError::Io)
     }
 
+    /// The same, for a change of content: if it were given up on, and carried out all the same, the next one would be in
+    /// conflict with it, or append the same once more (I1). A soft mount's patience does not count.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub async fn one_until_answered(self: &Arc<Self>, op: Op) -> Result<OpReply, FsError> {
+        self.first_until_answered(vec![op]).await
+    }
+
+    /// The same with others that go along. Answers with the first one's reply.
+    ///
+    /// # Errors
+    /// Why one of them failed.
+    pub async fn first_until_answered(self: &Arc<Self>, ops: Vec<Op>) -> Result<OpReply, FsError> {
+        self.submit_within(ops, None).await?.into_iter().next().ok_or(FsError::Io)
+    }
+
     /// Asks a question.
     ///
     /// # Errors
@@ -320,11 +359,23 @@ impl Session {
     /// # Errors
     /// When there is no answer.
     pub async fn read_leased(&self, read: Read) -> Result<(Result<ReadReply, FsError>, bool), FsError> {
+        self.ask(read, false).await
+    }
+
+    /// The same, for who has to know it to tell what was done here under delegations.
+    ///
+    /// # Errors
+    /// As the system call would fail.
+    pub async fn read_to_tell(&self, read: Read) -> Result<ReadReply, FsError> {
+        self.ask(read, true).await?.0
+    }
+
+    async fn ask(&self, read: Read, tells: bool) -> Result<(Result<ReadReply, FsError>, bool), FsError> {
         loop {
             let (session, mark) = (self.id(), self.cache.mark());
             self.requests.fetch_add(1, Ordering::Relaxed);
             let delegate = self.is_at_work();
-            match self.rpc.ask(&MetaRequest::Read { session, read: read.clone(), delegate }).await? {
+            match self.rpc.ask(&MetaRequest::Read { session, read: read.clone(), delegate, tells }).await? {
                 MetaReply::Read { answer, leased, delegated } => {
                     self.cache.delegated(&delegated, mark);
                     return Ok((answer, leased));
@@ -336,9 +387,9 @@ impl Session {
         }
     }
 
-    /// Tells metad that what it asked for up to an event is done.
-    pub async fn acknowledge(&self, seq: u64, limit: Duration) {
-        let request = MetaRequest::Acknowledge { session: self.id(), seq };
+    /// Tells metad that what these events asked for is done.
+    pub async fn acknowledge(&self, seqs: Vec<u64>, limit: Duration) {
+        let request = MetaRequest::Acknowledge { session: self.id(), seqs };
         if let Err(error) = self.rpc.ask_within(&request, Some(limit)).await {
             tracing::debug!(%error, "an acknowledgement was not delivered");
         }
@@ -366,6 +417,29 @@ impl Session {
             if numbers.id == leased_in {
                 numbers.inos = (start, Ino(start.0 + count));
             }
+        }
+    }
+
+    /// The same for a conflict copy, which most commits do not need: to be given back then.
+    ///
+    /// # Errors
+    /// As [`Session::next_ino`].
+    pub(crate) async fn spare_ino(self: &Arc<Self>) -> Result<SpareIno, FsError> {
+        loop {
+            let session = self.id();
+            let ino = self.next_ino().await?;
+            if self.id() == session {
+                return Ok(SpareIno { session, ino });
+            }
+        }
+    }
+
+    /// Takes a number back that was not used.
+    pub(crate) fn keep_spare(&self, unused: SpareIno) {
+        let mut numbers = self.numbers.lock();
+        // I4: numbers leased by a session are of no use in another.
+        if numbers.id == unused.session {
+            numbers.spare.push(unused.ino);
         }
     }
 
@@ -432,6 +506,9 @@ fn unexpected(reply: &MetaReply) -> FsError {
 
 impl Numbers {
     fn take_ino(&mut self) -> Option<Ino> {
+        if let Some(spare) = self.spare.pop() {
+            return Some(spare);
+        }
         let (next, end) = self.inos;
         (next < end).then(|| {
             self.inos.0 = next.next();

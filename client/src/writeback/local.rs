@@ -9,12 +9,21 @@ use crate::namespace::NewNode;
 use crate::opens::{Opening, Vouched};
 use std::sync::Arc;
 use wire::attr::{AttrChange, Creator, FileKind, InodeAttr};
-use wire::ids::Ino;
+use wire::ids::{Ino, Version};
 use wire::limits::{LINKS_MAX, SYMLINK_BYTES_MAX};
 use wire::op::{Expect, NewInode, Op, RenameMode, check_name};
 
 fn expect(parent: Ino, name: &[u8], ino: Option<Ino>) -> Expect {
-    Expect { parent, name: name.to_vec(), ino }
+    Expect { parent, name: name.to_vec(), ino, version: None }
+}
+
+/// What an entry leads to that is to lose it.
+struct Removable<'a> {
+    attr: InodeAttr,
+    /// The newest content that is known, if nobody is to lose any other with it.
+    version: Option<Version>,
+    /// Nobody opens it until this is dropped: after the entry is in the queue.
+    vouched: Vouched<'a>,
 }
 
 impl Client {
@@ -31,11 +40,8 @@ impl Client {
                 }
             }
         }
-        let may = self.session.cache().is_delegated(inos);
-        if may {
-            self.writeback.wait_for_room().await;
-        }
-        may
+        // Without room in time it is tried at once, and that does not succeed either.
+        self.session.cache().is_delegated(inos) && self.patiently(self.writeback.wait_for_room()).await.is_ok()
     }
 
     /// What was written to a file goes before what is done to it now. False when it cannot go into the queue.
@@ -77,8 +83,7 @@ impl Client {
     }
 
     /// What an entry leads to that may lose it: not open here, no directory, with no other entry that others may know of.
-    /// Nobody opens it until what comes with it is dropped: after the entry is in the queue.
-    fn removable(&self, ino: Ino) -> Option<(InodeAttr, Vouched<'_>)> {
+    fn removable(&self, ino: Ino) -> Option<Removable<'_>> {
         let cache = self.session.cache();
         let attr = cache.attr(ino)?;
         let ours = attr.nlink == 1 || cache.is_delegated(&[ino]);
@@ -86,7 +91,14 @@ impl Client {
             return None;
         }
         let is_open = || self.files.lock().get(&ino).is_some_and(|file| file.inner.lock().opens > 0);
-        Some((attr, self.opens.vouch(ino, is_open)?))
+        let vouched = self.opens.vouch(ino, is_open)?;
+        let file = self.files.lock().get(&ino).cloned();
+        let version = match file.map(|file| file.newest_version()) {
+            _ if attr.nlink > 1 => None,
+            Some(newest) => newest.map(|newest| newest.max(attr.version)),
+            None => Some(attr.version),
+        };
+        Some(Removable { attr, version, vouched })
     }
 
     /// Whether everything that was written to a file is in the queue.
@@ -104,13 +116,13 @@ impl Client {
         let doing = self.writeback.begin(&self.session, &[parent])?;
         let NameState::Leads(ino) = cache.name_state(parent, name) else { return None };
         let mut dir = cache.attr(parent).filter(|dir| dir.size > 0)?;
-        let (mut attr, _vouched) = self.removable(ino)?;
+        let Removable { mut attr, version, vouched: _vouched } = self.removable(ino)?;
         dir.lost(attr.kind, at);
         attr.nlink -= 1;
         attr.changed(at);
         let released = (attr.nlink == 0).then_some(ino);
         let op = Op::Unlink { parent, name: name.to_vec(), released };
-        let expect = vec![expect(parent, name, Some(ino))];
+        let expect = vec![Expect { version, ..expect(parent, name, Some(ino)) }];
         let local = Local { attrs: vec![dir, attr], made: None, names: vec![(parent, name.to_vec(), None)] };
         doing.enter(at, Work::Change { op, expect }, local, &[]);
         Some(())
@@ -175,12 +187,13 @@ impl Client {
         }
         let mut attrs = Vec::with_capacity(4);
         let mut new_dir = cache.attr(new_parent)?;
-        let mut _vouched = None;
+        let (mut _vouched, mut version) = (None, None);
         let target = match cache.name_state(new_parent, new_name) {
             NameState::Absent => None,
             NameState::Leads(target) if mode == RenameMode::Replace && target != source && !is_dir => {
-                let (mut replaced, vouched) = self.removable(target)?;
-                _vouched = Some(vouched);
+                let removable = self.removable(target)?;
+                let mut replaced = removable.attr;
+                (_vouched, version) = (Some(removable.vouched), removable.version);
                 replaced.nlink -= 1;
                 replaced.changed(at);
                 new_dir.lost(replaced.kind, at);
@@ -201,7 +214,8 @@ impl Client {
         attrs.extend([new_dir, moved]);
         let released = target.filter(|target| attrs.iter().any(|attr| attr.ino == *target && attr.nlink == 0));
         let op = Op::Rename { parent, name: name.to_vec(), new_parent, new_name: new_name.to_vec(), mode, released };
-        let expect = vec![expect(parent, name, Some(source)), expect(new_parent, new_name, target)];
+        let expect =
+            vec![expect(parent, name, Some(source)), Expect { version, ..expect(new_parent, new_name, target) }];
         let names = vec![(parent, name.to_vec(), None), (new_parent, new_name.to_vec(), Some(source))];
         doing.enter(at, Work::Change { op, expect }, Local { attrs, made: None, names }, &[]);
         Some(())
@@ -244,10 +258,6 @@ impl Client {
     /// The same for content of a file that others may use too, when the mount ends and the servers are away: so that the
     /// journal has it.
     pub(crate) fn leave_content(&self, file: &Arc<FileState>) -> bool {
-        if file.flushing.try_lock().is_err() {
-            // A commit of it may have arrived, though its answer did not: what was appended must not be appended again.
-            file.inner.lock().appended_from = None;
-        }
         self.queue_content(file, || Some(self.writeback.begin_leaving(&self.session)))
     }
 

@@ -8,11 +8,12 @@ use super::{Client, Entry, Work, WriteBack};
 use crate::cache::Local;
 use crate::file::flush::{Commit, Landed, is_full};
 use crate::file::state::FileState;
-use crate::meta::session::BatchFailed;
+use crate::meta::session::{BatchFailed, SpareIno};
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::OwnedMutexGuard;
+use tokio::time::timeout;
 use wire::FsError;
 use wire::attr::{InodeAttr, Timestamp};
 use wire::extent::ExtentWrite;
@@ -25,6 +26,8 @@ use wire::retry::Backoff;
 const OPS_MAX: usize = 512;
 /// Writes in one batch: what it may grow to.
 const WRITES_MAX: usize = 4096;
+/// Changes wait so long for content that goes behind them in one batch.
+const UPLOADS_WAITED: Duration = Duration::from_millis(250);
 /// Pauses after an attempt that failed.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(2);
@@ -42,7 +45,7 @@ struct Step {
 struct Content {
     file: Arc<FileState>,
     commit: Commit,
-    copy: Option<Ino>,
+    copy: Option<SpareIno>,
     /// So many sealed blocks of the entry are left for the next batch.
     left: usize,
     _one: OwnedMutexGuard<()>,
@@ -62,6 +65,8 @@ pub(crate) async fn run(weak: Weak<Client>, queue: Arc<WriteBack>) {
         let Some(client) = weak.upgrade() else { return };
         match client.tell_some().await {
             Ok(()) => backoff = Backoff::new(RETRY_FIRST, RETRY_MOST),
+            // There is another one by now.
+            Err(FsError::SessionExpired) => {}
             Err(error) => {
                 tracing::warn!(%error, "what was done is not told to metad yet; it is tried again");
                 queue.note_failure(error);
@@ -138,6 +143,7 @@ fn deferred(at: Timestamp, expect: &[Expect], op: &Op) -> Op {
 impl Client {
     /// Tells what waits, as far as one batch holds it.
     async fn tell_some(self: &Arc<Self>) -> Result<(), FsError> {
+        self.note_session().await;
         let mut steps = self.gather_steps().await?;
         while !steps.is_empty() {
             let mut ops: Vec<Op> = steps.iter().filter_map(|step| step.op.clone()).collect();
@@ -162,6 +168,17 @@ impl Client {
             }
         }
         Ok(())
+    }
+
+    /// Whoever finds the journal must end the session by which it was told last, before it tells the rest.
+    async fn note_session(&self) {
+        let Some(journal) = self.journal.as_ref().filter(|journal| journal.last() > 0) else { return };
+        let session = self.session.id();
+        if journal.session() != Some(session)
+            && let Err(error) = journal.note_session(session).await
+        {
+            tracing::warn!(%error, "the journal cannot be written: after a crash, some of it may be told twice");
+        }
     }
 
     /// What metad is to remember of the journal with these entries.
@@ -190,8 +207,12 @@ impl Client {
             match entry {
                 Next::Change(step) => steps.push(step),
                 Next::Content { step, at, file, upto } => {
+                    // What comes before it need not wait for daemons that are away.
+                    if !steps.is_empty() && timeout(UPLOADS_WAITED, uploads(&file, upto)).await.is_err() {
+                        break;
+                    }
                     let (step, failed) = match self.gather_content(step, at, file, upto).await {
-                        // What comes before it need not wait for that.
+                        // Nor for a failure.
                         Err(_) if !steps.is_empty() => break,
                         gathered => gathered?,
                     };
@@ -228,13 +249,13 @@ impl Client {
         }
         let one = file.flushing.clone().lock_owned().await;
         let gathered = match self.gather(&file, upto).await {
-            Ok(commit) => self.policy(&file).await.map(|policy| (commit, policy)),
+            Ok(commit) => self.policy(&file, true).await.map(|policy| (commit, policy)),
             Err(error) => Err(error),
         };
         match gathered {
             Ok((commit, (_, copy))) if commit.is_empty() => {
                 if let Some(unused) = copy {
-                    self.keep_spare_ino(unused);
+                    self.session.keep_spare(unused);
                 }
             }
             Ok((commit, (policy, copy))) => {
@@ -326,6 +347,9 @@ impl Client {
         if passes && (step.content.is_none() || self.writeback.is_strict()) {
             return Err(error);
         }
+        if error == FsError::Stale && self.writeback.is_in_time(step.number, self.session.cache().lapses()) {
+            return Ok(());
+        }
         let op = step.op.as_ref().map(Op::plain).cloned();
         match op {
             Some(Op::Create { parent, name, ino, .. }) if error == FsError::Exists || error == FsError::NotFound => {
@@ -349,6 +373,11 @@ impl Client {
                 tracing::debug!(%ino, %error, "a commit was refused");
                 let told = self.journal_position(std::slice::from_ref(&step));
                 let Some(content) = step.content else { return Ok(()) };
+                if error == FsError::NotFound && content.commit.is_diverted() {
+                    // The copy was removed: it is told once more, and gets another one.
+                    content.file.inner.lock().diverted = None;
+                    return Ok(());
+                }
                 if error == FsError::NotFound {
                     self.drop_sealed(&content.file, content.commit.count());
                     self.keep_beside(&content.file, &content.commit.clone_writes(), told).await;
@@ -387,7 +416,7 @@ impl Client {
             return false;
         };
         let read = wire::op::Read::Lookup { parent, name: name.to_vec() };
-        match self.session.read(read).await {
+        match self.session.read_to_tell(read).await {
             Ok(wire::op::ReadReply::Attr(attr)) => Some(attr.ino) == known.ino,
             _ => false,
         }
@@ -398,7 +427,11 @@ impl Client {
         suffix.truncate(NAME_BYTES_MAX);
         // Once more with the same name: others have that one, too.
         let name = match name.windows(suffix.len()).position(|part| part == suffix.as_slice()) {
-            Some(_) => [name, b".1"].concat(),
+            Some(at) => {
+                let (copy, number) = name.split_at(at + suffix.len());
+                let number = std::str::from_utf8(number).ok().and_then(|number| number.strip_prefix('.')?.parse().ok());
+                [copy, format!(".{}", number.map_or(1, |number: u32| number.saturating_add(1))).as_bytes()].concat()
+            }
             None => {
                 let mut name = name[..name.len().min(NAME_BYTES_MAX - suffix.len())].to_vec();
                 name.extend_from_slice(&suffix);
@@ -452,7 +485,7 @@ impl Client {
             expect.retain(|expect| !(first && is_old(expect)));
             if first && matches!(op, Op::Rename { .. }) {
                 // Nor may it replace what has that name by now.
-                expect.push(Expect { parent: new.0, name: new.1.clone(), ino: None });
+                expect.push(Expect { parent: new.0, name: new.1.clone(), ino: None, version: None });
             }
             for expect in expect.iter_mut().filter(|expect| is_old(expect)) {
                 (expect.parent, expect.name) = new.clone();
@@ -472,35 +505,28 @@ impl Client {
     /// remember of the journal.
     async fn keep_beside(self: &Arc<Self>, file: &Arc<FileState>, writes: &[ExtentWrite], told: Option<Op>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
-        let kept = loop {
-            match self.make_beside(file, writes, told.as_ref()).await {
-                Ok(kept) => break kept,
-                Err(error) => {
-                    tracing::warn!(ino = %file.ino(), %error, "what was written to a file that was removed elsewhere is not kept yet");
-                    tokio::time::sleep(backoff.delay()).await;
-                }
-            }
-        };
-        tracing::warn!(
-            ino = %file.ino(),
-            copy = %String::from_utf8_lossy(&kept),
-            "the file was removed elsewhere while it was written here; what was written is kept"
-        );
+        while let Err(error) = self.make_beside(file, writes, told.as_ref()).await {
+            tracing::warn!(ino = %file.ino(), %error, "what was written to a file that was removed elsewhere is not kept yet");
+            tokio::time::sleep(backoff.delay()).await;
+        }
         file.inner.lock().untold = Some(FsError::Stale);
         self.forget_if_idle(file);
         self.release_closed_orphan(file.ino()).await;
     }
 
-    async fn make_beside(
+    /// One attempt at it. What is written after that goes there, too.
+    pub(crate) async fn make_beside(
         self: &Arc<Self>,
         file: &FileState,
         writes: &[ExtentWrite],
         told: Option<&Op>,
-    ) -> Result<Name, FsError> {
+    ) -> Result<(), FsError> {
         let place = self.names.lock().iter().find(|(_, ino)| **ino == file.ino()).map(|(place, _)| place.clone());
         let (mut parent, name) = place.unwrap_or((Ino::ROOT, format!("inode-{}", file.ino()).into_bytes()));
         let mut name = self.conflict_name(&name);
         let attr = file.attr();
+        // With an access list, these were not the group's rights but the most that anybody else had by it.
+        let mode = if attr.has_xattrs { attr.mode & !0o070 } else { attr.mode };
         loop {
             let ino = self.session.next_ino().await?;
             let create = Op::Create {
@@ -508,7 +534,7 @@ impl Client {
                 name: name.clone(),
                 ino,
                 node: NewInode::Regular,
-                mode: attr.mode,
+                mode,
                 umask: 0,
                 uid: attr.uid,
                 gid: attr.gid,
@@ -523,16 +549,41 @@ impl Client {
                 clear_privileges: false,
                 policy: ConflictPolicy::LastWriter,
             };
-            let ops = [create, commit].into_iter().chain(told.cloned()).collect();
+            // As everything that is told: it waits for no other session that has to tell something, too.
+            let at = self.session.stamp();
+            let told = told.cloned();
+            let ops = [create, commit].iter().map(|op| deferred(at, &[], op)).chain(told).collect();
             match self.session.submit_batch(ops).await {
-                Ok(_) => return Ok(name),
+                Ok(_) => {
+                    tracing::warn!(
+                        ino = %file.ino(),
+                        copy = %String::from_utf8_lossy(&name),
+                        "the file was removed elsewhere while it was written here; what was written is kept"
+                    );
+                    file.inner.lock().diverted = Some((ino, Instant::now()));
+                    return Ok(());
+                }
                 Err(BatchFailed { error: FsError::Exists, .. }) => name = self.conflict_name(&name),
+                // There is another one by now.
+                Err(BatchFailed { error: FsError::SessionExpired, .. }) => {}
                 Err(BatchFailed { error: FsError::NotFound | FsError::NotADirectory, .. }) if parent != Ino::ROOT => {
                     parent = Ino::ROOT;
                 }
                 Err(BatchFailed { error, .. }) => return Err(error),
             }
         }
+    }
+}
+
+/// Waits until all uploads of a file up to this one have come to an end.
+async fn uploads(file: &FileState, upto: u64) {
+    let under_way: Vec<_> = {
+        let inner = file.inner.lock();
+        inner.sealed.iter().filter(|sealed| sealed.number <= upto).map(|sealed| sealed.outcome.clone()).collect()
+    };
+    for mut outcome in under_way {
+        // What has ended without an outcome is tried again by who needs it.
+        let _ = outcome.wait_for(Option::is_some).await;
     }
 }
 

@@ -12,6 +12,7 @@ use super::keys;
 use super::session;
 use super::settings::inodes_changed;
 use super::view::{KvExt, View};
+use super::xattr;
 use wire::FsError;
 use wire::attr::{FileKind, Timestamp};
 use wire::extent::{ExtentWrite, Source};
@@ -21,6 +22,9 @@ use wire::op::{ConflictCopy, ConflictPolicy, OpReply, check_name};
 
 /// Extents counted in a written chunk, to tell the client when to compact.
 const COUNTED_EXTENTS: usize = 4096;
+/// They are counted with every so many commits of a file, and with those of so many pieces: counting thousands takes longer
+/// than a small commit.
+const COUNTED_EVERY: usize = 64;
 
 /// Longest suffix of a conflict copy, in bytes: its name, shortened, and a dot with the largest number fit with it.
 const SUFFIX_BYTES_MAX: usize = NAME_BYTES_MAX - ".4294967295".len();
@@ -53,7 +57,7 @@ pub(super) fn commit(view: &mut View, context: &Context, ino: Ino, commit: &Comm
             ConflictPolicy::Fail => return Err(FsError::Stale),
             ConflictPolicy::LastWriter => None,
             ConflictPolicy::Copy { ino: copy, suffix } => {
-                Some(make_copy(view, context, &inode, *copy, suffix, &writes)?)
+                Some(make_copy(view, context, &inode, (*copy, suffix), commit)?)
             }
         }
     } else {
@@ -70,7 +74,9 @@ pub(super) fn commit(view: &mut View, context: &Context, ino: Ino, commit: &Comm
         inode.attr.mtime = commit.mtime.map_or(inode.attr.mtime, |mtime| mtime.max(earliest));
         inode.save(view);
     }
-    let chunk_extents = writes.last().map_or(0, |last| count_in_chunk(view, ino, last.file_off, COUNTED_EXTENTS));
+    let is_counted = writes.len() >= COUNTED_EVERY || inode.attr.version.0.is_multiple_of(COUNTED_EVERY as u64);
+    let last = writes.last().filter(|_| is_counted);
+    let chunk_extents = last.map_or(0, |last| count_in_chunk(view, ino, last.file_off, COUNTED_EXTENTS));
     Ok(OpReply::Committed { attr: inode.attr, appended_at, conflict, chunk_extents })
 }
 
@@ -130,9 +136,8 @@ fn make_copy(
     view: &mut View,
     context: &Context,
     original: &Inode,
-    ino: Ino,
-    suffix: &[u8],
-    writes: &[ExtentWrite],
+    (ino, suffix): (Ino, &[u8]),
+    commit: &Commit,
 ) -> Result<ConflictCopy, FsError> {
     if suffix.len() > SUFFIX_BYTES_MAX {
         return Err(FsError::NameTooLong);
@@ -146,7 +151,7 @@ fn make_copy(
     let name = free_name(view, dir.attr.ino, &original.name, suffix);
     check_name(&name)?;
     let mut attr = original.attr.clone();
-    (attr.ino, attr.nlink, attr.size, attr.allocated, attr.has_xattrs) = (ino, 1, 0, 0, false);
+    (attr.ino, attr.nlink, attr.size, attr.allocated) = (ino, 1, 0, 0);
     (attr.version, attr.btime, attr.ctime) = (Version(0), context.now, context.now);
     let mut copy = Inode { attr, parent: dir.attr.ino, name: name.clone(), cuts: Vec::new() };
     let present: Vec<ExtentWrite> = overlapping(view, original.attr.ino, &(0..u64::MAX))
@@ -155,9 +160,14 @@ fn make_copy(
         .collect();
     write(view, context, &mut copy, &present);
     copy.attr.size = original.attr.size;
-    write(view, context, &mut copy, writes);
+    write(view, context, &mut copy, commit.writes);
+    if commit.clear_privileges {
+        copy.attr.clear_privileges();
+    }
     copy.modified(context.now);
     copy.save(view);
+    // With its access list: without that, the mode would mean something else.
+    xattr::copy(view, original.attr.ino, ino);
     view.store(keys::dentry(dir.attr.ino, &name), &(ino, FileKind::Regular));
     dir.attr.size += 1;
     dir.modified(context.now);

@@ -14,7 +14,7 @@ use wire::op::{Batch, BatchReply, OpFailed, OpReply};
 /// Ended sessions whose unacknowledged replies are kept; those that ended before them are forgotten.
 const ENDED_MAX: usize = 256;
 /// Ranges of inode numbers that a session holds at most; older ones are used up or forfeited.
-const INO_RANGES_MAX: usize = 4;
+const INO_RANGES_MAX: usize = 16;
 
 /// Replies that are deleted one by one.
 const FEW: u64 = 64;

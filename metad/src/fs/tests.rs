@@ -11,8 +11,8 @@ use wire::extent::{ExtentWrite, Source};
 use wire::ids::{BatchSeq, Ino, JournalId, SessionId, Version};
 use wire::limits::FILE_BYTES_MAX;
 use wire::op::{
-    Batch, BatchReply, ConflictPolicy, JournalPosition, JournaledFile, NewInode, Op, OpReply, RangeAction, Read,
-    ReadReply, RenameMode,
+    Batch, BatchReply, ConflictPolicy, Expect, JournalPosition, JournaledFile, NewInode, Op, OpReply, RangeAction,
+    Read, ReadReply, RenameMode,
 };
 
 /// A state with the sessions that work on it.
@@ -544,32 +544,75 @@ fn a_tree_is_read_in_the_order_of_a_walk_each_directory_whole_until_there_are_en
     );
 }
 
+/// Guards I6: others went on while a session was away, and wrote in place.
+#[test]
+fn a_removal_that_comes_late_leaves_content_that_its_session_never_saw() {
+    let mut world = World::new();
+    let id = world.session();
+    for (name, ino) in [("file", 2000), ("saved", 2001)] {
+        world.one(id, create(Ino::ROOT, name, ino, NewInode::Regular)).unwrap();
+    }
+    world.one(id, write(Ino(2000), Version(1), 0, b"theirs", ConflictPolicy::Fail)).unwrap();
+    let expect = |name: &str, ino, version: Option<u64>| Expect {
+        parent: Ino::ROOT,
+        name: name.as_bytes().to_vec(),
+        ino: Some(Ino(ino)),
+        version: version.map(Version),
+    };
+    let late = |expect: Vec<Expect>, op| Op::Deferred { at: Timestamp::default(), expect, op: Box::new(op) };
+    let unlink = || Op::Unlink { parent: Ino::ROOT, name: b"file".to_vec(), released: None };
+    let replace = Op::Rename {
+        parent: Ino::ROOT,
+        name: b"saved".to_vec(),
+        new_parent: Ino::ROOT,
+        new_name: b"file".to_vec(),
+        mode: RenameMode::Replace,
+        released: None,
+    };
+    assert_eq!(world.one(id, late(vec![expect("file", 2000, Some(1))], unlink())), Err(FsError::Stale));
+    let both = vec![expect("saved", 2001, None), expect("file", 2000, Some(1))];
+    assert_eq!(world.one(id, late(both, replace)), Err(FsError::Stale));
+    world.one(id, late(vec![expect("file", 2000, Some(2))], unlink())).unwrap();
+}
+
 #[test]
 fn the_position_of_a_journal_has_the_versions_that_its_own_commits_made() {
     let mut world = World::new();
     let id = world.session();
-    for (name, ino) in [("mine", 2000), ("shared", 2001)] {
+    for (name, ino) in [("mine", 2000), ("shared", 2001), ("copied", 2003)] {
         world.one(id, create(Ino::ROOT, name, ino, NewInode::Regular)).unwrap();
     }
-    let merged = write(Ino(2001), Version(1), 100, b"theirs", ConflictPolicy::Fail);
-    world.one(id, merged).unwrap();
+    for (ino, at) in [(2001, 100), (2003, 0)] {
+        world.one(id, write(Ino(ino), Version(1), at, b"theirs", ConflictPolicy::Fail)).unwrap();
+    }
     let journal = JournalId(7);
     let file = |ino, base, committed| JournaledFile { ino: Ino(ino), base: Version(base), committed };
     let position = |files| JournalPosition { told: 9, left: 0, files };
     let told = Op::Journaled {
         journal,
-        position: Some(position(vec![file(2000, 1, true), file(2001, 1, true), file(2002, 5, false)])),
+        position: Some(position(vec![
+            file(2000, 1, true),
+            file(2001, 1, true),
+            file(2002, 5, false),
+            file(2003, 1, true),
+        ])),
     };
     let mine = write(Ino(2000), Version(1), 0, b"mine", ConflictPolicy::Fail);
     let beside = write(Ino(2001), Version(1), 0, b"mine", ConflictPolicy::Fail);
-    world.run(id, vec![mine, beside, told]).unwrap();
+    let copy = ConflictPolicy::Copy { ino: Ino(2100), suffix: b".copy".to_vec() };
+    let copied = write(Ino(2003), Version(1), 0, b"mine", copy);
+    world.run(id, vec![mine, beside, copied, told]).unwrap();
     let read = |world: &World| match read::read(&world.kv, SessionId(1), &Read::Journaled { journal }) {
         Ok(ReadReply::Journaled(position)) => position,
         other => panic!("{other:?}"),
     };
     // Others have changed the second one: what is left is still based on what was seen.
-    let files = vec![file(2000, 2, false), file(2001, 1, false), file(2002, 5, false)];
-    assert_eq!(read(&world), Some(position(files)));
+    let rest = [file(2001, 1, false), file(2002, 5, false), file(2003, 1, false)];
+    assert_eq!(read(&world), Some(position([&[file(2000, 2, false)], &rest[..]].concat())));
+    // Past the journal: what is told of the rest stays.
+    let again = write(Ino(2000), Version(2), 0, b"mine", ConflictPolicy::Fail);
+    world.run(id, vec![again, Op::JournaledContent { journal, file: file(2000, 2, true) }]).unwrap();
+    assert_eq!(read(&world), Some(position([&rest[..], &[file(2000, 3, false)]].concat())));
     world.one(id, Op::Journaled { journal, position: None }).unwrap();
     assert_eq!(read(&world), None);
 }

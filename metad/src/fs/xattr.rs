@@ -71,6 +71,15 @@ pub(super) fn remove(view: &mut View, context: &Context, ino: Ino, name: &[u8]) 
     Ok(OpReply::Done)
 }
 
+/// Gives an inode the attributes of another one.
+pub(super) fn copy(view: &mut View, from: Ino, to: Ino) {
+    for name in names(view, from) {
+        if let Some(value) = view.get(&keys::xattr(from, &name)) {
+            view.put(keys::xattr(to, &name), value);
+        }
+    }
+}
+
 /// Names of an inode's attributes.
 pub(super) fn names(kv: &dyn Kv, ino: Ino) -> Vec<Name> {
     let mut names = Vec::new();

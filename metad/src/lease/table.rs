@@ -15,7 +15,7 @@
 //! reads what is older than what a delegation's holder has done, unless that one has been silent for longer than its
 //! leases, or kept others waiting for too long.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 use wire::ids::{Ino, SessionId};
 
@@ -68,8 +68,9 @@ struct Holder {
     until: Option<Instant>,
     /// Number of the last event that wants an acknowledgement.
     told: Seq,
-    /// Up to here it has acknowledged.
+    /// Up to here it has acknowledged, and these behind it.
     acked: Seq,
+    early: BTreeSet<Seq>,
     /// All its leases are being recalled, because there are too many.
     emptying: Option<Seq>,
     /// It was told that it is alone.
@@ -87,6 +88,10 @@ impl Holder {
         self.told
     }
 
+    fn has_acked(&self, seq: Seq) -> bool {
+        seq <= self.acked || self.early.contains(&seq)
+    }
+
     fn asked_to_tell(&mut self, seq: Seq, ino: Ino, now: Instant) {
         match self.telling.last_mut() {
             Some((last, inos, _)) if *last == seq => inos.push(ino),
@@ -98,9 +103,10 @@ impl Holder {
         self.until.is_some_and(|until| until > now)
     }
 
-    /// It is telling what it did, and has not had too long for that.
+    /// It is telling what it did, and has not had too long for that: the oldest decides, or those who ask for more would
+    /// hold up the one who asked first.
     fn is_telling(&self, now: Instant) -> bool {
-        self.telling.iter().any(|(_, _, patience)| *patience > now)
+        self.telling.first().is_some_and(|(_, _, patience)| *patience > now)
     }
 }
 
@@ -169,11 +175,12 @@ impl Table {
     /// If it is `dirty`, everybody else waits until it has acknowledged the number that is returned.
     pub fn attach(&mut self, session: SessionId, stream: u64, dirty: bool, now: Instant) -> Option<Seq> {
         self.release_all(session);
-        self.told_all(session, Seq::MAX);
+        self.told_all(session);
         let lease = self.lease;
         let holder = self.holders.entry(session).or_default();
         holder.attached = Some(stream);
         holder.acked = holder.told;
+        holder.early.clear();
         holder.emptying = None;
         holder.alone = false;
         holder.dirty = dirty.then(|| holder.tell());
@@ -196,7 +203,7 @@ impl Table {
     /// A session has ended, and knows it or has been silent for longer than a lease.
     pub fn remove(&mut self, session: SessionId) {
         self.release_all(session);
-        self.told_all(session, Seq::MAX);
+        self.told_all(session);
         self.holders.remove(&session);
         self.recalled.retain(|_, told| {
             told.retain(|told| told.session != session);
@@ -214,20 +221,27 @@ impl Table {
         }
     }
 
-    /// A session has told what it was asked for up to this event, or need not any more.
-    fn told_all(&mut self, session: SessionId, upto: Seq) {
+    /// A session has told everything that it was asked for, or need not any more.
+    fn told_all(&mut self, session: SessionId) {
+        self.told_by(session, |_, _| true);
+    }
+
+    /// A session has told what it was asked for by the events that are `done`.
+    fn told_by(&mut self, session: SessionId, done: impl Fn(&Holder, Seq) -> bool) {
         let Some(holder) = self.holders.get_mut(&session) else { return };
-        for (_, inos, _) in holder.telling.extract_if(.., |(seq, _, _)| *seq <= upto) {
+        let (told, left) = std::mem::take(&mut holder.telling).into_iter().partition(|(seq, ..)| done(holder, *seq));
+        holder.telling = left;
+        for (seq, inos, _) in told {
             for ino in inos {
                 if let Some(told) = self.telling.get_mut(&ino) {
-                    told.retain(|told| told.session != session || told.seq > upto);
+                    told.retain(|told| told.session != session || told.seq != seq);
                     if told.is_empty() {
                         self.telling.remove(&ino);
                     }
                 }
             }
         }
-        if holder.dirty.is_some_and(|seq| seq <= upto) {
+        if holder.dirty.is_some_and(|seq| done(holder, seq)) {
             holder.dirty = None;
         }
     }
@@ -323,7 +337,7 @@ impl Table {
             changing.several |= changing.count > 0;
             changing.count += 1;
             if let Some(before) = self.recalled.get_mut(ino) {
-                before.retain(|told| self.holders.get(&told.session).is_some_and(|holder| holder.acked < told.seq));
+                before.retain(|told| self.holders.get(&told.session).is_some_and(|holder| !holder.has_acked(told.seq)));
                 // Who is asked for something here by another change may have to make this one before it can acknowledge: it
                 // does not wait for itself.
                 waits.extend(before.iter().filter(|told| told.session != session).cloned());
@@ -420,18 +434,15 @@ impl Table {
         given
     }
 
-    /// Sessions that have not told yet what they did before they came; a session that is one of them waits for none.
+    /// Sessions that have not told yet what they did before they came.
     #[must_use]
-    pub fn dirty_others(&self, session: SessionId) -> Vec<Told> {
-        if self.holders.get(&session).is_some_and(|holder| holder.dirty.is_some()) {
-            return Vec::new();
-        }
+    fn dirty_others(&self, session: SessionId) -> Vec<Told> {
         let dirty = self.holders.iter().filter_map(|(id, holder)| Some(Told { session: *id, seq: holder.dirty? }));
         dirty.filter(|told| told.session != session).collect()
     }
 
-    /// Whom a change waits for because of what they have not told yet. A change that `tells` what its session did under
-    /// delegations, and was asked for, waits for none of them: they may be the ones who wait for it.
+    /// Whom a read or change waits for because of what they have not told yet. One that `tells` what its session did under
+    /// delegations, and was asked for, or is needed for that, waits for none of them: they may be the ones who wait for it.
     #[must_use]
     pub fn dirty_before(&self, session: SessionId, tells: bool) -> Vec<Told> {
         if tells && self.holders.get(&session).is_some_and(|holder| !holder.telling.is_empty()) {
@@ -440,16 +451,19 @@ impl Table {
         self.dirty_others(session)
     }
 
-    /// A session has dropped what it was told to drop, up to this event.
-    pub fn acknowledge(&mut self, session: SessionId, seq: Seq) {
+    /// A session has done what these events told it to.
+    pub fn acknowledge(&mut self, session: SessionId, seqs: &[Seq]) {
         let Some(holder) = self.holders.get_mut(&session) else { return };
-        holder.acked = holder.acked.max(seq.min(holder.told));
-        let acked = holder.acked;
-        if holder.emptying.is_some_and(|emptying| holder.acked >= emptying) {
+        let open = holder.acked + 1..=holder.told;
+        holder.early.extend(seqs.iter().copied().filter(|seq| open.contains(seq)));
+        while holder.early.remove(&(holder.acked + 1)) {
+            holder.acked += 1;
+        }
+        if holder.emptying.is_some_and(|emptying| holder.has_acked(emptying)) {
             holder.emptying = None;
             self.release_all(session);
         }
-        self.told_all(session, acked);
+        self.told_by(session, Holder::has_acked);
     }
 
     /// When all that were told have acknowledged or run out: `None` if that is so now, else the next moment to look.
@@ -457,7 +471,7 @@ impl Table {
     pub fn unsettled_until(&self, told: &[Told], now: Instant) -> Option<Instant> {
         let open = |told: &Told| {
             let holder = self.holders.get(&told.session)?;
-            (holder.acked < told.seq && holder.holds_at(now)).then_some(holder.until).flatten()
+            (!holder.has_acked(told.seq) && holder.holds_at(now)).then_some(holder.until).flatten()
         };
         told.iter().filter_map(open).max()
     }
@@ -480,7 +494,7 @@ impl Table {
                 }
             }
             if let Some(before) = self.recalled.get_mut(ino) {
-                before.retain(|told| self.holders.get(&told.session).is_some_and(|holder| holder.acked < told.seq));
+                before.retain(|told| self.holders.get(&told.session).is_some_and(|holder| !holder.has_acked(told.seq)));
                 if before.is_empty() {
                     self.recalled.remove(ino);
                 }
@@ -495,6 +509,13 @@ impl Table {
         alone
             && self.holders.get(&session).is_some_and(|holder| holder.inos.len() + inos.len() <= self.held_max())
             && self.insert(session, inos, now).0
+    }
+
+    /// Grants leases on what a session has just made, though others were at work around it.
+    pub fn grant_made(&mut self, session: SessionId, made: &[Ino], now: Instant) -> bool {
+        !made.is_empty()
+            && self.holders.get(&session).is_some_and(|holder| holder.inos.len() + made.len() <= self.held_max())
+            && self.insert(session, made, now).0
     }
 
     /// A session arrives: those that were told they are alone must hear of it.

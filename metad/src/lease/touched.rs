@@ -42,10 +42,16 @@ pub(super) fn before(kv: &dyn Kv, ops: &[Op]) -> Vec<Ino> {
             | Op::SetLock { .. }
             | Op::Unlock { .. }
             | Op::Deferred { .. }
-            | Op::Journaled { .. } => {}
+            | Op::Journaled { .. }
+            | Op::JournaledContent { .. } => {}
         }
     }
     inos.into_iter().collect()
+}
+
+/// The inode that an operation makes.
+pub(super) fn made(op: &Op) -> Option<Ino> {
+    if let Op::Create { ino, .. } = op.plain() { Some(*ino) } else { None }
 }
 
 /// What the replies tell beyond that.

@@ -84,6 +84,10 @@ impl Wanted {
         self.start == 0 && self.last >= TO_THE_END
     }
 
+    fn unlocks(self) -> bool {
+        self.typ == libc::F_UNLCK
+    }
+
     /// The kernel counts to the last byte, a lock here to one past it.
     pub(super) fn lock(self, family: LockFamily) -> Lock {
         let end = if self.last >= TO_THE_END { u64::MAX } else { self.last + 1 };
@@ -152,31 +156,39 @@ impl Shared {
         self.client.getlk(ino, wanted.lock(LockFamily::Posix)).await
     }
 
+    /// Who asks, as far as the request leaves that open: for a part of the file, and at once, it can only be `fcntl(2)`.
+    async fn caller(&self, ino: Ino, wanted: Wanted, sleep: bool) -> Caller {
+        let holds = |family| self.locked.has(ino, wanted.owner.0, family);
+        match (wanted.unlocks(), wanted.is_whole()) {
+            (true, false) => Caller::Other,
+            // What is held of one kind alone is what is given up.
+            (true, true) => match (holds(LockFamily::Flock), holds(LockFamily::Posix)) {
+                (true, false) => Caller::Flock,
+                (false, true) => Caller::Other,
+                _ => Caller::of(wanted.tid).await,
+            },
+            // Both kinds lock the whole file; and who waits says whether that can be a deadlock.
+            (false, whole) if whole || sleep => Caller::of(wanted.tid).await,
+            (false, _) => Caller::Other,
+        }
+    }
+
     pub(super) async fn setlk(&self, file: &OpenFile, wanted: Wanted, sleep: bool) -> Result<(), FsError> {
-        let (ino, owner) = (file.handle.ino(), wanted.owner.0);
-        let either = wanted.is_whole() && {
-            let (flock, posix) =
-                (self.locked.has(ino, owner, LockFamily::Flock), self.locked.has(ino, owner, LockFamily::Posix));
-            wanted.typ != libc::F_UNLCK || flock == posix
-        };
-        // What is held of one kind alone is what is given up.
-        let caller = match wanted.typ {
-            _ if either || (sleep && wanted.typ != libc::F_UNLCK) => Caller::of(wanted.tid).await,
-            libc::F_UNLCK if wanted.is_whole() && self.locked.has(ino, owner, LockFamily::Flock) => Caller::Flock,
-            _ => Caller::Other,
-        };
+        let ino = file.handle.ino();
+        let caller = self.caller(ino, wanted, sleep).await;
         // flock(2) knows the whole file only.
-        let family = if wanted.is_whole() { caller.family() } else { LockFamily::Posix };
-        let lock = wanted.lock(family);
-        if wanted.typ == libc::F_UNLCK {
-            return self.client.unlock(ino, family, lock.owner, lock.start, lock.end).await;
+        let lock = wanted.lock(if wanted.is_whole() { caller.family() } else { LockFamily::Posix });
+        if wanted.unlocks() {
+            return self.client.unlock(ino, lock.family, lock.owner, lock.start, lock.end).await;
         }
         // Noted before it is taken: whatever becomes of this request, the last `close` gives the lock up.
-        self.locked.held.lock().insert((ino, lock.owner, family));
+        self.locked.held.lock().insert((ino, lock.owner, lock.family));
         file.lock_owners.owners.lock().insert(lock.owner);
-        if self.client.setlk(ino, lock, caller.wait(sleep)).await? {
+        let taken = self.client.setlk(ino, lock, caller.wait(sleep)).await?;
+        if taken.has_old_pages() {
             self.drop_pages(ino).await;
         }
+        taken.keep(&self.client);
         Ok(())
     }
 

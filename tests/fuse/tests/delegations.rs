@@ -4,9 +4,9 @@
 use fuse::{LIMIT, names};
 use kit::chance::seed;
 use kit::{Surf, until};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The conflict copy of a name, once it is there.
@@ -27,7 +27,10 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     for number in 0..10 {
         fs::write(here.join(format!("file-{number}")), "before").unwrap();
     }
-    File::open(&here).unwrap().sync_all().unwrap();
+    fs::create_dir(here.join("gone")).unwrap();
+    fs::create_dir(here.join("empty")).unwrap();
+    let opened = File::open(&here).unwrap();
+    opened.sync_all().unwrap();
     surf.proxy().isolate("mnt");
     // Nobody else has looked: this needs no server.
     fs::write(here.join("same"), "here").unwrap();
@@ -40,6 +43,13 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     fs::write(here.join("chosen"), "here").unwrap();
     fs::rename(here.join("file-6"), here.join("chosen")).unwrap();
     fs::remove_file(here.join("file-5")).unwrap();
+    fs::remove_file(here.join("file-7")).unwrap();
+    fs::write(here.join("saved"), "here").unwrap();
+    fs::rename(here.join("saved"), here.join("file-8")).unwrap();
+    fs::rename(here.join("file-9"), here.join("moved here")).unwrap();
+    fs::write(here.join("gone/made"), "here").unwrap();
+    fs::remove_dir(here.join("empty")).unwrap();
+    fs::set_permissions(here.join("file-1"), Permissions::from_mode(0o600)).unwrap();
 
     // Waits until the leases of the other mount have run out.
     assert_eq!(fs::metadata(there.join("same")).unwrap_err().kind(), ErrorKind::NotFound);
@@ -51,6 +61,15 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     fs::write(there.join("chosen"), "there").unwrap();
     fs::remove_file(there.join("file-5")).unwrap();
     fs::write(there.join("file-5"), "there").unwrap();
+    for name in ["file-7", "file-8"] {
+        let file = File::options().write(true).open(there.join(name)).unwrap();
+        file.write_all_at(b"there", 1).unwrap();
+        file.sync_all().unwrap();
+    }
+    fs::rename(there.join("file-9"), there.join("moved there")).unwrap();
+    fs::remove_dir(there.join("gone")).unwrap();
+    fs::write(there.join("empty/made"), "there").unwrap();
+    fs::set_permissions(there.join("file-1"), Permissions::from_mode(0o640)).unwrap();
     surf.proxy().heal();
 
     let read = |path: PathBuf| fs::read_to_string(path).unwrap();
@@ -58,6 +77,9 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     assert_eq!(read(conflict_of(&there, "file-3")), "WRITTEN");
     assert_eq!(read(conflict_of(&there, "both").join("inside")), "here");
     assert_eq!(read(conflict_of(&there, "target")), "before");
+    // Written in place by others: neither a removal nor a replacement that comes late takes that away.
+    assert_eq!(read(conflict_of(&there, "file-8")), "here");
+    assert_eq!(read(conflict_of(&other.path(), "made")), "here");
     // Both stay: what was made under the name, and what was moved there. What replaced what, nobody can say any more.
     let copies = until("two conflict copies", LIMIT, || {
         let mut copies = names(&there);
@@ -70,11 +92,45 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     for name in ["same", "both/other", "target", "chosen", "file-5"] {
         assert_eq!(read(there.join(name)), "there", "{name}");
     }
-    assert_eq!(fs::metadata(there.join("file-3")).unwrap_err().kind(), ErrorKind::NotFound);
+    for name in ["file-7", "file-8"] {
+        assert_eq!(read(there.join(name)), "bthere", "{name}");
+    }
+    assert_eq!(read(there.join("empty/made")), "there");
+    assert_eq!(read(there.join("moved there")), "before");
+    for name in ["file-3", "gone", "moved here"] {
+        assert_eq!(fs::symlink_metadata(there.join(name)).unwrap_err().kind(), ErrorKind::NotFound, "{name}");
+    }
+    let mode = fs::metadata(there.join("file-1")).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o600, "the later one to arrive");
+    // Whoever had something open when changes came to nothing hears of it, once.
+    assert_eq!(opened.sync_all().unwrap_err().raw_os_error(), Some(libc::ESTALE));
+    opened.sync_all().unwrap();
     // The mount that was cut off goes on by itself, and has nothing that the other has not.
     until("both mounts list the same", LIMIT, || (names(&here) == names(&there)).then_some(()));
     fs::write(here.join("after"), "here").unwrap();
     assert_eq!(read(there.join("after")), "here");
+}
+
+/// Guards I6: the policy `fail` is for whoever can still be told.
+#[test]
+fn what_close_has_acknowledged_is_never_refused() {
+    let surf = Surf::start_behind_proxy(seed(), &["-o", "conflict=fail"]);
+    let other = surf.mount_again(&[]);
+    let (here, there) = (surf.path().join("dir"), other.path().join("dir"));
+    fs::create_dir(&here).unwrap();
+    fs::write(here.join("file"), "before").unwrap();
+    File::open(&here).unwrap().sync_all().unwrap();
+    let write = |dir: &Path, content: &[u8]| {
+        let file = File::options().write(true).open(dir.join("file")).unwrap();
+        file.write_all_at(content, 0).unwrap();
+    };
+    surf.proxy().isolate("mnt");
+    write(&here, b"HERE..");
+    // Waits until the leases of the other mount have run out.
+    write(&there, b"THERE.");
+    surf.proxy().heal();
+    assert_eq!(fs::read_to_string(conflict_of(&there, "file")).unwrap(), "HERE..");
+    assert_eq!(fs::read_to_string(there.join("file")).unwrap(), "THERE.");
 }
 
 /// Guards I6 and I8.
@@ -106,7 +162,10 @@ fn a_mount_that_was_away_until_its_session_had_expired_loses_nothing_but_its_loc
     let refused = |done: std::io::Result<()>| done.is_err_and(|error| error.raw_os_error() == Some(libc::ESTALE));
     until("the lock is known to be lost", LIMIT, || refused(locked.read_exact_at(&mut [0; 6], 0)).then_some(()));
     assert!(refused(locked.write_all_at(b"LATE", 0)) && refused(locked.set_len(0)));
-    locked.unlock().unwrap();
+    // It commits what was written, unless the background was first: then that has heard of the conflict.
+    if let Err(error) = locked.unlock() {
+        assert_eq!(error.raw_os_error(), Some(libc::ESTALE));
+    }
     drop(taken);
     locked.lock().unwrap();
     let mut content = [0; 6];

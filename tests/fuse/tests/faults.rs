@@ -544,6 +544,7 @@ fn a_soft_mount_gives_up_in_its_time_and_goes_on_when_servers_are_back() {
     let dir = surf.path();
     fs::write(dir.join("file"), "content").unwrap();
     let file = File::options().write(true).open(dir.join("file")).unwrap();
+    let mut large = File::create(dir.join("large")).unwrap();
     surf.proxy().set_both(&["mnt"], &surf.proxy().daemons(), Link::CUT);
     let gives_up = |name: &str, call: Task<io::Result<()>>| {
         let started = Instant::now();
@@ -557,10 +558,70 @@ fn a_soft_mount_gives_up_in_its_time_and_goes_on_when_servers_are_back() {
     gives_up("create", Task::new(move || File::create(made).map(drop)));
     gives_up("stat", Task::new(move || fs::metadata(absent).map(drop)));
     gives_up("rename", Task::new(move || fs::rename(old, new)));
+    // More than a mount holds in memory.
+    gives_up("write", Task::new(move || (0..300).try_for_each(|_| large.write_all(&[7; 1 << 20]))));
     gives_up("sync", Task::new(move || file.write_all_at(b"CONTENT", 0).and_then(|()| file.sync_all())));
     surf.proxy().heal();
     until("the mount works again", RECOVERY, || fs::write(dir.join("later"), "later").ok());
     assert_eq!(fs::read_to_string(other.path().join("later")).unwrap(), "later");
+}
+
+/// Guards I1: answers do not arrive, so the mount does not know that what it has given up on was done.
+#[test]
+fn what_a_soft_mount_has_written_while_answers_were_lost_is_there_once() {
+    let seed = Seed(seed());
+    let surf = Surf::start_behind_proxy(seed.0, &["-o", "soft=2"]);
+    let other = surf.mount_again(&[]);
+    let (here, there) = (surf.path(), other.path());
+    for name in ["appended", "written", "alone"] {
+        fs::write(here.join(name), "before").unwrap();
+    }
+    // Others use the first two as well, and nobody the third one.
+    for name in ["appended", "written"] {
+        assert_eq!(fs::read_to_string(there.join(name)).unwrap(), "before");
+    }
+    let mut appended = File::options().append(true).open(here.join("appended")).unwrap();
+    let mut alone = File::options().append(true).open(here.join("alone")).unwrap();
+    let written = File::options().write(true).open(here.join("written")).unwrap();
+    surf.proxy().set(&surf.proxy().daemons(), &["mnt"], Link::CUT);
+    appended.write_all(b" after").unwrap();
+    alone.write_all(b" after").unwrap();
+    written.write_all_at(b"BEFORE", 0).unwrap();
+    for file in [&appended, &written, &alone] {
+        assert_eq!(file.sync_all().unwrap_err().raw_os_error(), Some(libc::EIO));
+    }
+    surf.proxy().heal();
+    for file in [&appended, &written, &alone] {
+        until("it can be synced", RECOVERY, || file.sync_all().ok());
+    }
+    let read = |name: &str| fs::read_to_string(there.join(name)).unwrap();
+    assert_eq!((read("appended"), read("written")), ("before after".to_owned(), "BEFORE".to_owned()));
+    assert_eq!(read("alone"), "before after");
+    assert_eq!(fuse::names(&there), ["alone", "appended", "written"]);
+}
+
+/// The kernel lets a program wait uninterruptibly for an answer.
+#[test]
+fn who_waits_for_servers_that_are_away_can_be_killed() {
+    let seed = Seed(seed());
+    let mut surf = Surf::start_behind_proxy(seed.0, &[]);
+    fs::create_dir(surf.path().join("dir")).unwrap();
+    surf.unmount();
+    surf.mount(&[]);
+    let dir = surf.path().join("dir");
+    // Known, and nothing of what is in it.
+    assert!(fs::metadata(&dir).unwrap().is_dir());
+    surf.proxy().isolate("mnt");
+    for program in ["ls", "stat", "touch"] {
+        let target = if program == "ls" { dir.clone() } else { dir.join("absent") };
+        let mut child = Command::new(program).arg(target).spawn().unwrap();
+        let stat = format!("/proc/{}/stat", child.id());
+        until("it sleeps", LIMIT, || fs::read_to_string(&stat).unwrap().contains(") S ").then_some(()));
+        assert!(child.try_wait().unwrap().is_none(), "{program} waits");
+        child.kill().unwrap();
+        until(&format!("{program} is gone"), Duration::from_secs(10), || child.try_wait().unwrap());
+    }
+    surf.proxy().heal();
 }
 
 /// What the other tests rely on.

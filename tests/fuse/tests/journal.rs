@@ -7,6 +7,7 @@ use kit::chance::seed;
 use kit::fault::files_below;
 use kit::mounts::{abort, is_mounted};
 use kit::{Link, Surf, run, until};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
@@ -20,8 +21,8 @@ const SLOW_DISK: Duration = Duration::from_secs(10);
 
 fn segments(surf: &Surf) -> Vec<PathBuf> {
     let is_segment = |path: &PathBuf| {
-        let numbered = path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit));
-        numbered && path.parent().is_some_and(|dir| dir.ends_with("journal"))
+        let holds = |name: &OsStr| name == "shared" || name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+        path.file_name().is_some_and(holds) && path.parent().is_some_and(|dir| dir.ends_with("journal"))
     };
     files_below(&surf.cache_dir()).into_iter().filter(is_segment).collect()
 }
@@ -137,6 +138,37 @@ fn what_is_written_while_no_block_daemon_can_be_reached_is_in_the_journal_though
         assert!(streamed[(part as usize) << 20..][..1 << 20] == random(part, 1 << 20), "part {part}");
     }
     assert_eq!(&streamed[40 << 20..], MARK);
+}
+
+/// Guards I8: nobody has such a file for itself, so what is written to it does not wait in the queue as a rule.
+#[test]
+fn what_is_written_to_files_that_others_use_too_is_in_the_journal_when_servers_are_away() {
+    let mut surf = Surf::start_behind_proxy(seed(), &[]);
+    let other = surf.mount_again(&[]);
+    let (here, there) = (begin(&surf), other.path().join("dir"));
+    let used: Vec<File> = ["rewritten", "appended"].map(|name| File::open(there.join(name)).unwrap()).into();
+    let written = File::options().write(true).open(here.join("rewritten")).unwrap();
+    let mut appended = File::options().append(true).open(here.join("appended")).unwrap();
+    surf.proxy().isolate("mnt");
+    written.write_all_at(b"and written", 7).unwrap();
+    appended.write_all(MARK).unwrap();
+    until_kept(&surf, b"and written");
+    until_kept(&surf, MARK);
+    surf.kill_mount();
+    drop((written, appended, used));
+    surf.proxy().heal();
+    File::options().append(true).open(there.join("appended")).unwrap().write_all(b" elsewhere").unwrap();
+    surf.mount(&[]);
+    for dir in [&here, &there] {
+        assert_eq!(fs::read(dir.join("rewritten")).unwrap(), b"before\0and written");
+        let found: Vec<Vec<u8>> = names(dir)
+            .into_iter()
+            .filter(|name| name.starts_with("appended"))
+            .map(|name| fs::read(dir.join(name)).unwrap())
+            .collect();
+        let has = |part: &[u8]| found.iter().filter(|held| held.windows(part.len()).any(|held| held == part)).count();
+        assert_eq!((has(MARK), has(b" elsewhere")), (1, 1), "appended once each: {found:?}");
+    }
 }
 
 /// Guards I1 and I8: each attempt gets a little further, and may not know how far.

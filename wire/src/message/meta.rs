@@ -53,13 +53,15 @@ pub enum MetaRequest {
         read: Read,
         /// The session is at work there: it would like to have delegations on what is read.
         delegate: bool,
+        /// It has to know this to tell what it did under delegations: it waits for no other session that has to tell, too.
+        tells: bool,
     },
-    /// What events up to this number have asked for is done. Answers `Done`.
+    /// What these events have asked for is done; of others, earlier ones among them, nothing is said. Answers `Done`.
     Acknowledge {
         /// The session.
         session: SessionId,
-        /// Number of the last such event.
-        seq: u64,
+        /// Numbers of the events.
+        seqs: Vec<u64>,
     },
     /// The block layout. Answers `Layout`.
     GetLayout,

@@ -178,7 +178,7 @@ impl World {
                     client.recalled.insert(ino, client.clock);
                 }
                 if acknowledge {
-                    self.table.acknowledge(SessionId(session), seq);
+                    self.table.acknowledge(SessionId(session), &[seq]);
                 }
             }
             Step::Begin { session, inos } => {
@@ -290,7 +290,7 @@ fn a_holder_that_acknowledges_is_waited_for_no_longer_and_a_silent_one_for_its_l
     assert!(!table.grant(two, &[file], table.stamp(), now).0, "it is changing");
     let (_, also) = table.begin(one, &[file], now);
     assert_eq!(table.unsettled_until(&also, now), Some(now + LEASE), "a second change waits as well");
-    table.acknowledge(two, waits[0].seq);
+    table.acknowledge(two, &[waits[0].seq]);
     assert_eq!(table.unsettled_until(&waits, now), None);
     assert!(!table.end(one, &[file], now), "another change is under way");
     assert!(!table.end(one, &[file], now), "there were two: nobody knows which was the last to apply");
@@ -331,7 +331,7 @@ fn too_many_leases_of_one_session_are_recalled_together() {
     let (granted, told) = table.grant(one, &[Ino(u64::MAX)], table.stamp(), now);
     let told = told.unwrap();
     assert!(!granted && table.held.len() == HELD_MAX);
-    table.acknowledge(one, told.seq);
+    table.acknowledge(one, &[told.seq]);
     assert!(table.held.is_empty());
     assert!(table.grant(one, &[Ino(u64::MAX)], table.stamp(), now).0);
 }
@@ -360,7 +360,7 @@ fn a_delegation_is_for_who_is_alone_and_a_reader_waits_until_its_holder_has_told
     assert!(table.grant(one, &[file], table.stamp(), now).0 && table.grant(two, &[file], table.stamp(), now).0);
     assert!(table.delegate(one, &[file], now).is_empty(), "another one has a lease");
     let (_, waits) = table.begin(one, &[file], now);
-    table.acknowledge(two, waits[0].seq);
+    table.acknowledge(two, &[waits[0].seq]);
     assert!(table.end(one, &[file], now));
     assert_eq!(table.delegate(one, &[file], now), [file]);
     assert_eq!(table.share(one, &[file], now), (vec![], vec![]), "its holder may look");
@@ -374,7 +374,7 @@ fn a_delegation_is_for_who_is_alone_and_a_reader_waits_until_its_holder_has_told
     let (_, also) = table.begin(two, &[file], later(6));
     assert!(also.contains(&waits[0]), "a change waits, too");
     table.end(two, &[file], later(6));
-    table.acknowledge(one, Seq::MAX);
+    table.acknowledge(one, &also.iter().map(|told| told.seq).collect::<Vec<_>>());
     assert_eq!(table.unsettled_until(&also, later(6)), None);
     assert!(table.share(two, &[file], later(6)).1.is_empty());
 }
@@ -388,14 +388,52 @@ fn a_holder_that_lives_but_never_tells_is_waited_for_a_while_and_no_longer() {
     assert_eq!(table.extend(one, now, false), Extension::Extended);
     assert!(table.grant(one, &[file], table.stamp(), now).0);
     assert_eq!(table.delegate(one, &[file], now), [file]);
+    assert!(table.grant(one, &[Ino(8)], table.stamp(), now).0);
+    assert_eq!(table.delegate(one, &[Ino(8)], now), [Ino(8)]);
     let (_, waits) = table.share(two, &[file], now);
     let mut at = now;
     while table.unsettled_until(&waits, at).is_some() {
         at += Duration::from_secs(1);
         table.extend(one, at, false);
+        if at == now + PATIENCE / 2 {
+            assert_eq!(table.share(two, &[Ino(8)], at).0.len(), 1, "who asks for more later has no part in that");
+        }
         assert!(at <= now + PATIENCE + LEASE);
     }
     assert!(at >= now + PATIENCE);
+}
+
+/// Each has something to tell that waits for what the other one has only read.
+#[test]
+fn two_that_wait_for_each_other_are_told_apart_by_what_needs_nothing_to_be_told() {
+    let now = Instant::now();
+    let mut table = Table::new(LEASE, now);
+    let sessions = [SessionId(1), SessionId(2)];
+    for (session, dir) in [(sessions[0], Ino(10)), (sessions[1], Ino(20))] {
+        table.attach(session, session.0, false, now);
+        table.extend(session, now, false);
+        assert!(table.grant(session, &[dir], table.stamp(), now).0);
+        assert_eq!(table.delegate(session, &[dir], now), [dir]);
+    }
+    for session in sessions {
+        assert!(table.grant(session, &[Ino(11), Ino(21)], table.stamp(), now).0);
+    }
+    // Somebody looks, and both have to tell: of one file each, which the other one knows.
+    let third = SessionId(3);
+    let asked: Vec<Told> = [Ino(10), Ino(20)].map(|dir| table.share(third, &[dir], now).1.remove(0)).into();
+    let (_, one_waits) = table.begin(sessions[0], &[Ino(10), Ino(11)], now);
+    let (_, two_waits) = table.begin(sessions[1], &[Ino(20), Ino(21)], now);
+    for (waits, other) in [(&one_waits, sessions[1]), (&two_waits, sessions[0])] {
+        assert_eq!(waits.len(), 1);
+        assert!(waits[0].session == other && waits[0].seq > asked[0].seq, "behind what waits for it");
+        table.acknowledge(other, &[waits[0].seq]);
+    }
+    assert!(table.unsettled_until(&[one_waits, two_waits].concat(), now).is_none());
+    assert!(table.unsettled_until(&asked, now).is_some(), "of what came before nothing is said");
+    for told in &asked {
+        table.acknowledge(told.session, &[told.seq]);
+    }
+    assert!(table.unsettled_until(&asked, now).is_none());
 }
 
 #[test]
@@ -405,13 +443,14 @@ fn all_others_wait_for_a_session_that_comes_without_having_told_everything() {
     let (one, two) = (SessionId(1), SessionId(2));
     let seq = table.attach(one, 0, true, now).unwrap();
     let also = table.attach(two, 1, true, now).unwrap();
-    assert!(table.dirty_others(one).is_empty(), "those that are dirty do not wait for each other");
-    table.acknowledge(two, also);
-    let dirty = table.dirty_others(two);
+    assert_eq!(table.dirty_before(one, false), [Told { session: two, seq: also }], "whatever it has to tell itself");
+    assert!(table.dirty_before(one, true).is_empty(), "but when they tell that, they do not wait for each other");
+    table.acknowledge(two, &[also]);
+    let dirty = table.dirty_before(two, false);
     assert_eq!(dirty, [Told { session: one, seq }]);
     assert!(table.unsettled_until(&dirty, now).is_some());
-    table.acknowledge(one, seq);
-    assert!(table.dirty_others(two).is_empty());
+    table.acknowledge(one, &[seq]);
+    assert!(table.dirty_before(two, false).is_empty());
     assert_eq!(table.attach(one, 2, false, now), None);
 }
 
@@ -424,7 +463,7 @@ fn where_a_delegation_was_recalled_there_is_none_for_a_while() {
     assert!(table.grant(one, &[file], table.stamp(), now).0);
     assert_eq!(table.delegate(one, &[file], now), [file]);
     let (_, waits) = table.share(two, &[file], now);
-    table.acknowledge(one, waits[0].seq);
+    table.acknowledge(one, &[waits[0].seq]);
     assert!(table.delegate(one, &[file], now).is_empty());
     assert_eq!(table.delegate(one, &[file], now + CONTENDED), [file]);
 }
@@ -441,6 +480,9 @@ mod delegations {
         delegated: HashSet<Ino>,
         /// What it did and has not told.
         untold: Vec<Ino>,
+        /// Until when metad waits for it, this leader or the next; and whether that was over since it did the first of that.
+        covered: Option<Instant>,
+        late: bool,
         events: Vec<(Seq, Vec<Ino>)>,
     }
 
@@ -449,11 +491,22 @@ mod delegations {
         Attach(u64),
         Break(u64),
         Extend(u64),
-        Change { session: u64, ino: u64 },
-        Do { session: u64, ino: u64 },
+        Change {
+            session: u64,
+            ino: u64,
+        },
+        Do {
+            session: u64,
+            ino: u64,
+        },
         TakeEvent(u64),
+        /// The first event that nothing need be told for, whatever came before it.
+        TakeEarly(u64),
         Tell(u64),
-        Read { session: u64, ino: u64 },
+        Read {
+            session: u64,
+            ino: u64,
+        },
         Pass(u64),
         Lead,
     }
@@ -467,6 +520,7 @@ mod delegations {
             6 => both().prop_map(|(session, ino)| Step::Change { session, ino }),
             12 => both().prop_map(|(session, ino)| Step::Do { session, ino }),
             6 => session.clone().prop_map(Step::TakeEvent),
+            2 => session.clone().prop_map(Step::TakeEarly),
             3 => session.prop_map(Step::Tell),
             12 => both().prop_map(|(session, ino)| Step::Read { session, ino }),
             3 => (0_u64..2500).prop_map(Step::Pass),
@@ -526,7 +580,9 @@ mod delegations {
             }
             let told = self.change(session, &untold, true).is_some();
             if told {
-                self.worker(session).untold.clear();
+                let worker = self.worker(session);
+                worker.untold.clear();
+                worker.late = false;
             }
             told
         }
@@ -556,7 +612,9 @@ mod delegations {
                     if self.table.extend(SessionId(session), now, false) == Extension::Extended
                         && self.worker(session).attached
                     {
-                        self.worker(session).until = Some(now + LEASE / 10 * 9);
+                        let until = Some(now + LEASE / 10 * 9);
+                        let worker = self.worker(session);
+                        (worker.until, worker.covered) = (until, until);
                     }
                 }
                 Step::Change { session, ino } => {
@@ -583,8 +641,20 @@ mod delegations {
                     }
                     if self.tell(session) {
                         self.worker(session).events.remove(0);
-                        self.table.acknowledge(SessionId(session), seq);
+                        self.table.acknowledge(SessionId(session), &[seq]);
                     }
+                }
+                Step::TakeEarly(session) => {
+                    let worker = self.worker(session);
+                    let needs_nothing = |(_, inos): &(Seq, Vec<Ino>)| {
+                        !inos.is_empty() && inos.iter().all(|ino| !worker.untold.contains(ino))
+                    };
+                    let Some(at) = worker.events.iter().position(needs_nothing) else { return Ok(()) };
+                    let (seq, inos) = worker.events.remove(at);
+                    for ino in &inos {
+                        worker.delegated.remove(ino);
+                    }
+                    self.table.acknowledge(SessionId(session), &[seq]);
                 }
                 Step::Tell(session) => {
                     self.tell(session);
@@ -603,8 +673,8 @@ mod delegations {
                     }
                     self.reads += 1;
                     for (other, worker) in self.workers.iter().enumerate() {
-                        let believes = worker.until.is_some_and(|until| until > now);
-                        let untold = other as u64 != session && believes && worker.untold.contains(&ino);
+                        let waited_for = worker.covered.is_some_and(|covered| covered > now) && !worker.late;
+                        let untold = other as u64 != session && waited_for && worker.untold.contains(&ino);
                         prop_assert!(!untold, "{session} reads {ino:?}, and {other} has not told what it did");
                     }
                     let stamp = self.table.stamp();
@@ -615,7 +685,13 @@ mod delegations {
                         }
                     }
                 }
-                Step::Pass(ms) => self.now += Duration::from_millis(ms),
+                Step::Pass(ms) => {
+                    self.now += Duration::from_millis(ms);
+                    for worker in &mut self.workers {
+                        let over = worker.covered.is_none_or(|covered| covered <= self.now);
+                        worker.late |= over && !worker.untold.is_empty();
+                    }
+                }
                 Step::Lead => {
                     // Sessions go on as before until they notice.
                     self.table = Table::new(LEASE, now);

@@ -1,0 +1,138 @@
+//! Content of files that other mounts use, too: it does not go into the queue, where everything behind it would wait, but
+//! is committed at once, in the background. While that has come to a stand, because servers are away, a picture of all of
+//! it is in one file of the journal; each picture replaces the one before, and it goes when commits go on.
+//!
+//! A commit that is on its way then may have arrived, which nobody knows who finds the picture. So it may be told twice:
+//! the second time stands beside the first, as a conflict copy.
+
+use super::record::{self, Group, Piece, Record};
+use super::{Journal, failed, sync_dir};
+use crate::file::flush::To;
+use crate::file::state::FileState;
+use crate::{Client, Error};
+use bytes::Bytes;
+use std::fs::{self, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use wire::ids::Ino;
+
+const NAME: &str = "shared";
+
+/// What a picture shows: files, and up to which sealed piece.
+pub(crate) type Picture = Vec<(Ino, u64)>;
+
+/// What blocks: not for a runtime thread.
+impl Journal {
+    fn shared_path(&self) -> PathBuf {
+        self.dir.join(NAME)
+    }
+
+    /// Whether there is a picture.
+    pub(super) fn has_shared(&self) -> bool {
+        self.shared_path().exists()
+    }
+
+    fn write_shared(&self, records: &[(Record, Bytes)]) -> io::Result<()> {
+        let partial = self.dir.join("shared.partial");
+        let mut group = Group::default();
+        records.iter().for_each(|(record, content)| group.add(record, content));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        let written = file.write_all(&group.finish()).and_then(|()| file.sync_data());
+        if let Err(error) = written {
+            fs::remove_file(&partial)?;
+            return Err(error);
+        }
+        fs::rename(&partial, self.shared_path())?;
+        sync_dir(&self.dir)
+    }
+
+    /// Removes the picture, if there is one.
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    pub(super) fn remove_shared(&self) -> io::Result<()> {
+        match fs::remove_file(self.shared_path()) {
+            Ok(()) => sync_dir(&self.dir),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Its pieces, with numbers behind `last`: one for each file. Returns the last of these numbers.
+    ///
+    /// # Errors
+    /// [`Error::Local`], [`Error::JournalDamaged`].
+    pub(super) fn read_shared(&self, last: u64) -> Result<(Vec<(Record, Bytes)>, u64), Error> {
+        let path = self.shared_path();
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => Bytes::from(bytes),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Vec::new(), last)),
+            Err(error) => return Err(failed(&path)(error)),
+        };
+        let parsed = record::parse(&bytes).map_err(|at| Error::JournalDamaged { path: path.clone(), at })?;
+        if parsed.torn > 0 {
+            // It got its name when it was whole.
+            return Err(Error::JournalDamaged { path, at: bytes.len() - parsed.torn });
+        }
+        let mut number = last;
+        let mut of = None;
+        let mut records = parsed.records;
+        for (record, _) in &mut records {
+            if let Record::Piece(piece) = record {
+                if of.replace(piece.ino) != Some(piece.ino) {
+                    number += 1;
+                }
+                piece.number = number;
+            }
+        }
+        Ok((records, number))
+    }
+}
+
+impl Client {
+    /// While commits have come to a stand: writes the picture, if it is not the `last` one. Returns what it shows.
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    pub(crate) async fn keep_shared(self: &Arc<Self>, journal: &Arc<Journal>, last: &Picture) -> io::Result<Picture> {
+        let (mut picture, mut records) = (Picture::new(), Vec::new());
+        let is_left = |file: &&Arc<FileState>| file.is_wanted() && !file.is_queued();
+        let left: Vec<_> = self.files.lock().values().filter(is_left).cloned().collect();
+        for file in left {
+            let Some(upto) = self.seal_rest(&file, To::OwnBlock) else { continue };
+            picture.push((file.ino(), upto));
+            let (at, inner) = (self.session.stamp(), file.inner.lock());
+            for sealed in inner.sealed.iter().filter(|sealed| sealed.number <= upto) {
+                let piece = Piece::of(sealed, &inner, 0, at);
+                records.push((Record::Piece(piece), sealed.packed.bytes.clone()));
+            }
+        }
+        picture.sort_unstable();
+        if picture == *last {
+            return Ok(picture);
+        }
+        self.name_pieces(&mut records);
+        let session = self.session.id();
+        let write = move |journal: &Journal| {
+            if records.is_empty() {
+                return journal.remove_shared();
+            }
+            if journal.session() != Some(session) {
+                journal.write_session(session)?;
+            }
+            journal.write_shared(&records)
+        };
+        journal.change(write).await?;
+        Ok(picture)
+    }
+
+    /// Commits go on: the picture is old.
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    pub(crate) async fn drop_shared(&self, journal: &Arc<Journal>) -> io::Result<()> {
+        journal.change(Journal::remove_shared).await
+    }
+}
