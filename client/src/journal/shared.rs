@@ -105,7 +105,8 @@ impl Client {
             picture.push((file.ino(), upto));
             let (at, inner) = (self.session.stamp(), file.inner.lock());
             for sealed in inner.sealed.iter().filter(|sealed| sealed.number <= upto) {
-                let piece = Piece::of(sealed, &inner, 0, at);
+                // A commit of it may begin and arrive before the next picture: what is told again must find its own bytes.
+                let piece = Piece { append_from: None, ..Piece::of(sealed, &inner, 0, at) };
                 records.push((Record::Piece(piece), sealed.packed.bytes.clone()));
             }
         }
