@@ -188,14 +188,21 @@ impl Journal {
     /// # Errors
     /// What the disk refuses.
     fn write_session(&self, session: SessionId) -> io::Result<()> {
-        let (path, partial) = (self.dir.join("id"), self.dir.join("id.partial"));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-        file.write_all(format!("journal {}\nsession {session}\n", self.id).as_bytes())?;
-        file.sync_data()?;
-        fs::rename(&partial, &path)?;
-        sync_dir(&self.dir)?;
+        self.replace("id", format!("journal {}\nsession {session}\n", self.id).as_bytes())?;
         *self.session.lock() = Some(session);
         Ok(())
+    }
+
+    /// Puts a file in place of another one, whole or not at all.
+    fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let partial = self.dir.join(format!("{name}.partial"));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        if let Err(error) = file.write_all(content).and_then(|()| file.sync_data()) {
+            fs::remove_file(&partial)?;
+            return Err(error);
+        }
+        fs::rename(&partial, self.dir.join(name))?;
+        sync_dir(&self.dir)
     }
 
     /// Appends records; they are on stable storage on return. `last` is the number of the last entry among them.

@@ -212,8 +212,7 @@ impl Client {
             if seen != Some(now) {
                 (seen, since) = (Some(now), Instant::now());
             } else if since.elapsed() >= LEAVE_AFTER {
-                let files: Vec<_> = self.files.lock().values().filter(|file| file.is_wanted()).cloned().collect();
-                let left = files.iter().filter(|file| !file.is_queued() && !self.leave_content(file)).count();
+                let left = self.unqueued_files().iter().filter(|file| !self.leave_content(file)).count();
                 if left == 0 && self.keep(journal, Which::All).await.is_ok() {
                     self.left.store(true, Ordering::Relaxed);
                     return;
@@ -228,9 +227,8 @@ impl Client {
         let Some(journal) = &self.journal else { return };
         if self.left.load(Ordering::Relaxed) {
             // What was written after everything else was left there.
-            let files: Vec<_> = self.files.lock().values().filter(|file| file.is_wanted()).cloned().collect();
-            for file in files.iter().filter(|file| !file.is_queued()) {
-                self.leave_content(file);
+            for file in self.unqueued_files() {
+                self.leave_content(&file);
             }
         }
         let told = self.writeback.told();

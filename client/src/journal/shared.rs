@@ -11,9 +11,8 @@ use crate::file::flush::To;
 use crate::file::state::FileState;
 use crate::{Client, Error};
 use bytes::Bytes;
-use std::fs::{self, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use wire::ids::Ino;
@@ -35,17 +34,9 @@ impl Journal {
     }
 
     fn write_shared(&self, records: &[(Record, Bytes)]) -> io::Result<()> {
-        let partial = self.dir.join("shared.partial");
         let mut group = Group::default();
         records.iter().for_each(|(record, content)| group.add(record, content));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-        let written = file.write_all(&group.finish()).and_then(|()| file.sync_data());
-        if let Err(error) = written {
-            fs::remove_file(&partial)?;
-            return Err(error);
-        }
-        fs::rename(&partial, self.shared_path())?;
-        sync_dir(&self.dir)
+        self.replace(NAME, &group.finish())
     }
 
     /// Removes the picture, if there is one.
@@ -92,15 +83,19 @@ impl Journal {
 }
 
 impl Client {
+    /// Files with content that somebody could miss and that is not in the queue.
+    pub(super) fn unqueued_files(&self) -> Vec<Arc<FileState>> {
+        let is_left = |file: &&Arc<FileState>| file.is_wanted() && !file.is_queued();
+        self.files.lock().values().filter(is_left).cloned().collect()
+    }
+
     /// While commits have come to a stand: writes the picture, if it is not the `last` one. Returns what it shows.
     ///
     /// # Errors
     /// What the disk refuses.
     pub(crate) async fn keep_shared(self: &Arc<Self>, journal: &Arc<Journal>, last: &Picture) -> io::Result<Picture> {
         let (mut picture, mut records) = (Picture::new(), Vec::new());
-        let is_left = |file: &&Arc<FileState>| file.is_wanted() && !file.is_queued();
-        let left: Vec<_> = self.files.lock().values().filter(is_left).cloned().collect();
-        for file in left {
+        for file in self.unqueued_files() {
             let Some(upto) = self.seal_rest(&file, To::OwnBlock) else { continue };
             picture.push((file.ino(), upto));
             let (at, inner) = (self.session.stamp(), file.inner.lock());

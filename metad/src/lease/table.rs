@@ -506,16 +506,18 @@ impl Table {
         }
         self.recent.push_back(inos.to_vec());
         // Nobody is told here that it holds too many: the next read finds that.
-        alone
-            && self.holders.get(&session).is_some_and(|holder| holder.inos.len() + inos.len() <= self.held_max())
-            && self.insert(session, inos, now).0
+        alone && self.insert_if_room(session, inos, now)
     }
 
     /// Grants leases on what a session has just made, though others were at work around it.
     pub fn grant_made(&mut self, session: SessionId, made: &[Ino], now: Instant) -> bool {
-        !made.is_empty()
-            && self.holders.get(&session).is_some_and(|holder| holder.inos.len() + made.len() <= self.held_max())
-            && self.insert(session, made, now).0
+        self.insert_if_room(session, made, now)
+    }
+
+    /// Inserts without telling anybody that it holds too many.
+    fn insert_if_room(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> bool {
+        self.holders.get(&session).is_some_and(|holder| holder.inos.len() + inos.len() <= self.held_max())
+            && self.insert(session, inos, now).0
     }
 
     /// A session arrives: those that were told they are alone must hear of it.
