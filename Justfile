@@ -36,19 +36,19 @@ test-fuse *filter:
 
 # fsx for long: so many operations with every setting and seed, on both set-ups (fewer on the file of several chunks).
 fsx operations="100000":
-    SURF_TEST_MINUTES=1440 FSX_OPERATIONS={{operations}} cargo test --release -p fuse --test posix --locked -- --nocapture fsx
+    SURF_TEST_MINUTES=1440 FSX_OPERATIONS={{operations}} cargo test --release -p fuse --test it --locked -- --nocapture fsx
 
 # Mounts, links and servers that fail, so many seconds per test; a seed may follow.
 faults seconds="600" seed="":
-    SURF_TEST_MINUTES=1440 FAULT_SECONDS={{seconds}} FAULT_SEED={{seed}} cargo test -p fuse --test faults --locked -- --nocapture --test-threads 1
+    SURF_TEST_MINUTES=1440 FAULT_SECONDS={{seconds}} FAULT_SEED={{seed}} cargo test -p fuse --test it --locked -- --nocapture --test-threads 1 faults::
 
 # So many small files from mount to mount, each read at once by the other one.
 handovers count="100000":
-    SURF_TEST_MINUTES=1440 HANDOVERS={{count}} cargo test --release -p fuse --test mounts --locked -- --nocapture handovers
+    SURF_TEST_MINUTES=1440 HANDOVERS={{count}} cargo test --release -p fuse --test it --locked -- --nocapture handovers
 
 # Programs that take minutes: this workspace built on a mount, PostgreSQL under load.
 programs:
-    SURF_TEST_MINUTES=1440 cargo test --release -p fuse --test programs --locked -- --ignored --nocapture
+    SURF_TEST_MINUTES=1440 cargo test --release -p fuse --test it --locked -- --ignored --nocapture programs::
 
 # Format and lints, as .ci/run checks them.
 lint:

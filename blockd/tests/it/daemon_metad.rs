@@ -1,0 +1,105 @@
+//! What a daemon tells metad and learns from it, against metads of the test's own.
+
+use crate::daemon_cluster::{LIMIT, caller, identity, random_block, until};
+use blockd::{Config, Node};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use wire::Error;
+use wire::ids::{BlockHash, LayoutEpoch, MetadId, Point};
+use wire::layout::{Layout, LayoutMember};
+use wire::message::block::{BlockReply, BlockRequest};
+use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest};
+use wire::quic::{Endpoint, Incoming, ServerHandle, Service};
+use wire::tls::{ClusterCa, PeerIdentity, Role};
+
+/// Leads, and makes a layout of the one daemon that it hears of; or knows who leads.
+#[derive(Default)]
+struct Metad {
+    leader: Option<SocketAddr>,
+    epoch: Mutex<u64>,
+    heard: Mutex<Vec<BlockdHeartbeat>>,
+    unreferenced: Mutex<Vec<BlockHash>>,
+}
+
+impl Metad {
+    fn heartbeat(&self, beat: BlockdHeartbeat) -> MetaReply {
+        let member = LayoutMember {
+            id: beat.id,
+            name: beat.name.clone(),
+            addr: beat.addr,
+            zone: beat.zone.clone(),
+            weight: beat.weight,
+            points: vec![Point(1)],
+        };
+        let epoch = LayoutEpoch(*self.epoch.lock().unwrap());
+        let layout = Layout { epoch, replicas: 1, min_sync: 1, members: vec![member], previous: Vec::new() };
+        let known = beat.epoch;
+        self.heard.lock().unwrap().push(beat);
+        MetaReply::BlockdAlive { layout: (known < epoch).then_some(layout) }
+    }
+}
+
+impl Service for Metad {
+    fn authorize(&self, peer: &PeerIdentity) -> Result<(), Error> {
+        assert_eq!(peer.subject.role, Role::Blockd);
+        Ok(())
+    }
+
+    async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, incoming: Incoming) {
+        let reply = match (self.leader, incoming.decode::<MetaRequest>().unwrap()) {
+            (Some(leader), _) => MetaReply::NotLeader { leader: Some((MetadId(2), leader)), nodes: Vec::new() },
+            (None, MetaRequest::BlockdHeartbeat(beat)) => self.heartbeat(beat),
+            (None, MetaRequest::BlockReport { blocks, .. }) => {
+                let unreferenced = self.unreferenced.lock().unwrap();
+                MetaReply::Unreferenced(blocks.into_iter().filter(|hash| unreferenced.contains(hash)).collect())
+            }
+            other => panic!("{other:?}"),
+        };
+        incoming.respond(&reply, &[]).await;
+    }
+}
+
+fn serve(ca: &ClusterCa, metad: Metad) -> (Arc<Metad>, Endpoint, ServerHandle) {
+    let endpoint = caller(ca, Role::Metad);
+    let metad = Arc::new(metad);
+    let handle = endpoint.serve(metad.clone(), &Handle::current());
+    (metad, endpoint, handle)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_finds_the_leader_learns_layouts_and_drops_what_nothing_refers_to() {
+    let ca = ClusterCa::create("t").unwrap();
+    let (leader, leader_endpoint, _leading) = serve(&ca, Metad { epoch: Mutex::new(1), ..Metad::default() });
+    let follower = Metad { leader: Some(leader_endpoint.local_addr()), ..Metad::default() };
+    let (_follower, follower_endpoint, _following) = serve(&ca, follower);
+    let dir = tempfile::tempdir().unwrap();
+    let silent = "127.0.0.1:1".parse().unwrap();
+    let metads = vec![silent, follower_endpoint.local_addr()];
+    let mut config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), dir.path(), metads);
+    // Heartbeats are so rare that only a sender with a newer layout can hasten one.
+    (config.heartbeat_every, config.report_every) = (Duration::from_secs(3600), Duration::from_millis(100));
+    config.grace = Duration::ZERO;
+    let node = Node::start(config, identity(&ca, Role::Blockd, "b1")).await.unwrap();
+    until("it knows the layout", async || node.layouts().newest().epoch == LayoutEpoch(1)).await;
+    assert_eq!(leader.heard.lock().unwrap()[0].id, node.id());
+
+    *leader.epoch.lock().unwrap() = 2;
+    let client = caller(&ca, Role::Client);
+    let peer = client.peer(node.local_addr(), Role::Blockd);
+    let blocks = [random_block(10), random_block(20)];
+    for block in &blocks {
+        let put = BlockRequest::Put { hash: BlockHash::of(block), epoch: LayoutEpoch(2), chain: Vec::new() };
+        let (reply, _) = peer.request(&put, std::slice::from_ref(block), LIMIT).await.unwrap();
+        assert!(matches!(reply, BlockReply::Stored { .. }));
+    }
+    until("it has fetched the layout that the sender knew", async || node.layouts().newest().epoch == LayoutEpoch(2))
+        .await;
+
+    leader.unreferenced.lock().unwrap().push(BlockHash::of(&blocks[0]));
+    until("the block is dropped", async || node.metrics().dropped.get() == 1).await;
+    let get = BlockRequest::Get { hash: BlockHash::of(&blocks[1]), epoch: LayoutEpoch(2), offset: 0, len: u32::MAX };
+    assert_eq!(peer.request::<_, BlockReply>(&get, &[], LIMIT).await.unwrap().1, blocks[1]);
+    node.stop().await;
+}

@@ -1,0 +1,9 @@
+//! Clients of real daemons in the test's process. One binary, because each one links everything.
+
+mod cluster;
+mod delegations;
+mod files;
+mod leases;
+mod model;
+mod session;
+mod throughput;

@@ -1,0 +1,421 @@
+//! Real nodes in one process, over real QUIC.
+
+use metad::Node;
+use metad::config::Config;
+use metad::raft::Tuning;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use wire::FsError;
+use wire::ids::{BatchSeq, Ino, MetadId, SessionId};
+use wire::message::admin::{AdminReply, AdminRequest};
+use wire::message::meta::{MetaReply, MetaRequest};
+
+use wire::op::{Batch, NewInode, Op, Read, ReadReply, XattrMode};
+use wire::quic::Endpoint;
+use wire::tls::{ClusterCa, Identity, Role, Subject};
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+struct Cluster {
+    ca: ClusterCa,
+    dir: TempDir,
+    nodes: BTreeMap<u64, Node>,
+    initial: BTreeMap<MetadId, SocketAddr>,
+    client: Endpoint,
+    admin: Endpoint,
+}
+
+fn free_addr() -> SocketAddr {
+    // Found by asking the kernel for one, and free again when the probe is dropped.
+    let probe = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    probe.local_addr().unwrap()
+}
+
+fn endpoint(ca: &ClusterCa, role: Role) -> Endpoint {
+    let identity = ca.issue(&Subject::new(role, "test")).unwrap();
+    Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap()
+}
+
+fn config(ca: &ClusterCa, dir: &Path, id: u64, addr: SocketAddr, initial: &BTreeMap<MetadId, SocketAddr>) -> Config {
+    let identity: Identity = ca.issue(&Subject::new(Role::Metad, &format!("metad-{id}"))).unwrap();
+    Config {
+        id: MetadId(id),
+        cluster: "test".to_owned(),
+        listen: addr,
+        data_dir: dir.join(format!("metad-{id}")),
+        identity,
+        initial: initial.clone(),
+        replicas: 1,
+        min_sync: 1,
+        gc_grace: Duration::from_secs(600),
+        tuning: Tuning { cache_bytes: 16 << 20, snapshot_entries: 200, ..Tuning::default() },
+    }
+}
+
+impl Cluster {
+    async fn start(count: u64) -> Self {
+        let ca = ClusterCa::create("test").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let initial: BTreeMap<_, _> = (1..=count).map(|id| (MetadId(id), free_addr())).collect();
+        let (client, admin) = (endpoint(&ca, Role::Client), endpoint(&ca, Role::Admin));
+        let mut cluster = Self { ca, dir, nodes: BTreeMap::new(), initial, client, admin };
+        for id in 1..=count {
+            cluster.start_node(id).await;
+        }
+        cluster
+    }
+
+    async fn start_node(&mut self, id: u64) {
+        let addr = self.initial[&MetadId(id)];
+        let started = Instant::now();
+        let node = loop {
+            match Node::start(config(&self.ca, self.dir.path(), id, addr, &self.initial)).await {
+                Ok(node) => break node,
+                // The socket or the files of the node that was stopped a moment ago are still held.
+                Err(error) => assert!(started.elapsed() < LIMIT, "{error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        self.nodes.insert(id, node);
+    }
+
+    async fn stop_node(&mut self, id: u64) {
+        self.nodes.remove(&id).unwrap().stop().await;
+    }
+
+    async fn leader(&self) -> u64 {
+        let started = Instant::now();
+        loop {
+            if let Some((id, _)) = self.nodes.iter().find(|(_, node)| node.leads()) {
+                return *id;
+            }
+            assert!(started.elapsed() < LIMIT, "no leader");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Asks whoever leads, until it is answered.
+    async fn ask_as(&self, endpoint: &Endpoint, request: &MetaRequest) -> MetaReply {
+        let started = Instant::now();
+        loop {
+            for node in self.nodes.values() {
+                let peer = endpoint.peer(node.local_addr(), Role::Metad);
+                match peer.request::<_, MetaReply>(request, &[], Duration::from_secs(10)).await {
+                    Ok((MetaReply::NotLeader { .. }, _)) | Err(_) => {}
+                    Ok((reply, _)) => return reply,
+                }
+            }
+            assert!(started.elapsed() < LIMIT, "not answered: {request:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn ask(&self, request: MetaRequest) -> MetaReply {
+        self.ask_as(&self.client, &request).await
+    }
+
+    async fn admin(&self, request: AdminRequest) -> AdminReply {
+        match self.ask_as(&self.admin, &MetaRequest::Admin(request)).await {
+            MetaReply::Admin(reply) => reply,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn session(&self) -> Session<'_> {
+        let started = Instant::now();
+        loop {
+            let request = MetaRequest::OpenSession {
+                host: "h".to_owned(),
+                purpose: "t".to_owned(),
+                caches: false,
+                resumes: None,
+                token: None,
+            };
+            if let MetaReply::Session { session, .. } = self.ask(request).await {
+                let mut session = Session { cluster: self, id: session, seq: 0, next: Ino(0) };
+                match session.run(vec![Op::LeaseInos { count: 4096 }]).await {
+                    Ok(replies) => match replies[0] {
+                        wire::op::OpReply::Inos { start, .. } => session.next = start,
+                        ref other => panic!("{other:?}"),
+                    },
+                    Err(error) => panic!("{error:?}"),
+                }
+                // The first leader may not have written the root directory yet.
+                if self.lookup(session.id, ".").await.is_some() {
+                    return session;
+                }
+            }
+            assert!(started.elapsed() < LIMIT, "no session");
+        }
+    }
+
+    async fn lookup(&self, session: SessionId, name: &str) -> Option<Ino> {
+        let read = Read::Lookup { parent: Ino::ROOT, name: name.into() };
+        match self.ask(MetaRequest::Read { session, read, delegate: false, tells: false }).await {
+            MetaReply::Read { answer: Ok(ReadReply::Attr(attr)), .. } => Some(attr.ino),
+            MetaReply::Read { answer: Err(_), .. } => None,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+struct Session<'a> {
+    cluster: &'a Cluster,
+    id: SessionId,
+    seq: u64,
+    next: Ino,
+}
+
+impl Session<'_> {
+    async fn run(&mut self, ops: Vec<Op>) -> wire::op::BatchReply {
+        self.seq += 1;
+        let batch = Batch { seq: BatchSeq(self.seq), acked: BatchSeq(self.seq - 1), ops };
+        match self.cluster.ask(MetaRequest::Submit { session: self.id, batch }).await {
+            MetaReply::Batch { reply, .. } => reply,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn create(&mut self, name: &str) {
+        let op = self.creation(name);
+        self.run(vec![op]).await.unwrap();
+    }
+
+    fn creation(&mut self, name: &str) -> Op {
+        let ino = self.next;
+        self.next = ino.next();
+        Op::Create {
+            parent: Ino::ROOT,
+            name: name.into(),
+            ino,
+            node: NewInode::Regular,
+            mode: 0o644,
+            umask: 0,
+            uid: 0,
+            gid: 0,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_goes_on_without_its_leader_and_loses_nothing() {
+    let mut cluster = Cluster::start(3).await;
+    let (id, seq, next) = {
+        let mut session = cluster.session().await;
+        for number in 0..50 {
+            session.create(&format!("before-{number}")).await;
+        }
+        (session.id, session.seq, session.next)
+    };
+    let leader = cluster.leader().await;
+    cluster.stop_node(leader).await;
+    {
+        let mut session = Session { cluster: &cluster, id, seq, next };
+        for number in 0..50 {
+            session.create(&format!("after-{number}")).await;
+        }
+        for number in 0..50 {
+            assert!(cluster.lookup(id, &format!("before-{number}")).await.is_some());
+            assert!(cluster.lookup(id, &format!("after-{number}")).await.is_some());
+        }
+    }
+    cluster.start_node(leader).await;
+    assert!(matches!(cluster.admin(AdminRequest::Check).await, AdminReply::Problems(list) if list.is_empty()));
+}
+
+/// Guards I1.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_sent_again_to_a_new_leader_answers_as_the_first_time() {
+    let mut cluster = Cluster::start(3).await;
+    let (id, batch) = {
+        let mut session = cluster.session().await;
+        let op = session.creation("once");
+        (session.id, Batch { seq: BatchSeq(session.seq + 1), acked: BatchSeq(session.seq), ops: vec![op] })
+    };
+    let submit = MetaRequest::Submit { session: id, batch };
+    let MetaReply::Batch { reply: Ok(first), .. } = cluster.ask(submit.clone()).await else { panic!("not created") };
+    let leader = cluster.leader().await;
+    cluster.stop_node(leader).await;
+    let MetaReply::Batch { reply: Ok(again), .. } = cluster.ask(submit).await else { panic!("created twice or lost") };
+    assert_eq!(first, again);
+}
+
+/// Guards I2.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_is_read_at_once() {
+    let cluster = Cluster::start(3).await;
+    let mut session = cluster.session().await;
+    for number in 0..100 {
+        let name = format!("file-{number}");
+        session.create(&name).await;
+        assert!(cluster.lookup(session.id, &name).await.is_some(), "{name}");
+    }
+}
+
+/// Guards I7.
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_acknowledged_is_there_after_all_nodes_restarted() {
+    let mut cluster = Cluster::start(3).await;
+    let id = {
+        let mut session = cluster.session().await;
+        // More than two snapshots' worth of entries: the log is shortened on the way.
+        for number in 0..500 {
+            session.create(&format!("file-{number}")).await;
+        }
+        session.id
+    };
+    for id in [1, 2, 3] {
+        cluster.stop_node(id).await;
+    }
+    for id in [1, 2, 3] {
+        cluster.start_node(id).await;
+    }
+    for number in 0..500 {
+        assert!(cluster.lookup(id, &format!("file-{number}")).await.is_some(), "file-{number}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_state_was_deleted_rebuilds_it_from_snapshot_and_log() {
+    let mut cluster = Cluster::start(1).await;
+    let id = {
+        let mut session = cluster.session().await;
+        for number in 0..450 {
+            session.create(&format!("file-{number}")).await;
+        }
+        session.id
+    };
+    cluster.stop_node(1).await;
+    std::fs::remove_dir_all(cluster.dir.path().join("metad-1/state")).unwrap();
+    cluster.start_node(1).await;
+    for number in 0..450 {
+        assert!(cluster.lookup(id, &format!("file-{number}")).await.is_some(), "file-{number}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_grows_to_three_and_five_and_shrinks_while_it_works() {
+    let mut cluster = Cluster::start(1).await;
+    let id = {
+        let mut session = cluster.session().await;
+        for number in 0..450 {
+            session.create(&format!("file-{number}")).await;
+        }
+        session.id
+    };
+    // The log of the first entries is gone: newcomers need the snapshot.
+    assert!(matches!(cluster.admin(AdminRequest::Snapshot).await, AdminReply::Done));
+    for new in 2..=5 {
+        let addr = free_addr();
+        let node = Node::start(config(&cluster.ca, cluster.dir.path(), new, addr, &BTreeMap::new())).await.unwrap();
+        cluster.nodes.insert(new, node);
+        let added = cluster.admin(AdminRequest::AddMetad { id: MetadId(new), addr }).await;
+        assert!(matches!(added, AdminReply::Done), "{added:?}");
+    }
+    for gone in [1, 2] {
+        let removed = cluster.admin(AdminRequest::RemoveMetad { id: MetadId(gone) }).await;
+        assert!(matches!(removed, AdminReply::Done), "{removed:?}");
+        cluster.stop_node(gone).await;
+    }
+    assert!(cluster.lookup(id, "file-0").await.is_some());
+    let AdminReply::Status(status) = cluster.admin(AdminRequest::Status).await else { panic!("no status") };
+    assert_eq!(status.metads.len(), 3);
+}
+
+/// An operation of a little more than so many KiB, up to 64.
+fn large(kib: usize) -> Op {
+    let value = vec![7; kib << 10];
+    Op::SetXattr { ino: Ino::ROOT, name: b"user.large".to_vec(), value, mode: XattrMode::Set, clear_sgid: false }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_catches_up_with_more_than_one_message_carries() {
+    let mut cluster = Cluster::start(3).await;
+    let (id, seq, next) = {
+        let session = cluster.session().await;
+        (session.id, session.seq, session.next)
+    };
+    let leader = cluster.leader().await;
+    let away = (1..=3).find(|id| *id != leader).unwrap();
+    cluster.stop_node(away).await;
+    {
+        let mut session = Session { cluster: &cluster, id, seq, next };
+        for _ in 0..8 {
+            session.run((0..20).map(|_| large(60)).collect()).await.unwrap();
+        }
+    }
+    cluster.start_node(away).await;
+    let started = Instant::now();
+    loop {
+        let AdminReply::Status(status) = cluster.admin(AdminRequest::Status).await else { panic!("no status") };
+        let matched = |id: u64| status.metads.iter().find(|metad| metad.0 == MetadId(id)).map_or(0, |metad| metad.3);
+        if matched(away) >= status.applied {
+            break;
+        }
+        assert!(started.elapsed() < LIMIT, "{status:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_no_message_could_bring_to_a_peer_is_refused_from_where_it_is_too_large() {
+    let cluster = Cluster::start(3).await;
+    let mut session = cluster.session().await;
+    let refused = session.run((0..80).map(|_| large(60)).collect()).await.unwrap_err();
+    assert_eq!((refused.index, refused.error), (68, FsError::ArgumentTooLarge));
+    session.run((0..68).map(|_| large(60)).collect()).await.unwrap();
+    session.create("afterwards").await;
+    assert!(cluster.lookup(session.id, "afterwards").await.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_whose_purpose_is_not_for_people_is_not_opened() {
+    let cluster = Cluster::start(1).await;
+    let purpose = "x".repeat(5 << 20);
+    let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose, caches: false, resumes: None, token: None };
+    assert!(matches!(cluster.ask(request).await, MetaReply::Failed(FsError::Invalid)));
+    cluster.session().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_the_wrong_role_is_refused() {
+    let cluster = Cluster::start(1).await;
+    let peer = cluster.client.peer(cluster.nodes[&1].local_addr(), Role::Metad);
+    let request = MetaRequest::Admin(AdminRequest::Status);
+    let asked = peer.request::<_, MetaReply>(&request, &[], LIMIT).await;
+    assert!(matches!(asked, Err(wire::Error::Refused { .. })), "{:?}", asked.err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures: cargo test --release -p metad --test it -- --ignored cluster --nocapture"]
+async fn latency_of_one_client() {
+    let cluster = Cluster::start(3).await;
+    let mut session = cluster.session().await;
+    let mut times = Vec::new();
+    let leader = cluster.leader().await;
+    let peer = cluster.client.peer(cluster.nodes[&leader].local_addr(), Role::Metad);
+    for number in 0..3000 {
+        let op = session.creation(&format!("file-{number}"));
+        session.seq += 1;
+        let batch = Batch { seq: BatchSeq(session.seq), acked: BatchSeq(session.seq - 1), ops: vec![op] };
+        let started = Instant::now();
+        let request = MetaRequest::Submit { session: session.id, batch };
+        peer.request::<_, MetaReply>(&request, &[], LIMIT).await.unwrap();
+        times.push(started.elapsed());
+    }
+    times.sort();
+    println!("create p50 {:?} p99 {:?}", times[1500], times[2970]);
+    let mut times = Vec::new();
+    for _ in 0..3000 {
+        let started = Instant::now();
+        let read = Read::Lookup { parent: Ino::ROOT, name: b"file-7".to_vec() };
+        let request = MetaRequest::Read { session: session.id, read, delegate: false, tells: false };
+        peer.request::<_, MetaReply>(&request, &[], LIMIT).await.unwrap();
+        times.push(started.elapsed());
+    }
+    times.sort();
+    println!("lookup p50 {:?} p99 {:?}", times[1500], times[2970]);
+}

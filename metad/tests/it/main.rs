@@ -1,0 +1,4 @@
+//! Metad from outside: the state machine alone, and nodes over real QUIC. One binary, because each one links everything.
+
+mod cluster;
+mod model_machine;

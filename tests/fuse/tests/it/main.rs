@@ -1,0 +1,13 @@
+//! Ordinary programs on real mounts of real daemons. One binary, because each one links everything.
+
+mod cache;
+mod cli;
+mod crash;
+mod delegations;
+mod faults;
+mod journal;
+mod large;
+mod mounts;
+mod posix;
+mod programs;
+mod semantics;
