@@ -2,6 +2,7 @@
 
 use crate::Client;
 use crate::file::state::FileState;
+use crate::known::leased::LeasedAnswer;
 use crate::namespace::NewNode;
 use crate::opens::Vouched;
 use crate::writeback::Heard;
@@ -92,7 +93,7 @@ impl Client {
         let opening = self.opens.begin(ino).await;
         // Held before it is looked at: what is known of it then includes all that is committed and not held any more.
         let held = self.hold(ino).map(|file| self.handle(file, flags));
-        let known = self.session.cache().attr(ino).and_then(|attr| {
+        let known = self.known.attr(ino).and_then(|attr| {
             let page = self.contents.lock().get(&ino).filter(|page| page.version == attr.version).cloned();
             (attr.nlink > 0 && (page.is_some() || self.has_content(ino, &attr))).then_some((attr, page))
         });
@@ -143,13 +144,12 @@ impl Client {
 
     /// Asks metad to open a file: attributes, the first extents, and whether they are leased.
     async fn ask_open(&self, ino: Ino) -> Result<(InodeAttr, Option<ExtentPage>, bool), FsError> {
-        let mark = self.session.cache().mark();
-        let (answer, leased) = self.session.read_leased(Read::Open { ino }).await?;
+        let LeasedAnswer { answer, leased } = self.session.read_leased(Read::Open { ino }).await?;
         let ReadReply::Opened { attr, page } = answer? else { return Err(FsError::Io) };
-        if leased {
-            self.session.cache().learn_attr(&attr, mark);
+        if let Some(mark) = leased {
+            self.known.learn_attr(&attr, mark);
         }
-        Ok((attr, Some(page), leased))
+        Ok((attr, Some(page), leased.is_some()))
     }
 
     /// Begins to read a file of one small block: whoever opens it mostly reads it next.
@@ -203,7 +203,7 @@ impl Client {
             self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone(), self.config.block_bytes));
         drop(opening);
         self.versions.lock().put(attr.ino, attr.version);
-        if self.session.cache().attr(attr.ino).is_none() {
+        if self.known.attr(attr.ino).is_none() {
             // Others at work in the same directory: nobody would tell of changes.
             self.refresh_open(attr.ino);
         }

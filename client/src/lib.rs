@@ -1,6 +1,6 @@
 //! A client of a Surf cluster: the filesystem's operations, free of FUSE.
 //!
-//! [`Client`] is one mount's session. `meta` talks to metad, `cache` answers in its place under leases, `block` talks to
+//! [`Client`] is one mount's session. `meta` talks to metad, `known` answers in its place under leases, `block` talks to
 //! the block daemons, `file` holds what is open, `namespace` and `handle` are the operations by family,
 //! `writeback` what is done under delegations and told later, `journal` what of it would be lost with the process, `upkeep`
 //! what goes on in the background.
@@ -11,13 +11,13 @@
 mod accessed;
 pub mod block;
 mod buffers;
-mod cache;
 mod compact;
 mod config;
 mod error;
 pub mod file;
 mod handle;
 mod journal;
+mod known;
 mod local;
 mod locks;
 pub mod meta;
@@ -44,10 +44,12 @@ use buffers::Buffers;
 use file::state::FileState;
 use file::together::Gathering;
 use journal::Journal;
+use known::Known;
+use known::held_locks::HeldLocks;
+use known::leased::LeasedSession;
 use locks::Waits;
 use lru::LruCache;
 use meta::rpc::Rpc;
-use meta::session::Session;
 use opens::Opens;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
@@ -101,7 +103,9 @@ pub struct Client {
     host: String,
     runtime: tokio::runtime::Handle,
     endpoint: Endpoint,
-    session: Arc<Session>,
+    session: Arc<LeasedSession>,
+    known: Arc<Known>,
+    held_locks: Arc<HeldLocks>,
     layouts: Arc<Layouts>,
     fetcher: Fetcher,
     putter: Putter,
@@ -182,12 +186,15 @@ impl Client {
         // A client that used this directory is dead: what it had sent must not arrive any more.
         let resumes = journal.as_ref().and_then(|journal| journal.session());
         let rpc = Rpc::new(endpoint.clone(), config.bundle.metads.clone(), config.soft_timeout);
-        let opened = Session::open(rpc, (&host, &config.purpose), resumes, CONNECT_LIMIT).await;
+        let (work, stop) = (TaskTracker::new(), CancellationToken::new());
+        let tasks = (work.clone(), stop.clone());
+        let (known, held_locks) = (Arc::<Known>::default(), Arc::<HeldLocks>::default());
+        let kept = (known.clone(), held_locks.clone());
+        let names = (host.as_str(), config.purpose.as_str());
+        let opened = LeasedSession::open(rpc, names, resumes, kept, tasks.clone(), CONNECT_LIMIT).await;
         let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
         let session = Arc::new(session);
         let layouts = Arc::new(Layouts::new(opened.layout));
-        let (work, stop) = (TaskTracker::new(), CancellationToken::new());
-        let tasks = (work.clone(), stop.clone());
         let client = Arc::new_cyclic(|me| Self {
             fetcher: Fetcher::new(
                 endpoint.clone(),
@@ -202,6 +209,8 @@ impl Client {
             runtime: tokio::runtime::Handle::current(),
             endpoint,
             session,
+            known,
+            held_locks,
             layouts,
             buffers: Arc::default(),
             files: Mutex::default(),

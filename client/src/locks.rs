@@ -5,11 +5,7 @@
 //! of metad. Waits of other clients are not known, so a deadlock across clients lasts until somebody gives up.
 //!
 //! Locks end with their session. A client that was silent for too long has lost them, and says so to whoever goes on as if
-//! it held one (`held`).
-
-mod held;
-
-pub use held::HeldLocks;
+//! it held one ([`crate::known::held_locks`]).
 
 use crate::Client;
 use parking_lot::Mutex;
@@ -139,9 +135,7 @@ impl Client {
                 Ok(None) => continue,
                 // flock(2): who converts a lock gives up the old one first, and may lose it. Two that share a lock and
                 // want it alone would wait for each other else.
-                Err(FsError::WouldBlock)
-                    if lock.family == LockFamily::Flock && self.session.locks().holds(ino, &lock) =>
-                {
+                Err(FsError::WouldBlock) if lock.family == LockFamily::Flock && self.held_locks.holds(ino, &lock) => {
                     self.unlock(ino, lock.family, lock.owner, lock.start, lock.end).await?;
                     continue;
                 }
@@ -181,10 +175,10 @@ impl Client {
     async fn try_lock(&self, ino: Ino, lock: &Lock) -> Result<Option<Taken>, FsError> {
         let (client, lock) = (self.arc(), lock.clone());
         let attempt = async move {
-            let held_before = client.session.locks().holds(ino, &lock);
-            let generation = client.session.locks().generation();
+            let held_before = client.held_locks.holds(ino, &lock);
+            let generation = client.held_locks.generation();
             client.session.one_until_answered(Op::SetLock { ino, lock: lock.clone() }).await?;
-            let taken = client.session.locks().taken(generation, ino, &lock);
+            let taken = client.held_locks.taken(generation, ino, &lock);
             let give_up = (!held_before).then(|| Arc::downgrade(&client));
             Ok(taken.then(|| Taken { client: give_up, ino, lock, newer: None }))
         };
@@ -214,7 +208,7 @@ impl Client {
     /// others may have held them meanwhile.
     #[must_use]
     pub fn has_lost_locks(&self, ino: Ino, owners: impl FnOnce() -> Vec<u64>) -> bool {
-        let locks = self.session.locks();
+        let locks = &self.held_locks;
         locks.has_lost_any() && owners().into_iter().any(|owner| locks.has_lost(ino, owner))
     }
 
@@ -230,7 +224,7 @@ impl Client {
                 Some(file) => client.flush_file(&file, true).await,
                 None => Ok(()),
             };
-            client.session.locks().given_up(ino, family, owner, start..end);
+            client.held_locks.given_up(ino, family, owner, start..end);
             // Nobody else gives it up before the session ends.
             client.session.one_until_answered(Op::Unlock { ino, family, owner, start, end }).await?;
             client.lock_released.notify_waiters();

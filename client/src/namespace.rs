@@ -2,6 +2,7 @@
 
 use crate::file::flush::is_full;
 use crate::file::state::FileState;
+use crate::known::leased::LeasedAnswer;
 use crate::opens::{Opening, Vouched};
 use crate::walks::Next;
 use crate::{Client, Notice};
@@ -46,13 +47,12 @@ pub struct NewNode {
 impl Client {
     /// Asks metad for attributes; tells whether they are leased.
     pub(crate) async fn ask_attr(&self, read: Read) -> Result<(InodeAttr, bool), FsError> {
-        let mark = self.session.cache().mark();
-        let (answer, leased) = self.session.read_leased(read).await?;
+        let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
         let ReadReply::Attr(attr) = answer? else { return Err(FsError::Io) };
-        if leased {
-            self.session.cache().learn_attr(&attr, mark);
+        if let Some(mark) = leased {
+            self.known.learn_attr(&attr, mark);
         }
-        Ok((attr, leased))
+        Ok((attr, leased.is_some()))
     }
 
     /// What is not committed yet shows in our own attributes.
@@ -94,7 +94,7 @@ impl Client {
     /// The inode behind a name, or its absence, when that is known under a lease.
     #[must_use]
     pub fn known_name(&self, parent: Ino, name: &[u8]) -> Option<Result<InodeAttr, FsError>> {
-        let known = self.session.cache().name(parent, name)?;
+        let known = self.known.name(parent, name)?;
         if let Ok(attr) = &known {
             self.names.lock().put((parent, name.to_vec()), attr.ino);
         }
@@ -102,21 +102,20 @@ impl Client {
     }
 
     async fn look_up(&self, parent: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
-        let cache = self.session.cache();
-        let mark = cache.mark();
-        let (answer, leased) = self.session.read_leased(Read::Lookup { parent, name: name.to_vec() }).await?;
+        let read = Read::Lookup { parent, name: name.to_vec() };
+        let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
         match answer {
             Ok(ReadReply::Attr(attr)) => {
-                if leased {
-                    cache.learn_attr(&attr, mark);
-                    cache.learn_name(parent, name, Some(attr.ino), mark);
+                if let Some(mark) = leased {
+                    self.known.learn_attr(&attr, mark);
+                    self.known.learn_name(parent, name, Some(attr.ino), mark);
                 }
                 Ok(attr)
             }
             Ok(_) => Err(FsError::Io),
             Err(error) => {
-                if leased && error == FsError::NotFound {
-                    cache.learn_name(parent, name, None, mark);
+                if let Some(mark) = leased.filter(|_| error == FsError::NotFound) {
+                    self.known.learn_name(parent, name, None, mark);
                 }
                 Err(error)
             }
@@ -140,20 +139,20 @@ impl Client {
     /// Attributes, when they are known under a lease.
     #[must_use]
     pub fn known_attr(&self, ino: Ino) -> Option<InodeAttr> {
-        self.session.cache().attr(ino).map(|attr| self.with_uncommitted(attr))
+        self.known.attr(ino).map(|attr| self.with_uncommitted(attr))
     }
 
     /// For how long the kernel may believe these attributes, which are handed over now: leases on them are given back
     /// only when that is over.
     #[must_use]
     pub fn believe_attr(&self, attr: &InodeAttr) -> Duration {
-        self.session.cache().believe_attr(attr)
+        self.known.believe_attr(attr)
     }
 
     /// The same for a name, and the inode that it leads to, if there is one.
     #[must_use]
     pub fn believe_name(&self, parent: Ino, name: &[u8], ino: Option<Ino>) -> Duration {
-        self.session.cache().believe_name(parent, name, ino)
+        self.known.believe_name(parent, name, ino)
     }
 
     /// What metad says of an open file, until that is leased: meanwhile somebody changes it.
@@ -443,7 +442,7 @@ impl Client {
 
     /// Before metad is asked for a listing: it must know what was done in the directory.
     async fn tell_names_of(&self, dir: Ino) -> Result<(), FsError> {
-        if self.session.cache().has_pinned_names(dir) || self.session.cache().is_made_here(dir) {
+        if self.known.has_pinned_names(dir) || self.known.is_made_here(dir) {
             self.tell_of(dir).await?;
         }
         Ok(())
@@ -451,14 +450,14 @@ impl Client {
 
     async fn ask_page(&self, ino: Ino, asked: (u64, u32, bool)) -> Result<Listed, FsError> {
         self.tell_names_of(ino).await?;
-        let mark = self.session.cache().mark();
         let (after, limit, plus) = asked;
-        let (answer, leased) = self.session.read_leased(Read::ReadDir { ino, after, limit, plus }).await?;
+        let LeasedAnswer { answer, leased } =
+            self.session.read_leased(Read::ReadDir { ino, after, limit, plus }).await?;
         let ReadReply::Page { parent, entries, end } = answer? else { return Err(FsError::Io) };
         let listed = Listed { parent, entries, end };
         // What is done here and not told yet, metad does not know of.
-        if leased && !self.session.cache().has_pinned_names(ino) {
-            self.session.cache().learn_page(ino, asked, &Arc::new(listed.clone()), mark);
+        if let Some(mark) = leased.filter(|_| !self.known.has_pinned_names(ino)) {
+            self.known.learn_page(ino, asked, &Arc::new(listed.clone()), mark);
         }
         if after == 0 && plus {
             self.walks.listed(&listed);
@@ -469,28 +468,26 @@ impl Client {
     /// The start of a directory with attributes, and what lies below and behind it for who walks on.
     async fn ask_tree(&self, asked: Next, limit: u32) -> Result<Listed, FsError> {
         self.tell_names_of(asked.dir).await?;
-        let cache = self.session.cache();
-        let mark = cache.mark();
         let read = Read::ReadTree { ino: asked.dir, behind: asked.behind(), limit };
-        let (answer, leased) = self.session.read_leased(read).await?;
+        let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
         let dirs = match answer? {
             ReadReply::Tree(dirs) => dirs,
             // Others are at work in what lies ahead.
             ReadReply::Page { parent, entries, end } => vec![ListedDir { ino: asked.dir, parent, entries, end }],
             _ => return Err(FsError::Io),
         };
-        if leased {
+        if leased.is_some() {
             self.walks.answered(asked, &dirs);
         }
         let mut first = None;
         for ListedDir { ino: dir, parent, entries, end } in dirs {
             let listed = Arc::new(Listed { parent, entries, end });
-            if leased {
+            if leased.is_some() {
                 self.walks.listed(&listed);
             }
             // What is done here and not told yet, metad does not know of.
-            if leased && !cache.has_pinned_names(dir) {
-                cache.learn_page(dir, (0, limit, true), &listed, mark);
+            if let Some(mark) = leased.filter(|_| !self.known.has_pinned_names(dir)) {
+                self.known.learn_page(dir, (0, limit, true), &listed, mark);
             }
             first.get_or_insert(listed);
         }
@@ -503,7 +500,7 @@ impl Client {
         let Some(next) = self.walks.go_on(dir) else { return };
         let client = self.arc();
         self.in_background(async move {
-            let cache = client.session.cache();
+            let cache = &client.known;
             // Who changes what they walk through needs more than to know it.
             let enough = !client.session.is_at_work() || cache.is_delegated(&[next.dir]);
             let known = enough && cache.page(next.dir, (0, limit, true)).is_some();
@@ -516,7 +513,7 @@ impl Client {
 
     /// Asks for a delegation on an inode; for who walks through a tree and changes it, on what comes next as well.
     pub(crate) async fn ask_to_be_alone(&self, ino: Ino) -> Result<(), FsError> {
-        if self.walks.wait_for(ino).await && self.session.cache().is_delegated(&[ino]) {
+        if self.walks.wait_for(ino).await && self.known.is_delegated(&[ino]) {
             return Ok(());
         }
         // Asking ahead ends others' delegations there: only for who does one directory after the other.
@@ -529,7 +526,7 @@ impl Client {
     /// Who looks at one name after the other of a directory that is not too large, looks at the next ones as well: the
     /// whole of it costs less than they do.
     fn note_missed(&self, parent: Ino) {
-        let cache = self.session.cache();
+        let cache = &self.known;
         let small = |dir: InodeAttr| dir.size <= u64::from(AHEAD_PAGES * AHEAD_PAGE);
         let ours = cache.has_pinned_names(parent) || cache.is_made_here(parent);
         if ours || !cache.attr(parent).is_some_and(small) || !self.walks.missed(parent) {
@@ -549,7 +546,7 @@ impl Client {
     }
 
     async fn list(&self, ino: Ino, after: u64, limit: u32, plus: bool) -> Result<Listed, FsError> {
-        let (cache, asked, may_walk) = (self.session.cache(), (after, limit, plus), after == 0 && plus);
+        let (cache, asked, may_walk) = (&self.known, (after, limit, plus), after == 0 && plus);
         let mut known = cache.page(ino, asked);
         if known.is_none() && may_walk && self.walks.wait_for(ino).await {
             known = cache.page(ino, asked);
@@ -600,7 +597,7 @@ impl Client {
 
     /// Before metad is asked about an inode that it may not know yet.
     pub(crate) async fn tell_if_new(&self, ino: Ino) -> Result<(), FsError> {
-        if self.session.cache().is_made_here(ino) { self.tell_of(ino).await } else { Ok(()) }
+        if self.known.is_made_here(ino) { self.tell_of(ino).await } else { Ok(()) }
     }
 
     /// Value of an extended attribute.

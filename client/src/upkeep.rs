@@ -4,7 +4,8 @@
 use crate::file::state::FileState;
 use crate::handle::FLUSHES;
 use crate::journal::Picture;
-use crate::meta::session::{Alive, Session};
+use crate::known::leased::LeasedSession;
+use crate::meta::session::Alive;
 use crate::writeback::WriteBack;
 use crate::{Client, Notice, accessed, compact, writeback};
 use futures::StreamExt;
@@ -17,7 +18,7 @@ use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use wire::ids::{Ino, SessionId};
 use wire::limits::LEASE_MS;
 use wire::message::event::MetaEvent;
-use wire::message::meta::MetaRequest;
+use wire::message::meta::{LeaseState, MetaRequest};
 use wire::quic::EventReceiver;
 use wire::retry::Backoff;
 
@@ -54,11 +55,11 @@ impl Client {
     async fn beat(&self, limit: Duration) {
         let layout = self.layouts.newest();
         match self.session.keep_alive(&layout, limit).await {
-            Ok(Alive::Yes { orphans, layout, attached, .. }) => {
+            Ok(Alive::Yes { orphans, layout, leases, .. }) => {
                 if let Some(layout) = layout {
                     self.layouts.learn(layout);
                 }
-                if !attached {
+                if leases == LeaseState::None {
                     self.detached.notify_waiters();
                 }
                 self.keep_or_release(&orphans).await;
@@ -79,7 +80,7 @@ impl Client {
 
     /// Takes in an event; nothing is waited for here, because others wait for what comes behind it.
     fn take_event(&self, event: MetaEvent, acknowledge: &Acknowledgements) {
-        let cache = self.session.cache();
+        let cache = &self.known;
         let (seq, believed, told) = match event {
             MetaEvent::Orphaned(inos) => {
                 let client = self.arc();
@@ -92,7 +93,7 @@ impl Client {
                 let told = self.writeback.tail();
                 cache.attached();
                 // What is in the kernel's pages may have been read under a lock that is lost.
-                for ino in self.session.locks().lost_on() {
+                for ino in self.held_locks.lost_on() {
                     self.notify(Notice::Changed(ino));
                 }
                 self.refresh_all_open();
@@ -263,7 +264,7 @@ async fn follow_events(weak: Weak<Client>) {
         {
             let Some(client) = weak.upgrade() else { return };
             // Whoever asks for events has nothing in its caches: metad counts on it.
-            if let Some(until) = client.session.cache().empty() {
+            if let Some(until) = client.known.empty() {
                 tokio::time::sleep_until(until.into()).await;
             }
             // Finds the leader, if it is another one.
@@ -319,7 +320,11 @@ async fn follow(
 }
 
 /// Acknowledges events, each when it is time, and the later ones never before the earlier.
-async fn acknowledge_in_order(session: &Session, queue: &WriteBack, mut events: UnboundedReceiver<Acknowledgement>) {
+async fn acknowledge_in_order(
+    session: &LeasedSession,
+    queue: &WriteBack,
+    mut events: UnboundedReceiver<Acknowledgement>,
+) {
     let mut next = events.recv().await;
     while let Some(Acknowledgement { seq, at, told }) = next.take() {
         let mut done = vec![seq];

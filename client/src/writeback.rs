@@ -1,7 +1,7 @@
 //! What was done under delegations and metad is told later: one queue, in the order in which it was done.
 //!
 //! Nobody else knows anything of an inode on which the session holds a *delegation*, so what is done there needs no answer
-//! to be true: it is done in the caches ([`crate::cache`], where it is pinned), put into this queue, and told in large
+//! to be true: it is done in the caches ([`crate::known`], where it is pinned), put into this queue, and told in large
 //! batches a moment later. metad ends a delegation before another session looks, and waits until everything is told.
 //!
 //! - this file is the queue, who waits for it, and who must not get into it;
@@ -14,9 +14,9 @@ mod tell;
 pub(crate) use tell::run;
 
 use crate::Client;
-use crate::cache::{Cache, Local};
 use crate::file::state::FileState;
-use crate::meta::session::Session;
+use crate::known::leased::LeasedSession;
+use crate::known::{Known, Local};
 use crate::opens::count_down;
 use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -65,7 +65,7 @@ pub(crate) struct Entry {
     pub(crate) work: Work,
     /// What its content was based on when it was written into the journal.
     pub(crate) kept_base: Option<Version>,
-    /// [`Cache::lapses`] when it was done; none of this session's when an earlier client did it.
+    /// [`Known::lapses`] when it was done; none of this session's when an earlier client did it.
     lapses: u64,
 }
 
@@ -161,14 +161,15 @@ pub(crate) type Touched = (Vec<Ino>, Vec<(Ino, Name)>);
 /// The queue, while something is done: nothing else gets between the look at what is known and the entry.
 pub(crate) struct Doing<'a> {
     inner: MutexGuard<'a, Inner>,
-    session: &'a Session,
+    session: &'a LeasedSession,
+    known: &'a Known,
     home: &'a WriteBack,
 }
 
 impl Doing<'_> {
     /// Whether these inodes are this session's alone.
     fn may(&self, inos: &[Ino]) -> bool {
-        !inos.iter().any(|ino| self.inner.kept_off.contains_key(ino)) && self.session.cache().is_delegated(inos)
+        !inos.iter().any(|ino| self.inner.kept_off.contains_key(ino)) && self.known.is_delegated(inos)
     }
 
     /// Puts something into the queue, and what it makes into the cache.
@@ -177,8 +178,8 @@ impl Doing<'_> {
         let mut changed: Vec<Ino> = local.attrs.iter().map(|attr| attr.ino).collect();
         changed.extend_from_slice(inos);
         let names = local.names.iter().map(|(parent, name, _)| (*parent, name.clone())).collect();
-        self.session.cache().pin(number, local);
-        self.inner.push(number, at, (changed, names), work, self.session.cache().lapses());
+        self.known.pin(number, local);
+        self.inner.push(number, at, (changed, names), work, self.known.lapses());
         if self.inner.entries.len() == 1 || self.inner.entries.len() >= ENOUGH {
             self.home.wake.notify_one();
         }
@@ -204,14 +205,14 @@ impl Drop for KeptOff<'_> {
 
 impl WriteBack {
     /// Begins to do something to these inodes here, if they are this session's alone.
-    fn begin<'a>(&'a self, session: &'a Session, inos: &[Ino]) -> Option<Doing<'a>> {
-        let doing = Doing { inner: self.inner.lock(), session, home: self };
+    fn begin<'a>(&'a self, (session, known): (&'a LeasedSession, &'a Known), inos: &[Ino]) -> Option<Doing<'a>> {
+        let doing = Doing { inner: self.inner.lock(), session, known, home: self };
         doing.may(inos).then_some(doing)
     }
 
     /// Begins to put content of an inode in that is not this session's alone: when the mount ends, and nobody can be told.
-    fn begin_leaving<'a>(&'a self, session: &'a Session) -> Doing<'a> {
-        Doing { inner: self.inner.lock(), session, home: self }
+    fn begin_leaving<'a>(&'a self, (session, known): (&'a LeasedSession, &'a Known)) -> Doing<'a> {
+        Doing { inner: self.inner.lock(), session, known, home: self }
     }
 
     /// Whether anything waits to be told.
@@ -253,7 +254,7 @@ impl WriteBack {
 
     /// Undoes what would put this inode in place of another one: its content cannot be stored, and what it would replace
     /// is all there is. Returns the inodes and names that are as they were before.
-    pub(crate) fn undo_replacing(&self, ino: Ino, error: FsError, cache: &Cache) -> Touched {
+    pub(crate) fn undo_replacing(&self, ino: Ino, error: FsError, known: &Known) -> Touched {
         let (mut inner, mut undone) = (self.inner.lock(), Vec::new());
         let (mut inos, mut names) = (Vec::new(), Vec::new());
         for entry in &mut inner.entries {
@@ -262,7 +263,7 @@ impl WriteBack {
             if source.is_some_and(|source| source.ino == Some(ino)) && target.is_some_and(|target| target.ino.is_some())
             {
                 tracing::warn!(%ino, "a file is not put in place of another one: its content cannot be stored");
-                cache.undo(entry.number, &entry.inos, &entry.names);
+                known.undo(entry.number, &entry.inos, &entry.names);
                 entry.work = Work::Undone;
                 undone.push(entry.number);
                 inos.extend_from_slice(&entry.inos);
@@ -535,7 +536,7 @@ impl Client {
 
     /// Carries out an operation at once, behind everything that was done before.
     pub(crate) async fn at_once(&self, op: Op) -> Result<wire::op::OpReply, FsError> {
-        let inos: Vec<Ino> = crate::cache::attrs_changed(&op).collect();
+        let inos: Vec<Ino> = crate::known::attrs_changed(&op).collect();
         let _kept_off = self.in_order(inos).await?;
         self.session.one(op).await
     }

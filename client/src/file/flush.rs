@@ -269,7 +269,7 @@ impl Client {
         }
         // Servers that are away come back.
         if error != FsError::Io {
-            let undone = self.writeback.undo_replacing(file.ino, error, self.session.cache());
+            let undone = self.writeback.undo_replacing(file.ino, error, &self.known);
             self.kernel_unlearns(undone);
         }
     }

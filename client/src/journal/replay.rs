@@ -6,11 +6,11 @@
 
 use super::Journal;
 use super::record::{Change, Piece, Record};
-use crate::cache::{attrs_changed, names_changed};
 use crate::file::dirty::Packed;
 use crate::file::flush::To;
 use crate::file::state::FileState;
 use crate::file::together::SHARED_BLOCK_PART;
+use crate::known::{attrs_changed, names_changed};
 use crate::writeback::{Touched, Work};
 use crate::{Client, Error};
 use bytes::Bytes;

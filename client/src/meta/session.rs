@@ -1,14 +1,16 @@
-//! The session: its number, the numbers of its batches (I1), its inode numbers (I4).
+//! The session: its number, the numbers of its batches (I1), its inode numbers (I4), the leader's clock.
+//!
+//! It knows nothing of leases: [`crate::known::leased`] is the layer above, by which everybody else asks and changes.
 
 use super::rpc::Rpc;
-use crate::cache::{Cache, attrs_changed};
-use crate::locks::HeldLocks;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use wire::attr::{InodeAttr, Timestamp};
 use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::layout::Layout;
@@ -24,7 +26,7 @@ const IN_FLIGHT: usize = 256;
 const WINDOW: u64 = SESSION_REPLIES_MAX as u64 / 2;
 const _: () = assert!(IN_FLIGHT as u64 <= WINDOW);
 /// Attempts at a batch whose session ended under it.
-const SESSIONS_TRIED: usize = 3;
+pub const SESSIONS_TRIED: usize = 3;
 
 /// Numbers of the present session.
 struct Numbers {
@@ -49,12 +51,9 @@ pub(crate) struct SpareIno {
 /// A session with metad, replaced by a new one when it expires.
 pub struct Session {
     rpc: Rpc,
-    cache: Arc<Cache>,
-    locks: HeldLocks,
     /// Questions and changes that went to metad.
     requests: AtomicU64,
-    host: String,
-    purpose: String,
+    options: SessionOptions,
     numbers: Mutex<Numbers>,
     /// Held while a new session is opened.
     renewing: tokio::sync::Mutex<()>,
@@ -64,8 +63,26 @@ pub struct Session {
     /// Told with each answer.
     answered: Notify,
     clock: Mutex<LeaderClock>,
-    /// When something was changed here last, in milliseconds of [`since_boot`]; 0 when nothing was.
-    changed_at: AtomicU64,
+}
+
+/// Hears that a session has ended.
+pub trait OnExpiry: Send + Sync {
+    /// The session has expired, and there is no other one yet.
+    fn session_expired(&self);
+}
+
+/// What sessions are opened with.
+pub struct SessionOptions {
+    /// Name of this machine.
+    pub host: String,
+    /// What the session is for, by which an operator knows it.
+    pub purpose: String,
+    /// An earlier client's session that ends when this one begins: nothing that it sent arrives any more.
+    pub resumes: Option<SessionId>,
+    /// Hears of each end of a session.
+    pub on_expiry: Arc<dyn OnExpiry>,
+    /// Batches under way, and what ends them.
+    pub tasks: (TaskTracker, CancellationToken),
 }
 
 /// The leader's clock, as far as its answers tell.
@@ -78,14 +95,24 @@ struct LeaderClock {
     last: Timestamp,
 }
 
-/// A question may ask for delegations for so long after a change: who works in a tree goes on there.
-const AT_WORK: Duration = Duration::from_secs(2);
-
 /// What a batch has come to.
-struct CarriedOut {
-    replies: Vec<OpReply>,
-    leased: Option<Vec<InodeAttr>>,
-    delegated: Vec<Ino>,
+pub struct CarriedOut {
+    /// A reply for each operation.
+    pub replies: Vec<OpReply>,
+    /// With leases on everything that was changed: attributes that no reply has.
+    pub leased: Option<Vec<InodeAttr>>,
+    /// Inodes on which the session got delegations.
+    pub delegated: Vec<Ino>,
+}
+
+/// What a question is answered with.
+pub struct Answer {
+    /// The answer, or why there is none.
+    pub answer: Result<ReadReply, FsError>,
+    /// The session holds leases on it.
+    pub leased: bool,
+    /// Inodes on which the session got delegations.
+    pub delegated: Vec<Ino>,
 }
 
 /// Why a batch was not carried out.
@@ -122,32 +149,20 @@ impl Session {
     ///
     /// # Errors
     /// Why nobody answers, within `limit`.
-    pub async fn open(
-        rpc: Rpc,
-        (host, purpose): (&str, &str),
-        resumes: Option<SessionId>,
-        limit: Duration,
-    ) -> Result<(Self, Opened), Error> {
-        let (host, purpose) = (host.to_owned(), purpose.to_owned());
-        let token = Some(rand::random());
-        let (name, of) = (host.clone(), purpose.clone());
-        let request = MetaRequest::OpenSession { host: name, purpose: of, caches: true, resumes, token };
+    pub async fn open(rpc: Rpc, options: SessionOptions, limit: Duration) -> Result<(Self, Opened), Error> {
         let asked = since_boot();
+        let request = options.request(options.resumes);
         let (id, opened) = opened(rpc.ask_within(&request, Some(limit)).await?)?;
         let session = Self {
             rpc,
-            cache: Arc::default(),
-            locks: HeldLocks::default(),
             requests: AtomicU64::new(0),
-            host,
-            purpose,
+            options,
             numbers: Mutex::new(fresh(id)),
             renewing: tokio::sync::Mutex::new(()),
             leasing: tokio::sync::Mutex::new(()),
             slots: Semaphore::new(IN_FLIGHT),
             answered: Notify::new(),
             clock: Mutex::default(),
-            changed_at: AtomicU64::new(0),
         };
         session.learn_time(asked, opened.now);
         Ok((session, opened))
@@ -157,18 +172,6 @@ impl Session {
     #[must_use]
     pub fn id(&self) -> SessionId {
         self.numbers.lock().id
-    }
-
-    /// What the session answers itself.
-    #[must_use]
-    pub fn cache(&self) -> &Cache {
-        &self.cache
-    }
-
-    /// Locks that the session holds, and that earlier ones have lost.
-    #[must_use]
-    pub fn locks(&self) -> &HeldLocks {
-        &self.locks
     }
 
     /// How many questions and changes went to metad.
@@ -193,68 +196,38 @@ impl Session {
             return Ok(());
         }
         tracing::warn!(session = %expired, "the session has expired; opening a new one");
-        self.cache.empty();
-        // Before there is another session: what is taken from now on is that one's.
-        let files = self.locks.lose_all();
-        if files > 0 {
-            tracing::warn!(files, "locks were lost with the session: who held them is refused until it gives them up");
-        }
-        let (host, purpose) = (self.host.clone(), self.purpose.clone());
-        // What was made here under delegations and is not told yet has numbers of the old one.
-        let (resumes, token) = (Some(expired), Some(rand::random()));
-        let request = MetaRequest::OpenSession { host, purpose, caches: true, resumes, token };
+        self.options.on_expiry.session_expired();
+        // What was made here under delegations and is not sent yet has numbers of the old one.
+        let request = self.options.request(Some(expired));
         let (id, _) = opened(self.rpc.ask(&request).await?).map_err(|_| FsError::Io)?;
         *self.numbers.lock() = fresh(id);
         Ok(())
     }
 
-    /// Carries out operations, all or none, exactly once. Goes on to its end though the caller is dropped: what is cached
-    /// of what they change is not used until it is known what became of them.
+    /// Runs to its end though the caller is dropped.
     ///
     /// # Errors
-    /// Why the first of them failed.
-    pub async fn submit(self: &Arc<Self>, ops: Vec<Op>) -> Result<Vec<OpReply>, FsError> {
-        self.submit_within(ops, self.rpc.patience()).await
+    /// `Io` when the client ends.
+    pub(crate) async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, BatchFailed>> + Send + 'static,
+    ) -> Result<T, BatchFailed> {
+        let (under_way, stop) = &self.options.tasks;
+        let ended = under_way.spawn(stop.clone().run_until_cancelled_owned(work)).await;
+        ended.ok().flatten().unwrap_or(Err(FsError::Io.into()))
     }
 
-    async fn submit_within(self: &Arc<Self>, ops: Vec<Op>, limit: Option<Duration>) -> Result<Vec<OpReply>, FsError> {
-        let is_work = ops.iter().any(|op| !matches!(op, Op::Accessed { .. }) && attrs_changed(op).next().is_some());
-        let replies = self.send(ops, limit, SESSIONS_TRIED).await.map_err(|failed| failed.error)?;
-        if is_work {
-            // Not before it is known that this session may change anything.
-            self.note_work();
-        }
-        Ok(replies)
-    }
-
-    /// The same, and tells which one failed. A soft mount's patience does not count: what follows is based on the answer.
+    /// Carries out operations, all or none, exactly once, in one of so many sessions. A caller that must know what became
+    /// of them does not drop this: with it goes the number of the batch.
     ///
     /// # Errors
-    /// [`BatchFailed`]; `SessionExpired` when nothing was done, and there is a new session that may be tried.
-    pub async fn submit_batch(self: &Arc<Self>, ops: Vec<Op>) -> Result<Vec<OpReply>, BatchFailed> {
-        self.send(ops, None, 1).await
-    }
-
-    async fn send(
-        self: &Arc<Self>,
-        ops: Vec<Op>,
+    /// Why the first of them failed; `SessionExpired` when nothing was done, and there is a new session that may be tried.
+    pub async fn carry_out(
+        &self,
+        ops: &[Op],
         limit: Option<Duration>,
         sessions: usize,
-    ) -> Result<Vec<OpReply>, BatchFailed> {
-        let session = self.clone();
-        let carried_out = async move {
-            let mark = session.cache.change(&ops);
-            let outcome = session.carry_out(&ops, limit, sessions).await;
-            match &outcome {
-                Ok(done) => session.cache.changed(mark, &ops, &done.replies, done.leased.as_deref(), &done.delegated),
-                Err(_) => session.cache.changed(mark, &ops, &[], None, &[]),
-            }
-            outcome.map(|done| done.replies)
-        };
-        tokio::spawn(carried_out).await.unwrap_or(Err(FsError::Io.into()))
-    }
-
-    async fn carry_out(&self, ops: &[Op], limit: Option<Duration>, sessions: usize) -> Result<CarriedOut, BatchFailed> {
+    ) -> Result<CarriedOut, BatchFailed> {
         let _slot = self.slots.acquire().await.map_err(|_| FsError::Io)?;
         for _ in 0..sessions {
             self.requests.fetch_add(1, Ordering::Relaxed);
@@ -273,17 +246,6 @@ impl Session {
             }
         }
         Err(FsError::SessionExpired.into())
-    }
-
-    /// Something is changed here.
-    pub fn note_work(&self) {
-        self.changed_at.store(since_boot().as_millis() as u64, Ordering::Relaxed);
-    }
-
-    /// Whether something was changed here a moment ago.
-    pub(crate) fn is_at_work(&self) -> bool {
-        let at = self.changed_at.load(Ordering::Relaxed);
-        at > 0 && since_boot().as_millis() as u64 - at < AT_WORK.as_millis() as u64
     }
 
     /// Now, as the leader would stamp it, as far as is known; later than everything that was stamped here.
@@ -321,65 +283,18 @@ impl Session {
         }
     }
 
-    /// Carries out one operation.
-    ///
-    /// # Errors
-    /// Why it failed.
-    pub async fn one(self: &Arc<Self>, op: Op) -> Result<OpReply, FsError> {
-        self.submit(vec![op]).await?.pop().ok_or(FsError::Io)
-    }
-
-    /// The same, for a change of content: if it were given up on, and carried out all the same, the next one would be in
-    /// conflict with it, or append the same once more (I1). A soft mount's patience does not count.
-    ///
-    /// # Errors
-    /// Why it failed.
-    pub async fn one_until_answered(self: &Arc<Self>, op: Op) -> Result<OpReply, FsError> {
-        self.first_until_answered(vec![op]).await
-    }
-
-    /// The same with others that go along. Answers with the first one's reply.
-    ///
-    /// # Errors
-    /// Why one of them failed.
-    pub async fn first_until_answered(self: &Arc<Self>, ops: Vec<Op>) -> Result<OpReply, FsError> {
-        self.submit_within(ops, None).await?.into_iter().next().ok_or(FsError::Io)
-    }
-
-    /// Asks a question.
-    ///
-    /// # Errors
-    /// As the system call would fail.
-    pub async fn read(&self, read: Read) -> Result<ReadReply, FsError> {
-        self.read_leased(read).await?.0
-    }
-
-    /// Asks a question, and tells whether the session holds leases on what was answered.
+    /// Asks a question. `delegate` asks for delegations on what is answered; with `sends`, what is asked for is needed to
+    /// send what was done here under delegations, and waits for no other session that does so, too.
     ///
     /// # Errors
     /// When there is no answer.
-    pub async fn read_leased(&self, read: Read) -> Result<(Result<ReadReply, FsError>, bool), FsError> {
-        self.ask(read, false).await
-    }
-
-    /// The same, for who has to know it to tell what was done here under delegations.
-    ///
-    /// # Errors
-    /// As the system call would fail.
-    pub async fn read_to_tell(&self, read: Read) -> Result<ReadReply, FsError> {
-        self.ask(read, true).await?.0
-    }
-
-    async fn ask(&self, read: Read, tells: bool) -> Result<(Result<ReadReply, FsError>, bool), FsError> {
+    pub async fn read(&self, read: &Read, delegate: bool, sends: bool) -> Result<Answer, FsError> {
         loop {
-            let (session, mark) = (self.id(), self.cache.mark());
+            let session = self.id();
             self.requests.fetch_add(1, Ordering::Relaxed);
-            let delegate = self.is_at_work();
-            match self.rpc.ask(&MetaRequest::Read { session, read: read.clone(), delegate, tells }).await? {
-                MetaReply::Read { answer, leased, delegated } => {
-                    self.cache.delegated(&delegated, mark);
-                    return Ok((answer, leased));
-                }
+            let request = MetaRequest::Read { session, read: read.clone(), delegate, tells: sends };
+            match self.rpc.ask(&request).await? {
+                MetaReply::Read { answer, leased, delegated } => return Ok(Answer { answer, leased, delegated }),
                 MetaReply::Failed(FsError::SessionExpired) => self.renew(session).await?,
                 MetaReply::Failed(error) => return Err(error),
                 other => return Err(unexpected(&other)),
@@ -387,7 +302,7 @@ impl Session {
         }
     }
 
-    /// Tells metad that what these events asked for is done.
+    /// Acknowledges that what these events asked for is done.
     pub async fn acknowledge(&self, seqs: Vec<u64>, limit: Duration) {
         let request = MetaRequest::Acknowledge { session: self.id(), seqs };
         if let Err(error) = self.rpc.ask_within(&request, Some(limit)).await {
@@ -409,7 +324,13 @@ impl Session {
                 return Ok(ino);
             }
             let leased_in = self.id();
-            let OpReply::Inos { start, count } = self.one(Op::LeaseInos { count: INO_RANGE }).await? else {
+            let session = self.clone();
+            let lease = async move {
+                let ops = [Op::LeaseInos { count: INO_RANGE }];
+                session.carry_out(&ops, session.rpc.patience(), SESSIONS_TRIED).await
+            };
+            let leased = self.to_its_end(lease).await.map_err(|failed| failed.error)?;
+            let Some(OpReply::Inos { start, count }) = leased.replies.first().cloned() else {
                 return Err(FsError::Io);
             };
             let mut numbers = self.numbers.lock();
@@ -458,16 +379,16 @@ impl Session {
     pub async fn keep_alive(&self, layout: &Layout, limit: Duration) -> Result<Alive, Error> {
         let session = self.id();
         let request = MetaRequest::KeepAlive { session, epoch: layout.epoch };
-        let (asked, mark) = (since_boot(), self.cache.mark());
+        let asked = since_boot();
         match self.rpc.ask_within(&request, Some(limit)).await? {
             MetaReply::Alive { now, orphans, layout, leases } => {
                 self.learn_time(asked, now);
-                if let LeaseState::Extended { alone } = leases
-                    && self.id() == session
-                {
-                    self.cache.extend(asked, mark, alone);
-                }
-                Ok(Alive::Yes { orphans, layout, attached: leases != LeaseState::None })
+                let leases = match leases {
+                    // They were those of a session that has ended since.
+                    LeaseState::Extended { .. } if self.id() != session => LeaseState::Pending,
+                    leases => leases,
+                };
+                Ok(Alive::Yes { asked, orphans, layout, leases })
             }
             MetaReply::Failed(_) => Ok(Alive::No(session)),
             other => Err(Error::Malformed(format!("unexpected reply {other:?}"))),
@@ -475,16 +396,25 @@ impl Session {
     }
 }
 
+impl SessionOptions {
+    fn request(&self, resumes: Option<SessionId>) -> MetaRequest {
+        let (host, purpose) = (self.host.clone(), self.purpose.clone());
+        MetaRequest::OpenSession { host, purpose, caches: true, resumes, token: Some(rand::random()) }
+    }
+}
+
 /// Whether a session lives.
 pub enum Alive {
     /// It does.
     Yes {
+        /// When it was asked, by [`since_boot`].
+        asked: Duration,
         /// Unlinked inodes that it is asked about.
         orphans: Vec<Ino>,
         /// The layout, when ours was old.
         layout: Option<Layout>,
-        /// metad sends us events.
-        attached: bool,
+        /// Whether metad counts our leases, and extends them.
+        leases: LeaseState,
     },
     /// This one has expired.
     No(SessionId),

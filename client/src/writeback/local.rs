@@ -2,9 +2,9 @@
 //! be refused, it is left to metad: `None`.
 
 use super::{Client, Doing, Work};
-use crate::cache::{Local, NameState};
 use crate::file::flush::To;
 use crate::file::state::FileState;
+use crate::known::{Local, NameState};
 use crate::namespace::NewNode;
 use crate::opens::{Opening, Vouched};
 use std::sync::Arc;
@@ -33,7 +33,7 @@ impl Client {
             return false;
         }
         if self.session.is_at_work() {
-            for ino in inos.iter().filter(|ino| !self.session.cache().is_delegated(&[**ino])) {
+            for ino in inos.iter().filter(|ino| !self.known.is_delegated(&[**ino])) {
                 // What was read before this session was at work came without. A question costs a tenth of a change.
                 if !self.walks.may_ask_for(*ino) || self.ask_to_be_alone(*ino).await.is_err() {
                     return false;
@@ -41,7 +41,7 @@ impl Client {
             }
         }
         // Without room in time it is tried at once, and that does not succeed either.
-        self.session.cache().is_delegated(inos) && self.patiently(self.writeback.wait_for_room()).await.is_ok()
+        self.known.is_delegated(inos) && self.patiently(self.writeback.wait_for_room()).await.is_ok()
     }
 
     /// What was written to a file goes before what is done to it now. False when it cannot go into the queue.
@@ -52,7 +52,7 @@ impl Client {
 
     /// Makes an inode.
     pub(crate) async fn make_here(&self, parent: Ino, name: &[u8], new: &NewNode) -> Option<(InodeAttr, Opening<'_>)> {
-        let cache = self.session.cache();
+        let cache = &self.known;
         let kind = new.node.kind().ok()?;
         let target_bytes = if let NewInode::Symlink(target) = &new.node { Some(target.len()) } else { None };
         let fits = target_bytes.is_none_or(|bytes| (1..=SYMLINK_BYTES_MAX).contains(&bytes));
@@ -62,7 +62,7 @@ impl Client {
         let ino = self.session.next_ino().await.ok()?;
         let opening = self.opens.begin_new(ino);
         let at = self.session.stamp();
-        let doing = self.writeback.begin(&self.session, &[parent])?;
+        let doing = self.writeback.begin((&self.session, &self.known), &[parent])?;
         // A default ACL would be inherited.
         let mut dir = cache.attr(parent).filter(|dir| !dir.has_xattrs && dir.kind == FileKind::Directory)?;
         let full = kind == FileKind::Directory && dir.nlink >= LINKS_MAX;
@@ -84,7 +84,7 @@ impl Client {
 
     /// What an entry leads to that may lose it: not open here, no directory, with no other entry that others may know of.
     fn removable(&self, ino: Ino) -> Option<Removable<'_>> {
-        let cache = self.session.cache();
+        let cache = &self.known;
         let attr = cache.attr(ino)?;
         let ours = attr.nlink == 1 || cache.is_delegated(&[ino]);
         if attr.kind == FileKind::Directory || attr.nlink == 0 || !ours {
@@ -108,12 +108,12 @@ impl Client {
 
     /// Removes a name.
     pub(crate) async fn unlink_here(&self, parent: Ino, name: &[u8]) -> Option<()> {
-        let cache = self.session.cache();
+        let cache = &self.known;
         if !self.may_do_here(&[parent]).await {
             return None;
         }
         let at = self.session.stamp();
-        let doing = self.writeback.begin(&self.session, &[parent])?;
+        let doing = self.writeback.begin((&self.session, &self.known), &[parent])?;
         let NameState::Leads(ino) = cache.name_state(parent, name) else { return None };
         let mut dir = cache.attr(parent).filter(|dir| dir.size > 0)?;
         let Removable { mut attr, version, vouched: _vouched } = self.removable(ino)?;
@@ -130,13 +130,13 @@ impl Client {
 
     /// Removes an empty directory. Returns its attributes as they are then.
     pub(crate) async fn rmdir_here(&self, parent: Ino, name: &[u8]) -> Option<InodeAttr> {
-        let cache = self.session.cache();
+        let cache = &self.known;
         let NameState::Leads(ino) = cache.name_state(parent, name) else { return None };
         if !self.may_do_here(&[parent, ino]).await {
             return None;
         }
         let at = self.session.stamp();
-        let doing = self.writeback.begin(&self.session, &[parent, ino])?;
+        let doing = self.writeback.begin((&self.session, &self.known), &[parent, ino])?;
         if cache.name_state(parent, name) != NameState::Leads(ino) {
             return None;
         }
@@ -160,7 +160,7 @@ impl Client {
         (new_parent, new_name): (Ino, &[u8]),
         mode: RenameMode,
     ) -> Option<()> {
-        let cache = self.session.cache();
+        let cache = &self.known;
         let parents = [parent, new_parent];
         let same = parent == new_parent && name == new_name;
         let ordinary = check_name(new_name).is_ok() && !same && mode != RenameMode::Exchange;
@@ -174,7 +174,7 @@ impl Client {
             return None;
         }
         let at = self.session.stamp();
-        let doing = self.writeback.begin(&self.session, &parents)?;
+        let doing = self.writeback.begin((&self.session, &self.known), &parents)?;
         // What was in the queue may have been refused meanwhile.
         if cache.name_state(parent, name) != NameState::Leads(source) || !self.is_deferred(source) {
             return None;
@@ -223,7 +223,7 @@ impl Client {
 
     /// Changes attributes other than the length.
     pub(crate) async fn set_attr_here(&self, ino: Ino, change: &AttrChange) -> Option<InodeAttr> {
-        let cache = self.session.cache();
+        let cache = &self.known;
         if change.size.is_some() || !self.may_do_here(&[ino]).await {
             return None;
         }
@@ -232,7 +232,7 @@ impl Client {
             return None;
         }
         let at = self.session.stamp();
-        let doing = self.writeback.begin(&self.session, &[ino])?;
+        let doing = self.writeback.begin((&self.session, &self.known), &[ino])?;
         // An access list would have to follow the mode.
         let mut attr = cache.attr(ino).filter(|attr| !attr.has_xattrs && attr.nlink > 0)?;
         attr.apply(change, at);
@@ -252,17 +252,17 @@ impl Client {
         if !self.config.write_back || self.window.is_failing() {
             return false;
         }
-        self.queue_content(file, || self.writeback.begin(&self.session, &[file.ino()]))
+        self.queue_content(file, || self.writeback.begin((&self.session, &self.known), &[file.ino()]))
     }
 
     /// The same for content of a file that others may use too, when the mount ends and the servers are away: so that the
     /// journal has it.
     pub(crate) fn leave_content(&self, file: &Arc<FileState>) -> bool {
-        self.queue_content(file, || Some(self.writeback.begin_leaving(&self.session)))
+        self.queue_content(file, || Some(self.writeback.begin_leaving((&self.session, &self.known))))
     }
 
     fn queue_content<'a>(&'a self, file: &Arc<FileState>, begin: impl FnOnce() -> Option<Doing<'a>>) -> bool {
-        let (cache, ino) = (self.session.cache(), file.ino());
+        let (cache, ino) = (&self.known, file.ino());
         let at = {
             let inner = file.inner.lock();
             if inner.refused {

@@ -5,9 +5,9 @@
 //! what was done here goes beside it (`NAME.conflict-HOST-TIME`), and no content is lost (I6).
 
 use super::{Client, Entry, Work, WriteBack};
-use crate::cache::Local;
 use crate::file::flush::{Commit, Landed, is_full};
 use crate::file::state::FileState;
+use crate::known::Local;
 use crate::meta::session::{BatchFailed, SpareIno};
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
@@ -277,7 +277,7 @@ impl Client {
     }
 
     fn is_unlinked_and_closed(&self, file: &FileState) -> bool {
-        let gone = self.session.cache().attr(file.ino()).is_some_and(|attr| attr.nlink == 0);
+        let gone = self.known.attr(file.ino()).is_some_and(|attr| attr.nlink == 0);
         gone && file.inner.lock().opens == 0
     }
 
@@ -311,7 +311,7 @@ impl Client {
 
     /// The first entry is told.
     fn done(&self, number: u64, inos: &[Ino], names: &[(Ino, Name)]) {
-        self.session.cache().unpin(number, inos, names);
+        self.known.unpin(number, inos, names);
         self.writeback.pop(number);
     }
 
@@ -329,7 +329,7 @@ impl Client {
     fn content_told(self: &Arc<Self>, content: Content, reply: OpReply) {
         let Content { file, commit, copy, .. } = content;
         if let OpReply::Committed { attr, .. } = &reply {
-            self.session.cache().repin(attr);
+            self.known.repin(attr);
         }
         let landed = self.committed(&file, &commit, reply, copy);
         let outcome = match landed {
@@ -347,7 +347,7 @@ impl Client {
         if passes && (step.content.is_none() || self.writeback.is_strict()) {
             return Err(error);
         }
-        if error == FsError::Stale && self.writeback.is_in_time(step.number, self.session.cache().lapses()) {
+        if error == FsError::Stale && self.writeback.is_in_time(step.number, self.known.lapses()) {
             return Ok(());
         }
         let op = step.op.as_ref().map(Op::plain).cloned();
@@ -403,7 +403,7 @@ impl Client {
 
     /// The first entry was refused, and nothing comes of it.
     fn leave_out(&self, step: Step) {
-        self.session.cache().undo(step.number, &step.inos, &step.names);
+        self.known.undo(step.number, &step.inos, &step.names);
         self.writeback.note_lost(FsError::Stale);
         self.writeback.pop(step.number);
         self.kernel_unlearns((step.inos, step.names));
@@ -416,7 +416,7 @@ impl Client {
             return false;
         };
         let read = wire::op::Read::Lookup { parent, name: name.to_vec() };
-        match self.session.read_to_tell(read).await {
+        match self.session.read_to_send(read).await {
             Ok(wire::op::ReadReply::Attr(attr)) => Some(attr.ino) == known.ino,
             _ => false,
         }
@@ -470,7 +470,7 @@ impl Client {
     /// From this entry on, `ino` has the name `new` instead of `old`, until something else gets that. What was to take its
     /// place at `old` finds something else there, and is refused in its turn.
     fn rename_entries(&self, from: u64, old: &(Ino, Name), new: &(Ino, Name), ino: Ino) {
-        let cache = self.session.cache();
+        let cache = &self.known;
         let mut inner = self.writeback.inner.lock();
         for entry in inner.entries.iter_mut().filter(|entry| entry.number >= from) {
             let first = entry.number == from;

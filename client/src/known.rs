@@ -22,9 +22,11 @@ use wire::limits::{LEASE_MS, NAME_BYTES_MAX};
 use wire::op::{ConflictCopy, Name, Op, OpReply};
 use wire::sys::since_boot;
 
-mod local;
+pub mod held_locks;
+pub mod leased;
+mod pins;
 
-pub use local::Local;
+pub use pins::Local;
 
 use crate::namespace::Listed;
 use crate::opens::count_down;
@@ -57,7 +59,7 @@ pub struct Mark(u64);
 type PageKey = (Ino, u64, u32, bool);
 
 /// What this session knows under leases.
-pub struct Cache {
+pub struct Known {
     inner: Mutex<Inner>,
 }
 
@@ -127,7 +129,7 @@ fn lru<K: std::hash::Hash + Eq, V>(count: usize) -> LruCache<K, V> {
     LruCache::new(NonZeroUsize::new(count).expect("not zero"))
 }
 
-impl Default for Cache {
+impl Default for Known {
     fn default() -> Self {
         let inner = Inner {
             attached: false,
@@ -324,7 +326,7 @@ impl Inner {
     }
 }
 
-impl Cache {
+impl Known {
     /// To be taken before a question.
     pub fn mark(&self) -> Mark {
         Mark(self.inner.lock().clock)
@@ -358,7 +360,7 @@ impl Cache {
         inner.lapses + u64::from(inner.is_uncovered())
     }
 
-    /// All leases are gone, or will be: nothing is used or kept any more until [`Cache::attached`]. Returns until when the
+    /// All leases are gone, or will be: nothing is used or kept any more until [`Known::attached`]. Returns until when the
     /// kernel may believe something.
     pub fn empty(&self) -> Option<Instant> {
         let mut inner = self.inner.lock();
@@ -393,7 +395,7 @@ impl Cache {
         inner.believed_alone_until()
     }
 
-    /// This session is about to change something. What is asked from now on is not kept until [`Cache::changed`].
+    /// This session is about to change something. What is asked from now on is not kept until [`Known::changed`].
     pub fn change(&self, ops: &[Op]) -> Mark {
         let mut inner = self.inner.lock();
         let at = inner.tick();
@@ -655,4 +657,4 @@ fn told(reply: &OpReply) -> impl Iterator<Item = &InodeAttr> {
 }
 
 #[cfg(test)]
-mod tests;
+mod known_tests;

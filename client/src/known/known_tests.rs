@@ -9,8 +9,8 @@ fn attr(ino: u64, version: u64) -> InodeAttr {
     InodeAttr { ino: Ino(ino), version: Version(version), ..testing::attr() }
 }
 
-fn holding() -> Cache {
-    let cache = Cache::default();
+fn holding() -> Known {
+    let cache = Known::default();
     cache.attached();
     cache.extend(since_boot(), cache.mark(), false);
     cache
@@ -23,7 +23,7 @@ fn create(name: &[u8], ino: u64) -> Op {
 
 #[test]
 fn nothing_is_used_without_leases_or_when_they_have_run_out() {
-    let cache = Cache::default();
+    let cache = Known::default();
     cache.attached();
     cache.learn_attr(&attr(7, 1), cache.mark());
     assert_eq!(cache.attr(Ino(7)), None);

@@ -1,6 +1,6 @@
 //! What is done here under delegations: whose inodes these are, and what is pinned until metad knows of it.
 
-use super::{Cache, Mark, NameState, Pinned};
+use super::{Known, Mark, NameState, Pinned};
 use std::collections::HashSet;
 use wire::attr::{FileKind, InodeAttr};
 use wire::ids::Ino;
@@ -18,7 +18,7 @@ pub struct Local {
 }
 
 /// What is done under delegations.
-impl Cache {
+impl Known {
     /// Whether this session alone may change all of these inodes, and nobody else knows anything of them.
     pub fn is_delegated(&self, inos: &[Ino]) -> bool {
         let inner = self.inner.lock();
