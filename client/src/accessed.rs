@@ -3,8 +3,8 @@
 //! What the kernel answers from its page cache is not seen here, and moves no access time.
 
 use crate::file::state::FileState;
+use crate::ordered::{Ordered, Rank};
 use crate::{Client, NOTICES, Notice};
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Weak;
 use std::time::Duration;
@@ -19,9 +19,14 @@ const TOGETHER: usize = 1024;
 /// Access times that wait; more are forgotten.
 const WAITING_MAX: usize = 65_536;
 /// What was read and is not stored yet.
-#[derive(Default)]
 pub(crate) struct Accessed {
-    waiting: Mutex<HashMap<Ino, Timestamp>>,
+    waiting: Ordered<HashMap<Ino, Timestamp>>,
+}
+
+impl Default for Accessed {
+    fn default() -> Self {
+        Self { waiting: Ordered::new(Rank::Leaf, HashMap::new()) }
+    }
 }
 
 impl Client {
@@ -31,13 +36,8 @@ impl Client {
             return;
         }
         let now = Timestamp::now();
-        {
-            let mut inner = file.inner.lock();
-            if !inner.attr.is_access_due(now) {
-                return;
-            }
-            // Until the next answer of metad, so that the next read has nothing to do.
-            inner.attr.atime = now;
+        if !file.note_access(now) {
+            return;
         }
         let mut waiting = self.accessed.waiting.lock();
         if waiting.len() < WAITING_MAX {

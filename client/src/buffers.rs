@@ -3,8 +3,8 @@
 //! On virtual machines the first touch of a page costs far more than copying into it, so a buffer comes back here when
 //! the last `Bytes` made of it is dropped, and serves the next block.
 
+use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
-use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
 use wire::limits::BLOCK_BYTES_MAX;
 
@@ -12,9 +12,14 @@ use wire::limits::BLOCK_BYTES_MAX;
 const KEPT_COUNT_MAX: usize = 16;
 
 /// Buffers of one block each that nobody uses at present.
-#[derive(Default)]
 pub struct Buffers {
-    free: Mutex<Vec<Vec<u8>>>,
+    free: Ordered<Vec<Vec<u8>>>,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self { free: Ordered::new(Rank::Memory, Vec::new()) }
+    }
 }
 
 impl Buffers {

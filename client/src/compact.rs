@@ -6,12 +6,14 @@
 //! a while, and the commit is refused when anyone was faster (I6). Sessions that have the file open learn of the new
 //! version by the event that each commit causes.
 
+use crate::commit::plan::Plan;
 use crate::file::dirty::Packed;
-use crate::file::state::{FileState, Stored, writes_of};
+use crate::file::sealed::{Stored, writes_of};
+use crate::file::state::FileState;
+use crate::ordered::{Ordered, Rank};
 use crate::{Client, Notice};
 use bytes::Bytes;
 use lru::LruCache;
-use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -36,11 +38,11 @@ const SETTLED: usize = 1024;
 
 /// Chunks that are in many pieces.
 pub(crate) struct Queue {
-    inner: Mutex<Inner>,
-    told: Arc<Notify>,
+    chunks: Ordered<Chunks>,
+    added: Arc<Notify>,
 }
 
-struct Inner {
+struct Chunks {
     /// Pieces of each waiting chunk.
     waiting: BTreeMap<(Ino, ChunkIndex), u32>,
     /// Pieces that were left after compaction: scattered over holes, they cannot be joined.
@@ -50,27 +52,27 @@ struct Inner {
 impl Default for Queue {
     fn default() -> Self {
         let settled = LruCache::new(NonZeroUsize::new(SETTLED).expect("not zero"));
-        Self { inner: Mutex::new(Inner { waiting: BTreeMap::new(), settled }), told: Arc::default() }
+        Self { chunks: Ordered::new(Rank::Leaf, Chunks { waiting: BTreeMap::new(), settled }), added: Arc::default() }
     }
 }
 
 impl Queue {
     fn add(&self, ino: Ino, chunk: ChunkIndex, pieces: u32) {
-        let mut inner = self.inner.lock();
+        let mut chunks = self.chunks.lock();
         // Amortised: a chunk is rewritten when it is in twice as many pieces as the last time.
-        let left = inner.settled.get(&(ino, chunk)).copied().unwrap_or(0);
-        if pieces >= left.saturating_mul(2) && inner.waiting.len() < QUEUE_MAX {
-            inner.waiting.insert((ino, chunk), pieces);
-            self.told.notify_one();
+        let left = chunks.settled.get(&(ino, chunk)).copied().unwrap_or(0);
+        if pieces >= left.saturating_mul(2) && chunks.waiting.len() < QUEUE_MAX {
+            chunks.waiting.insert((ino, chunk), pieces);
+            self.added.notify_one();
         }
     }
 
     fn next(&self) -> Option<(Ino, ChunkIndex)> {
-        self.inner.lock().waiting.pop_first().map(|(place, _)| place)
+        self.chunks.lock().waiting.pop_first().map(|(place, _)| place)
     }
 
     fn settle(&self, ino: Ino, chunk: ChunkIndex, pieces: u32) {
-        self.inner.lock().settled.put((ino, chunk), pieces);
+        self.chunks.lock().settled.put((ino, chunk), pieces);
     }
 }
 
@@ -80,9 +82,9 @@ pub(crate) async fn run(weak: Weak<Client>) {
         let Some(client) = weak.upgrade() else { return };
         let Some((ino, chunk)) = client.fragmented.next() else {
             // Not holding the client while there is nothing to do.
-            let told = client.fragmented.told.clone();
+            let added = client.fragmented.added.clone();
             drop(client);
-            told.notified().await;
+            added.notified().await;
             continue;
         };
         match client.compact(ino, chunk).await {
@@ -136,16 +138,7 @@ impl Client {
         if writes.is_empty() {
             return Ok(());
         }
-        let op = Op::Commit {
-            ino,
-            base: attr.version,
-            own: Vec::new(),
-            writes,
-            append_from: None,
-            mtime: Some(attr.mtime),
-            clear_privileges: false,
-            policy: ConflictPolicy::Fail,
-        };
+        let op = Plan::compaction(&attr, writes).op(ino, ConflictPolicy::Fail);
         self.commit_compacted(open, op, &attr).await?;
         tracing::debug!(%ino, chunk = chunk.0, pieces, joined, "compacted");
         Ok(())
@@ -155,7 +148,7 @@ impl Client {
     async fn commit_compacted(&self, open: Option<Arc<FileState>>, op: Op, attr: &InodeAttr) -> Result<(), FsError> {
         let _kept_off = self.in_order([attr.ino]).await?;
         let _one = match &open {
-            Some(file) => Some(file.flushing.lock().await),
+            Some(file) => Some(file.begin_flush().await),
             None => None,
         };
         let OpReply::Committed { attr: after, .. } = self.session.one_until_answered(op).await? else {

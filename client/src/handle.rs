@@ -21,9 +21,6 @@ use wire::op::{ExtentPage, Op, RangeAction, Read, ReadReply};
 /// Files that are flushed at once when all are.
 pub(crate) const FLUSHES: usize = 32;
 
-/// Files up to this size are fetched when they are opened.
-const SMALL_FILE: u64 = 64 << 10;
-
 /// Extents are looked at in portions of this much of a file, so that no list of them is too long to send.
 const SEEK_BYTES: u64 = 1 << 30;
 
@@ -106,7 +103,7 @@ impl Client {
             }
         };
         // I5: a name that the kernel still believed in, and was taken away. On `ESTALE` it looks again.
-        let has_others = |held: &Handle| held.file.inner.lock().opens > 1;
+        let has_others = |held: &Handle| held.file.is_shared();
         if attr.nlink == 0 && !held.as_ref().is_some_and(has_others) {
             return Err(FsError::Stale);
         }
@@ -139,7 +136,8 @@ impl Client {
 
     /// Whether nothing of the file's content need be asked for: its pages are in the kernel, or it is open.
     fn has_content(&self, ino: Ino, attr: &InodeAttr) -> bool {
-        self.versions.lock().peek(&ino) == Some(&attr.version) || self.files.lock().contains_key(&ino)
+        let in_kernel = self.versions.lock().peek(&ino) == Some(&attr.version);
+        in_kernel || self.files.lock().contains_key(&ino)
     }
 
     /// Asks metad to open a file: attributes, the first extents, and whether they are leased.
@@ -154,13 +152,7 @@ impl Client {
 
     /// Begins to read a file of one small block: whoever opens it mostly reads it next.
     fn prefetch_small(&self, file: &FileState) {
-        let inner = file.inner.lock();
-        let mut extents = inner.overlapping(&(0..SMALL_FILE + 1)).into_iter();
-        if let (Some(extent), None) = (extents.next(), extents.next())
-            && inner.size <= SMALL_FILE
-            && let Source::Block { hash, .. } = extent.source
-        {
-            drop(inner);
+        if let Some(hash) = file.small_block() {
             self.fetcher.prefetch(hash);
         }
     }
@@ -180,7 +172,7 @@ impl Client {
     fn hold(&self, ino: Ino) -> Option<Arc<FileState>> {
         let files = self.files.lock();
         let file = files.get(&ino)?;
-        file.inner.lock().opens += 1;
+        file.add_handle();
         Some(file.clone())
     }
 
@@ -188,7 +180,7 @@ impl Client {
     fn insert(&self, file: Arc<FileState>) -> Arc<FileState> {
         let mut files = self.files.lock();
         let file = files.entry(file.ino()).or_insert(file).clone();
-        file.inner.lock().opens += 1;
+        file.add_handle();
         file
     }
 
@@ -240,12 +232,8 @@ impl Client {
         if place.unwrap_or(0).saturating_add(data.len() as u64) > FILE_BYTES_MAX {
             return Err(FsError::TooLarge);
         }
-        if handle.file.inner.lock().refused {
-            // More of what nobody will commit is of no use to anybody.
-            return Err(FsError::Stale);
-        }
+        let added = handle.file.write(place, data, clear, self.session.stamp())?;
         self.note_use(handle);
-        let (_, added) = handle.file.write(place, data, clear, self.session.stamp());
         self.window.add(added as u64);
         self.arc().seal_full(&handle.file);
         Ok(data.len())
@@ -289,8 +277,7 @@ impl Client {
     pub async fn close(&self, handle: &Handle) -> Result<(), FsError> {
         self.note_use(handle);
         let file = &handle.file;
-        let told = file.inner.lock().untold.is_none();
-        if told && !self.config.flush_on_close {
+        if file.is_well() && !self.config.flush_on_close {
             if !file.is_dirty() {
                 return Ok(());
             }
@@ -313,13 +300,8 @@ impl Client {
         }
         let flushed = self.arc().flush_file(&handle.file, true).await;
         // I6: what the background found is told once, to whoever comes first.
-        let mut inner = handle.file.inner.lock();
-        let untold = inner.untold.take();
-        if untold.is_some() && inner.held == 0 {
-            inner.diverted = None;
-        }
-        drop(inner);
-        flushed.and(untold.map_or(Ok(()), Err))
+        let unreported = handle.file.take_unreported();
+        flushed.and(unreported.map_or(Ok(()), Err))
     }
 
     /// Everything written to the file is durable on return (I7).
@@ -350,11 +332,7 @@ impl Client {
     }
 
     async fn let_go(&self, file: &Arc<FileState>) {
-        let (last, refused) = {
-            let mut inner = file.inner.lock();
-            inner.opens -= 1;
-            (inner.opens == 0, inner.refused)
-        };
+        let (last, refused) = file.remove_handle();
         let ino = file.ino();
         if last && file.is_dirty() {
             if refused {
@@ -378,11 +356,7 @@ impl Client {
     /// A file without handles and without uncommitted content is not kept.
     pub(crate) fn forget_if_idle(&self, file: &Arc<FileState>) {
         let mut files = self.files.lock();
-        let (idle, page) = {
-            let inner = file.inner.lock();
-            let idle = inner.opens == 0 && inner.held == 0;
-            (idle, idle.then(|| inner.whole_page()).flatten())
-        };
+        let (idle, page) = file.idle();
         if idle && files.get(&file.ino()).is_some_and(|known| Arc::ptr_eq(known, file)) {
             files.remove(&file.ino());
             if let Some(page) = page {
@@ -418,15 +392,7 @@ impl Client {
     /// Drops what is not committed of an unlinked inode without handles: nobody can read it any more.
     pub(crate) fn drop_unread(&self, ino: Ino) {
         // What is in the queue was written before anybody here knew of the removal: it is kept beside.
-        let unread = |file: &&Arc<FileState>| {
-            let mut inner = file.inner.lock();
-            let unread = inner.opens == 0 && inner.sealed.front().is_none_or(|first| first.number > inner.queued);
-            if unread {
-                inner.attr.nlink = 0;
-            }
-            unread
-        };
-        let Some(file) = self.files.lock().get(&ino).filter(unread).cloned() else { return };
+        let Some(file) = self.files.lock().get(&ino).filter(|file| file.lose_last_name()).cloned() else { return };
         let client = self.arc();
         let dropping = async move {
             client.discard(&file).await;
@@ -535,6 +501,6 @@ impl Client {
     /// Whether an open file is known to have no extended attributes.
     #[must_use]
     pub fn has_no_xattrs(&self, ino: Ino) -> bool {
-        self.files.lock().get(&ino).is_some_and(|file| !file.inner.lock().attr.has_xattrs)
+        self.files.lock().get(&ino).is_some_and(|file| !file.has_xattrs())
     }
 }

@@ -11,6 +11,7 @@
 mod accessed;
 pub mod block;
 mod buffers;
+mod commit;
 mod compact;
 mod config;
 mod error;
@@ -23,6 +24,7 @@ mod locks;
 pub mod meta;
 pub mod namespace;
 mod opens;
+mod ordered;
 mod upkeep;
 mod walks;
 mod window;
@@ -51,8 +53,9 @@ use locks::Waits;
 use lru::LruCache;
 use meta::rpc::Rpc;
 use opens::Opens;
+use ordered::{Ordered, Rank};
 use parking_lot::Mutex;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
@@ -113,11 +116,11 @@ pub struct Client {
     /// Memory of blocks being written.
     buffers: Arc<Buffers>,
     /// Open inodes. They are here as long as a handle is open or content waits to be committed.
-    files: Mutex<HashMap<Ino, Arc<FileState>>>,
+    files: Ordered<BTreeMap<Ino, Arc<FileState>>>,
     /// Inodes being opened and removed.
     opens: Opens,
     /// Unlinked inodes that metad keeps for our handles.
-    orphans: Mutex<HashSet<Ino>>,
+    orphans: Ordered<HashSet<Ino>>,
     /// Where names led when they were last looked up: a hint, never an answer.
     names: Mutex<LruCache<(Ino, Name), Ino>>,
     /// Versions that the kernel's page cache may hold.
@@ -140,7 +143,7 @@ pub struct Client {
     /// Chunks in many pieces, to be compacted.
     fragmented: compact::Queue,
     /// Open files that are being looked at because another session changed them.
-    refreshing: Mutex<HashSet<Ino>>,
+    refreshing: Ordered<HashSet<Ino>>,
     notices: broadcast::Sender<Notice>,
     /// It is time to commit what was written.
     overdue: Notify,
@@ -213,9 +216,9 @@ impl Client {
             held_locks,
             layouts,
             buffers: Arc::default(),
-            files: Mutex::default(),
+            files: Ordered::new(Rank::Files, BTreeMap::new()),
             opens: Opens::default(),
-            orphans: Mutex::default(),
+            orphans: Ordered::new(Rank::Orphans, HashSet::new()),
             names: Mutex::new(LruCache::new(NonZeroUsize::new(NAMES).expect("not zero"))),
             versions: Mutex::new(LruCache::new(NonZeroUsize::new(VERSIONS).expect("not zero"))),
             contents: Mutex::new(LruCache::new(NonZeroUsize::new(CONTENTS).expect("not zero"))),
@@ -227,7 +230,7 @@ impl Client {
             accessed: Accessed::default(),
             walks: Walks::default(),
             fragmented: compact::Queue::default(),
-            refreshing: Mutex::default(),
+            refreshing: Ordered::new(Rank::Refreshing, HashSet::new()),
             notices: broadcast::channel(NOTICES).0,
             overdue: Notify::new(),
             lock_released: Notify::new(),

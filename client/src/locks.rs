@@ -157,10 +157,9 @@ impl Client {
         let open = self.files.lock().get(&ino).cloned();
         if let Some(file) = open {
             // What is written from now on is based on what the file is now, whatever came of what was written before.
-            let diverted = file.inner.lock().diverted.is_some();
-            if diverted {
+            if file.is_diverted() {
                 let _ = self.arc().flush_file(&file, true).await;
-                file.inner.lock().diverted = None;
+                file.end_diversion();
             }
             let attr = self.getattr(ino).await?;
             let moved = file.refresh(&attr, None);

@@ -233,7 +233,7 @@ impl Client {
         self.to_its_end(async move {
             // Before the lock: who tells metad of the file's content takes it, too.
             let _kept_off = client.in_order([file.ino()]).await?;
-            let _one = file.flushing.lock().await;
+            let _one = file.begin_flush().await;
             let OpReply::Attr(attr) = client.session.one_until_answered(op).await? else { return Err(FsError::Io) };
             client.kernel_follows(file.ino(), Version(attr.version.0.saturating_sub(1)), attr.version);
             if file.changed_here(&attr, cut) {
@@ -636,12 +636,12 @@ impl Client {
         let op = Op::SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode, clear_sgid };
         // Before it is there: nobody may be told that it is not, once it is.
         if let Some(file) = self.files.lock().get(&ino) {
-            file.inner.lock().attr.has_xattrs = true;
+            file.note_xattrs();
         }
         self.at_once(op).await?;
         // An answer from before may have said otherwise meanwhile.
         if let Some(file) = self.files.lock().get(&ino) {
-            file.inner.lock().attr.has_xattrs = true;
+            file.note_xattrs();
         }
         Ok(())
     }

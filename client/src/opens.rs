@@ -3,20 +3,25 @@
 //! Opening costs no log entry, so metad cannot know of it. An open that has begun keeps removals from vouching, and one
 //! that begins while a removal is under way waits for its outcome: it finds the inode gone, or kept for us.
 
-use parking_lot::Mutex;
+use crate::ordered::{Ordered, Rank};
 use std::collections::HashMap;
 use tokio::sync::Notify;
 use wire::ids::Ino;
 
 /// What is being opened and removed.
-#[derive(Default)]
 pub struct Opens {
-    inner: Mutex<Inner>,
+    under_way: Ordered<UnderWay>,
     changed: Notify,
 }
 
+impl Default for Opens {
+    fn default() -> Self {
+        Self { under_way: Ordered::new(Rank::Opens, UnderWay::default()), changed: Notify::new() }
+    }
+}
+
 #[derive(Default)]
-struct Inner {
+struct UnderWay {
     opening: HashMap<Ino, usize>,
     vouched: HashMap<Ino, usize>,
 }
@@ -48,9 +53,9 @@ impl Opens {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
             {
-                let mut inner = self.inner.lock();
-                if !inner.vouched.contains_key(&ino) {
-                    return self.opening(&mut inner, ino);
+                let mut under_way = self.under_way.lock();
+                if !under_way.vouched.contains_key(&ino) {
+                    return self.opening(&mut under_way, ino);
                 }
             }
             changed.await;
@@ -60,21 +65,21 @@ impl Opens {
     /// Begins to open an inode that is not made yet: nobody can be removing it. Others may as soon as metad has it, which is
     /// before this session hears of that.
     pub fn begin_new(&self, ino: Ino) -> Opening<'_> {
-        self.opening(&mut self.inner.lock(), ino)
+        self.opening(&mut self.under_way.lock(), ino)
     }
 
-    fn opening(&self, inner: &mut Inner, ino: Ino) -> Opening<'_> {
-        *inner.opening.entry(ino).or_insert(0) += 1;
+    fn opening(&self, under_way: &mut UnderWay, ino: Ino) -> Opening<'_> {
+        *under_way.opening.entry(ino).or_insert(0) += 1;
         Opening { opens: self, ino }
     }
 
     /// Vouches that nothing is open, if that is so. `is_open` is asked while no open can begin.
     pub fn vouch(&self, ino: Ino, is_open: impl FnOnce() -> bool) -> Option<Vouched<'_>> {
-        let mut inner = self.inner.lock();
-        if inner.opening.contains_key(&ino) || is_open() {
+        let mut under_way = self.under_way.lock();
+        if under_way.opening.contains_key(&ino) || is_open() {
             return None;
         }
-        *inner.vouched.entry(ino).or_insert(0) += 1;
+        *under_way.vouched.entry(ino).or_insert(0) += 1;
         Some(Vouched { opens: self, ino })
     }
 }
@@ -92,13 +97,13 @@ pub(crate) fn count_down(counts: &mut HashMap<Ino, usize>, ino: Ino) -> bool {
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        count_down(&mut self.opens.inner.lock().opening, self.ino);
+        count_down(&mut self.opens.under_way.lock().opening, self.ino);
     }
 }
 
 impl Drop for Vouched<'_> {
     fn drop(&mut self) {
-        if count_down(&mut self.opens.inner.lock().vouched, self.ino) {
+        if count_down(&mut self.opens.under_way.lock().vouched, self.ino) {
             self.opens.changed.notify_waiters();
         }
     }

@@ -173,11 +173,7 @@ impl Client {
     /// Puts what has been written to files into the queue, where it can go there and is at most so much of one: servers are
     /// not waited for.
     fn defer_files(&self, most: u64) {
-        let due = |file: &&Arc<FileState>| {
-            let inner = file.inner.lock();
-            inner.held > 0 && inner.held <= most && !inner.refused && !inner.is_queued()
-        };
-        let due: Vec<_> = self.files.lock().values().filter(due).cloned().collect();
+        let due: Vec<_> = self.files.lock().values().filter(|file| file.is_to_be_queued(most)).cloned().collect();
         for file in due {
             if !self.writeback.has_room() {
                 return;
@@ -218,12 +214,8 @@ impl Client {
 
     /// Commits what has waited; only what is uploading already when memory is what matters.
     async fn commit_some(self: &Arc<Self>, whole: bool) {
-        let due = |file: &Arc<FileState>| {
-            let inner = file.inner.lock();
-            // What the policy refuses waits for somebody to ask.
-            inner.held > 0 && !inner.refused && !(whole && inner.is_queued())
-        };
-        let files: Vec<_> = self.files.lock().values().filter(|file| due(file)).cloned().collect();
+        let files: Vec<_> =
+            self.files.lock().values().filter(|file| file.is_to_be_committed(!whole)).cloned().collect();
         let commits = files.into_iter().map(|file| self.clone().commit_one(file, whole));
         futures::stream::iter(commits).buffer_unordered(FLUSHES).collect::<()>().await;
     }

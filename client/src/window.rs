@@ -1,7 +1,7 @@
 //! How much uncommitted content the mount holds in memory: writers wait beyond the limit (and what is beyond half of it
 //! is committed in the background).
 
-use parking_lot::Mutex;
+use crate::ordered::{Ordered, Rank};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::Notify;
 use wire::FsError;
@@ -13,7 +13,7 @@ pub struct Window {
     releases: AtomicU64,
     limit: u64,
     /// Why nothing could be committed lately, and waiting is no use.
-    failure: Mutex<Option<FsError>>,
+    failure: Ordered<Option<FsError>>,
     released: Notify,
     /// Told when there is so much that waiting for more is no use.
     pub(crate) pressure: Notify,
@@ -28,7 +28,7 @@ impl Window {
             held: AtomicU64::new(0),
             releases: AtomicU64::new(0),
             limit,
-            failure: Mutex::new(None),
+            failure: Ordered::new(Rank::Leaf, None),
             released,
             pressure,
         }

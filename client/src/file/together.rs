@@ -1,47 +1,50 @@
 //! Small content of many files in one block: a tree of small files costs one upload per half a megabyte, not per file, and
 //! whoever reads the tree later fetches it in the same portions.
 
-use super::state::{Outcome, Stored};
+use super::sealed::{Stored, Upload};
 use crate::Client;
+use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
-use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// Content up to this size may share a block.
-pub(crate) const SHARED_BLOCK_PART: usize = 128 << 10;
 /// A shared block is uploaded when it has reached this size. Larger ones would make reading a single small file dearer.
 const SHARED_BLOCK: usize = 512 << 10;
 
 /// Content that waits for company.
-#[derive(Default)]
 pub(crate) struct Gathering {
-    inner: Mutex<Waiting>,
+    waiting: Ordered<Waiting>,
+}
+
+impl Default for Gathering {
+    fn default() -> Self {
+        Self { waiting: Ordered::new(Rank::Gathering, Waiting::default()) }
+    }
 }
 
 #[derive(Default)]
 struct Waiting {
-    parts: Vec<(Bytes, watch::Sender<Outcome>)>,
+    parts: Vec<(Bytes, watch::Sender<Upload>)>,
     bytes: usize,
 }
 
 impl Gathering {
     /// Adds content; true when there is enough for a block.
-    fn add(&self, bytes: Bytes, report: watch::Sender<Outcome>) -> bool {
-        let mut waiting = self.inner.lock();
+    fn add(&self, bytes: Bytes, report: watch::Sender<Upload>) -> bool {
+        let mut waiting = self.waiting.lock();
         waiting.bytes += bytes.len();
         waiting.parts.push((bytes, report));
         waiting.bytes >= SHARED_BLOCK
     }
 
     fn take(&self) -> Waiting {
-        std::mem::take(&mut *self.inner.lock())
+        std::mem::take(&mut *self.waiting.lock())
     }
 }
 
 impl Client {
     /// Uploads content in a block with other content, soon: see [`Client::upload_gathered`].
-    pub(crate) fn upload_together(self: &Arc<Self>, bytes: Bytes, report: watch::Sender<Outcome>) {
+    pub(crate) fn upload_together(self: &Arc<Self>, bytes: Bytes, report: watch::Sender<Upload>) {
         if self.gathering.add(bytes, report) {
             self.upload_gathered();
         }

@@ -1,7 +1,7 @@
 //! Writing the journal: what has waited in the queue for too long.
 
 use super::Journal;
-use super::record::{Change, Piece, Record};
+use super::record::{Change, Record, pieces_of};
 use crate::file::state::FileState;
 use crate::writeback::{Entry, Work, WriteBack};
 use crate::{CLOSE_LIMIT, Client};
@@ -153,8 +153,7 @@ impl Client {
             let queue = self.writeback.clone();
             let appended = move || {
                 for (file, upto) in files.into_values() {
-                    let mut inner = file.inner.lock();
-                    inner.kept = inner.kept.max(upto);
+                    file.note_journaled(upto);
                 }
                 queue.kept(last);
             };
@@ -318,11 +317,7 @@ fn take_pieces(
     (kept, upto): (u64, u64),
     records: &mut Vec<(Record, Bytes)>,
 ) -> Version {
-    let inner = file.inner.lock();
-    let kept = kept.max(inner.kept);
-    for sealed in inner.sealed.iter().filter(|sealed| sealed.number > kept && sealed.number <= upto) {
-        let piece = Piece::of(sealed, &inner, entry.number, entry.at);
-        records.push((Record::Piece(piece), sealed.packed.bytes.clone()));
-    }
-    inner.base
+    let snapshot = file.unjournaled(kept, upto);
+    records.extend(pieces_of(&snapshot, entry.number, entry.at));
+    snapshot.base
 }

@@ -8,7 +8,7 @@
 //! Numbers are little endian. A group is whole or not there: what a crash has torn at the end of a segment was never
 //! promised to anybody. A bad group that a good one follows is damage.
 
-use crate::file::state::{Inner, Sealed};
+use crate::file::state::Snapshot;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use wire::attr::Timestamp;
@@ -87,26 +87,30 @@ pub(super) struct Piece {
     pub clear_privileges: bool,
 }
 
-impl Piece {
-    /// What was sealed of a file, as part of the entry of this number. Its name is not known here.
-    pub(super) fn of(sealed: &Sealed, inner: &Inner, number: u64, at: Timestamp) -> Self {
-        let parts = sealed.packed.pieces.iter();
-        Self {
+/// What was sealed of a file, as part of the entry of this number, with its bytes. Names are not known here.
+pub(super) fn pieces_of(
+    snapshot: &Snapshot,
+    number: u64,
+    at: Timestamp,
+) -> impl Iterator<Item = (Record, Bytes)> + use<'_> {
+    let attr = &snapshot.attr;
+    snapshot.pieces.iter().map(move |(sealed, packed)| {
+        let piece = Piece {
             number,
             at,
-            ino: inner.attr.ino,
+            ino: attr.ino,
             place: None,
-            owner: (inner.attr.mode, inner.attr.uid, inner.attr.gid),
-            sealed: sealed.number,
+            owner: (attr.mode, attr.uid, attr.gid),
+            sealed: *sealed,
             // A block is far below 4 GiB.
-            parts: parts.map(|(at, from, len)| (*at, *from as u32, *len as u32)).collect(),
-            base: inner.base,
-            // What has arrived must not be appended again.
-            append_from: inner.appended_from.filter(|_| !inner.committing),
-            mtime: inner.mtime,
-            clear_privileges: inner.clear_privileges,
-        }
-    }
+            parts: packed.pieces.iter().map(|(at, from, len)| (*at, *from as u32, *len as u32)).collect(),
+            base: snapshot.base,
+            append_from: snapshot.append_from,
+            mtime: snapshot.mtime,
+            clear_privileges: snapshot.clear_privileges,
+        };
+        (Record::Piece(piece), packed.bytes.clone())
+    })
 }
 
 impl Record {

@@ -7,9 +7,9 @@
 use super::Journal;
 use super::record::{Change, Piece, Record};
 use crate::file::dirty::Packed;
-use crate::file::flush::To;
+use crate::file::pending::{Restored, SHARED_BLOCK_PART_MAX};
+use crate::file::sealed::To;
 use crate::file::state::FileState;
-use crate::file::together::SHARED_BLOCK_PART;
 use crate::known::{attrs_changed, names_changed};
 use crate::writeback::{Touched, Work};
 use crate::{Client, Error};
@@ -199,9 +199,9 @@ impl Client {
             self.names.lock().put((replayed.number(parent), name), ino);
         }
         let pieces: Vec<_> = piece.parts.iter().map(|(at, from, len)| (*at, *from as usize, *len as usize)).collect();
-        let (first, small) = (pieces.iter().map(|(at, _, _)| *at).min()?, bytes.len() <= SHARED_BLOCK_PART);
+        let small = bytes.len() <= SHARED_BLOCK_PART_MAX;
+        pieces.first()?;
         let held: usize = pieces.iter().map(|(_, _, len)| len).sum();
-        let begins = !replayed.files.contains_key(&ino);
         let file = replayed.files.entry(ino).or_insert_with(|| {
             let known = position.files.iter().find(|file| file.ino == ino);
             let base = known.map_or(piece.base, |file| file.base.max(piece.base));
@@ -211,21 +211,14 @@ impl Client {
             let attr = InodeAttr { version: base, ..made };
             FileState::new(attr, None, self.buffers.clone(), self.config.block_bytes)
         });
-        let mut inner = file.inner.lock();
-        let appended = piece.append_from.is_some() && !rest && (begins || inner.appended_from.is_some());
-        // Pieces are in the order in which they were sealed, which is not that of their places.
-        inner.appended_from = appended.then(|| inner.appended_from.map_or(first, |from| from.min(first)));
-        inner.mtime = piece.mtime;
-        inner.clear_privileges |= piece.clear_privileges;
-        let to = if small { To::SharedBlock } else { To::OwnBlock };
-        let sealed = self.seal(&mut inner.next_sealed, Packed { bytes, pieces }, to);
-        let number = sealed.number;
-        inner.sealed.push_back(sealed);
-        inner.held += held as u64;
-        inner.counted += held as u64;
-        (inner.queued, inner.kept) = (number, number);
-        inner.size = inner.uncommitted_end();
-        drop(inner);
+        let restored = Restored {
+            packed: Packed { bytes, pieces },
+            appended: piece.append_from.is_some() && !rest,
+            mtime: piece.mtime,
+            clear_privileges: piece.clear_privileges,
+        };
+        let uploading = self.begin_upload(&restored.packed, if small { To::SharedBlock } else { To::OwnBlock });
+        let number = file.restore(restored, uploading);
         self.window.add(held as u64);
         Some((file.clone(), number))
     }

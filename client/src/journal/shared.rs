@@ -5,9 +5,9 @@
 //! A commit that is on its way then may have arrived, which nobody knows who finds the picture. So it may be told twice:
 //! the second time stands beside the first, as a conflict copy.
 
-use super::record::{self, Group, Piece, Record};
+use super::record::{self, Group, Record, pieces_of};
 use super::{Journal, failed, sync_dir};
-use crate::file::flush::To;
+use crate::file::sealed::To;
 use crate::file::state::FileState;
 use crate::{Client, Error};
 use bytes::Bytes;
@@ -98,12 +98,7 @@ impl Client {
         for file in self.unqueued_files() {
             let Some(upto) = self.seal_rest(&file, To::OwnBlock) else { continue };
             picture.push((file.ino(), upto));
-            let (at, inner) = (self.session.stamp(), file.inner.lock());
-            for sealed in inner.sealed.iter().filter(|sealed| sealed.number <= upto) {
-                // A commit of it may begin and arrive before the next picture: what is told again must find its own bytes.
-                let piece = Piece { append_from: None, ..Piece::of(sealed, &inner, 0, at) };
-                records.push((Record::Piece(piece), sealed.packed.bytes.clone()));
-            }
+            records.extend(pieces_of(&file.picture(upto), 0, self.session.stamp()));
         }
         picture.sort_unstable();
         if picture == *last {

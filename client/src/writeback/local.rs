@@ -2,7 +2,7 @@
 //! be refused, it is left to metad: `None`.
 
 use super::{Client, Doing, Work};
-use crate::file::flush::To;
+use crate::file::sealed::To;
 use crate::file::state::FileState;
 use crate::known::{Local, NameState};
 use crate::namespace::NewNode;
@@ -90,7 +90,7 @@ impl Client {
         if attr.kind == FileKind::Directory || attr.nlink == 0 || !ours {
             return None;
         }
-        let is_open = || self.files.lock().get(&ino).is_some_and(|file| file.inner.lock().opens > 0);
+        let is_open = || self.files.lock().get(&ino).is_some_and(|file| file.is_open());
         let vouched = self.opens.vouch(ino, is_open)?;
         let file = self.files.lock().get(&ino).cloned();
         let version = match file.map(|file| file.newest_version()) {
@@ -263,25 +263,15 @@ impl Client {
 
     fn queue_content<'a>(&'a self, file: &Arc<FileState>, begin: impl FnOnce() -> Option<Doing<'a>>) -> bool {
         let (cache, ino) = (&self.known, file.ino());
-        let at = {
-            let inner = file.inner.lock();
-            if inner.refused {
-                return false;
-            }
-            inner.mtime
-        };
-        let at = at.unwrap_or_else(|| self.session.stamp());
+        let Some(written_at) = file.may_queue() else { return false };
+        let at = written_at.unwrap_or_else(|| self.session.stamp());
         let Some(doing) = begin() else { return false };
         if cache.attr(ino).is_some_and(|attr| attr.nlink == 0) {
             return false;
         }
         let Some(upto) = self.arc().seal_rest(file, To::SharedBlock) else { return true };
-        {
-            let mut inner = file.inner.lock();
-            if inner.queued >= upto {
-                return true;
-            }
-            inner.queued = upto;
+        if !file.enter_queue(upto) {
+            return true;
         }
         doing.enter(at, Work::Content { file: file.clone(), upto }, Local::default(), &[ino]);
         true

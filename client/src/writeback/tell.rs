@@ -5,21 +5,22 @@
 //! what was done here goes beside it (`NAME.conflict-HOST-TIME`), and no content is lost (I6).
 
 use super::{Client, Entry, Work, WriteBack};
-use crate::file::flush::{Commit, Landed, is_full};
-use crate::file::state::FileState;
+use crate::commit::outcome::{Outcome, Way, judge};
+use crate::commit::plan::{self, Plan};
+use crate::file::flush::is_full;
+use crate::file::state::{FileState, Flushing};
 use crate::known::Local;
 use crate::meta::session::{BatchFailed, SpareIno};
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
-use tokio::sync::OwnedMutexGuard;
-use tokio::time::timeout;
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
 use wire::FsError;
 use wire::attr::{InodeAttr, Timestamp};
 use wire::extent::ExtentWrite;
-use wire::ids::{Ino, Version};
+use wire::ids::Ino;
 use wire::limits::NAME_BYTES_MAX;
-use wire::op::{ConflictPolicy, Expect, JournalPosition, JournaledFile, Name, NewInode, Op, OpReply};
+use wire::op::{Expect, JournalPosition, JournaledFile, Name, Op, OpReply};
 use wire::retry::Backoff;
 
 /// Operations in one batch.
@@ -44,11 +45,11 @@ struct Step {
 /// Content on its way; nobody else commits to the file meanwhile.
 struct Content {
     file: Arc<FileState>,
-    commit: Commit,
+    plan: Plan,
     copy: Option<SpareIno>,
     /// So many sealed blocks of the entry are left for the next batch.
     left: usize,
-    _one: OwnedMutexGuard<()>,
+    _one: Flushing,
 }
 
 /// What the next entry says, without holding the queue.
@@ -119,9 +120,9 @@ impl WriteBack {
         let from = inner.entries.partition_point(|entry| entry.number <= behind);
         for entry in inner.entries.range(from..) {
             let (Work::Content { file, .. }, Some(kept_base)) = (&entry.work, entry.kept_base) else { continue };
-            let of_file = file.inner.lock();
-            if of_file.base > kept_base && seen.insert(file.ino()) {
-                files.push(JournaledFile { ino: file.ino(), base: of_file.base, committed: false });
+            let base = file.base();
+            if base > kept_base && seen.insert(file.ino()) {
+                files.push(JournaledFile { ino: file.ino(), base, committed: false });
             }
         }
     }
@@ -192,7 +193,7 @@ impl Client {
         let left = last.content.as_ref().map_or(0, |content| content.left);
         let contents = steps.iter().filter_map(|step| step.content.as_ref());
         let mut files: Vec<JournaledFile> =
-            contents.map(|content| content.commit.journaled(content.file.ino())).collect();
+            contents.map(|content| content.plan.journaled(content.file.ino())).collect();
         self.writeback.add_kept_files(last.number, &mut files);
         let position = Some(JournalPosition { told: last.number - u64::from(left > 0), left: left as u64, files });
         Some(Op::Journaled { journal, position })
@@ -217,7 +218,7 @@ impl Client {
                         gathered => gathered?,
                     };
                     let partial = step.content.as_ref().is_some_and(|content| content.left > 0);
-                    writes += step.content.as_ref().map_or(0, |content| content.commit.writes());
+                    writes += step.content.as_ref().map_or(0, |content| content.plan.writes().len());
                     steps.push(step);
                     // What comes behind content that failed may have been undone with it.
                     if failed || partial || writes >= WRITES_MAX {
@@ -247,22 +248,21 @@ impl Client {
             self.forget_if_idle(&file);
             return Ok((step, false));
         }
-        let one = file.flushing.clone().lock_owned().await;
+        let one = file.begin_flush().await;
         let gathered = match self.gather(&file, upto).await {
-            Ok(commit) => self.policy(&file, true).await.map(|policy| (commit, policy)),
+            Ok(plan) => self.policy(&file, true).await.map(|policy| (plan, policy)),
             Err(error) => Err(error),
         };
         match gathered {
-            Ok((commit, (_, copy))) if commit.is_empty() => {
+            Ok((plan, (_, copy))) if plan.is_empty() => {
                 if let Some(unused) = copy {
                     self.session.keep_spare(unused);
                 }
             }
-            Ok((commit, (policy, copy))) => {
-                let left =
-                    file.inner.lock().sealed.iter().skip(commit.count()).filter(|more| more.number <= upto).count();
-                step.op = Some(deferred(at, &[], &commit.op(ino, policy)));
-                step.content = Some(Content { file, commit, copy, left, _one: one });
+            Ok((plan, (policy, copy))) => {
+                let left = file.sealed_behind(plan.pieces(), upto);
+                step.op = Some(deferred(at, &[], &plan.op(ino, policy)));
+                step.content = Some(Content { file, plan, copy, left, _one: one });
             }
             // What is away comes back.
             Err(error) if self.writeback.is_strict() || !is_full(error) => return Err(error),
@@ -278,7 +278,7 @@ impl Client {
 
     fn is_unlinked_and_closed(&self, file: &FileState) -> bool {
         let gone = self.known.attr(file.ino()).is_some_and(|attr| attr.nlink == 0);
-        gone && file.inner.lock().opens == 0
+        gone && !file.is_open()
     }
 
     /// Takes in that metad knows these entries now.
@@ -290,12 +290,10 @@ impl Client {
             match (step.content, reply) {
                 (Some(content), Some(reply)) => {
                     let partial = content.left > 0;
-                    let removed = matches!(&reply, OpReply::Committed { attr, .. } if attr.nlink == 0);
-                    let (file, writes) = (content.file.clone(), removed.then(|| content.commit.clone_writes()));
-                    self.content_told(content, reply);
-                    if let Some(writes) = writes.filter(|_| file.inner.lock().opens == 0) {
+                    let (file, plan, nameless) = self.content_told(content, reply);
+                    if nameless && !file.is_open() {
                         // Others have removed it, and metad keeps it only until we say that it is not open here.
-                        self.keep_beside(&file, &writes, None).await;
+                        self.keep_beside(&file, plan.writes(), None).await;
                     }
                     if partial {
                         return;
@@ -326,19 +324,18 @@ impl Client {
         }
     }
 
-    fn content_told(self: &Arc<Self>, content: Content, reply: OpReply) {
-        let Content { file, commit, copy, .. } = content;
+    /// Takes in the answer to a commit. Returns what was committed, and whether that has no name any more.
+    fn content_told(self: &Arc<Self>, content: Content, reply: OpReply) -> (Arc<FileState>, Plan, bool) {
+        let Content { file, plan, copy, .. } = content;
         if let OpReply::Committed { attr, .. } = &reply {
             self.known.repin(attr);
         }
-        let landed = self.committed(&file, &commit, reply, copy);
-        let outcome = match landed {
-            Ok(Landed::InPlace) => Ok(()),
-            Ok(Landed::Elsewhere) => Err(FsError::Stale),
-            Err(error) => Err(error),
-        };
-        file.inner.lock().note_committed(outcome);
+        let outcome = judge(&plan, Ok(reply), Way::Queued);
+        let (report, nameless) = (outcome.report(), outcome.is_nameless());
+        self.take_outcome(&file, &plan, outcome, copy);
+        file.note_committed(report);
         self.forget_if_idle(&file);
+        (file, plan, nameless)
     }
 
     /// Decides what becomes of what metad has refused: others were there first, while this session was away.
@@ -373,22 +370,25 @@ impl Client {
                 tracing::debug!(%ino, %error, "a commit was refused");
                 let told = self.journal_position(std::slice::from_ref(&step));
                 let Some(content) = step.content else { return Ok(()) };
-                if error == FsError::NotFound && content.commit.is_diverted() {
-                    // The copy was removed: it is told once more, and gets another one.
-                    content.file.inner.lock().diverted = None;
-                    return Ok(());
-                }
-                if error == FsError::NotFound {
-                    self.drop_sealed(&content.file, content.commit.count());
-                    self.keep_beside(&content.file, &content.commit.clone_writes(), told).await;
-                    if content.left > 0 {
+                let Content { file, plan, left, .. } = &content;
+                match judge(plan, Err(error), Way::Queued) {
+                    Outcome::Stays(error) if self.writeback.is_strict() => return Err(error),
+                    Outcome::Stays(error) => {
+                        self.content_failed(file, error);
+                        self.keep_undone().await;
+                    }
+                    Outcome::Beside => {
+                        self.take_outcome(file, plan, Outcome::Beside, None);
+                        self.keep_beside(file, plan.writes(), told).await;
+                        if *left > 0 {
+                            return Ok(());
+                        }
+                    }
+                    // It is sent once more, and gets another copy.
+                    outcome => {
+                        self.take_outcome(file, plan, outcome, None);
                         return Ok(());
                     }
-                } else if self.writeback.is_strict() {
-                    return Err(error);
-                } else {
-                    self.content_failed(&content.file, error);
-                    self.keep_undone().await;
                 }
             }
             other => {
@@ -509,7 +509,7 @@ impl Client {
             tracing::warn!(ino = %file.ino(), %error, "what was written to a file that was removed elsewhere is not kept yet");
             tokio::time::sleep(backoff.delay()).await;
         }
-        file.inner.lock().untold = Some(FsError::Stale);
+        file.report_later(FsError::Stale);
         self.forget_if_idle(file);
         self.release_closed_orphan(file.ino()).await;
     }
@@ -525,34 +525,13 @@ impl Client {
         let (mut parent, name) = place.unwrap_or((Ino::ROOT, format!("inode-{}", file.ino()).into_bytes()));
         let mut name = self.conflict_name(&name);
         let attr = file.attr();
-        // With an access list, these were not the group's rights but the most that anybody else had by it.
-        let mode = if attr.has_xattrs { attr.mode & !0o070 } else { attr.mode };
         loop {
             let ino = self.session.next_ino().await?;
-            let create = Op::Create {
-                parent,
-                name: name.clone(),
-                ino,
-                node: NewInode::Regular,
-                mode,
-                umask: 0,
-                uid: attr.uid,
-                gid: attr.gid,
-            };
-            let commit = Op::Commit {
-                ino,
-                base: Version(1),
-                own: Vec::new(),
-                writes: writes.to_vec(),
-                append_from: None,
-                mtime: None,
-                clear_privileges: false,
-                policy: ConflictPolicy::LastWriter,
-            };
+            let made = plan::beside((parent, &name), ino, &attr, writes);
             // As everything that is told: it waits for no other session that has to tell something, too.
             let at = self.session.stamp();
             let told = told.cloned();
-            let ops = [create, commit].iter().map(|op| deferred(at, &[], op)).chain(told).collect();
+            let ops = made.iter().map(|op| deferred(at, &[], op)).chain(told).collect();
             match self.session.submit_batch(ops).await {
                 Ok(_) => {
                     tracing::warn!(
@@ -560,7 +539,7 @@ impl Client {
                         copy = %String::from_utf8_lossy(&name),
                         "the file was removed elsewhere while it was written here; what was written is kept"
                     );
-                    file.inner.lock().diverted = Some((ino, Instant::now()));
+                    file.divert(ino, Instant::now());
                     return Ok(());
                 }
                 Err(BatchFailed { error: FsError::Exists, .. }) => name = self.conflict_name(&name),
@@ -577,11 +556,7 @@ impl Client {
 
 /// Waits until all uploads of a file up to this one have come to an end.
 async fn uploads(file: &FileState, upto: u64) {
-    let under_way: Vec<_> = {
-        let inner = file.inner.lock();
-        inner.sealed.iter().filter(|sealed| sealed.number <= upto).map(|sealed| sealed.outcome.clone()).collect()
-    };
-    for mut outcome in under_way {
+    for mut outcome in file.uploads(upto) {
         // What has ended without an outcome is tried again by who needs it.
         let _ = outcome.wait_for(Option::is_some).await;
     }

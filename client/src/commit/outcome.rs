@@ -1,0 +1,175 @@
+//! What becomes of content with each answer to its commit. Pure: no lock but the file's own, no clock, no network.
+//!
+//! I6: content leaves this client's hands only when it is in the file, in a conflict copy, in a new file beside one that
+//! others have removed, or when nobody can read it any more. With every other answer it stays.
+
+use super::plan::Plan;
+use crate::file::state::{FileState, Landing};
+use tokio::time::Instant;
+use wire::FsError;
+use wire::attr::InodeAttr;
+use wire::ids::{Ino, Version};
+use wire::op::{ConflictCopy, OpReply};
+
+/// How content was committed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Way {
+    /// At once, by a flush. Whether this client knows that the file has lost its last name: what is written then is for
+    /// those who have it open, and needed no more when metad has given the file up.
+    AtOnce {
+        /// It has no name any more.
+        unlinked: bool,
+    },
+    /// From the write-back queue: it was written before anybody here knew of a removal.
+    Queued,
+}
+
+/// What becomes of the content.
+#[derive(PartialEq, Debug)]
+pub(crate) enum Outcome {
+    /// It is in the file.
+    InFile {
+        attr: InodeAttr,
+        /// Where appended content is.
+        appended_at: Option<u64>,
+        /// Nobody else has changed the file since the version that the content is based on.
+        only_ours: bool,
+        /// Extents of the last chunk that was written, if metad has counted them.
+        chunk_extents: u32,
+    },
+    /// Others wrote the same bytes first: it is in a conflict copy.
+    InNewCopy { attr: InodeAttr, copy: ConflictCopy, chunk_extents: u32 },
+    /// It is in the conflict copy that has what was written before.
+    InSameCopy { copy: InodeAttr },
+    /// The conflict copy that it was to go into is gone: it stays, and gets one of its own with the next commit.
+    CopyGone,
+    /// The file is gone, and nobody can read it any more: the content is dropped.
+    Dropped,
+    /// Others have removed the file: the content goes into a new one beside where that was.
+    Beside,
+    /// It could not be committed, and stays.
+    Stays(FsError),
+}
+
+/// Judges the answer to a commit.
+pub(crate) fn judge(plan: &Plan, answer: Result<OpReply, FsError>, way: Way) -> Outcome {
+    match answer {
+        Ok(OpReply::Committed { attr, .. }) if plan.is_diverted() => Outcome::InSameCopy { copy: attr },
+        Ok(OpReply::Committed { attr, conflict: Some(copy), chunk_extents, .. }) => {
+            Outcome::InNewCopy { attr, copy, chunk_extents }
+        }
+        Ok(OpReply::Committed { attr, appended_at, conflict: None, chunk_extents }) => {
+            let only_ours = attr.version == plan.basis().base.next();
+            Outcome::InFile { attr, appended_at, only_ours, chunk_extents }
+        }
+        Ok(_) => Outcome::Stays(FsError::Io),
+        Err(FsError::NotFound) if plan.is_diverted() => Outcome::CopyGone,
+        Err(FsError::NotFound) if way == (Way::AtOnce { unlinked: true }) => Outcome::Dropped,
+        Err(FsError::NotFound) => Outcome::Beside,
+        Err(error) => Outcome::Stays(error),
+    }
+}
+
+/// What an outcome does to what the kernel has of the file's content.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pages {
+    /// What it has of the first version is good for the second: it took part in the change.
+    Follow(Version, Version),
+    /// They are not the file's content.
+    Old,
+    /// They are as good as before.
+    Same,
+}
+
+impl Outcome {
+    /// What whoever wrote the content hears: nothing but good when it is in the file; `Stale` when it is elsewhere; and
+    /// why it stays.
+    pub fn report(&self) -> Result<(), FsError> {
+        match self {
+            Self::InFile { .. } => Ok(()),
+            Self::InNewCopy { .. } | Self::InSameCopy { .. } | Self::CopyGone | Self::Dropped | Self::Beside => {
+                Err(FsError::Stale)
+            }
+            Self::Stays(error) => Err(*error),
+        }
+    }
+
+    /// Whether what it went into has no name any more: then it is lost with the last handle.
+    pub fn is_nameless(&self) -> bool {
+        match self {
+            Self::InFile { attr, .. } | Self::InNewCopy { attr, .. } | Self::InSameCopy { copy: attr } => {
+                attr.nlink == 0
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the inode number that the commit had for a conflict copy was not used.
+    pub fn leaves_spare(&self) -> bool {
+        matches!(self, Self::InFile { .. } | Self::InSameCopy { .. })
+    }
+
+    /// What the kernel has of the file's content, after that.
+    pub fn pages(&self, plan: &Plan) -> Pages {
+        let basis = plan.basis();
+        match self {
+            Self::InFile { attr, appended_at, only_ours: true, .. } if *appended_at == basis.append_from => {
+                Pages::Follow(basis.base, attr.version)
+            }
+            Self::InFile { .. } | Self::InNewCopy { .. } | Self::InSameCopy { .. } => Pages::Old,
+            Self::CopyGone | Self::Dropped | Self::Beside | Self::Stays(_) => Pages::Same,
+        }
+    }
+
+    /// Extents of the last chunk that was written, as far as metad has counted them.
+    pub fn chunk_extents(&self) -> u32 {
+        match self {
+            Self::InFile { chunk_extents, .. } | Self::InNewCopy { chunk_extents, .. } => *chunk_extents,
+            _ => 0,
+        }
+    }
+
+    /// The conflict copy that was made.
+    pub fn new_copy(&self) -> Option<&ConflictCopy> {
+        if let Self::InNewCopy { copy, .. } = self { Some(copy) } else { None }
+    }
+
+    /// Takes it into the file's state; what goes beside must be there. Returns how many bytes less the window counts;
+    /// `None` when all of it stays.
+    pub fn take(self, file: &FileState, plan: &Plan, now: Instant) -> Option<u64> {
+        Some(match self {
+            Self::InFile { attr, appended_at, only_ours, .. } => {
+                file.take_landing(landing(plan, attr, appended_at, only_ours, None), plan.pieces(), now)
+            }
+            Self::InNewCopy { attr, copy, .. } => {
+                file.take_landing(landing(plan, attr, None, false, Some(copy.ino)), plan.pieces(), now)
+            }
+            Self::InSameCopy { copy } => file.take_diverted(copy.ino, plan.pieces(), now),
+            Self::Dropped | Self::Beside => file.drop_sealed(plan.pieces()),
+            Self::CopyGone => {
+                file.end_diversion();
+                return None;
+            }
+            Self::Stays(_) => return None,
+        })
+    }
+}
+
+fn landing(
+    plan: &Plan,
+    attr: InodeAttr,
+    appended_at: Option<u64>,
+    only_ours: bool,
+    conflict: Option<Ino>,
+) -> Landing<'_> {
+    let basis = plan.basis();
+    Landing {
+        attr,
+        base: basis.base,
+        writes: plan.writes(),
+        append_from: basis.append_from,
+        appended_at,
+        only_ours,
+        conflict,
+    }
+}
