@@ -1,6 +1,6 @@
 //! Ordinary programs at work.
 
-use crate::rows::Scale;
+use crate::scale::Scale;
 use crate::side::Side;
 use crate::tree::{Inputs, sh};
 use anyhow::Result;

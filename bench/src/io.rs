@@ -1,6 +1,6 @@
 //! Large files: sequential and random.
 
-use crate::rows::Scale;
+use crate::scale::Scale;
 use crate::side::Side;
 use crate::signals;
 use crate::tree::Inputs;

@@ -1,7 +1,7 @@
 //! Many small files: what metadata costs.
 
 use crate::lane::{self, Deed};
-use crate::rows::Scale;
+use crate::scale::Scale;
 use crate::side::Side;
 use crate::signals;
 use crate::tree::Inputs;

@@ -1,6 +1,7 @@
 //! Mounts of the bench: made, taken down, and made again where a row is to find nothing in memory.
 
-use crate::process::{POLL, START_LIMIT, Service, wait_for};
+use crate::process::{START_LIMIT, Service, wait_for};
+use crate::signals::POLL;
 use crate::sys;
 use anyhow::{Context, Result};
 use std::fs;

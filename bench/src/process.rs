@@ -4,7 +4,8 @@
 //! everything that it starts: when the shell ends, the kernel kills the rest, daemons that have detached themselves
 //! included. It ends when its standard input does, so also when the bench is killed.
 
-use crate::{signals, sys};
+use crate::signals::{self, POLL};
+use crate::sys;
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -13,8 +14,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Between two looks.
-pub(crate) const POLL: Duration = Duration::from_millis(10);
 /// How long something may take to start.
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(60);
 /// How long something may take to end before it is killed: a mount stores first what was written.

@@ -1,25 +1,11 @@
 //! The rows: what is measured, in this order, and what must have been done before each.
 
 use crate::report::Unit;
+use crate::scale::Scale;
 use crate::side::Side;
 use crate::tree::Inputs;
 use crate::{apps, io, meta};
 use anyhow::{Result, ensure};
-
-/// Sizes of the workloads.
-#[derive(Clone, Copy)]
-pub(crate) struct Scale {
-    pub sequential_mib: usize,
-    pub random_mib: usize,
-    pub random_ops: usize,
-    pub files: usize,
-}
-
-impl Scale {
-    pub(crate) const FULL: Self = Self { sequential_mib: 1024, random_mib: 256, random_ops: 20_000, files: 4_000 };
-    /// To see that it works, not how fast.
-    pub(crate) const QUICK: Self = Self { sequential_mib: 64, random_mib: 32, random_ops: 500, files: 400 };
-}
 
 /// A row's work on a side; answers its figure.
 type Work = fn(&mut Side, &Inputs, Scale) -> Result<f64>;

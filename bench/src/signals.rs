@@ -1,10 +1,13 @@
 //! Signals that end a run: the first one is noticed between two steps, so that everything is taken down in order; the
 //! second ends the process at once, and what it had started ends with it (see [`crate::process`]).
 
-use crate::process::POLL;
 use crate::sys;
 use anyhow::{Result, bail};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Duration;
+
+/// Between two looks at a condition that a signal may end.
+pub(crate) const POLL: Duration = Duration::from_millis(10);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Process group of the program that does a row's work; 0 for none.

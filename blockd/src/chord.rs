@@ -23,6 +23,7 @@
 
 pub mod driver;
 pub mod fingers;
+mod fix_fingers;
 pub mod join;
 pub mod lookup;
 pub mod rectify;

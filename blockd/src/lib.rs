@@ -28,6 +28,7 @@ pub use error::Error;
 pub use layouts::LayoutSource;
 
 use chord::driver::Ring;
+use futures::future::BoxFuture;
 use heartbeat::Reporter;
 use layouts::Layouts;
 use metrics::Metrics;
@@ -51,6 +52,9 @@ use wire::tls::{Identity, Role};
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running block daemon. Dropping it without [`Node::stop`] ends its tasks, as a crash would.
+///
+/// Its futures are boxed: the code behind a boxed one is compiled in this crate, once, and not again in each program and
+/// test that awaits it.
 pub struct Node {
     id: BlockdId,
     endpoint: Endpoint,
@@ -83,15 +87,23 @@ impl Node {
     ///
     /// # Errors
     /// Why it does not start.
-    pub async fn start(config: Config, identity: Identity) -> Result<Self, Error> {
-        Self::start_with(config, identity, LayoutSource::Metad).await
+    pub fn start(config: Config, identity: Identity) -> BoxFuture<'static, Result<Self, Error>> {
+        Self::start_with(config, identity, LayoutSource::Metad)
     }
 
     /// Starts a daemon with another source of layouts.
     ///
     /// # Errors
     /// Why it does not start.
-    pub async fn start_with(config: Config, identity: Identity, source: LayoutSource) -> Result<Self, Error> {
+    pub fn start_with(
+        config: Config,
+        identity: Identity,
+        source: LayoutSource,
+    ) -> BoxFuture<'static, Result<Self, Error>> {
+        Box::pin(Self::open(config, identity, source))
+    }
+
+    async fn open(config: Config, identity: Identity, source: LayoutSource) -> Result<Self, Error> {
         check_role(&identity)?;
         let config = Arc::new(config);
         let ownership = Ownership::take(&config.data_dir, &identity)?;
@@ -188,7 +200,11 @@ impl Node {
     }
 
     /// Stops cleanly: requests under way end, the store is synced and closed.
-    pub async fn stop(mut self) {
+    pub fn stop(self) -> BoxFuture<'static, ()> {
+        Box::pin(self.end())
+    }
+
+    async fn end(mut self) {
         self.serving.stop(STOP_TIMEOUT).await;
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}

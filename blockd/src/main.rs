@@ -1,5 +1,7 @@
 //! The block daemon as a program: configuration, logs, signals, and the service manager.
 
+#![forbid(unsafe_code)]
+
 use anyhow::{Context, Result};
 use blockd::Node;
 use blockd::config::{Config, Settings};

@@ -19,13 +19,14 @@ mod read;
 mod record;
 mod recover;
 mod segment;
+mod segment_name;
 mod writer;
 
 #[cfg(test)]
 mod tests;
 
 pub use error::Error;
-pub use segment::SegmentId;
+pub use segment_name::SegmentId;
 
 use buffer::Pool;
 use bytes::Bytes;

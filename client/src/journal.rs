@@ -214,6 +214,7 @@ impl Journal {
         let mut group = Group::default();
         records.iter().for_each(|(record, content)| group.add(record, content));
         let bytes = group.finish();
+        // I8: on return the records are on the disk, and so is the name of their file.
         let (newest, len) = self.segments.lock().back().map_or((0, 0), |newest| (newest.number, newest.bytes));
         if let Some(file) = current.as_mut().filter(|_| len < SEGMENT_BYTES) {
             if let Err(error) = file.write_all_at(&bytes, len).and_then(|()| file.sync_data()) {
@@ -251,6 +252,7 @@ impl Journal {
         let mut dropped = false;
         let oldest = || {
             let segments = self.segments.lock();
+            // I8: a segment goes when the cluster knows all that is in it, never before.
             segments.front().filter(|oldest| oldest.last <= told).map(|oldest| oldest.number)
         };
         while let Some(number) = oldest() {

@@ -8,6 +8,8 @@
 //! Every operation can be called from any thread of a multi-threaded tokio runtime. What an operation has accepted runs
 //! to its end though its caller is dropped, unless it says otherwise.
 
+#![forbid(unsafe_code)]
+
 mod accessed;
 pub mod block;
 mod buffers;
@@ -45,6 +47,7 @@ use block::put::Putter;
 use buffers::Buffers;
 use file::state::FileState;
 use file::together::Gathering;
+use futures::future::BoxFuture;
 use journal::Journal;
 use known::Known;
 use known::held_locks::HeldLocks;
@@ -166,7 +169,12 @@ impl Client {
     ///
     /// # Errors
     /// [`Error`]: an option makes no sense, the identity is refused, or nobody answers.
-    pub async fn connect(config: ClientConfig) -> Result<Arc<Self>, Error> {
+    pub fn connect(config: ClientConfig) -> BoxFuture<'static, Result<Arc<Self>, Error>> {
+        // Boxed: what goes on in the background is compiled in this crate, and not again in each program.
+        Box::pin(Self::join_cluster(config))
+    }
+
+    async fn join_cluster(config: ClientConfig) -> Result<Arc<Self>, Error> {
         config.check()?;
         // First of all: a directory that is in use is told before a session is opened.
         let local = LocalDir::of(&config).await?;
@@ -278,7 +286,11 @@ impl Client {
     ///
     /// # Errors
     /// What could not be committed; the session is ended all the same.
-    pub async fn shutdown(&self) -> Result<(), FsError> {
+    pub fn shutdown(&self) -> BoxFuture<'_, Result<(), FsError>> {
+        Box::pin(self.leave_cluster())
+    }
+
+    async fn leave_cluster(&self) -> Result<(), FsError> {
         let stored = self.store_all().await;
         // Not waited for when the servers are away.
         let _ = tokio::time::timeout(CLOSE_LIMIT, self.store_access_times()).await;

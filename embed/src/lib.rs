@@ -5,16 +5,20 @@
 //!
 //! Stop order: block daemons first, because they report to metads; then metads; then the lock on the directory.
 
+#![forbid(unsafe_code)]
+
 mod error;
+mod options;
 mod state;
 
 pub use error::Error;
+pub use options::EmbedOptions;
 
 use state::{CLUSTER_NAME, State};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -36,22 +40,8 @@ const ALONE_HEARTBEAT_MS: u64 = 50;
 /// As above: an election that nobody else can win may begin soon.
 const ALONE_ELECTION_MS: u64 = 150;
 
-/// Shape of an embedded cluster. It is fixed by the first start in a directory.
-#[derive(Clone, Debug)]
-pub struct EmbedOptions {
-    /// Metadata daemons: 1, 3 or 5.
-    pub metads: u8,
-    /// Block daemons, at least 1.
-    pub blockds: u8,
-    /// Replicas of each block, 1 to 5, at most as many as block daemons. Takes effect at the first start.
-    pub replicas: u8,
-}
-
-impl Default for EmbedOptions {
-    fn default() -> Self {
-        Self { metads: 1, blockds: 1, replicas: 1 }
-    }
-}
+/// The code behind a boxed future is compiled in this crate, once, and not again in each program and test that awaits it.
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A running cluster. Dropping it without [`Embedded::stop`] ends it as a crash would.
 pub struct Embedded {
@@ -70,9 +60,12 @@ impl Embedded {
     ///
     /// # Errors
     /// Why it does not start: the directory is in use, or damaged, or a daemon refuses.
-    pub async fn start(data_dir: &Path, options: EmbedOptions) -> Result<Self, Error> {
-        let dir = data_dir.to_owned();
-        let threads = metad::runtime().map_err(|source| Error::Disk { path: data_dir.to_owned(), source })?;
+    pub fn start(data_dir: &Path, options: EmbedOptions) -> Boxed<'static, Result<Self, Error>> {
+        Box::pin(Self::begin(data_dir.to_owned(), options))
+    }
+
+    async fn begin(dir: PathBuf, options: EmbedOptions) -> Result<Self, Error> {
+        let threads = metad::runtime().map_err(|source| Error::Disk { path: dir.clone(), source })?;
         let threads = Threads(Some(threads));
         let runtime = threads.handle();
         let (mut state, prepared, options) = blocking(move || {
@@ -106,7 +99,7 @@ impl Embedded {
 
     /// Waits until a daemon can no longer keep its promise, such as after a failed sync. Cancel-safe.
     pub async fn failed(&self) -> Error {
-        let mut failures: Vec<Pin<Box<dyn Future<Output = blockd::Error> + Send + '_>>> =
+        let mut failures: Vec<Boxed<'_, blockd::Error>> =
             self.blockds.iter().map(|node| Box::pin(node.failed()) as _).collect();
         std::future::poll_fn(move |cx| {
             for failure in &mut failures {
@@ -120,7 +113,11 @@ impl Embedded {
     }
 
     /// Stops cleanly. Clients are to be shut down before: what they have not flushed is not waited for.
-    pub async fn stop(self) {
+    pub fn stop(self) -> Boxed<'static, ()> {
+        Box::pin(self.end())
+    }
+
+    async fn end(self) {
         for blockd in self.blockds {
             blockd.stop().await;
         }

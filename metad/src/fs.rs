@@ -9,6 +9,7 @@
 //! - [`read`] answers questions, [`check`] looks for contradictions.
 
 mod acl;
+mod attr;
 pub mod blockref;
 pub mod check;
 mod commit;
@@ -17,6 +18,7 @@ pub(crate) mod dentry;
 mod extent;
 pub mod inode;
 pub mod keys;
+mod lifetime;
 mod lock;
 pub mod orphan;
 pub mod read;
@@ -133,10 +135,10 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::Batches(batches) => CommandReply::Batches(
             batches.iter().map(|(session, batch)| session::apply_batch(view, stamped.now, *session, batch)).collect(),
         ),
-        Command::OpenSession(opening) => CommandReply::Session(session::open(view, &context, opening)),
+        Command::OpenSession(opening) => CommandReply::Session(lifetime::open(view, &context, opening)),
         Command::CloseSessions(sessions) => {
             for session in sessions {
-                session::close(view, &context, *session);
+                lifetime::close(view, &context, *session);
             }
             CommandReply::Done
         }
@@ -183,7 +185,7 @@ fn apply_op(view: &mut View, context: &Context, op: &Op, before: &[OpReply]) -> 
         Op::Rename { parent, name, new_parent, new_name, mode, released } => {
             dentry::rename(view, context, (*parent, name), (*new_parent, new_name), *mode, *released)
         }
-        Op::SetAttr { ino, change } => inode::set_attr(view, context, *ino, change),
+        Op::SetAttr { ino, change } => attr::set_attr(view, context, *ino, change),
         Op::Commit { ino, base, own, writes, append_from, mtime, clear_privileges, policy } => {
             let commit = commit::Commit {
                 base: *base,
@@ -218,7 +220,7 @@ fn apply_op(view: &mut View, context: &Context, op: &Op, before: &[OpReply]) -> 
             lock::unlock(view, context, *ino, *family, *owner, *start..*end)
         }
         Op::Accessed { ino, at } => {
-            inode::accessed(view, context, *ino, *at);
+            attr::accessed(view, context, *ino, *at);
             Ok(OpReply::Done)
         }
         Op::Deferred { at, expect, op } => deferred::apply(view, context, *at, expect, op),

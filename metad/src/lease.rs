@@ -5,50 +5,22 @@
 //! the leader grants leases; a new one begins with an empty table, and its first changes wait until every session has
 //! come to it or what the leader before may have granted has run out.
 
+mod leadership;
 pub mod table;
 mod touched;
+
+pub use leadership::Leases;
 
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::{Refused, session};
-use parking_lot::Mutex;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use table::{Extension, Table, Told};
-use tokio::sync::Notify;
 use wire::attr::InodeAttr;
 use wire::ids::{Ino, SessionId};
-use wire::limits::LEASE_MS;
 use wire::message::event::MetaEvent;
 use wire::op::{Batch, BatchReply, Op};
-
-/// How long leases hold without being extended.
-const LEASE: Duration = Duration::from_millis(LEASE_MS);
-
-/// The leases of the present leadership.
-#[derive(Default)]
-pub struct Leases {
-    /// With the term in which this node leads.
-    current: Mutex<Option<(u64, Table)>>,
-    /// Told when somebody has acknowledged or come, or is asked to tell something.
-    changed: Notify,
-}
-
-impl Leases {
-    /// Works on the table of this leadership; `None` when this node does not lead, or there is a later one.
-    fn with<R>(&self, leadership: Option<u64>, work: impl FnOnce(&mut Table) -> R) -> Option<R> {
-        let mut current = self.current.lock();
-        let Some(term) = leadership else {
-            *current = None;
-            return None;
-        };
-        match &mut *current {
-            Some((of, table)) if *of == term => Some(work(table)),
-            Some((of, _)) if *of > term => None,
-            other => Some(work(&mut other.insert((term, Table::new(LEASE, Instant::now()))).1)),
-        }
-    }
-}
 
 /// A change under way; it ends when this is dropped.
 struct Changing<'a> {

@@ -3,6 +3,8 @@
 //! [`Node`] is one: `raft` keeps the log that all nodes agree on, `fs` turns it into a filesystem's metadata, `store`
 //! holds that on disk, `server` answers, `lease` lets clients answer themselves, `cluster` looks after the block daemons.
 
+#![forbid(unsafe_code)]
+
 pub mod cluster;
 pub mod config;
 pub mod error;
@@ -11,13 +13,17 @@ pub mod fs;
 pub mod lease;
 pub mod raft;
 pub mod server;
+mod shared;
 pub mod store;
+
+pub use shared::Shared;
 
 use cluster::gc;
 use cluster::liveness::Liveness;
 use config::Config;
-use error::{Error, ProposeError};
-use fs::{Command, CommandReply, Stamped, settings};
+use error::Error;
+use fs::{Command, settings};
+use futures::future::BoxFuture;
 use raft::Consensus;
 use server::{Batcher, Clock, Events, Server};
 use std::io;
@@ -37,27 +43,6 @@ const INIT_PAUSE: Duration = Duration::from_millis(50);
 /// Raft is one task: more workers than this only answer reads.
 const WORKERS_MAX: usize = 8;
 
-/// What all parts of a node share.
-pub struct Shared {
-    pub(crate) config: Config,
-    pub(crate) consensus: Arc<Consensus>,
-    pub(crate) endpoint: Endpoint,
-    pub(crate) liveness: Liveness,
-    pub(crate) events: Events,
-    pub(crate) leases: lease::Leases,
-    pub(crate) batcher: Batcher,
-    pub(crate) clock: Arc<Clock>,
-    /// Layouts are changed one at a time.
-    pub(crate) layout_change: tokio::sync::Mutex<()>,
-}
-
-impl Shared {
-    /// Proposes a command, stamped with the leader's time.
-    pub(crate) async fn propose(&self, command: Command) -> Result<CommandReply, ProposeError> {
-        self.consensus.propose(Stamped { now: self.clock.now(), command }).await
-    }
-}
-
 /// Threads for a metad. A request is answered after a chain of short steps (network, Raft, state, and back), and each
 /// change of threads costs more than a step: so the socket is driven here too, and only large machines have several
 /// workers.
@@ -71,6 +56,9 @@ pub fn runtime() -> io::Result<Runtime> {
 }
 
 /// A running metad.
+///
+/// Its futures are boxed: the code behind a boxed one is compiled in this crate, once, and not again in each program and
+/// test that awaits it.
 pub struct Node {
     shared: Arc<Shared>,
     server: ServerHandle,
@@ -83,7 +71,11 @@ impl Node {
     ///
     /// # Errors
     /// What an operator can mend, one line each.
-    pub async fn start(config: Config) -> Result<Self, Error> {
+    pub fn start(config: Config) -> BoxFuture<'static, Result<Self, Error>> {
+        Box::pin(Self::bind_and_open(config))
+    }
+
+    async fn bind_and_open(config: Config) -> Result<Self, Error> {
         // Before the port: who starts a node twice is to hear of the node, not of its port.
         let data_dir = take_data_dir(&config)?;
         let endpoint = Endpoint::bind_within(config.listen, &config.identity, Handle::current())?;
@@ -94,8 +86,8 @@ impl Node {
     ///
     /// # Errors
     /// As [`Node::start`].
-    pub async fn start_on(config: Config, endpoint: Endpoint) -> Result<Self, Error> {
-        Self::start_in(take_data_dir(&config)?, config, endpoint).await
+    pub fn start_on(config: Config, endpoint: Endpoint) -> BoxFuture<'static, Result<Self, Error>> {
+        Box::pin(async move { Self::start_in(take_data_dir(&config)?, config, endpoint).await })
     }
 
     async fn start_in(data_dir: files::DataDir, config: Config, endpoint: Endpoint) -> Result<Self, Error> {
@@ -139,7 +131,11 @@ impl Node {
 
     /// Stops: background work first, then requests, Raft, the state, and last the network, by which peers see at once
     /// that this node is gone.
-    pub async fn stop(mut self) {
+    pub fn stop(self) -> BoxFuture<'static, ()> {
+        Box::pin(self.end())
+    }
+
+    async fn end(mut self) {
         self.tasks.shutdown().await;
         self.server.stop(STOP_LIMIT).await;
         self.shared.consensus.stop().await;

@@ -1,5 +1,7 @@
 //! The metad daemon: flags, configuration, signals.
 
+#![forbid(unsafe_code)]
+
 use anyhow::Context;
 use clap::Parser;
 use metad::Node;

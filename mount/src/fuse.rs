@@ -12,15 +12,20 @@ mod dir;
 mod dispatch;
 mod file;
 mod lock;
+mod locked;
+mod open_file;
+mod pages;
 mod reply;
+mod shared;
 mod xattr;
 
-pub(crate) use dispatch::{READAHEAD_BYTES, Shared, Surf};
+pub(crate) use dispatch::{READAHEAD_BYTES, Surf};
+pub(crate) use shared::Shared;
 
 use crate::interrupt::Patience;
 use attr::{PERMISSIONS, node_of};
 use client::namespace::NewNode;
-use dir::{Asked, Listing};
+use dir::Asked;
 use dispatch::{bytes, configure, ino, span};
 use file::{Place, is_unprivileged, range_action};
 use fuser::{
@@ -30,6 +35,7 @@ use fuser::{
     ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use lock::Wanted;
+use pages::Listing;
 use reply::{Answer, errno};
 use std::ffi::OsStr;
 use std::io;

@@ -6,7 +6,8 @@
 
 use super::read::{self, Record};
 use super::record::Kind;
-use super::segment::{self, Found, SegmentId};
+use super::segment::{self, Found};
+use super::segment_name::{self, SegmentId};
 use super::writer::{Work, Writer};
 use super::{Error, Location, Shared, Usage};
 use std::sync::Arc;
@@ -71,7 +72,7 @@ fn candidate(shared: &Shared) -> Option<SegmentId> {
 }
 
 fn records(shared: &Arc<Shared>, id: SegmentId) -> Result<Vec<Found>, Error> {
-    let path = segment::path(&shared.dir, id);
+    let path = segment_name::path(&shared.dir, id);
     let file = shared.index.read().segments.get(&id).map(|(file, _)| file.clone());
     let Some(file) = file else { return Ok(Vec::new()) };
     Ok(segment::scan(&*file, &shared.pool, id).map_err(|error| Error::io(&path, error))?.records)
@@ -85,9 +86,9 @@ fn remove(shared: &Shared, id: SegmentId) -> Result<(), Error> {
         assert!(index.blocks.values().all(|location| location.segment != id), "segment {id} still holds blocks");
         index.segments.remove(&id);
     }
-    let path = segment::path(&shared.dir, id);
+    let path = segment_name::path(&shared.dir, id);
     shared.disk.remove(&path).map_err(|error| Error::io(&path, error))?;
-    let hint = segment::hint_path(&shared.dir, id);
+    let hint = segment_name::hint_path(&shared.dir, id);
     match shared.disk.remove(&hint) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(Error::io(&hint, error)),
         _ => {}

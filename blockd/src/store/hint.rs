@@ -10,7 +10,8 @@
 //! A hint that does not fit is ignored, and the segment read instead.
 
 use super::record::{Header, Kind};
-use super::segment::{Found, SegmentId};
+use super::segment::Found;
+use super::segment_name::SegmentId;
 use wire::ids::BlockHash;
 
 const MAGIC: &[u8; 8] = b"SHINT002";

@@ -5,7 +5,7 @@
 //! cannot. What is damaged is quarantined.
 
 use super::disk::SegmentFile;
-use super::{Error, Location, Shared, segment};
+use super::{Error, Location, Shared, segment, segment_name};
 use bytes::Bytes;
 use std::io;
 use std::ops::Range;
@@ -125,7 +125,7 @@ fn payload<T>(
             Some(verified) => return Ok((block, verified)),
             None => Error::Corrupt { hash: *hash },
         },
-        Err(error) => Error::io(&segment::path(&shared.dir, location.segment), error),
+        Err(error) => Error::io(&segment_name::path(&shared.dir, location.segment), error),
     };
     tracing::error!(%hash, segment = %location.segment, offset = location.offset, "a block is damaged on disk");
     if let Some(known) = shared.index.write().blocks.get_mut(hash).filter(|known| *known == location) {

@@ -20,7 +20,7 @@
 //! Numbers are little endian. Records that are written together follow each other; each such group begins at a multiple
 //! of [`GROUP_ALIGN`], as O_DIRECT wants it, and is padded with zeros up to the next.
 
-use super::segment::SegmentId;
+use super::segment_name::SegmentId;
 use wire::ids::BlockHash;
 use wire::limits::BLOCK_BYTES_MAX;
 use wire::sections::Sections;

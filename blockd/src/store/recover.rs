@@ -7,7 +7,8 @@
 use super::buffer::Pool;
 use super::disk::Disk;
 use super::record::Kind;
-use super::segment::{self, Found, SegmentId};
+use super::segment::{self, Found};
+use super::segment_name::{self, SegmentId};
 use super::{Error, Index, Location, Usage, hint};
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use wire::ids::BlockHash;
 /// The index, and the number of the first segment to be written.
 pub(super) fn recover(dir: &Path, disk: &dyn Disk, pool: &Arc<Pool>) -> Result<(Index, SegmentId), Error> {
     let files = disk.list(dir).map_err(|error| Error::io(dir, error))?;
-    let mut ids: Vec<SegmentId> = files.iter().filter_map(|path| segment::id_of(path)).collect();
+    let mut ids: Vec<SegmentId> = files.iter().filter_map(|path| segment_name::id_of(path)).collect();
     ids.sort_unstable();
     let mut index = Index::default();
     for id in &ids {
@@ -33,9 +34,9 @@ fn recover_segment(
     id: SegmentId,
     index: &mut Index,
 ) -> Result<(), Error> {
-    let path = segment::path(dir, id);
+    let path = segment_name::path(dir, id);
     let failed = |error| Error::io(&path, error);
-    let hint_path = segment::hint_path(dir, id);
+    let hint_path = segment_name::hint_path(dir, id);
     let file = disk.open(&path).map_err(failed)?;
     let hinted = disk.read(&hint_path).ok().and_then(|bytes| hint::decode(id, &bytes));
     let records = match hinted {

@@ -3,41 +3,14 @@
 use super::buffer::Pool;
 use super::disk::SegmentFile;
 use super::record::{GROUP_ALIGN, HEADER, Header};
+use super::segment_name::SegmentId;
 use bytes::Bytes;
-use std::fmt;
 use std::io;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes read at a time when scanning.
 const SCAN_BYTES: usize = 4 << 20;
-
-/// Number of a segment; later ones have larger numbers.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct SegmentId(pub u64);
-
-impl fmt::Display for SegmentId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:012}", self.0)
-    }
-}
-
-/// Path of a segment's file.
-pub(super) fn path(dir: &Path, id: SegmentId) -> PathBuf {
-    dir.join(format!("{id}.segment"))
-}
-
-/// Path of a segment's hint file.
-pub(super) fn hint_path(dir: &Path, id: SegmentId) -> PathBuf {
-    dir.join(format!("{id}.hint"))
-}
-
-/// The segment that a file name is of.
-pub(super) fn id_of(path: &Path) -> Option<SegmentId> {
-    let name = path.file_name()?.to_str()?.strip_suffix(".segment")?;
-    name.parse().ok().map(SegmentId)
-}
 
 /// Reads a record's payload.
 pub(super) fn read_payload(file: &dyn SegmentFile, pool: &Arc<Pool>, offset: u64, len: u32) -> io::Result<Bytes> {

@@ -9,7 +9,8 @@
 //! data alone. The tail of a segment reads as zeros in either case.
 
 use super::record::{self, GROUP_ALIGN, Header, Kind, RECORD_ALIGN};
-use super::segment::{self, Found, SegmentId};
+use super::segment::Found;
+use super::segment_name::{self, SegmentId};
 use super::{Error, Location, Shared, Usage, hint};
 use crate::sys::Aligned;
 use bytes::Bytes;
@@ -232,7 +233,7 @@ impl State {
 
     fn open_segment(&mut self, len: u64, spare: bool) -> Result<(), Error> {
         let dir = &self.shared.dir;
-        let path = segment::path(dir, self.next);
+        let path = segment_name::path(dir, self.next);
         let file = self.shared.disk.create(&path, len).map_err(|error| Error::io(&path, error))?;
         self.shared.disk.sync_dir(dir).map_err(|error| Error::io(dir, error))?;
         self.shared.index.write().segments.insert(self.next, (file.clone(), Usage::default()));
@@ -329,13 +330,13 @@ impl State {
     fn seal(&mut self) -> Result<(), Error> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let dir = &self.shared.dir;
-        let path = segment::path(dir, open.id);
+        let path = segment_name::path(dir, open.id);
         if open.records.is_empty() {
             self.shared.index.write().segments.remove(&open.id);
             return self.shared.disk.remove(&path).map_err(|error| Error::io(&path, error));
         }
         open.file.truncate(open.at).map_err(|error| Error::io(&path, error))?;
-        let hint_path = segment::hint_path(dir, open.id);
+        let hint_path = segment_name::hint_path(dir, open.id);
         let hint = hint::encode(open.id, &open.records);
         self.shared.disk.replace(&hint_path, &hint).map_err(|error| Error::io(&hint_path, error))?;
         self.shared.disk.sync_dir(dir).map_err(|error| Error::io(dir, error))

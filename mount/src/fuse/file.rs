@@ -2,7 +2,8 @@
 
 use super::Shared;
 use super::attr::file_attr;
-use super::lock::LockOwners;
+use super::locked::LockOwners;
+use super::open_file::OpenFile;
 use super::reply::{Attr, Open, gone_is_stale};
 use crate::handles::last_use;
 use client::namespace::NewNode;
@@ -16,16 +17,6 @@ use wire::op::{LockFamily, RangeAction};
 
 /// Set-user-ID and set-group-ID.
 const PRIVILEGES: u32 = libc::S_ISUID | libc::S_ISGID;
-
-/// A handle as the kernel has it.
-pub(super) struct OpenFile {
-    pub handle: Handle,
-    /// Opened with `O_APPEND`: what is written through it goes to the end.
-    pub append: bool,
-    /// Opened for writing.
-    pub writes: bool,
-    pub lock_owners: LockOwners,
-}
 
 fn open_flags(flags: i32) -> OpenFlags {
     OpenFlags {

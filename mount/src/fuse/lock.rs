@@ -10,11 +10,9 @@
 //! any descriptor of the file gives up its locks then, and is forgotten; who is left at the release was an open file.
 
 use super::Shared;
-use super::file::OpenFile;
+use super::open_file::OpenFile;
 use client::Wait;
 use fuser::LockOwner;
-use parking_lot::Mutex;
-use std::collections::HashSet;
 use std::fs;
 use std::time::{Duration, Instant};
 use wire::FsError;
@@ -26,45 +24,6 @@ const TO_THE_END: u64 = i64::MAX as u64;
 /// Between looks at a caller that is still on its way into its wait, and for how long.
 const CALLER_PAUSE: Duration = Duration::from_millis(1);
 const CALLER_PATIENCE: Duration = Duration::from_secs(1);
-
-/// What was locked through this mount: inode, owner, and which kind it counts as.
-#[derive(Default)]
-pub(super) struct Locked {
-    held: Mutex<HashSet<(Ino, u64, LockFamily)>>,
-}
-
-impl Locked {
-    /// What may be held of a kind.
-    fn has(&self, ino: Ino, owner: u64, family: LockFamily) -> bool {
-        self.held.lock().contains(&(ino, owner, family))
-    }
-
-    /// Whether a process may hold locks of `fcntl(2)` on a file.
-    pub(super) fn holds(&self, ino: Ino, owner: u64) -> bool {
-        self.has(ino, owner, LockFamily::Posix)
-    }
-}
-
-/// Who locked through a handle and has not closed it since.
-#[derive(Default)]
-pub(super) struct LockOwners {
-    owners: Mutex<HashSet<u64>>,
-}
-
-impl LockOwners {
-    /// A process closed a descriptor: it holds nothing any more, and what it locks from now on is not this handle's.
-    pub(super) fn closed_by(&self, owner: u64) {
-        self.owners.lock().remove(&owner);
-    }
-
-    fn all(&self) -> Vec<u64> {
-        self.owners.lock().iter().copied().collect()
-    }
-
-    fn drain(&self) -> Vec<u64> {
-        self.owners.lock().drain().collect()
-    }
-}
 
 /// A lock as a request describes it.
 #[derive(Clone, Copy)]
@@ -182,8 +141,8 @@ impl Shared {
             return self.client.unlock(ino, lock.family, lock.owner, lock.start, lock.end).await;
         }
         // Noted before it is taken: whatever becomes of this request, the last `close` gives the lock up.
-        self.locked.held.lock().insert((ino, lock.owner, lock.family));
-        file.lock_owners.owners.lock().insert(lock.owner);
+        self.locked.note(ino, lock.owner, lock.family);
+        file.lock_owners.note(lock.owner);
         let taken = self.client.setlk(ino, lock, caller.wait(sleep)).await?;
         if taken.has_old_pages() {
             self.drop_pages(ino).await;
@@ -211,8 +170,11 @@ impl Shared {
 
     /// Gives up all that an owner holds on a file, when it closes it. Costs nothing for those who never locked.
     pub(super) async fn unlock_all(&self, ino: Ino, family: LockFamily, owner: u64) -> Result<(), FsError> {
-        let held = self.locked.held.lock().remove(&(ino, owner, family));
-        if held { self.client.unlock(ino, family, owner, 0, u64::MAX).await } else { Ok(()) }
+        if self.locked.forget(ino, owner, family) {
+            self.client.unlock(ino, family, owner, 0, u64::MAX).await
+        } else {
+            Ok(())
+        }
     }
 }
 
