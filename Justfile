@@ -6,7 +6,7 @@ default:
 
 # Install what building does not need and the rest does (Debian, root): FUSE's helper, and programs that tests run.
 setup:
-    apt-get install -y --no-install-recommends fuse3 git rsync sqlite3 python3 acl attr make
+    .ci/setup
 
 # Mount with an embedded cluster; Ctrl-C unmounts. More flags may follow: `just run /mnt/surf -o ro`.
 run mountpoint="/mnt/surf" *flags:
@@ -26,9 +26,17 @@ demo-down dir="/tmp/surf-demo":
     -umount {{dir}}/mount-2
     target/release/surf dev down --dir {{dir}}/cluster
 
-# Every test. A part of a name may follow.
+# Every test. A part of a name may follow. `cargo nextest run`, where it is installed, does the same with a line per test.
 test *filter:
     cargo test --workspace --locked -- {{filter}}
+
+# The long forms of what .ci/run bounds by the clock: random cases, faults, handovers, fsx, programs. Hours.
+long:
+    PROPTEST_CASES=100000 cargo test --release --workspace --lib --bins --locked
+    just faults 600
+    just handovers 100000
+    just fsx 100000
+    just programs
 
 # End-to-end tests on real mounts alone.
 test-fuse *filter:
@@ -70,9 +78,15 @@ bench-peers *args:
     cargo build --release --workspace --bins
     target/release/bench --install --columns ext4,null,embedded,cluster,moosefs,glusterfs {{args}}
 
-# Reference of all crates, private items included.
+# Reference of all crates, private items included, as .ci/run checks it.
 doc:
-    cargo doc --workspace --no-deps --document-private-items
+    RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+
+# Licences, duplicates, sources and known vulnerabilities of other crates (deny.toml). Needs the network: the list of
+# vulnerabilities comes from it. The first run builds cargo-deny.
+deny:
+    test -x target/tools/bin/cargo-deny || cargo install --locked --quiet --root target/tools cargo-deny
+    target/tools/bin/cargo-deny check
 
 # What .ci/run runs.
 ci:

@@ -69,7 +69,7 @@ fn repository(dir: &Path) {
 
 #[test]
 fn git_clones_and_finds_everything_also_after_a_remount() {
-    need(&[("git", "git")]);
+    need(&["git"]);
     let mut null = Null::start();
     let scratch = tempfile::tempdir().unwrap();
     repository(scratch.path());

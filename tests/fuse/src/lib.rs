@@ -1,5 +1,7 @@
 //! Programs and files that several end-to-end tests work with.
 
+#![forbid(unsafe_code)]
+
 use kit::command::{need, sh};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -63,5 +65,5 @@ pub fn random(seed: u64, len: usize) -> Vec<u8> {
 /// # Panics
 /// When one is missing and cannot be installed.
 pub fn need_programs() {
-    need(&[("git", "git"), ("rsync", "rsync"), ("sqlite3", "sqlite3")]);
+    need(&["git", "rsync", "sqlite3"]);
 }

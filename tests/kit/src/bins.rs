@@ -14,20 +14,34 @@ pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace exists")
 }
 
+/// Where the programs are, if they have been built for all tests of a run.
+const BUILT_AHEAD: &str = "SURF_TEST_PROGRAMS";
+
 /// Path of a binary of this workspace: `surfmount`, `surf`, `metad`, `blockd` or `bench`.
 ///
 /// The first call in a process builds them all, which takes no time when they are fresh. `cargo test` alone would
-/// build binaries only for the packages whose own tests run.
+/// build binaries only for the packages whose own tests run. nextest, where each test is a process, builds them ahead.
 #[must_use]
 pub fn bin(name: &str) -> PathBuf {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(build).join(name)
+    let built = || {
+        let dir = own_profile();
+        // Those of another profile are not what is to be tested.
+        if std::env::var_os(BUILT_AHEAD).is_none_or(|ahead| Path::new(&ahead) != dir) {
+            build(&dir);
+        }
+        dir
+    };
+    DIR.get_or_init(built).join(name)
 }
 
-fn build() -> PathBuf {
-    // target/<profile>/deps/<test> → target/<profile>
+/// target/<profile>/deps/<test> → target/<profile>
+fn own_profile() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
-    let dir = test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps").to_owned();
+    test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps").to_owned()
+}
+
+fn build(dir: &Path) {
     let mut cargo = Command::new(env!("CARGO"));
     // What cargo tells a test of its package would look like a changed environment to build scripts, and half of the
     // dependencies would be built anew.
@@ -43,5 +57,4 @@ fn build() -> PathBuf {
     }
     let status = cargo.status().expect("cargo runs");
     assert!(status.success(), "the binaries under test do not build");
-    dir
 }

@@ -1,6 +1,6 @@
 //! Ordinary programs, run with a time limit.
 
-use std::ffi::OsStr;
+use crate::bins::workspace;
 use std::fs;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// How long what a program has started may keep its output open after it ended.
 const LEFT_OPEN: Duration = Duration::from_secs(10);
+/// How long packages may take to be installed.
+const INSTALL_LIMIT: Duration = Duration::from_secs(300);
 
 /// What a program left behind.
 #[derive(Debug)]
@@ -117,32 +119,13 @@ fn kill_group(pid: u32) {
     unsafe { libc::kill(-(pid as i32), libc::SIGKILL) };
 }
 
-/// Whether a program is there to be run.
-#[must_use]
-pub fn has_program(name: impl AsRef<OsStr>) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(name.as_ref()).is_file())
-}
-
-/// Makes sure that programs are there, installing Debian's packages when run as root.
+/// Makes sure that packages of `.ci/packages` are installed, installing what is missing when run as root.
 ///
 /// # Panics
 /// When one is missing and cannot be installed; the message says what to install.
-pub fn need(programs: &[(&str, &str)]) {
-    let missing: Vec<&str> =
-        programs.iter().filter(|(name, _)| !has_program(name)).map(|(_, package)| *package).collect();
-    if missing.is_empty() {
-        return;
-    }
-    let script = format!(
-        "(apt-get install -y --no-install-recommends {0} || (apt-get update && apt-get install -y --no-install-recommends {0})) >/dev/null",
-        missing.join(" ")
-    );
-    let installed = run(
-        Command::new("sh").args(["-c", &script]).env("DEBIAN_FRONTEND", "noninteractive"),
-        Duration::from_secs(300),
-    );
-    assert!(installed.status.success(), "please install: {}\n{}", missing.join(" "), installed.text);
+pub fn need(packages: &[&str]) {
+    let setup = run(Command::new(workspace().join(".ci/setup")).args(packages), INSTALL_LIMIT);
+    assert!(setup.status.success(), "{}", setup.text);
 }
 
 #[cfg(test)]

@@ -8,9 +8,14 @@
 //! A name that a call takes away is *going* until that call returns: the kernel takes it out of its own cache last, so who
 //! looks it up on the same mount may still find what it led to, as on any filesystem of Linux. Nobody else may.
 
+mod tree;
+
+pub use tree::Tree;
+
 use crate::linear::{Model, Next};
 use libc::{EEXIST, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, ESTALE};
 use std::collections::{BTreeMap, BTreeSet};
+use tree::{Kind, TOP};
 
 /// `NAME`, or `DIR/NAME`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,139 +94,8 @@ pub struct Op {
     pub outcome: Outcome,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-struct Inode {
-    /// The number that programs see, once one has seen it.
-    ino: Option<u64>,
-    /// Calls that hold it.
-    held: u16,
-    links: u16,
-    mode: u16,
-    kind: Kind,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-enum Kind {
-    Dir(BTreeMap<char, u32>),
-    File(u32),
-}
-
-/// A name that leads elsewhere now, and where it led.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-struct Going {
-    mount: u32,
-    dir: u32,
-    name: char,
-    inode: u32,
-}
-
-/// All inodes, by the number of the operation that has made them; 0 is the top.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Tree {
-    inodes: BTreeMap<u32, Inode>,
-    /// By the number of the operation that has not returned.
-    going: BTreeMap<u32, Vec<Going>>,
-}
-
-const TOP: u32 = 0;
 /// What is said of an inode that is gone. Some of it depends on who asks.
 const GONE: &[i32] = &[ENOENT, ESTALE];
-
-impl Default for Tree {
-    fn default() -> Self {
-        let top = Inode { ino: None, held: 0, links: 1, mode: 0, kind: Kind::Dir(BTreeMap::new()) };
-        Self { inodes: [(TOP, top)].into(), going: BTreeMap::new() }
-    }
-}
-
-impl Tree {
-    fn is_dir(&self, inode: u32) -> bool {
-        matches!(self.inodes[&inode].kind, Kind::Dir(_))
-    }
-
-    fn is_gone(&self, inode: u32) -> bool {
-        self.inodes[&inode].links == 0
-    }
-
-    fn entries(&self, dir: u32) -> &BTreeMap<char, u32> {
-        static NONE: BTreeMap<char, u32> = BTreeMap::new();
-        match &self.inodes[&dir].kind {
-            Kind::Dir(entries) => entries,
-            Kind::File(_) => &NONE,
-        }
-    }
-
-    fn find(&self, dir: u32, name: char) -> Option<u32> {
-        self.entries(dir).get(&name).copied()
-    }
-
-    /// What a name may lead to for whoever looks on this mount.
-    fn looked_up(&self, mount: u32, dir: u32, name: char) -> Vec<Option<u32>> {
-        let now = self.find(dir, name);
-        let going = self.going.values().flatten();
-        let going = going.filter(|going| (going.mount, going.dir, going.name) == (mount, dir, name));
-        std::iter::once(now).chain(going.map(|going| Some(going.inode)).filter(|inode| *inode != now)).collect()
-    }
-
-    /// This is after a call that may have changed what these names led to; what they led to is held.
-    fn note_going(&mut self, op: &Op, led: &[(u32, char, u32)]) {
-        for (dir, name, inode) in led.iter().copied() {
-            if self.find(dir, name) == Some(inode) {
-                self.change(inode, |inode| inode.held -= 1);
-            } else {
-                self.going.entry(op.number).or_default().push(Going { mount: op.mount, dir, name, inode });
-            }
-        }
-    }
-
-    /// The call has returned.
-    fn let_go(&mut self, number: u32) {
-        for going in self.going.remove(&number).unwrap_or_default() {
-            self.change(going.inode, |inode| inode.held -= 1);
-        }
-    }
-
-    fn change(&mut self, inode: u32, change: impl FnOnce(&mut Inode)) {
-        if let Some(found) = self.inodes.get_mut(&inode) {
-            change(found);
-            if found.links == 0 && found.held == 0 {
-                self.inodes.remove(&inode);
-            }
-        }
-    }
-
-    fn set(&mut self, dir: u32, name: char, inode: Option<u32>) {
-        self.change(dir, |dir| {
-            if let Kind::Dir(entries) = &mut dir.kind {
-                match inode {
-                    Some(inode) => entries.insert(name, inode),
-                    None => entries.remove(&name),
-                };
-            }
-        });
-    }
-
-    fn unlink(&mut self, dir: u32, name: char) {
-        if let Some(inode) = self.find(dir, name) {
-            self.set(dir, name, None);
-            self.change(inode, |inode| inode.links -= 1);
-        }
-    }
-
-    fn make(&mut self, dir: u32, name: char, number: u32, mode: u16, kind: Kind) {
-        self.inodes.insert(number, Inode { ino: None, held: 0, links: 1, mode, kind });
-        self.set(dir, name, Some(number));
-    }
-
-    /// Whether this may be the number that programs see; from then on it is.
-    fn is_seen_as(&mut self, inode: u32, seen: Option<u64>) -> bool {
-        let Some(seen) = seen else { return true };
-        let is_another = self.inodes.iter().any(|(other, found)| *other != inode && found.ino == Some(seen));
-        let known = self.inodes[&inode].ino;
-        self.change(inode, |inode| inode.ino = Some(seen));
-        !is_another && known.is_none_or(|known| known == seen)
-    }
-}
 
 /// How far a call has come.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]

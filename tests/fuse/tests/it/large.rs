@@ -9,7 +9,7 @@ const MEMORY: u64 = 512 << 20;
 
 /// Writes a file of so many GiB of pseudo-random bytes, and reads it back with the same hash.
 fn there_and_back(surf: &Surf, gib: u32) {
-    need(&[("openssl", "openssl")]);
+    need(&["openssl"]);
     let script = format!(
         "pass() {{ openssl enc -aes-128-ctr -nosalt -pass pass:surf -pbkdf2 </dev/zero 2>/dev/null | head -c {gib}G; }}; \
          pass | tee large | md5sum > ../written; md5sum < large > ../read; cmp ../written ../read; \

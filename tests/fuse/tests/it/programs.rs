@@ -4,6 +4,7 @@ use fuse::{LIMIT, need_programs, source_tree};
 use kit::bins::workspace;
 use kit::command::need;
 use kit::{Setup, Surf, sh};
+use std::path::Path;
 
 /// Makes one test per set-up.
 macro_rules! on_both {
@@ -84,7 +85,7 @@ on_both! {
     };
 
     make_builds_many_files_at_once => |surf: &mut Surf| {
-        need(&[("make", "make"), ("cc", "gcc")]);
+        need(&["make", "gcc"]);
         let script = "for i in $(seq 40); do echo \"int f$i(void) { return $i; }\" > f$i.c; done; \
             (for i in $(seq 40); do echo \"int f$i(void);\"; done; echo 'int main(void) { return f40() - 40; }') > main.c; \
             printf 'all: app\\napp: $(patsubst %%.c,%%.o,$(wildcard *.c))\\n\\tcc -o $@ $^\\n' > Makefile; \
@@ -125,22 +126,11 @@ on_both! {
     };
 }
 
-/// Where Debian's PostgreSQL keeps its programs, installed without a server that runs by itself.
+/// Where Debian's PostgreSQL keeps its programs.
 fn postgres() -> String {
-    const FIND: &str = "ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -n 1";
-    let root = std::path::Path::new("/");
-    let found = sh(root, LIMIT, &format!("{FIND} || true"));
-    if !found.trim().is_empty() {
-        return found.trim().to_owned();
-    }
-    let quiet = "mkdir -p /etc/postgresql-common && echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf";
-    let install = "apt-get install -y --no-install-recommends postgresql >/dev/null";
-    sh(
-        root,
-        LIMIT,
-        &format!("{quiet}; export DEBIAN_FRONTEND=noninteractive; {install} || (apt-get update && {install})"),
-    );
-    sh(root, LIMIT, FIND).trim().to_owned()
+    need(&["postgresql"]);
+    let found = sh(Path::new("/"), LIMIT, "ls -d /usr/lib/postgresql/*/bin | tail -n 1");
+    found.trim().to_owned()
 }
 
 #[test]
@@ -178,7 +168,7 @@ fn postgresql(seconds: u32) {
             "cd /; pg() {{ local program=$1; shift; {nobody} {programs}/$program \"$@\"; }}; export HOME=/tmp; D={}; {what}",
             data.display()
         );
-        sh(std::path::Path::new("/"), LIMIT, &run)
+        sh(Path::new("/"), LIMIT, &run)
     };
     let start = "pg pg_ctl -D $D/d -s -w -t 120 -o \"-k $D -c listen_addresses=''\" -l $D/log start";
     let stop = "pg pg_ctl -D $D/d -s -w -m fast stop";

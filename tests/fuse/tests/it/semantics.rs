@@ -7,7 +7,7 @@ use kit::{Setup, Surf, sh};
 
 /// Runs a script in the mount; what it prints names the sentence that does not hold.
 fn check(surf: &Surf, script: &str) {
-    need(&[("python3", "python3"), ("setfacl", "acl"), ("setfattr", "attr"), ("rsync", "rsync")]);
+    need(&["python3", "acl", "attr", "rsync"]);
     let scripts = workspace().join("tests/fuse/scripts");
     // Users without rights walk through the mount's root.
     let run = format!("chmod 755 . && mkdir {script} && cd {script} && python3 -B {}/{script}.py", scripts.display());
@@ -48,7 +48,7 @@ fn numbers_and_generations_of_inodes_survive_a_remount() {
 
 #[test]
 fn files_are_opened_by_handle_after_a_remount_as_an_nfs_server_does() {
-    need(&[("python3", "python3")]);
+    need(&["python3"]);
     let mut surf = Surf::start(Setup::Embedded);
     let (script, saved) = (workspace().join("tests/fuse/scripts/handles.py"), surf.scratch().join("handles"));
     let handles =
@@ -66,7 +66,7 @@ fn files_are_opened_by_handle_after_a_remount_as_an_nfs_server_does() {
 
 #[test]
 fn a_full_disk_is_told_and_takes_nothing_of_what_was_there() {
-    need(&[("python3", "python3")]);
+    need(&["python3"]);
     let mut surf = Surf::start(Setup::Embedded);
     surf.unmount();
     // Room for two segments above the half gigabyte that a block daemon leaves free.
