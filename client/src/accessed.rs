@@ -4,7 +4,7 @@
 
 use crate::file::state::FileState;
 use crate::ordered::{Ordered, Rank};
-use crate::{Client, NOTICES, Notice};
+use crate::{Client, Notice};
 use std::collections::HashMap;
 use std::sync::Weak;
 use std::time::Duration;
@@ -54,7 +54,7 @@ impl Client {
                 Ok(_) => {
                     for (ino, _) in some {
                         // Others must not be pushed out by these, which the kernel may also believe for a while.
-                        if self.notices.len() >= NOTICES / 2 {
+                        if self.kernel.is_busy() {
                             break;
                         }
                         self.notify(Notice::Accessed(*ino));

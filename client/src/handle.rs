@@ -3,9 +3,8 @@
 use crate::Client;
 use crate::file::state::FileState;
 use crate::known::leased::LeasedAnswer;
-use crate::namespace::NewNode;
 use crate::opens::Vouched;
-use crate::writeback::Heard;
+use crate::queue::{Heard, NewNode};
 use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -91,14 +90,14 @@ impl Client {
         // Held before it is looked at: what is known of it then includes all that is committed and not held any more.
         let held = self.hold(ino).map(|file| self.handle(file, flags));
         let known = self.known.attr(ino).and_then(|attr| {
-            let page = self.contents.lock().get(&ino).filter(|page| page.version == attr.version).cloned();
+            let page = self.known.content(ino, attr.version);
             (attr.nlink > 0 && (page.is_some() || self.has_content(ino, &attr))).then_some((attr, page))
         });
         let (mut attr, page, leased) = match known {
             Some((attr, page)) => (attr, page, true),
             None => {
                 // What is done to it here metad has to know before it can answer.
-                self.tell_of(ino).await?;
+                self.send_of(ino).await?;
                 self.ask_open(ino).await?
             }
         };
@@ -124,7 +123,7 @@ impl Client {
             attr = self.setattr(ino, change).await?;
         }
         // I5: what the kernel holds of another version is dropped.
-        let keep_cache = self.versions.lock().get(&ino) == Some(&attr.version);
+        let keep_cache = self.kernel.has_pages(ino, attr.version);
         if !keep_cache {
             *handle.drops.lock() = Some(attr.version);
         }
@@ -136,8 +135,7 @@ impl Client {
 
     /// Whether nothing of the file's content need be asked for: its pages are in the kernel, or it is open.
     fn has_content(&self, ino: Ino, attr: &InodeAttr) -> bool {
-        let in_kernel = self.versions.lock().peek(&ino) == Some(&attr.version);
-        in_kernel || self.files.lock().contains_key(&ino)
+        self.kernel.has_pages(ino, attr.version) || self.files.lock().contains_key(&ino)
     }
 
     /// Asks metad to open a file: attributes, the first extents, and whether they are leased.
@@ -164,7 +162,7 @@ impl Client {
     /// A handle is used.
     fn note_use(&self, handle: &Handle) {
         if let Some(version) = handle.drops.lock().take() {
-            self.versions.lock().put(handle.ino(), version);
+            self.kernel.gets_pages(handle.ino(), version);
         }
     }
 
@@ -194,7 +192,7 @@ impl Client {
         let file =
             self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone(), self.config.block_bytes));
         drop(opening);
-        self.versions.lock().put(attr.ino, attr.version);
+        self.kernel.gets_pages(attr.ino, attr.version);
         if self.known.attr(attr.ino).is_none() {
             // Others at work in the same directory: nobody would tell of changes.
             self.refresh_open(attr.ino);
@@ -321,7 +319,7 @@ impl Client {
         if handle.file.is_dirty() {
             self.arc().flush_file(&handle.file, true).await?;
         }
-        self.tell_of(handle.ino()).await
+        self.send_of(handle.ino()).await
     }
 
     /// Gives a handle back.
@@ -360,7 +358,7 @@ impl Client {
         if idle && files.get(&file.ino()).is_some_and(|known| Arc::ptr_eq(known, file)) {
             files.remove(&file.ino());
             if let Some(page) = page {
-                self.contents.lock().put(file.ino(), page);
+                self.known.keep_content(file.ino(), page);
             }
         }
     }
@@ -492,7 +490,7 @@ impl Client {
             async move { client.flush_file(&file, true).await }
         });
         let flushed: Vec<_> = futures::stream::iter(flushes).buffer_unordered(FLUSHES).collect().await;
-        let told = self.tell_all().await;
+        let told = self.send_all().await;
         flushed.into_iter().collect::<Result<(), FsError>>().and(told)
     }
 }

@@ -1,117 +1,70 @@
 //! What a session answers itself: attributes, names and listings on which it holds read leases.
 //!
-//! metad tells with an answer whether the session holds leases on it, recalls them before anybody changes what was
-//! answered, and waits for the acknowledgement. So an answer is kept unless something of it was recalled, or changed here,
-//! since it was asked for; and it is used while the leases hold, which signs of life extend. The kernel is let believe what
-//! is handed to it for moments only, and a recall is acknowledged when these are over: no message to the kernel is needed,
-//! which could wait for locks that a request of ours holds.
+//! metad says with an answer whether the session holds leases on it, recalls them before anybody changes what was answered,
+//! and waits for the acknowledgement. So an answer is kept unless something of it was recalled, or changed here, since it
+//! was asked for; and it is used while the leases hold, which signs of life extend. What was done under delegations and is
+//! not sent yet ([`crate::queue`]) is *pinned* here.
 //!
-//! What was done under delegations and is not told yet ([`crate::writeback`]) is *pinned* here: it goes before anything
-//! that metad says, whether leases hold or not, and is never forgotten before metad knows it.
+//! - [`Known`] is one lock around one [`state::State`], which is pure: `leases`, `attrs`, `names`, `listings`, `pins` and
+//!   `walks` are its parts. `now` is passed in.
+//! - [`leased::LeasedSession`] asks and changes, and lets this learn from the answers.
+//! - [`held_locks::HeldLocks`] is what the session holds of advisory locks.
+//!
+//! The lock is a leaf: nothing else is locked while it is held.
 
+mod attrs;
+pub mod held_locks;
+mod learning;
+pub mod leased;
+mod leases;
+mod listings;
+mod local;
+mod names;
+mod pins;
+pub mod state;
+pub mod walks;
+
+pub use learning::{attrs_changed, names_changed};
+pub use leases::Mark;
+pub use listings::{Listed, PageKey};
+pub use names::Place;
+pub use pins::Pinned;
+
+use crate::ordered::{Ordered, Rank};
 use lru::LruCache;
-use parking_lot::Mutex;
-use std::collections::{HashMap, HashSet};
+use state::State;
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use walks::Next;
 use wire::FsError;
 use wire::attr::InodeAttr;
-use wire::ids::Ino;
-use wire::limits::{LEASE_MS, NAME_BYTES_MAX};
-use wire::op::{ConflictCopy, Name, Op, OpReply};
+use wire::ids::{Ino, Version};
+use wire::op::{ExtentPage, ListedDir, Op, OpReply};
 use wire::sys::since_boot;
 
-pub mod held_locks;
-pub mod leased;
-mod pins;
-
-pub use pins::Local;
-
-use crate::namespace::Listed;
-use crate::opens::count_down;
-
-/// Leases are used so long after they were asked for: less than metad waits, because clocks differ in speed.
-const USED: Duration = Duration::from_millis(LEASE_MS / 10 * 9);
-/// The kernel believes what it is handed for so long while there are other sessions.
-const BELIEVED: Duration = Duration::from_millis(50);
-/// And so long while this one is alone. Another session's arrival waits for it.
-const BELIEVED_ALONE: Duration = Duration::from_secs(1);
-/// What is handed over may reach the kernel so much later, and its clock is coarse.
-const MARGIN: Duration = Duration::from_millis(50);
-/// What others change is not handed over to be believed for so long after: recalls of it need not wait.
-const CONTENDED: Duration = Duration::from_secs(2);
-
 /// Inodes, names and recalls that are remembered.
-const INODES: usize = 65_536;
-/// Pages of listings that are remembered, and entries in all of them.
-const PAGES: usize = 4096;
-const PAGE_ENTRIES: usize = 65_536;
-/// Directories of which all names are known, and how many names these may have.
-const COMPLETE: usize = 4096;
-const COMPLETE_NAMES: usize = 4096;
+const INODES_MAX: usize = 65_536;
 
-/// A moment before a question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark(u64);
-
-/// Part of a directory, as it was asked for: behind this cookie, so many, with attributes.
-type PageKey = (Ino, u64, u32, bool);
-
-/// What this session knows under leases.
-pub struct Known {
-    inner: Mutex<Inner>,
+/// The time.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// By [`since_boot`], which goes on while the machine sleeps: leases count by it.
+    pub boot: Duration,
+    /// By a clock that stands still while the machine sleeps: the kernel counts by it.
+    pub awake: Instant,
 }
 
-struct Inner {
-    /// metad knows of our leases: what is asked now is kept.
-    attached: bool,
-    /// Until when the leases may be used, by a clock that goes on while the machine sleeps.
-    until: Option<Duration>,
-    /// Until when metad waits for this session, whatever became of what was known.
-    covered: Option<Duration>,
-    /// How often that time was over.
-    lapses: u64,
-    /// No other session keeps caches.
-    alone: bool,
-    /// Counts recalls and changes.
-    clock: u64,
-    /// What was asked for before this is not kept, whatever it is.
-    floor: u64,
-    /// When an inode was last recalled.
-    recalled: LruCache<Ino, (u64, Instant)>,
-    /// When an inode was last changed here.
-    changed: LruCache<Ino, u64>,
-    attrs: LruCache<Ino, InodeAttr>,
-    /// Where a name leads, and since when that is known.
-    names: LruCache<(Ino, Name), (Option<Ino>, Mark)>,
-    pages: LruCache<PageKey, (Arc<Listed>, Mark)>,
-    /// Entries in them.
-    page_entries: usize,
-    /// Directories that were made here, with all their names.
-    complete: LruCache<Ino, HashSet<Name>>,
-    /// Inodes that nobody else has leases on.
-    delegated: LruCache<Ino, ()>,
-    /// When a delegation was last ended, though not what is known.
-    shared: LruCache<Ino, u64>,
-    pinned_attrs: HashMap<Ino, Pinned>,
-    /// Where names lead by what is not told yet, and the number of the last entry that says so.
-    pinned_names: HashMap<(Ino, Name), (Option<Ino>, u64)>,
-    /// Pinned names by directory.
-    pinned_in: HashMap<Ino, usize>,
-    /// When the kernel was last handed something to believe of an inode; and of any that is not listed.
-    handed: LruCache<Ino, Instant>,
-    handed_else: Option<Instant>,
-    handed_alone: Option<Instant>,
-}
-
-/// Attributes by what is not told yet.
-struct Pinned {
-    attr: InodeAttr,
-    /// The last entry that changes them.
-    last: u64,
-    /// The entry that makes the inode: metad does not know it before.
-    made: Option<u64>,
+impl Now {
+    /// The machine's time.
+    #[must_use]
+    pub fn here() -> Self {
+        Self { boot: since_boot(), awake: Instant::now() }
+    }
 }
 
 /// Where a name leads.
@@ -125,295 +78,122 @@ pub enum NameState {
     Unknown,
 }
 
-fn lru<K: std::hash::Hash + Eq, V>(count: usize) -> LruCache<K, V> {
+pub(crate) fn lru<K: Hash + Eq, V>(count: usize) -> LruCache<K, V> {
     LruCache::new(NonZeroUsize::new(count).expect("not zero"))
+}
+
+/// One less; true when it was the last.
+pub(crate) fn count_down(counts: &mut HashMap<Ino, usize>, ino: Ino) -> bool {
+    let count = counts.get_mut(&ino).expect("counted when it began");
+    *count -= 1;
+    let last = *count == 0;
+    if last {
+        counts.remove(&ino);
+    }
+    last
+}
+
+/// What this session knows under leases, and by what it did itself.
+pub struct Known {
+    state: Ordered<State>,
 }
 
 impl Default for Known {
     fn default() -> Self {
-        let inner = Inner {
-            attached: false,
-            until: None,
-            covered: None,
-            lapses: 0,
-            alone: false,
-            clock: 0,
-            floor: 0,
-            recalled: lru(INODES),
-            changed: lru(INODES),
-            attrs: lru(INODES),
-            names: lru(INODES),
-            pages: lru(PAGES),
-            page_entries: 0,
-            complete: lru(COMPLETE),
-            delegated: lru(INODES),
-            shared: lru(INODES),
-            pinned_attrs: HashMap::new(),
-            pinned_names: HashMap::new(),
-            pinned_in: HashMap::new(),
-            handed: lru(INODES),
-            handed_else: None,
-            handed_alone: None,
-        };
-        Self { inner: Mutex::new(inner) }
+        Self { state: Ordered::new(Rank::Known, State::default()) }
     }
 }
 
-impl Inner {
-    fn holds(&self) -> bool {
-        self.until.is_some_and(|until| until > since_boot())
-    }
+/// A question for what lies ahead of a walk, until it is dropped.
+pub struct AskingAhead<'a> {
+    known: &'a Known,
+    dir: Ino,
+    _answered: watch::Sender<()>,
+}
 
-    fn tick(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
-    }
-
-    /// Whether others have changed an inode, or may have, since it was asked about.
-    fn is_recalled_since(&self, ino: Ino, mark: Mark) -> bool {
-        !self.attached || self.floor > mark.0 || self.recalled.peek(&ino).is_some_and(|(at, _)| *at > mark.0)
-    }
-
-    fn is_changed_since(&self, ino: Ino, mark: Mark) -> bool {
-        self.is_recalled_since(ino, mark) || self.changed.peek(&ino).is_some_and(|at| *at > mark.0)
-    }
-
-    fn note_recall(&mut self, ino: Ino, at: u64) {
-        self.attrs.pop(&ino);
-        self.complete.pop(&ino);
-        self.no_longer_ours(ino);
-        if let Some((_, (forgotten, _))) = self.recalled.push(ino, (at, Instant::now())).filter(|(old, _)| *old != ino)
-        {
-            self.floor = self.floor.max(forgotten);
-        }
-    }
-
-    fn note_change(&mut self, ino: Ino, at: u64) {
-        self.attrs.pop(&ino);
-        if let Some((_, forgotten)) = self.changed.push(ino, at).filter(|(old, _)| *old != ino) {
-            self.floor = self.floor.max(forgotten);
-        }
-    }
-
-    fn note_handed(&mut self, ino: Ino, now: Instant) {
-        if let Some((_, at)) = self.handed.push(ino, now).filter(|(old, _)| *old != ino) {
-            self.handed_else = self.handed_else.max(Some(at));
-        }
-    }
-
-    /// Until when the kernel may believe what it was handed of an inode.
-    fn believed_until(&self, ino: Ino) -> Option<Instant> {
-        let handed = self.handed.peek(&ino).copied().max(self.handed_else);
-        handed.map(|at| at + BELIEVED + MARGIN).max(self.believed_alone_until())
-    }
-
-    fn believed_alone_until(&self) -> Option<Instant> {
-        self.handed_alone.map(|at| at + BELIEVED_ALONE + MARGIN)
-    }
-
-    fn drop_all(&mut self) {
-        // Not the recalls: what is contended stays so.
-        self.floor = self.tick();
-        self.attrs.clear();
-        self.names.clear();
-        self.pages.clear();
-        self.page_entries = 0;
-        self.complete.clear();
-        self.delegated.clear();
-    }
-
-    fn believed_at_all(&self) -> Option<Instant> {
-        let handed = self.handed.iter().map(|(_, at)| *at).max().max(self.handed_else);
-        handed.map(|at| at + BELIEVED + MARGIN).max(self.believed_alone_until())
-    }
-
-    fn put_page(&mut self, key: PageKey, listed: &Arc<Listed>, mark: Mark) {
-        self.page_entries += listed.entries.len();
-        let replaced = self.pages.push(key, (listed.clone(), mark));
-        self.page_entries -= replaced.map_or(0, |(_, (listed, _))| listed.entries.len());
-        while self.page_entries > PAGE_ENTRIES
-            && let Some((_, (oldest, _))) = self.pages.pop_lru()
-        {
-            self.page_entries -= oldest.entries.len();
-        }
-    }
-
-    fn learn_name(&mut self, parent: Ino, name: &[u8], ino: Option<Ino>) {
-        let since = Mark(self.clock);
-        self.names.put((parent, name.to_vec()), (ino, since));
-        self.complete_with(parent, name, ino.is_some());
-    }
-
-    /// A name of a directory of which all are known comes or goes.
-    fn complete_with(&mut self, parent: Ino, name: &[u8], present: bool) {
-        let Some(names) = self.complete.get_mut(&parent) else { return };
-        if !present {
-            names.remove(name);
-        } else if names.len() < COMPLETE_NAMES {
-            names.insert(name.to_vec());
-        } else {
-            self.complete.pop(&parent);
-        }
-    }
-
-    fn attr(&mut self, ino: Ino) -> Option<InodeAttr> {
-        match self.pinned_attrs.get(&ino) {
-            Some(pinned) => Some(pinned.attr.clone()),
-            None if self.holds() => self.attrs.get(&ino).cloned(),
-            None => None,
-        }
-    }
-
-    fn name_state(&mut self, parent: Ino, name: &[u8]) -> NameState {
-        if name.len() > NAME_BYTES_MAX {
-            // It is neither there nor absent: asking about it is an error.
-            return NameState::Unknown;
-        }
-        if matches!(name, b"." | b"..") {
-            // No entries, but asked about where a handle is opened.
-            return NameState::Unknown;
-        }
-        let key = (parent, name.to_vec());
-        let known = |ino: Option<Ino>| ino.map_or(NameState::Absent, NameState::Leads);
-        if let Some((ino, _)) = self.pinned_names.get(&key) {
-            return known(*ino);
-        }
-        if !self.holds() && !self.is_made_here(parent) {
-            return NameState::Unknown;
-        }
-        if let Some((ino, since)) = self.names.get(&key).copied() {
-            if !self.is_recalled_since(parent, since) {
-                return known(ino);
-            }
-            self.names.pop(&key);
-        }
-        match self.complete.get(&parent) {
-            Some(names) if !names.contains(name) => NameState::Absent,
-            _ => NameState::Unknown,
-        }
-    }
-
-    /// metad does not know the inode yet.
-    fn is_made_here(&self, ino: Ino) -> bool {
-        self.pinned_attrs.get(&ino).is_some_and(|pinned| pinned.made.is_some())
-    }
-
-    fn is_delegated(&self, ino: Ino) -> bool {
-        self.attached && (self.is_made_here(ino) || (self.holds() && self.delegated.contains(&ino)))
-    }
-
-    fn no_longer_ours(&mut self, ino: Ino) {
-        self.delegated.pop(&ino);
-        // Whoever asks about it has heard of it: metad knows it, though its answer is still on its way.
-        if let Some(pinned) = self.pinned_attrs.get_mut(&ino) {
-            pinned.made = None;
-        }
-    }
-
-    fn note_delegated(&mut self, inos: &[Ino], mark: Mark) {
-        for ino in inos {
-            let ended = self.shared.peek(ino).is_some_and(|at| *at > mark.0);
-            if !ended && !self.is_recalled_since(*ino, mark) {
-                self.delegated.put(*ino, ());
-            }
-        }
-    }
-
-    fn unpin_name(&mut self, key: &(Ino, Name)) {
-        if self.pinned_names.remove(key).is_some() {
-            count_down(&mut self.pinned_in, key.0);
-        }
+impl Drop for AskingAhead<'_> {
+    fn drop(&mut self) {
+        self.known.state.lock().walks.end(self.dir);
     }
 }
 
 impl Known {
+    /// Does something with all that is known, while nothing of it changes. No other lock may be taken meanwhile.
+    pub(crate) fn with<R>(&self, work: impl FnOnce(&mut State, Now) -> R) -> R {
+        work(&mut self.state.lock(), Now::here())
+    }
+
     /// To be taken before a question.
     pub fn mark(&self) -> Mark {
-        Mark(self.inner.lock().clock)
+        self.state.lock().leases.mark()
+    }
+
+    /// To be taken before a question, with whether this session is at work: then it asks for delegations, too.
+    pub fn before_question(&self) -> (Mark, bool) {
+        self.with(|state, now| (state.leases.mark(), state.is_at_work(now)))
+    }
+
+    /// Something is changed here.
+    pub fn note_work(&self) {
+        self.with(|state, now| state.note_work(now));
+    }
+
+    /// Whether something was changed here a moment ago.
+    pub fn is_at_work(&self) -> bool {
+        self.with(|state, now| state.is_at_work(now))
     }
 
     /// metad has begun to count our leases: what was asked before it did is not kept, by whomever it was granted.
     pub fn attached(&self) {
-        let mut inner = self.inner.lock();
-        inner.attached = true;
-        inner.floor = inner.tick();
+        self.state.lock().leases.attach();
     }
 
     /// The leases hold for a while from when this was asked (a time of [`since_boot`], and a mark taken with it).
     pub fn extend(&self, asked: Duration, mark: Mark, alone: bool) {
-        let mut inner = self.inner.lock();
-        if !inner.attached || inner.floor > mark.0 {
-            return;
-        }
-        if inner.is_uncovered() {
-            inner.lapses += 1;
-        }
-        inner.covered = inner.covered.max(Some(asked + USED));
-        inner.until = inner.until.max(Some(asked + USED));
-        inner.alone = alone;
+        self.with(|state, now| state.leases.extend(asked, mark, alone, now));
     }
 
     /// How often metad has gone on without this session, as far as that is known: each time, others may have changed
     /// anything.
     pub fn lapses(&self) -> u64 {
-        let inner = self.inner.lock();
-        inner.lapses + u64::from(inner.is_uncovered())
+        self.with(|state, now| state.leases.lapses(now))
     }
 
     /// All leases are gone, or will be: nothing is used or kept any more until [`Known::attached`]. Returns until when the
     /// kernel may believe something.
     pub fn empty(&self) -> Option<Instant> {
-        let mut inner = self.inner.lock();
-        inner.attached = false;
-        inner.until = None;
-        inner.alone = false;
-        inner.drop_all();
-        inner.believed_at_all()
+        self.state.lock().empty()
     }
 
     /// metad takes all leases back; the session keeps its standing. Returns when to acknowledge.
     pub fn recall_all(&self) -> Option<Instant> {
-        let mut inner = self.inner.lock();
-        inner.drop_all();
-        inner.believed_at_all()
+        self.state.lock().recall_all()
     }
 
     /// Others are about to change these inodes. Returns when to acknowledge that nobody here believes anything of them.
     pub fn recall(&self, inos: &[Ino]) -> Option<Instant> {
-        let mut inner = self.inner.lock();
-        let at = inner.tick();
-        for ino in inos {
-            inner.note_recall(*ino, at);
-        }
-        inos.iter().map(|ino| inner.believed_until(*ino)).max().flatten()
+        self.with(|state, now| state.recall(inos, now))
+    }
+
+    /// Delegations on these inodes end; what is known stays right.
+    pub fn share(&self, inos: &[Ino]) {
+        self.state.lock().share(inos);
     }
 
     /// Another session arrives. Returns when to acknowledge that nobody here believes anything for long.
     pub fn company(&self) -> Option<Instant> {
-        let mut inner = self.inner.lock();
-        inner.alone = false;
-        inner.believed_alone_until()
+        self.state.lock().company()
     }
+}
 
+/// Changes and answers.
+impl Known {
     /// This session is about to change something. What is asked from now on is not kept until [`Known::changed`].
     pub fn change(&self, ops: &[Op]) -> Mark {
-        let mut inner = self.inner.lock();
-        let at = inner.tick();
-        for op in ops {
-            for ino in attrs_changed(op) {
-                inner.note_change(ino, at);
-            }
-            for (parent, name) in names_changed(op) {
-                if let Some((Some(ino), _)) = inner.names.pop(&(parent, name.clone())) {
-                    inner.note_change(ino, at);
-                }
-            }
-        }
-        Mark(at)
+        self.state.lock().change(ops)
     }
 
-    /// A change has been carried out, or has failed (no replies), or nobody knows. With leases on all of it, what it
-    /// made is known: from the replies, and from the attributes that come with the leases.
+    /// A change has been carried out, or has failed (no replies), or nobody knows.
     pub fn changed(
         &self,
         mark: Mark,
@@ -422,238 +202,204 @@ impl Known {
         leased: Option<&[InodeAttr]>,
         delegated: &[Ino],
     ) {
-        let mut inner = self.inner.lock();
-        let at = inner.tick();
-        let (leased, rest) = (leased.is_some(), leased.unwrap_or_default());
-        // Whether what is told was overtaken is asked before answers from meanwhile are made void.
-        let overtaken: HashSet<Ino> = replies
-            .iter()
-            .flat_map(told)
-            .chain(rest)
-            .map(|attr| attr.ino)
-            .chain(ops.iter().flat_map(attrs_changed))
-            .filter(|ino| inner.is_changed_since(*ino, mark))
-            .collect();
-        for op in ops {
-            // Answers that were asked for while the change was under way are of before or after it, who knows.
-            for ino in attrs_changed(op) {
-                inner.note_change(ino, at);
-            }
-            for (parent, name) in names_changed(op) {
-                inner.names.pop(&(parent, name.clone()));
-                if !leased {
-                    inner.complete.pop(&parent);
-                }
-            }
-        }
-        for copy in replies.iter().filter_map(conflict) {
-            inner.note_change(copy.parent, at);
-            inner.names.pop(&(copy.parent, copy.name.clone()));
-            inner.complete.pop(&copy.parent);
-        }
-        for attr in replies.iter().flat_map(told).chain(rest) {
-            if !leased {
-                inner.note_change(attr.ino, at);
-            } else if !overtaken.contains(&attr.ino) {
-                inner.attrs.put(attr.ino, attr.clone());
-            }
-        }
-        inner.note_delegated(delegated, mark);
-        if !leased {
-            return;
-        }
-        for (op, reply) in ops.iter().zip(replies) {
-            inner.learn_change(op, reply, &overtaken);
-        }
+        self.state.lock().changed(mark, ops, replies, leased, delegated);
     }
 
-    /// Keeps attributes that were asked for after `mark`, with a lease.
+    /// Delegations came with an answer that was asked for at `mark`.
+    pub fn delegated(&self, inos: &[Ino], mark: Mark) {
+        self.state.lock().leases.delegate(inos, mark);
+    }
+
+    /// Keeps attributes that were asked for at `mark`, with a lease.
     pub fn learn_attr(&self, attr: &InodeAttr, mark: Mark) {
-        let mut inner = self.inner.lock();
-        if !inner.is_changed_since(attr.ino, mark) {
-            inner.attrs.put(attr.ino, attr.clone());
-        }
+        self.state.lock().learn_attr(attr, mark);
+    }
+
+    /// Keeps where a name leads, and the attributes of what is there.
+    pub fn learn_found(&self, parent: Ino, name: &[u8], attr: &InodeAttr, mark: Mark) {
+        let mut state = self.state.lock();
+        state.learn_attr(attr, mark);
+        state.learn_name(parent, name, Some(attr.ino), mark);
     }
 
     /// Keeps where a name leads, or that it is absent.
     pub fn learn_name(&self, parent: Ino, name: &[u8], ino: Option<Ino>, mark: Mark) {
-        let mut inner = self.inner.lock();
-        // A change here may have been of this name.
-        if name != b"." && name != b".." && !inner.is_changed_since(parent, mark) {
-            inner.names.put((parent, name.to_vec()), (ino, mark));
-        }
+        self.state.lock().learn_name(parent, name, ino, mark);
     }
 
     /// Keeps part of a listing, with its names, and attributes if it has them.
-    pub fn learn_page(&self, dir: Ino, asked: (u64, u32, bool), listed: &Arc<Listed>, mark: Mark) {
-        let mut inner = self.inner.lock();
-        if inner.is_changed_since(dir, mark) {
-            return;
-        }
-        let (after, limit, plus) = asked;
-        inner.put_page((dir, after, limit, plus), listed, mark);
-        for entry in &listed.entries {
-            if let Some(attr) = entry.attr.as_ref().filter(|_| plus) {
-                if !inner.is_changed_since(attr.ino, mark) {
-                    inner.attrs.put(attr.ino, attr.clone());
-                }
-                inner.names.put((dir, entry.name.clone()), (Some(entry.ino), mark));
-            }
-        }
+    pub fn learn_page(&self, key: PageKey, listed: &Arc<Listed>, mark: Mark) {
+        self.state.lock().learn_page(key, listed, mark);
     }
 
+    /// What a commit has made of an inode whose pinned attributes something later still changes.
+    pub fn pins_follow(&self, committed: &InodeAttr) {
+        self.state.lock().pins.follow_commit(committed);
+    }
+
+    /// metad knows what the entry of this number did. Its answer has been taken in.
+    pub fn unpin(&self, number: u64, inos: &[Ino], names: &[Place]) {
+        self.with(|state, now| state.unpin(number, inos, names, now));
+    }
+}
+
+/// Questions.
+impl Known {
     /// Attributes, if they are known now.
     pub fn attr(&self, ino: Ino) -> Option<InodeAttr> {
-        self.inner.lock().attr(ino)
+        self.with(|state, now| state.attr(ino, now))
     }
 
     /// What a name leads to, or that it is absent, if that is known now.
     pub fn name(&self, parent: Ino, name: &[u8]) -> Option<Result<InodeAttr, FsError>> {
-        let mut inner = self.inner.lock();
-        match inner.name_state(parent, name) {
-            NameState::Leads(ino) => inner.attr(ino).map(Ok),
-            NameState::Absent => Some(Err(FsError::NotFound)),
-            NameState::Unknown => None,
-        }
+        self.with(|state, now| {
+            let found = state.name(parent, name, now)?;
+            if let Ok(attr) = &found {
+                state.places.put((parent, name.to_vec()), attr.ino);
+            }
+            Some(found)
+        })
+    }
+
+    /// Where a name leads, as far as is known now.
+    pub fn name_state(&self, parent: Ino, name: &[u8]) -> NameState {
+        self.with(|state, now| state.name_state(parent, name, now))
     }
 
     /// Part of a listing, if all of it is known now.
-    pub fn page(&self, dir: Ino, (after, limit, plus): (u64, u32, bool)) -> Option<Listed> {
-        let mut inner = self.inner.lock();
-        if !inner.holds() {
-            return None;
-        }
-        let (listed, since) = inner.pages.get(&(dir, after, limit, plus))?.clone();
-        if inner.is_changed_since(dir, since) {
-            inner.pages.pop(&(dir, after, limit, plus));
-            inner.page_entries -= listed.entries.len();
-            return None;
-        }
-        let mut listed = Listed::clone(&listed);
-        if plus {
-            for entry in &mut listed.entries {
-                entry.attr = Some(inner.attr(entry.ino)?);
-            }
-        }
-        Some(listed)
+    pub fn page(&self, key: PageKey) -> Option<Listed> {
+        self.with(|state, now| state.page(key, now))
     }
 
-    /// For how long the kernel may believe these attributes, which are handed over now.
+    /// Whether this session alone may change all of these inodes, and nobody else knows anything of them.
+    pub fn is_delegated(&self, inos: &[Ino]) -> bool {
+        self.with(|state, now| inos.iter().all(|ino| state.is_delegated(*ino, now)))
+    }
+
+    /// Whether metad does not know the inode yet.
+    pub fn is_made_here(&self, ino: Ino) -> bool {
+        self.state.lock().pins.is_made_here(ino)
+    }
+
+    /// Whether metad knows less of a directory's names than this session.
+    pub fn is_ahead_in(&self, dir: Ino) -> bool {
+        let state = self.state.lock();
+        state.pins.has_names_in(dir) || state.pins.is_made_here(dir)
+    }
+
+    /// For how long the kernel may believe these attributes, which it is given now.
     pub fn believe_attr(&self, attr: &InodeAttr) -> Duration {
-        let mut inner = self.inner.lock();
-        if inner.attr(attr.ino).as_ref() == Some(attr) { inner.hand_over(attr.ino) } else { Duration::ZERO }
+        self.with(|state, now| state.believe_attr(attr, now))
     }
 
     /// For how long the kernel may believe that a name leads to an inode, or is absent, which it is told now.
     pub fn believe_name(&self, parent: Ino, name: &[u8], ino: Option<Ino>) -> Duration {
-        let mut inner = self.inner.lock();
-        let said = ino.map_or(NameState::Absent, NameState::Leads);
-        if inner.name_state(parent, name) == said { inner.hand_over(parent) } else { Duration::ZERO }
+        self.with(|state, now| state.believe_name(parent, name, ino, now))
     }
 }
 
-impl Inner {
-    /// Whether metad waits no longer for this session.
-    fn is_uncovered(&self) -> bool {
-        self.covered.is_some_and(|until| until < since_boot())
-    }
-
-    /// For how long the kernel may believe something of an inode that is known.
-    fn hand_over(&mut self, ino: Ino) -> Duration {
-        let now = Instant::now();
-        let left = self.until.map_or(Duration::ZERO, |until| until.saturating_sub(since_boot() + MARGIN));
-        let contended = self.recalled.peek(&ino).is_some_and(|(_, at)| now - *at < CONTENDED);
-        if contended || left < BELIEVED {
-            return Duration::ZERO;
-        }
-        if self.alone && left > BELIEVED_ALONE {
-            self.handed_alone = Some(now);
-            return BELIEVED_ALONE;
-        }
-        self.note_handed(ino, now);
-        BELIEVED
-    }
-
-    /// Takes in what became of names.
-    fn learn_change(&mut self, op: &Op, reply: &OpReply, overtaken: &HashSet<Ino>) {
-        if names_changed(op).any(|(parent, _)| overtaken.contains(&parent)) {
-            return;
-        }
-        match (op.plain(), reply) {
-            (Op::Create { parent, name, .. } | Op::Link { parent, name, .. }, OpReply::Attr(attr)) => {
-                self.learn_name(*parent, name, Some(attr.ino));
-                let is_new = matches!(op, Op::Create { node: wire::op::NewInode::Directory, .. });
-                if is_new && self.attrs.contains(&attr.ino) {
-                    self.complete.put(attr.ino, HashSet::new());
-                }
-            }
-            (Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name }, OpReply::Removed { .. }) => {
-                self.learn_name(*parent, name, None);
-            }
-            (Op::Rename { parent, name, new_parent, new_name, mode, .. }, OpReply::Renamed { moved, replaced, .. }) => {
-                let back = replaced.as_ref().filter(|_| *mode == wire::op::RenameMode::Exchange);
-                self.learn_name(*parent, name, back.map(|attr| attr.ino));
-                self.learn_name(*new_parent, new_name, Some(moved.ino));
-            }
-            _ => {}
+/// What is remembered without leases: hints, and what this session did itself.
+impl Known {
+    /// Where names lead, as was seen now.
+    pub fn note_places(&self, places: impl IntoIterator<Item = (Place, Ino)>) {
+        let mut state = self.state.lock();
+        for (place, ino) in places {
+            state.places.put(place, ino);
         }
     }
-}
 
-/// Inodes whose attributes an operation changes, as far as it names them.
-pub(crate) fn attrs_changed(op: &Op) -> impl Iterator<Item = Ino> {
-    let (one, two) = match op.plain() {
-        Op::Create { parent, ino, .. } | Op::Link { parent, ino, .. } => (Some(*parent), Some(*ino)),
-        Op::Unlink { parent, released, .. } => (Some(*parent), *released),
-        Op::Rmdir { parent, .. } => (Some(*parent), None),
-        Op::Rename { parent, new_parent, .. } => (Some(*parent), Some(*new_parent)),
-        Op::SetAttr { ino, .. }
-        | Op::Commit { ino, .. }
-        | Op::Range { ino, .. }
-        | Op::SetXattr { ino, .. }
-        | Op::RemoveXattr { ino, .. }
-        | Op::Accessed { ino, .. } => (Some(*ino), None),
-        Op::CloneRange { dst, .. } => (Some(*dst), None),
-        Op::ReleaseOrphans { .. }
-        | Op::LeaseInos { .. }
-        | Op::SetLock { .. }
-        | Op::Unlock { .. }
-        | Op::Deferred { .. }
-        | Op::Journaled { .. }
-        | Op::JournaledContent { .. } => (None, None),
-    };
-    one.into_iter().chain(two)
-}
+    /// A name leads nowhere, or nobody knows where.
+    pub fn forget_place(&self, parent: Ino, name: &[u8]) {
+        self.state.lock().places.forget(&(parent, name.to_vec()));
+    }
 
-/// Names that an operation makes, removes or points elsewhere.
-pub(crate) fn names_changed(op: &Op) -> impl Iterator<Item = (Ino, &Name)> {
-    let (one, two) = match op.plain() {
-        Op::Create { parent, name, .. }
-        | Op::Link { parent, name, .. }
-        | Op::Unlink { parent, name, .. }
-        | Op::Rmdir { parent, name } => (Some((*parent, name)), None),
-        Op::Rename { parent, name, new_parent, new_name, .. } => (Some((*parent, name)), Some((*new_parent, new_name))),
-        _ => (None, None),
-    };
-    one.into_iter().chain(two)
-}
+    /// Where a name led when it was last seen: a hint, never an answer.
+    pub fn led_to(&self, parent: Ino, name: &[u8]) -> Option<Ino> {
+        self.state.lock().places.get(&(parent, name.to_vec()))
+    }
 
-/// The sibling that a commit has made.
-fn conflict(reply: &OpReply) -> Option<&ConflictCopy> {
-    match reply {
-        OpReply::Committed { conflict, .. } => conflict.as_ref(),
-        _ => None,
+    /// A name of an inode, as it was last seen.
+    pub fn place_of(&self, ino: Ino) -> Option<Place> {
+        self.state.lock().places.of(ino)
+    }
+
+    /// Where the content of this version of a small file lies, if it was open lately.
+    pub fn content(&self, ino: Ino, version: Version) -> Option<ExtentPage> {
+        self.state.lock().attrs.content(ino, version)
+    }
+
+    /// Remembers where the content of a small file lies.
+    pub fn keep_content(&self, ino: Ino, page: ExtentPage) {
+        self.state.lock().attrs.put_content(ino, page);
+    }
+
+    /// Attributes of a directory that was removed here, as it was then: POSIX lets whoever is in it, or has it open, go on
+    /// asking.
+    pub fn removed_dir(&self, ino: Ino) -> Option<InodeAttr> {
+        self.state.lock().attrs.removed_dir(ino)
+    }
+
+    /// Something was removed here.
+    pub fn note_removed(&self, attr: &InodeAttr) {
+        self.state.lock().attrs.note_removed(attr);
     }
 }
 
-/// Attributes that a reply tells.
-fn told(reply: &OpReply) -> impl Iterator<Item = &InodeAttr> {
-    let (one, two) = match reply {
-        OpReply::Attr(attr) | OpReply::Removed { attr, .. } | OpReply::Committed { attr, .. } => (Some(attr), None),
-        OpReply::Renamed { moved, replaced, .. } => (Some(moved), replaced.as_ref()),
-        OpReply::Inos { .. } | OpReply::Done => (None, None),
-    };
-    one.into_iter().chain(two)
+/// Walks.
+impl Known {
+    /// A directory was listed from its start.
+    pub(crate) fn walk_listed(&self, listed: &Listed) {
+        self.with(|state, now| state.walks.listed(listed, now.awake));
+    }
+
+    /// What a walk that comes to this directory now will need.
+    pub(crate) fn walk_from(&self, dir: Ino) -> Option<Next> {
+        self.with(|state, now| state.walks.from(dir, now.awake))
+    }
+
+    /// This was answered when that was asked for.
+    pub(crate) fn walk_answered(&self, asked: Next, tree: &[ListedDir]) {
+        self.state.lock().walks.answered(asked, tree);
+    }
+
+    /// What a walk that comes to this directory needs next.
+    pub(crate) fn walk_on(&self, dir: Ino) -> Option<Next> {
+        self.state.lock().walks.go_on(dir)
+    }
+
+    /// Begins to ask for a directory in the background, unless that has begun before.
+    pub(crate) fn begin_asking_ahead(&self, dir: Ino) -> Option<AskingAhead<'_>> {
+        let answered = self.state.lock().walks.begin(dir)?;
+        Some(AskingAhead { known: self, dir, _answered: answered })
+    }
+
+    /// Waits for the answer if a directory is being asked for in the background. Whether it was.
+    pub(crate) async fn wait_asked_ahead(&self, dir: Ino) -> bool {
+        let asking = self.state.lock().walks.asking(dir);
+        let Some(mut answered) = asking else { return false };
+        // Nothing is ever sent: the sender goes when there is an answer.
+        let _ = answered.changed().await;
+        true
+    }
+
+    /// Whether it makes sense to ask for a delegation on this inode.
+    pub(crate) fn may_ask_for(&self, ino: Ino) -> bool {
+        self.with(|state, now| state.walks.may_ask_for(ino, now.awake))
+    }
+
+    /// A delegation is to be asked for. True when several were within a short time.
+    pub(crate) fn is_one_of_many(&self) -> bool {
+        self.with(|state, now| state.walks.is_one_of_many(now.awake))
+    }
+
+    /// A name of this directory was not known, which has at most so many. True when it is time to ask for all of them.
+    pub(crate) fn missed(&self, dir: Ino, names_max: u64) -> bool {
+        self.with(|state, now| {
+            let ours = state.pins.has_names_in(dir) || state.pins.is_made_here(dir);
+            let small = state.attr(dir, now).is_some_and(|attr| attr.size <= names_max);
+            !ours && small && state.walks.missed(dir, now.awake)
+        })
+    }
 }
 
 #[cfg(test)]

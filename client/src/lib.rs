@@ -1,9 +1,9 @@
 //! A client of a Surf cluster: the filesystem's operations, free of FUSE.
 //!
-//! [`Client`] is one mount's session. `meta` talks to metad, `known` answers in its place under leases, `block` talks to
-//! the block daemons, `file` holds what is open, `namespace` and `handle` are the operations by family,
-//! `writeback` what is done under delegations and told later, `journal` what of it would be lost with the process, `upkeep`
-//! what goes on in the background.
+//! [`Client`] is one mount's session. `meta` talks to metad, `known` answers in its place under leases, `queue` holds what
+//! was done under delegations and is sent later, `events` gives back what metad asks for, `kernel` remembers what the kernel
+//! was given. `block` talks to the block daemons, `file` holds what is open, `journal` what would be lost with the process.
+//! `ops` and `handle` are the operations by family, `upkeep` what goes on in the background.
 //!
 //! Every operation can be called from any thread of a multi-threaded tokio runtime. What an operation has accepted runs
 //! to its end though its caller is dropped, unless it says otherwise.
@@ -17,27 +17,30 @@ mod commit;
 mod compact;
 mod config;
 mod error;
+mod events;
 pub mod file;
 mod handle;
 mod journal;
+mod kernel;
 mod known;
 mod local;
-mod locks;
 pub mod meta;
-pub mod namespace;
 mod opens;
+mod ops;
 mod ordered;
+mod queue;
 mod upkeep;
-mod walks;
 mod window;
 mod writeback;
 
 pub use config::{ClientConfig, DISK_CACHE_BYTES_MIN, OnConflict};
 pub use error::Error;
 pub use handle::{Handle, OpenFlags, Opened};
+pub use kernel::Notice;
+pub use known::Listed;
 pub use local::LocalDir;
-pub use locks::Wait;
-pub use writeback::Heard;
+pub use ops::locks::Wait;
+pub use queue::{Heard, NewNode};
 
 use accessed::Accessed;
 use block::disk::DiskCache;
@@ -49,18 +52,17 @@ use file::state::FileState;
 use file::together::Gathering;
 use futures::future::BoxFuture;
 use journal::Journal;
+use kernel::Kernel;
 use known::Known;
 use known::held_locks::HeldLocks;
 use known::leased::LeasedSession;
-use locks::Waits;
-use lru::LruCache;
 use meta::rpc::Rpc;
 use opens::Opens;
+use ops::locks::Waits;
 use ordered::{Ordered, Rank};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -68,12 +70,9 @@ use tokio::sync::{Notify, broadcast};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use walks::Walks;
 use window::Window;
 use wire::FsError;
-use wire::attr::InodeAttr;
 use wire::ids::{Ino, Version};
-use wire::op::{ExtentPage, Name};
 use wire::quic::Endpoint;
 use writeback::WriteBack;
 
@@ -81,28 +80,6 @@ use writeback::WriteBack;
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 /// Closing takes no longer, once everything is flushed.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
-/// Notices that wait for the kernel to be told; older ones are forgotten. Access times leave half of it to the others.
-const NOTICES: usize = 1024;
-/// Names whose inode is remembered.
-const NAMES: usize = 65_536;
-/// Inodes whose version in the kernel's page cache is remembered.
-const VERSIONS: usize = 65_536;
-/// Small files of which it is remembered where their content lies; a part of it may be within.
-const CONTENTS: usize = 8192;
-/// Removed directories whose attributes are remembered.
-const REMOVED_DIRS: usize = 4096;
-
-/// What others did, for the kernel's caches.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// The content of this open file was changed by another session.
-    Changed(Ino),
-    /// This inode's access time has moved, or other attributes without its content.
-    Accessed(Ino),
-    /// This name in this directory leads elsewhere than it did a moment ago.
-    Moved(Ino, Name),
-}
-
 /// One session with a cluster.
 pub struct Client {
     config: ClientConfig,
@@ -124,15 +101,8 @@ pub struct Client {
     opens: Opens,
     /// Unlinked inodes that metad keeps for our handles.
     orphans: Ordered<HashSet<Ino>>,
-    /// Where names led when they were last looked up: a hint, never an answer.
-    names: Mutex<LruCache<(Ino, Name), Ino>>,
-    /// Versions that the kernel's page cache may hold.
-    versions: Mutex<LruCache<Ino, Version>>,
-    /// Where the content of small files lies that were open lately: good as long as its version is theirs.
-    contents: Mutex<LruCache<Ino, ExtentPage>>,
-    /// Directories that were removed here: somebody may still be in one, or have it open.
-    removed_dirs: Mutex<LruCache<Ino, InodeAttr>>,
-    /// What metad is told later.
+    kernel: Kernel,
+    /// What was done under delegations and is sent later.
     writeback: Arc<WriteBack>,
     /// What of it has waited for long.
     journal: Option<Arc<Journal>>,
@@ -141,13 +111,10 @@ pub struct Client {
     /// Small content that is uploaded together.
     gathering: Gathering,
     accessed: Accessed,
-    /// Who walks through the tree.
-    walks: Walks,
     /// Chunks in many pieces, to be compacted.
     fragmented: compact::Queue,
     /// Open files that are being looked at because another session changed them.
     refreshing: Ordered<HashSet<Ino>>,
-    notices: broadcast::Sender<Notice>,
     /// It is time to commit what was written.
     overdue: Notify,
     lock_released: Notify,
@@ -206,6 +173,7 @@ impl Client {
         let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
         let session = Arc::new(session);
         let layouts = Arc::new(Layouts::new(opened.layout));
+        let writeback = Arc::new(WriteBack::new(known.clone()));
         let client = Arc::new_cyclic(|me| Self {
             fetcher: Fetcher::new(
                 endpoint.clone(),
@@ -227,19 +195,14 @@ impl Client {
             files: Ordered::new(Rank::Files, BTreeMap::new()),
             opens: Opens::default(),
             orphans: Ordered::new(Rank::Orphans, HashSet::new()),
-            names: Mutex::new(LruCache::new(NonZeroUsize::new(NAMES).expect("not zero"))),
-            versions: Mutex::new(LruCache::new(NonZeroUsize::new(VERSIONS).expect("not zero"))),
-            contents: Mutex::new(LruCache::new(NonZeroUsize::new(CONTENTS).expect("not zero"))),
-            removed_dirs: Mutex::new(LruCache::new(NonZeroUsize::new(REMOVED_DIRS).expect("not zero"))),
-            writeback: Arc::default(),
+            kernel: Kernel::default(),
+            writeback,
             journal,
             left: AtomicBool::new(false),
             gathering: Gathering::default(),
             accessed: Accessed::default(),
-            walks: Walks::default(),
             fragmented: compact::Queue::default(),
             refreshing: Ordered::new(Rank::Refreshing, HashSet::new()),
-            notices: broadcast::channel(NOTICES).0,
             overdue: Notify::new(),
             lock_released: Notify::new(),
             detached: Arc::default(),
@@ -278,7 +241,7 @@ impl Client {
     /// What other sessions change from now on. Best effort: a slow receiver misses some, and is told so.
     #[must_use]
     pub fn notices(&self) -> broadcast::Receiver<Notice> {
-        self.notices.subscribe()
+        self.kernel.notices()
     }
 
     /// Commits everything and ends the session. When the servers are away, what is in the journal is left to the next
@@ -331,16 +294,12 @@ impl Client {
 
     /// Has the kernel told, soon.
     fn notify(&self, notice: Notice) {
-        // Nobody listens while there is no mount.
-        let _ = self.notices.send(notice);
+        self.kernel.notify(notice);
     }
 
     /// The kernel's page cache took part in a change of ours: what it held of `from` is good for `to`.
     fn kernel_follows(&self, ino: Ino, from: Version, to: Version) {
-        let mut versions = self.versions.lock();
-        if versions.peek(&ino) == Some(&from) {
-            versions.put(ino, to);
-        }
+        self.kernel.follows(ino, from, to);
     }
 }
 

@@ -3,6 +3,7 @@
 //! Opening costs no log entry, so metad cannot know of it. An open that has begun keeps removals from vouching, and one
 //! that begins while a removal is under way waits for its outcome: it finds the inode gone, or kept for us.
 
+use crate::known::count_down;
 use crate::ordered::{Ordered, Rank};
 use std::collections::HashMap;
 use tokio::sync::Notify;
@@ -82,17 +83,6 @@ impl Opens {
         *under_way.vouched.entry(ino).or_insert(0) += 1;
         Some(Vouched { opens: self, ino })
     }
-}
-
-/// One less; true when it was the last.
-pub(crate) fn count_down(counts: &mut HashMap<Ino, usize>, ino: Ino) -> bool {
-    let count = counts.get_mut(&ino).expect("counted when it began");
-    *count -= 1;
-    let last = *count == 0;
-    if last {
-        counts.remove(&ino);
-    }
-    last
 }
 
 impl Drop for Opening<'_> {

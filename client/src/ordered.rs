@@ -29,14 +29,10 @@ pub(crate) enum Rank {
     Content,
     /// Small content that waits to be uploaded together.
     Gathering,
-    /// What is known of names and attributes, and pinned.
+    /// What is known of names and attributes, pinned, and asked for ahead.
     Known,
-    /// Where names lead, and other hints beside it.
-    Hints,
-    /// What the kernel was told.
+    /// What the kernel was given.
     Kernel,
-    /// What is being asked for ahead.
-    Walks,
     /// The present file of the journal.
     JournalFile,
     /// What else there is: no other lock of its own is taken under it.

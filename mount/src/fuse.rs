@@ -24,7 +24,7 @@ pub(crate) use shared::Shared;
 
 use crate::interrupt::Patience;
 use attr::{PERMISSIONS, node_of};
-use client::namespace::NewNode;
+use client::NewNode;
 use dir::Asked;
 use dispatch::{bytes, configure, ino, span};
 use file::{Place, is_unprivileged, range_action};

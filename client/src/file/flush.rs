@@ -13,7 +13,7 @@ use super::state::{FileState, Next, Unsaved};
 use crate::commit::outcome::{Outcome, Pages, Way, judge};
 use crate::commit::plan::{Draft, Plan};
 use crate::meta::session::SpareIno;
-use crate::writeback::Touched;
+use crate::queue::Touched;
 use crate::{Client, Notice, OnConflict};
 use bytes::Bytes;
 use std::future::Future;
@@ -96,7 +96,7 @@ impl Client {
                 // It goes along with what it depends on.
                 client.defer_content(&file);
             }
-            client.tell_all().await?;
+            client.send_all().await?;
             client.flush_here(&file, whole).await
         })
         .await
@@ -124,7 +124,7 @@ impl Client {
             }
             // What got into the queue meanwhile goes by the queue, which the journal follows.
             drop(one);
-            self.tell_all().await?;
+            self.send_all().await?;
         };
         file.note_committing(true);
         let committed = self.commit_upto(file, last).await;
@@ -168,7 +168,7 @@ impl Client {
         }
         // Servers that are away come back.
         if error != FsError::Io {
-            let undone = self.writeback.undo_replacing(file.ino(), error, &self.known);
+            let undone = self.writeback.undo_replacing(file.ino(), error);
             self.kernel_unlearns(undone);
         }
     }
@@ -186,10 +186,7 @@ impl Client {
 
     /// What was done to these inodes and names was undone, and the kernel believes what it has seen.
     pub(crate) fn kernel_unlearns(&self, (inos, names): Touched) {
-        let names = names.into_iter().map(|(parent, name)| Notice::Moved(parent, name));
-        for notice in names.chain(inos.into_iter().map(Notice::Accessed)) {
-            self.notify(notice);
-        }
+        self.kernel.unlearns(inos, names);
     }
 
     /// Seals everything that is written. What is small may share a block with others' content, if `to` says so. Returns

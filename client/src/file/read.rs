@@ -106,7 +106,7 @@ impl Client {
     async fn load_chunks(&self, file: &FileState, first: ChunkIndex, until: u64) -> Result<(), FsError> {
         let end = until.max(first.start() + 1).div_ceil(CHUNK_BYTES).saturating_mul(CHUNK_BYTES);
         let range = first.start()..end;
-        self.tell_if_new(file.ino()).await?;
+        self.send_if_new(file.ino()).await?;
         for listing in 1..=LISTINGS {
             let mut from = range.start;
             let mut pages = Vec::new();

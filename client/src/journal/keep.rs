@@ -3,6 +3,7 @@
 use super::Journal;
 use super::record::{Change, Record, pieces_of};
 use crate::file::state::FileState;
+use crate::known::Place;
 use crate::writeback::{Entry, Work, WriteBack};
 use crate::{CLOSE_LIMIT, Client};
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use wire::FsError;
 use wire::ids::{Ino, SessionId, Version};
-use wire::op::{Name, Op};
+use wire::op::Op;
 
 /// What is not told after this time goes into the journal.
 const AFTER: Duration = Duration::from_millis(400);
@@ -65,7 +66,7 @@ async fn run(weak: Weak<Client>, queue: Arc<WriteBack>, journal: Arc<Journal>) {
         let Some(client) = weak.upgrade() else { return };
         let done = client.keep(&journal, Which::Overdue).await;
         drop(client);
-        queue.note_keeping(done.is_ok());
+        queue.note_journal_works(done.is_ok());
         if let Err(error) = done {
             tracing::error!(
                 dir = %journal.dir().display(), %error,
@@ -132,7 +133,7 @@ impl Journal {
 impl Client {
     /// From now on what waits for too long is written.
     pub(crate) fn start_journal(&self, journal: &Arc<Journal>) {
-        self.writeback.note_keeping(true);
+        self.writeback.note_journal_works(true);
         self.tasks.lock().spawn(run(self.me.clone(), self.writeback.clone(), journal.clone()));
     }
 
@@ -140,7 +141,7 @@ impl Client {
     async fn keep(&self, journal: &Arc<Journal>, which: Which) -> io::Result<()> {
         let one = timeout(DISK_LIMIT, journal.keeping.lock()).await;
         let _one = one.map_err(|_| io::Error::from(ErrorKind::TimedOut))?;
-        let told = self.writeback.told();
+        let told = self.writeback.sent();
         if journal.has_told(told) {
             journal.change(move |journal| journal.drop_told(told)).await?;
         }
@@ -155,7 +156,7 @@ impl Client {
                 for (file, upto) in files.into_values() {
                     file.note_journaled(upto);
                 }
-                queue.kept(last);
+                queue.note_journaled(last);
             };
             journal.append_for(self.session.id(), records, last, appended).await?;
         }
@@ -167,10 +168,14 @@ impl Client {
 
     /// Entries that were undone must not be done by whoever finds the journal.
     async fn note_undone(&self, journal: &Arc<Journal>) -> io::Result<()> {
-        let (queue, undone) = (self.writeback.clone(), self.writeback.undone());
+        let (queue, undone) = (self.writeback.clone(), self.writeback.with(|core| core.undone()));
         let Some(last) = undone.iter().max().copied() else { return Ok(()) };
         let records = undone.iter().map(|number| (Record::Undone { number: *number }, Bytes::new())).collect();
-        journal.append_for(self.session.id(), records, last, move || queue.undone_kept(&undone)).await
+        journal
+            .append_for(self.session.id(), records, last, move || {
+                queue.with(|core| core.note_undone_journaled(&undone))
+            })
+            .await
     }
 
     /// Writes at once what was undone, before metad is told of it.
@@ -207,7 +212,7 @@ impl Client {
     async fn all_kept(&self, journal: &Arc<Journal>) {
         let (mut seen, mut since) = (None, Instant::now());
         loop {
-            let now = (self.writeback.told(), self.window.held());
+            let now = (self.writeback.sent(), self.window.held());
             if seen != Some(now) {
                 (seen, since) = (Some(now), Instant::now());
             } else if since.elapsed() >= LEAVE_AFTER {
@@ -230,7 +235,7 @@ impl Client {
                 self.leave_content(&file);
             }
         }
-        let told = self.writeback.told();
+        let told = self.writeback.sent();
         if !self.writeback.is_empty() {
             let kept = self.keep(journal, Which::All).await;
             // What it shows went into the queue, if it was left.
@@ -259,27 +264,29 @@ impl Client {
     fn to_keep(&self, which: Which) -> Keeping {
         let mut keeping = Keeping::default();
         let mut bytes = 0;
-        self.writeback.for_each_unkept(|entry| {
-            let age = if keeping.last == 0 { AFTER } else { SOON };
-            if (which == Which::Overdue && entry.queued.elapsed() < age) || bytes >= APPEND_BYTES {
-                return false;
-            }
-            keeping.last = entry.number;
-            match &entry.work {
-                Work::Change { op, expect } => {
-                    let change = Change { number: entry.number, at: entry.at, expect: expect.clone(), op: op.clone() };
-                    keeping.records.push((Record::Change(change), Bytes::new()));
+        self.writeback.with(|core| {
+            for entry in core.unjournaled() {
+                let age = if keeping.last == 0 { AFTER } else { SOON };
+                if (which == Which::Overdue && entry.queued.elapsed() < age) || bytes >= APPEND_BYTES {
+                    break;
                 }
-                Work::Content { file, upto } => {
-                    let (_, kept) = keeping.files.entry(file.ino()).or_insert_with(|| (file.clone(), 0));
-                    let from = keeping.records.len();
-                    entry.kept_base = Some(take_pieces(entry, file, (*kept, *upto), &mut keeping.records));
-                    *kept = *upto;
-                    bytes += keeping.records[from..].iter().map(|(_, content)| content.len()).sum::<usize>();
+                keeping.last = entry.number;
+                match &entry.work {
+                    Work::Change { op, expect } => {
+                        let change =
+                            Change { number: entry.number, at: entry.at, expect: expect.clone(), op: op.clone() };
+                        keeping.records.push((Record::Change(change), Bytes::new()));
+                    }
+                    Work::Content { file, upto } => {
+                        let (_, kept) = keeping.files.entry(file.ino()).or_insert_with(|| (file.clone(), 0));
+                        let from = keeping.records.len();
+                        entry.journal_base = Some(take_pieces(entry, file, (*kept, *upto), &mut keeping.records));
+                        *kept = *upto;
+                        bytes += keeping.records[from..].iter().map(|(_, content)| content.len()).sum::<usize>();
+                    }
+                    Work::Undone => {}
                 }
-                Work::Undone => {}
             }
-            true
         });
         self.name_pieces(&mut keeping.records);
         keeping
@@ -295,13 +302,8 @@ impl Client {
         if wanted.is_empty() {
             return;
         }
-        let known = self.names.lock();
-        let places: HashMap<Ino, (Ino, Name)> = known
-            .iter()
-            .filter(|(_, ino)| wanted.contains(ino))
-            .map(|((parent, name), ino)| (*ino, (*parent, name.clone())))
-            .collect();
-        drop(known);
+        let places: HashMap<Ino, Place> =
+            wanted.into_iter().filter_map(|ino| Some((ino, self.known.place_of(ino)?))).collect();
         for (record, _) in records {
             if let Record::Piece(piece) = record {
                 piece.place = places.get(&piece.ino).cloned();

@@ -11,7 +11,8 @@ use crate::file::pending::{Restored, SHARED_BLOCK_PART_MAX};
 use crate::file::sealed::To;
 use crate::file::state::FileState;
 use crate::known::{attrs_changed, names_changed};
-use crate::writeback::{Touched, Work};
+use crate::queue::Touched;
+use crate::writeback::Work;
 use crate::{Client, Error};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
@@ -83,7 +84,7 @@ impl Client {
         });
         let read = read.await.map_err(|ended| Failed::Disk(io::Error::other(ended)))?;
         let (records, last) = read.map_err(Failed::Journal)?;
-        self.writeback.start_behind(told, last);
+        self.writeback.with(|core| core.start_behind(told, last));
         if records.is_empty() {
             if let Err(error) = journal.append_for(self.session.id(), Vec::new(), last, || ()).await {
                 tracing::warn!(dir = %journal.dir().display(), %error, "the journal cannot be written yet");
@@ -102,10 +103,10 @@ impl Client {
             if replayed.entries.last().is_none_or(|(number, ..)| *number < last) {
                 replayed.entries.push((last, self.session.stamp(), Touched::default(), Work::Undone));
             }
-            self.writeback.be_strict(true);
+            self.writeback.with(|core| core.be_strict(true));
             self.writeback.enter_again(replayed.entries);
             self.wait_replayed(last).await?;
-            self.writeback.be_strict(false);
+            self.writeback.with(|core| core.be_strict(false));
             tracing::warn!("everything that was in the journal is told");
         }
         let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_told(last)));
@@ -114,10 +115,10 @@ impl Client {
 
     async fn wait_replayed(&self, last: u64) -> Result<(), Failed> {
         loop {
-            let told = self.writeback.told();
-            match tokio::time::timeout(PATIENCE, self.writeback.wait_told(last)).await {
+            let told = self.writeback.sent();
+            match tokio::time::timeout(PATIENCE, self.writeback.wait_sent(last)).await {
                 Ok(outcome) => return Ok(outcome?),
-                Err(_) if told == self.writeback.told() => return Err(Failed::Hangs),
+                Err(_) if told == self.writeback.sent() => return Err(Failed::Hangs),
                 Err(_) => {}
             }
         }
@@ -196,7 +197,7 @@ impl Client {
     ) -> Option<(Arc<FileState>, u64)> {
         let ino = replayed.number(piece.ino);
         if let Some((parent, name)) = piece.place.clone() {
-            self.names.lock().put((replayed.number(parent), name), ino);
+            self.known.note_places([((replayed.number(parent), name), ino)]);
         }
         let pieces: Vec<_> = piece.parts.iter().map(|(at, from, len)| (*at, *from as usize, *len as usize)).collect();
         let small = bytes.len() <= SHARED_BLOCK_PART_MAX;

@@ -1,19 +1,23 @@
+use super::leases::LEASE_USED;
 use super::*;
+use crate::kernel::{BELIEF_MARGIN, BELIEVED, BELIEVED_ALONE};
 use crate::testing;
+use proptest::prelude::*;
 use wire::ids::Version;
-use wire::op::{NewInode, RenameMode};
+use wire::op::{ConflictCopy, NewInode, RenameMode};
 
 const DIR: Ino = Ino(1);
+const PAGE: PageKey = PageKey { dir: DIR, after: 0, limit: 10, plus: false };
 
 fn attr(ino: u64, version: u64) -> InodeAttr {
     InodeAttr { ino: Ino(ino), version: Version(version), ..testing::attr() }
 }
 
 fn holding() -> Known {
-    let cache = Known::default();
-    cache.attached();
-    cache.extend(since_boot(), cache.mark(), false);
-    cache
+    let known = Known::default();
+    known.attached();
+    known.extend(since_boot(), known.mark(), false);
+    known
 }
 
 fn create(name: &[u8], ino: u64) -> Op {
@@ -23,76 +27,76 @@ fn create(name: &[u8], ino: u64) -> Op {
 
 #[test]
 fn nothing_is_used_without_leases_or_when_they_have_run_out() {
-    let cache = Known::default();
-    cache.attached();
-    cache.learn_attr(&attr(7, 1), cache.mark());
-    assert_eq!(cache.attr(Ino(7)), None);
-    cache.extend(since_boot().saturating_sub(USED), cache.mark(), false);
-    assert_eq!(cache.attr(Ino(7)), None);
-    cache.extend(since_boot(), cache.mark(), false);
-    assert_eq!(cache.attr(Ino(7)), Some(attr(7, 1)));
-    cache.empty();
-    cache.attached();
-    cache.extend(since_boot(), cache.mark(), false);
-    assert_eq!(cache.attr(Ino(7)), None);
+    let known = Known::default();
+    known.attached();
+    known.learn_attr(&attr(7, 1), known.mark());
+    assert_eq!(known.attr(Ino(7)), None);
+    known.extend(since_boot().saturating_sub(LEASE_USED), known.mark(), false);
+    assert_eq!(known.attr(Ino(7)), None);
+    known.extend(since_boot(), known.mark(), false);
+    assert_eq!(known.attr(Ino(7)), Some(attr(7, 1)));
+    known.empty();
+    known.attached();
+    known.extend(since_boot(), known.mark(), false);
+    assert_eq!(known.attr(Ino(7)), None);
 }
 
 #[test]
 fn what_was_asked_before_metad_counts_our_leases_is_not_kept() {
-    let cache = holding();
-    cache.empty();
-    let mark = cache.mark();
-    cache.learn_attr(&attr(7, 1), cache.mark());
-    cache.attached();
-    cache.learn_attr(&attr(8, 1), mark);
-    cache.extend(since_boot(), mark, false);
-    cache.learn_attr(&attr(9, 1), cache.mark());
-    assert_eq!(cache.attr(Ino(9)), None, "the extension was asked for before");
-    cache.extend(since_boot(), cache.mark(), false);
-    assert_eq!(cache.attr(Ino(9)), Some(attr(9, 1)));
-    assert!(cache.attr(Ino(7)).is_none() && cache.attr(Ino(8)).is_none());
+    let known = holding();
+    known.empty();
+    let mark = known.mark();
+    known.learn_attr(&attr(7, 1), known.mark());
+    known.attached();
+    known.learn_attr(&attr(8, 1), mark);
+    known.extend(since_boot(), mark, false);
+    known.learn_attr(&attr(9, 1), known.mark());
+    assert_eq!(known.attr(Ino(9)), None, "the extension was asked for before");
+    known.extend(since_boot(), known.mark(), false);
+    assert_eq!(known.attr(Ino(9)), Some(attr(9, 1)));
+    assert!(known.attr(Ino(7)).is_none() && known.attr(Ino(8)).is_none());
 }
 
 #[test]
 fn what_is_recalled_while_it_is_asked_for_is_not_kept() {
-    let cache = holding();
-    let mark = cache.mark();
-    cache.recall(&[Ino(7), DIR]);
-    cache.learn_attr(&attr(7, 1), mark);
-    cache.learn_name(DIR, b"name", Some(Ino(7)), mark);
-    assert!(cache.attr(Ino(7)).is_none() && cache.name(DIR, b"name").is_none());
-    let mark = cache.mark();
-    cache.learn_attr(&attr(7, 2), mark);
-    cache.learn_name(DIR, b"name", Some(Ino(7)), mark);
-    assert_eq!(cache.name(DIR, b"name"), Some(Ok(attr(7, 2))));
-    cache.recall(&[DIR]);
-    assert!(cache.name(DIR, b"name").is_none() && cache.attr(Ino(7)).is_some());
+    let known = holding();
+    let mark = known.mark();
+    known.recall(&[Ino(7), DIR]);
+    known.learn_attr(&attr(7, 1), mark);
+    known.learn_name(DIR, b"name", Some(Ino(7)), mark);
+    assert!(known.attr(Ino(7)).is_none() && known.name(DIR, b"name").is_none());
+    let mark = known.mark();
+    known.learn_attr(&attr(7, 2), mark);
+    known.learn_name(DIR, b"name", Some(Ino(7)), mark);
+    assert_eq!(known.name(DIR, b"name"), Some(Ok(attr(7, 2))));
+    known.recall(&[DIR]);
+    assert!(known.name(DIR, b"name").is_none() && known.attr(Ino(7)).is_some());
 }
 
 #[test]
 fn a_change_of_ours_is_known_from_its_answer_if_that_is_leased() {
-    let cache = holding();
-    cache.learn_name(DIR, b"new", None, cache.mark());
-    cache.learn_name(DIR, b"other", None, cache.mark());
-    cache.learn_attr(&attr(1, 1), cache.mark());
+    let known = holding();
+    known.learn_name(DIR, b"new", None, known.mark());
+    known.learn_name(DIR, b"other", None, known.mark());
+    known.learn_attr(&attr(1, 1), known.mark());
     let ops = [create(b"new", 7)];
-    let mark = cache.change(&ops);
-    assert!(cache.name(DIR, b"new").is_none() && cache.attr(DIR).is_none());
+    let mark = known.change(&ops);
+    assert!(known.name(DIR, b"new").is_none() && known.attr(DIR).is_none());
     let replies = [OpReply::Attr(attr(7, 1))];
-    cache.changed(mark, &ops, &replies, Some(&[attr(1, 2)]), &[]);
-    assert_eq!(cache.name(DIR, b"new"), Some(Ok(attr(7, 1))));
-    assert_eq!(cache.name(DIR, b"other"), Some(Err(FsError::NotFound)), "it was not touched");
-    assert_eq!(cache.attr(DIR), Some(attr(1, 2)));
+    known.changed(mark, &ops, &replies, Some(&[attr(1, 2)]), &[]);
+    assert_eq!(known.name(DIR, b"new"), Some(Ok(attr(7, 1))));
+    assert_eq!(known.name(DIR, b"other"), Some(Err(FsError::NotFound)), "it was not touched");
+    assert_eq!(known.attr(DIR), Some(attr(1, 2)));
 
     let ops = [create(b"more", 8)];
-    let mark = cache.change(&ops);
-    cache.changed(mark, &ops, &[OpReply::Attr(attr(8, 1))], None, &[]);
-    assert!(cache.name(DIR, b"more").is_none() && cache.attr(Ino(8)).is_none() && cache.attr(DIR).is_none());
+    let mark = known.change(&ops);
+    known.changed(mark, &ops, &[OpReply::Attr(attr(8, 1))], None, &[]);
+    assert!(known.name(DIR, b"more").is_none() && known.attr(Ino(8)).is_none() && known.attr(DIR).is_none());
 }
 
 #[test]
 fn an_answer_that_a_later_change_of_ours_overtook_is_not_kept() {
-    let cache = holding();
+    let known = holding();
     let first = [Op::Rename {
         parent: DIR,
         name: b"a".to_vec(),
@@ -101,41 +105,125 @@ fn an_answer_that_a_later_change_of_ours_overtook_is_not_kept() {
         mode: RenameMode::Replace,
         released: None,
     }];
-    let mark = cache.change(&first);
+    let mark = known.change(&first);
     let second = [create(b"c", 9)];
-    cache.change(&second);
+    known.change(&second);
     let moved = OpReply::Renamed { moved: attr(7, 1), replaced: None, orphaned: false };
-    cache.changed(mark, &first, &[moved], Some(&[attr(1, 5)]), &[]);
-    assert_eq!(cache.attr(DIR), None);
-    assert!(cache.name(DIR, b"a").is_none() && cache.name(DIR, b"b").is_none());
+    known.changed(mark, &first, &[moved], Some(&[attr(1, 5)]), &[]);
+    assert_eq!(known.attr(DIR), None);
+    assert!(known.name(DIR, b"a").is_none() && known.name(DIR, b"b").is_none());
 }
 
 #[test]
 fn a_conflict_copy_is_missing_in_no_listing() {
-    let cache = holding();
+    let known = holding();
     let listed = Arc::new(Listed { parent: DIR, entries: Vec::new(), end: true });
-    cache.learn_page(DIR, (0, 10, false), &listed, cache.mark());
-    assert!(cache.page(DIR, (0, 10, false)).is_some());
+    known.learn_page(PAGE, &listed, known.mark());
+    assert!(known.page(PAGE).is_some());
     let copy = ConflictCopy { ino: Ino(9), parent: DIR, name: b"f.conflict".to_vec() };
     let reply = OpReply::Committed { attr: attr(7, 2), appended_at: None, conflict: Some(copy), chunk_extents: 1 };
-    let mark = cache.change(&[]);
-    cache.changed(mark, &[], &[reply], None, &[]);
-    assert!(cache.page(DIR, (0, 10, false)).is_none());
+    let mark = known.change(&[]);
+    known.changed(mark, &[], &[reply], None, &[]);
+    assert!(known.page(PAGE).is_none());
 }
 
 #[test]
 fn a_recall_is_acknowledged_when_the_kernel_believes_nothing_of_it_any_more() {
-    let cache = holding();
-    cache.learn_attr(&attr(7, 1), cache.mark());
-    assert_eq!(cache.recall(&[Ino(7)]), None, "nothing was handed over");
-    cache.learn_attr(&attr(8, 1), cache.mark());
-    assert_eq!(cache.believe_attr(&attr(8, 2)), Duration::ZERO, "it is not what is known");
-    assert_eq!(cache.believe_attr(&attr(8, 1)), BELIEVED);
-    assert!(cache.recall(&[Ino(8)]).is_some_and(|at| at > Instant::now() + MARGIN));
-    cache.learn_attr(&attr(8, 2), cache.mark());
-    assert_eq!(cache.believe_attr(&attr(8, 2)), Duration::ZERO, "it is contended");
-    cache.extend(since_boot(), cache.mark(), true);
-    cache.learn_attr(&attr(9, 1), cache.mark());
-    assert_eq!(cache.believe_attr(&attr(9, 1)), BELIEVED_ALONE);
-    assert!(cache.company().is_some_and(|at| at > Instant::now() + BELIEVED_ALONE / 2));
+    let known = holding();
+    known.learn_attr(&attr(7, 1), known.mark());
+    assert_eq!(known.recall(&[Ino(7)]), None, "nothing was given to it");
+    known.learn_attr(&attr(8, 1), known.mark());
+    assert_eq!(known.believe_attr(&attr(8, 2)), Duration::ZERO, "it is not what is known");
+    assert_eq!(known.believe_attr(&attr(8, 1)), BELIEVED);
+    assert!(known.recall(&[Ino(8)]).is_some_and(|at| at > Instant::now() + BELIEF_MARGIN));
+    known.learn_attr(&attr(8, 2), known.mark());
+    assert_eq!(known.believe_attr(&attr(8, 2)), Duration::ZERO, "it is contended");
+    known.extend(since_boot(), known.mark(), true);
+    known.learn_attr(&attr(9, 1), known.mark());
+    assert_eq!(known.believe_attr(&attr(9, 1)), BELIEVED_ALONE);
+    assert!(known.company().is_some_and(|at| at > Instant::now() + BELIEVED_ALONE / 2));
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// A question is answered by metad; the answer is on its way.
+    Ask,
+    /// An answer arrives.
+    Arrive(usize),
+    /// Another session changes the inode: metad recalls it first.
+    Recall,
+    /// This session begins a change, metad applies it, and its answer arrives.
+    Begin,
+    Apply,
+    Finish {
+        leased: bool,
+    },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        Just(Step::Ask),
+        (0_usize..4).prop_map(Step::Arrive),
+        Just(Step::Recall),
+        Just(Step::Begin),
+        Just(Step::Apply),
+        any::<bool>().prop_map(|leased| Step::Finish { leased }),
+    ];
+    prop::collection::vec(step, 0..60)
+}
+
+/// One inode at metad, and what is on its way between metad and a session.
+#[derive(Default)]
+struct Exchange {
+    version: u64,
+    answers: Vec<(Mark, u64)>,
+    /// A change of ours, and the version that it has made.
+    changing: Option<(Mark, Option<u64>)>,
+}
+
+impl Exchange {
+    fn take(&mut self, known: &Known, step: Step) {
+        let ops = [Op::SetAttr { ino: Ino(7), change: wire::attr::AttrChange::default() }];
+        match step {
+            Step::Ask => self.answers.push((known.mark(), self.version)),
+            Step::Arrive(index) if index < self.answers.len() => {
+                let (mark, version) = self.answers.remove(index);
+                known.learn_attr(&attr(7, version), mark);
+            }
+            Step::Recall => {
+                known.recall(&[Ino(7)]);
+                self.version += 1;
+            }
+            Step::Begin if self.changing.is_none() => self.changing = Some((known.change(&ops), None)),
+            Step::Apply => {
+                if let Some((_, made @ None)) = &mut self.changing {
+                    self.version += 1;
+                    *made = Some(self.version);
+                }
+            }
+            Step::Finish { leased } => {
+                if let Some((mark, Some(made))) = self.changing {
+                    let leased = leased.then_some(&[][..]);
+                    known.changed(mark, &ops, &[OpReply::Attr(attr(7, made))], leased, &[]);
+                    self.changing = None;
+                }
+            }
+            Step::Arrive(_) | Step::Begin => {}
+        }
+    }
+}
+
+proptest! {
+    /// Guards I2.
+    #[test]
+    fn nothing_old_is_answered_however_answers_recalls_and_changes_overtake_each_other(steps in steps()) {
+        let (known, mut exchange) = (holding(), Exchange::default());
+        for step in steps {
+            exchange.take(&known, step);
+            let answered = known.attr(Ino(7)).map(|attr| attr.version.0);
+            if exchange.changing.is_none() {
+                prop_assert!(answered.is_none_or(|version| version == exchange.version), "{answered:?}");
+            }
+        }
+    }
 }

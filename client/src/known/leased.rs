@@ -1,8 +1,6 @@
 //! The session with its leases: everything that is asked of metad or changed there goes through here, so that what is known
 //! ([`super::Known`]) stays right. Each question and each change takes the same way: a mark, the request, and what its
 //! answer and the leases with it say of the time since the mark.
-//!
-//! It also decides when to ask for delegations: while this session is at work.
 
 use super::held_locks::HeldLocks;
 use super::{Known, Mark, attrs_changed};
@@ -11,7 +9,6 @@ use crate::meta::session::{
     Alive, Answer, BatchFailed, OnExpiry, Opened, SESSIONS_TRIED, Session, SessionOptions, SpareIno,
 };
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -20,18 +17,12 @@ use wire::ids::{Ino, SessionId};
 use wire::layout::Layout;
 use wire::message::meta::LeaseState;
 use wire::op::{Op, OpReply, Read, ReadReply};
-use wire::sys::since_boot;
 use wire::{Error, FsError};
-
-/// A question may ask for delegations for so long after a change: whoever works in a tree goes on there.
-const AT_WORK: Duration = Duration::from_secs(2);
 
 /// A session, and what it knows under its leases.
 pub struct LeasedSession {
     session: Arc<Session>,
     known: Arc<Known>,
-    /// When something was changed here last, in milliseconds of [`since_boot`]; 0 when nothing was.
-    changed_at: AtomicU64,
 }
 
 /// An answer, and what it may be kept as.
@@ -79,7 +70,7 @@ impl LeasedSession {
         let (host, purpose) = (host.to_owned(), purpose.to_owned());
         let options = SessionOptions { host, purpose, resumes, on_expiry, tasks };
         let (session, opened) = Session::open(rpc, options, limit).await?;
-        Ok((Self { session: Arc::new(session), known, changed_at: AtomicU64::new(0) }, opened))
+        Ok((Self { session: Arc::new(session), known }, opened))
     }
 
     /// Carries out operations, all or none, exactly once. Goes on to its end though the caller is dropped: what is known
@@ -96,7 +87,7 @@ impl LeasedSession {
         let replies = self.send(ops, limit, SESSIONS_TRIED).await.map_err(|failed| failed.error)?;
         if is_work {
             // Not before it is known that this session may change anything.
-            self.note_work();
+            self.known.note_work();
         }
         Ok(replies)
     }
@@ -175,8 +166,9 @@ impl LeasedSession {
     }
 
     async fn ask(&self, read: Read, sends: bool) -> Result<LeasedAnswer, FsError> {
-        let mark = self.known.mark();
-        let Answer { answer, leased, delegated } = self.session.read(&read, self.is_at_work(), sends).await?;
+        // A session that is at work asks for delegations with its questions.
+        let (mark, at_work) = self.known.before_question();
+        let Answer { answer, leased, delegated } = self.session.read(&read, at_work, sends).await?;
         if !delegated.is_empty() {
             self.known.delegated(&delegated, mark);
         }
@@ -194,17 +186,6 @@ impl LeasedSession {
             self.known.extend(*asked, mark, *alone);
         }
         Ok(alive)
-    }
-
-    /// Something is changed here.
-    pub fn note_work(&self) {
-        self.changed_at.store(since_boot().as_millis() as u64, Ordering::Relaxed);
-    }
-
-    /// Whether something was changed here a moment ago.
-    pub fn is_at_work(&self) -> bool {
-        let at = self.changed_at.load(Ordering::Relaxed);
-        at > 0 && since_boot().as_millis() as u64 - at < AT_WORK.as_millis() as u64
     }
 }
 

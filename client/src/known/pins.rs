@@ -1,14 +1,18 @@
-//! What is done here under delegations: whose inodes these are, and what is pinned until metad knows of it.
+//! Pins: attributes and names by what was done here under delegations and metad does not know yet. Pure.
+//!
+//! A pin goes before anything that metad says, whether leases hold or not, and is never forgotten before metad knows what
+//! made it.
 
-use super::{Known, Mark, NameState, Pinned};
-use std::collections::HashSet;
-use wire::attr::{FileKind, InodeAttr};
+use super::count_down;
+use super::names::Place;
+use std::collections::HashMap;
+use wire::attr::InodeAttr;
 use wire::ids::Ino;
 use wire::op::Name;
 
 /// What an operation under a delegation makes of attributes and names.
-#[derive(Default)]
-pub struct Local {
+#[derive(Default, Clone, Debug)]
+pub struct Pinned {
     /// Attributes as they are from now on.
     pub attrs: Vec<InodeAttr>,
     /// The inode that is made.
@@ -17,128 +21,100 @@ pub struct Local {
     pub names: Vec<(Ino, Name, Option<Ino>)>,
 }
 
-/// What is done under delegations.
-impl Known {
-    /// Whether this session alone may change all of these inodes, and nobody else knows anything of them.
-    pub fn is_delegated(&self, inos: &[Ino]) -> bool {
-        let inner = self.inner.lock();
-        inos.iter().all(|ino| inner.is_delegated(*ino))
+/// Pinned attributes of an inode.
+struct PinnedAttr {
+    attr: InodeAttr,
+    /// The last entry that changes them.
+    last: u64,
+    /// The entry that makes the inode: metad does not know it before.
+    made: Option<u64>,
+}
+
+/// Everything that is pinned.
+#[derive(Default)]
+pub struct Pins {
+    attrs: HashMap<Ino, PinnedAttr>,
+    /// Where names lead, and the number of the last entry that says so.
+    names: HashMap<Place, (Option<Ino>, u64)>,
+    /// Pinned names by directory.
+    in_dir: HashMap<Ino, usize>,
+}
+
+impl Pins {
+    /// Attributes of an inode.
+    pub fn attr(&self, ino: Ino) -> Option<&InodeAttr> {
+        self.attrs.get(&ino).map(|pinned| &pinned.attr)
     }
 
-    /// Delegations came with an answer that was asked for after `mark`.
-    pub fn delegated(&self, inos: &[Ino], mark: Mark) {
-        self.inner.lock().note_delegated(inos, mark);
-    }
-
-    /// Delegations on these inodes end; what is known stays right.
-    pub fn share(&self, inos: &[Ino]) {
-        let mut inner = self.inner.lock();
-        let at = inner.tick();
-        for ino in inos {
-            inner.no_longer_ours(*ino);
-            if let Some((_, forgotten)) = inner.shared.push(*ino, at).filter(|(old, _)| old != ino) {
-                inner.floor = inner.floor.max(forgotten);
-            }
-        }
-    }
-
-    /// Where a name leads, as far as is known now.
-    pub fn name_state(&self, parent: Ino, name: &[u8]) -> NameState {
-        self.inner.lock().name_state(parent, name)
+    /// Where a name leads, if that is pinned.
+    pub fn name(&self, place: &Place) -> Option<Option<Ino>> {
+        self.names.get(place).map(|(ino, _)| *ino)
     }
 
     /// Whether metad does not know the inode yet.
     pub fn is_made_here(&self, ino: Ino) -> bool {
-        self.inner.lock().is_made_here(ino)
+        self.attrs.get(&ino).is_some_and(|pinned| pinned.made.is_some())
     }
 
-    /// Whether names in this directory are not told yet.
-    pub fn has_pinned_names(&self, dir: Ino) -> bool {
-        self.inner.lock().pinned_in.contains_key(&dir)
+    /// Whether names in this directory are pinned.
+    pub fn has_names_in(&self, dir: Ino) -> bool {
+        self.in_dir.contains_key(&dir)
     }
 
-    /// Something is done here that metad is told later, by the entry of this number.
-    pub fn pin(&self, number: u64, local: Local) {
-        let mut inner = self.inner.lock();
-        let at = inner.tick();
-        for attr in local.attrs {
-            let made = (local.made == Some(attr.ino)).then_some(number);
-            let pinned = inner.pinned_attrs.entry(attr.ino);
-            let pinned = pinned.or_insert(Pinned { attr: attr.clone(), last: number, made });
-            (pinned.attr, pinned.last) = (attr, number);
-        }
-        if let Some(ino) = local.made.filter(|ino| inner.pinned_attrs[ino].attr.kind == FileKind::Directory) {
-            inner.complete.put(ino, HashSet::new());
-        }
-        for (parent, name, ino) in local.names {
-            inner.complete_with(parent, &name, ino.is_some());
-            // Pages of the listing are old.
-            if let Some((_, forgotten)) = inner.changed.push(parent, at).filter(|(old, _)| *old != parent) {
-                inner.floor = inner.floor.max(forgotten);
-            }
-            let key = (parent, name);
-            if inner.pinned_names.insert(key, (ino, number)).is_none() {
-                *inner.pinned_in.entry(parent).or_insert(0) += 1;
-            }
+    /// Somebody asks about an inode: metad knows it, though the answer that says so is still on its way.
+    pub fn note_asked_about(&mut self, ino: Ino) {
+        if let Some(pinned) = self.attrs.get_mut(&ino) {
+            pinned.made = None;
         }
     }
 
-    /// metad knows what the entry of this number did. Its answer has been taken in.
-    pub fn unpin(&self, number: u64, inos: &[Ino], names: &[(Ino, Name)]) {
-        let mut inner = self.inner.lock();
-        for ino in inos {
-            let Some(pinned) = inner.pinned_attrs.get_mut(ino) else { continue };
-            if pinned.made == Some(number) {
-                pinned.made = None;
-            }
-            if pinned.last <= number
-                && let Some(pinned) = inner.pinned_attrs.remove(ino)
-                && pinned.attr.nlink > 0
-                && inner.is_delegated(*ino)
-                && !inner.attrs.contains(ino)
-            {
-                // metad's own answer was overtaken by something later, which is told now, too.
-                inner.attrs.put(*ino, pinned.attr);
-            }
-        }
-        for key in names {
-            if let Some((ino, _)) = inner.pinned_names.get(key).copied().filter(|(_, last)| *last <= number) {
-                inner.unpin_name(key);
-                if inner.is_delegated(key.0) {
-                    let since = Mark(inner.clock);
-                    inner.names.put(key.clone(), (ino, since));
-                }
-            }
+    /// Pins attributes by the entry of this number, which makes the inode if `made`.
+    pub fn pin_attr(&mut self, attr: InodeAttr, number: u64, made: bool) {
+        let made = made.then_some(number);
+        let pinned = self.attrs.entry(attr.ino).or_insert(PinnedAttr { attr: attr.clone(), last: number, made });
+        (pinned.attr, pinned.last) = (attr, number);
+    }
+
+    /// Pins where a name leads.
+    pub fn pin_name(&mut self, place: Place, ino: Option<Ino>, number: u64) {
+        let parent = place.0;
+        if self.names.insert(place, (ino, number)).is_none() {
+            *self.in_dir.entry(parent).or_insert(0) += 1;
         }
     }
 
-    /// What the entry of this number did is undone, or metad has refused it: metad knows how it is.
-    pub fn undo(&self, number: u64, inos: &[Ino], names: &[(Ino, Name)]) {
-        let mut inner = self.inner.lock();
-        let at = inner.tick();
-        for ino in inos {
-            let Some(pinned) = inner.pinned_attrs.get_mut(ino) else { continue };
-            if pinned.made == Some(number) {
-                pinned.made = None;
-            }
-            if pinned.last <= number && pinned.made.is_none() {
-                inner.pinned_attrs.remove(ino);
-                inner.note_change(*ino, at);
-            }
+    /// metad knows what the entry of this number did. Returns the attributes if nothing pins them any more.
+    pub fn unpin_attr(&mut self, ino: Ino, number: u64) -> Option<InodeAttr> {
+        self.note_made(ino, number);
+        let is_last = self.attrs.get(&ino).is_some_and(|pinned| pinned.last <= number);
+        if is_last { self.attrs.remove(&ino).map(|pinned| pinned.attr) } else { None }
+    }
+
+    /// The entry of this number is undone. True when attributes are not pinned any more.
+    pub fn undo_attr(&mut self, ino: Ino, number: u64) -> bool {
+        self.note_made(ino, number);
+        let gone = self.attrs.get(&ino).is_some_and(|pinned| pinned.last <= number && pinned.made.is_none());
+        gone && self.attrs.remove(&ino).is_some()
+    }
+
+    fn note_made(&mut self, ino: Ino, number: u64) {
+        if let Some(pinned) = self.attrs.get_mut(&ino).filter(|pinned| pinned.made == Some(number)) {
+            pinned.made = None;
         }
-        for key in names {
-            if inner.pinned_names.get(key).is_some_and(|(_, last)| *last <= number) {
-                inner.unpin_name(key);
-                inner.names.pop(key);
-            }
-            inner.complete.pop(&key.0);
-        }
+    }
+
+    /// metad knows what the entry of this number did, or it is undone. Returns where the name led if nothing pins it any
+    /// more.
+    pub fn unpin_name(&mut self, place: &Place, number: u64) -> Option<Option<Ino>> {
+        let (ino, _) = self.names.get(place).copied().filter(|(_, last)| *last <= number)?;
+        self.names.remove(place);
+        count_down(&mut self.in_dir, place.0);
+        Some(ino)
     }
 
     /// What a commit has made of an inode whose attributes something later still changes.
-    pub fn repin(&self, committed: &InodeAttr) {
-        let mut inner = self.inner.lock();
-        if let Some(pinned) = inner.pinned_attrs.get_mut(&committed.ino) {
+    pub fn follow_commit(&mut self, committed: &InodeAttr) {
+        if let Some(pinned) = self.attrs.get_mut(&committed.ino) {
             (pinned.attr.version, pinned.attr.size) = (committed.version, committed.size);
             pinned.attr.allocated = committed.allocated;
         }

@@ -1,6 +1,6 @@
 //! A cluster inside the test's process, and clients of it.
 
-use client::namespace::NewNode;
+use client::NewNode;
 use client::{Client, ClientConfig, OpenFlags, Opened};
 use embed::{EmbedOptions, Embedded};
 use std::future::Future;

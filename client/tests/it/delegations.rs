@@ -1,7 +1,7 @@
 //! Work under delegations: done in memory, told in batches, and seen by whoever looks.
 
 use crate::cluster::{Cluster, pattern, until};
-use client::namespace::NewNode;
+use client::NewNode;
 use client::{Client, ClientConfig, OpenFlags};
 use std::sync::Arc;
 use std::time::Duration;
@@ -105,7 +105,7 @@ async fn what_is_told_later_looks_the_same_before_and_after() {
         seen.push((parent, name, one.lookup(parent, name.as_bytes()).await.unwrap()));
     }
     assert_eq!(one.lookup(sub, b"file-6").await.err(), Some(FsError::NotFound));
-    one.tell_all().await.unwrap();
+    one.send_all().await.unwrap();
     let two = Client::connect(quiet(&cluster)).await.unwrap();
     for (parent, name, mut before) in seen {
         let after = two.lookup(parent, name.as_bytes()).await.unwrap();
@@ -129,7 +129,7 @@ async fn what_is_synced_includes_everything_that_was_done_before() {
     let last = one.create(dir, b"last", node(NewInode::Regular), OpenFlags::default()).await.unwrap();
     one.fsync(&last.handle).await.unwrap();
     let before = one.requests();
-    one.tell_all().await.unwrap();
+    one.send_all().await.unwrap();
     assert_eq!(one.requests(), before, "nothing is left to tell");
     one.release(last.handle).await;
 }

@@ -225,7 +225,7 @@ async fn a_walk_and_a_row_of_lookups_take_a_question_for_many_entries_and_see_wh
     for file in 0..300 {
         one.make_node(flat, format!("file-{file}").as_bytes(), regular()).await.unwrap();
     }
-    one.tell_all().await.unwrap();
+    one.send_all().await.unwrap();
 
     let two = leased_client(still(&cluster)).await;
     let before = two.requests();

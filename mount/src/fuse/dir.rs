@@ -5,7 +5,7 @@ use super::attr::{dot_attr, file_attr, file_type};
 use super::pages::Page;
 use super::reply::{GENERATION, errno, gone_is_stale};
 use crate::interrupt::{Patience, unless_signalled};
-use client::namespace::Listed;
+use client::Listed;
 use fuser::{FileAttr, FileType, INodeNo, ReplyDirectory, ReplyDirectoryPlus};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

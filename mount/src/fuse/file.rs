@@ -6,7 +6,7 @@ use super::locked::LockOwners;
 use super::open_file::OpenFile;
 use super::reply::{Attr, Open, gone_is_stale};
 use crate::handles::last_use;
-use client::namespace::NewNode;
+use client::NewNode;
 use client::{Handle, OpenFlags};
 use fuser::{FopenFlags, Request, WriteFlags};
 use std::sync::Arc;

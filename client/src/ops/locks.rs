@@ -87,7 +87,7 @@ impl Taken {
     pub fn keep(mut self, client: &Client) {
         self.client = None;
         if let Some(version) = self.newer {
-            client.versions.lock().put(self.ino, version);
+            client.kernel.gets_pages(self.ino, version);
         }
     }
 }
@@ -112,7 +112,7 @@ impl Client {
     /// # Errors
     /// As `fcntl(2)` with `F_GETLK`.
     pub async fn getlk(&self, ino: Ino, lock: Lock) -> Result<Option<Lock>, FsError> {
-        self.tell_of(ino).await?;
+        self.send_of(ino).await?;
         match self.session.read(Read::GetLock { ino, lock }).await? {
             ReadReply::Lock(lock) => Ok(lock),
             _ => Err(FsError::Io),
@@ -126,7 +126,7 @@ impl Client {
     pub async fn setlk(&self, ino: Ino, lock: Lock, wait: Wait) -> Result<Taken, FsError> {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
         let mut noted = None;
-        self.tell_of(ino).await?;
+        self.send_of(ino).await?;
         let mut taken = loop {
             let released = self.lock_released.notified();
             match self.try_lock(ino, &lock).await {
@@ -163,8 +163,8 @@ impl Client {
             }
             let attr = self.getattr(ino).await?;
             let moved = file.refresh(&attr, None);
-            let pages = self.versions.lock().peek(&ino).copied();
-            taken.newer = (moved || pages != Some(attr.version)).then_some(attr.version);
+            let has_pages = self.kernel.has_pages(ino, attr.version);
+            taken.newer = (moved || !has_pages).then_some(attr.version);
         }
         Ok(taken)
     }

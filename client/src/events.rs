@@ -1,0 +1,373 @@
+//! Events, and the recall protocol: metad asks back what this session holds before others change or read it, and waits for
+//! the acknowledgement.
+//!
+//! The order of things is what coherence rests on:
+//!
+//! 1. **An event first ends what may be done here, and then looks at the queue.** So what is done from then on does not get
+//!    into the queue, and what is waited for is all that there will be.
+//! 2. **An event is acknowledged when the kernel believes nothing of it any more, and metad has been sent everything that
+//!    was done to it.** Not before one of them.
+//! 3. **A later event is never acknowledged before an earlier one of its kind.** There are two kinds: what needs nothing to
+//!    be sent does not wait for what does. The other session may need the first before it can send what the second waits
+//!    for.
+//! 4. **Whoever asks for a stream of events knows nothing, and the kernel believes nothing.** metad counts on it: it has
+//!    forgotten what an earlier stream was for.
+//! 5. **Taking an event waits for nothing.** Others wait for what comes behind it. When too many acknowledgements wait, the
+//!    stream is given up, and all leases with it.
+//!
+//! One task follows one stream after the other; both queues of acknowledgements live as long as their stream.
+
+use crate::Client;
+use crate::kernel::Notice;
+use crate::known::Known;
+use crate::queue::Queue;
+use std::net::SocketAddr;
+use std::sync::Weak;
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::time::Instant;
+use wire::ids::{Ino, SessionId};
+use wire::limits::LEASE_MS;
+use wire::message::event::MetaEvent;
+use wire::message::meta::MetaRequest;
+use wire::quic::EventReceiver;
+use wire::retry::Backoff;
+
+/// Before the second attempt at a stream of events.
+const STREAM_RETRY_FIRST: Duration = Duration::from_millis(20);
+/// Between looks whether events still come from where they should.
+const STREAM_CHECK_EVERY: Duration = Duration::from_secs(1);
+/// An acknowledgement that takes longer is of no use: the leases have run out.
+const ACKNOWLEDGE_LIMIT: Duration = Duration::from_millis(LEASE_MS);
+/// Acknowledgements of one kind that wait. With more, the stream is given up.
+const ACKNOWLEDGEMENTS_MAX: usize = 4096;
+
+/// An event to be acknowledged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Acknowledgement {
+    seq: u64,
+    /// Not before this time.
+    at: Option<Instant>,
+    /// Nor before everything up to this entry is sent.
+    sent: Option<u64>,
+}
+
+impl Acknowledgement {
+    fn is_due<F>(&self, queue: &Queue<F>) -> bool {
+        self.at.is_none_or(|at| at <= Instant::now()) && self.sent.is_none_or(|sent| queue.is_sent(sent))
+    }
+}
+
+/// Open files whose content others are about to change.
+#[derive(PartialEq, Eq, Debug)]
+enum Stale {
+    None,
+    These(Vec<Ino>),
+    All,
+}
+
+/// Gives back what an event asks for. Nothing where it asks for nothing.
+fn give_back<F>(event: MetaEvent, known: &Known, queue: &Queue<F>) -> Option<(Acknowledgement, Stale)> {
+    let (seq, at, sent, stale) = match event {
+        MetaEvent::Attached { seq } => {
+            let sent = queue.tail();
+            known.attached();
+            (seq?, None, sent, Stale::None)
+        }
+        MetaEvent::Recall { seq, inos } => {
+            let inos = queue.with_made_in(inos);
+            // Invariant 1: in this order.
+            let believed = known.recall(&inos);
+            (seq, believed, queue.tail_on(&inos), Stale::These(inos))
+        }
+        MetaEvent::Share { seq, inos } => {
+            let inos = queue.with_made_in(inos);
+            // Invariant 1: in this order.
+            known.share(&inos);
+            (seq, None, queue.tail_on(&inos), Stale::None)
+        }
+        MetaEvent::RecallAll { seq } => {
+            let believed = known.recall_all();
+            (seq, believed, queue.tail(), Stale::All)
+        }
+        MetaEvent::Company { seq } => (seq, known.company(), None, Stale::None),
+        MetaEvent::Orphaned(_) | MetaEvent::LockReleased(_) | MetaEvent::LayoutChanged(_) => return None,
+    };
+    if let Some(sent) = sent {
+        queue.hurry(sent);
+    }
+    Some((Acknowledgement { seq, at, sent }, stale))
+}
+
+/// Events on their way to be acknowledged, by kind.
+struct Acknowledgements {
+    /// Those that need nothing to be sent.
+    at_once: Sender<Acknowledgement>,
+    behind_queue: Sender<Acknowledgement>,
+}
+
+impl Acknowledgements {
+    /// Queues an acknowledgement. False when too many wait: the stream is of no use any more.
+    fn put(&self, acknowledgement: Acknowledgement) -> bool {
+        let queue = if acknowledgement.sent.is_some() { &self.behind_queue } else { &self.at_once };
+        // Invariant 5.
+        queue.try_send(acknowledgement).is_ok()
+    }
+}
+
+/// Takes in an event. False when the stream is to be given up.
+fn take(client: &Client, event: MetaEvent, acknowledgements: &Acknowledgements) -> bool {
+    match &event {
+        MetaEvent::Orphaned(inos) => {
+            let (owner, inos) = (client.arc(), inos.clone());
+            client.in_background(async move { owner.keep_or_release(&inos).await });
+        }
+        MetaEvent::LockReleased(_) => client.lock_released.notify_waiters(),
+        MetaEvent::LayoutChanged(_) => beat_soon(client),
+        _ => {}
+    }
+    let is_attached = matches!(event, MetaEvent::Attached { .. });
+    let given_back = give_back(event, &client.known, &client.writeback);
+    if is_attached {
+        // What is in the kernel's pages may have been read under a lock that is lost.
+        for ino in client.held_locks.lost_on() {
+            client.kernel.notify(Notice::Changed(ino));
+        }
+        client.refresh_all_open();
+        // Leases are of use once they are extended.
+        beat_soon(client);
+    }
+    let Some((acknowledgement, stale)) = given_back else { return true };
+    match stale {
+        Stale::None => {}
+        Stale::These(inos) => inos.into_iter().for_each(|ino| client.refresh_open(ino)),
+        Stale::All => client.refresh_all_open(),
+    }
+    let taken = acknowledgements.put(acknowledgement);
+    if !taken {
+        tracing::warn!("too many events wait to be acknowledged: the leases are given up");
+    }
+    taken
+}
+
+fn beat_soon(client: &Client) {
+    let owner = client.arc();
+    client.in_background(async move { owner.beat(STREAM_CHECK_EVERY).await });
+}
+
+/// Whose events are followed, and where.
+fn source(client: &Client) -> (SessionId, SocketAddr) {
+    (client.session.id(), client.session.rpc().leader())
+}
+
+/// Follows one stream of events after the other, until the client is gone.
+pub(crate) async fn run(weak: Weak<Client>) {
+    let mut backoff = Backoff::new(STREAM_RETRY_FIRST, STREAM_CHECK_EVERY);
+    loop {
+        {
+            let Some(client) = weak.upgrade() else { return };
+            // Invariant 4.
+            if let Some(until) = client.known.empty() {
+                tokio::time::sleep_until(until).await;
+            }
+            // Finds the leader, if it is another one.
+            client.beat(STREAM_CHECK_EVERY).await;
+            let from = source(&client);
+            let dirty = client.writeback.tail().is_some();
+            let stream = client.session.rpc().events(&MetaRequest::Events { session: from.0, dirty }).await;
+            let (session, detached) = (client.session.clone(), client.detached.clone());
+            let queue = client.writeback.clone();
+            drop(client);
+            if let Ok(stream) = stream {
+                let (at_once, to_acknowledge) = mpsc::channel(ACKNOWLEDGEMENTS_MAX);
+                let (behind_queue, to_acknowledge_behind) = mpsc::channel(ACKNOWLEDGEMENTS_MAX);
+                let acknowledge = |seqs| {
+                    let session = session.clone();
+                    async move { session.acknowledge(seqs, ACKNOWLEDGE_LIMIT).await }
+                };
+                tokio::select! {
+                    // In a fixed order, so that what happens can be repeated.
+                    biased;
+                    () = follow(&weak, stream, from, &detached, Acknowledgements { at_once, behind_queue }) => {}
+                    // What metad asked for by a stream that has ended, it does not wait for any more.
+                    () = acknowledge_in_order(&queue, to_acknowledge, &acknowledge) => {}
+                    () = acknowledge_in_order(&queue, to_acknowledge_behind, &acknowledge) => {}
+                }
+                backoff = Backoff::new(STREAM_RETRY_FIRST, STREAM_CHECK_EVERY);
+            }
+        }
+        tokio::time::sleep(backoff.delay()).await;
+    }
+}
+
+/// Takes events until the stream breaks, or the session or the leader is another one: the old one keeps silent.
+async fn follow(
+    weak: &Weak<Client>,
+    mut stream: EventReceiver,
+    from: (SessionId, SocketAddr),
+    detached: &Notify,
+    acknowledgements: Acknowledgements,
+) {
+    let opened = Instant::now();
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = tokio::time::timeout(STREAM_CHECK_EVERY, stream.next::<MetaEvent>()) => Some(event),
+            () = detached.notified() => None,
+        };
+        let Some(client) = weak.upgrade() else { return };
+        match event {
+            Some(Ok(Ok(event))) => {
+                if !take(&client, event, &acknowledgements) {
+                    return;
+                }
+            }
+            Some(Ok(Err(_))) => return,
+            Some(Err(_)) if source(&client) != from => return,
+            Some(Err(_)) => {}
+            // The request for events may still be on its way.
+            None if opened.elapsed() < STREAM_CHECK_EVERY => {}
+            None => return,
+        }
+    }
+}
+
+/// Acknowledges events of one kind, each when it is time, and the later ones never before the earlier.
+async fn acknowledge_in_order<F, A: Future<Output = ()>>(
+    queue: &Queue<F>,
+    mut events: Receiver<Acknowledgement>,
+    acknowledge: impl Fn(Vec<u64>) -> A,
+) {
+    let mut next = events.recv().await;
+    while let Some(Acknowledgement { seq, at, sent }) = next.take() {
+        let mut done = vec![seq];
+        // Invariant 2: both are waited for.
+        if let Some(at) = at {
+            tokio::time::sleep_until(at).await;
+        }
+        if let Some(sent) = sent {
+            // A failed attempt is repeated; metad waits for as long as it sees fit.
+            while queue.wait_sent(sent).await.is_err() {}
+        }
+        // Invariant 3: those behind it that are due go along, up to the first that is not.
+        loop {
+            match events.try_recv() {
+                Ok(more) if more.is_due(queue) => done.push(more.seq),
+                Ok(more) => break next = Some(more),
+                Err(_) => break,
+            }
+        }
+        acknowledge(done).await;
+        if next.is_none() {
+            next = events.recv().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::known::{Now, Pinned};
+    use crate::queue::here::Decided;
+    use crate::testing;
+    use parking_lot::Mutex;
+    use std::sync::Arc;
+    use wire::attr::{AttrChange, InodeAttr, Timestamp};
+    use wire::op::Op;
+
+    const FILE: Ino = Ino(7);
+
+    /// A session that alone knows a file.
+    fn alone() -> (Arc<Known>, Queue<()>) {
+        let known = Arc::<Known>::default();
+        known.attached();
+        known.extend(Now::here().boot, known.mark(), false);
+        known.delegated(&[FILE], known.mark());
+        known.learn_attr(&InodeAttr { ino: FILE, ..testing::attr() }, known.mark());
+        (known.clone(), Queue::new(known))
+    }
+
+    /// Does something to the file here. Whether that may be.
+    fn work(queue: &Queue<()>) -> bool {
+        let entered = queue.begin(&[FILE]).and_then(|doing| {
+            doing.enter(Timestamp::default(), &[FILE], |_| {
+                let op = Op::SetAttr { ino: FILE, change: AttrChange::default() };
+                let pinned = Pinned { attrs: vec![InodeAttr { ino: FILE, ..testing::attr() }], ..Pinned::default() };
+                Some((Decided { op, expect: Vec::new(), pinned }, ()))
+            })
+        });
+        entered.is_some()
+    }
+
+    /// Guards invariant 1.
+    #[test]
+    fn after_an_event_nothing_gets_into_the_queue_that_is_not_waited_for() {
+        for event in [MetaEvent::Recall { seq: 5, inos: vec![FILE] }, MetaEvent::Share { seq: 5, inos: vec![FILE] }] {
+            let (known, queue) = alone();
+            assert!(work(&queue) && work(&queue));
+            let (acknowledgement, _) = give_back(event, &known, &queue).unwrap();
+            assert_eq!((acknowledgement.seq, acknowledgement.sent), (5, Some(2)));
+            assert!(!work(&queue), "it is not this session's alone any more");
+            assert_eq!(queue.tail(), Some(2));
+        }
+    }
+
+    /// Guards invariant 2.
+    #[tokio::test]
+    async fn an_event_is_acknowledged_when_the_kernel_believes_nothing_and_everything_is_sent() {
+        let (known, queue) = alone();
+        let believed = known.believe_attr(&known.attr(FILE).unwrap());
+        assert!(believed > Duration::ZERO && work(&queue));
+        let (acknowledgement, stale) =
+            give_back(MetaEvent::Recall { seq: 5, inos: vec![FILE] }, &known, &queue).unwrap();
+        assert_eq!(stale, Stale::These(vec![FILE]));
+        assert!(acknowledgement.at.is_some_and(|at| at > Instant::now()));
+        let acknowledged = Mutex::new(Vec::new());
+        let (put, events) = mpsc::channel(1);
+        put.try_send(acknowledgement).unwrap();
+        drop(put);
+        let acknowledge = |seqs: Vec<u64>| std::future::ready(acknowledged.lock().extend(seqs));
+        let mut acknowledging = std::pin::pin!(acknowledge_in_order(&queue, events, acknowledge));
+        let early = tokio::time::timeout(believed * 3, &mut acknowledging).await;
+        assert!(early.is_err() && acknowledged.lock().is_empty(), "it is not sent");
+        queue.done(1, &[FILE], &[]);
+        acknowledging.await;
+        assert_eq!(*acknowledged.lock(), [5]);
+    }
+
+    /// Guards invariant 3.
+    #[tokio::test]
+    async fn events_are_acknowledged_in_order_and_those_that_are_due_together() {
+        let (_known, queue) = alone();
+        let acknowledged = Mutex::new(Vec::new());
+        let (put, events) = mpsc::channel(4);
+        let later = Instant::now() + Duration::from_millis(50);
+        for (seq, at) in [(1, None), (2, None), (3, Some(later)), (4, None)] {
+            put.try_send(Acknowledgement { seq, at, sent: None }).unwrap();
+        }
+        drop(put);
+        let acknowledge = |seqs: Vec<u64>| std::future::ready(acknowledged.lock().push(seqs));
+        acknowledge_in_order(&queue, events, acknowledge).await;
+        assert_eq!(*acknowledged.lock(), [vec![1, 2], vec![3, 4]]);
+    }
+
+    /// Guards invariant 4: what an earlier stream was for is not used.
+    #[test]
+    fn whoever_asks_for_events_knows_nothing() {
+        let (known, _queue) = alone();
+        assert!(known.believe_attr(&known.attr(FILE).unwrap()) > Duration::ZERO);
+        assert!(known.empty().is_some_and(|until| until > Instant::now()), "the kernel's belief is waited for");
+        assert!(known.attr(FILE).is_none() && !known.is_delegated(&[FILE]));
+    }
+
+    /// Guards invariant 5.
+    #[test]
+    fn a_stream_on_which_too_much_waits_is_given_up() {
+        let ((at_once, _to_acknowledge), (behind_queue, _behind)) = (mpsc::channel(1), mpsc::channel(1));
+        let acknowledgements = Acknowledgements { at_once, behind_queue };
+        let event = |seq, sent| Acknowledgement { seq, at: None, sent };
+        assert!(acknowledgements.put(event(1, None)) && acknowledgements.put(event(2, Some(1))));
+        assert!(!acknowledgements.put(event(3, None)));
+    }
+}

@@ -1,0 +1,170 @@
+//! What the kernel was given: pages of a file's content ([`Kernel`]), attributes and names to believe ([`Beliefs`]).
+//!
+//! The kernel believes attributes and names for moments only, and a recall is acknowledged when these are over: no message
+//! to the kernel is needed, which could wait for locks that a request of ours holds. Its pages it keeps until it is told
+//! that they are old, by a [`Notice`] or with the next open.
+
+use crate::ordered::{Ordered, Rank};
+use lru::LruCache;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+use tokio::sync::broadcast;
+use tokio::time::Instant;
+use wire::ids::{Ino, Version};
+use wire::op::Name;
+
+/// The kernel believes what it is given for so long while there are other sessions.
+pub(crate) const BELIEVED: Duration = Duration::from_millis(50);
+/// And so long while this one is alone. Another session's arrival waits for it.
+pub(crate) const BELIEVED_ALONE: Duration = Duration::from_secs(1);
+/// An answer may reach the kernel so much later than it is given, and the kernel's clock is coarse.
+pub(crate) const BELIEF_MARGIN: Duration = Duration::from_millis(50);
+/// Inodes of which it is remembered what the kernel was given.
+const GIVEN_MAX: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
+/// Notices that wait for the kernel; older ones are forgotten.
+const NOTICES_MAX: usize = 1024;
+
+/// What others did, for the kernel's caches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The content of this open file was changed by another session.
+    Changed(Ino),
+    /// This inode's access time has moved, or other attributes without its content.
+    Accessed(Ino),
+    /// This name in this directory leads elsewhere than it did a moment ago.
+    Moved(Ino, Name),
+}
+
+/// When the kernel was last given something to believe. Pure.
+pub(crate) struct Beliefs {
+    given: LruCache<Ino, Instant>,
+    /// Of any inode that `given` does not have.
+    given_others: Option<Instant>,
+    /// While this session was alone, of any inode.
+    given_alone: Option<Instant>,
+}
+
+impl Default for Beliefs {
+    fn default() -> Self {
+        Self { given: LruCache::new(GIVEN_MAX), given_others: None, given_alone: None }
+    }
+}
+
+impl Beliefs {
+    /// It is given something of an inode.
+    pub(crate) fn note(&mut self, ino: Ino, now: Instant) {
+        if let Some((_, at)) = self.given.push(ino, now).filter(|(old, _)| *old != ino) {
+            self.given_others = self.given_others.max(Some(at));
+        }
+    }
+
+    /// It is given something while this session is alone.
+    pub(crate) fn note_alone(&mut self, now: Instant) {
+        self.given_alone = Some(now);
+    }
+
+    /// Until when it may believe something of an inode.
+    pub(crate) fn until(&self, ino: Ino) -> Option<Instant> {
+        let given = self.given.peek(&ino).copied().max(self.given_others);
+        given.map(|at| at + BELIEVED + BELIEF_MARGIN).max(self.until_alone())
+    }
+
+    /// Until when it may believe what it was given while this session was alone.
+    pub(crate) fn until_alone(&self) -> Option<Instant> {
+        self.given_alone.map(|at| at + BELIEVED_ALONE + BELIEF_MARGIN)
+    }
+
+    /// Until when it may believe anything.
+    pub(crate) fn until_any(&self) -> Option<Instant> {
+        let given = self.given.iter().map(|(_, at)| *at).max().max(self.given_others);
+        given.map(|at| at + BELIEVED + BELIEF_MARGIN).max(self.until_alone())
+    }
+}
+
+/// The kernel's page cache, as far as this client knows what is in it, and what it is to hear.
+pub(crate) struct Kernel {
+    /// Versions that the pages may be of.
+    pages: Ordered<LruCache<Ino, Version>>,
+    notices: broadcast::Sender<Notice>,
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self { pages: Ordered::new(Rank::Kernel, LruCache::new(GIVEN_MAX)), notices: broadcast::channel(NOTICES_MAX).0 }
+    }
+}
+
+impl Kernel {
+    /// Whether its pages of an inode, if there are any, are of this version.
+    pub(crate) fn has_pages(&self, ino: Ino, version: Version) -> bool {
+        self.pages.lock().get(&ino) == Some(&version)
+    }
+
+    /// It has dropped what it had of an inode: its pages are of this version from now on.
+    pub(crate) fn gets_pages(&self, ino: Ino, version: Version) {
+        self.pages.lock().put(ino, version);
+    }
+
+    /// Its pages took part in a change of ours: what they held of `from` is right for `to`.
+    pub(crate) fn follows(&self, ino: Ino, from: Version, to: Version) {
+        let mut pages = self.pages.lock();
+        if pages.peek(&ino) == Some(&from) {
+            pages.put(ino, to);
+        }
+    }
+
+    /// It is to hear this, soon.
+    pub(crate) fn notify(&self, notice: Notice) {
+        // Nobody listens while there is no mount.
+        let _ = self.notices.send(notice);
+    }
+
+    /// What was done to these inodes and names was undone, and the kernel believes what it has seen.
+    pub(crate) fn unlearns(&self, inos: Vec<Ino>, names: Vec<(Ino, Name)>) {
+        let names = names.into_iter().map(|(parent, name)| Notice::Moved(parent, name));
+        for notice in names.chain(inos.into_iter().map(Notice::Accessed)) {
+            self.notify(notice);
+        }
+    }
+
+    /// What it is to hear from now on.
+    pub(crate) fn notices(&self) -> broadcast::Receiver<Notice> {
+        self.notices.subscribe()
+    }
+
+    /// Whether many notices wait, so that those that matter less must not push the others out.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.notices.len() >= NOTICES_MAX / 2
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_never_forgotten_that_the_kernel_was_given_something() {
+        let (mut beliefs, now) = (Beliefs::default(), Instant::now());
+        assert_eq!((beliefs.until(Ino(7)), beliefs.until_any()), (None, None));
+        beliefs.note(Ino(7), now);
+        assert_eq!(beliefs.until(Ino(7)), Some(now + BELIEVED + BELIEF_MARGIN));
+        assert_eq!(beliefs.until(Ino(8)), None);
+        for ino in 0..GIVEN_MAX.get() as u64 {
+            beliefs.note(Ino(1000 + ino), now + BELIEVED);
+        }
+        assert_eq!(beliefs.until(Ino(7)), Some(now + BELIEVED + BELIEF_MARGIN), "it counts as one of the others");
+        beliefs.note_alone(now);
+        assert_eq!(beliefs.until_alone(), Some(now + BELIEVED_ALONE + BELIEF_MARGIN));
+        assert_eq!(beliefs.until(Ino(8)), beliefs.until_alone());
+    }
+
+    #[test]
+    fn pages_follow_a_change_only_from_the_version_that_they_are_of() {
+        let kernel = Kernel::default();
+        kernel.gets_pages(Ino(7), Version(3));
+        kernel.follows(Ino(7), Version(2), Version(4));
+        assert!(kernel.has_pages(Ino(7), Version(3)) && !kernel.has_pages(Ino(8), Version(3)));
+        kernel.follows(Ino(7), Version(3), Version(4));
+        assert!(kernel.has_pages(Ino(7), Version(4)));
+    }
+}

@@ -1,0 +1,211 @@
+//! What is learnt from metad's answers, and from this session's own changes. Pure.
+
+use super::leases::Mark;
+use super::listings::{Listed, PageKey};
+use super::state::State;
+use std::collections::HashSet;
+use std::sync::Arc;
+use wire::attr::InodeAttr;
+use wire::ids::Ino;
+use wire::op::{ConflictCopy, Name, NewInode, Op, OpReply, RenameMode};
+
+/// Answers.
+impl State {
+    /// Keeps attributes that were asked for at `mark`, with a lease.
+    pub fn learn_attr(&mut self, attr: &InodeAttr, mark: Mark) {
+        if !self.leases.is_changed_since(attr.ino, mark) {
+            self.attrs.put(attr.clone());
+        }
+    }
+
+    /// Keeps where a name leads, or that it is absent.
+    pub fn learn_name(&mut self, parent: Ino, name: &[u8], ino: Option<Ino>, mark: Mark) {
+        // A change here may have been of this name.
+        if name != b"." && name != b".." && !self.leases.is_changed_since(parent, mark) {
+            self.names.put((parent, name.to_vec()), ino, mark);
+        }
+    }
+
+    /// Keeps part of a listing, with its names, and attributes if it has them. What is done in the directory and metad does
+    /// not know is missing in it: then it is not kept.
+    pub fn learn_page(&mut self, key: PageKey, listed: &Arc<Listed>, mark: Mark) {
+        if self.leases.is_changed_since(key.dir, mark) || self.pins.has_names_in(key.dir) {
+            return;
+        }
+        self.listings.put(key, listed, mark);
+        for entry in &listed.entries {
+            if let Some(attr) = entry.attr.as_ref().filter(|_| key.plus) {
+                self.learn_attr(attr, mark);
+                self.names.put((key.dir, entry.name.clone()), Some(entry.ino), mark);
+            }
+        }
+    }
+}
+
+/// Changes.
+impl State {
+    fn note_change(&mut self, ino: Ino, at: Mark) {
+        self.attrs.forget(ino);
+        self.leases.note_change(ino, at);
+    }
+
+    /// This session is about to change something. What is asked from now on is not kept until [`State::changed`].
+    pub fn change(&mut self, ops: &[Op]) -> Mark {
+        let at = self.leases.tick();
+        for op in ops {
+            for ino in attrs_changed(op) {
+                self.note_change(ino, at);
+            }
+            for (parent, name) in names_changed(op) {
+                if let Some(ino) = self.names.forget(&(parent, name.clone())) {
+                    self.note_change(ino, at);
+                }
+            }
+        }
+        at
+    }
+
+    /// A change has been carried out, or has failed (no replies), or nobody knows. With leases on all of it, what it
+    /// made is known: from the replies, and from the attributes that come with the leases.
+    pub fn changed(
+        &mut self,
+        mark: Mark,
+        ops: &[Op],
+        replies: &[OpReply],
+        leased: Option<&[InodeAttr]>,
+        delegated: &[Ino],
+    ) {
+        let at = self.leases.tick();
+        let (leased, rest) = (leased.is_some(), leased.unwrap_or_default());
+        // Whether what is answered was overtaken is asked before answers from meanwhile are made void.
+        let overtaken: HashSet<Ino> = replies
+            .iter()
+            .flat_map(answered)
+            .chain(rest)
+            .map(|attr| attr.ino)
+            .chain(ops.iter().flat_map(attrs_changed))
+            .filter(|ino| self.leases.is_changed_since(*ino, mark))
+            .collect();
+        self.void(ops, leased, at);
+        for copy in replies.iter().filter_map(conflict) {
+            self.note_change(copy.parent, at);
+            self.names.forget(&(copy.parent, copy.name.clone()));
+            self.names.end_complete(copy.parent);
+        }
+        for attr in replies.iter().flat_map(answered).chain(rest) {
+            if !leased {
+                self.note_change(attr.ino, at);
+            } else if !overtaken.contains(&attr.ino) {
+                self.attrs.put(attr.clone());
+            }
+        }
+        self.leases.delegate(delegated, mark);
+        if leased {
+            for (op, reply) in ops.iter().zip(replies) {
+                self.learn_change(op, reply, &overtaken);
+            }
+        }
+    }
+
+    /// Answers that were asked for while these operations were under way are of before or after them, who knows.
+    fn void(&mut self, ops: &[Op], leased: bool, at: Mark) {
+        for op in ops {
+            for ino in attrs_changed(op) {
+                self.note_change(ino, at);
+            }
+            for (parent, name) in names_changed(op) {
+                self.names.forget(&(parent, name.clone()));
+                if !leased {
+                    self.names.end_complete(parent);
+                }
+            }
+        }
+    }
+
+    /// Takes in what became of names.
+    fn learn_change(&mut self, op: &Op, reply: &OpReply, overtaken: &HashSet<Ino>) {
+        if names_changed(op).any(|(parent, _)| overtaken.contains(&parent)) {
+            return;
+        }
+        match (op.plain(), reply) {
+            (Op::Create { parent, name, .. } | Op::Link { parent, name, .. }, OpReply::Attr(attr)) => {
+                self.name_leads(*parent, name, Some(attr.ino));
+                let is_new = matches!(op, Op::Create { node: NewInode::Directory, .. });
+                if is_new && self.attrs.contains(attr.ino) {
+                    self.names.begin_complete(attr.ino);
+                }
+            }
+            (Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name }, OpReply::Removed { .. }) => {
+                self.name_leads(*parent, name, None);
+            }
+            (Op::Rename { parent, name, new_parent, new_name, mode, .. }, OpReply::Renamed { moved, replaced, .. }) => {
+                let back = replaced.as_ref().filter(|_| *mode == RenameMode::Exchange);
+                self.name_leads(*parent, name, back.map(|attr| attr.ino));
+                self.name_leads(*new_parent, new_name, Some(moved.ino));
+            }
+            _ => {}
+        }
+    }
+
+    fn name_leads(&mut self, parent: Ino, name: &[u8], ino: Option<Ino>) {
+        let since = self.leases.mark();
+        self.names.put((parent, name.to_vec()), ino, since);
+        self.names.complete_with(parent, name, ino.is_some());
+    }
+}
+
+/// Inodes whose attributes an operation changes, as far as it names them.
+pub fn attrs_changed(op: &Op) -> impl Iterator<Item = Ino> {
+    let (one, two) = match op.plain() {
+        Op::Create { parent, ino, .. } | Op::Link { parent, ino, .. } => (Some(*parent), Some(*ino)),
+        Op::Unlink { parent, released, .. } => (Some(*parent), *released),
+        Op::Rmdir { parent, .. } => (Some(*parent), None),
+        Op::Rename { parent, new_parent, .. } => (Some(*parent), Some(*new_parent)),
+        Op::SetAttr { ino, .. }
+        | Op::Commit { ino, .. }
+        | Op::Range { ino, .. }
+        | Op::SetXattr { ino, .. }
+        | Op::RemoveXattr { ino, .. }
+        | Op::Accessed { ino, .. } => (Some(*ino), None),
+        Op::CloneRange { dst, .. } => (Some(*dst), None),
+        Op::ReleaseOrphans { .. }
+        | Op::LeaseInos { .. }
+        | Op::SetLock { .. }
+        | Op::Unlock { .. }
+        | Op::Deferred { .. }
+        | Op::Journaled { .. }
+        | Op::JournaledContent { .. } => (None, None),
+    };
+    one.into_iter().chain(two)
+}
+
+/// Names that an operation makes, removes or points elsewhere.
+pub fn names_changed(op: &Op) -> impl Iterator<Item = (Ino, &Name)> {
+    let (one, two) = match op.plain() {
+        Op::Create { parent, name, .. }
+        | Op::Link { parent, name, .. }
+        | Op::Unlink { parent, name, .. }
+        | Op::Rmdir { parent, name } => (Some((*parent, name)), None),
+        Op::Rename { parent, name, new_parent, new_name, .. } => (Some((*parent, name)), Some((*new_parent, new_name))),
+        _ => (None, None),
+    };
+    one.into_iter().chain(two)
+}
+
+/// The sibling that a commit has made.
+fn conflict(reply: &OpReply) -> Option<&ConflictCopy> {
+    match reply {
+        OpReply::Committed { conflict, .. } => conflict.as_ref(),
+        _ => None,
+    }
+}
+
+/// Attributes that a reply has.
+fn answered(reply: &OpReply) -> impl Iterator<Item = &InodeAttr> {
+    let (one, two) = match reply {
+        OpReply::Attr(attr) | OpReply::Removed { attr, .. } | OpReply::Committed { attr, .. } => (Some(attr), None),
+        OpReply::Renamed { moved, replaced, .. } => (Some(moved), replaced.as_ref()),
+        OpReply::Inos { .. } | OpReply::Done => (None, None),
+    };
+    one.into_iter().chain(two)
+}

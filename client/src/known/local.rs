@@ -1,0 +1,70 @@
+//! What is done here under delegations, as it is known until metad knows it, too. Pure.
+
+use super::Now;
+use super::names::Place;
+use super::pins::Pinned;
+use super::state::State;
+use wire::attr::FileKind;
+use wire::ids::Ino;
+
+impl State {
+    /// Something is done here that is sent later, by the entry of this number.
+    pub fn pin(&mut self, number: u64, pinned: Pinned) {
+        let at = self.leases.tick();
+        let made = pinned.made;
+        for attr in pinned.attrs {
+            if made == Some(attr.ino) && attr.kind == FileKind::Directory {
+                self.names.begin_complete(attr.ino);
+            }
+            self.pins.pin_attr(attr.clone(), number, made == Some(attr.ino));
+        }
+        for (parent, name, ino) in pinned.names {
+            self.names.complete_with(parent, &name, ino.is_some());
+            // Pages of the listing are old.
+            self.leases.note_change(parent, at);
+            let place = (parent, name);
+            match ino {
+                Some(ino) => self.places.put(place.clone(), ino),
+                None => {
+                    self.places.forget(&place);
+                }
+            }
+            self.pins.pin_name(place, ino, number);
+        }
+    }
+
+    /// metad knows what the entry of this number did. Its answer has been taken in.
+    pub fn unpin(&mut self, number: u64, inos: &[Ino], names: &[Place], now: Now) {
+        for ino in inos {
+            let Some(attr) = self.pins.unpin_attr(*ino, number) else { continue };
+            if attr.nlink > 0 && self.is_delegated(*ino, now) && !self.attrs.contains(*ino) {
+                // metad's own answer was overtaken by something later, which it knows now, too.
+                self.attrs.put(attr);
+            }
+        }
+        for place in names {
+            let Some(ino) = self.pins.unpin_name(place, number) else { continue };
+            if self.is_delegated(place.0, now) {
+                let since = self.leases.mark();
+                self.names.put(place.clone(), ino, since);
+            }
+        }
+    }
+
+    /// What the entry of this number did is undone, or metad has refused it: metad knows how it is.
+    pub fn undo(&mut self, number: u64, inos: &[Ino], names: &[Place]) {
+        let at = self.leases.tick();
+        for ino in inos {
+            if self.pins.undo_attr(*ino, number) {
+                self.attrs.forget(*ino);
+                self.leases.note_change(*ino, at);
+            }
+        }
+        for place in names {
+            if self.pins.unpin_name(place, number).is_some() {
+                self.names.forget(place);
+            }
+            self.names.end_complete(place.0);
+        }
+    }
+}

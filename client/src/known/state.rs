@@ -1,0 +1,190 @@
+//! What is known, as one state: its parts depend on each other, and [`super::Known`] guards them with one lock. Pure.
+//!
+//! - The questions are here.
+//! - `learning` takes in what metad answers, and what this session changes.
+//! - `local` is what is done here under delegations.
+
+use super::attrs::Attrs;
+use super::leases::Leases;
+use super::listings::{Listed, Listings, PageKey};
+use super::names::{Names, Places};
+use super::pins::Pins;
+use super::walks::Walks;
+use super::{NameState, Now};
+use crate::kernel::{BELIEF_MARGIN, BELIEVED, BELIEVED_ALONE, Beliefs};
+use std::time::Duration;
+use tokio::time::Instant;
+use wire::FsError;
+use wire::attr::InodeAttr;
+use wire::ids::Ino;
+use wire::limits::NAME_BYTES_MAX;
+
+/// A session is at work for so long after a change: whoever works in a tree goes on there, and asks for delegations.
+const WORK_PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Everything that a session knows.
+#[derive(Default)]
+pub struct State {
+    pub(super) leases: Leases,
+    pub(super) attrs: Attrs,
+    pub(super) names: Names,
+    pub(super) places: Places,
+    pub(super) listings: Listings,
+    pub(super) pins: Pins,
+    pub(super) walks: Walks,
+    pub(super) beliefs: Beliefs,
+    /// When something was changed here last.
+    worked_at: Option<Duration>,
+}
+
+impl State {
+    /// Attributes, if they are known now.
+    pub fn attr(&mut self, ino: Ino, now: Now) -> Option<InodeAttr> {
+        match self.pins.attr(ino) {
+            Some(pinned) => Some(pinned.clone()),
+            None if self.leases.hold(now) => self.attrs.get(ino).cloned(),
+            None => None,
+        }
+    }
+
+    /// Where a name leads, as far as is known now.
+    pub fn name_state(&mut self, parent: Ino, name: &[u8], now: Now) -> NameState {
+        // A name that is too long is neither there nor absent: asking about it is an error. `.` and `..` are no entries,
+        // but asked about where a handle is opened.
+        if name.len() > NAME_BYTES_MAX || matches!(name, b"." | b"..") {
+            return NameState::Unknown;
+        }
+        let place = (parent, name.to_vec());
+        let known = |ino: Option<Ino>| ino.map_or(NameState::Absent, NameState::Leads);
+        if let Some(ino) = self.pins.name(&place) {
+            return known(ino);
+        }
+        if !self.leases.hold(now) && !self.pins.is_made_here(parent) {
+            return NameState::Unknown;
+        }
+        if let Some((ino, since)) = self.names.get(&place) {
+            if !self.leases.is_recalled_since(parent, since) {
+                return known(ino);
+            }
+            self.names.forget(&place);
+        }
+        if self.names.is_missing(parent, name) { NameState::Absent } else { NameState::Unknown }
+    }
+
+    /// What a name leads to, or that it is absent, if that is known now.
+    pub fn name(&mut self, parent: Ino, name: &[u8], now: Now) -> Option<Result<InodeAttr, FsError>> {
+        match self.name_state(parent, name, now) {
+            NameState::Leads(ino) => self.attr(ino, now).map(Ok),
+            NameState::Absent => Some(Err(FsError::NotFound)),
+            NameState::Unknown => None,
+        }
+    }
+
+    /// Part of a listing, if all of it is known now.
+    pub fn page(&mut self, key: PageKey, now: Now) -> Option<Listed> {
+        if !self.leases.hold(now) {
+            return None;
+        }
+        let (listed, since) = self.listings.get(key)?;
+        if self.leases.is_changed_since(key.dir, since) {
+            self.listings.forget(key);
+            return None;
+        }
+        let mut listed = Listed::clone(&listed);
+        if key.plus {
+            for entry in &mut listed.entries {
+                entry.attr = Some(self.attr(entry.ino, now)?);
+            }
+        }
+        Some(listed)
+    }
+
+    /// Whether this session alone may change an inode, and nobody else knows anything of it.
+    pub fn is_delegated(&self, ino: Ino, now: Now) -> bool {
+        self.leases.is_delegated(ino, self.pins.is_made_here(ino), now)
+    }
+
+    /// Something is changed here.
+    pub fn note_work(&mut self, now: Now) {
+        self.worked_at = Some(now.boot);
+    }
+
+    /// Whether something was changed here a moment ago.
+    pub fn is_at_work(&self, now: Now) -> bool {
+        self.worked_at.is_some_and(|at| now.boot.saturating_sub(at) < WORK_PAUSE_MAX)
+    }
+
+    /// How often metad has gone on without this session: each time, others may have changed anything.
+    pub fn lapses(&self, now: Now) -> u64 {
+        self.leases.lapses(now)
+    }
+
+    /// For how long the kernel may believe these attributes, which it is given now.
+    pub fn believe_attr(&mut self, attr: &InodeAttr, now: Now) -> Duration {
+        if self.attr(attr.ino, now).as_ref() == Some(attr) { self.believe(attr.ino, now) } else { Duration::ZERO }
+    }
+
+    /// For how long the kernel may believe that a name leads to an inode, or is absent, which it is told now.
+    pub fn believe_name(&mut self, parent: Ino, name: &[u8], ino: Option<Ino>, now: Now) -> Duration {
+        let said = ino.map_or(NameState::Absent, NameState::Leads);
+        if self.name_state(parent, name, now) == said { self.believe(parent, now) } else { Duration::ZERO }
+    }
+
+    fn believe(&mut self, ino: Ino, now: Now) -> Duration {
+        let left = self.leases.time_left(now).saturating_sub(BELIEF_MARGIN);
+        if self.leases.is_contended(ino, now) || left < BELIEVED {
+            return Duration::ZERO;
+        }
+        if self.leases.is_alone() && left > BELIEVED_ALONE {
+            self.beliefs.note_alone(now.awake);
+            return BELIEVED_ALONE;
+        }
+        self.beliefs.note(ino, now.awake);
+        BELIEVED
+    }
+}
+
+/// What metad asks back. Each answers when to acknowledge: when the kernel believes nothing of it any more.
+impl State {
+    /// All leases are gone, or will be: nothing is used or kept any more until metad counts leases again.
+    pub fn empty(&mut self) -> Option<Instant> {
+        self.leases.detach();
+        self.recall_all()
+    }
+
+    /// metad takes all leases back; the session keeps its standing.
+    pub fn recall_all(&mut self) -> Option<Instant> {
+        self.leases.drop_all();
+        self.attrs.drop_leased();
+        self.names.clear();
+        self.listings.clear();
+        self.beliefs.until_any()
+    }
+
+    /// Others are about to change these inodes.
+    pub fn recall(&mut self, inos: &[Ino], now: Now) -> Option<Instant> {
+        let at = self.leases.tick();
+        for ino in inos {
+            self.attrs.forget(*ino);
+            self.names.end_complete(*ino);
+            self.pins.note_asked_about(*ino);
+            self.leases.note_recall(*ino, at, now);
+        }
+        inos.iter().map(|ino| self.beliefs.until(*ino)).max().flatten()
+    }
+
+    /// Delegations on these inodes end; what is known stays right.
+    pub fn share(&mut self, inos: &[Ino]) {
+        let at = self.leases.tick();
+        for ino in inos {
+            self.pins.note_asked_about(*ino);
+            self.leases.note_share(*ino, at);
+        }
+    }
+
+    /// Another session arrives.
+    pub fn company(&mut self) -> Option<Instant> {
+        self.leases.end_alone();
+        self.beliefs.until_alone()
+    }
+}

@@ -1,0 +1,194 @@
+//! Attributes: asking, changing, and what the kernel may believe of them.
+
+use crate::file::flush::is_full;
+use crate::file::state::FileState;
+use crate::known::leased::LeasedAnswer;
+use crate::{Client, Notice};
+use std::sync::Arc;
+use std::time::Duration;
+use wire::FsError;
+use wire::attr::{AttrChange, InodeAttr};
+use wire::ids::{Ino, Version};
+use wire::op::{Op, OpReply, Read, ReadReply, StatFs};
+use wire::retry::Backoff;
+
+impl Client {
+    /// Asks metad for attributes. Answers whether they are leased, too.
+    pub(crate) async fn ask_attr(&self, read: Read) -> Result<(InodeAttr, bool), FsError> {
+        let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
+        let ReadReply::Attr(attr) = answer? else { return Err(FsError::Io) };
+        if let Some(mark) = leased {
+            self.known.learn_attr(&attr, mark);
+        }
+        Ok((attr, leased.is_some()))
+    }
+
+    /// What is not committed yet shows in our own attributes.
+    pub(crate) fn with_uncommitted(&self, attr: InodeAttr) -> InodeAttr {
+        let open = self.files.lock().get(&attr.ino).cloned();
+        match open {
+            Some(file) => file.overlaid(attr),
+            None => attr,
+        }
+    }
+
+    /// Carries out a change of an inode at once.
+    pub(crate) async fn change(&self, op: Op) -> Result<InodeAttr, FsError> {
+        match self.at_once(op).await? {
+            OpReply::Attr(attr) => Ok(self.with_uncommitted(attr)),
+            _ => Err(FsError::Io),
+        }
+    }
+
+    /// Attributes.
+    ///
+    /// # Errors
+    /// As `fstat(2)`; `NotFound` when the inode is gone.
+    pub async fn getattr(&self, ino: Ino) -> Result<InodeAttr, FsError> {
+        if let Some(known) = self.known_attr(ino) {
+            return Ok(known);
+        }
+        match self.ask_attr(Read::GetAttr { ino }).await {
+            Err(FsError::NotFound) => self.known.removed_dir(ino).ok_or(FsError::NotFound),
+            found => found.map(|(attr, _)| self.with_uncommitted(attr)),
+        }
+    }
+
+    /// Attributes, when they are known under a lease.
+    #[must_use]
+    pub fn known_attr(&self, ino: Ino) -> Option<InodeAttr> {
+        self.known.attr(ino).map(|attr| self.with_uncommitted(attr))
+    }
+
+    /// For how long the kernel may believe these attributes, which it is given now: leases on them are given back only when
+    /// that is over.
+    #[must_use]
+    pub fn believe_attr(&self, attr: &InodeAttr) -> Duration {
+        self.known.believe_attr(attr)
+    }
+
+    /// For how long the kernel may believe that a name leads to this inode, or to none.
+    #[must_use]
+    pub fn believe_name(&self, parent: Ino, name: &[u8], ino: Option<Ino>) -> Duration {
+        self.known.believe_name(parent, name, ino)
+    }
+
+    /// An open file that another session changes shows the new content once it is there, and what is written to it is
+    /// based on that.
+    pub(crate) fn refresh_open(&self, ino: Ino) {
+        if !self.files.lock().contains_key(&ino) || !self.refreshing.lock().insert(ino) {
+            return;
+        }
+        let client = self.arc();
+        let refresh = async move {
+            // Before asking: a change that comes after the answer asks again.
+            client.refreshing.lock().remove(&ino);
+            let open = client.files.lock().get(&ino).cloned();
+            if let Some(file) = open {
+                client.refresh_until_leased(&file).await;
+            }
+        };
+        self.in_background(refresh);
+    }
+
+    /// All open files show what they are now: nobody would have reported changes.
+    pub(crate) fn refresh_all_open(&self) {
+        let open: Vec<Ino> = self.files.lock().keys().copied().collect();
+        for ino in open {
+            self.refresh_open(ino);
+        }
+    }
+
+    /// Asks for the attributes of an open file until they are leased: meanwhile somebody changes it.
+    pub(crate) async fn refresh_until_leased(&self, file: &Arc<FileState>) {
+        let mut backoff = Backoff::new(Duration::from_millis(2), Duration::from_secs(1));
+        while self.files.lock().contains_key(&file.ino()) {
+            match self.ask_attr(Read::GetAttr { ino: file.ino() }).await {
+                Ok((attr, leased)) => {
+                    if file.refresh(&attr, None) {
+                        self.notify(Notice::Changed(file.ino()));
+                    }
+                    if leased {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+            tokio::time::sleep(backoff.delay()).await;
+        }
+    }
+
+    /// Changes attributes. A change of length waits for what was written before.
+    ///
+    /// # Errors
+    /// As `chmod(2)`, `chown(2)`, `truncate(2)`, `utimensat(2)`.
+    pub async fn setattr(&self, ino: Ino, change: AttrChange) -> Result<InodeAttr, FsError> {
+        if let Some(attr) = self.set_attr_here(ino, &change).await {
+            return Ok(self.with_uncommitted(attr));
+        }
+        let open = self.files.lock().get(&ino).cloned();
+        let Some(file) = open else { return self.change(Op::SetAttr { ino, change }).await };
+        // Times that are set must not be overtaken by the commit of what was written before.
+        let ordered =
+            change.size.is_some() || change.mtime.is_some() || change.clear_privileges || change.mode.is_some();
+        if ordered && file.is_dirty() {
+            match self.arc().flush_file(&file, true).await {
+                // What cannot be stored is cut like the rest, and keeps the time that is set: on a full disk, this is how
+                // room is made.
+                Err(error) if is_full(error) => {}
+                flushed => flushed?,
+            }
+        }
+        if let Some(size) = change.size {
+            return self.change_content(&file, Op::SetAttr { ino, change }, Some(size)).await;
+        }
+        let OpReply::Attr(attr) = self.at_once(Op::SetAttr { ino, change: change.clone() }).await? else {
+            return Err(FsError::Io);
+        };
+        if file.refresh(&attr, None) {
+            self.notify(Notice::Changed(ino));
+        }
+        file.time_was_set(&change, &attr);
+        Ok(file.overlaid(attr))
+    }
+
+    /// Carries out a change of an open file's content that is no commit. `cut` tells from where on content goes, if that
+    /// is all that happens. Runs to its end though the caller is dropped: whoever does not know of its own change takes
+    /// it for another session's.
+    pub(crate) async fn change_content(
+        &self,
+        file: &Arc<FileState>,
+        op: Op,
+        cut: Option<u64>,
+    ) -> Result<InodeAttr, FsError> {
+        let (client, file) = (self.arc(), file.clone());
+        self.to_its_end(async move {
+            // Before the lock: who tells metad of the file's content takes it, too.
+            let _barred = client.in_order([file.ino()]).await?;
+            let _one = file.begin_flush().await;
+            let OpReply::Attr(attr) = client.session.one_until_answered(op).await? else { return Err(FsError::Io) };
+            client.kernel_follows(file.ino(), Version(attr.version.0.saturating_sub(1)), attr.version);
+            if file.changed_here(&attr, cut) {
+                client.notify(Notice::Changed(file.ino()));
+            }
+            let gone = cut.map_or(0, |size| file.cut_uncommitted(size));
+            if gone > 0 {
+                client.window.release(gone);
+                client.forget_if_idle(&file);
+            }
+            Ok(file.overlaid(attr))
+        })
+        .await
+    }
+
+    /// Capacity and use.
+    ///
+    /// # Errors
+    /// As `statfs(2)`.
+    pub async fn statfs(&self) -> Result<StatFs, FsError> {
+        match self.session.read(Read::StatFs).await? {
+            ReadReply::StatFs(stats) => Ok(stats),
+            _ => Err(FsError::Io),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! Operations under delegations: what `queue::here` decides from what is known is pinned and queued here, and metad hears of
+//! it later. `None` and `false` leave an operation to metad.
+
+use crate::Client;
+use crate::file::sealed::To;
+use crate::file::state::FileState;
+use crate::known::NameState;
+use crate::opens::{Opening, Vouched};
+use crate::queue::NewNode;
+use crate::queue::here::{Doomed, may_make};
+use crate::writeback::Doing;
+use std::sync::Arc;
+use wire::attr::{AttrChange, InodeAttr};
+use wire::ids::Ino;
+use wire::op::{RenameMode, check_name};
+
+impl Client {
+    /// Whether something may be done to these inodes here, as it seems; returns once there is room for it.
+    async fn may_do_here(&self, inos: &[Ino]) -> bool {
+        if !self.config.write_back {
+            return false;
+        }
+        if !self.known.is_delegated(inos) {
+            if !self.known.is_at_work() {
+                return false;
+            }
+            for ino in inos.iter().filter(|ino| !self.known.is_delegated(&[**ino])) {
+                // What was read before this session was at work came without. A question costs a tenth of a change.
+                if !self.known.may_ask_for(*ino) || self.ask_to_be_alone(*ino).await.is_err() {
+                    return false;
+                }
+            }
+            if !self.known.is_delegated(inos) {
+                return false;
+            }
+        }
+        // Without room in time it is tried at once, and that does not succeed either.
+        self.patiently(self.writeback.wait_for_room()).await.is_ok()
+    }
+
+    /// What was written to a file goes before what is done to it now. False when it cannot go into the queue.
+    fn defer_content_of(&self, ino: Ino) -> bool {
+        let open = self.files.lock().get(&ino).cloned();
+        open.filter(|file| file.is_dirty()).is_none_or(|file| self.defer_content(&file))
+    }
+
+    /// Whether everything that was written to a file is in the queue.
+    fn is_deferred(&self, ino: Ino) -> bool {
+        self.files.lock().get(&ino).is_none_or(|file| !file.is_dirty() || file.is_queued())
+    }
+
+    /// Makes an inode.
+    pub(crate) async fn make_here(&self, parent: Ino, name: &[u8], new: &NewNode) -> Option<(InodeAttr, Opening<'_>)> {
+        if !may_make(name, new) || !self.may_do_here(&[parent]).await {
+            return None;
+        }
+        let ino = self.session.next_ino().await.ok()?;
+        let opening = self.opens.begin_new(ino);
+        let at = self.session.stamp();
+        let doing = self.writeback.begin(&[parent])?;
+        let made = doing.enter(at, &[parent], |here| here.make((parent, name), ino, new))?;
+        Some((made, opening))
+    }
+
+    /// Vouches for an inode that is to lose a name, if nothing of it is open here: until what comes with it is dropped,
+    /// nobody opens it.
+    fn doom(&self, ino: Ino) -> Option<(Doomed, Vouched<'_>)> {
+        let is_open = || self.files.lock().get(&ino).is_some_and(|file| file.is_open());
+        let vouched = self.opens.vouch(ino, is_open)?;
+        let file = self.files.lock().get(&ino).cloned();
+        Some((Doomed { ino, newest: file.map(|file| file.newest_version()) }, vouched))
+    }
+
+    /// Removes a name.
+    pub(crate) async fn unlink_here(&self, parent: Ino, name: &[u8]) -> Option<()> {
+        if !self.may_do_here(&[parent]).await {
+            return None;
+        }
+        let at = self.session.stamp();
+        let doing = self.writeback.begin(&[parent])?;
+        let target = doing.look(at, |here| here.removable(parent, name))?;
+        let (doomed, _vouched) = self.doom(target.ino)?;
+        doing.enter(at, &[parent], |here| Some((here.unlink((parent, name), doomed)?, ())))
+    }
+
+    /// Removes an empty directory. Returns its attributes as they are then.
+    pub(crate) async fn rmdir_here(&self, parent: Ino, name: &[u8]) -> Option<InodeAttr> {
+        let NameState::Leads(ino) = self.known.name_state(parent, name) else { return None };
+        if !self.may_do_here(&[parent, ino]).await {
+            return None;
+        }
+        let at = self.session.stamp();
+        let doing = self.writeback.begin(&[parent, ino])?;
+        doing.enter(at, &[parent, ino], |here| here.rmdir((parent, name), ino))
+    }
+
+    /// Moves a name.
+    pub(crate) async fn rename_here(
+        &self,
+        (parent, name): (Ino, &[u8]),
+        (new_parent, new_name): (Ino, &[u8]),
+        mode: RenameMode,
+    ) -> Option<()> {
+        let (from, to, parents) = ((parent, name), (new_parent, new_name), [parent, new_parent]);
+        let ordinary = check_name(new_name).is_ok() && from != to && mode != RenameMode::Exchange;
+        if !ordinary || !self.may_do_here(&parents).await {
+            return None;
+        }
+        let NameState::Leads(source) = self.known.name_state(parent, name) else { return None };
+        // What replaces a file must be there when its name is: programs write a new file, rename it, and expect one or
+        // the other after a crash.
+        if !self.defer_content_of(source) {
+            return None;
+        }
+        let at = self.session.stamp();
+        let doing = self.writeback.begin(&parents)?;
+        // What was in the queue may have been refused meanwhile.
+        if !self.is_deferred(source) {
+            return None;
+        }
+        let (doomed, _vouched) = match doing.look(at, |here| here.replaced(source, to, mode))? {
+            Some(target) => self.doom(target).map(|(doomed, vouched)| (Some(doomed), Some(vouched)))?,
+            None => (None, None),
+        };
+        doing.enter(at, &parents, |here| Some((here.rename((from, to), mode, source, doomed)?, ())))
+    }
+
+    /// Changes attributes other than the length.
+    pub(crate) async fn set_attr_here(&self, ino: Ino, change: &AttrChange) -> Option<InodeAttr> {
+        if change.size.is_some() || !self.may_do_here(&[ino]).await {
+            return None;
+        }
+        // Times and rights that are set must not be overtaken by the commit of what was written before.
+        if !self.defer_content_of(ino) {
+            return None;
+        }
+        let at = self.session.stamp();
+        let doing = self.writeback.begin(&[ino])?;
+        let attr = doing.enter(at, &[ino], |here| here.set_attr(ino, change))?;
+        let open = self.files.lock().get(&ino).cloned();
+        if let Some(file) = open {
+            file.time_was_set(change, &attr);
+        }
+        Some(attr)
+    }
+
+    /// Puts a file's content as it is now into the queue. False when it must be committed at once, or not at all.
+    pub(crate) fn defer_content(&self, file: &Arc<FileState>) -> bool {
+        // On a full disk whoever closes a file hears of it.
+        if !self.config.write_back || self.window.is_failing() {
+            return false;
+        }
+        let inos = [file.ino()];
+        self.queue_content(file, || self.writeback.begin(&inos).filter(|_| self.known.is_delegated(&inos)))
+    }
+
+    /// Puts content into the queue that others may use too, when the mount ends and the servers are away: so that the
+    /// journal has it.
+    pub(crate) fn leave_content(&self, file: &Arc<FileState>) -> bool {
+        self.queue_content(file, || Some(self.writeback.begin_leaving()))
+    }
+
+    fn queue_content<'a>(&'a self, file: &Arc<FileState>, begin: impl FnOnce() -> Option<Doing<'a>>) -> bool {
+        let ino = file.ino();
+        let Some(written_at) = file.may_queue() else { return false };
+        let at = written_at.unwrap_or_else(|| self.session.stamp());
+        let Some(doing) = begin() else { return false };
+        if self.known.attr(ino).is_some_and(|attr| attr.nlink == 0) {
+            return false;
+        }
+        let Some(upto) = self.arc().seal_rest(file, To::SharedBlock) else { return true };
+        if !file.enter_queue(upto) {
+            return true;
+        }
+        doing.enter_content(at, ino, file.clone(), upto);
+        true
+    }
+}

@@ -1,0 +1,146 @@
+//! Directories: listing them, and asking ahead for whoever walks through a tree.
+
+use crate::Client;
+use crate::known::leased::LeasedAnswer;
+use crate::known::walks::Next;
+use crate::known::{Listed, PageKey};
+use std::sync::Arc;
+use wire::FsError;
+use wire::ids::Ino;
+use wire::op::{ListedDir, Read, ReadReply};
+
+/// Entries that are asked for at once of a directory whose names are looked at one after the other, and how often.
+const AHEAD_PAGE_ENTRIES: u32 = 1024;
+const AHEAD_PAGES_MAX: u32 = 4;
+
+impl Client {
+    /// Entries of a directory behind a cookie (0 for the start).
+    ///
+    /// # Errors
+    /// As `getdents(2)`.
+    pub async fn readdir(&self, ino: Ino, after: u64, limit: u32, plus: bool) -> Result<Listed, FsError> {
+        let Listed { parent, mut entries, end } = self.list(PageKey { dir: ino, after, limit, plus }).await?;
+        for entry in &mut entries {
+            entry.attr = entry.attr.take().map(|attr| self.with_uncommitted(attr));
+        }
+        if plus {
+            self.known.note_places(entries.iter().map(|entry| ((ino, entry.name.clone()), entry.ino)));
+        }
+        Ok(Listed { parent, entries, end })
+    }
+
+    async fn list(&self, asked: PageKey) -> Result<Listed, FsError> {
+        let may_walk = asked.after == 0 && asked.plus;
+        let mut known = self.known.page(asked);
+        if known.is_none() && may_walk && self.known.wait_asked_ahead(asked.dir).await {
+            known = self.known.page(asked);
+        }
+        match known {
+            Some(known) => {
+                if may_walk {
+                    self.known.walk_listed(&known);
+                    self.walk_on(asked.dir, asked.limit);
+                }
+                Ok(known)
+            }
+            None => match may_walk.then(|| self.known.walk_from(asked.dir)).flatten() {
+                Some(next) => self.ask_tree(next, asked.limit).await,
+                None => self.ask_page(asked).await,
+            },
+        }
+    }
+
+    /// Before metad is asked for a listing: it must know what was done in the directory.
+    async fn send_names_of(&self, dir: Ino) -> Result<(), FsError> {
+        if self.known.is_ahead_in(dir) { self.send_of(dir).await } else { Ok(()) }
+    }
+
+    async fn ask_page(&self, asked: PageKey) -> Result<Listed, FsError> {
+        self.send_names_of(asked.dir).await?;
+        let PageKey { dir: ino, after, limit, plus } = asked;
+        let read = Read::ReadDir { ino, after, limit, plus };
+        let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
+        let ReadReply::Page { parent, entries, end } = answer? else { return Err(FsError::Io) };
+        let listed = Listed { parent, entries, end };
+        if let Some(mark) = leased {
+            self.known.learn_page(asked, &Arc::new(listed.clone()), mark);
+        }
+        if after == 0 && plus {
+            self.known.walk_listed(&listed);
+        }
+        Ok(listed)
+    }
+
+    /// The start of a directory with attributes, and what lies below and behind it for a walk that goes on.
+    async fn ask_tree(&self, asked: Next, limit: u32) -> Result<Listed, FsError> {
+        self.send_names_of(asked.dir).await?;
+        let read = Read::ReadTree { ino: asked.dir, behind: asked.behind(), limit };
+        let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
+        let dirs = match answer? {
+            ReadReply::Tree(dirs) => dirs,
+            // Others are at work in what lies ahead.
+            ReadReply::Page { parent, entries, end } => vec![ListedDir { ino: asked.dir, parent, entries, end }],
+            _ => return Err(FsError::Io),
+        };
+        if leased.is_some() {
+            self.known.walk_answered(asked, &dirs);
+        }
+        let mut first = None;
+        for ListedDir { ino: dir, parent, entries, end } in dirs {
+            let listed = Arc::new(Listed { parent, entries, end });
+            if let Some(mark) = leased {
+                self.known.walk_listed(&listed);
+                self.known.learn_page(PageKey { dir, after: 0, limit, plus: true }, &listed, mark);
+            }
+            first.get_or_insert(listed);
+        }
+        first.map(Arc::unwrap_or_clone).ok_or(FsError::Io)
+    }
+
+    /// A walk has come to a directory that was asked for ahead: asks for what comes behind, while it goes through what is
+    /// there.
+    fn walk_on(&self, dir: Ino, limit: u32) {
+        let Some(next) = self.known.walk_on(dir) else { return };
+        let client = self.arc();
+        self.in_background(async move {
+            // A walk that changes what it comes to needs more than to know it.
+            let enough = !client.known.is_at_work() || client.known.is_delegated(&[next.dir]);
+            let start = PageKey { dir: next.dir, after: 0, limit, plus: true };
+            let known = enough && client.known.page(start).is_some();
+            if !known && let Some(_asking) = client.known.begin_asking_ahead(next.dir) {
+                // The walk asks again when it comes there, and hears what is wrong.
+                let _ = client.ask_tree(next, limit).await;
+            }
+        });
+    }
+
+    /// Asks for a delegation on an inode; for a walk that changes what it goes through, on what comes next as well.
+    pub(crate) async fn ask_to_be_alone(&self, ino: Ino) -> Result<(), FsError> {
+        if self.known.wait_asked_ahead(ino).await && self.known.is_delegated(&[ino]) {
+            return Ok(());
+        }
+        // Asking ahead ends others' delegations there: only for a walk through one directory after the other.
+        match self.known.is_one_of_many().then(|| self.known.walk_from(ino)).flatten() {
+            Some(next) => self.ask_tree(next, AHEAD_PAGE_ENTRIES).await.map(|_| ()),
+            None => self.ask_attr(Read::GetAttr { ino }).await.map(|_| ()),
+        }
+    }
+
+    /// A name was asked for. When one name after the other of a directory is, and it is not too large, all of it costs less.
+    pub(crate) fn note_missed(&self, parent: Ino) {
+        if !self.known.missed(parent, u64::from(AHEAD_PAGES_MAX * AHEAD_PAGE_ENTRIES)) {
+            return;
+        }
+        let client = self.arc();
+        self.in_background(async move {
+            let mut page = PageKey { dir: parent, after: 0, limit: AHEAD_PAGE_ENTRIES, plus: true };
+            for _ in 0..AHEAD_PAGES_MAX {
+                let Ok(listed) = client.ask_page(page).await else { return };
+                match listed.entries.last() {
+                    Some(last) if !listed.end => page.after = last.cookie,
+                    _ => return,
+                }
+            }
+        });
+    }
+}

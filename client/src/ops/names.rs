@@ -1,0 +1,238 @@
+//! Names: looking them up, making, linking, moving and removing what they lead to.
+
+use crate::Client;
+use crate::file::flush::is_full;
+use crate::known::leased::LeasedAnswer;
+use crate::opens::{Opening, Vouched};
+use crate::queue::NewNode;
+use std::sync::Arc;
+use wire::FsError;
+use wire::attr::InodeAttr;
+use wire::ids::Ino;
+use wire::op::{Name, Op, OpReply, Read, ReadReply, RenameMode};
+
+impl Client {
+    /// The inode behind a name; `.` and `..` too.
+    ///
+    /// # Errors
+    /// As `stat(2)`.
+    pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
+        if let Some(known) = self.known_name(parent, name) {
+            return known;
+        }
+        let found = self.look_up(parent, name).await.map(|attr| self.with_uncommitted(attr));
+        match &found {
+            Ok(attr) => {
+                self.note_missed(parent);
+                self.known.note_places([((parent, name.to_vec()), attr.ino)]);
+            }
+            Err(_) => self.known.forget_place(parent, name),
+        }
+        found
+    }
+
+    /// The inode behind a name, or its absence, when that is known under a lease.
+    #[must_use]
+    pub fn known_name(&self, parent: Ino, name: &[u8]) -> Option<Result<InodeAttr, FsError>> {
+        self.known.name(parent, name).map(|known| known.map(|attr| self.with_uncommitted(attr)))
+    }
+
+    async fn look_up(&self, parent: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
+        let read = Read::Lookup { parent, name: name.to_vec() };
+        let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
+        match answer {
+            Ok(ReadReply::Attr(attr)) => {
+                if let Some(mark) = leased {
+                    self.known.learn_found(parent, name, &attr, mark);
+                }
+                Ok(attr)
+            }
+            Ok(_) => Err(FsError::Io),
+            Err(error) => {
+                if let Some(mark) = leased.filter(|_| error == FsError::NotFound) {
+                    self.known.learn_name(parent, name, None, mark);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Target of a symlink.
+    ///
+    /// # Errors
+    /// As `readlink(2)`.
+    pub async fn readlink(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
+        self.send_of(ino).await?;
+        self.ask_bytes(Read::ReadLink { ino }).await
+    }
+
+    pub(crate) async fn ask_bytes(&self, read: Read) -> Result<Vec<u8>, FsError> {
+        match self.session.read(read).await? {
+            ReadReply::Bytes(bytes) => Ok(bytes),
+            _ => Err(FsError::Io),
+        }
+    }
+
+    /// Makes an inode.
+    ///
+    /// # Errors
+    /// As `mknod(2)`, `mkdir(2)`, `symlink(2)`.
+    pub async fn make_node(&self, parent: Ino, name: &[u8], new: NewNode) -> Result<InodeAttr, FsError> {
+        self.make_to_open(parent, name, new).await.map(|(made, _)| made)
+    }
+
+    /// Makes an inode that is opened next: until what comes with it is dropped, it counts as open, and outlives its name.
+    pub(crate) async fn make_to_open(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new: NewNode,
+    ) -> Result<(InodeAttr, Opening<'_>), FsError> {
+        if let Some(made) = self.make_here(parent, name, &new).await {
+            return Ok(made);
+        }
+        let NewNode { node, mode, umask, uid, gid } = new;
+        let (made, opening) = loop {
+            let session = self.session.id();
+            let ino = self.session.next_ino().await?;
+            let opening = self.opens.begin_new(ino);
+            let node = node.clone();
+            let op = Op::Create { parent, name: name.to_vec(), ino, node, mode, umask, uid, gid };
+            match self.change(op).await {
+                // I4: the session ended meanwhile, and the number with it.
+                Err(FsError::Invalid) if self.session.id() != session => {}
+                made => break (made?, opening),
+            }
+        };
+        self.known.note_places([((parent, name.to_vec()), made.ino)]);
+        Ok((made, opening))
+    }
+
+    /// Makes another name for an inode.
+    ///
+    /// # Errors
+    /// As `link(2)`.
+    pub async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
+        let attr = self.change(Op::Link { ino, parent, name: name.to_vec() }).await?;
+        self.known.note_places([((parent, name.to_vec()), ino)]);
+        Ok(attr)
+    }
+
+    /// Vouches for the inode behind a name, if it is known and nothing of it is open here.
+    fn vouch(&self, parent: Ino, name: &[u8]) -> Option<Vouched<'_>> {
+        let ino = self.known.led_to(parent, name)?;
+        self.opens.vouch(ino, || self.files.lock().contains_key(&ino))
+    }
+
+    /// Removes a name.
+    ///
+    /// # Errors
+    /// As `unlink(2)`.
+    pub async fn unlink(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
+        if self.unlink_here(parent, name).await.is_some() {
+            return Ok(());
+        }
+        let (client, name) = (self.arc(), name.to_vec());
+        // To its end: nobody may open meanwhile what is vouched for.
+        self.to_its_end(async move {
+            let _barred = client.in_order([parent]).await?;
+            let vouched = client.vouch(parent, &name);
+            let released = vouched.as_ref().map(Vouched::ino);
+            let reply = client.session.one(Op::Unlink { parent, name: name.clone(), released }).await?;
+            drop(vouched);
+            client.known.forget_place(parent, &name);
+            if let OpReply::Removed { attr, orphaned: true } = reply {
+                client.keep_or_release(&[attr.ino]).await;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// As `rmdir(2)`.
+    pub async fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<(), FsError> {
+        if let Some(attr) = self.rmdir_here(parent, name).await {
+            self.known.note_removed(&attr);
+        } else if let OpReply::Removed { attr, .. } = self.at_once(Op::Rmdir { parent, name: name.to_vec() }).await? {
+            self.known.note_removed(&attr);
+            self.known.forget_place(parent, name);
+        }
+        Ok(())
+    }
+
+    /// Moves a name.
+    ///
+    /// # Errors
+    /// As `renameat2(2)`.
+    pub async fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        mode: RenameMode,
+    ) -> Result<(), FsError> {
+        let replaced = self.known_name(new_parent, new_name).and_then(Result::ok);
+        if self.rename_here((parent, name), (new_parent, new_name), mode).await.is_some() {
+            if let Some(attr) = replaced {
+                self.known.note_removed(&attr);
+            }
+            return Ok(());
+        }
+        let (client, name, new_name) = (self.arc(), name.to_vec(), new_name.to_vec());
+        self.to_its_end(async move { client.rename_there((parent, name), (new_parent, new_name), mode).await }).await
+    }
+
+    /// Has metad move a name.
+    async fn rename_there(
+        self: &Arc<Self>,
+        (parent, name): (Ino, Name),
+        (new_parent, new_name): (Ino, Name),
+        mut mode: RenameMode,
+    ) -> Result<(), FsError> {
+        let _barred = self.in_order([parent, new_parent]).await?;
+        // What replaces a file must be there when its name is: programs write a new file, rename it, and expect one
+        // or the other after a crash.
+        let source = self.known.led_to(parent, &name);
+        let open = source.and_then(|ino| self.files.lock().get(&ino).cloned());
+        let mut unstored = None;
+        if let Some(file) = open.filter(|file| file.is_dirty()) {
+            match self.flush_file(&file, true).await {
+                // It may be moved, but nothing may be replaced by it.
+                Err(error) if is_full(error) && mode != RenameMode::Exchange => {
+                    unstored = (mode == RenameMode::Replace).then_some(error);
+                    mode = RenameMode::NoReplace;
+                }
+                flushed => flushed?,
+            }
+        }
+        let vouched = self.vouch(new_parent, &new_name);
+        let op = Op::Rename {
+            parent,
+            name: name.clone(),
+            new_parent,
+            new_name: new_name.clone(),
+            mode,
+            released: vouched.as_ref().map(Vouched::ino),
+        };
+        let reply = match (self.session.one(op).await, unstored) {
+            (Err(FsError::Exists), Some(unstored)) => return Err(unstored),
+            (reply, _) => reply?,
+        };
+        drop(vouched);
+        let OpReply::Renamed { moved, replaced, orphaned } = reply else { return Err(FsError::Io) };
+        self.known.forget_place(parent, &name);
+        let back = replaced.as_ref().filter(|_| mode == RenameMode::Exchange).map(|other| ((parent, name), other.ino));
+        self.known.note_places(back.into_iter().chain([((new_parent, new_name), moved.ino)]));
+        if let Some(attr) = replaced.as_ref().filter(|_| mode != RenameMode::Exchange) {
+            self.known.note_removed(attr);
+        }
+        if let Some(attr) = replaced.filter(|_| orphaned) {
+            self.keep_or_release(&[attr.ino]).await;
+        }
+        Ok(())
+    }
+}

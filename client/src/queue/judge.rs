@@ -1,0 +1,226 @@
+//! What becomes of an entry that metad has refused: others were there first, while this session was away. What others did
+//! stays, and what was done here goes beside it (I6). Pure.
+
+use super::core::{Core, Work};
+use crate::known::Place;
+use wire::FsError;
+use wire::ids::Ino;
+use wire::limits::NAME_BYTES_MAX;
+use wire::op::{Expect, Name, Op};
+
+/// An entry that was refused.
+pub(crate) struct Refused<'a> {
+    pub(crate) op: Option<&'a Op>,
+    pub(crate) has_content: bool,
+    pub(crate) error: FsError,
+    /// Nothing may be left out.
+    pub(crate) strict: bool,
+}
+
+/// What is to be done about it.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    /// Nothing yet: it passes. The entry is sent again later.
+    Wait,
+    /// What was made gets another name: its own is taken, or its directory is gone.
+    MakeElsewhere { parent: Ino, name: Name, ino: Ino },
+    /// What was moved gets another name, if the name that it had still leads where this session knew it to lead. If not,
+    /// the entry is left out.
+    MoveElsewhere { from: Place, to: Place },
+    /// The content goes into another file, or stays with this one.
+    Content { ino: Ino },
+    /// Nothing comes of the entry.
+    LeaveOut,
+}
+
+/// Decides what becomes of an entry that came too late for others' changes.
+pub(crate) fn decide(refused: &Refused<'_>) -> Verdict {
+    let Refused { op, has_content, error, strict } = *refused;
+    let passes = matches!(error, FsError::NoSpace | FsError::QuotaExceeded | FsError::SessionExpired);
+    if passes && (!has_content || strict) {
+        return Verdict::Wait;
+    }
+    match op.map(Op::plain) {
+        Some(Op::Create { parent, name, ino, .. }) if matches!(error, FsError::Exists | FsError::NotFound) => {
+            let parent = if error == FsError::NotFound { Ino::ROOT } else { *parent };
+            Verdict::MakeElsewhere { parent, name: name.clone(), ino: *ino }
+        }
+        Some(Op::Rename { new_parent, new_name, name, parent, .. }) if error == FsError::Stale => {
+            Verdict::MoveElsewhere { from: (*parent, name.clone()), to: (*new_parent, new_name.clone()) }
+        }
+        Some(Op::Commit { ino, .. }) => Verdict::Content { ino: *ino },
+        _ => Verdict::LeaveOut,
+    }
+}
+
+/// Where a refused rename expected the name to lead that it takes away.
+pub(crate) fn expected_at(op: &Op, (parent, name): &Place) -> Option<Ino> {
+    let Op::Deferred { expect, .. } = op else { return None };
+    expect.iter().find(|expect| expect.parent == *parent && expect.name == *name)?.ino
+}
+
+/// A name beside this one, with a suffix that says why. One that has it already gets a number behind it.
+pub(crate) fn conflict_name(name: &[u8], mut suffix: Name) -> Name {
+    suffix.truncate(NAME_BYTES_MAX);
+    let name = match name.windows(suffix.len()).position(|part| part == suffix.as_slice()) {
+        Some(at) => {
+            let (copy, number) = name.split_at(at + suffix.len());
+            let number = std::str::from_utf8(number).ok().and_then(|number| number.strip_prefix('.')?.parse().ok());
+            [copy, format!(".{}", number.map_or(1, |number: u32| number.saturating_add(1))).as_bytes()].concat()
+        }
+        None => {
+            let mut name = name[..name.len().min(NAME_BYTES_MAX - suffix.len())].to_vec();
+            name.extend_from_slice(&suffix);
+            name
+        }
+    };
+    let from = name.len().saturating_sub(NAME_BYTES_MAX);
+    name[from..].to_vec()
+}
+
+/// A pin that follows a renamed entry.
+#[derive(PartialEq, Eq, Debug)]
+pub(crate) struct Repin {
+    pub(crate) number: u64,
+    /// Where the name led by this entry so far is undone.
+    pub(crate) undo: Place,
+    /// Where it leads instead.
+    pub(crate) pin: Option<(Place, Ino)>,
+}
+
+impl<F> Core<F> {
+    /// From this entry on, `ino` has the name `new` instead of `old`, until something else gets that. What was to take its
+    /// place at `old` finds something else there, and is refused in its turn.
+    pub(crate) fn rename_entries(&mut self, from: u64, old: &Place, new: &Place, ino: Ino) -> Vec<Repin> {
+        let mut repins = Vec::new();
+        for entry in self.entries.iter_mut().filter(|entry| entry.number >= from) {
+            let first = entry.number == from;
+            let Work::Change { op, expect } = &mut entry.work else { continue };
+            let is_old = |expect: &Expect| (expect.parent, &expect.name) == (old.0, &old.1);
+            let follows = name_taken(op).is_some_and(|(parent, name)| (parent, name) == (old.0, &old.1))
+                && expect.iter().any(|expect| is_old(expect) && expect.ino == Some(ino));
+            if !first && !follows {
+                continue;
+            }
+            rename_in(op, old, new, first);
+            expect.retain(|expect| !(first && is_old(expect)));
+            if first && matches!(op, Op::Rename { .. }) {
+                // Nor may it replace what has that name by now.
+                expect.push(Expect { parent: new.0, name: new.1.clone(), ino: None, version: None });
+            }
+            for expect in expect.iter_mut().filter(|expect| is_old(expect)) {
+                (expect.parent, expect.name) = new.clone();
+            }
+            for name in entry.names.iter_mut().filter(|name| *name == old) {
+                *name = new.clone();
+            }
+            let pin = first.then(|| (new.clone(), ino));
+            repins.push(Repin { number: entry.number, undo: old.clone(), pin });
+        }
+        repins
+    }
+}
+
+/// The name that an operation takes away: what it is done to.
+fn name_taken(op: &Op) -> Option<(Ino, &Name)> {
+    match op {
+        Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } | Op::Rename { parent, name, .. } => {
+            Some((*parent, name))
+        }
+        _ => None,
+    }
+}
+
+/// Puts one name in place of another: of what is made or where something is moved to in the `first` entry that has the new
+/// name, of what is removed or moved away in those behind it.
+fn rename_in(op: &mut Op, old: &Place, new: &Place, first: bool) {
+    match op {
+        Op::Create { parent, name, .. } if first => (*parent, *name) = new.clone(),
+        Op::Rename { new_parent, new_name, released, .. } if first => {
+            (*new_parent, *new_name) = new.clone();
+            *released = None;
+        }
+        Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } | Op::Rename { parent, name, .. }
+            if (*parent, &*name) == (old.0, &old.1) =>
+        {
+            (*parent, *name) = new.clone();
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+    use wire::attr::Timestamp;
+    use wire::op::{NewInode, RenameMode};
+
+    const DIR: Ino = Ino(1);
+
+    fn create(name: &[u8], ino: u64) -> Op {
+        let node = NewInode::Regular;
+        Op::Create { parent: DIR, name: name.to_vec(), ino: Ino(ino), node, mode: 0o644, umask: 0, uid: 0, gid: 0 }
+    }
+
+    fn rename(name: &[u8], new_name: &[u8]) -> Op {
+        let (name, new_name) = (name.to_vec(), new_name.to_vec());
+        Op::Rename { parent: DIR, name, new_parent: DIR, new_name, mode: RenameMode::Replace, released: None }
+    }
+
+    fn verdict(op: &Op, error: FsError) -> Verdict {
+        decide(&Refused { op: Some(op), has_content: matches!(op, Op::Commit { .. }), error, strict: false })
+    }
+
+    #[test]
+    fn what_was_made_or_moved_here_goes_beside_what_others_did_and_the_rest_is_left_out() {
+        let made = |parent| Verdict::MakeElsewhere { parent, name: b"a".to_vec(), ino: Ino(7) };
+        assert_eq!(verdict(&create(b"a", 7), FsError::Exists), made(DIR));
+        assert_eq!(verdict(&create(b"a", 7), FsError::NotFound), made(Ino::ROOT), "its directory is gone");
+        let moved = Verdict::MoveElsewhere { from: (DIR, b"a".to_vec()), to: (DIR, b"b".to_vec()) };
+        assert_eq!(verdict(&rename(b"a", b"b"), FsError::Stale), moved);
+        assert_eq!(verdict(&rename(b"a", b"b"), FsError::NotFound), Verdict::LeaveOut);
+        assert_eq!(verdict(&create(b"a", 7), FsError::NoSpace), Verdict::Wait, "room is made again");
+        let unlink = Op::Unlink { parent: DIR, name: b"a".to_vec(), released: None };
+        assert_eq!(verdict(&unlink, FsError::Stale), Verdict::LeaveOut);
+    }
+
+    #[test]
+    fn a_conflict_of_a_conflict_gets_a_number_and_no_name_gets_too_long() {
+        let suffix = b".conflict-host-1".to_vec();
+        assert_eq!(conflict_name(b"f", suffix.clone()), b"f.conflict-host-1");
+        assert_eq!(conflict_name(b"f.conflict-host-1", suffix.clone()), b"f.conflict-host-1.1");
+        assert_eq!(conflict_name(b"f.conflict-host-1.9", suffix.clone()), b"f.conflict-host-1.10");
+        let long = conflict_name(&[b'x'; NAME_BYTES_MAX], suffix.clone());
+        assert!(long.len() == NAME_BYTES_MAX && long.ends_with(&suffix));
+    }
+
+    #[test]
+    fn what_was_done_by_a_name_follows_what_gets_another_one() {
+        let mut core = Core::<()>::default();
+        let now = Instant::now();
+        let old = (DIR, b"a".to_vec());
+        let mut enter = |op: Op, expect: Vec<Expect>| {
+            let touched = (Vec::new(), vec![old.clone()]);
+            core.enter(Timestamp::default(), touched, Work::Change { op, expect }, 0, now);
+        };
+        let leads = |ino| vec![Expect { parent: DIR, name: b"a".to_vec(), ino, version: None }];
+        let unlink = || Op::Unlink { parent: DIR, name: b"a".to_vec(), released: Some(Ino(7)) };
+        enter(create(b"a", 7), Vec::new());
+        enter(unlink(), leads(Some(Ino(8))));
+        enter(unlink(), leads(Some(Ino(7))));
+        let new = (DIR, b"a.conflict".to_vec());
+        let repins = core.rename_entries(1, &old, &new, Ino(7));
+        assert_eq!(repins.iter().map(|repin| repin.number).collect::<Vec<_>>(), [1, 3]);
+        assert_eq!(repins[0].pin, Some((new.clone(), Ino(7))));
+        let names: Vec<&[u8]> = core
+            .entries
+            .iter()
+            .map(|entry| match &entry.work {
+                Work::Change { op: Op::Create { name, .. } | Op::Unlink { name, .. }, .. } => name.as_slice(),
+                _ => unreachable!("nothing else is entered"),
+            })
+            .collect();
+        assert_eq!(names, [&b"a.conflict"[..], b"a", b"a.conflict"]);
+    }
+}
