@@ -1,54 +1,56 @@
-//! Access times, kept as `relatime` asks and stored a second later, many at once: reading must not wait for a write.
+//! Access times, moved as `relatime` asks and stored a second later, many at once: reading must not wait for a write.
 //!
 //! What the kernel answers from its page cache is not seen here, and moves no access time.
 
 use crate::file::state::FileState;
+use crate::kernel::{Kernel, Notice};
+use crate::known::leased::LeasedSession;
 use crate::ordered::{Ordered, Rank};
-use crate::{Client, Notice};
 use std::collections::HashMap;
-use std::sync::Weak;
-use std::time::Duration;
+use std::sync::Arc;
 use wire::attr::Timestamp;
 use wire::ids::Ino;
 use wire::op::Op;
 
-/// Between two rounds of storing.
-const PAUSE: Duration = Duration::from_secs(1);
 /// Access times in one batch.
-const TOGETHER: usize = 1024;
+const BATCH_OPS_MAX: usize = 1024;
 /// Access times that wait; more are forgotten.
 const WAITING_MAX: usize = 65_536;
-/// What was read and is not stored yet.
+
+/// What was read, and is not stored yet.
 pub(crate) struct Accessed {
+    session: Arc<LeasedSession>,
+    kernel: Arc<Kernel>,
+    /// Whether access times move at all.
+    enabled: bool,
     waiting: Ordered<HashMap<Ino, Timestamp>>,
 }
 
-impl Default for Accessed {
-    fn default() -> Self {
-        Self { waiting: Ordered::new(Rank::Leaf, HashMap::new()) }
+impl Accessed {
+    /// Nothing was read.
+    pub fn new(session: Arc<LeasedSession>, kernel: Arc<Kernel>, enabled: bool) -> Self {
+        Self { session, kernel, enabled, waiting: Ordered::new(Rank::Leaf, HashMap::new()) }
     }
-}
 
-impl Client {
     /// A file was read.
-    pub(crate) fn note_access(&self, file: &FileState) {
-        if !self.config.access_times {
+    pub fn note(&self, file: &FileState) {
+        if !self.enabled {
             return;
         }
         let now = Timestamp::now();
         if !file.note_access(now) {
             return;
         }
-        let mut waiting = self.accessed.waiting.lock();
+        let mut waiting = self.waiting.lock();
         if waiting.len() < WAITING_MAX {
             waiting.insert(file.ino(), now);
         }
     }
 
     /// Stores what waits. What cannot be stored is forgotten: an access time is no promise.
-    pub(crate) async fn store_access_times(&self) {
-        let waiting: Vec<(Ino, Timestamp)> = self.accessed.waiting.lock().drain().collect();
-        for some in waiting.chunks(TOGETHER) {
+    pub async fn store(&self) {
+        let waiting: Vec<(Ino, Timestamp)> = self.waiting.lock().drain().collect();
+        for some in waiting.chunks(BATCH_OPS_MAX) {
             let ops = some.iter().map(|(ino, at)| Op::Accessed { ino: *ino, at: *at }).collect();
             match self.session.submit(ops).await {
                 Ok(_) => {
@@ -57,20 +59,11 @@ impl Client {
                         if self.kernel.is_busy() {
                             break;
                         }
-                        self.notify(Notice::Accessed(*ino));
+                        self.kernel.notify(Notice::Accessed(*ino));
                     }
                 }
                 Err(error) => tracing::debug!(%error, "access times are not stored"),
             }
         }
-    }
-}
-
-/// Stores access times until the client is gone.
-pub(crate) async fn run(weak: Weak<Client>) {
-    loop {
-        tokio::time::sleep(PAUSE).await;
-        let Some(client) = weak.upgrade() else { return };
-        client.store_access_times().await;
     }
 }

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use std::sync::{Arc, Weak};
 use wire::limits::BLOCK_BYTES_MAX;
 
-/// Buffers kept for later, 64 MiB; more are given back to the system.
-const KEPT_COUNT_MAX: usize = 16;
+/// Buffers that wait for the next block, 64 MiB; more are given back to the system.
+const FREE_COUNT_MAX: usize = 16;
 
 /// Buffers of one block each that nobody uses at present.
 pub struct Buffers {
@@ -26,8 +26,8 @@ impl Buffers {
     /// An empty buffer with room for a block.
     #[must_use]
     pub fn take(&self) -> Vec<u8> {
-        let kept = self.free.lock().pop();
-        kept.unwrap_or_else(|| Vec::with_capacity(BLOCK_BYTES_MAX))
+        let free = self.free.lock().pop();
+        free.unwrap_or_else(|| Vec::with_capacity(BLOCK_BYTES_MAX))
     }
 
     /// Takes a buffer back. Others than those that [`Buffers::take`] gave are left to the allocator.
@@ -37,7 +37,7 @@ impl Buffers {
         }
         content.clear();
         let mut free = self.free.lock();
-        if free.len() < KEPT_COUNT_MAX {
+        if free.len() < FREE_COUNT_MAX {
             free.push(content);
         }
     }

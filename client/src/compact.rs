@@ -6,20 +6,16 @@
 //! a while, and the commit is refused when anyone was faster (I6). Sessions that have the file open learn of the new
 //! version by the event that each commit causes.
 
+use crate::Client;
 use crate::commit::plan::Plan;
 use crate::file::dirty::Packed;
 use crate::file::sealed::{Stored, writes_of};
 use crate::file::state::FileState;
-use crate::ordered::{Ordered, Rank};
-use crate::{Client, Notice};
+use crate::kernel::Notice;
 use bytes::Bytes;
-use lru::LruCache;
-use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::sync::Notify;
 use wire::FsError;
 use wire::attr::InodeAttr;
 use wire::extent::{Extent, Source};
@@ -28,68 +24,23 @@ use wire::limits::{BLOCK_BYTES_MAX, CHUNK_BYTES};
 use wire::op::{ConflictPolicy, Op, OpReply, Read, ReadReply};
 
 /// A file that nobody has changed for this long is at rest.
-const REST: Duration = Duration::from_secs(3);
+const AT_REST: Duration = Duration::from_secs(3);
 /// Extents from this length on are good as they are.
-const LARGE_EXTENT: u64 = 1 << 20;
-/// Chunks that wait; more are forgotten until they are written again.
-const QUEUE_MAX: usize = 256;
-/// Compacted chunks that are remembered.
-const SETTLED: usize = 1024;
-
-/// Chunks that are in many pieces.
-pub(crate) struct Queue {
-    chunks: Ordered<Chunks>,
-    added: Arc<Notify>,
-}
-
-struct Chunks {
-    /// Pieces of each waiting chunk.
-    waiting: BTreeMap<(Ino, ChunkIndex), u32>,
-    /// Pieces that were left after compaction: scattered over holes, they cannot be joined.
-    settled: LruCache<(Ino, ChunkIndex), u32>,
-}
-
-impl Default for Queue {
-    fn default() -> Self {
-        let settled = LruCache::new(NonZeroUsize::new(SETTLED).expect("not zero"));
-        Self { chunks: Ordered::new(Rank::Leaf, Chunks { waiting: BTreeMap::new(), settled }), added: Arc::default() }
-    }
-}
-
-impl Queue {
-    fn add(&self, ino: Ino, chunk: ChunkIndex, pieces: u32) {
-        let mut chunks = self.chunks.lock();
-        // Amortised: a chunk is rewritten when it is in twice as many pieces as the last time.
-        let left = chunks.settled.get(&(ino, chunk)).copied().unwrap_or(0);
-        if pieces >= left.saturating_mul(2) && chunks.waiting.len() < QUEUE_MAX {
-            chunks.waiting.insert((ino, chunk), pieces);
-            self.added.notify_one();
-        }
-    }
-
-    fn next(&self) -> Option<(Ino, ChunkIndex)> {
-        self.chunks.lock().waiting.pop_first().map(|(place, _)| place)
-    }
-
-    fn settle(&self, ino: Ino, chunk: ChunkIndex, pieces: u32) {
-        self.chunks.lock().settled.put((ino, chunk), pieces);
-    }
-}
-
+const LARGE_EXTENT_BYTES: u64 = 1 << 20;
 /// Compacts what is queued, one chunk after the other, until the client is gone.
 pub(crate) async fn run(weak: Weak<Client>) {
     loop {
         let Some(client) = weak.upgrade() else { return };
-        let Some((ino, chunk)) = client.fragmented.next() else {
+        let Some((ino, chunk)) = client.fragments.take() else {
             // Not holding the client while there is nothing to do.
-            let added = client.fragmented.added.clone();
+            let fragments = client.fragments.clone();
             drop(client);
-            added.notified().await;
+            fragments.wait().await;
             continue;
         };
-        match client.compact(ino, chunk).await {
+        match compact(&client, ino, chunk).await {
             Ok(()) => {}
-            Err(Missed::Busy(pieces)) => client.fragmented.add(ino, chunk, pieces),
+            Err(Missed::Busy(pieces)) => client.fragments.add(ino, chunk, pieces),
             Err(Missed::Failed(error)) => {
                 tracing::debug!(%ino, chunk = chunk.0, %error, "not compacted; the next commit to it asks again");
             }
@@ -110,93 +61,91 @@ impl From<FsError> for Missed {
     }
 }
 
-impl Client {
-    /// A commit has found a chunk in many pieces.
-    pub(crate) fn compact_later(&self, ino: Ino, chunk: ChunkIndex, pieces: u32) {
-        self.fragmented.add(ino, chunk, pieces);
+async fn compact(client: &Client, ino: Ino, chunk: ChunkIndex) -> Result<(), Missed> {
+    let before = client.getattr(ino).await?;
+    tokio::time::sleep(AT_REST).await;
+    let attr = client.getattr(ino).await?;
+    let (extents, at_rest) = chunk_extents(client, &attr, chunk).await?;
+    let pieces = extents.len() as u32;
+    let open = client.open_files.get(ino);
+    if before.version != attr.version || !at_rest || open.as_ref().is_some_and(|file| file.is_dirty()) {
+        return Err(Missed::Busy(pieces));
     }
-
-    async fn compact(&self, ino: Ino, chunk: ChunkIndex) -> Result<(), Missed> {
-        let before = self.getattr(ino).await?;
-        tokio::time::sleep(REST).await;
-        let attr = self.getattr(ino).await?;
-        let (extents, at_rest) = self.chunk_extents(&attr, chunk).await?;
-        let pieces = extents.len() as u32;
-        let open = self.files.lock().get(&ino).cloned();
-        if before.version != attr.version || !at_rest || open.as_ref().is_some_and(|file| file.is_dirty()) {
-            return Err(Missed::Busy(pieces));
-        }
-        let mut writes = Vec::new();
-        let mut joined = 0;
-        for run in joinable(&extents) {
-            joined += run.len();
-            let packed = self.gather_run(run).await?;
-            let hash = self.upload(packed.bytes.clone()).await?;
-            writes.extend(writes_of(&packed, Some(&Stored { hash, block: packed.bytes.clone(), base: 0 })));
-        }
-        self.fragmented.settle(ino, chunk, pieces - joined as u32 + writes.len() as u32);
-        if writes.is_empty() {
-            return Ok(());
-        }
-        let op = Plan::compaction(&attr, writes).op(ino, ConflictPolicy::Fail);
-        self.commit_compacted(open, op, &attr).await?;
-        tracing::debug!(%ino, chunk = chunk.0, pieces, joined, "compacted");
-        Ok(())
+    let mut writes = Vec::new();
+    let mut joined = 0;
+    for run in joinable(&extents) {
+        joined += run.len();
+        let packed = gather_run(client, run).await?;
+        let hash = client.committer.uploader().upload(packed.bytes.clone()).await?;
+        writes.extend(writes_of(&packed, Some(&Stored { hash, block: packed.bytes.clone(), base: 0 })));
     }
-
-    /// Commits between an open file's own flushes, so that these know of it.
-    async fn commit_compacted(&self, open: Option<Arc<FileState>>, op: Op, attr: &InodeAttr) -> Result<(), FsError> {
-        let _kept_off = self.in_order([attr.ino]).await?;
-        let _one = match &open {
-            Some(file) => Some(file.begin_flush().await),
-            None => None,
-        };
-        let OpReply::Committed { attr: after, .. } = self.session.one_until_answered(op).await? else {
-            return Err(FsError::Io);
-        };
-        if after.version == attr.version.next() {
-            self.kernel_follows(attr.ino, attr.version, after.version);
-        }
-        let open = open.as_ref().cloned().or_else(|| self.files.lock().get(&attr.ino).cloned());
-        if open.is_some_and(|file| file.changed_here(&after, None)) {
-            self.notify(Notice::Changed(attr.ino));
-        }
-        Ok(())
+    client.fragments.settle(ino, chunk, pieces - joined as u32 + writes.len() as u32);
+    if writes.is_empty() {
+        return Ok(());
     }
+    let op = Plan::compaction(&attr, writes).op(ino, ConflictPolicy::Fail);
+    commit_compacted(client, open, op, &attr).await?;
+    tracing::debug!(%ino, chunk = chunk.0, pieces, joined, "compacted");
+    Ok(())
+}
 
-    /// All extents of a chunk, and whether they belong to the version of `attr`.
-    async fn chunk_extents(&self, attr: &InodeAttr, chunk: ChunkIndex) -> Result<(Vec<Extent>, bool), FsError> {
-        let end = chunk.start() + CHUNK_BYTES;
-        let (mut from, mut extents, mut at_rest) = (chunk.start(), Vec::new(), true);
-        loop {
-            let read = Read::Extents { ino: attr.ino, off: from, len: end - from };
-            let ReadReply::Extents(page) = self.session.read(read).await? else { return Err(FsError::Io) };
-            at_rest &= page.version == attr.version;
-            extents.extend(page.extents);
-            match page.more_from {
-                Some(more) => from = more,
-                None => return Ok((extents, at_rest)),
+/// Commits between an open file's own flushes, so that these know of it.
+async fn commit_compacted(
+    client: &Client,
+    open: Option<Arc<FileState>>,
+    op: Op,
+    attr: &InodeAttr,
+) -> Result<(), FsError> {
+    let _kept_off = client.in_order([attr.ino]).await?;
+    let _one = match &open {
+        Some(file) => Some(file.begin_flush().await),
+        None => None,
+    };
+    let OpReply::Committed { attr: after, .. } = client.session.one_until_answered(op).await? else {
+        return Err(FsError::Io);
+    };
+    if after.version == attr.version.next() {
+        client.kernel.follows(attr.ino, attr.version, after.version);
+    }
+    let open = open.clone().or_else(|| client.open_files.get(attr.ino));
+    if open.is_some_and(|file| file.changed_here(&after, None)) {
+        client.kernel.notify(Notice::Changed(attr.ino));
+    }
+    Ok(())
+}
+
+/// All extents of a chunk, and whether they belong to the version of `attr`.
+async fn chunk_extents(client: &Client, attr: &InodeAttr, chunk: ChunkIndex) -> Result<(Vec<Extent>, bool), FsError> {
+    let end = chunk.start() + CHUNK_BYTES;
+    let (mut from, mut extents, mut at_rest) = (chunk.start(), Vec::new(), true);
+    loop {
+        let read = Read::Extents { ino: attr.ino, off: from, len: end - from };
+        let ReadReply::Extents(page) = client.session.read(read).await? else { return Err(FsError::Io) };
+        at_rest &= page.version == attr.version;
+        extents.extend(page.extents);
+        match page.more_from {
+            Some(more) => from = more,
+            None => return Ok((extents, at_rest)),
+        }
+    }
+}
+
+/// The content of extents that follow each other, as one block.
+async fn gather_run(client: &Client, run: &[Extent]) -> Result<Packed, FsError> {
+    let mut content = client.buffers.take();
+    for extent in run {
+        match &extent.source {
+            Source::Inline(bytes) => content.extend_from_slice(bytes),
+            Source::Zero => content.resize(content.len() + extent.len as usize, 0),
+            Source::Block { hash, offset, .. } => {
+                let block: Bytes = client.fetcher.fetch(*hash).await?;
+                let range = *offset as usize..*offset as usize + extent.len as usize;
+                content.extend_from_slice(block.get(range).ok_or(FsError::Io)?);
             }
         }
     }
-
-    /// The content of extents that follow each other, as one block.
-    async fn gather_run(&self, run: &[Extent]) -> Result<Packed, FsError> {
-        let mut content = self.buffers.take();
-        for extent in run {
-            match &extent.source {
-                Source::Inline(bytes) => content.extend_from_slice(bytes),
-                Source::Zero => content.resize(content.len() + extent.len as usize, 0),
-                Source::Block { hash, offset, .. } => {
-                    let block: Bytes = self.fetcher.fetch(*hash).await?;
-                    let range = *offset as usize..*offset as usize + extent.len as usize;
-                    content.extend_from_slice(block.get(range).ok_or(FsError::Io)?);
-                }
-            }
-        }
-        let pieces = vec![(run[0].file_off, 0, content.len())];
-        Ok(Packed { bytes: self.buffers.freeze(content), pieces })
-    }
+    let pieces = vec![(run[0].file_off, 0, content.len())];
+    Ok(Packed { bytes: client.buffers.freeze(content), pieces })
 }
 
 /// Runs of small extents that follow each other without a gap and fit into one block.
@@ -206,10 +155,10 @@ fn joinable(extents: &[Extent]) -> Vec<&[Extent]> {
     while start < extents.len() {
         let mut range: Range<u64> = extents[start].range();
         let mut end = start + 1;
-        if range.end - range.start < LARGE_EXTENT {
+        if range.end - range.start < LARGE_EXTENT_BYTES {
             while let Some(next) = extents.get(end)
                 && next.file_off == range.end
-                && next.len < LARGE_EXTENT
+                && next.len < LARGE_EXTENT_BYTES
                 && next.range().end - range.start <= BLOCK_BYTES_MAX as u64
             {
                 range.end = next.range().end;
@@ -235,7 +184,7 @@ mod tests {
         let small: Vec<Extent> = (0..2048).map(|number| extent(number * 4096, 4096)).collect();
         let joined: Vec<usize> = joinable(&small).iter().map(|run| run.len()).collect();
         assert_eq!(joined, [1024, 1024]);
-        let holes = [extent(0, 10), extent(20, 10), extent(30, 10), extent(40, LARGE_EXTENT)];
+        let holes = [extent(0, 10), extent(20, 10), extent(30, 10), extent(40, LARGE_EXTENT_BYTES)];
         let joined: Vec<u64> = joinable(&holes).iter().map(|run| run[0].file_off).collect();
         assert_eq!(joined, [20]);
     }

@@ -121,7 +121,7 @@ fn take(client: &Client, event: MetaEvent, acknowledgements: &Acknowledgements) 
     match &event {
         MetaEvent::Orphaned(inos) => {
             let (owner, inos) = (client.arc(), inos.clone());
-            client.in_background(async move { owner.keep_or_release(&inos).await });
+            client.work.spawn_until_stopped(async move { owner.open_files.keep_or_release(&inos).await });
         }
         MetaEvent::LockReleased(_) => client.lock_released.notify_waiters(),
         MetaEvent::LayoutChanged(_) => beat_soon(client),
@@ -153,7 +153,7 @@ fn take(client: &Client, event: MetaEvent, acknowledgements: &Acknowledgements) 
 
 fn beat_soon(client: &Client) {
     let owner = client.arc();
-    client.in_background(async move { owner.beat(STREAM_CHECK_EVERY).await });
+    client.work.spawn_until_stopped(async move { owner.beat(STREAM_CHECK_EVERY).await });
 }
 
 /// Whose events are followed, and where.

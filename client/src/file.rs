@@ -4,14 +4,12 @@
 //!   that is not committed; `extents` is what is known of the committed content, `position` where its readers are. All of
 //!   these are pure.
 //! - [`state`] is one open inode, shared by its handles: the lock over all of that, and every transition.
-//! - `read` puts content together, `flush` uploads and commits, `together` joins small content of many files in one block.
+//! - `reader` puts content together. How content is committed is up to [`crate::commit`].
 
 pub mod dirty;
 pub(crate) mod extents;
-pub(crate) mod flush;
 pub(crate) mod pending;
 pub(crate) mod position;
-mod read;
+pub(crate) mod reader;
 pub(crate) mod sealed;
 pub mod state;
-pub(crate) mod together;

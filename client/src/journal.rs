@@ -13,15 +13,15 @@
 //! ```
 //! - this file is the files;
 //! - `record` is what is in the segments;
-//! - `keep` writes them while the client lives, `shared` what cannot wait in the queue;
+//! - `writer` writes them while the client lives, `picture` what cannot wait in the queue;
 //! - `replay` tells what an earlier client has left.
 
-mod keep;
+pub(crate) mod picture;
 mod record;
 mod replay;
-mod shared;
+pub(crate) mod writer;
 
-pub(crate) use shared::Picture;
+pub(crate) use picture::Picture;
 
 use crate::Error;
 use crate::local::LocalDir;
@@ -59,7 +59,7 @@ pub(crate) struct Journal {
     /// metad was told something of it beside what is in it.
     content_noted: AtomicBool,
     /// One at a time looks what is not in it yet, and writes that.
-    keeping: tokio::sync::Mutex<()>,
+    writing: tokio::sync::Mutex<()>,
     /// Held by the thread that changes the files.
     changing: Arc<tokio::sync::Mutex<()>>,
 }
@@ -128,7 +128,7 @@ impl Journal {
             segments: Mutex::default(),
             current: Mutex::default(),
             content_noted: AtomicBool::new(false),
-            keeping: tokio::sync::Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
             changing: Arc::default(),
         };
         for number in segment_numbers(&journal.dir)? {

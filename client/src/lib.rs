@@ -1,9 +1,14 @@
 //! A client of a Surf cluster: the filesystem's operations, free of FUSE.
 //!
-//! [`Client`] is one mount's session. `meta` talks to metad, `known` answers in its place under leases, `queue` holds what
-//! was done under delegations and is sent later, `events` gives back what metad asks for, `kernel` remembers what the kernel
-//! was given. `block` talks to the block daemons, `file` holds what is open, `journal` what would be lost with the process.
-//! `ops` and `handle` are the operations by family, `upkeep` what goes on in the background.
+//! [`Client`] is one mount's session, put together from rooms that each own a part of its state. From the top down:
+//!
+//! - `ops` are the operations by family; `events` gives back what metad asks for, `upkeep` shows that the session lives,
+//!   `timers` and `compact` are what goes on by the clock;
+//! - `open` is what is open, `file` one file's content and how it is read, `accessed` the access times;
+//! - `queue` holds what was done under delegations and is sent later, `journal` what of it would be lost with the process;
+//!   `commit` makes content part of its file;
+//! - `known` answers in metad's place under leases, `kernel` remembers what the kernel was given, `meta` talks to metad,
+//!   `block` to the block daemons. `work` is what goes on though its caller is gone; the lock order stands in `ordered`.
 //!
 //! Every operation can be called from any thread of a multi-threaded tokio runtime. What an operation has accepted runs
 //! to its end though its caller is dropped, unless it says otherwise.
@@ -19,100 +24,88 @@ mod config;
 mod error;
 mod events;
 pub mod file;
-mod handle;
 mod journal;
 mod kernel;
 mod known;
 mod local;
 pub mod meta;
-mod opens;
+mod open;
 mod ops;
 mod ordered;
 mod queue;
+mod timers;
 mod upkeep;
-mod window;
+mod work;
 mod writeback;
 
 pub use config::{ClientConfig, DISK_CACHE_BYTES_MIN, OnConflict};
 pub use error::Error;
-pub use handle::{Handle, OpenFlags, Opened};
 pub use kernel::Notice;
 pub use known::Listed;
 pub use local::LocalDir;
+pub use ops::files::{Handle, OpenFlags, Opened};
 pub use ops::locks::Wait;
 pub use queue::{Heard, NewNode};
 
 use accessed::Accessed;
-use block::disk::DiskCache;
 use block::fetch::Fetcher;
 use block::layout::Layouts;
-use block::put::Putter;
 use buffers::Buffers;
-use file::state::FileState;
-use file::together::Gathering;
-use futures::future::BoxFuture;
+use commit::committer::Committer;
+use commit::fragments::Fragments;
+use file::reader::Reader;
 use journal::Journal;
+use journal::writer::Writer;
 use kernel::Kernel;
 use known::Known;
 use known::held_locks::HeldLocks;
 use known::leased::LeasedSession;
-use meta::rpc::Rpc;
-use opens::Opens;
+use open::OpenFiles;
 use ops::locks::Waits;
-use ordered::{Ordered, Rank};
+use ordered::Ordered;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashSet};
-use std::net::SocketAddr;
+use std::collections::HashSet;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-use window::Window;
-use wire::FsError;
-use wire::ids::{Ino, Version};
+use wire::ids::Ino;
 use wire::quic::Endpoint;
+use work::Work;
 use writeback::WriteBack;
 
-/// The first session must be open by then.
-const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 /// Closing takes no longer, once everything is flushed.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
+
 /// One session with a cluster.
 pub struct Client {
     config: ClientConfig,
-    host: String,
-    runtime: tokio::runtime::Handle,
     endpoint: Endpoint,
     session: Arc<LeasedSession>,
     known: Arc<Known>,
     held_locks: Arc<HeldLocks>,
     layouts: Arc<Layouts>,
-    fetcher: Fetcher,
-    putter: Putter,
-    window: Window,
+    fetcher: Arc<Fetcher>,
     /// Memory of blocks being written.
     buffers: Arc<Buffers>,
-    /// Open inodes. They are here as long as a handle is open or content waits to be committed.
-    files: Ordered<BTreeMap<Ino, Arc<FileState>>>,
-    /// Inodes being opened and removed.
-    opens: Opens,
-    /// Unlinked inodes that metad keeps for our handles.
-    orphans: Ordered<HashSet<Ino>>,
-    kernel: Kernel,
+    kernel: Arc<Kernel>,
+    /// Makes content part of its file.
+    committer: Arc<Committer>,
+    /// Chunks in many pieces, to be compacted.
+    fragments: Arc<Fragments>,
+    reader: Arc<Reader>,
+    /// Open inodes.
+    open_files: Arc<OpenFiles>,
+    accessed: Accessed,
     /// What was done under delegations and is sent later.
     writeback: Arc<WriteBack>,
     /// What of it has waited for long.
     journal: Option<Arc<Journal>>,
-    /// The mount ends, and what is not told is left in it.
+    /// Writes the journal.
+    journal_writer: Option<Arc<Writer>>,
+    /// The mount ends, and what is not sent is left in it.
     left: AtomicBool,
-    /// Small content that is uploaded together.
-    gathering: Gathering,
-    accessed: Accessed,
-    /// Chunks in many pieces, to be compacted.
-    fragmented: compact::Queue,
     /// Open files that are being looked at because another session changed them.
     refreshing: Ordered<HashSet<Ino>>,
     /// It is time to commit what was written.
@@ -125,213 +118,8 @@ pub struct Client {
     /// What goes on as long as the client lives.
     tasks: Mutex<JoinSet<()>>,
     /// Flushes, uploads and fetches under way.
-    work: TaskTracker,
-    /// Ends what may wait for servers that are away.
-    stop: CancellationToken,
+    work: Work,
     me: Weak<Client>,
-}
-
-impl Client {
-    /// Opens a session.
-    ///
-    /// # Errors
-    /// [`Error`]: an option makes no sense, the identity is refused, or nobody answers.
-    pub fn connect(config: ClientConfig) -> BoxFuture<'static, Result<Arc<Self>, Error>> {
-        // Boxed: what goes on in the background is compiled in this crate, and not again in each program.
-        Box::pin(Self::join_cluster(config))
-    }
-
-    async fn join_cluster(config: ClientConfig) -> Result<Arc<Self>, Error> {
-        config.check()?;
-        // First of all: a directory that is in use is told before a session is opened.
-        let local = LocalDir::of(&config).await?;
-        let journal = match local.clone().filter(|_| config.journal) {
-            Some(local) => journal_in(local).await?,
-            None => None,
-        };
-        let disk = local.filter(|_| config.disk_cache_bytes > 0).and_then(|local| {
-            let started = DiskCache::start(local, config.disk_cache_bytes);
-            started.inspect_err(|error| tracing::warn!(%error, "mounting without a cache of blocks on disk")).ok()
-        });
-        let local: SocketAddr = match config.bundle.metads.first() {
-            Some(SocketAddr::V6(addr)) if addr.ip().is_loopback() => ([0, 0, 0, 0, 0, 0, 0, 1], 0).into(),
-            Some(SocketAddr::V6(_)) => ([0_u16; 8], 0).into(),
-            Some(addr) if addr.ip().is_loopback() => ([127, 0, 0, 1], 0).into(),
-            _ => ([0, 0, 0, 0], 0).into(),
-        };
-        let endpoint = Endpoint::bind(local, &config.bundle.identity).map_err(Error::Refused)?;
-        let host = hostname();
-        // A client that used this directory is dead: what it had sent must not arrive any more.
-        let resumes = journal.as_ref().and_then(|journal| journal.session());
-        let rpc = Rpc::new(endpoint.clone(), config.bundle.metads.clone(), config.soft_timeout);
-        let (work, stop) = (TaskTracker::new(), CancellationToken::new());
-        let tasks = (work.clone(), stop.clone());
-        let (known, held_locks) = (Arc::<Known>::default(), Arc::<HeldLocks>::default());
-        let kept = (known.clone(), held_locks.clone());
-        let names = (host.as_str(), config.purpose.as_str());
-        let opened = LeasedSession::open(rpc, names, resumes, kept, tasks.clone(), CONNECT_LIMIT).await;
-        let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
-        let session = Arc::new(session);
-        let layouts = Arc::new(Layouts::new(opened.layout));
-        let writeback = Arc::new(WriteBack::new(known.clone()));
-        let client = Arc::new_cyclic(|me| Self {
-            fetcher: Fetcher::new(
-                endpoint.clone(),
-                layouts.clone(),
-                (config.cache_bytes, disk),
-                config.soft_timeout,
-                tasks,
-            ),
-            putter: Putter::new(endpoint.clone(), layouts.clone(), config.soft_timeout),
-            window: Window::new(config.window_bytes),
-            host,
-            runtime: tokio::runtime::Handle::current(),
-            endpoint,
-            session,
-            known,
-            held_locks,
-            layouts,
-            buffers: Arc::default(),
-            files: Ordered::new(Rank::Files, BTreeMap::new()),
-            opens: Opens::default(),
-            orphans: Ordered::new(Rank::Orphans, HashSet::new()),
-            kernel: Kernel::default(),
-            writeback,
-            journal,
-            left: AtomicBool::new(false),
-            gathering: Gathering::default(),
-            accessed: Accessed::default(),
-            fragmented: compact::Queue::default(),
-            refreshing: Ordered::new(Rank::Refreshing, HashSet::new()),
-            overdue: Notify::new(),
-            lock_released: Notify::new(),
-            detached: Arc::default(),
-            waits: Waits::default(),
-            tasks: Mutex::new(JoinSet::new()),
-            work,
-            stop,
-            me: me.clone(),
-            config,
-        });
-        client.start_upkeep(opened.ttl);
-        if let Some(journal) = &client.journal {
-            if let Err(error) = client.replay(journal).await {
-                client.end().await;
-                return Err(error);
-            }
-            if client.config.write_back {
-                client.start_journal(journal);
-            }
-        }
-        Ok(client)
-    }
-
-    /// The runtime that drives the client's socket: for operations on metadata, which wait for messages and do little else.
-    #[must_use]
-    pub fn network(&self) -> tokio::runtime::Handle {
-        self.endpoint.handle()
-    }
-
-    /// How many questions and changes have gone to metad.
-    #[must_use]
-    pub fn requests(&self) -> u64 {
-        self.session.requests()
-    }
-
-    /// What other sessions change from now on. Best effort: a slow receiver misses some, and is told so.
-    #[must_use]
-    pub fn notices(&self) -> broadcast::Receiver<Notice> {
-        self.kernel.notices()
-    }
-
-    /// Commits everything and ends the session. When the servers are away, what is in the journal is left to the next
-    /// client with the same directory.
-    ///
-    /// # Errors
-    /// What could not be committed; the session is ended all the same.
-    pub fn shutdown(&self) -> BoxFuture<'_, Result<(), FsError>> {
-        Box::pin(self.leave_cluster())
-    }
-
-    async fn leave_cluster(&self) -> Result<(), FsError> {
-        let stored = self.store_all().await;
-        // Not waited for when the servers are away.
-        let _ = tokio::time::timeout(CLOSE_LIMIT, self.store_access_times()).await;
-        self.end_journal().await;
-        self.end().await;
-        stored
-    }
-
-    async fn end(&self) {
-        let mut tasks = std::mem::take(&mut *self.tasks.lock());
-        tasks.shutdown().await;
-        // What has been committed already waits for nobody; what could not be is given up.
-        self.work.close();
-        if tokio::time::timeout(CLOSE_LIMIT, self.work.wait()).await.is_err() {
-            self.stop.cancel();
-            let _ = tokio::time::timeout(CLOSE_LIMIT, self.work.wait()).await;
-        }
-        self.fetcher.close().await;
-        self.session.close(CLOSE_LIMIT).await;
-        self.endpoint.close().await;
-    }
-
-    /// This client, as its own tasks hold it.
-    fn arc(&self) -> Arc<Self> {
-        self.me.upgrade().expect("a method runs only while the client lives")
-    }
-
-    /// Waits, on a soft mount for as long as its patience lasts.
-    ///
-    /// # Errors
-    /// `Io` when it ends.
-    async fn patiently<T>(&self, waiting: impl Future<Output = T>) -> Result<T, FsError> {
-        match self.config.soft_timeout {
-            None => Ok(waiting.await),
-            Some(limit) => tokio::time::timeout(limit, waiting).await.map_err(|_| FsError::Io),
-        }
-    }
-
-    /// Has the kernel told, soon.
-    fn notify(&self, notice: Notice) {
-        self.kernel.notify(notice);
-    }
-
-    /// The kernel's page cache took part in a change of ours: what it held of `from` is good for `to`.
-    fn kernel_follows(&self, ino: Ino, from: Version, to: Version) {
-        self.kernel.follows(ino, from, to);
-    }
-}
-
-/// The journal in this directory; `None`, with a warning, where the disk refuses to keep one.
-async fn journal_in(local: Arc<LocalDir>) -> Result<Option<Arc<Journal>>, Error> {
-    let path = local.path().to_owned();
-    let ended = |error| Error::Local { path, source: std::io::Error::other(error) };
-    match tokio::task::spawn_blocking(move || Journal::open(local)).await.map_err(ended)? {
-        Ok(journal) => Ok(Some(Arc::new(journal))),
-        Err(error @ Error::Local { .. }) => {
-            tracing::warn!(%error, "mounting without a journal");
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-fn connect_error(config: &ClientConfig, error: wire::Error) -> Error {
-    match error {
-        wire::Error::NotSent { reason, .. } => {
-            let tried: Vec<String> = config.bundle.metads.iter().map(ToString::to_string).collect();
-            Error::Unreachable { tried: tried.join(", "), last: reason }
-        }
-        error => Error::Refused(error),
-    }
-}
-
-fn hostname() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let name: String =
-        name.trim().chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(64).collect();
-    if name.is_empty() { "host".to_owned() } else { name }
 }
 
 #[cfg(test)]

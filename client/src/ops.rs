@@ -3,6 +3,9 @@
 mod attrs;
 mod delegated;
 mod dirs;
+pub(crate) mod files;
+pub(crate) mod flushing;
 pub(crate) mod locks;
+mod mounting;
 mod names;
 mod xattrs;

@@ -28,7 +28,7 @@ impl Client {
     /// `Io` when a soft mount's patience ends.
     pub async fn send_all(&self) -> Result<(), FsError> {
         match self.writeback.tail() {
-            Some(tail) => self.patiently(self.writeback.wait_sent(tail)).await?,
+            Some(tail) => self.work.patiently(self.writeback.wait_sent(tail)).await?,
             None => Ok(()),
         }
     }
@@ -52,7 +52,7 @@ impl Client {
     /// Waits until metad knows all that was done to an inode here: before it is asked about it.
     pub(crate) async fn send_of(&self, ino: Ino) -> Result<(), FsError> {
         match self.writeback.tail_on(&[ino]) {
-            Some(tail) => self.patiently(self.writeback.wait_sent(tail)).await?,
+            Some(tail) => self.work.patiently(self.writeback.wait_sent(tail)).await?,
             None => Ok(()),
         }
     }

@@ -25,7 +25,7 @@ use wire::op::{ConflictCopy, ConflictPolicy, ExtentPage, Op, OpReply};
 const CELL: u64 = 2;
 /// Cells of the file at first.
 const CELLS: u64 = 12;
-/// Cells up to this one are ours, as far as others leave them alone.
+/// Cells below this one are ours; others leave them alone where a test wants that.
 const OURS: u64 = 8;
 const FIRST_COPY: u64 = 10_000;
 
@@ -306,7 +306,7 @@ impl World {
     fn found(&self) -> impl Iterator<Item = (u16, u32)> + '_ {
         let ours = self.placed.values().chain(&self.appended);
         ours.map(|cell| {
-            let beside = self.beside.iter().filter(|kept| *kept == cell).count() as u32;
+            let beside = self.beside.iter().filter(|found| *found == cell).count() as u32;
             (*cell, self.metad.landed.get(cell).copied().unwrap_or(0) + beside)
         })
     }

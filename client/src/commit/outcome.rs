@@ -121,7 +121,7 @@ impl Outcome {
         }
     }
 
-    /// Extents of the last chunk that was written, as far as metad has counted them.
+    /// Extents of the last chunk that was written; 0 where metad has not counted them.
     pub fn chunk_extents(&self) -> u32 {
         match self {
             Self::InFile { chunk_extents, .. } | Self::InNewCopy { chunk_extents, .. } => *chunk_extents,

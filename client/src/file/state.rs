@@ -140,7 +140,7 @@ impl FileState {
         self.content.lock().overlaid(attr)
     }
 
-    /// Whether it has extended attributes, as far as is known.
+    /// Whether it is known to have extended attributes.
     pub(crate) fn has_xattrs(&self) -> bool {
         self.content.lock().attr.has_xattrs
     }

@@ -218,9 +218,10 @@ impl Client {
             mtime: piece.mtime,
             clear_privileges: piece.clear_privileges,
         };
-        let uploading = self.begin_upload(&restored.packed, if small { To::SharedBlock } else { To::OwnBlock });
+        let uploading =
+            self.committer.uploader().begin(&restored.packed, if small { To::SharedBlock } else { To::OwnBlock });
         let number = file.restore(restored, uploading);
-        self.window.add(held as u64);
+        self.committer.window().add(held as u64);
         Some((file.clone(), number))
     }
 }

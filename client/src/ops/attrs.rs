@@ -1,6 +1,6 @@
 //! Attributes: asking, changing, and what the kernel may believe of them.
 
-use crate::file::flush::is_full;
+use crate::commit::committer::is_full;
 use crate::file::state::FileState;
 use crate::known::leased::LeasedAnswer;
 use crate::{Client, Notice};
@@ -25,7 +25,7 @@ impl Client {
 
     /// What is not committed yet shows in our own attributes.
     pub(crate) fn with_uncommitted(&self, attr: InodeAttr) -> InodeAttr {
-        let open = self.files.lock().get(&attr.ino).cloned();
+        let open = self.open_files.get(attr.ino);
         match open {
             Some(file) => file.overlaid(attr),
             None => attr,
@@ -76,25 +76,24 @@ impl Client {
     /// An open file that another session changes shows the new content once it is there, and what is written to it is
     /// based on that.
     pub(crate) fn refresh_open(&self, ino: Ino) {
-        if !self.files.lock().contains_key(&ino) || !self.refreshing.lock().insert(ino) {
+        if !self.open_files.has(ino) || !self.refreshing.lock().insert(ino) {
             return;
         }
         let client = self.arc();
         let refresh = async move {
             // Before asking: a change that comes after the answer asks again.
             client.refreshing.lock().remove(&ino);
-            let open = client.files.lock().get(&ino).cloned();
+            let open = client.open_files.get(ino);
             if let Some(file) = open {
                 client.refresh_until_leased(&file).await;
             }
         };
-        self.in_background(refresh);
+        self.work.spawn_until_stopped(refresh);
     }
 
     /// All open files show what they are now: nobody would have reported changes.
     pub(crate) fn refresh_all_open(&self) {
-        let open: Vec<Ino> = self.files.lock().keys().copied().collect();
-        for ino in open {
+        for ino in self.open_files.inos() {
             self.refresh_open(ino);
         }
     }
@@ -102,11 +101,11 @@ impl Client {
     /// Asks for the attributes of an open file until they are leased: meanwhile somebody changes it.
     pub(crate) async fn refresh_until_leased(&self, file: &Arc<FileState>) {
         let mut backoff = Backoff::new(Duration::from_millis(2), Duration::from_secs(1));
-        while self.files.lock().contains_key(&file.ino()) {
+        while self.open_files.has(file.ino()) {
             match self.ask_attr(Read::GetAttr { ino: file.ino() }).await {
                 Ok((attr, leased)) => {
                     if file.refresh(&attr, None) {
-                        self.notify(Notice::Changed(file.ino()));
+                        self.kernel.notify(Notice::Changed(file.ino()));
                     }
                     if leased {
                         return;
@@ -126,7 +125,7 @@ impl Client {
         if let Some(attr) = self.set_attr_here(ino, &change).await {
             return Ok(self.with_uncommitted(attr));
         }
-        let open = self.files.lock().get(&ino).cloned();
+        let open = self.open_files.get(ino);
         let Some(file) = open else { return self.change(Op::SetAttr { ino, change }).await };
         // Times that are set must not be overtaken by the commit of what was written before.
         let ordered =
@@ -146,7 +145,7 @@ impl Client {
             return Err(FsError::Io);
         };
         if file.refresh(&attr, None) {
-            self.notify(Notice::Changed(ino));
+            self.kernel.notify(Notice::Changed(ino));
         }
         file.time_was_set(&change, &attr);
         Ok(file.overlaid(attr))
@@ -162,23 +161,24 @@ impl Client {
         cut: Option<u64>,
     ) -> Result<InodeAttr, FsError> {
         let (client, file) = (self.arc(), file.clone());
-        self.to_its_end(async move {
-            // Before the lock: who tells metad of the file's content takes it, too.
-            let _barred = client.in_order([file.ino()]).await?;
-            let _one = file.begin_flush().await;
-            let OpReply::Attr(attr) = client.session.one_until_answered(op).await? else { return Err(FsError::Io) };
-            client.kernel_follows(file.ino(), Version(attr.version.0.saturating_sub(1)), attr.version);
-            if file.changed_here(&attr, cut) {
-                client.notify(Notice::Changed(file.ino()));
-            }
-            let gone = cut.map_or(0, |size| file.cut_uncommitted(size));
-            if gone > 0 {
-                client.window.release(gone);
-                client.forget_if_idle(&file);
-            }
-            Ok(file.overlaid(attr))
-        })
-        .await
+        self.work
+            .to_its_end(async move {
+                // Before the lock: who tells metad of the file's content takes it, too.
+                let _barred = client.in_order([file.ino()]).await?;
+                let _one = file.begin_flush().await;
+                let OpReply::Attr(attr) = client.session.one_until_answered(op).await? else { return Err(FsError::Io) };
+                client.kernel.follows(file.ino(), Version(attr.version.0.saturating_sub(1)), attr.version);
+                if file.changed_here(&attr, cut) {
+                    client.kernel.notify(Notice::Changed(file.ino()));
+                }
+                let gone = cut.map_or(0, |size| file.cut_uncommitted(size));
+                if gone > 0 {
+                    client.committer.window().release(gone);
+                    client.open_files.forget_if_idle(&file);
+                }
+                Ok(file.overlaid(attr))
+            })
+            .await
     }
 
     /// Capacity and use.

@@ -5,7 +5,7 @@ use crate::Client;
 use crate::file::sealed::To;
 use crate::file::state::FileState;
 use crate::known::NameState;
-use crate::opens::{Opening, Vouched};
+use crate::open::opening::{Opening, Vouched};
 use crate::queue::NewNode;
 use crate::queue::here::{Doomed, may_make};
 use crate::writeback::Doing;
@@ -35,18 +35,18 @@ impl Client {
             }
         }
         // Without room in time it is tried at once, and that does not succeed either.
-        self.patiently(self.writeback.wait_for_room()).await.is_ok()
+        self.work.patiently(self.writeback.wait_for_room()).await.is_ok()
     }
 
     /// What was written to a file goes before what is done to it now. False when it cannot go into the queue.
     fn defer_content_of(&self, ino: Ino) -> bool {
-        let open = self.files.lock().get(&ino).cloned();
+        let open = self.open_files.get(ino);
         open.filter(|file| file.is_dirty()).is_none_or(|file| self.defer_content(&file))
     }
 
     /// Whether everything that was written to a file is in the queue.
     fn is_deferred(&self, ino: Ino) -> bool {
-        self.files.lock().get(&ino).is_none_or(|file| !file.is_dirty() || file.is_queued())
+        self.open_files.get(ino).is_none_or(|file| !file.is_dirty() || file.is_queued())
     }
 
     /// Makes an inode.
@@ -55,7 +55,7 @@ impl Client {
             return None;
         }
         let ino = self.session.next_ino().await.ok()?;
-        let opening = self.opens.begin_new(ino);
+        let opening = self.open_files.begin_new(ino);
         let at = self.session.stamp();
         let doing = self.writeback.begin(&[parent])?;
         let made = doing.enter(at, &[parent], |here| here.make((parent, name), ino, new))?;
@@ -65,9 +65,8 @@ impl Client {
     /// Vouches for an inode that is to lose a name, if nothing of it is open here: until what comes with it is dropped,
     /// nobody opens it.
     fn doom(&self, ino: Ino) -> Option<(Doomed, Vouched<'_>)> {
-        let is_open = || self.files.lock().get(&ino).is_some_and(|file| file.is_open());
-        let vouched = self.opens.vouch(ino, is_open)?;
-        let file = self.files.lock().get(&ino).cloned();
+        let vouched = self.open_files.vouch_closed(ino)?;
+        let file = self.open_files.get(ino);
         Some((Doomed { ino, newest: file.map(|file| file.newest_version()) }, vouched))
     }
 
@@ -137,7 +136,7 @@ impl Client {
         let at = self.session.stamp();
         let doing = self.writeback.begin(&[ino])?;
         let attr = doing.enter(at, &[ino], |here| here.set_attr(ino, change))?;
-        let open = self.files.lock().get(&ino).cloned();
+        let open = self.open_files.get(ino);
         if let Some(file) = open {
             file.time_was_set(change, &attr);
         }
@@ -147,7 +146,7 @@ impl Client {
     /// Puts a file's content as it is now into the queue. False when it must be committed at once, or not at all.
     pub(crate) fn defer_content(&self, file: &Arc<FileState>) -> bool {
         // On a full disk whoever closes a file hears of it.
-        if !self.config.write_back || self.window.is_failing() {
+        if !self.config.write_back || self.committer.window().is_failing() {
             return false;
         }
         let inos = [file.ino()];
@@ -168,7 +167,7 @@ impl Client {
         if self.known.attr(ino).is_some_and(|attr| attr.nlink == 0) {
             return false;
         }
-        let Some(upto) = self.arc().seal_rest(file, To::SharedBlock) else { return true };
+        let Some(upto) = self.committer.seal_rest(file, To::SharedBlock) else { return true };
         if !file.enter_queue(upto) {
             return true;
         }

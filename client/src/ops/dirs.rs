@@ -102,7 +102,7 @@ impl Client {
     fn walk_on(&self, dir: Ino, limit: u32) {
         let Some(next) = self.known.walk_on(dir) else { return };
         let client = self.arc();
-        self.in_background(async move {
+        self.work.spawn_until_stopped(async move {
             // A walk that changes what it comes to needs more than to know it.
             let enough = !client.known.is_at_work() || client.known.is_delegated(&[next.dir]);
             let start = PageKey { dir: next.dir, after: 0, limit, plus: true };
@@ -132,7 +132,7 @@ impl Client {
             return;
         }
         let client = self.arc();
-        self.in_background(async move {
+        self.work.spawn_until_stopped(async move {
             let mut page = PageKey { dir: parent, after: 0, limit: AHEAD_PAGE_ENTRIES, plus: true };
             for _ in 0..AHEAD_PAGES_MAX {
                 let Ok(listed) = client.ask_page(page).await else { return };

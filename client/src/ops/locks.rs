@@ -102,7 +102,7 @@ impl Drop for Taken {
                 tracing::debug!(%ino, %error, "after a lock that nobody waited for any more");
             }
         };
-        client.work.spawn_on(give_up, &client.runtime);
+        client.work.spawn(give_up);
     }
 }
 
@@ -154,7 +154,7 @@ impl Client {
             let _ = tokio::time::timeout(backoff.delay(), released).await;
         };
         drop(noted);
-        let open = self.files.lock().get(&ino).cloned();
+        let open = self.open_files.get(ino);
         if let Some(file) = open {
             // What is written from now on is based on what the file is now, whatever came of what was written before.
             if file.is_diverted() {
@@ -181,7 +181,7 @@ impl Client {
             let give_up = (!held_before).then(|| Arc::downgrade(&client));
             Ok(taken.then(|| Taken { client: give_up, ino, lock, newer: None }))
         };
-        self.patiently(self.work.spawn_on(attempt, &self.runtime)).await?.unwrap_or(Err(FsError::Io))
+        self.work.to_its_end(attempt).await
     }
 
     /// Whether whoever holds what stands in the way of a lock waits, maybe over others, for its owner.
@@ -217,18 +217,19 @@ impl Client {
     /// What kept the written content from being committed; the lock is given up all the same.
     pub async fn unlock(&self, ino: Ino, family: LockFamily, owner: u64, start: u64, end: u64) -> Result<(), FsError> {
         let client = self.arc();
-        self.to_its_end(async move {
-            let open = client.files.lock().get(&ino).cloned();
-            let flushed = match open.filter(|file| file.is_dirty()) {
-                Some(file) => client.flush_file(&file, true).await,
-                None => Ok(()),
-            };
-            client.held_locks.given_up(ino, family, owner, start..end);
-            // Nobody else gives it up before the session ends.
-            client.session.one_until_answered(Op::Unlock { ino, family, owner, start, end }).await?;
-            client.lock_released.notify_waiters();
-            flushed
-        })
-        .await
+        self.work
+            .to_its_end(async move {
+                let open = client.open_files.get(ino);
+                let flushed = match open.filter(|file| file.is_dirty()) {
+                    Some(file) => client.flush_file(&file, true).await,
+                    None => Ok(()),
+                };
+                client.held_locks.given_up(ino, family, owner, start..end);
+                // Nobody else gives it up before the session ends.
+                client.session.one_until_answered(Op::Unlock { ino, family, owner, start, end }).await?;
+                client.lock_released.notify_waiters();
+                flushed
+            })
+            .await
     }
 }

@@ -1,9 +1,9 @@
 //! Names: looking them up, making, linking, moving and removing what they lead to.
 
 use crate::Client;
-use crate::file::flush::is_full;
+use crate::commit::committer::is_full;
 use crate::known::leased::LeasedAnswer;
-use crate::opens::{Opening, Vouched};
+use crate::open::opening::{Opening, Vouched};
 use crate::queue::NewNode;
 use std::sync::Arc;
 use wire::FsError;
@@ -95,7 +95,7 @@ impl Client {
         let (made, opening) = loop {
             let session = self.session.id();
             let ino = self.session.next_ino().await?;
-            let opening = self.opens.begin_new(ino);
+            let opening = self.open_files.begin_new(ino);
             let node = node.clone();
             let op = Op::Create { parent, name: name.to_vec(), ino, node, mode, umask, uid, gid };
             match self.change(op).await {
@@ -121,7 +121,7 @@ impl Client {
     /// Vouches for the inode behind a name, if it is known and nothing of it is open here.
     fn vouch(&self, parent: Ino, name: &[u8]) -> Option<Vouched<'_>> {
         let ino = self.known.led_to(parent, name)?;
-        self.opens.vouch(ino, || self.files.lock().contains_key(&ino))
+        self.open_files.vouch(ino)
     }
 
     /// Removes a name.
@@ -134,19 +134,20 @@ impl Client {
         }
         let (client, name) = (self.arc(), name.to_vec());
         // To its end: nobody may open meanwhile what is vouched for.
-        self.to_its_end(async move {
-            let _barred = client.in_order([parent]).await?;
-            let vouched = client.vouch(parent, &name);
-            let released = vouched.as_ref().map(Vouched::ino);
-            let reply = client.session.one(Op::Unlink { parent, name: name.clone(), released }).await?;
-            drop(vouched);
-            client.known.forget_place(parent, &name);
-            if let OpReply::Removed { attr, orphaned: true } = reply {
-                client.keep_or_release(&[attr.ino]).await;
-            }
-            Ok(())
-        })
-        .await
+        self.work
+            .to_its_end(async move {
+                let _barred = client.in_order([parent]).await?;
+                let vouched = client.vouch(parent, &name);
+                let released = vouched.as_ref().map(Vouched::ino);
+                let reply = client.session.one(Op::Unlink { parent, name: name.clone(), released }).await?;
+                drop(vouched);
+                client.known.forget_place(parent, &name);
+                if let OpReply::Removed { attr, orphaned: true } = reply {
+                    client.open_files.keep_or_release(&[attr.ino]).await;
+                }
+                Ok(())
+            })
+            .await
     }
 
     /// Removes an empty directory.
@@ -183,7 +184,9 @@ impl Client {
             return Ok(());
         }
         let (client, name, new_name) = (self.arc(), name.to_vec(), new_name.to_vec());
-        self.to_its_end(async move { client.rename_there((parent, name), (new_parent, new_name), mode).await }).await
+        self.work
+            .to_its_end(async move { client.rename_there((parent, name), (new_parent, new_name), mode).await })
+            .await
     }
 
     /// Has metad move a name.
@@ -197,7 +200,7 @@ impl Client {
         // What replaces a file must be there when its name is: programs write a new file, rename it, and expect one
         // or the other after a crash.
         let source = self.known.led_to(parent, &name);
-        let open = source.and_then(|ino| self.files.lock().get(&ino).cloned());
+        let open = source.and_then(|ino| self.open_files.get(ino));
         let mut unstored = None;
         if let Some(file) = open.filter(|file| file.is_dirty()) {
             match self.flush_file(&file, true).await {
@@ -231,7 +234,7 @@ impl Client {
             self.known.note_removed(attr);
         }
         if let Some(attr) = replaced.filter(|_| orphaned) {
-            self.keep_or_release(&[attr.ino]).await;
+            self.open_files.keep_or_release(&[attr.ino]).await;
         }
         Ok(())
     }

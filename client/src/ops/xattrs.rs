@@ -41,12 +41,12 @@ impl Client {
     ) -> Result<(), FsError> {
         let op = Op::SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode, clear_sgid };
         // Before it is there: nobody may be told that it is not, once it is.
-        if let Some(file) = self.files.lock().get(&ino) {
+        if let Some(file) = self.open_files.get(ino) {
             file.note_xattrs();
         }
         self.at_once(op).await?;
         // An answer from before may have said otherwise meanwhile.
-        if let Some(file) = self.files.lock().get(&ino) {
+        if let Some(file) = self.open_files.get(ino) {
             file.note_xattrs();
         }
         Ok(())

@@ -5,7 +5,6 @@ use super::core::{Core, Work};
 use crate::known::Place;
 use wire::FsError;
 use wire::ids::Ino;
-use wire::limits::NAME_BYTES_MAX;
 use wire::op::{Expect, Name, Op};
 
 /// An entry that was refused.
@@ -57,25 +56,6 @@ pub(crate) fn decide(refused: &Refused<'_>) -> Verdict {
 pub(crate) fn expected_at(op: &Op, (parent, name): &Place) -> Option<Ino> {
     let Op::Deferred { expect, .. } = op else { return None };
     expect.iter().find(|expect| expect.parent == *parent && expect.name == *name)?.ino
-}
-
-/// A name beside this one, with a suffix that says why. One that has it already gets a number behind it.
-pub(crate) fn conflict_name(name: &[u8], mut suffix: Name) -> Name {
-    suffix.truncate(NAME_BYTES_MAX);
-    let name = match name.windows(suffix.len()).position(|part| part == suffix.as_slice()) {
-        Some(at) => {
-            let (copy, number) = name.split_at(at + suffix.len());
-            let number = std::str::from_utf8(number).ok().and_then(|number| number.strip_prefix('.')?.parse().ok());
-            [copy, format!(".{}", number.map_or(1, |number: u32| number.saturating_add(1))).as_bytes()].concat()
-        }
-        None => {
-            let mut name = name[..name.len().min(NAME_BYTES_MAX - suffix.len())].to_vec();
-            name.extend_from_slice(&suffix);
-            name
-        }
-    };
-    let from = name.len().saturating_sub(NAME_BYTES_MAX);
-    name[from..].to_vec()
 }
 
 /// A pin that follows a renamed entry.
@@ -184,17 +164,6 @@ mod tests {
         let unlink = Op::Unlink { parent: DIR, name: b"a".to_vec(), released: None };
         assert_eq!(verdict(&unlink, FsError::Stale), Verdict::LeaveOut);
     }
-
-    #[test]
-    fn a_conflict_of_a_conflict_gets_a_number_and_no_name_gets_too_long() {
-        let suffix = b".conflict-host-1".to_vec();
-        assert_eq!(conflict_name(b"f", suffix.clone()), b"f.conflict-host-1");
-        assert_eq!(conflict_name(b"f.conflict-host-1", suffix.clone()), b"f.conflict-host-1.1");
-        assert_eq!(conflict_name(b"f.conflict-host-1.9", suffix.clone()), b"f.conflict-host-1.10");
-        let long = conflict_name(&[b'x'; NAME_BYTES_MAX], suffix.clone());
-        assert!(long.len() == NAME_BYTES_MAX && long.ends_with(&suffix));
-    }
-
     #[test]
     fn what_was_done_by_a_name_follows_what_gets_another_one() {
         let mut core = Core::<()>::default();

@@ -5,20 +5,19 @@
 //! what was done here goes beside it (`NAME.conflict-HOST-TIME`), and no content is lost (I6).
 
 use super::{Client, Entry, Work, WriteBack};
+use crate::commit::committer::is_full;
 use crate::commit::outcome::{Outcome, Way, judge};
-use crate::commit::plan::{self, Plan};
-use crate::file::flush::is_full;
+use crate::commit::plan::Plan;
 use crate::file::state::{FileState, Flushing};
 use crate::known::Place;
 use crate::meta::session::{BatchFailed, SpareIno};
-use crate::queue::judge::{Refused, Verdict, conflict_name, decide, expected_at};
+use crate::queue::judge::{Refused, Verdict, decide, expected_at};
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use wire::FsError;
 use wire::attr::{InodeAttr, Timestamp};
-use wire::extent::ExtentWrite;
 use wire::ids::Ino;
 use wire::op::{Expect, JournalPosition, JournaledFile, Op, OpReply, Read, ReadReply};
 use wire::retry::Backoff;
@@ -175,7 +174,7 @@ impl Client {
     async fn gather_steps(self: &Arc<Self>) -> Result<Vec<Step>, FsError> {
         let entries = next_entries(&self.writeback);
         // What these wait for must be on its way, and what is further behind may be, while they are sent.
-        self.upload_gathered();
+        self.committer.uploader().upload_gathered();
         let (mut steps, mut writes) = (Vec::with_capacity(entries.len()), 0);
         for entry in entries {
             match entry {
@@ -217,13 +216,13 @@ impl Client {
         let ino = file.ino();
         if self.is_unlinked_and_closed(&file) && !self.writeback.is_moved(ino) {
             // Nobody can read it any more. Where it was renamed, or is to be replaced, that may still be undone.
-            self.discard(&file).await;
-            self.forget_if_idle(&file);
+            self.committer.discard(&file).await;
+            self.open_files.forget_if_idle(&file);
             return Ok((step, false));
         }
         let one = file.begin_flush().await;
-        let gathered = match self.gather(&file, upto).await {
-            Ok(plan) => self.policy(&file, true).await.map(|policy| (plan, policy)),
+        let gathered = match self.committer.gather(&file, upto).await {
+            Ok(plan) => self.committer.policy(&file, true).await.map(|policy| (plan, policy)),
             Err(error) => Err(error),
         };
         match gathered {
@@ -242,7 +241,7 @@ impl Client {
             Err(error) => {
                 self.content_failed(&file, error);
                 // It must not be sent before the journal knows it.
-                self.keep_undone().await;
+                self.write_undone().await;
                 return Ok((step, true));
             }
         }
@@ -266,7 +265,7 @@ impl Client {
                     let (file, plan, nameless) = self.take_content_reply(content, reply);
                     if nameless && !file.is_open() {
                         // Others have removed it, and metad keeps it only until we say that it is not open here.
-                        self.put_beside(&file, plan.writes(), None).await;
+                        self.put_beside(&file, &plan, None).await;
                     }
                     if partial {
                         return;
@@ -284,10 +283,10 @@ impl Client {
     fn removed(self: &Arc<Self>, attr: &InodeAttr, orphaned: bool) {
         let (client, ino) = (self.clone(), attr.ino);
         if orphaned {
-            self.in_background(async move { client.keep_or_release(&[ino]).await });
+            self.work.spawn_until_stopped(async move { client.open_files.keep_or_release(&[ino]).await });
         } else if attr.nlink == 0 {
             // What could not be stored of it would be tried for ever.
-            self.drop_unread(ino);
+            self.open_files.drop_unread(ino);
         }
     }
 
@@ -299,9 +298,9 @@ impl Client {
         }
         let outcome = judge(&plan, Ok(reply), Way::Queued);
         let (report, nameless) = (outcome.report(), outcome.is_nameless());
-        self.take_outcome(&file, &plan, outcome, copy);
+        self.committer.take_outcome(&file, &plan, outcome, copy);
         file.note_committed(report);
-        self.forget_if_idle(&file);
+        self.open_files.forget_if_idle(&file);
         (file, plan, nameless)
     }
 
@@ -338,18 +337,18 @@ impl Client {
                     Outcome::Stays(error) if self.writeback.is_strict() => return Err(error),
                     Outcome::Stays(error) => {
                         self.content_failed(file, error);
-                        self.keep_undone().await;
+                        self.write_undone().await;
                     }
                     Outcome::Beside => {
-                        self.take_outcome(file, plan, Outcome::Beside, None);
-                        self.put_beside(file, plan.writes(), position).await;
+                        self.committer.take_outcome(file, plan, Outcome::Beside, None);
+                        self.put_beside(file, plan, position).await;
                         if *left > 0 {
                             return Ok(());
                         }
                     }
                     // It is sent once more, and gets another copy.
                     outcome => {
-                        self.take_outcome(file, plan, outcome, None);
+                        self.committer.take_outcome(file, plan, outcome, None);
                         return Ok(());
                     }
                 }
@@ -367,7 +366,7 @@ impl Client {
     /// The first entry was refused, and nothing comes of it.
     fn leave_out(&self, step: Step) {
         self.writeback.leave_out(step.number, &step.inos, &step.names);
-        self.kernel_unlearns((step.inos, step.names));
+        self.kernel.unlearns(step.inos, step.names);
     }
 
     /// Whether the name still leads where this session knew it to lead.
@@ -383,7 +382,7 @@ impl Client {
     /// What was made here gets another name, because others have made something of the same one, or taken its directory
     /// away. What was done to it by its name follows.
     fn make_elsewhere(&self, step: &Step, (parent, name): (Ino, &[u8]), made: Ino) {
-        let new_name = conflict_name(name, self.conflict_suffix());
+        let new_name = self.committer.conflict_name(name);
         tracing::warn!(
             name = %String::from_utf8_lossy(name),
             conflict = %String::from_utf8_lossy(&new_name),
@@ -395,7 +394,7 @@ impl Client {
 
     /// What was moved here goes to another name, because others have put something else at the one it was to get.
     fn move_elsewhere(&self, step: &Step, to: Place) {
-        let new_name = conflict_name(&to.1, self.conflict_suffix());
+        let new_name = self.committer.conflict_name(&to.1);
         tracing::warn!(
             name = %String::from_utf8_lossy(&to.1),
             conflict = %String::from_utf8_lossy(&new_name),
@@ -408,53 +407,15 @@ impl Client {
 
     /// Content of a file that others have removed goes into a new one beside where it was, and with it what metad is to
     /// remember of the journal.
-    async fn put_beside(self: &Arc<Self>, file: &Arc<FileState>, writes: &[ExtentWrite], position: Option<Op>) {
+    async fn put_beside(&self, file: &Arc<FileState>, plan: &Plan, position: Option<Op>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
-        while let Err(error) = self.make_beside(file, writes, position.as_ref()).await {
+        while let Err(error) = self.committer.make_beside(file, plan, position.as_ref()).await {
             tracing::warn!(ino = %file.ino(), %error, "what was written to a file that was removed elsewhere is not kept yet");
             tokio::time::sleep(backoff.delay()).await;
         }
         file.report_later(FsError::Stale);
-        self.forget_if_idle(file);
-        self.release_closed_orphan(file.ino()).await;
-    }
-
-    /// One attempt at it. What is written after that goes there, too.
-    pub(crate) async fn make_beside(
-        self: &Arc<Self>,
-        file: &FileState,
-        writes: &[ExtentWrite],
-        position: Option<&Op>,
-    ) -> Result<(), FsError> {
-        let place = self.known.place_of(file.ino());
-        let (mut parent, name) = place.unwrap_or((Ino::ROOT, format!("inode-{}", file.ino()).into_bytes()));
-        let mut name = conflict_name(&name, self.conflict_suffix());
-        let attr = file.attr();
-        loop {
-            let ino = self.session.next_ino().await?;
-            let made = plan::beside((parent, &name), ino, &attr, writes);
-            // As everything that is sent: it waits for no other session that has to send something, too.
-            let at = self.session.stamp();
-            let ops = made.iter().map(|op| deferred(at, &[], op)).chain(position.cloned()).collect();
-            match self.session.submit_batch(ops).await {
-                Ok(_) => {
-                    tracing::warn!(
-                        ino = %file.ino(),
-                        copy = %String::from_utf8_lossy(&name),
-                        "the file was removed elsewhere while it was written here; what was written is kept"
-                    );
-                    file.divert(ino, Instant::now());
-                    return Ok(());
-                }
-                Err(BatchFailed { error: FsError::Exists, .. }) => name = conflict_name(&name, self.conflict_suffix()),
-                // There is another one by now.
-                Err(BatchFailed { error: FsError::SessionExpired, .. }) => {}
-                Err(BatchFailed { error: FsError::NotFound | FsError::NotADirectory, .. }) if parent != Ino::ROOT => {
-                    parent = Ino::ROOT;
-                }
-                Err(BatchFailed { error, .. }) => return Err(error),
-            }
-        }
+        self.open_files.forget_if_idle(file);
+        self.open_files.release_closed_orphan(file.ino()).await;
     }
 }
 

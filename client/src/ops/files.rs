@@ -1,12 +1,10 @@
-//! Open files: reading, writing, and what makes it durable.
+//! Open files: opening, reading, writing, and what makes it durable.
 
 use crate::Client;
 use crate::file::state::FileState;
 use crate::known::leased::LeasedAnswer;
-use crate::opens::Vouched;
 use crate::queue::{Heard, NewNode};
 use bytes::Bytes;
-use futures::StreamExt;
 use parking_lot::Mutex;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -16,9 +14,6 @@ use wire::extent::Source;
 use wire::ids::{Ino, Version};
 use wire::limits::FILE_BYTES_MAX;
 use wire::op::{ExtentPage, Op, RangeAction, Read, ReadReply};
-
-/// Files that are flushed at once when all are.
-pub(crate) const FLUSHES: usize = 32;
 
 /// Extents are looked at in portions of this much of a file, so that no list of them is too long to send.
 const SEEK_BYTES: u64 = 1 << 30;
@@ -65,7 +60,7 @@ impl Drop for Handle {
             && let Some(client) = self.client.upgrade()
         {
             let (file, keeper) = (self.file.clone(), client.clone());
-            client.work.spawn_on(async move { keeper.let_go(&file).await }, &client.runtime);
+            client.work.spawn(async move { keeper.let_go(&file).await });
         }
     }
 }
@@ -86,9 +81,9 @@ impl Client {
     /// # Errors
     /// As `open(2)`.
     pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Opened, FsError> {
-        let opening = self.opens.begin(ino).await;
+        let opening = self.open_files.begin(ino).await;
         // Held before it is looked at: what is known of it then includes all that is committed and not held any more.
-        let held = self.hold(ino).map(|file| self.handle(file, flags));
+        let held = self.open_files.hold(ino).map(|file| self.handle(file, flags));
         let known = self.known.attr(ino).and_then(|attr| {
             let page = self.known.content(ino, attr.version);
             (attr.nlink > 0 && (page.is_some() || self.has_content(ino, &attr))).then_some((attr, page))
@@ -108,7 +103,7 @@ impl Client {
         }
         let handle = held.unwrap_or_else(|| {
             let file = FileState::new(attr.clone(), page.as_ref(), self.buffers.clone(), self.config.block_bytes);
-            self.handle(self.insert(file), flags)
+            self.handle(self.open_files.insert(file), flags)
         });
         drop(opening);
         handle.file.refresh(&attr, page.as_ref());
@@ -128,14 +123,14 @@ impl Client {
             *handle.drops.lock() = Some(attr.version);
         }
         if !keep_cache && !flags.truncate {
-            self.prefetch_small(&handle.file);
+            self.reader.prefetch_small(&handle.file);
         }
         Ok(Opened { attr: handle.file.overlaid(attr), handle, keep_cache })
     }
 
     /// Whether nothing of the file's content need be asked for: its pages are in the kernel, or it is open.
     fn has_content(&self, ino: Ino, attr: &InodeAttr) -> bool {
-        self.kernel.has_pages(ino, attr.version) || self.files.lock().contains_key(&ino)
+        self.kernel.has_pages(ino, attr.version) || self.open_files.has(ino)
     }
 
     /// Asks metad to open a file: attributes, the first extents, and whether they are leased.
@@ -146,13 +141,6 @@ impl Client {
             self.known.learn_attr(&attr, mark);
         }
         Ok((attr, Some(page), leased.is_some()))
-    }
-
-    /// Begins to read a file of one small block: whoever opens it mostly reads it next.
-    fn prefetch_small(&self, file: &FileState) {
-        if let Some(hash) = file.small_block() {
-            self.fetcher.prefetch(hash);
-        }
     }
 
     fn handle(&self, file: Arc<FileState>, flags: OpenFlags) -> Handle {
@@ -166,22 +154,6 @@ impl Client {
         }
     }
 
-    /// One more handle on a file that is open already.
-    fn hold(&self, ino: Ino) -> Option<Arc<FileState>> {
-        let files = self.files.lock();
-        let file = files.get(&ino)?;
-        file.add_handle();
-        Some(file.clone())
-    }
-
-    /// A file that was not open, unless another opened it at the same time.
-    fn insert(&self, file: Arc<FileState>) -> Arc<FileState> {
-        let mut files = self.files.lock();
-        let file = files.entry(file.ino()).or_insert(file).clone();
-        file.add_handle();
-        file
-    }
-
     /// Makes a file and opens it.
     ///
     /// # Errors
@@ -189,12 +161,12 @@ impl Client {
     pub async fn create(&self, parent: Ino, name: &[u8], new: NewNode, flags: OpenFlags) -> Result<Opened, FsError> {
         let (attr, opening) = self.make_to_open(parent, name, new).await?;
         let page = ExtentPage { version: attr.version, size: 0, extents: Vec::new(), more_from: None };
-        let file =
-            self.insert(FileState::new(attr.clone(), Some(&page), self.buffers.clone(), self.config.block_bytes));
+        let file = FileState::new(attr.clone(), Some(&page), self.buffers.clone(), self.config.block_bytes);
+        let file = self.open_files.insert(file);
         drop(opening);
         self.kernel.gets_pages(attr.ino, attr.version);
         if self.known.attr(attr.ino).is_none() {
-            // Others at work in the same directory: nobody would tell of changes.
+            // Others at work in the same directory: nobody would report changes.
             self.refresh_open(attr.ino);
         }
         Ok(Opened { handle: self.handle(file, flags), attr, keep_cache: true })
@@ -206,8 +178,8 @@ impl Client {
     /// As `pread(2)`.
     pub async fn read(&self, handle: &Handle, offset: u64, len: usize) -> Result<Bytes, FsError> {
         self.note_use(handle);
-        let read = self.read_file(&handle.file, offset, len).await?;
-        self.note_access(&handle.file);
+        let read = self.reader.read(&handle.file, offset, len).await?;
+        self.accessed.note(&handle.file);
         Ok(read)
     }
 
@@ -219,7 +191,7 @@ impl Client {
         data: &[u8],
         clear_privileges: bool,
     ) -> Option<Result<usize, FsError>> {
-        if handle.flags.sync || !self.window.has_room() || handle.file.is_scattered() {
+        if handle.flags.sync || !self.committer.window().has_room() || handle.file.is_scattered() {
             return None;
         }
         Some(self.accept(handle, handle.place(offset), data, clear_privileges))
@@ -232,8 +204,8 @@ impl Client {
         }
         let added = handle.file.write(place, data, clear, self.session.stamp())?;
         self.note_use(handle);
-        self.window.add(added as u64);
-        self.arc().seal_full(&handle.file);
+        self.committer.window().add(added as u64);
+        self.committer.seal_full(&handle.file);
         Ok(data.len())
     }
 
@@ -246,7 +218,7 @@ impl Client {
         self.write_to(handle, handle.place(offset), data, clear).await
     }
 
-    /// The same for exactly this place, though the handle appends.
+    /// Writes to exactly this place, though the handle appends.
     ///
     /// # Errors
     /// As [`Client::write`].
@@ -255,9 +227,9 @@ impl Client {
     }
 
     async fn write_to(&self, handle: &Handle, place: Option<u64>, data: &[u8], clear: bool) -> Result<usize, FsError> {
-        self.patiently(self.window.wait()).await??;
+        self.work.patiently(self.committer.window().wait()).await??;
         if handle.file.is_scattered() {
-            // What failed is told by `fsync` and `close`, as for writing in the background.
+            // What failed is reported by `fsync` and `close`, as for writing in the background.
             let _ = self.arc().flush_file(&handle.file, true).await;
         }
         let count = self.accept(handle, place, data, clear)?;
@@ -268,7 +240,7 @@ impl Client {
     }
 
     /// What `close(2)` waits for: everything is committed, so that the closer itself hears of a conflict. Under a
-    /// delegation there can be none, and what is written is told later; others that open the file wait for that (I5).
+    /// delegation there can be none, and what is written is sent later; others that open the file wait for that (I5).
     ///
     /// # Errors
     /// `Stale` on a conflict, `NoSpace`, `QuotaExceeded`, `Io`.
@@ -279,7 +251,7 @@ impl Client {
             if !file.is_dirty() {
                 return Ok(());
             }
-            self.patiently(self.writeback.wait_for_room()).await?;
+            self.work.patiently(self.writeback.wait_for_room()).await?;
             if self.defer_content(file) {
                 return Ok(());
             }
@@ -297,7 +269,7 @@ impl Client {
             return Ok(());
         }
         let flushed = self.arc().flush_file(&handle.file, true).await;
-        // I6: what the background found is told once, to whoever comes first.
+        // I6: what the background found is reported once, to whoever comes first.
         let unreported = handle.file.take_unreported();
         flushed.and(unreported.map_or(Ok(()), Err))
     }
@@ -313,8 +285,8 @@ impl Client {
         self.fsync_names(&handle.heard).await
     }
 
-    /// What was written to the file is known to metad on return, for who asks about it: what went wrong is told to who
-    /// wrote it.
+    /// What was written to the file is known to metad on return, for whoever asks about it: what went wrong is reported
+    /// to whoever wrote it.
     async fn settle(&self, handle: &Handle) -> Result<(), FsError> {
         if handle.file.is_dirty() {
             self.arc().flush_file(&handle.file, true).await?;
@@ -334,11 +306,11 @@ impl Client {
         let ino = file.ino();
         if last && file.is_dirty() {
             if refused {
-                tracing::warn!(%ino, "content that was in conflict is dropped: its writer was told, and has closed the file");
-                self.discard(file).await;
-            } else if self.orphans.lock().contains(&ino) {
+                tracing::warn!(%ino, "content that was in conflict is dropped: its writer has closed the file");
+                self.committer.discard(file).await;
+            } else if self.open_files.is_orphan(ino) {
                 // Nobody can open it any more.
-                self.discard(file).await;
+                self.committer.discard(file).await;
             } else if self.left.load(Ordering::Relaxed) {
                 // The mount ends, and the servers are away.
                 self.leave_content(file);
@@ -347,66 +319,8 @@ impl Client {
                 let _ = self.arc().flush_file(file, true).await;
             }
         }
-        self.forget_if_idle(file);
-        self.release_closed_orphan(ino).await;
-    }
-
-    /// A file without handles and without uncommitted content is not kept.
-    pub(crate) fn forget_if_idle(&self, file: &Arc<FileState>) {
-        let mut files = self.files.lock();
-        let (idle, page) = file.idle();
-        if idle && files.get(&file.ino()).is_some_and(|known| Arc::ptr_eq(known, file)) {
-            files.remove(&file.ino());
-            if let Some(page) = page {
-                self.known.keep_content(file.ino(), page);
-            }
-        }
-    }
-
-    /// Unlinked inodes stay as long as they are open here, and are released else.
-    pub(crate) async fn keep_or_release(&self, inos: &[Ino]) {
-        let mut vouched = Vec::new();
-        for ino in inos {
-            match self.opens.vouch(*ino, || self.files.lock().contains_key(ino)) {
-                Some(closed) => {
-                    self.orphans.lock().remove(ino);
-                    vouched.push(closed);
-                }
-                None => {
-                    self.orphans.lock().insert(*ino);
-                    self.drop_unread(*ino);
-                }
-            }
-        }
-        let closed: Vec<Ino> = vouched.iter().map(Vouched::ino).collect();
-        if !closed.is_empty()
-            && let Err(error) = self.session.one(Op::ReleaseOrphans { inos: closed }).await
-        {
-            // Metad asks again with the next sign of life.
-            tracing::debug!(%error, "orphans are released later");
-        }
-    }
-
-    /// Drops what is not committed of an unlinked inode without handles: nobody can read it any more.
-    pub(crate) fn drop_unread(&self, ino: Ino) {
-        // What is in the queue was written before anybody here knew of the removal: it is kept beside.
-        let Some(file) = self.files.lock().get(&ino).filter(|file| file.lose_last_name()).cloned() else { return };
-        let client = self.arc();
-        let dropping = async move {
-            client.discard(&file).await;
-            client.forget_if_idle(&file);
-            client.release_closed_orphan(ino).await;
-        };
-        self.work.spawn_on(dropping, &self.runtime);
-    }
-
-    /// Releases an orphan that nothing holds here any more.
-    pub(crate) async fn release_closed_orphan(&self, ino: Ino) {
-        let orphaned = !self.files.lock().contains_key(&ino) && self.orphans.lock().remove(&ino);
-        if orphaned {
-            // Boxed: releasing may find another orphan to drop.
-            Box::pin(self.keep_or_release(&[ino])).await;
-        }
+        self.open_files.forget_if_idle(file);
+        self.open_files.release_closed_orphan(ino).await;
     }
 
     /// Allocates, punches, zeroes, collapses or inserts.
@@ -456,7 +370,7 @@ impl Client {
             if offset >= page.size {
                 return Err(FsError::NoSuchDataOrHole);
             }
-            let told = page.more_from.unwrap_or(asked);
+            let known_to = page.more_from.unwrap_or(asked);
             for extent in page.extents.iter().filter(|extent| extent.source != Source::Zero) {
                 let range = extent.range();
                 if hole && range.start > at {
@@ -468,37 +382,19 @@ impl Client {
                 at = at.max(range.end);
             }
             // The end of the file counts as a hole.
-            if hole && at < told {
+            if hole && at < known_to {
                 return Ok(at.min(page.size));
             }
-            at = at.max(told);
+            at = at.max(known_to);
             if at >= page.size {
                 return if hole { Ok(page.size) } else { Err(FsError::NoSuchDataOrHole) };
             }
         }
     }
 
-    /// Commits everything that is uncommitted in any file.
-    ///
-    /// # Errors
-    /// The first failure; the others are tried all the same.
-    pub async fn sync_all(&self) -> Result<(), FsError> {
-        let files: Vec<Arc<FileState>> = self.files.lock().values().filter(|file| file.is_dirty()).cloned().collect();
-        let client = self.arc();
-        let flushes = files.into_iter().map(|file| {
-            let client = client.clone();
-            async move { client.flush_file(&file, true).await }
-        });
-        let flushed: Vec<_> = futures::stream::iter(flushes).buffer_unordered(FLUSHES).collect().await;
-        let told = self.send_all().await;
-        flushed.into_iter().collect::<Result<(), FsError>>().and(told)
-    }
-}
-
-impl Client {
     /// Whether an open file is known to have no extended attributes.
     #[must_use]
     pub fn has_no_xattrs(&self, ino: Ino) -> bool {
-        self.files.lock().get(&ino).is_some_and(|file| !file.has_xattrs())
+        self.open_files.get(ino).is_some_and(|file| !file.has_xattrs())
     }
 }

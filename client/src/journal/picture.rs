@@ -2,20 +2,24 @@
 //! is committed at once, in the background. While that has come to a stand, because servers are away, a picture of all of
 //! it is in one file of the journal; each picture replaces the one before, and it goes when commits go on.
 //!
-//! A commit that is on its way then may have arrived, which nobody knows who finds the picture. So it may be told twice:
-//! the second time stands beside the first, as a conflict copy.
+//! A commit that is on its way then may have arrived, which nobody knows who finds the picture. So it may be sent
+//! twice: the second time stands beside the first, as a conflict copy.
 
 use super::record::{self, Group, Record, pieces_of};
+use super::writer::Writer;
 use super::{Journal, failed, sync_dir};
-use crate::file::sealed::To;
+use crate::Error;
 use crate::file::state::FileState;
-use crate::{Client, Error};
 use bytes::Bytes;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::time::timeout;
 use wire::ids::Ino;
+use wire::op::Op;
 
 const NAME: &str = "shared";
 
@@ -82,30 +86,30 @@ impl Journal {
     }
 }
 
-impl Client {
-    /// Files with content that somebody could miss and that is not in the queue.
-    pub(super) fn unqueued_files(&self) -> Vec<Arc<FileState>> {
-        let is_left = |file: &&Arc<FileState>| file.is_wanted() && !file.is_queued();
-        self.files.lock().values().filter(is_left).cloned().collect()
-    }
-
-    /// While commits have come to a stand: writes the picture, if it is not the `last` one. Returns what it shows.
+impl Writer {
+    /// While commits have come to a stand: writes the picture of what is uncommitted of these files, which
+    /// `seal` seals, if it is not the `last` one. Returns what it shows.
     ///
     /// # Errors
     /// What the disk refuses.
-    pub(crate) async fn keep_shared(self: &Arc<Self>, journal: &Arc<Journal>, last: &Picture) -> io::Result<Picture> {
+    pub(crate) async fn write_picture(
+        &self,
+        files: Vec<Arc<FileState>>,
+        seal: impl Fn(&FileState) -> Option<u64>,
+        last: &Picture,
+    ) -> io::Result<Picture> {
         let (mut picture, mut records) = (Picture::new(), Vec::new());
-        for file in self.unqueued_files() {
-            let Some(upto) = self.seal_rest(&file, To::OwnBlock) else { continue };
+        for file in files {
+            let Some(upto) = seal(&file) else { continue };
             picture.push((file.ino(), upto));
-            records.extend(pieces_of(&file.picture(upto), 0, self.session.stamp()));
+            records.extend(pieces_of(&file.picture(upto), 0, self.session().stamp()));
         }
         picture.sort_unstable();
         if picture == *last {
             return Ok(picture);
         }
         self.name_pieces(&mut records);
-        let session = self.session.id();
+        let session = self.session().id();
         let write = move |journal: &Journal| {
             if records.is_empty() {
                 return journal.remove_shared();
@@ -115,7 +119,7 @@ impl Client {
             }
             journal.write_shared(&records)
         };
-        journal.change(write).await?;
+        self.journal().change(write).await?;
         Ok(picture)
     }
 
@@ -123,7 +127,24 @@ impl Client {
     ///
     /// # Errors
     /// What the disk refuses.
-    pub(crate) async fn drop_shared(&self, journal: &Arc<Journal>) -> io::Result<()> {
-        journal.change(Journal::remove_shared).await
+    pub(crate) async fn drop_picture(&self) -> io::Result<()> {
+        self.journal().change(Journal::remove_shared).await
+    }
+
+    /// The last thing that metad hears of the journal: everything up to this number is sent, and nobody will ask for it.
+    pub(crate) async fn end(&self, sent: u64, limit: Duration) {
+        let journal = self.journal();
+        // In this order: metad must not forget what is sent of something that is still there.
+        let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_told(sent)));
+        if let Err(error) = dropped.await {
+            tracing::warn!(%error, "files of the journal of which nothing is needed stay behind");
+            return;
+        }
+        if sent > 0 || journal.content_noted.load(Ordering::Relaxed) {
+            let forget = self.session().one(Op::Journaled { journal: journal.id(), position: None });
+            if !matches!(timeout(limit, forget).await, Ok(Ok(_))) {
+                tracing::debug!("metad remembers a journal for nothing");
+            }
+        }
     }
 }

@@ -15,8 +15,8 @@ pub struct Window {
     /// Why nothing could be committed lately, and waiting is no use.
     failure: Ordered<Option<FsError>>,
     released: Notify,
-    /// Told when there is so much that waiting for more is no use.
-    pub(crate) pressure: Notify,
+    /// There is so much that waiting for more is no use.
+    pressure: Notify,
 }
 
 impl Window {
@@ -78,6 +78,11 @@ impl Window {
         }
     }
 
+    /// Waits until so much is held that waiting for more is no use. Cancel-safe.
+    pub async fn wait_for_pressure(&self) {
+        self.pressure.notified().await;
+    }
+
     /// More is held.
     pub fn add(&self, bytes: u64) {
         if self.held.fetch_add(bytes, Ordering::AcqRel) + bytes > self.limit / 4 {
@@ -85,7 +90,7 @@ impl Window {
         }
     }
 
-    /// Nothing can be committed now: who waits for room is told.
+    /// Nothing can be committed now, for this reason: whoever waits for room gets it.
     pub fn fail(&self, error: FsError) {
         *self.failure.lock() = Some(error);
         self.released.notify_waiters();

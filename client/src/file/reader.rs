@@ -1,8 +1,14 @@
-//! Reading: committed content from blocks, what is not committed laid over it.
+//! Reading: committed content from blocks, what is not committed laid over it. What to read from where is decided by the
+//! file ([`FileState::plan_read`]); here it is fetched and put together.
 
 use super::dirty::lay;
 use super::state::{Ahead, FileState, Listing, Plan, Step};
-use crate::{Client, Notice};
+use crate::block::fetch::Fetcher;
+use crate::kernel::{Kernel, Notice};
+use crate::known::Known;
+use crate::known::leased::LeasedSession;
+use crate::work::Work;
+use crate::writeback::WriteBack;
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,13 +21,46 @@ use wire::op::{Read, ReadReply};
 /// Scattered reads up to this size fetch only their part of a large block.
 const PART_BYTES_MAX: usize = 256 << 10;
 /// Attempts at a consistent list of extents while others commit; then a list that spans versions has to do.
-const LISTINGS: usize = 8;
+const LISTINGS_MAX: usize = 8;
 /// Attempts at content that compaction or another session replaces while it is read.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS_MAX: usize = 3;
 
-impl Client {
+/// Reads files.
+pub(crate) struct Reader {
+    session: Arc<LeasedSession>,
+    known: Arc<Known>,
+    /// What metad does not know yet.
+    queue: Arc<WriteBack>,
+    fetcher: Arc<Fetcher>,
+    kernel: Arc<Kernel>,
+    work: Work,
+    /// What a sequential reader is ahead of itself, in bytes.
+    readahead_bytes: u64,
+}
+
+impl Reader {
+    /// One that asks `session` for extents, once it knows what waits in the queue, and has this many bytes fetched ahead.
+    pub fn new(
+        (session, known, queue): (Arc<LeasedSession>, Arc<Known>, Arc<WriteBack>),
+        (fetcher, kernel): (Arc<Fetcher>, Arc<Kernel>),
+        work: Work,
+        readahead_bytes: u64,
+    ) -> Self {
+        Self { session, known, queue, fetcher, kernel, work, readahead_bytes }
+    }
+
+    /// Begins to read a file of one small block: whoever opens it mostly reads it next.
+    pub fn prefetch_small(&self, file: &FileState) {
+        if let Some(hash) = file.small_block() {
+            self.fetcher.prefetch(hash);
+        }
+    }
+
     /// Reads up to `len` bytes; less only at the end of the file. Cancel-safe.
-    pub(crate) async fn read_file(&self, file: &Arc<FileState>, offset: u64, len: usize) -> Result<Bytes, FsError> {
+    ///
+    /// # Errors
+    /// `Io` when content cannot be had.
+    pub async fn read(self: &Arc<Self>, file: &Arc<FileState>, offset: u64, len: usize) -> Result<Bytes, FsError> {
         let mut attempt = 1;
         loop {
             let plan = match file.plan_read(offset, len) {
@@ -36,7 +75,7 @@ impl Client {
                 self.read_ahead(file, plan.range.end);
             }
             match self.put_together(&plan).await {
-                Err(FsError::NotFound) if attempt < ATTEMPTS => {
+                Err(FsError::NotFound) if attempt < ATTEMPTS_MAX => {
                     // The block went away, most likely because the file was changed: what replaced it is asked for.
                     attempt += 1;
                     file.forget_extents();
@@ -102,12 +141,23 @@ impl Client {
         Ok(block.slice(from..from + len))
     }
 
+    /// Before metad is asked about an inode that it may not know yet: waits until everything about it is sent.
+    async fn send_if_new(&self, file: &FileState) -> Result<(), FsError> {
+        if !self.known.is_made_here(file.ino()) {
+            return Ok(());
+        }
+        match self.queue.tail_on(&[file.ino()]) {
+            Some(tail) => self.work.patiently(self.queue.wait_sent(tail)).await?,
+            None => Ok(()),
+        }
+    }
+
     /// Learns the extents from a chunk up to the one that holds byte `until - 1`.
     async fn load_chunks(&self, file: &FileState, first: ChunkIndex, until: u64) -> Result<(), FsError> {
         let end = until.max(first.start() + 1).div_ceil(CHUNK_BYTES).saturating_mul(CHUNK_BYTES);
         let range = first.start()..end;
-        self.send_if_new(file.ino()).await?;
-        for listing in 1..=LISTINGS {
+        self.send_if_new(file).await?;
+        for listing in 1..=LISTINGS_MAX {
             let mut from = range.start;
             let mut pages = Vec::new();
             loop {
@@ -120,12 +170,12 @@ impl Client {
                     None => break,
                 }
             }
-            match file.take_listing(range.clone(), &pages, listing == LISTINGS) {
+            match file.take_listing(range.clone(), &pages, listing == LISTINGS_MAX) {
                 // Not older than what is known, and not a mixture.
                 Listing::Torn => {}
                 Listing::Taken => return Ok(()),
                 Listing::Moved => {
-                    self.notify(Notice::Changed(file.ino()));
+                    self.kernel.notify(Notice::Changed(file.ino()));
                     return Ok(());
                 }
             }
@@ -134,8 +184,8 @@ impl Client {
     }
 
     /// Fetches the blocks that a sequential reader will want next.
-    fn read_ahead(&self, file: &Arc<FileState>, end: u64) {
-        match file.plan_ahead(end, self.config.readahead_bytes) {
+    fn read_ahead(self: &Arc<Self>, file: &Arc<FileState>, end: u64) {
+        match file.plan_ahead(end, self.readahead_bytes) {
             Some(Ahead::Fetch(blocks)) => blocks.into_iter().for_each(|hash| self.fetcher.prefetch(hash)),
             Some(Ahead::Load(chunk)) => self.load_ahead(file, chunk),
             None => {}
@@ -143,19 +193,16 @@ impl Client {
     }
 
     /// Learns the extents of the next chunk before they are needed.
-    fn load_ahead(&self, file: &Arc<FileState>, chunk: ChunkIndex) {
+    fn load_ahead(self: &Arc<Self>, file: &Arc<FileState>, chunk: ChunkIndex) {
         if !file.begin_loading() {
             return;
         }
-        let (client, file) = (self.arc(), file.clone());
-        self.work.spawn_on(
-            async move {
-                if let Err(error) = client.load_chunks(&file, chunk, chunk.start() + 1).await {
-                    tracing::debug!(ino = %file.ino(), %error, "extents are loaded when they are needed");
-                }
-                file.end_loading();
-            },
-            &self.runtime,
-        );
+        let (reader, file) = (self.clone(), file.clone());
+        self.work.spawn(async move {
+            if let Err(error) = reader.load_chunks(&file, chunk, chunk.start() + 1).await {
+                tracing::debug!(ino = %file.ino(), %error, "extents are loaded when they are needed");
+            }
+            file.end_loading();
+        });
     }
 }

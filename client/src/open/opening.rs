@@ -1,7 +1,7 @@
 //! Opening against removing: the session vouches that it holds no handle on an inode only while nobody opens it.
 //!
 //! Opening costs no log entry, so metad cannot know of it. An open that has begun keeps removals from vouching, and one
-//! that begins while a removal is under way waits for its outcome: it finds the inode gone, or kept for us.
+//! that begins while a removal is under way waits for its outcome: it finds the inode gone, or held for us.
 
 use crate::known::count_down;
 use crate::ordered::{Ordered, Rank};

@@ -1,0 +1,314 @@
+//! Making sealed content part of its file: the owner of what is on its way from memory to metad.
+//!
+//! *Sealing* cuts written bytes into blocks, which are uploaded at once in the background while the application writes
+//! on. *Committing* makes everything that was sealed part of the file, in the order of sealing (I7), with the version it
+//! is based on (I6). What fails stays, and is tried again by the next flush.
+//!
+//! Of what else was done here, and must be known to metad before, this knows nothing: a flush sends the write-back queue
+//! first, and the queue commits content in its turn.
+
+use super::beside;
+use super::fragments::Fragments;
+use super::outcome::{Outcome, Pages, Way, judge};
+use super::plan::{Draft, Plan};
+use super::uploader::Uploader;
+use super::window::Window;
+use crate::OnConflict;
+use crate::file::sealed::{To, Uploading};
+use crate::file::state::{FileState, Next, Unsaved};
+use crate::journal::Journal;
+use crate::kernel::{Kernel, Notice};
+use crate::known::Known;
+use crate::known::leased::LeasedSession;
+use crate::meta::session::{BatchFailed, SpareIno};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
+use wire::FsError;
+use wire::attr::Timestamp;
+use wire::ids::{ChunkIndex, Ino};
+use wire::limits::UPLOAD_FRESH_MS;
+use wire::op::{ConflictPolicy, Name, Op};
+
+/// A chunk in more pieces than this is compacted.
+const COMPACT_EXTENTS: u32 = 1024;
+
+/// Whether an error says that there is no room, and there will be none until something is removed.
+pub(crate) fn is_full(error: FsError) -> bool {
+    matches!(error, FsError::NoSpace | FsError::QuotaExceeded)
+}
+
+/// Commits content.
+pub(crate) struct Committer {
+    session: Arc<LeasedSession>,
+    uploader: Arc<Uploader>,
+    window: Window,
+    journal: Option<Arc<Journal>>,
+    kernel: Arc<Kernel>,
+    /// Chunks in many pieces.
+    fragments: Arc<Fragments>,
+    /// Where names led when they were last looked up.
+    known: Arc<Known>,
+    on_conflict: OnConflict,
+    host: String,
+}
+
+/// What a committer works with.
+pub(crate) struct Parts {
+    pub session: Arc<LeasedSession>,
+    pub uploader: Arc<Uploader>,
+    pub journal: Option<Arc<Journal>>,
+    pub kernel: Arc<Kernel>,
+    pub fragments: Arc<Fragments>,
+    pub known: Arc<Known>,
+}
+
+impl Committer {
+    /// One that holds up to `window_bytes` of uncommitted content, and names conflict copies after this host.
+    pub fn new(parts: Parts, window_bytes: u64, on_conflict: OnConflict, host: String) -> Self {
+        let Parts { session, uploader, journal, kernel, fragments, known } = parts;
+        let window = Window::new(window_bytes);
+        Self { session, uploader, window, journal, kernel, fragments, known, on_conflict, host }
+    }
+
+    /// How much is uncommitted.
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// What uploads.
+    pub fn uploader(&self) -> &Arc<Uploader> {
+        &self.uploader
+    }
+
+    /// Uploads what is written from end to end of a block: called after each write.
+    pub fn seal_full(&self, file: &FileState) {
+        file.seal_full(|packed, to| self.uploader.begin(packed, to));
+    }
+
+    /// Seals everything that is written. What is small may share a block with others' content, if `to` says so. Returns
+    /// the number of what was sealed last, whenever that was.
+    pub fn seal_rest(&self, file: &FileState, to: To) -> Option<u64> {
+        file.seal_rest(to, |packed, to| self.uploader.begin(packed, to))
+    }
+
+    /// Commits what was sealed up to this number. On return it is durable (I7). For who holds the file's flush; must not
+    /// be dropped: a commit whose answer nobody takes in would look like another session's change.
+    ///
+    /// # Errors
+    /// `Stale` when some of it is elsewhere than in the file ([`Stopped::Elsewhere`]); or why the rest of it stays.
+    pub async fn commit_upto(&self, file: &FileState, last: u64) -> Result<(), Stopped> {
+        let mut result = Ok(());
+        while file.has_sealed_upto(last) {
+            match self.commit_next(file, last).await {
+                Ok(Ok(())) => {}
+                // The rest is committed all the same.
+                Ok(Err(error)) => result = Err(error),
+                // It was removed meanwhile, and is about to be dropped.
+                Err(_) if file.is_unreadable() => return Ok(()),
+                Err(error) => return Err(Stopped::Stays(error)),
+            }
+        }
+        file.note_committed(result);
+        result.map_err(Stopped::Elsewhere)
+    }
+
+    /// Waits for the uploads of the next blocks and commits them together. Returns what their writer is to hear of that.
+    ///
+    /// # Errors
+    /// Why they stay.
+    async fn commit_next(&self, file: &FileState, last: u64) -> Result<Result<(), FsError>, FsError> {
+        let plan = self.gather(file, last).await?;
+        let (answer, copy) = loop {
+            let session = self.session.id();
+            let (policy, copy) = self.policy(file, false).await?;
+            let mut ops = vec![plan.op(file.ino(), policy)];
+            ops.extend(self.journaled_content(file, &plan));
+            match self.session.first_until_answered(ops).await {
+                // I4: the session ended meanwhile, and with it the number for a copy.
+                Err(FsError::Invalid) if self.session.id() != session => {}
+                answer => break (answer, copy),
+            }
+        };
+        let outcome = judge(&plan, answer, Way::AtOnce { unlinked: file.attr().nlink == 0 });
+        match &outcome {
+            Outcome::Stays(error) => return Err(*error),
+            Outcome::Beside => self.make_beside(file, &plan, None).await?,
+            Outcome::Dropped => {
+                tracing::warn!(ino = %file.ino(), "the file has no name, and was given up with the session: the content is dropped");
+            }
+            _ => {}
+        }
+        let report = outcome.report();
+        self.take_outcome(file, &plan, outcome, copy);
+        Ok(report)
+    }
+
+    /// The next blocks up to number `last`, once they are stored, as one commit.
+    ///
+    /// # Errors
+    /// Why one is not stored; another attempt is under way.
+    pub async fn gather(&self, file: &FileState, last: u64) -> Result<Plan, FsError> {
+        let mut draft = Draft::default();
+        while let Some(Next { packed, uploading }) = file.sealed_at(draft.pieces(), last) {
+            if !draft.takes(&packed) {
+                break;
+            }
+            let Uploading { mut outcome, since } = uploading;
+            let stored = outcome.wait_for(Option::is_some).await.map_err(|_| FsError::Io)?.clone();
+            let stored = match stored.unwrap_or(Err(FsError::Io)) {
+                // I10: it may have been dropped since, when this machine slept or metad was away for long.
+                Ok(Some(stored)) if is_stale(since) => self.uploader.renew(&stored).await.map(|()| Some(stored)),
+                stored => stored,
+            };
+            match stored {
+                Ok(stored) => draft.add(&packed, stored.as_ref()),
+                Err(error) => {
+                    // The next flush finds a new attempt under way.
+                    file.upload_again(draft.pieces(), self.uploader.begin(&packed, To::OwnBlock));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(draft.finish(file.basis(Instant::now())))
+    }
+
+    /// What metad is to remember of the journal with a commit that it knows nothing of, if the rest of the content may get
+    /// there.
+    fn journaled_content(&self, file: &FileState, plan: &Plan) -> Option<Op> {
+        let journal = self.journal.as_ref()?;
+        file.has_more_than(plan.pieces()).then(|| {
+            journal.note_content();
+            Op::JournaledContent { journal: journal.id(), file: plan.journaled(file.ino()) }
+        })
+    }
+
+    /// What is appended to a name when others were first.
+    fn conflict_suffix(&self) -> Name {
+        format!(".conflict-{}-{}", self.host, Timestamp::now().secs).into_bytes()
+    }
+
+    /// The name of what stands beside `name` because others were first.
+    pub fn conflict_name(&self, name: &[u8]) -> Name {
+        beside::conflict_name(name, self.conflict_suffix())
+    }
+
+    /// What to do on a conflict, with a number for the copy. Of what is sent `late` the writer may have been answered that
+    /// all is well: that is never refused.
+    ///
+    /// # Errors
+    /// Why there is no number.
+    pub async fn policy(&self, file: &FileState, late: bool) -> Result<(ConflictPolicy, Option<SpareIno>), FsError> {
+        Ok(match self.on_conflict {
+            OnConflict::Fail if !late => (ConflictPolicy::Fail, None),
+            OnConflict::LastWriter => (ConflictPolicy::LastWriter, None),
+            OnConflict::Copy | OnConflict::Fail => {
+                let spare = self.session.spare_ino().await?;
+                let suffix = self.conflict_suffix();
+                debug_assert_ne!(spare.ino, file.ino(), "numbers are never used twice");
+                (ConflictPolicy::Copy { ino: spare.ino, suffix }, Some(spare))
+            }
+        })
+    }
+
+    /// Takes in what has become of a commit; what goes beside must be there.
+    pub fn take_outcome(&self, file: &FileState, plan: &Plan, outcome: Outcome, copy: Option<SpareIno>) {
+        let (ino, pages, chunk_extents) = (file.ino(), outcome.pages(plan), outcome.chunk_extents());
+        if let Some(unused) = copy.filter(|_| outcome.leaves_spare()) {
+            self.session.keep_spare(unused);
+        }
+        if let Some(copy) = outcome.new_copy() {
+            tracing::warn!(
+                %ino,
+                copy = %String::from_utf8_lossy(&copy.name),
+                "another session wrote the same bytes first; this content was kept as a conflict copy"
+            );
+        }
+        if let Pages::Follow(from, to) = pages {
+            self.kernel.follows(ino, from, to);
+        }
+        if let Some(released) = outcome.take(file, plan, Instant::now()) {
+            self.window.release(released);
+        }
+        if pages == Pages::Old {
+            self.kernel.notify(Notice::Changed(ino));
+        }
+        if chunk_extents > COMPACT_EXTENTS
+            && let Some(write) = plan.writes().last()
+        {
+            self.fragments.add(ino, ChunkIndex::of(write.file_off), chunk_extents);
+        }
+    }
+
+    /// Content could not be committed, and stays with the file: whoever asks next hears of it. Whether nobody is left to
+    /// ask for it.
+    #[must_use]
+    pub fn content_failed(&self, file: &FileState, error: FsError) -> bool {
+        if is_full(error) {
+            self.window.fail(error);
+        }
+        let Unsaved { released, unheard } = file.note_unsaved(error);
+        if released > 0 {
+            self.window.release(released);
+        }
+        unheard
+    }
+
+    /// Drops what is not committed: nobody can read it any more, or its writer knows that it is refused.
+    pub async fn discard(&self, file: &FileState) {
+        let _one = file.begin_flush().await;
+        self.window.release(file.drop_uncommitted());
+    }
+
+    /// Puts content of a file that others have removed into a new one beside where it was, and with it what metad is to
+    /// remember of the journal. What is written after that goes there, too.
+    ///
+    /// # Errors
+    /// Why this attempt failed; nothing was done then.
+    pub async fn make_beside(&self, file: &FileState, plan: &Plan, journaled: Option<&Op>) -> Result<(), FsError> {
+        let place = self.known.place_of(file.ino());
+        let (mut parent, name) = place.unwrap_or((Ino::ROOT, format!("inode-{}", file.ino()).into_bytes()));
+        let mut name = self.conflict_name(&name);
+        let attr = file.attr();
+        loop {
+            let ino = self.session.next_ino().await?;
+            let made = super::plan::beside((parent, &name), ino, &attr, plan.writes());
+            // As everything that is sent late: it waits for no other session that has to send something, too.
+            let at = self.session.stamp();
+            let made = made.map(|op| Op::Deferred { at, expect: Vec::new(), op: Box::new(op) });
+            match self.session.submit_batch(made.into_iter().chain(journaled.cloned()).collect()).await {
+                Ok(_) => {
+                    tracing::warn!(
+                        ino = %file.ino(),
+                        copy = %String::from_utf8_lossy(&name),
+                        "the file was removed elsewhere while it was written here; what was written is kept"
+                    );
+                    file.divert(ino, Instant::now());
+                    return Ok(());
+                }
+                Err(BatchFailed { error: FsError::Exists, .. }) => name = self.conflict_name(&name),
+                // There is another one by now.
+                Err(BatchFailed { error: FsError::SessionExpired, .. }) => {}
+                Err(BatchFailed { error: FsError::NotFound | FsError::NotADirectory, .. }) if parent != Ino::ROOT => {
+                    parent = Ino::ROOT;
+                }
+                Err(BatchFailed { error, .. }) => return Err(error),
+            }
+        }
+    }
+}
+
+/// Why not everything of a file was committed into it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stopped {
+    /// All of it is committed, and some of it elsewhere than into the file.
+    Elsewhere(FsError),
+    /// What was not committed stays.
+    Stays(FsError),
+}
+
+/// Whether an upload was so long ago that daemons may have given up the block.
+fn is_stale(since: SystemTime) -> bool {
+    // A clock that was set back says nothing.
+    since.elapsed().map_or(true, |age| age > Duration::from_millis(UPLOAD_FRESH_MS))
+}

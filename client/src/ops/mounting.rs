@@ -1,0 +1,309 @@
+//! Beginning and ending a mount.
+
+use crate::accessed::Accessed;
+use crate::block::disk::DiskCache;
+use crate::block::fetch::Fetcher;
+use crate::block::layout::Layouts;
+use crate::block::put::Putter;
+use crate::commit::committer::{self, Committer};
+use crate::commit::fragments::Fragments;
+use crate::commit::uploader::Uploader;
+use crate::file::reader::Reader;
+use crate::file::state::FileState;
+use crate::journal::Journal;
+use crate::journal::writer::{self, Which, Writer};
+use crate::kernel::{Kernel, Notice};
+use crate::known::Known;
+use crate::known::held_locks::HeldLocks;
+use crate::known::leased::LeasedSession;
+use crate::meta::rpc::Rpc;
+use crate::open::OpenFiles;
+use crate::ops::locks::Waits;
+use crate::ordered::{Ordered, Rank};
+use crate::work::Work;
+use crate::writeback::WriteBack;
+use crate::{CLOSE_LIMIT, Client, ClientConfig, Error, LocalDir};
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, broadcast};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use wire::FsError;
+use wire::quic::Endpoint;
+
+/// The first session must be open by then.
+const CONNECT_LIMIT: Duration = Duration::from_secs(20);
+/// With servers that are away, the end of a mount is not held up for longer.
+const LEAVE_AFTER: Duration = Duration::from_secs(5);
+/// Between looks whether anything moves.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+impl Client {
+    /// Opens a session.
+    ///
+    /// # Errors
+    /// [`Error`]: an option makes no sense, the identity is refused, or nobody answers.
+    pub fn connect(config: ClientConfig) -> BoxFuture<'static, Result<Arc<Self>, Error>> {
+        // Boxed: what goes on in the background is compiled in this crate, and not again in each program.
+        Box::pin(Self::join_cluster(config))
+    }
+
+    async fn join_cluster(config: ClientConfig) -> Result<Arc<Self>, Error> {
+        config.check()?;
+        // First of all: a directory that is in use is reported before a session is opened.
+        let local = LocalDir::of(&config).await?;
+        let journal = match local.clone().filter(|_| config.journal) {
+            Some(local) => journal_in(local).await?,
+            None => None,
+        };
+        let disk = local.filter(|_| config.disk_cache_bytes > 0).and_then(|local| {
+            let started = DiskCache::start(local, config.disk_cache_bytes);
+            started.inspect_err(|error| tracing::warn!(%error, "mounting without a cache of blocks on disk")).ok()
+        });
+        let local: SocketAddr = match config.bundle.metads.first() {
+            Some(SocketAddr::V6(addr)) if addr.ip().is_loopback() => ([0, 0, 0, 0, 0, 0, 0, 1], 0).into(),
+            Some(SocketAddr::V6(_)) => ([0_u16; 8], 0).into(),
+            Some(addr) if addr.ip().is_loopback() => ([127, 0, 0, 1], 0).into(),
+            _ => ([0, 0, 0, 0], 0).into(),
+        };
+        let endpoint = Endpoint::bind(local, &config.bundle.identity).map_err(Error::Refused)?;
+        let host = hostname();
+        let work = Work::new(tokio::runtime::Handle::current(), config.soft_timeout);
+        // A client that used this directory is dead: what it had sent must not arrive any more.
+        let resumes = journal.as_ref().and_then(|journal| journal.session());
+        let rpc = Rpc::new(endpoint.clone(), config.bundle.metads.clone(), config.soft_timeout);
+        let caches = (Arc::<Known>::default(), Arc::<HeldLocks>::default());
+        let names = (host.as_str(), config.purpose.as_str());
+        let opened = LeasedSession::open(rpc, names, resumes, caches.clone(), work.parts(), CONNECT_LIMIT).await;
+        let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
+        let (session, layouts) = (Arc::new(session), Arc::new(Layouts::new(opened.layout)));
+        let client = Self::compose(config, (host, work), endpoint, (session, layouts), caches, (journal, disk));
+        client.start_upkeep(opened.ttl);
+        if let Some(journal) = &client.journal {
+            if let Err(error) = client.replay(journal).await {
+                client.end().await;
+                return Err(error);
+            }
+            if client.config.write_back
+                && let Some(writer) = &client.journal_writer
+            {
+                // From now on what waits for too long is written.
+                client.writeback.note_journal_works(true);
+                client.tasks.lock().spawn(writer::run(writer.clone()));
+            }
+        }
+        Ok(client)
+    }
+
+    /// Puts the client together, from the bottom up.
+    fn compose(
+        config: ClientConfig,
+        (host, work): (String, Work),
+        endpoint: Endpoint,
+        (session, layouts): (Arc<LeasedSession>, Arc<Layouts>),
+        (known, held_locks): (Arc<Known>, Arc<HeldLocks>),
+        (journal, disk): (Option<Arc<Journal>>, Option<DiskCache>),
+    ) -> Arc<Self> {
+        let (kernel, writeback) = (Arc::<Kernel>::default(), Arc::new(WriteBack::new(known.clone())));
+        let fragments = Arc::<Fragments>::default();
+        let caches = (config.cache_bytes, disk);
+        let fetcher =
+            Arc::new(Fetcher::new(endpoint.clone(), layouts.clone(), caches, config.soft_timeout, work.parts()));
+        let putter = Putter::new(endpoint.clone(), layouts.clone(), config.soft_timeout);
+        let parts = committer::Parts {
+            session: session.clone(),
+            uploader: Arc::new(Uploader::new(putter, fetcher.clone(), work.clone())),
+            journal: journal.clone(),
+            kernel: kernel.clone(),
+            fragments: fragments.clone(),
+            known: known.clone(),
+        };
+        let committer = Arc::new(Committer::new(parts, config.window_bytes, config.on_conflict, host));
+        let asked = (session.clone(), known.clone(), writeback.clone());
+        let writer = |journal| Writer::new(journal, session.clone(), writeback.clone(), known.clone());
+        let journal_writer = journal.clone().map(|journal| Arc::new(writer(journal)));
+        let reader = Reader::new(asked, (fetcher.clone(), kernel.clone()), work.clone(), config.readahead_bytes);
+        Arc::new_cyclic(|me| Self {
+            open_files: Arc::new(OpenFiles::new(session.clone(), known.clone(), committer.clone(), work.clone())),
+            accessed: Accessed::new(session.clone(), kernel.clone(), config.access_times),
+            reader: Arc::new(reader),
+            endpoint,
+            session,
+            known,
+            held_locks,
+            layouts,
+            fetcher,
+            buffers: Arc::default(),
+            kernel,
+            committer,
+            fragments,
+            writeback,
+            journal_writer,
+            journal,
+            left: AtomicBool::new(false),
+            refreshing: Ordered::new(Rank::Refreshing, HashSet::new()),
+            overdue: Notify::new(),
+            lock_released: Notify::new(),
+            detached: Arc::default(),
+            waits: Waits::default(),
+            tasks: Mutex::new(JoinSet::new()),
+            work,
+            me: me.clone(),
+            config,
+        })
+    }
+
+    /// The runtime that drives the client's socket: for operations on metadata, which wait for messages and do little else.
+    #[must_use]
+    pub fn network(&self) -> tokio::runtime::Handle {
+        self.endpoint.handle()
+    }
+
+    /// How many questions and changes have gone to metad.
+    #[must_use]
+    pub fn requests(&self) -> u64 {
+        self.session.requests()
+    }
+
+    /// What other sessions change from now on. Best effort: a slow receiver misses some, and gets an error that says so.
+    #[must_use]
+    pub fn notices(&self) -> broadcast::Receiver<Notice> {
+        self.kernel.notices()
+    }
+
+    /// Commits everything and ends the session. When the servers are away, what is in the journal is left to the next
+    /// client with the same directory.
+    ///
+    /// # Errors
+    /// What could not be committed; the session is ended all the same.
+    pub fn shutdown(&self) -> BoxFuture<'_, Result<(), FsError>> {
+        Box::pin(self.leave_cluster())
+    }
+
+    async fn leave_cluster(&self) -> Result<(), FsError> {
+        let stored = self.store_all().await;
+        // Not waited for when the servers are away.
+        let _ = tokio::time::timeout(CLOSE_LIMIT, self.accessed.store()).await;
+        self.end_journal().await;
+        self.end().await;
+        stored
+    }
+
+    /// Commits everything that is uncommitted in any file; or leaves it in the journal, if there is one, when for some time
+    /// nothing of it could be.
+    ///
+    /// # Errors
+    /// The first failure; the others are tried all the same.
+    pub async fn store_all(&self) -> Result<(), FsError> {
+        match &self.journal_writer {
+            None => self.sync_all().await,
+            Some(_) if self.left.load(Ordering::Relaxed) => Ok(()),
+            Some(writer) => tokio::select! {
+                stored = self.sync_all() => stored,
+                () = self.all_journaled(writer) => {
+                    tracing::warn!(
+                        journal = %writer.journal().dir().display(),
+                        "the servers are away: what they do not know is in the journal, and the next mount sends it"
+                    );
+                    Ok(())
+                }
+            },
+        }
+    }
+
+    /// Files with content that somebody could miss and that is not in the queue.
+    pub(crate) fn unqueued_files(&self) -> Vec<Arc<FileState>> {
+        self.open_files.filtered(|file| file.is_wanted() && !file.is_queued())
+    }
+
+    /// Returns once nothing has moved for a while, and everything is in the journal.
+    async fn all_journaled(&self, writer: &Writer) {
+        let (mut seen, mut since) = (None, Instant::now());
+        loop {
+            let now = (self.writeback.sent(), self.committer.window().held());
+            if seen != Some(now) {
+                (seen, since) = (Some(now), Instant::now());
+            } else if since.elapsed() >= LEAVE_AFTER {
+                let left = self.unqueued_files().iter().filter(|file| !self.leave_content(file)).count();
+                if left == 0 && writer.write(Which::All).await.is_ok() {
+                    self.left.store(true, Ordering::Relaxed);
+                    return;
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Ends the journal, if everything is sent. What is not stays in it.
+    async fn end_journal(&self) {
+        let Some(writer) = &self.journal_writer else { return };
+        let left = self.left.load(Ordering::Relaxed);
+        if left {
+            // What was written after everything else was left there.
+            for file in self.unqueued_files() {
+                self.leave_content(&file);
+            }
+        }
+        let sent = self.writeback.sent();
+        if self.writeback.is_empty() {
+            return writer.end(sent, CLOSE_LIMIT).await;
+        }
+        let written = writer.write(Which::All).await;
+        // What the picture shows went into the queue, if it was left.
+        let written = if written.is_ok() && left { writer.drop_picture().await } else { written };
+        if let Err(error) = written {
+            tracing::error!(%error, "what the cluster does not know could not be written into the journal");
+        }
+    }
+
+    async fn end(&self) {
+        let mut tasks = std::mem::take(&mut *self.tasks.lock());
+        tasks.shutdown().await;
+        // What has been committed already waits for nobody; what could not be is given up.
+        self.work.end(CLOSE_LIMIT).await;
+        self.fetcher.close().await;
+        self.session.close(CLOSE_LIMIT).await;
+        self.endpoint.close().await;
+    }
+
+    /// This client, as its own tasks hold it.
+    pub(crate) fn arc(&self) -> Arc<Self> {
+        self.me.upgrade().expect("a method runs only while the client lives")
+    }
+}
+
+/// The journal in this directory; `None`, with a warning, where the disk refuses to keep one.
+async fn journal_in(local: Arc<LocalDir>) -> Result<Option<Arc<Journal>>, Error> {
+    let path = local.path().to_owned();
+    let ended = |error| Error::Local { path, source: std::io::Error::other(error) };
+    match tokio::task::spawn_blocking(move || Journal::open(local)).await.map_err(ended)? {
+        Ok(journal) => Ok(Some(Arc::new(journal))),
+        Err(error @ Error::Local { .. }) => {
+            tracing::warn!(%error, "mounting without a journal");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn connect_error(config: &ClientConfig, error: wire::Error) -> Error {
+    match error {
+        wire::Error::NotSent { reason, .. } => {
+            let tried: Vec<String> = config.bundle.metads.iter().map(ToString::to_string).collect();
+            Error::Unreachable { tried: tried.join(", "), last: reason }
+        }
+        error => Error::Refused(error),
+    }
+}
+
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String =
+        name.trim().chars().filter(|c| c.is_ascii_alphanumeric() || "-_.".contains(*c)).take(64).collect();
+    if name.is_empty() { "host".to_owned() } else { name }
+}

@@ -1,0 +1,73 @@
+//! What goes on though its caller is gone: flushes, uploads and fetches under way, all of them known to one owner.
+
+use std::future::Future;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use wire::FsError;
+
+/// Where work is done, and how it ends. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Work {
+    runtime: Handle,
+    under_way: TaskTracker,
+    /// Ends what may wait for servers that are away.
+    stop: CancellationToken,
+    /// How long a soft mount waits.
+    patience: Option<Duration>,
+}
+
+impl Work {
+    /// Nothing is under way, on this runtime.
+    pub fn new(runtime: Handle, patience: Option<Duration>) -> Self {
+        Self { runtime, under_way: TaskTracker::new(), stop: CancellationToken::new(), patience }
+    }
+
+    /// The tasks under way, and what ends those that may wait for long.
+    pub fn parts(&self) -> (TaskTracker, CancellationToken) {
+        (self.under_way.clone(), self.stop.clone())
+    }
+
+    /// Does something that goes on to its end.
+    pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        self.under_way.spawn_on(work, &self.runtime)
+    }
+
+    /// Does something that is given up when the mount ends.
+    pub fn spawn_until_stopped(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.spawn(self.stop.clone().run_until_cancelled_owned(work));
+    }
+
+    /// Waits, on a soft mount for as long as its patience lasts. As cancel-safe as what is waited for.
+    ///
+    /// # Errors
+    /// `Io` when it ends.
+    pub async fn patiently<T>(&self, waiting: impl Future<Output = T>) -> Result<T, FsError> {
+        match self.patience {
+            None => Ok(waiting.await),
+            Some(limit) => tokio::time::timeout(limit, waiting).await.map_err(|_| FsError::Io),
+        }
+    }
+
+    /// Does something that goes on to its end though the caller is dropped, or a soft mount's patience ends.
+    ///
+    /// # Errors
+    /// What it fails with; `Io` when the patience ends.
+    pub async fn to_its_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, FsError>> + Send + 'static,
+    ) -> Result<T, FsError> {
+        self.patiently(self.spawn(work)).await?.unwrap_or(Err(FsError::Io))
+    }
+
+    /// Waits for what is under way; what takes longer is given up.
+    pub async fn end(&self, limit: Duration) {
+        self.under_way.close();
+        if tokio::time::timeout(limit, self.under_way.wait()).await.is_err() {
+            self.stop.cancel();
+            let _ = tokio::time::timeout(limit, self.under_way.wait()).await;
+        }
+    }
+}
