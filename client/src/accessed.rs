@@ -5,7 +5,7 @@
 use crate::file::state::FileState;
 use crate::ordered::{Ordered, Rank};
 use crate::{Client, NOTICES, Notice};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Weak;
 use std::time::Duration;
 use wire::attr::Timestamp;
@@ -20,12 +20,12 @@ const TOGETHER: usize = 1024;
 const WAITING_MAX: usize = 65_536;
 /// What was read and is not stored yet.
 pub(crate) struct Accessed {
-    waiting: Ordered<HashMap<Ino, Timestamp>>,
+    waiting: Ordered<BTreeMap<Ino, Timestamp>>,
 }
 
 impl Default for Accessed {
     fn default() -> Self {
-        Self { waiting: Ordered::new(Rank::Leaf, HashMap::new()) }
+        Self { waiting: Ordered::new(Rank::Leaf, BTreeMap::new()) }
     }
 }
 
@@ -47,7 +47,7 @@ impl Client {
 
     /// Stores what waits. What cannot be stored is forgotten: an access time is no promise.
     pub(crate) async fn store_access_times(&self) {
-        let waiting: Vec<(Ino, Timestamp)> = self.accessed.waiting.lock().drain().collect();
+        let waiting: Vec<(Ino, Timestamp)> = std::mem::take(&mut *self.accessed.waiting.lock()).into_iter().collect();
         for some in waiting.chunks(TOGETHER) {
             let ops = some.iter().map(|(ino, at)| Op::Accessed { ino: *ino, at: *at }).collect();
             match self.session.submit(ops).await {

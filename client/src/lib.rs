@@ -1,7 +1,7 @@
 //! A client of a Surf cluster: the filesystem's operations, free of FUSE.
 //!
 //! [`Client`] is one mount's session. `meta` talks to metad, `known` answers in its place under leases, `block` talks to
-//! the block daemons, `file` holds what is open, `namespace` and `handle` are the operations by family,
+//! the block daemons, both by `network`, `file` holds what is open, `namespace` and `handle` are the operations by family,
 //! `writeback` what is done under delegations and told later, `journal` what of it would be lost with the process, `upkeep`
 //! what goes on in the background.
 //!
@@ -25,6 +25,7 @@ mod local;
 mod locks;
 pub mod meta;
 pub mod namespace;
+pub mod network;
 mod opens;
 mod ordered;
 mod upkeep;
@@ -35,6 +36,7 @@ mod writeback;
 pub use config::{ClientConfig, DISK_CACHE_BYTES_MIN, OnConflict};
 pub use error::Error;
 pub use handle::{Handle, OpenFlags, Opened};
+pub use journal::disk;
 pub use local::LocalDir;
 pub use locks::Wait;
 pub use writeback::Heard;
@@ -49,12 +51,14 @@ use file::state::FileState;
 use file::together::Gathering;
 use futures::future::BoxFuture;
 use journal::Journal;
+use journal::disk::{Disk, LocalDisk};
 use known::Known;
 use known::held_locks::HeldLocks;
 use known::leased::LeasedSession;
 use locks::Waits;
 use lru::LruCache;
 use meta::rpc::Rpc;
+use network::Network;
 use opens::Opens;
 use ordered::{Ordered, Rank};
 use parking_lot::Mutex;
@@ -108,7 +112,7 @@ pub struct Client {
     config: ClientConfig,
     host: String,
     runtime: tokio::runtime::Handle,
-    endpoint: Endpoint,
+    network: Arc<dyn Network>,
     session: Arc<LeasedSession>,
     known: Arc<Known>,
     held_locks: Arc<HeldLocks>,
@@ -182,7 +186,7 @@ impl Client {
             Some(local) => journal_in(local).await?,
             None => None,
         };
-        let disk = local.filter(|_| config.disk_cache_bytes > 0).and_then(|local| {
+        let cache = local.filter(|_| config.disk_cache_bytes > 0).and_then(|local| {
             let started = DiskCache::start(local, config.disk_cache_bytes);
             started.inspect_err(|error| tracing::warn!(%error, "mounting without a cache of blocks on disk")).ok()
         });
@@ -193,10 +197,34 @@ impl Client {
             _ => ([0, 0, 0, 0], 0).into(),
         };
         let endpoint = Endpoint::bind(local, &config.bundle.identity).map_err(Error::Refused)?;
+        Self::start(config, Arc::new(endpoint), journal, cache).await
+    }
+
+    /// Opens a session over another network than QUIC, with a journal on this disk if there is one, and without a cache of
+    /// blocks on disk.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_over(
+        config: ClientConfig,
+        network: Arc<dyn Network>,
+        journal: Option<Arc<dyn Disk>>,
+    ) -> Result<Arc<Self>, Error> {
+        config.check()?;
+        let journal = journal.map(Journal::open).transpose()?.map(Arc::new);
+        Self::start(config, network, journal, None).await
+    }
+
+    async fn start(
+        config: ClientConfig,
+        network: Arc<dyn Network>,
+        journal: Option<Arc<Journal>>,
+        disk: Option<DiskCache>,
+    ) -> Result<Arc<Self>, Error> {
         let host = hostname();
         // A client that used this directory is dead: what it had sent must not arrive any more.
         let resumes = journal.as_ref().and_then(|journal| journal.session());
-        let rpc = Rpc::new(endpoint.clone(), config.bundle.metads.clone(), config.soft_timeout);
+        let rpc = Rpc::new(network.clone(), config.bundle.metads.clone(), config.soft_timeout);
         let (work, stop) = (TaskTracker::new(), CancellationToken::new());
         let tasks = (work.clone(), stop.clone());
         let (known, held_locks) = (Arc::<Known>::default(), Arc::<HeldLocks>::default());
@@ -208,17 +236,17 @@ impl Client {
         let layouts = Arc::new(Layouts::new(opened.layout));
         let client = Arc::new_cyclic(|me| Self {
             fetcher: Fetcher::new(
-                endpoint.clone(),
+                network.clone(),
                 layouts.clone(),
                 (config.cache_bytes, disk),
                 config.soft_timeout,
                 tasks,
             ),
-            putter: Putter::new(endpoint.clone(), layouts.clone(), config.soft_timeout),
+            putter: Putter::new(network.clone(), layouts.clone(), config.soft_timeout),
             window: Window::new(config.window_bytes),
             host,
             runtime: tokio::runtime::Handle::current(),
-            endpoint,
+            network,
             session,
             known,
             held_locks,
@@ -266,7 +294,7 @@ impl Client {
     /// The runtime that drives the client's socket: for operations on metadata, which wait for messages and do little else.
     #[must_use]
     pub fn network(&self) -> tokio::runtime::Handle {
-        self.endpoint.handle()
+        self.network.runtime()
     }
 
     /// How many questions and changes have gone to metad.
@@ -299,6 +327,12 @@ impl Client {
         stored
     }
 
+    /// Ends everything at once, as the death of its process would: nothing is stored, and nobody is told.
+    pub fn abandon(&self) {
+        self.stop.cancel();
+        self.tasks.lock().abort_all();
+    }
+
     async fn end(&self) {
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.shutdown().await;
@@ -310,7 +344,7 @@ impl Client {
         }
         self.fetcher.close().await;
         self.session.close(CLOSE_LIMIT).await;
-        self.endpoint.close().await;
+        self.network.close().await;
     }
 
     /// This client, as its own tasks hold it.
@@ -348,7 +382,12 @@ impl Client {
 async fn journal_in(local: Arc<LocalDir>) -> Result<Option<Arc<Journal>>, Error> {
     let path = local.path().to_owned();
     let ended = |error| Error::Local { path, source: std::io::Error::other(error) };
-    match tokio::task::spawn_blocking(move || Journal::open(local)).await.map_err(ended)? {
+    let open = move || {
+        let dir = local.path().to_owned();
+        let disk = LocalDisk::open(local).map_err(|source| Error::Local { path: dir, source })?;
+        Journal::open(Arc::new(disk))
+    };
+    match tokio::task::spawn_blocking(open).await.map_err(ended)? {
         Ok(journal) => Ok(Some(Arc::new(journal))),
         Err(error @ Error::Local { .. }) => {
             tracing::warn!(%error, "mounting without a journal");

@@ -6,20 +6,21 @@ use crate::handle::FLUSHES;
 use crate::journal::Picture;
 use crate::known::leased::LeasedSession;
 use crate::meta::session::Alive;
+use crate::network::EventStream;
 use crate::writeback::WriteBack;
 use crate::{Client, Notice, accessed, compact, writeback};
 use futures::StreamExt;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::time::Instant;
 use wire::ids::{Ino, SessionId};
 use wire::limits::LEASE_MS;
 use wire::message::event::MetaEvent;
 use wire::message::meta::{LeaseState, MetaRequest};
-use wire::quic::EventReceiver;
 use wire::retry::Backoff;
 
 /// Before the second attempt at a stream of events.
@@ -257,7 +258,7 @@ async fn follow_events(weak: Weak<Client>) {
             let Some(client) = weak.upgrade() else { return };
             // Whoever asks for events has nothing in its caches: metad counts on it.
             if let Some(until) = client.known.empty() {
-                tokio::time::sleep_until(until.into()).await;
+                tokio::time::sleep_until(until).await;
             }
             // Finds the leader, if it is another one.
             client.beat(EVENTS_PAUSE).await;
@@ -272,6 +273,7 @@ async fn follow_events(weak: Weak<Client>) {
                 let (telling, to_tell) = mpsc::unbounded_channel();
                 let acknowledge = Acknowledgements { dropping, telling };
                 tokio::select! {
+                    biased;
                     () = follow(&weak, stream, at, &detached, acknowledge) => {}
                     // What metad asked for by a stream that has ended, it does not wait for any more.
                     () = acknowledge_in_order(&session, &queue, to_drop) => {}
@@ -287,7 +289,7 @@ async fn follow_events(weak: Weak<Client>) {
 /// Takes events until the stream breaks, or the session or the leader is another one: the old one keeps silent.
 async fn follow(
     weak: &Weak<Client>,
-    mut stream: EventReceiver,
+    mut stream: Box<dyn EventStream>,
     at: (SessionId, SocketAddr),
     detached: &Notify,
     acknowledge: Acknowledgements,
@@ -295,7 +297,8 @@ async fn follow(
     let opened = Instant::now();
     loop {
         let event = tokio::select! {
-            event = tokio::time::timeout(EVENTS_PAUSE, stream.next::<MetaEvent>()) => Some(event),
+            biased;
+            event = tokio::time::timeout(EVENTS_PAUSE, stream.next()) => Some(event),
             () = detached.notified() => None,
         };
         let Some(client) = weak.upgrade() else { return };
@@ -321,7 +324,7 @@ async fn acknowledge_in_order(
     while let Some(Acknowledgement { seq, at, told }) = next.take() {
         let mut done = vec![seq];
         if let Some(at) = at {
-            tokio::time::sleep_until(at.into()).await;
+            tokio::time::sleep_until(at).await;
         }
         if let Some(told) = told {
             // A failed attempt is repeated; metad waits for as long as it sees fit.

@@ -22,8 +22,9 @@ use parking_lot::{Mutex, MutexGuard};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use wire::FsError;
 use wire::attr::Timestamp;
 use wire::ids::{Ino, Version};
@@ -402,7 +403,7 @@ impl WriteBack {
             match due {
                 None => entered.await,
                 Some(due) if due <= Instant::now() => return,
-                Some(due) => tokio::time::sleep_until(due.into()).await,
+                Some(due) => tokio::time::sleep_until(due).await,
             }
         }
     }
@@ -473,7 +474,7 @@ impl WriteBack {
                 None => wake.await,
                 Some(due) if due <= Instant::now() => return,
                 Some(due) => {
-                    let _ = tokio::time::timeout_at(due.into(), wake).await;
+                    let _ = tokio::time::timeout_at(due, wake).await;
                 }
             }
         }

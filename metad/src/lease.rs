@@ -15,8 +15,8 @@ use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::{Refused, session};
 use std::sync::Arc;
-use std::time::Instant;
 use table::{Extension, Table, Told};
+use tokio::time::Instant;
 use wire::attr::InodeAttr;
 use wire::ids::{Ino, SessionId};
 use wire::message::event::MetaEvent;
@@ -189,7 +189,7 @@ impl Shared {
             // Before looking: what changes in between must not be missed.
             changed.as_mut().enable();
             let Some(Some(until)) = self.leased(|table| open(table, Instant::now())) else { return };
-            let _ = tokio::time::timeout_at(until.into(), changed).await;
+            let _ = tokio::time::timeout_at(until, changed).await;
         }
     }
 
@@ -197,7 +197,7 @@ impl Shared {
     /// it and does not say so. Returns whether that took any time.
     ///
     /// # Errors
-    /// As [`Consensus::read_barrier`](crate::raft::Consensus::read_barrier), while that may matter.
+    /// As [`Consensus::read_barrier`](crate::consensus::Consensus::read_barrier), while that may matter.
     pub(crate) async fn wait_for_others(&self, id: Option<SessionId>) -> Result<bool, ProposeError> {
         let grace = |table: &Table, now| table.grace_until(std::iter::once(SessionId(u64::MAX)), now);
         if self.leased(|table| grace(table, Instant::now())).flatten().is_none() {

@@ -8,7 +8,7 @@ mod sessions;
 
 pub use batcher::{Batcher, Clock};
 pub use events::Events;
-pub use sessions::expire_silent;
+pub use sessions::{Followed, expire_silent};
 
 use crate::Shared;
 use crate::error::ProposeError;
@@ -16,6 +16,7 @@ use crate::fs::{read, settings};
 use crate::lease::{Asked, Granted};
 use std::borrow::Cow;
 use std::sync::Arc;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use wire::FsError;
 use wire::ids::{Ino, MetadId, SessionId};
 use wire::message::meta::{MetaReply, MetaRequest};
@@ -85,7 +86,8 @@ fn needed_role(request: &MetaRequest) -> Option<Role> {
 }
 
 impl Server {
-    async fn answer(&self, peer: &PeerIdentity, request: MetaRequest) -> MetaReply {
+    /// Answers a request that takes one answer; not a stream of events, nor a message of Raft.
+    pub async fn answer(&self, peer: &PeerIdentity, request: MetaRequest) -> MetaReply {
         // Between the first election and the cluster's first entry there is nothing to ask about.
         if settings::cluster(&**self.shared.consensus.state()).is_none() {
             return self.not_leader(self.shared.consensus.leader().await);
@@ -98,12 +100,7 @@ impl Server {
             MetaRequest::OpenSession { host, purpose, caches, resumes, token } => {
                 self.open_session(peer, (host, purpose), caches, (resumes, token)).await
             }
-            MetaRequest::Acknowledge { session, seqs } => {
-                if self.owns(peer, session) {
-                    self.shared.acknowledged(session, &seqs);
-                }
-                Ok(MetaReply::Done)
-            }
+            MetaRequest::Acknowledge { session, seqs } => self.acknowledge(peer, session, &seqs).await,
             MetaRequest::KeepAlive { session, epoch } => self.keep_alive(peer, session, epoch).await,
             MetaRequest::CloseSession { session } => self.close_session(peer, session).await,
             MetaRequest::GetLayout => self.layout().await,
@@ -123,6 +120,22 @@ impl Server {
                 self.not_leader(None)
             }
         }
+    }
+
+    async fn acknowledge(
+        &self,
+        peer: &PeerIdentity,
+        session: SessionId,
+        seqs: &[u64],
+    ) -> Result<MetaReply, ProposeError> {
+        // The leader waits for it: nobody else may let the session believe that it has arrived.
+        if self.shared.consensus.leadership().is_none() {
+            return Err(ProposeError::NotLeader(self.shared.consensus.leader().await));
+        }
+        if self.owns(peer, session) {
+            self.shared.acknowledged(session, seqs);
+        }
+        Ok(MetaReply::Done)
     }
 
     fn not_leader(&self, leader: Option<MetadId>) -> MetaReply {
@@ -180,9 +193,7 @@ impl Server {
     fn look(&self, session: SessionId, question: &Read) -> Result<ReadReply, FsError> {
         let state = self.shared.consensus.state();
         match question {
-            Read::ReadDir { .. } | Read::ReadTree { .. } => {
-                tokio::task::block_in_place(|| read::read(&**state, session, question))
-            }
+            Read::ReadDir { .. } | Read::ReadTree { .. } => in_place(|| read::read(&**state, session, question)),
             Read::StatFs => {
                 let layout = settings::layout(&**state);
                 Ok(ReadReply::StatFs(self.shared.liveness.statfs(&layout, settings::inode_count(&**state))))
@@ -190,6 +201,14 @@ impl Server {
             // A few look-ups in memory: handing them to another thread would cost more than they do.
             _ => read::read(&**state, session, question),
         }
+    }
+}
+
+/// Does work that takes a while. A runtime of one thread, which only tests have, can leave nothing to others meanwhile.
+fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => work(),
+        _ => tokio::task::block_in_place(work),
     }
 }
 

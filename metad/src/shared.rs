@@ -2,10 +2,10 @@
 
 use crate::cluster::liveness::Liveness;
 use crate::config::Config;
+use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::Leases;
-use crate::raft::Consensus;
 use crate::server::{Batcher, Clock, Events};
 use std::sync::Arc;
 use tokio::sync::Mutex;
@@ -14,7 +14,7 @@ use wire::quic::Endpoint;
 /// What all parts of a node share.
 pub struct Shared {
     pub(crate) config: Config,
-    pub(crate) consensus: Arc<Consensus>,
+    pub(crate) consensus: Arc<dyn Consensus>,
     pub(crate) endpoint: Endpoint,
     pub(crate) liveness: Liveness,
     pub(crate) events: Events,
@@ -26,6 +26,23 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// All parts, before anything is asked of them. Must be called within a runtime.
+    #[must_use]
+    pub fn new(config: Config, consensus: Arc<dyn Consensus>, endpoint: Endpoint) -> Self {
+        let clock = Arc::new(Clock::default());
+        Self {
+            batcher: Batcher::start(consensus.clone(), clock.clone()),
+            consensus,
+            endpoint,
+            liveness: Liveness::default(),
+            events: Events::default(),
+            leases: Leases::default(),
+            clock,
+            layout_change: Mutex::new(()),
+            config,
+        }
+    }
+
     /// Proposes a command, stamped with the leader's time.
     pub(crate) async fn propose(&self, command: Command) -> Result<CommandReply, ProposeError> {
         self.consensus.propose(Stamped { now: self.clock.now(), command }).await

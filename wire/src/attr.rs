@@ -19,6 +19,10 @@ impl Timestamp {
     /// The wall clock. Never called while a Raft entry is applied: the leader stamps entries before.
     #[must_use]
     pub fn now() -> Self {
+        #[cfg(feature = "simulation")]
+        if let Some(now) = crate::simulation::wall() {
+            return Self::from(now);
+        }
         Self::from(SystemTime::now())
     }
 

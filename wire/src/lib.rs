@@ -4,6 +4,7 @@
 
 pub mod attr;
 pub mod bundle;
+pub mod chance;
 pub mod codec;
 pub mod errno;
 pub mod error;
@@ -18,6 +19,8 @@ pub mod quic;
 pub mod retry;
 pub mod sections;
 pub mod settings;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 pub mod sys;
 pub mod tls;
 

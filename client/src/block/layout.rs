@@ -4,7 +4,8 @@ use parking_lot::RwLock;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 use wire::ids::{BlockHash, BlockdId};
 use wire::layout::Layout;
 

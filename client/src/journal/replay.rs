@@ -18,7 +18,6 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::spawn_blocking;
 use wire::FsError;
 use wire::attr::{Creator, FileKind, InodeAttr, Timestamp};
 use wire::ids::Ino;
@@ -74,14 +73,13 @@ impl Client {
         };
         let position = position.unwrap_or_default();
         let (told, last) = (position.told, journal.last().max(position.told));
-        let left = journal.clone();
-        let read = spawn_blocking(move || {
+        let read = journal.in_thread(move |left| {
             let mut records = left.untold(told)?;
             let (shared, last) = left.read_shared(last)?;
             records.extend(shared);
             Ok((records, last))
         });
-        let read = read.await.map_err(|ended| Failed::Disk(io::Error::other(ended)))?;
+        let read = read.await.map_err(Failed::Disk)?;
         let (records, last) = read.map_err(Failed::Journal)?;
         self.writeback.start_behind(told, last);
         if records.is_empty() {

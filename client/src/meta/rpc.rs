@@ -1,12 +1,13 @@
 //! Asking the leader: follow hints, go round the nodes, wait between rounds.
 
+use crate::network::{EventStream, Metad};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 use wire::message::meta::{MetaReply, MetaRequest};
-use wire::quic::{Endpoint, EventReceiver, Peer};
 use wire::retry::Backoff;
-use wire::tls::Role;
 use wire::{Error, FsError};
 
 /// One attempt takes no longer; a leader that hangs is asked again, or its successor.
@@ -18,7 +19,7 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// Known metads, and the one that led last.
 pub struct Rpc {
-    endpoint: Endpoint,
+    metads: Arc<dyn Metad>,
     known: Mutex<Known>,
     soft_timeout: Option<Duration>,
 }
@@ -39,8 +40,8 @@ enum Missed {
 impl Rpc {
     /// Knows these addresses to begin with.
     #[must_use]
-    pub fn new(endpoint: Endpoint, nodes: Vec<SocketAddr>, soft_timeout: Option<Duration>) -> Self {
-        Self { endpoint, known: Mutex::new(Known { nodes, at: 0 }), soft_timeout }
+    pub fn new(metads: Arc<dyn Metad>, nodes: Vec<SocketAddr>, soft_timeout: Option<Duration>) -> Self {
+        Self { metads, known: Mutex::new(Known { nodes, at: 0 }), soft_timeout }
     }
 
     /// Where the leader is, as far as is known.
@@ -48,10 +49,6 @@ impl Rpc {
     pub fn leader(&self) -> SocketAddr {
         let known = self.known.lock();
         known.nodes[known.at % known.nodes.len()]
-    }
-
-    fn peer(&self) -> Peer {
-        self.endpoint.peer(self.leader(), Role::Metad)
     }
 
     /// Asks until the leader answers. Only for requests that may be carried out twice: reads, and numbered batches (I1).
@@ -111,12 +108,12 @@ impl Rpc {
     }
 
     async fn attempt(&self, request: &MetaRequest, limit: Duration) -> Result<Result<MetaReply, Missed>, Error> {
-        let peer = self.peer();
-        match peer.request::<_, MetaReply>(request, &[], limit).await {
-            Ok((MetaReply::NotLeader { leader, nodes }, _)) => {
-                Ok(Err(self.learn(peer.addr(), leader.map(|(_, addr)| addr), &nodes)))
+        let asked = self.leader();
+        match self.metads.ask(asked, request, limit).await {
+            Ok(MetaReply::NotLeader { leader, nodes }) => {
+                Ok(Err(self.learn(asked, leader.map(|(_, addr)| addr), &nodes)))
             }
-            Ok((reply, _)) => Ok(Ok(reply)),
+            Ok(reply) => Ok(Ok(reply)),
             Err(error @ (Error::WrongCluster { .. } | Error::WrongRole { .. } | Error::ProtocolVersion { .. })) => {
                 Err(error)
             }
@@ -149,8 +146,8 @@ impl Rpc {
     /// Opens a stream of events with the leader, as far as it is known.
     ///
     /// # Errors
-    /// As `Peer::open_events`.
-    pub async fn events(&self, request: &MetaRequest) -> Result<EventReceiver, Error> {
-        self.peer().open_events(request).await
+    /// As [`Metad::events`].
+    pub async fn events(&self, request: &MetaRequest) -> Result<Box<dyn EventStream>, Error> {
+        self.metads.events(self.leader(), request).await
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::attr::{InodeAttr, Timestamp};
+use wire::chance;
 use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::layout::Layout;
 use wire::limits::{INO_RANGE, SESSION_REPLIES_MAX};
@@ -399,7 +400,7 @@ impl Session {
 impl SessionOptions {
     fn request(&self, resumes: Option<SessionId>) -> MetaRequest {
         let (host, purpose) = (self.host.clone(), self.purpose.clone());
-        MetaRequest::OpenSession { host, purpose, caches: true, resumes, token: Some(rand::random()) }
+        MetaRequest::OpenSession { host, purpose, caches: true, resumes, token: Some(chance::number()) }
     }
 }
 

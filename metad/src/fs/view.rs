@@ -24,7 +24,7 @@ impl<'a> Held<'a> {
 
 /// An ordered map from bytes to bytes. Implementations end the process when their disk fails: a state machine that
 /// cannot read its state can promise nothing.
-pub trait Kv {
+pub trait Kv: Send + Sync {
     /// The value of a key.
     fn get(&self, key: &[u8]) -> Option<Vec<u8>>;
 

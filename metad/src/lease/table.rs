@@ -15,8 +15,9 @@
 //! reads what is older than what a delegation's holder has done, unless that one has been silent for longer than its
 //! leases, or kept others waiting for too long.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::time::Duration;
+use tokio::time::Instant;
 use wire::ids::{Ino, SessionId};
 
 /// Leases of one session; with more, all of them are recalled. Clients remember so many.
@@ -124,7 +125,7 @@ pub struct Table {
     lease: Duration,
     /// When this leadership was noticed. What an earlier leader granted has run out a lease later.
     since: Instant,
-    holders: HashMap<SessionId, Holder>,
+    holders: BTreeMap<SessionId, Holder>,
     held: HashMap<Ino, Vec<SessionId>>,
     /// Delegations: their holder is the only one in `held`.
     delegated: HashMap<Ino, SessionId>,
@@ -152,7 +153,7 @@ impl Table {
         Self {
             lease,
             since: now,
-            holders: HashMap::new(),
+            holders: BTreeMap::new(),
             held: HashMap::new(),
             delegated: HashMap::new(),
             telling: HashMap::new(),

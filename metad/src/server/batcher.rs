@@ -1,8 +1,8 @@
 //! Group commit: batches that arrive while others are on their way share an entry of the log.
 
+use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Refused, Stamped};
-use crate::raft::Consensus;
 use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -57,7 +57,7 @@ impl Clock {
 impl Batcher {
     /// Starts the task that proposes; it ends with the last sender.
     #[must_use]
-    pub fn start(consensus: Arc<Consensus>, clock: Arc<Clock>) -> Self {
+    pub fn start(consensus: Arc<dyn Consensus>, clock: Arc<Clock>) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         tokio::spawn(run(consensus, clock, waiting));
         Self { queue }
@@ -76,7 +76,7 @@ impl Batcher {
     }
 }
 
-async fn run(consensus: Arc<Consensus>, clock: Arc<Clock>, mut waiting: mpsc::Receiver<Waiting>) {
+async fn run(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, mut waiting: mpsc::Receiver<Waiting>) {
     let in_flight = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT));
     let mut left_over = None;
     loop {
@@ -84,7 +84,7 @@ async fn run(consensus: Arc<Consensus>, clock: Arc<Clock>, mut waiting: mpsc::Re
         let Some(group) = next_group(&mut waiting, &mut left_over).await else { return };
         let (consensus, now) = (consensus.clone(), clock.now());
         tokio::spawn(async move {
-            propose(&consensus, now, group).await;
+            propose(&*consensus, now, group).await;
             drop(permit);
         });
     }
@@ -114,7 +114,7 @@ async fn next_group(waiting: &mut mpsc::Receiver<Waiting>, left_over: &mut Optio
     Some(group)
 }
 
-async fn propose(consensus: &Consensus, now: Timestamp, group: Vec<Waiting>) {
+async fn propose(consensus: &dyn Consensus, now: Timestamp, group: Vec<Waiting>) {
     let term = group.iter().find_map(|one| one.term);
     let (batches, callers): (Vec<_>, Vec<_>) =
         group.into_iter().map(|one| ((one.session, one.batch), one.reply)).unzip();

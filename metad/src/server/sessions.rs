@@ -8,6 +8,7 @@ use crate::fs::{Command, CommandReply, Refused, Stamped, orphan, settings};
 use crate::lease::{self, table::Extension};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use wire::ids::{LayoutEpoch, SessionId};
 use wire::limits::{BATCH_BYTES_MAX, SESSION_TEXT_BYTES_MAX, SESSION_TTL_MS};
@@ -98,13 +99,24 @@ impl Server {
         })
     }
 
-    /// Serves a session's stream of events, and lets it hold leases meanwhile.
+    /// Serves a session's stream of events.
     pub(super) async fn events(&self, peer: &PeerIdentity, id: SessionId, dirty: bool, incoming: Incoming) {
+        match self.follow(peer, id, dirty).await {
+            Ok(Followed { events, _attached }) => Events::serve(events, incoming.into_events()).await,
+            Err(reason) => incoming.refuse(reason).await,
+        }
+    }
+
+    /// Begins a session's stream of events, and lets it hold leases as long as it is followed.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn follow(&self, peer: &PeerIdentity, id: SessionId, dirty: bool) -> Result<Followed, &'static str> {
         if self.shared.consensus.read_barrier().await.is_err() {
-            return incoming.refuse("another node leads").await;
+            return Err("another node leads");
         }
         if !self.owns(peer, id) {
-            return incoming.refuse("this session has ended, or is another's").await;
+            return Err("this session has ended, or is another's");
         }
         let keeps_caches =
             session::find(&**self.shared.consensus.state(), id).is_some_and(|found| found.opening.caches);
@@ -114,8 +126,7 @@ impl Server {
             let seq = self.shared.attach(id, stream, dirty);
             self.shared.events.tell(id, &MetaEvent::Attached { seq });
         }
-        let _attached = Attached { shared: self.shared.clone(), id, stream };
-        Events::serve(events, incoming.into_events()).await;
+        Ok(Followed { events, _attached: Attached { shared: self.shared.clone(), id, stream } })
     }
 
     pub(super) async fn close_session(&self, peer: &PeerIdentity, id: SessionId) -> Result<MetaReply, ProposeError> {
@@ -183,6 +194,19 @@ impl Server {
         if !orphans.is_empty() {
             self.shared.events.tell_others(id, &MetaEvent::Orphaned(orphans));
         }
+    }
+}
+
+/// The events of a session, which is detached when this is dropped.
+pub struct Followed {
+    events: mpsc::Receiver<MetaEvent>,
+    _attached: Attached,
+}
+
+impl Followed {
+    /// The next event; `None` when there are no more. Cancel-safe.
+    pub async fn next(&mut self) -> Option<MetaEvent> {
+        self.events.recv().await
     }
 }
 

@@ -16,6 +16,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("surf", &["wire", "client", "embed"]),
     ("bench", &[]),
     ("kit", &["wire"]),
+    ("sim", &["wire", "metad", "client", "kit"]),
 ];
 
 /// Test binaries beside `it`, with what they need a process of their own for.
