@@ -11,16 +11,18 @@
 //!
 //! State: the daemons that failed a moment ago ([`Suspects`]), so that not every block waits for the same dead one.
 
-use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
-use std::collections::{HashMap, VecDeque};
+use bytes::Bytes;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use wire::buffers::{Buffer, Pool};
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
 use wire::limits::BLOCK_BYTES_MAX;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::{Endpoint, Incoming, OutgoingRequest};
 use wire::sections::{SECTION_BYTES, SectionHasher, Sections};
+use wire::suspects::Suspects;
 use wire::tls::Role;
 
 /// Received bytes are hashed and passed on in pieces of at least this size: large enough for BLAKE3's wide paths, small
@@ -33,8 +35,12 @@ pub const CHAIN_MAX: usize = 5;
 const SUSPECT_FOR: Duration = Duration::from_secs(2);
 /// The rest of the chain gets this share of the time that the sender gives: the sender is to hear who failed.
 const DEADLINE_SHARE: f64 = 0.8;
-/// Buffers kept for reuse: fresh memory costs more than the network does.
-const BUFFERS_MAX: usize = 16;
+/// Blocks below this are left to the allocator.
+const REUSED_BYTES_MIN: usize = 64 << 10;
+/// Capacities of reused buffers are multiples of this, so that blocks of similar lengths share them.
+const CAPACITY_STEP: usize = 1 << 20;
+/// Memory kept for reuse: fresh memory costs more than the network does.
+const KEPT_BYTES_MAX: usize = 64 << 20;
 
 /// The rest of a chain: whom to forward to, in order.
 pub type Chain = Vec<(BlockdId, SocketAddr)>;
@@ -42,24 +48,8 @@ pub type Chain = Vec<(BlockdId, SocketAddr)>;
 /// Receives blocks and passes them on.
 pub struct Replicator {
     endpoint: Endpoint,
-    suspects: Suspects,
-    buffers: Mutex<Vec<BytesMut>>,
-}
-
-/// Daemons that failed a moment ago.
-#[derive(Default)]
-struct Suspects(Mutex<HashMap<SocketAddr, Instant>>);
-
-impl Suspects {
-    fn add(&self, addr: SocketAddr) {
-        let mut all = self.0.lock();
-        all.retain(|_, failed| failed.elapsed() < SUSPECT_FOR);
-        all.insert(addr, Instant::now());
-    }
-
-    fn contains(&self, addr: SocketAddr) -> bool {
-        self.0.lock().get(&addr).is_some_and(|failed| failed.elapsed() < SUSPECT_FOR)
-    }
+    suspects: Suspects<SocketAddr>,
+    buffers: Arc<Pool>,
 }
 
 /// What became of a block's payload.
@@ -83,7 +73,7 @@ impl Replicator {
     /// Forwards from `endpoint`.
     #[must_use]
     pub fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, suspects: Suspects::default(), buffers: Mutex::default() }
+        Self { endpoint, suspects: Suspects::new(SUSPECT_FOR), buffers: Pool::new(REUSED_BYTES_MIN, KEPT_BYTES_MAX) }
     }
 
     /// Opens the way to the next daemon of the chain that can be reached.
@@ -94,7 +84,6 @@ impl Replicator {
             hash,
             epoch,
             len: request.payload_len(),
-            request_id: request.request_id(),
             deadline: Instant::now() + deadline,
             rest: chain.into(),
             open: None,
@@ -110,8 +99,7 @@ impl Replicator {
     /// [`wire::Error::Malformed`] when the sender's stream ends early.
     pub async fn receive(&self, request: &mut Incoming, forward: &mut Forward<'_>) -> Result<Received, wire::Error> {
         assert!(forward.len <= BLOCK_BYTES_MAX, "checked before anything is received");
-        let mut buffer = self.buffers.lock().pop().unwrap_or_default();
-        buffer.reserve(forward.len);
+        let mut buffer = self.buffer_for(forward.len);
         let mut hasher = SectionHasher::default();
         let mut passed = 0;
         while let Some(chunk) = request.next_chunk().await? {
@@ -135,15 +123,11 @@ impl Replicator {
         Ok(Received::Block(buffer.freeze(), sections))
     }
 
-    /// Takes a block's memory back for the next one, when nobody else holds it any more.
-    pub fn recycle(&self, block: Bytes) {
-        if let Ok(mut buffer) = block.try_into_mut() {
-            buffer.clear();
-            let mut buffers = self.buffers.lock();
-            if buffers.len() < BUFFERS_MAX {
-                buffers.push(buffer);
-            }
+    fn buffer_for(&self, len: usize) -> Buffer {
+        if len < REUSED_BYTES_MIN {
+            return self.buffers.adopt(Vec::with_capacity(len));
         }
+        self.buffers.take(len, || Vec::with_capacity(len.next_multiple_of(CAPACITY_STEP)))
     }
 }
 
@@ -153,7 +137,6 @@ pub struct Forward<'a> {
     hash: BlockHash,
     epoch: LayoutEpoch,
     len: usize,
-    request_id: u64,
     deadline: Instant,
     rest: VecDeque<(BlockdId, SocketAddr)>,
     open: Option<(BlockdId, SocketAddr, OutgoingRequest)>,
@@ -173,13 +156,13 @@ impl Forward<'_> {
     async fn open_next(&mut self) {
         assert!(self.open.is_none());
         while let Some((id, addr)) = self.rest.pop_front() {
-            if self.replicator.suspects.contains(addr) {
+            if self.replicator.suspects.contains(&addr) {
                 self.failed(id, addr, "failed a moment ago".to_owned());
                 continue;
             }
             let chain = self.rest.iter().copied().collect();
             let head = BlockRequest::Put { hash: self.hash, epoch: self.epoch, chain };
-            let peer = self.replicator.endpoint.peer(addr, Role::Blockd).on_behalf_of(self.request_id);
+            let peer = self.replicator.endpoint.peer(addr, Role::Blockd);
             let left = self.time_left();
             let opening = peer.open_request(&head, u32::try_from(self.len).unwrap_or(u32::MAX), left);
             match tokio::time::timeout(left, opening).await {

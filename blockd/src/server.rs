@@ -84,7 +84,7 @@ impl Service for Server {
             Ok(request) => request,
             Err(error) => return incoming.refuse(&error.to_string()).await,
         };
-        tracing::debug!(id = format!("{:016x}", incoming.request_id()), peer = peer.subject.name, ?request, "request");
+        tracing::debug!(?request, "request");
         if !may_ask(&peer.subject, &request) {
             self.metrics.unauthorized.add(1);
             return incoming.refuse(&format!("a {} may not ask this of a blockd", peer.subject.role)).await;
@@ -183,7 +183,6 @@ impl Server {
         let layout = self.layouts.compare(epoch);
         let reply = BlockReply::Stored { synced: outcome.synced, failed: outcome.failed, layout };
         incoming.respond(&reply, &[]).await;
-        self.replicator.recycle(block);
     }
 
     async fn get(&self, hash: BlockHash, epoch: LayoutEpoch, offset: u32, len: u32) -> (BlockReply, Option<Bytes>) {

@@ -401,10 +401,10 @@ impl Known {
         let mut inner = self.inner.lock();
         let at = inner.tick();
         for op in ops {
-            for ino in attrs_changed(op) {
+            for ino in op.attrs_changed() {
                 inner.note_change(ino, at);
             }
-            for (parent, name) in names_changed(op) {
+            for (parent, name) in op.names_changed() {
                 if let Some((Some(ino), _)) = inner.names.pop(&(parent, name.clone())) {
                     inner.note_change(ino, at);
                 }
@@ -432,15 +432,15 @@ impl Known {
             .flat_map(told)
             .chain(rest)
             .map(|attr| attr.ino)
-            .chain(ops.iter().flat_map(attrs_changed))
+            .chain(ops.iter().flat_map(Op::attrs_changed))
             .filter(|ino| inner.is_changed_since(*ino, mark))
             .collect();
         for op in ops {
             // Answers that were asked for while the change was under way are of before or after it, who knows.
-            for ino in attrs_changed(op) {
+            for ino in op.attrs_changed() {
                 inner.note_change(ino, at);
             }
-            for (parent, name) in names_changed(op) {
+            for (parent, name) in op.names_changed() {
                 inner.names.pop(&(parent, name.clone()));
                 if !leased {
                     inner.complete.pop(&parent);
@@ -577,7 +577,7 @@ impl Inner {
 
     /// Takes in what became of names.
     fn learn_change(&mut self, op: &Op, reply: &OpReply, overtaken: &HashSet<Ino>) {
-        if names_changed(op).any(|(parent, _)| overtaken.contains(&parent)) {
+        if op.names_changed().any(|(parent, _)| overtaken.contains(&parent)) {
             return;
         }
         match (op.plain(), reply) {
@@ -599,44 +599,6 @@ impl Inner {
             _ => {}
         }
     }
-}
-
-/// Inodes whose attributes an operation changes, as far as it names them.
-pub(crate) fn attrs_changed(op: &Op) -> impl Iterator<Item = Ino> {
-    let (one, two) = match op.plain() {
-        Op::Create { parent, ino, .. } | Op::Link { parent, ino, .. } => (Some(*parent), Some(*ino)),
-        Op::Unlink { parent, released, .. } => (Some(*parent), *released),
-        Op::Rmdir { parent, .. } => (Some(*parent), None),
-        Op::Rename { parent, new_parent, .. } => (Some(*parent), Some(*new_parent)),
-        Op::SetAttr { ino, .. }
-        | Op::Commit { ino, .. }
-        | Op::Range { ino, .. }
-        | Op::SetXattr { ino, .. }
-        | Op::RemoveXattr { ino, .. }
-        | Op::Accessed { ino, .. } => (Some(*ino), None),
-        Op::CloneRange { dst, .. } => (Some(*dst), None),
-        Op::ReleaseOrphans { .. }
-        | Op::LeaseInos { .. }
-        | Op::SetLock { .. }
-        | Op::Unlock { .. }
-        | Op::Deferred { .. }
-        | Op::Journaled { .. }
-        | Op::JournaledContent { .. } => (None, None),
-    };
-    one.into_iter().chain(two)
-}
-
-/// Names that an operation makes, removes or points elsewhere.
-pub(crate) fn names_changed(op: &Op) -> impl Iterator<Item = (Ino, &Name)> {
-    let (one, two) = match op.plain() {
-        Op::Create { parent, name, .. }
-        | Op::Link { parent, name, .. }
-        | Op::Unlink { parent, name, .. }
-        | Op::Rmdir { parent, name } => (Some((*parent, name)), None),
-        Op::Rename { parent, name, new_parent, new_name, .. } => (Some((*parent, name)), Some((*new_parent, new_name))),
-        _ => (None, None),
-    };
-    one.into_iter().chain(two)
 }
 
 /// The sibling that a commit has made.

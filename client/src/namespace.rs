@@ -1,5 +1,6 @@
 //! Names, attributes, directories, extended attributes.
 
+use crate::error::unexpected_reply;
 use crate::file::flush::is_full;
 use crate::file::state::FileState;
 use crate::known::leased::LeasedAnswer;
@@ -48,7 +49,7 @@ impl Client {
     /// Asks metad for attributes; tells whether they are leased.
     pub(crate) async fn ask_attr(&self, read: Read) -> Result<(InodeAttr, bool), FsError> {
         let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
-        let ReadReply::Attr(attr) = answer? else { return Err(FsError::Io) };
+        let ReadReply::Attr(attr) = answer? else { return Err(unexpected_reply()) };
         if let Some(mark) = leased {
             self.known.learn_attr(&attr, mark);
         }
@@ -67,7 +68,7 @@ impl Client {
     async fn change(&self, op: Op) -> Result<InodeAttr, FsError> {
         match self.at_once(op).await? {
             OpReply::Attr(attr) => Ok(self.with_uncommitted(attr)),
-            _ => Err(FsError::Io),
+            _ => Err(unexpected_reply()),
         }
     }
 
@@ -112,7 +113,7 @@ impl Client {
                 }
                 Ok(attr)
             }
-            Ok(_) => Err(FsError::Io),
+            Ok(_) => Err(unexpected_reply()),
             Err(error) => {
                 if let Some(mark) = leased.filter(|_| error == FsError::NotFound) {
                     self.known.learn_name(parent, name, None, mark);
@@ -211,7 +212,7 @@ impl Client {
             return self.change_content(&file, Op::SetAttr { ino, change }, Some(size)).await;
         }
         let OpReply::Attr(attr) = self.at_once(Op::SetAttr { ino, change: change.clone() }).await? else {
-            return Err(FsError::Io);
+            return Err(unexpected_reply());
         };
         if file.refresh(&attr, None) {
             self.notify(Notice::Changed(ino));
@@ -234,7 +235,9 @@ impl Client {
             // Before the lock: who tells metad of the file's content takes it, too.
             let _kept_off = client.in_order([file.ino()]).await?;
             let _one = file.begin_flush().await;
-            let OpReply::Attr(attr) = client.session.one_until_answered(op).await? else { return Err(FsError::Io) };
+            let OpReply::Attr(attr) = client.session.one_until_answered(op).await? else {
+                return Err(unexpected_reply());
+            };
             client.kernel_follows(file.ino(), Version(attr.version.0.saturating_sub(1)), attr.version);
             if file.changed_here(&attr, cut) {
                 client.notify(Notice::Changed(file.ino()));
@@ -261,7 +264,7 @@ impl Client {
     async fn ask_bytes(&self, read: Read) -> Result<Vec<u8>, FsError> {
         match self.session.read(read).await? {
             ReadReply::Bytes(bytes) => Ok(bytes),
-            _ => Err(FsError::Io),
+            _ => Err(unexpected_reply()),
         }
     }
 
@@ -422,7 +425,7 @@ impl Client {
             (reply, _) => reply?,
         };
         drop(vouched);
-        let OpReply::Renamed { moved, replaced, orphaned } = reply else { return Err(FsError::Io) };
+        let OpReply::Renamed { moved, replaced, orphaned } = reply else { return Err(unexpected_reply()) };
         {
             let mut names = self.names.lock();
             match (mode, &replaced) {
@@ -453,7 +456,7 @@ impl Client {
         let (after, limit, plus) = asked;
         let LeasedAnswer { answer, leased } =
             self.session.read_leased(Read::ReadDir { ino, after, limit, plus }).await?;
-        let ReadReply::Page { parent, entries, end } = answer? else { return Err(FsError::Io) };
+        let ReadReply::Page { parent, entries, end } = answer? else { return Err(unexpected_reply()) };
         let listed = Listed { parent, entries, end };
         // What is done here and not told yet, metad does not know of.
         if let Some(mark) = leased.filter(|_| !self.known.has_pinned_names(ino)) {
@@ -474,7 +477,7 @@ impl Client {
             ReadReply::Tree(dirs) => dirs,
             // Others are at work in what lies ahead.
             ReadReply::Page { parent, entries, end } => vec![ListedDir { ino: asked.dir, parent, entries, end }],
-            _ => return Err(FsError::Io),
+            _ => return Err(unexpected_reply()),
         };
         if leased.is_some() {
             self.walks.answered(asked, &dirs);
@@ -591,7 +594,7 @@ impl Client {
     pub async fn statfs(&self) -> Result<StatFs, FsError> {
         match self.session.read(Read::StatFs).await? {
             ReadReply::StatFs(stats) => Ok(stats),
-            _ => Err(FsError::Io),
+            _ => Err(unexpected_reply()),
         }
     }
 
@@ -617,7 +620,7 @@ impl Client {
         self.tell_if_new(ino).await?;
         match self.session.read(Read::ListXattr { ino }).await? {
             ReadReply::Names(names) => Ok(names),
-            _ => Err(FsError::Io),
+            _ => Err(unexpected_reply()),
         }
     }
 

@@ -537,7 +537,7 @@ impl Client {
 
     /// Carries out an operation at once, behind everything that was done before.
     pub(crate) async fn at_once(&self, op: Op) -> Result<wire::op::OpReply, FsError> {
-        let inos: Vec<Ino> = crate::known::attrs_changed(&op).collect();
+        let inos: Vec<Ino> = op.attrs_changed().collect();
         let _kept_off = self.in_order(inos).await?;
         self.session.one(op).await
     }

@@ -315,7 +315,7 @@ pub(crate) async fn submit(
     };
     shared.wait_for_others(Some(id)).await?;
     let tells = batch.ops.iter().any(|op| matches!(op, Op::Deferred { .. }));
-    let made: Vec<Ino> = batch.ops.iter().filter_map(touched::made).collect();
+    let made: Vec<Ino> = batch.ops.iter().filter_map(Op::made).collect();
     let changing = shared.begin_change(term, id, inos, tells).await?;
     let outcome = shared.batcher.submit(id, batch, Some(term)).await?;
     // What could be known of only now: names that were changed between the look at them and the change.

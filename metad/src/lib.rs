@@ -33,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use wire::quic::{Endpoint, ServerHandle};
 
 /// Requests under way when stopping get this long to end.
@@ -126,7 +127,13 @@ impl Node {
     async fn end(mut self) {
         self.tasks.shutdown().await;
         self.server.stop(STOP_LIMIT).await;
+        self.shared.batcher.close();
+        self.shared.changes.close();
         self.shared.consensus.stop().await;
+        // What still waited for Raft has its answer now.
+        if timeout(STOP_LIMIT, self.shared.changes.wait()).await.is_err() {
+            tracing::warn!("changes under way did not end: their clients ask again elsewhere");
+        }
         self.shared.endpoint.close().await;
     }
 }

@@ -9,6 +9,7 @@ use crate::lease::Leases;
 use crate::server::{Batcher, Clock, Events};
 use std::sync::Arc;
 use tokio::sync::Mutex;
+use tokio_util::task::TaskTracker;
 use wire::quic::Endpoint;
 
 /// What all parts of a node share.
@@ -21,6 +22,8 @@ pub struct Shared {
     pub(crate) leases: Leases,
     pub(crate) batcher: Batcher,
     pub(crate) clock: Arc<Clock>,
+    /// Changes under way, which run to their ends though nobody waits for them any more.
+    pub(crate) changes: TaskTracker,
     /// Layouts are changed one at a time.
     pub(crate) layout_change: Mutex<()>,
 }
@@ -29,15 +32,16 @@ impl Shared {
     /// All parts, before anything is asked of them. Must be called within a runtime.
     #[must_use]
     pub fn new(config: Config, consensus: Arc<dyn Consensus>, endpoint: Endpoint) -> Self {
-        let clock = Arc::new(Clock::default());
+        let (clock, changes) = (Arc::new(Clock::default()), TaskTracker::new());
         Self {
-            batcher: Batcher::start(consensus.clone(), clock.clone()),
+            batcher: Batcher::start(consensus.clone(), clock.clone(), &changes),
             consensus,
             endpoint,
             liveness: Liveness::default(),
             events: Events::default(),
             leases: Leases::default(),
             clock,
+            changes,
             layout_change: Mutex::new(()),
             config,
         }

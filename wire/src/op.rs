@@ -383,6 +383,53 @@ impl Op {
             op => op,
         }
     }
+
+    /// Inodes whose attributes it changes, as far as it names them.
+    pub fn attrs_changed(&self) -> impl Iterator<Item = Ino> + use<> {
+        let (one, two) = match self.plain() {
+            // The new inode too: its session is sent what it is, and remembers.
+            Self::Create { parent, ino, .. } | Self::Link { parent, ino, .. } => (Some(*parent), Some(*ino)),
+            Self::Unlink { parent, released, .. } => (Some(*parent), *released),
+            Self::Rmdir { parent, .. } => (Some(*parent), None),
+            Self::Rename { parent, new_parent, .. } => (Some(*parent), Some(*new_parent)),
+            Self::SetAttr { ino, .. }
+            | Self::Commit { ino, .. }
+            | Self::Range { ino, .. }
+            | Self::SetXattr { ino, .. }
+            | Self::RemoveXattr { ino, .. }
+            | Self::Accessed { ino, .. } => (Some(*ino), None),
+            Self::CloneRange { dst, .. } => (Some(*dst), None),
+            Self::ReleaseOrphans { .. }
+            | Self::LeaseInos { .. }
+            | Self::SetLock { .. }
+            | Self::Unlock { .. }
+            | Self::Deferred { .. }
+            | Self::Journaled { .. }
+            | Self::JournaledContent { .. } => (None, None),
+        };
+        one.into_iter().chain(two)
+    }
+
+    /// Names that it makes, removes or points elsewhere.
+    pub fn names_changed(&self) -> impl Iterator<Item = (Ino, &Name)> {
+        let (one, two) = match self.plain() {
+            Self::Create { parent, name, .. }
+            | Self::Link { parent, name, .. }
+            | Self::Unlink { parent, name, .. }
+            | Self::Rmdir { parent, name } => (Some((*parent, name)), None),
+            Self::Rename { parent, name, new_parent, new_name, .. } => {
+                (Some((*parent, name)), Some((*new_parent, new_name)))
+            }
+            _ => (None, None),
+        };
+        one.into_iter().chain(two)
+    }
+
+    /// The inode that it makes.
+    #[must_use]
+    pub fn made(&self) -> Option<Ino> {
+        if let Self::Create { ino, .. } = self.plain() { Some(*ino) } else { None }
+    }
 }
 
 /// Where a name leads, as its session knew it.

@@ -24,6 +24,7 @@ use wire::ids::BlockHash;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::retry::Backoff;
 use wire::sections::Sections;
+use wire::trace;
 
 /// One daemon gets this long to answer.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -204,14 +205,14 @@ impl Fetcher {
             .or_insert_with(|| {
                 // A task of its own: it goes on although the first that asked goes away.
                 let (work, stop) = (inner.work.clone(), inner.stop.clone());
-                let task = work.spawn(stop.run_until_cancelled_owned(async move {
+                let task = work.spawn(trace::carried(stop.run_until_cancelled_owned(async move {
                     let block = inner.fetch(hash, WHOLE).await;
                     if let Ok(block) = &block {
                         inner.cache.insert(hash, block.clone());
                     }
                     inner.under_way.lock().remove(&hash);
                     block
-                }));
+                })));
                 async move { task.await.ok().flatten().unwrap_or(Err(FsError::Io)) }.boxed().shared()
             })
             .clone()

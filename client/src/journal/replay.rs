@@ -10,7 +10,6 @@ use crate::file::dirty::Packed;
 use crate::file::pending::{Restored, SHARED_BLOCK_PART_MAX};
 use crate::file::sealed::To;
 use crate::file::state::FileState;
-use crate::known::{attrs_changed, names_changed};
 use crate::writeback::{Touched, Work};
 use crate::{Client, Error};
 use bytes::Bytes;
@@ -252,9 +251,9 @@ impl Replayed {
 
 /// Inodes and names as an entry has them: what is moved comes last, what it is moved from first.
 fn touched(op: &Op, expect: &[Expect]) -> Touched {
-    let mut inos: Vec<Ino> = attrs_changed(op).collect();
+    let mut inos: Vec<Ino> = op.attrs_changed().collect();
     if let (Op::Rename { .. }, Some(source)) = (op, expect.first()) {
         inos.extend(source.ino);
     }
-    (inos, names_changed(op).map(|(parent, name)| (parent, name.clone())).collect())
+    (inos, op.names_changed().map(|(parent, name)| (parent, name.clone())).collect())
 }

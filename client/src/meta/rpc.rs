@@ -14,6 +14,8 @@ use wire::{Error, FsError};
 const ATTEMPT: Duration = Duration::from_secs(10);
 /// And no less: what is answered at all is answered by then.
 const ATTEMPT_MIN: Duration = Duration::from_millis(500);
+/// Hints that are followed without a pause. During an election metads may name each other.
+const HINTS_IN_A_ROW_MAX: u32 = 4;
 /// Between warnings while nobody answers.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
@@ -88,12 +90,17 @@ impl Rpc {
         let started = Instant::now();
         let mut backoff = Backoff::default();
         let mut warned = started;
+        let mut hints = 0;
         loop {
             // An attempt must not outlast the caller's patience.
             let left = limit.map_or(ATTEMPT, |limit| limit.saturating_sub(started.elapsed()));
             let missed = match self.attempt(request, left.clamp(ATTEMPT_MIN, ATTEMPT)).await? {
                 Ok(reply) => return Ok(reply),
-                Err(Missed::Hint) => continue,
+                Err(Missed::Hint) if hints < HINTS_IN_A_ROW_MAX => {
+                    hints += 1;
+                    continue;
+                }
+                Err(Missed::Hint) => "the metads name each other as the leader".to_owned(),
                 Err(Missed::Away(reason)) => reason,
             };
             if limit.is_some_and(|limit| started.elapsed() > limit) {
@@ -104,6 +111,7 @@ impl Rpc {
                 tracing::warn!(reason = missed, "waiting for metad");
             }
             tokio::time::sleep(backoff.delay()).await;
+            hints = 0;
         }
     }
 
@@ -149,5 +157,60 @@ impl Rpc {
     /// As [`Metad::events`].
     pub async fn events(&self, request: &MetaRequest) -> Result<Box<dyn EventStream>, Error> {
         self.metads.events(self.leader(), request).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::{Arc, OnceLock};
+    use tokio::runtime::Handle;
+    use wire::ids::MetadId;
+    use wire::quic::{Incoming, Service};
+    use wire::tls::{ClusterCa, PeerIdentity, Subject};
+
+    /// A metad that names the other one as the leader, whatever it is asked.
+    #[derive(Default)]
+    struct Refers {
+        nodes: OnceLock<Vec<(MetadId, SocketAddr)>>,
+        other: usize,
+        asked: AtomicU32,
+    }
+
+    impl Service for Refers {
+        fn authorize(&self, _peer: &PeerIdentity) -> Result<(), Error> {
+            Ok(())
+        }
+
+        async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, request: Incoming) {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let nodes = self.nodes.get().unwrap().clone();
+            let reply = MetaReply::NotLeader { leader: Some(nodes[self.other]), nodes };
+            request.respond(&reply, &[]).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn metads_that_name_each_other_are_not_asked_without_pause() {
+        let ca = ClusterCa::create("t").unwrap();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let endpoint = |role, name| Endpoint::bind(any, &ca.issue(&Subject::new(role, name)).unwrap()).unwrap();
+        let metads = [endpoint(Role::Metad, "m1"), endpoint(Role::Metad, "m2")];
+        let nodes: Vec<_> = (1..).map(MetadId).zip(metads.iter().map(Endpoint::local_addr)).collect();
+        let services: Vec<Arc<Refers>> = [1, 0].map(|other| Arc::new(Refers { other, ..Refers::default() })).into();
+        let mut serving = Vec::new();
+        for (metad, service) in metads.iter().zip(&services) {
+            service.nodes.set(nodes.clone()).unwrap();
+            serving.push(metad.serve(service.clone(), &Handle::current()));
+        }
+        let addrs = nodes.iter().map(|(_, addr)| *addr).collect();
+        let rpc = Rpc::new(endpoint(Role::Client, "c"), addrs, None);
+        let limit = Duration::from_secs(1);
+        let outcome = rpc.ask_within(&MetaRequest::WhoLeads, Some(limit)).await;
+        assert!(matches!(outcome, Err(Error::NotSent { .. })), "{outcome:?}");
+        // Pauses of 5 ms and more, each twice as long as the one before: ten rounds and fewer in a second.
+        let asked: u32 = services.iter().map(|service| service.asked.load(Ordering::Relaxed)).sum();
+        assert!(asked <= 12 * (HINTS_IN_A_ROW_MAX + 1), "asked {asked} times within a second");
     }
 }

@@ -17,7 +17,7 @@ use wire::message::meta::{LeaseState, MetaReply};
 use wire::op::{Batch, Op, OpFailed, OpReply};
 use wire::quic::Incoming;
 use wire::tls::PeerIdentity;
-use wire::{FsError, codec};
+use wire::{FsError, codec, trace};
 
 /// Unlinked inodes asked about in one answer.
 const ORPHANS_ASKED: usize = 4096;
@@ -167,7 +167,8 @@ impl Server {
         let has_ended = known.is_some_and(|session| session.has_ended());
         let ops = batch.ops.clone();
         // On its own: it runs to its end though this request's connection is lost.
-        let carried_out = tokio::spawn(lease::submit(self.shared.clone(), (id, has_ended), batch));
+        let carrying_out = trace::carried(lease::submit(self.shared.clone(), (id, has_ended), batch));
+        let carried_out = self.shared.changes.spawn(carrying_out);
         let submitted = carried_out.await.map_err(|_| ProposeError::Unknown)??;
         Ok(match submitted.outcome {
             Ok(reply) => {

@@ -5,10 +5,10 @@
 //! are small and whose answers wait for each other saves the change of threads: [`Endpoint::bind_within`] drives the
 //! socket on the runtime that does the rest.
 
-use super::buffers::Buffers;
 use super::peer::Peer;
 use super::serve::{ServerHandle, Service, serve};
 use crate::Error;
+use crate::buffers::Pool;
 use crate::tls::{Identity, Role, SERVER_NAME};
 use parking_lot::Mutex;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -30,6 +30,10 @@ const ALPN: &[&[u8]] = &[b"surf/2"];
 pub(super) const VERSIONS: &str = "1";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+/// Smaller payloads are left to the allocator, which reuses such memory by itself.
+pub(super) const REUSED_BYTES_MIN: usize = 64 << 10;
+/// Memory of payloads that an endpoint keeps for later.
+const KEPT_BYTES_MAX: usize = 16 << 20;
 /// What one stream may have in flight: several blocks.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// What one connection may have in flight.
@@ -57,7 +61,7 @@ pub(super) struct Inner {
     client: ClientConfigs,
     server: ServerConfigs,
     peers: Mutex<HashMap<(SocketAddr, Role), Peer>>,
-    buffers: Arc<Buffers>,
+    buffers: Arc<Pool>,
     handle: Handle,
     /// Dropping it ends the network thread, if there is one.
     _stop: Option<oneshot::Sender<()>>,
@@ -126,7 +130,7 @@ impl Endpoint {
             quinn::Endpoint::new(config, first, socket, driver).map_err(failed)?
         };
         let peers = Mutex::new(HashMap::new());
-        let buffers = Arc::default();
+        let buffers = Pool::new(REUSED_BYTES_MIN, KEPT_BYTES_MAX);
         let identity = identity.clone();
         Ok(Self {
             inner: Arc::new(Inner { quinn, local, identity, client, server, peers, buffers, handle, _stop: stop }),
@@ -171,7 +175,7 @@ impl Endpoint {
         let _ = tokio::time::timeout(Duration::from_millis(500), self.inner.quinn.wait_idle()).await;
     }
 
-    pub(super) fn buffers(&self) -> Arc<Buffers> {
+    pub(super) fn buffers(&self) -> Arc<Pool> {
         self.inner.buffers()
     }
 
@@ -186,7 +190,7 @@ impl Endpoint {
 }
 
 impl Inner {
-    pub(super) fn buffers(&self) -> Arc<Buffers> {
+    pub(super) fn buffers(&self) -> Arc<Pool> {
         self.buffers.clone()
     }
 

@@ -1,14 +1,14 @@
 //! The answering side: connections are authorised once, each request is a task.
 
-use super::buffers::Buffers;
 use super::endpoint::Endpoint;
 use super::peer::peer_subject;
 use super::stream::{broken, payload_len, read_exactly, read_tail, take_end, write_frame};
+use crate::buffers::Pool;
 use crate::frame::{REQUEST_HEADER, ReplyHeader, RequestHeader};
 use crate::ids::ClusterId;
 use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use crate::tls::PeerIdentity;
-use crate::{Error, codec};
+use crate::{Error, codec, trace};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -21,6 +21,7 @@ use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::Instrument;
 
 /// A peer that opens a stream and does not send a request's head in this time is cut off.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -107,7 +108,7 @@ pub(super) fn serve<S: Service>(endpoint: Endpoint, service: Arc<S>, runtime: &H
 async fn connection<S: Service>(
     connecting: quinn::Connecting,
     cluster: ClusterId,
-    buffers: Arc<Buffers>,
+    buffers: Arc<Pool>,
     service: Arc<S>,
     stops: Stops,
 ) {
@@ -174,7 +175,11 @@ async fn serve_request<S: Service>(
     match timeout(HEAD_TIMEOUT, Incoming::read(answer, recv)).await {
         Ok(Ok(request)) => match refusal {
             Some(reason) => request.refuse(&reason).await,
-            None => service.handle(peer, request).await,
+            None => {
+                let id = request.request_id();
+                let span = tracing::debug_span!("request", id = format_args!("{id:016x}"), peer = peer.subject.name);
+                trace::within(id, service.handle(peer, request).instrument(span)).await;
+            }
         },
         Ok(Err(error)) => tracing::debug!(%addr, %error, "request refused"),
         Err(_) => tracing::debug!(%addr, "request's head did not arrive in time"),
@@ -186,7 +191,7 @@ struct Answer {
     send: quinn::SendStream,
     turn: Turn,
     /// For the request's payload.
-    buffers: Arc<Buffers>,
+    buffers: Arc<Pool>,
     /// The server is stopping, and the connection with it.
     drain: CancellationToken,
 }
@@ -241,7 +246,7 @@ impl Incoming {
         Ok(Self { answer, recv, header, head, payload_left: header.payload_len as usize, deadline })
     }
 
-    /// The id that follows the request through every log; [`super::Peer::on_behalf_of`] passes it on.
+    /// The id that follows the request through every log; what is asked of others meanwhile carries it, too.
     #[must_use]
     pub fn request_id(&self) -> u64 {
         self.header.request_id
