@@ -37,7 +37,7 @@ impl Ownership {
     /// # Errors
     /// [`Error::ForeignDirectory`], [`Error::DirectoryInUse`], or why its files cannot be used.
     pub fn take(dir: &Path, identity: &Identity) -> Result<Self, Error> {
-        fs::create_dir_all(dir).map_err(unusable(dir))?;
+        durable::make_private_dir(dir).map_err(unusable(dir))?;
         let lock = lock(dir)?;
         let (cluster, name) = (identity.cluster_id(), identity.subject().name.as_str());
         let path = dir.join("blockd.id");

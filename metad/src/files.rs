@@ -25,7 +25,7 @@ impl DataDir {
     /// [`Error::DataDir`] when another process uses it, or it belongs to another node or cluster.
     pub fn take(dir: &Path, cluster: ClusterId, id: MetadId) -> Result<Self, Error> {
         let unusable = |error| Error::DataDir(format!("{}: cannot be used ({error}): check `data_dir`", dir.display()));
-        fs::create_dir_all(dir).map_err(unusable)?;
+        durable::make_private_dir(dir).map_err(unusable)?;
         let path = dir.join("LOCK");
         let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
         match lock_of_the_living(&lock) {

@@ -6,6 +6,7 @@
 //! come to it or what the leader before may have granted has run out.
 
 mod leadership;
+pub mod patience;
 pub mod table;
 mod touched;
 
@@ -21,6 +22,7 @@ use wire::attr::InodeAttr;
 use wire::ids::{Ino, SessionId};
 use wire::message::event::MetaEvent;
 use wire::op::{Batch, BatchReply, Op};
+use wire::tls::PeerIdentity;
 
 /// A change under way; it ends when this is dropped.
 struct Changing<'a> {
@@ -92,8 +94,20 @@ impl Shared {
     }
 
     /// A session follows this node's events from now on, with empty caches.
-    pub(crate) fn attach(&self, session: SessionId, stream: u64, dirty: bool) -> Option<table::Seq> {
-        let seq = self.leased(|table| table.attach(session, stream, dirty, Instant::now())).flatten();
+    pub(crate) fn attach(
+        &self,
+        session: SessionId,
+        peer: &PeerIdentity,
+        stream: u64,
+        dirty: bool,
+    ) -> Option<table::Seq> {
+        let mut name = [0; 8];
+        name.copy_from_slice(&blake3::hash(peer.subject.name.as_bytes()).as_bytes()[..8]);
+        let seq = self.leased(|table| {
+            table.introduce(session, u64::from_le_bytes(name), !peer.subject.grant.read_only);
+            table.attach(session, stream, dirty, Instant::now())
+        });
+        let seq = seq.flatten();
         self.leases.changed.notify_waiters();
         seq
     }

@@ -5,6 +5,7 @@ mod batcher;
 mod blockds;
 mod events;
 mod sessions;
+mod validate;
 
 pub use batcher::{Batcher, Clock};
 pub use events::Events;
@@ -19,7 +20,8 @@ use std::sync::Arc;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use wire::FsError;
 use wire::ids::{Ino, MetadId, SessionId};
-use wire::message::meta::{MetaReply, MetaRequest};
+use wire::limits::XATTR_VALUE_BYTES_MAX;
+use wire::message::meta::{MetaReply, MetaRequest, MetaRequestKind};
 use wire::op::{Read, ReadReply};
 use wire::quic::{Incoming, Service};
 use wire::tls::{PeerIdentity, Role};
@@ -40,14 +42,19 @@ impl Service for Server {
     }
 
     async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, mut incoming: Incoming) {
+        // The role is checked on the first bytes: nothing else is decoded for who may not ask.
+        let kind = match incoming.kind::<MetaRequestKind>() {
+            Ok(kind) => kind,
+            Err(error) => return incoming.refuse(&error.to_string()).await,
+        };
+        if let Some(needed) = needed_role(kind).filter(|role| *role != peer.subject.role) {
+            let reason = format!("this is for the role {needed}, and the certificate says {}", peer.subject.role);
+            return incoming.refuse(&reason).await;
+        }
         let request = match incoming.decode::<MetaRequest>() {
             Ok(request) => request,
             Err(error) => return incoming.refuse(&error.to_string()).await,
         };
-        if let Some(needed) = needed_role(&request).filter(|role| *role != peer.subject.role) {
-            let reason = format!("this is for the role {needed}, and the certificate says {}", peer.subject.role);
-            return incoming.refuse(&reason).await;
-        }
         match request {
             MetaRequest::Raft(kind) => {
                 let answer = match incoming.read_payload().await {
@@ -61,6 +68,9 @@ impl Service for Server {
             }
             MetaRequest::Events { session, dirty } => self.events(&peer, session, dirty, incoming).await,
             request => {
+                if incoming.reserve_answer(answer_bytes(&request)).await.is_err() {
+                    return incoming.refuse("too many answers wait to be fetched").await;
+                }
                 let reply = self.answer(&peer, request).await;
                 incoming.respond(&reply, &[]).await;
             }
@@ -68,20 +78,30 @@ impl Service for Server {
     }
 }
 
-/// The role that a request is reserved for.
-fn needed_role(request: &MetaRequest) -> Option<Role> {
+/// What the answer to a request may take, about: kept free in the connection's budget before it is made.
+fn answer_bytes(request: &MetaRequest) -> usize {
     match request {
-        MetaRequest::OpenSession { .. }
-        | MetaRequest::KeepAlive { .. }
-        | MetaRequest::CloseSession { .. }
-        | MetaRequest::Submit { .. }
-        | MetaRequest::Read { .. }
-        | MetaRequest::Acknowledge { .. }
-        | MetaRequest::Events { .. } => Some(Role::Client),
-        MetaRequest::BlockdHeartbeat(_) | MetaRequest::BlockReport { .. } => Some(Role::Blockd),
-        MetaRequest::Admin(_) => Some(Role::Admin),
-        MetaRequest::Raft(_) => Some(Role::Metad),
-        MetaRequest::GetLayout | MetaRequest::WhoLeads => None,
+        MetaRequest::Read { read: Read::ReadDir { .. } | Read::ReadTree { .. } | Read::Extents { .. }, .. } => 1 << 20,
+        MetaRequest::Read { read: Read::GetXattr { .. } | Read::ListXattr { .. }, .. } => XATTR_VALUE_BYTES_MAX,
+        MetaRequest::Submit { batch, .. } => batch.ops.len() * (1 << 10),
+        _ => 4 << 10,
+    }
+}
+
+/// The role that a request is reserved for.
+fn needed_role(request: MetaRequestKind) -> Option<Role> {
+    match request {
+        MetaRequestKind::OpenSession
+        | MetaRequestKind::KeepAlive
+        | MetaRequestKind::CloseSession
+        | MetaRequestKind::Submit
+        | MetaRequestKind::Read
+        | MetaRequestKind::Acknowledge
+        | MetaRequestKind::Events => Some(Role::Client),
+        MetaRequestKind::BlockdHeartbeat | MetaRequestKind::BlockReport => Some(Role::Blockd),
+        MetaRequestKind::Admin => Some(Role::Admin),
+        MetaRequestKind::Raft => Some(Role::Metad),
+        MetaRequestKind::GetLayout | MetaRequestKind::WhoLeads => None,
     }
 }
 
@@ -94,7 +114,9 @@ impl Server {
         }
         let answered = match request {
             MetaRequest::Read { session, read, delegate, tells } => {
-                self.read(peer, session, &read, (delegate, tells)).await
+                // Who may only read does nothing under delegations, and has nothing to send.
+                let may_change = !peer.subject.grant.read_only;
+                self.read(peer, session, &read, (delegate && may_change, tells && may_change)).await
             }
             MetaRequest::Submit { session, batch } => self.submit(peer, session, batch).await,
             MetaRequest::OpenSession { host, purpose, caches, resumes, token } => {
@@ -104,7 +126,12 @@ impl Server {
             MetaRequest::KeepAlive { session, epoch } => self.keep_alive(peer, session, epoch).await,
             MetaRequest::CloseSession { session } => self.close_session(peer, session).await,
             MetaRequest::GetLayout => self.layout().await,
-            MetaRequest::BlockdHeartbeat(heartbeat) => self.blockd_heartbeat(peer, heartbeat).await,
+            MetaRequest::BlockdHeartbeat(heartbeat) => {
+                match validate::heartbeat(&settings::layout(&**self.shared.consensus.state()), &heartbeat) {
+                    Ok(()) => self.blockd_heartbeat(peer, heartbeat).await,
+                    Err(reason) => Err(ProposeError::Refused(reason)),
+                }
+            }
             MetaRequest::BlockReport { blocks, .. } => self.block_report(&blocks).await,
             MetaRequest::Admin(request) => self.admin(request).await,
             MetaRequest::WhoLeads => Ok(self.not_leader(self.shared.consensus.leader().await)),

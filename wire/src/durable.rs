@@ -1,8 +1,8 @@
 //! Small files that survive a crash whole.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Puts a file in place of what has its name, if anything: after a crash the old or the new content is there. The file is
@@ -25,6 +25,25 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
         return Err(error);
     }
     rename(&partial, path)
+}
+
+/// Makes a directory for data of a daemon if it is not there, with those above it: for its owner alone, whatever the
+/// umask. One that is there and that others may read stays as it is, and a line of the log says so.
+///
+/// # Errors
+/// As `mkdir(2)`.
+pub fn make_private_dir(dir: &Path) -> io::Result<()> {
+    match dir.metadata() {
+        Ok(found) if found.is_dir() => {
+            let mode = found.permissions().mode();
+            if mode & 0o077 != 0 {
+                let mode = format_args!("{:o}", mode & 0o777);
+                tracing::warn!(dir = %dir.display(), %mode, "others may read this data directory: `chmod 700` it");
+            }
+            Ok(())
+        }
+        _ => DirBuilder::new().recursive(true).mode(0o700).create(dir),
+    }
 }
 
 /// Gives a complete, synced file another name in the same directory. Durable on return.
@@ -62,7 +81,6 @@ fn partial_of(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_file_is_replaced_whole_and_for_its_owner_alone_whatever_a_crash_has_left() {
@@ -74,6 +92,17 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    #[test]
+    fn a_data_directory_is_made_for_its_owner_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        make_private_dir(&path).unwrap();
+        make_private_dir(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+        fs::write(path.join("file"), "").unwrap();
+        assert!(make_private_dir(&path.join("file")).is_err());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use wire::FsError;
-use wire::ids::BlockHash;
+use wire::ids::{BlockHash, BlockdId};
 use wire::layout::Layout;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::retry::Backoff;
@@ -81,7 +81,8 @@ impl Putter {
         let Some(((first, addr), chain)) = owners.split_first().filter(|_| owners.len() >= needed) else {
             return Err(Missed::TooFew(format!("{} block daemons are known, {needed} are needed", owners.len())));
         };
-        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain: chain.to_vec() };
+        let chain = chain.iter().map(|(id, _)| *id).collect();
+        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain };
         match self.blockds.ask(*addr, &request, std::slice::from_ref(block), ATTEMPT).await {
             Ok((BlockReply::Stored { synced, failed, layout }, _)) => {
                 self.layouts.trust(*first);
@@ -91,8 +92,9 @@ impl Putter {
                 if let Some(layout) = layout {
                     self.layouts.learn(layout);
                 }
-                // I9: one daemon that stands twice in the chain is one copy.
-                let copies = synced.iter().collect::<BTreeSet<_>>().len();
+                // I9: one daemon that stands twice in the chain is one copy, and one that was not asked is none.
+                let is_asked = |id: &&BlockdId| owners.iter().any(|(owner, _)| owner == *id);
+                let copies = synced.iter().filter(is_asked).collect::<BTreeSet<_>>().len();
                 if copies >= needed {
                     return Ok(());
                 }

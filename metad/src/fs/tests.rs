@@ -1,5 +1,7 @@
 //! The state machine against a plain model, and the invariants that it holds.
 
+mod bounds;
+
 use super::session::Opening;
 use super::view::MemoryKv;
 use super::{Command, CommandReply, Refused, Stamped, View, apply, check, read, settings};

@@ -7,6 +7,7 @@
 
 use super::peer::Peer;
 use super::serve::{ServerHandle, Service, serve};
+use super::stream::REUSED_BYTES_MIN;
 use crate::Error;
 use crate::buffers::Pool;
 use crate::tls::{Identity, Role, SERVER_NAME};
@@ -25,13 +26,11 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-const ALPN: &[&[u8]] = &[b"surf/2"];
+const ALPN: &[&[u8]] = &[b"surf/3"];
 /// The same for people.
 pub(super) const VERSIONS: &str = "1";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
-/// Smaller payloads are left to the allocator, which reuses such memory by itself.
-pub(super) const REUSED_BYTES_MIN: usize = 64 << 10;
 /// Memory of payloads that an endpoint keeps for later.
 const KEPT_BYTES_MAX: usize = 16 << 20;
 /// What one stream may have in flight: several blocks.
@@ -40,6 +39,8 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// Requests that one connection may have open at once.
 const STREAMS_MAX: u32 = 4096;
+/// Peers that an endpoint remembers; with more, those that nobody asks anything are forgotten, and their connections end.
+const PEERS_MAX: usize = 1024;
 /// A peer that is silent for this long is gone; keep-alives come every second.
 const IDLE_TIMEOUT_MS: u32 = 5_000;
 /// Length of connection ids: as quinn's own.
@@ -160,6 +161,10 @@ impl Endpoint {
     #[must_use]
     pub fn peer(&self, addr: SocketAddr, role: Role) -> Peer {
         let mut peers = self.inner.peers.lock();
+        if peers.len() >= PEERS_MAX && !peers.contains_key(&(addr, role)) {
+            // Whoever still asks one of them goes on with what they have.
+            peers.retain(|_, peer| peer.is_in_use());
+        }
         peers.entry((addr, role)).or_insert_with(|| Peer::new(&self.inner, addr, role)).clone()
     }
 

@@ -70,6 +70,11 @@ impl Peer {
         self.shared.addr
     }
 
+    /// Whether anybody but the endpoint holds it.
+    pub(super) fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.shared) > 1
+    }
+
     /// Asks, and waits for the answer: its decoded head and its payload.
     ///
     /// Dropping the future abandons the request; the peer may carry it out all the same.

@@ -1,6 +1,5 @@
 //! Reading and writing of frames' parts, shared by both sides.
 
-use super::endpoint::REUSED_BYTES_MIN;
 use crate::Error;
 use crate::buffers::{Buffer, Pool};
 use bytes::{Bytes, BytesMut};
@@ -9,6 +8,8 @@ use std::sync::Arc;
 
 /// Payload is handed to quinn in pieces of this size, so that one large block does not crowd out small requests.
 const PIECE_BYTES: usize = 1 << 20;
+/// Smaller payloads are left to the allocator, which reuses such memory by itself.
+pub(super) const REUSED_BYTES_MIN: usize = 64 << 10;
 /// Capacities of reused buffers are multiples of this, so that payloads of similar lengths share them.
 const CAPACITY_STEP: usize = 1 << 20;
 /// Packets' contents taken at once: each taking locks the connection, for which the network thread competes.
