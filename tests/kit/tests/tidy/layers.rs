@@ -23,7 +23,7 @@ const EDGES: &[(&str, &[&str])] = &[
 const OWN_BINARIES: [(&str, &str); 2] = [("metad", "million"), ("kit", "tidy")];
 
 /// Dependencies that are not used yet.
-const UNUSED: &[&str] = &["metad tokio-util"];
+const UNUSED: &[&str] = &[];
 
 fn packages() -> Vec<serde_json::Value> {
     let output = Command::new(env!("CARGO"))
