@@ -4,9 +4,9 @@ use super::keys::Key;
 use parking_lot::RwLockReadGuard;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use wire::codec;
 use wire::limits::HEAD_BYTES_MAX;
 
@@ -99,7 +99,7 @@ pub struct View<'a> {
     /// Bytes of keys and values that were written since the savepoint.
     changed_bytes: usize,
     /// Keys that were looked up or walked over since the savepoint.
-    work: Cell<usize>,
+    work: AtomicUsize,
     /// A value was to be stored since the savepoint that could not be read back.
     oversized: bool,
 }
@@ -116,7 +116,7 @@ impl<'a> View<'a> {
     /// A view without changes.
     #[must_use]
     pub fn new(base: &'a dyn Kv) -> Self {
-        let (changes, undo, work) = (BTreeMap::new(), Vec::new(), Cell::new(0));
+        let (changes, undo, work) = (BTreeMap::new(), Vec::new(), AtomicUsize::new(0));
         Self { base, changes, undo, changed_bytes: 0, work, oversized: false }
     }
 
@@ -151,7 +151,7 @@ impl<'a> View<'a> {
     pub fn savepoint(&mut self) {
         self.undo.clear();
         self.changed_bytes = 0;
-        self.work.set(0);
+        *self.work.get_mut() = 0;
         self.oversized = false;
     }
 
@@ -159,7 +159,9 @@ impl<'a> View<'a> {
     /// counted in what is asked and changed here, not in time or memory.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
-        self.undo.len() >= CHANGES_MAX || self.changed_bytes >= CHANGED_BYTES_MAX || self.work.get() >= WORK_MAX
+        self.undo.len() >= CHANGES_MAX
+            || self.changed_bytes >= CHANGED_BYTES_MAX
+            || self.work.load(Ordering::Relaxed) >= WORK_MAX
     }
 
     /// Whether a value was left out since the savepoint because it is too large: what was begun must be undone.
@@ -169,7 +171,7 @@ impl<'a> View<'a> {
     }
 
     fn works(&self) {
-        self.work.set(self.work.get() + 1);
+        self.work.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Undoes everything since the savepoint.
