@@ -163,12 +163,12 @@ impl Rpc {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
-    use std::sync::{Arc, OnceLock};
     use tokio::runtime::Handle;
     use wire::ids::MetadId;
-    use wire::quic::{Incoming, Service};
-    use wire::tls::{ClusterCa, PeerIdentity, Subject};
+    use wire::quic::{Endpoint, Incoming, Service};
+    use wire::tls::{ClusterCa, PeerIdentity, Role, Subject};
 
     /// A metad that names the other one as the leader, whatever it is asked.
     #[derive(Default)]
@@ -205,7 +205,7 @@ mod tests {
             serving.push(metad.serve(service.clone(), &Handle::current()));
         }
         let addrs = nodes.iter().map(|(_, addr)| *addr).collect();
-        let rpc = Rpc::new(endpoint(Role::Client, "c"), addrs, None);
+        let rpc = Rpc::new(Arc::new(endpoint(Role::Client, "c")), addrs, None);
         let limit = Duration::from_secs(1);
         let outcome = rpc.ask_within(&MetaRequest::WhoLeads, Some(limit)).await;
         assert!(matches!(outcome, Err(Error::NotSent { .. })), "{outcome:?}");
