@@ -50,6 +50,14 @@ fsx operations="100000":
 faults seconds="600" seed="":
     SURF_TEST_MINUTES=1440 FAULT_SECONDS={{seconds}} FAULT_SEED={{seed}} cargo test -p fuse --test it --locked -- --nocapture --test-threads 1 faults::
 
+# Clients and metads in simulated schedules, as many as so many seconds allow, from a seed on; a failing one is made small.
+simulate seconds="3600" first="1000000":
+    cargo run --release -p sim -- {{first}} 18446744073709551615 {{seconds}}
+
+# One schedule by its seed, with all that it does.
+simulate-seed seed:
+    cargo run --release -p sim -- --seed {{seed}}
+
 # So many small files from mount to mount, each read at once by the other one.
 handovers count="100000":
     SURF_TEST_MINUTES=1440 HANDOVERS={{count}} cargo test --release -p fuse --test it --locked -- --nocapture handovers

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
-use wire::limits::{BLOCK_BYTES_MAX, SESSION_TTL_MS};
+use wire::limits::{BLOCK_BYTES_MAX, GC_GRACE_MIN_MS, SESSION_TTL_MS};
 use wire::settings;
 
 /// What is wrong with a configuration: one line that names file and key.
@@ -134,6 +134,9 @@ pub struct Config {
     pub report_every: Duration,
     /// Unreferenced blocks renewed less than this long ago are kept.
     pub grace: Duration,
+    /// The same for what metad asks to be dropped, whatever it says: a metad that was removed, or lies, destroys nothing
+    /// that is being written.
+    pub drop_grace_min: Duration,
     /// How the ring is kept.
     pub ring: crate::chord::Options,
 }
@@ -156,6 +159,7 @@ impl Config {
             heartbeat_every: Duration::from_secs(1),
             report_every: Duration::from_secs(600),
             grace: Duration::from_secs(3600),
+            drop_grace_min: Duration::from_millis(GC_GRACE_MIN_MS),
             ring: crate::chord::Options::default(),
         }
     }

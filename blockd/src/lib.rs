@@ -125,6 +125,7 @@ impl Node {
             layouts: layouts.clone(),
             ring: ring.clone(),
             repairs: repairs.clone(),
+            drop_grace_min: config.drop_grace_min,
             metrics: metrics.clone(),
             disk_failed: disk_failed.clone(),
         };

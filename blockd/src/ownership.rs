@@ -6,8 +6,9 @@
 
 use crate::Error;
 use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Write};
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
+use wire::durable;
 use wire::ids::{BlockdId, ClusterId};
 use wire::sys::lock_of_the_living;
 use wire::tls::Identity;
@@ -36,13 +37,13 @@ impl Ownership {
     /// # Errors
     /// [`Error::ForeignDirectory`], [`Error::DirectoryInUse`], or why its files cannot be used.
     pub fn take(dir: &Path, identity: &Identity) -> Result<Self, Error> {
-        fs::create_dir_all(dir).map_err(unusable(dir))?;
+        durable::make_private_dir(dir).map_err(unusable(dir))?;
         let lock = lock(dir)?;
         let (cluster, name) = (identity.cluster_id(), identity.subject().name.as_str());
         let path = dir.join("blockd.id");
         let id = match fs::read(&path) {
             Ok(bytes) => check(dir, &path, &String::from_utf8_lossy(&bytes), cluster, name)?,
-            Err(error) if error.kind() == ErrorKind::NotFound => create(dir, &path, cluster, name)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => create(&path, cluster, name)?,
             Err(error) => return Err(io_error(&path)(error)),
         };
         Ok(Self { id, _lock: lock })
@@ -74,15 +75,9 @@ fn check(dir: &Path, path: &Path, text: &str, cluster: ClusterId, name: &str) ->
     Ok(id)
 }
 
-fn create(dir: &Path, path: &Path, cluster: ClusterId, name: &str) -> Result<BlockdId, Error> {
+fn create(path: &Path, cluster: ClusterId, name: &str) -> Result<BlockdId, Error> {
     let id = BlockdId(rand::random());
-    let partial: PathBuf = path.with_extension("partial");
-    let mut file = File::create(&partial).map_err(io_error(&partial))?;
-    writeln!(file, "{id} {cluster} {name}").map_err(io_error(&partial))?;
-    file.sync_all().map_err(io_error(&partial))?;
-    fs::rename(&partial, path).map_err(io_error(path))?;
-    // The name itself must survive a power loss too.
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io_error(dir))?;
+    durable::replace(path, format!("{id} {cluster} {name}\n").as_bytes()).map_err(io_error(path))?;
     Ok(id)
 }
 

@@ -7,59 +7,55 @@
 //! ```
 //!
 //! A daemon of the chain that cannot be reached, or fails on the way, is skipped: the next one after it gets the block
-//! from here, whole if need be. Who failed is told to the sender, who decides whether enough have synced.
+//! from here, whole if need be. The sender learns who failed, and decides whether enough have synced.
+//!
+//! A chain names members of the layout: this daemon connects to no address that a sender made up. And a sender is no
+//! witness: that a deadline of its own choice was too short, that it let the payload wait, or that the next daemon refused
+//! what it sent, makes nobody suspect.
 //!
 //! State: the daemons that failed a moment ago ([`Suspects`]), so that not every block waits for the same dead one.
 
-use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
-use std::collections::{HashMap, VecDeque};
+use bytes::Bytes;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use wire::Error;
+use wire::buffers::{Buffer, Pool};
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
+use wire::layout::Layout;
 use wire::limits::BLOCK_BYTES_MAX;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::{Endpoint, Incoming, OutgoingRequest};
 use wire::sections::{SECTION_BYTES, SectionHasher, Sections};
+use wire::suspects::Suspects;
 use wire::tls::Role;
 
 /// Received bytes are hashed and passed on in pieces of at least this size: large enough for BLAKE3's wide paths, small
 /// enough that hashing one (some 40 µs) may run on a runtime thread. They end where sections do.
 const PIECE_BYTES: usize = 256 << 10;
 const _: () = assert!(PIECE_BYTES.is_multiple_of(SECTION_BYTES));
-/// Most daemons in a chain, this one included: the most replicas that a layout may ask for.
-pub const CHAIN_MAX: usize = 5;
 /// A daemon that failed is not tried again for this long.
 const SUSPECT_FOR: Duration = Duration::from_secs(2);
+/// A daemon that does not answer is suspect only when it had this long: as long as a handshake may take.
+const FAIR_WAIT: Duration = Duration::from_secs(2);
 /// The rest of the chain gets this share of the time that the sender gives: the sender is to hear who failed.
 const DEADLINE_SHARE: f64 = 0.8;
-/// Buffers kept for reuse: fresh memory costs more than the network does.
-const BUFFERS_MAX: usize = 16;
+/// Blocks below this are left to the allocator.
+const REUSED_BYTES_MIN: usize = 64 << 10;
+/// Capacities of reused buffers are multiples of this, so that blocks of similar lengths share them.
+const CAPACITY_STEP: usize = 1 << 20;
+/// Memory kept for reuse: fresh memory costs more than the network does.
+const KEPT_BYTES_MAX: usize = 64 << 20;
 
 /// The rest of a chain: whom to forward to, in order.
-pub type Chain = Vec<(BlockdId, SocketAddr)>;
+pub type Chain = Vec<BlockdId>;
 
 /// Receives blocks and passes them on.
 pub struct Replicator {
     endpoint: Endpoint,
-    suspects: Suspects,
-    buffers: Mutex<Vec<BytesMut>>,
-}
-
-/// Daemons that failed a moment ago.
-#[derive(Default)]
-struct Suspects(Mutex<HashMap<SocketAddr, Instant>>);
-
-impl Suspects {
-    fn add(&self, addr: SocketAddr) {
-        let mut all = self.0.lock();
-        all.retain(|_, failed| failed.elapsed() < SUSPECT_FOR);
-        all.insert(addr, Instant::now());
-    }
-
-    fn contains(&self, addr: SocketAddr) -> bool {
-        self.0.lock().get(&addr).is_some_and(|failed| failed.elapsed() < SUSPECT_FOR)
-    }
+    suspects: Suspects<SocketAddr>,
+    buffers: Arc<Pool>,
 }
 
 /// What became of a block's payload.
@@ -83,23 +79,36 @@ impl Replicator {
     /// Forwards from `endpoint`.
     #[must_use]
     pub fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, suspects: Suspects::default(), buffers: Mutex::default() }
+        Self { endpoint, suspects: Suspects::new(SUSPECT_FOR), buffers: Pool::new(REUSED_BYTES_MIN, KEPT_BYTES_MAX) }
     }
 
     /// Opens the way to the next daemon of the chain that can be reached.
-    pub async fn forward(&self, hash: BlockHash, epoch: LayoutEpoch, chain: Chain, request: &Incoming) -> Forward<'_> {
+    pub async fn forward(
+        &self,
+        hash: BlockHash,
+        epoch: LayoutEpoch,
+        (layout, chain): (&Layout, Chain),
+        request: &Incoming,
+    ) -> Forward<'_> {
         let deadline = request.deadline().saturating_duration_since(Instant::now()).mul_f64(DEADLINE_SHARE);
         let mut forward = Forward {
             replicator: self,
             hash,
             epoch,
             len: request.payload_len(),
-            request_id: request.request_id(),
+            granted: deadline,
             deadline: Instant::now() + deadline,
-            rest: chain.into(),
+            rest: VecDeque::with_capacity(chain.len()),
             open: None,
             outcome: Outcome::default(),
         };
+        for id in chain {
+            match layout.member(&id).or_else(|| layout.previous.iter().find(|member| member.id == id)) {
+                Some(member) => forward.rest.push_back((id, member.addr)),
+                // The sender may know a newer layout: then it tries again, and this daemon has asked for that meanwhile.
+                None => forward.outcome.failed.push((id, "not a member of the layout that is known here".to_owned())),
+            }
+        }
         forward.open_next().await;
         forward
     }
@@ -110,8 +119,7 @@ impl Replicator {
     /// [`wire::Error::Malformed`] when the sender's stream ends early.
     pub async fn receive(&self, request: &mut Incoming, forward: &mut Forward<'_>) -> Result<Received, wire::Error> {
         assert!(forward.len <= BLOCK_BYTES_MAX, "checked before anything is received");
-        let mut buffer = self.buffers.lock().pop().unwrap_or_default();
-        buffer.reserve(forward.len);
+        let mut buffer = self.buffer_for(forward.len);
         let mut hasher = SectionHasher::default();
         let mut passed = 0;
         while let Some(chunk) = request.next_chunk().await? {
@@ -135,15 +143,11 @@ impl Replicator {
         Ok(Received::Block(buffer.freeze(), sections))
     }
 
-    /// Takes a block's memory back for the next one, when nobody else holds it any more.
-    pub fn recycle(&self, block: Bytes) {
-        if let Ok(mut buffer) = block.try_into_mut() {
-            buffer.clear();
-            let mut buffers = self.buffers.lock();
-            if buffers.len() < BUFFERS_MAX {
-                buffers.push(buffer);
-            }
+    fn buffer_for(&self, len: usize) -> Buffer {
+        if len < REUSED_BYTES_MIN {
+            return self.buffers.adopt(Vec::with_capacity(len));
         }
+        self.buffers.take(len, || Vec::with_capacity(len.next_multiple_of(CAPACITY_STEP)))
     }
 }
 
@@ -153,7 +157,8 @@ pub struct Forward<'a> {
     hash: BlockHash,
     epoch: LayoutEpoch,
     len: usize,
-    request_id: u64,
+    /// What the sender gave for the rest of the chain.
+    granted: Duration,
     deadline: Instant,
     rest: VecDeque<(BlockdId, SocketAddr)>,
     open: Option<(BlockdId, SocketAddr, OutgoingRequest)>,
@@ -173,60 +178,72 @@ impl Forward<'_> {
     async fn open_next(&mut self) {
         assert!(self.open.is_none());
         while let Some((id, addr)) = self.rest.pop_front() {
-            if self.replicator.suspects.contains(addr) {
+            if self.replicator.suspects.contains(&addr) {
                 self.failed(id, addr, "failed a moment ago".to_owned());
                 continue;
             }
-            let chain = self.rest.iter().copied().collect();
+            let chain = self.rest.iter().map(|(id, _)| *id).collect();
             let head = BlockRequest::Put { hash: self.hash, epoch: self.epoch, chain };
-            let peer = self.replicator.endpoint.peer(addr, Role::Blockd).on_behalf_of(self.request_id);
-            let left = self.time_left();
+            let peer = self.replicator.endpoint.peer(addr, Role::Blockd);
+            let (asked, left) = (Instant::now(), self.time_left());
             let opening = peer.open_request(&head, u32::try_from(self.len).unwrap_or(u32::MAX), left);
             match tokio::time::timeout(left, opening).await {
                 Ok(Ok(open)) => {
                     self.open = Some((id, addr, open));
                     return;
                 }
-                Ok(Err(error)) => self.unreachable(id, addr, error.to_string()),
-                Err(_) => self.unreachable(id, addr, "deadline expired".to_owned()),
+                Ok(Err(error)) => self.unreachable((id, addr), asked, Some(&error)),
+                Err(_) => self.unreachable((id, addr), asked, None),
             }
         }
     }
 
-    fn unreachable(&mut self, id: BlockdId, addr: SocketAddr, reason: String) {
-        self.replicator.suspects.add(addr);
-        self.failed(id, addr, reason);
+    /// Waiting for a daemon since `asked` has failed, by this error or by the deadline.
+    fn unreachable(&mut self, (id, addr): (BlockdId, SocketAddr), asked: Instant, error: Option<&Error>) {
+        // Who was given too little time may have ended the request itself, before it ended here.
+        let is_lost = match error {
+            Some(Error::NotSent { .. }) => true,
+            Some(Error::Unanswered { .. }) => self.granted >= FAIR_WAIT,
+            _ => false,
+        };
+        if asked.elapsed() >= FAIR_WAIT || (is_lost && !self.time_left().is_zero()) {
+            self.replicator.suspects.add(addr);
+        }
+        self.failed(id, addr, error.map_or_else(|| "deadline expired".to_owned(), Error::to_string));
     }
 
     async fn write(&mut self, piece: Bytes) {
-        let left = self.time_left();
+        let (asked, left) = (Instant::now(), self.time_left());
         let Some((id, addr, open)) = &mut self.open else { return };
         let (id, addr) = (*id, *addr);
-        let reason = match tokio::time::timeout(left, open.write(piece)).await {
+        let failed = match tokio::time::timeout(left, open.write(piece)).await {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "deadline expired".to_owned(),
+            Ok(Err(error)) => Some(error),
+            Err(_) => None,
         };
         self.open = None;
-        self.unreachable(id, addr, reason);
+        self.unreachable((id, addr), asked, failed.as_ref());
     }
 
     /// Waits for the rest of the chain; daemons that come after a failed one get the block from here. Not cancel-safe.
     pub async fn finish(mut self, block: &Bytes) -> Outcome {
         loop {
             if let Some((id, addr, open)) = self.open.take() {
+                let asked = Instant::now();
                 let answer = tokio::time::timeout(self.time_left(), open.finish::<BlockReply>()).await;
                 match answer {
                     Ok(Ok((BlockReply::Stored { synced, failed, .. }, _))) => {
-                        self.outcome.synced.extend(synced);
-                        self.outcome.failed.extend(failed);
+                        // I9: it speaks for itself and for those behind it, and for nobody else.
+                        let is_asked = |other: &BlockdId| *other == id || self.rest.iter().any(|(id, _)| id == other);
+                        self.outcome.synced.extend(synced.into_iter().filter(is_asked));
+                        self.outcome.failed.extend(failed.into_iter().filter(|(other, _)| is_asked(other)));
                         return self.outcome;
                     }
                     Ok(Ok((BlockReply::NoSpace, _))) => self.failed(id, addr, "no space left".to_owned()),
                     Ok(Ok((BlockReply::Failed(reason), _))) => self.failed(id, addr, reason),
                     Ok(Ok(_)) => self.failed(id, addr, "answered something else".to_owned()),
-                    Ok(Err(error)) => self.unreachable(id, addr, error.to_string()),
-                    Err(_) => self.unreachable(id, addr, "deadline expired".to_owned()),
+                    Ok(Err(error)) => self.unreachable((id, addr), asked, Some(&error)),
+                    Err(_) => self.unreachable((id, addr), asked, None),
                 }
             }
             self.open_next().await;

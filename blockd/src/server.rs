@@ -9,7 +9,7 @@ use crate::heartbeat::drop_blocks;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::repair::read_repair::RepairQueue;
-use crate::replicate::{CHAIN_MAX, Chain, Received, Replicator};
+use crate::replicate::{Chain, Received, Replicator};
 use crate::stamps::Stamps;
 use crate::store::{self, Store};
 use bytes::Bytes;
@@ -18,15 +18,13 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
 use wire::limits::BLOCK_BYTES_MAX;
-use wire::message::block::{BlockReply, BlockRequest, BlockdStatus};
+use wire::message::block::{BlockReply, BlockRequest, BlockRequestKind, BlockdStatus};
 use wire::quic::{Incoming, Service};
 use wire::tls::{PeerIdentity, Role, Subject};
 use wire::{Error, describe};
 
 /// Most names in one reply of `List`.
 const LIST_MAX: u32 = 65_536;
-/// Most names in one `Probe` or `Drop`.
-const NAMES_MAX: usize = 65_536;
 
 /// The answering side of a block daemon.
 pub struct Server {
@@ -44,6 +42,8 @@ pub struct Server {
     pub ring: Arc<Ring>,
     /// Where corrupt copies are reported.
     pub repairs: RepairQueue,
+    /// Blocks renewed less than this long ago are not dropped, whoever asks for it.
+    pub drop_grace_min: Duration,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the disk has failed for good: the daemon is to stop.
@@ -51,26 +51,25 @@ pub struct Server {
 }
 
 /// Whether the holder of a certificate may ask this.
-fn may_ask(subject: &Subject, request: &BlockRequest) -> bool {
+fn may_ask(subject: &Subject, request: BlockRequestKind) -> bool {
     match request {
-        BlockRequest::Put { .. } => match subject.role {
+        BlockRequestKind::Put => match subject.role {
             Role::Client => !subject.grant.read_only,
             Role::Blockd | Role::Admin => true,
             Role::Metad => false,
         },
-        BlockRequest::Get { .. } | BlockRequest::Lookup { .. } | BlockRequest::Status => true,
-        BlockRequest::Drop { .. } => subject.role == Role::Metad,
-        BlockRequest::List { .. } | BlockRequest::Probe { .. } => subject.role != Role::Client,
-        BlockRequest::Chord(_) => subject.role == Role::Blockd,
+        BlockRequestKind::Get | BlockRequestKind::Lookup | BlockRequestKind::Status => true,
+        BlockRequestKind::Drop => subject.role == Role::Metad,
+        BlockRequestKind::List | BlockRequestKind::Probe => subject.role != Role::Client,
+        BlockRequestKind::Chord => subject.role == Role::Blockd,
     }
 }
 
-/// Whether it stays within the bounds of this daemon.
+/// Whether it stays within the bounds of this daemon. Those of its lists were checked when it was decoded.
 fn is_bounded(request: &BlockRequest, payload_len: usize) -> bool {
     match request {
-        BlockRequest::Put { chain, .. } => (1..=BLOCK_BYTES_MAX).contains(&payload_len) && chain.len() < CHAIN_MAX,
-        BlockRequest::Drop { hashes, .. } | BlockRequest::Probe { hashes } => hashes.len() <= NAMES_MAX,
-        _ => true,
+        BlockRequest::Put { .. } => (1..=BLOCK_BYTES_MAX).contains(&payload_len),
+        _ => payload_len == 0,
     }
 }
 
@@ -79,22 +78,32 @@ impl Service for Server {
         Ok(()) // every role may ask something
     }
 
-    async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, incoming: Incoming) {
+    async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, mut incoming: Incoming) {
+        // The role is checked on the first bytes: nothing else is decoded for who may not ask.
+        let kind = match incoming.kind::<BlockRequestKind>() {
+            Ok(kind) => kind,
+            Err(error) => return incoming.refuse(&error.to_string()).await,
+        };
+        if !may_ask(&peer.subject, kind) {
+            self.metrics.unauthorized.add(1);
+            return incoming.refuse(&format!("a {} may not ask this of a blockd", peer.subject.role)).await;
+        }
         let request = match incoming.decode::<BlockRequest>() {
             Ok(request) => request,
             Err(error) => return incoming.refuse(&error.to_string()).await,
         };
-        tracing::debug!(id = format!("{:016x}", incoming.request_id()), peer = peer.subject.name, ?request, "request");
-        if !may_ask(&peer.subject, &request) {
-            self.metrics.unauthorized.add(1);
-            return incoming.refuse(&format!("a {} may not ask this of a blockd", peer.subject.role)).await;
-        }
+        tracing::debug!(?request, "request");
         if !is_bounded(&request, incoming.payload_len()) {
             return incoming.refuse("the request exceeds a limit").await;
         }
         let (reply, payload) = match request {
             BlockRequest::Put { hash, epoch, chain } => return self.put(hash, epoch, chain, incoming).await,
-            BlockRequest::Get { hash, epoch, offset, len } => self.get(hash, epoch, offset, len).await,
+            BlockRequest::Get { hash, epoch, offset, len } => {
+                if incoming.reserve_answer((len as usize).min(BLOCK_BYTES_MAX)).await.is_err() {
+                    return incoming.refuse("too many answers wait to be fetched").await;
+                }
+                self.get(hash, epoch, offset, len).await
+            }
             other => (self.answer(other).await, None),
         };
         incoming.respond(&reply, payload.as_slice()).await;
@@ -105,7 +114,7 @@ impl Server {
     async fn answer(&self, request: BlockRequest) -> BlockReply {
         match request {
             BlockRequest::Drop { hashes, grace_ms } => {
-                let grace = Duration::from_millis(grace_ms);
+                let grace = Duration::from_millis(grace_ms).max(self.drop_grace_min);
                 BlockReply::Dropped(drop_blocks(&self.store, &self.stamps, &self.metrics, &hashes, grace).await)
             }
             BlockRequest::List { from, limit } => {
@@ -143,7 +152,8 @@ impl Server {
 
     /// Receives, verifies, stores, and passes on. The copy is on stable storage before it is acknowledged (I9).
     async fn put(&self, hash: BlockHash, epoch: LayoutEpoch, chain: Chain, mut incoming: Incoming) {
-        let mut forward = self.replicator.forward(hash, epoch, chain, &incoming).await;
+        let layout = self.layouts.newest();
+        let mut forward = self.replicator.forward(hash, epoch, (&*layout, chain), &incoming).await;
         let (block, sections) = match self.replicator.receive(&mut incoming, &mut forward).await {
             Ok(Received::Block(block, sections)) => (block, sections),
             Ok(Received::Mismatch) => {
@@ -183,7 +193,6 @@ impl Server {
         let layout = self.layouts.compare(epoch);
         let reply = BlockReply::Stored { synced: outcome.synced, failed: outcome.failed, layout };
         incoming.respond(&reply, &[]).await;
-        self.replicator.recycle(block);
     }
 
     async fn get(&self, hash: BlockHash, epoch: LayoutEpoch, offset: u32, len: u32) -> (BlockReply, Option<Bytes>) {
@@ -217,16 +226,14 @@ mod tests {
 
     #[test]
     fn each_request_needs_its_role() {
-        let drop = BlockRequest::Drop { hashes: Vec::new(), grace_ms: 0 };
-        let put = BlockRequest::Put { hash: BlockHash([0; 32]), epoch: LayoutEpoch(0), chain: Vec::new() };
-        let probe = BlockRequest::Probe { hashes: Vec::new() };
+        let (drop, put, probe) = (BlockRequestKind::Drop, BlockRequestKind::Put, BlockRequestKind::Probe);
         let subject = |role| Subject::new(role, "x");
-        assert!(may_ask(&subject(Role::Metad), &drop) && !may_ask(&subject(Role::Admin), &drop));
-        assert!(may_ask(&subject(Role::Client), &put) && !may_ask(&subject(Role::Metad), &put));
-        assert!(!may_ask(&subject(Role::Client), &probe), "a hash is no permission");
+        assert!(may_ask(&subject(Role::Metad), drop) && !may_ask(&subject(Role::Admin), drop));
+        assert!(may_ask(&subject(Role::Client), put) && !may_ask(&subject(Role::Metad), put));
+        assert!(!may_ask(&subject(Role::Client), probe), "a hash is no permission");
         let mut reader = subject(Role::Client);
         reader.grant.read_only = true;
-        assert!(!may_ask(&reader, &put));
+        assert!(!may_ask(&reader, put));
     }
 
     #[test]

@@ -174,7 +174,7 @@ impl Store {
     /// As [`Store::open`].
     pub fn open_on(dir: &Path, options: StoreOptions, disk: Arc<dyn Disk>) -> Result<Self, Error> {
         disk.create_dir(dir).map_err(|error| Error::io(dir, error))?;
-        let pool = Pool::new();
+        let pool = buffer::pool();
         let (index, next) = recover::recover(dir, &*disk, &pool)?;
         let shared = Arc::new(Shared {
             dir: dir.to_owned(),
@@ -214,7 +214,7 @@ impl Store {
             return Ok(false);
         }
         let (reply, done) = tokio::sync::oneshot::channel();
-        self.writer.send(Work::Put { hash, block, sections, reply })?;
+        self.writer.send(Work::Put { hash, block, sections, reply }).await?;
         done.await.map_err(|_| Error::Failed)?.map(|()| true)
     }
 
@@ -256,7 +256,7 @@ impl Store {
             let Record { location: from, block, sections, .. } = &record;
             let (block, sections) = (block.clone(), sections.clone());
             // The block itself is good, whatever comes of this: the next read tries again.
-            if self.writer.send(Work::Move { hash, from: *from, block, sections, reply }).is_ok() {
+            if self.writer.send(Work::Move { hash, from: *from, block, sections, reply }).await.is_ok() {
                 let _ = done.await;
             }
         }
@@ -280,7 +280,7 @@ impl Store {
             return Ok(false);
         }
         let (reply, done) = tokio::sync::oneshot::channel();
-        self.writer.send(Work::Drop { hash, reply })?;
+        self.writer.send(Work::Drop { hash, reply }).await?;
         done.await.map_err(|_| Error::Failed)?.map(|()| true)
     }
 

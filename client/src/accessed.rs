@@ -6,7 +6,7 @@ use crate::file::state::FileState;
 use crate::kernel::{Kernel, Notice};
 use crate::known::leased::LeasedSession;
 use crate::ordered::{Ordered, Rank};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use wire::attr::Timestamp;
 use wire::ids::Ino;
@@ -23,13 +23,13 @@ pub(crate) struct Accessed {
     kernel: Arc<Kernel>,
     /// Whether access times move at all.
     enabled: bool,
-    waiting: Ordered<HashMap<Ino, Timestamp>>,
+    waiting: Ordered<BTreeMap<Ino, Timestamp>>,
 }
 
 impl Accessed {
     /// Nothing was read.
     pub fn new(session: Arc<LeasedSession>, kernel: Arc<Kernel>, enabled: bool) -> Self {
-        Self { session, kernel, enabled, waiting: Ordered::new(Rank::Leaf, HashMap::new()) }
+        Self { session, kernel, enabled, waiting: Ordered::new(Rank::Leaf, BTreeMap::new()) }
     }
 
     /// A file was read.
@@ -49,7 +49,7 @@ impl Accessed {
 
     /// Stores what waits. What cannot be stored is forgotten: an access time is no promise.
     pub async fn store(&self) {
-        let waiting: Vec<(Ino, Timestamp)> = self.waiting.lock().drain().collect();
+        let waiting: Vec<(Ino, Timestamp)> = std::mem::take(&mut *self.waiting.lock()).into_iter().collect();
         for some in waiting.chunks(BATCH_OPS_MAX) {
             let ops = some.iter().map(|(ino, at)| Op::Accessed { ino: *ino, at: *at }).collect();
             match self.session.submit(ops).await {

@@ -8,6 +8,7 @@
 
 use crate::Client;
 use crate::commit::plan::Plan;
+use crate::error::unexpected_reply;
 use crate::file::dirty::Packed;
 use crate::file::sealed::{Stored, writes_of};
 use crate::file::state::FileState;
@@ -120,7 +121,7 @@ async fn chunk_extents(client: &Client, attr: &InodeAttr, chunk: ChunkIndex) -> 
     let (mut from, mut extents, mut at_rest) = (chunk.start(), Vec::new(), true);
     loop {
         let read = Read::Extents { ino: attr.ino, off: from, len: end - from };
-        let ReadReply::Extents(page) = client.session.read(read).await? else { return Err(FsError::Io) };
+        let ReadReply::Extents(page) = client.session.read(read).await? else { return Err(unexpected_reply()) };
         at_rest &= page.version == attr.version;
         extents.extend(page.extents);
         match page.more_from {

@@ -1,8 +1,10 @@
 //! Why a client cannot start.
 
 use std::io;
+use std::panic::Location;
 use std::path::PathBuf;
 use thiserror::Error;
+use wire::FsError;
 
 /// Why no session could be opened.
 #[derive(Debug, Error)]
@@ -69,4 +71,12 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+}
+
+/// The outcome when metad's answer is of another kind than the question: a fault of a program, shown with the place that
+/// asked.
+#[track_caller]
+pub(crate) fn unexpected_reply() -> FsError {
+    tracing::error!(asked_at = %Location::caller(), "metad answered something else than was asked");
+    FsError::Io
 }

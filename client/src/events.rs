@@ -20,6 +20,7 @@
 use crate::Client;
 use crate::kernel::Notice;
 use crate::known::Known;
+use crate::network::EventStream;
 use crate::queue::Queue;
 use std::net::SocketAddr;
 use std::sync::Weak;
@@ -31,7 +32,6 @@ use wire::ids::{Ino, SessionId};
 use wire::limits::LEASE_MS;
 use wire::message::event::MetaEvent;
 use wire::message::meta::MetaRequest;
-use wire::quic::EventReceiver;
 use wire::retry::Backoff;
 
 /// Before the second attempt at a stream of events.
@@ -204,7 +204,7 @@ pub(crate) async fn run(weak: Weak<Client>) {
 /// Takes events until the stream breaks, or the session or the leader is another one: the old one keeps silent.
 async fn follow(
     weak: &Weak<Client>,
-    mut stream: EventReceiver,
+    mut stream: Box<dyn EventStream>,
     from: (SessionId, SocketAddr),
     detached: &Notify,
     acknowledgements: Acknowledgements,
@@ -213,7 +213,7 @@ async fn follow(
     loop {
         let event = tokio::select! {
             biased;
-            event = tokio::time::timeout(STREAM_CHECK_EVERY, stream.next::<MetaEvent>()) => Some(event),
+            event = tokio::time::timeout(STREAM_CHECK_EVERY, stream.next()) => Some(event),
             () = detached.notified() => None,
         };
         let Some(client) = weak.upgrade() else { return };
@@ -327,7 +327,7 @@ mod tests {
         let (put, events) = mpsc::channel(1);
         put.try_send(acknowledgement).unwrap();
         drop(put);
-        let acknowledge = |seqs: Vec<u64>| std::future::ready(acknowledged.lock().extend(seqs));
+        let acknowledge = async |seqs: Vec<u64>| acknowledged.lock().extend(seqs);
         let mut acknowledging = std::pin::pin!(acknowledge_in_order(&queue, events, acknowledge));
         let early = tokio::time::timeout(believed * 3, &mut acknowledging).await;
         assert!(early.is_err() && acknowledged.lock().is_empty(), "it is not sent");
@@ -347,7 +347,7 @@ mod tests {
             put.try_send(Acknowledgement { seq, at, sent: None }).unwrap();
         }
         drop(put);
-        let acknowledge = |seqs: Vec<u64>| std::future::ready(acknowledged.lock().push(seqs));
+        let acknowledge = async |seqs: Vec<u64>| acknowledged.lock().push(seqs);
         acknowledge_in_order(&queue, events, acknowledge).await;
         assert_eq!(*acknowledged.lock(), [vec![1, 2], vec![3, 4]]);
     }

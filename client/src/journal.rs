@@ -11,11 +11,12 @@
 //! DIR/journal/NUMBER    segments, in the order in which they were begun
 //! DIR/journal/shared    content of files that others use too, as it was when commits last came to a stand
 //! ```
-//! - this file is the files;
+//! - this file is the files, on what `disk` is;
 //! - `record` is what is in the segments;
 //! - `writer` writes them while the client lives, `picture` what cannot wait in the queue;
 //! - `replay` tells what an earlier client has left.
 
+pub mod disk;
 pub(crate) mod picture;
 mod record;
 mod replay;
@@ -24,38 +25,36 @@ pub(crate) mod writer;
 pub(crate) use picture::Picture;
 
 use crate::Error;
-use crate::local::LocalDir;
 use bytes::Bytes;
+use disk::{Disk, DiskFile, remove_if_there};
 use parking_lot::Mutex;
 use record::{Group, Record};
 use std::collections::VecDeque;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use wire::chance;
 use wire::ids::{JournalId, SessionId};
 
-/// Folder of the journal within the mount's directory.
-const FOLDER: &str = "journal";
 /// Digits of a segment's name.
 const NAME_DIGITS: usize = 20;
 /// A segment that has reached this size is followed by another one; each goes when all of it is told.
 const SEGMENT_BYTES: u64 = 32 << 20;
+
+/// The file that says whose journal it is.
+const ID: &str = "id";
 
 /// A journal.
 pub(crate) struct Journal {
     id: JournalId,
     /// The session that worked with it last.
     session: Mutex<Option<SessionId>>,
-    dir: PathBuf,
-    /// Nobody else uses the directory as long as one of us may.
-    _local: Arc<LocalDir>,
+    disk: Arc<dyn Disk>,
     /// The oldest first.
     segments: Mutex<VecDeque<Segment>>,
     /// The last one, if more may be appended to it. Held while something is written or removed: not for a runtime thread.
-    current: Mutex<Option<File>>,
+    current: Mutex<Option<Box<dyn DiskFile>>>,
     /// metad was told something of it beside what is in it.
     content_noted: AtomicBool,
     /// One at a time looks what is not in it yet, and writes that.
@@ -85,7 +84,7 @@ impl Journal {
 
     /// Where it is.
     pub(crate) fn dir(&self) -> &Path {
-        &self.dir
+        self.disk.path()
     }
 
     /// The session that worked with it last, if it is known.
@@ -111,46 +110,42 @@ impl Journal {
 
 /// What blocks: not for a runtime thread.
 impl Journal {
-    /// The journal in this directory, which an earlier client may have left.
+    /// The journal on this disk, which an earlier client may have left.
     ///
     /// # Errors
     /// [`Error::Local`], or [`Error::JournalDamaged`].
-    pub(crate) fn open(local: Arc<LocalDir>) -> Result<Self, Error> {
-        let dir = local.path().join(FOLDER);
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-        made.and_then(|()| sync_dir(local.path())).map_err(failed(&dir))?;
-        let known = read_id(&dir.join("id"))?;
+    pub(crate) fn open(disk: Arc<dyn Disk>) -> Result<Self, Error> {
+        let known = read_id(&*disk)?;
         let journal = Self {
-            id: known.map_or_else(|| JournalId(rand::random()), |(id, _)| id),
+            id: known.map_or_else(|| JournalId(chance::number()), |(id, _)| id),
             session: Mutex::new(known.map(|(_, session)| session)),
-            dir,
-            _local: local,
+            disk,
             segments: Mutex::default(),
             current: Mutex::default(),
             content_noted: AtomicBool::new(false),
             writing: tokio::sync::Mutex::default(),
             changing: Arc::default(),
         };
-        for number in segment_numbers(&journal.dir)? {
-            let records = journal.read(number)?;
-            let bytes = fs::metadata(journal.path_of(number)).map_err(failed(&journal.dir))?.len();
+        for number in segment_numbers(&*journal.disk)? {
+            let (records, bytes) = journal.read(number)?;
             let last = records.iter().map(|(record, _)| record.number()).max().unwrap_or(0);
             journal.segments.lock().push_back(Segment { number, bytes, last });
         }
-        if known.is_none() && (journal.last() > 0 || journal.has_shared()) {
+        if known.is_none() && (journal.last() > 0 || journal.has_shared()?) {
             // Nobody could say what of it is told.
-            return Err(Error::JournalDamaged { path: journal.dir.join("id"), at: 0 });
+            return Err(Error::JournalDamaged { path: journal.path_of(ID), at: 0 });
         }
         Ok(journal)
     }
 
-    fn path_of(&self, segment: u64) -> PathBuf {
-        self.dir.join(format!("{segment:0NAME_DIGITS$}"))
+    fn path_of(&self, name: &str) -> PathBuf {
+        self.disk.path().join(name)
     }
 
-    fn read(&self, segment: u64) -> Result<Vec<(Record, Bytes)>, Error> {
-        let path = self.path_of(segment);
-        let bytes = Bytes::from(fs::read(&path).map_err(failed(&path))?);
+    /// The records of a segment, and its length in bytes.
+    fn read(&self, segment: u64) -> Result<(Vec<(Record, Bytes)>, u64), Error> {
+        let path = self.path_of(&segment_name(segment));
+        let bytes = Bytes::from(self.disk.read(&segment_name(segment)).map_err(failed(&path))?);
         let parsed = record::parse(&bytes).map_err(|at| Error::JournalDamaged { path: path.clone(), at })?;
         if parsed.torn > 0 {
             tracing::warn!(
@@ -158,7 +153,7 @@ impl Journal {
                 "the end of this part of the journal was being written when its mount ended"
             );
         }
-        Ok(parsed.records)
+        Ok((parsed.records, bytes.len() as u64))
     }
 
     /// The records of entries behind `told`, in order, each once.
@@ -169,7 +164,7 @@ impl Journal {
         let numbers: Vec<u64> = self.segments.lock().iter().map(|segment| segment.number).collect();
         let (mut untold, mut seen) = (Vec::new(), (told, u64::MAX));
         for number in numbers {
-            for (record, content) in self.read(number)? {
+            for (record, content) in self.read(number)?.0 {
                 match record.place() {
                     // What was written twice, because it was not known whether it had been.
                     Some(place) if place <= seen => continue,
@@ -188,21 +183,21 @@ impl Journal {
     /// # Errors
     /// What the disk refuses.
     fn write_session(&self, session: SessionId) -> io::Result<()> {
-        self.replace("id", format!("journal {}\nsession {session}\n", self.id).as_bytes())?;
+        self.replace(ID, format!("journal {}\nsession {session}\n", self.id).as_bytes())?;
         *self.session.lock() = Some(session);
         Ok(())
     }
 
     /// Puts a file in place of another one, whole or not at all.
     fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
-        let partial = self.dir.join(format!("{name}.partial"));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-        if let Err(error) = file.write_all(content).and_then(|()| file.sync_data()) {
-            fs::remove_file(&partial)?;
+        let partial = format!("{name}.partial");
+        let file = self.disk.create(&partial)?;
+        if let Err(error) = file.write_at(content, 0).and_then(|()| file.sync()) {
+            self.disk.remove(&partial)?;
             return Err(error);
         }
-        fs::rename(&partial, self.dir.join(name))?;
-        sync_dir(&self.dir)
+        self.disk.rename(&partial, name)?;
+        self.disk.sync()
     }
 
     /// Appends records; they are on stable storage on return. `last` is the number of the last entry among them.
@@ -217,7 +212,7 @@ impl Journal {
         // I8: on return the records are on the disk, and so is the name of their file.
         let (newest, len) = self.segments.lock().back().map_or((0, 0), |newest| (newest.number, newest.bytes));
         if let Some(file) = current.as_mut().filter(|_| len < SEGMENT_BYTES) {
-            if let Err(error) = file.write_all_at(&bytes, len).and_then(|()| file.sync_data()) {
+            if let Err(error) = file.write_at(&bytes, len).and_then(|()| file.sync()) {
                 // What follows must not stand behind a torn group.
                 if file.set_len(len).is_err() {
                     *current = None;
@@ -230,12 +225,12 @@ impl Journal {
             return Ok(());
         }
         let number = newest + 1;
-        let path = self.path_of(number);
+        let name = segment_name(number);
         // What is there is what could not be removed after an error.
-        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
-        let begun = file.write_all(&bytes).and_then(|()| file.sync_data()).and_then(|()| sync_dir(&self.dir));
+        let file = self.disk.create(&name)?;
+        let begun = file.write_at(&bytes, 0).and_then(|()| file.sync()).and_then(|()| self.disk.sync());
         if let Err(error) = begun {
-            fs::remove_file(&path)?;
+            self.disk.remove(&name)?;
             return Err(error);
         }
         self.segments.lock().push_back(Segment { number, bytes: bytes.len() as u64, last });
@@ -256,63 +251,63 @@ impl Journal {
             segments.front().filter(|oldest| oldest.last <= told).map(|oldest| oldest.number)
         };
         while let Some(number) = oldest() {
-            match fs::remove_file(self.path_of(number)) {
-                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                _ => dropped = true,
-            }
+            remove_if_there(&*self.disk, &segment_name(number))?;
+            dropped = true;
             let mut segments = self.segments.lock();
             segments.pop_front();
             if segments.is_empty() {
                 *current = None;
             }
         }
-        if dropped { sync_dir(&self.dir) } else { Ok(()) }
+        if dropped { self.disk.sync() } else { Ok(()) }
     }
 }
 
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
 /// Numbers of the journal and its last session.
-fn read_id(path: &Path) -> Result<Option<(JournalId, SessionId)>, Error> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
+fn read_id(disk: &dyn Disk) -> Result<Option<(JournalId, SessionId)>, Error> {
+    let path = disk.path().join(ID);
+    let text = match disk.read(ID) {
+        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(path)(error)),
+        Err(error) => return Err(failed(&path)(error)),
     };
     let number = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.parse().ok());
     match (number("journal "), number("session ")) {
         (Some(id), Some(session)) => Ok(Some((JournalId(id), SessionId(session)))),
-        _ => Err(Error::JournalDamaged { path: path.to_owned(), at: 0 }),
+        _ => Err(Error::JournalDamaged { path, at: 0 }),
     }
 }
 
+fn segment_name(number: u64) -> String {
+    format!("{number:0NAME_DIGITS$}")
+}
+
 /// Segments in the order in which they were begun.
-fn segment_numbers(dir: &Path) -> Result<Vec<u64>, Error> {
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(dir).map_err(failed(dir))? {
-        let name = entry.map_err(failed(dir))?.file_name();
-        let name = name.to_string_lossy();
-        if name.len() == NAME_DIGITS && name.bytes().all(|byte| byte.is_ascii_digit()) {
-            numbers.extend(name.parse::<u64>().ok());
-        }
-    }
+fn segment_numbers(disk: &dyn Disk) -> Result<Vec<u64>, Error> {
+    let names = disk.list().map_err(failed(disk.path()))?;
+    let is_segment = |name: &&String| name.len() == NAME_DIGITS && name.bytes().all(|byte| byte.is_ascii_digit());
+    let mut numbers: Vec<u64> = names.iter().filter(is_segment).filter_map(|name| name.parse().ok()).collect();
     numbers.sort_unstable();
     Ok(numbers)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::disk::LocalDisk;
     use super::*;
     use crate::testing::Place;
     use record::Change;
+    use std::fs;
     use wire::attr::Timestamp;
     use wire::ids::Ino;
     use wire::op::Op;
 
+    fn disk(place: &Place) -> Arc<dyn Disk> {
+        Arc::new(LocalDisk::open(place.local()).unwrap())
+    }
+
     fn open(place: &Place) -> Journal {
-        Journal::open(place.local()).unwrap()
+        Journal::open(disk(place)).unwrap()
     }
 
     /// A journal with three entries.
@@ -361,7 +356,7 @@ mod tests {
     fn an_append_that_was_torn_is_not_there_and_the_next_ones_are() {
         let place = Place::new();
         let journal = begun(&place);
-        let path = journal.path_of(1);
+        let path = journal.path_of(&segment_name(1));
         drop(journal);
         let whole = fs::read(&path).unwrap();
         fs::write(&path, [&whole[..], &whole[..whole.len() - 1]].concat()).unwrap();
@@ -377,10 +372,10 @@ mod tests {
         let journal = begun(&place);
         {
             // As an append leaves it for which the disk had no room.
-            let mut current = journal.current.lock();
-            let file = current.as_mut().unwrap();
-            let len = file.metadata().unwrap().len();
-            file.write_all(b"half of a group").unwrap();
+            let current = journal.current.lock();
+            let file = current.as_ref().unwrap();
+            let len = fs::metadata(journal.path_of(&segment_name(1))).unwrap().len();
+            file.write_at(b"half of a group", len).unwrap();
             file.set_len(len).unwrap();
         }
         journal.append(&changes(4..6), 5).unwrap();
@@ -394,6 +389,6 @@ mod tests {
         let journal = begun(&place);
         fs::remove_file(journal.dir().join("id")).unwrap();
         drop(journal);
-        assert!(matches!(Journal::open(place.local()), Err(Error::JournalDamaged { .. })));
+        assert!(matches!(Journal::open(disk(&place)), Err(Error::JournalDamaged { .. })));
     }
 }

@@ -24,7 +24,6 @@ mod pins;
 pub mod state;
 pub mod walks;
 
-pub use learning::{attrs_changed, names_changed};
 pub use leases::Mark;
 pub use listings::{Listed, PageKey};
 pub use names::Place;

@@ -8,7 +8,7 @@
 //! - `queue` holds what was done under delegations and is sent later, `journal` what of it would be lost with the process;
 //!   `commit` makes content part of its file;
 //! - `known` answers in metad's place under leases, `kernel` remembers what the kernel was given, `meta` talks to metad,
-//!   `block` to the block daemons. `work` is what goes on though its caller is gone; the lock order stands in `ordered`.
+//!   `block` to the block daemons, both by `network`. `work` is what goes on though its caller is gone; the lock order stands in `ordered`.
 //!
 //! Every operation can be called from any thread of a multi-threaded tokio runtime. What an operation has accepted runs
 //! to its end though its caller is dropped, unless it says otherwise.
@@ -29,6 +29,7 @@ mod kernel;
 mod known;
 mod local;
 pub mod meta;
+pub mod network;
 mod open;
 mod ops;
 mod ordered;
@@ -40,6 +41,7 @@ mod writeback;
 
 pub use config::{ClientConfig, DISK_CACHE_BYTES_MIN, OnConflict};
 pub use error::Error;
+pub use journal::disk;
 pub use kernel::Notice;
 pub use known::Listed;
 pub use local::LocalDir;
@@ -60,6 +62,7 @@ use kernel::Kernel;
 use known::Known;
 use known::held_locks::HeldLocks;
 use known::leased::LeasedSession;
+use network::Network;
 use open::OpenFiles;
 use ops::locks::Waits;
 use ordered::Ordered;
@@ -71,7 +74,6 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use wire::ids::Ino;
-use wire::quic::Endpoint;
 use work::Work;
 use writeback::WriteBack;
 
@@ -81,7 +83,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 /// One session with a cluster.
 pub struct Client {
     config: ClientConfig,
-    endpoint: Endpoint,
+    network: Arc<dyn Network>,
     session: Arc<LeasedSession>,
     known: Arc<Known>,
     held_locks: Arc<HeldLocks>,

@@ -12,7 +12,7 @@
 
 use crate::{ClientConfig, Error};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
 use wire::bundle::Bundle;
+use wire::durable;
 use wire::sys::lock_of_the_living;
 
 /// First line of the file that says whose a directory is; the number is the version of what lies in it.
@@ -184,12 +185,7 @@ impl Owner {
 
     /// Durable on return: what is kept here later must not outlive the knowledge whose it is.
     fn write(&self, dir: &Path) -> io::Result<()> {
-        let (path, partial) = (dir.join("owner"), dir.join("owner.partial"));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-        file.write_all(self.text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&partial, &path)?;
-        File::open(dir)?.sync_all()
+        durable::replace(&dir.join("owner"), self.text.as_bytes())
     }
 }
 

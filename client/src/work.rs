@@ -62,6 +62,11 @@ impl Work {
         self.patiently(self.spawn(work)).await?.unwrap_or(Err(FsError::Io))
     }
 
+    /// Gives up at once what may wait for servers.
+    pub fn abandon(&self) {
+        self.stop.cancel();
+    }
+
     /// Waits for what is under way; what takes longer is given up.
     pub async fn end(&self, limit: Duration) {
         self.under_way.close();

@@ -6,7 +6,6 @@ pub(crate) use send::run;
 
 use crate::Client;
 use crate::file::state::FileState;
-use crate::known::attrs_changed;
 use crate::queue::{self, Heard, Queue};
 use std::sync::Arc;
 use wire::FsError;
@@ -67,7 +66,7 @@ impl Client {
 
     /// Carries out an operation at once, behind everything that was done before.
     pub(crate) async fn at_once(&self, op: Op) -> Result<OpReply, FsError> {
-        let inos: Vec<Ino> = attrs_changed(&op).collect();
+        let inos: Vec<Ino> = op.attrs_changed().collect();
         let _barred = self.in_order(inos).await?;
         self.session.one(op).await
     }

@@ -13,11 +13,11 @@ use crate::{EmbedOptions, Error};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use tokio::runtime::Handle;
+use wire::durable;
 use wire::quic::Endpoint;
 use wire::sys::lock_of_the_living;
 use wire::tls::{ClusterCa, Identity, Role, Subject};
@@ -141,15 +141,7 @@ impl State {
         let path = self.dir.join("cluster.toml");
         let text = toml::to_string(&self.file)
             .map_err(|error| Error::Damaged { path: path.clone(), reason: error.to_string() })?;
-        let partial = path.with_extension("partial");
-        let write = || -> std::io::Result<()> {
-            let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&partial, &path)?;
-            File::open(&self.dir)?.sync_all()
-        };
-        write().map_err(disk(&path))
+        durable::replace(&path, text.as_bytes()).map_err(disk(&path))
     }
 }
 

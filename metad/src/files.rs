@@ -1,41 +1,14 @@
-//! Small files that must survive a crash whole, and the ownership of a data directory.
+//! Whose a data directory is, and that one process uses it.
 
 use crate::error::Error;
 use std::fs::{self, File, TryLockError};
-use std::io::Write;
 use std::path::Path;
+use wire::durable;
 use wire::ids::{ClusterId, MetadId};
 use wire::sys::lock_of_the_living;
 
 /// First line of the file that says whose a data directory is.
 const OWNER: &str = "surf metad 1";
-
-/// Replaces a file so that a crash leaves the old or the new content, and syncs it.
-///
-/// # Errors
-/// When the disk fails.
-pub fn write_synced(path: &Path, content: &[u8]) -> Result<(), Error> {
-    let partial = path.with_extension("partial");
-    let write = || {
-        let mut file = File::create(&partial)?;
-        file.write_all(content)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)?;
-        sync_dir(path)
-    };
-    write().map_err(|error| Error::disk(path, error))
-}
-
-/// Syncs the directory that holds `path`, so that its name survives a crash.
-///
-/// # Errors
-/// When the disk fails.
-pub fn sync_dir(path: &Path) -> std::io::Result<()> {
-    match path.parent() {
-        Some(dir) => File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
-}
 
 /// Holds a data directory for this process and this node.
 #[derive(Debug)]
@@ -52,7 +25,7 @@ impl DataDir {
     /// [`Error::DataDir`] when another process uses it, or it belongs to another node or cluster.
     pub fn take(dir: &Path, cluster: ClusterId, id: MetadId) -> Result<Self, Error> {
         let unusable = |error| Error::DataDir(format!("{}: cannot be used ({error}): check `data_dir`", dir.display()));
-        fs::create_dir_all(dir).map_err(unusable)?;
+        durable::make_private_dir(dir).map_err(unusable)?;
         let path = dir.join("LOCK");
         let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
         match lock_of_the_living(&lock) {
@@ -69,7 +42,7 @@ impl DataDir {
         let ours = format!("{OWNER}\ncluster {cluster}\nnode {id}\n");
         let is_new = !path.exists();
         if is_new {
-            write_synced(&path, ours.as_bytes())?;
+            durable::replace(&path, ours.as_bytes()).map_err(|error| Error::disk(&path, error))?;
         } else {
             let found = fs::read(&path).map_err(|error| Error::disk(&path, error))?;
             let found = String::from_utf8_lossy(&found);

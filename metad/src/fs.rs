@@ -31,16 +31,13 @@ mod xattr;
 mod tests;
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use view::View;
 use wire::FsError;
 use wire::attr::Timestamp;
-use wire::ids::{BlockHash, SessionId};
+use wire::ids::{BlockHash, Ino, SessionId, Version};
 use wire::layout::Layout;
 use wire::op::{Batch, BatchReply, Op, OpFailed, OpReply};
-
-/// Changes of keys after which a batch takes no further operation, about 200 MB: all of them are kept until it ends. One
-/// operation on a file of the largest size changes half as many.
-const CHANGES_MAX: usize = 1 << 20;
 
 /// What one Raft entry carries. Variants are only ever appended: old logs must replay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -101,8 +98,10 @@ pub enum CommandReply {
 
 /// What operations know beside the state.
 pub(crate) struct Context {
-    /// The leader's time for the command.
+    /// The leader's time for the command, or, of what was done under a delegation, the session's time for that.
     pub now: Timestamp,
+    /// The leader's time in any case: what a session says of time shortens no grace period.
+    pub entry: Timestamp,
     /// The session that asks.
     pub session: SessionId,
 }
@@ -127,7 +126,7 @@ impl Command {
 
 /// Applies a command.
 pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
-    let context = Context { now: stamped.now, session: SessionId::default() };
+    let context = Context { now: stamped.now, entry: stamped.now, session: SessionId::default() };
     match &stamped.command {
         Command::Init { cluster, replicas, min_sync } => {
             settings::init(view, stamped.now, cluster, *replicas, *min_sync)
@@ -135,7 +134,10 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::Batches(batches) => CommandReply::Batches(
             batches.iter().map(|(session, batch)| session::apply_batch(view, stamped.now, *session, batch)).collect(),
         ),
-        Command::OpenSession(opening) => CommandReply::Session(lifetime::open(view, &context, opening)),
+        Command::OpenSession(opening) => match lifetime::open(view, &context, opening) {
+            Some(id) => CommandReply::Session(id),
+            None => CommandReply::Stale,
+        },
         Command::CloseSessions(sessions) => {
             for session in sessions {
                 lifetime::close(view, &context, *session);
@@ -154,14 +156,25 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
     }
 }
 
+/// Content of files that the batch has committed before an operation, and that nobody else had changed: the file, and the
+/// version that was made.
+type Committed = BTreeSet<(Ino, Version)>;
+
 /// Applies the operations of a batch, all or none.
 fn apply_ops(view: &mut View, context: &Context, ops: &[Op]) -> BatchReply {
     view.savepoint();
     let mut replies = Vec::with_capacity(ops.len());
+    let mut committed = Committed::new();
     for (index, op) in ops.iter().enumerate() {
-        let full = index > 0 && view.undoable() >= CHANGES_MAX;
-        match if full { Err(FsError::ArgumentTooLarge) } else { apply_op(view, context, op, &replies) } {
-            Ok(reply) => replies.push(reply),
+        let full = index > 0 && view.is_exhausted();
+        let applied = if full { Err(FsError::ArgumentTooLarge) } else { apply_op(view, context, op, &committed) };
+        match applied.and_then(|reply| if view.is_oversized() { Err(FsError::ArgumentTooLarge) } else { Ok(reply) }) {
+            Ok(reply) => {
+                if let OpReply::Committed { attr, conflict: None, .. } = &reply {
+                    committed.insert((attr.ino, attr.version));
+                }
+                replies.push(reply);
+            }
             Err(error) => {
                 // I3: what the batch did before its failed operation is undone.
                 view.rollback();
@@ -172,8 +185,8 @@ fn apply_ops(view: &mut View, context: &Context, ops: &[Op]) -> BatchReply {
     Ok(replies)
 }
 
-/// `before` are the replies to the operations before it in its batch.
-fn apply_op(view: &mut View, context: &Context, op: &Op, before: &[OpReply]) -> Result<OpReply, FsError> {
+/// `before` is what the operations before it in its batch have committed.
+fn apply_op(view: &mut View, context: &Context, op: &Op, before: &Committed) -> Result<OpReply, FsError> {
     match op {
         Op::Create { parent, name, ino, node, mode, umask, uid, gid } => {
             let new = dentry::New { ino: *ino, node, mode: *mode, umask: *umask, uid: *uid, gid: *gid };

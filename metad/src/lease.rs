@@ -6,6 +6,7 @@
 //! come to it or what the leader before may have granted has run out.
 
 mod leadership;
+pub mod patience;
 pub mod table;
 mod touched;
 
@@ -15,12 +16,13 @@ use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::{Refused, session};
 use std::sync::Arc;
-use std::time::Instant;
 use table::{Extension, Table, Told};
+use tokio::time::Instant;
 use wire::attr::InodeAttr;
 use wire::ids::{Ino, SessionId};
 use wire::message::event::MetaEvent;
 use wire::op::{Batch, BatchReply, Op};
+use wire::tls::PeerIdentity;
 
 /// A change under way; it ends when this is dropped.
 struct Changing<'a> {
@@ -92,8 +94,20 @@ impl Shared {
     }
 
     /// A session follows this node's events from now on, with empty caches.
-    pub(crate) fn attach(&self, session: SessionId, stream: u64, dirty: bool) -> Option<table::Seq> {
-        let seq = self.leased(|table| table.attach(session, stream, dirty, Instant::now())).flatten();
+    pub(crate) fn attach(
+        &self,
+        session: SessionId,
+        peer: &PeerIdentity,
+        stream: u64,
+        dirty: bool,
+    ) -> Option<table::Seq> {
+        let mut name = [0; 8];
+        name.copy_from_slice(&blake3::hash(peer.subject.name.as_bytes()).as_bytes()[..8]);
+        let seq = self.leased(|table| {
+            table.introduce(session, u64::from_le_bytes(name), !peer.subject.grant.read_only);
+            table.attach(session, stream, dirty, Instant::now())
+        });
+        let seq = seq.flatten();
         self.leases.changed.notify_waiters();
         seq
     }
@@ -189,7 +203,7 @@ impl Shared {
             // Before looking: what changes in between must not be missed.
             changed.as_mut().enable();
             let Some(Some(until)) = self.leased(|table| open(table, Instant::now())) else { return };
-            let _ = tokio::time::timeout_at(until.into(), changed).await;
+            let _ = tokio::time::timeout_at(until, changed).await;
         }
     }
 
@@ -197,7 +211,7 @@ impl Shared {
     /// it and does not say so. Returns whether that took any time.
     ///
     /// # Errors
-    /// As [`Consensus::read_barrier`](crate::raft::Consensus::read_barrier), while that may matter.
+    /// As [`Consensus::read_barrier`](crate::consensus::Consensus::read_barrier), while that may matter.
     pub(crate) async fn wait_for_others(&self, id: Option<SessionId>) -> Result<bool, ProposeError> {
         let grace = |table: &Table, now| table.grace_until(std::iter::once(SessionId(u64::MAX)), now);
         if self.leased(|table| grace(table, Instant::now())).flatten().is_none() {
@@ -315,7 +329,7 @@ pub(crate) async fn submit(
     };
     shared.wait_for_others(Some(id)).await?;
     let tells = batch.ops.iter().any(|op| matches!(op, Op::Deferred { .. }));
-    let made: Vec<Ino> = batch.ops.iter().filter_map(touched::made).collect();
+    let made: Vec<Ino> = batch.ops.iter().filter_map(Op::made).collect();
     let changing = shared.begin_change(term, id, inos, tells).await?;
     let outcome = shared.batcher.submit(id, batch, Some(term)).await?;
     // What could be known of only now: names that were changed between the look at them and the change.

@@ -7,6 +7,7 @@
 
 pub mod cluster;
 pub mod config;
+pub mod consensus;
 pub mod error;
 pub mod files;
 pub mod fs;
@@ -19,13 +20,12 @@ pub mod store;
 pub use shared::Shared;
 
 use cluster::gc;
-use cluster::liveness::Liveness;
 use config::Config;
 use error::Error;
 use fs::{Command, settings};
 use futures::future::BoxFuture;
-use raft::Consensus;
-use server::{Batcher, Clock, Events, Server};
+use raft::Raft;
+use server::Server;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZero;
@@ -33,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use wire::quic::{Endpoint, ServerHandle};
 
 /// Requests under way when stopping get this long to end.
@@ -91,23 +92,11 @@ impl Node {
     }
 
     async fn start_in(data_dir: files::DataDir, config: Config, endpoint: Endpoint) -> Result<Self, Error> {
-        let consensus =
-            Arc::new(Consensus::start(config.id, &config.data_dir, endpoint.clone(), &config.tuning).await?);
-        let clock = Arc::new(Clock::default());
-        let shared = Arc::new(Shared {
-            batcher: Batcher::start(consensus.clone(), clock.clone()),
-            consensus,
-            endpoint: endpoint.clone(),
-            liveness: Liveness::default(),
-            events: Events::default(),
-            leases: lease::Leases::default(),
-            clock,
-            layout_change: tokio::sync::Mutex::new(()),
-            config,
-        });
+        let raft = Arc::new(Raft::start(config.id, &config.data_dir, endpoint.clone(), &config.tuning).await?);
+        let shared = Arc::new(Shared::new(config, raft.clone(), endpoint.clone()));
         let server = endpoint.serve(Arc::new(Server { shared: shared.clone() }), &Handle::current());
         if !shared.config.initial.is_empty() {
-            shared.consensus.found(&shared.config.initial).await?;
+            raft.found(&shared.config.initial).await?;
         }
         let mut tasks = JoinSet::new();
         tasks.spawn(init(shared.clone()));
@@ -138,7 +127,13 @@ impl Node {
     async fn end(mut self) {
         self.tasks.shutdown().await;
         self.server.stop(STOP_LIMIT).await;
+        self.shared.batcher.close();
+        self.shared.changes.close();
         self.shared.consensus.stop().await;
+        // What still waited for Raft has its answer now.
+        if timeout(STOP_LIMIT, self.shared.changes.wait()).await.is_err() {
+            tracing::warn!("changes under way did not end: their clients ask again elsewhere");
+        }
         self.shared.endpoint.close().await;
     }
 }

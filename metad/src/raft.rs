@@ -1,6 +1,6 @@
 //! Consensus: the only module that knows openraft (and raft-engine, in `log`).
 //!
-//! [`Consensus`] proposes commands, makes reads linearizable (I2), and changes the membership. `log` is the durable
+//! [`Raft`] is a [`Consensus`]: it proposes commands, makes reads linearizable (I2), and changes the membership. `log` is the durable
 //! truth, `machine` turns it into state, `snapshot` shortens it, `network` carries it to peers.
 
 mod log;
@@ -12,9 +12,13 @@ mod types;
 #[cfg(test)]
 mod tests;
 
+use crate::consensus::{Consensus, Member};
 use crate::error::{Error, ProposeError};
+use crate::fs::view::Kv;
 use crate::fs::{CommandReply, Stamped};
 use crate::store::Store;
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use log::Log;
 use machine::Machine;
 use network::{Network, Receiver};
@@ -22,7 +26,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::impls::leader_id_adv::LeaderId;
-use openraft::{BasicNode, ChangeMembers, Config, Raft, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft::{BasicNode, ChangeMembers, Config, ReadPolicy, ServerState, SnapshotPolicy};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -61,28 +65,17 @@ impl Default for Tuning {
     }
 }
 
-/// A node of the cluster, as its peers know it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
-    /// Its id.
-    pub id: MetadId,
-    /// Where it serves.
-    pub addr: SocketAddr,
-    /// Whether it votes; learners only follow.
-    pub voter: bool,
-    /// Log index known to be stored there; only the leader knows.
-    pub matched: u64,
-}
-
 /// This node's part in the cluster.
-pub struct Consensus {
+pub struct Raft {
     id: MetadId,
-    raft: Raft<TypeConfig, Machine>,
+    raft: openraft::Raft<TypeConfig, Machine>,
     receiver: Receiver,
     store: Arc<Store>,
+    /// The same, for those who read.
+    state: Arc<dyn Kv>,
 }
 
-impl Consensus {
+impl Raft {
     /// Starts with what the directory holds.
     ///
     /// # Errors
@@ -109,10 +102,10 @@ impl Consensus {
             Ok::<_, Error>((Log::open(&at.join("log"))?, Machine::open(&at, store.clone())?, store))
         });
         let (log, machine, store) = opened.await.map_err(|error| Error::Raft(error.to_string()))??;
-        let raft = Raft::new(id.0, Arc::new(config), Network { endpoint }, log, machine)
+        let raft = openraft::Raft::new(id.0, Arc::new(config), Network { endpoint }, log, machine)
             .await
             .map_err(|error| Error::Raft(error.to_string()))?;
-        Ok(Self { id, raft, receiver: Receiver::new(dir), store })
+        Ok(Self { id, raft, receiver: Receiver::new(dir), state: store.clone(), store })
     }
 
     /// Founds a cluster of these nodes; on a node that is in one already, nothing happens.
@@ -133,26 +126,7 @@ impl Consensus {
         }
     }
 
-    /// The applied state, to be read after [`Consensus::read_barrier`].
-    #[must_use]
-    pub fn state(&self) -> &Arc<Store> {
-        &self.store
-    }
-
-    /// Replicates a command and applies it. Runs to its end though the caller is dropped.
-    ///
-    /// # Errors
-    /// [`ProposeError`]: not leader, unknown whether it will be applied, or larger than an entry may be.
-    pub async fn propose(&self, stamped: Stamped) -> Result<CommandReply, ProposeError> {
-        self.propose_in(None, stamped).await
-    }
-
-    /// The same, but only while this node leads in this term, if one is named: what was waited for under another
-    /// leadership counts for nothing.
-    ///
-    /// # Errors
-    /// As [`Consensus::propose`]; nothing is carried out in another term.
-    pub async fn propose_in(&self, term: Option<u64>, stamped: Stamped) -> Result<CommandReply, ProposeError> {
+    async fn propose_in(&self, term: Option<u64>, stamped: Stamped) -> Result<CommandReply, ProposeError> {
         let bytes = codec::encoded_len(&stamped);
         if bytes > ENTRY_BYTES_MAX {
             return Err(ProposeError::Refused(format!("a command of {bytes} bytes ({stamped}) is too large")));
@@ -172,12 +146,8 @@ impl Consensus {
         }
     }
 
-    /// Waits until what is read now is current: under the leader's lease without any message, else after a round of
-    /// them.
-    ///
-    /// # Errors
-    /// [`ProposeError::NotLeader`] when this node cannot know.
-    pub async fn read_barrier(&self) -> Result<(), ProposeError> {
+    /// Under the leader's lease without any message, else after a round of them.
+    async fn read_barrier(&self) -> Result<(), ProposeError> {
         // I2: the lease proves that no other leader can have committed anything.
         let ready = match self.raft.get_read_linearizer(ReadPolicy::LeaseRead).await {
             Ok(ready) => ready,
@@ -189,30 +159,9 @@ impl Consensus {
         ready.await_ready(&self.raft).await.map(|_| ()).map_err(|error| ProposeError::Refused(error.to_string()))
     }
 
-    /// Whether this node leads, as far as it knows.
-    #[must_use]
-    pub fn leads(&self) -> bool {
-        let metrics = self.raft.server_metrics();
-        let state = metrics.borrow_watched().state;
-        state == ServerState::Leader
-    }
-
-    /// The term in which this node leads, as far as it knows.
-    #[must_use]
-    pub fn leadership(&self) -> Option<u64> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        (metrics.state == ServerState::Leader).then_some(metrics.current_term)
-    }
-
-    /// The leader, as far as this node knows.
-    pub async fn leader(&self) -> Option<MetadId> {
-        self.raft.current_leader().await.map(MetadId)
-    }
-
     /// The nodes of the cluster.
     #[must_use]
-    pub fn members(&self) -> Vec<Member> {
+    fn members(&self) -> Vec<Member> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
@@ -232,7 +181,7 @@ impl Consensus {
 
     /// Raft term and applied log index.
     #[must_use]
-    pub fn progress(&self) -> (u64, u64) {
+    fn progress(&self) -> (u64, u64) {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         (metrics.current_term, metrics.last_applied.map_or(0, |log_id| log_id.index))
@@ -242,7 +191,7 @@ impl Consensus {
     ///
     /// # Errors
     /// When this node does not lead, or the new one cannot be reached.
-    pub async fn add(&self, id: MetadId, addr: SocketAddr) -> Result<(), ProposeError> {
+    async fn add(&self, id: MetadId, addr: SocketAddr) -> Result<(), ProposeError> {
         let node = BasicNode::new(addr.to_string());
         self.raft.add_learner(id.0, node, true).await.map_err(membership_error)?;
         self.change(ChangeMembers::AddVoterIds([id.0].into())).await
@@ -252,7 +201,7 @@ impl Consensus {
     ///
     /// # Errors
     /// When this node does not lead, or too few would be left.
-    pub async fn remove(&self, id: MetadId) -> Result<(), ProposeError> {
+    async fn remove(&self, id: MetadId) -> Result<(), ProposeError> {
         self.change(ChangeMembers::RemoveVoters([id.0].into())).await?;
         self.change(ChangeMembers::RemoveNodes([id.0].into())).await
     }
@@ -265,7 +214,7 @@ impl Consensus {
     ///
     /// # Errors
     /// When Raft has ended, or it takes longer than `limit`.
-    pub async fn snapshot(&self, limit: Duration) -> Result<(), Error> {
+    async fn snapshot(&self, limit: Duration) -> Result<(), Error> {
         let failed = |error: &dyn std::fmt::Display| Error::Raft(error.to_string());
         let (_, applied) = self.progress();
         self.raft.trigger().snapshot().await.map_err(|error| failed(&error))?;
@@ -276,16 +225,8 @@ impl Consensus {
         Ok(())
     }
 
-    /// Carries out a peer's message.
-    ///
-    /// # Errors
-    /// The reason, for the peer.
-    pub async fn handle(&self, kind: RaftKind, payload: &[u8]) -> Result<Vec<u8>, String> {
-        self.receiver.handle(&self.raft, kind, payload).await
-    }
-
     /// Takes no further part. The state is marked clean when everything could be synced.
-    pub async fn stop(&self) {
+    async fn stop(&self) {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "Raft did not end cleanly");
         }
@@ -295,6 +236,59 @@ impl Consensus {
             Ok(Err(error)) => tracing::warn!(%error, "the state will be rebuilt at the next start"),
             Err(error) => tracing::warn!(%error, "the state will be rebuilt at the next start"),
         }
+    }
+}
+
+impl Consensus for Raft {
+    fn state(&self) -> &Arc<dyn Kv> {
+        &self.state
+    }
+
+    fn propose_in(&self, term: Option<u64>, stamped: Stamped) -> BoxFuture<'_, Result<CommandReply, ProposeError>> {
+        Raft::propose_in(self, term, stamped).boxed()
+    }
+
+    fn read_barrier(&self) -> BoxFuture<'_, Result<(), ProposeError>> {
+        Raft::read_barrier(self).boxed()
+    }
+
+    fn leadership(&self) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.state == ServerState::Leader).then_some(metrics.current_term)
+    }
+
+    fn leader(&self) -> BoxFuture<'_, Option<MetadId>> {
+        async { self.raft.current_leader().await.map(MetadId) }.boxed()
+    }
+
+    fn members(&self) -> Vec<Member> {
+        Raft::members(self)
+    }
+
+    fn progress(&self) -> (u64, u64) {
+        Raft::progress(self)
+    }
+
+    fn add(&self, id: MetadId, addr: SocketAddr) -> BoxFuture<'_, Result<(), ProposeError>> {
+        Raft::add(self, id, addr).boxed()
+    }
+
+    fn remove(&self, id: MetadId) -> BoxFuture<'_, Result<(), ProposeError>> {
+        Raft::remove(self, id).boxed()
+    }
+
+    fn snapshot(&self, limit: Duration) -> BoxFuture<'_, Result<(), Error>> {
+        Raft::snapshot(self, limit).boxed()
+    }
+
+    fn handle<'a>(&'a self, kind: RaftKind, payload: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, String>> {
+        self.receiver.handle(&self.raft, kind, payload).boxed()
+    }
+
+    /// The state is marked clean when everything could be synced.
+    fn stop(&self) -> BoxFuture<'_, ()> {
+        Raft::stop(self).boxed()
     }
 }
 

@@ -5,10 +5,11 @@ mod batcher;
 mod blockds;
 mod events;
 mod sessions;
+mod validate;
 
 pub use batcher::{Batcher, Clock};
 pub use events::Events;
-pub use sessions::expire_silent;
+pub use sessions::{Followed, expire_silent};
 
 use crate::Shared;
 use crate::error::ProposeError;
@@ -16,9 +17,11 @@ use crate::fs::{read, settings};
 use crate::lease::{Asked, Granted};
 use std::borrow::Cow;
 use std::sync::Arc;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use wire::FsError;
 use wire::ids::{Ino, MetadId, SessionId};
-use wire::message::meta::{MetaReply, MetaRequest};
+use wire::limits::XATTR_VALUE_BYTES_MAX;
+use wire::message::meta::{MetaReply, MetaRequest, MetaRequestKind};
 use wire::op::{Read, ReadReply};
 use wire::quic::{Incoming, Service};
 use wire::tls::{PeerIdentity, Role};
@@ -39,14 +42,19 @@ impl Service for Server {
     }
 
     async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, mut incoming: Incoming) {
+        // The role is checked on the first bytes: nothing else is decoded for who may not ask.
+        let kind = match incoming.kind::<MetaRequestKind>() {
+            Ok(kind) => kind,
+            Err(error) => return incoming.refuse(&error.to_string()).await,
+        };
+        if let Some(needed) = needed_role(kind).filter(|role| *role != peer.subject.role) {
+            let reason = format!("this is for the role {needed}, and the certificate says {}", peer.subject.role);
+            return incoming.refuse(&reason).await;
+        }
         let request = match incoming.decode::<MetaRequest>() {
             Ok(request) => request,
             Err(error) => return incoming.refuse(&error.to_string()).await,
         };
-        if let Some(needed) = needed_role(&request).filter(|role| *role != peer.subject.role) {
-            let reason = format!("this is for the role {needed}, and the certificate says {}", peer.subject.role);
-            return incoming.refuse(&reason).await;
-        }
         match request {
             MetaRequest::Raft(kind) => {
                 let answer = match incoming.read_payload().await {
@@ -60,6 +68,9 @@ impl Service for Server {
             }
             MetaRequest::Events { session, dirty } => self.events(&peer, session, dirty, incoming).await,
             request => {
+                if incoming.reserve_answer(answer_bytes(&request)).await.is_err() {
+                    return incoming.refuse("too many answers wait to be fetched").await;
+                }
                 let reply = self.answer(&peer, request).await;
                 incoming.respond(&reply, &[]).await;
             }
@@ -67,47 +78,60 @@ impl Service for Server {
     }
 }
 
-/// The role that a request is reserved for.
-fn needed_role(request: &MetaRequest) -> Option<Role> {
+/// What the answer to a request may take, about: kept free in the connection's budget before it is made.
+fn answer_bytes(request: &MetaRequest) -> usize {
     match request {
-        MetaRequest::OpenSession { .. }
-        | MetaRequest::KeepAlive { .. }
-        | MetaRequest::CloseSession { .. }
-        | MetaRequest::Submit { .. }
-        | MetaRequest::Read { .. }
-        | MetaRequest::Acknowledge { .. }
-        | MetaRequest::Events { .. } => Some(Role::Client),
-        MetaRequest::BlockdHeartbeat(_) | MetaRequest::BlockReport { .. } => Some(Role::Blockd),
-        MetaRequest::Admin(_) => Some(Role::Admin),
-        MetaRequest::Raft(_) => Some(Role::Metad),
-        MetaRequest::GetLayout | MetaRequest::WhoLeads => None,
+        MetaRequest::Read { read: Read::ReadDir { .. } | Read::ReadTree { .. } | Read::Extents { .. }, .. } => 1 << 20,
+        MetaRequest::Read { read: Read::GetXattr { .. } | Read::ListXattr { .. }, .. } => XATTR_VALUE_BYTES_MAX,
+        MetaRequest::Submit { batch, .. } => batch.ops.len() * (1 << 10),
+        _ => 4 << 10,
+    }
+}
+
+/// The role that a request is reserved for.
+fn needed_role(request: MetaRequestKind) -> Option<Role> {
+    match request {
+        MetaRequestKind::OpenSession
+        | MetaRequestKind::KeepAlive
+        | MetaRequestKind::CloseSession
+        | MetaRequestKind::Submit
+        | MetaRequestKind::Read
+        | MetaRequestKind::Acknowledge
+        | MetaRequestKind::Events => Some(Role::Client),
+        MetaRequestKind::BlockdHeartbeat | MetaRequestKind::BlockReport => Some(Role::Blockd),
+        MetaRequestKind::Admin => Some(Role::Admin),
+        MetaRequestKind::Raft => Some(Role::Metad),
+        MetaRequestKind::GetLayout | MetaRequestKind::WhoLeads => None,
     }
 }
 
 impl Server {
-    async fn answer(&self, peer: &PeerIdentity, request: MetaRequest) -> MetaReply {
+    /// Answers a request that takes one answer; not a stream of events, nor a message of Raft.
+    pub async fn answer(&self, peer: &PeerIdentity, request: MetaRequest) -> MetaReply {
         // Between the first election and the cluster's first entry there is nothing to ask about.
         if settings::cluster(&**self.shared.consensus.state()).is_none() {
             return self.not_leader(self.shared.consensus.leader().await);
         }
         let answered = match request {
             MetaRequest::Read { session, read, delegate, tells } => {
-                self.read(peer, session, &read, (delegate, tells)).await
+                // Who may only read does nothing under delegations, and has nothing to send.
+                let may_change = !peer.subject.grant.read_only;
+                self.read(peer, session, &read, (delegate && may_change, tells && may_change)).await
             }
             MetaRequest::Submit { session, batch } => self.submit(peer, session, batch).await,
             MetaRequest::OpenSession { host, purpose, caches, resumes, token } => {
                 self.open_session(peer, (host, purpose), caches, (resumes, token)).await
             }
-            MetaRequest::Acknowledge { session, seqs } => {
-                if self.owns(peer, session) {
-                    self.shared.acknowledged(session, &seqs);
-                }
-                Ok(MetaReply::Done)
-            }
+            MetaRequest::Acknowledge { session, seqs } => self.acknowledge(peer, session, &seqs).await,
             MetaRequest::KeepAlive { session, epoch } => self.keep_alive(peer, session, epoch).await,
             MetaRequest::CloseSession { session } => self.close_session(peer, session).await,
             MetaRequest::GetLayout => self.layout().await,
-            MetaRequest::BlockdHeartbeat(heartbeat) => self.blockd_heartbeat(peer, heartbeat).await,
+            MetaRequest::BlockdHeartbeat(heartbeat) => {
+                match validate::heartbeat(&settings::layout(&**self.shared.consensus.state()), &heartbeat) {
+                    Ok(()) => self.blockd_heartbeat(peer, heartbeat).await,
+                    Err(reason) => Err(ProposeError::Refused(reason)),
+                }
+            }
             MetaRequest::BlockReport { blocks, .. } => self.block_report(&blocks).await,
             MetaRequest::Admin(request) => self.admin(request).await,
             MetaRequest::WhoLeads => Ok(self.not_leader(self.shared.consensus.leader().await)),
@@ -123,6 +147,22 @@ impl Server {
                 self.not_leader(None)
             }
         }
+    }
+
+    async fn acknowledge(
+        &self,
+        peer: &PeerIdentity,
+        session: SessionId,
+        seqs: &[u64],
+    ) -> Result<MetaReply, ProposeError> {
+        // The leader waits for it: nobody else may let the session believe that it has arrived.
+        if self.shared.consensus.leadership().is_none() {
+            return Err(ProposeError::NotLeader(self.shared.consensus.leader().await));
+        }
+        if self.owns(peer, session) {
+            self.shared.acknowledged(session, seqs);
+        }
+        Ok(MetaReply::Done)
     }
 
     fn not_leader(&self, leader: Option<MetadId>) -> MetaReply {
@@ -180,9 +220,7 @@ impl Server {
     fn look(&self, session: SessionId, question: &Read) -> Result<ReadReply, FsError> {
         let state = self.shared.consensus.state();
         match question {
-            Read::ReadDir { .. } | Read::ReadTree { .. } => {
-                tokio::task::block_in_place(|| read::read(&**state, session, question))
-            }
+            Read::ReadDir { .. } | Read::ReadTree { .. } => in_place(|| read::read(&**state, session, question)),
             Read::StatFs => {
                 let layout = settings::layout(&**state);
                 Ok(ReadReply::StatFs(self.shared.liveness.statfs(&layout, settings::inode_count(&**state))))
@@ -190,6 +228,14 @@ impl Server {
             // A few look-ups in memory: handing them to another thread would cost more than they do.
             _ => read::read(&**state, session, question),
         }
+    }
+}
+
+/// Does work that takes a while. A runtime of one thread, which only tests have, can leave nothing to others meanwhile.
+fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => work(),
+        _ => tokio::task::block_in_place(work),
     }
 }
 

@@ -2,30 +2,51 @@
 
 use crate::cluster::liveness::Liveness;
 use crate::config::Config;
+use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::Leases;
-use crate::raft::Consensus;
 use crate::server::{Batcher, Clock, Events};
 use std::sync::Arc;
 use tokio::sync::Mutex;
+use tokio_util::task::TaskTracker;
 use wire::quic::Endpoint;
 
 /// What all parts of a node share.
 pub struct Shared {
     pub(crate) config: Config,
-    pub(crate) consensus: Arc<Consensus>,
+    pub(crate) consensus: Arc<dyn Consensus>,
     pub(crate) endpoint: Endpoint,
     pub(crate) liveness: Liveness,
     pub(crate) events: Events,
     pub(crate) leases: Leases,
     pub(crate) batcher: Batcher,
     pub(crate) clock: Arc<Clock>,
+    /// Changes under way, which run to their ends though nobody waits for them any more.
+    pub(crate) changes: TaskTracker,
     /// Layouts are changed one at a time.
     pub(crate) layout_change: Mutex<()>,
 }
 
 impl Shared {
+    /// All parts, before anything is asked of them. Must be called within a runtime.
+    #[must_use]
+    pub fn new(config: Config, consensus: Arc<dyn Consensus>, endpoint: Endpoint) -> Self {
+        let (clock, changes) = (Arc::new(Clock::default()), TaskTracker::new());
+        Self {
+            batcher: Batcher::start(consensus.clone(), clock.clone(), &changes),
+            consensus,
+            endpoint,
+            liveness: Liveness::default(),
+            events: Events::default(),
+            leases: Leases::default(),
+            clock,
+            changes,
+            layout_change: Mutex::new(()),
+            config,
+        }
+    }
+
     /// Proposes a command, stamped with the leader's time.
     pub(crate) async fn propose(&self, command: Command) -> Result<CommandReply, ProposeError> {
         self.consensus.propose(Stamped { now: self.clock.now(), command }).await

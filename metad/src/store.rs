@@ -30,6 +30,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use wire::durable;
 
 /// Where the applied position is kept; no table uses this prefix.
 const POSITION: &[u8] = &[0];
@@ -110,7 +111,7 @@ impl Store {
     fn mark(&self, state: &str) -> Result<(), Error> {
         let path = self.dir.join(MARK);
         let text = format!("{FORMAT}\n{state}\n{}", boot_id());
-        crate::files::write_synced(&path, text.as_bytes())
+        durable::replace(&path, text.as_bytes()).map_err(|error| Error::disk(&path, error))
     }
 
     /// Syncs everything and marks the state as trustworthy, whatever happens to the machine. A snapshot under way is given

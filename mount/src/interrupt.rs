@@ -4,7 +4,6 @@
 //! to us: without this, a process that waits for a lock, or for servers that are away, could not even be killed. So a
 //! request that takes long looks at its caller's pending signals in `/proc`.
 
-use std::fs;
 use std::future::Future;
 use std::time::Duration;
 use wire::FsError;
@@ -58,7 +57,8 @@ async fn signalled(tid: u32, ends: u64) {
     tokio::time::sleep(FIRST_LOOK).await;
     loop {
         // A thread that is gone waits for nothing: without it there is nobody to answer.
-        let pending = fs::read_to_string(format!("/proc/{tid}/status")).map_or(u64::MAX, |status| pending(&status));
+        let status = tokio::fs::read_to_string(format!("/proc/{tid}/status")).await;
+        let pending = status.map_or(u64::MAX, |status| pending(&status));
         if pending & ends != 0 {
             return;
         }

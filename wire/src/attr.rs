@@ -19,6 +19,10 @@ impl Timestamp {
     /// The wall clock. Never called while a Raft entry is applied: the leader stamps entries before.
     #[must_use]
     pub fn now() -> Self {
+        #[cfg(feature = "simulation")]
+        if let Some(now) = crate::simulation::wall() {
+            return Self::from(now);
+        }
         Self::from(SystemTime::now())
     }
 
@@ -40,7 +44,7 @@ impl Timestamp {
     /// Whole milliseconds since the epoch; saturates at zero for times before 1970.
     #[must_use]
     pub fn as_millis(self) -> u64 {
-        u64::try_from(self.secs).unwrap_or(0).saturating_mul(1000) + u64::from(self.nanos / 1_000_000)
+        u64::try_from(self.secs).unwrap_or(0).saturating_mul(1000).saturating_add(u64::from(self.nanos / 1_000_000))
     }
 }
 
@@ -132,7 +136,7 @@ impl InodeAttr {
     #[must_use]
     pub fn is_access_due(&self, now: Timestamp) -> bool {
         let since_change = self.atime <= self.mtime || self.atime <= self.ctime;
-        now > self.atime && (since_change || now.secs - self.atime.secs >= ACCESS_SECS)
+        now > self.atime && (since_change || now.secs.saturating_sub(self.atime.secs) >= ACCESS_SECS)
     }
 }
 

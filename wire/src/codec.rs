@@ -5,11 +5,15 @@
 
 use crate::Error;
 use crate::limits::HEAD_BYTES_MAX;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
+use std::marker::PhantomData;
 
 /// Version of the coding that stands before every encoded value.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// Elements for which room is made before they are there.
+const CAPACITY_MAX: usize = 256;
 
 /// Encodes a value.
 ///
@@ -40,23 +44,74 @@ pub fn encoded_len<T: Serialize + ?Sized>(value: &T) -> usize {
 /// # Errors
 /// [`Error::Malformed`] when the bytes are too many, of another version, or not a `T`.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
-    if bytes.len() > HEAD_BYTES_MAX {
-        return Err(Error::Malformed(format!("{} bytes are more than a message may have", bytes.len())));
-    }
-    let body = match bytes.split_first() {
-        Some((&VERSION, body)) => body,
-        Some((other, _)) => {
-            let reason = format!(
-                "it is coded by version {other}, and this program knows {VERSION}: use the release that wrote it, or begin anew"
-            );
-            return Err(Error::Malformed(reason));
-        }
-        None => return Err(Error::Malformed("it is empty".to_owned())),
-    };
-    match postcard::take_from_bytes::<T>(body) {
+    match postcard::take_from_bytes::<T>(body(bytes)?) {
         Ok((value, [])) => Ok(value),
         Ok((_, rest)) => Err(Error::Malformed(format!("{} bytes too many", rest.len()))),
         Err(error) => Err(Error::Malformed(error.to_string())),
+    }
+}
+
+/// Decodes what a value begins with, such as which variant it is, and looks at nothing behind it.
+///
+/// # Errors
+/// [`Error::Malformed`] when the bytes are too many, of another version, or do not begin with a `T`.
+pub fn decode_start<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    match postcard::take_from_bytes::<T>(body(bytes)?) {
+        Ok((value, _)) => Ok(value),
+        Err(error) => Err(Error::Malformed(error.to_string())),
+    }
+}
+
+/// What stands behind the version.
+fn body(bytes: &[u8]) -> Result<&[u8], Error> {
+    if bytes.len() > HEAD_BYTES_MAX {
+        return Err(Error::Malformed(format!("{} bytes are more than a message may have", bytes.len())));
+    }
+    match bytes.split_first() {
+        Some((&VERSION, body)) => Ok(body),
+        Some((other, _)) => Err(Error::Malformed(format!(
+            "it is coded by version {other}, and this program knows {VERSION}: use the release that wrote it, or begin anew"
+        ))),
+        None => Err(Error::Malformed("it is empty".to_owned())),
+    }
+}
+
+/// Decodes a list of at most `MAX` elements, for `#[serde(deserialize_with)]`. Elements in memory are larger than their
+/// encoding, a hundred times and more: the bound on the bytes of a message bounds no memory.
+///
+/// # Errors
+/// When there are more; nothing is allocated for those behind.
+pub fn bounded<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_seq(Bounded::<T, MAX>(PhantomData))
+}
+
+/// Takes up to `MAX` elements.
+struct Bounded<T, const MAX: usize>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Bounded<T, MAX> {
+    type Value = Vec<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a list of at most {MAX}")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Vec<T>, A::Error> {
+        let announced = elements.size_hint().unwrap_or(0);
+        if announced > MAX {
+            return Err(A::Error::invalid_length(announced, &self));
+        }
+        let mut list = Vec::with_capacity(announced.min(CAPACITY_MAX));
+        while let Some(element) = elements.next_element()? {
+            if list.len() >= MAX {
+                return Err(A::Error::invalid_length(list.len() + 1, &self));
+            }
+            list.push(element);
+        }
+        Ok(list)
     }
 }
 
@@ -84,6 +139,23 @@ mod tests {
         // A byte string that claims 2^60 bytes.
         let bytes = [VERSION, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10];
         assert!(decode::<Vec<u8>>(&bytes).is_err());
+    }
+
+    #[test]
+    fn a_list_longer_than_allowed_is_refused_before_its_elements_are_read() {
+        #[derive(Deserialize, Debug)]
+        struct Few(#[serde(deserialize_with = "bounded::<_, _, 3>")] Vec<u64>);
+        assert_eq!(decode::<Few>(&encode(&vec![1_u64, 2, 3])).unwrap().0, [1, 2, 3]);
+        let error = decode::<Few>(&encode(&vec![1_u64, 2, 3, 4])).unwrap_err().to_string();
+        assert!(error.starts_with("malformed"), "{error}");
+    }
+
+    #[test]
+    fn the_start_of_a_value_is_read_whatever_stands_behind_it() {
+        let mut bytes = encode(&(7_u32, "text"));
+        bytes.truncate(3);
+        assert_eq!(decode_start::<u32>(&bytes).unwrap(), 7);
+        assert!(decode_start::<u32>(&[1, 7]).is_err(), "another version");
     }
 
     #[test]

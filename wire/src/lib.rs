@@ -3,8 +3,11 @@
 //! No policy and no storage live here. Clients and daemons know each other only through this crate.
 
 pub mod attr;
+pub mod buffers;
 pub mod bundle;
+pub mod chance;
 pub mod codec;
+pub mod durable;
 pub mod errno;
 pub mod error;
 pub mod extent;
@@ -18,7 +21,11 @@ pub mod quic;
 pub mod retry;
 pub mod sections;
 pub mod settings;
+#[cfg(feature = "simulation")]
+pub mod simulation;
+pub mod suspects;
 pub mod sys;
 pub mod tls;
+pub mod trace;
 
 pub use error::{Error, FsError, describe};

@@ -27,6 +27,33 @@ pub const BATCH_OPS_MAX: usize = 4096;
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Most extents in one commit; a client splits larger ones.
 pub const COMMIT_EXTENTS_MAX: usize = 4096;
+/// Versions of a writer's own that one commit names: a client that knows of more drops the oldest.
+pub const COMMIT_OWN_MAX: usize = 1024;
+/// Names whose targets one deferred operation expects: more than any system call looks at.
+pub const EXPECT_MAX: usize = 16;
+/// Inodes released by one operation: as many as one `KeepAlive` is answered with.
+pub const RELEASED_ORPHANS_MAX: usize = 4096;
+/// Files that the stored position of a journal names, because content of them was committed past it.
+pub const JOURNALED_FILES_MAX: usize = 256;
+/// Directories that a reader of a tree says it comes to next.
+pub const WALK_BEHIND_MAX: usize = READDIR_PAGE_MAX as usize;
+/// Events that one message acknowledges: more than a session's queue holds.
+pub const ACKNOWLEDGED_MAX: usize = 8192;
+/// Blocks that one message of or to a block daemon names.
+pub const BLOCK_NAMES_MAX: usize = 65_536;
+/// Daemons that a chain of replicas names behind the first: a layout asks for five replicas at most.
+pub const CHAIN_BEHIND_MAX: usize = 4;
+/// Longest name, and longest zone, of a block daemon, in bytes.
+pub const BLOCKD_TEXT_BYTES_MAX: usize = 256;
+/// Longest deadline that a server grants a client's or a block daemon's request, in milliseconds: as long as somebody who
+/// holds up a change is waited for.
+pub const DEADLINE_MAX_MS: u64 = 60_000;
+/// The same for metads and operators: installing a snapshot, or checking all of the metadata, takes a while.
+pub const DEADLINE_TRUSTED_MAX_MS: u64 = 600_000;
+/// Bytes of requests and answers of one client's connection that a server holds at once.
+pub const CLIENT_BYTES_MAX: usize = 128 << 20;
+/// The same for a daemon, which passes on what many clients send.
+pub const DAEMON_BYTES_MAX: usize = 1 << 30;
 /// Longest host, and longest purpose, by which a session is shown to people, in bytes: a purpose may be a path.
 pub const SESSION_TEXT_BYTES_MAX: usize = 4 << 10;
 /// Replies that the state machine keeps per session until they are acknowledged (I1).
@@ -53,5 +80,6 @@ const _: () = assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES_MAX as u64));
 const _: () = assert!(FILE_BYTES_MAX / CHUNK_BYTES < u32::MAX as u64);
 const _: () = assert!(UPLOAD_FRESH_MS + 2 * SESSION_TTL_MS < GC_GRACE_MIN_MS);
 const _: () = assert!(LEASE_MS < SESSION_TTL_MS);
+const _: () = assert!(HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX < CLIENT_BYTES_MAX);
 const _: () = assert!(INLINE_BYTES_MAX < BLOCK_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_MAX < PAYLOAD_BYTES_MAX && BATCH_BYTES_MAX < HEAD_BYTES_MAX);

@@ -2,10 +2,14 @@
 
 use crate::FsError;
 use crate::attr::{AttrChange, FileKind, InodeAttr, Timestamp};
+use crate::codec::bounded;
 use crate::extent::{Extent, ExtentWrite};
 use crate::ids::{BatchSeq, Ino, JournalId, Version};
-use crate::limits::NAME_BYTES_MAX;
-use serde::{Deserialize, Serialize};
+use crate::limits::{
+    BATCH_OPS_MAX, COMMIT_EXTENTS_MAX, COMMIT_OWN_MAX, EXPECT_MAX, JOURNALED_FILES_MAX, NAME_BYTES_MAX,
+    RELEASED_ORPHANS_MAX, WALK_BEHIND_MAX,
+};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// Name of a directory entry: 1 to 255 bytes, any but `/` and NUL.
 pub type Name = Vec<u8>;
@@ -150,205 +154,258 @@ pub struct Lock {
     pub exclusive: bool,
 }
 
-/// One change of metadata. Preconditions are checked when it is applied (I3).
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub enum Op {
-    /// Make an inode and its entry. Answers `Attr`.
-    Create {
-        /// Directory.
-        parent: Ino,
-        /// Name within it.
-        name: Name,
-        /// Number for the inode, from a range leased by the session (I4).
-        ino: Ino,
-        /// What to make.
-        node: NewInode,
-        /// Permission bits before the umask.
-        mode: u32,
-        /// The caller's umask; ignored where the parent has a default ACL (`acl(5)`).
-        umask: u32,
-        /// Owner.
-        uid: u32,
-        /// Group, unless the parent is setgid.
-        gid: u32,
-    },
-    /// Make another entry for an inode. Answers `Attr`.
-    Link {
-        /// The inode; not a directory.
-        ino: Ino,
-        /// Directory of the new entry.
-        parent: Ino,
-        /// Name of the new entry.
-        name: Name,
-    },
-    /// Remove an entry that is not a directory. Answers `Removed`.
-    Unlink {
-        /// Directory.
-        parent: Ino,
-        /// Name within it.
-        name: Name,
-        /// An inode of which the session vouches that it holds no handle: if the entry leads there and was the
-        /// last, the content goes at once, else it stays as an orphan until the session releases it.
-        released: Option<Ino>,
-    },
-    /// Remove an empty directory. Answers `Removed`.
-    Rmdir {
-        /// Directory that holds the entry.
-        parent: Ino,
-        /// Name within it.
-        name: Name,
-    },
-    /// Move an entry. Answers `Renamed`.
-    Rename {
-        /// Old directory.
-        parent: Ino,
-        /// Old name.
-        name: Name,
-        /// New directory.
-        new_parent: Ino,
-        /// New name.
-        new_name: Name,
-        /// What to do when the new name exists.
-        mode: RenameMode,
-        /// As in `Unlink`, for the inode that is replaced.
-        released: Option<Ino>,
-    },
-    /// Change attributes. Answers `Attr`.
-    SetAttr {
-        /// The inode.
-        ino: Ino,
-        /// What to change.
-        change: AttrChange,
-    },
-    /// Make written content part of the file (I6). Answers `Committed`.
-    Commit {
-        /// The file.
-        ino: Ino,
-        /// Content version on which the writes are based.
-        base: Version,
-        /// Versions behind it that the writer's own commits have made, beside those of others: the writes are based on
-        /// these, too.
-        own: Vec<Version>,
-        /// The writes, disjoint and ordered by offset.
-        writes: Vec<ExtentWrite>,
-        /// The writes were appended, starting at this offset: they move to the end the file has when applied.
-        append_from: Option<u64>,
-        /// Modification time, when the application set none: the time of the last write by the client's clock,
-        /// or the leader's when absent.
-        mtime: Option<Timestamp>,
-        /// Clear setuid and setgid, as writing by an unprivileged process does.
-        clear_privileges: bool,
-        /// What to do when others wrote the same bytes since `base`.
-        policy: ConflictPolicy,
-    },
-    /// Allocate, punch, zero, collapse or insert. Answers `Attr`.
-    Range {
-        /// The file.
-        ino: Ino,
-        /// First byte.
-        off: u64,
-        /// Number of bytes, at least 1.
-        len: u64,
-        /// What to do.
-        action: RangeAction,
-    },
-    /// Share `len` bytes of one file with another (or itself, not overlapping), without copying. Answers `Attr` of the
-    /// target. The range is cut at the source's end.
-    CloneRange {
-        /// Source file.
-        src: Ino,
-        /// First byte in the source.
-        src_off: u64,
-        /// Target file.
-        dst: Ino,
-        /// First byte in the target.
-        dst_off: u64,
-        /// Number of bytes.
-        len: u64,
-    },
-    /// Set an extended attribute. Answers `Done`.
-    SetXattr {
-        /// The inode.
-        ino: Ino,
-        /// Name with its namespace.
-        name: Name,
-        /// Value, at most 64 KiB.
-        value: Vec<u8>,
-        /// Whether it must or must not exist.
-        mode: XattrMode,
-        /// Clear setgid with it: `posix_acl_access` set by a caller outside of the group.
-        clear_sgid: bool,
-    },
-    /// Remove an extended attribute. Answers `Done`.
-    RemoveXattr {
-        /// The inode.
-        ino: Ino,
-        /// Name with its namespace.
-        name: Name,
-    },
-    /// The session holds no handle any more on these unlinked inodes. Answers `Done`.
-    ReleaseOrphans {
-        /// The inodes; unknown ones are passed over.
-        inos: Vec<Ino>,
-    },
-    /// Lease a range of inode numbers (I4). Answers `Inos`.
-    LeaseInos {
-        /// How many, at most `INO_RANGE`.
-        count: u64,
-    },
-    /// Take or change a lock, not waiting. Answers `Done`, or fails with `WouldBlock`.
-    SetLock {
-        /// The inode.
-        ino: Ino,
-        /// The lock; replaces what its owner held in that range.
-        lock: Lock,
-    },
-    /// Give up what an owner holds in a range. Answers `Done`.
-    Unlock {
-        /// The inode.
-        ino: Ino,
-        /// Which kind.
-        family: LockFamily,
-        /// Owner within the session.
-        owner: u64,
-        /// First byte.
-        start: u64,
-        /// One past the last byte.
-        end: u64,
-    },
-    /// The inode was read: its access time moves by the rule of `relatime` (mount(8)), and nothing else does. Answers
-    /// `Done`, also for an inode that is gone.
-    Accessed {
-        /// The inode.
-        ino: Ino,
-        /// When.
-        at: Timestamp,
-    },
-    /// What a session did under a delegation, and tells only now. Answers as the operation within. `Stale` when a name
-    /// is not as it was: the session had been away for longer than its leases, and others went on without it.
-    Deferred {
-        /// When, by the session's estimate of the leader's clock.
-        at: Timestamp,
-        /// Names as they were.
-        expect: Vec<Expect>,
-        /// The operation; not one of this kind.
-        op: Box<Op>,
-    },
-    /// What of a client's journal is told with the batch that this ends, or was before: whoever finds the journal later
-    /// does not tell it again. Answers `Done`.
-    Journaled {
-        /// The journal.
-        journal: JournalId,
-        /// How far; `None` when the journal is gone, and nobody will ask.
-        position: Option<JournalPosition>,
-    },
-    /// The same, of content that was committed and may be in the journal, too, whatever is told of the rest. Answers `Done`.
-    JournaledContent {
-        /// The journal.
-        journal: JournalId,
-        /// The file.
-        file: JournaledFile,
-    },
+/// Defines [`Op`], and the operations that a deferred one may hold as a type of their own: what is decoded is nowhere
+/// recursive, or a peer could make the stack overflow by nesting.
+macro_rules! operations {
+    (
+        $(#[$meta:meta])*
+        pub enum Op {
+            plain {
+                $( $(#[$plain_meta:meta])* $plain:ident { $( $(#[$field_meta:meta])* $field:ident: $type:ty, )* }, )*
+            }
+            outer {
+                $( $(#[$outer_meta:meta])* $outer:ident {
+                    $( $(#[$outer_field_meta:meta])* $outer_field:ident: $outer_type:ty, )*
+                }, )*
+            }
+        }
+    ) => {
+        $(#[$meta])*
+        pub enum Op {
+            $( $(#[$plain_meta])* $plain { $( $(#[$field_meta])* $field: $type, )* }, )*
+            $( $(#[$outer_meta])* $outer { $( $(#[$outer_field_meta])* $outer_field: $outer_type, )* }, )*
+        }
+
+        /// The first variants of [`Op`], in their order: encoded, they are the same.
+        #[derive(Deserialize)]
+        enum PlainOp {
+            $( $plain { $( $(#[$field_meta])* $field: $type, )* }, )*
+        }
+
+        impl From<PlainOp> for Op {
+            fn from(op: PlainOp) -> Self {
+                match op {
+                    $( PlainOp::$plain { $( $field, )* } => Self::$plain { $( $field, )* }, )*
+                }
+            }
+        }
+    };
+}
+
+fn plain_op<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Box<Op>, D::Error> {
+    PlainOp::deserialize(deserializer).map(|op| Box::new(op.into()))
+}
+
+operations! {
+    /// One change of metadata. Preconditions are checked when it is applied (I3).
+    #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+    pub enum Op {
+        plain {
+            /// Make an inode and its entry. Answers `Attr`.
+            Create {
+                /// Directory.
+                parent: Ino,
+                /// Name within it.
+                name: Name,
+                /// Number for the inode, from a range leased by the session (I4).
+                ino: Ino,
+                /// What to make.
+                node: NewInode,
+                /// Permission bits before the umask.
+                mode: u32,
+                /// The caller's umask; ignored where the parent has a default ACL (`acl(5)`).
+                umask: u32,
+                /// Owner.
+                uid: u32,
+                /// Group, unless the parent is setgid.
+                gid: u32,
+            },
+            /// Make another entry for an inode. Answers `Attr`.
+            Link {
+                /// The inode; not a directory.
+                ino: Ino,
+                /// Directory of the new entry.
+                parent: Ino,
+                /// Name of the new entry.
+                name: Name,
+            },
+            /// Remove an entry that is not a directory. Answers `Removed`.
+            Unlink {
+                /// Directory.
+                parent: Ino,
+                /// Name within it.
+                name: Name,
+                /// An inode of which the session vouches that it holds no handle: if the entry leads there and was the
+                /// last, the content goes at once, else it stays as an orphan until the session releases it.
+                released: Option<Ino>,
+            },
+            /// Remove an empty directory. Answers `Removed`.
+            Rmdir {
+                /// Directory that holds the entry.
+                parent: Ino,
+                /// Name within it.
+                name: Name,
+            },
+            /// Move an entry. Answers `Renamed`.
+            Rename {
+                /// Old directory.
+                parent: Ino,
+                /// Old name.
+                name: Name,
+                /// New directory.
+                new_parent: Ino,
+                /// New name.
+                new_name: Name,
+                /// What to do when the new name exists.
+                mode: RenameMode,
+                /// As in `Unlink`, for the inode that is replaced.
+                released: Option<Ino>,
+            },
+            /// Change attributes. Answers `Attr`.
+            SetAttr {
+                /// The inode.
+                ino: Ino,
+                /// What to change.
+                change: AttrChange,
+            },
+            /// Make written content part of the file (I6). Answers `Committed`.
+            Commit {
+                /// The file.
+                ino: Ino,
+                /// Content version on which the writes are based.
+                base: Version,
+                /// Versions behind it that the writer's own commits have made, beside those of others: the writes are based on
+                /// these, too.
+                #[serde(deserialize_with = "bounded::<_, _, COMMIT_OWN_MAX>")]
+                own: Vec<Version>,
+                /// The writes, disjoint and ordered by offset.
+                #[serde(deserialize_with = "bounded::<_, _, COMMIT_EXTENTS_MAX>")]
+                writes: Vec<ExtentWrite>,
+                /// The writes were appended, starting at this offset: they move to the end the file has when applied.
+                append_from: Option<u64>,
+                /// Modification time, when the application set none: the time of the last write by the client's clock,
+                /// or the leader's when absent.
+                mtime: Option<Timestamp>,
+                /// Clear setuid and setgid, as writing by an unprivileged process does.
+                clear_privileges: bool,
+                /// What to do when others wrote the same bytes since `base`.
+                policy: ConflictPolicy,
+            },
+            /// Allocate, punch, zero, collapse or insert. Answers `Attr`.
+            Range {
+                /// The file.
+                ino: Ino,
+                /// First byte.
+                off: u64,
+                /// Number of bytes, at least 1.
+                len: u64,
+                /// What to do.
+                action: RangeAction,
+            },
+            /// Share `len` bytes of one file with another (or itself, not overlapping), without copying. Answers `Attr` of the
+            /// target. The range is cut at the source's end.
+            CloneRange {
+                /// Source file.
+                src: Ino,
+                /// First byte in the source.
+                src_off: u64,
+                /// Target file.
+                dst: Ino,
+                /// First byte in the target.
+                dst_off: u64,
+                /// Number of bytes.
+                len: u64,
+            },
+            /// Set an extended attribute. Answers `Done`.
+            SetXattr {
+                /// The inode.
+                ino: Ino,
+                /// Name with its namespace.
+                name: Name,
+                /// Value, at most 64 KiB.
+                value: Vec<u8>,
+                /// Whether it must or must not exist.
+                mode: XattrMode,
+                /// Clear setgid with it: `posix_acl_access` set by a caller outside of the group.
+                clear_sgid: bool,
+            },
+            /// Remove an extended attribute. Answers `Done`.
+            RemoveXattr {
+                /// The inode.
+                ino: Ino,
+                /// Name with its namespace.
+                name: Name,
+            },
+            /// The session holds no handle any more on these unlinked inodes. Answers `Done`.
+            ReleaseOrphans {
+                /// The inodes; unknown ones are passed over.
+                #[serde(deserialize_with = "bounded::<_, _, RELEASED_ORPHANS_MAX>")]
+                inos: Vec<Ino>,
+            },
+            /// Lease a range of inode numbers (I4). Answers `Inos`.
+            LeaseInos {
+                /// How many, at most `INO_RANGE`.
+                count: u64,
+            },
+            /// Take or change a lock, not waiting. Answers `Done`, or fails with `WouldBlock`.
+            SetLock {
+                /// The inode.
+                ino: Ino,
+                /// The lock; replaces what its owner held in that range.
+                lock: Lock,
+            },
+            /// Give up what an owner holds in a range. Answers `Done`.
+            Unlock {
+                /// The inode.
+                ino: Ino,
+                /// Which kind.
+                family: LockFamily,
+                /// Owner within the session.
+                owner: u64,
+                /// First byte.
+                start: u64,
+                /// One past the last byte.
+                end: u64,
+            },
+            /// The inode was read: its access time moves by the rule of `relatime` (mount(8)), and nothing else does. Answers
+            /// `Done`, also for an inode that is gone.
+            Accessed {
+                /// The inode.
+                ino: Ino,
+                /// When.
+                at: Timestamp,
+            },
+        }
+        outer {
+            /// What a session did under a delegation, and tells only now. Answers as the operation within. `Stale` when a name
+            /// is not as it was: the session had been away for longer than its leases, and others went on without it.
+            Deferred {
+                /// When, by the session's estimate of the leader's clock.
+                at: Timestamp,
+                /// Names as they were.
+                #[serde(deserialize_with = "bounded::<_, _, EXPECT_MAX>")]
+                expect: Vec<Expect>,
+                /// The operation; not one of this kind, nor of those below.
+                #[serde(deserialize_with = "plain_op")]
+                op: Box<Op>,
+            },
+            /// What of a client's journal is told with the batch that this ends, or was before: whoever finds the journal later
+            /// does not tell it again. Answers `Done`.
+            Journaled {
+                /// The journal.
+                journal: JournalId,
+                /// How far; `None` when the journal is gone, and nobody will ask.
+                position: Option<JournalPosition>,
+            },
+            /// The same, of content that was committed and may be in the journal, too, whatever is told of the rest. Answers `Done`.
+            JournaledContent {
+                /// The journal.
+                journal: JournalId,
+                /// The file.
+                file: JournaledFile,
+            },
+        }
+    }
 }
 
 /// How far a journal has been told.
@@ -359,6 +416,7 @@ pub struct JournalPosition {
     /// The entry behind them is content of which only so many pieces, the last ones, are left to be told; 0 when all are.
     pub left: u64,
     /// Files whose content was committed: more of it may be in the journal.
+    #[serde(deserialize_with = "bounded::<_, _, JOURNALED_FILES_MAX>")]
     pub files: Vec<JournaledFile>,
 }
 
@@ -383,6 +441,53 @@ impl Op {
             op => op,
         }
     }
+
+    /// Inodes whose attributes it changes, as far as it names them.
+    pub fn attrs_changed(&self) -> impl Iterator<Item = Ino> + use<> {
+        let (one, two) = match self.plain() {
+            // The new inode too: its session is sent what it is, and remembers.
+            Self::Create { parent, ino, .. } | Self::Link { parent, ino, .. } => (Some(*parent), Some(*ino)),
+            Self::Unlink { parent, released, .. } => (Some(*parent), *released),
+            Self::Rmdir { parent, .. } => (Some(*parent), None),
+            Self::Rename { parent, new_parent, .. } => (Some(*parent), Some(*new_parent)),
+            Self::SetAttr { ino, .. }
+            | Self::Commit { ino, .. }
+            | Self::Range { ino, .. }
+            | Self::SetXattr { ino, .. }
+            | Self::RemoveXattr { ino, .. }
+            | Self::Accessed { ino, .. } => (Some(*ino), None),
+            Self::CloneRange { dst, .. } => (Some(*dst), None),
+            Self::ReleaseOrphans { .. }
+            | Self::LeaseInos { .. }
+            | Self::SetLock { .. }
+            | Self::Unlock { .. }
+            | Self::Deferred { .. }
+            | Self::Journaled { .. }
+            | Self::JournaledContent { .. } => (None, None),
+        };
+        one.into_iter().chain(two)
+    }
+
+    /// Names that it makes, removes or points elsewhere.
+    pub fn names_changed(&self) -> impl Iterator<Item = (Ino, &Name)> {
+        let (one, two) = match self.plain() {
+            Self::Create { parent, name, .. }
+            | Self::Link { parent, name, .. }
+            | Self::Unlink { parent, name, .. }
+            | Self::Rmdir { parent, name } => (Some((*parent, name)), None),
+            Self::Rename { parent, name, new_parent, new_name, .. } => {
+                (Some((*parent, name)), Some((*new_parent, new_name)))
+            }
+            _ => (None, None),
+        };
+        one.into_iter().chain(two)
+    }
+
+    /// The inode that it makes.
+    #[must_use]
+    pub fn made(&self) -> Option<Ino> {
+        if let Self::Create { ino, .. } = self.plain() { Some(*ino) } else { None }
+    }
 }
 
 /// Where a name leads, as its session knew it.
@@ -406,6 +511,7 @@ pub struct Batch {
     /// The session has received the replies of all batches up to this one; they may be forgotten.
     pub acked: BatchSeq,
     /// The operations, applied in order.
+    #[serde(deserialize_with = "bounded::<_, _, BATCH_OPS_MAX>")]
     pub ops: Vec<Op>,
 }
 
@@ -552,6 +658,7 @@ pub enum Read {
         /// The directory.
         ino: Ino,
         /// Its siblings that the walk comes to next; those that are gone are passed over.
+        #[serde(deserialize_with = "bounded::<_, _, WALK_BEHIND_MAX>")]
         behind: Vec<Ino>,
         /// At most this many entries, `READDIR_PAGE_MAX` at the most.
         limit: u32,
@@ -665,4 +772,48 @@ pub enum ReadReply {
     Journaled(Option<JournalPosition>),
     /// The directory that was asked for, and whole ones below and behind it.
     Tree(Vec<ListedDir>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+
+    fn deferred(op: Op) -> Op {
+        Op::Deferred { at: Timestamp::default(), expect: Vec::new(), op: Box::new(op) }
+    }
+
+    #[test]
+    fn a_deferred_operation_reads_back_as_it_was() {
+        for op in [
+            Op::Rmdir { parent: Ino(1), name: b"d".to_vec() },
+            Op::Accessed { ino: Ino(1), at: Timestamp::default() },
+            Op::Create {
+                parent: Ino(1),
+                name: b"f".to_vec(),
+                ino: Ino(9),
+                node: NewInode::Regular,
+                mode: 1,
+                umask: 2,
+                uid: 3,
+                gid: 4,
+            },
+        ] {
+            let op = deferred(op);
+            assert_eq!(codec::decode::<Op>(&codec::encode(&op)).unwrap(), op);
+        }
+    }
+
+    #[test]
+    fn a_deferred_operation_within_another_is_refused_however_deep() {
+        let nested = deferred(deferred(Op::LeaseInos { count: 1 }));
+        assert!(codec::decode::<Op>(&codec::encode(&nested)).is_err());
+        // What a hostile peer sends: a hundred thousand levels, made of the bytes of one.
+        let (outer, inner) = (codec::encode(&nested), codec::encode(&deferred(Op::LeaseInos { count: 1 })));
+        let level = &outer[1..1 + outer.len() - inner.len()];
+        let mut bytes = vec![outer[0]];
+        (0..100_000).for_each(|_| bytes.extend_from_slice(level));
+        bytes.extend_from_slice(&inner[1..]);
+        assert!(codec::decode::<Op>(&bytes).is_err());
+    }
 }

@@ -7,7 +7,6 @@
 //! Versions are agreed on in the TLS handshake by ALPN, so that two programs without a common one never exchange a
 //! byte that the other could misread.
 
-mod buffers;
 pub mod endpoint;
 pub mod peer;
 pub mod serve;

@@ -1,6 +1,7 @@
 //! Waiting between attempts: exponential backoff with full jitter, so that clients of a returning server do not all
 //! knock at once.
 
+use crate::chance;
 use std::time::Duration;
 
 /// Delays of an exponential backoff.
@@ -21,7 +22,7 @@ impl Backoff {
     pub fn delay(&mut self) -> Duration {
         let step = self.next;
         self.next = (step * 2).min(self.max);
-        step.mul_f64(rand::random_range(0.5..=1.0))
+        step.mul_f64(0.5 + chance::fraction() / 2.0)
     }
 }
 

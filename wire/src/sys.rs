@@ -27,6 +27,10 @@ pub fn lock_of_the_living(file: &File) -> Result<(), TryLockError> {
 /// [`std::time::Instant`] does not.
 #[must_use]
 pub fn since_boot() -> Duration {
+    #[cfg(feature = "simulation")]
+    if let Some(now) = crate::simulation::since_boot() {
+        return now;
+    }
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a timespec that outlives the call. The clock is there since Linux 2.6.39, so the call
     // cannot fail.

@@ -4,7 +4,7 @@
 //! cluster's CA. Both ends of every connection verify each other against that CA alone; host names play no part.
 
 use crate::ids::ClusterId;
-use crate::{Error, codec};
+use crate::{Error, codec, durable};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
@@ -12,9 +12,7 @@ use rustls::sign::CertifiedKey;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
-use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -368,23 +366,7 @@ fn sections<const N: usize>(origin: &Path, text: &str, wanted: &[&str; N]) -> Re
 
 /// Writes a secret: complete or not at all, readable by its owner alone, durable on return.
 pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), Error> {
-    let write = || -> std::io::Result<()> {
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        // Left by a crash, perhaps with other rights: the mode below is for new files only.
-        if let Err(error) = fs::remove_file(&partial)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(error);
-        }
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&partial, path)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
-    };
-    write().map_err(|error| Error::Identity {
+    durable::replace(path, text.as_bytes()).map_err(|error| Error::Identity {
         file: path.display().to_string(),
         reason: format!("cannot be written: {error}"),
     })

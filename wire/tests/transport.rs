@@ -366,8 +366,9 @@ async fn a_request_is_known_by_its_callers_id() {
     let ca = ClusterCa::create("t").unwrap();
     let (server, _serving) = server(&ca);
     let client = caller(&ca, Role::Client);
-    let peer = client.peer(server.local_addr(), Role::Metad).on_behalf_of(77);
-    assert_eq!(peer.request::<_, u64>(&Ask::RequestId, &[], LIMIT).await.unwrap().0, 77);
+    let peer = client.peer(server.local_addr(), Role::Metad);
+    let asked = wire::trace::within(77, peer.request::<_, u64>(&Ask::RequestId, &[], LIMIT));
+    assert_eq!(asked.await.unwrap().0, 77);
 }
 
 /// Kills the process when the test ends, however it ends.

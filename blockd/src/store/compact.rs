@@ -46,7 +46,7 @@ pub(super) async fn step(shared: &Arc<Shared>, writer: &Writer) -> Result<Option
             Kind::Tombstone => Work::MoveTombstone { hash: header.hash, reply },
         };
         copied += header.stored_len();
-        writer.send(work)?;
+        writer.send(work).await?;
         done.await.map_err(|_| Error::Failed)??;
     }
     let removing = shared.clone();

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use wire::durable;
 
 /// An open segment. Offsets and lengths are multiples of 4,096, buffers are aligned.
 pub trait SegmentFile: Send + Sync {
@@ -173,11 +174,7 @@ impl Disk for RealDisk {
     }
 
     fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
-        let partial = path.with_extension("partial");
-        let mut file = File::create(&partial)?;
-        io::Write::write_all(&mut file, content)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)
+        durable::replace(path, content)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

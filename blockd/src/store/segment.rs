@@ -1,13 +1,15 @@
 //! A segment: a file of records, read here, written by `writer`.
 
-use super::buffer::Pool;
+use super::buffer::{self, Pool};
 use super::disk::SegmentFile;
 use super::record::{GROUP_ALIGN, HEADER, Header};
 use super::segment_name::SegmentId;
+use crate::sys::Aligned;
 use bytes::Bytes;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use wire::buffers::Buffer;
 
 /// Bytes read at a time when scanning.
 const SCAN_BYTES: usize = 4 << 20;
@@ -29,12 +31,12 @@ pub(super) fn read_behind_header(
     let skip = (start - aligned) as usize;
     let wanted = skip + range.len();
     let room = wanted.next_multiple_of(GROUP_ALIGN);
-    let mut buffer = pool.take(room);
-    let count = file.read_at(&mut buffer.bytes_mut()[..room], aligned)?;
+    let mut buffer = buffer::take(pool, room);
+    let count = file.read_at(&mut buffer[..room], aligned)?;
     if count < wanted {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the segment ends within the record"));
     }
-    Ok(buffer.into_bytes(skip..wanted))
+    Ok(buffer.freeze().slice(skip..wanted))
 }
 
 /// A record found by scanning.
@@ -57,7 +59,7 @@ pub(super) struct Scan {
 /// crash may have cut short.
 pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> io::Result<Scan> {
     let len = file.size()?;
-    let mut window = Window { file, buffer: pool.take(SCAN_BYTES), start: 0, filled: 0 };
+    let mut window = Window { file, buffer: buffer::take(pool, SCAN_BYTES), start: 0, filled: 0 };
     let mut scan = Scan::default();
     let (mut at, mut skipped) = (0, false);
     while at + HEADER as u64 <= len {
@@ -84,7 +86,7 @@ pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> i
 /// A part of the file in memory.
 struct Window<'a> {
     file: &'a dyn SegmentFile,
-    buffer: super::buffer::Pooled,
+    buffer: Buffer<Aligned>,
     start: u64,
     filled: usize,
 }
@@ -95,10 +97,10 @@ impl Window<'_> {
         let within = at >= self.start && at + HEADER as u64 <= self.start + self.filled as u64;
         if !within {
             self.start = at - at % GROUP_ALIGN as u64;
-            self.filled = self.file.read_at(&mut self.buffer.bytes_mut()[..SCAN_BYTES], self.start)?;
+            self.filled = self.file.read_at(&mut self.buffer[..SCAN_BYTES], self.start)?;
         }
         let from = ((at - self.start) as usize).min(self.filled);
-        Ok(&self.buffer.as_ref()[from..self.filled])
+        Ok(&self.buffer[from..self.filled])
     }
 
     fn is_zero(&mut self, from: u64, to: u64) -> io::Result<bool> {

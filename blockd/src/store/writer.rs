@@ -16,16 +16,18 @@ use crate::sys::Aligned;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use wire::ids::BlockHash;
 use wire::sections::Sections;
 
 /// Bytes of one group. Larger ones would make the first of them wait for the last.
 const GROUP_BYTES: usize = 16 << 20;
 
+/// Work that waits: a few groups of large blocks. With more, who sends it waits, and with them the peer that they serve.
+const QUEUE_MAX: usize = 32;
 /// Groups up to this size are small: what their sync costs beside the data is worth avoiding.
 const SMALL_BYTES: usize = 256 << 10;
 /// Zeros that a small group takes along. Writing them costs about as much as one commit of the journal, so many groups
@@ -56,20 +58,19 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn start(shared: Arc<Shared>, first: SegmentId) -> Result<Self, Error> {
-        let (queue, work) = mpsc::channel();
+        let (queue, work) = mpsc::channel(QUEUE_MAX);
         let dir = shared.dir.clone();
         let thread = std::thread::Builder::new()
             .name("block-writer".to_owned())
-            .spawn(move || State::new(shared, first).run(&work))
+            .spawn(move || State::new(shared, first).run(work))
             .map_err(|error| Error::io(&dir, error))?;
         Ok(Self { queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
     }
 
-    pub(super) fn send(&self, work: Work) -> Result<(), Error> {
-        match self.queue.lock().as_ref() {
-            Some(queue) => queue.send(work).map_err(|_| Error::Failed),
-            None => Err(Error::Failed),
-        }
+    /// Hands work to the thread, once there is room. Cancel-safe: it is handed over whole or not at all.
+    pub(super) async fn send(&self, work: Work) -> Result<(), Error> {
+        let queue = self.queue.lock().clone().ok_or(Error::Failed)?;
+        queue.send(work).await.map_err(|_| Error::Failed)
     }
 
     /// Waits until everything queued is written.
@@ -138,8 +139,8 @@ impl State {
         Self { shared, next, open: None, buffer: Aligned::new(GROUP_BYTES + (5 << 20)), filled: 0, full: false }
     }
 
-    fn run(mut self, work: &mpsc::Receiver<Work>) {
-        while let Ok(first) = work.recv() {
+    fn run(mut self, mut work: mpsc::Receiver<Work>) {
+        while let Some(first) = work.blocking_recv() {
             let mut group = vec![first];
             let mut bytes = size_of_work(&group[0]);
             while bytes < GROUP_BYTES {

@@ -51,6 +51,7 @@ impl Cluster {
         let name = format!("blockd-{index}");
         let mut config = Config::new(&name, "127.0.0.1:0".parse().unwrap(), self.dirs[index].path(), Vec::new());
         config.segment_bytes = 64 << 20;
+        config.drop_grace_min = Duration::ZERO;
         config.ring.stabilize_every = Duration::from_millis(200);
         config.ring.finger_every = Duration::from_millis(100);
         let source = LayoutSource::Given(self.layout.subscribe());
@@ -129,7 +130,7 @@ impl Cluster {
         let layout = self.layout();
         let hash = BlockHash::of(block);
         let owners = layout.owners(&hash);
-        let chain = owners[1..].iter().map(|owner| (owner.id, owner.addr)).collect();
+        let chain = owners[1..].iter().map(|owner| owner.id).collect();
         let request = BlockRequest::Put { hash, epoch: layout.epoch, chain };
         let peer = self.client.peer(owners[0].addr, Role::Blockd);
         match peer.request::<_, BlockReply>(&request, std::slice::from_ref(block), LIMIT).await.unwrap().0 {

@@ -5,4 +5,5 @@ mod daemon_cluster;
 mod daemon_metad;
 mod daemon_process;
 mod daemon_throughput;
+mod hostile;
 mod ring;

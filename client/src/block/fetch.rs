@@ -3,6 +3,7 @@
 use super::cache::BlockCache;
 use super::disk::DiskCache;
 use super::layout::{Holder, Layouts};
+use crate::network::Blockd;
 use bytes::Bytes;
 use futures::future::{BoxFuture, Shared};
 use futures::stream::FuturesUnordered;
@@ -14,16 +15,16 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::FsError;
 use wire::ids::BlockHash;
 use wire::message::block::{BlockReply, BlockRequest};
-use wire::quic::Endpoint;
 use wire::retry::Backoff;
 use wire::sections::Sections;
-use wire::tls::Role;
+use wire::trace;
 
 /// One daemon gets this long to answer.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -53,7 +54,7 @@ pub struct Fetcher {
 }
 
 struct Inner {
-    endpoint: Endpoint,
+    blockds: Arc<dyn Blockd>,
     layouts: Arc<Layouts>,
     cache: BlockCache,
     disk: Option<DiskCache>,
@@ -118,10 +119,10 @@ struct Nobody {
 }
 
 impl Fetcher {
-    /// Reads through this endpoint, in tasks of `work` that end when `stop` is cancelled.
+    /// Reads from these daemons, in tasks of `work` that end when `stop` is cancelled.
     #[must_use]
     pub fn new(
-        endpoint: Endpoint,
+        blockds: Arc<dyn Blockd>,
         layouts: Arc<Layouts>,
         (cache_bytes, disk): (usize, Option<DiskCache>),
         soft: Option<Duration>,
@@ -130,7 +131,7 @@ impl Fetcher {
         let cache = BlockCache::new(cache_bytes);
         let under_way = Mutex::default();
         let parts = Mutex::new(Parts::new());
-        let inner = Inner { endpoint, layouts, cache, disk, under_way, parts, soft_timeout: soft, work, stop };
+        let inner = Inner { blockds, layouts, cache, disk, under_way, parts, soft_timeout: soft, work, stop };
         Self { shared: Arc::new(inner) }
     }
 
@@ -204,14 +205,14 @@ impl Fetcher {
             .or_insert_with(|| {
                 // A task of its own: it goes on although the first that asked goes away.
                 let (work, stop) = (inner.work.clone(), inner.stop.clone());
-                let task = work.spawn(stop.run_until_cancelled_owned(async move {
+                let task = work.spawn(trace::carried(stop.run_until_cancelled_owned(async move {
                     let block = inner.fetch(hash, WHOLE).await;
                     if let Ok(block) = &block {
                         inner.cache.insert(hash, block.clone());
                     }
                     inner.under_way.lock().remove(&hash);
                     block
-                }));
+                })));
                 async move { task.await.ok().flatten().unwrap_or(Err(FsError::Io)) }.boxed().shared()
             })
             .clone()
@@ -286,8 +287,7 @@ impl Inner {
     async fn ask(&self, hash: BlockHash, part: Part, (id, addr): Holder) -> Result<(Bytes, Sections), (bool, String)> {
         let epoch = self.layouts.newest().epoch;
         let request = BlockRequest::Get { hash, epoch, offset: part.offset, len: part.len };
-        let peer = self.endpoint.peer(addr, Role::Blockd);
-        match peer.request::<_, BlockReply>(&request, &[], ATTEMPT).await {
+        match self.blockds.ask(addr, &request, &[], ATTEMPT).await {
             Ok((BlockReply::Content { .. }, block)) => {
                 self.layouts.trust(id);
                 // I9: verified here too, whatever happened on the way.

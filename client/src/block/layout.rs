@@ -1,20 +1,20 @@
 //! The layout as this client knows it, and which daemons it has trouble with.
 
 use parking_lot::RwLock;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use wire::ids::{BlockHash, BlockdId};
 use wire::layout::Layout;
+use wire::suspects::Suspects;
 
 /// A daemon that failed is asked last for this long.
-const SUSPECT: Duration = Duration::from_secs(5);
+const SUSPECT_FOR: Duration = Duration::from_secs(5);
 
 /// The newest layout heard of.
 pub struct Layouts {
     newest: RwLock<Arc<Layout>>,
-    suspects: RwLock<HashMap<BlockdId, Instant>>,
+    suspects: Suspects<BlockdId>,
 }
 
 /// A daemon to be asked.
@@ -24,7 +24,7 @@ impl Layouts {
     /// Starts with a layout.
     #[must_use]
     pub fn new(layout: Layout) -> Self {
-        Self { newest: RwLock::new(Arc::new(layout)), suspects: RwLock::default() }
+        Self { newest: RwLock::new(Arc::new(layout)), suspects: Suspects::new(SUSPECT_FOR) }
     }
 
     /// The newest one.
@@ -43,25 +43,19 @@ impl Layouts {
 
     /// Asked last for a while.
     pub fn suspect(&self, id: BlockdId) {
-        self.suspects.write().insert(id, Instant::now());
+        self.suspects.add(id);
     }
 
     /// Answers again.
     pub fn trust(&self, id: BlockdId) {
-        if self.suspects.read().contains_key(&id) {
-            self.suspects.write().remove(&id);
-        }
-    }
-
-    fn rank(&self, id: &BlockdId) -> bool {
-        self.suspects.read().get(id).is_some_and(|since| since.elapsed() < SUSPECT)
+        self.suspects.clear(&id);
     }
 
     /// Where a block belongs, those that answer first.
     #[must_use]
     pub fn owners(&self, layout: &Layout, hash: &BlockHash) -> Vec<Holder> {
         let mut owners: Vec<Holder> = layout.owners(hash).iter().map(|owner| (owner.id, owner.addr)).collect();
-        owners.sort_by_key(|(id, _)| self.rank(id));
+        owners.sort_by_key(|(id, _)| self.suspects.contains(id));
         owners
     }
 

@@ -1,18 +1,18 @@
 //! Storing blocks: down a chain of daemons, until enough of them have synced it (I9).
 
 use super::layout::{Holder, Layouts};
+use crate::network::Blockd;
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 use wire::FsError;
-use wire::ids::BlockHash;
+use wire::ids::{BlockHash, BlockdId};
 use wire::layout::Layout;
 use wire::message::block::{BlockReply, BlockRequest};
-use wire::quic::Endpoint;
 use wire::retry::Backoff;
-use wire::tls::Role;
 
 /// One block through the whole chain, with syncs, on a slow disk.
 const ATTEMPT: Duration = Duration::from_secs(20);
@@ -25,7 +25,7 @@ const FULL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Stores blocks.
 pub struct Putter {
-    endpoint: Endpoint,
+    blockds: Arc<dyn Blockd>,
     layouts: Arc<Layouts>,
     in_flight: Semaphore,
     soft_timeout: Option<Duration>,
@@ -38,10 +38,10 @@ enum Missed {
 }
 
 impl Putter {
-    /// Stores through this endpoint.
+    /// Stores with these daemons.
     #[must_use]
-    pub fn new(endpoint: Endpoint, layouts: Arc<Layouts>, soft_timeout: Option<Duration>) -> Self {
-        Self { endpoint, layouts, in_flight: Semaphore::new(IN_FLIGHT), soft_timeout }
+    pub fn new(blockds: Arc<dyn Blockd>, layouts: Arc<Layouts>, soft_timeout: Option<Duration>) -> Self {
+        Self { blockds, layouts, in_flight: Semaphore::new(IN_FLIGHT), soft_timeout }
     }
 
     /// Stores a block. On return it is on stable storage on at least `min_sync` daemons. Cancel-safe: a block that nobody
@@ -81,9 +81,9 @@ impl Putter {
         let Some(((first, addr), chain)) = owners.split_first().filter(|_| owners.len() >= needed) else {
             return Err(Missed::TooFew(format!("{} block daemons are known, {needed} are needed", owners.len())));
         };
-        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain: chain.to_vec() };
-        let peer = self.endpoint.peer(*addr, Role::Blockd);
-        match peer.request::<_, BlockReply>(&request, std::slice::from_ref(block), ATTEMPT).await {
+        let chain = chain.iter().map(|(id, _)| *id).collect();
+        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain };
+        match self.blockds.ask(*addr, &request, std::slice::from_ref(block), ATTEMPT).await {
             Ok((BlockReply::Stored { synced, failed, layout }, _)) => {
                 self.layouts.trust(*first);
                 for (id, _) in &failed {
@@ -92,8 +92,9 @@ impl Putter {
                 if let Some(layout) = layout {
                     self.layouts.learn(layout);
                 }
-                // I9: one daemon that stands twice in the chain is one copy.
-                let copies = synced.iter().collect::<BTreeSet<_>>().len();
+                // I9: one daemon that stands twice in the chain is one copy, and one that was not asked is none.
+                let is_asked = |id: &&BlockdId| owners.iter().any(|(owner, _)| owner == *id);
+                let copies = synced.iter().filter(is_asked).collect::<BTreeSet<_>>().len();
                 if copies >= needed {
                     return Ok(());
                 }

@@ -4,6 +4,7 @@
 use super::dirty::lay;
 use super::state::{Ahead, FileState, Listing, Plan, Step};
 use crate::block::fetch::Fetcher;
+use crate::error::unexpected_reply;
 use crate::kernel::{Kernel, Notice};
 use crate::known::Known;
 use crate::known::leased::LeasedSession;
@@ -162,7 +163,7 @@ impl Reader {
             let mut pages = Vec::new();
             loop {
                 let read = Read::Extents { ino: file.ino(), off: from, len: range.end - from };
-                let ReadReply::Extents(page) = self.session.read(read).await? else { return Err(FsError::Io) };
+                let ReadReply::Extents(page) = self.session.read(read).await? else { return Err(unexpected_reply()) };
                 let more = page.more_from;
                 pages.push(page);
                 match more {

@@ -5,15 +5,14 @@
 //! A commit that is on its way then may have arrived, which nobody knows who finds the picture. So it may be sent
 //! twice: the second time stands beside the first, as a conflict copy.
 
+use super::disk::remove_if_there;
 use super::record::{self, Group, Record, pieces_of};
 use super::writer::Writer;
-use super::{Journal, failed, sync_dir};
+use super::{Journal, failed};
 use crate::Error;
 use crate::file::state::FileState;
 use bytes::Bytes;
-use std::fs;
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -28,13 +27,13 @@ pub(crate) type Picture = Vec<(Ino, u64)>;
 
 /// What blocks: not for a runtime thread.
 impl Journal {
-    fn shared_path(&self) -> PathBuf {
-        self.dir.join(NAME)
-    }
-
     /// Whether there is a picture.
-    pub(super) fn has_shared(&self) -> bool {
-        self.shared_path().exists()
+    ///
+    /// # Errors
+    /// [`Error::Local`].
+    pub(super) fn has_shared(&self) -> Result<bool, Error> {
+        let names = self.disk.list().map_err(failed(self.disk.path()))?;
+        Ok(names.iter().any(|name| name == NAME))
     }
 
     fn write_shared(&self, records: &[(Record, Bytes)]) -> io::Result<()> {
@@ -48,11 +47,7 @@ impl Journal {
     /// # Errors
     /// What the disk refuses.
     pub(super) fn remove_shared(&self) -> io::Result<()> {
-        match fs::remove_file(self.shared_path()) {
-            Ok(()) => sync_dir(&self.dir),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        }
+        if remove_if_there(&*self.disk, NAME)? { self.disk.sync() } else { Ok(()) }
     }
 
     /// Its pieces, with numbers behind `last`: one for each file. Returns the last of these numbers.
@@ -60,8 +55,8 @@ impl Journal {
     /// # Errors
     /// [`Error::Local`], [`Error::JournalDamaged`].
     pub(super) fn read_shared(&self, last: u64) -> Result<(Vec<(Record, Bytes)>, u64), Error> {
-        let path = self.shared_path();
-        let bytes = match fs::read(&path) {
+        let path = self.path_of(NAME);
+        let bytes = match self.disk.read(NAME) {
             Ok(bytes) => Bytes::from(bytes),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Vec::new(), last)),
             Err(error) => return Err(failed(&path)(error)),

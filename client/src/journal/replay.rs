@@ -10,7 +10,6 @@ use crate::file::dirty::Packed;
 use crate::file::pending::{Restored, SHARED_BLOCK_PART_MAX};
 use crate::file::sealed::To;
 use crate::file::state::FileState;
-use crate::known::{attrs_changed, names_changed};
 use crate::queue::Touched;
 use crate::writeback::Work;
 use crate::{Client, Error};
@@ -19,7 +18,6 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::task::spawn_blocking;
 use wire::FsError;
 use wire::attr::{Creator, FileKind, InodeAttr, Timestamp};
 use wire::ids::Ino;
@@ -75,14 +73,13 @@ impl Client {
         };
         let position = position.unwrap_or_default();
         let (told, last) = (position.told, journal.last().max(position.told));
-        let left = journal.clone();
-        let read = spawn_blocking(move || {
+        let read = journal.in_thread(move |left| {
             let mut records = left.untold(told)?;
             let (shared, last) = left.read_shared(last)?;
             records.extend(shared);
             Ok((records, last))
         });
-        let read = read.await.map_err(|ended| Failed::Disk(io::Error::other(ended)))?;
+        let read = read.await.map_err(Failed::Disk)?;
         let (records, last) = read.map_err(Failed::Journal)?;
         self.writeback.with(|core| core.start_behind(told, last));
         if records.is_empty() {
@@ -256,9 +253,9 @@ impl Replayed {
 
 /// Inodes and names as an entry has them: what is moved comes last, what it is moved from first.
 fn touched(op: &Op, expect: &[Expect]) -> Touched {
-    let mut inos: Vec<Ino> = attrs_changed(op).collect();
+    let mut inos: Vec<Ino> = op.attrs_changed().collect();
     if let (Op::Rename { .. }, Some(source)) = (op, expect.first()) {
         inos.extend(source.ino);
     }
-    (inos, names_changed(op).map(|(parent, name)| (parent, name.clone())).collect())
+    (inos, op.names_changed().map(|(parent, name)| (parent, name.clone())).collect())
 }

@@ -80,12 +80,26 @@ impl Journal {
     ) -> io::Result<()> {
         let hangs = |_| io::Error::from(ErrorKind::TimedOut);
         let one = timeout(DISK_LIMIT, self.changing.clone().lock_owned()).await.map_err(hangs)?;
-        let journal = self.clone();
-        let changing = spawn_blocking(move || {
+        let changing = self.in_thread(move |journal| {
             let _one = one;
-            change(&journal)
+            change(journal)
         });
-        timeout(DISK_LIMIT, changing).await.map_err(hangs)?.map_err(io::Error::other)?
+        timeout(DISK_LIMIT, changing).await.map_err(hangs)??
+    }
+
+    /// Works on the files where that may block. What has begun runs to its end though the caller is dropped.
+    ///
+    /// # Errors
+    /// When the work panics.
+    pub(super) async fn in_thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> io::Result<T> {
+        if self.disk.is_instant() {
+            return Ok(work(self));
+        }
+        let journal = self.clone();
+        spawn_blocking(move || work(&journal)).await.map_err(io::Error::other)
     }
 
     /// From now on this session works with it.

@@ -3,7 +3,7 @@
 
 use parking_lot::Mutex;
 use rangemap::RangeSet;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use wire::ids::Ino;
@@ -101,7 +101,7 @@ impl HeldLocks {
     }
 
     /// Files on which locks are lost.
-    pub(crate) fn lost_on(&self) -> HashSet<Ino> {
+    pub(crate) fn lost_on(&self) -> BTreeSet<Ino> {
         self.inner.lock().lost.keys().map(|(ino, ..)| *ino).collect()
     }
 }

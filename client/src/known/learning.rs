@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use wire::attr::InodeAttr;
 use wire::ids::Ino;
-use wire::op::{ConflictCopy, Name, NewInode, Op, OpReply, RenameMode};
+use wire::op::{ConflictCopy, NewInode, Op, OpReply, RenameMode};
 
 /// Answers.
 impl State {
@@ -53,10 +53,10 @@ impl State {
     pub fn change(&mut self, ops: &[Op]) -> Mark {
         let at = self.leases.tick();
         for op in ops {
-            for ino in attrs_changed(op) {
+            for ino in op.attrs_changed() {
                 self.note_change(ino, at);
             }
-            for (parent, name) in names_changed(op) {
+            for (parent, name) in op.names_changed() {
                 if let Some(ino) = self.names.forget(&(parent, name.clone())) {
                     self.note_change(ino, at);
                 }
@@ -83,7 +83,7 @@ impl State {
             .flat_map(answered)
             .chain(rest)
             .map(|attr| attr.ino)
-            .chain(ops.iter().flat_map(attrs_changed))
+            .chain(ops.iter().flat_map(Op::attrs_changed))
             .filter(|ino| self.leases.is_changed_since(*ino, mark))
             .collect();
         self.void(ops, leased, at);
@@ -110,10 +110,10 @@ impl State {
     /// Answers that were asked for while these operations were under way are of before or after them, who knows.
     fn void(&mut self, ops: &[Op], leased: bool, at: Mark) {
         for op in ops {
-            for ino in attrs_changed(op) {
+            for ino in op.attrs_changed() {
                 self.note_change(ino, at);
             }
-            for (parent, name) in names_changed(op) {
+            for (parent, name) in op.names_changed() {
                 self.names.forget(&(parent, name.clone()));
                 if !leased {
                     self.names.end_complete(parent);
@@ -124,7 +124,7 @@ impl State {
 
     /// Takes in what became of names.
     fn learn_change(&mut self, op: &Op, reply: &OpReply, overtaken: &HashSet<Ino>) {
-        if names_changed(op).any(|(parent, _)| overtaken.contains(&parent)) {
+        if op.names_changed().any(|(parent, _)| overtaken.contains(&parent)) {
             return;
         }
         match (op.plain(), reply) {
@@ -152,44 +152,6 @@ impl State {
         self.names.put((parent, name.to_vec()), ino, since);
         self.names.complete_with(parent, name, ino.is_some());
     }
-}
-
-/// Inodes whose attributes an operation changes, as far as it names them.
-pub fn attrs_changed(op: &Op) -> impl Iterator<Item = Ino> {
-    let (one, two) = match op.plain() {
-        Op::Create { parent, ino, .. } | Op::Link { parent, ino, .. } => (Some(*parent), Some(*ino)),
-        Op::Unlink { parent, released, .. } => (Some(*parent), *released),
-        Op::Rmdir { parent, .. } => (Some(*parent), None),
-        Op::Rename { parent, new_parent, .. } => (Some(*parent), Some(*new_parent)),
-        Op::SetAttr { ino, .. }
-        | Op::Commit { ino, .. }
-        | Op::Range { ino, .. }
-        | Op::SetXattr { ino, .. }
-        | Op::RemoveXattr { ino, .. }
-        | Op::Accessed { ino, .. } => (Some(*ino), None),
-        Op::CloneRange { dst, .. } => (Some(*dst), None),
-        Op::ReleaseOrphans { .. }
-        | Op::LeaseInos { .. }
-        | Op::SetLock { .. }
-        | Op::Unlock { .. }
-        | Op::Deferred { .. }
-        | Op::Journaled { .. }
-        | Op::JournaledContent { .. } => (None, None),
-    };
-    one.into_iter().chain(two)
-}
-
-/// Names that an operation makes, removes or points elsewhere.
-pub fn names_changed(op: &Op) -> impl Iterator<Item = (Ino, &Name)> {
-    let (one, two) = match op.plain() {
-        Op::Create { parent, name, .. }
-        | Op::Link { parent, name, .. }
-        | Op::Unlink { parent, name, .. }
-        | Op::Rmdir { parent, name } => (Some((*parent, name)), None),
-        Op::Rename { parent, name, new_parent, new_name, .. } => (Some((*parent, name)), Some((*new_parent, new_name))),
-        _ => (None, None),
-    };
-    one.into_iter().chain(two)
 }
 
 /// The sibling that a commit has made.

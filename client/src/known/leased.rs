@@ -3,7 +3,7 @@
 //! answer and the leases with it say of the time since the mark.
 
 use super::held_locks::HeldLocks;
-use super::{Known, Mark, attrs_changed};
+use super::{Known, Mark};
 use crate::meta::rpc::Rpc;
 use crate::meta::session::{
     Alive, Answer, BatchFailed, OnExpiry, Opened, SESSIONS_TRIED, Session, SessionOptions, SpareIno,
@@ -83,7 +83,7 @@ impl LeasedSession {
     }
 
     async fn submit_within(&self, ops: Vec<Op>, limit: Option<Duration>) -> Result<Vec<OpReply>, FsError> {
-        let is_work = ops.iter().any(|op| !matches!(op, Op::Accessed { .. }) && attrs_changed(op).next().is_some());
+        let is_work = ops.iter().any(|op| !matches!(op, Op::Accessed { .. }) && op.attrs_changed().next().is_some());
         let replies = self.send(ops, limit, SESSIONS_TRIED).await.map_err(|failed| failed.error)?;
         if is_work {
             // Not before it is known that this session may change anything.

@@ -1,24 +1,27 @@
 //! Asking the leader: follow hints, go round the nodes, wait between rounds.
 
+use crate::network::{EventStream, Metad};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 use wire::message::meta::{MetaReply, MetaRequest};
-use wire::quic::{Endpoint, EventReceiver, Peer};
 use wire::retry::Backoff;
-use wire::tls::Role;
 use wire::{Error, FsError};
 
 /// One attempt takes no longer; a leader that hangs is asked again, or its successor.
 const ATTEMPT: Duration = Duration::from_secs(10);
 /// And no less: what is answered at all is answered by then.
 const ATTEMPT_MIN: Duration = Duration::from_millis(500);
+/// Hints that are followed without a pause. During an election metads may name each other.
+const HINTS_IN_A_ROW_MAX: u32 = 4;
 /// Between warnings while nobody answers.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// Known metads, and the one that led last.
 pub struct Rpc {
-    endpoint: Endpoint,
+    metads: Arc<dyn Metad>,
     known: Mutex<Known>,
     soft_timeout: Option<Duration>,
 }
@@ -39,8 +42,8 @@ enum Missed {
 impl Rpc {
     /// Knows these addresses to begin with.
     #[must_use]
-    pub fn new(endpoint: Endpoint, nodes: Vec<SocketAddr>, soft_timeout: Option<Duration>) -> Self {
-        Self { endpoint, known: Mutex::new(Known { nodes, at: 0 }), soft_timeout }
+    pub fn new(metads: Arc<dyn Metad>, nodes: Vec<SocketAddr>, soft_timeout: Option<Duration>) -> Self {
+        Self { metads, known: Mutex::new(Known { nodes, at: 0 }), soft_timeout }
     }
 
     /// Where the leader is, as far as is known.
@@ -48,10 +51,6 @@ impl Rpc {
     pub fn leader(&self) -> SocketAddr {
         let known = self.known.lock();
         known.nodes[known.at % known.nodes.len()]
-    }
-
-    fn peer(&self) -> Peer {
-        self.endpoint.peer(self.leader(), Role::Metad)
     }
 
     /// Asks until the leader answers. Only for requests that may be carried out twice: reads, and numbered batches (I1).
@@ -91,12 +90,17 @@ impl Rpc {
         let started = Instant::now();
         let mut backoff = Backoff::default();
         let mut warned = started;
+        let mut hints = 0;
         loop {
             // An attempt must not outlast the caller's patience.
             let left = limit.map_or(ATTEMPT, |limit| limit.saturating_sub(started.elapsed()));
             let missed = match self.attempt(request, left.clamp(ATTEMPT_MIN, ATTEMPT)).await? {
                 Ok(reply) => return Ok(reply),
-                Err(Missed::Hint) => continue,
+                Err(Missed::Hint) if hints < HINTS_IN_A_ROW_MAX => {
+                    hints += 1;
+                    continue;
+                }
+                Err(Missed::Hint) => "the metads name each other as the leader".to_owned(),
                 Err(Missed::Away(reason)) => reason,
             };
             if limit.is_some_and(|limit| started.elapsed() > limit) {
@@ -107,16 +111,17 @@ impl Rpc {
                 tracing::warn!(reason = missed, "waiting for metad");
             }
             tokio::time::sleep(backoff.delay()).await;
+            hints = 0;
         }
     }
 
     async fn attempt(&self, request: &MetaRequest, limit: Duration) -> Result<Result<MetaReply, Missed>, Error> {
-        let peer = self.peer();
-        match peer.request::<_, MetaReply>(request, &[], limit).await {
-            Ok((MetaReply::NotLeader { leader, nodes }, _)) => {
-                Ok(Err(self.learn(peer.addr(), leader.map(|(_, addr)| addr), &nodes)))
+        let asked = self.leader();
+        match self.metads.ask(asked, request, limit).await {
+            Ok(MetaReply::NotLeader { leader, nodes }) => {
+                Ok(Err(self.learn(asked, leader.map(|(_, addr)| addr), &nodes)))
             }
-            Ok((reply, _)) => Ok(Ok(reply)),
+            Ok(reply) => Ok(Ok(reply)),
             Err(error @ (Error::WrongCluster { .. } | Error::WrongRole { .. } | Error::ProtocolVersion { .. })) => {
                 Err(error)
             }
@@ -149,8 +154,63 @@ impl Rpc {
     /// Opens a stream of events with the leader, as far as it is known.
     ///
     /// # Errors
-    /// As `Peer::open_events`.
-    pub async fn events(&self, request: &MetaRequest) -> Result<EventReceiver, Error> {
-        self.peer().open_events(request).await
+    /// As [`Metad::events`].
+    pub async fn events(&self, request: &MetaRequest) -> Result<Box<dyn EventStream>, Error> {
+        self.metads.events(self.leader(), request).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tokio::runtime::Handle;
+    use wire::ids::MetadId;
+    use wire::quic::{Endpoint, Incoming, Service};
+    use wire::tls::{ClusterCa, PeerIdentity, Role, Subject};
+
+    /// A metad that names the other one as the leader, whatever it is asked.
+    #[derive(Default)]
+    struct Refers {
+        nodes: OnceLock<Vec<(MetadId, SocketAddr)>>,
+        other: usize,
+        asked: AtomicU32,
+    }
+
+    impl Service for Refers {
+        fn authorize(&self, _peer: &PeerIdentity) -> Result<(), Error> {
+            Ok(())
+        }
+
+        async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, request: Incoming) {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let nodes = self.nodes.get().unwrap().clone();
+            let reply = MetaReply::NotLeader { leader: Some(nodes[self.other]), nodes };
+            request.respond(&reply, &[]).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn metads_that_name_each_other_are_not_asked_without_pause() {
+        let ca = ClusterCa::create("t").unwrap();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let endpoint = |role, name| Endpoint::bind(any, &ca.issue(&Subject::new(role, name)).unwrap()).unwrap();
+        let metads = [endpoint(Role::Metad, "m1"), endpoint(Role::Metad, "m2")];
+        let nodes: Vec<_> = (1..).map(MetadId).zip(metads.iter().map(Endpoint::local_addr)).collect();
+        let services: Vec<Arc<Refers>> = [1, 0].map(|other| Arc::new(Refers { other, ..Refers::default() })).into();
+        let mut serving = Vec::new();
+        for (metad, service) in metads.iter().zip(&services) {
+            service.nodes.set(nodes.clone()).unwrap();
+            serving.push(metad.serve(service.clone(), &Handle::current()));
+        }
+        let addrs = nodes.iter().map(|(_, addr)| *addr).collect();
+        let rpc = Rpc::new(Arc::new(endpoint(Role::Client, "c")), addrs, None);
+        let limit = Duration::from_secs(1);
+        let outcome = rpc.ask_within(&MetaRequest::WhoLeads, Some(limit)).await;
+        assert!(matches!(outcome, Err(Error::NotSent { .. })), "{outcome:?}");
+        // Pauses of 5 ms and more, each twice as long as the one before: ten rounds and fewer in a second.
+        let asked: u32 = services.iter().map(|service| service.asked.load(Ordering::Relaxed)).sum();
+        assert!(asked <= 12 * (HINTS_IN_A_ROW_MAX + 1), "asked {asked} times within a second");
     }
 }

@@ -3,6 +3,7 @@
 //! It knows nothing of leases: [`crate::known::leased`] is the layer above, by which everybody else asks and changes.
 
 use super::rpc::Rpc;
+use crate::error::unexpected_reply;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,13 +13,14 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::attr::{InodeAttr, Timestamp};
+use wire::chance;
 use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::layout::Layout;
 use wire::limits::{INO_RANGE, SESSION_REPLIES_MAX};
 use wire::message::meta::{LeaseState, MetaReply, MetaRequest};
 use wire::op::{Batch, Op, OpFailed, OpReply, Read, ReadReply};
 use wire::sys::since_boot;
-use wire::{Error, FsError};
+use wire::{Error, FsError, trace};
 
 /// Batches on their way at once; far below what the state machine keeps replies of.
 const IN_FLIGHT: usize = 256;
@@ -213,7 +215,7 @@ impl Session {
         work: impl Future<Output = Result<T, BatchFailed>> + Send + 'static,
     ) -> Result<T, BatchFailed> {
         let (under_way, stop) = &self.options.tasks;
-        let ended = under_way.spawn(stop.clone().run_until_cancelled_owned(work)).await;
+        let ended = under_way.spawn(trace::carried(stop.clone().run_until_cancelled_owned(work))).await;
         ended.ok().flatten().unwrap_or(Err(FsError::Io.into()))
     }
 
@@ -331,7 +333,7 @@ impl Session {
             };
             let leased = self.to_its_end(lease).await.map_err(|failed| failed.error)?;
             let Some(OpReply::Inos { start, count }) = leased.replies.first().cloned() else {
-                return Err(FsError::Io);
+                return Err(unexpected_reply());
             };
             let mut numbers = self.numbers.lock();
             // I4: numbers leased by a session are of no use in another.
@@ -399,7 +401,7 @@ impl Session {
 impl SessionOptions {
     fn request(&self, resumes: Option<SessionId>) -> MetaRequest {
         let (host, purpose) = (self.host.clone(), self.purpose.clone());
-        MetaRequest::OpenSession { host, purpose, caches: true, resumes, token: Some(rand::random()) }
+        MetaRequest::OpenSession { host, purpose, caches: true, resumes, token: Some(chance::number()) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Attributes: asking, changing, and what the kernel may believe of them.
 
 use crate::commit::committer::is_full;
+use crate::error::unexpected_reply;
 use crate::file::state::FileState;
 use crate::known::leased::LeasedAnswer;
 use crate::{Client, Notice};
@@ -16,7 +17,7 @@ impl Client {
     /// Asks metad for attributes. Answers whether they are leased, too.
     pub(crate) async fn ask_attr(&self, read: Read) -> Result<(InodeAttr, bool), FsError> {
         let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
-        let ReadReply::Attr(attr) = answer? else { return Err(FsError::Io) };
+        let ReadReply::Attr(attr) = answer? else { return Err(unexpected_reply()) };
         if let Some(mark) = leased {
             self.known.learn_attr(&attr, mark);
         }
@@ -36,7 +37,7 @@ impl Client {
     pub(crate) async fn change(&self, op: Op) -> Result<InodeAttr, FsError> {
         match self.at_once(op).await? {
             OpReply::Attr(attr) => Ok(self.with_uncommitted(attr)),
-            _ => Err(FsError::Io),
+            _ => Err(unexpected_reply()),
         }
     }
 
@@ -142,7 +143,7 @@ impl Client {
             return self.change_content(&file, Op::SetAttr { ino, change }, Some(size)).await;
         }
         let OpReply::Attr(attr) = self.at_once(Op::SetAttr { ino, change: change.clone() }).await? else {
-            return Err(FsError::Io);
+            return Err(unexpected_reply());
         };
         if file.refresh(&attr, None) {
             self.kernel.notify(Notice::Changed(ino));
@@ -166,7 +167,9 @@ impl Client {
                 // Before the lock: who tells metad of the file's content takes it, too.
                 let _barred = client.in_order([file.ino()]).await?;
                 let _one = file.begin_flush().await;
-                let OpReply::Attr(attr) = client.session.one_until_answered(op).await? else { return Err(FsError::Io) };
+                let OpReply::Attr(attr) = client.session.one_until_answered(op).await? else {
+                    return Err(unexpected_reply());
+                };
                 client.kernel.follows(file.ino(), Version(attr.version.0.saturating_sub(1)), attr.version);
                 if file.changed_here(&attr, cut) {
                     client.kernel.notify(Notice::Changed(file.ino()));
@@ -188,7 +191,7 @@ impl Client {
     pub async fn statfs(&self) -> Result<StatFs, FsError> {
         match self.session.read(Read::StatFs).await? {
             ReadReply::StatFs(stats) => Ok(stats),
-            _ => Err(FsError::Io),
+            _ => Err(unexpected_reply()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Directories: listing them, and asking ahead for whoever walks through a tree.
 
 use crate::Client;
+use crate::error::unexpected_reply;
 use crate::known::leased::LeasedAnswer;
 use crate::known::walks::Next;
 use crate::known::{Listed, PageKey};
@@ -60,7 +61,7 @@ impl Client {
         let PageKey { dir: ino, after, limit, plus } = asked;
         let read = Read::ReadDir { ino, after, limit, plus };
         let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
-        let ReadReply::Page { parent, entries, end } = answer? else { return Err(FsError::Io) };
+        let ReadReply::Page { parent, entries, end } = answer? else { return Err(unexpected_reply()) };
         let listed = Listed { parent, entries, end };
         if let Some(mark) = leased {
             self.known.learn_page(asked, &Arc::new(listed.clone()), mark);
@@ -80,7 +81,7 @@ impl Client {
             ReadReply::Tree(dirs) => dirs,
             // Others are at work in what lies ahead.
             ReadReply::Page { parent, entries, end } => vec![ListedDir { ino: asked.dir, parent, entries, end }],
-            _ => return Err(FsError::Io),
+            _ => return Err(unexpected_reply()),
         };
         if leased.is_some() {
             self.known.walk_answered(asked, &dirs);

@@ -1,6 +1,7 @@
 //! Open files: opening, reading, writing, and what makes it durable.
 
 use crate::Client;
+use crate::error::unexpected_reply;
 use crate::file::state::FileState;
 use crate::known::leased::LeasedAnswer;
 use crate::queue::{Heard, NewNode};
@@ -136,7 +137,7 @@ impl Client {
     /// Asks metad to open a file: attributes, the first extents, and whether they are leased.
     async fn ask_open(&self, ino: Ino) -> Result<(InodeAttr, Option<ExtentPage>, bool), FsError> {
         let LeasedAnswer { answer, leased } = self.session.read_leased(Read::Open { ino }).await?;
-        let ReadReply::Opened { attr, page } = answer? else { return Err(FsError::Io) };
+        let ReadReply::Opened { attr, page } = answer? else { return Err(unexpected_reply()) };
         if let Some(mark) = leased {
             self.known.learn_attr(&attr, mark);
         }
@@ -366,7 +367,7 @@ impl Client {
         loop {
             let asked = at.saturating_add(SEEK_BYTES);
             let read = Read::Extents { ino, off: at, len: asked - at };
-            let ReadReply::Extents(page) = self.session.read(read).await? else { return Err(FsError::Io) };
+            let ReadReply::Extents(page) = self.session.read(read).await? else { return Err(unexpected_reply()) };
             if offset >= page.size {
                 return Err(FsError::NoSuchDataOrHole);
             }

@@ -8,6 +8,7 @@
 //! it held one ([`crate::known::held_locks`]).
 
 use crate::Client;
+use crate::error::unexpected_reply;
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -115,7 +116,7 @@ impl Client {
         self.send_of(ino).await?;
         match self.session.read(Read::GetLock { ino, lock }).await? {
             ReadReply::Lock(lock) => Ok(lock),
-            _ => Err(FsError::Io),
+            _ => Err(unexpected_reply()),
         }
     }
 

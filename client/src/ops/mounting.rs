@@ -11,12 +11,14 @@ use crate::commit::uploader::Uploader;
 use crate::file::reader::Reader;
 use crate::file::state::FileState;
 use crate::journal::Journal;
+use crate::journal::disk::{Disk, LocalDisk};
 use crate::journal::writer::{self, Which, Writer};
 use crate::kernel::{Kernel, Notice};
 use crate::known::Known;
 use crate::known::held_locks::HeldLocks;
 use crate::known::leased::LeasedSession;
 use crate::meta::rpc::Rpc;
+use crate::network::Network;
 use crate::open::OpenFiles;
 use crate::ops::locks::Waits;
 use crate::ordered::{Ordered, Rank};
@@ -61,7 +63,7 @@ impl Client {
             Some(local) => journal_in(local).await?,
             None => None,
         };
-        let disk = local.filter(|_| config.disk_cache_bytes > 0).and_then(|local| {
+        let cache = local.filter(|_| config.disk_cache_bytes > 0).and_then(|local| {
             let started = DiskCache::start(local, config.disk_cache_bytes);
             started.inspect_err(|error| tracing::warn!(%error, "mounting without a cache of blocks on disk")).ok()
         });
@@ -72,17 +74,41 @@ impl Client {
             _ => ([0, 0, 0, 0], 0).into(),
         };
         let endpoint = Endpoint::bind(local, &config.bundle.identity).map_err(Error::Refused)?;
+        Self::start(config, Arc::new(endpoint), journal, cache).await
+    }
+
+    /// Opens a session over another network than QUIC, with a journal on this disk if there is one, and without a cache of
+    /// blocks on disk.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_over(
+        config: ClientConfig,
+        network: Arc<dyn Network>,
+        journal: Option<Arc<dyn Disk>>,
+    ) -> Result<Arc<Self>, Error> {
+        config.check()?;
+        let journal = journal.map(Journal::open).transpose()?.map(Arc::new);
+        Self::start(config, network, journal, None).await
+    }
+
+    async fn start(
+        config: ClientConfig,
+        network: Arc<dyn Network>,
+        journal: Option<Arc<Journal>>,
+        cache: Option<DiskCache>,
+    ) -> Result<Arc<Self>, Error> {
         let host = hostname();
         let work = Work::new(tokio::runtime::Handle::current(), config.soft_timeout);
         // A client that used this directory is dead: what it had sent must not arrive any more.
         let resumes = journal.as_ref().and_then(|journal| journal.session());
-        let rpc = Rpc::new(endpoint.clone(), config.bundle.metads.clone(), config.soft_timeout);
+        let rpc = Rpc::new(network.clone(), config.bundle.metads.clone(), config.soft_timeout);
         let caches = (Arc::<Known>::default(), Arc::<HeldLocks>::default());
         let names = (host.as_str(), config.purpose.as_str());
         let opened = LeasedSession::open(rpc, names, resumes, caches.clone(), work.parts(), CONNECT_LIMIT).await;
         let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
         let (session, layouts) = (Arc::new(session), Arc::new(Layouts::new(opened.layout)));
-        let client = Self::compose(config, (host, work), endpoint, (session, layouts), caches, (journal, disk));
+        let client = Self::compose(config, (host, work), network, (session, layouts), caches, (journal, cache));
         client.start_upkeep(opened.ttl);
         if let Some(journal) = &client.journal {
             if let Err(error) = client.replay(journal).await {
@@ -104,17 +130,17 @@ impl Client {
     fn compose(
         config: ClientConfig,
         (host, work): (String, Work),
-        endpoint: Endpoint,
+        network: Arc<dyn Network>,
         (session, layouts): (Arc<LeasedSession>, Arc<Layouts>),
         (known, held_locks): (Arc<Known>, Arc<HeldLocks>),
-        (journal, disk): (Option<Arc<Journal>>, Option<DiskCache>),
+        (journal, cache): (Option<Arc<Journal>>, Option<DiskCache>),
     ) -> Arc<Self> {
         let (kernel, writeback) = (Arc::<Kernel>::default(), Arc::new(WriteBack::new(known.clone())));
         let fragments = Arc::<Fragments>::default();
-        let caches = (config.cache_bytes, disk);
+        let caches = (config.cache_bytes, cache);
         let fetcher =
-            Arc::new(Fetcher::new(endpoint.clone(), layouts.clone(), caches, config.soft_timeout, work.parts()));
-        let putter = Putter::new(endpoint.clone(), layouts.clone(), config.soft_timeout);
+            Arc::new(Fetcher::new(network.clone(), layouts.clone(), caches, config.soft_timeout, work.parts()));
+        let putter = Putter::new(network.clone(), layouts.clone(), config.soft_timeout);
         let parts = committer::Parts {
             session: session.clone(),
             uploader: Arc::new(Uploader::new(putter, fetcher.clone(), work.clone())),
@@ -132,7 +158,7 @@ impl Client {
             open_files: Arc::new(OpenFiles::new(session.clone(), known.clone(), committer.clone(), work.clone())),
             accessed: Accessed::new(session.clone(), kernel.clone(), config.access_times),
             reader: Arc::new(reader),
-            endpoint,
+            network,
             session,
             known,
             held_locks,
@@ -161,7 +187,7 @@ impl Client {
     /// The runtime that drives the client's socket: for operations on metadata, which wait for messages and do little else.
     #[must_use]
     pub fn network(&self) -> tokio::runtime::Handle {
-        self.endpoint.handle()
+        self.network.runtime()
     }
 
     /// How many questions and changes have gone to metad.
@@ -204,6 +230,7 @@ impl Client {
             None => self.sync_all().await,
             Some(_) if self.left.load(Ordering::Relaxed) => Ok(()),
             Some(writer) => tokio::select! {
+                biased;
                 stored = self.sync_all() => stored,
                 () = self.all_journaled(writer) => {
                     tracing::warn!(
@@ -261,6 +288,12 @@ impl Client {
         }
     }
 
+    /// Ends everything at once, as the death of its process would: nothing is stored, and nobody hears of it.
+    pub fn abandon(&self) {
+        self.work.abandon();
+        self.tasks.lock().abort_all();
+    }
+
     async fn end(&self) {
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.shutdown().await;
@@ -268,7 +301,7 @@ impl Client {
         self.work.end(CLOSE_LIMIT).await;
         self.fetcher.close().await;
         self.session.close(CLOSE_LIMIT).await;
-        self.endpoint.close().await;
+        self.network.close().await;
     }
 
     /// This client, as its own tasks hold it.
@@ -281,7 +314,12 @@ impl Client {
 async fn journal_in(local: Arc<LocalDir>) -> Result<Option<Arc<Journal>>, Error> {
     let path = local.path().to_owned();
     let ended = |error| Error::Local { path, source: std::io::Error::other(error) };
-    match tokio::task::spawn_blocking(move || Journal::open(local)).await.map_err(ended)? {
+    let open = move || {
+        let dir = local.path().to_owned();
+        let disk = LocalDisk::open(local).map_err(|source| Error::Local { path: dir, source })?;
+        Journal::open(Arc::new(disk))
+    };
+    match tokio::task::spawn_blocking(open).await.map_err(ended)? {
         Ok(journal) => Ok(Some(Arc::new(journal))),
         Err(error @ Error::Local { .. }) => {
             tracing::warn!(%error, "mounting without a journal");

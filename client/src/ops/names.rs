@@ -2,6 +2,7 @@
 
 use crate::Client;
 use crate::commit::committer::is_full;
+use crate::error::unexpected_reply;
 use crate::known::leased::LeasedAnswer;
 use crate::open::opening::{Opening, Vouched};
 use crate::queue::NewNode;
@@ -47,7 +48,7 @@ impl Client {
                 }
                 Ok(attr)
             }
-            Ok(_) => Err(FsError::Io),
+            Ok(_) => Err(unexpected_reply()),
             Err(error) => {
                 if let Some(mark) = leased.filter(|_| error == FsError::NotFound) {
                     self.known.learn_name(parent, name, None, mark);
@@ -69,7 +70,7 @@ impl Client {
     pub(crate) async fn ask_bytes(&self, read: Read) -> Result<Vec<u8>, FsError> {
         match self.session.read(read).await? {
             ReadReply::Bytes(bytes) => Ok(bytes),
-            _ => Err(FsError::Io),
+            _ => Err(unexpected_reply()),
         }
     }
 
@@ -226,7 +227,7 @@ impl Client {
             (reply, _) => reply?,
         };
         drop(vouched);
-        let OpReply::Renamed { moved, replaced, orphaned } = reply else { return Err(FsError::Io) };
+        let OpReply::Renamed { moved, replaced, orphaned } = reply else { return Err(unexpected_reply()) };
         self.known.forget_place(parent, &name);
         let back = replaced.as_ref().filter(|_| mode == RenameMode::Exchange).map(|other| ((parent, name), other.ino));
         self.known.note_places(back.into_iter().chain([((new_parent, new_name), moved.ino)]));

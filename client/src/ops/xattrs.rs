@@ -1,6 +1,7 @@
 //! Extended attributes.
 
 use crate::Client;
+use crate::error::unexpected_reply;
 use wire::FsError;
 use wire::ids::Ino;
 use wire::op::{Name, Op, Read, ReadReply, XattrMode};
@@ -23,7 +24,7 @@ impl Client {
         self.send_if_new(ino).await?;
         match self.session.read(Read::ListXattr { ino }).await? {
             ReadReply::Names(names) => Ok(names),
-            _ => Err(FsError::Io),
+            _ => Err(unexpected_reply()),
         }
     }
 

@@ -11,6 +11,9 @@ use wire::ids::{Ino, Version};
 use wire::limits::{LINKS_MAX, SYMLINK_BYTES_MAX};
 use wire::op::{Expect, NewInode, Op, RenameMode, check_name};
 
+/// A directory, and a name in it.
+type At<'a> = (Ino, &'a [u8]);
+
 /// An inode to be made, with its owner.
 #[derive(Clone, Debug)]
 pub struct NewNode {
@@ -159,7 +162,7 @@ impl Here<'_> {
     /// itself, metad knows.
     pub(crate) fn rename(
         mut self,
-        (from, to): ((Ino, &[u8]), (Ino, &[u8])),
+        (from, to): (At<'_>, At<'_>),
         mode: RenameMode,
         source: Ino,
         doomed: Option<Doomed>,

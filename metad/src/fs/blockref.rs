@@ -36,7 +36,7 @@ pub(super) fn remove(view: &mut View, context: &Context, hash: &BlockHash) {
     assert!(block.count > 0, "block {hash} has fewer references than extents");
     block.count -= 1;
     if block.count == 0 {
-        block.zero_since_ms = context.now.as_millis().max(1);
+        block.zero_since_ms = context.entry.as_millis().max(1);
         view.put(keys::unreferenced(block.zero_since_ms, hash), Vec::new());
     }
     view.store(key, &block);

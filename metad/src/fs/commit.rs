@@ -13,6 +13,7 @@ use super::session;
 use super::settings::inodes_changed;
 use super::view::{KvExt, View};
 use super::xattr;
+use std::collections::BTreeSet;
 use wire::FsError;
 use wire::attr::{FileKind, Timestamp};
 use wire::extent::{ExtentWrite, Source};
@@ -28,6 +29,11 @@ const COUNTED_EVERY: usize = 64;
 
 /// Longest suffix of a conflict copy, in bytes: its name, shortened, and a dot with the largest number fit with it.
 const SUFFIX_BYTES_MAX: usize = NAME_BYTES_MAX - ".4294967295".len();
+
+/// Names of conflict copies that are numbered in their order.
+const NUMBERED_IN_ORDER: u32 = 16;
+/// Names tried for one conflict copy; who has made all of these has meant to.
+const NAMES_TRIED_MAX: u32 = 256;
 
 /// `Op::Commit`, without the inode.
 pub(super) struct Commit<'a> {
@@ -116,7 +122,9 @@ fn check_writes(writes: &[ExtentWrite]) -> Result<(), FsError> {
 
 /// Whether anyone else wrote or removed bytes of these ranges after the version that a commit is based on.
 fn touched_since(view: &View, inode: &Inode, commit: &Commit, writes: &[ExtentWrite]) -> bool {
-    let foreign = |version: Version| version > commit.base && !commit.own.contains(&version);
+    // Thousands of extents are compared with a thousand versions.
+    let own: BTreeSet<Version> = commit.own.iter().copied().collect();
+    let foreign = |version: Version| version > commit.base && !own.contains(&version);
     writes.iter().any(|write| {
         let range = write.file_off..write.file_off + write.len;
         inode.was_cut_since(commit.base, &range)
@@ -148,7 +156,7 @@ fn make_copy(
         Ok(dir) => dir,
         Err(_) => Inode::load_dir(view, Ino::ROOT)?,
     };
-    let name = free_name(view, dir.attr.ino, &original.name, suffix);
+    let name = free_name(view, dir.attr.ino, &original.name, suffix, ino)?;
     check_name(&name)?;
     let mut attr = original.attr.clone();
     (attr.ino, attr.nlink, attr.size, attr.allocated) = (ino, 1, 0, 0);
@@ -176,20 +184,25 @@ fn make_copy(
     Ok(ConflictCopy { ino, parent: dir.attr.ino, name })
 }
 
-/// The file's name with the suffix of at most [`SUFFIX_BYTES_MAX`], shortened to fit, and numbered when it is taken.
-fn free_name(view: &View, dir: Ino, name: &[u8], suffix: &[u8]) -> Vec<u8> {
-    (0..=u32::MAX)
-        .map(|number| {
-            let mut tail = suffix.to_vec();
-            if number > 0 {
-                tail.extend_from_slice(format!(".{number}").as_bytes());
-            }
-            // The number is never cut off: each of these names is another one.
-            let room = NAME_BYTES_MAX - tail.len();
-            let mut full = name[..name.len().min(room)].to_vec();
-            full.extend_from_slice(&tail);
-            full
-        })
-        .find(|name| view.load::<dentry::Target>(&keys::dentry(dir, name)).is_none())
-        .expect("a directory has fewer entries than there are numbers")
+/// The file's name with the suffix of at most [`SUFFIX_BYTES_MAX`], shortened to fit, and numbered when it is taken: from 1
+/// on, and after a few by what follows from the copy's own number, or many copies would be looked through for each one.
+fn free_name(view: &View, dir: Ino, name: &[u8], suffix: &[u8], copy: Ino) -> Result<Vec<u8>, FsError> {
+    let hashed = |attempt: u32| {
+        let hash = blake3::hash(&[copy.0.to_le_bytes().as_slice(), &attempt.to_le_bytes()].concat());
+        u32::from_le_bytes([hash.as_bytes()[0], hash.as_bytes()[1], hash.as_bytes()[2], hash.as_bytes()[3]])
+    };
+    let number = |attempt| if attempt < NUMBERED_IN_ORDER { attempt } else { hashed(attempt) };
+    let free = (0..NAMES_TRIED_MAX).map(number).map(|number| {
+        let mut tail = suffix.to_vec();
+        if number > 0 {
+            tail.extend_from_slice(format!(".{number}").as_bytes());
+        }
+        // The number is never cut off: each of these names is another one.
+        let room = NAME_BYTES_MAX - tail.len();
+        let mut full = name[..name.len().min(room)].to_vec();
+        full.extend_from_slice(&tail);
+        full
+    });
+    let mut free = free.filter(|name| view.load::<dentry::Target>(&keys::dentry(dir, name)).is_none());
+    free.next().ok_or(FsError::Exists)
 }

@@ -10,6 +10,9 @@ use wire::ids::Ino;
 use wire::limits::{LINKS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
 use wire::op::{NewInode, OpReply, RenameMode, check_name};
 
+/// Depth up to which directories are moved: four times what a path can name (`PATH_MAX`) in names of one byte.
+const DEPTH_MAX: usize = 8_192;
+
 /// What an entry leads to.
 pub(super) type Target = (Ino, FileKind);
 
@@ -182,14 +185,17 @@ pub(super) fn rmdir(view: &mut View, context: &Context, parent: Ino, name: &[u8]
 }
 
 /// Whether `dir` lies in the subtree of `ancestor`, or is it.
+///
+/// # Errors
+/// `NameTooLong` when it lies deeper than directories are moved about.
 fn is_within(view: &View, mut dir: Ino, ancestor: Ino) -> Result<bool, FsError> {
-    while dir != ancestor {
-        if dir == Ino::ROOT {
-            return Ok(false);
+    for _ in 0..DEPTH_MAX {
+        if dir == ancestor || dir == Ino::ROOT {
+            return Ok(dir == ancestor);
         }
         dir = Inode::load(view, dir)?.parent;
     }
-    Ok(true)
+    Err(FsError::NameTooLong)
 }
 
 /// `Op::Rename`.

@@ -15,6 +15,10 @@ use wire::op::{OpReply, RangeAction};
 
 /// Collapse and insert work in units of this, as ext4's do with its block size.
 const SHIFT_UNIT: u64 = 4096;
+/// Extents that one operation moves or shares: those of a terabyte in full blocks.
+const MOVED_EXTENTS_MAX: usize = 262_144;
+/// Bytes that one operation allocates: an extent per chunk.
+const ALLOCATED_BYTES_MAX: u64 = 1 << 40;
 /// Extents that one page of a reading carries.
 const PAGE_EXTENTS: usize = 4096;
 /// Inline content that one page carries, so that it fits a message (`HEAD_BYTES_MAX`) however small the extents are.
@@ -172,7 +176,8 @@ pub(super) fn range_op(
     if range.is_empty() {
         return Err(FsError::Invalid);
     }
-    if range.end > FILE_BYTES_MAX {
+    let allocates = matches!(action, RangeAction::Allocate { .. } | RangeAction::Zero { .. });
+    if range.end > FILE_BYTES_MAX || (allocates && range.end - range.start > ALLOCATED_BYTES_MAX) {
         return Err(FsError::TooLarge);
     }
     inode.attr.version = inode.attr.version.next();
@@ -222,14 +227,27 @@ fn fill_holes(view: &mut View, context: &Context, inode: &mut Inode, range: &Ran
     }
 }
 
-fn check_shift(inode: &Inode, range: &Range<u64>) -> Result<(), FsError> {
+fn check_shift(view: &View, inode: &Inode, range: &Range<u64>) -> Result<(), FsError> {
     let aligned = range.start.is_multiple_of(SHIFT_UNIT) && range.end.is_multiple_of(SHIFT_UNIT);
-    if aligned && range.start < inode.attr.size { Ok(()) } else { Err(FsError::Invalid) }
+    if !aligned || range.start >= inode.attr.size {
+        return Err(FsError::Invalid);
+    }
+    check_count(view, inode.attr.ino, &(range.start..u64::MAX))
+}
+
+/// Whether so many extents may be moved or shared by one operation.
+fn check_count(view: &View, ino: Ino, range: &Range<u64>) -> Result<(), FsError> {
+    let mut count = 0;
+    visit_overlapping(view, ino, range, &mut |_| {
+        count += 1;
+        count <= MOVED_EXTENTS_MAX
+    });
+    if count > MOVED_EXTENTS_MAX { Err(FsError::TooLarge) } else { Ok(()) }
 }
 
 /// `fallocate(2)`: collapsing up to or beyond the end is refused; that is truncation.
 fn collapse(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) -> Result<(), FsError> {
-    check_shift(inode, range)?;
+    check_shift(view, inode, range)?;
     if range.end >= inode.attr.size {
         return Err(FsError::Invalid);
     }
@@ -253,7 +271,7 @@ fn collapse(view: &mut View, context: &Context, inode: &mut Inode, range: &Range
 }
 
 fn insert_hole(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) -> Result<(), FsError> {
-    check_shift(inode, range)?;
+    check_shift(view, inode, range)?;
     let len = range.end - range.start;
     if inode.attr.size + len > FILE_BYTES_MAX {
         return Err(FsError::TooLarge);
@@ -306,6 +324,7 @@ pub(super) fn clone_range(
         return Err(FsError::Invalid);
     }
     if len > 0 {
+        check_count(view, src, &(src_off..src_off + len))?;
         let mut writes = writes_of(view, src, &(src_off..src_off + len));
         target.attr.version = target.attr.version.next();
         cut_range(view, context, &mut target, dst_off..end);

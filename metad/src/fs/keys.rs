@@ -13,6 +13,9 @@
 //! | `Q` | session, ino | empty: the same by session |
 //! | `R` | ino | empty: content that is still being taken apart |
 //! | `S` | session | [`Session`](super::session::Session) |
+//! | `A` | name in the certificate (hash), session | empty: sessions that live |
+//! | `W` | place in the order of ends, session | empty: sessions that ended and are here for their replies |
+//! | `T` | token, session | empty: sessions by the token of their opening |
 //! | `Y` | session, batch number | kept reply (I1) |
 //! | `U` | ino / 64 | eight bytes, big endian: which of these 64 leased numbers were used, the lowest first (I4) |
 //! | `K` | ino | locks held |
@@ -254,6 +257,58 @@ pub fn sessions() -> Range<Key> {
     below(vec![b'S'])
 }
 
+/// A session that lives, by the name in its certificate.
+#[must_use]
+pub fn living(client: &str, session: SessionId) -> Key {
+    key(b'A', &[hash_of(client), session.0], &[])
+}
+
+/// Sessions that live and were opened by one certificate; the session is the second number.
+#[must_use]
+pub fn living_of(client: &str) -> Range<Key> {
+    below(key(b'A', &[hash_of(client)], &[]))
+}
+
+/// All sessions that live; the session is the second number.
+#[must_use]
+pub fn all_living() -> Range<Key> {
+    below(vec![b'A'])
+}
+
+fn hash_of(client: &str) -> u64 {
+    number_at(blake3::hash(client.as_bytes()).as_bytes(), 0)
+}
+
+/// A session that has ended.
+#[must_use]
+pub fn ended(place: u64, session: SessionId) -> Key {
+    key(b'W', &[place, session.0], &[])
+}
+
+/// Sessions that have ended, in the order in which they did; the session is the second number.
+#[must_use]
+pub fn all_ended() -> Range<Key> {
+    below(vec![b'W'])
+}
+
+/// A session by the token of its opening.
+#[must_use]
+pub fn token(token: u64, session: SessionId) -> Key {
+    key(b'T', &[token, session.0], &[])
+}
+
+/// Sessions opened with a token; the session is the second number.
+#[must_use]
+pub fn tokens(token: u64) -> Range<Key> {
+    below(key(b'T', &[token], &[]))
+}
+
+/// All sessions that have a token; the session is the second number.
+#[must_use]
+pub fn all_tokens() -> Range<Key> {
+    below(vec![b'T'])
+}
+
 /// A kept reply.
 #[must_use]
 pub fn reply(session: SessionId, seq: BatchSeq) -> Key {
@@ -263,7 +318,7 @@ pub fn reply(session: SessionId, seq: BatchSeq) -> Key {
 /// Kept replies of a session, up to and with a batch.
 #[must_use]
 pub fn replies_up_to(session: SessionId, seq: BatchSeq) -> Range<Key> {
-    key(b'Y', &[session.0], &[])..key(b'Y', &[session.0, seq.0 + 1], &[])
+    key(b'Y', &[session.0], &[])..key(b'Y', &[session.0, seq.0.saturating_add(1)], &[])
 }
 
 /// All kept replies of a session.

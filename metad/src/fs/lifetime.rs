@@ -1,9 +1,9 @@
 //! How sessions begin and end.
 
 use super::keys;
-use super::session::{Opening, Session, all_and_ended, find, find_or_ended, forget_used};
+use super::session::{Opening, SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, Session, find, find_or_ended, forget_used};
 use super::settings::take_numbers;
-use super::view::{KvExt, View};
+use super::view::{Kv, KvExt, View};
 use super::{Context, lock, orphan};
 use wire::ids::{BatchSeq, Ino, SessionId};
 
@@ -12,21 +12,37 @@ const ENDED_MAX: usize = 256;
 
 /// `Command::OpenSession`. Asked again by a client that got no answer, it is the session that was opened the first time:
 /// another one would find no inode numbers left to take over. If that one has ended meanwhile, they are taken from there.
-pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> SessionId {
-    let same = |opened: &Opening| opened.token == opening.token && opened.client == opening.client;
-    let find = || all_and_ended(view).into_iter().rev().find(|(_, session)| same(&session.opening));
-    let first = opening.token.and_then(|_| find());
+/// `None` when there are as many sessions as there may be, of this client or together.
+pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Option<SessionId> {
+    let first = opening.token.and_then(|token| find_by_token(view, token, &opening.client));
     if let Some((id, _)) = first.as_ref().filter(|(_, session)| !session.has_ended()) {
-        return *id;
+        return Some(*id);
     }
     let mut inos = Vec::new();
     for old in [opening.resumes, first.map(|(id, _)| id)].into_iter().flatten() {
         inos.extend(take_over(view, context, old, &opening.client));
     }
+    // After the one that it replaces has ended: who comes again needs no more room.
+    let is_full = |range, most| view.pairs(range, most).len() >= most;
+    if is_full(keys::living_of(&opening.client), SESSIONS_PER_CLIENT_MAX) || is_full(keys::all_living(), SESSIONS_MAX) {
+        return None;
+    }
     let id = SessionId(take_numbers(view, "next session", 1, 1));
     let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos, ended: None };
     view.store(keys::session(id), &session);
-    id
+    view.put(keys::living(&opening.client, id), Vec::new());
+    if let Some(token) = opening.token {
+        view.put(keys::token(token, id), Vec::new());
+    }
+    Some(id)
+}
+
+/// The newest session that a client has opened with a token.
+fn find_by_token(kv: &dyn Kv, token: u64, client: &str) -> Option<(SessionId, Session)> {
+    // Tokens are chosen by clients: that others have taken the same one makes a few more to look at.
+    let found = kv.pairs(keys::tokens(token), SESSIONS_MAX);
+    let ids = found.iter().rev().map(|(key, _)| SessionId(keys::second(key)));
+    ids.filter_map(|id| Some((id, find_or_ended(kv, id)?))).find(|(_, session)| session.opening.client == client)
 }
 
 /// Ends a session in favour of another one of the same client, which goes on with its unused inode numbers: what was
@@ -48,22 +64,34 @@ fn take_over(view: &mut View, context: &Context, old: SessionId, client: &str) -
 /// what became of its last batches (I1), and its inode numbers for the session that goes on in its place.
 pub(super) fn close(view: &mut View, context: &Context, id: SessionId) {
     let Some(mut session) = find(view, id) else { return };
-    let context = Context { now: context.now, session: id };
+    let context = Context { session: id, ..*context };
     lock::release_session(view, &context);
     orphan::release_session(view, &context);
-    session.ended = Some(take_numbers(view, "next ended", 1, 1));
+    let place = take_numbers(view, "next ended", 1, 1);
+    session.ended = Some(place);
     view.store(keys::session(id), &session);
-    let mut ended: Vec<(u64, SessionId)> =
-        all_and_ended(view).into_iter().filter_map(|(id, session)| Some((session.ended?, id))).collect();
-    // Not by their own numbers: a session that was opened long ago may be one of the last to end.
-    ended.sort_unstable();
-    for (_, oldest) in &ended[..ended.len().saturating_sub(ENDED_MAX)] {
-        for range in find_or_ended(view, *oldest).map(|session| session.inos).unwrap_or_default() {
-            forget_used(view, range);
-        }
-        for (key, _) in view.pairs(keys::replies(*oldest), usize::MAX) {
-            view.delete(key);
-        }
-        view.delete(keys::session(*oldest));
+    view.delete(keys::living(&session.opening.client, id));
+    view.put(keys::ended(place, id), Vec::new());
+    // Places follow each other without a gap, and the first ones are freed first.
+    while let Some((key, _)) = view.pairs(keys::all_ended(), 1).pop()
+        && keys::first(&key) + (ENDED_MAX as u64) <= place
+    {
+        view.delete(key.clone());
+        forget(view, SessionId(keys::second(&key)));
     }
+}
+
+/// Nothing is known any more of a session that ended long ago.
+fn forget(view: &mut View, id: SessionId) {
+    let Some(session) = find_or_ended(view, id) else { return };
+    for range in session.inos {
+        forget_used(view, range);
+    }
+    for (key, _) in view.pairs(keys::replies(id), usize::MAX) {
+        view.delete(key);
+    }
+    if let Some(token) = session.opening.token {
+        view.delete(keys::token(token, id));
+    }
+    view.delete(keys::session(id));
 }

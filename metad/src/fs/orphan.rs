@@ -23,7 +23,7 @@ const REAP_EXTENTS: usize = 512;
 /// `released` names the inode.
 pub(super) fn unlinked(view: &mut View, context: &Context, inode: &Inode, released: Option<Ino>) -> bool {
     let ino = inode.attr.ino;
-    let mut holders: BTreeSet<SessionId> = session::all(view).into_iter().map(|(id, _)| id).collect();
+    let mut holders: BTreeSet<SessionId> = session::living(view);
     if released == Some(ino) {
         holders.remove(&context.session);
     }

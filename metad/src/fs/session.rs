@@ -5,6 +5,7 @@ use super::settings::{NEXT_INO, take_numbers};
 use super::view::{Kv, KvExt, View};
 use super::{Context, Refused, apply_ops};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use wire::FsError;
 use wire::attr::Timestamp;
 use wire::ids::{BatchSeq, Ino, SessionId};
@@ -13,6 +14,11 @@ use wire::op::{Batch, BatchReply, OpFailed, OpReply};
 
 /// Ranges of inode numbers that a session holds at most; older ones are used up or forfeited.
 const INO_RANGES_MAX: usize = 16;
+
+/// Sessions that one certificate has at a time: as many mounts as share a bundle.
+pub const SESSIONS_PER_CLIENT_MAX: usize = 1_024;
+/// Sessions at a time. Each is asked about every file that is removed.
+pub const SESSIONS_MAX: usize = 4_096;
 
 /// Replies that are deleted one by one.
 const FEW: u64 = 64;
@@ -70,6 +76,16 @@ pub fn all(kv: &dyn Kv) -> Vec<(SessionId, Session)> {
     all_and_ended(kv).into_iter().filter(|(_, session)| !session.has_ended()).collect()
 }
 
+/// Numbers of all sessions, in their order.
+pub fn living(kv: &dyn Kv) -> BTreeSet<SessionId> {
+    let mut ids = BTreeSet::new();
+    kv.scan(keys::all_living(), &mut |key, _| {
+        ids.insert(SessionId(keys::second(key)));
+        true
+    });
+    ids
+}
+
 /// The same, and those that are here only for their replies.
 pub(super) fn all_and_ended(kv: &dyn Kv) -> Vec<(SessionId, Session)> {
     let load =
@@ -119,7 +135,7 @@ pub(super) fn apply_batch(
     let reply = if batch.ops.len() > BATCH_OPS_MAX {
         Err(OpFailed { index: 0, error: FsError::Invalid })
     } else {
-        apply_ops(view, &Context { now, session: id }, &batch.ops)
+        apply_ops(view, &Context { now, entry: now, session: id }, &batch.ops)
     };
     view.store(key, &reply);
     Ok(reply)

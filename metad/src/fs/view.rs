@@ -6,7 +6,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use wire::codec;
+use wire::limits::HEAD_BYTES_MAX;
 
 /// As long as this lives, what it was taken from does not change.
 #[derive(Default)]
@@ -24,7 +26,7 @@ impl<'a> Held<'a> {
 
 /// An ordered map from bytes to bytes. Implementations end the process when their disk fails: a state machine that
 /// cannot read its state can promise nothing.
-pub trait Kv {
+pub trait Kv: Send + Sync {
     /// The value of a key.
     fn get(&self, key: &[u8]) -> Option<Vec<u8>>;
 
@@ -94,13 +96,28 @@ pub struct View<'a> {
     changes: Changes,
     /// What stood in `changes` before each change since the savepoint, newest last.
     undo: Vec<(Key, Option<Option<Vec<u8>>>)>,
+    /// Bytes of keys and values that were written since the savepoint.
+    changed_bytes: usize,
+    /// Keys that were looked up or walked over since the savepoint.
+    work: AtomicUsize,
+    /// A value was to be stored since the savepoint that could not be read back.
+    oversized: bool,
 }
+
+/// Changes of keys after which a batch takes no further operation, about 200 MB: all of them are kept until it ends. One
+/// operation on a file of the largest size changes half as many.
+const CHANGES_MAX: usize = 1 << 20;
+/// The same in bytes of keys and values that are written.
+const CHANGED_BYTES_MAX: usize = 256 << 20;
+/// The same in keys that are looked at: some seconds of work.
+const WORK_MAX: usize = 4 << 20;
 
 impl<'a> View<'a> {
     /// A view without changes.
     #[must_use]
     pub fn new(base: &'a dyn Kv) -> Self {
-        Self { base, changes: BTreeMap::new(), undo: Vec::new() }
+        let (changes, undo, work) = (BTreeMap::new(), Vec::new(), AtomicUsize::new(0));
+        Self { base, changes, undo, changed_bytes: 0, work, oversized: false }
     }
 
     /// Sets a key.
@@ -108,9 +125,14 @@ impl<'a> View<'a> {
         self.change(key, Some(value));
     }
 
-    /// Sets a key to an encoded value.
+    /// Sets a key to an encoded value. One that is too large to be decoded is not stored: see [`View::is_oversized`].
     pub fn store<T: Serialize>(&mut self, key: Key, value: &T) {
-        self.put(key, codec::encode(value));
+        let value = codec::encode(value);
+        if value.len() > HEAD_BYTES_MAX {
+            self.oversized = true;
+            return;
+        }
+        self.put(key, value);
     }
 
     /// Removes a key.
@@ -119,6 +141,8 @@ impl<'a> View<'a> {
     }
 
     fn change(&mut self, key: Key, value: Option<Vec<u8>>) {
+        // Not what is replaced: whether that lies in `changes` depends on what else is applied together here.
+        self.changed_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
         let before = self.changes.insert(key.clone(), value);
         self.undo.push((key, before));
     }
@@ -126,16 +150,33 @@ impl<'a> View<'a> {
     /// From here on, [`View::rollback`] undoes.
     pub fn savepoint(&mut self) {
         self.undo.clear();
+        self.changed_bytes = 0;
+        *self.work.get_mut() = 0;
+        self.oversized = false;
     }
 
-    /// How many changes [`View::rollback`] would undo; each is kept in memory until then.
+    /// Whether so much was done since the savepoint that nothing more is to be begun. The same on every replica: it is
+    /// counted in what is asked and changed here, not in time or memory.
     #[must_use]
-    pub fn undoable(&self) -> usize {
-        self.undo.len()
+    pub fn is_exhausted(&self) -> bool {
+        self.undo.len() >= CHANGES_MAX
+            || self.changed_bytes >= CHANGED_BYTES_MAX
+            || self.work.load(Ordering::Relaxed) >= WORK_MAX
+    }
+
+    /// Whether a value was left out since the savepoint because it is too large: what was begun must be undone.
+    #[must_use]
+    pub fn is_oversized(&self) -> bool {
+        self.oversized
+    }
+
+    fn works(&self) {
+        self.work.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Undoes everything since the savepoint.
     pub fn rollback(&mut self) {
+        (self.changed_bytes, self.oversized) = (0, false);
         while let Some((key, before)) = self.undo.pop() {
             match before {
                 Some(before) => self.changes.insert(key, before),
@@ -157,14 +198,19 @@ impl<'a> View<'a> {
 
 impl Kv for View<'_> {
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.works();
         self.over().get(key)
     }
 
     fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
-        self.over().scan(range, visit);
+        self.over().scan(range, &mut |key, value| {
+            self.works();
+            visit(key, value)
+        });
     }
 
     fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)> {
+        self.works();
         self.over().last(range)
     }
 }

@@ -2,8 +2,9 @@
 
 use super::table::Table;
 use parking_lot::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use wire::limits::LEASE_MS;
 
 /// How long leases hold without being extended.

@@ -8,15 +8,17 @@
 //!
 //! A session that alone holds a lease may be given a *delegation* with it: what it does there it tells later. Before
 //! another one reads or changes such an inode the delegation is recalled, and the holder tells everything before it
-//! acknowledges. While it shows that it lives it is waited for longer than a lease, up to [`PATIENCE`]. A session that
-//! comes to a new leader, or anew, and has not told everything yet is *dirty*: all others wait for it.
+//! acknowledges. While it shows that it lives it is waited for longer than a lease, as long as there is [`patience`](super::patience)
+//! with it. A session that comes to a new leader, or anew, and has not told everything yet is *dirty*: all others wait for it.
 //!
 //! Safety (a proptest below checks it): nobody answers from its cache what a completed change has made wrong, and nobody
 //! reads what is older than what a delegation's holder has done, unless that one has been silent for longer than its
 //! leases, or kept others waiting for too long.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::time::{Duration, Instant};
+use super::patience::Patience;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::time::Duration;
+use tokio::time::Instant;
 use wire::ids::{Ino, SessionId};
 
 /// Leases of one session; with more, all of them are recalled. Clients remember so many.
@@ -26,8 +28,8 @@ const TOTAL_MAX: usize = 2_000_000;
 /// But never fewer than a page of a listing needs.
 const HELD_MIN: usize = 8_192;
 
-/// How long a session that lives may take to tell what it did under delegations, once it is asked.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Clients whose patience is remembered; with more, those of whom nothing is to be remembered are forgotten.
+const CLIENTS_REMEMBERED: usize = 4_096;
 /// For so long after a delegation was recalled nobody is given one on the inode.
 const CONTENDED: Duration = Duration::from_secs(2);
 /// Recalled delegations that are remembered for that.
@@ -75,8 +77,13 @@ struct Holder {
     emptying: Option<Seq>,
     /// It was told that it is alone.
     alone: bool,
-    /// What it is asked to tell: until when it is waited for, though it does not acknowledge, while it lives.
-    telling: Vec<(Seq, Vec<Ino>, Instant)>,
+    /// What it is asked to send before it acknowledges.
+    telling: Vec<(Seq, Vec<Ino>)>,
+    /// What is left of the patience with it, for what it is asked for.
+    patience: Patience,
+    /// Whose session it is, and whether that client may only read: then it has nothing to send, and nobody is patient.
+    client: Option<u64>,
+    only_reads: bool,
     /// It came without having told everything, and acknowledges this when it has.
     dirty: Option<Seq>,
     inos: HashSet<Ino>,
@@ -93,20 +100,15 @@ impl Holder {
     }
 
     fn asked_to_tell(&mut self, seq: Seq, ino: Ino, now: Instant) {
+        self.patience.owes(now);
         match self.telling.last_mut() {
-            Some((last, inos, _)) if *last == seq => inos.push(ino),
-            _ => self.telling.push((seq, vec![ino], now + PATIENCE)),
+            Some((last, inos)) if *last == seq => inos.push(ino),
+            _ => self.telling.push((seq, vec![ino])),
         }
     }
 
     fn holds_at(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| until > now)
-    }
-
-    /// It is telling what it did, and has not had too long for that: the oldest decides, or those who ask for more would
-    /// hold up the one who asked first.
-    fn is_telling(&self, now: Instant) -> bool {
-        self.telling.first().is_some_and(|(_, _, patience)| *patience > now)
     }
 }
 
@@ -124,7 +126,7 @@ pub struct Table {
     lease: Duration,
     /// When this leadership was noticed. What an earlier leader granted has run out a lease later.
     since: Instant,
-    holders: HashMap<SessionId, Holder>,
+    holders: BTreeMap<SessionId, Holder>,
     held: HashMap<Ino, Vec<SessionId>>,
     /// Delegations: their holder is the only one in `held`.
     delegated: HashMap<Ino, SessionId>,
@@ -143,6 +145,8 @@ pub struct Table {
     recent: VecDeque<Vec<Ino>>,
     /// Sessions being opened: nobody is alone meanwhile.
     arriving: u32,
+    /// What is left of the patience with clients that come without having sent everything, whichever their sessions.
+    clients: HashMap<u64, Patience>,
 }
 
 impl Table {
@@ -152,7 +156,7 @@ impl Table {
         Self {
             lease,
             since: now,
-            holders: HashMap::new(),
+            holders: BTreeMap::new(),
             held: HashMap::new(),
             delegated: HashMap::new(),
             telling: HashMap::new(),
@@ -162,6 +166,7 @@ impl Table {
             ended: 0,
             recent: VecDeque::with_capacity(RECENT),
             arriving: 0,
+            clients: HashMap::new(),
         }
     }
 
@@ -171,8 +176,15 @@ impl Table {
         self.lease
     }
 
+    /// Whose session it is that is about to attach, and whether that client may change anything.
+    pub fn introduce(&mut self, session: SessionId, client: u64, may_change: bool) {
+        let holder = self.holders.entry(session).or_default();
+        (holder.client, holder.only_reads) = (Some(client), !may_change);
+    }
+
     /// A session follows the events from now on, by this stream. Its caches are empty: it emptied them before it asked.
-    /// If it is `dirty`, everybody else waits until it has acknowledged the number that is returned.
+    /// If it is `dirty`, everybody else waits until it has acknowledged the number that is returned, as long as there is
+    /// patience with its client.
     pub fn attach(&mut self, session: SessionId, stream: u64, dirty: bool, now: Instant) -> Option<Seq> {
         self.release_all(session);
         self.told_all(session);
@@ -183,10 +195,16 @@ impl Table {
         holder.early.clear();
         holder.emptying = None;
         holder.alone = false;
-        holder.dirty = dirty.then(|| holder.tell());
-        if let Some(seq) = holder.dirty {
-            holder.until = holder.until.max(Some(now + lease));
-            holder.telling.push((seq, Vec::new(), now + PATIENCE));
+        if dirty && !holder.only_reads {
+            let until = patience_of(&mut self.clients, holder, session, now).pays(None, now + lease, now);
+            let seq = holder.tell();
+            holder.dirty = Some(seq);
+            // Its caches are empty: nobody waits for it but for what it has to send, and for that as long as there is
+            // patience.
+            holder.until = Some(until);
+            holder.telling.push((seq, Vec::new()));
+        } else {
+            holder.dirty = None;
         }
         holder.dirty
     }
@@ -229,9 +247,9 @@ impl Table {
     /// A session has told what it was asked for by the events that are `done`.
     fn told_by(&mut self, session: SessionId, done: impl Fn(&Holder, Seq) -> bool) {
         let Some(holder) = self.holders.get_mut(&session) else { return };
-        let (told, left) = std::mem::take(&mut holder.telling).into_iter().partition(|(seq, ..)| done(holder, *seq));
+        let (told, left) = std::mem::take(&mut holder.telling).into_iter().partition(|(seq, _)| done(holder, *seq));
         holder.telling = left;
-        for (seq, inos, _) in told {
+        for (seq, inos) in told {
             for ino in inos {
                 if let Some(told) = self.telling.get_mut(&ino) {
                     told.retain(|told| told.session != session || told.seq != seq);
@@ -252,11 +270,20 @@ impl Table {
             return Extension::NotAttached;
         };
         if holder.acked < holder.told {
-            // Telling may take longer than a lease, and it is not dead meanwhile.
-            if holder.is_telling(now) {
-                holder.until = Some(now + self.lease);
+            // Sending may take longer than a lease, and it is not dead meanwhile.
+            if !holder.telling.is_empty() && !holder.only_reads {
+                let (from, to) = (holder.until, now + self.lease);
+                let until = match holder.dirty {
+                    Some(_) => patience_of(&mut self.clients, holder, session, now).pays(from, to, now),
+                    None => holder.patience.pays(from, to, now),
+                };
+                holder.until = holder.until.max(Some(until));
             }
             return Extension::Pending;
+        }
+        holder.patience.rests(now);
+        if let Some(client) = holder.client.and_then(|client| self.clients.get_mut(&client)) {
+            client.rests(now);
         }
         holder.until = Some(now + self.lease);
         holder.alone = alone;
@@ -314,7 +341,8 @@ impl Table {
         if holder.inos.len() + inos.len() > most {
             let seq = holder.tell();
             holder.emptying = Some(seq);
-            holder.telling.push((seq, Vec::new(), now + PATIENCE));
+            holder.telling.push((seq, Vec::new()));
+            holder.patience.owes(now);
             return (false, Some(Told { session, seq }));
         }
         for ino in inos {
@@ -532,6 +560,20 @@ impl Table {
         // A leadership that began meanwhile knows nothing of it.
         self.arriving = self.arriving.saturating_sub(1);
     }
+}
+
+/// The patience with the client of a session.
+fn patience_of<'a>(
+    clients: &'a mut HashMap<u64, Patience>,
+    holder: &Holder,
+    session: SessionId,
+    now: Instant,
+) -> &'a mut Patience {
+    let client = holder.client.unwrap_or(session.0);
+    if clients.len() >= CLIENTS_REMEMBERED && !clients.contains_key(&client) {
+        clients.retain(|_, patience| !patience.is_whole(now));
+    }
+    clients.entry(client).or_default()
 }
 
 fn forget(held: &mut HashMap<Ino, Vec<SessionId>>, ino: Ino, session: SessionId) {

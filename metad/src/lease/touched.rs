@@ -10,48 +10,12 @@ use wire::op::{Op, OpReply};
 
 /// As far as can be known before it is applied.
 pub(super) fn before(kv: &dyn Kv, ops: &[Op]) -> Vec<Ino> {
-    let mut inos = BTreeSet::new();
-    let behind = |parent: Ino, name: &[u8]| dentry::find(kv, parent, name).map(|(ino, _)| ino);
-    for op in ops {
-        match op.plain() {
-            // The new inode too: its session is told of it, and remembers.
-            Op::Create { parent, ino, .. } => inos.extend([*parent, *ino]),
-            Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } => {
-                inos.insert(*parent);
-                inos.extend(behind(*parent, name));
-            }
-            Op::Link { ino, parent, .. } => inos.extend([*ino, *parent]),
-            Op::Rename { parent, name, new_parent, new_name, .. } => {
-                inos.extend([*parent, *new_parent]);
-                inos.extend(behind(*parent, name));
-                inos.extend(behind(*new_parent, new_name));
-            }
-            Op::SetAttr { ino, .. }
-            | Op::Commit { ino, .. }
-            | Op::Range { ino, .. }
-            | Op::SetXattr { ino, .. }
-            | Op::RemoveXattr { ino, .. }
-            | Op::Accessed { ino, .. } => {
-                inos.insert(*ino);
-            }
-            Op::CloneRange { dst, .. } => {
-                inos.insert(*dst);
-            }
-            Op::ReleaseOrphans { .. }
-            | Op::LeaseInos { .. }
-            | Op::SetLock { .. }
-            | Op::Unlock { .. }
-            | Op::Deferred { .. }
-            | Op::Journaled { .. }
-            | Op::JournaledContent { .. } => {}
-        }
-    }
+    let mut inos: BTreeSet<Ino> = ops.iter().flat_map(Op::attrs_changed).collect();
+    // A name that is to be made leads nowhere yet.
+    let leads = |op: &&Op| !matches!(op.plain(), Op::Create { .. } | Op::Link { .. });
+    let names = ops.iter().filter(leads).flat_map(Op::names_changed);
+    inos.extend(names.filter_map(|(parent, name)| dentry::find(kv, parent, name)).map(|(ino, _)| ino));
     inos.into_iter().collect()
-}
-
-/// The inode that an operation makes.
-pub(super) fn made(op: &Op) -> Option<Ino> {
-    if let Op::Create { ino, .. } = op.plain() { Some(*ino) } else { None }
 }
 
 /// What the replies tell beyond that.

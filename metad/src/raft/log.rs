@@ -20,9 +20,9 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
 use std::path::Path;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use wire::codec;
 
 /// The only Raft group in the engine.
@@ -35,6 +35,9 @@ const FILE_BYTES: usize = 16 << 20;
 const READ_BYTES: usize = 2 << 20;
 /// Recent entries kept in memory for replication and apply, in bytes as stored.
 const CACHED_BYTES: usize = 32 << 20;
+
+/// Writes that wait for the thread. With more, Raft waits for the disk: its order is that of one caller, and stays.
+const QUEUE_MAX: usize = 64;
 
 /// How an entry is stored: its index (8 bytes, little endian), then its encoding.
 struct Stored;
@@ -165,24 +168,26 @@ impl Log {
             ..Index::default()
         };
         let index = Arc::new(Mutex::new(index));
-        let (work, queue) = mpsc::channel();
+        let (work, mut queue) = mpsc::channel(QUEUE_MAX);
         let writer = {
             let (engine, index) = (engine.clone(), index.clone());
             std::thread::Builder::new()
                 .name("raft-log".to_owned())
-                .spawn(move || write_all(&engine, &index, &queue))
+                .spawn(move || write_all(&engine, &index, &mut queue))
                 .map_err(|error| Error::disk(dir, error))?
         };
         Ok(Self { engine, index, work, _writer: Arc::new(Writer(writer)) })
     }
 
-    fn send(&self, work: Work) -> io::Result<()> {
-        self.work.send(work).map_err(|_| io::Error::other("the log's writer has ended"))
+    /// Queues a write behind those before, once there is room. openraft calls the log from one task only, and awaits each
+    /// call: votes and entries are never reordered.
+    async fn send(&self, work: Work) -> io::Result<()> {
+        self.work.send(work).await.map_err(|_| io::Error::other("the log's writer has ended"))
     }
 
     async fn put(&self, key: &'static [u8], value: Vec<u8>) -> io::Result<()> {
         let (done, wait) = oneshot::channel();
-        self.send(Work::Put(key, value, done))?;
+        self.send(Work::Put(key, value, done)).await?;
         wait.await.map_err(io::Error::other)?
     }
 }
@@ -217,13 +222,14 @@ fn last_stored(engine: &Engine) -> Result<Option<LogId>, Error> {
 }
 
 /// The writer thread: everything that is queued goes into one write and one sync.
-fn write_all(engine: &Engine, index: &Mutex<Index>, queue: &mpsc::Receiver<Work>) {
-    while let Ok(first) = queue.recv() {
+fn write_all(engine: &Engine, index: &Mutex<Index>, queue: &mut mpsc::Receiver<Work>) {
+    while let Some(first) = queue.blocking_recv() {
         let mut batch = LogBatch::default();
         let mut flushed = Vec::new();
         let mut done = Vec::new();
         let (mut purge, mut written) = (None, Vec::new());
-        for work in std::iter::once(first).chain(queue.try_iter()) {
+        let mut next = Some(first);
+        while let Some(work) = next.take().or_else(|| queue.try_recv().ok()) {
             let added = match work {
                 Work::Append(entries, log_ids, callback) => {
                     flushed.push(callback);
@@ -403,7 +409,7 @@ impl RaftLogStorage<TypeConfig> for Log {
                 index.keep(entry, stored.value.len());
             }
         }
-        self.send(Work::Append(stored, log_ids, callback))
+        self.send(Work::Append(stored, log_ids, callback)).await
     }
 
     /// Forgets entries behind `last_log_id`. On disk they stay until others take their place, which the engine does in
@@ -426,7 +432,7 @@ impl RaftLogStorage<TypeConfig> for Log {
             index.purged = Some(log_id);
         }
         let (done, wait) = oneshot::channel();
-        self.send(Work::Purge(log_id.index, codec::encode(&log_id), done))?;
+        self.send(Work::Purge(log_id.index, codec::encode(&log_id), done)).await?;
         wait.await.map_err(io::Error::other)?
     }
 }

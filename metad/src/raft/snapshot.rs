@@ -14,12 +14,12 @@ use super::types::{SnapshotFile, SnapshotMeta};
 use crate::fs::keys::Key;
 use crate::fs::view::Changes;
 use crate::store::Store;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use wire::codec;
+use wire::{codec, durable};
 
 const MAGIC: &[u8; 8] = b"SURFSNP1";
 /// Pairs per group: how long a scan holds up writers at a time.
@@ -87,8 +87,7 @@ pub(super) fn write(path: &Path, meta: &SnapshotMeta, store: &Store) -> io::Resu
 
 /// Gives a complete, synced file its name.
 pub(super) fn publish(from: &Path, to: &Path) -> io::Result<()> {
-    fs::rename(from, to)?;
-    crate::files::sync_dir(to)
+    durable::rename(from, to)
 }
 
 fn damaged(what: &str) -> io::Error {
@@ -190,6 +189,7 @@ pub(super) fn load(snapshot: &SnapshotFile, store: &Store, position: &[u8]) -> i
 mod tests {
     use super::*;
     use crate::fs::view::Kv;
+    use std::fs;
 
     #[test]
     fn a_snapshot_restores_the_state_and_one_flipped_bit_is_noticed() {

@@ -1,11 +1,13 @@
 //! Group commit: batches that arrive while others are on their way share an entry of the log.
 
+use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Refused, Stamped};
-use crate::raft::Consensus;
 use parking_lot::Mutex;
 use std::sync::Arc;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 use wire::attr::Timestamp;
 use wire::codec;
 use wire::ids::SessionId;
@@ -36,7 +38,8 @@ struct Waiting {
 
 /// Takes batches and proposes them together.
 pub struct Batcher {
-    queue: mpsc::Sender<Waiting>,
+    /// Taken when the node stops.
+    queue: Mutex<Option<mpsc::Sender<Waiting>>>,
 }
 
 /// The leader's clock as commands see it: never backwards.
@@ -55,12 +58,17 @@ impl Clock {
 }
 
 impl Batcher {
-    /// Starts the task that proposes; it ends with the last sender.
+    /// Starts the task that proposes, one of `tasks`.
     #[must_use]
-    pub fn start(consensus: Arc<Consensus>, clock: Arc<Clock>) -> Self {
+    pub fn start(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, tasks: &TaskTracker) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        tokio::spawn(run(consensus, clock, waiting));
-        Self { queue }
+        tasks.spawn(run(consensus, clock, waiting));
+        Self { queue: Mutex::new(Some(queue)) }
+    }
+
+    /// Takes no further batches. The task ends with those that are queued.
+    pub fn close(&self) {
+        self.queue.lock().take();
     }
 
     /// Applies a batch, if a term is named only in that. Once queued it runs to its end, though the caller is dropped.
@@ -71,23 +79,27 @@ impl Batcher {
         let (reply, wait) = oneshot::channel();
         let ended = |_| ProposeError::Refused("metad is stopping".to_owned());
         let bytes = codec::encoded_len(&batch);
-        self.queue.send(Waiting { session, batch, term, bytes, reply }).await.map_err(|_| ended(()))?;
+        let queue = self.queue.lock().clone().ok_or_else(|| ended(()))?;
+        queue.send(Waiting { session, batch, term, bytes, reply }).await.map_err(|_| ended(()))?;
+        drop(queue);
         wait.await.map_err(|_| ended(()))?
     }
 }
 
-async fn run(consensus: Arc<Consensus>, clock: Arc<Clock>, mut waiting: mpsc::Receiver<Waiting>) {
-    let in_flight = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT));
+async fn run(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, mut waiting: mpsc::Receiver<Waiting>) {
+    let mut in_flight = JoinSet::new();
     let mut left_over = None;
     loop {
-        let Ok(permit) = in_flight.clone().acquire_owned().await else { return };
-        let Some(group) = next_group(&mut waiting, &mut left_over).await else { return };
+        while in_flight.len() >= ENTRIES_IN_FLIGHT {
+            let _ = in_flight.join_next().await;
+        }
+        let Some(group) = next_group(&mut waiting, &mut left_over).await else { break };
         let (consensus, now) = (consensus.clone(), clock.now());
-        tokio::spawn(async move {
-            propose(&consensus, now, group).await;
-            drop(permit);
-        });
+        in_flight.spawn(async move { propose(&*consensus, now, group).await });
+        // Those that have ended make room.
+        while in_flight.try_join_next().is_some() {}
     }
+    while in_flight.join_next().await.is_some() {}
 }
 
 /// Batches that go into one entry: one at least, waited for, and what is there behind it as far as it fits, in size and in
@@ -114,7 +126,7 @@ async fn next_group(waiting: &mut mpsc::Receiver<Waiting>, left_over: &mut Optio
     Some(group)
 }
 
-async fn propose(consensus: &Consensus, now: Timestamp, group: Vec<Waiting>) {
+async fn propose(consensus: &dyn Consensus, now: Timestamp, group: Vec<Waiting>) {
     let term = group.iter().find_map(|one| one.term);
     let (batches, callers): (Vec<_>, Vec<_>) =
         group.into_iter().map(|one| ((one.session, one.batch), one.reply)).unzip();

@@ -2,7 +2,7 @@
 //! empty caches of a session that begins anew make up for.
 
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
 use wire::ids::SessionId;
@@ -16,7 +16,7 @@ const QUEUE: usize = 4096;
 /// The open streams.
 #[derive(Default)]
 pub struct Events {
-    streams: Mutex<HashMap<SessionId, Stream>>,
+    streams: Mutex<BTreeMap<SessionId, Stream>>,
     opened: AtomicU64,
 }
 

@@ -1,6 +1,6 @@
 //! Sessions: opening, keeping alive, batches, and the end of silent ones.
 
-use super::{Events, Server};
+use super::{Events, Server, validate};
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::session::{self, Opening};
@@ -8,20 +8,21 @@ use crate::fs::{Command, CommandReply, Refused, Stamped, orphan, settings};
 use crate::lease::{self, table::Extension};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use wire::ids::{LayoutEpoch, SessionId};
-use wire::limits::{BATCH_BYTES_MAX, SESSION_TEXT_BYTES_MAX, SESSION_TTL_MS};
+use wire::limits::{SESSION_TEXT_BYTES_MAX, SESSION_TTL_MS};
 use wire::message::event::MetaEvent;
 use wire::message::meta::{LeaseState, MetaReply};
-use wire::op::{Batch, Op, OpFailed, OpReply};
+use wire::op::{Batch, Op, OpReply};
 use wire::quic::Incoming;
 use wire::tls::PeerIdentity;
-use wire::{FsError, codec};
+use wire::{FsError, trace};
 
 /// Unlinked inodes asked about in one answer.
 const ORPHANS_ASKED: usize = 4096;
-/// Bytes that the encoded length of a list takes at most.
-const LENGTH_BYTES_MAX: usize = 10;
+/// Sessions closed by one entry of the log.
+const CLOSED_AT_ONCE: usize = 16;
 /// Between looks for silent sessions.
 const EXPIRY_PAUSE: Duration = Duration::from_secs(2);
 
@@ -59,7 +60,14 @@ impl Server {
         let stamped = Stamped { now: self.shared.clock.now(), command: Command::OpenSession(opening) };
         let reply = self.shared.consensus.propose_in(Some(term), stamped).await?;
         drop(arriving);
-        let CommandReply::Session(id) = reply else { return Err(ProposeError::Unknown) };
+        let id = match reply {
+            CommandReply::Session(id) => id,
+            CommandReply::Stale => {
+                tracing::warn!(client = peer.subject.name, "no session: there are as many as there may be");
+                return Ok(MetaReply::Failed(FsError::Busy));
+            }
+            _ => return Err(ProposeError::Unknown),
+        };
         if let Some(old) = resumes.filter(|old| session::find(&**self.shared.consensus.state(), *old).is_none()) {
             self.shared.forget_leases(old);
         }
@@ -98,24 +106,34 @@ impl Server {
         })
     }
 
-    /// Serves a session's stream of events, and lets it hold leases meanwhile.
+    /// Serves a session's stream of events.
     pub(super) async fn events(&self, peer: &PeerIdentity, id: SessionId, dirty: bool, incoming: Incoming) {
+        match self.follow(peer, id, dirty).await {
+            Ok(Followed { events, _attached }) => Events::serve(events, incoming.into_events()).await,
+            Err(reason) => incoming.refuse(reason).await,
+        }
+    }
+
+    /// Begins a session's stream of events, and lets it hold leases as long as it is followed.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn follow(&self, peer: &PeerIdentity, id: SessionId, dirty: bool) -> Result<Followed, &'static str> {
         if self.shared.consensus.read_barrier().await.is_err() {
-            return incoming.refuse("another node leads").await;
+            return Err("another node leads");
         }
         if !self.owns(peer, id) {
-            return incoming.refuse("this session has ended, or is another's").await;
+            return Err("this session has ended, or is another's");
         }
         let keeps_caches =
             session::find(&**self.shared.consensus.state(), id).is_some_and(|found| found.opening.caches);
         // In this order: what is recalled from now on finds the stream.
         let (stream, events) = self.shared.events.open(id);
         if keeps_caches {
-            let seq = self.shared.attach(id, stream, dirty);
+            let seq = self.shared.attach(id, peer, stream, dirty);
             self.shared.events.tell(id, &MetaEvent::Attached { seq });
         }
-        let _attached = Attached { shared: self.shared.clone(), id, stream };
-        Events::serve(events, incoming.into_events()).await;
+        Ok(Followed { events, _attached: Attached { shared: self.shared.clone(), id, stream } })
     }
 
     pub(super) async fn close_session(&self, peer: &PeerIdentity, id: SessionId) -> Result<MetaReply, ProposeError> {
@@ -144,19 +162,17 @@ impl Server {
         if known.as_ref().is_some_and(|session| session.opening.client != peer.subject.name) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
-        if peer.subject.grant.read_only && !batch.ops.iter().all(is_allowed_read_only) {
-            let reply = Err(OpFailed { index: 0, error: FsError::ReadOnly });
-            return Ok(MetaReply::Batch { reply, leased: None, delegated: Vec::new() });
-        }
-        if let Some(index) = beyond_size(&batch) {
-            let reply = Err(OpFailed { index, error: FsError::ArgumentTooLarge });
-            return Ok(MetaReply::Batch { reply, leased: None, delegated: Vec::new() });
+        // What is not known here, after the barrier, is known nowhere: it disturbs nobody.
+        let Some(known) = known else { return Ok(MetaReply::Failed(FsError::SessionExpired)) };
+        if let Err(failed) = validate::batch(&batch, !peer.subject.grant.read_only) {
+            return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
         }
         self.shared.liveness.heard_session(id);
-        let has_ended = known.is_some_and(|session| session.has_ended());
+        let has_ended = known.has_ended();
         let ops = batch.ops.clone();
         // On its own: it runs to its end though this request's connection is lost.
-        let carried_out = tokio::spawn(lease::submit(self.shared.clone(), (id, has_ended), batch));
+        let carrying_out = trace::carried(lease::submit(self.shared.clone(), (id, has_ended), batch));
+        let carried_out = self.shared.changes.spawn(carrying_out);
         let submitted = carried_out.await.map_err(|_| ProposeError::Unknown)??;
         Ok(match submitted.outcome {
             Ok(reply) => {
@@ -186,6 +202,19 @@ impl Server {
     }
 }
 
+/// The events of a session, which is detached when this is dropped.
+pub struct Followed {
+    events: mpsc::Receiver<MetaEvent>,
+    _attached: Attached,
+}
+
+impl Followed {
+    /// The next event; `None` when there are no more. Cancel-safe.
+    pub async fn next(&mut self) -> Option<MetaEvent> {
+        self.events.recv().await
+    }
+}
+
 /// A session whose events are served; detached when this is dropped, as when its connection is lost.
 struct Attached {
     shared: Arc<Shared>,
@@ -200,26 +229,6 @@ impl Drop for Attached {
     }
 }
 
-/// The first operation that does not fit a batch any more, when the batch is larger than it may be: what comes before it
-/// may be sent without it.
-fn beyond_size(batch: &Batch) -> Option<u32> {
-    if codec::encoded_len(batch) <= BATCH_BYTES_MAX {
-        return None;
-    }
-    let around = codec::encoded_len(&Batch { ops: Vec::new(), ..*batch }) + LENGTH_BYTES_MAX;
-    let mut sums = batch.ops.iter().scan(around, |bytes, op| {
-        *bytes += codec::encoded_len(op);
-        Some(*bytes)
-    });
-    let index = sums.position(|bytes| bytes > BATCH_BYTES_MAX).unwrap_or(batch.ops.len().saturating_sub(1));
-    Some(index as u32)
-}
-
-/// What a client that may only read still needs.
-fn is_allowed_read_only(op: &Op) -> bool {
-    matches!(op, Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::SetLock { .. } | Op::Unlock { .. })
-}
-
 /// Ends sessions that have been silent for too long, until cancelled. Silence counts only as far as this node could have
 /// answered: when it leads anew, or has a majority again, everybody gets a full grace.
 pub async fn expire_silent(shared: Arc<Shared>) {
@@ -232,13 +241,19 @@ pub async fn expire_silent(shared: Arc<Shared>) {
             shared.liveness.forget_sessions();
             continue;
         }
-        let all: Vec<SessionId> = session::all(&**shared.consensus.state()).iter().map(|(id, _)| *id).collect();
+        let all: Vec<SessionId> = session::living(&**shared.consensus.state()).into_iter().collect();
         let silent = shared.liveness.silent_sessions(&all, Duration::from_millis(SESSION_TTL_MS));
         if !silent.is_empty() {
             tracing::info!(?silent, "sessions expired");
-            match shared.propose(Command::CloseSessions(silent.clone())).await {
-                Ok(_) => silent.into_iter().for_each(|id| shared.forget_leases(id)),
-                Err(error) => tracing::debug!(%error, "sessions will be closed later"),
+        }
+        // In small steps: other commands go in between.
+        for step in silent.chunks(CLOSED_AT_ONCE) {
+            match shared.propose(Command::CloseSessions(step.to_vec())).await {
+                Ok(_) => step.iter().for_each(|id| shared.forget_leases(*id)),
+                Err(error) => {
+                    tracing::debug!(%error, "sessions will be closed later");
+                    break;
+                }
             }
         }
     }

@@ -17,12 +17,12 @@ use wire::op::{Batch, NewInode, Op, Read, ReadReply, XattrMode};
 use wire::quic::Endpoint;
 use wire::tls::{ClusterCa, Identity, Role, Subject};
 
-const LIMIT: Duration = Duration::from_secs(30);
+pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
-struct Cluster {
-    ca: ClusterCa,
+pub(super) struct Cluster {
+    pub(super) ca: ClusterCa,
     dir: TempDir,
-    nodes: BTreeMap<u64, Node>,
+    pub(super) nodes: BTreeMap<u64, Node>,
     initial: BTreeMap<MetadId, SocketAddr>,
     client: Endpoint,
     admin: Endpoint,
@@ -34,7 +34,7 @@ fn free_addr() -> SocketAddr {
     probe.local_addr().unwrap()
 }
 
-fn endpoint(ca: &ClusterCa, role: Role) -> Endpoint {
+pub(super) fn endpoint(ca: &ClusterCa, role: Role) -> Endpoint {
     let identity = ca.issue(&Subject::new(role, "test")).unwrap();
     Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap()
 }
@@ -56,7 +56,7 @@ fn config(ca: &ClusterCa, dir: &Path, id: u64, addr: SocketAddr, initial: &BTree
 }
 
 impl Cluster {
-    async fn start(count: u64) -> Self {
+    pub(super) async fn start(count: u64) -> Self {
         let ca = ClusterCa::create("test").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let initial: BTreeMap<_, _> = (1..=count).map(|id| (MetadId(id), free_addr())).collect();
@@ -86,7 +86,7 @@ impl Cluster {
         self.nodes.remove(&id).unwrap().stop().await;
     }
 
-    async fn leader(&self) -> u64 {
+    pub(super) async fn leader(&self) -> u64 {
         let started = Instant::now();
         loop {
             if let Some((id, _)) = self.nodes.iter().find(|(_, node)| node.leads()) {
@@ -98,7 +98,7 @@ impl Cluster {
     }
 
     /// Asks whoever leads, until it is answered.
-    async fn ask_as(&self, endpoint: &Endpoint, request: &MetaRequest) -> MetaReply {
+    pub(super) async fn ask_as(&self, endpoint: &Endpoint, request: &MetaRequest) -> MetaReply {
         let started = Instant::now();
         loop {
             for node in self.nodes.values() {
@@ -113,18 +113,18 @@ impl Cluster {
         }
     }
 
-    async fn ask(&self, request: MetaRequest) -> MetaReply {
+    pub(super) async fn ask(&self, request: MetaRequest) -> MetaReply {
         self.ask_as(&self.client, &request).await
     }
 
-    async fn admin(&self, request: AdminRequest) -> AdminReply {
+    pub(super) async fn admin(&self, request: AdminRequest) -> AdminReply {
         match self.ask_as(&self.admin, &MetaRequest::Admin(request)).await {
             MetaReply::Admin(reply) => reply,
             other => panic!("{other:?}"),
         }
     }
 
-    async fn session(&self) -> Session<'_> {
+    pub(super) async fn session(&self) -> Session<'_> {
         let started = Instant::now();
         loop {
             let request = MetaRequest::OpenSession {
@@ -152,7 +152,7 @@ impl Cluster {
         }
     }
 
-    async fn lookup(&self, session: SessionId, name: &str) -> Option<Ino> {
+    pub(super) async fn lookup(&self, session: SessionId, name: &str) -> Option<Ino> {
         let read = Read::Lookup { parent: Ino::ROOT, name: name.into() };
         match self.ask(MetaRequest::Read { session, read, delegate: false, tells: false }).await {
             MetaReply::Read { answer: Ok(ReadReply::Attr(attr)), .. } => Some(attr.ino),
@@ -162,15 +162,15 @@ impl Cluster {
     }
 }
 
-struct Session<'a> {
+pub(super) struct Session<'a> {
     cluster: &'a Cluster,
-    id: SessionId,
-    seq: u64,
+    pub(super) id: SessionId,
+    pub(super) seq: u64,
     next: Ino,
 }
 
 impl Session<'_> {
-    async fn run(&mut self, ops: Vec<Op>) -> wire::op::BatchReply {
+    pub(super) async fn run(&mut self, ops: Vec<Op>) -> wire::op::BatchReply {
         self.seq += 1;
         let batch = Batch { seq: BatchSeq(self.seq), acked: BatchSeq(self.seq - 1), ops };
         match self.cluster.ask(MetaRequest::Submit { session: self.id, batch }).await {
@@ -179,12 +179,12 @@ impl Session<'_> {
         }
     }
 
-    async fn create(&mut self, name: &str) {
+    pub(super) async fn create(&mut self, name: &str) {
         let op = self.creation(name);
         self.run(vec![op]).await.unwrap();
     }
 
-    fn creation(&mut self, name: &str) -> Op {
+    pub(super) fn creation(&mut self, name: &str) -> Op {
         let ino = self.next;
         self.next = ino.next();
         Op::Create {

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, Span};
 use wire::FsError;
 use wire::ids::Ino;
+use wire::trace;
 
 /// Requests that the kernel keeps on their way in the background (reading ahead, mostly). Its default of 12 starves
 /// several readers.
@@ -35,10 +36,10 @@ pub(crate) struct Surf {
     requests: TaskTracker,
 }
 
-/// The span of a request: what it is, who asks, and what for.
+/// The span of a request: its id in the logs of all daemons, what it is, who asks, and what for.
 macro_rules! span {
     ($op:literal, $request:expr, $ino:expr $(, $field:ident = $value:expr)*) => {
-        tracing::debug_span!("fuse", op = $op, req = $request.unique().0, pid = $request.pid(), ino = $ino.0 $(, $field = $value)*)
+        tracing::debug_span!("fuse", id = tracing::field::Empty, op = $op, req = $request.unique().0, pid = $request.pid(), ino = $ino.0 $(, $field = $value)*)
     };
 }
 
@@ -64,7 +65,7 @@ impl Surf {
     pub(super) fn begin(&self, span: Span, work: impl Future<Output = ()> + Send + 'static) {
         // Counted from here on: the end of the mount waits for it.
         let _counted = self.requests.token();
-        let mut work = Box::pin(work.instrument(span));
+        let mut work = Box::pin(traced(span, work));
         let begun = {
             let _in_runtime = self.network.enter();
             // Nobody is to be woken: what is not ready is polled again by its task.
@@ -119,7 +120,7 @@ impl Surf {
         F: Future<Output = Result<T, FsError>> + Send + 'static,
     {
         let task = task(request, patience, reply, work(self.shared.clone()));
-        self.requests.spawn_on(task.instrument(span), &self.workers);
+        self.requests.spawn_on(traced(span, task), &self.workers);
     }
 
     /// Hands over a request that ends early only when its caller is asked to end.
@@ -154,6 +155,13 @@ impl Surf {
             fs.entry((parent, &name), fs.client.make_node(parent, &name, new)).await
         });
     }
+}
+
+/// A request's work in its span, under an id that the daemons log, too.
+fn traced<T>(span: Span, work: impl Future<Output = T>) -> impl Future<Output = T> {
+    let id = trace::fresh_id();
+    span.record("id", tracing::field::display(format_args!("{id:016x}")));
+    trace::within(id, work.instrument(span))
 }
 
 /// A request's work, and its answer.

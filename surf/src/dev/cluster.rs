@@ -123,12 +123,8 @@ impl DevDir {
     /// Replaces the file, complete or not at all.
     pub fn save(&self, cluster: &ClusterFile) -> Result<()> {
         let path = self.path.join("cluster.json");
-        let partial = self.path.join("cluster.json.partial");
-        let write = || -> std::io::Result<()> {
-            fs::write(&partial, serde_json::to_vec_pretty(cluster)?)?;
-            fs::rename(&partial, &path)
-        };
-        write().with_context(|| path.display().to_string())
+        let text = serde_json::to_vec_pretty(cluster).with_context(|| path.display().to_string())?;
+        wire::durable::replace(&path, &text).with_context(|| path.display().to_string())
     }
 }
 

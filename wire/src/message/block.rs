@@ -1,7 +1,9 @@
 //! What blockd is asked, by clients, by metad, and by its neighbours on the ring.
 
+use crate::codec::bounded;
 use crate::ids::{BlockHash, BlockdId, LayoutEpoch, Point};
 use crate::layout::Layout;
+use crate::limits::{BLOCK_NAMES_MAX, CHAIN_BEHIND_MAX};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -15,8 +17,9 @@ pub enum BlockRequest {
         hash: BlockHash,
         /// Layout that the sender knows (I11).
         epoch: LayoutEpoch,
-        /// Daemons that store it after this one, in order.
-        chain: Vec<(BlockdId, SocketAddr)>,
+        /// Members of the layout that store it after this one, in order.
+        #[serde(deserialize_with = "bounded::<_, _, CHAIN_BEHIND_MAX>")]
+        chain: Vec<BlockdId>,
     },
     /// Bytes `offset..offset + len` of a block, verified (I9). Answers `Content`, with the bytes in the payload.
     Get {
@@ -33,6 +36,7 @@ pub enum BlockRequest {
     /// metad. Answers `Dropped`.
     Drop {
         /// The blocks.
+        #[serde(deserialize_with = "bounded::<_, _, BLOCK_NAMES_MAX>")]
         hashes: Vec<BlockHash>,
         /// Blocks renewed less than this long ago stay.
         grace_ms: u64,
@@ -47,6 +51,7 @@ pub enum BlockRequest {
     /// Which of these blocks are here, in good order? Roles blockd, metad, admin. Answers `Present`.
     Probe {
         /// The blocks.
+        #[serde(deserialize_with = "bounded::<_, _, BLOCK_NAMES_MAX>")]
         hashes: Vec<BlockHash>,
     },
     /// A Chord question. Role blockd. Answers `Chord`.
@@ -58,6 +63,37 @@ pub enum BlockRequest {
     },
     /// State of the daemon. Any role. Answers `Status`.
     Status,
+}
+
+/// Which request a message is: what its head begins with. In the order of [`BlockRequest`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[allow(missing_docs, reason = "each is the variant of BlockRequest of its name")]
+pub enum BlockRequestKind {
+    Put,
+    Get,
+    Drop,
+    List,
+    Probe,
+    Chord,
+    Lookup,
+    Status,
+}
+
+impl BlockRequest {
+    /// Which request it is.
+    #[must_use]
+    pub fn kind(&self) -> BlockRequestKind {
+        match self {
+            Self::Put { .. } => BlockRequestKind::Put,
+            Self::Get { .. } => BlockRequestKind::Get,
+            Self::Drop { .. } => BlockRequestKind::Drop,
+            Self::List { .. } => BlockRequestKind::List,
+            Self::Probe { .. } => BlockRequestKind::Probe,
+            Self::Chord(_) => BlockRequestKind::Chord,
+            Self::Lookup { .. } => BlockRequestKind::Lookup,
+            Self::Status => BlockRequestKind::Status,
+        }
+    }
 }
 
 /// A member of the ring, as Chord's messages carry it.
@@ -176,4 +212,27 @@ pub struct BlockdStatus {
     pub predecessor: Option<Member>,
     /// Its successors, nearest first.
     pub successors: Vec<Member>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+
+    #[test]
+    fn the_head_of_each_request_begins_with_its_kind() {
+        let (hash, epoch) = (BlockHash([0; 32]), LayoutEpoch(1));
+        for request in [
+            BlockRequest::Put { hash, epoch, chain: Vec::new() },
+            BlockRequest::Get { hash, epoch, offset: 0, len: 1 },
+            BlockRequest::Drop { hashes: Vec::new(), grace_ms: 1 },
+            BlockRequest::List { from: hash, limit: 1 },
+            BlockRequest::Probe { hashes: Vec::new() },
+            BlockRequest::Chord(ChordRequest::Ping),
+            BlockRequest::Lookup { point: Point(1) },
+            BlockRequest::Status,
+        ] {
+            assert_eq!(codec::decode_start::<BlockRequestKind>(&codec::encode(&request)).unwrap(), request.kind());
+        }
+    }
 }

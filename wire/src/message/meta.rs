@@ -3,8 +3,10 @@
 use super::admin::{AdminReply, AdminRequest};
 use crate::FsError;
 use crate::attr::{InodeAttr, Timestamp};
+use crate::codec::bounded;
 use crate::ids::{BlockHash, BlockdId, Ino, LayoutEpoch, MetadId, SessionId};
 use crate::layout::Layout;
+use crate::limits::{ACKNOWLEDGED_MAX, BLOCK_NAMES_MAX};
 use crate::op::{Batch, BatchReply, Read, ReadReply};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -61,6 +63,7 @@ pub enum MetaRequest {
         /// The session.
         session: SessionId,
         /// Numbers of the events.
+        #[serde(deserialize_with = "bounded::<_, _, ACKNOWLEDGED_MAX>")]
         seqs: Vec<u64>,
     },
     /// The block layout. Answers `Layout`.
@@ -81,6 +84,7 @@ pub enum MetaRequest {
         /// The daemon.
         id: BlockdId,
         /// A page of the blocks that it holds.
+        #[serde(deserialize_with = "bounded::<_, _, BLOCK_NAMES_MAX>")]
         blocks: Vec<BlockHash>,
     },
     /// Operator's requests. Role admin. Answers `Admin`.
@@ -89,6 +93,47 @@ pub enum MetaRequest {
     Raft(RaftKind),
     /// Who leads? Answers `NotLeader` from any node, the leader included.
     WhoLeads,
+}
+
+/// Which request a message is: what its head begins with. In the order of [`MetaRequest`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[allow(missing_docs, reason = "each is the variant of MetaRequest of its name")]
+pub enum MetaRequestKind {
+    OpenSession,
+    KeepAlive,
+    CloseSession,
+    Submit,
+    Read,
+    Acknowledge,
+    GetLayout,
+    Events,
+    BlockdHeartbeat,
+    BlockReport,
+    Admin,
+    Raft,
+    WhoLeads,
+}
+
+impl MetaRequest {
+    /// Which request it is.
+    #[must_use]
+    pub fn kind(&self) -> MetaRequestKind {
+        match self {
+            Self::OpenSession { .. } => MetaRequestKind::OpenSession,
+            Self::KeepAlive { .. } => MetaRequestKind::KeepAlive,
+            Self::CloseSession { .. } => MetaRequestKind::CloseSession,
+            Self::Submit { .. } => MetaRequestKind::Submit,
+            Self::Read { .. } => MetaRequestKind::Read,
+            Self::Acknowledge { .. } => MetaRequestKind::Acknowledge,
+            Self::GetLayout => MetaRequestKind::GetLayout,
+            Self::Events { .. } => MetaRequestKind::Events,
+            Self::BlockdHeartbeat(_) => MetaRequestKind::BlockdHeartbeat,
+            Self::BlockReport { .. } => MetaRequestKind::BlockReport,
+            Self::Admin(_) => MetaRequestKind::Admin,
+            Self::Raft(_) => MetaRequestKind::Raft,
+            Self::WhoLeads => MetaRequestKind::WhoLeads,
+        }
+    }
 }
 
 /// Which Raft message a payload holds.
@@ -213,4 +258,45 @@ pub enum MetaReply {
     Admin(AdminReply),
     /// A Raft reply, in the payload.
     Raft,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+    use crate::ids::BatchSeq;
+
+    #[test]
+    fn the_head_of_each_request_begins_with_its_kind() {
+        let session = SessionId(1);
+        let heartbeat = BlockdHeartbeat {
+            id: BlockdId([1; 16]),
+            name: String::new(),
+            addr: ([127, 0, 0, 1], 1).into(),
+            zone: String::new(),
+            weight: 1,
+            capacity_bytes: 1,
+            free_bytes: 1,
+            block_count: 1,
+            epoch: LayoutEpoch(1),
+        };
+        let (host, purpose) = (String::new(), String::new());
+        for request in [
+            MetaRequest::OpenSession { host, purpose, caches: true, resumes: None, token: None },
+            MetaRequest::KeepAlive { session, epoch: LayoutEpoch(1) },
+            MetaRequest::CloseSession { session },
+            MetaRequest::Submit { session, batch: Batch { seq: BatchSeq(1), acked: BatchSeq(0), ops: Vec::new() } },
+            MetaRequest::Read { session, read: Read::StatFs, delegate: false, tells: false },
+            MetaRequest::Acknowledge { session, seqs: vec![1] },
+            MetaRequest::GetLayout,
+            MetaRequest::Events { session, dirty: false },
+            MetaRequest::BlockdHeartbeat(heartbeat),
+            MetaRequest::BlockReport { id: BlockdId([1; 16]), blocks: Vec::new() },
+            MetaRequest::Admin(AdminRequest::Status),
+            MetaRequest::Raft(RaftKind::Vote),
+            MetaRequest::WhoLeads,
+        ] {
+            assert_eq!(codec::decode_start::<MetaRequestKind>(&codec::encode(&request)).unwrap(), request.kind());
+        }
+    }
 }

@@ -5,10 +5,11 @@
 //! are small and whose answers wait for each other saves the change of threads: [`Endpoint::bind_within`] drives the
 //! socket on the runtime that does the rest.
 
-use super::buffers::Buffers;
 use super::peer::Peer;
 use super::serve::{ServerHandle, Service, serve};
+use super::stream::REUSED_BYTES_MIN;
 use crate::Error;
+use crate::buffers::Pool;
 use crate::tls::{Identity, Role, SERVER_NAME};
 use parking_lot::Mutex;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -25,17 +26,21 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-const ALPN: &[&[u8]] = &[b"surf/2"];
+const ALPN: &[&[u8]] = &[b"surf/3"];
 /// The same for people.
 pub(super) const VERSIONS: &str = "1";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+/// Memory of payloads that an endpoint keeps for later.
+const KEPT_BYTES_MAX: usize = 16 << 20;
 /// What one stream may have in flight: several blocks.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// What one connection may have in flight.
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// Requests that one connection may have open at once.
 const STREAMS_MAX: u32 = 4096;
+/// Peers that an endpoint remembers; with more, those that nobody asks anything are forgotten, and their connections end.
+const PEERS_MAX: usize = 1024;
 /// A peer that is silent for this long is gone; keep-alives come every second.
 const IDLE_TIMEOUT_MS: u32 = 5_000;
 /// Length of connection ids: as quinn's own.
@@ -57,7 +62,7 @@ pub(super) struct Inner {
     client: ClientConfigs,
     server: ServerConfigs,
     peers: Mutex<HashMap<(SocketAddr, Role), Peer>>,
-    buffers: Arc<Buffers>,
+    buffers: Arc<Pool>,
     handle: Handle,
     /// Dropping it ends the network thread, if there is one.
     _stop: Option<oneshot::Sender<()>>,
@@ -126,7 +131,7 @@ impl Endpoint {
             quinn::Endpoint::new(config, first, socket, driver).map_err(failed)?
         };
         let peers = Mutex::new(HashMap::new());
-        let buffers = Arc::default();
+        let buffers = Pool::new(REUSED_BYTES_MIN, KEPT_BYTES_MAX);
         let identity = identity.clone();
         Ok(Self {
             inner: Arc::new(Inner { quinn, local, identity, client, server, peers, buffers, handle, _stop: stop }),
@@ -156,6 +161,10 @@ impl Endpoint {
     #[must_use]
     pub fn peer(&self, addr: SocketAddr, role: Role) -> Peer {
         let mut peers = self.inner.peers.lock();
+        if peers.len() >= PEERS_MAX && !peers.contains_key(&(addr, role)) {
+            // Whoever still asks one of them goes on with what they have.
+            peers.retain(|_, peer| peer.is_in_use());
+        }
         peers.entry((addr, role)).or_insert_with(|| Peer::new(&self.inner, addr, role)).clone()
     }
 
@@ -171,7 +180,7 @@ impl Endpoint {
         let _ = tokio::time::timeout(Duration::from_millis(500), self.inner.quinn.wait_idle()).await;
     }
 
-    pub(super) fn buffers(&self) -> Arc<Buffers> {
+    pub(super) fn buffers(&self) -> Arc<Pool> {
         self.inner.buffers()
     }
 
@@ -186,7 +195,7 @@ impl Endpoint {
 }
 
 impl Inner {
-    pub(super) fn buffers(&self) -> Arc<Buffers> {
+    pub(super) fn buffers(&self) -> Arc<Pool> {
         self.buffers.clone()
     }
 

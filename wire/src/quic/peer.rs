@@ -3,14 +3,14 @@
 //! What a caller may do after a failure depends on how far the request came, so that is kept exact: until the first
 //! byte was handed to the connection a failure is [`Error::NotSent`], afterwards it is [`Error::Unanswered`].
 
-use super::buffers::Buffers;
 use super::endpoint::{Inner, VERSIONS};
 use super::stream::{payload_len, read_exactly, read_tail, take_end, write_frame, write_payload};
+use crate::buffers::Pool;
 use crate::frame::{REPLY_HEADER, ReplyHeader, RequestHeader};
 use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use crate::retry::Backoff;
 use crate::tls::{Role, subject_of};
-use crate::{Error, codec};
+use crate::{Error, codec, trace};
 use bytes::{Bytes, BytesMut};
 use quinn::{ConnectionError, TransportErrorCode};
 use rustls::pki_types::CertificateDer;
@@ -39,13 +39,11 @@ const NO_COMMON_VERSION: u8 = 120;
 #[derive(Clone)]
 pub struct Peer {
     shared: Arc<Shared>,
-    /// Id for its requests; a random one for each when there is none.
-    request_id: Option<u64>,
 }
 
 struct Shared {
     endpoint: Weak<Inner>,
-    buffers: Arc<Buffers>,
+    buffers: Arc<Pool>,
     addr: SocketAddr,
     role: Role,
     /// Held during a handshake, so that callers wait for one together.
@@ -63,7 +61,7 @@ impl Peer {
     pub(super) fn new(endpoint: &Arc<Inner>, addr: SocketAddr, role: Role) -> Self {
         let link = Mutex::new(Link { live: None, failed: None, backoff: reconnect_backoff() });
         let (endpoint, buffers) = (Arc::downgrade(endpoint), endpoint.buffers());
-        Self { shared: Arc::new(Shared { endpoint, buffers, addr, role, link }), request_id: None }
+        Self { shared: Arc::new(Shared { endpoint, buffers, addr, role, link }) }
     }
 
     /// Its address.
@@ -72,10 +70,9 @@ impl Peer {
         self.shared.addr
     }
 
-    /// The same peer, for asking on behalf of the request `id`: it appears in the peer's log under that id.
-    #[must_use]
-    pub fn on_behalf_of(&self, id: u64) -> Self {
-        Self { shared: self.shared.clone(), request_id: Some(id) }
+    /// Whether anybody but the endpoint holds it.
+    pub(super) fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.shared) > 1
     }
 
     /// Asks, and waits for the answer: its decoded head and its payload.
@@ -116,7 +113,7 @@ impl Peer {
         }
         let header = RequestHeader {
             deadline_ms: u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX),
-            request_id: self.request_id.unwrap_or_else(rand::random),
+            request_id: trace::current_id().unwrap_or_else(trace::fresh_id),
             head_len: head.len() as u32,
             payload_len,
         };

@@ -1,14 +1,16 @@
 //! The answering side: connections are authorised once, each request is a task.
 
-use super::buffers::Buffers;
 use super::endpoint::Endpoint;
 use super::peer::peer_subject;
 use super::stream::{broken, payload_len, read_exactly, read_tail, take_end, write_frame};
+use crate::buffers::Pool;
 use crate::frame::{REQUEST_HEADER, ReplyHeader, RequestHeader};
 use crate::ids::ClusterId;
-use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
-use crate::tls::PeerIdentity;
-use crate::{Error, codec};
+use crate::limits::{
+    CLIENT_BYTES_MAX, DAEMON_BYTES_MAX, DEADLINE_MAX_MS, DEADLINE_TRUSTED_MAX_MS, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX,
+};
+use crate::tls::{PeerIdentity, Role};
+use crate::{Error, codec, trace};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -17,10 +19,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use tracing::Instrument;
 
 /// A peer that opens a stream and does not send a request's head in this time is cut off.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,6 +34,8 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(1);
 const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A receiver that lets a full window of events lie for this long is gone; its session would expire anyway.
 const EVENT_SEND_TIMEOUT: Duration = Duration::from_secs(5);
+/// A request that finds the connection's budget used up is refused after this long.
+const BUDGET_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest reason of a refusal.
 const REASON_BYTES_MAX: usize = 1024;
 
@@ -107,7 +113,7 @@ pub(super) fn serve<S: Service>(endpoint: Endpoint, service: Arc<S>, runtime: &H
 async fn connection<S: Service>(
     connecting: quinn::Connecting,
     cluster: ClusterId,
-    buffers: Arc<Buffers>,
+    buffers: Arc<Pool>,
     service: Arc<S>,
     stops: Stops,
 ) {
@@ -126,11 +132,13 @@ async fn connection<S: Service>(
     };
     let peer = Arc::new(PeerIdentity { subject, cluster, addr });
     let refusal = service.authorize(&peer).err().map(|error| error.to_string());
+    let budget = Budget::of(peer.subject.role);
     let unanswered = TaskTracker::new();
     let handlers = TaskTracker::new();
     while let Some(Ok((send, recv))) = stops.drain.run_until_cancelled(connection.accept_bi()).await {
         let turn = Turn::of(&unanswered);
-        let answer = Answer { send, turn: turn.clone(), buffers: buffers.clone(), drain: stops.drain.clone() };
+        let (buffers, drain) = (buffers.clone(), stops.drain.clone());
+        let answer = Answer { send, turn: turn.clone(), buffers, drain, budget: budget.clone() };
         let answering = serve_request(service.clone(), peer.clone(), refusal.clone(), answer, recv);
         let kill = stops.kill.clone();
         handlers.spawn(async move {
@@ -174,7 +182,11 @@ async fn serve_request<S: Service>(
     match timeout(HEAD_TIMEOUT, Incoming::read(answer, recv)).await {
         Ok(Ok(request)) => match refusal {
             Some(reason) => request.refuse(&reason).await,
-            None => service.handle(peer, request).await,
+            None => {
+                let id = request.request_id();
+                let span = tracing::debug_span!("request", id = format_args!("{id:016x}"), peer = peer.subject.name);
+                trace::within(id, service.handle(peer, request).instrument(span)).await;
+            }
         },
         Ok(Err(error)) => tracing::debug!(%addr, %error, "request refused"),
         Err(_) => tracing::debug!(%addr, "request's head did not arrive in time"),
@@ -186,9 +198,37 @@ struct Answer {
     send: quinn::SendStream,
     turn: Turn,
     /// For the request's payload.
-    buffers: Arc<Buffers>,
+    buffers: Arc<Pool>,
     /// The server is stopping, and the connection with it.
     drain: CancellationToken,
+    budget: Budget,
+}
+
+/// What a server does for one connection: bytes that it holds, and the longest deadline that it grants.
+#[derive(Clone)]
+struct Budget {
+    /// In KiB.
+    held: Arc<Semaphore>,
+    deadline_max: Duration,
+}
+
+impl Budget {
+    fn of(role: Role) -> Self {
+        let bytes = if role == Role::Client { CLIENT_BYTES_MAX } else { DAEMON_BYTES_MAX };
+        let deadline_ms = match role {
+            Role::Client | Role::Blockd => DEADLINE_MAX_MS,
+            Role::Metad | Role::Admin => DEADLINE_TRUSTED_MAX_MS,
+        };
+        let held = Arc::new(Semaphore::new(bytes >> 10));
+        Self { held, deadline_max: Duration::from_millis(deadline_ms) }
+    }
+
+    /// Waits until the connection's requests and answers leave room for so many bytes.
+    async fn hold(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
+        // Every single message fits, so nobody waits for more than there is.
+        let kib = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX);
+        self.held.clone().acquire_many_owned(kib).await.map_err(broken)
+    }
 }
 
 impl Answer {
@@ -219,6 +259,9 @@ pub struct Incoming {
     head: Bytes,
     payload_left: usize,
     deadline: Instant,
+    /// Its part of the connection's budget, given back when it is answered.
+    _held: OwnedSemaphorePermit,
+    held_for_answer: Option<OwnedSemaphorePermit>,
 }
 
 impl Incoming {
@@ -233,15 +276,27 @@ impl Incoming {
                 return Err(error);
             }
         };
-        let deadline = Instant::now() + Duration::from_millis(u64::from(header.deadline_ms));
+        let granted = Duration::from_millis(u64::from(header.deadline_ms)).min(answer.budget.deadline_max);
+        let deadline = Instant::now() + granted;
+        // What the sender has on its way beyond its budget is refused, not waited for: it would fill the window of the
+        // connection, and with it stop those that this waits for.
+        let bytes = header.head_len as usize + header.payload_len as usize;
+        let held = match timeout(BUDGET_TIMEOUT, answer.budget.hold(bytes)).await {
+            Ok(held) => held?,
+            Err(_) => {
+                answer.refuse("too many bytes of requests are under way").await;
+                return Err(broken("budget"));
+            }
+        };
         let head = read_exactly(&mut recv, header.head_len as usize).await?;
         if header.payload_len == 0 {
             take_end(&mut recv);
         }
-        Ok(Self { answer, recv, header, head, payload_left: header.payload_len as usize, deadline })
+        let payload_left = header.payload_len as usize;
+        Ok(Self { answer, recv, header, head, payload_left, deadline, _held: held, held_for_answer: None })
     }
 
-    /// The id that follows the request through every log; [`super::Peer::on_behalf_of`] passes it on.
+    /// The id that follows the request through every log; what is asked of others meanwhile carries it, too.
     #[must_use]
     pub fn request_id(&self) -> u64 {
         self.header.request_id
@@ -259,12 +314,31 @@ impl Incoming {
         self.header.payload_len as usize
     }
 
+    /// Which request it is, by what its head begins with: what the sender may not ask is refused before more is decoded.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when it does not begin with a `K`.
+    pub fn kind<K: DeserializeOwned>(&self) -> Result<K, Error> {
+        codec::decode_start(&self.head)
+    }
+
     /// The request itself.
     ///
     /// # Errors
     /// [`Error::Malformed`] when it is not a `T`.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, Error> {
         codec::decode(&self.head)
+    }
+
+    /// Waits for room in the connection's budget for an answer of up to `bytes`, before that is made: who does not fetch
+    /// its answers gets no more of them. Until the request's deadline.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] when there was none in time.
+    pub async fn reserve_answer(&mut self, bytes: usize) -> Result<(), Error> {
+        let holding = self.answer.budget.hold(bytes.min(HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX));
+        self.held_for_answer = Some(timeout_at(self.deadline.into(), holding).await.map_err(broken)??);
+        Ok(())
     }
 
     /// The next piece of the payload as it arrives, `None` at its end. Cancel-safe.

@@ -1,13 +1,17 @@
 //! Reading and writing of frames' parts, shared by both sides.
 
-use super::buffers::Buffers;
 use crate::Error;
+use crate::buffers::{Buffer, Pool};
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use std::sync::Arc;
 
 /// Payload is handed to quinn in pieces of this size, so that one large block does not crowd out small requests.
 const PIECE_BYTES: usize = 1 << 20;
+/// Smaller payloads are left to the allocator, which reuses such memory by itself.
+pub(super) const REUSED_BYTES_MIN: usize = 64 << 10;
+/// Capacities of reused buffers are multiples of this, so that payloads of similar lengths share them.
+const CAPACITY_STEP: usize = 1 << 20;
 /// Packets' contents taken at once: each taking locks the connection, for which the network thread competes.
 const CHUNKS_AT_ONCE: usize = 32;
 
@@ -40,11 +44,7 @@ async fn next(stream: &mut quinn::RecvStream, max: usize) -> Result<Bytes, Error
 
 /// Reads the last `len` bytes of a stream into one buffer. Whole packets are taken at once, which is only right where
 /// nothing may follow. Not cancel-safe.
-pub(super) async fn read_tail(
-    stream: &mut quinn::RecvStream,
-    len: usize,
-    buffers: &Arc<Buffers>,
-) -> Result<Bytes, Error> {
+pub(super) async fn read_tail(stream: &mut quinn::RecvStream, len: usize, buffers: &Arc<Pool>) -> Result<Bytes, Error> {
     if len == 0 {
         return Ok(Bytes::new());
     }
@@ -54,19 +54,27 @@ pub(super) async fn read_tail(
         return Ok(std::mem::take(&mut chunks[0]));
     }
     // Only now, when bytes have arrived: an announcement alone reserves nothing.
-    let mut all = buffers.take(len);
+    let mut all = buffer_for(len, buffers);
     loop {
         for chunk in &chunks[..count] {
-            if all.content.len() + chunk.len() > len {
+            if all.len() + chunk.len() > len {
                 return Err(Error::Malformed(format!("more payload than the {len} bytes announced")));
             }
-            all.content.extend_from_slice(chunk);
+            all.extend_from_slice(chunk);
         }
-        if all.content.len() == len {
+        if all.len() == len {
             return Ok(all.freeze());
         }
         count = next_chunks(stream, &mut chunks).await?;
     }
+}
+
+/// An empty buffer for a payload of `len` bytes.
+fn buffer_for(len: usize, buffers: &Arc<Pool>) -> Buffer {
+    if len < REUSED_BYTES_MIN {
+        return buffers.adopt(Vec::with_capacity(len));
+    }
+    buffers.take(len, || Vec::with_capacity(len.next_multiple_of(CAPACITY_STEP)))
 }
 
 /// Takes note of a stream's end, which has mostly come with the last bytes: a stream that is dropped before tells the peer

@@ -4,7 +4,7 @@ use super::stream::read_exactly;
 use super::{Endpoint, Incoming, Peer, ServerHandle, Service};
 use crate::Error;
 use crate::frame::{REPLY_HEADER, ReplyHeader, RequestHeader};
-use crate::limits::HEAD_BYTES_MAX;
+use crate::limits::{CLIENT_BYTES_MAX, DEADLINE_MAX_MS, DEADLINE_TRUSTED_MAX_MS, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use crate::tls::{ClusterCa, PeerIdentity, Role, Subject};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -63,7 +63,7 @@ async fn peers_without_a_common_version_say_so() {
 
 #[tokio::test]
 async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on() {
-    let (metad, _serving, client) = pair(&[b"surf/2"]);
+    let (metad, _serving, client) = pair(&[b"surf/3"]);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let first = peer.connection().await.unwrap().stable_id();
     let huge_head = RequestHeader { deadline_ms: 1000, request_id: 1, head_len: u32::MAX, payload_len: 0 };
@@ -78,7 +78,7 @@ async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on
 
 #[tokio::test]
 async fn a_payload_of_another_length_than_announced_is_refused() {
-    let (metad, _serving, client) = pair(&[b"surf/2"]);
+    let (metad, _serving, client) = pair(&[b"surf/3"]);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let header = RequestHeader { deadline_ms: 5000, request_id: 1, head_len: 0, payload_len: 100 };
     for sent in [99, 101, 100_000] {
@@ -91,7 +91,7 @@ async fn a_payload_of_another_length_than_announced_is_refused() {
 
 #[tokio::test]
 async fn what_exceeds_a_limit_is_not_sent_at_all() {
-    let (metad, _serving, client) = pair(&[b"surf/2"]);
+    let (metad, _serving, client) = pair(&[b"surf/3"]);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let head = vec![0_u8; HEAD_BYTES_MAX + 1];
     assert!(matches!(peer.request::<_, ()>(&head, &[], LIMIT).await, Err(Error::Malformed(_))));
@@ -99,4 +99,65 @@ async fn what_exceeds_a_limit_is_not_sent_at_all() {
     let mut request = peer.open_request(&(), 3, LIMIT).await.unwrap();
     request.write(Bytes::from_static(b"ab")).await.unwrap();
     assert!(matches!(request.write(Bytes::from_static(b"cd")).await, Err(Error::Malformed(_))));
+}
+
+/// Answers with what is left of the deadline, in milliseconds.
+struct Watch;
+
+impl Service for Watch {
+    fn authorize(&self, _peer: &PeerIdentity) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, request: Incoming) {
+        let left = request.deadline().saturating_duration_since(std::time::Instant::now());
+        request.respond(&(left.as_millis() as u64), &[]).await;
+    }
+}
+
+#[tokio::test]
+async fn no_caller_gets_a_deadline_of_weeks() {
+    let ca = ClusterCa::create("t").unwrap();
+    let any = "127.0.0.1:0".parse().unwrap();
+    let endpoint = |role| Endpoint::bind(any, &ca.issue(&Subject::new(role, "x")).unwrap()).unwrap();
+    let metad = endpoint(Role::Metad);
+    let _serving = metad.serve(Arc::new(Watch), &Handle::current());
+    for (role, most) in [(Role::Client, DEADLINE_MAX_MS), (Role::Admin, DEADLINE_TRUSTED_MAX_MS)] {
+        let caller = endpoint(role);
+        let peer = caller.peer(metad.local_addr(), Role::Metad);
+        let (left, _) = peer.request::<_, u64>(&(), &[], Duration::from_secs(40 * 86_400)).await.unwrap();
+        assert!(left <= most && left > most - 5_000, "{role}: {left} ms");
+        let (left, _) = peer.request::<_, u64>(&(), &[], LIMIT).await.unwrap();
+        assert!(left <= LIMIT.as_millis() as u64);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_announces_more_than_its_budget_is_refused_and_another_is_served() {
+    let (metad, _serving, client) = pair(&[b"surf/3"]);
+    let peer = client.peer(metad.local_addr(), Role::Metad);
+    let payload_len = PAYLOAD_BYTES_MAX as u32;
+    let announced = RequestHeader { deadline_ms: 60_000, request_id: 1, head_len: 0, payload_len };
+    let fit = CLIENT_BYTES_MAX / PAYLOAD_BYTES_MAX;
+    let connection = peer.connection().await.unwrap();
+    let mut open = Vec::new();
+    for _ in 0..fit {
+        let (mut send, recv) = connection.open_bi().await.unwrap();
+        send.write_all(&announced.encode()).await.unwrap();
+        open.push((send, recv));
+    }
+    // The server may come to these later than to the next one, which is refused for its missing payload then.
+    let started = std::time::Instant::now();
+    while !String::from_utf8_lossy(&send_raw(&peer, &announced.encode()).await.1).contains("under way") {
+        assert!(started.elapsed() < LIMIT * 4, "nobody counts");
+    }
+    let other = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &client.identity().clone());
+    let other = other.unwrap();
+    other.peer(metad.local_addr(), Role::Metad).request::<_, ()>(&(), &[], LIMIT).await.unwrap();
+    // What is given up gives its room back.
+    drop(open);
+    let started = std::time::Instant::now();
+    while send_raw(&peer, &announced.encode()).await.1.starts_with(b"too many") {
+        assert!(started.elapsed() < LIMIT * 4);
+    }
 }

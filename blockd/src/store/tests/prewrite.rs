@@ -1,7 +1,7 @@
 //! Zeros written ahead: small groups overwrite them, and recovery takes them for what they are.
 
 use super::{TestDisk, block, open_with, runtime};
-use crate::store::buffer::Pool;
+use crate::store::buffer;
 use crate::store::disk::Disk;
 use crate::store::{SegmentId, Store, segment};
 use bytes::Bytes;
@@ -85,7 +85,7 @@ fn after_a_power_cut_zeros_written_ahead_are_cut_off_and_no_damage() {
         drop(store);
         disk.power_on(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let path = disk.segments().remove(0);
-        let scan = segment::scan(&*disk.open(&path).unwrap(), &Pool::new(), SegmentId(1)).unwrap();
+        let scan = segment::scan(&*disk.open(&path).unwrap(), &buffer::pool(), SegmentId(1)).unwrap();
         assert_eq!(scan.damaged, 0, "power cut after {calls} calls, seed {seed}");
         let store = open_with(&disk, 2 << 20);
         assert!(disk.0.files.lock()[&path].stable.len() <= 8192 + scan.end as usize, "the tail is cut");

@@ -2,7 +2,7 @@
 
 use crate::fs::blockref::BlockRef;
 use crate::fs::inode::Inode;
-use crate::fs::view::{Kv, decode_stored};
+use crate::fs::view::{Kv, KvExt, decode_stored};
 use crate::fs::{keys, lock, session, settings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -47,7 +47,22 @@ fn check_sessions(kv: &dyn Kv, sessions: &[(SessionId, session::Session)], probl
     if leased.last().is_some_and(|last| last.1 > settings::next_ino(kv)) {
         problems.push("inode numbers are leased that will be leased again".to_owned());
     }
-    let known: BTreeSet<u64> = session::all_and_ended(kv).into_iter().map(|(id, _)| id.0).collect();
+    let all = session::all_and_ended(kv);
+    let living = sessions.iter().map(|(id, session)| keys::living(&session.opening.client, *id));
+    let ended = all.iter().filter_map(|(id, session)| Some(keys::ended(session.ended?, *id)));
+    let tokens = all.iter().filter_map(|(id, session)| Some(keys::token(session.opening.token?, *id)));
+    let expected: [(&str, Range<keys::Key>, BTreeSet<keys::Key>); 3] = [
+        ("living", keys::all_living(), living.collect()),
+        ("ended", keys::all_ended(), ended.collect()),
+        ("opened with a token", keys::all_tokens(), tokens.collect()),
+    ];
+    for (what, range, expected) in expected {
+        let found: BTreeSet<keys::Key> = kv.pairs(range, usize::MAX).into_iter().map(|(key, _)| key).collect();
+        if found != expected {
+            problems.push(format!("the index of {what} sessions does not say what the sessions do"));
+        }
+    }
+    let known: BTreeSet<u64> = all.into_iter().map(|(id, _)| id.0).collect();
     for id in numbers(kv, keys::all_replies(), keys::first) {
         if !known.contains(&id) {
             problems.push(format!("replies are kept for session {id}, which is forgotten"));

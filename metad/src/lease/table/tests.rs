@@ -1,4 +1,5 @@
 use super::*;
+use crate::lease::patience::PATIENCE;
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 
@@ -770,5 +771,59 @@ mod delegations {
         world.take(Step::TakeEvent(0)).unwrap();
         assert!(world.workers[0].untold.is_empty(), "who waits for it");
         assert_eq!(world.table.unsettled_until(&waits, world.now), None);
+    }
+}
+
+/// A client that lies: it comes again and again as if it had something to send.
+#[test]
+fn a_client_that_always_comes_dirty_holds_others_up_once_whatever_sessions_it_uses() {
+    let start = Instant::now();
+    let mut table = Table::new(LEASE, start);
+    let honest = SessionId(1);
+    table.attach(honest, 0, false, start);
+    let (mut now, mut waited) = (start, Duration::ZERO);
+    let step = Duration::from_millis(500);
+    let (mut stream, mut liar) = (1, SessionId(2));
+    while now < start + 10 * PATIENCE {
+        // By a new stream each second, by a new session each ten; sometimes it acknowledges, and shows that it lives.
+        if stream % 10 == 0 {
+            table.remove(liar);
+            liar = SessionId(liar.0 + 1);
+        }
+        table.introduce(liar, 77, true);
+        let seq = table.attach(liar, stream, true, now);
+        for _ in 0..2 {
+            let waits = table.dirty_before(honest, false);
+            waited += if table.unsettled_until(&waits, now).is_some() { step } else { Duration::ZERO };
+            now += step;
+            table.extend(liar, now, false);
+        }
+        if stream % 3 == 0 {
+            table.acknowledge(liar, &seq.into_iter().collect::<Vec<_>>());
+            table.extend(liar, now, false);
+        }
+        stream += 1;
+    }
+    assert!(waited >= PATIENCE / 2, "an honest one is waited for");
+    assert!(waited <= 2 * PATIENCE + LEASE, "{waited:?} of {:?}", now - start);
+}
+
+#[test]
+fn nobody_waits_for_a_client_that_may_only_read_beyond_its_lease() {
+    let now = Instant::now();
+    let mut table = Table::new(LEASE, now);
+    let (reader, writer, file) = (SessionId(1), SessionId(2), Ino(7));
+    table.introduce(reader, 1, false);
+    table.attach(writer, 0, false, now);
+    assert_eq!(table.attach(reader, 1, true, now), None, "it can have nothing to send");
+    assert!(table.dirty_before(writer, false).is_empty());
+    table.extend(reader, now, false);
+    assert!(table.grant(reader, &[file], table.stamp(), now).0);
+    let (_, waits) = table.begin(writer, &[file], now);
+    let mut at = now;
+    while table.unsettled_until(&waits, at).is_some() {
+        at += Duration::from_millis(100);
+        assert_eq!(table.extend(reader, at, false), Extension::Pending);
+        assert!(at <= now + LEASE, "its lease was extended though it does not acknowledge");
     }
 }

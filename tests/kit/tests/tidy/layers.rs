@@ -16,13 +16,14 @@ const EDGES: &[(&str, &[&str])] = &[
     ("surf", &["wire", "client", "embed"]),
     ("bench", &[]),
     ("kit", &["wire"]),
+    ("sim", &["wire", "metad", "client", "kit"]),
 ];
 
 /// Test binaries beside `it`, with what they need a process of their own for.
 const OWN_BINARIES: [(&str, &str); 2] = [("metad", "million"), ("kit", "tidy")];
 
 /// Dependencies that are not used yet.
-const UNUSED: &[&str] = &["metad tokio-util"];
+const UNUSED: &[&str] = &[];
 
 fn packages() -> Vec<serde_json::Value> {
     let output = Command::new(env!("CARGO"))

@@ -1,0 +1,162 @@
+//! Every call of the journal that reaches the disk, behind two traits: the place where tests cut the power.
+
+use crate::local::LocalDir;
+use std::fmt::Debug;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Folder of the journal within the mount's directory.
+const FOLDER: &str = "journal";
+
+/// One flat folder of files on a disk. All calls block.
+pub trait Disk: Debug + Send + Sync {
+    /// Where it is, for messages.
+    fn path(&self) -> &Path;
+
+    /// Whether calls take no time at all, so that they may be made on a runtime thread: true of a simulated disk alone.
+    fn is_instant(&self) -> bool {
+        false
+    }
+
+    /// Names of the files.
+    ///
+    /// # Errors
+    /// As `readdir(3)`.
+    fn list(&self) -> io::Result<Vec<String>>;
+
+    /// A whole file.
+    ///
+    /// # Errors
+    /// As `open(2)` and `read(2)`.
+    fn read(&self, name: &str) -> io::Result<Vec<u8>>;
+
+    /// An empty file for writing, in place of one of that name.
+    ///
+    /// # Errors
+    /// As `open(2)`.
+    fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>>;
+
+    /// Gives a file another name, in place of a file that had it.
+    ///
+    /// # Errors
+    /// As `rename(2)`.
+    fn rename(&self, name: &str, new_name: &str) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// As `unlink(2)`.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Brings the names to stable storage.
+    ///
+    /// # Errors
+    /// As `fsync(2)`.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// A file that is open for writing.
+pub trait DiskFile: Debug + Send {
+    /// Writes all of `bytes` at `offset`.
+    ///
+    /// # Errors
+    /// As `pwrite(2)`.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Brings content and length to stable storage.
+    ///
+    /// # Errors
+    /// As `fdatasync(2)`.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Cuts it.
+    ///
+    /// # Errors
+    /// As `ftruncate(2)`.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+}
+
+/// The folder in a mount's own directory.
+#[derive(Debug)]
+pub(crate) struct LocalDisk {
+    dir: PathBuf,
+    /// Nobody else uses the directory as long as one of us may.
+    _local: Arc<LocalDir>,
+}
+
+impl LocalDisk {
+    /// Makes the folder, if it is not there.
+    ///
+    /// # Errors
+    /// As `mkdir(2)` and `fsync(2)`.
+    pub(crate) fn open(local: Arc<LocalDir>) -> io::Result<Self> {
+        let dir = local.path().join(FOLDER);
+        DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
+        sync_dir(local.path())?;
+        Ok(Self { dir, _local: local })
+    }
+}
+
+impl Disk for LocalDisk {
+    fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        fs::read_dir(&self.dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        fs::read(self.dir.join(name))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
+        let options = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).clone();
+        Ok(Box::new(options.open(self.dir.join(name))?))
+    }
+
+    fn rename(&self, name: &str, new_name: &str) -> io::Result<()> {
+        fs::rename(self.dir.join(name), self.dir.join(new_name))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        fs::remove_file(self.dir.join(name))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        sync_dir(&self.dir)
+    }
+}
+
+impl DiskFile for File {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        File::set_len(self, len)
+    }
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// The same, where a file that is not there is as good as removed.
+///
+/// # Errors
+/// What else the disk refuses.
+pub(super) fn remove_if_there(disk: &dyn Disk, name: &str) -> io::Result<bool> {
+    match disk.remove(name) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,181 @@
+//! What a client that lies may ask for: it is refused, the same way on every replica, or costs no more than it should.
+
+use super::*;
+use crate::fs::blockref;
+use crate::fs::session::{SESSIONS_PER_CLIENT_MAX, living};
+use crate::fs::view::{Kv, KvExt};
+use std::time::{Duration, Instant};
+use wire::ids::BlockHash;
+use wire::limits::{BATCH_OPS_MAX, HEAD_BYTES_MAX, JOURNALED_FILES_MAX};
+
+fn opening(client: &str, token: Option<u64>) -> Command {
+    let (host, purpose, client) = ("h".to_owned(), "test".to_owned(), client.to_owned());
+    Command::OpenSession(Opening { host, purpose, client, caches: false, resumes: None, token })
+}
+
+fn assert_sound(world: &World) {
+    assert_eq!(check::check(&world.kv), Vec::<String>::new());
+}
+
+#[test]
+fn one_certificate_has_so_many_sessions_and_leaves_room_for_others() {
+    let mut world = World::new();
+    let ids: Vec<SessionId> = (0..SESSIONS_PER_CLIENT_MAX as u64)
+        .map(|token| match world.apply(opening("greedy", Some(token))) {
+            CommandReply::Session(id) => id,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(world.apply(opening("greedy", Some(u64::MAX))), CommandReply::Stale);
+    assert_eq!(world.apply(opening("greedy", Some(0))), CommandReply::Session(ids[0]), "asked again");
+    assert!(matches!(world.apply(opening("other", None)), CommandReply::Session(_)));
+    world.apply(Command::CloseSessions(vec![ids[0]]));
+    assert!(matches!(world.apply(opening("greedy", Some(u64::MAX))), CommandReply::Session(_)));
+    assert_eq!(living(&world.kv).len(), SESSIONS_PER_CLIENT_MAX + 1);
+    assert_sound(&world);
+}
+
+#[test]
+fn thousands_of_sessions_end_in_a_moment_and_the_last_ones_are_remembered() {
+    let mut world = World::new();
+    let mut ids = Vec::new();
+    for client in ["a", "b", "c"] {
+        for token in 0..1_000 {
+            let CommandReply::Session(id) = world.apply(opening(client, Some(token))) else { panic!("refused") };
+            ids.push(id);
+        }
+    }
+    let started = Instant::now();
+    for step in ids.chunks(16) {
+        world.apply(Command::CloseSessions(step.to_vec()));
+    }
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+    assert!(living(&world.kv).is_empty());
+    assert_eq!(crate::fs::session::all_and_ended(&world.kv).len(), 256);
+    assert_sound(&world);
+}
+
+#[test]
+fn the_position_of_a_journal_does_not_grow_with_what_is_sent_of_it() {
+    let mut world = World::new();
+    let (id, journal) = (world.session(), JournalId(7));
+    let file = |ino| JournaledFile { ino: Ino(ino), base: Version(u64::MAX), committed: true };
+    let ops = (0..BATCH_OPS_MAX as u64).map(|ino| Op::JournaledContent { journal, file: file(ino) }).collect();
+    world.run(id, ops).unwrap();
+    match read::read(&world.kv, id, &Read::Journaled { journal }) {
+        Ok(ReadReply::Journaled(Some(position))) => assert_eq!(position.files.len(), JOURNALED_FILES_MAX),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_removal_dated_back_does_not_shorten_the_grace_of_its_blocks() {
+    let mut world = World::new();
+    let id = world.session();
+    world.one(id, create(Ino::ROOT, "f", 2000, NewInode::Regular)).unwrap();
+    let hash = BlockHash([3; 32]);
+    let source = Source::Block { hash, block_len: 10, offset: 0 };
+    let commit = Op::Commit {
+        ino: Ino(2000),
+        base: Version(1),
+        own: Vec::new(),
+        writes: vec![ExtentWrite { file_off: 0, len: 10, source }],
+        append_from: None,
+        mtime: None,
+        clear_privileges: false,
+        policy: ConflictPolicy::Fail,
+    };
+    world.one(id, commit).unwrap();
+    let unlink = Op::Unlink { parent: Ino::ROOT, name: b"f".to_vec(), released: Some(Ino(2000)) };
+    let long_ago = Timestamp { secs: i64::MIN, nanos: 0 };
+    world.one(id, Op::Deferred { at: long_ago, expect: Vec::new(), op: Box::new(unlink) }).unwrap();
+    let now_ms = world.clock as u64 * 1_000;
+    assert!(blockref::unreferenced_before(&world.kv, now_ms, 10).is_empty(), "it may still be referred to");
+    assert_eq!(blockref::unreferenced_before(&world.kv, now_ms + 1, 10), [hash]);
+    assert_sound(&world);
+}
+
+#[test]
+fn a_directory_is_not_moved_about_in_a_tree_without_end() {
+    let mut world = World::new();
+    let id = world.session();
+    for _ in 0..2 {
+        world.one(id, Op::LeaseInos { count: 4096 }).unwrap();
+    }
+    let mut parent = Ino::ROOT;
+    for depth in 0..9_000 {
+        let ino = 2_000 + depth;
+        world.one(id, create(parent, "d", ino, NewInode::Directory)).unwrap();
+        parent = Ino(ino);
+    }
+    world.one(id, create(Ino::ROOT, "moved", 1_999, NewInode::Directory)).unwrap();
+    let into = |dir| Op::Rename {
+        parent: Ino::ROOT,
+        name: b"moved".to_vec(),
+        new_parent: dir,
+        new_name: b"here".to_vec(),
+        mode: RenameMode::Replace,
+        released: None,
+    };
+    assert_eq!(world.one(id, into(parent)), Err(FsError::NameTooLong));
+    world.one(id, into(Ino(2_100))).unwrap();
+}
+
+#[test]
+fn a_conflict_copy_finds_a_name_among_many() {
+    let mut world = World::new();
+    let id = world.session();
+    for number in 0..40 {
+        let name = if number == 0 { "f.x".to_owned() } else { format!("f.x.{number}") };
+        world.one(id, create(Ino::ROOT, &name, 2_000 + number, NewInode::Regular)).unwrap();
+    }
+    world.one(id, create(Ino::ROOT, "f", 3000, NewInode::Regular)).unwrap();
+    world.one(id, write(Ino(3000), Version(1), 0, b"theirs", ConflictPolicy::Fail)).unwrap();
+    let copy = ConflictPolicy::Copy { ino: Ino(3001), suffix: b".x".to_vec() };
+    match world.one(id, write(Ino(3000), Version(1), 0, b"mine", copy)) {
+        Ok(OpReply::Committed { conflict: Some(copy), .. }) => assert!(copy.name.starts_with(b"f.x."), "{copy:?}"),
+        other => panic!("{other:?}"),
+    }
+    assert_sound(&world);
+}
+
+#[test]
+fn one_operation_allocates_a_terabyte_and_no_more() {
+    let mut world = World::new();
+    let id = world.session();
+    world.one(id, create(Ino::ROOT, "f", 2000, NewInode::Regular)).unwrap();
+    let allocate = |len| Op::Range { ino: Ino(2000), off: 0, len, action: RangeAction::Allocate { keep_size: false } };
+    assert_eq!(world.one(id, allocate((1 << 40) + 1)), Err(FsError::TooLarge));
+    world.one(id, allocate(1 << 40)).unwrap();
+    let rest = Op::Range { ino: Ino(2000), off: 1 << 40, len: 1 << 40, action: RangeAction::Zero { keep_size: false } };
+    world.one(id, rest).unwrap();
+    assert_eq!(world.attr(Ino(2000)).allocated, 2 << 40);
+}
+
+#[test]
+fn a_value_that_could_not_be_read_back_is_never_stored() {
+    let kv = MemoryKv::default();
+    let mut view = View::new(&kv);
+    view.savepoint();
+    view.store(vec![1], &vec![0_u8; HEAD_BYTES_MAX]);
+    assert!(view.is_oversized() && view.get(&[1]).is_none());
+    view.savepoint();
+    view.store(vec![1], &vec![0_u8; HEAD_BYTES_MAX - 16]);
+    assert!(!view.is_oversized());
+    assert_eq!(view.load::<Vec<u8>>(&[1]).unwrap().len(), HEAD_BYTES_MAX - 16);
+}
+
+#[test]
+fn work_without_end_is_noticed_though_nothing_is_changed() {
+    let kv = MemoryKv((0..1_000_u32).map(|key| (key.to_be_bytes().to_vec(), Vec::new())).collect());
+    let mut view = View::new(&kv);
+    view.savepoint();
+    let mut rounds = 0;
+    while !view.is_exhausted() {
+        view.scan(vec![0]..vec![255], &mut |_, _| true);
+        rounds += 1;
+        assert!(rounds < 10_000, "nobody counts");
+    }
+    view.savepoint();
+    assert!(!view.is_exhausted());
+}

@@ -1,0 +1,236 @@
+//! What may be proposed: the one place that looks at what a peer has sent before any of it enters the log.
+//!
+//! What is in the log is applied by every metad, again after each restart, so what could harm one would harm all of them,
+//! for good. Checked here are counts and bytes, which follow from the message alone; preconditions that depend on the
+//! state are checked when it is applied (I3), and so is how much work it turns out to be (`fs::view`). Every bound is
+//! in `wire::limits`, and holds for honest clients by far.
+
+use wire::FsError;
+use wire::codec;
+use wire::extent::Source;
+use wire::layout::Layout;
+use wire::limits::{
+    BATCH_BYTES_MAX, BATCH_OPS_MAX, BLOCKD_TEXT_BYTES_MAX, COMMIT_EXTENTS_MAX, COMMIT_OWN_MAX, EXPECT_MAX,
+    INLINE_BYTES_MAX, JOURNALED_FILES_MAX, NAME_BYTES_MAX, RELEASED_ORPHANS_MAX, SYMLINK_BYTES_MAX,
+    XATTR_NAME_BYTES_MAX, XATTR_VALUE_BYTES_MAX,
+};
+use wire::message::meta::BlockdHeartbeat;
+use wire::op::{Batch, ConflictPolicy, NewInode, Op, OpFailed};
+
+/// Bytes that the encoded length of a list takes at most.
+const LENGTH_BYTES_MAX: usize = 10;
+/// Batches are numbered from 1: no session comes near this.
+const SEQ_MAX: u64 = u64::MAX / 2;
+
+/// Whether a batch may be proposed, of a client that may only read or also change something.
+///
+/// # Errors
+/// The first operation that may not, and why.
+pub(super) fn batch(batch: &Batch, may_change: bool) -> Result<(), OpFailed> {
+    let failed = |index: usize, error| OpFailed { index: index as u32, error };
+    if batch.seq.0 > SEQ_MAX || batch.acked.0 > SEQ_MAX || batch.ops.len() > BATCH_OPS_MAX {
+        return Err(failed(0, FsError::Invalid));
+    }
+    if !may_change && !batch.ops.iter().all(changes_nothing) {
+        return Err(failed(0, FsError::ReadOnly));
+    }
+    for (index, op) in batch.ops.iter().enumerate() {
+        operation(op).map_err(|error| failed(index, error))?;
+    }
+    match beyond_size(batch) {
+        Some(index) => Err(failed(index, FsError::ArgumentTooLarge)),
+        None => Ok(()),
+    }
+}
+
+/// What a client that may only read still needs. No inode numbers, which it has no use for, and no lock that keeps others
+/// from anything.
+fn changes_nothing(op: &Op) -> bool {
+    match op {
+        Op::ReleaseOrphans { .. } | Op::Unlock { .. } => true,
+        Op::SetLock { lock, .. } => !lock.exclusive,
+        _ => false,
+    }
+}
+
+fn operation(op: &Op) -> Result<(), FsError> {
+    if let Op::Deferred { expect, op, .. } = op {
+        if expect.len() > EXPECT_MAX || matches!(**op, Op::Deferred { .. } | Op::Journaled { .. }) {
+            return Err(FsError::Invalid);
+        }
+        expect.iter().try_for_each(|expect| name(&expect.name))?;
+    }
+    let op = op.plain();
+    op.names_changed().try_for_each(|(_, changed)| name(changed))?;
+    match op {
+        Op::Create { node: NewInode::Symlink(target), .. } if target.len() > SYMLINK_BYTES_MAX => {
+            Err(FsError::NameTooLong)
+        }
+        Op::Commit { own, writes, policy, .. } => {
+            let is_inline = |source: &Source| matches!(source, Source::Inline(bytes) if bytes.len() > INLINE_BYTES_MAX);
+            if own.len() > COMMIT_OWN_MAX || writes.len() > COMMIT_EXTENTS_MAX {
+                return Err(FsError::Invalid);
+            }
+            if writes.iter().any(|write| is_inline(&write.source)) {
+                return Err(FsError::Invalid);
+            }
+            match policy {
+                ConflictPolicy::Copy { suffix, .. } => name(suffix),
+                ConflictPolicy::Fail | ConflictPolicy::LastWriter => Ok(()),
+            }
+        }
+        Op::SetXattr { name, value, .. } => {
+            if value.len() > XATTR_VALUE_BYTES_MAX {
+                return Err(FsError::ArgumentTooLarge);
+            }
+            if name.len() > XATTR_NAME_BYTES_MAX { Err(FsError::Range) } else { Ok(()) }
+        }
+        Op::RemoveXattr { name, .. } if name.len() > XATTR_NAME_BYTES_MAX => Err(FsError::Range),
+        Op::ReleaseOrphans { inos } if inos.len() > RELEASED_ORPHANS_MAX => Err(FsError::Invalid),
+        Op::Journaled { position: Some(position), .. } if position.files.len() > JOURNALED_FILES_MAX => {
+            Err(FsError::Invalid)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn name(name: &[u8]) -> Result<(), FsError> {
+    if name.len() > NAME_BYTES_MAX { Err(FsError::NameTooLong) } else { Ok(()) }
+}
+
+/// The first operation that does not fit a batch any more, when the batch is larger than it may be: what comes before it
+/// may be sent without it.
+fn beyond_size(batch: &Batch) -> Option<usize> {
+    if codec::encoded_len(batch) <= BATCH_BYTES_MAX {
+        return None;
+    }
+    let around = codec::encoded_len(&Batch { ops: Vec::new(), ..*batch }) + LENGTH_BYTES_MAX;
+    let mut sums = batch.ops.iter().scan(around, |bytes, op| {
+        *bytes += codec::encoded_len(op);
+        Some(*bytes)
+    });
+    Some(sums.position(|bytes| bytes > BATCH_BYTES_MAX).unwrap_or(batch.ops.len().saturating_sub(1)))
+}
+
+/// Whether a block daemon may say this of itself: it takes nobody else's place, by id or by address.
+///
+/// # Errors
+/// The reason, for people.
+pub(super) fn heartbeat(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Result<(), String> {
+    let BlockdHeartbeat { id, name, addr, zone, .. } = heartbeat;
+    if name.len().max(zone.len()) > BLOCKD_TEXT_BYTES_MAX {
+        return Err(format!("a name or a zone is longer than {BLOCKD_TEXT_BYTES_MAX} bytes"));
+    }
+    let mut others = layout.members.iter().filter(|member| member.name != *name);
+    match others.find(|other| other.id == *id || other.addr == *addr) {
+        Some(other) => Err(format!("id {id} or address {addr} belongs to {}, not to {name}", other.name)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::attr::Timestamp;
+    use wire::ids::{BatchSeq, BlockdId, Ino, JournalId, LayoutEpoch, Version};
+    use wire::layout::LayoutMember;
+    use wire::op::{Expect, JournalPosition, JournaledFile, Lock, LockFamily, XattrMode};
+
+    fn of(ops: Vec<Op>) -> Batch {
+        Batch { seq: BatchSeq(1), acked: BatchSeq(0), ops }
+    }
+
+    fn mkdir(name: &[u8]) -> Op {
+        Op::Rmdir { parent: Ino::ROOT, name: name.to_vec() }
+    }
+
+    #[test]
+    fn what_exceeds_a_bound_is_refused_with_the_operation_that_does() {
+        let long = vec![b'x'; NAME_BYTES_MAX + 1];
+        let file = JournaledFile { ino: Ino(9), base: Version(1), committed: true };
+        let files = vec![file; JOURNALED_FILES_MAX + 1];
+        let expect = Expect { parent: Ino::ROOT, name: long.clone(), ino: None, version: None };
+        let late = |expect, op| Op::Deferred { at: Timestamp::default(), expect, op: Box::new(op) };
+        let xattr = |name: &[u8], len| Op::SetXattr {
+            ino: Ino(9),
+            name: name.to_vec(),
+            value: vec![0; len],
+            mode: XattrMode::Set,
+            clear_sgid: false,
+        };
+        let commit = |own, suffix| Op::Commit {
+            ino: Ino(9),
+            base: Version(1),
+            own,
+            writes: Vec::new(),
+            append_from: None,
+            mtime: None,
+            clear_privileges: false,
+            policy: ConflictPolicy::Copy { ino: Ino(10), suffix },
+        };
+        for (op, error) in [
+            (mkdir(&long), FsError::NameTooLong),
+            (late(vec![expect], mkdir(b"d")), FsError::NameTooLong),
+            (late(Vec::new(), mkdir(&long)), FsError::NameTooLong),
+            (late(Vec::new(), late(Vec::new(), mkdir(b"d"))), FsError::Invalid),
+            (xattr(b"user.x", XATTR_VALUE_BYTES_MAX + 1), FsError::ArgumentTooLarge),
+            (xattr(&long, 1), FsError::Range),
+            (commit(vec![Version(1); COMMIT_OWN_MAX + 1], b".x".to_vec()), FsError::Invalid),
+            (commit(Vec::new(), long.clone()), FsError::NameTooLong),
+            (Op::ReleaseOrphans { inos: vec![Ino(1); RELEASED_ORPHANS_MAX + 1] }, FsError::Invalid),
+            (
+                Op::Journaled { journal: JournalId(1), position: Some(JournalPosition { told: 1, left: 0, files }) },
+                FsError::Invalid,
+            ),
+        ] {
+            assert_eq!(batch(&of(vec![mkdir(b"d"), op.clone()]), true), Err(OpFailed { index: 1, error }), "{op:?}");
+        }
+        assert_eq!(batch(&of(vec![mkdir(b"d"); BATCH_OPS_MAX]), true), Ok(()));
+        assert!(batch(&of(vec![mkdir(b"d"); BATCH_OPS_MAX + 1]), true).is_err());
+        assert!(batch(&Batch { acked: BatchSeq(u64::MAX), ..of(Vec::new()) }, true).is_err());
+    }
+
+    #[test]
+    fn who_may_only_read_changes_nothing_and_keeps_nobody_out() {
+        let lock = |exclusive| Op::SetLock {
+            ino: Ino(1),
+            lock: Lock { family: LockFamily::Flock, owner: 1, pid: 1, start: 0, end: u64::MAX, exclusive },
+        };
+        assert_eq!(batch(&of(vec![lock(false)]), false), Ok(()));
+        let late = Op::Deferred { at: Timestamp::default(), expect: Vec::new(), op: Box::new(lock(false)) };
+        for op in [lock(true), Op::LeaseInos { count: 1 }, mkdir(b"d"), late] {
+            let refused = Err(OpFailed { index: 0, error: FsError::ReadOnly });
+            assert_eq!(batch(&of(vec![op.clone()]), false), refused, "{op:?}");
+            assert_eq!(batch(&of(vec![op]), true), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_block_daemon_takes_nobody_elses_place() {
+        let member = |id: u8, port: u16| LayoutMember {
+            id: BlockdId([id; 16]),
+            name: format!("blockd-{id}"),
+            addr: ([127, 0, 0, 1], port).into(),
+            zone: String::new(),
+            weight: 1,
+            points: Vec::new(),
+        };
+        let layout = Layout { members: vec![member(1, 7001), member(2, 7002)], ..Layout::default() };
+        let says = |name: &str, id: u8, port: u16| BlockdHeartbeat {
+            id: BlockdId([id; 16]),
+            name: name.to_owned(),
+            addr: ([127, 0, 0, 1], port).into(),
+            zone: String::new(),
+            weight: 1,
+            capacity_bytes: 1,
+            free_bytes: 1,
+            block_count: 0,
+            epoch: LayoutEpoch(1),
+        };
+        assert!(heartbeat(&layout, &says("blockd-1", 1, 7009)).is_ok(), "it has moved");
+        assert!(heartbeat(&layout, &says("blockd-2", 9, 7002)).is_ok(), "it has lost its disk");
+        assert!(heartbeat(&layout, &says("blockd-2", 1, 7002)).is_err(), "the id of another one");
+        assert!(heartbeat(&layout, &says("blockd-3", 3, 7001)).is_err(), "the address of another one");
+        assert!(heartbeat(&layout, &says(&"x".repeat(BLOCKD_TEXT_BYTES_MAX + 1), 3, 7003)).is_err());
+    }
+}

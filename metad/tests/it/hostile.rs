@@ -1,0 +1,250 @@
+//! Peers that lie: each harms only itself. While it goes on, and afterwards, an honest client is answered within its normal
+//! times, and no metad ends.
+
+use super::cluster::{Cluster, LIMIT, endpoint};
+use serde::ser::SerializeTuple;
+use serde::{Serialize, Serializer};
+use std::time::{Duration, Instant};
+use wire::attr::Timestamp;
+use wire::codec;
+use wire::ids::{BatchSeq, BlockdId, Ino, JournalId, LayoutEpoch, SessionId, Version};
+use wire::limits::JOURNALED_FILES_MAX;
+use wire::message::admin::{AdminReply, AdminRequest};
+use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest, RaftKind};
+use wire::op::{Batch, JournalPosition, JournaledFile, Lock, LockFamily, Op, OpFailed};
+use wire::quic::{Endpoint, Peer};
+use wire::tls::{ClusterCa, Role, Subject};
+use wire::{Error, FsError};
+
+/// What an honest client waits at most for one change: far above its normal times on a busy machine, and far below what
+/// any of these attacks has cost.
+const NORMAL: Duration = Duration::from_secs(4);
+
+/// Bytes that are encoded as they are.
+struct Raw(Vec<u8>);
+
+impl Serialize for Raw {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut bytes = serializer.serialize_tuple(self.0.len())?;
+        self.0.iter().try_for_each(|byte| bytes.serialize_element(byte))?;
+        bytes.end()
+    }
+}
+
+/// A message without the byte for the version, which is put before it when it is sent.
+fn encoded<T: Serialize>(message: &T) -> Vec<u8> {
+    codec::encode(message)[1..].to_vec()
+}
+
+fn client(ca: &ClusterCa, name: &str, read_only: bool) -> Endpoint {
+    let mut subject = Subject::new(Role::Client, name);
+    subject.grant.read_only = read_only;
+    Endpoint::bind("127.0.0.1:0".parse().unwrap(), &ca.issue(&subject).unwrap()).unwrap()
+}
+
+async fn open(cluster: &Cluster, endpoint: &Endpoint, caches: bool) -> MetaReply {
+    let (host, purpose) = ("h".to_owned(), "t".to_owned());
+    cluster.ask_as(endpoint, &MetaRequest::OpenSession { host, purpose, caches, resumes: None, token: None }).await
+}
+
+async fn opened(cluster: &Cluster, endpoint: &Endpoint, caches: bool) -> SessionId {
+    match open(cluster, endpoint, caches).await {
+        MetaReply::Session { session, .. } => session,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn leading(cluster: &Cluster, endpoint: &Endpoint) -> Peer {
+    let leader = cluster.leader().await;
+    endpoint.peer(cluster.nodes[&leader].local_addr(), Role::Metad)
+}
+
+fn submit(session: SessionId, seq: u64, ops: Vec<Op>) -> MetaRequest {
+    MetaRequest::Submit { session, batch: Batch { seq: BatchSeq(seq), acked: BatchSeq(0), ops } }
+}
+
+/// An honest client makes a file, in its normal time.
+async fn assert_serves(session: &mut super::cluster::Session<'_>, name: &str) {
+    let started = Instant::now();
+    session.create(name).await;
+    assert!(started.elapsed() < NORMAL, "{name}: {:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operations_nested_without_end_are_refused_and_end_no_metad() {
+    let cluster = Cluster::start(1).await;
+    let mut honest = cluster.session().await;
+    let deferred = |op| Op::Deferred { at: Timestamp::default(), expect: Vec::new(), op: Box::new(op) };
+    let inner = Op::LeaseInos { count: 1 };
+    let (one, two) = (encoded(&deferred(inner.clone())), encoded(&deferred(deferred(inner.clone()))));
+    let level = &two[..two.len() - one.len()];
+    let whole = encoded(&submit(honest.id, 1, vec![inner.clone()]));
+    let mut nested = whole[..whole.len() - encoded(&inner).len()].to_vec();
+    (0..200_000).for_each(|_| nested.extend_from_slice(level));
+    nested.extend_from_slice(&one);
+    for role in [Role::Client, Role::Blockd, Role::Admin, Role::Metad] {
+        let liar = endpoint(&cluster.ca, role);
+        let peer = leading(&cluster, &liar).await;
+        let asked = peer.request::<_, MetaReply>(&Raw(nested.clone()), &[], LIMIT).await;
+        assert!(matches!(asked, Err(Error::Refused { .. })), "{role}: {asked:?}");
+    }
+    assert_serves(&mut honest, "after").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_kind_of_message_is_refused_by_its_first_bytes_for_roles_that_may_not_send_it() {
+    let cluster = Cluster::start(1).await;
+    let mut honest = cluster.session().await;
+    // Behind the kind stands what decodes to nothing: only the role can be the reason.
+    let garbage = |request: &MetaRequest| Raw([&encoded(request)[..1], &[0xff; 4_000][..]].concat());
+    let report = MetaRequest::BlockReport { id: BlockdId([1; 16]), blocks: Vec::new() };
+    for (request, role) in [
+        (submit(honest.id, 1, Vec::new()), Role::Blockd),
+        (MetaRequest::CloseSession { session: honest.id }, Role::Admin),
+        (MetaRequest::Events { session: honest.id, dirty: true }, Role::Metad),
+        (report, Role::Client),
+        (MetaRequest::Admin(AdminRequest::Check), Role::Client),
+        (MetaRequest::Raft(RaftKind::Append), Role::Blockd),
+    ] {
+        let liar = endpoint(&cluster.ca, role);
+        let peer = leading(&cluster, &liar).await;
+        match peer.request::<_, MetaReply>(&garbage(&request), &[], LIMIT).await {
+            Err(Error::Refused { reason, .. }) => assert!(reason.contains("the certificate says"), "{reason}"),
+            other => panic!("{role}: {other:?}"),
+        }
+    }
+    assert_serves(&mut honest, "after").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_beyond_their_bounds_are_refused_before_they_enter_the_log() {
+    let cluster = Cluster::start(1).await;
+    let mut honest = cluster.session().await;
+    let liar = client(&cluster.ca, "liar", false);
+    let session = opened(&cluster, &liar, false).await;
+    let peer = leading(&cluster, &liar).await;
+    let file = JournaledFile { ino: Ino(1), base: Version(1), committed: true };
+    let files = vec![file; JOURNALED_FILES_MAX + 1];
+    let position = Some(JournalPosition { told: 0, left: 0, files });
+    for ops in [
+        vec![Op::LeaseInos { count: 1 }; 2_000_000],
+        vec![Op::ReleaseOrphans { inos: vec![Ino(1); 500_000] }],
+        vec![Op::Journaled { journal: JournalId(1), position }],
+    ] {
+        let before = match cluster.admin(AdminRequest::Status).await {
+            AdminReply::Status(status) => status.applied,
+            other => panic!("{other:?}"),
+        };
+        let asked = peer.request::<_, MetaReply>(&submit(session, 1, ops), &[], LIMIT).await;
+        assert!(matches!(asked, Err(Error::Refused { .. })), "{asked:?}");
+        let AdminReply::Status(status) = cluster.admin(AdminRequest::Status).await else { panic!("no status") };
+        assert!(status.applied <= before + 1, "it is in the log: {before} to {}", status.applied);
+    }
+    assert_serves(&mut honest, "after").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_may_only_read_keeps_nobody_waiting() {
+    let cluster = Cluster::start(1).await;
+    let mut honest = cluster.session().await;
+    let reader = client(&cluster.ca, "reader", true);
+    let session = opened(&cluster, &reader, true).await;
+    let peer = leading(&cluster, &reader).await;
+    let mut streams = Vec::new();
+    for round in 0..20 {
+        let request = MetaRequest::Events { session, dirty: true };
+        streams.push(peer.open_events(&request).await.unwrap());
+        let alive = MetaRequest::KeepAlive { session, epoch: LayoutEpoch(0) };
+        peer.request::<_, MetaReply>(&alive, &[], LIMIT).await.unwrap();
+        assert_serves(&mut honest, &format!("file-{round}")).await;
+    }
+    let exclusive = Op::SetLock {
+        ino: Ino::ROOT,
+        lock: Lock { family: LockFamily::Flock, owner: 1, pid: 1, start: 0, end: u64::MAX, exclusive: true },
+    };
+    for (seq, op) in [exclusive, Op::LeaseInos { count: 1 }].into_iter().enumerate() {
+        let reply = peer.request::<_, MetaReply>(&submit(session, 1 + seq as u64, vec![op]), &[], LIMIT).await;
+        let refused = Err(OpFailed { index: 0, error: FsError::ReadOnly });
+        assert!(matches!(&reply, Ok((MetaReply::Batch { reply, .. }, _)) if *reply == refused), "{reply:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_an_unknown_session_disturbs_nobody() {
+    let cluster = Cluster::start(1).await;
+    let holder = client(&cluster.ca, "holder", false);
+    let session = opened(&cluster, &holder, true).await;
+    let peer = leading(&cluster, &holder).await;
+    let mut events = peer.open_events(&MetaRequest::Events { session, dirty: false }).await.unwrap();
+    let _attached: wire::message::event::MetaEvent = events.next().await.unwrap();
+    peer.request::<_, MetaReply>(&MetaRequest::KeepAlive { session, epoch: LayoutEpoch(0) }, &[], LIMIT).await.unwrap();
+    let read = wire::op::Read::GetAttr { ino: Ino::ROOT };
+    let read = MetaRequest::Read { session, read, delegate: false, tells: false };
+    let read = peer.request::<_, MetaReply>(&read, &[], LIMIT).await.unwrap().0;
+    assert!(matches!(read, MetaReply::Read { leased: true, .. }), "{read:?}");
+    let stranger = client(&cluster.ca, "stranger", false);
+    let change = submit(SessionId(1 << 40), 1, vec![Op::Rmdir { parent: Ino::ROOT, name: b"d".to_vec() }]);
+    let reply = cluster.ask_as(&stranger, &change).await;
+    assert!(matches!(reply, MetaReply::Failed(FsError::SessionExpired)), "{reply:?}");
+    // A recall would have been sent before the answer.
+    let event =
+        tokio::time::timeout(Duration::from_millis(300), events.next::<wire::message::event::MetaEvent>()).await;
+    assert!(event.is_err(), "{event:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_without_end_are_refused_and_end_without_holding_up_anybody() {
+    let cluster = Cluster::start(1).await;
+    let mut honest = cluster.session().await;
+    let greedy = client(&cluster.ca, "greedy", false);
+    let mut refused = false;
+    for _ in 0..1_100 {
+        match open(&cluster, &greedy, false).await {
+            MetaReply::Session { .. } => {}
+            MetaReply::Failed(FsError::Busy) => {
+                refused = true;
+                break;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(refused, "there is no bound");
+    assert_serves(&mut honest, "beside them").await;
+    let other = client(&cluster.ca, "other", false);
+    opened(&cluster, &other, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_daemon_takes_no_other_ones_place() {
+    let cluster = Cluster::start(1).await;
+    let mut honest = cluster.session().await;
+    let daemon = |name: &str| {
+        let identity = cluster.ca.issue(&Subject::new(Role::Blockd, name)).unwrap();
+        Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap()
+    };
+    let says = |name: &str, id: u8, port: u16| {
+        MetaRequest::BlockdHeartbeat(BlockdHeartbeat {
+            id: BlockdId([id; 16]),
+            name: name.to_owned(),
+            addr: ([127, 0, 0, 1], port).into(),
+            zone: name.to_owned(),
+            weight: 1,
+            capacity_bytes: 1 << 30,
+            free_bytes: 1 << 30,
+            block_count: 0,
+            epoch: LayoutEpoch(0),
+        })
+    };
+    let (good, bad) = (daemon("good"), daemon("bad"));
+    let joined = cluster.ask_as(&good, &says("good", 1, 7001)).await;
+    assert!(matches!(&joined, MetaReply::BlockdAlive { layout: Some(layout) } if layout.members.len() == 1));
+    let peer = leading(&cluster, &bad).await;
+    for lie in [says("bad", 1, 7002), says("bad", 2, 7001), says("good", 2, 7003), says("bad", 2, 7002)] {
+        let _ = peer.request::<_, MetaReply>(&lie, &[], LIMIT).await.unwrap();
+        let MetaReply::Layout(layout) = cluster.ask(MetaRequest::GetLayout).await else { panic!("no layout") };
+        let good = layout.members.iter().find(|member| member.name == "good").unwrap();
+        assert_eq!((good.id, good.addr.port()), (BlockdId([1; 16]), 7001));
+        assert_eq!(layout.members.iter().filter(|member| member.addr.port() == 7001).count(), 1);
+    }
+    assert_serves(&mut honest, "after").await;
+}

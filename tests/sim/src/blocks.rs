@@ -1,0 +1,70 @@
+//! A block daemon that holds everything, and may be away or full for a while.
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use wire::ids::{BlockHash, BlockdId, Point};
+use wire::layout::{Layout, LayoutMember};
+use wire::message::block::{BlockReply, BlockRequest};
+
+/// A disk's sync.
+const SYNC: Duration = Duration::from_micros(500);
+
+const ID: BlockdId = BlockdId([7; 16]);
+
+/// The daemon.
+#[derive(Default)]
+pub struct Blocks {
+    held: Mutex<HashMap<BlockHash, Bytes>>,
+    away: watch::Sender<bool>,
+}
+
+impl Blocks {
+    /// A layout with this daemon alone.
+    #[must_use]
+    pub fn layout(before: &Layout) -> Layout {
+        let addr = SocketAddr::from(([10, 0, 1, 1], 1));
+        let (name, zone) = ("blockd-1".to_owned(), "zone".to_owned());
+        let member = LayoutMember { id: ID, name, addr, zone, weight: 1, points: vec![Point(1)] };
+        Layout { epoch: before.epoch.next(), members: vec![member], previous: Vec::new(), ..before.clone() }
+    }
+
+    /// Whether it answers from now on.
+    pub fn set_away(&self, away: bool) {
+        self.away.send_modify(|now| *now = away);
+    }
+
+    /// A block's content.
+    #[must_use]
+    pub fn content(&self, hash: &BlockHash) -> Option<Bytes> {
+        self.held.lock().get(hash).cloned()
+    }
+
+    /// Carries out a request; nothing is heard of it while the daemon is away.
+    pub async fn ask(&self, request: &BlockRequest, content: Bytes) -> Option<(BlockReply, Bytes)> {
+        if *self.away.borrow() {
+            return None;
+        }
+        sleep(SYNC).await;
+        Some(match request {
+            BlockRequest::Put { hash, .. } => {
+                self.held.lock().insert(*hash, content);
+                (BlockReply::Stored { synced: vec![ID], failed: Vec::new(), layout: None }, Bytes::new())
+            }
+            BlockRequest::Get { hash, offset, len, .. } => match self.content(hash) {
+                Some(block) => {
+                    let block_len = block.len() as u32;
+                    let start = (*offset).min(block_len);
+                    let end = offset.saturating_add(*len).min(block_len).max(start);
+                    (BlockReply::Content { block_len }, block.slice(start as usize..end as usize))
+                }
+                None => (BlockReply::NotHere { corrupt: false, layout: None }, Bytes::new()),
+            },
+            other => (BlockReply::Failed(format!("not simulated: {other:?}")), Bytes::new()),
+        })
+    }
+}

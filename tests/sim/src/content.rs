@@ -1,0 +1,67 @@
+//! What programs write: pieces of sixteen bytes, each with its own number, so that every one of them can be found again.
+
+use std::collections::BTreeMap;
+
+/// Bytes of a piece.
+pub const PIECE: usize = 16;
+/// Pieces of a large write: more than metadata holds inline.
+const LARGE_PIECES: u32 = 320;
+/// Distance of the places where programs write.
+pub const SLOT: u64 = LARGE_PIECES as u64 * PIECE as u64;
+
+/// A piece of a write: its number, and which piece of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Piece {
+    /// Number of the write.
+    pub write: u32,
+    /// Which of its pieces.
+    pub index: u32,
+}
+
+/// How many pieces a write has.
+#[must_use]
+pub fn pieces(large: bool) -> u32 {
+    if large { LARGE_PIECES } else { 1 }
+}
+
+/// The bytes of a piece.
+#[must_use]
+pub fn piece(write: u32, index: u32) -> Vec<u8> {
+    let bytes = format!("<{write:08}.{index:05}>").into_bytes();
+    debug_assert_eq!(bytes.len(), PIECE);
+    bytes
+}
+
+/// The bytes of a write.
+#[must_use]
+pub fn bytes(write: u32, large: bool) -> Vec<u8> {
+    (0..pieces(large)).flat_map(|index| piece(write, index)).collect()
+}
+
+/// The pieces of a content by their places; `None` where there is a hole.
+///
+/// # Errors
+/// What was never written.
+pub fn parse(content: &[u8]) -> Result<Vec<Option<Piece>>, String> {
+    let parse = |bytes: &[u8]| {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        let text = std::str::from_utf8(bytes).ok();
+        let numbers = text.and_then(|text| text.strip_prefix('<')?.strip_suffix('>')?.split_once('.'));
+        let piece =
+            numbers.and_then(|(write, index)| Some(Piece { write: write.parse().ok()?, index: index.parse().ok()? }));
+        piece.map(Some).ok_or_else(|| format!("nobody wrote {:?}", String::from_utf8_lossy(bytes)))
+    };
+    content.chunks(PIECE).map(parse).collect()
+}
+
+/// How often each piece is there.
+#[must_use]
+pub fn count(pieces: &[Option<Piece>]) -> BTreeMap<Piece, u32> {
+    let mut counts = BTreeMap::new();
+    for piece in pieces.iter().flatten() {
+        *counts.entry(*piece).or_insert(0) += 1;
+    }
+    counts
+}

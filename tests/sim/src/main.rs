@@ -1,0 +1,49 @@
+//! Runs schedules: `sim [FIRST_SEED [COUNT [SECONDS]]]` until one fails, `sim --seed SEED` for one, shrunk if it fails,
+//! `sim --survey [FIRST_SEED [COUNT [SECONDS]]]` for all that fail.
+#![forbid(unsafe_code)]
+
+use sim::plan::Plan;
+use sim::seeds::{Failed, run_many, show, shrink, survey};
+use sim::world::run;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// A failing schedule is made small for so long.
+const SHRINKING: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number =
+        |index: usize, otherwise: u64| arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(otherwise);
+    if arguments.first().is_some_and(|flag| flag == "--seed") {
+        let plan = Plan::of(number(1, 0));
+        return report(&plan);
+    }
+    if arguments.first().is_some_and(|flag| flag == "--survey") {
+        let limit = Duration::from_secs(number(3, 60));
+        let (ran, failed) = survey(number(1, 0), number(2, u64::MAX), limit);
+        for Failed { seed, outcome } in &failed {
+            println!("{seed}: {}", outcome.problems.join("; "));
+        }
+        println!("{ran} schedules, {} failed", failed.len());
+        return if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    let (first, count, seconds) = (number(0, 0), number(1, u64::MAX), number(2, 60));
+    let ran = run_many(first, count, Duration::from_secs(seconds));
+    println!("{} schedules, {} acts, {:?} simulated", ran.count, ran.acts, ran.simulated);
+    match ran.failed {
+        None => ExitCode::SUCCESS,
+        Some(failed) => report(&Plan::of(failed.seed)),
+    }
+}
+
+fn report(plan: &Plan) -> ExitCode {
+    let outcome = run(plan);
+    println!("{}", show(plan, &outcome));
+    if outcome.problems.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    let (small, outcome) = shrink(plan, SHRINKING);
+    println!("\nshrunk:\n{}", show(&small, &outcome));
+    ExitCode::FAILURE
+}

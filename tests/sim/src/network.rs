@@ -1,0 +1,360 @@
+//! The links between clients and daemons: every message may be late, lost or arrive twice, and overtakes others; a link
+//! that is cut loses all of them. Events of one stream stay in order, as QUIC's streams do.
+
+use crate::cluster::{Cluster, Node};
+use bytes::Bytes;
+use client::network::{Blockd, EventStream, Metad, Network};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use kit::chance::Chance;
+use metad::server::Followed;
+use parking_lot::Mutex;
+use std::fmt::{Debug, Display};
+use std::net::SocketAddr;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use wire::Error;
+use wire::message::block::{BlockReply, BlockRequest};
+use wire::message::event::MetaEvent;
+use wire::message::meta::{MetaReply, MetaRequest};
+use wire::tls::PeerIdentity;
+
+/// Both ends of a connection see after this time that the other one is silent.
+const IDLE: Duration = Duration::from_secs(5);
+/// Who cannot be reached is given up after this time.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// What the links do to messages.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Weather {
+    /// Longest usual delay of a message, in microseconds.
+    pub delay_us: u64,
+    /// How probably a message is much later.
+    pub late: f64,
+    /// By how much at most, in milliseconds.
+    pub late_ms: u64,
+    /// How probably a request, or its answer, is lost.
+    pub lost: f64,
+    /// How probably a request arrives twice.
+    pub doubled: f64,
+    /// How probably an event ends its stream.
+    pub broken: f64,
+}
+
+/// The links of one client, for as long as its process lives.
+pub struct Links {
+    name: String,
+    cluster: Arc<Cluster>,
+    identity: Arc<PeerIdentity>,
+    inner: Mutex<Inner>,
+    /// Whether the link is cut, and whether the process is dead.
+    state: watch::Sender<State>,
+}
+
+struct Inner {
+    weather: Weather,
+    chance: Chance,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct State {
+    cut: bool,
+    dead: bool,
+}
+
+/// What becomes of a message.
+struct Fate {
+    delay: Duration,
+    lost: bool,
+}
+
+impl Links {
+    /// Whole links to a cluster, in fair weather.
+    #[must_use]
+    pub fn new(name: String, cluster: Arc<Cluster>, identity: Arc<PeerIdentity>, chance: Chance) -> Arc<Self> {
+        let inner = Mutex::new(Inner { weather: Weather::default(), chance });
+        Arc::new(Self { name, cluster, identity, inner, state: watch::Sender::default() })
+    }
+
+    /// From now on this happens to messages.
+    pub fn set_weather(&self, weather: Weather) {
+        self.inner.lock().weather = weather;
+    }
+
+    /// Cuts the links, or mends them.
+    pub fn cut(&self, cut: bool) {
+        self.state.send_modify(|state| state.cut = cut);
+    }
+
+    /// The process is dead.
+    pub fn kill(&self) {
+        self.state.send_modify(|state| state.dead = true);
+    }
+
+    /// Prints what happens, if that is asked for.
+    fn show(&self, verb: &str, peer: impl Display, message: &dyn Debug) {
+        static SHOWN: LazyLock<bool> = LazyLock::new(|| std::env::var_os("SIM_MESSAGES").is_some());
+        if *SHOWN {
+            let at = wire::sys::since_boot();
+            let text: String = format!("{message:?}").chars().take(600).collect();
+            eprintln!("{:>10.4} {} {verb} {peer}: {text}", at.as_secs_f64(), self.name);
+        }
+    }
+
+    fn is_dead(&self) -> bool {
+        self.state.borrow().dead
+    }
+
+    fn is_cut(&self) -> bool {
+        let state = *self.state.borrow();
+        state.cut || state.dead
+    }
+
+    fn fate(&self) -> Fate {
+        let mut inner = self.inner.lock();
+        let weather = inner.weather;
+        let lost = inner.chance.happens(weather.lost);
+        let late = inner.chance.happens(weather.late);
+        let usual = Duration::from_micros(50 + inner.chance.below(weather.delay_us.max(1)));
+        let more = if late { inner.chance.below(weather.late_ms.max(1)) } else { 0 };
+        Fate { delay: usual + Duration::from_millis(more), lost }
+    }
+
+    fn happens(&self, probability: impl FnOnce(&Weather) -> f64) -> bool {
+        let mut inner = self.inner.lock();
+        let probability = probability(&inner.weather);
+        inner.chance.happens(probability)
+    }
+
+    /// Waits until the process is dead.
+    async fn death(&self) {
+        let mut state = self.state.subscribe();
+        // An error says that nobody can kill it any more.
+        let _ = state.wait_for(|state| state.dead).await;
+    }
+
+    /// Waits until the link has been cut for so long that both ends have noticed.
+    async fn silence(&self) {
+        let mut state = self.state.subscribe();
+        loop {
+            if state.wait_for(|state| state.cut).await.is_err() {
+                return futures::future::pending().await;
+            }
+            if timeout(IDLE, state.wait_for(|state| !state.cut)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Brings a message to the other end; it never arrives where this does not return.
+    async fn carry(&self) -> bool {
+        let fate = self.fate();
+        sleep(fate.delay).await;
+        !fate.lost && !self.is_cut()
+    }
+
+    /// Sends a request, and hears the answer at most once.
+    async fn exchange<T: Debug + Send + 'static>(
+        self: &Arc<Self>,
+        (peer, asked): (SocketAddr, &(dyn Debug + Sync)),
+        limit: Duration,
+        arrives: impl Fn() -> BoxFuture<'static, Option<T>>,
+    ) -> Result<T, Error> {
+        if self.is_dead() {
+            return Err(Error::Closed);
+        }
+        if self.is_cut() {
+            self.unless_dead(sleep(limit.min(CONNECT))).await?;
+            return Err(Error::NotSent { peer: peer.to_string(), reason: "no answer to the handshake".to_owned() });
+        }
+        let (answer, answered) = oneshot::channel();
+        let answer = Arc::new(Mutex::new(Some(answer)));
+        let copies = 1 + usize::from(self.happens(|weather| weather.doubled));
+        for _ in 0..copies {
+            let (links, answer, work) = (self.clone(), answer.clone(), arrives());
+            // On its own: what has arrived is carried out though the asker gives up.
+            tokio::spawn(async move {
+                if !links.carry().await {
+                    return;
+                }
+                let Some(reply) = work.await else { return };
+                if links.carry().await
+                    && let Some(answer) = answer.lock().take()
+                {
+                    let _ = answer.send(reply);
+                }
+            });
+        }
+        drop(answer);
+        self.show("asks", peer, asked);
+        match self.unless_dead(timeout(limit, answered)).await? {
+            Ok(Ok(reply)) => {
+                self.show("hears", peer, &reply);
+                Ok(reply)
+            }
+            // Lost on one of its ways: the connection is silent, and given up.
+            Ok(Err(_)) => {
+                self.unless_dead(sleep(limit.min(IDLE))).await?;
+                Err(Error::Unanswered { peer: peer.to_string(), reason: "the connection was lost".to_owned() })
+            }
+            Err(_) => Err(Error::Unanswered { peer: peer.to_string(), reason: "deadline expired".to_owned() }),
+        }
+    }
+
+    async fn unless_dead<T>(&self, waiting: impl Future<Output = T>) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            () = self.death() => Err(Error::Closed),
+            outcome = waiting => Ok(outcome),
+        }
+    }
+}
+
+/// The network of one client.
+pub struct SimulatedNetwork(pub Arc<Links>);
+
+impl Metad for SimulatedNetwork {
+    fn ask<'a>(
+        &'a self,
+        metad: SocketAddr,
+        request: &'a MetaRequest,
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<MetaReply, Error>> {
+        let arrives = move || {
+            let (cluster, identity, request) = (self.0.cluster.clone(), self.0.identity.clone(), request.clone());
+            async move { cluster.ask(metad, &identity, request).await }.boxed()
+        };
+        async move { self.0.exchange((metad, request), limit, arrives).await }.boxed()
+    }
+
+    fn events<'a>(
+        &'a self,
+        metad: SocketAddr,
+        request: &'a MetaRequest,
+    ) -> BoxFuture<'a, Result<Box<dyn EventStream>, Error>> {
+        async move {
+            if self.0.is_cut() {
+                return Err(Error::NotSent {
+                    peer: metad.to_string(),
+                    reason: "no answer to the handshake".to_owned(),
+                });
+            }
+            let (send, events) = mpsc::unbounded_channel();
+            tokio::spawn(follow(self.0.clone(), metad, request.clone(), send));
+            Ok(Box::new(Stream { events }) as Box<dyn EventStream>)
+        }
+        .boxed()
+    }
+}
+
+/// Carries a stream's events, until one end is gone or the link is lost.
+async fn follow(
+    links: Arc<Links>,
+    metad: SocketAddr,
+    request: MetaRequest,
+    send: mpsc::UnboundedSender<Result<MetaEvent, Error>>,
+) {
+    let ended = || Error::Unanswered { peer: metad.to_string(), reason: "the event stream has ended".to_owned() };
+    if links.carry().await
+        && let Some(node) = links.cluster.node(metad)
+    {
+        match node.follow(&links.identity, &request).await {
+            Err(reason) => {
+                let refused = Error::Refused { peer: metad.to_string(), reason: reason.to_owned() };
+                if links.carry().await {
+                    let _ = send.send(Err(refused));
+                }
+                return;
+            }
+            Ok(mut followed) => {
+                if !pump(&links, &node, &mut followed, &send).await {
+                    return;
+                }
+            }
+        }
+    } else {
+        sleep(IDLE).await;
+    }
+    let _ = send.send(Err(ended()));
+}
+
+/// Carries events as long as the link does. Returns whether the client is still there, and has heard nothing for so long
+/// that it gives the stream up.
+async fn pump(
+    links: &Links,
+    node: &Node,
+    followed: &mut Followed,
+    send: &mpsc::UnboundedSender<Result<MetaEvent, Error>>,
+) -> bool {
+    let mut arrives = Instant::now();
+    loop {
+        let event = tokio::select! {
+            biased;
+            () = node.death() => None,
+            () = links.death() => None,
+            () = links.silence() => return true,
+            () = send.closed() => return false,
+            event = followed.next() => event,
+        };
+        let Some(event) = event else { break };
+        let fate = links.fate();
+        arrives = arrives.max(Instant::now() + fate.delay);
+        sleep_until(arrives).await;
+        if links.is_cut() || fate.lost || links.happens(|weather| weather.broken) {
+            // The daemon goes on believing in the stream meanwhile.
+            break;
+        }
+        links.show("is told", "by an event", &event);
+        if send.send(Ok(event)).is_err() {
+            return false;
+        }
+    }
+    sleep(IDLE).await;
+    true
+}
+
+struct Stream {
+    events: mpsc::UnboundedReceiver<Result<MetaEvent, Error>>,
+}
+
+impl EventStream for Stream {
+    fn next(&mut self) -> BoxFuture<'_, Result<MetaEvent, Error>> {
+        async {
+            let ended =
+                || Error::Unanswered { peer: "metad".to_owned(), reason: "the event stream has ended".to_owned() };
+            self.events.recv().await.unwrap_or_else(|| Err(ended()))
+        }
+        .boxed()
+    }
+}
+
+impl Blockd for SimulatedNetwork {
+    fn ask<'a>(
+        &'a self,
+        blockd: SocketAddr,
+        request: &'a BlockRequest,
+        payload: &'a [Bytes],
+        limit: Duration,
+    ) -> BoxFuture<'a, Result<(BlockReply, Bytes), Error>> {
+        let content = payload.first().cloned().unwrap_or_default();
+        let arrives = move || {
+            let (cluster, request, content) = (self.0.cluster.clone(), request.clone(), content.clone());
+            async move { cluster.blocks().ask(&request, content).await }.boxed()
+        };
+        async move { self.0.exchange((blockd, request), limit, arrives).await }.boxed()
+    }
+}
+
+impl Network for SimulatedNetwork {
+    fn runtime(&self) -> Handle {
+        Handle::current()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        self.0.kill();
+        futures::future::ready(()).boxed()
+    }
+}
