@@ -88,7 +88,7 @@ bench-peers *args:
 
 # Reference of all crates, private items included, as .ci/run checks it.
 doc:
-    RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+    RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --workspace --no-deps --document-private-items
 
 # Licences, duplicates, sources and known vulnerabilities of other crates (deny.toml). Needs the network: the list of
 # vulnerabilities comes from it. The first run builds cargo-deny.

@@ -1,5 +1,5 @@
 //! What can go wrong: [`FsError`], the outcomes of filesystem operations that travel in replies, and
-//! [`Error`], what happens to messages themselves.
+//! [`enum@Error`], what happens to messages themselves.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;

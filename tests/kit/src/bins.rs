@@ -35,7 +35,7 @@ pub fn bin(name: &str) -> PathBuf {
     DIR.get_or_init(built).join(name)
 }
 
-/// target/<profile>/deps/<test> → target/<profile>
+/// The folder of a profile below `target`; tests lie in `deps` below it.
 fn own_profile() -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
     test.parent().and_then(Path::parent).expect("tests lie in target/<profile>/deps").to_owned()
