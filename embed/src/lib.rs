@@ -51,7 +51,7 @@ pub struct Embedded {
     admin: Bundle,
     _threads: Threads,
     /// Dropped last: holds the lock on the directory.
-    _state: State,
+    state: State,
 }
 
 impl Embedded {
@@ -80,7 +80,7 @@ impl Embedded {
         let bundle = |identity| Bundle { cluster: CLUSTER_NAME.to_owned(), metads: addrs.clone(), identity };
         let (client, admin) = (bundle(prepared.client), bundle(prepared.admin));
         let state = blocking(move || state.save().map(|()| state)).await?;
-        let cluster = Self { metads, blockds, client, admin, _threads: threads, _state: state };
+        let cluster = Self { metads, blockds, client, admin, _threads: threads, state };
         cluster.wait_until_it_serves().await?;
         Ok(cluster)
     }
@@ -110,6 +110,11 @@ impl Embedded {
             Poll::Pending
         })
         .await
+    }
+
+    /// Says that the cluster is about to be stopped: whoever wants its directory next waits for that, and is not refused.
+    pub fn note_ending(&self) {
+        self.state.note_ending();
     }
 
     /// Stops cleanly. Clients are to be shut down before: what they have not flushed is not waited for.

@@ -1,7 +1,7 @@
 //! The data directory of an embedded cluster: its lock, CA, identities, and the addresses used last.
 //!
 //! ```text
-//! surf.lock      held while a process runs the cluster
+//! surf.lock      held while a process runs the cluster; says so when that is about to end
 //! ca.pem         the cluster's CA
 //! NAME.pem       identity of each daemon, of the client and of the operator
 //! cluster.toml   shape of the cluster, and the address that each daemon had last
@@ -13,9 +13,11 @@ use crate::{EmbedOptions, Error};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
+use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use wire::durable;
 use wire::quic::Endpoint;
@@ -24,6 +26,12 @@ use wire::tls::{ClusterCa, Identity, Role, Subject};
 
 /// Name of the cluster, for people.
 pub(crate) const CLUSTER_NAME: &str = "embedded";
+
+/// What the lock's file says while its holder ends.
+const ENDING: &str = "ending\n";
+/// `umount` returns before the mount's process has ended: it stores what is under way and stops its daemons first. Whoever
+/// mounts again at once waits so long for it.
+const ENDING_LIMIT: Duration = Duration::from_secs(60);
 
 /// What `cluster.toml` holds.
 #[derive(Clone, Serialize, Deserialize)]
@@ -40,7 +48,7 @@ pub(crate) struct State {
     dir: PathBuf,
     ca: ClusterCa,
     file: ClusterFile,
-    _lock: File,
+    lock: File,
 }
 
 fn disk(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
@@ -86,7 +94,13 @@ impl State {
             ca.save(&ca_path)?;
             ca
         };
-        Ok(Self { dir: dir.to_owned(), ca, file, _lock: lock })
+        Ok(Self { dir: dir.to_owned(), ca, file, lock })
+    }
+
+    /// Says in the lock's file that the cluster ends: whoever wants the directory next waits for that.
+    pub(crate) fn note_ending(&self) {
+        // Without it the next one is refused, as by a cluster that goes on.
+        let _ = (&self.lock).write_all(ENDING.as_bytes());
     }
 
     /// Data directory of a daemon.
@@ -145,12 +159,58 @@ impl State {
     }
 }
 
+/// Takes the directory's lock, also from a cluster that is ending. Blocks.
 fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("surf.lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable(dir))?;
-    match lock_of_the_living(&file) {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::InUse { dir: dir.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(disk(&path)(error)),
+    let open = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+    let mut file = open.map_err(unusable(dir))?;
+    let started = Instant::now();
+    loop {
+        match lock_of_the_living(&file) {
+            Ok(()) => {
+                file.set_len(0).map_err(disk(&path))?;
+                return Ok(file);
+            }
+            Err(TryLockError::WouldBlock) if started.elapsed() < ENDING_LIMIT && is_ending(&mut file) => {}
+            Err(TryLockError::WouldBlock) => return Err(Error::InUse { dir: dir.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(disk(&path)(error)),
+        }
+    }
+}
+
+/// Whether the holder of the lock has said that it ends.
+fn is_ending(file: &mut File) -> bool {
+    let mut text = String::new();
+    file.rewind().and_then(|()| file.read_to_string(&mut text)).is_ok_and(|_| text == ENDING)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> EmbedOptions {
+        EmbedOptions::default()
+    }
+
+    #[test]
+    fn a_directory_in_use_is_refused_and_one_whose_user_ends_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::take(dir.path(), &options()).unwrap();
+        assert!(matches!(State::take(dir.path(), &options()), Err(Error::InUse { .. })));
+        state.note_ending();
+        std::thread::scope(|scope| {
+            let next = scope.spawn(|| State::take(dir.path(), &options()).map(|_| ()));
+            // Longer than a process that goes on is waited for.
+            std::thread::sleep(Duration::from_secs(2));
+            assert!(!next.is_finished(), "it waits");
+            drop(state);
+            next.join().unwrap().unwrap();
+        });
+        let again = State::take(dir.path(), &options()).unwrap();
+        assert!(
+            matches!(State::take(dir.path(), &options()), Err(Error::InUse { .. })),
+            "the word of the first is gone"
+        );
+        drop(again);
     }
 }

@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio_util::sync::CancellationToken;
+use wire::ids::Ino;
 
 /// What the kernel does not know needs no notice, and is not an error.
 fn pass_on(notifier: &Notifier, notice: &Notice) -> io::Result<()> {
@@ -28,6 +29,16 @@ pub(crate) async fn tell(notifier: &Notifier, notice: Notice) {
     let notifier = notifier.clone();
     if let Ok(Err(error)) = tokio::task::spawn_blocking(move || pass_on(&notifier, &notice)).await {
         tracing::debug!(%error, "the kernel was not told of a change");
+    }
+}
+
+/// Drops the kernel's pages of a part of a file, all of it when `len` is 0; they are gone on return. Pages that are being
+/// read now are waited for, so what answers reads must not wait for this.
+pub(crate) async fn drop_pages(notifier: &Notifier, ino: Ino, offset: u64, len: u64) {
+    let notifier = notifier.clone();
+    let drop = move || notifier.inval_inode(INodeNo(ino.0), offset as i64, len as i64);
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(drop).await {
+        tracing::debug!(%error, "the kernel has no pages to drop");
     }
 }
 

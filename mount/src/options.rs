@@ -292,6 +292,10 @@ fn is_for_others(name: &str, value: Option<&str>) -> bool {
         "owner",
         "group",
         "relatime",
+        // Access times are kept as relatime has them, and directories have none of their own.
+        "strictatime",
+        "diratime",
+        "nodiratime",
         "default_permissions",
     ];
     name.starts_with("x-") || (name == "comment" && value.is_some()) || (value.is_none() && words.contains(&name))
@@ -347,7 +351,10 @@ mod tests {
 
     #[test]
     fn options_of_fstab_are_understood_and_unknown_ones_refused() {
-        let options = check("/mnt -o defaults,_netdev,x-systemd.automount,rw,ro,conflict=fail,soft=5,nosuid").unwrap();
+        let options = check(
+            "/mnt -o defaults,_netdev,x-systemd.automount,strictatime,nodiratime,rw,ro,conflict=fail,soft=5,nosuid",
+        )
+        .unwrap();
         assert!(options.kernel.contains(&MountOption::RO) && !options.kernel.contains(&MountOption::RW));
         assert!(options.kernel.contains(&MountOption::NoSuid) && !options.kernel.contains(&MountOption::Suid));
         assert_eq!(options.on_conflict, OnConflict::Fail);

@@ -76,6 +76,13 @@ impl Cluster {
         }
     }
 
+    /// The mount is gone, and the cluster within this process goes next.
+    fn note_ending(&self) {
+        if let Self::Embedded(embedded) = self {
+            embedded.note_ending();
+        }
+    }
+
     async fn stop(self) {
         if let Self::Embedded(embedded) = self {
             embedded.stop().await;
@@ -203,6 +210,7 @@ impl Mounted {
             _ = &mut self.ended => Ok(()),
             error = cluster.failed() => Err(error),
         };
+        cluster.note_ending();
         // What was written is safe before the mount goes: a lost connection to the kernel then loses nothing.
         let stored = if outcome.is_err() {
             // A failed disk takes nothing more.

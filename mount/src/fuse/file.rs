@@ -39,6 +39,8 @@ pub(super) struct Place {
     pub offset: u64,
     /// It is for this offset, though the handle was opened with `O_APPEND`.
     exact: bool,
+    /// It went past the kernel's pages (`O_DIRECT`).
+    direct: bool,
     pub clear: bool,
 }
 
@@ -47,25 +49,38 @@ impl Place {
     pub(super) fn of(file: &OpenFile, request: &Request, offset: u64, written: WriteFlags, flags: i32) -> Self {
         let from_cache = written.contains(WriteFlags::FUSE_WRITE_CACHE);
         let exact = file.append && (from_cache || flags & libc::O_APPEND == 0);
-        Self { offset, exact, clear: is_unprivileged(request) && !from_cache }
+        let direct = !from_cache && flags & libc::O_DIRECT != 0;
+        Self { offset, exact, direct, clear: is_unprivileged(request) && !from_cache }
     }
 }
 
 impl Shared {
     /// Writes at once if nothing has to be waited for.
     pub(super) fn try_write(&self, file: &OpenFile, place: Place, data: &[u8]) -> Option<Result<usize, FsError>> {
-        if place.exact {
+        if place.exact || place.direct {
             return None;
         }
         self.client.try_write(&file.handle, place.offset, data, place.clear)
     }
 
     /// Writes, waiting for room, and for the disk where `O_SYNC` asks for it.
+    ///
+    /// The kernel drops the pages below a direct write before it sends that, and once more when it is answered, but not
+    /// when the program does not wait for it (`io_submit(2)`, io_uring): a page that a reader has filled in between with
+    /// what was there before would stay. So it is dropped here, between the write and its answer.
     pub(super) async fn write(&self, file: &OpenFile, place: Place, data: &[u8]) -> Result<usize, FsError> {
-        if !place.exact {
-            return self.client.write(&file.handle, place.offset, data, place.clear).await;
+        let (handle, offset) = (&file.handle, place.offset);
+        let written = if place.exact {
+            self.client.write_at(handle, offset, data, place.clear).await?
+        } else {
+            self.client.write(handle, offset, data, place.clear).await?
+        };
+        if place.direct {
+            // What is appended lands where the end is, which the kernel does not know.
+            let (from, len) = if file.append { (0, 0) } else { (offset, written as u64) };
+            self.drop_pages_in(handle.ino(), from, len).await;
         }
-        self.client.write_at(&file.handle, place.offset, data, place.clear).await
+        Ok(written)
     }
 
     pub(super) async fn open(&self, ino: Ino, flags: i32, unprivileged: bool) -> Result<Open, FsError> {

@@ -5,7 +5,7 @@ use super::open_file::OpenFile;
 use super::pages::{Listing, Pages};
 use crate::handles::Handles;
 use crate::inodes::{Inodes, Trust};
-use crate::notify::tell;
+use crate::notify::{drop_pages, tell};
 use client::{Client, Notice};
 use fuser::Notifier;
 use parking_lot::Mutex;
@@ -50,6 +50,13 @@ impl Shared {
     pub(super) async fn drop_pages(&self, ino: Ino) {
         if let Some(notifier) = self.notifier.get() {
             tell(notifier, Notice::Changed(ino)).await;
+        }
+    }
+
+    /// Drops what the kernel has of a part of a file's content.
+    pub(super) async fn drop_pages_in(&self, ino: Ino, offset: u64, len: u64) {
+        if let Some(notifier) = self.notifier.get() {
+            drop_pages(notifier, ino, offset, len).await;
         }
     }
 

@@ -4,6 +4,9 @@ import ctypes
 import errno
 import mmap
 import os
+import struct
+import threading
+import time
 
 from check import child, fails, get, join, main, put
 
@@ -138,6 +141,64 @@ def direct_and_synchronous_writes_are_read_back():
     back = mmap.mmap(-1, 65536)
     assert os.preadv(fd, [back], 4096) == 65536 and back[:] == block[:]
     os.close(fd)
+
+
+class AsynchronousWrites:
+    """`io_submit(2)`: writes that the program does not wait for until `done`."""
+
+    SETUP, DESTROY, GETEVENTS, SUBMIT, PWRITE = 206, 207, 208, 209, 1  # x86_64
+
+    def __init__(self):
+        self.context = ctypes.c_ulong(0)
+        assert LIBC.syscall(self.SETUP, 4, ctypes.byref(self.context)) == 0
+
+    def begin(self, fd, buffer, offset):
+        address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        block = struct.pack("<QIiHhIQQqQII", 0, 0, 0, self.PWRITE, 0, fd, address, len(buffer), offset, 0, 0, 0)
+        self.block = ctypes.create_string_buffer(block)
+        blocks = (ctypes.c_void_p * 1)(ctypes.addressof(self.block))
+        assert LIBC.syscall(self.SUBMIT, self.context, 1, blocks) == 1
+
+    def done(self):
+        event = ctypes.create_string_buffer(32)
+        assert LIBC.syscall(self.GETEVENTS, self.context, 1, 1, event, None) == 1
+        return struct.unpack("<QQqq", event.raw)[2]
+
+    def end(self):
+        assert LIBC.syscall(self.DESTROY, self.context) == 0
+
+
+def a_buffered_read_returns_what_an_asynchronous_direct_write_has_written_whoever_read_meanwhile():
+    size = MIB // 2
+    fd, buffer = os.open("f", os.O_RDWR | os.O_CREAT | os.O_DIRECT), mmap.mmap(-1, size)
+    assert os.pwrite(fd, buffer, 0) == size
+    ended = threading.Event()
+
+    def read_on():
+        while not ended.is_set():
+            reader = os.open("f", os.O_RDONLY)
+            while os.read(reader, 65536):
+                pass
+            os.close(reader)
+
+    readers = [threading.Thread(target=read_on) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    writes, number, until = AsynchronousWrites(), 0, time.monotonic() + 5
+    try:
+        while time.monotonic() < until:
+            number += 1
+            buffer[:] = bytes([number % 251]) * size
+            writes.begin(fd, buffer, 0)
+            assert writes.done() == size
+            assert get("f") == buffer[:], f"write {number} is not what a read after it returns"
+    finally:
+        ended.set()
+        for reader in readers:
+            reader.join()
+        writes.end()
+        os.close(fd)
+    assert number > 3
 
 
 def opening_may_truncate():
@@ -275,6 +336,7 @@ main([
     offsets_reach_sixteen_tebibytes_and_end_there,
     several_processes_append_without_overwriting_each_other,
     direct_and_synchronous_writes_are_read_back,
+    a_buffered_read_returns_what_an_asynchronous_direct_write_has_written_whoever_read_meanwhile,
     opening_may_truncate,
     shared_mappings_write_and_private_ones_do_not,
     sendfile_splice_and_copy_file_range_move_bytes,

@@ -4,7 +4,7 @@ use crate::content::{self, SLOT};
 use crate::history::{History, Write};
 use crate::plan::{Act, Path};
 use crate::truth::Truth;
-use client::namespace::NewNode;
+use client::NewNode;
 use client::{Client, Handle, OpenFlags, Wait};
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ impl Program {
             }
             Act::Truncate(path) => self.truncate(fs, path).await,
             Act::Lock(path) => self.lock(fs, path).await,
-            Act::Sync => fs.tell_all().await,
+            Act::Sync => fs.send_all().await,
         }
     }
 

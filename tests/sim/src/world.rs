@@ -425,7 +425,7 @@ impl Machine {
         let settles = async {
             // What it has to say of conflicts it has said to the programs.
             let _ = process.client.sync_all().await;
-            process.client.tell_all().await
+            process.client.send_all().await
         };
         match timeout(END_LIMIT, settles).await {
             Ok(Ok(())) => Ok(()),

@@ -325,7 +325,20 @@ fn the_helper_of_mount_mounts_in_the_background_as_fstab_asks() {
     let output = call(&format!("defaults,_netdev,data_dir={}", data.display()));
     assert!(output.status.success(), "{}", output.text);
     assert_works(&surf);
-    // The process in the background stores what is written, and ends.
+    // mount(8) calls it for a remount, too.
+    let remount = |how: &str| {
+        let output = call(&format!("rw,remount,{how},data_dir={}", data.display()));
+        assert!(output.status.success(), "{}", output.text);
+    };
+    remount("ro");
+    sh(&mount, LIMIT, "! touch refused 2> /dev/null && test ! -e refused");
+    remount("rw");
+    assert_works(&surf);
+    // The process in the background stores what is written, and ends; who mounts again at once waits for that.
+    sh(&surf.scratch(), LIMIT, &format!("umount {}", mount.display()));
+    let output = call(&format!("strictatime,nodiratime,data_dir={}", data.display()));
+    assert!(output.status.success(), "{}", output.text);
+    assert_works(&surf);
     sh(&surf.scratch(), LIMIT, &format!("umount {}", mount.display()));
     lets_go(&data);
     surf.mount(&[]);
