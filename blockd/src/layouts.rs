@@ -4,9 +4,14 @@
 //! is a [`LayoutSource`]: metad, or whoever runs the daemon inside a process.
 
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
-use wire::ids::LayoutEpoch;
-use wire::layout::Layout;
+use wire::ids::{BlockdId, LayoutEpoch};
+use wire::layout::{Layout, LayoutMember};
+
+/// A layout that a sender knows and this daemon does not is waited for so long: metad answers sooner, unless it is away or
+/// the sender has made it up.
+const NEWER_WAIT: Duration = Duration::from_secs(1);
 
 /// Where layouts come from.
 #[derive(Debug)]
@@ -70,10 +75,30 @@ impl Layouts {
         (sender < newest.epoch).then(|| (*newest).clone())
     }
 
+    /// A layout that has these members: the newest one, or, when the sender knows a newer one, that, if it can be had in
+    /// time. Cancel-safe.
+    pub async fn naming(&self, sender: LayoutEpoch, members: &[BlockdId]) -> Arc<Layout> {
+        let newest = self.newest();
+        if sender <= newest.epoch || members.iter().all(|id| member(&newest, id).is_some()) {
+            return newest;
+        }
+        self.wanted.notify_one();
+        let mut newer = self.watch();
+        // Whoever is not found then is named to the sender.
+        let _ = tokio::time::timeout(NEWER_WAIT, newer.wait_for(|layout| layout.epoch >= sender)).await;
+        self.newest()
+    }
+
     /// Waits until someone was met who knows a newer layout. Cancel-safe.
     pub async fn wanted(&self) {
         self.wanted.notified().await;
     }
+}
+
+/// A member of the layout, or of the one before, whose blocks may still lie there.
+#[must_use]
+pub fn member<'a>(layout: &'a Layout, id: &BlockdId) -> Option<&'a LayoutMember> {
+    layout.member(id).or_else(|| layout.previous.iter().find(|member| member.id == *id))
 }
 
 #[cfg(test)]
@@ -101,5 +126,31 @@ mod tests {
         let layouts = Layouts::default();
         assert!(layouts.compare(LayoutEpoch(1)).is_none());
         layouts.wanted().await;
+    }
+
+    /// Guards I11.
+    #[tokio::test]
+    async fn members_of_a_newer_layout_are_waited_for_and_found() {
+        let (known, new) = (BlockdId([1; 16]), BlockdId([2; 16]));
+        let with = |epoch, ids: &[BlockdId]| {
+            let member = |id: &BlockdId| LayoutMember {
+                id: *id,
+                name: String::new(),
+                addr: ([127, 0, 0, 1], 1).into(),
+                zone: String::new(),
+                weight: 1,
+                points: Vec::new(),
+            };
+            Layout { members: ids.iter().map(member).collect(), ..layout(epoch) }
+        };
+        let layouts = Layouts::default();
+        layouts.learn(with(1, &[known]));
+        assert_eq!(layouts.naming(LayoutEpoch(2), &[known]).await.epoch, LayoutEpoch(1), "nobody is missing");
+        let both = [known, new];
+        let (named, ()) = tokio::join!(layouts.naming(LayoutEpoch(2), &both), async {
+            layouts.wanted().await;
+            layouts.learn(with(2, &both));
+        });
+        assert!(member(&named, &new).is_some());
     }
 }

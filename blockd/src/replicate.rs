@@ -15,6 +15,7 @@
 //!
 //! State: the daemons that failed a moment ago ([`Suspects`]), so that not every block waits for the same dead one.
 
+use crate::layouts::member;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -103,9 +104,8 @@ impl Replicator {
             outcome: Outcome::default(),
         };
         for id in chain {
-            match layout.member(&id).or_else(|| layout.previous.iter().find(|member| member.id == id)) {
+            match member(layout, &id) {
                 Some(member) => forward.rest.push_back((id, member.addr)),
-                // The sender may know a newer layout: then it tries again, and this daemon has asked for that meanwhile.
                 None => forward.outcome.failed.push((id, "not a member of the layout that is known here".to_owned())),
             }
         }

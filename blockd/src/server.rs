@@ -152,7 +152,7 @@ impl Server {
 
     /// Receives, verifies, stores, and passes on. The copy is on stable storage before it is acknowledged (I9).
     async fn put(&self, hash: BlockHash, epoch: LayoutEpoch, chain: Chain, mut incoming: Incoming) {
-        let layout = self.layouts.newest();
+        let layout = self.layouts.naming(epoch, &chain).await;
         let mut forward = self.replicator.forward(hash, epoch, (&*layout, chain), &incoming).await;
         let (block, sections) = match self.replicator.receive(&mut incoming, &mut forward).await {
             Ok(Received::Block(block, sections)) => (block, sections),
