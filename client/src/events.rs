@@ -12,7 +12,10 @@
 //!    for.
 //! 4. **Whoever asks for a stream of events knows nothing, and the kernel believes nothing.** metad counts on it: it has
 //!    forgotten what an earlier stream was for.
-//! 5. **Taking an event waits for nothing.** Others wait for what comes behind it. When too many acknowledgements wait, the
+//! 5. **An acknowledgement goes where the event came from, or the stream is given up.** Another metad that believes to lead
+//!    would take it, and the one that asked would wait for a session that lives. A new stream tells it that the session has
+//!    nothing.
+//! 6. **Taking an event waits for nothing.** Others wait for what comes behind it. When too many acknowledgements wait, the
 //!    stream is given up, and all leases with it.
 //!
 //! One task follows one stream after the other; both queues of acknowledgements live as long as their stream.
@@ -111,7 +114,7 @@ impl Acknowledgements {
     /// Queues an acknowledgement. False when too many wait: the stream is of no use any more.
     fn put(&self, acknowledgement: Acknowledgement) -> bool {
         let queue = if acknowledgement.sent.is_some() { &self.behind_queue } else { &self.at_once };
-        // Invariant 5.
+        // Invariant 6.
         queue.try_send(acknowledgement).is_ok()
     }
 }
@@ -184,7 +187,7 @@ pub(crate) async fn run(weak: Weak<Client>) {
                 let (behind_queue, to_acknowledge_behind) = mpsc::channel(ACKNOWLEDGEMENTS_MAX);
                 let acknowledge = |seqs| {
                     let session = session.clone();
-                    async move { session.acknowledge(seqs, ACKNOWLEDGE_LIMIT).await }
+                    async move { session.acknowledge(from, seqs, ACKNOWLEDGE_LIMIT).await }
                 };
                 tokio::select! {
                     // In a fixed order, so that what happens can be repeated.
@@ -233,8 +236,9 @@ async fn follow(
     }
 }
 
-/// Acknowledges events of one kind, each when it is time, and the later ones never before the earlier.
-async fn acknowledge_in_order<F, A: Future<Output = ()>>(
+/// Acknowledges events of one kind, each when it is time, and the later ones never before the earlier. Ends when one could
+/// not be delivered.
+async fn acknowledge_in_order<F, A: Future<Output = bool>>(
     queue: &Queue<F>,
     mut events: Receiver<Acknowledgement>,
     acknowledge: impl Fn(Vec<u64>) -> A,
@@ -258,7 +262,10 @@ async fn acknowledge_in_order<F, A: Future<Output = ()>>(
                 Err(_) => break,
             }
         }
-        acknowledge(done).await;
+        // Invariant 5.
+        if !acknowledge(done).await {
+            return;
+        }
         if next.is_none() {
             next = events.recv().await;
         }
@@ -327,7 +334,10 @@ mod tests {
         let (put, events) = mpsc::channel(1);
         put.try_send(acknowledgement).unwrap();
         drop(put);
-        let acknowledge = async |seqs: Vec<u64>| acknowledged.lock().extend(seqs);
+        let acknowledge = async |seqs: Vec<u64>| {
+            acknowledged.lock().extend(seqs);
+            true
+        };
         let mut acknowledging = std::pin::pin!(acknowledge_in_order(&queue, events, acknowledge));
         let early = tokio::time::timeout(believed * 3, &mut acknowledging).await;
         assert!(early.is_err() && acknowledged.lock().is_empty(), "it is not sent");
@@ -347,7 +357,10 @@ mod tests {
             put.try_send(Acknowledgement { seq, at, sent: None }).unwrap();
         }
         drop(put);
-        let acknowledge = async |seqs: Vec<u64>| acknowledged.lock().push(seqs);
+        let acknowledge = async |seqs: Vec<u64>| {
+            acknowledged.lock().push(seqs);
+            true
+        };
         acknowledge_in_order(&queue, events, acknowledge).await;
         assert_eq!(*acknowledged.lock(), [vec![1, 2], vec![3, 4]]);
     }
@@ -362,6 +375,17 @@ mod tests {
     }
 
     /// Guards invariant 5.
+    #[tokio::test]
+    async fn a_stream_ends_when_an_acknowledgement_is_not_delivered() {
+        let (_known, queue) = alone();
+        let (put, events) = mpsc::channel(2);
+        put.try_send(Acknowledgement { seq: 1, at: None, sent: None }).unwrap();
+        // The sender lives: only the failed delivery ends it.
+        acknowledge_in_order(&queue, events, async |_| false).await;
+        assert!(put.is_closed());
+    }
+
+    /// Guards invariant 6.
     #[test]
     fn a_stream_on_which_too_much_waits_is_given_up() {
         let ((at_once, _to_acknowledge), (behind_queue, _behind)) = (mpsc::channel(1), mpsc::channel(1));

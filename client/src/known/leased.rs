@@ -8,6 +8,7 @@ use crate::meta::rpc::Rpc;
 use crate::meta::session::{
     Alive, Answer, BatchFailed, OnExpiry, Opened, SESSIONS_TRIED, Session, SessionOptions, SpareIno,
 };
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -244,9 +245,10 @@ impl LeasedSession {
         self.session.keep_spare(unused);
     }
 
-    /// Acknowledges events.
-    pub async fn acknowledge(&self, seqs: Vec<u64>, limit: Duration) {
-        self.session.acknowledge(seqs, limit).await;
+    /// Acknowledges events of a session to the metad that sent them. False when it may not have heard.
+    #[must_use]
+    pub async fn acknowledge(&self, from: (SessionId, SocketAddr), seqs: Vec<u64>, limit: Duration) -> bool {
+        self.session.acknowledge(from, seqs, limit).await
     }
 
     /// Ends the session.

@@ -151,6 +151,23 @@ impl Rpc {
         }
     }
 
+    /// Asks one metad, whoever leads, until it answers or `limit` is over. Only for requests that may be carried out twice.
+    ///
+    /// # Errors
+    /// What became of the last attempt.
+    pub async fn ask_at(&self, metad: SocketAddr, request: &MetaRequest, limit: Duration) -> Result<MetaReply, Error> {
+        let started = Instant::now();
+        let mut backoff = Backoff::default();
+        loop {
+            let left = limit.saturating_sub(started.elapsed());
+            match self.metads.ask(metad, request, left.clamp(ATTEMPT_MIN, ATTEMPT)).await {
+                Err(error) if started.elapsed() > limit => return Err(error),
+                Err(_) => tokio::time::sleep(backoff.delay()).await,
+                Ok(reply) => return Ok(reply),
+            }
+        }
+    }
+
     /// Opens a stream of events with the leader, as far as it is known.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use super::rpc::Rpc;
 use crate::error::unexpected_reply;
 use parking_lot::Mutex;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -304,12 +305,17 @@ impl Session {
         }
     }
 
-    /// Acknowledges that what these events asked for is done.
-    pub async fn acknowledge(&self, seqs: Vec<u64>, limit: Duration) {
-        let request = MetaRequest::Acknowledge { session: self.id(), seqs };
-        if let Err(error) = self.rpc.ask_within(&request, Some(limit)).await {
-            tracing::debug!(%error, "an acknowledgement was not delivered");
+    /// Acknowledges to the metad that sent these events to a session that what they asked for is done. False when it may not
+    /// have heard: then it goes on waiting.
+    #[must_use]
+    pub async fn acknowledge(&self, (id, metad): (SessionId, SocketAddr), seqs: Vec<u64>, limit: Duration) -> bool {
+        let request = MetaRequest::Acknowledge { session: id, seqs };
+        let reply = self.rpc.ask_at(metad, &request, limit).await;
+        let heard = matches!(reply, Ok(MetaReply::Done));
+        if !heard {
+            tracing::debug!(?reply, "an acknowledgement was not delivered");
         }
+        heard
     }
 
     /// An inode number that was never used.

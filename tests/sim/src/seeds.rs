@@ -27,12 +27,7 @@ pub struct Ran {
     pub failed: Option<Failed>,
 }
 
-/// Seeds that are known to go wrong and wait for their correction: others must not be hidden behind them.
-///
-/// 12385: a read waits for a minute for a client that was cut off for 15 s.
-pub const OPEN: &[u64] = &[12_385];
-
-/// Runs the schedules of the seeds from `first` on, without those in [`OPEN`], until `count` of them have run, one fails, or time is up.
+/// Runs the schedules of the seeds from `first` on, until `count` of them have run, one fails, or time is up.
 #[must_use]
 pub fn run_many(first: u64, count: u64, limit: Duration) -> Ran {
     let begun = Instant::now();
@@ -44,9 +39,6 @@ pub fn run_many(first: u64, count: u64, limit: Duration) -> Ran {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= first.saturating_add(count) {
                 break;
-            }
-            if OPEN.contains(&seed) {
-                continue;
             }
             let outcome = run(&Plan::of(seed));
             ran.count += 1;
