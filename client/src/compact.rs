@@ -6,16 +6,23 @@
 //! a while, and the commit is refused when anyone was faster (I6). Sessions that have the file open learn of the new
 //! version by the event that each commit causes.
 
-use crate::Client;
+use crate::block::fetch::Fetcher;
+use crate::buffers::Buffers;
+use crate::commit::committer::Committer;
+use crate::commit::fragments::Fragments;
 use crate::commit::plan::Plan;
 use crate::error::unexpected_reply;
 use crate::file::dirty::Packed;
 use crate::file::sealed::{Stored, writes_of};
 use crate::file::state::FileState;
-use crate::kernel::Notice;
+use crate::kernel::{Kernel, Notice};
+use crate::known::leased::LeasedSession;
+use crate::open::OpenFiles;
+use crate::view::View;
+use crate::writeback::Order;
 use bytes::Bytes;
 use std::ops::Range;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 use wire::FsError;
 use wire::attr::InodeAttr;
@@ -28,26 +35,6 @@ use wire::op::{ConflictPolicy, Op, OpReply, Read, ReadReply};
 const AT_REST: Duration = Duration::from_secs(3);
 /// Extents from this length on are good as they are.
 const LARGE_EXTENT_BYTES: u64 = 1 << 20;
-/// Compacts what is queued, one chunk after the other, until the client is gone.
-pub(crate) async fn run(weak: Weak<Client>) {
-    loop {
-        let Some(client) = weak.upgrade() else { return };
-        let Some((ino, chunk)) = client.fragments.take() else {
-            // Not holding the client while there is nothing to do.
-            let fragments = client.fragments.clone();
-            drop(client);
-            fragments.wait().await;
-            continue;
-        };
-        match compact(&client, ino, chunk).await {
-            Ok(()) => {}
-            Err(Missed::Busy(pieces)) => client.fragments.add(ino, chunk, pieces),
-            Err(Missed::Failed(error)) => {
-                tracing::debug!(%ino, chunk = chunk.0, %error, "not compacted; the next commit to it asks again");
-            }
-        }
-    }
-}
 
 /// Why a chunk was not compacted.
 enum Missed {
@@ -62,91 +49,119 @@ impl From<FsError> for Missed {
     }
 }
 
-async fn compact(client: &Client, ino: Ino, chunk: ChunkIndex) -> Result<(), Missed> {
-    let before = client.getattr(ino).await?;
-    tokio::time::sleep(AT_REST).await;
-    let attr = client.getattr(ino).await?;
-    let (extents, at_rest) = chunk_extents(client, &attr, chunk).await?;
-    let pieces = extents.len() as u32;
-    let open = client.open_files.get(ino);
-    if before.version != attr.version || !at_rest || open.as_ref().is_some_and(|file| file.is_dirty()) {
-        return Err(Missed::Busy(pieces));
-    }
-    let mut writes = Vec::new();
-    let mut joined = 0;
-    for run in joinable(&extents) {
-        joined += run.len();
-        let packed = gather_run(client, run).await?;
-        let hash = client.committer.uploader().upload(packed.bytes.clone()).await?;
-        writes.extend(writes_of(&packed, Some(&Stored { hash, block: packed.bytes.clone(), base: 0 })));
-    }
-    client.fragments.settle(ino, chunk, pieces - joined as u32 + writes.len() as u32);
-    if writes.is_empty() {
-        return Ok(());
-    }
-    let op = Plan::compaction(&attr, writes).op(ino, ConflictPolicy::Fail);
-    commit_compacted(client, open, op, &attr).await?;
-    tracing::debug!(%ino, chunk = chunk.0, pieces, joined, "compacted");
-    Ok(())
+/// Compacts chunks.
+pub(crate) struct Compactor {
+    pub session: Arc<LeasedSession>,
+    pub view: Arc<View>,
+    pub order: Arc<Order>,
+    pub open_files: Arc<OpenFiles>,
+    /// Chunks in many pieces.
+    pub fragments: Arc<Fragments>,
+    pub committer: Arc<Committer>,
+    pub fetcher: Arc<Fetcher>,
+    pub kernel: Arc<Kernel>,
+    pub buffers: Arc<Buffers>,
 }
 
-/// Commits between an open file's own flushes, so that these know of it.
-async fn commit_compacted(
-    client: &Client,
-    open: Option<Arc<FileState>>,
-    op: Op,
-    attr: &InodeAttr,
-) -> Result<(), FsError> {
-    let _kept_off = client.in_order([attr.ino]).await?;
-    let _one = match &open {
-        Some(file) => Some(file.begin_flush().await),
-        None => None,
-    };
-    let OpReply::Committed { attr: after, .. } = client.session.one_until_answered(op).await? else {
-        return Err(FsError::Io);
-    };
-    if after.version == attr.version.next() {
-        client.kernel.follows(attr.ino, attr.version, after.version);
-    }
-    let open = open.clone().or_else(|| client.open_files.get(attr.ino));
-    if open.is_some_and(|file| file.changed_here(&after, None)) {
-        client.kernel.notify(Notice::Changed(attr.ino));
-    }
-    Ok(())
-}
-
-/// All extents of a chunk, and whether they belong to the version of `attr`.
-async fn chunk_extents(client: &Client, attr: &InodeAttr, chunk: ChunkIndex) -> Result<(Vec<Extent>, bool), FsError> {
-    let end = chunk.start() + CHUNK_BYTES;
-    let (mut from, mut extents, mut at_rest) = (chunk.start(), Vec::new(), true);
-    loop {
-        let read = Read::Extents { ino: attr.ino, off: from, len: end - from };
-        let ReadReply::Extents(page) = client.session.read(read).await? else { return Err(unexpected_reply()) };
-        at_rest &= page.version == attr.version;
-        extents.extend(page.extents);
-        match page.more_from {
-            Some(more) => from = more,
-            None => return Ok((extents, at_rest)),
-        }
-    }
-}
-
-/// The content of extents that follow each other, as one block.
-async fn gather_run(client: &Client, run: &[Extent]) -> Result<Packed, FsError> {
-    let mut content = client.buffers.take();
-    for extent in run {
-        match &extent.source {
-            Source::Inline(bytes) => content.extend_from_slice(bytes),
-            Source::Zero => content.resize(content.len() + extent.len as usize, 0),
-            Source::Block { hash, offset, .. } => {
-                let block: Bytes = client.fetcher.fetch(*hash).await?;
-                let range = *offset as usize..*offset as usize + extent.len as usize;
-                content.extend_from_slice(block.get(range).ok_or(FsError::Io)?);
+impl Compactor {
+    /// Compacts what is queued, one chunk after the other, as long as it is polled.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            let Some((ino, chunk)) = self.fragments.take() else {
+                self.fragments.wait().await;
+                continue;
+            };
+            match self.compact(ino, chunk).await {
+                Ok(()) => {}
+                Err(Missed::Busy(pieces)) => self.fragments.add(ino, chunk, pieces),
+                Err(Missed::Failed(error)) => {
+                    tracing::debug!(%ino, chunk = chunk.0, %error, "not compacted; the next commit to it asks again");
+                }
             }
         }
     }
-    let pieces = vec![(run[0].file_off, 0, content.len())];
-    Ok(Packed { bytes: client.buffers.freeze(content), pieces })
+
+    async fn compact(&self, ino: Ino, chunk: ChunkIndex) -> Result<(), Missed> {
+        let before = self.view.attr(ino).await?;
+        tokio::time::sleep(AT_REST).await;
+        let attr = self.view.attr(ino).await?;
+        let (extents, at_rest) = self.chunk_extents(&attr, chunk).await?;
+        let pieces = extents.len() as u32;
+        let open = self.open_files.get(ino);
+        if before.version != attr.version || !at_rest || open.as_ref().is_some_and(|file| file.is_dirty()) {
+            return Err(Missed::Busy(pieces));
+        }
+        let mut writes = Vec::new();
+        let mut joined = 0;
+        for run in joinable(&extents) {
+            joined += run.len();
+            let packed = self.gather_run(run).await?;
+            let hash = self.committer.uploader().upload(packed.bytes.clone()).await?;
+            writes.extend(writes_of(&packed, Some(&Stored { hash, block: packed.bytes.clone(), base: 0 })));
+        }
+        self.fragments.settle(ino, chunk, pieces - joined as u32 + writes.len() as u32);
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let op = Plan::compaction(&attr, writes).op(ino, ConflictPolicy::Fail);
+        self.commit_compacted(open, op, &attr).await?;
+        tracing::debug!(%ino, chunk = chunk.0, pieces, joined, "compacted");
+        Ok(())
+    }
+
+    /// Commits between an open file's own flushes, so that these know of it.
+    async fn commit_compacted(&self, open: Option<Arc<FileState>>, op: Op, attr: &InodeAttr) -> Result<(), FsError> {
+        let _kept_off = self.order.keep([attr.ino]).await?;
+        let _one = match &open {
+            Some(file) => Some(file.begin_flush().await),
+            None => None,
+        };
+        let OpReply::Committed { attr: after, .. } = self.session.one_until_answered(op).await? else {
+            return Err(FsError::Io);
+        };
+        if after.version == attr.version.next() {
+            self.kernel.follows(attr.ino, attr.version, after.version);
+        }
+        let open = open.clone().or_else(|| self.open_files.get(attr.ino));
+        if open.is_some_and(|file| file.changed_here(&after, None)) {
+            self.kernel.notify(Notice::Changed(attr.ino));
+        }
+        Ok(())
+    }
+
+    /// All extents of a chunk, and whether they belong to the version of `attr`.
+    async fn chunk_extents(&self, attr: &InodeAttr, chunk: ChunkIndex) -> Result<(Vec<Extent>, bool), FsError> {
+        let end = chunk.start() + CHUNK_BYTES;
+        let (mut from, mut extents, mut at_rest) = (chunk.start(), Vec::new(), true);
+        loop {
+            let read = Read::Extents { ino: attr.ino, off: from, len: end - from };
+            let ReadReply::Extents(page) = self.session.read(read).await? else { return Err(unexpected_reply()) };
+            at_rest &= page.version == attr.version;
+            extents.extend(page.extents);
+            match page.more_from {
+                Some(more) => from = more,
+                None => return Ok((extents, at_rest)),
+            }
+        }
+    }
+
+    /// The content of extents that follow each other, as one block.
+    async fn gather_run(&self, run: &[Extent]) -> Result<Packed, FsError> {
+        let mut content = self.buffers.take();
+        for extent in run {
+            match &extent.source {
+                Source::Inline(bytes) => content.extend_from_slice(bytes),
+                Source::Zero => content.resize(content.len() + extent.len as usize, 0),
+                Source::Block { hash, offset, .. } => {
+                    let block: Bytes = self.fetcher.fetch(*hash).await?;
+                    let range = *offset as usize..*offset as usize + extent.len as usize;
+                    content.extend_from_slice(block.get(range).ok_or(FsError::Io)?);
+                }
+            }
+        }
+        let pieces = vec![(run[0].file_off, 0, content.len())];
+        Ok(Packed { bytes: self.buffers.freeze(content), pieces })
+    }
 }
 
 /// Runs of small extents that follow each other without a gap and fit into one block.

@@ -20,13 +20,19 @@
 //!
 //! One task follows one stream after the other; both queues of acknowledgements live as long as their stream.
 
-use crate::Client;
-use crate::kernel::Notice;
+use crate::kernel::{Kernel, Notice};
 use crate::known::Known;
+use crate::known::held_locks::HeldLocks;
+use crate::known::leased::LeasedSession;
 use crate::network::EventStream;
+use crate::open::OpenFiles;
 use crate::queue::Queue;
+use crate::upkeep::Upkeep;
+use crate::view::View;
+use crate::work::Work;
+use crate::writeback::WriteBack;
 use std::net::SocketAddr;
-use std::sync::Weak;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, Receiver, Sender};
@@ -119,120 +125,126 @@ impl Acknowledgements {
     }
 }
 
-/// Takes in an event. False when the stream is to be given up.
-fn take(client: &Client, event: MetaEvent, acknowledgements: &Acknowledgements) -> bool {
-    match &event {
-        MetaEvent::Orphaned(inos) => {
-            let (owner, inos) = (client.arc(), inos.clone());
-            client.work.spawn_until_stopped(async move { owner.open_files.keep_or_release(&inos).await });
-        }
-        MetaEvent::LockReleased(_) => client.lock_released.notify_waiters(),
-        MetaEvent::LayoutChanged(_) => beat_soon(client),
-        _ => {}
-    }
-    let is_attached = matches!(event, MetaEvent::Attached { .. });
-    let given_back = give_back(event, &client.known, &client.writeback);
-    if is_attached {
-        // What is in the kernel's pages may have been read under a lock that is lost.
-        for ino in client.held_locks.lost_on() {
-            client.kernel.notify(Notice::Changed(ino));
-        }
-        client.refresh_all_open();
-        // Leases are of use once they are extended.
-        beat_soon(client);
-    }
-    let Some((acknowledgement, stale)) = given_back else { return true };
-    match stale {
-        Stale::None => {}
-        Stale::These(inos) => inos.into_iter().for_each(|ino| client.refresh_open(ino)),
-        Stale::All => client.refresh_all_open(),
-    }
-    let taken = acknowledgements.put(acknowledgement);
-    if !taken {
-        tracing::warn!("too many events wait to be acknowledged: the leases are given up");
-    }
-    taken
+/// Follows events, and gives back what they ask for.
+pub(crate) struct Events {
+    pub session: Arc<LeasedSession>,
+    pub upkeep: Arc<Upkeep>,
+    pub known: Arc<Known>,
+    pub held_locks: Arc<HeldLocks>,
+    pub writeback: Arc<WriteBack>,
+    pub open_files: Arc<OpenFiles>,
+    pub view: Arc<View>,
+    pub kernel: Arc<Kernel>,
+    /// Told when somebody gives up a lock.
+    pub lock_released: Arc<Notify>,
+    pub work: Work,
 }
 
-fn beat_soon(client: &Client) {
-    let owner = client.arc();
-    client.work.spawn_until_stopped(async move { owner.beat(STREAM_CHECK_EVERY).await });
-}
-
-/// Whose events are followed, and where.
-fn source(client: &Client) -> (SessionId, SocketAddr) {
-    (client.session.id(), client.session.rpc().leader())
-}
-
-/// Follows one stream of events after the other, until the client is gone.
-pub(crate) async fn run(weak: Weak<Client>) {
-    let mut backoff = Backoff::new(STREAM_RETRY_FIRST, STREAM_CHECK_EVERY);
-    loop {
-        {
-            let Some(client) = weak.upgrade() else { return };
+impl Events {
+    /// Follows one stream of events after the other, as long as it is polled.
+    pub async fn run(self: Arc<Self>) {
+        let mut backoff = Backoff::new(STREAM_RETRY_FIRST, STREAM_CHECK_EVERY);
+        loop {
             // Invariant 4.
-            if let Some(until) = client.known.empty() {
+            if let Some(until) = self.known.empty() {
                 tokio::time::sleep_until(until).await;
             }
             // Finds the leader, if it is another one.
-            client.beat(STREAM_CHECK_EVERY).await;
-            let from = source(&client);
-            let dirty = client.writeback.tail().is_some();
-            let stream = client.session.rpc().events(&MetaRequest::Events { session: from.0, dirty }).await;
-            let (session, detached) = (client.session.clone(), client.detached.clone());
-            let queue = client.writeback.clone();
-            drop(client);
+            self.upkeep.beat(STREAM_CHECK_EVERY).await;
+            let from = self.source();
+            let dirty = self.writeback.tail().is_some();
+            let stream = self.session.rpc().events(&MetaRequest::Events { session: from.0, dirty }).await;
             if let Ok(stream) = stream {
                 let (at_once, to_acknowledge) = mpsc::channel(ACKNOWLEDGEMENTS_MAX);
                 let (behind_queue, to_acknowledge_behind) = mpsc::channel(ACKNOWLEDGEMENTS_MAX);
-                let acknowledge = |seqs| {
-                    let session = session.clone();
-                    async move { session.acknowledge(from, seqs, ACKNOWLEDGE_LIMIT).await }
-                };
+                let acknowledge = |seqs| self.session.acknowledge(from, seqs, ACKNOWLEDGE_LIMIT);
                 tokio::select! {
                     // In a fixed order, so that what happens can be repeated.
                     biased;
-                    () = follow(&weak, stream, from, &detached, Acknowledgements { at_once, behind_queue }) => {}
+                    () = self.follow(stream, from, Acknowledgements { at_once, behind_queue }) => {}
                     // What metad asked for by a stream that has ended, it does not wait for any more.
-                    () = acknowledge_in_order(&queue, to_acknowledge, &acknowledge) => {}
-                    () = acknowledge_in_order(&queue, to_acknowledge_behind, &acknowledge) => {}
+                    () = acknowledge_in_order(&self.writeback, to_acknowledge, &acknowledge) => {}
+                    () = acknowledge_in_order(&self.writeback, to_acknowledge_behind, &acknowledge) => {}
                 }
                 backoff = Backoff::new(STREAM_RETRY_FIRST, STREAM_CHECK_EVERY);
             }
+            tokio::time::sleep(backoff.delay()).await;
         }
-        tokio::time::sleep(backoff.delay()).await;
     }
-}
 
-/// Takes events until the stream breaks, or the session or the leader is another one: the old one keeps silent.
-async fn follow(
-    weak: &Weak<Client>,
-    mut stream: Box<dyn EventStream>,
-    from: (SessionId, SocketAddr),
-    detached: &Notify,
-    acknowledgements: Acknowledgements,
-) {
-    let opened = Instant::now();
-    loop {
-        let event = tokio::select! {
-            biased;
-            event = tokio::time::timeout(STREAM_CHECK_EVERY, stream.next()) => Some(event),
-            () = detached.notified() => None,
-        };
-        let Some(client) = weak.upgrade() else { return };
-        match event {
-            Some(Ok(Ok(event))) => {
-                if !take(&client, event, &acknowledgements) {
-                    return;
+    /// Takes events until the stream breaks, or the session or the leader is another one: the old one keeps silent.
+    async fn follow(
+        &self,
+        mut stream: Box<dyn EventStream>,
+        from: (SessionId, SocketAddr),
+        acknowledgements: Acknowledgements,
+    ) {
+        let opened = Instant::now();
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = tokio::time::timeout(STREAM_CHECK_EVERY, stream.next()) => Some(event),
+                () = self.upkeep.wait_detached() => None,
+            };
+            match event {
+                Some(Ok(Ok(event))) => {
+                    if !self.take(event, &acknowledgements) {
+                        return;
+                    }
                 }
+                Some(Ok(Err(_))) => return,
+                Some(Err(_)) if self.source() != from => return,
+                Some(Err(_)) => {}
+                // The request for events may still be on its way.
+                None if opened.elapsed() < STREAM_CHECK_EVERY => {}
+                None => return,
             }
-            Some(Ok(Err(_))) => return,
-            Some(Err(_)) if source(&client) != from => return,
-            Some(Err(_)) => {}
-            // The request for events may still be on its way.
-            None if opened.elapsed() < STREAM_CHECK_EVERY => {}
-            None => return,
         }
+    }
+
+    /// Whose events are followed, and where.
+    fn source(&self) -> (SessionId, SocketAddr) {
+        (self.session.id(), self.session.rpc().leader())
+    }
+
+    /// Takes in an event. False when the stream is to be given up.
+    fn take(&self, event: MetaEvent, acknowledgements: &Acknowledgements) -> bool {
+        match &event {
+            MetaEvent::Orphaned(inos) => {
+                let (open_files, inos) = (self.open_files.clone(), inos.clone());
+                self.work.spawn_until_stopped(async move { open_files.keep_or_release(&inos).await });
+            }
+            MetaEvent::LockReleased(_) => self.lock_released.notify_waiters(),
+            MetaEvent::LayoutChanged(_) => self.beat_soon(),
+            _ => {}
+        }
+        let is_attached = matches!(event, MetaEvent::Attached { .. });
+        let given_back = give_back(event, &self.known, &self.writeback);
+        if is_attached {
+            // What is in the kernel's pages may have been read under a lock that is lost.
+            for ino in self.held_locks.lost_on() {
+                self.kernel.notify(Notice::Changed(ino));
+            }
+            self.view.refresh_all_open();
+            // Leases are of use once they are extended.
+            self.beat_soon();
+        }
+        let Some((acknowledgement, stale)) = given_back else { return true };
+        match stale {
+            Stale::None => {}
+            Stale::These(inos) => inos.into_iter().for_each(|ino| self.view.refresh_open(ino)),
+            Stale::All => self.view.refresh_all_open(),
+        }
+        let taken = acknowledgements.put(acknowledgement);
+        if !taken {
+            tracing::warn!("too many events wait to be acknowledged: the leases are given up");
+        }
+        taken
+    }
+
+    fn beat_soon(&self) {
+        let upkeep = self.upkeep.clone();
+        self.work.spawn_until_stopped(async move { upkeep.beat(STREAM_CHECK_EVERY).await });
     }
 }
 

@@ -4,12 +4,12 @@
 //!   that is not committed; `extents` is what is known of the committed content, `position` where its readers are. All of
 //!   these are pure.
 //! - [`state`] is one open inode, shared by its handles: the lock over all of that, and every transition.
-//! - `reader` puts content together. How content is committed is up to [`crate::commit`].
+//!
+//! How content is read is up to `reader`, how it is committed to `commit`.
 
 pub mod dirty;
 pub(crate) mod extents;
 pub(crate) mod pending;
 pub(crate) mod position;
-pub(crate) mod reader;
 pub(crate) mod sealed;
 pub mod state;

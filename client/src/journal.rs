@@ -14,20 +14,20 @@
 //! - this file is the files, on what `disk` is;
 //! - `record` is what is in the segments;
 //! - `writer` writes them while the client lives, `picture` what cannot wait in the queue;
-//! - `replay` tells what an earlier client has left.
+//!
+//! What an earlier client has left is sent by `replay`.
 
 pub mod disk;
 pub(crate) mod picture;
-mod record;
-mod replay;
+pub(crate) mod record;
 pub(crate) mod writer;
 
 pub(crate) use picture::Picture;
 
 use crate::Error;
+use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
 use disk::{Disk, DiskFile, remove_if_there};
-use parking_lot::Mutex;
 use record::{Group, Record};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -49,12 +49,12 @@ const ID: &str = "id";
 pub(crate) struct Journal {
     id: JournalId,
     /// The session that worked with it last.
-    session: Mutex<Option<SessionId>>,
+    session: Ordered<Option<SessionId>>,
     disk: Arc<dyn Disk>,
     /// The oldest first.
-    segments: Mutex<VecDeque<Segment>>,
+    segments: Ordered<VecDeque<Segment>>,
     /// The last one, if more may be appended to it. Held while something is written or removed: not for a runtime thread.
-    current: Mutex<Option<Box<dyn DiskFile>>>,
+    current: Ordered<Option<Box<dyn DiskFile>>>,
     /// metad was told something of it beside what is in it.
     content_noted: AtomicBool,
     /// One at a time looks what is not in it yet, and writes that.
@@ -118,10 +118,10 @@ impl Journal {
         let known = read_id(&*disk)?;
         let journal = Self {
             id: known.map_or_else(|| JournalId(chance::number()), |(id, _)| id),
-            session: Mutex::new(known.map(|(_, session)| session)),
+            session: Ordered::new(Rank::Leaf, known.map(|(_, session)| session)),
             disk,
-            segments: Mutex::default(),
-            current: Mutex::default(),
+            segments: Ordered::new(Rank::Leaf, VecDeque::new()),
+            current: Ordered::new(Rank::JournalFile, None),
             content_noted: AtomicBool::new(false),
             writing: tokio::sync::Mutex::default(),
             changing: Arc::default(),
@@ -160,7 +160,7 @@ impl Journal {
     ///
     /// # Errors
     /// As [`Journal::open`].
-    fn untold(&self, told: u64) -> Result<Vec<(Record, Bytes)>, Error> {
+    pub(crate) fn untold(&self, told: u64) -> Result<Vec<(Record, Bytes)>, Error> {
         let numbers: Vec<u64> = self.segments.lock().iter().map(|segment| segment.number).collect();
         let (mut untold, mut seen) = (Vec::new(), (told, u64::MAX));
         for number in numbers {
@@ -242,7 +242,7 @@ impl Journal {
     ///
     /// # Errors
     /// What the disk refuses.
-    fn drop_told(&self, told: u64) -> io::Result<()> {
+    pub(crate) fn drop_told(&self, told: u64) -> io::Result<()> {
         let mut current = self.current.lock();
         let mut dropped = false;
         let oldest = || {

@@ -2,13 +2,17 @@
 //!
 //! [`Client`] is one mount's session, put together from rooms that each own a part of its state. From the top down:
 //!
-//! - `ops` are the operations by family; `events` gives back what metad asks for, `upkeep` shows that the session lives,
-//!   `timers` and `compact` are what goes on by the clock;
-//! - `open` is what is open, `file` one file's content and how it is read, `accessed` the access times;
-//! - `queue` holds what was done under delegations and is sent later, `journal` what of it would be lost with the process;
-//!   `commit` makes content part of its file;
+//! - `ops` are the operations by family, and the only `impl Client`; `events` gives back what metad asks for, `timers` and
+//!   `compact` are what goes on by the clock, `replay` sends what an earlier client has left;
+//! - `sending` sends what was done under delegations, `flusher` brings written content into the queue or to metad, `view`
+//!   shows inodes with what is uncommitted, `upkeep` shows that the session lives;
+//! - `open` is what is open, `file` one file's content, `reader` puts it together, `accessed` are the access times;
+//! - `queue` holds what was done under delegations, `writeback` is that queue with files as content, and the order between
+//!   it and what goes to metad at once; `journal` has what of it would be lost with the process; `commit` makes content
+//!   part of its file;
 //! - `known` answers in metad's place under leases, `kernel` remembers what the kernel was given, `meta` talks to metad,
-//!   `block` to the block daemons, both by `network`. `work` is what goes on though its caller is gone; the lock order stands in `ordered`.
+//!   `block` to the block daemons, both by `network`. `work` is what goes on though its caller is gone; the lock order
+//!   stands in `ordered`.
 //!
 //! Every operation can be called from any thread of a multi-threaded tokio runtime. What an operation has accepted runs
 //! to its end though its caller is dropped, unless it says otherwise.
@@ -24,6 +28,7 @@ mod config;
 mod error;
 mod events;
 pub mod file;
+mod flusher;
 mod journal;
 mod kernel;
 mod known;
@@ -34,8 +39,13 @@ mod open;
 mod ops;
 mod ordered;
 mod queue;
+mod reader;
+mod replay;
+mod sending;
 mod timers;
 mod upkeep;
+mod view;
+mod waits;
 mod work;
 mod writeback;
 
@@ -50,12 +60,17 @@ pub use ops::locks::Wait;
 pub use queue::{Heard, NewNode};
 
 use accessed::Accessed;
+use block::disk::DiskCache;
 use block::fetch::Fetcher;
 use block::layout::Layouts;
+use block::put::Putter;
 use buffers::Buffers;
-use commit::committer::Committer;
+use commit::committer::{self, Committer};
 use commit::fragments::Fragments;
-use file::reader::Reader;
+use commit::uploader::Uploader;
+use compact::Compactor;
+use events::Events;
+use flusher::Flusher;
 use journal::Journal;
 use journal::writer::Writer;
 use kernel::Kernel;
@@ -64,18 +79,21 @@ use known::held_locks::HeldLocks;
 use known::leased::LeasedSession;
 use network::Network;
 use open::OpenFiles;
-use ops::locks::Waits;
-use ordered::Ordered;
-use parking_lot::Mutex;
-use std::collections::HashSet;
+use ordered::{Ordered, Rank};
+use reader::Reader;
+use replay::Replayer;
+use sending::Sender;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
+use timers::Timers;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use wire::ids::Ino;
+use upkeep::Upkeep;
+use view::View;
+use waits::Waits;
 use work::Work;
-use writeback::WriteBack;
+use writeback::{Order, WriteBack};
 
 /// Closing takes no longer, once everything is flushed.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
@@ -87,41 +105,191 @@ pub struct Client {
     session: Arc<LeasedSession>,
     known: Arc<Known>,
     held_locks: Arc<HeldLocks>,
-    layouts: Arc<Layouts>,
     fetcher: Arc<Fetcher>,
     /// Memory of blocks being written.
     buffers: Arc<Buffers>,
     kernel: Arc<Kernel>,
     /// Makes content part of its file.
     committer: Arc<Committer>,
-    /// Chunks in many pieces, to be compacted.
-    fragments: Arc<Fragments>,
     reader: Arc<Reader>,
     /// Open inodes.
     open_files: Arc<OpenFiles>,
-    accessed: Accessed,
+    view: Arc<View>,
+    accessed: Arc<Accessed>,
     /// What was done under delegations and is sent later.
     writeback: Arc<WriteBack>,
-    /// What of it has waited for long.
-    journal: Option<Arc<Journal>>,
+    /// Waits for it where metad is asked.
+    order: Arc<Order>,
+    flusher: Arc<Flusher>,
     /// Writes the journal.
     journal_writer: Option<Arc<Writer>>,
     /// The mount ends, and what is not sent is left in it.
     left: AtomicBool,
-    /// Open files that are being looked at because another session changed them.
-    refreshing: Ordered<HashSet<Ino>>,
-    /// It is time to commit what was written.
-    overdue: Notify,
-    lock_released: Notify,
-    /// metad sends us no events, though we have asked for them.
-    detached: Arc<Notify>,
+    lock_released: Arc<Notify>,
     /// Waits for locks.
     waits: Waits,
     /// What goes on as long as the client lives.
-    tasks: Mutex<JoinSet<()>>,
+    tasks: Ordered<JoinSet<()>>,
     /// Flushes, uploads and fetches under way.
     work: Work,
     me: Weak<Client>,
+}
+
+/// What goes on beside the operations, as long as the client lives.
+struct Parts {
+    upkeep: Arc<Upkeep>,
+    events: Arc<Events>,
+    timers: Arc<Timers>,
+    compactor: Arc<Compactor>,
+    sender: Arc<Sender>,
+    /// There is a journal, of which something may be left.
+    replayer: Option<Replayer>,
+}
+
+impl Parts {
+    /// Starts all but the replay, for a session of this lifetime.
+    fn start(&self, ttl: Duration, tasks: &mut JoinSet<()>) {
+        tasks.spawn(self.upkeep.clone().run(ttl));
+        tasks.spawn(self.events.clone().run());
+        self.timers.start(tasks);
+        tasks.spawn(self.compactor.clone().run());
+        tasks.spawn(self.sender.clone().run());
+    }
+}
+
+/// Puts the client together, from the bottom up.
+fn compose(
+    config: ClientConfig,
+    (host, work): (String, Work),
+    network: Arc<dyn Network>,
+    (session, layouts): (Arc<LeasedSession>, Arc<Layouts>),
+    (known, held_locks): (Arc<Known>, Arc<HeldLocks>),
+    (journal, cache): (Option<Arc<Journal>>, Option<DiskCache>),
+) -> (Arc<Client>, Parts) {
+    let (kernel, writeback) = (Arc::<Kernel>::default(), Arc::new(WriteBack::new(known.clone())));
+    let (fragments, buffers) = (Arc::<Fragments>::default(), Arc::<Buffers>::default());
+    let caches = (config.cache_bytes, cache);
+    let fetcher = Arc::new(Fetcher::new(network.clone(), layouts.clone(), caches, config.soft_timeout, work.parts()));
+    let putter = Putter::new(network.clone(), layouts.clone(), config.soft_timeout);
+    let parts = committer::Parts {
+        session: session.clone(),
+        uploader: Arc::new(Uploader::new(putter, fetcher.clone(), work.clone())),
+        journal: journal.clone(),
+        kernel: kernel.clone(),
+        fragments: fragments.clone(),
+        known: known.clone(),
+    };
+    let committer = Arc::new(Committer::new(parts, config.window_bytes, config.on_conflict, host));
+    let order = Arc::new(Order::new(writeback.clone(), known.clone(), work.clone()));
+    let writer = |journal| Writer::new(journal, session.clone(), writeback.clone(), known.clone());
+    let journal_writer = journal.clone().map(|journal| Arc::new(writer(journal)));
+    let asked = ((session.clone(), order.clone()), (fetcher.clone(), kernel.clone()));
+    let reader = Arc::new(Reader::new(asked.0, asked.1, work.clone(), config.readahead_bytes));
+    let open_files = Arc::new(OpenFiles::new(session.clone(), known.clone(), committer.clone(), work.clone()));
+    let view = View::new((session.clone(), known.clone()), open_files.clone(), kernel.clone(), work.clone());
+    let (view, lock_released) = (Arc::new(view), Arc::<Notify>::default());
+    let accessed = Arc::new(Accessed::new(session.clone(), kernel.clone(), config.access_times));
+    let flusher = Arc::new(Flusher {
+        write_back: config.write_back,
+        session: session.clone(),
+        known: known.clone(),
+        writeback: writeback.clone(),
+        order: order.clone(),
+        journal_writer: journal_writer.clone(),
+        committer: committer.clone(),
+        open_files: open_files.clone(),
+        kernel: kernel.clone(),
+        work: work.clone(),
+    });
+    let upkeep = Arc::new(Upkeep::new(session.clone(), layouts, open_files.clone()));
+    let events = Events {
+        session: session.clone(),
+        upkeep: upkeep.clone(),
+        known: known.clone(),
+        held_locks: held_locks.clone(),
+        writeback: writeback.clone(),
+        open_files: open_files.clone(),
+        view: view.clone(),
+        kernel: kernel.clone(),
+        lock_released: lock_released.clone(),
+        work: work.clone(),
+    };
+    let timers = Timers {
+        dirty_age: config.dirty_age,
+        overdue: Notify::new(),
+        writeback: writeback.clone(),
+        journal_writer: journal_writer.clone(),
+        committer: committer.clone(),
+        flusher: flusher.clone(),
+        open_files: open_files.clone(),
+        buffers: buffers.clone(),
+        accessed: accessed.clone(),
+    };
+    let compactor = Compactor {
+        session: session.clone(),
+        view: view.clone(),
+        order: order.clone(),
+        open_files: open_files.clone(),
+        fragments,
+        committer: committer.clone(),
+        fetcher: fetcher.clone(),
+        kernel: kernel.clone(),
+        buffers: buffers.clone(),
+    };
+    let sender = Sender {
+        session: session.clone(),
+        known: known.clone(),
+        writeback: writeback.clone(),
+        journal: journal.clone(),
+        committer: committer.clone(),
+        flusher: flusher.clone(),
+        open_files: open_files.clone(),
+        kernel: kernel.clone(),
+        work: work.clone(),
+    };
+    let replayer = journal.map(|journal| Replayer {
+        journal,
+        session: session.clone(),
+        known: known.clone(),
+        writeback: writeback.clone(),
+        committer: committer.clone(),
+        buffers: buffers.clone(),
+        block_bytes: config.block_bytes,
+    });
+    let client = Arc::new_cyclic(|me| Client {
+        config,
+        network,
+        session,
+        known,
+        held_locks,
+        fetcher,
+        buffers,
+        kernel,
+        committer,
+        reader,
+        open_files,
+        view,
+        accessed,
+        writeback,
+        order,
+        flusher,
+        journal_writer,
+        left: AtomicBool::new(false),
+        lock_released,
+        waits: Waits::default(),
+        tasks: Ordered::new(Rank::Tasks, JoinSet::new()),
+        work,
+        me: me.clone(),
+    });
+    let parts = Parts {
+        upkeep,
+        events: Arc::new(events),
+        timers: Arc::new(timers),
+        compactor: Arc::new(compactor),
+        sender: Arc::new(sender),
+        replayer,
+    };
+    (client, parts)
 }
 
 #[cfg(test)]

@@ -12,9 +12,10 @@ use std::fmt;
 use std::ops::{Deref, DerefMut};
 
 /// Place of a mutex in the lock order: a thread takes them from the first to the last.
-#[allow(dead_code, reason = "the order is stated whole; not every room uses these mutexes yet")]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Rank {
+    /// What goes on as long as the client lives.
+    Tasks,
     /// The write-back queue: held while an operation is carried out here.
     Queue,
     /// Inodes being opened and removed.
@@ -31,6 +32,8 @@ pub(crate) enum Rank {
     Gathering,
     /// What is known of names and attributes, pinned, and asked for ahead.
     Known,
+    /// Which pages the kernel drops before a handle is used: it has dropped them once the kernel's lock knows.
+    Drops,
     /// What the kernel was given.
     Kernel,
     /// The present file of the journal.

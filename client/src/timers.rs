@@ -1,14 +1,20 @@
-//! What goes on by the clock: commits of what has been written for a while, the journal's picture of it, access times, and
-//! compaction.
+//! What goes on by the clock: commits of what has been written for a while, the journal's picture of it, and access
+//! times.
 
+use crate::accessed::Accessed;
+use crate::buffers::Buffers;
+use crate::commit::committer::Committer;
 use crate::file::sealed::To;
 use crate::file::state::FileState;
+use crate::flusher::{FLUSHES_MAX, Flusher};
 use crate::journal::Picture;
-use crate::ops::flushing::FLUSHES_MAX;
-use crate::{Client, compact};
+use crate::journal::writer::Writer;
+use crate::open::OpenFiles;
+use crate::writeback::WriteBack;
 use futures::StreamExt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -22,109 +28,120 @@ const STANDSTILL: Duration = Duration::from_secs(2);
 /// would be written twice, here and into the journal.
 const STREAMED_BYTES: u64 = 1 << 20;
 
-/// Starts all of it; each goes on until the client is gone.
-pub(crate) fn start(client: &Weak<Client>, tasks: &mut JoinSet<()>) {
-    tasks.spawn(queue_in_background(client.clone()));
-    tasks.spawn(commit_in_background(client.clone()));
-    tasks.spawn(store_access_times(client.clone()));
-    tasks.spawn(compact::run(client.clone()));
+/// What goes on by the clock.
+pub(crate) struct Timers {
+    /// What was written is committed after this time.
+    pub dirty_age: Duration,
+    /// It is time to commit what was written.
+    pub overdue: Notify,
+    pub writeback: Arc<WriteBack>,
+    pub journal_writer: Option<Arc<Writer>>,
+    pub committer: Arc<Committer>,
+    pub flusher: Arc<Flusher>,
+    pub open_files: Arc<OpenFiles>,
+    pub buffers: Arc<Buffers>,
+    pub accessed: Arc<Accessed>,
 }
 
-async fn store_access_times(weak: Weak<Client>) {
-    loop {
-        tokio::time::sleep(ACCESS_TIMES_EVERY).await;
-        let Some(client) = weak.upgrade() else { return };
-        client.accessed.store().await;
+impl Timers {
+    /// Starts all of it; it ends with the set.
+    pub fn start(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
+        tasks.spawn(self.clone().queue_in_background());
+        tasks.spawn(self.clone().commit_in_background());
+        tasks.spawn(store_access_times(self.accessed.clone()));
     }
-}
 
-/// Says when it is time to commit what was written, and lets the journal have it when commits have come to a stand.
-async fn queue_in_background(weak: Weak<Client>) {
-    let (mut commits, mut since) = (0, Instant::now());
-    let mut picture = Picture::new();
-    loop {
-        let Some(client) = weak.upgrade() else { return };
-        let age = client.config.dirty_age;
-        client.overdue.notify_one();
-        let now = client.committer.window().releases();
-        if now != commits || client.committer.window().is_empty() {
-            (commits, since) = (now, Instant::now());
+    /// Says when it is time to commit what was written, and lets the journal have it when commits have come to a stand.
+    async fn queue_in_background(self: Arc<Self>) {
+        let (mut commits, mut since) = (0, Instant::now());
+        let mut picture = Picture::new();
+        loop {
+            self.overdue.notify_one();
+            let now = self.committer.window().releases();
+            if now != commits || self.committer.window().is_empty() {
+                (commits, since) = (now, Instant::now());
+            }
+            let stands = since.elapsed() > STANDSTILL;
+            self.queue_files(if stands { u64::MAX } else { STREAMED_BYTES });
+            self.keep_picture(stands, &mut picture).await;
+            tokio::time::sleep(self.dirty_age).await;
         }
-        let stands = since.elapsed() > STANDSTILL;
-        queue_files(&client, if stands { u64::MAX } else { STREAMED_BYTES });
-        keep_picture(&client, stands, &mut picture).await;
-        drop(client);
-        tokio::time::sleep(age).await;
     }
-}
 
-async fn commit_in_background(weak: Weak<Client>) {
-    let mut idle = 0_u32;
-    loop {
-        let Some(client) = weak.upgrade() else { return };
-        let pressed = tokio::select! {
-            biased;
-            () = client.committer.window().wait_for_pressure() => true,
-            () = client.overdue.notified() => false,
+    async fn commit_in_background(self: Arc<Self>) {
+        let mut idle = 0_u32;
+        loop {
+            let pressed = tokio::select! {
+                biased;
+                () = self.committer.window().wait_for_pressure() => true,
+                () = self.overdue.notified() => false,
+            };
+            // Without room even after what was sealed, scattered small writes are what fills the window.
+            let whole = !pressed || !self.committer.window().has_room();
+            if pressed && let Some(tail) = self.writeback.tail() {
+                self.writeback.hurry(tail);
+            }
+            self.commit_some(whole).await;
+            idle = if self.committer.window().is_empty() { idle + 1 } else { 0 };
+            if idle == IDLE_ROUNDS_MAX {
+                self.buffers.clear();
+            }
+        }
+    }
+
+    /// Puts what has been written to files into the queue, where it can go there and is at most so much of one: servers are
+    /// not waited for.
+    fn queue_files(&self, bytes_max: u64) {
+        for file in self.open_files.filtered(|file| file.is_to_be_queued(bytes_max)) {
+            if !self.writeback.has_room() {
+                return;
+            }
+            self.flusher.defer_content(&file);
+        }
+    }
+
+    /// Lets the journal have what cannot go into the queue, too, while commits have come to a stand.
+    async fn keep_picture(&self, stands: bool, picture: &mut Picture) {
+        let Some(writer) = &self.journal_writer else { return };
+        // On a full disk whoever wrote it knows.
+        let shown = if stands && !self.committer.window().is_failing() {
+            let seal = |file: &FileState| self.committer.seal_rest(file, To::OwnBlock);
+            writer.write_picture(self.flusher.unqueued_files(), seal, picture).await
+        } else if picture.is_empty() {
+            return;
+        } else {
+            writer.drop_picture().await.map(|()| Picture::new())
         };
-        // Without room even after what was sealed, scattered small writes are what fills the window.
-        let whole = !pressed || !client.committer.window().has_room();
-        if pressed && let Some(tail) = client.writeback.tail() {
-            client.writeback.hurry(tail);
-        }
-        commit_some(&client, whole).await;
-        idle = if client.committer.window().is_empty() { idle + 1 } else { 0 };
-        if idle == IDLE_ROUNDS_MAX {
-            client.buffers.clear();
+        match shown {
+            Ok(shown) => *picture = shown,
+            Err(error) => tracing::error!(
+                dir = %writer.journal().dir().display(), %error,
+                "the journal cannot be written: what was written to files that others use too would not survive this process"
+            ),
         }
     }
-}
 
-/// Puts what has been written to files into the queue, where it can go there and is at most so much of one: servers are
-/// not waited for.
-fn queue_files(client: &Client, bytes_max: u64) {
-    for file in client.open_files.filtered(|file| file.is_to_be_queued(bytes_max)) {
-        if !client.writeback.has_room() {
+    async fn commit_one(&self, file: Arc<FileState>, whole: bool) {
+        if whole && self.flusher.defer_content(&file) {
             return;
         }
-        client.defer_content(&file);
+        if let Err(error) = self.flusher.flush(&file, whole).await {
+            tracing::warn!(ino = %file.ino(), %error, "content was not committed as it was written");
+        }
+        self.open_files.forget_if_idle(&file);
+    }
+
+    /// Commits what has waited; only what is uploading already when memory is what matters.
+    async fn commit_some(&self, whole: bool) {
+        let files = self.open_files.filtered(|file| file.is_to_be_committed(!whole));
+        let commits = files.into_iter().map(|file| self.commit_one(file, whole));
+        futures::stream::iter(commits).buffer_unordered(FLUSHES_MAX).collect::<()>().await;
     }
 }
 
-/// Lets the journal have what cannot go into the queue, too, while commits have come to a stand.
-async fn keep_picture(client: &Arc<Client>, stands: bool, picture: &mut Picture) {
-    let Some(writer) = &client.journal_writer else { return };
-    // On a full disk whoever wrote it knows.
-    let shown = if stands && !client.committer.window().is_failing() {
-        let seal = |file: &FileState| client.committer.seal_rest(file, To::OwnBlock);
-        writer.write_picture(client.unqueued_files(), seal, picture).await
-    } else if picture.is_empty() {
-        return;
-    } else {
-        writer.drop_picture().await.map(|()| Picture::new())
-    };
-    match shown {
-        Ok(shown) => *picture = shown,
-        Err(error) => tracing::error!(
-            dir = %writer.journal().dir().display(), %error,
-            "the journal cannot be written: what was written to files that others use too would not survive this process"
-        ),
+async fn store_access_times(accessed: Arc<Accessed>) {
+    loop {
+        tokio::time::sleep(ACCESS_TIMES_EVERY).await;
+        accessed.store().await;
     }
-}
-
-async fn commit_one(client: Arc<Client>, file: Arc<FileState>, whole: bool) {
-    if whole && client.defer_content(&file) {
-        return;
-    }
-    if let Err(error) = client.flush_file(&file, whole).await {
-        tracing::warn!(ino = %file.ino(), %error, "content was not committed as it was written");
-    }
-    client.open_files.forget_if_idle(&file);
-}
-
-/// Commits what has waited; only what is uploading already when memory is what matters.
-async fn commit_some(client: &Arc<Client>, whole: bool) {
-    let files = client.open_files.filtered(|file| file.is_to_be_committed(!whole));
-    let commits = files.into_iter().map(|file| commit_one(client.clone(), file, whole));
-    futures::stream::iter(commits).buffer_unordered(FLUSHES_MAX).collect::<()>().await;
 }

@@ -1,9 +1,12 @@
 //! Signs of life of the session.
 
+use crate::block::layout::Layouts;
+use crate::known::leased::LeasedSession;
 use crate::meta::session::Alive;
-use crate::{Client, events, timers, writeback};
-use std::sync::{Arc, Weak};
+use crate::open::OpenFiles;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use wire::limits::LEASE_MS;
 use wire::message::meta::LeaseState;
 
@@ -12,17 +15,37 @@ const EXTENSION: Duration = Duration::from_millis(LEASE_MS / 4);
 /// Signs of life per lifetime of a session.
 const BEATS: u32 = 8;
 
-impl Client {
-    pub(crate) fn start_upkeep(self: &Arc<Self>, ttl: Duration) {
-        let mut tasks = self.tasks.lock();
-        tasks.spawn(keep_alive(self.me.clone(), (ttl / BEATS).min(EXTENSION)));
-        tasks.spawn(events::run(self.me.clone()));
-        timers::start(&self.me, &mut tasks);
-        tasks.spawn(writeback::run(self.me.clone(), self.writeback.clone()));
+/// Shows that the session lives.
+pub(crate) struct Upkeep {
+    session: Arc<LeasedSession>,
+    layouts: Arc<Layouts>,
+    open_files: Arc<OpenFiles>,
+    /// metad sends us no events, though we have asked for them.
+    detached: Notify,
+}
+
+impl Upkeep {
+    /// Of this session.
+    pub fn new(session: Arc<LeasedSession>, layouts: Arc<Layouts>, open_files: Arc<OpenFiles>) -> Self {
+        Self { session, layouts, open_files, detached: Notify::new() }
+    }
+
+    /// Shows that a session with this lifetime lives, as long as it is polled.
+    pub async fn run(self: Arc<Self>, ttl: Duration) {
+        let every = (ttl / BEATS).min(EXTENSION);
+        loop {
+            tokio::time::sleep(every).await;
+            self.beat(every).await;
+        }
+    }
+
+    /// Waits until the leader says that it sends us no events. Cancel-safe.
+    pub async fn wait_detached(&self) {
+        self.detached.notified().await;
     }
 
     /// Shows that the session lives, and takes in what the leader says of it.
-    pub(crate) async fn beat(&self, limit: Duration) {
+    pub async fn beat(&self, limit: Duration) {
         let layout = self.layouts.newest();
         match self.session.keep_alive(&layout, limit).await {
             Ok(Alive::Yes { orphans, layout, leases, .. }) => {
@@ -41,13 +64,5 @@ impl Client {
             }
             Err(error) => tracing::debug!(%error, "no sign of life from metad"),
         }
-    }
-}
-
-async fn keep_alive(client: Weak<Client>, every: Duration) {
-    loop {
-        tokio::time::sleep(every).await;
-        let Some(client) = client.upgrade() else { return };
-        client.beat(every).await;
     }
 }

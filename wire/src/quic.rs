@@ -1,6 +1,7 @@
 //! QUIC transport: one connection per pair of peers, one bidirectional stream per request, event streams.
 //!
-//! - [`endpoint`] owns the UDP socket, TLS and transport settings, and the thread that drives them.
+//! - `socket` is the UDP socket, its TLS and transport settings, and the thread that drives it; [`endpoint`] calls and
+//!   answers by it, and remembers peers.
 //! - [`peer`] is the calling side: a connection made when needed, requests with deadlines.
 //! - [`serve`] is the answering side.
 //!
@@ -10,6 +11,7 @@
 pub mod endpoint;
 pub mod peer;
 pub mod serve;
+mod socket;
 mod stream;
 #[cfg(test)]
 mod tests;

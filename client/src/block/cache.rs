@@ -1,13 +1,13 @@
 //! Blocks in memory. They are named by their content, so what is here is never stale.
 
+use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
 use lru::LruCache;
-use parking_lot::Mutex;
 use wire::ids::BlockHash;
 
 /// Least recently used blocks go first.
 pub struct BlockCache {
-    inner: Mutex<Inner>,
+    inner: Ordered<Inner>,
     limit: usize,
 }
 
@@ -20,7 +20,7 @@ impl BlockCache {
     /// Holds up to `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { inner: Mutex::new(Inner { blocks: LruCache::unbounded(), bytes: 0 }), limit }
+        Self { inner: Ordered::new(Rank::Leaf, Inner { blocks: LruCache::unbounded(), bytes: 0 }), limit }
     }
 
     /// The block, if it is here.

@@ -16,11 +16,11 @@ mod index;
 mod keeper;
 
 use crate::local::LocalDir;
+use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
 use file::Found;
 use index::Index;
 use keeper::{Job, Keeper};
-use parking_lot::Mutex;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -53,10 +53,10 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// The cache. Dropping it ends its thread; see [`DiskCache::close`].
 pub struct DiskCache {
     shared: Arc<Shared>,
-    jobs: Mutex<Option<SyncSender<Job>>>,
+    jobs: Ordered<Option<SyncSender<Job>>>,
     /// Answered when the keeper has ended.
-    ended: Mutex<Option<oneshot::Receiver<()>>>,
-    slow_until: Mutex<Instant>,
+    ended: Ordered<Option<oneshot::Receiver<()>>>,
+    slow_until: Ordered<Instant>,
 }
 
 /// What readers and the keeper share.
@@ -64,7 +64,7 @@ struct Shared {
     dir: PathBuf,
     /// Nobody else uses the directory as long as one of us may.
     _local: Arc<LocalDir>,
-    index: Mutex<Index>,
+    index: Ordered<Index>,
     /// The index knows all that is here.
     is_listed: AtomicBool,
     is_off: AtomicBool,
@@ -83,15 +83,15 @@ impl DiskCache {
         let shared = Arc::new(Shared {
             dir: local.path().join(BLOCKS),
             _local: local,
-            index: Mutex::new(Index::new(limit)),
+            index: Ordered::new(Rank::Leaf, Index::new(limit)),
             is_listed: AtomicBool::new(false),
             is_off: AtomicBool::new(false),
             queued_bytes: AtomicUsize::new(0),
             readers: Arc::new(Semaphore::new(READERS)),
         });
         let (jobs, ended) = Keeper::start(shared.clone(), QUEUE_COUNT)?;
-        let (jobs, ended) = (Mutex::new(Some(jobs)), Mutex::new(Some(ended)));
-        Ok(Self { shared, jobs, ended, slow_until: Mutex::new(Instant::now()) })
+        let (jobs, ended) = (Ordered::new(Rank::Leaf, Some(jobs)), Ordered::new(Rank::Leaf, Some(ended)));
+        Ok(Self { shared, jobs, ended, slow_until: Ordered::new(Rank::Leaf, Instant::now()) })
     }
 
     /// Begins to read a block, or a part of it; `None` when it is not here. What is read is verified: a whole block by its

@@ -4,12 +4,12 @@ use super::cache::BlockCache;
 use super::disk::DiskCache;
 use super::layout::{Holder, Layouts};
 use crate::network::Blockd;
+use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
 use futures::future::{BoxFuture, Shared};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use lru::LruCache;
-use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -58,8 +58,8 @@ struct Inner {
     layouts: Arc<Layouts>,
     cache: BlockCache,
     disk: Option<DiskCache>,
-    under_way: Mutex<HashMap<BlockHash, Fetching>>,
-    parts: Mutex<Parts>,
+    under_way: Ordered<HashMap<BlockHash, Fetching>>,
+    parts: Ordered<Parts>,
     soft_timeout: Option<Duration>,
     work: TaskTracker,
     stop: CancellationToken,
@@ -129,8 +129,8 @@ impl Fetcher {
         (work, stop): (TaskTracker, CancellationToken),
     ) -> Self {
         let cache = BlockCache::new(cache_bytes);
-        let under_way = Mutex::default();
-        let parts = Mutex::new(Parts::new());
+        let under_way = Ordered::new(Rank::Leaf, HashMap::new());
+        let parts = Ordered::new(Rank::Leaf, Parts::new());
         let inner = Inner { blockds, layouts, cache, disk, under_way, parts, soft_timeout: soft, work, stop };
         Self { shared: Arc::new(inner) }
     }

@@ -46,7 +46,7 @@ impl Journal {
     ///
     /// # Errors
     /// What the disk refuses.
-    pub(super) fn remove_shared(&self) -> io::Result<()> {
+    pub(crate) fn remove_shared(&self) -> io::Result<()> {
         if remove_if_there(&*self.disk, NAME)? { self.disk.sync() } else { Ok(()) }
     }
 
@@ -54,7 +54,7 @@ impl Journal {
     ///
     /// # Errors
     /// [`Error::Local`], [`Error::JournalDamaged`].
-    pub(super) fn read_shared(&self, last: u64) -> Result<(Vec<(Record, Bytes)>, u64), Error> {
+    pub(crate) fn read_shared(&self, last: u64) -> Result<(Vec<(Record, Bytes)>, u64), Error> {
         let path = self.path_of(NAME);
         let bytes = match self.disk.read(NAME) {
             Ok(bytes) => Bytes::from(bytes),

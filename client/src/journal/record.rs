@@ -28,7 +28,7 @@ const RECORD_HEAD: usize = 8;
 
 /// The head of a record.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub(super) enum Record {
+pub(crate) enum Record {
     /// A change of metadata.
     Change(Change),
     /// Content; its bytes follow the head.
@@ -49,7 +49,7 @@ pub(super) enum Record {
 
 /// A change of metadata, as it is in the queue.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub(super) struct Change {
+pub(crate) struct Change {
     /// Number of the entry.
     pub number: u64,
     /// When, by the leader's clock.
@@ -62,7 +62,7 @@ pub(super) struct Change {
 
 /// A sealed piece of a file's content. Several may belong to one entry.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub(super) struct Piece {
+pub(crate) struct Piece {
     /// Number of the entry.
     pub number: u64,
     /// When, by the leader's clock.
@@ -115,7 +115,7 @@ pub(super) fn pieces_of(
 
 impl Record {
     /// Number of its entry.
-    pub(super) fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         match self {
             Self::Change(change) => change.number,
             Self::Piece(piece) => piece.number,
@@ -124,7 +124,7 @@ impl Record {
     }
 
     /// Its place in the order of what was done; `None` when it tells something of other records.
-    pub(super) fn place(&self) -> Option<(u64, u64)> {
+    pub(crate) fn place(&self) -> Option<(u64, u64)> {
         match self {
             Self::Change(change) => Some((change.number, 0)),
             Self::Piece(piece) => Some((piece.number, piece.sealed)),

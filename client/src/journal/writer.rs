@@ -74,7 +74,7 @@ impl Journal {
     ///
     /// # Errors
     /// What the disk refuses, or that it hangs.
-    pub(super) async fn change(
+    pub(crate) async fn change(
         self: &Arc<Self>,
         change: impl FnOnce(&Self) -> io::Result<()> + Send + 'static,
     ) -> io::Result<()> {
@@ -91,7 +91,7 @@ impl Journal {
     ///
     /// # Errors
     /// When the work panics.
-    pub(super) async fn in_thread<T: Send + 'static>(
+    pub(crate) async fn in_thread<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> io::Result<T> {
@@ -115,7 +115,7 @@ impl Journal {
     ///
     /// # Errors
     /// As [`Journal::change`].
-    pub(super) async fn append_for(
+    pub(crate) async fn append_for(
         self: &Arc<Self>,
         session: SessionId,
         records: Vec<(Record, Bytes)>,

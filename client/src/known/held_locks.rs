@@ -1,7 +1,7 @@
 //! Which locks the session holds, and which went with one that has expired: others may have taken those since, so whoever
 //! believes to hold one must hear of it.
 
-use parking_lot::Mutex;
+use crate::ordered::{Ordered, Rank};
 use rangemap::RangeSet;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
@@ -13,9 +13,8 @@ use wire::op::{Lock, LockFamily};
 type Owner = (Ino, LockFamily, u64);
 
 /// The locks of a client, whatever session it has.
-#[derive(Default)]
 pub struct HeldLocks {
-    inner: Mutex<Inner>,
+    inner: Ordered<Inner>,
     /// Some are lost: where none are, nobody looks further.
     any_lost: AtomicBool,
 }
@@ -26,6 +25,12 @@ struct Inner {
     generation: u64,
     held: HashMap<Owner, RangeSet<u64>>,
     lost: HashMap<Owner, RangeSet<u64>>,
+}
+
+impl Default for HeldLocks {
+    fn default() -> Self {
+        Self { inner: Ordered::new(Rank::Leaf, Inner::default()), any_lost: AtomicBool::new(false) }
+    }
 }
 
 fn take_out(locks: &mut HashMap<Owner, RangeSet<u64>>, owner: Owner, range: Range<u64>) {

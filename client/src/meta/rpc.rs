@@ -1,7 +1,7 @@
 //! Asking the leader: follow hints, go round the nodes, wait between rounds.
 
 use crate::network::{EventStream, Metad};
-use parking_lot::Mutex;
+use crate::ordered::{Ordered, Rank};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 /// Known metads, and the one that led last.
 pub struct Rpc {
     metads: Arc<dyn Metad>,
-    known: Mutex<Known>,
+    known: Ordered<Known>,
     soft_timeout: Option<Duration>,
 }
 
@@ -43,7 +43,7 @@ impl Rpc {
     /// Knows these addresses to begin with.
     #[must_use]
     pub fn new(metads: Arc<dyn Metad>, nodes: Vec<SocketAddr>, soft_timeout: Option<Duration>) -> Self {
-        Self { metads, known: Mutex::new(Known { nodes, at: 0 }), soft_timeout }
+        Self { metads, known: Ordered::new(Rank::Leaf, Known { nodes, at: 0 }), soft_timeout }
     }
 
     /// Where the leader is, as far as is known.

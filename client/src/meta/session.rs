@@ -4,7 +4,7 @@
 
 use super::rpc::Rpc;
 use crate::error::unexpected_reply;
-use parking_lot::Mutex;
+use crate::ordered::{Ordered, Rank};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ pub struct Session {
     /// Questions and changes that went to metad.
     requests: AtomicU64,
     options: SessionOptions,
-    numbers: Mutex<Numbers>,
+    numbers: Ordered<Numbers>,
     /// Held while a new session is opened.
     renewing: tokio::sync::Mutex<()>,
     /// Held while inode numbers are fetched.
@@ -65,7 +65,7 @@ pub struct Session {
     slots: Semaphore,
     /// Told with each answer.
     answered: Notify,
-    clock: Mutex<LeaderClock>,
+    clock: Ordered<LeaderClock>,
 }
 
 /// Hears that a session has ended.
@@ -160,12 +160,12 @@ impl Session {
             rpc,
             requests: AtomicU64::new(0),
             options,
-            numbers: Mutex::new(fresh(id)),
+            numbers: Ordered::new(Rank::Leaf, fresh(id)),
             renewing: tokio::sync::Mutex::new(()),
             leasing: tokio::sync::Mutex::new(()),
             slots: Semaphore::new(IN_FLIGHT),
             answered: Notify::new(),
-            clock: Mutex::default(),
+            clock: Ordered::new(Rank::Leaf, LeaderClock::default()),
         };
         session.learn_time(asked, opened.now);
         Ok((session, opened))

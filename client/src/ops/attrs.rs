@@ -3,7 +3,6 @@
 use crate::commit::committer::is_full;
 use crate::error::unexpected_reply;
 use crate::file::state::FileState;
-use crate::known::leased::LeasedAnswer;
 use crate::{Client, Notice};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,32 +10,12 @@ use wire::FsError;
 use wire::attr::{AttrChange, InodeAttr};
 use wire::ids::{Ino, Version};
 use wire::op::{Op, OpReply, Read, ReadReply, StatFs};
-use wire::retry::Backoff;
 
 impl Client {
-    /// Asks metad for attributes. Answers whether they are leased, too.
-    pub(crate) async fn ask_attr(&self, read: Read) -> Result<(InodeAttr, bool), FsError> {
-        let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
-        let ReadReply::Attr(attr) = answer? else { return Err(unexpected_reply()) };
-        if let Some(mark) = leased {
-            self.known.learn_attr(&attr, mark);
-        }
-        Ok((attr, leased.is_some()))
-    }
-
-    /// What is not committed yet shows in our own attributes.
-    pub(crate) fn with_uncommitted(&self, attr: InodeAttr) -> InodeAttr {
-        let open = self.open_files.get(attr.ino);
-        match open {
-            Some(file) => file.overlaid(attr),
-            None => attr,
-        }
-    }
-
     /// Carries out a change of an inode at once.
     pub(crate) async fn change(&self, op: Op) -> Result<InodeAttr, FsError> {
         match self.at_once(op).await? {
-            OpReply::Attr(attr) => Ok(self.with_uncommitted(attr)),
+            OpReply::Attr(attr) => Ok(self.view.with_uncommitted(attr)),
             _ => Err(unexpected_reply()),
         }
     }
@@ -46,19 +25,13 @@ impl Client {
     /// # Errors
     /// As `fstat(2)`; `NotFound` when the inode is gone.
     pub async fn getattr(&self, ino: Ino) -> Result<InodeAttr, FsError> {
-        if let Some(known) = self.known_attr(ino) {
-            return Ok(known);
-        }
-        match self.ask_attr(Read::GetAttr { ino }).await {
-            Err(FsError::NotFound) => self.known.removed_dir(ino).ok_or(FsError::NotFound),
-            found => found.map(|(attr, _)| self.with_uncommitted(attr)),
-        }
+        self.view.attr(ino).await
     }
 
     /// Attributes, when they are known under a lease.
     #[must_use]
     pub fn known_attr(&self, ino: Ino) -> Option<InodeAttr> {
-        self.known.attr(ino).map(|attr| self.with_uncommitted(attr))
+        self.view.known_attr(ino)
     }
 
     /// For how long the kernel may believe these attributes, which it is given now: leases on them are given back only when
@@ -74,57 +47,13 @@ impl Client {
         self.known.believe_name(parent, name, ino)
     }
 
-    /// An open file that another session changes shows the new content once it is there, and what is written to it is
-    /// based on that.
-    pub(crate) fn refresh_open(&self, ino: Ino) {
-        if !self.open_files.has(ino) || !self.refreshing.lock().insert(ino) {
-            return;
-        }
-        let client = self.arc();
-        let refresh = async move {
-            // Before asking: a change that comes after the answer asks again.
-            client.refreshing.lock().remove(&ino);
-            let open = client.open_files.get(ino);
-            if let Some(file) = open {
-                client.refresh_until_leased(&file).await;
-            }
-        };
-        self.work.spawn_until_stopped(refresh);
-    }
-
-    /// All open files show what they are now: nobody would have reported changes.
-    pub(crate) fn refresh_all_open(&self) {
-        for ino in self.open_files.inos() {
-            self.refresh_open(ino);
-        }
-    }
-
-    /// Asks for the attributes of an open file until they are leased: meanwhile somebody changes it.
-    pub(crate) async fn refresh_until_leased(&self, file: &Arc<FileState>) {
-        let mut backoff = Backoff::new(Duration::from_millis(2), Duration::from_secs(1));
-        while self.open_files.has(file.ino()) {
-            match self.ask_attr(Read::GetAttr { ino: file.ino() }).await {
-                Ok((attr, leased)) => {
-                    if file.refresh(&attr, None) {
-                        self.kernel.notify(Notice::Changed(file.ino()));
-                    }
-                    if leased {
-                        return;
-                    }
-                }
-                Err(_) => return,
-            }
-            tokio::time::sleep(backoff.delay()).await;
-        }
-    }
-
     /// Changes attributes. A change of length waits for what was written before.
     ///
     /// # Errors
     /// As `chmod(2)`, `chown(2)`, `truncate(2)`, `utimensat(2)`.
     pub async fn setattr(&self, ino: Ino, change: AttrChange) -> Result<InodeAttr, FsError> {
         if let Some(attr) = self.set_attr_here(ino, &change).await {
-            return Ok(self.with_uncommitted(attr));
+            return Ok(self.view.with_uncommitted(attr));
         }
         let open = self.open_files.get(ino);
         let Some(file) = open else { return self.change(Op::SetAttr { ino, change }).await };
@@ -132,7 +61,7 @@ impl Client {
         let ordered =
             change.size.is_some() || change.mtime.is_some() || change.clear_privileges || change.mode.is_some();
         if ordered && file.is_dirty() {
-            match self.arc().flush_file(&file, true).await {
+            match self.flusher.flush(&file, true).await {
                 // What cannot be stored is cut like the rest, and keeps the time that is set: on a full disk, this is how
                 // room is made.
                 Err(error) if is_full(error) => {}
@@ -165,7 +94,7 @@ impl Client {
         self.work
             .to_its_end(async move {
                 // Before the lock: who tells metad of the file's content takes it, too.
-                let _barred = client.in_order([file.ino()]).await?;
+                let _barred = client.order.keep([file.ino()]).await?;
                 let _one = file.begin_flush().await;
                 let OpReply::Attr(attr) = client.session.one_until_answered(op).await? else {
                     return Err(unexpected_reply());

@@ -2,14 +2,10 @@
 //! it later. `None` and `false` leave an operation to metad.
 
 use crate::Client;
-use crate::file::sealed::To;
-use crate::file::state::FileState;
 use crate::known::NameState;
 use crate::open::opening::{Opening, Vouched};
 use crate::queue::NewNode;
 use crate::queue::here::{Doomed, may_make};
-use crate::writeback::Doing;
-use std::sync::Arc;
 use wire::attr::{AttrChange, InodeAttr};
 use wire::ids::Ino;
 use wire::op::{RenameMode, check_name};
@@ -41,7 +37,7 @@ impl Client {
     /// What was written to a file goes before what is done to it now. False when it cannot go into the queue.
     fn defer_content_of(&self, ino: Ino) -> bool {
         let open = self.open_files.get(ino);
-        open.filter(|file| file.is_dirty()).is_none_or(|file| self.defer_content(&file))
+        open.filter(|file| file.is_dirty()).is_none_or(|file| self.flusher.defer_content(&file))
     }
 
     /// Whether everything that was written to a file is in the queue.
@@ -141,37 +137,5 @@ impl Client {
             file.time_was_set(change, &attr);
         }
         Some(attr)
-    }
-
-    /// Puts a file's content as it is now into the queue. False when it must be committed at once, or not at all.
-    pub(crate) fn defer_content(&self, file: &Arc<FileState>) -> bool {
-        // On a full disk whoever closes a file hears of it.
-        if !self.config.write_back || self.committer.window().is_failing() {
-            return false;
-        }
-        let inos = [file.ino()];
-        self.queue_content(file, || self.writeback.begin(&inos).filter(|_| self.known.is_delegated(&inos)))
-    }
-
-    /// Puts content into the queue that others may use too, when the mount ends and the servers are away: so that the
-    /// journal has it.
-    pub(crate) fn leave_content(&self, file: &Arc<FileState>) -> bool {
-        self.queue_content(file, || Some(self.writeback.begin_leaving()))
-    }
-
-    fn queue_content<'a>(&'a self, file: &Arc<FileState>, begin: impl FnOnce() -> Option<Doing<'a>>) -> bool {
-        let ino = file.ino();
-        let Some(written_at) = file.may_queue() else { return false };
-        let at = written_at.unwrap_or_else(|| self.session.stamp());
-        let Some(doing) = begin() else { return false };
-        if self.known.attr(ino).is_some_and(|attr| attr.nlink == 0) {
-            return false;
-        }
-        let Some(upto) = self.committer.seal_rest(file, To::SharedBlock) else { return true };
-        if !file.enter_queue(upto) {
-            return true;
-        }
-        doing.enter_content(at, ino, file.clone(), upto);
-        true
     }
 }

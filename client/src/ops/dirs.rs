@@ -22,7 +22,7 @@ impl Client {
     pub async fn readdir(&self, ino: Ino, after: u64, limit: u32, plus: bool) -> Result<Listed, FsError> {
         let Listed { parent, mut entries, end } = self.list(PageKey { dir: ino, after, limit, plus }).await?;
         for entry in &mut entries {
-            entry.attr = entry.attr.take().map(|attr| self.with_uncommitted(attr));
+            entry.attr = entry.attr.take().map(|attr| self.view.with_uncommitted(attr));
         }
         if plus {
             self.known.note_places(entries.iter().map(|entry| ((ino, entry.name.clone()), entry.ino)));
@@ -53,7 +53,7 @@ impl Client {
 
     /// Before metad is asked for a listing: it must know what was done in the directory.
     async fn send_names_of(&self, dir: Ino) -> Result<(), FsError> {
-        if self.known.is_ahead_in(dir) { self.send_of(dir).await } else { Ok(()) }
+        if self.known.is_ahead_in(dir) { self.order.wait_of(dir).await } else { Ok(()) }
     }
 
     async fn ask_page(&self, asked: PageKey) -> Result<Listed, FsError> {
@@ -123,7 +123,7 @@ impl Client {
         // Asking ahead ends others' delegations there: only for a walk through one directory after the other.
         match self.known.is_one_of_many().then(|| self.known.walk_from(ino)).flatten() {
             Some(next) => self.ask_tree(next, AHEAD_PAGE_ENTRIES).await.map(|_| ()),
-            None => self.ask_attr(Read::GetAttr { ino }).await.map(|_| ()),
+            None => self.view.ask(Read::GetAttr { ino }).await.map(|_| ()),
         }
     }
 

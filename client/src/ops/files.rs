@@ -4,9 +4,9 @@ use crate::Client;
 use crate::error::unexpected_reply;
 use crate::file::state::FileState;
 use crate::known::leased::LeasedAnswer;
+use crate::ordered::{Ordered, Rank};
 use crate::queue::{Heard, NewNode};
 use bytes::Bytes;
-use parking_lot::Mutex;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use wire::FsError;
@@ -39,7 +39,7 @@ pub struct Handle {
     released: bool,
     /// The kernel drops what it has of the file's content, up to this version, before the program that opens it goes on. So
     /// it has done that when the handle is used, and not before: another open must not rely on it.
-    drops: Mutex<Option<Version>>,
+    drops: Ordered<Option<Version>>,
 }
 
 impl Handle {
@@ -93,7 +93,7 @@ impl Client {
             Some((attr, page)) => (attr, page, true),
             None => {
                 // What is done to it here metad has to know before it can answer.
-                self.send_of(ino).await?;
+                self.order.wait_of(ino).await?;
                 self.ask_open(ino).await?
             }
         };
@@ -109,7 +109,7 @@ impl Client {
         drop(opening);
         handle.file.refresh(&attr, page.as_ref());
         if !leased {
-            self.refresh_open(ino);
+            self.view.refresh_open(ino);
         }
         if flags.truncate {
             let empty = attr.size == 0 && !handle.file.is_dirty();
@@ -145,7 +145,8 @@ impl Client {
     }
 
     fn handle(&self, file: Arc<FileState>, flags: OpenFlags) -> Handle {
-        Handle { file, flags, heard: self.heard(), client: self.me.clone(), released: false, drops: Mutex::default() }
+        let drops = Ordered::new(Rank::Drops, None);
+        Handle { file, flags, heard: self.heard(), client: self.me.clone(), released: false, drops }
     }
 
     /// A handle is used.
@@ -168,7 +169,7 @@ impl Client {
         self.kernel.gets_pages(attr.ino, attr.version);
         if self.known.attr(attr.ino).is_none() {
             // Others at work in the same directory: nobody would report changes.
-            self.refresh_open(attr.ino);
+            self.view.refresh_open(attr.ino);
         }
         Ok(Opened { handle: self.handle(file, flags), attr, keep_cache: true })
     }
@@ -231,7 +232,7 @@ impl Client {
         self.work.patiently(self.committer.window().wait()).await??;
         if handle.file.is_scattered() {
             // What failed is reported by `fsync` and `close`, as for writing in the background.
-            let _ = self.arc().flush_file(&handle.file, true).await;
+            let _ = self.flusher.flush(&handle.file, true).await;
         }
         let count = self.accept(handle, place, data, clear)?;
         if handle.flags.sync {
@@ -253,7 +254,7 @@ impl Client {
                 return Ok(());
             }
             self.work.patiently(self.writeback.wait_for_room()).await?;
-            if self.defer_content(file) {
+            if self.flusher.defer_content(file) {
                 return Ok(());
             }
         }
@@ -269,7 +270,7 @@ impl Client {
         if !handle.file.wants_flush() {
             return Ok(());
         }
-        let flushed = self.arc().flush_file(&handle.file, true).await;
+        let flushed = self.flusher.flush(&handle.file, true).await;
         // I6: what the background found is reported once, to whoever comes first.
         let unreported = handle.file.take_unreported();
         flushed.and(unreported.map_or(Ok(()), Err))
@@ -290,9 +291,9 @@ impl Client {
     /// to whoever wrote it.
     async fn settle(&self, handle: &Handle) -> Result<(), FsError> {
         if handle.file.is_dirty() {
-            self.arc().flush_file(&handle.file, true).await?;
+            self.flusher.flush(&handle.file, true).await?;
         }
-        self.send_of(handle.ino()).await
+        self.order.wait_of(handle.ino()).await
     }
 
     /// Gives a handle back.
@@ -314,10 +315,10 @@ impl Client {
                 self.committer.discard(file).await;
             } else if self.left.load(Ordering::Relaxed) {
                 // The mount ends, and the servers are away.
-                self.leave_content(file);
-            } else if !file.is_queued() && !self.defer_content(file) {
+                self.flusher.leave_content(file);
+            } else if !file.is_queued() && !self.flusher.defer_content(file) {
                 // `close` was interrupted, or failed: the background goes on trying.
-                let _ = self.arc().flush_file(file, true).await;
+                let _ = self.flusher.flush(file, true).await;
             }
         }
         self.open_files.forget_if_idle(file);

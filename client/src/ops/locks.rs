@@ -9,9 +9,7 @@
 
 use crate::Client;
 use crate::error::unexpected_reply;
-use parking_lot::Mutex;
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use wire::FsError;
@@ -28,42 +26,6 @@ pub enum Wait {
     Yes,
     /// Wait, unless all waiters would wait for each other: `fcntl(2)` refuses that with `EDEADLK`.
     UnlessDeadlock,
-}
-
-/// Who waits here for which lock.
-#[derive(Default)]
-pub(crate) struct Waits {
-    waiting: Mutex<Vec<(u64, Ino, Lock)>>,
-    next: AtomicU64,
-    /// One search at a time, so that of those that close a circle together one is refused and not all.
-    searching: tokio::sync::Mutex<()>,
-}
-
-impl Waits {
-    /// Notes a wait for as long as the answer lives.
-    fn note(&self, ino: Ino, lock: &Lock) -> Noted<'_> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.waiting.lock().push((number, ino, lock.clone()));
-        Noted { waits: self, number }
-    }
-
-    /// What an owner waits for; several threads of one may wait.
-    fn of(&self, owner: u64) -> Vec<(Ino, Lock)> {
-        let waiting = self.waiting.lock();
-        let own = waiting.iter().filter(|(_, _, lock)| lock.owner == owner);
-        own.map(|(_, ino, lock)| (*ino, lock.clone())).collect()
-    }
-}
-
-struct Noted<'a> {
-    waits: &'a Waits,
-    number: u64,
-}
-
-impl Drop for Noted<'_> {
-    fn drop(&mut self) {
-        self.waits.waiting.lock().retain(|(number, _, _)| *number != self.number);
-    }
 }
 
 /// A lock that was taken. It is given up again when this is dropped and not kept: who was to have it knows nothing of it.
@@ -113,7 +75,7 @@ impl Client {
     /// # Errors
     /// As `fcntl(2)` with `F_GETLK`.
     pub async fn getlk(&self, ino: Ino, lock: Lock) -> Result<Option<Lock>, FsError> {
-        self.send_of(ino).await?;
+        self.order.wait_of(ino).await?;
         match self.session.read(Read::GetLock { ino, lock }).await? {
             ReadReply::Lock(lock) => Ok(lock),
             _ => Err(unexpected_reply()),
@@ -127,7 +89,7 @@ impl Client {
     pub async fn setlk(&self, ino: Ino, lock: Lock, wait: Wait) -> Result<Taken, FsError> {
         let mut backoff = Backoff::new(Duration::from_millis(10), Duration::from_millis(500));
         let mut noted = None;
-        self.send_of(ino).await?;
+        self.order.wait_of(ino).await?;
         let mut taken = loop {
             let released = self.lock_released.notified();
             match self.try_lock(ino, &lock).await {
@@ -144,7 +106,7 @@ impl Client {
                 Err(error) => return Err(error),
             }
             if wait == Wait::UnlessDeadlock {
-                let _one = self.waits.searching.lock().await;
+                let _one = self.waits.search().await;
                 // Looked for again and again: of several holders only the first is followed.
                 if self.is_deadlock(ino, &lock).await? {
                     return Err(FsError::Deadlock);
@@ -159,7 +121,7 @@ impl Client {
         if let Some(file) = open {
             // What is written from now on is based on what the file is now, whatever came of what was written before.
             if file.is_diverted() {
-                let _ = self.arc().flush_file(&file, true).await;
+                let _ = self.flusher.flush(&file, true).await;
                 file.end_diversion();
             }
             let attr = self.getattr(ino).await?;
@@ -190,7 +152,7 @@ impl Client {
         let mut seen = HashSet::new();
         let mut wanted = vec![(ino, lock.clone())];
         while let Some((ino, waits_for)) = wanted.pop() {
-            if self.waits.waiting.lock().is_empty() {
+            if self.waits.is_empty() {
                 return Ok(false);
             }
             let Some(holder) = self.getlk(ino, waits_for).await? else { continue };
@@ -222,7 +184,7 @@ impl Client {
             .to_its_end(async move {
                 let open = client.open_files.get(ino);
                 let flushed = match open.filter(|file| file.is_dirty()) {
-                    Some(file) => client.flush_file(&file, true).await,
+                    Some(file) => client.flusher.flush(&file, true).await,
                     None => Ok(()),
                 };
                 client.held_locks.given_up(ino, family, owner, start..end);

@@ -1,39 +1,24 @@
 //! Beginning and ending a mount.
 
-use crate::accessed::Accessed;
 use crate::block::disk::DiskCache;
-use crate::block::fetch::Fetcher;
 use crate::block::layout::Layouts;
-use crate::block::put::Putter;
-use crate::commit::committer::{self, Committer};
-use crate::commit::fragments::Fragments;
-use crate::commit::uploader::Uploader;
-use crate::file::reader::Reader;
-use crate::file::state::FileState;
 use crate::journal::Journal;
 use crate::journal::disk::{Disk, LocalDisk};
 use crate::journal::writer::{self, Which, Writer};
-use crate::kernel::{Kernel, Notice};
+use crate::kernel::Notice;
 use crate::known::Known;
 use crate::known::held_locks::HeldLocks;
 use crate::known::leased::LeasedSession;
 use crate::meta::rpc::Rpc;
 use crate::network::Network;
-use crate::open::OpenFiles;
-use crate::ops::locks::Waits;
-use crate::ordered::{Ordered, Rank};
 use crate::work::Work;
-use crate::writeback::WriteBack;
-use crate::{CLOSE_LIMIT, Client, ClientConfig, Error, LocalDir};
+use crate::{CLOSE_LIMIT, Client, ClientConfig, Error, LocalDir, compose};
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::{Notify, broadcast};
-use tokio::task::JoinSet;
+use tokio::sync::broadcast;
 use tokio::time::Instant;
 use wire::FsError;
 use wire::quic::Endpoint;
@@ -108,10 +93,10 @@ impl Client {
         let opened = LeasedSession::open(rpc, names, resumes, caches.clone(), work.parts(), CONNECT_LIMIT).await;
         let (session, opened) = opened.map_err(|error| connect_error(&config, error))?;
         let (session, layouts) = (Arc::new(session), Arc::new(Layouts::new(opened.layout)));
-        let client = Self::compose(config, (host, work), network, (session, layouts), caches, (journal, cache));
-        client.start_upkeep(opened.ttl);
-        if let Some(journal) = &client.journal {
-            if let Err(error) = client.replay(journal).await {
+        let (client, parts) = compose(config, (host, work), network, (session, layouts), caches, (journal, cache));
+        parts.start(opened.ttl, &mut client.tasks.lock());
+        if let Some(replayer) = parts.replayer {
+            if let Err(error) = replayer.run().await {
                 client.end().await;
                 return Err(error);
             }
@@ -124,64 +109,6 @@ impl Client {
             }
         }
         Ok(client)
-    }
-
-    /// Puts the client together, from the bottom up.
-    fn compose(
-        config: ClientConfig,
-        (host, work): (String, Work),
-        network: Arc<dyn Network>,
-        (session, layouts): (Arc<LeasedSession>, Arc<Layouts>),
-        (known, held_locks): (Arc<Known>, Arc<HeldLocks>),
-        (journal, cache): (Option<Arc<Journal>>, Option<DiskCache>),
-    ) -> Arc<Self> {
-        let (kernel, writeback) = (Arc::<Kernel>::default(), Arc::new(WriteBack::new(known.clone())));
-        let fragments = Arc::<Fragments>::default();
-        let caches = (config.cache_bytes, cache);
-        let fetcher =
-            Arc::new(Fetcher::new(network.clone(), layouts.clone(), caches, config.soft_timeout, work.parts()));
-        let putter = Putter::new(network.clone(), layouts.clone(), config.soft_timeout);
-        let parts = committer::Parts {
-            session: session.clone(),
-            uploader: Arc::new(Uploader::new(putter, fetcher.clone(), work.clone())),
-            journal: journal.clone(),
-            kernel: kernel.clone(),
-            fragments: fragments.clone(),
-            known: known.clone(),
-        };
-        let committer = Arc::new(Committer::new(parts, config.window_bytes, config.on_conflict, host));
-        let asked = (session.clone(), known.clone(), writeback.clone());
-        let writer = |journal| Writer::new(journal, session.clone(), writeback.clone(), known.clone());
-        let journal_writer = journal.clone().map(|journal| Arc::new(writer(journal)));
-        let reader = Reader::new(asked, (fetcher.clone(), kernel.clone()), work.clone(), config.readahead_bytes);
-        Arc::new_cyclic(|me| Self {
-            open_files: Arc::new(OpenFiles::new(session.clone(), known.clone(), committer.clone(), work.clone())),
-            accessed: Accessed::new(session.clone(), kernel.clone(), config.access_times),
-            reader: Arc::new(reader),
-            network,
-            session,
-            known,
-            held_locks,
-            layouts,
-            fetcher,
-            buffers: Arc::default(),
-            kernel,
-            committer,
-            fragments,
-            writeback,
-            journal_writer,
-            journal,
-            left: AtomicBool::new(false),
-            refreshing: Ordered::new(Rank::Refreshing, HashSet::new()),
-            overdue: Notify::new(),
-            lock_released: Notify::new(),
-            detached: Arc::default(),
-            waits: Waits::default(),
-            tasks: Mutex::new(JoinSet::new()),
-            work,
-            me: me.clone(),
-            config,
-        })
     }
 
     /// The runtime that drives the client's socket: for operations on metadata, which wait for messages and do little else.
@@ -243,11 +170,6 @@ impl Client {
         }
     }
 
-    /// Files with content that somebody could miss and that is not in the queue.
-    pub(crate) fn unqueued_files(&self) -> Vec<Arc<FileState>> {
-        self.open_files.filtered(|file| file.is_wanted() && !file.is_queued())
-    }
-
     /// Returns once nothing has moved for a while, and everything is in the journal.
     async fn all_journaled(&self, writer: &Writer) {
         let (mut seen, mut since) = (None, Instant::now());
@@ -256,7 +178,8 @@ impl Client {
             if seen != Some(now) {
                 (seen, since) = (Some(now), Instant::now());
             } else if since.elapsed() >= LEAVE_AFTER {
-                let left = self.unqueued_files().iter().filter(|file| !self.leave_content(file)).count();
+                let left =
+                    self.flusher.unqueued_files().iter().filter(|file| !self.flusher.leave_content(file)).count();
                 if left == 0 && writer.write(Which::All).await.is_ok() {
                     self.left.store(true, Ordering::Relaxed);
                     return;
@@ -272,8 +195,8 @@ impl Client {
         let left = self.left.load(Ordering::Relaxed);
         if left {
             // What was written after everything else was left there.
-            for file in self.unqueued_files() {
-                self.leave_content(&file);
+            for file in self.flusher.unqueued_files() {
+                self.flusher.leave_content(&file);
             }
         }
         let sent = self.writeback.sent();
@@ -302,11 +225,6 @@ impl Client {
         self.fetcher.close().await;
         self.session.close(CLOSE_LIMIT).await;
         self.network.close().await;
-    }
-
-    /// This client, as its own tasks hold it.
-    pub(crate) fn arc(&self) -> Arc<Self> {
-        self.me.upgrade().expect("a method runs only while the client lives")
     }
 }
 

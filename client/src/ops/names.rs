@@ -21,7 +21,7 @@ impl Client {
         if let Some(known) = self.known_name(parent, name) {
             return known;
         }
-        let found = self.look_up(parent, name).await.map(|attr| self.with_uncommitted(attr));
+        let found = self.look_up(parent, name).await.map(|attr| self.view.with_uncommitted(attr));
         match &found {
             Ok(attr) => {
                 self.note_missed(parent);
@@ -35,7 +35,7 @@ impl Client {
     /// The inode behind a name, or its absence, when that is known under a lease.
     #[must_use]
     pub fn known_name(&self, parent: Ino, name: &[u8]) -> Option<Result<InodeAttr, FsError>> {
-        self.known.name(parent, name).map(|known| known.map(|attr| self.with_uncommitted(attr)))
+        self.known.name(parent, name).map(|known| known.map(|attr| self.view.with_uncommitted(attr)))
     }
 
     async fn look_up(&self, parent: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
@@ -63,7 +63,7 @@ impl Client {
     /// # Errors
     /// As `readlink(2)`.
     pub async fn readlink(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
-        self.send_of(ino).await?;
+        self.order.wait_of(ino).await?;
         self.ask_bytes(Read::ReadLink { ino }).await
     }
 
@@ -137,7 +137,7 @@ impl Client {
         // To its end: nobody may open meanwhile what is vouched for.
         self.work
             .to_its_end(async move {
-                let _barred = client.in_order([parent]).await?;
+                let _barred = client.order.keep([parent]).await?;
                 let vouched = client.vouch(parent, &name);
                 let released = vouched.as_ref().map(Vouched::ino);
                 let reply = client.session.one(Op::Unlink { parent, name: name.clone(), released }).await?;
@@ -197,14 +197,14 @@ impl Client {
         (new_parent, new_name): (Ino, Name),
         mut mode: RenameMode,
     ) -> Result<(), FsError> {
-        let _barred = self.in_order([parent, new_parent]).await?;
+        let _barred = self.order.keep([parent, new_parent]).await?;
         // What replaces a file must be there when its name is: programs write a new file, rename it, and expect one
         // or the other after a crash.
         let source = self.known.led_to(parent, &name);
         let open = source.and_then(|ino| self.open_files.get(ino));
         let mut unstored = None;
         if let Some(file) = open.filter(|file| file.is_dirty()) {
-            match self.flush_file(&file, true).await {
+            match self.flusher.flush(&file, true).await {
                 // It may be moved, but nothing may be replaced by it.
                 Err(error) if is_full(error) && mode != RenameMode::Exchange => {
                     unstored = (mode == RenameMode::Replace).then_some(error);

@@ -12,7 +12,7 @@ impl Client {
     /// # Errors
     /// As `getxattr(2)`.
     pub async fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>, FsError> {
-        self.send_if_new(ino).await?;
+        self.order.wait_if_new(ino).await?;
         self.ask_bytes(Read::GetXattr { ino, name: name.to_vec() }).await
     }
 
@@ -21,7 +21,7 @@ impl Client {
     /// # Errors
     /// As `listxattr(2)`.
     pub async fn listxattr(&self, ino: Ino) -> Result<Vec<Name>, FsError> {
-        self.send_if_new(ino).await?;
+        self.order.wait_if_new(ino).await?;
         match self.session.read(Read::ListXattr { ino }).await? {
             ReadReply::Names(names) => Ok(names),
             _ => Err(unexpected_reply()),

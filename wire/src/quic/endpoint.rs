@@ -1,84 +1,34 @@
-//! The endpoint: one UDP socket for calling and answering, driven by a thread of its own.
+//! The endpoint: one socket for calling and answering.
 //!
-//! A `current_thread` runtime of its own for packets was measured at twice the throughput of sharing the workers of a
-//! multi-threaded one, so quinn's tasks are always spawned there, whichever thread asks for them. A daemon whose messages
-//! are small and whose answers wait for each other saves the change of threads: [`Endpoint::bind_within`] drives the
-//! socket on the runtime that does the rest.
+//! By default a thread of its own drives the socket. A daemon whose messages are small and whose answers wait for each
+//! other saves the change of threads: [`Endpoint::bind_within`] drives the socket on the runtime that does the rest.
 
 use super::peer::Peer;
 use super::serve::{ServerHandle, Service, serve};
-use super::stream::REUSED_BYTES_MIN;
+use super::socket::{ALPN, Socket};
 use crate::Error;
-use crate::buffers::Pool;
-use crate::tls::{Identity, Role, SERVER_NAME};
+use crate::tls::{Identity, Role};
 use parking_lot::Mutex;
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::crypto::{CryptoError, HmacKey};
-use quinn::{ConnectionId, ConnectionIdGenerator, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use std::collections::HashMap;
-use std::future::Future;
-use std::io;
-use std::net::{SocketAddr, UdpSocket};
-use std::pin::Pin;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::oneshot;
+use tokio::runtime::Handle;
 
-/// The protocol versions this program speaks, best first, as ALPN names them.
-const ALPN: &[&[u8]] = &[b"surf/3"];
-/// The same for people.
-pub(super) const VERSIONS: &str = "1";
-/// Socket buffers: the default of 208 KiB drops packets at loopback speed.
-const SOCKET_BUFFER_BYTES: usize = 8 << 20;
-/// Memory of payloads that an endpoint keeps for later.
-const KEPT_BYTES_MAX: usize = 16 << 20;
-/// What one stream may have in flight: several blocks.
-const STREAM_WINDOW_BYTES: u32 = 16 << 20;
-/// What one connection may have in flight.
-const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
-/// Requests that one connection may have open at once.
-const STREAMS_MAX: u32 = 4096;
 /// Peers that an endpoint remembers; with more, those that nobody asks anything are forgotten, and their connections end.
 const PEERS_MAX: usize = 1024;
-/// A peer that is silent for this long is gone; keep-alives come every second.
-const IDLE_TIMEOUT_MS: u32 = 5_000;
-/// Length of connection ids: as quinn's own.
-const CONNECTION_ID_BYTES: usize = 8;
-/// Datagram size over loopback. quinn hands up to ten to the kernel at once, which must stay below 64 KiB: 6,500
-/// works, 6,560 crawls.
-const LOOPBACK_MTU: u16 = 6_500;
 
 /// One UDP socket, one identity.
 #[derive(Clone)]
 pub struct Endpoint {
-    inner: Arc<Inner>,
-}
-
-pub(super) struct Inner {
-    quinn: quinn::Endpoint,
-    local: SocketAddr,
-    identity: Identity,
-    client: ClientConfigs,
-    server: ServerConfigs,
-    peers: Mutex<HashMap<(SocketAddr, Role), Peer>>,
-    buffers: Arc<Pool>,
-    handle: Handle,
-    /// Dropping it ends the network thread, if there is one.
-    _stop: Option<oneshot::Sender<()>>,
-}
-
-struct ClientConfigs {
-    loopback: quinn::ClientConfig,
-    remote: quinn::ClientConfig,
-}
-
-struct ServerConfigs {
-    loopback: Arc<quinn::ServerConfig>,
-    remote: Arc<quinn::ServerConfig>,
+    socket: Arc<Socket>,
+    peers: Arc<Mutex<HashMap<(SocketAddr, Role), Peer>>>,
 }
 
 impl Endpoint {
+    fn of(socket: Socket) -> Self {
+        Self { socket: Arc::new(socket), peers: Arc::default() }
+    }
+
     /// Binds a socket and starts the network thread. Port 0 picks a free one.
     ///
     /// # Errors
@@ -92,276 +42,50 @@ impl Endpoint {
     /// # Errors
     /// As [`Endpoint::bind`].
     pub fn bind_within(addr: SocketAddr, identity: &Identity, runtime: Handle) -> Result<Self, Error> {
-        Self::bind_on(addr, identity, ALPN, runtime, None)
+        Socket::bind_on(addr, identity, ALPN, runtime, None).map(Self::of)
     }
 
     pub(super) fn bind_speaking(addr: SocketAddr, identity: &Identity, versions: &[&[u8]]) -> Result<Self, Error> {
-        let failed = |error: io::Error| bind_error(addr, &error);
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = oneshot::channel::<()>();
-        std::thread::Builder::new()
-            .name("surf-net".to_owned())
-            .spawn(move || {
-                // Ends when the sender is dropped with the last clone of the endpoint.
-                let _ = runtime.block_on(stopped);
-                runtime.shutdown_background();
-            })
-            .map_err(failed)?;
-        Self::bind_on(addr, identity, versions, handle, Some(stop))
-    }
-
-    fn bind_on(
-        addr: SocketAddr,
-        identity: &Identity,
-        versions: &[&[u8]],
-        handle: Handle,
-        stop: Option<oneshot::Sender<()>>,
-    ) -> Result<Self, Error> {
-        let failed = |error: io::Error| bind_error(addr, &error);
-        let socket = socket(addr).map_err(failed)?;
-        let local = socket.local_addr().map_err(failed)?;
-        let client = client_configs(identity, versions)?;
-        let server = server_configs(identity, versions)?;
-        let config = endpoint_config(identity).map_err(failed)?;
-        let driver = Arc::new(Driver { handle: handle.clone() });
-        let first = Some((*server.remote).clone());
-        let quinn = {
-            let _inside = handle.enter();
-            quinn::Endpoint::new(config, first, socket, driver).map_err(failed)?
-        };
-        let peers = Mutex::new(HashMap::new());
-        let buffers = Pool::new(REUSED_BYTES_MIN, KEPT_BYTES_MAX);
-        let identity = identity.clone();
-        Ok(Self {
-            inner: Arc::new(Inner { quinn, local, identity, client, server, peers, buffers, handle, _stop: stop }),
-        })
+        Socket::bind_speaking(addr, identity, versions).map(Self::of)
     }
 
     /// The address it is bound to.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
-        self.inner.local
+        self.socket.local_addr()
     }
 
     /// Who we are.
     #[must_use]
     pub fn identity(&self) -> &Identity {
-        &self.inner.identity
+        self.socket.identity()
     }
 
     /// The runtime that drives the socket: for work so short that a change of threads would cost more.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        self.inner.handle.clone()
+        self.socket.handle().clone()
     }
 
     /// The peer at `addr`, which must have `role`. Connects when first asked something; all callers share one
     /// connection, which is made anew when it is lost.
     #[must_use]
     pub fn peer(&self, addr: SocketAddr, role: Role) -> Peer {
-        let mut peers = self.inner.peers.lock();
+        let mut peers = self.peers.lock();
         if peers.len() >= PEERS_MAX && !peers.contains_key(&(addr, role)) {
             // Whoever still asks one of them goes on with what they have.
             peers.retain(|_, peer| peer.is_in_use());
         }
-        peers.entry((addr, role)).or_insert_with(|| Peer::new(&self.inner, addr, role)).clone()
+        peers.entry((addr, role)).or_insert_with(|| Peer::new(&self.socket, addr, role)).clone()
     }
 
     /// Answers requests with `service` until the handle is stopped or dropped. Requests run as tasks on `runtime`.
     pub fn serve<S: Service>(&self, service: Arc<S>, runtime: &Handle) -> ServerHandle {
-        serve(self.clone(), service, runtime)
+        serve(self.socket.clone(), service, runtime)
     }
 
     /// Closes every connection at once; peers see it immediately rather than after the idle timeout.
     pub async fn close(&self) {
-        self.inner.quinn.close(VarInt::from_u32(0), b"closed");
-        // Bounded: a peer that is gone does not confirm.
-        let _ = tokio::time::timeout(Duration::from_millis(500), self.inner.quinn.wait_idle()).await;
-    }
-
-    pub(super) fn buffers(&self) -> Arc<Pool> {
-        self.inner.buffers()
-    }
-
-    pub(super) async fn accept(&self) -> Option<quinn::Incoming> {
-        self.inner.quinn.accept().await
-    }
-
-    pub(super) fn server_config(&self, remote: SocketAddr) -> Arc<quinn::ServerConfig> {
-        let configs = &self.inner.server;
-        if remote.ip().to_canonical().is_loopback() { configs.loopback.clone() } else { configs.remote.clone() }
-    }
-}
-
-impl Inner {
-    pub(super) fn buffers(&self) -> Arc<Pool> {
-        self.buffers.clone()
-    }
-
-    pub(super) fn connect(&self, addr: SocketAddr) -> Result<quinn::Connecting, quinn::ConnectError> {
-        let config = if addr.ip().to_canonical().is_loopback() { &self.client.loopback } else { &self.client.remote };
-        self.quinn.connect_with(config.clone(), addr, SERVER_NAME)
-    }
-}
-
-fn bind_error(addr: SocketAddr, error: &io::Error) -> Error {
-    let hint = match error.kind() {
-        io::ErrorKind::AddrInUse => "another program uses it: stop that one, or choose another port",
-        io::ErrorKind::AddrNotAvailable => "this machine has no such address: check `listen`",
-        io::ErrorKind::PermissionDenied => "ports below 1024 need root",
-        _ => "check `listen`",
-    };
-    Error::Bind { addr: addr.to_string(), reason: format!("{error}: {hint}") }
-}
-
-/// A socket with large buffers: beyond the system's limit as root, else up to it.
-fn socket(addr: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::DGRAM, None)?;
-    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
-    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
-    crate::sys::force_buffers(&socket, SOCKET_BUFFER_BYTES);
-    socket.bind(&addr.into())?;
-    Ok(socket.into())
-}
-
-/// Settings of the socket.
-///
-/// Reset tokens derive from the identity's key, not from chance: a daemon that was killed and started again answers
-/// packets of its forgotten connections with a reset (RFC 9000 §10.3) that the peer believes, so the peer reconnects at
-/// once rather than after the idle timeout.
-fn endpoint_config(identity: &Identity) -> io::Result<quinn::EndpointConfig> {
-    let secret = identity.derive_key("surf 2026 QUIC stateless reset");
-    let mut config = quinn::EndpointConfig::new(Arc::new(ResetKey(secret)));
-    config.cid_generator(|| Box::new(RandomIds));
-    config.max_udp_payload_size(LOOPBACK_MTU).map_err(io::Error::other)?;
-    Ok(config)
-}
-
-/// Connection ids that any start of this daemon accepts as its own; quinn's default answers only ids of its present
-/// start with a reset. That a stranger can provoke resets does no harm: each is smaller than what provoked it, and
-/// quinn limits their rate.
-struct RandomIds;
-
-impl ConnectionIdGenerator for RandomIds {
-    fn generate_cid(&mut self) -> ConnectionId {
-        ConnectionId::new(&rand::random::<[u8; CONNECTION_ID_BYTES]>())
-    }
-
-    fn cid_len(&self) -> usize {
-        CONNECTION_ID_BYTES
-    }
-
-    fn cid_lifetime(&self) -> Option<Duration> {
-        None
-    }
-}
-
-/// Key of reset tokens: keyed BLAKE3, which is a MAC.
-struct ResetKey([u8; 32]);
-
-impl HmacKey for ResetKey {
-    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
-        signature_out.copy_from_slice(blake3::keyed_hash(&self.0, data).as_bytes());
-    }
-
-    fn signature_len(&self) -> usize {
-        blake3::OUT_LEN
-    }
-
-    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
-        let signature: [u8; blake3::OUT_LEN] = signature.try_into().map_err(|_| CryptoError)?;
-        // Compares in constant time.
-        if blake3::keyed_hash(&self.0, data) == signature { Ok(()) } else { Err(CryptoError) }
-    }
-}
-
-fn transport(loopback: bool) -> Arc<TransportConfig> {
-    let mut config = TransportConfig::default();
-    config
-        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
-        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
-        .send_window(u64::from(CONNECTION_WINDOW_BYTES))
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT_MS))))
-        .keep_alive_interval(Some(Duration::from_secs(1)))
-        .datagram_receive_buffer_size(None);
-    if loopback {
-        config.initial_mtu(LOOPBACK_MTU).min_mtu(LOOPBACK_MTU).mtu_discovery_config(None);
-        // The default assumes 333 ms: the first lost packet on loopback would wait for that.
-        config.initial_rtt(Duration::from_millis(5));
-    } else {
-        let mut discovery = MtuDiscoveryConfig::default();
-        discovery.upper_bound(LOOPBACK_MTU);
-        config.mtu_discovery_config(Some(discovery));
-    }
-    Arc::new(config)
-}
-
-fn tls_error(error: impl std::fmt::Display) -> Error {
-    Error::Identity { file: "own identity".to_owned(), reason: error.to_string() }
-}
-
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
-
-fn client_configs(identity: &Identity, versions: &[&[u8]]) -> Result<ClientConfigs, Error> {
-    let mut tls = rustls::ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(tls_error)?
-        .with_root_certificates(identity.roots()?)
-        .with_client_auth_cert(identity.chain(), identity.key())
-        .map_err(tls_error)?;
-    tls.alpn_protocols = versions.iter().map(|version| version.to_vec()).collect();
-    let tls = Arc::new(QuicClientConfig::try_from(tls).map_err(tls_error)?);
-    let config = |loopback| {
-        let mut config = quinn::ClientConfig::new(tls.clone());
-        config.transport_config(transport(loopback));
-        config
-    };
-    Ok(ClientConfigs { loopback: config(true), remote: config(false) })
-}
-
-fn server_configs(identity: &Identity, versions: &[&[u8]]) -> Result<ServerConfigs, Error> {
-    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(identity.roots()?), provider())
-        .build()
-        .map_err(tls_error)?;
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(tls_error)?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain(), identity.key())
-        .map_err(tls_error)?;
-    tls.alpn_protocols = versions.iter().map(|version| version.to_vec()).collect();
-    let tls = Arc::new(QuicServerConfig::try_from(tls).map_err(tls_error)?);
-    let config = |loopback| {
-        let mut config = quinn::ServerConfig::with_crypto(tls.clone());
-        config.transport_config(transport(loopback));
-        Arc::new(config)
-    };
-    Ok(ServerConfigs { loopback: config(true), remote: config(false) })
-}
-
-/// quinn's tasks and timers on the network thread, whichever thread they are asked for on.
-#[derive(Debug)]
-struct Driver {
-    handle: Handle,
-}
-
-impl quinn::Runtime for Driver {
-    fn new_timer(&self, at: Instant) -> Pin<Box<dyn quinn::AsyncTimer>> {
-        let _inside = self.handle.enter();
-        quinn::TokioRuntime.new_timer(at)
-    }
-
-    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        self.handle.spawn(future);
-    }
-
-    fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
-        let _inside = self.handle.enter();
-        quinn::TokioRuntime.wrap_udp_socket(socket)
+        self.socket.close().await;
     }
 }

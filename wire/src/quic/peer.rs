@@ -3,7 +3,7 @@
 //! What a caller may do after a failure depends on how far the request came, so that is kept exact: until the first
 //! byte was handed to the connection a failure is [`Error::NotSent`], afterwards it is [`Error::Unanswered`].
 
-use super::endpoint::{Inner, VERSIONS};
+use super::socket::{Socket, VERSIONS};
 use super::stream::{payload_len, read_exactly, read_tail, take_end, write_frame, write_payload};
 use crate::buffers::Pool;
 use crate::frame::{REPLY_HEADER, ReplyHeader, RequestHeader};
@@ -42,7 +42,7 @@ pub struct Peer {
 }
 
 struct Shared {
-    endpoint: Weak<Inner>,
+    socket: Weak<Socket>,
     buffers: Arc<Pool>,
     addr: SocketAddr,
     role: Role,
@@ -58,10 +58,10 @@ struct Link {
 }
 
 impl Peer {
-    pub(super) fn new(endpoint: &Arc<Inner>, addr: SocketAddr, role: Role) -> Self {
+    pub(super) fn new(socket: &Arc<Socket>, addr: SocketAddr, role: Role) -> Self {
         let link = Mutex::new(Link { live: None, failed: None, backoff: reconnect_backoff() });
-        let (endpoint, buffers) = (Arc::downgrade(endpoint), endpoint.buffers());
-        Self { shared: Arc::new(Shared { endpoint, buffers, addr, role, link }) }
+        let (socket, buffers) = (Arc::downgrade(socket), socket.buffers());
+        Self { shared: Arc::new(Shared { socket, buffers, addr, role, link }) }
     }
 
     /// Its address.
@@ -146,7 +146,7 @@ impl Peer {
     /// backoff after a failed one lasts, all get its error at once: a dead peer costs nobody a queue of timeouts.
     pub(super) async fn connection(&self) -> Result<quinn::Connection, Error> {
         let mut link = self.shared.link.lock().await;
-        let endpoint = self.shared.endpoint.upgrade().ok_or(Error::Closed)?;
+        let socket = self.shared.socket.upgrade().ok_or(Error::Closed)?;
         if let Some(connection) = link.live.as_ref().filter(|connection| connection.close_reason().is_none()) {
             return Ok(connection.clone());
         }
@@ -156,7 +156,7 @@ impl Peer {
         {
             return Err(error.clone());
         }
-        match self.handshake(&endpoint).await {
+        match self.handshake(&socket).await {
             Ok(connection) => {
                 link.live = Some(connection.clone());
                 link.failed = None;
@@ -171,8 +171,8 @@ impl Peer {
         }
     }
 
-    async fn handshake(&self, endpoint: &Inner) -> Result<quinn::Connection, Error> {
-        let connecting = endpoint.connect(self.shared.addr).map_err(|error| self.not_sent(error))?;
+    async fn handshake(&self, socket: &Socket) -> Result<quinn::Connection, Error> {
+        let connecting = socket.connect(self.shared.addr).map_err(|error| self.not_sent(error))?;
         let connection = match timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return Err(self.connect_failed(&error)),

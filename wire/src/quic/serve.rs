@@ -1,7 +1,7 @@
 //! The answering side: connections are authorised once, each request is a task.
 
-use super::endpoint::Endpoint;
 use super::peer::peer_subject;
+use super::socket::Socket;
 use super::stream::{broken, payload_len, read_exactly, read_tail, take_end, write_frame};
 use crate::buffers::Pool;
 use crate::frame::{REQUEST_HEADER, ReplyHeader, RequestHeader};
@@ -89,20 +89,20 @@ impl Drop for ServerHandle {
     }
 }
 
-pub(super) fn serve<S: Service>(endpoint: Endpoint, service: Arc<S>, runtime: &Handle) -> ServerHandle {
+pub(super) fn serve<S: Service>(socket: Arc<Socket>, service: Arc<S>, runtime: &Handle) -> ServerHandle {
     let stops = Stops { drain: CancellationToken::new(), kill: CancellationToken::new() };
     let connections = TaskTracker::new();
     // TLS has verified that the peer's CA is ours.
-    let cluster = endpoint.identity().cluster_id();
+    let cluster = socket.identity().cluster_id();
     let accepting = {
         let (stops, connections) = (stops.clone(), connections.clone());
         async move {
-            while let Some(Some(incoming)) = stops.drain.run_until_cancelled(endpoint.accept()).await {
-                let config = endpoint.server_config(incoming.remote_address());
+            while let Some(Some(incoming)) = stops.drain.run_until_cancelled(socket.accept()).await {
+                let config = socket.server_config(incoming.remote_address());
                 let Ok(connecting) = incoming.accept_with(config) else { continue };
                 // A token per connection keeps its requests from contending for the server's.
                 let stops = Stops { drain: stops.drain.clone(), kill: stops.kill.child_token() };
-                connections.spawn(connection(connecting, cluster, endpoint.buffers(), service.clone(), stops));
+                connections.spawn(connection(connecting, cluster, socket.buffers(), service.clone(), stops));
             }
         }
     };

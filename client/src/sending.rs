@@ -4,16 +4,22 @@
 //! them, and others went on without it: then each operation is judged by what it expected to find. What others did stays,
 //! what was done here goes beside it (`NAME.conflict-HOST-TIME`), and no content is lost (I6).
 
-use super::{Client, Entry, Work, WriteBack};
-use crate::commit::committer::is_full;
+use crate::commit::committer::{Committer, is_full};
 use crate::commit::outcome::{Outcome, Way, judge};
 use crate::commit::plan::Plan;
 use crate::file::state::{FileState, Flushing};
-use crate::known::Place;
+use crate::flusher::Flusher;
+use crate::journal::Journal;
+use crate::kernel::Kernel;
+use crate::known::leased::LeasedSession;
+use crate::known::{Known, Place};
 use crate::meta::session::{BatchFailed, SpareIno};
+use crate::open::OpenFiles;
 use crate::queue::judge::{Refused, Verdict, decide, expected_at};
+use crate::work::Work as Tasks;
+use crate::writeback::{Entry, Work, WriteBack};
 use std::collections::HashSet;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 use wire::FsError;
@@ -57,26 +63,6 @@ enum Next {
     Content { step: Step, at: Timestamp, file: Arc<FileState>, upto: u64 },
 }
 
-/// Sends what is in the queue, until the client is gone.
-pub(crate) async fn run(weak: Weak<Client>, queue: Arc<WriteBack>) {
-    let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
-    loop {
-        queue.wait_due().await;
-        let Some(client) = weak.upgrade() else { return };
-        match client.send_some().await {
-            Ok(()) => backoff = Backoff::new(RETRY_FIRST, RETRY_MOST),
-            // There is another one by now.
-            Err(FsError::SessionExpired) => {}
-            Err(error) => {
-                tracing::warn!(%error, "what was done is not sent to metad yet; it is tried again");
-                queue.note_failure(error);
-                drop(client);
-                tokio::time::sleep(backoff.delay()).await;
-            }
-        }
-    }
-}
-
 /// What the first entries say, as many as fit into a batch.
 fn next_entries(queue: &WriteBack) -> Vec<Next> {
     queue.with(|core| {
@@ -113,9 +99,40 @@ fn deferred(at: Timestamp, expect: &[Expect], op: &Op) -> Op {
     Op::Deferred { at, expect: expect.to_vec(), op: Box::new(op.clone()) }
 }
 
-impl Client {
+/// Sends what is in the queue.
+pub(crate) struct Sender {
+    pub session: Arc<LeasedSession>,
+    pub known: Arc<Known>,
+    pub writeback: Arc<WriteBack>,
+    pub journal: Option<Arc<Journal>>,
+    pub committer: Arc<Committer>,
+    pub flusher: Arc<Flusher>,
+    pub open_files: Arc<OpenFiles>,
+    pub kernel: Arc<Kernel>,
+    pub work: Tasks,
+}
+
+impl Sender {
+    /// Sends, as long as it is polled.
+    pub async fn run(self: Arc<Self>) {
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
+        loop {
+            self.writeback.wait_due().await;
+            match self.send_some().await {
+                Ok(()) => backoff = Backoff::new(RETRY_FIRST, RETRY_MOST),
+                // There is another one by now.
+                Err(FsError::SessionExpired) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "what was done is not sent to metad yet; it is tried again");
+                    self.writeback.note_failure(error);
+                    tokio::time::sleep(backoff.delay()).await;
+                }
+            }
+        }
+    }
+
     /// Tells what waits, as far as one batch holds it.
-    async fn send_some(self: &Arc<Self>) -> Result<(), FsError> {
+    async fn send_some(&self) -> Result<(), FsError> {
         self.note_session().await;
         let mut steps = self.gather_steps().await?;
         while !steps.is_empty() {
@@ -171,7 +188,7 @@ impl Client {
         Some(Op::Journaled { journal, position })
     }
 
-    async fn gather_steps(self: &Arc<Self>) -> Result<Vec<Step>, FsError> {
+    async fn gather_steps(&self) -> Result<Vec<Step>, FsError> {
         let entries = next_entries(&self.writeback);
         // What these wait for must be on its way, and what is further behind may be, while they are sent.
         self.committer.uploader().upload_gathered();
@@ -207,7 +224,7 @@ impl Client {
     /// # Errors
     /// The same, when nothing may be left out.
     async fn gather_content(
-        self: &Arc<Self>,
+        &self,
         mut step: Step,
         at: Timestamp,
         file: Arc<FileState>,
@@ -239,9 +256,9 @@ impl Client {
             // What is away comes back.
             Err(error) if self.writeback.is_strict() || !is_full(error) => return Err(error),
             Err(error) => {
-                self.content_failed(&file, error);
+                self.flusher.content_failed(&file, error);
                 // It must not be sent before the journal knows it.
-                self.write_undone().await;
+                self.flusher.write_undone().await;
                 return Ok((step, true));
             }
         }
@@ -254,7 +271,7 @@ impl Client {
     }
 
     /// Takes in that metad knows these entries now.
-    async fn take_replies(self: &Arc<Self>, steps: Vec<Step>, replies: Vec<OpReply>) {
+    async fn take_replies(&self, steps: Vec<Step>, replies: Vec<OpReply>) {
         let mut replies = replies.into_iter();
         for step in steps {
             let reply = step.op.as_ref().and_then(|_| replies.next());
@@ -280,10 +297,10 @@ impl Client {
     }
 
     /// An inode has lost a name, maybe its last one.
-    fn removed(self: &Arc<Self>, attr: &InodeAttr, orphaned: bool) {
-        let (client, ino) = (self.clone(), attr.ino);
+    fn removed(&self, attr: &InodeAttr, orphaned: bool) {
+        let (open_files, ino) = (self.open_files.clone(), attr.ino);
         if orphaned {
-            self.work.spawn_until_stopped(async move { client.open_files.keep_or_release(&[ino]).await });
+            self.work.spawn_until_stopped(async move { open_files.keep_or_release(&[ino]).await });
         } else if attr.nlink == 0 {
             // What could not be stored of it would be tried for ever.
             self.open_files.drop_unread(ino);
@@ -291,7 +308,7 @@ impl Client {
     }
 
     /// Takes in the answer to a commit. Returns what was committed, and whether that has no name any more.
-    fn take_content_reply(self: &Arc<Self>, content: Content, reply: OpReply) -> (Arc<FileState>, Plan, bool) {
+    fn take_content_reply(&self, content: Content, reply: OpReply) -> (Arc<FileState>, Plan, bool) {
         let Content { file, plan, copy, .. } = content;
         if let OpReply::Committed { attr, .. } = &reply {
             self.known.pins_follow(attr);
@@ -305,7 +322,7 @@ impl Client {
     }
 
     /// Decides what becomes of what metad has refused: others were there first, while this session was away.
-    async fn judge(self: &Arc<Self>, step: Step, error: FsError) -> Result<(), FsError> {
+    async fn judge(&self, step: Step, error: FsError) -> Result<(), FsError> {
         if error == FsError::Stale && self.writeback.is_in_time(step.number) {
             return Ok(());
         }
@@ -336,8 +353,8 @@ impl Client {
                 match judge(plan, Err(error), Way::Queued) {
                     Outcome::Stays(error) if self.writeback.is_strict() => return Err(error),
                     Outcome::Stays(error) => {
-                        self.content_failed(file, error);
-                        self.write_undone().await;
+                        self.flusher.content_failed(file, error);
+                        self.flusher.write_undone().await;
                     }
                     Outcome::Beside => {
                         self.committer.take_outcome(file, plan, Outcome::Beside, None);

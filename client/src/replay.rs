@@ -4,15 +4,19 @@
 //! did meanwhile stays, and what was done here goes beside it. Only the inodes that metad has never heard of get numbers of
 //! this session.
 
-use super::Journal;
-use super::record::{Change, Piece, Record};
+use crate::Error;
+use crate::buffers::Buffers;
+use crate::commit::committer::Committer;
 use crate::file::dirty::Packed;
 use crate::file::pending::{Restored, SHARED_BLOCK_PART_MAX};
 use crate::file::sealed::To;
 use crate::file::state::FileState;
+use crate::journal::Journal;
+use crate::journal::record::{Change, Piece, Record};
+use crate::known::Known;
+use crate::known::leased::LeasedSession;
 use crate::queue::Touched;
-use crate::writeback::Work;
-use crate::{Client, Error};
+use crate::writeback::{Work, WriteBack};
 use bytes::Bytes;
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -49,14 +53,26 @@ impl From<FsError> for Failed {
     }
 }
 
-impl Client {
+/// Sends what is left in a journal.
+pub(crate) struct Replayer {
+    pub journal: Arc<Journal>,
+    pub session: Arc<LeasedSession>,
+    pub known: Arc<Known>,
+    pub writeback: Arc<WriteBack>,
+    pub committer: Arc<Committer>,
+    pub buffers: Arc<Buffers>,
+    /// Size of the blocks that files are cut into.
+    pub block_bytes: u64,
+}
+
+impl Replayer {
     /// Tells metad what is left in the journal. Everything is told on return.
     ///
     /// # Errors
     /// [`Error::Replay`]: nothing is lost, and the next mount tries again. As [`Journal::open`].
-    pub(crate) async fn replay(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<(), Error> {
-        let dir = journal.dir().to_owned();
-        let reason = match self.replay_all(journal).await {
+    pub async fn run(&self) -> Result<(), Error> {
+        let dir = self.journal.dir().to_owned();
+        let reason = match self.replay_all().await {
             Ok(()) => return Ok(()),
             Err(Failed::Journal(error)) => return Err(error),
             Err(Failed::Disk(source)) => return Err(Error::Local { path: dir, source }),
@@ -66,7 +82,8 @@ impl Client {
         Err(Error::Replay { dir, reason })
     }
 
-    async fn replay_all(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<(), Failed> {
+    async fn replay_all(&self) -> Result<(), Failed> {
+        let journal = &self.journal;
         let asked = self.session.read(Read::Journaled { journal: journal.id() });
         let ReadReply::Journaled(position) = within_patience(asked).await? else {
             return Err(FsError::Io.into());
@@ -122,11 +139,7 @@ impl Client {
     }
 
     /// Gives inodes that metad has not heard of numbers of this session; returns them with the old ones.
-    async fn renumber(
-        self: &Arc<Self>,
-        replayed: &mut Replayed,
-        records: &[(Record, Bytes)],
-    ) -> Result<Vec<(Ino, Ino)>, FsError> {
+    async fn renumber(&self, replayed: &mut Replayed, records: &[(Record, Bytes)]) -> Result<Vec<(Ino, Ino)>, FsError> {
         let mut fresh = Vec::new();
         for (record, _) in records {
             match record {
@@ -142,12 +155,7 @@ impl Client {
         Ok(fresh)
     }
 
-    fn take_records(
-        self: &Arc<Self>,
-        replayed: &mut Replayed,
-        records: Vec<(Record, Bytes)>,
-        position: &JournalPosition,
-    ) {
+    fn take_records(&self, replayed: &mut Replayed, records: Vec<(Record, Bytes)>, position: &JournalPosition) {
         let undone: HashSet<u64> = records
             .iter()
             .filter_map(|(record, _)| if let Record::Undone { number } = record { Some(*number) } else { None })
@@ -186,7 +194,7 @@ impl Client {
 
     /// Puts content into the state of its file. Returns that, and the number that the piece has there.
     fn take_piece(
-        self: &Arc<Self>,
+        &self,
         replayed: &mut Replayed,
         piece: Piece,
         bytes: Bytes,
@@ -207,7 +215,7 @@ impl Client {
             let (mode, uid, gid) = piece.owner;
             let made = InodeAttr::new(ino, FileKind::Regular, Creator { mode, uid, gid }, piece.at);
             let attr = InodeAttr { version: base, ..made };
-            FileState::new(attr, None, self.buffers.clone(), self.config.block_bytes)
+            FileState::new(attr, None, self.buffers.clone(), self.block_bytes)
         });
         let restored = Restored {
             packed: Packed { bytes, pieces },

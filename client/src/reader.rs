@@ -1,15 +1,14 @@
 //! Reading: committed content from blocks, what is not committed laid over it. What to read from where is decided by the
 //! file ([`FileState::plan_read`]); here it is fetched and put together.
 
-use super::dirty::lay;
-use super::state::{Ahead, FileState, Listing, Plan, Step};
 use crate::block::fetch::Fetcher;
 use crate::error::unexpected_reply;
+use crate::file::dirty::lay;
+use crate::file::state::{Ahead, FileState, Listing, Plan, Step};
 use crate::kernel::{Kernel, Notice};
-use crate::known::Known;
 use crate::known::leased::LeasedSession;
 use crate::work::Work;
-use crate::writeback::WriteBack;
+use crate::writeback::Order;
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
@@ -29,9 +28,8 @@ const ATTEMPTS_MAX: usize = 3;
 /// Reads files.
 pub(crate) struct Reader {
     session: Arc<LeasedSession>,
-    known: Arc<Known>,
-    /// What metad does not know yet.
-    queue: Arc<WriteBack>,
+    /// What metad does not know yet goes first.
+    order: Arc<Order>,
     fetcher: Arc<Fetcher>,
     kernel: Arc<Kernel>,
     work: Work,
@@ -42,12 +40,12 @@ pub(crate) struct Reader {
 impl Reader {
     /// One that asks `session` for extents, once it knows what waits in the queue, and has this many bytes fetched ahead.
     pub fn new(
-        (session, known, queue): (Arc<LeasedSession>, Arc<Known>, Arc<WriteBack>),
+        (session, order): (Arc<LeasedSession>, Arc<Order>),
         (fetcher, kernel): (Arc<Fetcher>, Arc<Kernel>),
         work: Work,
         readahead_bytes: u64,
     ) -> Self {
-        Self { session, known, queue, fetcher, kernel, work, readahead_bytes }
+        Self { session, order, fetcher, kernel, work, readahead_bytes }
     }
 
     /// Begins to read a file of one small block: whoever opens it mostly reads it next.
@@ -142,22 +140,11 @@ impl Reader {
         Ok(block.slice(from..from + len))
     }
 
-    /// Before metad is asked about an inode that it may not know yet: waits until everything about it is sent.
-    async fn send_if_new(&self, file: &FileState) -> Result<(), FsError> {
-        if !self.known.is_made_here(file.ino()) {
-            return Ok(());
-        }
-        match self.queue.tail_on(&[file.ino()]) {
-            Some(tail) => self.work.patiently(self.queue.wait_sent(tail)).await?,
-            None => Ok(()),
-        }
-    }
-
     /// Learns the extents from a chunk up to the one that holds byte `until - 1`.
     async fn load_chunks(&self, file: &FileState, first: ChunkIndex, until: u64) -> Result<(), FsError> {
         let end = until.max(first.start() + 1).div_ceil(CHUNK_BYTES).saturating_mul(CHUNK_BYTES);
         let range = first.start()..end;
-        self.send_if_new(file).await?;
+        self.order.wait_if_new(file.ino()).await?;
         for listing in 1..=LISTINGS_MAX {
             let mut from = range.start;
             let mut pages = Vec::new();
