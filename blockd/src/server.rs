@@ -100,7 +100,7 @@ impl Service for Server {
             BlockRequest::Put { hash, epoch, chain } => return self.put(hash, epoch, chain, incoming).await,
             BlockRequest::Get { hash, epoch, offset, len } => {
                 if incoming.reserve_answer((len as usize).min(BLOCK_BYTES_MAX)).await.is_err() {
-                    return incoming.refuse("too many answers wait to be fetched").await;
+                    return incoming.refuse_busy("too many answers wait to be fetched").await;
                 }
                 self.get(hash, epoch, offset, len).await
             }

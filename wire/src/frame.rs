@@ -34,6 +34,8 @@ pub struct RequestHeader {
 pub struct ReplyHeader {
     /// The request was refused as a whole; the head is the reason, in UTF-8.
     pub refused: bool,
+    /// Refused for now alone: nothing was carried out, and the same may be asked again later.
+    pub busy: bool,
     /// Bytes of the encoded head.
     pub head_len: u32,
     /// Bytes of the payload.
@@ -89,7 +91,7 @@ impl ReplyHeader {
     pub fn encode(&self) -> [u8; REPLY_HEADER] {
         let mut bytes = [0_u8; REPLY_HEADER];
         bytes[..2].copy_from_slice(&MAGIC);
-        bytes[2] = u8::from(self.refused);
+        bytes[2] = u8::from(self.refused) | u8::from(self.busy) << 1;
         bytes[4..8].copy_from_slice(&self.head_len.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.payload_len.to_le_bytes());
         bytes
@@ -100,10 +102,15 @@ impl ReplyHeader {
     /// # Errors
     /// [`Error::Malformed`] when it is none, or announces more than may be sent.
     pub fn decode(bytes: &[u8; REPLY_HEADER]) -> Result<Self, Error> {
-        if bytes[..2] != MAGIC || bytes[2] > 1 {
+        if bytes[..2] != MAGIC || bytes[2] > 3 {
             return Err(Error::Malformed("not a reply".to_owned()));
         }
-        let header = Self { refused: bytes[2] == 1, head_len: u32_at(bytes, 4), payload_len: u32_at(bytes, 8) };
+        let header = Self {
+            refused: bytes[2] & 1 != 0,
+            busy: bytes[2] & 2 != 0,
+            head_len: u32_at(bytes, 4),
+            payload_len: u32_at(bytes, 8),
+        };
         check(header.head_len, header.payload_len)?;
         Ok(header)
     }

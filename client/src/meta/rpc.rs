@@ -126,6 +126,8 @@ impl Rpc {
                 Err(error)
             }
             Err(error @ (Error::Refused { .. } | Error::Closed)) => Err(error),
+            // It leads, or knows who does: the same request goes to it again.
+            Err(error @ Error::Busy { .. }) => Ok(Err(Missed::Away(error.to_string()))),
             Err(error) => {
                 self.known.lock().at += 1;
                 Ok(Err(Missed::Away(error.to_string())))
@@ -206,6 +208,35 @@ mod tests {
             let reply = MetaReply::NotLeader { leader: Some(nodes[self.other]), nodes };
             request.respond(&reply, &[]).await;
         }
+    }
+
+    /// A metad that has too much to do at first.
+    struct Busy(AtomicU32);
+
+    impl Service for Busy {
+        fn authorize(&self, _peer: &PeerIdentity) -> Result<(), Error> {
+            Ok(())
+        }
+
+        async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, request: Incoming) {
+            if self.0.fetch_add(1, Ordering::Relaxed) < 3 {
+                return request.refuse_busy("this is a test").await;
+            }
+            request.respond(&MetaReply::Done, &[]).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_busy_metad_refuses_is_asked_again() {
+        let ca = ClusterCa::create("t").unwrap();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let endpoint = |role| Endpoint::bind(any, &ca.issue(&Subject::new(role, "x")).unwrap()).unwrap();
+        let (metad, service) = (endpoint(Role::Metad), Arc::new(Busy(AtomicU32::new(0))));
+        let _serving = metad.serve(service.clone(), &Handle::current());
+        let rpc = Rpc::new(Arc::new(endpoint(Role::Client)), vec![metad.local_addr()], None);
+        let reply = rpc.ask(&MetaRequest::WhoLeads).await.unwrap();
+        assert!(matches!(reply, MetaReply::Done));
+        assert_eq!(service.0.load(Ordering::Relaxed), 4);
     }
 
     #[tokio::test(flavor = "multi_thread")]

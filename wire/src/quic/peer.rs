@@ -235,8 +235,9 @@ impl Peer {
         Error::Unanswered { peer: self.shared.addr.to_string(), reason: reason.to_string() }
     }
 
-    fn refused(&self, reason: &[u8]) -> Error {
-        Error::Refused { peer: self.shared.addr.to_string(), reason: String::from_utf8_lossy(reason).into_owned() }
+    fn refused(&self, busy: bool, reason: &[u8]) -> Error {
+        let (peer, reason) = (self.shared.addr.to_string(), String::from_utf8_lossy(reason).into_owned());
+        if busy { Error::Busy { peer, reason } } else { Error::Refused { peer, reason } }
     }
 }
 
@@ -293,7 +294,7 @@ impl OutgoingRequest {
         let header = ReplyHeader::decode(&fixed(&bytes))?;
         let head = read_exactly(&mut self.recv, header.head_len as usize).await.map_err(lost)?;
         if header.refused {
-            return Err(self.peer.refused(&head));
+            return Err(self.peer.refused(header.busy, &head));
         }
         let payload =
             read_tail(&mut self.recv, header.payload_len as usize, &self.peer.shared.buffers).await.map_err(lost)?;
@@ -332,7 +333,7 @@ impl EventReceiver {
         self.fill(len).await?;
         let frame = self.buffered.split_to(len);
         let head = &frame[REPLY_HEADER..];
-        if header.refused { Err(self.peer.refused(head)) } else { codec::decode(head) }
+        if header.refused { Err(self.peer.refused(header.busy, head)) } else { codec::decode(head) }
     }
 
     async fn fill(&mut self, len: usize) -> Result<(), Error> {

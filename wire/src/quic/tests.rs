@@ -151,6 +151,8 @@ async fn a_client_that_announces_more_than_its_budget_is_refused_and_another_is_
     while !String::from_utf8_lossy(&send_raw(&peer, &announced.encode()).await.1).contains("under way") {
         assert!(started.elapsed() < LIMIT * 4, "nobody counts");
     }
+    let outcome = peer.request::<_, ()>(&(), &[Bytes::from(vec![0; PAYLOAD_BYTES_MAX])], LIMIT).await;
+    assert!(matches!(outcome, Err(Error::Busy { .. })), "it may be asked again: {outcome:?}");
     let other = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &client.identity().clone());
     let other = other.unwrap();
     other.peer(metad.local_addr(), Role::Metad).request::<_, ()>(&(), &[], LIMIT).await.unwrap();
