@@ -109,6 +109,9 @@ pub struct View<'a> {
 const CHANGES_MAX: usize = 1 << 20;
 /// The same in bytes of keys and values that are written.
 const CHANGED_BYTES_MAX: usize = 256 << 20;
+/// Changes of a batch that cost nothing when the last key of a range is looked for. Beyond them, each may be a removed key
+/// that is stepped over, and counts as work.
+const CHANGES_FREE: usize = 4096;
 /// The same in keys that are looked at: some seconds of work.
 const WORK_MAX: usize = 4 << 20;
 
@@ -185,6 +188,12 @@ impl<'a> View<'a> {
         }
     }
 
+    /// How many keys are changed.
+    #[must_use]
+    pub fn changes_count(&self) -> usize {
+        self.changes.len()
+    }
+
     /// The changes, to be stored.
     #[must_use]
     pub fn into_changes(self) -> Changes {
@@ -210,7 +219,8 @@ impl Kv for View<'_> {
     }
 
     fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)> {
-        self.works();
+        // Only of this batch's own changes: what else lies over the stored state differs from replica to replica.
+        self.work.fetch_add(1 + self.undo.len().saturating_sub(CHANGES_FREE), Ordering::Relaxed);
         self.over().last(range)
     }
 }

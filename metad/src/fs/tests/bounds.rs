@@ -51,7 +51,7 @@ fn thousands_of_sessions_end_in_a_moment_and_the_last_ones_are_remembered() {
     }
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     assert!(living(&world.kv).is_empty());
-    assert_eq!(crate::fs::session::all_and_ended(&world.kv).len(), 256);
+    assert_eq!(crate::fs::session::all_and_ended(&world.kv).len(), 3 * 256);
     assert_sound(&world);
 }
 
@@ -178,4 +178,94 @@ fn work_without_end_is_noticed_though_nothing_is_changed() {
     }
     view.savepoint();
     assert!(!view.is_exhausted());
+}
+
+/// A session of this certificate.
+fn session_of(world: &mut World, client: &str, token: u64) -> SessionId {
+    let CommandReply::Session(id) = world.apply(opening(client, Some(token))) else { panic!("refused") };
+    world.seqs.insert(id, 0);
+    id
+}
+
+#[test]
+fn nobody_makes_metad_forget_what_it_knows_of_others_journals() {
+    let mut world = World::new();
+    let (honest, liar) = (session_of(&mut world, "honest", 1), session_of(&mut world, "liar", 2));
+    let told = |journal| Op::Journaled { journal: JournalId(journal), position: Some(Default::default()) };
+    world.one(honest, told(7)).unwrap();
+    for batch in 0..4 {
+        let first = u64::MAX - batch * BATCH_OPS_MAX as u64;
+        world.run(liar, (0..BATCH_OPS_MAX as u64).map(|number| told(first - number)).collect()).unwrap();
+    }
+    let known = |world: &World, journal| match read::read(&world.kv, honest, &Read::Journaled { journal }) {
+        Ok(ReadReply::Journaled(position)) => position.is_some(),
+        other => panic!("{other:?}"),
+    };
+    assert!(known(&world, JournalId(7)));
+    let left = world.kv.pairs(super::super::keys::journals_of("liar"), usize::MAX).len();
+    assert_eq!(left, 1024);
+    // What is not one's own is not forgotten, either.
+    world.one(liar, Op::Journaled { journal: JournalId(7), position: None }).unwrap();
+    assert!(known(&world, JournalId(7)));
+    world.one(honest, Op::Journaled { journal: JournalId(7), position: None }).unwrap();
+    assert!(!known(&world, JournalId(7)));
+    assert_sound(&world);
+}
+
+/// I1.
+#[test]
+fn what_is_known_of_an_ended_session_outlives_any_number_of_others_sessions() {
+    let mut world = World::new();
+    let honest = session_of(&mut world, "honest", 1);
+    let batch = Batch { seq: BatchSeq(1), acked: BatchSeq(0), ops: vec![Op::LeaseInos { count: 5 }] };
+    let first = world.submit(honest, &batch).unwrap();
+    world.apply(Command::CloseSessions(vec![honest]));
+    for token in 0..600 {
+        let id = session_of(&mut world, "liar", 1000 + token);
+        world.apply(Command::CloseSessions(vec![id]));
+    }
+    assert_eq!(world.submit(honest, &batch), Ok(first));
+    assert_sound(&world);
+}
+
+#[test]
+fn a_session_that_takes_over_again_and_again_has_no_more_inode_numbers_than_another() {
+    let mut world = World::new();
+    let mut last = None;
+    for round in 0..4 {
+        let (host, purpose, client) = ("h".to_owned(), "test".to_owned(), "liar".to_owned());
+        let opening = Opening { host, purpose, client, caches: false, resumes: last, token: Some(round) };
+        let CommandReply::Session(id) = world.apply(Command::OpenSession(opening)) else { panic!("refused") };
+        world.seqs.insert(id, 0);
+        for _ in 0..16 {
+            world.one(id, Op::LeaseInos { count: 1 }).unwrap();
+        }
+        last = Some(id);
+    }
+    let found = crate::fs::session::find(&world.kv, last.unwrap()).unwrap();
+    assert_eq!(found.inos.len(), 16);
+    let opening = Opening { resumes: last, token: None, ..found.opening };
+    let CommandReply::Session(id) = world.apply(Command::OpenSession(opening)) else { panic!("refused") };
+    assert_eq!(crate::fs::session::find(&world.kv, id).unwrap().inos, found.inos);
+    assert_sound(&world);
+}
+
+#[test]
+fn what_is_remembered_of_a_journal_is_not_refused_behind_an_operation_that_exhausts_its_batch() {
+    let mut world = World::new();
+    let id = world.session();
+    world.one(id, create(Ino::ROOT, "f", 2000, NewInode::Regular)).unwrap();
+    let allocate = |at: u64| Op::Range {
+        ino: Ino(2000),
+        off: at << 40,
+        len: 1 << 40,
+        action: RangeAction::Allocate { keep_size: false },
+    };
+    let remark = || Op::Journaled { journal: JournalId(7), position: Some(Default::default()) };
+    // As many as exhaust it, which is found out.
+    let many: Vec<Op> = (0..15).flat_map(|_| (0..15).map(allocate)).collect();
+    let failed = world.run(id, many.clone()).expect_err("it is refused somewhere");
+    assert_eq!(failed.error, FsError::ArgumentTooLarge);
+    let some = many.into_iter().take(failed.index as usize).chain([remark()]).collect();
+    world.run(id, some).unwrap();
 }
