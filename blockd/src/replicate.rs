@@ -6,21 +6,24 @@
 //!        ◄── Stored ◄── Stored ◄── Stored       each adds itself to what the rest of the chain answered
 //! ```
 //!
-//! A daemon of the chain that cannot be reached, or fails on the way, is skipped: the next one after it gets the block
-//! from here, whole if need be. The sender learns who failed, and decides whether enough have synced.
+//! A daemon of the chain that cannot be reached, fails on the way, or keeps others waiting is skipped: the next one after
+//! it gets the block from here, whole if need be. The sender learns who failed, and decides whether enough have synced. It
+//! is answered when as many have as it needs; the rest of the chain goes on after that.
 //!
 //! A chain names members of the layout: this daemon connects to no address that a sender made up. And a sender is no
 //! witness: that a deadline of its own choice was too short, that it let the payload wait, or that the next daemon refused
 //! what it sent, makes nobody suspect.
 //!
-//! State: the daemons that failed a moment ago ([`Suspects`]), so that not every block waits for the same dead one.
+//! State: the daemons that failed a moment ago ([`Suspects`]), so that not every block waits for the same dead one; and
+//! requests to slow daemons that nobody waits for any more.
 
-use crate::layouts::member;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::TaskTracker;
 use wire::Error;
 use wire::buffers::{Buffer, Pool};
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
@@ -37,9 +40,15 @@ use wire::tls::Role;
 const PIECE_BYTES: usize = 256 << 10;
 const _: () = assert!(PIECE_BYTES.is_multiple_of(SECTION_BYTES));
 /// A daemon that failed is not tried again for this long.
-const SUSPECT_FOR: Duration = Duration::from_secs(2);
+const SUSPECT_FOR: Duration = Duration::from_secs(5);
 /// A daemon that does not answer is suspect only when it had this long: as long as a handshake may take.
 const FAIR_WAIT: Duration = Duration::from_secs(2);
+/// How long a daemon of the chain may keep a put waiting that has not enough copies yet, or take no more bytes of it: a
+/// paused one never answers, and the next of the chain can do as well.
+const PATIENCE: Duration = FAIR_WAIT;
+/// Blocks that slow daemons may still be storing when the put was answered already. Beyond that they miss blocks, which
+/// they find when they compare with others.
+const LAGGING_MAX: usize = 32;
 /// The rest of the chain gets this share of the time that the sender gives: the sender is to hear who failed.
 const DEADLINE_SHARE: f64 = 0.8;
 /// Blocks below this are left to the allocator.
@@ -57,6 +66,8 @@ pub struct Replicator {
     endpoint: Endpoint,
     suspects: Suspects<SocketAddr>,
     buffers: Arc<Pool>,
+    lagging: Arc<Semaphore>,
+    lagging_tasks: TaskTracker,
 }
 
 /// What became of a block's payload.
@@ -74,21 +85,56 @@ pub struct Outcome {
     pub synced: Vec<BlockdId>,
     /// Daemons that did not, and why.
     pub failed: Vec<(BlockdId, String)>,
+    /// Daemons without room.
+    pub full: Vec<BlockdId>,
+    /// A layout under which the block belongs elsewhere.
+    pub newer: Option<Layout>,
+}
+
+impl Outcome {
+    /// What others came to as well.
+    pub fn add(&mut self, other: Outcome) {
+        self.synced.extend(other.synced);
+        self.failed.extend(other.failed);
+        self.full.extend(other.full);
+        self.newer = other.newer.or(self.newer.take());
+    }
+}
+
+/// How a daemon of the chain has ended.
+enum Ended {
+    /// It answered, for itself and those after it.
+    Answered,
+    /// The next one is to be tried from here.
+    Next,
 }
 
 impl Replicator {
     /// Forwards from `endpoint`.
     #[must_use]
     pub fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, suspects: Suspects::new(SUSPECT_FOR), buffers: Pool::new(REUSED_BYTES_MIN, KEPT_BYTES_MAX) }
+        Self {
+            endpoint,
+            suspects: Suspects::new(SUSPECT_FOR),
+            buffers: Pool::new(REUSED_BYTES_MIN, KEPT_BYTES_MAX),
+            lagging: Arc::new(Semaphore::new(LAGGING_MAX)),
+            lagging_tasks: TaskTracker::new(),
+        }
     }
 
-    /// Opens the way to the next daemon of the chain that can be reached.
+    /// A place among the blocks that may lag behind their answer; `None` when too many do.
+    #[must_use]
+    pub fn lag(&self) -> Option<OwnedSemaphorePermit> {
+        self.lagging.clone().try_acquire_owned().ok()
+    }
+
+    /// Opens the way to the next daemon of the chain that can be reached; `needed` is how many copies of the chain the
+    /// sender waits for.
     pub async fn forward(
         &self,
-        hash: BlockHash,
-        epoch: LayoutEpoch,
+        (hash, epoch): (BlockHash, LayoutEpoch),
         (layout, chain): (&Layout, Chain),
+        needed: u8,
         request: &Incoming,
     ) -> Forward<'_> {
         let deadline = request.deadline().saturating_duration_since(Instant::now()).mul_f64(DEADLINE_SHARE);
@@ -99,12 +145,13 @@ impl Replicator {
             len: request.payload_len(),
             granted: deadline,
             deadline: Instant::now() + deadline,
+            needed,
             rest: VecDeque::with_capacity(chain.len()),
             open: None,
             outcome: Outcome::default(),
         };
         for id in chain {
-            match member(layout, &id) {
+            match layout.member(&id) {
                 Some(member) => forward.rest.push_back((id, member.addr)),
                 None => forward.outcome.failed.push((id, "not a member of the layout that is known here".to_owned())),
             }
@@ -160,6 +207,7 @@ pub struct Forward<'a> {
     /// What the sender gave for the rest of the chain.
     granted: Duration,
     deadline: Instant,
+    needed: u8,
     rest: VecDeque<(BlockdId, SocketAddr)>,
     open: Option<(BlockdId, SocketAddr, OutgoingRequest)>,
     outcome: Outcome,
@@ -183,11 +231,13 @@ impl Forward<'_> {
                 continue;
             }
             let chain = self.rest.iter().map(|(id, _)| *id).collect();
-            let head = BlockRequest::Put { hash: self.hash, epoch: self.epoch, chain };
+            let needed = self.needed.clamp(1, self.rest.len() as u8 + 1);
+            let head = BlockRequest::Put { hash: self.hash, epoch: self.epoch, chain, needed };
             let peer = self.replicator.endpoint.peer(addr, Role::Blockd);
             let (asked, left) = (Instant::now(), self.time_left());
             let opening = peer.open_request(&head, u32::try_from(self.len).unwrap_or(u32::MAX), left);
-            match tokio::time::timeout(left, opening).await {
+            // A connection may have to be made, and a paused daemon never answers that.
+            match tokio::time::timeout(left.min(PATIENCE), opening).await {
                 Ok(Ok(open)) => {
                     self.open = Some((id, addr, open));
                     return;
@@ -213,7 +263,7 @@ impl Forward<'_> {
     }
 
     async fn write(&mut self, piece: Bytes) {
-        let (asked, left) = (Instant::now(), self.time_left());
+        let (asked, left) = (Instant::now(), self.time_left().min(PATIENCE));
         let Some((id, addr, open)) = &mut self.open else { return };
         let (id, addr) = (*id, *addr);
         let failed = match tokio::time::timeout(left, open.write(piece)).await {
@@ -225,26 +275,14 @@ impl Forward<'_> {
         self.unreachable((id, addr), asked, failed.as_ref());
     }
 
-    /// Waits for the rest of the chain; daemons that come after a failed one get the block from here. Not cancel-safe.
+    /// Waits for the rest of the chain; daemons that come after one that failed, or keeps others waiting, get the block from
+    /// here. Not cancel-safe.
     pub async fn finish(mut self, block: &Bytes) -> Outcome {
         loop {
-            if let Some((id, addr, open)) = self.open.take() {
-                let asked = Instant::now();
-                let answer = tokio::time::timeout(self.time_left(), open.finish::<BlockReply>()).await;
-                match answer {
-                    Ok(Ok((BlockReply::Stored { synced, failed, .. }, _))) => {
-                        // I9: it speaks for itself and for those behind it, and for nobody else.
-                        let is_asked = |other: &BlockdId| *other == id || self.rest.iter().any(|(id, _)| id == other);
-                        self.outcome.synced.extend(synced.into_iter().filter(is_asked));
-                        self.outcome.failed.extend(failed.into_iter().filter(|(other, _)| is_asked(other)));
-                        return self.outcome;
-                    }
-                    Ok(Ok((BlockReply::NoSpace, _))) => self.failed(id, addr, "no space left".to_owned()),
-                    Ok(Ok((BlockReply::Failed(reason), _))) => self.failed(id, addr, reason),
-                    Ok(Ok(_)) => self.failed(id, addr, "answered something else".to_owned()),
-                    Ok(Err(error)) => self.unreachable((id, addr), asked, Some(&error)),
-                    Err(_) => self.unreachable((id, addr), asked, None),
-                }
+            if let Some((id, addr, open)) = self.open.take()
+                && matches!(self.wait_for(id, addr, open).await, Ended::Answered)
+            {
+                return self.outcome;
             }
             self.open_next().await;
             if self.open.is_none() {
@@ -252,5 +290,42 @@ impl Forward<'_> {
             }
             self.write(block.clone()).await;
         }
+    }
+
+    async fn wait_for(&mut self, id: BlockdId, addr: SocketAddr, open: OutgoingRequest) -> Ended {
+        let (asked, left) = (Instant::now(), self.time_left());
+        let mut answer = Box::pin(tokio::time::timeout(left, open.finish::<BlockReply>()));
+        // Only where another one could do instead.
+        let patience = if self.rest.is_empty() { left } else { PATIENCE };
+        let Ok(answer) = tokio::time::timeout(patience, &mut answer).await else {
+            if let Some(lag) = self.replicator.lag() {
+                self.replicator.lagging_tasks.spawn(async move {
+                    let _lag = lag;
+                    // It may still store the block; nobody waits for it.
+                    let _ = answer.await;
+                });
+            }
+            self.unreachable((id, addr), asked, None);
+            return Ended::Next;
+        };
+        match answer {
+            Ok(Ok((BlockReply::Stored { synced, failed, full, .. }, _))) => {
+                // I9: it speaks for itself and for those behind it, and for nobody else.
+                let is_asked = |other: &BlockdId| *other == id || self.rest.iter().any(|(id, _)| id == other);
+                self.outcome.synced.extend(synced.into_iter().filter(is_asked));
+                self.outcome.failed.extend(failed.into_iter().filter(|(other, _)| is_asked(other)));
+                self.outcome.full.extend(full.into_iter().filter(is_asked));
+                return Ended::Answered;
+            }
+            Ok(Ok((BlockReply::OldLayout(newer), _))) => {
+                self.failed(id, addr, "knows newer owners".to_owned());
+                self.outcome.newer = Some(newer);
+            }
+            Ok(Ok((BlockReply::Failed(reason), _))) => self.failed(id, addr, reason),
+            Ok(Ok(_)) => self.failed(id, addr, "answered something else".to_owned()),
+            Ok(Err(error)) => self.unreachable((id, addr), asked, Some(&error)),
+            Err(_) => self.unreachable((id, addr), asked, None),
+        }
+        Ended::Next
     }
 }

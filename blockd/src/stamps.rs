@@ -66,6 +66,21 @@ impl Stamps {
         true
     }
 
+    /// Whether a drop of a block is under way.
+    #[must_use]
+    pub fn is_dropping(&self, hash: &BlockHash) -> bool {
+        self.state.lock().dropping.contains(hash)
+    }
+
+    /// Whether a block was renewed less than `limit` ago; `None` when this daemon has not run for so long and cannot know.
+    #[must_use]
+    pub fn is_younger(&self, hash: &BlockHash, limit: Duration) -> Option<bool> {
+        match self.state.lock().renewed.get(hash) {
+            Some(renewed) => Some(renewed.elapsed() < limit),
+            None => (self.started.elapsed() >= limit).then_some(false),
+        }
+    }
+
     /// Begins to drop a block, unless it was renewed less than `grace` ago; ends when the result is dropped.
     #[must_use]
     pub fn begin_drop(&self, hash: BlockHash, grace: Duration) -> Option<Dropping<'_>> {

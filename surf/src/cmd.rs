@@ -1,6 +1,8 @@
 //! The commands, one file each.
 
+pub mod blockd;
 pub mod cluster;
 pub mod conflicts;
 pub mod dev;
+pub mod health;
 pub mod status;

@@ -41,6 +41,8 @@ pub const WALK_BEHIND_MAX: usize = READDIR_PAGE_MAX as usize;
 pub const ACKNOWLEDGED_MAX: usize = 8192;
 /// Blocks that one message of or to a block daemon names.
 pub const BLOCK_NAMES_MAX: usize = 65_536;
+/// Spans of the ring in one request for digests.
+pub const BLOCK_SPANS_MAX: usize = 4096;
 /// Daemons that a chain of replicas names behind the first: a layout asks for five replicas at most.
 pub const CHAIN_BEHIND_MAX: usize = 4;
 /// Longest name, and longest zone, of a block daemon, in bytes.
@@ -66,6 +68,11 @@ pub const UPLOAD_FRESH_MS: u64 = 120_000;
 /// Shortest grace period of blocks without references, in milliseconds: an upload and its commit fit in, and a session's
 /// whole life.
 pub const GC_GRACE_MIN_MS: u64 = 300_000;
+/// A block daemon that is silent for this long is taken out unless an operator says otherwise, in milliseconds: a restart or a
+/// short cut of the network is over by then.
+pub const DOWN_AFTER_MS: u64 = 600_000;
+/// The least that an operator may say: a few heartbeats, and an election between them.
+pub const DOWN_AFTER_MIN_MS: u64 = 3_000;
 /// How long a session lives without a heartbeat, in milliseconds.
 pub const SESSION_TTL_MS: u64 = 30_000;
 /// How long read leases hold without being extended, in milliseconds. A change that somebody was told of waits so long for

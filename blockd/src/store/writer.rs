@@ -158,7 +158,9 @@ impl State {
     fn write(&mut self, group: Vec<Work>) {
         let group = match self.make_room(&group) {
             Ok(()) => {
-                self.full &= !group.iter().any(is_put);
+                if group.iter().any(is_put) {
+                    self.set_full(false);
+                }
                 group
             }
             Err(error) if error.is_no_space() => {
@@ -167,7 +169,7 @@ impl State {
                 if !self.full {
                     tracing::warn!(%error, "no new block can be stored until some are dropped");
                 }
-                self.full = true;
+                self.set_full(true);
                 refuse(puts, || Error::NoSpace);
                 if rest.is_empty() {
                     return;
@@ -195,6 +197,12 @@ impl State {
                 }
             }
         }
+    }
+
+    fn set_full(&mut self, full: bool) {
+        self.full = full;
+        // Relaxed: who asks a moment too early asks again.
+        self.shared.full.store(full, Ordering::Relaxed);
     }
 
     /// Makes sure that a group fits into the open segment and onto the disk. New blocks leave the reserve alone.

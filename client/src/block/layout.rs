@@ -9,12 +9,15 @@ use wire::layout::Layout;
 use wire::suspects::Suspects;
 
 /// A daemon that failed is asked last for this long.
-const SUSPECT_FOR: Duration = Duration::from_secs(5);
+const SUSPECT_FOR: Duration = Duration::from_secs(8);
+/// A daemon without room is asked for none for this long.
+const FULL_FOR: Duration = Duration::from_secs(5);
 
 /// The newest layout heard of.
 pub struct Layouts {
     newest: RwLock<Arc<Layout>>,
     suspects: Suspects<BlockdId>,
+    full: Suspects<BlockdId>,
 }
 
 /// A daemon to be asked.
@@ -24,7 +27,8 @@ impl Layouts {
     /// Starts with a layout.
     #[must_use]
     pub fn new(layout: Layout) -> Self {
-        Self { newest: RwLock::new(Arc::new(layout)), suspects: Suspects::new(SUSPECT_FOR) }
+        let newest = RwLock::new(Arc::new(layout));
+        Self { newest, suspects: Suspects::new(SUSPECT_FOR), full: Suspects::new(FULL_FOR) }
     }
 
     /// The newest one.
@@ -59,16 +63,80 @@ impl Layouts {
         owners
     }
 
-    /// Where a block may be found: where it belongs, then where it belonged before (I11), then anywhere.
+    /// Has no room, for a while.
+    pub fn full(&self, id: BlockdId) {
+        self.full.add(id);
+    }
+
+    /// Where a block is to be stored: where it belongs, and for each owner without room on the next daemon that has some.
+    /// Those that answer come first. Shorter than `replicas` when the others have no room either.
+    #[must_use]
+    pub fn targets(&self, layout: &Layout, hash: &BlockHash) -> Vec<Holder> {
+        let mut targets = self.owners(layout, hash);
+        let wanted = targets.len();
+        targets.retain(|(id, _)| !self.full.contains(id));
+        if targets.len() < wanted {
+            for member in layout.clockwise(hash).into_iter().filter(|member| member.is_owner()) {
+                let is_new = targets.iter().all(|(id, _)| *id != member.id);
+                if targets.len() < wanted && is_new && !self.full.contains(&member.id) {
+                    targets.push((member.id, member.addr));
+                }
+            }
+            targets.sort_by_key(|(id, _)| self.suspects.contains(id));
+        }
+        targets
+    }
+
+    /// Where a block may be found: where it belongs, then where it belonged before (I11), then anywhere, those first that
+    /// stand in for owners without room, and last those that are out.
     #[must_use]
     pub fn places(&self, layout: &Layout, hash: &BlockHash) -> Vec<Holder> {
         let mut places = self.owners(layout, hash);
-        let before = layout.previous_owners(hash);
-        for member in before.into_iter().chain(&layout.members) {
+        let others = layout.older_owners(hash).into_iter().chain(layout.clockwise(hash));
+        let (out, here): (Vec<_>, Vec<_>) = others.partition(|member| member.out);
+        for member in here.into_iter().chain(out) {
             if !places.iter().any(|(id, _)| *id == member.id) {
                 places.push((member.id, member.addr));
             }
         }
         places
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::ids::Point;
+    use wire::layout::LayoutMember;
+
+    fn member(id: u8) -> LayoutMember {
+        LayoutMember {
+            id: BlockdId([id; 16]),
+            name: format!("blockd-{id}"),
+            addr: ([127, 0, 0, 1], u16::from(id)).into(),
+            zone: id.to_string(),
+            weight: 1,
+            points: vec![Point(u128::from(id) << 120)],
+            draining: id == 5,
+            out: id == 6,
+        }
+    }
+
+    fn ids(holders: &[Holder]) -> Vec<u8> {
+        holders.iter().map(|(id, _)| id.0[0]).collect()
+    }
+
+    #[test]
+    fn the_next_daemon_stands_in_for_one_without_room() {
+        let members = (1..=6).map(member).collect();
+        let layouts = Layouts::new(Layout { replicas: 3, min_sync: 2, members, ..Layout::default() });
+        let (layout, hash) = (layouts.newest(), BlockHash([0; 32]));
+        assert_eq!(ids(&layouts.targets(&layout, &hash)), [1, 2, 3]);
+        layouts.full(BlockdId([2; 16]));
+        assert_eq!(ids(&layouts.targets(&layout, &hash)), [1, 3, 4], "blockd-5 is draining, blockd-6 is out");
+        layouts.full(BlockdId([1; 16]));
+        layouts.full(BlockdId([4; 16]));
+        assert_eq!(ids(&layouts.targets(&layout, &hash)), [3], "nobody else has room");
+        assert_eq!(ids(&layouts.places(&layout, &hash)), [1, 2, 3, 4, 5, 6], "it may be anywhere");
     }
 }

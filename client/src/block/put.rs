@@ -4,6 +4,7 @@ use super::layout::{Holder, Layouts};
 use crate::network::Blockd;
 use bytes::Bytes;
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -16,6 +17,8 @@ use wire::retry::Backoff;
 
 /// One block through the whole chain, with syncs, on a slow disk.
 const ATTEMPT: Duration = Duration::from_secs(20);
+/// When the first of the chain has not answered by then, the others are asked to store the block without it.
+const PATIENCE: Duration = Duration::from_millis(1500);
 /// Blocks on their way at once.
 const IN_FLIGHT: usize = 8;
 /// Between warnings while too few daemons answer.
@@ -34,6 +37,8 @@ pub struct Putter {
 /// How an attempt ended when too few have it.
 enum Missed {
     NoSpace,
+    /// Blocks have other owners by now.
+    OldLayout,
     TooFew(String),
 }
 
@@ -56,9 +61,10 @@ impl Putter {
         let mut backoff = Backoff::default();
         loop {
             let layout = self.layouts.newest();
-            let owners = self.layouts.owners(&layout, &hash);
-            match self.attempt(&layout, &owners, hash, &block).await {
+            let targets = self.layouts.targets(&layout, &hash);
+            match self.attempt_or_hedge(&layout, &targets, hash, &block).await {
                 Ok(()) => return Ok(()),
+                Err(Missed::OldLayout) => continue,
                 Err(Missed::NoSpace) if started.elapsed() > FULL_PATIENCE => return Err(FsError::NoSpace),
                 Err(Missed::NoSpace) => {}
                 Err(Missed::TooFew(reason)) => {
@@ -75,32 +81,62 @@ impl Putter {
         }
     }
 
-    async fn attempt(&self, layout: &Layout, owners: &[Holder], hash: BlockHash, block: &Bytes) -> Result<(), Missed> {
+    /// Asks the first of the targets, and when it keeps the block waiting, the next one as well, with the first at the end.
+    async fn attempt_or_hedge(
+        &self,
+        layout: &Layout,
+        targets: &[Holder],
+        hash: BlockHash,
+        block: &Bytes,
+    ) -> Result<(), Missed> {
+        let mut first = pin!(self.attempt(layout, targets, hash, block));
+        if let Ok(outcome) = tokio::time::timeout(PATIENCE, &mut first).await {
+            return outcome;
+        }
+        let Some((slow, others)) = targets.split_first().filter(|_| targets.len() > 1) else { return first.await };
+        self.layouts.suspect(slow.0);
+        let others: Vec<Holder> = others.iter().chain([slow]).copied().collect();
+        let mut second = pin!(self.attempt(layout, &others, hash, block));
+        tokio::select! {
+            Ok(()) = &mut first => Ok(()),
+            outcome = &mut second => match outcome {
+                Ok(()) => Ok(()),
+                Err(_) => first.await,
+            },
+        }
+    }
+
+    async fn attempt(&self, layout: &Layout, targets: &[Holder], hash: BlockHash, block: &Bytes) -> Result<(), Missed> {
         // I9: fewer daemons than must sync it are too few, however well they do.
         let needed = usize::from(layout.min_sync.max(1));
-        let Some(((first, addr), chain)) = owners.split_first().filter(|_| owners.len() >= needed) else {
-            return Err(Missed::TooFew(format!("{} block daemons are known, {needed} are needed", owners.len())));
+        let Some(((first, addr), chain)) = targets.split_first().filter(|_| targets.len() >= needed) else {
+            if layout.owners(&hash).len() >= needed {
+                return Err(Missed::NoSpace);
+            }
+            return Err(Missed::TooFew(format!("{} block daemons are known, {needed} are needed", targets.len())));
         };
         let chain = chain.iter().map(|(id, _)| *id).collect();
-        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain };
+        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: layout.min_sync };
         match self.blockds.ask(*addr, &request, std::slice::from_ref(block), ATTEMPT).await {
-            Ok((BlockReply::Stored { synced, failed, layout }, _)) => {
+            Ok((BlockReply::Stored { synced, failed, full, layout }, _)) => {
                 self.layouts.trust(*first);
-                for (id, _) in &failed {
-                    self.layouts.suspect(*id);
-                }
+                failed.iter().for_each(|(id, _)| self.layouts.suspect(*id));
+                full.iter().for_each(|id| self.layouts.full(*id));
                 if let Some(layout) = layout {
                     self.layouts.learn(layout);
                 }
                 // I9: one daemon that stands twice in the chain is one copy, and one that was not asked is none.
-                let is_asked = |id: &&BlockdId| owners.iter().any(|(owner, _)| owner == *id);
+                let is_asked = |id: &&BlockdId| targets.iter().any(|(target, _)| target == *id);
                 let copies = synced.iter().filter(is_asked).collect::<BTreeSet<_>>().len();
                 if copies >= needed {
                     return Ok(());
                 }
                 Err(Missed::TooFew(format!("{copies} of {needed} stored it; {failed:?}")))
             }
-            Ok((BlockReply::NoSpace, _)) => Err(Missed::NoSpace),
+            Ok((BlockReply::OldLayout(newer), _)) => {
+                self.layouts.learn(newer);
+                Err(Missed::OldLayout)
+            }
             Ok((other, _)) => {
                 self.layouts.suspect(*first);
                 Err(Missed::TooFew(format!("{addr} answered {other:?}")))

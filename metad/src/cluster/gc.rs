@@ -42,7 +42,7 @@ async fn round(shared: &Shared) -> usize {
     let layout = settings::layout(&**state);
     let mut by_daemon: BTreeMap<SocketAddr, Vec<BlockHash>> = BTreeMap::new();
     for hash in &blocks {
-        let owners = layout.owners(hash).into_iter().chain(layout.previous_owners(hash));
+        let owners = layout.owners(hash).into_iter().chain(layout.older_owners(hash));
         for addr in owners.map(|owner| owner.addr).collect::<BTreeSet<_>>() {
             by_daemon.entry(addr).or_default().push(*hash);
         }

@@ -103,6 +103,8 @@ mod tests {
             zone: format!("zone-{id}"),
             weight,
             points: Vec::new(),
+            draining: false,
+            out: false,
         }
     }
 

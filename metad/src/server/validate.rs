@@ -134,6 +134,7 @@ mod tests {
     use wire::attr::Timestamp;
     use wire::ids::{BatchSeq, BlockdId, Ino, JournalId, LayoutEpoch, Version};
     use wire::layout::LayoutMember;
+    use wire::message::block::RepairReport;
     use wire::op::{Expect, JournalPosition, JournaledFile, Lock, LockFamily, XattrMode};
 
     fn of(ops: Vec<Op>) -> Batch {
@@ -214,6 +215,8 @@ mod tests {
             zone: String::new(),
             weight: 1,
             points: Vec::new(),
+            draining: false,
+            out: false,
         };
         let layout = Layout { members: vec![member(1, 7001), member(2, 7002)], ..Layout::default() };
         let says = |name: &str, id: u8, port: u16| BlockdHeartbeat {
@@ -226,6 +229,8 @@ mod tests {
             free_bytes: 1,
             block_count: 0,
             epoch: LayoutEpoch(1),
+            every_ms: 1000,
+            repair: RepairReport::default(),
         };
         assert!(heartbeat(&layout, &says("blockd-1", 1, 7009)).is_ok(), "it has moved");
         assert!(heartbeat(&layout, &says("blockd-2", 9, 7002)).is_ok(), "it has lost its disk");

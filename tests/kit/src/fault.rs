@@ -14,6 +14,30 @@ pub fn kill_9(pid: u32) {
     assert_eq!(result, 0, "process {pid} is not there");
 }
 
+/// A process that is stopped until this is dropped: it holds its memory and its connections, and answers nobody.
+pub struct Paused(u32);
+
+impl Paused {
+    /// Stops it.
+    ///
+    /// # Panics
+    /// When there is no such process.
+    #[must_use]
+    pub fn stop(pid: u32) -> Self {
+        // SAFETY: kill takes no pointers; the pid is of a process that this test started.
+        let result = unsafe { libc::kill(pid as i32, libc::SIGSTOP) };
+        assert_eq!(result, 0, "process {pid} is not there");
+        Self(pid)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { libc::kill(self.0 as i32, libc::SIGCONT) };
+    }
+}
+
 /// Whether a process is there (a zombie counts as gone).
 #[must_use]
 pub fn is_alive(pid: u32) -> bool {

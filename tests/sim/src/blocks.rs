@@ -29,8 +29,10 @@ impl Blocks {
     pub fn layout(before: &Layout) -> Layout {
         let addr = SocketAddr::from(([10, 0, 1, 1], 1));
         let (name, zone) = ("blockd-1".to_owned(), "zone".to_owned());
-        let member = LayoutMember { id: ID, name, addr, zone, weight: 1, points: vec![Point(1)] };
-        Layout { epoch: before.epoch.next(), members: vec![member], previous: Vec::new(), ..before.clone() }
+        let points = vec![Point(1)];
+        let member = LayoutMember { id: ID, name, addr, zone, weight: 1, points, draining: false, out: false };
+        let epoch = before.epoch.next();
+        Layout { epoch, placement: epoch, members: vec![member], older: Vec::new(), ..before.clone() }
     }
 
     /// Whether it answers from now on.
@@ -53,7 +55,10 @@ impl Blocks {
         Some(match request {
             BlockRequest::Put { hash, .. } => {
                 self.held.lock().insert(*hash, content);
-                (BlockReply::Stored { synced: vec![ID], failed: Vec::new(), layout: None }, Bytes::new())
+                (
+                    BlockReply::Stored { synced: vec![ID], failed: Vec::new(), full: Vec::new(), layout: None },
+                    Bytes::new(),
+                )
             }
             BlockRequest::Get { hash, offset, len, .. } => match self.content(hash) {
                 Some(block) => {

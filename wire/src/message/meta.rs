@@ -1,6 +1,7 @@
 //! What metad is asked, by clients, block daemons, operators and its Raft peers.
 
 use super::admin::{AdminReply, AdminRequest};
+use super::block::RepairReport;
 use crate::FsError;
 use crate::attr::{InodeAttr, Timestamp};
 use crate::codec::bounded;
@@ -172,6 +173,10 @@ pub struct BlockdHeartbeat {
     pub block_count: u64,
     /// Layout that it knows.
     pub epoch: LayoutEpoch,
+    /// Time between two of its heartbeats, in milliseconds.
+    pub every_ms: u64,
+    /// How far it is with what the layout asks of it.
+    pub repair: RepairReport,
 }
 
 /// The leases of a session that shows that it lives.
