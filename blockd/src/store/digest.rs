@@ -69,7 +69,7 @@ impl Digests {
 
 #[cfg(test)]
 mod tests {
-    use super::super::segment::SegmentId;
+    use super::super::segment_name::SegmentId;
     use super::*;
     use proptest::prelude::*;
 
