@@ -284,6 +284,8 @@ mod tests {
             free_bytes: 1,
             block_count: 1,
             epoch: LayoutEpoch(1),
+            every_ms: 1000,
+            repair: RepairReport::default(),
         };
         let (host, purpose) = (String::new(), String::new());
         for request in [
