@@ -3,7 +3,6 @@
 //! [`Settings`] is what people write, everything optional; [`Settings::validate`] makes it a [`Config`], which cannot be
 //! wrong in itself. All units are in the names.
 
-use crate::repair::throttle::Rates;
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -154,6 +153,15 @@ pub struct Config {
     pub drop_grace_min: Duration,
     /// How the ring is kept.
     pub ring: crate::chord::Options,
+}
+
+/// Rates of copying in bytes per second; 0 for no limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Rates {
+    /// While clients are idle.
+    pub idle: u64,
+    /// While they are at work.
+    pub busy: u64,
 }
 
 impl Config {

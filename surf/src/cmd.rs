@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub mod access;
 pub mod blockd;
 pub mod cluster;
 pub mod conflicts;

@@ -12,7 +12,7 @@
 //! nobody referred to them. Every other way leaves a copy too many, never one too few.
 
 use super::duties::Duties;
-use super::heal::{ASK_TIMEOUT, Failed, Healer, PAGE};
+use super::healer::{ASK_TIMEOUT, Failed, Healer, PAGE};
 use super::pass::after;
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};

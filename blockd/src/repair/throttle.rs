@@ -1,5 +1,6 @@
 //! The one rate limit of what repair copies, lower while clients are at work.
 
+use crate::config::Rates;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -36,15 +37,6 @@ impl Activity {
     fn now_ms(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
     }
-}
-
-/// Rates in bytes per second; 0 for none.
-#[derive(Clone, Copy, Debug)]
-pub struct Rates {
-    /// While clients are idle.
-    pub idle: u64,
-    /// While they are at work.
-    pub busy: u64,
 }
 
 /// Spends bytes at a rate.

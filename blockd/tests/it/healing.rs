@@ -7,14 +7,21 @@ use wire::layout::Layout;
 use wire::message::block::{BlockReply, BlockRequest};
 
 async fn put_many(cluster: &Cluster, count: usize) -> Vec<Bytes> {
+    put_and_count(cluster, count).await.0
+}
+
+/// The blocks, and the copies that puts left out because a daemon was slow.
+async fn put_and_count(cluster: &Cluster, count: usize) -> (Vec<Bytes>, usize) {
+    let mut left_out = 0;
     let mut blocks = Vec::new();
     for number in 0..count {
         let block = random_block(1000 + number * 50);
         let (synced, _, _) = cluster.put(&block).await;
         assert!(synced.len() >= 2);
+        left_out += 3 - synced.len();
         blocks.push(block);
     }
-    blocks
+    (blocks, left_out)
 }
 
 impl Cluster {
@@ -126,7 +133,7 @@ async fn nothing_is_acknowledged_for_owners_of_the_past() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_join_copies_what_the_newcomer_owns_and_nothing_else() {
     let mut cluster = Cluster::start(4).await;
-    let blocks = put_many(&cluster, 100).await;
+    let (blocks, left_out) = put_and_count(&cluster, 100).await;
     let before = cluster.layout();
     cluster.grow().await;
     let after = cluster.layout();
@@ -143,7 +150,7 @@ async fn a_join_copies_what_the_newcomer_owns_and_nothing_else() {
         })
         .sum();
     let copied: u64 = cluster.nodes.iter().flatten().map(|node| node.metrics().healed.get()).sum();
-    assert_eq!(copied, ideal as u64);
+    assert!((ideal..=ideal + left_out).contains(&(copied as usize)), "{copied} for {ideal} and {left_out}");
     cluster.change(Layout::finished);
     cluster.until_nothing_is_misplaced().await;
     cluster.assert_on_owners(&blocks).await;

@@ -1,6 +1,6 @@
 //! `surf blockd`: block daemons, and what becomes of what they hold.
 
-use super::cluster::Access;
+use super::access::Access;
 use crate::output;
 use anyhow::Result;
 use clap::{Args, Subcommand};

@@ -2,16 +2,14 @@
 
 mod init;
 
+use super::access::Access;
 use super::blockd::{heard, states, to_json as blockd_json, word};
-use crate::admin::Admin;
 use crate::output;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 use wire::ids::MetadId;
 use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
 
@@ -20,35 +18,6 @@ use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
 pub struct Cluster {
     #[command(subcommand)]
     command: Command,
-}
-
-/// How to reach a cluster.
-#[derive(Args)]
-pub struct Access {
-    /// Bundle of an operator, as `surf cluster init` or `surf dev up` made it.
-    #[arg(long, env = "SURF_ADMIN_BUNDLE", value_name = "FILE")]
-    bundle: PathBuf,
-    /// Give up after this many seconds.
-    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
-    wait_s: u64,
-}
-
-impl Access {
-    /// Asks the leader as an operator.
-    pub async fn ask(&self, request: AdminRequest) -> Result<AdminReply> {
-        let admin = Admin::load(&self.bundle)?;
-        let reply = admin.ask_admin(request, Duration::from_secs(self.wait_s)).await;
-        admin.close().await;
-        reply
-    }
-
-    /// The cluster's state.
-    pub async fn status(&self) -> Result<ClusterStatus> {
-        let admin = Admin::load(&self.bundle)?;
-        let status = admin.status(Duration::from_secs(self.wait_s)).await;
-        admin.close().await;
-        status
-    }
 }
 
 #[derive(Subcommand)]

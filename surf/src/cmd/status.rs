@@ -1,7 +1,7 @@
 //! `surf status`: state of a cluster in short.
 
+use super::access::Access;
 use super::blockd::{states, to_json, word};
-use super::cluster::Access;
 use super::health::{Health, Work};
 use crate::output;
 use anyhow::Result;
