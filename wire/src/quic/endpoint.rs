@@ -28,7 +28,7 @@ use tokio::sync::oneshot;
 /// The protocol versions this program speaks, best first, as ALPN names them.
 const ALPN: &[&[u8]] = &[b"surf/4"];
 /// The same for people.
-pub(super) const VERSIONS: &str = "3";
+pub(super) const VERSIONS: &str = "4";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// Memory of payloads that an endpoint keeps for later.
