@@ -10,13 +10,15 @@ use crate::layouts::{Layouts, Refusal};
 use crate::metrics::Metrics;
 use crate::repair::read_repair::RepairQueue;
 use crate::repair::throttle::Activity;
-use crate::replicate::{Chain, Forward, Outcome, Received, Replicator};
+use crate::replicate::{Chain, LAG_MAX, Outcome, Received, Replicator};
 use crate::stamps::Stamps;
 use crate::store::{self, Store};
 use bytes::Bytes;
-use std::pin::pin;
+use futures::future::{MaybeDone, maybe_done, pending};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
 use wire::limits::BLOCK_BYTES_MAX;
@@ -180,9 +182,17 @@ impl Server {
         }
         // Who has no room is not counted on.
         let elsewhere = if self.store.is_full() { needed } else { needed - 1 };
-        let forward = self.replicator.forward((hash, epoch), (&*layout, chain), elsewhere as u8, &incoming);
-        let mut forward = forward.await;
-        let (block, sections) = match self.replicator.receive(&mut incoming, &mut forward).await {
+        let (arrivals, forward) = self.replicator.forward((hash, epoch), (&*layout, chain), elsewhere as u8, &incoming);
+        let mut others = pin!(maybe_done(forward.run()));
+        let received = {
+            let mut receiving = pin!(self.replicator.receive(hash, &mut incoming, arrivals));
+            tokio::select! {
+                biased;
+                () = &mut others => receiving.await,
+                received = &mut receiving => received,
+            }
+        };
+        let (block, sections) = match received {
             Ok(Received::Block(block, sections)) => (block, sections),
             Ok(Received::Mismatch) => {
                 self.metrics.mismatches.add(1);
@@ -193,7 +203,7 @@ impl Server {
                 return;
             }
         };
-        self.store_and_answer((hash, epoch), (&block, sections), needed, forward, incoming).await;
+        self.store_and_answer((hash, epoch), (&block, sections), needed, others, incoming).await;
     }
 
     async fn store_and_answer(
@@ -201,7 +211,7 @@ impl Server {
         (hash, epoch): (BlockHash, LayoutEpoch),
         (block, sections): (&Bytes, Sections),
         needed: usize,
-        forward: Forward<'_>,
+        mut others: Pin<&mut MaybeDone<impl Future<Output = Outcome>>>,
         incoming: Incoming,
     ) {
         let local = async {
@@ -209,18 +219,26 @@ impl Server {
             self.stamps.renew(hash).await;
             self.store.put_with_sections(hash, block.clone(), sections).await
         };
-        let (mut local, mut others) = (pin!(local), pin!(forward.finish(block)));
+        let mut local = pin!(local);
         let (mut copies, mut local_ended, mut others_ended) = (Outcome::default(), false, false);
         let mut unanswered = Some(incoming);
-        let mut lagging = None;
+        let (mut lagging, mut answered) = (None, None);
         while !(local_ended && others_ended) {
+            let overdue = async {
+                match answered {
+                    Some(at) => tokio::time::sleep_until(at + LAG_MAX).await,
+                    None => pending().await,
+                }
+            };
             tokio::select! {
+                () = overdue, if local_ended => others_ended = true,
                 stored = &mut local, if !local_ended => {
                     local_ended = true;
                     self.count(stored, block.len(), &mut copies);
                 }
-                outcome = &mut others, if !others_ended => {
+                () = &mut others, if !others_ended => {
                     others_ended = true;
+                    let outcome = others.as_mut().take_output().unwrap_or_default();
                     self.metrics.chain_failures.add(outcome.failed.len() as u64);
                     copies.add(outcome);
                 }
@@ -229,6 +247,7 @@ impl Server {
                 && let Some(incoming) = unanswered.take()
             {
                 self.answer_put(epoch, &copies, incoming).await;
+                answered = Some(Instant::now());
                 lagging = self.replicator.lag();
                 if lagging.is_none() && !others_ended {
                     tracing::debug!(%hash, "too many blocks lag behind: the rest of the chain is left to repair");

@@ -1,5 +1,5 @@
-//! What goes on by the clock: commits of what has been written for a while, the journal's picture of it, access times, and
-//! compaction.
+//! What goes on by the clock: commits of what has been written for a while, the journal's picture of it, access times,
+//! compaction, and questions to block daemons that have failed.
 
 use crate::file::sealed::To;
 use crate::file::state::FileState;
@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 /// Between two rounds of storing access times.
 const ACCESS_TIMES_EVERY: Duration = Duration::from_secs(1);
+/// Between two questions to block daemons that have failed.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// After so many rounds without anything to commit, memory for writing is given back.
 const IDLE_ROUNDS_MAX: u32 = 10;
 /// When nothing was committed for so long, servers are away, or as good as that.
@@ -28,6 +30,15 @@ pub(crate) fn start(client: &Weak<Client>, tasks: &mut JoinSet<()>) {
     tasks.spawn(commit_in_background(client.clone()));
     tasks.spawn(store_access_times(client.clone()));
     tasks.spawn(compact::run(client.clone()));
+    tasks.spawn(ask_suspects(client.clone()));
+}
+
+async fn ask_suspects(weak: Weak<Client>) {
+    loop {
+        tokio::time::sleep(PROBE_EVERY).await;
+        let Some(client) = weak.upgrade() else { return };
+        client.layouts.probe(&*client.network).await;
+    }
 }
 
 async fn store_access_times(weak: Weak<Client>) {

@@ -2,6 +2,8 @@
 
 use crate::daemon_cluster::{Cluster, LIMIT, random_block, until};
 use bytes::Bytes;
+use std::net::UdpSocket;
+use std::time::{Duration, Instant};
 use wire::ids::{BlockHash, LayoutEpoch};
 use wire::layout::Layout;
 use wire::message::block::{BlockReply, BlockRequest};
@@ -135,6 +137,10 @@ async fn a_join_copies_what_the_newcomer_owns_and_nothing_else() {
     let mut cluster = Cluster::start(4).await;
     let (blocks, left_out) = put_and_count(&cluster, 100).await;
     let before = cluster.layout();
+    // A pass may have met a block on its way down the chain, and fetched what was about to come.
+    let copied =
+        |cluster: &Cluster| cluster.nodes.iter().flatten().map(|node| node.metrics().healed.get()).sum::<u64>();
+    let copied_before = copied(&cluster);
     cluster.grow().await;
     let after = cluster.layout();
     cluster.until_done().await;
@@ -149,9 +155,49 @@ async fn a_join_copies_what_the_newcomer_owns_and_nothing_else() {
             owed(&after, block).iter().filter(|id| !old.contains(id)).count()
         })
         .sum();
-    let copied: u64 = cluster.nodes.iter().flatten().map(|node| node.metrics().healed.get()).sum();
+    let copied = copied(&cluster) - copied_before;
     assert!((ideal..=ideal + left_out).contains(&(copied as usize)), "{copied} for {ideal} and {left_out}");
     cluster.change(Layout::finished);
     cluster.until_nothing_is_misplaced().await;
     cluster.assert_on_owners(&blocks).await;
+}
+
+/// What is put to the first daemon with the others after it in this order: how many have it, and after what time.
+async fn put_and_time(cluster: &Cluster, order: [usize; 3]) -> (usize, Duration) {
+    let (layout, block) = (cluster.layout(), random_block(300_000));
+    let ids = order.map(|index| cluster.node(index).id());
+    let request =
+        BlockRequest::Put { hash: BlockHash::of(&block), epoch: layout.epoch, chain: ids[1..].to_vec(), needed: 2 };
+    let peer = cluster.client.peer(cluster.node(order[0]).local_addr(), wire::tls::Role::Blockd);
+    let started = Instant::now();
+    match peer.request::<_, BlockReply>(&request, std::slice::from_ref(&block), LIMIT).await.unwrap().0 {
+        BlockReply::Stored { synced, .. } => (synced.len(), started.elapsed()),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Guards I9.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_never_answers_keeps_a_put_waiting_for_a_moment_and_the_next_ones_not_at_all() {
+    let cluster = Cluster::start(3).await;
+    let (mute, mute_id) = (UdpSocket::bind("127.0.0.1:0").unwrap(), cluster.node(2).id());
+    cluster.change(|layout| {
+        let mut members = layout.members.clone();
+        members.iter_mut().filter(|member| member.id == mute_id).for_each(|member| {
+            member.addr = mute.local_addr().unwrap();
+        });
+        layout.with_members(members).unwrap()
+    });
+    let epoch = cluster.layout().epoch;
+    until("all know", async || cluster.nodes.iter().flatten().all(|node| node.layouts().newest().epoch == epoch)).await;
+    for order in [[0, 2, 1], [1, 2, 0]] {
+        let (copies, took) = put_and_time(&cluster, order).await;
+        assert!(copies == 2 && took < Duration::from_secs(1), "{order:?}: {copies} copies after {took:?}");
+    }
+    for _ in 0..50 {
+        for order in [[0, 2, 1], [1, 2, 0], [0, 1, 2], [1, 0, 2]] {
+            let (copies, took) = put_and_time(&cluster, order).await;
+            assert!(copies == 2 && took < Duration::from_millis(500), "{order:?}: {copies} copies after {took:?}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -17,8 +18,11 @@ use wire::retry::Backoff;
 
 /// One block through the whole chain, with syncs, on a slow disk.
 const ATTEMPT: Duration = Duration::from_secs(20);
-/// When the first of the chain has not answered by then, the others are asked to store the block without it.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// When the first of the chain has not answered after this long for each copy, the others are asked to store the block
+/// without it; or after a few times as long as it has taken lately, for on a slow network all blocks take long.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How many times as long.
+const PATIENCE_FACTOR: u64 = 4;
 /// Blocks on their way at once.
 const IN_FLIGHT: usize = 8;
 /// Between warnings while too few daemons answer.
@@ -32,6 +36,26 @@ pub struct Putter {
     layouts: Arc<Layouts>,
     in_flight: Semaphore,
     soft_timeout: Option<Duration>,
+    usual: Usual,
+}
+
+/// How long it takes lately to store a block, in microseconds.
+#[derive(Default)]
+struct Usual(AtomicU64);
+
+impl Usual {
+    fn took(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(ATTEMPT.as_micros() as u64);
+        // Updates that are lost to others' do no harm.
+        let before = self.0.load(Ordering::Relaxed);
+        self.0.store(before - before / 4 + micros / 4, Ordering::Relaxed);
+    }
+
+    /// How long a daemon that is to see to so many copies is waited for.
+    fn patience(&self, copies: u8) -> Duration {
+        let usual = Duration::from_micros(self.0.load(Ordering::Relaxed) * PATIENCE_FACTOR);
+        usual.max(PATIENCE * u32::from(copies.max(1))).min(ATTEMPT)
+    }
 }
 
 /// How an attempt ended when too few have it.
@@ -46,7 +70,8 @@ impl Putter {
     /// Stores with these daemons.
     #[must_use]
     pub fn new(blockds: Arc<dyn Blockd>, layouts: Arc<Layouts>, soft_timeout: Option<Duration>) -> Self {
-        Self { blockds, layouts, in_flight: Semaphore::new(IN_FLIGHT), soft_timeout }
+        let in_flight = Semaphore::new(IN_FLIGHT);
+        Self { blockds, layouts, in_flight, soft_timeout, usual: Usual::default() }
     }
 
     /// Stores a block. On return it is on stable storage on at least `min_sync` daemons. Cancel-safe: a block that nobody
@@ -90,7 +115,7 @@ impl Putter {
         block: &Bytes,
     ) -> Result<(), Missed> {
         let mut first = pin!(self.attempt(layout, targets, hash, block));
-        if let Ok(outcome) = tokio::time::timeout(PATIENCE, &mut first).await {
+        if let Ok(outcome) = tokio::time::timeout(self.usual.patience(layout.min_sync), &mut first).await {
             return outcome;
         }
         let Some((slow, others)) = targets.split_first().filter(|_| targets.len() > 1) else { return first.await };
@@ -117,6 +142,7 @@ impl Putter {
         };
         let chain = chain.iter().map(|(id, _)| *id).collect();
         let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: layout.min_sync };
+        let started = Instant::now();
         match self.blockds.ask(*addr, &request, std::slice::from_ref(block), ATTEMPT).await {
             Ok((BlockReply::Stored { synced, failed, full, layout }, _)) => {
                 self.layouts.trust(*first);
@@ -129,6 +155,7 @@ impl Putter {
                 let is_asked = |id: &&BlockdId| targets.iter().any(|(target, _)| target == *id);
                 let copies = synced.iter().filter(is_asked).collect::<BTreeSet<_>>().len();
                 if copies >= needed {
+                    self.usual.took(started.elapsed());
                     return Ok(());
                 }
                 Err(Missed::TooFew(format!("{copies} of {needed} stored it; {failed:?}")))
@@ -146,5 +173,22 @@ impl Putter {
                 Err(Missed::TooFew(error.to_string()))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_grows_with_copies_and_with_what_is_usual() {
+        let usual = Usual::default();
+        assert_eq!((usual.patience(1), usual.patience(2)), (PATIENCE, PATIENCE * 2));
+        (0..20).for_each(|_| usual.took(Duration::from_millis(10)));
+        assert_eq!(usual.patience(2), PATIENCE * 2);
+        (0..20).for_each(|_| usual.took(Duration::from_secs(2)));
+        assert!(usual.patience(2) > Duration::from_secs(7), "{:?}", usual.patience(2));
+        (0..20).for_each(|_| usual.took(Duration::from_secs(3600)));
+        assert!(usual.patience(2) <= ATTEMPT);
     }
 }
