@@ -136,6 +136,7 @@ impl Reporter {
             epoch: self.layouts.newest().epoch,
             every_ms: u64::try_from(self.config.heartbeat_every.as_millis()).unwrap_or(u64::MAX),
             repair: self.progress.report(&self.store),
+            failed: self.store.has_failed(),
         }
     }
 

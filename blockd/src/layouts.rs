@@ -192,6 +192,9 @@ mod tests {
                 points: Vec::new(),
                 draining: false,
                 out: false,
+                drained: false,
+                failed: false,
+                successor: None,
             };
             Layout { members: ids.iter().map(member).collect(), ..layout(epoch) }
         };

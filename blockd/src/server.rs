@@ -136,7 +136,10 @@ impl Server {
                 BlockReply::Behind
             }
             BlockRequest::Probe { hashes, .. } => {
-                let stays = |hash: &BlockHash| !self.stamps.is_dropping(hash) && self.store.contains(hash);
+                // What lies on a disk that has failed is no copy that others could be dropped for.
+                let stays = |hash: &BlockHash| {
+                    !self.store.has_failed() && !self.stamps.is_dropping(hash) && self.store.contains(hash)
+                };
                 BlockReply::Present(hashes.iter().map(stays).collect())
             }
             BlockRequest::Digests { spans, .. } => BlockReply::Digests(self.store.digests(&spans)),
@@ -180,8 +183,8 @@ impl Server {
         if let Err(refusal) = self.layouts.may_store(epoch) {
             return incoming.respond(&refused(refusal), &[]).await;
         }
-        // Who has no room is not counted on.
-        let elsewhere = if self.store.is_full() { needed } else { needed - 1 };
+        // Who cannot store it is not counted on.
+        let elsewhere = if self.store.is_full() || self.store.has_failed() { needed } else { needed - 1 };
         let (arrivals, forward) = self.replicator.forward((hash, epoch), (&*layout, chain), elsewhere as u8, &incoming);
         let mut others = pin!(maybe_done(forward.run()));
         let received = {

@@ -290,6 +290,12 @@ impl Store {
         self.shared.index.read().blocks.get(hash).is_some_and(|location| !location.bad)
     }
 
+    /// Whether the disk has failed: what is here is served, and nothing is stored any more.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.shared.failed.load(Ordering::Acquire)
+    }
+
     /// Drops a block; true when it was here. Durable on return. Cancel-safe: it is dropped even if the caller goes away.
     ///
     /// # Errors

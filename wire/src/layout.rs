@@ -14,7 +14,7 @@ use crate::ids::{BlockdId, LayoutEpoch, Point};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
-/// A block daemon within the layout. It owns its arcs unless it is draining or out.
+/// A block daemon within the layout. It owns its arcs unless it is draining, out or failed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LayoutMember {
     /// The daemon.
@@ -27,19 +27,25 @@ pub struct LayoutMember {
     pub zone: String,
     /// Share of the ring, relative to the other members.
     pub weight: u32,
-    /// Its points on the ring, which it keeps while it is draining or out.
+    /// Its points on the ring, which it keeps while it owns nothing.
     pub points: Vec<Point>,
     /// An operator empties it: it serves what it has, and owns nothing.
     pub draining: bool,
     /// It was silent for too long: it is not counted on, and owns nothing until it returns.
     pub out: bool,
+    /// It was emptied: nothing that matters is there, whether it runs or not.
+    pub drained: bool,
+    /// Its disk has failed: it serves what it has, and owns nothing.
+    pub failed: bool,
+    /// Name of a daemon to come that is to take over what it owns.
+    pub successor: Option<String>,
 }
 
 impl LayoutMember {
     /// Whether blocks belong to it.
     #[must_use]
     pub fn is_owner(&self) -> bool {
-        !self.draining && !self.out
+        !self.draining && !self.out && !self.failed
     }
 }
 
@@ -107,6 +113,9 @@ mod tests {
             points: points.iter().map(|point| Point(*point)).collect(),
             draining: false,
             out: false,
+            drained: false,
+            failed: false,
+            successor: None,
         }
     }
 

@@ -53,7 +53,7 @@ impl Healer {
             return RETRY;
         }
         self.progress.done(duties.placement);
-        if !duties.is_final {
+        if !duties.is_final || self.store.has_failed() {
             // The layout that is final comes by itself.
             return self.compare_every;
         }

@@ -96,6 +96,9 @@ impl World {
             points: (0..4).map(|_| point(&mut self.random)).collect(),
             draining: false,
             out: false,
+            drained: false,
+            failed: false,
+            successor: None,
         };
         let members = [self.layout.members.clone(), vec![member]].concat();
         if let Some(next) = self.layout.with_members(members) {

@@ -181,7 +181,9 @@ impl State {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "nothing can be stored");
+                if !self.shared.failed.swap(true, Ordering::AcqRel) {
+                    tracing::error!(%error, "the disk failed; nothing is stored any more. Check it, then restart");
+                }
                 return refuse(group, || Error::Failed);
             }
         };

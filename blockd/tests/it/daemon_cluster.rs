@@ -76,6 +76,9 @@ impl Cluster {
                         points: (0..8).map(|_| Point(rand::random())).collect(),
                         draining: false,
                         out: false,
+                        drained: false,
+                        failed: false,
+                        successor: None,
                     }),
                 }
             }

@@ -34,6 +34,9 @@ impl Metad {
             points: vec![Point(1)],
             draining: false,
             out: false,
+            drained: false,
+            failed: false,
+            successor: None,
         };
         let epoch = LayoutEpoch(*self.epoch.lock().unwrap());
         let layout = Layout {

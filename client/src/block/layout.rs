@@ -160,6 +160,9 @@ mod tests {
             points: vec![Point(u128::from(id) << 120)],
             draining: id == 5,
             out: id == 6,
+            drained: false,
+            failed: false,
+            successor: None,
         }
     }
 

@@ -67,7 +67,11 @@ impl Liveness {
             Some((at, _)) => *at,
             None => *missed_since.entry(*id).or_insert(now),
         };
-        let waited = layout.members.iter().filter(|member| !member.out).map(|member| (last(&member.id), member.id));
+        let waited = layout
+            .members
+            .iter()
+            .filter(|member| !member.out && !member.drained)
+            .map(|member| (last(&member.id), member.id));
         let mut silent: Vec<_> = waited.filter(|(last, _)| now.duration_since(*last) > limit).collect();
         silent.sort_unstable();
         silent.into_iter().map(|(_, id)| id).collect()
@@ -87,6 +91,15 @@ impl Liveness {
         layout.owning().all(is_done)
     }
 
+    /// Those that have reported that they were emptied, and of which the layout does not say so yet.
+    pub fn emptied(&self, layout: &Layout) -> Vec<BlockdId> {
+        let states = self.blockds(layout);
+        let members = layout.members.iter().zip(states);
+        let is_news =
+            |(member, state): &(&LayoutMember, BlockdState)| !member.drained && state.health == BlockdHealth::Drained;
+        members.filter(is_news).map(|(member, _)| member.id).collect()
+    }
+
     /// State of each member of the layout.
     pub fn blockds(&self, layout: &Layout) -> Vec<BlockdState> {
         let blockds = self.blockds.lock();
@@ -102,7 +115,11 @@ impl Liveness {
                 }
             }
             None => BlockdState {
-                health: if member.out { BlockdHealth::Out } else { BlockdHealth::Suspect },
+                health: match (member.drained, member.out) {
+                    (true, _) => BlockdHealth::Drained,
+                    (false, true) => BlockdHealth::Out,
+                    (false, false) => BlockdHealth::Suspect,
+                },
                 heard_ms: None,
                 free_bytes: 0,
                 capacity_bytes: 0,
@@ -127,12 +144,17 @@ impl Liveness {
 
 fn health(layout: &Layout, member: &LayoutMember, silent: Duration, heartbeat: &BlockdHeartbeat) -> BlockdHealth {
     let every = Duration::from_millis(heartbeat.every_ms);
-    if member.out {
+    let is_silent = silent > every * SUSPECT_HEARTBEATS + every / 2;
+    if member.drained && is_silent {
+        BlockdHealth::Drained
+    } else if member.out {
         BlockdHealth::Out
     } else if silent > DOWN.max(every * SUSPECT_HEARTBEATS) {
         BlockdHealth::Down
-    } else if silent > every * SUSPECT_HEARTBEATS + every / 2 {
+    } else if is_silent {
         BlockdHealth::Suspect
+    } else if member.failed {
+        BlockdHealth::Failed
     } else if member.draining {
         let is_empty = layout.is_final() && heartbeat.repair.done >= layout.placement && heartbeat.repair.empty;
         if is_empty { BlockdHealth::Drained } else { BlockdHealth::Draining }
@@ -165,6 +187,9 @@ mod tests {
             points: Vec::new(),
             draining: false,
             out: id == 3,
+            drained: false,
+            failed: false,
+            successor: None,
         }
     }
 
@@ -179,5 +204,16 @@ mod tests {
         liveness.forget_blockds();
         layout.down_after_ms = 60_000;
         assert!(liveness.silent_blockds(&layout).is_empty());
+    }
+
+    #[test]
+    fn a_drained_daemon_may_be_switched_off() {
+        let liveness = Liveness::default();
+        let mut emptied = member(1);
+        (emptied.draining, emptied.drained) = (true, true);
+        let layout = Layout { members: vec![emptied, member(2)], down_after_ms: 0, ..Layout::default() };
+        let _heard_from_now_on = liveness.silent_blockds(&layout);
+        assert_eq!(liveness.silent_blockds(&layout), [BlockdId([2; 16])]);
+        assert_eq!(liveness.blockds(&layout)[0].health, BlockdHealth::Drained);
     }
 }

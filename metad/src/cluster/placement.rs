@@ -105,6 +105,9 @@ mod tests {
             points: Vec::new(),
             draining: false,
             out: false,
+            drained: false,
+            failed: false,
+            successor: None,
         }
     }
 

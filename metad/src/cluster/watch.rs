@@ -44,6 +44,13 @@ async fn look(shared: &Shared) -> Result<(), ProposeError> {
         }
     }
     let layout = settings::layout(&**shared.consensus.state());
+    for id in shared.liveness.emptied(&layout) {
+        if change(shared, |now: &Layout| now.emptied(&id)).await?.is_some() {
+            let name = layout.member(&id).map_or("", |member| &member.name);
+            tracing::info!(name, "a block daemon is drained: it can be switched off");
+        }
+    }
+    let layout = settings::layout(&**shared.consensus.state());
     if !layout.is_final() && shared.liveness.all_done(&layout) {
         let placement = layout.placement;
         let step = |now: &Layout| (now.placement == placement && !now.is_final()).then(|| now.finished());

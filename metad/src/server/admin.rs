@@ -6,13 +6,16 @@ use crate::error::ProposeError;
 use crate::fs::{check, session, settings};
 use std::time::Duration;
 use wire::layout::{Layout, LayoutMember};
-use wire::limits::DOWN_AFTER_MIN_MS;
+use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS};
 use wire::message::admin::BlockdHealth;
 use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
 use wire::message::meta::MetaReply;
 
 /// A snapshot of a large state takes a while.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
+
+/// A drained daemon that was not heard of for so long has been switched off.
+const SILENT_MS: u64 = 3_000;
 
 impl Server {
     pub(super) async fn admin(&self, request: AdminRequest) -> Result<MetaReply, ProposeError> {
@@ -24,6 +27,7 @@ impl Server {
             AdminRequest::RemoveMetad { id } => outcome(consensus.remove(id).await)?,
             AdminRequest::SetRedundancy { replicas, min_sync } => self.set_redundancy(replicas, min_sync).await?,
             AdminRequest::DrainBlockd { name, drain } => self.drain_blockd(&name, drain).await?,
+            AdminRequest::ReplaceBlockd { name, successor } => self.replace_blockd(&name, &successor).await?,
             AdminRequest::RemoveBlockd { name } => self.remove_blockd(&name).await?,
             AdminRequest::SetDownAfter { ms } => self.set_down_after(ms).await?,
             AdminRequest::Snapshot => match consensus.snapshot(SNAPSHOT_LIMIT).await {
@@ -94,17 +98,45 @@ impl Server {
         self.changed(|layout| layout.drained(&id, drain)).await
     }
 
-    /// One that runs, or that others still need as a source, is not removed.
+    /// The successor must not have joined: its points would have to change, and older owners could not be found again.
+    async fn replace_blockd(&self, name: &str, successor: &str) -> Result<AdminReply, ProposeError> {
+        let layout = settings::layout(&**self.shared.consensus.state());
+        let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
+        if successor.is_empty() || successor.len() > BLOCKD_TEXT_BYTES_MAX {
+            return Ok(AdminReply::Failed(format!("names have 1 to {BLOCKD_TEXT_BYTES_MAX} bytes")));
+        }
+        if named(&layout, successor).is_some() {
+            let reason = format!("{successor} has joined already: only a new daemon can take over another one's place");
+            return Ok(AdminReply::Failed(reason));
+        }
+        if let Some(other) = layout.members.iter().find(|other| other.successor.as_deref() == Some(successor)) {
+            let reason = format!("{successor} is to replace {} already", other.name);
+            return Ok(if other.id == member.id { AdminReply::Done } else { AdminReply::Failed(reason) });
+        }
+        let id = member.id;
+        self.changed(|layout| Some(layout.succeeded_by(&id, successor))).await
+    }
+
+    /// One that runs, or may run, is not removed.
     async fn remove_blockd(&self, name: &str) -> Result<AdminReply, ProposeError> {
         let layout = settings::layout(&**self.shared.consensus.state());
         let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
         let states = self.shared.liveness.blockds(&layout);
         let health = layout.members.iter().zip(&states).find(|(other, _)| other.id == member.id);
+        let is_silent = health.is_some_and(|(_, state)| state.heard_ms.is_none_or(|ms| ms > SILENT_MS));
         match health.map(|(_, state)| state.health) {
+            Some(BlockdHealth::Suspect) => {
+                return Ok(AdminReply::Failed(format!("{name} may run: wait until it is down")));
+            }
+            Some(BlockdHealth::Failed) => {
+                return Ok(AdminReply::Failed(format!(
+                    "{name} runs, and others copy from it: stop it when they have all"
+                )));
+            }
             Some(BlockdHealth::Up | BlockdHealth::Draining) => {
                 return Ok(AdminReply::Failed(format!("{name} runs: `surf blockd drain {name}` first")));
             }
-            Some(BlockdHealth::Drained) => {
+            Some(BlockdHealth::Drained) if !is_silent => {
                 return Ok(AdminReply::Failed(format!("{name} runs, and would join again: stop it first")));
             }
             _ => {}

@@ -56,7 +56,11 @@ impl Server {
 
 fn stands_in(layout: &Layout, heartbeat: &BlockdHeartbeat) -> bool {
     layout.member(&heartbeat.id).is_some_and(|member| {
-        !member.out && member.addr == heartbeat.addr && member.zone == heartbeat.zone && member.name == heartbeat.name
+        !member.out
+            && member.failed == heartbeat.failed
+            && member.addr == heartbeat.addr
+            && member.zone == heartbeat.zone
+            && member.name == heartbeat.name
     })
 }
 
@@ -73,10 +77,19 @@ fn with_member(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Option<Layout> {
         points: Vec::new(),
         draining: false,
         out: false,
+        drained: false,
+        failed: heartbeat.failed,
+        successor: None,
     };
     if let Some(known) = members.iter_mut().find(|known| known.id == heartbeat.id) {
-        let (points, weight, draining) = (std::mem::take(&mut known.points), known.weight, known.draining);
-        *known = LayoutMember { points, weight, draining, ..member };
+        *known = LayoutMember {
+            points: std::mem::take(&mut known.points),
+            weight: known.weight,
+            draining: known.draining,
+            drained: known.drained,
+            successor: known.successor.take(),
+            ..member
+        };
         return layout.with_members(members);
     }
     // Another daemon at the same address has lost its disk and come back under a new id: what it held is gone, and
@@ -85,6 +98,9 @@ fn with_member(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Option<Layout> {
         let (points, weight, draining) = (std::mem::take(&mut lost.points), lost.weight, lost.draining);
         *lost = LayoutMember { points, weight, draining, ..member };
         return layout.with_members(members);
+    }
+    if members.iter().any(|leaving| leaving.successor.as_deref() == Some(&member.name)) {
+        return layout.with_successor(&member);
     }
     let mut seed = [0; 8];
     seed.copy_from_slice(&heartbeat.id.0[..8]);
@@ -110,6 +126,7 @@ mod tests {
             epoch: wire::ids::LayoutEpoch(0),
             every_ms: 1000,
             repair: wire::message::block::RepairReport::default(),
+            failed: false,
         }
     }
 
@@ -133,5 +150,17 @@ mod tests {
         let back = with_member(&out, &heartbeat(2, 7002)).unwrap();
         assert_eq!(back.members, layout.members);
         assert!(back.older.iter().any(|older| older.owners == [BlockdId([1; 16])]), "who owned meanwhile is a source");
+    }
+
+    #[test]
+    fn a_daemon_whose_disk_has_failed_owns_nothing_until_it_says_something_else() {
+        let layout = Layout { replicas: 2, min_sync: 1, ..Layout::default() };
+        let layout = with_member(&with_member(&layout, &heartbeat(1, 7001)).unwrap(), &heartbeat(2, 7002)).unwrap();
+        let failed = BlockdHeartbeat { failed: true, ..heartbeat(2, 7002) };
+        assert!(!stands_in(&layout, &failed));
+        let without = with_member(&layout, &failed).unwrap();
+        assert!(stands_in(&without, &failed) && without.owning().count() == 1 && !without.is_final());
+        let again = with_member(&without, &heartbeat(2, 7002)).unwrap();
+        assert_eq!(again.owning().count(), 2);
     }
 }

@@ -217,6 +217,9 @@ mod tests {
             points: Vec::new(),
             draining: false,
             out: false,
+            drained: false,
+            failed: false,
+            successor: None,
         };
         let layout = Layout { members: vec![member(1, 7001), member(2, 7002)], ..Layout::default() };
         let says = |name: &str, id: u8, port: u16| BlockdHeartbeat {
@@ -231,6 +234,7 @@ mod tests {
             epoch: LayoutEpoch(1),
             every_ms: 1000,
             repair: RepairReport::default(),
+            failed: false,
         };
         assert!(heartbeat(&layout, &says("blockd-1", 1, 7009)).is_ok(), "it has moved");
         assert!(heartbeat(&layout, &says("blockd-2", 9, 7002)).is_ok(), "it has lost its disk");

@@ -235,6 +235,7 @@ async fn a_block_daemon_takes_no_other_ones_place() {
             epoch: LayoutEpoch(0),
             every_ms: 1000,
             repair: wire::message::block::RepairReport::default(),
+            failed: false,
         })
     };
     let (good, bad) = (daemon("good"), daemon("bad"));

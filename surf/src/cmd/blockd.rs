@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use wire::layout::LayoutMember;
 use wire::message::admin::{AdminRequest, BlockdHealth, BlockdState, ClusterStatus};
 
-/// Block daemons: list them, empty one, forget one that is lost.
+/// Block daemons: list them, empty one, replace one, forget one that is lost.
 #[derive(Args)]
 pub struct Blockd {
     #[command(subcommand)]
@@ -36,6 +36,16 @@ enum Command {
         #[arg(long)]
         undo: bool,
     },
+    /// Let a new one take over what another one holds, with its place on the ring, so that nothing else moves: to be said
+    /// before the new one is started for the first time. The other is emptied then.
+    Replace {
+        #[command(flatten)]
+        access: Access,
+        /// Name of the one that leaves, whether it runs or not.
+        name: String,
+        /// Name of the new one, as in its identity.
+        successor: String,
+    },
     /// Forget one that does not run and will not come back: what it held is copied from the others.
     Remove {
         #[command(flatten)]
@@ -60,6 +70,13 @@ impl Blockd {
                     );
                 }
             }
+            Command::Replace { access, name, successor } => {
+                let request = AdminRequest::ReplaceBlockd { name: name.clone(), successor: successor.clone() };
+                access.ask(request).await?;
+                println!(
+                    "start {successor}: it takes over what {name} holds, and `surf blockd list` says when that is drained"
+                );
+            }
             Command::Remove { access, name } => {
                 access.ask(AdminRequest::RemoveBlockd { name: name.clone() }).await?;
                 println!("{name} is forgotten; what it held is copied from the others");
@@ -79,6 +96,7 @@ pub fn word(health: BlockdHealth) -> &'static str {
         BlockdHealth::Out => "out",
         BlockdHealth::Draining => "draining",
         BlockdHealth::Drained => "drained",
+        BlockdHealth::Failed => "failed",
     }
 }
 
@@ -92,7 +110,7 @@ pub fn states(status: &ClusterStatus) -> impl Iterator<Item = (&LayoutMember, &B
 pub fn to_json((member, state): (&LayoutMember, &BlockdState)) -> serde_json::Value {
     json!({
         "id": member.id.to_string(), "name": member.name, "address": member.addr, "zone": member.zone,
-        "weight": member.weight, "state": word(state.health), "heard_ms_ago": state.heard_ms,
+        "weight": member.weight, "successor": member.successor, "state": word(state.health), "heard_ms_ago": state.heard_ms,
         "free_bytes": state.free_bytes, "capacity_bytes": state.capacity_bytes,
         "lacking_blocks": state.repair.lacking_blocks, "lacking_bytes": state.repair.lacking_bytes,
         "misplaced_blocks": state.repair.misplaced_blocks, "misplaced_bytes": state.repair.misplaced_bytes,

@@ -7,6 +7,8 @@ use wire::message::admin::{BlockdHealth, ClusterStatus};
 pub struct Health {
     /// One line each; empty when all is well.
     pub problems: Vec<String>,
+    /// What may be done, and is no problem.
+    pub notes: Vec<String>,
     /// Something cannot be read or written, or may be lost with the next failure.
     pub is_critical: bool,
 }
@@ -22,6 +24,8 @@ pub struct Work {
     pub misplaced_blocks: u64,
     /// Their bytes.
     pub misplaced_bytes: u64,
+    /// Copies beyond those that blocks are to have, while every block has these.
+    pub surplus_blocks: u64,
     /// Copies found damaged and not replaced yet.
     pub damaged_blocks: u64,
     /// Bytes per second that are copied now.
@@ -49,6 +53,7 @@ impl Work {
                 left = left.zip(own).map(|(left, own)| left.max(own));
             }
         }
+        work.surplus_blocks = if status.layout.is_final() { work.misplaced_blocks } else { 0 };
         work.left_s = left;
         work
     }
@@ -64,7 +69,7 @@ impl Health {
     /// Looks for problems.
     #[must_use]
     pub fn of(status: &ClusterStatus) -> Self {
-        let mut health = Self { problems: metads(status), is_critical: false };
+        let mut health = Self { problems: metads(status), notes: Vec::new(), is_critical: false };
         health.blockds(status);
         health.blocks(status);
         health
@@ -88,8 +93,11 @@ impl Health {
                     self.problems.push(format!("{name} ({addr}) {what}"));
                 }
                 (BlockdHealth::Drained, _) => {
-                    self.problems
-                        .push(format!("{name} ({addr}) is drained: switch it off, then `surf blockd remove` it"));
+                    self.notes.push(format!("{name} ({addr}) is drained: switch it off, then `surf blockd remove` it"));
+                }
+                (BlockdHealth::Failed, _) => {
+                    let what = "has a disk that failed: others copy what it holds; replace the disk when they have all";
+                    self.problems.push(format!("{name} ({addr}) {what}"));
                 }
             }
         }

@@ -56,6 +56,7 @@ fn as_json(status: &ClusterStatus, health: &Health, work: &Work) -> serde_json::
         "healthy": health.problems.is_empty(),
         "critical": health.is_critical,
         "problems": health.problems,
+        "notes": health.notes,
         "used_bytes": used,
         "total_bytes": total,
         "inodes": status.statfs.inodes,
@@ -66,6 +67,7 @@ fn as_json(status: &ClusterStatus, health: &Health, work: &Work) -> serde_json::
         "lacking_bytes": work.lacking_bytes,
         "misplaced_blocks": work.misplaced_blocks,
         "misplaced_bytes": work.misplaced_bytes,
+        "surplus_blocks": work.surplus_blocks,
         "damaged_blocks": work.damaged_blocks,
         "repair_bytes_per_s": work.bytes_per_s,
         "repair_left_s": work.left_s,
@@ -81,7 +83,7 @@ fn show(status: &ClusterStatus, health: &Health, work: &Work) {
         (false, true) => "in danger",
     };
     println!("{}: {state}", status.cluster);
-    health.problems.iter().for_each(|problem| println!("  {problem}"));
+    health.problems.iter().chain(&health.notes).for_each(|line| println!("  {line}"));
     println!(
         "{} of {} used, {} inodes, {} sessions",
         output::bytes(used),
@@ -95,11 +97,12 @@ fn show(status: &ClusterStatus, health: &Health, work: &Work) {
     if !work.is_none() {
         let left = work.left_s.map_or_else(|| "unknown".to_owned(), |seconds| format!("{seconds} s"));
         println!(
-            "to copy: {} blocks, {}; misplaced: {} blocks, {}; {}/s now, time left: {left}",
+            "to copy: {} blocks, {}; misplaced: {} blocks, {}, {} of them one copy too many; {}/s now, time left: {left}",
             work.lacking_blocks,
             output::bytes(work.lacking_bytes),
             work.misplaced_blocks,
             output::bytes(work.misplaced_bytes),
+            work.surplus_blocks,
             output::bytes(work.bytes_per_s),
         );
     }

@@ -1,4 +1,4 @@
-//! Faults: flipped bytes on disk, processes killed.
+//! Faults: flipped bytes on disk, processes killed, disks that fail.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -36,6 +36,23 @@ impl Drop for Paused {
         // SAFETY: as above.
         unsafe { libc::kill(self.0 as i32, libc::SIGCONT) };
     }
+}
+
+/// Lets processes that are started from now on live on when they meet their [`limit_file_size`]: their writes fail instead.
+pub fn outlive_file_size_limits() {
+    // SAFETY: signal is given no function. An ignored signal stays ignored in the processes that are started.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Makes all writes of a process fail that go beyond this offset of a file, as those to a disk that has failed.
+///
+/// # Panics
+/// When there is no such process.
+pub fn limit_file_size(pid: u32, bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: prlimit reads one rlimit, which lives until it returns, and is given nowhere to write the old one.
+    let result = unsafe { libc::prlimit(pid as i32, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) };
+    assert_eq!(result, 0, "process {pid} is not there");
 }
 
 /// Whether a process is there (a zombie counts as gone).

@@ -11,11 +11,13 @@
 //!                      out                     draining and out
 //! ```
 //!
+//! Besides, a daemon whose disk has failed says so in its heartbeats and owns nothing until it says something else.
+//!
 //! Each change of the owners puts the owners before it into [`Layout::older`] (I11), so that whoever owns a range now
 //! can find what it owes, until [`Layout::finished`].
 
 use super::{Layout, LayoutMember, OlderLayout};
-use crate::ids::BlockdId;
+use crate::ids::{BlockdId, Point};
 
 /// Most owner sets that are not final before a join, a return or a drain waits: each one costs every read of a missing block
 /// more. Who is lost is taken out all the same, for nothing becomes final while a source is waited for.
@@ -62,7 +64,40 @@ impl Layout {
     /// With a daemon that is emptied, or no longer.
     #[must_use]
     pub fn drained(&self, id: &BlockdId, draining: bool) -> Option<Layout> {
-        self.changed(|next| set(next, id, |member| member.draining = draining))
+        self.changed(|next| {
+            set(next, id, |member| {
+                member.draining = draining;
+                member.drained = false;
+            });
+        })
+    }
+
+    /// With a draining daemon that holds nothing any more; `None` when it is not one, or is known to be empty.
+    #[must_use]
+    pub fn emptied(&self, id: &BlockdId) -> Option<Layout> {
+        let is_news = self.is_final() && self.member(id).is_some_and(|member| member.draining && !member.drained);
+        is_news.then(|| self.changed_anyway(|next| set(next, id, |member| member.drained = true)))
+    }
+
+    /// With the name of a daemon to come that takes over what this one owns.
+    #[must_use]
+    pub fn succeeded_by(&self, id: &BlockdId, name: &str) -> Layout {
+        self.changed_anyway(|next| set(next, id, |member| member.successor = Some(name.to_owned())))
+    }
+
+    /// With a newcomer in the place of a member of which it is the successor, and that member draining; `None` when there is
+    /// no such member, or too many changes are under way. Points never change, so that older owners can be found again: the
+    /// newcomer's lie just before those of the other, which owns nothing any more. So nothing else moves.
+    #[must_use]
+    pub fn with_successor(&self, newcomer: &LayoutMember) -> Option<Layout> {
+        let leaving = self.members.iter().find(|member| member.successor.as_deref() == Some(&newcomer.name))?;
+        let points = leaving.points.iter().map(|point| Point(point.0.wrapping_sub(1))).collect();
+        let successor = LayoutMember { points, weight: leaving.weight, ..newcomer.clone() };
+        let id = leaving.id;
+        self.changed(|next| {
+            set(next, &id, |member| (member.draining, member.successor) = (true, None));
+            next.members.push(successor);
+        })
     }
 
     /// Without a daemon that will not come back.
@@ -108,6 +143,7 @@ fn set(layout: &mut Layout, id: &BlockdId, change: impl FnOnce(&mut LayoutMember
 mod tests {
     use super::super::tests::member;
     use super::*;
+    use crate::ids::BlockHash;
 
     fn ring_of(count: u8) -> Layout {
         let members = (1..=count).map(|id| member(id, &format!("z{id}"), &[u128::from(id) * 1000])).collect();
@@ -155,6 +191,34 @@ mod tests {
         assert_eq!((layout.older.len(), layout.drained(&id(2), true)), (OLDER_MAX, None));
         assert_eq!(layout.taken_out(&id(2)).older.len(), OLDER_MAX + 1);
         assert!(layout.removed(&id(2)).member(&id(2)).is_none());
+    }
+
+    /// Guards I11.
+    #[test]
+    fn a_successor_takes_over_what_the_other_owned_and_nothing_else_moves() {
+        let layout = ring_of(5).succeeded_by(&id(2), "blockd-9");
+        assert!(layout.is_final() && layout.with_successor(&member(8, "z8", &[])).is_none());
+        let next = layout.with_successor(&member(9, "z9", &[])).unwrap();
+        assert!(next.with_successor(&member(9, "z9", &[])).is_none(), "once");
+        for point in (0..60).map(|step| u128::from(step as u8) * 100 + 7) {
+            let mut hash = BlockHash([0; 32]);
+            hash.0[..16].copy_from_slice(&point.to_be_bytes());
+            let owners = |layout: &Layout| layout.owners(&hash).iter().map(|owner| owner.id).collect::<Vec<_>>();
+            let expected: Vec<_> =
+                owners(&layout).into_iter().map(|owner| if owner == id(2) { id(9) } else { owner }).collect();
+            assert_eq!(owners(&next), expected);
+            let older: Vec<_> = next.older_owners(&hash).iter().map(|owner| owner.id).collect();
+            assert_eq!(older.contains(&id(2)), owners(&layout).contains(&id(2)), "what it has is found there");
+        }
+    }
+
+    #[test]
+    fn a_drained_daemon_stays_so_until_it_owns_blocks_again() {
+        let draining = ring_of(4).drained(&id(2), true).unwrap();
+        assert!(draining.emptied(&id(2)).is_none(), "the others do not have all yet");
+        let emptied = draining.finished().emptied(&id(2)).unwrap();
+        assert!(emptied.is_final() && emptied.emptied(&id(2)).is_none() && emptied.emptied(&id(1)).is_none());
+        assert!(!emptied.drained(&id(2), false).unwrap().member(&id(2)).unwrap().drained);
     }
 
     #[test]

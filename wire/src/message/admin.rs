@@ -38,6 +38,14 @@ pub enum AdminRequest {
         /// Begin, or cease.
         drain: bool,
     },
+    /// Let a block daemon that has not joined yet take over what another one owns, as soon as it joins: the other is emptied
+    /// then. Answers `Done`.
+    ReplaceBlockd {
+        /// Name of the one that leaves.
+        name: String,
+        /// Name of the one to come.
+        successor: String,
+    },
     /// Forget a block daemon that does not run and will not come back. Answers `Done`.
     RemoveBlockd {
         /// Its name.
@@ -103,8 +111,10 @@ pub enum BlockdHealth {
     Out,
     /// It is being emptied.
     Draining,
-    /// It is empty, and can be switched off.
+    /// It is empty, and is or can be switched off.
     Drained,
+    /// Its disk has failed: it serves what it has, and others take over what it owned.
+    Failed,
 }
 
 /// State of a block daemon, as the leader knows it.

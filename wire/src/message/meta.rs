@@ -177,6 +177,8 @@ pub struct BlockdHeartbeat {
     pub every_ms: u64,
     /// How far it is with what the layout asks of it.
     pub repair: RepairReport,
+    /// Its disk has failed: it takes no blocks any more.
+    pub failed: bool,
 }
 
 /// The leases of a session that shows that it lives.
@@ -286,6 +288,7 @@ mod tests {
             epoch: LayoutEpoch(1),
             every_ms: 1000,
             repair: RepairReport::default(),
+            failed: false,
         };
         let (host, purpose) = (String::new(), String::new());
         for request in [

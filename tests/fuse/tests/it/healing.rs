@@ -3,7 +3,7 @@
 
 use fuse::LIMIT;
 use kit::chance::seed;
-use kit::fault::{Paused, is_alive};
+use kit::fault::{Paused, is_alive, limit_file_size, outlive_file_size_limits};
 use kit::{Chance, Surf, sh, until};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -289,5 +289,76 @@ fn the_next_block_daemons_stand_in_for_full_ones() {
         found["free_bytes"].as_u64().expect("it is a number") < 16 << 20
     };
     assert!(full("blockd-1") && full("blockd-2"), "the test has filled nothing");
+    check_all(&surf, &files);
+}
+
+fn write_synced(surf: &Surf, kind: &str, count: usize, bytes: usize) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut chance = Chance::of(11, kind);
+    let write = |number| {
+        let path = surf.path().join(format!("{kind}-{number}"));
+        let mut content = content(&mut chance, 1000);
+        content.resize(bytes, number as u8);
+        let mut file = File::create(&path).expect("a file can be made");
+        file.write_all(&content).expect("it can be written");
+        file.sync_all().expect("it can be synced");
+        (path, content)
+    };
+    (0..count).map(write).collect()
+}
+
+#[test]
+fn a_new_block_daemon_takes_the_place_of_another_which_may_be_switched_off_then() {
+    let surf = cluster(4, 1);
+    let files = write_synced(&surf, "file", 30, 100_000);
+    assert_eq!(surf.operate(&["blockd", "replace", "blockd-1", "blockd-2"]).1, 1, "it has a place already");
+    let (text, code) = surf.operate(&["blockd", "replace", "blockd-1", "blockd-4"]);
+    assert_eq!(code, 0, "{text}");
+    surf.dev(&["start", "blockd-4"]);
+    until_state(&surf, "blockd-4", "up");
+    until_state(&surf, "blockd-1", "drained");
+    surf.kill_9("blockd-1");
+    until("it is silent for longer than others may be", HEALED, || {
+        let status = surf.status();
+        let blockds = status["blockds"].as_array().expect("status lists block daemons");
+        let it = blockds.iter().find(|blockd| blockd["name"] == "blockd-1").expect("it is listed");
+        (it["heard_ms_ago"].as_u64().is_none_or(|ms| ms > 6000)).then_some(())
+    });
+    assert_eq!(states(&surf)["blockd-1"], "drained");
+    until_whole(&surf);
+    let (text, code) = surf.operate(&["status"]);
+    assert_eq!(code, 0, "{text}");
+    check_all(&surf, &files);
+    assert_eq!(surf.operate(&["blockd", "remove", "blockd-1"]).1, 0);
+    until_whole(&surf);
+    check_all(&surf, &files);
+}
+
+#[test]
+fn a_block_daemon_whose_disk_fails_serves_what_it_has_while_others_take_over() {
+    outlive_file_size_limits();
+    let surf = cluster(4, 0);
+    let mut files = write_synced(&surf, "before", 20, 1 << 20);
+    until_whole(&surf);
+    let pid = surf.daemon("blockd-2").pid;
+    limit_file_size(pid, 1 << 20);
+    files.extend(write_synced(&surf, "after", 20, 1 << 20));
+    until_state(&surf, "blockd-2", "failed");
+    let (text, code) = surf.operate(&["status"]);
+    assert!(code == 2 && text.contains("a disk that failed"), "{code}: {text}");
+    check_all(&surf, &files);
+    until("the others have all", HEALED, || {
+        let status = surf.status();
+        (status["layout_final"] == true && status["lacking_blocks"] == 0).then_some(())
+    });
+    assert!(is_alive(pid), "what it has is served");
+    surf.kill_9("blockd-2");
+    surf.kill_9("blockd-3");
+    check_all(&surf, &files);
+    // On a good disk they are as before.
+    surf.dev(&["start", "blockd-2"]);
+    surf.dev(&["start", "blockd-3"]);
+    until_state(&surf, "blockd-2", "up");
+    until_state(&surf, "blockd-3", "up");
+    until_whole(&surf);
     check_all(&surf, &files);
 }
