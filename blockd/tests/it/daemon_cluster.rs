@@ -153,13 +153,22 @@ impl Cluster {
         self.ask_as(&self.metad, index, request).await.unwrap().0
     }
 
-    /// Puts through the chain of the block's owners.
+    /// Puts through the chain of the block's owners, and waits for all of them.
     pub async fn put(&self, block: &Bytes) -> (Vec<BlockdId>, Vec<(BlockdId, String)>, Option<Layout>) {
+        self.put_to_some(block, 3).await
+    }
+
+    /// Puts through the chain of the block's owners, and waits for so many of them.
+    pub async fn put_to_some(
+        &self,
+        block: &Bytes,
+        needed: u8,
+    ) -> (Vec<BlockdId>, Vec<(BlockdId, String)>, Option<Layout>) {
         let layout = self.layout();
         let hash = BlockHash::of(block);
         let owners = layout.owners(&hash);
         let chain = owners[1..].iter().map(|owner| owner.id).collect();
-        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: 3 };
+        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed };
         let peer = self.client.peer(owners[0].addr, Role::Blockd);
         match peer.request::<_, BlockReply>(&request, std::slice::from_ref(block), LIMIT).await.unwrap().0 {
             BlockReply::Stored { synced, failed, layout, .. } => (synced, failed, layout),
