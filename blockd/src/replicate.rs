@@ -48,6 +48,8 @@ const FAIR_WAIT: Duration = Duration::from_secs(2);
 /// How long a daemon may keep those after it in the chain waiting, for each copy it is to see to: a paused one never answers,
 /// and the next can do as well. Less than clients wait before they go past the whole chain.
 const PATIENCE: Duration = Duration::from_millis(600);
+/// And so much longer for each MiB of the block that it has to store.
+const PATIENCE_FOR_MIB: Duration = Duration::from_millis(400);
 /// A daemon that was slow comes last in its chains for this long.
 const SLOW_FOR: Duration = Duration::from_secs(5);
 /// Blocks that slow daemons may still be storing when the put was answered already. Beyond that they miss blocks, which
@@ -379,7 +381,8 @@ impl Forward<'_> {
     async fn wait_for(&mut self, Opened { id, addr, copies, request }: Opened) -> Ended {
         let asked = Instant::now();
         let mut answer = Box::pin(tokio::time::timeout(self.time_left(), request.finish::<BlockReply>()));
-        let in_time = tokio::time::timeout(self.patience(copies), &mut answer).await;
+        let for_bytes = PATIENCE_FOR_MIB.mul_f64(self.len as f64 / f64::from(1 << 20));
+        let in_time = tokio::time::timeout(self.patience(copies) + for_bytes, &mut answer).await;
         let answer = match in_time {
             Ok(answer) => answer,
             Err(_) if self.rest.is_empty() => {

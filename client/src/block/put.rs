@@ -21,6 +21,9 @@ const ATTEMPT: Duration = Duration::from_secs(20);
 /// When the first of the chain has not answered after this long for each copy, the others are asked to store the block
 /// without it; or after a few times as long as it has taken lately, for on a slow network all blocks take long.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// And so much longer for each MiB of the block: many are on their way at once, and what is sent twice makes a slow network
+/// slower.
+const PATIENCE_FOR_MIB: Duration = Duration::from_millis(500);
 /// How many times as long.
 const PATIENCE_FACTOR: u64 = 4;
 /// Blocks on their way at once.
@@ -51,10 +54,11 @@ impl Usual {
         self.0.store(before - before / 4 + micros / 4, Ordering::Relaxed);
     }
 
-    /// How long a daemon that is to see to so many copies is waited for.
-    fn patience(&self, copies: u8) -> Duration {
+    /// How long a daemon that is to see to so many copies of a block of `bytes` is waited for.
+    fn patience(&self, copies: u8, bytes: usize) -> Duration {
         let usual = Duration::from_micros(self.0.load(Ordering::Relaxed) * PATIENCE_FACTOR);
-        usual.max(PATIENCE * u32::from(copies.max(1))).min(ATTEMPT)
+        let for_bytes = PATIENCE_FOR_MIB.mul_f64(bytes as f64 / f64::from(1 << 20));
+        usual.max(PATIENCE * u32::from(copies.max(1)) + for_bytes).min(ATTEMPT)
     }
 }
 
@@ -115,7 +119,7 @@ impl Putter {
         block: &Bytes,
     ) -> Result<(), Missed> {
         let mut first = pin!(self.attempt(layout, targets, hash, block));
-        if let Ok(outcome) = tokio::time::timeout(self.usual.patience(layout.min_sync), &mut first).await {
+        if let Ok(outcome) = tokio::time::timeout(self.usual.patience(layout.min_sync, block.len()), &mut first).await {
             return outcome;
         }
         let Some((slow, others)) = targets.split_first().filter(|_| targets.len() > 1) else { return first.await };
@@ -183,12 +187,13 @@ mod tests {
     #[test]
     fn patience_grows_with_copies_and_with_what_is_usual() {
         let usual = Usual::default();
-        assert_eq!((usual.patience(1), usual.patience(2)), (PATIENCE, PATIENCE * 2));
+        assert_eq!((usual.patience(1, 0), usual.patience(2, 0)), (PATIENCE, PATIENCE * 2));
+        assert_eq!(usual.patience(2, 4 << 20), PATIENCE * 2 + PATIENCE_FOR_MIB * 4);
         (0..20).for_each(|_| usual.took(Duration::from_millis(10)));
-        assert_eq!(usual.patience(2), PATIENCE * 2);
+        assert_eq!(usual.patience(2, 0), PATIENCE * 2);
         (0..20).for_each(|_| usual.took(Duration::from_secs(2)));
-        assert!(usual.patience(2) > Duration::from_secs(7), "{:?}", usual.patience(2));
+        assert!(usual.patience(2, 0) > Duration::from_secs(7), "{:?}", usual.patience(2, 0));
         (0..20).for_each(|_| usual.took(Duration::from_secs(3600)));
-        assert!(usual.patience(2) <= ATTEMPT);
+        assert!(usual.patience(2, 0) <= ATTEMPT);
     }
 }
