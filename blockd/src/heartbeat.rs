@@ -147,6 +147,7 @@ impl Reporter {
         let (mut heard, mut missed) = (Instant::now(), false);
         loop {
             let beat = MetaRequest::BlockdHeartbeat(self.heartbeat().await);
+            let asked = Instant::now();
             let Some(answer) = stop.run_until_cancelled(metads.ask(&beat)).await else { return };
             let pause = match answer {
                 Ok(MetaReply::BlockdAlive { layout }) => {
@@ -154,7 +155,7 @@ impl Reporter {
                         tracing::info!("metad answers again");
                     }
                     (heard, missed) = (Instant::now(), false);
-                    self.layouts.heard_metad();
+                    self.layouts.heard_metad(asked);
                     backoff = Backoff::default();
                     self.metrics.heartbeats.add(1);
                     layout.into_iter().for_each(|layout| self.layouts.learn(layout));
@@ -234,12 +235,15 @@ pub async fn drop_blocks(
 ) -> Vec<BlockHash> {
     let mut dropped = Vec::new();
     for hash in hashes {
-        let Some(_dropping) = stamps.begin_drop(*hash, grace) else {
+        let Some(dropping) = stamps.begin_drop(*hash, grace) else {
             metrics.drops_refused.add(1);
             continue;
         };
         match store.drop_block(*hash).await {
-            Ok(_) => dropped.push(*hash),
+            Ok(_) => {
+                dropping.done();
+                dropped.push(*hash);
+            }
             Err(error) => tracing::warn!(%hash, %error, "a block could not be dropped"),
         }
     }

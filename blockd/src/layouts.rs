@@ -47,9 +47,10 @@ impl Default for Layouts {
 }
 
 impl Layouts {
-    /// metad has answered, with the newest layout if this one was old.
-    pub fn heard_metad(&self) {
-        *self.heard.lock() = Some(Instant::now());
+    /// metad has answered what it was asked at this time, with the newest layout if this one was old. It counts this daemon's
+    /// silence from no earlier moment.
+    pub fn heard_metad(&self, asked: Instant) {
+        *self.heard.lock() = Some(asked);
     }
 
     /// Whether a put of a sender that knows this layout must not be acknowledged now. To be asked once the block is stored:
@@ -163,7 +164,7 @@ mod tests {
         layouts.learn(newest.clone());
         assert_eq!(layouts.may_store(LayoutEpoch(1)), Err(Refusal::OldLayout(newest.clone())));
         assert_eq!(layouts.may_store(LayoutEpoch(2)), Ok(()), "the owners are the same since");
-        layouts.heard_metad();
+        layouts.heard_metad(Instant::now());
         assert_eq!(layouts.may_store(LayoutEpoch(3)), Ok(()));
         (newest.epoch, newest.down_after_ms) = (LayoutEpoch(4), 0);
         layouts.learn(newest);

@@ -136,9 +136,10 @@ impl Server {
                 BlockReply::Behind
             }
             BlockRequest::Probe { hashes, .. } => {
-                // What lies on a disk that has failed is no copy that others could be dropped for.
+                // What lies on a disk that has failed is no copy that others could be dropped for. I9: nor is what is about to
+                // be dropped here; what is said to be here is renewed first, or its drop could begin the next moment.
                 let stays = |hash: &BlockHash| {
-                    !self.store.has_failed() && !self.stamps.is_dropping(hash) && self.store.contains(hash)
+                    !self.store.has_failed() && self.store.contains(hash) && self.stamps.renew_if_staying(*hash)
                 };
                 BlockReply::Present(hashes.iter().map(stays).collect())
             }

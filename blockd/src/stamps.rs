@@ -66,6 +66,11 @@ impl Stamps {
         true
     }
 
+    /// Renews a block's stamp; false while a drop of it is under way.
+    pub fn renew_if_staying(&self, hash: BlockHash) -> bool {
+        self.try_renew(hash)
+    }
+
     /// Whether a drop of a block is under way.
     #[must_use]
     pub fn is_dropping(&self, hash: &BlockHash) -> bool {
@@ -90,7 +95,7 @@ impl Stamps {
         if renewed.elapsed() < grace || !state.dropping.insert(hash) {
             return None;
         }
-        Some(Dropping { stamps: self, hash })
+        Some(Dropping { stamps: self, hash, is_done: false })
     }
 }
 
@@ -98,13 +103,23 @@ impl Stamps {
 pub struct Dropping<'a> {
     stamps: &'a Stamps,
     hash: BlockHash,
+    is_done: bool,
+}
+
+impl Dropping<'_> {
+    /// The block is gone, and its stamp with it. Without this the drop was given up, and the stamp stays.
+    pub fn done(mut self) {
+        self.is_done = true;
+    }
 }
 
 impl Drop for Dropping<'_> {
     fn drop(&mut self) {
         let mut state = self.stamps.state.lock();
         state.dropping.remove(&self.hash);
-        state.renewed.remove(&self.hash);
+        if self.is_done {
+            state.renewed.remove(&self.hash);
+        }
         drop(state);
         self.stamps.dropped.notify_waiters();
     }
@@ -128,6 +143,18 @@ mod tests {
 
     /// Guards I10.
     #[tokio::test]
+    async fn a_drop_that_was_given_up_leaves_the_stamp() {
+        let stamps =
+            Stamps { started: Instant::now().checked_sub(Duration::from_secs(3600)).unwrap(), ..Stamps::default() };
+        stamps.renew(HASH).await;
+        drop(stamps.begin_drop(HASH, Duration::ZERO).unwrap());
+        assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none());
+        stamps.begin_drop(HASH, Duration::ZERO).unwrap().done();
+        assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_some(), "nothing is known of it any more");
+    }
+
+    /// Guards I10.
+    #[tokio::test]
     async fn a_renewal_waits_for_the_drop_under_way() {
         let stamps = Stamps::default();
         let dropping = stamps.begin_drop(HASH, Duration::ZERO).unwrap();
@@ -135,7 +162,7 @@ mod tests {
         let renewal = stamps.renew(HASH);
         tokio::pin!(renewal);
         assert!(futures::poll!(renewal.as_mut()).is_pending());
-        drop(dropping);
+        dropping.done();
         renewal.await;
         assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none());
     }

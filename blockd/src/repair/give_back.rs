@@ -26,6 +26,11 @@ use wire::tls::Role;
 /// A client commits what it has uploaded within [`UPLOAD_FRESH_MS`], or uploads it again; twice that, for clocks are not asked.
 const YOUNG: Duration = Duration::from_millis(2 * UPLOAD_FRESH_MS);
 
+/// Copies that are decided on together: the answers about them are to be new when the last one is dropped.
+const TOGETHER: usize = 32;
+/// An answer of metad, or of an owner, that is older decides nothing.
+const FRESH: Duration = Duration::from_secs(10);
+
 /// What becomes of a copy.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Fate {
@@ -39,11 +44,17 @@ pub enum Fate {
     Wait,
 }
 
-/// Decides on a copy that belongs to `owners`, of which `lacking` do not have it.
+/// Decides on a copy that belongs to `owners`, of which `lacking` do not have it; blocks lie on `min_sync` daemons at least.
 #[must_use]
-pub fn fate(is_referenced: bool, is_young: Option<bool>, owners: &[BlockdId], lacking: &[BlockdId]) -> Fate {
+pub fn fate(
+    is_referenced: bool,
+    is_young: Option<bool>,
+    (owners, min_sync): (&[BlockdId], usize),
+    lacking: &[BlockdId],
+) -> Fate {
     match (is_referenced, is_young) {
-        _ if owners.is_empty() => Fate::Wait,
+        // I9: with this copy gone there would be too few.
+        _ if owners.len() < min_sync.max(1) => Fate::Wait,
         (true, _) if lacking.is_empty() => Fate::Drop,
         (true, _) => Fate::Send(lacking.to_vec()),
         (false, Some(true)) => Fate::Send(owners.to_vec()),
@@ -64,11 +75,13 @@ impl Healer {
                 if page.is_empty() {
                     break;
                 }
-                match self.give_back_page(layout, &page).await {
-                    Ok(all_gone) => empty &= all_gone,
-                    Err(reason) => {
-                        tracing::debug!(reason, "copies that belong elsewhere stay for now");
-                        return false;
+                for some in page.chunks(TOGETHER) {
+                    match self.give_back_some(layout, some).await {
+                        Ok(all_gone) => empty &= all_gone,
+                        Err(reason) => {
+                            tracing::debug!(reason, "copies that belong elsewhere stay for now");
+                            return false;
+                        }
                     }
                 }
             }
@@ -76,7 +89,7 @@ impl Healer {
         empty
     }
 
-    async fn give_back_page(&mut self, layout: &Layout, page: &[(BlockHash, u32)]) -> Result<bool, Failed> {
+    async fn give_back_some(&mut self, layout: &Layout, page: &[(BlockHash, u32)]) -> Result<bool, Failed> {
         let asked_at = Instant::now();
         let hashes: Vec<BlockHash> = page.iter().map(|(hash, _)| *hash).collect();
         let unreferenced = self.unreferenced(&hashes).await?;
@@ -85,7 +98,8 @@ impl Healer {
             ring.owners(hash.point()).into_iter().map(|index| layout.members[index].id).collect()
         };
         let mut by_owner: BTreeMap<BlockdId, Vec<BlockHash>> = BTreeMap::new();
-        for hash in &hashes {
+        // To be asked renews a copy there, which what nobody refers to is not worth.
+        for hash in hashes.iter().filter(|hash| !unreferenced.contains(hash)) {
             owners_of(hash).into_iter().for_each(|owner| by_owner.entry(owner).or_default().push(*hash));
         }
         let mut present: HashSet<(BlockdId, BlockHash)> = HashSet::new();
@@ -100,19 +114,20 @@ impl Healer {
                 Err(reason) => return Err(reason),
             }
         }
-        let mut all_gone = true;
+        let (mut all_gone, min_sync) = (true, usize::from(layout.min_sync));
         for hash in hashes {
             let owners = owners_of(&hash);
             let lacking: Vec<BlockdId> =
                 owners.iter().filter(|owner| !present.contains(&(**owner, hash))).copied().collect();
             let is_young = self.stamps.is_younger(&hash, YOUNG);
-            let gone = match fate(!unreferenced.contains(&hash), is_young, &owners, &lacking) {
+            let gone = match fate(!unreferenced.contains(&hash), is_young, (&owners, min_sync), &lacking) {
                 Fate::Leave => continue,
                 Fate::Wait => false,
                 Fate::Drop => true,
                 Fate::Send(whom) => self.send(layout, hash, &whom).await,
             };
-            all_gone &= gone && self.drop_given(layout, hash, asked_at).await;
+            // On a disk that has failed nothing is deleted, and what owners lack of it is sent.
+            all_gone &= gone && !self.store.has_failed() && self.drop_given(layout, hash, asked_at).await;
             if self.layouts.newest().epoch != layout.epoch {
                 return Err("the layout has changed".to_owned());
             }
@@ -123,6 +138,7 @@ impl Healer {
     /// Sends a block to owners; true when each has stored it.
     async fn send(&mut self, layout: &Layout, hash: BlockHash, owners: &[BlockdId]) -> bool {
         let Ok(Some(block)) = self.store.get(hash).await else { return false };
+        let mut all_have = true;
         for owner in owners {
             let Some(member) = layout.member(owner) else { return false };
             let request = BlockRequest::Put { hash, epoch: layout.epoch, chain: Vec::new(), needed: 1 };
@@ -133,24 +149,31 @@ impl Healer {
                     let reason =
                         other.map_or_else(|error| error.to_string(), |(reply, _)| format!("answered {reply:?}"));
                     tracing::debug!(%hash, owner = member.name, reason, "an owner did not take its block");
-                    return false;
+                    // Others may.
+                    all_have = false;
+                    continue;
                 }
             }
             self.progress.copied(block.len() as u64);
             self.throttle.spend(block.len() as u64, &self.activity).await;
         }
-        true
+        all_have
     }
 
     /// Drops a copy that every owner has, unless somebody renewed it since they were asked.
     async fn drop_given(&self, layout: &Layout, hash: BlockHash, asked_at: Instant) -> bool {
-        let Some(_dropping) = self.stamps.begin_drop(hash, asked_at.elapsed()) else { return false };
+        // What an owner said long ago, it may have lost since.
+        if asked_at.elapsed() > FRESH {
+            return false;
+        }
+        let Some(dropping) = self.stamps.begin_drop(hash, asked_at.elapsed()) else { return false };
         // It may belong here again. A pass under the new layout begins only when this is over.
         if self.layouts.newest().epoch != layout.epoch {
             return false;
         }
         match self.store.drop_block(hash).await {
             Ok(_) => {
+                dropping.done();
                 self.metrics.given_back.add(1);
                 true
             }
@@ -170,11 +193,16 @@ mod tests {
     #[test]
     fn a_copy_goes_only_when_every_owner_has_the_block() {
         let (a, b) = (BlockdId([1; 16]), BlockdId([2; 16]));
-        assert_eq!(fate(true, Some(false), &[a, b], &[]), Fate::Drop);
-        assert_eq!(fate(true, None, &[a, b], &[b]), Fate::Send(vec![b]));
-        assert_eq!(fate(false, Some(true), &[a, b], &[]), Fate::Send(vec![a, b]), "its stamp is renewed there, too");
-        assert_eq!(fate(false, Some(false), &[a, b], &[b]), Fate::Leave, "it is not brought back");
-        assert_eq!(fate(false, None, &[a, b], &[b]), Fate::Wait);
-        assert_eq!(fate(true, Some(false), &[], &[]), Fate::Wait, "nobody else could have it");
+        assert_eq!(fate(true, Some(false), (&[a, b], 2), &[]), Fate::Drop);
+        assert_eq!(fate(true, None, (&[a, b], 2), &[b]), Fate::Send(vec![b]));
+        assert_eq!(
+            fate(false, Some(true), (&[a, b], 2), &[]),
+            Fate::Send(vec![a, b]),
+            "its stamp is renewed there, too"
+        );
+        assert_eq!(fate(false, Some(false), (&[a, b], 2), &[b]), Fate::Leave, "it is not brought back");
+        assert_eq!(fate(false, None, (&[a, b], 2), &[b]), Fate::Wait);
+        assert_eq!(fate(true, Some(false), (&[], 1), &[]), Fate::Wait, "nobody else could have it");
+        assert_eq!(fate(true, Some(false), (&[a], 2), &[]), Fate::Wait, "one copy would be left of two");
     }
 }

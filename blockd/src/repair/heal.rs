@@ -53,11 +53,15 @@ impl Healer {
             return RETRY;
         }
         self.progress.done(duties.placement);
-        if !duties.is_final || self.store.has_failed() {
+        if !duties.is_final {
             // The layout that is final comes by itself.
             return self.compare_every;
         }
         let empty = self.give_back(layout, &duties).await;
+        if self.store.has_failed() {
+            // It has sent what owners lacked. It keeps what it has, and is not empty.
+            return self.compare_every;
+        }
         self.progress.set_empty(empty);
         if empty { self.compare_every } else { RETRY_GIVING }
     }

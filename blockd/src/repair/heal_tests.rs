@@ -342,7 +342,8 @@ impl World {
         let lacking: Vec<BlockdId> =
             owners.iter().filter(|owner| !self.daemons[owner].blocks.contains(&hash)).copied().collect();
         let is_young = Some(self.pending.contains_key(&hash));
-        let decided = fate(self.referenced.contains(&hash), is_young, &owners, &lacking);
+        let decided =
+            fate(self.referenced.contains(&hash), is_young, (&owners, usize::from(layout.min_sync)), &lacking);
         self.daemons.get_mut(id).unwrap().giving = Some((hash, epoch, decided));
     }
 

@@ -126,12 +126,23 @@ impl Putter {
         self.layouts.suspect(slow.0);
         let others: Vec<Holder> = others.iter().chain([slow]).copied().collect();
         let mut second = pin!(self.attempt(layout, &others, hash, block));
-        tokio::select! {
-            Ok(()) = &mut first => Ok(()),
-            outcome = &mut second => match outcome {
-                Ok(()) => Ok(()),
-                Err(_) => first.await,
-            },
+        // The first that stores it, or learns of other owners, decides; with neither, how the last one ended.
+        let (mut first_runs, mut second_runs) = (true, true);
+        loop {
+            let outcome = tokio::select! {
+                outcome = &mut first, if first_runs => {
+                    first_runs = false;
+                    outcome
+                }
+                outcome = &mut second, if second_runs => {
+                    second_runs = false;
+                    outcome
+                }
+            };
+            let decides = matches!(outcome, Ok(()) | Err(Missed::OldLayout));
+            if decides || !(first_runs || second_runs) {
+                return outcome;
+            }
         }
     }
 
@@ -183,6 +194,66 @@ impl Putter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+    use std::net::SocketAddr;
+    use std::sync::atomic::AtomicU32;
+    use wire::ids::Point;
+    use wire::layout::LayoutMember;
+    use wire::message::block::BlockReply;
+
+    fn member(id: u8) -> LayoutMember {
+        LayoutMember {
+            id: BlockdId([id; 16]),
+            name: format!("blockd-{id}"),
+            addr: ([127, 0, 0, 1], u16::from(id)).into(),
+            zone: id.to_string(),
+            weight: 1,
+            points: vec![Point(u128::from(id) << 120)],
+            draining: false,
+            out: false,
+            drained: false,
+            failed: false,
+            successor: None,
+        }
+    }
+
+    /// Two daemons of which the second does not answer at first: whoever asks it, or waits for it, has too few after a while.
+    struct OneAway(AtomicU32);
+
+    impl Blockd for OneAway {
+        fn ask<'a>(
+            &'a self,
+            blockd: SocketAddr,
+            _: &'a BlockRequest,
+            _: &'a [Bytes],
+            _: Duration,
+        ) -> BoxFuture<'a, Result<(BlockReply, Bytes), wire::Error>> {
+            async move {
+                let synced = match self.0.fetch_add(1, Ordering::Relaxed) {
+                    0 | 1 => {
+                        tokio::time::sleep(PATIENCE * 4).await;
+                        if blockd == member(2).addr {
+                            return Err(wire::Error::Closed);
+                        }
+                        vec![BlockdId([1; 16])]
+                    }
+                    _ => vec![BlockdId([1; 16]), BlockdId([2; 16])],
+                };
+                Ok((BlockReply::Stored { synced, failed: Vec::new(), full: Vec::new(), layout: None }, Bytes::new()))
+            }
+            .boxed()
+        }
+    }
+
+    /// Both ways fail, the first one first.
+    #[tokio::test]
+    async fn a_put_that_failed_both_ways_is_tried_again() {
+        let members = vec![member(1), member(2)];
+        let layouts = Arc::new(Layouts::new(Layout { replicas: 2, min_sync: 2, members, ..Layout::default() }));
+        let putter = Putter::new(Arc::new(OneAway(AtomicU32::new(0))), layouts, None);
+        putter.put(BlockHash([0; 32]), Bytes::from_static(b"x")).await.unwrap();
+    }
 
     #[test]
     fn patience_grows_with_copies_and_with_what_is_usual() {

@@ -9,7 +9,7 @@ use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, settings};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use wire::ids::SessionId;
 use wire::layout::Layout;
 use wire::message::event::MetaEvent;
@@ -21,10 +21,14 @@ const BARRIER_LIMIT: Duration = Duration::from_secs(2);
 
 /// Looks after the layout until cancelled.
 pub async fn run(shared: Arc<Shared>) {
+    let mut looked = Instant::now();
     loop {
         tokio::time::sleep(PAUSE).await;
-        // Silence counts only while this node could have been told.
-        if !matches!(timeout(BARRIER_LIMIT, shared.consensus.read_barrier()).await, Ok(Ok(()))) {
+        let leads = matches!(timeout(BARRIER_LIMIT, shared.consensus.read_barrier()).await, Ok(Ok(())));
+        // Silence counts only while this node could have been told: while it led, and was not paused itself.
+        let was_paused = looked.elapsed() > PAUSE * 2 + BARRIER_LIMIT;
+        looked = Instant::now();
+        if !leads || was_paused {
             shared.liveness.forget_blockds();
             continue;
         }

@@ -95,7 +95,12 @@ impl Server {
             return Ok(AdminReply::Failed(reason));
         }
         let id = member.id;
-        self.changed(|layout| layout.drained(&id, drain)).await
+        // Again where nothing changes meanwhile: another one may have been drained.
+        let is_enough = |layout: &Layout| {
+            let left = layout.owning().filter(|owner| owner.id != id).count();
+            !drain || left >= usize::from(layout.min_sync)
+        };
+        self.changed(|layout| if is_enough(layout) { layout.drained(&id, drain) } else { None }).await
     }
 
     /// The successor must not have joined: its points would have to change, and older owners could not be found again.

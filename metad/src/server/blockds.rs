@@ -59,7 +59,7 @@ fn stands_in(layout: &Layout, heartbeat: &BlockdHeartbeat) -> bool {
         !member.out
             && member.failed == heartbeat.failed
             && member.addr == heartbeat.addr
-            && member.zone == heartbeat.zone
+            && (member.zone == heartbeat.zone || !member.drained)
             && member.name == heartbeat.name
     })
 }
@@ -85,12 +85,16 @@ fn with_member(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Option<Layout> {
         *known = LayoutMember {
             points: std::mem::take(&mut known.points),
             weight: known.weight,
+            // Which daemons own a block depends on zones: with another one, blocks would have other owners at once, and nobody
+            // would have moved them.
+            zone: if known.drained { member.zone.clone() } else { std::mem::take(&mut known.zone) },
             draining: known.draining,
             drained: known.drained,
             successor: known.successor.take(),
             ..member
         };
-        return layout.with_members(members);
+        // A failed disk does not wait for others' changes: it would be waited for itself.
+        return if heartbeat.failed { Some(layout.with_members_anyway(members)) } else { layout.with_members(members) };
     }
     // Another daemon at the same address has lost its disk and come back under a new id: what it held is gone, and
     // counting both would count one copy twice (I9). It takes over the points, so that nothing else moves.
@@ -150,6 +154,21 @@ mod tests {
         let back = with_member(&out, &heartbeat(2, 7002)).unwrap();
         assert_eq!(back.members, layout.members);
         assert!(back.older.iter().any(|older| older.owners == [BlockdId([1; 16])]), "who owned meanwhile is a source");
+    }
+
+    /// Guards I11.
+    #[test]
+    fn another_zone_counts_only_once_a_daemon_is_drained() {
+        let layout = with_member(&Layout { replicas: 2, ..Layout::default() }, &heartbeat(1, 7001)).unwrap();
+        let layout = with_member(&layout, &heartbeat(2, 7002)).unwrap();
+        let moved = BlockdHeartbeat { zone: "other".to_owned(), ..heartbeat(2, 7002) };
+        assert!(stands_in(&layout, &moved), "it owns blocks by its first zone");
+        let elsewhere = BlockdHeartbeat { addr: ([127, 0, 0, 1], 7003).into(), ..moved.clone() };
+        let changed = with_member(&layout, &elsewhere).unwrap();
+        assert_eq!(changed.member(&moved.id).unwrap().zone, heartbeat(2, 7002).zone);
+        let drained = layout.drained(&moved.id, true).unwrap().finished().emptied(&moved.id).unwrap();
+        assert!(!stands_in(&drained, &moved));
+        assert_eq!(with_member(&drained, &moved).unwrap().member(&moved.id).unwrap().zone, "other");
     }
 
     #[test]

@@ -55,6 +55,12 @@ impl Layout {
         self.changed(|next| next.members = members)
     }
 
+    /// The same, however many changes are under way: somebody can own nothing any more.
+    #[must_use]
+    pub fn with_members_anyway(&self, members: Vec<LayoutMember>) -> Self {
+        self.changed_anyway(|next| next.members = members)
+    }
+
     /// Without what a silent daemon owned.
     #[must_use]
     pub fn taken_out(&self, id: &BlockdId) -> Layout {
