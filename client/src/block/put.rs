@@ -130,6 +130,8 @@ impl Putter {
         let (mut first_runs, mut second_runs) = (true, true);
         loop {
             let outcome = tokio::select! {
+                // In a fixed order, so that what happens can be repeated.
+                biased;
                 outcome = &mut first, if first_runs => {
                     first_runs = false;
                     outcome

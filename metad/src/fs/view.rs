@@ -98,6 +98,8 @@ pub struct View<'a> {
     undo: Vec<(Key, Option<Option<Vec<u8>>>)>,
     /// Bytes of keys and values that were written since the savepoint.
     changed_bytes: usize,
+    /// Keys that were removed since the savepoint.
+    removed: usize,
     /// Keys that were looked up or walked over since the savepoint.
     work: AtomicUsize,
     /// A value was to be stored since the savepoint that could not be read back.
@@ -109,9 +111,9 @@ pub struct View<'a> {
 const CHANGES_MAX: usize = 1 << 20;
 /// The same in bytes of keys and values that are written.
 const CHANGED_BYTES_MAX: usize = 256 << 20;
-/// Changes of a batch that cost nothing when the last key of a range is looked for. Beyond them, each may be a removed key
-/// that is stepped over, and counts as work.
-const CHANGES_FREE: usize = 4096;
+/// Keys removed by a batch that cost nothing when the last key of a range is looked for. Beyond them, each may be stepped over,
+/// and counts as work.
+const REMOVED_FREE: usize = 4096;
 /// The same in keys that are looked at: some seconds of work.
 const WORK_MAX: usize = 4 << 20;
 
@@ -120,7 +122,7 @@ impl<'a> View<'a> {
     #[must_use]
     pub fn new(base: &'a dyn Kv) -> Self {
         let (changes, undo, work) = (BTreeMap::new(), Vec::new(), AtomicUsize::new(0));
-        Self { base, changes, undo, changed_bytes: 0, work, oversized: false }
+        Self { base, changes, undo, changed_bytes: 0, removed: 0, work, oversized: false }
     }
 
     /// Sets a key.
@@ -146,6 +148,7 @@ impl<'a> View<'a> {
     fn change(&mut self, key: Key, value: Option<Vec<u8>>) {
         // Not what is replaced: whether that lies in `changes` depends on what else is applied together here.
         self.changed_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+        self.removed += usize::from(value.is_none());
         let before = self.changes.insert(key.clone(), value);
         self.undo.push((key, before));
     }
@@ -153,7 +156,7 @@ impl<'a> View<'a> {
     /// From here on, [`View::rollback`] undoes.
     pub fn savepoint(&mut self) {
         self.undo.clear();
-        self.changed_bytes = 0;
+        (self.changed_bytes, self.removed) = (0, 0);
         *self.work.get_mut() = 0;
         self.oversized = false;
     }
@@ -179,7 +182,7 @@ impl<'a> View<'a> {
 
     /// Undoes everything since the savepoint.
     pub fn rollback(&mut self) {
-        (self.changed_bytes, self.oversized) = (0, false);
+        (self.changed_bytes, self.removed, self.oversized) = (0, 0, false);
         while let Some((key, before)) = self.undo.pop() {
             match before {
                 Some(before) => self.changes.insert(key, before),
@@ -220,7 +223,7 @@ impl Kv for View<'_> {
 
     fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)> {
         // Only of this batch's own changes: what else lies over the stored state differs from replica to replica.
-        self.work.fetch_add(1 + self.undo.len().saturating_sub(CHANGES_FREE), Ordering::Relaxed);
+        self.work.fetch_add(1 + self.removed.saturating_sub(REMOVED_FREE), Ordering::Relaxed);
         self.over().last(range)
     }
 }
