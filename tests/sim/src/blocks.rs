@@ -4,8 +4,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::sleep;
 use wire::ids::{BlockHash, BlockdId, Point};
 use wire::layout::{Layout, LayoutMember};
@@ -20,7 +20,7 @@ const ID: BlockdId = BlockdId([7; 16]);
 #[derive(Default)]
 pub struct Blocks {
     held: Mutex<HashMap<BlockHash, Bytes>>,
-    away: watch::Sender<bool>,
+    away: AtomicBool,
 }
 
 impl Blocks {
@@ -49,7 +49,7 @@ impl Blocks {
 
     /// Whether it answers from now on.
     pub fn set_away(&self, away: bool) {
-        self.away.send_modify(|now| *now = away);
+        self.away.store(away, Ordering::Relaxed);
     }
 
     /// A block's content.
@@ -60,7 +60,7 @@ impl Blocks {
 
     /// Carries out a request; nothing is heard of it while the daemon is away.
     pub async fn ask(&self, request: &BlockRequest, content: Bytes) -> Option<(BlockReply, Bytes)> {
-        if *self.away.borrow() {
+        if self.away.load(Ordering::Relaxed) {
             return None;
         }
         sleep(SYNC).await;
