@@ -53,7 +53,7 @@ pub struct Server {
     pub activity: Arc<Activity>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// Cancelled when the disk has failed for good: the daemon is to stop.
+    /// Cancelled when the disk has failed for good.
     pub disk_failed: CancellationToken,
 }
 
@@ -137,9 +137,9 @@ impl Server {
             }
             BlockRequest::Probe { hashes, .. } => {
                 // What lies on a disk that has failed is no copy that others could be dropped for. I9: nor is what is about to
-                // be dropped here; what is said to be here is renewed first, or its drop could begin the next moment.
+                // be dropped here. Renewed before the store is looked at, so that no drop slips in between.
                 let stays = |hash: &BlockHash| {
-                    !self.store.has_failed() && self.store.contains(hash) && self.stamps.renew_if_staying(*hash)
+                    !self.store.has_failed() && self.stamps.try_renew(*hash) && self.store.contains(hash)
                 };
                 BlockReply::Present(hashes.iter().map(stays).collect())
             }

@@ -52,7 +52,9 @@ impl Stamps {
         }
     }
 
-    fn try_renew(&self, hash: BlockHash) -> bool {
+    /// Renews a block's stamp; false while a drop of it is under way.
+    #[must_use]
+    pub fn try_renew(&self, hash: BlockHash) -> bool {
         let mut state = self.state.lock();
         if state.dropping.contains(&hash) {
             return false;
@@ -64,17 +66,6 @@ impl Stamps {
             SWEEP_EVERY
         });
         true
-    }
-
-    /// Renews a block's stamp; false while a drop of it is under way.
-    pub fn renew_if_staying(&self, hash: BlockHash) -> bool {
-        self.try_renew(hash)
-    }
-
-    /// Whether a drop of a block is under way.
-    #[must_use]
-    pub fn is_dropping(&self, hash: &BlockHash) -> bool {
-        self.state.lock().dropping.contains(hash)
     }
 
     /// Whether a block was renewed less than `limit` ago; `None` when this daemon has not run for so long and cannot know.
