@@ -226,8 +226,8 @@ impl Node {
         &self.metrics
     }
 
-    /// Waits until it can no longer keep its promise, such as after a failed sync: it is to be stopped then, and not
-    /// started again before a person has looked. Cancel-safe.
+    /// Waits until it can store nothing more, such as after a failed sync: what it has is served until others have copied
+    /// it, and it is not to be started again before a person has looked. Cancel-safe.
     pub async fn failed(&self) -> Error {
         self.disk_failed.cancelled().await;
         Error::Store(store::Error::Failed)
