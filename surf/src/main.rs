@@ -26,7 +26,7 @@ enum Command {
     Dev(cmd::dev::Dev),
     /// Make a cluster, look at it, change its members.
     Cluster(cmd::cluster::Cluster),
-    /// Block daemons: list them, empty one, forget one that is lost.
+    /// Block daemons: list them, empty one, replace one, forget one that is lost.
     Blockd(cmd::blockd::Blockd),
     /// State of a cluster in short.
     Status(cmd::status::Status),

@@ -79,7 +79,7 @@ impl Blockd {
             }
             Command::Remove { access, name } => {
                 access.ask(AdminRequest::RemoveBlockd { name: name.clone() }).await?;
-                println!("{name} is forgotten; what it held is copied from the others");
+                println!("{name} is forgotten; what others have of it is copied, what it alone had is lost");
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -114,7 +114,7 @@ pub fn to_json((member, state): (&LayoutMember, &BlockdState)) -> serde_json::Va
         "free_bytes": state.free_bytes, "capacity_bytes": state.capacity_bytes,
         "lacking_blocks": state.repair.lacking_blocks, "lacking_bytes": state.repair.lacking_bytes,
         "misplaced_blocks": state.repair.misplaced_blocks, "misplaced_bytes": state.repair.misplaced_bytes,
-        "damaged_blocks": state.repair.missing_blocks, "bytes_per_s": state.repair.bytes_per_s,
+        "damaged_blocks": state.repair.damaged_blocks, "bytes_per_s": state.repair.bytes_per_s,
     })
 }
 
