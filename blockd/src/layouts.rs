@@ -184,19 +184,7 @@ mod tests {
     async fn members_of_a_newer_layout_are_waited_for_and_found() {
         let (known, new) = (BlockdId([1; 16]), BlockdId([2; 16]));
         let with = |epoch, ids: &[BlockdId]| {
-            let member = |id: &BlockdId| LayoutMember {
-                id: *id,
-                name: String::new(),
-                addr: ([127, 0, 0, 1], 1).into(),
-                zone: String::new(),
-                weight: 1,
-                points: Vec::new(),
-                draining: false,
-                out: false,
-                drained: false,
-                failed: false,
-                successor: None,
-            };
+            let member = |id: &BlockdId| LayoutMember::new(*id, "", ([127, 0, 0, 1], 1).into(), "");
             Layout { members: ids.iter().map(member).collect(), ..layout(epoch) }
         };
         let layouts = Layouts::default();

@@ -113,14 +113,9 @@ impl Command {
     pub fn is_light(&self) -> bool {
         const LIGHT_OPS: usize = 8;
         const LIGHT_WRITES: usize = 64;
-        let is_small = |op: &Op| match op.plain() {
-            Op::Range { .. } | Op::CloneRange { .. } | Op::ReleaseOrphans { .. } => false,
-            Op::SetAttr { change, .. } => change.size.is_none(),
-            // A hole may be as long as a file.
-            Op::Commit { writes, .. } => {
-                writes.len() <= LIGHT_WRITES && writes.iter().all(|write| write.len <= CHUNK_BYTES)
-            }
-            _ => true,
+        let is_small = |op: &Op| {
+            !matches!(op.plain(), Op::ReleaseOrphans { .. })
+                && writes_of(op).is_some_and(|writes| writes <= LIGHT_WRITES)
         };
         match self {
             Self::Batches(batches) => {
@@ -163,6 +158,18 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
             orphan::reap_some(view, &context);
             CommandReply::Done
         }
+    }
+}
+
+/// How many places of files an operation writes to; `None` for as many as a file has: it cuts, copies or fills a range of any
+/// length.
+pub(crate) fn writes_of(op: &Op) -> Option<usize> {
+    match op.plain() {
+        Op::Range { .. } | Op::CloneRange { .. } => None,
+        Op::SetAttr { change, .. } => change.size.is_none().then_some(0),
+        // A hole may be as long as a file.
+        Op::Commit { writes, .. } => writes.iter().all(|write| write.len <= CHUNK_BYTES).then_some(writes.len()),
+        _ => Some(0),
     }
 }
 

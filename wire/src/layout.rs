@@ -42,6 +42,24 @@ pub struct LayoutMember {
 }
 
 impl LayoutMember {
+    /// A daemon that has just joined: an owner, with no points yet.
+    #[must_use]
+    pub fn new(id: BlockdId, name: impl Into<String>, addr: SocketAddr, zone: impl Into<String>) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            addr,
+            zone: zone.into(),
+            weight: 1,
+            points: Vec::new(),
+            draining: false,
+            out: false,
+            drained: false,
+            failed: false,
+            successor: None,
+        }
+    }
+
     /// Whether blocks belong to it.
     #[must_use]
     pub fn is_owner(&self) -> bool {
@@ -104,18 +122,10 @@ mod tests {
     use crate::ids::BlockHash;
 
     pub(super) fn member(id: u8, zone: &str, points: &[u128]) -> LayoutMember {
+        let addr = SocketAddr::from(([127, 0, 0, 1], 1000 + u16::from(id)));
         LayoutMember {
-            id: BlockdId([id; 16]),
-            name: format!("blockd-{id}"),
-            addr: SocketAddr::from(([127, 0, 0, 1], 1000 + u16::from(id))),
-            zone: zone.to_owned(),
-            weight: 1,
             points: points.iter().map(|point| Point(*point)).collect(),
-            draining: false,
-            out: false,
-            drained: false,
-            failed: false,
-            successor: None,
+            ..LayoutMember::new(BlockdId([id; 16]), format!("blockd-{id}"), addr, zone)
         }
     }
 

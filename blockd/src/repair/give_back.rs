@@ -66,7 +66,7 @@ pub fn fate(
 impl Healer {
     /// Gives back what belongs elsewhere. True when nothing that matters is left.
     pub(super) async fn give_back(&mut self, layout: &Layout, duties: &Duties) -> bool {
-        let mut empty = true;
+        let (mut empty, ring) = (true, Ring::new(layout));
         for span in &duties.foreign {
             let mut from = Some(span.first_hash());
             while let Some(first) = from {
@@ -76,7 +76,7 @@ impl Healer {
                     break;
                 }
                 for some in page.chunks(TOGETHER) {
-                    match self.give_back_some(layout, some).await {
+                    match self.give_back_some(layout, &ring, some).await {
                         Ok(all_gone) => empty &= all_gone,
                         Err(reason) => {
                             tracing::debug!(reason, "copies that belong elsewhere stay for now");
@@ -89,18 +89,24 @@ impl Healer {
         empty
     }
 
-    async fn give_back_some(&mut self, layout: &Layout, page: &[(BlockHash, u32)]) -> Result<bool, Failed> {
+    async fn give_back_some(
+        &mut self,
+        layout: &Layout,
+        ring: &Ring<'_>,
+        some: &[(BlockHash, u32)],
+    ) -> Result<bool, Failed> {
         let asked_at = Instant::now();
-        let hashes: Vec<BlockHash> = page.iter().map(|(hash, _)| *hash).collect();
+        let hashes: Vec<BlockHash> = some.iter().map(|(hash, _)| *hash).collect();
         let unreferenced = self.unreferenced(&hashes).await?;
-        let ring = Ring::new(layout);
-        let owners_of = |hash: &BlockHash| -> Vec<BlockdId> {
-            ring.owners(hash.point()).into_iter().map(|index| layout.members[index].id).collect()
+        let with_owners = |hash: BlockHash| {
+            let owners = ring.owners(hash.point()).into_iter().map(|index| layout.members[index].id);
+            (hash, owners.collect::<Vec<BlockdId>>())
         };
+        let blocks: Vec<_> = hashes.into_iter().map(with_owners).collect();
         let mut by_owner: BTreeMap<BlockdId, Vec<BlockHash>> = BTreeMap::new();
         // To be asked renews a copy there, which what nobody refers to is not worth.
-        for hash in hashes.iter().filter(|hash| !unreferenced.contains(hash)) {
-            owners_of(hash).into_iter().for_each(|owner| by_owner.entry(owner).or_default().push(*hash));
+        for (hash, owners) in blocks.iter().filter(|(hash, _)| !unreferenced.contains(hash)) {
+            owners.iter().for_each(|owner| by_owner.entry(*owner).or_default().push(*hash));
         }
         let mut present: HashSet<(BlockdId, BlockHash)> = HashSet::new();
         for (owner, hashes) in by_owner {
@@ -115,8 +121,7 @@ impl Healer {
             }
         }
         let (mut all_gone, min_sync) = (true, usize::from(layout.min_sync));
-        for hash in hashes {
-            let owners = owners_of(&hash);
+        for (hash, owners) in blocks {
             let lacking: Vec<BlockdId> =
                 owners.iter().filter(|owner| !present.contains(&(**owner, hash))).copied().collect();
             let is_young = self.stamps.is_younger(&hash, YOUNG);

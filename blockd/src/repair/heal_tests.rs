@@ -87,19 +87,9 @@ impl World {
 
     fn join(&mut self) {
         let id = BlockdId(self.random.random());
-        let member = LayoutMember {
-            id,
-            name: id.to_string(),
-            addr: ([127, 0, 0, 1], 1).into(),
-            zone: self.random.random_range(0..12).to_string(),
-            weight: 1,
-            points: (0..4).map(|_| point(&mut self.random)).collect(),
-            draining: false,
-            out: false,
-            drained: false,
-            failed: false,
-            successor: None,
-        };
+        let (addr, zone) = (([127, 0, 0, 1], 1).into(), self.random.random_range(0..12).to_string());
+        let points = (0..4).map(|_| point(&mut self.random)).collect();
+        let member = LayoutMember { points, ..LayoutMember::new(id, id.to_string(), addr, zone) };
         let members = [self.layout.members.clone(), vec![member]].concat();
         if let Some(next) = self.layout.with_members(members) {
             // A ring that is being made holds nothing yet.

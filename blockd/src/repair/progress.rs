@@ -92,7 +92,7 @@ impl Progress {
         let mut foreign = Digest::default();
         store.digests(&duties.foreign).iter().for_each(|digest| foreign.join(digest));
         (report.misplaced_blocks, report.misplaced_bytes) = (foreign.count, foreign.bytes);
-        report.missing_blocks = store.bad_count();
+        report.damaged_blocks = store.bad_count();
         report
     }
 }

@@ -68,17 +68,8 @@ impl Cluster {
                 match layout.members.iter_mut().find(|member| member.id == node.id()) {
                     Some(member) => member.addr = addr,
                     None => layout.members.push(LayoutMember {
-                        id: node.id(),
-                        name: node.id().to_string(),
-                        addr,
-                        zone: node.id().to_string(),
-                        weight: 1,
                         points: (0..8).map(|_| Point(rand::random())).collect(),
-                        draining: false,
-                        out: false,
-                        drained: false,
-                        failed: false,
-                        successor: None,
+                        ..LayoutMember::new(node.id(), node.id().to_string(), addr, node.id().to_string())
                     }),
                 }
             }

@@ -26,17 +26,9 @@ struct Metad {
 impl Metad {
     fn heartbeat(&self, beat: BlockdHeartbeat) -> MetaReply {
         let member = LayoutMember {
-            id: beat.id,
-            name: beat.name.clone(),
-            addr: beat.addr,
-            zone: beat.zone.clone(),
             weight: beat.weight,
             points: vec![Point(1)],
-            draining: false,
-            out: false,
-            drained: false,
-            failed: false,
-            successor: None,
+            ..LayoutMember::new(beat.id, &beat.name, beat.addr, &beat.zone)
         };
         let epoch = LayoutEpoch(*self.epoch.lock().unwrap());
         let layout = Layout {

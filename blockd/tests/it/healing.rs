@@ -50,6 +50,15 @@ impl Cluster {
         }
     }
 
+    /// All is copied, then given back, and at each step every owner has every block.
+    async fn settles_with(&self, blocks: &[Bytes]) {
+        self.until_done().await;
+        self.assert_on_owners(blocks).await;
+        self.change(Layout::finished);
+        self.until_nothing_is_misplaced().await;
+        self.assert_on_owners(blocks).await;
+    }
+
     async fn until_nothing_is_misplaced(&self) {
         until("nothing lies where it does not belong", async || {
             self.nodes.iter().flatten().all(|node| node.repair().misplaced_blocks == 0)
@@ -66,11 +75,7 @@ async fn what_a_dead_daemon_held_is_copied_to_those_that_own_it_now() {
     let dead = cluster.node(4).id();
     cluster.stop(4).await;
     cluster.change(|layout| layout.taken_out(&dead));
-    cluster.until_done().await;
-    cluster.assert_on_owners(&blocks).await;
-    cluster.change(Layout::finished);
-    cluster.until_nothing_is_misplaced().await;
-    cluster.assert_on_owners(&blocks).await;
+    cluster.settles_with(&blocks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -89,11 +94,7 @@ async fn a_daemon_that_comes_back_late_takes_its_place_again() {
         members.iter_mut().for_each(|member| member.out = false);
         layout.with_members(members).unwrap()
     });
-    cluster.until_done().await;
-    cluster.assert_on_owners(&blocks).await;
-    cluster.change(Layout::finished);
-    cluster.until_nothing_is_misplaced().await;
-    cluster.assert_on_owners(&blocks).await;
+    cluster.settles_with(&blocks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use wire::ids::{BlockHash, BlockdId};
-use wire::layout::Layout;
+use wire::layout::{Layout, LayoutMember};
 use wire::message::block::BlockRequest;
 use wire::suspects::Suspects;
 
@@ -95,9 +95,13 @@ impl Layouts {
     /// Where a block belongs, those that answer first.
     #[must_use]
     pub fn owners(&self, layout: &Layout, hash: &BlockHash) -> Vec<Holder> {
-        let mut owners: Vec<Holder> = layout.owners(hash).iter().map(|owner| (owner.id, owner.addr)).collect();
-        owners.sort_by_key(|(id, _)| self.is_suspect(id));
-        owners
+        self.those_that_answer_first(layout.owners(hash))
+    }
+
+    fn those_that_answer_first(&self, members: Vec<&LayoutMember>) -> Vec<Holder> {
+        let mut holders: Vec<Holder> = members.into_iter().map(|member| (member.id, member.addr)).collect();
+        holders.sort_by_key(|(id, _)| self.is_suspect(id));
+        holders
     }
 
     /// Has no room, for a while.
@@ -128,14 +132,10 @@ impl Layouts {
     /// stand in for owners without room, and last those that are out.
     #[must_use]
     pub fn places(&self, layout: &Layout, hash: &BlockHash) -> Vec<Holder> {
-        let mut places = self.owners(layout, hash);
-        let others = layout.older_owners(hash).into_iter().chain(layout.clockwise(hash));
-        let (out, here): (Vec<_>, Vec<_>) = others.partition(|member| member.out);
-        for member in here.into_iter().chain(out) {
-            if !places.iter().any(|(id, _)| *id == member.id) {
-                places.push((member.id, member.addr));
-            }
-        }
+        let (owners, others) = layout.owners_and_others(hash);
+        let (out, here): (Vec<_>, Vec<_>) = others.into_iter().partition(|member| member.out);
+        let mut places = self.those_that_answer_first(owners);
+        places.extend(here.into_iter().chain(out).map(|member| (member.id, member.addr)));
         places
     }
 }
@@ -146,24 +146,10 @@ mod tests {
     use bytes::Bytes;
     use futures::FutureExt;
     use futures::future::BoxFuture;
-    use wire::ids::Point;
-    use wire::layout::LayoutMember;
     use wire::message::block::BlockReply;
 
     fn member(id: u8) -> LayoutMember {
-        LayoutMember {
-            id: BlockdId([id; 16]),
-            name: format!("blockd-{id}"),
-            addr: ([127, 0, 0, 1], u16::from(id)).into(),
-            zone: id.to_string(),
-            weight: 1,
-            points: vec![Point(u128::from(id) << 120)],
-            draining: id == 5,
-            out: id == 6,
-            drained: false,
-            failed: false,
-            successor: None,
-        }
+        LayoutMember { draining: id == 5, out: id == 6, ..crate::testing::blockd(id) }
     }
 
     fn ids(holders: &[Holder]) -> Vec<u8> {

@@ -3,6 +3,7 @@
 use super::layout::{Holder, Layouts};
 use crate::network::Blockd;
 use bytes::Bytes;
+use futures::future::select;
 use std::collections::BTreeSet;
 use std::pin::pin;
 use std::sync::Arc;
@@ -125,27 +126,10 @@ impl Putter {
         let Some((slow, others)) = targets.split_first().filter(|_| targets.len() > 1) else { return first.await };
         self.layouts.suspect(slow.0);
         let others: Vec<Holder> = others.iter().chain([slow]).copied().collect();
-        let mut second = pin!(self.attempt(layout, &others, hash, block));
+        let second = pin!(self.attempt(layout, &others, hash, block));
         // The first that stores it, or learns of other owners, decides; with neither, how the last one ended.
-        let (mut first_runs, mut second_runs) = (true, true);
-        loop {
-            let outcome = tokio::select! {
-                // In a fixed order, so that what happens can be repeated.
-                biased;
-                outcome = &mut first, if first_runs => {
-                    first_runs = false;
-                    outcome
-                }
-                outcome = &mut second, if second_runs => {
-                    second_runs = false;
-                    outcome
-                }
-            };
-            let decides = matches!(outcome, Ok(()) | Err(Missed::OldLayout));
-            if decides || !(first_runs || second_runs) {
-                return outcome;
-            }
-        }
+        let (outcome, other) = select(first, second).await.factor_first();
+        if matches!(outcome, Ok(()) | Err(Missed::OldLayout)) { outcome } else { other.await }
     }
 
     async fn attempt(&self, layout: &Layout, targets: &[Holder], hash: BlockHash, block: &Bytes) -> Result<(), Missed> {
@@ -196,29 +180,11 @@ impl Putter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::blockd as member;
     use futures::FutureExt;
     use futures::future::BoxFuture;
     use std::net::SocketAddr;
     use std::sync::atomic::AtomicU32;
-    use wire::ids::Point;
-    use wire::layout::LayoutMember;
-    use wire::message::block::BlockReply;
-
-    fn member(id: u8) -> LayoutMember {
-        LayoutMember {
-            id: BlockdId([id; 16]),
-            name: format!("blockd-{id}"),
-            addr: ([127, 0, 0, 1], u16::from(id)).into(),
-            zone: id.to_string(),
-            weight: 1,
-            points: vec![Point(u128::from(id) << 120)],
-            draining: false,
-            out: false,
-            drained: false,
-            failed: false,
-            successor: None,
-        }
-    }
 
     /// Two daemons of which the second does not answer at first: whoever asks it, or waits for it, has too few after a while.
     struct OneAway(AtomicU32);

@@ -87,13 +87,8 @@ fn next_entries(queue: &WriteBack) -> Vec<Next> {
             next.push(match work {
                 Work::Change { op, expect } => Next::Change(Step { op: Some(deferred(*at, expect, op)), ..step }),
                 // Its base is what the commit before it makes; and metad remembers of a journal only so many files.
-                Work::Content { file, .. } if files.contains(&file.ino()) || files.len() == JOURNALED_FILES_MAX => {
-                    break;
-                }
-                Work::Content { file, upto } => {
-                    files.insert(file.ino());
-                    Next::Content { step, at: *at, file: file.clone(), upto: *upto }
-                }
+                Work::Content { file, .. } if files.len() == JOURNALED_FILES_MAX || !files.insert(file.ino()) => break,
+                Work::Content { file, upto } => Next::Content { step, at: *at, file: file.clone(), upto: *upto },
                 Work::Undone => Next::Change(step),
             });
         }

@@ -178,19 +178,8 @@ mod tests {
     }
 
     fn member(id: u8) -> LayoutMember {
-        LayoutMember {
-            id: BlockdId([id; 16]),
-            name: format!("blockd-{id}"),
-            addr: ([127, 0, 0, 1], 1).into(),
-            zone: id.to_string(),
-            weight: 1,
-            points: Vec::new(),
-            draining: false,
-            out: id == 3,
-            drained: false,
-            failed: false,
-            successor: None,
-        }
+        let (name, addr) = (format!("blockd-{id}"), ([127, 0, 0, 1], 1).into());
+        LayoutMember { out: id == 3, ..LayoutMember::new(BlockdId([id; 16]), name, addr, id.to_string()) }
     }
 
     #[test]

@@ -7,8 +7,7 @@ use crate::fs::{check, session, settings};
 use std::time::Duration;
 use wire::layout::{Layout, LayoutMember};
 use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS};
-use wire::message::admin::BlockdHealth;
-use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
+use wire::message::admin::{AdminReply, AdminRequest, BlockdHealth, ClusterStatus};
 use wire::message::meta::MetaReply;
 
 /// A snapshot of a large state takes a while.
@@ -88,18 +87,15 @@ impl Server {
         if member.draining == drain {
             return Ok(AdminReply::Done);
         }
-        let left = layout.owning().filter(|owner| owner.id != member.id).count();
-        if drain && left < usize::from(layout.min_sync) {
-            let reason =
-                format!("the {left} others are too few: a block is stored on {} daemons at least", layout.min_sync);
+        let id = member.id;
+        let left = |layout: &Layout| layout.owning().filter(|owner| owner.id != id).count();
+        let is_enough = |layout: &Layout| !drain || left(layout) >= usize::from(layout.min_sync);
+        if !is_enough(&layout) {
+            let (left, min_sync) = (left(&layout), layout.min_sync);
+            let reason = format!("the {left} others are too few: a block is stored on {min_sync} daemons at least");
             return Ok(AdminReply::Failed(reason));
         }
-        let id = member.id;
         // Again where nothing changes meanwhile: another one may have been drained.
-        let is_enough = |layout: &Layout| {
-            let left = layout.owning().filter(|owner| owner.id != id).count();
-            !drain || left >= usize::from(layout.min_sync)
-        };
         self.changed(|layout| if is_enough(layout) { layout.drained(&id, drain) } else { None }).await
     }
 

@@ -2,7 +2,7 @@
 
 use crate::consensus::Consensus;
 use crate::error::ProposeError;
-use crate::fs::{Command, CommandReply, Refused, Stamped};
+use crate::fs::{Command, CommandReply, Refused, Stamped, writes_of};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -11,8 +11,7 @@ use tokio_util::task::TaskTracker;
 use wire::attr::Timestamp;
 use wire::codec;
 use wire::ids::SessionId;
-use wire::limits::CHUNK_BYTES;
-use wire::op::{Batch, BatchReply, Op};
+use wire::op::{Batch, BatchReply};
 
 /// Batches in one entry.
 const ENTRY_BATCHES: usize = 256;
@@ -45,17 +44,8 @@ struct Waiting {
 
 /// Whether a batch may change far more keys than it has operations: it cuts or copies ranges of files, or writes to many.
 fn is_heavy(batch: &Batch) -> bool {
-    let mut writes = 0;
-    batch.ops.iter().any(|op| match op.plain() {
-        Op::Range { .. } | Op::CloneRange { .. } => true,
-        Op::SetAttr { change, .. } => change.size.is_some(),
-        Op::Commit { writes: some, .. } => {
-            // A long hole takes the place of all that is there.
-            writes += some.len();
-            writes > HEAVY_WRITES || some.iter().any(|write| write.len > CHUNK_BYTES)
-        }
-        _ => false,
-    })
+    let writes: Option<usize> = batch.ops.iter().map(writes_of).sum();
+    writes.is_none_or(|writes| writes > HEAVY_WRITES)
 }
 
 /// Takes batches and proposes them together.

@@ -69,17 +69,9 @@ fn stands_in(layout: &Layout, heartbeat: &BlockdHeartbeat) -> bool {
 fn with_member(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Option<Layout> {
     let mut members = layout.members.clone();
     let member = LayoutMember {
-        id: heartbeat.id,
-        name: heartbeat.name.clone(),
-        addr: heartbeat.addr,
-        zone: heartbeat.zone.clone(),
         weight: heartbeat.weight.max(1),
-        points: Vec::new(),
-        draining: false,
-        out: false,
-        drained: false,
         failed: heartbeat.failed,
-        successor: None,
+        ..LayoutMember::new(heartbeat.id, &heartbeat.name, heartbeat.addr, &heartbeat.zone)
     };
     if let Some(known) = members.iter_mut().find(|known| known.id == heartbeat.id) {
         *known = LayoutMember {

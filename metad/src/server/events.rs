@@ -94,7 +94,7 @@ impl Events {
 
 /// Whether nothing goes wrong without it: it asks for nothing, and what it says is heard otherwise.
 fn says_only(event: &MetaEvent) -> bool {
-    event.seq().is_none() && !matches!(event, MetaEvent::Attached { .. })
+    matches!(event, MetaEvent::Orphaned(_) | MetaEvent::LockReleased(_) | MetaEvent::LayoutChanged(_))
 }
 
 #[cfg(test)]

@@ -208,18 +208,8 @@ mod tests {
 
     #[test]
     fn a_block_daemon_takes_nobody_elses_place() {
-        let member = |id: u8, port: u16| LayoutMember {
-            id: BlockdId([id; 16]),
-            name: format!("blockd-{id}"),
-            addr: ([127, 0, 0, 1], port).into(),
-            zone: String::new(),
-            weight: 1,
-            points: Vec::new(),
-            draining: false,
-            out: false,
-            drained: false,
-            failed: false,
-            successor: None,
+        let member = |id: u8, port: u16| {
+            LayoutMember::new(BlockdId([id; 16]), format!("blockd-{id}"), ([127, 0, 0, 1], port).into(), "")
         };
         let layout = Layout { members: vec![member(1, 7001), member(2, 7002)], ..Layout::default() };
         let says = |name: &str, id: u8, port: u16| BlockdHeartbeat {

@@ -46,7 +46,7 @@ impl Work {
             work.lacking_bytes += repair.lacking_bytes;
             work.misplaced_blocks += repair.misplaced_blocks;
             work.misplaced_bytes += repair.misplaced_bytes;
-            work.damaged_blocks += repair.missing_blocks;
+            work.damaged_blocks += repair.damaged_blocks;
             work.bytes_per_s += repair.bytes_per_s;
             if repair.lacking_bytes > 0 {
                 let own = repair.lacking_bytes.checked_div(repair.bytes_per_s);

@@ -28,21 +28,7 @@ impl Blocks {
     #[must_use]
     pub fn layout(before: &Layout) -> Layout {
         let addr = SocketAddr::from(([10, 0, 1, 1], 1));
-        let (name, zone) = ("blockd-1".to_owned(), "zone".to_owned());
-        let points = vec![Point(1)];
-        let member = LayoutMember {
-            id: ID,
-            name,
-            addr,
-            zone,
-            weight: 1,
-            points,
-            draining: false,
-            out: false,
-            drained: false,
-            failed: false,
-            successor: None,
-        };
+        let member = LayoutMember { points: vec![Point(1)], ..LayoutMember::new(ID, "blockd-1", addr, "zone") };
         let epoch = before.epoch.next();
         Layout { epoch, placement: epoch, members: vec![member], older: Vec::new(), ..before.clone() }
     }

@@ -147,6 +147,21 @@ impl Layout {
         self.named(ring.older_owners(hash.point()).into_iter().filter(|index| !now.contains(index)).collect())
     }
 
+    /// The owners of `hash`, and all other members in the order in which they may have it: its owners in the layouts before,
+    /// then the others clockwise, which may stand in for owners without room.
+    #[must_use]
+    pub fn owners_and_others(&self, hash: &BlockHash) -> (Vec<&LayoutMember>, Vec<&LayoutMember>) {
+        let (ring, point) = (Ring::new(self), hash.point());
+        let owners = ring.owners(point);
+        let mut others = Vec::with_capacity(self.members.len());
+        for index in ring.older_owners(point).into_iter().chain(ring.clockwise(point)) {
+            if !owners.contains(&index) && !others.contains(&index) {
+                others.push(index);
+            }
+        }
+        (self.named(owners), self.named(others))
+    }
+
     /// All members in the order in which they are responsible for `hash`: an owner that is full is stood in for by the
     /// next one.
     #[must_use]

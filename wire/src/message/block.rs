@@ -287,8 +287,8 @@ pub struct RepairReport {
     pub lacking_blocks: u64,
     /// Their bytes.
     pub lacking_bytes: u64,
-    /// Blocks that others list and nobody could give: no good copy was found.
-    pub missing_blocks: u64,
+    /// Copies here that were found damaged, and are not replaced yet.
+    pub damaged_blocks: u64,
     /// Blocks that are here and belong elsewhere.
     pub misplaced_blocks: u64,
     /// Their bytes.

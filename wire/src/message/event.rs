@@ -46,17 +46,3 @@ pub enum MetaEvent {
         seq: u64,
     },
 }
-
-impl MetaEvent {
-    /// The number by which it is to be acknowledged; `None` for one that asks for nothing.
-    #[must_use]
-    pub fn seq(&self) -> Option<u64> {
-        match self {
-            Self::Orphaned(_) | Self::LockReleased(_) | Self::LayoutChanged(_) => None,
-            Self::Attached { seq } => *seq,
-            Self::Recall { seq, .. } | Self::Share { seq, .. } | Self::RecallAll { seq } | Self::Company { seq } => {
-                Some(*seq)
-            }
-        }
-    }
-}

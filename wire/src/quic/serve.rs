@@ -4,7 +4,7 @@ use super::endpoint::Endpoint;
 use super::peer::peer_subject;
 use super::stream::{broken, payload_len, read_exactly, read_tail, take_end, write_frame};
 use crate::buffers::Pool;
-use crate::frame::{REQUEST_HEADER, ReplyHeader, RequestHeader};
+use crate::frame::{REQUEST_HEADER, ReplyHeader, ReplyKind, RequestHeader};
 use crate::ids::ClusterId;
 use crate::limits::{
     CLIENT_BYTES_MAX, DAEMON_BYTES_MAX, DEADLINE_MAX_MS, DEADLINE_TRUSTED_MAX_MS, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX,
@@ -242,25 +242,10 @@ impl Budget {
     }
 }
 
-/// Whether, and how, a request is refused.
-#[derive(Clone, Copy)]
-struct Refusal {
-    refused: bool,
-    busy: bool,
-}
-
-impl Refusal {
-    const NONE: Self = Self { refused: false, busy: false };
-    /// The same request will be refused again.
-    const FINAL: Self = Self { refused: true, busy: false };
-    /// It will not, once there is less to do.
-    const BUSY: Self = Self { refused: true, busy: true };
-}
-
 impl Answer {
     /// Writes one answer and ends the stream. A caller that is gone does not matter here: it asks again if it must know.
-    async fn write(mut self, Refusal { refused, busy }: Refusal, head: &[u8], payload: &[Bytes]) {
-        let reply = ReplyHeader { refused, busy, head_len: head.len() as u32, payload_len: payload_len(payload) };
+    async fn write(mut self, kind: ReplyKind, head: &[u8], payload: &[Bytes]) {
+        let reply = ReplyHeader { kind, head_len: head.len() as u32, payload_len: payload_len(payload) };
         let written = write_frame(&mut self.send, &reply.encode(), head, payload).await;
         let _ = self.send.finish();
         if written.is_ok() && self.drain.is_cancelled() {
@@ -270,10 +255,10 @@ impl Answer {
     }
 
     /// Writes a reason for people, cut to what a line of a log holds.
-    async fn refuse(self, refusal: Refusal, reason: &str) {
+    async fn refuse(self, kind: ReplyKind, reason: &str) {
         // May cut a character in two: the reader replaces what is no UTF-8.
         let end = reason.len().min(REASON_BYTES_MAX);
-        self.write(refusal, &reason.as_bytes()[..end], &[]).await;
+        self.write(kind, &reason.as_bytes()[..end], &[]).await;
     }
 }
 
@@ -298,7 +283,7 @@ impl Incoming {
         let header = match RequestHeader::decode(&fixed) {
             Ok(header) => header,
             Err(error) => {
-                answer.refuse(Refusal::FINAL, &error.to_string()).await;
+                answer.refuse(ReplyKind::Refused, &error.to_string()).await;
                 return Err(error);
             }
         };
@@ -310,7 +295,7 @@ impl Incoming {
         let held = match timeout(BUDGET_TIMEOUT, answer.budget.hold(bytes)).await {
             Ok(held) => held?,
             Err(_) => {
-                answer.refuse(Refusal::BUSY, "too many bytes of requests are under way").await;
+                answer.refuse(ReplyKind::Busy, "too many bytes of requests are under way").await;
                 return Err(broken("budget"));
             }
         };
@@ -408,18 +393,18 @@ impl Incoming {
             return self.refuse(&reason).await;
         }
         // Polled once even when the deadline is over, which is enough for what fits into the connection's buffer.
-        let _ = timeout_at(self.deadline.into(), self.answer.write(Refusal::NONE, &head, payload)).await;
+        let _ = timeout_at(self.deadline.into(), self.answer.write(ReplyKind::Answer, &head, payload)).await;
     }
 
     /// Refuses the request as a whole, with a reason for people.
     pub async fn refuse(self, reason: &str) {
-        let _ = timeout_at(self.deadline.into(), self.answer.refuse(Refusal::FINAL, reason)).await;
+        let _ = timeout_at(self.deadline.into(), self.answer.refuse(ReplyKind::Refused, reason)).await;
     }
 
     /// Refuses the request for now: nothing was done of it, and the caller may ask the same again later. Also behind its
     /// deadline, for which the caller may have waited in vain.
     pub async fn refuse_busy(self, reason: &str) {
-        let _ = timeout(BUDGET_TIMEOUT, self.answer.refuse(Refusal::BUSY, reason)).await;
+        let _ = timeout(BUDGET_TIMEOUT, self.answer.refuse(ReplyKind::Busy, reason)).await;
     }
 
     /// Keeps the stream open for events. The request's deadline does not hold for them, and a stopping server does not
@@ -447,7 +432,7 @@ impl EventSender {
         if head.len() > HEAD_BYTES_MAX {
             return Err(Error::Malformed(format!("an event of {} bytes is too large", head.len())));
         }
-        let header = ReplyHeader { refused: false, busy: false, head_len: head.len() as u32, payload_len: 0 }.encode();
+        let header = ReplyHeader { kind: ReplyKind::Answer, head_len: head.len() as u32, payload_len: 0 }.encode();
         let writing = write_frame(&mut self.send, &header, &head, &[]);
         timeout(EVENT_SEND_TIMEOUT, writing).await.map_err(broken)?.map_err(broken)
     }
