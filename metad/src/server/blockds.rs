@@ -1,6 +1,6 @@
 //! Block daemons: heartbeats that lead into the layout, and reports of what they hold.
 
-use super::Server;
+use super::{Server, validate};
 use crate::cluster::{placement, watch};
 use crate::error::ProposeError;
 use crate::fs::{blockref, settings};
@@ -32,7 +32,9 @@ impl Server {
     /// layout stays as it is, and its next heartbeat asks again.
     async fn admit(&self, heartbeat: BlockdHeartbeat, layout: Layout) -> Result<Layout, ProposeError> {
         let name = heartbeat.name.clone();
-        let step = move |now: &Layout| if stands_in(now, &heartbeat) { None } else { with_member(now, &heartbeat) };
+        // Another one may have joined since the heartbeat was checked.
+        let may_join = |now: &Layout| !stands_in(now, &heartbeat) && validate::heartbeat(now, &heartbeat).is_ok();
+        let step = |now: &Layout| if may_join(now) { with_member(now, &heartbeat) } else { None };
         Ok(match watch::change(&self.shared, step).await? {
             Some(changed) => {
                 tracing::info!(epoch = %changed.epoch, name, "block daemon is in the layout");
