@@ -111,6 +111,8 @@ pub struct View<'a> {
 const CHANGES_MAX: usize = 1 << 20;
 /// The same in bytes of keys and values that are written.
 const CHANGED_BYTES_MAX: usize = 256 << 20;
+/// Bytes of a value that is looked at which are as much work as another key.
+const WORK_BYTES: usize = 512;
 /// Keys removed by a batch that cost nothing when the last key of a range is looked for. Beyond them, each may be stepped over,
 /// and counts as work.
 const REMOVED_FREE: usize = 4096;
@@ -176,8 +178,8 @@ impl<'a> View<'a> {
         self.oversized
     }
 
-    fn works(&self) {
-        self.work.fetch_add(1, Ordering::Relaxed);
+    fn works(&self, value_bytes: usize) {
+        self.work.fetch_add(1 + value_bytes / WORK_BYTES, Ordering::Relaxed);
     }
 
     /// Undoes everything since the savepoint.
@@ -210,13 +212,14 @@ impl<'a> View<'a> {
 
 impl Kv for View<'_> {
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.works();
-        self.over().get(key)
+        let found = self.over().get(key);
+        self.works(found.as_ref().map_or(0, Vec::len));
+        found
     }
 
     fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
         self.over().scan(range, &mut |key, value| {
-            self.works();
+            self.works(value.len());
             visit(key, value)
         });
     }

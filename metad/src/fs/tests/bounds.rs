@@ -7,6 +7,7 @@ use crate::fs::view::{Kv, KvExt};
 use std::time::{Duration, Instant};
 use wire::ids::BlockHash;
 use wire::limits::{BATCH_OPS_MAX, HEAD_BYTES_MAX, JOURNALED_FILES_MAX};
+use wire::op::XattrMode;
 
 fn opening(client: &str, token: Option<u64>) -> Command {
     let (host, purpose, client) = ("h".to_owned(), "test".to_owned(), client.to_owned());
@@ -281,4 +282,29 @@ fn cutting_again_and_again_what_was_cut_in_the_same_batch_is_refused() {
     let started = Instant::now();
     assert_eq!(world.run(id, ops).map_err(|failed| failed.error), Err(FsError::ArgumentTooLarge));
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[test]
+fn attributes_of_one_inode_have_a_bound_together() {
+    let mut world = World::new();
+    let id = world.session();
+    world.one(id, create(Ino::ROOT, "f", 2000, NewInode::Regular)).unwrap();
+    let set = |number: u32, len| Op::SetXattr {
+        ino: Ino(2000),
+        name: format!("user.{number}").into_bytes(),
+        value: vec![0; len],
+        mode: XattrMode::Set,
+        clear_sgid: false,
+    };
+    for number in 0..15 {
+        world.one(id, set(number, 64 << 10)).unwrap();
+    }
+    assert_eq!(world.one(id, set(15, 64 << 10)), Err(FsError::NoSpace));
+    world.one(id, set(15, 32 << 10)).unwrap();
+    assert_eq!(world.one(id, set(15, 64 << 10)), Err(FsError::NoSpace), "nor by growing");
+    world.one(id, set(3, 10)).unwrap();
+    world.one(id, set(15, 64 << 10)).unwrap();
+    world.one(id, Op::Unlink { parent: Ino::ROOT, name: b"f".to_vec(), released: Some(Ino(2000)) }).unwrap();
+    assert_sound(&world);
+    assert!(!world.kv.any(crate::fs::keys::xattrs(Ino(2000))));
 }
