@@ -23,6 +23,7 @@
 use crate::Client;
 use crate::kernel::Notice;
 use crate::known::Known;
+use crate::known::leased::LeasedSession;
 use crate::network::EventStream;
 use crate::queue::Queue;
 use std::net::SocketAddr;
@@ -160,8 +161,8 @@ fn beat_soon(client: &Client) {
 }
 
 /// Whose events are followed, and where.
-fn source(client: &Client) -> (SessionId, SocketAddr) {
-    (client.session.id(), client.session.rpc().leader())
+fn source(session: &LeasedSession) -> (SessionId, SocketAddr) {
+    (session.id(), session.rpc().leader())
 }
 
 /// Follows one stream of events after the other, until the client is gone.
@@ -176,7 +177,7 @@ pub(crate) async fn run(weak: Weak<Client>) {
             }
             // Finds the leader, if it is another one.
             client.beat(STREAM_CHECK_EVERY).await;
-            let from = source(&client);
+            let from = source(&client.session);
             let dirty = client.writeback.tail().is_some();
             let stream = client.session.rpc().events(&MetaRequest::Events { session: from.0, dirty }).await;
             let (session, detached) = (client.session.clone(), client.detached.clone());
@@ -213,11 +214,16 @@ async fn follow(
     acknowledgements: Acknowledgements,
 ) {
     let opened = Instant::now();
+    let Some(session) = weak.upgrade().map(|client| client.session.clone()) else { return };
     loop {
         let event = tokio::select! {
             biased;
             event = tokio::time::timeout(STREAM_CHECK_EVERY, stream.next()) => Some(event),
             () = detached.notified() => None,
+            () = session.rpc().moved() => {
+                if source(&session) == from { continue }
+                return;
+            }
         };
         let Some(client) = weak.upgrade() else { return };
         match event {
@@ -227,7 +233,7 @@ async fn follow(
                 }
             }
             Some(Ok(Err(_))) => return,
-            Some(Err(_)) if source(&client) != from => return,
+            Some(Err(_)) if source(&session) != from => return,
             Some(Err(_)) => {}
             // The request for events may still be on its way.
             None if opened.elapsed() < STREAM_CHECK_EVERY => {}
