@@ -14,9 +14,10 @@
 //! - this file is the files, on what `disk` is;
 //! - `record` is what is in the segments;
 //! - `writer` writes them while the client lives, `picture` what cannot wait in the queue;
-//! - `replay` tells what an earlier client has left.
+//! - `replay` tells what an earlier client has left, and `kept` is what a full cluster could not take then.
 
 pub mod disk;
+pub(crate) mod kept;
 pub(crate) mod picture;
 mod record;
 mod replay;
@@ -303,7 +304,7 @@ mod tests {
     use wire::op::Op;
 
     fn disk(place: &Place) -> Arc<dyn Disk> {
-        Arc::new(LocalDisk::open(place.local()).unwrap())
+        Arc::new(LocalDisk::open(place.local(), disk::FOLDER).unwrap())
     }
 
     fn open(place: &Place) -> Journal {

@@ -6,6 +6,7 @@
 
 use super::Journal;
 use super::record::{Change, Piece, Record};
+use crate::commit::committer::is_full;
 use crate::file::dirty::Packed;
 use crate::file::pending::{Restored, SHARED_BLOCK_PART_MAX};
 use crate::file::sealed::To;
@@ -53,13 +54,14 @@ impl Client {
     /// Tells metad what is left in the journal. Everything is told on return.
     ///
     /// # Errors
-    /// [`Error::Replay`]: nothing is lost, and the next mount tries again. As [`Journal::open`].
+    /// [`Error::Replay`] and [`Error::ReplayFull`]: nothing is lost, and the next mount tries again. As [`Journal::open`].
     pub(crate) async fn replay(self: &Arc<Self>, journal: &Arc<Journal>) -> Result<(), Error> {
         let dir = journal.dir().to_owned();
         let reason = match self.replay_all(journal).await {
             Ok(()) => return Ok(()),
             Err(Failed::Journal(error)) => return Err(error),
             Err(Failed::Disk(source)) => return Err(Error::Local { path: dir, source }),
+            Err(Failed::Refused(error)) if is_full(error) => return Err(Error::ReplayFull { dir }),
             Err(Failed::Refused(error)) => error.to_string(),
             Err(Failed::Hangs) => format!("servers that it needs have been away for {PATIENCE:?}"),
         };
