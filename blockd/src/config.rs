@@ -90,6 +90,16 @@ pub struct Settings {
     /// Rate of scrub, MiB/s; 16 by default, 0 switches it off: then damage shows only when a block is read.
     #[arg(long, env = "BLOCKD_SCRUB_MIB_S")]
     pub scrub_mib_s: Option<u64>,
+    /// Rate at which blocks are copied that the layout wants here, MiB/s; 64 by default, 0 for no limit.
+    #[arg(long, env = "BLOCKD_REPAIR_MIB_S")]
+    pub repair_mib_s: Option<u64>,
+    /// The same while clients are at work; 16 by default, 0 for no limit.
+    #[arg(long, env = "BLOCKD_REPAIR_BUSY_MIB_S")]
+    pub repair_busy_mib_s: Option<u64>,
+    /// Time between two comparisons with the daemons that hold the same blocks, s; 600 by default. Each change of the layout
+    /// brings one, too.
+    #[arg(long, env = "BLOCKD_COMPARE_S")]
+    pub compare_s: Option<u64>,
     /// Time between two heartbeats to metad, ms; 1000 by default.
     #[arg(long, env = "BLOCKD_HEARTBEAT_MS")]
     pub heartbeat_ms: Option<u64>,
@@ -128,6 +138,10 @@ pub struct Config {
     pub compaction_bytes_per_s: u64,
     /// Rate of scrub; 0 for none.
     pub scrub_bytes_per_s: u64,
+    /// Rates of copying what the layout wants here.
+    pub repair_rates: Rates,
+    /// Time between two comparisons with others.
+    pub compare_every: Duration,
     /// Time between two heartbeats.
     pub heartbeat_every: Duration,
     /// Time between two block reports.
@@ -139,6 +153,15 @@ pub struct Config {
     pub drop_grace_min: Duration,
     /// How the ring is kept.
     pub ring: crate::chord::Options,
+}
+
+/// Rates of copying in bytes per second; 0 for no limit.
+#[derive(Clone, Copy, Debug)]
+pub struct Rates {
+    /// While clients are idle.
+    pub idle: u64,
+    /// While they are at work.
+    pub busy: u64,
 }
 
 impl Config {
@@ -156,6 +179,8 @@ impl Config {
             segment_bytes: 256 << 20,
             compaction_bytes_per_s: 64 << 20,
             scrub_bytes_per_s: 16 << 20,
+            repair_rates: Rates { idle: 64 << 20, busy: 16 << 20 },
+            compare_every: Duration::from_secs(600),
             heartbeat_every: Duration::from_secs(1),
             report_every: Duration::from_secs(600),
             grace: Duration::from_secs(3600),
@@ -190,6 +215,9 @@ impl Settings {
             segment_mib: over.segment_mib.or(self.segment_mib),
             compaction_mib_s: over.compaction_mib_s.or(self.compaction_mib_s),
             scrub_mib_s: over.scrub_mib_s.or(self.scrub_mib_s),
+            repair_mib_s: over.repair_mib_s.or(self.repair_mib_s),
+            repair_busy_mib_s: over.repair_busy_mib_s.or(self.repair_busy_mib_s),
+            compare_s: over.compare_s.or(self.compare_s),
             heartbeat_ms: over.heartbeat_ms.or(self.heartbeat_ms),
             report_s: over.report_s.or(self.report_s),
             grace_s: over.grace_s.or(self.grace_s),
@@ -241,6 +269,15 @@ impl Settings {
         }
         if let Some(mib) = bounded("scrub_mib_s", self.scrub_mib_s, 0, 1 << 20)? {
             config.scrub_bytes_per_s = mib << 20;
+        }
+        if let Some(mib) = bounded("repair_mib_s", self.repair_mib_s, 0, 1 << 20)? {
+            config.repair_rates.idle = mib << 20;
+        }
+        if let Some(mib) = bounded("repair_busy_mib_s", self.repair_busy_mib_s, 0, 1 << 20)? {
+            config.repair_rates.busy = mib << 20;
+        }
+        if let Some(seconds) = bounded("compare_s", self.compare_s, 1, 7 * 86_400)? {
+            config.compare_every = Duration::from_secs(seconds);
         }
         if let Some(ms) = bounded("heartbeat_ms", self.heartbeat_ms, 50, 60_000)? {
             config.heartbeat_every = Duration::from_millis(ms);

@@ -6,6 +6,8 @@
 use crate::config::Config;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
+use crate::repair::pass::after;
+use crate::repair::progress::Progress;
 use crate::stamps::Stamps;
 use crate::store::Store;
 use std::net::SocketAddr;
@@ -107,6 +109,8 @@ pub struct Reporter {
     pub layouts: Arc<Layouts>,
     /// When blocks were renewed.
     pub stamps: Arc<Stamps>,
+    /// How far repair is.
+    pub progress: Arc<Progress>,
     /// How metads are reached.
     pub endpoint: Endpoint,
     /// What is counted.
@@ -130,6 +134,9 @@ impl Reporter {
             free_bytes: stats.free_bytes,
             block_count: stats.block_count,
             epoch: self.layouts.newest().epoch,
+            every_ms: u64::try_from(self.config.heartbeat_every.as_millis()).unwrap_or(u64::MAX),
+            repair: self.progress.report(&self.store),
+            failed: self.store.has_failed(),
         }
     }
 
@@ -140,6 +147,7 @@ impl Reporter {
         let (mut heard, mut missed) = (Instant::now(), false);
         loop {
             let beat = MetaRequest::BlockdHeartbeat(self.heartbeat().await);
+            let asked = Instant::now();
             let Some(answer) = stop.run_until_cancelled(metads.ask(&beat)).await else { return };
             let pause = match answer {
                 Ok(MetaReply::BlockdAlive { layout }) => {
@@ -147,6 +155,7 @@ impl Reporter {
                         tracing::info!("metad answers again");
                     }
                     (heard, missed) = (Instant::now(), false);
+                    self.layouts.heard_metad(asked);
                     backoff = Backoff::default();
                     self.metrics.heartbeats.add(1);
                     layout.into_iter().for_each(|layout| self.layouts.learn(layout));
@@ -166,6 +175,7 @@ impl Reporter {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
                 () = self.wanted() => {}
+                () = self.progress.news() => {}
             }
         }
     }
@@ -225,12 +235,15 @@ pub async fn drop_blocks(
 ) -> Vec<BlockHash> {
     let mut dropped = Vec::new();
     for hash in hashes {
-        let Some(_dropping) = stamps.begin_drop(*hash, grace) else {
+        let Some(dropping) = stamps.begin_drop(*hash, grace) else {
             metrics.drops_refused.add(1);
             continue;
         };
         match store.drop_block(*hash).await {
-            Ok(_) => dropped.push(*hash),
+            Ok(_) => {
+                dropping.done();
+                dropped.push(*hash);
+            }
             Err(error) => tracing::warn!(%hash, %error, "a block could not be dropped"),
         }
     }
@@ -241,29 +254,4 @@ pub async fn drop_blocks(
 /// One per GiB of capacity, at least one.
 fn default_weight(capacity_bytes: u64) -> u32 {
     u32::try_from(capacity_bytes >> 30).unwrap_or(u32::MAX).max(1)
-}
-
-/// The name that follows in order; none after the last possible one.
-pub(crate) fn after(hash: &BlockHash) -> Option<BlockHash> {
-    let mut next = *hash;
-    for byte in next.0.iter_mut().rev() {
-        *byte = byte.wrapping_add(1);
-        if *byte != 0 {
-            return Some(next);
-        }
-    }
-    None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_walked_in_order_to_the_very_last() {
-        let mut hash = BlockHash([0; 32]);
-        hash.0[31] = 0xff;
-        assert_eq!(after(&hash).unwrap().0[30..], [1, 0]);
-        assert_eq!(after(&BlockHash([0xff; 32])), None);
-    }
 }

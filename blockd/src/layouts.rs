@@ -3,11 +3,12 @@
 //! One owner: everyone reads it here, only [`Layouts::learn`] replaces it, and only by a newer one. Where it comes from
 //! is a [`LayoutSource`]: metad, or whoever runs the daemon inside a process.
 
+use parking_lot::Mutex;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use wire::ids::{BlockdId, LayoutEpoch};
-use wire::layout::{Layout, LayoutMember};
+use wire::layout::Layout;
 
 /// A layout that a sender knows and this daemon does not is waited for so long: metad answers sooner, unless it is away or
 /// the sender has made it up.
@@ -26,15 +27,55 @@ pub enum LayoutSource {
 pub struct Layouts {
     newest: watch::Sender<Arc<Layout>>,
     wanted: Notify,
+    /// When metad last answered, if it ever did.
+    heard: Mutex<Option<Instant>>,
+}
+
+/// Why nothing is stored for a sender.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// Blocks have other owners since the sender's layout.
+    OldLayout(Layout),
+    /// This daemon cannot know whether that is so.
+    Fenced(String),
 }
 
 impl Default for Layouts {
     fn default() -> Self {
-        Self { newest: watch::Sender::new(Arc::default()), wanted: Notify::new() }
+        Self { newest: watch::Sender::new(Arc::default()), wanted: Notify::new(), heard: Mutex::default() }
     }
 }
 
 impl Layouts {
+    /// metad has answered what it was asked at this time, with the newest layout if this one was old. It counts this daemon's
+    /// silence from no earlier moment.
+    pub fn heard_metad(&self, asked: Instant) {
+        *self.heard.lock() = Some(asked);
+    }
+
+    /// Whether a put of a sender that knows this layout must not be acknowledged now. To be asked once the block is stored:
+    /// whoever compares with this daemon under newer owners then finds it (I11).
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn may_store(&self, sender: LayoutEpoch) -> Result<(), Refusal> {
+        let newest = self.newest();
+        if sender < newest.placement {
+            return Err(Refusal::OldLayout((*newest).clone()));
+        }
+        if newest.epoch == LayoutEpoch(0) && sender > newest.epoch {
+            return Err(Refusal::Fenced("no metad has answered yet".to_owned()));
+        }
+        // Long before metad takes this daemon out and others copy what it owns: what it acknowledged would be missed.
+        let limit = Duration::from_millis(newest.down_after_ms / 2);
+        match *self.heard.lock() {
+            Some(heard) if heard.elapsed() > limit => {
+                Err(Refusal::Fenced(format!("no metad has answered for {} s", heard.elapsed().as_secs())))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The newest one known; empty, of epoch 0, until one was learned.
     #[must_use]
     pub fn newest(&self) -> Arc<Layout> {
@@ -79,7 +120,7 @@ impl Layouts {
     /// time. Cancel-safe.
     pub async fn naming(&self, sender: LayoutEpoch, members: &[BlockdId]) -> Arc<Layout> {
         let newest = self.newest();
-        if sender <= newest.epoch || members.iter().all(|id| member(&newest, id).is_some()) {
+        if sender <= newest.epoch || members.iter().all(|id| newest.member(id).is_some()) {
             return newest;
         }
         self.wanted.notify_one();
@@ -95,15 +136,10 @@ impl Layouts {
     }
 }
 
-/// A member of the layout, or of the one before, whose blocks may still lie there.
-#[must_use]
-pub fn member<'a>(layout: &'a Layout, id: &BlockdId) -> Option<&'a LayoutMember> {
-    layout.member(id).or_else(|| layout.previous.iter().find(|member| member.id == *id))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wire::layout::LayoutMember;
 
     fn layout(epoch: u64) -> Layout {
         Layout { epoch: LayoutEpoch(epoch), ..Layout::default() }
@@ -121,6 +157,21 @@ mod tests {
     }
 
     /// Guards I11.
+    #[test]
+    fn nothing_is_stored_for_older_owners_or_long_without_metad() {
+        let layouts = Layouts::default();
+        let mut newest = Layout { placement: LayoutEpoch(2), down_after_ms: 60_000, ..layout(3) };
+        layouts.learn(newest.clone());
+        assert_eq!(layouts.may_store(LayoutEpoch(1)), Err(Refusal::OldLayout(newest.clone())));
+        assert_eq!(layouts.may_store(LayoutEpoch(2)), Ok(()), "the owners are the same since");
+        layouts.heard_metad(Instant::now());
+        assert_eq!(layouts.may_store(LayoutEpoch(3)), Ok(()));
+        (newest.epoch, newest.down_after_ms) = (LayoutEpoch(4), 0);
+        layouts.learn(newest);
+        assert!(matches!(layouts.may_store(LayoutEpoch(4)), Err(Refusal::Fenced(_))));
+    }
+
+    /// Guards I11.
     #[tokio::test]
     async fn a_sender_with_a_newer_layout_makes_this_daemon_ask_for_it() {
         let layouts = Layouts::default();
@@ -133,14 +184,7 @@ mod tests {
     async fn members_of_a_newer_layout_are_waited_for_and_found() {
         let (known, new) = (BlockdId([1; 16]), BlockdId([2; 16]));
         let with = |epoch, ids: &[BlockdId]| {
-            let member = |id: &BlockdId| LayoutMember {
-                id: *id,
-                name: String::new(),
-                addr: ([127, 0, 0, 1], 1).into(),
-                zone: String::new(),
-                weight: 1,
-                points: Vec::new(),
-            };
+            let member = |id: &BlockdId| LayoutMember::new(*id, "", ([127, 0, 0, 1], 1).into(), "");
             Layout { members: ids.iter().map(member).collect(), ..layout(epoch) }
         };
         let layouts = Layouts::default();
@@ -151,6 +195,6 @@ mod tests {
             layouts.wanted().await;
             layouts.learn(with(2, &both));
         });
-        assert!(member(&named, &new).is_some());
+        assert!(named.member(&new).is_some());
     }
 }

@@ -29,11 +29,15 @@ pub use layouts::LayoutSource;
 
 use chord::driver::Ring;
 use futures::future::BoxFuture;
-use heartbeat::Reporter;
+use heartbeat::{Metads, Reporter};
 use layouts::Layouts;
 use metrics::Metrics;
 use ownership::Ownership;
+use repair::heal;
+use repair::healer::{Healer, References};
+use repair::progress::Progress;
 use repair::read_repair::{self, RepairQueue, Repairer};
+use repair::throttle::{Activity, Throttle};
 use replicate::Replicator;
 use server::Server;
 use stamps::Stamps;
@@ -45,6 +49,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use wire::ids::BlockdId;
+use wire::message::block::RepairReport;
 use wire::quic::{Endpoint, ServerHandle};
 use wire::tls::{Identity, Role};
 
@@ -62,6 +67,7 @@ pub struct Node {
     store: Arc<Store>,
     layouts: Arc<Layouts>,
     ring: Arc<Ring>,
+    progress: Arc<Progress>,
     metrics: Arc<Metrics>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
@@ -114,6 +120,7 @@ impl Node {
         let layouts = Arc::new(Layouts::default());
         let stamps = Arc::new(Stamps::default());
         let metrics = Arc::new(Metrics::default());
+        let (activity, progress) = (Arc::new(Activity::default()), Arc::new(Progress::default()));
         let ring = Arc::new(Ring::new(id, endpoint.clone(), config.ring.clone()));
         let (repairs, damaged) = RepairQueue::new();
         let disk_failed = CancellationToken::new();
@@ -126,6 +133,7 @@ impl Node {
             ring: ring.clone(),
             repairs: repairs.clone(),
             drop_grace_min: config.drop_grace_min,
+            activity: activity.clone(),
             metrics: metrics.clone(),
             disk_failed: disk_failed.clone(),
         };
@@ -137,6 +145,23 @@ impl Node {
         let repairer = Repairer { id, store: store_, layouts: layouts_, endpoint: endpoint_, metrics: metrics_ };
         tasks.spawn(read_repair::run(repairer, damaged, stop.clone()));
         upkeep::spawn(&mut tasks, &config, &store, &repairs, &metrics, &stop);
+        let healer = Healer {
+            id,
+            store: store.clone(),
+            stamps: stamps.clone(),
+            layouts: layouts.clone(),
+            endpoint: endpoint.clone(),
+            references: match source {
+                LayoutSource::Metad => References::Metads(Metads::new(endpoint.clone(), config.metads.clone())),
+                LayoutSource::Given(_) => References::All,
+            },
+            activity,
+            throttle: Throttle::new(config.repair_rates),
+            progress: progress.clone(),
+            metrics: metrics.clone(),
+            compare_every: config.compare_every,
+        };
+        tasks.spawn(heal::run(healer, stop.clone()));
         let reporter = Reporter {
             id,
             advertise: config.advertise.unwrap_or_else(|| endpoint.local_addr()),
@@ -144,6 +169,7 @@ impl Node {
             store: store.clone(),
             layouts: layouts.clone(),
             stamps,
+            progress: progress.clone(),
             endpoint: endpoint.clone(),
             metrics: metrics.clone(),
         };
@@ -155,6 +181,7 @@ impl Node {
             store,
             layouts,
             ring,
+            progress,
             metrics,
             tasks,
             stop,
@@ -187,14 +214,20 @@ impl Node {
         &self.ring
     }
 
+    /// How far it is with what the layout asks of it.
+    #[must_use]
+    pub fn repair(&self) -> RepairReport {
+        self.progress.report(&self.store)
+    }
+
     /// What it has counted.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// Waits until it can no longer keep its promise, such as after a failed sync: it is to be stopped then, and not
-    /// started again before a person has looked. Cancel-safe.
+    /// Waits until it can store nothing more, such as after a failed sync: what it has is served until others have copied
+    /// it, and it is not to be started again before a person has looked. Cancel-safe.
     pub async fn failed(&self) -> Error {
         self.disk_failed.cancelled().await;
         Error::Store(store::Error::Failed)

@@ -8,6 +8,7 @@ use blockd::config::{Config, Settings};
 use clap::Parser;
 use sd_notify::NotifyState;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -60,10 +61,22 @@ async fn serve(config: Config, identity: Identity) -> Result<()> {
     tracing::info!(id = %node.id(), addr = %node.local_addr(), "serving");
     // No service manager is no error.
     let _ = sd_notify::notify(false, &[NotifyState::Ready]);
+    let ended = async {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let mut ended = pin!(ended);
     let outcome = tokio::select! {
-        _ = terminate.recv() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
-        error = node.failed() => Err(error),
+        () = &mut ended => Ok(()),
+        error = node.failed() => {
+            // Others copy what is here, for which it is to be served.
+            tracing::error!(%error, "serving what is here until stopped; nothing is stored any more");
+            let _ = sd_notify::notify(false, &[NotifyState::Status("the disk has failed")]);
+            ended.await;
+            Err(error)
+        }
     };
     let _ = sd_notify::notify(false, &[NotifyState::Stopping]);
     node.stop().await;

@@ -42,6 +42,12 @@ pub struct Metrics {
     pub corrupt: Counter,
     /// Corrupt copies replaced by good ones.
     pub repaired: Counter,
+    /// Blocks copied here because the layout says so.
+    pub healed: Counter,
+    /// Their bytes.
+    pub healed_bytes: Counter,
+    /// Copies that belong elsewhere, dropped here.
+    pub given_back: Counter,
     /// Blocks dropped.
     pub dropped: Counter,
     /// Blocks that were to be dropped and were renewed within the grace period.
@@ -68,6 +74,9 @@ impl Metrics {
             ("misses_total", &self.misses),
             ("corrupt_total", &self.corrupt),
             ("repaired_total", &self.repaired),
+            ("healed_total", &self.healed),
+            ("healed_bytes_total", &self.healed_bytes),
+            ("given_back_total", &self.given_back),
             ("dropped_total", &self.dropped),
             ("drops_refused_total", &self.drops_refused),
             ("heartbeats_total", &self.heartbeats),

@@ -6,21 +6,25 @@
 //!        ◄── Stored ◄── Stored ◄── Stored       each adds itself to what the rest of the chain answered
 //! ```
 //!
-//! A daemon of the chain that cannot be reached, or fails on the way, is skipped: the next one after it gets the block
-//! from here, whole if need be. The sender learns who failed, and decides whether enough have synced.
+//! A daemon of the chain that cannot be reached, fails on the way, or keeps others waiting is skipped: the next one after
+//! it gets the block from here, whole if need be. The sender learns who failed, and decides whether enough have synced. It
+//! is answered when as many have as it needs; the rest of the chain goes on after that. Passing on happens beside receiving
+//! and storing: neither waits for the next daemon.
 //!
 //! A chain names members of the layout: this daemon connects to no address that a sender made up. And a sender is no
 //! witness: that a deadline of its own choice was too short, that it let the payload wait, or that the next daemon refused
 //! what it sent, makes nobody suspect.
 //!
-//! State: the daemons that failed a moment ago ([`Suspects`]), so that not every block waits for the same dead one.
+//! State: the daemons that failed a moment ago ([`Suspects`]), so that not every block waits for the same dead one; those that
+//! were slow, which come last in a chain for a while; and requests to slow daemons that nobody waits for any more.
 
-use crate::layouts::member;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
 use wire::Error;
 use wire::buffers::{Buffer, Pool};
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
@@ -37,9 +41,22 @@ use wire::tls::Role;
 const PIECE_BYTES: usize = 256 << 10;
 const _: () = assert!(PIECE_BYTES.is_multiple_of(SECTION_BYTES));
 /// A daemon that failed is not tried again for this long.
-const SUSPECT_FOR: Duration = Duration::from_secs(2);
-/// A daemon that does not answer is suspect only when it had this long: as long as a handshake may take.
+const SUSPECT_FOR: Duration = Duration::from_secs(5);
+/// A daemon that does not answer is suspect only when it had this long for each copy it was to see to: as long as a handshake
+/// may take.
 const FAIR_WAIT: Duration = Duration::from_secs(2);
+/// How long a daemon may keep those after it in the chain waiting, for each copy it is to see to: a paused one never answers,
+/// and the next can do as well. Less than clients wait before they go past the whole chain.
+const PATIENCE: Duration = Duration::from_millis(600);
+/// And so much longer for each MiB of the block that it has to store.
+const PATIENCE_FOR_MIB: Duration = Duration::from_millis(400);
+/// A daemon that was slow comes last in its chains for this long.
+const SLOW_FOR: Duration = Duration::from_secs(5);
+/// Blocks that slow daemons may still be storing when the put was answered already. Beyond that they miss blocks, which
+/// they find when they compare with others.
+const LAGGING_MAX: usize = 32;
+/// How long they may take for it.
+pub const LAG_MAX: Duration = Duration::from_secs(5);
 /// The rest of the chain gets this share of the time that the sender gives: the sender is to hear who failed.
 const DEADLINE_SHARE: f64 = 0.8;
 /// Blocks below this are left to the allocator.
@@ -56,16 +73,28 @@ pub type Chain = Vec<BlockdId>;
 pub struct Replicator {
     endpoint: Endpoint,
     suspects: Suspects<SocketAddr>,
+    slow: Suspects<SocketAddr>,
     buffers: Arc<Pool>,
+    lagging: Arc<Semaphore>,
+    lagging_tasks: TaskTracker,
 }
 
 /// What became of a block's payload.
 pub enum Received {
-    /// It matches its hash, and these are its sections; the forwarding is to be finished by [`Forward::finish`].
+    /// It matches its hash, and these are its sections.
     Block(Bytes, Sections),
     /// It does not match its hash.
     Mismatch,
 }
+
+/// From a [`Replicator::receive`] to a [`Forward::run`]: pieces in order, then the whole block, once it is verified.
+enum Arriving {
+    Piece(Bytes),
+    Whole(Bytes),
+}
+
+/// The end of a way to [`Forward::run`] at which a block arrives.
+pub struct Arrivals(mpsc::Sender<Arriving>);
 
 /// Outcome in the rest of the chain.
 #[derive(Debug, Default)]
@@ -74,24 +103,64 @@ pub struct Outcome {
     pub synced: Vec<BlockdId>,
     /// Daemons that did not, and why.
     pub failed: Vec<(BlockdId, String)>,
+    /// Daemons without room.
+    pub full: Vec<BlockdId>,
+    /// A layout under which the block belongs elsewhere.
+    pub newer: Option<Layout>,
+}
+
+impl Outcome {
+    /// What others came to as well.
+    pub fn add(&mut self, other: Outcome) {
+        self.synced.extend(other.synced);
+        self.failed.extend(other.failed);
+        self.full.extend(other.full);
+        self.newer = other.newer.or(self.newer.take());
+    }
+}
+
+/// How a daemon of the chain has ended.
+enum Ended {
+    /// It answered, for itself and those after it.
+    Answered,
+    /// The next one is to be tried from here.
+    Next,
+    /// The block did not arrive.
+    NoBlock,
 }
 
 impl Replicator {
     /// Forwards from `endpoint`.
     #[must_use]
     pub fn new(endpoint: Endpoint) -> Self {
-        Self { endpoint, suspects: Suspects::new(SUSPECT_FOR), buffers: Pool::new(REUSED_BYTES_MIN, KEPT_BYTES_MAX) }
+        Self {
+            endpoint,
+            suspects: Suspects::new(SUSPECT_FOR),
+            slow: Suspects::new(SLOW_FOR),
+            buffers: Pool::new(REUSED_BYTES_MIN, KEPT_BYTES_MAX),
+            lagging: Arc::new(Semaphore::new(LAGGING_MAX)),
+            lagging_tasks: TaskTracker::new(),
+        }
     }
 
-    /// Opens the way to the next daemon of the chain that can be reached.
-    pub async fn forward(
+    /// A place among the blocks that may lag behind their answer; `None` when too many do.
+    #[must_use]
+    pub fn lag(&self) -> Option<OwnedSemaphorePermit> {
+        self.lagging.clone().try_acquire_owned().ok()
+    }
+
+    /// The way to the rest of the chain; `needed` is how many copies of it the sender waits for.
+    #[must_use]
+    pub fn forward(
         &self,
-        hash: BlockHash,
-        epoch: LayoutEpoch,
+        (hash, epoch): (BlockHash, LayoutEpoch),
         (layout, chain): (&Layout, Chain),
+        needed: u8,
         request: &Incoming,
-    ) -> Forward<'_> {
+    ) -> (Arrivals, Forward<'_>) {
         let deadline = request.deadline().saturating_duration_since(Instant::now()).mul_f64(DEADLINE_SHARE);
+        // All that one block can be cut into.
+        let (arrivals, arriving) = mpsc::channel(BLOCK_BYTES_MAX / PIECE_BYTES + 2);
         let mut forward = Forward {
             replicator: self,
             hash,
@@ -99,37 +168,47 @@ impl Replicator {
             len: request.payload_len(),
             granted: deadline,
             deadline: Instant::now() + deadline,
+            needed,
             rest: VecDeque::with_capacity(chain.len()),
-            open: None,
+            arriving,
+            pieces_taken: false,
+            whole: None,
             outcome: Outcome::default(),
         };
         for id in chain {
-            match member(layout, &id) {
+            match layout.member(&id) {
                 Some(member) => forward.rest.push_back((id, member.addr)),
                 None => forward.outcome.failed.push((id, "not a member of the layout that is known here".to_owned())),
             }
         }
-        forward.open_next().await;
-        forward
+        forward.rest.make_contiguous().sort_by_key(|(_, addr)| self.slow.contains(addr));
+        (Arrivals(arrivals), forward)
     }
 
-    /// Receives the payload, passing it on while hashing it. Not cancel-safe.
+    /// Receives the payload of a block, handing it to what passes it on while hashing it. Not cancel-safe.
     ///
     /// # Errors
     /// [`wire::Error::Malformed`] when the sender's stream ends early.
-    pub async fn receive(&self, request: &mut Incoming, forward: &mut Forward<'_>) -> Result<Received, wire::Error> {
-        assert!(forward.len <= BLOCK_BYTES_MAX, "checked before anything is received");
-        let mut buffer = self.buffer_for(forward.len);
+    pub async fn receive(
+        &self,
+        hash: BlockHash,
+        request: &mut Incoming,
+        arrivals: Arrivals,
+    ) -> Result<Received, wire::Error> {
+        let len = request.payload_len();
+        assert!(len <= BLOCK_BYTES_MAX, "checked before anything is received");
+        let mut buffer = self.buffer_for(len);
         let mut hasher = SectionHasher::default();
         let mut passed = 0;
         while let Some(chunk) = request.next_chunk().await? {
             buffer.extend_from_slice(&chunk);
-            let complete = buffer.len() == forward.len;
+            let complete = buffer.len() == len;
             let ready = if complete { buffer.len() } else { buffer.len() - buffer.len() % SECTION_BYTES };
             if complete || ready - passed >= PIECE_BYTES {
                 let piece = &buffer[passed..ready];
-                if forward.open.is_some() {
-                    forward.write(Bytes::copy_from_slice(piece)).await;
+                if !arrivals.0.is_closed() {
+                    // There is room for all, and whoever has gone needs none.
+                    let _ = arrivals.0.try_send(Arriving::Piece(Bytes::copy_from_slice(piece)));
                 }
                 hasher.update(piece);
                 passed = ready;
@@ -137,10 +216,12 @@ impl Replicator {
         }
         // I9: what does not match its name is never stored.
         let (name, sections) = hasher.finish();
-        if name != forward.hash {
+        if name != hash {
             return Ok(Received::Mismatch);
         }
-        Ok(Received::Block(buffer.freeze(), sections))
+        let block = buffer.freeze();
+        let _ = arrivals.0.try_send(Arriving::Whole(block.clone()));
+        Ok(Received::Block(block, sections))
     }
 
     fn buffer_for(&self, len: usize) -> Buffer {
@@ -160,14 +241,50 @@ pub struct Forward<'a> {
     /// What the sender gave for the rest of the chain.
     granted: Duration,
     deadline: Instant,
+    needed: u8,
     rest: VecDeque<(BlockdId, SocketAddr)>,
-    open: Option<(BlockdId, SocketAddr, OutgoingRequest)>,
+    arriving: mpsc::Receiver<Arriving>,
+    /// Whether pieces went to a daemon already: the next one gets the block when it is whole.
+    pieces_taken: bool,
+    whole: Option<Bytes>,
     outcome: Outcome,
 }
 
+/// A daemon of the chain to which a request is open.
+struct Opened {
+    id: BlockdId,
+    addr: SocketAddr,
+    /// Copies that it is to see to before it answers, its own among them.
+    copies: u8,
+    request: OutgoingRequest,
+}
+
 impl Forward<'_> {
+    /// Passes the block on as it arrives; daemons that come after one that failed, or keeps others waiting, get the block
+    /// from here. Not cancel-safe.
+    pub async fn run(mut self) -> Outcome {
+        while let Some(mut opened) = self.open_next().await {
+            match self.pass_on(&mut opened).await {
+                Ok(()) => {}
+                Err(Ended::Next) => continue,
+                Err(_) => break,
+            }
+            if !matches!(self.wait_for(opened).await, Ended::Next) {
+                break;
+            }
+        }
+        self.outcome
+    }
+
     fn time_left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// How long a daemon that is to see to so many copies is waited for before it has failed: less where another one could do
+    /// instead.
+    fn patience(&self, copies: u8) -> Duration {
+        let for_each = if self.rest.is_empty() { FAIR_WAIT } else { PATIENCE };
+        self.time_left().min(for_each * u32::from(copies))
     }
 
     fn failed(&mut self, id: BlockdId, addr: SocketAddr, reason: String) {
@@ -175,82 +292,135 @@ impl Forward<'_> {
         self.outcome.failed.push((id, reason));
     }
 
-    async fn open_next(&mut self) {
-        assert!(self.open.is_none());
+    async fn open_next(&mut self) -> Option<Opened> {
         while let Some((id, addr)) = self.rest.pop_front() {
-            if self.replicator.suspects.contains(&addr) {
+            // Where nobody else could do, even a suspect is asked.
+            let others_do = self.outcome.synced.len() + self.rest.len() >= usize::from(self.needed);
+            if others_do && self.replicator.suspects.contains(&addr) {
                 self.failed(id, addr, "failed a moment ago".to_owned());
                 continue;
             }
             let chain = self.rest.iter().map(|(id, _)| *id).collect();
-            let head = BlockRequest::Put { hash: self.hash, epoch: self.epoch, chain };
+            let copies = self.needed.clamp(1, self.rest.len() as u8 + 1);
+            let head = BlockRequest::Put { hash: self.hash, epoch: self.epoch, chain, needed: copies };
             let peer = self.replicator.endpoint.peer(addr, Role::Blockd);
             let (asked, left) = (Instant::now(), self.time_left());
             let opening = peer.open_request(&head, u32::try_from(self.len).unwrap_or(u32::MAX), left);
-            match tokio::time::timeout(left, opening).await {
-                Ok(Ok(open)) => {
-                    self.open = Some((id, addr, open));
-                    return;
-                }
-                Ok(Err(error)) => self.unreachable((id, addr), asked, Some(&error)),
-                Err(_) => self.unreachable((id, addr), asked, None),
+            // A connection may have to be made, and a paused daemon never answers that.
+            match tokio::time::timeout(self.patience(1), opening).await {
+                Ok(Ok(request)) => return Some(Opened { id, addr, copies, request }),
+                Ok(Err(error)) => self.unreachable((id, addr), (asked, 1), Some(&error)),
+                Err(_) => self.unreachable((id, addr), (asked, 1), None),
             }
         }
+        None
     }
 
-    /// Waiting for a daemon since `asked` has failed, by this error or by the deadline.
-    fn unreachable(&mut self, (id, addr): (BlockdId, SocketAddr), asked: Instant, error: Option<&Error>) {
+    /// Waiting for a daemon that is to see to so many copies since `asked` has failed, by this error or by time.
+    fn unreachable(
+        &mut self,
+        (id, addr): (BlockdId, SocketAddr),
+        (asked, copies): (Instant, u8),
+        error: Option<&Error>,
+    ) {
         // Who was given too little time may have ended the request itself, before it ended here.
         let is_lost = match error {
             Some(Error::NotSent { .. }) => true,
             Some(Error::Unanswered { .. }) => self.granted >= FAIR_WAIT,
             _ => false,
         };
-        if asked.elapsed() >= FAIR_WAIT || (is_lost && !self.time_left().is_zero()) {
+        if asked.elapsed() >= FAIR_WAIT * u32::from(copies) || (is_lost && !self.time_left().is_zero()) {
             self.replicator.suspects.add(addr);
+        } else if asked.elapsed() >= PATIENCE * u32::from(copies) {
+            self.replicator.slow.add(addr);
         }
-        self.failed(id, addr, error.map_or_else(|| "deadline expired".to_owned(), Error::to_string));
+        self.failed(id, addr, error.map_or_else(|| "it did not answer in time".to_owned(), Error::to_string));
     }
 
-    async fn write(&mut self, piece: Bytes) {
-        let (asked, left) = (Instant::now(), self.time_left());
-        let Some((id, addr, open)) = &mut self.open else { return };
-        let (id, addr) = (*id, *addr);
-        let failed = match tokio::time::timeout(left, open.write(piece)).await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => Some(error),
-            Err(_) => None,
-        };
-        self.open = None;
-        self.unreachable((id, addr), asked, failed.as_ref());
-    }
-
-    /// Waits for the rest of the chain; daemons that come after a failed one get the block from here. Not cancel-safe.
-    pub async fn finish(mut self, block: &Bytes) -> Outcome {
+    /// Sends the block, in pieces while they arrive if nobody had any before.
+    async fn pass_on(&mut self, opened: &mut Opened) -> Result<(), Ended> {
+        let in_pieces = !self.pieces_taken;
         loop {
-            if let Some((id, addr, open)) = self.open.take() {
-                let asked = Instant::now();
-                let answer = tokio::time::timeout(self.time_left(), open.finish::<BlockReply>()).await;
-                match answer {
-                    Ok(Ok((BlockReply::Stored { synced, failed, .. }, _))) => {
-                        // I9: it speaks for itself and for those behind it, and for nobody else.
-                        let is_asked = |other: &BlockdId| *other == id || self.rest.iter().any(|(id, _)| id == other);
-                        self.outcome.synced.extend(synced.into_iter().filter(is_asked));
-                        self.outcome.failed.extend(failed.into_iter().filter(|(other, _)| is_asked(other)));
-                        return self.outcome;
+            if let Some(block) = self.whole.clone() {
+                return self.write_all(opened, block).await;
+            }
+            match self.arriving.recv().await {
+                None => return Err(Ended::NoBlock),
+                Some(Arriving::Whole(block)) => {
+                    self.whole = Some(block);
+                    if in_pieces {
+                        return Ok(());
                     }
-                    Ok(Ok((BlockReply::NoSpace, _))) => self.failed(id, addr, "no space left".to_owned()),
-                    Ok(Ok((BlockReply::Failed(reason), _))) => self.failed(id, addr, reason),
-                    Ok(Ok(_)) => self.failed(id, addr, "answered something else".to_owned()),
-                    Ok(Err(error)) => self.unreachable((id, addr), asked, Some(&error)),
-                    Err(_) => self.unreachable((id, addr), asked, None),
+                }
+                Some(Arriving::Piece(piece)) => {
+                    self.pieces_taken = true;
+                    if in_pieces {
+                        self.write_all(opened, piece).await?;
+                    }
                 }
             }
-            self.open_next().await;
-            if self.open.is_none() {
-                return self.outcome;
-            }
-            self.write(block.clone()).await;
         }
+    }
+
+    /// What takes no bytes for a while is given up.
+    async fn write_all(&mut self, opened: &mut Opened, mut bytes: Bytes) -> Result<(), Ended> {
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
+            let asked = Instant::now();
+            let failed = match tokio::time::timeout(self.patience(1), opened.request.write(piece)).await {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => Some(error),
+                Err(_) => None,
+            };
+            self.unreachable((opened.id, opened.addr), (asked, 1), failed.as_ref());
+            return Err(Ended::Next);
+        }
+        Ok(())
+    }
+
+    async fn wait_for(&mut self, Opened { id, addr, copies, request }: Opened) -> Ended {
+        let asked = Instant::now();
+        let mut answer = Box::pin(tokio::time::timeout(self.time_left(), request.finish::<BlockReply>()));
+        let for_bytes = PATIENCE_FOR_MIB.mul_f64(self.len as f64 / f64::from(1 << 20));
+        let in_time = tokio::time::timeout(self.patience(copies) + for_bytes, &mut answer).await;
+        let answer = match in_time {
+            Ok(answer) => answer,
+            Err(_) if self.rest.is_empty() => {
+                if asked.elapsed() >= FAIR_WAIT * u32::from(copies) {
+                    self.replicator.suspects.add(addr);
+                }
+                answer.await
+            }
+            Err(_) => {
+                if let Some(lag) = self.replicator.lag() {
+                    self.replicator.lagging_tasks.spawn(async move {
+                        let _lag = lag;
+                        // It may still store the block; nobody waits for it.
+                        let _ = tokio::time::timeout(LAG_MAX, answer).await;
+                    });
+                }
+                self.unreachable((id, addr), (asked, copies), None);
+                return Ended::Next;
+            }
+        };
+        match answer {
+            Ok(Ok((BlockReply::Stored { synced, failed, full, .. }, _))) => {
+                // I9: it speaks for itself and for those behind it, and for nobody else.
+                let is_asked = |other: &BlockdId| *other == id || self.rest.iter().any(|(id, _)| id == other);
+                self.outcome.synced.extend(synced.into_iter().filter(is_asked));
+                self.outcome.failed.extend(failed.into_iter().filter(|(other, _)| is_asked(other)));
+                self.outcome.full.extend(full.into_iter().filter(is_asked));
+                return Ended::Answered;
+            }
+            Ok(Ok((BlockReply::OldLayout(newer), _))) => {
+                self.failed(id, addr, "knows newer owners".to_owned());
+                self.outcome.newer = Some(newer);
+            }
+            Ok(Ok((BlockReply::Failed(reason), _))) => self.failed(id, addr, reason),
+            Ok(Ok(_)) => self.failed(id, addr, "answered something else".to_owned()),
+            Ok(Err(error)) => self.unreachable((id, addr), (asked, copies), Some(&error)),
+            Err(_) => self.unreachable((id, addr), (asked, copies), None),
+        }
+        Ended::Next
     }
 }

@@ -6,20 +6,25 @@
 use crate::chord::driver::Ring;
 use crate::error::NOT_A_MEMBER;
 use crate::heartbeat::drop_blocks;
-use crate::layouts::Layouts;
+use crate::layouts::{Layouts, Refusal};
 use crate::metrics::Metrics;
 use crate::repair::read_repair::RepairQueue;
-use crate::replicate::{Chain, Received, Replicator};
+use crate::repair::throttle::Activity;
+use crate::replicate::{Chain, LAG_MAX, Outcome, Received, Replicator};
 use crate::stamps::Stamps;
 use crate::store::{self, Store};
 use bytes::Bytes;
+use futures::future::{MaybeDone, maybe_done, pending};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
 use wire::limits::BLOCK_BYTES_MAX;
 use wire::message::block::{BlockReply, BlockRequest, BlockRequestKind, BlockdStatus};
 use wire::quic::{Incoming, Service};
+use wire::sections::Sections;
 use wire::tls::{PeerIdentity, Role, Subject};
 use wire::{Error, describe};
 
@@ -44,9 +49,11 @@ pub struct Server {
     pub repairs: RepairQueue,
     /// Blocks renewed less than this long ago are not dropped, whoever asks for it.
     pub drop_grace_min: Duration,
+    /// When clients were last at work.
+    pub activity: Arc<Activity>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// Cancelled when the disk has failed for good: the daemon is to stop.
+    /// Cancelled when the disk has failed for good.
     pub disk_failed: CancellationToken,
 }
 
@@ -61,7 +68,7 @@ fn may_ask(subject: &Subject, request: BlockRequestKind) -> bool {
         BlockRequestKind::Get | BlockRequestKind::Lookup | BlockRequestKind::Status => true,
         BlockRequestKind::Drop => subject.role == Role::Metad,
         BlockRequestKind::List | BlockRequestKind::Probe => subject.role != Role::Client,
-        BlockRequestKind::Chord => subject.role == Role::Blockd,
+        BlockRequestKind::Chord | BlockRequestKind::Digests => subject.role == Role::Blockd,
     }
 }
 
@@ -96,11 +103,16 @@ impl Service for Server {
         if !is_bounded(&request, incoming.payload_len()) {
             return incoming.refuse("the request exceeds a limit").await;
         }
+        if peer.subject.role == Role::Client {
+            self.activity.note();
+        }
         let (reply, payload) = match request {
-            BlockRequest::Put { hash, epoch, chain } => return self.put(hash, epoch, chain, incoming).await,
+            BlockRequest::Put { hash, epoch, chain, needed } => {
+                return self.put((hash, epoch), chain, usize::from(needed.max(1)), incoming).await;
+            }
             BlockRequest::Get { hash, epoch, offset, len } => {
                 if incoming.reserve_answer((len as usize).min(BLOCK_BYTES_MAX)).await.is_err() {
-                    return incoming.refuse("too many answers wait to be fetched").await;
+                    return incoming.refuse_busy("too many answers wait to be fetched").await;
                 }
                 self.get(hash, epoch, offset, len).await
             }
@@ -117,12 +129,21 @@ impl Server {
                 let grace = Duration::from_millis(grace_ms).max(self.drop_grace_min);
                 BlockReply::Dropped(drop_blocks(&self.store, &self.stamps, &self.metrics, &hashes, grace).await)
             }
-            BlockRequest::List { from, limit } => {
-                BlockReply::Blocks(self.store.list(from, limit.min(LIST_MAX) as usize))
+            BlockRequest::List { from, last, limit } => {
+                BlockReply::Blocks(self.store.list_within(from, last, limit.min(LIST_MAX) as usize))
             }
-            BlockRequest::Probe { hashes } => {
-                BlockReply::Present(hashes.iter().map(|hash| self.store.contains(hash)).collect())
+            BlockRequest::Probe { epoch, .. } | BlockRequest::Digests { epoch, .. } if self.is_behind(epoch) => {
+                BlockReply::Behind
             }
+            BlockRequest::Probe { hashes, .. } => {
+                // What lies on a disk that has failed is no copy that others could be dropped for. I9: nor is what is about to
+                // be dropped here. Renewed before the store is looked at, so that no drop slips in between.
+                let stays = |hash: &BlockHash| {
+                    !self.store.has_failed() && self.stamps.try_renew(*hash) && self.store.contains(hash)
+                };
+                BlockReply::Present(hashes.iter().map(stays).collect())
+            }
+            BlockRequest::Digests { spans, .. } => BlockReply::Digests(self.store.digests(&spans)),
             BlockRequest::Chord(question) => match self.ring.answer(&question) {
                 Some(reply) => BlockReply::Chord(reply),
                 None => BlockReply::Failed(NOT_A_MEMBER.to_owned()),
@@ -150,11 +171,32 @@ impl Server {
         }
     }
 
-    /// Receives, verifies, stores, and passes on. The copy is on stable storage before it is acknowledged (I9).
-    async fn put(&self, hash: BlockHash, epoch: LayoutEpoch, chain: Chain, mut incoming: Incoming) {
+    /// Whether a newer layout is known elsewhere; it is asked for then.
+    fn is_behind(&self, epoch: LayoutEpoch) -> bool {
+        let _ = self.layouts.compare(epoch);
+        epoch > self.layouts.newest().epoch
+    }
+
+    /// Receives, verifies, stores, and passes on. The copy is on stable storage before it is acknowledged (I9). Answers when
+    /// enough have it, and goes on until all of the chain have.
+    async fn put(&self, (hash, epoch): (BlockHash, LayoutEpoch), chain: Chain, needed: usize, mut incoming: Incoming) {
         let layout = self.layouts.naming(epoch, &chain).await;
-        let mut forward = self.replicator.forward(hash, epoch, (&*layout, chain), &incoming).await;
-        let (block, sections) = match self.replicator.receive(&mut incoming, &mut forward).await {
+        if let Err(refusal) = self.layouts.may_store(epoch) {
+            return incoming.respond(&refused(refusal), &[]).await;
+        }
+        // Who cannot store it is not counted on.
+        let elsewhere = if self.store.is_full() || self.store.has_failed() { needed } else { needed - 1 };
+        let (arrivals, forward) = self.replicator.forward((hash, epoch), (&*layout, chain), elsewhere as u8, &incoming);
+        let mut others = pin!(maybe_done(forward.run()));
+        let received = {
+            let mut receiving = pin!(self.replicator.receive(hash, &mut incoming, arrivals));
+            tokio::select! {
+                biased;
+                () = &mut others => receiving.await,
+                received = &mut receiving => received,
+            }
+        };
+        let (block, sections) = match received {
             Ok(Received::Block(block, sections)) => (block, sections),
             Ok(Received::Mismatch) => {
                 self.metrics.mismatches.add(1);
@@ -165,33 +207,94 @@ impl Server {
                 return;
             }
         };
+        self.store_and_answer((hash, epoch), (&block, sections), needed, others, incoming).await;
+    }
+
+    async fn store_and_answer(
+        &self,
+        (hash, epoch): (BlockHash, LayoutEpoch),
+        (block, sections): (&Bytes, Sections),
+        needed: usize,
+        mut others: Pin<&mut MaybeDone<impl Future<Output = Outcome>>>,
+        incoming: Incoming,
+    ) {
         let local = async {
             // I10: renewed before the store is looked at, so that no drop slips in between.
             self.stamps.renew(hash).await;
             self.store.put_with_sections(hash, block.clone(), sections).await
         };
-        let (stored, mut outcome) = tokio::join!(local, forward.finish(&block));
-        self.metrics.chain_failures.add(outcome.failed.len() as u64);
-        let alone = outcome.synced.is_empty();
+        let mut local = pin!(local);
+        let (mut copies, mut local_ended, mut others_ended) = (Outcome::default(), false, false);
+        let mut unanswered = Some(incoming);
+        let (mut lagging, mut answered) = (None, None);
+        while !(local_ended && others_ended) {
+            let overdue = async {
+                match answered {
+                    Some(at) => tokio::time::sleep_until(at + LAG_MAX).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = overdue, if local_ended => others_ended = true,
+                stored = &mut local, if !local_ended => {
+                    local_ended = true;
+                    self.count(stored, block.len(), &mut copies);
+                }
+                () = &mut others, if !others_ended => {
+                    others_ended = true;
+                    let outcome = others.as_mut().take_output().unwrap_or_default();
+                    self.metrics.chain_failures.add(outcome.failed.len() as u64);
+                    copies.add(outcome);
+                }
+            }
+            if (copies.synced.len() >= needed || (local_ended && others_ended))
+                && let Some(incoming) = unanswered.take()
+            {
+                self.answer_put(epoch, &copies, incoming).await;
+                answered = Some(Instant::now());
+                lagging = self.replicator.lag();
+                if lagging.is_none() && !others_ended {
+                    tracing::debug!(%hash, "too many blocks lag behind: the rest of the chain is left to repair");
+                    others_ended = true;
+                }
+            }
+        }
+        drop(lagging);
+    }
+
+    /// Counts what became of this daemon's own copy.
+    fn count(&self, stored: Result<bool, store::Error>, len: usize, copies: &mut Outcome) {
         match stored {
             Ok(_) => {
                 self.metrics.puts.add(1);
-                self.metrics.put_bytes.add(block.len() as u64);
+                self.metrics.put_bytes.add(len as u64);
                 // I9: the store has synced it.
-                outcome.synced.insert(0, self.id);
+                copies.synced.insert(0, self.id);
             }
-            Err(error) if alone && error.is_no_space() => {
-                return incoming.respond(&BlockReply::NoSpace, &[]).await;
-            }
+            Err(error) if error.is_no_space() => copies.full.push(self.id),
             Err(error) => {
                 if matches!(error, store::Error::Failed) {
                     self.disk_failed.cancel();
                 }
-                outcome.failed.push((self.id, describe(&error)));
+                copies.failed.push((self.id, describe(&error)));
             }
         }
-        let layout = self.layouts.compare(epoch);
-        let reply = BlockReply::Stored { synced: outcome.synced, failed: outcome.failed, layout };
+    }
+
+    async fn answer_put(&self, epoch: LayoutEpoch, copies: &Outcome, incoming: Incoming) {
+        if let Some(newer) = &copies.newer {
+            self.layouts.learn(newer.clone());
+        }
+        // I11: asked now that the block is stored. Whoever compares under newer owners from now on finds it here.
+        let reply = match self.layouts.may_store(epoch) {
+            Err(refusal) => refused(refusal),
+            Ok(()) => BlockReply::Stored {
+                synced: copies.synced.clone(),
+                failed: copies.failed.clone(),
+                full: copies.full.clone(),
+                layout: self.layouts.compare(epoch),
+            },
+        };
         incoming.respond(&reply, &[]).await;
     }
 
@@ -220,6 +323,13 @@ impl Server {
     }
 }
 
+fn refused(refusal: Refusal) -> BlockReply {
+    match refusal {
+        Refusal::OldLayout(layout) => BlockReply::OldLayout(layout),
+        Refusal::Fenced(reason) => BlockReply::Failed(reason),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,7 +348,7 @@ mod tests {
 
     #[test]
     fn a_block_is_between_one_byte_and_four_mebibytes_long() {
-        let put = BlockRequest::Put { hash: BlockHash([0; 32]), epoch: LayoutEpoch(0), chain: Vec::new() };
+        let put = BlockRequest::Put { hash: BlockHash([0; 32]), epoch: LayoutEpoch(0), chain: Vec::new(), needed: 1 };
         assert!(!is_bounded(&put, 0) && is_bounded(&put, 1));
         assert!(is_bounded(&put, BLOCK_BYTES_MAX) && !is_bounded(&put, BLOCK_BYTES_MAX + 1));
     }

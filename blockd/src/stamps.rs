@@ -52,7 +52,9 @@ impl Stamps {
         }
     }
 
-    fn try_renew(&self, hash: BlockHash) -> bool {
+    /// Renews a block's stamp; false while a drop of it is under way.
+    #[must_use]
+    pub fn try_renew(&self, hash: BlockHash) -> bool {
         let mut state = self.state.lock();
         if state.dropping.contains(&hash) {
             return false;
@@ -66,6 +68,15 @@ impl Stamps {
         true
     }
 
+    /// Whether a block was renewed less than `limit` ago; `None` when this daemon has not run for so long and cannot know.
+    #[must_use]
+    pub fn is_younger(&self, hash: &BlockHash, limit: Duration) -> Option<bool> {
+        match self.state.lock().renewed.get(hash) {
+            Some(renewed) => Some(renewed.elapsed() < limit),
+            None => (self.started.elapsed() >= limit).then_some(false),
+        }
+    }
+
     /// Begins to drop a block, unless it was renewed less than `grace` ago; ends when the result is dropped.
     #[must_use]
     pub fn begin_drop(&self, hash: BlockHash, grace: Duration) -> Option<Dropping<'_>> {
@@ -75,7 +86,7 @@ impl Stamps {
         if renewed.elapsed() < grace || !state.dropping.insert(hash) {
             return None;
         }
-        Some(Dropping { stamps: self, hash })
+        Some(Dropping { stamps: self, hash, is_done: false })
     }
 }
 
@@ -83,13 +94,23 @@ impl Stamps {
 pub struct Dropping<'a> {
     stamps: &'a Stamps,
     hash: BlockHash,
+    is_done: bool,
+}
+
+impl Dropping<'_> {
+    /// The block is gone, and its stamp with it. Without this the drop was given up, and the stamp stays.
+    pub fn done(mut self) {
+        self.is_done = true;
+    }
 }
 
 impl Drop for Dropping<'_> {
     fn drop(&mut self) {
         let mut state = self.stamps.state.lock();
         state.dropping.remove(&self.hash);
-        state.renewed.remove(&self.hash);
+        if self.is_done {
+            state.renewed.remove(&self.hash);
+        }
         drop(state);
         self.stamps.dropped.notify_waiters();
     }
@@ -113,6 +134,18 @@ mod tests {
 
     /// Guards I10.
     #[tokio::test]
+    async fn a_drop_that_was_given_up_leaves_the_stamp() {
+        let stamps =
+            Stamps { started: Instant::now().checked_sub(Duration::from_secs(3600)).unwrap(), ..Stamps::default() };
+        stamps.renew(HASH).await;
+        drop(stamps.begin_drop(HASH, Duration::ZERO).unwrap());
+        assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none());
+        stamps.begin_drop(HASH, Duration::ZERO).unwrap().done();
+        assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_some(), "nothing is known of it any more");
+    }
+
+    /// Guards I10.
+    #[tokio::test]
     async fn a_renewal_waits_for_the_drop_under_way() {
         let stamps = Stamps::default();
         let dropping = stamps.begin_drop(HASH, Duration::ZERO).unwrap();
@@ -120,7 +153,7 @@ mod tests {
         let renewal = stamps.renew(HASH);
         tokio::pin!(renewal);
         assert!(futures::poll!(renewal.as_mut()).is_pending());
-        drop(dropping);
+        dropping.done();
         renewal.await;
         assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none());
     }

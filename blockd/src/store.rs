@@ -12,6 +12,7 @@
 
 mod buffer;
 mod compact;
+mod digest;
 pub mod disk;
 mod error;
 mod hint;
@@ -30,6 +31,7 @@ pub use segment_name::SegmentId;
 
 use buffer::Pool;
 use bytes::Bytes;
+use digest::Digests;
 use disk::{Disk, RealDisk};
 use parking_lot::RwLock;
 use read::{Part, Record};
@@ -39,6 +41,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::task::spawn_blocking;
 use wire::ids::BlockHash;
+use wire::layout::ring::Span;
+use wire::message::block::Digest;
 use wire::sections::{SECTION_BYTES, Sections};
 use writer::{Work, Writer};
 
@@ -95,14 +99,17 @@ impl Usage {
 struct Index {
     blocks: BTreeMap<BlockHash, Location>,
     segments: BTreeMap<SegmentId, (Arc<dyn disk::SegmentFile>, Usage)>,
+    /// Of all blocks that are not bad.
+    digests: Digests,
 }
 
 impl Index {
     /// Points a block at a record.
     fn set(&mut self, hash: BlockHash, location: Location) {
         if let Some(before) = self.blocks.insert(hash, location) {
-            self.release(&before);
+            self.release(&hash, &before);
         }
+        self.digests.add(&hash, location.len);
         if let Some((_, usage)) = self.segments.get_mut(&location.segment) {
             usage.live += record::stored_len(location.len);
         }
@@ -112,14 +119,25 @@ impl Index {
     fn remove(&mut self, hash: &BlockHash) -> bool {
         match self.blocks.remove(hash) {
             Some(before) => {
-                self.release(&before);
+                self.release(hash, &before);
                 true
             }
             None => false,
         }
     }
 
-    fn release(&mut self, location: &Location) {
+    /// A read found the record at `location` damaged: it counts as absent.
+    fn mark_bad(&mut self, hash: &BlockHash, location: &Location) {
+        if let Some(known) = self.blocks.get_mut(hash).filter(|known| *known == location && !known.bad) {
+            known.bad = true;
+            self.digests.remove(hash, location.len);
+        }
+    }
+
+    fn release(&mut self, hash: &BlockHash, location: &Location) {
+        if !location.bad {
+            self.digests.remove(hash, location.len);
+        }
         if let Some((_, usage)) = self.segments.get_mut(&location.segment) {
             usage.live -= record::stored_len(location.len);
         }
@@ -134,6 +152,8 @@ struct Shared {
     index: RwLock<Index>,
     pool: Arc<Pool>,
     failed: AtomicBool,
+    /// The last new block was refused.
+    full: AtomicBool,
 }
 
 impl Shared {
@@ -183,6 +203,7 @@ impl Store {
             index: RwLock::new(index),
             pool,
             failed: AtomicBool::new(false),
+            full: AtomicBool::new(false),
         });
         let writer = Writer::start(shared.clone(), next)?;
         Ok(Self { shared, writer })
@@ -269,6 +290,12 @@ impl Store {
         self.shared.index.read().blocks.get(hash).is_some_and(|location| !location.bad)
     }
 
+    /// Whether the disk has failed: what is here is served, and nothing is stored any more.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.shared.failed.load(Ordering::Acquire)
+    }
+
     /// Drops a block; true when it was here. Durable on return. Cancel-safe: it is dropped even if the caller goes away.
     ///
     /// # Errors
@@ -284,12 +311,41 @@ impl Store {
         done.await.map_err(|_| Error::Failed)?.map(|()| true)
     }
 
-    /// Names and lengths of blocks from `from` on, in the order of names, at most `limit`.
+    /// Names and lengths of good blocks from `from` on, in the order of names, at most `limit`.
     #[must_use]
     pub fn list(&self, from: BlockHash, limit: usize) -> Vec<(BlockHash, u32)> {
+        self.list_within(from, BlockHash([0xff; 32]), limit)
+    }
+
+    /// The same up to `last`, which itself counts.
+    #[must_use]
+    pub fn list_within(&self, from: BlockHash, last: BlockHash, limit: usize) -> Vec<(BlockHash, u32)> {
+        if from > last {
+            return Vec::new();
+        }
         let index = self.shared.index.read();
-        let good = index.blocks.range(from..).filter(|(_, location)| !location.bad);
+        let good = index.blocks.range(from..=last).filter(|(_, location)| !location.bad);
         good.take(limit).map(|(hash, location)| (*hash, location.len)).collect()
+    }
+
+    /// Digests of the good blocks in spans of the ring. Costs little, however many blocks there are.
+    #[must_use]
+    pub fn digests(&self, spans: &[Span]) -> Vec<Digest> {
+        let index = self.shared.index.read();
+        spans.iter().map(|span| index.digests.of(*span, &index.blocks)).collect()
+    }
+
+    /// Copies that were found damaged, and are not replaced yet.
+    #[must_use]
+    pub fn bad_count(&self) -> u64 {
+        let index = self.shared.index.read();
+        index.blocks.len() as u64 - index.digests.count()
+    }
+
+    /// Whether the last new block was refused for want of space.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.shared.full.load(Ordering::Relaxed)
     }
 
     /// Capacity and use; zero where the disk does not tell.

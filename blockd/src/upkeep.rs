@@ -4,8 +4,8 @@
 //! disk free. What scrub finds corrupt goes to repair.
 
 use crate::config::Config;
-use crate::heartbeat::after;
 use crate::metrics::Metrics;
+use crate::repair::pass::after;
 use crate::repair::read_repair::RepairQueue;
 use crate::store::Store;
 use std::sync::Arc;

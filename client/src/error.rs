@@ -63,6 +63,12 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// The same, because the cluster is full.
+    #[error("what the last mount had not told to the cluster when it ended finds no room there; it stays in {}", dir.display())]
+    ReplayFull {
+        /// Where it is.
+        dir: PathBuf,
+    },
     /// The directory cannot be made or used.
     #[error("{}: cannot be used as cache directory: {source}", path.display())]
     Local {

@@ -185,6 +185,10 @@ impl Events {
                 biased;
                 event = tokio::time::timeout(STREAM_CHECK_EVERY, stream.next()) => Some(event),
                 () = self.upkeep.wait_detached() => None,
+                () = self.session.rpc().moved() => {
+                    if self.source() == from { continue }
+                    return;
+                }
             };
             match event {
                 Some(Ok(Ok(event))) => {

@@ -100,8 +100,9 @@ impl Flusher {
             }
             self.committer.uploader().upload_gathered();
             rounds += 1;
-            if !file.next_is_queued() || rounds == QUEUED_ROUNDS_MAX {
-                break (one, file.last_sealed());
+            let (next_is_queued, last) = file.commit_target();
+            if !next_is_queued || rounds == QUEUED_ROUNDS_MAX {
+                break (one, last);
             }
             // What got into the queue meanwhile goes by the queue, which the journal follows.
             drop(one);

@@ -14,10 +14,12 @@
 //! - this file is the files, on what `disk` is;
 //! - `record` is what is in the segments;
 //! - `writer` writes them while the client lives, `picture` what cannot wait in the queue;
+//! - `kept` is what a full cluster could not take when a client began.
 //!
-//! What an earlier client has left is sent by `replay`.
+//! What an earlier client has left is told by `replay`, above this.
 
 pub mod disk;
+pub(crate) mod kept;
 pub(crate) mod picture;
 pub(crate) mod record;
 pub(crate) mod writer;
@@ -303,7 +305,7 @@ mod tests {
     use wire::op::Op;
 
     fn disk(place: &Place) -> Arc<dyn Disk> {
-        Arc::new(LocalDisk::open(place.local()).unwrap())
+        Arc::new(LocalDisk::open(place.local(), disk::FOLDER).unwrap())
     }
 
     fn open(place: &Place) -> Journal {

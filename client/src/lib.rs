@@ -201,7 +201,7 @@ fn compose(
         kernel: kernel.clone(),
         work: work.clone(),
     });
-    let upkeep = Arc::new(Upkeep::new(session.clone(), layouts, open_files.clone()));
+    let upkeep = Arc::new(Upkeep::new(session.clone(), layouts.clone(), open_files.clone()));
     let events = Events {
         session: session.clone(),
         upkeep: upkeep.clone(),
@@ -217,6 +217,8 @@ fn compose(
     let timers = Timers {
         dirty_age: config.dirty_age,
         overdue: Notify::new(),
+        network: network.clone(),
+        layouts: layouts.clone(),
         writeback: writeback.clone(),
         journal_writer: journal_writer.clone(),
         committer: committer.clone(),
@@ -299,13 +301,21 @@ pub(crate) mod testing {
     use tempfile::TempDir;
     use wire::attr::{Creator, FileKind, InodeAttr, Timestamp};
     use wire::bundle::Bundle;
-    use wire::ids::Ino;
+    use wire::ids::{BlockdId, Ino, Point};
+    use wire::layout::LayoutMember;
     use wire::tls::{ClusterCa, Role, Subject};
 
     /// A bundle of the cluster that this CA makes, for a client of that name.
     pub(crate) fn bundle(ca: &ClusterCa, name: &str) -> Bundle {
         let identity = ca.issue(&Subject::new(Role::Client, name)).unwrap();
         Bundle { cluster: "test".to_owned(), metads: vec![([127, 0, 0, 1], 1).into()], identity }
+    }
+
+    /// An owner of the ring, whose place on it goes by its number.
+    pub(crate) fn blockd(id: u8) -> LayoutMember {
+        let (name, addr) = (format!("blockd-{id}"), ([127, 0, 0, 1], u16::from(id)).into());
+        let points = vec![Point(u128::from(id) << 120)];
+        LayoutMember { points, ..LayoutMember::new(BlockdId([id; 16]), name, addr, id.to_string()) }
     }
 
     /// Attributes of an empty file.

@@ -6,7 +6,7 @@
 
 use crate::Error;
 use crate::buffers::Buffers;
-use crate::commit::committer::Committer;
+use crate::commit::committer::{Committer, is_full};
 use crate::file::dirty::Packed;
 use crate::file::pending::{Restored, SHARED_BLOCK_PART_MAX};
 use crate::file::sealed::To;
@@ -69,13 +69,14 @@ impl Replayer {
     /// Tells metad what is left in the journal. Everything is told on return.
     ///
     /// # Errors
-    /// [`Error::Replay`]: nothing is lost, and the next mount tries again. As [`Journal::open`].
+    /// [`Error::Replay`] and [`Error::ReplayFull`]: nothing is lost, and the next mount tries again. As [`Journal::open`].
     pub async fn run(&self) -> Result<(), Error> {
         let dir = self.journal.dir().to_owned();
         let reason = match self.replay_all().await {
             Ok(()) => return Ok(()),
             Err(Failed::Journal(error)) => return Err(error),
             Err(Failed::Disk(source)) => return Err(Error::Local { path: dir, source }),
+            Err(Failed::Refused(error)) if is_full(error) => return Err(Error::ReplayFull { dir }),
             Err(Failed::Refused(error)) => error.to_string(),
             Err(Failed::Hangs) => format!("servers that it needs have been away for {PATIENCE:?}"),
         };

@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use wire::FsError;
 use wire::attr::{InodeAttr, Timestamp};
 use wire::ids::Ino;
+use wire::limits::JOURNALED_FILES_MAX;
 use wire::op::{Expect, JournalPosition, JournaledFile, Op, OpReply, Read, ReadReply};
 use wire::retry::Backoff;
 
@@ -71,8 +72,8 @@ fn next_entries(queue: &WriteBack) -> Vec<Next> {
             let step = Step { number: *number, inos: inos.clone(), names: names.clone(), op: None, content: None };
             next.push(match work {
                 Work::Change { op, expect } => Next::Change(Step { op: Some(deferred(*at, expect, op)), ..step }),
-                // Its base is what the commit before it makes.
-                Work::Content { file, .. } if !files.insert(file.ino()) => break,
+                // Its base is what the commit before it makes; and metad remembers of a journal only so many files.
+                Work::Content { file, .. } if files.len() == JOURNALED_FILES_MAX || !files.insert(file.ino()) => break,
                 Work::Content { file, upto } => Next::Content { step, at: *at, file: file.clone(), upto: *upto },
                 Work::Undone => Next::Change(step),
             });
@@ -81,11 +82,15 @@ fn next_entries(queue: &WriteBack) -> Vec<Next> {
     })
 }
 
-/// Adds the files behind this entry whose content in the journal is based on less than what metad has of them by now.
+/// Adds the files behind this entry whose content in the journal is based on less than what metad has of them by now. Those
+/// that metad has no room to remember are judged by the base in the journal, after a crash: as written by others meanwhile.
 fn add_journaled_files(queue: &WriteBack, behind: u64, files: &mut Vec<JournaledFile>) {
     let mut seen: HashSet<Ino> = files.iter().map(|file| file.ino).collect();
     queue.with(|core| {
         for entry in core.entries().filter(|entry| entry.number > behind) {
+            if files.len() >= JOURNALED_FILES_MAX {
+                break;
+            }
             let (Work::Content { file, .. }, Some(journal_base)) = (&entry.work, entry.journal_base) else { continue };
             let base = file.base();
             if base > journal_base && seen.insert(file.ino()) {
@@ -146,7 +151,14 @@ impl Sender {
                 }
                 Err(BatchFailed { error, index: None }) => return Err(error),
                 Err(BatchFailed { error, index: Some(index) }) => {
-                    let refused = place_of(&steps, index);
+                    let Some(refused) = place_of(&steps, index) else {
+                        // Not one of them, but what metad is to remember of the journal: of fewer, that is less.
+                        if steps.len() < 2 {
+                            return Err(error);
+                        }
+                        steps.truncate(steps.len() / 2);
+                        continue;
+                    };
                     let behind = steps.split_off(refused);
                     if refused == 0 {
                         let Some(step) = behind.into_iter().next() else { return Err(error) };
@@ -444,8 +456,45 @@ async fn uploads(file: &FileState, upto: u64) {
     }
 }
 
-/// The step of the operation with this number in the batch.
-fn place_of(steps: &[Step], index: usize) -> usize {
+/// The step of the operation with this number in the batch. Nothing for the one behind all of them, about the journal.
+fn place_of(steps: &[Step], index: usize) -> Option<usize> {
     let mut ops = steps.iter().enumerate().filter(|(_, step)| step.op.is_some());
-    ops.nth(index).map_or(0, |(place, _)| place)
+    ops.nth(index).map(|(place, _)| place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::known::Known;
+    use crate::queue::Touched;
+    use crate::testing;
+
+    /// A queue of content of so many files, and nothing else.
+    fn contents(count: u64) -> WriteBack {
+        let queue = WriteBack::new(Arc::<Known>::default());
+        let file = |ino| {
+            let attr = InodeAttr { ino: Ino(ino), ..testing::attr() };
+            FileState::new(attr, None, Arc::default(), 4 << 20)
+        };
+        let work = |number| Work::Content { file: file(2000 + number), upto: 1 };
+        let entry = |number| (number, Timestamp::default(), Touched::default(), work(number));
+        queue.with(|core| core.start_behind(0, count));
+        queue.enter_again((1..=count).map(entry).collect());
+        queue
+    }
+
+    /// With more, it would refuse the whole batch, and each later one.
+    #[test]
+    fn a_batch_has_content_of_no_more_files_than_metad_remembers_of_a_journal() {
+        let queue = contents(2 * JOURNALED_FILES_MAX as u64);
+        assert_eq!(next_entries(&queue).len(), JOURNALED_FILES_MAX);
+    }
+
+    #[test]
+    fn the_operation_behind_all_steps_is_none_of_theirs() {
+        let step = |op| Step { number: 1, inos: Vec::new(), names: Vec::new(), op, content: None };
+        let op = || Some(Op::LeaseInos { count: 1 });
+        let steps = [step(op()), step(None), step(op())];
+        assert_eq!([0, 1, 2].map(|index| place_of(&steps, index)), [Some(0), Some(2), None]);
+    }
 }

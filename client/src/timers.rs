@@ -1,7 +1,8 @@
-//! What goes on by the clock: commits of what has been written for a while, the journal's picture of it, and access
-//! times.
+//! What goes on by the clock: commits of what has been written for a while, the journal's picture of it, access times, and
+//! questions to block daemons that have failed.
 
 use crate::accessed::Accessed;
+use crate::block::layout::Layouts;
 use crate::buffers::Buffers;
 use crate::commit::committer::Committer;
 use crate::file::sealed::To;
@@ -9,6 +10,7 @@ use crate::file::state::FileState;
 use crate::flusher::{FLUSHES_MAX, Flusher};
 use crate::journal::Picture;
 use crate::journal::writer::Writer;
+use crate::network::Network;
 use crate::open::OpenFiles;
 use crate::writeback::WriteBack;
 use futures::StreamExt;
@@ -20,6 +22,8 @@ use tokio::time::Instant;
 
 /// Between two rounds of storing access times.
 const ACCESS_TIMES_EVERY: Duration = Duration::from_secs(1);
+/// Between two questions to block daemons that have failed.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// After so many rounds without anything to commit, memory for writing is given back.
 const IDLE_ROUNDS_MAX: u32 = 10;
 /// When nothing was committed for so long, servers are away, or as good as that.
@@ -34,6 +38,8 @@ pub(crate) struct Timers {
     pub dirty_age: Duration,
     /// It is time to commit what was written.
     pub overdue: Notify,
+    pub network: Arc<dyn Network>,
+    pub layouts: Arc<Layouts>,
     pub writeback: Arc<WriteBack>,
     pub journal_writer: Option<Arc<Writer>>,
     pub committer: Arc<Committer>,
@@ -49,6 +55,7 @@ impl Timers {
         tasks.spawn(self.clone().queue_in_background());
         tasks.spawn(self.clone().commit_in_background());
         tasks.spawn(store_access_times(self.accessed.clone()));
+        tasks.spawn(ask_suspects(self.layouts.clone(), self.network.clone()));
     }
 
     /// Says when it is time to commit what was written, and lets the journal have it when commits have come to a stand.
@@ -143,5 +150,12 @@ async fn store_access_times(accessed: Arc<Accessed>) {
     loop {
         tokio::time::sleep(ACCESS_TIMES_EVERY).await;
         accessed.store().await;
+    }
+}
+
+async fn ask_suspects(layouts: Arc<Layouts>, network: Arc<dyn Network>) {
+    loop {
+        tokio::time::sleep(PROBE_EVERY).await;
+        layouts.probe(&*network).await;
     }
 }

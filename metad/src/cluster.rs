@@ -3,3 +3,4 @@
 pub mod gc;
 pub mod liveness;
 pub mod placement;
+pub mod watch;

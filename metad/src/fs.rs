@@ -37,6 +37,7 @@ use wire::FsError;
 use wire::attr::Timestamp;
 use wire::ids::{BlockHash, Ino, SessionId, Version};
 use wire::layout::Layout;
+use wire::limits::CHUNK_BYTES;
 use wire::op::{Batch, BatchReply, Op, OpFailed, OpReply};
 
 /// What one Raft entry carries. Variants are only ever appended: old logs must replay.
@@ -111,14 +112,18 @@ impl Command {
     #[must_use]
     pub fn is_light(&self) -> bool {
         const LIGHT_OPS: usize = 8;
-        let is_small =
-            |op: &Op| !matches!(op.plain(), Op::Range { .. } | Op::CloneRange { .. } | Op::ReleaseOrphans { .. });
+        const LIGHT_WRITES: usize = 64;
+        let is_small = |op: &Op| {
+            !matches!(op.plain(), Op::ReleaseOrphans { .. })
+                && writes_of(op).is_some_and(|writes| writes <= LIGHT_WRITES)
+        };
         match self {
             Self::Batches(batches) => {
                 let mut ops = batches.iter().flat_map(|(_, batch)| &batch.ops);
                 batches.iter().map(|(_, batch)| batch.ops.len()).sum::<usize>() <= LIGHT_OPS && ops.all(is_small)
             }
-            Self::OpenSession(_) => true,
+            // It may end another one, with all that this holds.
+            Self::OpenSession(opening) => opening.resumes.is_none() && opening.token.is_none(),
             _ => false,
         }
     }
@@ -156,6 +161,18 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
     }
 }
 
+/// How many places of files an operation writes to; `None` for as many as a file has: it cuts, copies or fills a range of any
+/// length.
+pub(crate) fn writes_of(op: &Op) -> Option<usize> {
+    match op.plain() {
+        Op::Range { .. } | Op::CloneRange { .. } => None,
+        Op::SetAttr { change, .. } => change.size.is_none().then_some(0),
+        // A hole may be as long as a file.
+        Op::Commit { writes, .. } => writes.iter().all(|write| write.len <= CHUNK_BYTES).then_some(writes.len()),
+        _ => Some(0),
+    }
+}
+
 /// Content of files that the batch has committed before an operation, and that nobody else had changed: the file, and the
 /// version that was made.
 type Committed = BTreeSet<(Ino, Version)>;
@@ -166,7 +183,9 @@ fn apply_ops(view: &mut View, context: &Context, ops: &[Op]) -> BatchReply {
     let mut replies = Vec::with_capacity(ops.len());
     let mut committed = Committed::new();
     for (index, op) in ops.iter().enumerate() {
-        let full = index > 0 && view.is_exhausted();
+        // What is remembered of the journal stands behind the operations that it is about: little, and nothing of their own.
+        let is_remark = matches!(op, Op::Journaled { .. } | Op::JournaledContent { .. });
+        let full = index > 0 && !is_remark && view.is_exhausted();
         let applied = if full { Err(FsError::ArgumentTooLarge) } else { apply_op(view, context, op, &committed) };
         match applied.and_then(|reply| if view.is_oversized() { Err(FsError::ArgumentTooLarge) } else { Ok(reply) }) {
             Ok(reply) => {
@@ -238,11 +257,11 @@ fn apply_op(view: &mut View, context: &Context, op: &Op, before: &Committed) -> 
         }
         Op::Deferred { at, expect, op } => deferred::apply(view, context, *at, expect, op),
         Op::Journaled { journal, position } => {
-            deferred::journaled(view, *journal, position.clone(), before);
+            deferred::journaled(view, context, *journal, position.clone(), before);
             Ok(OpReply::Done)
         }
         Op::JournaledContent { journal, file } => {
-            deferred::journaled_content(view, *journal, file.clone(), before);
+            deferred::journaled_content(view, context, *journal, file.clone(), before);
             Ok(OpReply::Done)
         }
     }

@@ -125,8 +125,10 @@ impl Shared {
 
     /// A session has done what these events told it to.
     pub(crate) fn acknowledged(&self, session: SessionId, seqs: &[table::Seq]) {
-        self.leased(|table| table.acknowledge(session, seqs));
-        self.leases.changed.notify_waiters();
+        // Only news wakes those who wait.
+        if self.leased(|table| table.acknowledge(session, seqs)) == Some(true) {
+            self.leases.changed.notify_waiters();
+        }
     }
 
     /// A session shows that it lives. Also tells whether it is the only one that keeps caches.

@@ -20,6 +20,7 @@ pub mod store;
 pub use shared::Shared;
 
 use cluster::gc;
+use cluster::watch;
 use config::Config;
 use error::Error;
 use fs::{Command, settings};
@@ -103,6 +104,7 @@ impl Node {
         tasks.spawn(gc::run(shared.clone()));
         tasks.spawn(gc::reap(shared.clone()));
         tasks.spawn(server::expire_silent(shared.clone()));
+        tasks.spawn(watch::run(shared.clone()));
         Ok(Self { shared, server, tasks, _data_dir: data_dir })
     }
 

@@ -60,14 +60,17 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        // An election takes about a second: long enough for a stall of a busy disk, short enough for people.
-        Self { heartbeat_ms: 150, election_ms: 700, snapshot_entries: 200_000, cache_bytes: 128 << 20 }
+        // Followers wait for the leader's lease (twice `election_ms`), and then for this: 0.9 to 1.2 s after its last heartbeat
+        // there is an election. Short enough that a write waits for less than two seconds, long enough for a busy machine.
+        Self { heartbeat_ms: 100, election_ms: 300, snapshot_entries: 200_000, cache_bytes: 128 << 20 }
     }
 }
 
 /// This node's part in the cluster.
 pub struct Raft {
     id: MetadId,
+    /// After this long without a majority another one may lead.
+    election_max: Duration,
     raft: openraft::Raft<TypeConfig, Machine>,
     receiver: Receiver,
     store: Arc<Store>,
@@ -105,7 +108,8 @@ impl Raft {
         let raft = openraft::Raft::new(id.0, Arc::new(config), Network { endpoint }, log, machine)
             .await
             .map_err(|error| Error::Raft(error.to_string()))?;
-        Ok(Self { id, raft, receiver: Receiver::new(dir), state: store.clone(), store })
+        let election_max = Duration::from_millis(tuning.election_ms * 2);
+        Ok(Self { id, election_max, raft, receiver: Receiver::new(dir), state: store.clone(), store })
     }
 
     /// Founds a cluster of these nodes; on a node that is in one already, nothing happens.
@@ -225,6 +229,13 @@ impl Raft {
         Ok(())
     }
 
+    /// Whether a majority has followed this leader a moment ago. Where none does, others may have another one by now.
+    fn has_majority(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let acked = metrics.borrow_watched().last_quorum_acked;
+        acked.is_some_and(|acked| openraft::Instant::elapsed(&acked.into_inner()) < self.election_max)
+    }
+
     /// Takes no further part. The state is marked clean when everything could be synced.
     async fn stop(&self) {
         if let Err(error) = self.raft.shutdown().await {
@@ -259,7 +270,10 @@ impl Consensus for Raft {
     }
 
     fn leader(&self) -> BoxFuture<'_, Option<MetadId>> {
-        async { self.raft.current_leader().await.map(MetadId) }.boxed()
+        async {
+            self.raft.current_leader().await.map(MetadId).filter(|leader| *leader != self.id || self.has_majority())
+        }
+        .boxed()
     }
 
     fn members(&self) -> Vec<Member> {

@@ -69,7 +69,7 @@ impl Service for Server {
             MetaRequest::Events { session, dirty } => self.events(&peer, session, dirty, incoming).await,
             request => {
                 if incoming.reserve_answer(answer_bytes(&request)).await.is_err() {
-                    return incoming.refuse("too many answers wait to be fetched").await;
+                    return incoming.refuse_busy("too many answers wait to be fetched").await;
                 }
                 let reply = self.answer(&peer, request).await;
                 incoming.respond(&reply, &[]).await;

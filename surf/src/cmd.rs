@@ -1,6 +1,9 @@
 //! The commands, one file each.
 
+pub mod access;
+pub mod blockd;
 pub mod cluster;
 pub mod conflicts;
 pub mod dev;
+pub mod health;
 pub mod status;

@@ -26,6 +26,8 @@ enum Command {
     Dev(cmd::dev::Dev),
     /// Make a cluster, look at it, change its members.
     Cluster(cmd::cluster::Cluster),
+    /// Block daemons: list them, empty one, replace one, forget one that is lost.
+    Blockd(cmd::blockd::Blockd),
     /// State of a cluster in short.
     Status(cmd::status::Status),
     /// Copies that were kept because two mounts wrote the same bytes: list them, decide on them.
@@ -49,6 +51,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         match arguments.command {
             Command::Dev(dev) => dev.run().await,
             Command::Cluster(cluster) => cluster.run().await,
+            Command::Blockd(blockd) => blockd.run().await,
             Command::Status(status) => status.run().await,
             Command::Conflicts(conflicts) => conflicts.run(),
         }

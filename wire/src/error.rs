@@ -127,6 +127,14 @@ pub enum Error {
         /// The peer's words.
         reason: String,
     },
+    /// The peer has too much to do for this connection: nothing was carried out, and the same request may be sent again.
+    #[error("{peer} has too much to do: {reason}")]
+    Busy {
+        /// Address of the peer.
+        peer: String,
+        /// The peer's words.
+        reason: String,
+    },
     /// The peer's certificate has another role than the one asked for.
     #[error("{peer} has the role {actual}, expected {expected}: check the address and the certificate")]
     WrongRole {

@@ -29,11 +29,23 @@ pub struct RequestHeader {
     pub payload_len: u32,
 }
 
+/// What the head of a reply is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum ReplyKind {
+    /// The answer.
+    Answer = 0,
+    /// The reason, in UTF-8, why the request was refused as a whole: the same will be refused again.
+    Refused = 1,
+    /// The same, for now alone: nothing was carried out, and the request may be sent again later.
+    Busy = 2,
+}
+
 /// Fixed header of a reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReplyHeader {
-    /// The request was refused as a whole; the head is the reason, in UTF-8.
-    pub refused: bool,
+    /// What the head is.
+    pub kind: ReplyKind,
     /// Bytes of the encoded head.
     pub head_len: u32,
     /// Bytes of the payload.
@@ -89,7 +101,7 @@ impl ReplyHeader {
     pub fn encode(&self) -> [u8; REPLY_HEADER] {
         let mut bytes = [0_u8; REPLY_HEADER];
         bytes[..2].copy_from_slice(&MAGIC);
-        bytes[2] = u8::from(self.refused);
+        bytes[2] = self.kind as u8;
         bytes[4..8].copy_from_slice(&self.head_len.to_le_bytes());
         bytes[8..12].copy_from_slice(&self.payload_len.to_le_bytes());
         bytes
@@ -100,10 +112,12 @@ impl ReplyHeader {
     /// # Errors
     /// [`Error::Malformed`] when it is none, or announces more than may be sent.
     pub fn decode(bytes: &[u8; REPLY_HEADER]) -> Result<Self, Error> {
-        if bytes[..2] != MAGIC || bytes[2] > 1 {
+        let kind =
+            [ReplyKind::Answer, ReplyKind::Refused, ReplyKind::Busy].into_iter().find(|kind| *kind as u8 == bytes[2]);
+        let Some(kind) = kind.filter(|_| bytes[..2] == MAGIC) else {
             return Err(Error::Malformed("not a reply".to_owned()));
-        }
-        let header = Self { refused: bytes[2] == 1, head_len: u32_at(bytes, 4), payload_len: u32_at(bytes, 8) };
+        };
+        let header = Self { kind, head_len: u32_at(bytes, 4), payload_len: u32_at(bytes, 8) };
         check(header.head_len, header.payload_len)?;
         Ok(header)
     }

@@ -1,13 +1,20 @@
 //! The block layout: which daemons own which arcs of the ring (I11).
 //!
-//! Kept by metad in Raft, copied to every daemon and client. [`Layout::owners`] is pure, so that all who hold the same
+//! Kept by metad in Raft, copied to every daemon and client. [`Layout::owners`] (in [`ring`]) is pure, so that all who hold the same
 //! epoch find the same owners without asking anyone.
+//!
+//! A layout is *final* when every block that is referred to lies where the layout says. After a change of the owners it
+//! is not: the owner sets before it are kept in [`Layout::older`] and are searched, too, until each owner has reported
+//! that it holds what it owes. [`changes`] has the steps from one layout to the next, [`ring`] the arcs between points.
 
-use crate::ids::{BlockHash, BlockdId, LayoutEpoch, Point};
+pub mod changes;
+pub mod ring;
+
+use crate::ids::{BlockdId, LayoutEpoch, Point};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
-/// A block daemon within the layout.
+/// A block daemon within the layout. It owns its arcs unless it is draining, out or failed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LayoutMember {
     /// The daemon.
@@ -20,8 +27,55 @@ pub struct LayoutMember {
     pub zone: String,
     /// Share of the ring, relative to the other members.
     pub weight: u32,
-    /// Its points on the ring.
+    /// Its points on the ring, which it keeps while it owns nothing.
     pub points: Vec<Point>,
+    /// An operator empties it: it serves what it has, and owns nothing.
+    pub draining: bool,
+    /// It was silent for too long: it is not counted on, and owns nothing until it returns.
+    pub out: bool,
+    /// It was emptied: nothing that matters is there, whether it runs or not.
+    pub drained: bool,
+    /// Its disk has failed: it serves what it has, and owns nothing.
+    pub failed: bool,
+    /// Name of a daemon to come that is to take over what it owns.
+    pub successor: Option<String>,
+}
+
+impl LayoutMember {
+    /// A daemon that has just joined: an owner, with no points yet.
+    #[must_use]
+    pub fn new(id: BlockdId, name: impl Into<String>, addr: SocketAddr, zone: impl Into<String>) -> Self {
+        Self {
+            id,
+            name: name.into(),
+            addr,
+            zone: zone.into(),
+            weight: 1,
+            points: Vec::new(),
+            draining: false,
+            out: false,
+            drained: false,
+            failed: false,
+            successor: None,
+        }
+    }
+
+    /// Whether blocks belong to it.
+    #[must_use]
+    pub fn is_owner(&self) -> bool {
+        !self.draining && !self.out && !self.failed
+    }
+}
+
+/// Who owned the ring in an earlier layout from which blocks may still have to be copied.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct OlderLayout {
+    /// Epoch at which these owners were set.
+    pub placement: LayoutEpoch,
+    /// Replicas that each block had.
+    pub replicas: u8,
+    /// The owners, ordered by id. Their points are those of [`Layout::members`].
+    pub owners: Vec<BlockdId>,
 }
 
 /// Members and their points at one epoch.
@@ -29,83 +83,49 @@ pub struct LayoutMember {
 pub struct Layout {
     /// Grows with each change.
     pub epoch: LayoutEpoch,
+    /// Epoch of the last change that gave blocks other owners. What was stored for an older one is not acknowledged.
+    pub placement: LayoutEpoch,
     /// Replicas that each block is to have, 1 to 5.
     pub replicas: u8,
     /// Replicas that must have synced a block before it is acknowledged (I9), 1 to `replicas`.
     pub min_sync: u8,
-    /// Members, ordered by id.
+    /// A daemon that is silent for longer is taken out, in milliseconds.
+    pub down_after_ms: u64,
+    /// Members, ordered by id, those that are draining or out among them.
     pub members: Vec<LayoutMember>,
-    /// Members of the layout before, while blocks still move: readers look in the new place and then in the old.
-    pub previous: Vec<LayoutMember>,
+    /// Owner sets before this one, oldest first, from which blocks may still have to be copied. Empty when this is final.
+    pub older: Vec<OlderLayout>,
 }
 
 impl Layout {
-    /// The distinct daemons that hold `hash`, in order of responsibility: the owner of the first point clockwise from
-    /// the hash, then the next distinct ones, in distinct zones while there are enough. Shorter than `replicas` when
-    /// the layout has fewer members.
-    #[must_use]
-    pub fn owners(&self, hash: &BlockHash) -> Vec<&LayoutMember> {
-        owners_among(&self.members, usize::from(self.replicas), hash)
-    }
-
-    /// Where else a block may lie: the owners in the layout before, while blocks still move.
-    #[must_use]
-    pub fn previous_owners(&self, hash: &BlockHash) -> Vec<&LayoutMember> {
-        owners_among(&self.previous, usize::from(self.replicas), hash)
-    }
-
     /// The member with this id.
     #[must_use]
     pub fn member(&self, id: &BlockdId) -> Option<&LayoutMember> {
         self.members.iter().find(|member| member.id == *id)
     }
-}
 
-/// All points of `members` clockwise from `hash`, each with its member's index.
-fn clockwise(members: &[LayoutMember], from: Point) -> Vec<(u128, usize)> {
-    let mut points: Vec<(u128, usize)> = members
-        .iter()
-        .enumerate()
-        .flat_map(|(index, member)| member.points.iter().map(move |point| (from.distance_to(*point), index)))
-        .collect();
-    points.sort_unstable();
-    points
-}
+    /// Whether every block that is referred to lies where this layout says.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        self.older.is_empty()
+    }
 
-fn owners_among<'a>(members: &'a [LayoutMember], replicas: usize, hash: &BlockHash) -> Vec<&'a LayoutMember> {
-    let mut order: Vec<usize> = Vec::with_capacity(members.len());
-    for (_, index) in clockwise(members, hash.point()) {
-        if !order.contains(&index) {
-            order.push(index);
-        }
+    /// The members to which blocks belong, ordered by id.
+    pub fn owning(&self) -> impl Iterator<Item = &LayoutMember> {
+        self.members.iter().filter(|member| member.is_owner())
     }
-    // First pass: distinct zones; second: whoever is next, when there are fewer zones than replicas.
-    let mut chosen: Vec<usize> = Vec::with_capacity(replicas);
-    for &index in &order {
-        if chosen.len() < replicas && chosen.iter().all(|&other| members[other].zone != members[index].zone) {
-            chosen.push(index);
-        }
-    }
-    for &index in &order {
-        if chosen.len() < replicas && !chosen.contains(&index) {
-            chosen.push(index);
-        }
-    }
-    chosen.into_iter().map(|index| &members[index]).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::BlockHash;
 
-    fn member(id: u8, zone: &str, points: &[u128]) -> LayoutMember {
+    pub(super) fn member(id: u8, zone: &str, points: &[u128]) -> LayoutMember {
+        let addr = SocketAddr::from(([127, 0, 0, 1], 1000 + u16::from(id)));
         LayoutMember {
-            id: BlockdId([id; 16]),
-            name: format!("blockd-{id}"),
-            addr: SocketAddr::from(([127, 0, 0, 1], 1000 + u16::from(id))),
-            zone: zone.to_owned(),
-            weight: 1,
             points: points.iter().map(|point| Point(*point)).collect(),
+            ..LayoutMember::new(BlockdId([id; 16]), format!("blockd-{id}"), addr, zone)
         }
     }
 

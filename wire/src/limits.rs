@@ -41,6 +41,8 @@ pub const WALK_BEHIND_MAX: usize = READDIR_PAGE_MAX as usize;
 pub const ACKNOWLEDGED_MAX: usize = 8192;
 /// Blocks that one message of or to a block daemon names.
 pub const BLOCK_NAMES_MAX: usize = 65_536;
+/// Spans of the ring in one request for digests.
+pub const BLOCK_SPANS_MAX: usize = 4096;
 /// Daemons that a chain of replicas names behind the first: a layout asks for five replicas at most.
 pub const CHAIN_BEHIND_MAX: usize = 4;
 /// Longest name, and longest zone, of a block daemon, in bytes.
@@ -50,7 +52,7 @@ pub const BLOCKD_TEXT_BYTES_MAX: usize = 256;
 pub const DEADLINE_MAX_MS: u64 = 60_000;
 /// The same for metads and operators: installing a snapshot, or checking all of the metadata, takes a while.
 pub const DEADLINE_TRUSTED_MAX_MS: u64 = 600_000;
-/// Bytes of requests and answers of one client's connection that a server holds at once.
+/// Bytes of requests of one client's connection that a server holds at once; of answers, half as many beside them.
 pub const CLIENT_BYTES_MAX: usize = 128 << 20;
 /// The same for a daemon, which passes on what many clients send.
 pub const DAEMON_BYTES_MAX: usize = 1 << 30;
@@ -66,6 +68,11 @@ pub const UPLOAD_FRESH_MS: u64 = 120_000;
 /// Shortest grace period of blocks without references, in milliseconds: an upload and its commit fit in, and a session's
 /// whole life.
 pub const GC_GRACE_MIN_MS: u64 = 300_000;
+/// A block daemon that is silent for this long is taken out unless an operator says otherwise, in milliseconds: a restart or a
+/// short cut of the network is over by then.
+pub const DOWN_AFTER_MS: u64 = 600_000;
+/// The least that an operator may say: a few heartbeats, and an election between them.
+pub const DOWN_AFTER_MIN_MS: u64 = 3_000;
 /// How long a session lives without a heartbeat, in milliseconds.
 pub const SESSION_TTL_MS: u64 = 30_000;
 /// How long read leases hold without being extended, in milliseconds. A change that somebody was told of waits so long for
@@ -80,6 +87,6 @@ const _: () = assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES_MAX as u64));
 const _: () = assert!(FILE_BYTES_MAX / CHUNK_BYTES < u32::MAX as u64);
 const _: () = assert!(UPLOAD_FRESH_MS + 2 * SESSION_TTL_MS < GC_GRACE_MIN_MS);
 const _: () = assert!(LEASE_MS < SESSION_TTL_MS);
-const _: () = assert!(HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX < CLIENT_BYTES_MAX);
+const _: () = assert!(HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX < CLIENT_BYTES_MAX / 2);
 const _: () = assert!(INLINE_BYTES_MAX < BLOCK_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_MAX < PAYLOAD_BYTES_MAX && BATCH_BYTES_MAX < HEAD_BYTES_MAX);

@@ -75,10 +75,10 @@ pub async fn run(repairer: Repairer, mut queue: mpsc::Receiver<BlockHash>, stop:
 }
 
 impl Repairer {
-    /// A good copy from any other owner, in the present layout or the one before.
+    /// A good copy from any other owner, in the present layout or one that is not final.
     async fn fetch(&self, hash: BlockHash) -> Option<Bytes> {
         let layout = self.layouts.newest();
-        let owners = layout.owners(&hash).into_iter().chain(layout.previous_owners(&hash));
+        let owners = layout.owners(&hash).into_iter().chain(layout.older_owners(&hash));
         for owner in owners.filter(|owner| owner.id != self.id) {
             if let Some(block) = self.fetch_from(owner, hash, layout.epoch).await {
                 return Some(block);

@@ -19,7 +19,7 @@ pub enum Error {
     #[error("no space is left on the disk of this daemon")]
     NoSpace,
     /// An earlier write failed: nothing is written any more.
-    #[error("the disk failed earlier; check it, then restart the daemon")]
+    #[error("the disk failed earlier; see `surf status`, and replace it when others have what is here")]
     Failed,
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]

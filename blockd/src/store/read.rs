@@ -128,8 +128,6 @@ fn payload<T>(
         Err(error) => Error::io(&segment_name::path(&shared.dir, location.segment), error),
     };
     tracing::error!(%hash, segment = %location.segment, offset = location.offset, "a block is damaged on disk");
-    if let Some(known) = shared.index.write().blocks.get_mut(hash).filter(|known| *known == location) {
-        known.bad = true;
-    }
+    shared.index.write().mark_bad(hash, location);
     Err(bad)
 }

@@ -15,6 +15,7 @@ use super::{Error, Location, Shared, Usage, hint};
 use crate::sys::Aligned;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -130,13 +131,11 @@ struct State {
     open: Option<Open>,
     buffer: Aligned,
     filled: usize,
-    /// The last new block was refused.
-    full: bool,
 }
 
 impl State {
     fn new(shared: Arc<Shared>, next: SegmentId) -> Self {
-        Self { shared, next, open: None, buffer: Aligned::new(GROUP_BYTES + (5 << 20)), filled: 0, full: false }
+        Self { shared, next, open: None, buffer: Aligned::new(GROUP_BYTES + (5 << 20)), filled: 0 }
     }
 
     fn run(mut self, mut work: mpsc::Receiver<Work>) {
@@ -158,16 +157,17 @@ impl State {
     fn write(&mut self, group: Vec<Work>) {
         let group = match self.make_room(&group) {
             Ok(()) => {
-                self.full &= !group.iter().any(is_put);
+                if group.iter().any(is_put) {
+                    self.note_full(false);
+                }
                 group
             }
             Err(error) if error.is_no_space() => {
                 // What takes space back goes on with what is kept free for it.
                 let (puts, rest): (Vec<_>, Vec<_>) = group.into_iter().partition(is_put);
-                if !self.full {
+                if !self.note_full(true) {
                     tracing::warn!(%error, "no new block can be stored until some are dropped");
                 }
-                self.full = true;
                 refuse(puts, || Error::NoSpace);
                 if rest.is_empty() {
                     return;
@@ -175,11 +175,14 @@ impl State {
                 match self.make_room(&rest) {
                     Ok(()) => rest,
                     Err(error) if error.is_no_space() => return refuse(rest, || Error::NoSpace),
-                    Err(_) => return refuse(rest, || Error::Failed),
+                    Err(error) => {
+                        self.fail(&error);
+                        return refuse(rest, || Error::Failed);
+                    }
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "nothing can be stored");
+                self.fail(&error);
                 return refuse(group, || Error::Failed);
             }
         };
@@ -187,14 +190,29 @@ impl State {
         match self.write_out() {
             Ok(()) => self.publish(laid),
             Err(error) => {
-                // A failed write or sync is final, see the head of `store`.
-                tracing::error!(%error, "the disk failed; nothing is stored any more. Check it, then restart");
-                self.shared.failed.store(true, Ordering::Release);
+                self.fail(&error);
                 for record in laid {
                     let _ = record.reply.send(Err(Error::Failed));
                 }
             }
         }
+    }
+
+    /// A failed write or sync is final, see the head of `store`. Said once.
+    fn fail(&self, error: &dyn Display) {
+        if !self.shared.failed.swap(true, Ordering::AcqRel) {
+            tracing::error!(
+                %error,
+                "the disk failed; nothing is stored any more. What is here is served until others have it: see `surf status`, \
+                 then replace the disk"
+            );
+        }
+    }
+
+    /// Whether new blocks are refused for want of space. Returns whether they were before.
+    fn note_full(&self, full: bool) -> bool {
+        // Relaxed: who asks a moment too early asks again.
+        self.shared.full.swap(full, Ordering::Relaxed)
     }
 
     /// Makes sure that a group fits into the open segment and onto the disk. New blocks leave the reserve alone.

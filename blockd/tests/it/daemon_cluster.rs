@@ -20,7 +20,7 @@ pub struct Cluster {
     pub nodes: Vec<Option<Node>>,
     dirs: Vec<TempDir>,
     layout: watch::Sender<Layout>,
-    client: Endpoint,
+    pub client: Endpoint,
     metad: Endpoint,
 }
 
@@ -68,16 +68,35 @@ impl Cluster {
                 match layout.members.iter_mut().find(|member| member.id == node.id()) {
                     Some(member) => member.addr = addr,
                     None => layout.members.push(LayoutMember {
-                        id: node.id(),
-                        name: node.id().to_string(),
-                        addr,
-                        zone: node.id().to_string(),
-                        weight: 1,
                         points: (0..8).map(|_| Point(rand::random())).collect(),
+                        ..LayoutMember::new(node.id(), node.id().to_string(), addr, node.id().to_string())
                     }),
                 }
             }
             layout.members.sort_by_key(|member| member.id);
+        });
+    }
+
+    /// Publishes the layout that follows the present one.
+    pub fn change(&self, step: impl FnOnce(&Layout) -> Layout) {
+        self.layout.send_modify(|layout| *layout = step(layout));
+    }
+
+    /// One daemon more, as a member of the next layout.
+    pub async fn grow(&mut self) {
+        self.dirs.push(tempfile::tempdir().unwrap());
+        let node = self.boot(self.nodes.len()).await;
+        let (id, addr) = (node.id(), node.local_addr());
+        self.nodes.push(Some(node));
+        self.change(|layout| {
+            let newcomer = LayoutMember {
+                id,
+                addr,
+                points: (0..8).map(|_| Point(rand::random())).collect(),
+                ..layout.members[0].clone()
+            };
+            let newcomer = LayoutMember { name: id.to_string(), zone: id.to_string(), ..newcomer };
+            layout.with_members([layout.members.clone(), vec![newcomer]].concat()).unwrap()
         });
     }
 
@@ -125,16 +144,25 @@ impl Cluster {
         self.ask_as(&self.metad, index, request).await.unwrap().0
     }
 
-    /// Puts through the chain of the block's owners.
+    /// Puts through the chain of the block's owners, and waits for all of them.
     pub async fn put(&self, block: &Bytes) -> (Vec<BlockdId>, Vec<(BlockdId, String)>, Option<Layout>) {
+        self.put_to_some(block, 3).await
+    }
+
+    /// Puts through the chain of the block's owners, and waits for so many of them.
+    pub async fn put_to_some(
+        &self,
+        block: &Bytes,
+        needed: u8,
+    ) -> (Vec<BlockdId>, Vec<(BlockdId, String)>, Option<Layout>) {
         let layout = self.layout();
         let hash = BlockHash::of(block);
         let owners = layout.owners(&hash);
         let chain = owners[1..].iter().map(|owner| owner.id).collect();
-        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain };
+        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed };
         let peer = self.client.peer(owners[0].addr, Role::Blockd);
         match peer.request::<_, BlockReply>(&request, std::slice::from_ref(block), LIMIT).await.unwrap().0 {
-            BlockReply::Stored { synced, failed, layout } => (synced, failed, layout),
+            BlockReply::Stored { synced, failed, layout, .. } => (synced, failed, layout),
             other => panic!("{other:?}"),
         }
     }

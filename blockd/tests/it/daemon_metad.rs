@@ -26,15 +26,20 @@ struct Metad {
 impl Metad {
     fn heartbeat(&self, beat: BlockdHeartbeat) -> MetaReply {
         let member = LayoutMember {
-            id: beat.id,
-            name: beat.name.clone(),
-            addr: beat.addr,
-            zone: beat.zone.clone(),
             weight: beat.weight,
             points: vec![Point(1)],
+            ..LayoutMember::new(beat.id, &beat.name, beat.addr, &beat.zone)
         };
         let epoch = LayoutEpoch(*self.epoch.lock().unwrap());
-        let layout = Layout { epoch, replicas: 1, min_sync: 1, members: vec![member], previous: Vec::new() };
+        let layout = Layout {
+            epoch,
+            placement: epoch,
+            replicas: 1,
+            min_sync: 1,
+            members: vec![member],
+            down_after_ms: 60_000,
+            older: Vec::new(),
+        };
         let known = beat.epoch;
         self.heard.lock().unwrap().push(beat);
         MetaReply::BlockdAlive { layout: (known < epoch).then_some(layout) }
@@ -90,7 +95,7 @@ async fn it_finds_the_leader_learns_layouts_and_drops_what_nothing_refers_to() {
     let peer = client.peer(node.local_addr(), Role::Blockd);
     let blocks = [random_block(10), random_block(20)];
     for block in &blocks {
-        let put = BlockRequest::Put { hash: BlockHash::of(block), epoch: LayoutEpoch(2), chain: Vec::new() };
+        let put = BlockRequest::Put { hash: BlockHash::of(block), epoch: LayoutEpoch(2), chain: Vec::new(), needed: 1 };
         let (reply, _) = peer.request(&put, std::slice::from_ref(block), LIMIT).await.unwrap();
         assert!(matches!(reply, BlockReply::Stored { .. }));
     }

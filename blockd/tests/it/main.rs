@@ -5,5 +5,6 @@ mod daemon_cluster;
 mod daemon_metad;
 mod daemon_process;
 mod daemon_throughput;
+mod healing;
 mod hostile;
 mod ring;

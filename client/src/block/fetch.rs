@@ -266,7 +266,8 @@ impl Inner {
         let mut asked = FuturesUnordered::new();
         let mut nobody = Nobody { all_answered: !places.is_empty(), reason: "no block daemon is known".to_owned() };
         loop {
-            match waiting.next() {
+            let holder = waiting.next();
+            match holder {
                 Some(holder) => asked.push(self.ask(hash, part, *holder)),
                 None if asked.is_empty() => return Err(nobody),
                 None => {}
@@ -278,7 +279,9 @@ impl Inner {
                     nobody.all_answered &= answered;
                     nobody.reason = reason;
                 }
-                Ok(None) | Err(_) => {}
+                // The next block need not wait for the same daemon again, should another one have this one by then.
+                Err(_) => holder.into_iter().for_each(|(id, _)| self.layouts.suspect(*id)),
+                Ok(None) => {}
             }
         }
     }

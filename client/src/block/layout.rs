@@ -1,20 +1,31 @@
 //! The layout as this client knows it, and which daemons it has trouble with.
 
+use crate::network::Blockd;
 use parking_lot::RwLock;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use wire::ids::{BlockHash, BlockdId};
-use wire::layout::Layout;
+use wire::layout::{Layout, LayoutMember};
+use wire::message::block::BlockRequest;
 use wire::suspects::Suspects;
 
-/// A daemon that failed is asked last for this long.
-const SUSPECT_FOR: Duration = Duration::from_secs(5);
+/// A daemon that failed is asked last for this long at least, and then until it answers a question of no consequence: whoever
+/// asked it for content to find that out would wait.
+const SUSPECT_FOR: Duration = Duration::from_secs(4);
+/// It answers such a question within this time.
+const PROBE_LIMIT: Duration = Duration::from_secs(1);
+/// A daemon without room is asked for none for this long.
+const FULL_FOR: Duration = Duration::from_secs(5);
 
 /// The newest layout heard of.
 pub struct Layouts {
     newest: RwLock<Arc<Layout>>,
-    suspects: Suspects<BlockdId>,
+    /// When each failed last.
+    suspects: RwLock<HashMap<BlockdId, Instant>>,
+    full: Suspects<BlockdId>,
 }
 
 /// A daemon to be asked.
@@ -24,7 +35,8 @@ impl Layouts {
     /// Starts with a layout.
     #[must_use]
     pub fn new(layout: Layout) -> Self {
-        Self { newest: RwLock::new(Arc::new(layout)), suspects: Suspects::new(SUSPECT_FOR) }
+        let newest = RwLock::new(Arc::new(layout));
+        Self { newest, suspects: RwLock::default(), full: Suspects::new(FULL_FOR) }
     }
 
     /// The newest one.
@@ -41,34 +53,156 @@ impl Layouts {
         }
     }
 
-    /// Asked last for a while.
+    /// Asked last from now on.
     pub fn suspect(&self, id: BlockdId) {
-        self.suspects.add(id);
+        self.suspects.write().insert(id, Instant::now());
     }
 
     /// Answers again.
     pub fn trust(&self, id: BlockdId) {
-        self.suspects.clear(&id);
+        // Mostly nobody is suspected: readers do not wait for each other.
+        if self.is_suspect(&id) {
+            self.suspects.write().remove(&id);
+        }
+    }
+
+    fn is_suspect(&self, id: &BlockdId) -> bool {
+        self.suspects.read().contains_key(id)
+    }
+
+    /// Asks those that were suspect for long enough whether they answer again. Cancel-safe.
+    pub async fn probe(&self, blockds: &dyn Blockd) {
+        self.probe_after(SUSPECT_FOR, blockds).await;
+    }
+
+    async fn probe_after(&self, suspect_for: Duration, blockds: &dyn Blockd) {
+        let layout = self.newest();
+        // Bounded by the layout.
+        self.suspects.write().retain(|id, _| layout.member(id).is_some());
+        let due: Vec<Holder> = {
+            let suspects = self.suspects.read();
+            let is_due = |id: &BlockdId| suspects.get(id).is_some_and(|at| at.elapsed() >= suspect_for);
+            layout.members.iter().filter(|member| is_due(&member.id)).map(|member| (member.id, member.addr)).collect()
+        };
+        let asked = due.into_iter().map(async |(id, addr)| {
+            if blockds.ask(addr, &BlockRequest::Status, &[], PROBE_LIMIT).await.is_ok() {
+                self.trust(id);
+            }
+        });
+        futures::future::join_all(asked).await;
     }
 
     /// Where a block belongs, those that answer first.
     #[must_use]
     pub fn owners(&self, layout: &Layout, hash: &BlockHash) -> Vec<Holder> {
-        let mut owners: Vec<Holder> = layout.owners(hash).iter().map(|owner| (owner.id, owner.addr)).collect();
-        owners.sort_by_key(|(id, _)| self.suspects.contains(id));
-        owners
+        self.those_that_answer_first(layout.owners(hash))
     }
 
-    /// Where a block may be found: where it belongs, then where it belonged before (I11), then anywhere.
+    fn those_that_answer_first(&self, members: Vec<&LayoutMember>) -> Vec<Holder> {
+        let mut holders: Vec<Holder> = members.into_iter().map(|member| (member.id, member.addr)).collect();
+        holders.sort_by_key(|(id, _)| self.is_suspect(id));
+        holders
+    }
+
+    /// Has no room, for a while.
+    pub fn full(&self, id: BlockdId) {
+        self.full.add(id);
+    }
+
+    /// Where a block is to be stored: where it belongs, and for each owner without room on the next daemon that has some.
+    /// Those that answer come first. Shorter than `replicas` when the others have no room either.
+    #[must_use]
+    pub fn targets(&self, layout: &Layout, hash: &BlockHash) -> Vec<Holder> {
+        let mut targets = self.owners(layout, hash);
+        let wanted = targets.len();
+        targets.retain(|(id, _)| !self.full.contains(id));
+        if targets.len() < wanted {
+            for member in layout.clockwise(hash).into_iter().filter(|member| member.is_owner()) {
+                let is_new = targets.iter().all(|(id, _)| *id != member.id);
+                if targets.len() < wanted && is_new && !self.full.contains(&member.id) {
+                    targets.push((member.id, member.addr));
+                }
+            }
+            targets.sort_by_key(|(id, _)| self.is_suspect(id));
+        }
+        targets
+    }
+
+    /// Where a block may be found: where it belongs, then where it belonged before (I11), then anywhere, those first that
+    /// stand in for owners without room, and last those that are out.
     #[must_use]
     pub fn places(&self, layout: &Layout, hash: &BlockHash) -> Vec<Holder> {
-        let mut places = self.owners(layout, hash);
-        let before = layout.previous_owners(hash);
-        for member in before.into_iter().chain(&layout.members) {
-            if !places.iter().any(|(id, _)| *id == member.id) {
-                places.push((member.id, member.addr));
-            }
-        }
+        let (owners, others) = layout.owners_and_others(hash);
+        let (out, here): (Vec<_>, Vec<_>) = others.into_iter().partition(|member| member.out);
+        let mut places = self.those_that_answer_first(owners);
+        places.extend(here.into_iter().chain(out).map(|member| (member.id, member.addr)));
         places
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+    use wire::message::block::BlockReply;
+
+    fn member(id: u8) -> LayoutMember {
+        LayoutMember { draining: id == 5, out: id == 6, ..crate::testing::blockd(id) }
+    }
+
+    fn ids(holders: &[Holder]) -> Vec<u8> {
+        holders.iter().map(|(id, _)| id.0[0]).collect()
+    }
+
+    /// Answers from one address only.
+    struct Answers(SocketAddr);
+
+    impl Blockd for Answers {
+        fn ask<'a>(
+            &'a self,
+            blockd: SocketAddr,
+            _: &'a BlockRequest,
+            _: &'a [Bytes],
+            _: Duration,
+        ) -> BoxFuture<'a, Result<(BlockReply, Bytes), wire::Error>> {
+            async move {
+                if blockd == self.0 {
+                    return Ok((BlockReply::Failed(String::new()), Bytes::new()));
+                }
+                Err(wire::Error::Closed)
+            }
+            .boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_suspect_is_asked_last_until_it_answers_again() {
+        let members = (1..=3).map(member).collect();
+        let layouts = Layouts::new(Layout { replicas: 3, min_sync: 2, members, ..Layout::default() });
+        let (layout, hash) = (layouts.newest(), BlockHash([0; 32]));
+        layouts.suspect(BlockdId([1; 16]));
+        layouts.suspect(BlockdId([2; 16]));
+        let blockds = Answers(member(1).addr);
+        layouts.probe(&blockds).await;
+        assert_eq!(ids(&layouts.targets(&layout, &hash)), [3, 1, 2], "it has failed a moment ago");
+        layouts.probe_after(Duration::ZERO, &blockds).await;
+        assert_eq!(ids(&layouts.targets(&layout, &hash)), [1, 3, 2]);
+        assert_eq!(ids(&layouts.places(&layout, &hash)), [1, 3, 2], "it does not answer yet");
+    }
+
+    #[test]
+    fn the_next_daemon_stands_in_for_one_without_room() {
+        let members = (1..=6).map(member).collect();
+        let layouts = Layouts::new(Layout { replicas: 3, min_sync: 2, members, ..Layout::default() });
+        let (layout, hash) = (layouts.newest(), BlockHash([0; 32]));
+        assert_eq!(ids(&layouts.targets(&layout, &hash)), [1, 2, 3]);
+        layouts.full(BlockdId([2; 16]));
+        assert_eq!(ids(&layouts.targets(&layout, &hash)), [1, 3, 4], "blockd-5 is draining, blockd-6 is out");
+        layouts.full(BlockdId([1; 16]));
+        layouts.full(BlockdId([4; 16]));
+        assert_eq!(ids(&layouts.targets(&layout, &hash)), [3], "nobody else has room");
+        assert_eq!(ids(&layouts.places(&layout, &hash)), [1, 2, 3, 4, 5, 6], "it may be anywhere");
     }
 }

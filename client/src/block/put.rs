@@ -3,8 +3,11 @@
 use super::layout::{Holder, Layouts};
 use crate::network::Blockd;
 use bytes::Bytes;
+use futures::future::select;
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -16,6 +19,14 @@ use wire::retry::Backoff;
 
 /// One block through the whole chain, with syncs, on a slow disk.
 const ATTEMPT: Duration = Duration::from_secs(20);
+/// When the first of the chain has not answered after this long for each copy, the others are asked to store the block
+/// without it; or after a few times as long as it has taken lately, for on a slow network all blocks take long.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// And so much longer for each MiB of the block: many are on their way at once, and what is sent twice makes a slow network
+/// slower.
+const PATIENCE_FOR_MIB: Duration = Duration::from_millis(500);
+/// How many times as long.
+const PATIENCE_FACTOR: u64 = 4;
 /// Blocks on their way at once.
 const IN_FLIGHT: usize = 8;
 /// Between warnings while too few daemons answer.
@@ -29,11 +40,34 @@ pub struct Putter {
     layouts: Arc<Layouts>,
     in_flight: Semaphore,
     soft_timeout: Option<Duration>,
+    usual: Usual,
+}
+
+/// How long it takes lately to store a block, in microseconds.
+#[derive(Default)]
+struct Usual(AtomicU64);
+
+impl Usual {
+    fn took(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(ATTEMPT.as_micros() as u64);
+        // Updates that are lost to others' do no harm.
+        let before = self.0.load(Ordering::Relaxed);
+        self.0.store(before - before / 4 + micros / 4, Ordering::Relaxed);
+    }
+
+    /// How long a daemon that is to see to so many copies of a block of `bytes` is waited for.
+    fn patience(&self, copies: u8, bytes: usize) -> Duration {
+        let usual = Duration::from_micros(self.0.load(Ordering::Relaxed) * PATIENCE_FACTOR);
+        let for_bytes = PATIENCE_FOR_MIB.mul_f64(bytes as f64 / f64::from(1 << 20));
+        usual.max(PATIENCE * u32::from(copies.max(1)) + for_bytes).min(ATTEMPT)
+    }
 }
 
 /// How an attempt ended when too few have it.
 enum Missed {
     NoSpace,
+    /// Blocks have other owners by now.
+    OldLayout,
     TooFew(String),
 }
 
@@ -41,7 +75,8 @@ impl Putter {
     /// Stores with these daemons.
     #[must_use]
     pub fn new(blockds: Arc<dyn Blockd>, layouts: Arc<Layouts>, soft_timeout: Option<Duration>) -> Self {
-        Self { blockds, layouts, in_flight: Semaphore::new(IN_FLIGHT), soft_timeout }
+        let in_flight = Semaphore::new(IN_FLIGHT);
+        Self { blockds, layouts, in_flight, soft_timeout, usual: Usual::default() }
     }
 
     /// Stores a block. On return it is on stable storage on at least `min_sync` daemons. Cancel-safe: a block that nobody
@@ -56,9 +91,10 @@ impl Putter {
         let mut backoff = Backoff::default();
         loop {
             let layout = self.layouts.newest();
-            let owners = self.layouts.owners(&layout, &hash);
-            match self.attempt(&layout, &owners, hash, &block).await {
+            let targets = self.layouts.targets(&layout, &hash);
+            match self.attempt_or_hedge(&layout, &targets, hash, &block).await {
                 Ok(()) => return Ok(()),
+                Err(Missed::OldLayout) => continue,
                 Err(Missed::NoSpace) if started.elapsed() > FULL_PATIENCE => return Err(FsError::NoSpace),
                 Err(Missed::NoSpace) => {}
                 Err(Missed::TooFew(reason)) => {
@@ -75,32 +111,60 @@ impl Putter {
         }
     }
 
-    async fn attempt(&self, layout: &Layout, owners: &[Holder], hash: BlockHash, block: &Bytes) -> Result<(), Missed> {
+    /// Asks the first of the targets, and when it keeps the block waiting, the next one as well, with the first at the end.
+    async fn attempt_or_hedge(
+        &self,
+        layout: &Layout,
+        targets: &[Holder],
+        hash: BlockHash,
+        block: &Bytes,
+    ) -> Result<(), Missed> {
+        let mut first = pin!(self.attempt(layout, targets, hash, block));
+        if let Ok(outcome) = tokio::time::timeout(self.usual.patience(layout.min_sync, block.len()), &mut first).await {
+            return outcome;
+        }
+        let Some((slow, others)) = targets.split_first().filter(|_| targets.len() > 1) else { return first.await };
+        self.layouts.suspect(slow.0);
+        let others: Vec<Holder> = others.iter().chain([slow]).copied().collect();
+        let second = pin!(self.attempt(layout, &others, hash, block));
+        // The first that stores it, or learns of other owners, decides; with neither, how the last one ended.
+        let (outcome, other) = select(first, second).await.factor_first();
+        if matches!(outcome, Ok(()) | Err(Missed::OldLayout)) { outcome } else { other.await }
+    }
+
+    async fn attempt(&self, layout: &Layout, targets: &[Holder], hash: BlockHash, block: &Bytes) -> Result<(), Missed> {
         // I9: fewer daemons than must sync it are too few, however well they do.
         let needed = usize::from(layout.min_sync.max(1));
-        let Some(((first, addr), chain)) = owners.split_first().filter(|_| owners.len() >= needed) else {
-            return Err(Missed::TooFew(format!("{} block daemons are known, {needed} are needed", owners.len())));
+        let Some(((first, addr), chain)) = targets.split_first().filter(|_| targets.len() >= needed) else {
+            if layout.owners(&hash).len() >= needed {
+                return Err(Missed::NoSpace);
+            }
+            return Err(Missed::TooFew(format!("{} block daemons are known, {needed} are needed", targets.len())));
         };
         let chain = chain.iter().map(|(id, _)| *id).collect();
-        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain };
+        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: layout.min_sync };
+        let started = Instant::now();
         match self.blockds.ask(*addr, &request, std::slice::from_ref(block), ATTEMPT).await {
-            Ok((BlockReply::Stored { synced, failed, layout }, _)) => {
+            Ok((BlockReply::Stored { synced, failed, full, layout }, _)) => {
                 self.layouts.trust(*first);
-                for (id, _) in &failed {
-                    self.layouts.suspect(*id);
-                }
+                failed.iter().for_each(|(id, _)| self.layouts.suspect(*id));
+                full.iter().for_each(|id| self.layouts.full(*id));
                 if let Some(layout) = layout {
                     self.layouts.learn(layout);
                 }
                 // I9: one daemon that stands twice in the chain is one copy, and one that was not asked is none.
-                let is_asked = |id: &&BlockdId| owners.iter().any(|(owner, _)| owner == *id);
+                let is_asked = |id: &&BlockdId| targets.iter().any(|(target, _)| target == *id);
                 let copies = synced.iter().filter(is_asked).collect::<BTreeSet<_>>().len();
                 if copies >= needed {
+                    self.usual.took(started.elapsed());
                     return Ok(());
                 }
                 Err(Missed::TooFew(format!("{copies} of {needed} stored it; {failed:?}")))
             }
-            Ok((BlockReply::NoSpace, _)) => Err(Missed::NoSpace),
+            Ok((BlockReply::OldLayout(newer), _)) => {
+                self.layouts.learn(newer);
+                Err(Missed::OldLayout)
+            }
             Ok((other, _)) => {
                 self.layouts.suspect(*first);
                 Err(Missed::TooFew(format!("{addr} answered {other:?}")))
@@ -110,5 +174,65 @@ impl Putter {
                 Err(Missed::TooFew(error.to_string()))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::blockd as member;
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+    use std::net::SocketAddr;
+    use std::sync::atomic::AtomicU32;
+
+    /// Two daemons of which the second does not answer at first: whoever asks it, or waits for it, has too few after a while.
+    struct OneAway(AtomicU32);
+
+    impl Blockd for OneAway {
+        fn ask<'a>(
+            &'a self,
+            blockd: SocketAddr,
+            _: &'a BlockRequest,
+            _: &'a [Bytes],
+            _: Duration,
+        ) -> BoxFuture<'a, Result<(BlockReply, Bytes), wire::Error>> {
+            async move {
+                let synced = match self.0.fetch_add(1, Ordering::Relaxed) {
+                    0 | 1 => {
+                        tokio::time::sleep(PATIENCE * 4).await;
+                        if blockd == member(2).addr {
+                            return Err(wire::Error::Closed);
+                        }
+                        vec![BlockdId([1; 16])]
+                    }
+                    _ => vec![BlockdId([1; 16]), BlockdId([2; 16])],
+                };
+                Ok((BlockReply::Stored { synced, failed: Vec::new(), full: Vec::new(), layout: None }, Bytes::new()))
+            }
+            .boxed()
+        }
+    }
+
+    /// Both ways fail, the first one first.
+    #[tokio::test]
+    async fn a_put_that_failed_both_ways_is_tried_again() {
+        let members = vec![member(1), member(2)];
+        let layouts = Arc::new(Layouts::new(Layout { replicas: 2, min_sync: 2, members, ..Layout::default() }));
+        let putter = Putter::new(Arc::new(OneAway(AtomicU32::new(0))), layouts, None);
+        putter.put(BlockHash([0; 32]), Bytes::from_static(b"x")).await.unwrap();
+    }
+
+    #[test]
+    fn patience_grows_with_copies_and_with_what_is_usual() {
+        let usual = Usual::default();
+        assert_eq!((usual.patience(1, 0), usual.patience(2, 0)), (PATIENCE, PATIENCE * 2));
+        assert_eq!(usual.patience(2, 4 << 20), PATIENCE * 2 + PATIENCE_FOR_MIB * 4);
+        (0..20).for_each(|_| usual.took(Duration::from_millis(10)));
+        assert_eq!(usual.patience(2, 0), PATIENCE * 2);
+        (0..20).for_each(|_| usual.took(Duration::from_secs(2)));
+        assert!(usual.patience(2, 0) > Duration::from_secs(7), "{:?}", usual.patience(2, 0));
+        (0..20).for_each(|_| usual.took(Duration::from_secs(3600)));
+        assert!(usual.patience(2, 0) <= ATTEMPT);
     }
 }

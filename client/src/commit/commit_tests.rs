@@ -232,7 +232,7 @@ impl World {
     }
 
     fn plan(&mut self) {
-        let Some(last) = self.file.last_sealed().filter(|_| self.under_way.is_none()) else { return };
+        let Some(last) = self.file.commit_target().1.filter(|_| self.under_way.is_none()) else { return };
         let mut draft = Draft::default();
         while let Some(next) = self.file.sealed_at(draft.pieces(), last).filter(|next| draft.takes(&next.packed)) {
             draft.add(&next.packed, None);

@@ -155,8 +155,9 @@ impl Committer {
                 break;
             }
             let Uploading { mut outcome, since } = uploading;
-            let stored = outcome.wait_for(Option::is_some).await.map_err(|_| FsError::Io)?.clone();
-            let stored = match stored.unwrap_or(Err(FsError::Io)) {
+            // An attempt that ended without an outcome has failed, too.
+            let ended = outcome.wait_for(Option::is_some).await.map_or(None, |stored| stored.clone());
+            let stored = match ended.unwrap_or(Err(FsError::Io)) {
                 // I10: it may have been dropped since, when this machine slept or metad was away for long.
                 Ok(Some(stored)) if is_stale(since) => self.uploader.renew(&stored).await.map(|()| Some(stored)),
                 stored => stored,

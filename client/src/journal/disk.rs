@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Folder of the journal within the mount's directory.
-const FOLDER: &str = "journal";
+pub(crate) const FOLDER: &str = "journal";
 
 /// One flat folder of files on a disk. All calls block.
 pub trait Disk: Debug + Send + Sync {
@@ -92,8 +92,8 @@ impl LocalDisk {
     ///
     /// # Errors
     /// As `mkdir(2)` and `fsync(2)`.
-    pub(crate) fn open(local: Arc<LocalDir>) -> io::Result<Self> {
-        let dir = local.path().join(FOLDER);
+    pub(crate) fn open(local: Arc<LocalDir>, folder: &str) -> io::Result<Self> {
+        let dir = local.path().join(folder);
         DirBuilder::new().recursive(true).mode(0o700).create(&dir)?;
         sync_dir(local.path())?;
         Ok(Self { dir, _local: local })
@@ -145,7 +145,7 @@ impl DiskFile for File {
     }
 }
 
-fn sync_dir(dir: &Path) -> io::Result<()> {
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 

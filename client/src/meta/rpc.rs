@@ -2,9 +2,12 @@
 
 use crate::network::{EventStream, Metad};
 use crate::ordered::{Ordered, Rank};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use wire::message::meta::{MetaReply, MetaRequest};
 use wire::retry::Backoff;
@@ -16,6 +19,12 @@ const ATTEMPT: Duration = Duration::from_secs(10);
 const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 /// Hints that are followed without a pause. During an election metads may name each other.
 const HINTS_IN_A_ROW_MAX: u32 = 4;
+/// Others are asked whether they lead once the leader has been silent for so long: a few of its heartbeats.
+const SILENCE: Duration = Duration::from_millis(400);
+/// And then in growing intervals, between these two: whoever answers late may have to wait for other clients.
+const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// A metad that leads says so within this time.
+const LOOK_LIMIT: Duration = Duration::from_millis(300);
 /// Between warnings while nobody answers.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
@@ -23,6 +32,8 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 pub struct Rpc {
     metads: Arc<dyn Metad>,
     known: Ordered<Known>,
+    /// Wakes those who depend on who leads.
+    moved: Notify,
     soft_timeout: Option<Duration>,
 }
 
@@ -43,7 +54,8 @@ impl Rpc {
     /// Knows these addresses to begin with.
     #[must_use]
     pub fn new(metads: Arc<dyn Metad>, nodes: Vec<SocketAddr>, soft_timeout: Option<Duration>) -> Self {
-        Self { metads, known: Ordered::new(Rank::Leaf, Known { nodes, at: 0 }), soft_timeout }
+        let known = Ordered::new(Rank::Leaf, Known { nodes, at: 0 });
+        Self { metads, known, moved: Notify::new(), soft_timeout }
     }
 
     /// Where the leader is, as far as is known.
@@ -51,6 +63,11 @@ impl Rpc {
     pub fn leader(&self) -> SocketAddr {
         let known = self.known.lock();
         known.nodes[known.at % known.nodes.len()]
+    }
+
+    /// Waits until another metad is taken for the leader.
+    pub async fn moved(&self) {
+        self.moved.notified().await;
     }
 
     /// Asks until the leader answers. Only for requests that may be carried out twice: reads, and numbered batches (I1).
@@ -117,7 +134,13 @@ impl Rpc {
 
     async fn attempt(&self, request: &MetaRequest, limit: Duration) -> Result<Result<MetaReply, Missed>, Error> {
         let asked = self.leader();
-        match self.metads.ask(asked, request, limit).await {
+        let answer = tokio::select! {
+            // In a fixed order, so that what happens can be repeated.
+            biased;
+            answer = self.metads.ask(asked, request, limit) => answer,
+            missed = self.another_leads(asked) => return Ok(Err(missed)),
+        };
+        match answer {
             Ok(MetaReply::NotLeader { leader, nodes }) => {
                 Ok(Err(self.learn(asked, leader.map(|(_, addr)| addr), &nodes)))
             }
@@ -126,10 +149,33 @@ impl Rpc {
                 Err(error)
             }
             Err(error @ (Error::Refused { .. } | Error::Closed)) => Err(error),
+            // It leads, or knows who does: the same request goes to it again.
+            Err(error @ Error::Busy { .. }) => Ok(Err(Missed::Away(error.to_string()))),
             Err(error) => {
                 self.known.lock().at += 1;
                 Ok(Err(Missed::Away(error.to_string())))
             }
+        }
+    }
+
+    /// Returns when another metad says that it leads: the one that was asked has been silent for a while. A connection to a
+    /// machine that is gone ends much later. Other nodes' belief in a third one counts for nothing, it may be an old one.
+    async fn another_leads(&self, asked: SocketAddr) -> Missed {
+        tokio::time::sleep(SILENCE).await;
+        let mut pauses = Backoff::new(LOOK_EVERY.0, LOOK_EVERY.1);
+        loop {
+            let mut others = self.known.lock().nodes.clone();
+            others.retain(|node| *node != asked);
+            let look = async |node| (node, self.metads.ask(node, &MetaRequest::WhoLeads, LOOK_LIMIT).await);
+            let mut looks: FuturesUnordered<_> = others.into_iter().map(look).collect();
+            while let Some((node, answer)) = looks.next().await {
+                if let Ok(MetaReply::NotLeader { leader: Some((_, leader)), nodes }) = answer
+                    && leader == node
+                {
+                    return self.learn(asked, Some(leader), &nodes);
+                }
+            }
+            tokio::time::sleep(pauses.delay()).await;
         }
     }
 
@@ -142,6 +188,7 @@ impl Rpc {
         match leader.and_then(|leader| known.nodes.iter().position(|node| *node == leader)) {
             Some(at) if known.nodes[at] != asked => {
                 known.at = at;
+                self.moved.notify_waiters();
                 Missed::Hint
             }
             _ => {
@@ -206,6 +253,35 @@ mod tests {
             let reply = MetaReply::NotLeader { leader: Some(nodes[self.other]), nodes };
             request.respond(&reply, &[]).await;
         }
+    }
+
+    /// A metad that has too much to do at first.
+    struct Busy(AtomicU32);
+
+    impl Service for Busy {
+        fn authorize(&self, _peer: &PeerIdentity) -> Result<(), Error> {
+            Ok(())
+        }
+
+        async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, request: Incoming) {
+            if self.0.fetch_add(1, Ordering::Relaxed) < 3 {
+                return request.refuse_busy("this is a test").await;
+            }
+            request.respond(&MetaReply::Done, &[]).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_busy_metad_refuses_is_asked_again() {
+        let ca = ClusterCa::create("t").unwrap();
+        let any = "127.0.0.1:0".parse().unwrap();
+        let endpoint = |role| Endpoint::bind(any, &ca.issue(&Subject::new(role, "x")).unwrap()).unwrap();
+        let (metad, service) = (endpoint(Role::Metad), Arc::new(Busy(AtomicU32::new(0))));
+        let _serving = metad.serve(service.clone(), &Handle::current());
+        let rpc = Rpc::new(Arc::new(endpoint(Role::Client)), vec![metad.local_addr()], None);
+        let reply = rpc.ask(&MetaRequest::WhoLeads).await.unwrap();
+        assert!(matches!(reply, MetaReply::Done));
+        assert_eq!(service.0.load(Ordering::Relaxed), 4);
     }
 
     #[tokio::test(flavor = "multi_thread")]

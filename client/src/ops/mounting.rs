@@ -3,7 +3,8 @@
 use crate::block::disk::DiskCache;
 use crate::block::layout::Layouts;
 use crate::journal::Journal;
-use crate::journal::disk::{Disk, LocalDisk};
+use crate::journal::disk::{Disk, FOLDER, LocalDisk};
+use crate::journal::kept;
 use crate::journal::writer::{self, Which, Writer};
 use crate::kernel::Notice;
 use crate::known::Known;
@@ -14,6 +15,7 @@ use crate::network::Network;
 use crate::work::Work;
 use crate::{CLOSE_LIMIT, Client, ClientConfig, Error, LocalDir, compose};
 use futures::future::BoxFuture;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,10 +46,64 @@ impl Client {
         config.check()?;
         // First of all: a directory that is in use is reported before a session is opened.
         let local = LocalDir::of(&config).await?;
-        let journal = match local.clone().filter(|_| config.journal) {
-            Some(local) => journal_in(local).await?,
-            None => None,
+        let Some(with_journal) = local.clone().filter(|_| config.journal) else {
+            return Self::join_with(config, local, None).await;
         };
+        Self::send_kept(&config, &with_journal).await;
+        let journal = journal_in(with_journal.clone(), FOLDER).await?;
+        match Self::join_with(config.clone(), local.clone(), journal).await {
+            Err(Error::ReplayFull { .. }) => {
+                let kept = with_journal.clone();
+                let kept = on_disk(&with_journal, move || kept::keep(&kept)).await?;
+                tracing::error!(
+                    kept = %kept.display(),
+                    "the cluster is full: what the last mount could not store is kept aside, and each mount tries again; \
+                     remove files to make room, then mount again"
+                );
+                let journal = journal_in(with_journal, FOLDER).await?;
+                Self::join_with(config, local, journal).await
+            }
+            joined => joined,
+        }
+    }
+
+    /// Tries to send the journals that are kept aside. What cannot be sent stays.
+    async fn send_kept(config: &ClientConfig, local: &Arc<LocalDir>) {
+        let looked = local.clone();
+        let folders = match on_disk(local, move || kept::list(&looked)).await {
+            Ok(folders) => folders,
+            Err(error) => return tracing::warn!(%error, "what is kept aside is not looked for"),
+        };
+        for folder in folders {
+            let path = kept::path_of(local, &folder);
+            if let Err(error) = Self::send_one_kept(config.clone(), local.clone(), &folder).await {
+                // What comes behind it was done later.
+                return tracing::error!(
+                    kept = %path.display(), %error, "what an earlier mount could not store is still kept aside"
+                );
+            }
+            tracing::warn!(kept = %path.display(), "what an earlier mount could not store is in the cluster now");
+        }
+    }
+
+    async fn send_one_kept(config: ClientConfig, local: Arc<LocalDir>, folder: &str) -> Result<(), Error> {
+        let Some(journal) = journal_in(local.clone(), folder).await? else {
+            return Err(Error::Local { path: kept::path_of(&local, folder), source: ErrorKind::Other.into() });
+        };
+        let client = Self::join_with(config, None, Some(journal)).await?;
+        if let Err(error) = client.shutdown().await {
+            return Err(Error::Replay { dir: kept::path_of(&local, folder), reason: error.to_string() });
+        }
+        let (sent, folder) = (local.clone(), folder.to_owned());
+        on_disk(&local, move || kept::remove(&sent, &folder)).await
+    }
+
+    /// Joins with this journal, and a cache of blocks in this directory.
+    async fn join_with(
+        config: ClientConfig,
+        local: Option<Arc<LocalDir>>,
+        journal: Option<Arc<Journal>>,
+    ) -> Result<Arc<Self>, Error> {
         let cache = local.filter(|_| config.disk_cache_bytes > 0).and_then(|local| {
             let started = DiskCache::start(local, config.disk_cache_bytes);
             started.inspect_err(|error| tracing::warn!(%error, "mounting without a cache of blocks on disk")).ok()
@@ -228,16 +284,14 @@ impl Client {
     }
 }
 
-/// The journal in this directory; `None`, with a warning, where the disk refuses to keep one.
-async fn journal_in(local: Arc<LocalDir>) -> Result<Option<Arc<Journal>>, Error> {
-    let path = local.path().to_owned();
-    let ended = |error| Error::Local { path, source: std::io::Error::other(error) };
-    let open = move || {
-        let dir = local.path().to_owned();
-        let disk = LocalDisk::open(local).map_err(|source| Error::Local { path: dir, source })?;
-        Journal::open(Arc::new(disk))
-    };
-    match tokio::task::spawn_blocking(open).await.map_err(ended)? {
+/// The journal in this folder of the directory; `None`, with a warning, where the disk refuses to keep one.
+async fn journal_in(local: Arc<LocalDir>, folder: &str) -> Result<Option<Arc<Journal>>, Error> {
+    let (opened, folder) = (local.clone(), folder.to_owned());
+    let opening = on_disk(&local, move || {
+        let disk = Arc::new(LocalDisk::open(opened, &folder)?);
+        Ok(Journal::open(disk))
+    });
+    match opening.await.flatten() {
         Ok(journal) => Ok(Some(Arc::new(journal))),
         Err(error @ Error::Local { .. }) => {
             tracing::warn!(%error, "mounting without a journal");
@@ -245,6 +299,15 @@ async fn journal_in(local: Arc<LocalDir>) -> Result<Option<Arc<Journal>>, Error>
         }
         Err(error) => Err(error),
     }
+}
+
+/// Does something with the directory where blocking is allowed.
+async fn on_disk<T: Send + 'static>(
+    local: &LocalDir,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten();
+    done.map_err(|source| Error::Local { path: local.path().to_owned(), source })
 }
 
 fn connect_error(config: &ClientConfig, error: wire::Error) -> Error {

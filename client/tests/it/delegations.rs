@@ -62,8 +62,9 @@ async fn unpack(client: &Client, dir: Ino, name: &str, written: &[u8]) -> Ino {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tree_that_one_client_unpacks_costs_it_few_requests_and_others_see_all_of_it() {
     let cluster = Cluster::start().await;
-    let (one, dir) = at_home(quiet(&cluster), "home").await;
+    // First: while another one arrives, for about a second, nobody works alone.
     let two = Client::connect(quiet(&cluster)).await.unwrap();
+    let (one, dir) = at_home(quiet(&cluster), "home").await;
     let before = one.requests();
     for number in 0..FILES {
         unpack(&one, dir, &format!("file-{number}"), &pattern(number, 9000)).await;

@@ -1,6 +1,7 @@
 //! Deleting blocks that nothing refers to (I10), and taking removed files apart.
 
 use crate::Shared;
+use crate::fs::keys::Key;
 use crate::fs::{Command, blockref, orphan, settings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -22,27 +23,29 @@ const REAP_PAUSE: Duration = Duration::from_millis(5);
 
 /// Deletes unreferenced blocks until cancelled, while this node leads.
 pub async fn run(shared: Arc<Shared>) {
+    let mut after = None;
     loop {
-        let dropped = if shared.consensus.leads() { round(&shared).await } else { 0 };
-        if dropped < ROUND_BLOCKS {
+        let looked_at = if shared.consensus.leads() { round(&shared, &mut after).await } else { 0 };
+        if looked_at < ROUND_BLOCKS {
             tokio::time::sleep(PAUSE).await;
         }
     }
 }
 
-/// One round; returns how many blocks are gone.
-async fn round(shared: &Shared) -> usize {
+/// One round, of the blocks behind those of the one before: those that daemons keep do not stand in the way of the others.
+/// Returns of how many blocks it is known what became of them.
+async fn round(shared: &Shared, after: &mut Option<Key>) -> usize {
     let grace_ms = u64::try_from(shared.config.gc_grace.as_millis()).unwrap_or(u64::MAX);
     let before = Timestamp::now().as_millis().saturating_sub(grace_ms);
     let state = shared.consensus.state();
-    let blocks = blockref::unreferenced_before(&**state, before, ROUND_BLOCKS);
+    let blocks = blockref::next_unreferenced(&**state, after, before, ROUND_BLOCKS);
     if blocks.is_empty() {
         return 0;
     }
     let layout = settings::layout(&**state);
     let mut by_daemon: BTreeMap<SocketAddr, Vec<BlockHash>> = BTreeMap::new();
     for hash in &blocks {
-        let owners = layout.owners(hash).into_iter().chain(layout.previous_owners(hash));
+        let owners = layout.owners(hash).into_iter().chain(layout.older_owners(hash));
         for addr in owners.map(|owner| owner.addr).collect::<BTreeSet<_>>() {
             by_daemon.entry(addr).or_default().push(*hash);
         }
@@ -61,8 +64,11 @@ async fn round(shared: &Shared) -> usize {
             Err(error) => tracing::debug!(%addr, %error, "blocks will be dropped when the daemon is back"),
         }
     }
+    let count = blocks.len();
     let gone: Vec<BlockHash> = blocks.into_iter().filter(|hash| !kept.contains(hash)).collect();
-    let count = gone.len();
+    if gone.is_empty() {
+        return count;
+    }
     match shared.propose(Command::BlocksDropped(gone)).await {
         Ok(_) => count,
         Err(error) => {

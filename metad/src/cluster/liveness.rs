@@ -5,21 +5,35 @@ use std::collections::HashMap;
 use std::time::Duration;
 use tokio::time::Instant;
 use wire::ids::{BlockdId, SessionId};
-use wire::layout::Layout;
+use wire::layout::{Layout, LayoutMember};
+use wire::message::admin::{BlockdHealth, BlockdState};
+use wire::message::block::RepairReport;
 use wire::message::meta::BlockdHeartbeat;
 use wire::op::StatFs;
+
+/// A daemon that missed this many heartbeats may have died: one is lost now and then.
+const SUSPECT_HEARTBEATS: u32 = 2;
+/// A daemon that is silent for this long is down, whatever its heartbeats' interval is.
+const DOWN: Duration = Duration::from_secs(10);
 
 /// What was last heard of whom.
 #[derive(Default)]
 pub struct Liveness {
-    blockds: Mutex<HashMap<BlockdId, (Instant, BlockdHeartbeat)>>,
+    blockds: Mutex<Blockds>,
     sessions: Mutex<HashMap<SessionId, Instant>>,
+}
+
+#[derive(Default)]
+struct Blockds {
+    heard: HashMap<BlockdId, (Instant, BlockdHeartbeat)>,
+    /// Since when this node leads and waits for those that it has not heard of.
+    missed_since: HashMap<BlockdId, Instant>,
 }
 
 impl Liveness {
     /// A block daemon has reported.
     pub fn heard_blockd(&self, heartbeat: BlockdHeartbeat) {
-        self.blockds.lock().insert(heartbeat.id, (Instant::now(), heartbeat));
+        self.blockds.lock().heard.insert(heartbeat.id, (Instant::now(), heartbeat));
     }
 
     /// A session has shown that it lives.
@@ -40,28 +54,112 @@ impl Liveness {
         self.sessions.lock().clear();
     }
 
-    /// Per member of the layout: milliseconds since its last heartbeat, free bytes, capacity.
-    pub fn blockds(&self, layout: &Layout) -> Vec<(Option<u64>, u64, u64)> {
-        let heard = self.blockds.lock();
-        let state = |id: &BlockdId| match heard.get(id) {
-            Some((at, heartbeat)) => {
-                let ms = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
-                (Some(ms), heartbeat.free_bytes, heartbeat.capacity_bytes)
-            }
-            None => (None, 0, 0),
+    /// The members that are not out and were silent for longer than the layout allows, the longest silent one first. One
+    /// that was never heard of here is waited for from the first call on.
+    pub fn silent_blockds(&self, layout: &Layout) -> Vec<BlockdId> {
+        let limit = Duration::from_millis(layout.down_after_ms);
+        let mut blockds = self.blockds.lock();
+        let Blockds { heard, missed_since } = &mut *blockds;
+        heard.retain(|id, _| layout.member(id).is_some());
+        missed_since.retain(|id, _| layout.member(id).is_some() && !heard.contains_key(id));
+        let now = Instant::now();
+        let mut last = |id: &BlockdId| match heard.get(id) {
+            Some((at, _)) => *at,
+            None => *missed_since.entry(*id).or_insert(now),
         };
-        layout.members.iter().map(|member| state(&member.id)).collect()
+        let waited = layout
+            .members
+            .iter()
+            .filter(|member| !member.out && !member.drained)
+            .map(|member| (last(&member.id), member.id));
+        let mut silent: Vec<_> = waited.filter(|(last, _)| now.duration_since(*last) > limit).collect();
+        silent.sort_unstable();
+        silent.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Capacity as files see it: what the daemons have, divided by the copies made of each block.
+    /// As [`Liveness::forget_sessions`].
+    pub fn forget_blockds(&self) {
+        *self.blockds.lock() = Blockds::default();
+    }
+
+    /// Whether each owner holds all that it owes under the present owners.
+    pub fn all_done(&self, layout: &Layout) -> bool {
+        let blockds = self.blockds.lock();
+        let is_done = |member: &LayoutMember| {
+            blockds.heard.get(&member.id).is_some_and(|(_, beat)| beat.repair.done >= layout.placement)
+        };
+        layout.owning().all(is_done)
+    }
+
+    /// Those that have reported that they were emptied, and of which the layout does not say so yet.
+    pub fn emptied(&self, layout: &Layout) -> Vec<BlockdId> {
+        let states = self.blockds(layout);
+        let members = layout.members.iter().zip(states);
+        let is_news =
+            |(member, state): &(&LayoutMember, BlockdState)| !member.drained && state.health == BlockdHealth::Drained;
+        members.filter(is_news).map(|(member, _)| member.id).collect()
+    }
+
+    /// State of each member of the layout.
+    pub fn blockds(&self, layout: &Layout) -> Vec<BlockdState> {
+        let blockds = self.blockds.lock();
+        let state = |member: &LayoutMember| match blockds.heard.get(&member.id) {
+            Some((at, heartbeat)) => {
+                let silent = at.elapsed();
+                BlockdState {
+                    health: health(layout, member, silent, heartbeat),
+                    heard_ms: Some(u64::try_from(silent.as_millis()).unwrap_or(u64::MAX)),
+                    free_bytes: heartbeat.free_bytes,
+                    capacity_bytes: heartbeat.capacity_bytes,
+                    repair: heartbeat.repair,
+                }
+            }
+            None => BlockdState {
+                health: match (member.drained, member.out) {
+                    (true, _) => BlockdHealth::Drained,
+                    (false, true) => BlockdHealth::Out,
+                    (false, false) => BlockdHealth::Suspect,
+                },
+                heard_ms: None,
+                free_bytes: 0,
+                capacity_bytes: 0,
+                repair: RepairReport::default(),
+            },
+        };
+        layout.members.iter().map(state).collect()
+    }
+
+    /// Capacity as files see it: what the owners have, divided by the copies made of each block.
     pub fn statfs(&self, layout: &Layout, inodes: u64) -> StatFs {
-        let copies = u64::from(layout.replicas.max(1)).min(layout.members.len().max(1) as u64);
+        let copies = u64::from(layout.replicas.max(1)).min(layout.owning().count().max(1) as u64);
         let blockds = self.blockds(layout);
+        let owning = || layout.members.iter().zip(&blockds).filter(|(member, _)| member.is_owner());
         StatFs {
-            total_bytes: blockds.iter().map(|(_, _, capacity)| capacity).sum::<u64>() / copies,
-            free_bytes: blockds.iter().map(|(_, free, _)| free).sum::<u64>() / copies,
+            total_bytes: owning().map(|(_, blockd)| blockd.capacity_bytes).sum::<u64>() / copies,
+            free_bytes: owning().map(|(_, blockd)| blockd.free_bytes).sum::<u64>() / copies,
             inodes,
         }
+    }
+}
+
+fn health(layout: &Layout, member: &LayoutMember, silent: Duration, heartbeat: &BlockdHeartbeat) -> BlockdHealth {
+    let every = Duration::from_millis(heartbeat.every_ms);
+    let is_silent = silent > every * SUSPECT_HEARTBEATS + every / 2;
+    if member.drained && is_silent {
+        BlockdHealth::Drained
+    } else if member.out {
+        BlockdHealth::Out
+    } else if silent > DOWN.max(every * SUSPECT_HEARTBEATS) {
+        BlockdHealth::Down
+    } else if is_silent {
+        BlockdHealth::Suspect
+    } else if member.failed {
+        BlockdHealth::Failed
+    } else if member.draining {
+        let is_empty = layout.is_final() && heartbeat.repair.done >= layout.placement && heartbeat.repair.empty;
+        if is_empty { BlockdHealth::Drained } else { BlockdHealth::Draining }
+    } else {
+        BlockdHealth::Up
     }
 }
 
@@ -77,5 +175,34 @@ mod tests {
         assert_eq!(liveness.silent_sessions(&all, Duration::ZERO).len(), 2);
         liveness.forget_sessions();
         assert!(liveness.silent_sessions(&all, Duration::from_secs(60)).is_empty());
+    }
+
+    fn member(id: u8) -> LayoutMember {
+        let (name, addr) = (format!("blockd-{id}"), ([127, 0, 0, 1], 1).into());
+        LayoutMember { out: id == 3, ..LayoutMember::new(BlockdId([id; 16]), name, addr, id.to_string()) }
+    }
+
+    #[test]
+    fn a_block_daemon_that_a_new_leader_never_heard_of_gets_a_full_grace() {
+        let liveness = Liveness::default();
+        let members = vec![member(1), member(2), member(3)];
+        let mut layout = Layout { members, down_after_ms: 60_000, ..Layout::default() };
+        assert!(liveness.silent_blockds(&layout).is_empty());
+        layout.down_after_ms = 0;
+        assert_eq!(liveness.silent_blockds(&layout), [BlockdId([1; 16]), BlockdId([2; 16])], "the third is out");
+        liveness.forget_blockds();
+        layout.down_after_ms = 60_000;
+        assert!(liveness.silent_blockds(&layout).is_empty());
+    }
+
+    #[test]
+    fn a_drained_daemon_may_be_switched_off() {
+        let liveness = Liveness::default();
+        let mut emptied = member(1);
+        (emptied.draining, emptied.drained) = (true, true);
+        let layout = Layout { members: vec![emptied, member(2)], down_after_ms: 0, ..Layout::default() };
+        let _heard_from_now_on = liveness.silent_blockds(&layout);
+        assert_eq!(liveness.silent_blockds(&layout), [BlockdId([2; 16])]);
+        assert_eq!(liveness.blockds(&layout)[0].health, BlockdHealth::Drained);
     }
 }

@@ -96,14 +96,8 @@ mod tests {
     use wire::ids::BlockdId;
 
     fn member(id: u8, weight: u32) -> LayoutMember {
-        LayoutMember {
-            id: BlockdId([id; 16]),
-            name: format!("blockd-{id}"),
-            addr: ([127, 0, 0, 1], 1).into(),
-            zone: format!("zone-{id}"),
-            weight,
-            points: Vec::new(),
-        }
+        let (addr, zone) = (([127, 0, 0, 1], 1).into(), format!("zone-{id}"));
+        LayoutMember { weight, ..LayoutMember::new(BlockdId([id; 16]), format!("blockd-{id}"), addr, zone) }
     }
 
     #[test]

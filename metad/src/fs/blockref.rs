@@ -4,6 +4,7 @@ use super::Context;
 use super::keys;
 use super::view::{Kv, KvExt, View};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use wire::ids::BlockHash;
 
 /// References to a block.
@@ -59,7 +60,42 @@ pub fn unreferenced_before(kv: &dyn Kv, ms: u64, limit: usize) -> Vec<BlockHash>
     kv.pairs(keys::unreferenced_before(ms), limit).iter().map(|(key, _)| keys::unreferenced_hash(key)).collect()
 }
 
+/// The next of these behind `after`, which is moved to the last of them, and to the start when there are no more.
+pub fn next_unreferenced(kv: &dyn Kv, after: &mut Option<keys::Key>, ms: u64, limit: usize) -> Vec<BlockHash> {
+    let Range { mut start, end } = keys::unreferenced_before(ms);
+    if let Some(after) = after.take() {
+        start = [after.as_slice(), &[0]].concat();
+    }
+    let found = kv.pairs(start..end, limit);
+    *after = found.last().filter(|_| found.len() == limit).map(|(key, _)| key.clone());
+    found.iter().map(|(key, _)| keys::unreferenced_hash(key)).collect()
+}
+
 /// Whether an extent refers to a block.
 pub fn is_referenced(kv: &dyn Kv, hash: &BlockHash) -> bool {
     kv.load::<BlockRef>(&keys::block(hash)).is_some_and(|block| block.count > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::view::MemoryKv;
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn blocks_that_are_kept_do_not_stand_before_the_others_for_good() {
+        let hash = |number: u64| BlockHash([number as u8; 32]);
+        let kv = MemoryKv((0..20).map(|ms| (keys::unreferenced(ms, &hash(ms)), Vec::new())).collect());
+        let (mut after, mut seen) = (None, Vec::new());
+        let rounds: Vec<usize> = (0..4)
+            .map(|_| {
+                let found = next_unreferenced(&kv, &mut after, 18, 8);
+                seen.extend(found.iter().map(|hash| hash.0[0]));
+                found.len()
+            })
+            .collect();
+        assert_eq!(rounds, [8, 8, 2, 8], "then from the start again");
+        assert_eq!(seen[..18].iter().collect::<BTreeSet<_>>().len(), 18);
+        assert_eq!(seen[18..], seen[..8]);
+    }
 }

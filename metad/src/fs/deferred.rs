@@ -1,9 +1,8 @@
 //! What sessions did under delegations and tell later, and how far their journals have been told.
 
 use super::inode::Inode;
-use super::keys::Key;
 use super::view::{Kv, KvExt, View};
-use super::{Committed, Context, apply_op, dentry, keys};
+use super::{Committed, Context, apply_op, dentry, keys, session};
 use wire::FsError;
 use wire::attr::Timestamp;
 use wire::ids::{JournalId, Version};
@@ -12,11 +11,9 @@ use wire::op::{Expect, JournalPosition, JournaledFile, Op, OpReply};
 
 /// How far the time of a deferred operation may be ahead of the leader's: what sessions estimate wrongly.
 const AHEAD_SECS: i64 = 2;
-/// Journals whose position is remembered: one for each place from which somebody mounted and did not unmount. With more,
-/// some are forgotten, in the order of their random numbers.
-const JOURNALS_MAX: u64 = 65_536;
-/// Counter of the journals whose position is remembered.
-const JOURNALS: &str = "journals";
+/// Journals of one certificate whose position is remembered: one for each place from which somebody mounted and did not
+/// unmount. With more, some of these are forgotten, in the order of their random numbers, and nobody else's.
+const JOURNALS_MAX: u64 = 1024;
 
 /// `Op::Deferred`.
 pub(super) fn apply(
@@ -47,35 +44,47 @@ fn is_as_expected(view: &View, expect: &Expect) -> bool {
 }
 
 /// `Op::Journaled`.
-pub(super) fn journaled(view: &mut View, journal: JournalId, position: Option<JournalPosition>, before: &Committed) {
-    let key = keys::journal(journal);
-    let Some(mut position) = position else { return forget(view, key) };
+pub(super) fn journaled(
+    view: &mut View,
+    context: &Context,
+    journal: JournalId,
+    position: Option<JournalPosition>,
+    before: &Committed,
+) {
+    let Some(mut position) = position else { return forget(view, context, journal) };
     // More than a client streams at once. Of those that are forgotten, what is sent again stands beside what was sent.
     position.files.truncate(JOURNALED_FILES_MAX);
     position.files.iter_mut().for_each(|file| settle(file, before));
-    store(view, key, &position);
+    store(view, context, journal, &position);
 }
 
-fn forget(view: &mut View, key: Key) {
-    if view.get(&key).is_some() {
-        let counter = keys::setting(JOURNALS);
-        let count: u64 = view.load(&counter).unwrap_or(0);
-        view.store(counter, &count.saturating_sub(1));
-        view.delete(key);
+fn forget(view: &mut View, context: &Context, journal: JournalId) {
+    let Some(session) = session::find(view, context.session) else { return };
+    let (client, owned) = (&session.opening.client, keys::journal_of(&session.opening.client, journal));
+    if view.get(&owned).is_some() {
+        let count: u64 = view.load(&keys::journals_count(client)).unwrap_or(0);
+        view.store(keys::journals_count(client), &count.saturating_sub(1));
+        view.delete(owned);
+        view.delete(keys::journal(journal));
     }
 }
 
 /// `Op::JournaledContent`.
-pub(super) fn journaled_content(view: &mut View, journal: JournalId, mut file: JournaledFile, before: &Committed) {
-    let key = keys::journal(journal);
-    let mut position: JournalPosition = view.load(&key).unwrap_or_default();
+pub(super) fn journaled_content(
+    view: &mut View,
+    context: &Context,
+    journal: JournalId,
+    mut file: JournaledFile,
+    before: &Committed,
+) {
+    let mut position: JournalPosition = view.load(&keys::journal(journal)).unwrap_or_default();
     settle(&mut file, before);
     position.files.retain(|known| known.ino != file.ino);
     position.files.push(file);
     if position.files.len() > JOURNALED_FILES_MAX {
         position.files.remove(0);
     }
-    store(view, key, &position);
+    store(view, context, journal, &position);
 }
 
 /// Finds out what the rest of a file's content is based on.
@@ -89,18 +98,21 @@ fn settle(file: &mut JournaledFile, before: &Committed) {
     file.committed = false;
 }
 
-fn store(view: &mut View, key: Key, position: &JournalPosition) {
-    if view.get(&key).is_none() {
+fn store(view: &mut View, context: &Context, journal: JournalId, position: &JournalPosition) {
+    let Some(session) = session::find(view, context.session) else { return };
+    let (client, owned) = (&session.opening.client, keys::journal_of(&session.opening.client, journal));
+    if view.get(&owned).is_none() {
         // Counted, not looked through: a batch may begin thousands of them.
-        let counter = keys::setting(JOURNALS);
-        let count: u64 = view.load(&counter).unwrap_or(0);
+        let count: u64 = view.load(&keys::journals_count(client)).unwrap_or(0);
         if count < JOURNALS_MAX {
-            view.store(counter, &(count + 1));
-        } else if let Some((first, _)) = view.pairs(keys::journals(), 1).pop() {
+            view.store(keys::journals_count(client), &(count + 1));
+        } else if let Some((first, _)) = view.pairs(keys::journals_of(client), 1).pop() {
+            view.delete(keys::journal(JournalId(keys::second(&first))));
             view.delete(first);
         }
+        view.put(owned, Vec::new());
     }
-    view.store(key, position);
+    view.store(keys::journal(journal), position);
 }
 
 /// How far a journal has been told.

@@ -60,9 +60,8 @@ fn visit_overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, visit: &mut dyn 
             return;
         }
     }
-    kv.scan(keys::extents_from(ino, range.start), &mut |key, value| {
-        let extent = from_pair(key, value);
-        extent.file_off < range.end && visit(extent)
+    kv.scan(keys::extent(ino, range.start)..keys::extent(ino, range.end), &mut |key, value| {
+        visit(from_pair(key, value))
     });
 }
 

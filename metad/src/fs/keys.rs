@@ -14,13 +14,14 @@
 //! | `R` | ino | empty: content that is still being taken apart |
 //! | `S` | session | [`Session`](super::session::Session) |
 //! | `A` | name in the certificate (hash), session | empty: sessions that live |
-//! | `W` | place in the order of ends, session | empty: sessions that ended and are here for their replies |
+//! | `W` | name in the certificate (hash), place in the order of ends, session | empty: sessions that ended and are here for their replies |
 //! | `T` | token, session | empty: sessions by the token of their opening |
 //! | `Y` | session, batch number | kept reply (I1) |
 //! | `U` | ino / 64 | eight bytes, big endian: which of these 64 leased numbers were used, the lowest first (I4) |
 //! | `K` | ino | locks held |
 //! | `J` | session, ino | empty: inodes on which the session holds locks |
 //! | `P` | journal | [`JournalPosition`](wire::op::JournalPosition): what of a client's journal is told |
+//! | `G` | name in the certificate (hash), journal | empty: journals by who told their position |
 //! | `C` | name | cluster setting or counter |
 //!
 //! Structured values are coded by `wire::codec` (a version byte, then postcard).
@@ -76,12 +77,6 @@ pub fn inodes() -> Range<Key> {
 #[must_use]
 pub fn journal(journal: JournalId) -> Key {
     key(b'P', &[journal.0], &[])
-}
-
-/// Positions of all journals.
-#[must_use]
-pub fn journals() -> Range<Key> {
-    below(vec![b'P'])
 }
 
 /// Target of a symlink.
@@ -279,13 +274,38 @@ fn hash_of(client: &str) -> u64 {
     number_at(blake3::hash(client.as_bytes()).as_bytes(), 0)
 }
 
-/// A session that has ended.
+/// A session that has ended, by the name in its certificate.
 #[must_use]
-pub fn ended(place: u64, session: SessionId) -> Key {
-    key(b'W', &[place, session.0], &[])
+pub fn ended(client: &str, place: u64, session: SessionId) -> Key {
+    key(b'W', &[hash_of(client), place, session.0], &[])
 }
 
-/// Sessions that have ended, in the order in which they did; the session is the second number.
+/// Sessions that have ended and were opened by one certificate, in the order in which they did; the session is the third
+/// number.
+#[must_use]
+pub fn ended_of(client: &str) -> Range<Key> {
+    below(key(b'W', &[hash_of(client)], &[]))
+}
+
+/// A journal whose position a certificate has told.
+#[must_use]
+pub fn journal_of(client: &str, journal: JournalId) -> Key {
+    key(b'G', &[hash_of(client), journal.0], &[])
+}
+
+/// Journals whose position a certificate has told; the journal is the second number.
+#[must_use]
+pub fn journals_of(client: &str) -> Range<Key> {
+    below(key(b'G', &[hash_of(client)], &[]))
+}
+
+/// How many those are.
+#[must_use]
+pub fn journals_count(client: &str) -> Key {
+    setting(&format!("journals of {:016x}", hash_of(client)))
+}
+
+/// All sessions that have ended.
 #[must_use]
 pub fn all_ended() -> Range<Key> {
     below(vec![b'W'])
@@ -394,6 +414,12 @@ pub fn first(key: &[u8]) -> u64 {
 #[must_use]
 pub fn second(key: &[u8]) -> u64 {
     number_at(key, 9)
+}
+
+/// Third number of a key.
+#[must_use]
+pub fn third(key: &[u8]) -> u64 {
+    number_at(key, 17)
 }
 
 #[cfg(test)]

@@ -1,13 +1,16 @@
 //! How sessions begin and end.
 
 use super::keys;
-use super::session::{Opening, SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, Session, find, find_or_ended, forget_used};
+use super::session::{
+    INO_RANGES_MAX, Opening, SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, Session, find, find_or_ended, forget_used,
+};
 use super::settings::take_numbers;
 use super::view::{Kv, KvExt, View};
 use super::{Context, lock, orphan};
 use wire::ids::{BatchSeq, Ino, SessionId};
 
-/// Ended sessions whose unacknowledged replies are kept; those that ended before them are forgotten.
+/// Ended sessions of one certificate whose unacknowledged replies are kept; those that ended before them are forgotten.
+/// Nobody ends what is remembered of others (I1).
 const ENDED_MAX: usize = 256;
 
 /// `Command::OpenSession`. Asked again by a client that got no answer, it is the session that was opened the first time:
@@ -21,6 +24,10 @@ pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Opt
     let mut inos = Vec::new();
     for old in [opening.resumes, first.map(|(id, _)| id)].into_iter().flatten() {
         inos.extend(take_over(view, context, old, &opening.client));
+    }
+    // As many as one session could have leased: what was taken over again and again would grow without end.
+    for range in inos.drain(..inos.len().saturating_sub(INO_RANGES_MAX)) {
+        forget_used(view, range);
     }
     // After the one that it replaces has ended: who comes again needs no more room.
     let is_full = |range, most| view.pairs(range, most).len() >= most;
@@ -71,13 +78,11 @@ pub(super) fn close(view: &mut View, context: &Context, id: SessionId) {
     session.ended = Some(place);
     view.store(keys::session(id), &session);
     view.delete(keys::living(&session.opening.client, id));
-    view.put(keys::ended(place, id), Vec::new());
-    // Places follow each other without a gap, and the first ones are freed first.
-    while let Some((key, _)) = view.pairs(keys::all_ended(), 1).pop()
-        && keys::first(&key) + (ENDED_MAX as u64) <= place
-    {
+    view.put(keys::ended(&session.opening.client, place, id), Vec::new());
+    let ended = view.pairs(keys::ended_of(&session.opening.client), ENDED_MAX + 1);
+    if let Some((key, _)) = ended.first().filter(|_| ended.len() > ENDED_MAX) {
         view.delete(key.clone());
-        forget(view, SessionId(keys::second(&key)));
+        forget(view, SessionId(keys::third(key)));
     }
 }
 

@@ -74,9 +74,12 @@ pub(super) fn is_gone_for(kv: &dyn Kv, id: SessionId, ino: Ino) -> bool {
 pub(super) fn remove(view: &mut View, context: &Context, ino: Ino) {
     view.delete(keys::inode(ino));
     view.delete(keys::symlink(ino));
-    for (key, _) in view.pairs(keys::xattrs(ino), usize::MAX) {
-        view.delete(key);
-    }
+    let mut attributes = Vec::new();
+    view.scan(keys::xattrs(ino), &mut |key, _| {
+        attributes.push(key.to_vec());
+        true
+    });
+    attributes.into_iter().for_each(|key| view.delete(key));
     super::lock::forget_inode(view, ino);
     inodes_changed(view, -1);
     if extent::reap(view, context, ino, REMOVED_EXTENTS) >= REMOVED_EXTENTS {

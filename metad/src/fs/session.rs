@@ -13,7 +13,7 @@ use wire::limits::{BATCH_OPS_MAX, INO_RANGE, SESSION_REPLIES_MAX};
 use wire::op::{Batch, BatchReply, OpFailed, OpReply};
 
 /// Ranges of inode numbers that a session holds at most; older ones are used up or forfeited.
-const INO_RANGES_MAX: usize = 16;
+pub(super) const INO_RANGES_MAX: usize = 16;
 
 /// Sessions that one certificate has at a time: as many mounts as share a bundle.
 pub const SESSIONS_PER_CLIENT_MAX: usize = 1_024;

@@ -7,6 +7,7 @@ use super::view::{Kv, KvExt, View};
 use wire::attr::{FileKind, InodeAttr, Timestamp};
 use wire::ids::{Ino, LayoutEpoch, Version};
 use wire::layout::Layout;
+use wire::limits::DOWN_AFTER_MS;
 
 const CLUSTER: &str = "cluster";
 const LAYOUT: &str = "layout";
@@ -20,7 +21,9 @@ pub(super) fn init(view: &mut View, now: Timestamp, cluster: &str, replicas: u8,
         return CommandReply::Stale;
     }
     view.store(keys::setting(CLUSTER), &cluster.to_owned());
-    let layout = Layout { epoch: LayoutEpoch(1), replicas, min_sync, ..Layout::default() };
+    let epoch = LayoutEpoch(1);
+    let down_after_ms = DOWN_AFTER_MS;
+    let layout = Layout { epoch, placement: epoch, replicas, min_sync, down_after_ms, ..Layout::default() };
     view.store(keys::setting(LAYOUT), &layout);
     let attr = InodeAttr {
         ino: Ino::ROOT,

@@ -98,6 +98,8 @@ pub struct View<'a> {
     undo: Vec<(Key, Option<Option<Vec<u8>>>)>,
     /// Bytes of keys and values that were written since the savepoint.
     changed_bytes: usize,
+    /// Keys that were removed since the savepoint.
+    removed: usize,
     /// Keys that were looked up or walked over since the savepoint.
     work: AtomicUsize,
     /// A value was to be stored since the savepoint that could not be read back.
@@ -109,6 +111,11 @@ pub struct View<'a> {
 const CHANGES_MAX: usize = 1 << 20;
 /// The same in bytes of keys and values that are written.
 const CHANGED_BYTES_MAX: usize = 256 << 20;
+/// Bytes of a value that is looked at which are as much work as another key.
+const WORK_BYTES: usize = 512;
+/// Keys removed by a batch that cost nothing when the last key of a range is looked for. Beyond them, each may be stepped over,
+/// and counts as work.
+const REMOVED_FREE: usize = 4096;
 /// The same in keys that are looked at: some seconds of work.
 const WORK_MAX: usize = 4 << 20;
 
@@ -117,7 +124,7 @@ impl<'a> View<'a> {
     #[must_use]
     pub fn new(base: &'a dyn Kv) -> Self {
         let (changes, undo, work) = (BTreeMap::new(), Vec::new(), AtomicUsize::new(0));
-        Self { base, changes, undo, changed_bytes: 0, work, oversized: false }
+        Self { base, changes, undo, changed_bytes: 0, removed: 0, work, oversized: false }
     }
 
     /// Sets a key.
@@ -143,6 +150,7 @@ impl<'a> View<'a> {
     fn change(&mut self, key: Key, value: Option<Vec<u8>>) {
         // Not what is replaced: whether that lies in `changes` depends on what else is applied together here.
         self.changed_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+        self.removed += usize::from(value.is_none());
         let before = self.changes.insert(key.clone(), value);
         self.undo.push((key, before));
     }
@@ -150,7 +158,7 @@ impl<'a> View<'a> {
     /// From here on, [`View::rollback`] undoes.
     pub fn savepoint(&mut self) {
         self.undo.clear();
-        self.changed_bytes = 0;
+        (self.changed_bytes, self.removed) = (0, 0);
         *self.work.get_mut() = 0;
         self.oversized = false;
     }
@@ -170,19 +178,25 @@ impl<'a> View<'a> {
         self.oversized
     }
 
-    fn works(&self) {
-        self.work.fetch_add(1, Ordering::Relaxed);
+    fn works(&self, value_bytes: usize) {
+        self.work.fetch_add(1 + value_bytes / WORK_BYTES, Ordering::Relaxed);
     }
 
     /// Undoes everything since the savepoint.
     pub fn rollback(&mut self) {
-        (self.changed_bytes, self.oversized) = (0, false);
+        (self.changed_bytes, self.removed, self.oversized) = (0, 0, false);
         while let Some((key, before)) = self.undo.pop() {
             match before {
                 Some(before) => self.changes.insert(key, before),
                 None => self.changes.remove(&key),
             };
         }
+    }
+
+    /// How many keys are changed.
+    #[must_use]
+    pub fn changes_count(&self) -> usize {
+        self.changes.len()
     }
 
     /// The changes, to be stored.
@@ -198,19 +212,21 @@ impl<'a> View<'a> {
 
 impl Kv for View<'_> {
     fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        self.works();
-        self.over().get(key)
+        let found = self.over().get(key);
+        self.works(found.as_ref().map_or(0, Vec::len));
+        found
     }
 
     fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
         self.over().scan(range, &mut |key, value| {
-            self.works();
+            self.works(value.len());
             visit(key, value)
         });
     }
 
     fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)> {
-        self.works();
+        // Only of this batch's own changes: what else lies over the stored state differs from replica to replica.
+        self.work.fetch_add(1 + self.removed.saturating_sub(REMOVED_FREE), Ordering::Relaxed);
         self.over().last(range)
     }
 }

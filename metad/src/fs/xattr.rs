@@ -13,6 +13,8 @@ use wire::op::{Name, OpReply, XattrMode};
 
 /// Names of one inode's attributes together, as `listxattr(2)` returns them (`XATTR_LIST_MAX`).
 const LIST_BYTES_MAX: usize = 64 << 10;
+/// Names and values of one inode's attributes together: they are copied with it, and removed with it, at once.
+const ALL_BYTES_MAX: usize = 1 << 20;
 
 /// `Op::SetXattr`.
 pub(super) fn set(
@@ -34,10 +36,17 @@ pub(super) fn set(
     match (mode, view.get(&keys::xattr(ino, name)).is_some()) {
         (XattrMode::Create, true) => return Err(FsError::Exists),
         (XattrMode::Replace, false) => return Err(FsError::NoAttribute),
-        (_, true) => {}
-        (_, false) => {
-            let listed: usize = names(view, ino).iter().map(|name| name.len() + 1).sum();
-            if listed + name.len() + 1 > LIST_BYTES_MAX {
+        (_, there) => {
+            let (mut listed, mut all) = (name.len() + 1, name.len() + value.len());
+            view.scan(keys::xattrs(ino), &mut |key, value| {
+                let other = &key[9..];
+                if other != name {
+                    listed += other.len() + 1;
+                    all += other.len() + value.len();
+                }
+                true
+            });
+            if (!there && listed > LIST_BYTES_MAX) || all > ALL_BYTES_MAX {
                 return Err(FsError::NoSpace);
             }
         }

@@ -42,7 +42,7 @@ const RECENT: usize = 256;
 pub type Seq = u64;
 
 /// Something a session is to be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Told {
     /// Who.
     pub session: SessionId,
@@ -321,8 +321,11 @@ impl Table {
     #[must_use]
     pub fn may_have_changed(&self, inos: &[Ino], stamp: u64) -> bool {
         let since = usize::try_from(self.ended.saturating_sub(stamp)).unwrap_or(usize::MAX);
-        since > self.recent.len()
-            || self.recent.iter().rev().take(since).any(|touched| touched.iter().any(|ino| inos.contains(ino)))
+        if since == 0 || since > self.recent.len() {
+            return since > 0;
+        }
+        let asked: HashSet<Ino> = inos.iter().copied().collect();
+        self.recent.iter().rev().take(since).any(|touched| touched.iter().any(|ino| asked.contains(ino)))
     }
 
     /// Leases that each session may hold.
@@ -357,7 +360,10 @@ impl Table {
     /// for: these, and those others who were told before.
     pub fn begin(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> (Vec<Told>, Vec<Told>) {
         let mut told: Vec<Told> = Vec::new();
-        let mut waits: Vec<Told> = Vec::new();
+        // One event for all that this change takes from a session.
+        let mut places: HashMap<SessionId, usize> = HashMap::new();
+        // Once each, however many of the inodes they concern.
+        let mut waits: BTreeSet<Told> = BTreeSet::new();
         for ino in inos {
             self.disturb(session, *ino, now);
             waits.extend(self.telling_others(session, *ino).cloned());
@@ -378,12 +384,11 @@ impl Table {
             for other in others {
                 let Some(holder) = self.holders.get_mut(&other) else { continue };
                 holder.inos.remove(ino);
-                // One event for all that this change takes from a session.
-                let one = told.iter().find(|told| told.session == other).cloned().unwrap_or_else(|| {
-                    let one = Told { session: other, seq: holder.tell() };
-                    told.push(one.clone());
-                    one
+                let place = *places.entry(other).or_insert_with(|| {
+                    told.push(Told { session: other, seq: holder.tell() });
+                    told.len() - 1
                 });
+                let one = told[place].clone();
                 if self.delegated.get(ino) == Some(&other) {
                     self.end_delegation(&one, *ino, now);
                 }
@@ -391,7 +396,7 @@ impl Table {
             }
         }
         waits.extend(told.iter().cloned());
-        (told, waits)
+        (told, waits.into_iter().collect())
     }
 
     /// A session comes to an inode. Whose delegation it ends is not given another one at once.
@@ -428,14 +433,15 @@ impl Table {
     /// told so, each with the inodes, and all whom the read waits for.
     pub fn share(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> (Vec<(Told, Vec<Ino>)>, Vec<Told>) {
         let mut tell: Vec<(Told, Vec<Ino>)> = Vec::new();
-        let mut waits: Vec<Told> = Vec::new();
+        // One event for all that this read ends of a session's.
+        let mut places: HashMap<SessionId, usize> = HashMap::new();
+        let mut waits: BTreeSet<Told> = BTreeSet::new();
         for ino in inos {
             self.disturb(session, *ino, now);
             if let Some(other) = self.delegated.get(ino).copied().filter(|other| *other != session)
                 && let Some(holder) = self.holders.get_mut(&other)
             {
-                // One event for all that this read ends of a session's.
-                let at = tell.iter().position(|(told, _)| told.session == other).unwrap_or_else(|| {
+                let at = *places.entry(other).or_insert_with(|| {
                     tell.push((Told { session: other, seq: holder.tell() }, Vec::new()));
                     tell.len() - 1
                 });
@@ -444,7 +450,7 @@ impl Table {
             }
             waits.extend(self.telling_others(session, *ino).cloned());
         }
-        (tell, waits)
+        (tell, waits.into_iter().collect())
     }
 
     /// Gives a session delegations on those of these inodes on which nobody else holds a lease. To be called with leases
@@ -479,19 +485,24 @@ impl Table {
         self.dirty_others(session)
     }
 
-    /// A session has done what these events told it to.
-    pub fn acknowledge(&mut self, session: SessionId, seqs: &[Seq]) {
-        let Some(holder) = self.holders.get_mut(&session) else { return };
+    /// A session has done what these events told it to. Returns whether that was news.
+    pub fn acknowledge(&mut self, session: SessionId, seqs: &[Seq]) -> bool {
+        let Some(holder) = self.holders.get_mut(&session) else { return false };
+        let before = (holder.acked, holder.early.len());
         let open = holder.acked + 1..=holder.told;
         holder.early.extend(seqs.iter().copied().filter(|seq| open.contains(seq)));
         while holder.early.remove(&(holder.acked + 1)) {
             holder.acked += 1;
+        }
+        if (holder.acked, holder.early.len()) == before {
+            return false;
         }
         if holder.emptying.is_some_and(|emptying| holder.has_acked(emptying)) {
             holder.emptying = None;
             self.release_all(session);
         }
         self.told_by(session, Holder::has_acked);
+        true
     }
 
     /// When all that were told have acknowledged or run out: `None` if that is so now, else the next moment to look.

@@ -19,6 +19,8 @@ use wire::codec;
 
 /// Entries applied before one write to the store.
 const APPLY_ENTRIES: usize = 256;
+/// Changes of keys after which it is written at once: each entry may make many more by itself, and all are in memory.
+const APPLY_CHANGES: usize = 1 << 16;
 /// So many entries of little work are applied without leaving the thread.
 const LIGHT_ENTRIES: usize = 4;
 
@@ -57,21 +59,25 @@ impl Machine {
         Ok(Self { store, dir: dir.to_owned(), publishing: Arc::default(), position })
     }
 
-    /// Applies entries, writes the result once, then answers.
+    /// Applies entries, writes the result once, or a few times when it is large, and answers.
     fn apply_all(&mut self, entries: Vec<EntryResponder<TypeConfig>>) {
         let store = self.store.clone();
-        let mut view = View::new(&*store);
-        let mut replies = Vec::with_capacity(entries.len());
-        for (entry, responder) in entries {
-            let reply = self.apply_entry(&mut view, entry);
-            if let Some(responder) = responder {
-                replies.push((responder, reply));
+        let mut entries = entries.into_iter().peekable();
+        while entries.peek().is_some() {
+            let (mut view, mut replies) = (View::new(&*store), Vec::new());
+            while view.changes_count() < APPLY_CHANGES
+                && let Some((entry, responder)) = entries.next()
+            {
+                let reply = self.apply_entry(&mut view, entry);
+                if let Some(responder) = responder {
+                    replies.push((responder, reply));
+                }
             }
-        }
-        let position = codec::encode(&self.position);
-        store.apply(view.into_changes(), &position);
-        for (responder, reply) in replies {
-            responder.send(reply);
+            let position = codec::encode(&self.position);
+            store.apply(view.into_changes(), &position);
+            for (responder, reply) in replies {
+                responder.send(reply);
+            }
         }
     }
 

@@ -1,14 +1,20 @@
 //! Operators' requests.
 
 use super::Server;
+use crate::cluster::watch;
 use crate::error::ProposeError;
-use crate::fs::{Command, CommandReply, check, session, settings};
+use crate::fs::{check, session, settings};
 use std::time::Duration;
-use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
+use wire::layout::{Layout, LayoutMember};
+use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS};
+use wire::message::admin::{AdminReply, AdminRequest, BlockdHealth, ClusterStatus};
 use wire::message::meta::MetaReply;
 
 /// A snapshot of a large state takes a while.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
+
+/// A drained daemon that was not heard of for so long has been switched off.
+const SILENT_MS: u64 = 3_000;
 
 impl Server {
     pub(super) async fn admin(&self, request: AdminRequest) -> Result<MetaReply, ProposeError> {
@@ -19,6 +25,10 @@ impl Server {
             AdminRequest::AddMetad { id, addr } => outcome(consensus.add(id, addr).await)?,
             AdminRequest::RemoveMetad { id } => outcome(consensus.remove(id).await)?,
             AdminRequest::SetRedundancy { replicas, min_sync } => self.set_redundancy(replicas, min_sync).await?,
+            AdminRequest::DrainBlockd { name, drain } => self.drain_blockd(&name, drain).await?,
+            AdminRequest::ReplaceBlockd { name, successor } => self.replace_blockd(&name, &successor).await?,
+            AdminRequest::RemoveBlockd { name } => self.remove_blockd(&name).await?,
+            AdminRequest::SetDownAfter { ms } => self.set_down_after(ms).await?,
             AdminRequest::Snapshot => match consensus.snapshot(SNAPSHOT_LIMIT).await {
                 Ok(()) => AdminReply::Done,
                 Err(error) => AdminReply::Failed(error.to_string()),
@@ -60,15 +70,97 @@ impl Server {
         if !(1..=5).contains(&replicas) || !(1..=replicas).contains(&min_sync) {
             return Ok(AdminReply::Failed("replicas are 1 to 5, synced ones 1 to as many".to_owned()));
         }
-        let _one_at_a_time = self.shared.layout_change.lock().await;
-        let mut layout = settings::layout(&**self.shared.consensus.state());
-        layout.epoch = layout.epoch.next();
-        (layout.replicas, layout.min_sync) = (replicas, min_sync);
-        match self.shared.propose(Command::SetLayout(layout)).await? {
-            CommandReply::Done => Ok(AdminReply::Done),
-            _ => Err(ProposeError::Unknown),
-        }
+        self.changed(|layout| layout.with_redundancy(replicas, min_sync)).await
     }
+
+    async fn set_down_after(&self, ms: u64) -> Result<AdminReply, ProposeError> {
+        if ms < DOWN_AFTER_MIN_MS {
+            return Ok(AdminReply::Failed(format!("at least {} s", DOWN_AFTER_MIN_MS / 1000)));
+        }
+        let step = |layout: &Layout| Layout { epoch: layout.epoch.next(), down_after_ms: ms, ..layout.clone() };
+        self.changed(|layout| Some(step(layout))).await
+    }
+
+    async fn drain_blockd(&self, name: &str, drain: bool) -> Result<AdminReply, ProposeError> {
+        let layout = settings::layout(&**self.shared.consensus.state());
+        let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
+        if member.draining == drain {
+            return Ok(AdminReply::Done);
+        }
+        let id = member.id;
+        let left = |layout: &Layout| layout.owning().filter(|owner| owner.id != id).count();
+        let is_enough = |layout: &Layout| !drain || left(layout) >= usize::from(layout.min_sync);
+        if !is_enough(&layout) {
+            let (left, min_sync) = (left(&layout), layout.min_sync);
+            let reason = format!("the {left} others are too few: a block is stored on {min_sync} daemons at least");
+            return Ok(AdminReply::Failed(reason));
+        }
+        // Again where nothing changes meanwhile: another one may have been drained.
+        self.changed(|layout| if is_enough(layout) { layout.drained(&id, drain) } else { None }).await
+    }
+
+    /// The successor must not have joined: its points would have to change, and older owners could not be found again.
+    async fn replace_blockd(&self, name: &str, successor: &str) -> Result<AdminReply, ProposeError> {
+        let layout = settings::layout(&**self.shared.consensus.state());
+        let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
+        if successor.is_empty() || successor.len() > BLOCKD_TEXT_BYTES_MAX {
+            return Ok(AdminReply::Failed(format!("names have 1 to {BLOCKD_TEXT_BYTES_MAX} bytes")));
+        }
+        if named(&layout, successor).is_some() {
+            let reason = format!("{successor} has joined already: only a new daemon can take over another one's place");
+            return Ok(AdminReply::Failed(reason));
+        }
+        if let Some(other) = layout.members.iter().find(|other| other.successor.as_deref() == Some(successor)) {
+            let reason = format!("{successor} is to replace {} already", other.name);
+            return Ok(if other.id == member.id { AdminReply::Done } else { AdminReply::Failed(reason) });
+        }
+        let id = member.id;
+        self.changed(|layout| Some(layout.succeeded_by(&id, successor))).await
+    }
+
+    /// One that runs, or may run, is not removed.
+    async fn remove_blockd(&self, name: &str) -> Result<AdminReply, ProposeError> {
+        let layout = settings::layout(&**self.shared.consensus.state());
+        let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
+        let states = self.shared.liveness.blockds(&layout);
+        let health = layout.members.iter().zip(&states).find(|(other, _)| other.id == member.id);
+        let is_silent = health.is_some_and(|(_, state)| state.heard_ms.is_none_or(|ms| ms > SILENT_MS));
+        match health.map(|(_, state)| state.health) {
+            Some(BlockdHealth::Suspect) => {
+                return Ok(AdminReply::Failed(format!("{name} may run: wait until it is down")));
+            }
+            Some(BlockdHealth::Failed) => {
+                return Ok(AdminReply::Failed(format!(
+                    "{name} runs, and others copy from it: stop it when they have all"
+                )));
+            }
+            Some(BlockdHealth::Up | BlockdHealth::Draining) => {
+                return Ok(AdminReply::Failed(format!("{name} runs: `surf blockd drain {name}` first")));
+            }
+            Some(BlockdHealth::Drained) if !is_silent => {
+                return Ok(AdminReply::Failed(format!("{name} runs, and would join again: stop it first")));
+            }
+            _ => {}
+        }
+        let id = member.id;
+        self.changed(|layout| Some(layout.removed(&id))).await
+    }
+
+    async fn changed(&self, step: impl FnOnce(&Layout) -> Option<Layout>) -> Result<AdminReply, ProposeError> {
+        Ok(match watch::change(&self.shared, step).await? {
+            Some(_) => AdminReply::Done,
+            None => AdminReply::Failed("too many changes are under way: wait until blocks have moved".to_owned()),
+        })
+    }
+}
+
+fn named<'a>(layout: &'a Layout, name: &str) -> Option<&'a LayoutMember> {
+    layout.members.iter().find(|member| member.name == name)
+}
+
+fn unknown(layout: &Layout, name: &str) -> AdminReply {
+    let names: Vec<&str> = layout.members.iter().map(|member| member.name.as_str()).collect();
+    AdminReply::Failed(format!("there is no block daemon {name:?}; there are {}", names.join(", ")))
 }
 
 fn outcome(result: Result<(), ProposeError>) -> Result<AdminReply, ProposeError> {

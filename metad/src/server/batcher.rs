@@ -2,7 +2,7 @@
 
 use crate::consensus::Consensus;
 use crate::error::ProposeError;
-use crate::fs::{Command, CommandReply, Refused, Stamped};
+use crate::fs::{Command, CommandReply, Refused, Stamped, writes_of};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +18,10 @@ const ENTRY_BATCHES: usize = 256;
 /// Bytes of batches in one entry, unless one alone has more: what shares an entry is applied and answered together, and
 /// must reach a peer in one message.
 const ENTRY_BYTES: usize = 1 << 20;
+/// Batches in one entry that may change very many keys: all that an entry changes is in memory until it is applied.
+const ENTRY_HEAVY: usize = 4;
+/// Writes of a batch with which it is one of those.
+const HEAVY_WRITES: usize = 1024;
 /// Entries on their way at once. The first goes at once; later ones gather what arrives meanwhile.
 const ENTRIES_IN_FLIGHT: usize = 4;
 /// Batches that wait; more callers than this wait to queue.
@@ -33,7 +37,15 @@ struct Waiting {
     term: Option<u64>,
     /// Its size, encoded.
     bytes: usize,
+    /// It may change very many keys.
+    is_heavy: bool,
     reply: oneshot::Sender<Outcome>,
+}
+
+/// Whether a batch may change far more keys than it has operations: it cuts or copies ranges of files, or writes to many.
+fn is_heavy(batch: &Batch) -> bool {
+    let writes: Option<usize> = batch.ops.iter().map(writes_of).sum();
+    writes.is_none_or(|writes| writes > HEAVY_WRITES)
 }
 
 /// Takes batches and proposes them together.
@@ -78,9 +90,9 @@ impl Batcher {
     pub async fn submit(&self, session: SessionId, batch: Batch, term: Option<u64>) -> Outcome {
         let (reply, wait) = oneshot::channel();
         let ended = |_| ProposeError::Refused("metad is stopping".to_owned());
-        let bytes = codec::encoded_len(&batch);
+        let (bytes, is_heavy) = (codec::encoded_len(&batch), is_heavy(&batch));
         let queue = self.queue.lock().clone().ok_or_else(|| ended(()))?;
-        queue.send(Waiting { session, batch, term, bytes, reply }).await.map_err(|_| ended(()))?;
+        queue.send(Waiting { session, batch, term, bytes, is_heavy, reply }).await.map_err(|_| ended(()))?;
         drop(queue);
         wait.await.map_err(|_| ended(()))?
     }
@@ -109,14 +121,15 @@ async fn next_group(waiting: &mut mpsc::Receiver<Waiting>, left_over: &mut Optio
         Some(first) => first,
         None => waiting.recv().await?,
     };
-    let (mut bytes, mut term) = (first.bytes, first.term);
+    let (mut bytes, mut term, mut heavy) = (first.bytes, first.term, usize::from(first.is_heavy));
     let mut group = vec![first];
     while group.len() < ENTRY_BATCHES
         && let Ok(next) = waiting.try_recv()
     {
         bytes += next.bytes;
+        heavy += usize::from(next.is_heavy);
         let other_term = term.is_some() && next.term.is_some() && term != next.term;
-        if bytes > ENTRY_BYTES || other_term {
+        if bytes > ENTRY_BYTES || heavy > ENTRY_HEAVY || other_term {
             *left_over = Some(next);
             break;
         }
@@ -151,16 +164,18 @@ mod tests {
         let (queue, mut waiting) = mpsc::channel(QUEUE);
         let sizes = [3 << 20, 10, ENTRY_BYTES - 10, 1, 400 << 10, 700 << 10, 5, 5, 5];
         let terms = [None, None, Some(1), Some(1), None, None, Some(1), None, Some(2)];
-        for (number, (bytes, term)) in sizes.into_iter().zip(terms).enumerate() {
+        let all = sizes.into_iter().zip(terms).map(|(bytes, term)| (bytes, term, false));
+        let heavy = [(1, None, true); ENTRY_HEAVY + 1];
+        for (number, (bytes, term, is_heavy)) in all.chain(heavy).enumerate() {
             let batch = Batch { seq: BatchSeq(number as u64), acked: BatchSeq(0), ops: Vec::new() };
             let reply = oneshot::channel().0;
-            queue.try_send(Waiting { session: SessionId(1), batch, term, bytes, reply }).ok().unwrap();
+            queue.try_send(Waiting { session: SessionId(1), batch, term, bytes, is_heavy, reply }).ok().unwrap();
         }
         drop(queue);
         let (mut groups, mut left_over) = (Vec::new(), None);
         while let Some(group) = next_group(&mut waiting, &mut left_over).await {
             groups.push(group.iter().map(|one| one.batch.seq.0).collect::<Vec<_>>());
         }
-        assert_eq!(groups, [vec![0], vec![1, 2], vec![3, 4], vec![5, 6, 7], vec![8]]);
+        assert_eq!(groups, [vec![0], vec![1, 2], vec![3, 4], vec![5, 6, 7], vec![8, 9, 10, 11, 12], vec![13]]);
     }
 }

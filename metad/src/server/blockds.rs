@@ -1,12 +1,11 @@
 //! Block daemons: heartbeats that lead into the layout, and reports of what they hold.
 
-use super::Server;
-use crate::cluster::placement;
+use super::{Server, validate};
+use crate::cluster::{placement, watch};
 use crate::error::ProposeError;
-use crate::fs::{Command, CommandReply, blockref, settings};
+use crate::fs::{blockref, settings};
 use wire::ids::BlockHash;
 use wire::layout::{Layout, LayoutMember};
-use wire::message::event::MetaEvent;
 use wire::message::meta::{BlockdHeartbeat, MetaReply};
 use wire::tls::PeerIdentity;
 
@@ -24,30 +23,25 @@ impl Server {
         self.shared.liveness.heard_blockd(heartbeat.clone());
         let mut layout = settings::layout(&**self.shared.consensus.state());
         if !stands_in(&layout, &heartbeat) {
-            layout = self.admit(&heartbeat).await?;
+            layout = self.admit(heartbeat, layout).await?;
         }
         Ok(MetaReply::BlockdAlive { layout: (layout.epoch != known).then_some(layout) })
     }
 
-    /// Makes the daemon a member of the layout, one at a time.
-    async fn admit(&self, heartbeat: &BlockdHeartbeat) -> Result<Layout, ProposeError> {
-        let _one_at_a_time = self.shared.layout_change.lock().await;
-        let layout = settings::layout(&**self.shared.consensus.state());
-        if stands_in(&layout, heartbeat) {
-            return Ok(layout);
-        }
-        let (old, joining) = (layout.clone(), heartbeat.clone());
-        let changed = tokio::task::spawn_blocking(move || with_member(&old, &joining));
-        let changed = changed.await.map_err(|error| ProposeError::Refused(error.to_string()))?;
-        match self.shared.propose(Command::SetLayout(changed.clone())).await? {
-            CommandReply::Done => {
-                tracing::info!(epoch = %changed.epoch, name = heartbeat.name, "block daemon is in the layout");
-                let event = MetaEvent::LayoutChanged(changed.epoch);
-                self.shared.events.tell_others(wire::ids::SessionId::default(), &event);
-                Ok(changed)
+    /// Makes the daemon a member of the layout, or an owner again, one at a time. Where too many changes are under way, the
+    /// layout stays as it is, and its next heartbeat asks again.
+    async fn admit(&self, heartbeat: BlockdHeartbeat, layout: Layout) -> Result<Layout, ProposeError> {
+        let name = heartbeat.name.clone();
+        // Another one may have joined since the heartbeat was checked.
+        let may_join = |now: &Layout| !stands_in(now, &heartbeat) && validate::heartbeat(now, &heartbeat).is_ok();
+        let step = |now: &Layout| if may_join(now) { with_member(now, &heartbeat) } else { None };
+        Ok(match watch::change(&self.shared, step).await? {
+            Some(changed) => {
+                tracing::info!(epoch = %changed.epoch, name, "block daemon is in the layout");
+                changed
             }
-            _ => Err(ProposeError::Unknown),
-        }
+            None => layout,
+        })
     }
 
     pub(super) async fn block_report(&self, blocks: &[BlockHash]) -> Result<MetaReply, ProposeError> {
@@ -64,40 +58,52 @@ impl Server {
 
 fn stands_in(layout: &Layout, heartbeat: &BlockdHeartbeat) -> bool {
     layout.member(&heartbeat.id).is_some_and(|member| {
-        member.addr == heartbeat.addr && member.zone == heartbeat.zone && member.name == heartbeat.name
+        !member.out
+            && member.failed == heartbeat.failed
+            && member.addr == heartbeat.addr
+            && (member.zone == heartbeat.zone || !member.drained)
+            && member.name == heartbeat.name
     })
 }
 
-/// The next layout: with the daemon, or with its new address and zone. Its points stay when it has some.
-fn with_member(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Layout {
-    let mut next = layout.clone();
-    next.epoch = layout.epoch.next();
+/// The next layout: with the daemon, or with its new address and zone, or with it back from being out. Its points stay when
+/// it has some.
+fn with_member(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Option<Layout> {
+    let mut members = layout.members.clone();
     let member = LayoutMember {
-        id: heartbeat.id,
-        name: heartbeat.name.clone(),
-        addr: heartbeat.addr,
-        zone: heartbeat.zone.clone(),
         weight: heartbeat.weight.max(1),
-        points: Vec::new(),
+        failed: heartbeat.failed,
+        ..LayoutMember::new(heartbeat.id, &heartbeat.name, heartbeat.addr, &heartbeat.zone)
     };
-    match next.members.iter_mut().find(|known| known.id == heartbeat.id) {
-        Some(known) => {
-            let points = std::mem::take(&mut known.points);
-            *known = LayoutMember { points, weight: known.weight, ..member };
-        }
-        None => {
-            // I11: readers look where blocks lay before as long as they have not been moved.
-            next.previous = layout.members.clone();
-            // Another daemon at the same address has lost its disk and come back under a new id: what it held is gone,
-            // and counting both would count one copy twice (I9).
-            next.members.retain(|known| known.addr != heartbeat.addr);
-            let mut seed = [0; 8];
-            seed.copy_from_slice(&heartbeat.id.0[..8]);
-            let replicas = usize::from(layout.replicas);
-            next.members = placement::place(next.members, member, replicas, u64::from_le_bytes(seed));
-        }
+    if let Some(known) = members.iter_mut().find(|known| known.id == heartbeat.id) {
+        *known = LayoutMember {
+            points: std::mem::take(&mut known.points),
+            weight: known.weight,
+            // Which daemons own a block depends on zones: with another one, blocks would have other owners at once, and nobody
+            // would have moved them.
+            zone: if known.drained { member.zone.clone() } else { std::mem::take(&mut known.zone) },
+            draining: known.draining,
+            drained: known.drained,
+            successor: known.successor.take(),
+            ..member
+        };
+        // A failed disk does not wait for others' changes: it would be waited for itself.
+        return if heartbeat.failed { Some(layout.with_members_anyway(members)) } else { layout.with_members(members) };
     }
-    next
+    // Another daemon at the same address has lost its disk and come back under a new id: what it held is gone, and
+    // counting both would count one copy twice (I9). It takes over the points, so that nothing else moves.
+    if let Some(lost) = members.iter_mut().find(|known| known.addr == heartbeat.addr) {
+        let (points, weight, draining) = (std::mem::take(&mut lost.points), lost.weight, lost.draining);
+        *lost = LayoutMember { points, weight, draining, ..member };
+        return layout.with_members(members);
+    }
+    if members.iter().any(|leaving| leaving.successor.as_deref() == Some(&member.name)) {
+        return layout.with_successor(&member);
+    }
+    let mut seed = [0; 8];
+    seed.copy_from_slice(&heartbeat.id.0[..8]);
+    let replicas = usize::from(layout.replicas);
+    layout.with_members(placement::place(members, member, replicas, u64::from_le_bytes(seed)))
 }
 
 #[cfg(test)]
@@ -116,16 +122,58 @@ mod tests {
             free_bytes: 1,
             block_count: 0,
             epoch: wire::ids::LayoutEpoch(0),
+            every_ms: 1000,
+            repair: wire::message::block::RepairReport::default(),
+            failed: false,
         }
     }
 
     #[test]
     fn a_daemon_that_lost_its_disk_takes_the_place_of_the_one_it_was() {
         let layout = Layout { replicas: 2, min_sync: 2, ..Layout::default() };
-        let layout = with_member(&with_member(&layout, &heartbeat(1, 7001)), &heartbeat(2, 7002));
-        let again = with_member(&layout, &heartbeat(3, 7002));
+        let layout = with_member(&with_member(&layout, &heartbeat(1, 7001)).unwrap(), &heartbeat(2, 7002)).unwrap();
+        let again = with_member(&layout, &heartbeat(3, 7002)).unwrap();
         let ids: Vec<u8> = again.members.iter().map(|member| member.id.0[0]).collect();
         assert_eq!(ids, [1, 3]);
-        assert_eq!(again.epoch.0, layout.epoch.0 + 1);
+        assert_eq!(again.members[1].points, layout.members[1].points);
+        assert_eq!((again.epoch, again.placement), (layout.epoch.next(), layout.epoch.next()));
+    }
+
+    #[test]
+    fn a_daemon_that_returns_owns_its_old_points_again() {
+        let layout = Layout { replicas: 2, min_sync: 1, ..Layout::default() };
+        let layout = with_member(&with_member(&layout, &heartbeat(1, 7001)).unwrap(), &heartbeat(2, 7002)).unwrap();
+        let out = layout.taken_out(&BlockdId([2; 16]));
+        assert!(!stands_in(&out, &heartbeat(2, 7002)));
+        let back = with_member(&out, &heartbeat(2, 7002)).unwrap();
+        assert_eq!(back.members, layout.members);
+        assert!(back.older.iter().any(|older| older.owners == [BlockdId([1; 16])]), "who owned meanwhile is a source");
+    }
+
+    /// Guards I11.
+    #[test]
+    fn another_zone_counts_only_once_a_daemon_is_drained() {
+        let layout = with_member(&Layout { replicas: 2, ..Layout::default() }, &heartbeat(1, 7001)).unwrap();
+        let layout = with_member(&layout, &heartbeat(2, 7002)).unwrap();
+        let moved = BlockdHeartbeat { zone: "other".to_owned(), ..heartbeat(2, 7002) };
+        assert!(stands_in(&layout, &moved), "it owns blocks by its first zone");
+        let elsewhere = BlockdHeartbeat { addr: ([127, 0, 0, 1], 7003).into(), ..moved.clone() };
+        let changed = with_member(&layout, &elsewhere).unwrap();
+        assert_eq!(changed.member(&moved.id).unwrap().zone, heartbeat(2, 7002).zone);
+        let drained = layout.drained(&moved.id, true).unwrap().finished().emptied(&moved.id).unwrap();
+        assert!(!stands_in(&drained, &moved));
+        assert_eq!(with_member(&drained, &moved).unwrap().member(&moved.id).unwrap().zone, "other");
+    }
+
+    #[test]
+    fn a_daemon_whose_disk_has_failed_owns_nothing_until_it_says_something_else() {
+        let layout = Layout { replicas: 2, min_sync: 1, ..Layout::default() };
+        let layout = with_member(&with_member(&layout, &heartbeat(1, 7001)).unwrap(), &heartbeat(2, 7002)).unwrap();
+        let failed = BlockdHeartbeat { failed: true, ..heartbeat(2, 7002) };
+        assert!(!stands_in(&layout, &failed));
+        let without = with_member(&layout, &failed).unwrap();
+        assert!(stands_in(&without, &failed) && without.owning().count() == 1 && !without.is_final());
+        let again = with_member(&without, &heartbeat(2, 7002)).unwrap();
+        assert_eq!(again.owning().count(), 2);
     }
 }

@@ -1,8 +1,9 @@
-//! Streams of events to sessions. An event that cannot be delivered ends the stream; what it told, `KeepAlive` and the
-//! empty caches of a session that begins anew make up for.
+//! Streams of events to sessions. An event that asks for something and cannot be delivered ends the stream; what it told,
+//! `KeepAlive` and the empty caches of a session that begins anew make up for. One that only says something is left out where
+//! the session does not keep up: others can cause many of them.
 
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
 use wire::ids::SessionId;
@@ -12,6 +13,9 @@ use wire::quic::EventSender;
 
 /// Events that wait for a slow session. With more, its stream ends, and it begins anew with empty caches.
 const QUEUE: usize = 4096;
+
+/// Of these, places that events without a number leave free for those that must not be missed.
+const RESERVED: usize = QUEUE / 2;
 
 /// The open streams.
 #[derive(Default)]
@@ -61,9 +65,11 @@ impl Events {
     /// Tells one session.
     pub fn tell(&self, session: SessionId, event: &MetaEvent) {
         let mut streams = self.streams.lock();
-        if let Some(stream) = streams.get(&session)
-            && stream.queue.try_send(event.clone()).is_err()
-        {
+        let Some(stream) = streams.get(&session) else { return };
+        if says_only(event) && stream.queue.capacity() <= RESERVED {
+            return;
+        }
+        if stream.queue.try_send(event.clone()).is_err() {
             // It does not keep up, or is gone. What it must not miss it would miss: it begins anew.
             streams.remove(&session);
         }
@@ -79,10 +85,37 @@ impl Events {
 
     /// Tells those who wait for a lock that it was released.
     pub fn tell_unlocked(&self, session: SessionId, ops: &[Op]) {
-        for op in ops {
-            if let Op::Unlock { ino, .. } = op {
-                self.tell_others(session, &MetaEvent::LockReleased(*ino));
-            }
+        let unlocked = ops.iter().filter_map(|op| if let Op::Unlock { ino, .. } = op { Some(*ino) } else { None });
+        for ino in unlocked.collect::<BTreeSet<_>>() {
+            self.tell_others(session, &MetaEvent::LockReleased(ino));
         }
+    }
+}
+
+/// Whether nothing goes wrong without it: it asks for nothing, and what it says is heard otherwise.
+fn says_only(event: &MetaEvent) -> bool {
+    matches!(event, MetaEvent::Orphaned(_) | MetaEvent::LockReleased(_) | MetaEvent::LayoutChanged(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::ids::Ino;
+
+    #[tokio::test]
+    async fn what_one_session_unlocks_leaves_room_for_what_another_must_not_miss() {
+        let (events, liar, honest) = (Events::default(), SessionId(1), SessionId(2));
+        let (_, mut waiting) = events.open(honest);
+        let unlock =
+            |ino| Op::Unlock { ino: Ino(ino), family: wire::op::LockFamily::Posix, owner: 1, start: 0, end: 1 };
+        events.tell_unlocked(liar, &vec![unlock(7); QUEUE]);
+        assert_eq!(waiting.len(), 1, "each file once");
+        events.tell_unlocked(liar, &(0..2 * QUEUE as u64).map(unlock).collect::<Vec<_>>());
+        events.tell(honest, &MetaEvent::RecallAll { seq: 5 });
+        let mut last = None;
+        while let Ok(event) = waiting.try_recv() {
+            last = Some(event);
+        }
+        assert!(matches!(last, Some(MetaEvent::RecallAll { seq: 5 })), "the stream lives: {last:?}");
     }
 }

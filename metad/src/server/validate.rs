@@ -121,6 +121,15 @@ pub(super) fn heartbeat(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Result<
     if name.len().max(zone.len()) > BLOCKD_TEXT_BYTES_MAX {
         return Err(format!("a name or a zone is longer than {BLOCKD_TEXT_BYTES_MAX} bytes"));
     }
+    // One certificate is one member: one that has lost its disk is known by its address, one that has moved by its id.
+    let mut own = layout.members.iter().filter(|member| member.name == *name);
+    if let Some(own) = own.find(|own| own.id != *id && own.addr != *addr) {
+        return Err(format!(
+            "{name} is a member already, as {} at {}: start it at that address, or run `surf blockd remove {name}` first if its \
+             content is lost",
+            own.id, own.addr
+        ));
+    }
     let mut others = layout.members.iter().filter(|member| member.name != *name);
     match others.find(|other| other.id == *id || other.addr == *addr) {
         Some(other) => Err(format!("id {id} or address {addr} belongs to {}, not to {name}", other.name)),
@@ -134,6 +143,7 @@ mod tests {
     use wire::attr::Timestamp;
     use wire::ids::{BatchSeq, BlockdId, Ino, JournalId, LayoutEpoch, Version};
     use wire::layout::LayoutMember;
+    use wire::message::block::RepairReport;
     use wire::op::{Expect, JournalPosition, JournaledFile, Lock, LockFamily, XattrMode};
 
     fn of(ops: Vec<Op>) -> Batch {
@@ -207,13 +217,8 @@ mod tests {
 
     #[test]
     fn a_block_daemon_takes_nobody_elses_place() {
-        let member = |id: u8, port: u16| LayoutMember {
-            id: BlockdId([id; 16]),
-            name: format!("blockd-{id}"),
-            addr: ([127, 0, 0, 1], port).into(),
-            zone: String::new(),
-            weight: 1,
-            points: Vec::new(),
+        let member = |id: u8, port: u16| {
+            LayoutMember::new(BlockdId([id; 16]), format!("blockd-{id}"), ([127, 0, 0, 1], port).into(), "")
         };
         let layout = Layout { members: vec![member(1, 7001), member(2, 7002)], ..Layout::default() };
         let says = |name: &str, id: u8, port: u16| BlockdHeartbeat {
@@ -226,9 +231,13 @@ mod tests {
             free_bytes: 1,
             block_count: 0,
             epoch: LayoutEpoch(1),
+            every_ms: 1000,
+            repair: RepairReport::default(),
+            failed: false,
         };
         assert!(heartbeat(&layout, &says("blockd-1", 1, 7009)).is_ok(), "it has moved");
         assert!(heartbeat(&layout, &says("blockd-2", 9, 7002)).is_ok(), "it has lost its disk");
+        assert!(heartbeat(&layout, &says("blockd-2", 9, 7009)).is_err(), "a second member of one certificate");
         assert!(heartbeat(&layout, &says("blockd-2", 1, 7002)).is_err(), "the id of another one");
         assert!(heartbeat(&layout, &says("blockd-3", 3, 7001)).is_err(), "the address of another one");
         assert!(heartbeat(&layout, &says(&"x".repeat(BLOCKD_TEXT_BYTES_MAX + 1), 3, 7003)).is_err());

@@ -233,6 +233,9 @@ async fn a_block_daemon_takes_no_other_ones_place() {
             free_bytes: 1 << 30,
             block_count: 0,
             epoch: LayoutEpoch(0),
+            every_ms: 1000,
+            repair: wire::message::block::RepairReport::default(),
+            failed: false,
         })
     };
     let (good, bad) = (daemon("good"), daemon("bad"));

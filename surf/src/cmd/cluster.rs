@@ -2,54 +2,22 @@
 
 mod init;
 
-use crate::admin::Admin;
+use super::access::Access;
+use super::blockd::{heard, states, to_json as blockd_json, word};
 use crate::output;
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 use wire::ids::MetadId;
 use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
-
-/// A block daemon that was silent for longer is reported.
-const SILENT_MS: u64 = 10_000;
 
 /// Make a cluster, look at it, change its members.
 #[derive(Args)]
 pub struct Cluster {
     #[command(subcommand)]
     command: Command,
-}
-
-/// How to reach a cluster.
-#[derive(Args)]
-pub struct Access {
-    /// Bundle of an operator, as `surf cluster init` or `surf dev up` made it.
-    #[arg(long, env = "SURF_ADMIN_BUNDLE", value_name = "FILE")]
-    bundle: PathBuf,
-    /// Give up after this many seconds.
-    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
-    wait_s: u64,
-}
-
-impl Access {
-    async fn ask(&self, request: AdminRequest) -> Result<AdminReply> {
-        let admin = Admin::load(&self.bundle)?;
-        let reply = admin.ask_admin(request, Duration::from_secs(self.wait_s)).await;
-        admin.close().await;
-        reply
-    }
-
-    /// The cluster's state.
-    pub async fn status(&self) -> Result<ClusterStatus> {
-        let admin = Admin::load(&self.bundle)?;
-        let status = admin.status(Duration::from_secs(self.wait_s)).await;
-        admin.close().await;
-        status
-    }
 }
 
 #[derive(Subcommand)]
@@ -83,6 +51,20 @@ enum Command {
         #[arg(long)]
         id: u64,
     },
+    /// Change what holds for the whole cluster.
+    Set {
+        #[command(flatten)]
+        access: Access,
+        /// Take a block daemon out that is silent for this many seconds, and copy what it held from the others.
+        #[arg(long, value_name = "SECONDS")]
+        down_after_s: Option<u64>,
+        /// Replicas of each block, 1 to 5. Needs --min-sync.
+        #[arg(long, requires = "min_sync")]
+        replicas: Option<u8>,
+        /// Replicas that must have synced a block before a write counts. Needs --replicas.
+        #[arg(long, requires = "replicas")]
+        min_sync: Option<u8>,
+    },
     /// Check the metadata for contradictions. Exit code 2 when there are any.
     Check {
         #[command(flatten)]
@@ -91,43 +73,6 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-}
-
-/// What an operator should look at.
-pub struct Health {
-    /// One line each; empty when all is well.
-    pub problems: Vec<String>,
-}
-
-impl Health {
-    /// Looks for problems.
-    #[must_use]
-    pub fn of(status: &ClusterStatus) -> Self {
-        let mut problems = Vec::new();
-        let voters = status.metads.iter().filter(|(_, _, voter, _)| *voter).count();
-        if voters.is_multiple_of(2) {
-            problems.push(format!("{voters} metads vote: an odd number bears as many failures with one node less"));
-        }
-        for (id, addr, _, matched) in status.metads.iter().filter(|(id, ..)| *id != status.leader) {
-            if *matched == 0 {
-                problems.push(format!("metad-{id} ({addr}) does not follow"));
-            }
-        }
-        for (member, (heard_ms, _, _)) in status.layout.members.iter().zip(&status.blockds) {
-            match heard_ms {
-                None => problems.push(format!("{} ({}) was not heard of", member.name, member.addr)),
-                Some(ms) if *ms > SILENT_MS => {
-                    problems.push(format!("{} ({}) is silent for {} s", member.name, member.addr, ms / 1000));
-                }
-                Some(_) => {}
-            }
-        }
-        if status.layout.members.len() < usize::from(status.layout.replicas) {
-            let (have, want) = (status.layout.members.len(), status.layout.replicas);
-            problems.push(format!("{have} blockds cannot hold {want} replicas"));
-        }
-        Self { problems }
-    }
 }
 
 impl Cluster {
@@ -143,6 +88,15 @@ impl Cluster {
             Command::Remove { access, id } => {
                 access.ask(AdminRequest::RemoveMetad { id: MetadId(id) }).await?;
                 println!("metad-{id} removed; it can be stopped now");
+            }
+            Command::Set { access, down_after_s, replicas, min_sync } => {
+                if let Some(seconds) = down_after_s {
+                    access.ask(AdminRequest::SetDownAfter { ms: seconds.saturating_mul(1000) }).await?;
+                }
+                if let (Some(replicas), Some(min_sync)) = (replicas, min_sync) {
+                    access.ask(AdminRequest::SetRedundancy { replicas, min_sync }).await?;
+                }
+                println!("set");
             }
             Command::Check { access, json } => return check(&access, json).await,
         }
@@ -183,26 +137,21 @@ fn show(status: &ClusterStatus, as_json: bool) -> Result<()> {
         })
         .collect();
     output::table(&["METAD", "ROLE", "ADDRESS", "LOG"], &metads);
-    let blockds: Vec<Vec<String>> = status
-        .layout
-        .members
-        .iter()
-        .zip(&status.blockds)
-        .map(|(member, (heard_ms, free, capacity))| {
-            let heard =
-                heard_ms.map_or_else(|| "never".to_owned(), |ms| format!("{}.{} s ago", ms / 1000, ms % 1000 / 100));
+    let blockds: Vec<Vec<String>> = states(status)
+        .map(|(member, state)| {
             vec![
                 member.name.clone(),
                 member.addr.to_string(),
                 member.zone.clone(),
                 member.weight.to_string(),
-                heard,
-                output::bytes(*free),
-                output::bytes(*capacity),
+                word(state.health).to_owned(),
+                heard(state),
+                output::bytes(state.free_bytes),
+                output::bytes(state.capacity_bytes),
             ]
         })
         .collect();
-    output::table(&["BLOCKD", "ADDRESS", "ZONE", "WEIGHT", "HEARD", "FREE", "CAPACITY"], &blockds);
+    output::table(&["BLOCKD", "ADDRESS", "ZONE", "WEIGHT", "STATE", "HEARD", "FREE", "CAPACITY"], &blockds);
     let sessions: Vec<Vec<String>> =
         status.sessions.iter().map(|(id, host, purpose)| vec![id.to_string(), host.clone(), purpose.clone()]).collect();
     output::table(&["SESSION", "HOST", "PURPOSE"], &sessions);
@@ -217,18 +166,7 @@ fn to_json(status: &ClusterStatus) -> serde_json::Value {
             json!({ "id": id, "address": addr, "voter": voter, "leader": *id == status.leader, "log_index": matched })
         })
         .collect();
-    let blockds: Vec<_> = status
-        .layout
-        .members
-        .iter()
-        .zip(&status.blockds)
-        .map(|(member, (heard_ms, free, capacity))| {
-            json!({
-                "id": member.id.to_string(), "name": member.name, "address": member.addr, "zone": member.zone,
-                "weight": member.weight, "heard_ms_ago": heard_ms, "free_bytes": free, "capacity_bytes": capacity,
-            })
-        })
-        .collect();
+    let blockds: Vec<_> = states(status).map(blockd_json).collect();
     let sessions: Vec<_> = status
         .sessions
         .iter()
@@ -237,6 +175,7 @@ fn to_json(status: &ClusterStatus) -> serde_json::Value {
     json!({
         "cluster": status.cluster, "leader": status.leader, "term": status.term, "applied": status.applied,
         "layout_epoch": status.layout.epoch, "replicas": status.layout.replicas, "min_sync": status.layout.min_sync,
+        "down_after_s": status.layout.down_after_ms / 1000, "layout_final": status.layout.is_final(),
         "metads": metads, "blockds": blockds, "sessions": sessions,
         "total_bytes": status.statfs.total_bytes, "free_bytes": status.statfs.free_bytes,
         "inodes": status.statfs.inodes,

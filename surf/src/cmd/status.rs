@@ -1,12 +1,21 @@
 //! `surf status`: state of a cluster in short.
 
-use super::cluster::{Access, Health};
+use super::access::Access;
+use super::blockd::{states, to_json, word};
+use super::health::{Health, Work};
 use crate::output;
 use anyhow::Result;
 use clap::Args;
 use std::process::ExitCode;
+use wire::message::admin::ClusterStatus;
 
-/// State of a cluster in short. Exit code 2 when something is missing.
+/// Something needs attention, and nothing is in danger.
+const ATTENTION: u8 = 2;
+/// Something cannot be read or written now.
+const CRITICAL: u8 = 3;
+
+/// State of a cluster in short. Exit code 0 when all is well, 2 when something needs attention (a daemon is away, copies
+/// are being made), 3 when something cannot be read or written, 1 when nobody could be asked.
 #[derive(Args)]
 pub struct Status {
     #[command(flatten)]
@@ -20,35 +29,81 @@ impl Status {
     /// Carries it out.
     pub async fn run(self) -> Result<ExitCode> {
         let status = self.access.status().await?;
-        let health = Health::of(&status);
-        let (used, total) = (
-            status.statfs.total_bytes - status.statfs.free_bytes.min(status.statfs.total_bytes),
-            status.statfs.total_bytes,
-        );
+        let (health, work) = (Health::of(&status), Work::of(&status));
         if self.json {
-            output::json(&serde_json::json!({
-                "cluster": status.cluster,
-                "healthy": health.problems.is_empty(),
-                "problems": health.problems,
-                "used_bytes": used,
-                "total_bytes": total,
-                "inodes": status.statfs.inodes,
-                "sessions": status.sessions.len(),
-            }))?;
+            output::json(&as_json(&status, &health, &work))?;
         } else {
-            let word = if health.problems.is_empty() { "healthy" } else { "needs attention" };
-            println!("{}: {word}", status.cluster);
-            for problem in &health.problems {
-                println!("  {problem}");
-            }
-            println!(
-                "{} of {} used, {} inodes, {} sessions",
-                output::bytes(used),
-                output::bytes(total),
-                status.statfs.inodes,
-                status.sessions.len()
-            );
+            show(&status, &health, &work);
         }
-        Ok(if health.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
+        Ok(match (health.problems.is_empty(), health.is_critical) {
+            (true, _) => ExitCode::SUCCESS,
+            (false, false) => ExitCode::from(ATTENTION),
+            (false, true) => ExitCode::from(CRITICAL),
+        })
+    }
+}
+
+/// Bytes used, and all bytes.
+fn usage(status: &ClusterStatus) -> (u64, u64) {
+    let total = status.statfs.total_bytes;
+    (total - status.statfs.free_bytes.min(total), total)
+}
+
+fn as_json(status: &ClusterStatus, health: &Health, work: &Work) -> serde_json::Value {
+    let (used, total) = usage(status);
+    serde_json::json!({
+        "cluster": status.cluster,
+        "healthy": health.problems.is_empty(),
+        "critical": health.is_critical,
+        "problems": health.problems,
+        "notes": health.notes,
+        "used_bytes": used,
+        "total_bytes": total,
+        "inodes": status.statfs.inodes,
+        "sessions": status.sessions.len(),
+        "layout_epoch": status.layout.epoch,
+        "layout_final": status.layout.is_final(),
+        "lacking_blocks": work.lacking_blocks,
+        "lacking_bytes": work.lacking_bytes,
+        "misplaced_blocks": work.misplaced_blocks,
+        "misplaced_bytes": work.misplaced_bytes,
+        "surplus_blocks": work.surplus_blocks,
+        "damaged_blocks": work.damaged_blocks,
+        "repair_bytes_per_s": work.bytes_per_s,
+        "repair_left_s": work.left_s,
+        "blockds": states(status).map(to_json).collect::<Vec<_>>(),
+    })
+}
+
+fn show(status: &ClusterStatus, health: &Health, work: &Work) {
+    let (used, total) = usage(status);
+    let state = match (health.problems.is_empty(), health.is_critical) {
+        (true, _) => "healthy",
+        (false, false) => "needs attention",
+        (false, true) => "in danger",
+    };
+    println!("{}: {state}", status.cluster);
+    health.problems.iter().chain(&health.notes).for_each(|line| println!("  {line}"));
+    println!(
+        "{} of {} used, {} inodes, {} sessions",
+        output::bytes(used),
+        output::bytes(total),
+        status.statfs.inodes,
+        status.sessions.len()
+    );
+    let blockds: Vec<String> =
+        states(status).map(|(member, state)| format!("{} {}", member.name, word(state.health))).collect();
+    println!("blockds: {}", blockds.join(", "));
+    if !work.is_none() {
+        let left = work.left_s.map_or_else(|| "unknown".to_owned(), |seconds| format!("{seconds} s"));
+        println!(
+            "to copy: {} blocks, {}; misplaced: {} blocks, {}, {} of them one copy too many; {}/s now, time left: {left}",
+            work.lacking_blocks,
+            output::bytes(work.lacking_bytes),
+            work.misplaced_blocks,
+            output::bytes(work.misplaced_bytes),
+            work.surplus_blocks,
+            output::bytes(work.bytes_per_s),
+        );
     }
 }

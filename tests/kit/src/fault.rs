@@ -1,4 +1,4 @@
-//! Faults: flipped bytes on disk, processes killed.
+//! Faults: flipped bytes on disk, processes killed, disks that fail.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -11,6 +11,47 @@ use std::path::{Path, PathBuf};
 pub fn kill_9(pid: u32) {
     // SAFETY: kill takes no pointers; the pid is of a process that this test started.
     let result = unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+    assert_eq!(result, 0, "process {pid} is not there");
+}
+
+/// A process that is stopped until this is dropped: it holds its memory and its connections, and answers nobody.
+pub struct Paused(u32);
+
+impl Paused {
+    /// Stops it.
+    ///
+    /// # Panics
+    /// When there is no such process.
+    #[must_use]
+    pub fn stop(pid: u32) -> Self {
+        // SAFETY: kill takes no pointers; the pid is of a process that this test started.
+        let result = unsafe { libc::kill(pid as i32, libc::SIGSTOP) };
+        assert_eq!(result, 0, "process {pid} is not there");
+        Self(pid)
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        // SAFETY: as above.
+        unsafe { libc::kill(self.0 as i32, libc::SIGCONT) };
+    }
+}
+
+/// Lets processes that are started from now on live on when they meet their [`limit_file_size`]: their writes fail instead.
+pub fn outlive_file_size_limits() {
+    // SAFETY: signal is given no function. An ignored signal stays ignored in the processes that are started.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Makes all writes of a process fail that go beyond this offset of a file, as those to a disk that has failed.
+///
+/// # Panics
+/// When there is no such process.
+pub fn limit_file_size(pid: u32, bytes: u64) {
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+    // SAFETY: prlimit reads one rlimit, which lives until it returns, and is given nowhere to write the old one.
+    let result = unsafe { libc::prlimit(pid as i32, libc::RLIMIT_FSIZE, &raw const limit, std::ptr::null_mut()) };
     assert_eq!(result, 0, "process {pid} is not there");
 }
 

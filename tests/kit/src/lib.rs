@@ -11,6 +11,7 @@ pub mod fault;
 pub mod linear;
 pub mod mounts;
 pub mod names;
+pub mod operate;
 pub mod proxy;
 pub mod surf;
 pub mod wait;

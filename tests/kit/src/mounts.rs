@@ -1,11 +1,17 @@
 //! What the kernel says of mounts, and the hard way out of a dead one.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use tempfile::TempDir;
+
 use crate::command::run;
+use crate::wait::until;
+
+/// Where services mount what the kernel shows of FUSE connections.
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// Whether something is mounted at `path`. Reads the kernel's table only, so it cannot hang on a dead mount.
 #[must_use]
@@ -22,6 +28,49 @@ fn device_of(path: &Path) -> Option<u32> {
     })
 }
 
+/// Waits until the mount at `path` has answered all that the kernel asked it. `close(2)` does not wait until the mount knows
+/// that a file is closed: whoever needs that comes here after it.
+///
+/// # Panics
+/// When it takes longer than `limit`, nothing is mounted there, or the kernel does not tell.
+pub fn answered(path: &Path, limit: Duration) {
+    let minor = device_of(path).expect("a mount is there");
+    let connections = Connections::new();
+    let waiting = connections.dir.join(format!("{minor}/waiting"));
+    until("all requests of the kernel are answered", limit, || {
+        let waiting = fs::read_to_string(&waiting).expect("the kernel tells how many requests wait");
+        (waiting.trim() == "0").then_some(())
+    });
+}
+
+/// What the kernel shows of FUSE connections. Where no service has mounted that, it is here for as long as it is needed.
+struct Connections {
+    dir: PathBuf,
+    own: Option<TempDir>,
+}
+
+impl Connections {
+    fn new() -> Self {
+        let dir = PathBuf::from(CONNECTIONS);
+        if fs::read_dir(&dir).is_ok_and(|mut connections| connections.next().is_some()) {
+            return Self { dir, own: None };
+        }
+        let own = tempfile::tempdir().expect("a folder can be made");
+        let mut mount = Command::new("mount");
+        let mounted = run(mount.args(["-t", "fusectl", "none"]).arg(own.path()), Duration::from_secs(10));
+        assert!(mounted.status.success(), "fusectl cannot be mounted: {mounted:?}");
+        Self { dir: own.path().to_owned(), own: Some(own) }
+    }
+}
+
+impl Drop for Connections {
+    fn drop(&mut self) {
+        if let Some(own) = &self.own {
+            run(Command::new("umount").arg(own.path()), Duration::from_secs(10));
+        }
+    }
+}
+
 /// Ends every FUSE connection below `dir`, the innermost first.
 pub fn abort_below(dir: &Path) {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -34,8 +83,8 @@ pub fn abort_below(dir: &Path) {
 /// Ends the FUSE connection at `path` and detaches the mount: nothing that waits for it goes on waiting.
 pub fn abort(path: &Path) {
     while let Some(minor) = device_of(path) {
-        // Fails only when the connection is gone already.
-        let _ = fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1");
+        // Fails only when the connection is gone already, or nobody has mounted this: then the mount is detached alone.
+        let _ = fs::write(format!("{CONNECTIONS}/{minor}/abort"), "1");
         let umount = run(Command::new("umount").arg("-l").arg(path), Duration::from_secs(10));
         if !umount.status.success() {
             break;

@@ -78,6 +78,18 @@ impl Surf {
         surf
     }
 
+    /// Starts a cluster by `start`, and mounts it.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn start_by(start: impl FnOnce(&Self)) -> Self {
+        let mut surf = Self::prepare(Setup::Cluster);
+        start(&surf);
+        surf.mount(&[]);
+        surf
+    }
+
     /// Starts a cluster whose traffic goes through a [`Proxy`], which decides by this seed, and mounts it with these
     /// arguments. The proxy knows the daemons by their names and mounts by those of their mount points: `mnt`, and what
     /// [`Another::name`] says.

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio::time::sleep;
 use wire::ids::{BlockHash, BlockdId, Point};
 use wire::layout::{Layout, LayoutMember};
@@ -20,7 +20,7 @@ const ID: BlockdId = BlockdId([7; 16]);
 #[derive(Default)]
 pub struct Blocks {
     held: Mutex<HashMap<BlockHash, Bytes>>,
-    away: watch::Sender<bool>,
+    away: AtomicBool,
 }
 
 impl Blocks {
@@ -28,14 +28,14 @@ impl Blocks {
     #[must_use]
     pub fn layout(before: &Layout) -> Layout {
         let addr = SocketAddr::from(([10, 0, 1, 1], 1));
-        let (name, zone) = ("blockd-1".to_owned(), "zone".to_owned());
-        let member = LayoutMember { id: ID, name, addr, zone, weight: 1, points: vec![Point(1)] };
-        Layout { epoch: before.epoch.next(), members: vec![member], previous: Vec::new(), ..before.clone() }
+        let member = LayoutMember { points: vec![Point(1)], ..LayoutMember::new(ID, "blockd-1", addr, "zone") };
+        let epoch = before.epoch.next();
+        Layout { epoch, placement: epoch, members: vec![member], older: Vec::new(), ..before.clone() }
     }
 
     /// Whether it answers from now on.
     pub fn set_away(&self, away: bool) {
-        self.away.send_modify(|now| *now = away);
+        self.away.store(away, Ordering::Relaxed);
     }
 
     /// A block's content.
@@ -46,14 +46,17 @@ impl Blocks {
 
     /// Carries out a request; nothing is heard of it while the daemon is away.
     pub async fn ask(&self, request: &BlockRequest, content: Bytes) -> Option<(BlockReply, Bytes)> {
-        if *self.away.borrow() {
+        if self.away.load(Ordering::Relaxed) {
             return None;
         }
         sleep(SYNC).await;
         Some(match request {
             BlockRequest::Put { hash, .. } => {
                 self.held.lock().insert(*hash, content);
-                (BlockReply::Stored { synced: vec![ID], failed: Vec::new(), layout: None }, Bytes::new())
+                (
+                    BlockReply::Stored { synced: vec![ID], failed: Vec::new(), full: Vec::new(), layout: None },
+                    Bytes::new(),
+                )
             }
             BlockRequest::Get { hash, offset, len, .. } => match self.content(hash) {
                 Some(block) => {

@@ -2,6 +2,7 @@
 
 use crate::blocks::Blocks;
 use crate::consensus::{Agreement, ELECTION_MIN, SimulatedConsensus, address};
+use crate::watched::Watched;
 use kit::chance::Chance;
 use metad::Shared;
 use metad::config::Config;
@@ -16,7 +17,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use wire::attr::Timestamp;
@@ -86,7 +86,7 @@ impl Certificates {
 /// A metad, for as long as its process lives.
 pub struct Node {
     server: Server,
-    dead: watch::Sender<bool>,
+    dead: Watched<bool>,
     expiry: AbortHandle,
 }
 
@@ -96,13 +96,12 @@ impl Node {
         let config = Config { id: MetadId(number as u64 + 1), listen: address(number), ..certificates.config.clone() };
         let shared = Arc::new(Shared::new(config, consensus, certificates.endpoint.clone()));
         let expiry = tokio::spawn(expire_silent(shared.clone())).abort_handle();
-        Arc::new(Self { server: Server { shared }, dead: watch::Sender::new(false), expiry })
+        Arc::new(Self { server: Server { shared }, dead: Watched::default(), expiry })
     }
 
     /// Waits until the process is dead.
     pub async fn death(&self) {
-        let mut dead = self.dead.subscribe();
-        let _ = dead.wait_for(|dead| *dead).await;
+        self.dead.wait_for(|dead| *dead).await;
     }
 
     /// Begins a stream of events.
@@ -125,7 +124,7 @@ impl Node {
     }
 
     fn kill(&self) {
-        self.dead.send_modify(|dead| *dead = true);
+        self.dead.change(|dead| *dead = true);
         self.expiry.abort();
     }
 }

@@ -4,7 +4,7 @@
 //! - [`plan`] says what programs do and what goes wrong; [`world`] lets it happen;
 //! - [`network`], [`disk`], [`blocks`], [`consensus`] are what is simulated; [`cluster`] starts the metads above it;
 //! - [`program`] acts on a client; [`history`], [`truth`] and [`tree`] hold what must be so against what is;
-//! - [`seeds`] runs many schedules, and makes a failing one small.
+//! - [`watched`] is what tasks wait for; [`seeds`] runs many schedules, and makes a failing one small.
 
 #![forbid(unsafe_code)]
 
@@ -20,4 +20,5 @@ pub mod program;
 pub mod seeds;
 pub mod tree;
 pub mod truth;
+pub mod watched;
 pub mod world;

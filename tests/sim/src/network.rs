@@ -2,6 +2,7 @@
 //! that is cut loses all of them. Events of one stream stay in order, as QUIC's streams do.
 
 use crate::cluster::{Cluster, Node};
+use crate::watched::Watched;
 use bytes::Bytes;
 use client::network::{Blockd, EventStream, Metad, Network};
 use futures::FutureExt;
@@ -14,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use wire::Error;
 use wire::message::block::{BlockReply, BlockRequest};
@@ -51,7 +52,7 @@ pub struct Links {
     identity: Arc<PeerIdentity>,
     inner: Mutex<Inner>,
     /// Whether the link is cut, and whether the process is dead.
-    state: watch::Sender<State>,
+    state: Watched<State>,
 }
 
 struct Inner {
@@ -76,7 +77,7 @@ impl Links {
     #[must_use]
     pub fn new(name: String, cluster: Arc<Cluster>, identity: Arc<PeerIdentity>, chance: Chance) -> Arc<Self> {
         let inner = Mutex::new(Inner { weather: Weather::default(), chance });
-        Arc::new(Self { name, cluster, identity, inner, state: watch::Sender::default() })
+        Arc::new(Self { name, cluster, identity, inner, state: Watched::default() })
     }
 
     /// From now on this happens to messages.
@@ -86,12 +87,12 @@ impl Links {
 
     /// Cuts the links, or mends them.
     pub fn cut(&self, cut: bool) {
-        self.state.send_modify(|state| state.cut = cut);
+        self.state.change(|state| state.cut = cut);
     }
 
     /// The process is dead.
     pub fn kill(&self) {
-        self.state.send_modify(|state| state.dead = true);
+        self.state.change(|state| state.dead = true);
     }
 
     /// Prints what happens, if that is asked for.
@@ -105,11 +106,11 @@ impl Links {
     }
 
     fn is_dead(&self) -> bool {
-        self.state.borrow().dead
+        self.state.get().dead
     }
 
     fn is_cut(&self) -> bool {
-        let state = *self.state.borrow();
+        let state = self.state.get();
         state.cut || state.dead
     }
 
@@ -131,19 +132,14 @@ impl Links {
 
     /// Waits until the process is dead.
     async fn death(&self) {
-        let mut state = self.state.subscribe();
-        // An error says that nobody can kill it any more.
-        let _ = state.wait_for(|state| state.dead).await;
+        self.state.wait_for(|state| state.dead).await;
     }
 
     /// Waits until the link has been cut for so long that both ends have noticed.
     async fn silence(&self) {
-        let mut state = self.state.subscribe();
         loop {
-            if state.wait_for(|state| state.cut).await.is_err() {
-                return futures::future::pending().await;
-            }
-            if timeout(IDLE, state.wait_for(|state| !state.cut)).await.is_err() {
+            self.state.wait_for(|state| state.cut).await;
+            if timeout(IDLE, self.state.wait_for(|state| !state.cut)).await.is_err() {
                 return;
             }
         }

@@ -9,6 +9,7 @@ use crate::plan::{Act, Fault, Plan, Step};
 use crate::program::{Program, Scene};
 use crate::tree::{content as content_of, tree};
 use crate::truth::Truth;
+use crate::watched::Watched;
 use client::{Client, ClientConfig, OpenFlags};
 use kit::chance::Chance;
 use metad::fs::check::check;
@@ -17,7 +18,6 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Once, Weak};
 use std::time::{Duration, SystemTime};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use wire::ids::Ino;
@@ -54,7 +54,7 @@ struct Machine {
     disk: SimulatedDisk,
     chance: Mutex<Chance>,
     /// The process that runs, if one does.
-    running: watch::Sender<Option<Running>>,
+    running: Watched<Option<Running>>,
     lives: Mutex<u64>,
 }
 
@@ -157,7 +157,7 @@ impl World {
         let mut machines = Vec::new();
         for number in 0..plan.clients {
             let chance = Mutex::new(Chance::of(plan.seed, &format!("machine {number}")));
-            let (disk, running) = (SimulatedDisk::default(), watch::Sender::default());
+            let (disk, running) = (SimulatedDisk::default(), Watched::default());
             let machine = Arc::new(Machine { number, disk, chance, running, lives: Mutex::new(0) });
             machine.boot(&cluster, Weather::default()).await?;
             machines.push(machine);
@@ -200,15 +200,12 @@ impl World {
     async fn run_program(self: Arc<Self>, client: usize, lane: usize) {
         let machine = &self.machines[client];
         let mut program = Program::new(self.scene.clone(), client, lane);
-        let mut processes = machine.running.subscribe();
         let mut used: Option<Weak<Client>> = None;
         let mine = |step: &&Step| matches!(step, Step::Act { client: c, lane: l, .. } if (*c, *l) == (client, lane));
         for step in self.plan.steps.iter().filter(mine) {
             let Step::Act { pause_ms, act, .. } = *step else { continue };
             sleep(Duration::from_millis(pause_ms)).await;
-            let Ok(Some(process)) = processes.wait_for(Option::is_some).await.map(|running| running.clone()) else {
-                return;
-            };
+            let Some(process) = machine.running.wait_for(Option::is_some).await else { return };
             if !used.as_ref().is_some_and(|used| Weak::ptr_eq(used, &Arc::downgrade(&process.client))) {
                 // The process that it had files open with is dead.
                 program.forget();
@@ -217,7 +214,7 @@ impl World {
             let begun = Instant::now();
             let done = tokio::select! {
                 biased;
-                _ = processes.changed() => None,
+                _ = machine.running.wait_for(|now| !is_same(now, &process)) => None,
                 done = program.act(&process.client, act) => Some(done),
             };
             self.note_act((client, lane), act, begun, done.map(|done| done.is_ok()));
@@ -266,7 +263,7 @@ impl World {
     async fn crash(&self, client: usize, power: bool, down: Duration) {
         let machine = &self.machines[client];
         // One that is down already cannot fall.
-        let Some(process) = machine.running.send_replace(None) else { return };
+        let Some(process) = machine.running.change(|running| *running = None) else { return };
         process.links.kill();
         if power {
             machine.disk.cut_power(&mut machine.chance.lock());
@@ -358,7 +355,7 @@ impl World {
 
     async fn end(&self) {
         for machine in &self.machines {
-            if let Some(process) = machine.running.send_replace(None) {
+            if let Some(process) = machine.running.change(|running| *running = None) {
                 process.links.kill();
                 process.client.abandon();
             }
@@ -373,6 +370,11 @@ fn calm_from(plan: &Plan) -> Instant {
         Step::Act { .. } => None,
     });
     Instant::now() + ends.max().unwrap_or_default()
+}
+
+/// Whether this is the process that runs.
+fn is_same(running: &Option<Running>, process: &Running) -> bool {
+    running.as_ref().is_some_and(|running| Arc::ptr_eq(&running.client, &process.client))
 }
 
 impl Machine {
@@ -396,26 +398,24 @@ impl Machine {
         let booted = Client::connect_over(config, network, Some(self.disk.open())).await;
         let client = booted.map_err(|error| format!("client {} does not start ({life}): {error}", self.number))?;
         links.set_weather(weather);
-        self.running.send_replace(Some(Running { client, links }));
+        self.running.change(|running| *running = Some(Running { client, links }));
         Ok(())
     }
 
     fn set_weather(&self, weather: Weather) {
-        if let Some(process) = &*self.running.borrow() {
+        if let Some(process) = self.running.get() {
             process.links.set_weather(weather);
         }
     }
 
     fn cut(&self, cut: bool) {
-        if let Some(process) = &*self.running.borrow() {
+        if let Some(process) = self.running.get() {
             process.links.cut(cut);
         }
     }
 
     async fn process(&self) -> Option<Running> {
-        let mut running = self.running.subscribe();
-        let waits = running.wait_for(Option::is_some);
-        timeout(END_LIMIT, waits).await.ok()?.ok()?.clone()
+        timeout(END_LIMIT, self.running.wait_for(Option::is_some)).await.ok()?
     }
 
     /// Waits until everything that was done is known to the servers.

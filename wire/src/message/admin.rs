@@ -2,6 +2,7 @@
 
 use crate::ids::{MetadId, SessionId};
 use crate::layout::Layout;
+use crate::message::block::RepairReport;
 use crate::op::StatFs;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -29,6 +30,31 @@ pub enum AdminRequest {
         replicas: u8,
         /// 1 to `replicas`.
         min_sync: u8,
+    },
+    /// Begin or cease to empty a block daemon. Answers `Done` once the layout says so; the blocks move after that.
+    DrainBlockd {
+        /// Its name.
+        name: String,
+        /// Begin, or cease.
+        drain: bool,
+    },
+    /// Let a block daemon that has not joined yet take over what another one owns, as soon as it joins: the other is emptied
+    /// then. Answers `Done`.
+    ReplaceBlockd {
+        /// Name of the one that leaves.
+        name: String,
+        /// Name of the one to come.
+        successor: String,
+    },
+    /// Forget a block daemon that does not run and will not come back. Answers `Done`.
+    RemoveBlockd {
+        /// Its name.
+        name: String,
+    },
+    /// Take a block daemon out that is silent for longer than this. Answers `Done`.
+    SetDownAfter {
+        /// Milliseconds, at least [`DOWN_AFTER_MIN_MS`](crate::limits::DOWN_AFTER_MIN_MS).
+        ms: u64,
     },
     /// Take a snapshot of the metadata now. Answers `Done` when it is durable.
     Snapshot,
@@ -64,10 +90,44 @@ pub struct ClusterStatus {
     pub metads: Vec<(MetadId, SocketAddr, bool, u64)>,
     /// Block daemons.
     pub layout: Layout,
-    /// Per block daemon of the layout, in its order: milliseconds since its last heartbeat (if one was heard), free bytes, capacity.
-    pub blockds: Vec<(Option<u64>, u64, u64)>,
+    /// State of each block daemon of the layout, in its order.
+    pub blockds: Vec<BlockdState>,
     /// Sessions: number, host, purpose.
     pub sessions: Vec<(SessionId, String, String)>,
     /// Capacity and use.
     pub statfs: StatFs,
+}
+
+/// How a block daemon is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum BlockdHealth {
+    /// It sends heartbeats.
+    Up,
+    /// It has missed two heartbeats.
+    Suspect,
+    /// It is silent for longer, and still counted on.
+    Down,
+    /// It was silent for so long that others have taken over what it owned.
+    Out,
+    /// It is being emptied.
+    Draining,
+    /// It is empty, and is or can be switched off.
+    Drained,
+    /// Its disk has failed: it serves what it has, and others take over what it owned.
+    Failed,
+}
+
+/// State of a block daemon, as the leader knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BlockdState {
+    /// How it is.
+    pub health: BlockdHealth,
+    /// Milliseconds since its last heartbeat, if this leader heard one.
+    pub heard_ms: Option<u64>,
+    /// Bytes that it has left.
+    pub free_bytes: u64,
+    /// Bytes that it can hold.
+    pub capacity_bytes: u64,
+    /// What it last reported.
+    pub repair: RepairReport,
 }

@@ -3,15 +3,17 @@
 use crate::codec::bounded;
 use crate::ids::{BlockHash, BlockdId, LayoutEpoch, Point};
 use crate::layout::Layout;
-use crate::limits::{BLOCK_NAMES_MAX, CHAIN_BEHIND_MAX};
+use crate::layout::ring::Span;
+use crate::limits::{BLOCK_NAMES_MAX, BLOCK_SPANS_MAX, CHAIN_BEHIND_MAX};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
 /// A request to blockd.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum BlockRequest {
-    /// Store the payload, pass it on to the next of `chain`, answer when it is on stable storage (I9). Also renews the
-    /// stamp of a block that is there already (I10). Answers `Stored`.
+    /// Store the payload and pass it on to the next of `chain`; answer as soon as `needed` of them all have it on stable
+    /// storage (I9), and see to the others after that. Also renews the stamp of a block that is there already (I10).
+    /// Answers `Stored`, or `OldLayout`.
     Put {
         /// Name of the block.
         hash: BlockHash,
@@ -20,6 +22,8 @@ pub enum BlockRequest {
         /// Members of the layout that store it after this one, in order.
         #[serde(deserialize_with = "bounded::<_, _, CHAIN_BEHIND_MAX>")]
         chain: Vec<BlockdId>,
+        /// Copies that the sender waits for.
+        needed: u8,
     },
     /// Bytes `offset..offset + len` of a block, verified (I9). Answers `Content`, with the bytes in the payload.
     Get {
@@ -41,18 +45,30 @@ pub enum BlockRequest {
         /// Blocks renewed less than this long ago stay.
         grace_ms: u64,
     },
-    /// Names and lengths of blocks in an arc of the ring, in order. Roles blockd, metad, admin. Answers `Blocks`.
+    /// Names and lengths of good blocks, in order. Roles blockd, metad, admin. Answers `Blocks`.
     List {
         /// First hash.
         from: BlockHash,
+        /// Last hash.
+        last: BlockHash,
         /// At most this many.
         limit: u32,
     },
-    /// Which of these blocks are here, in good order? Roles blockd, metad, admin. Answers `Present`.
+    /// Which of these blocks are here, in good order, to stay? Roles blockd, metad, admin. Answers `Present`, or `Behind`.
     Probe {
+        /// Layout about which is asked (I11).
+        epoch: LayoutEpoch,
         /// The blocks.
         #[serde(deserialize_with = "bounded::<_, _, BLOCK_NAMES_MAX>")]
         hashes: Vec<BlockHash>,
+    },
+    /// Digests of the blocks in spans of the ring. Role blockd. Answers `Digests`, or `Behind`.
+    Digests {
+        /// Layout about which is asked (I11).
+        epoch: LayoutEpoch,
+        /// The spans.
+        #[serde(deserialize_with = "bounded::<_, _, BLOCK_SPANS_MAX>")]
+        spans: Vec<Span>,
     },
     /// A Chord question. Role blockd. Answers `Chord`.
     Chord(ChordRequest),
@@ -74,6 +90,7 @@ pub enum BlockRequestKind {
     Drop,
     List,
     Probe,
+    Digests,
     Chord,
     Lookup,
     Status,
@@ -89,11 +106,52 @@ impl BlockRequest {
             Self::Drop { .. } => BlockRequestKind::Drop,
             Self::List { .. } => BlockRequestKind::List,
             Self::Probe { .. } => BlockRequestKind::Probe,
+            Self::Digests { .. } => BlockRequestKind::Digests,
             Self::Chord(_) => BlockRequestKind::Chord,
             Self::Lookup { .. } => BlockRequestKind::Lookup,
             Self::Status => BlockRequestKind::Status,
         }
     }
+}
+
+/// What the good blocks of a part of the ring add up to. Two daemons with the same digests hold the same blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Digest {
+    /// How many they are.
+    pub count: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Sum of the second halves of their names, modulo 2^128. Names are hashes: nobody can choose blocks that add up.
+    pub sum: u128,
+}
+
+impl Digest {
+    /// One block more.
+    pub fn add(&mut self, hash: &BlockHash, len: u32) {
+        self.count += 1;
+        self.bytes += u64::from(len);
+        self.sum = self.sum.wrapping_add(second_half(hash));
+    }
+
+    /// One block less.
+    pub fn remove(&mut self, hash: &BlockHash, len: u32) {
+        self.count -= 1;
+        self.bytes -= u64::from(len);
+        self.sum = self.sum.wrapping_sub(second_half(hash));
+    }
+
+    /// Those of another part as well.
+    pub fn join(&mut self, other: &Digest) {
+        self.count += other.count;
+        self.bytes += other.bytes;
+        self.sum = self.sum.wrapping_add(other.sum);
+    }
+}
+
+fn second_half(hash: &BlockHash) -> u128 {
+    let mut half = [0; 16];
+    half.copy_from_slice(&hash.0[16..]);
+    u128::from_be_bytes(half)
 }
 
 /// A member of the ring, as Chord's messages carry it.
@@ -151,12 +209,14 @@ pub enum ChordReply {
 /// A reply of blockd.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum BlockReply {
-    /// These daemons hold the block on stable storage; the others of the chain failed.
+    /// These daemons hold the block on stable storage; those named as failed do not, and of the rest nothing is known yet.
     Stored {
         /// Daemons that synced it.
         synced: Vec<BlockdId>,
         /// Daemons that did not, and why.
         failed: Vec<(BlockdId, String)>,
+        /// Daemons that have no room for it: another one may stand in for each.
+        full: Vec<BlockdId>,
         /// The layout, when the sender's was old (I11).
         layout: Option<Layout>,
     },
@@ -167,6 +227,12 @@ pub enum BlockReply {
     },
     /// These were dropped.
     Dropped(Vec<BlockHash>),
+    /// One digest per span asked for.
+    Digests(Vec<Digest>),
+    /// This daemon knows an older layout than it is asked about: ask again.
+    Behind,
+    /// Nothing is acknowledged: blocks have other owners since the sender's layout (I11).
+    OldLayout(Layout),
     /// Blocks in order of their names.
     Blocks(Vec<(BlockHash, u32)>),
     /// One answer per hash asked for.
@@ -189,8 +255,6 @@ pub enum BlockReply {
         /// The layout, when the sender's was old (I11).
         layout: Option<Layout>,
     },
-    /// No space is left.
-    NoSpace,
     /// The request failed here for a reason of this daemon's own (disk error, shutting down).
     Failed(String),
 }
@@ -214,6 +278,27 @@ pub struct BlockdStatus {
     pub successors: Vec<Member>,
 }
 
+/// What a block daemon found by comparing with others, and how far it is with mending that.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RepairReport {
+    /// It holds all that it owes under the owners of this epoch, as far as anybody has it.
+    pub done: LayoutEpoch,
+    /// Blocks that it owes, that others have, and that are not here yet: they are under-replicated, or about to move here.
+    pub lacking_blocks: u64,
+    /// Their bytes.
+    pub lacking_bytes: u64,
+    /// Copies here that were found damaged, and are not replaced yet.
+    pub damaged_blocks: u64,
+    /// Blocks that are here and belong elsewhere.
+    pub misplaced_blocks: u64,
+    /// Their bytes.
+    pub misplaced_bytes: u64,
+    /// Bytes per second that it copied lately.
+    pub bytes_per_s: u64,
+    /// Nothing that is referred to, or was stored a moment ago, is here and not where it belongs.
+    pub empty: bool,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -223,11 +308,12 @@ mod tests {
     fn the_head_of_each_request_begins_with_its_kind() {
         let (hash, epoch) = (BlockHash([0; 32]), LayoutEpoch(1));
         for request in [
-            BlockRequest::Put { hash, epoch, chain: Vec::new() },
+            BlockRequest::Put { hash, epoch, chain: Vec::new(), needed: 1 },
             BlockRequest::Get { hash, epoch, offset: 0, len: 1 },
             BlockRequest::Drop { hashes: Vec::new(), grace_ms: 1 },
-            BlockRequest::List { from: hash, limit: 1 },
-            BlockRequest::Probe { hashes: Vec::new() },
+            BlockRequest::List { from: hash, last: hash, limit: 1 },
+            BlockRequest::Probe { epoch, hashes: Vec::new() },
+            BlockRequest::Digests { epoch, spans: Vec::new() },
             BlockRequest::Chord(ChordRequest::Ping),
             BlockRequest::Lookup { point: Point(1) },
             BlockRequest::Status,

@@ -1,6 +1,7 @@
 //! What metad is asked, by clients, block daemons, operators and its Raft peers.
 
 use super::admin::{AdminReply, AdminRequest};
+use super::block::RepairReport;
 use crate::FsError;
 use crate::attr::{InodeAttr, Timestamp};
 use crate::codec::bounded;
@@ -172,6 +173,12 @@ pub struct BlockdHeartbeat {
     pub block_count: u64,
     /// Layout that it knows.
     pub epoch: LayoutEpoch,
+    /// Time between two of its heartbeats, in milliseconds.
+    pub every_ms: u64,
+    /// How far it is with what the layout asks of it.
+    pub repair: RepairReport,
+    /// Its disk has failed: it takes no blocks any more.
+    pub failed: bool,
 }
 
 /// The leases of a session that shows that it lives.
@@ -279,6 +286,9 @@ mod tests {
             free_bytes: 1,
             block_count: 1,
             epoch: LayoutEpoch(1),
+            every_ms: 1000,
+            repair: RepairReport::default(),
+            failed: false,
         };
         let (host, purpose) = (String::new(), String::new());
         for request in [

@@ -6,7 +6,7 @@
 use super::socket::{Socket, VERSIONS};
 use super::stream::{payload_len, read_exactly, read_tail, take_end, write_frame, write_payload};
 use crate::buffers::Pool;
-use crate::frame::{REPLY_HEADER, ReplyHeader, RequestHeader};
+use crate::frame::{REPLY_HEADER, ReplyHeader, ReplyKind, RequestHeader};
 use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use crate::retry::Backoff;
 use crate::tls::{Role, subject_of};
@@ -235,8 +235,13 @@ impl Peer {
         Error::Unanswered { peer: self.shared.addr.to_string(), reason: reason.to_string() }
     }
 
-    fn refused(&self, reason: &[u8]) -> Error {
-        Error::Refused { peer: self.shared.addr.to_string(), reason: String::from_utf8_lossy(reason).into_owned() }
+    /// Nothing, if this is the head of an answer; else why the request was refused.
+    fn check(&self, kind: ReplyKind, head: &[u8]) -> Result<(), Error> {
+        if kind == ReplyKind::Answer {
+            return Ok(());
+        }
+        let (peer, reason) = (self.shared.addr.to_string(), String::from_utf8_lossy(head).into_owned());
+        Err(if kind == ReplyKind::Busy { Error::Busy { peer, reason } } else { Error::Refused { peer, reason } })
     }
 }
 
@@ -292,9 +297,7 @@ impl OutgoingRequest {
         let bytes = read_exactly(&mut self.recv, REPLY_HEADER).await.map_err(lost)?;
         let header = ReplyHeader::decode(&fixed(&bytes))?;
         let head = read_exactly(&mut self.recv, header.head_len as usize).await.map_err(lost)?;
-        if header.refused {
-            return Err(self.peer.refused(&head));
-        }
+        self.peer.check(header.kind, &head)?;
         let payload =
             read_tail(&mut self.recv, header.payload_len as usize, &self.peer.shared.buffers).await.map_err(lost)?;
         take_end(&mut self.recv);
@@ -332,7 +335,8 @@ impl EventReceiver {
         self.fill(len).await?;
         let frame = self.buffered.split_to(len);
         let head = &frame[REPLY_HEADER..];
-        if header.refused { Err(self.peer.refused(head)) } else { codec::decode(head) }
+        self.peer.check(header.kind, head)?;
+        codec::decode(head)
     }
 
     async fn fill(&mut self, len: usize) -> Result<(), Error> {

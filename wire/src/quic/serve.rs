@@ -4,7 +4,7 @@ use super::peer::peer_subject;
 use super::socket::Socket;
 use super::stream::{broken, payload_len, read_exactly, read_tail, take_end, write_frame};
 use crate::buffers::Pool;
-use crate::frame::{REQUEST_HEADER, ReplyHeader, RequestHeader};
+use crate::frame::{REQUEST_HEADER, ReplyHeader, ReplyKind, RequestHeader};
 use crate::ids::ClusterId;
 use crate::limits::{
     CLIENT_BYTES_MAX, DAEMON_BYTES_MAX, DEADLINE_MAX_MS, DEADLINE_TRUSTED_MAX_MS, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX,
@@ -207,8 +207,10 @@ struct Answer {
 /// What a server does for one connection: bytes that it holds, and the longest deadline that it grants.
 #[derive(Clone)]
 struct Budget {
-    /// In KiB.
+    /// For requests, in KiB.
     held: Arc<Semaphore>,
+    /// For answers, in KiB: whoever has many of them on their way can still ask.
+    answers: Arc<Semaphore>,
     deadline_max: Duration,
 }
 
@@ -219,22 +221,31 @@ impl Budget {
             Role::Client | Role::Blockd => DEADLINE_MAX_MS,
             Role::Metad | Role::Admin => DEADLINE_TRUSTED_MAX_MS,
         };
-        let held = Arc::new(Semaphore::new(bytes >> 10));
-        Self { held, deadline_max: Duration::from_millis(deadline_ms) }
+        let (held, answers) = (Semaphore::new(bytes >> 10), Semaphore::new(bytes >> 11));
+        Self { held: Arc::new(held), answers: Arc::new(answers), deadline_max: Duration::from_millis(deadline_ms) }
     }
 
-    /// Waits until the connection's requests and answers leave room for so many bytes.
+    /// Waits until the connection's requests leave room for so many bytes.
     async fn hold(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
+        Self::part(&self.held, bytes).await
+    }
+
+    /// Waits until the connection's answers leave room for so many bytes.
+    async fn hold_answer(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
+        Self::part(&self.answers, bytes).await
+    }
+
+    async fn part(of: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
         // Every single message fits, so nobody waits for more than there is.
         let kib = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX);
-        self.held.clone().acquire_many_owned(kib).await.map_err(broken)
+        of.clone().acquire_many_owned(kib).await.map_err(broken)
     }
 }
 
 impl Answer {
     /// Writes one answer and ends the stream. A caller that is gone does not matter here: it asks again if it must know.
-    async fn write(mut self, refused: bool, head: &[u8], payload: &[Bytes]) {
-        let reply = ReplyHeader { refused, head_len: head.len() as u32, payload_len: payload_len(payload) };
+    async fn write(mut self, kind: ReplyKind, head: &[u8], payload: &[Bytes]) {
+        let reply = ReplyHeader { kind, head_len: head.len() as u32, payload_len: payload_len(payload) };
         let written = write_frame(&mut self.send, &reply.encode(), head, payload).await;
         let _ = self.send.finish();
         if written.is_ok() && self.drain.is_cancelled() {
@@ -244,10 +255,10 @@ impl Answer {
     }
 
     /// Writes a reason for people, cut to what a line of a log holds.
-    async fn refuse(self, reason: &str) {
+    async fn refuse(self, kind: ReplyKind, reason: &str) {
         // May cut a character in two: the reader replaces what is no UTF-8.
         let end = reason.len().min(REASON_BYTES_MAX);
-        self.write(true, &reason.as_bytes()[..end], &[]).await;
+        self.write(kind, &reason.as_bytes()[..end], &[]).await;
     }
 }
 
@@ -272,7 +283,7 @@ impl Incoming {
         let header = match RequestHeader::decode(&fixed) {
             Ok(header) => header,
             Err(error) => {
-                answer.refuse(&error.to_string()).await;
+                answer.refuse(ReplyKind::Refused, &error.to_string()).await;
                 return Err(error);
             }
         };
@@ -284,7 +295,7 @@ impl Incoming {
         let held = match timeout(BUDGET_TIMEOUT, answer.budget.hold(bytes)).await {
             Ok(held) => held?,
             Err(_) => {
-                answer.refuse("too many bytes of requests are under way").await;
+                answer.refuse(ReplyKind::Busy, "too many bytes of requests are under way").await;
                 return Err(broken("budget"));
             }
         };
@@ -336,7 +347,7 @@ impl Incoming {
     /// # Errors
     /// [`Error::Malformed`] when there was none in time.
     pub async fn reserve_answer(&mut self, bytes: usize) -> Result<(), Error> {
-        let holding = self.answer.budget.hold(bytes.min(HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX));
+        let holding = self.answer.budget.hold_answer(bytes.min(HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX));
         self.held_for_answer = Some(timeout_at(self.deadline.into(), holding).await.map_err(broken)??);
         Ok(())
     }
@@ -382,12 +393,18 @@ impl Incoming {
             return self.refuse(&reason).await;
         }
         // Polled once even when the deadline is over, which is enough for what fits into the connection's buffer.
-        let _ = timeout_at(self.deadline.into(), self.answer.write(false, &head, payload)).await;
+        let _ = timeout_at(self.deadline.into(), self.answer.write(ReplyKind::Answer, &head, payload)).await;
     }
 
     /// Refuses the request as a whole, with a reason for people.
     pub async fn refuse(self, reason: &str) {
-        let _ = timeout_at(self.deadline.into(), self.answer.refuse(reason)).await;
+        let _ = timeout_at(self.deadline.into(), self.answer.refuse(ReplyKind::Refused, reason)).await;
+    }
+
+    /// Refuses the request for now: nothing was done of it, and the caller may ask the same again later. Also behind its
+    /// deadline, for which the caller may have waited in vain.
+    pub async fn refuse_busy(self, reason: &str) {
+        let _ = timeout(BUDGET_TIMEOUT, self.answer.refuse(ReplyKind::Busy, reason)).await;
     }
 
     /// Keeps the stream open for events. The request's deadline does not hold for them, and a stopping server does not
@@ -415,7 +432,7 @@ impl EventSender {
         if head.len() > HEAD_BYTES_MAX {
             return Err(Error::Malformed(format!("an event of {} bytes is too large", head.len())));
         }
-        let header = ReplyHeader { refused: false, head_len: head.len() as u32, payload_len: 0 }.encode();
+        let header = ReplyHeader { kind: ReplyKind::Answer, head_len: head.len() as u32, payload_len: 0 }.encode();
         let writing = write_frame(&mut self.send, &header, &head, &[]);
         timeout(EVENT_SEND_TIMEOUT, writing).await.map_err(broken)?.map_err(broken)
     }

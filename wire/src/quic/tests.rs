@@ -3,7 +3,7 @@
 use super::stream::read_exactly;
 use super::{Endpoint, Incoming, Peer, ServerHandle, Service};
 use crate::Error;
-use crate::frame::{REPLY_HEADER, ReplyHeader, RequestHeader};
+use crate::frame::{REPLY_HEADER, ReplyHeader, ReplyKind, RequestHeader};
 use crate::limits::{CLIENT_BYTES_MAX, DEADLINE_MAX_MS, DEADLINE_TRUSTED_MAX_MS, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use crate::tls::{ClusterCa, PeerIdentity, Role, Subject};
 use bytes::Bytes;
@@ -63,14 +63,14 @@ async fn peers_without_a_common_version_say_so() {
 
 #[tokio::test]
 async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on() {
-    let (metad, _serving, client) = pair(&[b"surf/3"]);
+    let (metad, _serving, client) = pair(&[b"surf/4"]);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let first = peer.connection().await.unwrap().stable_id();
     let huge_head = RequestHeader { deadline_ms: 1000, request_id: 1, head_len: u32::MAX, payload_len: 0 };
     let huge_payload = RequestHeader { head_len: 0, payload_len: u32::MAX, ..huge_head };
     for bytes in [huge_head.encode(), huge_payload.encode(), [0xff; 24]] {
         let (reply, reason) = send_raw(&peer, &bytes).await;
-        assert!(reply.refused && !reason.is_empty());
+        assert!(reply.kind == ReplyKind::Refused && !reason.is_empty());
     }
     peer.request::<_, ()>(&(), &[], LIMIT).await.unwrap();
     assert_eq!(peer.connection().await.unwrap().stable_id(), first);
@@ -78,20 +78,20 @@ async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on
 
 #[tokio::test]
 async fn a_payload_of_another_length_than_announced_is_refused() {
-    let (metad, _serving, client) = pair(&[b"surf/3"]);
+    let (metad, _serving, client) = pair(&[b"surf/4"]);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let header = RequestHeader { deadline_ms: 5000, request_id: 1, head_len: 0, payload_len: 100 };
     for sent in [99, 101, 100_000] {
         let mut bytes = header.encode().to_vec();
         bytes.resize(bytes.len() + sent, 7);
         let (reply, _) = send_raw(&peer, &bytes).await;
-        assert!(reply.refused, "{sent} bytes were taken for 100");
+        assert_eq!(reply.kind, ReplyKind::Refused, "{sent} bytes were taken for 100");
     }
 }
 
 #[tokio::test]
 async fn what_exceeds_a_limit_is_not_sent_at_all() {
-    let (metad, _serving, client) = pair(&[b"surf/3"]);
+    let (metad, _serving, client) = pair(&[b"surf/4"]);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let head = vec![0_u8; HEAD_BYTES_MAX + 1];
     assert!(matches!(peer.request::<_, ()>(&head, &[], LIMIT).await, Err(Error::Malformed(_))));
@@ -134,7 +134,7 @@ async fn no_caller_gets_a_deadline_of_weeks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_announces_more_than_its_budget_is_refused_and_another_is_served() {
-    let (metad, _serving, client) = pair(&[b"surf/3"]);
+    let (metad, _serving, client) = pair(&[b"surf/4"]);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let payload_len = PAYLOAD_BYTES_MAX as u32;
     let announced = RequestHeader { deadline_ms: 60_000, request_id: 1, head_len: 0, payload_len };
@@ -151,6 +151,8 @@ async fn a_client_that_announces_more_than_its_budget_is_refused_and_another_is_
     while !String::from_utf8_lossy(&send_raw(&peer, &announced.encode()).await.1).contains("under way") {
         assert!(started.elapsed() < LIMIT * 4, "nobody counts");
     }
+    let outcome = peer.request::<_, ()>(&(), &[Bytes::from(vec![0; PAYLOAD_BYTES_MAX])], LIMIT).await;
+    assert!(matches!(outcome, Err(Error::Busy { .. })), "it may be asked again: {outcome:?}");
     let other = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &client.identity().clone());
     let other = other.unwrap();
     other.peer(metad.local_addr(), Role::Metad).request::<_, ()>(&(), &[], LIMIT).await.unwrap();

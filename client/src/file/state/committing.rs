@@ -67,9 +67,11 @@ impl FileState {
         self.content.lock().pending.is_queued()
     }
 
-    /// Whether what is to be committed next is in the write-back queue.
-    pub(crate) fn next_is_queued(&self) -> bool {
-        self.content.lock().pending.first_is_queued()
+    /// Whether what is to be committed next is in the write-back queue, and the number of the last sealed piece: of one
+    /// moment, because what is sealed later may be in the queue.
+    pub(crate) fn commit_target(&self) -> (bool, Option<u64>) {
+        let content = self.content.lock();
+        (content.pending.first_is_queued(), content.pending.last_sealed())
     }
 
     /// When its content was written, for the queue; `None` when the policy refuses it.
@@ -81,11 +83,6 @@ impl FileState {
     /// What was sealed up to this number goes into the write-back queue; false when it is there already.
     pub(crate) fn enter_queue(&self, upto: u64) -> bool {
         self.content.lock().pending.enter_queue(upto)
-    }
-
-    /// Number of the last sealed piece.
-    pub(crate) fn last_sealed(&self) -> Option<u64> {
-        self.content.lock().pending.last_sealed()
     }
 
     /// Whether sealed pieces up to this number are left.

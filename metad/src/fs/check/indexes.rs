@@ -49,7 +49,7 @@ fn check_sessions(kv: &dyn Kv, sessions: &[(SessionId, session::Session)], probl
     }
     let all = session::all_and_ended(kv);
     let living = sessions.iter().map(|(id, session)| keys::living(&session.opening.client, *id));
-    let ended = all.iter().filter_map(|(id, session)| Some(keys::ended(session.ended?, *id)));
+    let ended = all.iter().filter_map(|(id, session)| Some(keys::ended(&session.opening.client, session.ended?, *id)));
     let tokens = all.iter().filter_map(|(id, session)| Some(keys::token(session.opening.token?, *id)));
     let expected: [(&str, Range<keys::Key>, BTreeSet<keys::Key>); 3] = [
         ("living", keys::all_living(), living.collect()),

@@ -7,6 +7,7 @@ use crate::fs::view::{Kv, KvExt};
 use std::time::{Duration, Instant};
 use wire::ids::BlockHash;
 use wire::limits::{BATCH_OPS_MAX, HEAD_BYTES_MAX, JOURNALED_FILES_MAX};
+use wire::op::XattrMode;
 
 fn opening(client: &str, token: Option<u64>) -> Command {
     let (host, purpose, client) = ("h".to_owned(), "test".to_owned(), client.to_owned());
@@ -51,7 +52,7 @@ fn thousands_of_sessions_end_in_a_moment_and_the_last_ones_are_remembered() {
     }
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     assert!(living(&world.kv).is_empty());
-    assert_eq!(crate::fs::session::all_and_ended(&world.kv).len(), 256);
+    assert_eq!(crate::fs::session::all_and_ended(&world.kv).len(), 3 * 256);
     assert_sound(&world);
 }
 
@@ -178,4 +179,132 @@ fn work_without_end_is_noticed_though_nothing_is_changed() {
     }
     view.savepoint();
     assert!(!view.is_exhausted());
+}
+
+/// A session of this certificate.
+fn session_of(world: &mut World, client: &str, token: u64) -> SessionId {
+    let CommandReply::Session(id) = world.apply(opening(client, Some(token))) else { panic!("refused") };
+    world.seqs.insert(id, 0);
+    id
+}
+
+#[test]
+fn nobody_makes_metad_forget_what_it_knows_of_others_journals() {
+    let mut world = World::new();
+    let (honest, liar) = (session_of(&mut world, "honest", 1), session_of(&mut world, "liar", 2));
+    let told = |journal| Op::Journaled { journal: JournalId(journal), position: Some(Default::default()) };
+    world.one(honest, told(7)).unwrap();
+    for batch in 0..4 {
+        let first = u64::MAX - batch * BATCH_OPS_MAX as u64;
+        world.run(liar, (0..BATCH_OPS_MAX as u64).map(|number| told(first - number)).collect()).unwrap();
+    }
+    let known = |world: &World, journal| match read::read(&world.kv, honest, &Read::Journaled { journal }) {
+        Ok(ReadReply::Journaled(position)) => position.is_some(),
+        other => panic!("{other:?}"),
+    };
+    assert!(known(&world, JournalId(7)));
+    let left = world.kv.pairs(super::super::keys::journals_of("liar"), usize::MAX).len();
+    assert_eq!(left, 1024);
+    // What is not one's own is not forgotten, either.
+    world.one(liar, Op::Journaled { journal: JournalId(7), position: None }).unwrap();
+    assert!(known(&world, JournalId(7)));
+    world.one(honest, Op::Journaled { journal: JournalId(7), position: None }).unwrap();
+    assert!(!known(&world, JournalId(7)));
+    assert_sound(&world);
+}
+
+/// I1.
+#[test]
+fn what_is_known_of_an_ended_session_outlives_any_number_of_others_sessions() {
+    let mut world = World::new();
+    let honest = session_of(&mut world, "honest", 1);
+    let batch = Batch { seq: BatchSeq(1), acked: BatchSeq(0), ops: vec![Op::LeaseInos { count: 5 }] };
+    let first = world.submit(honest, &batch).unwrap();
+    world.apply(Command::CloseSessions(vec![honest]));
+    for token in 0..600 {
+        let id = session_of(&mut world, "liar", 1000 + token);
+        world.apply(Command::CloseSessions(vec![id]));
+    }
+    assert_eq!(world.submit(honest, &batch), Ok(first));
+    assert_sound(&world);
+}
+
+#[test]
+fn a_session_that_takes_over_again_and_again_has_no_more_inode_numbers_than_another() {
+    let mut world = World::new();
+    let mut last = None;
+    for round in 0..4 {
+        let (host, purpose, client) = ("h".to_owned(), "test".to_owned(), "liar".to_owned());
+        let opening = Opening { host, purpose, client, caches: false, resumes: last, token: Some(round) };
+        let CommandReply::Session(id) = world.apply(Command::OpenSession(opening)) else { panic!("refused") };
+        world.seqs.insert(id, 0);
+        for _ in 0..16 {
+            world.one(id, Op::LeaseInos { count: 1 }).unwrap();
+        }
+        last = Some(id);
+    }
+    let found = crate::fs::session::find(&world.kv, last.unwrap()).unwrap();
+    assert_eq!(found.inos.len(), 16);
+    let opening = Opening { resumes: last, token: None, ..found.opening };
+    let CommandReply::Session(id) = world.apply(Command::OpenSession(opening)) else { panic!("refused") };
+    assert_eq!(crate::fs::session::find(&world.kv, id).unwrap().inos, found.inos);
+    assert_sound(&world);
+}
+
+/// A file of a terabyte, all of which is cut; and then a byte of it, again and again.
+fn cuts(world: &mut World, id: SessionId) -> Vec<Op> {
+    world.one(id, create(Ino::ROOT, "f", 2000, NewInode::Regular)).unwrap();
+    let allocate =
+        Op::Range { ino: Ino(2000), off: 0, len: 1 << 40, action: RangeAction::Allocate { keep_size: false } };
+    world.one(id, allocate).unwrap();
+    let punch = |off, len| Op::Range { ino: Ino(2000), off, len, action: RangeAction::Punch };
+    let again = (2..BATCH_OPS_MAX as u64).map(|number| punch((1 << 40) - number, 1));
+    [punch(0, 1 << 40)].into_iter().chain(again).collect()
+}
+
+#[test]
+fn what_is_remembered_of_a_journal_is_not_refused_behind_an_operation_that_exhausts_its_batch() {
+    let mut world = World::new();
+    let id = world.session();
+    let mut ops = cuts(&mut world, id);
+    let refused = world.run(id, ops.clone()).expect_err("it is too much").index;
+    ops.truncate(refused as usize);
+    ops.push(Op::Journaled { journal: JournalId(7), position: Some(Default::default()) });
+    assert!(world.run(id, ops).is_ok());
+}
+
+/// Each looks for the last extent before a place, and steps over all that the first one has removed.
+#[test]
+fn cutting_again_and_again_what_was_cut_in_the_same_batch_is_refused() {
+    let mut world = World::new();
+    let id = world.session();
+    let ops = cuts(&mut world, id);
+    let started = Instant::now();
+    assert_eq!(world.run(id, ops).map_err(|failed| failed.error), Err(FsError::ArgumentTooLarge));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[test]
+fn attributes_of_one_inode_have_a_bound_together() {
+    let mut world = World::new();
+    let id = world.session();
+    world.one(id, create(Ino::ROOT, "f", 2000, NewInode::Regular)).unwrap();
+    let set = |number: u32, len| Op::SetXattr {
+        ino: Ino(2000),
+        name: format!("user.{number}").into_bytes(),
+        value: vec![0; len],
+        mode: XattrMode::Set,
+        clear_sgid: false,
+    };
+    for number in 0..15 {
+        world.one(id, set(number, 64 << 10)).unwrap();
+    }
+    assert_eq!(world.one(id, set(15, 64 << 10)), Err(FsError::NoSpace));
+    world.one(id, set(15, 32 << 10)).unwrap();
+    assert_eq!(world.one(id, set(15, 64 << 10)), Err(FsError::NoSpace), "nor by growing");
+    world.one(id, set(3, 10)).unwrap();
+    world.one(id, set(15, 64 << 10)).unwrap();
+    world.one(id, Op::Unlink { parent: Ino::ROOT, name: b"f".to_vec(), released: Some(Ino(2000)) }).unwrap();
+    assert_sound(&world);
+    assert!(!world.kv.any(crate::fs::keys::xattrs(Ino(2000))));
 }

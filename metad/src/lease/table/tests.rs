@@ -827,3 +827,20 @@ fn nobody_waits_for_a_client_that_may_only_read_beyond_its_lease() {
         assert!(at <= now + LEASE, "its lease was extended though it does not acknowledge");
     }
 }
+
+#[test]
+fn who_is_waited_for_is_named_once_however_many_inodes_it_concerns() {
+    let (now, [one, two, three]) = (Instant::now(), [1, 2, 3].map(SessionId));
+    let mut table = Table::new(LEASE, now);
+    for session in [one, two, three] {
+        table.attach(session, 1, false, now);
+    }
+    let inos: Vec<Ino> = (0..1_000).map(Ino).collect();
+    assert!(table.grant(one, &inos, table.stamp(), now).0);
+    let (told, waits) = table.begin(two, &inos, now);
+    assert_eq!((told.len(), &waits), (1, &told));
+    let (more, waits) = table.begin(three, &inos, now);
+    assert_eq!((more.len(), &waits), (0, &told));
+    assert!(table.acknowledge(one, &[told[0].seq]), "it is news");
+    assert!(!table.acknowledge(one, &[told[0].seq, 77]), "and once only");
+}

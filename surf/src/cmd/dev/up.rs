@@ -138,7 +138,7 @@ impl Up {
 async fn serves(cluster: &ClusterFile, admin: &Admin, client: &Bundle) -> Result<()> {
     let ask_limit = Duration::from_secs(2);
     let status = admin.status(ask_limit).await?;
-    let alive = status.blockds.iter().filter(|(heard_ms, _, _)| heard_ms.is_some()).count();
+    let alive = status.blockds.iter().filter(|blockd| blockd.heard_ms.is_some()).count();
     let wanted = cluster.count(Kind::Blockd);
     if alive < wanted {
         return Err(anyhow!("{alive} of {wanted} blockds have joined"));

@@ -5,7 +5,7 @@ use kit::{Setup, Surf, fault, sh};
 use std::fs::{self, File};
 use std::io::Write;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn write_synced(path: &std::path::Path, content: &[u8]) {
     let mut file = File::create(path).unwrap();
@@ -86,6 +86,53 @@ fn a_copy_goes_on_through_the_death_of_the_leader_and_of_a_block_daemon() {
     surf.kill_9("blockd-2");
     copy.join().unwrap();
     sh(&surf.path(), LIMIT, &format!("diff -r {} to", from.display()));
+}
+
+/// What metad waits for who is silent (docs/consistency.md).
+const LEASE: Duration = Duration::from_secs(5);
+/// Kills the leader so often.
+const FAILOVERS: u32 = 3;
+
+/// How long a synced write takes that begins when the leader is killed. The leader is back afterwards.
+fn failover(surf: &Surf, beside: impl FnOnce()) -> Duration {
+    let path = surf.path().join("file");
+    write_synced(&path, b"before");
+    let leader = surf.leader();
+    surf.kill_9(&leader);
+    beside();
+    let started = Instant::now();
+    write_synced(&path, leader.as_bytes());
+    let took = started.elapsed();
+    assert_eq!(fs::read_to_string(&path).unwrap(), leader);
+    surf.dev(&["start", &leader]);
+    took
+}
+
+/// The bound is for busy machines: without looking for another leader, a write waits for 5 s until the connection ends.
+#[test]
+fn a_writer_hardly_waits_when_the_leader_is_killed() {
+    let surf = Surf::start(Setup::Cluster);
+    // It has leases: the next leader waits for it.
+    let other = surf.mount_again(&[]);
+    let given = std::env::var("FAILOVERS").map(|count| count.parse().expect("FAILOVERS is a number"));
+    let mut took: Vec<Duration> = Vec::new();
+    for _ in 0..given.unwrap_or(FAILOVERS) {
+        fs::metadata(other.path()).unwrap();
+        took.push(failover(&surf, || {}));
+    }
+    took.sort();
+    println!("a synced write as the leader is killed: {took:?}");
+    assert!(took[took.len() / 2] < Duration::from_secs(4), "{took:?}");
+}
+
+/// Nobody hears of it from a mount that is gone, too: its leases run out.
+#[test]
+fn a_writer_waits_for_a_lease_when_another_mount_dies_with_the_leader() {
+    let surf = Surf::start(Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    let took = failover(&surf, || other.kill_9());
+    println!("a synced write as the leader and another mount are killed: {took:?}");
+    assert!(took < LEASE * 2 + Duration::from_secs(2), "{took:?}");
 }
 
 #[test]

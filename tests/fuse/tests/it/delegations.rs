@@ -2,7 +2,7 @@
 
 use fuse::{LIMIT, names};
 use kit::chance::seed;
-use kit::{Surf, until};
+use kit::{Surf, mounts, until};
 use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -30,6 +30,7 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     fs::create_dir(here.join("empty")).unwrap();
     let opened = File::open(&here).unwrap();
     opened.sync_all().unwrap();
+    mounts::answered(&surf.path(), LIMIT);
     surf.proxy().isolate("mnt");
     // Nobody else has looked: this needs no server.
     fs::write(here.join("same"), "here").unwrap();
@@ -40,6 +41,8 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     fs::write(here.join("both/inside"), "here").unwrap();
     fs::rename(here.join("file-4"), here.join("target")).unwrap();
     fs::write(here.join("chosen"), "here").unwrap();
+    // What is open metad must hear of before it is replaced.
+    mounts::answered(&surf.path(), LIMIT);
     fs::rename(here.join("file-6"), here.join("chosen")).unwrap();
     fs::remove_file(here.join("file-5")).unwrap();
     fs::remove_file(here.join("file-7")).unwrap();

@@ -5,6 +5,7 @@ mod cli;
 mod crash;
 mod delegations;
 mod faults;
+mod healing;
 mod journal;
 mod large;
 mod mounts;

@@ -4,6 +4,7 @@ use fuse::LIMIT;
 use kit::bins::workspace;
 use kit::command::need;
 use kit::{Setup, Surf, sh};
+use std::fs;
 
 /// Runs a script in the mount; what it prints names the sentence that does not hold.
 fn check(surf: &Surf, script: &str) {
@@ -88,4 +89,24 @@ fn a_full_disk_is_told_and_takes_nothing_of_what_was_there() {
         LIMIT,
         "sha256sum -c sum && test \"$(cat replaced; ls | xargs)\" = $'old\\ng kept replaced s sum'",
     );
+}
+
+/// There is no other mount through which room could be made.
+#[test]
+fn a_full_embedded_mount_can_be_mounted_again_and_keeps_what_found_no_room() {
+    need(&["python3"]);
+    let mut surf = Surf::start(Setup::Embedded);
+    surf.unmount();
+    let data = surf.data_dir().display().to_string();
+    sh(&surf.scratch(), LIMIT, &format!("rm -r {data} && mkdir {data} && mount -t tmpfs -o size=1100m none {data}"));
+    surf.mount(&[]);
+    let scripts = workspace().join("tests/fuse/scripts").display().to_string();
+    let synced = sh(&surf.path(), LIMIT, &format!("python3 -B {scripts}/fill.py"));
+    surf.unmount();
+    surf.mount(&[]);
+    for name in synced.split_whitespace() {
+        assert_eq!(fs::metadata(surf.path().join(name)).unwrap().len(), 700_000, "{name}");
+    }
+    assert!(synced.split_whitespace().count() > 100, "{synced}");
+    sh(&surf.path(), LIMIT, "rm fill* && test -z \"$(ls)\" && echo still > works && sync works");
 }

@@ -1,0 +1,213 @@
+//! Copies that belong elsewhere: they are given back once the layout is final and every owner has the block.
+//!
+//! | the block | is |
+//! |---|---|
+//! | referred to, and every owner says that it has it | dropped |
+//! | referred to, and an owner lacks it | sent to that owner, then dropped |
+//! | stored or renewed a moment ago, and not referred to yet | sent to every owner, which renews it there, then dropped |
+//! | neither | left to the block reports, which drop it after its grace (I10) |
+//! | not referred to, and this daemon runs for too short a time to know its age | left until it knows |
+//!
+//! The second and third lines are for blocks whose commit came after their owners had changed: their owners compared when
+//! nobody referred to them. Every other way leaves a copy too many, never one too few.
+
+use super::duties::Duties;
+use super::healer::{ASK_TIMEOUT, Failed, Healer, PAGE};
+use super::pass::after;
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
+use wire::ids::{BlockHash, BlockdId};
+use wire::layout::Layout;
+use wire::layout::ring::Ring;
+use wire::limits::UPLOAD_FRESH_MS;
+use wire::message::block::{BlockReply, BlockRequest};
+use wire::tls::Role;
+
+/// A client commits what it has uploaded within [`UPLOAD_FRESH_MS`], or uploads it again; twice that, for clocks are not asked.
+const YOUNG: Duration = Duration::from_millis(2 * UPLOAD_FRESH_MS);
+
+/// Copies that are decided on together: the answers about them are to be new when the last one is dropped.
+const TOGETHER: usize = 32;
+/// An answer of metad, or of an owner, that is older decides nothing.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// What becomes of a copy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// It is dropped.
+    Drop,
+    /// It is sent to these owners, and dropped if each has taken it.
+    Send(Vec<BlockdId>),
+    /// It stays, and nobody waits for it.
+    Leave,
+    /// It stays until its age is known.
+    Wait,
+}
+
+/// Decides on a copy that belongs to `owners`, of which `lacking` do not have it; blocks lie on `min_sync` daemons at least.
+#[must_use]
+pub fn fate(
+    is_referenced: bool,
+    is_young: Option<bool>,
+    (owners, min_sync): (&[BlockdId], usize),
+    lacking: &[BlockdId],
+) -> Fate {
+    match (is_referenced, is_young) {
+        // I9: with this copy gone there would be too few.
+        _ if owners.len() < min_sync.max(1) => Fate::Wait,
+        (true, _) if lacking.is_empty() => Fate::Drop,
+        (true, _) => Fate::Send(lacking.to_vec()),
+        (false, Some(true)) => Fate::Send(owners.to_vec()),
+        (false, Some(false)) => Fate::Leave,
+        (false, None) => Fate::Wait,
+    }
+}
+
+impl Healer {
+    /// Gives back what belongs elsewhere. True when nothing that matters is left.
+    pub(super) async fn give_back(&mut self, layout: &Layout, duties: &Duties) -> bool {
+        let (mut empty, ring) = (true, Ring::new(layout));
+        for span in &duties.foreign {
+            let mut from = Some(span.first_hash());
+            while let Some(first) = from {
+                let page: Vec<(BlockHash, u32)> = self.store.list_within(first, span.last_hash(), PAGE as usize);
+                from = if page.len() < PAGE as usize { None } else { page.last().and_then(|(hash, _)| after(hash)) };
+                if page.is_empty() {
+                    break;
+                }
+                for some in page.chunks(TOGETHER) {
+                    match self.give_back_some(layout, &ring, some).await {
+                        Ok(all_gone) => empty &= all_gone,
+                        Err(reason) => {
+                            tracing::debug!(reason, "copies that belong elsewhere stay for now");
+                            return false;
+                        }
+                    }
+                }
+            }
+        }
+        empty
+    }
+
+    async fn give_back_some(
+        &mut self,
+        layout: &Layout,
+        ring: &Ring<'_>,
+        some: &[(BlockHash, u32)],
+    ) -> Result<bool, Failed> {
+        let asked_at = Instant::now();
+        let hashes: Vec<BlockHash> = some.iter().map(|(hash, _)| *hash).collect();
+        let unreferenced = self.unreferenced(&hashes).await?;
+        let with_owners = |hash: BlockHash| {
+            let owners = ring.owners(hash.point()).into_iter().map(|index| layout.members[index].id);
+            (hash, owners.collect::<Vec<BlockdId>>())
+        };
+        let blocks: Vec<_> = hashes.into_iter().map(with_owners).collect();
+        let mut by_owner: BTreeMap<BlockdId, Vec<BlockHash>> = BTreeMap::new();
+        // To be asked renews a copy there, which what nobody refers to is not worth.
+        for (hash, owners) in blocks.iter().filter(|(hash, _)| !unreferenced.contains(hash)) {
+            owners.iter().for_each(|owner| by_owner.entry(*owner).or_default().push(*hash));
+        }
+        let mut present: HashSet<(BlockdId, BlockHash)> = HashSet::new();
+        for (owner, hashes) in by_owner {
+            let request = BlockRequest::Probe { epoch: layout.epoch, hashes: hashes.clone() };
+            match self.ask(layout, &owner, &request).await {
+                Ok(BlockReply::Present(here)) if here.len() == hashes.len() => {
+                    present
+                        .extend(hashes.into_iter().zip(here).filter(|(_, here)| *here).map(|(hash, _)| (owner, hash)));
+                }
+                Ok(other) => return Err(format!("answered {other:?}")),
+                Err(reason) => return Err(reason),
+            }
+        }
+        let (mut all_gone, min_sync) = (true, usize::from(layout.min_sync));
+        for (hash, owners) in blocks {
+            let lacking: Vec<BlockdId> =
+                owners.iter().filter(|owner| !present.contains(&(**owner, hash))).copied().collect();
+            let is_young = self.stamps.is_younger(&hash, YOUNG);
+            let gone = match fate(!unreferenced.contains(&hash), is_young, (&owners, min_sync), &lacking) {
+                Fate::Leave => continue,
+                Fate::Wait => false,
+                Fate::Drop => true,
+                Fate::Send(whom) => self.send(layout, hash, &whom).await,
+            };
+            // On a disk that has failed nothing is deleted, and what owners lack of it is sent.
+            all_gone &= gone && !self.store.has_failed() && self.drop_given(layout, hash, asked_at).await;
+            if self.layouts.newest().epoch != layout.epoch {
+                return Err("the layout has changed".to_owned());
+            }
+        }
+        Ok(all_gone)
+    }
+
+    /// Sends a block to owners; true when each has stored it.
+    async fn send(&mut self, layout: &Layout, hash: BlockHash, owners: &[BlockdId]) -> bool {
+        let Ok(Some(block)) = self.store.get(hash).await else { return false };
+        let mut all_have = true;
+        for owner in owners {
+            let Some(member) = layout.member(owner) else { return false };
+            let request = BlockRequest::Put { hash, epoch: layout.epoch, chain: Vec::new(), needed: 1 };
+            let peer = self.endpoint.peer(member.addr, Role::Blockd);
+            match peer.request::<_, BlockReply>(&request, std::slice::from_ref(&block), ASK_TIMEOUT).await {
+                Ok((BlockReply::Stored { synced, .. }, _)) if synced.contains(owner) => {}
+                other => {
+                    let reason =
+                        other.map_or_else(|error| error.to_string(), |(reply, _)| format!("answered {reply:?}"));
+                    tracing::debug!(%hash, owner = member.name, reason, "an owner did not take its block");
+                    // Others may.
+                    all_have = false;
+                    continue;
+                }
+            }
+            self.progress.copied(block.len() as u64);
+            self.throttle.spend(block.len() as u64, &self.activity).await;
+        }
+        all_have
+    }
+
+    /// Drops a copy that every owner has, unless somebody renewed it since they were asked.
+    async fn drop_given(&self, layout: &Layout, hash: BlockHash, asked_at: Instant) -> bool {
+        // What an owner said long ago, it may have lost since.
+        if asked_at.elapsed() > FRESH {
+            return false;
+        }
+        let Some(dropping) = self.stamps.begin_drop(hash, asked_at.elapsed()) else { return false };
+        // It may belong here again. A pass under the new layout begins only when this is over.
+        if self.layouts.newest().epoch != layout.epoch {
+            return false;
+        }
+        match self.store.drop_block(hash).await {
+            Ok(_) => {
+                dropping.done();
+                self.metrics.given_back.add(1);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%hash, %error, "a copy that belongs elsewhere could not be dropped");
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guards I10.
+    #[test]
+    fn a_copy_goes_only_when_every_owner_has_the_block() {
+        let (a, b) = (BlockdId([1; 16]), BlockdId([2; 16]));
+        assert_eq!(fate(true, Some(false), (&[a, b], 2), &[]), Fate::Drop);
+        assert_eq!(fate(true, None, (&[a, b], 2), &[b]), Fate::Send(vec![b]));
+        assert_eq!(
+            fate(false, Some(true), (&[a, b], 2), &[]),
+            Fate::Send(vec![a, b]),
+            "its stamp is renewed there, too"
+        );
+        assert_eq!(fate(false, Some(false), (&[a, b], 2), &[b]), Fate::Leave, "it is not brought back");
+        assert_eq!(fate(false, None, (&[a, b], 2), &[b]), Fate::Wait);
+        assert_eq!(fate(true, Some(false), (&[], 1), &[]), Fate::Wait, "nobody else could have it");
+        assert_eq!(fate(true, Some(false), (&[a], 2), &[]), Fate::Wait, "one copy would be left of two");
+    }
+}

@@ -1,0 +1,444 @@
+//! Whole rings of 3 to 50 daemons under a seeded scheduler: puts, commits, removals, deaths, late returns, joins and drains
+//! in any order, one step of one daemon at a time. The decisions are those of the daemons ([`Duties`], [`Pass`], [`fate`])
+//! and of metad's leader ([`Layout`]'s steps); stores, network and the leader's memory are modelled.
+//!
+//! At each step every block that was acknowledged, and is referred to or about to be, has a copy that can be read, and
+//! nothing that nobody refers to spreads (I10). In the end every block lies on its owners and nowhere else.
+
+use super::duties::Duties;
+use super::give_back::{Fate, fate};
+use super::pass::{Pass, Step};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use std::collections::{BTreeMap, BTreeSet};
+use wire::ids::{BlockHash, BlockdId, LayoutEpoch, Point};
+use wire::layout::ring::Span;
+use wire::layout::{Layout, LayoutMember};
+use wire::message::block::Digest;
+
+const LEN: u32 = 7;
+const STEPS: usize = 600;
+
+struct Daemon {
+    alive: bool,
+    blocks: BTreeSet<BlockHash>,
+    layout: Layout,
+    pass: Option<(Duties, Pass)>,
+    done: LayoutEpoch,
+    empty: bool,
+    /// Asked, and not carried out yet: the block, the epoch, and what is to become of it.
+    giving: Option<(BlockHash, LayoutEpoch, Fate)>,
+}
+
+impl Daemon {
+    fn new() -> Self {
+        let (layout, done) = (Layout::default(), LayoutEpoch(0));
+        Self { alive: true, blocks: BTreeSet::new(), layout, pass: None, done, empty: false, giving: None }
+    }
+
+    fn learn(&mut self, layout: &Layout) {
+        if layout.epoch > self.layout.epoch {
+            self.layout = layout.clone();
+            (self.pass, self.empty, self.giving) = (None, false, None);
+        }
+    }
+
+    fn digests(&self, spans: &[Span]) -> Vec<Digest> {
+        let of = |span: &Span| {
+            let mut digest = Digest::default();
+            self.blocks.range(span.first_hash()..=span.last_hash()).for_each(|hash| digest.add(hash, LEN));
+            digest
+        };
+        spans.iter().map(of).collect()
+    }
+}
+
+struct World {
+    random: StdRng,
+    layout: Layout,
+    daemons: BTreeMap<BlockdId, Daemon>,
+    referenced: BTreeSet<BlockHash>,
+    /// Acknowledged, and not committed yet: under which placement.
+    pending: BTreeMap<BlockHash, LayoutEpoch>,
+    /// Who had what nobody refers to.
+    garbage: BTreeMap<BlockHash, BTreeSet<BlockdId>>,
+    client: Layout,
+    /// Daemons that died since all was whole.
+    deaths: usize,
+}
+
+fn point(random: &mut StdRng) -> Point {
+    Point(random.random())
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let (replicas, min_sync) = [(3, 2), (3, 3), (2, 2), (5, 3)][random.random_range(0..4)];
+        let layout = Layout { replicas, min_sync, ..Layout::default() };
+        let count = random.random_range(usize::from(replicas).max(3)..=if seed.is_multiple_of(8) { 50 } else { 9 });
+        let (daemons, referenced, pending, garbage) = Default::default();
+        let client = layout.clone();
+        let mut world = Self { random, layout, daemons, referenced, pending, garbage, client, deaths: 0 };
+        (0..count).for_each(|_| world.join());
+        world.layout = world.layout.finished();
+        world
+    }
+
+    fn join(&mut self) {
+        let id = BlockdId(self.random.random());
+        let (addr, zone) = (([127, 0, 0, 1], 1).into(), self.random.random_range(0..12).to_string());
+        let points = (0..4).map(|_| point(&mut self.random)).collect();
+        let member = LayoutMember { points, ..LayoutMember::new(id, id.to_string(), addr, zone) };
+        let members = [self.layout.members.clone(), vec![member]].concat();
+        if let Some(next) = self.layout.with_members(members) {
+            // A ring that is being made holds nothing yet.
+            self.layout = if self.daemons.len() < 3 { next.finished() } else { next };
+            self.daemons.insert(id, Daemon::new());
+        }
+    }
+
+    fn any(&mut self, alive: bool) -> Option<BlockdId> {
+        let all: Vec<BlockdId> =
+            self.daemons.iter().filter(|(_, daemon)| daemon.alive == alive).map(|(id, _)| *id).collect();
+        (!all.is_empty()).then(|| all[self.random.random_range(0..all.len())])
+    }
+
+    fn step(&mut self) {
+        match self.random.random_range(0..100) {
+            0..20 => self.put(),
+            20..30 => self.commit(),
+            30..34 => self.unlink(),
+            34..36 => self.collect_garbage(),
+            36..38 => self.kill(),
+            38..40 => self.start_again(),
+            40..41 if self.daemons.len() < 60 => self.join(),
+            41..42 => self.drain(),
+            42..46 => self.lead(),
+            46..56 => self.learn(),
+            _ => {
+                if let Some(id) = self.any(true) {
+                    self.work(&id);
+                }
+            }
+        }
+        self.check();
+    }
+
+    fn put(&mut self) {
+        let bytes: [u8; 32] = self.random.random();
+        let hash = BlockHash(bytes);
+        let layout = self.client.clone();
+        let owners: Vec<BlockdId> = layout.owners(&hash).iter().map(|owner| owner.id).collect();
+        let mut synced = 0;
+        for id in owners {
+            let reached = self.random.random_range(0..10) > 0;
+            let Some(daemon) = self.daemons.get_mut(&id).filter(|daemon| daemon.alive && reached) else { continue };
+            // Stored first, acknowledged if the owners are still those.
+            daemon.blocks.insert(hash);
+            synced += usize::from(daemon.layout.placement <= layout.epoch);
+        }
+        if synced >= usize::from(layout.min_sync) {
+            self.pending.insert(hash, layout.epoch);
+        } else {
+            self.client = self.layout.clone();
+            self.mark_garbage(hash);
+        }
+    }
+
+    fn commit(&mut self) {
+        if let Some((hash, _)) = self.pending.pop_first() {
+            self.referenced.insert(hash);
+        }
+    }
+
+    fn unlink(&mut self) {
+        if let Some(hash) = self.referenced.pop_first() {
+            self.mark_garbage(hash);
+        }
+    }
+
+    fn mark_garbage(&mut self, hash: BlockHash) {
+        let holders = self.daemons.iter().filter(|(_, daemon)| daemon.blocks.contains(&hash)).map(|(id, _)| *id);
+        self.garbage.insert(hash, holders.collect());
+    }
+
+    fn collect_garbage(&mut self) {
+        for daemon in self.daemons.values_mut().filter(|daemon| daemon.alive) {
+            daemon.blocks.retain(|hash| !self.garbage.contains_key(hash));
+        }
+    }
+
+    /// As many as copies can bear: those that are acknowledged lie on `min_sync` daemons.
+    fn kill(&mut self) {
+        if self.deaths + 1 >= usize::from(self.layout.min_sync) {
+            return;
+        }
+        let Some(id) = self.any(true) else { return };
+        let for_good = self.random.random_range(0..2) == 0;
+        let daemon = self.daemons.get_mut(&id).unwrap();
+        (daemon.alive, daemon.pass, daemon.giving) = (false, None, None);
+        if for_good {
+            daemon.blocks.clear();
+        }
+        self.deaths += 1;
+    }
+
+    fn start_again(&mut self) {
+        let Some(id) = self.any(false) else { return };
+        if self.daemons[&id].blocks.is_empty() {
+            return; // its disk is gone
+        }
+        self.daemons.get_mut(&id).unwrap().alive = true;
+        let mut members = self.layout.members.clone();
+        if let Some(member) = members.iter_mut().find(|member| member.id == id && member.out) {
+            member.out = false;
+            if let Some(next) = self.layout.with_members(members) {
+                self.layout = next;
+            }
+        }
+    }
+
+    fn drain(&mut self) {
+        let Some(id) = self.any(true) else { return };
+        let left = self.layout.owning().filter(|owner| owner.id != id).count();
+        if left > usize::from(self.layout.replicas) && self.layout.member(&id).is_some_and(LayoutMember::is_owner) {
+            self.layout = self.layout.drained(&id, true).unwrap_or_else(|| self.layout.clone());
+        }
+    }
+
+    /// What metad's leader does.
+    fn lead(&mut self) {
+        let dead: Vec<BlockdId> = self.daemons.iter().filter(|(_, daemon)| !daemon.alive).map(|(id, _)| *id).collect();
+        for id in dead {
+            if self.layout.may_take_out(&id) {
+                self.layout = self.layout.taken_out(&id);
+            }
+        }
+        let done = |member: &LayoutMember| {
+            self.daemons.get(&member.id).is_some_and(|daemon| daemon.done >= self.layout.placement)
+        };
+        if !self.layout.is_final() && self.layout.owning().all(done) {
+            self.layout = self.layout.finished();
+        }
+        let current = |daemon: &Daemon| daemon.layout.epoch == self.layout.epoch && daemon.empty;
+        let drained = |member: &&LayoutMember| {
+            member.draining && self.daemons.get(&member.id).is_some_and(|daemon| daemon.alive && current(daemon))
+        };
+        let is_whole = self.daemons.values().filter(|daemon| daemon.alive).all(current)
+            && self.layout.owning().all(|owner| self.daemons.get(&owner.id).is_some_and(|daemon| daemon.alive))
+            && self.pending.values().all(|placement| *placement >= self.layout.placement);
+        if self.layout.is_final() && is_whole {
+            self.deaths = 0;
+        }
+        if let Some(id) = self.layout.members.iter().find(drained).map(|member| member.id) {
+            self.layout = self.layout.removed(&id);
+            self.daemons.remove(&id);
+        }
+    }
+
+    fn learn(&mut self) {
+        if self.random.random_range(0..4) == 0 {
+            self.client = self.layout.clone();
+        }
+        if let Some(id) = self.any(true) {
+            let layout = self.layout.clone();
+            self.daemons.get_mut(&id).unwrap().learn(&layout);
+        }
+    }
+
+    /// One step of a daemon's repair.
+    fn work(&mut self, id: &BlockdId) {
+        let daemon = self.daemons.get_mut(id).unwrap();
+        if daemon.done < daemon.layout.placement || daemon.pass.is_some() {
+            let layout = &daemon.layout;
+            let (duties, pass) = daemon.pass.get_or_insert_with(|| {
+                let duties = Duties::of(layout, id);
+                let pass = Pass::new(&duties);
+                (duties, pass)
+            });
+            let (epoch, step) = (duties.epoch, pass.step());
+            self.carry_out(id, epoch, step);
+        } else if daemon.layout.is_final() {
+            self.give_back(id);
+        }
+    }
+
+    fn carry_out(&mut self, id: &BlockdId, epoch: LayoutEpoch, step: Step) {
+        let answers = |daemon: &&Daemon| daemon.alive && daemon.layout.epoch >= epoch;
+        let source = match &step {
+            Step::Compare { source, .. } | Step::List { source, .. } | Step::Fetch { source, .. } => {
+                self.daemons.get(source).filter(answers).map(|daemon| daemon.blocks.clone())
+            }
+            Step::End { complete } => {
+                let daemon = self.daemons.get_mut(id).unwrap();
+                if *complete {
+                    daemon.done = daemon.layout.placement;
+                }
+                daemon.pass = None;
+                return;
+            }
+        };
+        let daemon = self.daemons.get_mut(id).unwrap();
+        let pass = &mut daemon.pass.as_mut().unwrap().1;
+        let Some(theirs) = source else { return pass.failed() };
+        match step {
+            Step::Compare { spans, .. } => {
+                let other = Daemon { blocks: theirs, ..Daemon::new() };
+                let digests = other.digests(&spans);
+                let mine = Daemon { blocks: daemon.blocks.clone(), ..Daemon::new() }.digests(&spans);
+                pass.compared(&mine, &digests);
+            }
+            Step::List { from, last, .. } => {
+                let page: Vec<_> = theirs.range(from..=last).take(3).map(|hash| (*hash, LEN)).collect();
+                let here = &daemon.blocks;
+                pass.listed(&page, page.len() < 3, |hash| here.contains(hash));
+            }
+            Step::Fetch { blocks, .. } => {
+                for (hash, _) in blocks.iter().filter(|(hash, _)| self.referenced.contains(hash)) {
+                    daemon.blocks.insert(*hash);
+                }
+                pass.fetched(true);
+            }
+            Step::End { .. } => {}
+        }
+    }
+
+    /// Asks about one copy that belongs elsewhere, or carries out what was decided.
+    fn give_back(&mut self, id: &BlockdId) {
+        if let Some((hash, asked_at, fate)) = self.daemons.get_mut(id).unwrap().giving.take() {
+            if asked_at == self.daemons[id].layout.epoch {
+                self.decided(id, hash, asked_at, fate);
+            }
+            return;
+        }
+        let daemon = &self.daemons[id];
+        let (layout, epoch) = (daemon.layout.clone(), daemon.layout.epoch);
+        let duties = Duties::of(&layout, id);
+        let matters = |hash: &&BlockHash| {
+            duties.is_foreign(hash) && (self.referenced.contains(hash) || self.pending.contains_key(hash))
+        };
+        let Some(hash) = daemon.blocks.iter().find(matters).copied() else {
+            self.daemons.get_mut(id).unwrap().empty = true;
+            return;
+        };
+        let owners: Vec<BlockdId> = layout.owners(&hash).iter().map(|owner| owner.id).collect();
+        let answers = |owner: &BlockdId| {
+            self.daemons.get(owner).is_some_and(|daemon| daemon.alive && daemon.layout.epoch >= epoch)
+        };
+        if !owners.iter().all(answers) {
+            return;
+        }
+        let lacking: Vec<BlockdId> =
+            owners.iter().filter(|owner| !self.daemons[owner].blocks.contains(&hash)).copied().collect();
+        let is_young = Some(self.pending.contains_key(&hash));
+        let decided =
+            fate(self.referenced.contains(&hash), is_young, (&owners, usize::from(layout.min_sync)), &lacking);
+        self.daemons.get_mut(id).unwrap().giving = Some((hash, epoch, decided));
+    }
+
+    fn decided(&mut self, id: &BlockdId, hash: BlockHash, epoch: LayoutEpoch, fate: Fate) {
+        if let Fate::Send(owners) = &fate {
+            let takes =
+                |owner: &BlockdId| self.daemons.get(owner).is_some_and(|to| to.alive && to.layout.placement <= epoch);
+            if !owners.iter().all(takes) {
+                return;
+            }
+            // One that was removed since it was asked about is garbage there, too.
+            self.garbage.entry(hash).and_modify(|holders| holders.extend(owners));
+            for owner in owners {
+                self.daemons.get_mut(owner).unwrap().blocks.insert(hash);
+            }
+        }
+        if matches!(fate, Fate::Send(_) | Fate::Drop) {
+            self.daemons.get_mut(id).unwrap().blocks.remove(&hash);
+        }
+    }
+
+    fn holders(&self, hash: &BlockHash) -> impl Iterator<Item = (&BlockdId, &Daemon)> {
+        self.daemons.iter().filter(move |(_, daemon)| daemon.blocks.contains(hash))
+    }
+
+    fn check(&self) {
+        for hash in self.referenced.iter().chain(self.pending.keys()) {
+            let copies = self.holders(hash).filter(|(_, daemon)| daemon.alive).count();
+            assert!(copies > 0, "{hash} cannot be read; {} died", self.deaths);
+        }
+        for (hash, before) in &self.garbage {
+            let spread: Vec<_> = self.holders(hash).filter(|(id, _)| !before.contains(id)).collect();
+            assert!(spread.is_empty(), "{hash} was brought back");
+        }
+    }
+
+    /// No more faults: everything comes to rest.
+    fn settle(&mut self) {
+        while !self.pending.is_empty() {
+            self.commit();
+        }
+        // The comparison that comes from time to time finds what puts left out.
+        self.daemons.values_mut().for_each(|daemon| (daemon.done, daemon.empty) = (LayoutEpoch(0), false));
+        for round in 0.. {
+            assert!(round < 200, "it does not come to rest: {:?}", self.layout.older);
+            self.lead();
+            // An operator gives up on what metad does not take out by itself.
+            let lost = |member: &&LayoutMember| self.daemons.get(&member.id).is_none_or(|daemon| !daemon.alive);
+            if let Some(id) = self.layout.members.iter().find(lost).map(|member| member.id) {
+                self.layout = self.layout.removed(&id);
+            }
+            let ids: Vec<BlockdId> = self.daemons.keys().copied().collect();
+            let layout = self.layout.clone();
+            for id in ids.iter().filter(|id| self.daemons[id].alive).copied().collect::<Vec<_>>() {
+                self.daemons.get_mut(&id).unwrap().learn(&layout);
+            }
+            for _ in 0..400 {
+                for id in &ids {
+                    if self.daemons.get(id).is_some_and(|daemon| daemon.alive) {
+                        self.work(id);
+                    }
+                }
+                self.check();
+                if self
+                    .daemons
+                    .values()
+                    .filter(|d| d.alive)
+                    .all(|d| d.empty || !d.layout.is_final() && d.pass.is_none())
+                {
+                    break;
+                }
+            }
+            let is_whole = |daemon: &Daemon| daemon.empty && daemon.layout.epoch == self.layout.epoch;
+            if self.layout.is_final() && self.daemons.values().filter(|daemon| daemon.alive).all(is_whole) {
+                return;
+            }
+        }
+    }
+
+    fn check_settled(&self) {
+        for hash in &self.referenced {
+            let owners: Vec<BlockdId> = self.layout.owners(hash).iter().map(|owner| owner.id).collect();
+            let holders: Vec<BlockdId> =
+                self.holders(hash).filter(|(_, daemon)| daemon.alive).map(|(id, _)| *id).collect();
+            let missing: Vec<_> = owners.iter().filter(|owner| !holders.contains(owner)).collect();
+            assert!(missing.is_empty(), "{hash} lacks copies: {missing:?}");
+            assert!(holders.iter().all(|holder| owners.contains(holder)), "{hash} lies where it does not belong");
+        }
+    }
+}
+
+fn run(seed: u64) {
+    println!("seed {seed}");
+    let mut world = World::new(seed);
+    for _ in 0..STEPS {
+        world.step();
+    }
+    world.settle();
+    world.check_settled();
+}
+
+/// Guards I10 and I11.
+#[test]
+fn whatever_dies_joins_returns_and_drains_every_block_keeps_a_copy_and_comes_home() {
+    let count = std::env::var("HEAL_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(120);
+    let first = std::env::var("HEAL_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    (first..first + count).for_each(run);
+}

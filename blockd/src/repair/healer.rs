@@ -1,0 +1,85 @@
+//! What healing works with: the parts of the daemon, and how it asks others.
+
+use super::progress::Progress;
+use super::throttle::{Activity, Throttle};
+use crate::heartbeat::Metads;
+use crate::layouts::Layouts;
+use crate::metrics::Metrics;
+use crate::stamps::Stamps;
+use crate::store::Store;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+use wire::ids::{BlockHash, BlockdId};
+use wire::layout::Layout;
+use wire::message::block::{BlockReply, BlockRequest};
+use wire::message::meta::{MetaReply, MetaRequest};
+use wire::quic::Endpoint;
+use wire::tls::Role;
+
+/// Names in one page of a list, and in one question to metad.
+pub(super) const PAGE: u32 = 4096;
+/// How long another daemon may take to answer.
+pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Who says which blocks are referred to.
+pub enum References {
+    /// metad.
+    Metads(Metads),
+    /// Nobody: all are. For daemons that are run without metads.
+    All,
+}
+
+/// What healing needs.
+pub struct Healer {
+    /// This daemon.
+    pub id: BlockdId,
+    /// Where blocks are.
+    pub store: Arc<Store>,
+    /// When they were renewed.
+    pub stamps: Arc<Stamps>,
+    /// What is known of the layout.
+    pub layouts: Arc<Layouts>,
+    /// How others are reached.
+    pub endpoint: Endpoint,
+    /// Who says what is referred to.
+    pub references: References,
+    /// Whether clients are at work.
+    pub activity: Arc<Activity>,
+    /// The rate of copying.
+    pub throttle: Throttle,
+    /// What metad is told.
+    pub progress: Arc<Progress>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Time between two comparisons while nothing changes.
+    pub compare_every: Duration,
+}
+
+/// Why a step was not done; the pass goes on without its source.
+pub(super) type Failed = String;
+
+impl Healer {
+    /// Those of the blocks that nothing refers to.
+    pub(super) async fn unreferenced(&mut self, blocks: &[BlockHash]) -> Result<HashSet<BlockHash>, Failed> {
+        let References::Metads(metads) = &mut self.references else { return Ok(HashSet::new()) };
+        let request = MetaRequest::BlockReport { id: self.id, blocks: blocks.to_vec() };
+        match metads.ask(&request).await {
+            Ok(MetaReply::Unreferenced(hashes)) => Ok(hashes.into_iter().collect()),
+            Ok(other) => Err(format!("metad answered {other:?}")),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    pub(super) async fn ask(
+        &self,
+        layout: &Layout,
+        whom: &BlockdId,
+        request: &BlockRequest,
+    ) -> Result<BlockReply, Failed> {
+        let member = layout.member(whom).ok_or("it has left the layout")?;
+        let peer = self.endpoint.peer(member.addr, Role::Blockd);
+        let asked = peer.request::<_, BlockReply>(request, &[], ASK_TIMEOUT).await;
+        asked.map(|(reply, _)| reply).map_err(|error| format!("{}: {error}", member.name))
+    }
+}

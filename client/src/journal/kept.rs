@@ -1,0 +1,81 @@
+//! Journals that a full cluster could not take: each is kept beside the one in use, in `DIR/journal.kept-N`, and every mount
+//! tries to send them, the oldest first, until there is room.
+//!
+//! A mount that waited for room instead could not be mounted, and nobody could make any.
+
+use super::disk::{FOLDER, sync_dir};
+use crate::LocalDir;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Begins the names of their folders; a number follows.
+const KEPT: &str = "journal.kept-";
+
+/// Puts the journal in use aside. Returns where it is then. Blocks: not for a runtime thread.
+///
+/// # Errors
+/// What the disk refuses.
+pub(crate) fn keep(local: &LocalDir) -> io::Result<PathBuf> {
+    let number = list(local)?.last().and_then(|folder| number_of(folder)).unwrap_or(0) + 1;
+    let path = local.path().join(format!("{KEPT}{number}"));
+    fs::rename(local.path().join(FOLDER), &path)?;
+    sync_dir(local.path())?;
+    Ok(path)
+}
+
+/// Their folders, the oldest first. Blocks: not for a runtime thread.
+///
+/// # Errors
+/// What the disk refuses.
+pub(crate) fn list(local: &LocalDir) -> io::Result<Vec<String>> {
+    let names = fs::read_dir(local.path())?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    let mut folders = names.collect::<io::Result<Vec<String>>>()?;
+    folders.retain(|name| number_of(name).is_some());
+    folders.sort_by_key(|name| number_of(name));
+    Ok(folders)
+}
+
+/// Removes one that is sent. Blocks: not for a runtime thread.
+///
+/// # Errors
+/// What the disk refuses.
+pub(crate) fn remove(local: &LocalDir, folder: &str) -> io::Result<()> {
+    fs::remove_dir_all(path_of(local, folder))?;
+    sync_dir(local.path())
+}
+
+/// Where one is.
+pub(crate) fn path_of(local: &LocalDir, folder: &str) -> PathBuf {
+    Path::new(local.path()).join(folder)
+}
+
+fn number_of(folder: &str) -> Option<u64> {
+    folder.strip_prefix(KEPT)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing;
+    use wire::tls::ClusterCa;
+
+    #[test]
+    fn what_is_kept_is_found_in_its_order_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = testing::bundle(&ClusterCa::create("t").unwrap(), "one");
+        let local = LocalDir::open(dir.path(), &bundle, "/mnt").unwrap();
+        for number in 1..=11 {
+            fs::create_dir(local.path().join(FOLDER)).unwrap();
+            fs::write(local.path().join(FOLDER).join("id"), number.to_string()).unwrap();
+            assert_eq!(keep(&local).unwrap(), path_of(&local, &format!("journal.kept-{number}")));
+        }
+        fs::create_dir(local.path().join("journal.kept-by-hand")).unwrap();
+        let kept = list(&local).unwrap();
+        let read = |folder: &String| fs::read_to_string(path_of(&local, folder).join("id")).unwrap();
+        let expected: Vec<String> = (1..=11).map(|number: u32| number.to_string()).collect();
+        assert_eq!(kept.iter().map(read).collect::<Vec<_>>(), expected);
+        remove(&local, &kept[0]).unwrap();
+        assert_eq!(list(&local).unwrap(), kept[1..]);
+    }
+}

@@ -1,0 +1,37 @@
+//! How operators' commands reach a cluster.
+
+use crate::admin::Admin;
+use anyhow::Result;
+use clap::Args;
+use std::path::PathBuf;
+use std::time::Duration;
+use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
+
+/// How to reach a cluster.
+#[derive(Args)]
+pub struct Access {
+    /// Bundle of an operator, as `surf cluster init` or `surf dev up` made it.
+    #[arg(long, env = "SURF_ADMIN_BUNDLE", value_name = "FILE")]
+    bundle: PathBuf,
+    /// Give up after this many seconds.
+    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    wait_s: u64,
+}
+
+impl Access {
+    /// Asks the leader as an operator.
+    pub async fn ask(&self, request: AdminRequest) -> Result<AdminReply> {
+        let admin = Admin::load(&self.bundle)?;
+        let reply = admin.ask_admin(request, Duration::from_secs(self.wait_s)).await;
+        admin.close().await;
+        reply
+    }
+
+    /// The cluster's state.
+    pub async fn status(&self) -> Result<ClusterStatus> {
+        let admin = Admin::load(&self.bundle)?;
+        let status = admin.status(Duration::from_secs(self.wait_s)).await;
+        admin.close().await;
+        status
+    }
+}

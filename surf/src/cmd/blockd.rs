@@ -1,0 +1,147 @@
+//! `surf blockd`: block daemons, and what becomes of what they hold.
+
+use super::access::Access;
+use crate::output;
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::process::ExitCode;
+use wire::layout::LayoutMember;
+use wire::message::admin::{AdminRequest, BlockdHealth, BlockdState, ClusterStatus};
+
+/// Block daemons: list them, empty one, replace one, forget one that is lost.
+#[derive(Args)]
+pub struct Blockd {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// State of each, and what it still has to copy or to give back.
+    List {
+        #[command(flatten)]
+        access: Access,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Empty one: its blocks move to the others, and `surf blockd list` says when it is drained and can be switched off.
+    Drain {
+        #[command(flatten)]
+        access: Access,
+        /// Its name.
+        name: String,
+        /// Let it own blocks again instead.
+        #[arg(long)]
+        undo: bool,
+    },
+    /// Let a new one take over what another one holds, with its place on the ring, so that nothing else moves: to be said
+    /// before the new one is started for the first time. The other is emptied then.
+    Replace {
+        #[command(flatten)]
+        access: Access,
+        /// Name of the one that leaves, whether it runs or not.
+        name: String,
+        /// Name of the new one, as in its identity.
+        successor: String,
+    },
+    /// Forget one that does not run and will not come back: what it held is copied from the others.
+    Remove {
+        #[command(flatten)]
+        access: Access,
+        /// Its name.
+        name: String,
+    },
+}
+
+impl Blockd {
+    /// Carries it out.
+    pub async fn run(self) -> Result<ExitCode> {
+        match self.command {
+            Command::List { access, json } => list(&access.status().await?, json)?,
+            Command::Drain { access, name, undo } => {
+                access.ask(AdminRequest::DrainBlockd { name: name.clone(), drain: !undo }).await?;
+                if undo {
+                    println!("{name} owns blocks again");
+                } else {
+                    println!(
+                        "{name} is being emptied; `surf blockd list` says when it is drained and can be switched off"
+                    );
+                }
+            }
+            Command::Replace { access, name, successor } => {
+                let request = AdminRequest::ReplaceBlockd { name: name.clone(), successor: successor.clone() };
+                access.ask(request).await?;
+                println!(
+                    "start {successor}: it takes over what {name} holds, and `surf blockd list` says when that is drained"
+                );
+            }
+            Command::Remove { access, name } => {
+                access.ask(AdminRequest::RemoveBlockd { name: name.clone() }).await?;
+                println!("{name} is forgotten; what others have of it is copied, what it alone had is lost");
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// A state in a word.
+#[must_use]
+pub fn word(health: BlockdHealth) -> &'static str {
+    match health {
+        BlockdHealth::Up => "up",
+        BlockdHealth::Suspect => "suspect",
+        BlockdHealth::Down => "down",
+        BlockdHealth::Out => "out",
+        BlockdHealth::Draining => "draining",
+        BlockdHealth::Drained => "drained",
+        BlockdHealth::Failed => "failed",
+    }
+}
+
+/// The daemons with their states.
+pub fn states(status: &ClusterStatus) -> impl Iterator<Item = (&LayoutMember, &BlockdState)> {
+    status.layout.members.iter().zip(&status.blockds)
+}
+
+/// A daemon for programs.
+#[must_use]
+pub fn to_json((member, state): (&LayoutMember, &BlockdState)) -> serde_json::Value {
+    json!({
+        "id": member.id.to_string(), "name": member.name, "address": member.addr, "zone": member.zone,
+        "weight": member.weight, "successor": member.successor, "state": word(state.health), "heard_ms_ago": state.heard_ms,
+        "free_bytes": state.free_bytes, "capacity_bytes": state.capacity_bytes,
+        "lacking_blocks": state.repair.lacking_blocks, "lacking_bytes": state.repair.lacking_bytes,
+        "misplaced_blocks": state.repair.misplaced_blocks, "misplaced_bytes": state.repair.misplaced_bytes,
+        "damaged_blocks": state.repair.damaged_blocks, "bytes_per_s": state.repair.bytes_per_s,
+    })
+}
+
+/// When a daemon was heard of, for people.
+#[must_use]
+pub fn heard(state: &BlockdState) -> String {
+    state.heard_ms.map_or_else(|| "never".to_owned(), |ms| format!("{}.{} s ago", ms / 1000, ms % 1000 / 100))
+}
+
+fn list(status: &ClusterStatus, as_json: bool) -> Result<()> {
+    if as_json {
+        return output::json(&states(status).map(to_json).collect());
+    }
+    let rows: Vec<Vec<String>> = states(status)
+        .map(|(member, state)| {
+            vec![
+                member.name.clone(),
+                word(state.health).to_owned(),
+                heard(state),
+                output::bytes(state.free_bytes),
+                output::bytes(state.capacity_bytes),
+                output::bytes(state.repair.lacking_bytes),
+                output::bytes(state.repair.misplaced_bytes),
+                format!("{}/s", output::bytes(state.repair.bytes_per_s)),
+            ]
+        })
+        .collect();
+    output::table(&["BLOCKD", "STATE", "HEARD", "FREE", "CAPACITY", "TO COPY", "TO GIVE BACK", "RATE"], &rows);
+    Ok(())
+}

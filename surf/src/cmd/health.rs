@@ -1,0 +1,148 @@
+//! What an operator should look at, in the order of urgency.
+
+use super::blockd::states;
+use wire::message::admin::{BlockdHealth, ClusterStatus};
+
+/// What an operator should look at.
+pub struct Health {
+    /// One line each; empty when all is well.
+    pub problems: Vec<String>,
+    /// What may be done, and is no problem.
+    pub notes: Vec<String>,
+    /// Something cannot be read or written, or may be lost with the next failure.
+    pub is_critical: bool,
+}
+
+/// What the block daemons have found and still have to do, summed up.
+#[derive(Clone, Copy, Default)]
+pub struct Work {
+    /// Copies that owners lack and others have.
+    pub lacking_blocks: u64,
+    /// Their bytes.
+    pub lacking_bytes: u64,
+    /// Copies that lie where they do not belong.
+    pub misplaced_blocks: u64,
+    /// Their bytes.
+    pub misplaced_bytes: u64,
+    /// Copies beyond those that blocks are to have, while every block has these.
+    pub surplus_blocks: u64,
+    /// Copies found damaged and not replaced yet.
+    pub damaged_blocks: u64,
+    /// Bytes per second that are copied now.
+    pub bytes_per_s: u64,
+    /// Until the slowest daemon has what it lacks, at its present rate; `None` while nothing is copied.
+    pub left_s: Option<u64>,
+}
+
+impl Work {
+    /// Sums up.
+    #[must_use]
+    pub fn of(status: &ClusterStatus) -> Self {
+        let mut work = Self::default();
+        let mut left = Some(0);
+        for (_, state) in states(status).filter(|(_, state)| state.health != BlockdHealth::Out) {
+            let repair = state.repair;
+            work.lacking_blocks += repair.lacking_blocks;
+            work.lacking_bytes += repair.lacking_bytes;
+            work.misplaced_blocks += repair.misplaced_blocks;
+            work.misplaced_bytes += repair.misplaced_bytes;
+            work.damaged_blocks += repair.damaged_blocks;
+            work.bytes_per_s += repair.bytes_per_s;
+            if repair.lacking_bytes > 0 {
+                let own = repair.lacking_bytes.checked_div(repair.bytes_per_s);
+                left = left.zip(own).map(|(left, own)| left.max(own));
+            }
+        }
+        work.surplus_blocks = if status.layout.is_final() { work.misplaced_blocks } else { 0 };
+        work.left_s = left;
+        work
+    }
+
+    /// Whether anything is left to do.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        self.lacking_blocks == 0 && self.misplaced_blocks == 0 && self.damaged_blocks == 0
+    }
+}
+
+impl Health {
+    /// Looks for problems.
+    #[must_use]
+    pub fn of(status: &ClusterStatus) -> Self {
+        let mut health = Self { problems: metads(status), notes: Vec::new(), is_critical: false };
+        health.blockds(status);
+        health.blocks(status);
+        health
+    }
+
+    fn blockds(&mut self, status: &ClusterStatus) {
+        for (member, state) in states(status) {
+            let (name, addr) = (&member.name, member.addr);
+            let silent = state.heard_ms.map(|ms| ms / 1000);
+            match (state.health, silent) {
+                (BlockdHealth::Up | BlockdHealth::Draining, _) => {}
+                (BlockdHealth::Suspect | BlockdHealth::Down, None) => {
+                    self.problems.push(format!("{name} ({addr}) was not heard of"));
+                }
+                (BlockdHealth::Suspect, Some(s)) => {
+                    self.problems.push(format!("{name} ({addr}) has missed heartbeats for {s} s"));
+                }
+                (BlockdHealth::Down, Some(s)) => self.problems.push(format!("{name} ({addr}) is silent for {s} s")),
+                (BlockdHealth::Out, _) => {
+                    let what = "is out: others take over what it held; start it, or `surf blockd remove` it";
+                    self.problems.push(format!("{name} ({addr}) {what}"));
+                }
+                (BlockdHealth::Drained, _) => {
+                    self.notes.push(format!("{name} ({addr}) is drained: switch it off, then `surf blockd remove` it"));
+                }
+                (BlockdHealth::Failed, _) => {
+                    let what = "has a disk that failed: others copy what it holds; replace the disk when they have all";
+                    self.problems.push(format!("{name} ({addr}) {what}"));
+                }
+            }
+        }
+        let (owners, layout) = (status.layout.owning().count(), &status.layout);
+        if owners < usize::from(layout.replicas) {
+            self.problems.push(format!("degraded: {owners} blockds cannot hold {} replicas", layout.replicas));
+        }
+        let alive = |health| matches!(health, BlockdHealth::Up | BlockdHealth::Suspect);
+        let living = states(status).filter(|(member, state)| member.is_owner() && alive(state.health)).count();
+        if living < usize::from(layout.min_sync) {
+            self.problems.push(format!("{living} blockds are too few to store a block: {} must", layout.min_sync));
+            self.is_critical = true;
+        }
+        let gone =
+            states(status).filter(|(_, state)| matches!(state.health, BlockdHealth::Down | BlockdHealth::Out)).count();
+        if gone >= usize::from(layout.replicas) && !layout.is_final() {
+            self.problems
+                .push(format!("{gone} blockds are away at once: blocks that lay on them alone cannot be read"));
+            self.is_critical = true;
+        }
+    }
+
+    fn blocks(&mut self, status: &ClusterStatus) {
+        let work = Work::of(status);
+        if work.lacking_blocks > 0 {
+            self.problems.push(format!("{} copies of blocks are missing and are being made", work.lacking_blocks));
+        } else if !status.layout.is_final() {
+            self.problems.push("blocks are compared after a change of the daemons".to_owned());
+        }
+        if work.damaged_blocks > 0 {
+            self.problems.push(format!("{} copies are damaged and not replaced yet", work.damaged_blocks));
+        }
+    }
+}
+
+fn metads(status: &ClusterStatus) -> Vec<String> {
+    let mut problems = Vec::new();
+    let voters = status.metads.iter().filter(|(_, _, voter, _)| *voter).count();
+    if voters.is_multiple_of(2) {
+        problems.push(format!("{voters} metads vote: an odd number bears as many failures with one node less"));
+    }
+    for (id, addr, _, matched) in status.metads.iter().filter(|(id, ..)| *id != status.leader) {
+        if *matched == 0 {
+            problems.push(format!("metad-{id} ({addr}) does not follow"));
+        }
+    }
+    problems
+}

@@ -1,0 +1,30 @@
+//! What an operator does with a cluster under test.
+
+use crate::bins::bin;
+use crate::command::run;
+use crate::surf::{START_LIMIT, Surf};
+use crate::wait::until;
+use std::process::Command;
+
+impl Surf {
+    /// `surf ARGS` as an operator: its output and its exit code.
+    ///
+    /// # Panics
+    /// When it cannot be run, or was ended by a signal.
+    #[must_use]
+    pub fn operate(&self, args: &[&str]) -> (String, i32) {
+        let mut command = Command::new(bin("surf"));
+        command.args(args).env("SURF_ADMIN_BUNDLE", self.cluster_dir().join("admin.bundle"));
+        let output = run(&mut command, START_LIMIT);
+        (output.text, output.status.code().expect("surf exits"))
+    }
+
+    /// What `surf status --json` says.
+    ///
+    /// # Panics
+    /// When it says nothing.
+    #[must_use]
+    pub fn status(&self) -> serde_json::Value {
+        until("surf status answers", START_LIMIT, || serde_json::from_str(&self.operate(&["status", "--json"]).0).ok())
+    }
+}
