@@ -9,13 +9,13 @@ use crate::sources::Source;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Names of methods that objects of other crates have, too.
-const COMMON_METHODS: &str = "abort accept acquire add all and_then any append apply as_bytes as_mut as_path as_ref as_slice as_str attr \
+const COMMON_METHODS: &str = "abort accept acquire add all and_then any append apply as_bytes as_mut as_path as_ref as_slice as_str attr bind \
     bytes call cancel chain chunks clear clone close cloned cmp collect complete contains contains_key copied count create data \
     default deref drain drop elapsed encode end entry eq exists extend failed fetch filter find finish first flush fmt fold \
     freeze get get_mut get_or handle hash id index init insert into_iter is_closed is_done is_empty is_open is_some iter iter_mut join keys kind last len \
     local_addr lock map max merge message metadata min name new next notify open parent path parse peek peer poll pop position \
     publish push put range read receive record recv release remove replace request reserve reset resize resolve retain \
-    run seek send serve set sign snapshot spawn split start statfs status stdin stop swap sync sync_all take tell tick truncate try_lock \
+    run seek send serve set sign snapshot spawn split start statfs status stdin stop store swap sync sync_all take tell tick truncate try_lock \
     try_read try_write try_send update values verify wait wake with write";
 
 /// A module's path within its crate; empty for the root.

@@ -8,6 +8,7 @@ mod circles;
 mod dependencies;
 mod graph;
 mod layers;
+mod rooms;
 mod sources;
 mod tasks;
 mod texts;
