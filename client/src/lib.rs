@@ -15,7 +15,7 @@
 //!   stands in `ordered`.
 //!
 //! Every operation can be called from any thread of a multi-threaded tokio runtime. What an operation has accepted runs
-//! to its end though its caller is dropped, unless it says otherwise.
+//! to its end though its caller is dropped, unless it says otherwise; what is dropped with the client itself, ends with it.
 
 #![forbid(unsafe_code)]
 

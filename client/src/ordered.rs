@@ -5,7 +5,8 @@
 //! The mutexes below are held for a few lines without an `.await`, and a thread that holds one takes another only of a
 //! higher [`Rank`]. Debug builds, and so all tests, assert that with each lock that is taken.
 //!
-//! Locks under which none but that of memory is taken share a rank, [`Rank::Leaf`].
+//! Locks under which none but that of memory is taken share a rank, [`Rank::Leaf`]. The layout, which everybody reads, is
+//! behind an `RwLock` of which the same holds.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::fmt;

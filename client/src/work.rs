@@ -51,6 +51,20 @@ impl Work {
         }
     }
 
+    /// Waits in the same way for what is done beside: when the mount ends, nobody does it any more. As cancel-safe as what is
+    /// waited for.
+    ///
+    /// # Errors
+    /// `Io` when the patience or the mount ends.
+    pub async fn until_stopped<T>(&self, waiting: impl Future<Output = T>) -> Result<T, FsError> {
+        tokio::select! {
+            // In a fixed order, so that what happens can be repeated.
+            biased;
+            done = self.patiently(waiting) => done,
+            () = self.stop.cancelled() => Err(FsError::Io),
+        }
+    }
+
     /// Does something that goes on to its end though the caller is dropped, or a soft mount's patience ends.
     ///
     /// # Errors

@@ -59,7 +59,7 @@ impl Order {
 
     async fn wait_upto(&self, tail: Option<u64>) -> Result<(), FsError> {
         match tail {
-            Some(tail) => self.work.patiently(self.queue.wait_sent(tail)).await?,
+            Some(tail) => self.work.until_stopped(self.queue.wait_sent(tail)).await?,
             None => Ok(()),
         }
     }

@@ -284,6 +284,13 @@ impl Client {
     }
 }
 
+impl Drop for Client {
+    /// Nothing goes on beside the operations any more: what is under way and waits for it ends, too.
+    fn drop(&mut self) {
+        self.work.abandon();
+    }
+}
+
 /// The journal in this folder of the directory; `None`, with a warning, where the disk refuses to keep one.
 async fn journal_in(local: Arc<LocalDir>, folder: &str) -> Result<Option<Arc<Journal>>, Error> {
     let (opened, folder) = (local.clone(), folder.to_owned());

@@ -1,10 +1,13 @@
 //! Sessions that end, leaders that change, chunks in many pieces: what goes on behind the files.
 
 use crate::cluster::{Cluster, content, create, names, open, pattern, until};
+use client::network::Network;
 use client::{Client, ClientConfig, Error, Wait};
 use embed::EmbedOptions;
+use futures::FutureExt;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use wire::FsError;
 use wire::ids::SessionId;
@@ -49,6 +52,24 @@ async fn extents(cluster: &Cluster, read: Read) -> ExtentPage {
         MetaReply::Read { answer: Ok(ReadReply::Extents(page)), .. } => page,
         other => panic!("{other:?}"),
     }
+}
+
+/// Not even what waits for something that only goes on while the client lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_is_dropped_leaves_nothing_behind() {
+    let cluster = Cluster::start().await;
+    let config = cluster.config();
+    let endpoint = Endpoint::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &config.bundle.identity).unwrap();
+    let network: Arc<dyn Network> = Arc::new(endpoint);
+    let left = Arc::downgrade(&network);
+    let client = Client::connect_over(config, network, None).await.unwrap();
+    for name in ["one", "two"] {
+        let opened = create(&client, name).await;
+        client.write(&opened.handle, 0, b"written", false).await.unwrap();
+        assert!(client.sync_all().now_or_never().is_none(), "it waits for metad");
+    }
+    drop(client);
+    until("everything of it is gone", || async { left.strong_count() == 0 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
