@@ -237,9 +237,9 @@ async fn an_error_switches_the_cache_off_and_nothing_else() {
 async fn a_full_queue_keeps_nothing_more_and_holds_nobody_up() {
     let place = Place::new();
     let cache = place.open(64 << 20).await;
+    let jobs = cache.jobs.lock().clone().unwrap();
     // The keeper cannot go on as long as the index is held.
     let index = cache.shared.index.lock();
-    let jobs = cache.jobs.lock().clone().unwrap();
     for seed in 0..QUEUE_COUNT as u32 + 10 {
         let _ = jobs.try_send(Job::Drop(BlockHash::of(&seed.to_le_bytes())));
     }
