@@ -103,6 +103,11 @@ impl Journal {
         self.segments.lock().iter().map(|segment| segment.last).max().unwrap_or(0)
     }
 
+    /// Waits until nothing is being written or removed.
+    pub(crate) async fn wait_idle(&self) {
+        drop(self.changing.lock().await);
+    }
+
     /// Whether a part of it is told and can go.
     fn has_told(&self, told: u64) -> bool {
         self.segments.lock().front().is_some_and(|oldest| oldest.last <= told)

@@ -66,8 +66,12 @@ impl Client {
         };
         Self::send_kept(&config, &with_journal).await;
         let journal = journal_in(with_journal.clone(), FOLDER).await?;
-        match Self::join_with(config.clone(), local.clone(), journal).await {
+        match Self::join_with(config.clone(), local.clone(), journal.clone()).await {
             Err(Error::ReplayFull { .. }) => {
+                if let Some(journal) = journal {
+                    // What the client that has ended was writing goes to where it belongs.
+                    journal.wait_idle().await;
+                }
                 let kept = with_journal.clone();
                 let kept = on_disk(&with_journal, move || kept::keep(&kept)).await?;
                 tracing::error!(
@@ -85,7 +89,7 @@ impl Client {
     /// Tries to send the journals that are kept aside. What cannot be sent stays.
     async fn send_kept(config: &ClientConfig, local: &Arc<LocalDir>) {
         let looked = local.clone();
-        let folders = match on_disk(local, move || kept::list(&looked)).await {
+        let folders = match on_disk(local, move || kept::list(looked.path())).await {
             Ok(folders) => folders,
             Err(error) => return tracing::warn!(%error, "what is kept aside is not looked for"),
         };
@@ -106,8 +110,10 @@ impl Client {
             return Err(Error::Local { path: kept::path_of(&local, folder), source: ErrorKind::Other.into() });
         };
         let client = Self::join_with(config, None, Some(journal)).await?;
-        if let Err(error) = client.shutdown().await {
-            return Err(Error::Replay { dir: kept::path_of(&local, folder), reason: error.to_string() });
+        let left = |reason| Error::Replay { dir: kept::path_of(&local, folder), reason };
+        client.shutdown().await.map_err(|error| left(error.to_string()))?;
+        if client.left.load(Ordering::Relaxed) || !client.writeback.is_empty() {
+            return Err(left("servers have gone away".to_owned()));
         }
         let (sent, folder) = (local.clone(), folder.to_owned());
         on_disk(&local, move || kept::remove(&sent, &folder)).await
