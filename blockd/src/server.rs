@@ -81,8 +81,9 @@ fn is_bounded(request: &BlockRequest, payload_len: usize) -> bool {
 }
 
 impl Service for Server {
-    fn authorize(&self, _peer: &PeerIdentity) -> Result<(), Error> {
-        Ok(()) // every role may ask something
+    fn authorize(&self, peer: &PeerIdentity) -> Result<(), Error> {
+        // Every role may ask something.
+        peer.subject.check_enforced()
     }
 
     async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, mut incoming: Incoming) {

@@ -14,12 +14,11 @@
 //! - this file is the files, on what `disk` is;
 //! - `record` is what is in the segments;
 //! - `writer` writes them while the client lives, `picture` what cannot wait in the queue;
-//! - `kept` is what a full cluster could not take when a client began.
 //!
-//! What an earlier client has left is told by `replay`, above this.
+//! What an earlier client has left is told by `replay`, above this; what a full cluster could not take then is kept beside it
+//! (`local/kept`).
 
 pub mod disk;
-pub(crate) mod kept;
 pub(crate) mod picture;
 pub(crate) mod record;
 pub(crate) mod writer;
@@ -102,6 +101,11 @@ impl Journal {
     /// Number of the last entry that is in it; 0 when there is none.
     pub(crate) fn last(&self) -> u64 {
         self.segments.lock().iter().map(|segment| segment.last).max().unwrap_or(0)
+    }
+
+    /// Waits until nothing is being written or removed.
+    pub(crate) async fn wait_idle(&self) {
+        drop(self.changing.lock().await);
     }
 
     /// Whether a part of it is told and can go.
@@ -206,7 +210,7 @@ impl Journal {
     ///
     /// # Errors
     /// What the disk refuses; nothing is appended then.
-    fn append(&self, records: &[(Record, Bytes)], last: u64) -> io::Result<()> {
+    pub(crate) fn append(&self, records: &[(Record, Bytes)], last: u64) -> io::Result<()> {
         let mut current = self.current.lock();
         let mut group = Group::default();
         records.iter().for_each(|(record, content)| group.add(record, content));

@@ -10,6 +10,8 @@
 //! Two clusters never share one, whatever they are called, nor do two mounts. Another identity of the same cluster is
 //! refused: what lies here was read, or is to be written, with the rights of the first one.
 
+pub(crate) mod kept;
+
 use crate::{ClientConfig, Error};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
@@ -24,7 +26,7 @@ use wire::durable;
 use wire::sys::lock_of_the_living;
 
 /// First line of the file that says whose a directory is; the number is the version of what lies in it.
-const OWNER: &str = "surf client 1";
+const OWNER: &str = "surf client 2";
 /// What the first line of every version begins with.
 const OWNER_OF_ANY_VERSION: &str = "surf client ";
 /// `umount` returns before the mount's process has ended, which stores what is under way first: whoever mounts again at
@@ -32,8 +34,10 @@ const OWNER_OF_ANY_VERSION: &str = "surf client ";
 const ENDING: Duration = Duration::from_secs(15);
 /// A directory that cannot be opened in this time, waiting for another mount's end included, is on a disk that hangs.
 const OPEN_LIMIT: Duration = Duration::from_secs(25);
+/// Folder of the journal in use.
+pub(crate) const JOURNAL: &str = "journal";
 /// Folders of what others than the owner must not get.
-const KEPT: [&str; 2] = ["journal", "blocks"];
+const KEPT: [&str; 2] = [JOURNAL, "blocks"];
 /// Digits of the hash that stands for the mount point.
 const MOUNT_DIGITS: usize = 16;
 
@@ -166,7 +170,9 @@ impl Owner {
             fs::read_dir(dir.join(folder))
                 .map_or_else(|error| error.kind() == ErrorKind::NotFound, |mut files| files.all(is_left))
         };
-        found != self.text && found.starts_with(&format!("{OWNER}\n")) && KEPT.iter().all(is_empty)
+        let nothing_is_kept_aside = || kept::list(dir).is_ok_and(|folders| folders.is_empty());
+        let is_same_version = found.starts_with(&format!("{OWNER}\n"));
+        found != self.text && is_same_version && KEPT.iter().all(is_empty) && nothing_is_kept_aside()
     }
 
     fn check(&self, dir: &Path, found: &str) -> Result<(), Error> {
@@ -222,6 +228,13 @@ mod tests {
         let said = error.to_string();
         assert!(said.contains("client \"one\"") && said.contains("client \"two\"") && !said.contains('\n'), "{said}");
         fs::rename(path.join("journal/1"), path.join("journal/id")).unwrap();
+        fs::create_dir(path.join("journal.kept-1")).unwrap();
+        let error = LocalDir::open(&base, &bundle(&ca, "two"), "/mnt").unwrap_err();
+        assert!(
+            matches!(error, Error::LocalForeign { .. }),
+            "what is kept aside is sent with its own client's rights: {error}"
+        );
+        fs::remove_dir(path.join("journal.kept-1")).unwrap();
         LocalDir::open(&base, &bundle(&ca, "two"), "/mnt").expect("the other one has left nothing here");
         assert!(!path.join("journal/id").exists());
     }

@@ -15,6 +15,7 @@ use crate::journal::Journal;
 use crate::journal::record::{Change, Piece, Record};
 use crate::known::Known;
 use crate::known::leased::LeasedSession;
+use crate::local::kept;
 use crate::queue::Touched;
 use crate::writeback::{Work, WriteBack};
 use bytes::Bytes;
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use wire::FsError;
 use wire::attr::{Creator, FileKind, InodeAttr, Timestamp};
-use wire::ids::Ino;
+use wire::ids::{Ino, Version};
 use wire::op::{Expect, JournalPosition, Op, Read, ReadReply};
 
 /// When nothing moves for so long, the mount is refused: who mounts by hand or at boot is to know.
@@ -90,15 +91,15 @@ impl Replayer {
             return Err(FsError::Io.into());
         };
         let position = position.unwrap_or_default();
-        let (told, last) = (position.told, journal.last().max(position.told));
+        let (told, behind) = (position.told, journal.last().max(position.told));
         let read = journal.in_thread(move |left| {
             let mut records = left.untold(told)?;
-            let (shared, last) = left.read_shared(last)?;
+            let (shared, last) = left.read_shared(behind)?;
             records.extend(shared);
             Ok((records, last))
         });
         let read = read.await.map_err(Failed::Disk)?;
-        let (records, last) = read.map_err(Failed::Journal)?;
+        let (mut records, last) = read.map_err(Failed::Journal)?;
         self.writeback.with(|core| core.start_behind(told, last));
         if records.is_empty() {
             if let Err(error) = journal.append_for(self.session.id(), Vec::new(), last, || ()).await {
@@ -114,13 +115,21 @@ impl Replayer {
             // Before the first of them is told: whoever goes on after a crash must know which number it got.
             let numbered = vec![(Record::Renumbered { number: last, inos: fresh }, Bytes::new())];
             journal.append_for(self.session.id(), numbered, last, || ()).await.map_err(Failed::Disk)?;
+            if kept::is_kept(journal.dir()) {
+                spare_what_is_newer(&mut records);
+            }
             self.take_records(&mut replayed, records, &position);
             if replayed.entries.last().is_none_or(|(number, ..)| *number < last) {
                 replayed.entries.push((last, self.session.stamp(), Touched::default(), Work::Undone));
             }
             self.writeback.with(|core| core.be_strict(true));
             self.writeback.enter_again(replayed.entries);
-            self.wait_replayed(last).await?;
+            if let Err(failed) = self.wait_replayed(last).await {
+                if matches!(failed, Failed::Refused(error) if is_full(error)) {
+                    number_shared(journal, behind).await;
+                }
+                return Err(failed);
+            }
             self.writeback.with(|core| core.be_strict(false));
             tracing::warn!("everything that was in the journal is told");
         }
@@ -232,6 +241,45 @@ impl Replayer {
     }
 }
 
+/// The shared part of a journal that is to be kept becomes a part of the rest, with the numbers that it has been sent by so far:
+/// whoever sends it next would give it others, and send all of it again.
+async fn number_shared(journal: &Arc<Journal>, behind: u64) {
+    let numbered = journal.change(move |journal| {
+        let (shared, last) = journal.read_shared(behind).map_err(io::Error::other)?;
+        if !shared.is_empty() {
+            journal.append(&shared, last)?;
+        }
+        journal.remove_shared()
+    });
+    if let Err(error) = numbered.await {
+        tracing::warn!(%error, "the journal cannot be written: some of it may be sent twice");
+    }
+}
+
+/// A journal that was kept aside is sent after later mounts have worked. What it removes or replaces last goes only as far as
+/// nobody has written to it since: while its own content was uncommitted, it said nothing of that.
+fn spare_what_is_newer(records: &mut [(Record, Bytes)]) {
+    let mut bases: HashMap<Ino, Version> = HashMap::new();
+    for (record, _) in records {
+        match record {
+            Record::Piece(piece) => {
+                bases.entry(piece.ino).or_insert(piece.base);
+            }
+            Record::Change(Change {
+                expect,
+                op: Op::Unlink { released: Some(lost), .. } | Op::Rename { released: Some(lost), .. },
+                ..
+            }) => {
+                let is_lost = |expect: &&mut Expect| expect.ino == Some(*lost) && expect.version.is_none();
+                for expect in expect.iter_mut().filter(is_lost) {
+                    expect.version = Some(bases.get(lost).copied().unwrap_or_default());
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 async fn within_patience<T>(work: impl Future<Output = Result<T, FsError>>) -> Result<T, Failed> {
     tokio::time::timeout(PATIENCE, work).await.map_err(|_| Failed::Hangs)?.map_err(Failed::Refused)
 }
@@ -267,4 +315,67 @@ fn touched(op: &Op, expect: &[Expect]) -> Touched {
         inos.extend(source.ino);
     }
     (inos, op.names_changed().map(|(parent, name)| (parent, name.clone())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::disk::{FOLDER, LocalDisk};
+    use crate::journal::record::Group;
+    use crate::testing::Place;
+
+    fn piece(ino: u64, base: u64) -> (Record, Bytes) {
+        let piece = Piece {
+            number: 1,
+            at: Timestamp::default(),
+            ino: Ino(ino),
+            place: None,
+            owner: (0o600, 0, 0),
+            sealed: 1,
+            parts: vec![(0, 0, 1)],
+            base: Version(base),
+            append_from: None,
+            mtime: None,
+            clear_privileges: false,
+        };
+        (Record::Piece(piece), Bytes::from_static(b"x"))
+    }
+
+    fn unlink(ino: u64, version: Option<u64>, is_last: bool) -> (Record, Bytes) {
+        let name = b"name".to_vec();
+        let expect = Expect { parent: Ino(1), name: name.clone(), ino: Some(Ino(ino)), version: version.map(Version) };
+        let op = Op::Unlink { parent: Ino(1), name, released: is_last.then_some(Ino(ino)) };
+        (Record::Change(Change { number: 2, at: Timestamp::default(), expect: vec![expect], op }), Bytes::new())
+    }
+
+    #[test]
+    fn what_was_kept_aside_removes_nothing_that_was_written_since() {
+        let mut records = vec![piece(7, 3), piece(7, 4), unlink(7, None, true), unlink(8, None, true)];
+        records.extend([unlink(9, Some(5), true), unlink(10, None, false)]);
+        spare_what_is_newer(&mut records);
+        let versions: Vec<_> = records
+            .iter()
+            .filter_map(
+                |(record, _)| if let Record::Change(change) = record { Some(change.expect[0].version) } else { None },
+            )
+            .collect();
+        assert_eq!(versions, [Some(Version(3)), Some(Version(0)), Some(Version(5)), None]);
+    }
+
+    #[tokio::test]
+    async fn the_shared_part_of_a_journal_keeps_the_numbers_that_it_was_sent_by() {
+        let place = Place::new();
+        let disk = Arc::new(LocalDisk::open(place.local(), FOLDER).unwrap());
+        let journal = Arc::new(Journal::open(disk.clone()).unwrap());
+        journal.append_for(wire::ids::SessionId(1), Vec::new(), 0, || ()).await.unwrap();
+        let mut shared = Group::default();
+        [piece(7, 1), piece(8, 1)].iter().for_each(|(record, content)| shared.add(record, content));
+        std::fs::write(journal.dir().join("shared"), shared.finish()).unwrap();
+        number_shared(&journal, 10).await;
+        assert!(!journal.dir().join("shared").exists());
+        // The first of them was sent as number 11: the next mount sends the other one.
+        let left = Journal::open(disk).unwrap();
+        let numbers = |told| left.untold(told).unwrap().iter().map(|(record, _)| record.number()).collect::<Vec<_>>();
+        assert_eq!((numbers(10), numbers(11), left.last()), (vec![11, 12], vec![12], 12));
+    }
 }

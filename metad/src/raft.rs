@@ -229,11 +229,14 @@ impl Raft {
         Ok(())
     }
 
-    /// Whether a majority has followed this leader a moment ago. Where none does, others may have another one by now.
+    /// Whether a majority has followed this leader a moment ago. Where none does, others may have another one by now. One that
+    /// alone votes is a majority, and nobody acknowledges anything to it.
     fn has_majority(&self) -> bool {
         let metrics = self.raft.metrics();
-        let acked = metrics.borrow_watched().last_quorum_acked;
-        acked.is_some_and(|acked| openraft::Instant::elapsed(&acked.into_inner()) < self.election_max)
+        let metrics = metrics.borrow_watched();
+        let acked = metrics.last_quorum_acked;
+        metrics.membership_config.membership().voter_ids().count() == 1
+            || acked.is_some_and(|acked| openraft::Instant::elapsed(&acked.into_inner()) < self.election_max)
     }
 
     /// Takes no further part. The state is marked clean when everything could be synced.

@@ -36,9 +36,9 @@ pub struct Server {
 }
 
 impl Service for Server {
-    fn authorize(&self, _peer: &PeerIdentity) -> Result<(), wire::Error> {
+    fn authorize(&self, peer: &PeerIdentity) -> Result<(), wire::Error> {
         // Every role has something to ask of metad; which one may ask what is decided per request.
-        Ok(())
+        peer.subject.check_enforced()
     }
 
     async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, mut incoming: Incoming) {

@@ -130,8 +130,7 @@ impl Flags {
             synchronous: false,
             soft_timeout: None,
             acl: if sys::is_root() { SessionACL::All } else { SessionACL::Owner },
-            // As any local filesystem for root; for others fuser switches both off, and fusermount3 insists on it.
-            kernel: if sys::is_root() { vec![MountOption::Suid, MountOption::Dev] } else { Vec::new() },
+            kernel: Vec::new(),
         };
         if let Some(size) = &self.cache_size {
             options.disk_cache_bytes = cache_bytes(size).ok_or_else(|| wrong_cache_size("--cache-size", size))?;
@@ -148,6 +147,7 @@ impl Flags {
             (None, Some(dir)) => Source::Embedded(absolute(&dir)?),
             (None, None) => Source::Embedded(default_data_dir()?),
         };
+        options.honour_setuid_and_devices(sys::is_root());
         // One that was asked for must be there.
         options.cache_dir_is_default = options.cache_dir.is_none() && options.disk_cache_bytes == 0;
         options.cache_dir = match (options.cache_dir, &options.source) {
@@ -239,6 +239,18 @@ impl Options {
         };
         self.kernel.retain(|kept| *kept != opposite && *kept != option);
         self.kernel.push(option);
+    }
+
+    /// What is not said of setuid programs and of devices. Whoever has a bundle of the cluster can make both, and would be root
+    /// on each machine that honours them: root may ask for that. An embedded cluster is this machine's own, and is as any
+    /// local filesystem. For others than root fuser switches both off, and fusermount3 insists on it.
+    fn honour_setuid_and_devices(&mut self, is_root: bool) {
+        let trusted = matches!(self.source, Source::Embedded(_));
+        for (on, off) in [(MountOption::Suid, MountOption::NoSuid), (MountOption::Dev, MountOption::NoDev)] {
+            if is_root && !self.kernel.contains(&on) && !self.kernel.contains(&off) {
+                self.set(if trusted { on } else { off });
+            }
+        }
     }
 
     /// The mount would hide its own data, and wait for itself to reach it.
@@ -364,6 +376,25 @@ mod tests {
             let error = check(&format!("/mnt -o {wrong}")).unwrap_err();
             assert!(error.to_string().contains(wrong) && error.exit_code() == 2, "{error}");
         }
+    }
+
+    #[test]
+    fn setuid_programs_and_devices_of_a_cluster_are_honoured_only_when_root_says_so() {
+        let kernel = |source: Source, asked: &[&str], is_root| {
+            let mut options = check("/mnt").unwrap();
+            (options.source, options.kernel) = (source, Vec::new());
+            asked.iter().for_each(|option| options.apply(option, &mut None).unwrap());
+            options.honour_setuid_and_devices(is_root);
+            options.kernel
+        };
+        let bundle = || Source::Bundle("/etc/surf/c.bundle".into());
+        let embedded = || Source::Embedded("/var/lib/surf".into());
+        assert_eq!(kernel(bundle(), &[], true), [MountOption::NoSuid, MountOption::NoDev]);
+        assert_eq!(kernel(bundle(), &["dev"], true), [MountOption::Dev, MountOption::NoSuid]);
+        assert_eq!(kernel(bundle(), &["suid", "dev"], true), [MountOption::Suid, MountOption::Dev]);
+        assert_eq!(kernel(embedded(), &[], true), [MountOption::Suid, MountOption::Dev]);
+        assert_eq!(kernel(embedded(), &["nosuid"], true), [MountOption::NoSuid, MountOption::Dev]);
+        assert!(kernel(embedded(), &[], false).is_empty());
     }
 
     #[test]

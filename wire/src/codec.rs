@@ -11,7 +11,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 /// Version of the coding that stands before every encoded value.
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 /// Elements for which room is made before they are there.
 const CAPACITY_MAX: usize = 256;
 

@@ -145,6 +145,16 @@ pub enum Error {
         /// Role in the certificate.
         actual: String,
     },
+    /// A certificate has a restriction that daemons of this version do not act on: serving it would break the promise.
+    #[error(
+        "the certificate of {name} has {restriction}, which this version does not enforce: have one issued without"
+    )]
+    NotEnforced {
+        /// Whom the certificate is for.
+        name: String,
+        /// What nobody acts on.
+        restriction: String,
+    },
     /// The peer belongs to another cluster.
     #[error("{peer} belongs to another cluster: use the bundle that `surf` made for this one")]
     WrongCluster {

@@ -46,7 +46,7 @@ impl fmt::Display for Role {
 }
 
 /// What a client may do. Part of its certificate, so that no program of the client's can change it; the daemons act on
-/// it.
+/// it, or refuse who has it ([`Subject::check_enforced`]).
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ClientGrant {
     /// Only reading.
@@ -95,6 +95,24 @@ impl Subject {
     #[must_use]
     pub fn new(role: Role, name: &str) -> Self {
         Self { role, name: name.to_owned(), grant: ClientGrant::default() }
+    }
+}
+
+impl Subject {
+    /// Whether daemons act on everything that the certificate says: they serve no other. It counts for every role, because
+    /// whoever wrote a restriction into a certificate believes in it.
+    ///
+    /// # Errors
+    /// [`Error::NotEnforced`].
+    pub fn check_enforced(&self) -> Result<(), Error> {
+        let restriction = match &self.grant {
+            ClientGrant { subtree: Some(path), .. } => format!("the subtree {path:?}"),
+            ClientGrant { squash: Squash::Root { .. } | Squash::All { .. }, .. } => {
+                "other user ids for its users".to_owned()
+            }
+            ClientGrant { subtree: None, squash: Squash::None, read_only: _ } => return Ok(()),
+        };
+        Err(Error::NotEnforced { name: self.name.clone(), restriction })
     }
 }
 

@@ -112,6 +112,19 @@ async fn a_request_of_the_wrong_role_is_refused() {
     assert!(matches!(asked, Err(Error::Refused { .. })), "{asked:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_with_a_restriction_that_nobody_enforces_is_refused() {
+    let cluster = Cluster::start(1).await;
+    let mut subject = Subject::new(Role::Client, "confined");
+    subject.grant.subtree = Some("/home".to_owned());
+    let identity = cluster.ca.issue(&subject).unwrap();
+    let confined = wire::quic::Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap();
+    let get = BlockRequest::Get { hash: BlockHash::of(b"x"), epoch: LayoutEpoch(1), offset: 0, len: 1 };
+    let peer = confined.peer(cluster.node(0).local_addr(), Role::Blockd);
+    let refused = peer.request::<_, BlockReply>(&get, &[], LIMIT).await.unwrap_err().to_string();
+    assert!(refused.contains("confined") && refused.contains("does not enforce"), "{refused}");
+}
+
 /// Guards I10.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drop_spares_what_was_renewed_within_the_grace_period() {

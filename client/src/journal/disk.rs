@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Folder of the journal within the mount's directory.
-pub(crate) const FOLDER: &str = "journal";
+pub(crate) const FOLDER: &str = crate::local::JOURNAL;
 
 /// One flat folder of files on a disk. All calls block.
 pub trait Disk: Debug + Send + Sync {

@@ -134,7 +134,7 @@ impl Record {
 }
 
 /// Records that are written at once.
-pub(super) struct Group(Vec<u8>);
+pub(crate) struct Group(Vec<u8>);
 
 impl Default for Group {
     fn default() -> Self {
@@ -146,7 +146,7 @@ impl Default for Group {
 
 impl Group {
     /// Adds a record. Both its parts are far below 4 GiB, as are all of a group together.
-    pub(super) fn add(&mut self, record: &Record, content: &[u8]) {
+    pub(crate) fn add(&mut self, record: &Record, content: &[u8]) {
         let head = codec::encode(record);
         self.0.extend_from_slice(&(head.len() as u32).to_le_bytes());
         self.0.extend_from_slice(&(content.len() as u32).to_le_bytes());
@@ -155,7 +155,7 @@ impl Group {
     }
 
     /// The bytes to be written.
-    pub(super) fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         let (head, body) = self.0.split_at_mut(GROUP_HEAD);
         head[LENGTH_AT..SUM_AT].copy_from_slice(&(body.len() as u32).to_le_bytes());
         head[SUM_AT..].copy_from_slice(&blake3::hash(body).as_bytes()[..SUM_BYTES]);

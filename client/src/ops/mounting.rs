@@ -4,12 +4,12 @@ use crate::block::disk::DiskCache;
 use crate::block::layout::Layouts;
 use crate::journal::Journal;
 use crate::journal::disk::{Disk, FOLDER, LocalDisk};
-use crate::journal::kept;
 use crate::journal::writer::{self, Which, Writer};
 use crate::kernel::Notice;
 use crate::known::Known;
 use crate::known::held_locks::HeldLocks;
 use crate::known::leased::LeasedSession;
+use crate::local::kept;
 use crate::meta::rpc::Rpc;
 use crate::network::Network;
 use crate::work::Work;
@@ -51,8 +51,12 @@ impl Client {
         };
         Self::send_kept(&config, &with_journal).await;
         let journal = journal_in(with_journal.clone(), FOLDER).await?;
-        match Self::join_with(config.clone(), local.clone(), journal).await {
+        match Self::join_with(config.clone(), local.clone(), journal.clone()).await {
             Err(Error::ReplayFull { .. }) => {
+                if let Some(journal) = journal {
+                    // What the client that has ended was writing goes to where it belongs.
+                    journal.wait_idle().await;
+                }
                 let kept = with_journal.clone();
                 let kept = on_disk(&with_journal, move || kept::keep(&kept)).await?;
                 tracing::error!(
@@ -70,7 +74,7 @@ impl Client {
     /// Tries to send the journals that are kept aside. What cannot be sent stays.
     async fn send_kept(config: &ClientConfig, local: &Arc<LocalDir>) {
         let looked = local.clone();
-        let folders = match on_disk(local, move || kept::list(&looked)).await {
+        let folders = match on_disk(local, move || kept::list(looked.path())).await {
             Ok(folders) => folders,
             Err(error) => return tracing::warn!(%error, "what is kept aside is not looked for"),
         };
@@ -91,8 +95,10 @@ impl Client {
             return Err(Error::Local { path: kept::path_of(&local, folder), source: ErrorKind::Other.into() });
         };
         let client = Self::join_with(config, None, Some(journal)).await?;
-        if let Err(error) = client.shutdown().await {
-            return Err(Error::Replay { dir: kept::path_of(&local, folder), reason: error.to_string() });
+        let left = |reason| Error::Replay { dir: kept::path_of(&local, folder), reason };
+        client.shutdown().await.map_err(|error| left(error.to_string()))?;
+        if client.left.load(Ordering::Relaxed) || !client.writeback.is_empty() {
+            return Err(left("servers have gone away".to_owned()));
         }
         let (sent, folder) = (local.clone(), folder.to_owned());
         on_disk(&local, move || kept::remove(&sent, &folder)).await

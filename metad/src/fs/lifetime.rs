@@ -34,7 +34,7 @@ pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Opt
     if is_full(keys::living_of(&opening.client), SESSIONS_PER_CLIENT_MAX) || is_full(keys::all_living(), SESSIONS_MAX) {
         return None;
     }
-    let id = SessionId(take_numbers(view, "next session", 1, 1));
+    let id = number_of(take_numbers(view, "next session", 1, 1), opening.token)?;
     let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos, ended: None };
     view.store(keys::session(id), &session);
     view.put(keys::living(&opening.client, id), Vec::new());
@@ -42,6 +42,19 @@ pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Opt
         view.put(keys::token(token, id), Vec::new());
     }
     Some(id)
+}
+
+/// The number of the session that is opened as the `count`th: in its upper half that, so that later ones are larger, and in
+/// its lower half what follows from the token, which only its client knows. Who has the same bundle cannot name it, and so
+/// neither end it nor acknowledge its recalls. `None` after four billions.
+fn number_of(count: u64, token: Option<u64>) -> Option<SessionId> {
+    let upper = u32::try_from(count).ok()?;
+    let mut hasher = blake3::Hasher::new_derive_key("surf 2026-11 number of a session");
+    hasher.update(&count.to_le_bytes());
+    hasher.update(&token.unwrap_or_default().to_le_bytes());
+    let mut lower = [0; 4];
+    lower.copy_from_slice(&hasher.finalize().as_bytes()[..4]);
+    Some(SessionId(u64::from(upper) << 32 | u64::from(u32::from_le_bytes(lower))))
 }
 
 /// The newest session that a client has opened with a token.
@@ -99,4 +112,24 @@ fn forget(view: &mut View, id: SessionId) {
         view.delete(keys::token(token, id));
     }
     view.delete(keys::session(id));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_session_grows_with_each_and_follows_from_no_other_one() {
+        let token = Some(0x5EC2_E7F0_0D15_EA5E);
+        let numbers: Vec<u64> = (1..=100).map(|count| number_of(count, token).unwrap().0).collect();
+        assert!(numbers.is_sorted());
+        assert_eq!(number_of(1, token), number_of(1, token), "the same on every metad");
+        // Whoever opens sessions of its own, before and after it, learns nothing of its lower half.
+        for (count, number) in (1..=100).zip(&numbers) {
+            let own = number_of(count, Some(1)).unwrap().0;
+            assert!(own >> 32 == number >> 32 && own != *number);
+        }
+        assert!(numbers.windows(2).all(|two| two[1].abs_diff(two[0]) != 1 << 32));
+        assert_eq!(number_of(1 << 32, token), None);
+    }
 }

@@ -419,3 +419,20 @@ async fn latency_of_one_client() {
     times.sort();
     println!("lookup p50 {:?} p99 {:?}", times[1500], times[2970]);
 }
+
+/// Nobody acknowledges anything to it, and there is nobody else to ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_metad_that_is_alone_says_that_it_leads_for_good() {
+    let cluster = Cluster::start(1).await;
+    let leader = cluster.leader().await;
+    let addr = cluster.nodes[&leader].local_addr();
+    let peer = endpoint(&cluster.ca, Role::Admin).peer(addr, Role::Metad);
+    let started = Instant::now();
+    // Far longer than a leader of several is believed without a majority.
+    while started.elapsed() < Duration::from_secs(2) {
+        let asked = peer.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], LIMIT).await.unwrap().0;
+        let MetaReply::NotLeader { leader: Some((_, named)), .. } = asked else { panic!("{asked:?}") };
+        assert_eq!(named, addr);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}

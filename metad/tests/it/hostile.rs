@@ -13,7 +13,7 @@ use wire::message::admin::{AdminReply, AdminRequest};
 use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest, RaftKind};
 use wire::op::{Batch, JournalPosition, JournaledFile, Lock, LockFamily, Op, OpFailed};
 use wire::quic::{Endpoint, Peer};
-use wire::tls::{ClusterCa, Role, Subject};
+use wire::tls::{ClusterCa, Role, Squash, Subject};
 use wire::{Error, FsError};
 
 /// What an honest client waits at most for one change: far above its normal times on a busy machine, and far below what
@@ -250,4 +250,21 @@ async fn a_block_daemon_takes_no_other_ones_place() {
         assert_eq!(layout.members.iter().filter(|member| member.addr.port() == 7001).count(), 1);
     }
     assert_serves(&mut honest, "after").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_with_a_restriction_that_nobody_enforces_is_refused() {
+    let cluster = Cluster::start(1).await;
+    for (subtree, squash) in [(Some("/home".to_owned()), Squash::None), (None, Squash::All { uid: 1, gid: 1 })] {
+        let mut subject = Subject::new(Role::Client, "confined");
+        (subject.grant.subtree, subject.grant.squash) = (subtree, squash);
+        let any = "127.0.0.1:0".parse().unwrap();
+        let confined = Endpoint::bind(any, &cluster.ca.issue(&subject).unwrap()).unwrap();
+        let asked =
+            leading(&cluster, &confined).await.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], LIMIT).await;
+        let refused = asked.unwrap_err().to_string();
+        assert!(refused.contains("confined") && refused.contains("does not enforce"), "{refused}");
+    }
+    let free = client(&cluster.ca, "free", false);
+    opened(&cluster, &free, false).await;
 }

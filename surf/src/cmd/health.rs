@@ -111,11 +111,16 @@ impl Health {
             self.problems.push(format!("{living} blockds are too few to store a block: {} must", layout.min_sync));
             self.is_critical = true;
         }
-        let gone =
-            states(status).filter(|(_, state)| matches!(state.health, BlockdHealth::Down | BlockdHealth::Out)).count();
-        if gone >= usize::from(layout.replicas) && !layout.is_final() {
+        // Once a layout is final, others have what those hold that are out.
+        let is_gone = |health| match health {
+            BlockdHealth::Down => true,
+            BlockdHealth::Out => !layout.is_final(),
+            _ => false,
+        };
+        let gone = states(status).filter(|(_, state)| is_gone(state.health)).count();
+        if gone >= usize::from(layout.replicas) {
             self.problems
-                .push(format!("{gone} blockds are away at once: blocks that lay on them alone cannot be read"));
+                .push(format!("{gone} blockds are away at once: blocks that lie on them alone cannot be read"));
             self.is_critical = true;
         }
     }
@@ -145,4 +150,59 @@ fn metads(status: &ClusterStatus) -> Vec<String> {
         }
     }
     problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::ids::{BlockdId, LayoutEpoch, MetadId};
+    use wire::layout::{Layout, LayoutMember, OlderLayout};
+    use wire::message::admin::BlockdState;
+    use wire::message::block::RepairReport;
+    use wire::op::StatFs;
+
+    fn status(healths: &[BlockdHealth]) -> ClusterStatus {
+        let addr = ([127, 0, 0, 1], 7101).into();
+        let state = |health| BlockdState {
+            health,
+            heard_ms: Some(20_000),
+            free_bytes: 1,
+            capacity_bytes: 1,
+            repair: RepairReport::default(),
+        };
+        let member = |(at, health): (usize, &BlockdHealth)| LayoutMember {
+            out: *health == BlockdHealth::Out,
+            ..LayoutMember::new(BlockdId([at as u8; 16]), format!("blockd-{at}"), addr, "zone")
+        };
+        ClusterStatus {
+            cluster: "test".to_owned(),
+            leader: MetadId(1),
+            term: 1,
+            applied: 1,
+            metads: vec![(MetadId(1), addr, true, 1)],
+            layout: Layout {
+                replicas: 2,
+                min_sync: 1,
+                members: healths.iter().enumerate().map(member).collect(),
+                ..Layout::default()
+            },
+            blockds: healths.iter().map(|health| state(*health)).collect(),
+            sessions: Vec::new(),
+            statfs: StatFs::default(),
+        }
+    }
+
+    #[test]
+    fn as_many_daemons_away_as_there_are_replicas_are_critical_until_others_have_what_they_hold() {
+        use BlockdHealth::{Down, Out, Up};
+        assert!(Health::of(&status(&[Up; 5])).problems.is_empty());
+        assert!(!Health::of(&status(&[Up, Up, Up, Up, Down])).is_critical);
+        let critical = Health::of(&status(&[Up, Up, Up, Down, Down]));
+        assert!(critical.is_critical && critical.problems.last().unwrap().contains("cannot be read"));
+        let mut moving = status(&[Up, Up, Up, Out, Down]);
+        assert!(!Health::of(&moving).is_critical, "others have what the first one held");
+        moving.layout.older.push(OlderLayout { placement: LayoutEpoch(1), replicas: 2, owners: Vec::new() });
+        assert!(Health::of(&moving).is_critical, "not all of it yet");
+        assert!(Health::of(&status(&[Down, Down, Down])).is_critical);
+    }
 }

@@ -20,9 +20,9 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-pub(super) const ALPN: &[&[u8]] = &[b"surf/4"];
+pub(super) const ALPN: &[&[u8]] = &[b"surf/5"];
 /// The same for people.
-pub(super) const VERSIONS: &str = "4";
+pub(super) const VERSIONS: &str = "5";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// Memory of payloads that an endpoint keeps for later.

@@ -3,11 +3,11 @@
 //!
 //! A mount that waited for room instead could not be mounted, and nobody could make any.
 
-use super::disk::{FOLDER, sync_dir};
-use crate::LocalDir;
+use super::{JOURNAL, LocalDir};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use wire::durable::sync_dir;
 
 /// Begins the names of their folders; a number follows.
 const KEPT: &str = "journal.kept-";
@@ -17,19 +17,19 @@ const KEPT: &str = "journal.kept-";
 /// # Errors
 /// What the disk refuses.
 pub(crate) fn keep(local: &LocalDir) -> io::Result<PathBuf> {
-    let number = list(local)?.last().and_then(|folder| number_of(folder)).unwrap_or(0) + 1;
+    let number = list(local.path())?.last().and_then(|folder| number_of(folder)).unwrap_or(0) + 1;
     let path = local.path().join(format!("{KEPT}{number}"));
-    fs::rename(local.path().join(FOLDER), &path)?;
+    fs::rename(local.path().join(JOURNAL), &path)?;
     sync_dir(local.path())?;
     Ok(path)
 }
 
-/// Their folders, the oldest first. Blocks: not for a runtime thread.
+/// Their folders in a mount's directory, the oldest first. Blocks: not for a runtime thread.
 ///
 /// # Errors
 /// What the disk refuses.
-pub(crate) fn list(local: &LocalDir) -> io::Result<Vec<String>> {
-    let names = fs::read_dir(local.path())?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+pub(crate) fn list(dir: &Path) -> io::Result<Vec<String>> {
+    let names = fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let mut folders = names.collect::<io::Result<Vec<String>>>()?;
     folders.retain(|name| number_of(name).is_some());
     folders.sort_by_key(|name| number_of(name));
@@ -47,7 +47,12 @@ pub(crate) fn remove(local: &LocalDir, folder: &str) -> io::Result<()> {
 
 /// Where one is.
 pub(crate) fn path_of(local: &LocalDir, folder: &str) -> PathBuf {
-    Path::new(local.path()).join(folder)
+    local.path().join(folder)
+}
+
+/// Whether a journal in this directory is one of them: others have gone on since.
+pub(crate) fn is_kept(dir: &Path) -> bool {
+    dir.file_name().and_then(|name| name.to_str()).and_then(number_of).is_some()
 }
 
 fn number_of(folder: &str) -> Option<u64> {
@@ -66,16 +71,16 @@ mod tests {
         let bundle = testing::bundle(&ClusterCa::create("t").unwrap(), "one");
         let local = LocalDir::open(dir.path(), &bundle, "/mnt").unwrap();
         for number in 1..=11 {
-            fs::create_dir(local.path().join(FOLDER)).unwrap();
-            fs::write(local.path().join(FOLDER).join("id"), number.to_string()).unwrap();
+            fs::create_dir(local.path().join(JOURNAL)).unwrap();
+            fs::write(local.path().join(JOURNAL).join("id"), number.to_string()).unwrap();
             assert_eq!(keep(&local).unwrap(), path_of(&local, &format!("journal.kept-{number}")));
         }
         fs::create_dir(local.path().join("journal.kept-by-hand")).unwrap();
-        let kept = list(&local).unwrap();
+        let kept = list(local.path()).unwrap();
         let read = |folder: &String| fs::read_to_string(path_of(&local, folder).join("id")).unwrap();
         let expected: Vec<String> = (1..=11).map(|number: u32| number.to_string()).collect();
         assert_eq!(kept.iter().map(read).collect::<Vec<_>>(), expected);
         remove(&local, &kept[0]).unwrap();
-        assert_eq!(list(&local).unwrap(), kept[1..]);
+        assert_eq!(list(local.path()).unwrap(), kept[1..]);
     }
 }
