@@ -63,8 +63,12 @@ pub enum Error {
         /// Why.
         reason: String,
     },
-    /// The same, because the cluster is full.
-    #[error("what the last mount had not told to the cluster when it ended finds no room there; it stays in {}", dir.display())]
+    /// What an earlier mount has left in the journal could not be told: the cluster is full.
+    #[error(
+        "what the last mount had not told to the cluster when it ended finds no room there; it stays in {}: remove files, wait \
+         until their space is free again (gc_grace_s), then mount again",
+        dir.display()
+    )]
     ReplayFull {
         /// Where it is.
         dir: PathBuf,

@@ -37,7 +37,7 @@ const OPEN_LIMIT: Duration = Duration::from_secs(25);
 /// Folder of the journal in use.
 pub(crate) const JOURNAL: &str = "journal";
 /// Folders of what others than the owner must not get.
-const KEPT: [&str; 2] = [JOURNAL, "blocks"];
+const OWNERS_FOLDERS: [&str; 2] = [JOURNAL, "blocks"];
 /// Digits of the hash that stands for the mount point.
 const MOUNT_DIGITS: usize = 16;
 
@@ -172,7 +172,7 @@ impl Owner {
         };
         let nothing_is_kept_aside = || kept::list(dir).is_ok_and(|folders| folders.is_empty());
         let is_same_version = found.starts_with(&format!("{OWNER}\n"));
-        found != self.text && is_same_version && KEPT.iter().all(is_empty) && nothing_is_kept_aside()
+        found != self.text && is_same_version && OWNERS_FOLDERS.iter().all(is_empty) && nothing_is_kept_aside()
     }
 
     fn check(&self, dir: &Path, found: &str) -> Result<(), Error> {
@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(owner.lines().count(), 4, "{owner}");
         fs::create_dir(path.join("blocks")).unwrap();
         fs::write(path.join("blocks/1"), "").unwrap();
-        for (text, said) in [("surf client 2\nx", "another version"), ("", "nobody"), (&owner[..20], "belongs to")] {
+        for (text, said) in [("surf client 1\nx", "another version"), ("", "nobody"), (&owner[..20], "belongs to")] {
             fs::write(path.join("owner"), text).unwrap();
             let error = LocalDir::open(base.path(), &bundle, "/a\nb").unwrap_err().to_string();
             assert!(error.contains(said), "{error}");

@@ -257,22 +257,31 @@ async fn number_shared(journal: &Arc<Journal>, behind: u64) {
 }
 
 /// A journal that was kept aside is sent after later mounts have worked. What it removes or replaces last goes only as far as
-/// nobody has written to it since: while its own content was uncommitted, it said nothing of that.
+/// nobody has written to it since: while its own content was uncommitted, it said nothing of that. Each entry of content is a
+/// commit, and each commit a version; where it comes to more, what was to go stays.
 fn spare_what_is_newer(records: &mut [(Record, Bytes)]) {
-    let mut bases: HashMap<Ino, Version> = HashMap::new();
+    let mut made: HashSet<Ino> = HashSet::new();
+    // The newest version of a file if this journal alone has written to it, and the entry that made it.
+    let mut own: HashMap<Ino, (Version, u64)> = HashMap::new();
     for (record, _) in records {
         match record {
-            Record::Piece(piece) => {
-                bases.entry(piece.ino).or_insert(piece.base);
+            Record::Piece(Piece { ino, base, number, .. }) => {
+                let (version, last) = own.entry(*ino).or_insert((*base, 0));
+                if *last != *number {
+                    (version.0, *last) = (version.0 + 1, *number);
+                }
+            }
+            Record::Change(Change { op: Op::Create { ino, .. }, .. }) => {
+                made.insert(*ino);
             }
             Record::Change(Change {
                 expect,
                 op: Op::Unlink { released: Some(lost), .. } | Op::Rename { released: Some(lost), .. },
                 ..
-            }) => {
+            }) if !made.contains(lost) => {
                 let is_lost = |expect: &&mut Expect| expect.ino == Some(*lost) && expect.version.is_none();
                 for expect in expect.iter_mut().filter(is_lost) {
-                    expect.version = Some(bases.get(lost).copied().unwrap_or_default());
+                    expect.version = Some(own.get(lost).map(|(version, _)| *version).unwrap_or_default());
                 }
             }
             _ => {}
@@ -324,9 +333,9 @@ mod tests {
     use crate::journal::record::Group;
     use crate::testing::Place;
 
-    fn piece(ino: u64, base: u64) -> (Record, Bytes) {
+    fn piece(ino: u64, base: u64, number: u64) -> (Record, Bytes) {
         let piece = Piece {
-            number: 1,
+            number,
             at: Timestamp::default(),
             ino: Ino(ino),
             place: None,
@@ -350,7 +359,8 @@ mod tests {
 
     #[test]
     fn what_was_kept_aside_removes_nothing_that_was_written_since() {
-        let mut records = vec![piece(7, 3), piece(7, 4), unlink(7, None, true), unlink(8, None, true)];
+        let mut records = vec![piece(7, 3, 1), piece(7, 3, 1), piece(7, 3, 2)];
+        records.extend([unlink(7, None, true), unlink(8, None, true)]);
         records.extend([unlink(9, Some(5), true), unlink(10, None, false)]);
         spare_what_is_newer(&mut records);
         let versions: Vec<_> = records
@@ -359,7 +369,7 @@ mod tests {
                 |(record, _)| if let Record::Change(change) = record { Some(change.expect[0].version) } else { None },
             )
             .collect();
-        assert_eq!(versions, [Some(Version(3)), Some(Version(0)), Some(Version(5)), None]);
+        assert_eq!(versions, [Some(Version(5)), Some(Version(0)), Some(Version(5)), None]);
     }
 
     #[tokio::test]
@@ -369,7 +379,7 @@ mod tests {
         let journal = Arc::new(Journal::open(disk.clone()).unwrap());
         journal.append_for(wire::ids::SessionId(1), Vec::new(), 0, || ()).await.unwrap();
         let mut shared = Group::default();
-        [piece(7, 1), piece(8, 1)].iter().for_each(|(record, content)| shared.add(record, content));
+        [piece(7, 1, 1), piece(8, 1, 1)].iter().for_each(|(record, content)| shared.add(record, content));
         std::fs::write(journal.dir().join("shared"), shared.finish()).unwrap();
         number_shared(&journal, 10).await;
         assert!(!journal.dir().join("shared").exists());

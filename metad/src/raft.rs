@@ -50,7 +50,8 @@ const _: () = assert!(BATCH_BYTES_MAX + (16 << 10) < ENTRY_BYTES_MAX && ENTRY_BY
 pub struct Tuning {
     /// Milliseconds between heartbeats of the leader.
     pub heartbeat_ms: u64,
-    /// A follower that hears nothing for this long (up to twice as long, at random) stands for election.
+    /// A follower stands for election when it has heard nothing for the leader's lease, twice this, and then for this long again
+    /// (up to twice as long, at random).
     pub election_ms: u64,
     /// Entries after which a snapshot is taken and the log shortened.
     pub snapshot_entries: u64,
@@ -60,8 +61,8 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        // Followers wait for the leader's lease (twice `election_ms`), and then for this: 0.9 to 1.2 s after its last heartbeat
-        // there is an election. Short enough that a write waits for less than two seconds, long enough for a busy machine.
+        // Elections begin 0.9 to 1.2 s after the last heartbeat: a write waits for less than two seconds, and a busy machine does
+        // not lose its leader.
         Self { heartbeat_ms: 100, election_ms: 300, snapshot_entries: 200_000, cache_bytes: 128 << 20 }
     }
 }
@@ -69,8 +70,8 @@ impl Default for Tuning {
 /// This node's part in the cluster.
 pub struct Raft {
     id: MetadId,
-    /// After this long without a majority another one may lead.
-    election_max: Duration,
+    /// The leader's lease: without a majority for this long, another one may lead.
+    lease: Duration,
     raft: openraft::Raft<TypeConfig, Machine>,
     receiver: Receiver,
     store: Arc<Store>,
@@ -108,8 +109,8 @@ impl Raft {
         let raft = openraft::Raft::new(id.0, Arc::new(config), Network { endpoint }, log, machine)
             .await
             .map_err(|error| Error::Raft(error.to_string()))?;
-        let election_max = Duration::from_millis(tuning.election_ms * 2);
-        Ok(Self { id, election_max, raft, receiver: Receiver::new(dir), state: store.clone(), store })
+        let lease = Duration::from_millis(tuning.election_ms * 2);
+        Ok(Self { id, lease, raft, receiver: Receiver::new(dir), state: store.clone(), store })
     }
 
     /// Founds a cluster of these nodes; on a node that is in one already, nothing happens.
@@ -236,7 +237,7 @@ impl Raft {
         let metrics = metrics.borrow_watched();
         let acked = metrics.last_quorum_acked;
         metrics.membership_config.membership().voter_ids().count() == 1
-            || acked.is_some_and(|acked| openraft::Instant::elapsed(&acked.into_inner()) < self.election_max)
+            || acked.is_some_and(|acked| openraft::Instant::elapsed(&acked.into_inner()) < self.lease)
     }
 
     /// Takes no further part. The state is marked clean when everything could be synced.

@@ -42,7 +42,7 @@ pub(crate) struct Flags {
     #[arg(long, env = "SURF_CACHE_SIZE", value_name = "SIZE")]
     cache_size: Option<String>,
     /// Options, separated by commas: ro, rw, conflict=copy|fail|last-writer, soft[=SECONDS], hard, flush=close,
-    /// allow_other, data_dir=DIR, cache-dir=DIR, cache-size=SIZE, block_kib=4..4096, and the kernel's dev, nodev, suid,
+    /// allow_other, data_dir=DIR, cache-dir=DIR, cache-size=SIZE, block_kib=4..4096, honour=suid+dev, and the kernel's dev, nodev, suid,
     /// nosuid, exec, noexec, sync, dirsync, noatime.
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     options: Vec<String>,
@@ -183,6 +183,16 @@ impl Options {
             ("nodev", None) => self.set(MountOption::NoDev),
             ("suid", None) => self.set(MountOption::Suid),
             ("nosuid", None) => self.set(MountOption::NoSuid),
+            // mount(8) keeps `suid` and `dev` to itself.
+            ("honour", Some(what)) => {
+                for what in what.split('+') {
+                    match what {
+                        "suid" => self.set(MountOption::Suid),
+                        "dev" => self.set(MountOption::Dev),
+                        _ => return Err(Error::Usage(format!("-o {option}: suid, dev, or suid+dev"))),
+                    }
+                }
+            }
             ("exec", None) => self.set(MountOption::Exec),
             ("noexec", None) => self.set(MountOption::NoExec),
             ("atime", None) => self.set(MountOption::Atime),
@@ -392,6 +402,9 @@ mod tests {
         assert_eq!(kernel(bundle(), &[], true), [MountOption::NoSuid, MountOption::NoDev]);
         assert_eq!(kernel(bundle(), &["dev"], true), [MountOption::Dev, MountOption::NoSuid]);
         assert_eq!(kernel(bundle(), &["suid", "dev"], true), [MountOption::Suid, MountOption::Dev]);
+        assert_eq!(kernel(bundle(), &["honour=suid+dev"], true), [MountOption::Suid, MountOption::Dev]);
+        let unknown = check("/mnt -o honour=root").unwrap_err();
+        assert!(unknown.to_string().contains("honour=root"), "{unknown}");
         assert_eq!(kernel(embedded(), &[], true), [MountOption::Suid, MountOption::Dev]);
         assert_eq!(kernel(embedded(), &["nosuid"], true), [MountOption::NoSuid, MountOption::Dev]);
         assert!(kernel(embedded(), &[], false).is_empty());

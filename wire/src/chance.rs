@@ -1,4 +1,4 @@
-//! Random numbers that decide nothing anybody relies on: pauses between attempts, tokens, names that nobody else has.
+//! Random numbers: pauses between attempts, names that nobody else has, and tokens, which others must not guess.
 
 /// Any number. In a simulation, the next one of its seed.
 #[must_use]

@@ -9,8 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use wire::durable::sync_dir;
 
-/// Begins the names of their folders; a number follows.
-const KEPT: &str = "journal.kept-";
+/// Names of folders of kept journals are this and a number.
+const PREFIX: &str = "journal.kept-";
 
 /// Puts the journal in use aside. Returns where it is then. Blocks: not for a runtime thread.
 ///
@@ -18,13 +18,13 @@ const KEPT: &str = "journal.kept-";
 /// What the disk refuses.
 pub(crate) fn keep(local: &LocalDir) -> io::Result<PathBuf> {
     let number = list(local.path())?.last().and_then(|folder| number_of(folder)).unwrap_or(0) + 1;
-    let path = local.path().join(format!("{KEPT}{number}"));
+    let path = local.path().join(format!("{PREFIX}{number}"));
     fs::rename(local.path().join(JOURNAL), &path)?;
     sync_dir(local.path())?;
     Ok(path)
 }
 
-/// Their folders in a mount's directory, the oldest first. Blocks: not for a runtime thread.
+/// Names of the folders of kept journals in a mount's directory, the oldest first. Blocks: not for a runtime thread.
 ///
 /// # Errors
 /// What the disk refuses.
@@ -36,7 +36,7 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<String>> {
     Ok(folders)
 }
 
-/// Removes one that is sent. Blocks: not for a runtime thread.
+/// Removes a kept journal, all of which is sent. Blocks: not for a runtime thread.
 ///
 /// # Errors
 /// What the disk refuses.
@@ -45,18 +45,18 @@ pub(crate) fn remove(local: &LocalDir, folder: &str) -> io::Result<()> {
     sync_dir(local.path())
 }
 
-/// Where one is.
+/// Where the kept journal of this folder is.
 pub(crate) fn path_of(local: &LocalDir, folder: &str) -> PathBuf {
     local.path().join(folder)
 }
 
-/// Whether a journal in this directory is one of them: others have gone on since.
+/// Whether this is the directory of a kept journal: later mounts have worked since it was written.
 pub(crate) fn is_kept(dir: &Path) -> bool {
     dir.file_name().and_then(|name| name.to_str()).and_then(number_of).is_some()
 }
 
 fn number_of(folder: &str) -> Option<u64> {
-    folder.strip_prefix(KEPT)?.parse().ok()
+    folder.strip_prefix(PREFIX)?.parse().ok()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use wire::ids::MetadId;
 use wire::message::meta::{MetaReply, MetaRequest};
 use wire::retry::Backoff;
 use wire::{Error, FsError};
@@ -19,10 +20,13 @@ const ATTEMPT: Duration = Duration::from_secs(10);
 const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 /// Hints that are followed without a pause. During an election metads may name each other.
 const HINTS_IN_A_ROW_MAX: u32 = 4;
-/// Others are asked whether they lead once the leader has been silent for so long: a few of its heartbeats.
+/// The others are asked whether they lead once the leader has been silent for this long: four of its heartbeats.
 const SILENCE: Duration = Duration::from_millis(400);
-/// And then in growing intervals, between these two: whoever answers late may have to wait for other clients.
-const LOOK_EVERY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+/// Pause after the first round of asking the others. Pauses grow: the leader may be silent only because it waits for other
+/// clients.
+const LOOK_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// The longest of these pauses.
+const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A metad that leads says so within this time.
 const LOOK_LIMIT: Duration = Duration::from_millis(300);
 /// Between warnings while nobody answers.
@@ -65,7 +69,8 @@ impl Rpc {
         known.nodes[known.at % known.nodes.len()]
     }
 
-    /// Waits until another metad is taken for the leader.
+    /// Waits until a metad is named as the leader that was not taken for it before. A mere guess, after silence, wakes nobody;
+    /// nor does what happened before the call.
     pub async fn moved(&self) {
         self.moved.notified().await;
     }
@@ -158,28 +163,31 @@ impl Rpc {
         }
     }
 
-    /// Returns when another metad says that it leads: the one that was asked has been silent for a while. A connection to a
-    /// machine that is gone ends much later. Other nodes' belief in a third one counts for nothing, it may be an old one.
+    /// Asks the others, once `asked` has been silent for [`SILENCE`], until one says that it leads itself, and takes that one for
+    /// the leader. (The connection to a machine that is gone ends seconds later.) What a node says of a third one may be old,
+    /// and is ignored.
     async fn another_leads(&self, asked: SocketAddr) -> Missed {
         tokio::time::sleep(SILENCE).await;
-        let mut pauses = Backoff::new(LOOK_EVERY.0, LOOK_EVERY.1);
+        let mut pauses = Backoff::new(LOOK_PAUSE_MIN, LOOK_PAUSE_MAX);
         loop {
             let mut others = self.known.lock().nodes.clone();
             others.retain(|node| *node != asked);
             let look = async |node| (node, self.metads.ask(node, &MetaRequest::WhoLeads, LOOK_LIMIT).await);
             let mut looks: FuturesUnordered<_> = others.into_iter().map(look).collect();
             while let Some((node, answer)) = looks.next().await {
-                if let Ok(MetaReply::NotLeader { leader: Some((_, leader)), nodes }) = answer
+                // `NotLeader` answers `WhoLeads` from any node; one that names itself leads. It is not believed which nodes
+                // there are: it may have been removed.
+                if let Ok(MetaReply::NotLeader { leader: Some((_, leader)), .. }) = answer
                     && leader == node
                 {
-                    return self.learn(asked, Some(leader), &nodes);
+                    return self.learn::<MetadId>(asked, Some(leader), &[]);
                 }
             }
             tokio::time::sleep(pauses.delay()).await;
         }
     }
 
-    /// Takes in what a node that does not lead has said.
+    /// Takes in who leads, and which nodes there are, as a node has said.
     fn learn<Id>(&self, asked: SocketAddr, leader: Option<SocketAddr>, nodes: &[(Id, SocketAddr)]) -> Missed {
         let mut known = self.known.lock();
         if !nodes.is_empty() {
@@ -230,7 +238,6 @@ mod tests {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
     use tokio::runtime::Handle;
-    use wire::ids::MetadId;
     use wire::quic::{Endpoint, Incoming, Service};
     use wire::tls::{ClusterCa, PeerIdentity, Role, Subject};
 

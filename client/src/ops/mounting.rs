@@ -15,7 +15,7 @@ use crate::network::Network;
 use crate::work::Work;
 use crate::{CLOSE_LIMIT, Client, ClientConfig, Error, LocalDir, compose};
 use futures::future::BoxFuture;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,29 +46,15 @@ impl Client {
         config.check()?;
         // First of all: a directory that is in use is reported before a session is opened.
         let local = LocalDir::of(&config).await?;
-        let Some(with_journal) = local.clone().filter(|_| config.journal) else {
+        let Some(dir) = local.clone().filter(|_| config.journal) else {
             return Self::join_with(config, local, None).await;
         };
-        Self::send_kept(&config, &with_journal).await;
-        let journal = journal_in(with_journal.clone(), FOLDER).await?;
-        match Self::join_with(config.clone(), local.clone(), journal.clone()).await {
-            Err(Error::ReplayFull { .. }) => {
-                if let Some(journal) = journal {
-                    // What the client that has ended was writing goes to where it belongs.
-                    journal.wait_idle().await;
-                }
-                let kept = with_journal.clone();
-                let kept = on_disk(&with_journal, move || kept::keep(&kept)).await?;
-                tracing::error!(
-                    kept = %kept.display(),
-                    "the cluster is full: what the last mount could not store is kept aside, and each mount tries again; \
-                     remove files to make room, then mount again"
-                );
-                let journal = journal_in(with_journal, FOLDER).await?;
-                Self::join_with(config, local, journal).await
-            }
-            joined => joined,
-        }
+        Self::send_kept(&config, &dir).await;
+        let journal = journal_in_use(&dir).await?;
+        let joined = Self::join_with(config.clone(), local.clone(), journal.clone()).await;
+        let (Err(Error::ReplayFull { .. }), Some(full)) = (&joined, journal) else { return joined };
+        keep_aside(&full, &dir).await?;
+        Self::join_with(config, local, journal_in_use(&dir).await?).await
     }
 
     /// Tries to send the journals that are kept aside. What cannot be sent stays.
@@ -91,9 +77,7 @@ impl Client {
     }
 
     async fn send_one_kept(config: ClientConfig, local: Arc<LocalDir>, folder: &str) -> Result<(), Error> {
-        let Some(journal) = journal_in(local.clone(), folder).await? else {
-            return Err(Error::Local { path: kept::path_of(&local, folder), source: ErrorKind::Other.into() });
-        };
+        let journal = open_journal(&local, folder).await?;
         let client = Self::join_with(config, None, Some(journal)).await?;
         let left = |reason| Error::Replay { dir: kept::path_of(&local, folder), reason };
         client.shutdown().await.map_err(|error| left(error.to_string()))?;
@@ -297,21 +281,37 @@ impl Drop for Client {
     }
 }
 
-/// The journal in this folder of the directory; `None`, with a warning, where the disk refuses to keep one.
-async fn journal_in(local: Arc<LocalDir>, folder: &str) -> Result<Option<Arc<Journal>>, Error> {
+/// The journal in this folder of the directory.
+async fn open_journal(local: &Arc<LocalDir>, folder: &str) -> Result<Arc<Journal>, Error> {
     let (opened, folder) = (local.clone(), folder.to_owned());
-    let opening = on_disk(&local, move || {
-        let disk = Arc::new(LocalDisk::open(opened, &folder)?);
-        Ok(Journal::open(disk))
-    });
-    match opening.await.flatten() {
-        Ok(journal) => Ok(Some(Arc::new(journal))),
+    let opening = on_disk(local, move || Ok(Journal::open(Arc::new(LocalDisk::open(opened, &folder)?))));
+    opening.await.flatten().map(Arc::new)
+}
+
+/// The journal in use; `None`, with a warning, where the disk refuses to keep one.
+async fn journal_in_use(local: &Arc<LocalDir>) -> Result<Option<Arc<Journal>>, Error> {
+    match open_journal(local, FOLDER).await {
+        Ok(journal) => Ok(Some(journal)),
         Err(error @ Error::Local { .. }) => {
             tracing::warn!(%error, "mounting without a journal");
             Ok(None)
         }
         Err(error) => Err(error),
     }
+}
+
+/// Puts aside a journal for which the cluster has no room, so that the mount can go on with an empty one.
+async fn keep_aside(journal: &Journal, dir: &Arc<LocalDir>) -> Result<(), Error> {
+    // The client that has just failed may still be writing to it.
+    journal.wait_idle().await;
+    let local = dir.clone();
+    let path = on_disk(dir, move || kept::keep(&local)).await?;
+    tracing::error!(
+        kept = %path.display(),
+        "the cluster is full: what the last mount could not store is kept aside, and each mount tries again; remove files, wait \
+         until their space is free again (gc_grace_s), then mount again"
+    );
+    Ok(())
 }
 
 /// Does something with the directory where blocking is allowed.

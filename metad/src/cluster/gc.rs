@@ -12,12 +12,14 @@ use wire::ids::BlockHash;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::tls::Role;
 
-/// Blocks dropped in one round.
+/// Blocks looked at in one round.
 const ROUND_BLOCKS: usize = 512;
-/// Between rounds that found nothing to do.
+/// After a round that came to the end of the list, or failed.
 const PAUSE: Duration = Duration::from_secs(5);
 /// A daemon that takes longer to drop blocks is passed over.
 const DROP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between rounds in which daemons keep blocks: they are asked again and again.
+const KEPT_PAUSE: Duration = Duration::from_millis(200);
 /// Between pieces of a removed file: other commands go in between.
 const REAP_PAUSE: Duration = Duration::from_millis(5);
 
@@ -32,8 +34,8 @@ pub async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// One round, of the blocks behind those of the one before: those that daemons keep do not stand in the way of the others.
-/// Returns of how many blocks it is known what became of them.
+/// Asks for the next blocks to be dropped, behind those of the last round: blocks that daemons keep must not hold up the others.
+/// Returns how many it has dealt with; fewer than [`ROUND_BLOCKS`] means that there are no more for now.
 async fn round(shared: &Shared, after: &mut Option<Key>) -> usize {
     let grace_ms = u64::try_from(shared.config.gc_grace.as_millis()).unwrap_or(u64::MAX);
     let before = Timestamp::now().as_millis().saturating_sub(grace_ms);
@@ -52,17 +54,11 @@ async fn round(shared: &Shared, after: &mut Option<Key>) -> usize {
     }
     // I10: each daemon decides for itself, against the stamps of its own copies. One that is away finds out by its block
     // report when it comes back.
-    let mut kept: BTreeSet<BlockHash> = BTreeSet::new();
-    for (addr, hashes) in by_daemon {
-        let request = BlockRequest::Drop { hashes: hashes.clone(), grace_ms };
-        let peer = shared.endpoint.peer(addr, Role::Blockd);
-        match peer.request::<_, BlockReply>(&request, &[], DROP_TIMEOUT).await {
-            Ok((BlockReply::Dropped(dropped), _)) => {
-                kept.extend(hashes.iter().filter(|hash| !dropped.contains(hash)).copied());
-            }
-            Ok((other, _)) => tracing::warn!(%addr, ?other, "blocks were not dropped"),
-            Err(error) => tracing::debug!(%addr, %error, "blocks will be dropped when the daemon is back"),
-        }
+    let asking = by_daemon.into_iter().map(|(addr, hashes)| kept_by(shared, addr, hashes, grace_ms));
+    // All at once: one that answers late holds up no other.
+    let kept: BTreeSet<BlockHash> = futures::future::join_all(asking).await.into_iter().flatten().collect();
+    if !kept.is_empty() {
+        tokio::time::sleep(KEPT_PAUSE).await;
     }
     let count = blocks.len();
     let gone: Vec<BlockHash> = blocks.into_iter().filter(|hash| !kept.contains(hash)).collect();
@@ -74,6 +70,30 @@ async fn round(shared: &Shared, after: &mut Option<Key>) -> usize {
         Err(error) => {
             tracing::debug!(%error, "dropped blocks are forgotten in a later round");
             0
+        }
+    }
+}
+
+/// Has a daemon drop its copies of these blocks. Returns those that it keeps; none when it does not answer.
+async fn kept_by(shared: &Shared, addr: SocketAddr, hashes: Vec<BlockHash>, grace_ms: u64) -> Vec<BlockHash> {
+    let request = BlockRequest::Drop { hashes: hashes.clone(), grace_ms };
+    let peer = shared.endpoint.peer(addr, Role::Blockd);
+    match peer.request::<_, BlockReply>(&request, &[], DROP_TIMEOUT).await {
+        Ok((BlockReply::Dropped(dropped), _)) if dropped.len() <= hashes.len() => {
+            let dropped: BTreeSet<BlockHash> = dropped.into_iter().collect();
+            hashes.into_iter().filter(|hash| !dropped.contains(hash)).collect()
+        }
+        Ok((BlockReply::Dropped(dropped), _)) => {
+            tracing::warn!(%addr, count = dropped.len(), "the daemon says that it dropped more blocks than it was asked to");
+            hashes
+        }
+        Ok((other, _)) => {
+            tracing::warn!(%addr, ?other, "blocks were not dropped");
+            Vec::new()
+        }
+        Err(error) => {
+            tracing::debug!(%addr, %error, "blocks will be dropped when the daemon is back");
+            Vec::new()
         }
     }
 }

@@ -34,7 +34,7 @@ pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Opt
     if is_full(keys::living_of(&opening.client), SESSIONS_PER_CLIENT_MAX) || is_full(keys::all_living(), SESSIONS_MAX) {
         return None;
     }
-    let id = number_of(take_numbers(view, "next session", 1, 1), opening.token)?;
+    let id = new_number(view, opening.token);
     let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos, ended: None };
     view.store(keys::session(id), &session);
     view.put(keys::living(&opening.client, id), Vec::new());
@@ -44,25 +44,35 @@ pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Opt
     Some(id)
 }
 
-/// The number of the session that is opened as the `count`th: in its upper half that, so that later ones are larger, and in
-/// its lower half what follows from the token, which only its client knows. Who has the same bundle cannot name it, and so
-/// neither end it nor acknowledge its recalls. `None` after four billions.
-fn number_of(count: u64, token: Option<u64>) -> Option<SessionId> {
-    let upper = u32::try_from(count).ok()?;
+/// The number of a session that is opened: it follows from the token, which only its client knows, and from how many were opened
+/// before. Who has the same bundle cannot name it, and so neither end it nor acknowledge its recalls.
+fn new_number(view: &mut View, token: Option<u64>) -> SessionId {
+    loop {
+        let id = number_of(take_numbers(view, "next session", 1, 1), token);
+        // Found at once, but for a chance of one in billions of billions.
+        if id != SessionId::default() && find_or_ended(view, id).is_none() {
+            return id;
+        }
+    }
+}
+
+fn number_of(count: u64, token: Option<u64>) -> SessionId {
     let mut hasher = blake3::Hasher::new_derive_key("surf 2026-11 number of a session");
     hasher.update(&count.to_le_bytes());
     hasher.update(&token.unwrap_or_default().to_le_bytes());
-    let mut lower = [0; 4];
-    lower.copy_from_slice(&hasher.finalize().as_bytes()[..4]);
-    Some(SessionId(u64::from(upper) << 32 | u64::from(u32::from_le_bytes(lower))))
+    let mut number = [0; 8];
+    number.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
+    SessionId(u64::from_le_bytes(number))
 }
 
-/// The newest session that a client has opened with a token.
+/// The session that a client has opened with a token: the one that lives, else the one that ended last.
 fn find_by_token(kv: &dyn Kv, token: u64, client: &str) -> Option<(SessionId, Session)> {
     // Tokens are chosen by clients: that others have taken the same one makes a few more to look at.
     let found = kv.pairs(keys::tokens(token), SESSIONS_MAX);
-    let ids = found.iter().rev().map(|(key, _)| SessionId(keys::second(key)));
-    ids.filter_map(|id| Some((id, find_or_ended(kv, id)?))).find(|(_, session)| session.opening.client == client)
+    let ids = found.iter().map(|(key, _)| SessionId(keys::second(key)));
+    let sessions = ids.filter_map(|id| Some((id, find_or_ended(kv, id)?)));
+    let own = sessions.filter(|(_, session)| session.opening.client == client);
+    own.max_by_key(|(_, session)| session.ended.unwrap_or(u64::MAX))
 }
 
 /// Ends a session in favour of another one of the same client, which goes on with its unused inode numbers: what was
@@ -116,20 +126,40 @@ fn forget(view: &mut View, id: SessionId) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::view::MemoryKv;
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
-    fn the_number_of_a_session_grows_with_each_and_follows_from_no_other_one() {
+    fn the_number_of_a_session_follows_from_no_other_one() {
         let token = Some(0x5EC2_E7F0_0D15_EA5E);
-        let numbers: Vec<u64> = (1..=100).map(|count| number_of(count, token).unwrap().0).collect();
-        assert!(numbers.is_sorted());
         assert_eq!(number_of(1, token), number_of(1, token), "the same on every metad");
-        // Whoever opens sessions of its own, before and after it, learns nothing of its lower half.
-        for (count, number) in (1..=100).zip(&numbers) {
-            let own = number_of(count, Some(1)).unwrap().0;
-            assert!(own >> 32 == number >> 32 && own != *number);
+        // Whoever opens sessions of its own, before and after it, learns nothing of it.
+        let numbers = |token: Option<u64>| (1..=100).map(move |count| number_of(count, token).0);
+        let own: BTreeSet<u64> = numbers(Some(1)).collect();
+        for number in numbers(token) {
+            let near = |other: &u64| other.abs_diff(number) < 1 << 32;
+            assert!(!own.iter().any(near));
         }
-        assert!(numbers.windows(2).all(|two| two[1].abs_diff(two[0]) != 1 << 32));
-        assert_eq!(number_of(1 << 32, token), None);
+    }
+
+    #[test]
+    fn no_two_sessions_have_one_number() {
+        let state = MemoryKv::default();
+        let mut view = View::new(&state);
+        let first = new_number(&mut view, Some(7));
+        let opening = Opening {
+            host: String::new(),
+            purpose: String::new(),
+            client: "c".to_owned(),
+            caches: true,
+            resumes: None,
+            token: Some(7),
+        };
+        let session = Session { opening, acked: BatchSeq::default(), inos: Vec::new(), ended: None };
+        view.store(keys::session(first), &session);
+        // As if the counter had come round.
+        view.store(keys::setting("next session"), &1_u64);
+        assert_ne!(new_number(&mut view, Some(7)), first);
     }
 }

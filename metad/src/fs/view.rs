@@ -112,7 +112,7 @@ const CHANGES_MAX: usize = 1 << 20;
 /// The same in bytes of keys and values that are written.
 const CHANGED_BYTES_MAX: usize = 256 << 20;
 /// Bytes of a value that is looked at which are as much work as another key.
-const WORK_BYTES: usize = 512;
+const WORK_BYTES: usize = 128;
 /// Keys removed by a batch that cost nothing when the last key of a range is looked for. Beyond them, each may be stepped over,
 /// and counts as work.
 const REMOVED_FREE: usize = 4096;

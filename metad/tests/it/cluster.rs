@@ -426,7 +426,8 @@ async fn a_metad_that_is_alone_says_that_it_leads_for_good() {
     let cluster = Cluster::start(1).await;
     let leader = cluster.leader().await;
     let addr = cluster.nodes[&leader].local_addr();
-    let peer = endpoint(&cluster.ca, Role::Admin).peer(addr, Role::Metad);
+    let admin = endpoint(&cluster.ca, Role::Admin);
+    let peer = admin.peer(addr, Role::Metad);
     let started = Instant::now();
     // Far longer than a leader of several is believed without a majority.
     while started.elapsed() < Duration::from_secs(2) {

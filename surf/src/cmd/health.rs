@@ -111,7 +111,7 @@ impl Health {
             self.problems.push(format!("{living} blockds are too few to store a block: {} must", layout.min_sync));
             self.is_critical = true;
         }
-        // Once a layout is final, others have what those hold that are out.
+        // Once the layout is final, others have what the daemons that are out held.
         let is_gone = |health| match health {
             BlockdHealth::Down => true,
             BlockdHealth::Out => !layout.is_final(),

@@ -200,7 +200,8 @@ pub enum LeaseState {
 pub enum MetaReply {
     /// Nothing to tell.
     Done,
-    /// This node does not lead; ask the other one (or any, when unknown).
+    /// This node does not lead; ask the other one (or any, when unknown). To `WhoLeads` the leader answers so, too, and names
+    /// itself.
     NotLeader {
         /// The leader's id and address.
         leader: Option<(MetadId, SocketAddr)>,

@@ -149,7 +149,7 @@ async fn serves(cluster: &ClusterFile, admin: &Admin, client: &Bundle) -> Result
         purpose: "surf dev up".to_owned(),
         caches: false,
         resumes: None,
-        token: None,
+        token: Some(wire::chance::number()),
     };
     match mount.ask(&opening, ask_limit).await? {
         MetaReply::Session { session, .. } => {

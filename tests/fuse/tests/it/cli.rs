@@ -336,9 +336,12 @@ fn the_helper_of_mount_mounts_in_the_background_as_fstab_asks() {
     assert_works(&surf);
     // The process in the background stores what is written, and ends; who mounts again at once waits for that.
     sh(&surf.scratch(), LIMIT, &format!("umount {}", mount.display()));
-    let output = call(&format!("strictatime,nodiratime,data_dir={}", data.display()));
+    let output = call(&format!("strictatime,nodiratime,nosuid,data_dir={}", data.display()));
     assert!(output.status.success(), "{}", output.text);
     assert_works(&surf);
+    // The kernel replaces all flags, and what surfmount sets by itself is not in fstab.
+    remount("rw");
+    sh(&surf.scratch(), LIMIT, &format!("grep ' {} ' /proc/self/mountinfo | grep nosuid", mount.display()));
     sh(&surf.scratch(), LIMIT, &format!("umount {}", mount.display()));
     lets_go(&data);
     surf.mount(&[]);

@@ -110,7 +110,7 @@ fn failover(surf: &Surf, beside: impl FnOnce()) -> Duration {
 
 /// The bound is for busy machines: without looking for another leader, a write waits for 5 s until the connection ends.
 #[test]
-fn a_writer_hardly_waits_when_the_leader_is_killed() {
+fn a_writer_waits_for_less_than_a_dead_connection_when_the_leader_is_killed() {
     let surf = Surf::start(Setup::Cluster);
     // It has leases: the next leader waits for it.
     let other = surf.mount_again(&[]);
@@ -132,7 +132,7 @@ fn a_writer_waits_for_a_lease_when_another_mount_dies_with_the_leader() {
     let other = surf.mount_again(&[]);
     let took = failover(&surf, || other.kill_9());
     println!("a synced write as the leader and another mount are killed: {took:?}");
-    assert!(took < LEASE * 2 + Duration::from_secs(2), "{took:?}");
+    assert!((LEASE..LEASE * 2 + Duration::from_secs(2)).contains(&took), "{took:?}");
 }
 
 #[test]

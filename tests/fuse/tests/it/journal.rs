@@ -5,7 +5,7 @@ use kit::bins::bin;
 use kit::chance::seed;
 use kit::fault::files_below;
 use kit::mounts::{abort, is_mounted};
-use kit::{Link, Surf, run, until};
+use kit::{Link, Surf, run, sh, until};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -291,6 +291,47 @@ fn a_mount_ends_while_servers_are_away_and_the_next_one_tells_what_it_could_not(
     check(&dir);
     surf.unmount();
     assert!(segments(&surf).is_empty());
+}
+
+/// Guards I8.
+#[test]
+fn what_a_full_cluster_cannot_take_is_kept_aside_and_comes_when_there_is_room() {
+    let mut surf = Surf::start_behind_proxy(seed(), &[]);
+    let dir = begin(&surf);
+    surf.proxy().isolate("mnt");
+    drop(work(&dir));
+    surf.unmount();
+    surf.proxy().heal();
+    let disks: Vec<PathBuf> = (1..=3).map(|number| surf.daemon(&format!("blockd-{number}")).data_dir).collect();
+    let on_disks = |surf: &Surf, script: &str| {
+        for disk in &disks {
+            sh(&surf.scratch(), LIMIT, &script.replace("DISK", &disk.display().to_string()));
+        }
+    };
+    for number in 1..=3 {
+        surf.dev(&["stop", &format!("blockd-{number}")]);
+    }
+    // Less than what a block daemon leaves free.
+    on_disks(&surf, "mv DISK DISK.was && mkdir DISK && mount -t tmpfs -o size=500m none DISK && cp -a DISK.was/. DISK");
+    for number in 1..=3 {
+        surf.dev(&["start", &format!("blockd-{number}")]);
+    }
+    let kept = |surf: &Surf| {
+        let is_kept = |path: &PathBuf| path.components().any(|part| part.as_os_str() == "journal.kept-1");
+        files_below(&surf.cache_dir()).into_iter().filter(is_kept).count()
+    };
+    for _ in 0..2 {
+        surf.mount(&[]);
+        assert!(kept(&surf) > 0, "it stays while there is no room");
+        // There is no other way to make room.
+        fs::create_dir(surf.path().join("works")).unwrap();
+        fs::remove_dir(surf.path().join("works")).unwrap();
+        surf.unmount();
+    }
+    on_disks(&surf, "mount -o remount,size=2000m DISK");
+    surf.mount(&[]);
+    check(&dir);
+    assert_eq!(kept(&surf), 0, "and is gone when all of it is sent");
 }
 
 #[test]
