@@ -114,6 +114,26 @@ fn an_answer_that_a_later_change_of_ours_overtook_is_not_kept() {
     assert!(known.name(DIR, b"a").is_none() && known.name(DIR, b"b").is_none());
 }
 
+/// Of a directory that was made here it is known what is not in it.
+#[test]
+fn what_was_made_while_something_else_changed_its_directory_is_not_absent() {
+    let known = holding();
+    let dir = Ino(2);
+    let make = |parent, name: &[u8], ino, node| {
+        let (mode, umask, uid, gid) = (0o755, 0, 0, 0);
+        [Op::Create { parent, name: name.to_vec(), ino: Ino(ino), node, mode, umask, uid, gid }]
+    };
+    let made = make(DIR, b"dir", dir.0, NewInode::Directory);
+    let mark = known.change(&made);
+    known.changed(mark, &made, &[OpReply::Attr(attr(2, 1))], Some(&[attr(1, 2)]), &[]);
+    assert_eq!(known.name_state(dir, b"a"), NameState::Absent);
+    let first = make(dir, b"a", 8, NewInode::Regular);
+    let mark = known.change(&first);
+    known.change(&make(dir, b"b", 9, NewInode::Regular));
+    known.changed(mark, &first, &[OpReply::Attr(attr(8, 1))], Some(&[attr(2, 3)]), &[]);
+    assert_eq!(known.name_state(dir, b"a"), NameState::Unknown);
+}
+
 #[test]
 fn a_conflict_copy_is_missing_in_no_listing() {
     let known = holding();

@@ -125,6 +125,10 @@ impl State {
     /// Takes in what became of names.
     fn learn_change(&mut self, op: &Op, reply: &OpReply, overtaken: &HashSet<Ino>) {
         if op.names_changed().any(|(parent, _)| overtaken.contains(&parent)) {
+            // Nobody knows which came first, so each may be there: least of all are they known to be absent.
+            for (parent, name) in op.names_changed() {
+                self.names.complete_with(parent, name, true);
+            }
             return;
         }
         match (op.plain(), reply) {
