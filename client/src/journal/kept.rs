@@ -3,11 +3,12 @@
 //!
 //! A mount that waited for room instead could not be mounted, and nobody could make any.
 
-use super::disk::{FOLDER, sync_dir};
+use super::disk::FOLDER;
 use crate::LocalDir;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use wire::durable::sync_dir;
 
 /// Names of folders of kept journals are this and a number.
 const PREFIX: &str = "journal.kept-";
