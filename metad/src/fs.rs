@@ -164,16 +164,16 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
 /// An operation that looks at all attributes of an inode, up to 1 MiB, is as much work as so many writes.
 const ATTRIBUTES_AS_WRITES: usize = 16;
 
-/// How many places of files an operation writes to, or what is as much work; `None` for as many as a file has: it cuts, copies or fills a range of any
-/// length.
+/// How many places of files an operation writes to, or what is as much work; `None` for as many as a file has: it cuts, copies
+/// or fills a range of any length.
 pub(crate) fn writes_of(op: &Op) -> Option<usize> {
     match op.plain() {
         Op::Range { .. } | Op::CloneRange { .. } => None,
         Op::SetAttr { change, .. } => change.size.is_none().then_some(0),
-        // A hole may be as long as a file.
         // All attributes of an inode are looked at.
         Op::SetXattr { .. } => Some(ATTRIBUTES_AS_WRITES),
         Op::ReleaseOrphans { inos } => Some(inos.len() * ATTRIBUTES_AS_WRITES),
+        // A hole may be as long as a file.
         Op::Commit { writes, .. } => writes.iter().all(|write| write.len <= CHUNK_BYTES).then_some(writes.len()),
         _ => Some(0),
     }

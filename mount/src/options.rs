@@ -42,8 +42,8 @@ pub(crate) struct Flags {
     #[arg(long, env = "SURF_CACHE_SIZE", value_name = "SIZE")]
     cache_size: Option<String>,
     /// Options, separated by commas: ro, rw, conflict=copy|fail|last-writer, soft[=SECONDS], hard, flush=close,
-    /// allow_other, data_dir=DIR, cache-dir=DIR, cache-size=SIZE, block_kib=4..4096, honour=suid+dev, and the kernel's dev, nodev, suid,
-    /// nosuid, exec, noexec, sync, dirsync, noatime.
+    /// allow_other, data_dir=DIR, cache-dir=DIR, cache-size=SIZE, block_kib=4..4096, honour=suid+dev, and the kernel's
+    /// dev, nodev, suid, nosuid, exec, noexec, sync, dirsync, noatime.
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     options: Vec<String>,
     /// Return once mounted, and go on in the background.

@@ -96,9 +96,7 @@ impl Subject {
     pub fn new(role: Role, name: &str) -> Self {
         Self { role, name: name.to_owned(), grant: ClientGrant::default() }
     }
-}
 
-impl Subject {
     /// Whether daemons act on everything that the certificate says: they serve no other. It counts for every role, because
     /// whoever wrote a restriction into a certificate believes in it.
     ///

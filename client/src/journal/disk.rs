@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use wire::durable::sync_dir;
 
 /// Folder of the journal within the mount's directory.
 pub(crate) const FOLDER: &str = crate::local::JOURNAL;
@@ -143,10 +144,6 @@ impl DiskFile for File {
     fn set_len(&self, len: u64) -> io::Result<()> {
         File::set_len(self, len)
     }
-}
-
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
 }
 
 /// The same, where a file that is not there is as good as removed.

@@ -134,6 +134,20 @@ fn what_was_made_while_something_else_changed_its_directory_is_not_absent() {
     assert_eq!(known.name_state(dir, b"a"), NameState::Unknown);
 }
 
+/// Others ask about the directory in which it is made: nothing more is done to it here, and metad still has to be sent it.
+#[test]
+fn what_is_made_here_stays_unknown_to_metad_though_others_ask() {
+    let known = holding();
+    let made = Pinned { attrs: vec![attr(7, 1)], made: Some(Ino(7)), names: Vec::new() };
+    known.state.lock().pin(1, made);
+    assert!(known.is_ahead_in(Ino(7)) && known.is_delegated(&[Ino(7)]));
+    known.recall(&[DIR, Ino(7)]);
+    assert!(!known.is_delegated(&[Ino(7)]));
+    assert!(known.is_ahead_in(Ino(7)) && known.is_made_here(Ino(7)));
+    known.state.lock().unpin(1, &[Ino(7)], &[], Now::here());
+    assert!(!known.is_ahead_in(Ino(7)));
+}
+
 #[test]
 fn a_conflict_copy_is_missing_in_no_listing() {
     let known = holding();

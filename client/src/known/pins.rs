@@ -28,6 +28,8 @@ struct PinnedAttr {
     last: u64,
     /// The entry that makes the inode: metad does not know it before.
     made: Option<u64>,
+    /// Somebody else has asked about it, or about the directory in which it is made.
+    asked_about: bool,
 }
 
 /// Everything that is pinned.
@@ -56,22 +58,33 @@ impl Pins {
         self.attrs.get(&ino).is_some_and(|pinned| pinned.made.is_some())
     }
 
+    /// Whether the same is so, and nobody else waits for it either.
+    pub fn is_ours_alone(&self, ino: Ino) -> bool {
+        self.attrs.get(&ino).is_some_and(|pinned| pinned.made.is_some() && !pinned.asked_about)
+    }
+
     /// Whether names in this directory are pinned.
     pub fn has_names_in(&self, dir: Ino) -> bool {
         self.in_dir.contains_key(&dir)
     }
 
-    /// Somebody asks about an inode: metad knows it, though the answer that says so is still on its way.
+    /// Somebody else asks about an inode, or about the directory in which it is made and which metad may not know yet: nothing
+    /// more may be done to it here.
     pub fn note_asked_about(&mut self, ino: Ino) {
         if let Some(pinned) = self.attrs.get_mut(&ino) {
-            pinned.made = None;
+            pinned.asked_about = true;
         }
     }
 
     /// Pins attributes by the entry of this number, which makes the inode if `made`.
     pub fn pin_attr(&mut self, attr: InodeAttr, number: u64, made: bool) {
         let made = made.then_some(number);
-        let pinned = self.attrs.entry(attr.ino).or_insert(PinnedAttr { attr: attr.clone(), last: number, made });
+        let pinned = self.attrs.entry(attr.ino).or_insert(PinnedAttr {
+            attr: attr.clone(),
+            last: number,
+            made,
+            asked_about: false,
+        });
         (pinned.attr, pinned.last) = (attr, number);
     }
 

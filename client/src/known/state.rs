@@ -59,7 +59,7 @@ impl State {
         if let Some(ino) = self.pins.name(&place) {
             return known(ino);
         }
-        if !self.leases.hold(now) && !self.pins.is_made_here(parent) {
+        if !self.leases.hold(now) && !self.pins.is_ours_alone(parent) {
             return NameState::Unknown;
         }
         if let Some((ino, since)) = self.names.get(&place) {
@@ -101,7 +101,7 @@ impl State {
 
     /// Whether this session alone may change an inode, and nobody else knows anything of it.
     pub fn is_delegated(&self, ino: Ino, now: Now) -> bool {
-        self.leases.is_delegated(ino, self.pins.is_made_here(ino), now)
+        self.leases.is_delegated(ino, self.pins.is_ours_alone(ino), now)
     }
 
     /// Something is changed here.

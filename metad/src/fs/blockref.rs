@@ -55,12 +55,8 @@ pub(super) fn dropped(view: &mut View, hashes: &[BlockHash]) {
     }
 }
 
-/// Blocks that nothing has referred to since before `ms`, oldest first.
-pub fn unreferenced_before(kv: &dyn Kv, ms: u64, limit: usize) -> Vec<BlockHash> {
-    kv.pairs(keys::unreferenced_before(ms), limit).iter().map(|(key, _)| keys::unreferenced_hash(key)).collect()
-}
-
-/// The next of these behind `after`, which is moved to the last of them, and to the start when there are no more.
+/// Up to `limit` blocks that nothing has referred to since before `ms`, oldest first, beginning behind `after`. `after` becomes the
+/// last of them, or `None` when they were the last ones: the next call begins at the oldest again.
 pub fn next_unreferenced(kv: &dyn Kv, after: &mut Option<keys::Key>, ms: u64, limit: usize) -> Vec<BlockHash> {
     let Range { mut start, end } = keys::unreferenced_before(ms);
     if let Some(after) = after.take() {

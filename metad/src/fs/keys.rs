@@ -154,6 +154,12 @@ pub fn xattrs(ino: Ino) -> Range<Key> {
     below(key(b'X', &[ino.0], &[]))
 }
 
+/// The name in the key of an attribute.
+#[must_use]
+pub fn xattr_name(key: &[u8]) -> &[u8] {
+    &key[9..]
+}
+
 /// Extended attributes of all inodes.
 #[must_use]
 pub fn all_xattrs() -> Range<Key> {

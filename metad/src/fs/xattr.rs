@@ -39,7 +39,7 @@ pub(super) fn set(
         (_, there) => {
             let (mut listed, mut all) = (name.len() + 1, name.len() + value.len());
             view.scan(keys::xattrs(ino), &mut |key, value| {
-                let other = &key[9..];
+                let other = keys::xattr_name(key);
                 if other != name {
                     listed += other.len() + 1;
                     all += other.len() + value.len();
@@ -93,7 +93,7 @@ pub(super) fn copy(view: &mut View, from: Ino, to: Ino) {
 pub(super) fn names(kv: &dyn Kv, ino: Ino) -> Vec<Name> {
     let mut names = Vec::new();
     kv.scan(keys::xattrs(ino), &mut |key, _| {
-        names.push(key[9..].to_vec());
+        names.push(keys::xattr_name(key).to_vec());
         true
     });
     names

@@ -91,8 +91,8 @@ fn a_removal_dated_back_does_not_shorten_the_grace_of_its_blocks() {
     let long_ago = Timestamp { secs: i64::MIN, nanos: 0 };
     world.one(id, Op::Deferred { at: long_ago, expect: Vec::new(), op: Box::new(unlink) }).unwrap();
     let now_ms = world.clock as u64 * 1_000;
-    assert!(blockref::unreferenced_before(&world.kv, now_ms, 10).is_empty(), "it may still be referred to");
-    assert_eq!(blockref::unreferenced_before(&world.kv, now_ms + 1, 10), [hash]);
+    assert!(blockref::next_unreferenced(&world.kv, &mut None, now_ms, 10).is_empty(), "it may still be referred to");
+    assert_eq!(blockref::next_unreferenced(&world.kv, &mut None, now_ms + 1, 10), [hash]);
     assert_sound(&world);
 }
 

@@ -195,7 +195,7 @@ fn a_removed_file_of_many_pieces_is_taken_apart_bit_by_bit() {
     }
     assert_eq!(extents(&world), 0);
     assert!((4..=6).contains(&rounds), "{rounds}");
-    assert_eq!(metad::fs::blockref::unreferenced_before(&world.kv, u64::MAX, 10), [block(1)]);
+    assert_eq!(metad::fs::blockref::next_unreferenced(&world.kv, &mut None, u64::MAX, 10), [block(1)]);
 }
 
 /// Prints how fast files are made. `cargo test --release -p metad --test it -- --ignored --nocapture creates`

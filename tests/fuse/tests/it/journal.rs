@@ -71,6 +71,18 @@ fn work(dir: &Path) -> File {
     open
 }
 
+/// A mount that has ended while servers were away, with all its work in the journal. They are back.
+fn ended_while_servers_were_away() -> (Surf, PathBuf) {
+    let mut surf = Surf::start_behind_proxy(seed(), &[]);
+    let dir = begin(&surf);
+    surf.proxy().isolate("mnt");
+    drop(work(&dir));
+    surf.unmount();
+    assert!(!segments(&surf).is_empty());
+    surf.proxy().heal();
+    (surf, dir)
+}
+
 /// Everything is there, once.
 fn check(dir: &Path) {
     let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
@@ -276,13 +288,7 @@ fn what_is_in_the_journal_stands_beside_what_others_did_before_it_was_told() {
 /// Guards I8: who ends a mount need not wait for servers that are away.
 #[test]
 fn a_mount_ends_while_servers_are_away_and_the_next_one_tells_what_it_could_not() {
-    let mut surf = Surf::start_behind_proxy(seed(), &[]);
-    let dir = begin(&surf);
-    surf.proxy().isolate("mnt");
-    drop(work(&dir));
-    surf.unmount();
-    assert!(!segments(&surf).is_empty());
-    surf.proxy().heal();
+    let (mut surf, dir) = ended_while_servers_were_away();
     // Who may not change anything leaves it to the next one.
     surf.mount(&["-o", "ro"]);
     assert_eq!(names(&dir).len(), 5);
@@ -296,12 +302,7 @@ fn a_mount_ends_while_servers_are_away_and_the_next_one_tells_what_it_could_not(
 /// Guards I8.
 #[test]
 fn what_a_full_cluster_cannot_take_is_kept_aside_and_comes_when_there_is_room() {
-    let mut surf = Surf::start_behind_proxy(seed(), &[]);
-    let dir = begin(&surf);
-    surf.proxy().isolate("mnt");
-    drop(work(&dir));
-    surf.unmount();
-    surf.proxy().heal();
+    let (mut surf, dir) = ended_while_servers_were_away();
     let disks: Vec<PathBuf> = (1..=3).map(|number| surf.daemon(&format!("blockd-{number}")).data_dir).collect();
     let on_disks = |surf: &Surf, script: &str| {
         for disk in &disks {

@@ -65,15 +65,21 @@ fn files_are_opened_by_handle_after_a_remount_as_an_nfs_server_does() {
     assert_eq!(sh(&surf.path(), LIMIT, &handles("open", ".")), "kept\nb\nStale file handle\n");
 }
 
+/// An embedded mount whose data are on a disk of so many MiB.
+fn embedded_on_a_disk_of(mib: u32) -> Surf {
+    let mut surf = Surf::start(Setup::Embedded);
+    surf.unmount();
+    let data = surf.data_dir().display().to_string();
+    sh(&surf.scratch(), LIMIT, &format!("rm -r {data} && mkdir {data} && mount -t tmpfs -o size={mib}m none {data}"));
+    surf.mount(&[]);
+    surf
+}
+
 #[test]
 fn a_full_disk_is_told_and_takes_nothing_of_what_was_there() {
     need(&["python3"]);
-    let mut surf = Surf::start(Setup::Embedded);
-    surf.unmount();
     // Room for two segments above the half gigabyte that a block daemon leaves free.
-    let data = surf.data_dir().display().to_string();
-    sh(&surf.scratch(), LIMIT, &format!("rm -r {data} && mkdir {data} && mount -t tmpfs -o size=1200m none {data}"));
-    surf.mount(&[]);
+    let mut surf = embedded_on_a_disk_of(1200);
     let script = "head -c 50M /dev/urandom > kept && sha256sum kept > sum && mkdir dir && touch dir/f && echo old > replaced; \
         ! LC_ALL=C dd if=/dev/urandom of=big bs=1M count=2000 conv=fsync 2> ../dd; grep 'No space left' ../dd; \
         ! (head -c 1M /dev/urandom > more) 2> ../more; \
@@ -95,11 +101,7 @@ fn a_full_disk_is_told_and_takes_nothing_of_what_was_there() {
 #[test]
 fn a_full_embedded_mount_can_be_mounted_again_and_has_what_was_synced() {
     need(&["python3"]);
-    let mut surf = Surf::start(Setup::Embedded);
-    surf.unmount();
-    let data = surf.data_dir().display().to_string();
-    sh(&surf.scratch(), LIMIT, &format!("rm -r {data} && mkdir {data} && mount -t tmpfs -o size=1100m none {data}"));
-    surf.mount(&[]);
+    let mut surf = embedded_on_a_disk_of(1100);
     let scripts = workspace().join("tests/fuse/scripts").display().to_string();
     let synced = sh(&surf.path(), LIMIT, &format!("python3 -B {scripts}/fill.py"));
     // It may end by saying that not all could be stored.
