@@ -5,8 +5,9 @@
 //!
 //! 1. **An event first ends what may be done here, and then looks at the queue.** So what is done from then on does not get
 //!    into the queue, and what is waited for is all that there will be.
-//! 2. **An event is acknowledged when the kernel believes nothing of it any more, and metad has been sent everything that
-//!    was done to it.** Not before one of them.
+//! 2. **An event is acknowledged when the kernel believes nothing of it any more, has dropped its pages of open files, and
+//!    metad has been sent everything that was done to it.** Not before one of them. Only for the pages there is a limit:
+//!    the kernel keeps them while they are being read, and what is read may be slow to come.
 //! 3. **A later event is never acknowledged before an earlier one of its kind.** There are two kinds: what needs nothing to
 //!    be sent does not wait for what does. The other session may need the first before it can send what the second waits
 //!    for.
@@ -20,7 +21,7 @@
 //!
 //! One task follows one stream after the other; both queues of acknowledgements live as long as their stream.
 
-use crate::kernel::{Kernel, Notice};
+use crate::kernel::{Dropping, Kernel, Notice};
 use crate::known::Known;
 use crate::known::held_locks::HeldLocks;
 use crate::known::leased::LeasedSession;
@@ -52,19 +53,38 @@ const ACKNOWLEDGE_LIMIT: Duration = Duration::from_millis(LEASE_MS);
 /// Acknowledgements of one kind that wait. With more, the stream is given up.
 const ACKNOWLEDGEMENTS_MAX: usize = 4096;
 
+/// The kernel's pages are waited for no longer than this; below half of [`LEASE_MS`].
+const DROP_LIMIT: Duration = Duration::from_secs(1);
+
 /// An event to be acknowledged.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Debug)]
 struct Acknowledgement {
     seq: u64,
     /// Not before this time.
     at: Option<Instant>,
     /// Nor before everything up to this entry is sent.
     sent: Option<u64>,
+    /// Nor before these pages are dropped.
+    dropping: Vec<Dropping>,
 }
 
 impl Acknowledgement {
     fn is_due<F>(&self, queue: &Queue<F>) -> bool {
-        self.at.is_none_or(|at| at <= Instant::now()) && self.sent.is_none_or(|sent| queue.is_sent(sent))
+        self.at.is_none_or(|at| at <= Instant::now())
+            && self.sent.is_none_or(|sent| queue.is_sent(sent))
+            && self.dropping.iter().all(Dropping::is_done)
+    }
+
+    /// Waits until the kernel has dropped its pages, or for as long as that is of use.
+    async fn wait_dropped(&mut self) {
+        let dropped = async {
+            for dropping in &mut self.dropping {
+                dropping.wait().await;
+            }
+        };
+        if tokio::time::timeout(DROP_LIMIT, dropped).await.is_err() {
+            tracing::debug!(seq = self.seq, "the kernel is still reading pages that others are about to change");
+        }
     }
 }
 
@@ -106,7 +126,7 @@ fn give_back<F>(event: MetaEvent, known: &Known, queue: &Queue<F>) -> Option<(Ac
     if let Some(sent) = sent {
         queue.hurry(sent);
     }
-    Some((Acknowledgement { seq, at, sent }, stale))
+    Some((Acknowledgement { seq, at, sent, dropping: Vec::new() }, stale))
 }
 
 /// Events on their way to be acknowledged, by kind.
@@ -233,12 +253,13 @@ impl Events {
             // Leases are of use once they are extended.
             self.beat_soon();
         }
-        let Some((acknowledgement, stale)) = given_back else { return true };
-        match stale {
-            Stale::None => {}
-            Stale::These(inos) => inos.into_iter().for_each(|ino| self.view.refresh_open(ino)),
-            Stale::All => self.view.refresh_all_open(),
-        }
+        let Some((mut acknowledgement, stale)) = given_back else { return true };
+        let stale = match stale {
+            Stale::None => Vec::new(),
+            Stale::These(inos) => inos,
+            Stale::All => self.open_files.inos(),
+        };
+        acknowledgement.dropping = stale.into_iter().filter_map(|ino| self.view.recalled(ino)).collect();
         let taken = acknowledgements.put(acknowledgement);
         if !taken {
             tracing::warn!("too many events wait to be acknowledged: the leases are given up");
@@ -260,13 +281,14 @@ async fn acknowledge_in_order<F, A: Future<Output = bool>>(
     acknowledge: impl Fn(Vec<u64>) -> A,
 ) {
     let mut next = events.recv().await;
-    while let Some(Acknowledgement { seq, at, sent }) = next.take() {
-        let mut done = vec![seq];
-        // Invariant 2: both are waited for.
-        if let Some(at) = at {
+    while let Some(mut acknowledgement) = next.take() {
+        let mut done = vec![acknowledgement.seq];
+        // Invariant 2: all are waited for.
+        acknowledgement.wait_dropped().await;
+        if let Some(at) = acknowledgement.at {
             tokio::time::sleep_until(at).await;
         }
-        if let Some(sent) = sent {
+        if let Some(sent) = acknowledgement.sent {
             // A failed attempt is repeated; metad waits for as long as it sees fit.
             while queue.wait_sent(sent).await.is_err() {}
         }
@@ -362,6 +384,36 @@ mod tests {
         assert_eq!(*acknowledged.lock(), [5]);
     }
 
+    /// Guards invariant 2.
+    #[tokio::test(start_paused = true)]
+    async fn an_event_waits_for_the_kernels_pages_but_not_for_ever() {
+        let (_known, queue) = alone();
+        let kernel = Kernel::default();
+        let mut notices = kernel.notices();
+        let (put, events) = mpsc::channel(2);
+        for seq in [1, 2] {
+            let dropping = kernel.drop_pages(FILE).into_iter().collect();
+            put.try_send(Acknowledgement { seq, at: None, sent: None, dropping }).unwrap();
+        }
+        drop(put);
+        let (begun, acknowledged) = (Instant::now(), Mutex::new(Vec::new()));
+        let acknowledge = async |seqs: Vec<u64>| {
+            acknowledged.lock().push((seqs, begun.elapsed()));
+            true
+        };
+        let told = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            if let Ok(Notice::Recalled(FILE, dropped)) = notices.recv().await {
+                dropped.report();
+            }
+        };
+        tokio::join!(acknowledge_in_order(&queue, events, acknowledge), told);
+        let [(first, soon), (second, late)] = &acknowledged.lock()[..] else { panic!("not one by one") };
+        assert_eq!((&first[..], &second[..]), (&[1][..], &[2][..]));
+        assert!(*soon >= Duration::from_millis(300) && *soon < DROP_LIMIT, "{soon:?}");
+        assert!(*late >= soon.saturating_add(DROP_LIMIT) && *late < DROP_LIMIT * 2, "{late:?}");
+    }
+
     /// Guards invariant 3.
     #[tokio::test]
     async fn events_are_acknowledged_in_order_and_those_that_are_due_together() {
@@ -370,7 +422,7 @@ mod tests {
         let (put, events) = mpsc::channel(4);
         let later = Instant::now() + Duration::from_millis(50);
         for (seq, at) in [(1, None), (2, None), (3, Some(later)), (4, None)] {
-            put.try_send(Acknowledgement { seq, at, sent: None }).unwrap();
+            put.try_send(Acknowledgement { seq, at, sent: None, dropping: Vec::new() }).unwrap();
         }
         drop(put);
         let acknowledge = async |seqs: Vec<u64>| {
@@ -395,7 +447,7 @@ mod tests {
     async fn a_stream_ends_when_an_acknowledgement_is_not_delivered() {
         let (_known, queue) = alone();
         let (put, events) = mpsc::channel(2);
-        put.try_send(Acknowledgement { seq: 1, at: None, sent: None }).unwrap();
+        put.try_send(Acknowledgement { seq: 1, at: None, sent: None, dropping: Vec::new() }).unwrap();
         // The sender lives: only the failed delivery ends it.
         acknowledge_in_order(&queue, events, async |_| false).await;
         assert!(put.is_closed());
@@ -406,7 +458,7 @@ mod tests {
     fn a_stream_on_which_too_much_waits_is_given_up() {
         let ((at_once, _to_acknowledge), (behind_queue, _behind)) = (mpsc::channel(1), mpsc::channel(1));
         let acknowledgements = Acknowledgements { at_once, behind_queue };
-        let event = |seq, sent| Acknowledgement { seq, at: None, sent };
+        let event = |seq, sent| Acknowledgement { seq, at: None, sent, dropping: Vec::new() };
         assert!(acknowledgements.put(event(1, None)) && acknowledgements.put(event(2, Some(1))));
         assert!(!acknowledgements.put(event(3, None)));
     }

@@ -2,13 +2,15 @@
 //!
 //! The kernel believes attributes and names for moments only, and a recall is acknowledged when these are over: no message
 //! to the kernel is needed, which could wait for locks that a request of ours holds. Its pages it keeps until it is told
-//! that they are old, by a [`Notice`] or with the next open.
+//! that they are old, by a [`Notice`] or with the next open. Pages of open files are dropped before a recall is
+//! acknowledged ([`Kernel::drop_pages`]); that waits for reads under way, so the acknowledgement waits for it in bounds.
 
 use crate::ordered::{Ordered, Rank};
 use lru::LruCache;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
 use wire::ids::{Ino, Version};
 use wire::op::Name;
@@ -29,10 +31,48 @@ const NOTICES_MAX: usize = 1024;
 pub enum Notice {
     /// The content of this open file was changed by another session.
     Changed(Ino),
+    /// The content of this open file is about to be changed by another session, which waits until the pages are dropped.
+    Recalled(Ino, Dropped),
     /// This inode's access time has moved, or other attributes without its content.
     Accessed(Ino),
     /// This name in this directory leads elsewhere than it did a moment ago.
     Moved(Ino, Name),
+}
+
+/// To be told when the kernel has dropped the pages of a file.
+#[derive(Clone, Debug)]
+pub struct Dropped(Arc<watch::Sender<bool>>);
+
+impl Dropped {
+    /// The kernel has dropped them, or has none.
+    pub fn report(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl PartialEq for Dropped {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Dropped {}
+
+/// Waits until the kernel has dropped the pages of a file.
+#[derive(Debug)]
+pub(crate) struct Dropping(watch::Receiver<bool>);
+
+impl Dropping {
+    /// Whether they are dropped.
+    pub(crate) fn is_done(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Waits for it.
+    pub(crate) async fn wait(&mut self) {
+        // There is nobody to report it when the mount is gone, and no page.
+        let _ = self.0.wait_for(|dropped| *dropped).await;
+    }
 }
 
 /// When the kernel was last given something to believe. Pure.
@@ -119,6 +159,13 @@ impl Kernel {
         let _ = self.notices.send(notice);
     }
 
+    /// It is to drop the pages of a file that others are about to change. `None` when there is no kernel to hear it.
+    pub(crate) fn drop_pages(&self, ino: Ino) -> Option<Dropping> {
+        let (dropped, dropping) = watch::channel(false);
+        let notice = Notice::Recalled(ino, Dropped(Arc::new(dropped)));
+        self.notices.send(notice).is_ok().then_some(Dropping(dropping))
+    }
+
     /// What was done to these inodes and names was undone, and the kernel believes what it has seen.
     pub(crate) fn unlearns(&self, inos: Vec<Ino>, names: Vec<(Ino, Name)>) {
         let names = names.into_iter().map(|(parent, name)| Notice::Moved(parent, name));
@@ -156,6 +203,19 @@ mod tests {
         beliefs.note_alone(now);
         assert_eq!(beliefs.until_alone(), Some(now + BELIEVED_ALONE + BELIEF_MARGIN));
         assert_eq!(beliefs.until(Ino(8)), beliefs.until_alone());
+    }
+
+    #[tokio::test]
+    async fn pages_are_dropped_once_the_kernel_says_so() {
+        let kernel = Kernel::default();
+        assert!(kernel.drop_pages(Ino(7)).is_none(), "no kernel listens");
+        let mut notices = kernel.notices();
+        let mut dropping = kernel.drop_pages(Ino(7)).unwrap();
+        assert!(!dropping.is_done());
+        let Notice::Recalled(Ino(7), dropped) = notices.recv().await.unwrap() else { panic!("another notice") };
+        dropped.report();
+        assert!(dropping.is_done());
+        dropping.wait().await;
     }
 
     #[test]

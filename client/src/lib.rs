@@ -52,7 +52,7 @@ mod writeback;
 pub use config::{ClientConfig, DISK_CACHE_BYTES_MIN, OnConflict};
 pub use error::Error;
 pub use journal::disk;
-pub use kernel::Notice;
+pub use kernel::{Dropped, Notice};
 pub use known::Listed;
 pub use local::LocalDir;
 pub use ops::files::{Handle, OpenFlags, Opened};

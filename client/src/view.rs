@@ -3,7 +3,7 @@
 
 use crate::error::unexpected_reply;
 use crate::file::state::FileState;
-use crate::kernel::{Kernel, Notice};
+use crate::kernel::{Dropping, Kernel, Notice};
 use crate::known::Known;
 use crate::known::leased::{LeasedAnswer, LeasedSession};
 use crate::open::OpenFiles;
@@ -79,6 +79,52 @@ impl View {
         self.known.attr(ino).map(|attr| self.with_uncommitted(attr))
     }
 
+    /// Another session is about to change an inode. If it is open here, its next use asks metad first, the kernel drops its
+    /// pages, and it is looked at until nobody changes it. Returns what says that the pages are dropped.
+    pub fn recalled(self: &Arc<Self>, ino: Ino) -> Option<Dropping> {
+        self.open_files.get(ino)?.note_recall();
+        let dropping = self.kernel.drop_pages(ino);
+        self.refresh_open(ino);
+        dropping
+    }
+
+    /// Before an open file is used: if others may be changing it, this takes in what metad says of it now. So whoever
+    /// knows that another session has changed it finds that here.
+    ///
+    /// # Errors
+    /// As those of asking metad for attributes; not that the inode is gone: who has it open goes on.
+    pub async fn catch_up(&self, file: &FileState) -> Result<(), FsError> {
+        if !file.is_contended() {
+            return Ok(());
+        }
+        match self.take_in(file).await {
+            Ok(_) | Err(FsError::NotFound | FsError::Stale) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks metad for the attributes of an open file and takes them in. Whether they are leased.
+    async fn take_in(&self, file: &FileState) -> Result<bool, FsError> {
+        let recalls = file.recalls();
+        let (attr, leased) = self.ask(Read::GetAttr { ino: file.ino() }).await?;
+        // One notice more than needed is more than a waste: the kernel passes over attributes that it asks for meanwhile,
+        // and reads up to the old end.
+        if file.refresh(&attr, None) && !file.is_dropped() {
+            self.kernel.notify(Notice::Changed(file.ino()));
+        }
+        if leased {
+            file.note_settled(recalls);
+        }
+        Ok(leased)
+    }
+
+    /// Something of an open file was given to the kernel to keep. While others change the file, it must not.
+    pub fn given_pages(&self, file: &FileState) {
+        if file.is_contended() {
+            self.kernel.notify(Notice::Changed(file.ino()));
+        }
+    }
+
     /// An open file that another session changes shows the new content once it is there, and what is written to it is
     /// based on that.
     pub fn refresh_open(self: &Arc<Self>, ino: Ino) {
@@ -108,16 +154,9 @@ impl View {
     pub async fn refresh_until_leased(&self, file: &Arc<FileState>) {
         let mut backoff = Backoff::new(Duration::from_millis(2), Duration::from_secs(1));
         while self.open_files.has(file.ino()) {
-            match self.ask(Read::GetAttr { ino: file.ino() }).await {
-                Ok((attr, leased)) => {
-                    if file.refresh(&attr, None) {
-                        self.kernel.notify(Notice::Changed(file.ino()));
-                    }
-                    if leased {
-                        return;
-                    }
-                }
-                Err(_) => return,
+            match self.take_in(file).await {
+                Ok(true) | Err(_) => return,
+                Ok(false) => {}
             }
             tokio::time::sleep(backoff.delay()).await;
         }

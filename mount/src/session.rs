@@ -189,7 +189,7 @@ impl Mounted {
         let guard = Guard::new(path);
         let stop = CancellationToken::new();
         shared.connected(session.notifier());
-        let notices = notify::run(client.notices(), session.notifier(), stop.clone());
+        let notices = notify::run(client.clone(), session.notifier(), stop.clone());
         let notices = tokio::spawn(notices);
         let (report, ended) = oneshot::channel();
         let serving = std::thread::Builder::new().name("surf-fuse".to_owned()).spawn(move || {

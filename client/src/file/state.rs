@@ -26,7 +26,7 @@ use crate::buffers::Buffers;
 use crate::ordered::{Ordered, Rank};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::OwnedMutexGuard;
+use tokio::sync::{OwnedMutexGuard, watch};
 use tokio::time::Instant;
 use wire::FsError;
 use wire::attr::{AttrChange, InodeAttr, TimeChange, Timestamp};
@@ -60,6 +60,14 @@ struct Content {
     refused: bool,
     /// Open handles.
     opens: usize,
+    /// How often others were about to change it.
+    recalls: u64,
+    /// After how many of them metad said that nobody changes it.
+    settled: u64,
+    /// The kernel was told to drop its pages and was given none since.
+    dropped: bool,
+    /// Held by each read under way since this was replaced last; nothing is ever sent.
+    reads: Arc<watch::Sender<()>>,
 }
 
 /// An open inode.
@@ -97,6 +105,10 @@ impl FileState {
             unreported: None,
             refused: false,
             opens: 0,
+            recalls: 0,
+            settled: 0,
+            dropped: false,
+            reads: Arc::new(watch::Sender::new(())),
         };
         Arc::new(Self {
             ino: content.attr.ino,
@@ -227,6 +239,52 @@ impl FileState {
             Some(TimeChange::Now) => content.pending.set_mtime(attr.mtime),
             _ => {}
         }
+    }
+
+    /// A read is under way until what is returned is dropped.
+    pub(crate) fn begin_read(&self) -> Arc<watch::Sender<()>> {
+        self.content.lock().reads.clone()
+    }
+
+    /// Closed when all reads have ended that are under way now.
+    pub(crate) fn reads_under_way(&self) -> watch::Receiver<()> {
+        let next = Arc::new(watch::Sender::new(()));
+        let reads = std::mem::replace(&mut self.content.lock().reads, next);
+        reads.subscribe()
+    }
+
+    /// Others are about to change it, and the kernel drops its pages.
+    pub(crate) fn note_recall(&self) {
+        let mut content = self.content.lock();
+        content.recalls += 1;
+        content.dropped = true;
+    }
+
+    /// The kernel is about to be given pages, or has written to its own.
+    pub(crate) fn note_given(&self) {
+        self.content.lock().dropped = false;
+    }
+
+    /// Whether the kernel has no pages, or is about to have none.
+    pub(crate) fn is_dropped(&self) -> bool {
+        self.content.lock().dropped
+    }
+
+    /// How often others were about to change it: to be taken before metad is asked, for [`FileState::note_settled`].
+    pub(crate) fn recalls(&self) -> u64 {
+        self.content.lock().recalls
+    }
+
+    /// metad reports the next change: what it says was asked after so many recalls, and is taken in.
+    pub(crate) fn note_settled(&self, recalls: u64) {
+        let mut content = self.content.lock();
+        content.settled = content.settled.max(recalls);
+    }
+
+    /// Whether others may be changing it: what is known of it may be old.
+    pub(crate) fn is_contended(&self) -> bool {
+        let content = self.content.lock();
+        content.settled < content.recalls
     }
 
     /// Takes in what metad says of the content now. What is not committed stays, on its old base: a later commit is

@@ -180,9 +180,20 @@ impl Client {
     /// As `pread(2)`.
     pub async fn read(&self, handle: &Handle, offset: u64, len: usize) -> Result<Bytes, FsError> {
         self.note_use(handle);
+        let _under_way = handle.file.begin_read();
+        self.view.catch_up(&handle.file).await?;
+        handle.file.note_given();
         let read = self.reader.read(&handle.file, offset, len).await?;
+        self.view.given_pages(&handle.file);
         self.accessed.note(&handle.file);
         Ok(read)
+    }
+
+    /// Waits until all reads of an inode have ended that are under way now. Cancel-safe.
+    pub async fn wait_reads(&self, ino: Ino) {
+        let Some(mut reads) = self.open_files.get(ino).map(|file| file.reads_under_way()) else { return };
+        // Nothing is ever sent: it is closed by the last read.
+        let _ = reads.changed().await;
     }
 
     /// Writes at once if there is room: copies the bytes and returns. `None` when the caller must use [`Client::write`].
@@ -193,7 +204,8 @@ impl Client {
         data: &[u8],
         clear_privileges: bool,
     ) -> Option<Result<usize, FsError>> {
-        if handle.flags.sync || !self.committer.window().has_room() || handle.file.is_scattered() {
+        let file = &handle.file;
+        if handle.flags.sync || !self.committer.window().has_room() || file.is_scattered() || file.is_contended() {
             return None;
         }
         Some(self.accept(handle, handle.place(offset), data, clear_privileges))
@@ -205,6 +217,7 @@ impl Client {
             return Err(FsError::TooLarge);
         }
         let added = handle.file.write(place, data, clear, self.session.stamp())?;
+        handle.file.note_given();
         self.note_use(handle);
         self.committer.window().add(added as u64);
         self.committer.seal_full(&handle.file);
@@ -234,7 +247,9 @@ impl Client {
             // What failed is reported by `fsync` and `close`, as for writing in the background.
             let _ = self.flusher.flush(&handle.file, true).await;
         }
+        self.view.catch_up(&handle.file).await?;
         let count = self.accept(handle, place, data, clear)?;
+        self.view.given_pages(&handle.file);
         if handle.flags.sync {
             self.flush(handle).await?;
         }
@@ -347,6 +362,7 @@ impl Client {
     ) -> Result<u64, FsError> {
         self.settle(src).await?;
         self.settle(dst).await?;
+        self.view.catch_up(&src.file).await?;
         let size = src.file.attr().size;
         let len = len.min(size.saturating_sub(src_off));
         if len == 0 {

@@ -4,6 +4,8 @@
 
 use kit::command::{need, sh};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{fs, io};
 
@@ -58,6 +60,24 @@ pub fn random(seed: u64, len: usize) -> Vec<u8> {
         })
         .take(len)
         .collect()
+}
+
+/// Stops what goes on in the background of a test when it is dropped, also when the test fails.
+#[derive(Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// What becomes true then.
+    #[must_use]
+    pub fn flag(&self) -> Arc<AtomicBool> {
+        self.0.clone()
+    }
+}
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Makes sure that the programs which the tests run are there.

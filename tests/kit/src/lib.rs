@@ -14,6 +14,7 @@ pub mod names;
 pub mod operate;
 pub mod proxy;
 pub mod surf;
+mod sys;
 pub mod wait;
 pub mod watchdog;
 pub mod workload;

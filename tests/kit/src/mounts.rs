@@ -8,6 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::command::run;
+use crate::sys::force_detach;
 use crate::wait::until;
 
 /// Where services mount what the kernel shows of FUSE connections.
@@ -82,12 +83,5 @@ pub fn abort_below(dir: &Path) {
 
 /// Ends the FUSE connection at `path` and detaches the mount: nothing that waits for it goes on waiting.
 pub fn abort(path: &Path) {
-    while let Some(minor) = device_of(path) {
-        // Fails only when the connection is gone already, or nobody has mounted this: then the mount is detached alone.
-        let _ = fs::write(format!("{CONNECTIONS}/{minor}/abort"), "1");
-        let umount = run(Command::new("umount").arg("-l").arg(path), Duration::from_secs(10));
-        if !umount.status.success() {
-            break;
-        }
-    }
+    while is_mounted(path) && force_detach(path) {}
 }

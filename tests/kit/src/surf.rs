@@ -383,8 +383,9 @@ impl Surf {
     pub fn kill_mount(&mut self) {
         let mut child = self.mount.take().expect("it is mounted");
         child.kill().expect("a child can be killed");
-        child.wait().expect("a child can be waited for");
+        // First: a thread of it may wait in the kernel for what only the end of the connection brings.
         abort(&self.path());
+        child.wait().expect("a child can be waited for");
     }
 }
 
@@ -446,8 +447,8 @@ impl Another {
     /// When it is not there.
     pub fn kill(&mut self) {
         self.child.kill().expect("a child can be killed");
-        self.child.wait().expect("a child can be waited for");
         abort(&self.path);
+        self.child.wait().expect("a child can be waited for");
     }
 
     /// How its process ended, if it has.

@@ -1,7 +1,7 @@
 //! Block daemons that die for good, come back wiped, come back late, join, are drained, are full or paused, under a mount
 //! that writes and reads all the time.
 
-use fuse::LIMIT;
+use fuse::{LIMIT, Stop};
 use kit::chance::seed;
 use kit::fault::{Paused, is_alive, limit_file_size, outlive_file_size_limits};
 use kit::{Chance, Surf, sh, until};
@@ -9,8 +9,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -73,19 +72,10 @@ struct Load {
     thread: JoinHandle<Vec<(PathBuf, Vec<u8>)>>,
 }
 
-/// Ends the load, also when the test fails.
-struct Stop(Arc<AtomicBool>);
-
-impl Drop for Stop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 impl Load {
     fn start(dir: &Path, seed: u64) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopped, dir) = (stop.clone(), dir.to_owned());
+        let stop = Stop::default();
+        let (stopped, dir) = (stop.flag(), dir.to_owned());
         let thread = thread::spawn(move || {
             let mut chance = Chance::of(seed, "load");
             let mut files = Vec::new();
@@ -102,7 +92,7 @@ impl Load {
             }
             files
         });
-        Self { stop: Stop(stop), thread }
+        Self { stop, thread }
     }
 
     fn end(self) -> Vec<(PathBuf, Vec<u8>)> {
