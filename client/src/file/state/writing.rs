@@ -62,8 +62,10 @@ impl FileState {
         if content.refused {
             return Err(FsError::Stale);
         }
+        // What is appended lies together until it is committed, whatever others have appended meanwhile.
         let size = content.size;
-        let (at, added) = content.pending.write((offset, size), data, clear_privileges, now);
+        let end = content.pending.appended_from().map_or(size, |_| content.pending.end());
+        let (at, added) = content.pending.write((offset, end), data, clear_privileges, now);
         content.size = size.max(at + data.len() as u64);
         Ok(added)
     }
