@@ -2,7 +2,7 @@
 
 use crate::Shared;
 use crate::fs::keys::Key;
-use crate::fs::{Command, blockref, orphan, settings};
+use crate::fs::{Command, blockref, orphan, retention, settings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,8 +38,9 @@ pub async fn run(shared: Arc<Shared>) {
 /// Returns how many it has dealt with; fewer than [`ROUND_BLOCKS`] means that there are no more for now.
 async fn round(shared: &Shared, after: &mut Option<Key>) -> usize {
     let grace_ms = u64::try_from(shared.config.gc_grace.as_millis()).unwrap_or(u64::MAX);
-    let before = Timestamp::now().as_millis().saturating_sub(grace_ms);
-    let state = shared.consensus.state();
+    let (now, state) = (Timestamp::now(), shared.consensus.state());
+    let Some(unpinned) = retention::deletable_before(&**state, now) else { return 0 };
+    let before = now.as_millis().saturating_sub(grace_ms).min(unpinned);
     let blocks = blockref::next_unreferenced(&**state, after, before, ROUND_BLOCKS);
     if blocks.is_empty() {
         return 0;

@@ -3,7 +3,7 @@
 use super::{Server, validate};
 use crate::cluster::{placement, watch};
 use crate::error::ProposeError;
-use crate::fs::{blockref, settings};
+use crate::fs::{retention, settings};
 use wire::ids::BlockHash;
 use wire::layout::{Layout, LayoutMember};
 use wire::message::meta::{BlockdHeartbeat, MetaReply};
@@ -20,6 +20,15 @@ impl Server {
             return Err(ProposeError::Refused(format!("{} reports as {}", peer.subject.name, heartbeat.name)));
         }
         let known = heartbeat.epoch;
+        let epoch = settings::layout(&**self.shared.consensus.state()).epoch;
+        if known > epoch {
+            // I11: all that lead later know this epoch. This cluster is a copy of the past, and another one has gone on.
+            let name = &heartbeat.name;
+            tracing::error!(name, %known, %epoch, "a block daemon belongs to a cluster that was recovered elsewhere: stop this metad");
+            return Err(ProposeError::Refused(format!(
+                "{name} knows a layout of epoch {known}, the last one here is {epoch}"
+            )));
+        }
         self.shared.liveness.heard_blockd(heartbeat.clone());
         let mut layout = settings::layout(&**self.shared.consensus.state());
         if !stands_in(&layout, &heartbeat) {
@@ -47,10 +56,8 @@ impl Server {
     pub(super) async fn block_report(&self, blocks: &[BlockHash]) -> Result<MetaReply, ProposeError> {
         self.shared.consensus.read_barrier().await?;
         let state = self.shared.consensus.state().clone();
-        let blocks = blocks.to_vec();
-        let unreferenced = tokio::task::spawn_blocking(move || {
-            blocks.into_iter().filter(|hash| !blockref::is_referenced(&*state, hash)).collect()
-        });
+        let (blocks, now) = (blocks.to_vec(), self.shared.clock.now());
+        let unreferenced = tokio::task::spawn_blocking(move || retention::unreferenced(&*state, now, blocks));
         let unreferenced = unreferenced.await.map_err(|error| ProposeError::Refused(error.to_string()))?;
         Ok(MetaReply::Unreferenced(unreferenced))
     }

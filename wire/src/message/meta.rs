@@ -94,6 +94,9 @@ pub enum MetaRequest {
     Raft(RaftKind),
     /// Who leads? Answers `NotLeader` from any node, the leader included.
     WhoLeads,
+    /// A backup of the metadata as it is now. Role admin. Answered by the leader with a stream of
+    /// [`BackupPiece`](super::admin::BackupPiece)s.
+    Backup,
 }
 
 /// Which request a message is: what its head begins with. In the order of [`MetaRequest`].
@@ -113,6 +116,7 @@ pub enum MetaRequestKind {
     Admin,
     Raft,
     WhoLeads,
+    Backup,
 }
 
 impl MetaRequest {
@@ -133,6 +137,7 @@ impl MetaRequest {
             Self::Admin(_) => MetaRequestKind::Admin,
             Self::Raft(_) => MetaRequestKind::Raft,
             Self::WhoLeads => MetaRequestKind::WhoLeads,
+            Self::Backup => MetaRequestKind::Backup,
         }
     }
 }

@@ -11,4 +11,5 @@ mod large;
 mod mounts;
 mod posix;
 mod programs;
+mod recovery;
 mod semantics;
