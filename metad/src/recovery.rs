@@ -263,3 +263,53 @@ fn switch(data_dir: &Path) -> Result<(), Error> {
         .map_err(disk)?;
     fs::remove_file(&mark).and_then(|()| durable::sync_dir(data_dir)).map_err(disk)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A data directory with a recovery in it whose files are all there.
+    fn prepared() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = kept_dir(dir.path());
+        for (at, content) in [(dir.path().to_owned(), "old"), (dir.path().join(RECOVERED), "new")] {
+            fs::create_dir_all(&at).unwrap();
+            PARTS.iter().for_each(|part| fs::write(at.join(part), content).unwrap());
+        }
+        fs::write(dir.path().join(MARK), kept.as_os_str().as_encoded_bytes()).unwrap();
+        (dir, kept)
+    }
+
+    #[test]
+    fn a_recovery_that_is_cut_off_once_its_files_are_there_is_completed() {
+        let steps = PARTS.len() * 2;
+        for cut_after in 0..=steps {
+            let (dir, kept) = prepared();
+            let (made, place) = (dir.path().join(RECOVERED), dir.path());
+            let moves = PARTS
+                .iter()
+                .flat_map(|part| [(place.join(part), kept.join(part)), (made.join(part), place.join(part))]);
+            fs::create_dir(&kept).unwrap();
+            moves.take(cut_after).for_each(|(from, to)| fs::rename(from, to).unwrap());
+            finish(dir.path(), false).unwrap();
+            for part in PARTS {
+                assert_eq!(fs::read_to_string(place.join(part)).unwrap(), "new", "{part}, cut after {cut_after}");
+                assert_eq!(fs::read_to_string(kept.join(part)).unwrap(), "old", "{part}, cut after {cut_after}");
+            }
+            assert!(!made.exists() && !dir.path().join(MARK).exists());
+            assert_ne!(kept_dir(dir.path()), kept, "the next recovery keeps elsewhere");
+        }
+    }
+
+    #[test]
+    fn a_recovery_that_is_cut_off_before_is_not_taken_for_a_node() {
+        let (dir, _) = prepared();
+        fs::remove_file(dir.path().join(MARK)).unwrap();
+        let error = finish(dir.path(), false).unwrap_err().to_string();
+        assert!(error.contains("cut off"), "{error}");
+        finish(dir.path(), true).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("log")).unwrap(), "old");
+        begin(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path().join(RECOVERED)).unwrap().count(), 0);
+    }
+}

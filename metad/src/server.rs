@@ -134,7 +134,7 @@ impl Server {
                     Err(reason) => Err(ProposeError::Refused(reason)),
                 }
             }
-            MetaRequest::BlockReport { blocks, .. } => self.block_report(&blocks).await,
+            MetaRequest::BlockReport { epoch, blocks, .. } => self.block_report(peer, epoch, &blocks).await,
             MetaRequest::Admin(request) => self.admin(request).await,
             MetaRequest::WhoLeads => Ok(self.not_leader(self.shared.consensus.leader().await)),
             // Handled before, with their streams.

@@ -31,8 +31,8 @@ fn stored(kv: &dyn Kv) -> Vec<Stored> {
     kv.load(&keys::setting(PINS)).unwrap_or_default()
 }
 
-fn store(view: &mut View, pins: &Vec<Stored>) {
-    if pins.is_empty() { view.delete(keys::setting(PINS)) } else { view.store(keys::setting(PINS), pins) }
+fn store(view: &mut View, pins: &[Stored]) {
+    if pins.is_empty() { view.delete(keys::setting(PINS)) } else { view.store(keys::setting(PINS), &pins) }
 }
 
 /// Pins that hold at this time.

@@ -4,7 +4,7 @@ use super::{Server, validate};
 use crate::cluster::{placement, watch};
 use crate::error::ProposeError;
 use crate::fs::{retention, settings};
-use wire::ids::BlockHash;
+use wire::ids::{BlockHash, LayoutEpoch};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::meta::{BlockdHeartbeat, MetaReply};
 use wire::tls::PeerIdentity;
@@ -20,15 +20,7 @@ impl Server {
             return Err(ProposeError::Refused(format!("{} reports as {}", peer.subject.name, heartbeat.name)));
         }
         let known = heartbeat.epoch;
-        let epoch = settings::layout(&**self.shared.consensus.state()).epoch;
-        if known > epoch {
-            // I11: all that lead later know this epoch. This cluster is a copy of the past, and another one has gone on.
-            let name = &heartbeat.name;
-            tracing::error!(name, %known, %epoch, "a block daemon belongs to a cluster that was recovered elsewhere: stop this metad");
-            return Err(ProposeError::Refused(format!(
-                "{name} knows a layout of epoch {known}, the last one here is {epoch}"
-            )));
-        }
+        self.refuse_if_behind(&heartbeat.name, known)?;
         self.shared.liveness.heard_blockd(heartbeat.clone());
         let mut layout = settings::layout(&**self.shared.consensus.state());
         if !stands_in(&layout, &heartbeat) {
@@ -53,8 +45,25 @@ impl Server {
         })
     }
 
-    pub(super) async fn block_report(&self, blocks: &[BlockHash]) -> Result<MetaReply, ProposeError> {
+    /// I11: who leads later knows every epoch that a block daemon can have learned. Where one knows a later one, this cluster is
+    /// a copy of the past, and another one has gone on: nothing that it knows counts any more.
+    fn refuse_if_behind(&self, name: &str, known: LayoutEpoch) -> Result<(), ProposeError> {
+        let epoch = settings::layout(&**self.shared.consensus.state()).epoch;
+        if known <= epoch {
+            return Ok(());
+        }
+        tracing::error!(name, %known, %epoch, "a block daemon belongs to a cluster that was recovered elsewhere: stop this metad");
+        Err(ProposeError::Refused(format!("{name} knows a layout of epoch {known}, and the last one here is {epoch}")))
+    }
+
+    pub(super) async fn block_report(
+        &self,
+        peer: &PeerIdentity,
+        epoch: LayoutEpoch,
+        blocks: &[BlockHash],
+    ) -> Result<MetaReply, ProposeError> {
         self.shared.consensus.read_barrier().await?;
+        self.refuse_if_behind(&peer.subject.name, epoch)?;
         let state = self.shared.consensus.state().clone();
         let (blocks, now) = (blocks.to_vec(), self.shared.clock.now());
         let unreferenced = tokio::task::spawn_blocking(move || retention::unreferenced(&*state, now, blocks));

@@ -89,7 +89,7 @@ async fn remove(cluster: &Cluster, name: &str, ino: Ino) {
 
 /// Those of these blocks that a daemon may drop.
 async fn unreferenced(cluster: &Cluster, blockd: &Endpoint, blocks: &[BlockHash]) -> Vec<BlockHash> {
-    let report = MetaRequest::BlockReport { id: BlockdId([1; 16]), blocks: blocks.to_vec() };
+    let report = MetaRequest::BlockReport { id: BlockdId([1; 16]), epoch: LayoutEpoch(1), blocks: blocks.to_vec() };
     match cluster.ask_as(blockd, &report).await {
         MetaReply::Unreferenced(hashes) => hashes,
         other => panic!("{other:?}"),
@@ -154,6 +154,7 @@ async fn blocks_of_a_backup_are_kept_and_a_restored_cluster_deletes_none_until_i
     let session = cluster.session().await.id;
     assert_eq!(cluster.lookup(session, "kept").await, Some(ino));
     assert_eq!(cluster.lookup(session, "later").await, None);
+    cluster.ask(MetaRequest::CloseSession { session }).await;
     let AdminReply::Status(now) = cluster.admin(AdminRequest::Status).await else { panic!("no status") };
     assert!(now.deletion_stopped.is_some() && now.pins.len() == 1, "the pin is part of the backup");
     assert!(now.layout.epoch > status.layout.epoch && now.applied > status.applied && now.term > status.term);
@@ -165,6 +166,10 @@ async fn blocks_of_a_backup_are_kept_and_a_restored_cluster_deletes_none_until_i
     let (beyond, _) =
         peer.request::<_, MetaReply>(&heartbeat(&blockd, now.layout.epoch.0 + 9), &[], LIMIT).await.unwrap();
     assert!(matches!(beyond, MetaReply::NotLeader { .. }), "{beyond:?}");
+    let (id, epoch) = (BlockdId([1; 16]), LayoutEpoch(now.layout.epoch.0 + 9));
+    let beyond = MetaRequest::BlockReport { id, epoch, blocks: vec![later] };
+    let (beyond, _) = peer.request::<_, MetaReply>(&beyond, &[], LIMIT).await.unwrap();
+    assert!(matches!(beyond, MetaReply::NotLeader { .. }), "it is told nothing: {beyond:?}");
     let joined = cluster.ask_as(&blockd, &heartbeat(&blockd, status.layout.epoch.0)).await;
     assert!(matches!(joined, MetaReply::BlockdAlive { layout: Some(_) }), "{joined:?}");
 

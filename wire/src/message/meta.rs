@@ -84,6 +84,8 @@ pub enum MetaRequest {
     BlockReport {
         /// The daemon.
         id: BlockdId,
+        /// Layout that it knows.
+        epoch: LayoutEpoch,
         /// A page of the blocks that it holds.
         #[serde(deserialize_with = "bounded::<_, _, BLOCK_NAMES_MAX>")]
         blocks: Vec<BlockHash>,
@@ -307,7 +309,7 @@ mod tests {
             MetaRequest::GetLayout,
             MetaRequest::Events { session, dirty: false },
             MetaRequest::BlockdHeartbeat(heartbeat),
-            MetaRequest::BlockReport { id: BlockdId([1; 16]), blocks: Vec::new() },
+            MetaRequest::BlockReport { id: BlockdId([1; 16]), epoch: LayoutEpoch(1), blocks: Vec::new() },
             MetaRequest::Admin(AdminRequest::Status),
             MetaRequest::Raft(RaftKind::Vote),
             MetaRequest::WhoLeads,

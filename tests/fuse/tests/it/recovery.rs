@@ -277,6 +277,8 @@ fn a_survivor_goes_on_alone_and_others_are_added_again() {
     plant(&tree);
     let planted = picture(&tree);
     surf.unmount();
+    let lived = surf.mount_again(&[]);
+    assert_eq!(picture(&lived.path().join("tree")), planted);
 
     let (said, done) = metad(&surf, "metad-1", &["--force-single"]);
     assert!(!done && said.contains("another metad uses"), "{said}");
@@ -287,6 +289,12 @@ fn a_survivor_goes_on_alone_and_others_are_added_again() {
     surf.dev(&["start", "metad-1"]);
     until("all follow", SOON, || (surf.operate(&["status"]).1 == 0).then_some(()));
 
+    // A mount that lives on has something to send.
+    let own = lived.path().join("own");
+    fs::write(&own, "synced").expect("a file can be made");
+    sh(&lived.path(), LIMIT, "sync own");
+    fs::write(&own, "not sent").expect("a file can be written");
+    fs::write(lived.path().join("new"), "not sent either").expect("a file can be made");
     for name in ["metad-1", "metad-2", "metad-3"] {
         surf.kill_9(name);
     }
@@ -297,6 +305,17 @@ fn a_survivor_goes_on_alone_and_others_are_added_again() {
     assert!(is_stopped(&surf));
     surf.mount(&[]);
     assert_eq!(picture(&tree), planted);
+    until("what a mount had not sent is there, perhaps beside what it had", SOON, || {
+        let names: Vec<String> = fuse::names(&surf.path());
+        let said = |start: &str| -> Vec<String> {
+            let of = names.iter().filter(|name| name.starts_with(start));
+            of.filter_map(|name| fs::read_to_string(surf.path().join(name)).ok()).collect()
+        };
+        let (own, new) = (said("own"), said("new"));
+        (own.contains(&"not sent".to_owned()) && new.contains(&"not sent either".to_owned())).then_some(())
+    });
+    assert_eq!(picture(&lived.path().join("tree")), planted, "a mount that lives on goes on");
+    drop(lived);
 
     add(&surf, "metad-2", 12);
     add(&surf, "metad-3", 13);
