@@ -211,7 +211,7 @@ impl Reporter {
             if page.is_empty() {
                 break;
             }
-            let request = MetaRequest::BlockReport { id: self.id, blocks: page };
+            let request = MetaRequest::BlockReport { id: self.id, epoch: self.layouts.newest().epoch, blocks: page };
             match metads.ask(&request).await.map_err(|error| error.to_string())? {
                 MetaReply::Unreferenced(hashes) => {
                     dropped +=

@@ -126,7 +126,9 @@ impl Service for Server {
 impl Server {
     async fn answer(&self, request: BlockRequest) -> BlockReply {
         match request {
-            BlockRequest::Drop { hashes, grace_ms } => {
+            // I10: a metad that is behind knows nothing of what was referred to since.
+            BlockRequest::Drop { epoch, .. } if epoch < self.layouts.newest().epoch => BlockReply::Dropped(Vec::new()),
+            BlockRequest::Drop { hashes, grace_ms, .. } => {
                 let grace = Duration::from_millis(grace_ms).max(self.drop_grace_min);
                 BlockReply::Dropped(drop_blocks(&self.store, &self.stamps, &self.metrics, &hashes, grace).await)
             }

@@ -25,6 +25,9 @@ pub enum Error {
     /// The data directory belongs to another node, or a process uses it.
     #[error("{0}")]
     DataDir(String),
+    /// A state of the past cannot be gone on from.
+    #[error("{0}")]
+    Recovery(String),
     /// The configuration contradicts itself or the certificate.
     #[error("configuration: {0}")]
     Config(String),

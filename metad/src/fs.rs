@@ -5,8 +5,8 @@
 //!
 //! - [`keys`] is the key space, [`view`] the map with changes over it.
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
-//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`.
-//! - [`read`] answers questions, [`check`] looks for contradictions.
+//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`; [`retention`] is about what is kept longer.
+//! - [`read`] answers questions, [`check`] looks for contradictions, [`recovery`] begins anew with a state of the past.
 
 mod acl;
 mod attr;
@@ -22,6 +22,8 @@ mod lifetime;
 mod lock;
 pub mod orphan;
 pub mod read;
+pub mod recovery;
+pub mod retention;
 pub mod session;
 pub mod settings;
 pub mod view;
@@ -64,6 +66,20 @@ pub enum Command {
     BlocksDropped(Vec<BlockHash>),
     /// Go on taking apart the content of removed inodes.
     Reap,
+    /// Keep all blocks that something refers to now (I10).
+    PinBlocks {
+        /// Name of the pin.
+        name: String,
+        /// For how many milliseconds.
+        keep_ms: u64,
+    },
+    /// Keep them no longer.
+    ReleasePin {
+        /// Name of the pin.
+        name: String,
+    },
+    /// Delete blocks again, after a recovery.
+    ResumeDeletion,
 }
 
 /// A command with the time at which the leader accepted it.
@@ -101,7 +117,8 @@ pub enum CommandReply {
 pub(crate) struct Context {
     /// The leader's time for the command, or, of what was done under a delegation, the session's time for that.
     pub now: Timestamp,
-    /// The leader's time in any case: what a session says of time shortens no grace period.
+    /// The leader's time in any case, or that of the newest pin if it is later: what a session says of time shortens no grace
+    /// period.
     pub entry: Timestamp,
     /// The session that asks.
     pub session: SessionId,
@@ -131,13 +148,14 @@ impl Command {
 
 /// Applies a command.
 pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
-    let context = Context { now: stamped.now, entry: stamped.now, session: SessionId::default() };
+    let entry = retention::not_before_pins(view, stamped.now);
+    let context = Context { now: stamped.now, entry, session: SessionId::default() };
     match &stamped.command {
         Command::Init { cluster, replicas, min_sync } => {
             settings::init(view, stamped.now, cluster, *replicas, *min_sync)
         }
         Command::Batches(batches) => CommandReply::Batches(
-            batches.iter().map(|(session, batch)| session::apply_batch(view, stamped.now, *session, batch)).collect(),
+            batches.iter().map(|(session, batch)| session::apply_batch(view, &context, *session, batch)).collect(),
         ),
         Command::OpenSession(opening) => match lifetime::open(view, &context, opening) {
             Some(id) => CommandReply::Session(id),
@@ -158,6 +176,9 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
             orphan::reap_some(view, &context);
             CommandReply::Done
         }
+        Command::PinBlocks { name, keep_ms } => retention::pin(view, (stamped.now, entry), name, *keep_ms),
+        Command::ReleasePin { name } => retention::release(view, name),
+        Command::ResumeDeletion => retention::resume_deletion(view),
     }
 }
 

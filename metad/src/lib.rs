@@ -2,6 +2,7 @@
 //!
 //! [`Node`] is one: `raft` keeps the log that all nodes agree on, `fs` turns it into a filesystem's metadata, `store`
 //! holds that on disk, `server` answers, `lease` lets clients answer themselves, `cluster` looks after the block daemons.
+//! [`recovery`] makes a new cluster from a backup or from a single survivor.
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +14,7 @@ pub mod files;
 pub mod fs;
 pub mod lease;
 pub mod raft;
+pub mod recovery;
 pub mod server;
 mod shared;
 pub mod store;
@@ -141,7 +143,9 @@ impl Node {
 }
 
 fn take_data_dir(config: &Config) -> Result<files::DataDir, Error> {
-    files::DataDir::take(&config.data_dir, config.identity.cluster_id(), config.id)
+    let taken = files::DataDir::take(&config.data_dir, config.identity.cluster_id(), config.id)?;
+    recovery::finish(&config.data_dir, false)?;
+    Ok(taken)
 }
 
 /// Writes the cluster's first entry, if this node comes to lead before anyone has.

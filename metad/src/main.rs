@@ -4,10 +4,10 @@
 
 use anyhow::Context;
 use clap::Parser;
-use metad::Node;
-use metad::config::ConfigFile;
+use metad::config::{Config, ConfigFile};
+use metad::{Node, recovery};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use wire::describe;
@@ -31,6 +31,14 @@ struct Flags {
     /// Check the configuration and exit.
     #[arg(long)]
     check_config: bool,
+    /// Make a cluster of this node alone from a backup of `surf metad backup`, in an empty data directory, and exit. Others are
+    /// added to it when it runs.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["check_config", "force_single"])]
+    restore: Option<PathBuf>,
+    /// Make a cluster of this node alone from what it holds, because the others are lost for good, and exit. What they had
+    /// acknowledged and this one does not have is lost.
+    #[arg(long, conflicts_with = "check_config")]
+    force_single: bool,
 }
 
 fn main() -> ExitCode {
@@ -55,6 +63,12 @@ fn run(flags: Flags) -> anyhow::Result<()> {
         println!("{}: no problem found", flags.config.display());
         return Ok(());
     }
+    if let Some(backup) = &flags.restore {
+        return metad::runtime()?.block_on(restore(&config, backup));
+    }
+    if flags.force_single {
+        return metad::runtime()?.block_on(force_single(&config));
+    }
     metad::runtime()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -70,4 +84,27 @@ fn run(flags: Flags) -> anyhow::Result<()> {
         node.stop().await;
         Ok(())
     })
+}
+
+async fn restore(config: &Config, backup: &Path) -> anyhow::Result<()> {
+    let head = recovery::restore(config, backup).await?;
+    println!("metad-{} alone is cluster {} as of log index {}", config.id, head.cluster, head.index);
+    after_recovery(config);
+    Ok(())
+}
+
+async fn force_single(config: &Config) -> anyhow::Result<()> {
+    eprintln!("metad: what only the lost metads had acknowledged is lost with them");
+    let forced = recovery::force_single(config).await?;
+    let lost: Vec<String> = forced.lost.iter().map(|id| format!("metad-{id}")).collect();
+    println!("metad-{} alone is the cluster as of log index {}, the last in its log", config.id, forced.index);
+    println!("{} must never run again with the data they have: wipe them", lost.join(", "));
+    println!("what was here before is kept in {}: remove it when all is well", forced.kept.display());
+    after_recovery(config);
+    Ok(())
+}
+
+fn after_recovery(config: &Config) {
+    println!("all sessions have ended, and no block is deleted until `surf metad resume-deletion`");
+    println!("start metad-{}, then add empty ones under numbers never used, with `surf cluster add`", config.id);
 }

@@ -1,18 +1,20 @@
 //! Consensus: the only module that knows openraft (and raft-engine, in `log`).
 //!
 //! [`Raft`] is a [`Consensus`]: it proposes commands, makes reads linearizable (I2), and changes the membership. `log` is the durable
-//! truth, `machine` turns it into state, `snapshot` shortens it, `network` carries it to peers.
+//! truth, `machine` turns it into state, `snapshot` shortens it, `network` carries it to peers. `stopped` reads and makes the files
+//! of a node that does not run.
 
 mod log;
 mod machine;
 mod network;
 mod snapshot;
+pub(crate) mod stopped;
 mod types;
 
 #[cfg(test)]
 mod tests;
 
-use crate::consensus::{Consensus, Member};
+use crate::consensus::{Consensus, Member, SavedState};
 use crate::error::{Error, ProposeError};
 use crate::fs::view::Kv;
 use crate::fs::{CommandReply, Stamped};
@@ -26,12 +28,14 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::impls::leader_id_adv::LeaderId;
+use openraft::metrics::WaitError;
 use openraft::{BasicNode, ChangeMembers, Config, ReadPolicy, ServerState, SnapshotPolicy};
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use types::TypeConfig;
 use wire::codec;
 use wire::ids::MetadId;
@@ -44,6 +48,9 @@ use wire::quic::Endpoint;
 const ENTRY_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - (16 << 10);
 // A batch alone, with what stands around it in its command, is always an entry.
 const _: () = assert!(BATCH_BYTES_MAX + (16 << 10) < ENTRY_BYTES_MAX && ENTRY_BYTES_MAX < HEAD_BYTES_MAX);
+
+/// A snapshot that is not there after this time is asked for again.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How Raft behaves.
 #[derive(Clone, Debug)]
@@ -70,6 +77,7 @@ impl Default for Tuning {
 /// This node's part in the cluster.
 pub struct Raft {
     id: MetadId,
+    dir: PathBuf,
     /// The leader's lease: without a majority for this long, another one may lead.
     lease: Duration,
     raft: openraft::Raft<TypeConfig, Machine>,
@@ -110,7 +118,8 @@ impl Raft {
             .await
             .map_err(|error| Error::Raft(error.to_string()))?;
         let lease = Duration::from_millis(tuning.election_ms * 2);
-        Ok(Self { id, lease, raft, receiver: Receiver::new(dir), state: store.clone(), store })
+        let receiver = Receiver::new(dir);
+        Ok(Self { id, dir: dir.to_owned(), lease, raft, receiver, state: store.clone(), store })
     }
 
     /// Founds a cluster of these nodes; on a node that is in one already, nothing happens.
@@ -221,13 +230,32 @@ impl Raft {
     /// When Raft has ended, or it takes longer than `limit`.
     async fn snapshot(&self, limit: Duration) -> Result<(), Error> {
         let failed = |error: &dyn std::fmt::Display| Error::Raft(error.to_string());
-        let (_, applied) = self.progress();
-        self.raft.trigger().snapshot().await.map_err(|error| failed(&error))?;
-        let wait = self.raft.wait(Some(limit));
-        wait.metrics(|m| m.snapshot.is_some_and(|at| at.index >= applied), "snapshot")
-            .await
-            .map_err(|error| failed(&error))?;
-        Ok(())
+        let ((_, applied), started) = (self.progress(), Instant::now());
+        loop {
+            // Passed over while another one is being built, which may be of an older position.
+            self.raft.trigger().snapshot().await.map_err(|error| failed(&error))?;
+            let wait = self.raft.wait(Some(SNAPSHOT_PATIENCE.min(limit)));
+            match wait.metrics(|m| m.snapshot.is_some_and(|at| at.index >= applied), "snapshot").await {
+                Ok(_) => return Ok(()),
+                Err(WaitError::Timeout(..)) if started.elapsed() < limit => {}
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+    }
+
+    /// The state in a snapshot that is taken now.
+    async fn saved_state(&self, limit: Duration) -> Result<SavedState, Error> {
+        self.snapshot(limit).await?;
+        let path = snapshot::path_in(&self.dir);
+        let opened = tokio::task::spawn_blocking(move || {
+            let disk = |error| Error::disk(&path, error);
+            let (meta, file) = snapshot::open(&path).map_err(disk)?.ok_or_else(|| disk(ErrorKind::NotFound.into()))?;
+            snapshot::verify(&file).map_err(disk)?;
+            let mut groups = snapshot::groups(&file).map_err(disk)?;
+            let (term, index) = meta.last_log_id.map_or((0, 0), |at| (at.committed_leader_id().term, at.index));
+            Ok(SavedState { term, index, next: Box::new(move || groups.next()) })
+        });
+        opened.await.map_err(|error| Error::Raft(error.to_string()))?
     }
 
     /// Whether a majority has followed this leader a moment ago. Where none does, others may have another one by now. One that
@@ -298,6 +326,10 @@ impl Consensus for Raft {
 
     fn snapshot(&self, limit: Duration) -> BoxFuture<'_, Result<(), Error>> {
         Raft::snapshot(self, limit).boxed()
+    }
+
+    fn saved_state(&self, limit: Duration) -> BoxFuture<'_, Result<SavedState, Error>> {
+        Raft::saved_state(self, limit).boxed()
     }
 
     fn handle<'a>(&'a self, kind: RaftKind, payload: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, String>> {

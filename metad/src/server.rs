@@ -1,6 +1,7 @@
 //! What metad answers: who may ask what, and where each question goes.
 
 mod admin;
+mod backup;
 mod batcher;
 mod blockds;
 mod events;
@@ -66,6 +67,7 @@ impl Service for Server {
                     Err(reason) => incoming.refuse(&reason).await,
                 }
             }
+            MetaRequest::Backup => self.backup(incoming).await,
             MetaRequest::Events { session, dirty } => self.events(&peer, session, dirty, incoming).await,
             request => {
                 if incoming.reserve_answer(answer_bytes(&request)).await.is_err() {
@@ -99,7 +101,7 @@ fn needed_role(request: MetaRequestKind) -> Option<Role> {
         | MetaRequestKind::Acknowledge
         | MetaRequestKind::Events => Some(Role::Client),
         MetaRequestKind::BlockdHeartbeat | MetaRequestKind::BlockReport => Some(Role::Blockd),
-        MetaRequestKind::Admin => Some(Role::Admin),
+        MetaRequestKind::Admin | MetaRequestKind::Backup => Some(Role::Admin),
         MetaRequestKind::Raft => Some(Role::Metad),
         MetaRequestKind::GetLayout | MetaRequestKind::WhoLeads => None,
     }
@@ -132,11 +134,13 @@ impl Server {
                     Err(reason) => Err(ProposeError::Refused(reason)),
                 }
             }
-            MetaRequest::BlockReport { blocks, .. } => self.block_report(&blocks).await,
+            MetaRequest::BlockReport { epoch, blocks, .. } => self.block_report(peer, epoch, &blocks).await,
             MetaRequest::Admin(request) => self.admin(request).await,
             MetaRequest::WhoLeads => Ok(self.not_leader(self.shared.consensus.leader().await)),
             // Handled before, with their streams.
-            MetaRequest::Raft(_) | MetaRequest::Events { .. } => Ok(MetaReply::Failed(FsError::NotSupported)),
+            MetaRequest::Raft(_) | MetaRequest::Events { .. } | MetaRequest::Backup => {
+                Ok(MetaReply::Failed(FsError::NotSupported))
+            }
         };
         match answered {
             Ok(reply) => reply,

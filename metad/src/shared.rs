@@ -8,9 +8,12 @@ use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::Leases;
 use crate::server::{Batcher, Clock, Events};
 use std::sync::Arc;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio_util::task::TaskTracker;
 use wire::quic::Endpoint;
+
+/// Backups that are fetched at a time: each reads all of the state from the disk.
+const BACKUPS_MAX: usize = 4;
 
 /// What all parts of a node share.
 pub struct Shared {
@@ -26,6 +29,8 @@ pub struct Shared {
     pub(crate) changes: TaskTracker,
     /// Layouts are changed one at a time.
     pub(crate) layout_change: Mutex<()>,
+    /// Turns of those who fetch backups.
+    pub(crate) backups: Semaphore,
 }
 
 impl Shared {
@@ -43,6 +48,7 @@ impl Shared {
             clock,
             changes,
             layout_change: Mutex::new(()),
+            backups: Semaphore::new(BACKUPS_MAX),
             config,
         }
     }

@@ -9,7 +9,7 @@ use wire::bundle::Bundle;
 use wire::ids::MetadId;
 use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
 use wire::message::meta::{MetaReply, MetaRequest};
-use wire::quic::Endpoint;
+use wire::quic::{Endpoint, EventReceiver};
 use wire::tls::Role;
 
 /// A metad that runs answers far sooner; one that does not is not waited for longer.
@@ -77,6 +77,24 @@ impl Admin {
             if started.elapsed() >= limit {
                 return Err(last)
                     .with_context(|| format!("no leader within {} s, check that the metads run", limit.as_secs()));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Has the leader send a backup, looking for it until `limit` is over.
+    pub async fn backup(&self, limit: Duration) -> Result<EventReceiver> {
+        let started = Instant::now();
+        loop {
+            let opened = match self.leader().await {
+                Ok((_, addr)) => {
+                    let opening = self.endpoint.peer(addr, Role::Metad).open_events(&MetaRequest::Backup).await;
+                    opening.map_err(anyhow::Error::from)
+                }
+                Err(error) => Err(error),
+            };
+            if opened.is_ok() || started.elapsed() >= limit {
+                return opened.with_context(|| format!("no leader within {} s", limit.as_secs()));
             }
             tokio::time::sleep(PAUSE).await;
         }

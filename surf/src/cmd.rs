@@ -6,4 +6,5 @@ pub mod cluster;
 pub mod conflicts;
 pub mod dev;
 pub mod health;
+pub mod metad;
 pub mod status;

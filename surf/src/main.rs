@@ -28,6 +28,8 @@ enum Command {
     Cluster(cmd::cluster::Cluster),
     /// Block daemons: list them, empty one, replace one, forget one that is lost.
     Blockd(cmd::blockd::Blockd),
+    /// Back up the metadata, look at backups, and let go of what they keep.
+    Metad(cmd::metad::Metad),
     /// State of a cluster in short.
     Status(cmd::status::Status),
     /// Copies that were kept because two mounts wrote the same bytes: list them, decide on them.
@@ -52,6 +54,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Dev(dev) => dev.run().await,
             Command::Cluster(cluster) => cluster.run().await,
             Command::Blockd(blockd) => blockd.run().await,
+            Command::Metad(metad) => metad.run().await,
             Command::Status(status) => status.run().await,
             Command::Conflicts(conflicts) => conflicts.run(),
         }

@@ -2,7 +2,10 @@
 
 use anyhow::{Context, Result};
 use std::fmt::Write;
+use time::OffsetDateTime;
+use time::macros::format_description;
 use tracing_subscriber::EnvFilter;
+use wire::attr::Timestamp;
 
 /// Sends logs to standard error, so that they never mix with output.
 ///
@@ -47,6 +50,14 @@ fn format_table(heading: &[&str], rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// A time for people and programs, to the second, as RFC 3339 has it.
+#[must_use]
+pub fn time(at: Timestamp) -> String {
+    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+    let formatted = OffsetDateTime::from_unix_timestamp(at.secs).ok().and_then(|at| at.format(format).ok());
+    formatted.unwrap_or_else(|| at.secs.to_string())
 }
 
 /// Bytes for people, in binary units.

@@ -3,6 +3,7 @@
 //! No policy and no storage live here. Clients and daemons know each other only through this crate.
 
 pub mod attr;
+pub mod backup;
 pub mod buffers;
 pub mod bundle;
 pub mod chance;

@@ -73,6 +73,12 @@ pub const GC_GRACE_MIN_MS: u64 = 300_000;
 pub const DOWN_AFTER_MS: u64 = 600_000;
 /// The least that an operator may say: a few heartbeats, and an election between them.
 pub const DOWN_AFTER_MIN_MS: u64 = 3_000;
+/// Pins at a time: each is looked at with every change of the metadata.
+pub const PINS_MAX: usize = 64;
+/// Longest name of a pin, in bytes.
+pub const PIN_NAME_BYTES_MAX: usize = 128;
+/// How long a pin holds at most, in milliseconds: a hundred years, so that times stay far from their end.
+pub const PIN_MAX_MS: u64 = 100 * 365 * 86_400_000;
 /// How long a session lives without a heartbeat, in milliseconds.
 pub const SESSION_TTL_MS: u64 = 30_000;
 /// How long read leases hold without being extended, in milliseconds. A change that somebody was told of waits so long for

@@ -63,7 +63,8 @@ impl Healer {
     /// Those of the blocks that nothing refers to.
     pub(super) async fn unreferenced(&mut self, blocks: &[BlockHash]) -> Result<HashSet<BlockHash>, Failed> {
         let References::Metads(metads) = &mut self.references else { return Ok(HashSet::new()) };
-        let request = MetaRequest::BlockReport { id: self.id, blocks: blocks.to_vec() };
+        let epoch = self.layouts.newest().epoch;
+        let request = MetaRequest::BlockReport { id: self.id, epoch, blocks: blocks.to_vec() };
         match metads.ask(&request).await {
             Ok(MetaReply::Unreferenced(hashes)) => Ok(hashes.into_iter().collect()),
             Ok(other) => Err(format!("metad answered {other:?}")),

@@ -90,7 +90,8 @@ async fn a_metad_that_wants_everything_dropped_at_once_drops_nothing_new() {
     let hash = BlockHash::of(&block);
     let put = BlockRequest::Put { hash, epoch: LayoutEpoch(0), chain: Vec::new(), needed: 1 };
     assert!(matches!(ask(&client, &put, &[block]).await, BlockReply::Stored { .. }));
-    let dropped = ask(&removed, &BlockRequest::Drop { hashes: vec![hash], grace_ms: 0 }, &[]).await;
+    let dropped =
+        ask(&removed, &BlockRequest::Drop { hashes: vec![hash], epoch: LayoutEpoch(u64::MAX), grace_ms: 0 }, &[]).await;
     assert!(matches!(&dropped, BlockReply::Dropped(hashes) if hashes.is_empty()), "{dropped:?}");
     let get = BlockRequest::Get { hash, epoch: LayoutEpoch(0), offset: 0, len: u32::MAX };
     assert!(matches!(ask(&client, &get, &[]).await, BlockReply::Content { .. }));

@@ -2,7 +2,7 @@
 
 use crate::Shared;
 use crate::fs::keys::Key;
-use crate::fs::{Command, blockref, orphan, settings};
+use crate::fs::{Command, blockref, orphan, retention, settings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,8 +38,9 @@ pub async fn run(shared: Arc<Shared>) {
 /// Returns how many it has dealt with; fewer than [`ROUND_BLOCKS`] means that there are no more for now.
 async fn round(shared: &Shared, after: &mut Option<Key>) -> usize {
     let grace_ms = u64::try_from(shared.config.gc_grace.as_millis()).unwrap_or(u64::MAX);
-    let before = Timestamp::now().as_millis().saturating_sub(grace_ms);
-    let state = shared.consensus.state();
+    let (now, state) = (Timestamp::now(), shared.consensus.state());
+    let Some(unpinned) = retention::deletable_before(&**state, now) else { return 0 };
+    let before = now.as_millis().saturating_sub(grace_ms).min(unpinned);
     let blocks = blockref::next_unreferenced(&**state, after, before, ROUND_BLOCKS);
     if blocks.is_empty() {
         return 0;
@@ -54,7 +55,10 @@ async fn round(shared: &Shared, after: &mut Option<Key>) -> usize {
     }
     // I10: each daemon decides for itself, against the stamps of its own copies. One that is away finds out by its block
     // report when it comes back.
-    let asking = by_daemon.into_iter().map(|(addr, hashes)| kept_by(shared, addr, hashes, grace_ms));
+    let asking = by_daemon.into_iter().map(|(addr, hashes)| {
+        let request = BlockRequest::Drop { hashes: hashes.clone(), epoch: layout.epoch, grace_ms };
+        kept_by(shared, addr, hashes, request)
+    });
     // All at once: one that answers late holds up no other.
     let kept: BTreeSet<BlockHash> = futures::future::join_all(asking).await.into_iter().flatten().collect();
     if !kept.is_empty() {
@@ -75,8 +79,7 @@ async fn round(shared: &Shared, after: &mut Option<Key>) -> usize {
 }
 
 /// Has a daemon drop its copies of these blocks. Returns those that it keeps; none when it does not answer.
-async fn kept_by(shared: &Shared, addr: SocketAddr, hashes: Vec<BlockHash>, grace_ms: u64) -> Vec<BlockHash> {
-    let request = BlockRequest::Drop { hashes: hashes.clone(), grace_ms };
+async fn kept_by(shared: &Shared, addr: SocketAddr, hashes: Vec<BlockHash>, request: BlockRequest) -> Vec<BlockHash> {
     let peer = shared.endpoint.peer(addr, Role::Blockd);
     match peer.request::<_, BlockReply>(&request, &[], DROP_TIMEOUT).await {
         Ok((BlockReply::Dropped(dropped), _)) if dropped.len() <= hashes.len() => {

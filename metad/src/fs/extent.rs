@@ -38,6 +38,16 @@ fn from_pair(key: &[u8], value: &[u8]) -> Extent {
     Extent { file_off: keys::extent_parts(key).1, len, source, version }
 }
 
+/// A stored value with another version.
+pub(super) fn with_version(
+    value: &[u8],
+    next: impl FnOnce(Version) -> Result<Version, wire::Error>,
+) -> Result<Vec<u8>, wire::Error> {
+    let mut stored: Stored = wire::codec::decode(value)?;
+    stored.version = next(stored.version)?;
+    Ok(wire::codec::encode(&stored))
+}
+
 /// Extents that overlap `range`, in order.
 pub(super) fn overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>) -> Vec<Extent> {
     let mut found = Vec::new();

@@ -79,6 +79,12 @@ pub fn journal(journal: JournalId) -> Key {
     key(b'P', &[journal.0], &[])
 }
 
+/// Positions of all journals; the journal is the first number.
+#[must_use]
+pub fn all_journals() -> Range<Key> {
+    below(vec![b'P'])
+}
+
 /// Target of a symlink.
 #[must_use]
 pub fn symlink(ino: Ino) -> Key {

@@ -7,7 +7,6 @@ use super::{Context, Refused, apply_ops};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use wire::FsError;
-use wire::attr::Timestamp;
 use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::limits::{BATCH_OPS_MAX, INO_RANGE, SESSION_REPLIES_MAX};
 use wire::op::{Batch, BatchReply, OpFailed, OpReply};
@@ -99,7 +98,7 @@ pub(super) fn all_and_ended(kv: &dyn Kv) -> Vec<(SessionId, Session)> {
 /// for each other's round trip. What depends on an earlier batch is sent once that one is answered.
 pub(super) fn apply_batch(
     view: &mut View,
-    now: Timestamp,
+    context: &Context,
     id: SessionId,
     batch: &Batch,
 ) -> Result<BatchReply, Refused> {
@@ -135,7 +134,7 @@ pub(super) fn apply_batch(
     let reply = if batch.ops.len() > BATCH_OPS_MAX {
         Err(OpFailed { index: 0, error: FsError::Invalid })
     } else {
-        apply_ops(view, &Context { now, entry: now, session: id }, &batch.ops)
+        apply_ops(view, &Context { session: id, ..*context }, &batch.ops)
     };
     view.store(key, &reply);
     Ok(reply)

@@ -60,6 +60,11 @@ pub(super) fn set_layout(view: &mut View, new: &Layout) -> CommandReply {
     CommandReply::Done
 }
 
+/// Puts a layout in place of the last one, whatever its epoch: while nobody serves the state.
+pub(super) fn replace_layout(view: &mut View, layout: &Layout) {
+    view.store(keys::setting(LAYOUT), layout);
+}
+
 /// The cluster's name, once it was founded.
 pub fn cluster(kv: &dyn Kv) -> Option<String> {
     kv.load(&keys::setting(CLUSTER))

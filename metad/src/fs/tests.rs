@@ -1,6 +1,7 @@
 //! The state machine against a plain model, and the invariants that it holds.
 
 mod bounds;
+mod recovery;
 
 use super::session::Opening;
 use super::view::MemoryKv;

@@ -26,9 +26,9 @@ const LIGHT_ENTRIES: usize = 4;
 
 /// How far the state has come, stored with it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Position {
-    applied: Option<LogId>,
-    membership: Membership,
+pub(super) struct Position {
+    pub(super) applied: Option<LogId>,
+    pub(super) membership: Membership,
 }
 
 /// The state machine as openraft sees it.

@@ -165,20 +165,38 @@ pub(super) fn meta(snapshot: &SnapshotFile) -> io::Result<SnapshotMeta> {
     read_head(&mut reading(snapshot))
 }
 
-/// Puts the state of a verified snapshot in place of the store's, with `position`.
-pub(super) fn load(snapshot: &SnapshotFile, store: &Store, position: &[u8]) -> io::Result<()> {
+/// Reads the pairs of a verified snapshot, group by group.
+pub(super) struct Groups {
+    file: BufReader<Reading>,
+}
+
+/// Begins to read the pairs of a verified snapshot.
+pub(super) fn groups(snapshot: &SnapshotFile) -> io::Result<Groups> {
     let mut file = reading(snapshot);
     read_head(&mut file)?;
-    store.clear();
-    loop {
-        let count = read_u32(&mut file)?;
+    Ok(Groups { file })
+}
+
+impl Groups {
+    /// The next pairs, in the order of their keys; `None` behind the last ones.
+    pub(super) fn next(&mut self) -> io::Result<Option<Vec<(Key, Vec<u8>)>>> {
+        let count = read_u32(&mut self.file)?;
         if count == 0 {
-            break;
+            return Ok(None);
         }
         let mut pairs: Vec<(Key, Vec<u8>)> = Vec::with_capacity(count.min(4096) as usize);
         for _ in 0..count {
-            pairs.push((read_part(&mut file)?, read_part(&mut file)?));
+            pairs.push((read_part(&mut self.file)?, read_part(&mut self.file)?));
         }
+        Ok(Some(pairs))
+    }
+}
+
+/// Puts the state of a verified snapshot in place of the store's, with `position`.
+pub(super) fn load(snapshot: &SnapshotFile, store: &Store, position: &[u8]) -> io::Result<()> {
+    let mut groups = groups(snapshot)?;
+    store.clear();
+    while let Some(pairs) = groups.next()? {
         store.load(pairs);
     }
     store.apply(Changes::new(), position);

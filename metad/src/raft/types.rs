@@ -44,6 +44,9 @@ impl std::fmt::Display for Stamped {
             Command::SetLayout(layout) => write!(f, "layout {}", layout.epoch),
             Command::BlocksDropped(blocks) => write!(f, "{} blocks dropped", blocks.len()),
             Command::Reap => f.write_str("reap"),
+            Command::PinBlocks { name, .. } => write!(f, "pin {name:?}"),
+            Command::ReleasePin { name } => write!(f, "release pin {name:?}"),
+            Command::ResumeDeletion => f.write_str("resume deletion"),
         }
     }
 }

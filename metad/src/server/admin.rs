@@ -3,7 +3,7 @@
 use super::Server;
 use crate::cluster::watch;
 use crate::error::ProposeError;
-use crate::fs::{check, session, settings};
+use crate::fs::{check, retention, session, settings};
 use std::time::Duration;
 use wire::layout::{Layout, LayoutMember};
 use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS};
@@ -33,13 +33,14 @@ impl Server {
                 Ok(()) => AdminReply::Done,
                 Err(error) => AdminReply::Failed(error.to_string()),
             },
-            AdminRequest::Check => {
-                let state = consensus.state().clone();
-                match tokio::task::spawn_blocking(move || check::check(&*state)).await {
-                    Ok(problems) => AdminReply::Problems(problems),
-                    Err(error) => AdminReply::Failed(error.to_string()),
-                }
-            }
+            AdminRequest::Check => match self.problems().await {
+                Ok(problems) => AdminReply::Problems(problems),
+                Err(reason) => AdminReply::Failed(reason),
+            },
+            AdminRequest::PinBlocks { name, keep_ms } => self.pin_blocks(name, keep_ms).await?,
+            AdminRequest::Pins => AdminReply::Pins(retention::pins(&**consensus.state(), self.shared.clock.now())),
+            AdminRequest::ReleasePin { name } => self.release_pin(name).await?,
+            AdminRequest::ResumeDeletion { force } => self.resume_deletion(force).await?,
         };
         Ok(MetaReply::Admin(reply))
     }
@@ -62,8 +63,16 @@ impl Server {
                 .map(|(id, session)| (id, session.opening.host, session.opening.purpose))
                 .collect(),
             statfs: self.shared.liveness.statfs(&layout, settings::inode_count(&**state)),
+            deletion_stopped: retention::deletion_stopped(&**state),
+            pins: retention::pins(&**state, self.shared.clock.now()),
             layout,
         }
+    }
+
+    pub(super) async fn problems(&self) -> Result<Vec<String>, String> {
+        let state = self.shared.consensus.state().clone();
+        let checked = tokio::task::spawn_blocking(move || check::check(&*state)).await;
+        checked.map_err(|error| error.to_string())
     }
 
     async fn set_redundancy(&self, replicas: u8, min_sync: u8) -> Result<AdminReply, ProposeError> {

@@ -3,8 +3,8 @@
 use super::{Server, validate};
 use crate::cluster::{placement, watch};
 use crate::error::ProposeError;
-use crate::fs::{blockref, settings};
-use wire::ids::BlockHash;
+use crate::fs::{retention, settings};
+use wire::ids::{BlockHash, LayoutEpoch};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::meta::{BlockdHeartbeat, MetaReply};
 use wire::tls::PeerIdentity;
@@ -20,6 +20,7 @@ impl Server {
             return Err(ProposeError::Refused(format!("{} reports as {}", peer.subject.name, heartbeat.name)));
         }
         let known = heartbeat.epoch;
+        self.refuse_if_behind(&heartbeat.name, known)?;
         self.shared.liveness.heard_blockd(heartbeat.clone());
         let mut layout = settings::layout(&**self.shared.consensus.state());
         if !stands_in(&layout, &heartbeat) {
@@ -44,13 +45,28 @@ impl Server {
         })
     }
 
-    pub(super) async fn block_report(&self, blocks: &[BlockHash]) -> Result<MetaReply, ProposeError> {
+    /// I11: who leads later knows every epoch that a block daemon can have learned. Where one knows a later one, this cluster is
+    /// a copy of the past, and another one has gone on: nothing that it knows counts any more.
+    fn refuse_if_behind(&self, name: &str, known: LayoutEpoch) -> Result<(), ProposeError> {
+        let epoch = settings::layout(&**self.shared.consensus.state()).epoch;
+        if known <= epoch {
+            return Ok(());
+        }
+        tracing::error!(name, %known, %epoch, "a block daemon belongs to a cluster that was recovered elsewhere: stop this metad");
+        Err(ProposeError::Refused(format!("{name} knows a layout of epoch {known}, and the last one here is {epoch}")))
+    }
+
+    pub(super) async fn block_report(
+        &self,
+        peer: &PeerIdentity,
+        epoch: LayoutEpoch,
+        blocks: &[BlockHash],
+    ) -> Result<MetaReply, ProposeError> {
         self.shared.consensus.read_barrier().await?;
+        self.refuse_if_behind(&peer.subject.name, epoch)?;
         let state = self.shared.consensus.state().clone();
-        let blocks = blocks.to_vec();
-        let unreferenced = tokio::task::spawn_blocking(move || {
-            blocks.into_iter().filter(|hash| !blockref::is_referenced(&*state, hash)).collect()
-        });
+        let (blocks, now) = (blocks.to_vec(), self.shared.clock.now());
+        let unreferenced = tokio::task::spawn_blocking(move || retention::unreferenced(&*state, now, blocks));
         let unreferenced = unreferenced.await.map_err(|error| ProposeError::Refused(error.to_string()))?;
         Ok(MetaReply::Unreferenced(unreferenced))
     }

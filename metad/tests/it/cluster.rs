@@ -21,14 +21,14 @@ pub(super) const LIMIT: Duration = Duration::from_secs(30);
 
 pub(super) struct Cluster {
     pub(super) ca: ClusterCa,
-    dir: TempDir,
+    pub(super) dir: TempDir,
     pub(super) nodes: BTreeMap<u64, Node>,
     initial: BTreeMap<MetadId, SocketAddr>,
     client: Endpoint,
     admin: Endpoint,
 }
 
-fn free_addr() -> SocketAddr {
+pub(super) fn free_addr() -> SocketAddr {
     // Found by asking the kernel for one, and free again when the probe is dropped.
     let probe = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     probe.local_addr().unwrap()
@@ -39,7 +39,13 @@ pub(super) fn endpoint(ca: &ClusterCa, role: Role) -> Endpoint {
     Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap()
 }
 
-fn config(ca: &ClusterCa, dir: &Path, id: u64, addr: SocketAddr, initial: &BTreeMap<MetadId, SocketAddr>) -> Config {
+pub(super) fn config(
+    ca: &ClusterCa,
+    dir: &Path,
+    id: u64,
+    addr: SocketAddr,
+    initial: &BTreeMap<MetadId, SocketAddr>,
+) -> Config {
     let identity: Identity = ca.issue(&Subject::new(Role::Metad, &format!("metad-{id}"))).unwrap();
     Config {
         id: MetadId(id),
@@ -82,7 +88,7 @@ impl Cluster {
         self.nodes.insert(id, node);
     }
 
-    async fn stop_node(&mut self, id: u64) {
+    pub(super) async fn stop_node(&mut self, id: u64) {
         self.nodes.remove(&id).unwrap().stop().await;
     }
 

@@ -97,7 +97,7 @@ async fn each_kind_of_message_is_refused_by_its_first_bytes_for_roles_that_may_n
     let mut honest = cluster.session().await;
     // Behind the kind stands what decodes to nothing: only the role can be the reason.
     let garbage = |request: &MetaRequest| Raw([&encoded(request)[..1], &[0xff; 4_000][..]].concat());
-    let report = MetaRequest::BlockReport { id: BlockdId([1; 16]), blocks: Vec::new() };
+    let report = MetaRequest::BlockReport { id: BlockdId([1; 16]), epoch: LayoutEpoch(0), blocks: Vec::new() };
     for (request, role) in [
         (submit(honest.id, 1, Vec::new()), Role::Blockd),
         (MetaRequest::CloseSession { session: honest.id }, Role::Admin),

@@ -3,3 +3,4 @@
 mod cluster;
 mod hostile;
 mod model_machine;
+mod recovery;

@@ -27,6 +27,17 @@ impl Access {
         reply
     }
 
+    /// A way into the cluster, for those who ask several things.
+    pub fn admin(&self) -> Result<Admin> {
+        Admin::load(&self.bundle)
+    }
+
+    /// How long an answer is waited for.
+    #[must_use]
+    pub fn limit(&self) -> Duration {
+        Duration::from_secs(self.wait_s)
+    }
+
     /// The cluster's state.
     pub async fn status(&self) -> Result<ClusterStatus> {
         let admin = Admin::load(&self.bundle)?;

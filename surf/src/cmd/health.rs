@@ -1,6 +1,7 @@
 //! What an operator should look at, in the order of urgency.
 
 use super::blockd::states;
+use crate::output;
 use wire::message::admin::{BlockdHealth, ClusterStatus};
 
 /// What an operator should look at.
@@ -72,6 +73,7 @@ impl Health {
         let mut health = Self { problems: metads(status), notes: Vec::new(), is_critical: false };
         health.blockds(status);
         health.blocks(status);
+        health.deletion(status);
         health
     }
 
@@ -138,6 +140,20 @@ impl Health {
     }
 }
 
+impl Health {
+    fn deletion(&mut self, status: &ClusterStatus) {
+        if let Some(stop) = &status.deletion_stopped {
+            let (reason, since) = (&stop.reason, output::time(stop.since));
+            self.problems.push(format!(
+                "no block is deleted since {since} ({reason}): look whether all is there, then `surf metad resume-deletion`"
+            ));
+        }
+        for pin in &status.pins {
+            self.notes.push(format!("blocks of {} are kept until {}", pin.name, output::time(pin.until)));
+        }
+    }
+}
+
 fn metads(status: &ClusterStatus) -> Vec<String> {
     let mut problems = Vec::new();
     let voters = status.metads.iter().filter(|(_, _, voter, _)| *voter).count();
@@ -189,6 +205,8 @@ mod tests {
             blockds: healths.iter().map(|health| state(*health)).collect(),
             sessions: Vec::new(),
             statfs: StatFs::default(),
+            deletion_stopped: None,
+            pins: Vec::new(),
         }
     }
 

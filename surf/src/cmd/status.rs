@@ -57,6 +57,8 @@ fn as_json(status: &ClusterStatus, health: &Health, work: &Work) -> serde_json::
         "critical": health.is_critical,
         "problems": health.problems,
         "notes": health.notes,
+        "deletion_stopped": status.deletion_stopped.as_ref().map(|stop| &stop.reason),
+        "pins": status.pins.iter().map(|pin| &pin.name).collect::<Vec<_>>(),
         "used_bytes": used,
         "total_bytes": total,
         "inodes": status.statfs.inodes,

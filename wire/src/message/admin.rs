@@ -1,9 +1,11 @@
 //! What operators ask of metad.
 
+use crate::attr::Timestamp;
 use crate::ids::{MetadId, SessionId};
 use crate::layout::Layout;
 use crate::message::block::RepairReport;
 use crate::op::StatFs;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -60,6 +62,60 @@ pub enum AdminRequest {
     Snapshot,
     /// Check the whole metadata for contradictions. Answers `Problems`.
     Check,
+    /// Delete no block that something refers to now, for as long as this. Answers `Done`.
+    PinBlocks {
+        /// Name of the pin, new, of 1 to [`PIN_NAME_BYTES_MAX`](crate::limits::PIN_NAME_BYTES_MAX) bytes.
+        name: String,
+        /// Milliseconds from now, at most [`PIN_MAX_MS`](crate::limits::PIN_MAX_MS).
+        keep_ms: u64,
+    },
+    /// The pins that hold. Answers `Pins`.
+    Pins,
+    /// Remove a pin. Answers `Done`.
+    ReleasePin {
+        /// Its name.
+        name: String,
+    },
+    /// Delete blocks again that nothing refers to, after a recovery. Answers `Done`, or `Problems` when the metadata
+    /// contradicts itself: deletion stays stopped then.
+    ResumeDeletion {
+        /// Whatever the metadata looks like.
+        force: bool,
+    },
+}
+
+/// A piece of a backup, in answer to [`MetaRequest::Backup`](super::meta::MetaRequest::Backup).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum BackupPiece {
+    /// The next bytes of the file.
+    Bytes(Bytes),
+    /// There are no more.
+    End {
+        /// How many they were.
+        bytes: u64,
+    },
+    /// There will be no more, and why: what has come so far is of no use.
+    Failed(String),
+}
+
+/// A promise to delete no block that something referred to when it was made.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Pin {
+    /// Its name.
+    pub name: String,
+    /// When it was made.
+    pub made: Timestamp,
+    /// When it ends by itself.
+    pub until: Timestamp,
+}
+
+/// Why no block is deleted.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeletionStop {
+    /// What was done: for people.
+    pub reason: String,
+    /// When.
+    pub since: Timestamp,
 }
 
 /// Answer to an operator.
@@ -73,6 +129,8 @@ pub enum AdminReply {
     Status(Box<ClusterStatus>),
     /// What contradicts itself, one line each; empty when all is well.
     Problems(Vec<String>),
+    /// The pins that hold, in the order of their making.
+    Pins(Vec<Pin>),
 }
 
 /// State of the cluster.
@@ -96,6 +154,10 @@ pub struct ClusterStatus {
     pub sessions: Vec<(SessionId, String, String)>,
     /// Capacity and use.
     pub statfs: StatFs,
+    /// Why no block is deleted, until an operator has it resumed.
+    pub deletion_stopped: Option<DeletionStop>,
+    /// What blocks without references are kept for.
+    pub pins: Vec<Pin>,
 }
 
 /// How a block daemon is.

@@ -42,6 +42,8 @@ pub enum BlockRequest {
         /// The blocks.
         #[serde(deserialize_with = "bounded::<_, _, BLOCK_NAMES_MAX>")]
         hashes: Vec<BlockHash>,
+        /// Layout that metad knows. One of a time that is over drops nothing.
+        epoch: LayoutEpoch,
         /// Blocks renewed less than this long ago stay.
         grace_ms: u64,
     },
@@ -310,7 +312,7 @@ mod tests {
         for request in [
             BlockRequest::Put { hash, epoch, chain: Vec::new(), needed: 1 },
             BlockRequest::Get { hash, epoch, offset: 0, len: 1 },
-            BlockRequest::Drop { hashes: Vec::new(), grace_ms: 1 },
+            BlockRequest::Drop { hashes: Vec::new(), epoch, grace_ms: 1 },
             BlockRequest::List { from: hash, last: hash, limit: 1 },
             BlockRequest::Probe { epoch, hashes: Vec::new() },
             BlockRequest::Digests { epoch, spans: Vec::new() },

@@ -84,6 +84,8 @@ pub enum MetaRequest {
     BlockReport {
         /// The daemon.
         id: BlockdId,
+        /// Layout that it knows.
+        epoch: LayoutEpoch,
         /// A page of the blocks that it holds.
         #[serde(deserialize_with = "bounded::<_, _, BLOCK_NAMES_MAX>")]
         blocks: Vec<BlockHash>,
@@ -94,6 +96,9 @@ pub enum MetaRequest {
     Raft(RaftKind),
     /// Who leads? Answers `NotLeader` from any node, the leader included.
     WhoLeads,
+    /// A backup of the metadata as it is now. Role admin. Answered by the leader with a stream of
+    /// [`BackupPiece`](super::admin::BackupPiece)s.
+    Backup,
 }
 
 /// Which request a message is: what its head begins with. In the order of [`MetaRequest`].
@@ -113,6 +118,7 @@ pub enum MetaRequestKind {
     Admin,
     Raft,
     WhoLeads,
+    Backup,
 }
 
 impl MetaRequest {
@@ -133,6 +139,7 @@ impl MetaRequest {
             Self::Admin(_) => MetaRequestKind::Admin,
             Self::Raft(_) => MetaRequestKind::Raft,
             Self::WhoLeads => MetaRequestKind::WhoLeads,
+            Self::Backup => MetaRequestKind::Backup,
         }
     }
 }
@@ -302,7 +309,7 @@ mod tests {
             MetaRequest::GetLayout,
             MetaRequest::Events { session, dirty: false },
             MetaRequest::BlockdHeartbeat(heartbeat),
-            MetaRequest::BlockReport { id: BlockdId([1; 16]), blocks: Vec::new() },
+            MetaRequest::BlockReport { id: BlockdId([1; 16]), epoch: LayoutEpoch(1), blocks: Vec::new() },
             MetaRequest::Admin(AdminRequest::Status),
             MetaRequest::Raft(RaftKind::Vote),
             MetaRequest::WhoLeads,

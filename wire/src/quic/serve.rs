@@ -428,13 +428,21 @@ impl EventSender {
     /// [`Error::Malformed`] when the stream has ended, the event is too large, or the receiver has let a full window of
     /// events lie for seconds. After an error the stream is of no further use.
     pub async fn send<E: Serialize + Sync + ?Sized>(&mut self, event: &E) -> Result<(), Error> {
+        self.send_within(event, EVENT_SEND_TIMEOUT).await
+    }
+
+    /// The same, for a receiver that may take longer.
+    ///
+    /// # Errors
+    /// As [`EventSender::send`].
+    pub async fn send_within<E: Serialize + Sync + ?Sized>(&mut self, event: &E, limit: Duration) -> Result<(), Error> {
         let head = codec::encode(event);
         if head.len() > HEAD_BYTES_MAX {
             return Err(Error::Malformed(format!("an event of {} bytes is too large", head.len())));
         }
         let header = ReplyHeader { kind: ReplyKind::Answer, head_len: head.len() as u32, payload_len: 0 }.encode();
         let writing = write_frame(&mut self.send, &header, &head, &[]);
-        timeout(EVENT_SEND_TIMEOUT, writing).await.map_err(broken)?.map_err(broken)
+        timeout(limit, writing).await.map_err(broken)?.map_err(broken)
     }
 
     /// Resolves when the receiver has dropped its end or the connection is lost: for those that wait for something to

@@ -12,4 +12,5 @@ mod mounts;
 mod posix;
 mod programs;
 mod recalls;
+mod recovery;
 mod semantics;

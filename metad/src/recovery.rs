@@ -1,0 +1,315 @@
+//! Disaster recovery: a new cluster from a backup, or from the only survivor of one. See `docs/operations.md`.
+//!
+//! Both work on the files of a node that does not run, and make those of one that alone is a cluster: in `recovered/` of the
+//! data directory first, beside what is there. Then [`MARK`] is written, from where on the new files count, and they are
+//! moved into their places, which a cut does not harm: it is done again at the next start. What they replace is kept.
+
+use crate::config::Config;
+use crate::consensus::Member;
+use crate::error::Error;
+use crate::files::DataDir;
+use crate::fs::recovery::{self, Jump};
+use crate::fs::view::{Changes, View};
+use crate::raft::stopped::{self, Stopped};
+use crate::store::Store;
+use std::fs::{self, File};
+use std::io::{BufReader, ErrorKind};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::{JoinSet, block_in_place};
+use wire::attr::Timestamp;
+use wire::backup::{Head, Reader, verify};
+use wire::durable;
+use wire::ids::MetadId;
+use wire::message::admin::DeletionStop;
+use wire::message::meta::{MetaReply, MetaRequest};
+use wire::quic::Endpoint;
+use wire::tls::Role;
+
+/// Where new files are made.
+const RECOVERED: &str = "recovered";
+/// Says that all of them are there, and where what they replace goes.
+const MARK: &str = "RECOVERY";
+/// What a node's data consists of. The log comes last: a node without one is a new one.
+const PARTS: [&str; 3] = ["state", "snapshot", "log"];
+/// Pairs loaded, and values changed, at a time.
+const SOME: usize = 4096;
+/// Sessions ended, and inodes removed, at a time: each may change much.
+const FEW: usize = 16;
+/// A metad that runs answers far sooner.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Makes a node that alone is a cluster from a backup, in an empty data directory. Returns what the backup is of.
+///
+/// # Errors
+/// What an operator can mend, one line each.
+pub async fn restore(config: &Config, file: &Path) -> Result<Head, Error> {
+    let unusable = |error: &dyn std::fmt::Display| Error::Recovery(format!("{}: {error}", file.display()));
+    let open = || File::open(file).map(|opened| BufReader::with_capacity(1 << 20, opened));
+    // All of it, before anything is made of it.
+    let from = open().map_err(|error| unusable(&error))?;
+    let (head, _, _) = block_in_place(|| verify(from)).map_err(|error| unusable(&error))?;
+    let cluster_id = config.identity.cluster_id();
+    if head.cluster_id != cluster_id {
+        let other = format!("is of cluster {} ({}), the identity is of {cluster_id}", head.cluster, head.cluster_id);
+        return Err(unusable(&format!("{other}: use one that the same CA has issued")));
+    }
+    let now = Timestamp::now();
+    if head.at > now {
+        return Err(unusable(&"was made later than now, by this machine's clock: set the clock"));
+    }
+    let dir = DataDir::take(&config.data_dir, cluster_id, config.id)?;
+    if PARTS.iter().any(|part| config.data_dir.join(part).exists()) || config.data_dir.join(MARK).exists() {
+        let found = config.data_dir.display();
+        return Err(Error::Recovery(format!(
+            "{found}: holds a node's data: a backup is restored into an empty directory"
+        )));
+    }
+    let member = Member { id: config.id, addr: own_address(config)?, voter: true, matched: 0 };
+    let made = begin(&config.data_dir)?;
+    let store = Arc::new(Store::open(&made.join("state"), config.tuning.cache_bytes)?);
+    let mut reader = Reader::open(open().map_err(|error| unusable(&error))?).map_err(|error| unusable(&error))?;
+    block_in_place(|| load(&mut reader, &store)).map_err(|error| unusable(&error))?;
+    let reason = format!("restored from a backup of log index {}", head.index);
+    go_on(&made, Stopped { store, term: head.term, index: head.index, members: Vec::new() }, &member, (now, reason))
+        .await?;
+    switch(&config.data_dir)?;
+    drop(dir);
+    Ok(head)
+}
+
+/// What a survivor goes on from.
+#[derive(Clone, Debug)]
+pub struct Forced {
+    /// Index of the last entry in its log.
+    pub index: u64,
+    /// The others, which are no members any more.
+    pub lost: Vec<MetadId>,
+    /// Where the files are that it had before.
+    pub kept: PathBuf,
+}
+
+/// Lets a stopped node that has lost the others for good be a cluster by itself.
+///
+/// # Errors
+/// What an operator can mend, one line each; also that another member answers.
+pub async fn force_single(config: &Config) -> Result<Forced, Error> {
+    let (dir, now) = (DataDir::take(&config.data_dir, config.identity.cluster_id(), config.id)?, Timestamp::now());
+    finish(&config.data_dir, true)?;
+    if !config.data_dir.join("log").exists() {
+        let found = config.data_dir.display();
+        return Err(Error::Recovery(format!(
+            "{found}: no node has run here: this is for one that survived the others"
+        )));
+    }
+    let made = begin(&config.data_dir)?;
+    let stopped = stopped::copy_with_log(&config.data_dir, &made, config.tuning.cache_bytes).await?;
+    let Some(member) = stopped.members.iter().find(|member| member.id == config.id).cloned() else {
+        return Err(Error::Recovery(format!("metad-{} is no member of its cluster any more", config.id)));
+    };
+    let others: Vec<Member> = stopped.members.iter().filter(|other| other.id != config.id).cloned().collect();
+    if let Some(alive) = probe(config, &others).await? {
+        let (id, addr) = (alive.id, alive.addr);
+        return Err(Error::Recovery(format!(
+            "metad-{id} ({addr}) answers. While a majority runs nothing need be forced, and two clusters of one past would \
+             harm each other: stop it, and wipe it afterwards"
+        )));
+    }
+    let forced = Forced {
+        index: stopped.index,
+        lost: others.into_iter().map(|other| other.id).collect(),
+        kept: kept_dir(&config.data_dir),
+    };
+    let reason = format!("metad-{} went on alone from log index {}", config.id, stopped.index);
+    go_on(&made, stopped, &member, (now, reason)).await?;
+    switch(&config.data_dir)?;
+    drop(dir);
+    Ok(forced)
+}
+
+/// Completes a recovery that was cut off once its files were made; refuses one that had not come so far, unless it is begun
+/// again.
+///
+/// # Errors
+/// When it cannot be completed.
+pub(crate) fn finish(data_dir: &Path, is_begun_again: bool) -> Result<(), Error> {
+    if data_dir.join(MARK).exists() {
+        return switch(data_dir);
+    }
+    if data_dir.join(RECOVERED).exists() && !is_begun_again {
+        let found = data_dir.display();
+        return Err(Error::Recovery(format!("{found}: a recovery was cut off here: run the same command again")));
+    }
+    Ok(())
+}
+
+fn begin(data_dir: &Path) -> Result<PathBuf, Error> {
+    let made = data_dir.join(RECOVERED);
+    match fs::remove_dir_all(&made) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::disk(&made, error)),
+        _ => {}
+    }
+    durable::make_private_dir(&made).map_err(|error| Error::disk(&made, error))?;
+    Ok(made)
+}
+
+fn own_address(config: &Config) -> Result<SocketAddr, Error> {
+    let addr = config.initial.get(&config.id).copied().unwrap_or(config.listen);
+    if addr.ip().is_unspecified() || addr.port() == 0 {
+        return Err(Error::Config(format!("others do not reach this node at {addr}: give its address in `initial`")));
+    }
+    Ok(addr)
+}
+
+/// The first of these metads that answers.
+async fn probe(config: &Config, others: &[Member]) -> Result<Option<Member>, Error> {
+    let any: SocketAddr = if others.iter().all(|other| other.addr.ip().is_loopback()) {
+        ([127, 0, 0, 1], 0).into()
+    } else {
+        ([0, 0, 0, 0], 0).into()
+    };
+    let endpoint = Endpoint::bind(any, &config.identity)?;
+    let mut probes = JoinSet::new();
+    for other in others.iter().cloned() {
+        let peer = endpoint.peer(other.addr, Role::Metad);
+        probes.spawn(async move {
+            let answer = peer.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], PROBE_LIMIT).await;
+            answer.is_ok().then_some(other)
+        });
+    }
+    let mut alive = None;
+    while let Some(probed) = probes.join_next().await {
+        alive = alive.or(probed.ok().flatten());
+    }
+    endpoint.close().await;
+    Ok(alive)
+}
+
+fn load(reader: &mut Reader<BufReader<File>>, store: &Store) -> Result<(), wire::backup::BackupError> {
+    let mut pairs = Vec::new();
+    loop {
+        let record = reader.next()?;
+        let is_last = record.is_none();
+        pairs.extend(record);
+        if pairs.len() >= SOME || is_last {
+            store.load(std::mem::take(&mut pairs));
+        }
+        if is_last {
+            return Ok(());
+        }
+    }
+}
+
+/// Makes the files of a node that goes on from a state of the past.
+async fn go_on(made: &Path, from: Stopped, member: &Member, (now, reason): (Timestamp, String)) -> Result<(), Error> {
+    let jump = Jump::at(now).ok_or_else(|| Error::Recovery("this machine's clock is wrong: set it".to_owned()))?;
+    let store = &from.store;
+    let foreign = |error: wire::Error| Error::Recovery(format!("the state cannot be used: {error}"));
+    block_in_place(|| {
+        while change(store, |view| Ok(recovery::end_sessions(view, now, FEW)))? > 0 {}
+        while change(store, |view| Ok(recovery::drop_orphans(view, now, FEW)))? > 0 {}
+        for range in recovery::versioned() {
+            let mut after = None;
+            while change(store, |view| recovery::shift_versions(view, jump, &range, &mut after, SOME))? > 0 {}
+        }
+        let stop = DeletionStop { reason, since: now };
+        change(store, |view| recovery::begin_anew(view, jump, &stop))
+    })
+    .map_err(foreign)?;
+    stopped::make_single(made, store, member, (jump.over_term(from.term), jump.over(from.index))).await
+}
+
+fn change<T>(store: &Store, step: impl FnOnce(&mut View) -> Result<T, wire::Error>) -> Result<T, wire::Error> {
+    let mut view = View::new(store);
+    let done = step(&mut view)?;
+    let changes: Changes = view.into_changes();
+    // Its position is made when all is done: until then it is nobody's state.
+    store.apply(changes, &store.position().unwrap_or_default());
+    Ok(done)
+}
+
+/// A name that is free.
+fn kept_dir(data_dir: &Path) -> PathBuf {
+    let named = |number: u32| data_dir.join(format!("before-recovery-{number}"));
+    (1..).map(named).find(|path| !path.exists()).unwrap_or_else(|| named(0))
+}
+
+/// Puts the new files in their places, and what was there aside.
+fn switch(data_dir: &Path) -> Result<(), Error> {
+    let (mark, made) = (data_dir.join(MARK), data_dir.join(RECOVERED));
+    let disk = |error| Error::disk(data_dir, error);
+    if !mark.exists() {
+        durable::sync_dir(&made).and_then(|()| durable::sync_dir(&made.join("log"))).map_err(disk)?;
+        let kept = kept_dir(data_dir);
+        durable::replace(&mark, kept.as_os_str().as_encoded_bytes()).map_err(disk)?;
+    }
+    let kept = PathBuf::from(fs::read_to_string(&mark).map_err(disk)?);
+    for part in PARTS {
+        let (new, place) = (made.join(part), data_dir.join(part));
+        // Moved already, before a cut.
+        if !new.exists() {
+            continue;
+        }
+        if place.exists() {
+            durable::make_private_dir(&kept).map_err(disk)?;
+            fs::rename(&place, kept.join(part)).map_err(disk)?;
+        }
+        durable::rename(&new, &place).map_err(disk)?;
+    }
+    fs::remove_dir_all(&made)
+        .or_else(|error| if error.kind() == ErrorKind::NotFound { Ok(()) } else { Err(error) })
+        .map_err(disk)?;
+    fs::remove_file(&mark).and_then(|()| durable::sync_dir(data_dir)).map_err(disk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A data directory with a recovery in it whose files are all there.
+    fn prepared() -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = kept_dir(dir.path());
+        for (at, content) in [(dir.path().to_owned(), "old"), (dir.path().join(RECOVERED), "new")] {
+            fs::create_dir_all(&at).unwrap();
+            PARTS.iter().for_each(|part| fs::write(at.join(part), content).unwrap());
+        }
+        fs::write(dir.path().join(MARK), kept.as_os_str().as_encoded_bytes()).unwrap();
+        (dir, kept)
+    }
+
+    #[test]
+    fn a_recovery_that_is_cut_off_once_its_files_are_there_is_completed() {
+        let steps = PARTS.len() * 2;
+        for cut_after in 0..=steps {
+            let (dir, kept) = prepared();
+            let (made, place) = (dir.path().join(RECOVERED), dir.path());
+            let moves = PARTS
+                .iter()
+                .flat_map(|part| [(place.join(part), kept.join(part)), (made.join(part), place.join(part))]);
+            fs::create_dir(&kept).unwrap();
+            moves.take(cut_after).for_each(|(from, to)| fs::rename(from, to).unwrap());
+            finish(dir.path(), false).unwrap();
+            for part in PARTS {
+                assert_eq!(fs::read_to_string(place.join(part)).unwrap(), "new", "{part}, cut after {cut_after}");
+                assert_eq!(fs::read_to_string(kept.join(part)).unwrap(), "old", "{part}, cut after {cut_after}");
+            }
+            assert!(!made.exists() && !dir.path().join(MARK).exists());
+            assert_ne!(kept_dir(dir.path()), kept, "the next recovery keeps elsewhere");
+        }
+    }
+
+    #[test]
+    fn a_recovery_that_is_cut_off_before_is_not_taken_for_a_node() {
+        let (dir, _) = prepared();
+        fs::remove_file(dir.path().join(MARK)).unwrap();
+        let error = finish(dir.path(), false).unwrap_err().to_string();
+        assert!(error.contains("cut off"), "{error}");
+        finish(dir.path(), true).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("log")).unwrap(), "old");
+        begin(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path().join(RECOVERED)).unwrap().count(), 0);
+    }
+}

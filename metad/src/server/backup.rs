@@ -1,0 +1,144 @@
+//! Backups: the state as a stream to an operator, the pins that keep its blocks, and the end of a recovery.
+
+use super::Server;
+use crate::consensus::SavedState;
+use crate::error::ProposeError;
+use crate::fs::{Command, CommandReply, recovery, retention, settings};
+use bytes::Bytes;
+use std::io::{self, Write};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use wire::attr::Timestamp;
+use wire::backup::{Head, Writer};
+use wire::ids::ClusterId;
+use wire::limits::{PIN_MAX_MS, PIN_NAME_BYTES_MAX, PINS_MAX};
+use wire::message::admin::{AdminReply, BackupPiece};
+use wire::quic::{EventSender, Incoming};
+
+/// A snapshot of a large state takes a while.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(1800);
+/// An operator's disk, or pipe, that takes nothing for this long takes no more.
+const PIECE_LIMIT: Duration = Duration::from_secs(600);
+/// Bytes of a piece.
+const PIECE_BYTES: usize = 256 << 10;
+/// Pieces that wait to be sent.
+const PIECES_WAITING: usize = 4;
+
+impl Server {
+    /// Sends a backup. Only the leader does: it alone knows that its state is the newest.
+    pub(super) async fn backup(&self, incoming: Incoming) {
+        if self.shared.consensus.read_barrier().await.is_err() {
+            return incoming.refuse("another node leads").await;
+        }
+        let Ok(_turn) = self.shared.backups.try_acquire() else {
+            return incoming.refuse("enough backups are being fetched: wait until one has ended").await;
+        };
+        let mut pieces = incoming.into_events();
+        let last = match self.send_backup(&mut pieces).await {
+            Ok(bytes) => BackupPiece::End { bytes },
+            Err(reason) => {
+                tracing::warn!(reason, "a backup was not completed");
+                BackupPiece::Failed(reason)
+            }
+        };
+        // Whoever does not get it knows that the backup is not whole.
+        let _ = pieces.send_within(&last, PIECE_LIMIT).await;
+    }
+
+    async fn send_backup(&self, pieces: &mut EventSender) -> Result<u64, String> {
+        let saved = self.shared.consensus.saved_state(SNAPSHOT_LIMIT).await.map_err(|error| error.to_string())?;
+        let cluster = settings::cluster(&**self.shared.consensus.state()).unwrap_or_default();
+        let head = head_of(&saved, cluster, self.shared.config.identity.cluster_id());
+        let (to_send, mut next) = mpsc::channel(PIECES_WAITING);
+        // When nobody takes its pieces any more it ends.
+        let writing = spawn_blocking(move || write_backup(saved, &head, Pieces { to_send, gathered: Vec::new() }));
+        let mut bytes = 0;
+        while let Some(piece) = next.recv().await {
+            bytes += piece.len() as u64;
+            pieces.send_within(&BackupPiece::Bytes(piece), PIECE_LIMIT).await.map_err(|error| error.to_string())?;
+        }
+        let written = writing.await.map_err(|error| error.to_string())?;
+        written.map(|()| bytes).map_err(|error| error.to_string())
+    }
+
+    pub(super) async fn pin_blocks(&self, name: String, keep_ms: u64) -> Result<AdminReply, ProposeError> {
+        if name.is_empty() || name.len() > PIN_NAME_BYTES_MAX || keep_ms > PIN_MAX_MS {
+            let reason =
+                format!("names have 1 to {PIN_NAME_BYTES_MAX} bytes, and blocks are kept for 100 years at most");
+            return Ok(AdminReply::Failed(reason));
+        }
+        let refused = format!("there is a backup {name:?} already, or there are {PINS_MAX}: release some");
+        Ok(match self.shared.propose(Command::PinBlocks { name, keep_ms }).await? {
+            CommandReply::Done => AdminReply::Done,
+            _ => AdminReply::Failed(refused),
+        })
+    }
+
+    pub(super) async fn release_pin(&self, name: String) -> Result<AdminReply, ProposeError> {
+        let pins = retention::pins(&**self.shared.consensus.state(), self.shared.clock.now());
+        let names: Vec<&str> = pins.iter().map(|pin| pin.name.as_str()).collect();
+        let refused = format!("no backup {name:?} keeps blocks; there are {names:?}");
+        Ok(match self.shared.propose(Command::ReleasePin { name }).await? {
+            CommandReply::Done => AdminReply::Done,
+            _ => AdminReply::Failed(refused),
+        })
+    }
+
+    /// What contradicts itself would be told by what is deleted next.
+    pub(super) async fn resume_deletion(&self, force: bool) -> Result<AdminReply, ProposeError> {
+        if retention::deletion_stopped(&**self.shared.consensus.state()).is_none() {
+            return Ok(AdminReply::Done);
+        }
+        if !force {
+            match self.problems().await {
+                Ok(problems) if problems.is_empty() => {}
+                Ok(problems) => return Ok(AdminReply::Problems(problems)),
+                Err(reason) => return Ok(AdminReply::Failed(reason)),
+            }
+        }
+        self.shared.propose(Command::ResumeDeletion).await?;
+        tracing::warn!("blocks that nothing refers to are deleted again");
+        Ok(AdminReply::Done)
+    }
+}
+
+fn head_of(saved: &SavedState, cluster: String, cluster_id: ClusterId) -> Head {
+    Head { cluster, cluster_id, term: saved.term, index: saved.index, at: Timestamp::now() }
+}
+
+fn write_backup(mut saved: SavedState, head: &Head, pieces: Pieces) -> io::Result<()> {
+    let mut writer = Writer::begin(pieces, head)?;
+    while let Some(pairs) = (saved.next)()? {
+        for (key, value) in pairs {
+            if let Some(value) = recovery::exported(&key, value) {
+                writer.record(&key, &value)?;
+            }
+        }
+    }
+    writer.finish()?.flush()
+}
+
+/// Cuts what is written into pieces, and waits while too many have not been sent.
+struct Pieces {
+    to_send: mpsc::Sender<Bytes>,
+    gathered: Vec<u8>,
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.gathered.extend_from_slice(bytes);
+        if self.gathered.len() >= PIECE_BYTES {
+            self.flush()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.gathered.is_empty() {
+            return Ok(());
+        }
+        let piece = Bytes::from(std::mem::take(&mut self.gathered));
+        self.to_send.blocking_send(piece).map_err(|_| io::Error::other("nobody takes the backup any more"))
+    }
+}

@@ -1,0 +1,146 @@
+//! `surf metad`: backups of the metadata, and what they keep.
+
+mod fetch;
+
+use super::access::Access;
+use crate::output;
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use wire::attr::Timestamp;
+use wire::backup::{Counts, Head, verify};
+use wire::message::admin::{AdminReply, AdminRequest, Pin};
+
+/// Back up the metadata, look at backups, and let go of what they keep.
+#[derive(Args)]
+pub struct Metad {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Write the metadata as it is now into a file, while the cluster goes on. `metad --restore FILE` makes a new cluster of
+    /// it, which needs the block daemons: content is not in it.
+    Backup(fetch::Backup),
+    /// Check that a backup is whole, and say what it is of. Needs no cluster.
+    Verify {
+        /// The backup.
+        file: PathBuf,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Backups whose blocks are kept.
+    Backups {
+        #[command(flatten)]
+        access: Access,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Keep the blocks of a backup no longer.
+    Release {
+        #[command(flatten)]
+        access: Access,
+        /// Its name, as `surf metad backups` has it.
+        name: String,
+    },
+    /// Delete blocks again that nothing refers to, after a recovery. The metadata is checked first. Exit code 2 when it
+    /// contradicts itself: deletion stays stopped then.
+    ResumeDeletion {
+        #[command(flatten)]
+        access: Access,
+        /// Whatever the metadata looks like.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+impl Metad {
+    /// Carries it out.
+    pub async fn run(self) -> Result<ExitCode> {
+        match self.command {
+            Command::Backup(backup) => backup.run().await?,
+            Command::Verify { file, json } => {
+                let (head, counts, bytes) = verified(&file)?;
+                if json {
+                    output::json(&to_json(&head, &counts, bytes))?;
+                } else {
+                    println!("{}: whole, {}", file.display(), in_words(&head, &counts, bytes));
+                }
+            }
+            Command::Backups { access, json } => list(&pins(&access).await?, json)?,
+            Command::Release { access, name } => {
+                access.ask(AdminRequest::ReleasePin { name: name.clone() }).await?;
+                println!("the blocks of {name} are kept no longer");
+            }
+            Command::ResumeDeletion { access, force } => {
+                if let AdminReply::Problems(problems) = access.ask(AdminRequest::ResumeDeletion { force }).await? {
+                    problems.iter().for_each(|problem| println!("{problem}"));
+                    println!("the metadata contradicts itself: deletion stays stopped");
+                    return Ok(ExitCode::from(2));
+                }
+                println!("blocks that nothing refers to are deleted again");
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Reads a backup to its end.
+fn verified(file: &Path) -> Result<(Head, Counts, u64)> {
+    let opened = File::open(file).with_context(|| format!("{}: cannot be read", file.display()))?;
+    verify(BufReader::with_capacity(1 << 20, opened)).with_context(|| file.display().to_string())
+}
+
+fn in_words(head: &Head, counts: &Counts, bytes: u64) -> String {
+    format!(
+        "cluster {} ({}) as of log index {} in term {}, made {}: {} inodes, {} blocks, {} records, {}",
+        head.cluster,
+        head.cluster_id,
+        head.index,
+        head.term,
+        output::time(head.at),
+        counts.of(b'I'),
+        counts.of(b'B'),
+        counts.records(),
+        output::bytes(bytes)
+    )
+}
+
+fn to_json(head: &Head, counts: &Counts, bytes: u64) -> serde_json::Value {
+    json!({
+        "cluster": head.cluster, "cluster_id": head.cluster_id.to_string(), "term": head.term, "log_index": head.index,
+        "made": output::time(head.at), "inodes": counts.of(b'I'), "blocks": counts.of(b'B'),
+        "records": counts.records(), "bytes": bytes,
+    })
+}
+
+async fn pins(access: &Access) -> Result<Vec<Pin>> {
+    match access.ask(AdminRequest::Pins).await? {
+        AdminReply::Pins(pins) => Ok(pins),
+        other => bail!("metad answered {other:?} when asked for its backups"),
+    }
+}
+
+fn list(pins: &[Pin], as_json: bool) -> Result<()> {
+    let row = |pin: &Pin| [pin.name.clone(), output::time(pin.made), output::time(pin.until)];
+    if as_json {
+        let to_json =
+            |pin: &Pin| json!({ "name": pin.name, "made": output::time(pin.made), "until": output::time(pin.until) });
+        return output::json(&pins.iter().map(to_json).collect());
+    }
+    let rows: Vec<Vec<String>> = pins.iter().map(|pin| row(pin).to_vec()).collect();
+    output::table(&["BACKUP", "MADE", "BLOCKS ARE KEPT UNTIL"], &rows);
+    Ok(())
+}
+
+/// A name for a backup of which nobody says one.
+fn name_of(at: Timestamp) -> String {
+    format!("backup-{}", output::time(at))
+}
