@@ -6,7 +6,8 @@
 //! - [`keys`] is the key space, [`view`] the map with changes over it.
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
 //!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`.
-//! - [`read`] answers questions, [`check`] looks for contradictions.
+//! - [`read`] answers questions, [`check`] looks for contradictions, [`repair`] mends them. `index` knows which tables follow
+//!   from others.
 
 mod acl;
 mod attr;
@@ -15,13 +16,15 @@ pub mod check;
 mod commit;
 mod deferred;
 pub(crate) mod dentry;
-mod extent;
+pub mod extent;
+mod index;
 pub mod inode;
 pub mod keys;
 mod lifetime;
 mod lock;
 pub mod orphan;
 pub mod read;
+pub mod repair;
 pub mod session;
 pub mod settings;
 pub mod view;
@@ -64,6 +67,8 @@ pub enum Command {
     BlocksDropped(Vec<BlockHash>),
     /// Go on taking apart the content of removed inodes.
     Reap,
+    /// Mend what a check has found, unless another check has mended something since, or this was done already.
+    Repair(repair::Repairing),
 }
 
 /// A command with the time at which the leader accepted it.
@@ -95,6 +100,8 @@ pub enum CommandReply {
     Session(SessionId),
     /// The command no longer fits the state and changed nothing.
     Stale,
+    /// For each repair whether it was made.
+    Repaired(Vec<bool>),
 }
 
 /// What operations know beside the state.
@@ -158,6 +165,7 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
             orphan::reap_some(view, &context);
             CommandReply::Done
         }
+        Command::Repair(repairing) => repair::apply(view, &context, repairing),
     }
 }
 

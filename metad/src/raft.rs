@@ -3,6 +3,7 @@
 //! [`Raft`] is a [`Consensus`]: it proposes commands, makes reads linearizable (I2), and changes the membership. `log` is the durable
 //! truth, `machine` turns it into state, `snapshot` shortens it, `network` carries it to peers.
 
+mod frozen;
 mod log;
 mod machine;
 mod network;
@@ -12,11 +13,12 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-use crate::consensus::{Consensus, Member};
+use crate::consensus::{Consensus, Frozen, Member};
 use crate::error::{Error, ProposeError};
 use crate::fs::view::Kv;
 use crate::fs::{CommandReply, Stamped};
 use crate::store::Store;
+use frozen::FrozenFile;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use log::Log;
@@ -28,10 +30,11 @@ use openraft::impls::ProgressResponder;
 use openraft::impls::leader_id_adv::LeaderId;
 use openraft::{BasicNode, ChangeMembers, Config, ReadPolicy, ServerState, SnapshotPolicy};
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use types::TypeConfig;
 use wire::codec;
 use wire::ids::MetadId;
@@ -44,6 +47,9 @@ use wire::quic::Endpoint;
 const ENTRY_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - (16 << 10);
 // A batch alone, with what stands around it in its command, is always an entry.
 const _: () = assert!(BATCH_BYTES_MAX + (16 << 10) < ENTRY_BYTES_MAX && ENTRY_BYTES_MAX < HEAD_BYTES_MAX);
+
+/// Until a snapshot is asked for again.
+const SNAPSHOT_RETRY: Duration = Duration::from_secs(1);
 
 /// How Raft behaves.
 #[derive(Clone, Debug)]
@@ -74,6 +80,8 @@ pub struct Raft {
     lease: Duration,
     raft: openraft::Raft<TypeConfig, Machine>,
     receiver: Receiver,
+    /// Where the node's files are.
+    dir: PathBuf,
     store: Arc<Store>,
     /// The same, for those who read.
     state: Arc<dyn Kv>,
@@ -110,7 +118,7 @@ impl Raft {
             .await
             .map_err(|error| Error::Raft(error.to_string()))?;
         let lease = Duration::from_millis(tuning.election_ms * 2);
-        Ok(Self { id, lease, raft, receiver: Receiver::new(dir), state: store.clone(), store })
+        Ok(Self { id, lease, raft, receiver: Receiver::new(dir), dir: dir.to_owned(), state: store.clone(), store })
     }
 
     /// Founds a cluster of these nodes; on a node that is in one already, nothing happens.
@@ -221,13 +229,32 @@ impl Raft {
     /// When Raft has ended, or it takes longer than `limit`.
     async fn snapshot(&self, limit: Duration) -> Result<(), Error> {
         let failed = |error: &dyn std::fmt::Display| Error::Raft(error.to_string());
-        let (_, applied) = self.progress();
-        self.raft.trigger().snapshot().await.map_err(|error| failed(&error))?;
-        let wait = self.raft.wait(Some(limit));
-        wait.metrics(|m| m.snapshot.is_some_and(|at| at.index >= applied), "snapshot")
-            .await
-            .map_err(|error| failed(&error))?;
-        Ok(())
+        let ((_, applied), started) = (self.progress(), Instant::now());
+        loop {
+            // One that is being taken already may be of an older state; the next one begins when it is done.
+            self.raft.trigger().snapshot().await.map_err(|error| failed(&error))?;
+            let wait = self.raft.wait(Some(SNAPSHOT_RETRY));
+            match wait.metrics(|m| m.snapshot.is_some_and(|at| at.index >= applied), "snapshot").await {
+                Ok(_) => return Ok(()),
+                Err(error) if started.elapsed() >= limit => return Err(failed(&error)),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// A snapshot that is taken now.
+    ///
+    /// # Errors
+    /// As [`Raft::snapshot`], or when the file cannot be read.
+    async fn freeze(&self, limit: Duration) -> Result<Arc<dyn Frozen>, Error> {
+        self.snapshot(limit).await?;
+        let path = snapshot::path_in(&self.dir);
+        let opened = tokio::task::spawn_blocking(move || {
+            let disk = |error| Error::disk(&path, error);
+            let (_, file) = snapshot::open(&path).map_err(disk)?.ok_or_else(|| disk(io::ErrorKind::NotFound.into()))?;
+            FrozenFile::open(file).map_err(disk)
+        });
+        Ok(Arc::new(opened.await.map_err(|error| Error::Raft(error.to_string()))??))
     }
 
     /// Whether a majority has followed this leader a moment ago. Where none does, others may have another one by now. One that
@@ -298,6 +325,10 @@ impl Consensus for Raft {
 
     fn snapshot(&self, limit: Duration) -> BoxFuture<'_, Result<(), Error>> {
         Raft::snapshot(self, limit).boxed()
+    }
+
+    fn freeze(&self, limit: Duration) -> BoxFuture<'_, Result<Arc<dyn Frozen>, Error>> {
+        Raft::freeze(self, limit).boxed()
     }
 
     fn handle<'a>(&'a self, kind: RaftKind, payload: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, String>> {

@@ -5,5 +5,6 @@ pub mod blockd;
 pub mod cluster;
 pub mod conflicts;
 pub mod dev;
+pub mod fsck;
 pub mod health;
 pub mod status;

@@ -44,6 +44,7 @@ impl std::fmt::Display for Stamped {
             Command::SetLayout(layout) => write!(f, "layout {}", layout.epoch),
             Command::BlocksDropped(blocks) => write!(f, "{} blocks dropped", blocks.len()),
             Command::Reap => f.write_str("reap"),
+            Command::Repair(repairing) => write!(f, "{} repairs", repairing.repairs.len()),
         }
     }
 }
@@ -55,6 +56,7 @@ impl std::fmt::Display for CommandReply {
             CommandReply::Batches(_) => "batches",
             CommandReply::Session(_) => "session",
             CommandReply::Stale => "stale",
+            CommandReply::Repaired(_) => "repaired",
         })
     }
 }

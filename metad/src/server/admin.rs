@@ -3,7 +3,7 @@
 use super::Server;
 use crate::cluster::watch;
 use crate::error::ProposeError;
-use crate::fs::{check, session, settings};
+use crate::fs::{session, settings};
 use std::time::Duration;
 use wire::layout::{Layout, LayoutMember};
 use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS};
@@ -33,13 +33,7 @@ impl Server {
                 Ok(()) => AdminReply::Done,
                 Err(error) => AdminReply::Failed(error.to_string()),
             },
-            AdminRequest::Check => {
-                let state = consensus.state().clone();
-                match tokio::task::spawn_blocking(move || check::check(&*state)).await {
-                    Ok(problems) => AdminReply::Problems(problems),
-                    Err(error) => AdminReply::Failed(error.to_string()),
-                }
-            }
+            AdminRequest::Check(request) => self.check(request).await?,
         };
         Ok(MetaReply::Admin(reply))
     }

@@ -27,6 +27,11 @@ impl Access {
         reply
     }
 
+    /// A way into the cluster, for a command that asks a lot, and how long it may take to find who leads.
+    pub fn enter(&self) -> Result<(Admin, Duration)> {
+        Ok((Admin::load(&self.bundle)?, Duration::from_secs(self.wait_s)))
+    }
+
     /// The cluster's state.
     pub async fn status(&self) -> Result<ClusterStatus> {
         let admin = Admin::load(&self.bundle)?;

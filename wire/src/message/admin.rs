@@ -3,6 +3,7 @@
 use crate::ids::{MetadId, SessionId};
 use crate::layout::Layout;
 use crate::message::block::RepairReport;
+use crate::message::check::{CheckReply, CheckRequest};
 use crate::op::StatFs;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -58,8 +59,8 @@ pub enum AdminRequest {
     },
     /// Take a snapshot of the metadata now. Answers `Done` when it is durable.
     Snapshot,
-    /// Check the whole metadata for contradictions. Answers `Problems`.
-    Check,
+    /// A step of checking the whole metadata for contradictions. Answers `Check`.
+    Check(CheckRequest),
 }
 
 /// Answer to an operator.
@@ -71,8 +72,8 @@ pub enum AdminReply {
     Failed(String),
     /// State of the cluster.
     Status(Box<ClusterStatus>),
-    /// What contradicts itself, one line each; empty when all is well.
-    Problems(Vec<String>),
+    /// Answer to a step of a check.
+    Check(CheckReply),
 }
 
 /// State of the cluster.
