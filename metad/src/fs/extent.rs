@@ -363,6 +363,9 @@ pub(super) fn page(kv: &dyn Kv, inode: &Inode, range: &Range<u64>) -> wire::op::
     wire::op::ExtentPage { version: inode.attr.version, size: inode.attr.size, extents, more_from }
 }
 
+/// Bytes of a file that lie in a block.
+pub type Use = (BlockHash, Ino, Range<u64>);
+
 /// The next extents in the order of inodes and offsets, behind `after`, as far as they read from these blocks: at most `limit`.
 /// Also where to go on; `None` at the end.
 pub fn uses(
@@ -370,7 +373,7 @@ pub fn uses(
     hashes: &BTreeSet<BlockHash>,
     after: Option<(Ino, u64)>,
     limit: usize,
-) -> (Vec<(BlockHash, Ino, Range<u64>)>, Option<(Ino, u64)>) {
+) -> (Vec<Use>, Option<(Ino, u64)>) {
     let Range { mut start, end } = keys::all_extents();
     if let Some((ino, offset)) = after {
         start = [keys::extent(ino, offset).as_slice(), &[0]].concat();
