@@ -69,6 +69,7 @@ fn may_ask(subject: &Subject, request: BlockRequestKind) -> bool {
         BlockRequestKind::Drop => subject.role == Role::Metad,
         BlockRequestKind::List | BlockRequestKind::Probe => subject.role != Role::Client,
         BlockRequestKind::Chord | BlockRequestKind::Digests => subject.role == Role::Blockd,
+        BlockRequestKind::Verify | BlockRequestKind::Fetch => subject.role == Role::Admin,
     }
 }
 
@@ -156,8 +157,31 @@ impl Server {
                 None => BlockReply::Failed(NOT_A_MEMBER.to_owned()),
             },
             BlockRequest::Status => BlockReply::Status(self.status()),
+            BlockRequest::Verify { hashes } => self.verify(&hashes).await,
+            BlockRequest::Fetch { hashes, from } => {
+                let layout = self.layouts.newest();
+                let belongs = |hash: &BlockHash| layout.owners(hash).iter().any(|owner| owner.id == self.id);
+                let wanted = hashes.into_iter().filter(|hash| belongs(hash) && !self.store.contains(hash));
+                BlockReply::Fetching(wanted.map(|hash| u32::from(self.repairs.fetch(hash, from))).sum())
+            }
             BlockRequest::Put { .. } | BlockRequest::Get { .. } => unreachable!("dispatched by the caller"),
         }
+    }
+
+    async fn verify(&self, hashes: &[BlockHash]) -> BlockReply {
+        let mut good = Vec::with_capacity(hashes.len());
+        for hash in hashes {
+            good.push(match self.store.get(*hash).await {
+                Ok(block) => block.map(|_| true),
+                Err(store::Error::Corrupt { .. } | store::Error::Io { .. }) => {
+                    self.metrics.corrupt.add(1);
+                    self.repairs.push(*hash);
+                    Some(false)
+                }
+                Err(error) => return BlockReply::Failed(describe(&error)),
+            });
+        }
+        BlockReply::Verified(good)
     }
 
     fn status(&self) -> BlockdStatus {

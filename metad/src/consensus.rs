@@ -40,6 +40,18 @@ pub struct SavedState {
     pub next: Box<dyn FnMut() -> io::Result<Option<Vec<Pair>>> + Send>,
 }
 
+/// The state as it was at one position of the log, whatever is applied meanwhile.
+pub trait Frozen: Kv {
+    /// The position.
+    fn applied(&self) -> u64;
+
+    /// How many keys there are.
+    fn pair_count(&self) -> u64;
+
+    /// Why some of what was asked for could not be read: then what was answered is not the whole state.
+    fn failure(&self) -> Option<String>;
+}
+
 /// A node's part in the agreement.
 pub trait Consensus: Send + Sync {
     /// The applied state, to be read after [`Consensus::read_barrier`].
@@ -113,6 +125,14 @@ pub trait Consensus: Send + Sync {
     /// # Errors
     /// As [`Consensus::snapshot`].
     fn saved_state(&self, _limit: Duration) -> BoxFuture<'_, Result<SavedState, Error>> {
+        async { Err(Error::Raft("there are no snapshots here".to_owned())) }.boxed()
+    }
+
+    /// Keeps the state as it is now, or will be in a moment, for whoever reads it for long.
+    ///
+    /// # Errors
+    /// As [`Consensus::snapshot`], or when the disk fails.
+    fn freeze(&self, _limit: Duration) -> BoxFuture<'_, Result<Arc<dyn Frozen>, Error>> {
         async { Err(Error::Raft("there are no snapshots here".to_owned())) }.boxed()
     }
 

@@ -6,7 +6,8 @@
 //! - [`keys`] is the key space, [`view`] the map with changes over it.
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
 //!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`; [`retention`] is about what is kept longer.
-//! - [`read`] answers questions, [`check`] looks for contradictions, [`recovery`] begins anew with a state of the past.
+//! - [`read`] answers questions, [`check`] looks for contradictions, [`repair`] mends them, [`recovery`] begins anew with a
+//!   state of the past. `index` knows which tables follow from others.
 
 mod acl;
 mod attr;
@@ -15,7 +16,8 @@ pub mod check;
 mod commit;
 mod deferred;
 pub(crate) mod dentry;
-mod extent;
+pub mod extent;
+mod index;
 pub mod inode;
 pub mod keys;
 mod lifetime;
@@ -23,6 +25,7 @@ mod lock;
 pub mod orphan;
 pub mod read;
 pub mod recovery;
+pub mod repair;
 pub mod retention;
 pub mod session;
 pub mod settings;
@@ -80,6 +83,8 @@ pub enum Command {
     },
     /// Delete blocks again, after a recovery.
     ResumeDeletion,
+    /// Mend what a check has found, unless another check has mended something since, or this was done already.
+    Repair(repair::Repairing),
 }
 
 /// A command with the time at which the leader accepted it.
@@ -111,6 +116,8 @@ pub enum CommandReply {
     Session(SessionId),
     /// The command no longer fits the state and changed nothing.
     Stale,
+    /// For each repair whether it was made.
+    Repaired(Vec<bool>),
 }
 
 /// What operations know beside the state.
@@ -179,6 +186,7 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::PinBlocks { name, keep_ms } => retention::pin(view, (stamped.now, entry), name, *keep_ms),
         Command::ReleasePin { name } => retention::release(view, name),
         Command::ResumeDeletion => retention::resume_deletion(view),
+        Command::Repair(repairing) => repair::apply(view, &context, repairing),
     }
 }
 

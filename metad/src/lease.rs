@@ -25,7 +25,7 @@ use wire::op::{Batch, BatchReply, Op};
 use wire::tls::PeerIdentity;
 
 /// A change under way; it ends when this is dropped.
-struct Changing<'a> {
+pub(crate) struct Changing<'a> {
     shared: &'a Shared,
     term: u64,
     session: SessionId,
@@ -245,7 +245,7 @@ impl Shared {
     /// # Errors
     /// [`ProposeError::Unknown`] when this node does not lead in this term, at its beginning or at the end of the waiting:
     /// who was waited for under one leadership is not who may answer from its caches under the next.
-    async fn begin_change(
+    pub(crate) async fn begin_change(
         &self,
         term: u64,
         id: SessionId,

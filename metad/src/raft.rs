@@ -4,6 +4,7 @@
 //! truth, `machine` turns it into state, `snapshot` shortens it, `network` carries it to peers. `stopped` reads and makes the files
 //! of a node that does not run.
 
+mod frozen;
 mod log;
 mod machine;
 mod network;
@@ -14,11 +15,12 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-use crate::consensus::{Consensus, Member, SavedState};
+use crate::consensus::{Consensus, Frozen, Member, SavedState};
 use crate::error::{Error, ProposeError};
 use crate::fs::view::Kv;
 use crate::fs::{CommandReply, Stamped};
 use crate::store::Store;
+use frozen::FrozenFile;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use log::Log;
@@ -82,6 +84,8 @@ pub struct Raft {
     lease: Duration,
     raft: openraft::Raft<TypeConfig, Machine>,
     receiver: Receiver,
+    /// Where the node's files are.
+    dir: PathBuf,
     store: Arc<Store>,
     /// The same, for those who read.
     state: Arc<dyn Kv>,
@@ -258,6 +262,21 @@ impl Raft {
         opened.await.map_err(|error| Error::Raft(error.to_string()))?
     }
 
+    /// A snapshot that is taken now.
+    ///
+    /// # Errors
+    /// As [`Raft::snapshot`], or when the file cannot be read.
+    async fn freeze(&self, limit: Duration) -> Result<Arc<dyn Frozen>, Error> {
+        self.snapshot(limit).await?;
+        let path = snapshot::path_in(&self.dir);
+        let opened = tokio::task::spawn_blocking(move || {
+            let disk = |error| Error::disk(&path, error);
+            let (_, file) = snapshot::open(&path).map_err(disk)?.ok_or_else(|| disk(ErrorKind::NotFound.into()))?;
+            FrozenFile::open(file).map_err(disk)
+        });
+        Ok(Arc::new(opened.await.map_err(|error| Error::Raft(error.to_string()))??))
+    }
+
     /// Whether a majority has followed this leader a moment ago. Where none does, others may have another one by now. One that
     /// alone votes is a majority, and nobody acknowledges anything to it.
     fn has_majority(&self) -> bool {
@@ -330,6 +349,10 @@ impl Consensus for Raft {
 
     fn saved_state(&self, limit: Duration) -> BoxFuture<'_, Result<SavedState, Error>> {
         Raft::saved_state(self, limit).boxed()
+    }
+
+    fn freeze(&self, limit: Duration) -> BoxFuture<'_, Result<Arc<dyn Frozen>, Error>> {
+        Raft::freeze(self, limit).boxed()
     }
 
     fn handle<'a>(&'a self, kind: RaftKind, payload: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, String>> {

@@ -5,11 +5,13 @@ mod backup;
 mod batcher;
 mod blockds;
 mod events;
+mod fsck;
 mod sessions;
 mod validate;
 
 pub use batcher::{Batcher, Clock};
 pub use events::Events;
+pub use fsck::Checks;
 pub use sessions::{Followed, expire_silent};
 
 use crate::Shared;
@@ -22,6 +24,7 @@ use tokio::runtime::{Handle, RuntimeFlavor};
 use wire::FsError;
 use wire::ids::{Ino, MetadId, SessionId};
 use wire::limits::XATTR_VALUE_BYTES_MAX;
+use wire::message::admin::AdminRequest;
 use wire::message::meta::{MetaReply, MetaRequest, MetaRequestKind};
 use wire::op::{Read, ReadReply};
 use wire::quic::{Incoming, Service};
@@ -86,6 +89,7 @@ fn answer_bytes(request: &MetaRequest) -> usize {
         MetaRequest::Read { read: Read::ReadDir { .. } | Read::ReadTree { .. } | Read::Extents { .. }, .. } => 1 << 20,
         MetaRequest::Read { read: Read::GetXattr { .. } | Read::ListXattr { .. }, .. } => XATTR_VALUE_BYTES_MAX,
         MetaRequest::Submit { batch, .. } => batch.ops.len() * (1 << 10),
+        MetaRequest::Admin(AdminRequest::Check(_)) => 1 << 20,
         _ => 4 << 10,
     }
 }

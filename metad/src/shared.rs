@@ -6,7 +6,7 @@ use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::Leases;
-use crate::server::{Batcher, Clock, Events};
+use crate::server::{Batcher, Checks, Clock, Events};
 use std::sync::Arc;
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -27,6 +27,7 @@ pub struct Shared {
     pub(crate) clock: Arc<Clock>,
     /// Changes under way, which run to their ends though nobody waits for them any more.
     pub(crate) changes: TaskTracker,
+    pub(crate) checks: Checks,
     /// Layouts are changed one at a time.
     pub(crate) layout_change: Mutex<()>,
     /// Turns of those who fetch backups.
@@ -47,6 +48,7 @@ impl Shared {
             leases: Leases::default(),
             clock,
             changes,
+            checks: Checks::default(),
             layout_change: Mutex::new(()),
             backups: Semaphore::new(BACKUPS_MAX),
             config,

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use wire::bundle::Bundle;
 use wire::ids::MetadId;
 use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
+use wire::message::block::{BlockReply, BlockRequest};
 use wire::message::meta::{MetaReply, MetaRequest};
 use wire::quic::{Endpoint, EventReceiver};
 use wire::tls::Role;
@@ -98,6 +99,22 @@ impl Admin {
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// Asks the leader as an operator, once: for what must not be asked twice.
+    pub async fn ask_once(&self, request: AdminRequest, limit: Duration) -> Result<AdminReply> {
+        let (_, addr) = self.leader().await?;
+        let request = MetaRequest::Admin(request);
+        match self.endpoint.peer(addr, Role::Metad).request(&request, &[], limit).await?.0 {
+            MetaReply::Admin(AdminReply::Failed(reason)) => bail!("{reason}"),
+            MetaReply::Admin(reply) => Ok(reply),
+            other => bail!("metad answered {other:?} to an operator"),
+        }
+    }
+
+    /// Asks a block daemon.
+    pub async fn ask_blockd(&self, addr: SocketAddr, request: &BlockRequest, limit: Duration) -> Result<BlockReply> {
+        Ok(self.endpoint.peer(addr, Role::Blockd).request(request, &[], limit).await?.0)
     }
 
     /// Who leads, by asking all metads at once: a dead one does not delay the answer of a live one.

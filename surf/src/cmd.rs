@@ -5,6 +5,7 @@ pub mod blockd;
 pub mod cluster;
 pub mod conflicts;
 pub mod dev;
+pub mod fsck;
 pub mod health;
 pub mod metad;
 pub mod status;

@@ -32,18 +32,42 @@ enum Command {
     Metad(cmd::metad::Metad),
     /// State of a cluster in short.
     Status(cmd::status::Status),
+    /// Check the metadata and the blocks of a cluster, while it is used.
+    Fsck(cmd::fsck::Fsck),
     /// Copies that were kept because two mounts wrote the same bytes: list them, decide on them.
     Conflicts(cmd::conflicts::Conflicts),
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        // As fsck(8) has it.
+        Err(error) if error.use_stderr() && asks_for_fsck() => {
+            let _ = error.print();
+            return ExitCode::from(cmd::fsck::USAGE);
+        }
+        Err(error) => error.exit(),
+    };
+    match run(arguments) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("surf: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whether the first word that is no flag is `fsck`.
+fn asks_for_fsck() -> bool {
+    let mut words = std::env::args_os().skip(1);
+    while let Some(word) = words.next() {
+        match word.to_str() {
+            Some("--log") => drop(words.next()),
+            Some(flag) if flag.starts_with('-') => {}
+            other => return other == Some("fsck"),
+        }
+    }
+    false
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
@@ -56,6 +80,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Blockd(blockd) => blockd.run().await,
             Command::Metad(metad) => metad.run().await,
             Command::Status(status) => status.run().await,
+            Command::Fsck(fsck) => fsck.run().await,
             Command::Conflicts(conflicts) => conflicts.run(),
         }
     })

@@ -2,5 +2,6 @@
 
 pub mod admin;
 pub mod block;
+pub mod check;
 pub mod event;
 pub mod meta;

@@ -1,4 +1,5 @@
-//! Repair of single copies: one that was found corrupt, by reading or by scrub, is replaced by a good one.
+//! Repair of single copies: one that was found corrupt, by reading or by scrub, is replaced by a good one, and one that an
+//! operator's check misses is fetched.
 //!
 //! Owner: one task with a bounded queue. When the queue is full the hash is let go: the next read or scrub finds the
 //! damage again.
@@ -24,21 +25,34 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Hands corrupt copies to the repairing task.
 #[derive(Clone)]
-pub struct RepairQueue(mpsc::Sender<BlockHash>);
+pub struct RepairQueue(mpsc::Sender<Wanted>);
+
+/// A copy that is wanted.
+pub struct Wanted {
+    hash: BlockHash,
+    /// A daemon that has one, though it may not belong there.
+    from: Option<BlockdId>,
+}
 
 impl RepairQueue {
     /// The queue, and its other end for [`run`].
     #[must_use]
-    pub fn new() -> (Self, mpsc::Receiver<BlockHash>) {
+    pub fn new() -> (Self, mpsc::Receiver<Wanted>) {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
         (Self(sender), receiver)
     }
 
     /// Asks for a copy to be repaired.
     pub fn push(&self, hash: BlockHash) {
-        if self.0.try_send(hash).is_err() {
+        if self.0.try_send(Wanted { hash, from: None }).is_err() {
             tracing::debug!(%hash, "too many repairs wait: this one is left to the next scrub");
         }
+    }
+
+    /// Asks for a copy that is not here. False when too many wait.
+    #[must_use]
+    pub fn fetch(&self, hash: BlockHash, from: BlockdId) -> bool {
+        self.0.try_send(Wanted { hash, from: Some(from) }).is_ok()
     }
 }
 
@@ -57,17 +71,17 @@ pub struct Repairer {
 }
 
 /// Repairs what is queued until cancelled.
-pub async fn run(repairer: Repairer, mut queue: mpsc::Receiver<BlockHash>, stop: CancellationToken) {
-    while let Some(Some(hash)) = stop.run_until_cancelled(queue.recv()).await {
-        let Some(fetched) = stop.run_until_cancelled(repairer.fetch(hash)).await else { return };
+pub async fn run(repairer: Repairer, mut queue: mpsc::Receiver<Wanted>, stop: CancellationToken) {
+    while let Some(Some(Wanted { hash, from })) = stop.run_until_cancelled(queue.recv()).await {
+        let Some(fetched) = stop.run_until_cancelled(repairer.fetch(hash, from)).await else { return };
         let Some(block) = fetched else {
-            tracing::warn!(%hash, "a corrupt copy cannot be repaired now: no other daemon has a good one");
+            tracing::warn!(%hash, "a copy cannot be repaired now: no other daemon has a good one");
             continue;
         };
         match repairer.store.put(hash, block).await {
             Ok(_) => {
                 repairer.metrics.repaired.add(1);
-                tracing::info!(%hash, "a corrupt copy was replaced");
+                tracing::info!(%hash, "a copy was repaired");
             }
             Err(error) => tracing::warn!(%hash, %error, "a good copy could not be stored"),
         }
@@ -75,10 +89,11 @@ pub async fn run(repairer: Repairer, mut queue: mpsc::Receiver<BlockHash>, stop:
 }
 
 impl Repairer {
-    /// A good copy from any other owner, in the present layout or one that is not final.
-    async fn fetch(&self, hash: BlockHash) -> Option<Bytes> {
+    /// A good copy from that daemon, or from any other owner, in the present layout or one that is not final.
+    async fn fetch(&self, hash: BlockHash, from: Option<BlockdId>) -> Option<Bytes> {
         let layout = self.layouts.newest();
         let owners = layout.owners(&hash).into_iter().chain(layout.older_owners(&hash));
+        let owners = from.and_then(|id| layout.member(&id)).into_iter().chain(owners);
         for owner in owners.filter(|owner| owner.id != self.id) {
             if let Some(block) = self.fetch_from(owner, hash, layout.epoch).await {
                 return Some(block);

@@ -1,125 +1,126 @@
-//! Looking through the whole state for contradictions: for tests, and for operators.
+//! Looking through the whole state for contradictions: for operators (`surf fsck`), and for tests.
+//!
+//! The state must not change meanwhile: it is frozen, or in memory. What is remembered at a time is bounded: inodes and
+//! blocks are taken in windows, and the tables that refer to them from anywhere (entries, extents) are looked through once
+//! for each window.
+//!
+//! - [`windows`] is one window of inodes with all that belongs to each, `entries` and `rows` what it compares.
+//! - `circles` finds directories that are not within reach of the root.
+//! - `blocks` compares the references of blocks, `indexes` the tables that say the same in two orders.
+//! - [`places`] tells where an inode is found.
 
+mod blocks;
+mod circles;
+mod entries;
 mod indexes;
+pub mod places;
+mod rows;
+mod windows;
 
-use super::blockref::BlockRef;
-use super::inode::Inode;
-use super::view::{Kv, decode_stored};
-use super::{dentry, extent, keys, settings};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use wire::attr::FileKind;
-use wire::extent::Source;
-use wire::ids::{BlockHash, ChunkIndex, Ino};
+use super::keys::Key;
+use super::view::Kv;
+use serde::de::DeserializeOwned;
+use std::ops::Range;
+use wire::message::check::{Finding, FindingKind, Repair};
 
-/// Contradictions found, one line each. Reads everything: meant for stopped or small clusters, and for followers.
+/// Inodes, and blocks, that are compared at a time: some 100 bytes each.
+const WINDOW: usize = 1 << 19;
+
+/// Who listens to a check.
+pub trait Listener {
+    /// Something contradicts something else.
+    fn found(&mut self, finding: Finding);
+
+    /// One more pair was looked at. The check is given up when it answers false.
+    fn looked(&mut self) -> bool;
+}
+
+/// A check under way.
+pub(super) struct Check<'a> {
+    kv: &'a dyn Kv,
+    listener: &'a mut dyn Listener,
+    window: usize,
+    ended: bool,
+}
+
+/// Looks through the state.
+pub fn check_all(kv: &dyn Kv, listener: &mut dyn Listener) {
+    check_in_windows(kv, listener, WINDOW);
+}
+
+/// The same with so many inodes and blocks at a time.
+pub fn check_in_windows(kv: &dyn Kv, listener: &mut dyn Listener, window: usize) {
+    let mut check = Check { kv, listener, window, ended: false };
+    let steps: [fn(&mut Check); 4] = [blocks::check, windows::check, circles::check, indexes::check];
+    for step in steps {
+        if !check.ended {
+            step(&mut check);
+        }
+    }
+}
+
+/// Contradictions found, one line each: for tests.
 #[must_use]
 pub fn check(kv: &dyn Kv) -> Vec<String> {
-    let mut problems = Vec::new();
-    let mut inodes: BTreeMap<Ino, Inode> = BTreeMap::new();
-    kv.scan(keys::inodes(), &mut |key, value| {
-        inodes.insert(Ino(keys::first(key)), decode_stored(key, value));
-        true
-    });
-    check_entries(kv, &inodes, &mut problems);
-    check_reachable(&inodes, &mut problems);
-    check_content(kv, &inodes, &mut problems);
-    indexes::check(kv, &inodes, &mut problems);
-    if settings::inode_count(kv) != inodes.len() as u64 {
-        problems.push(format!("{} inodes counted, {} there", settings::inode_count(kv), inodes.len()));
-    }
-    problems
+    let mut all = All::default();
+    check_all(kv, &mut all);
+    all.0.iter().map(|Finding { kind, place, what, .. }| format!("{}: {place}: {what}", kind.word())).collect()
 }
 
-fn check_entries(kv: &dyn Kv, inodes: &BTreeMap<Ino, Inode>, problems: &mut Vec<String>) {
-    let mut links: HashMap<Ino, u32> = HashMap::from([(Ino::ROOT, 2)]);
-    let mut sizes: HashMap<Ino, u64> = HashMap::new();
-    kv.scan(keys::all_dentries(), &mut |key, value| {
-        let (parent, _, name) = keys::dentry_parts(key);
-        let (ino, kind): dentry::Target = decode_stored(key, value);
-        let shown = String::from_utf8_lossy(name);
-        match inodes.get(&ino) {
-            None => problems.push(format!("entry {shown:?} of directory {parent} leads to inode {ino}, which is gone")),
-            Some(inode) if inode.attr.kind != kind => problems.push(format!("entry {shown:?} has another kind")),
-            Some(inode) if kind == FileKind::Directory && inode.parent != parent => {
-                problems.push(format!("directory {ino} names another parent than {parent}"));
+/// Remembers everything.
+#[derive(Default)]
+pub struct All(pub Vec<Finding>);
+
+impl Listener for All {
+    fn found(&mut self, finding: Finding) {
+        self.0.push(finding);
+    }
+
+    fn looked(&mut self) -> bool {
+        true
+    }
+}
+
+impl Check<'_> {
+    /// Calls `visit` with the pairs of a range whose keys have at least so many bytes behind their prefix; other keys are
+    /// findings.
+    fn scan(&mut self, range: Range<Key>, bytes: usize, mut visit: impl FnMut(&mut Self, &[u8], &[u8])) {
+        let kv = self.kv;
+        kv.scan(range, &mut |key, value| {
+            if !self.listener.looked() {
+                self.ended = true;
+                return false;
             }
-            Some(_) => {}
-        }
-        *sizes.entry(parent).or_default() += 1;
-        *links.entry(ino).or_default() += if kind == FileKind::Directory { 2 } else { 1 };
-        if kind == FileKind::Directory {
-            *links.entry(parent).or_default() += 1;
-        }
-        true
-    });
-    for (ino, inode) in inodes {
-        let found = links.get(ino).copied().unwrap_or(0);
-        if inode.attr.nlink != found {
-            problems.push(format!("inode {ino} has {found} links and counts {}", inode.attr.nlink));
-        }
-        let entries = sizes.get(ino).copied().unwrap_or(0);
-        if inode.attr.kind == FileKind::Directory && inode.attr.size != entries {
-            problems.push(format!("directory {ino} has {entries} entries and counts {}", inode.attr.size));
-        }
-        if inode.attr.nlink == 0 && kv.get(&keys::orphan(*ino)).is_none() {
-            problems.push(format!("inode {ino} has no entry and waits for no session"));
-        }
+            if key.len() > bytes {
+                visit(self, key, value);
+            } else {
+                self.undecodable(key);
+            }
+            true
+        });
     }
-}
 
-/// Each directory has exactly one entry (see `check_entries`), so all are within reach of the root unless some lead in
-/// a circle.
-fn check_reachable(inodes: &BTreeMap<Ino, Inode>, problems: &mut Vec<String>) {
-    let mut reached: BTreeSet<Ino> = BTreeSet::from([Ino::ROOT]);
-    for (start, inode) in inodes.iter().filter(|(_, inode)| inode.attr.kind == FileKind::Directory) {
-        let (mut way, mut at, mut next) = (BTreeSet::new(), *start, inode.parent);
-        while !reached.contains(&at) && way.insert(at) {
-            at = next;
-            next = inodes.get(&at).map_or(at, |inode| inode.parent);
+    /// A decoded value, or a finding.
+    fn decode<T: DeserializeOwned>(&mut self, key: &[u8], value: &[u8]) -> Option<T> {
+        let decoded = wire::codec::decode(value).ok();
+        if decoded.is_none() {
+            self.undecodable(key);
         }
-        if reached.contains(&at) {
-            reached.extend(way);
-        } else {
-            problems.push(format!("directory {start} is not within the root's tree"));
-        }
+        decoded
     }
-}
 
-fn check_content(kv: &dyn Kv, inodes: &BTreeMap<Ino, Inode>, problems: &mut Vec<String>) {
-    let mut allocated: HashMap<Ino, u64> = HashMap::new();
-    let mut references: BTreeMap<BlockHash, u64> = BTreeMap::new();
-    let mut before = (Ino::default(), 0);
-    extent::for_each(kv, &mut |ino, extent| {
-        if before.0 == ino && extent.file_off < before.1 {
-            problems.push(format!("extents of inode {ino} overlap at {}", extent.file_off));
-        }
-        before = (ino, extent.range().end);
-        if extent.len == 0 || ChunkIndex::of(extent.file_off) != ChunkIndex::of(extent.range().end - 1) {
-            problems.push(format!("extent of inode {ino} at {} is empty or crosses a chunk's border", extent.file_off));
-        }
-        *allocated.entry(ino).or_default() += extent.len;
-        if let Source::Block { hash, .. } = extent.source {
-            *references.entry(hash).or_default() += 1;
-        }
-        if !inodes.contains_key(&ino) && kv.get(&keys::reaping(ino)).is_none() {
-            problems.push(format!("extent of inode {ino}, which is gone"));
-        }
-    });
-    for (ino, inode) in inodes {
-        let found = allocated.get(ino).copied().unwrap_or(0);
-        if inode.attr.allocated != found {
-            problems.push(format!("inode {ino} has {found} bytes and counts {}", inode.attr.allocated));
-        }
+    /// The decoded value of a key, if there is one.
+    fn load<T: DeserializeOwned>(&mut self, key: &[u8]) -> Option<T> {
+        let value = self.kv.get(key)?;
+        self.decode(key, &value)
     }
-    kv.scan(keys::blocks(), &mut |key, value| {
-        let mut hash = BlockHash([0; 32]);
-        hash.0.copy_from_slice(&key[1..]);
-        let counted = decode_stored::<BlockRef>(key, value).count;
-        let found = references.remove(&hash).unwrap_or(0);
-        if counted != found {
-            problems.push(format!("block {hash} has {found} references and counts {counted}"));
-        }
-        true
-    });
-    problems.extend(references.keys().map(|hash| format!("block {hash} is referred to and not counted")));
+
+    fn undecodable(&mut self, key: &[u8]) {
+        let place = format!("key {}", places::printable(key));
+        self.found(FindingKind::Undecodable, place, "is not as this program stores it".to_owned(), None);
+    }
+
+    fn found(&mut self, kind: FindingKind, place: String, what: String, repair: Option<Repair>) {
+        self.listener.found(Finding { kind, place, what, repair });
+    }
 }

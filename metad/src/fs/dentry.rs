@@ -14,7 +14,7 @@ use wire::op::{NewInode, OpReply, RenameMode, check_name};
 const DEPTH_MAX: usize = 8_192;
 
 /// What an entry leads to.
-pub(super) type Target = (Ino, FileKind);
+pub(crate) type Target = (Ino, FileKind);
 
 /// An inode to be made.
 pub(super) struct New<'a> {
@@ -39,7 +39,7 @@ fn require(view: &View, parent: Ino, name: &[u8]) -> Result<Target, FsError> {
 }
 
 /// Adds an entry; the directory's counts and times follow.
-fn add(view: &mut View, context: &Context, dir: &mut Inode, name: &[u8], target: Target) {
+pub(super) fn add(view: &mut View, context: &Context, dir: &mut Inode, name: &[u8], target: Target) {
     view.store(keys::dentry(dir.attr.ino, name), &target);
     dir.attr.gained(target.1, context.now);
 }

@@ -6,10 +6,11 @@ use super::inode::Inode;
 use super::keys;
 use super::view::{Kv, KvExt, View, decode_stored};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use wire::FsError;
 use wire::extent::{Extent, ExtentWrite, Source};
-use wire::ids::{Ino, Version};
+use wire::ids::{BlockHash, Ino, Version};
 use wire::limits::{CHUNK_BYTES, FILE_BYTES_MAX, HEAD_BYTES_MAX, INLINE_BYTES_MAX};
 use wire::op::{OpReply, RangeAction};
 
@@ -46,6 +47,12 @@ pub(super) fn with_version(
     let mut stored: Stored = wire::codec::decode(value)?;
     stored.version = next(stored.version)?;
     Ok(wire::codec::encode(&stored))
+}
+
+/// An extent as it is stored; `None` when it cannot be decoded.
+pub(super) fn decode(key: &[u8], value: &[u8]) -> Option<Extent> {
+    let Stored { len, source, version } = wire::codec::decode(value).ok()?;
+    Some(Extent { file_off: keys::extent_parts(key).1, len, source, version })
 }
 
 /// Extents that overlap `range`, in order.
@@ -366,10 +373,33 @@ pub(super) fn page(kv: &dyn Kv, inode: &Inode, range: &Range<u64>) -> wire::op::
     wire::op::ExtentPage { version: inode.attr.version, size: inode.attr.size, extents, more_from }
 }
 
-/// Every extent of the filesystem, for checks.
-pub(super) fn for_each(kv: &dyn Kv, visit: &mut dyn FnMut(Ino, Extent)) {
-    kv.scan(keys::all_extents(), &mut |key, value| {
-        visit(keys::extent_parts(key).0, from_pair(key, value));
-        true
+/// Bytes of a file that lie in a block.
+pub type Use = (BlockHash, Ino, Range<u64>);
+
+/// The next extents in the order of inodes and offsets, behind `after`, as far as they read from these blocks: at most `limit`.
+/// Also where to go on; `None` at the end.
+pub fn uses(
+    kv: &dyn Kv,
+    hashes: &BTreeSet<BlockHash>,
+    after: Option<(Ino, u64)>,
+    limit: usize,
+) -> (Vec<Use>, Option<(Ino, u64)>) {
+    let Range { mut start, end } = keys::all_extents();
+    if let Some((ino, offset)) = after {
+        start = [keys::extent(ino, offset).as_slice(), &[0]].concat();
+    }
+    let (mut found, mut next) = (Vec::new(), None);
+    kv.scan(start..end, &mut |key, value| {
+        if key.len() == 17
+            && let Some(extent) = decode(key, value)
+            && let Source::Block { hash, .. } = extent.source
+            && hashes.contains(&hash)
+        {
+            let (ino, offset) = keys::extent_parts(key);
+            found.push((hash, ino, offset..offset.saturating_add(extent.len)));
+            next = (found.len() >= limit).then_some((ino, offset));
+        }
+        next.is_none()
     });
+    (found, next)
 }

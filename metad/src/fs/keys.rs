@@ -102,7 +102,13 @@ pub fn cookie(name: &[u8]) -> u64 {
 /// A directory entry.
 #[must_use]
 pub fn dentry(parent: Ino, name: &[u8]) -> Key {
-    key(b'D', &[parent.0, cookie(name)], name)
+    dentry_at(parent, cookie(name), name)
+}
+
+/// A directory entry at a place that may be another one than its name's.
+#[must_use]
+pub fn dentry_at(parent: Ino, cookie: u64, name: &[u8]) -> Key {
+    key(b'D', &[parent.0, cookie], name)
 }
 
 /// Entries of a directory behind a cookie.

@@ -143,9 +143,19 @@ pub(super) fn conflicting(kv: &dyn Kv, session: SessionId, ino: Ino, wanted: &Lo
     in_the_way.map(|held| held.lock).min_by_key(|lock| lock.start)
 }
 
-/// Sessions that hold locks on an inode.
-pub(super) fn holders(kv: &dyn Kv, ino: Ino) -> BTreeSet<SessionId> {
-    load(kv, ino).iter().map(|held| held.session).collect()
+/// Sessions that hold locks by a stored value; `None` when it cannot be decoded.
+pub(super) fn decode_holders(value: &[u8]) -> Option<BTreeSet<SessionId>> {
+    let held: Vec<Held> = wire::codec::decode(value).ok()?;
+    Some(held.iter().map(|held| held.session).collect())
+}
+
+/// Releases locks of all but these sessions. False when there are none.
+pub(super) fn retain(view: &mut View, ino: Ino, living: &BTreeSet<SessionId>) -> bool {
+    let mut held = load(view, ino);
+    let ended: BTreeSet<SessionId> = held.iter().map(|held| held.session).filter(|id| !living.contains(id)).collect();
+    held.retain(|held| living.contains(&held.session));
+    ended.iter().for_each(|session| save(view, ino, *session, &held));
+    !ended.is_empty()
 }
 
 /// The session has ended.

@@ -65,6 +65,11 @@ pub fn of_session(kv: &dyn Kv, id: SessionId, limit: usize) -> Vec<Ino> {
     kv.pairs(keys::session_orphans(id), limit).iter().map(|(key, _)| Ino(keys::second(key))).collect()
 }
 
+/// Sessions that may still hold handles on an unlinked inode; `None` when what is stored cannot be decoded.
+pub(super) fn holders(kv: &dyn Kv, ino: Ino) -> Option<BTreeSet<SessionId>> {
+    kv.get(&keys::orphan(ino)).map_or_else(|| Some(BTreeSet::new()), |value| wire::codec::decode(&value).ok())
+}
+
 /// Whether an inode has lost its last entry, and this session's handles are not what keeps it.
 pub(super) fn is_gone_for(kv: &dyn Kv, id: SessionId, ino: Ino) -> bool {
     kv.load::<BTreeSet<SessionId>>(&keys::orphan(ino)).is_some_and(|holders| !holders.contains(&id))

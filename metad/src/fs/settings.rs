@@ -91,6 +91,29 @@ pub(super) fn inodes_changed(view: &mut View, by: i64) {
     view.store(keys::setting(INODES), &count);
 }
 
+/// Sets the number of inodes where it is still counted as it was seen.
+pub(super) fn recount_inodes(view: &mut View, seen: u64, found: u64) -> bool {
+    if inode_count(view) != seen || seen == found {
+        return false;
+    }
+    view.store(keys::setting(INODES), &found);
+    true
+}
+
+/// Lets no number below this one be given out any more.
+pub(super) fn raise_next_ino(view: &mut View, least: Ino) -> bool {
+    if next_ino(view) >= least {
+        return false;
+    }
+    view.store(keys::setting(NEXT_INO), &least.0);
+    true
+}
+
+/// Takes a number for an inode that no session makes.
+pub(super) fn take_ino(view: &mut View) -> Ino {
+    Ino(take_numbers(view, NEXT_INO, Ino::FIRST_FREE.0, 1))
+}
+
 /// Takes `count` numbers from a counter that starts at `first`; returns the first of them.
 pub(super) fn take_numbers(view: &mut View, counter: &str, first: u64, count: u64) -> u64 {
     let key = keys::setting(counter);

@@ -94,24 +94,30 @@ fn damaged(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("snapshot is damaged: {what}"))
 }
 
-fn read_u32(from: &mut impl Read) -> io::Result<u32> {
+pub(super) fn read_u32(from: &mut impl Read) -> io::Result<u32> {
     let mut bytes = [0; 4];
     from.read_exact(&mut bytes)?;
     Ok(u32::from_le_bytes(bytes))
 }
 
 fn read_part(from: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut part = Vec::new();
+    read_part_into(from, &mut part)?;
+    Ok(part)
+}
+
+/// Reads a key or a value in place of another one.
+pub(super) fn read_part_into(from: &mut impl Read, part: &mut Vec<u8>) -> io::Result<()> {
     let len = read_u32(from)?;
     if len > PART_BYTES_MAX {
         return Err(damaged("a part is too long"));
     }
-    let mut part = vec![0; len as usize];
-    from.read_exact(&mut part)?;
-    Ok(part)
+    part.resize(len as usize, 0);
+    from.read_exact(part)
 }
 
 /// Reads a file from its beginning, whoever else does.
-struct Reading {
+pub(super) struct Reading {
     file: Arc<File>,
     offset: u64,
 }
@@ -125,7 +131,18 @@ impl Read for Reading {
 }
 
 fn reading(snapshot: &SnapshotFile) -> BufReader<Reading> {
-    BufReader::with_capacity(1 << 20, Reading { file: snapshot.file.clone(), offset: 0 })
+    reading_from(snapshot, 0, 1 << 20)
+}
+
+/// Reads on from an offset, so many bytes at once.
+pub(super) fn reading_from(snapshot: &SnapshotFile, offset: u64, capacity: usize) -> BufReader<Reading> {
+    BufReader::with_capacity(capacity, Reading { file: snapshot.file.clone(), offset })
+}
+
+/// Where the first group of pairs stands.
+pub(super) fn pairs_at(snapshot: &SnapshotFile) -> io::Result<u64> {
+    let mut file = reading_from(snapshot, MAGIC.len() as u64, 4 << 10);
+    Ok(MAGIC.len() as u64 + 4 + u64::from(read_u32(&mut file)?))
 }
 
 /// Whether the file's content is what was written. Reads all of it.

@@ -47,6 +47,7 @@ impl std::fmt::Display for Stamped {
             Command::PinBlocks { name, .. } => write!(f, "pin {name:?}"),
             Command::ReleasePin { name } => write!(f, "release pin {name:?}"),
             Command::ResumeDeletion => f.write_str("resume deletion"),
+            Command::Repair(repairing) => write!(f, "{} repairs", repairing.repairs.len()),
         }
     }
 }
@@ -58,6 +59,7 @@ impl std::fmt::Display for CommandReply {
             CommandReply::Batches(_) => "batches",
             CommandReply::Session(_) => "session",
             CommandReply::Stale => "stale",
+            CommandReply::Repaired(_) => "repaired",
         })
     }
 }

@@ -33,14 +33,11 @@ impl Server {
                 Ok(()) => AdminReply::Done,
                 Err(error) => AdminReply::Failed(error.to_string()),
             },
-            AdminRequest::Check => match self.problems().await {
-                Ok(problems) => AdminReply::Problems(problems),
-                Err(reason) => AdminReply::Failed(reason),
-            },
             AdminRequest::PinBlocks { name, keep_ms } => self.pin_blocks(name, keep_ms).await?,
             AdminRequest::Pins => AdminReply::Pins(retention::pins(&**consensus.state(), self.shared.clock.now())),
             AdminRequest::ReleasePin { name } => self.release_pin(name).await?,
             AdminRequest::ResumeDeletion { force } => self.resume_deletion(force).await?,
+            AdminRequest::Check(request) => self.check(request).await?,
         };
         Ok(MetaReply::Admin(reply))
     }
@@ -69,10 +66,14 @@ impl Server {
         }
     }
 
+    /// What contradicts itself in the metadata, one line each. What is applied meanwhile does not count.
     pub(super) async fn problems(&self) -> Result<Vec<String>, String> {
-        let state = self.shared.consensus.state().clone();
-        let checked = tokio::task::spawn_blocking(move || check::check(&*state)).await;
-        checked.map_err(|error| error.to_string())
+        let state = self.shared.consensus.freeze(SNAPSHOT_LIMIT).await.map_err(|error| error.to_string())?;
+        let checked = tokio::task::spawn_blocking(move || (check::check(&*state), state.failure())).await;
+        match checked.map_err(|error| error.to_string())? {
+            (_, Some(failure)) => Err(failure),
+            (problems, None) => Ok(problems),
+        }
     }
 
     async fn set_redundancy(&self, replicas: u8, min_sync: u8) -> Result<AdminReply, ProposeError> {

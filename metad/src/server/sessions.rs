@@ -234,6 +234,7 @@ impl Drop for Attached {
 pub async fn expire_silent(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(EXPIRY_PAUSE).await;
+        shared.checks.forget_idle();
         // Asked each time, and not only when somebody seems silent: without a majority nobody can be answered, and who
         // looked for another leader meanwhile was not heard of here.
         let leads = timeout(EXPIRY_PAUSE, shared.consensus.read_barrier()).await;

@@ -103,7 +103,7 @@ async fn each_kind_of_message_is_refused_by_its_first_bytes_for_roles_that_may_n
         (MetaRequest::CloseSession { session: honest.id }, Role::Admin),
         (MetaRequest::Events { session: honest.id, dirty: true }, Role::Metad),
         (report, Role::Client),
-        (MetaRequest::Admin(AdminRequest::Check), Role::Client),
+        (MetaRequest::Admin(AdminRequest::Snapshot), Role::Client),
         (MetaRequest::Raft(RaftKind::Append), Role::Blockd),
     ] {
         let liar = endpoint(&cluster.ca, role);

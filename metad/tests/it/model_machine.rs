@@ -1,6 +1,7 @@
 //! The metadata state machine, alone and on its store, against simple models of what it promises.
 
 mod conflicts;
+mod damage;
 mod duplicates;
 mod model;
 mod plain;

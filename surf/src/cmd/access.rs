@@ -27,15 +27,9 @@ impl Access {
         reply
     }
 
-    /// A way into the cluster, for those who ask several things.
-    pub fn admin(&self) -> Result<Admin> {
-        Admin::load(&self.bundle)
-    }
-
-    /// How long an answer is waited for.
-    #[must_use]
-    pub fn limit(&self) -> Duration {
-        Duration::from_secs(self.wait_s)
+    /// A way into the cluster, for a command that asks a lot, and how long it may take to find who leads.
+    pub fn enter(&self) -> Result<(Admin, Duration)> {
+        Ok((Admin::load(&self.bundle)?, Duration::from_secs(self.wait_s)))
     }
 
     /// The cluster's state.

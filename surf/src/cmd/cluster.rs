@@ -5,13 +5,13 @@ mod init;
 use super::access::Access;
 use super::blockd::{heard, states, to_json as blockd_json, word};
 use crate::output;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use wire::ids::MetadId;
-use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
+use wire::message::admin::{AdminRequest, ClusterStatus};
 
 /// Make a cluster, look at it, change its members.
 #[derive(Args)]
@@ -65,14 +65,6 @@ enum Command {
         #[arg(long, requires = "replicas")]
         min_sync: Option<u8>,
     },
-    /// Check the metadata for contradictions. Exit code 2 when there are any.
-    Check {
-        #[command(flatten)]
-        access: Access,
-        /// As JSON.
-        #[arg(long)]
-        json: bool,
-    },
 }
 
 impl Cluster {
@@ -98,25 +90,9 @@ impl Cluster {
                 }
                 println!("set");
             }
-            Command::Check { access, json } => return check(&access, json).await,
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-async fn check(access: &Access, json: bool) -> Result<ExitCode> {
-    let problems = match access.ask(AdminRequest::Check).await? {
-        AdminReply::Problems(problems) => problems,
-        other => bail!("metad answered {other:?} when asked for a check"),
-    };
-    if json {
-        output::json(&json!({ "problems": problems }))?;
-    } else if problems.is_empty() {
-        println!("no contradiction found");
-    } else {
-        problems.iter().for_each(|problem| println!("{problem}"));
-    }
-    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(2) })
 }
 
 fn show(status: &ClusterStatus, as_json: bool) -> Result<()> {

@@ -4,6 +4,7 @@ use crate::attr::Timestamp;
 use crate::ids::{MetadId, SessionId};
 use crate::layout::Layout;
 use crate::message::block::RepairReport;
+use crate::message::check::{CheckReply, CheckRequest};
 use crate::op::StatFs;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -60,8 +61,8 @@ pub enum AdminRequest {
     },
     /// Take a snapshot of the metadata now. Answers `Done` when it is durable.
     Snapshot,
-    /// Check the whole metadata for contradictions. Answers `Problems`.
-    Check,
+    /// A step of checking the whole metadata for contradictions. Answers `Check`.
+    Check(CheckRequest),
     /// Delete no block that something refers to now, for as long as this. Answers `Done`.
     PinBlocks {
         /// Name of the pin, new, of 1 to [`PIN_NAME_BYTES_MAX`](crate::limits::PIN_NAME_BYTES_MAX) bytes.
@@ -131,6 +132,8 @@ pub enum AdminReply {
     Problems(Vec<String>),
     /// The pins that hold, in the order of their making.
     Pins(Vec<Pin>),
+    /// Answer to a step of a check.
+    Check(CheckReply),
 }
 
 /// State of the cluster.

@@ -81,7 +81,27 @@ pub enum BlockRequest {
     },
     /// State of the daemon. Any role. Answers `Status`.
     Status,
+    /// Read these blocks, and compare each with its name. Bad copies are quarantined and replaced, as whenever one is read.
+    /// Role admin. Answers `Verified`.
+    Verify {
+        /// The blocks.
+        #[serde(deserialize_with = "bounded::<_, _, VERIFIED_MAX>")]
+        hashes: Vec<BlockHash>,
+    },
+    /// Fetch those of these blocks that belong here and are not here, from any other daemon. Role admin. Answers `Fetching`.
+    Fetch {
+        /// The blocks.
+        #[serde(deserialize_with = "bounded::<_, _, FETCHED_MAX>")]
+        hashes: Vec<BlockHash>,
+        /// A daemon that has them, though they may not belong there.
+        from: BlockdId,
+    },
 }
+
+/// Blocks that one request has verified.
+pub const VERIFIED_MAX: usize = 64;
+/// Blocks that one request has fetched.
+pub const FETCHED_MAX: usize = 512;
 
 /// Which request a message is: what its head begins with. In the order of [`BlockRequest`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
@@ -96,6 +116,8 @@ pub enum BlockRequestKind {
     Chord,
     Lookup,
     Status,
+    Verify,
+    Fetch,
 }
 
 impl BlockRequest {
@@ -112,6 +134,8 @@ impl BlockRequest {
             Self::Chord(_) => BlockRequestKind::Chord,
             Self::Lookup { .. } => BlockRequestKind::Lookup,
             Self::Status => BlockRequestKind::Status,
+            Self::Verify { .. } => BlockRequestKind::Verify,
+            Self::Fetch { .. } => BlockRequestKind::Fetch,
         }
     }
 }
@@ -259,6 +283,10 @@ pub enum BlockReply {
     },
     /// The request failed here for a reason of this daemon's own (disk error, shutting down).
     Failed(String),
+    /// One answer per block: whether its copy is good; `None` where there is none.
+    Verified(Vec<Option<bool>>),
+    /// So many are going to be fetched; the others are here, belong elsewhere, or find too many before them.
+    Fetching(u32),
 }
 
 /// State of a block daemon, for operators.
@@ -319,6 +347,8 @@ mod tests {
             BlockRequest::Chord(ChordRequest::Ping),
             BlockRequest::Lookup { point: Point(1) },
             BlockRequest::Status,
+            BlockRequest::Verify { hashes: Vec::new() },
+            BlockRequest::Fetch { hashes: Vec::new(), from: BlockdId([0; 16]) },
         ] {
             assert_eq!(codec::decode_start::<BlockRequestKind>(&codec::encode(&request)).unwrap(), request.kind());
         }

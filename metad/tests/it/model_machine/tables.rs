@@ -125,7 +125,7 @@ fn a_default_list_takes_the_place_of_the_umask() {
 }
 
 /// A state with something in every table that the check compares.
-fn full() -> MemoryKv {
+pub(super) fn full() -> MemoryKv {
     let mut world = World::new();
     let (first, second) = (world.session(), world.session());
     let dir = world.create(first, Ino::ROOT, "d", NewInode::Directory);

@@ -54,16 +54,15 @@ fn duration(text: &str) -> Result<Duration, String> {
 impl Backup {
     /// Carries it out.
     pub async fn run(self) -> Result<()> {
-        let admin = self.access.admin()?;
-        let written = self.pin_and_write(&admin).await;
+        let (admin, limit) = self.access.enter()?;
+        let written = self.pin_and_write(&admin, limit).await;
         admin.close().await;
         written
     }
 
     /// The pin comes first: what the backup refers to is kept from before it is made.
-    async fn pin_and_write(&self, admin: &Admin) -> Result<()> {
-        let (now, limit) = (Timestamp::now(), self.access.limit());
-        let name = self.name.clone().unwrap_or_else(|| name_of(now));
+    async fn pin_and_write(&self, admin: &Admin, limit: Duration) -> Result<()> {
+        let name = self.name.clone().unwrap_or_else(|| name_of(Timestamp::now()));
         let keep_ms = u64::try_from(self.keep_blocks.as_millis())?;
         if keep_ms > 0 {
             admin.ask_admin(AdminRequest::PinBlocks { name: name.clone(), keep_ms }, limit).await?;

@@ -5,6 +5,7 @@ mod cli;
 mod crash;
 mod delegations;
 mod faults;
+mod fsck;
 mod healing;
 mod journal;
 mod large;

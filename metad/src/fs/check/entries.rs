@@ -1,0 +1,105 @@
+//! Directory entries, against the inodes of one window: those that they lead to, and those that they stand in.
+
+use super::rows::Rows;
+use super::{Check, places};
+use crate::fs::{dentry, keys};
+use wire::attr::FileKind;
+use wire::ids::Ino;
+use wire::message::check::{FindingKind, Repair};
+
+/// An entry as it is stored.
+struct Entry<'a> {
+    parent: Ino,
+    cookie: u64,
+    name: &'a [u8],
+    ino: Ino,
+    kind: FileKind,
+}
+
+impl Entry<'_> {
+    fn removal(&self) -> Repair {
+        Repair::Entry { parent: self.parent, cookie: self.cookie, name: self.name.to_vec(), ino: self.ino }
+    }
+
+    fn rewriting(&self) -> Repair {
+        Repair::Rewrite { parent: self.parent, cookie: self.cookie, name: self.name.to_vec(), ino: self.ino }
+    }
+
+    fn report(&self, check: &mut Check, kind: FindingKind, what: String, repair: Repair) {
+        let place = places::entry(check.kv, self.parent, self.name);
+        check.found(kind, place, what, Some(repair));
+    }
+}
+
+pub(super) fn check(check: &mut Check, rows: &mut Rows) {
+    check.scan(keys::all_dentries(), 16, |check, key, value| {
+        let (parent, cookie, name) = keys::dentry_parts(key);
+        let Ok((ino, kind)) = wire::codec::decode::<dentry::Target>(value) else {
+            // Once, not for each window.
+            if rows.covers(parent) {
+                check.undecodable(key);
+            }
+            return;
+        };
+        let entry = Entry { parent, cookie, name, ino, kind };
+        if rows.covers(ino) {
+            lead(check, rows, &entry);
+        }
+        if rows.covers(parent) {
+            stand(check, rows, &entry);
+        }
+    });
+}
+
+/// Where an entry leads.
+fn lead(check: &mut Check, rows: &mut Rows, entry: &Entry) {
+    let ino = entry.ino;
+    let Some(row) = rows.get(ino) else {
+        let what = format!("leads to inode {ino}, which is not there");
+        return entry.report(check, FindingKind::DanglingEntry, what, entry.removal());
+    };
+    row.links = row.links.saturating_add(1);
+    if row.is_damaged {
+        return;
+    }
+    if row.kind != entry.kind {
+        let what = format!("says {:?}, and inode {ino} says {:?}", entry.kind, row.kind);
+        return entry.report(check, FindingKind::WrongKind, what, entry.rewriting());
+    }
+    if !row.is_dir() {
+        return;
+    }
+    let is_second = row.links > 1;
+    let known = row.parent;
+    let inode = check.load::<crate::fs::inode::Inode>(&keys::inode(ino));
+    if inode.is_some_and(|inode| inode.parent == entry.parent && inode.name == entry.name) {
+        return;
+    }
+    // The entry by which the directory itself goes may be another one.
+    let own = check.load::<crate::fs::inode::Inode>(&keys::inode(ino)).and_then(|inode| {
+        let own = check.load::<dentry::Target>(&keys::dentry(inode.parent, &inode.name));
+        own.filter(|(target, _)| *target == ino)
+    });
+    if own.is_some() || is_second {
+        let what = format!("is a further entry of directory {ino}");
+        return entry.report(check, FindingKind::WrongParent, what, entry.removal());
+    }
+    let what = format!("directory {ino} says that it stands in directory {known}, or by another name");
+    let repair = Repair::Parent { ino, parent: entry.parent, name: entry.name.to_vec() };
+    entry.report(check, FindingKind::WrongParent, what, repair);
+}
+
+/// Where an entry stands.
+fn stand(check: &mut Check, rows: &mut Rows, entry: &Entry) {
+    let parent = entry.parent;
+    let Some(row) = rows.get(parent).filter(|row| row.is_dir() || row.is_damaged) else {
+        let what = format!("stands in inode {parent}, which is no directory, or not there");
+        return entry.report(check, FindingKind::EntryWithoutDirectory, what, entry.removal());
+    };
+    row.entries += 1;
+    row.subdirs += u32::from(entry.kind == FileKind::Directory);
+    if entry.cookie != keys::cookie(entry.name) {
+        let what = "is not stored where its name is looked for".to_owned();
+        entry.report(check, FindingKind::MisplacedEntry, what, entry.rewriting());
+    }
+}

@@ -1,0 +1,73 @@
+//! Tables that say in another order what other tables say: which of their keys belong there.
+
+use super::blockref::BlockRef;
+use super::keys::{self, Key};
+use super::session::Session;
+use super::view::{Kv, KvExt, View};
+use super::{lock, orphan};
+use wire::ids::{BlockHash, Ino, SessionId};
+
+/// Keys by which a session is found.
+pub(super) fn of_session(id: SessionId, session: &Session) -> Vec<Key> {
+    let opening = &session.opening;
+    let by_state = match session.ended {
+        None => keys::living(&opening.client, id),
+        Some(place) => keys::ended(&opening.client, place, id),
+    };
+    std::iter::once(by_state).chain(opening.token.map(|token| keys::token(token, id))).collect()
+}
+
+/// Whether a key of an index is to be there; `None` when it is none, or what decides about it cannot be decoded.
+pub(super) fn belongs(kv: &dyn Kv, key: &[u8]) -> Option<bool> {
+    let session_of = |id: u64| match kv.get(&keys::session(SessionId(id))) {
+        None => Some(false),
+        Some(value) => {
+            let session: Session = wire::codec::decode(&value).ok()?;
+            Some(of_session(SessionId(id), &session).iter().any(|known| known == key))
+        }
+    };
+    match (key.first()?, key.len()) {
+        (b'A' | b'T', 17) => session_of(keys::second(key)),
+        (b'W', 25) => session_of(keys::third(key)),
+        (b'Q', 17) => {
+            let holders = orphan::holders(kv, Ino(keys::second(key)))?;
+            Some(holders.contains(&SessionId(keys::first(key))))
+        }
+        (b'J', 17) => {
+            let holders = match kv.get(&keys::locks(Ino(keys::second(key)))) {
+                Some(value) => lock::decode_holders(&value)?,
+                None => return Some(false),
+            };
+            Some(holders.contains(&SessionId(keys::first(key))))
+        }
+        (b'Z', 41) => {
+            let hash: BlockHash = keys::unreferenced_hash(key);
+            let Some(value) = kv.get(&keys::block(&hash)) else { return Some(false) };
+            let block: BlockRef = wire::codec::decode(&value).ok()?;
+            Some(block.count == 0 && block.zero_since_ms == keys::first(key))
+        }
+        _ => None,
+    }
+}
+
+/// Makes a key of an index be there, or not be there. False when it was right, or nobody can say.
+pub(super) fn set_right(view: &mut View, key: &[u8]) -> bool {
+    let (is_there, Some(belongs)) = (view.get(key).is_some(), belongs(view, key)) else { return false };
+    match (is_there, belongs) {
+        (false, true) => view.put(key.to_vec(), Vec::new()),
+        (true, false) => view.delete(key.to_vec()),
+        _ => return false,
+    }
+    true
+}
+
+/// Forgets the replies of a session that is forgotten, so many at most.
+pub(super) fn forget_replies(view: &mut View, id: SessionId, limit: usize) -> bool {
+    if view.get(&keys::session(id)).is_some() {
+        return false;
+    }
+    let replies = view.pairs(keys::replies(id), limit);
+    let some = !replies.is_empty();
+    replies.into_iter().for_each(|(key, _)| view.delete(key));
+    some
+}

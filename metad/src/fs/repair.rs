@@ -1,0 +1,184 @@
+//! `Command::Repair`: mending what a check has found.
+//!
+//! A check looks at a state that is older than the one that is mended. So each repair looks again, and does nothing where
+//! the state is not as it was found:
+//!
+//! - What can be counted in the neighbourhood is counted again, whatever was found.
+//! - What would take a look through everything (links of files, references of blocks) is set only where it is counted as it
+//!   was then. Ordinary operations change what is counted and what there is by the same, so the difference is still right.
+//! - That holds as long as nobody else has mended it: repairs of a check are taken only while no other check has mended
+//!   anything since its state was taken, and each only once ([`Command::Repair`](super::Command::Repair)).
+//!
+//! Nothing here removes content that a name leads to, or could.
+
+mod content;
+mod links;
+
+use super::inode::Inode;
+use super::session::Session;
+use super::view::{Kv, KvExt, View};
+use super::{CommandReply, Context, index, keys, lock, orphan, settings};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use wire::ids::{Ino, SessionId};
+use wire::message::check::{CheckId, Repair, Seen};
+
+/// Setting: who has mended last.
+const REPAIRS: &str = "repairs";
+/// Replies forgotten, and extents or entries looked at, by one repair.
+const WORK_MAX: usize = 1 << 20;
+/// Replies forgotten at once.
+const REPLIES: usize = 4096;
+
+/// Who has mended last.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Repairs {
+    /// Checks that have mended something.
+    pub count: u64,
+    /// The last of them.
+    check: u64,
+    /// Its last request.
+    seq: u64,
+}
+
+/// Repairs of one check that are made together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Repairing {
+    /// The check.
+    pub check: CheckId,
+    /// Checks that had mended something when its state was taken.
+    pub base: u64,
+    /// Grows with each request of the check.
+    pub seq: u64,
+    /// What to mend.
+    pub repairs: Vec<Repair>,
+}
+
+/// Who has mended last.
+#[must_use]
+pub fn repairs(kv: &dyn Kv) -> Repairs {
+    kv.load(&keys::setting(REPAIRS)).unwrap_or_default()
+}
+
+/// `Command::Repair`.
+pub(super) fn apply(view: &mut View, context: &Context, repairing: &Repairing) -> CommandReply {
+    let before = repairs(view);
+    let is_same = before.check == repairing.check.0 && before.count > 0;
+    let may = if is_same { repairing.seq > before.seq } else { before.count == repairing.base };
+    if !may {
+        return CommandReply::Stale;
+    }
+    let count = before.count + u64::from(!is_same);
+    view.store(keys::setting(REPAIRS), &Repairs { count, check: repairing.check.0, seq: repairing.seq });
+    CommandReply::Repaired(repairing.repairs.iter().map(|repair| mend(view, context, repair)).collect())
+}
+
+/// Whether it was mended.
+fn mend(view: &mut View, context: &Context, repair: &Repair) -> bool {
+    match repair {
+        Repair::Links { ino, seen, found } => links::count(view, context, *ino, *seen, *found),
+        Repair::Directory(ino) => links::count_dir(view, context, *ino),
+        Repair::Entry { parent, cookie, name, ino } => links::remove(view, context, (*parent, *cookie, name), *ino),
+        Repair::Rewrite { parent, cookie, name, ino } => links::rewrite(view, context, (*parent, *cookie, name), *ino),
+        Repair::Parent { ino, parent, name } => links::set_parent(view, context, *ino, (*parent, name)),
+        Repair::Attach { ino, seen } => links::attach(view, context, *ino, *seen),
+        Repair::Allocated(ino) => content::count(view, context, *ino),
+        Repair::Attributes(ino) => content::attributes(view, context, *ino),
+        Repair::Content(ino) => content::take_apart(view, *ino),
+        Repair::References { hash, seen, found, len } => {
+            content::references(view, context, hash, *seen, (*found, *len))
+        }
+        Repair::Orphan { ino, seen, named } => let_go(view, context, *ino, (*seen, *named)),
+        Repair::Locks(ino) => unlock(view, *ino),
+        Repair::Index(key) => index::set_right(view, key),
+        Repair::InodeCount { seen, found } => settings::recount_inodes(view, *seen, *found),
+        Repair::NextIno(least) => settings::raise_next_ino(view, *least),
+        Repair::Replies(id) => index::forget_replies(view, *id, REPLIES),
+    }
+}
+
+/// What a key has; `None` also when it cannot be decoded, which must stop nobody who mends.
+fn load<T: DeserializeOwned>(view: &View, key: &[u8]) -> Option<T> {
+    wire::codec::decode(&view.get(key)?).ok()
+}
+
+fn load_inode(view: &View, ino: Ino) -> Option<Inode> {
+    load(view, &keys::inode(ino))
+}
+
+/// The same as long as its links are as they were seen.
+fn load_as(view: &View, ino: Ino, seen: Seen) -> Option<Inode> {
+    load_inode(view, ino).filter(|inode| (inode.attr.nlink, inode.attr.ctime) == (seen.nlink, seen.ctime))
+}
+
+/// Whether a session lives. Not by the index, which may be what is wrong; one whose record is damaged may live.
+fn lives(view: &View, id: SessionId) -> bool {
+    let key = keys::session(id);
+    view.get(&key).is_some() && load::<Session>(view, &key).is_none_or(|session| !session.has_ended())
+}
+
+/// `Repair::Locks`.
+fn unlock(view: &mut View, ino: Ino) -> bool {
+    let Some(holders) = view.get(&keys::locks(ino)).and_then(|value| lock::decode_holders(&value)) else {
+        return false;
+    };
+    let is_there = view.get(&keys::inode(ino)).is_some();
+    let living = holders.into_iter().filter(|id| is_there && lives(view, *id)).collect();
+    lock::retain(view, ino, &living)
+}
+
+/// `Repair::Orphan`.
+fn let_go(view: &mut View, context: &Context, ino: Ino, (seen, named): (Option<Seen>, bool)) -> bool {
+    let is_marked = view.get(&keys::orphan(ino)).is_some();
+    let Some(holders) = orphan::holders(view, ino).filter(|_| is_marked) else { return false };
+    let unlinked = match seen {
+        None if view.get(&keys::inode(ino)).is_none() => None,
+        None => return false,
+        Some(seen) => match load_as(view, ino, seen) {
+            Some(_) if named => None,
+            Some(inode) if inode.attr.nlink == 0 => Some(inode),
+            _ => return false,
+        },
+    };
+    let lives = |id: &SessionId| lives(view, *id);
+    let (living, ended): (Vec<_>, Vec<_>) = holders.into_iter().partition(|id| unlinked.is_some() && lives(id));
+    let may_remove = content::is_counted(view, ino) && settings::inode_count(view) > 0;
+    if (ended.is_empty() && !living.is_empty()) || (unlinked.is_some() && living.is_empty() && !may_remove) {
+        return false;
+    }
+    for id in &ended {
+        view.delete(keys::session_orphan(*id, ino));
+    }
+    if !living.is_empty() {
+        view.store(keys::orphan(ino), &living.into_iter().collect::<BTreeSet<_>>());
+        return true;
+    }
+    view.delete(keys::orphan(ino));
+    if unlinked.is_some() {
+        orphan::remove(view, context, ino);
+    }
+    true
+}
+
+/// Inodes whose attributes or names a repair may change: what sessions have cached of them is taken back before.
+#[must_use]
+pub fn touched(kv: &dyn Kv, repair: &Repair) -> Vec<Ino> {
+    match repair {
+        Repair::Links { ino, .. } | Repair::Directory(ino) | Repair::Allocated(ino) | Repair::Attributes(ino) => {
+            vec![*ino]
+        }
+        Repair::Entry { parent, ino, .. }
+        | Repair::Rewrite { parent, ino, .. }
+        | Repair::Parent { ino, parent, .. } => {
+            vec![*parent, *ino]
+        }
+        Repair::Attach { ino, .. } => {
+            let parent = kv.load::<Inode>(&keys::inode(*ino)).map(|inode| inode.parent);
+            let found = super::dentry::find(kv, Ino::ROOT, links::LOST_AND_FOUND).map(|(ino, _)| ino);
+            [*ino, Ino::ROOT].into_iter().chain(parent).chain(found).collect()
+        }
+        Repair::Orphan { ino, .. } => vec![*ino],
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,119 @@
+//! Mending what counts content, and what is left of inodes that are not there.
+
+use super::{WORK_MAX, load, load_inode};
+use crate::fs::blockref::BlockRef;
+use crate::fs::view::{Kv, KvExt, View};
+use crate::fs::{Context, extent, keys};
+use std::collections::BTreeMap;
+use wire::attr::FileKind;
+use wire::extent::Source;
+use wire::ids::{BlockHash, Ino};
+
+/// Attributes of an inode that is not there that are removed at once.
+const ATTRIBUTES: usize = 4096;
+
+/// `Repair::Allocated`.
+pub(super) fn count(view: &mut View, context: &Context, ino: Ino) -> bool {
+    let Some(mut inode) = load_inode(view, ino) else { return false };
+    let (mut bytes, mut extents) = (0_u64, 0);
+    view.scan(keys::extents_from(ino, 0), &mut |key, value| {
+        bytes = bytes.saturating_add(extent::decode(key, value).map_or(0, |extent| extent.len));
+        extents += 1;
+        extents <= WORK_MAX
+    });
+    if extents > WORK_MAX || inode.attr.allocated == bytes {
+        return false;
+    }
+    inode.attr.allocated = bytes;
+    inode.changed(context.now);
+    inode.save(view);
+    true
+}
+
+/// `Repair::Attributes`.
+pub(super) fn attributes(view: &mut View, context: &Context, ino: Ino) -> bool {
+    let has_target = view.get(&keys::symlink(ino)).is_some();
+    if view.get(&keys::inode(ino)).is_none() {
+        let left = view.pairs(keys::xattrs(ino), ATTRIBUTES);
+        let some = has_target || !left.is_empty();
+        left.into_iter().for_each(|(key, _)| view.delete(key));
+        view.delete(keys::symlink(ino));
+        return some;
+    }
+    let Some(mut inode) = load_inode(view, ino) else { return false };
+    let has_xattrs = view.any(keys::xattrs(ino));
+    let is_wrong_target = has_target && inode.attr.kind != FileKind::Symlink;
+    if is_wrong_target {
+        view.delete(keys::symlink(ino));
+    }
+    if inode.attr.has_xattrs == has_xattrs {
+        return is_wrong_target;
+    }
+    inode.attr.has_xattrs = has_xattrs;
+    inode.changed(context.now);
+    inode.save(view);
+    true
+}
+
+/// `Repair::Content`.
+pub(super) fn take_apart(view: &mut View, ino: Ino) -> bool {
+    let key = keys::reaping(ino);
+    let is_marked = view.get(&key).is_some();
+    if view.get(&keys::inode(ino)).is_some() {
+        view.delete(key);
+        return is_marked;
+    }
+    if is_marked || !view.any(keys::extents_from(ino, 0)) || !is_counted(view, ino) {
+        return false;
+    }
+    view.put(key, Vec::new());
+    true
+}
+
+/// Whether all references that an inode's extents have are counted: then they may go.
+pub(super) fn is_counted(view: &View, ino: Ino) -> bool {
+    let mut references: BTreeMap<BlockHash, u64> = BTreeMap::new();
+    let mut extents = 0;
+    let mut all = true;
+    view.scan(keys::extents_from(ino, 0), &mut |key, value| {
+        extents += 1;
+        match extent::decode(key, value).map(|extent| extent.source) {
+            Some(Source::Block { hash, .. }) => *references.entry(hash).or_default() += 1,
+            Some(_) => {}
+            None => all = false,
+        }
+        all && extents <= WORK_MAX
+    });
+    let counted = |hash: &BlockHash| load::<BlockRef>(view, &keys::block(hash)).map_or(0, |block| block.count);
+    all && extents <= WORK_MAX && references.iter().all(|(hash, found)| counted(hash) >= *found)
+}
+
+/// `Repair::References`.
+pub(super) fn references(
+    view: &mut View,
+    context: &Context,
+    hash: &BlockHash,
+    seen: Option<u64>,
+    (found, len): (u64, u32),
+) -> bool {
+    let key = keys::block(hash);
+    let before = load::<BlockRef>(view, &key);
+    if before.is_none() && view.get(&key).is_some() {
+        return false;
+    }
+    if before.map(|block| block.count) != seen || seen == Some(found) {
+        return false;
+    }
+    let mut block = before.unwrap_or(BlockRef { count: 0, len, zero_since_ms: 0 });
+    if block.count == 0 && block.zero_since_ms != 0 {
+        view.delete(keys::unreferenced(block.zero_since_ms, hash));
+    }
+    (block.count, block.zero_since_ms) = (found, 0);
+    if found == 0 {
+        // I10: its grace begins now.
+        block.zero_since_ms = context.entry.as_millis().max(1);
+        view.put(keys::unreferenced(block.zero_since_ms, hash), Vec::new());
+    }
+    view.store(key, &block);
+    true
+}

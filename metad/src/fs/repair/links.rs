@@ -1,0 +1,186 @@
+//! Mending entries, and the counts of links and entries.
+
+use super::{WORK_MAX, load, load_as, load_inode};
+use crate::fs::dentry::{self, Target};
+use crate::fs::inode::Inode;
+use crate::fs::keys::{self, Key};
+use crate::fs::settings::{self, inodes_changed};
+use crate::fs::view::{Kv, View};
+use crate::fs::{Context, orphan};
+use wire::attr::{Creator, FileKind, InodeAttr};
+use wire::ids::Ino;
+use wire::message::check::Seen;
+
+/// The directory below the root in which inodes without a name get one.
+pub(super) const LOST_AND_FOUND: &[u8] = b"lost+found";
+/// Directories above one another that are gone through.
+const DEPTH_MAX: usize = 1 << 16;
+
+/// An entry's place: directory, place in its order, name.
+type Place<'a> = (Ino, u64, &'a [u8]);
+
+fn key_of((parent, cookie, name): Place) -> Key {
+    keys::dentry_at(parent, cookie, name)
+}
+
+fn load_target(view: &View, key: &[u8]) -> Option<Target> {
+    load(view, key)
+}
+
+/// Whether a name in a directory leads there.
+fn leads(view: &View, (parent, name): (Ino, &[u8]), ino: Ino) -> bool {
+    load_target(view, &keys::dentry(parent, name)).is_some_and(|(target, _)| target == ino)
+}
+
+fn load_dir(view: &View, ino: Ino) -> Option<Inode> {
+    load_inode(view, ino).filter(|inode| inode.attr.kind == FileKind::Directory)
+}
+
+/// `Repair::Links`.
+pub(super) fn count(view: &mut View, context: &Context, ino: Ino, seen: Seen, found: u32) -> bool {
+    let Some(mut inode) = load_as(view, ino, seen) else { return false };
+    let is_waiting = view.get(&keys::orphan(ino)).is_some();
+    // Without an entry it is attached, or waits to be let go.
+    if inode.attr.kind == FileKind::Directory || (found == 0) != is_waiting {
+        return false;
+    }
+    inode.attr.nlink = found;
+    inode.changed(context.now);
+    inode.save(view);
+    true
+}
+
+/// `Repair::Directory`.
+pub(super) fn count_dir(view: &mut View, context: &Context, ino: Ino) -> bool {
+    let Some(mut dir) = load_dir(view, ino) else { return false };
+    let (mut entries, mut subdirs) = (0_u64, 0_u32);
+    view.scan(keys::dentries(ino, 0), &mut |_, value| {
+        let target = wire::codec::decode::<Target>(value);
+        entries += 1;
+        subdirs += u32::from(target.is_ok_and(|(_, kind)| kind == FileKind::Directory));
+        entries <= WORK_MAX as u64
+    });
+    let counted = (dir.attr.size, dir.attr.nlink);
+    if entries > WORK_MAX as u64 || counted == (entries, 2 + subdirs) {
+        return false;
+    }
+    (dir.attr.size, dir.attr.nlink) = (entries, 2 + subdirs);
+    dir.modified(context.now);
+    dir.save(view);
+    true
+}
+
+/// `Repair::Entry`.
+pub(super) fn remove(view: &mut View, context: &Context, place: Place, ino: Ino) -> bool {
+    let (parent, _, name) = place;
+    if load_target(view, &key_of(place)).is_none_or(|(target, _)| target != ino) {
+        return false;
+    }
+    // One whose record is damaged is there.
+    let is_there = |ino| view.get(&keys::inode(ino)).is_some();
+    let in_no_dir = match load_inode(view, parent) {
+        Some(inode) => inode.attr.kind != FileKind::Directory,
+        None => !is_there(parent),
+    };
+    let is_superfluous = match load_dir(view, ino) {
+        // A directory has one entry: that by which it goes itself.
+        Some(dir) => (dir.parent, dir.name.as_slice()) != (parent, name) && leads(view, (dir.parent, &dir.name), ino),
+        None => !is_there(ino),
+    };
+    if !in_no_dir && !is_superfluous {
+        return false;
+    }
+    view.delete(key_of(place));
+    count_dir(view, context, parent);
+    true
+}
+
+/// `Repair::Rewrite`.
+pub(super) fn rewrite(view: &mut View, context: &Context, place: Place, ino: Ino) -> bool {
+    let (parent, _, name) = place;
+    let Some(before) = load_target(view, &key_of(place)).filter(|(target, _)| *target == ino) else { return false };
+    let Some(inode) = load_inode(view, ino) else { return false };
+    let (from, to) = (key_of(place), keys::dentry(parent, name));
+    let is_taken = from != to && view.get(&to).is_some();
+    if is_taken || (from == to && before.1 == inode.attr.kind) {
+        return false;
+    }
+    view.delete(from);
+    view.store(to, &(ino, inode.attr.kind));
+    count_dir(view, context, parent);
+    true
+}
+
+/// `Repair::Parent`.
+pub(super) fn set_parent(view: &mut View, context: &Context, ino: Ino, (parent, name): (Ino, &[u8])) -> bool {
+    let Some(mut dir) = load_dir(view, ino) else { return false };
+    if !leads(view, (parent, name), ino) || leads(view, (dir.parent, &dir.name), ino) {
+        return false;
+    }
+    (dir.parent, dir.name) = (parent, name.to_vec());
+    dir.changed(context.now);
+    dir.save(view);
+    true
+}
+
+/// `Repair::Attach`.
+pub(super) fn attach(view: &mut View, context: &Context, ino: Ino, seen: Seen) -> bool {
+    let Some(inode) = load_as(view, ino, seen) else { return false };
+    let has_own = leads(view, (inode.parent, &inode.name), ino);
+    let is_circle = has_own && inode.attr.kind == FileKind::Directory && lies_below_itself(view, &inode);
+    if (has_own && !is_circle) || orphan::holders(view, ino).is_none_or(|holders| !holders.is_empty()) {
+        return false;
+    }
+    let name = format!("#{ino}").into_bytes();
+    let Some(found) = lost_and_found(view, context) else { return false };
+    if view.get(&keys::dentry(found, &name)).is_some() {
+        return false;
+    }
+    if is_circle {
+        view.delete(keys::dentry(inode.parent, &inode.name));
+        count_dir(view, context, inode.parent);
+    }
+    // As it is now: it may be its own parent.
+    let (Some(mut inode), Some(mut dir)) = (load_inode(view, ino), load_inode(view, found)) else { return false };
+    (inode.parent, inode.name) = (found, name.clone());
+    if inode.attr.kind != FileKind::Directory {
+        inode.attr.nlink = 1;
+    }
+    inode.changed(context.now);
+    inode.save(view);
+    dentry::add(view, context, &mut dir, &name, (ino, inode.attr.kind));
+    dir.save(view);
+    count_dir(view, context, ino);
+    true
+}
+
+fn lies_below_itself(view: &View, inode: &Inode) -> bool {
+    let (ino, mut at) = (inode.attr.ino, inode.parent);
+    for _ in 0..DEPTH_MAX {
+        if at == ino || at == Ino::ROOT {
+            return at == ino;
+        }
+        let Some(above) = load_inode(view, at) else { return false };
+        at = above.parent;
+    }
+    false
+}
+
+/// The directory for what has no name, which is made when there is none.
+fn lost_and_found(view: &mut View, context: &Context) -> Option<Ino> {
+    let key = keys::dentry(Ino::ROOT, LOST_AND_FOUND);
+    if view.get(&key).is_some() {
+        let (ino, _) = load_target(view, &key)?;
+        return load_dir(view, ino).map(|_| ino);
+    }
+    let mut root = load_dir(view, Ino::ROOT)?;
+    // I4: no session has leased it, or will.
+    let ino = settings::take_ino(view);
+    let creator = Creator { mode: 0o700, uid: 0, gid: 0 };
+    let attr = InodeAttr::new(ino, FileKind::Directory, creator, context.now);
+    Inode { attr, parent: Ino::ROOT, name: LOST_AND_FOUND.to_vec(), cuts: Vec::new() }.save(view);
+    inodes_changed(view, 1);
+    dentry::add(view, context, &mut root, LOST_AND_FOUND, (ino, FileKind::Directory));
+    root.save(view);
+    Some(ino)
+}

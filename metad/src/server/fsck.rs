@@ -1,0 +1,250 @@
+//! Checks of the whole metadata, and repairs, for `surf fsck`.
+//!
+//! A check reads a frozen state, on a thread of its own, and hands its findings over one page at a time: the thread waits
+//! where nobody fetches them. It lives in the memory of the node that began it, and ends when it is not asked for.
+
+use super::Server;
+use crate::consensus::Frozen;
+use crate::error::ProposeError;
+use crate::fs::blockref::{self, BlockRef};
+use crate::fs::check::{self, Listener, places};
+use crate::fs::view::{Kv, KvExt};
+use crate::fs::{Command, CommandReply, Stamped, extent, keys, repair};
+use crate::shared::Shared;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use wire::attr::Timestamp;
+use wire::ids::{BlockHash, SessionId};
+use wire::message::admin::AdminReply;
+use wire::message::check::{
+    BlockUse, CheckId, CheckReply, CheckRequest, CheckedBlock, Finding, INDEX_KEY_BYTES_MAX, Repair,
+};
+use wire::op::check_name;
+
+/// Taking the state of a large cluster takes a while.
+const FREEZE_LIMIT: Duration = Duration::from_secs(600);
+/// Checks at a time: each keeps a file open, and up to a window of inodes or blocks in memory.
+const CHECKS_MAX: usize = 4;
+/// A check that nobody asks for ends.
+const IDLE: Duration = Duration::from_secs(120);
+/// Findings that wait to be fetched.
+const WAITING_MAX: usize = 256;
+/// How long a question for findings waits for some.
+const FINDINGS_WAIT: Duration = Duration::from_secs(1);
+/// Blocks, and uses of blocks, in a page.
+const PAGE: usize = 4096;
+const USES_PAGE: usize = 512;
+
+/// Checks under way on this node.
+#[derive(Default)]
+pub struct Checks {
+    running: Mutex<BTreeMap<CheckId, Arc<Running>>>,
+}
+
+/// A check under way.
+struct Running {
+    state: Arc<dyn Frozen>,
+    findings: tokio::sync::Mutex<mpsc::Receiver<Finding>>,
+    looked: Arc<AtomicU64>,
+    given_up: Arc<AtomicBool>,
+    asked: Mutex<Instant>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.given_up.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What the thread tells.
+struct Teller {
+    findings: mpsc::Sender<Finding>,
+    looked: Arc<AtomicU64>,
+    given_up: Arc<AtomicBool>,
+}
+
+impl Listener for Teller {
+    fn found(&mut self, finding: Finding) {
+        if self.findings.blocking_send(finding).is_err() {
+            self.given_up.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn looked(&mut self) -> bool {
+        self.looked.fetch_add(1, Ordering::Relaxed);
+        !self.given_up.load(Ordering::Relaxed)
+    }
+}
+
+impl Checks {
+    fn begin(&self, state: Arc<dyn Frozen>) -> Result<CheckId, String> {
+        self.forget_idle();
+        let mut running = self.running.lock();
+        if running.len() >= CHECKS_MAX {
+            return Err("too many checks are under way: wait until one has ended".to_owned());
+        }
+        let (sender, findings) = mpsc::channel(WAITING_MAX);
+        let (looked, given_up) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+        let mut teller = Teller { findings: sender, looked: looked.clone(), given_up: given_up.clone() };
+        let looked_at = state.clone();
+        let thread = std::thread::Builder::new().name("check".to_owned());
+        thread.spawn(move || check::check_all(&*looked_at, &mut teller)).map_err(|error| error.to_string())?;
+        let check = CheckId(wire::chance::number());
+        let (findings, asked) = (tokio::sync::Mutex::new(findings), Mutex::new(Instant::now()));
+        running.insert(check, Arc::new(Running { state, findings, looked, given_up, asked }));
+        Ok(check)
+    }
+
+    /// Ends checks that nobody asks for.
+    pub(super) fn forget_idle(&self) {
+        self.running.lock().retain(|_, check| check.asked.lock().elapsed() < IDLE);
+    }
+
+    fn find(&self, check: CheckId) -> Result<Arc<Running>, String> {
+        let found = self.running.lock().get(&check).cloned();
+        let found =
+            found.ok_or("the check is not known here: the leader has changed, or it was not asked for too long")?;
+        *found.asked.lock() = Instant::now();
+        Ok(found)
+    }
+}
+
+impl Server {
+    pub(super) async fn check(&self, request: CheckRequest) -> Result<AdminReply, ProposeError> {
+        let answered = match request {
+            CheckRequest::Begin => self.begin_check().await,
+            CheckRequest::Findings(check) => self.findings(check).await,
+            CheckRequest::Blocks { check, after } => self.blocks(check, after).await,
+            CheckRequest::Uses { check, hashes, after } => {
+                let hashes: BTreeSet<BlockHash> = hashes.into_iter().collect();
+                self.on_frozen(check, move |state| {
+                    let (found, after) = extent::uses(state, &hashes, after, USES_PAGE);
+                    let told = |(hash, ino, range)| BlockUse { hash, ino, path: places::of(state, ino), range };
+                    CheckReply::Uses { uses: found.into_iter().map(told).collect(), after }
+                })
+                .await
+            }
+            CheckRequest::Referenced(hashes) => {
+                let state = self.shared.consensus.state().clone();
+                let look = move || hashes.iter().map(|hash| blockref::is_referenced(&*state, hash)).collect();
+                blocking(look).await.map(CheckReply::Referenced)
+            }
+            CheckRequest::Repair { check, seq, repairs } => return self.repair(check, seq, repairs).await,
+            CheckRequest::End(check) => {
+                self.shared.checks.running.lock().remove(&check);
+                Ok(CheckReply::Ended)
+            }
+        };
+        Ok(answered.map_or_else(AdminReply::Failed, AdminReply::Check))
+    }
+
+    async fn begin_check(&self) -> Result<CheckReply, String> {
+        let state = self.shared.consensus.freeze(FREEZE_LIMIT).await.map_err(|error| error.to_string())?;
+        let (applied, pairs) = (state.applied(), state.pair_count());
+        Ok(CheckReply::Begun { check: self.shared.checks.begin(state)?, applied, pairs })
+    }
+
+    async fn findings(&self, check: CheckId) -> Result<CheckReply, String> {
+        let running = self.shared.checks.find(check)?;
+        let mut waiting = running.findings.lock().await;
+        let mut findings = Vec::new();
+        let ended = matches!(timeout(FINDINGS_WAIT, waiting.recv_many(&mut findings, WAITING_MAX)).await, Ok(0));
+        if ended && let Some(failure) = running.state.failure() {
+            return Err(format!("the state could not be read: {failure}"));
+        }
+        Ok(CheckReply::Findings { findings, looked: running.looked.load(Ordering::Relaxed), ended })
+    }
+
+    async fn blocks(&self, check: CheckId, after: Option<BlockHash>) -> Result<CheckReply, String> {
+        let grace_ms = u64::try_from(self.shared.config.gc_grace.as_millis()).unwrap_or(u64::MAX);
+        let overdue = Timestamp::now().as_millis().saturating_sub(grace_ms);
+        self.on_frozen(check, move |state| {
+            let mut range = keys::blocks();
+            if let Some(after) = after {
+                range.start = [keys::block(&after).as_slice(), &[0]].concat();
+            }
+            let pairs = state.pairs(range, PAGE);
+            let last = pairs.len() < PAGE;
+            let blocks = pairs.iter().filter_map(|(key, value)| {
+                let hash = BlockHash(key.get(1..)?.try_into().ok()?);
+                let block: BlockRef = wire::codec::decode(value).ok()?;
+                let referenced = block.count > 0;
+                let overdue = !referenced && block.zero_since_ms < overdue;
+                Some(CheckedBlock { hash, len: block.len, referenced, overdue })
+            });
+            CheckReply::Blocks { blocks: blocks.collect(), last }
+        })
+        .await
+    }
+
+    async fn on_frozen(
+        &self,
+        check: CheckId,
+        look: impl FnOnce(&dyn Kv) -> CheckReply + Send + 'static,
+    ) -> Result<CheckReply, String> {
+        let running = self.shared.checks.find(check)?;
+        let state = running.state.clone();
+        let reply = blocking(move || look(&*state)).await?;
+        match running.state.failure() {
+            Some(failure) => Err(format!("the state could not be read: {failure}")),
+            None => Ok(reply),
+        }
+    }
+
+    async fn repair(&self, check: CheckId, seq: u64, repairs: Vec<Repair>) -> Result<AdminReply, ProposeError> {
+        let running = match self.shared.checks.find(check) {
+            Ok(running) => running,
+            Err(reason) => return Ok(AdminReply::Failed(reason)),
+        };
+        if let Some(reason) = repairs.iter().find_map(refused) {
+            return Ok(AdminReply::Failed(reason));
+        }
+        let base = repair::repairs(&*running.state).count;
+        let repairing = repair::Repairing { check, base, seq, repairs };
+        let shared = self.shared.clone();
+        // To its end, though the asker goes away: who was told to forget something is waited for.
+        let carried_out = self.shared.changes.spawn(async move { carry_out(&shared, repairing).await });
+        match carried_out.await.map_err(|error| ProposeError::Refused(error.to_string()))?? {
+            CommandReply::Repaired(made) => Ok(AdminReply::Check(CheckReply::Repaired(made))),
+            _ => Ok(AdminReply::Failed("another check has mended something meanwhile: check again".to_owned())),
+        }
+    }
+}
+
+/// Proposes repairs once nobody answers from a cache what they change.
+async fn carry_out(shared: &Shared, repairing: repair::Repairing) -> Result<CommandReply, ProposeError> {
+    let Some(term) = shared.consensus.leadership() else {
+        return Err(ProposeError::NotLeader(shared.consensus.leader().await));
+    };
+    let touched: BTreeSet<_> = {
+        let state = shared.consensus.state();
+        repairing.repairs.iter().flat_map(|repair| repair::touched(&**state, repair)).collect()
+    };
+    shared.wait_for_others(None).await?;
+    // No session: what anybody has cached is taken back.
+    let _changing = shared.begin_change(term, SessionId::default(), touched.into_iter().collect(), false).await?;
+    let stamped = Stamped { now: shared.clock.now(), command: Command::Repair(repairing) };
+    shared.consensus.propose_in(Some(term), stamped).await
+}
+
+/// Why a repair is not proposed: everything that enters the log is valid.
+fn refused(repair: &Repair) -> Option<String> {
+    let name = match repair {
+        Repair::Entry { name, .. } | Repair::Rewrite { name, .. } | Repair::Parent { name, .. } => Some(name),
+        Repair::Index(key) if key.len() > INDEX_KEY_BYTES_MAX => return Some("a key is too long".to_owned()),
+        _ => None,
+    };
+    // A name that nobody could have given can be removed, and not given.
+    let is_given = !matches!(repair, Repair::Entry { .. });
+    let error = name.and_then(|name| check_name(name).err()).filter(|_| is_given);
+    error.map(|error| format!("a repair gives a name that is none: {error}"))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())
+}

@@ -1,0 +1,388 @@
+//! What the check finds in a damaged state, and what repairs make of it.
+
+use super::tables::full;
+use metad::fs::check::{All, check_in_windows};
+use metad::fs::inode::Inode;
+use metad::fs::keys;
+use metad::fs::repair::{Repairing, repairs};
+use metad::fs::view::{Kv, KvExt, MemoryKv, View};
+use metad::fs::{Command, CommandReply, Stamped, apply, blockref};
+use std::collections::BTreeSet;
+use wire::attr::{FileKind, Timestamp};
+use wire::codec::encode;
+use wire::ids::{BlockHash, Ino, SessionId};
+use wire::message::check::{CheckId, Finding, FindingKind, Repair};
+
+/// Rounds of checking and mending: what one uncovers the next mends.
+const ROUNDS: u64 = 6;
+
+fn findings(kv: &MemoryKv, window: usize) -> Vec<Finding> {
+    let mut all = All::default();
+    check_in_windows(kv, &mut all, window);
+    all.0
+}
+
+fn run(kv: &mut MemoryKv, command: Command) -> CommandReply {
+    let now = Timestamp { secs: 5_000, nanos: 0 };
+    let mut view = View::new(kv);
+    let reply = apply(&mut view, &Stamped { now, command });
+    let changes = view.into_changes();
+    kv.absorb(changes);
+    reply
+}
+
+fn repair(kv: &mut MemoryKv, check: u64, seq: u64, base: u64, repairs: Vec<Repair>) -> CommandReply {
+    run(kv, Command::Repair(Repairing { check: CheckId(check), base, seq, repairs }))
+}
+
+/// Checks and mends until there is nothing left to mend; what is found then.
+fn mend(kv: &mut MemoryKv) -> Vec<Finding> {
+    for round in 0..ROUNDS {
+        let found = findings(kv, 2);
+        let repairs_of: Vec<Repair> = found.iter().filter_map(|finding| finding.repair.clone()).collect();
+        if repairs_of.is_empty() {
+            break;
+        }
+        let base = repairs(kv).count;
+        assert!(matches!(repair(kv, round + 1, 1, base, repairs_of), CommandReply::Repaired(_)));
+        run(kv, Command::Reap);
+    }
+    findings(kv, 1000)
+}
+
+/// A directory of the full state, and a file in it with content.
+fn dir_and_file(kv: &MemoryKv) -> (Ino, Ino) {
+    let target = |parent, name: &str| kv.load::<(Ino, FileKind)>(&keys::dentry(parent, name.as_bytes())).unwrap().0;
+    let dir = target(Ino::ROOT, "d");
+    (dir, target(dir, "f"))
+}
+
+fn change_inode(kv: &mut MemoryKv, ino: Ino, change: impl FnOnce(&mut Inode)) {
+    let mut inode: Inode = kv.load(&keys::inode(ino)).unwrap();
+    change(&mut inode);
+    kv.0.insert(keys::inode(ino), encode(&inode));
+}
+
+/// The block that a file's first extent reads from, and how it is counted.
+fn block_of(kv: &MemoryKv) -> (BlockHash, blockref::BlockRef) {
+    let (key, value) = kv
+        .pairs(keys::blocks(), usize::MAX)
+        .into_iter()
+        .find(|(_, value)| wire::codec::decode::<blockref::BlockRef>(value).unwrap().count > 0)
+        .unwrap();
+    (BlockHash(key[1..].try_into().unwrap()), wire::codec::decode(&value).unwrap())
+}
+
+/// One kind of damage: what it is called, what it does, what is found, and whether it can be mended.
+type Damage = (&'static str, fn(&mut MemoryKv), FindingKind, bool);
+
+const DAMAGE: &[Damage] = &[
+    (
+        "a link too many is counted",
+        |kv| {
+            let (_, file) = dir_and_file(kv);
+            change_inode(kv, file, |inode| inode.attr.nlink += 1);
+        },
+        FindingKind::LinkCount,
+        true,
+    ),
+    (
+        "a directory counts an entry too few",
+        |kv| {
+            let (dir, _) = dir_and_file(kv);
+            change_inode(kv, dir, |inode| inode.attr.size -= 1);
+        },
+        FindingKind::DirectoryCount,
+        true,
+    ),
+    (
+        "a directory counts its subdirectories wrongly",
+        |kv| change_inode(kv, Ino::ROOT, |inode| inode.attr.nlink = 9),
+        FindingKind::DirectoryCount,
+        true,
+    ),
+    (
+        "an entry leads nowhere",
+        |kv| {
+            kv.0.insert(keys::dentry(Ino::ROOT, b"ghost"), encode(&(Ino(900_000), FileKind::Regular)));
+        },
+        FindingKind::DanglingEntry,
+        true,
+    ),
+    (
+        "an entry stands in no directory",
+        |kv| {
+            let (_, file) = dir_and_file(kv);
+            kv.0.insert(keys::dentry(Ino(900_000), b"lost"), encode(&(file, FileKind::Regular)));
+        },
+        FindingKind::EntryWithoutDirectory,
+        true,
+    ),
+    (
+        "an entry says another kind",
+        |kv| {
+            let (dir, file) = dir_and_file(kv);
+            kv.0.insert(keys::dentry(dir, b"f"), encode(&(file, FileKind::Fifo)));
+        },
+        FindingKind::WrongKind,
+        true,
+    ),
+    (
+        "an entry is not where its name is looked for",
+        |kv| {
+            let (dir, _) = dir_and_file(kv);
+            let value = kv.0.remove(&keys::dentry(dir, b"f")).unwrap();
+            kv.0.insert(keys::dentry_at(dir, 77, b"f"), value);
+        },
+        FindingKind::MisplacedEntry,
+        true,
+    ),
+    (
+        "a directory has two entries",
+        |kv| {
+            let (dir, _) = dir_and_file(kv);
+            kv.0.insert(keys::dentry(dir, b"again"), encode(&(dir, FileKind::Directory)));
+        },
+        FindingKind::WrongParent,
+        true,
+    ),
+    (
+        "a directory names another parent",
+        |kv| {
+            let (dir, _) = dir_and_file(kv);
+            change_inode(kv, dir, |inode| inode.name = b"elsewhere".to_vec());
+        },
+        FindingKind::WrongParent,
+        true,
+    ),
+    (
+        "a directory lies below itself",
+        |kv| {
+            let (dir, _) = dir_and_file(kv);
+            kv.0.remove(&keys::dentry(Ino::ROOT, b"d"));
+            kv.0.insert(keys::dentry(dir, b"self"), encode(&(dir, FileKind::Directory)));
+            change_inode(kv, dir, |inode| (inode.parent, inode.name) = (dir, b"self".to_vec()));
+        },
+        FindingKind::Circle,
+        true,
+    ),
+    (
+        "a file has lost its entry",
+        |kv| {
+            let (dir, _) = dir_and_file(kv);
+            kv.0.remove(&keys::dentry(dir, b"f"));
+        },
+        FindingKind::Nameless,
+        true,
+    ),
+    (
+        "content is counted wrongly",
+        |kv| {
+            let (_, file) = dir_and_file(kv);
+            change_inode(kv, file, |inode| inode.attr.allocated += 7);
+        },
+        FindingKind::AllocatedCount,
+        true,
+    ),
+    (
+        "content of an inode that is not there",
+        |kv| {
+            let (_, file) = dir_and_file(kv);
+            let (key, value) = kv.pairs(keys::extents_from(file, 0), 1).remove(0);
+            let stray = keys::extent(Ino(900_000), keys::extent_parts(&key).1);
+            kv.0.insert(stray, value);
+            let (hash, mut block) = block_of(kv);
+            block.count += 1;
+            kv.0.insert(keys::block(&hash), encode(&block));
+        },
+        FindingKind::Leftover,
+        true,
+    ),
+    (
+        "content of an inode that is there is about to be taken apart",
+        |kv| {
+            let (_, file) = dir_and_file(kv);
+            kv.0.insert(keys::reaping(file), Vec::new());
+        },
+        FindingKind::Leftover,
+        true,
+    ),
+    (
+        "a block counts too many references",
+        |kv| {
+            let (hash, mut block) = block_of(kv);
+            block.count += 3;
+            kv.0.insert(keys::block(&hash), encode(&block));
+        },
+        FindingKind::ReferenceCount,
+        true,
+    ),
+    (
+        "a block is not known",
+        |kv| {
+            let (hash, _) = block_of(kv);
+            kv.0.remove(&keys::block(&hash));
+        },
+        FindingKind::ReferenceCount,
+        true,
+    ),
+    (
+        "an unlinked inode waits for a session that is not there",
+        |kv| {
+            let (key, _) = kv.pairs(keys::all_orphans(), 1).remove(0);
+            kv.0.insert(key, encode(&BTreeSet::from([SessionId(7)])));
+        },
+        FindingKind::StaleOrphan,
+        true,
+    ),
+    (
+        "a file with a name waits to be let go",
+        |kv| {
+            let (_, file) = dir_and_file(kv);
+            kv.0.insert(keys::orphan(file), encode(&BTreeSet::from([SessionId(7)])));
+        },
+        FindingKind::StaleOrphan,
+        true,
+    ),
+    (
+        "a block waits for its deletion twice",
+        |kv| {
+            let (hash, _) = block_of(kv);
+            kv.0.insert(keys::unreferenced(1, &hash), Vec::new());
+        },
+        FindingKind::WrongIndex,
+        true,
+    ),
+    (
+        "inodes are counted wrongly",
+        |kv| {
+            kv.0.insert(keys::setting("inodes"), encode(&1_000_u64));
+        },
+        FindingKind::WrongCounter,
+        true,
+    ),
+    (
+        "a number is about to be given out again",
+        |kv| {
+            kv.0.insert(keys::setting("next ino"), encode(&1_025_u64));
+        },
+        FindingKind::WrongCounter,
+        true,
+    ),
+    (
+        "a symlink has lost its target",
+        |kv| {
+            let (key, _) = kv.pairs(keys::below(vec![b'L']), 1).remove(0);
+            kv.0.remove(&key);
+        },
+        FindingKind::WrongAttributes,
+        false,
+    ),
+    (
+        "extents overlap",
+        |kv| {
+            let (_, file) = dir_and_file(kv);
+            let (key, value) = kv.pairs(keys::extents_from(file, 0), 1).remove(0);
+            kv.0.insert(keys::extent(file, keys::extent_parts(&key).1 + 1), value);
+        },
+        FindingKind::BadExtent,
+        false,
+    ),
+];
+
+#[test]
+fn each_kind_of_damage_is_found_and_mended_where_that_is_safe() {
+    for (name, damage, kind, can_be_mended) in DAMAGE {
+        let mut kv = full();
+        assert_eq!(findings(&kv, 2), []);
+        damage(&mut kv);
+        for window in [1, 2, 1000] {
+            let kinds: Vec<FindingKind> = findings(&kv, window).iter().map(|finding| finding.kind).collect();
+            assert!(kinds.contains(kind), "{name}: {kinds:?}");
+        }
+        let left = mend(&mut kv);
+        assert_eq!(left.is_empty(), *can_be_mended, "{name}: {left:#?}");
+        let (_, file) = match kv.load::<(Ino, FileKind)>(&keys::dentry(Ino::ROOT, b"d")) {
+            Some(_) if !matches!(kind, FindingKind::Nameless) => dir_and_file(&kv),
+            _ => continue,
+        };
+        assert_eq!(
+            kv.pairs(keys::extents_from(file, 0), 9).len(),
+            1 + usize::from(*kind == FindingKind::BadExtent),
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn what_has_lost_its_name_is_found_again_with_its_content() {
+    let mut kv = full();
+    let (dir, file) = dir_and_file(&kv);
+    kv.0.remove(&keys::dentry(Ino::ROOT, b"d"));
+    assert_eq!(mend(&mut kv), []);
+    let find = |parent, name: &[u8]| kv.load::<(Ino, FileKind)>(&keys::dentry(parent, name)).map(|(ino, _)| ino);
+    let lost = find(Ino::ROOT, b"lost+found").unwrap();
+    let inode: Inode = kv.load(&keys::inode(lost)).unwrap();
+    assert_eq!((inode.attr.mode, inode.attr.uid), (0o700, 0));
+    assert_eq!(find(lost, format!("#{dir}").as_bytes()), Some(dir));
+    assert_eq!(find(dir, b"f"), Some(file));
+}
+
+#[test]
+fn whatever_row_is_missing_is_mended_unless_it_is_told_to_be_lost() {
+    let whole = full();
+    for key in whole.0.keys() {
+        let mut kv = whole.clone();
+        kv.0.remove(key);
+        let lost = *key == keys::inode(Ino::ROOT) || key[0] == b'L';
+        if *key == keys::setting("cluster") || *key == keys::setting("layout") {
+            continue;
+        }
+        let left = mend(&mut kv);
+        assert_eq!(left.is_empty(), !lost, "{:?} is missing: {left:#?}", keys_shown(key));
+    }
+}
+
+fn keys_shown(key: &[u8]) -> String {
+    metad::fs::check::places::printable(key)
+}
+
+#[test]
+fn a_value_that_cannot_be_decoded_is_told_and_nothing_is_removed_for_it() {
+    let whole = full();
+    for (key, value) in &whole.0 {
+        // Their values are raw, or empty; without its settings and sessions a metad does not even start.
+        if matches!(key[0], b'L' | b'X' | b'U' | b'C' | b'S') || value.is_empty() {
+            continue;
+        }
+        let mut kv = whole.clone();
+        kv.0.insert(key.clone(), vec![0xff; 5]);
+        if key[0] != b'Y' {
+            assert!(findings(&kv, 2).iter().any(|found| found.kind == FindingKind::Undecodable), "{}", keys_shown(key));
+        }
+        mend(&mut kv);
+        assert_eq!(kv.get(key), Some(vec![0xff; 5]));
+        for table in [b'I', b'E', b'X', b'L'] {
+            let count = |kv: &MemoryKv| kv.pairs(keys::below(vec![table]), usize::MAX).len();
+            let more = count(&kv).saturating_sub(usize::from(table == b'I'));
+            assert!(count(&kv) >= count(&whole) || more >= count(&whole), "{}: {}", keys_shown(key), char::from(table));
+        }
+    }
+}
+
+#[test]
+fn repairs_of_two_checks_do_not_meet_and_none_is_made_twice() {
+    let mut kv = full();
+    let (hash, block) = block_of(&kv);
+    let len = block.len;
+    let set = |seen, found| vec![Repair::References { hash, seen: Some(seen), found, len }];
+    let count = |kv: &MemoryKv| kv.load::<blockref::BlockRef>(&keys::block(&hash)).unwrap().count;
+    assert_eq!(repair(&mut kv, 1, 1, 0, set(block.count, 9)), CommandReply::Repaired(vec![true]));
+    assert_eq!(repair(&mut kv, 1, 1, 0, set(9, 5)), CommandReply::Stale, "it was carried out");
+    assert_eq!(repair(&mut kv, 2, 1, 0, set(9, 5)), CommandReply::Stale, "its state knows nothing of the other check");
+    assert_eq!(repair(&mut kv, 1, 2, 0, set(5, 4)), CommandReply::Repaired(vec![false]), "it is counted otherwise");
+    assert_eq!(count(&kv), 9);
+    assert_eq!(repair(&mut kv, 3, 1, 1, set(9, block.count)), CommandReply::Repaired(vec![true]));
+    assert_eq!(repair(&mut kv, 1, 3, 0, set(block.count, 5)), CommandReply::Stale, "another one has mended since");
+    assert_eq!(count(&kv), block.count);
+}

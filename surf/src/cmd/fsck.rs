@@ -1,0 +1,115 @@
+//! `surf fsck`: whether a cluster's metadata contradicts itself, and whether its blocks are where they belong, while it
+//! works on.
+
+mod blocks;
+mod copies;
+mod report;
+mod state;
+
+use super::access::Access;
+use crate::admin::Admin;
+use anyhow::{Result, bail};
+use clap::Args;
+use report::Report;
+use std::process::ExitCode;
+use std::time::Duration;
+use wire::message::admin::{AdminReply, AdminRequest};
+use wire::message::check::{CheckId, CheckReply, CheckRequest};
+
+/// Something was found, and is mended.
+pub const REPAIRED: u8 = 1;
+/// Something was found, and is left.
+pub const LEFT: u8 = 4;
+/// Something could not be checked.
+pub const UNCHECKED: u8 = 8;
+/// The command line is wrong.
+pub const USAGE: u8 = 16;
+
+/// Taking the state of a large cluster, or looking through all its extents, takes a while.
+const LONG: Duration = Duration::from_secs(600);
+/// Rounds of checking and mending: what is mended may uncover something else.
+const ROUNDS: usize = 5;
+
+/// Check the metadata and the blocks of a cluster, while it is used.
+///
+/// The exit code is a sum: 0 nothing was found, 1 something was found and is mended, 4 something was found and is left, 8
+/// something could not be checked, 16 the command line is wrong.
+#[derive(Args)]
+pub struct Fsck {
+    #[command(flatten)]
+    access: Access,
+    /// Mend what can be mended without losing anything.
+    #[arg(long)]
+    repair: bool,
+    /// Have every copy of every block read and compared with its name.
+    #[arg(long)]
+    verify: bool,
+    /// Leave the blocks out, and check the metadata alone.
+    #[arg(long, conflicts_with = "verify")]
+    metadata_only: bool,
+    /// As JSON: an object per finding and line, and a summary at the end.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A way into the cluster while it is checked.
+struct Cluster {
+    admin: Admin,
+    wait: Duration,
+}
+
+impl Cluster {
+    /// A step of a check, asked once: what was told is not told again.
+    async fn step(&self, request: CheckRequest) -> Result<CheckReply> {
+        match self.admin.ask_once(AdminRequest::Check(request), LONG).await? {
+            AdminReply::Check(reply) => Ok(reply),
+            other => bail!("metad answered {other:?} to a check"),
+        }
+    }
+}
+
+impl Fsck {
+    /// Carries it out.
+    pub async fn run(self) -> Result<ExitCode> {
+        let mut report = Report::new(self.json, self.repair);
+        if let Err(error) = self.check(&mut report).await {
+            report.fail(&format!("{error:#}"));
+        }
+        Ok(ExitCode::from(report.end()))
+    }
+
+    async fn check(&self, report: &mut Report) -> Result<()> {
+        let (admin, wait) = self.access.enter()?;
+        let cluster = Cluster { admin, wait };
+        let checked = self.check_all(&cluster, report).await;
+        cluster.admin.close().await;
+        checked
+    }
+
+    async fn check_all(&self, cluster: &Cluster, report: &mut Report) -> Result<()> {
+        // A leader is waited for once; whoever answers then answers on.
+        cluster.admin.status(cluster.wait).await?;
+        for round in 1.. {
+            let check = state::begin(cluster, report).await?;
+            let more = self.check_with(cluster, check, report, round).await;
+            // It ends by itself where it cannot be told.
+            let _ = cluster.step(CheckRequest::End(check)).await;
+            if !more? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// True when something was mended, and what it has uncovered is to be looked for.
+    async fn check_with(&self, cluster: &Cluster, check: CheckId, report: &mut Report, round: usize) -> Result<bool> {
+        let mended = state::check(cluster, check, report, self.repair).await?;
+        if mended && round < ROUNDS {
+            return Ok(true);
+        }
+        if !self.metadata_only {
+            blocks::check(cluster, check, report, blocks::How { verify: self.verify, repair: self.repair }).await?;
+        }
+        Ok(false)
+    }
+}

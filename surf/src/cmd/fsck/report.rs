@@ -1,0 +1,215 @@
+//! What a check prints: a line per finding, a summary, and on a terminal how far it is.
+
+use super::{LEFT, REPAIRED, UNCHECKED};
+use serde_json::json;
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// Nothing is told of progress before.
+const QUIET: Duration = Duration::from_secs(1);
+/// Between two words about progress.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Findings of which it is remembered that they were printed: a later round finds them again.
+const PRINTED_MAX: usize = 100_000;
+
+/// What became of a finding.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It is mended.
+    Repaired,
+    /// It was not to be mended, and can be.
+    Repairable,
+    /// It cannot be mended by a program without losing something.
+    ByHand,
+    /// It was to be mended, and could not be.
+    Failed,
+}
+
+/// A line about something that was found.
+pub struct Line<'a> {
+    /// Which kind.
+    pub kind: &'a str,
+    /// Where.
+    pub place: &'a str,
+    /// What is wrong.
+    pub what: &'a str,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// What to do.
+    pub advice: &'a str,
+}
+
+/// Counts, and prints as it goes.
+pub struct Report {
+    json: bool,
+    repairs: bool,
+    repaired: u64,
+    /// Left in the last round.
+    left: u64,
+    failure: Option<String>,
+    notes: Vec<String>,
+    printed: HashSet<u64>,
+    progress: Progress,
+}
+
+/// A finding in short.
+fn mark(line: &Line) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (line.kind, line.place, line.what).hash(&mut hasher);
+    hasher.finish()
+}
+
+struct Progress {
+    begun: Instant,
+    told: Option<Instant>,
+    shown: bool,
+    is_terminal: bool,
+}
+
+impl Report {
+    /// Nothing found yet.
+    pub fn new(json: bool, repairs: bool) -> Self {
+        let is_terminal = std::io::stderr().is_terminal();
+        let progress = Progress { begun: Instant::now(), told: None, shown: false, is_terminal };
+        let (notes, printed) = (Vec::new(), HashSet::new());
+        Self { json, repairs, repaired: 0, left: 0, failure: None, notes, printed, progress }
+    }
+
+    /// The state is looked through from the beginning: what is left is counted anew.
+    pub fn begin_round(&mut self) {
+        self.left = 0;
+    }
+
+    /// Something was found.
+    pub fn find(&mut self, line: &Line) {
+        match line.outcome {
+            Outcome::Repaired => self.repaired += 1,
+            _ => self.left += 1,
+        }
+        let mark = mark(line);
+        let is_new =
+            line.outcome == Outcome::Repaired || self.printed.len() >= PRINTED_MAX || self.printed.insert(mark);
+        if !is_new {
+            return;
+        }
+        self.clear();
+        let Line { kind, place, what, outcome, advice } = line;
+        if self.json {
+            let outcome = match outcome {
+                Outcome::Repaired => "repaired",
+                Outcome::Repairable => "repairable",
+                Outcome::ByHand => "by-hand",
+                Outcome::Failed => "failed",
+            };
+            print(
+                &json!({ "kind": kind, "place": place, "what": what, "outcome": outcome, "advice": advice })
+                    .to_string(),
+            );
+            return;
+        }
+        let end = match outcome {
+            Outcome::Repaired => "repaired".to_owned(),
+            Outcome::Repairable => format!("left: {advice}, with --repair"),
+            Outcome::ByHand => format!("left: {advice}"),
+            Outcome::Failed => "not repaired: run it again".to_owned(),
+        };
+        print(&format!("{kind}: {place}: {what} [{end}]"));
+    }
+
+    /// Something worth knowing that is no fault.
+    pub fn note(&mut self, text: String) {
+        self.notes.push(text);
+    }
+
+    /// Something could not be checked.
+    pub fn fail(&mut self, reason: &str) {
+        self.clear();
+        eprintln!("surf: {reason}");
+        self.failure.get_or_insert_with(|| reason.to_owned());
+    }
+
+    /// Tells how far it is, on a terminal and not too often.
+    pub fn progress(&mut self, text: &str) {
+        let progress = &mut self.progress;
+        let is_due = progress.told.is_none_or(|told| told.elapsed() >= PAUSE);
+        if progress.is_terminal && progress.begun.elapsed() > QUIET && is_due {
+            eprint!("\r\x1b[K{text}");
+            let _ = std::io::stderr().flush();
+            (progress.told, progress.shown) = (Some(Instant::now()), true);
+        }
+    }
+
+    fn clear(&mut self) {
+        if std::mem::take(&mut self.progress.shown) {
+            eprint!("\r\x1b[K");
+        }
+    }
+
+    fn code(&self) -> u8 {
+        let mut code = 0;
+        if self.repaired > 0 {
+            code += REPAIRED;
+        }
+        if self.left > 0 {
+            code += LEFT;
+        }
+        if self.failure.is_some() {
+            code += UNCHECKED;
+        }
+        code
+    }
+
+    /// Prints the summary. Returns the exit code.
+    pub fn end(mut self) -> u8 {
+        self.clear();
+        let code = self.code();
+        if self.json {
+            let (found, failure) = (self.repaired + self.left, &self.failure);
+            print(
+                &json!({ "summary": {
+                    "found": found, "repaired": self.repaired, "left": self.left, "unchecked": failure,
+                    "notes": self.notes, "exit_code": code,
+                } })
+                .to_string(),
+            );
+            return code;
+        }
+        self.notes.iter().for_each(|note| print(&format!("note: {note}")));
+        let found = match (self.repaired, self.left) {
+            (0, 0) => "no fault found".to_owned(),
+            (repaired, 0) => format!("{repaired} faults found, all of them repaired"),
+            (0, left) if !self.repairs => format!("{left} faults found"),
+            (repaired, left) => format!("{} faults found, {repaired} of them repaired, {left} left", repaired + left),
+        };
+        let unchecked = if self.failure.is_some() { "; not everything could be checked" } else { "" };
+        print(&format!("{found}{unchecked}"));
+        code
+    }
+}
+
+/// Whoever reads it may have gone: what is left to do is done nevertheless.
+fn print(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exit_code_is_the_sum_of_what_has_become_of_the_findings() {
+        let line = |outcome| Line { kind: "k", place: "p", what: "w", outcome, advice: "a" };
+        let mut report = Report::new(true, true);
+        assert_eq!(report.code(), 0);
+        report.find(&line(Outcome::Failed));
+        report.find(&line(Outcome::Repaired));
+        assert_eq!(report.code(), 5);
+        report.begin_round();
+        assert_eq!(report.code(), 1, "the second round has found nothing of it");
+        report.find(&line(Outcome::ByHand));
+        report.fail("a daemon is away");
+        assert_eq!(report.code(), 13);
+    }
+}

@@ -1,0 +1,322 @@
+//! `surf fsck` on real daemons: damage that is planted is found and mended, and a busy cluster shows none.
+
+use fuse::LIMIT;
+use kit::fault::{corrupt, is_alive};
+use kit::{Chance, Surf, sh, until};
+use metad::fs::blockref::BlockRef;
+use metad::fs::inode::Inode;
+use metad::fs::keys;
+use metad::fs::view::{Changes, Kv, KvExt};
+use metad::store::Store;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+use wire::attr::FileKind;
+use wire::codec::{decode, encode};
+use wire::ids::{BlockHash, Ino, SessionId};
+
+/// Daemons of a test take a moment to find each other.
+const READY: Duration = Duration::from_secs(60);
+/// How long the busy cluster is checked.
+const BUSY: Duration = Duration::from_secs(45);
+
+/// One line of `surf fsck --json`.
+type Line = BTreeMap<String, serde_json::Value>;
+
+/// What a check says, and its exit code.
+fn fsck(surf: &Surf, args: &[&str]) -> (Vec<Line>, i32) {
+    let (text, code) = surf.operate(&[&["fsck", "--json"], args].concat());
+    let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    (lines, code)
+}
+
+fn word<'a>(line: &'a Line, key: &str) -> &'a str {
+    line.get(key).and_then(|value| value.as_str()).unwrap_or_default()
+}
+
+/// Kinds of what was found.
+fn kinds(lines: &[Line]) -> BTreeSet<String> {
+    lines.iter().map(|line| word(line, "kind").to_owned()).filter(|kind| !kind.is_empty()).collect()
+}
+
+fn until_clean(surf: &Surf, args: &[&str]) {
+    let mut last = String::new();
+    let began = Instant::now();
+    until("a check finds nothing", READY, || {
+        let (text, code) = surf.operate(&[&["fsck"], args].concat());
+        if began.elapsed() > READY / 2 {
+            eprintln!("{text}");
+        }
+        last = text;
+        (code == 0).then_some(())
+    });
+}
+
+/// Changes the stored state of the only metad, which must not run.
+fn plant(surf: &Surf, damage: impl FnOnce(&Store) -> Changes) {
+    surf.dev(&["stop", "metad-1"]);
+    let store = Store::open(&surf.daemon("metad-1").data_dir.join("state"), 8 << 20).expect("the state opens");
+    let position = store.position().expect("something was applied");
+    let changes = damage(&store);
+    store.apply(changes, &position);
+    store.close().expect("the state can be closed");
+    drop(store);
+    surf.dev(&["start", "metad-1"]);
+    until("the metad leads again", READY, || (surf.operate(&["status", "--json"]).1 != 1).then_some(()));
+}
+
+fn find(kv: &dyn Kv, parent: Ino, name: &str) -> Ino {
+    kv.load::<(Ino, FileKind)>(&keys::dentry(parent, name.as_bytes())).expect("the entry is there").0
+}
+
+fn change_inode(kv: &dyn Kv, changes: &mut Changes, ino: Ino, change: impl FnOnce(&mut Inode)) {
+    let key = keys::inode(ino);
+    let stored = changes.get(&key).cloned().flatten().or_else(|| kv.get(&key)).expect("the inode is there");
+    let mut inode: Inode = decode(&stored).expect("it can be decoded");
+    change(&mut inode);
+    changes.insert(key, Some(encode(&inode)));
+}
+
+/// A kind of damage in each line.
+fn twelve_kinds(kv: &Store) -> Changes {
+    let mut changes = Changes::new();
+    let dir = find(kv, Ino::ROOT, "dir");
+    let [linked, kind, nameless, counted, orphan] =
+        ["linked", "kind", "nameless", "counted", "orphan"].map(|name| find(kv, dir, name));
+    let below = find(kv, dir, "below");
+    let nowhere = Ino(1 << 40);
+    change_inode(kv, &mut changes, linked, |inode| inode.attr.nlink = 7);
+    change_inode(kv, &mut changes, dir, |inode| inode.attr.size = 99);
+    changes.insert(keys::dentry(dir, b"ghost"), Some(encode(&(nowhere, FileKind::Regular))));
+    changes.insert(keys::dentry(dir, b"kind"), Some(encode(&(kind, FileKind::Fifo))));
+    changes.insert(keys::dentry(dir, b"nameless"), None);
+    assert_ne!(nameless, kind);
+    change_inode(kv, &mut changes, counted, |inode| inode.attr.allocated += 4096);
+    changes.insert(keys::xattr(nowhere, b"user.stray"), Some(b"value".to_vec()));
+    changes.insert(keys::orphan(orphan), Some(encode(&BTreeSet::from([SessionId(7)]))));
+    change_inode(kv, &mut changes, below, |inode| inode.name = b"elsewhere".to_vec());
+    changes.insert(keys::setting("inodes"), Some(encode(&9_999_u64)));
+    let (key, value) = kv.pairs(keys::blocks(), 1).pop().expect("there are blocks");
+    let mut block: BlockRef = decode(&value).expect("it can be decoded");
+    block.count += 2;
+    changes.insert(key.clone(), Some(encode(&block)));
+    let hash = BlockHash(key[1..].try_into().expect("a name has 32 bytes"));
+    changes.insert(keys::unreferenced(5, &hash), Some(Vec::new()));
+    changes
+}
+
+#[test]
+fn twelve_kinds_of_damaged_metadata_are_found_and_mended() {
+    let mut surf = Surf::start_by(|surf| surf.up(1, 3));
+    let script = "mkdir -p dir/below && cd dir && for name in linked kind nameless counted orphan; do \
+        head -c 100000 /dev/urandom > $name; done; ln linked other && echo kept > below/kept && sync . && \
+        sha256sum nameless | cut -c 1-64 > ../sum && sync ../sum";
+    sh(&surf.path(), LIMIT, script);
+    let sum = fs::read_to_string(surf.path().join("sum")).unwrap();
+    surf.unmount();
+    until_clean(&surf, &["--verify"]);
+
+    plant(&surf, twelve_kinds);
+    let (lines, code) = fsck(&surf, &[]);
+    assert_eq!(code, 4, "{lines:?}");
+    let expected = [
+        "allocated-count",
+        "dangling-entry",
+        "directory-count",
+        "leftover",
+        "link-count",
+        "nameless",
+        "reference-count",
+        "stale-orphan",
+        "wrong-counter",
+        "wrong-index",
+        "wrong-kind",
+        "wrong-parent",
+    ];
+    assert_eq!(kinds(&lines), expected.map(str::to_owned).into(), "{lines:?}");
+    let ghost = lines.iter().find(|line| word(line, "kind") == "dangling-entry").unwrap();
+    assert_eq!((word(ghost, "place"), word(ghost, "outcome")), ("/dir/ghost", "repairable"));
+    assert_eq!(fsck(&surf, &[]).0.len(), lines.len(), "a check alone changes nothing");
+
+    surf.mount(&[]);
+    sh(&surf.path(), LIMIT, "test $(stat -c %h dir/linked) = 7");
+    let (lines, code) = fsck(&surf, &["--repair"]);
+    assert_eq!(code, 1, "{lines:?}");
+    until_clean(&surf, &["--verify"]);
+    let names = fuse::names(&surf.path().join("dir"));
+    assert_eq!(names, ["below", "counted", "kind", "linked", "orphan", "other"]);
+    let found = fuse::names(&surf.path().join("lost+found"));
+    assert_eq!(found.len(), 1, "{found:?}");
+    let script = format!("test \"$(sha256sum < 'lost+found/{}' | cut -c 1-64)\" = {}", found[0], sum.trim());
+    sh(&surf.path(), LIMIT, &script);
+    let script = "test $(stat -c %h dir/linked) = 2 && test $(stat -c %a lost+found) = 700 && \
+        test $(cat dir/below/kept) = kept && rm -r dir lost+found && test $(ls | wc -l) = 1";
+    sh(&surf.path(), LIMIT, script);
+    until_clean(&surf, &[]);
+}
+
+/// Has block daemons heal slowly by themselves.
+fn slow_healing(surf: &Surf) {
+    for number in 1..=3 {
+        let path = surf.cluster_dir().join(format!("blockd-{number}/blockd.toml"));
+        let text = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("repair_mib_s = 1\nrepair_busy_mib_s = 1\nscrub_mib_s = 0\n{text}")).unwrap();
+    }
+}
+
+/// Removes what a stopped block daemon has stored.
+fn lose_segments(surf: &Surf, name: &str) {
+    let blocks = surf.daemon(name).data_dir.join("blocks");
+    fs::remove_dir_all(&blocks).unwrap();
+    fs::create_dir(&blocks).unwrap();
+}
+
+#[test]
+fn damaged_and_missing_copies_are_found_and_made_anew_and_lost_content_is_named() {
+    let surf = Surf::start_by(|surf| {
+        surf.dev(&["up", "--metad", "1", "--blockd", "3", "--replicas", "3", "--no-start"]);
+        slow_healing(surf);
+        surf.dev(&["up"]);
+        until("all have joined", READY, || {
+            let status = surf.status();
+            (status["blockds"].as_array().is_some_and(|all| all.len() == 3)).then_some(())
+        });
+    });
+    sh(
+        &surf.path(),
+        LIMIT,
+        "mkdir dir && for n in $(seq 10); do head -c 4194304 /dev/urandom > dir/$n; done; \
+        { head -c 50000 /dev/urandom; echo these bytes are going to rot; } > rotting && sync dir/* rotting",
+    );
+    until_clean(&surf, &[]);
+
+    // Bytes rot on one daemon's disk.
+    assert_eq!(corrupt(&surf.daemon("blockd-1").data_dir, b"these bytes are going to rot"), 1);
+    assert_eq!(fsck(&surf, &[]).1, 0, "nobody has read it");
+    let (lines, code) = fsck(&surf, &["--verify", "--repair"]);
+    assert_eq!(code, 1, "{lines:?}");
+    assert_eq!(kinds(&lines), BTreeSet::from(["corrupt".to_owned()]));
+    assert!(word(&lines[0], "place").ends_with("on blockd-1"), "{lines:?}");
+    until_clean(&surf, &["--verify"]);
+
+    // One daemon loses what it had.
+    surf.dev(&["stop", "blockd-2"]);
+    lose_segments(&surf, "blockd-2");
+    surf.dev(&["start", "blockd-2"]);
+    let (lines, code) = fsck(&surf, &[]);
+    assert_eq!(code, 4, "{lines:?}");
+    assert_eq!(kinds(&lines), BTreeSet::from(["under-replicated".to_owned()]));
+    assert!(
+        lines
+            .iter()
+            .filter(|line| line.contains_key("kind"))
+            .all(|line| word(line, "what").starts_with("blockd-2 lack"))
+    );
+    let (lines, code) = fsck(&surf, &["--repair"]);
+    assert!(code <= 1, "{lines:?}");
+    until_clean(&surf, &["--verify"]);
+
+    // A daemon that is away is said to be, and nothing is said of what it may have.
+    surf.dev(&["stop", "blockd-3"]);
+    let (lines, code) = fsck(&surf, &[]);
+    assert_eq!((code, kinds(&lines)), (8, BTreeSet::new()), "{lines:?}");
+    surf.dev(&["start", "blockd-3"]);
+    until_clean(&surf, &[]);
+
+    // All lose everything.
+    for name in ["blockd-1", "blockd-2", "blockd-3"] {
+        surf.dev(&["stop", name]);
+        lose_segments(&surf, name);
+    }
+    for name in ["blockd-1", "blockd-2", "blockd-3"] {
+        surf.dev(&["start", name]);
+    }
+    let (lines, code) = fsck(&surf, &["--repair"]);
+    assert_eq!(code, 4, "{lines:?}");
+    assert_eq!(kinds(&lines), BTreeSet::from(["missing".to_owned()]));
+    let named: BTreeSet<&str> =
+        lines.iter().map(|line| word(line, "place")).filter(|place| !place.is_empty()).collect();
+    let expected: BTreeSet<String> = (1..=10).map(|n| format!("/dir/{n}")).chain(["/rotting".to_owned()]).collect();
+    assert_eq!(named, expected.iter().map(String::as_str).collect());
+    assert!(lines.iter().any(|line| word(line, "what").starts_with("bytes 0 to 4194304 are in block")), "{lines:?}");
+    assert_eq!(fuse::names(&surf.path().join("dir")).len(), 10, "nothing is removed");
+}
+
+/// Creates, links, renames, cuts and removes until it is stopped.
+fn churn(dir: &Path, seed: u64, stop: &AtomicBool) {
+    let mut chance = Chance::of(seed, "churn");
+    while !stop.load(Ordering::Relaxed) {
+        let (one, two) = (dir.join(format!("f{}", chance.below(40))), dir.join(format!("f{}", chance.below(40))));
+        // Each may fail: the other mount works on the same names.
+        let _ = match chance.below(8) {
+            0 | 1 => fs::write(&one, vec![chance.below(256) as u8; 1 + chance.below(60_000) as usize]),
+            2 => fs::rename(&one, &two),
+            3 => fs::remove_file(&one),
+            4 => fs::hard_link(&one, &two),
+            5 => fs::File::options().write(true).open(&one).and_then(|file| file.set_len(chance.below(30_000))),
+            6 => fs::create_dir_all(dir.join("d/e")).and_then(|()| fs::rename(&one, dir.join("d/e/x"))),
+            _ => fs::remove_dir_all(dir.join("d")),
+        };
+    }
+}
+
+#[test]
+fn a_busy_cluster_whose_block_daemons_come_and_go_shows_no_contradiction() {
+    let surf = Surf::start_by(|surf| {
+        surf.up(3, 4);
+        let (text, code) = surf.operate(&["cluster", "set", "--down-after-s", "3"]);
+        assert_eq!(code, 0, "{text}");
+    });
+    let other = surf.mount_again(&[]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut threads = Vec::new();
+    for (number, dir) in [surf.path(), other.path().to_owned()].into_iter().enumerate() {
+        let stop = stop.clone();
+        threads.push(thread::spawn(move || churn(&dir, number as u64, &stop)));
+    }
+    let (began, mut checks, mut found, mut round) = (Instant::now(), 0, BTreeSet::new(), 0);
+    while began.elapsed() < BUSY {
+        match round % 6 {
+            2 => surf.kill_9("blockd-4"),
+            4 => surf.dev(&["start", "blockd-4"]),
+            _ => {}
+        }
+        round += 1;
+        let args: &[&str] = if round % 2 == 0 { &["--repair"] } else { &["--verify"] };
+        let (lines, code) = fsck(&surf, args);
+        assert!(lines.iter().any(|line| line.contains_key("summary")), "{lines:?}");
+        checks += usize::from(code < 16);
+        found.extend(kinds(&lines));
+    }
+    stop.store(true, Ordering::Relaxed);
+    threads.into_iter().for_each(|thread| thread.join().expect("the work goes on"));
+    if !is_alive(surf.daemon("blockd-4").pid) {
+        surf.dev(&["start", "blockd-4"]);
+    }
+    assert!(checks >= 5, "{checks} checks");
+    // A daemon that has died, or has just come back, does lack copies; nothing else may be found.
+    found.remove("under-replicated");
+    assert_eq!(found, BTreeSet::new());
+    until_clean(&surf, &["--verify"]);
+}
+
+#[test]
+fn a_wrong_command_line_and_an_absent_cluster_have_exit_codes_of_their_own() {
+    let surf = Surf::start_by(|surf| surf.up(1, 1));
+    assert_eq!(surf.operate(&["fsck", "--no-such-flag"]).1, 16);
+    assert_eq!(surf.operate(&["--log", "error", "fsck", "--metadata-only", "--verify"]).1, 16);
+    assert_eq!(surf.operate(&["fsck", "--help"]).1, 0);
+    let (text, code) = surf.operate(&["fsck"]);
+    assert_eq!((text.as_str(), code), ("no fault found\n", 0));
+    surf.dev(&["stop", "metad-1"]);
+    let (text, code) = surf.operate(&["fsck", "--wait-s", "1"]);
+    assert_eq!(code, 8, "{text}");
+    surf.dev(&["start", "metad-1"]);
+    let client = surf.bundle();
+    let (text, code) = surf.operate(&["fsck", "--bundle", client.to_str().unwrap()]);
+    assert!(code == 8 && text.contains("admin"), "{code}: {text}");
+}
