@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod checks;
 pub mod cluster;
 pub mod config;
 pub mod consensus;

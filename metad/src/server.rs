@@ -11,7 +11,6 @@ mod validate;
 
 pub use batcher::{Batcher, Clock};
 pub use events::Events;
-pub use fsck::Checks;
 pub use sessions::{Followed, expire_silent};
 
 use crate::Shared;

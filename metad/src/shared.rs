@@ -1,12 +1,13 @@
 //! What all parts of a node share.
 
+use crate::checks::Checks;
 use crate::cluster::liveness::Liveness;
 use crate::config::Config;
 use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::Leases;
-use crate::server::{Batcher, Checks, Clock, Events};
+use crate::server::{Batcher, Clock, Events};
 use std::sync::Arc;
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::task::TaskTracker;

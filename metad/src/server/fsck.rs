@@ -1,118 +1,27 @@
 //! Checks of the whole metadata, and repairs, for `surf fsck`.
 //!
-//! A check reads a frozen state, on a thread of its own, and hands its findings over one page at a time: the thread waits
-//! where nobody fetches them. It lives in the memory of the node that began it, and ends when it is not asked for.
+//! What a check is while it goes on stands in `checks`. Repairs wait until nobody answers from a cache what they change.
 
 use super::Server;
-use crate::consensus::Frozen;
 use crate::error::ProposeError;
 use crate::fs::blockref::{self, BlockRef};
-use crate::fs::check::{self, Listener, places};
+use crate::fs::check::places;
 use crate::fs::view::{Kv, KvExt};
 use crate::fs::{Command, CommandReply, Stamped, extent, keys, repair};
 use crate::shared::Shared;
-use parking_lot::Mutex;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::BTreeSet;
 use std::time::Duration;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
 use wire::attr::Timestamp;
 use wire::ids::{BlockHash, SessionId};
 use wire::message::admin::AdminReply;
-use wire::message::check::{
-    BlockUse, CheckId, CheckReply, CheckRequest, CheckedBlock, Finding, INDEX_KEY_BYTES_MAX, Repair,
-};
+use wire::message::check::{BlockUse, CheckId, CheckReply, CheckRequest, CheckedBlock, INDEX_KEY_BYTES_MAX, Repair};
 use wire::op::check_name;
 
 /// Taking the state of a large cluster takes a while.
 const FREEZE_LIMIT: Duration = Duration::from_secs(600);
-/// Checks at a time: each keeps a file open, and up to a window of inodes or blocks in memory.
-const CHECKS_MAX: usize = 4;
-/// A check that nobody asks for ends.
-const IDLE: Duration = Duration::from_secs(120);
-/// Findings that wait to be fetched.
-const WAITING_MAX: usize = 256;
-/// How long a question for findings waits for some.
-const FINDINGS_WAIT: Duration = Duration::from_secs(1);
 /// Blocks, and uses of blocks, in a page.
 const PAGE: usize = 4096;
 const USES_PAGE: usize = 512;
-
-/// Checks under way on this node.
-#[derive(Default)]
-pub struct Checks {
-    running: Mutex<BTreeMap<CheckId, Arc<Running>>>,
-}
-
-/// A check under way.
-struct Running {
-    state: Arc<dyn Frozen>,
-    findings: tokio::sync::Mutex<mpsc::Receiver<Finding>>,
-    looked: Arc<AtomicU64>,
-    given_up: Arc<AtomicBool>,
-    asked: Mutex<Instant>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.given_up.store(true, Ordering::Relaxed);
-    }
-}
-
-/// What the thread tells.
-struct Teller {
-    findings: mpsc::Sender<Finding>,
-    looked: Arc<AtomicU64>,
-    given_up: Arc<AtomicBool>,
-}
-
-impl Listener for Teller {
-    fn found(&mut self, finding: Finding) {
-        if self.findings.blocking_send(finding).is_err() {
-            self.given_up.store(true, Ordering::Relaxed);
-        }
-    }
-
-    fn looked(&mut self) -> bool {
-        self.looked.fetch_add(1, Ordering::Relaxed);
-        !self.given_up.load(Ordering::Relaxed)
-    }
-}
-
-impl Checks {
-    fn begin(&self, state: Arc<dyn Frozen>) -> Result<CheckId, String> {
-        self.forget_idle();
-        let mut running = self.running.lock();
-        if running.len() >= CHECKS_MAX {
-            return Err("too many checks are under way: wait until one has ended".to_owned());
-        }
-        let (sender, findings) = mpsc::channel(WAITING_MAX);
-        let (looked, given_up) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
-        let mut teller = Teller { findings: sender, looked: looked.clone(), given_up: given_up.clone() };
-        let looked_at = state.clone();
-        let thread = std::thread::Builder::new().name("check".to_owned());
-        thread.spawn(move || check::check_all(&*looked_at, &mut teller)).map_err(|error| error.to_string())?;
-        let check = CheckId(wire::chance::number());
-        let (findings, asked) = (tokio::sync::Mutex::new(findings), Mutex::new(Instant::now()));
-        running.insert(check, Arc::new(Running { state, findings, looked, given_up, asked }));
-        Ok(check)
-    }
-
-    /// Ends checks that nobody asks for.
-    pub(super) fn forget_idle(&self) {
-        self.running.lock().retain(|_, check| check.asked.lock().elapsed() < IDLE);
-    }
-
-    fn find(&self, check: CheckId) -> Result<Arc<Running>, String> {
-        let found = self.running.lock().get(&check).cloned();
-        let found =
-            found.ok_or("the check is not known here: the leader has changed, or it was not asked for too long")?;
-        *found.asked.lock() = Instant::now();
-        Ok(found)
-    }
-}
 
 impl Server {
     pub(super) async fn check(&self, request: CheckRequest) -> Result<AdminReply, ProposeError> {
@@ -136,7 +45,7 @@ impl Server {
             }
             CheckRequest::Repair { check, seq, repairs } => return self.repair(check, seq, repairs).await,
             CheckRequest::End(check) => {
-                self.shared.checks.running.lock().remove(&check);
+                self.shared.checks.end(check);
                 Ok(CheckReply::Ended)
             }
         };
@@ -151,13 +60,11 @@ impl Server {
 
     async fn findings(&self, check: CheckId) -> Result<CheckReply, String> {
         let running = self.shared.checks.find(check)?;
-        let mut waiting = running.findings.lock().await;
-        let mut findings = Vec::new();
-        let ended = matches!(timeout(FINDINGS_WAIT, waiting.recv_many(&mut findings, WAITING_MAX)).await, Ok(0));
+        let (findings, ended) = running.findings().await;
         if ended && let Some(failure) = running.state.failure() {
             return Err(format!("the state could not be read: {failure}"));
         }
-        Ok(CheckReply::Findings { findings, looked: running.looked.load(Ordering::Relaxed), ended })
+        Ok(CheckReply::Findings { findings, looked: running.looked(), ended })
     }
 
     async fn blocks(&self, check: CheckId, after: Option<BlockHash>) -> Result<CheckReply, String> {
