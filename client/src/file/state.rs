@@ -248,8 +248,9 @@ impl FileState {
         }
         if content.pending.is_empty() {
             content.base = attr.version;
-            content.size = attr.size;
         }
+        // What others have written behind our own is there to read, too.
+        content.size = content.attr.size.max(content.pending.end());
         moved
     }
 

@@ -113,6 +113,21 @@ fn the_base_of_what_is_not_committed_moves_with_nothing_that_others_do() {
 }
 
 #[test]
+fn what_others_write_behind_ours_is_there_to_read_and_what_is_appended_stays_together() {
+    let file = opened();
+    write(&file, None, b"ours");
+    assert!(file.refresh(&attr(2, 50), None));
+    assert!(matches!(file.plan_read(40, 100), Step::Load(_)));
+    let page = ExtentPage { version: Version(3), size: 60, extents: Vec::new(), more_from: None };
+    file.take_listing(0..CHUNK_BYTES, &[page], false);
+    assert!(matches!(file.plan_read(50, 100), Step::Fetch(plan) if plan.range == (50..60)));
+    write(&file, None, b", too");
+    seal(&file);
+    let writes: Vec<_> = commit_first(&file).iter().map(|write| (write.file_off, write.len)).collect();
+    assert_eq!(writes, [(0, 9)]);
+}
+
+#[test]
 fn a_listing_of_several_versions_is_taken_only_when_there_is_no_other() {
     let file = opened();
     let page = |version| ExtentPage { version: Version(version), size: 10, extents: Vec::new(), more_from: None };

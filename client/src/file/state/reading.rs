@@ -96,9 +96,10 @@ impl FileState {
             // from now on is the new content throughout.
             content.forget_extents(version);
             if content.pending.is_empty() {
-                (content.base, content.size) = (version, newest.size);
+                content.base = version;
                 (content.attr.version, content.attr.size) = (version, newest.size);
             }
+            content.size = newest.size.max(content.pending.end());
         }
         if version >= content.extents.version() {
             content.extents.take_pages(range, pages);

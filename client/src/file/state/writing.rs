@@ -62,8 +62,10 @@ impl FileState {
         if content.refused {
             return Err(FsError::Stale);
         }
-        let size = content.size;
-        let (at, added) = content.pending.write((offset, size), data, clear_privileges, now);
+        // What is appended lies together until it is committed, whatever others have appended meanwhile.
+        let (size, pending) = (content.size, &content.pending);
+        let end = if pending.is_empty() || pending.appended_from().is_none() { size } else { pending.end() };
+        let (at, added) = content.pending.write((offset, end), data, clear_privileges, now);
         content.size = size.max(at + data.len() as u64);
         Ok(added)
     }
