@@ -260,6 +260,11 @@ impl Known {
         })
     }
 
+    /// Whether a change of an inode by this session was under way at some time since it was asked about at `mark`.
+    pub fn was_changed_here(&self, ino: Ino, mark: Mark) -> bool {
+        self.state.lock().leases.is_changed_here_since(ino, mark)
+    }
+
     /// Where a name leads, as far as is known now.
     pub fn name_state(&self, parent: Ino, name: &[u8]) -> NameState {
         self.with(|state, now| state.name_state(parent, name, now))

@@ -114,6 +114,20 @@ fn an_answer_that_a_later_change_of_ours_overtook_is_not_kept() {
     assert!(known.name(DIR, b"a").is_none() && known.name(DIR, b"b").is_none());
 }
 
+/// What was done before the question, and sent while its answer was on its way, may be missing in it.
+#[test]
+fn an_answer_shows_whether_a_change_of_ours_was_under_way_meanwhile() {
+    let known = holding();
+    let before = known.mark();
+    let change = [Op::SetAttr { ino: Ino(7), change: wire::attr::AttrChange::default() }];
+    let changing = known.change(&change);
+    assert!(known.was_changed_here(Ino(7), before) && !known.was_changed_here(Ino(8), before));
+    let between = known.mark();
+    assert!(!known.was_changed_here(Ino(7), between), "it is not sent yet, and still shown");
+    known.changed(changing, &change, &[OpReply::Attr(attr(7, 2))], None, &[]);
+    assert!(known.was_changed_here(Ino(7), between) && !known.was_changed_here(Ino(7), known.mark()));
+}
+
 /// Of a directory that was made here it is known what is not in it.
 #[test]
 fn what_was_made_while_something_else_changed_its_directory_is_not_absent() {

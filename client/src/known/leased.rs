@@ -20,6 +20,9 @@ use wire::message::meta::LeaseState;
 use wire::op::{Op, OpReply, Read, ReadReply};
 use wire::{Error, FsError};
 
+/// A question is asked so often while this session goes on changing what it is about.
+const ASKED_MAX: u32 = 3;
+
 /// A session, and what it knows under its leases.
 pub struct LeasedSession {
     session: Arc<Session>,
@@ -167,13 +170,22 @@ impl LeasedSession {
     }
 
     async fn ask(&self, read: Read, sends: bool) -> Result<LeasedAnswer, FsError> {
-        // A session that is at work asks for delegations with its questions.
-        let (mark, at_work) = self.known.before_question();
-        let Answer { answer, leased, delegated } = self.session.read(&read, at_work, sends).await?;
-        if !delegated.is_empty() {
-            self.known.delegated(&delegated, mark);
+        let mut asked = 0;
+        loop {
+            // A session that is at work asks for delegations with its questions.
+            let (mark, at_work) = self.known.before_question();
+            let Answer { answer, leased, delegated } = self.session.read(&read, at_work, sends).await?;
+            if !delegated.is_empty() {
+                self.known.delegated(&delegated, mark);
+            }
+            asked += 1;
+            // What was done here before, and sent while the answer was on its way, may be missing in it, and nothing shows
+            // it any more.
+            let overtaken = matches!(&answer, Ok(ReadReply::Attr(attr)) if self.known.was_changed_here(attr.ino, mark));
+            if !overtaken || asked == ASKED_MAX {
+                return Ok(LeasedAnswer { answer, leased: leased.then_some(mark) });
+            }
         }
-        Ok(LeasedAnswer { answer, leased: leased.then_some(mark) })
     }
 
     /// The leader's word that the session lives. Extends the leases.

@@ -142,7 +142,12 @@ impl Leases {
 
     /// Whether others or this session have changed an inode, or may have, since it was asked about.
     pub fn is_changed_since(&self, ino: Ino, mark: Mark) -> bool {
-        self.is_recalled_since(ino, mark) || self.changed.peek(&ino).is_some_and(|at| *at > mark)
+        self.is_recalled_since(ino, mark) || self.is_changed_here_since(ino, mark)
+    }
+
+    /// Whether this session has changed an inode, or may have, since it was asked about.
+    pub fn is_changed_here_since(&self, ino: Ino, mark: Mark) -> bool {
+        self.changed.peek(&ino).is_some_and(|at| *at > mark)
     }
 
     /// Whether others changed an inode a moment ago.
