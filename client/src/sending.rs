@@ -4,33 +4,32 @@
 //! them, and others went on without it: then each operation is judged by what it expected to find. What others did stays,
 //! what was done here goes beside it (`NAME.conflict-HOST-TIME`), and no content is lost (I6).
 
+mod steps;
+
 use crate::commit::committer::{Committer, is_full};
 use crate::commit::outcome::{Outcome, Way, judge};
 use crate::commit::plan::Plan;
-use crate::file::state::{FileState, Flushing};
+use crate::file::state::FileState;
 use crate::flusher::Flusher;
 use crate::journal::Journal;
 use crate::kernel::Kernel;
 use crate::known::leased::LeasedSession;
 use crate::known::{Known, Place};
-use crate::meta::session::{BatchFailed, SpareIno};
+use crate::meta::session::BatchFailed;
 use crate::open::OpenFiles;
 use crate::queue::judge::{Refused, Verdict, decide, expected_at};
 use crate::work::Work as Tasks;
-use crate::writeback::{Entry, Work, WriteBack};
-use std::collections::HashSet;
+use crate::writeback::WriteBack;
 use std::sync::Arc;
 use std::time::Duration;
+use steps::{Content, Next, Step, add_journaled_files, deferred, expect_own, must_wait, next_entries, place_of};
 use tokio::time::timeout;
 use wire::FsError;
 use wire::attr::{InodeAttr, Timestamp};
 use wire::ids::Ino;
-use wire::limits::JOURNALED_FILES_MAX;
-use wire::op::{Expect, JournalPosition, JournaledFile, Op, OpReply, Read, ReadReply};
+use wire::op::{JournalPosition, JournaledFile, Op, OpReply, Read, ReadReply};
 use wire::retry::Backoff;
 
-/// Operations in one batch.
-const OPS_MAX: usize = 512;
 /// Writes in one batch: what it may grow to.
 const WRITES_MAX: usize = 4096;
 /// Changes wait so long for content that goes behind them in one batch.
@@ -38,71 +37,6 @@ const UPLOADS_WAITED: Duration = Duration::from_millis(250);
 /// Pauses after an attempt that failed.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(2);
-
-/// An entry on its way.
-struct Step {
-    number: u64,
-    inos: Vec<Ino>,
-    names: Vec<Place>,
-    op: Option<Op>,
-    content: Option<Content>,
-}
-
-/// Content on its way; nobody else commits to the file meanwhile.
-struct Content {
-    file: Arc<FileState>,
-    plan: Plan,
-    copy: Option<SpareIno>,
-    /// So many sealed blocks of the entry are left for the next batch.
-    left: usize,
-    _one: Flushing,
-}
-
-/// What the next entry says, without holding the queue.
-enum Next {
-    Change(Step),
-    Content { step: Step, at: Timestamp, file: Arc<FileState>, upto: u64 },
-}
-
-/// What the first entries say, as many as fit into a batch.
-fn next_entries(queue: &WriteBack) -> Vec<Next> {
-    queue.with(|core| {
-        let (mut next, mut files) = (Vec::new(), HashSet::new());
-        for Entry { number, at, inos, names, work, .. } in core.entries().take(OPS_MAX) {
-            let step = Step { number: *number, inos: inos.clone(), names: names.clone(), op: None, content: None };
-            next.push(match work {
-                Work::Change { op, expect } => Next::Change(Step { op: Some(deferred(*at, expect, op)), ..step }),
-                // Its base is what the commit before it makes; and metad remembers of a journal only so many files.
-                Work::Content { file, .. } if files.len() == JOURNALED_FILES_MAX || !files.insert(file.ino()) => break,
-                Work::Content { file, upto } => Next::Content { step, at: *at, file: file.clone(), upto: *upto },
-                Work::Undone => Next::Change(step),
-            });
-        }
-        next
-    })
-}
-
-/// Adds the files behind this entry whose content in the journal is based on less than what metad has of them by now. Those
-/// that metad has no room to remember are judged by the base in the journal, after a crash: as written by others meanwhile.
-fn add_journaled_files(queue: &WriteBack, behind: u64, files: &mut Vec<JournaledFile>) {
-    let mut seen: HashSet<Ino> = files.iter().map(|file| file.ino).collect();
-    queue.with(|core| {
-        for entry in core.entries().filter(|entry| entry.number > behind) {
-            if files.len() >= JOURNALED_FILES_MAX {
-                break;
-            }
-            let (Work::Content { file, .. }, Some(journal_base)) = (&entry.work, entry.journal_base) else { continue };
-            let base = file.base();
-            if base > journal_base && seen.insert(file.ino()) {
-                files.push(JournaledFile { ino: file.ino(), base, committed: false });
-            }
-        }
-    });
-}
-
-fn deferred(at: Timestamp, expect: &[Expect], op: &Op) -> Op {
-    Op::Deferred { at, expect: expect.to_vec(), op: Box::new(op.clone()) }
-}
 
 /// Sends what is in the queue.
 pub(crate) struct Sender {
@@ -207,7 +141,11 @@ impl Sender {
         let (mut steps, mut writes) = (Vec::with_capacity(entries.len()), 0);
         for entry in entries {
             match entry {
-                Next::Change(step) => steps.push(step),
+                Next::Change(step) if step.op.as_ref().is_some_and(|op| must_wait(op, &steps)) => break,
+                Next::Change(mut step) => {
+                    step.op.as_mut().into_iter().for_each(|op| expect_own(&self.writeback, op));
+                    steps.push(step);
+                }
                 Next::Content { step, at, file, upto } => {
                     // What comes before it need not wait for daemons that are away.
                     if !steps.is_empty() && timeout(UPLOADS_WAITED, uploads(&file, upto)).await.is_err() {
@@ -245,6 +183,7 @@ impl Sender {
         let ino = file.ino();
         if self.is_unlinked_and_closed(&file) && !self.writeback.is_moved(ino) {
             // Nobody can read it any more. Where it was renamed, or is to be replaced, that may still be undone.
+            self.writeback.with(|core| core.note_content(ino, file.base()));
             self.committer.discard(&file).await;
             self.open_files.forget_if_idle(&file);
             return Ok((step, false));
@@ -326,6 +265,7 @@ impl Sender {
             self.known.pins_follow(attr);
         }
         let outcome = judge(&plan, Ok(reply), Way::Queued);
+        self.writeback.with(|core| core.note_content(file.ino(), outcome.own_version(&plan)));
         let (report, nameless) = (outcome.report(), outcome.is_nameless());
         self.committer.take_outcome(&file, &plan, outcome, copy);
         file.note_committed(report);
@@ -453,48 +393,5 @@ async fn uploads(file: &FileState, upto: u64) {
     for mut outcome in file.uploads(upto) {
         // What has ended without an outcome is tried again by who needs it.
         let _ = outcome.wait_for(Option::is_some).await;
-    }
-}
-
-/// The step of the operation with this number in the batch. Nothing for the one behind all of them, about the journal.
-fn place_of(steps: &[Step], index: usize) -> Option<usize> {
-    let mut ops = steps.iter().enumerate().filter(|(_, step)| step.op.is_some());
-    ops.nth(index).map(|(place, _)| place)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::known::Known;
-    use crate::queue::Touched;
-    use crate::testing;
-
-    /// A queue of content of so many files, and nothing else.
-    fn contents(count: u64) -> WriteBack {
-        let queue = WriteBack::new(Arc::<Known>::default());
-        let file = |ino| {
-            let attr = InodeAttr { ino: Ino(ino), ..testing::attr() };
-            FileState::new(attr, None, Arc::default(), 4 << 20)
-        };
-        let work = |number| Work::Content { file: file(2000 + number), upto: 1 };
-        let entry = |number| (number, Timestamp::default(), Touched::default(), work(number));
-        queue.with(|core| core.start_behind(0, count));
-        queue.enter_again((1..=count).map(entry).collect());
-        queue
-    }
-
-    /// With more, it would refuse the whole batch, and each later one.
-    #[test]
-    fn a_batch_has_content_of_no_more_files_than_metad_remembers_of_a_journal() {
-        let queue = contents(2 * JOURNALED_FILES_MAX as u64);
-        assert_eq!(next_entries(&queue).len(), JOURNALED_FILES_MAX);
-    }
-
-    #[test]
-    fn the_operation_behind_all_steps_is_none_of_theirs() {
-        let step = |op| Step { number: 1, inos: Vec::new(), names: Vec::new(), op, content: None };
-        let op = || Some(Op::LeaseInos { count: 1 });
-        let steps = [step(op()), step(None), step(op())];
-        assert_eq!([0, 1, 2].map(|index| place_of(&steps, index)), [Some(0), Some(2), None]);
     }
 }

@@ -94,6 +94,14 @@ impl Outcome {
         }
     }
 
+    /// The newest version of the file that has nothing in it but what its writer has seen or written.
+    pub fn own_version(&self, plan: &Plan) -> Version {
+        match self {
+            Self::InFile { attr, only_ours: true, .. } => attr.version,
+            _ => plan.basis().base,
+        }
+    }
+
     /// Whether what it went into has no name any more: then it is lost with the last handle.
     pub fn is_nameless(&self) -> bool {
         match self {

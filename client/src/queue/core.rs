@@ -55,6 +55,17 @@ pub(crate) struct Entry<F> {
     lapses: u64,
 }
 
+impl<F> Entry<F> {
+    /// The inode that it takes away without saying of which version.
+    fn dooms(&self) -> Option<Ino> {
+        let Work::Change { op: Op::Unlink { released, .. } | Op::Rename { released, .. }, expect } = &self.work else {
+            return None;
+        };
+        let ino = (*released)?;
+        expect.iter().any(|expect| expect.ino == Some(ino) && expect.version.is_none()).then_some(ino)
+    }
+}
+
 /// Entries, and how far they have come.
 pub(crate) struct Core<F> {
     /// Not sent yet, the oldest first.
@@ -78,6 +89,8 @@ pub(crate) struct Core<F> {
     /// Why the last one did, when, and whether somebody has heard of it.
     loss: Option<(FsError, Instant)>,
     loss_reported: bool,
+    /// Inodes that entries take away though content of them was not committed, and the version that this has made since.
+    doomed: HashMap<Ino, Option<Version>>,
     /// Up to here somebody waits.
     urgent: u64,
     /// Inodes that something else is changing now: what is done there must not get into the queue.
@@ -101,6 +114,7 @@ impl<F> Default for Core<F> {
             lost: 0,
             loss: None,
             loss_reported: false,
+            doomed: HashMap::new(),
             urgent: 0,
             barred: HashMap::new(),
             failures: 0,
@@ -148,7 +162,11 @@ impl<F> Core<F> {
             self.contents.push_back((number, queued));
         }
         self.last = number;
-        self.entries.push_back(Entry { number, at, queued, inos, names, work, journal_base: None, lapses });
+        let entry = Entry { number, at, queued, inos, names, work, journal_base: None, lapses };
+        if let Some(ino) = entry.dooms() {
+            self.doomed.insert(ino, None);
+        }
+        self.entries.push_back(entry);
     }
 
     /// Takes in what an earlier client did, and left in the journal, in the order of the numbers.
@@ -161,7 +179,9 @@ impl<F> Core<F> {
     /// metad knows the first entry.
     pub(crate) fn pop(&mut self, number: u64) {
         debug_assert_eq!(self.entries.front().map(|entry| entry.number), Some(number), "sent in order");
-        self.entries.pop_front();
+        if let Some(ino) = self.entries.pop_front().and_then(|entry| entry.dooms()) {
+            self.doomed.remove(&ino);
+        }
         if self.contents.front().is_some_and(|(content, _)| *content == number) {
             self.contents.pop_front();
         }
@@ -357,11 +377,27 @@ impl<F> Core<F> {
         let first = self.entries.front_mut().filter(|first| first.number == number);
         let Some(Entry { work: Work::Change { expect, .. }, queued, lapses: before, .. }) = first else { return false };
         let in_time = *before == lapses && now.saturating_duration_since(*queued) < METAD_WAIT_MIN;
-        let versions = expect.iter().any(|expect| expect.version.is_some());
+        let own = expect.iter().filter_map(|expect| self.doomed.get(&expect.ino?).copied().flatten()).next();
+        let versions = own.is_some() || expect.iter().any(|expect| expect.version.is_some());
         if in_time {
+            for ino in expect.iter().filter_map(|expect| expect.ino) {
+                self.doomed.remove(&ino);
+            }
             expect.iter_mut().for_each(|expect| expect.version = None);
         }
         in_time && versions
+    }
+
+    /// Content of a file was committed, or is given up; nothing but what was seen or written here is in this version.
+    pub(crate) fn note_content(&mut self, ino: Ino, version: Version) {
+        if let Some(own) = self.doomed.get_mut(&ino) {
+            *own = Some(version);
+        }
+    }
+
+    /// The version that content of a file has made before an entry takes it away.
+    pub(crate) fn content_before(&self, ino: Ino) -> Option<Version> {
+        self.doomed.get(&ino).copied().flatten()
     }
 
     /// A change that was done here came to nothing.

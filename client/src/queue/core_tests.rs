@@ -88,3 +88,28 @@ fn an_entry_that_nobody_could_be_faster_than_is_sent_again_without_what_its_cont
     assert!(core.is_in_time(1, 2, now));
     assert!(!core.is_in_time(1, 2, now), "the second refusal is meant");
 }
+
+/// Guards I6: content that was not committed when its file was removed makes a version that the removal goes by.
+#[test]
+fn a_removal_of_what_is_not_committed_goes_by_the_version_that_the_commit_makes() {
+    let (mut core, now) = (Core::<()>::default(), Instant::now());
+    let remove = |core: &mut Core<()>, ino, version| {
+        let (name, released) = (b"f".to_vec(), Some(Ino(ino)));
+        let expect = vec![Expect { parent: DIR, name: name.clone(), ino: released, version }];
+        let op = Op::Unlink { parent: DIR, name, released };
+        core.enter(Timestamp::default(), (vec![Ino(ino)], Vec::new()), Work::Change { op, expect }, 0, now);
+    };
+    remove(&mut core, 7, None);
+    remove(&mut core, 8, Some(Version(5)));
+    for ino in [7, 8, 9] {
+        core.note_content(Ino(ino), Version(3));
+    }
+    assert_eq!([7, 8, 9].map(|ino| core.content_before(Ino(ino))), [Some(Version(3)), None, None]);
+    assert!(!core.is_in_time(1, 1, now), "others went on meanwhile");
+    assert!(core.is_in_time(1, 0, now), "it is sent once more, whatever the version is");
+    assert!(core.content_before(Ino(7)).is_none() && !core.is_in_time(1, 0, now));
+    remove(&mut core, 9, None);
+    core.note_content(Ino(9), Version(3));
+    (1..=3).for_each(|number| core.pop(number));
+    assert_eq!(core.content_before(Ino(9)), None);
+}
