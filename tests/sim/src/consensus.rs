@@ -268,6 +268,12 @@ pub fn address(node: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1 + node as u8], 1))
 }
 
+/// Whether a node is found there.
+#[must_use]
+pub fn is_metad(addr: SocketAddr) -> bool {
+    (0..crate::cluster::NODES).any(|node| address(node) == addr)
+}
+
 impl SimulatedConsensus {
     /// How often the node was started.
     #[must_use]

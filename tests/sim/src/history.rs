@@ -5,6 +5,8 @@
 //! the opening of the file for it, began.
 
 use crate::content::Piece;
+use crate::leases::Leases;
+use crate::names::Names;
 use crate::truth::{Conflict, Truth};
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::Instant;
@@ -41,6 +43,8 @@ pub struct Write {
 pub struct Destroyer {
     /// By which client.
     pub client: usize,
+    /// The file, where it is known which.
+    pub of: Option<Ino>,
     /// When it returned, if it has.
     pub returned: Option<Instant>,
 }
@@ -50,6 +54,8 @@ pub struct Destroyer {
 pub struct History {
     /// Writes by their numbers.
     pub writes: BTreeMap<u32, Write>,
+    /// What was done to names.
+    pub names: Names,
     removers: BTreeMap<(Ino, Name), Vec<Destroyer>>,
     cutters: BTreeMap<Ino, Vec<Destroyer>>,
     /// Clients that died, or were cut off: what they had closed may come later, or beside.
@@ -64,6 +70,12 @@ pub struct History {
     pub acts: u64,
 }
 
+/// The name that a program gave, if this one was made of it because others were first.
+fn original(name: &[u8]) -> Name {
+    let text = String::from_utf8_lossy(name);
+    text.split(".conflict-").next().unwrap_or_default().as_bytes().to_vec()
+}
+
 /// A call under way that destroys something.
 pub struct Begun(Place, usize);
 
@@ -74,17 +86,17 @@ enum Place {
 
 impl History {
     /// A call begins that takes a name away.
-    pub fn removes(&mut self, client: usize, parent: Ino, name: &[u8]) -> Begun {
+    pub fn removes(&mut self, client: usize, (parent, name): (Ino, &[u8]), of: Option<Ino>) -> Begun {
         let place = (parent, name.to_vec());
         let calls = self.removers.entry(place.clone()).or_default();
-        calls.push(Destroyer { client, returned: None });
+        calls.push(Destroyer { client, of, returned: None });
         Begun(Place::Name(place), calls.len() - 1)
     }
 
     /// A call begins that cuts a file.
     pub fn cuts(&mut self, client: usize, ino: Ino) -> Begun {
         let calls = self.cutters.entry(ino).or_default();
-        calls.push(Destroyer { client, returned: None });
+        calls.push(Destroyer { client, of: Some(ino), returned: None });
         Begun(Place::File(ino), calls.len() - 1)
     }
 
@@ -127,11 +139,20 @@ impl History {
             let calls = self.removers.values().flatten();
             return calls.clone().any(|call| call.returned.is_none_or(|returned| returned >= write.opened));
         }
+        // Its own program has removed it, though others have kept the file by writing to it.
+        let unwanted = |call: &Destroyer| {
+            let later = call.returned.is_none_or(|returned| returned >= write.opened);
+            (call.client, call.of) == (write.client, Some(write.ino)) && later
+        };
+        if self.removers.values().flatten().any(unwanted) {
+            return true;
+        }
         truth.removals.iter().filter(|removal| removal.ino == write.ino).any(|removal| {
             let told = write.durable.or(write.closed);
             // Its program had the file open without a name.
             let before = told.is_some_and(|told| removal.at <= told);
-            let calls = self.removers.get(&removal.name).into_iter().flatten();
+            let place = (removal.name.0, original(&removal.name.1));
+            let calls = self.removers.get(&place).into_iter().flatten();
             let wanted = |call: &&Destroyer| {
                 call.client == removal.client && call.returned.is_none_or(|returned| returned >= write.opened)
             };
@@ -139,12 +160,66 @@ impl History {
         })
     }
 
+    /// Whether everybody who looks from `since` on finds a write in its file: its writer was told before that it is durable,
+    /// or that others see it and they have waited for it.
+    fn is_to_be_seen(&self, (number, write): (u32, &Write), since: Instant, known: (&Truth, &Leases)) -> bool {
+        let (truth, leases) = known;
+        let durable = write.in_place && write.durable.is_some_and(|at| at < since);
+        let beside =
+            || truth.conflicts.iter().any(|conflict| (conflict.ino, conflict.client) == (write.ino, write.client));
+        let closed = || {
+            let before = |at: Instant| at < since && leases.are_held(write.client, at);
+            write.closed.is_some_and(before) && !write.lost && !beside()
+        };
+        (durable || closed()) && !self.was_cut(write) && !self.was_overwritten(number, write)
+    }
+
+    /// Whether a client may see only what it has done to a file itself: it was cut off since, and has not sent it all.
+    fn works_alone(&self, client: usize, ino: Ino, since: Instant, leases: &Leases) -> bool {
+        let alone = |at: Option<Instant>| at.is_none_or(|at| at < since && !leases.are_held(client, at));
+        let cut = || {
+            let mut cutters = self.cutters.get(&ino).into_iter().flatten();
+            cutters.any(|call| call.client == client && alone(call.returned))
+        };
+        self.troubled.contains(&client) && (cut() || self.names.were_given_by(client, ino, alone))
+    }
+
+    /// I5: the size that a program is told of a file when it looks at it at `since` covers what others were told before is
+    /// there.
+    pub fn check_size(&mut self, (client, ino, size): (usize, Ino, u64), since: Instant, known: (&Truth, &Leases)) {
+        if self.works_alone(client, ino, since, known.1) {
+            return;
+        }
+        let seen =
+            |(number, write): &(&u32, &Write)| write.ino == ino && self.is_to_be_seen((**number, write), since, known);
+        let (mut end, mut appended) = (0, 0);
+        for (_, write) in self.writes.iter().filter(seen) {
+            let bytes = u64::from(write.pieces) * crate::content::PIECE as u64;
+            match write.at {
+                Some(at) => end = end.max(at + bytes),
+                None => appended += bytes,
+            }
+        }
+        if size < end.max(appended) {
+            let problem = format!("client {client} is told {size} bytes of inode {ino} with {}", end.max(appended));
+            self.problem(problem);
+        }
+    }
+
     /// I5: what a program reads of a file that it has opened at `opened` has what others were told before is there.
-    pub fn check_read(&mut self, client: usize, ino: Ino, opened: Instant, pieces: &[Option<Piece>]) {
+    pub fn check_read(
+        &mut self,
+        (client, ino): (usize, Ino),
+        opened: Instant,
+        pieces: &[Option<Piece>],
+        known: (&Truth, &Leases),
+    ) {
+        if self.works_alone(client, ino, opened, known.1) {
+            return;
+        }
         let mut stale = Vec::new();
-        for (number, write) in self.writes.iter().filter(|(_, write)| write.ino == ino && write.in_place) {
-            let told = write.durable.is_some_and(|at| at < opened);
-            if !told || self.was_cut(write) || self.was_overwritten(*number, write) {
+        for (number, write) in self.writes.iter().filter(|(_, write)| write.ino == ino) {
+            if !self.is_to_be_seen((*number, write), opened, known) {
                 continue;
             }
             let shown = |index: u32| self.shows(client, (*number, write), index, pieces);
@@ -166,8 +241,11 @@ impl History {
         found == Some(wanted) || found.is_some_and(|found| self.writes[&found.write].client == client)
     }
 
+    /// Whether the client has written to the file itself, at a place or behind an older end, and was not told yet that others
+    /// see it: that may lie over what others have appended.
     fn has_own_over(&self, client: usize, ino: Ino) -> bool {
-        self.writes.values().any(|write| write.client == client && write.ino == ino && write.at.is_some())
+        let over = |write: &Write| write.at.is_some() || (write.durable.is_none() && write.closed.is_none());
+        self.writes.values().any(|write| write.client == client && write.ino == ino && over(write))
     }
 
     /// I6, I7, I8: at the end, everything that a program was told is safe is somewhere.
@@ -200,7 +278,9 @@ impl History {
             };
             // A batch whose session ended while its answer was lost is sent again by the next session.
             let expired = truth.sessions_ended(write.client) > 0 && !self.crashed.contains(&write.client);
-            if *count > 1 && !expired {
+            // What a journal's picture shows may have arrived before the client died: then it comes again, beside it.
+            let beside = write.at.is_none() && path.contains(".conflict-") && self.crashed.contains(&write.client);
+            if *count > 1 && !expired && !beside {
                 let problem = format!("{path} has {piece:?} {count} times: {write:?}");
                 self.problem(problem);
             }

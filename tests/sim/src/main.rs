@@ -1,9 +1,10 @@
 //! Runs schedules: `sim [FIRST_SEED [COUNT [SECONDS]]]` until one fails, `sim --seed SEED` for one, shrunk if it fails,
-//! `sim --survey [FIRST_SEED [COUNT [SECONDS]]]` for all that fail.
+//! `sim --survey [FIRST_SEED [COUNT [SECONDS]]]` for all that fail. `--theme NAME` before that makes all of them about this.
 #![forbid(unsafe_code)]
 
 use sim::plan::Plan;
 use sim::seeds::{Failed, run_many, show, shrink, survey};
+use sim::themes::Theme;
 use sim::world::run;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -12,28 +13,37 @@ use std::time::Duration;
 const SHRINKING: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut theme = None;
+    if arguments.first().is_some_and(|flag| flag == "--theme") {
+        let name = arguments.drain(..arguments.len().min(2)).next_back().unwrap_or_default();
+        theme = Theme::named(&name);
+        if theme.is_none() {
+            eprintln!("there is no theme {name}");
+            return ExitCode::FAILURE;
+        }
+    }
+    let plan_of = |seed| theme.map_or_else(|| Plan::of(seed), |theme| Plan::about(theme, seed));
     let number =
         |index: usize, otherwise: u64| arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(otherwise);
     if arguments.first().is_some_and(|flag| flag == "--seed") {
-        let plan = Plan::of(number(1, 0));
-        return report(&plan);
+        return report(&plan_of(number(1, 0)));
     }
     if arguments.first().is_some_and(|flag| flag == "--survey") {
         let limit = Duration::from_secs(number(3, 60));
-        let (ran, failed) = survey(number(1, 0), number(2, u64::MAX), limit);
-        for Failed { seed, outcome } in &failed {
-            println!("{seed}: {}", outcome.problems.join("; "));
+        let (ran, failed) = survey(plan_of, (number(1, 0), number(2, u64::MAX)), limit);
+        for Failed { plan, outcome } in &failed {
+            println!("{} {}: {}", plan.theme, plan.seed, outcome.problems.join("; "));
         }
         println!("{ran} schedules, {} failed", failed.len());
         return if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let (first, count, seconds) = (number(0, 0), number(1, u64::MAX), number(2, 60));
-    let ran = run_many(first, count, Duration::from_secs(seconds));
+    let ran = run_many(plan_of, (first, count), Duration::from_secs(seconds));
     println!("{} schedules, {} acts, {:?} simulated", ran.count, ran.acts, ran.simulated);
     match ran.failed {
         None => ExitCode::SUCCESS,
-        Some(failed) => report(&Plan::of(failed.seed)),
+        Some(failed) => report(&failed.plan),
     }
 }
 
@@ -43,7 +53,9 @@ fn report(plan: &Plan) -> ExitCode {
     if outcome.problems.is_empty() {
         return ExitCode::SUCCESS;
     }
-    let (small, outcome) = shrink(plan, SHRINKING);
+    let (small, _) = shrink(plan, SHRINKING);
+    // The last thing that `SIM_MESSAGES` shows.
+    let outcome = run(&small);
     println!("\nshrunk:\n{}", show(&small, &outcome));
     ExitCode::FAILURE
 }

@@ -2,6 +2,8 @@
 //! that is cut loses all of them. Events of one stream stay in order, as QUIC's streams do.
 
 use crate::cluster::{Cluster, Node};
+use crate::consensus::is_metad;
+use crate::leases::Leases;
 use crate::watched::Watched;
 use bytes::Bytes;
 use client::network::{Blockd, EventStream, Metad, Network};
@@ -20,7 +22,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use wire::Error;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::message::event::MetaEvent;
-use wire::message::meta::{MetaReply, MetaRequest};
+use wire::message::meta::{LeaseState, MetaReply, MetaRequest};
 use wire::tls::PeerIdentity;
 
 /// Both ends of a connection see after this time that the other one is silent.
@@ -50,6 +52,8 @@ pub struct Links {
     name: String,
     cluster: Arc<Cluster>,
     identity: Arc<PeerIdentity>,
+    /// Whose they are, and what is known of its leases.
+    holder: (usize, Arc<Leases>),
     inner: Mutex<Inner>,
     /// Whether the link is cut, and whether the process is dead.
     state: Watched<State>,
@@ -63,7 +67,25 @@ struct Inner {
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct State {
     cut: bool,
+    split: Option<Split>,
     dead: bool,
+}
+
+/// The metads fall apart, and with them their clients.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Split {
+    /// This one has lost the others.
+    pub metad: SocketAddr,
+    /// Whether this client is on its side.
+    pub with_it: bool,
+}
+
+impl State {
+    /// Whether nothing gets through to this daemon or back.
+    fn is_cut_to(self, peer: SocketAddr) -> bool {
+        let apart = |split: Split| is_metad(peer) && (peer == split.metad) != split.with_it;
+        self.cut || self.dead || self.split.is_some_and(apart)
+    }
 }
 
 /// What becomes of a message.
@@ -72,12 +94,28 @@ struct Fate {
     lost: bool,
 }
 
+/// Prints what happens, if `SIM_MESSAGES` asks for that.
+pub fn show(who: impl Display, verb: impl Display, what: &dyn Debug) {
+    static SHOWN: LazyLock<bool> = LazyLock::new(|| std::env::var_os("SIM_MESSAGES").is_some());
+    if *SHOWN {
+        let at = wire::sys::since_boot();
+        let text: String = format!("{what:?}").chars().take(600).collect();
+        eprintln!("{:>10.4} {who} {verb}: {text}", at.as_secs_f64());
+    }
+}
+
 impl Links {
     /// Whole links to a cluster, in fair weather.
     #[must_use]
-    pub fn new(name: String, cluster: Arc<Cluster>, identity: Arc<PeerIdentity>, chance: Chance) -> Arc<Self> {
+    pub fn new(
+        holder: (usize, Arc<Leases>),
+        cluster: Arc<Cluster>,
+        identity: Arc<PeerIdentity>,
+        chance: Chance,
+    ) -> Arc<Self> {
         let inner = Mutex::new(Inner { weather: Weather::default(), chance });
-        Arc::new(Self { name, cluster, identity, inner, state: Watched::default() })
+        let name = format!("client-{}", holder.0);
+        Arc::new(Self { name, cluster, identity, holder, inner, state: Watched::default() })
     }
 
     /// From now on this happens to messages.
@@ -90,6 +128,11 @@ impl Links {
         self.state.change(|state| state.cut = cut);
     }
 
+    /// The metads fall apart, or find together again.
+    pub fn split(&self, split: Option<Split>) {
+        self.state.change(|state| state.split = split);
+    }
+
     /// The process is dead.
     pub fn kill(&self) {
         self.state.change(|state| state.dead = true);
@@ -97,21 +140,15 @@ impl Links {
 
     /// Prints what happens, if that is asked for.
     fn show(&self, verb: &str, peer: impl Display, message: &dyn Debug) {
-        static SHOWN: LazyLock<bool> = LazyLock::new(|| std::env::var_os("SIM_MESSAGES").is_some());
-        if *SHOWN {
-            let at = wire::sys::since_boot();
-            let text: String = format!("{message:?}").chars().take(600).collect();
-            eprintln!("{:>10.4} {} {verb} {peer}: {text}", at.as_secs_f64(), self.name);
-        }
+        show(&self.name, format_args!("{verb} {peer}"), message);
     }
 
     fn is_dead(&self) -> bool {
         self.state.get().dead
     }
 
-    fn is_cut(&self) -> bool {
-        let state = self.state.get();
-        state.cut || state.dead
+    fn is_cut_to(&self, peer: SocketAddr) -> bool {
+        self.state.get().is_cut_to(peer)
     }
 
     fn fate(&self) -> Fate {
@@ -136,20 +173,20 @@ impl Links {
     }
 
     /// Waits until the link has been cut for so long that both ends have noticed.
-    async fn silence(&self) {
+    async fn silence(&self, peer: SocketAddr) {
         loop {
-            self.state.wait_for(|state| state.cut).await;
-            if timeout(IDLE, self.state.wait_for(|state| !state.cut)).await.is_err() {
+            self.state.wait_for(|state| state.is_cut_to(peer)).await;
+            if timeout(IDLE, self.state.wait_for(|state| !state.is_cut_to(peer))).await.is_err() {
                 return;
             }
         }
     }
 
     /// Brings a message to the other end; it never arrives where this does not return.
-    async fn carry(&self) -> bool {
+    async fn carry(&self, peer: SocketAddr) -> bool {
         let fate = self.fate();
         sleep(fate.delay).await;
-        !fate.lost && !self.is_cut()
+        !fate.lost && !self.is_cut_to(peer)
     }
 
     /// Sends a request, and hears the answer at most once.
@@ -162,7 +199,7 @@ impl Links {
         if self.is_dead() {
             return Err(Error::Closed);
         }
-        if self.is_cut() {
+        if self.is_cut_to(peer) {
             self.unless_dead(sleep(limit.min(CONNECT))).await?;
             return Err(Error::NotSent { peer: peer.to_string(), reason: "no answer to the handshake".to_owned() });
         }
@@ -173,11 +210,11 @@ impl Links {
             let (links, answer, work) = (self.clone(), answer.clone(), arrives());
             // On its own: what has arrived is carried out though the asker gives up.
             tokio::spawn(async move {
-                if !links.carry().await {
+                if !links.carry(peer).await {
                     return;
                 }
                 let Some(reply) = work.await else { return };
-                if links.carry().await
+                if links.carry(peer).await
                     && let Some(answer) = answer.lock().take()
                 {
                     let _ = answer.send(reply);
@@ -223,7 +260,18 @@ impl Metad for SimulatedNetwork {
             let (cluster, identity, request) = (self.0.cluster.clone(), self.0.identity.clone(), request.clone());
             async move { cluster.ask(metad, &identity, request).await }.boxed()
         };
-        async move { self.0.exchange((metad, request), limit, arrives).await }.boxed()
+        async move {
+            let asked = Instant::now();
+            let reply = self.0.exchange((metad, request), limit, arrives).await?;
+            let (client, all) = &self.0.holder;
+            match &reply {
+                MetaReply::Alive { leases: LeaseState::Extended { .. }, .. } => all.extended(*client, asked, false),
+                MetaReply::Alive { leases: LeaseState::Pending, .. } => all.extended(*client, asked, true),
+                _ => {}
+            }
+            Ok(reply)
+        }
+        .boxed()
     }
 
     fn events<'a>(
@@ -232,7 +280,7 @@ impl Metad for SimulatedNetwork {
         request: &'a MetaRequest,
     ) -> BoxFuture<'a, Result<Box<dyn EventStream>, Error>> {
         async move {
-            if self.0.is_cut() {
+            if self.0.is_cut_to(metad) {
                 return Err(Error::NotSent {
                     peer: metad.to_string(),
                     reason: "no answer to the handshake".to_owned(),
@@ -254,19 +302,19 @@ async fn follow(
     send: mpsc::UnboundedSender<Result<MetaEvent, Error>>,
 ) {
     let ended = || Error::Unanswered { peer: metad.to_string(), reason: "the event stream has ended".to_owned() };
-    if links.carry().await
+    if links.carry(metad).await
         && let Some(node) = links.cluster.node(metad)
     {
         match node.follow(&links.identity, &request).await {
             Err(reason) => {
                 let refused = Error::Refused { peer: metad.to_string(), reason: reason.to_owned() };
-                if links.carry().await {
+                if links.carry(metad).await {
                     let _ = send.send(Err(refused));
                 }
                 return;
             }
             Ok(mut followed) => {
-                if !pump(&links, &node, &mut followed, &send).await {
+                if !pump((&links, metad), &node, &mut followed, &send).await {
                     return;
                 }
             }
@@ -280,7 +328,7 @@ async fn follow(
 /// Carries events as long as the link does. Returns whether the client is still there, and has heard nothing for so long
 /// that it gives the stream up.
 async fn pump(
-    links: &Links,
+    (links, metad): (&Links, SocketAddr),
     node: &Node,
     followed: &mut Followed,
     send: &mpsc::UnboundedSender<Result<MetaEvent, Error>>,
@@ -291,19 +339,23 @@ async fn pump(
             biased;
             () = node.death() => None,
             () = links.death() => None,
-            () = links.silence() => return true,
+            () = links.silence(metad) => return true,
             () = send.closed() => return false,
             event = followed.next() => event,
         };
         let Some(event) = event else { break };
-        let fate = links.fate();
+        let (sent, fate) = (Instant::now(), links.fate());
         arrives = arrives.max(Instant::now() + fate.delay);
         sleep_until(arrives).await;
-        if links.is_cut() || fate.lost || links.happens(|weather| weather.broken) {
+        if links.is_cut_to(metad) || fate.lost || links.happens(|weather| weather.broken) {
             // The daemon goes on believing in the stream meanwhile.
             break;
         }
         links.show("is told", "by an event", &event);
+        if let MetaEvent::Attached { seq } = &event {
+            let (client, all) = &links.holder;
+            all.extended(*client, sent, seq.is_some());
+        }
         if send.send(Ok(event)).is_err() {
             return false;
         }

@@ -2,14 +2,15 @@
 //! smaller by leaving steps out, which is how a failing one shrinks.
 
 use crate::network::Weather;
+use crate::themes::{Script, Theme};
 use kit::chance::Chance;
 use std::time::Duration;
 
-/// A name in the top directory, or in the directory `d` there.
+/// A name in the top directory, or in a directory there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Path {
-    /// Whether it is in `d`.
-    pub below: bool,
+    /// The directory's name; none for the top one.
+    pub dir: Option<char>,
     /// The last name.
     pub name: char,
 }
@@ -38,22 +39,24 @@ pub enum Act {
     Read(Path),
     /// Looks the name up.
     Stat(Path),
-    /// Lists the top directory, or `d`.
-    List(bool),
+    /// Lists the top directory, or this one there.
+    List(Option<char>),
     /// Removes a file.
     Unlink(Path),
     /// Renames a file over another one, if that is there.
     Rename(Path, Path),
-    /// Makes `d`.
-    Mkdir,
-    /// Removes `d`.
-    Rmdir,
+    /// Makes a directory in the top one.
+    Mkdir(char),
+    /// Removes it.
+    Rmdir(char),
     /// Cuts a file to nothing.
     Truncate(Path),
     /// Takes a lock on a file for a while.
     Lock(Path),
     /// Waits until everything that was done is known to metad.
     Sync,
+    /// Waits until so many milliseconds from the start.
+    Until(u64),
 }
 
 /// What goes wrong.
@@ -85,6 +88,13 @@ pub enum Fault {
         /// Milliseconds.
         ms: u64,
     },
+    /// The leading metad and one client lose all other metads, and the other clients lose the leading metad, for so long.
+    Split {
+        /// Which client stays with the leader.
+        client: usize,
+        /// Milliseconds.
+        ms: u64,
+    },
     /// The block daemon is away for so long.
     NoBlocks {
         /// Milliseconds.
@@ -100,6 +110,7 @@ impl Fault {
         | Self::Crash { ms, .. }
         | Self::KillLeader { ms }
         | Self::DeposeLeader { ms }
+        | Self::Split { ms, .. }
         | Self::NoBlocks { ms }) = self;
         Duration::from_millis(ms)
     }
@@ -133,6 +144,8 @@ pub enum Step {
 pub struct Plan {
     /// Where it comes from; decides also what happens to each message.
     pub seed: u64,
+    /// What it is about.
+    pub theme: Theme,
     /// How many clients there are.
     pub clients: usize,
     /// Programs per client.
@@ -143,7 +156,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
 }
 
-/// Which faults a plan has.
+/// Which faults a plan about anything has.
 #[derive(Clone, Copy, Debug)]
 struct Mood {
     cut: u64,
@@ -166,10 +179,19 @@ const MOODS: &[Mood] = &[
 const FAULTS_WITHIN_MS: u64 = 12_000;
 
 impl Plan {
-    /// The plan of a seed.
+    /// The plan of a seed, about whatever the seed says.
     #[must_use]
     pub fn of(seed: u64) -> Self {
+        Self::about(Theme::of(seed), seed)
+    }
+
+    /// The plan of a seed about this.
+    #[must_use]
+    pub fn about(theme: Theme, seed: u64) -> Self {
         let mut chance = Chance::of(seed, "plan");
+        if theme != Theme::Anything {
+            return Script::about(theme, &mut chance).plan(seed);
+        }
         let mood = *chance.pick(MOODS);
         let clients = 2 + usize::from(chance.happens(0.3));
         let lanes = 1 + usize::from(chance.happens(0.4));
@@ -184,7 +206,7 @@ impl Plan {
             }
         }
         steps.extend(faults(&mut chance, mood, clients));
-        Self { seed, clients, lanes, weather: weather(&mut chance, mood.stormy), steps }
+        Self { seed, theme, clients, lanes, weather: weather(&mut chance, mood.stormy), steps }
     }
 
     /// The same with some of the steps only.
@@ -206,10 +228,11 @@ fn pause(chance: &mut Chance) -> u64 {
 }
 
 fn path(chance: &mut Chance) -> Path {
-    Path { below: chance.happens(0.3), name: *chance.pick(&['a', 'a', 'b', 'l']) }
+    Path { dir: chance.happens(0.3).then_some('d'), name: *chance.pick(&['a', 'a', 'b', 'l']) }
 }
 
-fn act(chance: &mut Chance) -> Act {
+/// Anything that a program may do.
+pub(crate) fn act(chance: &mut Chance) -> Act {
     let path = path(chance);
     match chance.below(40) {
         0..5 if path.name == 'l' => Act::OpenToAppend(path),
@@ -221,14 +244,15 @@ fn act(chance: &mut Chance) -> Act {
         21..23 => Act::Save(path),
         23..27 => Act::Read(path),
         27..29 => Act::Stat(path),
-        29 => Act::List(path.below),
+        29 => Act::List(path.dir),
         30..32 => Act::Unlink(path),
         32..34 => {
             let to = Path { name: *chance.pick(&['a', 'b']), ..path };
-            Act::Rename(path, Path { below: path.below != chance.happens(0.2), ..to })
+            let elsewhere = if path.dir.is_some() { None } else { Some('d') };
+            Act::Rename(path, if chance.happens(0.2) { Path { dir: elsewhere, ..to } } else { to })
         }
-        34 => Act::Mkdir,
-        35 => Act::Rmdir,
+        34 => Act::Mkdir('d'),
+        35 => Act::Rmdir('d'),
         36 => Act::Truncate(path),
         37..39 => Act::Lock(path),
         _ => Act::Sync,

@@ -2,21 +2,22 @@
 
 use crate::content::{self, SLOT};
 use crate::history::{History, Write};
+use crate::leases::Leases;
+use crate::names::Leads;
 use crate::plan::{Act, Path};
 use crate::truth::Truth;
 use client::NewNode;
-use client::{Client, Handle, OpenFlags, Wait};
+use client::{Client, Handle, OpenFlags, Opened, Wait};
 use parking_lot::Mutex;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use wire::FsError;
-use wire::attr::AttrChange;
+use wire::attr::{AttrChange, InodeAttr};
 use wire::ids::Ino;
 use wire::op::{Lock, LockFamily, NewInode, RenameMode};
 
-/// The directory below the top.
-const DIR: &[u8] = b"d";
 /// How long a lock is held.
 const LOCKED: Duration = Duration::from_millis(30);
 /// Attempts to open what others remove meanwhile.
@@ -24,10 +25,16 @@ const OPENS_TRIED: usize = 3;
 
 /// What all programs share.
 pub struct Scene {
+    /// When programs began; what they wait for is counted from then.
+    pub begun: Instant,
+    /// They keep directories open that they have used, as whoever works in one does: of its name nothing is asked again.
+    pub keep_dirs: bool,
     /// What they did.
     pub history: Mutex<History>,
     /// What the metads agreed on.
     pub truth: Arc<Mutex<Truth>>,
+    /// Who has held leases since when.
+    pub leases: Arc<Leases>,
     /// Looks for a piece in a file as it is committed.
     pub in_file: Box<dyn Fn(Ino, content::Piece) -> bool + Send + Sync>,
 }
@@ -47,6 +54,7 @@ pub struct Program {
     client: usize,
     lane: usize,
     open: Option<Open>,
+    dirs: BTreeMap<char, Ino>,
 }
 
 fn node(node: NewInode) -> NewNode {
@@ -57,12 +65,13 @@ impl Program {
     /// A program that has done nothing.
     #[must_use]
     pub fn new(scene: Arc<Scene>, client: usize, lane: usize) -> Self {
-        Self { scene, client, lane, open: None }
+        Self { scene, client, lane, open: None, dirs: BTreeMap::new() }
     }
 
     /// Its client has died, and all that it had open is gone.
     pub fn forget(&mut self) {
         self.open = None;
+        self.dirs.clear();
     }
 
     fn owner(&self) -> u64 {
@@ -80,41 +89,108 @@ impl Program {
             Act::Save(path) => self.save(fs, path).await,
             Act::Read(path) => self.read(fs, path).await,
             Act::Stat(path) => self.find(fs, path).await.map(|_| ()),
-            Act::List(below) => self.list(fs, below).await,
+            Act::List(dir) => self.list(fs, dir).await,
             Act::Unlink(path) => self.unlink(fs, path).await,
             Act::Rename(from, to) => self.rename(fs, from, to).await,
-            Act::Mkdir => fs.make_node(Ino::ROOT, DIR, node(NewInode::Directory)).await.map(|_| ()),
-            Act::Rmdir => {
-                let begun = self.scene.history.lock().removes(self.client, Ino::ROOT, DIR);
-                let removed = fs.rmdir(Ino::ROOT, DIR).await;
+            Act::Mkdir(name) => {
+                let name = bytes(name);
+                let made = fs.make_node(Ino::ROOT, &name, node(NewInode::Directory));
+                self.change_names(&[(Ino::ROOT, &name, Leads::Nowhere)], made, |attr| Some(attr.ino)).await.map(|_| ())
+            }
+            Act::Rmdir(name) => {
+                let name = bytes(name);
+                let begun = self.scene.history.lock().removes(self.client, (Ino::ROOT, &name), None);
+                let removed = fs.rmdir(Ino::ROOT, &name);
+                let removed = self.change_names(&[(Ino::ROOT, &name, Leads::Nowhere)], removed, |()| None).await;
                 self.scene.history.lock().returned(begun);
                 removed
             }
             Act::Truncate(path) => self.truncate(fs, path).await,
             Act::Lock(path) => self.lock(fs, path).await,
             Act::Sync => fs.send_all().await,
+            Act::Until(at_ms) => {
+                sleep_until(self.scene.begun + Duration::from_millis(at_ms)).await;
+                Ok(())
+            }
         }
     }
 
-    async fn dir(&self, fs: &Arc<Client>, below: bool) -> Result<Ino, FsError> {
-        if below { Ok(fs.lookup(Ino::ROOT, DIR).await?.ino) } else { Ok(Ino::ROOT) }
+    async fn dir(&mut self, fs: &Arc<Client>, dir: Option<char>) -> Result<Ino, FsError> {
+        let Some(name) = dir else { return Ok(Ino::ROOT) };
+        if let Some(known) = self.dirs.get(&name) {
+            return Ok(*known);
+        }
+        let ino = self.look_up(fs, Ino::ROOT, &bytes(name)).await?.ino;
+        if self.scene.keep_dirs {
+            self.dirs.insert(name, ino);
+        }
+        Ok(ino)
     }
 
-    async fn find(&self, fs: &Arc<Client>, path: Path) -> Result<(Ino, Ino), FsError> {
-        let dir = self.dir(fs, path.below).await?;
-        let attr = fs.lookup(dir, &path.bytes()).await?;
+    async fn find(&mut self, fs: &Arc<Client>, path: Path) -> Result<(Ino, Ino), FsError> {
+        let dir = self.dir(fs, path.dir).await?;
+        let attr = self.look_up(fs, dir, &path.bytes()).await?;
         Ok((dir, attr.ino))
+    }
+
+    /// Looks a name up, and holds the answer against what others were told.
+    async fn look_up(&self, fs: &Arc<Client>, dir: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
+        let begun = Instant::now();
+        let found = fs.lookup(dir, name).await;
+        let (mut history, truth) = (self.scene.history.lock(), self.scene.truth.lock());
+        if let Ok(attr) = &found {
+            let told = (self.client, attr.ino, attr.size);
+            history.check_size(told, begun, (&truth, &self.scene.leases));
+        }
+        let shown = match &found {
+            Ok(attr) => Some(attr.ino),
+            Err(FsError::NotFound) => None,
+            Err(_) => return found,
+        };
+        self.check_name(&mut history, (dir, name), begun, shown);
+        found
+    }
+
+    /// I5: what a name leads to by a look that began then.
+    fn check_name(&self, history: &mut History, (dir, name): (Ino, &[u8]), begun: Instant, shown: Option<Ino>) {
+        if let Some(expected) = history.names.expected((dir, name), begun, &self.scene.leases)
+            && !expected.may_show(shown)
+        {
+            let (client, name) = (self.client, String::from_utf8_lossy(name));
+            history.problem(format!(
+                "client {client} is told that {name} in inode {dir} leads to {shown:?} for {expected:?}"
+            ));
+        }
+    }
+
+    /// Does something after which names lead elsewhere, and returns what it has made, if it makes something.
+    async fn change_names<T>(
+        &self,
+        names: &[(Ino, &[u8], Leads)],
+        change: impl Future<Output = Result<T, FsError>>,
+        made: impl FnOnce(&T) -> Option<Ino>,
+    ) -> Result<T, FsError> {
+        let changing = self.scene.history.lock().names.begin(self.client, names);
+        let outcome = change.await;
+        let known = outcome.as_ref().map(made).map_err(|error| *error);
+        self.scene.history.lock().names.returned(changing, known);
+        outcome
+    }
+
+    async fn create(&self, fs: &Arc<Client>, dir: Ino, name: &[u8], flags: OpenFlags) -> Result<Opened, FsError> {
+        let created = fs.create(dir, name, node(NewInode::Regular), flags);
+        self.change_names(&[(dir, name, Leads::Nowhere)], created, |opened| Some(opened.handle.ino())).await
     }
 
     async fn open(&mut self, fs: &Arc<Client>, path: Path, append: bool) -> Result<(), FsError> {
         let closed = self.close(fs).await;
         let flags = OpenFlags { append, ..OpenFlags::default() };
-        let dir = self.dir(fs, path.below).await?;
+        let dir = self.dir(fs, path.dir).await?;
         for _ in 0..OPENS_TRIED {
             let begun = Instant::now();
-            let opened = match fs.lookup(dir, &path.bytes()).await {
+            let opened = match self.look_up(fs, dir, &path.bytes()).await {
                 Ok(attr) => fs.open(attr.ino, flags).await,
-                Err(FsError::NotFound) => fs.create(dir, &path.bytes(), node(NewInode::Regular), flags).await,
+                Err(FsError::NotFound) => self.create(fs, dir, &path.bytes(), flags).await,
                 Err(error) => Err(error),
             };
             match opened {
@@ -195,55 +271,64 @@ impl Program {
     }
 
     async fn save(&mut self, fs: &Arc<Client>, path: Path) -> Result<(), FsError> {
-        let dir = self.dir(fs, path.below).await?;
+        let dir = self.dir(fs, path.dir).await?;
         let name = format!("new{}", self.owner()).into_bytes();
         let _ = self.close(fs).await;
         let begun = Instant::now();
         let flags = OpenFlags::default();
-        let opened = match fs.create(dir, &name, node(NewInode::Regular), flags).await {
-            Err(FsError::Exists) => fs.open(fs.lookup(dir, &name).await?.ino, flags).await?,
+        let opened = match self.create(fs, dir, &name, flags).await {
+            Err(FsError::Exists) => fs.open(self.look_up(fs, dir, &name).await?.ino, flags).await?,
             opened => opened?,
         };
+        let ino = opened.handle.ino();
         self.open = Some(Open { handle: opened.handle, begun, append: false, writes: Vec::new() });
         self.put(fs, 0, false).await?;
         self.close(fs).await?;
-        self.renamed(fs, (dir, name), (dir, path.bytes())).await
+        self.renamed(fs, (dir, name, Leads::To(ino)), (dir, path.bytes())).await
     }
 
     async fn renamed(
         &self,
         fs: &Arc<Client>,
-        (dir, name): (Ino, Vec<u8>),
+        (dir, name, leads): (Ino, Vec<u8>, Leads),
         (new_dir, new_name): (Ino, Vec<u8>),
     ) -> Result<(), FsError> {
-        let begun = self.scene.history.lock().removes(self.client, new_dir, &new_name);
-        let renamed = fs.rename(dir, &name, new_dir, &new_name, RenameMode::Replace).await;
+        let begun = self.scene.history.lock().removes(self.client, (new_dir, &new_name), None);
+        let renamed = fs.rename(dir, &name, new_dir, &new_name, RenameMode::Replace);
+        let names = [(dir, &name[..], Leads::Nowhere), (new_dir, &new_name[..], leads)];
+        let renamed = self.change_names(&names, renamed, |()| None).await;
         self.scene.history.lock().returned(begun);
         renamed
     }
 
-    async fn rename(&self, fs: &Arc<Client>, from: Path, to: Path) -> Result<(), FsError> {
+    async fn rename(&mut self, fs: &Arc<Client>, from: Path, to: Path) -> Result<(), FsError> {
         let (dir, _) = self.find(fs, from).await?;
-        let new_dir = self.dir(fs, to.below).await?;
-        self.renamed(fs, (dir, from.bytes()), (new_dir, to.bytes())).await
+        let new_dir = self.dir(fs, to.dir).await?;
+        // Others may have put something else there meanwhile.
+        self.renamed(fs, (dir, from.bytes(), Leads::Somewhere), (new_dir, to.bytes())).await
     }
 
-    async fn unlink(&self, fs: &Arc<Client>, path: Path) -> Result<(), FsError> {
-        let (dir, _) = self.find(fs, path).await?;
-        let begun = self.scene.history.lock().removes(self.client, dir, &path.bytes());
-        let removed = fs.unlink(dir, &path.bytes()).await;
+    async fn unlink(&mut self, fs: &Arc<Client>, path: Path) -> Result<(), FsError> {
+        let (dir, ino) = self.find(fs, path).await?;
+        let name = path.bytes();
+        let begun = self.scene.history.lock().removes(self.client, (dir, &name), Some(ino));
+        let removed = fs.unlink(dir, &name);
+        let removed = self.change_names(&[(dir, &name, Leads::Nowhere)], removed, |()| None).await;
         self.scene.history.lock().returned(begun);
         removed
     }
 
-    async fn read(&self, fs: &Arc<Client>, path: Path) -> Result<(), FsError> {
+    async fn read(&mut self, fs: &Arc<Client>, path: Path) -> Result<(), FsError> {
         let begun = Instant::now();
         let (_, ino) = self.find(fs, path).await?;
         let opened = fs.open(ino, OpenFlags::default()).await?;
         let read = fs.read(&opened.handle, 0, 1 << 20).await;
         fs.release(opened.handle).await;
         match content::parse(&read?) {
-            Ok(pieces) => self.scene.history.lock().check_read(self.client, ino, begun, &pieces),
+            Ok(pieces) => {
+                let (mut history, truth) = (self.scene.history.lock(), self.scene.truth.lock());
+                history.check_read((self.client, ino), begun, &pieces, (&truth, &self.scene.leases));
+            }
             Err(problem) => {
                 self.scene.history.lock().problem(format!("client {} reads of {ino}: {problem}", self.client))
             }
@@ -251,12 +336,20 @@ impl Program {
         Ok(())
     }
 
-    async fn list(&self, fs: &Arc<Client>, below: bool) -> Result<(), FsError> {
-        let dir = self.dir(fs, below).await?;
-        fs.readdir(dir, 0, 1024, true).await.map(|_| ())
+    async fn list(&mut self, fs: &Arc<Client>, dir: Option<char>) -> Result<(), FsError> {
+        let dir = self.dir(fs, dir).await?;
+        let begun = Instant::now();
+        let page = fs.readdir(dir, 0, 1024, true).await?;
+        let mut history = self.scene.history.lock();
+        let names: Vec<_> = history.names.of(dir).cloned().collect();
+        for name in names {
+            let shown = page.entries.iter().find(|entry| entry.name[..] == name[..]).map(|entry| entry.ino);
+            self.check_name(&mut history, (dir, &name), begun, shown);
+        }
+        Ok(())
     }
 
-    async fn truncate(&self, fs: &Arc<Client>, path: Path) -> Result<(), FsError> {
+    async fn truncate(&mut self, fs: &Arc<Client>, path: Path) -> Result<(), FsError> {
         let (_, ino) = self.find(fs, path).await?;
         let begun = self.scene.history.lock().cuts(self.client, ino);
         let change = AttrChange { size: Some(0), ..AttrChange::default() };
@@ -265,7 +358,7 @@ impl Program {
         cut.map(|_| ())
     }
 
-    async fn lock(&self, fs: &Arc<Client>, path: Path) -> Result<(), FsError> {
+    async fn lock(&mut self, fs: &Arc<Client>, path: Path) -> Result<(), FsError> {
         let (_, ino) = self.find(fs, path).await?;
         let owner = self.owner();
         let lock = Lock { family: LockFamily::Posix, owner, pid: 1, start: 0, end: u64::MAX, exclusive: true };
@@ -293,8 +386,12 @@ impl Program {
     }
 }
 
+fn bytes(name: char) -> Vec<u8> {
+    name.to_string().into_bytes()
+}
+
 impl Path {
     fn bytes(self) -> Vec<u8> {
-        self.name.to_string().into_bytes()
+        bytes(self.name)
     }
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 /// A seed whose schedule went wrong.
 #[derive(Clone, Debug)]
 pub struct Failed {
-    /// The seed.
-    pub seed: u64,
+    /// The schedule.
+    pub plan: Plan,
     /// What went wrong.
     pub outcome: Outcome,
 }
@@ -27,9 +27,10 @@ pub struct Ran {
     pub failed: Option<Failed>,
 }
 
-/// Runs the schedules of the seeds from `first` on, until `count` of them have run, one fails, or time is up.
+/// Runs the schedules that `plan` makes of the seeds from `first` on, until `count` of them have run, one fails, or time is
+/// up.
 #[must_use]
-pub fn run_many(first: u64, count: u64, limit: Duration) -> Ran {
+pub fn run_many(plan: impl Fn(u64) -> Plan + Sync, (first, count): (u64, u64), limit: Duration) -> Ran {
     let begun = Instant::now();
     let (next, stop) = (AtomicU64::new(first), AtomicBool::new(false));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -40,13 +41,14 @@ pub fn run_many(first: u64, count: u64, limit: Duration) -> Ran {
             if seed >= first.saturating_add(count) {
                 break;
             }
-            let outcome = run(&Plan::of(seed));
+            let plan = plan(seed);
+            let outcome = run(&plan);
             ran.count += 1;
             ran.acts += outcome.acts;
             ran.simulated += outcome.took;
             if !outcome.problems.is_empty() {
                 stop.store(true, Ordering::Relaxed);
-                ran.failed = Some(Failed { seed, outcome });
+                ran.failed = Some(Failed { plan, outcome });
                 break;
             }
         }
@@ -60,7 +62,7 @@ pub fn run_many(first: u64, count: u64, limit: Duration) -> Ran {
             all.count += ran.count;
             all.acts += ran.acts;
             all.simulated += ran.simulated;
-            all.failed = [all.failed, ran.failed].into_iter().flatten().min_by_key(|failed| failed.seed);
+            all.failed = [all.failed, ran.failed].into_iter().flatten().min_by_key(|failed| failed.plan.seed);
         }
         all
     })
@@ -68,7 +70,7 @@ pub fn run_many(first: u64, count: u64, limit: Duration) -> Ran {
 
 /// The failing ones of these seeds, all of them.
 #[must_use]
-pub fn survey(first: u64, count: u64, limit: Duration) -> (u64, Vec<Failed>) {
+pub fn survey(plan: impl Fn(u64) -> Plan + Sync, (first, count): (u64, u64), limit: Duration) -> (u64, Vec<Failed>) {
     let (begun, next) = (Instant::now(), AtomicU64::new(first));
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let work = || {
@@ -78,10 +80,11 @@ pub fn survey(first: u64, count: u64, limit: Duration) -> (u64, Vec<Failed>) {
             if seed >= first.saturating_add(count) {
                 break;
             }
-            let outcome = run(&Plan::of(seed));
+            let plan = plan(seed);
+            let outcome = run(&plan);
             ran += 1;
             if !outcome.problems.is_empty() {
-                failed.push(Failed { seed, outcome });
+                failed.push(Failed { plan, outcome });
             }
         }
         (ran, failed)
@@ -94,7 +97,7 @@ pub fn survey(first: u64, count: u64, limit: Duration) -> (u64, Vec<Failed>) {
             ran += more;
             failed.extend(of_it);
         }
-        failed.sort_by_key(|failed: &Failed| failed.seed);
+        failed.sort_by_key(|failed: &Failed| failed.plan.seed);
         (ran, failed)
     })
 }
@@ -132,7 +135,8 @@ pub fn shrink(plan: &Plan, limit: Duration) -> (Plan, Outcome) {
 pub fn show(plan: &Plan, outcome: &Outcome) -> String {
     let steps: Vec<String> = plan.steps.iter().map(|step| format!("  {step:?}")).collect();
     format!(
-        "seed {}: {} clients, {} programs each, {:?}\n{}\nproblems:\n  {}",
+        "{} {}: {} clients, {} programs each, {:?}\n{}\nproblems:\n  {}",
+        plan.theme,
         plan.seed,
         plan.clients,
         plan.lanes,

@@ -1,9 +1,11 @@
 //! The tree as the metads have it, with its content.
 
 use crate::blocks::Blocks;
+use client::{Client, OpenFlags};
 use metad::fs::read::read;
 use metad::fs::view::Kv;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use wire::attr::FileKind;
 use wire::extent::Source;
 use wire::ids::{Ino, SessionId};
@@ -65,4 +67,35 @@ pub fn tree(kv: &dyn Kv, blocks: &Blocks) -> Result<Tree, String> {
         }
     }
     Ok(files)
+}
+
+/// Looks at everything as a client shows it.
+///
+/// # Errors
+/// What it shows otherwise.
+pub async fn compare(client: &Arc<Client>, tree: &Tree) -> Result<(), String> {
+    let mut listed = 0;
+    let mut dirs = vec![(String::new(), Ino::ROOT)];
+    while let Some((path, dir)) = dirs.pop() {
+        let page = client.readdir(dir, 0, 4096, true).await.map_err(|error| format!("{path}: {error}"))?;
+        for entry in page.entries {
+            let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
+            let attr = client.lookup(dir, &entry.name).await.map_err(|error| format!("{path}: {error}"))?;
+            if attr.kind == FileKind::Directory {
+                dirs.push((path, attr.ino));
+                continue;
+            }
+            listed += 1;
+            let Some((ino, content)) = tree.get(&path) else { return Err(format!("{path} is not there")) };
+            let opened =
+                client.open(attr.ino, OpenFlags::default()).await.map_err(|error| format!("{path}: {error}"))?;
+            let read = client.read(&opened.handle, 0, 1 << 20).await;
+            client.release(opened.handle).await;
+            let read = read.map_err(|error| format!("{path}: {error}"))?;
+            if attr.ino != *ino || attr.size != content.len() as u64 || read != content[..] {
+                return Err(format!("{path} is not as it is: inode {} for {ino}, {} bytes", attr.ino, read.len()));
+            }
+        }
+    }
+    if listed == tree.len() { Ok(()) } else { Err(format!("{listed} files of {} are listed", tree.len())) }
 }

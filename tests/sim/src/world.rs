@@ -1,16 +1,19 @@
 //! One schedule from its beginning to its end: servers, clients, programs, faults, and what must be so.
 
 use crate::cluster::{Certificates, Cluster};
+use crate::consensus::address;
 use crate::content::{self, Piece};
 use crate::disk::SimulatedDisk;
 use crate::history::History;
-use crate::network::{Links, SimulatedNetwork, Weather};
+use crate::leases::Leases;
+use crate::network::{Links, SimulatedNetwork, Split, Weather, show};
 use crate::plan::{Act, Fault, Plan, Step};
 use crate::program::{Program, Scene};
-use crate::tree::{content as content_of, tree};
+use crate::themes::Theme;
+use crate::tree::{compare, content as content_of, tree};
 use crate::truth::Truth;
 use crate::watched::Watched;
-use client::{Client, ClientConfig, OpenFlags};
+use client::{Client, ClientConfig};
 use kit::chance::Chance;
 use metad::fs::check::check;
 use parking_lot::Mutex;
@@ -51,6 +54,7 @@ pub struct Outcome {
 /// A client's machine: its disk outlives the processes.
 struct Machine {
     number: usize,
+    leases: Arc<Leases>,
     disk: SimulatedDisk,
     chance: Mutex<Chance>,
     /// The process that runs, if one does.
@@ -66,6 +70,7 @@ struct Running {
 
 struct World {
     plan: Plan,
+    begun: Instant,
     cluster: Arc<Cluster>,
     machines: Vec<Arc<Machine>>,
     scene: Arc<Scene>,
@@ -153,17 +158,21 @@ impl World {
             let content = looked_at.agreement().with_newest(|kv| content_of(kv, looked_at.blocks(), ino));
             content.is_ok_and(|content| content::parse(&content).is_ok_and(|pieces| pieces.contains(&Some(piece))))
         };
-        let scene = Arc::new(Scene { history: Mutex::new(History::default()), truth, in_file: Box::new(in_file) });
+        let leases = Arc::<Leases>::default();
         let mut machines = Vec::new();
         for number in 0..plan.clients {
             let chance = Mutex::new(Chance::of(plan.seed, &format!("machine {number}")));
             let (disk, running) = (SimulatedDisk::default(), Watched::default());
-            let machine = Arc::new(Machine { number, disk, chance, running, lives: Mutex::new(0) });
+            let leases = leases.clone();
+            let machine = Arc::new(Machine { number, leases, disk, chance, running, lives: Mutex::new(0) });
             machine.boot(&cluster, Weather::default()).await?;
             machines.push(machine);
         }
-        let calm_from = calm_from(&plan);
-        Ok(Self { plan, cluster, machines, scene, trace, calm_from })
+        let begun = Instant::now();
+        let (history, keep_dirs) = (Mutex::new(History::default()), plan.theme != Theme::Anything);
+        let scene = Arc::new(Scene { begun, keep_dirs, history, truth, leases, in_file: Box::new(in_file) });
+        let calm_from = calm_from(&plan, begun);
+        Ok(Self { plan, begun, cluster, machines, scene, trace, calm_from })
     }
 
     /// Lets programs and faults do what the plan says, until all programs are done.
@@ -177,7 +186,7 @@ impl World {
                 running.spawn(self.clone().run_program(client, lane));
             }
         }
-        let begun = Instant::now();
+        let begun = self.begun;
         for step in &self.plan.steps {
             if let Step::Fault { at_ms, fault } = *step {
                 let world = self.clone();
@@ -217,11 +226,16 @@ impl World {
                 _ = machine.running.wait_for(|now| !is_same(now, &process)) => None,
                 done = program.act(&process.client, act) => Some(done),
             };
+            if matches!(act, Act::Until(_)) {
+                continue;
+            }
             self.note_act((client, lane), act, begun, done.map(|done| done.is_ok()));
         }
     }
 
     fn note_act(&self, (client, lane): (usize, usize), act: Act, begun: Instant, done: Option<bool>) {
+        let (who, since) = (format_args!("client-{client} program {lane}").to_string(), begun.elapsed());
+        show(who, format_args!("has done, in {since:?}, {done:?}"), &act);
         let took = begun.max(self.calm_from).elapsed().min(begun.elapsed());
         let mut trace = self.trace.lock();
         mix(&mut trace, (client * 10 + lane) as u64);
@@ -252,6 +266,15 @@ impl World {
             Fault::Crash { client, power, .. } => self.crash(client, power, fault.lasts()).await,
             Fault::KillLeader { .. } => self.cluster.kill_leader(fault.lasts()),
             Fault::DeposeLeader { .. } => self.cluster.depose_leader(fault.lasts()),
+            Fault::Split { client, .. } => {
+                let Some(leader) = self.cluster.agreement().leader() else { return };
+                self.scene.history.lock().troubled.insert(client);
+                let split = |with_it| Split { metad: address(leader), with_it };
+                self.machines.iter().for_each(|machine| machine.split(Some(split(machine.number == client))));
+                self.cluster.depose_leader(fault.lasts());
+                sleep(fault.lasts()).await;
+                self.machines.iter().for_each(|machine| machine.split(None));
+            }
             Fault::NoBlocks { .. } => {
                 self.cluster.blocks().set_away(true);
                 sleep(fault.lasts()).await;
@@ -272,6 +295,7 @@ impl World {
         }
         process.client.abandon();
         drop(process);
+        machine.leases.lost(client);
         self.note_crash(machine);
         sleep(down).await;
         let mut booted = Ok(());
@@ -364,12 +388,12 @@ impl World {
 }
 
 /// When the last fault ends, with what it brings about: leases and sessions run out, and others wait for that.
-fn calm_from(plan: &Plan) -> Instant {
+fn calm_from(plan: &Plan, begun: Instant) -> Instant {
     let ends = plan.steps.iter().filter_map(|step| match step {
         Step::Fault { at_ms, fault } => Some(Duration::from_millis(*at_ms) + fault.lasts()),
         Step::Act { .. } => None,
     });
-    Instant::now() + ends.max().unwrap_or_default()
+    begun + ends.max().unwrap_or_default()
 }
 
 /// Whether this is the process that runs.
@@ -387,7 +411,7 @@ impl Machine {
         };
         let chance = Chance::new(self.chance.lock().number());
         let links =
-            Links::new(format!("client-{}", self.number), cluster.clone(), Arc::new(certificates.peer()), chance);
+            Links::new((self.number, self.leases.clone()), cluster.clone(), Arc::new(certificates.peer()), chance);
         let config = ClientConfig {
             window_bytes: 8 << 20,
             cache_bytes: 8 << 20,
@@ -411,6 +435,12 @@ impl Machine {
     fn cut(&self, cut: bool) {
         if let Some(process) = self.running.get() {
             process.links.cut(cut);
+        }
+    }
+
+    fn split(&self, split: Option<Split>) {
+        if let Some(process) = self.running.get() {
+            process.links.split(split);
         }
     }
 
@@ -444,31 +474,4 @@ impl Machine {
             .map_err(|_| format!("client {number} hangs at the end"))?
             .map_err(|problem| format!("client {number} at the end: {problem}"))
     }
-}
-
-async fn compare(client: &Arc<Client>, tree: &crate::tree::Tree) -> Result<(), String> {
-    let mut listed = 0;
-    let mut dirs = vec![(String::new(), Ino::ROOT)];
-    while let Some((path, dir)) = dirs.pop() {
-        let page = client.readdir(dir, 0, 4096, true).await.map_err(|error| format!("{path}: {error}"))?;
-        for entry in page.entries {
-            let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
-            let attr = client.lookup(dir, &entry.name).await.map_err(|error| format!("{path}: {error}"))?;
-            if attr.kind == wire::attr::FileKind::Directory {
-                dirs.push((path, attr.ino));
-                continue;
-            }
-            listed += 1;
-            let Some((ino, content)) = tree.get(&path) else { return Err(format!("{path} is not there")) };
-            let opened =
-                client.open(attr.ino, OpenFlags::default()).await.map_err(|error| format!("{path}: {error}"))?;
-            let read = client.read(&opened.handle, 0, 1 << 20).await;
-            client.release(opened.handle).await;
-            let read = read.map_err(|error| format!("{path}: {error}"))?;
-            if attr.ino != *ino || attr.size != content.len() as u64 || read != content[..] {
-                return Err(format!("{path} is not as it is: inode {} for {ino}, {} bytes", attr.ino, read.len()));
-            }
-        }
-    }
-    if listed == tree.len() { Ok(()) } else { Err(format!("{listed} files of {} are listed", tree.len())) }
 }

@@ -3,7 +3,9 @@
 
 use sim::plan::Plan;
 use sim::seeds::{Failed, run_many, show, shrink};
+use sim::themes::Theme;
 use sim::world::run;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Seeds that found something, one a line, with what it was.
@@ -20,29 +22,31 @@ fn setting(name: &str, otherwise: u64) -> u64 {
 }
 
 fn fail(failed: &Failed) -> ! {
-    let plan = Plan::of(failed.seed);
-    let (small, outcome) = shrink(&plan, SHRINKING);
+    let Failed { plan, outcome } = failed;
+    let (small, of_small) = shrink(plan, SHRINKING);
     panic!(
-        "{}\n\nshrunk:\n{}\n\nmend it, and add the seed {} to tests/sim/regressions.txt",
-        show(&plan, &failed.outcome),
-        show(&small, &outcome),
-        failed.seed
+        "{}\n\nshrunk:\n{}\n\nmend it, and add `{} {}` to tests/sim/regressions.txt",
+        show(plan, outcome),
+        show(&small, &of_small),
+        plan.theme,
+        plan.seed
     );
 }
 
 /// Guards I1, I2, I3, I4, I5, I6 and I8.
 #[test]
 fn what_programs_are_told_is_so_in_every_schedule() {
-    let seeds = REGRESSIONS.lines().filter(|line| !line.starts_with('#'));
-    for seed in seeds.filter_map(|line| line.split_whitespace().next()) {
-        let seed: u64 = seed.parse().unwrap();
-        let outcome = run(&Plan::of(seed));
+    for line in REGRESSIONS.lines().filter(|line| !line.starts_with('#')) {
+        let (theme, seed) = line.split_once(' ').unwrap_or_else(|| panic!("{line} is no theme with a seed"));
+        let theme = Theme::named(theme).unwrap_or_else(|| panic!("there is no theme {theme}"));
+        let plan = Plan::about(theme, seed.parse().unwrap());
+        let outcome = run(&plan);
         if !outcome.problems.is_empty() {
-            fail(&Failed { seed, outcome });
+            fail(&Failed { plan, outcome });
         }
     }
     let (first, count) = (setting("SIM_FIRST", 0), setting("SIM_SCHEDULES", SCHEDULES));
-    let ran = run_many(first, count, Duration::from_secs(setting("SIM_SECONDS", SECONDS)));
+    let ran = run_many(Plan::of, (first, count), Duration::from_secs(setting("SIM_SECONDS", SECONDS)));
     println!("{} schedules from seed {first} on, {} acts, {:?} simulated", ran.count, ran.acts, ran.simulated);
     if let Some(failed) = ran.failed {
         fail(&failed);
@@ -58,4 +62,17 @@ fn a_seed_is_the_same_schedule_to_the_last_message() {
         assert_eq!((first.trace, first.acts, first.took), (second.trace, second.acts, second.took), "seed {seed}");
         assert!(first.acts > 0);
     }
+}
+
+#[test]
+fn a_seed_says_what_its_schedule_is_about_and_all_themes_come_up() {
+    let themes: Vec<Theme> = (0..200).map(Theme::of).collect();
+    let names: BTreeSet<String> = themes.iter().map(Theme::to_string).collect();
+    assert_eq!(names.len(), 6);
+    for theme in themes {
+        assert_eq!(Theme::named(&theme.to_string()), Some(theme));
+        let plan = Plan::about(theme, 7);
+        assert!(plan.theme == theme && !plan.steps.is_empty());
+    }
+    assert_eq!(Theme::named("nothing"), None);
 }
