@@ -79,7 +79,6 @@ impl Default for Tuning {
 /// This node's part in the cluster.
 pub struct Raft {
     id: MetadId,
-    dir: PathBuf,
     /// The leader's lease: without a majority for this long, another one may lead.
     lease: Duration,
     raft: openraft::Raft<TypeConfig, Machine>,

@@ -67,6 +67,11 @@ pub fn next_unreferenced(kv: &dyn Kv, after: &mut Option<keys::Key>, ms: u64, li
     found.iter().map(|(key, _)| keys::unreferenced_hash(key)).collect()
 }
 
+/// Whether an extent refers to a block.
+pub fn is_referenced(kv: &dyn Kv, hash: &BlockHash) -> bool {
+    kv.load::<BlockRef>(&keys::block(hash)).is_some_and(|block| block.count > 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::view::MemoryKv;

@@ -63,8 +63,8 @@ impl FileState {
             return Err(FsError::Stale);
         }
         // What is appended lies together until it is committed, whatever others have appended meanwhile.
-        let size = content.size;
-        let end = content.pending.appended_from().map_or(size, |_| content.pending.end());
+        let (size, pending) = (content.size, &content.pending);
+        let end = if pending.is_empty() || pending.appended_from().is_none() { size } else { pending.end() };
         let (at, added) = content.pending.write((offset, end), data, clear_privileges, now);
         content.size = size.max(at + data.len() as u64);
         Ok(added)
