@@ -212,7 +212,7 @@ fn a_new_cluster_from_a_backup_has_every_byte_of_it() {
     let after = Load::start(&surf.path().join("after"));
     after.goes_on();
     after.end();
-    operate(&surf, &["cluster", "check"]);
+    operate(&surf, &["fsck"]);
 
     // Any leader knows that nothing is to be deleted.
     let leader = surf.leader();
@@ -325,7 +325,7 @@ fn a_survivor_goes_on_alone_and_others_are_added_again() {
     surf.kill_9("metad-1");
     load.goes_on();
     load.end();
-    operate(&surf, &["cluster", "check"]);
+    operate(&surf, &["fsck"]);
     operate(&surf, &["metad", "resume-deletion"]);
     assert!(!is_stopped(&surf));
     assert_eq!(picture(&tree), planted);
