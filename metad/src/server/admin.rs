@@ -3,7 +3,7 @@
 use super::Server;
 use crate::cluster::watch;
 use crate::error::ProposeError;
-use crate::fs::{check, retention, session, settings};
+use crate::fs::{retention, session, settings};
 use std::time::Duration;
 use wire::layout::{Layout, LayoutMember};
 use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS};
@@ -63,16 +63,6 @@ impl Server {
             deletion_stopped: retention::deletion_stopped(&**state),
             pins: retention::pins(&**state, self.shared.clock.now()),
             layout,
-        }
-    }
-
-    /// What contradicts itself in the metadata, one line each. What is applied meanwhile does not count.
-    pub(super) async fn problems(&self) -> Result<Vec<String>, String> {
-        let state = self.shared.consensus.freeze(SNAPSHOT_LIMIT).await.map_err(|error| error.to_string())?;
-        let checked = tokio::task::spawn_blocking(move || (check::check(&*state), state.failure())).await;
-        match checked.map_err(|error| error.to_string())? {
-            (_, Some(failure)) => Err(failure),
-            (problems, None) => Ok(problems),
         }
     }
 

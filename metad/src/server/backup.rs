@@ -3,7 +3,7 @@
 use super::Server;
 use crate::consensus::SavedState;
 use crate::error::ProposeError;
-use crate::fs::{Command, CommandReply, recovery, retention, settings};
+use crate::fs::{Command, CommandReply, check, recovery, retention, settings};
 use bytes::Bytes;
 use std::io::{self, Write};
 use std::time::Duration;
@@ -100,6 +100,16 @@ impl Server {
         self.shared.propose(Command::ResumeDeletion).await?;
         tracing::warn!("blocks that nothing refers to are deleted again");
         Ok(AdminReply::Done)
+    }
+
+    /// What contradicts itself in the metadata, one line each. What is applied meanwhile does not count.
+    async fn problems(&self) -> Result<Vec<String>, String> {
+        let state = self.shared.consensus.freeze(SNAPSHOT_LIMIT).await.map_err(|error| error.to_string())?;
+        let checked = tokio::task::spawn_blocking(move || (check::check(&*state), state.failure())).await;
+        match checked.map_err(|error| error.to_string())? {
+            (_, Some(failure)) => Err(failure),
+            (problems, None) => Ok(problems),
+        }
     }
 }
 
