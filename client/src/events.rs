@@ -53,7 +53,7 @@ const ACKNOWLEDGE_LIMIT: Duration = Duration::from_millis(LEASE_MS);
 /// Acknowledgements of one kind that wait. With more, the stream is given up.
 const ACKNOWLEDGEMENTS_MAX: usize = 4096;
 
-/// The kernel's pages are waited for no longer than this; below half of [`LEASE_MS`].
+/// The kernel's pages are waited for no longer than this after the event; below half of [`LEASE_MS`].
 const DROP_LIMIT: Duration = Duration::from_secs(1);
 
 /// An event to be acknowledged.
@@ -64,8 +64,10 @@ struct Acknowledgement {
     at: Option<Instant>,
     /// Nor before everything up to this entry is sent.
     sent: Option<u64>,
-    /// Nor before these pages are dropped.
+    /// Nor before these pages are dropped,
     dropping: Vec<Dropping>,
+    /// for which this is the limit.
+    drop_by: Instant,
 }
 
 impl Acknowledgement {
@@ -82,7 +84,7 @@ impl Acknowledgement {
                 dropping.wait().await;
             }
         };
-        if tokio::time::timeout(DROP_LIMIT, dropped).await.is_err() {
+        if tokio::time::timeout_at(self.drop_by, dropped).await.is_err() {
             tracing::debug!(seq = self.seq, "the kernel is still reading pages that others are about to change");
         }
     }
@@ -126,7 +128,7 @@ fn give_back<F>(event: MetaEvent, known: &Known, queue: &Queue<F>) -> Option<(Ac
     if let Some(sent) = sent {
         queue.hurry(sent);
     }
-    Some((Acknowledgement { seq, at, sent, dropping: Vec::new() }, stale))
+    Some((Acknowledgement { seq, at, sent, dropping: Vec::new(), drop_by: Instant::now() + DROP_LIMIT }, stale))
 }
 
 /// Events on their way to be acknowledged, by kind.
@@ -393,7 +395,8 @@ mod tests {
         let (put, events) = mpsc::channel(2);
         for seq in [1, 2] {
             let dropping = kernel.drop_pages(FILE).into_iter().collect();
-            put.try_send(Acknowledgement { seq, at: None, sent: None, dropping }).unwrap();
+            put.try_send(Acknowledgement { seq, at: None, sent: None, dropping, drop_by: Instant::now() + DROP_LIMIT })
+                .unwrap();
         }
         drop(put);
         let (begun, acknowledged) = (Instant::now(), Mutex::new(Vec::new()));
@@ -411,7 +414,7 @@ mod tests {
         let [(first, soon), (second, late)] = &acknowledged.lock()[..] else { panic!("not one by one") };
         assert_eq!((&first[..], &second[..]), (&[1][..], &[2][..]));
         assert!(*soon >= Duration::from_millis(300) && *soon < DROP_LIMIT, "{soon:?}");
-        assert!(*late >= soon.saturating_add(DROP_LIMIT) && *late < DROP_LIMIT * 2, "{late:?}");
+        assert!(*late >= DROP_LIMIT && *late < DROP_LIMIT * 2, "{late:?}, counted from the event");
     }
 
     /// Guards invariant 3.
@@ -422,7 +425,14 @@ mod tests {
         let (put, events) = mpsc::channel(4);
         let later = Instant::now() + Duration::from_millis(50);
         for (seq, at) in [(1, None), (2, None), (3, Some(later)), (4, None)] {
-            put.try_send(Acknowledgement { seq, at, sent: None, dropping: Vec::new() }).unwrap();
+            put.try_send(Acknowledgement {
+                seq,
+                at,
+                sent: None,
+                dropping: Vec::new(),
+                drop_by: Instant::now() + DROP_LIMIT,
+            })
+            .unwrap();
         }
         drop(put);
         let acknowledge = async |seqs: Vec<u64>| {
@@ -447,7 +457,14 @@ mod tests {
     async fn a_stream_ends_when_an_acknowledgement_is_not_delivered() {
         let (_known, queue) = alone();
         let (put, events) = mpsc::channel(2);
-        put.try_send(Acknowledgement { seq: 1, at: None, sent: None, dropping: Vec::new() }).unwrap();
+        put.try_send(Acknowledgement {
+            seq: 1,
+            at: None,
+            sent: None,
+            dropping: Vec::new(),
+            drop_by: Instant::now() + DROP_LIMIT,
+        })
+        .unwrap();
         // The sender lives: only the failed delivery ends it.
         acknowledge_in_order(&queue, events, async |_| false).await;
         assert!(put.is_closed());
@@ -458,7 +475,13 @@ mod tests {
     fn a_stream_on_which_too_much_waits_is_given_up() {
         let ((at_once, _to_acknowledge), (behind_queue, _behind)) = (mpsc::channel(1), mpsc::channel(1));
         let acknowledgements = Acknowledgements { at_once, behind_queue };
-        let event = |seq, sent| Acknowledgement { seq, at: None, sent, dropping: Vec::new() };
+        let event = |seq, sent| Acknowledgement {
+            seq,
+            at: None,
+            sent,
+            dropping: Vec::new(),
+            drop_by: Instant::now() + DROP_LIMIT,
+        };
         assert!(acknowledgements.put(event(1, None)) && acknowledgements.put(event(2, Some(1))));
         assert!(!acknowledgements.put(event(3, None)));
     }

@@ -70,8 +70,10 @@ impl Dropping {
 
     /// Waits for it.
     pub(crate) async fn wait(&mut self) {
-        // There is nobody to report it when the mount is gone, and no page.
-        let _ = self.0.wait_for(|dropped| *dropped).await;
+        if self.0.wait_for(|dropped| *dropped).await.is_err() {
+            // The notice was lost before the kernel heard it: whoever waits has a limit.
+            std::future::pending().await
+        }
     }
 }
 

@@ -16,8 +16,8 @@ use wire::message::check::{CheckId, Finding};
 
 /// Checks at a time: each keeps a file open, and up to a window of inodes or blocks in memory.
 const CHECKS_MAX: usize = 4;
-/// A check that nobody asks for ends.
-const IDLE: Duration = Duration::from_secs(120);
+/// A check that nobody asks for ends. A daemon may read its copies of a page of blocks for long meanwhile.
+const IDLE: Duration = Duration::from_secs(1800);
 /// Findings that wait to be fetched.
 const WAITING_MAX: usize = 256;
 /// How long a question for findings waits for some.
@@ -36,6 +36,7 @@ pub struct Running {
     findings: tokio::sync::Mutex<mpsc::Receiver<Finding>>,
     looked: Arc<AtomicU64>,
     given_up: Arc<AtomicBool>,
+    completed: Arc<AtomicBool>,
     asked: Mutex<Instant>,
 }
 
@@ -81,10 +82,17 @@ impl Checks {
         let mut teller = Teller { findings: sender, looked: looked.clone(), given_up: given_up.clone() };
         let looked_at = state.clone();
         let thread = std::thread::Builder::new().name("check".to_owned());
-        thread.spawn(move || check::check_all(&*looked_at, &mut teller)).map_err(|error| error.to_string())?;
+        let completed = Arc::<AtomicBool>::default();
+        let done = completed.clone();
+        let looks = move || {
+            check::check_all(&*looked_at, &mut teller);
+            // Before the findings end with `teller`.
+            done.store(true, Ordering::Release);
+        };
+        thread.spawn(looks).map_err(|error| error.to_string())?;
         let check = CheckId(wire::chance::number());
         let (findings, asked) = (tokio::sync::Mutex::new(findings), Mutex::new(Instant::now()));
-        running.insert(check, Arc::new(Running { state, findings, looked, given_up, asked }));
+        running.insert(check, Arc::new(Running { state, findings, looked, given_up, completed, asked }));
         Ok(check)
     }
 
@@ -99,8 +107,8 @@ impl Checks {
     /// When it is not, or no longer, known.
     pub fn find(&self, check: CheckId) -> Result<Arc<Running>, String> {
         let found = self.running.lock().get(&check).cloned();
-        let found =
-            found.ok_or("the check is not known here: the leader has changed, or it was not asked for too long")?;
+        let found = found
+            .ok_or("this check has ended here (the leader changed, or nobody asked for long): run `surf fsck` again")?;
         *found.asked.lock() = Instant::now();
         Ok(found)
     }
@@ -113,11 +121,20 @@ impl Checks {
 
 impl Running {
     /// What was found since this was asked last, after a second at most, and whether that was all.
-    pub async fn findings(&self) -> (Vec<Finding>, bool) {
+    ///
+    /// # Errors
+    /// When the check has broken off.
+    pub async fn findings(&self) -> Result<(Vec<Finding>, bool), String> {
         let mut waiting = self.findings.lock().await;
         let mut findings = Vec::new();
         let ended = matches!(timeout(FINDINGS_WAIT, waiting.recv_many(&mut findings, WAITING_MAX)).await, Ok(0));
-        (findings, ended)
+        if ended && !self.completed.load(Ordering::Acquire) {
+            return Err(
+                "the check has broken off: something in the state cannot be read; the log of this metad says what"
+                    .to_owned(),
+            );
+        }
+        Ok((findings, ended))
     }
 
     /// Pairs that were looked at.

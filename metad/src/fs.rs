@@ -176,7 +176,9 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         }
         Command::SetLayout(layout) => settings::set_layout(view, layout),
         Command::BlocksDropped(hashes) => {
-            blockref::dropped(view, hashes);
+            if let Some(before) = retention::deletable_before(view, stamped.now) {
+                blockref::dropped(view, hashes, before);
+            }
             CommandReply::Done
         }
         Command::Reap => {

@@ -97,8 +97,11 @@ async fn force_single(config: &Config) -> anyhow::Result<()> {
     eprintln!("metad: what only the lost metads had acknowledged is lost with them");
     let forced = recovery::force_single(config).await?;
     let lost: Vec<String> = forced.lost.iter().map(|id| format!("metad-{id}")).collect();
-    println!("metad-{} alone is the cluster as of log index {}, the last in its log", config.id, forced.index);
-    println!("{} must never run again with the data they have: wipe them", lost.join(", "));
+    let (id, term, index) = (config.id, forced.term, forced.index);
+    println!("metad-{id} alone is the cluster as of term {term} and log index {index}, the last in its log");
+    if !lost.is_empty() {
+        println!("never start {} again with the data they have: wipe them", lost.join(", "));
+    }
     println!("what was here before is kept in {}: remove it when all is well", forced.kept.display());
     after_recovery(config);
     Ok(())

@@ -73,8 +73,13 @@ pub async fn restore(config: &Config, file: &Path) -> Result<Head, Error> {
     let mut reader = Reader::open(open().map_err(|error| unusable(&error))?).map_err(|error| unusable(&error))?;
     block_in_place(|| load(&mut reader, &store)).map_err(|error| unusable(&error))?;
     let reason = format!("restored from a backup of log index {}", head.index);
-    go_on(&made, Stopped { store, term: head.term, index: head.index, members: Vec::new() }, &member, (now, reason))
-        .await?;
+    go_on(
+        &made,
+        Stopped { store, term: head.term, index: head.index, index_term: head.term, members: Vec::new() },
+        &member,
+        (now, reason),
+    )
+    .await?;
     switch(&config.data_dir)?;
     drop(dir);
     Ok(head)
@@ -83,7 +88,9 @@ pub async fn restore(config: &Config, file: &Path) -> Result<Head, Error> {
 /// What a survivor goes on from.
 #[derive(Clone, Debug)]
 pub struct Forced {
-    /// Index of the last entry in its log.
+    /// Raft term of the last entry in its log.
+    pub term: u64,
+    /// Index of that entry.
     pub index: u64,
     /// The others, which are no members any more.
     pub lost: Vec<MetadId>,
@@ -118,6 +125,7 @@ pub async fn force_single(config: &Config) -> Result<Forced, Error> {
         )));
     }
     let forced = Forced {
+        term: stopped.index_term,
         index: stopped.index,
         lost: others.into_iter().map(|other| other.id).collect(),
         kept: kept_dir(&config.data_dir),

@@ -6,6 +6,7 @@
 
 use client::{Client, Notice};
 use fuser::{INodeNo, Notifier};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -29,14 +30,7 @@ fn pass_on(notifier: &Notifier, notice: &Notice) -> io::Result<()> {
 /// Tells the kernel of a change; it knows on return.
 pub(crate) async fn tell(notifier: &Notifier, notice: Notice) {
     let notifier = notifier.clone();
-    let told = move || {
-        let passed_on = pass_on(&notifier, &notice);
-        if let Notice::Recalled(_, dropped) = notice {
-            dropped.report();
-        }
-        passed_on
-    };
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(told).await {
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || pass_on(&notifier, &notice)).await {
         tracing::debug!(%error, "the kernel was not told of a change");
     }
 }
@@ -51,31 +45,77 @@ pub(crate) async fn drop_pages(notifier: &Notifier, ino: Ino, offset: u64, len: 
     }
 }
 
-/// Notices that wait for reads.
-const WAITING_MAX: usize = 1024;
+/// Inodes whose pages are being dropped.
+const DROPPED_AT_ONCE: usize = 16;
+
+/// Inodes whose pages are to be dropped, each with what is to be told of it. One drop of an inode at a time: it waits for
+/// the reads that were under way when it began, and the next one for those that began since.
+#[derive(Default)]
+struct Drops {
+    waiting: BTreeMap<Ino, Vec<Notice>>,
+    running: BTreeSet<Ino>,
+    tasks: JoinSet<Ino>,
+}
+
+impl Drops {
+    fn put(&mut self, ino: Ino, notice: Notice) {
+        let waiting = self.waiting.entry(ino).or_default();
+        // Those that nobody waits for are one.
+        if waiting.is_empty() || matches!(notice, Notice::Recalled(..)) {
+            waiting.push(notice);
+        }
+    }
+
+    /// Begins as many as may be under way.
+    fn go_on(&mut self, client: &Arc<Client>, notifier: &Notifier) {
+        while self.running.len() < DROPPED_AT_ONCE {
+            let Some(ino) = self.waiting.keys().find(|ino| !self.running.contains(ino)).copied() else { return };
+            let notices = self.waiting.remove(&ino).unwrap_or_default();
+            self.running.insert(ino);
+            let (client, notifier) = (client.clone(), notifier.clone());
+            self.tasks.spawn(async move {
+                client.wait_reads(ino).await;
+                tell(&notifier, Notice::Changed(ino)).await;
+                for notice in &notices {
+                    if let Notice::Recalled(_, dropped) = notice {
+                        dropped.report();
+                    }
+                }
+                ino
+            });
+        }
+    }
+
+    /// One has ended.
+    fn ended(&mut self, ino: Ino) {
+        self.running.remove(&ino);
+    }
+}
 
 /// Passes notices on until it is told to stop, or the client ends.
 pub(crate) async fn run(client: Arc<Client>, notifier: Notifier, stop: CancellationToken) {
     let mut notices = client.notices();
-    let mut waiting = JoinSet::new();
+    let mut drops = Drops::default();
     loop {
+        drops.go_on(&client, &notifier);
         let notice = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            Some(_) = waiting.join_next() => continue,
-            notice = notices.recv(), if waiting.len() < WAITING_MAX => notice,
+            Some(ended) = drops.tasks.join_next() => {
+                if let Ok(ino) = ended {
+                    drops.ended(ino);
+                }
+                continue;
+            }
+            notice = notices.recv() => notice,
         };
         match notice {
-            Ok(notice @ (Notice::Changed(ino) | Notice::Recalled(ino, _))) => {
-                let (client, notifier) = (client.clone(), notifier.clone());
-                waiting.spawn(async move {
-                    client.wait_reads(ino).await;
-                    tell(&notifier, notice).await;
-                });
-            }
+            Ok(notice @ (Notice::Changed(ino) | Notice::Recalled(ino, _))) => drops.put(ino, notice),
             Ok(notice) => tell(&notifier, notice).await,
-            // What was missed is believed until its time is over.
-            Err(RecvError::Lagged(missed)) => tracing::debug!(missed, "notices were missed"),
+            Err(RecvError::Lagged(missed)) => {
+                tracing::debug!(missed, "notices were missed: all open files are looked at anew");
+                client.open_inodes().into_iter().for_each(|ino| drops.put(ino, Notice::Changed(ino)));
+            }
             Err(RecvError::Closed) => return,
         }
     }

@@ -189,6 +189,12 @@ impl Client {
         Ok(read)
     }
 
+    /// Inodes that are open, or have content that waits to be committed.
+    #[must_use]
+    pub fn open_inodes(&self) -> Vec<Ino> {
+        self.open_files.inos()
+    }
+
     /// Waits until all reads of an inode have ended that are under way now. Cancel-safe.
     pub async fn wait_reads(&self, ino: Ino) {
         let Some(mut reads) = self.open_files.get(ino).map(|file| file.reads_under_way()) else { return };

@@ -43,12 +43,14 @@ pub(super) fn remove(view: &mut View, context: &Context, hash: &BlockHash) {
     view.store(key, &block);
 }
 
-/// `Command::BlocksDropped`: their daemons hold them no more. One that was referred to again meanwhile stays counted:
-/// its writer has stored it anew, because storing precedes referring.
-pub(super) fn dropped(view: &mut View, hashes: &[BlockHash]) {
+/// `Command::BlocksDropped`: their daemons hold them no more. One that was referred to again meanwhile stays counted, also
+/// when it has lost that reference again and `before` (milliseconds since the epoch) says that it is kept: its writer has
+/// stored it anew, because storing precedes referring.
+pub(super) fn dropped(view: &mut View, hashes: &[BlockHash], before: u64) {
     for hash in hashes {
         let key = keys::block(hash);
-        if let Some(block) = view.load::<BlockRef>(&key).filter(|block| block.count == 0) {
+        let is_gone = |block: &BlockRef| block.count == 0 && block.zero_since_ms < before;
+        if let Some(block) = view.load::<BlockRef>(&key).filter(is_gone) {
             view.delete(keys::unreferenced(block.zero_since_ms, hash));
             view.delete(key);
         }

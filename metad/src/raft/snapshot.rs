@@ -11,6 +11,7 @@
 //! Numbers are little endian. A file without a fitting checksum is no snapshot, however far it reads.
 
 use super::types::{SnapshotFile, SnapshotMeta};
+use crate::consensus::Pair;
 use crate::fs::keys::Key;
 use crate::fs::view::Changes;
 use crate::store::Store;
@@ -196,7 +197,7 @@ pub(super) fn groups(snapshot: &SnapshotFile) -> io::Result<Groups> {
 
 impl Groups {
     /// The next pairs, in the order of their keys; `None` behind the last ones.
-    pub(super) fn next(&mut self) -> io::Result<Option<Vec<(Key, Vec<u8>)>>> {
+    pub(super) fn next(&mut self) -> io::Result<Option<Vec<Pair>>> {
         let count = read_u32(&mut self.file)?;
         if count == 0 {
             return Ok(None);

@@ -28,6 +28,8 @@ pub(crate) struct Stopped {
     pub term: u64,
     /// Index of the last entry in its log.
     pub index: u64,
+    /// Term of that entry.
+    pub index_term: u64,
     /// The last members that its log names.
     pub members: Vec<Member>,
 }
@@ -60,7 +62,8 @@ pub(crate) async fn copy_with_log(dir: &Path, into: &Path, cache_bytes: u64) -> 
         Some(Member { id: MetadId(*id), addr, voter: voters.contains(id), matched: 0 })
     };
     let members = membership.membership().nodes().filter_map(member).collect();
-    Ok(Stopped { store, term: voted.max(applied.committed_leader_id().term), index: applied.index, members })
+    let index_term = applied.committed_leader_id().term;
+    Ok(Stopped { store, term: voted.max(index_term), index: applied.index, index_term, members })
 }
 
 /// The state as it lies on disk, with its position.

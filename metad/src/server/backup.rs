@@ -3,7 +3,8 @@
 use super::Server;
 use crate::consensus::SavedState;
 use crate::error::ProposeError;
-use crate::fs::{Command, CommandReply, check, recovery, retention, settings};
+use crate::fs::check::{self, Listener};
+use crate::fs::{Command, CommandReply, recovery, retention, settings};
 use bytes::Bytes;
 use std::io::{self, Write};
 use std::time::Duration;
@@ -14,10 +15,13 @@ use wire::backup::{Head, Writer};
 use wire::ids::ClusterId;
 use wire::limits::{PIN_MAX_MS, PIN_NAME_BYTES_MAX, PINS_MAX};
 use wire::message::admin::{AdminReply, BackupPiece};
+use wire::message::check::Finding;
 use wire::quic::{EventSender, Incoming};
 
 /// A snapshot of a large state takes a while.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(1800);
+/// Contradictions that an answer names.
+const PROBLEMS_MAX: usize = 100;
 /// An operator's disk, or pipe, that takes nothing for this long takes no more.
 const PIECE_LIMIT: Duration = Duration::from_secs(600);
 /// Bytes of a piece.
@@ -102,14 +106,34 @@ impl Server {
         Ok(AdminReply::Done)
     }
 
-    /// What contradicts itself in the metadata, one line each. What is applied meanwhile does not count.
+    /// What contradicts itself in the metadata, one line each, up to a bound. What is applied meanwhile does not count.
     async fn problems(&self) -> Result<Vec<String>, String> {
         let state = self.shared.consensus.freeze(SNAPSHOT_LIMIT).await.map_err(|error| error.to_string())?;
-        let checked = tokio::task::spawn_blocking(move || (check::check(&*state), state.failure())).await;
-        match checked.map_err(|error| error.to_string())? {
+        let checked = spawn_blocking(move || {
+            let mut first = First::default();
+            check::check_all(&*state, &mut first);
+            (first.0, state.failure())
+        });
+        match checked.await.map_err(|error| error.to_string())? {
             (_, Some(failure)) => Err(failure),
             (problems, None) => Ok(problems),
         }
+    }
+}
+
+/// The first contradictions.
+#[derive(Default)]
+struct First(Vec<String>);
+
+impl Listener for First {
+    fn found(&mut self, finding: Finding) {
+        if self.0.len() < PROBLEMS_MAX {
+            self.0.push(format!("{}: {}: {}", finding.kind.word(), finding.place, finding.what));
+        }
+    }
+
+    fn looked(&mut self) -> bool {
+        self.0.len() < PROBLEMS_MAX
     }
 }
 

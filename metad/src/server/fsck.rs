@@ -12,7 +12,7 @@ use crate::shared::Shared;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use wire::attr::Timestamp;
-use wire::ids::{BlockHash, SessionId};
+use wire::ids::{BlockHash, Ino, SessionId};
 use wire::message::admin::AdminReply;
 use wire::message::check::{BlockUse, CheckId, CheckReply, CheckRequest, CheckedBlock, INDEX_KEY_BYTES_MAX, Repair};
 use wire::op::check_name;
@@ -22,6 +22,8 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(600);
 /// Blocks, and uses of blocks, in a page.
 const PAGE: usize = 4096;
 const USES_PAGE: usize = 512;
+/// No number or count that is set comes near to its end.
+const NUMBERS_MAX: u64 = 1 << 62;
 
 impl Server {
     pub(super) async fn check(&self, request: CheckRequest) -> Result<AdminReply, ProposeError> {
@@ -60,7 +62,7 @@ impl Server {
 
     async fn findings(&self, check: CheckId) -> Result<CheckReply, String> {
         let running = self.shared.checks.find(check)?;
-        let (findings, ended) = running.findings().await;
+        let (findings, ended) = running.findings().await?;
         if ended && let Some(failure) = running.state.failure() {
             return Err(format!("the state could not be read: {failure}"));
         }
@@ -144,6 +146,9 @@ fn refused(repair: &Repair) -> Option<String> {
     let name = match repair {
         Repair::Entry { name, .. } | Repair::Rewrite { name, .. } | Repair::Parent { name, .. } => Some(name),
         Repair::Index(key) if key.len() > INDEX_KEY_BYTES_MAX => return Some("a key is too long".to_owned()),
+        Repair::NextIno(Ino(number)) | Repair::References { found: number, .. } if *number > NUMBERS_MAX => {
+            return Some("a number is too large".to_owned());
+        }
         _ => None,
     };
     // A name that nobody could have given can be removed, and not given.

@@ -11,9 +11,13 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 use wire::attr::Timestamp;
 use wire::backup::{Counts, Head, verify};
 use wire::message::admin::{AdminReply, AdminRequest, Pin};
+
+/// The whole metadata is looked through before deletion goes on.
+const CHECK_LIMIT: Duration = Duration::from_secs(1800);
 
 /// Back up the metadata, look at backups, and let go of what they keep.
 #[derive(Args)]
@@ -80,9 +84,15 @@ impl Metad {
                 println!("the blocks of {name} are kept no longer");
             }
             Command::ResumeDeletion { access, force } => {
-                if let AdminReply::Problems(problems) = access.ask(AdminRequest::ResumeDeletion { force }).await? {
+                let (admin, _) = access.enter()?;
+                let answered = admin.ask_once(AdminRequest::ResumeDeletion { force }, CHECK_LIMIT).await;
+                admin.close().await;
+                if let AdminReply::Problems(problems) = answered? {
                     problems.iter().for_each(|problem| println!("{problem}"));
-                    println!("the metadata contradicts itself: deletion stays stopped");
+                    println!(
+                        "the metadata contradicts itself: deletion stays stopped. Run `surf fsck --repair`, then this again; \
+                         `--force` deletes all the same"
+                    );
                     return Ok(ExitCode::from(2));
                 }
                 println!("blocks that nothing refers to are deleted again");

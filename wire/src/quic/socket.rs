@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 /// The protocol versions this program speaks, best first, as ALPN names them.
 pub(super) const ALPN: &[&[u8]] = &[b"surf/6"];
 /// The same for people.
-pub(super) const VERSIONS: &str = "5";
+pub(super) const VERSIONS: &str = "6";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// Memory of payloads that an endpoint keeps for later.

@@ -77,9 +77,14 @@ fn count(check: &mut Check, mut window: Window) {
     // As many as a window takes: when these are mended, the next check finds the others.
     let mut unknown: BTreeMap<BlockHash, (u64, u32)> = BTreeMap::new();
     let most = check.window;
+    // Any block may be named by an extent that cannot be decoded.
+    let mut is_sure = true;
     check.scan(keys::all_extents(), 16, |check, key, value| {
         // Those that cannot be decoded are reported with their inodes.
-        let Some(extent) = extent::decode(key, value) else { return };
+        let Some(extent) = extent::decode(key, value) else {
+            is_sure = false;
+            return;
+        };
         let Source::Block { hash, block_len, offset } = extent.source else { return };
         if !window.covers(&hash) {
             return;
@@ -106,7 +111,8 @@ fn count(check: &mut Check, mut window: Window) {
     }
     for Row { hash, len, counted, found } in window.rows.into_iter().filter(|row| row.counted != row.found) {
         let what = format!("has {found} references and counts {counted}");
-        let repair = Some(Repair::References { hash, seen: Some(counted), found, len });
+        let repair =
+            (is_sure || found > counted).then_some(Repair::References { hash, seen: Some(counted), found, len });
         check.found(FindingKind::ReferenceCount, format!("block {hash}"), what, repair);
     }
     for (hash, (found, len)) in unknown {

@@ -2,6 +2,7 @@
 
 use super::rows::Rows;
 use super::{Check, places};
+use crate::fs::view::KvExt;
 use crate::fs::{dentry, keys};
 use wire::attr::FileKind;
 use wire::ids::Ino;
@@ -56,6 +57,11 @@ fn lead(check: &mut Check, rows: &mut Rows, entry: &Entry) {
     let ino = entry.ino;
     let Some(row) = rows.get(ino) else {
         let what = format!("leads to inode {ino}, which is not there");
+        if check.kv.any(keys::extents_from(ino, 0)) && check.kv.get(&keys::reaping(ino)).is_none() {
+            rows.lost.insert(ino);
+            let place = places::entry(check.kv, entry.parent, entry.name);
+            return check.found(FindingKind::DanglingEntry, place, format!("{what}, though its content is"), None);
+        }
         return entry.report(check, FindingKind::DanglingEntry, what, entry.removal());
     };
     row.links = row.links.saturating_add(1);

@@ -2,6 +2,7 @@
 
 use super::{Check, places};
 use crate::fs::inode::Inode;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use wire::attr::{Creator, FileKind, InodeAttr, Timestamp};
 use wire::ids::Ino;
@@ -127,6 +128,8 @@ pub(super) struct Rows {
     pub rows: Vec<Row>,
     pub first: Ino,
     pub end: Option<Ino>,
+    /// Inodes that are not there, have content, and a name leads to: what has become of them is to be seen to by hand.
+    pub lost: BTreeSet<Ino>,
 }
 
 impl Rows {

@@ -14,7 +14,7 @@ pub(super) fn check(check: &mut Check) {
     let living = indexes::living(check);
     let (mut first, mut count, mut greatest) = (Ino(0), 0, Ino(0));
     loop {
-        let rows = Rows { rows: Vec::new(), first, end: None };
+        let rows = Rows { rows: Vec::new(), first, end: None, lost: BTreeSet::new() };
         let mut rows = collect(check, rows);
         count += rows.rows.len() as u64;
         greatest = rows.rows.last().map_or(greatest, |row| row.ino);
@@ -91,7 +91,8 @@ fn extents(check: &mut Check, rows: &mut Rows) {
             // Once for each inode.
             None if stray.replace(ino) != Some(ino) && check.kv.get(&keys::reaping(ino)).is_none() => {
                 let what = "has content, and is not there".to_owned();
-                let repair = Some(Repair::Content(ino));
+                // Where a name leads to it, what is lost is the inode alone.
+                let repair = (!rows.lost.contains(&ino)).then_some(Repair::Content(ino));
                 check.found(FindingKind::Leftover, format!("inode {ino}"), what, repair);
             }
             None => {}

@@ -112,7 +112,9 @@ impl Checking<'_> {
             while let Some(first) = next {
                 let request = BlockRequest::List { from: first, last: to, limit: LIST };
                 let Some(BlockReply::Blocks(page)) = self.ask(id, addr, &request, DAEMON_LIMIT).await else { break };
-                next = page.last().filter(|_| page.len() >= LIST as usize).and_then(|(hash, _)| next_name(hash));
+                // A daemon that goes back would be asked for ever.
+                let last = page.last().filter(|(hash, _)| page.len() >= LIST as usize && *hash >= first);
+                next = last.and_then(|(hash, _)| next_name(hash));
                 for (hash, _) in page {
                     match holders.get_mut(&hash) {
                         Some(holders) => {

@@ -111,7 +111,7 @@ impl Report {
         }
         let end = match outcome {
             Outcome::Repaired => "repaired".to_owned(),
-            Outcome::Repairable => format!("left: {advice}, with --repair"),
+            Outcome::Repairable => format!("left; with --repair {advice}"),
             Outcome::ByHand => format!("left: {advice}"),
             Outcome::Failed => "not repaired: run it again".to_owned(),
         };
