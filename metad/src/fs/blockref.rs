@@ -81,6 +81,22 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
+    fn a_block_that_has_lost_a_newer_reference_and_is_kept_outlives_a_round_that_began_before() {
+        let hash = BlockHash([1; 32]);
+        let mut kv = MemoryKv::default();
+        let block = BlockRef { count: 0, len: 9, zero_since_ms: 70 };
+        kv.0.insert(keys::block(&hash), wire::codec::encode(&block));
+        kv.0.insert(keys::unreferenced(70, &hash), Vec::new());
+        for (before, stays) in [(70, true), (71, false)] {
+            let mut view = View::new(&kv);
+            dropped(&mut view, &[hash], before);
+            let changes = view.into_changes();
+            kv.absorb(changes);
+            assert_eq!(kv.get(&keys::block(&hash)).is_some(), stays);
+        }
+    }
+
+    #[test]
     fn blocks_that_are_kept_do_not_stand_before_the_others_for_good() {
         let hash = |number: u64| BlockHash([number as u8; 32]);
         let kv = MemoryKv((0..20).map(|ms| (keys::unreferenced(ms, &hash(ms)), Vec::new())).collect());

@@ -28,6 +28,8 @@ pub struct Write {
     pub opened: Instant,
     /// When it began.
     pub begun: Instant,
+    /// When the call returned, if it has.
+    pub returned: Option<Instant>,
     /// When `fsync` said that it is durable.
     pub durable: Option<Instant>,
     /// When `close` said that others see it.
@@ -127,7 +129,11 @@ impl History {
     fn was_overwritten(&self, number: u32, write: &Write) -> bool {
         let over = |(other, by): (&u32, &Write)| {
             let overlaps = write.at.is_none() || by.at == write.at;
-            *other != number && by.ino == write.ino && by.at.is_some() && overlaps && by.begun >= write.begun
+            *other != number
+                && by.ino == write.ino
+                && by.at.is_some()
+                && overlaps
+                && by.returned.is_none_or(|returned| returned >= write.begun)
         };
         self.writes.iter().any(over)
     }

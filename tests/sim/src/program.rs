@@ -220,6 +220,7 @@ impl Program {
                 pieces: content::pieces(large),
                 opened: open.begun,
                 begun,
+                returned: None,
                 durable: None,
                 closed: None,
                 in_place: false,
@@ -233,6 +234,9 @@ impl Program {
             Some(written) => written,
             None => fs.write(&open.handle, at.unwrap_or(0), &data, false).await,
         };
+        if let Some(write) = self.scene.history.lock().writes.get_mut(&number) {
+            write.returned = Some(Instant::now());
+        }
         if written.is_ok() {
             open.writes.push(number);
         }

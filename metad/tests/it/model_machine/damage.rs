@@ -334,12 +334,24 @@ fn whatever_row_is_missing_is_mended_unless_it_is_told_to_be_lost() {
     for key in whole.0.keys() {
         let mut kv = whole.clone();
         kv.0.remove(key);
-        let lost = *key == keys::inode(Ino::ROOT) || key[0] == b'L';
+        let is_lost = |ino: Ino| {
+            let leads_there = |value: &[u8]| wire::codec::decode::<(Ino, FileKind)>(value).is_ok_and(|to| to.0 == ino);
+            let entries = whole.pairs(keys::all_dentries(), usize::MAX);
+            entries.iter().any(|(_, value)| leads_there(value)) && whole.any(keys::extents_from(ino, 0))
+        };
+        let has_content = key[0] == b'I' && is_lost(Ino(keys::first(key)));
+        let lost = *key == keys::inode(Ino::ROOT) || key[0] == b'L' || has_content;
         if *key == keys::setting("cluster") || *key == keys::setting("layout") {
             continue;
         }
         let left = mend(&mut kv);
         assert_eq!(left.is_empty(), !lost, "{:?} is missing: {left:#?}", keys_shown(key));
+        if has_content {
+            for table in [b'D', b'E'] {
+                let rows = |kv: &MemoryKv| kv.pairs(keys::below(vec![table]), usize::MAX);
+                assert_eq!(rows(&kv), rows(&whole), "neither its name nor its content is removed");
+            }
+        }
     }
 }
 
@@ -362,6 +374,12 @@ fn a_value_that_cannot_be_decoded_is_told_and_nothing_is_removed_for_it() {
         }
         mend(&mut kv);
         assert_eq!(kv.get(key), Some(vec![0xff; 5]));
+        let references = |kv: &MemoryKv| -> Vec<u64> {
+            let pairs = kv.pairs(keys::blocks(), usize::MAX).into_iter().filter(|(block, _)| block != key);
+            pairs.map(|(_, value)| wire::codec::decode::<blockref::BlockRef>(&value).unwrap().count).collect()
+        };
+        let before: Vec<u64> = references(&whole);
+        assert!(references(&kv).iter().zip(&before).all(|(now, before)| now >= before), "{}", keys_shown(key));
         for table in [b'I', b'E', b'X', b'L'] {
             let count = |kv: &MemoryKv| kv.pairs(keys::below(vec![table]), usize::MAX).len();
             let more = count(&kv).saturating_sub(usize::from(table == b'I'));
