@@ -2,12 +2,10 @@
 //! simulation has another, so that everything above it (requests, leases, events, group commit) is the real thing there.
 
 use crate::error::{Error, ProposeError};
-use crate::fs::keys::Key;
 use crate::fs::view::Kv;
 use crate::fs::{CommandReply, Stamped};
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,22 +25,12 @@ pub struct Member {
     pub matched: u64,
 }
 
-/// A key of the state, and its value.
-pub type Pair = (Key, Vec<u8>);
-
-/// The state as it was at one position of the log: on disk, whatever becomes of the state meanwhile.
-pub struct SavedState {
-    /// Raft term of the position.
-    pub term: u64,
-    /// Log index of the position.
-    pub index: u64,
-    /// The next pairs in the order of their keys; `None` behind the last ones. Blocks.
-    pub next: Box<dyn FnMut() -> io::Result<Option<Vec<Pair>>> + Send>,
-}
-
 /// The state as it was at one position of the log, whatever is applied meanwhile.
 pub trait Frozen: Kv {
-    /// The position.
+    /// Raft term of the position.
+    fn term(&self) -> u64;
+
+    /// Log index of the position.
     fn applied(&self) -> u64;
 
     /// How many keys there are.
@@ -117,14 +105,6 @@ pub trait Consensus: Send + Sync {
     /// # Errors
     /// When there is nothing that could take one, or it takes longer than `limit`.
     fn snapshot(&self, _limit: Duration) -> BoxFuture<'_, Result<(), Error>> {
-        async { Err(Error::Raft("there are no snapshots here".to_owned())) }.boxed()
-    }
-
-    /// The state at a position that is no older than what was applied here when it was asked for.
-    ///
-    /// # Errors
-    /// As [`Consensus::snapshot`].
-    fn saved_state(&self, _limit: Duration) -> BoxFuture<'_, Result<SavedState, Error>> {
         async { Err(Error::Raft("there are no snapshots here".to_owned())) }.boxed()
     }
 

@@ -15,7 +15,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
-use crate::consensus::{Consensus, Frozen, Member, SavedState};
+use crate::consensus::{Consensus, Frozen, Member};
 use crate::error::{Error, ProposeError};
 use crate::fs::view::Kv;
 use crate::fs::{CommandReply, Stamped};
@@ -246,21 +246,6 @@ impl Raft {
         }
     }
 
-    /// The state in a snapshot that is taken now.
-    async fn saved_state(&self, limit: Duration) -> Result<SavedState, Error> {
-        self.snapshot(limit).await?;
-        let path = snapshot::path_in(&self.dir);
-        let opened = tokio::task::spawn_blocking(move || {
-            let disk = |error| Error::disk(&path, error);
-            let (meta, file) = snapshot::open(&path).map_err(disk)?.ok_or_else(|| disk(ErrorKind::NotFound.into()))?;
-            snapshot::verify(&file).map_err(disk)?;
-            let mut groups = snapshot::groups(&file).map_err(disk)?;
-            let (term, index) = meta.last_log_id.map_or((0, 0), |at| (at.committed_leader_id().term, at.index));
-            Ok(SavedState { term, index, next: Box::new(move || groups.next()) })
-        });
-        opened.await.map_err(|error| Error::Raft(error.to_string()))?
-    }
-
     /// A snapshot that is taken now.
     ///
     /// # Errors
@@ -344,10 +329,6 @@ impl Consensus for Raft {
 
     fn snapshot(&self, limit: Duration) -> BoxFuture<'_, Result<(), Error>> {
         Raft::snapshot(self, limit).boxed()
-    }
-
-    fn saved_state(&self, limit: Duration) -> BoxFuture<'_, Result<SavedState, Error>> {
-        Raft::saved_state(self, limit).boxed()
     }
 
     fn freeze(&self, limit: Duration) -> BoxFuture<'_, Result<Arc<dyn Frozen>, Error>> {

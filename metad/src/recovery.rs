@@ -13,7 +13,7 @@ use crate::fs::view::{Changes, View};
 use crate::raft::stopped::{self, Stopped};
 use crate::store::Store;
 use std::fs::{self, File};
-use std::io::{BufReader, ErrorKind};
+use std::io::{BufReader, ErrorKind, Read, Seek};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,10 +47,11 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// What an operator can mend, one line each.
 pub async fn restore(config: &Config, file: &Path) -> Result<Head, Error> {
     let unusable = |error: &dyn std::fmt::Display| Error::Recovery(format!("{}: {error}", file.display()));
-    let open = || File::open(file).map(|opened| BufReader::with_capacity(1 << 20, opened));
+    let opened = File::open(file).map_err(|error| unusable(&error))?;
+    // The same file is read twice, whatever gets its name meanwhile.
+    let reading = || BufReader::with_capacity(1 << 20, &opened);
     // All of it, before anything is made of it.
-    let from = open().map_err(|error| unusable(&error))?;
-    let (head, _, _) = block_in_place(|| verify(from)).map_err(|error| unusable(&error))?;
+    let (head, _, _) = block_in_place(|| verify(reading())).map_err(|error| unusable(&error))?;
     let cluster_id = config.identity.cluster_id();
     if head.cluster_id != cluster_id {
         let other = format!("is of cluster {} ({}), the identity is of {cluster_id}", head.cluster, head.cluster_id);
@@ -70,7 +71,8 @@ pub async fn restore(config: &Config, file: &Path) -> Result<Head, Error> {
     let member = Member { id: config.id, addr: own_address(config)?, voter: true, matched: 0 };
     let made = begin(&config.data_dir)?;
     let store = Arc::new(Store::open(&made.join("state"), config.tuning.cache_bytes)?);
-    let mut reader = Reader::open(open().map_err(|error| unusable(&error))?).map_err(|error| unusable(&error))?;
+    (&opened).rewind().map_err(|error| unusable(&error))?;
+    let mut reader = Reader::open(reading()).map_err(|error| unusable(&error))?;
     block_in_place(|| load(&mut reader, &store)).map_err(|error| unusable(&error))?;
     let reason = format!("restored from a backup of log index {}", head.index);
     go_on(
@@ -195,7 +197,7 @@ async fn probe(config: &Config, others: &[Member]) -> Result<Option<Member>, Err
     Ok(alive)
 }
 
-fn load(reader: &mut Reader<BufReader<File>>, store: &Store) -> Result<(), wire::backup::BackupError> {
+fn load(reader: &mut Reader<impl Read>, store: &Store) -> Result<(), wire::backup::BackupError> {
     let mut pairs = Vec::new();
     loop {
         let record = reader.next()?;

@@ -62,22 +62,35 @@ pub fn check_in_windows(kv: &dyn Kv, listener: &mut dyn Listener, window: usize)
 /// Contradictions found, one line each: for tests.
 #[must_use]
 pub fn check(kv: &dyn Kv) -> Vec<String> {
-    let mut all = All::default();
-    check_all(kv, &mut all);
-    all.0.iter().map(|Finding { kind, place, what, .. }| format!("{}: {place}: {what}", kind.word())).collect()
+    check_up_to(kv, usize::MAX)
 }
 
-/// Remembers everything.
-#[derive(Default)]
-pub struct All(pub Vec<Finding>);
+/// The first contradictions found, one line each. With so many the check is given up.
+#[must_use]
+pub fn check_up_to(kv: &dyn Kv, most: usize) -> Vec<String> {
+    let mut first = First { findings: Vec::new(), most };
+    check_all(kv, &mut first);
+    let line = |Finding { kind, place, what, .. }: &Finding| format!("{}: {place}: {what}", kind.word());
+    first.findings.iter().map(line).collect()
+}
 
-impl Listener for All {
+/// Remembers the first findings, and gives the check up with so many.
+pub struct First {
+    /// Those that there were.
+    pub findings: Vec<Finding>,
+    /// How many they may be.
+    pub most: usize,
+}
+
+impl Listener for First {
     fn found(&mut self, finding: Finding) {
-        self.0.push(finding);
+        if self.findings.len() < self.most {
+            self.findings.push(finding);
+        }
     }
 
     fn looked(&mut self) -> bool {
-        true
+        self.findings.len() < self.most
     }
 }
 

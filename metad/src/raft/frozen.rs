@@ -4,13 +4,13 @@
 //! lead close to any of them. Memory does not grow with the state, and the file stays what it is though the node takes
 //! another snapshot meanwhile.
 
-use super::snapshot::{self, read_part_into, read_u32, reading_from};
+use super::snapshot::{self, Pairs};
 use super::types::SnapshotFile;
 use crate::consensus::Frozen;
 use crate::fs::keys::Key;
 use crate::fs::view::Kv;
 use parking_lot::Mutex;
-use std::io::{self, BufRead};
+use std::io;
 use std::ops::Range;
 
 /// Places that are remembered; with more, every second one is forgotten.
@@ -23,6 +23,7 @@ const SCAN_BYTES: usize = 1 << 20;
 /// A snapshot file that was opened and verified.
 pub(super) struct FrozenFile {
     snapshot: SnapshotFile,
+    term: u64,
     applied: u64,
     pair_count: u64,
     /// Keys with which groups of pairs begin, and where these stand in the file.
@@ -30,43 +31,15 @@ pub(super) struct FrozenFile {
     failure: Mutex<Option<String>>,
 }
 
-/// Reads pairs from some place on.
-struct Walk<R> {
-    file: R,
-    /// Where the next byte stands in the file.
-    at: u64,
-    /// Pairs of this group that are still to come.
-    left: u32,
-}
-
-impl<R: BufRead> Walk<R> {
-    /// The next pair; false at the end. `begins` is called with the place of each group that is come to.
-    fn next(&mut self, key: &mut Key, value: &mut Vec<u8>, begins: &mut dyn FnMut(u64)) -> io::Result<bool> {
-        if self.left == 0 {
-            begins(self.at);
-            self.left = read_u32(&mut self.file)?;
-            self.at += 4;
-            if self.left == 0 {
-                return Ok(false);
-            }
-        }
-        self.left -= 1;
-        read_part_into(&mut self.file, key)?;
-        read_part_into(&mut self.file, value)?;
-        self.at += 8 + (key.len() + value.len()) as u64;
-        Ok(true)
-    }
-}
-
 impl FrozenFile {
     /// Verifies a snapshot, and notes the places in it. Reads all of it twice.
     pub(super) fn open(snapshot: SnapshotFile) -> io::Result<Self> {
         snapshot::verify(&snapshot)?;
-        let applied = snapshot::meta(&snapshot)?.last_log_id.map_or(0, |at| at.index);
+        let last = snapshot::meta(&snapshot)?.last_log_id;
+        let (term, applied) = last.map_or((0, 0), |at| (at.committed_leader_id().term, at.index));
         let (mut places, mut pair_count, mut stride, mut groups): (Vec<(Key, u64)>, _, _, _) =
             (Vec::new(), 0, 1, 0_u64);
-        let first = snapshot::pairs_at(&snapshot)?;
-        let mut walk = Walk { file: reading_from(&snapshot, first, SCAN_BYTES), at: first, left: 0 };
+        let mut walk = Pairs::of(&snapshot)?;
         let (mut key, mut value) = (Key::new(), Vec::new());
         let mut began = None;
         while walk.next(&mut key, &mut value, &mut |at| began = Some(at))? {
@@ -85,13 +58,13 @@ impl FrozenFile {
                 stride *= 2;
             }
         }
-        Ok(Self { snapshot, applied, pair_count, places, failure: Mutex::default() })
+        Ok(Self { snapshot, term, applied, pair_count, places, failure: Mutex::default() })
     }
 
-    fn walk_from(&self, key: &[u8], capacity: usize) -> Option<Walk<impl BufRead + use<>>> {
+    fn walk_from(&self, key: &[u8], capacity: usize) -> Option<Pairs> {
         let behind = self.places.partition_point(|(first, _)| first.as_slice() <= key);
         let (_, at) = self.places.get(behind.saturating_sub(1))?;
-        Some(Walk { file: reading_from(&self.snapshot, *at, capacity), at: *at, left: 0 })
+        Some(Pairs::from(&self.snapshot, *at, capacity))
     }
 
     fn visit(
@@ -152,6 +125,10 @@ impl Kv for FrozenFile {
 }
 
 impl Frozen for FrozenFile {
+    fn term(&self) -> u64 {
+        self.term
+    }
+
     fn applied(&self) -> u64 {
         self.applied
     }

@@ -11,7 +11,6 @@
 //! Numbers are little endian. A file without a fitting checksum is no snapshot, however far it reads.
 
 use super::types::{SnapshotFile, SnapshotMeta};
-use crate::consensus::Pair;
 use crate::fs::keys::Key;
 use crate::fs::view::Changes;
 use crate::store::Store;
@@ -95,7 +94,7 @@ fn damaged(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("snapshot is damaged: {what}"))
 }
 
-pub(super) fn read_u32(from: &mut impl Read) -> io::Result<u32> {
+fn read_u32(from: &mut impl Read) -> io::Result<u32> {
     let mut bytes = [0; 4];
     from.read_exact(&mut bytes)?;
     Ok(u32::from_le_bytes(bytes))
@@ -108,7 +107,7 @@ fn read_part(from: &mut impl Read) -> io::Result<Vec<u8>> {
 }
 
 /// Reads a key or a value in place of another one.
-pub(super) fn read_part_into(from: &mut impl Read, part: &mut Vec<u8>) -> io::Result<()> {
+fn read_part_into(from: &mut impl Read, part: &mut Vec<u8>) -> io::Result<()> {
     let len = read_u32(from)?;
     if len > PART_BYTES_MAX {
         return Err(damaged("a part is too long"));
@@ -118,7 +117,7 @@ pub(super) fn read_part_into(from: &mut impl Read, part: &mut Vec<u8>) -> io::Re
 }
 
 /// Reads a file from its beginning, whoever else does.
-pub(super) struct Reading {
+struct Reading {
     file: Arc<File>,
     offset: u64,
 }
@@ -136,14 +135,8 @@ fn reading(snapshot: &SnapshotFile) -> BufReader<Reading> {
 }
 
 /// Reads on from an offset, so many bytes at once.
-pub(super) fn reading_from(snapshot: &SnapshotFile, offset: u64, capacity: usize) -> BufReader<Reading> {
+fn reading_from(snapshot: &SnapshotFile, offset: u64, capacity: usize) -> BufReader<Reading> {
     BufReader::with_capacity(capacity, Reading { file: snapshot.file.clone(), offset })
-}
-
-/// Where the first group of pairs stands.
-pub(super) fn pairs_at(snapshot: &SnapshotFile) -> io::Result<u64> {
-    let mut file = reading_from(snapshot, MAGIC.len() as u64, 4 << 10);
-    Ok(MAGIC.len() as u64 + 4 + u64::from(read_u32(&mut file)?))
 }
 
 /// Whether the file's content is what was written. Reads all of it.
@@ -183,40 +176,58 @@ pub(super) fn meta(snapshot: &SnapshotFile) -> io::Result<SnapshotMeta> {
     read_head(&mut reading(snapshot))
 }
 
-/// Reads the pairs of a verified snapshot, group by group.
-pub(super) struct Groups {
+/// Reads the pairs of a verified snapshot, in the order of their keys, from some place on.
+pub(super) struct Pairs {
     file: BufReader<Reading>,
+    /// Where the next byte stands in the file.
+    at: u64,
+    /// Pairs of this group that are still to come.
+    left: u32,
 }
 
-/// Begins to read the pairs of a verified snapshot.
-pub(super) fn groups(snapshot: &SnapshotFile) -> io::Result<Groups> {
-    let mut file = reading(snapshot);
-    read_head(&mut file)?;
-    Ok(Groups { file })
-}
+impl Pairs {
+    /// All of them.
+    pub(super) fn of(snapshot: &SnapshotFile) -> io::Result<Self> {
+        let head = MAGIC.len() as u64;
+        let meta = u64::from(read_u32(&mut reading_from(snapshot, head, 4 << 10))?);
+        Ok(Self::from(snapshot, head + 4 + meta, 1 << 20))
+    }
 
-impl Groups {
-    /// The next pairs, in the order of their keys; `None` behind the last ones.
-    pub(super) fn next(&mut self) -> io::Result<Option<Vec<Pair>>> {
-        let count = read_u32(&mut self.file)?;
-        if count == 0 {
-            return Ok(None);
+    /// Those from this place on, at which a group begins; so many bytes are read at once.
+    pub(super) fn from(snapshot: &SnapshotFile, at: u64, capacity: usize) -> Self {
+        Self { file: reading_from(snapshot, at, capacity), at, left: 0 }
+    }
+
+    /// The next pair; false at the end. `begins` is called with the place of each group that is come to.
+    pub(super) fn next(&mut self, key: &mut Key, value: &mut Vec<u8>, begins: &mut dyn FnMut(u64)) -> io::Result<bool> {
+        if self.left == 0 {
+            begins(self.at);
+            self.left = read_u32(&mut self.file)?;
+            self.at += 4;
+            if self.left == 0 {
+                return Ok(false);
+            }
         }
-        let mut pairs: Vec<(Key, Vec<u8>)> = Vec::with_capacity(count.min(4096) as usize);
-        for _ in 0..count {
-            pairs.push((read_part(&mut self.file)?, read_part(&mut self.file)?));
-        }
-        Ok(Some(pairs))
+        self.left -= 1;
+        read_part_into(&mut self.file, key)?;
+        read_part_into(&mut self.file, value)?;
+        self.at += 8 + (key.len() + value.len()) as u64;
+        Ok(true)
     }
 }
 
 /// Puts the state of a verified snapshot in place of the store's, with `position`.
 pub(super) fn load(snapshot: &SnapshotFile, store: &Store, position: &[u8]) -> io::Result<()> {
-    let mut groups = groups(snapshot)?;
+    let mut read = Pairs::of(snapshot)?;
     store.clear();
-    while let Some(pairs) = groups.next()? {
-        store.load(pairs);
+    let (mut pairs, mut key, mut value) = (Vec::new(), Key::new(), Vec::new());
+    while read.next(&mut key, &mut value, &mut |_| {})? {
+        pairs.push((std::mem::take(&mut key), std::mem::take(&mut value)));
+        if pairs.len() >= GROUP_PAIRS {
+            store.load(std::mem::take(&mut pairs));
+        }
     }
+    store.load(pairs);
     store.apply(Changes::new(), position);
     Ok(())
 }

@@ -1,10 +1,9 @@
 //! Backups: the state as a stream to an operator, the pins that keep its blocks, and the end of a recovery.
 
 use super::Server;
-use crate::consensus::SavedState;
+use crate::consensus::Frozen;
 use crate::error::ProposeError;
-use crate::fs::check::{self, Listener};
-use crate::fs::{Command, CommandReply, recovery, retention, settings};
+use crate::fs::{Command, CommandReply, check, keys, recovery, retention, settings};
 use bytes::Bytes;
 use std::io::{self, Write};
 use std::time::Duration;
@@ -12,10 +11,8 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use wire::attr::Timestamp;
 use wire::backup::{Head, Writer};
-use wire::ids::ClusterId;
 use wire::limits::{PIN_MAX_MS, PIN_NAME_BYTES_MAX, PINS_MAX};
 use wire::message::admin::{AdminReply, BackupPiece};
-use wire::message::check::Finding;
 use wire::quic::{EventSender, Incoming};
 
 /// A snapshot of a large state takes a while.
@@ -51,12 +48,13 @@ impl Server {
     }
 
     async fn send_backup(&self, pieces: &mut EventSender) -> Result<u64, String> {
-        let saved = self.shared.consensus.saved_state(SNAPSHOT_LIMIT).await.map_err(|error| error.to_string())?;
+        let state = self.shared.consensus.freeze(SNAPSHOT_LIMIT).await.map_err(|error| error.to_string())?;
         let cluster = settings::cluster(&**self.shared.consensus.state()).unwrap_or_default();
-        let head = head_of(&saved, cluster, self.shared.config.identity.cluster_id());
+        let cluster_id = self.shared.config.identity.cluster_id();
+        let head = Head { cluster, cluster_id, term: state.term(), index: state.applied(), at: Timestamp::now() };
         let (to_send, mut next) = mpsc::channel(PIECES_WAITING);
         // When nobody takes its pieces any more it ends.
-        let writing = spawn_blocking(move || write_backup(saved, &head, Pieces { to_send, gathered: Vec::new() }));
+        let writing = spawn_blocking(move || write_backup(&*state, &head, Pieces { to_send, gathered: Vec::new() }));
         let mut bytes = 0;
         while let Some(piece) = next.recv().await {
             bytes += piece.len() as u64;
@@ -109,11 +107,7 @@ impl Server {
     /// What contradicts itself in the metadata, one line each, up to a bound. What is applied meanwhile does not count.
     async fn problems(&self) -> Result<Vec<String>, String> {
         let state = self.shared.consensus.freeze(SNAPSHOT_LIMIT).await.map_err(|error| error.to_string())?;
-        let checked = spawn_blocking(move || {
-            let mut first = First::default();
-            check::check_all(&*state, &mut first);
-            (first.0, state.failure())
-        });
+        let checked = spawn_blocking(move || (check::check_up_to(&*state, PROBLEMS_MAX), state.failure()));
         match checked.await.map_err(|error| error.to_string())? {
             (_, Some(failure)) => Err(failure),
             (problems, None) => Ok(problems),
@@ -121,34 +115,19 @@ impl Server {
     }
 }
 
-/// The first contradictions.
-#[derive(Default)]
-struct First(Vec<String>);
-
-impl Listener for First {
-    fn found(&mut self, finding: Finding) {
-        if self.0.len() < PROBLEMS_MAX {
-            self.0.push(format!("{}: {}: {}", finding.kind.word(), finding.place, finding.what));
-        }
-    }
-
-    fn looked(&mut self) -> bool {
-        self.0.len() < PROBLEMS_MAX
-    }
-}
-
-fn head_of(saved: &SavedState, cluster: String, cluster_id: ClusterId) -> Head {
-    Head { cluster, cluster_id, term: saved.term, index: saved.index, at: Timestamp::now() }
-}
-
-fn write_backup(mut saved: SavedState, head: &Head, pieces: Pieces) -> io::Result<()> {
+fn write_backup(state: &dyn Frozen, head: &Head, pieces: Pieces) -> io::Result<()> {
     let mut writer = Writer::begin(pieces, head)?;
-    while let Some(pairs) = (saved.next)()? {
-        for (key, value) in pairs {
-            if let Some(value) = recovery::exported(&key, value) {
-                writer.record(&key, &value)?;
-            }
+    let mut written = Ok(());
+    state.scan(keys::below(Vec::new()), &mut |key, value| {
+        if let Some(value) = recovery::exported(key, value.to_vec()) {
+            written = writer.record(key, &value);
         }
+        written.is_ok()
+    });
+    written?;
+    // What could not be read was not there: such a backup gets no end.
+    if let Some(failure) = state.failure() {
+        return Err(io::Error::other(failure));
     }
     writer.finish()?.flush()
 }

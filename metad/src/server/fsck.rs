@@ -7,11 +7,10 @@ use crate::error::ProposeError;
 use crate::fs::blockref::{self, BlockRef};
 use crate::fs::check::places;
 use crate::fs::view::{Kv, KvExt};
-use crate::fs::{Command, CommandReply, Stamped, extent, keys, repair};
+use crate::fs::{Command, CommandReply, Stamped, extent, keys, repair, retention};
 use crate::shared::Shared;
 use std::collections::BTreeSet;
 use std::time::Duration;
-use wire::attr::Timestamp;
 use wire::ids::{BlockHash, Ino, SessionId};
 use wire::message::admin::AdminReply;
 use wire::message::check::{BlockUse, CheckId, CheckReply, CheckRequest, CheckedBlock, INDEX_KEY_BYTES_MAX, Repair};
@@ -71,8 +70,11 @@ impl Server {
 
     async fn blocks(&self, check: CheckId, after: Option<BlockHash>) -> Result<CheckReply, String> {
         let grace_ms = u64::try_from(self.shared.config.gc_grace.as_millis()).unwrap_or(u64::MAX);
-        let overdue = Timestamp::now().as_millis().saturating_sub(grace_ms);
+        let now = self.shared.clock.now();
         self.on_frozen(check, move |state| {
+            // As they are deleted: not those that are kept for a backup, and none while deletion is stopped.
+            let deletable = retention::deletable_before(state, now).unwrap_or(0);
+            let overdue = now.as_millis().saturating_sub(grace_ms).min(deletable);
             let mut range = keys::blocks();
             if let Some(after) = after {
                 range.start = [keys::block(&after).as_slice(), &[0]].concat();
