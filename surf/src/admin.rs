@@ -53,11 +53,7 @@ impl Admin {
     /// Asks the leader as an operator. Changes of the membership may be asked twice when leadership changes meanwhile;
     /// metad treats the second as done.
     pub async fn ask_admin(&self, request: AdminRequest, limit: Duration) -> Result<AdminReply> {
-        match self.ask(&MetaRequest::Admin(request), limit).await? {
-            MetaReply::Admin(AdminReply::Failed(reason)) => bail!("{reason}"),
-            MetaReply::Admin(reply) => Ok(reply),
-            other => bail!("metad answered {other:?} to an operator"),
-        }
+        for_operators(self.ask(&MetaRequest::Admin(request), limit).await?)
     }
 
     /// Asks the leader, looking for it until `limit` is over.
@@ -101,15 +97,10 @@ impl Admin {
         }
     }
 
-    /// Asks the leader as an operator, once: for what must not be asked twice.
-    pub async fn ask_once(&self, request: AdminRequest, limit: Duration) -> Result<AdminReply> {
-        let (_, addr) = self.leader().await?;
+    /// Asks this metad as an operator, once: for what must not be asked twice, or is known there alone.
+    pub async fn ask_once(&self, metad: SocketAddr, request: AdminRequest, limit: Duration) -> Result<AdminReply> {
         let request = MetaRequest::Admin(request);
-        match self.endpoint.peer(addr, Role::Metad).request(&request, &[], limit).await?.0 {
-            MetaReply::Admin(AdminReply::Failed(reason)) => bail!("{reason}"),
-            MetaReply::Admin(reply) => Ok(reply),
-            other => bail!("metad answered {other:?} to an operator"),
-        }
+        for_operators(self.endpoint.peer(metad, Role::Metad).request(&request, &[], limit).await?.0)
     }
 
     /// Asks a block daemon.
@@ -141,5 +132,13 @@ impl Admin {
     /// Says goodbye.
     pub async fn close(self) {
         self.endpoint.close().await;
+    }
+}
+
+fn for_operators(reply: MetaReply) -> Result<AdminReply> {
+    match reply {
+        MetaReply::Admin(AdminReply::Failed(reason)) => bail!("{reason}"),
+        MetaReply::Admin(reply) => Ok(reply),
+        other => bail!("metad answered {other:?} to an operator"),
     }
 }

@@ -11,6 +11,7 @@ use crate::admin::Admin;
 use anyhow::{Result, bail};
 use clap::Args;
 use report::Report;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 use wire::message::admin::{AdminReply, AdminRequest};
@@ -56,12 +57,14 @@ pub struct Fsck {
 struct Cluster {
     admin: Admin,
     wait: Duration,
+    /// Who led when the check began, and alone knows of it.
+    leader: SocketAddr,
 }
 
 impl Cluster {
     /// A step of a check, asked once: what was told is not told again.
     async fn step(&self, request: CheckRequest) -> Result<CheckReply> {
-        match self.admin.ask_once(AdminRequest::Check(request), LONG).await? {
+        match self.admin.ask_once(self.leader, AdminRequest::Check(request), LONG).await? {
             AdminReply::Check(reply) => Ok(reply),
             other => bail!("metad answered {other:?} to a check"),
         }
@@ -80,15 +83,16 @@ impl Fsck {
 
     async fn check(&self, report: &mut Report) -> Result<()> {
         let (admin, wait) = self.access.enter()?;
-        let cluster = Cluster { admin, wait };
+        // A leader is waited for once.
+        admin.status(wait).await?;
+        let (_, leader) = admin.leader().await?;
+        let cluster = Cluster { admin, wait, leader };
         let checked = self.check_all(&cluster, report).await;
         cluster.admin.close().await;
         checked
     }
 
     async fn check_all(&self, cluster: &Cluster, report: &mut Report) -> Result<()> {
-        // A leader is waited for once; whoever answers then answers on.
-        cluster.admin.status(cluster.wait).await?;
         for round in 1.. {
             let check = state::begin(cluster, report).await?;
             let more = self.check_with(cluster, check, report, round).await;

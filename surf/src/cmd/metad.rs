@@ -85,7 +85,11 @@ impl Metad {
             }
             Command::ResumeDeletion { access, force } => {
                 let (admin, _) = access.enter()?;
-                let answered = admin.ask_once(AdminRequest::ResumeDeletion { force }, CHECK_LIMIT).await;
+                let request = AdminRequest::ResumeDeletion { force };
+                let answered = match admin.leader().await {
+                    Ok((_, leader)) => admin.ask_once(leader, request, CHECK_LIMIT).await,
+                    Err(error) => Err(error),
+                };
                 admin.close().await;
                 if let AdminReply::Problems(problems) = answered? {
                     problems.iter().for_each(|problem| println!("{problem}"));

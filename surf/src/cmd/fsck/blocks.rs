@@ -316,7 +316,7 @@ impl Checking<'_> {
             (false, true) => Outcome::Failed,
             (false, false) => Outcome::Repairable,
         };
-        let advice = "its owners fetch it by themselves when they compare, and at once";
+        let advice = "its owners fetch it at once: by themselves they do when they compare next";
         match state {
             State::Lacking { owners, from, misplaced } => {
                 let names: Vec<&str> = owners.iter().map(|id| self.daemons.name(id)).collect();
