@@ -71,6 +71,11 @@ struct Acknowledgement {
 }
 
 impl Acknowledgement {
+    /// Of an event that has just come.
+    fn new(seq: u64, at: Option<Instant>, sent: Option<u64>) -> Self {
+        Self { seq, at, sent, dropping: Vec::new(), drop_by: Instant::now() + DROP_LIMIT }
+    }
+
     fn is_due<F>(&self, queue: &Queue<F>) -> bool {
         self.at.is_none_or(|at| at <= Instant::now())
             && self.sent.is_none_or(|sent| queue.is_sent(sent))
@@ -128,7 +133,7 @@ fn give_back<F>(event: MetaEvent, known: &Known, queue: &Queue<F>) -> Option<(Ac
     if let Some(sent) = sent {
         queue.hurry(sent);
     }
-    Some((Acknowledgement { seq, at, sent, dropping: Vec::new(), drop_by: Instant::now() + DROP_LIMIT }, stale))
+    Some((Acknowledgement::new(seq, at, sent), stale))
 }
 
 /// Events on their way to be acknowledged, by kind.
@@ -395,8 +400,7 @@ mod tests {
         let (put, events) = mpsc::channel(2);
         for seq in [1, 2] {
             let dropping = kernel.drop_pages(FILE).into_iter().collect();
-            put.try_send(Acknowledgement { seq, at: None, sent: None, dropping, drop_by: Instant::now() + DROP_LIMIT })
-                .unwrap();
+            put.try_send(Acknowledgement { dropping, ..Acknowledgement::new(seq, None, None) }).unwrap();
         }
         drop(put);
         let (begun, acknowledged) = (Instant::now(), Mutex::new(Vec::new()));
@@ -425,14 +429,7 @@ mod tests {
         let (put, events) = mpsc::channel(4);
         let later = Instant::now() + Duration::from_millis(50);
         for (seq, at) in [(1, None), (2, None), (3, Some(later)), (4, None)] {
-            put.try_send(Acknowledgement {
-                seq,
-                at,
-                sent: None,
-                dropping: Vec::new(),
-                drop_by: Instant::now() + DROP_LIMIT,
-            })
-            .unwrap();
+            put.try_send(Acknowledgement::new(seq, at, None)).unwrap();
         }
         drop(put);
         let acknowledge = async |seqs: Vec<u64>| {
@@ -457,14 +454,7 @@ mod tests {
     async fn a_stream_ends_when_an_acknowledgement_is_not_delivered() {
         let (_known, queue) = alone();
         let (put, events) = mpsc::channel(2);
-        put.try_send(Acknowledgement {
-            seq: 1,
-            at: None,
-            sent: None,
-            dropping: Vec::new(),
-            drop_by: Instant::now() + DROP_LIMIT,
-        })
-        .unwrap();
+        put.try_send(Acknowledgement::new(1, None, None)).unwrap();
         // The sender lives: only the failed delivery ends it.
         acknowledge_in_order(&queue, events, async |_| false).await;
         assert!(put.is_closed());
@@ -475,13 +465,7 @@ mod tests {
     fn a_stream_on_which_too_much_waits_is_given_up() {
         let ((at_once, _to_acknowledge), (behind_queue, _behind)) = (mpsc::channel(1), mpsc::channel(1));
         let acknowledgements = Acknowledgements { at_once, behind_queue };
-        let event = |seq, sent| Acknowledgement {
-            seq,
-            at: None,
-            sent,
-            dropping: Vec::new(),
-            drop_by: Instant::now() + DROP_LIMIT,
-        };
+        let event = |seq, sent| Acknowledgement::new(seq, None, sent);
         assert!(acknowledgements.put(event(1, None)) && acknowledgements.put(event(2, Some(1))));
         assert!(!acknowledgements.put(event(3, None)));
     }

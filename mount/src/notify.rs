@@ -4,7 +4,7 @@
 //! us. Pages are dropped once the reads under way are answered: while the kernel waits for a page that is being read,
 //! nothing ends the thread, not even the death of this process, which is what would end the read.
 
-use client::{Client, Notice};
+use client::{Client, Dropped, Notice};
 use fuser::{INodeNo, Notifier};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -48,39 +48,31 @@ pub(crate) async fn drop_pages(notifier: &Notifier, ino: Ino, offset: u64, len: 
 /// Inodes whose pages are being dropped.
 const DROPPED_AT_ONCE: usize = 16;
 
-/// Inodes whose pages are to be dropped, each with what is to be told of it. One drop of an inode at a time: it waits for
+/// Inodes whose pages are to be dropped, each with those who wait for that. One drop of an inode at a time: it waits for
 /// the reads that were under way when it began, and the next one for those that began since.
 #[derive(Default)]
 struct Drops {
-    waiting: BTreeMap<Ino, Vec<Notice>>,
+    waiting: BTreeMap<Ino, Vec<Dropped>>,
     running: BTreeSet<Ino>,
     tasks: JoinSet<Ino>,
 }
 
 impl Drops {
-    fn put(&mut self, ino: Ino, notice: Notice) {
-        let waiting = self.waiting.entry(ino).or_default();
-        // Those that nobody waits for are one.
-        if waiting.is_empty() || matches!(notice, Notice::Recalled(..)) {
-            waiting.push(notice);
-        }
+    fn put(&mut self, ino: Ino, dropped: Option<Dropped>) {
+        self.waiting.entry(ino).or_default().extend(dropped);
     }
 
     /// Begins as many as may be under way.
     fn go_on(&mut self, client: &Arc<Client>, notifier: &Notifier) {
         while self.running.len() < DROPPED_AT_ONCE {
             let Some(ino) = self.waiting.keys().find(|ino| !self.running.contains(ino)).copied() else { return };
-            let notices = self.waiting.remove(&ino).unwrap_or_default();
+            let dropped = self.waiting.remove(&ino).unwrap_or_default();
             self.running.insert(ino);
             let (client, notifier) = (client.clone(), notifier.clone());
             self.tasks.spawn(async move {
                 client.wait_reads(ino).await;
                 tell(&notifier, Notice::Changed(ino)).await;
-                for notice in &notices {
-                    if let Notice::Recalled(_, dropped) = notice {
-                        dropped.report();
-                    }
-                }
+                dropped.iter().for_each(Dropped::report);
                 ino
             });
         }
@@ -110,11 +102,12 @@ pub(crate) async fn run(client: Arc<Client>, notifier: Notifier, stop: Cancellat
             notice = notices.recv() => notice,
         };
         match notice {
-            Ok(notice @ (Notice::Changed(ino) | Notice::Recalled(ino, _))) => drops.put(ino, notice),
+            Ok(Notice::Changed(ino)) => drops.put(ino, None),
+            Ok(Notice::Recalled(ino, dropped)) => drops.put(ino, Some(dropped)),
             Ok(notice) => tell(&notifier, notice).await,
             Err(RecvError::Lagged(missed)) => {
                 tracing::debug!(missed, "notices were missed: all open files are looked at anew");
-                client.open_inodes().into_iter().for_each(|ino| drops.put(ino, Notice::Changed(ino)));
+                client.open_inodes().into_iter().for_each(|ino| drops.put(ino, None));
             }
             Err(RecvError::Closed) => return,
         }

@@ -80,6 +80,14 @@ pub struct FileState {
     loading: AtomicBool,
 }
 
+/// A read that is under way.
+pub(crate) struct Reading {
+    /// Others may have been changing the file when it began. A recall that comes later waits for the read, and drops its
+    /// pages.
+    pub is_contended: bool,
+    _under_way: Arc<watch::Sender<()>>,
+}
+
 /// A flush or a change of length, until it is dropped.
 pub(crate) type Flushing = OwnedMutexGuard<()>;
 
@@ -241,9 +249,13 @@ impl FileState {
         }
     }
 
-    /// A read is under way until what is returned is dropped.
-    pub(crate) fn begin_read(&self) -> Arc<watch::Sender<()>> {
-        self.content.lock().reads.clone()
+    /// A read is under way, which gives the kernel pages, until what is returned is dropped.
+    pub(crate) fn begin_read(&self) -> Reading {
+        let mut content = self.content.lock();
+        let is_contended = content.is_contended();
+        // Where others may be changing it, what metad says comes first.
+        content.dropped &= is_contended;
+        Reading { is_contended, _under_way: content.reads.clone() }
     }
 
     /// Closed when all reads have ended that are under way now.
@@ -260,7 +272,7 @@ impl FileState {
         content.dropped = true;
     }
 
-    /// The kernel is about to be given pages, or has written to its own.
+    /// The kernel is about to be given pages.
     pub(crate) fn note_given(&self) {
         self.content.lock().dropped = false;
     }
@@ -283,8 +295,7 @@ impl FileState {
 
     /// Whether others may be changing it: what is known of it may be old.
     pub(crate) fn is_contended(&self) -> bool {
-        let content = self.content.lock();
-        content.settled < content.recalls
+        self.content.lock().is_contended()
     }
 
     /// Takes in what metad says of the content now. What is not committed stays, on its old base: a later commit is
@@ -339,6 +350,10 @@ impl FileState {
 }
 
 impl Content {
+    fn is_contended(&self) -> bool {
+        self.settled < self.recalls
+    }
+
     fn overlaid(&self, mut attr: InodeAttr) -> InodeAttr {
         if attr.version < self.attr.version {
             // The answer was overtaken by a commit: nobody sees the file shrink because of that.

@@ -180,11 +180,15 @@ impl Client {
     /// As `pread(2)`.
     pub async fn read(&self, handle: &Handle, offset: u64, len: usize) -> Result<Bytes, FsError> {
         self.note_use(handle);
-        let _under_way = handle.file.begin_read();
-        self.view.catch_up(&handle.file).await?;
-        handle.file.note_given();
+        let reading = handle.file.begin_read();
+        if reading.is_contended {
+            self.view.catch_up(&handle.file).await?;
+            handle.file.note_given();
+        }
         let read = self.reader.read(&handle.file, offset, len).await?;
-        self.view.given_pages(&handle.file);
+        if reading.is_contended {
+            self.view.given_pages(&handle.file);
+        }
         self.accessed.note(&handle.file);
         Ok(read)
     }
@@ -210,8 +214,7 @@ impl Client {
         data: &[u8],
         clear_privileges: bool,
     ) -> Option<Result<usize, FsError>> {
-        let file = &handle.file;
-        if handle.flags.sync || !self.committer.window().has_room() || file.is_scattered() || file.is_contended() {
+        if handle.flags.sync || !self.committer.window().has_room() || !handle.file.takes_writes_at_once() {
             return None;
         }
         Some(self.accept(handle, handle.place(offset), data, clear_privileges))
@@ -223,7 +226,6 @@ impl Client {
             return Err(FsError::TooLarge);
         }
         let added = handle.file.write(place, data, clear, self.session.stamp())?;
-        handle.file.note_given();
         self.note_use(handle);
         self.committer.window().add(added as u64);
         self.committer.seal_full(&handle.file);

@@ -47,6 +47,12 @@ impl FileState {
         self.content.lock().pending.is_scattered()
     }
 
+    /// Whether written bytes can be taken in without doing anything else before.
+    pub(crate) fn takes_writes_at_once(&self) -> bool {
+        let content = self.content.lock();
+        !content.pending.is_scattered() && !content.is_contended()
+    }
+
     /// Takes written bytes in; returns how many the window holds more. Without an offset they go to the end of the file.
     ///
     /// # Errors
@@ -67,6 +73,8 @@ impl FileState {
         let end = if pending.is_empty() || pending.appended_from().is_none() { size } else { pending.end() };
         let (at, added) = content.pending.write((offset, end), data, clear_privileges, now);
         content.size = size.max(at + data.len() as u64);
+        // The kernel has what was written in its pages.
+        content.dropped = false;
         Ok(added)
     }
 
