@@ -6,7 +6,6 @@
 use crate::config::Config;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
-use crate::repair::pass::after;
 use crate::repair::progress::Progress;
 use crate::stamps::Stamps;
 use crate::store::Store;
@@ -207,7 +206,7 @@ impl Reporter {
         while let Some(first) = from {
             let page: Vec<BlockHash> =
                 self.store.list(first, REPORT_PAGE as usize).into_iter().map(|(hash, _)| hash).collect();
-            from = if page.len() < REPORT_PAGE as usize { None } else { page.last().and_then(after) };
+            from = if page.len() < REPORT_PAGE as usize { None } else { page.last().and_then(BlockHash::next) };
             if page.is_empty() {
                 break;
             }

@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod ownership;
 pub mod repair;
 pub mod replicate;
+mod scrub;
 pub mod server;
 pub mod stamps;
 pub mod store;
@@ -33,12 +34,14 @@ use heartbeat::{Metads, Reporter};
 use layouts::Layouts;
 use metrics::Metrics;
 use ownership::Ownership;
+use repair::audit::{self, Auditor};
 use repair::heal;
 use repair::healer::{Healer, References};
 use repair::progress::Progress;
 use repair::read_repair::{self, RepairQueue, Repairer};
 use repair::throttle::{Activity, Throttle};
 use replicate::Replicator;
+use scrub::Scrubber;
 use server::Server;
 use stamps::Stamps;
 use std::net::SocketAddr;
@@ -144,7 +147,15 @@ impl Node {
             (endpoint.clone(), store.clone(), layouts.clone(), metrics.clone());
         let repairer = Repairer { id, store: store_, layouts: layouts_, endpoint: endpoint_, metrics: metrics_ };
         tasks.spawn(read_repair::run(repairer, damaged, stop.clone()));
-        upkeep::spawn(&mut tasks, &config, &store, &repairs, &metrics, &stop);
+        let scrubber = Scrubber {
+            store: store.clone(),
+            repairs: repairs.clone(),
+            metrics: metrics.clone(),
+            progress: progress.clone(),
+            record: config.data_dir.join("scrub"),
+            bytes_per_s: config.scrub_bytes_per_s,
+        };
+        upkeep::spawn(&mut tasks, config.compaction_bytes_per_s, &store, scrubber, &stop);
         let healer = Healer {
             id,
             store: store.clone(),
@@ -162,6 +173,19 @@ impl Node {
             compare_every: config.compare_every,
         };
         tasks.spawn(heal::run(healer, stop.clone()));
+        if matches!(source, LayoutSource::Metad) {
+            let auditor = Auditor {
+                id,
+                store: store.clone(),
+                layouts: layouts.clone(),
+                endpoint: endpoint.clone(),
+                metads: Metads::new(endpoint.clone(), config.metads.clone()),
+                repairs: repairs.clone(),
+                progress: progress.clone(),
+                every: config.compare_every,
+            };
+            tasks.spawn(audit::run(auditor, stop.clone()));
+        }
         let reporter = Reporter {
             id,
             advertise: config.advertise.unwrap_or_else(|| endpoint.local_addr()),

@@ -103,7 +103,9 @@ fn needed_role(request: MetaRequestKind) -> Option<Role> {
         | MetaRequestKind::Read
         | MetaRequestKind::Acknowledge
         | MetaRequestKind::Events => Some(Role::Client),
-        MetaRequestKind::BlockdHeartbeat | MetaRequestKind::BlockReport => Some(Role::Blockd),
+        MetaRequestKind::BlockdHeartbeat | MetaRequestKind::BlockReport | MetaRequestKind::Referenced => {
+            Some(Role::Blockd)
+        }
         MetaRequestKind::Admin | MetaRequestKind::Backup => Some(Role::Admin),
         MetaRequestKind::Raft => Some(Role::Metad),
         MetaRequestKind::GetLayout | MetaRequestKind::WhoLeads => None,
@@ -138,6 +140,7 @@ impl Server {
                 }
             }
             MetaRequest::BlockReport { epoch, blocks, .. } => self.block_report(peer, epoch, &blocks).await,
+            MetaRequest::Referenced { epoch, from, last } => self.referenced(peer, epoch, from, last).await,
             MetaRequest::Admin(request) => self.admin(request).await,
             MetaRequest::WhoLeads => Ok(self.not_leader(self.shared.consensus.leader().await)),
             // Handled before, with their streams.

@@ -150,6 +150,19 @@ impl BlockHash {
         first.copy_from_slice(&self.0[..16]);
         Point(u128::from_be_bytes(first))
     }
+
+    /// The name that follows in order; none after the last possible one.
+    #[must_use]
+    pub fn next(&self) -> Option<Self> {
+        let mut next = *self;
+        for byte in next.0.iter_mut().rev() {
+            *byte = byte.wrapping_add(1);
+            if *byte != 0 {
+                return Some(next);
+            }
+        }
+        None
+    }
 }
 
 /// A place on the Chord ring: identifiers modulo 2^128 (Stoica et al. 2001, §4.2, with m = 128).
@@ -178,6 +191,14 @@ impl Point {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_walked_in_order_to_the_very_last() {
+        let mut hash = BlockHash([0; 32]);
+        hash.0[31] = 0xff;
+        assert_eq!(hash.next().unwrap().0[30..], [1, 0]);
+        assert_eq!(BlockHash([0xff; 32]).next(), None);
+    }
 
     #[test]
     fn an_arc_is_open_at_its_start_and_closed_at_its_end() {

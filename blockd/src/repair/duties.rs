@@ -17,6 +17,8 @@ pub struct Duties {
     pub is_final: bool,
     /// Per source, the spans that this daemon owes and the source owns too, or owned in a layout that is not final.
     pub sources: BTreeMap<BlockdId, Vec<Span>>,
+    /// Spans that this daemon owes.
+    pub owed: Vec<Span>,
     /// Spans of which this daemon owns nothing.
     pub foreign: Vec<Span>,
 }
@@ -35,6 +37,7 @@ impl Duties {
                 push(&mut duties.foreign, span);
                 continue;
             }
+            push(&mut duties.owed, span);
             let mut all = ring.older_owners(span.last);
             all.extend(owners);
             all.sort_unstable();

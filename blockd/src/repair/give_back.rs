@@ -13,7 +13,6 @@
 
 use super::duties::Duties;
 use super::healer::{ASK_TIMEOUT, Failed, Healer, PAGE};
-use super::pass::after;
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 use wire::ids::{BlockHash, BlockdId};
@@ -71,7 +70,7 @@ impl Healer {
             let mut from = Some(span.first_hash());
             while let Some(first) = from {
                 let page: Vec<(BlockHash, u32)> = self.store.list_within(first, span.last_hash(), PAGE as usize);
-                from = if page.len() < PAGE as usize { None } else { page.last().and_then(|(hash, _)| after(hash)) };
+                from = if page.len() < PAGE as usize { None } else { page.last().and_then(|(hash, _)| hash.next()) };
                 if page.is_empty() {
                     break;
                 }

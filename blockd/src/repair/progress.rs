@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use wire::attr::Timestamp;
 use wire::ids::LayoutEpoch;
 use wire::message::block::{Digest, RepairReport};
 
@@ -27,6 +28,8 @@ struct State {
     lacking: Lacking,
     empty: bool,
     duties: Arc<Duties>,
+    missing: u64,
+    scrubbed: Option<Timestamp>,
     copied: VecDeque<(Instant, u64)>,
 }
 
@@ -59,6 +62,18 @@ impl Progress {
         }
     }
 
+    /// Blocks that nobody who can be reached has.
+    pub fn misses(&self, blocks: u64) {
+        if std::mem::replace(&mut self.state.lock().missing, blocks) != blocks {
+            self.news.notify_one();
+        }
+    }
+
+    /// The disk was read whole.
+    pub fn scrubbed(&self, at: Timestamp) {
+        self.state.lock().scrubbed = Some(at);
+    }
+
     /// Bytes were copied.
     pub fn copied(&self, bytes: u64) {
         let now = Instant::now();
@@ -85,6 +100,8 @@ impl Progress {
                 lacking_bytes: state.lacking.bytes,
                 bytes_per_s: copied / RATE_OVER.as_secs(),
                 empty: state.empty,
+                missing_blocks: state.missing,
+                scrubbed: state.scrubbed,
                 ..RepairReport::default()
             };
             (report, state.duties.clone())

@@ -85,9 +85,9 @@ async fn a_flipped_byte_is_never_served_and_is_repaired_from_another_daemon() {
     let hash = BlockHash::of(&block);
     cluster.put(&block).await;
     assert!(flip_a_byte(cluster.dir(0), &block));
-    let bad = cluster.get(0, hash).await;
+    let bad = cluster.get(0, hash).await.map(|content| content.len());
     assert!(matches!(bad, Err(BlockReply::NotHere { corrupt: true, .. })), "{bad:?}");
-    assert_eq!(cluster.get(1, hash).await.unwrap(), block, "others serve it meanwhile");
+    assert!(cluster.get(1, hash).await.unwrap() == block, "others serve it meanwhile");
     until("the copy is repaired", async || cluster.get(0, hash).await.is_ok_and(|copy| copy == block)).await;
     assert_eq!(cluster.node(0).metrics().repaired.get(), 1);
 }

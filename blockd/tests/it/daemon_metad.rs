@@ -21,6 +21,7 @@ struct Metad {
     epoch: Mutex<u64>,
     heard: Mutex<Vec<BlockdHeartbeat>>,
     unreferenced: Mutex<Vec<BlockHash>>,
+    referenced: Mutex<Vec<BlockHash>>,
 }
 
 impl Metad {
@@ -59,6 +60,11 @@ impl Service for Metad {
             (None, MetaRequest::BlockReport { blocks, .. }) => {
                 let unreferenced = self.unreferenced.lock().unwrap();
                 MetaReply::Unreferenced(blocks.into_iter().filter(|hash| unreferenced.contains(hash)).collect())
+            }
+            (None, MetaRequest::Referenced { from, last, .. }) => {
+                let referenced = self.referenced.lock().unwrap();
+                let page = referenced.iter().filter(|hash| (from..=last).contains(*hash)).copied().collect();
+                MetaReply::Referenced { blocks: page, next: None }
             }
             other => panic!("{other:?}"),
         };
@@ -106,5 +112,35 @@ async fn it_finds_the_leader_learns_layouts_and_drops_what_nothing_refers_to() {
     until("the block is dropped", async || node.metrics().dropped.get() == 1).await;
     let get = BlockRequest::Get { hash: BlockHash::of(&blocks[1]), epoch: LayoutEpoch(2), offset: 0, len: u32::MAX };
     assert_eq!(peer.request::<_, BlockReply>(&get, &[], LIMIT).await.unwrap().1, blocks[1]);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_something_refers_to_and_nobody_has_is_reported_as_missing_until_it_comes() {
+    let ca = ClusterCa::create("t").unwrap();
+    let (leader, endpoint, _leading) = serve(&ca, Metad { epoch: Mutex::new(1), ..Metad::default() });
+    let (here, gone, forgotten) = (random_block(10), random_block(20), random_block(30));
+    *leader.referenced.lock().unwrap() = [&here, &gone, &forgotten].map(|block| BlockHash::of(block)).to_vec();
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), dir.path(), vec![endpoint.local_addr()]);
+    config.heartbeat_every = Duration::from_millis(50);
+    let node = Node::start(config, identity(&ca, Role::Blockd, "b1")).await.unwrap();
+    let told = || leader.heard.lock().unwrap().last().map(|beat| beat.repair.missing_blocks);
+    until("all three are missing", async || told() == Some(3)).await;
+
+    let client = caller(&ca, Role::Client);
+    let peer = client.peer(node.local_addr(), Role::Blockd);
+    let put = async |block: &bytes::Bytes| {
+        let put = BlockRequest::Put { hash: BlockHash::of(block), epoch: LayoutEpoch(1), chain: Vec::new(), needed: 1 };
+        let (reply, _) = peer.request(&put, std::slice::from_ref(block), LIMIT).await.unwrap();
+        assert!(matches!(reply, BlockReply::Stored { .. }));
+    };
+    put(&here).await;
+    until("one is here", async || told() == Some(2)).await;
+    // What nothing refers to any more is not missing.
+    leader.unreferenced.lock().unwrap().push(BlockHash::of(&forgotten));
+    until("one is forgotten", async || told() == Some(1)).await;
+    put(&gone).await;
+    until("the last one is here", async || told() == Some(0)).await;
     node.stop().await;
 }

@@ -69,6 +69,20 @@ pub fn next_unreferenced(kv: &dyn Kv, after: &mut Option<keys::Key>, ms: u64, li
     found.iter().map(|(key, _)| keys::unreferenced_hash(key)).collect()
 }
 
+/// Blocks with names from `from` to `last` that extents refer to, in order, and where the next page begins. So many blocks are
+/// looked at, whether something refers to them or not.
+pub fn referenced(kv: &dyn Kv, from: BlockHash, last: BlockHash, limit: usize) -> (Vec<BlockHash>, Option<BlockHash>) {
+    let range = keys::block(&from)..[keys::block(&last).as_slice(), &[0]].concat();
+    if range.is_empty() {
+        return (Vec::new(), None);
+    }
+    let found = kv.pairs(range, limit);
+    let looked_at_last = found.last().filter(|_| found.len() == limit).and_then(|(key, _)| keys::block_hash(key));
+    let is_counted = |value: &[u8]| wire::codec::decode::<BlockRef>(value).is_ok_and(|block| block.count > 0);
+    let counted = found.iter().filter(|(_, value)| is_counted(value)).filter_map(|(key, _)| keys::block_hash(key));
+    (counted.collect(), looked_at_last.and_then(|hash| hash.next()).filter(|next| *next <= last))
+}
+
 /// Whether an extent refers to a block.
 pub fn is_referenced(kv: &dyn Kv, hash: &BlockHash) -> bool {
     kv.load::<BlockRef>(&keys::block(hash)).is_some_and(|block| block.count > 0)
@@ -93,6 +107,28 @@ mod tests {
             let changes = view.into_changes();
             kv.absorb(changes);
             assert_eq!(kv.get(&keys::block(&hash)).is_some(), stays);
+        }
+    }
+
+    #[test]
+    fn pages_of_referenced_blocks_have_each_once_and_end_at_the_last_name() {
+        let name = |number: u8| BlockHash([number; 32]);
+        let block = |number: u8| BlockRef { count: u64::from(number % 3), len: 1, zero_since_ms: 0 };
+        let pair = |number| (keys::block(&name(number)), wire::codec::encode(&block(number)));
+        let kv = MemoryKv([0, 1, 2, 3, 4, 7, 254, 255].into_iter().map(pair).collect());
+        let all = |first: u8, last: u8, limit| {
+            let (mut seen, mut from) = (Vec::new(), Some(name(first)));
+            while let Some(start) = from {
+                let (blocks, next) = referenced(&kv, start, name(last), limit);
+                seen.extend(blocks.iter().map(|hash| hash.0[0]));
+                from = next;
+            }
+            seen
+        };
+        for limit in 1..10 {
+            assert_eq!(all(0, 255, limit), [1, 2, 4, 7, 254], "{limit} at a time: what has no reference is left out");
+            assert_eq!(all(2, 7, limit), [2, 4, 7]);
+            assert_eq!(all(7, 2, limit), [0; 0]);
         }
     }
 

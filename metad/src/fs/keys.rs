@@ -184,6 +184,12 @@ pub fn block(hash: &BlockHash) -> Key {
     key(b'B', &[], &hash.0)
 }
 
+/// The block of a key, if it has the length of one.
+#[must_use]
+pub fn block_hash(key: &[u8]) -> Option<BlockHash> {
+    Some(BlockHash(key.get(1..)?.try_into().ok()?))
+}
+
 /// All blocks.
 #[must_use]
 pub fn blocks() -> Range<Key> {

@@ -3,11 +3,14 @@
 use super::{Server, validate};
 use crate::cluster::{placement, watch};
 use crate::error::ProposeError;
-use crate::fs::{retention, settings};
+use crate::fs::{blockref, retention, settings};
 use wire::ids::{BlockHash, LayoutEpoch};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::meta::{BlockdHeartbeat, MetaReply};
 use wire::tls::PeerIdentity;
+
+/// Blocks looked at for one page of those that something refers to.
+const REFERENCED_PAGE: usize = 4096;
 
 impl Server {
     pub(super) async fn blockd_heartbeat(
@@ -69,6 +72,21 @@ impl Server {
         let unreferenced = tokio::task::spawn_blocking(move || retention::unreferenced(&*state, now, blocks));
         let unreferenced = unreferenced.await.map_err(|error| ProposeError::Refused(error.to_string()))?;
         Ok(MetaReply::Unreferenced(unreferenced))
+    }
+
+    pub(super) async fn referenced(
+        &self,
+        peer: &PeerIdentity,
+        epoch: LayoutEpoch,
+        from: BlockHash,
+        last: BlockHash,
+    ) -> Result<MetaReply, ProposeError> {
+        self.shared.consensus.read_barrier().await?;
+        self.refuse_if_behind(&peer.subject.name, epoch)?;
+        let state = self.shared.consensus.state().clone();
+        let page = tokio::task::spawn_blocking(move || blockref::referenced(&*state, from, last, REFERENCED_PAGE));
+        let (blocks, next) = page.await.map_err(|error| ProposeError::Refused(error.to_string()))?;
+        Ok(MetaReply::Referenced { blocks, next })
     }
 }
 

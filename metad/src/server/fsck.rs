@@ -82,7 +82,7 @@ impl Server {
             let pairs = state.pairs(range, PAGE);
             let last = pairs.len() < PAGE;
             let blocks = pairs.iter().filter_map(|(key, value)| {
-                let hash = BlockHash(key.get(1..)?.try_into().ok()?);
+                let hash = keys::block_hash(key)?;
                 let block: BlockRef = wire::codec::decode(value).ok()?;
                 let referenced = block.count > 0;
                 let overdue = !referenced && block.zero_since_ms < overdue;

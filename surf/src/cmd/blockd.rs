@@ -114,7 +114,8 @@ pub fn to_json((member, state): (&LayoutMember, &BlockdState)) -> serde_json::Va
         "free_bytes": state.free_bytes, "capacity_bytes": state.capacity_bytes,
         "lacking_blocks": state.repair.lacking_blocks, "lacking_bytes": state.repair.lacking_bytes,
         "misplaced_blocks": state.repair.misplaced_blocks, "misplaced_bytes": state.repair.misplaced_bytes,
-        "damaged_blocks": state.repair.damaged_blocks, "bytes_per_s": state.repair.bytes_per_s,
+        "damaged_blocks": state.repair.damaged_blocks, "missing_blocks": state.repair.missing_blocks,
+        "bytes_per_s": state.repair.bytes_per_s, "scrubbed": state.repair.scrubbed.map(output::time),
     })
 }
 
@@ -139,9 +140,13 @@ fn list(status: &ClusterStatus, as_json: bool) -> Result<()> {
                 output::bytes(state.repair.lacking_bytes),
                 output::bytes(state.repair.misplaced_bytes),
                 format!("{}/s", output::bytes(state.repair.bytes_per_s)),
+                state.repair.scrubbed.map_or_else(|| "never".to_owned(), output::time),
             ]
         })
         .collect();
-    output::table(&["BLOCKD", "STATE", "HEARD", "FREE", "CAPACITY", "TO COPY", "TO GIVE BACK", "RATE"], &rows);
+    output::table(
+        &["BLOCKD", "STATE", "HEARD", "FREE", "CAPACITY", "TO COPY", "TO GIVE BACK", "RATE", "SCRUBBED"],
+        &rows,
+    );
     Ok(())
 }

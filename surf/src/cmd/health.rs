@@ -29,6 +29,8 @@ pub struct Work {
     pub surplus_blocks: u64,
     /// Copies found damaged and not replaced yet.
     pub damaged_blocks: u64,
+    /// Blocks that something refers to, and of which no daemon that can be reached has a copy.
+    pub missing_blocks: u64,
     /// Bytes per second that are copied now.
     pub bytes_per_s: u64,
     /// Until the slowest daemon has what it lacks, at its present rate; `None` while nothing is copied.
@@ -48,6 +50,7 @@ impl Work {
             work.misplaced_blocks += repair.misplaced_blocks;
             work.misplaced_bytes += repair.misplaced_bytes;
             work.damaged_blocks += repair.damaged_blocks;
+            work.missing_blocks += repair.missing_blocks;
             work.bytes_per_s += repair.bytes_per_s;
             if repair.lacking_bytes > 0 {
                 let own = repair.lacking_bytes.checked_div(repair.bytes_per_s);
@@ -62,7 +65,7 @@ impl Work {
     /// Whether anything is left to do.
     #[must_use]
     pub fn is_none(&self) -> bool {
-        self.lacking_blocks == 0 && self.misplaced_blocks == 0 && self.damaged_blocks == 0
+        self.lacking_blocks == 0 && self.misplaced_blocks == 0 && self.damaged_blocks == 0 && self.missing_blocks == 0
     }
 }
 
@@ -129,6 +132,14 @@ impl Health {
 
     fn blocks(&mut self, status: &ClusterStatus) {
         let work = Work::of(status);
+        if work.missing_blocks > 0 {
+            self.problems.push(format!(
+                "{} blocks cannot be read, because no daemon that answers has them: start those that are away, or see \
+                 `surf fsck` for the files",
+                work.missing_blocks
+            ));
+            self.is_critical = true;
+        }
         if work.lacking_blocks > 0 {
             self.problems.push(format!("{} copies of blocks are missing and are being made", work.lacking_blocks));
         } else if !status.layout.is_final() {
@@ -222,5 +233,16 @@ mod tests {
         moving.layout.older.push(OlderLayout { placement: LayoutEpoch(1), replicas: 2, owners: Vec::new() });
         assert!(Health::of(&moving).is_critical, "not all of it yet");
         assert!(Health::of(&status(&[Down, Down, Down])).is_critical);
+    }
+
+    #[test]
+    fn blocks_that_nobody_has_are_critical_but_not_by_the_word_of_daemons_that_are_away() {
+        use BlockdHealth::{Out, Up};
+        let mut missing = status(&[Up, Up, Out]);
+        missing.blockds[2].repair.missing_blocks = 4;
+        assert!(!Health::of(&missing).is_critical, "what one that is out last said is old");
+        missing.blockds[0].repair.missing_blocks = 3;
+        let health = Health::of(&missing);
+        assert!(health.is_critical && health.problems.iter().any(|line| line.starts_with("3 blocks cannot be read")));
     }
 }

@@ -71,6 +71,7 @@ fn as_json(status: &ClusterStatus, health: &Health, work: &Work) -> serde_json::
         "misplaced_bytes": work.misplaced_bytes,
         "surplus_blocks": work.surplus_blocks,
         "damaged_blocks": work.damaged_blocks,
+        "missing_blocks": work.missing_blocks,
         "repair_bytes_per_s": work.bytes_per_s,
         "repair_left_s": work.left_s,
         "blockds": states(status).map(to_json).collect::<Vec<_>>(),

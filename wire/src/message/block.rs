@@ -1,5 +1,6 @@
 //! What blockd is asked, by clients, by metad, and by its neighbours on the ring.
 
+use crate::attr::Timestamp;
 use crate::codec::bounded;
 use crate::ids::{BlockHash, BlockdId, LayoutEpoch, Point};
 use crate::layout::Layout;
@@ -327,6 +328,11 @@ pub struct RepairReport {
     pub bytes_per_s: u64,
     /// Nothing that is referred to, or was stored a moment ago, is here and not where it belongs.
     pub empty: bool,
+    /// Blocks that this daemon owes, that something refers to, and of which no daemon that can be reached has a copy. Of the
+    /// owners of a block that can be reached, the first counts it.
+    pub missing_blocks: u64,
+    /// When its disk was last read whole, every copy compared with its name; `None` if it never was.
+    pub scrubbed: Option<Timestamp>,
 }
 
 #[cfg(test)]

@@ -96,6 +96,16 @@ pub enum MetaRequest {
     Raft(RaftKind),
     /// Who leads? Answers `NotLeader` from any node, the leader included.
     WhoLeads,
+    /// Which blocks with names from `from` to `last` does anything refer to? A page of them. Role blockd. Answers
+    /// `Referenced`.
+    Referenced {
+        /// Layout that the daemon knows.
+        epoch: LayoutEpoch,
+        /// The first name.
+        from: BlockHash,
+        /// The last name.
+        last: BlockHash,
+    },
     /// A backup of the metadata as it is now. Role admin. Answered by the leader with a stream of
     /// [`BackupPiece`](super::admin::BackupPiece)s.
     Backup,
@@ -118,6 +128,7 @@ pub enum MetaRequestKind {
     Admin,
     Raft,
     WhoLeads,
+    Referenced,
     Backup,
 }
 
@@ -139,6 +150,7 @@ impl MetaRequest {
             Self::Admin(_) => MetaRequestKind::Admin,
             Self::Raft(_) => MetaRequestKind::Raft,
             Self::WhoLeads => MetaRequestKind::WhoLeads,
+            Self::Referenced { .. } => MetaRequestKind::Referenced,
             Self::Backup => MetaRequestKind::Backup,
         }
     }
@@ -269,6 +281,13 @@ pub enum MetaReply {
     /// Those of the reported blocks that nothing refers to. The daemon may drop what nobody renewed within the grace
     /// period (I10).
     Unreferenced(Vec<BlockHash>),
+    /// Blocks that something refers to, in the order of their names.
+    Referenced {
+        /// Their names.
+        blocks: Vec<BlockHash>,
+        /// Where the next page begins; `None` when this was the last one.
+        next: Option<BlockHash>,
+    },
     /// Answer to an operator.
     Admin(AdminReply),
     /// A Raft reply, in the payload.
@@ -313,6 +332,7 @@ mod tests {
             MetaRequest::Admin(AdminRequest::Status),
             MetaRequest::Raft(RaftKind::Vote),
             MetaRequest::WhoLeads,
+            MetaRequest::Referenced { epoch: LayoutEpoch(1), from: BlockHash([0; 32]), last: BlockHash([1; 32]) },
         ] {
             assert_eq!(codec::decode_start::<MetaRequestKind>(&codec::encode(&request)).unwrap(), request.kind());
         }

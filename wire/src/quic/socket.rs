@@ -20,7 +20,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-pub(super) const ALPN: &[&[u8]] = &[b"surf/6"];
+pub(super) const ALPN: &[&[u8]] = &[b"surf/7"];
 /// The same for people.
 pub(super) const VERSIONS: &str = "6";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.

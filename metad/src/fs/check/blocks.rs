@@ -51,7 +51,7 @@ fn collect(check: &mut Check, first: BlockHash) -> Window {
             check.ended = true;
             return false;
         }
-        let Ok(name) = <[u8; 32]>::try_from(&key[1..]) else {
+        let Some(name) = keys::block_hash(key) else {
             check.undecodable(key);
             return true;
         };

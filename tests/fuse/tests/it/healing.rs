@@ -244,6 +244,27 @@ fn readers_hardly_wait_for_dead_block_daemons() {
     assert!(took < Duration::from_secs(20), "reading took {took:?}");
 }
 
+#[test]
+fn blocks_that_no_daemon_has_show_until_one_brings_them_back() {
+    let surf = cluster(4, 0);
+    let files = write_synced(&surf, "file", 40, 20_000);
+    until_whole(&surf);
+    assert_eq!(surf.status()["missing_blocks"], 0);
+    let others = ["blockd-2", "blockd-3", "blockd-4"];
+    others.iter().for_each(|name| surf.kill_9(name));
+    let status = until("what lay on those three alone shows as missing", HEALED, || {
+        let status = surf.status();
+        (status["missing_blocks"].as_u64() > Some(0)).then_some(status)
+    });
+    assert!(status["missing_blocks"].as_u64() < Some(40) && status["critical"] == true, "{status}");
+    let (text, code) = surf.operate(&["status"]);
+    assert!(code == 3 && text.contains("blocks cannot be read"), "{text}");
+    others.iter().for_each(|name| surf.dev(&["start", name]));
+    until("nothing is missing", HEALED, || (surf.status()["missing_blocks"] == 0).then_some(()));
+    until_whole(&surf);
+    check_all(&surf, &files);
+}
+
 /// Two of four daemons have no room, and two copies must be synced.
 #[test]
 fn the_next_block_daemons_stand_in_for_full_ones() {
