@@ -36,7 +36,13 @@ long:
     just faults 600
     just handovers 100000
     just fsx 100000
+    just sizes
     just programs
+
+# What .ci/run does with fewer: a million files in a metad, a hundred thousand on mounts, a file of many GiB.
+sizes:
+    METAD_FILES=1000000 cargo test --release -p metad --test million --locked -- --nocapture
+    SURF_TEST_MINUTES=1440 MANY_FILES=100000 LARGE_GIB=20 cargo test --release -p fuse --test it --locked -- --nocapture files_in_one_directory several_times_the_memory
 
 # End-to-end tests on real mounts alone.
 test-fuse *filter:

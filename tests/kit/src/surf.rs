@@ -49,28 +49,55 @@ pub struct Surf {
     _turn: Turn,
 }
 
-/// One Surf at a time on a machine: tests that measure, or have deadlines, would starve each other on few cores.
+/// Tests take turns on a machine, because those that measure, or have deadlines, would starve each other on few cores.
 struct Turn {
     _dir: File,
 }
 
 impl Turn {
-    fn take() -> Self {
+    /// Waits until no other Surf runs, or, if this one is patient, until only patient ones do.
+    fn take(pace: Pace) -> Self {
         // The directory itself: a file of its own would be left behind.
         let dir = File::open(std::env::temp_dir()).expect("the directory of temporary files is there");
-        dir.lock().expect("a directory can be locked");
+        let locked = match pace {
+            Pace::Alone => dir.lock(),
+            Pace::Patient => dir.lock_shared(),
+        };
+        locked.expect("a directory can be locked");
         Self { _dir: dir }
     }
 }
 
+/// What a test wants of the machine.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// To itself: something in it happens by the clock.
+    Alone,
+    /// A part is enough.
+    Patient,
+}
+
 impl Surf {
-    /// Starts one and waits until it is mounted.
+    /// Starts one and waits until it is mounted. Other tests that start theirs so may run at the same time.
     ///
     /// # Panics
     /// When it does not come up.
     #[must_use]
     pub fn start(setup: Setup) -> Self {
-        let mut surf = Self::prepare(setup);
+        Self::start_at(Pace::Patient, setup)
+    }
+
+    /// Starts one, waits until it is mounted, and has the machine to itself.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn start_alone(setup: Setup) -> Self {
+        Self::start_at(Pace::Alone, setup)
+    }
+
+    fn start_at(pace: Pace, setup: Setup) -> Self {
+        let mut surf = Self::prepare(pace, setup);
         if setup == Setup::Cluster {
             surf.up(3, 3);
         }
@@ -78,27 +105,27 @@ impl Surf {
         surf
     }
 
-    /// Starts a cluster by `start`, and mounts it.
+    /// Starts a cluster by `start`, mounts it, and has the machine to itself.
     ///
     /// # Panics
     /// When it does not come up.
     #[must_use]
     pub fn start_by(start: impl FnOnce(&Self)) -> Self {
-        let mut surf = Self::prepare(Setup::Cluster);
+        let mut surf = Self::prepare(Pace::Alone, Setup::Cluster);
         start(&surf);
         surf.mount(&[]);
         surf
     }
 
     /// Starts a cluster whose traffic goes through a [`Proxy`], which decides by this seed, and mounts it with these
-    /// arguments. The proxy knows the daemons by their names and mounts by those of their mount points: `mnt`, and what
+    /// arguments. It has the machine to itself. The proxy knows the daemons by their names and mounts by those of their mount points: `mnt`, and what
     /// [`Another::name`] says.
     ///
     /// # Panics
     /// When it does not come up.
     #[must_use]
     pub fn start_behind_proxy(seed: u64, args: &[&str]) -> Self {
-        let mut surf = Self::prepare(Setup::Cluster);
+        let mut surf = Self::prepare(Pace::Alone, Setup::Cluster);
         surf.dev(&["up", "--metad", "3", "--blockd", "3", "--no-start"]);
         let daemons: Vec<_> = surf
             .daemons()
@@ -142,8 +169,8 @@ impl Surf {
         self.proxy.as_ref().expect("it was started behind a proxy")
     }
 
-    fn prepare(setup: Setup) -> Self {
-        let turn = Turn::take();
+    fn prepare(pace: Pace, setup: Setup) -> Self {
+        let turn = Turn::take(pace);
         let dir = tempfile::Builder::new().prefix("surf-test-").tempdir().expect("a temp directory can be made");
         // pjdfstest and others work as unprivileged users below the mount point.
         sys_chmod(dir.path(), 0o755);

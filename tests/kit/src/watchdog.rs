@@ -1,23 +1,23 @@
 //! Cleaning up when the test itself can no longer do it.
 
+use crate::scale::scale;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// A shell that waits for the end of a pipe whose other end only the test process holds. When that process is gone for
-/// whatever reason, `kill -9` included, the shell runs its script. So it does after [`LIFE_LIMIT`]: a test that hangs on
+/// whatever reason, `kill -9` included, the shell runs its script. So it does after [`LIFE_MINUTES`]: a test that hangs on
 /// its mount fails then, instead of holding everything behind it.
 pub struct Watchdog {
     shell: Child,
 }
 
 /// Longer than any test takes on a slow machine, unless `SURF_TEST_MINUTES` says that it may take more.
-const LIFE_LIMIT: Duration = Duration::from_secs(20 * 60);
+const LIFE_MINUTES: u64 = 20;
 
 fn life_limit() -> Duration {
-    let minutes = std::env::var("SURF_TEST_MINUTES").ok().and_then(|text| text.parse().ok());
-    minutes.map_or(LIFE_LIMIT, |minutes: u64| Duration::from_secs(minutes * 60))
+    Duration::from_secs(scale("SURF_TEST_MINUTES", LIFE_MINUTES) * 60)
 }
 
 impl Watchdog {

@@ -1,7 +1,7 @@
 //! Crashes: of a daemon in the middle of work, of everything at once, of a disk's bits.
 
 use fuse::{LIMIT, random};
-use kit::{Setup, Surf, fault, sh};
+use kit::{Setup, Surf, fault, scale, sh};
 use std::fs::{self, File};
 use std::io::Write;
 use std::thread;
@@ -111,12 +111,11 @@ fn failover(surf: &Surf, beside: impl FnOnce()) -> Duration {
 /// The bound is for busy machines: without looking for another leader, a write waits for 5 s until the connection ends.
 #[test]
 fn a_writer_waits_for_less_than_a_dead_connection_when_the_leader_is_killed() {
-    let surf = Surf::start(Setup::Cluster);
+    let surf = Surf::start_alone(Setup::Cluster);
     // It has leases: the next leader waits for it.
     let other = surf.mount_again(&[]);
-    let given = std::env::var("FAILOVERS").map(|count| count.parse().expect("FAILOVERS is a number"));
     let mut took: Vec<Duration> = Vec::new();
-    for _ in 0..given.unwrap_or(FAILOVERS) {
+    for _ in 0..scale("FAILOVERS", FAILOVERS) {
         fs::metadata(other.path()).unwrap();
         took.push(failover(&surf, || {}));
     }

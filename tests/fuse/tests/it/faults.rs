@@ -13,7 +13,7 @@ use kit::chance::seed;
 use kit::mounts::is_mounted;
 use kit::surf::Another;
 use kit::workload::{Workload, check_all, outcome_text};
-use kit::{Chance, Link, Proxy, Surf, run, until};
+use kit::{Chance, Link, Proxy, Surf, run, scale, until};
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -33,8 +33,7 @@ const RECOVERY: Duration = Duration::from_secs(60);
 const LONG_CUT: Duration = Duration::from_secs(7);
 
 fn fault_time() -> Duration {
-    let given = std::env::var("FAULT_SECONDS").ok().and_then(|text| text.parse().ok());
-    Duration::from_secs(given.unwrap_or(FAULT_SECONDS))
+    Duration::from_secs(scale("FAULT_SECONDS", FAULT_SECONDS))
 }
 
 /// Says the seed when the test fails.

@@ -1,7 +1,7 @@
 //! A file larger than what the mount may hold in memory.
 
 use kit::command::need;
-use kit::{Setup, Surf, fault, sh};
+use kit::{Setup, Surf, fault, scale, sh};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(600);
@@ -20,9 +20,9 @@ fn there_and_back(surf: &Surf, gib: u32) {
 }
 
 #[test]
-fn five_gib_are_written_and_read_back_within_half_a_gib_of_memory() {
+fn several_times_the_memory_is_written_and_read_back_within_half_a_gib() {
     let surf = Surf::start(Setup::Cluster);
-    there_and_back(&surf, 5);
+    there_and_back(&surf, scale("LARGE_GIB", 2));
     let peak = fault::peak_memory(surf.mount_pid());
     println!("peak memory of surfmount: {} MiB", peak >> 20);
     assert!(peak < MEMORY, "{} MiB", peak >> 20);

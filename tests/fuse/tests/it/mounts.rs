@@ -3,7 +3,7 @@
 use fuse::{LIMIT, names};
 use kit::bins::bin;
 use kit::chance::seed;
-use kit::{Link, Setup, Surf, run, sh, until};
+use kit::{Link, Setup, Surf, run, scale, sh, until};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
@@ -25,8 +25,7 @@ fn what_one_mount_closed_another_reads_in_each_of_thousands_of_handovers() {
     let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     let sides = [surf.path(), other.path()];
-    let given = std::env::var("HANDOVERS").map(|count| count.parse().expect("HANDOVERS is a number"));
-    for number in 0..given.unwrap_or(HANDOVERS) {
+    for number in 0..scale("HANDOVERS", HANDOVERS) {
         let (name, content) = (format!("file-{}", number % FILES), format!("content {number}"));
         let writer = &sides[(number % 2) as usize];
         let reader = &sides[(number % 2 + 1) as usize % 2];

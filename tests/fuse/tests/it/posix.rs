@@ -1,7 +1,7 @@
 //! What POSIX asks of a filesystem: pjdfstest and fsx on a real mount.
 
 use kit::bins::workspace;
-use kit::{Setup, Surf, run, sh};
+use kit::{Setup, Surf, run, scale, sh};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -76,8 +76,8 @@ const LARGE: &str = "flen = 150000000\n[opsize]\nmax = 7000000\n[weights]\nclose
 
 /// Operations of a run: as many as `FSX_OPERATIONS` says where there would be [`OPERATIONS`], and others in proportion.
 fn operations(count: u32) -> u32 {
-    let asked = std::env::var("FSX_OPERATIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(OPERATIONS);
-    u32::try_from(u64::from(count) * u64::from(asked) / u64::from(OPERATIONS)).unwrap_or(u32::MAX)
+    let asked = u64::from(scale("FSX_OPERATIONS", OPERATIONS));
+    u32::try_from(u64::from(count) * asked / u64::from(OPERATIONS)).unwrap_or(u32::MAX)
 }
 
 fn fsx(setup: Setup) {
@@ -91,10 +91,10 @@ fn fsx(setup: Setup) {
 }
 
 /// Operations of most runs.
-const OPERATIONS: u32 = 3000;
+const OPERATIONS: u32 = 1000;
 /// Name, settings, and operations of each run.
 const RUNS: [(&str, &str, u32); 4] =
-    [("plain", "", 5000), ("all", ALL, OPERATIONS), ("unmapped", UNMAPPED, OPERATIONS), ("large", LARGE, 120)];
+    [("plain", "", 2000), ("all", ALL, OPERATIONS), ("unmapped", UNMAPPED, OPERATIONS), ("large", LARGE, 60)];
 
 fn fsx_on(surf: &Surf, program: &Path, runs: &[(&str, &str, u32)]) {
     for (name, settings, count) in runs {

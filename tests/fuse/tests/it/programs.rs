@@ -3,7 +3,7 @@
 use fuse::{LIMIT, need_programs, source_tree};
 use kit::bins::workspace;
 use kit::command::need;
-use kit::{Setup, Surf, sh};
+use kit::{Setup, Surf, scale, sh};
 use std::path::Path;
 
 /// Makes one test per set-up.
@@ -103,11 +103,11 @@ on_both! {
         sh(&surf.path(), LIMIT, &script);
     };
 
-    a_hundred_thousand_files_in_one_directory_are_made_listed_and_removed => |surf: &mut Surf| {
+    many_files_in_one_directory_are_made_listed_and_removed => |surf: &mut Surf| {
         let dir = surf.path().join("many");
         std::fs::create_dir(&dir).unwrap();
         // The cluster pays a round of three synced logs per file: there a tenth shows the same.
-        let count = if surf.data_dir().exists() { 100_000 } else { 10_000 };
+        let count = scale("MANY_FILES", 30_000) / if surf.data_dir().exists() { 1 } else { 10 };
         let workers: Vec<_> = (0..8).map(|worker| {
             let dir = dir.clone();
             std::thread::spawn(move || {

@@ -21,7 +21,7 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(3);
 /// an answer about attributes that a notice to it overtakes; then it takes until it asks again.
 #[test]
 fn who_has_a_file_open_finds_what_another_mount_did_to_it_at_once() {
-    let surf = Surf::start(Setup::Cluster);
+    let surf = Surf::start_alone(Setup::Cluster);
     let other = surf.mount_again(&[]);
     let sides = [surf.path().join("file"), other.path().join("file")];
     let long = vec![b'1'; 100_000];
@@ -65,7 +65,7 @@ fn who_has_a_file_open_finds_what_another_mount_did_to_it_at_once() {
 /// The kernel drops no page while that is being read.
 #[test]
 fn a_read_that_waits_for_block_daemons_holds_up_no_change_from_elsewhere_for_long() {
-    let surf = Surf::start(Setup::Cluster);
+    let surf = Surf::start_alone(Setup::Cluster);
     let other = surf.mount_again(&["--cache-size", "0"]);
     let content = vec![b'1'; 8 << 20];
     fs::write(surf.path().join("file"), &content).unwrap();
@@ -94,7 +94,7 @@ fn a_read_that_waits_for_block_daemons_holds_up_no_change_from_elsewhere_for_lon
 /// Before the kernel drops a page that was changed through a mapping it writes that back.
 #[test]
 fn pages_that_are_changed_through_a_mapping_all_the_time_hold_up_no_change_from_elsewhere() {
-    let surf = Surf::start(Setup::Cluster);
+    let surf = Surf::start_alone(Setup::Cluster);
     let other = surf.mount_again(&[]);
     fs::write(surf.path().join("file"), vec![b'1'; 1 << 20]).unwrap();
     let script = "import mmap, os, time\nf = os.open('file', os.O_RDWR)\nm = mmap.mmap(f, 1 << 20)\n\
