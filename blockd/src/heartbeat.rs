@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use wire::Error;
 use wire::ids::{BlockHash, BlockdId};
+use wire::leader::{LOOK_LIMIT, another_leads};
 use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest};
 use wire::quic::Endpoint;
 use wire::retry::Backoff;
@@ -56,7 +57,14 @@ impl Metads {
         for _ in 0..self.configured.len() + REDIRECTS_MAX {
             let Some(addr) = self.leader.or_else(|| self.configured.get(self.next).copied()) else { break };
             let peer = self.endpoint.peer(addr, Role::Metad);
-            match peer.request::<_, MetaReply>(request, &[], ASK_TIMEOUT).await {
+            let answer = tokio::select! {
+                answer = peer.request::<_, MetaReply>(request, &[], ASK_TIMEOUT) => answer,
+                leader = self.another_leads(addr) => {
+                    self.leader = Some(leader);
+                    continue;
+                }
+            };
+            match answer {
                 Ok((MetaReply::NotLeader { leader, nodes }, _)) => {
                     self.learn(nodes.into_iter().map(|(_, addr)| addr));
                     self.leader = leader.map(|(_, addr)| addr).filter(|leader| *leader != addr);
@@ -77,6 +85,15 @@ impl Metads {
             }
         }
         Err(last)
+    }
+
+    /// The metad that leads instead of `asked`, which is silent.
+    async fn another_leads(&self, asked: SocketAddr) -> SocketAddr {
+        let look = async |node, request: MetaRequest| {
+            let peer = self.endpoint.peer(node, Role::Metad);
+            peer.request::<_, MetaReply>(&request, &[], LOOK_LIMIT).await.map(|(reply, _)| reply)
+        };
+        another_leads(asked, || self.configured.clone(), look).await
     }
 
     fn turn(&mut self) {

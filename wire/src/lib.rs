@@ -15,6 +15,7 @@ pub mod extent;
 pub mod frame;
 pub mod ids;
 pub mod layout;
+pub mod leader;
 pub mod limits;
 pub mod message;
 pub mod op;

@@ -3,8 +3,9 @@
 use crate::daemon_cluster::{LIMIT, caller, identity, random_block, until};
 use blockd::{Config, Node};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use wire::Error;
 use wire::ids::{BlockHash, LayoutEpoch, MetadId, Point};
@@ -22,6 +23,9 @@ struct Metad {
     heard: Mutex<Vec<BlockdHeartbeat>>,
     unreferenced: Mutex<Vec<BlockHash>>,
     referenced: Mutex<Vec<BlockHash>>,
+    /// Answers nothing any more, as a machine without power.
+    silent: AtomicBool,
+    own: OnceLock<SocketAddr>,
 }
 
 impl Metad {
@@ -54,12 +58,19 @@ impl Service for Metad {
     }
 
     async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, incoming: Incoming) {
+        if self.silent.load(Ordering::Relaxed) {
+            return std::future::pending().await;
+        }
         let reply = match (self.leader, incoming.decode::<MetaRequest>().unwrap()) {
             (Some(leader), _) => MetaReply::NotLeader { leader: Some((MetadId(2), leader)), nodes: Vec::new() },
             (None, MetaRequest::BlockdHeartbeat(beat)) => self.heartbeat(beat),
             (None, MetaRequest::BlockReport { blocks, .. }) => {
                 let unreferenced = self.unreferenced.lock().unwrap();
                 MetaReply::Unreferenced(blocks.into_iter().filter(|hash| unreferenced.contains(hash)).collect())
+            }
+            (None, MetaRequest::WhoLeads) => {
+                let leader = self.own.get().map(|own| (MetadId(1), *own));
+                MetaReply::NotLeader { leader, nodes: Vec::new() }
             }
             (None, MetaRequest::Referenced { from, last, .. }) => {
                 let referenced = self.referenced.lock().unwrap();
@@ -74,6 +85,7 @@ impl Service for Metad {
 
 fn serve(ca: &ClusterCa, metad: Metad) -> (Arc<Metad>, Endpoint, ServerHandle) {
     let endpoint = caller(ca, Role::Metad);
+    metad.own.set(endpoint.local_addr()).unwrap();
     let metad = Arc::new(metad);
     let handle = endpoint.serve(metad.clone(), &Handle::current());
     (metad, endpoint, handle)
@@ -142,5 +154,24 @@ async fn what_something_refers_to_and_nobody_has_is_reported_as_missing_until_it
     until("one is forgotten", async || told() == Some(1)).await;
     put(&gone).await;
     until("the last one is here", async || told() == Some(0)).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_falls_silent_is_not_waited_for_when_another_one_leads() {
+    let ca = ClusterCa::create("t").unwrap();
+    let (first, first_endpoint, _first_serving) = serve(&ca, Metad { epoch: Mutex::new(1), ..Metad::default() });
+    let (second, second_endpoint, _second_serving) = serve(&ca, Metad { epoch: Mutex::new(1), ..Metad::default() });
+    let dir = tempfile::tempdir().unwrap();
+    let metads = vec![first_endpoint.local_addr(), second_endpoint.local_addr()];
+    let mut config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), dir.path(), metads);
+    config.heartbeat_every = Duration::from_millis(50);
+    let node = Node::start(config, identity(&ca, Role::Blockd, "b1")).await.unwrap();
+    until("the first one hears of it", async || !first.heard.lock().unwrap().is_empty()).await;
+    first.silent.store(true, Ordering::Relaxed);
+    let begun = Instant::now();
+    until("the second one does", async || !second.heard.lock().unwrap().is_empty()).await;
+    // An attempt that is waited for to its end takes three seconds.
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     node.stop().await;
 }

@@ -2,14 +2,13 @@
 
 use crate::network::{EventStream, Metad};
 use crate::ordered::{Ordered, Rank};
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use wire::ids::MetadId;
+use wire::leader::{LOOK_LIMIT, another_leads};
 use wire::message::meta::{MetaReply, MetaRequest};
 use wire::retry::Backoff;
 use wire::{Error, FsError};
@@ -20,15 +19,6 @@ const ATTEMPT: Duration = Duration::from_secs(10);
 const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 /// Hints that are followed without a pause. During an election metads may name each other.
 const HINTS_IN_A_ROW_MAX: u32 = 4;
-/// The others are asked whether they lead once the leader has been silent for this long: four of its heartbeats.
-const SILENCE: Duration = Duration::from_millis(400);
-/// Pause after the first round of asking the others. Pauses grow: the leader may be silent only because it waits for other
-/// clients.
-const LOOK_PAUSE_MIN: Duration = Duration::from_millis(100);
-/// The longest of these pauses.
-const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// A metad that leads says so within this time.
-const LOOK_LIMIT: Duration = Duration::from_millis(300);
 /// Between warnings while nobody answers.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
@@ -143,7 +133,7 @@ impl Rpc {
             // In a fixed order, so that what happens can be repeated.
             biased;
             answer = self.metads.ask(asked, request, limit) => answer,
-            missed = self.another_leads(asked) => return Ok(Err(missed)),
+            leader = self.another_leads(asked) => return Ok(Err(self.learn::<MetadId>(asked, Some(leader), &[]))),
         };
         match answer {
             Ok(MetaReply::NotLeader { leader, nodes }) => {
@@ -163,28 +153,10 @@ impl Rpc {
         }
     }
 
-    /// Asks the others, once `asked` has been silent for [`SILENCE`], until one says that it leads itself, and takes that one for
-    /// the leader. (The connection to a machine that is gone ends seconds later.) What a node says of a third one may be old,
-    /// and is ignored.
-    async fn another_leads(&self, asked: SocketAddr) -> Missed {
-        tokio::time::sleep(SILENCE).await;
-        let mut pauses = Backoff::new(LOOK_PAUSE_MIN, LOOK_PAUSE_MAX);
-        loop {
-            let mut others = self.known.lock().nodes.clone();
-            others.retain(|node| *node != asked);
-            let look = async |node| (node, self.metads.ask(node, &MetaRequest::WhoLeads, LOOK_LIMIT).await);
-            let mut looks: FuturesUnordered<_> = others.into_iter().map(look).collect();
-            while let Some((node, answer)) = looks.next().await {
-                // `NotLeader` answers `WhoLeads` from any node; one that names itself leads. It is not believed which nodes
-                // there are: it may have been removed.
-                if let Ok(MetaReply::NotLeader { leader: Some((_, leader)), .. }) = answer
-                    && leader == node
-                {
-                    return self.learn::<MetadId>(asked, Some(leader), &[]);
-                }
-            }
-            tokio::time::sleep(pauses.delay()).await;
-        }
+    /// The metad that leads instead of `asked`, which is silent.
+    async fn another_leads(&self, asked: SocketAddr) -> SocketAddr {
+        let look = async |node, request| self.metads.ask(node, &request, LOOK_LIMIT).await;
+        another_leads(asked, || self.known.lock().nodes.clone(), look).await
     }
 
     /// Takes in who leads, and which nodes there are, as a node has said.
