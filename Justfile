@@ -56,6 +56,10 @@ fsx operations="100000":
 faults seconds="600" seed="":
     SURF_TEST_MINUTES=1440 FAULT_SECONDS={{seconds}} FAULT_SEED={{seed}} cargo test -p fuse --test it --locked -- --nocapture --test-threads 1 faults::
 
+# A whole cluster in random trouble, schedule after schedule, for so many hours; a seed may follow.
+chaos hours="1" seed="":
+    SURF_TEST_MINUTES=1440 CHAOS_SECONDS=$(({{hours}} * 3600)) FAULT_SEED={{seed}} cargo test -p fuse --test it --locked -- --nocapture chaos::
+
 # Clients and metads in simulated schedules, as many as so many seconds allow, from a seed on; a failing one is made small.
 simulate seconds="3600" first="1000000":
     cargo run --release -p sim -- {{first}} 18446744073709551615 {{seconds}}

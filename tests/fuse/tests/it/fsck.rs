@@ -43,7 +43,7 @@ fn kinds(lines: &[Line]) -> BTreeSet<String> {
     lines.iter().map(|line| word(line, "kind").to_owned()).filter(|kind| !kind.is_empty()).collect()
 }
 
-fn until_clean(surf: &Surf, args: &[&str]) {
+pub(crate) fn until_clean(surf: &Surf, args: &[&str]) {
     let mut last = String::new();
     let began = Instant::now();
     until("a check finds nothing", READY, || {

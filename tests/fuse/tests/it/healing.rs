@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Healing a few dozen MiB takes seconds; silence is noticed after three.
-const HEALED: Duration = Duration::from_secs(120);
+pub(crate) const HEALED: Duration = Duration::from_secs(120);
 /// Silence after which a daemon is taken out.
 const DOWN_AFTER_S: &str = "3";
 /// Longest that a synced write may take while a daemon is paused: the patience of the mount, on a busy machine.
@@ -26,7 +26,7 @@ fn cluster(blockds: u32, idle: u32) -> Surf {
 }
 
 /// The same, once its files are prepared, with a silence of its own after which daemons are taken out.
-fn cluster_with(blockds: u32, idle: u32, down_after_s: &str, prepare: impl FnOnce(&Surf)) -> Surf {
+pub(crate) fn cluster_with(blockds: u32, idle: u32, down_after_s: &str, prepare: impl FnOnce(&Surf)) -> Surf {
     Surf::start_by(|surf| {
         let count = blockds.to_string();
         surf.dev(&["up", "--metad", "3", "--blockd", &count, "--replicas", "3", "--no-start"]);
@@ -43,21 +43,21 @@ fn cluster_with(blockds: u32, idle: u32, down_after_s: &str, prepare: impl FnOnc
 }
 
 /// State of each block daemon by its name.
-fn states(surf: &Surf) -> BTreeMap<String, String> {
+pub(crate) fn states(surf: &Surf) -> BTreeMap<String, String> {
     let status = surf.status();
     let blockds = status["blockds"].as_array().expect("status lists block daemons");
     let word = |blockd: &serde_json::Value, key: &str| blockd[key].as_str().expect("it is text").to_owned();
     blockds.iter().map(|blockd| (word(blockd, "name"), word(blockd, "state"))).collect()
 }
 
-fn until_state(surf: &Surf, name: &str, state: &str) {
+pub(crate) fn until_state(surf: &Surf, name: &str, state: &str) {
     until(&format!("{name} is {state}"), HEALED, || {
         (states(surf).get(name).map(String::as_str) == Some(state)).then_some(())
     });
 }
 
 /// Waits until every block lies where the layout says.
-fn until_whole(surf: &Surf) {
+pub(crate) fn until_whole(surf: &Surf) {
     until("every block lies where it belongs", HEALED, || {
         let status = surf.status();
         let is_whole =
@@ -67,13 +67,13 @@ fn until_whole(surf: &Surf) {
 }
 
 /// Writes files one after the other, syncs each, and reads earlier ones, until it is stopped.
-struct Load {
+pub(crate) struct Load {
     stop: Stop,
     thread: JoinHandle<Vec<(PathBuf, Vec<u8>)>>,
 }
 
 impl Load {
-    fn start(dir: &Path, seed: u64) -> Self {
+    pub(crate) fn start(dir: &Path, seed: u64) -> Self {
         let stop = Stop::default();
         let (stopped, dir) = (stop.flag(), dir.to_owned());
         let thread = thread::spawn(move || {
@@ -95,7 +95,7 @@ impl Load {
         Self { stop, thread }
     }
 
-    fn end(self) -> Vec<(PathBuf, Vec<u8>)> {
+    pub(crate) fn end(self) -> Vec<(PathBuf, Vec<u8>)> {
         drop(self.stop);
         self.thread.join().expect("the load goes on whatever happens to the daemons")
     }
@@ -108,7 +108,7 @@ fn content(chance: &mut Chance, below: u64) -> Vec<u8> {
 }
 
 /// By a mount that has cached nothing.
-fn check_all(surf: &Surf, files: &[(PathBuf, Vec<u8>)]) {
+pub(crate) fn check_all(surf: &Surf, files: &[(PathBuf, Vec<u8>)]) {
     let other = surf.mount_again(&[]);
     for (path, content) in files {
         let name = path.file_name().expect("it has a name");

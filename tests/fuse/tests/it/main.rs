@@ -1,6 +1,7 @@
 //! Ordinary programs on real mounts of real daemons. One binary, because each one links everything.
 
 mod cache;
+mod chaos;
 mod cli;
 mod crash;
 mod delegations;
