@@ -31,7 +31,7 @@ pub(crate) struct Scrubber {
     pub repairs: RepairQueue,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// What metad is told.
+    /// What heartbeats report.
     pub progress: Arc<Progress>,
     /// The file that says how far it is.
     pub record: PathBuf,

@@ -2,7 +2,7 @@
 //!
 //! Comparing daemons with each other shows what one has and another lacks, never what all lack. So each owner asks metad for
 //! the names of what it owes, page by page, and looks for those that are not here on all other daemons. What another one has
-//! is fetched. What nobody has is *missing*: metad is told how many blocks are, and they are looked for again every few
+//! is fetched. What nobody has is *missing*: heartbeats report how many there are, and they are looked for again every few
 //! seconds, because a daemon that was away may bring them back.
 //!
 //! Owner: one task. It goes through everything after each change of the layout, and from time to time.
@@ -55,7 +55,7 @@ pub struct Auditor {
     pub metads: Metads,
     /// Fetches what others have.
     pub repairs: RepairQueue,
-    /// What metad is told.
+    /// What heartbeats report.
     pub progress: Arc<Progress>,
     /// Time between two audits while nothing changes.
     pub every: Duration,

@@ -137,8 +137,8 @@ async fn what_something_refers_to_and_nobody_has_is_reported_as_missing_until_it
     let mut config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), dir.path(), vec![endpoint.local_addr()]);
     config.heartbeat_every = Duration::from_millis(50);
     let node = Node::start(config, identity(&ca, Role::Blockd, "b1")).await.unwrap();
-    let told = || leader.heard.lock().unwrap().last().map(|beat| beat.repair.missing_blocks);
-    until("all three are missing", async || told() == Some(3)).await;
+    let reported = || leader.heard.lock().unwrap().last().map(|beat| beat.repair.missing_blocks);
+    until("all three are missing", async || reported() == Some(3)).await;
 
     let client = caller(&ca, Role::Client);
     let peer = client.peer(node.local_addr(), Role::Blockd);
@@ -148,12 +148,12 @@ async fn what_something_refers_to_and_nobody_has_is_reported_as_missing_until_it
         assert!(matches!(reply, BlockReply::Stored { .. }));
     };
     put(&here).await;
-    until("one is here", async || told() == Some(2)).await;
+    until("one is here", async || reported() == Some(2)).await;
     // What nothing refers to any more is not missing.
     leader.unreferenced.lock().unwrap().push(BlockHash::of(&forgotten));
-    until("one is forgotten", async || told() == Some(1)).await;
+    until("one is forgotten", async || reported() == Some(1)).await;
     put(&gone).await;
-    until("the last one is here", async || told() == Some(0)).await;
+    until("the last one is here", async || reported() == Some(0)).await;
     node.stop().await;
 }
 
