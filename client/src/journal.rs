@@ -16,7 +16,7 @@
 //! - `writer` writes them while the client lives, `picture` what cannot wait in the queue;
 //!
 //! What an earlier client has left is told by `replay`, above this; what a full cluster could not take then is kept beside it
-//! (`local/kept`).
+//! (`local_dir/set_aside`).
 
 pub mod disk;
 pub(crate) mod picture;

@@ -15,7 +15,7 @@ use crate::journal::Journal;
 use crate::journal::record::{Change, Piece, Record};
 use crate::known::Known;
 use crate::known::leased::LeasedSession;
-use crate::local::kept;
+use crate::local_dir::set_aside;
 use crate::queue::Touched;
 use crate::writeback::{Work, WriteBack};
 use bytes::Bytes;
@@ -115,7 +115,7 @@ impl Replayer {
             // Before the first of them is told: whoever goes on after a crash must know which number it got.
             let numbered = vec![(Record::Renumbered { number: last, inos: fresh }, Bytes::new())];
             journal.append_for(self.session.id(), numbered, last, || ()).await.map_err(Failed::Disk)?;
-            if kept::is_kept(journal.dir()) {
+            if set_aside::is_set_aside(journal.dir()) {
                 spare_what_is_newer(&mut records);
             }
             self.take_records(&mut replayed, records, &position);

@@ -7,11 +7,11 @@ use wire::ids::BlockHash;
 
 /// Least recently used blocks go first.
 pub struct BlockCache {
-    inner: Ordered<Inner>,
+    cached: Ordered<CachedBlocks>,
     limit: usize,
 }
 
-struct Inner {
+struct CachedBlocks {
     blocks: LruCache<BlockHash, Bytes>,
     bytes: usize,
 }
@@ -20,25 +20,25 @@ impl BlockCache {
     /// Holds up to `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { inner: Ordered::new(Rank::Leaf, Inner { blocks: LruCache::unbounded(), bytes: 0 }), limit }
+        Self { cached: Ordered::new(Rank::Leaf, CachedBlocks { blocks: LruCache::unbounded(), bytes: 0 }), limit }
     }
 
     /// The block, if it is here.
     #[must_use]
     pub fn get(&self, hash: &BlockHash) -> Option<Bytes> {
-        self.inner.lock().blocks.get(hash).cloned()
+        self.cached.lock().blocks.get(hash).cloned()
     }
 
     /// Keeps a block.
     pub fn insert(&self, hash: BlockHash, block: Bytes) {
-        let mut inner = self.inner.lock();
-        inner.bytes += block.len();
-        if let Some(before) = inner.blocks.put(hash, block) {
-            inner.bytes -= before.len();
+        let mut cached = self.cached.lock();
+        cached.bytes += block.len();
+        if let Some(before) = cached.blocks.put(hash, block) {
+            cached.bytes -= before.len();
         }
-        while inner.bytes > self.limit {
-            let Some((_, gone)) = inner.blocks.pop_lru() else { break };
-            inner.bytes -= gone.len();
+        while cached.bytes > self.limit {
+            let Some((_, gone)) = cached.blocks.pop_lru() else { break };
+            cached.bytes -= gone.len();
         }
     }
 }

@@ -15,7 +15,7 @@ mod file;
 mod index;
 mod keeper;
 
-use crate::local::LocalDir;
+use crate::local_dir::LocalDir;
 use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
 use file::Found;

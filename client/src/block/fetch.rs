@@ -50,10 +50,10 @@ type Fetching = Shared<BoxFuture<'static, Result<Bytes, FsError>>>;
 /// Reads blocks.
 #[derive(Clone)]
 pub struct Fetcher {
-    shared: Arc<Inner>,
+    shared: Arc<FetchState>,
 }
 
-struct Inner {
+struct FetchState {
     blockds: Arc<dyn Blockd>,
     layouts: Arc<Layouts>,
     cache: BlockCache,
@@ -131,7 +131,7 @@ impl Fetcher {
         let cache = BlockCache::new(cache_bytes);
         let under_way = Ordered::new(Rank::Leaf, HashMap::new());
         let parts = Ordered::new(Rank::Leaf, Parts::new());
-        let inner = Inner { blockds, layouts, cache, disk, under_way, parts, soft_timeout: soft, work, stop };
+        let inner = FetchState { blockds, layouts, cache, disk, under_way, parts, soft_timeout: soft, work, stop };
         Self { shared: Arc::new(inner) }
     }
 
@@ -219,7 +219,7 @@ impl Fetcher {
     }
 }
 
-impl Inner {
+impl FetchState {
     /// From the local disk, or from a daemon; from both when the disk is slow.
     async fn fetch(&self, hash: BlockHash, part: Part) -> Result<Bytes, FsError> {
         let reading = self.disk.as_ref().and_then(|disk| Some((disk, disk.read(hash, part.range())?)));

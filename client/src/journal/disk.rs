@@ -1,6 +1,6 @@
 //! Every call of the journal that reaches the disk, behind two traits: the place where tests cut the power.
 
-use crate::local::LocalDir;
+use crate::local_dir::LocalDir;
 use std::fmt::Debug;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use wire::durable::sync_dir;
 
 /// Folder of the journal within the mount's directory.
-pub(crate) const FOLDER: &str = crate::local::JOURNAL;
+pub(crate) const FOLDER: &str = crate::local_dir::JOURNAL;
 
 /// One flat folder of files on a disk. All calls block.
 pub trait Disk: Debug + Send + Sync {

@@ -14,13 +14,13 @@ type Owner = (Ino, LockFamily, u64);
 
 /// The locks of a client, whatever session it has.
 pub struct HeldLocks {
-    inner: Ordered<Inner>,
+    table: Ordered<LockTable>,
     /// Some are lost: where none are, nobody looks further.
     any_lost: AtomicBool,
 }
 
 #[derive(Default)]
-struct Inner {
+struct LockTable {
     /// Sessions that have expired.
     generation: u64,
     held: HashMap<Owner, RangeSet<u64>>,
@@ -29,7 +29,7 @@ struct Inner {
 
 impl Default for HeldLocks {
     fn default() -> Self {
-        Self { inner: Ordered::new(Rank::Leaf, Inner::default()), any_lost: AtomicBool::new(false) }
+        Self { table: Ordered::new(Rank::Leaf, LockTable::default()), any_lost: AtomicBool::new(false) }
     }
 }
 
@@ -45,25 +45,25 @@ fn take_out(locks: &mut HashMap<Owner, RangeSet<u64>>, owner: Owner, range: Rang
 impl HeldLocks {
     /// To be taken before a lock is asked for.
     pub(crate) fn generation(&self) -> u64 {
-        self.inner.lock().generation
+        self.table.lock().generation
     }
 
     /// A lock was taken that was asked for in this generation. False when its session has ended since, and the lock with it.
     /// What of it was lost before is held again.
     pub(crate) fn taken(&self, generation: u64, ino: Ino, lock: &Lock) -> bool {
-        let mut inner = self.inner.lock();
-        if inner.generation != generation {
+        let mut table = self.table.lock();
+        if table.generation != generation {
             return false;
         }
         let owner = (ino, lock.family, lock.owner);
-        inner.held.entry(owner).or_default().insert(lock.start..lock.end);
-        self.forget_lost(&mut inner, owner, lock.start..lock.end);
+        table.held.entry(owner).or_default().insert(lock.start..lock.end);
+        self.forget_lost(&mut table, owner, lock.start..lock.end);
         true
     }
 
     /// Whether the owner of a lock holds one of its kind on the file already.
     pub(crate) fn holds(&self, ino: Ino, lock: &Lock) -> bool {
-        self.inner.lock().held.contains_key(&(ino, lock.family, lock.owner))
+        self.table.lock().held.contains_key(&(ino, lock.family, lock.owner))
     }
 
     /// An owner gives up what it holds in a range, and what it has lost there. To be called before metad is told.
@@ -71,26 +71,26 @@ impl HeldLocks {
         if range.is_empty() {
             return;
         }
-        let mut inner = self.inner.lock();
-        take_out(&mut inner.held, (ino, family, owner), range.clone());
-        self.forget_lost(&mut inner, (ino, family, owner), range);
+        let mut table = self.table.lock();
+        take_out(&mut table.held, (ino, family, owner), range.clone());
+        self.forget_lost(&mut table, (ino, family, owner), range);
     }
 
-    fn forget_lost(&self, inner: &mut Inner, owner: Owner, range: Range<u64>) {
-        take_out(&mut inner.lost, owner, range);
-        self.any_lost.store(!inner.lost.is_empty(), Ordering::Release);
+    fn forget_lost(&self, table: &mut LockTable, owner: Owner, range: Range<u64>) {
+        take_out(&mut table.lost, owner, range);
+        self.any_lost.store(!table.lost.is_empty(), Ordering::Release);
     }
 
     /// The session has expired. To be called before there is another one. Returns how many files had locks.
     pub(crate) fn lose_all(&self) -> usize {
-        let mut inner = self.inner.lock();
-        inner.generation += 1;
-        let held = std::mem::take(&mut inner.held);
+        let mut table = self.table.lock();
+        table.generation += 1;
+        let held = std::mem::take(&mut table.held);
         let files: HashSet<Ino> = held.keys().map(|(ino, ..)| *ino).collect();
         for (owner, ranges) in held {
-            inner.lost.entry(owner).or_default().extend(ranges);
+            table.lost.entry(owner).or_default().extend(ranges);
         }
-        self.any_lost.store(!inner.lost.is_empty(), Ordering::Release);
+        self.any_lost.store(!table.lost.is_empty(), Ordering::Release);
         files.len()
     }
 
@@ -101,13 +101,13 @@ impl HeldLocks {
 
     /// Whether an owner has lost locks on a file, and has not given them up since.
     pub(crate) fn has_lost(&self, ino: Ino, owner: u64) -> bool {
-        let inner = self.inner.lock();
-        [LockFamily::Posix, LockFamily::Flock].iter().any(|family| inner.lost.contains_key(&(ino, *family, owner)))
+        let table = self.table.lock();
+        [LockFamily::Posix, LockFamily::Flock].iter().any(|family| table.lost.contains_key(&(ino, *family, owner)))
     }
 
     /// Files on which locks are lost.
     pub(crate) fn lost_on(&self) -> BTreeSet<Ino> {
-        self.inner.lock().lost.keys().map(|(ino, ..)| *ino).collect()
+        self.table.lock().lost.keys().map(|(ino, ..)| *ino).collect()
     }
 }
 

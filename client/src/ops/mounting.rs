@@ -9,7 +9,7 @@ use crate::kernel::Notice;
 use crate::known::Known;
 use crate::known::held_locks::HeldLocks;
 use crate::known::leased::LeasedSession;
-use crate::local::kept;
+use crate::local_dir::set_aside;
 use crate::meta::rpc::Rpc;
 use crate::network::Network;
 use crate::work::Work;
@@ -60,12 +60,12 @@ impl Client {
     /// Tries to send the journals that are kept aside. What cannot be sent stays.
     async fn send_kept(config: &ClientConfig, local: &Arc<LocalDir>) {
         let looked = local.clone();
-        let folders = match on_disk(local, move || kept::list(looked.path())).await {
+        let folders = match on_disk(local, move || set_aside::list(looked.path())).await {
             Ok(folders) => folders,
             Err(error) => return tracing::warn!(%error, "what is kept aside is not looked for"),
         };
         for folder in folders {
-            let path = kept::path_of(local, &folder);
+            let path = set_aside::path_of(local, &folder);
             if let Err(error) = Self::send_one_kept(config.clone(), local.clone(), &folder).await {
                 // What comes behind it was done later.
                 return tracing::error!(
@@ -79,13 +79,13 @@ impl Client {
     async fn send_one_kept(config: ClientConfig, local: Arc<LocalDir>, folder: &str) -> Result<(), Error> {
         let journal = open_journal(&local, folder).await?;
         let client = Self::join_with(config, None, Some(journal)).await?;
-        let left = |reason| Error::Replay { dir: kept::path_of(&local, folder), reason };
+        let left = |reason| Error::Replay { dir: set_aside::path_of(&local, folder), reason };
         client.shutdown().await.map_err(|error| left(error.to_string()))?;
         if client.left.load(Ordering::Relaxed) || !client.writeback.is_empty() {
             return Err(left("servers have gone away".to_owned()));
         }
         let (sent, folder) = (local.clone(), folder.to_owned());
-        on_disk(&local, move || kept::remove(&sent, &folder)).await
+        on_disk(&local, move || set_aside::remove(&sent, &folder)).await
     }
 
     /// Joins with this journal, and a cache of blocks in this directory.
@@ -305,7 +305,7 @@ async fn keep_aside(journal: &Journal, dir: &Arc<LocalDir>) -> Result<(), Error>
     // The client that has just failed may still be writing to it.
     journal.wait_idle().await;
     let local = dir.clone();
-    let path = on_disk(dir, move || kept::keep(&local)).await?;
+    let path = on_disk(dir, move || set_aside::add(&local)).await?;
     tracing::error!(
         kept = %path.display(),
         "the cluster is full: what the last mount could not store is kept aside, and each mount tries again; remove files, wait \

@@ -54,12 +54,12 @@ pub struct Links {
     identity: Arc<PeerIdentity>,
     /// Whose they are, and what is known of its leases.
     holder: (usize, Arc<Leases>),
-    inner: Mutex<Inner>,
+    conditions: Mutex<Conditions>,
     /// Whether the link is cut, and whether the process is dead.
     state: Watched<State>,
 }
 
-struct Inner {
+struct Conditions {
     weather: Weather,
     chance: Chance,
 }
@@ -113,14 +113,14 @@ impl Links {
         identity: Arc<PeerIdentity>,
         chance: Chance,
     ) -> Arc<Self> {
-        let inner = Mutex::new(Inner { weather: Weather::default(), chance });
+        let conditions = Mutex::new(Conditions { weather: Weather::default(), chance });
         let name = format!("client-{}", holder.0);
-        Arc::new(Self { name, cluster, identity, holder, inner, state: Watched::default() })
+        Arc::new(Self { name, cluster, identity, holder, conditions, state: Watched::default() })
     }
 
     /// From now on this happens to messages.
     pub fn set_weather(&self, weather: Weather) {
-        self.inner.lock().weather = weather;
+        self.conditions.lock().weather = weather;
     }
 
     /// Cuts the links, or mends them.
@@ -152,19 +152,19 @@ impl Links {
     }
 
     fn fate(&self) -> Fate {
-        let mut inner = self.inner.lock();
-        let weather = inner.weather;
-        let lost = inner.chance.happens(weather.lost);
-        let late = inner.chance.happens(weather.late);
-        let usual = Duration::from_micros(50 + inner.chance.below(weather.delay_us.max(1)));
-        let more = if late { inner.chance.below(weather.late_ms.max(1)) } else { 0 };
+        let mut conditions = self.conditions.lock();
+        let weather = conditions.weather;
+        let lost = conditions.chance.happens(weather.lost);
+        let late = conditions.chance.happens(weather.late);
+        let usual = Duration::from_micros(50 + conditions.chance.below(weather.delay_us.max(1)));
+        let more = if late { conditions.chance.below(weather.late_ms.max(1)) } else { 0 };
         Fate { delay: usual + Duration::from_millis(more), lost }
     }
 
     fn happens(&self, probability: impl FnOnce(&Weather) -> f64) -> bool {
-        let mut inner = self.inner.lock();
-        let probability = probability(&inner.weather);
-        inner.chance.happens(probability)
+        let mut conditions = self.conditions.lock();
+        let probability = probability(&conditions.weather);
+        conditions.chance.happens(probability)
     }
 
     /// Waits until the process is dead.

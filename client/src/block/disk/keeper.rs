@@ -33,7 +33,7 @@ pub(super) struct Keeper {
     shared: Arc<Shared>,
     jobs: Receiver<Job>,
     /// The operator knows that the disk is full.
-    has_told_full: bool,
+    has_reported_full: bool,
     /// Dropped at the end.
     _ended: oneshot::Sender<()>,
 }
@@ -53,7 +53,7 @@ impl Keeper {
     ) -> io::Result<(SyncSender<Job>, oneshot::Receiver<()>)> {
         let (sender, jobs) = sync_channel(queue_count);
         let (end, ended) = oneshot::channel();
-        let keeper = Self { shared, jobs, has_told_full: false, _ended: end };
+        let keeper = Self { shared, jobs, has_reported_full: false, _ended: end };
         std::thread::Builder::new().name("surf-cache".to_owned()).spawn(move || keeper.run())?;
         Ok((sender, ended))
     }
@@ -104,7 +104,7 @@ impl Keeper {
                 if limit < LIMIT_MIN {
                     return Err(error);
                 }
-                if !std::mem::replace(&mut self.has_told_full, true) {
+                if !std::mem::replace(&mut self.has_reported_full, true) {
                     let path = self.shared.dir.display();
                     tracing::warn!(%path, bytes = limit, "the disk is full: the cache stays as small as it is now");
                 }

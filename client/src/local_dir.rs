@@ -10,7 +10,7 @@
 //! Two clusters never share one, whatever they are called, nor do two mounts. Another identity of the same cluster is
 //! refused: what lies here was read, or is to be written, with the rights of the first one.
 
-pub(crate) mod kept;
+pub(crate) mod set_aside;
 
 use crate::{ClientConfig, Error};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -170,9 +170,9 @@ impl Owner {
             fs::read_dir(dir.join(folder))
                 .map_or_else(|error| error.kind() == ErrorKind::NotFound, |mut files| files.all(is_left))
         };
-        let nothing_is_kept_aside = || kept::list(dir).is_ok_and(|folders| folders.is_empty());
+        let nothing_is_set_aside = || set_aside::list(dir).is_ok_and(|folders| folders.is_empty());
         let is_same_version = found.starts_with(&format!("{OWNER}\n"));
-        found != self.text && is_same_version && OWNERS_FOLDERS.iter().all(is_empty) && nothing_is_kept_aside()
+        found != self.text && is_same_version && OWNERS_FOLDERS.iter().all(is_empty) && nothing_is_set_aside()
     }
 
     fn check(&self, dir: &Path, found: &str) -> Result<(), Error> {

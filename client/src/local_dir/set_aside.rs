@@ -16,7 +16,7 @@ const PREFIX: &str = "journal.kept-";
 ///
 /// # Errors
 /// What the disk refuses.
-pub(crate) fn keep(local: &LocalDir) -> io::Result<PathBuf> {
+pub(crate) fn add(local: &LocalDir) -> io::Result<PathBuf> {
     let number = list(local.path())?.last().and_then(|folder| number_of(folder)).unwrap_or(0) + 1;
     let path = local.path().join(format!("{PREFIX}{number}"));
     fs::rename(local.path().join(JOURNAL), &path)?;
@@ -51,7 +51,7 @@ pub(crate) fn path_of(local: &LocalDir, folder: &str) -> PathBuf {
 }
 
 /// Whether this is the directory of a kept journal: later mounts have worked since it was written.
-pub(crate) fn is_kept(dir: &Path) -> bool {
+pub(crate) fn is_set_aside(dir: &Path) -> bool {
     dir.file_name().and_then(|name| name.to_str()).and_then(number_of).is_some()
 }
 
@@ -73,14 +73,14 @@ mod tests {
         for number in 1..=11 {
             fs::create_dir(local.path().join(JOURNAL)).unwrap();
             fs::write(local.path().join(JOURNAL).join("id"), number.to_string()).unwrap();
-            assert_eq!(keep(&local).unwrap(), path_of(&local, &format!("journal.kept-{number}")));
+            assert_eq!(add(&local).unwrap(), path_of(&local, &format!("journal.kept-{number}")));
         }
         fs::create_dir(local.path().join("journal.kept-by-hand")).unwrap();
-        let kept = list(local.path()).unwrap();
+        let folders = list(local.path()).unwrap();
         let read = |folder: &String| fs::read_to_string(path_of(&local, folder).join("id")).unwrap();
         let expected: Vec<String> = (1..=11).map(|number: u32| number.to_string()).collect();
-        assert_eq!(kept.iter().map(read).collect::<Vec<_>>(), expected);
-        remove(&local, &kept[0]).unwrap();
-        assert_eq!(list(local.path()).unwrap(), kept[1..]);
+        assert_eq!(folders.iter().map(read).collect::<Vec<_>>(), expected);
+        remove(&local, &folders[0]).unwrap();
+        assert_eq!(list(local.path()).unwrap(), folders[1..]);
     }
 }
