@@ -77,7 +77,7 @@ pub(crate) async fn change(
     let Some(changed) = tokio::task::block_in_place(|| step(&layout)) else { return Ok(None) };
     match shared.propose(Command::SetLayout(changed.clone())).await? {
         CommandReply::Done => {
-            shared.events.tell_others(SessionId::default(), &MetaEvent::LayoutChanged(changed.epoch));
+            shared.events.send_to_others(SessionId::default(), &MetaEvent::LayoutChanged(changed.epoch));
             Ok(Some(changed))
         }
         _ => Err(ProposeError::Unknown),
