@@ -442,7 +442,7 @@ mod tests {
 
     /// Guards invariant 4: what an earlier stream was for is not used.
     #[test]
-    fn whoever_asks_for_events_knows_nothing() {
+    fn a_session_that_asks_for_events_knows_nothing() {
         let (known, _queue) = alone();
         assert!(known.believe_attr(&known.attr(FILE).unwrap()) > Duration::ZERO);
         assert!(known.empty().is_some_and(|until| until > Instant::now()), "the kernel's belief is waited for");

@@ -109,7 +109,7 @@ impl Journal {
     }
 
     /// Whether a part of it is told and can go.
-    fn has_told(&self, told: u64) -> bool {
+    fn has_acknowledged(&self, told: u64) -> bool {
         self.segments.lock().front().is_some_and(|oldest| oldest.last <= told)
     }
 }
@@ -248,7 +248,7 @@ impl Journal {
     ///
     /// # Errors
     /// What the disk refuses.
-    pub(crate) fn drop_told(&self, told: u64) -> io::Result<()> {
+    pub(crate) fn drop_acknowledged(&self, told: u64) -> io::Result<()> {
         let mut current = self.current.lock();
         let mut dropped = false;
         let oldest = || {
@@ -337,22 +337,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_appended_is_found_again_and_what_is_told_goes() {
+    fn what_is_appended_is_found_again_and_what_is_acknowledged_goes() {
         let place = Place::new();
         let journal = begun(&place);
         let id = journal.id();
         journal.append(&changes(4..6), 5).unwrap();
         // It was not known that it had been written.
         journal.append(&changes(4..8), 7).unwrap();
-        assert!(!journal.has_told(6));
+        assert!(!journal.has_acknowledged(6));
         drop(journal);
         let journal = open(&place);
         assert_eq!((journal.id(), journal.session(), journal.last()), (id, Some(SessionId(5)), 7));
         assert_eq!(numbers(&journal, 2), [3, 4, 5, 6, 7]);
         journal.append(&changes(8..10), 9).unwrap();
-        journal.drop_told(7).unwrap();
+        journal.drop_acknowledged(7).unwrap();
         assert_eq!((numbers(&journal, 7), journal.last()), (vec![8, 9], 9));
-        journal.drop_told(9).unwrap();
+        journal.drop_acknowledged(9).unwrap();
         assert_eq!((numbers(&journal, 0), journal.last()), (Vec::new(), 0));
         drop(journal);
         assert_eq!(open(&place).id(), id, "metad remembers one position for each place");

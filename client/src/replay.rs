@@ -133,7 +133,7 @@ impl Replayer {
             self.writeback.with(|core| core.be_strict(false));
             tracing::warn!("everything that was in the journal is told");
         }
-        let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_told(last)));
+        let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_acknowledged(last)));
         dropped.await.map_err(Failed::Disk)
     }
 

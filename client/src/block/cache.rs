@@ -1,11 +1,11 @@
-//! Blocks in memory. They are named by their content, so what is here is never stale.
+//! Blocks in memory. They are named by their content, so a cached block is never stale.
 
 use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
 use lru::LruCache;
 use wire::ids::BlockHash;
 
-/// Least recently used blocks go first.
+/// A cache from which the least recently used blocks go first.
 pub struct BlockCache {
     cached: Ordered<CachedBlocks>,
     limit: usize,
@@ -23,13 +23,13 @@ impl BlockCache {
         Self { cached: Ordered::new(Rank::Leaf, CachedBlocks { blocks: LruCache::unbounded(), bytes: 0 }), limit }
     }
 
-    /// The block, if it is here.
+    /// Returns the block, if it is cached.
     #[must_use]
     pub fn get(&self, hash: &BlockHash) -> Option<Bytes> {
         self.cached.lock().blocks.get(hash).cloned()
     }
 
-    /// Keeps a block.
+    /// Adds a block.
     pub fn insert(&self, hash: BlockHash, block: Bytes) {
         let mut cached = self.cached.lock();
         cached.bytes += block.len();

@@ -91,7 +91,7 @@ fn content_enters_the_queue_once_and_begins_anew_when_the_queue_gives_it_back() 
 }
 
 #[test]
-fn the_window_counts_exactly_what_is_held_unless_it_was_told_to_stop() {
+fn the_window_counts_exactly_what_is_held_unless_counting_was_stopped() {
     let mut pending = pending();
     write(&mut pending, 0, &[1; 100]);
     seal(&mut pending);

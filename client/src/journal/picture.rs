@@ -130,7 +130,7 @@ impl Writer {
     pub(crate) async fn end(&self, sent: u64, limit: Duration) {
         let journal = self.journal();
         // In this order: metad must not forget what is sent of something that is still there.
-        let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_told(sent)));
+        let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_acknowledged(sent)));
         if let Err(error) = dropped.await {
             tracing::warn!(%error, "files of the journal of which nothing is needed stay behind");
             return;

@@ -175,8 +175,8 @@ impl Writer {
         let one = timeout(DISK_LIMIT, journal.writing.lock()).await;
         let _one = one.map_err(|_| io::Error::from(ErrorKind::TimedOut))?;
         let sent = self.queue.sent();
-        if journal.has_told(sent) {
-            journal.change(move |journal| journal.drop_told(sent)).await?;
+        if journal.has_acknowledged(sent) {
+            journal.change(move |journal| journal.drop_acknowledged(sent)).await?;
         }
         self.note_undone().await?;
         loop {

@@ -66,7 +66,7 @@ mod tests {
     use wire::tls::ClusterCa;
 
     #[test]
-    fn what_is_kept_is_found_in_its_order_and_nothing_else_is() {
+    fn journals_set_aside_are_listed_in_their_order_and_nothing_else_is() {
         let dir = tempfile::tempdir().unwrap();
         let bundle = testing::bundle(&ClusterCa::create("t").unwrap(), "one");
         let local = LocalDir::open(dir.path(), &bundle, "/mnt").unwrap();
