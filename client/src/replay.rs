@@ -91,16 +91,16 @@ impl Replayer {
             return Err(FsError::Io.into());
         };
         let position = position.unwrap_or_default();
-        let (told, behind) = (position.told, journal.last().max(position.told));
+        let (acknowledged, behind) = (position.told, journal.last().max(position.told));
         let read = journal.in_thread(move |left| {
-            let mut records = left.untold(told)?;
+            let mut records = left.unacknowledged(acknowledged)?;
             let (shared, last) = left.read_shared(behind)?;
             records.extend(shared);
             Ok((records, last))
         });
         let read = read.await.map_err(Failed::Disk)?;
         let (mut records, last) = read.map_err(Failed::Journal)?;
-        self.writeback.with(|core| core.start_behind(told, last));
+        self.writeback.with(|core| core.start_behind(acknowledged, last));
         if records.is_empty() {
             if let Err(error) = journal.append_for(self.session.id(), Vec::new(), last, || ()).await {
                 tracing::warn!(dir = %journal.dir().display(), %error, "the journal cannot be written yet");
@@ -108,7 +108,7 @@ impl Replayer {
         } else {
             tracing::warn!(
                 changes = records.len(), journal = %journal.dir().display(),
-                "an earlier mount ended before it had told these changes to the cluster: they are told now"
+                "an earlier mount ended before it had sent these changes to the cluster: they are sent now"
             );
             let mut replayed = Replayed::default();
             let fresh = within_patience(self.renumber(&mut replayed, &records)).await?;
@@ -131,7 +131,7 @@ impl Replayer {
                 return Err(failed);
             }
             self.writeback.with(|core| core.be_strict(false));
-            tracing::warn!("everything that was in the journal is told");
+            tracing::warn!("everything that was in the journal is sent");
         }
         let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_acknowledged(last)));
         dropped.await.map_err(Failed::Disk)
@@ -139,10 +139,10 @@ impl Replayer {
 
     async fn wait_replayed(&self, last: u64) -> Result<(), Failed> {
         loop {
-            let told = self.writeback.sent();
+            let sent_before = self.writeback.sent();
             match tokio::time::timeout(PATIENCE, self.writeback.wait_sent(last)).await {
                 Ok(outcome) => return Ok(outcome?),
-                Err(_) if told == self.writeback.sent() => return Err(Failed::Hangs),
+                Err(_) if sent_before == self.writeback.sent() => return Err(Failed::Hangs),
                 Err(_) => {}
             }
         }
@@ -173,7 +173,7 @@ impl Replayer {
         let of_next = |(record, _): &&(Record, Bytes)| matches!(record, Record::Piece(piece) if piece.number == position.told + 1);
         // Of content that was told in part, the last pieces are left.
         let pieces = records.iter().filter(of_next).count();
-        let mut told = if position.left > 0 { pieces.saturating_sub(position.left as usize) } else { 0 };
+        let mut sent_pieces = if position.left > 0 { pieces.saturating_sub(position.left as usize) } else { 0 };
         let mut records = records.into_iter().filter(|(record, _)| record.place().is_some()).peekable();
         while let Some((record, content)) = records.next() {
             match record {
@@ -183,7 +183,7 @@ impl Replayer {
                     let touched = touched(&op, &expect);
                     replayed.entries.push((number, at, touched, Work::Change { op, expect }));
                 }
-                Record::Piece(piece) if piece.number == position.told + 1 && told > 0 => told -= 1,
+                Record::Piece(piece) if piece.number == position.told + 1 && sent_pieces > 0 => sent_pieces -= 1,
                 Record::Piece(piece) => {
                     let (number, at) = (piece.number, piece.at);
                     let more = records.peek().is_some_and(|(record, _)| record.number() == number);
@@ -385,7 +385,7 @@ mod tests {
         assert!(!journal.dir().join("shared").exists());
         // The first of them was sent as number 11: the next mount sends the other one.
         let left = Journal::open(disk).unwrap();
-        let numbers = |told| left.untold(told).unwrap().iter().map(|(record, _)| record.number()).collect::<Vec<_>>();
+        let numbers = |acknowledged| left.unacknowledged(acknowledged).unwrap().iter().map(|(record, _)| record.number()).collect::<Vec<_>>();
         assert_eq!((numbers(10), numbers(11), left.last()), (vec![11, 12], vec![12], 12));
     }
 }

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 const SLOT: u64 = 4 << 20;
 
-/// An upload that has ended inline.
+/// Returns an upload that has ended inline.
 fn uploaded(_: &Packed, _: To) -> Uploading {
     Uploading { outcome: watch::channel(Some(Ok(None))).1, since: SystemTime::UNIX_EPOCH }
 }
@@ -95,7 +95,7 @@ fn the_window_counts_exactly_what_is_held_unless_counting_was_stopped() {
     let mut pending = pending();
     write(&mut pending, 0, &[1; 100]);
     seal(&mut pending);
-    // Overwritten before it is committed: held twice, and let go of twice.
+    // Content that is overwritten before it is committed is held twice and released twice.
     write(&mut pending, 0, &[2; 60]);
     seal(&mut pending);
     assert_eq!(pending.held(), 160);
@@ -161,7 +161,7 @@ fn what_fills_a_hole_before_the_end_of_a_commit_is_not_appended_again() {
     seal(&mut pending);
     pending.write((None, 15), b"second", false, time(1));
     seal(&mut pending);
-    // The second was committed before the first, say.
+    // For example, the second was committed before the first.
     pending.follow_append(Some(10), Some(10), 21);
     assert_eq!(pending.appended_from(), None);
 }

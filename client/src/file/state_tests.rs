@@ -15,7 +15,7 @@ fn attr(version: u64, size: u64) -> InodeAttr {
     InodeAttr { version: Version(version), size, ..crate::testing::attr() }
 }
 
-/// An empty file of which all is known.
+/// Returns an empty file of which everything is known.
 fn opened() -> Arc<FileState> {
     let page = ExtentPage { version: Version(1), size: 0, extents: Vec::new(), more_from: None };
     FileState::new(attr(1, 0), Some(&page), Arc::default(), 4 << 20)
@@ -30,7 +30,7 @@ fn seal(file: &FileState) -> u64 {
     file.seal_rest(To::OwnBlock, uploaded).unwrap()
 }
 
-/// What a commit of the first sealed piece writes.
+/// Returns what a commit of the first sealed piece writes.
 fn commit_first(file: &FileState) -> Vec<ExtentWrite> {
     writes_of(&file.sealed_at(0, u64::MAX).unwrap().packed, None)
 }
