@@ -785,7 +785,7 @@ fn a_client_that_always_attaches_dirty_delays_others_once_whatever_sessions_it_u
     let step = Duration::from_millis(500);
     let (mut stream, mut liar) = (1, SessionId(2));
     while now < start + 10 * PATIENCE {
-        // It uses a new stream each second, and a new session every ten; sometimes it acknowledges and extends its leases.
+        // It uses a new stream every second and a new session every ten. Sometimes it acknowledges and extends its leases.
         if stream % 10 == 0 {
             table.remove(liar);
             liar = SessionId(liar.0 + 1);

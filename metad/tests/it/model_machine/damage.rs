@@ -1,7 +1,7 @@
 //! What the check finds in a damaged state, and what repairs make of it.
 
 use super::tables::full;
-use metad::fs::check::{First, check_in_windows};
+use metad::fs::check::{FirstFindings, check_in_windows};
 use metad::fs::inode::Inode;
 use metad::fs::keys;
 use metad::fs::repair::{Repairing, repairs};
@@ -17,7 +17,7 @@ use wire::message::check::{CheckId, Finding, FindingKind, Repair};
 const ROUNDS: u64 = 6;
 
 fn findings(kv: &MemoryKv, window: usize) -> Vec<Finding> {
-    let mut all = First { findings: Vec::new(), most: usize::MAX };
+    let mut all = FirstFindings { findings: Vec::new(), most: usize::MAX };
     check_in_windows(kv, &mut all, window);
     all.findings
 }
