@@ -10,7 +10,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use wire::durable;
 use wire::ids::{BlockdId, ClusterId};
-use wire::sys::lock_of_the_living;
+use wire::sys::lock_after_a_kill;
 use wire::tls::Identity;
 
 /// A data directory that is ours.
@@ -53,7 +53,7 @@ impl Ownership {
 fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("blockd.lock");
     let file = File::create(&path).map_err(unusable(dir))?;
-    match lock_of_the_living(&file) {
+    match lock_after_a_kill(&file) {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::DirectoryInUse { dir: dir.to_owned() }),
         Err(TryLockError::Error(error)) => Err(io_error(&path)(error)),

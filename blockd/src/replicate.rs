@@ -64,7 +64,7 @@ const REUSED_BYTES_MIN: usize = 64 << 10;
 /// Capacities of reused buffers are multiples of this, so that blocks of similar lengths share them.
 const CAPACITY_STEP: usize = 1 << 20;
 /// Memory kept for reuse: fresh memory costs more than the network does.
-const KEPT_BYTES_MAX: usize = 64 << 20;
+const POOLED_BYTES_MAX: usize = 64 << 20;
 
 /// The rest of a chain: whom to forward to, in order.
 pub type Chain = Vec<BlockdId>;
@@ -137,7 +137,7 @@ impl Replicator {
             endpoint,
             suspects: Suspects::new(SUSPECT_FOR),
             slow: Suspects::new(SLOW_FOR),
-            buffers: Pool::new(REUSED_BYTES_MIN, KEPT_BYTES_MAX),
+            buffers: Pool::new(REUSED_BYTES_MIN, POOLED_BYTES_MAX),
             lagging: Arc::new(Semaphore::new(LAGGING_MAX)),
             lagging_tasks: TaskTracker::new(),
         }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
 use wire::bundle::Bundle;
 use wire::durable;
-use wire::sys::lock_of_the_living;
+use wire::sys::lock_after_a_kill;
 
 /// First line of the file that says whose a directory is; the number is the version of what lies in it.
 const OWNER: &str = "surf client 2";
@@ -137,7 +137,7 @@ fn lock(dir: &Path) -> Result<File, Error> {
     let file = opened.map_err(failed(&path))?;
     let started = Instant::now();
     loop {
-        match lock_of_the_living(&file) {
+        match lock_after_a_kill(&file) {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) if started.elapsed() < ENDING => {}
             Err(TryLockError::WouldBlock) => return Err(Error::LocalInUse { dir: dir.to_owned() }),

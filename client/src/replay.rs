@@ -91,7 +91,7 @@ impl Replayer {
             return Err(FsError::Io.into());
         };
         let position = position.unwrap_or_default();
-        let (acknowledged, behind) = (position.told, journal.last().max(position.told));
+        let (acknowledged, behind) = (position.acknowledged, journal.last().max(position.acknowledged));
         let read = journal.in_thread(move |left| {
             let mut records = left.unacknowledged(acknowledged)?;
             let (shared, last) = left.read_shared(behind)?;
@@ -170,7 +170,7 @@ impl Replayer {
             .iter()
             .filter_map(|(record, _)| if let Record::Undone { number } = record { Some(*number) } else { None })
             .collect();
-        let of_next = |(record, _): &&(Record, Bytes)| matches!(record, Record::Piece(piece) if piece.number == position.told + 1);
+        let of_next = |(record, _): &&(Record, Bytes)| matches!(record, Record::Piece(piece) if piece.number == position.acknowledged + 1);
         // Of content that was told in part, the last pieces are left.
         let pieces = records.iter().filter(of_next).count();
         let mut sent_pieces = if position.left > 0 { pieces.saturating_sub(position.left as usize) } else { 0 };
@@ -183,12 +183,12 @@ impl Replayer {
                     let touched = touched(&op, &expect);
                     replayed.entries.push((number, at, touched, Work::Change { op, expect }));
                 }
-                Record::Piece(piece) if piece.number == position.told + 1 && sent_pieces > 0 => sent_pieces -= 1,
+                Record::Piece(piece) if piece.number == position.acknowledged + 1 && sent_pieces > 0 => sent_pieces -= 1,
                 Record::Piece(piece) => {
                     let (number, at) = (piece.number, piece.at);
                     let more = records.peek().is_some_and(|(record, _)| record.number() == number);
                     // What was told of it may have been the end: the rest goes where it was written.
-                    let rest = position.left > 0 && number == position.told + 1;
+                    let rest = position.left > 0 && number == position.acknowledged + 1;
                     let Some((file, upto)) = self.take_piece(replayed, piece, content, (position, rest)) else {
                         continue;
                     };

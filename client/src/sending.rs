@@ -130,7 +130,7 @@ impl Sender {
         let mut files: Vec<JournaledFile> =
             contents.map(|content| content.plan.journaled(content.file.ino())).collect();
         add_journaled_files(&self.writeback, last.number, &mut files);
-        let position = Some(JournalPosition { told: last.number - u64::from(left > 0), left: left as u64, files });
+        let position = Some(JournalPosition { acknowledged: last.number - u64::from(left > 0), left: left as u64, files });
         Some(Op::Journaled { journal, position })
     }
 

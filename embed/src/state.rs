@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use wire::durable;
 use wire::quic::Endpoint;
-use wire::sys::lock_of_the_living;
+use wire::sys::lock_after_a_kill;
 use wire::tls::{ClusterCa, Identity, Role, Subject};
 
 /// Name of the cluster, for people.
@@ -166,7 +166,7 @@ fn lock(dir: &Path) -> Result<File, Error> {
     let mut file = open.map_err(unusable(dir))?;
     let started = Instant::now();
     loop {
-        match lock_of_the_living(&file) {
+        match lock_after_a_kill(&file) {
             Ok(()) => {
                 file.set_len(0).map_err(disk(&path))?;
                 return Ok(file);

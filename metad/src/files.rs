@@ -5,7 +5,7 @@ use std::fs::{self, File, TryLockError};
 use std::path::Path;
 use wire::durable;
 use wire::ids::{ClusterId, MetadId};
-use wire::sys::lock_of_the_living;
+use wire::sys::lock_after_a_kill;
 
 /// First line of the file that says whose a data directory is.
 const OWNER: &str = "surf metad 1";
@@ -28,7 +28,7 @@ impl DataDir {
         durable::make_private_dir(dir).map_err(unusable)?;
         let path = dir.join("LOCK");
         let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
-        match lock_of_the_living(&lock) {
+        match lock_after_a_kill(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::DataDir(format!(

@@ -69,7 +69,7 @@ pub(crate) struct Asked {
     /// It asks for delegations too.
     pub delegate: bool,
     /// It needs the answer to send what was done under delegations.
-    pub tells: bool,
+    pub sends: bool,
 }
 
 /// What a session was granted with an answer.
@@ -152,11 +152,11 @@ impl Shared {
     /// Grants leases on what was read since the stamp, once no other session has anything left to send that it did
     /// there under a delegation.
     pub(crate) async fn grant(&self, session: SessionId, inos: &[Ino], stamp: u64, asked: Asked) -> Granted {
-        let Asked { keep, delegate, tells } = asked;
+        let Asked { keep, delegate, sends } = asked;
         let step = self.leased(|table| {
             let now = Instant::now();
             let (notices, mut waits) = table.share(session, inos, now);
-            waits.extend(table.dirty_before(session, tells));
+            waits.extend(table.dirty_before(session, sends));
             if table.unsettled_until(&waits, now).is_some() {
                 return Err((notices, waits));
             }
@@ -240,7 +240,7 @@ impl Shared {
     }
 
     /// Revokes what other sessions may answer from their caches about these inodes, until the change ends. A change may
-    /// be one that `tells` what was done under delegations.
+    /// be one that `sends` what was done under delegations.
     ///
     /// # Errors
     /// Returns [`ProposeError::Unknown`] when this node does not lead in this term, before or after the waiting:
@@ -250,7 +250,7 @@ impl Shared {
         term: u64,
         id: SessionId,
         inos: Vec<Ino>,
-        tells: bool,
+        sends: bool,
     ) -> Result<Changing<'_>, ProposeError> {
         let begun = self.leases.with(Some(term), |table| table.begin(id, &inos, Instant::now()));
         let (notices, waits) = begun.ok_or(ProposeError::Unknown)?;
@@ -266,7 +266,7 @@ impl Shared {
         self.settle(|table, now| {
             // A session that attaches meanwhile acknowledges nothing old, and may have operations to send.
             let waited_for = table.unsettled_until(&waits, now);
-            let until = waited_for.or_else(|| table.unsettled_until(&table.dirty_before(id, tells), now));
+            let until = waited_for.or_else(|| table.unsettled_until(&table.dirty_before(id, sends), now));
             // The session is looked up only where there is something to wait for.
             until.filter(|_| !self.has_ended(id))
         })
@@ -330,15 +330,15 @@ pub(crate) async fn submit(
         return Err(ProposeError::NotLeader(shared.consensus.leader().await));
     };
     shared.wait_for_others(Some(id)).await?;
-    let tells = batch.ops.iter().any(|op| matches!(op, Op::Deferred { .. }));
+    let sends = batch.ops.iter().any(|op| matches!(op, Op::Deferred { .. }));
     let made: Vec<Ino> = batch.ops.iter().filter_map(Op::made).collect();
-    let changing = shared.begin_change(term, id, inos, tells).await?;
+    let changing = shared.begin_change(term, id, inos, sends).await?;
     let outcome = shared.batcher.submit(id, batch, Some(term)).await?;
     // What is known only now: names that changed between the look-up and the change.
     let Ok(Ok(replies)) = &outcome else { return Ok(unleased(outcome)) };
     let late = touched::after(replies, &changing.inos);
     if !late.is_empty() {
-        drop(shared.begin_change(term, id, late, tells).await?);
+        drop(shared.begin_change(term, id, late, sends).await?);
         return Ok(unleased(outcome));
     }
     // Read before the change ends: if the session gets the leases, nobody else can have changed them since.

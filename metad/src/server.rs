@@ -118,10 +118,10 @@ impl Server {
             return self.not_leader(self.shared.consensus.leader().await);
         }
         let answered = match request {
-            MetaRequest::Read { session, read, delegate, tells } => {
+            MetaRequest::Read { session, read, delegate, sends } => {
                 // A client that may only read does nothing under delegations, and has nothing to send.
                 let may_change = !peer.subject.grant.read_only;
-                self.read(peer, session, &read, (delegate && may_change, tells && may_change)).await
+                self.read(peer, session, &read, (delegate && may_change, sends && may_change)).await
             }
             MetaRequest::Submit { session, batch } => self.submit(peer, session, batch).await,
             MetaRequest::OpenSession { host, purpose, caches, resumes, token } => {
@@ -188,7 +188,7 @@ impl Server {
         peer: &PeerIdentity,
         session: SessionId,
         question: &Read,
-        (delegate, tells): (bool, bool),
+        (delegate, sends): (bool, bool),
     ) -> Result<MetaReply, ProposeError> {
         self.hear(peer, session);
         self.shared.consensus.read_barrier().await?;
@@ -214,7 +214,7 @@ impl Server {
             let inos = inos_in_answer(question, answer.as_ref().ok());
             // Absence is an answer too; any other error is nothing to rely on.
             let keep = is_cached_by_clients(question) && matches!(answer, Ok(_) | Err(FsError::NotFound));
-            match self.shared.grant(session, &inos, stamp, Asked { keep, delegate, tells }).await {
+            match self.shared.grant(session, &inos, stamp, Asked { keep, delegate, sends }).await {
                 Granted::Leases(delegated) => return Ok(MetaReply::Read { answer, leased: true, delegated }),
                 Granted::Nothing => return Ok(unleased(answer)),
                 Granted::Overtaken => {}

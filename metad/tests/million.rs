@@ -76,7 +76,7 @@ impl Session {
         let (mut after, mut count) = (0, 0);
         loop {
             let read = Read::ReadDir { ino: directory, after, limit: PAGE, plus: true };
-            let request = MetaRequest::Read { session: self.id, read, delegate: false, tells: false };
+            let request = MetaRequest::Read { session: self.id, read, delegate: false, sends: false };
             let page = match self.metad.request::<_, MetaReply>(&request, &[], LIMIT).await {
                 Ok((MetaReply::Read { answer: Ok(ReadReply::Page { entries, end, .. }), .. }, _)) => (entries, end),
                 other => panic!("{other:?}"),

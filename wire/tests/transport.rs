@@ -375,7 +375,7 @@ async fn a_request_is_known_by_its_callers_id() {
 struct Child(std::process::Child);
 
 impl Child {
-    /// Starts this very program as a server at `port` (0: any), and returns it with its port.
+    /// Starts this program as a server at `port` (0: any), and returns it with its port.
     fn serve(identity: &std::path::Path, port: u16) -> (Self, u16) {
         use std::io::BufRead;
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())

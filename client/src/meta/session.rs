@@ -295,7 +295,7 @@ impl Session {
         loop {
             let session = self.id();
             self.requests.fetch_add(1, Ordering::Relaxed);
-            let request = MetaRequest::Read { session, read: read.clone(), delegate, tells: sends };
+            let request = MetaRequest::Read { session, read: read.clone(), delegate, sends };
             match self.rpc.ask(&request).await? {
                 MetaReply::Read { answer, leased, delegated } => return Ok(Answer { answer, leased, delegated }),
                 MetaReply::Failed(FsError::SessionExpired) => self.renew(session).await?,

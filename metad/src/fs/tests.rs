@@ -589,7 +589,7 @@ fn the_position_of_a_journal_has_the_versions_that_its_own_commits_made() {
     }
     let journal = JournalId(7);
     let file = |ino, base, committed| JournaledFile { ino: Ino(ino), base: Version(base), committed };
-    let position = |files| JournalPosition { told: 9, left: 0, files };
+    let position = |files| JournalPosition { acknowledged: 9, left: 0, files };
     let told = Op::Journaled {
         journal,
         position: Some(position(vec![

@@ -479,11 +479,11 @@ impl Table {
         dirty.filter(|notice| notice.session != session).collect()
     }
 
-    /// Returns the events that a read or change waits for because other sessions are dirty. A request that `tells` what
+    /// Returns the events that a read or change waits for because other sessions are dirty. A request that `sends` what
     /// its session did under delegations, and was asked for that, waits for none of them: they may be waiting for it.
     #[must_use]
-    pub fn dirty_before(&self, session: SessionId, tells: bool) -> Vec<Notice> {
-        if tells && self.holders.get(&session).is_some_and(|holder| !holder.sending.is_empty()) {
+    pub fn dirty_before(&self, session: SessionId, sends: bool) -> Vec<Notice> {
+        if sends && self.holders.get(&session).is_some_and(|holder| !holder.sending.is_empty()) {
             return Vec::new();
         }
         self.dirty_others(session)

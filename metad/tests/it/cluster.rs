@@ -187,7 +187,7 @@ impl Cluster {
 
     pub(super) async fn lookup(&self, session: SessionId, name: &str) -> Option<Ino> {
         let read = Read::Lookup { parent: Ino::ROOT, name: name.into() };
-        match self.ask(MetaRequest::Read { session, read, delegate: false, tells: false }).await {
+        match self.ask(MetaRequest::Read { session, read, delegate: false, sends: false }).await {
             MetaReply::Read { answer: Ok(ReadReply::Attr(attr)), .. } => Some(attr.ino),
             MetaReply::Read { answer: Err(_), .. } => None,
             other => panic!("{other:?}"),
@@ -445,7 +445,7 @@ async fn latency_of_one_client() {
     for _ in 0..3000 {
         let started = Instant::now();
         let read = Read::Lookup { parent: Ino::ROOT, name: b"file-7".to_vec() };
-        let request = MetaRequest::Read { session: session.id, read, delegate: false, tells: false };
+        let request = MetaRequest::Read { session: session.id, read, delegate: false, sends: false };
         peer.request::<_, MetaReply>(&request, &[], LIMIT).await.unwrap();
         times.push(started.elapsed());
     }

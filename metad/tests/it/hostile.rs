@@ -125,7 +125,7 @@ async fn lists_beyond_their_bounds_are_refused_before_they_enter_the_log() {
     let peer = leading(&cluster, &liar).await;
     let file = JournaledFile { ino: Ino(1), base: Version(1), committed: true };
     let files = vec![file; JOURNALED_FILES_MAX + 1];
-    let position = Some(JournalPosition { told: 0, left: 0, files });
+    let position = Some(JournalPosition { acknowledged: 0, left: 0, files });
     for ops in [
         vec![Op::LeaseInos { count: 1 }; 2_000_000],
         vec![Op::ReleaseOrphans { inos: vec![Ino(1); 500_000] }],
@@ -179,7 +179,7 @@ async fn a_change_of_an_unknown_session_disturbs_nobody() {
     let _attached: wire::message::event::MetaEvent = events.next().await.unwrap();
     peer.request::<_, MetaReply>(&MetaRequest::KeepAlive { session, epoch: LayoutEpoch(0) }, &[], LIMIT).await.unwrap();
     let read = wire::op::Read::GetAttr { ino: Ino::ROOT };
-    let read = MetaRequest::Read { session, read, delegate: false, tells: false };
+    let read = MetaRequest::Read { session, read, delegate: false, sends: false };
     let read = peer.request::<_, MetaReply>(&read, &[], LIMIT).await.unwrap().0;
     assert!(matches!(read, MetaReply::Read { leased: true, .. }), "{read:?}");
     let stranger = client(&cluster.ca, "stranger", false);

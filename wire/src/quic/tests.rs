@@ -1,4 +1,4 @@
-//! What a well-behaved caller never does.
+//! Requests that a well-behaved caller never sends.
 
 use super::stream::read_exactly;
 use super::{Endpoint, Incoming, Peer, ServerHandle, Service};

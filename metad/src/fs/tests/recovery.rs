@@ -54,7 +54,7 @@ fn lived_in() -> (World, SessionId) {
     let lock = Lock { family: LockFamily::Posix, owner: 1, pid: 1, start: 0, end: 10, exclusive: true };
     world.run(id, vec![Op::SetLock { ino: Ino(1024), lock }]).unwrap();
     let file = JournaledFile { ino: Ino(1024), base: world.attr(Ino(1024)).version, committed: false };
-    let position = JournalPosition { told: 5, left: 0, files: vec![file] };
+    let position = JournalPosition { acknowledged: 5, left: 0, files: vec![file] };
     world.run(id, vec![Op::Journaled { journal: JournalId(7), position: Some(position) }]).unwrap();
     world.run(id, vec![Op::Unlink { parent: Ino::ROOT, name: "open".into(), released: None }]).unwrap();
     assert_eq!(session::all(&world.kv).len(), 2);
@@ -77,7 +77,7 @@ fn a_recovered_state_is_whole_and_gives_out_nothing_a_second_time() {
         let jumped = world.attr(Ino(1024)).version;
         assert!(jumped > Version(version.0 + (1 << 40)), "{jumped}");
         let position: JournalPosition = world.kv.load(&keys::journal(JournalId(7))).unwrap();
-        assert_eq!((position.told, position.files[0].base), (5, jumped), "the rest is based on what is there");
+        assert_eq!((position.acknowledged, position.files[0].base), (5, jumped), "the rest is based on what is there");
         let layout = settings::layout(&world.kv);
         assert!(layout.epoch.0 > 1 << 40 && layout.placement == layout.epoch);
 

@@ -544,9 +544,9 @@ mod delegations {
         }
 
         /// Returns whether no other session has to come first.
-        fn is_open_for(&self, session: u64, tells: bool) -> bool {
+        fn is_open_for(&self, session: u64, sends: bool) -> bool {
             let others = (0..SESSIONS).filter(|other| *other != session).map(SessionId);
-            let dirty = self.table.dirty_before(SessionId(session), tells);
+            let dirty = self.table.dirty_before(SessionId(session), sends);
             self.table.grace_until(others, self.now).is_none() && self.table.unsettled_until(&dirty, self.now).is_none()
         }
 
@@ -558,8 +558,8 @@ mod delegations {
         }
 
         /// Makes a change, if nobody has to be waited for. Returns the delegations that come with it.
-        fn change(&mut self, session: u64, inos: &[Ino], tells: bool) -> Option<Vec<Ino>> {
-            if !self.is_open_for(session, tells) {
+        fn change(&mut self, session: u64, inos: &[Ino], sends: bool) -> Option<Vec<Ino>> {
+            if !self.is_open_for(session, sends) {
                 return None;
             }
             let id = SessionId(session);
