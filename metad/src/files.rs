@@ -1,4 +1,4 @@
-//! Whose a data directory is, and that one process uses it.
+//! The owner of a data directory, and the lock by which only one process uses it.
 
 use crate::error::Error;
 use std::fs::{self, File, TryLockError};
@@ -7,14 +7,14 @@ use wire::durable;
 use wire::ids::{ClusterId, MetadId};
 use wire::sys::lock_after_a_kill;
 
-/// First line of the file that says whose a data directory is.
+/// First line of the file that names the owner of a data directory.
 const OWNER: &str = "surf metad 1";
 
 /// Holds a data directory for this process and this node.
 #[derive(Debug)]
 pub struct DataDir {
     _lock: File,
-    /// Nothing was here before.
+    /// Whether the directory was new.
     pub is_new: bool,
 }
 

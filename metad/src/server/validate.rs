@@ -190,7 +190,10 @@ mod tests {
             (commit(Vec::new(), long.clone()), FsError::NameTooLong),
             (Op::ReleaseOrphans { inos: vec![Ino(1); RELEASED_ORPHANS_MAX + 1] }, FsError::Invalid),
             (
-                Op::Journaled { journal: JournalId(1), position: Some(JournalPosition { acknowledged: 1, left: 0, files }) },
+                Op::Journaled {
+                    journal: JournalId(1),
+                    position: Some(JournalPosition { acknowledged: 1, left: 0, files }),
+                },
                 FsError::Invalid,
             ),
         ] {
