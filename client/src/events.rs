@@ -243,7 +243,7 @@ impl Events {
         match &event {
             MetaEvent::Orphaned(inos) => {
                 let (open_files, inos) = (self.open_files.clone(), inos.clone());
-                self.work.spawn_until_stopped(async move { open_files.keep_or_release(&inos).await });
+                self.work.spawn_until_stopped(async move { open_files.retain_or_release(&inos).await });
             }
             MetaEvent::LockReleased(_) => self.lock_released.notify_waiters(),
             MetaEvent::LayoutChanged(_) => self.beat_soon(),

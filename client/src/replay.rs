@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_aside_removes_nothing_that_was_written_since() {
+    fn a_journal_set_aside_removes_nothing_that_was_written_since() {
         let mut records = vec![piece(7, 3, 1), piece(7, 3, 1), piece(7, 3, 2)];
         records.extend([unlink(7, None, true), unlink(8, None, true)]);
         records.extend([unlink(9, Some(5), true), unlink(10, None, false)]);

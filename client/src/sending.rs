@@ -251,7 +251,7 @@ impl Sender {
     fn removed(&self, attr: &InodeAttr, orphaned: bool) {
         let (open_files, ino) = (self.open_files.clone(), attr.ino);
         if orphaned {
-            self.work.spawn_until_stopped(async move { open_files.keep_or_release(&[ino]).await });
+            self.work.spawn_until_stopped(async move { open_files.retain_or_release(&[ino]).await });
         } else if attr.nlink == 0 {
             // What could not be stored of it would be tried for ever.
             self.open_files.drop_unread(ino);

@@ -55,7 +55,7 @@ impl Upkeep {
                 if leases == LeaseState::None {
                     self.detached.notify_waiters();
                 }
-                self.open_files.keep_or_release(&orphans).await;
+                self.open_files.retain_or_release(&orphans).await;
             }
             Ok(Alive::No(expired)) => {
                 if let Err(error) = self.session.renew(expired).await {

@@ -1,5 +1,5 @@
-//! Which locks the session holds, and which went with one that has expired: others may have taken those since, so whoever
-//! believes to hold one must hear of it.
+//! The locks that the session holds, and those that were lost with an expired session. Others may have taken those
+//! since, so a program that still relies on one must get an error.
 
 use crate::ordered::{Ordered, Rank};
 use rangemap::RangeSet;
@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use wire::ids::Ino;
 use wire::op::{Lock, LockFamily};
 
-/// Inode, kind, and the kernel's word for who locks.
+/// Inode, kind, and the kernel's number of the lock's owner.
 type Owner = (Ino, LockFamily, u64);
 
-/// The locks of a client, whatever session it has.
+/// The locks of a client, in whatever session.
 pub struct HeldLocks {
     table: Ordered<LockTable>,
-    /// Some are lost: where none are, nobody looks further.
+    /// Whether any are lost. If not, nobody has to look further.
     any_lost: AtomicBool,
 }
 
@@ -43,13 +43,13 @@ fn take_out(locks: &mut HashMap<Owner, RangeSet<u64>>, owner: Owner, range: Rang
 }
 
 impl HeldLocks {
-    /// To be taken before a lock is asked for.
+    /// Returns the generation, to be taken before a lock is asked for.
     pub(crate) fn generation(&self) -> u64 {
         self.table.lock().generation
     }
 
-    /// A lock was taken that was asked for in this generation. False when its session has ended since, and the lock with it.
-    /// What of it was lost before is held again.
+    /// Notes that a lock was taken that was asked for in this generation. False when its session has ended since, and
+    /// the lock with it. Parts of it that were lost before are held again.
     pub(crate) fn taken(&self, generation: u64, ino: Ino, lock: &Lock) -> bool {
         let mut table = self.table.lock();
         if table.generation != generation {
@@ -61,12 +61,13 @@ impl HeldLocks {
         true
     }
 
-    /// Whether the owner of a lock holds one of its kind on the file already.
+    /// Returns whether the owner of a lock holds one of its kind on the file already.
     pub(crate) fn holds(&self, ino: Ino, lock: &Lock) -> bool {
         self.table.lock().held.contains_key(&(ino, lock.family, lock.owner))
     }
 
-    /// An owner gives up what it holds in a range, and what it has lost there. To be called before metad is told.
+    /// Notes that an owner gives up what it holds in a range, and what it has lost there. To be called before metad is
+    /// asked to release it.
     pub(crate) fn given_up(&self, ino: Ino, family: LockFamily, owner: u64, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -81,7 +82,7 @@ impl HeldLocks {
         self.any_lost.store(!table.lost.is_empty(), Ordering::Release);
     }
 
-    /// The session has expired. To be called before there is another one. Returns how many files had locks.
+    /// Notes that the session has expired, before there is another one. Returns how many files had locks.
     pub(crate) fn lose_all(&self) -> usize {
         let mut table = self.table.lock();
         table.generation += 1;
@@ -94,18 +95,18 @@ impl HeldLocks {
         files.len()
     }
 
-    /// Whether any locks are lost.
+    /// Returns whether any locks are lost.
     pub(crate) fn has_lost_any(&self) -> bool {
         self.any_lost.load(Ordering::Acquire)
     }
 
-    /// Whether an owner has lost locks on a file, and has not given them up since.
+    /// Returns whether an owner has lost locks on a file, and has not given them up since.
     pub(crate) fn has_lost(&self, ino: Ino, owner: u64) -> bool {
         let table = self.table.lock();
         [LockFamily::Posix, LockFamily::Flock].iter().any(|family| table.lost.contains_key(&(ino, *family, owner)))
     }
 
-    /// Files on which locks are lost.
+    /// Returns the files on which locks are lost.
     pub(crate) fn lost_on(&self) -> BTreeSet<Ino> {
         self.table.lock().lost.keys().map(|(ino, ..)| *ino).collect()
     }

@@ -1,7 +1,7 @@
-//! Journals that a full cluster could not take: each is kept beside the one in use, in `DIR/journal.kept-N`, and every mount
-//! tries to send them, the oldest first, until there is room.
+//! Journals that a full cluster could not take. Each is set aside beside the one in use, in `DIR/journal.kept-N`, and
+//! every mount tries to send them, the oldest first, until there is room.
 //!
-//! A mount that waited for room instead could not be mounted, and nobody could make any.
+//! If a mount waited for room instead, nobody could use it to make room.
 
 use super::{JOURNAL, LocalDir};
 use std::fs;
@@ -9,13 +9,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use wire::durable::sync_dir;
 
-/// Names of folders of kept journals are this and a number.
+/// Names of the folders of such journals are this and a number.
 const PREFIX: &str = "journal.kept-";
 
-/// Puts the journal in use aside. Returns where it is then. Blocks: not for a runtime thread.
+/// Sets the journal in use aside. Returns its new place. Blocks: not for a runtime thread.
 ///
 /// # Errors
-/// What the disk refuses.
+/// Fails when the disk does.
 pub(crate) fn add(local: &LocalDir) -> io::Result<PathBuf> {
     let number = list(local.path())?.last().and_then(|folder| number_of(folder)).unwrap_or(0) + 1;
     let path = local.path().join(format!("{PREFIX}{number}"));
@@ -24,10 +24,10 @@ pub(crate) fn add(local: &LocalDir) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Names of the folders of kept journals in a mount's directory, the oldest first. Blocks: not for a runtime thread.
+/// Lists the folders of journals set aside in a mount's directory, the oldest first. Blocks: not for a runtime thread.
 ///
 /// # Errors
-/// What the disk refuses.
+/// Fails when the disk does.
 pub(crate) fn list(dir: &Path) -> io::Result<Vec<String>> {
     let names = fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let mut folders = names.collect::<io::Result<Vec<String>>>()?;
@@ -36,21 +36,21 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<String>> {
     Ok(folders)
 }
 
-/// Removes a kept journal, all of which is sent. Blocks: not for a runtime thread.
+/// Removes a journal that was set aside, once all of it is sent. Blocks: not for a runtime thread.
 ///
 /// # Errors
-/// What the disk refuses.
+/// Fails when the disk does.
 pub(crate) fn remove(local: &LocalDir, folder: &str) -> io::Result<()> {
     fs::remove_dir_all(path_of(local, folder))?;
     sync_dir(local.path())
 }
 
-/// Where the kept journal of this folder is.
+/// Returns the path of this folder.
 pub(crate) fn path_of(local: &LocalDir, folder: &str) -> PathBuf {
     local.path().join(folder)
 }
 
-/// Whether this is the directory of a kept journal: later mounts have worked since it was written.
+/// Returns whether this is the directory of a journal set aside: later mounts have worked since it was written.
 pub(crate) fn is_set_aside(dir: &Path) -> bool {
     dir.file_name().and_then(|name| name.to_str()).and_then(number_of).is_some()
 }

@@ -1,4 +1,4 @@
-//! Asking the leader: follow hints, go round the nodes, wait between rounds.
+//! Asking the leader: following hints, trying the nodes in turn, waiting between rounds.
 
 use crate::network::{EventStream, Metad};
 use crate::ordered::{Ordered, Rank};
@@ -14,29 +14,29 @@ use wire::message::meta::{MetaReply, MetaRequest};
 use wire::retry::Backoff;
 use wire::{Error, FsError};
 
-/// One attempt takes no longer; a leader that hangs is asked again, or its successor.
+/// One attempt takes no longer than this. A leader that hangs is asked again, or its successor is.
 const ATTEMPT: Duration = Duration::from_secs(10);
-/// And no less: what is answered at all is answered by then.
+/// An attempt takes at least this long: a leader that answers at all answers by then.
 const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 /// Hints that are followed without a pause. During an election metads may name each other.
 const HINTS_IN_A_ROW_MAX: u32 = 4;
-/// The others are asked whether they lead once the leader has been silent for this long: four of its heartbeats.
+/// The other nodes are asked whether they lead once the leader has been silent for this long: four of its heartbeats.
 const SILENCE: Duration = Duration::from_millis(400);
 /// Pause after the first round of asking the others. Pauses grow: the leader may be silent only because it waits for other
 /// clients.
 const LOOK_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The longest of these pauses.
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// A metad that leads says so within this time.
+/// A metad that leads answers that it does within this time.
 const LOOK_LIMIT: Duration = Duration::from_millis(300);
-/// Between warnings while nobody answers.
+/// Time between warnings while no metad answers.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// Known metads, and the one that led last.
 pub struct Rpc {
     metads: Arc<dyn Metad>,
     known: Ordered<Known>,
-    /// Wakes those who depend on who leads.
+    /// Notified when another metad is named as the leader.
     moved: Notify,
     soft_timeout: Option<Duration>,
 }
@@ -46,31 +46,31 @@ struct Known {
     at: usize,
 }
 
-/// How one attempt ended when it was not an answer.
+/// Why an attempt got no answer.
 enum Missed {
     /// Another node leads.
     Hint,
-    /// Nobody leads there, or it is away.
+    /// The node is away, or knows no leader.
     Away(String),
 }
 
 impl Rpc {
-    /// Knows these addresses to begin with.
+    /// Creates a client that knows these addresses to begin with.
     #[must_use]
     pub fn new(metads: Arc<dyn Metad>, nodes: Vec<SocketAddr>, soft_timeout: Option<Duration>) -> Self {
         let known = Ordered::new(Rank::Leaf, Known { nodes, at: 0 });
         Self { metads, known, moved: Notify::new(), soft_timeout }
     }
 
-    /// Where the leader is, as far as is known.
+    /// Returns the address of the leader, if that is known, or a guess.
     #[must_use]
     pub fn leader(&self) -> SocketAddr {
         let known = self.known.lock();
         known.nodes[known.at % known.nodes.len()]
     }
 
-    /// Waits until a metad is named as the leader that was not taken for it before. A mere guess, after silence, wakes nobody;
-    /// nor does what happened before the call.
+    /// Waits until another metad is named as the leader. A mere guess, after silence, does not count, nor does anything
+    /// that happened before the call.
     pub async fn moved(&self) {
         self.moved.notified().await;
     }
@@ -84,16 +84,16 @@ impl Rpc {
         self.ask_for(request, self.soft_timeout).await
     }
 
-    /// How long [`Rpc::ask`] asks; `None` for as long as it takes.
+    /// Returns how long [`Rpc::ask`] asks; `None` for ever.
     #[must_use]
     pub fn patience(&self) -> Option<Duration> {
         self.soft_timeout
     }
 
-    /// The same for so long.
+    /// Asks until the leader answers, or `limit` is over.
     ///
     /// # Errors
-    /// `Io` when that is over, or nobody can answer.
+    /// `Io` when that is over, or no metad can answer.
     pub async fn ask_for(&self, request: &MetaRequest, limit: Option<Duration>) -> Result<MetaReply, FsError> {
         match self.ask_within(request, limit).await {
             Ok(reply) => Ok(reply),
@@ -104,10 +104,10 @@ impl Rpc {
         }
     }
 
-    /// Asks until the leader answers, or `limit` is over.
+    /// Asks until the leader answers, or `limit` is over, and returns the cause of a failure.
     ///
     /// # Errors
-    /// What became of the last attempt; at once when no attempt can succeed (wrong cluster, role or version).
+    /// Returns why the last attempt failed; at once when no attempt can succeed (wrong cluster, role or version).
     pub async fn ask_within(&self, request: &MetaRequest, limit: Option<Duration>) -> Result<MetaReply, Error> {
         let started = Instant::now();
         let mut backoff = Backoff::default();
@@ -140,7 +140,7 @@ impl Rpc {
     async fn attempt(&self, request: &MetaRequest, limit: Duration) -> Result<Result<MetaReply, Missed>, Error> {
         let asked = self.leader();
         let answer = tokio::select! {
-            // In a fixed order, so that what happens can be repeated.
+            // In a fixed order, so that a run can be repeated.
             biased;
             answer = self.metads.ask(asked, request, limit) => answer,
             missed = self.another_leads(asked) => return Ok(Err(missed)),
@@ -154,7 +154,7 @@ impl Rpc {
                 Err(error)
             }
             Err(error @ (Error::Refused { .. } | Error::Closed)) => Err(error),
-            // It leads, or knows who does: the same request goes to it again.
+            // It leads, or knows the leader: the same request goes to it again.
             Err(error @ Error::Busy { .. }) => Ok(Err(Missed::Away(error.to_string()))),
             Err(error) => {
                 self.known.lock().at += 1;
@@ -163,9 +163,9 @@ impl Rpc {
         }
     }
 
-    /// Asks the others, once `asked` has been silent for [`SILENCE`], until one says that it leads itself, and takes that one for
-    /// the leader. (The connection to a machine that is gone ends seconds later.) What a node says of a third one may be old,
-    /// and is ignored.
+    /// Asks the others, once `asked` has been silent for [`SILENCE`], until one says that it leads itself, and takes
+    /// that one for the leader. (The connection to a machine that is gone ends seconds later.) What a node says of a
+    /// third one may be old, and is ignored.
     async fn another_leads(&self, asked: SocketAddr) -> Missed {
         tokio::time::sleep(SILENCE).await;
         let mut pauses = Backoff::new(LOOK_PAUSE_MIN, LOOK_PAUSE_MAX);
@@ -175,8 +175,8 @@ impl Rpc {
             let look = async |node| (node, self.metads.ask(node, &MetaRequest::WhoLeads, LOOK_LIMIT).await);
             let mut looks: FuturesUnordered<_> = others.into_iter().map(look).collect();
             while let Some((node, answer)) = looks.next().await {
-                // `NotLeader` answers `WhoLeads` from any node; one that names itself leads. It is not believed which nodes
-                // there are: it may have been removed.
+                // Any node answers `WhoLeads` with `NotLeader`; one that names itself leads. Its list of nodes is
+                // ignored: it may itself have been removed from the cluster.
                 if let Ok(MetaReply::NotLeader { leader: Some((_, leader)), .. }) = answer
                     && leader == node
                 {
@@ -187,7 +187,7 @@ impl Rpc {
         }
     }
 
-    /// Takes in who leads, and which nodes there are, as a node has said.
+    /// Learns the leader and the nodes, as a node has named them.
     fn learn<Id>(&self, asked: SocketAddr, leader: Option<SocketAddr>, nodes: &[(Id, SocketAddr)]) -> Missed {
         let mut known = self.known.lock();
         if !nodes.is_empty() {
@@ -206,10 +206,11 @@ impl Rpc {
         }
     }
 
-    /// Asks one metad, whoever leads, until it answers or `limit` is over. Only for requests that may be carried out twice.
+    /// Asks one metad, whether it leads or not, until it answers or `limit` is over. Only for requests that may be
+    /// carried out twice.
     ///
     /// # Errors
-    /// What became of the last attempt.
+    /// Returns why the last attempt failed.
     pub async fn ask_at(&self, metad: SocketAddr, request: &MetaRequest, limit: Duration) -> Result<MetaReply, Error> {
         let started = Instant::now();
         let mut backoff = Backoff::default();
@@ -223,7 +224,7 @@ impl Rpc {
         }
     }
 
-    /// Opens a stream of events with the leader, as far as it is known.
+    /// Opens a stream of events with the leader, if that is known.
     ///
     /// # Errors
     /// As [`Metad::events`].
@@ -262,7 +263,7 @@ mod tests {
         }
     }
 
-    /// A metad that has too much to do at first.
+    /// A metad that is overloaded at first.
     struct Busy(AtomicU32);
 
     impl Service for Busy {
@@ -309,7 +310,7 @@ mod tests {
         let limit = Duration::from_secs(1);
         let outcome = rpc.ask_within(&MetaRequest::WhoLeads, Some(limit)).await;
         assert!(matches!(outcome, Err(Error::NotSent { .. })), "{outcome:?}");
-        // Pauses of 5 ms and more, each twice as long as the one before: ten rounds and fewer in a second.
+        // Pauses begin at 5 ms, and each is twice as long as the one before: there are at most ten rounds in a second.
         let asked: u32 = services.iter().map(|service| service.asked.load(Ordering::Relaxed)).sum();
         assert!(asked <= 12 * (HINTS_IN_A_ROW_MAX + 1), "asked {asked} times within a second");
     }

@@ -1,4 +1,4 @@
-//! Waiting for what was done before, and hearing what came to nothing.
+//! Waiting for earlier operations, and reporting those that failed.
 
 use crate::Client;
 use crate::queue::Heard;
@@ -15,17 +15,18 @@ impl Client {
         self.order.wait_all().await
     }
 
-    /// From now on [`Client::fsync_names`] reports what comes to nothing.
+    /// Returns a position from which [`Client::fsync_names`] reports failed operations.
     #[must_use]
     pub fn heard(&self) -> Heard {
         self.writeback.heard()
     }
 
-    /// Everything that was done before is known to metad on return: what `fsync(2)` of a directory asks for.
+    /// Waits until metad knows everything that was done before, as `fsync(2)` of a directory requires.
     ///
     /// # Errors
-    /// As [`Client::send_all`]; `NoSpace` or `Stale`, once for each `heard`, when something that was done came to nothing:
-    /// a rename by which a file would be replaced by what could not be stored, or what others were first with.
+    /// As [`Client::send_all`]; `NoSpace` or `Stale`, once for each `heard`, when an operation failed later: a rename
+    /// that would have replaced a file by content that could not be stored, or an operation that conflicted with
+    /// others'.
     pub async fn fsync_names(&self, heard: &Heard) -> Result<(), FsError> {
         self.send_all().await?;
         self.writeback.report_lost(heard)

@@ -88,7 +88,7 @@ async fn a_tree_that_one_client_unpacks_costs_it_few_requests_and_others_see_all
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_told_later_looks_the_same_before_and_after() {
+async fn what_is_sent_later_looks_the_same_before_and_after() {
     let cluster = Cluster::start().await;
     let (one, dir) = at_home(quiet(&cluster), "home").await;
     let sub = one.make_node(dir, b"sub", node(NewInode::Directory)).await.unwrap().ino;
@@ -158,7 +158,7 @@ async fn what_one_client_does_alone_the_other_sees_at_once_whoever_begins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_is_made_and_removed_again_and_again_before_it_is_told() {
+async fn a_name_is_made_and_removed_again_and_again_before_it_is_sent() {
     let cluster = Cluster::start().await;
     let (one, dir) = at_home(quiet(&cluster), "home").await;
     for round in 0..100 {

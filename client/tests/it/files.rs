@@ -33,7 +33,7 @@ async fn what_is_closed_on_one_client_is_seen_by_an_open_on_another() {
 
 /// Guards I6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_writers_to_the_same_bytes_the_second_gets_a_copy_and_hears_of_it() {
+async fn of_two_writers_to_the_same_bytes_the_second_gets_a_copy_and_an_error() {
     let cluster = Cluster::start().await;
     let (one, two) = (cluster.lazy_client().await, cluster.lazy_client().await);
     let first = create(&one, "file").await;
@@ -51,7 +51,7 @@ async fn of_two_writers_to_the_same_bytes_the_second_gets_a_copy_and_hears_of_it
 
 /// Guards I6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_conflict_that_the_background_found_is_told_by_close() {
+async fn a_conflict_that_the_background_found_is_reported_by_close() {
     let cluster = Cluster::start().await;
     let (one, two) = (cluster.lazy_client().await, cluster.client().await);
     let first = create(&one, "file").await;
@@ -169,7 +169,7 @@ async fn a_refused_conflict_keeps_the_content_until_the_file_is_closed() {
 
 /// Guards I6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_goes_on_writing_beside_another_is_not_in_conflict_with_itself() {
+async fn a_client_that_goes_on_writing_beside_another_is_not_in_conflict_with_itself() {
     let cluster = Cluster::start().await;
     let (one, two) = (cluster.client().await, cluster.lazy_client().await);
     let first = create(&one, "file").await;
@@ -218,7 +218,7 @@ async fn what_is_appended_is_in_its_order_though_full_blocks_are_committed_befor
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_writes_on_after_a_refusal_is_told_and_holds_nobody_up() {
+async fn a_writer_that_goes_on_after_a_refusal_gets_the_error_and_holds_nobody_up() {
     let cluster = Cluster::start().await;
     let mut config = cluster.config();
     (config.window_bytes, config.dirty_age) = (8 << 20, Duration::from_secs(3600));

@@ -108,7 +108,7 @@ async fn a_change_is_seen_by_others_as_soon_as_its_call_has_returned() {
 
 /// Whoever makes a file knows its attributes, and must hear of it when another session changes them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_client_has_made_it_does_not_keep_when_another_changes_it() {
+async fn attributes_of_what_a_client_made_are_not_cached_when_another_changes_it() {
     let cluster = Cluster::start().await;
     let (maker, other) = (leased_client(still(&cluster)).await, leased_client(still(&cluster)).await);
     for round in 0..20_u32 {

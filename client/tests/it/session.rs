@@ -207,7 +207,7 @@ async fn a_lock_that_ended_with_its_session_counts_as_lost_until_it_is_given_up(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_cannot_enter_is_told_why() {
+async fn a_client_that_cannot_enter_gets_the_reason() {
     let (cluster, other) = (Cluster::start().await, Cluster::start().await);
     let mut bundle = cluster.embedded.bundle().clone();
     bundle.metads.clone_from(&other.embedded.bundle().metads);
