@@ -65,7 +65,7 @@ impl Changing<'_> {
 #[derive(Clone, Copy)]
 pub(crate) struct Asked {
     /// It asks for leases.
-    pub keep: bool,
+    pub lease: bool,
     /// It asks for delegations too.
     pub delegate: bool,
     /// It needs the answer to send what was done under delegations.
@@ -152,7 +152,7 @@ impl Shared {
     /// Grants leases on what was read since the stamp, once no other session has anything left to send that it did
     /// there under a delegation.
     pub(crate) async fn grant(&self, session: SessionId, inos: &[Ino], stamp: u64, asked: Asked) -> Granted {
-        let Asked { keep, delegate, sends } = asked;
+        let Asked { lease, delegate, sends } = asked;
         let step = self.leased(|table| {
             let now = Instant::now();
             let (notices, mut waits) = table.share(session, inos, now);
@@ -160,7 +160,7 @@ impl Shared {
             if table.unsettled_until(&waits, now).is_some() {
                 return Err((notices, waits));
             }
-            let (granted, crowded) = if keep { table.grant(session, inos, stamp, now) } else { (false, None) };
+            let (granted, crowded) = if lease { table.grant(session, inos, stamp, now) } else { (false, None) };
             let delegated = if granted && delegate { table.delegate(session, inos, now) } else { Vec::new() };
             Ok((granted, delegated, crowded, notices, table.may_have_changed(inos, stamp)))
         });

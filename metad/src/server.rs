@@ -213,8 +213,8 @@ impl Server {
             let answer = self.look(session, question);
             let inos = inos_in_answer(question, answer.as_ref().ok());
             // Absence is an answer too; any other error is nothing to rely on.
-            let keep = is_cached_by_clients(question) && matches!(answer, Ok(_) | Err(FsError::NotFound));
-            match self.shared.grant(session, &inos, stamp, Asked { keep, delegate, sends }).await {
+            let lease = is_cached_by_clients(question) && matches!(answer, Ok(_) | Err(FsError::NotFound));
+            match self.shared.grant(session, &inos, stamp, Asked { lease, delegate, sends }).await {
                 Granted::Leases(delegated) => return Ok(MetaReply::Read { answer, leased: true, delegated }),
                 Granted::Nothing => return Ok(unleased(answer)),
                 Granted::Overtaken => {}

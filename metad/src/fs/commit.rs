@@ -21,7 +21,7 @@ use wire::ids::{Ino, Version};
 use wire::limits::{BLOCK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, INLINE_BYTES_MAX, NAME_BYTES_MAX};
 use wire::op::{ConflictCopy, ConflictPolicy, OpReply, check_name};
 
-/// Extents are counted in a written chunk up to this number. The count tells the client when to compact.
+/// Extents are counted in a written chunk up to this number. The count shows the client when to compact.
 const COUNTED_EXTENTS: usize = 4096;
 /// Extents are counted with every commit of this many pieces, and with each commit whose version is a multiple of this:
 /// counting thousands takes longer than a small commit.

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_daemon_takes_nobody_elses_place() {
+    fn a_block_daemon_that_claims_the_place_of_another_is_refused() {
         let member = |id: u8, port: u16| {
             LayoutMember::new(BlockdId([id; 16]), format!("blockd-{id}"), ([127, 0, 0, 1], port).into(), "")
         };

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_a_name_holds_it_stays_on_its_line() {
+    fn a_name_stays_on_its_line_whatever_bytes_it_has() {
         assert_eq!(printable(b"a\nb\\\xff\x1b[1m \xc3\xa9"), "a\\nb\\\\\\xff\\u{1b}[1m é");
     }
 }
