@@ -9,7 +9,7 @@ use clap::Args;
 use std::process::ExitCode;
 use wire::message::admin::ClusterStatus;
 
-/// Something needs attention, and nothing is in danger.
+/// Something needs attention, but nothing is in danger.
 const ATTENTION: u8 = 2;
 /// Something cannot be read or written now.
 const CRITICAL: u8 = 3;
