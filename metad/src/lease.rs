@@ -78,7 +78,7 @@ pub(crate) enum Granted {
     Nothing,
     /// Leases on all of it, and delegations on these.
     Leases(Vec<Ino>),
-    /// Other sessions have changed it meanwhile, or had operations on it to send: it must be read again.
+    /// Other sessions have changed it meanwhile, or had unsent operations there: it must be read again.
     Overtaken,
 }
 
@@ -149,8 +149,7 @@ impl Shared {
         self.leased(|table| table.stamp())
     }
 
-    /// Grants leases on what was read since the stamp, once no other session has anything left to send that it did
-    /// there under a delegation.
+    /// Grants leases on what was read since the stamp, once no other session has unsent operations there.
     pub(crate) async fn grant(&self, session: SessionId, inos: &[Ino], stamp: u64, asked: Asked) -> Granted {
         let Asked { lease, delegate, sends } = asked;
         let step = self.leased(|table| {
@@ -209,8 +208,8 @@ impl Shared {
         }
     }
 
-    /// Waits until no other session answers from what an earlier leader granted, or has anything left to send that it
-    /// did under that leader. Returns whether that took any time.
+    /// Waits until no other session answers from leases of an earlier leader, or may have unsent operations from that
+    /// time without having reported it. Returns whether that took any time.
     ///
     /// # Errors
     /// As [`Consensus::read_barrier`](crate::consensus::Consensus::read_barrier), while that may matter.

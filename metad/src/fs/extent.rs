@@ -28,14 +28,14 @@ const _: () = assert!(PAGE_INLINE_BYTES + INLINE_BYTES_MAX + PAGE_EXTENTS * 128 
 
 /// The stored value; the offset is in the key.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredExtent {
     len: u64,
     source: Source,
     version: Version,
 }
 
 fn from_pair(key: &[u8], value: &[u8]) -> Extent {
-    let Stored { len, source, version } = decode_stored(key, value);
+    let StoredExtent { len, source, version } = decode_stored(key, value);
     Extent { file_off: keys::extent_parts(key).1, len, source, version }
 }
 
@@ -44,14 +44,14 @@ pub(super) fn with_version(
     value: &[u8],
     next: impl FnOnce(Version) -> Result<Version, wire::Error>,
 ) -> Result<Vec<u8>, wire::Error> {
-    let mut stored: Stored = wire::codec::decode(value)?;
+    let mut stored: StoredExtent = wire::codec::decode(value)?;
     stored.version = next(stored.version)?;
     Ok(wire::codec::encode(&stored))
 }
 
 /// Returns an extent as it is stored; `None` when it cannot be decoded.
 pub(super) fn decode(key: &[u8], value: &[u8]) -> Option<Extent> {
-    let Stored { len, source, version } = wire::codec::decode(value).ok()?;
+    let StoredExtent { len, source, version } = wire::codec::decode(value).ok()?;
     Some(Extent { file_off: keys::extent_parts(key).1, len, source, version })
 }
 
@@ -85,7 +85,7 @@ fn visit_overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, visit: &mut dyn 
 fn insert(view: &mut View, ino: Ino, extent: Extent) {
     let Extent { file_off, len, source, version } = extent;
     assert!(len > 0 && file_off / CHUNK_BYTES == (file_off + len - 1) / CHUNK_BYTES, "extents stay in one chunk");
-    view.store(keys::extent(ino, file_off), &Stored { len, source, version });
+    view.store(keys::extent(ino, file_off), &StoredExtent { len, source, version });
 }
 
 /// Removes what `range` covers, and shortens extents that reach over its ends.

@@ -16,12 +16,12 @@ const LOCKS_MAX: usize = 8192;
 
 /// A lock with the session that holds it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Held {
+struct HeldLock {
     session: SessionId,
     lock: Lock,
 }
 
-impl Held {
+impl HeldLock {
     fn belongs_to(&self, session: SessionId, family: LockFamily, owner: u64) -> bool {
         self.session == session && self.lock.family == family && self.lock.owner == owner
     }
@@ -38,11 +38,11 @@ impl Held {
     }
 }
 
-fn load(kv: &dyn Kv, ino: Ino) -> Vec<Held> {
+fn load(kv: &dyn Kv, ino: Ino) -> Vec<HeldLock> {
     kv.load(&keys::locks(ino)).unwrap_or_default()
 }
 
-fn save(view: &mut View, ino: Ino, session: SessionId, held: &[Held]) {
+fn save(view: &mut View, ino: Ino, session: SessionId, held: &[HeldLock]) {
     if held.is_empty() {
         view.delete(keys::locks(ino));
     } else {
@@ -56,7 +56,7 @@ fn save(view: &mut View, ino: Ino, session: SessionId, held: &[Held]) {
 }
 
 /// Cuts a range out of what an owner holds. What lies outside of it stays.
-fn carve(held: Vec<Held>, session: SessionId, family: LockFamily, owner: u64, range: &Range<u64>) -> Vec<Held> {
+fn carve(held: Vec<HeldLock>, session: SessionId, family: LockFamily, owner: u64, range: &Range<u64>) -> Vec<HeldLock> {
     let mut rest = Vec::with_capacity(held.len() + 1);
     for one in held {
         if !one.belongs_to(session, family, owner) || !one.overlaps(range) {
@@ -65,7 +65,7 @@ fn carve(held: Vec<Held>, session: SessionId, family: LockFamily, owner: u64, ra
         }
         for (start, end) in [(one.lock.start, range.start), (range.end, one.lock.end)] {
             if start < end {
-                rest.push(Held { session, lock: Lock { start, end, ..one.lock.clone() } });
+                rest.push(HeldLock { session, lock: Lock { start, end, ..one.lock.clone() } });
             }
         }
     }
@@ -74,10 +74,10 @@ fn carve(held: Vec<Held>, session: SessionId, family: LockFamily, owner: u64, ra
 
 /// Joins byte ranges of one owner that touch and are of one kind, so that the records of a file, locked one by one,
 /// stay one lock, and `F_GETLK` shows what Linux would. Returns the ranges ordered by start.
-fn joined(mut held: Vec<Held>) -> Vec<Held> {
+fn joined(mut held: Vec<HeldLock>) -> Vec<HeldLock> {
     // Ranges of one owner and kind are sorted next to each other: each is compared only with the one before it.
     held.sort_by_key(|one| (one.lock.family, one.session, one.lock.owner, one.lock.exclusive, one.lock.start));
-    let mut ranges: Vec<Held> = Vec::with_capacity(held.len());
+    let mut ranges: Vec<HeldLock> = Vec::with_capacity(held.len());
     for one in held {
         match ranges.last_mut() {
             Some(before)
@@ -108,7 +108,7 @@ pub(super) fn set(view: &mut View, context: &Context, ino: Ino, lock: &Lock) -> 
     if held.len() >= LOCKS_MAX {
         return Err(FsError::NoSpace);
     }
-    held.push(Held { session: context.session, lock: lock.clone() });
+    held.push(HeldLock { session: context.session, lock: lock.clone() });
     save(view, ino, context.session, &joined(held));
     Ok(OpReply::Done)
 }
@@ -145,7 +145,7 @@ pub(super) fn conflicting(kv: &dyn Kv, session: SessionId, ino: Ino, wanted: &Lo
 
 /// Returns the sessions that hold locks according to a stored value; `None` when it cannot be decoded.
 pub(super) fn decode_holders(value: &[u8]) -> Option<BTreeSet<SessionId>> {
-    let held: Vec<Held> = wire::codec::decode(value).ok()?;
+    let held: Vec<HeldLock> = wire::codec::decode(value).ok()?;
     Some(held.iter().map(|held| held.session).collect())
 }
 
@@ -189,8 +189,8 @@ mod tests {
         let mut view = View::new(&state);
         let context = Context { now: Timestamp::default(), entry: Timestamp::default(), session };
         let posix = |start, end| Lock { family: LockFamily::Posix, owner: 1, pid: 1, start, end, exclusive: true };
-        let most: Vec<Held> =
-            (0..LOCKS_MAX as u64).map(|n| Held { session, lock: posix(n * 10, n * 10 + 5) }).collect();
+        let most: Vec<HeldLock> =
+            (0..LOCKS_MAX as u64).map(|n| HeldLock { session, lock: posix(n * 10, n * 10 + 5) }).collect();
         save(&mut view, FILE, session, &most);
         let mut unlock = |range| unlock(&mut view, &context, FILE, LockFamily::Posix, 1, range);
         assert_eq!(unlock(2..3), Err(FsError::NoSpace));
@@ -211,7 +211,7 @@ mod tests {
             let (family, owner) = (LockFamily::Posix, n % 5);
             Lock { family, owner, pid: reader, start: n * 10, end: n * 10 + 5, exclusive: false }
         };
-        let held: Vec<Held> = (0..LOCKS_MAX as u64 - 1).map(|n| Held { session, lock: lock(n) }).collect();
+        let held: Vec<HeldLock> = (0..LOCKS_MAX as u64 - 1).map(|n| HeldLock { session, lock: lock(n) }).collect();
         let started = std::time::Instant::now();
         for _ in 0..64 {
             assert_eq!(joined(held.clone()).len(), held.len());

@@ -21,17 +21,17 @@ const NANOS_PER_MS: i128 = 1_000_000;
 
 /// The stored record of a pin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stored {
+struct StoredPin {
     pin: Pin,
     /// Blocks without references since before this time, in milliseconds since the epoch, are not retained by this pin.
     since_ms: u64,
 }
 
-fn stored(kv: &dyn Kv) -> Vec<Stored> {
+fn stored(kv: &dyn Kv) -> Vec<StoredPin> {
     kv.load(&keys::setting(PINS)).unwrap_or_default()
 }
 
-fn store(view: &mut View, pins: &[Stored]) {
+fn store(view: &mut View, pins: &[StoredPin]) {
     if pins.is_empty() { view.delete(keys::setting(PINS)) } else { view.store(keys::setting(PINS), &pins) }
 }
 
@@ -67,7 +67,7 @@ pub(super) fn pin(view: &mut View, (now, entry): (Timestamp, Timestamp), name: &
     }
     let until = now.shifted(i128::from(keep_ms) * NANOS_PER_MS);
     let pin = Pin { name: name.to_owned(), made: now, until };
-    pins.push(Stored { pin, since_ms: entry.as_millis() });
+    pins.push(StoredPin { pin, since_ms: entry.as_millis() });
     store(view, &pins);
     CommandReply::Done
 }

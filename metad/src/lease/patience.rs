@@ -2,7 +2,7 @@
 //!
 //! A client with much to send needs longer than a lease, and gets it: its leases are extended while a notice is open,
 //! and those who asked wait. Each such extension is paid from the client's patience. New questions, streams or sessions
-//! of the client do not refill that; only time in which it has_unsent nothing does, at a tenth of the rate. So a malicious
+//! of the client do not refill that; only time in which it owes nothing does, at a tenth of the rate. So a malicious
 //! client delays others for [`PATIENCE`] once, and for a tenth of the time after that.
 
 use std::time::Duration;
@@ -20,39 +20,39 @@ pub(super) struct Patience {
     /// When it was last updated.
     at: Option<Instant>,
     /// Whether the client has owed something since then.
-    has_unsent: bool,
+    owes: bool,
     /// Its waiting is paid up to here: sessions of one client that owe something at the same time pay once.
     paid: Option<Instant>,
 }
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { left: PATIENCE, at: None, has_unsent: false, paid: None }
+        Self { left: PATIENCE, at: None, owes: false, paid: None }
     }
 }
 
 impl Patience {
-    /// Records that the client has_unsent nothing any more.
+    /// Records that the client owes nothing any more.
     pub(super) fn rests(&mut self, now: Instant) {
-        let rested = self.at.replace(now).filter(|_| !self.has_unsent);
+        let rested = self.at.replace(now).filter(|_| !self.owes);
         if let Some(at) = rested {
             self.left = (self.left + now.saturating_duration_since(at) / RECOVERY_FACTOR).min(PATIENCE);
         }
-        self.has_unsent = false;
+        self.owes = false;
     }
 
-    /// Records that the client has_unsent something from now on.
-    pub(super) fn has_unsent(&mut self, now: Instant) {
-        if !self.has_unsent {
+    /// Records that the client owes something from now on.
+    pub(super) fn owes(&mut self, now: Instant) {
+        if !self.owes {
             self.rests(now);
-            self.has_unsent = true;
+            self.owes = true;
         }
     }
 
-    /// Pays for the waiting of others, for whom the client has_unsent something. They wait until `from` in any case, and
+    /// Pays for the waiting of others, for whom the client owes something. They wait until `from` in any case, and
     /// until `to` if that can be paid. Returns until when they wait.
     pub(super) fn pays(&mut self, from: Option<Instant>, to: Instant, now: Instant) -> Instant {
-        self.has_unsent(now);
+        self.owes(now);
         let from = from.max(self.paid).map_or(now, |from| from.max(now));
         let cost = to.saturating_duration_since(from).min(self.left);
         self.left -= cost;
@@ -64,7 +64,7 @@ impl Patience {
     /// Returns whether forgetting it changes nothing.
     pub(super) fn is_whole(&self, now: Instant) -> bool {
         let rested = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at) / RECOVERY_FACTOR);
-        !self.has_unsent && self.left + rested >= PATIENCE && self.paid.is_none_or(|paid| paid <= now)
+        !self.owes && self.left + rested >= PATIENCE && self.paid.is_none_or(|paid| paid <= now)
     }
 }
 

@@ -101,7 +101,7 @@ impl Holder {
     }
 
     fn asked_to_send(&mut self, seq: Seq, ino: Ino, now: Instant) {
-        self.patience.has_unsent(now);
+        self.patience.owes(now);
         match self.sending.last_mut() {
             Some((last, inos)) if *last == seq => inos.push(ino),
             _ => self.sending.push((seq, vec![ino])),
@@ -347,7 +347,7 @@ impl Table {
             let seq = holder.next_seq();
             holder.emptying = Some(seq);
             holder.sending.push((seq, Vec::new()));
-            holder.patience.has_unsent(now);
+            holder.patience.owes(now);
             return (false, Some(Notice { session, seq }));
         }
         for ino in inos {

@@ -41,9 +41,9 @@ const CACHED_BYTES: usize = 32 << 20;
 const QUEUE_MAX: usize = 64;
 
 /// How an entry is stored: its index (8 bytes, little endian), then its encoding.
-struct Stored;
+struct StoredEntry;
 
-impl MessageExt for Stored {
+impl MessageExt for StoredEntry {
     type Entry = BytesValue;
 
     fn index(entry: &BytesValue) -> u64 {
@@ -217,7 +217,7 @@ fn get<T: serde::de::DeserializeOwned>(engine: &Engine, key: &[u8]) -> Result<Op
 fn last_stored(engine: &Engine) -> Result<Option<LogId>, Error> {
     let Some(index) = engine.last_index(GROUP) else { return Ok(None) };
     let failed = |error: &dyn std::fmt::Display| Error::Raft(format!("last entry: {error}"));
-    let stored = engine.get_entry::<Stored>(GROUP, index).map_err(|error| failed(&error))?;
+    let stored = engine.get_entry::<StoredEntry>(GROUP, index).map_err(|error| failed(&error))?;
     let Some(stored) = stored else { return Ok(None) };
     Ok(Some(from_stored(&stored).map_err(|error| failed(&error))?.log_id))
 }
@@ -235,7 +235,7 @@ fn write_all(engine: &Engine, index: &Mutex<Index>, queue: &mut mpsc::Receiver<W
                 Work::Append(entries, log_ids, callback) => {
                     flushed.push(callback);
                     written.extend(log_ids);
-                    batch.add_entries::<Stored>(GROUP, &entries)
+                    batch.add_entries::<StoredEntry>(GROUP, &entries)
                 }
                 Work::Put(key, value, reply) => {
                     done.push(reply);
@@ -323,7 +323,7 @@ impl Log {
         let mut entries = tokio::task::spawn_blocking(move || {
             let mut stored = Vec::new();
             engine
-                .fetch_entries_to::<Stored>(GROUP, first, first_recent, bytes, &mut stored)
+                .fetch_entries_to::<StoredEntry>(GROUP, first, first_recent, bytes, &mut stored)
                 .map_err(io::Error::other)?;
             stored.iter().map(from_stored).collect::<io::Result<Vec<Entry>>>()
         })

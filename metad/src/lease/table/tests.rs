@@ -602,7 +602,7 @@ mod delegations {
                     }
                 }
                 Step::Break(session) => {
-                    // Its leases hold on for metad.
+                    // For metad its leases still hold.
                     self.table.detach(SessionId(session), 0);
                     let worker = self.worker(session);
                     worker.attached = false;
@@ -785,7 +785,8 @@ fn a_client_that_always_attaches_dirty_delays_others_once_whatever_sessions_it_u
     let step = Duration::from_millis(500);
     let (mut stream, mut liar) = (1, SessionId(2));
     while now < start + 10 * PATIENCE {
-        // It uses a new stream every second and a new session every ten. Sometimes it acknowledges and extends its leases.
+        // It uses a new stream every second and a new session every ten. Sometimes it acknowledges, and extends its
+        // leases.
         if stream % 10 == 0 {
             table.remove(liar);
             liar = SessionId(liar.0 + 1);
