@@ -1,9 +1,9 @@
 //! Disaster recovery: a new cluster from a backup, or from the only survivor of one. See `docs/operations.md`.
 //!
-//! Both work in the data directory of a node that does not run, and make the files of a node that alone is a cluster. New
-//! files are first made in `recovered/`. Then [`MARK`] is written: from then on the new files count, and they are moved
-//! into their places. An interruption does no harm: the next start moves the rest. The files that they replace are set
-//! aside.
+//! Both work in the data directory of a node that does not run, and make the files of a node that alone is a cluster.
+//! New files are first made in `recovered/`. Then [`MARK`] is written: from then on the new files count, and they are
+//! moved into their places. An interruption does no harm: the next start moves the rest. The files that they replace
+//! are set aside.
 
 use crate::config::Config;
 use crate::consensus::Member;
