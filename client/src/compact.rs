@@ -111,7 +111,7 @@ impl Compactor {
 
     /// Commits between an open file's own flushes, so that these know of the new version.
     async fn commit_compacted(&self, open: Option<Arc<FileState>>, op: Op, attr: &InodeAttr) -> Result<(), FsError> {
-        let _kept_off = self.order.keep([attr.ino]).await?;
+        let _barred = self.order.bar([attr.ino]).await?;
         let _one = match &open {
             Some(file) => Some(file.begin_flush().await),
             None => None,

@@ -63,7 +63,7 @@ struct Acknowledgement {
     /// It is not sent before this time,
     at: Option<Instant>,
     /// nor before everything up to this entry is acknowledged,
-    sent: Option<u64>,
+    after: Option<u64>,
     /// nor before these pages are dropped,
     dropping: Vec<Dropping>,
     /// for which this is the limit.
@@ -72,13 +72,13 @@ struct Acknowledgement {
 
 impl Acknowledgement {
     /// An acknowledgement of an event that has just come.
-    fn new(seq: u64, at: Option<Instant>, sent: Option<u64>) -> Self {
-        Self { seq, at, sent, dropping: Vec::new(), drop_by: Instant::now() + DROP_LIMIT }
+    fn new(seq: u64, at: Option<Instant>, after: Option<u64>) -> Self {
+        Self { seq, at, after, dropping: Vec::new(), drop_by: Instant::now() + DROP_LIMIT }
     }
 
     fn is_due<F>(&self, queue: &Queue<F>) -> bool {
         self.at.is_none_or(|at| at <= Instant::now())
-            && self.sent.is_none_or(|sent| queue.is_sent(sent))
+            && self.after.is_none_or(|entry| queue.is_acknowledged(entry))
             && self.dropping.iter().all(Dropping::is_done)
     }
 
@@ -105,11 +105,11 @@ enum Stale {
 
 /// Gives back what an event asks for. Returns the acknowledgement to be sent; `None` when the event asks for nothing.
 fn give_back<F>(event: MetaEvent, known: &Known, queue: &Queue<F>) -> Option<(Acknowledgement, Stale)> {
-    let (seq, at, sent, stale) = match event {
+    let (seq, at, after, stale) = match event {
         MetaEvent::Attached { seq } => {
-            let sent = queue.tail();
+            let after = queue.tail();
             known.attached();
-            (seq?, None, sent, Stale::None)
+            (seq?, None, after, Stale::None)
         }
         MetaEvent::Recall { seq, inos } => {
             let inos = queue.with_made_in(inos);
@@ -130,10 +130,10 @@ fn give_back<F>(event: MetaEvent, known: &Known, queue: &Queue<F>) -> Option<(Ac
         MetaEvent::Company { seq } => (seq, known.company(), None, Stale::None),
         MetaEvent::Orphaned(_) | MetaEvent::LockReleased(_) | MetaEvent::LayoutChanged(_) => return None,
     };
-    if let Some(sent) = sent {
-        queue.hurry(sent);
+    if let Some(entry) = after {
+        queue.hurry(entry);
     }
-    Some((Acknowledgement::new(seq, at, sent), stale))
+    Some((Acknowledgement::new(seq, at, after), stale))
 }
 
 /// Queues of acknowledgements, by kind.
@@ -146,7 +146,7 @@ struct Acknowledgements {
 impl Acknowledgements {
     /// Queues an acknowledgement. False when too many wait: the stream is of no use any more.
     fn put(&self, acknowledgement: Acknowledgement) -> bool {
-        let queue = if acknowledgement.sent.is_some() { &self.behind_queue } else { &self.at_once };
+        let queue = if acknowledgement.after.is_some() { &self.behind_queue } else { &self.at_once };
         // Invariant 6.
         queue.try_send(acknowledgement).is_ok()
     }
@@ -295,9 +295,9 @@ async fn acknowledge_in_order<F, A: Future<Output = bool>>(
         if let Some(at) = acknowledgement.at {
             tokio::time::sleep_until(at).await;
         }
-        if let Some(sent) = acknowledgement.sent {
+        if let Some(entry) = acknowledgement.after {
             // A failed attempt is repeated; metad waits for as long as it sees fit.
-            while queue.wait_sent(sent).await.is_err() {}
+            while queue.wait_acknowledged(entry).await.is_err() {}
         }
         // Invariant 3: the following ones go along, up to the first that is not due.
         loop {
@@ -359,7 +359,7 @@ mod tests {
             let (known, queue) = alone();
             assert!(work(&queue) && work(&queue));
             let (acknowledgement, _) = give_back(event, &known, &queue).unwrap();
-            assert_eq!((acknowledgement.seq, acknowledgement.sent), (5, Some(2)));
+            assert_eq!((acknowledgement.seq, acknowledgement.after), (5, Some(2)));
             assert!(!work(&queue), "it is not this session's alone any more");
             assert_eq!(queue.tail(), Some(2));
         }
@@ -465,7 +465,7 @@ mod tests {
     fn a_stream_on_which_too_much_waits_is_given_up() {
         let ((at_once, _to_acknowledge), (behind_queue, _behind)) = (mpsc::channel(1), mpsc::channel(1));
         let acknowledgements = Acknowledgements { at_once, behind_queue };
-        let event = |seq, sent| Acknowledgement::new(seq, None, sent);
+        let event = |seq, after| Acknowledgement::new(seq, None, after);
         assert!(acknowledgements.put(event(1, None)) && acknowledgements.put(event(2, Some(1))));
         assert!(!acknowledgements.put(event(3, None)));
     }

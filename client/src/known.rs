@@ -335,7 +335,7 @@ impl Known {
     }
 
     /// Remembers where the content of a small file is stored.
-    pub fn keep_content(&self, ino: Ino, page: ExtentPage) {
+    pub fn remember_content(&self, ino: Ino, page: ExtentPage) {
         self.state.lock().attrs.put_content(ino, page);
     }
 

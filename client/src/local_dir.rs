@@ -31,7 +31,7 @@ const OWNER: &str = "surf client 2";
 const OWNER_OF_ANY_VERSION: &str = "surf client ";
 /// `umount` returns before the mount's process has ended, which stores its content first: a mount that follows at once
 /// waits this long for it. When servers are away, the process gives up what it cannot store after some ten seconds.
-const ENDING: Duration = Duration::from_secs(15);
+const ENDING_LIMIT: Duration = Duration::from_secs(15);
 /// If a directory cannot be opened in this time, including the wait for another mount's end, its disk hangs.
 const OPEN_LIMIT: Duration = Duration::from_secs(25);
 /// Folder of the journal in use.
@@ -139,7 +139,7 @@ fn lock(dir: &Path) -> Result<File, Error> {
     loop {
         match lock_after_a_kill(&file) {
             Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if started.elapsed() < ENDING => {}
+            Err(TryLockError::WouldBlock) if started.elapsed() < ENDING_LIMIT => {}
             Err(TryLockError::WouldBlock) => return Err(Error::LocalInUse { dir: dir.to_owned() }),
             Err(TryLockError::Error(error)) => return Err(failed(&path)(error)),
         }

@@ -108,7 +108,7 @@ impl OpenFiles {
         if idle && files.get(&file.ino()).is_some_and(|known| Arc::ptr_eq(known, file)) {
             files.remove(&file.ino());
             if let Some(page) = page {
-                self.known.keep_content(file.ino(), page);
+                self.known.remember_content(file.ino(), page);
             }
         }
     }

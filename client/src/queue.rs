@@ -257,13 +257,13 @@ impl<F> Queue<F> {
     }
 
     /// Up to which entry everything is sent.
-    pub(crate) fn sent(&self) -> u64 {
-        self.core.lock().sent()
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.core.lock().acknowledged()
     }
 
     /// Whether everything up to an entry is sent.
-    pub(crate) fn is_sent(&self, upto: u64) -> bool {
-        self.sent() >= upto
+    pub(crate) fn is_acknowledged(&self, upto: u64) -> bool {
+        self.acknowledged() >= upto
     }
 
     /// Whether there is room for more.
@@ -302,11 +302,11 @@ impl<F> Queue<F> {
     ///
     /// # Errors
     /// How an attempt failed.
-    pub(crate) async fn wait_sent(&self, upto: u64) -> Result<(), FsError> {
+    pub(crate) async fn wait_acknowledged(&self, upto: u64) -> Result<(), FsError> {
         self.hurry(upto);
         let failures = self.core.lock().failures();
         let ended = |core: &Core<F>| {
-            if core.sent() >= upto { Some(Ok(())) } else { core.failure_since(failures).map(Err) }
+            if core.acknowledged() >= upto { Some(Ok(())) } else { core.failure_since(failures).map(Err) }
         };
         self.wait_progress(ended).await
     }

@@ -139,10 +139,10 @@ impl Replayer {
 
     async fn wait_replayed(&self, last: u64) -> Result<(), Failed> {
         loop {
-            let sent_before = self.writeback.sent();
-            match tokio::time::timeout(PATIENCE, self.writeback.wait_sent(last)).await {
+            let acknowledged_before = self.writeback.acknowledged();
+            match tokio::time::timeout(PATIENCE, self.writeback.wait_acknowledged(last)).await {
                 Ok(outcome) => return Ok(outcome?),
-                Err(_) if sent_before == self.writeback.sent() => return Err(Failed::Hangs),
+                Err(_) if acknowledged_before == self.writeback.acknowledged() => return Err(Failed::Hangs),
                 Err(_) => {}
             }
         }

@@ -57,7 +57,7 @@ impl Sender {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
         loop {
             self.writeback.wait_due().await;
-            match self.send_some().await {
+            match self.send_batch().await {
                 Ok(()) => backoff = Backoff::new(RETRY_FIRST, RETRY_MOST),
                 // There is another one by now.
                 Err(FsError::SessionExpired) => {}
@@ -71,7 +71,7 @@ impl Sender {
     }
 
     /// Tells what waits, as far as one batch holds it.
-    async fn send_some(&self) -> Result<(), FsError> {
+    async fn send_batch(&self) -> Result<(), FsError> {
         self.note_session().await;
         let mut steps = self.gather_steps().await?;
         while !steps.is_empty() {
@@ -196,7 +196,7 @@ impl Sender {
         match gathered {
             Ok((plan, (_, copy))) if plan.is_empty() => {
                 if let Some(unused) = copy {
-                    self.session.keep_spare(unused);
+                    self.session.return_spare(unused);
                 }
             }
             Ok((plan, (policy, copy))) => {

@@ -70,7 +70,7 @@ impl Timers {
             }
             let stands = since.elapsed() > STANDSTILL;
             self.queue_files(if stands { u64::MAX } else { STREAMED_BYTES });
-            self.keep_picture(stands, &mut picture).await;
+            self.update_picture(stands, &mut picture).await;
             tokio::time::sleep(self.dirty_age).await;
         }
     }
@@ -88,7 +88,7 @@ impl Timers {
             if pressed && let Some(tail) = self.writeback.tail() {
                 self.writeback.hurry(tail);
             }
-            self.commit_some(whole).await;
+            self.commit_pending(whole).await;
             idle = if self.committer.window().is_empty() { idle + 1 } else { 0 };
             if idle == IDLE_ROUNDS_MAX {
                 self.buffers.clear();
@@ -108,7 +108,7 @@ impl Timers {
     }
 
     /// Lets the journal have what cannot go into the queue, too, while commits have come to a stand.
-    async fn keep_picture(&self, stands: bool, picture: &mut Picture) {
+    async fn update_picture(&self, stands: bool, picture: &mut Picture) {
         let Some(writer) = &self.journal_writer else { return };
         // On a full disk whoever wrote it knows.
         let shown = if stands && !self.committer.window().is_failing() {
@@ -139,7 +139,7 @@ impl Timers {
     }
 
     /// Commits what has waited; only what is uploading already when memory is what matters.
-    async fn commit_some(&self, whole: bool) {
+    async fn commit_pending(&self, whole: bool) {
         let files = self.open_files.filtered(|file| file.is_to_be_committed(!whole));
         let commits = files.into_iter().map(|file| self.commit_one(file, whole));
         futures::stream::iter(commits).buffer_unordered(FLUSHES_MAX).collect::<()>().await;

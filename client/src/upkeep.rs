@@ -11,9 +11,9 @@ use wire::limits::LEASE_MS;
 use wire::message::meta::LeaseState;
 
 /// Signs of life while leases are held.
-const EXTENSION: Duration = Duration::from_millis(LEASE_MS / 4);
+const EXTEND_EVERY: Duration = Duration::from_millis(LEASE_MS / 4);
 /// Signs of life per lifetime of a session.
-const BEATS: u32 = 8;
+const BEATS_PER_TTL: u32 = 8;
 
 /// Shows that the session lives.
 pub(crate) struct Upkeep {
@@ -32,7 +32,7 @@ impl Upkeep {
 
     /// Shows that a session with this lifetime lives, as long as it is polled.
     pub async fn run(self: Arc<Self>, ttl: Duration) {
-        let every = (ttl / BEATS).min(EXTENSION);
+        let every = (ttl / BEATS_PER_TTL).min(EXTEND_EVERY);
         loop {
             tokio::time::sleep(every).await;
             self.beat(every).await;

@@ -51,7 +51,7 @@ impl Order {
 
     /// Lets nothing that is done to these inodes into the queue any more, and waits until everything that is there is sent:
     /// what follows is done by metad, and its order with the rest is kept.
-    pub async fn keep(&self, inos: impl IntoIterator<Item = Ino>) -> Result<Barred<'_>, FsError> {
+    pub async fn bar(&self, inos: impl IntoIterator<Item = Ino>) -> Result<Barred<'_>, FsError> {
         let barred = self.queue.bar(inos);
         self.wait_all().await?;
         Ok(barred)
@@ -59,7 +59,7 @@ impl Order {
 
     async fn wait_upto(&self, tail: Option<u64>) -> Result<(), FsError> {
         match tail {
-            Some(tail) => self.work.until_stopped(self.queue.wait_sent(tail)).await?,
+            Some(tail) => self.work.until_stopped(self.queue.wait_acknowledged(tail)).await?,
             None => Ok(()),
         }
     }

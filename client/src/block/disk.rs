@@ -41,7 +41,7 @@ const READERS: usize = 16;
 /// After this time the network is asked as well. A spinning disk under load answers faster.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// For this long after a slow answer, the network is asked at once.
-const SLOW: Duration = Duration::from_secs(5);
+const SLOW_FOR: Duration = Duration::from_secs(5);
 /// Bytes of blocks that wait to be written; beyond it, more are not cached. Eight large blocks, as many as are read
 /// ahead.
 const QUEUE_BYTES: usize = 32 << 20;
@@ -127,7 +127,7 @@ impl DiskCache {
 
     /// Notes that a reader's patience has ended.
     pub fn was_slow(&self) {
-        *self.slow_until.lock() = Instant::now() + SLOW;
+        *self.slow_until.lock() = Instant::now() + SLOW_FOR;
     }
 
     /// Queues a verified block to be written, unless it is cached already or the queue is full.

@@ -27,9 +27,9 @@ use wire::sections::Sections;
 use wire::trace;
 
 /// How long one daemon has to answer.
-const ATTEMPT: Duration = Duration::from_secs(10);
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 /// After this time without an answer, the next replica is asked as well.
-const HEDGE: Duration = Duration::from_millis(400);
+const HEDGE_AFTER: Duration = Duration::from_millis(400);
 /// Blocks up to this size are hashed on the thread that receives them; larger ones on a thread of their own.
 const HASH_INLINE: usize = 64 << 10;
 /// Time between warnings while no daemon has the block.
@@ -274,7 +274,7 @@ impl FetchState {
                 None if asked.is_empty() => return Err(nobody),
                 None => {}
             }
-            let hedge = if waiting.len() > 0 { HEDGE } else { ATTEMPT };
+            let hedge = if waiting.len() > 0 { HEDGE_AFTER } else { ATTEMPT_LIMIT };
             match tokio::time::timeout(hedge, asked.next()).await {
                 Ok(Some(Ok(found))) => return Ok(found),
                 Ok(Some(Err((answered, reason)))) => {
@@ -292,7 +292,7 @@ impl FetchState {
     async fn ask(&self, hash: BlockHash, part: Part, (id, addr): Holder) -> Result<(Bytes, Sections), (bool, String)> {
         let epoch = self.layouts.newest().epoch;
         let request = BlockRequest::Get { hash, epoch, offset: part.offset, len: part.len };
-        match self.blockds.ask(addr, &request, &[], ATTEMPT).await {
+        match self.blockds.ask(addr, &request, &[], ATTEMPT_LIMIT).await {
             Ok((BlockReply::Content { .. }, block)) => {
                 self.layouts.trust(id);
                 // I9: verified here too, whatever happened on the way.

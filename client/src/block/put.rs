@@ -18,7 +18,7 @@ use wire::message::block::{BlockReply, BlockRequest};
 use wire::retry::Backoff;
 
 /// Time for one block to pass the whole chain, with syncs, on a slow disk.
-const ATTEMPT: Duration = Duration::from_secs(20);
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(20);
 /// When the first daemon of the chain has not answered after this long for each copy, the others are asked to store the
 /// block without it. On a slow network all blocks take long, so a multiple of the usual time counts if that is longer.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -49,7 +49,7 @@ struct Usual(AtomicU64);
 
 impl Usual {
     fn took(&self, time: Duration) {
-        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(ATTEMPT.as_micros() as u64);
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(ATTEMPT_LIMIT.as_micros() as u64);
         // An update that is lost to a concurrent one does no harm.
         let before = self.0.load(Ordering::Relaxed);
         self.0.store(before - before / 4 + micros / 4, Ordering::Relaxed);
@@ -59,7 +59,7 @@ impl Usual {
     fn patience(&self, copies: u8, bytes: usize) -> Duration {
         let usual = Duration::from_micros(self.0.load(Ordering::Relaxed) * PATIENCE_FACTOR);
         let for_bytes = PATIENCE_FOR_MIB.mul_f64(bytes as f64 / f64::from(1 << 20));
-        usual.max(PATIENCE * u32::from(copies.max(1)) + for_bytes).min(ATTEMPT)
+        usual.max(PATIENCE * u32::from(copies.max(1)) + for_bytes).min(ATTEMPT_LIMIT)
     }
 }
 
@@ -146,7 +146,7 @@ impl Putter {
         let chain = chain.iter().map(|(id, _)| *id).collect();
         let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: layout.min_sync };
         let started = Instant::now();
-        match self.blockds.ask(*addr, &request, std::slice::from_ref(block), ATTEMPT).await {
+        match self.blockds.ask(*addr, &request, std::slice::from_ref(block), ATTEMPT_LIMIT).await {
             Ok((BlockReply::Stored { synced, failed, full, layout }, _)) => {
                 self.layouts.trust(*first);
                 failed.iter().for_each(|(id, _)| self.layouts.suspect(*id));
@@ -235,6 +235,6 @@ mod tests {
         (0..20).for_each(|_| usual.took(Duration::from_secs(2)));
         assert!(usual.patience(2, 0) > Duration::from_secs(7), "{:?}", usual.patience(2, 0));
         (0..20).for_each(|_| usual.took(Duration::from_secs(3600)));
-        assert!(usual.patience(2, 0) <= ATTEMPT);
+        assert!(usual.patience(2, 0) <= ATTEMPT_LIMIT);
     }
 }

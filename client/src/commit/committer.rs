@@ -219,7 +219,7 @@ impl Committer {
     pub fn take_outcome(&self, file: &FileState, plan: &Plan, outcome: Outcome, copy: Option<SpareIno>) {
         let (ino, pages, chunk_extents) = (file.ino(), outcome.pages(plan), outcome.chunk_extents());
         if let Some(unused) = copy.filter(|_| outcome.leaves_spare()) {
-            self.session.keep_spare(unused);
+            self.session.return_spare(unused);
         }
         if let Some(copy) = outcome.new_copy() {
             tracing::warn!(

@@ -187,7 +187,7 @@ fn what_follows_a_conflict_goes_into_the_same_copy_until_its_writer_knows_or_lon
     let writes = commit_first(&file);
     file.take_landing(Landing { conflict: Some(Ino(77)), ..landing(&writes, 3, 1, 9) }, 1, now);
     assert_eq!(file.basis(now).diverted, Some(Ino(77)));
-    assert_eq!(file.basis(now + DIVERTED_AND_MORE).diverted, None);
+    assert_eq!(file.basis(now + MORE_THAN_DIVERTED_FOR).diverted, None);
     file.report_later(FsError::Stale);
     write(&file, Some(0), b"more");
     file.take_unreported();
@@ -198,7 +198,7 @@ fn what_follows_a_conflict_goes_into_the_same_copy_until_its_writer_knows_or_lon
     assert!(!file.is_diverted());
 }
 
-const DIVERTED_AND_MORE: Duration = Duration::from_secs(6);
+const MORE_THAN_DIVERTED_FOR: Duration = Duration::from_secs(6);
 
 #[test]
 fn what_the_policy_refuses_takes_no_room_and_no_more_of_it_is_accepted() {

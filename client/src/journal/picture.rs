@@ -127,15 +127,15 @@ impl Writer {
     }
 
     /// Ends the journal: everything up to this number is acknowledged, and metad need not remember it any more.
-    pub(crate) async fn end(&self, sent: u64, limit: Duration) {
+    pub(crate) async fn end(&self, acknowledged: u64, limit: Duration) {
         let journal = self.journal();
         // In this order: metad must not forget what it has acknowledged of something that is still in the journal.
-        let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_acknowledged(sent)));
+        let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_acknowledged(acknowledged)));
         if let Err(error) = dropped.await {
             tracing::warn!(%error, "files of the journal of which nothing is needed stay behind");
             return;
         }
-        if sent > 0 || journal.content_noted.load(Ordering::Relaxed) {
+        if acknowledged > 0 || journal.content_noted.load(Ordering::Relaxed) {
             let forget = self.session().one(Op::Journaled { journal: journal.id(), position: None });
             if !matches!(timeout(limit, forget).await, Ok(Ok(_))) {
                 tracing::debug!("metad remembers a journal for nothing");

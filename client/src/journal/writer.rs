@@ -175,9 +175,9 @@ impl Writer {
         let journal = &self.journal;
         let one = timeout(DISK_LIMIT, journal.writing.lock()).await;
         let _one = one.map_err(|_| io::Error::from(ErrorKind::TimedOut))?;
-        let sent = self.queue.sent();
-        if journal.has_acknowledged(sent) {
-            journal.change(move |journal| journal.drop_acknowledged(sent)).await?;
+        let acknowledged = self.queue.acknowledged();
+        if journal.has_acknowledged(acknowledged) {
+            journal.change(move |journal| journal.drop_acknowledged(acknowledged)).await?;
         }
         self.note_undone().await?;
         loop {

@@ -254,8 +254,8 @@ impl LeasedSession {
     }
 
     /// Takes an unused number back.
-    pub(crate) fn keep_spare(&self, unused: SpareIno) {
-        self.session.keep_spare(unused);
+    pub(crate) fn return_spare(&self, unused: SpareIno) {
+        self.session.return_spare(unused);
     }
 
     /// Acknowledges events of a session to the metad that sent them. False when the acknowledgement may not have

@@ -15,7 +15,7 @@ use wire::retry::Backoff;
 use wire::{Error, FsError};
 
 /// One attempt takes no longer than this. A leader that hangs is asked again, or its successor is.
-const ATTEMPT: Duration = Duration::from_secs(10);
+const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 /// An attempt takes at least this long: a leader that answers at all answers by then.
 const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 /// Hints that are followed without a pause. During an election metads may name each other.
@@ -115,8 +115,8 @@ impl Rpc {
         let mut hints = 0;
         loop {
             // An attempt must not outlast the caller's patience.
-            let left = limit.map_or(ATTEMPT, |limit| limit.saturating_sub(started.elapsed()));
-            let missed = match self.attempt(request, left.clamp(ATTEMPT_MIN, ATTEMPT)).await? {
+            let left = limit.map_or(ATTEMPT_MAX, |limit| limit.saturating_sub(started.elapsed()));
+            let missed = match self.attempt(request, left.clamp(ATTEMPT_MIN, ATTEMPT_MAX)).await? {
                 Ok(reply) => return Ok(reply),
                 Err(Missed::Hint) if hints < HINTS_IN_A_ROW_MAX => {
                     hints += 1;
@@ -216,7 +216,7 @@ impl Rpc {
         let mut backoff = Backoff::default();
         loop {
             let left = limit.saturating_sub(started.elapsed());
-            match self.metads.ask(metad, request, left.clamp(ATTEMPT_MIN, ATTEMPT)).await {
+            match self.metads.ask(metad, request, left.clamp(ATTEMPT_MIN, ATTEMPT_MAX)).await {
                 Err(error) if started.elapsed() > limit => return Err(error),
                 Err(_) => tokio::time::sleep(backoff.delay()).await,
                 Ok(reply) => return Ok(reply),

@@ -365,7 +365,7 @@ impl Session {
     }
 
     /// Takes an unused number back.
-    pub(crate) fn keep_spare(&self, unused: SpareIno) {
+    pub(crate) fn return_spare(&self, unused: SpareIno) {
         let mut numbers = self.numbers.lock();
         // I4: numbers leased by a session are of no use in another.
         if numbers.id == unused.session {

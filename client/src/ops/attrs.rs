@@ -94,7 +94,7 @@ impl Client {
         self.work
             .to_its_end(async move {
                 // Before the flush lock: sending the file's content to metad takes that lock, too.
-                let _barred = client.order.keep([file.ino()]).await?;
+                let _barred = client.order.bar([file.ino()]).await?;
                 let _one = file.begin_flush().await;
                 let OpReply::Attr(attr) = client.session.one_until_answered(op).await? else {
                     return Err(unexpected_reply());

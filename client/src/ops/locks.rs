@@ -29,7 +29,7 @@ pub enum Wait {
     UnlessDeadlock,
 }
 
-/// A lock that was taken. It is given up again when this is dropped without [`Taken::keep`]: its owner does not know of
+/// A lock that was taken. It is given up again when this is dropped without [`Taken::confirm`]: its owner does not know of
 /// it then.
 #[must_use]
 pub struct Taken {
@@ -49,7 +49,7 @@ impl Taken {
     }
 
     /// Confirms that the owner knows that it has the lock, and that the kernel has no old pages.
-    pub fn keep(mut self, client: &Client) {
+    pub fn confirm(mut self, client: &Client) {
         self.client = None;
         if let Some(version) = self.newer {
             client.kernel.gets_pages(self.ino, version);
@@ -84,7 +84,7 @@ impl Client {
         }
     }
 
-    /// Takes a lock, waiting for it if asked to. Cancel-safe: the lock is not held before [`Taken::keep`].
+    /// Takes a lock, waiting for it if asked to. Cancel-safe: the lock is not held before [`Taken::confirm`].
     ///
     /// # Errors
     /// `WouldBlock` when it is held and must not be waited for, `Deadlock`.

@@ -222,7 +222,7 @@ impl Client {
     async fn all_journaled(&self, writer: &Writer) {
         let (mut seen, mut since) = (None, Instant::now());
         loop {
-            let now = (self.writeback.sent(), self.committer.window().held());
+            let now = (self.writeback.acknowledged(), self.committer.window().held());
             if seen != Some(now) {
                 (seen, since) = (Some(now), Instant::now());
             } else if since.elapsed() >= LEAVE_AFTER {
@@ -247,9 +247,9 @@ impl Client {
                 self.flusher.leave_content(&file);
             }
         }
-        let sent = self.writeback.sent();
+        let acknowledged = self.writeback.acknowledged();
         if self.writeback.is_empty() {
-            return writer.end(sent, CLOSE_LIMIT).await;
+            return writer.end(acknowledged, CLOSE_LIMIT).await;
         }
         let written = writer.write(Which::All).await;
         // The content of the picture went into the queue, if it was left.

@@ -138,7 +138,7 @@ impl Client {
         // This runs to its end: nobody may open the inode meanwhile.
         self.work
             .to_its_end(async move {
-                let _barred = client.order.keep([parent]).await?;
+                let _barred = client.order.bar([parent]).await?;
                 let vouched = client.vouch(parent, &name);
                 let released = vouched.as_ref().map(Vouched::ino);
                 let reply = client.session.one(Op::Unlink { parent, name: name.clone(), released }).await?;
@@ -198,7 +198,7 @@ impl Client {
         (new_parent, new_name): (Ino, Name),
         mut mode: RenameMode,
     ) -> Result<(), FsError> {
-        let _barred = self.order.keep([parent, new_parent]).await?;
+        let _barred = self.order.bar([parent, new_parent]).await?;
         // Content that replaces a file must be stored when its name is: programs write a new file, rename it, and
         // expect one or the other after a crash.
         let source = self.known.led_to(parent, &name);

@@ -35,7 +35,7 @@ impl Client {
     /// Carries out an operation at once, behind everything that was done before.
     pub(crate) async fn at_once(&self, op: Op) -> Result<OpReply, FsError> {
         let inos: Vec<Ino> = op.attrs_changed().collect();
-        let _barred = self.order.keep(inos).await?;
+        let _barred = self.order.bar(inos).await?;
         self.session.one(op).await
     }
 }

@@ -75,7 +75,7 @@ pub(crate) struct Core<F> {
     /// Number of the last entry.
     last: u64,
     /// metad knows everything up to this one.
-    sent: u64,
+    acknowledged: u64,
     /// Everything up to this one is in the journal.
     journaled: u64,
     /// There is a journal, and it can be written.
@@ -106,7 +106,7 @@ impl<F> Default for Core<F> {
             entries: VecDeque::new(),
             contents: VecDeque::new(),
             last: 0,
-            sent: 0,
+            acknowledged: 0,
             journaled: 0,
             journal_works: false,
             strict: false,
@@ -185,13 +185,13 @@ impl<F> Core<F> {
         if self.contents.front().is_some_and(|(content, _)| *content == number) {
             self.contents.pop_front();
         }
-        self.sent = number;
+        self.acknowledged = number;
         self.undone.retain(|undone| *undone > number);
     }
 
     /// Goes on with a journal in which entries up to `last` are, those up to `sent` sent.
-    pub(crate) fn start_behind(&mut self, sent: u64, last: u64) {
-        (self.sent, self.last, self.journaled) = (sent, last, last);
+    pub(crate) fn start_behind(&mut self, acknowledged: u64, last: u64) {
+        (self.acknowledged, self.last, self.journaled) = (acknowledged, last, last);
     }
 
     /// While this is set, what is wrong with an entry is never taken to concern that one only.
@@ -213,8 +213,8 @@ impl<F> Core<F> {
     }
 
     /// Up to which entry metad knows everything.
-    pub(crate) fn sent(&self) -> u64 {
-        self.sent
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.acknowledged
     }
 
     /// Number of the last entry, with which everything is sent. `None` while the journal is replayed: nobody was ever
@@ -255,7 +255,7 @@ impl<F> Core<F> {
     pub(crate) fn due(&self) -> Due {
         match self.entries.front() {
             None => Due::Never,
-            Some(_) if self.urgent > self.sent || self.entries.len() >= SEND_ENTRIES => Due::Now,
+            Some(_) if self.urgent > self.acknowledged || self.entries.len() >= SEND_ENTRIES => Due::Now,
             Some(oldest) => Due::At(oldest.queued + SEND_DELAY),
         }
     }

@@ -24,7 +24,7 @@ fn what_is_entered_waits_a_moment_unless_somebody_waits_or_much_is_there() {
     assert_eq!(core.due(), Due::Now);
     core.pop(1);
     core.pop(2);
-    assert_eq!((core.due(), core.sent(), core.tail()), (Due::Never, 2, None));
+    assert_eq!((core.due(), core.acknowledged(), core.tail()), (Due::Never, 2, None));
     for ino in 0..SEND_ENTRIES as u64 {
         enter(&mut core, create(DIR, ino), ino, now);
     }

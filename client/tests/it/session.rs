@@ -168,12 +168,12 @@ async fn a_lock_is_waited_for_until_another_client_releases_it() {
     let second = open(&two, "file").await;
     let ino = first.attr.ino;
     let lock = |pid| Lock { family: LockFamily::Posix, owner: 1, pid, start: 0, end: u64::MAX, exclusive: true };
-    one.setlk(ino, lock(1), Wait::No).await.unwrap().keep(&one);
+    one.setlk(ino, lock(1), Wait::No).await.unwrap().confirm(&one);
     assert_eq!(two.setlk(ino, lock(2), Wait::No).await.err(), Some(FsError::WouldBlock));
     assert_eq!(two.getlk(ino, lock(2)).await.unwrap().map(|held| held.pid), Some(1));
     let waiting = tokio::spawn({
         let two = two.clone();
-        async move { two.setlk(ino, lock(2), Wait::Yes).await.map(|taken| taken.keep(&two)) }
+        async move { two.setlk(ino, lock(2), Wait::Yes).await.map(|taken| taken.confirm(&two)) }
     });
     one.write(&first.handle, 0, b"under the lock", false).await.unwrap();
     one.unlock(ino, LockFamily::Posix, 1, 0, u64::MAX).await.unwrap();
@@ -190,11 +190,11 @@ async fn a_lock_that_ended_with_its_session_counts_as_lost_until_it_is_given_up(
     let one = cluster.client().await;
     let ino = create(&one, "file").await.attr.ino;
     let lock = |pid| Lock { family: LockFamily::Flock, owner: 1, pid, start: 0, end: u64::MAX, exclusive: true };
-    one.setlk(ino, lock(1), Wait::No).await.unwrap().keep(&one);
+    one.setlk(ino, lock(1), Wait::No).await.unwrap().confirm(&one);
     let session = *sessions(&cluster).await.first().unwrap();
     ask(&cluster, false, &MetaRequest::CloseSession { session }).await;
     let two = cluster.client().await;
-    two.setlk(ino, lock(2), Wait::No).await.unwrap().keep(&two);
+    two.setlk(ino, lock(2), Wait::No).await.unwrap().confirm(&two);
     // It hears of it by itself.
     until("the lock is known to be lost", async || one.has_lost_locks(ino, OWNERS)).await;
     assert_eq!(one.setlk(ino, lock(1), Wait::No).await.err(), Some(FsError::WouldBlock));
@@ -203,7 +203,7 @@ async fn a_lock_that_ended_with_its_session_counts_as_lost_until_it_is_given_up(
     assert!(!one.has_lost_locks(ino, OWNERS));
     assert_eq!(two.getlk(ino, lock(3)).await.unwrap(), None, "nobody but its holder is in the way");
     two.unlock(ino, LockFamily::Flock, 1, 0, u64::MAX).await.unwrap();
-    one.setlk(ino, lock(1), Wait::No).await.unwrap().keep(&one);
+    one.setlk(ino, lock(1), Wait::No).await.unwrap().confirm(&one);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

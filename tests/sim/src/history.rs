@@ -255,7 +255,7 @@ impl History {
     }
 
     /// I6, I7, I8: at the end, everything that a program was told is safe is somewhere.
-    pub fn check_kept(&mut self, truth: &Truth, everywhere: &BTreeMap<Piece, u32>) {
+    pub fn check_durable(&mut self, truth: &Truth, everywhere: &BTreeMap<Piece, u32>) {
         let mut missing = Vec::new();
         for (number, write) in &self.writes {
             let promised = write.durable.is_some() || write.closed.is_some();

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use wire::limits::LEASE_MS;
 
 const LEASE: Duration = Duration::from_millis(LEASE_MS);
-/// Who owes something that does not come is waited for so long in all, or a little longer.
+/// Who has_unsent something that does not come is waited for so long in all, or a little longer.
 const PATIENCE: Duration = Duration::from_secs(50);
 
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +25,7 @@ pub struct Leases(Mutex<BTreeMap<usize, Held>>);
 
 impl Leases {
     /// A client hears that its leases hold, as it has asked at this time; it may owe something that others wait for.
-    pub fn extended(&self, client: usize, asked: Instant, owes: bool) {
+    pub fn extended(&self, client: usize, asked: Instant, has_unsent: bool) {
         let now = Instant::now();
         let mut all = self.0.lock();
         let held = all.entry(client).or_insert(Held { since: now, until: now, owed: Duration::ZERO });
@@ -33,7 +33,7 @@ impl Leases {
             held.since = now;
         }
         let until = asked + LEASE;
-        if owes {
+        if has_unsent {
             held.owed += until.saturating_duration_since(held.until.max(now));
         }
         held.until = held.until.max(until);

@@ -26,9 +26,9 @@ use wire::message::meta::{LeaseState, MetaReply, MetaRequest};
 use wire::tls::PeerIdentity;
 
 /// Both ends of a connection see after this time that the other one is silent.
-const IDLE: Duration = Duration::from_secs(5);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Who cannot be reached is given up after this time.
-const CONNECT: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the links do to messages.
 #[derive(Clone, Copy, Debug, Default)]
@@ -176,7 +176,7 @@ impl Links {
     async fn silence(&self, peer: SocketAddr) {
         loop {
             self.state.wait_for(|state| state.is_cut_to(peer)).await;
-            if timeout(IDLE, self.state.wait_for(|state| !state.is_cut_to(peer))).await.is_err() {
+            if timeout(IDLE_TIMEOUT, self.state.wait_for(|state| !state.is_cut_to(peer))).await.is_err() {
                 return;
             }
         }
@@ -200,7 +200,7 @@ impl Links {
             return Err(Error::Closed);
         }
         if self.is_cut_to(peer) {
-            self.unless_dead(sleep(limit.min(CONNECT))).await?;
+            self.unless_dead(sleep(limit.min(CONNECT_TIMEOUT))).await?;
             return Err(Error::NotSent { peer: peer.to_string(), reason: "no answer to the handshake".to_owned() });
         }
         let (answer, answered) = oneshot::channel();
@@ -230,7 +230,7 @@ impl Links {
             }
             // Lost on one of its ways: the connection is silent, and given up.
             Ok(Err(_)) => {
-                self.unless_dead(sleep(limit.min(IDLE))).await?;
+                self.unless_dead(sleep(limit.min(IDLE_TIMEOUT))).await?;
                 Err(Error::Unanswered { peer: peer.to_string(), reason: "the connection was lost".to_owned() })
             }
             Err(_) => Err(Error::Unanswered { peer: peer.to_string(), reason: "deadline expired".to_owned() }),
@@ -320,7 +320,7 @@ async fn follow(
             }
         }
     } else {
-        sleep(IDLE).await;
+        sleep(IDLE_TIMEOUT).await;
     }
     let _ = send.send(Err(ended()));
 }
@@ -360,7 +360,7 @@ async fn pump(
             return false;
         }
     }
-    sleep(IDLE).await;
+    sleep(IDLE_TIMEOUT).await;
     true
 }
 

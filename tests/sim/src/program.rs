@@ -19,7 +19,7 @@ use wire::ids::Ino;
 use wire::op::{Lock, LockFamily, NewInode, RenameMode};
 
 /// How long a lock is held.
-const LOCKED: Duration = Duration::from_millis(30);
+const LOCK_HELD_FOR: Duration = Duration::from_millis(30);
 /// Attempts to open what others remove meanwhile.
 const OPENS_TRIED: usize = 3;
 
@@ -28,7 +28,7 @@ pub struct Scene {
     /// When programs began; what they wait for is counted from then.
     pub begun: Instant,
     /// They keep directories open that they have used, as whoever works in one does: of its name nothing is asked again.
-    pub keep_dirs: bool,
+    pub keeps_dirs_open: bool,
     /// What they did.
     pub history: Mutex<History>,
     /// What the metads agreed on.
@@ -121,7 +121,7 @@ impl Program {
             return Ok(*known);
         }
         let ino = self.look_up(fs, Ino::ROOT, &bytes(name)).await?.ino;
-        if self.scene.keep_dirs {
+        if self.scene.keeps_dirs_open {
             self.dirs.insert(name, ino);
         }
         Ok(ino)
@@ -367,9 +367,9 @@ impl Program {
         let owner = self.owner();
         let lock = Lock { family: LockFamily::Posix, owner, pid: 1, start: 0, end: u64::MAX, exclusive: true };
         let taken = fs.setlk(ino, lock, Wait::Yes).await?;
-        taken.keep(fs);
+        taken.confirm(fs);
         self.note_lock(ino, owner);
-        sleep(LOCKED).await;
+        sleep(LOCK_HELD_FOR).await;
         let given_up = fs.unlock(ino, LockFamily::Posix, owner, 0, u64::MAX);
         self.scene.history.lock().holders.entry(ino).or_default().retain(|(_, holder)| *holder != owner);
         given_up.await

@@ -169,8 +169,8 @@ impl World {
             machines.push(machine);
         }
         let begun = Instant::now();
-        let (history, keep_dirs) = (Mutex::new(History::default()), plan.theme != Theme::Anything);
-        let scene = Arc::new(Scene { begun, keep_dirs, history, truth, leases, in_file: Box::new(in_file) });
+        let (history, keeps_dirs_open) = (Mutex::new(History::default()), plan.theme != Theme::Anything);
+        let scene = Arc::new(Scene { begun, keeps_dirs_open, history, truth, leases, in_file: Box::new(in_file) });
         let calm_from = calm_from(&plan, begun);
         Ok(Self { plan, begun, cluster, machines, scene, trace, calm_from })
     }
@@ -366,7 +366,7 @@ impl World {
                     Err(problem) => problems.push(format!("{path}: {problem}")),
                 }
             }
-            history.check_kept(&truth, &everywhere);
+            history.check_durable(&truth, &everywhere);
             history.check_conflicts(&truth);
         }
         for machine in &self.machines {

@@ -16,7 +16,7 @@ use wire::ids::{Ino, Version};
 const OWN_VERSIONS_MAX: usize = 1024;
 /// Writes after a conflict go into the same copy as the earlier ones, unless there were none for this long: a writer
 /// that goes on then has seen what others wrote.
-const DIVERTED: Duration = Duration::from_secs(5);
+const DIVERTED_FOR: Duration = Duration::from_secs(5);
 
 /// What a commit of the file is based on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -129,7 +129,7 @@ impl FileState {
     /// Returns what a commit is based on now.
     pub(crate) fn basis(&self, now: Instant) -> Basis {
         let content = self.content.lock();
-        let diverted = content.diverted.filter(|(_, last)| now.saturating_duration_since(*last) < DIVERTED);
+        let diverted = content.diverted.filter(|(_, last)| now.saturating_duration_since(*last) < DIVERTED_FOR);
         Basis {
             base: content.base,
             own: content.own.iter().copied().filter(|version| *version > content.base).collect(),
