@@ -408,13 +408,13 @@ mod tests {
             acknowledged.lock().push((seqs, begun.elapsed()));
             true
         };
-        let told = async {
+        let report = async {
             tokio::time::sleep(Duration::from_millis(300)).await;
             if let Ok(Notice::Recalled(FILE, dropped)) = notices.recv().await {
                 dropped.report();
             }
         };
-        tokio::join!(acknowledge_in_order(&queue, events, acknowledge), told);
+        tokio::join!(acknowledge_in_order(&queue, events, acknowledge), report);
         let [(first, soon), (second, late)] = &acknowledged.lock()[..] else { panic!("not one by one") };
         assert_eq!((&first[..], &second[..]), (&[1][..], &[2][..]));
         assert!(*soon >= Duration::from_millis(300) && *soon < DROP_LIMIT, "{soon:?}");

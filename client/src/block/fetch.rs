@@ -133,8 +133,8 @@ impl Fetcher {
         let cache = BlockCache::new(cache_bytes);
         let under_way = Ordered::new(Rank::Leaf, HashMap::new());
         let parts = Ordered::new(Rank::Leaf, Parts::new());
-        let inner = FetchState { blockds, layouts, cache, disk, under_way, parts, soft_timeout: soft, work, stop };
-        Self { shared: Arc::new(inner) }
+        let state = FetchState { blockds, layouts, cache, disk, under_way, parts, soft_timeout: soft, work, stop };
+        Self { shared: Arc::new(state) }
     }
 
     /// Ends the cache on disk. Blocks that are read later are not written to it.
@@ -201,18 +201,18 @@ impl Fetcher {
 
     fn start(&self, hash: BlockHash) -> Fetching {
         let mut under_way = self.shared.under_way.lock();
-        let inner = self.shared.clone();
+        let state = self.shared.clone();
         under_way
             .entry(hash)
             .or_insert_with(|| {
                 // This is a task of its own, because it must go on when the first caller goes away.
-                let (work, stop) = (inner.work.clone(), inner.stop.clone());
+                let (work, stop) = (state.work.clone(), state.stop.clone());
                 let task = work.spawn(trace::carried(stop.run_until_cancelled_owned(async move {
-                    let block = inner.fetch(hash, WHOLE).await;
+                    let block = state.fetch(hash, WHOLE).await;
                     if let Ok(block) = &block {
-                        inner.cache.insert(hash, block.clone());
+                        state.cache.insert(hash, block.clone());
                     }
-                    inner.under_way.lock().remove(&hash);
+                    state.under_way.lock().remove(&hash);
                     block
                 })));
                 async move { task.await.ok().flatten().unwrap_or(Err(FsError::Io)) }.boxed().shared()
@@ -383,10 +383,10 @@ mod tests {
         assert_eq!(nearest(ready(Some(1)), MOMENT, unexpected, pending::<Result<u8, ()>>()).await, Ok(1));
         assert_eq!(nearest(ready(None), MOMENT, unexpected, ready(NO_ERROR)).await, Ok(2));
         assert_eq!(nearest(ready(None::<u8>), MOMENT, unexpected, ready(Err(()))).await, Err(()));
-        let mut told = 0;
-        assert_eq!(nearest(pending(), MOMENT, || told += 1, ready(NO_ERROR)).await, Ok(2));
-        assert_eq!(nearest(pending(), Duration::ZERO, || told += 1, ready(NO_ERROR)).await, Ok(2));
-        assert_eq!(told, 2);
+        let mut slow_calls = 0;
+        assert_eq!(nearest(pending(), MOMENT, || slow_calls += 1, ready(NO_ERROR)).await, Ok(2));
+        assert_eq!(nearest(pending(), Duration::ZERO, || slow_calls += 1, ready(NO_ERROR)).await, Ok(2));
+        assert_eq!(slow_calls, 2);
         // The disk answers in the end, with the block or without.
         for (answer, far) in [(Some(1), None), (None, Some(2))] {
             let (send, late) = tokio::sync::oneshot::channel();

@@ -130,7 +130,8 @@ impl Writer {
     pub(crate) async fn end(&self, acknowledged: u64, limit: Duration) {
         let journal = self.journal();
         // In this order: metad must not forget what it has acknowledged of something that is still in the journal.
-        let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_acknowledged(acknowledged)));
+        let dropped = journal
+            .change(move |journal| journal.remove_shared().and_then(|()| journal.drop_acknowledged(acknowledged)));
         if let Err(error) = dropped.await {
             tracing::warn!(%error, "files of the journal of which nothing is needed stay behind");
             return;

@@ -89,7 +89,7 @@ fn an_entry_that_nobody_could_be_faster_than_is_sent_again_without_what_its_cont
     assert!(!core.is_in_time(1, 2, now), "the second refusal is meant");
 }
 
-/// Guards I6: content that was not committed when its file was removed makes a version that the removal goes by.
+/// Guards I6: content that was not committed when its file was removed makes a version that the removal expects.
 #[test]
 fn a_removal_of_what_is_not_committed_goes_by_the_version_that_the_commit_makes() {
     let (mut core, now) = (Core::<()>::default(), Instant::now());

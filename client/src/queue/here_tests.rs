@@ -10,7 +10,7 @@ fn attr(ino: Ino, kind: FileKind) -> InodeAttr {
     InodeAttr::new(ino, kind, Creator { mode: 0o755, uid: 1, gid: 1 }, Timestamp::default())
 }
 
-/// A session that has made an empty directory, which nobody else has heard of.
+/// Returns a session that has made an empty directory, on which no other session has leases.
 fn known() -> Known {
     let known = Known::default();
     known.attached();
@@ -27,7 +27,7 @@ fn doomed(ino: Ino) -> Doomed {
     Doomed { ino, newest: None }
 }
 
-/// Decides with what is known, and pins it as the entry of this number.
+/// Decides an operation from what is known, and pins it as the entry of this number.
 fn decide<R>(known: &Known, number: u64, decide: impl FnOnce(Here<'_>) -> Option<(Decided, R)>) -> Option<R> {
     known.with(|state, now| {
         let (decided, answer) = decide(Here { state, now, at: Timestamp::default() })?;
@@ -94,7 +94,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..40)
 }
 
-/// A directory as it should be: names, what they lead to, and whether that is a directory.
+/// The expected directory: names, what they lead to, and whether that is a directory.
 type Model = BTreeMap<Name, (Ino, bool)>;
 
 /// Carries out a step in the model and here. What the model refuses must be refused here, too.

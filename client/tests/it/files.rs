@@ -42,7 +42,7 @@ async fn of_two_writers_to_the_same_bytes_the_second_gets_a_copy_and_an_error() 
     two.write(&second.handle, 0, b"second", false).await.unwrap();
     one.flush(&first.handle).await.unwrap();
     assert_eq!(two.fsync(&second.handle).await, Err(FsError::Stale));
-    assert_eq!(two.fsync(&second.handle).await, Ok(()), "it is told once");
+    assert_eq!(two.fsync(&second.handle).await, Ok(()), "it is reported once");
     assert_eq!(content(&two, "file").await, b"first");
     let names = names(&one).await;
     let copy = names.iter().find(|name| name.starts_with("file.conflict-")).expect("a copy");
@@ -60,11 +60,11 @@ async fn a_conflict_that_the_background_found_is_reported_by_close() {
     one.write(&first.handle, 0, b"first", false).await.unwrap();
     one.flush(&first.handle).await.unwrap();
     until("a copy", || async { names(&one).await.len() == 2 }).await;
-    // Who only reads takes nothing of it away.
+    // A handle that only reads does not take the error away.
     let reader = open(&two, "file").await;
     assert_eq!(two.seek(&reader.handle, 0, false).await, Ok(0));
     assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));
-    // What is written after that is based on what the file is now.
+    // Later writes are based on the file as it is now.
     two.write(&second.handle, 0, b"third", false).await.unwrap();
     assert_eq!(two.flush(&second.handle).await, Ok(()));
     assert_eq!(content(&one, "file").await, b"third");
@@ -96,14 +96,14 @@ async fn what_a_writer_goes_on_to_write_after_a_conflict_is_in_one_copy() {
         }
     }
     assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));
-    assert_eq!(two.flush(&second.handle).await, Ok(()), "it was told");
+    assert_eq!(two.flush(&second.handle).await, Ok(()), "it was reported");
     let names = names(&one).await;
     assert_eq!(names.len(), 2, "{names:?}");
     assert!(content(&one, "file").await == [b"theirs", &before[6..]].concat());
-    // A listing has no order that means anything.
+    // The order of a listing means nothing.
     let copy = names.iter().find(|name| *name != "file").unwrap();
     assert!(content(&one, copy).await == [&after[..], &before[WRITTEN..]].concat());
-    // What is written after that is based on what the file is now.
+    // Later writes are based on the file as it is now.
     two.write(&second.handle, 0, b"mine", false).await.unwrap();
     assert_eq!(two.flush(&second.handle).await, Ok(()));
     assert_eq!(content(&one, "file").await[..6], *b"miners");
@@ -134,7 +134,7 @@ async fn writes_apart_are_merged_and_appends_follow_each_other() {
     assert_eq!(content(&one, "file").await, b"onetwo-A-B-C");
 }
 
-/// A file that two clients have open; what the second has written is in conflict, and its policy decides.
+/// Returns a file that two clients have open. The second one's content is in conflict, and its policy decides.
 async fn in_conflict(cluster: &Cluster, mut config: ClientConfig, policy: OnConflict) -> (Arc<Client>, Opened) {
     let one = cluster.lazy_client().await;
     config.on_conflict = policy;
@@ -223,7 +223,7 @@ async fn a_writer_that_goes_on_after_a_refusal_gets_the_error_and_holds_nobody_u
     let mut config = cluster.config();
     (config.window_bytes, config.dirty_age) = (8 << 20, Duration::from_secs(3600));
     let (two, second) = in_conflict(&cluster, config, OnConflict::Fail).await;
-    // As much as is kept before writers wait.
+    // As much as may be uncommitted before writers wait.
     two.write(&second.handle, 0, &pattern(1, 8 << 20), false).await.unwrap();
     assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));
     assert_eq!(two.write(&second.handle, 9 << 20, b"more", false).await, Err(FsError::Stale));
@@ -304,7 +304,7 @@ async fn data_and_holes_are_found_and_ranges_are_copied_by_sharing() {
     let copied = client.copy_range((&opened.handle, far + 4), (&target.handle, 2), 100).await;
     assert_eq!(copied, Ok(4), "up to the source's end");
     assert_eq!(&client.read(&target.handle, 0, 100).await.unwrap()[..], b"\0\0away");
-    // Its own change of the target is no conflict for what is written next.
+    // Its own change of the target is no conflict for later writes.
     client.write(&target.handle, 0, b"go", false).await.unwrap();
     assert_eq!(client.flush(&target.handle).await, Ok(()));
     assert_eq!(content(&client, "copy").await, b"goaway");

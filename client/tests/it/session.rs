@@ -1,4 +1,4 @@
-//! Sessions that end, leaders that change, chunks in many pieces: what goes on behind the files.
+//! Sessions that end, leaders that change, chunks in many pieces: work behind the files.
 
 use crate::cluster::{Cluster, content, create, names, open, pattern, until};
 use client::network::Network;
@@ -19,7 +19,7 @@ use wire::tls::Role;
 
 const ASK: Duration = Duration::from_secs(5);
 
-/// Asks metad beside the client, under another role or in its name.
+/// Asks metad beside the client, in another role or in the client's name.
 async fn ask(cluster: &Cluster, admin: bool, request: &MetaRequest) -> MetaReply {
     let bundle = if admin { cluster.embedded.admin_bundle() } else { cluster.embedded.bundle() };
     let endpoint = Endpoint::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &bundle.identity).unwrap();
@@ -54,7 +54,7 @@ async fn extents(cluster: &Cluster, read: Read) -> ExtentPage {
     }
 }
 
-/// Not even what waits for something that only goes on while the client lives.
+/// This includes work that waits for tasks that end with the client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_is_dropped_leaves_nothing_behind() {
     let cluster = Cluster::start().await;
@@ -98,7 +98,7 @@ async fn callers_that_give_up_leave_the_session_in_order() {
     let client = cluster.client().await;
     let before = sessions(&cluster).await;
     for number in 0..300_u32 {
-        // Given up at any point between asking and being answered.
+        // The caller gives up at any point between the request and the answer.
         let limit = Duration::from_micros(u64::from(number) * 5);
         let _ = tokio::time::timeout(limit, create(&client, &format!("file-{number}"))).await;
     }
@@ -136,7 +136,7 @@ async fn a_chunk_in_many_pieces_is_joined_and_reads_the_same() {
     assert_eq!((after.size, after.mtime), (before.size, before.mtime));
     assert!(content(&client, "file").await == model);
     assert!(content(&*cluster.client().await, "file").await == model);
-    // What is written next is based on the joined version.
+    // The next write is based on the joined version.
     client.write(&opened.handle, 0, b"x", false).await.unwrap();
     assert_eq!(client.flush(&opened.handle).await, Ok(()));
     assert_eq!(names(&client).await, ["file"]);
@@ -195,7 +195,7 @@ async fn a_lock_that_ended_with_its_session_counts_as_lost_until_it_is_given_up(
     ask(&cluster, false, &MetaRequest::CloseSession { session }).await;
     let two = cluster.client().await;
     two.setlk(ino, lock(2), Wait::No).await.unwrap().confirm(&two);
-    // It hears of it by itself.
+    // The client learns this by itself.
     until("the lock is known to be lost", async || one.has_lost_locks(ino, OWNERS)).await;
     assert_eq!(one.setlk(ino, lock(1), Wait::No).await.err(), Some(FsError::WouldBlock));
     assert!(one.has_lost_locks(ino, OWNERS) && !one.has_lost_locks(ino, || vec![2]));

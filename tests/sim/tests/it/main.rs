@@ -1,4 +1,4 @@
-//! Schedules from seeds: those that once found something first, then as many as time allows.
+//! Schedules from seeds: those that found a bug once come first, then as many as time allows.
 #![allow(missing_docs)]
 
 use sim::plan::Plan;
@@ -8,7 +8,7 @@ use sim::world::run;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Seeds that found something, one a line, with what it was.
+/// Seeds that found a bug, one a line, with a description of it.
 const REGRESSIONS: &str = include_str!("../../regressions.txt");
 /// Schedules that CI runs, if there is time.
 const SCHEDULES: u64 = 20_000;
