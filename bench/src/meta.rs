@@ -1,4 +1,4 @@
-//! Many small files: what metadata costs.
+//! Many small files: the cost of metadata.
 
 use crate::lane::{self, Deed};
 use crate::scale::Scale;
@@ -12,7 +12,7 @@ use std::time::Instant;
 
 const SMALL: usize = 16 << 10;
 
-/// Does something with each of `count` files; answers files per second.
+/// Works on each of `count` files; returns files per second.
 fn each(count: usize, work: impl Fn(usize) -> std::io::Result<()>) -> Result<f64> {
     let started = Instant::now();
     for number in 0..count {
@@ -22,7 +22,7 @@ fn each(count: usize, work: impl Fn(usize) -> std::io::Result<()>) -> Result<f64
     Ok(count as f64 / started.elapsed().as_secs_f64())
 }
 
-/// The directory of a row, and its work by so many processes: one is this one.
+/// The directory of a row, and its work by this many processes; a single one is this process.
 fn by(processes: usize, deed: Deed, side: &Side, scale: Scale) -> Result<(PathBuf, f64)> {
     let dir = side.dir().join(format!("files-{processes}"));
     if deed == Deed::Create {

@@ -1,4 +1,4 @@
-//! Whose data directory it is: the daemon's random id, and the cluster and name that it was made for.
+//! The owner of a data directory: the daemon's random id, and the cluster and name that it was made for.
 //!
 //! `blockd.id` is written once, before the first block. A directory that was made for another daemon or cluster is
 //! refused: its blocks would be reported under the wrong id, and could be dropped. `blockd.lock` is held as long as the
@@ -13,7 +13,7 @@ use wire::ids::{BlockdId, ClusterId};
 use wire::sys::lock_after_a_kill;
 use wire::tls::Identity;
 
-/// A data directory that is ours.
+/// A data directory that this process owns.
 #[derive(Debug)]
 pub struct Ownership {
     /// This daemon.

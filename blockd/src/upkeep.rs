@@ -1,7 +1,7 @@
 //! Work on the store that nobody waits for: compaction, and scrub, each at a rate of its own.
 //!
 //! Both pause after each step for as long as the step's bytes take at the configured rate, so that requests find the
-//! disk free. What scrub finds corrupt goes to repair.
+//! disk free. Blocks that scrub finds corrupt go to repair.
 
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -14,14 +14,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use wire::ids::BlockHash;
 
-/// How long compaction waits when no segment is worth it.
+/// Pause of compaction when no segment is worth it.
 const COMPACTION_IDLE: Duration = Duration::from_secs(10);
 /// Least pause between two steps: many of them may have little to copy, and each syncs the disk.
 const COMPACTION_PAUSE: Duration = Duration::from_secs(1);
-/// How long scrub waits between two passes: a small store need not be read all the time.
+/// Pause of scrub between two passes: a small store need not be read all the time.
 const SCRUB_IDLE: Duration = Duration::from_secs(600);
-/// Scrub reads blocks until they are due this much time at its rate, then pauses: small blocks one by one would cost
-/// more in timers than in reading.
+/// Scrub reads blocks worth this much time at its rate, then pauses: a pause after each small block would cost more in
+/// timers than in reading.
 const SCRUB_SLICE: Duration = Duration::from_millis(100);
 
 /// Starts both, unless their rate is zero.

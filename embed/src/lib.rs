@@ -40,7 +40,8 @@ const ALONE_HEARTBEAT_MS: u64 = 50;
 /// Likewise, an election that nobody else can win may begin soon.
 const ALONE_ELECTION_MS: u64 = 150;
 
-/// The code behind a boxed future is compiled in this crate, once, and not again in each program and test that awaits it.
+/// The code behind a boxed future is compiled in this crate, once, and not again in each program and test that awaits
+/// it.
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A running cluster. Dropping it without [`Embedded::stop`] ends it as a crash would.

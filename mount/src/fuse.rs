@@ -301,7 +301,7 @@ impl Filesystem for Surf {
     }
 
     fn opendir(&self, _request: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let listing = Listing { heard: self.shared.client.heard() };
+        let listing = Listing { losses_reported: self.shared.client.losses_reported() };
         reply.opened(FileHandle(self.shared.dirs.insert(listing)), FopenFlags::empty());
     }
 
@@ -327,7 +327,7 @@ impl Filesystem for Surf {
         let Some(listing) = self.shared.dirs.get(fh.0) else { return reply.error(errno(FsError::Invalid)) };
         let span = span!("fsyncdir", request, number, fh = fh.0);
         // I7: what metad has acknowledged is durable.
-        self.ask(request, span, reply, |fs| async move { fs.client.fsync_names(&listing.heard).await });
+        self.ask(request, span, reply, |fs| async move { fs.client.fsync_names(&listing.losses_reported).await });
     }
 
     fn statfs(&self, request: &Request, number: INodeNo, reply: ReplyStatfs) {

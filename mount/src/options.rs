@@ -34,8 +34,8 @@ pub(crate) struct Flags {
     /// Where the embedded cluster keeps its data [default: /var/lib/surf/embedded as root, else ~/.local/state/surf].
     #[arg(long, env = "SURF_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Where this machine keeps the journal of what the cluster does not know yet, and blocks that were read, in a directory
-    /// for each mount [default: /var/cache/surf as root, else ~/.cache/surf].
+    /// Where this machine keeps the journal of what the cluster does not know yet, and blocks that were read, in a
+    /// directory for each mount [default: /var/cache/surf as root, else ~/.cache/surf].
     #[arg(long, env = "SURF_CACHE_DIR", value_name = "DIR")]
     cache_dir: Option<PathBuf>,
     /// Room there for blocks: 0 for none, or 16M at least; bytes, or with K, M, G or T behind [default: 0].

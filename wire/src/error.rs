@@ -127,7 +127,8 @@ pub enum Error {
         /// The peer's words.
         reason: String,
     },
-    /// The peer has too much to do for this connection: nothing was carried out, and the same request may be sent again.
+    /// The peer has too much to do for this connection: nothing was carried out, and the same request may be sent
+    /// again.
     #[error("{peer} has too much to do: {reason}")]
     Busy {
         /// Address of the peer.

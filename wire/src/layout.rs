@@ -93,7 +93,8 @@ pub struct Layout {
     pub down_after_ms: u64,
     /// Members, ordered by id, including those that are draining or out.
     pub members: Vec<LayoutMember>,
-    /// Owner sets before this one, oldest first, from which blocks may still have to be copied. Empty when this is final.
+    /// Owner sets before this one, oldest first, from which blocks may still have to be copied. Empty when this is
+    /// final.
     pub older: Vec<OlderLayout>,
 }
 

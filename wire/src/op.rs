@@ -303,8 +303,8 @@ operations! {
                 /// What to do.
                 action: RangeAction,
             },
-            /// Share `len` bytes of one file with another (or itself, not overlapping), without copying. Answers `Attr` of the
-            /// target. The range is cut at the source's end.
+            /// Share `len` bytes of one file with another (or itself, not overlapping), without copying. Answers `Attr`
+            /// of the target. The range is cut at the source's end.
             CloneRange {
                 /// Source file.
                 src: Ino,

@@ -1,7 +1,7 @@
 //! Identities: a cluster CA, certificates with roles, and reading a peer's certificate.
 //!
-//! A node's certificate carries its [`Subject`] (role, name, and a client's grant) in a private extension, signed by the
-//! cluster's CA. Both ends of every connection verify each other against that CA alone; host names play no part.
+//! A node's certificate carries its [`Subject`] (role, name, and a client's grant) in a private extension, signed by
+//! the cluster's CA. Both ends of every connection verify each other against that CA alone; host names play no part.
 
 use crate::ids::ClusterId;
 use crate::{Error, codec, durable};

@@ -1,4 +1,4 @@
-//! How far repair is, for heartbeats: written by the repair task, read by the one that sends heartbeats.
+//! Progress of repair, for heartbeats: written by the repair task, read by the one that sends heartbeats.
 
 use super::duties::Duties;
 use super::pass::Lacking;
@@ -11,10 +11,10 @@ use tokio::sync::Notify;
 use wire::ids::LayoutEpoch;
 use wire::message::block::{Digest, RepairReport};
 
-/// The rate is that of this time.
+/// The rate is measured over this time.
 const RATE_OVER: Duration = Duration::from_secs(5);
 
-/// How far repair is.
+/// Progress of repair.
 #[derive(Default)]
 pub struct Progress {
     state: Mutex<State>,
@@ -31,14 +31,14 @@ struct State {
 }
 
 impl Progress {
-    /// Repair begins with these duties.
+    /// Notes that repair begins with these duties.
     pub fn begin(&self, duties: Arc<Duties>) {
         let mut state = self.state.lock();
         state.empty = false;
         state.duties = duties;
     }
 
-    /// All that is owed under these owners is here.
+    /// Notes that all that is owed under these owners is here.
     pub fn done(&self, placement: LayoutEpoch) {
         let mut state = self.state.lock();
         state.lacking = Lacking::default();
@@ -47,19 +47,19 @@ impl Progress {
         }
     }
 
-    /// What is still to be copied.
+    /// Notes what is still to be copied.
     pub fn lacks(&self, lacking: Lacking) {
         self.state.lock().lacking = lacking;
     }
 
-    /// Whether nothing that matters is here and belongs elsewhere.
+    /// Notes whether nothing that matters is here and belongs elsewhere.
     pub fn set_empty(&self, empty: bool) {
         if std::mem::replace(&mut self.state.lock().empty, empty) != empty {
             self.news.notify_one();
         }
     }
 
-    /// Bytes were copied.
+    /// Counts copied bytes.
     pub fn copied(&self, bytes: u64) {
         let now = Instant::now();
         let mut state = self.state.lock();
@@ -67,12 +67,12 @@ impl Progress {
         state.forget(now);
     }
 
-    /// Waits until something has happened that metad waits for. Cancel-safe.
+    /// Waits for progress that metad waits for. Cancel-safe.
     pub async fn news(&self) {
         self.news.notified().await;
     }
 
-    /// For a heartbeat.
+    /// The report for a heartbeat.
     #[must_use]
     pub fn report(&self, store: &Store) -> RepairReport {
         let (mut report, duties) = {

@@ -7,7 +7,7 @@
 //! | records | per record: kind (1 put, 2 tombstone), offset (u64), name (32), length (u32) |
 //! | checksum | BLAKE3 of everything before, 32 bytes |
 //!
-//! A hint that does not fit is ignored, and the segment read instead.
+//! A hint that does not match is ignored, and the segment is read instead.
 
 use super::record::{Header, Kind};
 use super::segment::Found;

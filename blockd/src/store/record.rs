@@ -15,7 +15,7 @@
 //! | | 32 per section | trailer, if the payload is longer than 64 KiB: the chaining values of its sections |
 //! | | 0 to 7 | zero, up to a multiple of 8 |
 //!
-//! What sections are tells `wire::sections`; the trailer follows the payload without a gap.
+//! `wire::sections` explains sections. The trailer follows the payload without a gap.
 //!
 //! Numbers are little endian. Records that are written together follow each other; each such group begins at a multiple
 //! of [`GROUP_ALIGN`], as O_DIRECT wants it, and is padded with zeros up to the next.
@@ -35,7 +35,7 @@ pub(super) const HEADER: usize = 64;
 const MAGIC: &[u8; 4] = b"SBLK";
 const VERSION: u8 = 2;
 
-/// What a record says.
+/// Kind of a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
     /// The block is here.
@@ -78,7 +78,7 @@ impl Header {
         bytes
     }
 
-    /// Reads a header; `None` when the bytes are none of this segment.
+    /// Reads a header; `None` when the bytes are not a header of this segment.
     pub(super) fn decode(bytes: &[u8], segment: SegmentId) -> Option<Self> {
         let bytes: &[u8; HEADER] = bytes.first_chunk()?;
         let crc = u32::from_le_bytes([bytes[60], bytes[61], bytes[62], bytes[63]]);

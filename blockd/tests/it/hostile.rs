@@ -1,4 +1,4 @@
-//! Peers that lie to a block daemon: each harms only itself.
+//! Peers that send a block daemon false messages: each harms only itself.
 
 use super::daemon_cluster::{Cluster, LIMIT, caller, identity, random_block};
 use blockd::{Config, LayoutSource, Node};
@@ -11,7 +11,7 @@ use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::Endpoint;
 use wire::tls::{ClusterCa, Role};
 
-/// A put as an honest client sends it reaches all daemons.
+/// Asserts that a put as an honest client sends it reaches all daemons.
 async fn assert_stores_on_all(cluster: &Cluster, what: &str) {
     let (synced, failed, _) = cluster.put(&random_block(50_000)).await;
     assert_eq!((synced.len(), failed.len()), (3, 0), "{what}: {failed:?}");

@@ -1,7 +1,7 @@
 //! Pages of listings. Those from metad are larger than what the kernel asks for at a time, so each handle caches its
 //! last one.
 
-use client::Heard;
+use client::LossesReported;
 use lru::LruCache;
 use parking_lot::Mutex;
 use std::num::NonZeroUsize;
@@ -18,7 +18,7 @@ const PAGES_MAX: usize = 128;
 
 /// An open directory.
 pub(super) struct Listing {
-    pub heard: Heard,
+    pub losses_reported: LossesReported,
 }
 
 /// The last page of open directories, by handle.

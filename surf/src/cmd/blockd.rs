@@ -26,7 +26,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Empty one: its blocks move to the others, and `surf blockd list` says when it is drained and can be switched off.
+    /// Empty one: its blocks move to the others, and `surf blockd list` says when it is drained and can be switched
+    /// off.
     Drain {
         #[command(flatten)]
         access: Access,

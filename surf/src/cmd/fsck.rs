@@ -33,8 +33,8 @@ const ROUNDS_MAX: usize = 5;
 
 /// Check the metadata and the blocks of a cluster, while it is used.
 ///
-/// The exit code is a sum: 0 nothing was found, 1 something was found and is mended, 4 something was found and is left, 8
-/// something could not be checked, 16 the command line is wrong.
+/// The exit code is a sum: 0 nothing was found, 1 something was found and is mended, 4 something was found and is left,
+/// 8 something could not be checked, 16 the command line is wrong.
 #[derive(Args)]
 pub struct Fsck {
     #[command(flatten)]

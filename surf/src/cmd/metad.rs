@@ -28,8 +28,8 @@ pub struct Metad {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Write the metadata as it is now into a file, while the cluster goes on. `metad --restore FILE` makes a new cluster of
-    /// it, which needs the block daemons: content is not in it.
+    /// Write the metadata as it is now into a file, while the cluster goes on. `metad --restore FILE` makes a new
+    /// cluster of it, which needs the block daemons: content is not in it.
     Backup(fetch::Backup),
     /// Check that a backup is whole, and show where it comes from. Needs no cluster.
     Verify {

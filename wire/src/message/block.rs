@@ -237,7 +237,8 @@ pub enum ChordReply {
 /// A reply of blockd.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum BlockReply {
-    /// These daemons hold the block on stable storage; those named as failed do not, and of the rest nothing is known yet.
+    /// These daemons hold the block on stable storage; those named as failed do not, and of the rest nothing is known
+    /// yet.
     Stored {
         /// Daemons that synced it.
         synced: Vec<BlockdId>,

@@ -17,7 +17,8 @@ use std::net::SocketAddr;
 pub enum MetaRequest {
     /// Open a session. Role client. Answers `Session`.
     OpenSession {
-        /// Host of the client, for people, of [`SESSION_TEXT_BYTES_MAX`](crate::limits::SESSION_TEXT_BYTES_MAX) at most.
+        /// Host of the client, for people, of [`SESSION_TEXT_BYTES_MAX`](crate::limits::SESSION_TEXT_BYTES_MAX) at
+        /// most.
         host: String,
         /// Mount point or purpose, for people, no longer either.
         purpose: String,

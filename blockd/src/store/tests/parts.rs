@@ -1,4 +1,4 @@
-//! Parts of blocks: what is read for them, and what damage they notice.
+//! Parts of blocks: how much is read for them, and which damage they notice.
 
 use super::{TestDisk, open, runtime};
 use crate::store::record::HEADER;
@@ -29,7 +29,7 @@ impl Setup {
         Self { runtime, disk, store, hash, content }
     }
 
-    /// Damages a byte of what stands behind the header: payload, then trailer.
+    /// Damages a byte behind the header: of the payload, then of the trailer.
     fn flip(&self, at: usize) {
         self.disk.flip(&self.disk.segments()[0], HEADER + at);
     }
@@ -98,7 +98,7 @@ fn a_damaged_trailer_is_made_anew_from_a_good_block() {
         } else {
             setup.assert_part(100, 100);
         }
-        // Read by its new trailer: the new record is behind the old one, or in the next segment.
+        // The part is read by its new trailer: the new record is behind the old one, or in the next segment.
         let segments = setup.disk.segments();
         let stable = setup.disk.0.files.lock()[segments.last().unwrap()].stable.clone();
         let (_, sections) = Sections::of(&setup.content);
@@ -132,7 +132,7 @@ fn a_part_is_read_without_the_rest_of_the_block() {
 fn compaction_and_restart_keep_trailers() {
     let len = SECTION_BYTES + 1000;
     let setup = Setup::new(len);
-    // It fills the rest of the segment, and is dropped in the next one.
+    // This block fills the rest of the segment, and is dropped in the next one.
     let other = Bytes::from(vec![8; 190_000]);
     let (runtime, store) = (&setup.runtime, &setup.store);
     let other_hash = BlockHash::of(&other);

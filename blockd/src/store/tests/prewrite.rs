@@ -1,4 +1,4 @@
-//! Zeros written ahead: small groups overwrite them, and recovery takes them for what they are.
+//! Zeros written ahead: small groups overwrite them, and recovery recognises them.
 
 use super::{TestDisk, block, open_with, runtime};
 use crate::store::buffer;

@@ -24,8 +24,8 @@ pub struct Backup {
     access: Access,
     /// The file; it is readable by its owner alone. `-` is standard output.
     file: PathBuf,
-    /// How long the blocks that the backup refers to are kept, also when files are removed or changed: a number with s, m, h,
-    /// d or w. 0: not at all, and a restore finds no content of what was removed meanwhile.
+    /// How long the blocks that the backup refers to are kept, also when files are removed or changed: a number with s,
+    /// m, h, d or w. 0: not at all, and a restore finds no content of what was removed meanwhile.
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = duration)]
     keep_blocks: Duration,
     /// Name of the pin on these blocks: see `surf metad backups`. By default one with the time.
