@@ -9,7 +9,7 @@ use crate::known::Known;
 use crate::known::leased::LeasedSession;
 use crate::open::OpenFiles;
 use crate::work::Work;
-use crate::writeback::{Doing, Order, WriteBack};
+use crate::writeback::{LockedQueue, Order, WriteBack};
 use std::sync::Arc;
 use wire::FsError;
 
@@ -55,7 +55,7 @@ impl Flusher {
         self.queue_content(file, || Some(self.writeback.begin_leaving()))
     }
 
-    fn queue_content<'a>(&'a self, file: &Arc<FileState>, begin: impl FnOnce() -> Option<Doing<'a>>) -> bool {
+    fn queue_content<'a>(&'a self, file: &Arc<FileState>, begin: impl FnOnce() -> Option<LockedQueue<'a>>) -> bool {
         let ino = file.ino();
         let Some(written_at) = file.may_queue() else { return false };
         let at = written_at.unwrap_or_else(|| self.session.stamp());

@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_appended_is_found_again_and_what_is_acknowledged_goes() {
+    fn appended_records_are_found_again_and_acknowledged_ones_are_dropped() {
         let place = Place::new();
         let journal = begun(&place);
         let id = journal.id();
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_appended_after_an_append_that_failed_stands_where_that_would_have_stood() {
+    fn an_append_after_one_that_failed_takes_its_place() {
         let place = Place::new();
         let journal = begun(&place);
         {

@@ -58,7 +58,7 @@ pub use known::Listed;
 pub use local_dir::LocalDir;
 pub use ops::files::{Handle, OpenFlags, Opened};
 pub use ops::locks::Wait;
-pub use queue::{Heard, NewNode};
+pub use queue::{LossesReported, NewNode};
 
 use accessed::Accessed;
 use block::disk::DiskCache;

@@ -32,7 +32,7 @@ use wire::ids::Ino;
 
 /// The count of failed operations up to which they have been reported.
 #[derive(Debug)]
-pub struct Heard(AtomicU64);
+pub struct LossesReported(AtomicU64);
 
 /// The queue. `F` stands for a file whose content is sent.
 pub(crate) struct Queue<F> {
@@ -47,12 +47,12 @@ pub(crate) struct Queue<F> {
 }
 
 /// The locked queue, while an operation is done: nothing else gets between looking at what is known and the entry.
-pub(crate) struct Doing<'a, F> {
+pub(crate) struct LockedQueue<'a, F> {
     core: Held<'a, Core<F>>,
     home: &'a Queue<F>,
 }
 
-impl<F> Doing<'_, F> {
+impl<F> LockedQueue<'_, F> {
     /// Looks at what is known, before an operation is decided.
     pub(crate) fn look<R>(&self, at: Timestamp, look: impl FnOnce(&mut Here<'_>) -> R) -> R {
         self.home.known.with(|state, now| look(&mut Here { state, now, at }))
@@ -124,15 +124,15 @@ impl<F> Queue<F> {
     }
 
     /// Begins an operation on these inodes here, unless something else is changing them.
-    pub(crate) fn begin(&self, inos: &[Ino]) -> Option<Doing<'_, F>> {
+    pub(crate) fn begin(&self, inos: &[Ino]) -> Option<LockedQueue<'_, F>> {
         let doing = self.begin_leaving();
         (!doing.core.is_barred(inos)).then_some(doing)
     }
 
     /// Begins to queue content of an inode that other sessions use as well: when the mount ends, and nobody is left to
     /// report to.
-    pub(crate) fn begin_leaving(&self) -> Doing<'_, F> {
-        Doing { core: self.core.lock(), home: self }
+    pub(crate) fn begin_leaving(&self) -> LockedQueue<'_, F> {
+        LockedQueue { core: self.core.lock(), home: self }
     }
 
     /// Keeps operations on these inodes out of the queue until the returned value is dropped.
@@ -170,7 +170,8 @@ impl<F> Queue<F> {
         });
     }
 
-    /// Returns whether others cannot have changed anything before this entry, the first one, reached metad: see the core.
+    /// Returns whether others cannot have changed anything before this entry, the first one, reached metad. See the
+    /// core.
     pub(crate) fn is_in_time(&self, number: u64) -> bool {
         let lapses = self.known.lapses();
         self.core.lock().is_in_time(number, lapses, Instant::now())
@@ -194,14 +195,14 @@ impl<F> Queue<F> {
     }
 
     /// Returns a position from which failed operations are to be reported.
-    pub(crate) fn heard(&self) -> Heard {
-        Heard(AtomicU64::new(self.core.lock().heard(Instant::now())))
+    pub(crate) fn losses_reported(&self) -> LossesReported {
+        LossesReported(AtomicU64::new(self.core.lock().losses_reported(Instant::now())))
     }
 
-    /// Reports once for each `heard` that operations failed.
-    pub(crate) fn report_lost(&self, heard: &Heard) -> Result<(), FsError> {
+    /// Reports once for each `reported` that operations failed.
+    pub(crate) fn report_lost(&self, reported: &LossesReported) -> Result<(), FsError> {
         let mut core = self.core.lock();
-        if heard.0.swap(core.lost(), Ordering::Relaxed) >= core.lost() { Ok(()) } else { core.report_loss() }
+        if reported.0.swap(core.lost(), Ordering::Relaxed) >= core.lost() { Ok(()) } else { core.report_loss() }
     }
 
     /// Sends everything up to this entry now, because somebody waits.

@@ -14,7 +14,7 @@ pub(crate) type WriteBack = Queue<Arc<FileState>>;
 /// An entry's work.
 pub(crate) type Work = queue::Work<Arc<FileState>>;
 pub(crate) type Entry = queue::Entry<Arc<FileState>>;
-pub(crate) type Doing<'a> = queue::Doing<'a, Arc<FileState>>;
+pub(crate) type LockedQueue<'a> = queue::LockedQueue<'a, Arc<FileState>>;
 pub(crate) type Barred<'a> = queue::Barred<'a, Arc<FileState>>;
 
 /// Waits until metad knows earlier operations before something is asked or done at once: on a soft mount at most for

@@ -114,7 +114,7 @@ impl Part {
 }
 
 /// How a round ended in which no daemon had the block.
-struct Nobody {
+struct RoundFailed {
     /// Whether every daemon answered that it does not have it.
     all_answered: bool,
     reason: String,
@@ -245,41 +245,42 @@ impl FetchState {
         loop {
             let layout = self.layouts.newest();
             let places = self.layouts.places(&layout, &hash);
-            let nobody = match self.round(hash, part, &places).await {
+            let failed = match self.round(hash, part, &places).await {
                 Ok(found) => return Ok(found),
-                Err(nobody) => nobody,
+                Err(failed) => failed,
             };
-            let patience = if nobody.all_answered { Some(LOST_AFTER) } else { self.soft_timeout };
+            let patience = if failed.all_answered { Some(LOST_AFTER) } else { self.soft_timeout };
             if patience.is_some_and(|limit| started.elapsed() > limit) {
-                tracing::error!(%hash, reason = nobody.reason, "a block cannot be read");
-                return Err(if nobody.all_answered { FsError::NotFound } else { FsError::Io });
+                tracing::error!(%hash, reason = failed.reason, "a block cannot be read");
+                return Err(if failed.all_answered { FsError::NotFound } else { FsError::Io });
             }
             if warned.elapsed() > WARN_EVERY {
                 warned = Instant::now();
-                tracing::warn!(%hash, reason = nobody.reason, "waiting for a block");
+                tracing::warn!(%hash, reason = failed.reason, "waiting for a block");
             }
             tokio::time::sleep(backoff.delay()).await;
         }
     }
 
     /// Asks one daemon after the other: the next one at once after a refusal, and after a while without an answer.
-    async fn round(&self, hash: BlockHash, part: Part, places: &[Holder]) -> Result<(Bytes, Sections), Nobody> {
+    async fn round(&self, hash: BlockHash, part: Part, places: &[Holder]) -> Result<(Bytes, Sections), RoundFailed> {
         let mut waiting = places.iter();
         let mut asked = FuturesUnordered::new();
-        let mut nobody = Nobody { all_answered: !places.is_empty(), reason: "no block daemon is known".to_owned() };
+        let mut failed =
+            RoundFailed { all_answered: !places.is_empty(), reason: "no block daemon is known".to_owned() };
         loop {
             let holder = waiting.next();
             match holder {
                 Some(holder) => asked.push(self.ask(hash, part, *holder)),
-                None if asked.is_empty() => return Err(nobody),
+                None if asked.is_empty() => return Err(failed),
                 None => {}
             }
             let hedge = if waiting.len() > 0 { HEDGE_AFTER } else { ATTEMPT_LIMIT };
             match tokio::time::timeout(hedge, asked.next()).await {
                 Ok(Some(Ok(found))) => return Ok(found),
                 Ok(Some(Err((answered, reason)))) => {
-                    nobody.all_answered &= answered;
-                    nobody.reason = reason;
+                    failed.all_answered &= answered;
+                    failed.reason = reason;
                 }
                 // If another daemon has answered by then, the next block need not wait for this daemon again.
                 Err(_) => holder.into_iter().for_each(|(id, _)| self.layouts.suspect(*id)),

@@ -40,14 +40,14 @@ pub struct Putter {
     layouts: Arc<Layouts>,
     in_flight: Semaphore,
     soft_timeout: Option<Duration>,
-    usual: Usual,
+    usual: UsualTime,
 }
 
 /// The usual time to store a block lately, in microseconds.
 #[derive(Default)]
-struct Usual(AtomicU64);
+struct UsualTime(AtomicU64);
 
-impl Usual {
+impl UsualTime {
     fn took(&self, time: Duration) {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(ATTEMPT_LIMIT.as_micros() as u64);
         // An update that is lost to a concurrent one does no harm.
@@ -76,7 +76,7 @@ impl Putter {
     #[must_use]
     pub fn new(blockds: Arc<dyn Blockd>, layouts: Arc<Layouts>, soft_timeout: Option<Duration>) -> Self {
         let in_flight = Semaphore::new(IN_FLIGHT);
-        Self { blockds, layouts, in_flight, soft_timeout, usual: Usual::default() }
+        Self { blockds, layouts, in_flight, soft_timeout, usual: UsualTime::default() }
     }
 
     /// Stores a block. On return it is on stable storage on at least `min_sync` daemons. Cancel-safe: a block to which
@@ -227,7 +227,7 @@ mod tests {
 
     #[test]
     fn patience_grows_with_copies_and_with_what_is_usual() {
-        let usual = Usual::default();
+        let usual = UsualTime::default();
         assert_eq!((usual.patience(1, 0), usual.patience(2, 0)), (PATIENCE, PATIENCE * 2));
         assert_eq!(usual.patience(2, 4 << 20), PATIENCE * 2 + PATIENCE_FOR_MIB * 4);
         (0..20).for_each(|_| usual.took(Duration::from_millis(10)));

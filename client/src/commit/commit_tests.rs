@@ -361,7 +361,7 @@ proptest! {
 
     /// Guards I6.
     #[test]
-    fn what_others_write_elsewhere_is_merged_and_own_versions_are_no_conflict(steps in steps(OURS, false)) {
+    fn writes_of_others_elsewhere_are_merged_and_own_versions_are_no_conflict(steps in steps(OURS, false)) {
         let mut world = World::new();
         steps.iter().for_each(|step| world.take(step));
         world.finish();
@@ -383,7 +383,7 @@ proptest! {
 
     /// Guards I6.
     #[test]
-    fn what_was_written_to_a_file_that_others_remove_goes_beside_it(steps in steps(0, true), removed_at in 0_usize..60) {
+    fn content_written_to_a_file_that_others_remove_goes_beside_it(steps in steps(0, true), removed_at in 0_usize..60) {
         let mut world = World::new();
         for (number, step) in steps.iter().enumerate() {
             world.metad.removed |= number == removed_at;
@@ -397,7 +397,7 @@ proptest! {
     }
 
     #[test]
-    fn the_kernel_follows_only_what_nobody_else_took_part_in(steps in steps(0, true)) {
+    fn the_kernels_pages_follow_only_changes_that_are_ours_alone(steps in steps(0, true)) {
         let mut world = World::new();
         for step in &steps {
             if let (Step::Answer, Some((plan, Some(answer)))) = (step, &world.under_way) {
@@ -424,7 +424,7 @@ fn planned(file: &FileState) -> Plan {
 }
 
 #[test]
-fn what_was_overwritten_between_two_seals_goes_into_a_commit_of_its_own() {
+fn bytes_overwritten_between_two_seals_go_into_a_commit_of_their_own() {
     let mut draft = Draft::default();
     assert!(draft.takes(&write(0, 10)));
     draft.add(&write(10, 10), None);
@@ -436,7 +436,7 @@ fn what_was_overwritten_between_two_seals_goes_into_a_commit_of_its_own() {
 }
 
 #[test]
-fn each_refusal_leaves_the_content_where_somebody_finds_it() {
+fn each_refusal_leaves_the_content_where_it_can_be_found() {
     let file = World::new().file;
     let plan = planned(&file);
     let unlinked = Way::AtOnce { unlinked: true };
@@ -453,7 +453,7 @@ fn each_refusal_leaves_the_content_where_somebody_finds_it() {
 }
 
 #[test]
-fn what_follows_a_conflict_is_written_into_the_copy_whatever_is_there() {
+fn writes_after_a_conflict_go_into_the_copy_whatever_it_holds() {
     let file = World::new().file;
     file.divert(Ino(77), Instant::now());
     let op = planned(&file).op(file.ino(), ConflictPolicy::Fail);
@@ -470,7 +470,7 @@ fn a_compacted_chunk_is_refused_when_anybody_was_faster_and_keeps_its_time() {
 }
 
 #[test]
-fn what_goes_beside_gives_nobody_more_rights_than_the_file_did() {
+fn a_file_made_beside_another_gives_nobody_more_rights_than_that_did() {
     let like = InodeAttr { mode: 0o674, uid: 7, gid: 8, has_xattrs: true, ..crate::testing::attr() };
     let [create, commit] = beside((Ino::ROOT, b"name"), Ino(99), &like, &[]);
     let Op::Create { mode, uid, gid, ino, .. } = create else { panic!("made first") };

@@ -369,7 +369,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn whatever_is_written_is_read_back_and_packed_once(
+        fn all_written_bytes_are_read_back_and_packed_once(
             writes in proptest::collection::vec((place(), any::<u8>()), 1..24),
             cut in proptest::option::of(0_u64..3 * SLOT),
             (look, look_len) in place(),

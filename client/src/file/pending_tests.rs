@@ -34,7 +34,7 @@ fn content(pending: &Pending, len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_was_written_later_lies_over_what_is_sealed() {
+fn later_writes_lie_over_sealed_content() {
     let mut pending = pending();
     write(&mut pending, 0, b"aaaaaa");
     assert_eq!(seal(&mut pending), Some(1));
@@ -77,7 +77,7 @@ fn a_cut_drops_what_lies_behind_it_and_takes_the_rest_out_of_queue_and_journal()
 }
 
 #[test]
-fn content_enters_the_queue_once_and_begins_anew_when_the_queue_gives_it_back() {
+fn content_enters_the_queue_once_and_again_only_when_the_queue_gives_it_back() {
     let mut pending = pending();
     write(&mut pending, 0, b"a");
     let first = seal(&mut pending).unwrap();
@@ -141,7 +141,7 @@ fn small_content_goes_inline_where_there_is_room_and_nothing_sealed_waits_before
 }
 
 #[test]
-fn what_was_appended_meanwhile_follows_a_commit_that_landed_further_on() {
+fn content_appended_meanwhile_follows_a_commit_that_landed_further_on() {
     let mut pending = pending();
     pending.write((None, 10), b"first", false, time(1));
     seal(&mut pending);
@@ -155,7 +155,7 @@ fn what_was_appended_meanwhile_follows_a_commit_that_landed_further_on() {
 }
 
 #[test]
-fn what_fills_a_hole_before_the_end_of_a_commit_is_not_appended_again() {
+fn content_that_fills_a_hole_before_the_end_of_a_commit_is_not_appended_again() {
     let mut pending = pending();
     pending.write((None, 10), b"first", false, time(1));
     seal(&mut pending);

@@ -256,7 +256,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_appended_is_read_and_what_was_torn_is_left_out(appends in appends(), cut: proptest::sample::Index) {
+        fn appended_groups_are_read_and_torn_ones_are_left_out(appends in appends(), cut: proptest::sample::Index) {
             let (bytes, ends, count) = segment(&appends);
             let whole = parse(&Bytes::from(bytes.clone())).unwrap();
             prop_assert_eq!((whole.records.len(), whole.torn), (count, 0));

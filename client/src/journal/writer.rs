@@ -30,7 +30,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Which of the unacknowledged entries to write.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Which {
+pub(crate) enum WhichEntries {
     /// Those that have waited for too long, and those that go along with them.
     Overdue,
     /// All of them.
@@ -57,7 +57,7 @@ pub(crate) async fn run(writer: Arc<Writer>) {
         } else {
             overdue.await;
         }
-        let done = writer.write(Which::Overdue).await;
+        let done = writer.write(WhichEntries::Overdue).await;
         queue.note_journal_works(done.is_ok());
         if let Err(error) = done {
             tracing::error!(
@@ -171,7 +171,7 @@ impl Writer {
     ///
     /// # Errors
     /// As [`Journal::change`].
-    pub(crate) async fn write(&self, which: Which) -> io::Result<()> {
+    pub(crate) async fn write(&self, which: WhichEntries) -> io::Result<()> {
         let journal = &self.journal;
         let one = timeout(DISK_LIMIT, journal.writing.lock()).await;
         let _one = one.map_err(|_| io::Error::from(ErrorKind::TimedOut))?;
@@ -217,13 +217,13 @@ impl Writer {
     }
 
     /// Returns what is to be written next, possibly no entries.
-    fn unwritten(&self, which: Which) -> Unwritten {
+    fn unwritten(&self, which: WhichEntries) -> Unwritten {
         let mut unwritten = Unwritten::default();
         let mut bytes = 0;
         self.queue.with(|core| {
             for entry in core.unjournaled() {
                 let age = if unwritten.last == 0 { OVERDUE_AFTER } else { GOES_ALONG_AFTER };
-                if (which == Which::Overdue && entry.queued.elapsed() < age) || bytes >= APPEND_BYTES_MAX {
+                if (which == WhichEntries::Overdue && entry.queued.elapsed() < age) || bytes >= APPEND_BYTES_MAX {
                     break;
                 }
                 unwritten.last = entry.number;

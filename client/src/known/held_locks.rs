@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_when_the_session_ends_is_lost_until_it_is_given_up_or_taken_anew() {
+    fn a_lock_held_when_the_session_ends_is_lost_until_it_is_given_up_or_taken_anew() {
         let locks = HeldLocks::default();
         assert!(locks.taken(locks.generation(), FILE, &lock(0..100)));
         locks.given_up(FILE, LockFamily::Posix, OWNER, 40..60);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_up_before_the_session_ended_is_not_lost() {
+    fn a_lock_given_up_before_the_session_ended_is_not_lost() {
         let locks = HeldLocks::default();
         assert!(locks.taken(locks.generation(), FILE, &lock(10..20)));
         locks.given_up(FILE, LockFamily::Posix, OWNER, 10..20);

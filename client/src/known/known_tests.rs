@@ -42,7 +42,7 @@ fn nothing_is_used_without_leases_or_when_they_have_run_out() {
 }
 
 #[test]
-fn what_was_asked_before_metad_counts_our_leases_is_not_cached() {
+fn an_answer_asked_for_before_metad_counts_our_leases_is_not_cached() {
     let known = holding();
     known.empty();
     let mark = known.mark();
@@ -58,7 +58,7 @@ fn what_was_asked_before_metad_counts_our_leases_is_not_cached() {
 }
 
 #[test]
-fn what_is_recalled_while_it_is_asked_for_is_not_cached() {
+fn an_answer_recalled_while_it_is_asked_for_is_not_cached() {
     let known = holding();
     let mark = known.mark();
     known.recall(&[Ino(7), DIR]);
@@ -130,7 +130,7 @@ fn an_answer_shows_whether_a_change_of_ours_was_under_way_meanwhile() {
 
 /// All names of a directory that was made here are known.
 #[test]
-fn what_was_made_while_something_else_changed_its_directory_is_not_absent() {
+fn a_file_made_while_its_directory_was_changed_is_not_absent() {
     let known = holding();
     let dir = Ino(2);
     let make = |parent, name: &[u8], ino, node| {
@@ -151,7 +151,7 @@ fn what_was_made_while_something_else_changed_its_directory_is_not_absent() {
 /// Others ask about the directory in which it is made: nothing more is done to it here, and it still has to be sent to
 /// metad.
 #[test]
-fn what_is_made_here_stays_unknown_to_metad_though_others_ask() {
+fn an_inode_made_here_stays_unknown_to_metad_though_others_ask() {
     let known = holding();
     let made = Pinned { attrs: vec![attr(7, 1)], made: Some(Ino(7)), names: Vec::new() };
     known.state.lock().pin(1, made);
@@ -164,7 +164,7 @@ fn what_is_made_here_stays_unknown_to_metad_though_others_ask() {
 }
 
 #[test]
-fn a_conflict_copy_is_missing_in_no_listing() {
+fn a_conflict_copy_is_in_every_listing() {
     let known = holding();
     let listed = Arc::new(Listed { parent: DIR, entries: Vec::new(), end: true });
     known.learn_page(PAGE, &listed, known.mark());
@@ -265,7 +265,7 @@ impl Exchange {
 proptest! {
     /// Guards I2.
     #[test]
-    fn nothing_old_is_answered_however_answers_recalls_and_changes_overtake_each_other(steps in steps()) {
+    fn no_old_answer_is_used_however_answers_recalls_and_changes_overtake_each_other(steps in steps()) {
         let (known, mut exchange) = (holding(), Exchange::default());
         for step in steps {
             exchange.take(&known, step);

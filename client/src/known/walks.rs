@@ -61,12 +61,12 @@ impl Next {
 }
 
 /// How often something happened, and since when it is counted.
-struct Row {
+struct Tally {
     count: u32,
     since: Instant,
 }
 
-impl Row {
+impl Tally {
     fn new(now: Instant) -> Self {
         Self { count: 0, since: now }
     }
@@ -90,9 +90,9 @@ pub(crate) struct Walks {
     /// Directories that are being asked for in the background.
     asking: HashMap<Ino, watch::Receiver<()>>,
     /// How many names of a directory were not known.
-    missed: LruCache<Ino, Row>,
+    missed: LruCache<Ino, Tally>,
     /// How many delegations were asked for one by one.
-    alone: Option<Row>,
+    alone: Option<Tally>,
     /// Inodes on which delegations were asked for.
     asked_for: LruCache<Ino, Instant>,
 }
@@ -180,14 +180,14 @@ impl Walks {
 
     /// Notes that a delegation is about to be asked for. True when there were several within a short time.
     pub(crate) fn is_one_of_many(&mut self, now: Instant) -> bool {
-        self.alone.get_or_insert_with(|| Row::new(now)).count(MISSES_WITHIN, now) > MISSES_MAX
+        self.alone.get_or_insert_with(|| Tally::new(now)).count(MISSES_WITHIN, now) > MISSES_MAX
     }
 
     /// Notes that a name of this directory was not known. True when it is time to ask for all names, once in a while.
     pub(crate) fn missed(&mut self, dir: Ino, now: Instant) -> bool {
-        let row = self.missed.get_or_insert_mut(dir, || Row::new(now));
-        let within = if row.count >= MISSES_MAX { ASK_PAUSE } else { MISSES_WITHIN };
-        row.count(within, now) == MISSES_MAX
+        let tally = self.missed.get_or_insert_mut(dir, || Tally::new(now));
+        let within = if tally.count >= MISSES_MAX { ASK_PAUSE } else { MISSES_WITHIN };
+        tally.count(within, now) == MISSES_MAX
     }
 }
 

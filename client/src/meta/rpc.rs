@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_a_busy_metad_refuses_is_asked_again() {
+    async fn a_request_that_a_busy_metad_refuses_is_sent_again() {
         let ca = ClusterCa::create("t").unwrap();
         let any = "127.0.0.1:0".parse().unwrap();
         let endpoint = |role| Endpoint::bind(any, &ca.issue(&Subject::new(role, "x")).unwrap()).unwrap();

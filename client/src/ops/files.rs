@@ -5,7 +5,7 @@ use crate::error::unexpected_reply;
 use crate::file::state::FileState;
 use crate::known::leased::LeasedAnswer;
 use crate::ordered::{Ordered, Rank};
-use crate::queue::{Heard, NewNode};
+use crate::queue::{LossesReported, NewNode};
 use bytes::Bytes;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -34,7 +34,7 @@ pub struct OpenFlags {
 pub struct Handle {
     file: Arc<FileState>,
     flags: OpenFlags,
-    heard: Heard,
+    losses_reported: LossesReported,
     client: Weak<Client>,
     released: bool,
     /// The kernel drops its pages of the file's content, up to this version, before the program that opens it goes on.
@@ -146,7 +146,7 @@ impl Client {
 
     fn handle(&self, file: Arc<FileState>, flags: OpenFlags) -> Handle {
         let drops = Ordered::new(Rank::Drops, None);
-        Handle { file, flags, heard: self.heard(), client: self.me.clone(), released: false, drops }
+        Handle { file, flags, losses_reported: self.losses_reported(), client: self.me.clone(), released: false, drops }
     }
 
     /// Notes that a handle is used.
@@ -308,7 +308,7 @@ impl Client {
         // I7: blocks are synced before the commit that names them, and the commit before it is answered.
         self.flush(handle).await?;
         // Also the names that lead to the file, even if nothing was written.
-        self.fsync_names(&handle.heard).await
+        self.fsync_names(&handle.losses_reported).await
     }
 
     /// Makes written content known to metad, before metad is asked about the file. Errors are left for the writer.

@@ -29,8 +29,8 @@ pub enum Wait {
     UnlessDeadlock,
 }
 
-/// A lock that was taken. It is given up again when this is dropped without [`Taken::confirm`]: its owner does not know of
-/// it then.
+/// A lock that was taken. It is given up again when this is dropped without [`Taken::confirm`]: its owner does not know
+/// of it then.
 #[must_use]
 pub struct Taken {
     /// The client that gives it up; none if the owner held some of it before.

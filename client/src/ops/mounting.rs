@@ -4,7 +4,7 @@ use crate::block::disk::DiskCache;
 use crate::block::layout::Layouts;
 use crate::journal::Journal;
 use crate::journal::disk::{Disk, FOLDER, LocalDisk};
-use crate::journal::writer::{self, Which, Writer};
+use crate::journal::writer::{self, WhichEntries, Writer};
 use crate::kernel::Notice;
 use crate::known::Known;
 use crate::known::held_locks::HeldLocks;
@@ -228,7 +228,7 @@ impl Client {
             } else if since.elapsed() >= LEAVE_AFTER {
                 let left =
                     self.flusher.unqueued_files().iter().filter(|file| !self.flusher.leave_content(file)).count();
-                if left == 0 && writer.write(Which::All).await.is_ok() {
+                if left == 0 && writer.write(WhichEntries::All).await.is_ok() {
                     self.left.store(true, Ordering::Relaxed);
                     return;
                 }
@@ -251,7 +251,7 @@ impl Client {
         if self.writeback.is_empty() {
             return writer.end(acknowledged, CLOSE_LIMIT).await;
         }
-        let written = writer.write(Which::All).await;
+        let written = writer.write(WhichEntries::All).await;
         // The content of the picture went into the queue, if it was left.
         let written = if written.is_ok() && left { writer.drop_picture().await } else { written };
         if let Err(error) = written {

@@ -1,7 +1,7 @@
 //! Waiting for earlier operations, and reporting those that failed.
 
 use crate::Client;
-use crate::queue::Heard;
+use crate::queue::LossesReported;
 use wire::FsError;
 use wire::ids::Ino;
 use wire::op::{Op, OpReply};
@@ -17,19 +17,19 @@ impl Client {
 
     /// Returns a position from which [`Client::fsync_names`] reports failed operations.
     #[must_use]
-    pub fn heard(&self) -> Heard {
-        self.writeback.heard()
+    pub fn losses_reported(&self) -> LossesReported {
+        self.writeback.losses_reported()
     }
 
     /// Waits until metad knows everything that was done before, as `fsync(2)` of a directory requires.
     ///
     /// # Errors
-    /// As [`Client::send_all`]; `NoSpace` or `Stale`, once for each `heard`, when an operation failed later: a rename
+    /// As [`Client::send_all`]; `NoSpace` or `Stale`, once for each `reported`, when an operation failed later: a rename
     /// that would have replaced a file by content that could not be stored, or an operation that conflicted with
     /// others'.
-    pub async fn fsync_names(&self, heard: &Heard) -> Result<(), FsError> {
+    pub async fn fsync_names(&self, reported: &LossesReported) -> Result<(), FsError> {
         self.send_all().await?;
-        self.writeback.report_lost(heard)
+        self.writeback.report_lost(reported)
     }
 
     /// Carries out an operation at once, behind everything that was done before.

@@ -411,7 +411,7 @@ impl<F> Core<F> {
 
     /// Returns the count from which failures are to be reported to a new caller. A failure of a moment ago that was not
     /// reported yet is included.
-    pub(crate) fn heard(&self, now: Instant) -> u64 {
+    pub(crate) fn losses_reported(&self, now: Instant) -> u64 {
         let recent = |at: Instant| now.saturating_duration_since(at) < LOSS_REPORTED_FOR;
         let is_news = self.loss.is_some_and(|(_, at)| !self.loss_reported && recent(at));
         self.lost - u64::from(is_news)

@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_or_moved_here_goes_beside_what_others_did_and_the_rest_is_left_out() {
+    fn new_and_moved_inodes_go_beside_those_of_others_and_other_entries_are_left_out() {
         let made = |parent| Verdict::MakeElsewhere { parent, name: b"a".to_vec(), ino: Ino(7) };
         assert_eq!(verdict(&create(b"a", 7), FsError::Exists), made(DIR));
         assert_eq!(verdict(&create(b"a", 7), FsError::NotFound), made(Ino::ROOT), "its directory is gone");
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(verdict(&unlink, FsError::Stale), Verdict::LeaveOut);
     }
     #[test]
-    fn what_was_done_by_a_name_follows_what_gets_another_one() {
+    fn entries_by_a_name_follow_the_inode_that_gets_another_one() {
         let mut core = Core::<()>::default();
         let now = Instant::now();
         let old = (DIR, b"a".to_vec());

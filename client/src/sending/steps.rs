@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_operation_behind_all_steps_is_none_of_theirs() {
+    fn the_operation_behind_all_steps_belongs_to_none_of_them() {
         let step = |op| Step { number: 1, inos: Vec::new(), names: Vec::new(), op, content: None };
         let op = || Some(Op::LeaseInos { count: 1 });
         let steps = [step(op()), step(None), step(op())];
@@ -159,7 +159,7 @@ mod tests {
 
     /// Guards I6.
     #[tokio::test]
-    async fn what_takes_a_file_away_waits_for_the_version_of_the_content_before_it() {
+    async fn a_removal_of_a_file_waits_for_the_version_of_the_content_before_it() {
         let content = async |ino| {
             let attr = InodeAttr { ino: Ino(ino), ..testing::attr() };
             let file = FileState::new(attr, None, Arc::default(), 4 << 20);

@@ -88,7 +88,7 @@ async fn a_tree_that_one_client_unpacks_costs_it_few_requests_and_others_see_all
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_sent_later_looks_the_same_before_and_after() {
+async fn operations_that_are_sent_later_look_the_same_before_and_after() {
     let cluster = Cluster::start().await;
     let (one, dir) = at_home(quiet(&cluster), "home").await;
     let sub = one.make_node(dir, b"sub", node(NewInode::Directory)).await.unwrap().ino;
@@ -121,7 +121,7 @@ async fn what_is_sent_later_looks_the_same_before_and_after() {
 
 /// Guards I7.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_synced_includes_everything_that_was_done_before() {
+async fn a_sync_includes_everything_that_was_done_before() {
     let cluster = Cluster::start().await;
     let (one, dir) = at_home(quiet(&cluster), "home").await;
     for number in 0..50 {
@@ -136,7 +136,7 @@ async fn what_is_synced_includes_everything_that_was_done_before() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_client_does_alone_the_other_sees_at_once_whoever_begins() {
+async fn changes_by_one_client_alone_are_seen_by_the_other_at_once_whichever_begins() {
     let cluster = Cluster::start().await;
     let (one, dir) = at_home(quiet(&cluster), "home").await;
     let two = Client::connect(quiet(&cluster)).await.unwrap();

@@ -13,7 +13,7 @@ use wire::op::{RangeAction, RenameMode};
 
 /// Guards I5.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_closed_on_one_client_is_seen_by_an_open_on_another() {
+async fn content_closed_on_one_client_is_seen_by_an_open_on_another() {
     let cluster = Cluster::start().await;
     let (one, two) = (cluster.lazy_client().await, cluster.lazy_client().await);
     for (round, len) in [10, 5000, 300_000, 9 << 20].into_iter().enumerate() {
@@ -72,7 +72,7 @@ async fn a_conflict_that_the_background_found_is_reported_by_close() {
 
 /// Guards I6: a part of it is committed while the next is written, and only the first one is in conflict.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_writer_goes_on_to_write_after_a_conflict_is_in_one_copy() {
+async fn everything_that_a_writer_writes_after_a_conflict_is_in_one_copy() {
     const BLOCK: usize = 64 << 10;
     const WRITTEN: usize = 6 << 20;
     let cluster = Cluster::start().await;
@@ -197,7 +197,7 @@ async fn a_client_that_goes_on_writing_beside_another_is_not_in_conflict_with_it
 
 /// The background commits full blocks as soon as there are many, and the partial one at the start with the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_appended_is_in_its_order_though_full_blocks_are_committed_before_the_first_one() {
+async fn appended_content_is_in_order_though_full_blocks_are_committed_before_the_first_one() {
     let cluster = Cluster::start().await;
     let mut config = cluster.config();
     (config.window_bytes, config.block_bytes) = (8 << 20, 64 << 10);

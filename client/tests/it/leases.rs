@@ -56,7 +56,7 @@ fn still(cluster: &Cluster) -> ClientConfig {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_asked_once_and_does_not_change_is_not_asked_again() {
+async fn a_question_is_not_asked_again_while_its_answer_does_not_change() {
     let cluster = Cluster::start().await;
     let (one, two) = (leased_client(still(&cluster)).await, leased_client(still(&cluster)).await);
     for number in 0..50 {

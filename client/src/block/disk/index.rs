@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_used_last_stays_and_the_room_adds_up() {
+    fn blocks_that_were_used_last_stay_and_the_room_adds_up() {
         let hash = |n| BlockHash([n; 32]);
         let mut index = Index::new(10 * UNIT_BYTES);
         for n in 0..10 {

@@ -35,7 +35,7 @@ fn fail(failed: &Failed) -> ! {
 
 /// Guards I1, I2, I3, I4, I5, I6 and I8.
 #[test]
-fn what_programs_are_answered_is_true_in_every_schedule() {
+fn answers_to_programs_are_true_in_every_schedule() {
     for line in REGRESSIONS.lines().filter(|line| !line.starts_with('#')) {
         let (theme, seed) = line.split_once(' ').unwrap_or_else(|| panic!("{line} is no theme with a seed"));
         let theme = Theme::named(theme).unwrap_or_else(|| panic!("there is no theme {theme}"));
