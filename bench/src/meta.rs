@@ -10,7 +10,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
-const SMALL: usize = 16 << 10;
+const SMALL_FILE_BYTES: usize = 16 << 10;
 
 /// Works on each of `count` files; returns files per second.
 fn each(count: usize, work: impl Fn(usize) -> std::io::Result<()>) -> Result<f64> {
@@ -83,7 +83,7 @@ pub(crate) fn unlink_8(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Resul
 }
 
 fn content(number: usize) -> Vec<u8> {
-    (0..SMALL).map(|at| (at ^ number ^ ((at >> 8) * number)) as u8).collect()
+    (0..SMALL_FILE_BYTES).map(|at| (at ^ number ^ ((at >> 8) * number)) as u8).collect()
 }
 
 pub(crate) fn write_small(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {

@@ -28,7 +28,7 @@ const CLONE: &str = "git clone";
 const SEQUENTIAL: &str = "sequential write + fsync";
 const CREATE_1: &str = "create, 1 process";
 const CREATE_8: &str = "create, 8 processes";
-const SMALL: &str = "write 16 KiB files";
+const SMALL_FILES: &str = "write 16 KiB files";
 
 pub(crate) const ROWS: &[Row] = &[
     row(SEQUENTIAL, Unit::MibPerSecond, io::sequential_write, &[]),
@@ -44,8 +44,8 @@ pub(crate) const ROWS: &[Row] = &[
     row(CREATE_8, Unit::PerSecond, meta::create_8, &[]),
     row("stat cold, 8 processes", Unit::PerSecond, meta::stat_8, &[CREATE_8]),
     row("unlink, 8 processes", Unit::PerSecond, meta::unlink_8, &[CREATE_8]),
-    row(SMALL, Unit::PerSecond, meta::write_small, &[]),
-    row("read 16 KiB files, cold", Unit::PerSecond, meta::read_small, &[SMALL]),
+    row(SMALL_FILES, Unit::PerSecond, meta::write_small, &[]),
+    row("read 16 KiB files, cold", Unit::PerSecond, meta::read_small, &[SMALL_FILES]),
     row(UNTAR, Unit::Seconds, apps::untar, &[]),
     row("find, cold", Unit::Seconds, apps::find, &[UNTAR]),
     row("du, warm", Unit::Seconds, apps::du, &[UNTAR]),
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_brings_those_along_that_it_needs() {
+    fn a_selected_row_includes_the_rows_that_it_needs() {
         assert_eq!(
             names(&["git status", "find"]),
             [("untar", false), ("find, cold", true), ("git clone", false), ("git status", true)]

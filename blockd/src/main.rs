@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 use wire::describe;
 use wire::tls::Identity;
 
-/// Surf's block daemon: stores blocks on a disk, as one of several daemons with copies.
+/// Surf's block daemon: stores blocks, and copies of others' blocks, on a disk.
 #[derive(Parser)]
 #[command(name = "blockd", version)]
 struct Arguments {

@@ -296,7 +296,7 @@ impl Forward<'_> {
 
     async fn open_next(&mut self) -> Option<Opened> {
         while let Some((id, addr)) = self.rest.pop_front() {
-            // If no other daemon could do, even a suspect is asked.
+            // If no other daemon could take its place, even a suspect is asked.
             let others_do = self.outcome.synced.len() + self.rest.len() >= usize::from(self.needed);
             if others_do && self.replicator.suspects.contains(&addr) {
                 self.failed(id, addr, "failed a moment ago".to_owned());

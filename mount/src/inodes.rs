@@ -9,7 +9,7 @@ use std::time::Duration;
 use wire::ids::Ino;
 
 /// How long names and attributes may be cached on a cluster that nobody else changes.
-pub(crate) const ALONE: Duration = Duration::from_secs(3600);
+pub(crate) const ALONE_CACHE_TIME: Duration = Duration::from_secs(3600);
 
 /// The ground on which the kernel may cache answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn setuid_programs_and_devices_of_a_cluster_are_honoured_only_when_root_says_so() {
+    fn setuid_programs_and_devices_of_a_cluster_are_honoured_only_when_root_asks_for_it() {
         let kernel = |source: Source, asked: &[&str], is_root| {
             let mut options = check("/mnt").unwrap();
             (options.source, options.kernel) = (source, Vec::new());

@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_backup_is_no_part_of_it() {
+    fn a_backup_with_bytes_behind_it_is_refused() {
         let (mut bytes, _) = written();
         bytes.push(0);
         assert!(matches!(verify(&bytes[..]), Err(BackupError::Damaged { .. })));

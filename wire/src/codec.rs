@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_start_of_a_value_is_read_whatever_stands_behind_it() {
+    fn the_start_of_a_value_is_decoded_without_the_rest() {
         let mut bytes = encode(&(7_u32, "text"));
         bytes.truncate(3);
         assert_eq!(decode_start::<u32>(&bytes).unwrap(), 7);

@@ -19,7 +19,7 @@ pub const SECTION_BYTES: usize = 64 << 10;
 /// Most sections of a block.
 const SECTIONS_MAX: usize = BLOCK_BYTES_MAX / SECTION_BYTES;
 /// Bytes of a value.
-const VALUE: usize = size_of::<ChainingValue>();
+const VALUE_BYTES: usize = size_of::<ChainingValue>();
 
 const _: () = assert!(SECTION_BYTES.is_power_of_two() && SECTION_BYTES >= blake3::CHUNK_LEN);
 const _: () = assert!(BLOCK_BYTES_MAX.is_multiple_of(SECTION_BYTES));
@@ -40,7 +40,7 @@ impl Sections {
     /// Bytes of the values of a block of this length.
     pub const fn stored_len(block_len: u32) -> usize {
         let count = (block_len as usize).div_ceil(SECTION_BYTES);
-        if count > 1 { count * VALUE } else { 0 }
+        if count > 1 { count * VALUE_BYTES } else { 0 }
     }
 
     /// The values, one behind the other.
@@ -50,7 +50,7 @@ impl Sections {
 
     /// Reads the values of a block of more than one section; `None` when they do not merge to its name.
     pub fn decode(bytes: &[u8], hash: &BlockHash) -> Option<Self> {
-        let (values, []) = bytes.as_chunks::<VALUE>() else { return None };
+        let (values, []) = bytes.as_chunks::<VALUE_BYTES>() else { return None };
         let sections = Self(values.to_vec());
         (values.len() > 1 && sections.root() == *hash).then_some(sections)
     }

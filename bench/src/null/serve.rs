@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// Nobody else changes anything, so the kernel may cache as on surfmount's embedded cluster.
-const TRUST: Duration = Duration::from_secs(3600);
+const CACHE_TIME: Duration = Duration::from_secs(3600);
 const GENERATION: Generation = Generation(0);
 /// All state is in the tree, so handles need none.
 const HANDLE: FileHandle = FileHandle(0);
@@ -64,7 +64,7 @@ impl NullFs {
 
 fn entry(found: Result<FileAttr, Errno>, reply: ReplyEntry) {
     match found {
-        Ok(attr) => reply.entry(&TRUST, &attr, GENERATION),
+        Ok(attr) => reply.entry(&CACHE_TIME, &attr, GENERATION),
         Err(error) => reply.error(error),
     }
 }
@@ -122,7 +122,7 @@ impl Filesystem for NullFs {
         match found {
             // Inode 0 lets the kernel cache that there is no such name.
             Err(Errno::ENOENT) => match self.tree.lock().attr(parent.0) {
-                Ok(attr) => reply.entry(&TRUST, &FileAttr { ino: INodeNo(0), ..attr }, GENERATION),
+                Ok(attr) => reply.entry(&CACHE_TIME, &FileAttr { ino: INodeNo(0), ..attr }, GENERATION),
                 Err(error) => reply.error(error),
             },
             found => entry(found, reply),
@@ -136,7 +136,7 @@ impl Filesystem for NullFs {
     fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let found = self.tree.lock().attr(ino.0);
         match found {
-            Ok(attr) => reply.attr(&TRUST, &attr),
+            Ok(attr) => reply.attr(&CACHE_TIME, &attr),
             Err(error) => reply.error(error),
         }
     }
@@ -163,7 +163,7 @@ impl Filesystem for NullFs {
         let change = Change { perm, uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
         let changed = self.tree.lock().change(ino.0, &change);
         match changed {
-            Ok(attr) => reply.attr(&TRUST, &attr),
+            Ok(attr) => reply.attr(&CACHE_TIME, &attr),
             Err(error) => reply.error(error),
         }
     }
@@ -246,7 +246,7 @@ impl Filesystem for NullFs {
         let new = new(request, FileType::RegularFile, mode & !umask);
         let made = self.tree.lock().make(parent.0, name, &new);
         match made {
-            Ok(attr) => reply.created(&TRUST, &attr, GENERATION, HANDLE, FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(attr) => reply.created(&CACHE_TIME, &attr, GENERATION, HANDLE, FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(error),
         }
     }
@@ -331,7 +331,7 @@ impl Filesystem for NullFs {
         mut reply: ReplyDirectoryPlus,
     ) {
         let add = |listed: Listed<'_>| {
-            let trust = if listed.is_dot { Duration::ZERO } else { TRUST };
+            let trust = if listed.is_dot { Duration::ZERO } else { CACHE_TIME };
             reply.add(listed.attr.ino, listed.cookie, listed.name, &trust, &listed.attr, GENERATION)
         };
         let outcome = self.tree.lock().list(ino.0, offset, true, add);

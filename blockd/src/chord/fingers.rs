@@ -7,20 +7,20 @@ use wire::ids::Point;
 use wire::message::block::Member;
 
 /// Bits of a point.
-pub(crate) const BITS: usize = 128;
+pub(crate) const POINT_BITS: usize = 128;
 
 /// Fingers of one member.
 #[derive(Debug)]
 pub struct Fingers {
     owner: Point,
-    entries: [Option<Member>; BITS],
+    entries: [Option<Member>; POINT_BITS],
     /// The finger to be repaired next. The order is from the farthest down: the first few matter most.
     next: usize,
 }
 
 impl Fingers {
     pub(crate) fn new(owner: Point) -> Self {
-        Self { owner, entries: [None; BITS], next: BITS - 1 }
+        Self { owner, entries: [None; POINT_BITS], next: POINT_BITS - 1 }
     }
 
     /// The point whose successor finger `index` is.
@@ -50,7 +50,7 @@ impl Fingers {
     pub(super) fn turn(&mut self, first: Point) -> usize {
         let index = self.next;
         let nearest = index == 0 || self.target(index - 1).in_arc(self.owner, first);
-        self.next = if nearest { BITS - 1 } else { index - 1 };
+        self.next = if nearest { POINT_BITS - 1 } else { index - 1 };
         index
     }
 }

@@ -170,7 +170,7 @@ impl Healer {
 
     /// Drops a copy that every owner has, unless it was renewed since they were asked.
     async fn drop_given(&self, layout: &Layout, hash: BlockHash, asked_at: Instant) -> bool {
-        // An owner may have lost since what it reported long ago.
+        // An owner may have lost a block since it reported it.
         if asked_at.elapsed() > ANSWER_LIFETIME {
             return false;
         }

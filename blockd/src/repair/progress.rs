@@ -12,7 +12,7 @@ use wire::ids::LayoutEpoch;
 use wire::message::block::{Digest, RepairReport};
 
 /// The rate is measured over this time.
-const RATE_OVER: Duration = Duration::from_secs(5);
+const RATE_WINDOW: Duration = Duration::from_secs(5);
 
 /// Progress of repair.
 #[derive(Default)]
@@ -83,7 +83,7 @@ impl Progress {
                 done: state.done,
                 lacking_blocks: state.lacking.blocks,
                 lacking_bytes: state.lacking.bytes,
-                bytes_per_s: copied / RATE_OVER.as_secs(),
+                bytes_per_s: copied / RATE_WINDOW.as_secs(),
                 empty: state.empty,
                 ..RepairReport::default()
             };
@@ -99,7 +99,7 @@ impl Progress {
 
 impl State {
     fn forget(&mut self, now: Instant) {
-        while self.copied.front().is_some_and(|(at, _)| now.duration_since(*at) > RATE_OVER) {
+        while self.copied.front().is_some_and(|(at, _)| now.duration_since(*at) > RATE_WINDOW) {
             self.copied.pop_front();
         }
     }

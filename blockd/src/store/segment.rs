@@ -2,7 +2,7 @@
 
 use super::buffer::{self, Pool};
 use super::disk::SegmentFile;
-use super::record::{GROUP_ALIGN, HEADER, Header};
+use super::record::{GROUP_ALIGN, HEADER_BYTES, Header};
 use super::segment_name::SegmentId;
 use crate::sys::Aligned;
 use bytes::Bytes;
@@ -26,7 +26,7 @@ pub(super) fn read_behind_header(
     offset: u64,
     range: Range<usize>,
 ) -> io::Result<Bytes> {
-    let start = offset + (HEADER + range.start) as u64;
+    let start = offset + (HEADER_BYTES + range.start) as u64;
     let aligned = start - start % GROUP_ALIGN as u64;
     let skip = (start - aligned) as usize;
     let wanted = skip + range.len();
@@ -62,7 +62,7 @@ pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> i
     let mut window = Window { file, buffer: buffer::take(pool, SCAN_BYTES), start: 0, filled: 0 };
     let mut scan = Scan::default();
     let (mut at, mut skipped) = (0, false);
-    while at + HEADER as u64 <= len {
+    while at + HEADER_BYTES as u64 <= len {
         let header = Header::decode(window.at(at)?, id).filter(|header| at + header.stored_len() <= len);
         match header {
             Some(header) => {
@@ -94,7 +94,7 @@ struct Window<'a> {
 impl Window<'_> {
     /// The bytes from `at` on, at least a header's unless the file ends.
     fn at(&mut self, at: u64) -> io::Result<&[u8]> {
-        let within = at >= self.start && at + HEADER as u64 <= self.start + self.filled as u64;
+        let within = at >= self.start && at + HEADER_BYTES as u64 <= self.start + self.filled as u64;
         if !within {
             self.start = at - at % GROUP_ALIGN as u64;
             self.filled = self.file.read_at(&mut self.buffer[..SCAN_BYTES], self.start)?;

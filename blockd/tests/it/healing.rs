@@ -69,7 +69,7 @@ impl Cluster {
 
 /// Guards I11.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_dead_daemon_held_is_copied_to_those_that_own_it_now() {
+async fn blocks_of_a_dead_daemon_are_copied_to_their_new_owners() {
     let mut cluster = Cluster::start(5).await;
     let blocks = put_many(&cluster, 60).await;
     let dead = cluster.node(4).id();
@@ -180,7 +180,7 @@ async fn put_and_time(cluster: &Cluster, order: [usize; 3]) -> (usize, Duration)
 
 /// Guards I9.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_that_never_answers_keeps_a_put_waiting_for_a_moment_and_the_next_ones_not_at_all() {
+async fn a_daemon_that_never_answers_delays_one_put_briefly_and_later_ones_not_at_all() {
     let cluster = Cluster::start(3).await;
     let (mute, mute_id) = (UdpSocket::bind("127.0.0.1:0").unwrap(), cluster.node(2).id());
     cluster.change(|layout| {

@@ -18,7 +18,7 @@ async fn assert_stores_on_all(cluster: &Cluster, what: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deadlines_too_short_for_anybody_make_nobody_suspect() {
+async fn too_short_deadlines_make_no_daemon_suspect() {
     let cluster = Cluster::start(3).await;
     let liar = caller(&cluster.ca, Role::Client);
     for round in 0..20 {
@@ -38,7 +38,7 @@ async fn deadlines_too_short_for_anybody_make_nobody_suspect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payload_that_never_comes_or_does_not_fit_its_name_makes_nobody_suspect() {
+async fn a_payload_that_never_comes_or_does_not_match_its_name_makes_no_daemon_suspect() {
     let cluster = Cluster::start(3).await;
     let liar = caller(&cluster.ca, Role::Client);
     let layout = cluster.layout();

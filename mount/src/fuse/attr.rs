@@ -2,7 +2,7 @@
 
 use super::Shared;
 use super::reply::{Attr, Entry, gone_is_stale};
-use crate::inodes::{ALONE, Trust};
+use crate::inodes::{ALONE_CACHE_TIME, Trust};
 use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -128,7 +128,7 @@ pub(super) fn change(
 /// committed.
 fn alone(trust: Trust, leased: Duration) -> Duration {
     match trust {
-        Trust::Alone if !leased.is_zero() => ALONE,
+        Trust::Alone if !leased.is_zero() => ALONE_CACHE_TIME,
         _ => leased,
     }
 }

@@ -97,7 +97,7 @@ answer!(ReplyEntry, Entry, |reply, entry| match entry {
     Entry::Found { attr, attr_trust, entry_trust } => {
         reply.entry_with_ttls(&attr_trust, &entry_trust, &attr, GENERATION);
     }
-    Entry::Absent { trust } => reply.entry(&trust, &NOTHING, GENERATION),
+    Entry::Absent { trust } => reply.entry(&trust, &ABSENT_ATTR, GENERATION),
 });
 answer!(ReplyLock, Option<Lock>, |reply, found| match found {
     Some(lock) => {
@@ -122,7 +122,7 @@ answer!(ReplyStatfs, StatFs, |reply, stats| {
 
 /// In the reply to a lookup, inode 0 means that there is no such name, and that this may be cached
 /// (`fuse_entry_param`).
-const NOTHING: FileAttr = FileAttr {
+const ABSENT_ATTR: FileAttr = FileAttr {
     ino: INodeNo(0),
     size: 0,
     blocks: 0,

@@ -14,7 +14,7 @@ const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 /// Namespaces in which names are free. The kernel checks who may use which.
 const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 /// Names that only root may see (`xattr(7)`).
-const HIDDEN: &[u8] = b"trusted.";
+const ROOT_ONLY_NAMESPACE: &[u8] = b"trusted.";
 
 /// Caller that sets an attribute.
 #[derive(Clone, Copy)]
@@ -77,7 +77,7 @@ impl Shared {
 
     pub(super) async fn listxattr(&self, ino: Ino, room: u32, privileged: bool) -> Result<Sized, FsError> {
         let names = self.client.listxattr(ino).await.map_err(gone_is_stale)?;
-        let shown = names.into_iter().filter(|name| privileged || !name.starts_with(HIDDEN));
+        let shown = names.into_iter().filter(|name| privileged || !name.starts_with(ROOT_ONLY_NAMESPACE));
         let value = shown.flat_map(|name| name.into_iter().chain([0])).collect();
         Ok(Sized { value, room })
     }

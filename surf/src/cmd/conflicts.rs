@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn each_decision_keeps_what_it_says_and_no_copy() {
+    fn each_decision_leaves_the_chosen_content_and_no_copy() {
         for (what, expected) in [
             (Keep::Mine, vec![("file", "mine")]),
             (Keep::Theirs, vec![("file", "theirs")]),

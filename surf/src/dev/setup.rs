@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn daemons_get_ports_that_the_kernel_gives_nobody() {
+    fn daemons_get_ports_that_the_kernel_does_not_assign() {
         assert_eq!(ports_for_services("32768\t60999\n"), PORT_MIN..=32_767);
         assert_eq!(ports_for_services("1024 40000"), 40_001..=u16::MAX);
         assert_eq!(ports_for_services("what is this"), PORT_MIN..=32_767);

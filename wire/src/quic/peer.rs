@@ -25,7 +25,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// A handshake that takes longer than this has failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// First and longest pause between handshakes with a peer that does not answer.
-const RECONNECT: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+const RECONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// An event stream that cannot be opened in this time has failed.
 const EVENTS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Events are taken from the connection in portions of this size.
@@ -246,7 +246,7 @@ impl Peer {
 }
 
 fn reconnect_backoff() -> Backoff {
-    Backoff::new(RECONNECT.0, RECONNECT.1)
+    Backoff::new(RECONNECT_PAUSES.0, RECONNECT_PAUSES.1)
 }
 
 pub(super) fn peer_subject(connection: &quinn::Connection) -> Option<crate::tls::Subject> {

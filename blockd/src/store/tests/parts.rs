@@ -1,7 +1,7 @@
 //! Parts of blocks: how much is read for them, and which damage they notice.
 
 use super::{TestDisk, open, runtime};
-use crate::store::record::HEADER;
+use crate::store::record::HEADER_BYTES;
 use crate::store::{Error, Store};
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -31,7 +31,7 @@ impl Setup {
 
     /// Damages a byte behind the header: of the payload, then of the trailer.
     fn flip(&self, at: usize) {
-        self.disk.flip(&self.disk.segments()[0], HEADER + at);
+        self.disk.flip(&self.disk.segments()[0], HEADER_BYTES + at);
     }
 
     fn part(&self, offset: usize, len: usize) -> Result<Option<(u32, Bytes)>, Error> {
@@ -154,7 +154,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_part_is_what_the_block_has_there(
+    fn any_part_equals_these_bytes_of_the_block(
         len in prop_oneof![1..3 * SECTION_BYTES, Just(SECTION_BYTES), Just(2 * SECTION_BYTES), 1..600_000_usize],
         parts in proptest::collection::vec((0..700_000_usize, 0..200_000_usize), 1..8),
     ) {

@@ -31,7 +31,7 @@ fn beyond(writes: &[(u64, u64)]) -> (Vec<u64>, usize) {
 }
 
 #[test]
-fn small_groups_overwrite_what_was_written_ahead_of_them() {
+fn small_groups_overwrite_the_zeros_written_ahead_of_them() {
     let disk = TestDisk::new();
     let store = open_with(&disk, SEGMENT_BYTES);
     (0..300).for_each(|number| put(&store, page(number)));

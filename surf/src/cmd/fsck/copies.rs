@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_belongs_to_its_owners_and_is_lost_only_when_everybody_says_so() {
+    fn a_block_belongs_to_its_owners_and_is_missing_only_when_all_daemons_lack_it() {
         let layout = layout(2);
         let [one, two, three] = [1, 2, 3].map(|id| BlockdId([id; 16]));
         assert_eq!(judged(&layout, &[1, 2], &[]), State::Whole);
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn while_blocks_move_those_with_enough_copies_are_no_fault() {
+    fn blocks_with_enough_copies_are_no_fault_while_they_move() {
         let mut layout = layout(2);
         let owners = vec![BlockdId([2; 16]), BlockdId([3; 16])];
         layout.older = vec![OlderLayout { placement: LayoutEpoch(1), replicas: 2, owners }];

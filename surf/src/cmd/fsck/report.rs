@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_exit_code_is_the_sum_of_what_has_become_of_the_findings() {
+    fn the_exit_code_is_the_sum_of_the_outcomes_of_the_findings() {
         let line = |outcome| Line { kind: "k", place: "p", what: "w", outcome, advice: "a" };
         let mut report = Report::new(true, true);
         assert_eq!(report.code(), 0);
