@@ -1,5 +1,5 @@
-//! Compaction: a chunk in many small pieces is rewritten as few large blocks, so that reading it is sequential again and
-//! its list of extents short.
+//! Compaction: a chunk in many small pieces is rewritten as few large blocks, so that reading it is sequential again
+//! and its list of extents short.
 //!
 //! The content stays the same, but a compaction is a commit: it makes a new version, and a session that has written to
 //! the same chunk on an older version would be in conflict with it. So a chunk is left alone until its file has been at

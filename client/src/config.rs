@@ -61,8 +61,8 @@ pub struct ClientConfig {
     pub soft_timeout: Option<Duration>,
     /// What to do on conflicts.
     pub on_conflict: OnConflict,
-    /// Written content is cut into blocks of this size, in bytes: a power of two from 4 KiB to 4 MiB, the default. Smaller
-    /// ones make small reads of large files cheaper, and everything else dearer.
+    /// Written content is cut into blocks of this size, in bytes: a power of two from 4 KiB to 4 MiB, the default.
+    /// Smaller ones make small reads of large files cheaper, and everything else dearer.
     pub block_bytes: u64,
     /// Update access times, as `relatime` asks.
     pub access_times: bool,

@@ -9,7 +9,7 @@
 //! ```text
 //! DIR/journal/id        number of the journal, and of the session that works with it, as text
 //! DIR/journal/NUMBER    segments, in the order in which they were begun
-//! DIR/journal/shared    content of files that others use too, as it was when commits last came to a stand
+//! DIR/journal/shared    content of files that others use too, as it was when commits last stalled
 //! ```
 //! - this file manages the files, on the disk that `disk` defines;
 //! - `record` is what is in the segments;

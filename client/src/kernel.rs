@@ -32,7 +32,8 @@ const NOTICES_MAX: usize = 1024;
 pub enum Notice {
     /// The content of this open file was changed by another session.
     Changed(Ino),
-    /// The content of this open file is about to be changed by another session, which waits until the pages are dropped.
+    /// The content of this open file is about to be changed by another session, which waits until the pages are
+    /// dropped.
     Recalled(Ino, Dropped),
     /// This inode's access time has moved, or other attributes have changed, but not its content.
     Accessed(Ino),

@@ -5,8 +5,8 @@
 //! since it was asked for. It is used while the leases hold, which keep-alives extend. Operations under delegations
 //! that are not sent yet ([`crate::queue`]) are *pinned* here.
 //!
-//! - [`Known`] is one lock around one [`state::State`], which is pure: `leases`, `attrs`, `names`, `listings`, `pins` and
-//!   `walks` are its parts. `now` is passed in.
+//! - [`Known`] is one lock around one [`state::State`], which is pure: `leases`, `attrs`, `names`, `listings`, `pins`
+//!   and `walks` are its parts. `now` is passed in.
 //! - [`leased::LeasedSession`] asks and changes, and has the answers cached here.
 //! - [`held_locks::HeldLocks`] are the advisory locks that the session holds.
 //!

@@ -233,7 +233,7 @@ mod tests {
         let error = LocalDir::open(&base, &bundle(&ca, "two"), "/mnt").unwrap_err();
         assert!(
             matches!(error, Error::LocalForeign { .. }),
-            "what is kept aside is sent with its own client's rights: {error}"
+            "a journal set aside is sent with its own client's rights: {error}"
         );
         fs::remove_dir(path.join("journal.kept-1")).unwrap();
         LocalDir::open(&base, &bundle(&ca, "two"), "/mnt").expect("the other one has left nothing here");

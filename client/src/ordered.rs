@@ -1,9 +1,9 @@
 //! The lock order of the client, and the mutexes that follow it.
 //!
-//! Locks that are held over an `.await` come first, in this order: a file's flush (`FileState::begin_flush`), then those of
-//! the session (one renewal, one range of inode numbers) or of the journal (one round of writing, one change of its files).
-//! The mutexes below are held for a few lines without an `.await`, and a thread that holds one takes another only of a
-//! higher [`Rank`]. Debug builds, and so all tests, assert that with each lock that is taken.
+//! Locks that are held over an `.await` come first, in this order: a file's flush (`FileState::begin_flush`), then
+//! those of the session (one renewal, one range of inode numbers) or of the journal (one round of writing, one change
+//! of its files). The mutexes below are held for a few lines without an `.await`, and a thread that holds one takes
+//! another only of a higher [`Rank`]. Debug builds, and so all tests, assert that with each lock that is taken.
 //!
 //! Locks under which no other lock but that of memory is taken share a rank, [`Rank::Leaf`]. The layout, which
 //! everybody reads, is behind an `RwLock` with the same rule.

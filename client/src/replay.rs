@@ -70,7 +70,8 @@ impl Replayer {
     /// Sends what is left in the journal. Everything is acknowledged on return.
     ///
     /// # Errors
-    /// [`Error::Replay`] and [`Error::ReplayFull`]: nothing is lost, and the next mount tries again. As [`Journal::open`].
+    /// [`Error::Replay`] and [`Error::ReplayFull`]: nothing is lost, and the next mount tries again. As
+    /// [`Journal::open`].
     pub async fn run(&self) -> Result<(), Error> {
         let dir = self.journal.dir().to_owned();
         let reason = match self.replay_all().await {

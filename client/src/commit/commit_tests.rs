@@ -1,8 +1,8 @@
 //! Plans and outcomes against a small model of metad: no acknowledged byte is lost, none is written twice, and no
 //! content of ours is in conflict with other content of ours.
 //!
-//! Content is written in cells of two bytes, each with a number of its own, so that every written cell can be found again.
-//! Writes at an offset go to the first cells of the file, appends to the cells behind them.
+//! Content is written in cells of two bytes, each with a number of its own, so that every written cell can be found
+//! again. Writes at an offset go to the first cells of the file, appends to the cells behind them.
 
 use super::outcome::{Outcome, Pages, Way, judge};
 use super::plan::{Draft, Plan, beside};

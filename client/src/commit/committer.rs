@@ -1,8 +1,8 @@
 //! Making sealed content part of its file: the owner of what is on its way from memory to metad.
 //!
 //! *Sealing* cuts written bytes into blocks, which are uploaded at once in the background while the application writes
-//! on. *Committing* makes everything that was sealed part of the file, in the order of sealing (I7), with the version it
-//! is based on (I6). Content that could not be committed stays, and the next flush tries again.
+//! on. *Committing* makes everything that was sealed part of the file, in the order of sealing (I7), with the version
+//! it is based on (I6). Content that could not be committed stays, and the next flush tries again.
 //!
 //! The committer does not know what else was done here and must reach metad first: a flush sends the write-back queue
 //! first, and the queue commits content in its turn.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! segment = group*
-//! group   = MAGIC | length u32 | BLAKE3 of what follows, first 16 bytes | record*    (what was written and synced at once)
+//! group   = MAGIC | length u32 | BLAKE3 of what follows, first 16 bytes | record*    (written and synced at once)
 //! record  = length of head u32 | length of content u32 | head (wire::codec) | content
 //! ```
 //! Numbers are little endian. A group is complete or ignored: what a crash has torn at the end of a segment was never

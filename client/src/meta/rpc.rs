@@ -22,8 +22,8 @@ const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 const HINTS_IN_A_ROW_MAX: u32 = 4;
 /// The other nodes are asked whether they lead once the leader has been silent for this long: four of its heartbeats.
 const SILENCE: Duration = Duration::from_millis(400);
-/// Pause after the first round of asking the others. Pauses grow: the leader may be silent only because it waits for other
-/// clients.
+/// Pause after the first round of asking the others. Pauses grow: the leader may be silent only because it waits for
+/// other clients.
 const LOOK_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The longest of these pauses.
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -75,8 +75,8 @@ impl Rpc {
         self.moved.notified().await;
     }
 
-    /// Asks until the leader answers. Only for requests that may be carried out twice: reads, and numbered batches (I1).
-    /// Cancel-safe in that sense.
+    /// Asks until the leader answers. Only for requests that may be carried out twice: reads, and numbered batches
+    /// (I1). Cancel-safe in that sense.
     ///
     /// # Errors
     /// `Io` when a soft mount's patience ends.

@@ -206,7 +206,8 @@ impl Client {
         let _ = reads.changed().await;
     }
 
-    /// Writes at once if there is room: copies the bytes and returns. `None` when the caller must use [`Client::write`].
+    /// Writes at once if there is room: copies the bytes and returns. `None` when the caller must use
+    /// [`Client::write`].
     pub fn try_write(
         &self,
         handle: &Handle,

@@ -62,7 +62,7 @@ impl Client {
         let looked = local.clone();
         let folders = match on_disk(local, move || set_aside::list(looked.path())).await {
             Ok(folders) => folders,
-            Err(error) => return tracing::warn!(%error, "what is kept aside is not looked for"),
+            Err(error) => return tracing::warn!(%error, "the journals that were set aside cannot be listed"),
         };
         for folder in folders {
             let path = set_aside::path_of(local, &folder);

@@ -24,8 +24,8 @@ impl Client {
     /// Waits until metad knows everything that was done before, as `fsync(2)` of a directory requires.
     ///
     /// # Errors
-    /// As [`Client::send_all`]; `NoSpace` or `Stale`, once for each `reported`, when an operation failed later: a rename
-    /// that would have replaced a file by content that could not be stored, or an operation that conflicted with
+    /// As [`Client::send_all`]; `NoSpace` or `Stale`, once for each `reported`, when an operation failed later: a
+    /// rename that would have replaced a file by content that could not be stored, or an operation that conflicted with
     /// others'.
     pub async fn fsync_names(&self, reported: &LossesReported) -> Result<(), FsError> {
         self.send_all().await?;

@@ -1,5 +1,6 @@
 //! Surf's clients and metads in one thread: the real client and the real metad above simulated links, disks, clocks and
-//! agreement, under a scheduler whose every decision comes from a seed. The same seed is the same run, to the last message.
+//! agreement, under a scheduler whose every decision comes from a seed. The same seed is the same run, to the last
+//! message.
 //!
 //! - [`plan`] is what programs do and what goes wrong; [`world`] carries it out;
 //! - [`network`], [`disk`], [`blocks`], [`consensus`] are simulated; [`cluster`] starts the metads above them;
