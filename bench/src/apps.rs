@@ -17,7 +17,7 @@ pub(crate) fn untar(side: &mut Side, inputs: &Inputs, _scale: Scale) -> Result<f
     timed(side.dir(), &format!("mkdir tree && tar -xf {} -C tree", inputs.tar.display()))
 }
 
-/// Has a row find nothing of its tree in memory, but the program itself.
+/// Empties the caches for a row's tree, but not for the program itself.
 fn make_cold(side: &mut Side, program: &str) -> Result<()> {
     side.make_cold()?;
     sh(Path::new("/"), &format!("{program} --version > /dev/null"))
@@ -42,8 +42,8 @@ pub(crate) fn git_clone(side: &mut Side, inputs: &Inputs, _scale: Scale) -> Resu
 }
 
 pub(crate) fn git_status(side: &mut Side, _inputs: &Inputs, _scale: Scale) -> Result<f64> {
-    // A file as young as the index, to the second, is read and compared, which after a clone is so for as many as chance
-    // wants. With an index older than all of them, it is so for all, on each side.
+    // A file as young as the index, to the second, is read and compared. After a clone, chance decides how many files
+    // that are. With an index older than all of them, it is all files, on each side.
     sh(side.dir(), "touch -d 2000-01-01 clone/.git/index")?;
     timed(side.dir(), "cd clone && test -z \"$(git status --porcelain)\"")
 }

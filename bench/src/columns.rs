@@ -1,5 +1,5 @@
-//! Columns that the bench sets up by itself, each in a directory of its own below one place, so that all are on the same
-//! disk. Services get a network of their own (see [`crate::process::Node`]), whose only interface is the loopback one.
+//! Columns that the bench sets up by itself, each in a directory of its own below one place, so that all are on the
+//! same disk. Services get a network of their own (see [`crate::process::Node`]) with a loopback interface only.
 
 mod glusterfs;
 mod moosefs;
@@ -18,7 +18,7 @@ use std::process::Command;
 pub(crate) enum Column {
     /// The disk itself.
     Ext4,
-    /// A file system over fuser that only keeps things in memory: what FUSE costs.
+    /// A file system over fuser that only stores things in memory: the cost of FUSE.
     Null,
     /// surfmount with a cluster of one node within.
     Embedded,
@@ -31,7 +31,7 @@ pub(crate) enum Column {
 }
 
 impl Column {
-    /// What it is called in the table.
+    /// Its name in the table.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Column::Ext4 => "ext4",
@@ -43,7 +43,7 @@ impl Column {
         }
     }
 
-    /// Programs that it needs, each with the Debian package that has it.
+    /// Programs that it needs, each with its Debian package.
     fn programs(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Column::Ext4 | Column::Null | Column::Embedded => &[],
@@ -70,12 +70,12 @@ impl Column {
     }
 }
 
-/// Name of the column that others are compared with besides the first one.
+/// Name of the column that others are compared with, besides the first one.
 pub(crate) const NULL: &str = "null";
-/// What every column with services needs.
+/// Programs that every column with services needs.
 const NAMESPACES: [(&str, &str); 3] = [("unshare", "util-linux"), ("nsenter", "util-linux"), ("ip", "iproute2")];
 
-/// Prepares for columns: this process must still have one thread.
+/// Prepares for columns. This process must still have only one thread.
 pub(crate) fn prepare(columns: &[Column], install: bool) -> Result<()> {
     let mounts = columns.iter().any(|column| *column != Column::Ext4);
     if !mounts {

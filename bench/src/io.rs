@@ -14,7 +14,7 @@ use std::path::Path;
 use std::time::Instant;
 
 const MIB: usize = 1 << 20;
-const PAGE: usize = 4096;
+const PAGE_BYTES: usize = 4096;
 
 /// A MiB that differs from every other.
 fn fill(buffer: &mut [u8], seed: u64) {
@@ -80,8 +80,8 @@ pub(crate) fn sequential_read_warm(side: &mut Side, _inputs: &Inputs, scale: Sca
 
 fn offsets(scale: Scale, count: usize) -> Vec<u64> {
     let mut random = StdRng::seed_from_u64(7);
-    let pages = scale.random_mib * MIB / PAGE;
-    (0..count).map(|_| (random.random_range(0..pages) * PAGE) as u64).collect()
+    let pages = scale.random_mib * MIB / PAGE_BYTES;
+    (0..count).map(|_| (random.random_range(0..pages) * PAGE_BYTES) as u64).collect()
 }
 
 pub(crate) fn random_read_cold(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {
@@ -90,7 +90,7 @@ pub(crate) fn random_read_cold(side: &mut Side, _inputs: &Inputs, scale: Scale) 
     side.make_cold()?;
     let file = File::open(&path)?;
     let count = scale.random_ops / 4;
-    let mut page = [0; PAGE];
+    let mut page = [0; PAGE_BYTES];
     let started = Instant::now();
     for offset in offsets(scale, count) {
         signals::check()?;
@@ -105,7 +105,7 @@ pub(crate) fn random_write(side: &mut Side, _inputs: &Inputs, scale: Scale) -> R
         write_file(&path, scale.random_mib)?;
     }
     let file = File::options().write(true).open(path)?;
-    let mut page = [0; PAGE];
+    let mut page = [0; PAGE_BYTES];
     let started = Instant::now();
     for (number, offset) in offsets(scale, scale.random_ops).into_iter().enumerate() {
         signals::check()?;
@@ -123,7 +123,7 @@ pub(crate) fn random_write_synced(side: &mut Side, _inputs: &Inputs, scale: Scal
     }
     let file = File::options().read(true).write(true).open(&path)?;
     let count = scale.random_ops / 20;
-    let mut page = [0; PAGE];
+    let mut page = [0; PAGE_BYTES];
     let started = Instant::now();
     for (number, offset) in offsets(scale, count).into_iter().enumerate() {
         signals::check()?;

@@ -1,5 +1,5 @@
-//! Work on many files by several processes at once. Each is this program again; it starts when all are ready, so that
-//! starting processes is not measured.
+//! Work on many files by several processes at once. Each is this program again. The work starts when all are ready, so
+//! that starting processes is not measured.
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
-/// What is done with each file.
+/// The work on each file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub(crate) enum Deed {
     Create,
@@ -36,7 +36,7 @@ impl Deed {
     }
 }
 
-/// Every so manieth file of a directory.
+/// Every nth file of a directory.
 #[derive(Args)]
 pub(crate) struct Lane {
     #[arg(value_enum)]
@@ -48,7 +48,7 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    /// What the process does: says that it is ready, waits for a line, works, says that it is done.
+    /// Runs the process: reports that it is ready, waits for a line, works, reports that it is done.
     pub(crate) fn run(&self) -> Result<()> {
         let mut out = io::stdout().lock();
         writeln!(out, "ready")?;
@@ -96,7 +96,7 @@ impl Drop for Worker {
     }
 }
 
-/// Does it with `count` files of a directory, by so many processes; answers files per second.
+/// Works on `count` files of a directory with this many processes; returns files per second.
 pub(crate) fn all(deed: Deed, dir: &Path, count: usize, lanes: usize) -> Result<f64> {
     let workers = (0..lanes).map(|lane| Worker::start(deed, dir, count, lane, lanes));
     let mut workers = workers.collect::<Result<Vec<_>>>()?;

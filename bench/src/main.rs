@@ -1,9 +1,9 @@
 //! bench: a fixed set of file workloads in any directories, side by side.
 //!
-//! Each row is run in every directory before the next row begins, so that whatever else the machine does meanwhile meets
-//! all of them; the median of several runs is shown, and its ratio to the first directory. Besides directories that are
-//! there, whole file systems can be set up for a run, and are taken down after it: Surf, the null file system, and others
-//! that keep three copies as Surf does.
+//! Each row is run in every directory before the next row begins, so that other load on the machine meets all of them.
+//! The report shows the median of several runs, and its ratio to the first directory. Besides existing directories,
+//! whole file systems can be set up for a run, and are taken down after it: Surf, the null file system, and others that
+//! store three copies as Surf does.
 
 mod apps;
 mod columns;
@@ -44,7 +44,7 @@ struct Cli {
     flags: Flags,
 }
 
-/// What else this program does.
+/// Other commands of this program.
 #[derive(Subcommand)]
 enum Other {
     /// Mounts the null file system, until it is unmounted or interrupted.
@@ -71,14 +71,15 @@ struct Flags {
     /// Install Debian's packages of columns whose programs are missing; their services are not started.
     #[arg(long)]
     install: bool,
-    /// A directory that is there: NAME=DIRECTORY. Columns come first; the first side is what the others are compared with.
+    /// A directory that is there: NAME=DIRECTORY. Columns come first; the first side is what the others are compared
+    /// with.
     #[arg(long = "dir", value_name = "NAME=DIRECTORY")]
     dirs: Vec<String>,
     /// Runs of each row; the median counts.
     #[arg(long, default_value_t = 5)]
     runs: usize,
-    /// Only rows whose name contains this; several are separated by commas or given one by one. What such a row needs is
-    /// done, and not shown.
+    /// Only rows whose name contains this; several are separated by commas or given one by one. What such a row needs
+    /// is done, and not shown.
     #[arg(long, value_name = "WORDS")]
     only: Vec<String>,
     /// Write the figures there, as JSON.
@@ -143,7 +144,7 @@ fn own_name() -> String {
     format!("surf-bench-{}", std::process::id())
 }
 
-/// Runs everything. A row that fails on one side is told in `failures`, and the others go on.
+/// Runs everything. A row that fails on one side is listed in `failures`, and the others go on.
 fn measure(
     flags: &Flags,
     rows: &[Selected],

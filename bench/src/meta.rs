@@ -1,4 +1,4 @@
-//! Many small files: what metadata costs.
+//! Many small files: the cost of metadata.
 
 use crate::lane::{self, Deed};
 use crate::scale::Scale;
@@ -10,9 +10,9 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Instant;
 
-const SMALL: usize = 16 << 10;
+const SMALL_FILE_BYTES: usize = 16 << 10;
 
-/// Does something with each of `count` files; answers files per second.
+/// Works on each of `count` files; returns files per second.
 fn each(count: usize, work: impl Fn(usize) -> std::io::Result<()>) -> Result<f64> {
     let started = Instant::now();
     for number in 0..count {
@@ -22,7 +22,7 @@ fn each(count: usize, work: impl Fn(usize) -> std::io::Result<()>) -> Result<f64
     Ok(count as f64 / started.elapsed().as_secs_f64())
 }
 
-/// The directory of a row, and its work by so many processes: one is this one.
+/// The directory of a row, and its work by this many processes; a single one is this process.
 fn by(processes: usize, deed: Deed, side: &Side, scale: Scale) -> Result<(PathBuf, f64)> {
     let dir = side.dir().join(format!("files-{processes}"));
     if deed == Deed::Create {
@@ -83,7 +83,7 @@ pub(crate) fn unlink_8(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Resul
 }
 
 fn content(number: usize) -> Vec<u8> {
-    (0..SMALL).map(|at| (at ^ number ^ ((at >> 8) * number)) as u8).collect()
+    (0..SMALL_FILE_BYTES).map(|at| (at ^ number ^ ((at >> 8) * number)) as u8).collect()
 }
 
 pub(crate) fn write_small(side: &mut Side, _inputs: &Inputs, scale: Scale) -> Result<f64> {

@@ -1,4 +1,4 @@
-//! Mounts of the bench: made, taken down, and made again where a row is to find nothing in memory.
+//! Mounts of the bench: made, taken down, and made again before rows that need empty caches.
 
 use crate::process::{START_LIMIT, Service, wait_for};
 use crate::signals::POLL;
@@ -10,11 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// How long users of a mount are waited for before it is detached from under them.
+/// How long users of a mount are waited for before it is detached while in use.
 const BUSY_LIMIT: Duration = Duration::from_secs(10);
 
-/// Device number (`MAJOR:MINOR`) of what is mounted there. Reads the kernel's table only, so it cannot hang on a dead
-/// mount.
+/// Device number (`MAJOR:MINOR`) of the mount there. Reads only the kernel's table, so it cannot hang on a dead mount.
 fn device_at(path: &Path) -> Option<String> {
     device_in(&fs::read_to_string("/proc/self/mountinfo").ok()?, path)
 }
@@ -25,7 +24,7 @@ fn device_in(table: &str, path: &Path) -> Option<String> {
     table.lines().rfind(is_at)?.split(' ').nth(2).map(str::to_owned)
 }
 
-/// Has the kernel read ahead so far, which only root may ask for.
+/// Sets the kernel's readahead, which only root may do.
 pub(crate) fn set_readahead(path: &Path, bytes: u32) {
     let Some(device) = device_at(path) else { return };
     if let Err(error) = fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), (bytes >> 10).to_string()) {
@@ -47,7 +46,7 @@ pub(crate) fn unmount(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// How a mount is served.
+/// The processes that serve a mount.
 pub(crate) enum Serving {
     /// A process for each mount, which ends with it.
     Once(Box<dyn Fn() -> Command>),
@@ -99,7 +98,7 @@ impl Mount {
             process.check()?;
             Ok(device_at(path).is_some())
         });
-        // Some mount first and connect afterwards.
+        // Some file systems mount first and connect afterwards.
         let waited = waited.and_then(|()| {
             wait_for(&format!("{} serves", self.name), START_LIMIT, || {
                 process.check()?;
@@ -119,7 +118,7 @@ impl Mount {
         Ok(())
     }
 
-    /// Unmounts and mounts again: what the mount knew is forgotten.
+    /// Unmounts and mounts again, so that the mount forgets what it knew.
     pub(crate) fn remount(&mut self) -> Result<()> {
         self.unmount()?;
         self.mount()

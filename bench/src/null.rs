@@ -1,8 +1,8 @@
-//! The null file system: what FUSE itself costs.
+//! The null file system: the cost of FUSE itself.
 //!
-//! A file system over fuser that keeps everything in memory and answers each request at once, in the thread that read it
-//! from the kernel. It asks the kernel for the same settings as surfmount and answers the same requests, so what a row
-//! takes here is what no file system over fuser can save.
+//! A file system over fuser that stores everything in memory and answers each request at once, in the thread that read
+//! it from the kernel. It asks the kernel for the same settings as surfmount and answers the same requests, so no file
+//! system over fuser can be faster in a row.
 //!
 //! It runs as a process of its own, as surfmount does: the change of processes is part of the cost, and a process that
 //! serves a mount which it uses itself may wait for itself when it ends.
@@ -22,7 +22,7 @@ use std::path::Path;
 use std::sync::Arc;
 use tree::Tree;
 
-/// As surfmount has them.
+/// Same as surfmount's.
 const EVENT_LOOPS: usize = 2;
 
 fn kernel_config() -> Config {
@@ -49,14 +49,14 @@ fn mount_once(tree: &Arc<Mutex<Tree>>, path: &Path) -> Result<()> {
     mounts::set_readahead(path, READAHEAD_BYTES);
     let ended = signals::while_waiting(|| serving.is_finished(), || mounts::unmount(path));
     let served = serving.join().map_err(|_| anyhow!("an event loop panicked"))?;
-    // The kernel forgets nothing one by one when it unmounts.
+    // When it unmounts, the kernel does not forget inodes one by one.
     tree.lock().forget_all();
     ended?;
     served.context("the kernel's connection ended")
 }
 
-/// Serves the null file system at `path` until it is unmounted. With `again`, mounts once for each line of standard input
-/// until that ends, and keeps what the file system holds in between: that is a remount.
+/// Serves the null file system at `path` until it is unmounted. With `again`, mounts once for each line of standard
+/// input until that ends, and retains all files in between, as a remount does.
 pub(crate) fn run(path: &Path, again: bool) -> Result<()> {
     signals::handle()?;
     let tree = Arc::new(Mutex::new(Tree::new(crate::sys::owner())));

@@ -1,4 +1,4 @@
-//! Programs of others that a column needs, and the Debian packages that have them.
+//! Programs of others that a column needs, and their Debian packages.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
@@ -7,9 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Where packages' scripts ask whether they may start what they install.
+/// Packages' scripts ask this file whether they may start services.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
-/// Administrators' programs are not in everybody's PATH.
+/// Administrators' programs are not in every user's PATH.
 const MORE_PLACES: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 const INSTALL_LIMIT_S: &str = "900";
 
@@ -28,7 +28,7 @@ fn missing(programs: &[(&str, &str)], is_there: impl Fn(&str) -> bool) -> Vec<St
     packages
 }
 
-/// Makes sure that programs are there; with `install` their packages are installed, without starting what they hold.
+/// Makes sure that programs exist. With `install` their packages are installed, without starting their services.
 pub(crate) fn need(programs: &[(&str, &str)], install: bool) -> Result<()> {
     let packages = missing(programs, |program| find(program).is_some());
     if packages.is_empty() {
@@ -64,7 +64,7 @@ impl Policy {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => return Ok(Self { is_ours: false }),
             Err(error) => return Err(error).context(POLICY),
         }
-        // From here on it is removed, also when it cannot be written.
+        // From here on the file is removed, even if it cannot be written.
         let ours = Self { is_ours: true };
         let written = fs::write(POLICY, "#!/bin/sh\nexit 101\n")
             .and_then(|()| fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755)));

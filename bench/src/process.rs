@@ -1,8 +1,8 @@
-//! Processes that the bench starts, and that end with it whatever happens.
+//! Processes that the bench starts, and that always end with it.
 //!
 //! A [`Service`] is one process. A [`Node`] is a shell in namespaces of its own (processes, mounts, network), with
-//! everything that it starts: when the shell ends, the kernel kills the rest, daemons that have detached themselves
-//! included. It ends when its standard input does, so also when the bench is killed.
+//! everything that it starts. When the shell ends, the kernel kills the rest, including detached daemons. The shell
+//! ends when its standard input does, so also when the bench is killed.
 
 use crate::signals::{self, POLL};
 use crate::sys;
@@ -14,15 +14,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long something may take to start.
+/// How long a process may take to start.
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(60);
-/// How long something may take to end before it is killed: a mount stores first what was written.
+/// How long a process may take to end before it is killed: a mount first stores what was written.
 const END_LIMIT: Duration = Duration::from_secs(60);
-/// How long a command that administers something may take.
+/// How long an administrative command may take.
 const COMMAND_LIMIT_S: &str = "60";
 /// Address of a node's services, on its own loopback interface: some refuse 127.0.0.1.
 pub(crate) const ADDRESS: &str = "10.77.0.1";
-/// How much of a log an error shows.
+/// Lines of a log that an error shows.
 const LAST_LINES: usize = 8;
 
 /// Polls until `condition` holds.
@@ -44,7 +44,7 @@ fn last_words(log: &Path) -> String {
     lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
 }
 
-/// Runs a short command to its end, and answers what it printed.
+/// Runs a short command to its end, and returns its output.
 pub(crate) fn output(command: &Command) -> Result<String> {
     let mut bounded = Command::new("timeout");
     bounded.args(["-k", "5", COMMAND_LIMIT_S]).arg(command.get_program()).args(command.get_args());
@@ -59,7 +59,7 @@ pub(crate) fn output(command: &Command) -> Result<String> {
     Ok(text)
 }
 
-/// A process that serves something. Dropping it kills it and what is in its process group.
+/// A process that serves something. Dropping it kills its process group.
 pub(crate) struct Service {
     name: String,
     child: Child,
@@ -90,7 +90,7 @@ impl Service {
         Ok(())
     }
 
-    /// Waits until it has ended; kills it when that takes too long. Does not heed signals: it is part of ending.
+    /// Waits until it has ended, and kills it when that takes too long. Ignores signals, because it is part of ending.
     pub(crate) fn wait(&mut self) {
         let started = Instant::now();
         while started.elapsed() < END_LIMIT {
@@ -111,7 +111,7 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // Not once it has been waited for: the number may be another's by then.
+        // A process that was waited for must not be killed: its number may be another's by then.
         if matches!(self.child.try_wait(), Ok(None)) {
             sys::kill_group(sys::pid(&self.child));
             let _ = self.child.wait();
@@ -125,8 +125,8 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Runs `script` as the first process of new namespaces, below `dir`; returns when it has come to its end, which it
-    /// must with services running in the background.
+    /// Runs `script` as the first process of new namespaces, below `dir`. Returns when the script has come to its end,
+    /// which it must with services running in the background.
     pub(crate) fn start(name: &str, dir: &Path, script: &str) -> Result<Self> {
         let (ready, log) = (dir.join("ready"), dir.join("node.log"));
         let text = format!(
@@ -158,7 +158,7 @@ impl Node {
     }
 }
 
-/// The way into a node's network; it leads nowhere once the node has ended.
+/// The way into a node's network. It is useless once the node has ended.
 pub(crate) struct Network(String);
 
 impl Network {
@@ -181,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_that_ends_is_told_with_the_end_of_its_log() {
+    fn a_service_that_ends_is_reported_with_the_end_of_its_log() {
         let dir = tempfile::tempdir().unwrap();
         let mut command = Command::new("sh");
         command.args(["-c", "echo out of order >&2; exit 3"]);
@@ -204,7 +204,7 @@ mod tests {
         wait_for("the child's end", START_LIMIT, || Ok(gone())).unwrap();
     }
 
-    /// Whether a process with this word in its command line runs.
+    /// Reports whether a process with this word in its command line runs.
     fn runs(word: &str) -> bool {
         let processes = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
         let mut lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
@@ -221,14 +221,14 @@ mod tests {
         let time = format!("600.{}", std::process::id());
         let node = Node::start("it", dir.path(), &format!("setsid -f sleep {time}")).unwrap();
         wait_for("the daemon", START_LIMIT, || Ok(runs(&time))).unwrap();
-        let told = output(node.network().command("ip").args(["-brief", "address"])).unwrap();
-        assert!(told.contains(ADDRESS) && told.lines().count() == 1, "{told}");
+        let printed = output(node.network().command("ip").args(["-brief", "address"])).unwrap();
+        assert!(printed.contains(ADDRESS) && printed.lines().count() == 1, "{printed}");
         drop(node);
         assert!(!runs(&time));
     }
 
     #[test]
-    fn a_node_whose_script_fails_is_told_with_what_it_said() {
+    fn a_node_whose_script_fails_is_reported_with_its_output() {
         if !sys::is_root() || crate::packages::find("ip").is_none() {
             eprintln!("left out: it takes root and the package iproute2");
             return;

@@ -1,11 +1,11 @@
-//! Medians, ratios, and how they are shown.
+//! Medians, ratios, and the table that shows them.
 
 use crate::columns::NULL;
 use anyhow::Result;
 use serde_json::json;
 use std::fmt::Write;
 
-/// What a figure counts.
+/// The unit of a figure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Unit {
     MibPerSecond,
@@ -23,14 +23,14 @@ impl Unit {
     }
 }
 
-/// One workload: per side its runs.
+/// One workload, with the runs of each side.
 pub(crate) struct Row {
     pub name: &'static str,
     pub unit: Unit,
     pub runs: Vec<Vec<f64>>,
 }
 
-/// A side: its name, and what it is.
+/// A side: its name, and its description.
 pub(crate) struct Column {
     pub name: String,
     pub what: String,
@@ -54,7 +54,7 @@ pub(crate) fn median(runs: &[f64]) -> f64 {
     }
 }
 
-/// How many times as fast the second is as the first.
+/// Returns how many times as fast the second is as the first.
 fn speed(unit: Unit, first: f64, other: f64) -> f64 {
     if unit == Unit::Seconds { first / other } else { other / first }
 }
@@ -68,7 +68,7 @@ impl Report {
         Self { columns, runs, rows: Vec::new() }
     }
 
-    /// Those that the others are compared with: the first one, and the null file system.
+    /// The columns that others are compared with: the first one, and the null file system.
     fn bases(&self) -> Vec<usize> {
         let null = self.columns.iter().position(|column| column.name == NULL);
         std::iter::once(0).chain(null.filter(|at| *at > 0)).collect()
@@ -110,7 +110,7 @@ impl Report {
         text
     }
 
-    /// Every single figure, and the machine.
+    /// All single figures, and the machine.
     pub(crate) fn json(&self) -> Result<String> {
         let row = |row: &Row| {
             let medians: Vec<f64> = row.runs.iter().map(|runs| median(runs)).collect();
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_is_told_and_compared_with_nothing() {
+    fn failures_are_shown_and_compared_with_nothing() {
         let table = report(&["ext4", "null", "surf"], vec![vec![1.0], vec![], vec![4.0]]).table();
         assert!(table.contains("| untar | 1.00 | failed | 4.00 (0.250, -) | s |"), "{table}");
         let json = report(&["ext4", "null"], vec![vec![1.0], vec![]]).json().unwrap();

@@ -1,4 +1,4 @@
-//! The rows: what is measured, in this order, and what must have been done before each.
+//! The rows: what is measured, in this order, and which rows must run before each.
 
 use crate::report::Unit;
 use crate::scale::Scale;
@@ -7,7 +7,7 @@ use crate::tree::Inputs;
 use crate::{apps, io, meta};
 use anyhow::{Result, ensure};
 
-/// A row's work on a side; answers its figure.
+/// A row's work on a side; returns its figure.
 type Work = fn(&mut Side, &Inputs, Scale) -> Result<f64>;
 
 /// A row of the table.
@@ -28,7 +28,7 @@ const CLONE: &str = "git clone";
 const SEQUENTIAL: &str = "sequential write + fsync";
 const CREATE_1: &str = "create, 1 process";
 const CREATE_8: &str = "create, 8 processes";
-const SMALL: &str = "write 16 KiB files";
+const SMALL_FILES: &str = "write 16 KiB files";
 
 pub(crate) const ROWS: &[Row] = &[
     row(SEQUENTIAL, Unit::MibPerSecond, io::sequential_write, &[]),
@@ -44,8 +44,8 @@ pub(crate) const ROWS: &[Row] = &[
     row(CREATE_8, Unit::PerSecond, meta::create_8, &[]),
     row("stat cold, 8 processes", Unit::PerSecond, meta::stat_8, &[CREATE_8]),
     row("unlink, 8 processes", Unit::PerSecond, meta::unlink_8, &[CREATE_8]),
-    row(SMALL, Unit::PerSecond, meta::write_small, &[]),
-    row("read 16 KiB files, cold", Unit::PerSecond, meta::read_small, &[SMALL]),
+    row(SMALL_FILES, Unit::PerSecond, meta::write_small, &[]),
+    row("read 16 KiB files, cold", Unit::PerSecond, meta::read_small, &[SMALL_FILES]),
     row(UNTAR, Unit::Seconds, apps::untar, &[]),
     row("find, cold", Unit::Seconds, apps::find, &[UNTAR]),
     row("du, warm", Unit::Seconds, apps::du, &[UNTAR]),
@@ -55,14 +55,14 @@ pub(crate) const ROWS: &[Row] = &[
     row("rm -r of both", Unit::Seconds, apps::remove, &[UNTAR, CLONE]),
 ];
 
-/// A row that is run.
+/// A row to be run.
 pub(crate) struct Selected {
     pub row: &'static Row,
-    /// Else it is run only because another needs it.
+    /// False when it is run only because another row needs it.
     pub is_shown: bool,
 }
 
-/// What is asked for, in words: names of rows have commas in them, so a text that fits a row as a whole is one word.
+/// The words of an option. Names of rows have commas in them, so a text that fits a row as a whole is one word.
 fn words(text: &str) -> Vec<&str> {
     if ROWS.iter().any(|row| row.name.contains(text)) { vec![text] } else { text.split(',').map(str::trim).collect() }
 }
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_brings_those_along_that_it_needs() {
+    fn a_selected_row_includes_the_rows_that_it_needs() {
         assert_eq!(
             names(&["git status", "find"]),
             [("untar", false), ("find, cold", true), ("git clone", false), ("git status", true)]
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn several_words_and_names_with_commas_are_told_apart() {
+    fn several_words_and_names_with_commas_are_distinguished() {
         assert_eq!(names(&["git status,find"]), names(&["git status", "find"]));
         assert_eq!(names(&["stat cold, 8"]), [("create, 8 processes", false), ("stat cold, 8 processes", true)]);
     }

@@ -11,6 +11,6 @@ pub(crate) struct Scale {
 
 impl Scale {
     pub(crate) const FULL: Self = Self { sequential_mib: 1024, random_mib: 256, random_ops: 20_000, files: 4_000 };
-    /// To see that it works, not how fast.
+    /// Small sizes, to check that the bench works.
     pub(crate) const QUICK: Self = Self { sequential_mib: 64, random_mib: 32, random_ops: 500, files: 400 };
 }

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 /// A directory under test. Dropping it takes down what was set up for it, the mount first, and removes every file.
 pub(crate) struct Side {
     pub name: String,
-    /// What it is, for the reader of the figures.
+    /// Its description, for the reader of the figures.
     pub what: String,
-    /// Where the rows work.
+    /// Directory in which the rows work.
     dir: PathBuf,
     mount: Option<Mount>,
     _node: Option<Node>,
@@ -39,7 +39,7 @@ impl Drop for Files {
 }
 
 impl Side {
-    /// A directory that is there, and stays.
+    /// An existing directory, which stays.
     pub(crate) fn plain(name: &str, dir: &Path) -> Result<Self> {
         let dir = dir.join(format!("bench-{}", std::process::id()));
         let files = Files::new(&dir)?;
@@ -54,13 +54,13 @@ impl Side {
         Ok(Self { name: name.to_owned(), what, dir, mount: Some(mount), _node: node, _files: files })
     }
 
-    /// Where the rows work.
+    /// The directory in which the rows work.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Has nothing in memory any more of what was written or read: a mount of the bench is made anew, and the kernel's
-    /// caches are dropped.
+    /// Empties the caches of all that was written or read: a mount of the bench is made anew, and the kernel's caches
+    /// are dropped.
     pub(crate) fn make_cold(&mut self) -> Result<()> {
         signals::check()?;
         if let Some(mount) = &mut self.mount {
@@ -70,7 +70,7 @@ impl Side {
         Ok(())
     }
 
-    /// Removes what a run has left.
+    /// Removes the files of a run.
     pub(crate) fn empty(&self) -> Result<()> {
         for entry in fs::read_dir(&self.dir)? {
             let path = entry?.path();

@@ -1,19 +1,19 @@
-//! Signals that end a run: the first one is noticed between two steps, so that everything is taken down in order; the
-//! second ends the process at once, and what it had started ends with it (see [`crate::process`]).
+//! Signals that end a run. The first one is noticed between two steps, so that everything is taken down in order. The
+//! second one ends the process at once, and all processes that it had started end with it (see [`crate::process`]).
 
 use crate::sys;
 use anyhow::{Result, bail};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
-/// Between two looks at a condition that a signal may end.
+/// Pause between looks at a condition that a signal may end.
 pub(crate) const POLL: Duration = Duration::from_millis(10);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// Process group of the program that does a row's work; 0 for none.
 static WORKING: AtomicI32 = AtomicI32::new(0);
 
-/// Runs inside a signal handler: nothing but atomics and system calls.
+/// Runs inside a signal handler, so it uses only atomics and system calls.
 extern "C" fn on_signal(_signal: libc::c_int) {
     if INTERRUPTED.swap(true, Ordering::Relaxed) {
         sys::exit_at_once(130);
@@ -40,7 +40,7 @@ pub(crate) fn check() -> Result<()> {
     Ok(())
 }
 
-/// Names the process group that a signal ends, until the value is dropped.
+/// The process group that a signal ends, until the value is dropped.
 pub(crate) struct Working;
 
 impl Working {
@@ -56,7 +56,7 @@ impl Drop for Working {
     }
 }
 
-/// Waits for a condition that `interrupt` brings about when a signal comes.
+/// Waits until a condition holds. When a signal comes, `interrupt` must bring that about.
 pub(crate) fn while_waiting(condition: impl Fn() -> bool, interrupt: impl FnOnce() -> Result<()>) -> Result<()> {
     let mut interrupt = Some(interrupt);
     while !condition() {

@@ -29,7 +29,7 @@ pub(crate) fn warm_memory(gib: u64) {
     }
 }
 
-/// What was measured on.
+/// The machine that was measured.
 pub(crate) fn machine() -> Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let memory = read("/proc/meminfo").lines().next().unwrap_or_default().to_owned();
@@ -47,9 +47,9 @@ pub(crate) fn owner() -> (u32, u32) {
     unsafe { (libc::geteuid(), libc::getegid()) }
 }
 
-/// Mounts of this process and of what it starts are seen by nobody else, and go with the last of them. Namespaces that are
-/// made from here on follow them, or a copy of a mount there would outlive it. Must be called while there is only one
-/// thread.
+/// Hides the mounts of this process and its children from all others. The mounts go with the last of these processes.
+/// Namespaces that are made from here on follow them, or a copy of a mount there would outlive it. Must be called while
+/// there is only one thread.
 pub(crate) fn leave_mount_namespace() -> Result<()> {
     // SAFETY: unshare takes no pointers.
     let left = unsafe { libc::unshare(libc::CLONE_NEWNS) };
@@ -58,7 +58,7 @@ pub(crate) fn leave_mount_namespace() -> Result<()> {
     propagate(libc::MS_PRIVATE).and_then(|()| propagate(libc::MS_SHARED)).context("mounts cannot be kept apart")
 }
 
-/// Whether what is mounted and unmounted here is so elsewhere too (mount_namespaces(7)).
+/// Sets whether mounts and unmounts here happen elsewhere too (mount_namespaces(7)).
 fn propagate(how: libc::c_ulong) -> io::Result<()> {
     let (root, none) = (c"/".as_ptr(), std::ptr::null());
     // SAFETY: the path ends with NUL, and mount(2) ignores the other pointers when it changes how mounts propagate.
@@ -66,7 +66,7 @@ fn propagate(how: libc::c_ulong) -> io::Result<()> {
     if changed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Unmounts; with `detach` also what is still in use. Users other than root go through fusermount3.
+/// Unmounts. With `detach`, a mount in use goes too. Users other than root go through fusermount3.
 pub(crate) fn unmount(path: &Path, detach: bool) -> io::Result<()> {
     if !is_root() {
         let how = if detach { "-uz" } else { "-u" };
@@ -109,7 +109,7 @@ pub(crate) fn exit_at_once(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Has `handler` called when the signal comes, unless whoever started this process has it ignored.
+/// Sets `handler` for the signal, unless this process was started with the signal ignored.
 pub(crate) fn on_signal(signal: i32, handler: extern "C" fn(libc::c_int)) -> Result<()> {
     // SAFETY: the handler calls only what may be called there (atomics, kill, _exit).
     let before = unsafe { libc::signal(signal, handler as *const () as libc::sighandler_t) };

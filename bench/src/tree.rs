@@ -1,5 +1,5 @@
-//! What the programs work on: a real source tree as a tar file, and a repository of it. Made once a run, on the disk that is
-//! measured.
+//! Inputs of the programs: a real source tree as a tar file, and a repository of it. Made once a run, on the disk that
+//! is measured.
 
 use crate::side::Files;
 use crate::signals::{self, Working};
@@ -14,7 +14,7 @@ pub(crate) struct Inputs {
     _files: Files,
     /// Source tree.
     pub tar: PathBuf,
-    /// Repository of the same.
+    /// Repository of the same sources.
     pub repository: PathBuf,
 }
 
@@ -27,7 +27,7 @@ pub(crate) fn sh(dir: &Path, script: &str) -> Result<()> {
     let group = sys::pid(&child);
     let working = Working::new(group);
     if signals::check().is_err() {
-        // It came before the handler knew of the group.
+        // The signal came before the handler knew of the group.
         sys::kill_group(group);
     }
     let status = child.wait().context("bash");
@@ -38,8 +38,8 @@ pub(crate) fn sh(dir: &Path, script: &str) -> Result<()> {
 }
 
 impl Inputs {
-    /// Takes sources of crates that cargo has fetched: 7,800 small files in some 1,900 directories, 28 MB, as a tar file;
-    /// and a repository of 430 larger ones, 30 MB, packed as one that was cloned is. A tenth with `quick`.
+    /// Takes sources of crates that cargo has fetched: 7,800 small files in some 1,900 directories, 28 MB, as a tar
+    /// file, and a repository of 430 larger ones, 30 MB, packed like a cloned one. With `quick`, it is a tenth of that.
     pub(crate) fn make(place: &Path, quick: bool) -> Result<Self> {
         let files = Files::new(&place.join("inputs"))?;
         let dir = &files.0;

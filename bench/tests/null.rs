@@ -1,4 +1,4 @@
-//! The null file system on a real mount, and what a run of the bench leaves behind: nothing.
+//! The null file system on a real mount, and a check that a run of the bench leaves nothing behind.
 #![allow(missing_docs)]
 
 use kit::command::{need, run};
@@ -104,7 +104,7 @@ fn attributes_and_names_are_those_of_a_local_file_system() {
     assert_eq!(sh(&null.path(), LIMIT, &format!("TZ=UTC; export TZ; {script}")), "link\npipe\n");
 }
 
-/// Starts a run that does not end by itself, interrupts it once it measures, and answers how it ended.
+/// Starts a run that does not end by itself, interrupts it once it measures, and returns how it ended.
 fn interrupted(place: &Path) -> (ExitStatus, String) {
     let log = place.with_extension("log");
     let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));

@@ -9,7 +9,7 @@
 //!
 //! State, owned by the machine alone: the successor list ([`successors`]), the predecessor, the fingers ([`fingers`]),
 //! and at most one operation under way that may change list or predecessor ([`stabilize`], [`rectify`], [`join`]).
-//! While its question is out, questions of others are answered all the same: answers are read-only.
+//! While its question is out, questions of others are still answered: answers are read-only.
 //!
 //! Invariant (Zave §V): every member has a live entry in its successor list, and at least r+1 members are principals,
 //! that is, are skipped by no member's list. From these follow one ordered ring that all members reach. It holds as
@@ -42,7 +42,7 @@ use successors::Successors;
 use wire::ids::Point;
 use wire::message::block::{ChordReply, ChordRequest, Member};
 
-/// How the ring is kept.
+/// Parameters of the ring.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Entries of a successor list (Zave's r): one less than this many neighbours may fail at once.
@@ -67,7 +67,7 @@ impl Default for Options {
     }
 }
 
-/// Names a question, so that an answer that comes late is told from the one waited for.
+/// Id of a question, which distinguishes a late answer from the one waited for.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct QueryId(pub u64);
 
@@ -86,7 +86,7 @@ pub enum Event {
         /// The answer.
         reply: ChordReply,
     },
-    /// The one asked is alive, and no member of a ring.
+    /// The daemon that was asked is alive, but not a member of a ring.
     Outside {
         /// The question.
         query: QueryId,
@@ -153,7 +153,7 @@ pub struct Chord {
 }
 
 impl Chord {
-    /// A daemon that is not yet a member. It joins once [`Chord::learn`] has told it of others, or that there are none.
+    /// A daemon that is not yet a member. It joins once [`Chord::learn`] has named other daemons, or an empty list.
     #[must_use]
     pub fn new(me: Member, options: Options) -> Self {
         assert!(options.successors > 0 && options.attempts > 0);
@@ -187,12 +187,12 @@ impl Chord {
         chord
     }
 
-    /// Tells of all other daemons in the layout. They are where joining starts, and where rings meet again.
+    /// Learns all other daemons in the layout. Joining starts with them, and separate rings meet again through them.
     pub fn learn(&mut self, others: Vec<Member>) {
         self.known = Some(others.into_iter().filter(|other| other.point != self.me.point).collect());
     }
 
-    /// This daemon, as others are to know it.
+    /// This daemon, in the form that others receive.
     #[must_use]
     pub fn me(&self) -> Member {
         self.me
@@ -216,7 +216,7 @@ impl Chord {
         self.successors.as_ref().map_or(&[], Successors::entries)
     }
 
-    /// Takes an event; the actions are to be performed in order.
+    /// Handles an event. The actions must be performed in order.
     pub fn handle(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
@@ -271,7 +271,7 @@ impl Chord {
             self.finger_replied(index, lookup, reply, actions);
             return;
         }
-        // Anything else is a notification that was noted, or an answer that nobody waits for any more.
+        // Any other answer is to a notification, or is not waited for any more.
         let Some((_, operation)) = self.operation.take_if(|(expected, _)| *expected == query) else { return };
         match operation {
             Operation::JoinFind { asked, hops } => self.join_found(asked, hops, reply, actions),
@@ -299,7 +299,7 @@ impl Chord {
         }
     }
 
-    /// Begins what waited for the operation that has just ended.
+    /// Begins the operation that waited for the one that has just ended.
     fn next_operation(&mut self, actions: &mut Vec<Action>) {
         if self.operation.is_none() && self.is_member() {
             self.rectify(actions);

@@ -1,7 +1,7 @@
 //! Configuration: one TOML file, overridden by the environment, overridden by flags. Unknown keys are refused.
 //!
-//! [`Settings`] is what people write, everything optional; [`Settings::validate`] makes it a [`Config`], which cannot be
-//! wrong in itself. All units are in the names.
+//! [`Settings`] is what people write, everything optional; [`Settings::validate`] makes it a [`Config`], which cannot
+//! be wrong in itself. All units are in the names.
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ use thiserror::Error;
 use wire::limits::{BLOCK_BYTES_MAX, GC_GRACE_MIN_MS, SESSION_TTL_MS};
 use wire::settings;
 
-/// What is wrong with a configuration: one line that names file and key.
+/// An error in a configuration: one line that names file and key.
 #[derive(Debug, Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -24,7 +24,7 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is no TOML, or has a key that does not exist, or a value of the wrong type.
+    /// The file is not TOML, or has a key that does not exist, or a value of the wrong type.
     #[error("{}: {reason}", file.display())]
     Parse {
         /// The file.
@@ -96,8 +96,8 @@ pub struct Settings {
     /// The same while clients are at work; 16 by default, 0 for no limit.
     #[arg(long, env = "BLOCKD_REPAIR_BUSY_MIB_S")]
     pub repair_busy_mib_s: Option<u64>,
-    /// Time between two comparisons with the daemons that hold the same blocks, s; 600 by default. Each change of the layout
-    /// brings one, too.
+    /// Time between two comparisons with the daemons that hold the same blocks, s; 600 by default. Each change of the
+    /// layout brings one, too.
     #[arg(long, env = "BLOCKD_COMPARE_S")]
     pub compare_s: Option<u64>,
     /// Time between two heartbeats to metad, ms; 1000 by default.
@@ -122,7 +122,7 @@ pub struct Config {
     pub name: String,
     /// Address to serve on.
     pub listen: SocketAddr,
-    /// Address by which others reach it; `None`: the one that is bound.
+    /// Address by which others reach it; `None` for the one that is bound.
     pub advertise: Option<SocketAddr>,
     /// Directory of the blocks.
     pub data_dir: PathBuf,
@@ -130,7 +130,7 @@ pub struct Config {
     pub metads: Vec<SocketAddr>,
     /// Failure domain.
     pub zone: String,
-    /// Share of the data; `None`: capacity in GiB.
+    /// Share of the data; `None` for the capacity in GiB.
     pub weight: Option<u32>,
     /// Size of a segment file.
     pub segment_bytes: u64,
@@ -146,12 +146,12 @@ pub struct Config {
     pub heartbeat_every: Duration,
     /// Time between two block reports.
     pub report_every: Duration,
-    /// Unreferenced blocks renewed less than this long ago are kept.
+    /// Unreferenced blocks renewed less than this long ago are not dropped.
     pub grace: Duration,
-    /// The same for what metad asks to be dropped, whatever it says: a metad that was removed, or lies, destroys nothing
+    /// Shortest such time for the drops that metad asks for. A metad that was removed, or lies, so destroys nothing
     /// that is being written.
     pub drop_grace_min: Duration,
-    /// How the ring is kept.
+    /// Parameters of the ring.
     pub ring: crate::chord::Options,
 }
 
@@ -200,7 +200,7 @@ impl Settings {
         settings::from_toml(&text).map_err(|reason| ConfigError::Parse { file: file.to_owned(), reason })
     }
 
-    /// What `over` says, and where it says nothing, this.
+    /// Returns `over`, completed by these settings.
     #[must_use]
     pub fn overridden_by(self, over: Self) -> Self {
         Self {
@@ -225,7 +225,7 @@ impl Settings {
         }
     }
 
-    /// Where the identity is.
+    /// Path of the identity.
     ///
     /// # Errors
     /// [`ConfigError::Missing`].
@@ -233,7 +233,7 @@ impl Settings {
         required(self.identity.as_deref(), "identity", "identity", "BLOCKD_IDENTITY")
     }
 
-    /// Checks everything, and fills in defaults; `name` is the one in the certificate.
+    /// Checks all settings, and fills in defaults; `name` is the one in the certificate.
     ///
     /// # Errors
     /// [`ConfigError`] naming the first option that is missing or wrong.

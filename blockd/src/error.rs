@@ -1,14 +1,14 @@
-//! Why a daemon does not start, or does not go on.
+//! Reasons why a daemon does not start, or does not go on.
 
 use crate::store;
 use std::path::PathBuf;
 use thiserror::Error;
 use wire::tls::Role;
 
-/// Said to whoever asks about the ring before this daemon has joined it.
+/// Answer to questions about the ring before this daemon has joined it.
 pub(crate) const NOT_A_MEMBER: &str = "not a member of the ring yet";
 
-/// Why a daemon does not start, or does not go on: each one is a line for the operator.
+/// Reason why a daemon does not start, or does not go on: a line for the operator.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -18,7 +18,7 @@ pub enum Error {
     /// The address cannot be used, or the identity is unusable.
     #[error(transparent)]
     Wire(#[from] wire::Error),
-    /// The certificate is for something else.
+    /// The certificate is not one of a block daemon.
     #[error("the identity is for {name} with the role {role}, blockd needs one with the role blockd: check `identity`")]
     WrongRole {
         /// Name in the certificate.
@@ -39,9 +39,9 @@ pub enum Error {
     ForeignDirectory {
         /// The directory.
         dir: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: String,
-        /// Who we are.
+        /// This daemon.
         me: String,
     },
     /// Another process uses the data directory.

@@ -1,4 +1,4 @@
-//! What this daemon tells metad, and learns from it: heartbeats, layouts (I11), block reports (I10).
+//! This daemon's exchange with metad: heartbeats, layouts (I11), block reports (I10).
 //!
 //! Two tasks, each with its own [`Metads`], so that a long report never delays a heartbeat. While no metad answers, the
 //! daemon serves on with the layout that it has.
@@ -21,10 +21,11 @@ use wire::quic::Endpoint;
 use wire::retry::Backoff;
 use wire::tls::Role;
 
-/// How long metad may take to answer. Above an election's duration, below what makes a daemon count as dead.
+/// How long metad may take to answer: longer than an election, shorter than the silence that makes a daemon count as
+/// dead.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
-/// Nobody need look after what mends itself sooner: an election, or metads that start at the same time.
-const UNHEARD: Duration = Duration::from_secs(5);
+/// How long metad may be silent before this is logged. Elections, and metads that start at the same time, take less.
+const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 /// Most redirections followed for one request: during an election nodes may point at each other.
 const REDIRECTS_MAX: usize = 4;
 /// Blocks in one page of a report.
@@ -47,11 +48,11 @@ impl Metads {
         Self { endpoint, configured, leader: None, next: 0 }
     }
 
-    /// Asks the leader; where it is not known or does not answer, any other, following its redirections. What it is
-    /// asked here may always be asked twice.
+    /// Asks the leader, or any other metad where the leader is not known or does not answer, and follows redirections.
+    /// It must be safe to send the request twice.
     ///
     /// # Errors
-    /// That of the last one asked, when none answered.
+    /// The error of the last metad asked, when none answered.
     pub async fn ask(&mut self, request: &MetaRequest) -> Result<MetaReply, Error> {
         let mut last = Error::Closed;
         for _ in 0..self.configured.len() + REDIRECTS_MAX {
@@ -100,7 +101,7 @@ impl Metads {
         self.next = (self.next + 1) % self.configured.len().max(1);
     }
 
-    /// Nodes that the configuration does not name are remembered: the configured ones may all have been replaced.
+    /// Remembers nodes that the configuration does not name: the configured ones may all have been replaced.
     fn learn(&mut self, nodes: impl Iterator<Item = SocketAddr>) {
         for addr in nodes {
             if !self.configured.contains(&addr) {
@@ -110,7 +111,7 @@ impl Metads {
     }
 }
 
-/// What both tasks need.
+/// State that both tasks need.
 #[derive(Clone)]
 pub struct Reporter {
     /// This daemon.
@@ -119,17 +120,17 @@ pub struct Reporter {
     pub config: Arc<Config>,
     /// Where it serves.
     pub advertise: SocketAddr,
-    /// What it holds.
+    /// Its blocks.
     pub store: Arc<Store>,
-    /// What it knows of the layout.
+    /// Its knowledge of the layout.
     pub layouts: Arc<Layouts>,
     /// When blocks were renewed.
     pub stamps: Arc<Stamps>,
-    /// How far repair is.
+    /// Progress of repair.
     pub progress: Arc<Progress>,
-    /// How metads are reached.
+    /// Endpoint for calls to metads.
     pub endpoint: Endpoint,
-    /// What is counted.
+    /// Counters.
     pub metrics: Arc<Metrics>,
 }
 
@@ -156,7 +157,7 @@ impl Reporter {
         }
     }
 
-    /// Sends heartbeats until cancelled; at once when someone knows a newer layout.
+    /// Sends heartbeats until cancelled, and one at once when a newer layout is known elsewhere.
     pub async fn send_heartbeats(self, stop: CancellationToken) {
         let mut metads = self.metads();
         let mut backoff = Backoff::default();
@@ -179,7 +180,7 @@ impl Reporter {
                 }
                 other => {
                     let reason = other.map_or_else(|error| error.to_string(), |reply| format!("answered {reply:?}"));
-                    if !missed && heard.elapsed() > UNHEARD {
+                    if !missed && heard.elapsed() > SILENCE_LIMIT {
                         tracing::warn!(reason, "no metad takes heartbeats: check `metads` and the network");
                         missed = true;
                     }
@@ -196,7 +197,7 @@ impl Reporter {
         }
     }
 
-    /// Waits until a newer layout is wanted, and then a moment: many senders may tell of it at once.
+    /// Waits until a newer layout is wanted, and then a moment: many senders may ask for it at once.
     async fn wanted(&self) {
         self.layouts.wanted().await;
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -241,7 +242,8 @@ impl Reporter {
     }
 }
 
-/// Drops blocks that metad counts no reference to, but those renewed within `grace` (I10). Returns what was dropped.
+/// Drops blocks that metad counts no reference to, except those renewed within `grace` (I10). Returns the dropped
+/// blocks.
 pub async fn drop_blocks(
     store: &Store,
     stamps: &Stamps,

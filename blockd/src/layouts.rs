@@ -1,7 +1,7 @@
 //! The newest layout that this daemon knows (I11).
 //!
-//! One owner: everyone reads it here, only [`Layouts::learn`] replaces it, and only by a newer one. Where it comes from
-//! is a [`LayoutSource`]: metad, or whoever runs the daemon inside a process.
+//! There is one owner: everyone reads the layout here, and only [`Layouts::learn`] replaces it, by a newer one. A
+//! [`LayoutSource`] brings layouts: metad, or the program that runs the daemon inside its process.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use tokio::sync::{Notify, watch};
 use wire::ids::{BlockdId, LayoutEpoch};
 use wire::layout::Layout;
 
-/// A layout that a sender knows and this daemon does not is waited for so long: metad answers sooner, unless it is away or
-/// the sender has made it up.
+/// How long to wait for a layout that a sender knows and this daemon does not. metad answers sooner, unless it is away
+/// or the sender has made the layout up.
 const NEWER_WAIT: Duration = Duration::from_secs(1);
 
 /// Where layouts come from.
@@ -19,11 +19,11 @@ const NEWER_WAIT: Duration = Duration::from_secs(1);
 pub enum LayoutSource {
     /// From the metads of the configuration, to which this daemon sends heartbeats.
     Metad,
-    /// From whoever started this daemon; nothing is sent to any metad.
+    /// From the program that started this daemon. Nothing is sent to any metad.
     Given(watch::Receiver<Layout>),
 }
 
-/// The newest layout, and a wish for a newer one.
+/// The newest layout, and the wish for a newer one.
 pub struct Layouts {
     newest: watch::Sender<Arc<Layout>>,
     wanted: Notify,
@@ -36,7 +36,7 @@ pub struct Layouts {
 pub enum Refusal {
     /// Blocks have other owners since the sender's layout.
     OldLayout(Layout),
-    /// This daemon cannot know whether that is so.
+    /// This daemon cannot know whether blocks have other owners.
     Fenced(String),
 }
 
@@ -47,17 +47,17 @@ impl Default for Layouts {
 }
 
 impl Layouts {
-    /// metad has answered what it was asked at this time, with the newest layout if this one was old. It counts this daemon's
-    /// silence from no earlier moment.
+    /// Notes that metad has answered a request sent at this time, with the newest layout if this one was old. metad
+    /// counts this daemon's silence from no earlier moment.
     pub fn heard_metad(&self, asked: Instant) {
         *self.heard.lock() = Some(asked);
     }
 
-    /// Whether a put of a sender that knows this layout must not be acknowledged now. To be asked once the block is stored:
-    /// whoever compares with this daemon under newer owners then finds it (I11).
+    /// Checks whether a put by a sender that knows this layout may be acknowledged now. Must be called once the block
+    /// is stored, so that a daemon that compares with this one under newer owners finds it (I11).
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why it may not.
     pub fn may_store(&self, sender: LayoutEpoch) -> Result<(), Refusal> {
         let newest = self.newest();
         if sender < newest.placement {
@@ -66,7 +66,8 @@ impl Layouts {
         if newest.epoch == LayoutEpoch(0) && sender > newest.epoch {
             return Err(Refusal::Fenced("no metad has answered yet".to_owned()));
         }
-        // Long before metad takes this daemon out and others copy what it owns: what it acknowledged would be missed.
+        // This is long before metad takes this daemon out and others copy what it owns: they would miss what it
+        // acknowledges.
         let limit = Duration::from_millis(newest.down_after_ms / 2);
         match *self.heard.lock() {
             Some(heard) if heard.elapsed() > limit => {
@@ -76,13 +77,13 @@ impl Layouts {
         }
     }
 
-    /// The newest one known; empty, of epoch 0, until one was learned.
+    /// The newest known layout; an empty one, of epoch 0, until one was learned.
     #[must_use]
     pub fn newest(&self) -> Arc<Layout> {
         self.newest.borrow().clone()
     }
 
-    /// Follows the newest one.
+    /// Follows the newest layout.
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<Arc<Layout>> {
         self.newest.subscribe()
@@ -104,7 +105,7 @@ impl Layouts {
         }
     }
 
-    /// Compares with the epoch that a sender knows: the layout to send along when the sender's is old. When the
+    /// Compares with the epoch that a sender knows. Returns the layout to send along when the sender's is old. When the
     /// sender's is newer, a newer one is asked for.
     #[must_use]
     pub fn compare(&self, sender: LayoutEpoch) -> Option<Layout> {
@@ -116,8 +117,8 @@ impl Layouts {
         (sender < newest.epoch).then(|| (*newest).clone())
     }
 
-    /// A layout that has these members: the newest one, or, when the sender knows a newer one, that, if it can be had in
-    /// time. Cancel-safe.
+    /// Returns a layout that has these members: the newest one, or the newer one that the sender knows, if it arrives
+    /// in time. Cancel-safe.
     pub async fn naming(&self, sender: LayoutEpoch, members: &[BlockdId]) -> Arc<Layout> {
         let newest = self.newest();
         if sender <= newest.epoch || members.iter().all(|id| newest.member(id).is_some()) {
@@ -125,12 +126,12 @@ impl Layouts {
         }
         self.wanted.notify_one();
         let mut newer = self.watch();
-        // Whoever is not found then is named to the sender.
+        // Members that are missing even then are named to the sender.
         let _ = tokio::time::timeout(NEWER_WAIT, newer.wait_for(|layout| layout.epoch >= sender)).await;
         self.newest()
     }
 
-    /// Waits until someone was met who knows a newer layout. Cancel-safe.
+    /// Waits until a sender with a newer layout was met. Cancel-safe.
     pub async fn wanted(&self) {
         self.wanted.notified().await;
     }

@@ -2,11 +2,11 @@
 //!
 //! [`Node`] is a running daemon; `main.rs` starts one from a file, the embedded cluster and the tests start several in
 //! one process. Life of a request: [`server`] authorises and dispatches, [`replicate`] receives blocks and passes them
-//! down their chain, [`store`] keeps them. Beside it run: the ring ([`chord`]), heartbeats and block reports
+//! down their chain, [`store`] stores them. Beside it run: the ring ([`chord`]), heartbeats and block reports
 //! ([`heartbeat`]), repair of damaged copies ([`repair`]), compaction and scrub (`upkeep`).
 //!
-//! Stop order, each bounded in time: no new requests, those under way end; background tasks; the store, which is the
-//! last one that anybody writes to; the endpoint.
+//! Stop order, each step bounded in time: no new requests, those under way end; background tasks; the store, to which
+//! nobody writes any more by then; the endpoint.
 
 pub mod chord;
 pub mod config;
@@ -61,8 +61,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running block daemon. Dropping it without [`Node::stop`] ends its tasks, as a crash would.
 ///
-/// Its futures are boxed: the code behind a boxed one is compiled in this crate, once, and not again in each program and
-/// test that awaits it.
+/// Its futures are boxed: their code is compiled in this crate, once, and not again in each program and test that
+/// awaits it.
 pub struct Node {
     id: BlockdId,
     endpoint: Endpoint,
@@ -79,7 +79,7 @@ pub struct Node {
     _ownership: Ownership,
 }
 
-/// Whether an identity is one of a block daemon.
+/// Checks that an identity is one of a block daemon.
 ///
 /// # Errors
 /// [`Error::WrongRole`].
@@ -95,7 +95,7 @@ impl Node {
     /// Starts a daemon that learns its layout from the metads of the configuration. It serves on return.
     ///
     /// # Errors
-    /// Why it does not start.
+    /// The reason why it does not start.
     pub fn start(config: Config, identity: Identity) -> BoxFuture<'static, Result<Self, Error>> {
         Self::start_with(config, identity, LayoutSource::Metad)
     }
@@ -103,7 +103,7 @@ impl Node {
     /// Starts a daemon with another source of layouts.
     ///
     /// # Errors
-    /// Why it does not start.
+    /// The reason why it does not start.
     pub fn start_with(
         config: Config,
         identity: Identity,
@@ -117,7 +117,7 @@ impl Node {
         let config = Arc::new(config);
         let ownership = Ownership::take(&config.data_dir, &identity)?;
         let id = ownership.id;
-        // Before the store, which may take long to open: an address in use is said at once.
+        // This comes before the store, which may take long to open: an address in use is reported at once.
         let endpoint = Endpoint::bind(config.listen, &identity)?;
         let store = open_store(&config).await?;
         let layouts = Arc::new(Layouts::default());
@@ -214,7 +214,7 @@ impl Node {
         })
     }
 
-    /// Its random id, which its data directory keeps.
+    /// Its random id, which is stored in its data directory.
     #[must_use]
     pub fn id(&self) -> BlockdId {
         self.id
@@ -226,7 +226,7 @@ impl Node {
         self.endpoint.local_addr()
     }
 
-    /// What it knows of the layout.
+    /// Its knowledge of the layout.
     #[must_use]
     pub fn layouts(&self) -> &Layouts {
         &self.layouts
@@ -238,20 +238,20 @@ impl Node {
         &self.ring
     }
 
-    /// How far it is with what the layout asks of it.
+    /// Progress of the repairs that the layout asks for.
     #[must_use]
     pub fn repair(&self) -> RepairReport {
         self.progress.report(&self.store)
     }
 
-    /// What it has counted.
+    /// Its counters.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// Waits until it can store nothing more, such as after a failed sync: what it has is served until others have copied
-    /// it, and it is not to be started again before a person has looked. Cancel-safe.
+    /// Waits until it can store nothing more, such as after a failed sync. It still serves its blocks until others have
+    /// copied them, and must not be started again before a person has looked. Cancel-safe.
     pub async fn failed(&self) -> Error {
         self.disk_failed.cancelled().await;
         Error::Store(store::Error::Failed)
@@ -274,16 +274,16 @@ impl Node {
     }
 }
 
-/// Opens the store, which reads files, on a thread that may wait for them.
+/// Opens the store, which reads files, on a thread that may block.
 async fn open_store(config: &Config) -> Result<Arc<Store>, Error> {
     let dir = config.data_dir.join("blocks");
     let options = StoreOptions { segment_bytes: config.segment_bytes, ..StoreOptions::default() };
     let opened = tokio::task::spawn_blocking(move || Store::open(&dir, options)).await;
-    // A panic there is a broken invariant: it goes on here.
+    // A panic there is a broken invariant: it is passed on.
     Ok(Arc::new(opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?))
 }
 
-/// Starts what brings layouts.
+/// Starts the source of layouts.
 fn spawn_source(tasks: &mut JoinSet<()>, source: LayoutSource, reporter: Reporter, stop: &CancellationToken) {
     match source {
         LayoutSource::Metad => {

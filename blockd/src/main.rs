@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 use wire::describe;
 use wire::tls::Identity;
 
-/// Surf's block daemon: keeps blocks on a disk, and copies of others' blocks.
+/// Surf's block daemon: stores blocks, and copies of others' blocks, on a disk.
 #[derive(Parser)]
 #[command(name = "blockd", version)]
 struct Arguments {
@@ -59,7 +59,7 @@ async fn serve(config: Config, identity: Identity) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let node = Node::start(config, identity).await?;
     tracing::info!(id = %node.id(), addr = %node.local_addr(), "serving");
-    // No service manager is no error.
+    // A missing service manager is not an error.
     let _ = sd_notify::notify(false, &[NotifyState::Ready]);
     let ended = async {
         tokio::select! {
@@ -71,7 +71,7 @@ async fn serve(config: Config, identity: Identity) -> Result<()> {
     let outcome = tokio::select! {
         () = &mut ended => Ok(()),
         error = node.failed() => {
-            // Others copy what is here, for which it is to be served.
+            // The blocks here must be served, so that others can copy them.
             tracing::error!(%error, "serving what is here until stopped; nothing is stored any more");
             let _ = sd_notify::notify(false, &[NotifyState::Status("the disk has failed")]);
             ended.await;

@@ -1,16 +1,16 @@
-//! What the daemon counts, and how Prometheus reads it. Names are listed in `docs/operations.md`.
+//! The daemon's counters, and their form for Prometheus. Names are listed in `docs/operations.md`.
 
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A number that only grows.
+/// A counter that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
     /// Adds `count`.
     pub fn add(&self, count: u64) {
-        // Relaxed: counters order nothing.
+        // Relaxed, because counters order nothing.
         self.0.fetch_add(count, Ordering::Relaxed);
     }
 
@@ -24,7 +24,7 @@ impl Counter {
 /// All counters.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    /// Blocks stored for a sender, present ones that were renewed included.
+    /// Blocks stored for a sender, including present ones that were renewed.
     pub puts: Counter,
     /// Their bytes.
     pub put_bytes: Counter,
@@ -36,7 +36,7 @@ pub struct Metrics {
     pub gets: Counter,
     /// Their bytes.
     pub get_bytes: Counter,
-    /// Blocks asked for that are not here.
+    /// Requests for blocks that are not here.
     pub misses: Counter,
     /// Copies found corrupt, by reading or by scrub.
     pub corrupt: Counter,
@@ -50,7 +50,7 @@ pub struct Metrics {
     pub given_back: Counter,
     /// Blocks dropped.
     pub dropped: Counter,
-    /// Blocks that were to be dropped and were renewed within the grace period.
+    /// Drops that were refused because the block was renewed within the grace period.
     pub drops_refused: Counter,
     /// Heartbeats that metad answered.
     pub heartbeats: Counter,

@@ -1,4 +1,4 @@
-//! Whose data directory it is: the daemon's random id, and the cluster and name that it was made for.
+//! The owner of a data directory: the daemon's random id, and the cluster and name that it was made for.
 //!
 //! `blockd.id` is written once, before the first block. A directory that was made for another daemon or cluster is
 //! refused: its blocks would be reported under the wrong id, and could be dropped. `blockd.lock` is held as long as the
@@ -10,10 +10,10 @@ use std::io::ErrorKind;
 use std::path::Path;
 use wire::durable;
 use wire::ids::{BlockdId, ClusterId};
-use wire::sys::lock_of_the_living;
+use wire::sys::lock_after_a_kill;
 use wire::tls::Identity;
 
-/// A data directory that is ours.
+/// A data directory that this process owns.
 #[derive(Debug)]
 pub struct Ownership {
     /// This daemon.
@@ -53,7 +53,7 @@ impl Ownership {
 fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("blockd.lock");
     let file = File::create(&path).map_err(unusable(dir))?;
-    match lock_of_the_living(&file) {
+    match lock_after_a_kill(&file) {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(Error::DirectoryInUse { dir: dir.to_owned() }),
         Err(TryLockError::Error(error)) => Err(io_error(&path)(error)),

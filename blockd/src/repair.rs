@@ -1,11 +1,11 @@
 //! Keeping every block in as many good copies as the layout asks for.
 //!
-//! - [`duties`] is what a layout asks of this daemon, [`pass`] one comparison with those that hold the same. Both are pure;
-//!   `heal_tests` runs them on whole rings under a seeded scheduler.
-//! - [`heal`] is the task that carries passes out, and [`give_back`] what it does with copies that belong elsewhere;
-//!   [`healer`] is what both work with.
-//! - [`audit`] finds what nobody has, by what metad counts on.
-//! - [`read_repair`] replaces single corrupt copies, [`throttle`] limits the rate, [`progress`] is what metad is told.
+//! - [`duties`] is what a layout asks of this daemon, [`pass`] one comparison with the other holders of its blocks.
+//!   Both are pure; `heal_tests` runs them on whole rings under a seeded scheduler.
+//! - [`heal`] is the task that carries out passes, [`give_back`] returns copies that belong elsewhere, and [`healer`]
+//!   is what both work with.
+//! - [`audit`] finds blocks that files refer to and no daemon has.
+//! - [`read_repair`] replaces single corrupt copies, [`throttle`] limits the rate, [`progress`] is what metad learns.
 
 pub mod audit;
 pub mod duties;

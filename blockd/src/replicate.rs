@@ -6,17 +6,18 @@
 //!        ◄── Stored ◄── Stored ◄── Stored       each adds itself to what the rest of the chain answered
 //! ```
 //!
-//! A daemon of the chain that cannot be reached, fails on the way, or keeps others waiting is skipped: the next one after
-//! it gets the block from here, whole if need be. The sender learns who failed, and decides whether enough have synced. It
-//! is answered when as many have as it needs; the rest of the chain goes on after that. Passing on happens beside receiving
-//! and storing: neither waits for the next daemon.
+//! A daemon of the chain that cannot be reached, fails on the way, or keeps others waiting is skipped: the next one
+//! after it gets the block from here, whole if need be. The sender learns which daemons failed, and decides whether
+//! enough have synced. It is answered when as many have as it needs; the rest of the chain goes on after that.
+//! Forwarding runs beside receiving and storing: neither waits for the next daemon.
 //!
-//! A chain names members of the layout: this daemon connects to no address that a sender made up. And a sender is no
-//! witness: that a deadline of its own choice was too short, that it let the payload wait, or that the next daemon refused
-//! what it sent, makes nobody suspect.
+//! A chain names members of the layout: this daemon connects to no address that a sender made up. A sender's behaviour
+//! also makes no daemon suspect: a deadline that was too short, a payload that it let wait, or one that the next daemon
+//! refused.
 //!
-//! State: the daemons that failed a moment ago ([`Suspects`]), so that not every block waits for the same dead one; those that
-//! were slow, which come last in a chain for a while; and requests to slow daemons that nobody waits for any more.
+//! State: the daemons that failed a moment ago ([`Suspects`]), so that not every block waits for the same dead one;
+//! those that were slow, which come last in a chain for a while; and requests to slow daemons that nobody waits for any
+//! more.
 
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -42,31 +43,31 @@ const PIECE_BYTES: usize = 256 << 10;
 const _: () = assert!(PIECE_BYTES.is_multiple_of(SECTION_BYTES));
 /// A daemon that failed is not tried again for this long.
 const SUSPECT_FOR: Duration = Duration::from_secs(5);
-/// A daemon that does not answer is suspect only when it had this long for each copy it was to see to: as long as a handshake
-/// may take.
+/// A daemon that does not answer is suspect only when it had this long for each copy it should make: as long as a
+/// handshake may take.
 const FAIR_WAIT: Duration = Duration::from_secs(2);
-/// How long a daemon may keep those after it in the chain waiting, for each copy it is to see to: a paused one never answers,
-/// and the next can do as well. Less than clients wait before they go past the whole chain.
-const PATIENCE: Duration = Duration::from_millis(600);
-/// And so much longer for each MiB of the block that it has to store.
-const PATIENCE_FOR_MIB: Duration = Duration::from_millis(400);
+/// How long a daemon may keep those after it in the chain waiting, for each copy it should make. A paused one never
+/// answers, and the next can do the work. This is less than clients wait before they go past the whole chain.
+const PATIENCE_PER_COPY: Duration = Duration::from_millis(600);
+/// Additional time for each MiB of the block that it has to store.
+const PATIENCE_PER_MIB: Duration = Duration::from_millis(400);
 /// A daemon that was slow comes last in its chains for this long.
 const SLOW_FOR: Duration = Duration::from_secs(5);
-/// Blocks that slow daemons may still be storing when the put was answered already. Beyond that they miss blocks, which
+/// Most blocks that slow daemons may still be storing after their put was answered. Beyond that they miss blocks, which
 /// they find when they compare with others.
 const LAGGING_MAX: usize = 32;
-/// How long they may take for it.
+/// How long such a block may take.
 pub const LAG_MAX: Duration = Duration::from_secs(5);
-/// The rest of the chain gets this share of the time that the sender gives: the sender is to hear who failed.
+/// Share of the sender's time for the rest of the chain: the sender must learn which daemons failed.
 const DEADLINE_SHARE: f64 = 0.8;
-/// Blocks below this are left to the allocator.
+/// Smaller blocks are left to the allocator.
 const REUSED_BYTES_MIN: usize = 64 << 10;
 /// Capacities of reused buffers are multiples of this, so that blocks of similar lengths share them.
 const CAPACITY_STEP: usize = 1 << 20;
-/// Memory kept for reuse: fresh memory costs more than the network does.
-const KEPT_BYTES_MAX: usize = 64 << 20;
+/// Most memory pooled for reuse: fresh memory costs more than the network does.
+const POOLED_BYTES_MAX: usize = 64 << 20;
 
-/// The rest of a chain: whom to forward to, in order.
+/// The rest of a chain: the daemons to forward to, in order.
 pub type Chain = Vec<BlockdId>;
 
 /// Receives blocks and passes them on.
@@ -79,7 +80,7 @@ pub struct Replicator {
     lagging_tasks: TaskTracker,
 }
 
-/// What became of a block's payload.
+/// Outcome of receiving a block's payload.
 pub enum Received {
     /// It matches its hash, and these are its sections.
     Block(Bytes, Sections),
@@ -87,13 +88,14 @@ pub enum Received {
     Mismatch,
 }
 
-/// From a [`Replicator::receive`] to a [`Forward::run`]: pieces in order, then the whole block, once it is verified.
+/// Messages from a [`Replicator::receive`] to a [`Forward::run`]: pieces in order, then the whole block, once it is
+/// verified.
 enum Arriving {
     Piece(Bytes),
     Whole(Bytes),
 }
 
-/// The end of a way to [`Forward::run`] at which a block arrives.
+/// The sender of a block's pieces to [`Forward::run`].
 pub struct Arrivals(mpsc::Sender<Arriving>);
 
 /// Outcome in the rest of the chain.
@@ -110,7 +112,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// What others came to as well.
+    /// Adds the outcome of others.
     pub fn add(&mut self, other: Outcome) {
         self.synced.extend(other.synced);
         self.failed.extend(other.failed);
@@ -119,11 +121,11 @@ impl Outcome {
     }
 }
 
-/// How a daemon of the chain has ended.
+/// Outcome for a daemon of the chain.
 enum Ended {
     /// It answered, for itself and those after it.
     Answered,
-    /// The next one is to be tried from here.
+    /// The next one must be tried from here.
     Next,
     /// The block did not arrive.
     NoBlock,
@@ -137,19 +139,19 @@ impl Replicator {
             endpoint,
             suspects: Suspects::new(SUSPECT_FOR),
             slow: Suspects::new(SLOW_FOR),
-            buffers: Pool::new(REUSED_BYTES_MIN, KEPT_BYTES_MAX),
+            buffers: Pool::new(REUSED_BYTES_MIN, POOLED_BYTES_MAX),
             lagging: Arc::new(Semaphore::new(LAGGING_MAX)),
             lagging_tasks: TaskTracker::new(),
         }
     }
 
-    /// A place among the blocks that may lag behind their answer; `None` when too many do.
+    /// Reserves a place among the blocks that may lag behind their answer; `None` when too many do.
     #[must_use]
     pub fn lag(&self) -> Option<OwnedSemaphorePermit> {
         self.lagging.clone().try_acquire_owned().ok()
     }
 
-    /// The way to the rest of the chain; `needed` is how many copies of it the sender waits for.
+    /// Prepares forwarding to the rest of the chain; `needed` is how many copies of it the sender waits for.
     #[must_use]
     pub fn forward(
         &self,
@@ -159,7 +161,7 @@ impl Replicator {
         request: &Incoming,
     ) -> (Arrivals, Forward<'_>) {
         let deadline = request.deadline().saturating_duration_since(Instant::now()).mul_f64(DEADLINE_SHARE);
-        // All that one block can be cut into.
+        // Room for all pieces of one block.
         let (arrivals, arriving) = mpsc::channel(BLOCK_BYTES_MAX / PIECE_BYTES + 2);
         let mut forward = Forward {
             replicator: self,
@@ -185,7 +187,7 @@ impl Replicator {
         (Arrivals(arrivals), forward)
     }
 
-    /// Receives the payload of a block, handing it to what passes it on while hashing it. Not cancel-safe.
+    /// Receives the payload of a block, and passes its pieces on while hashing it. Not cancel-safe.
     ///
     /// # Errors
     /// [`wire::Error::Malformed`] when the sender's stream ends early.
@@ -207,14 +209,14 @@ impl Replicator {
             if complete || ready - passed >= PIECE_BYTES {
                 let piece = &buffer[passed..ready];
                 if !arrivals.0.is_closed() {
-                    // There is room for all, and whoever has gone needs none.
+                    // There is room for all pieces, and a receiver that has gone needs none.
                     let _ = arrivals.0.try_send(Arriving::Piece(Bytes::copy_from_slice(piece)));
                 }
                 hasher.update(piece);
                 passed = ready;
             }
         }
-        // I9: what does not match its name is never stored.
+        // I9: content that does not match its name is never stored.
         let (name, sections) = hasher.finish();
         if name != hash {
             return Ok(Received::Mismatch);
@@ -238,13 +240,13 @@ pub struct Forward<'a> {
     hash: BlockHash,
     epoch: LayoutEpoch,
     len: usize,
-    /// What the sender gave for the rest of the chain.
+    /// The sender's time for the rest of the chain.
     granted: Duration,
     deadline: Instant,
     needed: u8,
     rest: VecDeque<(BlockdId, SocketAddr)>,
     arriving: mpsc::Receiver<Arriving>,
-    /// Whether pieces went to a daemon already: the next one gets the block when it is whole.
+    /// Whether pieces went to a daemon already: the next one gets the block as a whole.
     pieces_taken: bool,
     whole: Option<Bytes>,
     outcome: Outcome,
@@ -254,14 +256,14 @@ pub struct Forward<'a> {
 struct Opened {
     id: BlockdId,
     addr: SocketAddr,
-    /// Copies that it is to see to before it answers, its own among them.
+    /// Copies that it should make before it answers, including its own.
     copies: u8,
     request: OutgoingRequest,
 }
 
 impl Forward<'_> {
-    /// Passes the block on as it arrives; daemons that come after one that failed, or keeps others waiting, get the block
-    /// from here. Not cancel-safe.
+    /// Passes the block on as it arrives. Daemons that come after one that failed, or keeps others waiting, get the
+    /// block from here. Not cancel-safe.
     pub async fn run(mut self) -> Outcome {
         while let Some(mut opened) = self.open_next().await {
             match self.pass_on(&mut opened).await {
@@ -280,10 +282,10 @@ impl Forward<'_> {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// How long a daemon that is to see to so many copies is waited for before it has failed: less where another one could do
-    /// instead.
+    /// How long to wait for a daemon that should make this many copies before it has failed: less where another one
+    /// could take its place.
     fn patience(&self, copies: u8) -> Duration {
-        let for_each = if self.rest.is_empty() { FAIR_WAIT } else { PATIENCE };
+        let for_each = if self.rest.is_empty() { FAIR_WAIT } else { PATIENCE_PER_COPY };
         self.time_left().min(for_each * u32::from(copies))
     }
 
@@ -294,7 +296,7 @@ impl Forward<'_> {
 
     async fn open_next(&mut self) -> Option<Opened> {
         while let Some((id, addr)) = self.rest.pop_front() {
-            // Where nobody else could do, even a suspect is asked.
+            // If no other daemon could take its place, even a suspect is asked.
             let others_do = self.outcome.synced.len() + self.rest.len() >= usize::from(self.needed);
             if others_do && self.replicator.suspects.contains(&addr) {
                 self.failed(id, addr, "failed a moment ago".to_owned());
@@ -306,7 +308,7 @@ impl Forward<'_> {
             let peer = self.replicator.endpoint.peer(addr, Role::Blockd);
             let (asked, left) = (Instant::now(), self.time_left());
             let opening = peer.open_request(&head, u32::try_from(self.len).unwrap_or(u32::MAX), left);
-            // A connection may have to be made, and a paused daemon never answers that.
+            // A connection may have to be made, which a paused daemon never answers.
             match tokio::time::timeout(self.patience(1), opening).await {
                 Ok(Ok(request)) => return Some(Opened { id, addr, copies, request }),
                 Ok(Err(error)) => self.unreachable((id, addr), (asked, 1), Some(&error)),
@@ -316,14 +318,14 @@ impl Forward<'_> {
         None
     }
 
-    /// Waiting for a daemon that is to see to so many copies since `asked` has failed, by this error or by time.
+    /// Handles the failure, by this error or by time, of a daemon that should make this many copies since `asked`.
     fn unreachable(
         &mut self,
         (id, addr): (BlockdId, SocketAddr),
         (asked, copies): (Instant, u8),
         error: Option<&Error>,
     ) {
-        // Who was given too little time may have ended the request itself, before it ended here.
+        // A daemon that was given too little time may have ended the request itself, before it ended here.
         let is_lost = match error {
             Some(Error::NotSent { .. }) => true,
             Some(Error::Unanswered { .. }) => self.granted >= FAIR_WAIT,
@@ -331,13 +333,13 @@ impl Forward<'_> {
         };
         if asked.elapsed() >= FAIR_WAIT * u32::from(copies) || (is_lost && !self.time_left().is_zero()) {
             self.replicator.suspects.add(addr);
-        } else if asked.elapsed() >= PATIENCE * u32::from(copies) {
+        } else if asked.elapsed() >= PATIENCE_PER_COPY * u32::from(copies) {
             self.replicator.slow.add(addr);
         }
         self.failed(id, addr, error.map_or_else(|| "it did not answer in time".to_owned(), Error::to_string));
     }
 
-    /// Sends the block, in pieces while they arrive if nobody had any before.
+    /// Sends the block: in pieces while they arrive if no daemon had any before, otherwise as a whole.
     async fn pass_on(&mut self, opened: &mut Opened) -> Result<(), Ended> {
         let in_pieces = !self.pieces_taken;
         loop {
@@ -362,7 +364,7 @@ impl Forward<'_> {
         }
     }
 
-    /// What takes no bytes for a while is given up.
+    /// A daemon that takes no bytes for a while is given up.
     async fn write_all(&mut self, opened: &mut Opened, mut bytes: Bytes) -> Result<(), Ended> {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(PIECE_BYTES));
@@ -381,7 +383,7 @@ impl Forward<'_> {
     async fn wait_for(&mut self, Opened { id, addr, copies, request }: Opened) -> Ended {
         let asked = Instant::now();
         let mut answer = Box::pin(tokio::time::timeout(self.time_left(), request.finish::<BlockReply>()));
-        let for_bytes = PATIENCE_FOR_MIB.mul_f64(self.len as f64 / f64::from(1 << 20));
+        let for_bytes = PATIENCE_PER_MIB.mul_f64(self.len as f64 / f64::from(1 << 20));
         let in_time = tokio::time::timeout(self.patience(copies) + for_bytes, &mut answer).await;
         let answer = match in_time {
             Ok(answer) => answer,
@@ -405,7 +407,7 @@ impl Forward<'_> {
         };
         match answer {
             Ok(Ok((BlockReply::Stored { synced, failed, full, .. }, _))) => {
-                // I9: it speaks for itself and for those behind it, and for nobody else.
+                // I9: it speaks only for itself and for those behind it.
                 let is_asked = |other: &BlockdId| *other == id || self.rest.iter().any(|(id, _)| id == other);
                 self.outcome.synced.extend(synced.into_iter().filter(is_asked));
                 self.outcome.failed.extend(failed.into_iter().filter(|(other, _)| is_asked(other)));

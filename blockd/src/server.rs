@@ -1,7 +1,8 @@
-//! Answers requests: who may ask what, which layout the sender knows (I11), and the dispatch of [`BlockRequest`].
+//! Answers requests: which roles may ask what, which layout the sender knows (I11), and the dispatch of
+//! [`BlockRequest`].
 //!
-//! Any certificate of the cluster may open a connection; each request then needs a role. State: none of its own, all in
-//! the parts that [`Server`] holds.
+//! Any certificate of the cluster may open a connection; each request then needs a role. The server has no state of its
+//! own: it is all in the parts that [`Server`] holds.
 
 use crate::chord::driver::Ring;
 use crate::error::NOT_A_MEMBER;
@@ -39,25 +40,25 @@ pub struct Server {
     pub store: Arc<Store>,
     /// When they were renewed.
     pub stamps: Arc<Stamps>,
-    /// How they reach the rest of their chain.
+    /// Forwards blocks to the rest of their chain.
     pub replicator: Replicator,
-    /// What is known of the layout.
+    /// Its knowledge of the layout.
     pub layouts: Arc<Layouts>,
     /// This daemon's place among its neighbours.
     pub ring: Arc<Ring>,
-    /// Where corrupt copies are reported.
+    /// Queue for corrupt copies.
     pub repairs: RepairQueue,
-    /// Blocks renewed less than this long ago are not dropped, whoever asks for it.
+    /// Blocks renewed less than this long ago are not dropped, whatever a request says.
     pub drop_grace_min: Duration,
     /// When clients were last at work.
     pub activity: Arc<Activity>,
-    /// What is counted.
+    /// Counters.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the disk has failed for good.
     pub disk_failed: CancellationToken,
 }
 
-/// Whether the holder of a certificate may ask this.
+/// Reports whether the holder of a certificate may send this request.
 fn may_ask(subject: &Subject, request: BlockRequestKind) -> bool {
     match request {
         BlockRequestKind::Put => match subject.role {
@@ -73,7 +74,8 @@ fn may_ask(subject: &Subject, request: BlockRequestKind) -> bool {
     }
 }
 
-/// Whether it stays within the bounds of this daemon. Those of its lists were checked when it was decoded.
+/// Reports whether a request stays within the bounds of this daemon. The bounds of its lists were checked when it was
+/// decoded.
 fn is_bounded(request: &BlockRequest, payload_len: usize) -> bool {
     match request {
         BlockRequest::Put { .. } => (1..=BLOCK_BYTES_MAX).contains(&payload_len),
@@ -88,7 +90,7 @@ impl Service for Server {
     }
 
     async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, mut incoming: Incoming) {
-        // The role is checked on the first bytes: nothing else is decoded for who may not ask.
+        // The role is checked on the first bytes: for a sender that may not ask, nothing else is decoded.
         let kind = match incoming.kind::<BlockRequestKind>() {
             Ok(kind) => kind,
             Err(error) => return incoming.refuse(&error.to_string()).await,
@@ -127,7 +129,7 @@ impl Service for Server {
 impl Server {
     async fn answer(&self, request: BlockRequest) -> BlockReply {
         match request {
-            // I10: a metad that is behind knows nothing of what was referred to since.
+            // I10: a metad that is behind does not know about newer references.
             BlockRequest::Drop { epoch, .. } if epoch < self.layouts.newest().epoch => BlockReply::Dropped(Vec::new()),
             BlockRequest::Drop { hashes, grace_ms, .. } => {
                 let grace = Duration::from_millis(grace_ms).max(self.drop_grace_min);
@@ -140,8 +142,9 @@ impl Server {
                 BlockReply::Behind
             }
             BlockRequest::Probe { hashes, .. } => {
-                // What lies on a disk that has failed is no copy that others could be dropped for. I9: nor is what is about to
-                // be dropped here. Renewed before the store is looked at, so that no drop slips in between.
+                // A block on a failed disk is not a copy for which others could be dropped. I9: nor is one that is
+                // about to be dropped here. The stamp is renewed before the store is looked at, so that no drop slips
+                // in between.
                 let stays = |hash: &BlockHash| {
                     !self.store.has_failed() && self.stamps.try_renew(*hash) && self.store.contains(hash)
                 };
@@ -198,20 +201,20 @@ impl Server {
         }
     }
 
-    /// Whether a newer layout is known elsewhere; it is asked for then.
+    /// Reports whether a newer layout is known elsewhere, and asks for it then.
     fn is_behind(&self, epoch: LayoutEpoch) -> bool {
         let _ = self.layouts.compare(epoch);
         epoch > self.layouts.newest().epoch
     }
 
-    /// Receives, verifies, stores, and passes on. The copy is on stable storage before it is acknowledged (I9). Answers when
-    /// enough have it, and goes on until all of the chain have.
+    /// Receives, verifies, stores, and passes on. The copy is on stable storage before it is acknowledged (I9). Answers
+    /// when enough daemons have it, and goes on until the whole chain has.
     async fn put(&self, (hash, epoch): (BlockHash, LayoutEpoch), chain: Chain, needed: usize, mut incoming: Incoming) {
         let layout = self.layouts.naming(epoch, &chain).await;
         if let Err(refusal) = self.layouts.may_store(epoch) {
             return incoming.respond(&refused(refusal), &[]).await;
         }
-        // Who cannot store it is not counted on.
+        // A daemon that cannot store the block does not count.
         let elsewhere = if self.store.is_full() || self.store.has_failed() { needed } else { needed - 1 };
         let (arrivals, forward) = self.replicator.forward((hash, epoch), (&*layout, chain), elsewhere as u8, &incoming);
         let mut others = pin!(maybe_done(forward.run()));
@@ -246,7 +249,7 @@ impl Server {
         incoming: Incoming,
     ) {
         let local = async {
-            // I10: renewed before the store is looked at, so that no drop slips in between.
+            // I10: the stamp is renewed before the store is looked at, so that no drop slips in between.
             self.stamps.renew(hash).await;
             self.store.put_with_sections(hash, block.clone(), sections).await
         };
@@ -289,7 +292,7 @@ impl Server {
         drop(lagging);
     }
 
-    /// Counts what became of this daemon's own copy.
+    /// Counts the outcome of this daemon's own copy.
     fn count(&self, stored: Result<bool, store::Error>, len: usize, copies: &mut Outcome) {
         match stored {
             Ok(_) => {
@@ -312,7 +315,8 @@ impl Server {
         if let Some(newer) = &copies.newer {
             self.layouts.learn(newer.clone());
         }
-        // I11: asked now that the block is stored. Whoever compares under newer owners from now on finds it here.
+        // I11: this is checked now that the block is stored. A daemon that compares under newer owners from now on
+        // finds it here.
         let reply = match self.layouts.may_store(epoch) {
             Err(refusal) => refused(refusal),
             Ok(()) => BlockReply::Stored {
@@ -327,7 +331,7 @@ impl Server {
 
     async fn get(&self, hash: BlockHash, epoch: LayoutEpoch, offset: u32, len: u32) -> (BlockReply, Option<Bytes>) {
         let layout = self.layouts.compare(epoch);
-        // I9: the store verifies what it gives out, the whole block or those of its sections that hold the part.
+        // I9: the store verifies what it returns, the whole block or those of its sections that hold the part.
         match self.store.get_part(hash, offset, len).await {
             Ok(Some((block_len, bytes))) => {
                 self.metrics.gets.add(1);

@@ -1,11 +1,11 @@
 //! When each block was last stored or renewed (I10), in memory.
 //!
-//! An upload, or one that finds its block here already, renews the stamp *before* it looks at the store; a drop first
-//! marks the block, and only when its stamp is old. So of an upload and a drop of one block that run at once, either
-//! the drop sees the new stamp and lets go, or the upload waits for the drop to end and stores the block again. The
-//! upload never acknowledges a copy that is about to vanish.
+//! An upload renews the stamp *before* it looks at the store, even if it finds its block there already. A drop first
+//! marks the block, and only when its stamp is old. So when an upload and a drop of one block run at once, either the
+//! drop sees the new stamp and gives up, or the upload waits for the drop to end and stores the block again. The upload
+//! never acknowledges a copy that is about to vanish.
 //!
-//! A block without a stamp was last renewed before the daemon started: its age is taken from the start.
+//! A block without a stamp was last renewed before the daemon started, so its age counts from the start.
 
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use wire::ids::BlockHash;
 
-/// Stamps older than this are forgotten; a block then counts as this old. Longer than any sensible grace period.
-pub const KEEP: Duration = Duration::from_secs(24 * 3600);
-/// Stamps between two sweeps of old ones.
+/// Older stamps are forgotten; the block then counts as this old. This is longer than any sensible grace period.
+pub const STAMP_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// Number of new stamps between two sweeps of old ones.
 const SWEEP_EVERY: usize = 65_536;
 
 /// Stamps of all blocks.
@@ -52,7 +52,7 @@ impl Stamps {
         }
     }
 
-    /// Renews a block's stamp; false while a drop of it is under way.
+    /// Renews a block's stamp. Returns false while a drop of it is under way.
     #[must_use]
     pub fn try_renew(&self, hash: BlockHash) -> bool {
         let mut state = self.state.lock();
@@ -62,13 +62,14 @@ impl Stamps {
         let now = Instant::now();
         state.renewed.insert(hash, now);
         state.until_sweep = state.until_sweep.checked_sub(1).unwrap_or_else(|| {
-            state.renewed.retain(|_, renewed| now.duration_since(*renewed) < KEEP);
+            state.renewed.retain(|_, renewed| now.duration_since(*renewed) < STAMP_LIFETIME);
             SWEEP_EVERY
         });
         true
     }
 
-    /// Whether a block was renewed less than `limit` ago; `None` when this daemon has not run for so long and cannot know.
+    /// Reports whether a block was renewed less than `limit` ago; `None` when this daemon has not run for that long and
+    /// cannot know.
     #[must_use]
     pub fn is_younger(&self, hash: &BlockHash, limit: Duration) -> Option<bool> {
         match self.state.lock().renewed.get(hash) {
@@ -77,12 +78,12 @@ impl Stamps {
         }
     }
 
-    /// Begins to drop a block, unless it was renewed less than `grace` ago; ends when the result is dropped.
+    /// Begins to drop a block, unless it was renewed less than `grace` ago. The drop ends when the result is dropped.
     #[must_use]
     pub fn begin_drop(&self, hash: BlockHash, grace: Duration) -> Option<Dropping<'_>> {
         let mut state = self.state.lock();
         let renewed = state.renewed.get(&hash).copied().unwrap_or(self.started);
-        // I10: what was renewed within the grace period stays.
+        // I10: a block renewed within the grace period stays.
         if renewed.elapsed() < grace || !state.dropping.insert(hash) {
             return None;
         }
@@ -98,7 +99,8 @@ pub struct Dropping<'a> {
 }
 
 impl Dropping<'_> {
-    /// The block is gone, and its stamp with it. Without this the drop was given up, and the stamp stays.
+    /// Notes that the block is gone, and its stamp with it. Without this call the drop was given up, and the stamp
+    /// stays.
     pub fn done(mut self) {
         self.is_done = true;
     }

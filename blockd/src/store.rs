@@ -2,13 +2,13 @@
 //!
 //! - `record` is the bytes of a record, `segment` reads a file of them, `hint` shortens that at the next start.
 //! - `read` reads and verifies, parts of a block by its sections.
-//! - `writer` is the one thread that writes: what has queued up meanwhile goes out together and shares one sync.
+//! - `writer` is the one thread that writes: work that has queued up goes out together and shares one sync.
 //! - `recover` rebuilds the index; `compact` takes back the space of dropped blocks.
-//! - `disk` is every file call behind one trait, so that tests can cut the power; `buffer` is aligned memory.
+//! - `disk` has every file call behind one trait, so that tests can cut the power; `buffer` is aligned memory.
 //!
-//! A put is answered when its record is on stable storage (I9); a block is checked against its name whenever it is read.
-//! A write or sync that fails ends all writing: after a failed sync the kernel may have dropped the data, and a second
-//! try would report success.
+//! A put is answered when its record is on stable storage (I9); a block is checked against its name whenever it is
+//! read. A write or sync that fails ends all writing: after a failed sync the kernel may have dropped the data, and a
+//! second try would report success.
 
 mod buffer;
 mod compact;
@@ -46,7 +46,7 @@ use wire::message::block::Digest;
 use wire::sections::{SECTION_BYTES, Sections};
 use writer::{Work, Writer};
 
-/// How the store behaves.
+/// Parameters of the store.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
     /// Segments are closed when they reach this size, in bytes.
@@ -61,7 +61,7 @@ impl Default for StoreOptions {
     }
 }
 
-/// Where a block lies.
+/// Place of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Location {
     segment: SegmentId,
@@ -69,11 +69,11 @@ struct Location {
     offset: u64,
     /// Length of the block.
     len: u32,
-    /// A read found it damaged: it counts as absent until it is put again.
+    /// A read found it damaged: it counts as absent until it is stored again.
     bad: bool,
 }
 
-/// What is known of a segment.
+/// Usage of a segment.
 #[derive(Clone, Copy, Default, Debug)]
 struct Usage {
     /// Bytes of records that the index points at.
@@ -85,7 +85,7 @@ struct Usage {
 }
 
 impl Usage {
-    /// One record more.
+    /// Counts another record.
     fn add(&mut self, header: &record::Header) {
         self.written += header.stored_len();
         if header.kind == record::Kind::Tombstone {
@@ -99,7 +99,7 @@ impl Usage {
 struct Index {
     blocks: BTreeMap<BlockHash, Location>,
     segments: BTreeMap<SegmentId, (Arc<dyn disk::SegmentFile>, Usage)>,
-    /// Of all blocks that are not bad.
+    /// Digests of all blocks that are not bad.
     digests: Digests,
 }
 
@@ -115,7 +115,7 @@ impl Index {
         }
     }
 
-    /// Takes a block out; false when it was not there.
+    /// Takes a block out. Returns false when it was not there.
     fn remove(&mut self, hash: &BlockHash) -> bool {
         match self.blocks.remove(hash) {
             Some(before) => {
@@ -126,7 +126,7 @@ impl Index {
         }
     }
 
-    /// A read found the record at `location` damaged: it counts as absent.
+    /// Marks a record that a read found damaged: the block counts as absent.
     fn mark_bad(&mut self, hash: &BlockHash, location: &Location) {
         if let Some(known) = self.blocks.get_mut(hash).filter(|known| *known == location && !known.bad) {
             known.bad = true;
@@ -144,7 +144,7 @@ impl Index {
     }
 }
 
-/// What readers and the writer share.
+/// State that readers and the writer share.
 struct Shared {
     dir: PathBuf,
     options: StoreOptions,
@@ -152,7 +152,7 @@ struct Shared {
     index: RwLock<Index>,
     pool: Arc<Pool>,
     failed: AtomicBool,
-    /// The last new block was refused.
+    /// The last new block was refused for want of space.
     full: AtomicBool,
 }
 
@@ -169,7 +169,7 @@ pub struct Stats {
     pub capacity_bytes: u64,
     /// Bytes that puts may still use.
     pub free_bytes: u64,
-    /// Blocks that are here, in good order.
+    /// Intact blocks.
     pub block_count: u64,
 }
 
@@ -209,8 +209,8 @@ impl Store {
         Ok(Self { shared, writer })
     }
 
-    /// Stores a block; true when it was not here yet. The caller has checked that the name fits. Durable on return.
-    /// Cancel-safe: once it has been handed to the writer, the block is stored even if the caller goes away.
+    /// Stores a block. Returns true when it was not here yet. The caller has checked that its name matches. Durable on
+    /// return. Cancel-safe: once it has been passed to the writer, the block is stored even if the caller goes away.
     ///
     /// # Errors
     /// [`Error::NoSpace`] when the reserve is reached, [`Error::Failed`] after a disk error.
@@ -224,12 +224,13 @@ impl Store {
         self.put_with_sections(hash, block, sections).await
     }
 
-    /// As [`Store::put`], for a caller that has the block's sections from verifying it.
+    /// Like [`Store::put`], for a caller that has the block's sections from verifying it.
     ///
     /// # Errors
     /// As [`Store::put`].
     pub async fn put_with_sections(&self, hash: BlockHash, block: Bytes, sections: Sections) -> Result<bool, Error> {
-        // First of all: once the disk has failed, even what is here may be taken out by a tombstone that was half written.
+        // This comes first: once the disk has failed, even a block that is here may be taken out by a half-written
+        // tombstone.
         self.shared.check_alive()?;
         if self.contains(&hash) {
             return Ok(false);
@@ -248,8 +249,8 @@ impl Store {
         spawn_blocking(move || read::block(&shared, &hash)).await.map_err(|_| Error::Failed)?
     }
 
-    /// Those of the bytes `offset..offset + len` that the block has, verified, and the length of the whole block; `None`
-    /// when it is not here. Reads the sections that hold them, and no more. Cancel-safe.
+    /// Those of the bytes `offset..offset + len` that the block has, verified, and the length of the whole block;
+    /// `None` when it is not here. Reads the sections that hold them, and no more. Cancel-safe.
     ///
     /// # Errors
     /// As [`Store::get`]. Damage elsewhere in the block may go unnoticed.
@@ -266,7 +267,7 @@ impl Store {
         }
     }
 
-    /// The whole block, as [`Store::get`]; a damaged trailer is made anew by writing the record again.
+    /// Reads the whole block, like [`Store::get`]; a damaged trailer is made anew by writing the record again.
     async fn get_and_mend(&self, hash: BlockHash) -> Result<Option<Bytes>, Error> {
         let shared = self.shared.clone();
         let read = spawn_blocking(move || read::record(&shared, &hash));
@@ -276,7 +277,7 @@ impl Store {
             let (reply, done) = tokio::sync::oneshot::channel();
             let Record { location: from, block, sections, .. } = &record;
             let (block, sections) = (block.clone(), sections.clone());
-            // The block itself is good, whatever comes of this: the next read tries again.
+            // The block itself is good, whatever the outcome: the next read tries again.
             if self.writer.send(Work::Move { hash, from: *from, block, sections, reply }).await.is_ok() {
                 let _ = done.await;
             }
@@ -284,19 +285,20 @@ impl Store {
         Ok(Some(record.block))
     }
 
-    /// Whether the block is here, as far as is known in good order.
+    /// Reports whether the block is here, and not known to be damaged.
     #[must_use]
     pub fn contains(&self, hash: &BlockHash) -> bool {
         self.shared.index.read().blocks.get(hash).is_some_and(|location| !location.bad)
     }
 
-    /// Whether the disk has failed: what is here is served, and nothing is stored any more.
+    /// Reports whether the disk has failed: blocks are still served, but no longer stored.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.shared.failed.load(Ordering::Acquire)
     }
 
-    /// Drops a block; true when it was here. Durable on return. Cancel-safe: it is dropped even if the caller goes away.
+    /// Drops a block. Returns true when it was here. Durable on return. Cancel-safe: it is dropped even if the caller
+    /// goes away.
     ///
     /// # Errors
     /// [`Error::Failed`] after a disk error.
@@ -317,7 +319,7 @@ impl Store {
         self.list_within(from, BlockHash([0xff; 32]), limit)
     }
 
-    /// The same up to `last`, which itself counts.
+    /// Like [`Store::list`], up to `last`, which itself counts.
     #[must_use]
     pub fn list_within(&self, from: BlockHash, last: BlockHash, limit: usize) -> Vec<(BlockHash, u32)> {
         if from > last {
@@ -335,20 +337,20 @@ impl Store {
         spans.iter().map(|span| index.digests.of(*span, &index.blocks)).collect()
     }
 
-    /// Copies that were found damaged, and are not replaced yet.
+    /// Damaged copies that are not replaced yet.
     #[must_use]
     pub fn bad_count(&self) -> u64 {
         let index = self.shared.index.read();
         index.blocks.len() as u64 - index.digests.count()
     }
 
-    /// Whether the last new block was refused for want of space.
+    /// Reports whether the last new block was refused for want of space.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.shared.full.load(Ordering::Relaxed)
     }
 
-    /// Capacity and use; zero where the disk does not tell.
+    /// Capacity and use; zero when the disk does not report them.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let (capacity_bytes, free) = self.shared.disk.space(&self.shared.dir).unwrap_or((0, 0));
@@ -363,14 +365,14 @@ impl Store {
     /// `None` when no segment is worth it.
     ///
     /// # Errors
-    /// When the disk fails; what was there stays.
+    /// When the disk fails. The blocks stay as they were.
     pub async fn compact_step(&self) -> Result<Option<u64>, Error> {
         self.shared.check_alive()?;
         compact::step(&self.shared, &self.writer).await
     }
 
-    /// Reads and verifies one block, the next at or behind `from`. Returns its name, length, and whether it is good;
-    /// `None` behind the last one. A bad one is quarantined; a bad trailer of a good one is made anew.
+    /// Reads and verifies one block, the next at or behind `from`. Returns its name, length, and whether it is good, or
+    /// `None` behind the last one. A bad block is quarantined; a bad trailer of a good one is made anew.
     pub async fn scrub_step(&self, from: BlockHash) -> Option<(BlockHash, u32, bool)> {
         let (hash, len) = self.list(from, 1).pop()?;
         let good = !matches!(self.get_and_mend(hash).await, Err(Error::Corrupt { .. } | Error::Io { .. }));

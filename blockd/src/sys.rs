@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
 
-/// Alignment of memory for O_DIRECT: the largest that disks in use ask for.
+/// Alignment of memory for O_DIRECT: the largest one that disks in use need.
 pub(crate) const ALIGN: usize = 4096;
 
 /// Zeroed, aligned memory.
@@ -63,7 +63,7 @@ impl Drop for Aligned {
     }
 }
 
-/// Reserves a file's space without changing what it reads as.
+/// Reserves a file's space without changing its content.
 pub(crate) fn allocate(file: &File, len: u64) -> io::Result<()> {
     let len = i64::try_from(len).map_err(io::Error::other)?;
     // SAFETY: the descriptor is open; no pointers are passed.
@@ -71,7 +71,7 @@ pub(crate) fn allocate(file: &File, len: u64) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Capacity of the filesystem that holds `path`, and what is free for this process, in bytes.
+/// Capacity of the filesystem that holds `path`, and the space that is free for this process, in bytes.
 pub(crate) fn space(path: &Path) -> io::Result<(u64, u64)> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
     let mut stats = std::mem::MaybeUninit::<libc::statvfs>::zeroed();

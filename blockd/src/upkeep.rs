@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-/// How long compaction waits when no segment is worth it.
+/// Pause of compaction when no segment is worth it.
 const COMPACTION_IDLE: Duration = Duration::from_secs(10);
 /// Least pause between two steps: many of them may have little to copy, and each syncs the disk.
 const COMPACTION_PAUSE: Duration = Duration::from_secs(1);

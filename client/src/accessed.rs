@@ -1,4 +1,5 @@
-//! Access times, moved as `relatime` asks and stored a second later, many at once: reading must not wait for a write.
+//! Access times. They move as `relatime` asks and are stored a second later, many at once: reading must not wait for a
+//! write.
 //!
 //! What the kernel answers from its page cache is not seen here, and moves no access time.
 
@@ -14,10 +15,10 @@ use wire::op::Op;
 
 /// Access times in one batch.
 const BATCH_OPS_MAX: usize = 1024;
-/// Access times that wait; more are forgotten.
+/// Access times that wait; beyond this number, more are forgotten.
 const WAITING_MAX: usize = 65_536;
 
-/// What was read, and is not stored yet.
+/// Access times that have moved and are not stored yet.
 pub(crate) struct Accessed {
     session: Arc<LeasedSession>,
     kernel: Arc<Kernel>,
@@ -27,12 +28,12 @@ pub(crate) struct Accessed {
 }
 
 impl Accessed {
-    /// Nothing was read.
+    /// Starts with nothing to store.
     pub fn new(session: Arc<LeasedSession>, kernel: Arc<Kernel>, enabled: bool) -> Self {
         Self { session, kernel, enabled, waiting: Ordered::new(Rank::Leaf, BTreeMap::new()) }
     }
 
-    /// A file was read.
+    /// Notes that a file was read.
     pub fn note(&self, file: &FileState) {
         if !self.enabled {
             return;
@@ -47,7 +48,7 @@ impl Accessed {
         }
     }
 
-    /// Stores what waits. What cannot be stored is forgotten: an access time is no promise.
+    /// Stores the access times that wait. What cannot be stored is forgotten: an access time is not a promise.
     pub async fn store(&self) {
         let waiting: Vec<(Ino, Timestamp)> = std::mem::take(&mut *self.waiting.lock()).into_iter().collect();
         for some in waiting.chunks(BATCH_OPS_MAX) {
@@ -55,7 +56,7 @@ impl Accessed {
             match self.session.submit(ops).await {
                 Ok(_) => {
                     for (ino, _) in some {
-                        // Others must not be pushed out by these, which the kernel may also believe for a while.
+                        // These notices must not push out others, and the kernel may believe the old time for a while.
                         if self.kernel.is_busy() {
                             break;
                         }

@@ -1,5 +1,5 @@
-//! Content: [`layout`] knows who holds what, [`put`] stores, [`fetch`] reads and verifies, [`cache`] remembers, [`disk`] does so
-//! beyond the mount.
+//! The content of files: [`layout`] knows which daemon holds what, [`put`] stores, [`fetch`] reads and verifies,
+//! [`cache`] remembers blocks in memory, [`disk`] on the local disk, beyond the mount.
 
 pub mod cache;
 pub mod disk;

@@ -8,10 +8,10 @@ use bytes::Bytes;
 use std::sync::{Arc, Weak};
 use wire::limits::BLOCK_BYTES_MAX;
 
-/// Buffers that wait for the next block, 64 MiB; more are given back to the system.
+/// Free buffers that are retained, 64 MiB; more are given back to the system.
 const FREE_COUNT_MAX: usize = 16;
 
-/// Buffers of one block each that nobody uses at present.
+/// Buffers of one block each that are free at present.
 pub struct Buffers {
     free: Ordered<Vec<Vec<u8>>>,
 }
@@ -23,14 +23,14 @@ impl Default for Buffers {
 }
 
 impl Buffers {
-    /// An empty buffer with room for a block.
+    /// Returns an empty buffer with room for a block.
     #[must_use]
     pub fn take(&self) -> Vec<u8> {
         let free = self.free.lock().pop();
         free.unwrap_or_else(|| Vec::with_capacity(BLOCK_BYTES_MAX))
     }
 
-    /// Takes a buffer back. Others than those that [`Buffers::take`] gave are left to the allocator.
+    /// Takes a buffer back. Buffers that did not come from [`Buffers::take`] go to the allocator.
     pub fn give_back(&self, mut content: Vec<u8>) {
         if content.capacity() < BLOCK_BYTES_MAX {
             return;
@@ -42,7 +42,7 @@ impl Buffers {
         }
     }
 
-    /// The content as `Bytes`, without a copy; the buffer comes back when the last of them is dropped.
+    /// Returns the content as `Bytes`, without a copy. The buffer comes back when the last of them is dropped.
     #[must_use]
     pub fn freeze(self: &Arc<Self>, content: Vec<u8>) -> Bytes {
         if content.capacity() < BLOCK_BYTES_MAX {
@@ -51,13 +51,13 @@ impl Buffers {
         Bytes::from_owner(Lent { content, home: Arc::downgrade(self) })
     }
 
-    /// Gives everything back to the system: nothing is being written.
+    /// Gives all free buffers back to the system. Called when nothing is being written.
     pub fn clear(&self) {
         self.free.lock().clear();
     }
 }
 
-/// A buffer that is read by others.
+/// A buffer that readers share.
 struct Lent {
     content: Vec<u8>,
     home: Weak<Buffers>,

@@ -1,10 +1,10 @@
-//! Compaction: a chunk in many small pieces is rewritten as few large blocks, so that reading it is sequential again and
-//! its list of extents short.
+//! Compaction: a chunk in many small pieces is rewritten as few large blocks, so that reading it is sequential again
+//! and its list of extents short.
 //!
-//! The content stays the same, but a commit is a commit: it makes a new version, and a session that has written to the
-//! same chunk on an older one would be in conflict with it. So a chunk is left alone until its file has been at rest for
-//! a while, and the commit is refused when anyone was faster (I6). Sessions that have the file open learn of the new
-//! version by the event that each commit causes.
+//! The content stays the same, but a compaction is a commit: it makes a new version, and a session that has written to
+//! the same chunk on an older version would be in conflict with it. So a chunk is left alone until its file has been at
+//! rest for a while, and the commit is refused when anyone was faster (I6). Sessions that have the file open learn of
+//! the new version by the event that each commit causes.
 
 use crate::block::fetch::Fetcher;
 use crate::buffers::Buffers;
@@ -33,12 +33,12 @@ use wire::op::{ConflictPolicy, Op, OpReply, Read, ReadReply};
 
 /// A file that nobody has changed for this long is at rest.
 const AT_REST: Duration = Duration::from_secs(3);
-/// Extents from this length on are good as they are.
+/// Extents of at least this length are left as they are.
 const LARGE_EXTENT_BYTES: u64 = 1 << 20;
 
 /// Why a chunk was not compacted.
 enum Missed {
-    /// It is still being written.
+    /// The file is still being written.
     Busy(u32),
     Failed(FsError),
 }
@@ -109,9 +109,9 @@ impl Compactor {
         Ok(())
     }
 
-    /// Commits between an open file's own flushes, so that these know of it.
+    /// Commits between an open file's own flushes, so that these know of the new version.
     async fn commit_compacted(&self, open: Option<Arc<FileState>>, op: Op, attr: &InodeAttr) -> Result<(), FsError> {
-        let _kept_off = self.order.keep([attr.ino]).await?;
+        let _barred = self.order.bar([attr.ino]).await?;
         let _one = match &open {
             Some(file) => Some(file.begin_flush().await),
             None => None,
@@ -129,7 +129,7 @@ impl Compactor {
         Ok(())
     }
 
-    /// All extents of a chunk, and whether they belong to the version of `attr`.
+    /// Returns all extents of a chunk, and whether they belong to the version of `attr`.
     async fn chunk_extents(&self, attr: &InodeAttr, chunk: ChunkIndex) -> Result<(Vec<Extent>, bool), FsError> {
         let end = chunk.start() + CHUNK_BYTES;
         let (mut from, mut extents, mut at_rest) = (chunk.start(), Vec::new(), true);
@@ -145,7 +145,7 @@ impl Compactor {
         }
     }
 
-    /// The content of extents that follow each other, as one block.
+    /// Returns the content of adjacent extents as one block.
     async fn gather_run(&self, run: &[Extent]) -> Result<Packed, FsError> {
         let mut content = self.buffers.take();
         for extent in run {
@@ -164,7 +164,7 @@ impl Compactor {
     }
 }
 
-/// Runs of small extents that follow each other without a gap and fit into one block.
+/// Returns runs of small extents that follow each other without a gap and fit into one block.
 fn joinable(extents: &[Extent]) -> Vec<&[Extent]> {
     let mut runs = Vec::new();
     let mut start = 0;

@@ -1,4 +1,4 @@
-//! How a client behaves.
+//! The options of a client.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -19,7 +19,7 @@ pub const DISK_CACHE_BYTES_MIN: u64 = 16 << 20;
 /// What happens to content when another session has changed the same bytes meanwhile (I6).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnConflict {
-    /// Keep it as `NAME.conflict-HOST-TIME` beside the file.
+    /// Store it as `NAME.conflict-HOST-TIME` beside the file.
     #[default]
     Copy,
     /// Refuse the commit: `fsync` and `close` fail with ESTALE, and the content stays with the open file.
@@ -28,45 +28,45 @@ pub enum OnConflict {
     LastWriter,
 }
 
-/// Options of a client, with their defaults.
+/// Options of a client. [`ClientConfig::new`] has the defaults.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
     /// Where the cluster is, and who we are.
     pub bundle: Bundle,
     /// What the session is for, shown to operators: the mount point.
     pub purpose: String,
-    /// Written bytes kept in memory until they are committed; writers wait beyond it. 8 MiB at least, 96 MiB by default.
+    /// Most bytes of uncommitted content in memory; writers wait beyond it. 8 MiB at least, 96 MiB by default.
     pub window_bytes: u64,
-    /// Blocks kept in memory for reading. 8 MiB at least, 96 MiB by default.
+    /// Most bytes of blocks cached in memory for reading. 8 MiB at least, 96 MiB by default.
     pub cache_bytes: usize,
-    /// Where this mount keeps a directory of its own on the local disk, if it keeps anything there: see
+    /// Where mounts have their directories on the local disk, if this one is to have any: see
     /// [`LocalDir`](crate::LocalDir).
     pub cache_dir: Option<PathBuf>,
-    /// Which of the directories below `cache_dir` is this mount's: `None` for the one of `purpose`.
+    /// Which directory below `cache_dir` is this mount's; `None` for that of `purpose`.
     pub cache_key: Option<String>,
-    /// Nobody has asked for `cache_dir`: where it cannot be made, the mount goes without, with a warning.
+    /// `cache_dir` is a default. If it cannot be made, the mount goes on without it, with a warning.
     pub cache_dir_is_default: bool,
-    /// Keep a journal below `cache_dir` of what is done under delegations and not told yet, for the next client in case this
-    /// one does not live to tell it; and tell what the last one has left there, before anything else.
+    /// Write unsent operations to a journal below `cache_dir`, for the next client in case this one is killed; and send
+    /// what the last client left there, before anything else.
     pub journal: bool,
-    /// Room for blocks on the local disk below `cache_dir`, in bytes: 0, the default, for none, or 16 MiB at least. Takes
-    /// up to 32 MiB of memory for what waits to be written, and 100 bytes for each block that is there.
+    /// Room for blocks on the local disk below `cache_dir`, in bytes: 0, the default, for none, or 16 MiB at least.
+    /// Takes up to 32 MiB of memory for blocks that wait to be written, and 100 bytes for each block on disk.
     pub disk_cache_bytes: u64,
     /// How far to read ahead of a sequential reader, at most half of `cache_bytes`. 32 MiB: eight blocks
     /// keep daemons and network busy.
     pub readahead_bytes: u64,
     /// Written content is committed in the background after this time at the latest. 0.5 s.
     pub dirty_age: Duration,
-    /// Give up on servers that are away after this time, with EIO; `None` waits as long as it takes (a hard mount).
+    /// Give up on servers that are away after this time, with EIO; `None` waits for ever (a hard mount).
     pub soft_timeout: Option<Duration>,
     /// What to do on conflicts.
     pub on_conflict: OnConflict,
-    /// Written content is cut into blocks of this size, in bytes: a power of two from 4 KiB to 4 MiB, the default. Smaller
-    /// ones make small reads of large files cheaper, and everything else dearer.
+    /// Written content is cut into blocks of this size, in bytes: a power of two from 4 KiB to 4 MiB, the default.
+    /// Smaller ones make small reads of large files cheaper, and everything else dearer.
     pub block_bytes: u64,
-    /// Keep access times, as `relatime` asks.
+    /// Update access times, as `relatime` asks.
     pub access_times: bool,
-    /// Do under delegations what can be done there, and tell metad a moment later.
+    /// Do under delegations what can be done there, and send it to metad a moment later.
     pub write_back: bool,
     /// `close` waits until everything that was written is durable, as `fsync` does.
     pub flush_on_close: bool,
@@ -97,7 +97,7 @@ impl ClientConfig {
         }
     }
 
-    /// Refuses what cannot work.
+    /// Checks the options.
     ///
     /// # Errors
     /// [`Error::Config`](crate::Error::Config), naming the option.

@@ -15,76 +15,76 @@ pub enum Error {
     /// An option makes no sense.
     #[error("{0}")]
     Config(String),
-    /// Nobody answered in time.
+    /// No metad answered in time.
     #[error("no metad of the cluster answers ({tried}; the last one: {last}): check that they run and can be reached")]
     Unreachable {
         /// Addresses that were tried.
         tried: String,
-        /// What became of the last attempt.
+        /// Why the last attempt failed.
         last: String,
     },
     /// Another mount uses this mount's own directory on the local disk.
     #[error("{}: another mount uses this cache directory: stop that one, or choose another", dir.display())]
     LocalInUse {
-        /// Which.
+        /// The directory.
         dir: PathBuf,
     },
     /// The directory was made for another cluster, identity or mount point.
     #[error("{}: belongs to {owner}, not to {me}: choose another cache directory, or remove this one", dir.display())]
     LocalForeign {
-        /// Which.
+        /// The directory.
         dir: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: String,
-        /// Who asks for it.
+        /// The mount that asks for it.
         me: String,
     },
     /// The journal of an earlier mount cannot be read.
     #[error(
-        "{}: this journal is damaged at byte {at}: what the last mount had not told to the cluster when it ended cannot be \
+        "{}: this journal is damaged at byte {at}: what the last mount had not sent to the cluster when it ended cannot be \
          read; move its directory away to mount without it",
         path.display()
     )]
     JournalDamaged {
-        /// Which file.
+        /// The damaged file.
         path: PathBuf,
-        /// Where.
+        /// The byte at which it is damaged.
         at: usize,
     },
-    /// What an earlier mount has left in the journal could not be told.
+    /// What an earlier mount has left in the journal could not be sent.
     #[error(
-        "what the last mount had not told to the cluster when it ended could not be told now ({reason}); it stays in {}, and \
+        "what the last mount had not sent to the cluster when it ended could not be sent now ({reason}); it stays in {}, and \
          the next mount tries again",
         dir.display()
     )]
     Replay {
-        /// Where it is.
+        /// The directory of the journal.
         dir: PathBuf,
-        /// Why.
+        /// Why it could not be sent.
         reason: String,
     },
-    /// What an earlier mount has left in the journal could not be told: the cluster is full.
+    /// What an earlier mount has left in the journal could not be sent, because the cluster is full.
     #[error(
-        "what the last mount had not told to the cluster when it ended finds no room there; it stays in {}: remove files, wait \
+        "what the last mount had not sent to the cluster when it ended finds no room there; it stays in {}: remove files, wait \
          until their space is free again (gc_grace_s), then mount again",
         dir.display()
     )]
     ReplayFull {
-        /// Where it is.
+        /// The directory of the journal.
         dir: PathBuf,
     },
     /// The directory cannot be made or used.
     #[error("{}: cannot be used as cache directory: {source}", path.display())]
     Local {
-        /// Which file or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// Why.
+        /// The error of the disk.
         source: io::Error,
     },
 }
 
-/// The outcome when metad's answer is of another kind than the question: a fault of a program, shown with the place that
-/// asked.
+/// Returns the error for an answer of metad that is of another kind than the question. That is a fault of a program, so
+/// it is logged with the place that asked.
 #[track_caller]
 pub(crate) fn unexpected_reply() -> FsError {
     tracing::error!(asked_at = %Location::caller(), "metad answered something else than was asked");

@@ -1,25 +1,25 @@
-//! Events, and the recall protocol: metad asks back what this session holds before others change or read it, and waits for
-//! the acknowledgement.
+//! Events, and the recall protocol: before others change or read what this session has cached or delegated, metad
+//! recalls it and waits for the acknowledgement.
 //!
-//! The order of things is what coherence rests on:
+//! Coherence rests on this order:
 //!
-//! 1. **An event first ends what may be done here, and then looks at the queue.** So what is done from then on does not get
-//!    into the queue, and what is waited for is all that there will be.
-//! 2. **An event is acknowledged when the kernel believes nothing of it any more, has dropped its pages of open files, and
-//!    metad has been sent everything that was done to it.** Not before one of them. Only for the pages there is a limit:
-//!    the kernel keeps them while they are being read, and what is read may be slow to come.
-//! 3. **A later event is never acknowledged before an earlier one of its kind.** There are two kinds: what needs nothing to
-//!    be sent does not wait for what does. The other session may need the first before it can send what the second waits
-//!    for.
-//! 4. **Whoever asks for a stream of events knows nothing, and the kernel believes nothing.** metad counts on it: it has
-//!    forgotten what an earlier stream was for.
-//! 5. **An acknowledgement goes where the event came from, or the stream is given up.** Another metad that believes to lead
-//!    would take it, and the one that asked would wait for a session that lives. A new stream tells it that the session has
-//!    nothing.
-//! 6. **Taking an event waits for nothing.** Others wait for what comes behind it. When too many acknowledgements wait, the
-//!    stream is given up, and all leases with it.
+//! 1. **An event first ends what may be done here, and then looks at the queue.** So later operations do not get into
+//!    the queue, and the entries that are waited for are all that there will be.
+//! 2. **An event is acknowledged when the kernel believes nothing of it any more and has dropped its pages of open
+//!    files, and when metad has been sent everything that was done to it.** Not before one of these. Only the pages
+//!    have a limit: the kernel retains them while they are being read, and a read may be slow.
+//! 3. **A later event is never acknowledged before an earlier one of its kind.** There are two kinds: events that need
+//!    nothing to be sent do not wait for those that do. The other session may need the first before it can send what
+//!    the second waits for.
+//! 4. **A session that asks for a stream of events has nothing cached, and neither has the kernel.** metad counts on
+//!    it: it has forgotten the leases of an earlier stream.
+//! 5. **An acknowledgement goes to the metad that sent the event, or the stream is given up.** Another metad that
+//!    believes to lead would take it, and the one that sent the event would wait for a live session. A new stream shows
+//!    that the session has nothing cached.
+//! 6. **Taking an event never waits.** Other sessions wait for the events behind it. When too many acknowledgements are
+//!    queued, the stream is given up, and all leases with it.
 //!
-//! One task follows one stream after the other; both queues of acknowledgements live as long as their stream.
+//! One task follows one stream after the other. Both queues of acknowledgements live as long as their stream.
 
 use crate::kernel::{Dropping, Kernel, Notice};
 use crate::known::Known;
@@ -44,45 +44,45 @@ use wire::message::event::MetaEvent;
 use wire::message::meta::MetaRequest;
 use wire::retry::Backoff;
 
-/// Before the second attempt at a stream of events.
+/// Pause before the second attempt at a stream of events.
 const STREAM_RETRY_FIRST: Duration = Duration::from_millis(20);
-/// Between looks whether events still come from where they should.
+/// Time between checks that events still come from the leader, for the present session.
 const STREAM_CHECK_EVERY: Duration = Duration::from_secs(1);
-/// An acknowledgement that takes longer is of no use: the leases have run out.
+/// An acknowledgement that takes longer is useless: the leases have run out.
 const ACKNOWLEDGE_LIMIT: Duration = Duration::from_millis(LEASE_MS);
-/// Acknowledgements of one kind that wait. With more, the stream is given up.
+/// Acknowledgements of one kind that may be queued. Beyond it, the stream is given up.
 const ACKNOWLEDGEMENTS_MAX: usize = 4096;
 
-/// The kernel's pages are waited for no longer than this after the event; below half of [`LEASE_MS`].
+/// The kernel's pages are waited for until this long after the event; less than half of [`LEASE_MS`].
 const DROP_LIMIT: Duration = Duration::from_secs(1);
 
 /// An event to be acknowledged.
 #[derive(Debug)]
 struct Acknowledgement {
     seq: u64,
-    /// Not before this time.
+    /// It is not sent before this time,
     at: Option<Instant>,
-    /// Nor before everything up to this entry is sent.
-    sent: Option<u64>,
-    /// Nor before these pages are dropped,
+    /// nor before everything up to this entry is acknowledged,
+    after: Option<u64>,
+    /// nor before these pages are dropped,
     dropping: Vec<Dropping>,
     /// for which this is the limit.
     drop_by: Instant,
 }
 
 impl Acknowledgement {
-    /// Of an event that has just come.
-    fn new(seq: u64, at: Option<Instant>, sent: Option<u64>) -> Self {
-        Self { seq, at, sent, dropping: Vec::new(), drop_by: Instant::now() + DROP_LIMIT }
+    /// An acknowledgement of an event that has just come.
+    fn new(seq: u64, at: Option<Instant>, after: Option<u64>) -> Self {
+        Self { seq, at, after, dropping: Vec::new(), drop_by: Instant::now() + DROP_LIMIT }
     }
 
     fn is_due<F>(&self, queue: &Queue<F>) -> bool {
         self.at.is_none_or(|at| at <= Instant::now())
-            && self.sent.is_none_or(|sent| queue.is_sent(sent))
+            && self.after.is_none_or(|entry| queue.is_acknowledged(entry))
             && self.dropping.iter().all(Dropping::is_done)
     }
 
-    /// Waits until the kernel has dropped its pages, or for as long as that is of use.
+    /// Waits until the kernel has dropped its pages, or until the limit.
     async fn wait_dropped(&mut self) {
         let dropped = async {
             for dropping in &mut self.dropping {
@@ -103,13 +103,13 @@ enum Stale {
     All,
 }
 
-/// Gives back what an event asks for. Nothing where it asks for nothing.
+/// Gives back what an event asks for. Returns the acknowledgement to be sent; `None` when the event asks for nothing.
 fn give_back<F>(event: MetaEvent, known: &Known, queue: &Queue<F>) -> Option<(Acknowledgement, Stale)> {
-    let (seq, at, sent, stale) = match event {
+    let (seq, at, after, stale) = match event {
         MetaEvent::Attached { seq } => {
-            let sent = queue.tail();
+            let after = queue.tail();
             known.attached();
-            (seq?, None, sent, Stale::None)
+            (seq?, None, after, Stale::None)
         }
         MetaEvent::Recall { seq, inos } => {
             let inos = queue.with_made_in(inos);
@@ -130,15 +130,15 @@ fn give_back<F>(event: MetaEvent, known: &Known, queue: &Queue<F>) -> Option<(Ac
         MetaEvent::Company { seq } => (seq, known.company(), None, Stale::None),
         MetaEvent::Orphaned(_) | MetaEvent::LockReleased(_) | MetaEvent::LayoutChanged(_) => return None,
     };
-    if let Some(sent) = sent {
-        queue.hurry(sent);
+    if let Some(entry) = after {
+        queue.hurry(entry);
     }
-    Some((Acknowledgement::new(seq, at, sent), stale))
+    Some((Acknowledgement::new(seq, at, after), stale))
 }
 
-/// Events on their way to be acknowledged, by kind.
+/// Queues of acknowledgements, by kind.
 struct Acknowledgements {
-    /// Those that need nothing to be sent.
+    /// Acknowledgements that need nothing to be sent.
     at_once: Sender<Acknowledgement>,
     behind_queue: Sender<Acknowledgement>,
 }
@@ -146,7 +146,7 @@ struct Acknowledgements {
 impl Acknowledgements {
     /// Queues an acknowledgement. False when too many wait: the stream is of no use any more.
     fn put(&self, acknowledgement: Acknowledgement) -> bool {
-        let queue = if acknowledgement.sent.is_some() { &self.behind_queue } else { &self.at_once };
+        let queue = if acknowledgement.after.is_some() { &self.behind_queue } else { &self.at_once };
         // Invariant 6.
         queue.try_send(acknowledgement).is_ok()
     }
@@ -162,13 +162,13 @@ pub(crate) struct Events {
     pub open_files: Arc<OpenFiles>,
     pub view: Arc<View>,
     pub kernel: Arc<Kernel>,
-    /// Told when somebody gives up a lock.
+    /// Notified when another session gives up a lock.
     pub lock_released: Arc<Notify>,
     pub work: Work,
 }
 
 impl Events {
-    /// Follows one stream of events after the other, as long as it is polled.
+    /// Follows one stream of events after the other.
     pub async fn run(self: Arc<Self>) {
         let mut backoff = Backoff::new(STREAM_RETRY_FIRST, STREAM_CHECK_EVERY);
         loop {
@@ -176,7 +176,7 @@ impl Events {
             if let Some(until) = self.known.empty() {
                 tokio::time::sleep_until(until).await;
             }
-            // Finds the leader, if it is another one.
+            // Finds the leader, if it has changed.
             self.upkeep.beat(STREAM_CHECK_EVERY).await;
             let from = self.source();
             let dirty = self.writeback.tail().is_some();
@@ -186,10 +186,10 @@ impl Events {
                 let (behind_queue, to_acknowledge_behind) = mpsc::channel(ACKNOWLEDGEMENTS_MAX);
                 let acknowledge = |seqs| self.session.acknowledge(from, seqs, ACKNOWLEDGE_LIMIT);
                 tokio::select! {
-                    // In a fixed order, so that what happens can be repeated.
+                    // In a fixed order, so that a run can be repeated.
                     biased;
                     () = self.follow(stream, from, Acknowledgements { at_once, behind_queue }) => {}
-                    // What metad asked for by a stream that has ended, it does not wait for any more.
+                    // metad does not wait any more for what it asked for by a stream that has ended.
                     () = acknowledge_in_order(&self.writeback, to_acknowledge, &acknowledge) => {}
                     () = acknowledge_in_order(&self.writeback, to_acknowledge_behind, &acknowledge) => {}
                 }
@@ -199,7 +199,7 @@ impl Events {
         }
     }
 
-    /// Takes events until the stream breaks, or the session or the leader is another one: the old one keeps silent.
+    /// Takes events until the stream breaks, or the session or the leader changes: an old leader sends nothing.
     async fn follow(
         &self,
         mut stream: Box<dyn EventStream>,
@@ -226,24 +226,24 @@ impl Events {
                 Some(Ok(Err(_))) => return,
                 Some(Err(_)) if self.source() != from => return,
                 Some(Err(_)) => {}
-                // The request for events may still be on its way.
+                // The request for events may still be under way.
                 None if opened.elapsed() < STREAM_CHECK_EVERY => {}
                 None => return,
             }
         }
     }
 
-    /// Whose events are followed, and where.
+    /// Returns which session's events are followed, and from which metad.
     fn source(&self) -> (SessionId, SocketAddr) {
         (self.session.id(), self.session.rpc().leader())
     }
 
-    /// Takes in an event. False when the stream is to be given up.
+    /// Handles an event. False when the stream is to be given up.
     fn take(&self, event: MetaEvent, acknowledgements: &Acknowledgements) -> bool {
         match &event {
             MetaEvent::Orphaned(inos) => {
                 let (open_files, inos) = (self.open_files.clone(), inos.clone());
-                self.work.spawn_until_stopped(async move { open_files.keep_or_release(&inos).await });
+                self.work.spawn_until_stopped(async move { open_files.retain_or_release(&inos).await });
             }
             MetaEvent::LockReleased(_) => self.lock_released.notify_waiters(),
             MetaEvent::LayoutChanged(_) => self.beat_soon(),
@@ -252,7 +252,7 @@ impl Events {
         let is_attached = matches!(event, MetaEvent::Attached { .. });
         let given_back = give_back(event, &self.known, &self.writeback);
         if is_attached {
-            // What is in the kernel's pages may have been read under a lock that is lost.
+            // The kernel's pages may have been read under a lock that is lost.
             for ino in self.held_locks.lost_on() {
                 self.kernel.notify(Notice::Changed(ino));
             }
@@ -280,8 +280,8 @@ impl Events {
     }
 }
 
-/// Acknowledges events of one kind, each when it is time, and the later ones never before the earlier. Ends when one could
-/// not be delivered.
+/// Sends acknowledgements of one kind, each when it is due, and never a later one before an earlier one. Ends when one
+/// could not be delivered.
 async fn acknowledge_in_order<F, A: Future<Output = bool>>(
     queue: &Queue<F>,
     mut events: Receiver<Acknowledgement>,
@@ -290,16 +290,16 @@ async fn acknowledge_in_order<F, A: Future<Output = bool>>(
     let mut next = events.recv().await;
     while let Some(mut acknowledgement) = next.take() {
         let mut done = vec![acknowledgement.seq];
-        // Invariant 2: all are waited for.
+        // Invariant 2: all conditions are waited for.
         acknowledgement.wait_dropped().await;
         if let Some(at) = acknowledgement.at {
             tokio::time::sleep_until(at).await;
         }
-        if let Some(sent) = acknowledgement.sent {
+        if let Some(entry) = acknowledgement.after {
             // A failed attempt is repeated; metad waits for as long as it sees fit.
-            while queue.wait_sent(sent).await.is_err() {}
+            while queue.wait_acknowledged(entry).await.is_err() {}
         }
-        // Invariant 3: those behind it that are due go along, up to the first that is not.
+        // Invariant 3: the following ones go along, up to the first that is not due.
         loop {
             match events.try_recv() {
                 Ok(more) if more.is_due(queue) => done.push(more.seq),
@@ -330,7 +330,7 @@ mod tests {
 
     const FILE: Ino = Ino(7);
 
-    /// A session that alone knows a file.
+    /// Returns a session that holds a delegation on a file.
     fn alone() -> (Arc<Known>, Queue<()>) {
         let known = Arc::<Known>::default();
         known.attached();
@@ -340,7 +340,7 @@ mod tests {
         (known.clone(), Queue::new(known))
     }
 
-    /// Does something to the file here. Whether that may be.
+    /// Does something to the file here. Returns whether that was allowed.
     fn work(queue: &Queue<()>) -> bool {
         let entered = queue.begin(&[FILE]).and_then(|doing| {
             doing.enter(Timestamp::default(), &[FILE], |_| {
@@ -359,7 +359,7 @@ mod tests {
             let (known, queue) = alone();
             assert!(work(&queue) && work(&queue));
             let (acknowledgement, _) = give_back(event, &known, &queue).unwrap();
-            assert_eq!((acknowledgement.seq, acknowledgement.sent), (5, Some(2)));
+            assert_eq!((acknowledgement.seq, acknowledgement.after), (5, Some(2)));
             assert!(!work(&queue), "it is not this session's alone any more");
             assert_eq!(queue.tail(), Some(2));
         }
@@ -408,13 +408,13 @@ mod tests {
             acknowledged.lock().push((seqs, begun.elapsed()));
             true
         };
-        let told = async {
+        let report = async {
             tokio::time::sleep(Duration::from_millis(300)).await;
             if let Ok(Notice::Recalled(FILE, dropped)) = notices.recv().await {
                 dropped.report();
             }
         };
-        tokio::join!(acknowledge_in_order(&queue, events, acknowledge), told);
+        tokio::join!(acknowledge_in_order(&queue, events, acknowledge), report);
         let [(first, soon), (second, late)] = &acknowledged.lock()[..] else { panic!("not one by one") };
         assert_eq!((&first[..], &second[..]), (&[1][..], &[2][..]));
         assert!(*soon >= Duration::from_millis(300) && *soon < DROP_LIMIT, "{soon:?}");
@@ -440,9 +440,9 @@ mod tests {
         assert_eq!(*acknowledged.lock(), [vec![1, 2], vec![3, 4]]);
     }
 
-    /// Guards invariant 4: what an earlier stream was for is not used.
+    /// Guards invariant 4: leases of an earlier stream are not used.
     #[test]
-    fn whoever_asks_for_events_knows_nothing() {
+    fn a_session_that_asks_for_events_knows_nothing() {
         let (known, _queue) = alone();
         assert!(known.believe_attr(&known.attr(FILE).unwrap()) > Duration::ZERO);
         assert!(known.empty().is_some_and(|until| until > Instant::now()), "the kernel's belief is waited for");
@@ -455,7 +455,7 @@ mod tests {
         let (_known, queue) = alone();
         let (put, events) = mpsc::channel(2);
         put.try_send(Acknowledgement::new(1, None, None)).unwrap();
-        // The sender lives: only the failed delivery ends it.
+        // The sender lives, so only the failed delivery ends it.
         acknowledge_in_order(&queue, events, async |_| false).await;
         assert!(put.is_closed());
     }
@@ -465,7 +465,7 @@ mod tests {
     fn a_stream_on_which_too_much_waits_is_given_up() {
         let ((at_once, _to_acknowledge), (behind_queue, _behind)) = (mpsc::channel(1), mpsc::channel(1));
         let acknowledgements = Acknowledgements { at_once, behind_queue };
-        let event = |seq, sent| Acknowledgement::new(seq, None, sent);
+        let event = |seq, after| Acknowledgement::new(seq, None, after);
         assert!(acknowledgements.put(event(1, None)) && acknowledgements.put(event(2, Some(1))));
         assert!(!acknowledgements.put(event(3, None)));
     }

@@ -1,7 +1,7 @@
-//! One file's content: what is known of it, what is written and not committed yet, and how both are read together.
+//! One file's content: what is known of it, what is written and not committed yet, and how a read combines both.
 //!
-//! - [`dirty`] holds written bytes until they are cut into blocks, `sealed` is such a block on its way, `pending` is all
-//!   that is not committed; `extents` is what is known of the committed content, `position` where its readers are. All of
+//! - [`dirty`] holds written bytes until they are cut into blocks, `sealed` is such a block under way, `pending` is all
+//!   uncommitted content; `extents` is what is known of the committed content, `position` where its readers are. All of
 //!   these are pure.
 //! - [`state`] is one open inode, shared by its handles: the lock over all of that, and every transition.
 //!

@@ -1,4 +1,4 @@
-//! Flushing files: what is written goes into the queue where that may be, and is committed at once elsewhere.
+//! Flushing files: written content goes into the queue where that is allowed, and is committed at once elsewhere.
 
 use crate::commit::committer::{Committer, Stopped};
 use crate::file::sealed::To;
@@ -9,13 +9,13 @@ use crate::known::Known;
 use crate::known::leased::LeasedSession;
 use crate::open::OpenFiles;
 use crate::work::Work;
-use crate::writeback::{Doing, Order, WriteBack};
+use crate::writeback::{LockedQueue, Order, WriteBack};
 use std::sync::Arc;
 use wire::FsError;
 
 /// Files that are flushed at once when many are.
 pub(crate) const FLUSHES_MAX: usize = 32;
-/// A flush waits so often for what others put into the queue while it did.
+/// How often a flush waits for what others put into the queue meanwhile.
 const QUEUED_ROUNDS_MAX: u32 = 4;
 
 /// Flushes files.
@@ -34,14 +34,14 @@ pub(crate) struct Flusher {
 }
 
 impl Flusher {
-    /// Files with content that somebody could miss and that is not in the queue.
+    /// Returns the files with content outside the queue that matters to anybody.
     pub fn unqueued_files(&self) -> Vec<Arc<FileState>> {
         self.open_files.filtered(|file| file.is_wanted() && !file.is_queued())
     }
 
-    /// Puts a file's content as it is now into the queue. False when it must be committed at once, or not at all.
+    /// Puts a file's present content into the queue. False when it must be committed at once, or not at all.
     pub fn defer_content(&self, file: &Arc<FileState>) -> bool {
-        // On a full disk whoever closes a file hears of it.
+        // On a full disk, `close` must report the error.
         if !self.write_back || self.committer.window().is_failing() {
             return false;
         }
@@ -49,13 +49,13 @@ impl Flusher {
         self.queue_content(file, || self.writeback.begin(&inos).filter(|_| self.known.is_delegated(&inos)))
     }
 
-    /// Puts content into the queue that others may use too, when the mount ends and the servers are away: so that the
+    /// Puts content into the queue that others may use too, when the mount ends and the servers are away, so that the
     /// journal has it.
     pub fn leave_content(&self, file: &Arc<FileState>) -> bool {
         self.queue_content(file, || Some(self.writeback.begin_leaving()))
     }
 
-    fn queue_content<'a>(&'a self, file: &Arc<FileState>, begin: impl FnOnce() -> Option<Doing<'a>>) -> bool {
+    fn queue_content<'a>(&'a self, file: &Arc<FileState>, begin: impl FnOnce() -> Option<LockedQueue<'a>>) -> bool {
         let ino = file.ino();
         let Some(written_at) = file.may_queue() else { return false };
         let at = written_at.unwrap_or_else(|| self.session.stamp());
@@ -71,13 +71,13 @@ impl Flusher {
         true
     }
 
-    /// Commits what is written so far, all of it (`whole`) or only what was sealed already, behind everything that was done
-    /// before. On return it is durable (I7). Goes on to its end though the caller is dropped: a commit whose answer nobody
-    /// takes in would look like another session's change, and the next one would be in conflict with it.
+    /// Commits what is written so far, all of it (`whole`) or only what was sealed already, behind everything that was
+    /// done before. On return it is durable (I7). Runs to its end though the caller is dropped: a commit whose answer
+    /// is not taken in would look like another session's change, and the next one would be in conflict with it.
     ///
     /// # Errors
     /// `Stale` when others wrote the same bytes: the content is in a conflict copy, or still here under the policy
-    /// `Fail`. `NoSpace` and `Io` as they say; the content is still here. What is returned is also left with the file.
+    /// `Fail`. `NoSpace` and `Io` as usual, with the content still here. The error is also left with the file.
     pub async fn flush(self: &Arc<Self>, file: &Arc<FileState>, whole: bool) -> Result<(), FsError> {
         let (flusher, file) = (self.clone(), file.clone());
         let flush = async move {
@@ -104,7 +104,7 @@ impl Flusher {
             if !next_is_queued || rounds == QUEUED_ROUNDS_MAX {
                 break (one, last);
             }
-            // What got into the queue meanwhile goes by the queue, which the journal follows.
+            // What got into the queue meanwhile is sent by the queue, which the journal follows.
             drop(one);
             self.order.wait_all().await?;
         };
@@ -117,18 +117,18 @@ impl Flusher {
         committed.map_err(|(Stopped::Elsewhere(error) | Stopped::Stays(error))| error)
     }
 
-    /// Writes at once what was undone, before metad hears of it.
+    /// Writes to the journal at once what was undone, before metad learns of it.
     pub async fn write_undone(&self) {
         if let Some(writer) = &self.journal_writer {
             writer.write_undone().await;
         }
     }
 
-    /// Content could not be committed: it stays with the file, whoever asks next hears of it, and the background tries again.
-    /// Nothing is put in place of anything else by it.
+    /// Notes that content could not be committed. It stays with the file, the next `fsync` or `close` gets the error,
+    /// and the background tries again. It does not replace anything else.
     pub fn content_failed(&self, file: &Arc<FileState>, error: FsError) {
         self.open_files.content_failed(file, error);
-        // Servers that are away come back.
+        // Servers that are away will come back.
         if error != FsError::Io {
             let (inos, names) = self.writeback.undo_replacing(file.ino(), error);
             self.kernel.unlearns(inos, names);

@@ -1,22 +1,22 @@
-//! The journal on the local disk: what was done here under delegations and metad does not know yet, for the case that
-//! this process does not live to tell it (I8).
+//! The journal on the local disk: operations under delegations that metad has not acknowledged yet, for the case that
+//! this process is killed before it can send them (I8).
 //!
-//! It is not on the way of anything: what is done goes to metad in a tenth of a second, and only what is still untold after
-//! 0.4 s, because the servers are slow or away, is written here, and synced. The next mount of the same mount point tells it
-//! then, before anything else is done; metad remembers with each batch how far a journal has been told, so that nothing is
-//! told twice, and judges it as it judges any late batch.
+//! Nothing waits for it. Operations usually reach metad in a tenth of a second, and only those that are still
+//! unacknowledged after 0.4 s, because the servers are slow or away, are written here, and synced. The next mount of
+//! the same mount point sends them then, before anything else is done. With each batch, metad remembers how much of the
+//! journal it has acknowledged, so that nothing is applied twice, and judges the batch like any late one.
 //!
 //! ```text
 //! DIR/journal/id        number of the journal, and of the session that works with it, as text
 //! DIR/journal/NUMBER    segments, in the order in which they were begun
-//! DIR/journal/shared    content of files that others use too, as it was when commits last came to a stand
+//! DIR/journal/shared    content of files that others use too, as it was when commits last stalled
 //! ```
-//! - this file is the files, on what `disk` is;
+//! - this file manages the files, on the disk that `disk` defines;
 //! - `record` is what is in the segments;
-//! - `writer` writes them while the client lives, `picture` what cannot wait in the queue;
+//! - `writer` writes them while the client lives, `picture` writes content that cannot wait in the queue;
 //!
-//! What an earlier client has left is told by `replay`, above this; what a full cluster could not take then is kept beside it
-//! (`local/kept`).
+//! `replay`, a layer above, sends what an earlier client has left. What a full cluster could not take then is set aside
+//! (`local_dir/set_aside`).
 
 pub mod disk;
 pub(crate) mod picture;
@@ -40,7 +40,7 @@ use wire::ids::{JournalId, SessionId};
 
 /// Digits of a segment's name.
 const NAME_DIGITS: usize = 20;
-/// A segment that has reached this size is followed by another one; each goes when all of it is told.
+/// When a segment has reached this size, another one is begun. A segment is removed when all of it is acknowledged.
 const SEGMENT_BYTES: u64 = 32 << 20;
 
 /// The file that says whose journal it is.
@@ -49,16 +49,17 @@ const ID: &str = "id";
 /// A journal.
 pub(crate) struct Journal {
     id: JournalId,
-    /// The session that worked with it last.
+    /// The last session that worked with it.
     session: Ordered<Option<SessionId>>,
     disk: Arc<dyn Disk>,
     /// The oldest first.
     segments: Ordered<VecDeque<Segment>>,
-    /// The last one, if more may be appended to it. Held while something is written or removed: not for a runtime thread.
+    /// The last segment, if more may be appended to it. Held while something is written or removed: not for a runtime
+    /// thread.
     current: Ordered<Option<Box<dyn DiskFile>>>,
-    /// metad was told something of it beside what is in it.
+    /// metad was sent a note about content that is in the journal and was committed apart from it.
     content_noted: AtomicBool,
-    /// One at a time looks what is not in it yet, and writes that.
+    /// Held while the unwritten entries are determined and written.
     writing: tokio::sync::Mutex<()>,
     /// Held by the thread that changes the files.
     changing: Arc<tokio::sync::Mutex<()>>,
@@ -76,29 +77,30 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Local { path, source }
 }
 
-/// What does not block.
+/// Methods that do not block.
 impl Journal {
-    /// Its number.
+    /// Returns the journal's number.
     pub(crate) fn id(&self) -> JournalId {
         self.id
     }
 
-    /// Where it is.
+    /// Returns the folder.
     pub(crate) fn dir(&self) -> &Path {
         self.disk.path()
     }
 
-    /// The session that worked with it last, if it is known.
+    /// Returns the last session that worked with the journal, if it is known.
     pub(crate) fn session(&self) -> Option<SessionId> {
         *self.session.lock()
     }
 
-    /// metad is about to be told of content that was committed past it, and has to forget that when the journal ends.
+    /// Notes that metad is about to be sent a note about content that was committed apart from the journal. metad has
+    /// to forget it when the journal ends.
     pub(crate) fn note_content(&self) {
         self.content_noted.store(true, Ordering::Relaxed);
     }
 
-    /// Number of the last entry that is in it; 0 when there is none.
+    /// Returns the number of the last entry in the journal; 0 when there is none.
     pub(crate) fn last(&self) -> u64 {
         self.segments.lock().iter().map(|segment| segment.last).max().unwrap_or(0)
     }
@@ -108,15 +110,15 @@ impl Journal {
         drop(self.changing.lock().await);
     }
 
-    /// Whether a part of it is told and can go.
-    fn has_told(&self, told: u64) -> bool {
-        self.segments.lock().front().is_some_and(|oldest| oldest.last <= told)
+    /// Returns whether a segment is acknowledged and can go.
+    fn has_acknowledged(&self, acknowledged: u64) -> bool {
+        self.segments.lock().front().is_some_and(|oldest| oldest.last <= acknowledged)
     }
 }
 
-/// What blocks: not for a runtime thread.
+/// Methods that block: not for a runtime thread.
 impl Journal {
-    /// The journal on this disk, which an earlier client may have left.
+    /// Opens the journal on this disk, which an earlier client may have left.
     ///
     /// # Errors
     /// [`Error::Local`], or [`Error::JournalDamaged`].
@@ -138,7 +140,7 @@ impl Journal {
             journal.segments.lock().push_back(Segment { number, bytes, last });
         }
         if known.is_none() && (journal.last() > 0 || journal.has_shared()?) {
-            // Nobody could say what of it is told.
+            // Without its number, metad cannot say what of it is acknowledged.
             return Err(Error::JournalDamaged { path: journal.path_of(ID), at: 0 });
         }
         Ok(journal)
@@ -148,7 +150,7 @@ impl Journal {
         self.disk.path().join(name)
     }
 
-    /// The records of a segment, and its length in bytes.
+    /// Returns the records of a segment, and its length in bytes.
     fn read(&self, segment: u64) -> Result<(Vec<(Record, Bytes)>, u64), Error> {
         let path = self.path_of(&segment_name(segment));
         let bytes = Bytes::from(self.disk.read(&segment_name(segment)).map_err(failed(&path))?);
@@ -162,39 +164,40 @@ impl Journal {
         Ok((parsed.records, bytes.len() as u64))
     }
 
-    /// The records of entries behind `told`, in order, each once.
+    /// Returns the records of entries behind `acknowledged`, in order, each once.
     ///
     /// # Errors
     /// As [`Journal::open`].
-    pub(crate) fn untold(&self, told: u64) -> Result<Vec<(Record, Bytes)>, Error> {
+    pub(crate) fn unacknowledged(&self, acknowledged: u64) -> Result<Vec<(Record, Bytes)>, Error> {
         let numbers: Vec<u64> = self.segments.lock().iter().map(|segment| segment.number).collect();
-        let (mut untold, mut seen) = (Vec::new(), (told, u64::MAX));
+        let (mut unacknowledged, mut seen) = (Vec::new(), (acknowledged, u64::MAX));
         for number in numbers {
             for (record, content) in self.read(number)?.0 {
                 match record.place() {
-                    // What was written twice, because it was not known whether it had been.
+                    // It was written twice, because it was not known whether the first attempt had succeeded.
                     Some(place) if place <= seen => continue,
                     Some(place) => seen = place,
-                    None if record.number() <= told => continue,
+                    None if record.number() <= acknowledged => continue,
                     None => {}
                 }
-                untold.push((record, content));
+                unacknowledged.push((record, content));
             }
         }
-        Ok(untold)
+        Ok(unacknowledged)
     }
 
-    /// Notes which session works with the journal: the next client ends it first, so that nothing of it is still on its way.
+    /// Notes which session works with the journal. The next client ends that session first, so that none of its
+    /// requests is still under way.
     ///
     /// # Errors
-    /// What the disk refuses.
+    /// Fails when the disk does.
     fn write_session(&self, session: SessionId) -> io::Result<()> {
         self.replace(ID, format!("journal {}\nsession {session}\n", self.id).as_bytes())?;
         *self.session.lock() = Some(session);
         Ok(())
     }
 
-    /// Puts a file in place of another one, whole or not at all.
+    /// Replaces a file, atomically.
     fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let partial = format!("{name}.partial");
         let file = self.disk.create(&partial)?;
@@ -206,10 +209,10 @@ impl Journal {
         self.disk.sync()
     }
 
-    /// Appends records; they are on stable storage on return. `last` is the number of the last entry among them.
+    /// Appends records. They are on stable storage on return. `last` is the number of the last entry among them.
     ///
     /// # Errors
-    /// What the disk refuses; nothing is appended then.
+    /// Fails when the disk does; nothing is appended then.
     pub(crate) fn append(&self, records: &[(Record, Bytes)], last: u64) -> io::Result<()> {
         let mut current = self.current.lock();
         let mut group = Group::default();
@@ -219,7 +222,7 @@ impl Journal {
         let (newest, len) = self.segments.lock().back().map_or((0, 0), |newest| (newest.number, newest.bytes));
         if let Some(file) = current.as_mut().filter(|_| len < SEGMENT_BYTES) {
             if let Err(error) = file.write_at(&bytes, len).and_then(|()| file.sync()) {
-                // What follows must not stand behind a torn group.
+                // The next group must not stand behind a torn one.
                 if file.set_len(len).is_err() {
                     *current = None;
                 }
@@ -232,7 +235,7 @@ impl Journal {
         }
         let number = newest + 1;
         let name = segment_name(number);
-        // What is there is what could not be removed after an error.
+        // A file of that name is one that could not be removed after an error.
         let file = self.disk.create(&name)?;
         let begun = file.write_at(&bytes, 0).and_then(|()| file.sync()).and_then(|()| self.disk.sync());
         if let Err(error) = begun {
@@ -244,17 +247,17 @@ impl Journal {
         Ok(())
     }
 
-    /// Removes what is told.
+    /// Removes the segments that are acknowledged.
     ///
     /// # Errors
-    /// What the disk refuses.
-    pub(crate) fn drop_told(&self, told: u64) -> io::Result<()> {
+    /// Fails when the disk does.
+    pub(crate) fn drop_acknowledged(&self, acknowledged: u64) -> io::Result<()> {
         let mut current = self.current.lock();
         let mut dropped = false;
         let oldest = || {
             let segments = self.segments.lock();
-            // I8: a segment goes when the cluster knows all that is in it, never before.
-            segments.front().filter(|oldest| oldest.last <= told).map(|oldest| oldest.number)
+            // I8: a segment is removed when metad has acknowledged all that is in it, never before.
+            segments.front().filter(|oldest| oldest.last <= acknowledged).map(|oldest| oldest.number)
         };
         while let Some(number) = oldest() {
             remove_if_there(&*self.disk, &segment_name(number))?;
@@ -269,7 +272,7 @@ impl Journal {
     }
 }
 
-/// Numbers of the journal and its last session.
+/// Reads the numbers of the journal and its last session.
 fn read_id(disk: &dyn Disk) -> Result<Option<(JournalId, SessionId)>, Error> {
     let path = disk.path().join(ID);
     let text = match disk.read(ID) {
@@ -288,7 +291,7 @@ fn segment_name(number: u64) -> String {
     format!("{number:0NAME_DIGITS$}")
 }
 
-/// Segments in the order in which they were begun.
+/// Returns the numbers of the segments in the order in which they were begun.
 fn segment_numbers(disk: &dyn Disk) -> Result<Vec<u64>, Error> {
     let names = disk.list().map_err(failed(disk.path()))?;
     let is_segment = |name: &&String| name.len() == NAME_DIGITS && name.bytes().all(|byte| byte.is_ascii_digit());
@@ -316,7 +319,7 @@ mod tests {
         Journal::open(disk(place)).unwrap()
     }
 
-    /// A journal with three entries.
+    /// Creates a journal with three entries.
     fn begun(place: &Place) -> Journal {
         let journal = open(place);
         journal.write_session(SessionId(5)).unwrap();
@@ -332,27 +335,27 @@ mod tests {
         numbers.into_iter().map(change).collect()
     }
 
-    fn numbers(journal: &Journal, told: u64) -> Vec<u64> {
-        journal.untold(told).unwrap().iter().map(|(record, _)| record.number()).collect()
+    fn numbers(journal: &Journal, acknowledged: u64) -> Vec<u64> {
+        journal.unacknowledged(acknowledged).unwrap().iter().map(|(record, _)| record.number()).collect()
     }
 
     #[test]
-    fn what_is_appended_is_found_again_and_what_is_told_goes() {
+    fn appended_records_are_found_again_and_acknowledged_ones_are_dropped() {
         let place = Place::new();
         let journal = begun(&place);
         let id = journal.id();
         journal.append(&changes(4..6), 5).unwrap();
-        // It was not known that it had been written.
+        // The writer did not know that it had been written.
         journal.append(&changes(4..8), 7).unwrap();
-        assert!(!journal.has_told(6));
+        assert!(!journal.has_acknowledged(6));
         drop(journal);
         let journal = open(&place);
         assert_eq!((journal.id(), journal.session(), journal.last()), (id, Some(SessionId(5)), 7));
         assert_eq!(numbers(&journal, 2), [3, 4, 5, 6, 7]);
         journal.append(&changes(8..10), 9).unwrap();
-        journal.drop_told(7).unwrap();
+        journal.drop_acknowledged(7).unwrap();
         assert_eq!((numbers(&journal, 7), journal.last()), (vec![8, 9], 9));
-        journal.drop_told(9).unwrap();
+        journal.drop_acknowledged(9).unwrap();
         assert_eq!((numbers(&journal, 0), journal.last()), (Vec::new(), 0));
         drop(journal);
         assert_eq!(open(&place).id(), id, "metad remembers one position for each place");
@@ -373,11 +376,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_appended_after_an_append_that_failed_stands_where_that_would_have_stood() {
+    fn an_append_after_one_that_failed_takes_its_place() {
         let place = Place::new();
         let journal = begun(&place);
         {
-            // As an append leaves it for which the disk had no room.
+            // This is what an append leaves for which the disk had no room.
             let current = journal.current.lock();
             let file = current.as_ref().unwrap();
             let len = fs::metadata(journal.path_of(&segment_name(1))).unwrap().len();

@@ -1,9 +1,10 @@
-//! What the kernel was given: pages of a file's content ([`Kernel`]), attributes and names to believe ([`Beliefs`]).
+//! What the kernel was given: pages of a file's content ([`Kernel`]), and attributes and names to believe
+//! ([`Beliefs`]).
 //!
-//! The kernel believes attributes and names for moments only, and a recall is acknowledged when these are over: no message
-//! to the kernel is needed, which could wait for locks that a request of ours holds. Its pages it keeps until it is told
-//! that they are old, by a [`Notice`] or with the next open. Pages of open files are dropped before a recall is
-//! acknowledged ([`Kernel::drop_pages`]); that waits for reads under way, so the acknowledgement waits for it in bounds.
+//! The kernel believes attributes and names for moments only, and a recall is acknowledged when these are over. So no
+//! message to the kernel is needed, which could wait for locks that a request of ours holds. The kernel retains pages
+//! until a [`Notice`] or the next open says that they are old. Pages of open files are dropped before a recall is
+//! acknowledged ([`Kernel::drop_pages`]). That waits for reads under way, so there is a limit to it.
 
 use crate::ordered::{Ordered, Rank};
 use lru::LruCache;
@@ -15,36 +16,37 @@ use tokio::time::Instant;
 use wire::ids::{Ino, Version};
 use wire::op::Name;
 
-/// The kernel believes what it is given for so long while there are other sessions.
+/// The kernel believes what it is given for this long while there are other sessions.
 pub(crate) const BELIEVED: Duration = Duration::from_millis(50);
-/// And so long while this one is alone. Another session's arrival waits for it.
+/// And for this long while this session is alone. The arrival of another session waits for it.
 pub(crate) const BELIEVED_ALONE: Duration = Duration::from_secs(1);
-/// An answer may reach the kernel so much later than it is given, and the kernel's clock is coarse.
+/// An answer may reach the kernel this much later than it is given, and the kernel's clock is coarse.
 pub(crate) const BELIEF_MARGIN: Duration = Duration::from_millis(50);
-/// Inodes of which it is remembered what the kernel was given.
+/// The number of inodes for which it is remembered what the kernel was given.
 const GIVEN_MAX: NonZeroUsize = NonZeroUsize::new(65_536).unwrap();
-/// Notices that wait for the kernel; older ones are forgotten.
+/// Notices that wait for the kernel; beyond it, older ones are dropped.
 const NOTICES_MAX: usize = 1024;
 
-/// What others did, for the kernel's caches.
+/// Changes by others that the kernel's caches must reflect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// The content of this open file was changed by another session.
     Changed(Ino),
-    /// The content of this open file is about to be changed by another session, which waits until the pages are dropped.
+    /// The content of this open file is about to be changed by another session, which waits until the pages are
+    /// dropped.
     Recalled(Ino, Dropped),
-    /// This inode's access time has moved, or other attributes without its content.
+    /// This inode's access time has moved, or other attributes have changed, but not its content.
     Accessed(Ino),
     /// This name in this directory leads elsewhere than it did a moment ago.
     Moved(Ino, Name),
 }
 
-/// To be told when the kernel has dropped the pages of a file.
+/// Reports that the kernel has dropped the pages of a file.
 #[derive(Clone, Debug)]
 pub struct Dropped(Arc<watch::Sender<bool>>);
 
 impl Dropped {
-    /// The kernel has dropped them, or has none.
+    /// Reports that the kernel has dropped them, or has none.
     pub fn report(&self) {
         self.0.send_replace(true);
     }
@@ -63,15 +65,15 @@ impl Eq for Dropped {}
 pub(crate) struct Dropping(watch::Receiver<bool>);
 
 impl Dropping {
-    /// Whether they are dropped.
+    /// Returns whether they are dropped.
     pub(crate) fn is_done(&self) -> bool {
         *self.0.borrow()
     }
 
-    /// Waits for it.
+    /// Waits until they are dropped.
     pub(crate) async fn wait(&mut self) {
         if self.0.wait_for(|dropped| *dropped).await.is_err() {
-            // The notice was lost before the kernel heard it: whoever waits has a limit.
+            // The notice was lost before the kernel got it. The caller has a limit of its own.
             std::future::pending().await
         }
     }
@@ -80,9 +82,9 @@ impl Dropping {
 /// When the kernel was last given something to believe. Pure.
 pub(crate) struct Beliefs {
     given: LruCache<Ino, Instant>,
-    /// Of any inode that `given` does not have.
+    /// When anything was last given of inodes that `given` does not have.
     given_others: Option<Instant>,
-    /// While this session was alone, of any inode.
+    /// When anything was last given while this session was alone, of any inode.
     given_alone: Option<Instant>,
 }
 
@@ -93,39 +95,39 @@ impl Default for Beliefs {
 }
 
 impl Beliefs {
-    /// It is given something of an inode.
+    /// Notes that the kernel is given something of an inode.
     pub(crate) fn note(&mut self, ino: Ino, now: Instant) {
         if let Some((_, at)) = self.given.push(ino, now).filter(|(old, _)| *old != ino) {
             self.given_others = self.given_others.max(Some(at));
         }
     }
 
-    /// It is given something while this session is alone.
+    /// Notes that the kernel is given something while this session is alone.
     pub(crate) fn note_alone(&mut self, now: Instant) {
         self.given_alone = Some(now);
     }
 
-    /// Until when it may believe something of an inode.
+    /// Returns until when the kernel may believe something of an inode.
     pub(crate) fn until(&self, ino: Ino) -> Option<Instant> {
         let given = self.given.peek(&ino).copied().max(self.given_others);
         given.map(|at| at + BELIEVED + BELIEF_MARGIN).max(self.until_alone())
     }
 
-    /// Until when it may believe what it was given while this session was alone.
+    /// Returns until when the kernel may believe what it was given while this session was alone.
     pub(crate) fn until_alone(&self) -> Option<Instant> {
         self.given_alone.map(|at| at + BELIEVED_ALONE + BELIEF_MARGIN)
     }
 
-    /// Until when it may believe anything.
+    /// Returns until when the kernel may believe anything.
     pub(crate) fn until_any(&self) -> Option<Instant> {
         let given = self.given.iter().map(|(_, at)| *at).max().max(self.given_others);
         given.map(|at| at + BELIEVED + BELIEF_MARGIN).max(self.until_alone())
     }
 }
 
-/// The kernel's page cache, as far as this client knows what is in it, and what it is to hear.
+/// The kernel's page cache, to the extent that this client knows it, and notices for the kernel.
 pub(crate) struct Kernel {
-    /// Versions that the pages may be of.
+    /// Versions that the pages may belong to.
     pages: Ordered<LruCache<Ino, Version>>,
     notices: broadcast::Sender<Notice>,
 }
@@ -137,17 +139,17 @@ impl Default for Kernel {
 }
 
 impl Kernel {
-    /// Whether its pages of an inode, if there are any, are of this version.
+    /// Returns whether the kernel's pages of an inode, if there are any, are of this version.
     pub(crate) fn has_pages(&self, ino: Ino, version: Version) -> bool {
         self.pages.lock().get(&ino) == Some(&version)
     }
 
-    /// It has dropped what it had of an inode: its pages are of this version from now on.
+    /// Notes that the kernel has dropped its pages of an inode: new pages are of this version.
     pub(crate) fn gets_pages(&self, ino: Ino, version: Version) {
         self.pages.lock().put(ino, version);
     }
 
-    /// Its pages took part in a change of ours: what they held of `from` is right for `to`.
+    /// Notes that the kernel's pages took part in a change of ours: pages of `from` are valid for `to`.
     pub(crate) fn follows(&self, ino: Ino, from: Version, to: Version) {
         let mut pages = self.pages.lock();
         if pages.peek(&ino) == Some(&from) {
@@ -155,20 +157,20 @@ impl Kernel {
         }
     }
 
-    /// It is to hear this, soon.
+    /// Sends a notice to the kernel.
     pub(crate) fn notify(&self, notice: Notice) {
-        // Nobody listens while there is no mount.
+        // Nobody receives it while there is no mount.
         let _ = self.notices.send(notice);
     }
 
-    /// It is to drop the pages of a file that others are about to change. `None` when there is no kernel to hear it.
+    /// Asks the kernel to drop the pages of a file that others are about to change. `None` when there is no kernel.
     pub(crate) fn drop_pages(&self, ino: Ino) -> Option<Dropping> {
         let (dropped, dropping) = watch::channel(false);
         let notice = Notice::Recalled(ino, Dropped(Arc::new(dropped)));
         self.notices.send(notice).is_ok().then_some(Dropping(dropping))
     }
 
-    /// What was done to these inodes and names was undone, and the kernel believes what it has seen.
+    /// Notifies the kernel that operations on these inodes and names were undone, because it believes what it has seen.
     pub(crate) fn unlearns(&self, inos: Vec<Ino>, names: Vec<(Ino, Name)>) {
         let names = names.into_iter().map(|(parent, name)| Notice::Moved(parent, name));
         for notice in names.chain(inos.into_iter().map(Notice::Accessed)) {
@@ -176,12 +178,12 @@ impl Kernel {
         }
     }
 
-    /// What it is to hear from now on.
+    /// Returns a receiver of later notices.
     pub(crate) fn notices(&self) -> broadcast::Receiver<Notice> {
         self.notices.subscribe()
     }
 
-    /// Whether many notices wait, so that those that matter less must not push the others out.
+    /// Returns whether many notices wait, so that less important ones must not push the others out.
     pub(crate) fn is_busy(&self) -> bool {
         self.notices.len() >= NOTICES_MAX / 2
     }

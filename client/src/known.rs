@@ -1,14 +1,14 @@
-//! What a session answers itself: attributes, names and listings on which it holds read leases.
+//! What a session answers without metad: attributes, names and listings on which it holds read leases.
 //!
-//! metad says with an answer whether the session holds leases on it, recalls them before anybody changes what was answered,
-//! and waits for the acknowledgement. So an answer is kept unless something of it was recalled, or changed here, since it
-//! was asked for; and it is used while the leases hold, which signs of life extend. What was done under delegations and is
-//! not sent yet ([`crate::queue`]) is *pinned* here.
+//! metad says with an answer whether the session holds leases on it, recalls them before anybody changes what was
+//! answered, and waits for the acknowledgement. So an answer is cached unless any of it was recalled, or changed here,
+//! since it was asked for. It is used while the leases hold, which keep-alives extend. Operations under delegations
+//! that are not sent yet ([`crate::queue`]) are *pinned* here.
 //!
-//! - [`Known`] is one lock around one [`state::State`], which is pure: `leases`, `attrs`, `names`, `listings`, `pins` and
-//!   `walks` are its parts. `now` is passed in.
-//! - [`leased::LeasedSession`] asks and changes, and lets this learn from the answers.
-//! - [`held_locks::HeldLocks`] is what the session holds of advisory locks.
+//! - [`Known`] is one lock around one [`state::State`], which is pure: `leases`, `attrs`, `names`, `listings`, `pins`
+//!   and `walks` are its parts. `now` is passed in.
+//! - [`leased::LeasedSession`] asks and changes, and has the answers cached here.
+//! - [`held_locks::HeldLocks`] are the advisory locks that the session holds.
 //!
 //! The lock is a leaf: nothing else is locked while it is held.
 
@@ -18,8 +18,8 @@ mod learning;
 pub mod leased;
 mod leases;
 mod listings;
-mod local;
 mod names;
+mod pinning;
 mod pins;
 pub mod state;
 pub mod walks;
@@ -46,7 +46,7 @@ use wire::ids::{Ino, Version};
 use wire::op::{ExtentPage, ListedDir, Op, OpReply};
 use wire::sys::since_boot;
 
-/// Inodes, names and recalls that are remembered.
+/// The most inodes, names and recalls that are remembered.
 const INODES_MAX: usize = 65_536;
 
 /// The time.
@@ -59,7 +59,7 @@ pub struct Now {
 }
 
 impl Now {
-    /// The machine's time.
+    /// Returns the machine's time.
     #[must_use]
     pub fn here() -> Self {
         Self { boot: since_boot(), awake: Instant::now() }
@@ -73,7 +73,7 @@ pub enum NameState {
     Leads(Ino),
     /// Nowhere.
     Absent,
-    /// It is not known.
+    /// Not known.
     Unknown,
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn lru<K: Hash + Eq, V>(count: usize) -> LruCache<K, V> {
     LruCache::new(NonZeroUsize::new(count).expect("not zero"))
 }
 
-/// One less; true when it was the last.
+/// Counts down by one. True when it was the last.
 pub(crate) fn count_down(counts: &mut HashMap<Ino, usize>, ino: Ino) -> bool {
     let count = counts.get_mut(&ino).expect("counted when it began");
     *count -= 1;
@@ -92,7 +92,7 @@ pub(crate) fn count_down(counts: &mut HashMap<Ino, usize>, ino: Ino) -> bool {
     last
 }
 
-/// What this session knows under leases, and by what it did itself.
+/// What this session knows under leases, and from its own operations.
 pub struct Known {
     state: Ordered<State>,
 }
@@ -103,7 +103,7 @@ impl Default for Known {
     }
 }
 
-/// A question for what lies ahead of a walk, until it is dropped.
+/// A question for directories ahead of a walk, until it is dropped.
 pub struct AskingAhead<'a> {
     known: &'a Known,
     dir: Ino,
@@ -117,69 +117,70 @@ impl Drop for AskingAhead<'_> {
 }
 
 impl Known {
-    /// Does something with all that is known, while nothing of it changes. No other lock may be taken meanwhile.
+    /// Calls `work` with all that is known, while nothing of it changes. It must not take another lock.
     pub(crate) fn with<R>(&self, work: impl FnOnce(&mut State, Now) -> R) -> R {
         work(&mut self.state.lock(), Now::here())
     }
 
-    /// To be taken before a question.
+    /// Returns a mark to take before a question.
     pub fn mark(&self) -> Mark {
         self.state.lock().leases.mark()
     }
 
-    /// To be taken before a question, with whether this session is at work: then it asks for delegations, too.
+    /// Returns a mark to take before a question, and whether this session is at work: then it asks for delegations,
+    /// too.
     pub fn before_question(&self) -> (Mark, bool) {
         self.with(|state, now| (state.leases.mark(), state.is_at_work(now)))
     }
 
-    /// Something is changed here.
+    /// Notes that something is changed here.
     pub fn note_work(&self) {
         self.with(|state, now| state.note_work(now));
     }
 
-    /// Whether something was changed here a moment ago.
+    /// Returns whether something was changed here a moment ago.
     pub fn is_at_work(&self) -> bool {
         self.with(|state, now| state.is_at_work(now))
     }
 
-    /// metad has begun to count our leases: what was asked before it did is not kept, by whomever it was granted.
+    /// Notes that metad has begun to count our leases. An answer that was asked for before is not cached.
     pub fn attached(&self) {
         self.state.lock().leases.attach();
     }
 
-    /// The leases hold for a while from when this was asked (a time of [`since_boot`], and a mark taken with it).
+    /// Extends the leases from when this was asked (a time of [`since_boot`], and a mark taken with it).
     pub fn extend(&self, asked: Duration, mark: Mark, alone: bool) {
         self.with(|state, now| state.leases.extend(asked, mark, alone, now));
     }
 
-    /// How often metad has gone on without this session, as far as that is known: each time, others may have changed
-    /// anything.
+    /// Returns how often metad may have gone on without this session: each time, others may have changed anything.
     pub fn lapses(&self) -> u64 {
         self.with(|state, now| state.leases.lapses(now))
     }
 
-    /// All leases are gone, or will be: nothing is used or kept any more until [`Known::attached`]. Returns until when the
-    /// kernel may believe something.
+    /// Drops all leases: nothing is used or cached until [`Known::attached`]. Returns until when the kernel may believe
+    /// something.
     pub fn empty(&self) -> Option<Instant> {
         self.state.lock().empty()
     }
 
-    /// metad takes all leases back; the session keeps its standing. Returns when to acknowledge.
+    /// Gives all leases back to metad, and remains attached. Returns when to acknowledge.
     pub fn recall_all(&self) -> Option<Instant> {
         self.state.lock().recall_all()
     }
 
-    /// Others are about to change these inodes. Returns when to acknowledge that nobody here believes anything of them.
+    /// Recalls these inodes, which others are about to change. Returns when to acknowledge: when nothing is believed of
+    /// them here.
     pub fn recall(&self, inos: &[Ino]) -> Option<Instant> {
         self.with(|state, now| state.recall(inos, now))
     }
 
-    /// Delegations on these inodes end; what is known stays right.
+    /// Ends the delegations on these inodes. Cached answers remain valid.
     pub fn share(&self, inos: &[Ino]) {
         self.state.lock().share(inos);
     }
 
-    /// Another session arrives. Returns when to acknowledge that nobody here believes anything for long.
+    /// Notes that another session arrives. Returns when to acknowledge: when nothing is believed here for long.
     pub fn company(&self) -> Option<Instant> {
         self.state.lock().company()
     }
@@ -187,12 +188,12 @@ impl Known {
 
 /// Changes and answers.
 impl Known {
-    /// This session is about to change something. What is asked from now on is not kept until [`Known::changed`].
+    /// Begins a change by this session. Answers that are asked for from now on are not cached until [`Known::changed`].
     pub fn change(&self, ops: &[Op]) -> Mark {
         self.state.lock().change(ops)
     }
 
-    /// A change has been carried out, or has failed (no replies), or nobody knows.
+    /// Ends a change that was carried out, or has failed (no replies), or whose outcome is unknown.
     pub fn changed(
         &self,
         mark: Mark,
@@ -204,39 +205,39 @@ impl Known {
         self.state.lock().changed(mark, ops, replies, leased, delegated);
     }
 
-    /// Delegations came with an answer that was asked for at `mark`.
+    /// Notes delegations that came with an answer that was asked for at `mark`.
     pub fn delegated(&self, inos: &[Ino], mark: Mark) {
         self.state.lock().leases.delegate(inos, mark);
     }
 
-    /// Keeps attributes that were asked for at `mark`, with a lease.
+    /// Caches attributes that were asked for at `mark`, with a lease.
     pub fn learn_attr(&self, attr: &InodeAttr, mark: Mark) {
         self.state.lock().learn_attr(attr, mark);
     }
 
-    /// Keeps where a name leads, and the attributes of what is there.
+    /// Caches where a name leads, and the attributes of the inode.
     pub fn learn_found(&self, parent: Ino, name: &[u8], attr: &InodeAttr, mark: Mark) {
         let mut state = self.state.lock();
         state.learn_attr(attr, mark);
         state.learn_name(parent, name, Some(attr.ino), mark);
     }
 
-    /// Keeps where a name leads, or that it is absent.
+    /// Caches where a name leads, or that it is absent.
     pub fn learn_name(&self, parent: Ino, name: &[u8], ino: Option<Ino>, mark: Mark) {
         self.state.lock().learn_name(parent, name, ino, mark);
     }
 
-    /// Keeps part of a listing, with its names, and attributes if it has them.
+    /// Caches part of a listing, with its names, and attributes if it has them.
     pub fn learn_page(&self, key: PageKey, listed: &Arc<Listed>, mark: Mark) {
         self.state.lock().learn_page(key, listed, mark);
     }
 
-    /// What a commit has made of an inode whose pinned attributes something later still changes.
+    /// Updates pinned attributes after a commit, where a later entry still pins them.
     pub fn pins_follow(&self, committed: &InodeAttr) {
         self.state.lock().pins.follow_commit(committed);
     }
 
-    /// metad knows what the entry of this number did. Its answer has been taken in.
+    /// Unpins the operation of the entry of this number: metad has acknowledged it, and its answer is applied.
     pub fn unpin(&self, number: u64, inos: &[Ino], names: &[Place]) {
         self.with(|state, now| state.unpin(number, inos, names, now));
     }
@@ -244,12 +245,12 @@ impl Known {
 
 /// Questions.
 impl Known {
-    /// Attributes, if they are known now.
+    /// Returns attributes, if they are known now.
     pub fn attr(&self, ino: Ino) -> Option<InodeAttr> {
         self.with(|state, now| state.attr(ino, now))
     }
 
-    /// What a name leads to, or that it is absent, if that is known now.
+    /// Returns what a name leads to, or that it is absent, if that is known now.
     pub fn name(&self, parent: Ino, name: &[u8]) -> Option<Result<InodeAttr, FsError>> {
         self.with(|state, now| {
             let found = state.name(parent, name, now)?;
@@ -260,43 +261,44 @@ impl Known {
         })
     }
 
-    /// Whether a change of an inode by this session was under way at some time since it was asked about at `mark`.
+    /// Returns whether this session was changing an inode at any time since it was asked about at `mark`.
     pub fn was_changed_here(&self, ino: Ino, mark: Mark) -> bool {
         self.state.lock().leases.is_changed_here_since(ino, mark)
     }
 
-    /// Where a name leads, as far as is known now.
+    /// Returns where a name leads, if that is known now.
     pub fn name_state(&self, parent: Ino, name: &[u8]) -> NameState {
         self.with(|state, now| state.name_state(parent, name, now))
     }
 
-    /// Part of a listing, if all of it is known now.
+    /// Returns part of a listing, if all of it is known now.
     pub fn page(&self, key: PageKey) -> Option<Listed> {
         self.with(|state, now| state.page(key, now))
     }
 
-    /// Whether this session alone may change all of these inodes, and nobody else knows anything of them.
+    /// Returns whether this session alone may change all of these inodes, and no other session has leases on them.
     pub fn is_delegated(&self, inos: &[Ino]) -> bool {
         self.with(|state, now| inos.iter().all(|ino| state.is_delegated(*ino, now)))
     }
 
-    /// Whether metad does not know the inode yet.
+    /// Returns whether the inode was made here and metad does not know it yet.
     pub fn is_made_here(&self, ino: Ino) -> bool {
         self.state.lock().pins.is_made_here(ino)
     }
 
-    /// Whether metad knows less of a directory's names than this session.
+    /// Returns whether metad does not know all names of a directory that this session knows.
     pub fn is_ahead_in(&self, dir: Ino) -> bool {
         let state = self.state.lock();
         state.pins.has_names_in(dir) || state.pins.is_made_here(dir)
     }
 
-    /// For how long the kernel may believe these attributes, which it is given now.
+    /// Returns for how long the kernel may believe these attributes, which it is given now.
     pub fn believe_attr(&self, attr: &InodeAttr) -> Duration {
         self.with(|state, now| state.believe_attr(attr, now))
     }
 
-    /// For how long the kernel may believe that a name leads to an inode, or is absent, which it is told now.
+    /// Returns for how long the kernel may believe that a name leads to an inode, or is absent, when it is given that
+    /// now.
     pub fn believe_name(&self, parent: Ino, name: &[u8], ino: Option<Ino>) -> Duration {
         self.with(|state, now| state.believe_name(parent, name, ino, now))
     }
@@ -304,7 +306,7 @@ impl Known {
 
 /// What is remembered without leases: hints, and what this session did itself.
 impl Known {
-    /// Where names lead, as was seen now.
+    /// Notes where names lead, as was seen now.
     pub fn note_places(&self, places: impl IntoIterator<Item = (Place, Ino)>) {
         let mut state = self.state.lock();
         for (place, ino) in places {
@@ -312,38 +314,38 @@ impl Known {
         }
     }
 
-    /// A name leads nowhere, or nobody knows where.
+    /// Notes that a name leads nowhere, or that it is unknown where.
     pub fn forget_place(&self, parent: Ino, name: &[u8]) {
         self.state.lock().places.forget(&(parent, name.to_vec()));
     }
 
-    /// Where a name led when it was last seen: a hint, never an answer.
+    /// Returns where a name led when it was last seen: a hint, never an answer.
     pub fn led_to(&self, parent: Ino, name: &[u8]) -> Option<Ino> {
         self.state.lock().places.get(&(parent, name.to_vec()))
     }
 
-    /// A name of an inode, as it was last seen.
+    /// Returns a name of an inode, as it was last seen.
     pub fn place_of(&self, ino: Ino) -> Option<Place> {
         self.state.lock().places.of(ino)
     }
 
-    /// Where the content of this version of a small file lies, if it was open lately.
+    /// Returns where the content of this version of a small file is stored, if the file was open lately.
     pub fn content(&self, ino: Ino, version: Version) -> Option<ExtentPage> {
         self.state.lock().attrs.content(ino, version)
     }
 
-    /// Remembers where the content of a small file lies.
-    pub fn keep_content(&self, ino: Ino, page: ExtentPage) {
+    /// Remembers where the content of a small file is stored.
+    pub fn remember_content(&self, ino: Ino, page: ExtentPage) {
         self.state.lock().attrs.put_content(ino, page);
     }
 
-    /// Attributes of a directory that was removed here, as it was then: POSIX lets whoever is in it, or has it open, go on
-    /// asking.
+    /// Returns attributes of a directory as they were when it was removed here. POSIX lets a process whose working
+    /// directory it is, or that has it open, go on asking.
     pub fn removed_dir(&self, ino: Ino) -> Option<InodeAttr> {
         self.state.lock().attrs.removed_dir(ino)
     }
 
-    /// Something was removed here.
+    /// Notes that something was removed here.
     pub fn note_removed(&self, attr: &InodeAttr) {
         self.state.lock().attrs.note_removed(attr);
     }
@@ -351,22 +353,22 @@ impl Known {
 
 /// Walks.
 impl Known {
-    /// A directory was listed from its start.
+    /// Notes that a directory was listed from its start.
     pub(crate) fn walk_listed(&self, listed: &Listed) {
         self.with(|state, now| state.walks.listed(listed, now.awake));
     }
 
-    /// What a walk that comes to this directory now will need.
+    /// Returns what a walk that comes to this directory now will need.
     pub(crate) fn walk_from(&self, dir: Ino) -> Option<Next> {
         self.with(|state, now| state.walks.from(dir, now.awake))
     }
 
-    /// This was answered when that was asked for.
+    /// Notes the answer to what was asked for ahead.
     pub(crate) fn walk_answered(&self, asked: Next, tree: &[ListedDir]) {
         self.state.lock().walks.answered(asked, tree);
     }
 
-    /// What a walk that comes to this directory needs next.
+    /// Returns what a walk that comes to this directory needs next.
     pub(crate) fn walk_on(&self, dir: Ino) -> Option<Next> {
         self.state.lock().walks.go_on(dir)
     }
@@ -377,26 +379,27 @@ impl Known {
         Some(AskingAhead { known: self, dir, _answered: answered })
     }
 
-    /// Waits for the answer if a directory is being asked for in the background. Whether it was.
+    /// Waits for the answer if a directory is being asked for in the background. Returns whether it was.
     pub(crate) async fn wait_asked_ahead(&self, dir: Ino) -> bool {
         let asking = self.state.lock().walks.asking(dir);
         let Some(mut answered) = asking else { return false };
-        // Nothing is ever sent: the sender goes when there is an answer.
+        // Nothing is ever sent: the sender is dropped when there is an answer.
         let _ = answered.changed().await;
         true
     }
 
-    /// Whether it makes sense to ask for a delegation on this inode.
+    /// Returns whether it makes sense to ask for a delegation on this inode.
     pub(crate) fn may_ask_for(&self, ino: Ino) -> bool {
         self.with(|state, now| state.walks.may_ask_for(ino, now.awake))
     }
 
-    /// A delegation is to be asked for. True when several were within a short time.
+    /// Notes that a delegation is about to be asked for. True when there were several within a short time.
     pub(crate) fn is_one_of_many(&self) -> bool {
         self.with(|state, now| state.walks.is_one_of_many(now.awake))
     }
 
-    /// A name of this directory was not known, which has at most so many. True when it is time to ask for all of them.
+    /// Notes that a name of this directory was not known. True when it is time to ask for all of its names, if there
+    /// are at most this many.
     pub(crate) fn missed(&self, dir: Ino, names_max: u64) -> bool {
         self.with(|state, now| {
             let ours = state.pins.has_names_in(dir) || state.pins.is_made_here(dir);

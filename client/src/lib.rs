@@ -1,21 +1,22 @@
 //! A client of a Surf cluster: the filesystem's operations, free of FUSE.
 //!
-//! [`Client`] is one mount's session, put together from rooms that each own a part of its state. From the top down:
+//! [`Client`] is one mount's session, composed of rooms that each own a part of its state. From the top down:
 //!
-//! - `ops` are the operations by family, and the only `impl Client`; `events` gives back what metad asks for, `timers` and
-//!   `compact` are what goes on by the clock, `replay` sends what an earlier client has left;
-//! - `sending` sends what was done under delegations, `flusher` brings written content into the queue or to metad, `view`
-//!   shows inodes with what is uncommitted, `upkeep` shows that the session lives;
-//! - `open` is what is open, `file` one file's content, `reader` puts it together, `accessed` are the access times;
-//! - `queue` holds what was done under delegations, `writeback` is that queue with files as content, and the order between
-//!   it and what goes to metad at once; `journal` has what of it would be lost with the process; `commit` makes content
+//! - `ops` are the operations by family, and the only `impl Client`; `events` gives back what metad recalls, `timers`
+//!   and `compact` are the periodic work, `replay` sends what an earlier client has left;
+//! - `sending` sends operations under delegations, `flusher` brings written content into the queue or to metad, `view`
+//!   shows inodes with uncommitted content, `upkeep` keeps the session alive;
+//! - `open` are the open inodes, `file` is one file's content, `reader` reads it, `accessed` are the access times;
+//! - `queue` holds operations under delegations, `writeback` is that queue with files as content, and the order between
+//!   it and direct requests to metad; `journal` has those that would be lost with the process; `commit` makes content
 //!   part of its file;
-//! - `known` answers in metad's place under leases, `kernel` remembers what the kernel was given, `meta` talks to metad,
-//!   `block` to the block daemons, both by `network`. `work` is what goes on though its caller is gone; the lock order
-//!   stands in `ordered`.
+//! - `known` answers in metad's place under leases, `kernel` remembers what the kernel was given, `meta` talks to
+//!   metad, `block` to the block daemons, both through `network`. `work` runs on when its caller is gone; `ordered` has
+//!   the lock order.
 //!
-//! Every operation can be called from any thread of a multi-threaded tokio runtime. What an operation has accepted runs
-//! to its end though its caller is dropped, unless it says otherwise; what is dropped with the client itself, ends with it.
+//! Every operation can be called from any thread of a multi-threaded tokio runtime. An operation that has begun runs to
+//! its end though its caller is dropped, unless its documentation says otherwise; it ends when the client itself is
+//! dropped.
 
 #![forbid(unsafe_code)]
 
@@ -32,7 +33,7 @@ mod flusher;
 mod journal;
 mod kernel;
 mod known;
-mod local;
+mod local_dir;
 pub mod meta;
 pub mod network;
 mod open;
@@ -54,10 +55,10 @@ pub use error::Error;
 pub use journal::disk;
 pub use kernel::{Dropped, Notice};
 pub use known::Listed;
-pub use local::LocalDir;
+pub use local_dir::LocalDir;
 pub use ops::files::{Handle, OpenFlags, Opened};
 pub use ops::locks::Wait;
-pub use queue::{Heard, NewNode};
+pub use queue::{LossesReported, NewNode};
 
 use accessed::Accessed;
 use block::disk::DiskCache;
@@ -95,7 +96,7 @@ use waits::Waits;
 use work::Work;
 use writeback::{Order, WriteBack};
 
-/// Closing takes no longer, once everything is flushed.
+/// Closing takes no longer than this once everything is flushed.
 const CLOSE_LIMIT: Duration = Duration::from_secs(3);
 
 /// One session with a cluster.
@@ -116,38 +117,38 @@ pub struct Client {
     open_files: Arc<OpenFiles>,
     view: Arc<View>,
     accessed: Arc<Accessed>,
-    /// What was done under delegations and is sent later.
+    /// Operations under delegations that are sent later.
     writeback: Arc<WriteBack>,
-    /// Waits for it where metad is asked.
+    /// Makes requests to metad wait for the queue.
     order: Arc<Order>,
     flusher: Arc<Flusher>,
     /// Writes the journal.
     journal_writer: Option<Arc<Writer>>,
-    /// The mount ends, and what is not sent is left in it.
+    /// The mount ends, and unsent operations are left in the journal.
     left: AtomicBool,
     lock_released: Arc<Notify>,
     /// Waits for locks.
     waits: Waits,
-    /// What goes on as long as the client lives.
+    /// Tasks that run as long as the client lives.
     tasks: Ordered<JoinSet<()>>,
     /// Flushes, uploads and fetches under way.
     work: Work,
     me: Weak<Client>,
 }
 
-/// What goes on beside the operations, as long as the client lives.
+/// Work beside the operations, as long as the client lives.
 struct Parts {
     upkeep: Arc<Upkeep>,
     events: Arc<Events>,
     timers: Arc<Timers>,
     compactor: Arc<Compactor>,
     sender: Arc<Sender>,
-    /// There is a journal, of which something may be left.
+    /// Sends what is left in the journal, if there is one.
     replayer: Option<Replayer>,
 }
 
 impl Parts {
-    /// Starts all but the replay, for a session of this lifetime.
+    /// Starts everything but the replay, for a session of this lifetime.
     fn start(&self, ttl: Duration, tasks: &mut JoinSet<()>) {
         tasks.spawn(self.upkeep.clone().run(ttl));
         tasks.spawn(self.events.clone().run());
@@ -157,7 +158,7 @@ impl Parts {
     }
 }
 
-/// Puts the client together, from the bottom up.
+/// Composes the client, from the bottom up.
 fn compose(
     config: ClientConfig,
     (host, work): (String, Work),
@@ -305,26 +306,26 @@ pub(crate) mod testing {
     use wire::layout::LayoutMember;
     use wire::tls::{ClusterCa, Role, Subject};
 
-    /// A bundle of the cluster that this CA makes, for a client of that name.
+    /// Returns a bundle of the cluster that this CA makes, for a client of that name.
     pub(crate) fn bundle(ca: &ClusterCa, name: &str) -> Bundle {
         let identity = ca.issue(&Subject::new(Role::Client, name)).unwrap();
         Bundle { cluster: "test".to_owned(), metads: vec![([127, 0, 0, 1], 1).into()], identity }
     }
 
-    /// An owner of the ring, whose place on it goes by its number.
+    /// Returns a daemon whose place on the ring follows from its number.
     pub(crate) fn blockd(id: u8) -> LayoutMember {
         let (name, addr) = (format!("blockd-{id}"), ([127, 0, 0, 1], u16::from(id)).into());
         let points = vec![Point(u128::from(id) << 120)];
         LayoutMember { points, ..LayoutMember::new(BlockdId([id; 16]), name, addr, id.to_string()) }
     }
 
-    /// Attributes of an empty file.
+    /// Returns the attributes of an empty file.
     pub(crate) fn attr() -> InodeAttr {
         let creator = Creator { mode: 0o644, uid: 0, gid: 0 };
         InodeAttr::new(Ino(2000), FileKind::Regular, creator, Timestamp::default())
     }
 
-    /// Where clients keep their directories, and the cluster that these are of.
+    /// A place for clients' directories, and the cluster that they belong to.
     pub(crate) struct Place {
         pub dir: TempDir,
         pub ca: ClusterCa,
@@ -335,7 +336,7 @@ pub(crate) mod testing {
             Self { dir: tempfile::tempdir().unwrap(), ca: ClusterCa::create("t").unwrap() }
         }
 
-        /// The directory of the client `c` for `/mnt`.
+        /// Opens the directory of the client `c` for `/mnt`.
         pub(crate) fn local(&self) -> Arc<LocalDir> {
             Arc::new(LocalDir::open(self.dir.path(), &bundle(&self.ca, "c"), "/mnt").unwrap())
         }

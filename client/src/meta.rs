@@ -1,4 +1,5 @@
-//! Talking to metad: [`rpc`] finds the leader and asks until it is answered, [`session`] numbers what must happen once.
+//! Talking to metad: [`rpc`] finds the leader and asks until it answers, [`session`] numbers requests that must happen
+//! exactly once.
 
 pub mod rpc;
 pub mod session;

@@ -1,6 +1,7 @@
-//! Whom a client talks to: metads and block daemons, by address. QUIC is one way to reach them; the simulation has another.
+//! The metads and block daemons that a client talks to, by address. QUIC is one way to reach them; the simulation has
+//! another.
 //!
-//! What is behind these traits carries single messages. Who leads, what is asked again and when, is decided above them
+//! These traits carry single messages. The layers above decide which metad leads, and what is asked again and when
 //! ([`crate::meta::rpc`], [`crate::block`]).
 
 use bytes::Bytes;
@@ -18,8 +19,8 @@ use wire::tls::Role;
 
 /// The metads.
 pub trait Metad: Send + Sync {
-    /// Asks the metad at this address once, for so long. Cancel-safe in so far as it is not known then whether the request
-    /// has arrived.
+    /// Asks the metad at this address once, for at most `limit`. Cancel-safe, except that the caller does not know then
+    /// whether the request has arrived.
     ///
     /// # Errors
     /// As `Peer::request`.
@@ -41,9 +42,9 @@ pub trait Metad: Send + Sync {
     ) -> BoxFuture<'a, Result<Box<dyn EventStream>, Error>>;
 }
 
-/// Events from a metad. Dropping it tells the metad to stop.
+/// Events from a metad. Dropping the stream makes the metad stop.
 pub trait EventStream: Send {
-    /// The next event. Cancel-safe: what has arrived of it is kept for the next call.
+    /// Returns the next event. Cancel-safe: bytes that have arrived are retained for the next call.
     ///
     /// # Errors
     /// As `EventReceiver::next`.
@@ -52,8 +53,8 @@ pub trait EventStream: Send {
 
 /// The block daemons.
 pub trait Blockd: Send + Sync {
-    /// Asks the block daemon at this address once, for so long. Returns its answer with the payload. Cancel-safe like
-    /// [`Metad::ask`].
+    /// Asks the block daemon at this address once, for at most `limit`. Returns its answer with the payload.
+    /// Cancel-safe like [`Metad::ask`].
     ///
     /// # Errors
     /// As `Peer::request`.
@@ -66,12 +67,12 @@ pub trait Blockd: Send + Sync {
     ) -> BoxFuture<'a, Result<(BlockReply, Bytes), Error>>;
 }
 
-/// All of them, and what drives the messages.
+/// All daemons, and the runtime that drives the messages.
 pub trait Network: Metad + Blockd {
-    /// The runtime that drives it.
+    /// Returns the runtime that drives the messages.
     fn runtime(&self) -> Handle;
 
-    /// Ends it: peers see at once that this client is gone.
+    /// Closes the network: peers see at once that this client is gone.
     fn close(&self) -> BoxFuture<'_, ()>;
 }
 

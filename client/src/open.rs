@@ -1,7 +1,7 @@
-//! Open inodes: who has what open, what of it is forgotten when, and what becomes of inodes without a name.
+//! Open inodes: their handles, when they are forgotten, and what happens to inodes without a name.
 //!
-//! An inode is here as long as a handle is open, or content of it waits to be committed. metad keeps an unlinked inode as
-//! long as this session does not release it; [`opening`] keeps opens and removals apart.
+//! An inode is in the map as long as a handle is open, or content of it waits to be committed. metad retains an
+//! unlinked inode until this session releases it; [`opening`] separates opens from removals.
 
 pub(crate) mod opening;
 
@@ -23,7 +23,7 @@ pub(crate) struct OpenFiles {
     files: Ordered<BTreeMap<Ino, Arc<FileState>>>,
     /// Inodes being opened and removed.
     opens: Opens,
-    /// Unlinked inodes that metad keeps for our handles.
+    /// Unlinked inodes that metad retains for our handles.
     orphans: Ordered<HashSet<Ino>>,
     known: Arc<Known>,
     session: Arc<LeasedSession>,
@@ -32,7 +32,7 @@ pub(crate) struct OpenFiles {
 }
 
 impl OpenFiles {
-    /// Nothing is open.
+    /// Starts with nothing open.
     pub fn new(session: Arc<LeasedSession>, known: Arc<Known>, committer: Arc<Committer>, work: Work) -> Self {
         Self {
             files: Ordered::new(Rank::Files, BTreeMap::new()),
@@ -45,27 +45,27 @@ impl OpenFiles {
         }
     }
 
-    /// An inode that is here.
+    /// Returns an open inode.
     pub fn get(&self, ino: Ino) -> Option<Arc<FileState>> {
         self.files.lock().get(&ino).cloned()
     }
 
-    /// Whether an inode is here.
+    /// Returns whether an inode is open.
     pub fn has(&self, ino: Ino) -> bool {
         self.files.lock().contains_key(&ino)
     }
 
-    /// All inodes that are here.
+    /// Returns all open inodes.
     pub fn inos(&self) -> Vec<Ino> {
         self.files.lock().keys().copied().collect()
     }
 
-    /// Those that are wanted.
+    /// Returns those that `wanted` selects.
     pub fn filtered(&self, wanted: impl Fn(&FileState) -> bool) -> Vec<Arc<FileState>> {
         self.files.lock().values().filter(|file| wanted(file)).cloned().collect()
     }
 
-    /// One more handle on an inode that is here.
+    /// Adds a handle on an open inode.
     pub fn hold(&self, ino: Ino) -> Option<Arc<FileState>> {
         let files = self.files.lock();
         let file = files.get(&ino)?;
@@ -73,7 +73,7 @@ impl OpenFiles {
         Some(file.clone())
     }
 
-    /// A handle on an inode that was not here, unless another opened it at the same time.
+    /// Adds a handle on an inode that was not open. If it was opened meanwhile, the handle is on that state.
     pub fn insert(&self, file: Arc<FileState>) -> Arc<FileState> {
         let mut files = self.files.lock();
         let file = files.entry(file.ino()).or_insert(file).clone();
@@ -91,12 +91,12 @@ impl OpenFiles {
         self.opens.begin_new(ino)
     }
 
-    /// Vouches that nothing of an inode is here, if that is so: nobody opens it until what is returned is dropped.
+    /// Vouches that an inode is not open, if that is so: nobody opens it until the returned value is dropped.
     pub fn vouch(&self, ino: Ino) -> Option<Vouched<'_>> {
         self.opens.vouch(ino, || self.has(ino))
     }
 
-    /// Vouches that no handle on an inode is open; content of it may wait to be committed.
+    /// Vouches that no handle on an inode is open. Content of it may wait to be committed.
     pub fn vouch_closed(&self, ino: Ino) -> Option<Vouched<'_>> {
         self.opens.vouch(ino, || self.files.lock().get(&ino).is_some_and(|file| file.is_open()))
     }
@@ -108,18 +108,18 @@ impl OpenFiles {
         if idle && files.get(&file.ino()).is_some_and(|known| Arc::ptr_eq(known, file)) {
             files.remove(&file.ino());
             if let Some(page) = page {
-                self.known.keep_content(file.ino(), page);
+                self.known.remember_content(file.ino(), page);
             }
         }
     }
 
-    /// Whether metad keeps this unlinked inode for our handles.
+    /// Returns whether metad retains this unlinked inode for our handles.
     pub fn is_orphan(&self, ino: Ino) -> bool {
         self.orphans.lock().contains(&ino)
     }
 
-    /// Unlinked inodes stay as long as they are open here, and are released otherwise.
-    pub async fn keep_or_release(self: &Arc<Self>, inos: &[Ino]) {
+    /// Retains those of these unlinked inodes that are open here, and releases the others.
+    pub async fn retain_or_release(self: &Arc<Self>, inos: &[Ino]) {
         let mut vouched = Vec::new();
         for ino in inos {
             match self.vouch(*ino) {
@@ -137,12 +137,12 @@ impl OpenFiles {
         if !closed.is_empty()
             && let Err(error) = self.session.one(Op::ReleaseOrphans { inos: closed }).await
         {
-            // metad asks again with the next sign of life.
+            // metad asks again with the next keep-alive.
             tracing::debug!(%error, "orphans are released later");
         }
     }
 
-    /// Drops what is not committed of an unlinked inode without handles: nobody can read it any more.
+    /// Drops uncommitted content of an unlinked inode without handles: nobody can read it any more.
     pub fn drop_unread(self: &Arc<Self>, ino: Ino) {
         let Some(file) = self.files.lock().get(&ino).filter(|file| file.lose_last_name()).cloned() else { return };
         let open = self.clone();
@@ -153,17 +153,17 @@ impl OpenFiles {
         });
     }
 
-    /// Releases an orphan that nothing holds here any more.
+    /// Releases an orphan that is not open here any more.
     pub async fn release_closed_orphan(self: &Arc<Self>, ino: Ino) {
         let orphaned = !self.has(ino) && self.orphans.lock().remove(&ino);
         if orphaned {
-            // Boxed: releasing may find another orphan to drop.
-            Box::pin(self.keep_or_release(&[ino])).await;
+            // Boxed, because releasing may find another orphan to drop.
+            Box::pin(self.retain_or_release(&[ino])).await;
         }
     }
 
-    /// Content could not be committed: it stays with the file, whoever asks next hears of it, and the background tries
-    /// again. What the policy refuses is dropped when nobody is left to hear of it.
+    /// Notes that content could not be committed. It stays with the file, the next `fsync` or `close` gets the error,
+    /// and the background tries again. Refused content is dropped when no handle is left to report it to.
     pub fn content_failed(self: &Arc<Self>, file: &Arc<FileState>, error: FsError) {
         if !self.committer.content_failed(file, error) {
             return;

@@ -1,4 +1,4 @@
-//! The filesystem's operations, one in one place: each file is a family of system calls.
+//! The filesystem's operations: each file is a family of system calls.
 
 mod attrs;
 mod delegated;
@@ -15,7 +15,7 @@ use crate::Client;
 use std::sync::Arc;
 
 impl Client {
-    /// This client, as what goes on though its caller is gone holds it.
+    /// Returns this client as an `Arc`, for work that runs on when its caller is gone.
     fn arc(&self) -> Arc<Self> {
         self.me.upgrade().expect("a method runs only while the client lives")
     }

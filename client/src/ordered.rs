@@ -1,12 +1,12 @@
-//! The lock order of the client, and the mutexes that hold to it.
+//! The lock order of the client, and the mutexes that follow it.
 //!
-//! Locks that are held over an `.await` come first, in this order: a file's flush (`FileState::begin_flush`), then those of
-//! the session (one renewal, one range of inode numbers) or of the journal (one round of writing, one change of its files).
-//! The mutexes below are held for a few lines without an `.await`, and a thread that holds one takes another only of a
-//! higher [`Rank`]. Debug builds, and so all tests, assert that with each lock that is taken.
+//! Locks that are held over an `.await` come first, in this order: a file's flush (`FileState::begin_flush`), then
+//! those of the session (one renewal, one range of inode numbers) or of the journal (one round of writing, one change
+//! of its files). The mutexes below are held for a few lines without an `.await`, and a thread that holds one takes
+//! another only of a higher [`Rank`]. Debug builds, and so all tests, assert that with each lock that is taken.
 //!
-//! Locks under which none but that of memory is taken share a rank, [`Rank::Leaf`]. The layout, which everybody reads, is
-//! behind an `RwLock` of which the same holds.
+//! Locks under which no other lock but that of memory is taken share a rank, [`Rank::Leaf`]. The layout, which
+//! everybody reads, is behind an `RwLock` with the same rule.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::fmt;
@@ -15,7 +15,7 @@ use std::ops::{Deref, DerefMut};
 /// Place of a mutex in the lock order: a thread takes them from the first to the last.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Rank {
-    /// What goes on as long as the client lives.
+    /// Tasks that run as long as the client lives.
     Tasks,
     /// The write-back queue: held while an operation is carried out here.
     Queue,
@@ -23,25 +23,25 @@ pub(crate) enum Rank {
     Opens,
     /// The map of open files.
     Files,
-    /// Unlinked inodes that metad keeps for open handles.
+    /// Unlinked inodes that metad retains for open handles.
     Orphans,
-    /// Open files that are looked at because another session changed them.
+    /// Open files whose attributes are asked for because another session changed them.
     Refreshing,
     /// One file's content.
     Content,
     /// Small content that waits to be uploaded together.
     Gathering,
-    /// What is known of names and attributes, pinned, and asked for ahead.
+    /// What is known of names and attributes, pinned, or asked for ahead.
     Known,
-    /// Which pages the kernel drops before a handle is used: it has dropped them once the kernel's lock knows.
+    /// Pages that the kernel drops before a handle is used. They are dropped once [`Rank::Kernel`] has noted it.
     Drops,
     /// What the kernel was given.
     Kernel,
-    /// The present file of the journal.
+    /// The current file of the journal.
     JournalFile,
-    /// What else there is: no other lock of its own is taken under it.
+    /// All others: no other lock of the client is taken under them.
     Leaf,
-    /// Memory of blocks: it comes back when the last reader of a block is dropped, whatever is locked then.
+    /// Memory of blocks. It is given back when the last reader of a block is dropped, whatever locks are held then.
     Memory,
 }
 
@@ -51,21 +51,21 @@ pub(crate) struct Ordered<T> {
     mutex: Mutex<T>,
 }
 
-/// What a mutex guards, until it is dropped.
+/// A guard: it unlocks the mutex when it is dropped.
 pub(crate) struct Held<'a, T> {
     guard: MutexGuard<'a, T>,
     _noted: held::Noted,
 }
 
 impl<T> Ordered<T> {
-    /// A mutex of this rank.
+    /// Creates a mutex of this rank.
     pub(crate) const fn new(rank: Rank, value: T) -> Self {
         Self { rank, mutex: Mutex::new(value) }
     }
 
-    /// Locks it.
+    /// Locks the mutex.
     pub(crate) fn lock(&self) -> Held<'_, T> {
-        // Before it is waited for: an order that is wrong is found though nobody else holds it.
+        // Noted before waiting: a wrong order is found even if nobody else holds the lock.
         let noted = held::Noted::new(self.rank);
         Held { guard: self.mutex.lock(), _noted: noted }
     }
@@ -101,7 +101,7 @@ mod held {
         static HELD: RefCell<Vec<Rank>> = const { RefCell::new(Vec::new()) };
     }
 
-    /// That this thread holds a lock of a rank.
+    /// Notes that this thread holds a lock of a rank.
     pub(super) struct Noted(Rank);
 
     impl Noted {
@@ -131,7 +131,7 @@ mod held {
 mod held {
     use super::Rank;
 
-    /// Nothing: the order is asserted in debug builds.
+    /// Does nothing: the order is asserted in debug builds.
     pub(super) struct Noted;
 
     impl Noted {

@@ -1,12 +1,12 @@
-//! What was done under delegations and is sent later: one queue, in the order in which it was done.
+//! Operations under delegations that are sent later: one queue, in the order in which they were done.
 //!
-//! Nobody else knows anything of an inode on which the session holds a *delegation*, so what is done there needs no answer
-//! to be true: it is pinned in what is known ([`crate::known`]), put into this queue, and sent in large batches a moment
-//! later. metad ends a delegation before another session looks, and waits until everything is sent.
+//! No other session has leases on an inode on which this session holds a *delegation*, so an operation there takes
+//! effect without an answer: it is pinned in what is known ([`crate::known`]), put into this queue, and sent in large
+//! batches a moment later. metad ends a delegation before another session looks, and waits until everything is sent.
 //!
-//! - `core` is the queue, `here` decides what an operation comes to, `judge` what becomes of what metad refuses: all three
+//! - `core` is the queue, `here` decides the result of an operation, `judge` what to do about refused ones: all three
 //!   are pure.
-//! - This file is the lock around the core, and whoever waits for it.
+//! - This file is the lock around the core, and the waiting.
 //!
 //! Lock order: the queue before what is known, and before a file's state; never the other way round.
 
@@ -30,36 +30,36 @@ use wire::FsError;
 use wire::attr::Timestamp;
 use wire::ids::Ino;
 
-/// Up to which of the changes that came to nothing somebody has heard of them.
+/// The count of failed operations up to which they have been reported.
 #[derive(Debug)]
-pub struct Heard(AtomicU64);
+pub struct LossesReported(AtomicU64);
 
 /// The queue. `F` stands for a file whose content is sent.
 pub(crate) struct Queue<F> {
     core: Ordered<Core<F>>,
     known: Arc<Known>,
-    /// There is more to do, or somebody waits.
+    /// Notified when there is more to send, or somebody waits.
     wake: Notify,
-    /// Something was sent or journaled, or an attempt failed.
+    /// Notified when entries were acknowledged or journaled, or an attempt failed.
     progress: Notify,
-    /// There is more for the journal.
+    /// Notified when there is more for the journal.
     entered: Notify,
 }
 
-/// The queue, while something is done: nothing else gets between the look at what is known and the entry.
-pub(crate) struct Doing<'a, F> {
+/// The locked queue, while an operation is done: nothing else gets between looking at what is known and the entry.
+pub(crate) struct LockedQueue<'a, F> {
     core: Held<'a, Core<F>>,
     home: &'a Queue<F>,
 }
 
-impl<F> Doing<'_, F> {
-    /// Looks at what is known, before something is decided.
+impl<F> LockedQueue<'_, F> {
+    /// Looks at what is known, before an operation is decided.
     pub(crate) fn look<R>(&self, at: Timestamp, look: impl FnOnce(&mut Here<'_>) -> R) -> R {
         self.home.known.with(|state, now| look(&mut Here { state, now, at }))
     }
 
-    /// Puts what is decided from what is known into the queue, and pins what it makes, if these inodes are this session's
-    /// alone.
+    /// Puts an operation that was decided from what is known into the queue and pins its results, if this session alone
+    /// may change these inodes.
     pub(crate) fn enter<R>(
         mut self,
         at: Timestamp,
@@ -99,7 +99,7 @@ impl<F> Doing<'_, F> {
     }
 }
 
-/// While it lives, what is done to these inodes does not get into the queue.
+/// While this value lives, operations on these inodes do not get into the queue.
 pub(crate) struct Barred<'a, F> {
     home: &'a Queue<F>,
     inos: Vec<Ino>,
@@ -118,31 +118,32 @@ impl<F> Queue<F> {
         Self { core, known, wake, progress, entered }
     }
 
-    /// Does something with the core, while nothing of it changes.
+    /// Calls `work` with the core, which nothing else changes meanwhile.
     pub(crate) fn with<R>(&self, work: impl FnOnce(&mut Core<F>) -> R) -> R {
         work(&mut self.core.lock())
     }
 
-    /// Begins to do something to these inodes here, unless something else is changing them.
-    pub(crate) fn begin(&self, inos: &[Ino]) -> Option<Doing<'_, F>> {
+    /// Begins an operation on these inodes here, unless something else is changing them.
+    pub(crate) fn begin(&self, inos: &[Ino]) -> Option<LockedQueue<'_, F>> {
         let doing = self.begin_leaving();
         (!doing.core.is_barred(inos)).then_some(doing)
     }
 
-    /// Begins to put content of an inode in that is not this session's alone: when the mount ends, and nobody can be told.
-    pub(crate) fn begin_leaving(&self) -> Doing<'_, F> {
-        Doing { core: self.core.lock(), home: self }
+    /// Begins to queue content of an inode that other sessions use as well: when the mount ends, and nobody is left to
+    /// report to.
+    pub(crate) fn begin_leaving(&self) -> LockedQueue<'_, F> {
+        LockedQueue { core: self.core.lock(), home: self }
     }
 
-    /// Lets nothing that is done to these inodes in, until what is returned is dropped.
+    /// Keeps operations on these inodes out of the queue until the returned value is dropped.
     pub(crate) fn bar(&self, inos: impl IntoIterator<Item = Ino>) -> Barred<'_, F> {
         let inos: Vec<Ino> = inos.into_iter().collect();
         self.core.lock().bar(&inos);
         Barred { home: self, inos }
     }
 
-    /// Undoes what would put this inode in place of another one: its content cannot be stored, and what it would replace
-    /// is all there is. Returns the inodes and names that are as they were before.
+    /// Undoes operations that would put this inode in place of another one: its content cannot be stored, and the one
+    /// that it would replace is the only complete one. Returns the inodes and names that are as they were before.
     pub(crate) fn undo_replacing(&self, ino: Ino, error: FsError) -> Touched {
         let mut core = self.core.lock();
         let (mut inos, mut names) = (Vec::new(), Vec::new());
@@ -155,7 +156,7 @@ impl<F> Queue<F> {
         (inos, names)
     }
 
-    /// From this entry on, `ino` has the name `new` instead of `old`; what was done by that name follows.
+    /// Gives `ino` the name `new` instead of `old` from this entry on; later operations by the old name follow.
     pub(crate) fn rename_entries(&self, from: u64, old: &Place, new: &Place, ino: Ino) {
         let mut core = self.core.lock();
         let repins = core.rename_entries(from, old, new, ino);
@@ -169,20 +170,21 @@ impl<F> Queue<F> {
         });
     }
 
-    /// Whether others can have changed something before this entry, the first one, came to metad: see the core.
+    /// Returns whether others cannot have changed anything before this entry, the first one, reached metad. See the
+    /// core.
     pub(crate) fn is_in_time(&self, number: u64) -> bool {
         let lapses = self.known.lapses();
         self.core.lock().is_in_time(number, lapses, Instant::now())
     }
 
-    /// metad knows the first entry.
+    /// Removes the first entry, which metad has acknowledged.
     pub(crate) fn done(&self, number: u64, inos: &[Ino], names: &[Place]) {
         self.known.unpin(number, inos, names);
         self.core.lock().pop(number);
         self.progress.notify_waiters();
     }
 
-    /// The first entry was refused, and nothing comes of it.
+    /// Removes the first entry, which was refused and has no effect.
     pub(crate) fn leave_out(&self, number: u64, inos: &[Ino], names: &[Place]) {
         self.known.with(|state, _| state.undo(number, inos, names));
         let mut core = self.core.lock();
@@ -192,42 +194,42 @@ impl<F> Queue<F> {
         self.progress.notify_waiters();
     }
 
-    /// For whoever begins to care what comes to nothing.
-    pub(crate) fn heard(&self) -> Heard {
-        Heard(AtomicU64::new(self.core.lock().heard(Instant::now())))
+    /// Returns a position from which failed operations are to be reported.
+    pub(crate) fn losses_reported(&self) -> LossesReported {
+        LossesReported(AtomicU64::new(self.core.lock().losses_reported(Instant::now())))
     }
 
-    /// Reports once for each `heard` that changes came to nothing.
-    pub(crate) fn report_lost(&self, heard: &Heard) -> Result<(), FsError> {
+    /// Reports once for each `reported` that operations failed.
+    pub(crate) fn report_lost(&self, reported: &LossesReported) -> Result<(), FsError> {
         let mut core = self.core.lock();
-        if heard.0.swap(core.lost(), Ordering::Relaxed) >= core.lost() { Ok(()) } else { core.report_loss() }
+        if reported.0.swap(core.lost(), Ordering::Relaxed) >= core.lost() { Ok(()) } else { core.report_loss() }
     }
 
-    /// Somebody waits for everything up to this entry.
+    /// Sends everything up to this entry now, because somebody waits.
     pub(crate) fn hurry(&self, upto: u64) {
         self.core.lock().hurry(upto);
         self.wake.notify_one();
     }
 
-    /// An attempt to send failed.
+    /// Notes that an attempt to send failed.
     pub(crate) fn note_failure(&self, error: FsError) {
         self.core.lock().note_failure(error);
         self.progress.notify_waiters();
     }
 
-    /// Everything up to this entry is in the journal.
+    /// Notes that everything up to this entry is in the journal.
     pub(crate) fn note_journaled(&self, upto: u64) {
         self.core.lock().note_journaled(upto);
         self.progress.notify_waiters();
     }
 
-    /// Whether the journal can be written: what is done waits for it only then.
+    /// Notes whether the journal can be written: only then do operations wait for it.
     pub(crate) fn note_journal_works(&self, works: bool) {
         self.core.lock().note_journal_works(works);
         self.progress.notify_waiters();
     }
 
-    /// Puts in what an earlier client did, and left in the journal, in the order of the numbers.
+    /// Adds the operations that an earlier client left in the journal, in the order of their numbers.
     pub(crate) fn enter_again(&self, entries: Vec<(u64, Timestamp, Touched, Work<F>)>) {
         self.core.lock().enter_again(entries, Instant::now());
         self.wake.notify_one();
@@ -236,47 +238,47 @@ impl<F> Queue<F> {
 
 /// Questions.
 impl<F> Queue<F> {
-    /// Whether anything waits to be sent.
+    /// Returns whether nothing waits to be sent.
     pub(crate) fn is_empty(&self) -> bool {
         self.core.lock().is_empty()
     }
 
-    /// Number of the last entry that is not sent, if anybody may wait for it.
+    /// Returns the number of the last unacknowledged entry, if anybody may wait for it.
     pub(crate) fn tail(&self) -> Option<u64> {
         self.core.lock().tail()
     }
 
-    /// Number of the last entry that changes one of these inodes or names in them.
+    /// Returns the number of the last entry that changes one of these inodes or names in them.
     pub(crate) fn tail_on(&self, inos: &[Ino]) -> Option<u64> {
         self.core.lock().tail_on(inos)
     }
 
-    /// These inodes, and what was made in them or below and is not sent.
+    /// Returns these inodes, and unacknowledged ones that were made in them or below.
     pub(crate) fn with_made_in(&self, inos: Vec<Ino>) -> Vec<Ino> {
         self.core.lock().with_made_in(inos)
     }
 
-    /// Up to which entry everything is sent.
-    pub(crate) fn sent(&self) -> u64 {
-        self.core.lock().sent()
+    /// Returns the number up to which all entries are acknowledged.
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.core.lock().acknowledged()
     }
 
-    /// Whether everything up to an entry is sent.
-    pub(crate) fn is_sent(&self, upto: u64) -> bool {
-        self.sent() >= upto
+    /// Returns whether everything up to an entry is acknowledged.
+    pub(crate) fn is_acknowledged(&self, upto: u64) -> bool {
+        self.acknowledged() >= upto
     }
 
-    /// Whether there is room for more.
+    /// Returns whether there is room for more.
     pub(crate) fn has_room(&self) -> bool {
         self.core.lock().has_room(Instant::now())
     }
 
-    /// Whether nothing may be left out.
+    /// Returns whether nothing may be left out.
     pub(crate) fn is_strict(&self) -> bool {
         self.core.lock().is_strict()
     }
 
-    /// Whether the inode is moved, or replaced by what is, by something that is not sent yet.
+    /// Returns whether an unacknowledged entry moves the inode, or replaces it by a moved one.
     pub(crate) fn is_moved(&self, ino: Ino) -> bool {
         self.core.lock().is_moved(ino)
     }
@@ -284,11 +286,11 @@ impl<F> Queue<F> {
 
 /// Waiting. All of it is cancel-safe.
 impl<F> Queue<F> {
-    /// Waits until `ready` answers, which is asked again after each progress.
+    /// Waits until `ready` returns a value. It is called again after each progress.
     async fn wait_progress<R>(&self, mut ready: impl FnMut(&Core<F>) -> Option<R>) -> R {
         loop {
             let mut progress = std::pin::pin!(self.progress.notified());
-            // Before looking: what happens in between must not be missed.
+            // Enabled before looking: progress in between must not be missed.
             progress.as_mut().enable();
             let answer = ready(&self.core.lock());
             match answer {
@@ -298,15 +300,15 @@ impl<F> Queue<F> {
         }
     }
 
-    /// Waits until everything up to an entry is sent.
+    /// Waits until everything up to an entry is acknowledged.
     ///
     /// # Errors
-    /// How an attempt failed.
-    pub(crate) async fn wait_sent(&self, upto: u64) -> Result<(), FsError> {
+    /// Returns how an attempt failed.
+    pub(crate) async fn wait_acknowledged(&self, upto: u64) -> Result<(), FsError> {
         self.hurry(upto);
         let failures = self.core.lock().failures();
         let ended = |core: &Core<F>| {
-            if core.sent() >= upto { Some(Ok(())) } else { core.failure_since(failures).map(Err) }
+            if core.acknowledged() >= upto { Some(Ok(())) } else { core.failure_since(failures).map(Err) }
         };
         self.wait_progress(ended).await
     }
@@ -316,7 +318,7 @@ impl<F> Queue<F> {
         self.wait_progress(|core| core.has_room(Instant::now()).then_some(())).await;
     }
 
-    /// Waits until an entry has been neither sent nor journaled for so long.
+    /// Waits until an entry has been neither acknowledged nor journaled for this long.
     pub(crate) async fn wait_overdue(&self, after: Duration) {
         loop {
             let mut entered = std::pin::pin!(self.entered.notified());
@@ -330,7 +332,7 @@ impl<F> Queue<F> {
         }
     }
 
-    /// Waits until something is to be sent.
+    /// Waits until it is time to send.
     pub(crate) async fn wait_due(&self) {
         loop {
             let mut wake = std::pin::pin!(self.wake.notified());

@@ -1,5 +1,5 @@
-//! Reading: committed content from blocks, what is not committed laid over it. What to read from where is decided by the
-//! file ([`FileState::plan_read`]); here it is fetched and put together.
+//! Reading: committed content from blocks, with uncommitted content laid over it. The file decides what to read from
+//! where ([`FileState::plan_read`]); the reader fetches and assembles it.
 
 use crate::block::fetch::Fetcher;
 use crate::error::unexpected_reply;
@@ -20,7 +20,7 @@ use wire::op::{Read, ReadReply};
 
 /// Scattered reads up to this size fetch only their part of a large block.
 const PART_BYTES_MAX: usize = 256 << 10;
-/// Attempts at a consistent list of extents while others commit; then a list that spans versions has to do.
+/// Attempts at a consistent list of extents while others commit. After these, a list that spans versions is used.
 const LISTINGS_MAX: usize = 8;
 /// Attempts at content that compaction or another session replaces while it is read.
 const ATTEMPTS_MAX: usize = 3;
@@ -28,17 +28,18 @@ const ATTEMPTS_MAX: usize = 3;
 /// Reads files.
 pub(crate) struct Reader {
     session: Arc<LeasedSession>,
-    /// What metad does not know yet goes first.
+    /// Sends to metad what it must know before it is asked.
     order: Arc<Order>,
     fetcher: Arc<Fetcher>,
     kernel: Arc<Kernel>,
     work: Work,
-    /// What a sequential reader is ahead of itself, in bytes.
+    /// How far to read ahead of a sequential reader, in bytes.
     readahead_bytes: u64,
 }
 
 impl Reader {
-    /// One that asks `session` for extents, once it knows what waits in the queue, and has this many bytes fetched ahead.
+    /// Creates a reader that asks `session` for extents, once metad knows what waits in the queue, and that fetches
+    /// this many bytes ahead.
     pub fn new(
         (session, order): (Arc<LeasedSession>, Arc<Order>),
         (fetcher, kernel): (Arc<Fetcher>, Arc<Kernel>),
@@ -48,17 +49,17 @@ impl Reader {
         Self { session, order, fetcher, kernel, work, readahead_bytes }
     }
 
-    /// Begins to read a file of one small block: whoever opens it mostly reads it next.
+    /// Begins to read a file of one small block: a program that opens it usually reads it next.
     pub fn prefetch_small(&self, file: &FileState) {
         if let Some(hash) = file.small_block() {
             self.fetcher.prefetch(hash);
         }
     }
 
-    /// Reads up to `len` bytes; less only at the end of the file. Cancel-safe.
+    /// Reads up to `len` bytes; fewer only at the end of the file. Cancel-safe.
     ///
     /// # Errors
-    /// `Io` when content cannot be had.
+    /// `Io` when content is not available.
     pub async fn read(self: &Arc<Self>, file: &Arc<FileState>, offset: u64, len: usize) -> Result<Bytes, FsError> {
         let mut attempt = 1;
         loop {
@@ -75,7 +76,7 @@ impl Reader {
             }
             match self.put_together(&plan).await {
                 Err(FsError::NotFound) if attempt < ATTEMPTS_MAX => {
-                    // The block went away, most likely because the file was changed: what replaced it is asked for.
+                    // The block is gone, most likely because the file was changed: the new extents are asked for.
                     attempt += 1;
                     file.forget_extents();
                 }
@@ -110,7 +111,7 @@ impl Reader {
         Ok(buffer.into())
     }
 
-    /// A read that lies within one block needs no copy.
+    /// Returns the bytes of a read that lies within one block, without a copy.
     async fn single(&self, plan: &Plan) -> Result<Option<Bytes>, FsError> {
         let ([extent], []) = (plan.extents.as_slice(), plan.over.as_slice()) else { return Ok(None) };
         let whole = extent.range();
@@ -121,7 +122,7 @@ impl Reader {
         self.block_bytes(extent, &plan.range, plan.sequential).await.map(Some)
     }
 
-    /// Bytes of a file range that lies within an extent of a block.
+    /// Returns the bytes of a file range that lies within an extent of a block.
     async fn block_bytes(&self, extent: &Extent, wanted: &Range<u64>, sequential: bool) -> Result<Bytes, FsError> {
         let Source::Block { hash, block_len, offset } = extent.source else { return Err(FsError::Io) };
         let from = offset as usize + (wanted.start - extent.file_off) as usize;
@@ -140,7 +141,7 @@ impl Reader {
         Ok(block.slice(from..from + len))
     }
 
-    /// Learns the extents from a chunk up to the one that holds byte `until - 1`.
+    /// Loads the extents from a chunk up to the one that holds byte `until - 1`.
     async fn load_chunks(&self, file: &FileState, first: ChunkIndex, until: u64) -> Result<(), FsError> {
         let end = until.max(first.start() + 1).div_ceil(CHUNK_BYTES).saturating_mul(CHUNK_BYTES);
         let range = first.start()..end;
@@ -159,7 +160,7 @@ impl Reader {
                 }
             }
             match file.take_listing(range.clone(), &pages, listing == LISTINGS_MAX) {
-                // Not older than what is known, and not a mixture.
+                // The listing must not be older than what is known, nor a mixture of versions.
                 Listing::Torn => {}
                 Listing::Taken => return Ok(()),
                 Listing::Moved => {
@@ -180,7 +181,7 @@ impl Reader {
         }
     }
 
-    /// Learns the extents of the next chunk before they are needed.
+    /// Loads the extents of the next chunk before they are needed.
     fn load_ahead(self: &Arc<Self>, file: &Arc<FileState>, chunk: ChunkIndex) {
         if !file.begin_loading() {
             return;

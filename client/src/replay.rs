@@ -1,8 +1,8 @@
-//! Telling what an earlier client has left in the journal, before anything else is done.
+//! Sending what an earlier client has left in the journal, before anything else is done.
 //!
-//! It goes through the same queue as everything that is done under delegations, and is judged in the same way: what others
-//! did meanwhile stays, and what was done here goes beside it. Only the inodes that metad has never heard of get numbers of
-//! this session.
+//! It goes through the same queue as operations under delegations, and is judged in the same way: what others did
+//! meanwhile stays, and what was done here goes beside it. Only inodes that metad does not know get numbers of this
+//! session.
 
 use crate::Error;
 use crate::buffers::Buffers;
@@ -15,7 +15,7 @@ use crate::journal::Journal;
 use crate::journal::record::{Change, Piece, Record};
 use crate::known::Known;
 use crate::known::leased::LeasedSession;
-use crate::local::kept;
+use crate::local_dir::set_aside;
 use crate::queue::Touched;
 use crate::writeback::{Work, WriteBack};
 use bytes::Bytes;
@@ -28,19 +28,19 @@ use wire::attr::{Creator, FileKind, InodeAttr, Timestamp};
 use wire::ids::{Ino, Version};
 use wire::op::{Expect, JournalPosition, Op, Read, ReadReply};
 
-/// When nothing moves for so long, the mount is refused: who mounts by hand or at boot is to know.
+/// When nothing is acknowledged for this long, the mount fails, so that a person or the boot gets the error.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What is made of the records on their way into the queue.
+/// The queue entries that the records are turned into.
 #[derive(Default)]
 struct Replayed {
-    /// New numbers of inodes that metad had not heard of.
+    /// New numbers of inodes that metad did not know.
     numbers: HashMap<Ino, Ino>,
     files: HashMap<Ino, Arc<FileState>>,
     entries: Vec<(u64, Timestamp, Touched, Work)>,
 }
 
-/// Why a replay does not come to its end.
+/// Why a replay fails.
 enum Failed {
     Refused(FsError),
     Disk(io::Error),
@@ -67,10 +67,11 @@ pub(crate) struct Replayer {
 }
 
 impl Replayer {
-    /// Tells metad what is left in the journal. Everything is told on return.
+    /// Sends what is left in the journal. Everything is acknowledged on return.
     ///
     /// # Errors
-    /// [`Error::Replay`] and [`Error::ReplayFull`]: nothing is lost, and the next mount tries again. As [`Journal::open`].
+    /// [`Error::Replay`] and [`Error::ReplayFull`]: nothing is lost, and the next mount tries again. As
+    /// [`Journal::open`].
     pub async fn run(&self) -> Result<(), Error> {
         let dir = self.journal.dir().to_owned();
         let reason = match self.replay_all().await {
@@ -91,16 +92,16 @@ impl Replayer {
             return Err(FsError::Io.into());
         };
         let position = position.unwrap_or_default();
-        let (told, behind) = (position.told, journal.last().max(position.told));
+        let (acknowledged, behind) = (position.acknowledged, journal.last().max(position.acknowledged));
         let read = journal.in_thread(move |left| {
-            let mut records = left.untold(told)?;
+            let mut records = left.unacknowledged(acknowledged)?;
             let (shared, last) = left.read_shared(behind)?;
             records.extend(shared);
             Ok((records, last))
         });
         let read = read.await.map_err(Failed::Disk)?;
         let (mut records, last) = read.map_err(Failed::Journal)?;
-        self.writeback.with(|core| core.start_behind(told, last));
+        self.writeback.with(|core| core.start_behind(acknowledged, last));
         if records.is_empty() {
             if let Err(error) = journal.append_for(self.session.id(), Vec::new(), last, || ()).await {
                 tracing::warn!(dir = %journal.dir().display(), %error, "the journal cannot be written yet");
@@ -108,14 +109,14 @@ impl Replayer {
         } else {
             tracing::warn!(
                 changes = records.len(), journal = %journal.dir().display(),
-                "an earlier mount ended before it had told these changes to the cluster: they are told now"
+                "an earlier mount ended before it had sent these changes to the cluster: they are sent now"
             );
             let mut replayed = Replayed::default();
             let fresh = within_patience(self.renumber(&mut replayed, &records)).await?;
-            // Before the first of them is told: whoever goes on after a crash must know which number it got.
+            // This is noted before the first of them is sent: the next mount after a crash must know the new numbers.
             let numbered = vec![(Record::Renumbered { number: last, inos: fresh }, Bytes::new())];
             journal.append_for(self.session.id(), numbered, last, || ()).await.map_err(Failed::Disk)?;
-            if kept::is_kept(journal.dir()) {
+            if set_aside::is_set_aside(journal.dir()) {
                 spare_what_is_newer(&mut records);
             }
             self.take_records(&mut replayed, records, &position);
@@ -131,29 +132,30 @@ impl Replayer {
                 return Err(failed);
             }
             self.writeback.with(|core| core.be_strict(false));
-            tracing::warn!("everything that was in the journal is told");
+            tracing::warn!("everything that was in the journal is sent");
         }
-        let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_told(last)));
+        let dropped =
+            journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_acknowledged(last)));
         dropped.await.map_err(Failed::Disk)
     }
 
     async fn wait_replayed(&self, last: u64) -> Result<(), Failed> {
         loop {
-            let told = self.writeback.sent();
-            match tokio::time::timeout(PATIENCE, self.writeback.wait_sent(last)).await {
+            let acknowledged_before = self.writeback.acknowledged();
+            match tokio::time::timeout(PATIENCE, self.writeback.wait_acknowledged(last)).await {
                 Ok(outcome) => return Ok(outcome?),
-                Err(_) if told == self.writeback.sent() => return Err(Failed::Hangs),
+                Err(_) if acknowledged_before == self.writeback.acknowledged() => return Err(Failed::Hangs),
                 Err(_) => {}
             }
         }
     }
 
-    /// Gives inodes that metad has not heard of numbers of this session; returns them with the old ones.
+    /// Gives inodes that metad does not know numbers of this session. Returns the old and new numbers.
     async fn renumber(&self, replayed: &mut Replayed, records: &[(Record, Bytes)]) -> Result<Vec<(Ino, Ino)>, FsError> {
         let mut fresh = Vec::new();
         for (record, _) in records {
             match record {
-                // Those that were told since have the numbers that they got last.
+                // Inodes that were sent since have the numbers that they got last.
                 Record::Renumbered { inos, .. } => replayed.numbers.extend(inos.iter().copied()),
                 Record::Change(Change { op: Op::Create { ino, .. }, .. }) => {
                     fresh.push((*ino, self.session.next_ino().await?));
@@ -170,10 +172,10 @@ impl Replayer {
             .iter()
             .filter_map(|(record, _)| if let Record::Undone { number } = record { Some(*number) } else { None })
             .collect();
-        let of_next = |(record, _): &&(Record, Bytes)| matches!(record, Record::Piece(piece) if piece.number == position.told + 1);
-        // Of content that was told in part, the last pieces are left.
+        let of_next = |(record, _): &&(Record, Bytes)| matches!(record, Record::Piece(piece) if piece.number == position.acknowledged + 1);
+        // Of content that is acknowledged in part, the last pieces are left.
         let pieces = records.iter().filter(of_next).count();
-        let mut told = if position.left > 0 { pieces.saturating_sub(position.left as usize) } else { 0 };
+        let mut skip = if position.left > 0 { pieces.saturating_sub(position.left as usize) } else { 0 };
         let mut records = records.into_iter().filter(|(record, _)| record.place().is_some()).peekable();
         while let Some((record, content)) = records.next() {
             match record {
@@ -183,12 +185,13 @@ impl Replayer {
                     let touched = touched(&op, &expect);
                     replayed.entries.push((number, at, touched, Work::Change { op, expect }));
                 }
-                Record::Piece(piece) if piece.number == position.told + 1 && told > 0 => told -= 1,
+                Record::Piece(piece) if piece.number == position.acknowledged + 1 && skip > 0 => skip -= 1,
                 Record::Piece(piece) => {
                     let (number, at) = (piece.number, piece.at);
                     let more = records.peek().is_some_and(|(record, _)| record.number() == number);
-                    // What was told of it may have been the end: the rest goes where it was written.
-                    let rest = position.left > 0 && number == position.told + 1;
+                    // The acknowledged part may have been appended at the end: the rest goes to the offset at which it
+                    // was written.
+                    let rest = position.left > 0 && number == position.acknowledged + 1;
                     let Some((file, upto)) = self.take_piece(replayed, piece, content, (position, rest)) else {
                         continue;
                     };
@@ -202,7 +205,7 @@ impl Replayer {
         }
     }
 
-    /// Puts content into the state of its file. Returns that, and the number that the piece has there.
+    /// Adds content to the state of its file. Returns the file, and the number that the piece has there.
     fn take_piece(
         &self,
         replayed: &mut Replayed,
@@ -221,7 +224,7 @@ impl Replayer {
         let file = replayed.files.entry(ino).or_insert_with(|| {
             let known = position.files.iter().find(|file| file.ino == ino);
             let base = known.map_or(piece.base, |file| file.base.max(piece.base));
-            // What is known of it: enough to keep the content beside, if the file is gone.
+            // The attributes that are known: enough to make a new file for the content, if the file is gone.
             let (mode, uid, gid) = piece.owner;
             let made = InodeAttr::new(ino, FileKind::Regular, Creator { mode, uid, gid }, piece.at);
             let attr = InodeAttr { version: base, ..made };
@@ -241,8 +244,8 @@ impl Replayer {
     }
 }
 
-/// The shared part of a journal that is to be kept becomes a part of the rest, with the numbers that it has been sent by so far:
-/// whoever sends it next would give it others, and send all of it again.
+/// Turns the shared part of a journal that is to be set aside into entries, with the numbers by which they have been
+/// sent so far: the next mount would otherwise number them anew, and send all of them again.
 async fn number_shared(journal: &Arc<Journal>, behind: u64) {
     let numbered = journal.change(move |journal| {
         let (shared, last) = journal.read_shared(behind).map_err(io::Error::other)?;
@@ -256,9 +259,9 @@ async fn number_shared(journal: &Arc<Journal>, behind: u64) {
     }
 }
 
-/// A journal that was kept aside is sent after later mounts have worked. What it removes or replaces last goes only as far as
-/// nobody has written to it since: while its own content was uncommitted, it said nothing of that. Each entry of content is a
-/// commit, and each commit a version; where it comes to more, what was to go stays.
+/// Adjusts a journal that was set aside, and is sent after later mounts have worked. An entry that removes or replaces
+/// a file for good must spare what was written since, but named no version while the file's own content was
+/// uncommitted. Each content entry is one commit and makes one version: if the file has a later one, it stays.
 fn spare_what_is_newer(records: &mut [(Record, Bytes)]) {
     let mut made: HashSet<Ino> = HashSet::new();
     // The newest version of a file if this journal alone has written to it, and the entry that made it.
@@ -317,7 +320,8 @@ impl Replayed {
     }
 }
 
-/// Inodes and names as an entry has them: what is moved comes last, what it is moved from first.
+/// Returns the inodes and names of an entry: of a rename, the moved inode comes last, and the name that it is moved
+/// from first.
 fn touched(op: &Op, expect: &[Expect]) -> Touched {
     let mut inos: Vec<Ino> = op.attrs_changed().collect();
     if let (Op::Rename { .. }, Some(source)) = (op, expect.first()) {
@@ -358,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_kept_aside_removes_nothing_that_was_written_since() {
+    fn a_journal_set_aside_removes_nothing_that_was_written_since() {
         let mut records = vec![piece(7, 3, 1), piece(7, 3, 1), piece(7, 3, 2)];
         records.extend([unlink(7, None, true), unlink(8, None, true)]);
         records.extend([unlink(9, Some(5), true), unlink(10, None, false)]);
@@ -385,7 +389,9 @@ mod tests {
         assert!(!journal.dir().join("shared").exists());
         // The first of them was sent as number 11: the next mount sends the other one.
         let left = Journal::open(disk).unwrap();
-        let numbers = |told| left.untold(told).unwrap().iter().map(|(record, _)| record.number()).collect::<Vec<_>>();
+        let numbers = |acknowledged| {
+            left.unacknowledged(acknowledged).unwrap().iter().map(|(record, _)| record.number()).collect::<Vec<_>>()
+        };
         assert_eq!((numbers(10), numbers(11), left.last()), (vec![11, 12], vec![12], 12));
     }
 }

@@ -1,8 +1,8 @@
-//! Sending what was done under delegations: batches in the order of the queue, one after the other.
+//! Sending operations under delegations: batches in the order of the queue, one after the other.
 //!
-//! Nothing of it can be refused while the delegations hold. A session that was away for longer than its leases has lost
-//! them, and others went on without it: then each operation is judged by what it expected to find. What others did stays,
-//! what was done here goes beside it (`NAME.conflict-HOST-TIME`), and no content is lost (I6).
+//! None of them can be refused while the delegations hold. A session that was away for longer than its leases has lost
+//! them, and others went on without it. Then each operation is judged by what it expected to find: what others did
+//! stays, what was done here goes beside it (`NAME.conflict-HOST-TIME`), and no content is lost (I6).
 
 mod steps;
 
@@ -30,11 +30,11 @@ use wire::ids::Ino;
 use wire::op::{JournalPosition, JournaledFile, Op, OpReply, Read, ReadReply};
 use wire::retry::Backoff;
 
-/// Writes in one batch: what it may grow to.
+/// The most writes in one batch.
 const WRITES_MAX: usize = 4096;
-/// Changes wait so long for content that goes behind them in one batch.
+/// How long changes wait for content that follows them in the same batch.
 const UPLOADS_WAITED: Duration = Duration::from_millis(250);
-/// Pauses after an attempt that failed.
+/// The first and the longest pause after an attempt that failed.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_MOST: Duration = Duration::from_secs(2);
 
@@ -52,14 +52,14 @@ pub(crate) struct Sender {
 }
 
 impl Sender {
-    /// Sends, as long as it is polled.
+    /// Sends what is in the queue.
     pub async fn run(self: Arc<Self>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
         loop {
             self.writeback.wait_due().await;
-            match self.send_some().await {
+            match self.send_batch().await {
                 Ok(()) => backoff = Backoff::new(RETRY_FIRST, RETRY_MOST),
-                // There is another one by now.
+                // There is a new session by now.
                 Err(FsError::SessionExpired) => {}
                 Err(error) => {
                     tracing::warn!(%error, "what was done is not sent to metad yet; it is tried again");
@@ -70,8 +70,8 @@ impl Sender {
         }
     }
 
-    /// Tells what waits, as far as one batch holds it.
-    async fn send_some(&self) -> Result<(), FsError> {
+    /// Sends the first entries, as many as one batch holds.
+    async fn send_batch(&self) -> Result<(), FsError> {
         self.note_session().await;
         let mut steps = self.gather_steps().await?;
         while !steps.is_empty() {
@@ -86,7 +86,8 @@ impl Sender {
                 Err(BatchFailed { error, index: None }) => return Err(error),
                 Err(BatchFailed { error, index: Some(index) }) => {
                     let Some(refused) = place_of(&steps, index) else {
-                        // Not one of them, but what metad is to remember of the journal: of fewer, that is less.
+                        // metad refused none of them, but the position in the journal. With fewer entries, that is
+                        // smaller.
                         if steps.len() < 2 {
                             return Err(error);
                         }
@@ -96,17 +97,18 @@ impl Sender {
                     let behind = steps.split_off(refused);
                     if refused == 0 {
                         let Some(step) = behind.into_iter().next() else { return Err(error) };
-                        // What is behind it may have to be sent otherwise now.
+                        // Later entries may have to be sent differently now.
                         return self.judge(step, error).await;
                     }
-                    // Nothing was done of the batch: first what comes before the refused one.
+                    // Nothing of the batch was done: what comes before the refused one is sent first.
                 }
             }
         }
         Ok(())
     }
 
-    /// Whoever finds the journal must end the session by which it was sent last, before it sends the rest.
+    /// Notes the session in the journal: a client that finds it must end the session by which it was sent last, before
+    /// it sends the rest.
     async fn note_session(&self) {
         let Some(journal) = self.journal.as_ref().filter(|journal| journal.last() > 0) else { return };
         let session = self.session.id();
@@ -117,7 +119,7 @@ impl Sender {
         }
     }
 
-    /// What metad is to remember of the journal with these entries.
+    /// Returns what metad is to remember of the journal with these entries.
     fn journal_position(&self, steps: &[Step]) -> Option<Op> {
         let journal = self.journal.as_ref()?.id();
         let (first, last) = (steps.first()?.number, steps.last()?);
@@ -130,13 +132,14 @@ impl Sender {
         let mut files: Vec<JournaledFile> =
             contents.map(|content| content.plan.journaled(content.file.ino())).collect();
         add_journaled_files(&self.writeback, last.number, &mut files);
-        let position = Some(JournalPosition { told: last.number - u64::from(left > 0), left: left as u64, files });
+        let position =
+            Some(JournalPosition { acknowledged: last.number - u64::from(left > 0), left: left as u64, files });
         Some(Op::Journaled { journal, position })
     }
 
     async fn gather_steps(&self) -> Result<Vec<Step>, FsError> {
         let entries = next_entries(&self.writeback);
-        // What these wait for must be on its way, and what is further behind may be, while they are sent.
+        // Content that these entries wait for must be uploading, and later content may be, while they are sent.
         self.committer.uploader().upload_gathered();
         let (mut steps, mut writes) = (Vec::with_capacity(entries.len()), 0);
         for entry in entries {
@@ -147,19 +150,19 @@ impl Sender {
                     steps.push(step);
                 }
                 Next::Content { step, at, file, upto } => {
-                    // What comes before it need not wait for daemons that are away.
+                    // Earlier entries need not wait for daemons that are away.
                     if !steps.is_empty() && timeout(UPLOADS_WAITED, uploads(&file, upto)).await.is_err() {
                         break;
                     }
                     let (step, failed) = match self.gather_content(step, at, file, upto).await {
-                        // Nor for a failure.
+                        // Nor must a failure hold them up.
                         Err(_) if !steps.is_empty() => break,
                         gathered => gathered?,
                     };
                     let partial = step.content.as_ref().is_some_and(|content| content.left > 0);
                     writes += step.content.as_ref().map_or(0, |content| content.plan.writes().len());
                     steps.push(step);
-                    // What comes behind content that failed may have been undone with it.
+                    // Entries behind content that failed may have been undone with it.
                     if failed || partial || writes >= WRITES_MAX {
                         break;
                     }
@@ -169,10 +172,10 @@ impl Sender {
         Ok(steps)
     }
 
-    /// Content as one commit, and whether that failed.
+    /// Gathers content as one commit. Returns also whether that failed.
     ///
     /// # Errors
-    /// The same, when nothing may be left out.
+    /// Returns the failure itself when nothing may be left out.
     async fn gather_content(
         &self,
         mut step: Step,
@@ -182,7 +185,7 @@ impl Sender {
     ) -> Result<(Step, bool), FsError> {
         let ino = file.ino();
         if self.is_unlinked_and_closed(&file) && !self.writeback.is_moved(ino) {
-            // Nobody can read it any more. Where it was renamed, or is to be replaced, that may still be undone.
+            // Nobody can read it any more. A rename or a replacement by it may still be undone.
             self.writeback.with(|core| core.note_content(ino, file.base()));
             self.committer.discard(&file).await;
             self.open_files.forget_if_idle(&file);
@@ -196,7 +199,7 @@ impl Sender {
         match gathered {
             Ok((plan, (_, copy))) if plan.is_empty() => {
                 if let Some(unused) = copy {
-                    self.session.keep_spare(unused);
+                    self.session.return_spare(unused);
                 }
             }
             Ok((plan, (policy, copy))) => {
@@ -204,11 +207,11 @@ impl Sender {
                 step.op = Some(deferred(at, &[], &plan.op(ino, policy)));
                 step.content = Some(Content { file, plan, copy, left, _one: one });
             }
-            // What is away comes back.
+            // Servers that are away will come back.
             Err(error) if self.writeback.is_strict() || !is_full(error) => return Err(error),
             Err(error) => {
                 self.flusher.content_failed(&file, error);
-                // It must not be sent before the journal knows it.
+                // It must not be sent before the undoing is in the journal.
                 self.flusher.write_undone().await;
                 return Ok((step, true));
             }
@@ -221,7 +224,7 @@ impl Sender {
         gone && !file.is_open()
     }
 
-    /// Takes in that metad knows these entries now.
+    /// Applies the answers to these entries.
     async fn take_replies(&self, steps: Vec<Step>, replies: Vec<OpReply>) {
         let mut replies = replies.into_iter();
         for step in steps {
@@ -232,7 +235,8 @@ impl Sender {
                     let partial = content.left > 0;
                     let (file, plan, nameless) = self.take_content_reply(content, reply);
                     if nameless && !file.is_open() {
-                        // Others have removed it, and metad keeps it only until we say that it is not open here.
+                        // Others have removed it, and metad retains it only until this session reports that it is not
+                        // open here.
                         self.put_beside(&file, &plan, None).await;
                     }
                     if partial {
@@ -247,18 +251,18 @@ impl Sender {
         }
     }
 
-    /// An inode has lost a name, maybe its last one.
+    /// Handles that an inode has lost a name, perhaps its last one.
     fn removed(&self, attr: &InodeAttr, orphaned: bool) {
         let (open_files, ino) = (self.open_files.clone(), attr.ino);
         if orphaned {
-            self.work.spawn_until_stopped(async move { open_files.keep_or_release(&[ino]).await });
+            self.work.spawn_until_stopped(async move { open_files.retain_or_release(&[ino]).await });
         } else if attr.nlink == 0 {
-            // What could not be stored of it would be tried for ever.
+            // Content that could not be stored would otherwise be tried for ever.
             self.open_files.drop_unread(ino);
         }
     }
 
-    /// Takes in the answer to a commit. Returns what was committed, and whether that has no name any more.
+    /// Applies the answer to a commit. Returns what was committed, and whether the file has no name any more.
     fn take_content_reply(&self, content: Content, reply: OpReply) -> (Arc<FileState>, Plan, bool) {
         let Content { file, plan, copy, .. } = content;
         if let OpReply::Committed { attr, .. } = &reply {
@@ -273,7 +277,7 @@ impl Sender {
         (file, plan, nameless)
     }
 
-    /// Decides what becomes of what metad has refused: others were there first, while this session was away.
+    /// Decides what to do about an entry that metad has refused: others were first, while this session was away.
     async fn judge(&self, step: Step, error: FsError) -> Result<(), FsError> {
         if error == FsError::Stale && self.writeback.is_in_time(step.number) {
             return Ok(());
@@ -315,7 +319,7 @@ impl Sender {
                             return Ok(());
                         }
                     }
-                    // It is sent once more, and gets another copy.
+                    // It is sent once more, with another copy.
                     outcome => {
                         self.committer.take_outcome(file, plan, outcome, None);
                         return Ok(());
@@ -332,13 +336,13 @@ impl Sender {
         Ok(())
     }
 
-    /// The first entry was refused, and nothing comes of it.
+    /// Leaves out the first entry, which was refused.
     fn leave_out(&self, step: Step) {
         self.writeback.leave_out(step.number, &step.inos, &step.names);
         self.kernel.unlearns(step.inos, step.names);
     }
 
-    /// Whether the name still leads where this session knew it to lead.
+    /// Returns whether the name still leads where this session believed.
     async fn leads_still(&self, place: &Place, step: &Step) -> bool {
         let Some(known) = step.op.as_ref().and_then(|op| expected_at(op, place)) else { return false };
         let read = Read::Lookup { parent: place.0, name: place.1.clone() };
@@ -348,8 +352,8 @@ impl Sender {
         }
     }
 
-    /// What was made here gets another name, because others have made something of the same one, or taken its directory
-    /// away. What was done to it by its name follows.
+    /// Gives what was made here another name, because others have made something of the same name, or removed its
+    /// directory. Later operations by its name follow.
     fn make_elsewhere(&self, step: &Step, (parent, name): (Ino, &[u8]), made: Ino) {
         let new_name = self.committer.conflict_name(name);
         tracing::warn!(
@@ -361,7 +365,7 @@ impl Sender {
         self.writeback.rename_entries(step.number, &old, &(parent, new_name), made);
     }
 
-    /// What was moved here goes to another name, because others have put something else at the one it was to get.
+    /// Moves what was moved here to another name, because others have put something else at its new one.
     fn move_elsewhere(&self, step: &Step, to: Place) {
         let new_name = self.committer.conflict_name(&to.1);
         tracing::warn!(
@@ -374,7 +378,7 @@ impl Sender {
         self.writeback.rename_entries(step.number, &to, &beside, moved);
     }
 
-    /// Content of a file that others have removed goes into a new one beside where it was, and with it what metad is to
+    /// Puts content of a file that others have removed into a new file beside it, together with what metad is to
     /// remember of the journal.
     async fn put_beside(&self, file: &Arc<FileState>, plan: &Plan, position: Option<Op>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MOST);
@@ -388,10 +392,10 @@ impl Sender {
     }
 }
 
-/// Waits until all uploads of a file up to this one have come to an end.
+/// Waits until all uploads of a file up to this piece have ended.
 async fn uploads(file: &FileState, upto: u64) {
     for mut outcome in file.uploads(upto) {
-        // What has ended without an outcome is tried again by who needs it.
+        // An upload that ended without an outcome is tried again when it is needed.
         let _ = outcome.wait_for(Option::is_some).await;
     }
 }

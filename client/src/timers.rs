@@ -1,5 +1,5 @@
-//! What goes on by the clock: commits of what has been written for a while, the journal's picture of it, access times, and
-//! questions to block daemons that have failed.
+//! Periodic work: commits of content that was written a while ago, its picture in the journal, access times, and probes
+//! of block daemons that have failed.
 
 use crate::accessed::Accessed;
 use crate::block::layout::Layouts;
@@ -20,23 +20,23 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// Between two rounds of storing access times.
+/// Time between two rounds of storing access times.
 const ACCESS_TIMES_EVERY: Duration = Duration::from_secs(1);
-/// Between two questions to block daemons that have failed.
+/// Time between two probes of block daemons that have failed.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// After so many rounds without anything to commit, memory for writing is given back.
+/// After this many rounds without anything to commit, memory for writing is given back.
 const IDLE_ROUNDS_MAX: u32 = 10;
-/// When nothing was committed for so long, servers are away, or as good as that.
+/// When nothing was committed for this long, servers are away or hardly work.
 const STANDSTILL: Duration = Duration::from_secs(2);
-/// Who has more than this uncommitted in one file, and goes on writing, is committed block by block: cut in the midst, it
-/// would be written twice, here and into the journal.
+/// A program that has more than this uncommitted in one file, and goes on writing, is committed block by block: a block
+/// that is cut early would be written twice, here and into the journal.
 const STREAMED_BYTES: u64 = 1 << 20;
 
-/// What goes on by the clock.
+/// The periodic work.
 pub(crate) struct Timers {
-    /// What was written is committed after this time.
+    /// Written content is committed after this time.
     pub dirty_age: Duration,
-    /// It is time to commit what was written.
+    /// Notified when it is time to commit written content.
     pub overdue: Notify,
     pub network: Arc<dyn Network>,
     pub layouts: Arc<Layouts>,
@@ -50,7 +50,7 @@ pub(crate) struct Timers {
 }
 
 impl Timers {
-    /// Starts all of it; it ends with the set.
+    /// Starts all periodic work; it ends with the set.
     pub fn start(self: &Arc<Self>, tasks: &mut JoinSet<()>) {
         tasks.spawn(self.clone().queue_in_background());
         tasks.spawn(self.clone().commit_in_background());
@@ -58,7 +58,7 @@ impl Timers {
         tasks.spawn(ask_suspects(self.layouts.clone(), self.network.clone()));
     }
 
-    /// Says when it is time to commit what was written, and lets the journal have it when commits have come to a stand.
+    /// Notifies when it is time to commit written content, and writes it into the journal when commits have stalled.
     async fn queue_in_background(self: Arc<Self>) {
         let (mut commits, mut since) = (0, Instant::now());
         let mut picture = Picture::new();
@@ -70,7 +70,7 @@ impl Timers {
             }
             let stands = since.elapsed() > STANDSTILL;
             self.queue_files(if stands { u64::MAX } else { STREAMED_BYTES });
-            self.keep_picture(stands, &mut picture).await;
+            self.update_picture(stands, &mut picture).await;
             tokio::time::sleep(self.dirty_age).await;
         }
     }
@@ -83,12 +83,12 @@ impl Timers {
                 () = self.committer.window().wait_for_pressure() => true,
                 () = self.overdue.notified() => false,
             };
-            // Without room even after what was sealed, scattered small writes are what fills the window.
+            // If there is no room even after sealed content was committed, scattered small writes fill the window.
             let whole = !pressed || !self.committer.window().has_room();
             if pressed && let Some(tail) = self.writeback.tail() {
                 self.writeback.hurry(tail);
             }
-            self.commit_some(whole).await;
+            self.commit_pending(whole).await;
             idle = if self.committer.window().is_empty() { idle + 1 } else { 0 };
             if idle == IDLE_ROUNDS_MAX {
                 self.buffers.clear();
@@ -96,8 +96,8 @@ impl Timers {
         }
     }
 
-    /// Puts what has been written to files into the queue, where it can go there and is at most so much of one: servers are
-    /// not waited for.
+    /// Puts written content of files into the queue, where it may go there and is at most `bytes_max` per file. Does
+    /// not wait for servers.
     fn queue_files(&self, bytes_max: u64) {
         for file in self.open_files.filtered(|file| file.is_to_be_queued(bytes_max)) {
             if !self.writeback.has_room() {
@@ -107,10 +107,10 @@ impl Timers {
         }
     }
 
-    /// Lets the journal have what cannot go into the queue, too, while commits have come to a stand.
-    async fn keep_picture(&self, stands: bool, picture: &mut Picture) {
+    /// Writes content that cannot go into the queue into the journal, too, while commits have stalled.
+    async fn update_picture(&self, stands: bool, picture: &mut Picture) {
         let Some(writer) = &self.journal_writer else { return };
-        // On a full disk whoever wrote it knows.
+        // On a full disk, the writer has got the error.
         let shown = if stands && !self.committer.window().is_failing() {
             let seal = |file: &FileState| self.committer.seal_rest(file, To::OwnBlock);
             writer.write_picture(self.flusher.unqueued_files(), seal, picture).await
@@ -138,8 +138,8 @@ impl Timers {
         self.open_files.forget_if_idle(&file);
     }
 
-    /// Commits what has waited; only what is uploading already when memory is what matters.
-    async fn commit_some(&self, whole: bool) {
+    /// Commits content that has waited. If memory is short, commits only what is being uploaded already.
+    async fn commit_pending(&self, whole: bool) {
         let files = self.open_files.filtered(|file| file.is_to_be_committed(!whole));
         let commits = files.into_iter().map(|file| self.commit_one(file, whole));
         futures::stream::iter(commits).buffer_unordered(FLUSHES_MAX).collect::<()>().await;

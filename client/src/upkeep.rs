@@ -1,4 +1,4 @@
-//! Signs of life of the session.
+//! Keep-alives of the session.
 
 use crate::block::layout::Layouts;
 use crate::known::leased::LeasedSession;
@@ -10,41 +10,41 @@ use tokio::sync::Notify;
 use wire::limits::LEASE_MS;
 use wire::message::meta::LeaseState;
 
-/// Signs of life while leases are held.
-const EXTENSION: Duration = Duration::from_millis(LEASE_MS / 4);
-/// Signs of life per lifetime of a session.
-const BEATS: u32 = 8;
+/// Time between keep-alives while leases are held.
+const EXTEND_EVERY: Duration = Duration::from_millis(LEASE_MS / 4);
+/// Keep-alives per lifetime of a session.
+const BEATS_PER_TTL: u32 = 8;
 
-/// Shows that the session lives.
+/// Keeps the session alive.
 pub(crate) struct Upkeep {
     session: Arc<LeasedSession>,
     layouts: Arc<Layouts>,
     open_files: Arc<OpenFiles>,
-    /// metad sends us no events, though we have asked for them.
+    /// Notified when metad sends us no events, although we have asked for them.
     detached: Notify,
 }
 
 impl Upkeep {
-    /// Of this session.
+    /// Creates the upkeep of this session.
     pub fn new(session: Arc<LeasedSession>, layouts: Arc<Layouts>, open_files: Arc<OpenFiles>) -> Self {
         Self { session, layouts, open_files, detached: Notify::new() }
     }
 
-    /// Shows that a session with this lifetime lives, as long as it is polled.
+    /// Keeps a session with this lifetime alive.
     pub async fn run(self: Arc<Self>, ttl: Duration) {
-        let every = (ttl / BEATS).min(EXTENSION);
+        let every = (ttl / BEATS_PER_TTL).min(EXTEND_EVERY);
         loop {
             tokio::time::sleep(every).await;
             self.beat(every).await;
         }
     }
 
-    /// Waits until the leader says that it sends us no events. Cancel-safe.
+    /// Waits until the leader answers that it sends us no events. Cancel-safe.
     pub async fn wait_detached(&self) {
         self.detached.notified().await;
     }
 
-    /// Shows that the session lives, and takes in what the leader says of it.
+    /// Sends a keep-alive, and handles the leader's answer.
     pub async fn beat(&self, limit: Duration) {
         let layout = self.layouts.newest();
         match self.session.keep_alive(&layout, limit).await {
@@ -55,7 +55,7 @@ impl Upkeep {
                 if leases == LeaseState::None {
                     self.detached.notify_waiters();
                 }
-                self.open_files.keep_or_release(&orphans).await;
+                self.open_files.retain_or_release(&orphans).await;
             }
             Ok(Alive::No(expired)) => {
                 if let Err(error) = self.session.renew(expired).await {

@@ -1,5 +1,5 @@
-//! What inodes look like from here: what is known or metad says of them, and over it what is not committed yet. Open files
-//! are looked at again when others change them.
+//! How inodes look from here: what is known or metad answers, with uncommitted content applied. The attributes of open
+//! files are asked for again when others change them.
 
 use crate::error::unexpected_reply;
 use crate::file::state::FileState;
@@ -24,13 +24,13 @@ pub(crate) struct View {
     known: Arc<Known>,
     open_files: Arc<OpenFiles>,
     kernel: Arc<Kernel>,
-    /// Open files that are being looked at because another session changed them.
+    /// Open files whose attributes are asked for because another session changed them.
     refreshing: Ordered<HashSet<Ino>>,
     work: Work,
 }
 
 impl View {
-    /// What is asked by `session`, with what is uncommitted in open files.
+    /// Creates a view of what `session` answers, with what is uncommitted in open files.
     pub fn new(
         (session, known): (Arc<LeasedSession>, Arc<Known>),
         open_files: Arc<OpenFiles>,
@@ -41,7 +41,7 @@ impl View {
         Self { session, known, open_files, kernel, refreshing, work }
     }
 
-    /// Asks metad for attributes. Answers whether they are leased, too.
+    /// Asks metad for attributes. Returns also whether they are leased.
     pub async fn ask(&self, read: Read) -> Result<(InodeAttr, bool), FsError> {
         let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
         let ReadReply::Attr(attr) = answer? else { return Err(unexpected_reply()) };
@@ -51,7 +51,7 @@ impl View {
         Ok((attr, leased.is_some()))
     }
 
-    /// What is not committed yet shows in our own attributes.
+    /// Applies uncommitted content of our own to attributes.
     pub fn with_uncommitted(&self, attr: InodeAttr) -> InodeAttr {
         let open = self.open_files.get(attr.ino);
         match open {
@@ -60,7 +60,7 @@ impl View {
         }
     }
 
-    /// Attributes.
+    /// Returns attributes.
     ///
     /// # Errors
     /// As `fstat(2)`; `NotFound` when the inode is gone.
@@ -74,13 +74,14 @@ impl View {
         }
     }
 
-    /// Attributes, when they are known under a lease.
+    /// Returns attributes, if they are known under a lease.
     pub fn known_attr(&self, ino: Ino) -> Option<InodeAttr> {
         self.known.attr(ino).map(|attr| self.with_uncommitted(attr))
     }
 
-    /// Another session is about to change an inode. If it is open here, its next use asks metad first, the kernel drops its
-    /// pages, and it is looked at until nobody changes it. Returns what says that the pages are dropped.
+    /// Handles that another session is about to change an inode. If it is open here, its next use asks metad first, the
+    /// kernel drops its pages, and its attributes are asked for until nobody changes it. Returns a receiver that
+    /// reports when the pages are dropped.
     pub fn recalled(self: &Arc<Self>, ino: Ino) -> Option<Dropping> {
         self.open_files.get(ino)?.note_recall();
         let dropping = self.kernel.drop_pages(ino);
@@ -88,11 +89,12 @@ impl View {
         dropping
     }
 
-    /// Before an open file is used: if others may be changing it, this takes in what metad says of it now. So whoever
-    /// knows that another session has changed it finds that here.
+    /// Prepares the use of an open file: if others may be changing it, asks metad for its attributes and applies them.
+    /// So a program that knows of another session's change finds it here.
     ///
     /// # Errors
-    /// As those of asking metad for attributes; not that the inode is gone: who has it open goes on.
+    /// As those of asking metad for attributes. That the inode is gone is not an error: a program that has it open goes
+    /// on.
     pub async fn catch_up(&self, file: &FileState) -> Result<(), FsError> {
         if !file.is_contended() {
             return Ok(());
@@ -103,12 +105,12 @@ impl View {
         }
     }
 
-    /// Asks metad for the attributes of an open file and takes them in. Whether they are leased.
+    /// Asks metad for the attributes of an open file and applies them. Returns whether they are leased.
     async fn take_in(&self, file: &FileState) -> Result<bool, FsError> {
         let recalls = file.recalls();
         let (attr, leased) = self.ask(Read::GetAttr { ino: file.ino() }).await?;
-        // One notice more than needed is more than a waste: the kernel passes over attributes that it asks for meanwhile,
-        // and reads up to the old end.
+        // A needless notice does harm: the kernel ignores attributes that it asks for meanwhile, and reads up to the
+        // old end.
         if file.refresh(&attr, None) && !file.is_dropped() {
             self.kernel.notify(Notice::Changed(file.ino()));
         }
@@ -118,22 +120,22 @@ impl View {
         Ok(leased)
     }
 
-    /// Something of an open file was given to the kernel to keep. While others change the file, it must not.
+    /// Handles that the kernel was given something of an open file to cache. While others change the file, it must not.
     pub fn given_pages(&self, file: &FileState) {
         if file.is_contended() {
             self.kernel.notify(Notice::Changed(file.ino()));
         }
     }
 
-    /// An open file that another session changes shows the new content once it is there, and what is written to it is
-    /// based on that.
+    /// Refreshes an open file that another session changes: once the new content is there, it is shown, and later
+    /// writes are based on it.
     pub fn refresh_open(self: &Arc<Self>, ino: Ino) {
         if !self.open_files.has(ino) || !self.refreshing.lock().insert(ino) {
             return;
         }
         let view = self.clone();
         let refresh = async move {
-            // Before asking: a change that comes after the answer asks again.
+            // Removed before asking: a change that comes after the answer must ask again.
             view.refreshing.lock().remove(&ino);
             let open = view.open_files.get(ino);
             if let Some(file) = open {
@@ -143,14 +145,14 @@ impl View {
         self.work.spawn_until_stopped(refresh);
     }
 
-    /// All open files show what they are now: nobody would have reported changes.
+    /// Refreshes all open files, because nobody would have reported changes.
     pub fn refresh_all_open(self: &Arc<Self>) {
         for ino in self.open_files.inos() {
             self.refresh_open(ino);
         }
     }
 
-    /// Asks for the attributes of an open file until they are leased: meanwhile somebody changes it.
+    /// Asks for the attributes of an open file until they are leased: until then, another session changes it.
     pub async fn refresh_until_leased(&self, file: &Arc<FileState>) {
         let mut backoff = Backoff::new(Duration::from_millis(2), Duration::from_secs(1));
         while self.open_files.has(file.ino()) {

@@ -1,4 +1,4 @@
-//! Waits for advisory locks, in which deadlocks are looked for.
+//! Waits for advisory locks, among which deadlocks are searched for.
 
 use crate::ordered::{Ordered, Rank};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,11 +6,11 @@ use tokio::sync::MutexGuard;
 use wire::ids::Ino;
 use wire::op::Lock;
 
-/// Who waits here for which lock.
+/// The owners that wait here, and the locks that they wait for.
 pub(crate) struct Waits {
     waiting: Ordered<Vec<(u64, Ino, Lock)>>,
     next: AtomicU64,
-    /// One search at a time, so that of those that close a circle together one is refused and not all.
+    /// Allows one search at a time. If several waits close a circle together, only one of them is refused.
     searching: tokio::sync::Mutex<()>,
 }
 
@@ -27,19 +27,19 @@ impl Waits {
         self.searching.lock().await
     }
 
-    /// Whether nobody waits.
+    /// Returns whether nobody waits.
     pub fn is_empty(&self) -> bool {
         self.waiting.lock().is_empty()
     }
 
-    /// Notes a wait for as long as the answer lives.
+    /// Notes a wait until the returned value is dropped.
     pub fn note(&self, ino: Ino, lock: &Lock) -> Noted<'_> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.waiting.lock().push((number, ino, lock.clone()));
         Noted { waits: self, number }
     }
 
-    /// What an owner waits for; several threads of one may wait.
+    /// Returns what an owner waits for; several threads of one owner may wait.
     pub fn of(&self, owner: u64) -> Vec<(Ino, Lock)> {
         let waiting = self.waiting.lock();
         let own = waiting.iter().filter(|(_, _, lock)| lock.owner == owner);
@@ -47,7 +47,7 @@ impl Waits {
     }
 }
 
-/// A wait, as long as this lives.
+/// A wait that is noted until this is dropped.
 pub(crate) struct Noted<'a> {
     waits: &'a Waits,
     number: u64,

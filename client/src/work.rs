@@ -1,4 +1,4 @@
-//! What goes on though its caller is gone: flushes, uploads and fetches under way, all of them known to one owner.
+//! Work that runs on when its caller is gone: flushes, uploads and fetches under way, tracked by one owner.
 
 use std::future::Future;
 use std::time::Duration;
@@ -8,42 +8,42 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::FsError;
 
-/// Where work is done, and how it ends. Clones share it.
+/// The place where such work runs, and how it is ended. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Work {
     runtime: Handle,
     under_way: TaskTracker,
-    /// Ends what may wait for servers that are away.
+    /// Cancels work that may wait for servers that are away.
     stop: CancellationToken,
     /// How long a soft mount waits.
     patience: Option<Duration>,
 }
 
 impl Work {
-    /// Nothing is under way, on this runtime.
+    /// Starts with nothing under way, on this runtime.
     pub fn new(runtime: Handle, patience: Option<Duration>) -> Self {
         Self { runtime, under_way: TaskTracker::new(), stop: CancellationToken::new(), patience }
     }
 
-    /// The tasks under way, and what ends those that may wait for long.
+    /// Returns the tasks under way, and the token that ends those that may wait for long.
     pub fn parts(&self) -> (TaskTracker, CancellationToken) {
         (self.under_way.clone(), self.stop.clone())
     }
 
-    /// Does something that goes on to its end.
+    /// Spawns work that runs to its end.
     pub fn spawn<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
         self.under_way.spawn_on(work, &self.runtime)
     }
 
-    /// Does something that is given up when the mount ends.
+    /// Spawns work that is given up when the mount ends.
     pub fn spawn_until_stopped(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.spawn(self.stop.clone().run_until_cancelled_owned(work));
     }
 
-    /// Waits, on a soft mount for as long as its patience lasts. As cancel-safe as what is waited for.
+    /// Waits; on a soft mount at most for its patience. As cancel-safe as `waiting`.
     ///
     /// # Errors
-    /// `Io` when it ends.
+    /// `Io` when the patience ends.
     pub async fn patiently<T>(&self, waiting: impl Future<Output = T>) -> Result<T, FsError> {
         match self.patience {
             None => Ok(waiting.await),
@@ -51,24 +51,24 @@ impl Work {
         }
     }
 
-    /// Waits in the same way for what is done beside: when the mount ends, nobody does it any more. As cancel-safe as what is
-    /// waited for.
+    /// Waits in the same way for work in the background, which nobody does any more when the mount ends. As cancel-safe
+    /// as `waiting`.
     ///
     /// # Errors
     /// `Io` when the patience or the mount ends.
     pub async fn until_stopped<T>(&self, waiting: impl Future<Output = T>) -> Result<T, FsError> {
         tokio::select! {
-            // In a fixed order, so that what happens can be repeated.
+            // In a fixed order, so that a run can be repeated.
             biased;
             done = self.patiently(waiting) => done,
             () = self.stop.cancelled() => Err(FsError::Io),
         }
     }
 
-    /// Does something that goes on to its end though the caller is dropped, or a soft mount's patience ends.
+    /// Runs work to its end though the caller is dropped, or a soft mount's patience ends.
     ///
     /// # Errors
-    /// What it fails with; `Io` when the patience ends.
+    /// The error of the work; `Io` when the patience ends.
     pub async fn to_its_end<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, FsError>> + Send + 'static,
@@ -76,12 +76,12 @@ impl Work {
         self.patiently(self.spawn(work)).await?.unwrap_or(Err(FsError::Io))
     }
 
-    /// Gives up at once what may wait for servers.
+    /// Gives up at once all work that may wait for servers.
     pub fn abandon(&self) {
         self.stop.cancel();
     }
 
-    /// Waits for what is under way; what takes longer is given up.
+    /// Waits for work under way; what takes longer is given up.
     pub async fn end(&self, limit: Duration) {
         self.under_way.close();
         if tokio::time::timeout(limit, self.under_way.wait()).await.is_err() {

@@ -1,5 +1,5 @@
-//! The queue of this client, whose content is that of its files, and the order between what is in it and what goes to metad
-//! at once.
+//! The queue of this client, with its files as content, and the order between what is in it and what goes to metad at
+//! once.
 
 use crate::file::state::FileState;
 use crate::known::Known;
@@ -11,14 +11,14 @@ use wire::ids::Ino;
 
 /// The queue of this client.
 pub(crate) type WriteBack = Queue<Arc<FileState>>;
-/// What is in it.
+/// An entry's work.
 pub(crate) type Work = queue::Work<Arc<FileState>>;
 pub(crate) type Entry = queue::Entry<Arc<FileState>>;
-pub(crate) type Doing<'a> = queue::Doing<'a, Arc<FileState>>;
+pub(crate) type LockedQueue<'a> = queue::LockedQueue<'a, Arc<FileState>>;
 pub(crate) type Barred<'a> = queue::Barred<'a, Arc<FileState>>;
 
-/// Waits until metad knows what was done before something is asked or done at once: on a soft mount as long as its patience
-/// lasts. All of it is cancel-safe, and fails with `Io` when the patience ends.
+/// Waits until metad knows earlier operations before something is asked or done at once: on a soft mount at most for
+/// its patience. All methods are cancel-safe, and fail with `Io` when the patience ends.
 pub(crate) struct Order {
     queue: Arc<WriteBack>,
     known: Arc<Known>,
@@ -26,7 +26,7 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    /// Of what is in this queue.
+    /// Creates the order for this queue.
     pub fn new(queue: Arc<WriteBack>, known: Arc<Known>, work: Tasks) -> Self {
         Self { queue, known, work }
     }
@@ -39,19 +39,19 @@ impl Order {
         self.wait_upto(self.queue.tail()).await
     }
 
-    /// Waits until metad knows all that was done to an inode here: before it is asked about it.
+    /// Waits until metad knows everything that was done to an inode here, before metad is asked about it.
     pub async fn wait_of(&self, ino: Ino) -> Result<(), FsError> {
         self.wait_upto(self.queue.tail_on(&[ino])).await
     }
 
-    /// Before metad is asked about an inode that it may not know yet.
+    /// Waits for an inode that metad may not know yet, before metad is asked about it.
     pub async fn wait_if_new(&self, ino: Ino) -> Result<(), FsError> {
         if self.known.is_made_here(ino) { self.wait_of(ino).await } else { Ok(()) }
     }
 
-    /// Lets nothing that is done to these inodes into the queue any more, and waits until everything that is there is sent:
-    /// what follows is done by metad, and its order with the rest is kept.
-    pub async fn keep(&self, inos: impl IntoIterator<Item = Ino>) -> Result<Barred<'_>, FsError> {
+    /// Keeps later operations on these inodes out of the queue, and waits until everything in it is acknowledged: metad
+    /// carries out what follows, in order with the rest.
+    pub async fn bar(&self, inos: impl IntoIterator<Item = Ino>) -> Result<Barred<'_>, FsError> {
         let barred = self.queue.bar(inos);
         self.wait_all().await?;
         Ok(barred)
@@ -59,7 +59,7 @@ impl Order {
 
     async fn wait_upto(&self, tail: Option<u64>) -> Result<(), FsError> {
         match tail {
-            Some(tail) => self.work.until_stopped(self.queue.wait_sent(tail)).await?,
+            Some(tail) => self.work.until_stopped(self.queue.wait_acknowledged(tail)).await?,
             None => Ok(()),
         }
     }

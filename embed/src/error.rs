@@ -1,10 +1,10 @@
-//! Why an embedded cluster does not start, or ends.
+//! Reasons why an embedded cluster does not start, or ends.
 
 use std::io;
 use std::path::PathBuf;
 use thiserror::Error;
 
-/// What is wrong, in one line.
+/// The reason, in one line.
 #[derive(Debug, Error)]
 pub enum Error {
     /// The data directory is in use.

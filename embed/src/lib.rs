@@ -1,7 +1,7 @@
 //! Surf's daemons inside one process: for the mount without a cluster, for tests and for benchmarks.
 //!
-//! The very same `metad::Node` and `blockd::Node` that the daemons run, on loopback QUIC with mutual TLS. Their CA is
-//! made in the data directory at the first start. A directory belongs to one process at a time.
+//! Runs the same `metad::Node` and `blockd::Node` as the daemons, on loopback QUIC with mutual TLS. Their CA is made in
+//! the data directory at the first start. A directory belongs to one process at a time.
 //!
 //! Stop order: block daemons first, because they report to metads; then metads; then the lock on the directory.
 
@@ -31,16 +31,17 @@ use wire::tls::{Identity, Role};
 
 /// A cluster that does not serve after this time has a problem that waiting does not mend.
 const START_LIMIT: Duration = Duration::from_secs(60);
-/// A metad that is there answers in far less.
+/// A running metad answers in far less.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
-/// Between two looks whether the cluster serves.
+/// Pause between looks whether the cluster serves.
 const ASK_PAUSE: Duration = Duration::from_millis(10);
 /// Raft timing of a metad without peers: there is nobody whose silence could be misread.
 const ALONE_HEARTBEAT_MS: u64 = 50;
-/// As above: an election that nobody else can win may begin soon.
+/// Likewise, an election that nobody else can win may begin soon.
 const ALONE_ELECTION_MS: u64 = 150;
 
-/// The code behind a boxed future is compiled in this crate, once, and not again in each program and test that awaits it.
+/// The code behind a boxed future is compiled in this crate, once, and not again in each program and test that awaits
+/// it.
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A running cluster. Dropping it without [`Embedded::stop`] ends it as a crash would.
@@ -97,7 +98,7 @@ impl Embedded {
         &self.admin
     }
 
-    /// Waits until a daemon can no longer keep its promise, such as after a failed sync. Cancel-safe.
+    /// Waits until a daemon has failed for good, such as after a failed sync. Cancel-safe.
     pub async fn failed(&self) -> Error {
         let mut failures: Vec<Boxed<'_, blockd::Error>> =
             self.blockds.iter().map(|node| Box::pin(node.failed()) as _).collect();
@@ -112,12 +113,13 @@ impl Embedded {
         .await
     }
 
-    /// Says that the cluster is about to be stopped: whoever wants its directory next waits for that, and is not refused.
+    /// Notes that the cluster is about to be stopped: the next user of its directory then waits instead of being
+    /// refused.
     pub fn note_ending(&self) {
         self.state.note_ending();
     }
 
-    /// Stops cleanly. Clients are to be shut down before: what they have not flushed is not waited for.
+    /// Stops cleanly. Clients must be shut down before: this does not wait for what they have not flushed.
     pub fn stop(self) -> Boxed<'static, ()> {
         Box::pin(self.end())
     }
@@ -157,7 +159,7 @@ impl Embedded {
     }
 }
 
-/// What metads run on, see [`metad::runtime`].
+/// The runtime of the metads, see [`metad::runtime`].
 struct Threads(Option<Runtime>);
 
 impl Threads {
@@ -169,7 +171,7 @@ impl Threads {
 impl Drop for Threads {
     fn drop(&mut self) {
         if let Some(runtime) = self.0.take() {
-            // A plain drop waits, which no asynchronous caller may do.
+            // A plain drop would wait, which no asynchronous caller may do.
             runtime.shutdown_background();
         }
     }
@@ -199,7 +201,7 @@ fn prepare(state: &mut State, options: &EmbedOptions, runtime: &Handle) -> Resul
     let blockds = (1..=options.blockds)
         .map(|number| state.identity(Role::Blockd, &format!("blockd-{number}")))
         .collect::<Result<_, _>>()?;
-    // Before any daemon starts: a metad that founded its cluster must find its address again.
+    // Before any daemon starts, its address must be recorded: a metad that founded its cluster must find it again.
     state.save()?;
     let client = state.identity(Role::Client, "client")?;
     let admin = state.identity(Role::Admin, "admin")?;
@@ -222,7 +224,7 @@ async fn start_metads(
     Ok(nodes)
 }
 
-/// The configuration, in the form of metad's own file: its defaults stand there and nowhere else.
+/// The configuration in the form of metad's own file, which holds the defaults.
 fn metad_config(
     state: &State,
     id: MetadId,
@@ -266,12 +268,12 @@ async fn start_blockds(
     Ok(nodes)
 }
 
-/// Runs file work on a thread that may wait for it.
+/// Runs file work on a thread that may block.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     joined(tokio::task::spawn_blocking(work)).await
 }
 
-/// What a task has come to.
+/// Awaits a task, and passes its panic on.
 async fn joined<T>(task: tokio::task::JoinHandle<T>) -> T {
     match task.await {
         Ok(result) => result,

@@ -1,7 +1,7 @@
 //! The data directory of an embedded cluster: its lock, CA, identities, and the addresses used last.
 //!
 //! ```text
-//! surf.lock      held while a process runs the cluster; says so when that is about to end
+//! surf.lock      held while a process runs the cluster; marked when that process is about to end
 //! ca.pem         the cluster's CA
 //! NAME.pem       identity of each daemon, of the client and of the operator
 //! cluster.toml   shape of the cluster, and the address that each daemon had last
@@ -21,19 +21,19 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use wire::durable;
 use wire::quic::Endpoint;
-use wire::sys::lock_of_the_living;
+use wire::sys::lock_after_a_kill;
 use wire::tls::{ClusterCa, Identity, Role, Subject};
 
 /// Name of the cluster, for people.
 pub(crate) const CLUSTER_NAME: &str = "embedded";
 
-/// What the lock's file says while its holder ends.
-const ENDING: &str = "ending\n";
-/// `umount` returns before the mount's process has ended: it stores what is under way and stops its daemons first. Whoever
-/// mounts again at once waits so long for it.
+/// Content of the lock's file while its holder ends.
+const ENDING_MARK: &str = "ending\n";
+/// How long the next mount waits for the one before to end. `umount` returns before the mount's process has ended,
+/// which first stores what is under way and stops its daemons.
 const ENDING_LIMIT: Duration = Duration::from_secs(60);
 
-/// What `cluster.toml` holds.
+/// Content of `cluster.toml`.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ClusterFile {
@@ -43,7 +43,7 @@ struct ClusterFile {
     addresses: BTreeMap<String, SocketAddr>,
 }
 
-/// A data directory that is ours while this lives.
+/// A data directory that is locked while this lives.
 pub(crate) struct State {
     dir: PathBuf,
     ca: ClusterCa,
@@ -77,7 +77,7 @@ impl State {
             }
             Err(error) => return Err(disk(&path)(error)),
         };
-        // Fewer metads would be no majority, fewer blockds would miss blocks; more are not added this way.
+        // Fewer metads would be no majority, and fewer blockds would miss blocks. More cannot be added this way.
         if (file.metads, file.blockds) != (options.metads, options.blockds) {
             let shape = |metads: u8, blockds: u8| format!("{metads} metads and {blockds} blockds");
             return Err(Error::Shape {
@@ -97,10 +97,10 @@ impl State {
         Ok(Self { dir: dir.to_owned(), ca, file, lock })
     }
 
-    /// Says in the lock's file that the cluster ends: whoever wants the directory next waits for that.
+    /// Notes in the lock's file that the cluster ends: the next user of the directory waits for that.
     pub(crate) fn note_ending(&self) {
-        // Without it the next one is refused, as by a cluster that goes on.
-        let _ = (&self.lock).write_all(ENDING.as_bytes());
+        // If this fails, the next user is refused, as by a cluster that goes on.
+        let _ = (&self.lock).write_all(ENDING_MARK.as_bytes());
     }
 
     /// Data directory of a daemon.
@@ -124,13 +124,14 @@ impl State {
         Ok(identity)
     }
 
-    /// Binds a daemon's endpoint, driven by `runtime`: at the address it had last, because Raft's membership names it, else at a free port.
+    /// Binds a daemon's endpoint, driven by `runtime`, at the address it had last, because Raft's membership names it.
+    /// Otherwise it takes a free port.
     pub(crate) fn bind(&mut self, name: &str, identity: &Identity, runtime: &Handle) -> Result<Endpoint, Error> {
         let recorded = self.file.addresses.get(name).copied();
         let bind = |addr| Endpoint::bind_within(addr, identity, runtime.clone());
         let endpoint = match recorded.map(bind) {
             Some(Ok(endpoint)) => endpoint,
-            // Peers look for it there, and nowhere else.
+            // Its peers expect it at this address.
             Some(Err(error)) if self.file.metads > 1 => return Err(error.into()),
             _ => bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?,
         };
@@ -138,7 +139,7 @@ impl State {
         Ok(endpoint)
     }
 
-    /// The address that a daemon had last; port 0 when it never ran, or somebody else has the port now.
+    /// The address that a daemon had last; port 0 when it never ran, or another process has the port now.
     pub(crate) fn address(&self, name: &str) -> SocketAddr {
         let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let recorded = self.file.addresses.get(name).copied().unwrap_or(any);
@@ -159,14 +160,14 @@ impl State {
     }
 }
 
-/// Takes the directory's lock, also from a cluster that is ending. Blocks.
+/// Takes the directory's lock, and waits for a cluster that is ending. Blocks.
 fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join("surf.lock");
     let open = File::options().create(true).truncate(false).read(true).write(true).open(&path);
     let mut file = open.map_err(unusable(dir))?;
     let started = Instant::now();
     loop {
-        match lock_of_the_living(&file) {
+        match lock_after_a_kill(&file) {
             Ok(()) => {
                 file.set_len(0).map_err(disk(&path))?;
                 return Ok(file);
@@ -178,10 +179,10 @@ fn lock(dir: &Path) -> Result<File, Error> {
     }
 }
 
-/// Whether the holder of the lock has said that it ends.
+/// Reports whether the holder of the lock is about to end.
 fn is_ending(file: &mut File) -> bool {
     let mut text = String::new();
-    file.rewind().and_then(|()| file.read_to_string(&mut text)).is_ok_and(|_| text == ENDING)
+    file.rewind().and_then(|()| file.read_to_string(&mut text)).is_ok_and(|_| text == ENDING_MARK)
 }
 
 #[cfg(test)]
@@ -200,7 +201,7 @@ mod tests {
         state.note_ending();
         std::thread::scope(|scope| {
             let next = scope.spawn(|| State::take(dir.path(), &options()).map(|_| ()));
-            // Longer than a process that goes on is waited for.
+            // This is longer than the wait for a process that goes on.
             std::thread::sleep(Duration::from_secs(2));
             assert!(!next.is_finished(), "it waits");
             drop(state);

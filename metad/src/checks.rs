@@ -1,7 +1,7 @@
 //! Checks of the whole metadata that are under way on this node.
 //!
-//! A check reads a frozen state, on a thread of its own, and hands its findings over one page at a time: the thread waits
-//! where nobody fetches them. It lives in the memory of the node that began it, and ends when it is not asked for.
+//! A check reads a frozen state in a thread of its own, and returns its findings page by page: the thread waits when
+//! nobody fetches them. A check exists in the memory of the node that began it, and ends when nobody asks for it.
 
 use crate::consensus::Frozen;
 use crate::fs::check::{self, Listener};
@@ -14,13 +14,14 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use wire::message::check::{CheckId, Finding};
 
-/// Checks at a time: each keeps a file open, and up to a window of inodes or blocks in memory.
+/// Checks under way at a time: each holds a file open, and up to a window of inodes or blocks in memory.
 const CHECKS_MAX: usize = 4;
-/// A check that nobody asks for ends. A daemon may read its copies of a page of blocks for long meanwhile.
-const IDLE: Duration = Duration::from_secs(1800);
+/// A check that nobody asks for ends after this time. A daemon may read its copies of a page of blocks for long
+/// meanwhile.
+const IDLE_LIMIT: Duration = Duration::from_secs(1800);
 /// Findings that wait to be fetched.
 const WAITING_MAX: usize = 256;
-/// How long a question for findings waits for some.
+/// How long a request for findings waits for some.
 const FINDINGS_WAIT: Duration = Duration::from_secs(1);
 
 /// Checks under way on this node.
@@ -46,14 +47,14 @@ impl Drop for Running {
     }
 }
 
-/// What the thread tells.
-struct Teller {
+/// Where the thread reports.
+struct Reporter {
     findings: mpsc::Sender<Finding>,
     looked: Arc<AtomicU64>,
     given_up: Arc<AtomicBool>,
 }
 
-impl Listener for Teller {
+impl Listener for Reporter {
     fn found(&mut self, finding: Finding) {
         if self.findings.blocking_send(finding).is_err() {
             self.given_up.store(true, Ordering::Relaxed);
@@ -79,14 +80,14 @@ impl Checks {
         }
         let (sender, findings) = mpsc::channel(WAITING_MAX);
         let (looked, given_up) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
-        let mut teller = Teller { findings: sender, looked: looked.clone(), given_up: given_up.clone() };
+        let mut reporter = Reporter { findings: sender, looked: looked.clone(), given_up: given_up.clone() };
         let looked_at = state.clone();
         let thread = std::thread::Builder::new().name("check".to_owned());
         let completed = Arc::<AtomicBool>::default();
         let done = completed.clone();
         let looks = move || {
-            check::check_all(&*looked_at, &mut teller);
-            // Before the findings end with `teller`.
+            check::check_all(&*looked_at, &mut reporter);
+            // Before the findings end with `reporter`.
             done.store(true, Ordering::Release);
         };
         thread.spawn(looks).map_err(|error| error.to_string())?;
@@ -98,13 +99,13 @@ impl Checks {
 
     /// Ends checks that nobody asks for.
     pub fn forget_idle(&self) {
-        self.running.lock().retain(|_, check| check.asked.lock().elapsed() < IDLE);
+        self.running.lock().retain(|_, check| check.asked.lock().elapsed() < IDLE_LIMIT);
     }
 
-    /// A check that is asked for now.
+    /// Returns a check that is asked for now.
     ///
     /// # Errors
-    /// When it is not, or no longer, known.
+    /// When the check is not known, or not any more.
     pub fn find(&self, check: CheckId) -> Result<Arc<Running>, String> {
         let found = self.running.lock().get(&check).cloned();
         let found = found
@@ -113,14 +114,14 @@ impl Checks {
         Ok(found)
     }
 
-    /// A check is not needed any more.
+    /// Ends a check that is not needed any more.
     pub fn end(&self, check: CheckId) {
         self.running.lock().remove(&check);
     }
 }
 
 impl Running {
-    /// What was found since this was asked last, after a second at most, and whether that was all.
+    /// Returns what was found since the last call, within a second, and whether that was all.
     ///
     /// # Errors
     /// When the check has broken off.
@@ -137,7 +138,7 @@ impl Running {
         Ok((findings, ended))
     }
 
-    /// Pairs that were looked at.
+    /// Returns the number of pairs that were read.
     #[must_use]
     pub fn looked(&self) -> u64 {
         self.looked.load(Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! The block daemons as the leader knows them: who lives, who is in the layout, what may be deleted.
+//! The block daemons as the leader knows them: which are alive, which are in the layout, what may be deleted.
 
 pub mod gc;
 pub mod liveness;

@@ -12,7 +12,7 @@ use wire::limits::GC_GRACE_MIN_MS;
 use wire::settings;
 use wire::tls::{Identity, Role};
 
-/// The file, as it is written. Unknown keys are refused: a misspelt option must not be an ignored one.
+/// The configuration file. Unknown keys are refused: a misspelt option must not be an ignored one.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConfigFile {
@@ -22,7 +22,7 @@ pub struct ConfigFile {
     pub cluster: String,
     /// Address to serve on.
     pub listen: SocketAddr,
-    /// Where log, snapshot and state are kept.
+    /// Directory for log, snapshot and state.
     pub data_dir: PathBuf,
     /// PEM file with CA certificate, own certificate (role metad) and key.
     pub identity: PathBuf,
@@ -61,11 +61,11 @@ pub struct Config {
     pub cluster: String,
     /// Address to serve on.
     pub listen: SocketAddr,
-    /// Where everything is kept.
+    /// Directory for log, snapshot and state.
     pub data_dir: PathBuf,
-    /// Who this node is.
+    /// The identity of this node.
     pub identity: Identity,
-    /// Nodes that found the cluster; empty for one that joins.
+    /// Nodes that found the cluster; empty for a node that joins later.
     pub initial: BTreeMap<MetadId, SocketAddr>,
     /// Replicas of each block.
     pub replicas: u8,
@@ -92,7 +92,7 @@ impl ConfigFile {
     /// Checks the values and loads the identity.
     ///
     /// # Errors
-    /// What contradicts what.
+    /// Names the values that contradict each other.
     pub fn check(self) -> Result<Config, Error> {
         let wrong = |text: &str| Err(Error::Config(text.to_owned()));
         let identity = Identity::load(&self.identity)?;

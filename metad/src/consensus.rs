@@ -1,5 +1,6 @@
-//! What a metad asks of those who agree with it on one order of commands. [`crate::raft`] is one way to agree; the
-//! simulation has another, so that everything above it (requests, leases, events, group commit) is the real thing there.
+//! What a metad needs from the nodes that agree with it on one order of commands. [`crate::raft`] is one
+//! implementation; the simulation has another, so that everything above it (requests, leases, events, group commit) is
+//! the real thing there.
 
 use crate::error::{Error, ProposeError};
 use crate::fs::view::Kv;
@@ -17,15 +18,15 @@ use wire::message::meta::RaftKind;
 pub struct Member {
     /// Its id.
     pub id: MetadId,
-    /// Where it serves.
+    /// The address on which it serves.
     pub addr: SocketAddr,
     /// Whether it votes; learners only follow.
     pub voter: bool,
-    /// Log index known to be stored there; only the leader knows.
+    /// Log index that it is known to have stored; only the leader knows.
     pub matched: u64,
 }
 
-/// The state as it was at one position of the log, whatever is applied meanwhile.
+/// The state at one position of the log, whatever is applied later.
 pub trait Frozen: Kv {
     /// Raft term of the position.
     fn term(&self) -> u64;
@@ -33,27 +34,27 @@ pub trait Frozen: Kv {
     /// Log index of the position.
     fn applied(&self) -> u64;
 
-    /// How many keys there are.
+    /// The number of keys.
     fn pair_count(&self) -> u64;
 
-    /// Why some of what was asked for could not be read: then what was answered is not the whole state.
+    /// Returns why some of the state could not be read, if so: then the answers so far are incomplete.
     fn failure(&self) -> Option<String>;
 }
 
-/// A node's part in the agreement.
+/// A node's part in the consensus.
 pub trait Consensus: Send + Sync {
     /// The applied state, to be read after [`Consensus::read_barrier`].
     fn state(&self) -> &Arc<dyn Kv>;
 
-    /// Replicates a command and applies it, if a term is named only while this node leads in that: what was waited for
-    /// under another leadership counts for nothing. Runs to its end though the caller is dropped.
+    /// Replicates a command and applies it; if a term is given, only while this node leads in that term: what was
+    /// waited for under another leadership does not count. It runs to its end even if the caller is dropped.
     ///
     /// # Errors
-    /// [`ProposeError`]: not leader, unknown whether it will be applied, or larger than an entry may be. Nothing is carried
-    /// out in another term.
+    /// [`ProposeError`]: this node does not lead, it is unknown whether the command will be applied, or the command is
+    /// larger than an entry may be. Nothing is carried out in another term.
     fn propose_in(&self, term: Option<u64>, stamped: Stamped) -> BoxFuture<'_, Result<CommandReply, ProposeError>>;
 
-    /// The same in any term.
+    /// Proposes a command in any term.
     ///
     /// # Errors
     /// As [`Consensus::propose_in`].
@@ -61,30 +62,30 @@ pub trait Consensus: Send + Sync {
         self.propose_in(None, stamped)
     }
 
-    /// Waits until what is read now is current (I2).
+    /// Waits until what is read from now on is current (I2).
     ///
     /// # Errors
-    /// [`ProposeError::NotLeader`] when this node cannot know.
+    /// [`ProposeError::NotLeader`] when this node cannot know that.
     fn read_barrier(&self) -> BoxFuture<'_, Result<(), ProposeError>>;
 
-    /// Whether this node leads, as far as it knows.
+    /// Returns whether this node believes that it leads.
     fn leads(&self) -> bool {
         self.leadership().is_some()
     }
 
-    /// The term in which this node leads, as far as it knows.
+    /// Returns the term in which this node believes that it leads.
     fn leadership(&self) -> Option<u64>;
 
-    /// The leader, as far as this node knows.
+    /// Returns the leader, if this node knows one.
     fn leader(&self) -> BoxFuture<'_, Option<MetadId>>;
 
-    /// The nodes of the cluster.
+    /// Returns the nodes of the cluster.
     fn members(&self) -> Vec<Member>;
 
-    /// Term and applied log index.
+    /// Returns the term and the applied log index.
     fn progress(&self) -> (u64, u64);
 
-    /// Adds a node: it follows until it has caught up, then votes.
+    /// Adds a node: it follows until it has caught up, and then votes.
     ///
     /// # Errors
     /// When this node does not lead, or the new one cannot be reached.
@@ -103,12 +104,12 @@ pub trait Consensus: Send + Sync {
     /// Takes a snapshot now, and waits until it is durable.
     ///
     /// # Errors
-    /// When there is nothing that could take one, or it takes longer than `limit`.
+    /// When this consensus takes no snapshots, or it takes longer than `limit`.
     fn snapshot(&self, _limit: Duration) -> BoxFuture<'_, Result<(), Error>> {
         async { Err(Error::Raft("there are no snapshots here".to_owned())) }.boxed()
     }
 
-    /// Keeps the state as it is now, or will be in a moment, for whoever reads it for long.
+    /// Returns the state as it is now, or in a moment, for long reads: later changes do not show in it.
     ///
     /// # Errors
     /// As [`Consensus::snapshot`], or when the disk fails.
@@ -116,7 +117,7 @@ pub trait Consensus: Send + Sync {
         async { Err(Error::Raft("there are no snapshots here".to_owned())) }.boxed()
     }
 
-    /// Carries out a peer's message.
+    /// Handles a peer's message.
     ///
     /// # Errors
     /// The reason, for the peer.
@@ -124,7 +125,7 @@ pub trait Consensus: Send + Sync {
         async { Err("this node has no peers".to_owned()) }.boxed()
     }
 
-    /// Takes no further part.
+    /// Stops taking part.
     fn stop(&self) -> BoxFuture<'_, ()> {
         async {}.boxed()
     }

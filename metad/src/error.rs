@@ -1,4 +1,4 @@
-//! What can go wrong in metad, told so that an operator knows what to do.
+//! The errors of metad, worded so that an operator knows what to do.
 
 use std::io;
 use std::path::Path;
@@ -11,9 +11,9 @@ pub enum Error {
     /// A file or directory cannot be used.
     #[error("{file}: {source}")]
     Disk {
-        /// Which one.
+        /// The file or directory.
         file: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The applied state does not open; it is rebuilt.
@@ -25,7 +25,7 @@ pub enum Error {
     /// The data directory belongs to another node, or a process uses it.
     #[error("{0}")]
     DataDir(String),
-    /// A state of the past cannot be gone on from.
+    /// A recovery cannot go on from this state.
     #[error("{0}")]
     Recovery(String),
     /// The configuration contradicts itself or the certificate.
@@ -37,7 +37,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// A failure of a file.
+    /// Makes an error about a file.
     pub fn disk(file: &Path, source: io::Error) -> Self {
         Self::Disk { file: file.display().to_string(), source }
     }
@@ -46,10 +46,10 @@ impl Error {
 /// Why a command was not carried out here.
 #[derive(Debug, Clone, Error)]
 pub enum ProposeError {
-    /// Another node leads, or none that this one knows of.
+    /// Another node leads, or no node that this one knows.
     #[error("this node does not lead")]
     NotLeader(Option<MetadId>),
-    /// It may or may not be carried out: leadership changed meanwhile. Batches may be sent again (I1).
+    /// It is unknown whether it will be carried out: leadership changed meanwhile. Batches may be sent again (I1).
     #[error("leadership changed")]
     Unknown,
     /// It cannot be carried out.

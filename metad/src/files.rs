@@ -1,20 +1,20 @@
-//! Whose a data directory is, and that one process uses it.
+//! The owner of a data directory, and the lock by which only one process uses it.
 
 use crate::error::Error;
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
 use wire::durable;
 use wire::ids::{ClusterId, MetadId};
-use wire::sys::lock_of_the_living;
+use wire::sys::lock_after_a_kill;
 
-/// First line of the file that says whose a data directory is.
+/// First line of the file that names the owner of a data directory.
 const OWNER: &str = "surf metad 1";
 
 /// Holds a data directory for this process and this node.
 #[derive(Debug)]
 pub struct DataDir {
     _lock: File,
-    /// Nothing was here before.
+    /// Whether the directory was new.
     pub is_new: bool,
 }
 
@@ -28,7 +28,7 @@ impl DataDir {
         durable::make_private_dir(dir).map_err(unusable)?;
         let path = dir.join("LOCK");
         let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(unusable)?;
-        match lock_of_the_living(&lock) {
+        match lock_after_a_kill(&lock) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(Error::DataDir(format!(

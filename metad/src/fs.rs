@@ -1,12 +1,13 @@
 //! The metadata state machine: commands in the order of the Raft log, applied to an ordered map.
 //!
-//! Deterministic: no clock (the leader stamps each command), no randomness, no I/O beyond the map, no order that a hash
-//! map would choose. Two replicas that apply the same commands hold the same bytes.
+//! It is deterministic: it uses no clock (the leader stamps each command), no randomness, no I/O beyond the map, and no
+//! order that depends on a hash map. Two replicas that apply the same commands hold the same bytes.
 //!
 //! - [`keys`] is the key space, [`view`] the map with changes over it.
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
-//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`; [`retention`] is about what is kept longer.
-//! - [`read`] answers questions, [`check`] looks for contradictions, [`repair`] mends them, [`recovery`] begins anew with a
+//!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`. [`retention`] decides which unreferenced
+//!   blocks are retained.
+//! - [`read`] answers questions, [`check`] looks for contradictions, [`repair`] mends them, [`recovery`] goes on from a
 //!   state of the past. `index` knows which tables follow from others.
 
 mod acl;
@@ -45,7 +46,7 @@ use wire::layout::Layout;
 use wire::limits::CHUNK_BYTES;
 use wire::op::{Batch, BatchReply, Op, OpFailed, OpReply};
 
-/// What one Raft entry carries. Variants are only ever appended: old logs must replay.
+/// The content of a Raft entry. Variants are only ever appended: old logs must replay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     /// First entry of a cluster.
@@ -61,22 +62,22 @@ pub enum Command {
     Batches(Vec<(SessionId, Batch)>),
     /// A new session.
     OpenSession(session::Opening),
-    /// Sessions that ended, by their own word or by silence.
+    /// Sessions that end because they were closed or fell silent.
     CloseSessions(Vec<SessionId>),
     /// A new block layout; refused unless its epoch is the next one.
     SetLayout(Layout),
-    /// These blocks are gone from the daemons (I10).
+    /// The daemons have dropped these blocks (I10).
     BlocksDropped(Vec<BlockHash>),
-    /// Go on taking apart the content of removed inodes.
+    /// Continue to delete the content of removed inodes.
     Reap,
-    /// Keep all blocks that something refers to now (I10).
+    /// Retain all blocks that something refers to now (I10).
     PinBlocks {
         /// Name of the pin.
         name: String,
         /// For how many milliseconds.
         keep_ms: u64,
     },
-    /// Keep them no longer.
+    /// Retain them no longer.
     ReleasePin {
         /// Name of the pin.
         name: String,
@@ -96,19 +97,19 @@ pub struct Stamped {
     pub command: Command,
 }
 
-/// Why a batch was not looked at.
+/// Why a batch was not applied.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Refused {
     /// The session is unknown or has ended.
     NoSession,
-    /// The batch was acknowledged before, so its reply is forgotten; or its number is out of the window.
+    /// The reply was acknowledged and is forgotten, or the batch's number is out of the window.
     OutOfWindow,
 }
 
-/// What a command answers to the node that proposed it.
+/// The result of a command, for the node that proposed it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CommandReply {
-    /// Nothing to tell.
+    /// Nothing to report.
     Done,
     /// One outcome per batch.
     Batches(Vec<Result<BatchReply, Refused>>),
@@ -116,15 +117,15 @@ pub enum CommandReply {
     Session(SessionId),
     /// The command no longer fits the state and changed nothing.
     Stale,
-    /// For each repair whether it was made.
+    /// Whether each repair was made.
     Repaired(Vec<bool>),
 }
 
-/// What operations know beside the state.
+/// What operations know besides the state.
 pub(crate) struct Context {
-    /// The leader's time for the command, or, of what was done under a delegation, the session's time for that.
+    /// The leader's time for the command; for an operation done under a delegation, the session's time for that.
     pub now: Timestamp,
-    /// The leader's time in any case, or that of the newest pin if it is later: what a session says of time shortens no grace
+    /// The leader's time in any case, or that of the newest pin if it is later. A session's time shortens no grace
     /// period.
     pub entry: Timestamp,
     /// The session that asks.
@@ -132,7 +133,7 @@ pub(crate) struct Context {
 }
 
 impl Command {
-    /// Whether applying takes a few look-ups only, so that it may be done where nothing may block.
+    /// Returns whether the command takes only a few look-ups, so that it may be applied where nothing may block.
     #[must_use]
     pub fn is_light(&self) -> bool {
         const LIGHT_OPS: usize = 8;
@@ -146,7 +147,7 @@ impl Command {
                 let mut ops = batches.iter().flat_map(|(_, batch)| &batch.ops);
                 batches.iter().map(|(_, batch)| batch.ops.len()).sum::<usize>() <= LIGHT_OPS && ops.all(is_small)
             }
-            // It may end another one, with all that this holds.
+            // It may end another session, with all that this one holds.
             Self::OpenSession(opening) => opening.resumes.is_none() && opening.token.is_none(),
             _ => false,
         }
@@ -192,16 +193,16 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
     }
 }
 
-/// An operation that looks at all attributes of an inode, up to 1 MiB, is as much work as so many writes.
+/// An operation that reads all attributes of an inode, up to 1 MiB, costs as much as this many writes.
 const ATTRIBUTES_AS_WRITES: usize = 16;
 
-/// How many places of files an operation writes to, or what is as much work; `None` for as many as a file has: it cuts, copies
-/// or fills a range of any length.
+/// Returns how many places of files an operation writes to, or an equivalent for other work. Returns `None` when it
+/// cuts, copies or fills a range of any length: that may be as many as a file has.
 pub(crate) fn writes_of(op: &Op) -> Option<usize> {
     match op.plain() {
         Op::Range { .. } | Op::CloneRange { .. } => None,
         Op::SetAttr { change, .. } => change.size.is_none().then_some(0),
-        // All attributes of an inode are looked at.
+        // All attributes of an inode are read.
         Op::SetXattr { .. } => Some(ATTRIBUTES_AS_WRITES),
         Op::ReleaseOrphans { inos } => Some(inos.len() * ATTRIBUTES_AS_WRITES),
         // A hole may be as long as a file.
@@ -210,8 +211,8 @@ pub(crate) fn writes_of(op: &Op) -> Option<usize> {
     }
 }
 
-/// Content of files that the batch has committed before an operation, and that nobody else had changed: the file, and the
-/// version that was made.
+/// Content that the batch has committed before an operation, to files that no other session had changed: each file with
+/// the version that the commit made.
 type Committed = BTreeSet<(Ino, Version)>;
 
 /// Applies the operations of a batch, all or none.
@@ -220,7 +221,8 @@ fn apply_ops(view: &mut View, context: &Context, ops: &[Op]) -> BatchReply {
     let mut replies = Vec::with_capacity(ops.len());
     let mut committed = Committed::new();
     for (index, op) in ops.iter().enumerate() {
-        // What is remembered of the journal stands behind the operations that it is about: little, and nothing of their own.
+        // Positions of journals come after the operations that they are about. They are small, and must not fail for
+        // size.
         let is_remark = matches!(op, Op::Journaled { .. } | Op::JournaledContent { .. });
         let full = index > 0 && !is_remark && view.is_exhausted();
         let applied = if full { Err(FsError::ArgumentTooLarge) } else { apply_op(view, context, op, &committed) };
@@ -241,7 +243,7 @@ fn apply_ops(view: &mut View, context: &Context, ops: &[Op]) -> BatchReply {
     Ok(replies)
 }
 
-/// `before` is what the operations before it in its batch have committed.
+/// Applies an operation. `before` is what the previous operations of its batch have committed.
 fn apply_op(view: &mut View, context: &Context, op: &Op, before: &Committed) -> Result<OpReply, FsError> {
     match op {
         Op::Create { parent, name, ino, node, mode, umask, uid, gid } => {

@@ -1,9 +1,9 @@
-//! Read leases: what clients answer from their caches, and how a change takes it back from them first (design: leases make
-//! it fast, versions make it safe).
+//! Read leases: what clients may answer from their caches, and how a change revokes it first. Leases make caching fast,
+//! versions make it safe.
 //!
-//! `table` knows who holds what, without clock or network; `touched` knows what a batch changes; this is what waits. Only
-//! the leader grants leases; a new one begins with an empty table, and its first changes wait until every session has
-//! come to it or what the leader before may have granted has run out.
+//! `table` knows which session holds what, without a clock or a network; `touched` knows what a batch changes; this
+//! module does the waiting. Only the leader grants leases. A new leader begins with an empty table, and its first
+//! changes wait until every session has attached to it, or until the leases of the previous leader have run out.
 
 mod leadership;
 pub mod patience;
@@ -16,7 +16,7 @@ use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::{Refused, session};
 use std::sync::Arc;
-use table::{Extension, Table, Told};
+use table::{Extension, Notice, Table};
 use tokio::time::Instant;
 use wire::attr::InodeAttr;
 use wire::ids::{Ino, SessionId};
@@ -33,15 +33,15 @@ pub(crate) struct Changing<'a> {
 }
 
 impl Changing<'_> {
-    /// Whether its session holds leases on all that it has touched, and on which of that it has delegations: on what was
-    /// `made` in any case, if nobody else has come to that.
+    /// Returns whether the session holds leases on all that it has touched, and the inodes on which it has delegations.
+    /// It has them on what was `made` in any case, unless another session has come to that.
     fn end(mut self, made: &[Ino]) -> (bool, Vec<Ino>) {
         self.finish(made).unwrap_or_default()
     }
 
     fn finish(&mut self, made: &[Ino]) -> Option<(bool, Vec<Ino>)> {
         let (inos, session) = (std::mem::take(&mut self.inos), self.session);
-        // What a later leadership of this node knows is not about this change.
+        // What a later leadership of this node knows does not concern this change.
         let same = self.shared.consensus.leadership().filter(|term| *term == self.term)?;
         if inos.is_empty() {
             return None;
@@ -61,24 +61,24 @@ impl Changing<'_> {
     }
 }
 
-/// What is asked for with a read.
+/// What a client asks for with a read.
 #[derive(Clone, Copy)]
 pub(crate) struct Asked {
-    /// Leases.
-    pub keep: bool,
-    /// Delegations too.
+    /// It asks for leases.
+    pub lease: bool,
+    /// It asks for delegations too.
     pub delegate: bool,
-    /// The answer itself, to tell what was done under delegations.
-    pub tells: bool,
+    /// It needs the answer to send what was done under delegations.
+    pub sends: bool,
 }
 
 /// What a session was granted with an answer.
 pub(crate) enum Granted {
-    /// Nothing: the answer is right now, and no longer.
+    /// Nothing: the answer is right now, but may not be cached.
     Nothing,
     /// Leases on all of it, and delegations on these.
     Leases(Vec<Ino>),
-    /// Others have changed it meanwhile, or have something to tell about it that was waited for: it must be read again.
+    /// Other sessions have changed it meanwhile, or had unsent operations there: it must be read again.
     Overtaken,
 }
 
@@ -93,7 +93,7 @@ impl Shared {
         self.leases.with(self.consensus.leadership(), work)
     }
 
-    /// A session follows this node's events from now on, with empty caches.
+    /// Lets a session follow this node's events from now on. Its caches are empty.
     pub(crate) fn attach(
         &self,
         session: SessionId,
@@ -112,29 +112,29 @@ impl Shared {
         seq
     }
 
-    /// It does not any more, by this stream.
+    /// Records that a session does not follow this node's events by this stream any more.
     pub(crate) fn detach(&self, session: SessionId, stream: u64) {
         self.leased(|table| table.detach(session, stream));
     }
 
-    /// A session has ended.
+    /// Forgets the leases of a session that has ended.
     pub(crate) fn forget_leases(&self, session: SessionId) {
         self.leased(|table| table.remove(session));
         self.leases.changed.notify_waiters();
     }
 
-    /// A session has done what these events told it to.
+    /// Records that a session has done what these events asked for.
     pub(crate) fn acknowledged(&self, session: SessionId, seqs: &[table::Seq]) {
-        // Only news wakes those who wait.
+        // Only a new acknowledgement wakes those that wait.
         if self.leased(|table| table.acknowledge(session, seqs)) == Some(true) {
             self.leases.changed.notify_waiters();
         }
     }
 
-    /// A session shows that it lives. Also tells whether it is the only one that keeps caches.
+    /// Records that a session is alive. Also returns whether it is the only one that caches.
     pub(crate) fn extend_leases(&self, id: SessionId) -> (Extension, bool) {
         let state = self.consensus.state();
-        // The sessions are looked through only where that can make a difference.
+        // The sessions are searched only where that can make a difference.
         let only = self.leased(|table| table.is_small()) == Some(true)
             && session::all(&**state).iter().all(|(other, session)| *other == id || !session.opening.caches);
         let extended = self.leased(|table| {
@@ -144,39 +144,38 @@ impl Shared {
         extended.unwrap_or((Extension::NotAttached, false))
     }
 
-    /// To be taken before a read.
+    /// Returns a stamp to take before a read.
     pub(crate) fn lease_stamp(&self) -> Option<u64> {
         self.leased(|table| table.stamp())
     }
 
-    /// Grants leases on what was read since the stamp, once nobody has anything to tell about it that it did under a
-    /// delegation.
+    /// Grants leases on what was read since the stamp, once no other session has unsent operations there.
     pub(crate) async fn grant(&self, session: SessionId, inos: &[Ino], stamp: u64, asked: Asked) -> Granted {
-        let Asked { keep, delegate, tells } = asked;
+        let Asked { lease, delegate, sends } = asked;
         let step = self.leased(|table| {
             let now = Instant::now();
-            let (tell, mut waits) = table.share(session, inos, now);
-            waits.extend(table.dirty_before(session, tells));
+            let (notices, mut waits) = table.share(session, inos, now);
+            waits.extend(table.dirty_before(session, sends));
             if table.unsettled_until(&waits, now).is_some() {
-                return Err((tell, waits));
+                return Err((notices, waits));
             }
-            let (granted, crowded) = if keep { table.grant(session, inos, stamp, now) } else { (false, None) };
+            let (granted, crowded) = if lease { table.grant(session, inos, stamp, now) } else { (false, None) };
             let delegated = if granted && delegate { table.delegate(session, inos, now) } else { Vec::new() };
-            Ok((granted, delegated, crowded, tell, table.may_have_changed(inos, stamp)))
+            Ok((granted, delegated, crowded, notices, table.may_have_changed(inos, stamp)))
         });
         match step {
-            // Another one leads, and knows of delegations that this one does not.
+            // Another node leads, and knows of delegations that this one does not.
             None => Granted::Overtaken,
-            Some(Err((tell, waits))) => {
-                self.tell_share(tell);
+            Some(Err((notices, waits))) => {
+                self.send_share(notices);
                 self.settle(|table, now| table.unsettled_until(&waits, now)).await;
                 Granted::Overtaken
             }
-            Some(Ok((granted, delegated, crowded, tell, changed))) => {
-                // To those who do not live any more, as far as is known.
-                self.tell_share(tell);
-                if let Some(Told { session, seq }) = crowded {
-                    self.events.tell(session, &MetaEvent::RecallAll { seq });
+            Some(Ok((granted, delegated, crowded, notices, changed))) => {
+                // These sessions are probably dead: nobody waits for them.
+                self.send_share(notices);
+                if let Some(Notice { session, seq }) = crowded {
+                    self.events.send(session, &MetaEvent::RecallAll { seq });
                 }
                 match (granted, changed) {
                     (true, _) => Granted::Leases(delegated),
@@ -187,30 +186,30 @@ impl Shared {
         }
     }
 
-    fn tell_share(&self, tell: Vec<(Told, Vec<Ino>)>) {
-        let asks = !tell.is_empty();
-        for (Told { session, seq }, inos) in tell {
-            self.events.tell(session, &MetaEvent::Share { seq, inos });
+    fn send_share(&self, notices: Vec<(Notice, Vec<Ino>)>) {
+        let asks = !notices.is_empty();
+        for (Notice { session, seq }, inos) in notices {
+            self.events.send(session, &MetaEvent::Share { seq, inos });
         }
         if asks {
-            // What they tell may be waiting already, and need not any more.
+            // Reads that were waiting may now come before what these sessions send.
             self.leases.changed.notify_waiters();
         }
     }
 
-    /// Waits until everybody has acknowledged or run out.
+    /// Waits until every session has acknowledged, or its leases have run out.
     async fn settle(&self, mut open: impl FnMut(&mut Table, Instant) -> Option<Instant>) {
         loop {
             let mut changed = std::pin::pin!(self.leases.changed.notified());
-            // Before looking: what changes in between must not be missed.
+            // Enabled before looking: a change in between must not be missed.
             changed.as_mut().enable();
             let Some(Some(until)) = self.leased(|table| open(table, Instant::now())) else { return };
             let _ = tokio::time::timeout_at(until, changed).await;
         }
     }
 
-    /// Waits until nobody else answers from what an earlier leader granted, or has something to tell that was done under
-    /// it and does not say so. Returns whether that took any time.
+    /// Waits until no other session answers from leases of an earlier leader, or may have unsent operations from that
+    /// time without having reported it. Returns whether that took any time.
     ///
     /// # Errors
     /// As [`Consensus::read_barrier`](crate::consensus::Consensus::read_barrier), while that may matter.
@@ -219,7 +218,7 @@ impl Shared {
         if self.leased(|table| grace(table, Instant::now())).flatten().is_none() {
             return Ok(false);
         }
-        // A leader that is new may not have applied yet that a session was opened under the one before.
+        // A new leader may not have applied yet that a session was opened under the previous one.
         self.consensus.read_barrier().await?;
         let state = self.consensus.state();
         self.settle(|table, now| {
@@ -233,40 +232,40 @@ impl Shared {
         Ok(true)
     }
 
-    /// Whether a session has ended: nothing of it is carried out any more, so it must not wait, least of all for the one
-    /// that has replaced it, whose client waits for what becomes of this.
+    /// Returns whether a session has ended. Nothing of it is carried out any more, so it must not wait: least of all
+    /// for the session that replaces it, whose client waits for the outcome of this request.
     fn has_ended(&self, id: SessionId) -> bool {
         session::find_or_ended(&**self.consensus.state(), id).is_some_and(|session| session.has_ended())
     }
 
-    /// Takes back what others may answer from their caches about these inodes, until the change ends. A change may be one
-    /// that `tells` what was done under delegations.
+    /// Revokes what other sessions may answer from their caches about these inodes, until the change ends. A change may
+    /// be one that `sends` what was done under delegations.
     ///
     /// # Errors
-    /// [`ProposeError::Unknown`] when this node does not lead in this term, at its beginning or at the end of the waiting:
-    /// who was waited for under one leadership is not who may answer from its caches under the next.
+    /// Returns [`ProposeError::Unknown`] when this node does not lead in this term, before or after the waiting:
+    /// another leadership may have granted leases to sessions that were not waited for.
     pub(crate) async fn begin_change(
         &self,
         term: u64,
         id: SessionId,
         inos: Vec<Ino>,
-        tells: bool,
+        sends: bool,
     ) -> Result<Changing<'_>, ProposeError> {
         let begun = self.leases.with(Some(term), |table| table.begin(id, &inos, Instant::now()));
-        let (tell, waits) = begun.ok_or(ProposeError::Unknown)?;
+        let (notices, waits) = begun.ok_or(ProposeError::Unknown)?;
         let changing = Changing { shared: self, term, session: id, inos };
-        let asks = !tell.is_empty();
-        for Told { session, seq } in tell {
-            self.events.tell(session, &MetaEvent::Recall { seq, inos: changing.inos.clone() });
+        let asks = !notices.is_empty();
+        for Notice { session, seq } in notices {
+            self.events.send(session, &MetaEvent::Recall { seq, inos: changing.inos.clone() });
         }
         if asks {
-            // What they tell may be waiting already, and need not any more.
+            // Changes that were waiting may now come before what these sessions send.
             self.leases.changed.notify_waiters();
         }
         self.settle(|table, now| {
-            // Who comes anew meanwhile acknowledges nothing old, and may have something to tell.
+            // A session that attaches meanwhile acknowledges nothing old, and may have operations to send.
             let waited_for = table.unsettled_until(&waits, now);
-            let until = waited_for.or_else(|| table.unsettled_until(&table.dirty_before(id, tells), now));
+            let until = waited_for.or_else(|| table.unsettled_until(&table.dirty_before(id, sends), now));
             // The session is looked up only where there is something to wait for.
             until.filter(|_| !self.has_ended(id))
         })
@@ -274,19 +273,19 @@ impl Shared {
         if self.consensus.leadership() == Some(term) { Ok(changing) } else { Err(ProposeError::Unknown) }
     }
 
-    /// Tells sessions that they are not alone any more, and waits until they act on it; until the answer is dropped, no
-    /// session is told that it is alone.
+    /// Notifies sessions that they are not alone any more, and waits until they act on it. Until the returned value is
+    /// dropped, no session is notified that it is alone.
     ///
     /// # Errors
     /// As [`Shared::wait_for_others`].
     pub(crate) async fn arrive(&self) -> Result<Arriving<'_>, ProposeError> {
         self.wait_for_others(None).await?;
-        let told = self.leased(|table| table.arrive()).unwrap_or_default();
+        let notices = self.leased(|table| table.arrive()).unwrap_or_default();
         let arriving = Arriving { shared: self };
-        for Told { session, seq } in &told {
-            self.events.tell(*session, &MetaEvent::Company { seq: *seq });
+        for Notice { session, seq } in &notices {
+            self.events.send(*session, &MetaEvent::Company { seq: *seq });
         }
-        self.settle(|table, now| table.unsettled_until(&told, now)).await;
+        self.settle(|table, now| table.unsettled_until(&notices, now)).await;
         Ok(arriving)
     }
 }
@@ -306,15 +305,15 @@ impl Drop for Arriving<'_> {
 pub(crate) struct Submitted {
     /// The outcome.
     pub outcome: Result<BatchReply, Refused>,
-    /// When the session holds leases on all that was touched: attributes of what the replies do not tell.
+    /// When the session holds leases on all that was touched: attributes that the replies do not carry.
     pub leased: Option<Vec<InodeAttr>>,
-    /// On which of that it has delegations.
+    /// The touched inodes on which it has delegations.
     pub delegated: Vec<Ino>,
 }
 
-/// Carries out a batch once nobody answers from a cache what it changes. Must run to its end: a change that has begun and
-/// is forgotten may still be applied. What a session that `has_ended` sends disturbs nobody: it is refused, or answered as
-/// the first time.
+/// Carries out a batch once no session answers from its cache what the batch changes. This must run to its end: a
+/// change that has begun and is forgotten may still be applied. A batch of a session that `has_ended` disturbs nobody:
+/// it is refused, or answered as the first time.
 pub(crate) async fn submit(
     shared: Arc<Shared>,
     (id, has_ended): (SessionId, bool),
@@ -325,24 +324,24 @@ pub(crate) async fn submit(
     if inos.is_empty() || has_ended {
         return Ok(unleased(shared.batcher.submit(id, batch, None).await?));
     }
-    // All that is waited for, and the change itself, belong to one leadership: who leads anew has to wait anew.
+    // All that is waited for, and the change itself, belong to one leadership: a new leader has to wait anew.
     let Some(term) = shared.consensus.leadership() else {
         return Err(ProposeError::NotLeader(shared.consensus.leader().await));
     };
     shared.wait_for_others(Some(id)).await?;
-    let tells = batch.ops.iter().any(|op| matches!(op, Op::Deferred { .. }));
+    let sends = batch.ops.iter().any(|op| matches!(op, Op::Deferred { .. }));
     let made: Vec<Ino> = batch.ops.iter().filter_map(Op::made).collect();
-    let changing = shared.begin_change(term, id, inos, tells).await?;
+    let changing = shared.begin_change(term, id, inos, sends).await?;
     let outcome = shared.batcher.submit(id, batch, Some(term)).await?;
-    // What could be known of only now: names that were changed between the look at them and the change.
+    // What is known only now: names that changed between the look-up and the change.
     let Ok(Ok(replies)) = &outcome else { return Ok(unleased(outcome)) };
     let late = touched::after(replies, &changing.inos);
     if !late.is_empty() {
-        drop(shared.begin_change(term, id, late, tells).await?);
+        drop(shared.begin_change(term, id, late, sends).await?);
         return Ok(unleased(outcome));
     }
-    // Before the change ends: nobody else can have changed them since, if the session gets the leases.
-    let rest = touched::untold(&**shared.consensus.state(), replies, &changing.inos);
+    // Read before the change ends: if the session gets the leases, nobody else can have changed them since.
+    let rest = touched::attrs_not_in_replies(&**shared.consensus.state(), replies, &changing.inos);
     let (leased, delegated) = changing.end(&made);
     Ok(Submitted { outcome, leased: leased.then_some(rest), delegated })
 }

@@ -1,8 +1,8 @@
 //! metad: Surf's metadata daemon.
 //!
-//! [`Node`] is one: `raft` keeps the log that all nodes agree on, `fs` turns it into a filesystem's metadata, `store`
-//! holds that on disk, `server` answers, `lease` lets clients answer themselves, `cluster` looks after the block daemons.
-//! [`recovery`] makes a new cluster from a backup or from a single survivor.
+//! [`Node`] is a metad. `raft` holds the log that all nodes agree on, `fs` turns it into a filesystem's metadata,
+//! `store` holds the metadata on disk, `server` answers requests, `lease` lets clients answer from their caches, and
+//! `cluster` supervises the block daemons. [`recovery`] makes a new cluster from a backup or from a single survivor.
 
 #![forbid(unsafe_code)]
 
@@ -40,17 +40,17 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use wire::quic::{Endpoint, ServerHandle};
 
-/// Requests under way when stopping get this long to end.
+/// How long requests under way may take to end when the node stops.
 const STOP_LIMIT: Duration = Duration::from_secs(2);
-/// Between looks whether this node is the one to write the cluster's first entry.
+/// Pause between checks whether this node has to write the cluster's first entry.
 const INIT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Raft is one task: more workers than this only answer reads.
 const WORKERS_MAX: usize = 8;
 
-/// Threads for a metad. A request is answered after a chain of short steps (network, Raft, state, and back), and each
-/// change of threads costs more than a step: so the socket is driven here too, and only large machines have several
-/// workers.
+/// Makes the threads of a metad. A request is answered after a chain of short steps (network, Raft, state, and back),
+/// and each change of threads costs more than a step. So the socket is driven here too, and only large machines have
+/// several workers.
 ///
 /// # Errors
 /// When threads cannot be started.
@@ -62,7 +62,7 @@ pub fn runtime() -> io::Result<Runtime> {
 
 /// A running metad.
 ///
-/// Its futures are boxed: the code behind a boxed one is compiled in this crate, once, and not again in each program and
+/// Its futures are boxed: code behind a boxed future is compiled once, in this crate, and not again in each program and
 /// test that awaits it.
 pub struct Node {
     shared: Arc<Shared>,
@@ -72,22 +72,22 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts: takes the data directory, opens what is there, serves. Must be called within a [`runtime`].
+    /// Takes the data directory, opens what it holds, and serves. Must be called within a [`runtime`].
     ///
     /// # Errors
-    /// What an operator can mend, one line each.
+    /// One line for an operator, who can mend the cause.
     pub fn start(config: Config) -> BoxFuture<'static, Result<Self, Error>> {
         Box::pin(Self::bind_and_open(config))
     }
 
     async fn bind_and_open(config: Config) -> Result<Self, Error> {
-        // Before the port: who starts a node twice is to hear of the node, not of its port.
+        // Before the port: an operator who starts a node twice is to read about the node, not about its port.
         let data_dir = take_data_dir(&config)?;
         let endpoint = Endpoint::bind_within(config.listen, &config.identity, Handle::current())?;
         Self::start_in(data_dir, config, endpoint).await
     }
 
-    /// Starts on an endpoint that is bound already.
+    /// Starts on an endpoint that is already bound.
     ///
     /// # Errors
     /// As [`Node::start`].
@@ -111,20 +111,20 @@ impl Node {
         Ok(Self { shared, server, tasks, _data_dir: data_dir })
     }
 
-    /// The address it serves on.
+    /// Returns the address on which it serves.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.shared.endpoint.local_addr()
     }
 
-    /// Whether it leads, as far as it knows.
+    /// Returns whether this node believes that it leads.
     #[must_use]
     pub fn leads(&self) -> bool {
         self.shared.consensus.leads()
     }
 
-    /// Stops: background work first, then requests, Raft, the state, and last the network, by which peers see at once
-    /// that this node is gone.
+    /// Stops background work first, then requests, Raft, the state, and last the network: this shows peers at once that
+    /// the node is gone.
     pub fn stop(self) -> BoxFuture<'static, ()> {
         Box::pin(self.end())
     }
@@ -135,7 +135,7 @@ impl Node {
         self.shared.batcher.close();
         self.shared.changes.close();
         self.shared.consensus.stop().await;
-        // What still waited for Raft has its answer now.
+        // Requests that waited for Raft have their answers now.
         if timeout(STOP_LIMIT, self.shared.changes.wait()).await.is_err() {
             tracing::warn!("changes under way did not end: their clients ask again elsewhere");
         }
@@ -149,7 +149,7 @@ fn take_data_dir(config: &Config) -> Result<files::DataDir, Error> {
     Ok(taken)
 }
 
-/// Writes the cluster's first entry, if this node comes to lead before anyone has.
+/// Writes the cluster's first entry, if this node is the first to lead.
 async fn init(shared: Arc<Shared>) {
     loop {
         if settings::cluster(&**shared.consensus.state()).is_some() {
@@ -158,7 +158,7 @@ async fn init(shared: Arc<Shared>) {
         if shared.consensus.leads() && shared.consensus.read_barrier().await.is_ok() {
             let (replicas, min_sync) = (shared.config.replicas, shared.config.min_sync);
             let cluster = shared.config.cluster.clone();
-            // A second proposal, by whichever leader, finds it done.
+            // If another leader proposes it too, the second proposal changes nothing.
             let _ = shared.propose(Command::Init { cluster, replicas, min_sync }).await;
         }
         tokio::time::sleep(INIT_PAUSE).await;

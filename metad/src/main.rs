@@ -74,7 +74,7 @@ fn run(flags: Flags) -> anyhow::Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let node = Node::start(config).await?;
         tracing::info!(addr = %node.local_addr(), "serving");
-        // Without systemd there is nobody to tell.
+        // Without systemd nobody is notified.
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
         tokio::select! {
             _ = terminate.recv() => {}
@@ -102,7 +102,7 @@ async fn force_single(config: &Config) -> anyhow::Result<()> {
     if !lost.is_empty() {
         println!("never start {} again with the data they have: wipe them", lost.join(", "));
     }
-    println!("what was here before is kept in {}: remove it when all is well", forced.kept.display());
+    println!("what was here before is kept in {}: remove it when all is well", forced.set_aside.display());
     after_recovery(config);
     Ok(())
 }

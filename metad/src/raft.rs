@@ -1,8 +1,8 @@
 //! Consensus: the only module that knows openraft (and raft-engine, in `log`).
 //!
-//! [`Raft`] is a [`Consensus`]: it proposes commands, makes reads linearizable (I2), and changes the membership. `log` is the durable
-//! truth, `machine` turns it into state, `snapshot` shortens it, `network` carries it to peers. `stopped` reads and makes the files
-//! of a node that does not run.
+//! [`Raft`] is a [`Consensus`]: it proposes commands, makes reads linearizable (I2), and changes the membership. `log`
+//! is the durable truth, `machine` turns it into state, `snapshot` shortens it, `network` carries it to peers.
+//! `stopped` reads and makes the files of a node that does not run.
 
 mod frozen;
 mod log;
@@ -45,13 +45,13 @@ use wire::limits::{BATCH_BYTES_MAX, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use wire::message::meta::RaftKind;
 use wire::quic::Endpoint;
 
-/// Largest command, encoded, in bytes. An entry travels whole: one that does not fit a message to a peer could never be
-/// replicated, and all that come after it would wait for it. The room is for what stands around it in the message.
+/// Largest command, encoded, in bytes. An entry travels whole: one that does not fit in a message to a peer could never
+/// be replicated, and all later entries would wait for it. The difference is room for the rest of the message.
 const ENTRY_BYTES_MAX: usize = PAYLOAD_BYTES_MAX - (16 << 10);
-// A batch alone, with what stands around it in its command, is always an entry.
+// A batch alone always fits in an entry, with the rest of its command.
 const _: () = assert!(BATCH_BYTES_MAX + (16 << 10) < ENTRY_BYTES_MAX && ENTRY_BYTES_MAX < HEAD_BYTES_MAX);
 
-/// A snapshot that is not there after this time is asked for again.
+/// A snapshot that does not exist after this time is asked for again.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How Raft behaves.
@@ -59,8 +59,8 @@ const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Tuning {
     /// Milliseconds between heartbeats of the leader.
     pub heartbeat_ms: u64,
-    /// A follower stands for election when it has heard nothing for the leader's lease, twice this, and then for this long again
-    /// (up to twice as long, at random).
+    /// A follower stands for election when it has heard nothing for the leader's lease, which is twice this, and then
+    /// for this long again (up to twice as long, at random).
     pub election_ms: u64,
     /// Entries after which a snapshot is taken and the log shortened.
     pub snapshot_entries: u64,
@@ -70,23 +70,23 @@ pub struct Tuning {
 
 impl Default for Tuning {
     fn default() -> Self {
-        // Elections begin 0.9 to 1.2 s after the last heartbeat: a write waits for less than two seconds, and a busy machine does
-        // not lose its leader.
+        // Elections begin 0.9 to 1.2 s after the last heartbeat: a write waits for less than two seconds, and a busy
+        // machine does not lose its leader.
         Self { heartbeat_ms: 100, election_ms: 300, snapshot_entries: 200_000, cache_bytes: 128 << 20 }
     }
 }
 
-/// This node's part in the cluster.
+/// A node's part in the cluster.
 pub struct Raft {
     id: MetadId,
-    /// The leader's lease: without a majority for this long, another one may lead.
+    /// The leader's lease: a leader without a majority for this long may have been replaced.
     lease: Duration,
     raft: openraft::Raft<TypeConfig, Machine>,
     receiver: Receiver,
     /// Where the node's files are.
     dir: PathBuf,
     store: Arc<Store>,
-    /// The same, for those who read.
+    /// The store, for readers.
     state: Arc<dyn Kv>,
 }
 
@@ -105,8 +105,8 @@ impl Raft {
             max_in_snapshot_log_to_keep: tuning.snapshot_entries / 10,
             install_snapshot_timeout: 10_000,
             enable_pre_vote: Some(true),
-            // I2: how far the log was committed is not stored, and the state is written behind: a leader that is back before
-            // anybody noticed would read from a state that is older than what it has answered.
+            // I2: how far the log was committed is not stored, and the state is written later. A leader that is back
+            // before anybody noticed would read from a state that is older than its answers.
             enable_leader_restore: Some(false),
             ..Config::default()
         };
@@ -125,7 +125,7 @@ impl Raft {
         Ok(Self { id, dir: dir.to_owned(), lease, raft, receiver, state: store.clone(), store })
     }
 
-    /// Founds a cluster of these nodes; on a node that is in one already, nothing happens.
+    /// Founds a cluster of these nodes. Does nothing on a node that is in one already.
     ///
     /// # Errors
     /// When the log cannot be written.
@@ -137,7 +137,7 @@ impl Raft {
         let nodes: BTreeMap<u64, BasicNode> =
             members.iter().map(|(id, addr)| (id.0, BasicNode::new(addr.to_string()))).collect();
         match self.raft.initialize(nodes).await {
-            // Another founder was faster and has asked for this node's vote already: it brings the log along.
+            // Another founder was faster and has asked for this node's vote already: it will send the log.
             Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             other => other.map_err(|error| failed(&error)),
         }
@@ -163,7 +163,8 @@ impl Raft {
         }
     }
 
-    /// Under the leader's lease without any message, else after a round of them.
+    /// Waits until reads are current: under the leader's lease without any message, otherwise after a round of
+    /// messages.
     async fn read_barrier(&self) -> Result<(), ProposeError> {
         // I2: the lease proves that no other leader can have committed anything.
         let ready = match self.raft.get_read_linearizer(ReadPolicy::LeaseRead).await {
@@ -235,7 +236,7 @@ impl Raft {
         let failed = |error: &dyn std::fmt::Display| Error::Raft(error.to_string());
         let ((_, applied), started) = (self.progress(), Instant::now());
         loop {
-            // Passed over while another one is being built, which may be of an older position.
+            // This does nothing while another snapshot is being built, which may be of an older position.
             self.raft.trigger().snapshot().await.map_err(|error| failed(&error))?;
             let wait = self.raft.wait(Some(SNAPSHOT_PATIENCE.min(limit)));
             match wait.metrics(|m| m.snapshot.is_some_and(|at| at.index >= applied), "snapshot").await {
@@ -246,7 +247,7 @@ impl Raft {
         }
     }
 
-    /// A snapshot that is taken now.
+    /// Takes a snapshot now, and opens it.
     ///
     /// # Errors
     /// As [`Raft::snapshot`], or when the file cannot be read.
@@ -261,8 +262,8 @@ impl Raft {
         Ok(Arc::new(opened.await.map_err(|error| Error::Raft(error.to_string()))??))
     }
 
-    /// Whether a majority has followed this leader a moment ago. Where none does, others may have another one by now. One that
-    /// alone votes is a majority, and nobody acknowledges anything to it.
+    /// Returns whether a majority has followed this leader a moment ago. If none does, another node may lead by now. A
+    /// single voter is a majority, and nobody acknowledges anything to it.
     fn has_majority(&self) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -271,7 +272,7 @@ impl Raft {
             || acked.is_some_and(|acked| openraft::Instant::elapsed(&acked.into_inner()) < self.lease)
     }
 
-    /// Takes no further part. The state is marked clean when everything could be synced.
+    /// Stops taking part. The state is marked clean if everything could be synced.
     async fn stop(&self) {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "Raft did not end cleanly");
@@ -339,7 +340,7 @@ impl Consensus for Raft {
         self.receiver.handle(&self.raft, kind, payload).boxed()
     }
 
-    /// The state is marked clean when everything could be synced.
+    /// The state is marked clean if everything could be synced.
     fn stop(&self) -> BoxFuture<'_, ()> {
         Raft::stop(self).boxed()
     }

@@ -1,8 +1,9 @@
 //! Disaster recovery: a new cluster from a backup, or from the only survivor of one. See `docs/operations.md`.
 //!
-//! Both work on the files of a node that does not run, and make those of one that alone is a cluster: in `recovered/` of the
-//! data directory first, beside what is there. Then [`MARK`] is written, from where on the new files count, and they are
-//! moved into their places, which a cut does not harm: it is done again at the next start. What they replace is kept.
+//! Both work in the data directory of a node that does not run, and make the files of a node that alone is a cluster.
+//! New files are first made in `recovered/`. Then [`MARK`] is written: from then on the new files count, and they are
+//! moved into their places. An interruption does no harm: the next start moves the rest. The files that they replace
+//! are set aside.
 
 use crate::config::Config;
 use crate::consensus::Member;
@@ -28,29 +29,29 @@ use wire::message::meta::{MetaReply, MetaRequest};
 use wire::quic::Endpoint;
 use wire::tls::Role;
 
-/// Where new files are made.
+/// Directory in which new files are made.
 const RECOVERED: &str = "recovered";
-/// Says that all of them are there, and where what they replace goes.
+/// The file that says that all new files are complete, and names the directory for those that they replace.
 const MARK: &str = "RECOVERY";
-/// What a node's data consists of. The log comes last: a node without one is a new one.
+/// The parts of a node's data. The log comes last: a node without a log is a new one.
 const PARTS: [&str; 3] = ["state", "snapshot", "log"];
-/// Pairs loaded, and values changed, at a time.
-const SOME: usize = 4096;
-/// Sessions ended, and inodes removed, at a time: each may change much.
-const FEW: usize = 16;
-/// A metad that runs answers far sooner.
+/// Pairs loaded, or values changed, in one step.
+const PAIRS_AT_ONCE: usize = 4096;
+/// Sessions ended, or inodes removed, in one step: each may change much.
+const SESSIONS_OR_INODES_AT_ONCE: usize = 16;
+/// How long a member may take to answer: one that runs answers far sooner.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
-/// Makes a node that alone is a cluster from a backup, in an empty data directory. Returns what the backup is of.
+/// Makes a node that alone is a cluster from a backup, in an empty data directory. Returns the head of the backup.
 ///
 /// # Errors
-/// What an operator can mend, one line each.
+/// One line for an operator, who can mend the cause.
 pub async fn restore(config: &Config, file: &Path) -> Result<Head, Error> {
     let unusable = |error: &dyn std::fmt::Display| Error::Recovery(format!("{}: {error}", file.display()));
     let opened = File::open(file).map_err(|error| unusable(&error))?;
-    // The same file is read twice, whatever gets its name meanwhile.
+    // The same file is read twice, even if another one gets its name meanwhile.
     let reading = || BufReader::with_capacity(1 << 20, &opened);
-    // All of it, before anything is made of it.
+    // All of it is verified before anything is made from it.
     let (head, _, _) = block_in_place(|| verify(reading())).map_err(|error| unusable(&error))?;
     let cluster_id = config.identity.cluster_id();
     if head.cluster_id != cluster_id {
@@ -87,23 +88,23 @@ pub async fn restore(config: &Config, file: &Path) -> Result<Head, Error> {
     Ok(head)
 }
 
-/// What a survivor goes on from.
+/// The state from which a survivor goes on.
 #[derive(Clone, Debug)]
 pub struct Forced {
     /// Raft term of the last entry in its log.
     pub term: u64,
     /// Index of that entry.
     pub index: u64,
-    /// The others, which are no members any more.
+    /// The other nodes, which are no members any more.
     pub lost: Vec<MetadId>,
-    /// Where the files are that it had before.
-    pub kept: PathBuf,
+    /// Directory with the files that it had before.
+    pub set_aside: PathBuf,
 }
 
-/// Lets a stopped node that has lost the others for good be a cluster by itself.
+/// Makes a stopped node that has lost the others for good a cluster by itself.
 ///
 /// # Errors
-/// What an operator can mend, one line each; also that another member answers.
+/// One line for an operator, who can mend the cause; also when another member answers.
 pub async fn force_single(config: &Config) -> Result<Forced, Error> {
     let (dir, now) = (DataDir::take(&config.data_dir, config.identity.cluster_id(), config.id)?, Timestamp::now());
     finish(&config.data_dir, true)?;
@@ -130,7 +131,7 @@ pub async fn force_single(config: &Config) -> Result<Forced, Error> {
         term: stopped.index_term,
         index: stopped.index,
         lost: others.into_iter().map(|other| other.id).collect(),
-        kept: kept_dir(&config.data_dir),
+        set_aside: set_aside_dir(&config.data_dir),
     };
     let reason = format!("metad-{} went on alone from log index {}", config.id, stopped.index);
     go_on(&made, stopped, &member, (now, reason)).await?;
@@ -139,8 +140,8 @@ pub async fn force_single(config: &Config) -> Result<Forced, Error> {
     Ok(forced)
 }
 
-/// Completes a recovery that was cut off once its files were made; refuses one that had not come so far, unless it is begun
-/// again.
+/// Completes a recovery that was interrupted after its files were complete. Refuses one that was interrupted earlier,
+/// unless it is begun again.
 ///
 /// # Errors
 /// When it cannot be completed.
@@ -173,7 +174,7 @@ fn own_address(config: &Config) -> Result<SocketAddr, Error> {
     Ok(addr)
 }
 
-/// The first of these metads that answers.
+/// Returns the first of these metads that answers.
 async fn probe(config: &Config, others: &[Member]) -> Result<Option<Member>, Error> {
     let any: SocketAddr = if others.iter().all(|other| other.addr.ip().is_loopback()) {
         ([127, 0, 0, 1], 0).into()
@@ -203,7 +204,7 @@ fn load(reader: &mut Reader<impl Read>, store: &Store) -> Result<(), wire::backu
         let record = reader.next()?;
         let is_last = record.is_none();
         pairs.extend(record);
-        if pairs.len() >= SOME || is_last {
+        if pairs.len() >= PAIRS_AT_ONCE || is_last {
             store.load(std::mem::take(&mut pairs));
         }
         if is_last {
@@ -218,11 +219,11 @@ async fn go_on(made: &Path, from: Stopped, member: &Member, (now, reason): (Time
     let store = &from.store;
     let foreign = |error: wire::Error| Error::Recovery(format!("the state cannot be used: {error}"));
     block_in_place(|| {
-        while change(store, |view| Ok(recovery::end_sessions(view, now, FEW)))? > 0 {}
-        while change(store, |view| Ok(recovery::drop_orphans(view, now, FEW)))? > 0 {}
+        while change(store, |view| Ok(recovery::end_sessions(view, now, SESSIONS_OR_INODES_AT_ONCE)))? > 0 {}
+        while change(store, |view| Ok(recovery::drop_orphans(view, now, SESSIONS_OR_INODES_AT_ONCE)))? > 0 {}
         for range in recovery::versioned() {
             let mut after = None;
-            while change(store, |view| recovery::shift_versions(view, jump, &range, &mut after, SOME))? > 0 {}
+            while change(store, |view| recovery::shift_versions(view, jump, &range, &mut after, PAIRS_AT_ONCE))? > 0 {}
         }
         let stop = DeletionStop { reason, since: now };
         change(store, |view| recovery::begin_anew(view, jump, &stop))
@@ -235,36 +236,36 @@ fn change<T>(store: &Store, step: impl FnOnce(&mut View) -> Result<T, wire::Erro
     let mut view = View::new(store);
     let done = step(&mut view)?;
     let changes: Changes = view.into_changes();
-    // Its position is made when all is done: until then it is nobody's state.
+    // The position is set when all is done: until then the state is incomplete.
     store.apply(changes, &store.position().unwrap_or_default());
     Ok(done)
 }
 
-/// A name that is free.
-fn kept_dir(data_dir: &Path) -> PathBuf {
+/// Returns a free name for a directory in which old files are set aside.
+fn set_aside_dir(data_dir: &Path) -> PathBuf {
     let named = |number: u32| data_dir.join(format!("before-recovery-{number}"));
     (1..).map(named).find(|path| !path.exists()).unwrap_or_else(|| named(0))
 }
 
-/// Puts the new files in their places, and what was there aside.
+/// Moves the new files into their places, and sets the old ones aside.
 fn switch(data_dir: &Path) -> Result<(), Error> {
     let (mark, made) = (data_dir.join(MARK), data_dir.join(RECOVERED));
     let disk = |error| Error::disk(data_dir, error);
     if !mark.exists() {
         durable::sync_dir(&made).and_then(|()| durable::sync_dir(&made.join("log"))).map_err(disk)?;
-        let kept = kept_dir(data_dir);
-        durable::replace(&mark, kept.as_os_str().as_encoded_bytes()).map_err(disk)?;
+        let set_aside = set_aside_dir(data_dir);
+        durable::replace(&mark, set_aside.as_os_str().as_encoded_bytes()).map_err(disk)?;
     }
-    let kept = PathBuf::from(fs::read_to_string(&mark).map_err(disk)?);
+    let set_aside = PathBuf::from(fs::read_to_string(&mark).map_err(disk)?);
     for part in PARTS {
         let (new, place) = (made.join(part), data_dir.join(part));
-        // Moved already, before a cut.
+        // Moved already, before an interruption.
         if !new.exists() {
             continue;
         }
         if place.exists() {
-            durable::make_private_dir(&kept).map_err(disk)?;
-            fs::rename(&place, kept.join(part)).map_err(disk)?;
+            durable::make_private_dir(&set_aside).map_err(disk)?;
+            fs::rename(&place, set_aside.join(part)).map_err(disk)?;
         }
         durable::rename(&new, &place).map_err(disk)?;
     }
@@ -278,36 +279,36 @@ fn switch(data_dir: &Path) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    /// A data directory with a recovery in it whose files are all there.
+    /// Makes a data directory with a recovery whose files are complete.
     fn prepared() -> (tempfile::TempDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
-        let kept = kept_dir(dir.path());
+        let set_aside = set_aside_dir(dir.path());
         for (at, content) in [(dir.path().to_owned(), "old"), (dir.path().join(RECOVERED), "new")] {
             fs::create_dir_all(&at).unwrap();
             PARTS.iter().for_each(|part| fs::write(at.join(part), content).unwrap());
         }
-        fs::write(dir.path().join(MARK), kept.as_os_str().as_encoded_bytes()).unwrap();
-        (dir, kept)
+        fs::write(dir.path().join(MARK), set_aside.as_os_str().as_encoded_bytes()).unwrap();
+        (dir, set_aside)
     }
 
     #[test]
     fn a_recovery_that_is_cut_off_once_its_files_are_there_is_completed() {
         let steps = PARTS.len() * 2;
         for cut_after in 0..=steps {
-            let (dir, kept) = prepared();
+            let (dir, set_aside) = prepared();
             let (made, place) = (dir.path().join(RECOVERED), dir.path());
             let moves = PARTS
                 .iter()
-                .flat_map(|part| [(place.join(part), kept.join(part)), (made.join(part), place.join(part))]);
-            fs::create_dir(&kept).unwrap();
+                .flat_map(|part| [(place.join(part), set_aside.join(part)), (made.join(part), place.join(part))]);
+            fs::create_dir(&set_aside).unwrap();
             moves.take(cut_after).for_each(|(from, to)| fs::rename(from, to).unwrap());
             finish(dir.path(), false).unwrap();
             for part in PARTS {
                 assert_eq!(fs::read_to_string(place.join(part)).unwrap(), "new", "{part}, cut after {cut_after}");
-                assert_eq!(fs::read_to_string(kept.join(part)).unwrap(), "old", "{part}, cut after {cut_after}");
+                assert_eq!(fs::read_to_string(set_aside.join(part)).unwrap(), "old", "{part}, cut after {cut_after}");
             }
             assert!(!made.exists() && !dir.path().join(MARK).exists());
-            assert_ne!(kept_dir(dir.path()), kept, "the next recovery keeps elsewhere");
+            assert_ne!(set_aside_dir(dir.path()), set_aside, "the next recovery sets files aside elsewhere");
         }
     }
 

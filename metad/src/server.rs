@@ -1,4 +1,4 @@
-//! What metad answers: who may ask what, and where each question goes.
+//! What metad answers: which peer may ask what, and where each question goes.
 
 mod admin;
 mod backup;
@@ -29,8 +29,8 @@ use wire::op::{Read, ReadReply};
 use wire::quic::{Incoming, Service};
 use wire::tls::{PeerIdentity, Role};
 
-/// A read is tried so often when something was changed under it; the last answer comes without a lease.
-const READS_TRIED: usize = 5;
+/// How often a read is tried when something changes during it; the last answer comes without a lease.
+const READ_ATTEMPTS: usize = 5;
 
 /// Answers peers.
 pub struct Server {
@@ -40,12 +40,12 @@ pub struct Server {
 
 impl Service for Server {
     fn authorize(&self, peer: &PeerIdentity) -> Result<(), wire::Error> {
-        // Every role has something to ask of metad; which one may ask what is decided per request.
+        // Every role has something to ask of metad; what it may ask is decided per request.
         peer.subject.check_enforced()
     }
 
     async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, mut incoming: Incoming) {
-        // The role is checked on the first bytes: nothing else is decoded for who may not ask.
+        // The role is checked on the first bytes: nothing else is decoded for a peer that may not ask.
         let kind = match incoming.kind::<MetaRequestKind>() {
             Ok(kind) => kind,
             Err(error) => return incoming.refuse(&error.to_string()).await,
@@ -82,7 +82,7 @@ impl Service for Server {
     }
 }
 
-/// What the answer to a request may take, about: kept free in the connection's budget before it is made.
+/// The approximate size of the answer to a request: reserved in the connection's budget before the answer is made.
 fn answer_bytes(request: &MetaRequest) -> usize {
     match request {
         MetaRequest::Read { read: Read::ReadDir { .. } | Read::ReadTree { .. } | Read::Extents { .. }, .. } => 1 << 20,
@@ -113,17 +113,17 @@ fn needed_role(request: MetaRequestKind) -> Option<Role> {
 }
 
 impl Server {
-    /// Answers a request that takes one answer; not a stream of events, nor a message of Raft.
+    /// Answers a request that takes one answer: not a stream of events, nor a message of Raft.
     pub async fn answer(&self, peer: &PeerIdentity, request: MetaRequest) -> MetaReply {
         // Between the first election and the cluster's first entry there is nothing to ask about.
         if settings::cluster(&**self.shared.consensus.state()).is_none() {
             return self.not_leader(self.shared.consensus.leader().await);
         }
         let answered = match request {
-            MetaRequest::Read { session, read, delegate, tells } => {
-                // Who may only read does nothing under delegations, and has nothing to send.
+            MetaRequest::Read { session, read, delegate, sends } => {
+                // A client that may only read does nothing under delegations, and has nothing to send.
                 let may_change = !peer.subject.grant.read_only;
-                self.read(peer, session, &read, (delegate && may_change, tells && may_change)).await
+                self.read(peer, session, &read, (delegate && may_change, sends && may_change)).await
             }
             MetaRequest::Submit { session, batch } => self.submit(peer, session, batch).await,
             MetaRequest::OpenSession { host, purpose, caches, resumes, token } => {
@@ -165,7 +165,7 @@ impl Server {
         session: SessionId,
         seqs: &[u64],
     ) -> Result<MetaReply, ProposeError> {
-        // The leader waits for it: nobody else may let the session believe that it has arrived.
+        // The leader waits for this: no other node may let the session believe that it has arrived.
         if self.shared.consensus.leadership().is_none() {
             return Err(ProposeError::NotLeader(self.shared.consensus.leader().await));
         }
@@ -191,7 +191,7 @@ impl Server {
         peer: &PeerIdentity,
         session: SessionId,
         question: &Read,
-        (delegate, tells): (bool, bool),
+        (delegate, sends): (bool, bool),
     ) -> Result<MetaReply, ProposeError> {
         self.hear(peer, session);
         self.shared.consensus.read_barrier().await?;
@@ -203,21 +203,21 @@ impl Server {
             return Ok(unleased(self.look(session, question)));
         }
         let mut question = Cow::Borrowed(question);
-        for round in 0..READS_TRIED {
+        for round in 0..READ_ATTEMPTS {
             if round > 0 {
                 narrow(&mut question);
             }
             let question = &*question;
             if self.shared.wait_for_others(Some(session)).await? || round > 0 {
-                // I2: another one may lead by now, and have answered what this one knows nothing of.
+                // I2: another node may lead by now, and have answered what this one knows nothing of.
                 self.shared.consensus.read_barrier().await?;
             }
             let stamp = self.shared.lease_stamp().ok_or(ProposeError::Unknown)?;
             let answer = self.look(session, question);
-            let inos = told_of(question, answer.as_ref().ok());
-            // Absence is an answer too; whatever else went wrong tells nothing to rely on.
-            let keep = is_kept(question) && matches!(answer, Ok(_) | Err(FsError::NotFound));
-            match self.shared.grant(session, &inos, stamp, Asked { keep, delegate, tells }).await {
+            let inos = inos_in_answer(question, answer.as_ref().ok());
+            // Absence is an answer too; any other error is nothing to rely on.
+            let lease = is_cached_by_clients(question) && matches!(answer, Ok(_) | Err(FsError::NotFound));
+            match self.shared.grant(session, &inos, stamp, Asked { lease, delegate, sends }).await {
                 Granted::Leases(delegated) => return Ok(MetaReply::Read { answer, leased: true, delegated }),
                 Granted::Nothing => return Ok(unleased(answer)),
                 Granted::Overtaken => {}
@@ -235,13 +235,13 @@ impl Server {
                 let layout = settings::layout(&**state);
                 Ok(ReadReply::StatFs(self.shared.liveness.statfs(&layout, settings::inode_count(&**state))))
             }
-            // A few look-ups in memory: handing them to another thread would cost more than they do.
+            // A few look-ups in memory: passing them to another thread would cost more than they do.
             _ => read::read(&**state, session, question),
         }
     }
 }
 
-/// Does work that takes a while. A runtime of one thread, which only tests have, can leave nothing to others meanwhile.
+/// Does work that takes a while. A runtime of one thread, which only tests have, does nothing else meanwhile.
 fn in_place<T>(work: impl FnOnce() -> T) -> T {
     match Handle::current().runtime_flavor() {
         RuntimeFlavor::CurrentThread => work(),
@@ -249,7 +249,7 @@ fn in_place<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Where others are at work in what was asked for ahead, what is asked for is answered alone.
+/// Leaves out what would be read ahead: others are at work there.
 fn narrow(question: &mut Cow<'_, Read>) {
     if let Read::ReadTree { ino, limit, .. } = **question {
         *question = Cow::Owned(Read::ReadDir { ino, after: 0, limit, plus: true });
@@ -260,16 +260,16 @@ fn unleased(answer: Result<ReadReply, FsError>) -> MetaReply {
     MetaReply::Read { answer, leased: false, delegated: Vec::new() }
 }
 
-/// Whether a session keeps what such a question is answered.
-fn is_kept(question: &Read) -> bool {
+/// Returns whether clients cache the answer to such a question.
+fn is_cached_by_clients(question: &Read) -> bool {
     matches!(
         question,
         Read::Lookup { .. } | Read::GetAttr { .. } | Read::Open { .. } | Read::ReadDir { .. } | Read::ReadTree { .. }
     )
 }
 
-/// Inodes that an answer tells of; no reply stands for an absent name.
-fn told_of(question: &Read, reply: Option<&ReadReply>) -> Vec<Ino> {
+/// Returns the inodes that an answer is about. `None` stands for an absent name.
+fn inos_in_answer(question: &Read, reply: Option<&ReadReply>) -> Vec<Ino> {
     let mut inos: Vec<Ino> = question.ino().into_iter().collect();
     match reply {
         Some(ReadReply::Attr(attr) | ReadReply::Opened { attr, .. }) => inos.push(attr.ino),

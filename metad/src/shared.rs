@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio_util::task::TaskTracker;
 use wire::quic::Endpoint;
 
-/// Backups that are fetched at a time: each reads all of the state from the disk.
+/// Backups sent at a time: each reads all of the state from the disk.
 const BACKUPS_MAX: usize = 4;
 
 /// What all parts of a node share.
@@ -26,17 +26,17 @@ pub struct Shared {
     pub(crate) leases: Leases,
     pub(crate) batcher: Batcher,
     pub(crate) clock: Arc<Clock>,
-    /// Changes under way, which run to their ends though nobody waits for them any more.
+    /// Changes under way. They run to their ends even if nobody waits for them any more.
     pub(crate) changes: TaskTracker,
     pub(crate) checks: Checks,
-    /// Layouts are changed one at a time.
+    /// Taken to change the layout: one change at a time.
     pub(crate) layout_change: Mutex<()>,
-    /// Turns of those who fetch backups.
+    /// Limits the backups that are sent at a time.
     pub(crate) backups: Semaphore,
 }
 
 impl Shared {
-    /// All parts, before anything is asked of them. Must be called within a runtime.
+    /// Makes all parts. Must be called within a runtime, before any part is used.
     #[must_use]
     pub fn new(config: Config, consensus: Arc<dyn Consensus>, endpoint: Endpoint) -> Self {
         let (clock, changes) = (Arc::new(Clock::default()), TaskTracker::new());

@@ -1,20 +1,21 @@
-//! The applied state: sled on disk, used for nothing but a view that can be rebuilt, and over it what is not there yet.
+//! The applied state: sled on disk, which can be rebuilt from the log, and in memory the changes that are not on disk
+//! yet.
 //!
-//! sled 0.34 never fsyncs (its `flush` calls `sync_file_range`), and a batch is atomic within one tree only. So there is
-//! one tree; the effects of whole Raft entries and the applied position go into one batch; and the state is trusted
-//! after a start only where nothing unsynced can have been lost: after a clean stop (which syncs the files itself), or
-//! when only the process died and the kernel lived on. Else it is thrown away and rebuilt from a snapshot and the Raft
-//! log, which are synced before anything is acknowledged.
+//! sled 0.34 never fsyncs (its `flush` calls `sync_file_range`), and a batch is atomic within one tree only. So there
+//! is one tree; the effects of whole Raft entries and the applied position go into one batch; and the state is trusted
+//! after a start only if nothing unsynced can have been lost: after a clean stop (which syncs the files itself), or
+//! when only the process died and the kernel lived on. Otherwise it is thrown away and rebuilt from a snapshot and the
+//! Raft log, which are synced before anything is acknowledged.
 //!
-//! Writing is behind: a batch costs sled two rounds of its thread pool, more than the rest of a Raft round together. So
-//! [`Store::apply`] puts changes into the `overlay`, and the `drain` thread brings what has gathered there to sled. What
-//! a killed process had not brought there is applied again from the log.
+//! Writes are delayed: a batch costs sled two rounds of its thread pool, more than the rest of a Raft round together.
+//! So [`Store::apply`] puts changes into the `overlay`, and the `drain` thread writes what has gathered there to sled.
+//! Changes that a killed process had not written are applied again from the log.
 //!
-//! Changes become visible at once, but a reader of several keys could look before and after them: [`Kv::hold`] keeps
-//! them out for so long.
+//! Changes become visible at once, but a reader of several keys could read some before and some after a change:
+//! [`Kv::hold`] keeps changes out meanwhile.
 //!
-//! [`Store::begin_snapshot`] reads a state as of one moment while writes go on: a scan moves through the keys in steps,
-//! and a write to a key that the scan has not reached yet first keeps the old value for it.
+//! [`Store::begin_snapshot`] begins a scan that reads the state of one moment while writes go on. The scan moves
+//! through the keys in steps. A write to a key that it has not reached yet first saves the old value for it.
 
 mod drain;
 mod overlay;
@@ -32,15 +33,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::durable;
 
-/// Where the applied position is kept; no table uses this prefix.
+/// Key of the applied position; no table uses this prefix.
 const POSITION: &[u8] = &[0];
-/// Behind all keys.
+/// After all keys.
 const END: &[u8] = &[0xFF];
-/// Says whether the files can be trusted.
+/// The file that says whether the others can be trusted.
 const MARK: &str = "STATE";
-/// Version of the files' form.
+/// Version of the files' format.
 const FORMAT: &str = "surf metadata 1";
-/// How long files that another part of this process still holds are waited for.
+/// How long to wait for files that another part of this process still holds.
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// The kernel's name for the time since it started.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -50,20 +51,20 @@ pub struct Store {
     dir: PathBuf,
     disk: Disk,
     overlay: Arc<Overlay>,
-    /// Brings the overlay to the disk; before it ends, all of it.
+    /// Writes the overlay to the disk; before it ends, all of it.
     drain: Drain,
-    /// Guards the order of writes against the steps of a scan. Taken before `still`.
+    /// Guards the order of writes and the steps of a scan. Taken before `still`.
     scan: Mutex<Option<Scan>>,
-    /// Held while changes are made, and by readers who need several values of one moment: a batch of sled's shows its
-    /// changes together, but not to a reader whose first look was before it and whose second comes after.
+    /// Held while changes are made, and by readers who need several values of one moment. A batch of sled's shows its
+    /// changes together, but not to a reader that looks once before it and once after it.
     still: RwLock<()>,
 }
 
 /// A scan under way.
 struct Scan {
-    /// Keys up to and with this one have been read.
+    /// Keys up to and including this one have been read.
     passed: Key,
-    /// Values as they were when the scan began, of keys that were written since and not reached yet.
+    /// Values as they were when the scan began, of keys that were written since and that the scan has not reached.
     before: Changes,
 }
 
@@ -71,14 +72,14 @@ struct Scan {
 #[derive(Clone)]
 struct Disk(sled::Db);
 
-/// Ends the process: without its state a metad can promise nothing, and acknowledging further would be a lie.
+/// Ends the process: without its state a metad can promise nothing, and must not acknowledge anything.
 fn stop_for(error: &sled::Error) -> ! {
     tracing::error!(%error, "the metadata store failed; stopping. Check the disk, then start again");
     std::process::exit(74)
 }
 
 impl Store {
-    /// Opens the state in `dir`, or an empty one where there is none or none that can be trusted.
+    /// Opens the state in `dir`. Makes an empty one if there is none, or none that can be trusted.
     ///
     /// # Errors
     /// When the directory cannot be used at all.
@@ -114,13 +115,13 @@ impl Store {
         durable::replace(&path, text.as_bytes()).map_err(|error| Error::disk(&path, error))
     }
 
-    /// Syncs everything and marks the state as trustworthy, whatever happens to the machine. A snapshot under way is given
-    /// up.
+    /// Syncs everything and marks the state as trustworthy, even if the machine fails later. A snapshot under way is
+    /// given up.
     ///
     /// # Errors
-    /// When the disk fails; the next start rebuilds.
+    /// When the disk fails; the next start rebuilds the state.
     pub fn close(&self) -> Result<(), Error> {
-        // Whoever builds a snapshot would go on reading files that are somebody else's by then, or gone.
+        // Otherwise the snapshot would go on reading files that belong to somebody else by then, or are gone.
         *self.scan.lock() = None;
         self.drain.now();
         self.disk.0.flush().map_err(|error| Error::Store(error.to_string()))?;
@@ -128,13 +129,13 @@ impl Store {
         self.mark("clean")
     }
 
-    /// The position up to which the state has applied the log, as [`Store::apply`] stored it.
+    /// Returns the position up to which the state has applied the log, as [`Store::apply`] stored it.
     #[must_use]
     pub fn position(&self) -> Option<Vec<u8>> {
         self.get(POSITION)
     }
 
-    /// Makes changes and the position they lead to part of the state, together. Blocks while the disk is far behind.
+    /// Applies changes together with the position to which they lead. Blocks while the disk is far behind.
     pub fn apply(&self, mut changes: Changes, position: &[u8]) {
         self.drain.wait_for_room();
         let mut scan = self.scan.lock();
@@ -153,37 +154,38 @@ impl Store {
         self.drain.wake();
     }
 
-    /// Whether applying may have to wait for the disk.
+    /// Returns whether applying may have to wait for the disk.
     #[must_use]
     pub fn is_behind(&self) -> bool {
         self.drain.is_behind()
     }
 
-    /// Throws everything away, to be followed by [`Store::load`]s and one [`Store::apply`] with the position.
+    /// Deletes everything. Call [`Store::load`] afterwards, and [`Store::apply`] once with the position.
     pub fn clear(&self) {
         *self.scan.lock() = None;
         self.drain.now();
         self.disk.0.clear().unwrap_or_else(|error| stop_for(&error));
     }
 
-    /// Puts pairs in, without a position: the state is not whole until one is applied.
+    /// Loads pairs without a position: the state is incomplete until one is applied.
     pub fn load(&self, pairs: Vec<(Key, Vec<u8>)>) {
         self.disk.write(pairs.iter().map(|(key, value)| (key, Some(value))));
     }
 
-    /// Begins to read the state as it is now; returns its position. Only one scan goes on at a time: an older one ends
-    /// with [`Store::next_of_snapshot`] answering `None`.
+    /// Begins to read the state as it is now, and returns its position. Only one scan goes on at a time: an older one
+    /// ends, and [`Store::next_of_snapshot`] then returns `None`.
     pub fn begin_snapshot(&self) -> Option<Vec<u8>> {
         let mut scan = self.scan.lock();
         *scan = Some(Scan { passed: POSITION.to_vec(), before: Changes::new() });
         self.position()
     }
 
-    /// The next pairs of the state as it was when the scan began; empty at its end. `None` when there is no scan.
+    /// Returns the next pairs of the state as it was when the scan began; none at its end. Returns `None` when there is
+    /// no scan.
     pub fn next_of_snapshot(&self, count: usize) -> Option<Vec<(Key, Vec<u8>)>> {
         let mut slot = self.scan.lock();
         let scan = slot.as_mut()?;
-        // The least key behind the last one.
+        // The smallest key after the last one.
         let mut from = scan.passed.clone();
         from.push(0);
         let pairs = Over { base: self, changes: &scan.before }.pairs(from..END.to_vec(), count);
@@ -219,7 +221,7 @@ impl Kv for Store {
 }
 
 impl Disk {
-    /// Makes changes, together.
+    /// Makes changes in one batch.
     fn write<'a>(&self, changes: impl IntoIterator<Item = (&'a Key, Option<&'a Vec<u8>>)>) {
         let mut batch = sled::Batch::default();
         for (key, change) in changes {
@@ -259,20 +261,19 @@ impl Kv for Disk {
     }
 }
 
-/// Opens sled, waiting for a predecessor within this process: its threads let go of the files a moment after it was
-/// dropped.
+/// Opens sled. Waits for a previous store of this process: its threads close the files a moment after it was dropped.
 fn open_sled(path: &Path, cache_bytes: u64) -> Result<sled::Db, Error> {
     let started = Instant::now();
     loop {
         let opened = sled::Config::default()
             .path(path)
             .cache_capacity(cache_bytes)
-            // Durability is the log's; flushing only bounds what a restart of the process replays.
+            // The log provides durability; flushing only bounds what a restart of the process replays.
             .flush_every_ms(Some(1_000))
             .open();
         match opened {
             Ok(db) => return Ok(db),
-            // Not a damaged state, but files that cannot be used: nothing may be thrown away for that.
+            // The state is not damaged, only its files cannot be used: nothing may be thrown away for that.
             Err(sled::Error::Io(error)) if started.elapsed() > OPEN_LIMIT => return Err(Error::disk(path, error)),
             Err(sled::Error::Io(_)) => std::thread::sleep(Duration::from_millis(20)),
             Err(error) => return Err(Error::Store(error.to_string())),
@@ -284,7 +285,7 @@ fn boot_id() -> String {
     fs::read_to_string(BOOT_ID).unwrap_or_default().trim().to_owned()
 }
 
-/// Whether nothing that was written can be missing.
+/// Returns whether nothing that was written can be missing.
 fn is_trusted(dir: &Path) -> bool {
     let Ok(text) = fs::read_to_string(dir.join(MARK)) else { return false };
     let lines: Vec<&str> = text.lines().collect();

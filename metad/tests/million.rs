@@ -1,4 +1,4 @@
-//! What a metad needs for many files: one node, its own process, the settings of a real one.
+//! What a metad needs for many files: one node in its own process, with the settings of a real one.
 #![allow(missing_docs)]
 
 use metad::Node;
@@ -36,12 +36,12 @@ fn config(ca: &ClusterCa, dir: &Path, listen: SocketAddr) -> Config {
         replicas: 1,
         min_sync: 1,
         gc_grace: Duration::from_secs(600),
-        // Several snapshots fall into the run.
+        // Several snapshots are taken during the run.
         tuning: Tuning { snapshot_entries: 100, ..Tuning::default() },
     }
 }
 
-/// The most memory that this process has had, in bytes.
+/// Returns the most memory that this process has used, in bytes.
 fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
@@ -73,12 +73,12 @@ impl Session {
         }
     }
 
-    /// Entries of a directory, page by page as a mount lists them, each once.
+    /// Returns the number of entries of a directory, listed page by page as a mount does.
     async fn count(&self, directory: Ino) -> u64 {
         let (mut after, mut count) = (0, 0);
         loop {
             let read = Read::ReadDir { ino: directory, after, limit: PAGE, plus: true };
-            let request = MetaRequest::Read { session: self.id, read, delegate: false, tells: false };
+            let request = MetaRequest::Read { session: self.id, read, delegate: false, sends: false };
             let page = match self.metad.request::<_, MetaReply>(&request, &[], LIMIT).await {
                 Ok((MetaReply::Read { answer: Ok(ReadReply::Page { entries, end, .. }), .. }, _)) => (entries, end),
                 other => panic!("{other:?}"),

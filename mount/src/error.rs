@@ -1,4 +1,4 @@
-//! Why surfmount does not mount, or ends: one line each, saying what to do.
+//! Reasons why surfmount does not mount, or ends: one line each, which says what to do.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ pub(crate) enum Error {
     /// A signal came before it was mounted.
     #[error("ended by a signal before anything was mounted")]
     Interrupted,
-    /// A second signal ended the wait for that.
+    /// A second signal ended the wait for content to be stored.
     #[error("ended by a second signal while content was still being stored: some of it is lost")]
     GaveUp,
 }
@@ -68,7 +68,7 @@ impl Error {
         Self::MountPoint { path: path.to_owned(), reason: reason.into() }
     }
 
-    /// As shells expect: 2 for a wrong command line, 1 for everything else.
+    /// Returns 2 for a wrong command line, as shells expect, and 1 for every other error.
     pub(crate) fn exit_code(&self) -> u8 {
         if matches!(self, Self::Usage(_)) { 2 } else { 1 }
     }

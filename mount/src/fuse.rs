@@ -1,11 +1,11 @@
 //! FUSE requests to the client's operations and back: translation only.
 //!
-//! What is known here, or done under a delegation, is answered in the kernel's event loop that has brought the request, as
-//! is a write for which there is room. The rest becomes tasks that answer when they are done: on the network's thread when
-//! they ask metad, on a worker when they move content.
+//! Requests about what is known here, or done under a delegation, are answered in the kernel's event loop that has
+//! brought them, as are writes for which there is room. The others become tasks that answer when they are done: on the
+//! network's thread when they ask metad, on a worker when they move content.
 //!
-//! One file per family (`dispatch` is the way there): `attr` names and attributes, `dir` listings, `file` open files,
-//! `xattr`, `lock`; `reply` alone turns errors into numbers.
+//! One file per family: `dispatch` starts the work, `attr` has names and attributes, `dir` listings, `file` open files,
+//! then `xattr` and `lock`; `reply` alone turns errors into numbers.
 
 mod attr;
 mod dir;
@@ -58,7 +58,7 @@ fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
     }
 }
 
-/// Reads up to this size are answered where their block arrives.
+/// Largest read that is answered on the thread where its block arrives.
 const SMALL_READ: u32 = 64 << 10;
 
 /// `copy_file_range` answers in 32 bits; programs ask again for the rest.
@@ -244,7 +244,7 @@ impl Filesystem for Surf {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        // What comes from mapped pages may have been written while the lock was held: versions judge it.
+        // Writes from mapped pages may have been made while the lock was held: versions judge them.
         let from_pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let file = match if from_pages { self.file(fh) } else { self.usable_file(fh) } {
             Ok(file) => file,
@@ -301,7 +301,7 @@ impl Filesystem for Surf {
     }
 
     fn opendir(&self, _request: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let listing = Listing { heard: self.shared.client.heard() };
+        let listing = Listing { losses_reported: self.shared.client.losses_reported() };
         reply.opened(FileHandle(self.shared.dirs.insert(listing)), FopenFlags::empty());
     }
 
@@ -326,8 +326,8 @@ impl Filesystem for Surf {
     fn fsyncdir(&self, request: &Request, number: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let Some(listing) = self.shared.dirs.get(fh.0) else { return reply.error(errno(FsError::Invalid)) };
         let span = span!("fsyncdir", request, number, fh = fh.0);
-        // I7: what metad has been told is durable.
-        self.ask(request, span, reply, |fs| async move { fs.client.fsync_names(&listing.heard).await });
+        // I7: what metad has acknowledged is durable.
+        self.ask(request, span, reply, |fs| async move { fs.client.fsync_names(&listing.losses_reported).await });
     }
 
     fn statfs(&self, request: &Request, number: INodeNo, reply: ReplyStatfs) {
@@ -422,7 +422,7 @@ impl Filesystem for Surf {
         };
         let wanted = Wanted { owner, start, last: end, typ, pid, tid: request.pid() };
         let span = span!("setlk", request, number, fh = fh.0, off = start);
-        // Giving one up goes on to its end in any case.
+        // A request to give up a lock always runs to its end.
         let waits = sleep && typ != libc::F_UNLCK;
         let patience = if waits { Patience::UntilSignal } else { Patience::UntilEnding };
         self.wait(request, patience, span, reply, |fs| async move { fs.setlk(&file, wanted, sleep).await });
@@ -439,7 +439,7 @@ impl Filesystem for Surf {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        // What the kernel turns into ENOTTY, as `ioctl(2)` answers for a file. Programs ask whether it is a terminal.
+        // The kernel makes ENOTTY of it, the answer of `ioctl(2)` for a file. Programs ask whether it is a terminal.
         reply.error(Errno::ENOSYS);
     }
 

@@ -10,9 +10,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long users of the mount are waited for before it is detached from under them.
+/// How long users of the mount are waited for before it is detached while in use.
 const BUSY_PATIENCE: Duration = Duration::from_secs(3);
-/// Between two attempts meanwhile.
+/// Pause between attempts to unmount.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Makes the mount point usable: makes it, or clears the remains of a mount whose process died. Returns it without
@@ -38,13 +38,13 @@ pub(crate) fn prepare(path: &Path) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
-/// Whether a FUSE mount there has lost its process.
+/// Reports whether a FUSE mount there has lost its process.
 fn is_dead(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotConnected || error.kind() == io::ErrorKind::ConnectionAborted
 }
 
 fn clear(path: &Path) -> Result<(), Error> {
-    // Cannot be resolved: its end is the dead mount.
+    // The path cannot be resolved: its end is the dead mount.
     let kind = mounted_at(path).unwrap_or_default();
     if !kind.starts_with("fuse") {
         return Err(Error::mount_point(path, "its filesystem has lost its connection; unmount it first"));
@@ -54,7 +54,7 @@ fn clear(path: &Path) -> Result<(), Error> {
         .map_err(|error| Error::mount_point(path, format!("a dead mount that cannot be cleared: {error}")))
 }
 
-/// Type of the filesystem that the kernel's table names there. Never touches the mount itself.
+/// Type of the filesystem that the kernel's table names there. Does not touch the mount itself.
 fn mounted_at(path: &Path) -> Option<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let found = table.lines().rfind(|line| is_at(line, path))?;
@@ -89,7 +89,7 @@ pub(crate) fn device_at(path: &Path) -> Option<String> {
 /// A mount that is taken down when this is dropped: by the end of the program, an error, or a panic.
 pub(crate) struct Guard {
     path: PathBuf,
-    /// Tells our mount from one that took its place.
+    /// Distinguishes our mount from one that took its place.
     device: Option<String>,
 }
 

@@ -1,26 +1,26 @@
-//! What the kernel may believe of an inode, and for how long.
+//! What the kernel may cache of an inode, and for how long.
 //!
-//! No lookup counts: inode numbers are never used twice (I4), and neither client nor metad keeps anything for an inode
-//! that the kernel merely knows, so `forget` has nothing to undo.
+//! There is no count of lookups. Inode numbers are never used twice (I4), and neither client nor metad holds anything
+//! for an inode that the kernel merely knows, so `forget` has nothing to undo.
 
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::time::Duration;
 use wire::ids::Ino;
 
-/// How long names and attributes are believed on a cluster that nobody else changes.
-pub(crate) const ALONE: Duration = Duration::from_secs(3600);
+/// How long names and attributes may be cached on a cluster that nobody else changes.
+pub(crate) const ALONE_CACHE_TIME: Duration = Duration::from_secs(3600);
 
-/// On what the kernel may believe what it was told.
+/// The ground on which the kernel may cache answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trust {
-    /// On read leases: there are other clients.
+    /// Read leases: there are other clients.
     Leases,
-    /// On this being the only client, of an embedded cluster: nobody else changes what the client knows.
+    /// This is the only client, of an embedded cluster: nobody else changes what the client knows.
     Alone,
 }
 
-/// What is known of inodes here, beyond what the client knows.
+/// What this mount knows of inodes, beyond what the client knows.
 pub(crate) struct Inodes {
     pub trust: Trust,
     /// Open handles that may write, by inode. While there are any, times and allocation change without the kernel.
@@ -28,17 +28,17 @@ pub(crate) struct Inodes {
 }
 
 impl Inodes {
-    /// Nothing is known yet.
+    /// Starts without any open handles.
     pub(crate) fn new(trust: Trust) -> Self {
         Self { trust, writers: Mutex::default() }
     }
 
-    /// A handle that may write was opened.
+    /// Counts a handle that may write.
     pub(crate) fn add_writer(&self, ino: Ino) {
         *self.writers.lock().entry(ino).or_default() += 1;
     }
 
-    /// Such a handle was released, its content committed.
+    /// Uncounts such a handle, after its content was committed.
     pub(crate) fn remove_writer(&self, ino: Ino) {
         let mut writers = self.writers.lock();
         if let Some(count) = writers.get_mut(&ino) {
@@ -49,8 +49,8 @@ impl Inodes {
         }
     }
 
-    /// Whether the inode is open for writing here. Its attributes are stamped anew by metad at each commit, of which the
-    /// kernel hears nothing.
+    /// Reports whether the inode is open for writing here. metad sets its times anew at each commit, and the kernel
+    /// does not notice.
     pub(crate) fn is_written(&self, ino: Ino) -> bool {
         self.writers.lock().contains_key(&ino)
     }

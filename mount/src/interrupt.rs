@@ -1,33 +1,33 @@
 //! Ending waits when the waiting program is signalled.
 //!
-//! fuser does not pass FUSE_INTERRUPT on, and the kernel lets a program wait uninterruptibly for a request that was handed
-//! to us: without this, a process that waits for a lock, or for servers that are away, could not even be killed. So a
-//! request that takes long looks at its caller's pending signals in `/proc`.
+//! fuser does not pass FUSE_INTERRUPT on, and the kernel lets a program wait uninterruptibly for a request that was
+//! passed to us. Without this module, a process that waits for a lock, or for servers that are away, could not even be
+//! killed. So a request that takes long looks at its caller's pending signals in `/proc`.
 
 use std::future::Future;
 use std::time::Duration;
 use wire::FsError;
 
-/// Requests that are answered sooner never look.
+/// A request that is answered sooner never looks.
 const FIRST_LOOK: Duration = Duration::from_millis(400);
-/// Between two looks.
+/// Pause between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// Signals that ask a program to end: HUP, INT, QUIT, KILL and TERM.
-const ENDING: u64 =
+const ENDING_SIGNALS: u64 =
     bit(libc::SIGHUP) | bit(libc::SIGINT) | bit(libc::SIGQUIT) | bit(libc::SIGKILL) | bit(libc::SIGTERM);
 
 const fn bit(signal: i32) -> u64 {
     1 << (signal - 1)
 }
 
-/// Which signals end a wait.
+/// The signals that end a wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Patience {
     /// None: the request must be carried out.
     Endless,
-    /// Those that ask the program to end. Programs do not expect `EINTR` from file operations because of a timer.
+    /// Signals that ask the program to end. Programs do not expect `EINTR` from file operations because of a timer.
     UntilEnding,
-    /// Any: waiting for a lock is interruptible, as `fcntl(2)` and `flock(2)` say.
+    /// Any signal: waiting for a lock is interruptible, as `fcntl(2)` and `flock(2)` say.
     UntilSignal,
 }
 
@@ -39,10 +39,10 @@ pub(crate) async fn unless_signalled<T>(
 ) -> Result<T, FsError> {
     let ends = match patience {
         Patience::Endless => return work.await,
-        Patience::UntilEnding => ENDING,
+        Patience::UntilEnding => ENDING_SIGNALS,
         Patience::UntilSignal => u64::MAX,
     };
-    // Callers in other PID namespaces have no number here, the kernel's own requests neither.
+    // Callers in other PID namespaces have no number here; nor have the kernel's own requests.
     if tid == 0 {
         return work.await;
     }
@@ -56,7 +56,7 @@ pub(crate) async fn unless_signalled<T>(
 async fn signalled(tid: u32, ends: u64) {
     tokio::time::sleep(FIRST_LOOK).await;
     loop {
-        // A thread that is gone waits for nothing: without it there is nobody to answer.
+        // A thread that is gone waits for nothing, and nobody needs the answer.
         let status = tokio::fs::read_to_string(format!("/proc/{tid}/status")).await;
         let pending = status.map_or(u64::MAX, |status| pending(&status));
         if pending & ends != 0 {

@@ -1,7 +1,7 @@
 //! surfmount: mounts Surf with FUSE.
 //!
-//! `options` says what is wanted, `session` leads from cluster to kernel and back, `guard` looks after the mount point,
-//! `fuse` translates requests, `notify` tells the kernel what others changed.
+//! `options` reads the command line, `session` leads from cluster to kernel and back, `guard` looks after the mount
+//! point, `fuse` translates requests, and `notify` notifies the kernel of changes by others.
 
 mod error;
 mod fuse;
@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 fn start(flags: &Flags) -> Result<(), Error> {
     let mut parent = None;
     if flags.daemon {
-        // What is wrong with the command line is said by this process, with its exit code.
+        // This process reports what is wrong with the command line, by its exit code.
         flags.check()?;
         match sys::detach().map_err(Error::system("cannot go to the background"))? {
             Forked::Parent(said) => return said.map_err(Error::Background),
@@ -47,7 +47,7 @@ fn start(flags: &Flags) -> Result<(), Error> {
     }
     let outcome = run(flags, &mut parent);
     match (&outcome, parent) {
-        // The parent says it.
+        // The parent prints the error.
         (Err(error), Some(parent)) => {
             parent.failed(&error.to_string());
             Ok(())
@@ -72,7 +72,7 @@ fn run(flags: &Flags, parent: &mut Option<Parent>) -> Result<(), Error> {
     let outcome = runtime.block_on(Box::pin(session::run(&options, || announce(&options.mount_point, parent))));
     // Every task that matters was waited for.
     runtime.shutdown_background();
-    // Without a log file, standard error says it.
+    // Without a log file, the error goes to standard error.
     if let (Err(error), Some(_)) = (&outcome, &flags.log_file) {
         tracing::error!(%error, "ended");
     }
@@ -93,9 +93,9 @@ fn init_log(flags: &Flags) -> Result<(), Error> {
     Ok(())
 }
 
-/// Tells whoever waits that the mount stands.
+/// Notifies the parent process and systemd that the mount stands.
 fn announce(path: &Path, parent: &mut Option<Parent>) {
-    // Without systemd there is nobody to tell.
+    // This fails without systemd, and may.
     let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
     match parent.take() {
         Some(parent) => {

@@ -1,8 +1,8 @@
-//! Telling the kernel what others have changed.
+//! Notifies the kernel of what others have changed.
 //!
-//! From threads that answer no requests: a notification can wait for a request on the same inode, which must not wait for
-//! us. Pages are dropped once the reads under way are answered: while the kernel waits for a page that is being read,
-//! nothing ends the thread, not even the death of this process, which is what would end the read.
+//! Notices are sent from threads that answer no requests: a notice can wait for a request on the same inode, which must
+//! not wait for us. Pages are dropped once the reads under way are answered. While the kernel waits for a page that is
+//! being read, nothing ends the thread, not even the death of this process, which would end the read.
 
 use client::{Client, Dropped, Notice};
 use fuser::{INodeNo, Notifier};
@@ -16,27 +16,27 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use wire::ids::Ino;
 
-/// What the kernel does not know needs no notice, and is not an error.
+/// A notice of an inode that the kernel does not know is not an error.
 fn pass_on(notifier: &Notifier, notice: &Notice) -> io::Result<()> {
     match notice {
-        // Pages, and attributes with them.
+        // Drops pages, and attributes with them.
         Notice::Changed(ino) | Notice::Recalled(ino, _) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
-        // Attributes alone: a negative offset spares the pages.
+        // Drops attributes alone: a negative offset spares the pages.
         Notice::Accessed(ino) => notifier.inval_inode(INodeNo(ino.0), -1, 0),
         Notice::Moved(parent, name) => notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name)),
     }
 }
 
-/// Tells the kernel of a change; it knows on return.
-pub(crate) async fn tell(notifier: &Notifier, notice: Notice) {
+/// Notifies the kernel of a change; the kernel knows it on return.
+pub(crate) async fn notify_kernel(notifier: &Notifier, notice: Notice) {
     let notifier = notifier.clone();
     if let Ok(Err(error)) = tokio::task::spawn_blocking(move || pass_on(&notifier, &notice)).await {
         tracing::debug!(%error, "the kernel was not told of a change");
     }
 }
 
-/// Drops the kernel's pages of a part of a file, all of it when `len` is 0; they are gone on return. Pages that are being
-/// read now are waited for, so what answers reads must not wait for this.
+/// Drops the kernel's pages of a part of a file, all of it when `len` is 0; they are gone on return. It waits for pages
+/// that are being read now, so an answer to a read must not wait for it.
 pub(crate) async fn drop_pages(notifier: &Notifier, ino: Ino, offset: u64, len: u64) {
     let notifier = notifier.clone();
     let drop = move || notifier.inval_inode(INodeNo(ino.0), offset as i64, len as i64);
@@ -45,11 +45,11 @@ pub(crate) async fn drop_pages(notifier: &Notifier, ino: Ino, offset: u64, len: 
     }
 }
 
-/// Inodes whose pages are being dropped.
+/// Most inodes whose pages are being dropped at once.
 const DROPPED_AT_ONCE: usize = 16;
 
-/// Inodes whose pages are to be dropped, each with those who wait for that. One drop of an inode at a time: it waits for
-/// the reads that were under way when it began, and the next one for those that began since.
+/// Inodes whose pages are to be dropped, each with those who wait for that. One drop of an inode runs at a time: it
+/// waits for the reads that were under way when it began, and the next one for those that began since.
 #[derive(Default)]
 struct Drops {
     waiting: BTreeMap<Ino, Vec<Dropped>>,
@@ -62,7 +62,7 @@ impl Drops {
         self.waiting.entry(ino).or_default().extend(dropped);
     }
 
-    /// Begins as many as may be under way.
+    /// Begins as many drops as may be under way.
     fn go_on(&mut self, client: &Arc<Client>, notifier: &Notifier) {
         while self.running.len() < DROPPED_AT_ONCE {
             let Some(ino) = self.waiting.keys().find(|ino| !self.running.contains(ino)).copied() else { return };
@@ -71,20 +71,20 @@ impl Drops {
             let (client, notifier) = (client.clone(), notifier.clone());
             self.tasks.spawn(async move {
                 client.wait_reads(ino).await;
-                tell(&notifier, Notice::Changed(ino)).await;
+                notify_kernel(&notifier, Notice::Changed(ino)).await;
                 dropped.iter().for_each(Dropped::report);
                 ino
             });
         }
     }
 
-    /// One has ended.
+    /// Notes that a drop has ended.
     fn ended(&mut self, ino: Ino) {
         self.running.remove(&ino);
     }
 }
 
-/// Passes notices on until it is told to stop, or the client ends.
+/// Passes notices on until it is stopped, or the client ends.
 pub(crate) async fn run(client: Arc<Client>, notifier: Notifier, stop: CancellationToken) {
     let mut notices = client.notices();
     let mut drops = Drops::default();
@@ -104,7 +104,7 @@ pub(crate) async fn run(client: Arc<Client>, notifier: Notifier, stop: Cancellat
         match notice {
             Ok(Notice::Changed(ino)) => drops.put(ino, None),
             Ok(Notice::Recalled(ino, dropped)) => drops.put(ino, Some(dropped)),
-            Ok(notice) => tell(&notifier, notice).await,
+            Ok(notice) => notify_kernel(&notifier, notice).await,
             Err(RecvError::Lagged(missed)) => {
                 tracing::debug!(missed, "notices were missed: all open files are looked at anew");
                 client.open_inodes().into_iter().for_each(|ino| drops.put(ino, None));

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A soft mount's patience when none is given.
-const SOFT: Duration = Duration::from_secs(30);
+const SOFT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Where bundles of named clusters are.
-const BUNDLES: &str = "/etc/surf";
+const BUNDLE_DIR: &str = "/etc/surf";
 /// The name by which an fstab line asks for a cluster within the mount's process.
 const EMBEDDED: &str = "embedded";
-/// Below an embedded cluster's data directory: what its mount keeps for itself.
+/// Directory of the mount's own data, below an embedded cluster's data directory.
 const CLIENT_DIR: &str = "client";
 
 /// Mounts a Surf filesystem.
@@ -24,8 +24,8 @@ const CLIENT_DIR: &str = "client";
 #[derive(Parser, Debug)]
 #[command(version, name = "surfmount", override_usage = "surfmount [OPTIONS] [CLUSTER] MOUNTPOINT")]
 pub(crate) struct Flags {
-    /// Where to mount (made if it does not exist), after the cluster: path of its bundle, name of a bundle in /etc/surf,
-    /// or `embedded`, which is so when none is named.
+    /// Where to mount (made if it does not exist), after the cluster: path of its bundle, name of a bundle in
+    /// /etc/surf, or `embedded`, the default.
     #[arg(required = true, num_args = 1..=2, value_name = "MOUNTPOINT")]
     places: Vec<PathBuf>,
     /// Bundle of the cluster to mount, as `surf` writes it.
@@ -34,8 +34,8 @@ pub(crate) struct Flags {
     /// Where the embedded cluster keeps its data [default: /var/lib/surf/embedded as root, else ~/.local/state/surf].
     #[arg(long, env = "SURF_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Where this machine keeps the journal of what the cluster does not know yet, and blocks that were read, in a directory
-    /// for each mount [default: /var/cache/surf as root, else ~/.cache/surf].
+    /// Where this machine keeps the journal of what the cluster does not know yet, and blocks that were read, in a
+    /// directory for each mount [default: /var/cache/surf as root, else ~/.cache/surf].
     #[arg(long, env = "SURF_CACHE_DIR", value_name = "DIR")]
     cache_dir: Option<PathBuf>,
     /// Room there for blocks: 0 for none, or 16M at least; bytes, or with K, M, G or T behind [default: 0].
@@ -52,7 +52,7 @@ pub(crate) struct Flags {
     /// What to log: a level, or directives as of RUST_LOG.
     #[arg(long, env = "SURF_LOG", default_value = "warn,fuser=error,fuser::reply=off")]
     pub log: String,
-    /// Append the log to this file instead of writing it to standard error, which a background process has not.
+    /// Append the log to this file instead of writing it to standard error, which a background process does not have.
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
 }
@@ -66,7 +66,7 @@ pub(crate) enum Source {
     Embedded(PathBuf),
 }
 
-/// Everything that was asked for, checked.
+/// All options, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub source: Source,
@@ -74,11 +74,11 @@ pub(crate) struct Options {
     pub on_conflict: OnConflict,
     /// Every `close` waits until what was written is durable.
     pub flush_on_close: bool,
-    /// Size of the blocks that content is cut into; the client's default when nothing is said.
+    /// Size of the blocks that content is cut into; `None` for the client's default.
     pub block_bytes: Option<u64>,
-    /// Where the mount may keep a directory of its own; `None` when nobody says where, and nothing is kept.
+    /// Directory in which the mount may have one of its own; `None` when there is no such place, and nothing is stored.
     pub cache_dir: Option<PathBuf>,
-    /// Nobody has said where.
+    /// The directory is the default, not an option.
     pub cache_dir_is_default: bool,
     /// Room for blocks there, in bytes; 0 for none.
     pub disk_cache_bytes: u64,
@@ -86,13 +86,13 @@ pub(crate) struct Options {
     pub access_times: bool,
     /// `ro`.
     pub read_only: bool,
-    /// `sync` or `dirsync`: nothing is done here that metad does not know.
+    /// `sync` or `dirsync`: every change is sent to metad at once.
     pub synchronous: bool,
-    /// `None`: wait for servers as long as it takes.
+    /// Patience with absent servers. `None` waits as long as it takes.
     pub soft_timeout: Option<Duration>,
     /// Who may use the mount.
     pub acl: SessionACL,
-    /// For the kernel.
+    /// Options for the kernel.
     pub kernel: Vec<MountOption>,
 }
 
@@ -107,7 +107,7 @@ impl Flags {
             [place, mount_point] => (absolute(mount_point)?, Some(place)),
             _ => return Err(Error::Usage("mount what, and where?".to_owned())),
         };
-        // The environment names a cluster for when the command line does not.
+        // The environment names a cluster for command lines without one.
         let named = match (place, &self.cluster) {
             (Some(_), Some(_)) if std::env::var_os("SURF_CLUSTER").is_none() => {
                 return Err(Error::Usage("the cluster is named twice".to_owned()));
@@ -148,14 +148,14 @@ impl Flags {
             (None, None) => Source::Embedded(default_data_dir()?),
         };
         options.honour_setuid_and_devices(sys::is_root());
-        // One that was asked for must be there.
+        // A directory that was asked for must be usable.
         options.cache_dir_is_default = options.cache_dir.is_none() && options.disk_cache_bytes == 0;
         options.cache_dir = match (options.cache_dir, &options.source) {
             (Some(dir), _) => Some(absolute(&dir)?),
-            // What the mount of an embedded cluster keeps goes where the data goes, wherever that is mounted next.
+            // The mount of an embedded cluster stores its data with the cluster's, wherever that is mounted next.
             (None, Source::Embedded(dir)) => Some(dir.join(CLIENT_DIR)),
             (None, Source::Bundle(_)) => {
-                // A mount cannot keep there what it needs before it is mounted.
+                // A mount cannot store there what it needs before it is mounted.
                 let above = |dir: &PathBuf| !options.cache_dir_is_default || !dir.starts_with(&options.mount_point);
                 default_cache_dir().filter(above)
             }
@@ -183,7 +183,7 @@ impl Options {
             ("nodev", None) => self.set(MountOption::NoDev),
             ("suid", None) => self.set(MountOption::Suid),
             ("nosuid", None) => self.set(MountOption::NoSuid),
-            // mount(8) keeps `suid` and `dev` to itself.
+            // mount(8) does not pass `suid` and `dev` on.
             ("honour", Some(what)) => {
                 for what in what.split('+') {
                     match what {
@@ -206,7 +206,7 @@ impl Options {
             ("conflict", Some("fail")) => self.on_conflict = OnConflict::Fail,
             ("conflict", Some("last-writer")) => self.on_conflict = OnConflict::LastWriter,
             ("hard", None) => self.soft_timeout = None,
-            ("soft", None) => self.soft_timeout = Some(SOFT),
+            ("soft", None) => self.soft_timeout = Some(SOFT_TIMEOUT),
             ("soft", Some(seconds)) => {
                 let seconds = seconds.parse().ok().filter(|seconds| *seconds > 0);
                 let seconds = seconds.ok_or_else(|| Error::Usage(format!("-o {option}: how many seconds?")))?;
@@ -230,7 +230,7 @@ impl Options {
         Ok(())
     }
 
-    /// Adds an option in place of its opposite: the last one counts, as with mount(8), and fuser refuses both together.
+    /// Adds an option in place of its opposite. The last one counts, as with mount(8), and fuser refuses both together.
     fn set(&mut self, option: MountOption) {
         let opposite = match option {
             MountOption::RO => MountOption::RW,
@@ -247,13 +247,14 @@ impl Options {
             MountOption::Async => MountOption::Sync,
             ref other => other.clone(),
         };
-        self.kernel.retain(|kept| *kept != opposite && *kept != option);
+        self.kernel.retain(|set| *set != opposite && *set != option);
         self.kernel.push(option);
     }
 
-    /// What is not said of setuid programs and of devices. Whoever has a bundle of the cluster can make both, and would be root
-    /// on each machine that honours them: root may ask for that. An embedded cluster is this machine's own, and is as any
-    /// local filesystem. For others than root fuser switches both off, and fusermount3 insists on it.
+    /// Sets the defaults for setuid programs and devices. Whoever has a bundle of the cluster can make both, and would
+    /// be root on each machine that honours them, so only root may ask for that. An embedded cluster is this machine's
+    /// own, and is treated as a local filesystem. For users other than root, fuser switches both off, and fusermount3
+    /// insists on it.
     fn honour_setuid_and_devices(&mut self, is_root: bool) {
         let trusted = matches!(self.source, Source::Embedded(_));
         for (on, off) in [(MountOption::Suid, MountOption::NoSuid), (MountOption::Dev, MountOption::NoDev)] {
@@ -263,7 +264,7 @@ impl Options {
         }
     }
 
-    /// The mount would hide its own data, and wait for itself to reach it.
+    /// Refuses a mount that would hide its own data, and wait for itself to reach it.
     fn refuse_data_below_the_mount(&self) -> Result<(), Error> {
         match &self.source {
             Source::Embedded(dir) if dir.starts_with(&self.mount_point) => Err(Error::Usage(format!(
@@ -281,7 +282,7 @@ impl Options {
     }
 }
 
-/// Bytes of a size such as `512M`, if a cache can have it.
+/// Bytes of a size such as `512M`, if a cache can have that size.
 fn cache_bytes(text: &str) -> Option<u64> {
     let text = text.strip_suffix("iB").unwrap_or(text);
     let (number, shift) = match text.char_indices().last()? {
@@ -300,7 +301,7 @@ fn wrong_cache_size(option: &str, text: &str) -> Error {
     Error::Usage(format!("{option}={text}: 0, or at least 16M, as in 512M or 20G"))
 }
 
-/// What mount(8), fstab and systemd write for themselves, and what is so anyway.
+/// Options that mount(8), fstab and systemd write for themselves, and those that always hold.
 fn is_for_others(name: &str, value: Option<&str>) -> bool {
     let words = [
         "defaults",
@@ -314,7 +315,7 @@ fn is_for_others(name: &str, value: Option<&str>) -> bool {
         "owner",
         "group",
         "relatime",
-        // Access times are kept as relatime has them, and directories have none of their own.
+        // Access times follow relatime, and directories have none of their own.
         "strictatime",
         "diratime",
         "nodiratime",
@@ -327,7 +328,7 @@ fn absolute(path: &Path) -> Result<PathBuf, Error> {
     std::path::absolute(path).map_err(|error| Error::Usage(format!("{}: {error}", path.display())))
 }
 
-/// The bundle of a cluster: a path, or a name, for which there is one in /etc/surf. `NAME:/` is the form of fstab.
+/// The bundle of a cluster: a path, or a name of one in /etc/surf. `NAME:/` is the form of fstab.
 fn bundle(place: &Path) -> Result<PathBuf, Error> {
     let text = place.to_string_lossy();
     let (name, directory) = text.split_once(':').map_or((text.as_ref(), "/"), |(name, directory)| (name, directory));
@@ -339,10 +340,10 @@ fn bundle(place: &Path) -> Result<PathBuf, Error> {
             "{text}: a mount begins at the root; a bundle for a part of the cluster has that part as its root"
         )));
     }
-    Ok(Path::new(BUNDLES).join(format!("{name}.bundle")))
+    Ok(Path::new(BUNDLE_DIR).join(format!("{name}.bundle")))
 }
 
-/// Where the embedded cluster keeps its data when nothing is said.
+/// Default data directory of the embedded cluster.
 fn default_data_dir() -> Result<PathBuf, Error> {
     if sys::is_root() {
         return Ok("/var/lib/surf/embedded".into());
@@ -353,7 +354,7 @@ fn default_data_dir() -> Result<PathBuf, Error> {
     Ok(state.or(home).ok_or_else(nowhere)?.join("surf"))
 }
 
-/// Where blocks are kept when nothing is said, if there is such a place.
+/// Default directory for blocks, if there is one.
 fn default_cache_dir() -> Option<PathBuf> {
     if sys::is_root() {
         return Some("/var/cache/surf".into());
@@ -389,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn setuid_programs_and_devices_of_a_cluster_are_honoured_only_when_root_says_so() {
+    fn setuid_programs_and_devices_of_a_cluster_are_honoured_only_when_root_asks_for_it() {
         let kernel = |source: Source, asked: &[&str], is_root| {
             let mut options = check("/mnt").unwrap();
             (options.source, options.kernel) = (source, Vec::new());

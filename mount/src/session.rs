@@ -1,8 +1,8 @@
-//! The life of a mount: cluster, client, kernel; and the same backwards.
+//! The life of a mount: cluster, client and kernel begin in this order, and end in the reverse order.
 //!
-//! End, whatever brings it about (a signal, `umount`, a failed disk): first everything written is stored, then the mount
-//! goes, then the requests under way, then the client's session, last an embedded cluster. Each step is bounded but the
-//! first, which a second signal ends.
+//! Whatever ends the mount (a signal, `umount`, a failed disk), first everything written is stored, then the mount
+//! goes, then the requests under way, then the client's session, last an embedded cluster. Each step is bounded except
+//! the first, which a second signal ends.
 
 use crate::error::Error;
 use crate::fuse::{self, Shared, Surf};
@@ -30,13 +30,13 @@ use wire::tls::Role;
 const EVENT_LOOPS: usize = 2;
 /// How long requests under way may take once the mount is gone.
 const END_LIMIT: Duration = Duration::from_secs(10);
-/// How long programs with open files may go on using them once the mount is detached: they were waited for already.
+/// How long programs may use open files once the mount is detached: they were waited for already.
 const LEFT_OPEN_LIMIT: Duration = Duration::from_secs(1);
 
-/// What an embedded cluster's mount keeps is found by this, not by the mount point.
+/// Key of the cache of an embedded cluster's mount, in place of the mount point.
 const EMBEDDED_KEY: &str = "embedded";
 
-/// The cluster that is mounted: somewhere, or within this process.
+/// The cluster that is mounted: a remote one, or one within this process.
 enum Cluster {
     Remote(Box<Bundle>),
     Embedded(Box<Embedded>),
@@ -76,7 +76,7 @@ impl Cluster {
         }
     }
 
-    /// The mount is gone, and the cluster within this process goes next.
+    /// Notes that the mount is gone, and that the cluster within this process goes next.
     fn note_ending(&self) {
         if let Self::Embedded(embedded) = self {
             embedded.note_ending();
@@ -112,9 +112,9 @@ impl Signals {
 /// Mounts, calls `mounted`, and returns when the mount is gone and everything is stored.
 ///
 /// # Errors
-/// Why it was not mounted, or what was not stored.
+/// The reason why it was not mounted, or what was not stored.
 pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(), Error> {
-    // From here on signals end the mount in order.
+    // From here on signals end the mount in an orderly way.
     let mut signals = Signals::new()?;
     let cluster = Cluster::find(&options.source).await?;
     let mut config = ClientConfig::new(cluster.bundle().clone(), &options.mount_point.display().to_string());
@@ -128,11 +128,11 @@ pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(),
     config.journal = !options.read_only;
     config.access_times = options.access_times;
     config.write_back = !options.synchronous;
-    // An embedded cluster has one mount at a time, wherever that is.
+    // An embedded cluster has one mount at a time, at any mount point.
     config.cache_key = matches!(options.source, Source::Embedded(_)).then(|| EMBEDDED_KEY.to_owned());
     let connected = tokio::select! {
         connected = Client::connect(config) => connected.map_err(Error::from),
-        // What was in the journal stays there, as far as it is not told.
+        // Entries of the journal that were not sent yet stay there.
         () = signals.next() => Err(Error::Interrupted),
     };
     let client = match connected {
@@ -149,7 +149,7 @@ pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(),
         }
         Err(error) => Err(error),
     };
-    // A cluster within this process that has failed takes nothing more, however long it is asked.
+    // A cluster within this process that has failed takes nothing more, however often it is asked.
     let patience = if outcome.is_err() { END_LIMIT } else { Duration::MAX };
     let closed = tokio::select! {
         closed = tokio::time::timeout(patience, client.shutdown()) => match closed {
@@ -173,7 +173,7 @@ struct Mounted {
     requests: TaskTracker,
     notices: JoinHandle<()>,
     stop: CancellationToken,
-    /// Answered when the kernel has ended the connection.
+    /// Completes when the kernel has ended the connection.
     ended: oneshot::Receiver<()>,
 }
 
@@ -196,7 +196,7 @@ impl Mounted {
             if let Err(error) = session.run() {
                 tracing::debug!(%error, "the kernel's connection ended");
             }
-            // Nobody listens any more when the end was not waited for.
+            // Nobody listens any more if the end was not waited for.
             let _ = report.send(());
         });
         serving.map_err(Error::system("a thread cannot be started"))?;
@@ -211,9 +211,9 @@ impl Mounted {
             error = cluster.failed() => Err(error),
         };
         cluster.note_ending();
-        // What was written is safe before the mount goes: a lost connection to the kernel then loses nothing.
+        // All content is stored before the mount goes: a lost connection to the kernel then loses nothing.
         let stored = if outcome.is_err() {
-            // A failed disk takes nothing more.
+            // A failed disk stores nothing more.
             Ok(())
         } else {
             tokio::select! {
@@ -230,7 +230,7 @@ impl Mounted {
         if let Err(error) = tokio::task::spawn_blocking(move || drop(guard)).await {
             tracing::error!(%error, "unmounting failed");
         }
-        // At once when the mount ended from outside.
+        // This is immediate when the mount was ended from outside.
         if !self.ended.is_terminated() && tokio::time::timeout(LEFT_OPEN_LIMIT, self.ended).await.is_err() {
             tracing::warn!("programs still use files of the mount: they will find it gone");
         }
@@ -267,7 +267,7 @@ fn kernel_config(name: &str, options: &Options) -> fuser::Config {
     config
 }
 
-/// What to do about a refused mount.
+/// Advice for a refused mount.
 fn refused(path: &Path, error: &io::Error) -> Error {
     let reason = if sys::is_root() {
         format!("{error}: is this a container without CAP_SYS_ADMIN, or without access to /dev/fuse?")
@@ -279,7 +279,7 @@ fn refused(path: &Path, error: &io::Error) -> Error {
     Error::Refused { path: path.to_owned(), reason }
 }
 
-/// The kernel reads 128 KiB ahead unless told otherwise, which only root may.
+/// By default, the kernel reads 128 KiB ahead, and only root may raise it.
 fn raise_readahead(path: &Path) {
     let Some(device) = guard::device_at(path) else { return };
     let raised =

@@ -7,18 +7,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// Whether this process runs as root.
+/// Reports whether this process runs as root.
 pub(crate) fn is_root() -> bool {
     // SAFETY: geteuid takes nothing, changes nothing and cannot fail.
     unsafe { libc::geteuid() == 0 }
 }
 
-/// Heaps of the allocator, for all threads together.
+/// Number of the allocator's heaps, for all threads together.
 #[cfg(target_env = "gnu")]
 const HEAPS: libc::c_int = 2;
 
-/// Has few heaps serve all threads: by itself, glibc gives each thread that comes and goes one of its own, and what blocks
-/// leave there is not given back. To be called before there are other threads.
+/// Makes all threads share few heaps: by itself, glibc gives each thread that comes and goes one of its own, and does
+/// not return what blocks leave there. Must be called before there are other threads.
 pub(crate) fn share_heaps() {
     // SAFETY: mallopt(3) takes two numbers, and there is no other thread yet.
     #[cfg(target_env = "gnu")]
@@ -27,8 +27,8 @@ pub(crate) fn share_heaps() {
     }
 }
 
-/// Unmounts; with `detach` also what is still in use, which then ends with its last user. Users other than root go
-/// through fusermount3, which asks the kernel for them.
+/// Unmounts. With `detach`, a mount in use goes too, and ends with its last user. Users other than root go through
+/// fusermount3, which asks the kernel for them.
 pub(crate) fn unmount(path: &Path, detach: bool) -> io::Result<()> {
     if !is_root() {
         return fusermount(path, detach);
@@ -49,40 +49,40 @@ fn fusermount(path: &Path, detach: bool) -> io::Result<()> {
     Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
 
-/// Whether a program is in PATH.
+/// Reports whether a program is in PATH.
 pub(crate) fn is_installed(program: &str) -> bool {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&paths).any(|dir| dir.join(program).is_file())
 }
 
-/// What the child of [`detach`] tells its parent with.
+/// The pipe through which the child of [`detach`] reports to its parent.
 pub(crate) struct Parent {
     pipe: File,
 }
 
 impl Parent {
-    /// The mount stands: the parent ends with success.
+    /// Reports that the mount stands: the parent ends with success.
     pub(crate) fn succeeded(mut self) {
-        // A parent that was killed meanwhile needs no answer.
+        // A parent that was killed in the meantime needs no answer.
         let _ = self.pipe.write_all(b"+");
     }
 
-    /// It does not: the parent prints the reason and ends with failure.
+    /// Reports a failure: the parent prints the reason and ends with failure.
     pub(crate) fn failed(mut self, reason: &str) {
         let _ = self.pipe.write_all(reason.as_bytes());
     }
 }
 
-/// How the child began, as the parent heard.
+/// Which process this is after [`detach`].
 pub(crate) enum Forked {
-    /// This is the parent, and this is what the child has said: nothing, or why it failed.
+    /// This is the parent, with the outcome that the child has reported: success, or why it failed.
     Parent(Result<(), String>),
     /// This is the child.
     Child(Parent),
 }
 
-/// Splits off a process of its own session, and waits in the parent for its word. Must be called while there is only
-/// one thread.
+/// Forks a child with a session of its own, and waits in the parent for the child's report. Must be called while there
+/// is only one thread.
 pub(crate) fn detach() -> io::Result<Forked> {
     let mut ends = [0; 2];
     // SAFETY: `ends` has room for two descriptors.
@@ -112,7 +112,7 @@ pub(crate) fn detach() -> io::Result<Forked> {
     }
 }
 
-/// Lets go of the terminal: input and output of the background process lead nowhere.
+/// Detaches from the terminal: input and output of the background process lead nowhere.
 pub(crate) fn leave_terminal() -> io::Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     for target in 0..=2 {

@@ -13,10 +13,10 @@ use wire::message::meta::{MetaReply, MetaRequest};
 use wire::quic::{Endpoint, EventReceiver};
 use wire::tls::Role;
 
-/// A metad that runs answers far sooner; one that does not is not waited for longer.
+/// A running metad answers far sooner; others are not waited for longer.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
-/// Between two rounds of looking for a leader.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Pause between two rounds of looking for a leader.
+const LEADER_PAUSE: Duration = Duration::from_millis(100);
 
 /// A way into a cluster.
 pub struct Admin {
@@ -32,7 +32,7 @@ impl Admin {
         Self::open(&opened)
     }
 
-    /// Enters with a bundle, whatever its role is: metad decides which requests are for it.
+    /// Enters with a bundle of any role: metad decides which requests the role may send.
     pub fn open(bundle: &Bundle) -> Result<Self> {
         let any: SocketAddr = if bundle.metads.iter().all(|addr| addr.ip().is_loopback()) {
             ([127, 0, 0, 1], 0).into()
@@ -50,7 +50,7 @@ impl Admin {
         }
     }
 
-    /// Asks the leader as an operator. Changes of the membership may be asked twice when leadership changes meanwhile;
+    /// Asks the leader as an operator. Changes of the membership may be sent twice when leadership changes in between;
     /// metad treats the second as done.
     pub async fn ask_admin(&self, request: AdminRequest, limit: Duration) -> Result<AdminReply> {
         for_operators(self.ask(&MetaRequest::Admin(request), limit).await?)
@@ -75,11 +75,11 @@ impl Admin {
                 return Err(last)
                     .with_context(|| format!("no leader within {} s, check that the metads run", limit.as_secs()));
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(LEADER_PAUSE).await;
         }
     }
 
-    /// Has the leader send a backup, looking for it until `limit` is over.
+    /// Asks the leader for a backup, looking for it until `limit` is over.
     pub async fn backup(&self, limit: Duration) -> Result<EventReceiver> {
         let started = Instant::now();
         loop {
@@ -93,11 +93,12 @@ impl Admin {
             if opened.is_ok() || started.elapsed() >= limit {
                 return opened.with_context(|| format!("no leader within {} s", limit.as_secs()));
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(LEADER_PAUSE).await;
         }
     }
 
-    /// Asks this metad as an operator, once: for what must not be asked twice, or is known there alone.
+    /// Asks this metad as an operator, once: for requests that must not be repeated, or that only this metad knows
+    /// about.
     pub async fn ask_once(&self, metad: SocketAddr, request: AdminRequest, limit: Duration) -> Result<AdminReply> {
         let request = MetaRequest::Admin(request);
         for_operators(self.endpoint.peer(metad, Role::Metad).request(&request, &[], limit).await?.0)
@@ -108,7 +109,7 @@ impl Admin {
         Ok(self.endpoint.peer(addr, Role::Blockd).request(request, &[], limit).await?.0)
     }
 
-    /// Who leads, by asking all metads at once: a dead one does not delay the answer of a live one.
+    /// Finds the leader by asking all metads at once: a dead one does not delay the answer of a live one.
     pub async fn leader(&self) -> Result<(MetadId, SocketAddr)> {
         let mut probes = JoinSet::new();
         for addr in &self.metads {
@@ -129,7 +130,7 @@ impl Admin {
         Err(last)
     }
 
-    /// Says goodbye.
+    /// Closes the connections.
     pub async fn close(self) {
         self.endpoint.close().await;
     }

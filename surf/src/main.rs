@@ -41,7 +41,7 @@ enum Command {
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        // As fsck(8) has it.
+        // The exit code is that of fsck(8).
         Err(error) if error.use_stderr() && asks_for_fsck() => {
             let _ = error.print();
             return ExitCode::from(cmd::fsck::USAGE);
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether the first word that is no flag is `fsck`.
+/// Reports whether the first word that is not a flag is `fsck`.
 fn asks_for_fsck() -> bool {
     let mut words = std::env::args_os().skip(1);
     while let Some(word) = words.next() {

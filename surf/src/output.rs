@@ -10,7 +10,7 @@ use wire::attr::Timestamp;
 /// Sends logs to standard error, so that they never mix with output.
 ///
 /// # Errors
-/// When the filter is none.
+/// When the filter is not valid.
 pub fn init_log(filter: &str) -> Result<()> {
     let filter = EnvFilter::try_new(filter).context("--log")?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_told_in_the_largest_unit_that_fits() {
+    fn bytes_are_shown_in_the_largest_unit_that_fits() {
         assert_eq!([bytes(7), bytes(1536), bytes(3 << 30)], ["7 B", "1.5 KiB", "3.0 GiB"]);
     }
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 /// Sends a signal to one process.
 ///
 /// # Errors
-/// As `kill(2)`: ESRCH when it is gone.
+/// Those of `kill(2)`: ESRCH when the process is gone.
 pub fn kill(pid: u32, signal: i32) -> io::Result<()> {
     let pid = i32::try_from(pid).ok().filter(|pid| *pid > 1).ok_or(io::ErrorKind::InvalidInput)?;
     // SAFETY: kill takes no pointers; `pid` names one process, neither a group nor all.

@@ -26,7 +26,7 @@ impl Timestamp {
         Self::from(SystemTime::now())
     }
 
-    /// So many nanoseconds later, or earlier when negative.
+    /// Returns the time so many nanoseconds later, or earlier when negative.
     #[must_use]
     pub fn shifted(self, nanos: i128) -> Self {
         let all = i128::from(self.secs) * NANOS_PER_SEC + i128::from(self.nanos) + nanos;
@@ -73,7 +73,7 @@ impl From<Timestamp> for SystemTime {
     }
 }
 
-/// What an inode is.
+/// Type of an inode.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize, Deserialize)]
 pub enum FileKind {
     /// Regular file.
@@ -92,12 +92,12 @@ pub enum FileKind {
     BlockDevice,
 }
 
-/// Everything `stat(2)` tells of an inode, and what coherence needs.
+/// All that `stat(2)` reports of an inode, and what cache coherence needs.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct InodeAttr {
     /// The inode's number.
     pub ino: Ino,
-    /// What it is.
+    /// Its type.
     pub kind: FileKind,
     /// Permission bits with setuid, setgid and sticky: the low twelve bits of `st_mode`.
     pub mode: u32,
@@ -131,8 +131,8 @@ pub struct InodeAttr {
 const ACCESS_SECS: i64 = 24 * 60 * 60;
 
 impl InodeAttr {
-    /// Whether an access at `now` moves the access time, by the rule of `relatime` (mount(8)): when the inode was changed
-    /// since the last one, or that is a day old.
+    /// Reports whether an access at `now` moves the access time by the rule of `relatime` (mount(8)): the inode was
+    /// changed since the last access, or that access is a day old.
     #[must_use]
     pub fn is_access_due(&self, now: Timestamp) -> bool {
         let since_change = self.atime <= self.mtime || self.atime <= self.ctime;
@@ -147,7 +147,7 @@ pub const S_ISGID: u32 = 0o2000;
 /// Group may execute.
 const S_IXGRP: u32 = 0o0010;
 
-/// Who makes an inode, and with which permissions.
+/// Owner and permissions of an inode to be made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Creator {
     /// Permission bits asked for, without those that the umask takes away.
@@ -171,7 +171,7 @@ impl InodeAttr {
         Self { rdev, ..Self::new(ino, kind, Creator { mode, uid: creator.uid, gid }, at) }
     }
 
-    /// Attributes of an inode that has just been made, as this creator says.
+    /// Attributes of an inode that has just been made for this creator.
     #[must_use]
     pub fn new(ino: Ino, kind: FileKind, creator: Creator, at: Timestamp) -> Self {
         let Creator { mode, uid, gid } = creator;
@@ -194,18 +194,18 @@ impl InodeAttr {
         }
     }
 
-    /// Attributes changed. Time never runs backwards on an inode, even when a new leader's clock is behind.
+    /// Marks a change of attributes. Time never runs backwards on an inode, even when a new leader's clock is behind.
     pub fn changed(&mut self, at: Timestamp) {
         self.ctime = self.ctime.max(at);
     }
 
-    /// Content changed.
+    /// Marks a change of content.
     pub fn modified(&mut self, at: Timestamp) {
         self.changed(at);
         self.mtime = self.ctime;
     }
 
-    /// An entry was added to this directory.
+    /// Counts an entry that was added to this directory.
     pub fn gained(&mut self, kind: FileKind, at: Timestamp) {
         self.size += 1;
         if kind == FileKind::Directory {
@@ -214,7 +214,7 @@ impl InodeAttr {
         self.modified(at);
     }
 
-    /// An entry was taken from this directory.
+    /// Counts an entry that was removed from this directory.
     pub fn lost(&mut self, kind: FileKind, at: Timestamp) {
         self.size -= 1;
         if kind == FileKind::Directory {
@@ -231,7 +231,7 @@ impl InodeAttr {
         }
     }
 
-    /// What `setattr` changes, all but the length.
+    /// Applies a `setattr`, except for the length.
     pub fn apply(&mut self, change: &AttrChange, at: Timestamp) {
         if let Some(mode) = change.mode {
             self.mode = mode & 0o7777;
@@ -242,7 +242,7 @@ impl InodeAttr {
             self.clear_privileges();
         }
         self.changed(at);
-        // Not the time as it is: a new leader's clock may be behind.
+        // `at` may be earlier: a new leader's clock may be behind.
         let ctime = self.ctime;
         let time = |change: Option<TimeChange>, before| match change {
             Some(TimeChange::Now) => ctime,
@@ -254,12 +254,12 @@ impl InodeAttr {
     }
 }
 
-/// What becomes of one of the times in a [`AttrChange`].
+/// New value of one of the times in an [`AttrChange`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum TimeChange {
     /// Set to the time at which the leader accepted the batch.
     Now,
-    /// Set to this.
+    /// Set to this time.
     To(Timestamp),
 }
 

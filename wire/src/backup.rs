@@ -9,7 +9,7 @@
 //! | counts | length (u32), coded [`Counts`] |
 //! | checksum | BLAKE3 of everything before, 32 bytes; nothing follows |
 //!
-//! Numbers are little endian. Neither side holds more than one record. What the records mean is metad's business.
+//! Numbers are little endian. Neither side holds more than one record. Only metad knows what the records mean.
 
 use crate::attr::Timestamp;
 use crate::codec;
@@ -21,15 +21,15 @@ use std::io::{self, Read, Write};
 use thiserror::Error;
 
 const MAGIC: &[u8; 8] = b"SURFBAK1";
-/// Longer keys, values and heads are damage.
+/// Longest key, value or head. A longer one counts as damage.
 const PART_BYTES_MAX: u32 = 16 << 20;
 
-/// What a backup is of.
+/// Where a backup comes from: its cluster and its position in the log.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Head {
     /// Name of the cluster.
     pub cluster: String,
-    /// The cluster: what its CA's certificates have in common.
+    /// Id of the cluster.
     pub cluster_id: ClusterId,
     /// Raft term of the position.
     pub term: u64,
@@ -39,7 +39,7 @@ pub struct Head {
     pub at: Timestamp,
 }
 
-/// What a backup holds.
+/// How much a backup holds.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Counts {
     /// Records by table: the first byte of their keys.
@@ -69,19 +69,19 @@ impl Counts {
     }
 }
 
-/// Why a file is no backup that can be used.
+/// Reason why a file is not a usable backup.
 #[derive(Debug, Error)]
 pub enum BackupError {
     /// It cannot be read.
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
-    /// It begins as something else.
+    /// It does not begin as a backup of this version does.
     #[error("is no backup of Surf, or of another version")]
     Foreign,
-    /// It ends too soon.
+    /// It ends too early.
     #[error("is cut off or damaged: it ends at byte {0}, before its checksum; use another backup")]
     Cut(u64),
-    /// It is not what was written.
+    /// Its content is not what was written.
     #[error("is damaged ({what}, at byte {at}); use another backup")]
     Damaged {
         /// What is wrong.
@@ -99,10 +99,10 @@ pub struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    /// Begins one.
+    /// Begins a backup.
     ///
     /// # Errors
-    /// Those of `out`.
+    /// Errors of `out`.
     pub fn begin(out: W, head: &Head) -> io::Result<Self> {
         let mut writer = Self { out, hash: blake3::Hasher::new(), counts: Counts::default() };
         writer.write(MAGIC)?;
@@ -110,20 +110,20 @@ impl<W: Write> Writer<W> {
         Ok(writer)
     }
 
-    /// Adds a record. Its key is not empty, and behind all before it.
+    /// Adds a record. Its key must not be empty, and must sort after all keys before it.
     ///
     /// # Errors
-    /// Those of `out`, or that the record is too long.
+    /// Errors of `out`, or that the record is too long.
     pub fn record(&mut self, key: &[u8], value: &[u8]) -> io::Result<()> {
         self.counts.count(key, value);
         self.part(key)?;
         self.part(value)
     }
 
-    /// Ends it. What was written is not flushed.
+    /// Ends the backup. Does not flush `out`.
     ///
     /// # Errors
-    /// Those of `out`.
+    /// Errors of `out`.
     pub fn finish(mut self) -> io::Result<W> {
         self.write(&0_u32.to_le_bytes())?;
         let counts = codec::encode(&self.counts);
@@ -149,7 +149,7 @@ impl<W: Write> Writer<W> {
 /// A record: key and value.
 pub type Record = (Vec<u8>, Vec<u8>);
 
-/// Reads a backup. That it is whole is known when [`Reader::next`] has answered `None`.
+/// Reads a backup. The backup is whole only if [`Reader::next`] has returned `None`.
 pub struct Reader<R> {
     from: R,
     hash: blake3::Hasher,
@@ -188,25 +188,25 @@ impl<R: Read> Reader<R> {
         Ok(reader)
     }
 
-    /// What it is of.
+    /// Head of the backup.
     #[must_use]
     pub fn head(&self) -> &Head {
         &self.head
     }
 
-    /// What was read so far: all of it once there is no further record.
+    /// Counts of what has been read so far.
     #[must_use]
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
 
-    /// How many bytes were read.
+    /// Number of bytes read so far.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.at
     }
 
-    /// The next record; `None` behind the last one, when checksum and counts fit.
+    /// Returns the next record, or `None` after the last one when checksum and counts match.
     ///
     /// # Errors
     /// [`BackupError`].
@@ -280,7 +280,7 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// Reads a backup to its end: what it is of, what it holds, and how many bytes it has.
+/// Reads a backup to its end, and returns its head, its counts, and its length in bytes.
 ///
 /// # Errors
 /// [`BackupError`] when it is not whole.
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_a_backup_is_no_part_of_it() {
+    fn a_backup_with_bytes_behind_it_is_refused() {
         let (mut bytes, _) = written();
         bytes.push(0);
         assert!(matches!(verify(&bytes[..]), Err(BackupError::Damaged { .. })));

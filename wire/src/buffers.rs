@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Weak};
 
-/// Why a buffer has its memory: only its end takes that.
+/// Panic message: a buffer gives up its memory only when it is dropped.
 const HELD: &str = "a buffer holds its memory until it ends";
 
 /// Memory that a pool can hold.
@@ -31,11 +31,11 @@ impl Memory for Vec<u8> {
     }
 }
 
-/// Buffers that nobody uses at present.
+/// Buffers that are not in use.
 pub struct Pool<M: Memory = Vec<u8>> {
     free: Mutex<Free<M>>,
     capacity_min: usize,
-    kept_bytes_max: usize,
+    pooled_bytes_max: usize,
 }
 
 struct Free<M> {
@@ -45,17 +45,17 @@ struct Free<M> {
 }
 
 impl<M: Memory> Pool<M> {
-    /// Keeps buffers of at least `capacity_min` bytes, of together `kept_bytes_max` at most; smaller ones, and what would
-    /// be more, are left to the allocator.
+    /// Makes a pool for buffers of at least `capacity_min` bytes, up to `pooled_bytes_max` bytes in total. Smaller and
+    /// surplus buffers go back to the allocator.
     #[must_use]
-    pub fn new(capacity_min: usize, kept_bytes_max: usize) -> Arc<Self> {
+    pub fn new(capacity_min: usize, pooled_bytes_max: usize) -> Arc<Self> {
         let free = Mutex::new(Free { buffers: Vec::new(), bytes: 0 });
-        Arc::new(Self { free, capacity_min, kept_bytes_max })
+        Arc::new(Self { free, capacity_min, pooled_bytes_max })
     }
 
-    /// A buffer with room for `len` bytes: a kept one, or what `make` makes.
+    /// Returns a buffer with room for `len` bytes: a free one, or one that `make` makes.
     pub fn take(self: &Arc<Self>, len: usize, make: impl FnOnce() -> M) -> Buffer<M> {
-        let kept = {
+        let reused = {
             let mut free = self.free.lock();
             let at = free.buffers.iter().rposition(|buffer| buffer.capacity() >= len);
             at.map(|at| {
@@ -64,10 +64,10 @@ impl<M: Memory> Pool<M> {
                 buffer
             })
         };
-        self.adopt(kept.unwrap_or_else(make))
+        self.adopt(reused.unwrap_or_else(make))
     }
 
-    /// Memory that comes to this pool when it is dropped.
+    /// Wraps memory so that it goes to this pool when it is dropped.
     pub fn adopt(self: &Arc<Self>, memory: M) -> Buffer<M> {
         Buffer { memory: Some(memory), home: Arc::downgrade(self) }
     }
@@ -77,7 +77,7 @@ impl<M: Memory> Pool<M> {
         *self.free.lock() = Free { buffers: Vec::new(), bytes: 0 };
     }
 
-    /// Buffers that nobody uses at present.
+    /// Number of buffers that are not in use.
     #[must_use]
     pub fn free_count(&self) -> usize {
         self.free.lock().buffers.len()
@@ -89,7 +89,7 @@ impl<M: Memory> Pool<M> {
         }
         memory.clear();
         let mut free = self.free.lock();
-        if free.bytes + memory.capacity() <= self.kept_bytes_max {
+        if free.bytes + memory.capacity() <= self.pooled_bytes_max {
             free.bytes += memory.capacity();
             free.buffers.push(memory);
         }
@@ -110,7 +110,7 @@ impl<M: Memory> Buffer<M> {
         Bytes::from_owner(self)
     }
 
-    /// The memory, which goes to no pool any more unless one [adopts](Pool::adopt) it.
+    /// Takes the memory out. It goes to no pool any more unless one [adopts](Pool::adopt) it.
     #[must_use]
     pub fn detach(mut self) -> M {
         self.memory.take().expect(HELD)
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_memory_is_kept_than_allowed_and_none_that_is_too_small() {
+    fn a_pool_holds_no_more_memory_than_allowed_and_no_small_buffers() {
         let pool = Pool::<Vec<u8>>::new(MIB, 16 * MIB);
         let taken: Vec<Buffer> = (0..64).map(|_| pool.take(MIB, || Vec::with_capacity(MIB))).collect();
         drop(taken);

@@ -33,7 +33,7 @@ struct File {
     identity: String,
 }
 
-/// What files of every format have.
+/// The fields that files of every format have.
 #[derive(Deserialize)]
 struct Format {
     format: u32,
@@ -48,7 +48,7 @@ impl Bundle {
         let wrong = |reason: String| Error::Identity { file: path.display().to_string(), reason };
         let text = fs::read_to_string(path)
             .map_err(|error| wrong(format!("cannot be read ({error}): name a bundle that `surf` made")))?;
-        // First of all the format: another one may have other keys, which are no typing errors.
+        // The format comes first: a file of another format may have other keys, which are not typing errors.
         if let Ok(Format { format }) = toml::from_str(&text)
             && format != FORMAT
         {
@@ -74,7 +74,7 @@ impl Bundle {
         Ok(Self { cluster: file.cluster, metads: file.metads, identity })
     }
 
-    /// Whether it was made for this role: what asks of a node would refuse it, after a connection and in other words.
+    /// Checks that the bundle was made for this role. A node would refuse it as well, but later and less clearly.
     ///
     /// # Errors
     /// [`Error::Identity`] naming the file, which is `path`, and the one to use.

@@ -1,6 +1,6 @@
-//! Random numbers: pauses between attempts, names that nobody else has, and tokens, which others must not guess.
+//! Random numbers for pauses between attempts, unique names, and tokens that others must not guess.
 
-/// Any number. In a simulation, the next one of its seed.
+/// Returns a random number. In a simulation, the numbers follow from its seed.
 #[must_use]
 pub fn number() -> u64 {
     #[cfg(feature = "simulation")]
@@ -20,7 +20,7 @@ pub fn fraction() -> f64 {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn fractions_lie_between_nothing_and_one() {
+    fn fractions_lie_between_zero_and_one() {
         assert!((0..1000).all(|_| (0.0..1.0).contains(&super::fraction())));
     }
 }

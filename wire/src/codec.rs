@@ -12,7 +12,7 @@ use std::marker::PhantomData;
 
 /// Version of the coding that stands before every encoded value.
 const VERSION: u8 = 5;
-/// Elements for which room is made before they are there.
+/// Most elements for which room is allocated before they are decoded.
 const CAPACITY_MAX: usize = 256;
 
 /// Encodes a value.
@@ -51,7 +51,7 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     }
 }
 
-/// Decodes what a value begins with, such as which variant it is, and looks at nothing behind it.
+/// Decodes the start of a value, such as its variant, and ignores the bytes behind it.
 ///
 /// # Errors
 /// [`Error::Malformed`] when the bytes are too many, of another version, or do not begin with a `T`.
@@ -62,7 +62,7 @@ pub fn decode_start<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     }
 }
 
-/// What stands behind the version.
+/// Returns the bytes behind the version.
 fn body(bytes: &[u8]) -> Result<&[u8], Error> {
     if bytes.len() > HEAD_BYTES_MAX {
         return Err(Error::Malformed(format!("{} bytes are more than a message may have", bytes.len())));
@@ -76,11 +76,11 @@ fn body(bytes: &[u8]) -> Result<&[u8], Error> {
     }
 }
 
-/// Decodes a list of at most `MAX` elements, for `#[serde(deserialize_with)]`. Elements in memory are larger than their
-/// encoding, a hundred times and more: the bound on the bytes of a message bounds no memory.
+/// Decodes a list of at most `MAX` elements, for `#[serde(deserialize_with)]`. Elements can take a hundred times more
+/// memory than their encoding, so a bound on the bytes of a message is no bound on its memory.
 ///
 /// # Errors
-/// When there are more; nothing is allocated for those behind.
+/// When there are more elements. Nothing is allocated for the surplus.
 pub fn bounded<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -144,14 +144,14 @@ mod tests {
     #[test]
     fn a_list_longer_than_allowed_is_refused_before_its_elements_are_read() {
         #[derive(Deserialize, Debug)]
-        struct Few(#[serde(deserialize_with = "bounded::<_, _, 3>")] Vec<u64>);
-        assert_eq!(decode::<Few>(&encode(&vec![1_u64, 2, 3])).unwrap().0, [1, 2, 3]);
-        let error = decode::<Few>(&encode(&vec![1_u64, 2, 3, 4])).unwrap_err().to_string();
+        struct AtMostThree(#[serde(deserialize_with = "bounded::<_, _, 3>")] Vec<u64>);
+        assert_eq!(decode::<AtMostThree>(&encode(&vec![1_u64, 2, 3])).unwrap().0, [1, 2, 3]);
+        let error = decode::<AtMostThree>(&encode(&vec![1_u64, 2, 3, 4])).unwrap_err().to_string();
         assert!(error.starts_with("malformed"), "{error}");
     }
 
     #[test]
-    fn the_start_of_a_value_is_read_whatever_stands_behind_it() {
+    fn the_start_of_a_value_is_decoded_without_the_rest() {
         let mut bytes = encode(&(7_u32, "text"));
         bytes.truncate(3);
         assert_eq!(decode_start::<u32>(&bytes).unwrap(), 7);

@@ -5,14 +5,14 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Puts a file in place of what has its name, if anything: after a crash the old or the new content is there. The file is
-/// readable by its owner alone, whatever the umask. Durable on return.
+/// Makes a file, or replaces it as a whole: after a crash it has either the old or the new content. Only its owner can
+/// read it, whatever the umask. Durable on return.
 ///
 /// # Errors
-/// What the disk refuses; the old content is still there then.
+/// Errors of the local filesystem. The file then still has its old content.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     let partial = partial_of(path);
-    // Left by a crash, perhaps with other rights: the mode below is for new files only.
+    // A crash may have left one with other permissions, and the mode below is for new files only.
     if let Err(error) = fs::remove_file(&partial)
         && error.kind() != ErrorKind::NotFound
     {
@@ -20,15 +20,15 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
     if let Err(error) = file.write_all(content).and_then(|()| file.sync_all()) {
-        // On a full disk it takes room that others need.
+        // On a full disk, others need its space.
         let _ = fs::remove_file(&partial);
         return Err(error);
     }
     rename(&partial, path)
 }
 
-/// Makes a directory for data of a daemon if it is not there, with those above it: for its owner alone, whatever the
-/// umask. One that is there and that others may read stays as it is, and a line of the log says so.
+/// Makes a daemon's data directory and missing parents, readable by their owner alone, whatever the umask. An existing
+/// directory that others may read stays as it is, with a line in the log.
 ///
 /// # Errors
 /// As `mkdir(2)`.
@@ -46,19 +46,19 @@ pub fn make_private_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Gives a complete, synced file another name in the same directory. Durable on return.
+/// Renames a complete, synced file within its directory. Durable on return.
 ///
 /// # Errors
-/// What the disk refuses.
+/// Errors of the local filesystem.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     sync_parent(to)
 }
 
-/// Syncs a directory: names that were made or removed in it survive a crash.
+/// Syncs a directory, so that names made or removed in it survive a crash.
 ///
 /// # Errors
-/// What the disk refuses.
+/// Errors of the local filesystem.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
@@ -66,7 +66,7 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 /// Syncs the directory that holds `path`.
 ///
 /// # Errors
-/// What the disk refuses.
+/// Errors of the local filesystem.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
     sync_dir(dir.unwrap_or(Path::new(".")))

@@ -36,7 +36,7 @@ impl FsError {
             FsError::NoSuchDataOrHole => libc::ENXIO,
             FsError::Io => libc::EIO,
             FsError::Interrupted => libc::EINTR,
-            // The client opens a new session by itself; what still reaches a program is a handle of the old one.
+            // The client opens a new session by itself. A program sees this only on a handle of the old session.
             FsError::SessionExpired => libc::ESTALE,
         }
     }

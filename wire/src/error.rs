@@ -17,10 +17,10 @@ pub enum FsError {
     /// The name exists already.
     #[error("file exists")]
     Exists,
-    /// A component that must be a directory is none.
+    /// A component that must be a directory is not one.
     #[error("not a directory")]
     NotADirectory,
-    /// A directory where none may be.
+    /// The object is a directory, and must not be one.
     #[error("is a directory")]
     IsADirectory,
     /// The directory has entries.
@@ -127,7 +127,8 @@ pub enum Error {
         /// The peer's words.
         reason: String,
     },
-    /// The peer has too much to do for this connection: nothing was carried out, and the same request may be sent again.
+    /// The peer has too much to do for this connection: nothing was carried out, and the same request may be sent
+    /// again.
     #[error("{peer} has too much to do: {reason}")]
     Busy {
         /// Address of the peer.
@@ -145,14 +146,14 @@ pub enum Error {
         /// Role in the certificate.
         actual: String,
     },
-    /// A certificate has a restriction that daemons of this version do not act on: serving it would break the promise.
+    /// A certificate has a restriction that daemons of this version do not enforce, so they do not serve its holder.
     #[error(
         "the certificate of {name} has {restriction}, which this version does not enforce: have one issued without"
     )]
     NotEnforced {
         /// Whom the certificate is for.
         name: String,
-        /// What nobody acts on.
+        /// The restriction.
         restriction: String,
     },
     /// The peer belongs to another cluster.
@@ -192,7 +193,7 @@ pub enum Error {
     Closed,
 }
 
-/// An error with all of its sources, each said once, in one line: for an operator, or for a peer.
+/// Formats an error with all of its sources in one line, each of them once.
 #[must_use]
 pub fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -215,14 +216,14 @@ mod tests {
     #[derive(Debug, Error)]
     enum Nested {
         #[error("a file: {source}")]
-        Tells { source: io::Error },
+        Shows { source: io::Error },
         #[error("a step failed")]
         Hides { source: io::Error },
     }
 
     #[test]
-    fn each_reason_is_said_once() {
-        assert_eq!(describe(&Nested::Tells { source: io::Error::other("no\nroom") }), "a file: no room");
+    fn each_reason_is_stated_once() {
+        assert_eq!(describe(&Nested::Shows { source: io::Error::other("no\nroom") }), "a file: no room");
         assert_eq!(describe(&Nested::Hides { source: io::Error::other("no room") }), "a step failed: no room");
     }
 }

@@ -16,7 +16,7 @@ pub enum Source {
         /// First byte within the block.
         offset: u32,
     },
-    /// The bytes themselves, kept in metadata; at most `INLINE_BYTES_MAX`.
+    /// The bytes themselves, stored in metadata; at most `INLINE_BYTES_MAX`.
     Inline(Vec<u8>),
     /// Allocated and reads as zeros (`fallocate`); a hole proper has no extent at all.
     Zero,
@@ -31,7 +31,7 @@ pub struct Extent {
     pub len: u64,
     /// Where they come from.
     pub source: Source,
-    /// Content version of the inode that wrote these bytes: what a later commit is checked against (I6).
+    /// Content version of the inode that wrote these bytes. Later commits are checked against it (I6).
     pub version: Version,
 }
 

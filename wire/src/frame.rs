@@ -21,7 +21,7 @@ pub const REPLY_HEADER: usize = 12;
 pub struct RequestHeader {
     /// The caller gives up after this many milliseconds.
     pub deadline_ms: u32,
-    /// Follows the request through every daemon's log.
+    /// Identifies the request in every daemon's log.
     pub request_id: u64,
     /// Bytes of the encoded head.
     pub head_len: u32,
@@ -35,9 +35,10 @@ pub struct RequestHeader {
 pub enum ReplyKind {
     /// The answer.
     Answer = 0,
-    /// The reason, in UTF-8, why the request was refused as a whole: the same will be refused again.
+    /// The reason, in UTF-8, why the request was refused as a whole: it would be refused again.
     Refused = 1,
-    /// The same, for now alone: nothing was carried out, and the request may be sent again later.
+    /// The reason, in UTF-8, why the request was refused for now: nothing was carried out, and it may be sent again
+    /// later.
     Busy = 2,
 }
 
@@ -79,7 +80,7 @@ impl RequestHeader {
     /// Reads a header.
     ///
     /// # Errors
-    /// [`Error::Malformed`] when it is none, or announces more than may be sent.
+    /// [`Error::Malformed`] when the bytes are not a header, or announce more than may be sent.
     pub fn decode(bytes: &[u8; REQUEST_HEADER]) -> Result<Self, Error> {
         if bytes[..2] != MAGIC {
             return Err(Error::Malformed("not a request".to_owned()));
@@ -110,7 +111,7 @@ impl ReplyHeader {
     /// Reads a header.
     ///
     /// # Errors
-    /// [`Error::Malformed`] when it is none, or announces more than may be sent.
+    /// [`Error::Malformed`] when the bytes are not a header, or announce more than may be sent.
     pub fn decode(bytes: &[u8; REPLY_HEADER]) -> Result<Self, Error> {
         let kind =
             [ReplyKind::Answer, ReplyKind::Refused, ReplyKind::Busy].into_iter().find(|kind| *kind as u8 == bytes[2]);

@@ -126,7 +126,7 @@ byte_id!(
     32
 );
 byte_id!(
-    /// Identity of a block daemon: 128 random bits, kept in its data directory.
+    /// Identity of a block daemon: 128 random bits, stored in its data directory.
     BlockdId,
     16
 );

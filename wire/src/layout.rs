@@ -1,10 +1,10 @@
 //! The block layout: which daemons own which arcs of the ring (I11).
 //!
-//! Kept by metad in Raft, copied to every daemon and client. [`Layout::owners`] (in [`ring`]) is pure, so that all who hold the same
-//! epoch find the same owners without asking anyone.
+//! metad stores the layout in Raft and copies it to every daemon and client. [`Layout::owners`] (in [`ring`]) is a pure
+//! function: all that hold the same epoch find the same owners without asking anyone.
 //!
-//! A layout is *final* when every block that is referred to lies where the layout says. After a change of the owners it
-//! is not: the owner sets before it are kept in [`Layout::older`] and are searched, too, until each owner has reported
+//! A layout is *final* when every block that is referred to lies where the layout says. After a change of owners it is
+//! not final: the earlier owner sets stay in [`Layout::older`] and are searched as well, until each owner has reported
 //! that it holds what it owes. [`changes`] has the steps from one layout to the next, [`ring`] the arcs between points.
 
 pub mod changes;
@@ -27,17 +27,17 @@ pub struct LayoutMember {
     pub zone: String,
     /// Share of the ring, relative to the other members.
     pub weight: u32,
-    /// Its points on the ring, which it keeps while it owns nothing.
+    /// Its points on the ring. They stay the same while it owns nothing.
     pub points: Vec<Point>,
     /// An operator empties it: it serves what it has, and owns nothing.
     pub draining: bool,
-    /// It was silent for too long: it is not counted on, and owns nothing until it returns.
+    /// It was silent for too long. It owns nothing until it returns.
     pub out: bool,
-    /// It was emptied: nothing that matters is there, whether it runs or not.
+    /// It was emptied: it holds no block that is still needed, whether it runs or not.
     pub drained: bool,
     /// Its disk has failed: it serves what it has, and owns nothing.
     pub failed: bool,
-    /// Name of a daemon to come that is to take over what it owns.
+    /// Name of the future daemon that will take over what it owns.
     pub successor: Option<String>,
 }
 
@@ -60,7 +60,7 @@ impl LayoutMember {
         }
     }
 
-    /// Whether blocks belong to it.
+    /// Reports whether blocks belong to this daemon.
     #[must_use]
     pub fn is_owner(&self) -> bool {
         !self.draining && !self.out && !self.failed
@@ -91,9 +91,10 @@ pub struct Layout {
     pub min_sync: u8,
     /// A daemon that is silent for longer is taken out, in milliseconds.
     pub down_after_ms: u64,
-    /// Members, ordered by id, those that are draining or out among them.
+    /// Members, ordered by id, including those that are draining or out.
     pub members: Vec<LayoutMember>,
-    /// Owner sets before this one, oldest first, from which blocks may still have to be copied. Empty when this is final.
+    /// Owner sets before this one, oldest first, from which blocks may still have to be copied. Empty when this is
+    /// final.
     pub older: Vec<OlderLayout>,
 }
 
@@ -104,7 +105,7 @@ impl Layout {
         self.members.iter().find(|member| member.id == *id)
     }
 
-    /// Whether every block that is referred to lies where this layout says.
+    /// Reports whether every block that is referred to lies where this layout says.
     #[must_use]
     pub fn is_final(&self) -> bool {
         self.older.is_empty()

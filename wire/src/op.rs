@@ -1,4 +1,4 @@
-//! Metadata operations, the batches they travel in, and what they answer.
+//! Metadata operations, the batches they travel in, and their replies.
 
 use crate::FsError;
 use crate::attr::{AttrChange, FileKind, InodeAttr, Timestamp};
@@ -36,7 +36,7 @@ impl NewInode {
     /// What it is.
     ///
     /// # Errors
-    /// `Invalid` when something special is to be what is not special.
+    /// `Invalid` when the kind of a special inode is not a special one.
     pub fn kind(&self) -> Result<FileKind, FsError> {
         match self {
             Self::Regular => Ok(FileKind::Regular),
@@ -56,7 +56,7 @@ impl NewInode {
     }
 }
 
-/// Whether an entry may have this name.
+/// Checks that an entry may have this name.
 ///
 /// # Errors
 /// `NameTooLong`; `Invalid` for an empty name, `.`, `..`, and one with `/` or NUL.
@@ -104,7 +104,7 @@ pub enum RangeAction {
 /// What a commit does when another session changed the same bytes since the base version (I6).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ConflictPolicy {
-    /// Keep the committed content under the name, and this one as a sibling of it.
+    /// The committed content stays under the name, and this content becomes a sibling of it.
     Copy {
         /// Inode number for the copy, from the session's range.
         ino: Ino,
@@ -154,8 +154,8 @@ pub struct Lock {
     pub exclusive: bool,
 }
 
-/// Defines [`Op`], and the operations that a deferred one may hold as a type of their own: what is decoded is nowhere
-/// recursive, or a peer could make the stack overflow by nesting.
+/// Defines [`Op`], and a type of its own for the operations that a deferred one may hold. So no decoded type is
+/// recursive, and a peer cannot make the stack overflow by nesting.
 macro_rules! operations {
     (
         $(#[$meta:meta])*
@@ -235,8 +235,9 @@ operations! {
                 parent: Ino,
                 /// Name within it.
                 name: Name,
-                /// An inode of which the session vouches that it holds no handle: if the entry leads there and was the
-                /// last, the content goes at once, else it stays as an orphan until the session releases it.
+                /// An inode on which the session holds no handle, as it vouches. If the removed entry was the last one
+                /// to it, its content goes at once; in all other cases the inode stays as an orphan until the session
+                /// releases it.
                 released: Option<Ino>,
             },
             /// Remove an empty directory. Answers `Removed`.
@@ -274,8 +275,8 @@ operations! {
                 ino: Ino,
                 /// Content version on which the writes are based.
                 base: Version,
-                /// Versions behind it that the writer's own commits have made, beside those of others: the writes are based on
-                /// these, too.
+                /// Later versions that the writer's own commits have made, between those of others: the writes are
+                /// based on these, too.
                 #[serde(deserialize_with = "bounded::<_, _, COMMIT_OWN_MAX>")]
                 own: Vec<Version>,
                 /// The writes, disjoint and ordered by offset.
@@ -302,8 +303,8 @@ operations! {
                 /// What to do.
                 action: RangeAction,
             },
-            /// Share `len` bytes of one file with another (or itself, not overlapping), without copying. Answers `Attr` of the
-            /// target. The range is cut at the source's end.
+            /// Share `len` bytes of one file with another (or itself, not overlapping), without copying. Answers `Attr`
+            /// of the target. The range is cut at the source's end.
             CloneRange {
                 /// Source file.
                 src: Ino,
@@ -377,8 +378,9 @@ operations! {
             },
         }
         outer {
-            /// What a session did under a delegation, and tells only now. Answers as the operation within. `Stale` when a name
-            /// is not as it was: the session had been away for longer than its leases, and others went on without it.
+            /// A change that a session made under a delegation and sends only now. Answers as the operation within.
+            /// `Stale` when a name has changed: the session was away for longer than its leases, and others went on
+            /// without it.
             Deferred {
                 /// When, by the session's estimate of the leader's clock.
                 at: Timestamp,
@@ -389,15 +391,16 @@ operations! {
                 #[serde(deserialize_with = "plain_op")]
                 op: Box<Op>,
             },
-            /// What of a client's journal is told with the batch that this ends, or was before: whoever finds the journal later
-            /// does not tell it again. Answers `Done`.
+            /// Records how much of a client's journal is applied with this batch, of which it is the last operation, or
+            /// was before. A later replay of the journal skips that part. Answers `Done`.
             Journaled {
                 /// The journal.
                 journal: JournalId,
-                /// How far; `None` when the journal is gone, and nobody will ask.
+                /// The position; `None` when the journal is gone, and nobody will ask.
                 position: Option<JournalPosition>,
             },
-            /// The same, of content that was committed and may be in the journal, too, whatever is told of the rest. Answers `Done`.
+            /// Records that content was committed that may be in the journal, too, wherever the position is. Answers
+            /// `Done`.
             JournaledContent {
                 /// The journal.
                 journal: JournalId,
@@ -408,12 +411,12 @@ operations! {
     }
 }
 
-/// How far a journal has been told.
+/// How much of a journal has been applied.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct JournalPosition {
-    /// Its entries up to this number are told.
-    pub told: u64,
-    /// The entry behind them is content of which only so many pieces, the last ones, are left to be told; 0 when all are.
+    /// Its entries up to this number are applied, and acknowledged to the client.
+    pub acknowledged: u64,
+    /// The next entry is content of which so many pieces, the last ones, are left to be sent; 0 when all are.
     pub left: u64,
     /// Files whose content was committed: more of it may be in the journal.
     #[serde(deserialize_with = "bounded::<_, _, JOURNALED_FILES_MAX>")]
@@ -427,7 +430,7 @@ pub struct JournaledFile {
     pub ino: Ino,
     /// Version that the rest is based on. In an operation that follows a commit of its batch: what that was based on.
     pub base: Version,
-    /// A commit in the same batch, before this operation, wrote to it: the rest is based on what that has made, if
+    /// An earlier operation of the same batch committed to it: the rest is based on the version that this has made, if
     /// nobody else had changed the file since.
     pub committed: bool,
 }
@@ -442,10 +445,10 @@ impl Op {
         }
     }
 
-    /// Inodes whose attributes it changes, as far as it names them.
+    /// The inodes named by the operation whose attributes it changes.
     pub fn attrs_changed(&self) -> impl Iterator<Item = Ino> + use<> {
         let (one, two) = match self.plain() {
-            // The new inode too: its session is sent what it is, and remembers.
+            // The new inode, too: its session receives the attributes, and caches them.
             Self::Create { parent, ino, .. } | Self::Link { parent, ino, .. } => (Some(*parent), Some(*ino)),
             Self::Unlink { parent, released, .. } => (Some(*parent), *released),
             Self::Rmdir { parent, .. } => (Some(*parent), None),
@@ -499,7 +502,8 @@ pub struct Expect {
     pub name: Name,
     /// The inode that it leads to; `None` when it is absent.
     pub ino: Option<Ino>,
-    /// The newest content of it that the session knows, if it is to be lost: what others have written since is not.
+    /// The newest version that the session knows, if the operation removes the content: newer content of others must
+    /// stay.
     pub version: Option<Version>,
 }
 
@@ -526,10 +530,10 @@ pub struct ConflictCopy {
     pub name: Name,
 }
 
-/// What an operation answers.
+/// Reply to an operation.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum OpReply {
-    /// Nothing to tell.
+    /// The operation was applied.
     Done,
     /// Attributes of the inode after the operation.
     Attr(InodeAttr),
@@ -557,7 +561,8 @@ pub enum OpReply {
         appended_at: Option<u64>,
         /// The copy that was made because others wrote the same bytes.
         conflict: Option<ConflictCopy>,
-        /// Extents that the last written chunk holds now, counted now and then, 0 else: a large number asks for compaction.
+        /// Number of extents in the last written chunk, if they were counted, otherwise 0. A large number asks for
+        /// compaction.
         chunk_extents: u32,
     },
     /// Numbers `start..start + count` belong to the session.
@@ -569,7 +574,7 @@ pub enum OpReply {
     },
 }
 
-/// Why a batch was not applied: its first operation that failed.
+/// Why a batch was not applied: the first operation that failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct OpFailed {
     /// Index of the operation in the batch.
@@ -581,7 +586,7 @@ pub struct OpFailed {
 /// Outcome of a batch: one reply per operation, or the one failure.
 pub type BatchReply = Result<Vec<OpReply>, OpFailed>;
 
-/// A question to the metadata, answered by the leader from applied state (I2).
+/// A read of the metadata, answered by the leader from applied state (I2).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Read {
     /// The inode behind a name. `.` and `..` are resolved too. Answers `Attr`.
@@ -638,7 +643,7 @@ pub enum Read {
         /// The inode.
         ino: Ino,
     },
-    /// The first lock that stands in the way of this one. Answers `Lock`.
+    /// The first lock that conflicts with this one. Answers `Lock`.
     GetLock {
         /// The inode.
         ino: Ino,
@@ -647,13 +652,14 @@ pub enum Read {
     },
     /// Capacity and use of the filesystem. Answers `StatFs`.
     StatFs,
-    /// How far a client's journal has been told. Answers `Journaled`.
+    /// How much of a client's journal has been applied. Answers `Journaled`.
     Journaled {
         /// The journal.
         journal: JournalId,
     },
-    /// A directory from its start, with attributes, and those below and behind it in the order of a walk, each whole, as long
-    /// as there are not more entries than that. Answers `Tree`; or `Page`, of the directory alone, where others are at work ahead.
+    /// A directory from its start, with attributes, and those below and behind it in the order of a walk. Each of them
+    /// is complete, and there are as many as the limit allows. Answers `Tree`, or `Page`, of the directory alone, where
+    /// other sessions are at work ahead.
     ReadTree {
         /// The directory.
         ino: Ino,
@@ -666,7 +672,7 @@ pub enum Read {
 }
 
 impl Read {
-    /// The inode that is asked about, if it is one.
+    /// The inode that the read is about, if there is one.
     #[must_use]
     pub fn ino(&self) -> Option<Ino> {
         match self {
@@ -694,7 +700,7 @@ pub struct DirEntry {
     pub ino: Ino,
     /// What it is.
     pub kind: FileKind,
-    /// Listing on behind this entry starts from here. Stable while entries come and go; above 2, below 2^63.
+    /// A listing goes on from here behind this entry. Stable while entries come and go; above 2, below 2^63.
     pub cookie: u64,
     /// Attributes, when asked for.
     pub attr: Option<InodeAttr>,
@@ -737,7 +743,7 @@ pub struct StatFs {
     pub inodes: u64,
 }
 
-/// What a read answers.
+/// Reply to a read.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ReadReply {
     /// Attributes.
@@ -768,7 +774,7 @@ pub enum ReadReply {
     Lock(Option<Lock>),
     /// Capacity and use.
     StatFs(StatFs),
-    /// How far it has been told; `None` when nothing of it has been.
+    /// How much of the journal has been applied; `None` when nothing has.
     Journaled(Option<JournalPosition>),
     /// The directory that was asked for, and whole ones below and behind it.
     Tree(Vec<ListedDir>),

@@ -1,10 +1,10 @@
 //! The hash of a block as a tree of sections, so that a part of a block can be verified without reading all of it.
 //!
 //! BLAKE3 is a tree (section 2.1 of its paper): its leaves are chunks of 1 KiB, and a run of chunks whose length is a
-//! power of two, and which begins at a multiple of that, is a subtree with a *chaining value* of its own. A *section* is
-//! such a run of [`SECTION_BYTES`]; the last one of a block may be shorter. The values of all sections merge to the
-//! block's name. So whoever knows them, and has checked that they do, can verify each section for itself: a value that
-//! fits other bytes would be a collision of the hash.
+//! power of two, and which begins at a multiple of that, is a subtree with a *chaining value* of its own. A *section*
+//! is such a run of [`SECTION_BYTES`]; the last one of a block may be shorter. The values of all sections merge to the
+//! block's name. A reader that knows the values, and has checked that they merge to the name, can verify each section
+//! by itself: a value that fits other bytes would be a collision of the hash.
 //!
 //! A block of one section has no values: its name is the hash of the section.
 
@@ -13,13 +13,13 @@ use crate::limits::BLOCK_BYTES_MAX;
 use blake3::hazmat::{ChainingValue, HasherExt, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use std::ops::Range;
 
-/// Bytes of a section. Smaller ones would make the list of values longer, which every read of a part takes along; larger
-/// ones, what is read and hashed beyond the part.
+/// Bytes of a section. Smaller sections would make the list of values longer, which comes along with every read of a
+/// part; larger ones would make more bytes be read and hashed beyond the part.
 pub const SECTION_BYTES: usize = 64 << 10;
 /// Most sections of a block.
 const SECTIONS_MAX: usize = BLOCK_BYTES_MAX / SECTION_BYTES;
 /// Bytes of a value.
-const VALUE: usize = size_of::<ChainingValue>();
+const VALUE_BYTES: usize = size_of::<ChainingValue>();
 
 const _: () = assert!(SECTION_BYTES.is_power_of_two() && SECTION_BYTES >= blake3::CHUNK_LEN);
 const _: () = assert!(BLOCK_BYTES_MAX.is_multiple_of(SECTION_BYTES));
@@ -40,7 +40,7 @@ impl Sections {
     /// Bytes of the values of a block of this length.
     pub const fn stored_len(block_len: u32) -> usize {
         let count = (block_len as usize).div_ceil(SECTION_BYTES);
-        if count > 1 { count * VALUE } else { 0 }
+        if count > 1 { count * VALUE_BYTES } else { 0 }
     }
 
     /// The values, one behind the other.
@@ -50,12 +50,12 @@ impl Sections {
 
     /// Reads the values of a block of more than one section; `None` when they do not merge to its name.
     pub fn decode(bytes: &[u8], hash: &BlockHash) -> Option<Self> {
-        let (values, []) = bytes.as_chunks::<VALUE>() else { return None };
+        let (values, []) = bytes.as_chunks::<VALUE_BYTES>() else { return None };
         let sections = Self(values.to_vec());
         (values.len() > 1 && sections.root() == *hash).then_some(sections)
     }
 
-    /// Whether these are the bytes of the block from `offset` on. They must begin and end where sections do.
+    /// Reports whether these are the bytes of the block from `offset` on. They must begin and end where sections do.
     pub fn fit(&self, offset: usize, bytes: &[u8]) -> bool {
         assert!(offset.is_multiple_of(SECTION_BYTES), "{offset} is within a section");
         let first = offset / SECTION_BYTES;
@@ -66,7 +66,7 @@ impl Sections {
         })
     }
 
-    /// The name that the values merge to, which are at least two: layer by layer, in pairs; an odd one moves up.
+    /// The name that the values, at least two, merge to: layer by layer, in pairs; an odd one moves up.
     fn root(&self) -> BlockHash {
         let mut layer = self.0.clone();
         while layer.len() > 2 {
@@ -108,7 +108,7 @@ impl SectionHasher {
     pub fn update(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.open.count() == SECTION_BYTES as u64 {
-                // Only now is it known not to be the last one: a block of one section is hashed as a root.
+                // Only now is it known not to be the last section: a block of one section is hashed as a root.
                 self.values.push(self.open.finalize_non_root());
                 assert!(self.values.len() < SECTIONS_MAX, "blocks are not longer");
                 self.open = hasher_at(self.values.len() * SECTION_BYTES);

@@ -1,7 +1,7 @@
 //! Time and chance of a simulation, which runs on one thread: the clock follows tokio's, which a test has paused, and
-//! random numbers come from a seed. Only tests switch this feature on.
+//! random numbers come from a seed. Only tests enable this feature.
 //!
-//! State: what the thread that simulates has entered. Other threads, and this one before and after, have the machine's
+//! The state belongs to the thread that simulates. Other threads, and this one before and after, have the machine's
 //! clock and chance.
 
 use std::cell::RefCell;
@@ -22,12 +22,12 @@ struct World {
 /// The thread simulates until this is dropped.
 #[must_use]
 pub struct Entered {
-    /// It belongs to its thread.
+    /// It must not leave its thread.
     _here: PhantomData<*const ()>,
 }
 
-/// From now on this thread's clock begins at `wall` and follows tokio's, and its random numbers are those of `seed`. To be
-/// called on the runtime whose clock that is.
+/// From now on this thread's clock begins at `wall` and follows tokio's, and its random numbers are those of `seed`.
+/// Must be called on the runtime whose clock that is.
 pub fn enter(seed: u64, wall: SystemTime) -> Entered {
     WORLD.set(Some(World { began: Instant::now(), wall, chance: seed }));
     Entered { _here: PhantomData }
@@ -39,13 +39,13 @@ impl Drop for Entered {
     }
 }
 
-/// How long the simulation has gone on.
+/// Time since the simulation began.
 fn elapsed() -> Option<Duration> {
     WORLD.with_borrow(|world| Some(world.as_ref()?.began.elapsed()))
 }
 
 pub(crate) fn since_boot() -> Option<Duration> {
-    // Nothing happens at the very moment at which a machine is started.
+    // A machine's clock is never at its very start.
     Some(elapsed()? + Duration::from_secs(1))
 }
 

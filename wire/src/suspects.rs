@@ -1,4 +1,4 @@
-//! Peers that failed a moment ago: they are passed over or asked last for a while, so that not every request waits for
+//! Peers that failed a moment ago. They are passed over or asked last for a while, so that not every request waits for
 //! the same dead one.
 
 use parking_lot::RwLock;
@@ -20,24 +20,24 @@ impl<K: Eq + Hash> Suspects<K> {
         Self { lasts, failed: RwLock::default() }
     }
 
-    /// A peer has failed now.
+    /// Suspects a peer that has failed now.
     pub fn add(&self, peer: K) {
         let now = Instant::now();
         let mut failed = self.failed.write();
-        // Bounded by those that fail within one such time.
+        // Bounded by the number of peers that fail within this time.
         failed.retain(|_, at| now.duration_since(*at) < self.lasts);
         failed.insert(peer, now);
     }
 
-    /// A peer answers again.
+    /// Clears a peer that answers again.
     pub fn clear(&self, peer: &K) {
-        // Mostly nobody is suspected: readers do not wait for each other.
+        // Mostly nobody is suspected, so readers should not wait for each other.
         if self.failed.read().contains_key(peer) {
             self.failed.write().remove(peer);
         }
     }
 
-    /// Whether a peer has failed a moment ago.
+    /// Reports whether a peer has failed a moment ago.
     #[must_use]
     pub fn contains(&self, peer: &K) -> bool {
         self.failed.read().get(peer).is_some_and(|at| at.elapsed() < self.lasts)

@@ -4,26 +4,26 @@ use std::fs::{File, TryLockError};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-/// A process that was killed holds its locks until the kernel has taken it apart: at most so long.
-const DYING: Duration = Duration::from_secs(1);
-/// Between looks whether it is gone.
-const DYING_PAUSE: Duration = Duration::from_millis(20);
+/// A killed process holds its locks until the kernel has torn it down, which takes at most this long.
+const KILLED_HOLDER_LIMIT: Duration = Duration::from_secs(1);
+/// Pause between attempts to take the lock.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// Takes a lock on a file, also from a process that was killed a moment ago. Blocks for up to a second: for starting.
+/// Takes a lock on a file, also after a process that was killed a moment ago. Blocks for up to a second: for starting.
 ///
 /// # Errors
-/// `WouldBlock` when somebody holds it who goes on living.
-pub fn lock_of_the_living(file: &File) -> Result<(), TryLockError> {
+/// `WouldBlock` when a living process holds it.
+pub fn lock_after_a_kill(file: &File) -> Result<(), TryLockError> {
     let started = Instant::now();
     loop {
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) if started.elapsed() < DYING => std::thread::sleep(DYING_PAUSE),
+            Err(TryLockError::WouldBlock) if started.elapsed() < KILLED_HOLDER_LIMIT => std::thread::sleep(LOCK_PAUSE),
             outcome => return outcome,
         }
     }
 }
 
-/// Time since the machine was started, by a clock that goes on while it sleeps (`CLOCK_BOOTTIME`, `clock_gettime(2)`):
+/// Time since the machine was started, by a clock that goes on while it sleeps (`CLOCK_BOOTTIME`, `clock_gettime(2)`).
 /// [`std::time::Instant`] does not.
 #[must_use]
 pub fn since_boot() -> Duration {
@@ -66,12 +66,12 @@ mod tests {
         let held = File::open(file.path()).unwrap();
         held.try_lock().unwrap();
         let other = File::open(file.path()).unwrap();
-        assert!(matches!(lock_of_the_living(&other), Err(TryLockError::WouldBlock)));
+        assert!(matches!(lock_after_a_kill(&other), Err(TryLockError::WouldBlock)));
         let dying = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(50));
             drop(held);
         });
-        lock_of_the_living(&other).unwrap();
+        lock_after_a_kill(&other).unwrap();
         dying.join().unwrap();
     }
 

@@ -1,7 +1,7 @@
-//! Identities: a cluster CA, certificates with roles, and what a peer's certificate says of it.
+//! Identities: a cluster CA, certificates with roles, and reading a peer's certificate.
 //!
-//! A node's certificate carries its [`Subject`] (role, name, and a client's grant) in a private extension, signed by the
-//! cluster's CA. Both ends of every connection verify each other against that CA alone; host names play no part.
+//! A node's certificate carries its [`Subject`] (role, name, and a client's grant) in a private extension, signed by
+//! the cluster's CA. Both ends of every connection verify each other against that CA alone; host names play no part.
 
 use crate::ids::ClusterId;
 use crate::{Error, codec, durable};
@@ -16,12 +16,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Name in every certificate, which the TLS library wants to see; peers are known by CA and role instead.
+/// Name in every certificate, which the TLS library requires; peers are known by CA and role instead.
 pub(crate) const SERVER_NAME: &str = "node.surf.internal";
 /// Private extension that holds the encoded [`Subject`], below the arc for documentation and experiments.
 const SUBJECT_OID: &[u64] = &[1, 3, 6, 1, 4, 1, 32473, 83, 1];
 
-/// What a node may be and ask for.
+/// Role of a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// A metadata daemon.
@@ -45,8 +45,8 @@ impl fmt::Display for Role {
     }
 }
 
-/// What a client may do. Part of its certificate, so that no program of the client's can change it; the daemons act on
-/// it, or refuse who has it ([`Subject::check_enforced`]).
+/// What a client may do. It is part of the certificate, so that no program of the client's can change it. The daemons
+/// enforce it, or refuse its holder ([`Subject::check_enforced`]).
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ClientGrant {
     /// Only reading.
@@ -97,8 +97,8 @@ impl Subject {
         Self { role, name: name.to_owned(), grant: ClientGrant::default() }
     }
 
-    /// Whether daemons act on everything that the certificate says: they serve no other. It counts for every role, because
-    /// whoever wrote a restriction into a certificate believes in it.
+    /// Checks that daemons enforce everything that the certificate says: they serve no other. It counts for every role,
+    /// because whoever wrote a restriction into a certificate relies on it.
     ///
     /// # Errors
     /// [`Error::NotEnforced`].
@@ -114,7 +114,7 @@ impl Subject {
     }
 }
 
-/// A peer, as its verified certificate tells.
+/// A peer, known by its verified certificate.
 #[derive(Clone, Debug)]
 pub struct PeerIdentity {
     /// Whom its certificate is for.
@@ -145,7 +145,7 @@ impl ClusterCa {
         let mut params = CertificateParams::new(Vec::new()).map_err(|error| crypto_failed("cluster CA", error))?;
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        // The random part keeps two clusters of one name apart: an unknown issuer, not a bad signature.
+        // The random part distinguishes clusters of one name: the error is then an unknown issuer, not a bad signature.
         params.distinguished_name.push(DnType::CommonName, format!("Surf {cluster} {:016x}", rand::random::<u64>()));
         params.not_after = rcgen::date_time_ymd(2125, 1, 1);
         let cert = params.self_signed(&key).map_err(|error| crypto_failed("cluster CA", error))?;
@@ -181,7 +181,7 @@ impl ClusterCa {
         &self.key_pem
     }
 
-    /// The cluster that this CA makes.
+    /// The id of the cluster of this CA.
     ///
     /// # Errors
     /// [`Error::Identity`] when the certificate is damaged.
@@ -271,7 +271,7 @@ impl Identity {
         Ok(identity)
     }
 
-    /// Whether the three parts belong together: otherwise every peer would refuse us, and none could say why.
+    /// Checks that the three parts belong together: otherwise every peer would refuse us, and none could say why.
     fn check(&self, origin: &Path) -> Result<(), Error> {
         let wrong = |what: &str, error: &dyn fmt::Display| Error::Identity {
             file: origin.display().to_string(),

@@ -1,5 +1,5 @@
-//! The id of the request that a task works for: it travels in every header that is sent meanwhile, so that the spans of
-//! mount, metad and blockd join.
+//! The id of the request that a task works for. It travels in the header of every request sent meanwhile, so that the
+//! spans of mount, metad and blockd join.
 
 use crate::chance;
 use std::future::Future;
@@ -26,7 +26,7 @@ pub fn within<F: Future>(id: u64, work: F) -> impl Future<Output = F::Output> {
     REQUEST_ID.scope(id, work)
 }
 
-/// The same work for another task: that works for this one's request, in this one's span.
+/// Carries the current request into another task, which then works for the same request, in the same span.
 pub fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> {
     let (id, work) = (current_id(), work.in_current_span());
     async move {

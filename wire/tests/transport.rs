@@ -218,7 +218,7 @@ async fn a_restarted_server_is_reached_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_in_use_is_refused_with_what_to_do() {
+async fn a_port_in_use_is_refused_with_advice() {
     let ca = ClusterCa::create("t").unwrap();
     let (server, _serving) = server(&ca);
     let error = Endpoint::bind(server.local_addr(), &identity(&ca, Role::Metad)).err().unwrap().to_string();
@@ -247,7 +247,7 @@ async fn a_dead_peer_costs_many_callers_one_handshake_and_nothing_was_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deadline_before_anything_was_sent_says_so() {
+async fn a_deadline_before_anything_was_sent_is_reported_as_not_sent() {
     let ca = ClusterCa::create("t").unwrap();
     let dead = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let client = caller(&ca, Role::Client);
@@ -287,7 +287,7 @@ async fn a_stopping_server_answers_what_it_has_begun() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stopping_ends_at_its_limit_whatever_a_request_waits_for() {
+async fn stopping_ends_at_its_limit_even_if_a_request_still_waits() {
     let ca = ClusterCa::create("t").unwrap();
     let service = Echo::new();
     let server = caller(&ca, Role::Metad);
@@ -375,7 +375,7 @@ async fn a_request_is_known_by_its_callers_id() {
 struct Child(std::process::Child);
 
 impl Child {
-    /// Starts this very program as a server at `port` (0: any), and returns it with its port.
+    /// Starts this program as a server at `port` (0: any), and returns it with its port.
     fn serve(identity: &std::path::Path, port: u16) -> (Self, u16) {
         use std::io::BufRead;
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())

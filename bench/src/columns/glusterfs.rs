@@ -1,5 +1,5 @@
-//! GlusterFS: one management daemon, a volume of three bricks on it, replica 3; settings as they come. Clients speak to
-//! the bricks themselves, each a process of its own, so that one daemon manages them takes nothing from the data's way.
+//! GlusterFS: one management daemon, a volume of three bricks on it, replica 3, default settings. Clients speak to the
+//! bricks themselves, each a process of its own, so the one management daemon is not in the way of the data.
 
 use super::NAMESPACES;
 use crate::mounts::{Mount, Serving};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::path::Path;
 
-/// Programs, and the packages that have them.
+/// Programs, and their packages.
 pub(super) const PROGRAMS: [(&str, &str); 6] = [
     ("glusterd", "glusterfs-server"),
     ("gluster", "glusterfs-server"),
@@ -22,7 +22,7 @@ pub(super) const PROGRAMS: [(&str, &str); 6] = [
 const BRICKS: usize = 3;
 const VOLUME: &str = "bench";
 
-/// The daemon's own places are covered by ours, within the node alone.
+/// Mounts our directories over the daemon's own places, within the node alone.
 const SCRIPT: &str = "\
 mkdir -p state log /var/lib/glusterd /var/log/glusterfs
 mount --bind state /var/lib/glusterd
@@ -61,7 +61,7 @@ pub(super) fn set_up(files: Files) -> Result<Side> {
     let count = BRICKS.to_string();
     let mut create = vec!["volume", "create", VOLUME, "replica", &count];
     create.extend(bricks.iter().map(String::as_str));
-    // Bricks on the root file system, and on one machine, have to be insisted on.
+    // Without `force`, bricks on the root file system or on one machine are refused.
     create.push("force");
     gluster(&node, &create)?;
     gluster(&node, &["volume", "start", VOLUME])?;
@@ -79,7 +79,7 @@ pub(super) fn set_up(files: Files) -> Result<Side> {
     Side::mounted("glusterfs", what, files, Some(node), mount)
 }
 
-/// Whether a file that is written now is in each brick: whether the mount has found them all.
+/// Reports whether a file that is written now is in each brick: then the mount has found them all.
 fn has_all_copies(dir: &Path, mount: &Path) -> bool {
     let probe = mount.join("probe");
     let written = fs::write(&probe, "probe").is_ok();

@@ -1,4 +1,4 @@
-//! MooseFS: a master, three chunkservers, goal 3; settings as they come, but for places and addresses.
+//! MooseFS: a master, three chunkservers, goal 3; default settings, except for places and addresses.
 
 use super::NAMESPACES;
 use crate::mounts::{Mount, Serving};
@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// Programs, and the packages that have them.
+/// Programs, and their packages.
 pub(super) const PROGRAMS: [(&str, &str); 7] = [
     ("mfsmaster", "moosefs-master"),
     ("mfschunkserver", "moosefs-chunkserver"),
@@ -21,12 +21,12 @@ pub(super) const PROGRAMS: [(&str, &str); 7] = [
 ];
 
 const CHUNKSERVERS: u16 = 3;
-/// Of the first chunkserver; the next ones count on.
+/// Port of the first chunkserver; the next ones count on.
 const CHUNK_PORT: u16 = 9422;
-/// Where the master serves mounts.
+/// Port at which the master serves mounts.
 const MASTER_PORT: u16 = 9421;
 const GOAL: &str = "3";
-/// Metadata of a file system that is still empty: what the package has in `metadata.mfs.empty`.
+/// Metadata of an empty file system, as the package has it in `metadata.mfs.empty`.
 const EMPTY_METADATA: &[u8] = b"MFSM NEW";
 
 fn write(path: &Path, content: &[u8]) -> Result<()> {
@@ -94,14 +94,14 @@ fn number(said: &str) -> &str {
     said.split_whitespace().nth(1).unwrap_or("of unknown version")
 }
 
-/// Whether a file that is written now gets its three copies: whether all chunkservers are there.
+/// Reports whether a file that is written now gets its three copies: then all chunkservers are there.
 fn has_all_copies(node: &Node, mount: &Path) -> bool {
     let probe = mount.join("probe");
     if fs::write(&probe, "probe").is_err() {
         return false;
     }
-    let told = output(node.network().command("mfsfileinfo").arg(&probe)).unwrap_or_default();
-    fs::remove_file(&probe).is_ok() && told.contains("copy 3:")
+    let printed = output(node.network().command("mfsfileinfo").arg(&probe)).unwrap_or_default();
+    fs::remove_file(&probe).is_ok() && printed.contains("copy 3:")
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! Content of a file, in chunks, so that growing it moves nothing.
 
-/// As large as the largest request, and aligned like most: then a read is answered from one chunk without a copy.
+/// As large as the largest request, and aligned like most, so that a read is answered from one chunk without a copy.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Bytes of a file. Its length stands in its attributes; what was never written reads as zeros.
+/// Bytes of a file. Its length is in its attributes; bytes that were never written read as zeros.
 #[derive(Default)]
 pub(super) struct Content {
-    /// Each holds at most [`CHUNK_BYTES`]; what one lacks at its end is zeros.
+    /// Each holds at most [`CHUNK_BYTES`]; bytes missing at its end are zeros.
     chunks: Vec<Vec<u8>>,
 }
 
@@ -35,7 +35,7 @@ impl Content {
         }
     }
 
-    /// Hands `len` bytes to `take`, without copying them where one chunk holds them all.
+    /// Passes `len` bytes to `take`, without copying them where one chunk holds them all.
     pub(super) fn read<T>(&self, offset: u64, len: usize, take: impl FnOnce(&[u8]) -> T) -> T {
         let (index, at) = place(offset);
         if let Some(whole) = self.chunks.get(index).and_then(|chunk| chunk.get(at..at + len)) {
@@ -53,7 +53,7 @@ impl Content {
         take(&bytes)
     }
 
-    /// Cuts off what is behind `len`: it reads as zeros when the file grows again.
+    /// Cuts off the bytes behind `len`: they read as zeros when the file grows again.
     pub(super) fn cut(&mut self, len: u64) {
         let (index, at) = place(len);
         self.chunks.truncate(index + usize::from(at > 0));

@@ -1,8 +1,8 @@
-//! The tree as fuser calls it: translation only, each request answered at once by the thread that read it.
+//! The tree as fuser calls it: only translation, with each request answered at once by the thread that read it.
 //!
-//! What surfmount has to answer is answered here too, though the kernel would do without some of it (`flush`, handles of
-//! directories, the question for `security.capability` before a write): a file system that stores something cannot save
-//! these. Left out are locks, which the kernel then keeps to itself, and what no row does.
+//! This answers all requests that surfmount has to answer, although the kernel would do without some of them (`flush`,
+//! handles of directories, the request for `security.capability` before a write): a file system that stores something
+//! cannot save these. It leaves out locks, which the kernel then handles alone, and requests that no row makes.
 
 use super::tree::{Change, Listed, New, Renaming, Tree};
 use fuser::{
@@ -18,14 +18,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// Nobody else changes anything: the kernel may believe what it knows, as on surfmount's embedded cluster.
-const TRUST: Duration = Duration::from_secs(3600);
+/// Nobody else changes anything, so the kernel may cache as on surfmount's embedded cluster.
+const CACHE_TIME: Duration = Duration::from_secs(3600);
 const GENERATION: Generation = Generation(0);
 /// All state is in the tree, so handles need none.
 const HANDLE: FileHandle = FileHandle(0);
 const PERMISSIONS: u32 = 0o7777;
 
-/// As surfmount asks for, without locks.
+/// Flags that surfmount asks for, except locks.
 const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_ASYNC_DIO)
     .union(InitFlags::FUSE_ATOMIC_O_TRUNC)
@@ -36,12 +36,12 @@ const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_PARALLEL_DIROPS)
     .union(InitFlags::FUSE_POSIX_ACL)
     .union(InitFlags::FUSE_CACHE_SYMLINKS);
-/// The same three as surfmount's.
+/// The next three are the same as surfmount's.
 const BACKGROUND: u16 = 128;
 pub(super) const READAHEAD_BYTES: u32 = 8 << 20;
 const WRITE_BYTES_MAX: u32 = 1 << 20;
 
-/// What `statfs` says is there: enough for everything, in blocks of [`STATFS_BLOCK`].
+/// Size that `statfs` reports: enough for everything, in blocks of [`STATFS_BLOCK`].
 const STATFS_BLOCKS: u64 = 1 << 30;
 const STATFS_BLOCK: u32 = 4096;
 const NAME_BYTES_MAX: u32 = 255;
@@ -64,7 +64,7 @@ impl NullFs {
 
 fn entry(found: Result<FileAttr, Errno>, reply: ReplyEntry) {
     match found {
-        Ok(attr) => reply.entry(&TRUST, &attr, GENERATION),
+        Ok(attr) => reply.entry(&CACHE_TIME, &attr, GENERATION),
         Err(error) => reply.error(error),
     }
 }
@@ -81,7 +81,7 @@ fn new<'a>(request: &Request, kind: FileType, mode: u32) -> New<'a> {
     New { kind, perm, owner: (request.uid(), request.gid()), rdev: 0, target: OsStr::new("") }
 }
 
-/// What `mknod(2)` is to make; `None` for what it cannot.
+/// Returns what `mknod(2)` is to make, or `None` for other kinds.
 fn kind_of(mode: u32) -> Option<FileType> {
     match mode & libc::S_IFMT {
         libc::S_IFREG | 0 => Some(FileType::RegularFile),
@@ -103,10 +103,10 @@ fn time(time: TimeOrNow) -> SystemTime {
 impl Filesystem for NullFs {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         for flag in WANTED.iter() {
-            // Not offered by this kernel: surfmount does without, too.
+            // This kernel does not offer it; surfmount does without it, too.
             let _ = config.add_capabilities(flag);
         }
-        // Each of these names the nearest value that is allowed.
+        // Each error names the nearest value that is allowed.
         if let Err(most) = config.set_max_readahead(READAHEAD_BYTES) {
             let _ = config.set_max_readahead(most);
         }
@@ -120,9 +120,9 @@ impl Filesystem for NullFs {
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = self.tree.lock().lookup(parent.0, name);
         match found {
-            // The kernel may remember that there is no such name: inode 0 says so.
+            // Inode 0 lets the kernel cache that there is no such name.
             Err(Errno::ENOENT) => match self.tree.lock().attr(parent.0) {
-                Ok(attr) => reply.entry(&TRUST, &FileAttr { ino: INodeNo(0), ..attr }, GENERATION),
+                Ok(attr) => reply.entry(&CACHE_TIME, &FileAttr { ino: INodeNo(0), ..attr }, GENERATION),
                 Err(error) => reply.error(error),
             },
             found => entry(found, reply),
@@ -136,7 +136,7 @@ impl Filesystem for NullFs {
     fn getattr(&self, _request: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let found = self.tree.lock().attr(ino.0);
         match found {
-            Ok(attr) => reply.attr(&TRUST, &attr),
+            Ok(attr) => reply.attr(&CACHE_TIME, &attr),
             Err(error) => reply.error(error),
         }
     }
@@ -163,7 +163,7 @@ impl Filesystem for NullFs {
         let change = Change { perm, uid, gid, size, atime: atime.map(time), mtime: mtime.map(time) };
         let changed = self.tree.lock().change(ino.0, &change);
         match changed {
-            Ok(attr) => reply.attr(&TRUST, &attr),
+            Ok(attr) => reply.attr(&CACHE_TIME, &attr),
             Err(error) => reply.error(error),
         }
     }
@@ -246,7 +246,7 @@ impl Filesystem for NullFs {
         let new = new(request, FileType::RegularFile, mode & !umask);
         let made = self.tree.lock().make(parent.0, name, &new);
         match made {
-            Ok(attr) => reply.created(&TRUST, &attr, GENERATION, HANDLE, FopenFlags::FOPEN_KEEP_CACHE),
+            Ok(attr) => reply.created(&CACHE_TIME, &attr, GENERATION, HANDLE, FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(error),
         }
     }
@@ -331,7 +331,7 @@ impl Filesystem for NullFs {
         mut reply: ReplyDirectoryPlus,
     ) {
         let add = |listed: Listed<'_>| {
-            let trust = if listed.is_dot { Duration::ZERO } else { TRUST };
+            let trust = if listed.is_dot { Duration::ZERO } else { CACHE_TIME };
             reply.add(listed.attr.ino, listed.cookie, listed.name, &trust, &listed.attr, GENERATION)
         };
         let outcome = self.tree.lock().list(ino.0, offset, true, add);
@@ -364,7 +364,7 @@ impl Filesystem for NullFs {
     }
 
     fn getxattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        // Not ENOSYS, behind which the kernel would ask no more: surfmount is asked each time.
+        // This is not ENOSYS, after which the kernel would not ask again: it asks surfmount each time.
         reply.error(Errno::ENODATA);
     }
 

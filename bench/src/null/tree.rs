@@ -1,6 +1,6 @@
-//! Names and attributes in memory: no kernel here, so that it can be tested without one.
+//! Names and attributes in memory, without a kernel, so that they can be tested without one.
 //!
-//! Permissions and loops of directories are the kernel's to check (`default_permissions`, `rename(2)`).
+//! The kernel checks permissions and loops of directories (`default_permissions`, `rename(2)`).
 
 use super::content::Content;
 use fuser::{Errno, FileAttr, FileType, INodeNo};
@@ -16,7 +16,7 @@ const BLOCK_SIZE: u32 = 4096;
 const DOT: u64 = 1;
 const DOTS: u64 = 2;
 
-/// What an inode holds besides its attributes.
+/// Content of an inode besides its attributes.
 enum Body {
     File(Arc<RwLock<Content>>),
     Directory(Directory),
@@ -25,7 +25,7 @@ enum Body {
     Special,
 }
 
-/// Entries by name, and by cookie: a listing goes on where it was, whatever was removed meanwhile.
+/// Entries by name, and by cookie, so that a listing goes on where it was despite removals.
 struct Directory {
     parent: u64,
     names: HashMap<OsString, u64>,
@@ -59,7 +59,7 @@ impl Directory {
 struct Node {
     attr: FileAttr,
     body: Body,
-    /// How many times the kernel was told of it, less what it has forgotten.
+    /// How many times the kernel has looked it up, less the times it has forgotten it.
     lookups: u64,
 }
 
@@ -69,7 +69,7 @@ pub(super) struct New<'a> {
     pub perm: u16,
     pub owner: (u32, u32),
     pub rdev: u32,
-    /// Of a symbolic link.
+    /// Target of a symbolic link.
     pub target: &'a OsStr,
 }
 
@@ -84,7 +84,7 @@ pub(super) struct Change {
     pub mtime: Option<SystemTime>,
 }
 
-/// What `rename` does with a name that is there.
+/// What `rename` does with a name that exists.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Renaming {
     Replace,
@@ -94,7 +94,7 @@ pub(super) enum Renaming {
 
 /// An entry of a listing.
 pub(super) struct Listed<'a> {
-    /// The listing goes on behind this.
+    /// The listing goes on behind this cookie.
     pub cookie: u64,
     pub name: &'a OsStr,
     pub attr: FileAttr,
@@ -170,8 +170,8 @@ impl Tree {
         }
     }
 
-    /// Tells the kernel of an inode, which it will forget some day.
-    fn told(&mut self, ino: u64) -> Result<FileAttr, Errno> {
+    /// Counts a lookup by the kernel, which will forget the inode some day.
+    fn looked_up(&mut self, ino: u64) -> Result<FileAttr, Errno> {
         let node = self.node(ino)?;
         node.lookups += 1;
         Ok(node.attr)
@@ -179,7 +179,7 @@ impl Tree {
 
     pub(super) fn lookup(&mut self, parent: u64, name: &OsStr) -> Result<FileAttr, Errno> {
         let ino = self.directory(parent)?.find(name)?;
-        self.told(ino)
+        self.looked_up(ino)
     }
 
     pub(super) fn make(&mut self, parent: u64, name: &OsStr, new: &New<'_>) -> Result<FileAttr, Errno> {
@@ -198,7 +198,7 @@ impl Tree {
         self.last_ino = ino;
         self.nodes.insert(ino, Node { attr: new_attr(ino, new), body, lookups: 0 });
         self.changed(parent, u32::from(new.kind == FileType::Directory), 0)?;
-        self.told(ino)
+        self.looked_up(ino)
     }
 
     pub(super) fn link(&mut self, ino: u64, parent: u64, name: &OsStr) -> Result<FileAttr, Errno> {
@@ -210,10 +210,10 @@ impl Tree {
         node.attr.ctime = SystemTime::now();
         self.directory(parent)?.insert(name, ino);
         self.changed(parent, 0, 0)?;
-        self.told(ino)
+        self.looked_up(ino)
     }
 
-    /// A directory has changed, and has so many more and fewer directories in it.
+    /// Updates a directory that has changed, with so many more and fewer directories in it.
     fn changed(&mut self, ino: u64, more: u32, fewer: u32) -> Result<(), Errno> {
         let attr = &mut self.node(ino)?.attr;
         (attr.mtime, attr.nlink) = (SystemTime::now(), attr.nlink + more - fewer);
@@ -241,7 +241,7 @@ impl Tree {
         self.remove(parent, name, ino)
     }
 
-    /// Removes a name that may be removed. The inode stays as long as the kernel knows it.
+    /// Removes a name after all checks. The inode stays as long as the kernel knows it.
     fn remove(&mut self, parent: u64, name: &OsStr, ino: u64) -> Result<(), Errno> {
         let is_directory = self.is_directory(ino);
         self.directory(parent)?.remove(name);
@@ -330,7 +330,7 @@ impl Tree {
         Ok(*attr)
     }
 
-    /// A file is written up to `end`.
+    /// Notes that a file is written up to `end`.
     pub(super) fn written(&mut self, ino: u64, end: u64) -> Result<Arc<RwLock<Content>>, Errno> {
         let node = self.node(ino)?;
         let Body::File(content) = &node.body else { return Err(Errno::EINVAL) };
@@ -342,8 +342,8 @@ impl Tree {
         Ok(content.clone())
     }
 
-    /// Lists a directory behind a cookie until `add` says that it is full; entries that it took count as looked up if
-    /// they are `counted`.
+    /// Lists a directory behind a cookie until `add` reports that it is full. Entries that it took count as looked up
+    /// if they are `counted`.
     pub(super) fn list(
         &mut self,
         ino: u64,
@@ -353,7 +353,7 @@ impl Tree {
     ) -> Result<(), Errno> {
         let own = self.attr(ino)?;
         let parent = self.directory(ino)?.parent;
-        // The parent of a removed directory may be gone; the kernel takes only number and kind from here.
+        // The parent of a removed directory may be gone; the kernel uses only number and kind of this entry.
         let above = self.attr(parent).unwrap_or(own);
         let mut dot =
             |cookie, name, attr| after < cookie && add(Listed { cookie, name: OsStr::new(name), attr, is_dot: true });
@@ -373,7 +373,7 @@ impl Tree {
                 taken.push(*child);
             }
         }
-        taken.into_iter().try_for_each(|child| self.told(child).map(drop))
+        taken.into_iter().try_for_each(|child| self.looked_up(child).map(drop))
     }
 
     pub(super) fn forget(&mut self, ino: u64, count: u64) {
@@ -383,7 +383,7 @@ impl Tree {
         }
     }
 
-    /// The kernel has unmounted: it knows nothing any more.
+    /// Forgets all lookups, when the kernel has unmounted.
     pub(super) fn forget_all(&mut self) {
         self.nodes.retain(|_, node| {
             node.lookups = 0;

@@ -19,9 +19,9 @@ use wire::message::block::{BlockReply, BlockRequest, ChordReply, ChordRequest, M
 use wire::quic::Endpoint;
 use wire::tls::Role;
 
-/// How long one question may take. Longer than a busy daemon's worst pause, or it would be taken for dead.
+/// How long one question may take. It is longer than a busy daemon's worst pause, which must not look like death.
 const ASK_TIMEOUT: Duration = Duration::from_millis(1500);
-/// How often the machine's timers are looked at.
+/// How often the machine's timers are checked.
 const TICK: Duration = Duration::from_millis(100);
 
 /// This daemon's place on the ring.
@@ -43,7 +43,7 @@ struct State {
     pending: Vec<Action>,
 }
 
-/// The member that a daemon of the layout is on the ring: it stands at its first point.
+/// The member of the ring that a daemon of the layout is. It stands at its first point.
 fn member(of: &LayoutMember) -> Option<Member> {
     Some(Member { point: *of.points.first()?, id: of.id, addr: of.addr })
 }
@@ -56,7 +56,7 @@ impl Ring {
         Self { me, endpoint, options, started: Instant::now(), state, wake: Notify::new() }
     }
 
-    /// Answers a question of another daemon; `None` while this one is no member.
+    /// Answers a question of another daemon; `None` while this one is not a member.
     #[must_use]
     pub fn answer(&self, request: &ChordRequest) -> Option<ChordReply> {
         if matches!(request, ChordRequest::Ping) {
@@ -81,7 +81,7 @@ impl Ring {
         }
     }
 
-    /// The member responsible for `point`, and how many others were asked. `None` when this daemon is no member, or
+    /// The member responsible for `point`, and how many others were asked. `None` when this daemon is not a member, or
     /// the ring is being repaired. Cancel-safe.
     pub async fn look_up(&self, point: Point) -> Option<(Member, u32)> {
         let mut lookup = Lookup::new(point);
@@ -98,7 +98,7 @@ impl Ring {
         }
     }
 
-    /// Keeps the ring until cancelled.
+    /// Maintains the ring until cancelled.
     pub async fn run(self: Arc<Self>, layouts: Arc<Layouts>, stop: CancellationToken) {
         let mut watch = layouts.watch();
         self.learn(&watch.borrow_and_update().clone());
@@ -147,7 +147,7 @@ impl Ring {
         }
     }
 
-    /// Takes over who is in the layout. A daemon whose own place has changed joins anew.
+    /// Takes over the members of a layout. A daemon whose own place has changed joins anew.
     fn learn(&self, layout: &Layout) {
         let Some(me) = layout.member(&self.me).and_then(member) else { return };
         let others: Vec<Member> =

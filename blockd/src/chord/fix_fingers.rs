@@ -1,4 +1,4 @@
-//! The repair of fingers (Stoica §4.4, "fix_fingers"): it has a question of its own beside the one operation.
+//! The repair of fingers (Stoica §4.4, "fix_fingers"). It has a question of its own beside the one operation.
 
 use super::lookup::{Lookup, Outcome};
 use super::{Action, Chord};
@@ -14,7 +14,7 @@ impl Chord {
         self.advance_finger(index, lookup, actions);
     }
 
-    /// Takes the lookup as far as local knowledge goes, then asks.
+    /// Advances the lookup by local knowledge, then asks.
     fn advance_finger(&mut self, index: usize, mut lookup: Lookup, actions: &mut Vec<Action>) {
         match lookup.advance(self) {
             Outcome::Found(member) => self.fingers.set(index, member),

@@ -1,9 +1,10 @@
 //! Joining the ring (Zave §IV.B): find the member that is to precede this one, fetch its *whole* successor list, and
 //! become a member in one step by adopting it. Until then this daemon answers no question about the ring.
 //!
-//! The predecessor is found by lookup of one's own point: the member that answers "my successor is responsible" is the
-//! one. When none of the daemons in the layout that answer is a member, the one with the lowest point among them starts
-//! the ring, and the others join it. One that nobody answers waits: more likely it is cut off than the first.
+//! The predecessor is found by a lookup of one's own point: it is the member that answers "my successor is
+//! responsible". When none of the daemons in the layout that answer is a member, the one with the lowest point among
+//! them starts the ring, and the others join it. A daemon that nobody answers waits: it is more likely cut off than the
+//! first.
 
 use super::{Action, Chord, Operation};
 use wire::ids::Point;
@@ -12,12 +13,12 @@ use wire::message::block::{ChordReply, ChordRequest, Member};
 /// A lookup that takes longer is going in circles.
 const HOPS_MAX: u32 = 256;
 
-/// Where joining stands.
+/// State of joining.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    /// Which of the known daemons is asked next.
+    /// The known daemon to be asked next.
     next: usize,
-    /// The lowest point among those that are alive, and no members either.
+    /// The lowest point among daemons that are alive but not members either.
     lowest_waiting: Option<Point>,
     /// Whether a member was met in this round.
     ring_met: bool,
@@ -32,7 +33,7 @@ impl Chord {
             self.begin(Operation::JoinFind { asked, hops: 1 }, asked, request, actions);
             return;
         }
-        // All were asked.
+        // All known daemons were asked.
         let nobody = known.is_empty();
         let progress = std::mem::take(&mut self.join);
         let first = progress.lowest_waiting.is_some_and(|lowest| self.me.point < lowest);
@@ -74,7 +75,7 @@ impl Chord {
     }
 
     pub(crate) fn join_failed(&mut self, asked: Member, hops: u32, outside: bool) {
-        // Only those of the layout count: a dead member that a live one named is the ring's own affair.
+        // Only daemons of the layout count: a dead member that a live one named is the ring's own affair.
         if outside && hops == 1 {
             let lowest = self.join.lowest_waiting.get_or_insert(asked.point);
             *lowest = asked.point.min(*lowest);

@@ -8,10 +8,10 @@ use super::Chord;
 use wire::ids::Point;
 use wire::message::block::{ChordReply, ChordRequest, Member};
 
-/// A walk that is longer has lost its way: four times what a ring of 2^16 daemons needs.
+/// A longer walk has lost its way: the limit is four times what a ring of 2^16 daemons needs.
 const HOPS_MAX: u32 = 64;
 
-/// What is to be done next for a lookup.
+/// Next step of a lookup.
 #[derive(Debug)]
 pub enum Outcome {
     /// This member is responsible.
@@ -24,7 +24,7 @@ pub enum Outcome {
 
 #[derive(Clone, Debug)]
 enum Position {
-    /// Use what the asker itself knows.
+    /// Use the asker's own knowledge.
     Local,
     /// Ask this member for its step.
     At(Member),
@@ -58,7 +58,7 @@ impl Lookup {
         self.hops
     }
 
-    /// What to do next; `local` is the asker's own state.
+    /// Returns what to do next; `local` is the asker's own state.
     pub fn advance(&mut self, local: &Chord) -> Outcome {
         if matches!(self.position, Position::Local) {
             self.position = match local.step(self.point, &self.dead) {
@@ -76,7 +76,7 @@ impl Lookup {
         }
     }
 
-    /// The one asked has answered.
+    /// The member that was asked has answered.
     pub fn replied(&mut self, reply: ChordReply) {
         let (Position::At(asked) | Position::Around(asked)) = self.position else { return };
         self.hops += 1;
@@ -94,7 +94,7 @@ impl Lookup {
         }
     }
 
-    /// The one asked did not answer; returns it. The walk goes on from the member before.
+    /// The member that was asked did not answer; returns it. The walk goes on from the member before.
     pub fn failed(&mut self) -> Option<Member> {
         let (Position::At(asked) | Position::Around(asked)) = self.position else { return None };
         self.hops += 1;

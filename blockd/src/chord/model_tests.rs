@@ -1,8 +1,8 @@
 //! Random joins, failures, losses and orders of messages against the invariant of Zave §V.
 //!
-//! A loss is limited so that no live member is given up (the protocol's assumption of a perfect failure detector), and
-//! a failure happens only where the protocol claims to survive it: every member keeps a live successor, those in
-//! answers under way included, and r+1 principals remain.
+//! A loss is limited so that no live member is given up (the protocol assumes a perfect failure detector). A failure
+//! happens only where the protocol claims to survive it: every member still has a live successor, including those in
+//! answers under way, and r+1 principals remain.
 
 use super::successors::Successors;
 use super::{Action, Chord, Event, Operation, Options, QueryId};
@@ -160,7 +160,7 @@ impl World {
             .members()
             .filter(|chord| chord.me.point != victim)
             .all(|chord| chord.successors().iter().any(|entry| entry.point != chord.me.point && live(&entry.point)));
-        // What the one asked may yet make of an answer: behind the one who answers, or, to join, without it.
+        // Lists that the asking member may yet make of an answer: behind the one that answers, or, to join, without it.
         let answers = self.messages.iter().all(|message| {
             let Message::Answer { to, event: Event::Reply { reply, .. } } = message else { return true };
             let ChordReply::State { me, successors, .. } = reply else { return true };
@@ -268,7 +268,7 @@ proptest! {
             world.random_step();
             world.check();
         }
-        // Those who have not joined yet may know none but the dead by now; the layout tells them of others.
+        // Daemons that have not joined yet may know only dead ones by now; the layout names others.
         let all: Vec<Member> = world.nodes.keys().map(|point| member(point.0)).collect();
         for chord in world.nodes.values_mut().filter(|chord| !chord.is_member()) {
             chord.learn(all.clone());

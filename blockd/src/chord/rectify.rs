@@ -1,8 +1,8 @@
 //! Rectification of the predecessor (Zave §IV.D).
 //!
-//! A member is told by another that it believes itself to be the predecessor. One that lies closer than the present
-//! predecessor replaces it. Else the present one is asked first, and replaced only when it is dead: the original
-//! protocol clears a silent predecessor in a task of its own, and meanwhile knows none.
+//! A member is notified by another that believes itself to be the predecessor. A candidate that lies closer than the
+//! present predecessor replaces it. Otherwise the present one is asked first, and replaced only when it is dead. The
+//! original protocol clears a silent predecessor in a task of its own, and then knows none for a while.
 
 use super::{Action, Chord, Operation};
 use wire::message::block::{ChordRequest, Member};
@@ -34,7 +34,7 @@ impl Chord {
     }
 
     fn ask_predecessor(&mut self, present: Member, candidate: Member, attempt: u32, actions: &mut Vec<Action>) {
-        // GetState rather than Ping: one that was started again and has not joined is no predecessor.
+        // GetState rather than Ping: a daemon that was started again and has not joined is not a predecessor.
         let operation = Operation::Predecessor { present, candidate, attempt };
         self.begin(operation, present, ChordRequest::GetState, actions);
     }

@@ -1,17 +1,17 @@
 //! Stabilization (Zave §IV.C, "StabilizeFromSuccessor" and "StabilizeFromPredecessor").
 //!
-//! A member asks its first successor for list and predecessor, and adopts that list behind the successor. Does the
-//! successor's predecessor lie closer, it is asked in turn, and only when it has answered with a list of its own is
-//! that one adopted: the original protocol adopts a candidate that may be dead, and so loses the ring. At the end the
-//! first successor is told of this member (rectify).
+//! A member asks its first successor for list and predecessor, and adopts that list behind the successor. If the
+//! successor's predecessor lies closer, it is asked in turn, and its list is adopted only when it has answered: the
+//! original protocol adopts a candidate that may be dead, and so loses the ring. At the end the first successor is
+//! notified of this member (rectify).
 //!
 //! A successor that is dead is dropped from the list, and the next one is asked at once.
 
 use super::{Action, Chord, Operation};
 use wire::message::block::{ChordReply, ChordRequest, Member};
 
-/// Every this many rounds a daemon of the layout that lies before the first successor is tried as a candidate, which
-/// joins rings that were cut apart. Rare, because most such daemons are dead.
+/// Every this many rounds, a daemon of the layout that lies before the first successor is tried as a candidate, which
+/// joins rings that were cut apart. This is rare, because most such daemons are dead.
 const OFFER_ROUNDS: u64 = 4;
 
 impl Chord {
@@ -20,7 +20,7 @@ impl Chord {
         if first.point != self.me.point {
             self.ask_successor(first, 1, actions);
         } else if let Some(candidate) = self.predecessor.filter(|member| member.point != self.me.point) {
-            // Alone, one's own successor: whoever announced itself as predecessor is the candidate.
+            // Alone, a member is its own successor: the daemon that announced itself as predecessor is the candidate.
             self.begin(Operation::Candidate { candidate }, candidate, ChordRequest::GetState, actions);
         } else {
             self.try_known(actions);

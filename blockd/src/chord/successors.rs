@@ -12,8 +12,9 @@ pub struct Successors {
 }
 
 impl Successors {
-    /// The longest ordered beginning of `entries`, at most `limit` of them. An entry that is not further clockwise than
-    /// the one before has come around the ring: what follows it is known already. Empty input means being alone.
+    /// Builds the longest ordered beginning of `entries`, at most `limit` of them. An entry that is not further
+    /// clockwise than the one before has come around the ring: the entries behind it are known already. Empty input
+    /// means being alone.
     #[must_use]
     pub fn build(owner: Member, entries: impl IntoIterator<Item = Member>, limit: usize) -> Self {
         let mut list: Vec<Member> = Vec::with_capacity(limit);

@@ -1,5 +1,5 @@
-//! What a layout asks of one daemon: which parts of the ring it owes, from whom it can have them, and which parts belong
-//! elsewhere. Pure.
+//! What a layout asks of one daemon: which parts of the ring it owes, from which daemons it can get them, and which
+//! parts belong elsewhere. Pure.
 
 use std::collections::BTreeMap;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
@@ -15,7 +15,7 @@ pub struct Duties {
     pub placement: LayoutEpoch,
     /// Whether old copies may be given back.
     pub is_final: bool,
-    /// Per source, the spans that this daemon owes and the source owns too, or owned in a layout that is not final.
+    /// Per source, the spans that this daemon owes and that the source owns, or owned in a layout that is not final.
     pub sources: BTreeMap<BlockdId, Vec<Span>>,
     /// Spans that this daemon owes.
     pub owed: Vec<Span>,
@@ -24,7 +24,7 @@ pub struct Duties {
 }
 
 impl Duties {
-    /// Those of `me`. A source that is out is not waited for: what it alone had is away until it returns.
+    /// Duties of `me`. A source that is out is not waited for: blocks that only it had are away until it returns.
     #[must_use]
     pub fn of(layout: &Layout, me: &BlockdId) -> Self {
         let ring = Ring::new(layout);
@@ -49,7 +49,7 @@ impl Duties {
         duties
     }
 
-    /// Whether a block belongs elsewhere.
+    /// Reports whether a block belongs elsewhere.
     #[must_use]
     pub fn is_foreign(&self, hash: &BlockHash) -> bool {
         let after = self.foreign.partition_point(|span| span.first <= hash.point());
@@ -57,7 +57,7 @@ impl Duties {
     }
 }
 
-/// Adds a span behind the others, joined with the last one where they touch.
+/// Adds a span behind the others, and joins it with the last one where they touch.
 fn push(spans: &mut Vec<Span>, span: Span) {
     match spans.last_mut() {
         Some(last) if last.last.0.wrapping_add(1) == span.first.0 => last.last = span.last,

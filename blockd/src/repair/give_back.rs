@@ -8,11 +8,11 @@
 //! | neither | left to the block reports, which drop it after its grace (I10) |
 //! | not referred to, and this daemon runs for too short a time to know its age | left until it knows |
 //!
-//! The second and third lines are for blocks whose commit came after their owners had changed: their owners compared when
-//! nobody referred to them. Every other way leaves a copy too many, never one too few.
+//! The second and third lines are for blocks that were committed after their owners had changed: the owners compared
+//! while nobody referred to them. Every other order of events leaves a copy too many, never one too few.
 
 use super::duties::Duties;
-use super::healer::{ASK_TIMEOUT, Failed, Healer, PAGE};
+use super::healer::{ASK_TIMEOUT, Failed, Healer, PAGE_NAMES};
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 use wire::ids::{BlockHash, BlockdId};
@@ -22,15 +22,16 @@ use wire::limits::UPLOAD_FRESH_MS;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::tls::Role;
 
-/// A client commits what it has uploaded within [`UPLOAD_FRESH_MS`], or uploads it again; twice that, for clocks are not asked.
-const YOUNG: Duration = Duration::from_millis(2 * UPLOAD_FRESH_MS);
+/// A client commits an upload within [`UPLOAD_FRESH_MS`], or uploads it again. Twice that allows for clocks that
+/// differ.
+const UNCOMMITTED_AGE: Duration = Duration::from_millis(2 * UPLOAD_FRESH_MS);
 
-/// Copies that are decided on together: the answers about them are to be new when the last one is dropped.
-const TOGETHER: usize = 32;
-/// An answer of metad, or of an owner, that is older decides nothing.
-const FRESH: Duration = Duration::from_secs(10);
+/// Copies that are decided on together: the answers about them must still be new when the last one is dropped.
+const COPIES_AT_ONCE: usize = 32;
+/// An older answer of metad, or of an owner, decides nothing.
+const ANSWER_LIFETIME: Duration = Duration::from_secs(10);
 
-/// What becomes of a copy.
+/// Decision on a copy.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Fate {
     /// It is dropped.
@@ -43,7 +44,8 @@ pub enum Fate {
     Wait,
 }
 
-/// Decides on a copy that belongs to `owners`, of which `lacking` do not have it; blocks lie on `min_sync` daemons at least.
+/// Decides on a copy that belongs to `owners`, of which `lacking` do not have it; a block needs `min_sync` copies at
+/// least.
 #[must_use]
 pub fn fate(
     is_referenced: bool,
@@ -63,18 +65,19 @@ pub fn fate(
 }
 
 impl Healer {
-    /// Gives back what belongs elsewhere. True when nothing that matters is left.
+    /// Gives back copies that belong elsewhere. Returns true when nothing that matters is left.
     pub(super) async fn give_back(&mut self, layout: &Layout, duties: &Duties) -> bool {
         let (mut empty, ring) = (true, Ring::new(layout));
         for span in &duties.foreign {
             let mut from = Some(span.first_hash());
             while let Some(first) = from {
-                let page: Vec<(BlockHash, u32)> = self.store.list_within(first, span.last_hash(), PAGE as usize);
-                from = if page.len() < PAGE as usize { None } else { page.last().and_then(|(hash, _)| hash.next()) };
+                let page: Vec<(BlockHash, u32)> = self.store.list_within(first, span.last_hash(), PAGE_NAMES as usize);
+                from =
+                    if page.len() < PAGE_NAMES as usize { None } else { page.last().and_then(|(hash, _)| hash.next()) };
                 if page.is_empty() {
                     break;
                 }
-                for some in page.chunks(TOGETHER) {
+                for some in page.chunks(COPIES_AT_ONCE) {
                     match self.give_back_some(layout, &ring, some).await {
                         Ok(all_gone) => empty &= all_gone,
                         Err(reason) => {
@@ -103,7 +106,7 @@ impl Healer {
         };
         let blocks: Vec<_> = hashes.into_iter().map(with_owners).collect();
         let mut by_owner: BTreeMap<BlockdId, Vec<BlockHash>> = BTreeMap::new();
-        // To be asked renews a copy there, which what nobody refers to is not worth.
+        // Asking an owner renews its copy, which unreferenced blocks are not worth.
         for (hash, owners) in blocks.iter().filter(|(hash, _)| !unreferenced.contains(hash)) {
             owners.iter().for_each(|owner| by_owner.entry(*owner).or_default().push(*hash));
         }
@@ -123,14 +126,14 @@ impl Healer {
         for (hash, owners) in blocks {
             let lacking: Vec<BlockdId> =
                 owners.iter().filter(|owner| !present.contains(&(**owner, hash))).copied().collect();
-            let is_young = self.stamps.is_younger(&hash, YOUNG);
+            let is_young = self.stamps.is_younger(&hash, UNCOMMITTED_AGE);
             let gone = match fate(!unreferenced.contains(&hash), is_young, (&owners, min_sync), &lacking) {
                 Fate::Leave => continue,
                 Fate::Wait => false,
                 Fate::Drop => true,
                 Fate::Send(whom) => self.send(layout, hash, &whom).await,
             };
-            // On a disk that has failed nothing is deleted, and what owners lack of it is sent.
+            // Nothing is deleted on a disk that has failed, but what owners lack of it is sent.
             all_gone &= gone && !self.store.has_failed() && self.drop_given(layout, hash, asked_at).await;
             if self.layouts.newest().epoch != layout.epoch {
                 return Err("the layout has changed".to_owned());
@@ -139,7 +142,7 @@ impl Healer {
         Ok(all_gone)
     }
 
-    /// Sends a block to owners; true when each has stored it.
+    /// Sends a block to owners. Returns true when each has stored it.
     async fn send(&mut self, layout: &Layout, hash: BlockHash, owners: &[BlockdId]) -> bool {
         let Ok(Some(block)) = self.store.get(hash).await else { return false };
         let mut all_have = true;
@@ -153,7 +156,7 @@ impl Healer {
                     let reason =
                         other.map_or_else(|error| error.to_string(), |(reply, _)| format!("answered {reply:?}"));
                     tracing::debug!(%hash, owner = member.name, reason, "an owner did not take its block");
-                    // Others may.
+                    // Other owners may take it.
                     all_have = false;
                     continue;
                 }
@@ -164,10 +167,10 @@ impl Healer {
         all_have
     }
 
-    /// Drops a copy that every owner has, unless somebody renewed it since they were asked.
+    /// Drops a copy that every owner has, unless it was renewed since they were asked.
     async fn drop_given(&self, layout: &Layout, hash: BlockHash, asked_at: Instant) -> bool {
-        // What an owner said long ago, it may have lost since.
-        if asked_at.elapsed() > FRESH {
+        // An owner may have lost a block since it reported it.
+        if asked_at.elapsed() > ANSWER_LIFETIME {
             return false;
         }
         let Some(dropping) = self.stamps.begin_drop(hash, asked_at.elapsed()) else { return false };

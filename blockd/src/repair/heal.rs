@@ -1,12 +1,12 @@
-//! The task that carries out [`Pass`]es: it fetches what this daemon owes and does not hold, then gives back what it holds
-//! and does not owe.
+//! The task that carries out [`Pass`]es: it fetches blocks that this daemon owes and does not hold, then gives back
+//! those that it holds and does not owe.
 //!
-//! One task does both, so nothing is given back while a pass reckons with it. A pass runs at each change of the layout,
-//! again a moment later when it was incomplete, and from time to time. It ends early when the layout changes, after the step
-//! under way: a drop that is half done is not left alone.
+//! One task does both, so nothing is given back while a pass counts on it. A pass runs at each change of the layout,
+//! again a moment later when it was incomplete, and from time to time. It ends early when the layout changes, but only
+//! after the step under way: no drop is left half done.
 
 use super::duties::Duties;
-use super::healer::{ASK_TIMEOUT, Failed, Healer, PAGE};
+use super::healer::{ASK_TIMEOUT, Failed, Healer, PAGE_NAMES};
 use super::pass::{Pass, Step};
 use bytes::Bytes;
 use futures::StreamExt;
@@ -20,11 +20,12 @@ use wire::quic::Endpoint;
 use wire::tls::Role;
 
 /// Blocks fetched at once: enough to hide a round trip, few enough to leave the disk to others.
-const FETCHES: usize = 4;
-/// Until the next pass after one that was incomplete: a daemon that does not answer may be down, or behind by a heartbeat.
-const RETRY: Duration = Duration::from_secs(1);
-/// Until copies that belong elsewhere and could not be given back are tried again.
-const RETRY_GIVING: Duration = Duration::from_secs(3);
+const FETCHES_MAX: usize = 4;
+/// Time until the next pass after an incomplete one: a daemon that does not answer may be down, or behind by a
+/// heartbeat.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Time until copies that belong elsewhere, and could not be given back, are tried again.
+const GIVE_BACK_PAUSE: Duration = Duration::from_secs(3);
 
 /// Heals until cancelled.
 pub async fn run(mut healer: Healer, stop: CancellationToken) {
@@ -45,25 +46,25 @@ pub async fn run(mut healer: Healer, stop: CancellationToken) {
 }
 
 impl Healer {
-    /// One pass, and what is to be given back after it. Returns the time until the next one.
+    /// Runs one pass, and gives back copies after it. Returns the time until the next one.
     async fn heal(&mut self, layout: &Layout) -> Duration {
         let duties = Arc::new(Duties::of(layout, &self.id));
         self.progress.begin(duties.clone());
         if !self.pass(layout, &duties).await {
-            return RETRY;
+            return RETRY_PAUSE;
         }
         self.progress.done(duties.placement);
         if !duties.is_final {
-            // The layout that is final comes by itself.
+            // The final layout arrives by itself.
             return self.compare_every;
         }
         let empty = self.give_back(layout, &duties).await;
         if self.store.has_failed() {
-            // It has sent what owners lacked. It keeps what it has, and is not empty.
+            // It has sent what owners lacked. It does not drop what it has, and is not empty.
             return self.compare_every;
         }
         self.progress.set_empty(empty);
-        if empty { self.compare_every } else { RETRY_GIVING }
+        if empty { self.compare_every } else { GIVE_BACK_PAUSE }
     }
 
     async fn pass(&mut self, layout: &Layout, duties: &Duties) -> bool {
@@ -86,10 +87,10 @@ impl Healer {
                     }
                 }
                 Step::List { source, from, last } => {
-                    let request = BlockRequest::List { from, last, limit: PAGE };
+                    let request = BlockRequest::List { from, last, limit: PAGE_NAMES };
                     match self.ask(layout, &source, &request).await {
                         Ok(BlockReply::Blocks(page)) => {
-                            pass.listed(&page, page.len() < PAGE as usize, |hash| self.store.contains(hash));
+                            pass.listed(&page, page.len() < PAGE_NAMES as usize, |hash| self.store.contains(hash));
                             Ok(())
                         }
                         other => Err(unexpected(other)),
@@ -105,7 +106,7 @@ impl Healer {
         }
     }
 
-    /// Fetches those that something refers to. Nothing that nobody refers to is brought back (I10).
+    /// Fetches those blocks that something refers to. Unreferenced blocks are not brought back (I10).
     async fn fetch_all(
         &mut self,
         layout: &Layout,
@@ -125,7 +126,7 @@ impl Healer {
                 let endpoint = endpoint.clone();
                 async move { (hash, len, fetch(&endpoint, addr, hash, epoch).await) }
             })
-            .buffer_unordered(FETCHES);
+            .buffer_unordered(FETCHES_MAX);
         let mut all_here = true;
         while let Some((hash, len, fetched)) = fetching.next().await {
             let stored = match fetched {

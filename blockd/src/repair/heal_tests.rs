@@ -1,6 +1,6 @@
-//! Whole rings of 3 to 50 daemons under a seeded scheduler: puts, commits, removals, deaths, late returns, joins and drains
-//! in any order, one step of one daemon at a time. The decisions are those of the daemons ([`Duties`], [`Pass`], [`fate`])
-//! and of metad's leader ([`Layout`]'s steps); stores, network and the leader's memory are modelled.
+//! Whole rings of 3 to 50 daemons under a seeded scheduler: puts, commits, removals, deaths, late returns, joins and
+//! drains in any order, one step of one daemon at a time. The decisions are those of the daemons ([`Duties`], [`Pass`],
+//! [`fate`]) and of metad's leader ([`Layout`]'s steps); stores, network and the leader's memory are modelled.
 //!
 //! At each step every block that was acknowledged, and is referred to or about to be, has a copy that can be read, and
 //! nothing that nobody refers to spreads (I10). In the end every block lies on its owners and nowhere else.
@@ -26,7 +26,7 @@ struct Daemon {
     pass: Option<(Duties, Pass)>,
     done: LayoutEpoch,
     empty: bool,
-    /// Asked, and not carried out yet: the block, the epoch, and what is to become of it.
+    /// Asked about, and not carried out yet: the block, the epoch, and the decision.
     giving: Option<(BlockHash, LayoutEpoch, Fate)>,
 }
 
@@ -58,12 +58,12 @@ struct World {
     layout: Layout,
     daemons: BTreeMap<BlockdId, Daemon>,
     referenced: BTreeSet<BlockHash>,
-    /// Acknowledged, and not committed yet: under which placement.
+    /// Blocks that are acknowledged and not committed yet, with their placement.
     pending: BTreeMap<BlockHash, LayoutEpoch>,
-    /// Who had what nobody refers to.
+    /// Holders of unreferenced blocks.
     garbage: BTreeMap<BlockHash, BTreeSet<BlockdId>>,
     client: Layout,
-    /// Daemons that died since all was whole.
+    /// Daemons that died since all blocks were last whole.
     deaths: usize,
 }
 
@@ -92,7 +92,7 @@ impl World {
         let member = LayoutMember { points, ..LayoutMember::new(id, id.to_string(), addr, zone) };
         let members = [self.layout.members.clone(), vec![member]].concat();
         if let Some(next) = self.layout.with_members(members) {
-            // A ring that is being made holds nothing yet.
+            // A ring that is being made holds no blocks yet.
             self.layout = if self.daemons.len() < 3 { next.finished() } else { next };
             self.daemons.insert(id, Daemon::new());
         }
@@ -134,7 +134,7 @@ impl World {
         for id in owners {
             let reached = self.random.random_range(0..10) > 0;
             let Some(daemon) = self.daemons.get_mut(&id).filter(|daemon| daemon.alive && reached) else { continue };
-            // Stored first, acknowledged if the owners are still those.
+            // The block is stored first, and acknowledged only if the owners are still the same.
             daemon.blocks.insert(hash);
             synced += usize::from(daemon.layout.placement <= layout.epoch);
         }
@@ -169,7 +169,7 @@ impl World {
         }
     }
 
-    /// As many as copies can bear: those that are acknowledged lie on `min_sync` daemons.
+    /// Kills only as many as the copies allow: acknowledged blocks lie on `min_sync` daemons.
     fn kill(&mut self) {
         if self.deaths + 1 >= usize::from(self.layout.min_sync) {
             return;
@@ -207,7 +207,7 @@ impl World {
         }
     }
 
-    /// What metad's leader does.
+    /// Plays metad's leader.
     fn lead(&mut self) {
         let dead: Vec<BlockdId> = self.daemons.iter().filter(|(_, daemon)| !daemon.alive).map(|(id, _)| *id).collect();
         for id in dead {
@@ -304,7 +304,7 @@ impl World {
         }
     }
 
-    /// Asks about one copy that belongs elsewhere, or carries out what was decided.
+    /// Asks about one copy that belongs elsewhere, or carries out the decision.
     fn give_back(&mut self, id: &BlockdId) {
         if let Some((hash, asked_at, fate)) = self.daemons.get_mut(id).unwrap().giving.take() {
             if asked_at == self.daemons[id].layout.epoch {
@@ -344,7 +344,7 @@ impl World {
             if !owners.iter().all(takes) {
                 return;
             }
-            // One that was removed since it was asked about is garbage there, too.
+            // A block that was removed since it was asked about is garbage there, too.
             self.garbage.entry(hash).and_modify(|holders| holders.extend(owners));
             for owner in owners {
                 self.daemons.get_mut(owner).unwrap().blocks.insert(hash);
@@ -370,17 +370,17 @@ impl World {
         }
     }
 
-    /// No more faults: everything comes to rest.
+    /// Injects no more faults, and lets everything come to rest.
     fn settle(&mut self) {
         while !self.pending.is_empty() {
             self.commit();
         }
-        // The comparison that comes from time to time finds what puts left out.
+        // The regular comparison finds what puts left out.
         self.daemons.values_mut().for_each(|daemon| (daemon.done, daemon.empty) = (LayoutEpoch(0), false));
         for round in 0.. {
             assert!(round < 200, "it does not come to rest: {:?}", self.layout.older);
             self.lead();
-            // An operator gives up on what metad does not take out by itself.
+            // An operator gives up daemons that metad does not take out by itself.
             let lost = |member: &&LayoutMember| self.daemons.get(&member.id).is_none_or(|daemon| !daemon.alive);
             if let Some(id) = self.layout.members.iter().find(lost).map(|member| member.id) {
                 self.layout = self.layout.removed(&id);
@@ -437,7 +437,7 @@ fn run(seed: u64) {
 
 /// Guards I10 and I11.
 #[test]
-fn whatever_dies_joins_returns_and_drains_every_block_keeps_a_copy_and_comes_home() {
+fn every_block_survives_deaths_joins_returns_and_drains_and_ends_on_its_owners() {
     let count = std::env::var("HEAL_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(120);
     let first = std::env::var("HEAL_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
     (first..first + count).for_each(run);

@@ -1,4 +1,4 @@
-//! What healing works with: the parts of the daemon, and how it asks others.
+//! State that healing works with: the parts of the daemon, and how it asks others.
 
 use super::progress::Progress;
 use super::throttle::{Activity, Throttle};
@@ -17,20 +17,20 @@ use wire::message::meta::{MetaReply, MetaRequest};
 use wire::quic::Endpoint;
 use wire::tls::Role;
 
-/// Names in one page of a list, and in one question to metad.
-pub(super) const PAGE: u32 = 4096;
+/// Names in one page of a list, and in one request to metad.
+pub(super) const PAGE_NAMES: u32 = 4096;
 /// How long another daemon may take to answer.
 pub(super) const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Who says which blocks are referred to.
+/// Source of the knowledge which blocks are referred to.
 pub enum References {
-    /// metad.
+    /// metad knows it.
     Metads(Metads),
-    /// Nobody: all are. For daemons that are run without metads.
+    /// Every block counts as referred to, for daemons that run without metads.
     All,
 }
 
-/// What healing needs.
+/// State that healing needs.
 pub struct Healer {
     /// This daemon.
     pub id: BlockdId,
@@ -38,29 +38,29 @@ pub struct Healer {
     pub store: Arc<Store>,
     /// When they were renewed.
     pub stamps: Arc<Stamps>,
-    /// What is known of the layout.
+    /// Its knowledge of the layout.
     pub layouts: Arc<Layouts>,
-    /// How others are reached.
+    /// Endpoint for calls to others.
     pub endpoint: Endpoint,
-    /// Who says what is referred to.
+    /// The source of references.
     pub references: References,
     /// Whether clients are at work.
     pub activity: Arc<Activity>,
     /// The rate of copying.
     pub throttle: Throttle,
-    /// What metad is told.
+    /// The progress that metad learns.
     pub progress: Arc<Progress>,
-    /// What is counted.
+    /// Counters.
     pub metrics: Arc<Metrics>,
     /// Time between two comparisons while nothing changes.
     pub compare_every: Duration,
 }
 
-/// Why a step was not done; the pass goes on without its source.
+/// Why a step was not done. The pass goes on without its source.
 pub(super) type Failed = String;
 
 impl Healer {
-    /// Those of the blocks that nothing refers to.
+    /// Returns the unreferenced ones of these blocks.
     pub(super) async fn unreferenced(&mut self, blocks: &[BlockHash]) -> Result<HashSet<BlockHash>, Failed> {
         let References::Metads(metads) = &mut self.references else { return Ok(HashSet::new()) };
         let epoch = self.layouts.newest().epoch;

@@ -1,14 +1,14 @@
-//! One comparison of what this daemon holds with what it owes. Pure: [`Pass::step`] says what to do, and the caller brings
-//! the outcome.
+//! One comparison of the blocks that this daemon holds with those that it owes. Pure: [`Pass::step`] says what to do,
+//! and the caller reports the outcome.
 //!
 //! 1. *Survey*: digests of all owed spans are compared with those of every source. Where they differ, there is work.
-//! 2. *Work*, source by source: spans that still differ are cut into smaller ones until few blocks are in each; the source
-//!    lists those; what is not here, and is referred to (I10), is fetched.
+//! 2. *Work*, source by source: spans that still differ are cut into smaller ones until few blocks are in each. The
+//!    source lists those, and blocks that are missing here and referred to (I10) are fetched.
 //!
 //! A source owns the span now or did so in a layout that is not final. It answers only once it knows the layout of the
-//! pass, and acknowledges nothing for older owners from then on: what was acknowledged before is in its digests, and
-//! what comes later comes here by itself. So a pass in which every source has answered, and given what was asked, leaves
-//! nothing owed behind (I11).
+//! pass, and acknowledges nothing for older owners from then on: blocks acknowledged before are in its digests, and
+//! later ones arrive here by themselves. So a pass in which every source has answered, and sent what was asked for,
+//! leaves nothing owed behind (I11).
 
 use super::duties::Duties;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -18,24 +18,24 @@ use wire::message::block::Digest;
 
 /// Spans compared in one request.
 const COMPARE_MAX: usize = 512;
-/// A span with more blocks is cut before it is listed, if some of them are here.
+/// A span with more blocks is cut before it is listed, if some of its blocks are here.
 const LISTED_MAX: u64 = 1024;
-/// Into how many pieces.
+/// Number of pieces that a span is cut into.
 const PIECES: u128 = 16;
 
-/// What is to be done next.
+/// Next step of a pass.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Step {
     /// Compare digests of these spans with a source's, and report by [`Pass::compared`].
     Compare {
-        /// Whom to ask.
+        /// The daemon to ask.
         source: BlockdId,
         /// The spans.
         spans: Vec<Span>,
     },
     /// Let a source list its blocks from one name to another, and report by [`Pass::listed`].
     List {
-        /// Whom to ask.
+        /// The daemon to ask.
         source: BlockdId,
         /// The first name.
         from: BlockHash,
@@ -44,19 +44,19 @@ pub enum Step {
     },
     /// Fetch those of these blocks that something refers to, and report by [`Pass::fetched`].
     Fetch {
-        /// Whom to ask.
+        /// The daemon to ask.
         source: BlockdId,
         /// The blocks, with their lengths.
         blocks: Vec<(BlockHash, u32)>,
     },
     /// Nothing is left to do.
     End {
-        /// All that is owed is here, as far as the sources have it.
+        /// All owed blocks that the sources have are here.
         complete: bool,
     },
 }
 
-/// Blocks that are not here.
+/// Blocks that are missing here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Lacking {
     /// How many, by the digests.
@@ -71,24 +71,24 @@ pub struct Pass {
     work: VecDeque<(BlockdId, Span)>,
     to_list: VecDeque<(BlockdId, Span)>,
     at: At,
-    /// Per span of the survey that differs: what the fullest source has beyond what is here.
+    /// Per span of the survey that differs: how much more the fullest source has.
     lacking: BTreeMap<Point, Lacking>,
     failed: BTreeSet<BlockdId>,
     incomplete: bool,
 }
 
-/// What the last step was.
+/// The last step.
 enum At {
     Between,
     Surveying(BlockdId, Vec<Span>),
     Comparing(BlockdId, Vec<Span>),
     Listing(BlockdId, BlockHash, BlockHash),
-    /// And where the list goes on.
+    /// Also says where the list goes on.
     Fetching(BlockdId, Vec<(BlockHash, u32)>, Option<(BlockHash, BlockHash)>),
 }
 
 impl Pass {
-    /// Begins one.
+    /// Begins a pass.
     #[must_use]
     pub fn new(duties: &Duties) -> Self {
         let cut = |(source, spans): (&BlockdId, &Vec<Span>)| {
@@ -105,7 +105,7 @@ impl Pass {
         }
     }
 
-    /// What to do now. Each step is reported, or [`Pass::failed`], before the next one is asked for.
+    /// Returns the next step. It must be reported, or [`Pass::failed`], before another one is asked for.
     pub fn step(&mut self) -> Step {
         match &self.at {
             At::Fetching(source, blocks, _) => return Step::Fetch { source: *source, blocks: blocks.clone() },
@@ -145,7 +145,7 @@ impl Pass {
         Step::End { complete: !self.incomplete }
     }
 
-    /// Digests here and at the source, one each per span of the step.
+    /// Reports digests here and at the source, one each per span of the step.
     pub fn compared(&mut self, mine: &[Digest], theirs: &[Digest]) {
         match std::mem::replace(&mut self.at, At::Between) {
             At::Surveying(source, spans) if theirs.len() == spans.len() => {
@@ -160,7 +160,7 @@ impl Pass {
                 let differing = spans.into_iter().zip(mine).zip(theirs).filter(|((_, a), b)| a != b);
                 for ((span, mine), theirs) in differing.filter(|(_, theirs)| theirs.count > 0) {
                     if mine.count > 0 && theirs.count > LISTED_MAX && span.last.0 - span.first.0 > PIECES {
-                        // Before other sources: that is what the survey's order would have it.
+                        // These come before other sources, in the order of the survey.
                         pieces(span).for_each(|piece| self.work.push_front((source, piece)));
                     } else {
                         self.to_list.push_back((source, span));
@@ -172,7 +172,8 @@ impl Pass {
         }
     }
 
-    /// A page of the source's blocks, in order; `is_last` when no more are in the span. `is_here` says what this daemon has.
+    /// Reports a page of the source's blocks, in order; `is_last` when no more are in the span. `is_here` looks a block
+    /// up here.
     pub fn listed(&mut self, page: &[(BlockHash, u32)], is_last: bool, is_here: impl Fn(&BlockHash) -> bool) {
         let At::Listing(source, from, last) = std::mem::replace(&mut self.at, At::Between) else { return };
         let within = |hash: &BlockHash| (from..=last).contains(hash);
@@ -188,7 +189,7 @@ impl Pass {
         };
     }
 
-    /// The blocks of the step that something refers to have been asked for; `all_here` when each has come.
+    /// Reports that the referenced blocks of the step have been asked for; `all_here` when each has arrived.
     pub fn fetched(&mut self, all_here: bool) {
         let At::Fetching(source, _, rest) = std::mem::replace(&mut self.at, At::Between) else { return };
         self.incomplete |= !all_here;
@@ -197,7 +198,7 @@ impl Pass {
         }
     }
 
-    /// The step could not be done: its source is left to the next pass, which this one makes necessary.
+    /// Reports that the step could not be done. Its source is left to the next pass, which is now needed.
     pub fn failed(&mut self) {
         match std::mem::replace(&mut self.at, At::Between) {
             At::Surveying(source, _)
@@ -208,7 +209,7 @@ impl Pass {
         }
     }
 
-    /// Takes what has come off what is lacking.
+    /// Takes a block that has arrived off what is lacking.
     pub fn came(&mut self, hash: &BlockHash, len: u32) {
         if let Some((_, lacking)) = self.lacking.range_mut(..=hash.point()).next_back() {
             lacking.blocks = lacking.blocks.saturating_sub(1);
@@ -216,7 +217,7 @@ impl Pass {
         }
     }
 
-    /// What the survey found and has not come yet.
+    /// Blocks that the survey found, and that have not arrived yet.
     #[must_use]
     pub fn lacking(&self) -> Lacking {
         self.lacking.values().fold(Lacking::default(), |sum, one| Lacking {

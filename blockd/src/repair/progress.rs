@@ -1,4 +1,4 @@
-//! How far repair is, for heartbeats: written by the repair task, read by the one that sends heartbeats.
+//! Progress of repair, for heartbeats: written by the repair task, read by the one that sends heartbeats.
 
 use super::duties::Duties;
 use super::pass::Lacking;
@@ -12,10 +12,10 @@ use wire::attr::Timestamp;
 use wire::ids::LayoutEpoch;
 use wire::message::block::{Digest, RepairReport};
 
-/// The rate is that of this time.
-const RATE_OVER: Duration = Duration::from_secs(5);
+/// The rate is measured over this time.
+const RATE_WINDOW: Duration = Duration::from_secs(5);
 
-/// How far repair is.
+/// Progress of repair.
 #[derive(Default)]
 pub struct Progress {
     state: Mutex<State>,
@@ -34,14 +34,14 @@ struct State {
 }
 
 impl Progress {
-    /// Repair begins with these duties.
+    /// Notes that repair begins with these duties.
     pub fn begin(&self, duties: Arc<Duties>) {
         let mut state = self.state.lock();
         state.empty = false;
         state.duties = duties;
     }
 
-    /// All that is owed under these owners is here.
+    /// Notes that all that is owed under these owners is here.
     pub fn done(&self, placement: LayoutEpoch) {
         let mut state = self.state.lock();
         state.lacking = Lacking::default();
@@ -50,12 +50,12 @@ impl Progress {
         }
     }
 
-    /// What is still to be copied.
+    /// Notes what is still to be copied.
     pub fn lacks(&self, lacking: Lacking) {
         self.state.lock().lacking = lacking;
     }
 
-    /// Whether nothing that matters is here and belongs elsewhere.
+    /// Notes whether nothing that matters is here and belongs elsewhere.
     pub fn set_empty(&self, empty: bool) {
         if std::mem::replace(&mut self.state.lock().empty, empty) != empty {
             self.news.notify_one();
@@ -74,7 +74,7 @@ impl Progress {
         self.state.lock().scrubbed = Some(at);
     }
 
-    /// Bytes were copied.
+    /// Counts copied bytes.
     pub fn copied(&self, bytes: u64) {
         let now = Instant::now();
         let mut state = self.state.lock();
@@ -82,12 +82,12 @@ impl Progress {
         state.forget(now);
     }
 
-    /// Waits until something has happened that metad waits for. Cancel-safe.
+    /// Waits for progress that metad waits for. Cancel-safe.
     pub async fn news(&self) {
         self.news.notified().await;
     }
 
-    /// For a heartbeat.
+    /// The report for a heartbeat.
     #[must_use]
     pub fn report(&self, store: &Store) -> RepairReport {
         let (mut report, duties) = {
@@ -98,7 +98,7 @@ impl Progress {
                 done: state.done,
                 lacking_blocks: state.lacking.blocks,
                 lacking_bytes: state.lacking.bytes,
-                bytes_per_s: copied / RATE_OVER.as_secs(),
+                bytes_per_s: copied / RATE_WINDOW.as_secs(),
                 empty: state.empty,
                 missing_blocks: state.missing,
                 scrubbed: state.scrubbed,
@@ -116,7 +116,7 @@ impl Progress {
 
 impl State {
     fn forget(&mut self, now: Instant) {
-        while self.copied.front().is_some_and(|(at, _)| now.duration_since(*at) > RATE_OVER) {
+        while self.copied.front().is_some_and(|(at, _)| now.duration_since(*at) > RATE_WINDOW) {
             self.copied.pop_front();
         }
     }

@@ -1,8 +1,8 @@
-//! Repair of single copies: one that was found corrupt, by reading or by scrub, is replaced by a good one, and one that an
+//! Repair of single copies: a copy that reading or scrub finds corrupt is replaced by a good one, and a copy that an
 //! operator's check misses is fetched.
 //!
-//! Owner: one task with a bounded queue. When the queue is full the hash is let go: the next read or scrub finds the
-//! damage again.
+//! There is one task with a bounded queue. When the queue is full the block is left out: the next read or scrub finds
+//! the damage again.
 
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
@@ -18,19 +18,19 @@ use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::Endpoint;
 use wire::tls::Role;
 
-/// Corrupt copies that may wait for repair.
+/// Most corrupt copies that wait for repair.
 const QUEUE_MAX: usize = 1024;
 /// How long one replica may take to send its copy.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Hands corrupt copies to the repairing task.
+/// Passes corrupt copies to the repairing task.
 #[derive(Clone)]
 pub struct RepairQueue(mpsc::Sender<Wanted>);
 
 /// A copy that is wanted.
 pub struct Wanted {
     hash: BlockHash,
-    /// A daemon that has one, though it may not belong there.
+    /// A daemon with a copy, though it may not belong there.
     from: Option<BlockdId>,
 }
 
@@ -49,24 +49,24 @@ impl RepairQueue {
         }
     }
 
-    /// Asks for a copy that is not here. False when too many wait.
+    /// Asks for a copy that is missing here. Returns false when too many wait.
     #[must_use]
     pub fn fetch(&self, hash: BlockHash, from: BlockdId) -> bool {
         self.0.try_send(Wanted { hash, from: Some(from) }).is_ok()
     }
 }
 
-/// What repairing needs.
+/// State that repairing needs.
 pub struct Repairer {
     /// This daemon.
     pub id: BlockdId,
     /// Where good copies go.
     pub store: Arc<Store>,
-    /// Who else has copies.
+    /// Knows which daemons have copies.
     pub layouts: Arc<Layouts>,
-    /// How they are reached.
+    /// Endpoint for calls to them.
     pub endpoint: Endpoint,
-    /// What is counted.
+    /// Counters.
     pub metrics: Arc<Metrics>,
 }
 
@@ -89,7 +89,7 @@ pub async fn run(repairer: Repairer, mut queue: mpsc::Receiver<Wanted>, stop: Ca
 }
 
 impl Repairer {
-    /// A good copy from that daemon, or from any other owner, in the present layout or one that is not final.
+    /// Fetches a good copy from that daemon, or from any other owner, in the present layout or one that is not final.
     async fn fetch(&self, hash: BlockHash, from: Option<BlockdId>) -> Option<Bytes> {
         let layout = self.layouts.newest();
         let owners = layout.owners(&hash).into_iter().chain(layout.older_owners(&hash));

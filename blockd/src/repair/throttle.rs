@@ -1,13 +1,13 @@
-//! The one rate limit of what repair copies, lower while clients are at work.
+//! The one rate limit for copies by repair, lower while clients are at work.
 
 use crate::config::Rates;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Clients are at work for so long after each request.
+/// Clients count as being at work for this long after each request.
 const BUSY_FOR: Duration = Duration::from_secs(1);
 
-/// When clients last asked for something.
+/// When clients last sent a request.
 pub struct Activity {
     started: Instant,
     /// Milliseconds after `started`, plus one; 0 for never.
@@ -21,9 +21,9 @@ impl Default for Activity {
 }
 
 impl Activity {
-    /// A client asks for something.
+    /// Notes a client's request.
     pub fn note(&self) {
-        // Relaxed: nothing else is read by it.
+        // Relaxed, because it orders nothing else.
         self.last_ms.store(self.now_ms() + 1, Ordering::Relaxed);
     }
 
@@ -42,7 +42,7 @@ impl Activity {
 /// Spends bytes at a rate.
 pub struct Throttle {
     rates: Rates,
-    /// When what was spent so far is paid off.
+    /// When the bytes spent so far are paid off.
     paid_at: Instant,
 }
 
@@ -53,7 +53,7 @@ impl Throttle {
         Self { rates, paid_at: Instant::now() }
     }
 
-    /// Spends bytes: returns when they are due. Cancel-safe.
+    /// Spends bytes, and returns when they are due. Cancel-safe.
     pub async fn spend(&mut self, bytes: u64, activity: &Activity) {
         let rate = if activity.is_busy() { self.rates.busy } else { self.rates.idle };
         if rate == 0 {

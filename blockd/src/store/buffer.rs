@@ -1,4 +1,4 @@
-//! Aligned memory that is used again and again: a page's first touch costs more than what is done with it.
+//! Aligned memory that is used again and again: the first touch of a page costs more than any work on it.
 
 use crate::sys::{ALIGN, Aligned};
 use std::sync::Arc;
@@ -6,9 +6,9 @@ use wire::buffers::{Buffer, Memory};
 use wire::limits::BLOCK_BYTES_MAX;
 use wire::sections::Sections;
 
-/// Buffers kept for reuse. Each is for a whole block; smaller ones are not worth keeping.
-const KEPT_MAX: usize = 16;
-/// Size of a kept buffer: the largest block with its trailer, wherever it begins.
+/// Most pooled buffers. Each is for a whole block; smaller ones are not worth pooling.
+const POOLED_MAX: usize = 16;
+/// Size of a pooled buffer: the largest block with its trailer, wherever it begins.
 const LARGE_BYTES: usize = BLOCK_BYTES_MAX + 2 * ALIGN;
 const _: () = assert!(Sections::stored_len(BLOCK_BYTES_MAX as u32) <= ALIGN);
 /// Blocks below this are not read into a large buffer.
@@ -22,7 +22,7 @@ impl Memory for Aligned {
         self.len()
     }
 
-    /// What is read next covers what is there.
+    /// The next read overwrites the content.
     fn clear(&mut self) {}
 }
 
@@ -34,7 +34,7 @@ impl AsRef<[u8]> for Aligned {
 
 /// An empty pool.
 pub(super) fn pool() -> Arc<Pool> {
-    Pool::new(LARGE_BYTES, KEPT_MAX * LARGE_BYTES)
+    Pool::new(LARGE_BYTES, POOLED_MAX * LARGE_BYTES)
 }
 
 /// A buffer of at least `len` bytes, with any content.

@@ -1,8 +1,8 @@
 //! Taking back the space of dropped blocks.
 //!
-//! What is still alive in a segment is written again at the end, synced, and only then is the segment removed: a crash
-//! at any point leaves every block at least once. A tombstone is written again as long as an older segment may hold
-//! the block that it speaks of.
+//! The live part of a segment is written again at the end and synced, and only then is the segment removed: a crash at
+//! any point leaves every block at least once. A tombstone is written again as long as an older segment may hold its
+//! block.
 
 use super::read::{self, Record};
 use super::record::Kind;
@@ -14,8 +14,8 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
-/// A segment is worth it when less than this share of it must be kept, in percent.
-const KEPT_PERCENT: u64 = 50;
+/// A segment is compacted when less than this share of it is still needed, in percent.
+const NEEDED_PERCENT_MAX: u64 = 50;
 
 pub(super) async fn step(shared: &Arc<Shared>, writer: &Writer) -> Result<Option<u64>, Error> {
     let Some(id) = candidate(shared) else { return Ok(None) };
@@ -37,7 +37,7 @@ pub(super) async fn step(shared: &Arc<Shared>, writer: &Writer) -> Result<Option
                     Ok(Some(Record { block, sections, .. })) => {
                         Work::Move { hash: header.hash, from, block, sections, reply }
                     }
-                    // Dropped meanwhile, or damaged and now to be repaired from elsewhere: nothing worth keeping.
+                    // Dropped in the meantime, or damaged and to be repaired from elsewhere: nothing to copy.
                     Ok(None) | Err(Error::Corrupt { .. } | Error::Io { .. }) => continue,
                     Err(error) => return Err(error),
                 }
@@ -55,19 +55,19 @@ pub(super) async fn step(shared: &Arc<Shared>, writer: &Writer) -> Result<Option
     Ok(Some(copied))
 }
 
-/// The closed segment with the smallest share of bytes that must be kept, if that is small enough. Each one that is
-/// compacted then takes less than half of its place again, so this comes to an end.
+/// The closed segment of which the smallest share is still needed, if that is small enough. Each compacted segment
+/// then takes less than half of its place again, so compaction comes to an end.
 fn candidate(shared: &Shared) -> Option<SegmentId> {
     let index = shared.index.read();
     let newest = *index.segments.keys().next_back()?;
     let oldest = *index.segments.keys().next()?;
-    let kept = |id: &SegmentId, usage: &Usage| usage.live + if *id == oldest { 0 } else { usage.tombstones };
+    let needed = |id: &SegmentId, usage: &Usage| usage.live + if *id == oldest { 0 } else { usage.tombstones };
     index
         .segments
         .iter()
-        .map(|(id, (_, usage))| (*id, kept(id, usage), usage.written))
-        .filter(|(id, kept, written)| *id != newest && kept * 100 < written * KEPT_PERCENT)
-        .min_by_key(|(_, kept, written)| kept * 1000 / written.max(&1))
+        .map(|(id, (_, usage))| (*id, needed(id, usage), usage.written))
+        .filter(|(id, needed, written)| *id != newest && needed * 100 < written * NEEDED_PERCENT_MAX)
+        .min_by_key(|(_, needed, written)| needed * 1000 / written.max(&1))
         .map(|(id, _, _)| id)
 }
 
@@ -81,7 +81,7 @@ fn records(shared: &Arc<Shared>, id: SegmentId) -> Result<Vec<Found>, Error> {
 fn remove(shared: &Shared, id: SegmentId) -> Result<(), Error> {
     {
         let mut index = shared.index.write();
-        // A damaged block of this segment that nobody repaired in time: its bytes are gone with the segment.
+        // The bytes of a damaged block of this segment that was not repaired in time are gone with the segment.
         index.blocks.retain(|_, location| location.segment != id || !location.bad);
         assert!(index.blocks.values().all(|location| location.segment != id), "segment {id} still holds blocks");
         index.segments.remove(&id);

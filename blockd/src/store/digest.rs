@@ -1,5 +1,5 @@
-//! Digests of the good blocks in any part of the ring, kept with the index: a sum for each prefix of names, so that two
-//! daemons find where they differ without reading a disk or walking their indexes.
+//! Digests of the good blocks in any part of the ring, stored with the index: a sum for each prefix of names, so that
+//! two daemons find where they differ without reading a disk or walking their indexes.
 
 use super::Location;
 use std::collections::BTreeMap;
@@ -7,8 +7,8 @@ use wire::ids::{BlockHash, Point};
 use wire::layout::ring::Span;
 use wire::message::block::Digest;
 
-/// Bits of a name that choose its sum. What a span covers of a prefix is added up from the index, a few thousand entries on
-/// the largest disks; all sums take a quarter of a megabyte.
+/// Bits of a name that choose its sum. The rest of a span, which covers only a part of a prefix, is added up from the
+/// index, a few thousand entries on the largest disks; all sums take a quarter of a megabyte.
 const PREFIX_BITS: u32 = 13;
 
 /// One sum per prefix.
@@ -33,12 +33,12 @@ fn last_of(prefix: usize) -> Point {
 }
 
 impl Digests {
-    /// One block more.
+    /// Adds a block.
     pub(super) fn add(&mut self, hash: &BlockHash, len: u32) {
         self.0[prefix(hash.point())].add(hash, len);
     }
 
-    /// One block less.
+    /// Removes a block.
     pub(super) fn remove(&mut self, hash: &BlockHash, len: u32) {
         self.0[prefix(hash.point())].remove(hash, len);
     }
@@ -48,7 +48,7 @@ impl Digests {
         self.0.iter().map(|digest| digest.count).sum()
     }
 
-    /// Of a span: whole prefixes from their sums, the rest from the index.
+    /// The digest of a span: whole prefixes from their sums, the rest from the index.
     pub(super) fn of(&self, span: Span, blocks: &BTreeMap<BlockHash, Location>) -> Digest {
         let mut digest = Digest::default();
         if span.first > span.last {

@@ -100,8 +100,8 @@ pub trait Disk: Send + Sync {
 /// The machine's disk.
 pub struct RealDisk;
 
-/// Opens past the page cache, which would only hold a second copy of what clients cache, or through it where the
-/// filesystem has no other way (tmpfs before Linux 6.6).
+/// Opens a file for direct I/O, because the page cache would only hold a second copy of what clients cache. Uses the
+/// page cache where the filesystem has no other way (tmpfs before Linux 6.6).
 fn open_direct(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     match options.clone().custom_flags(libc::O_DIRECT).open(path) {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => options.open(path),
@@ -124,7 +124,7 @@ impl SegmentFile for File {
                 Err(error) => return Err(error),
             }
             if !count.is_multiple_of(4096) {
-                // Only the end of the file is not a whole unit, and O_DIRECT refuses to go on from there.
+                // Only the end of the file is not a whole unit, and O_DIRECT refuses to read on from there.
                 break;
             }
         }
@@ -157,7 +157,7 @@ impl Disk for RealDisk {
     fn create(&self, path: &Path, len: u64) -> io::Result<Arc<dyn SegmentFile>> {
         let file = open_direct(OpenOptions::new().create_new(true).read(true).write(true), path)?;
         match crate::sys::allocate(&file, len) {
-            // A filesystem that cannot reserve finds out that it is full when it is written to.
+            // A filesystem that cannot reserve space reports that it is full when it is written to.
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
             other => other?,
         }

@@ -1,15 +1,15 @@
-//! What can go wrong in the store, by what its caller can do.
+//! Errors of the store, by what the caller can do.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 use wire::ids::BlockHash;
 
-/// Why the store did not do it.
+/// Why the store did not carry out an operation.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The copy here does not match its name; others may.
+    /// The copy here does not match its name; copies elsewhere may.
     #[error("the copy of block {hash} is damaged")]
     Corrupt {
         /// The block.
@@ -36,7 +36,7 @@ impl Error {
         Self::Io { path: path.to_owned(), source }
     }
 
-    /// Whether more room would help.
+    /// Reports whether more room would help.
     #[must_use]
     pub fn is_no_space(&self) -> bool {
         match self {

@@ -7,7 +7,7 @@
 //! | records | per record: kind (1 put, 2 tombstone), offset (u64), name (32), length (u32) |
 //! | checksum | BLAKE3 of everything before, 32 bytes |
 //!
-//! A hint that does not fit is ignored, and the segment read instead.
+//! A hint that does not match is ignored, and the segment is read instead.
 
 use super::record::{Header, Kind};
 use super::segment::Found;
@@ -15,10 +15,10 @@ use super::segment_name::SegmentId;
 use wire::ids::BlockHash;
 
 const MAGIC: &[u8; 8] = b"SHINT002";
-const ENTRY: usize = 1 + 8 + 32 + 4;
+const ENTRY_BYTES: usize = 1 + 8 + 32 + 4;
 
 pub(super) fn encode(id: SegmentId, records: &[Found]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(16 + records.len() * ENTRY + 32);
+    let mut bytes = Vec::with_capacity(16 + records.len() * ENTRY_BYTES + 32);
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&id.0.to_le_bytes());
     for Found { offset, header } in records {
@@ -38,7 +38,7 @@ pub(super) fn decode(id: SegmentId, bytes: &[u8]) -> Option<Vec<Found>> {
         return None;
     }
     let rest = body.strip_prefix(MAGIC)?.strip_prefix(&id.0.to_le_bytes())?;
-    let entries = rest.chunks_exact(ENTRY);
+    let entries = rest.chunks_exact(ENTRY_BYTES);
     if !entries.remainder().is_empty() {
         return None;
     }

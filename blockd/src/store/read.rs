@@ -1,8 +1,8 @@
 //! Reading blocks, verified: whole ones against their name, parts section by section (I9).
 //!
-//! A part costs its sections and the trailer, however long the block is. When either does not fit, the caller reads the
-//! record whole: the payload decides whether the block is damaged, because a trailer can be made anew and a block
-//! cannot. What is damaged is quarantined.
+//! A part costs its sections and the trailer, however long the block is. When either does not match, the caller reads
+//! the record whole: only the payload decides whether the block is damaged, because a trailer can be made anew and a
+//! block cannot. A damaged block is quarantined.
 
 use super::disk::SegmentFile;
 use super::{Error, Location, Shared, segment, segment_name};
@@ -13,13 +13,13 @@ use std::sync::Arc;
 use wire::ids::BlockHash;
 use wire::sections::{SECTION_BYTES, Sections, covering};
 
-/// What reading a part came to.
+/// Outcome of reading a part.
 pub(super) enum Part {
     /// The block is not here.
     Absent,
     /// These bytes of a block of this length, verified.
     Verified { block_len: u32, bytes: Bytes },
-    /// What was read does not fit: the record must be read whole.
+    /// The bytes do not match: the record must be read whole.
     Doubtful,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Record {
     pub block: Bytes,
     /// Computed from the payload.
     pub sections: Sections,
-    /// Whether the trailer says the same.
+    /// Whether the stored trailer matches.
     pub trailer_fits: bool,
 }
 
@@ -51,7 +51,7 @@ pub(super) fn record(shared: &Shared, hash: &BlockHash) -> Result<Option<Record>
         let (name, sections) = Sections::of(block);
         (name == *hash).then_some(sections)
     })?;
-    // Not read together with the payload: a sector that cannot be read is to cost no more than what lies in it.
+    // It is not read together with the payload: a sector that cannot be read must cost no more than its own content.
     let trailer = segment::read_behind_header(&*file, &shared.pool, location.offset, trailer_of(&location));
     let trailer_fits = trailer.is_ok_and(|trailer| trailer == sections.as_bytes());
     Ok(Some(Record { location, block, sections, trailer_fits }))
@@ -72,7 +72,7 @@ pub(super) fn part(shared: &Shared, hash: &BlockHash, offset: u32, len: u32) -> 
             return Ok(Part::Doubtful);
         }
     };
-    // I9: the trailer is what the block's name says, and the bytes are what the trailer says.
+    // I9: the trailer must match the block's name, and the bytes must match the trailer.
     match Sections::decode(&trailer, hash) {
         Some(sections) if sections.fit(cover.start, &content) => {
             let within = wanted.start - cover.start..wanted.end - cover.start;
@@ -110,7 +110,7 @@ fn locate(shared: &Shared, hash: &BlockHash) -> Option<(Location, Arc<dyn Segmen
     Some((location, file.clone()))
 }
 
-/// Reads the payload and verifies it by `verify`, which gives `None` for a damaged one.
+/// Reads the payload and verifies it by `verify`, which returns `None` for a damaged one.
 fn payload<T>(
     shared: &Shared,
     location: &Location,

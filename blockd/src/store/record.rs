@@ -15,7 +15,7 @@
 //! | | 32 per section | trailer, if the payload is longer than 64 KiB: the chaining values of its sections |
 //! | | 0 to 7 | zero, up to a multiple of 8 |
 //!
-//! What sections are tells `wire::sections`; the trailer follows the payload without a gap.
+//! `wire::sections` explains sections. The trailer follows the payload without a gap.
 //!
 //! Numbers are little endian. Records that are written together follow each other; each such group begins at a multiple
 //! of [`GROUP_ALIGN`], as O_DIRECT wants it, and is padded with zeros up to the next.
@@ -30,12 +30,12 @@ pub(super) const GROUP_ALIGN: usize = 4096;
 /// Records begin at multiples of this.
 pub(super) const RECORD_ALIGN: usize = 8;
 /// Bytes of a header.
-pub(super) const HEADER: usize = 64;
+pub(super) const HEADER_BYTES: usize = 64;
 
 const MAGIC: &[u8; 4] = b"SBLK";
 const VERSION: u8 = 2;
 
-/// What a record says.
+/// Kind of a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Kind {
     /// The block is here.
@@ -54,7 +54,7 @@ pub(super) struct Header {
 
 /// Bytes that a record with this payload takes.
 pub(super) fn stored_len(len: u32) -> u64 {
-    (HEADER as u64 + u64::from(len) + Sections::stored_len(len) as u64).next_multiple_of(RECORD_ALIGN as u64)
+    (HEADER_BYTES as u64 + u64::from(len) + Sections::stored_len(len) as u64).next_multiple_of(RECORD_ALIGN as u64)
 }
 
 impl Header {
@@ -62,8 +62,8 @@ impl Header {
         stored_len(self.len)
     }
 
-    pub(super) fn encode(&self, segment: SegmentId) -> [u8; HEADER] {
-        let mut bytes = [0; HEADER];
+    pub(super) fn encode(&self, segment: SegmentId) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
         bytes[..4].copy_from_slice(MAGIC);
         bytes[4] = VERSION;
         bytes[5] = match self.kind {
@@ -78,9 +78,9 @@ impl Header {
         bytes
     }
 
-    /// Reads a header; `None` when the bytes are none of this segment.
+    /// Reads a header; `None` when the bytes are not a header of this segment.
     pub(super) fn decode(bytes: &[u8], segment: SegmentId) -> Option<Self> {
-        let bytes: &[u8; HEADER] = bytes.first_chunk()?;
+        let bytes: &[u8; HEADER_BYTES] = bytes.first_chunk()?;
         let crc = u32::from_le_bytes([bytes[60], bytes[61], bytes[62], bytes[63]]);
         let fits = bytes[..4] == *MAGIC && bytes[4] == VERSION && bytes[8..16] == segment.0.to_le_bytes();
         if !fits || crc32fast::hash(&bytes[..60]) != crc {
@@ -105,7 +105,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_flipped_bit_of_a_header_is_noticed(len in 0..BLOCK_BYTES_MAX as u32, bit in 0..HEADER * 8) {
+        fn any_flipped_bit_of_a_header_is_noticed(len in 0..BLOCK_BYTES_MAX as u32, bit in 0..HEADER_BYTES * 8) {
             let header = Header { kind: Kind::Put, hash: BlockHash([9; 32]), len };
             let mut bytes = header.encode(SegmentId(3));
             prop_assert_eq!(Header::decode(&bytes, SegmentId(3)), Some(header));

@@ -1,8 +1,8 @@
 //! Rebuilding the index at start.
 //!
-//! Segments are gone through in the order of their numbers: a put adds a block, a tombstone takes it out. The last
-//! segment may end in a group that a crash cut short, which nobody was told of: it is cut off, and the segment closed.
-//! New records go to a new segment, so that nothing is ever written over what may be half there.
+//! Segments are read in the order of their numbers: a put adds a block, a tombstone takes it out. The last segment may
+//! end in a group that a crash cut short, and that was never acknowledged: it is cut off, and the segment closed. New
+//! records go to a new segment, so that nothing is ever written over a torn group.
 
 use super::buffer::Pool;
 use super::disk::Disk;
@@ -76,7 +76,7 @@ fn recover_segment(
 }
 
 /// Takes records off the end whose payloads did not arrive whole. Only the last group can be like that: an earlier one
-/// was synced before it was written. A trailer that did not arrive is no reason: it is made anew when it is missed.
+/// was synced before it was written. A missing trailer is no reason to do so: it is made anew when a read needs it.
 fn drop_torn(file: &dyn super::disk::SegmentFile, pool: &Arc<Pool>, scan: &mut segment::Scan) {
     while let Some(last) = scan.records.last() {
         let whole = last.header.kind == Kind::Tombstone

@@ -2,7 +2,7 @@
 
 use super::buffer::{self, Pool};
 use super::disk::SegmentFile;
-use super::record::{GROUP_ALIGN, HEADER, Header};
+use super::record::{GROUP_ALIGN, HEADER_BYTES, Header};
 use super::segment_name::SegmentId;
 use crate::sys::Aligned;
 use bytes::Bytes;
@@ -19,14 +19,14 @@ pub(super) fn read_payload(file: &dyn SegmentFile, pool: &Arc<Pool>, offset: u64
     read_behind_header(file, pool, offset, 0..len as usize)
 }
 
-/// Reads a part of what stands behind a record's header: the payload, then the trailer.
+/// Reads a part of what follows a record's header: the payload, then the trailer.
 pub(super) fn read_behind_header(
     file: &dyn SegmentFile,
     pool: &Arc<Pool>,
     offset: u64,
     range: Range<usize>,
 ) -> io::Result<Bytes> {
-    let start = offset + (HEADER + range.start) as u64;
+    let start = offset + (HEADER_BYTES + range.start) as u64;
     let aligned = start - start % GROUP_ALIGN as u64;
     let skip = (start - aligned) as usize;
     let wanted = skip + range.len();
@@ -51,18 +51,18 @@ pub(super) struct Scan {
     pub records: Vec<Found>,
     /// Behind the last record, at the start of a group.
     pub end: u64,
-    /// Places where something other than a record stood between records.
+    /// Number of places between records with something else than a record.
     pub damaged: usize,
 }
 
-/// Finds all records by their headers. Payloads are verified when they are read, but for the last group's, which a
-/// crash may have cut short.
+/// Finds all records by their headers. Payloads are verified when they are read, except for those of the last group,
+/// which a crash may have cut short.
 pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> io::Result<Scan> {
     let len = file.size()?;
     let mut window = Window { file, buffer: buffer::take(pool, SCAN_BYTES), start: 0, filled: 0 };
     let mut scan = Scan::default();
     let (mut at, mut skipped) = (0, false);
-    while at + HEADER as u64 <= len {
+    while at + HEADER_BYTES as u64 <= len {
         let header = Header::decode(window.at(at)?, id).filter(|header| at + header.stored_len() <= len);
         match header {
             Some(header) => {
@@ -72,7 +72,7 @@ pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> i
                 scan.end = at.next_multiple_of(GROUP_ALIGN as u64);
             }
             None => {
-                // The rest of a group is padding; a whole group that is none is damage, if records follow it.
+                // The rest of a group is padding. A whole group without a record is damage, if records follow it.
                 let next = (at + 1).next_multiple_of(GROUP_ALIGN as u64);
                 skipped |= at.is_multiple_of(GROUP_ALIGN as u64) || !window.is_zero(at, next.min(len))?;
                 at = next;
@@ -94,7 +94,7 @@ struct Window<'a> {
 impl Window<'_> {
     /// The bytes from `at` on, at least a header's unless the file ends.
     fn at(&mut self, at: u64) -> io::Result<&[u8]> {
-        let within = at >= self.start && at + HEADER as u64 <= self.start + self.filled as u64;
+        let within = at >= self.start && at + HEADER_BYTES as u64 <= self.start + self.filled as u64;
         if !within {
             self.start = at - at % GROUP_ALIGN as u64;
             self.filled = self.file.read_at(&mut self.buffer[..SCAN_BYTES], self.start)?;

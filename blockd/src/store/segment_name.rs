@@ -23,7 +23,7 @@ pub(super) fn hint_path(dir: &Path, id: SegmentId) -> PathBuf {
     dir.join(format!("{id}.hint"))
 }
 
-/// The segment that a file name is of.
+/// The segment of a file name.
 pub(super) fn id_of(path: &Path) -> Option<SegmentId> {
     let name = path.file_name()?.to_str()?.strip_suffix(".segment")?;
     name.parse().ok().map(SegmentId)

@@ -65,7 +65,7 @@ proptest! {
 
     /// Guards I9.
     #[test]
-    fn whatever_was_acknowledged_before_the_power_went_is_so_afterwards(
+    fn acknowledged_puts_and_drops_survive_a_power_cut(
         steps in proptest::collection::vec(step(), 1..60),
         calls in 0_u64..150,
         luck: u64,
@@ -73,7 +73,7 @@ proptest! {
         let runtime = runtime();
         let disk = TestDisk::new();
         let mut store = open(&disk);
-        // Some(true): acknowledged as stored; Some(false): as dropped; None: nobody was told.
+        // Some(true): acknowledged as stored; Some(false): as dropped; None: not acknowledged.
         let mut known: BTreeMap<u16, Option<bool>> = BTreeMap::new();
         disk.cut_after(calls);
         for step in &steps {

@@ -1,12 +1,12 @@
 //! The one thread that writes.
 //!
-//! It takes everything that has queued, lays it out as one group in aligned memory, writes it past the page cache, syncs
-//! once, then points the index at the new records and answers. While a sync runs, the next group gathers.
+//! It takes all queued work, lays it out as one group in aligned memory, writes it past the page cache, syncs once,
+//! then points the index at the new records and answers. While a sync runs, the next group gathers.
 //!
 //! A segment's space is reserved when it is made, but a filesystem notes of each reserved block whether it was ever
-//! written, and a sync after the first write to it waits for that note (a commit of ext4's journal). So a small group that
-//! goes beyond what was written takes zeros behind it along, which the next small groups overwrite at the price of the
-//! data alone. The tail of a segment reads as zeros in either case.
+//! written, and a sync after the first write to it waits for that note (a commit of ext4's journal). So a small group
+//! that goes beyond the written part also writes zeros behind itself. The next small groups overwrite these, and their
+//! syncs write only the data. The tail of a segment reads as zeros in either case.
 
 use super::record::{self, GROUP_ALIGN, Header, Kind, RECORD_ALIGN};
 use super::segment::Found;
@@ -24,34 +24,35 @@ use tokio::sync::{mpsc, oneshot};
 use wire::ids::BlockHash;
 use wire::sections::Sections;
 
-/// Bytes of one group. Larger ones would make the first of them wait for the last.
+/// Largest group in bytes. In a larger one the first record would wait for the last.
 const GROUP_BYTES: usize = 16 << 20;
 
-/// Work that waits: a few groups of large blocks. With more, who sends it waits, and with them the peer that they serve.
+/// Longest queue of work: a few groups of large blocks. With more, senders wait, and with them the peers that they
+/// serve.
 const QUEUE_MAX: usize = 32;
-/// Groups up to this size are small: what their sync costs beside the data is worth avoiding.
+/// Groups up to this size are small: the extra cost of their sync is worth avoiding.
 const SMALL_BYTES: usize = 256 << 10;
-/// Zeros that a small group takes along. Writing them costs about as much as one commit of the journal, so many groups
-/// should share them; what a later large group overwrites was written in vain.
+/// Zeros that a small group writes behind itself. Writing them costs about as much as one commit of the journal, so
+/// many groups should share them. Zeros that a later large group overwrites were written in vain.
 const PREWRITE_BYTES: usize = 1 << 20;
-/// Where less than a whole segment is free, a segment of what there is is made, down to this size.
+/// Smallest segment. One that is smaller than usual is made where less space is free.
 const SEGMENT_BYTES_MIN: u64 = 16 << 20;
 
 type Reply = oneshot::Sender<Result<(), Error>>;
 
-/// Something to be written.
+/// Work for the writer.
 pub(super) enum Work {
     /// Store a block.
     Put { hash: BlockHash, block: Bytes, sections: Sections, reply: Reply },
     /// Drop a block.
     Drop { hash: BlockHash, reply: Reply },
-    /// Write a live record of an old segment again, if it still is one.
+    /// Write a live record of an old segment again, if it is still live.
     Move { hash: BlockHash, from: Location, block: Bytes, sections: Sections, reply: Reply },
     /// Write a tombstone of an old segment again, if the block is still gone.
     MoveTombstone { hash: BlockHash, reply: Reply },
 }
 
-/// Takes work to the thread.
+/// Sends work to the thread.
 pub(super) struct Writer {
     queue: Mutex<Option<mpsc::Sender<Work>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -68,7 +69,7 @@ impl Writer {
         Ok(Self { queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
     }
 
-    /// Hands work to the thread, once there is room. Cancel-safe: it is handed over whole or not at all.
+    /// Passes work to the thread, once there is room. Cancel-safe: it is passed whole or not at all.
     pub(super) async fn send(&self, work: Work) -> Result<(), Error> {
         let queue = self.queue.lock().clone().ok_or(Error::Failed)?;
         queue.send(work).await.map_err(|_| Error::Failed)
@@ -95,19 +96,19 @@ impl Drop for Writer {
 struct Open {
     id: SegmentId,
     file: Arc<dyn super::disk::SegmentFile>,
-    /// Where the next group goes.
+    /// Where the next group is written.
     at: u64,
-    /// End of what was written, be it records or zeros for those to come.
+    /// End of the written part: of records, or of zeros for later ones.
     written: u64,
-    /// End of what is reserved.
+    /// End of the reserved part.
     reserved: u64,
-    /// It was made from what is kept free for compaction: new blocks have no place in it.
+    /// It was made from the reserve for compaction, so new blocks must not go into it.
     spare: bool,
     records: Vec<Found>,
 }
 
 impl Open {
-    /// Bytes to write for a group of this length: it, and zeros for the next ones.
+    /// Bytes to write for a group of this length: the group, and zeros for the next ones.
     fn write_len(&self, group: usize) -> usize {
         if group > SMALL_BYTES || self.at + group as u64 <= self.written {
             return group;
@@ -163,7 +164,7 @@ impl State {
                 group
             }
             Err(error) if error.is_no_space() => {
-                // What takes space back goes on with what is kept free for it.
+                // Work that takes space back may use the reserve.
                 let (puts, rest): (Vec<_>, Vec<_>) = group.into_iter().partition(is_put);
                 if !self.note_full(true) {
                     tracing::warn!(%error, "no new block can be stored until some are dropped");
@@ -198,7 +199,7 @@ impl State {
         }
     }
 
-    /// A failed write or sync is final, see the head of `store`. Said once.
+    /// Ends all writing after a failed write or sync, see the head of `store`. Logs the error once.
     fn fail(&self, error: &dyn Display) {
         if !self.shared.failed.swap(true, Ordering::AcqRel) {
             tracing::error!(
@@ -209,9 +210,9 @@ impl State {
         }
     }
 
-    /// Whether new blocks are refused for want of space. Returns whether they were before.
+    /// Notes whether new blocks are refused for want of space. Returns whether they were before.
     fn note_full(&self, full: bool) -> bool {
-        // Relaxed: who asks a moment too early asks again.
+        // Relaxed, because a caller that asks a moment too early asks again.
         self.shared.full.swap(full, Ordering::Relaxed)
     }
 
@@ -237,7 +238,7 @@ impl State {
             Some(_) => Ok(()),
             None => {
                 let free = free()?;
-                // The last segments are smaller, so that all of the disk is of use.
+                // The last segments are smaller, so that the whole disk is used.
                 let least = needed.max(SEGMENT_BYTES_MIN.min(self.shared.options.segment_bytes));
                 let room = free.saturating_sub(reserve);
                 if room < least {
@@ -261,7 +262,7 @@ impl State {
         Ok(())
     }
 
-    /// Lays the records out in memory, one behind the other. Work that has become pointless is answered at once.
+    /// Lays the records out in memory, one behind the other. Work that is no longer needed is answered at once.
     fn lay_out(&mut self, group: Vec<Work>) -> Vec<Laid> {
         let open = self.open.as_ref().expect("make_room opened one");
         let (id, start) = (open.id, open.at);
@@ -317,7 +318,7 @@ impl State {
         Ok(())
     }
 
-    /// Lets readers see what is now on stable storage, then answers (I9).
+    /// Lets readers see the records that are now on stable storage, then answers (I9).
     fn publish(&mut self, laid: Vec<Laid>) {
         let open = self.open.as_mut().expect("make_room opened one");
         let mut replies = Vec::with_capacity(laid.len());
@@ -345,7 +346,7 @@ impl State {
         }
     }
 
-    /// Closes the open segment: cut to its length, with a hint beside it.
+    /// Closes the open segment: cuts it to its length, and writes its hint.
     fn seal(&mut self) -> Result<(), Error> {
         let Some(open) = self.open.take() else { return Ok(()) };
         let dir = &self.shared.dir;
@@ -362,7 +363,7 @@ impl State {
     }
 }
 
-/// Whether it brings a block that was not here.
+/// Reports whether it brings a new block.
 fn is_put(work: &Work) -> bool {
     matches!(work, Work::Put { .. })
 }

@@ -10,7 +10,7 @@ use wire::layout::Layout;
 use wire::message::block::{BlockReply, BlockRequest, ChordRequest};
 use wire::tls::{ClusterCa, Role, Subject};
 
-/// A layout that nobody is ahead of.
+/// A layout at least as new as any other.
 const NEWEST: LayoutEpoch = LayoutEpoch(u64::MAX);
 
 /// Guards I9.
@@ -138,13 +138,13 @@ async fn a_drop_spares_what_was_renewed_within_the_grace_period() {
     let drop = |grace_ms| BlockRequest::Drop { hashes: vec![hash], epoch: NEWEST, grace_ms };
     let dropped = cluster.ask_as_metad(0, &drop(60_000)).await;
     assert!(matches!(&dropped, BlockReply::Dropped(hashes) if hashes.is_empty()), "{dropped:?}");
-    // After a restart the start counts as renewal.
+    // After a restart, a block's age counts from the start.
     cluster.stop(0).await;
     cluster.start_again(0).await;
     let dropped = cluster.ask_as_metad(0, &drop(60_000)).await;
     assert!(matches!(&dropped, BlockReply::Dropped(hashes) if hashes.is_empty()), "{dropped:?}");
     assert_eq!(cluster.get(0, hash).await.unwrap(), block);
-    // One of a metad whose cluster was recovered elsewhere knows less than this daemon.
+    // A metad whose cluster was recovered elsewhere knows less than this daemon.
     let late = BlockRequest::Drop { hashes: vec![hash], epoch: LayoutEpoch(0), grace_ms: 0 };
     let dropped = cluster.ask_as_metad(0, &late).await;
     assert!(matches!(&dropped, BlockReply::Dropped(hashes) if hashes.is_empty()), "{dropped:?}");
@@ -170,7 +170,7 @@ async fn a_sender_with_an_old_layout_gets_the_new_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn lists_and_probes_tell_what_is_here() {
+async fn lists_and_probes_report_the_blocks_that_are_here() {
     let cluster = Cluster::start(1).await;
     let mut hashes = Vec::new();
     for len in 1..=5 {
@@ -189,7 +189,7 @@ async fn lists_and_probes_tell_what_is_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_does_not_start_with_what_is_not_its_own() {
+async fn a_daemon_does_not_start_with_the_files_of_another() {
     let ca = ClusterCa::create("t").unwrap();
     let dir = tempfile::tempdir().unwrap();
     let start = async |name: &str, role, listen: &str| {

@@ -58,7 +58,7 @@ impl Cluster {
         Node::start_with(config, identity(&self.ca, Role::Blockd, &name), source).await.unwrap()
     }
 
-    /// Makes a layout of the daemons that run; those that do not keep their place.
+    /// Makes a layout of the daemons that run; members that do not run stay in their places.
     pub fn publish(&self) {
         self.layout.send_modify(|layout| {
             layout.epoch = layout.epoch.next();
@@ -82,7 +82,7 @@ impl Cluster {
         self.layout.send_modify(|layout| *layout = step(layout));
     }
 
-    /// One daemon more, as a member of the next layout.
+    /// Adds a daemon, as a member of the next layout.
     pub async fn grow(&mut self) {
         self.dirs.push(tempfile::tempdir().unwrap());
         let node = self.boot(self.nodes.len()).await;
@@ -149,7 +149,7 @@ impl Cluster {
         self.put_to_some(block, 3).await
     }
 
-    /// Puts through the chain of the block's owners, and waits for so many of them.
+    /// Puts through the chain of the block's owners, and waits for this many of them.
     pub async fn put_to_some(
         &self,
         block: &Bytes,
@@ -182,7 +182,7 @@ impl Cluster {
         }
     }
 
-    /// Whether every running daemon's neighbours are those of the ideal ring.
+    /// Reports whether every running daemon's neighbours are those of the ideal ring.
     pub fn ring_is_ideal(&self) -> bool {
         let layout = self.layout();
         let mut ring: Vec<(Point, BlockdId)> =
@@ -205,7 +205,7 @@ pub fn random_block(len: usize) -> Bytes {
     block.into()
 }
 
-/// Flips one byte of a block on disk, wherever in `dir` it lies.
+/// Flips one byte of a block on disk, in any file below `dir`.
 pub fn flip_a_byte(dir: &Path, block: &[u8]) -> bool {
     let needle = &block[..32.min(block.len())];
     let mut is_flipped = false;

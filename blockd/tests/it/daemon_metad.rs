@@ -1,4 +1,4 @@
-//! What a daemon tells metad and learns from it, against metads of the test's own.
+//! The exchange of a daemon with metad, against metads of the test's own.
 
 use crate::daemon_cluster::{LIMIT, caller, identity, random_block, until};
 use blockd::{Config, Node};
@@ -15,7 +15,7 @@ use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest};
 use wire::quic::{Endpoint, Incoming, ServerHandle, Service};
 use wire::tls::{ClusterCa, PeerIdentity, Role};
 
-/// Leads, and makes a layout of the one daemon that it hears of; or knows who leads.
+/// A metad that leads, and makes a layout of the one daemon that it hears of, or that names the leader.
 #[derive(Default)]
 struct Metad {
     leader: Option<SocketAddr>,
@@ -101,7 +101,7 @@ async fn it_finds_the_leader_learns_layouts_and_drops_what_nothing_refers_to() {
     let silent = "127.0.0.1:1".parse().unwrap();
     let metads = vec![silent, follower_endpoint.local_addr()];
     let mut config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), dir.path(), metads);
-    // Heartbeats are so rare that only a sender with a newer layout can hasten one.
+    // Heartbeats are so rare that only a sender with a newer layout can cause one in time.
     (config.heartbeat_every, config.report_every) = (Duration::from_secs(3600), Duration::from_millis(100));
     config.grace = Duration::ZERO;
     let node = Node::start(config, identity(&ca, Role::Blockd, "b1")).await.unwrap();

@@ -13,7 +13,7 @@ use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::{Endpoint, Peer};
 use wire::tls::{ClusterCa, Role};
 
-/// Ends the process when the test ends, however it ends.
+/// Kills the process when the test ends, however it ends.
 struct Guard(Child);
 
 impl Drop for Guard {
@@ -35,7 +35,7 @@ impl Daemon {
         let ca = ClusterCa::create("t").unwrap();
         identity(&ca, Role::Blockd, "b1").save(&dir.path().join("b1.pem")).unwrap();
         identity(&ca, Role::Client, "c1").save(&dir.path().join("c1.pem")).unwrap();
-        // A port that was free a moment ago.
+        // This port was free a moment ago.
         let addr = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let daemon = Self { dir, addr, client: caller(&ca, Role::Client) };
         daemon.write_config("");
@@ -120,7 +120,7 @@ async fn sigterm_stops_it_cleanly() {
 }
 
 #[test]
-fn mistakes_are_told_in_one_line_without_starting() {
+fn mistakes_are_reported_in_one_line_without_starting() {
     let daemon = Daemon::new();
     assert_eq!(daemon.run(&["--check-config"]), (true, String::new()));
     let refused = |arguments: &[&str], words: &str| {

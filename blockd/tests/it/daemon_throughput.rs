@@ -12,7 +12,7 @@ const BLOCKS: usize = 128;
 const BLOCK_BYTES: usize = 4 << 20;
 const IN_FLIGHT: usize = 4;
 
-/// Touches memory that the machine has not used lately: the first touch would be measured else.
+/// Touches memory that the machine has not used lately. Otherwise the first touch would be measured.
 fn warm_memory() {
     let mut pages = vec![0_u8; 6 << 30];
     pages.chunks_mut(4096).for_each(|page| page[0] = 1);
@@ -65,7 +65,7 @@ async fn cost_of_parts_and_of_whole_blocks() {
             let started = Instant::now();
             let (reply, bytes) = cluster.ask(0, &request).await;
             assert!(matches!(reply, BlockReply::Content { .. }), "{reply:?}");
-            // What the client does with a whole block.
+            // The client does the same with a whole block.
             assert!(len < u32::MAX || BlockHash::of(&bytes) == *hash);
             took.push(started.elapsed());
         }

@@ -1,4 +1,4 @@
-//! Real daemons on loopback after their layout has changed: what is owed is copied, what belongs elsewhere is given back.
+//! Real daemons on loopback after their layout has changed: owed blocks are copied, misplaced ones are given back.
 
 use crate::daemon_cluster::{Cluster, LIMIT, random_block, until};
 use bytes::Bytes;
@@ -12,7 +12,7 @@ async fn put_many(cluster: &Cluster, count: usize) -> Vec<Bytes> {
     put_and_count(cluster, count).await.0
 }
 
-/// The blocks, and the copies that puts left out because a daemon was slow.
+/// Puts blocks; returns them, and the number of copies that the puts left out because a daemon was slow.
 async fn put_and_count(cluster: &Cluster, count: usize) -> (Vec<Bytes>, usize) {
     let mut left_out = 0;
     let mut blocks = Vec::new();
@@ -27,7 +27,7 @@ async fn put_and_count(cluster: &Cluster, count: usize) -> (Vec<Bytes>, usize) {
 }
 
 impl Cluster {
-    /// Waits until every owner that runs has all that it owes.
+    /// Waits until every running owner has all that it owes.
     async fn until_done(&self) {
         let layout = self.layout();
         until("all that is owed is here", async || {
@@ -50,7 +50,7 @@ impl Cluster {
         }
     }
 
-    /// All is copied, then given back, and at each step every owner has every block.
+    /// Waits until all blocks are copied, then given back; at each step every owner has every block.
     async fn settles_with(&self, blocks: &[Bytes]) {
         self.until_done().await;
         self.assert_on_owners(blocks).await;
@@ -69,7 +69,7 @@ impl Cluster {
 
 /// Guards I11.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_dead_daemon_held_is_copied_to_those_that_own_it_now() {
+async fn blocks_of_a_dead_daemon_are_copied_to_their_new_owners() {
     let mut cluster = Cluster::start(5).await;
     let blocks = put_many(&cluster, 60).await;
     let dead = cluster.node(4).id();
@@ -132,13 +132,13 @@ async fn nothing_is_acknowledged_for_owners_of_the_past() {
     assert!(matches!(asked(placement).await, BlockReply::Stored { .. }), "the owners are the same since");
 }
 
-/// What a newcomer takes over is all that moves.
+/// Only the newcomer's blocks move.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_join_copies_what_the_newcomer_owns_and_nothing_else() {
     let mut cluster = Cluster::start(4).await;
     let (blocks, left_out) = put_and_count(&cluster, 100).await;
     let before = cluster.layout();
-    // A pass may have met a block on its way down the chain, and fetched what was about to come.
+    // A pass may have met a block on its way down the chain, and fetched a copy that was about to come.
     let copied =
         |cluster: &Cluster| cluster.nodes.iter().flatten().map(|node| node.metrics().healed.get()).sum::<u64>();
     let copied_before = copied(&cluster);
@@ -163,7 +163,8 @@ async fn a_join_copies_what_the_newcomer_owns_and_nothing_else() {
     cluster.assert_on_owners(&blocks).await;
 }
 
-/// What is put to the first daemon with the others after it in this order: how many have it, and after what time.
+/// Puts a block to the first daemon, with the others behind it in this order. Returns how many have it, and after what
+/// time.
 async fn put_and_time(cluster: &Cluster, order: [usize; 3]) -> (usize, Duration) {
     let (layout, block) = (cluster.layout(), random_block(300_000));
     let ids = order.map(|index| cluster.node(index).id());
@@ -179,7 +180,7 @@ async fn put_and_time(cluster: &Cluster, order: [usize; 3]) -> (usize, Duration)
 
 /// Guards I9.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_that_never_answers_keeps_a_put_waiting_for_a_moment_and_the_next_ones_not_at_all() {
+async fn a_daemon_that_never_answers_delays_one_put_briefly_and_later_ones_not_at_all() {
     let cluster = Cluster::start(3).await;
     let (mute, mute_id) = (UdpSocket::bind("127.0.0.1:0").unwrap(), cluster.node(2).id());
     cluster.change(|layout| {

@@ -1,4 +1,4 @@
-//! Peers that lie to a block daemon: each harms only itself.
+//! Peers that send a block daemon false messages: each harms only itself.
 
 use super::daemon_cluster::{Cluster, LIMIT, caller, identity, random_block};
 use blockd::{Config, LayoutSource, Node};
@@ -11,14 +11,14 @@ use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::Endpoint;
 use wire::tls::{ClusterCa, Role};
 
-/// A put as an honest client sends it reaches all daemons.
+/// Asserts that a put as an honest client sends it reaches all daemons.
 async fn assert_stores_on_all(cluster: &Cluster, what: &str) {
     let (synced, failed, _) = cluster.put(&random_block(50_000)).await;
     assert_eq!((synced.len(), failed.len()), (3, 0), "{what}: {failed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deadlines_too_short_for_anybody_make_nobody_suspect() {
+async fn too_short_deadlines_make_no_daemon_suspect() {
     let cluster = Cluster::start(3).await;
     let liar = caller(&cluster.ca, Role::Client);
     for round in 0..20 {
@@ -38,7 +38,7 @@ async fn deadlines_too_short_for_anybody_make_nobody_suspect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_payload_that_never_comes_or_does_not_fit_its_name_makes_nobody_suspect() {
+async fn a_payload_that_never_comes_or_does_not_match_its_name_makes_no_daemon_suspect() {
     let cluster = Cluster::start(3).await;
     let liar = caller(&cluster.ca, Role::Client);
     let layout = cluster.layout();

@@ -1,17 +1,17 @@
-//! Blocks in memory. They are named by their content, so what is here is never stale.
+//! Blocks in memory. They are named by their content, so a cached block is never stale.
 
 use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
 use lru::LruCache;
 use wire::ids::BlockHash;
 
-/// Least recently used blocks go first.
+/// A cache from which the least recently used blocks go first.
 pub struct BlockCache {
-    inner: Ordered<Inner>,
+    cached: Ordered<CachedBlocks>,
     limit: usize,
 }
 
-struct Inner {
+struct CachedBlocks {
     blocks: LruCache<BlockHash, Bytes>,
     bytes: usize,
 }
@@ -20,25 +20,25 @@ impl BlockCache {
     /// Holds up to `limit` bytes.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { inner: Ordered::new(Rank::Leaf, Inner { blocks: LruCache::unbounded(), bytes: 0 }), limit }
+        Self { cached: Ordered::new(Rank::Leaf, CachedBlocks { blocks: LruCache::unbounded(), bytes: 0 }), limit }
     }
 
-    /// The block, if it is here.
+    /// Returns the block, if it is cached.
     #[must_use]
     pub fn get(&self, hash: &BlockHash) -> Option<Bytes> {
-        self.inner.lock().blocks.get(hash).cloned()
+        self.cached.lock().blocks.get(hash).cloned()
     }
 
-    /// Keeps a block.
+    /// Adds a block.
     pub fn insert(&self, hash: BlockHash, block: Bytes) {
-        let mut inner = self.inner.lock();
-        inner.bytes += block.len();
-        if let Some(before) = inner.blocks.put(hash, block) {
-            inner.bytes -= before.len();
+        let mut cached = self.cached.lock();
+        cached.bytes += block.len();
+        if let Some(before) = cached.blocks.put(hash, block) {
+            cached.bytes -= before.len();
         }
-        while inner.bytes > self.limit {
-            let Some((_, gone)) = inner.blocks.pop_lru() else { break };
-            inner.bytes -= gone.len();
+        while cached.bytes > self.limit {
+            let Some((_, gone)) = cached.blocks.pop_lru() else { break };
+            cached.bytes -= gone.len();
         }
     }
 }

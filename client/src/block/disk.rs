@@ -1,21 +1,22 @@
-//! Blocks on the local disk: a cache that outlives the mount. Blocks are named by their content, so what is here is never
-//! stale; and each is checked against its name when it is read, so it is never wrong (I9), whatever became of the disk.
+//! Blocks on the local disk: a cache that outlives the mount. Blocks are named by their content, so a cached block is
+//! never stale; and each is checked against its name when it is read, so it is never wrong (I9), whatever happened to
+//! the disk.
 //!
-//! - `file` is one block as a file; `index` knows which are here and which go first; `keeper` is the one thread that
-//!   writes, evicts and removes.
-//! - Reading happens on threads of its own kind, a few at a time, and races with the network when it takes long: a disk
-//!   that hangs costs a reader no more than a moment.
+//! - `file` is one block as a file; `index` knows which blocks are on disk and which go first; `keeper` is the one
+//!   thread that writes, evicts and removes.
+//! - Reads have threads of their own, a few at a time, and race with the network when they take long: a disk that hangs
+//!   delays a reader by no more than a moment.
 //! - Nothing is synced. After a power loss some files are empty or torn, and are dropped when they are read.
-//! - Nobody waits for the keeper. When its queue is full, a block is not kept.
+//! - Nobody waits for the keeper. When its queue is full, a block is not cached.
 //! - The first error switches the cache off, with one warning; a full disk makes it smaller.
 //!
-//! Until the keeper has listed what an earlier mount left, readers look for files themselves.
+//! Until the keeper has listed what an earlier mount left, readers look for the files themselves.
 
 mod file;
 mod index;
 mod keeper;
 
-use crate::local::LocalDir;
+use crate::local_dir::LocalDir;
 use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
 use file::Found;
@@ -35,26 +36,27 @@ use wire::sections::Sections;
 
 /// Folder of the blocks within the mount's directory.
 const BLOCKS: &str = "blocks";
-/// Files read at once: so many threads a disk that hangs can hold.
+/// Files read at once. A disk that hangs can hold this many threads.
 const READERS: usize = 16;
 /// After this time the network is asked as well. A spinning disk under load answers faster.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// For so long after a slow answer the network is asked at once.
-const SLOW: Duration = Duration::from_secs(5);
-/// Bytes that wait to be written; more are not kept. Eight large blocks, as many as are read ahead.
+/// For this long after a slow answer, the network is asked at once.
+const SLOW_FOR: Duration = Duration::from_secs(5);
+/// Bytes of blocks that wait to be written; beyond it, more are not cached. Eight large blocks, as many as are read
+/// ahead.
 const QUEUE_BYTES: usize = 32 << 20;
-/// Jobs that wait, the small blocks among them.
+/// Jobs that wait in the queue, small blocks included.
 const QUEUE_COUNT: usize = 2048;
-/// That a block was used is noted on disk when the last note is older: order after a remount need not be exact.
+/// A block's use is noted on disk if the last note is older than this: the order after a remount need not be exact.
 const TOUCH_EVERY: Duration = Duration::from_secs(600);
-/// What is queued when the mount ends is written within this time, or not at all.
+/// What is queued when the mount ends is written within this time or dropped.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// The cache. Dropping it ends its thread; see [`DiskCache::close`].
 pub struct DiskCache {
     shared: Arc<Shared>,
     jobs: Ordered<Option<SyncSender<Job>>>,
-    /// Answered when the keeper has ended.
+    /// Receives the end of the keeper.
     ended: Ordered<Option<oneshot::Receiver<()>>>,
     slow_until: Ordered<Instant>,
 }
@@ -62,10 +64,10 @@ pub struct DiskCache {
 /// What readers and the keeper share.
 struct Shared {
     dir: PathBuf,
-    /// Nobody else uses the directory as long as one of us may.
+    /// The lock on the directory, so that nobody else uses it while one of us may.
     _local: Arc<LocalDir>,
     index: Ordered<Index>,
-    /// The index knows all that is here.
+    /// Set once the index knows all blocks on disk.
     is_listed: AtomicBool,
     is_off: AtomicBool,
     /// Bytes of blocks in the keeper's queue.
@@ -74,11 +76,11 @@ struct Shared {
 }
 
 impl DiskCache {
-    /// Keeps up to `limit` bytes of disk in this directory, with what an earlier mount left there. Does not touch the disk
+    /// Caches up to `limit` bytes in this directory, with what an earlier mount left there. Does not touch the disk
     /// itself.
     ///
     /// # Errors
-    /// When no thread can be started.
+    /// Fails when no thread can be started.
     pub fn start(local: Arc<LocalDir>, limit: u64) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             dir: local.path().join(BLOCKS),
@@ -94,9 +96,9 @@ impl DiskCache {
         Ok(Self { shared, jobs, ended, slow_until: Ordered::new(Rank::Leaf, Instant::now()) })
     }
 
-    /// Begins to read a block, or a part of it; `None` when it is not here. What is read is verified: a whole block by its
-    /// name, a part by the sections that hold it. The future ends with `None` when nothing good was found, and may end
-    /// late, or never: see [`DiskCache::patience`]. Cancel-safe.
+    /// Begins to read a block, or a part of it; `None` when it is not cached. What is read is verified: a whole block
+    /// by its name, a part by the sections that hold it. The future ends with `None` when nothing good was found, and
+    /// may end late, or never: see [`DiskCache::patience`]. Cancel-safe.
     #[must_use]
     pub fn read(
         &self,
@@ -117,18 +119,18 @@ impl DiskCache {
         })
     }
 
-    /// How long to wait for the disk alone.
+    /// Returns how long to wait for the disk alone.
     #[must_use]
     pub fn patience(&self) -> Duration {
         if Instant::now() < *self.slow_until.lock() { Duration::ZERO } else { PATIENCE }
     }
 
-    /// A reader's patience has ended.
+    /// Notes that a reader's patience has ended.
     pub fn was_slow(&self) {
-        *self.slow_until.lock() = Instant::now() + SLOW;
+        *self.slow_until.lock() = Instant::now() + SLOW_FOR;
     }
 
-    /// Keeps a verified block, unless it is here already or the keeper has more to do than it can.
+    /// Queues a verified block to be written, unless it is cached already or the queue is full.
     pub fn insert(&self, hash: BlockHash, block: Bytes, sections: Sections) {
         let Some(jobs) = self.jobs.lock().clone() else { return };
         if self.shared.is_off() || self.shared.index.lock().contains(&hash) {
@@ -142,7 +144,7 @@ impl DiskCache {
         }
     }
 
-    /// Ends the keeper, after what is queued if that takes no longer than a moment.
+    /// Ends the keeper. It still writes what is queued if that takes no longer than a moment.
     pub async fn close(&self) {
         drop(self.jobs.lock().take());
         let Some(ended) = self.ended.lock().take() else { return };
@@ -161,7 +163,7 @@ impl Shared {
         !self.is_off() && (!self.is_listed.load(Ordering::Acquire) || self.index.lock().contains(hash))
     }
 
-    /// Reads and verifies. Blocks.
+    /// Reads and verifies a block. Blocks the thread.
     fn read_now(&self, hash: &BlockHash, part: Option<Range<usize>>, jobs: &SyncSender<Job>) -> Option<Bytes> {
         let path = file::path(&self.dir, hash);
         // I9: nothing leaves here unverified.
@@ -169,7 +171,7 @@ impl Shared {
             Some(part) => file::read_part(&path, hash, part),
             None => file::read(&path, hash),
         };
-        // A full queue loses a note of use, or leaves a damaged file to be found again.
+        // A full queue loses a note of use, or leaves a damaged file to be found another time.
         match found {
             Ok(Found::Good(bytes)) => {
                 if self.index.lock().touch(hash, now_s(), TOUCH_EVERY) {
@@ -178,7 +180,7 @@ impl Shared {
                 return Some(bytes);
             }
             Ok(Found::Absent) => {
-                // Removed by somebody else, unless nobody knows yet what is here.
+                // Somebody else removed the file, unless the files are not listed yet.
                 if self.is_listed.load(Ordering::Acquire) {
                     self.index.lock().remove(hash);
                     let _ = jobs.try_send(Job::Drop(*hash));
@@ -202,7 +204,7 @@ impl Shared {
     }
 }
 
-/// Seconds since 1970, as files' times have them.
+/// Returns the seconds since 1970, the unit of files' times.
 fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

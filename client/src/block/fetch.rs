@@ -1,4 +1,4 @@
-//! Reading blocks: from whoever has a good copy (I9), each block once however many ask for it.
+//! Reading blocks from any daemon that has a good copy (I9). Concurrent readers of a block share one fetch.
 
 use super::cache::BlockCache;
 use super::disk::DiskCache;
@@ -26,15 +26,15 @@ use wire::retry::Backoff;
 use wire::sections::Sections;
 use wire::trace;
 
-/// One daemon gets this long to answer.
-const ATTEMPT: Duration = Duration::from_secs(10);
+/// How long one daemon has to answer.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
 /// After this time without an answer, the next replica is asked as well.
-const HEDGE: Duration = Duration::from_millis(400);
-/// Blocks up to this size are hashed where they arrive; larger ones on a thread for that.
+const HEDGE_AFTER: Duration = Duration::from_millis(400);
+/// Blocks up to this size are hashed on the thread that receives them; larger ones on a thread of their own.
 const HASH_INLINE: usize = 64 << 10;
-/// Between warnings while nobody has the block.
+/// Time between warnings while no daemon has the block.
 const WARN_EVERY: Duration = Duration::from_secs(10);
-/// A block that every daemon answers not to have is lost; a reader hears of it after this time.
+/// A block is lost when every daemon answers that it does not have it. A reader gets the error after this time.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 
 /// A request costs as much as this many bytes of content. Measured on loopback, 4 KiB of a block took 0.40 ms, 256 KiB
@@ -42,7 +42,7 @@ const LOST_AFTER: Duration = Duration::from_secs(10);
 const REQUEST_BYTES: u32 = 128 << 10;
 /// Smaller blocks are always fetched whole: a part costs as much.
 const PARTED_BYTES_MIN: u32 = 256 << 10;
-/// Blocks whose parts are counted.
+/// The number of blocks whose parts are counted.
 const PARTED_COUNT: usize = 4096;
 
 type Fetching = Shared<BoxFuture<'static, Result<Bytes, FsError>>>;
@@ -50,10 +50,10 @@ type Fetching = Shared<BoxFuture<'static, Result<Bytes, FsError>>>;
 /// Reads blocks.
 #[derive(Clone)]
 pub struct Fetcher {
-    shared: Arc<Inner>,
+    shared: Arc<FetchState>,
 }
 
-struct Inner {
+struct FetchState {
     blockds: Arc<dyn Blockd>,
     layouts: Arc<Layouts>,
     cache: BlockCache,
@@ -73,21 +73,22 @@ impl Parts {
         Self(LruCache::new(NonZeroUsize::new(PARTED_COUNT).expect("not zero")))
     }
 
-    /// Whether to fetch this part rather than the whole block. Nobody knows how many parts will be wanted; who takes the
-    /// whole when the parts have cost as much (31 of 4 KiB for a block of 4 MiB) never pays much more than twice the least.
+    /// Returns whether to fetch this part rather than the whole block. Nobody knows how many parts will be wanted. A
+    /// reader that switches to the whole block when its parts have cost as much (31 parts of 4 KiB for a block of 4
+    /// MiB) never pays much more than twice the least possible.
     fn take(&mut self, hash: BlockHash, block_len: u32, len: u32) -> bool {
         let spent = self.0.get_or_insert_mut(hash, || 0);
         *spent = spent.saturating_add(REQUEST_BYTES.saturating_add(len));
         let worth_it = *spent <= block_len;
         if !worth_it {
-            // When the block has been pushed out of the cache again, its parts are counted anew.
+            // If the block is evicted from the cache later, its parts are counted anew.
             self.0.pop(&hash);
         }
         worth_it
     }
 }
 
-/// Bytes of a block.
+/// A range of a block's bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Part {
     offset: u32,
@@ -97,7 +98,8 @@ struct Part {
 const WHOLE: Part = Part { offset: 0, len: u32::MAX };
 
 impl Part {
-    /// The sections of a whole block, or none of a part, if these are the bytes as far as that can be told.
+    /// Checks the bytes. Returns the sections of a whole block; a part can be checked only for its length, and has no
+    /// sections.
     async fn verify(self, hash: BlockHash, bytes: &Bytes) -> Option<Sections> {
         if self == WHOLE {
             return verify(hash, bytes).await;
@@ -105,21 +107,21 @@ impl Part {
         (bytes.len() == self.len as usize).then(Sections::default)
     }
 
-    /// As a range of the block's bytes; `None` for all of them.
+    /// Returns the range of the block's bytes; `None` for all of them.
     fn range(self) -> Option<Range<usize>> {
         (self != WHOLE).then(|| self.offset as usize..self.offset as usize + self.len as usize)
     }
 }
 
-/// How a round ended when nobody had the block.
-struct Nobody {
-    /// Every daemon answered, and none has it.
+/// How a round ended in which no daemon had the block.
+struct RoundFailed {
+    /// Whether every daemon answered that it does not have it.
     all_answered: bool,
     reason: String,
 }
 
 impl Fetcher {
-    /// Reads from these daemons, in tasks of `work` that end when `stop` is cancelled.
+    /// Creates a fetcher that reads from these daemons, in tasks of `work` that end when `stop` is cancelled.
     #[must_use]
     pub fn new(
         blockds: Arc<dyn Blockd>,
@@ -131,29 +133,29 @@ impl Fetcher {
         let cache = BlockCache::new(cache_bytes);
         let under_way = Ordered::new(Rank::Leaf, HashMap::new());
         let parts = Ordered::new(Rank::Leaf, Parts::new());
-        let inner = Inner { blockds, layouts, cache, disk, under_way, parts, soft_timeout: soft, work, stop };
-        Self { shared: Arc::new(inner) }
+        let state = FetchState { blockds, layouts, cache, disk, under_way, parts, soft_timeout: soft, work, stop };
+        Self { shared: Arc::new(state) }
     }
 
-    /// Ends the cache on disk. What is read from now on is not kept there.
+    /// Ends the cache on disk. Blocks that are read later are not written to it.
     pub async fn close(&self) {
         if let Some(disk) = &self.shared.disk {
             disk.close().await;
         }
     }
 
-    /// Keeps a block that was just written.
+    /// Caches a block that was just written.
     pub fn remember(&self, hash: BlockHash, block: Bytes) {
         self.shared.cache.insert(hash, block);
     }
 
-    /// The block from memory.
+    /// Returns the block from memory.
     #[must_use]
     pub fn cached(&self, hash: &BlockHash) -> Option<Bytes> {
         self.shared.cache.get(hash)
     }
 
-    /// The whole block, verified. Cancel-safe; others may wait for the same.
+    /// Returns the whole block, verified. Other callers may wait for the same fetch. Cancel-safe.
     ///
     /// # Errors
     /// `NotFound` when every daemon answers that it has no good copy, `Io` when a soft mount's patience ends.
@@ -164,8 +166,8 @@ impl Fetcher {
         self.start(hash).await
     }
 
-    /// Bytes `offset..offset + len` of a large block, or `None` when the whole block is the better thing to fetch. A part
-    /// cannot be checked against the hash here: the daemon has verified the sections that hold it before it sends any.
+    /// Returns bytes `offset..offset + len` of a large block, or `None` when it is better to fetch the whole block. A
+    /// part cannot be checked against the hash here: the daemon verifies the sections that hold it before it sends any.
     /// Cancel-safe.
     ///
     /// # Errors
@@ -199,18 +201,18 @@ impl Fetcher {
 
     fn start(&self, hash: BlockHash) -> Fetching {
         let mut under_way = self.shared.under_way.lock();
-        let inner = self.shared.clone();
+        let state = self.shared.clone();
         under_way
             .entry(hash)
             .or_insert_with(|| {
-                // A task of its own: it goes on although the first that asked goes away.
-                let (work, stop) = (inner.work.clone(), inner.stop.clone());
+                // This is a task of its own, because it must go on when the first caller goes away.
+                let (work, stop) = (state.work.clone(), state.stop.clone());
                 let task = work.spawn(trace::carried(stop.run_until_cancelled_owned(async move {
-                    let block = inner.fetch(hash, WHOLE).await;
+                    let block = state.fetch(hash, WHOLE).await;
                     if let Ok(block) = &block {
-                        inner.cache.insert(hash, block.clone());
+                        state.cache.insert(hash, block.clone());
                     }
-                    inner.under_way.lock().remove(&hash);
+                    state.under_way.lock().remove(&hash);
                     block
                 })));
                 async move { task.await.ok().flatten().unwrap_or(Err(FsError::Io)) }.boxed().shared()
@@ -219,15 +221,15 @@ impl Fetcher {
     }
 }
 
-impl Inner {
-    /// From the local disk, or from a daemon; from both when the disk is slow.
+impl FetchState {
+    /// Reads from the local disk or from a daemon; from both when the disk is slow.
     async fn fetch(&self, hash: BlockHash, part: Part) -> Result<Bytes, FsError> {
         let reading = self.disk.as_ref().and_then(|disk| Some((disk, disk.read(hash, part.range())?)));
         let Some((disk, reading)) = reading else { return self.fetch_far(hash, part).await };
         nearest(reading, disk.patience(), || disk.was_slow(), self.fetch_far(hash, part)).await
     }
 
-    /// From a daemon; a whole block is kept on the local disk.
+    /// Reads from a daemon. A whole block is also written to the local disk.
     async fn fetch_far(&self, hash: BlockHash, part: Part) -> Result<Bytes, FsError> {
         let (block, sections) = self.ask_around(hash, part).await?;
         if let Some(disk) = self.disk.as_ref().filter(|_| part == WHOLE) {
@@ -243,54 +245,55 @@ impl Inner {
         loop {
             let layout = self.layouts.newest();
             let places = self.layouts.places(&layout, &hash);
-            let nobody = match self.round(hash, part, &places).await {
+            let failed = match self.round(hash, part, &places).await {
                 Ok(found) => return Ok(found),
-                Err(nobody) => nobody,
+                Err(failed) => failed,
             };
-            let patience = if nobody.all_answered { Some(LOST_AFTER) } else { self.soft_timeout };
+            let patience = if failed.all_answered { Some(LOST_AFTER) } else { self.soft_timeout };
             if patience.is_some_and(|limit| started.elapsed() > limit) {
-                tracing::error!(%hash, reason = nobody.reason, "a block cannot be read");
-                return Err(if nobody.all_answered { FsError::NotFound } else { FsError::Io });
+                tracing::error!(%hash, reason = failed.reason, "a block cannot be read");
+                return Err(if failed.all_answered { FsError::NotFound } else { FsError::Io });
             }
             if warned.elapsed() > WARN_EVERY {
                 warned = Instant::now();
-                tracing::warn!(%hash, reason = nobody.reason, "waiting for a block");
+                tracing::warn!(%hash, reason = failed.reason, "waiting for a block");
             }
             tokio::time::sleep(backoff.delay()).await;
         }
     }
 
-    /// Asks one after the other; the next one at once after a refusal, and after a while without an answer.
-    async fn round(&self, hash: BlockHash, part: Part, places: &[Holder]) -> Result<(Bytes, Sections), Nobody> {
+    /// Asks one daemon after the other: the next one at once after a refusal, and after a while without an answer.
+    async fn round(&self, hash: BlockHash, part: Part, places: &[Holder]) -> Result<(Bytes, Sections), RoundFailed> {
         let mut waiting = places.iter();
         let mut asked = FuturesUnordered::new();
-        let mut nobody = Nobody { all_answered: !places.is_empty(), reason: "no block daemon is known".to_owned() };
+        let mut failed =
+            RoundFailed { all_answered: !places.is_empty(), reason: "no block daemon is known".to_owned() };
         loop {
             let holder = waiting.next();
             match holder {
                 Some(holder) => asked.push(self.ask(hash, part, *holder)),
-                None if asked.is_empty() => return Err(nobody),
+                None if asked.is_empty() => return Err(failed),
                 None => {}
             }
-            let hedge = if waiting.len() > 0 { HEDGE } else { ATTEMPT };
+            let hedge = if waiting.len() > 0 { HEDGE_AFTER } else { ATTEMPT_LIMIT };
             match tokio::time::timeout(hedge, asked.next()).await {
                 Ok(Some(Ok(found))) => return Ok(found),
                 Ok(Some(Err((answered, reason)))) => {
-                    nobody.all_answered &= answered;
-                    nobody.reason = reason;
+                    failed.all_answered &= answered;
+                    failed.reason = reason;
                 }
-                // The next block need not wait for the same daemon again, should another one have this one by then.
+                // If another daemon has answered by then, the next block need not wait for this daemon again.
                 Err(_) => holder.into_iter().for_each(|(id, _)| self.layouts.suspect(*id)),
                 Ok(None) => {}
             }
         }
     }
 
-    /// Asks one daemon; on failure, whether it answered at all.
+    /// Asks one daemon. On failure, returns whether it answered at all.
     async fn ask(&self, hash: BlockHash, part: Part, (id, addr): Holder) -> Result<(Bytes, Sections), (bool, String)> {
         let epoch = self.layouts.newest().epoch;
         let request = BlockRequest::Get { hash, epoch, offset: part.offset, len: part.len };
-        match self.blockds.ask(addr, &request, &[], ATTEMPT).await {
+        match self.blockds.ask(addr, &request, &[], ATTEMPT_LIMIT).await {
             Ok((BlockReply::Content { .. }, block)) => {
                 self.layouts.trust(id);
                 // I9: verified here too, whatever happened on the way.
@@ -314,7 +317,8 @@ impl Inner {
     }
 }
 
-/// What is near, or what is far when that has nothing. When `patience` ends, `slow` is told, and both are waited for.
+/// Returns the result of `near`, or that of `far` when `near` finds nothing. When `patience` ends, calls `slow` and
+/// waits for both.
 async fn nearest<T, E>(
     near: impl Future<Output = Option<T>>,
     patience: Duration,
@@ -333,7 +337,7 @@ async fn nearest<T, E>(
     }
 }
 
-/// The block's sections, if this is its name: they come with hashing it.
+/// Returns the block's sections if `hash` is its name: hashing yields both.
 async fn verify(hash: BlockHash, block: &Bytes) -> Option<Sections> {
     let (name, sections) = if block.len() <= HASH_INLINE {
         Sections::of(block)
@@ -350,7 +354,7 @@ mod tests {
 
     const BLOCK: u32 = 4 << 20;
 
-    /// Parts that are fetched before the whole block is.
+    /// Returns how many parts are fetched before the whole block is.
     fn parts_before_the_whole(parts: &mut Parts, block_len: u32, len: u32) -> usize {
         (0..).take_while(|_| parts.take(BlockHash([1; 32]), block_len, len)).count()
     }
@@ -380,11 +384,11 @@ mod tests {
         assert_eq!(nearest(ready(Some(1)), MOMENT, unexpected, pending::<Result<u8, ()>>()).await, Ok(1));
         assert_eq!(nearest(ready(None), MOMENT, unexpected, ready(NO_ERROR)).await, Ok(2));
         assert_eq!(nearest(ready(None::<u8>), MOMENT, unexpected, ready(Err(()))).await, Err(()));
-        let mut told = 0;
-        assert_eq!(nearest(pending(), MOMENT, || told += 1, ready(NO_ERROR)).await, Ok(2));
-        assert_eq!(nearest(pending(), Duration::ZERO, || told += 1, ready(NO_ERROR)).await, Ok(2));
-        assert_eq!(told, 2);
-        // The disk answers after all, with the block or without.
+        let mut slow_calls = 0;
+        assert_eq!(nearest(pending(), MOMENT, || slow_calls += 1, ready(NO_ERROR)).await, Ok(2));
+        assert_eq!(nearest(pending(), Duration::ZERO, || slow_calls += 1, ready(NO_ERROR)).await, Ok(2));
+        assert_eq!(slow_calls, 2);
+        // The disk answers in the end, with the block or without.
         for (answer, far) in [(Some(1), None), (None, Some(2))] {
             let (send, late) = tokio::sync::oneshot::channel();
             let (answered, wait) = tokio::sync::oneshot::channel::<()>();

@@ -1,4 +1,4 @@
-//! The layout as this client knows it, and which daemons it has trouble with.
+//! The layout that this client knows, and the daemons that it has trouble with.
 
 use crate::network::Blockd;
 use parking_lot::RwLock;
@@ -12,18 +12,18 @@ use wire::layout::{Layout, LayoutMember};
 use wire::message::block::BlockRequest;
 use wire::suspects::Suspects;
 
-/// A daemon that failed is asked last for this long at least, and then until it answers a question of no consequence: whoever
-/// asked it for content to find that out would wait.
+/// A daemon that failed is asked last for at least this long, and until it answers a probe: a real request for content
+/// must not have to wait to find out.
 const SUSPECT_FOR: Duration = Duration::from_secs(4);
-/// It answers such a question within this time.
+/// A daemon must answer a probe within this time.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);
-/// A daemon without room is asked for none for this long.
+/// A daemon without room is not asked to store anything for this long.
 const FULL_FOR: Duration = Duration::from_secs(5);
 
-/// The newest layout heard of.
+/// The newest layout that this client has heard of.
 pub struct Layouts {
     newest: RwLock<Arc<Layout>>,
-    /// When each failed last.
+    /// When each suspect failed last.
     suspects: RwLock<HashMap<BlockdId, Instant>>,
     full: Suspects<BlockdId>,
 }
@@ -39,13 +39,13 @@ impl Layouts {
         Self { newest, suspects: RwLock::default(), full: Suspects::new(FULL_FOR) }
     }
 
-    /// The newest one.
+    /// Returns the newest layout.
     #[must_use]
     pub fn newest(&self) -> Arc<Layout> {
         self.newest.read().clone()
     }
 
-    /// Takes over a newer one.
+    /// Takes over a layout if it is newer.
     pub fn learn(&self, layout: Layout) {
         let mut newest = self.newest.write();
         if layout.epoch > newest.epoch {
@@ -53,14 +53,14 @@ impl Layouts {
         }
     }
 
-    /// Asked last from now on.
+    /// Notes that a daemon failed: it is asked last from now on.
     pub fn suspect(&self, id: BlockdId) {
         self.suspects.write().insert(id, Instant::now());
     }
 
-    /// Answers again.
+    /// Notes that a daemon answers again.
     pub fn trust(&self, id: BlockdId) {
-        // Mostly nobody is suspected: readers do not wait for each other.
+        // Usually there are no suspects, and readers then do not wait for each other's lock.
         if self.is_suspect(&id) {
             self.suspects.write().remove(&id);
         }
@@ -70,14 +70,14 @@ impl Layouts {
         self.suspects.read().contains_key(id)
     }
 
-    /// Asks those that were suspect for long enough whether they answer again. Cancel-safe.
+    /// Probes the daemons that have been suspect for long enough. Cancel-safe.
     pub async fn probe(&self, blockds: &dyn Blockd) {
         self.probe_after(SUSPECT_FOR, blockds).await;
     }
 
     async fn probe_after(&self, suspect_for: Duration, blockds: &dyn Blockd) {
         let layout = self.newest();
-        // Bounded by the layout.
+        // The list of suspects is bounded by the layout.
         self.suspects.write().retain(|id, _| layout.member(id).is_some());
         let due: Vec<Holder> = {
             let suspects = self.suspects.read();
@@ -92,7 +92,7 @@ impl Layouts {
         futures::future::join_all(asked).await;
     }
 
-    /// Where a block belongs, those that answer first.
+    /// Returns the owners of a block, those that answer first.
     #[must_use]
     pub fn owners(&self, layout: &Layout, hash: &BlockHash) -> Vec<Holder> {
         self.those_that_answer_first(layout.owners(hash))
@@ -104,13 +104,14 @@ impl Layouts {
         holders
     }
 
-    /// Has no room, for a while.
+    /// Notes that a daemon has no room, for a while.
     pub fn full(&self, id: BlockdId) {
         self.full.add(id);
     }
 
-    /// Where a block is to be stored: where it belongs, and for each owner without room on the next daemon that has some.
-    /// Those that answer come first. Shorter than `replicas` when the others have no room either.
+    /// Returns where to store a block: on its owners, and, for each owner without room, on the next daemon that has
+    /// some. Those that answer come first. The list is shorter than `replicas` when the other daemons have no room
+    /// either.
     #[must_use]
     pub fn targets(&self, layout: &Layout, hash: &BlockHash) -> Vec<Holder> {
         let mut targets = self.owners(layout, hash);
@@ -128,8 +129,8 @@ impl Layouts {
         targets
     }
 
-    /// Where a block may be found: where it belongs, then where it belonged before (I11), then anywhere, those first that
-    /// stand in for owners without room, and last those that are out.
+    /// Returns where a block may be found: on its owners, then on its former owners (I11), then on any daemon. Of
+    /// these, those that stand in for owners without room come first, and those that are out come last.
     #[must_use]
     pub fn places(&self, layout: &Layout, hash: &BlockHash) -> Vec<Holder> {
         let (owners, others) = layout.owners_and_others(hash);

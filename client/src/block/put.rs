@@ -17,21 +17,21 @@ use wire::layout::Layout;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::retry::Backoff;
 
-/// One block through the whole chain, with syncs, on a slow disk.
-const ATTEMPT: Duration = Duration::from_secs(20);
-/// When the first of the chain has not answered after this long for each copy, the others are asked to store the block
-/// without it; or after a few times as long as it has taken lately, for on a slow network all blocks take long.
+/// Time for one block to pass the whole chain, with syncs, on a slow disk.
+const ATTEMPT_LIMIT: Duration = Duration::from_secs(20);
+/// When the first daemon of the chain has not answered after this long for each copy, the others are asked to store the
+/// block without it. On a slow network all blocks take long, so a multiple of the usual time counts if that is longer.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// And so much longer for each MiB of the block: many are on their way at once, and what is sent twice makes a slow network
-/// slower.
+/// This much is added for each MiB of the block: many blocks are under way at once, and sending them twice makes a slow
+/// network slower.
 const PATIENCE_FOR_MIB: Duration = Duration::from_millis(500);
-/// How many times as long.
+/// The multiple of the usual time.
 const PATIENCE_FACTOR: u64 = 4;
-/// Blocks on their way at once.
+/// Blocks under way at once.
 const IN_FLIGHT: usize = 8;
-/// Between warnings while too few daemons answer.
+/// Time between warnings while too few daemons answer.
 const WARN_EVERY: Duration = Duration::from_secs(10);
-/// How long a full cluster is asked again before the writer is told.
+/// How long a full cluster is asked again before the writer gets the error.
 const FULL_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Stores blocks.
@@ -40,47 +40,47 @@ pub struct Putter {
     layouts: Arc<Layouts>,
     in_flight: Semaphore,
     soft_timeout: Option<Duration>,
-    usual: Usual,
+    usual: UsualTime,
 }
 
-/// How long it takes lately to store a block, in microseconds.
+/// The usual time to store a block lately, in microseconds.
 #[derive(Default)]
-struct Usual(AtomicU64);
+struct UsualTime(AtomicU64);
 
-impl Usual {
+impl UsualTime {
     fn took(&self, time: Duration) {
-        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(ATTEMPT.as_micros() as u64);
-        // Updates that are lost to others' do no harm.
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).min(ATTEMPT_LIMIT.as_micros() as u64);
+        // An update that is lost to a concurrent one does no harm.
         let before = self.0.load(Ordering::Relaxed);
         self.0.store(before - before / 4 + micros / 4, Ordering::Relaxed);
     }
 
-    /// How long a daemon that is to see to so many copies of a block of `bytes` is waited for.
+    /// Returns how long to wait for a daemon that has to store this many copies of a block of `bytes`.
     fn patience(&self, copies: u8, bytes: usize) -> Duration {
         let usual = Duration::from_micros(self.0.load(Ordering::Relaxed) * PATIENCE_FACTOR);
         let for_bytes = PATIENCE_FOR_MIB.mul_f64(bytes as f64 / f64::from(1 << 20));
-        usual.max(PATIENCE * u32::from(copies.max(1)) + for_bytes).min(ATTEMPT)
+        usual.max(PATIENCE * u32::from(copies.max(1)) + for_bytes).min(ATTEMPT_LIMIT)
     }
 }
 
-/// How an attempt ended when too few have it.
+/// Why an attempt failed.
 enum Missed {
     NoSpace,
-    /// Blocks have other owners by now.
+    /// The block has other owners by now.
     OldLayout,
     TooFew(String),
 }
 
 impl Putter {
-    /// Stores with these daemons.
+    /// Creates a putter that stores with these daemons.
     #[must_use]
     pub fn new(blockds: Arc<dyn Blockd>, layouts: Arc<Layouts>, soft_timeout: Option<Duration>) -> Self {
         let in_flight = Semaphore::new(IN_FLIGHT);
-        Self { blockds, layouts, in_flight, soft_timeout, usual: Usual::default() }
+        Self { blockds, layouts, in_flight, soft_timeout, usual: UsualTime::default() }
     }
 
-    /// Stores a block. On return it is on stable storage on at least `min_sync` daemons. Cancel-safe: a block that nobody
-    /// refers to is deleted after a while.
+    /// Stores a block. On return it is on stable storage on at least `min_sync` daemons. Cancel-safe: a block to which
+    /// nothing refers is deleted after a while.
     ///
     /// # Errors
     /// `NoSpace`, or `Io` when a soft mount's patience ends.
@@ -111,7 +111,8 @@ impl Putter {
         }
     }
 
-    /// Asks the first of the targets, and when it keeps the block waiting, the next one as well, with the first at the end.
+    /// Asks the first target. If it does not answer in time, asks the next one as well, with the first at the end of
+    /// the chain.
     async fn attempt_or_hedge(
         &self,
         layout: &Layout,
@@ -127,13 +128,14 @@ impl Putter {
         self.layouts.suspect(slow.0);
         let others: Vec<Holder> = others.iter().chain([slow]).copied().collect();
         let second = pin!(self.attempt(layout, &others, hash, block));
-        // The first that stores it, or learns of other owners, decides; with neither, how the last one ended.
+        // The first attempt that stores the block, or learns of new owners, decides. If neither does, the last result
+        // counts.
         let (outcome, other) = select(first, second).await.factor_first();
         if matches!(outcome, Ok(()) | Err(Missed::OldLayout)) { outcome } else { other.await }
     }
 
     async fn attempt(&self, layout: &Layout, targets: &[Holder], hash: BlockHash, block: &Bytes) -> Result<(), Missed> {
-        // I9: fewer daemons than must sync it are too few, however well they do.
+        // I9: fewer daemons than must sync the block are too few, however well they do.
         let needed = usize::from(layout.min_sync.max(1));
         let Some(((first, addr), chain)) = targets.split_first().filter(|_| targets.len() >= needed) else {
             if layout.owners(&hash).len() >= needed {
@@ -144,7 +146,7 @@ impl Putter {
         let chain = chain.iter().map(|(id, _)| *id).collect();
         let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: layout.min_sync };
         let started = Instant::now();
-        match self.blockds.ask(*addr, &request, std::slice::from_ref(block), ATTEMPT).await {
+        match self.blockds.ask(*addr, &request, std::slice::from_ref(block), ATTEMPT_LIMIT).await {
             Ok((BlockReply::Stored { synced, failed, full, layout }, _)) => {
                 self.layouts.trust(*first);
                 failed.iter().for_each(|(id, _)| self.layouts.suspect(*id));
@@ -186,7 +188,7 @@ mod tests {
     use std::net::SocketAddr;
     use std::sync::atomic::AtomicU32;
 
-    /// Two daemons of which the second does not answer at first: whoever asks it, or waits for it, has too few after a while.
+    /// Two daemons, of which the second does not answer at first: a chain with it has too few copies after a while.
     struct OneAway(AtomicU32);
 
     impl Blockd for OneAway {
@@ -214,7 +216,7 @@ mod tests {
         }
     }
 
-    /// Both ways fail, the first one first.
+    /// Both attempts fail, the first one first.
     #[tokio::test]
     async fn a_put_that_failed_both_ways_is_tried_again() {
         let members = vec![member(1), member(2)];
@@ -225,7 +227,7 @@ mod tests {
 
     #[test]
     fn patience_grows_with_copies_and_with_what_is_usual() {
-        let usual = Usual::default();
+        let usual = UsualTime::default();
         assert_eq!((usual.patience(1, 0), usual.patience(2, 0)), (PATIENCE, PATIENCE * 2));
         assert_eq!(usual.patience(2, 4 << 20), PATIENCE * 2 + PATIENCE_FOR_MIB * 4);
         (0..20).for_each(|_| usual.took(Duration::from_millis(10)));
@@ -233,6 +235,6 @@ mod tests {
         (0..20).for_each(|_| usual.took(Duration::from_secs(2)));
         assert!(usual.patience(2, 0) > Duration::from_secs(7), "{:?}", usual.patience(2, 0));
         (0..20).for_each(|_| usual.took(Duration::from_secs(3600)));
-        assert!(usual.patience(2, 0) <= ATTEMPT);
+        assert!(usual.patience(2, 0) <= ATTEMPT_LIMIT);
     }
 }

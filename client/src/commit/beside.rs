@@ -1,9 +1,9 @@
-//! Names of what stands beside something else, because others were first. Pure.
+//! Names of files that are made beside others because another session was first. Pure.
 
 use wire::limits::NAME_BYTES_MAX;
 use wire::op::Name;
 
-/// A name with this suffix; numbered, if it has that already: others have that name, too.
+/// Returns the name with this suffix. If the name has the suffix already, it gets a number as well.
 pub(crate) fn conflict_name(name: &[u8], mut suffix: Name) -> Name {
     suffix.truncate(NAME_BYTES_MAX);
     let name = match name.windows(suffix.len()).position(|part| part == suffix.as_slice()) {

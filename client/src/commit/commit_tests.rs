@@ -1,8 +1,8 @@
-//! Plans and outcomes against a small model of metad: no acknowledged byte is lost, none is written twice, and nothing of
-//! ours is in conflict with itself.
+//! Plans and outcomes against a small model of metad: no acknowledged byte is lost, none is written twice, and no
+//! content of ours is in conflict with other content of ours.
 //!
-//! Content is written in cells of two bytes, each with a number of its own, so that every written cell can be found again.
-//! What is written to a place lies in the first cells of the file, what is appended behind them.
+//! Content is written in cells of two bytes, each with a number of its own, so that every written cell can be found
+//! again. Writes at an offset go to the first cells of the file, appends to the cells behind them.
 
 use super::outcome::{Outcome, Pages, Way, judge};
 use super::plan::{Draft, Plan, beside};
@@ -23,9 +23,9 @@ use wire::limits::CHUNK_BYTES;
 use wire::op::{ConflictCopy, ConflictPolicy, ExtentPage, Op, OpReply};
 
 const CELL: u64 = 2;
-/// Cells of the file at first.
+/// Cells of the file at the start.
 const CELLS: u64 = 12;
-/// Cells below this one are ours; others leave them alone where a test wants that.
+/// Cells below this one are ours; some tests require that others leave them alone.
 const OURS: u64 = 8;
 const FIRST_COPY: u64 = 10_000;
 
@@ -42,7 +42,7 @@ fn written(write: &ExtentWrite) -> (usize, Vec<u16>) {
     ((write.file_off / CELL) as usize, cells_of(bytes))
 }
 
-/// What metad has of one file, as `metad/src/fs/commit.rs` goes about it.
+/// What metad knows of one file. It works as `metad/src/fs/commit.rs` does.
 struct Metad {
     version: Version,
     removed: bool,
@@ -142,7 +142,7 @@ fn put_into(copy: &mut Vec<u16>, writes: &[ExtentWrite]) {
     }
 }
 
-/// What happens next.
+/// One step of a test.
 #[derive(Clone, Debug)]
 enum Step {
     /// We write cells at a place, or append them.
@@ -150,17 +150,17 @@ enum Step {
     Seal,
     /// A commit of what is sealed is made, unless one is under way.
     Plan,
-    /// It comes to metad.
+    /// The commit reaches metad.
     Deliver,
-    /// Its answer comes back.
+    /// The answer to the commit arrives.
     Answer,
-    /// Others write, behind what is ours or anywhere.
+    /// Others write, behind our cells or anywhere.
     Others(Option<u64>, usize),
-    /// What metad has now is looked at.
+    /// The client looks at what metad has now.
     Refresh,
-    /// What is known of the content is asked for.
+    /// The client asks for the extents of the content.
     List,
-    /// The writer closes the file, and hears what there is to hear.
+    /// The writer closes the file, and gets the errors there are to report.
     Hear,
 }
 
@@ -192,10 +192,10 @@ struct World {
     under_way: Option<(Plan, Option<Result<OpReply, FsError>>)>,
     last_cell: u16,
     last_copy: u64,
-    /// Cells that were written to a place, until they were overwritten there.
+    /// Cells that were written at an offset and not overwritten there since.
     placed: HashMap<u64, u16>,
     appended: Vec<u16>,
-    /// Of a file that others have removed, what went into a new one.
+    /// Content that went into a new file because others have removed the file.
     beside: Vec<u16>,
     now: Instant,
 }
@@ -302,7 +302,7 @@ impl World {
         panic!("content is never committed");
     }
 
-    /// Everything that was written and not overwritten by us, and in how many places it is.
+    /// Returns every cell that was written and not overwritten by us, and in how many places it is.
     fn found(&self) -> impl Iterator<Item = (u16, u32)> + '_ {
         let ours = self.placed.values().chain(&self.appended);
         ours.map(|cell| {
@@ -311,7 +311,7 @@ impl World {
         })
     }
 
-    /// The content as a reader here sees it.
+    /// Returns the content as a reader here sees it.
     fn read(&self) -> Vec<u16> {
         let len = self.file.attr().size as usize;
         loop {
@@ -361,7 +361,7 @@ proptest! {
 
     /// Guards I6.
     #[test]
-    fn what_others_write_elsewhere_is_merged_and_own_versions_are_no_conflict(steps in steps(OURS, false)) {
+    fn writes_of_others_elsewhere_are_merged_and_own_versions_are_no_conflict(steps in steps(OURS, false)) {
         let mut world = World::new();
         steps.iter().for_each(|step| world.take(step));
         world.finish();
@@ -383,7 +383,7 @@ proptest! {
 
     /// Guards I6.
     #[test]
-    fn what_was_written_to_a_file_that_others_remove_goes_beside_it(steps in steps(0, true), removed_at in 0_usize..60) {
+    fn content_written_to_a_file_that_others_remove_goes_beside_it(steps in steps(0, true), removed_at in 0_usize..60) {
         let mut world = World::new();
         for (number, step) in steps.iter().enumerate() {
             world.metad.removed |= number == removed_at;
@@ -397,7 +397,7 @@ proptest! {
     }
 
     #[test]
-    fn the_kernel_follows_only_what_nobody_else_took_part_in(steps in steps(0, true)) {
+    fn the_kernels_pages_follow_only_changes_that_are_ours_alone(steps in steps(0, true)) {
         let mut world = World::new();
         for step in &steps {
             if let (Step::Answer, Some((plan, Some(answer)))) = (step, &world.under_way) {
@@ -424,7 +424,7 @@ fn planned(file: &FileState) -> Plan {
 }
 
 #[test]
-fn what_was_overwritten_between_two_seals_goes_into_a_commit_of_its_own() {
+fn bytes_overwritten_between_two_seals_go_into_a_commit_of_their_own() {
     let mut draft = Draft::default();
     assert!(draft.takes(&write(0, 10)));
     draft.add(&write(10, 10), None);
@@ -436,7 +436,7 @@ fn what_was_overwritten_between_two_seals_goes_into_a_commit_of_its_own() {
 }
 
 #[test]
-fn each_refusal_leaves_the_content_where_somebody_finds_it() {
+fn each_refusal_leaves_the_content_where_it_can_be_found() {
     let file = World::new().file;
     let plan = planned(&file);
     let unlinked = Way::AtOnce { unlinked: true };
@@ -453,7 +453,7 @@ fn each_refusal_leaves_the_content_where_somebody_finds_it() {
 }
 
 #[test]
-fn what_follows_a_conflict_is_written_into_the_copy_whatever_is_there() {
+fn writes_after_a_conflict_go_into_the_copy_whatever_it_holds() {
     let file = World::new().file;
     file.divert(Ino(77), Instant::now());
     let op = planned(&file).op(file.ino(), ConflictPolicy::Fail);
@@ -470,7 +470,7 @@ fn a_compacted_chunk_is_refused_when_anybody_was_faster_and_keeps_its_time() {
 }
 
 #[test]
-fn what_goes_beside_gives_nobody_more_rights_than_the_file_did() {
+fn a_file_made_beside_another_gives_nobody_more_rights_than_that_did() {
     let like = InodeAttr { mode: 0o674, uid: 7, gid: 8, has_xattrs: true, ..crate::testing::attr() };
     let [create, commit] = beside((Ino::ROOT, b"name"), Ino(99), &like, &[]);
     let Op::Create { mode, uid, gid, ino, .. } = create else { panic!("made first") };

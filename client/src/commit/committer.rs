@@ -1,10 +1,10 @@
 //! Making sealed content part of its file: the owner of what is on its way from memory to metad.
 //!
 //! *Sealing* cuts written bytes into blocks, which are uploaded at once in the background while the application writes
-//! on. *Committing* makes everything that was sealed part of the file, in the order of sealing (I7), with the version it
-//! is based on (I6). What fails stays, and is tried again by the next flush.
+//! on. *Committing* makes everything that was sealed part of the file, in the order of sealing (I7), with the version
+//! it is based on (I6). Content that could not be committed stays, and the next flush tries again.
 //!
-//! Of what else was done here, and must be known to metad before, this knows nothing: a flush sends the write-back queue
+//! The committer does not know what else was done here and must reach metad first: a flush sends the write-back queue
 //! first, and the queue commits content in its turn.
 
 use super::beside;
@@ -33,7 +33,7 @@ use wire::op::{ConflictPolicy, Name, Op};
 /// A chunk in more pieces than this is compacted.
 const COMPACT_EXTENTS: u32 = 1024;
 
-/// Whether an error says that there is no room, and there will be none until something is removed.
+/// Returns whether an error says that there is no room, and that there will be none until something is removed.
 pub(crate) fn is_full(error: FsError) -> bool {
     matches!(error, FsError::NoSpace | FsError::QuotaExceeded)
 }
@@ -53,7 +53,7 @@ pub(crate) struct Committer {
     host: String,
 }
 
-/// What a committer works with.
+/// The parts that a committer works with.
 pub(crate) struct Parts {
     pub session: Arc<LeasedSession>,
     pub uploader: Arc<Uploader>,
@@ -64,47 +64,50 @@ pub(crate) struct Parts {
 }
 
 impl Committer {
-    /// One that holds up to `window_bytes` of uncommitted content, and names conflict copies after this host.
+    /// Creates a committer that holds up to `window_bytes` of uncommitted content and names conflict copies after this
+    /// host.
     pub fn new(parts: Parts, window_bytes: u64, on_conflict: OnConflict, host: String) -> Self {
         let Parts { session, uploader, journal, kernel, fragments, known } = parts;
         let window = Window::new(window_bytes);
         Self { session, uploader, window, journal, kernel, fragments, known, on_conflict, host }
     }
 
-    /// How much is uncommitted.
+    /// Returns the count of uncommitted bytes.
     pub fn window(&self) -> &Window {
         &self.window
     }
 
-    /// What uploads.
+    /// Returns the uploader.
     pub fn uploader(&self) -> &Arc<Uploader> {
         &self.uploader
     }
 
-    /// Uploads what is written from end to end of a block: called after each write.
+    /// Uploads blocks that are written from end to end. Called after each write.
     pub fn seal_full(&self, file: &FileState) {
         file.seal_full(|packed, to| self.uploader.begin(packed, to));
     }
 
-    /// Seals everything that is written. What is small may share a block with others' content, if `to` says so. Returns
-    /// the number of what was sealed last, whenever that was.
+    /// Seals everything that is written. Small content may share a block with content of other files, if `to` says so.
+    /// Returns the number of the last sealed piece, also if it was sealed before.
     pub fn seal_rest(&self, file: &FileState, to: To) -> Option<u64> {
         file.seal_rest(to, |packed, to| self.uploader.begin(packed, to))
     }
 
-    /// Commits what was sealed up to this number. On return it is durable (I7). For who holds the file's flush; must not
-    /// be dropped: a commit whose answer nobody takes in would look like another session's change.
+    /// Commits what was sealed up to this number. On return it is durable (I7). The caller must hold the file's flush
+    /// lock, and must not drop this future: a commit whose answer is not taken in would look like another session's
+    /// change.
     ///
     /// # Errors
-    /// `Stale` when some of it is elsewhere than in the file ([`Stopped::Elsewhere`]); or why the rest of it stays.
+    /// `Stale` when some of the content is elsewhere than in the file ([`Stopped::Elsewhere`]); otherwise why the rest
+    /// of it stays.
     pub async fn commit_upto(&self, file: &FileState, last: u64) -> Result<(), Stopped> {
         let mut result = Ok(());
         while file.has_sealed_upto(last) {
             match self.commit_next(file, last).await {
                 Ok(Ok(())) => {}
-                // The rest is committed all the same.
+                // The remaining content is committed all the same.
                 Ok(Err(error)) => result = Err(error),
-                // It was removed meanwhile, and is about to be dropped.
+                // The file was removed meanwhile, and its content is about to be dropped.
                 Err(_) if file.is_unreadable() => return Ok(()),
                 Err(error) => return Err(Stopped::Stays(error)),
             }
@@ -113,10 +116,10 @@ impl Committer {
         result.map_err(Stopped::Elsewhere)
     }
 
-    /// Waits for the uploads of the next blocks and commits them together. Returns what their writer is to hear of that.
+    /// Waits for the uploads of the next blocks and commits them together. Returns what to report to their writer.
     ///
     /// # Errors
-    /// Why they stay.
+    /// Returns why the content stays.
     async fn commit_next(&self, file: &FileState, last: u64) -> Result<Result<(), FsError>, FsError> {
         let plan = self.gather(file, last).await?;
         let (answer, copy) = loop {
@@ -125,7 +128,7 @@ impl Committer {
             let mut ops = vec![plan.op(file.ino(), policy)];
             ops.extend(self.journaled_content(file, &plan));
             match self.session.first_until_answered(ops).await {
-                // I4: the session ended meanwhile, and with it the number for a copy.
+                // I4: the session has ended meanwhile, and with it the inode number for a copy.
                 Err(FsError::Invalid) if self.session.id() != session => {}
                 answer => break (answer, copy),
             }
@@ -144,10 +147,10 @@ impl Committer {
         Ok(report)
     }
 
-    /// The next blocks up to number `last`, once they are stored, as one commit.
+    /// Returns the next blocks up to number `last` as one commit, once they are stored.
     ///
     /// # Errors
-    /// Why one is not stored; another attempt is under way.
+    /// Returns why one is not stored; another attempt is under way.
     pub async fn gather(&self, file: &FileState, last: u64) -> Result<Plan, FsError> {
         let mut draft = Draft::default();
         while let Some(Next { packed, uploading }) = file.sealed_at(draft.pieces(), last) {
@@ -155,10 +158,10 @@ impl Committer {
                 break;
             }
             let Uploading { mut outcome, since } = uploading;
-            // An attempt that ended without an outcome has failed, too.
+            // An attempt that ended without an outcome has also failed.
             let ended = outcome.wait_for(Option::is_some).await.map_or(None, |stored| stored.clone());
             let stored = match ended.unwrap_or(Err(FsError::Io)) {
-                // I10: it may have been dropped since, when this machine slept or metad was away for long.
+                // I10: the daemons may have deleted the block since, if this machine slept or metad was away for long.
                 Ok(Some(stored)) if is_stale(since) => self.uploader.renew(&stored).await.map(|()| Some(stored)),
                 stored => stored,
             };
@@ -174,8 +177,8 @@ impl Committer {
         Ok(draft.finish(file.basis(Instant::now())))
     }
 
-    /// What metad is to remember of the journal with a commit that it knows nothing of, if the rest of the content may get
-    /// there.
+    /// Returns what metad is to remember of the journal with a commit that does not come from it, if the rest of the
+    /// content may be in the journal.
     fn journaled_content(&self, file: &FileState, plan: &Plan) -> Option<Op> {
         let journal = self.journal.as_ref()?;
         file.has_more_than(plan.pieces()).then(|| {
@@ -184,21 +187,21 @@ impl Committer {
         })
     }
 
-    /// What is appended to a name when others were first.
+    /// Returns what is appended to a name when another session was first.
     fn conflict_suffix(&self) -> Name {
         format!(".conflict-{}-{}", self.host, Timestamp::now().secs).into_bytes()
     }
 
-    /// The name of what stands beside `name` because others were first.
+    /// Returns the name of the file that is made beside `name` because another session was first.
     pub fn conflict_name(&self, name: &[u8]) -> Name {
         beside::conflict_name(name, self.conflict_suffix())
     }
 
-    /// What to do on a conflict, with a number for the copy. Of what is sent `late` the writer may have been answered that
-    /// all is well: that is never refused.
+    /// Returns what to do on a conflict, with an inode number for the copy. Content that is sent `late` is never
+    /// refused: its writer may have been answered already that all is well.
     ///
     /// # Errors
-    /// Why there is no number.
+    /// Returns why there is no number.
     pub async fn policy(&self, file: &FileState, late: bool) -> Result<(ConflictPolicy, Option<SpareIno>), FsError> {
         Ok(match self.on_conflict {
             OnConflict::Fail if !late => (ConflictPolicy::Fail, None),
@@ -212,11 +215,11 @@ impl Committer {
         })
     }
 
-    /// Takes in what has become of a commit; what goes beside must be there.
+    /// Applies the outcome of a commit. A file that goes beside must exist by now.
     pub fn take_outcome(&self, file: &FileState, plan: &Plan, outcome: Outcome, copy: Option<SpareIno>) {
         let (ino, pages, chunk_extents) = (file.ino(), outcome.pages(plan), outcome.chunk_extents());
         if let Some(unused) = copy.filter(|_| outcome.leaves_spare()) {
-            self.session.keep_spare(unused);
+            self.session.return_spare(unused);
         }
         if let Some(copy) = outcome.new_copy() {
             tracing::warn!(
@@ -241,8 +244,8 @@ impl Committer {
         }
     }
 
-    /// Content could not be committed, and stays with the file: whoever asks next hears of it. Whether nobody is left to
-    /// ask for it.
+    /// Notes that content could not be committed, and stays with the file: the next `fsync` or `close` gets the error.
+    /// Returns whether nobody is left to ask for the content.
     #[must_use]
     pub fn content_failed(&self, file: &FileState, error: FsError) -> bool {
         if is_full(error) {
@@ -255,17 +258,18 @@ impl Committer {
         unheard
     }
 
-    /// Drops what is not committed: nobody can read it any more, or its writer knows that it is refused.
+    /// Drops uncommitted content: either nobody can read it any more, or its writer has been answered that it is
+    /// refused.
     pub async fn discard(&self, file: &FileState) {
         let _one = file.begin_flush().await;
         self.window.release(file.drop_uncommitted());
     }
 
-    /// Puts content of a file that others have removed into a new one beside where it was, and with it what metad is to
-    /// remember of the journal. What is written after that goes there, too.
+    /// Puts the content of a file that others have removed into a new file beside where it was, together with what
+    /// metad is to remember of the journal. Later writes go to the new file, too.
     ///
     /// # Errors
-    /// Why this attempt failed; nothing was done then.
+    /// Returns why this attempt failed; nothing was done in that case.
     pub async fn make_beside(&self, file: &FileState, plan: &Plan, journaled: Option<&Op>) -> Result<(), FsError> {
         let place = self.known.place_of(file.ino());
         let (mut parent, name) = place.unwrap_or((Ino::ROOT, format!("inode-{}", file.ino()).into_bytes()));
@@ -274,7 +278,8 @@ impl Committer {
         loop {
             let ino = self.session.next_ino().await?;
             let made = super::plan::beside((parent, &name), ino, &attr, plan.writes());
-            // As everything that is sent late: it waits for no other session that has to send something, too.
+            // It is stamped like everything that is sent late: it does not wait for another session that has something
+            // to send, too.
             let at = self.session.stamp();
             let made = made.map(|op| Op::Deferred { at, expect: Vec::new(), op: Box::new(op) });
             match self.session.submit_batch(made.into_iter().chain(journaled.cloned()).collect()).await {
@@ -288,7 +293,7 @@ impl Committer {
                     return Ok(());
                 }
                 Err(BatchFailed { error: FsError::Exists, .. }) => name = self.conflict_name(&name),
-                // There is another one by now.
+                // There is a new session by now.
                 Err(BatchFailed { error: FsError::SessionExpired, .. }) => {}
                 Err(BatchFailed { error: FsError::NotFound | FsError::NotADirectory, .. }) if parent != Ino::ROOT => {
                     parent = Ino::ROOT;
@@ -299,17 +304,17 @@ impl Committer {
     }
 }
 
-/// Why not everything of a file was committed into it.
+/// Why some content of a file was not committed into it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stopped {
-    /// All of it is committed, and some of it elsewhere than into the file.
+    /// All of it is committed, but some of it elsewhere than into the file.
     Elsewhere(FsError),
-    /// What was not committed stays.
+    /// Uncommitted content stays.
     Stays(FsError),
 }
 
-/// Whether an upload was so long ago that daemons may have given up the block.
+/// Returns whether an upload was so long ago that daemons may have deleted the block.
 fn is_stale(since: SystemTime) -> bool {
-    // A clock that was set back says nothing.
+    // A clock that was set back proves nothing.
     since.elapsed().map_or(true, |age| age > Duration::from_millis(UPLOAD_FRESH_MS))
 }

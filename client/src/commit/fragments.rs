@@ -1,4 +1,4 @@
-//! Chunks that commits have found in many pieces, until they are compacted.
+//! Chunks that commits have found to be in many pieces, until they are compacted.
 
 use crate::ordered::{Ordered, Rank};
 use lru::LruCache;
@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use tokio::sync::Notify;
 use wire::ids::{ChunkIndex, Ino};
 
-/// Chunks that wait; more are forgotten until they are written again.
+/// Chunks that wait; beyond it, more are forgotten until they are written again.
 const WAITING_MAX: usize = 256;
 /// Compacted chunks that are remembered.
 const SETTLED_MAX: usize = 1024;
@@ -21,7 +21,7 @@ pub(crate) struct Fragments {
 struct Chunks {
     /// Pieces of each waiting chunk.
     waiting: BTreeMap<(Ino, ChunkIndex), u32>,
-    /// Pieces that were left after compaction: scattered over holes, they cannot be joined.
+    /// Pieces left after compaction: they are scattered over holes and cannot be joined.
     settled: LruCache<(Ino, ChunkIndex), u32>,
 }
 
@@ -34,7 +34,7 @@ impl Default for Fragments {
 }
 
 impl Fragments {
-    /// A chunk is in so many pieces.
+    /// Notes that a chunk is in this many pieces.
     pub fn add(&self, ino: Ino, chunk: ChunkIndex, pieces: u32) {
         let mut chunks = self.chunks.lock();
         // Amortised: a chunk is rewritten when it is in twice as many pieces as the last time.
@@ -45,17 +45,17 @@ impl Fragments {
         }
     }
 
-    /// Takes one out, if one waits.
+    /// Takes out one chunk, if any waits.
     pub fn take(&self) -> Option<(Ino, ChunkIndex)> {
         self.chunks.lock().waiting.pop_first().map(|(place, _)| place)
     }
 
-    /// Waits until one may be there. Cancel-safe.
+    /// Waits until a chunk may be there. Cancel-safe.
     pub async fn wait(&self) {
         self.added.notified().await;
     }
 
-    /// So many pieces were left of a chunk when it was compacted.
+    /// Notes how many pieces were left of a chunk when it was compacted.
     pub fn settle(&self, ino: Ino, chunk: ChunkIndex, pieces: u32) {
         self.chunks.lock().settled.put((ino, chunk), pieces);
     }

@@ -1,5 +1,5 @@
-//! Small content of many files in one block: a tree of small files costs one upload per half a megabyte, not per file, and
-//! whoever reads the tree later fetches it in the same portions.
+//! Small content of many files in one block: a tree of small files costs one upload per half a megabyte instead of one
+//! per file, and a later reader of the tree fetches it in the same portions.
 
 use crate::file::sealed::{Stored, Upload};
 use crate::ordered::{Ordered, Rank};
@@ -8,10 +8,11 @@ use tokio::sync::watch;
 use wire::FsError;
 use wire::ids::BlockHash;
 
-/// A shared block is uploaded when it has reached this size. Larger ones would make reading a single small file dearer.
+/// A shared block is uploaded when it has reached this size. Larger blocks would make reading a single small file
+/// dearer.
 const SHARED_BLOCK_BYTES: usize = 512 << 10;
 
-/// Content that waits for company.
+/// Content that waits for more, to share a block with it.
 pub(crate) struct Gathering {
     waiting: Ordered<Waiting>,
 }
@@ -22,7 +23,7 @@ impl Default for Gathering {
     }
 }
 
-/// Parts of one block, and who waits for each.
+/// Parts of one block, and the receiver of each one's place in it.
 #[derive(Default)]
 pub(crate) struct Waiting {
     parts: Vec<(Bytes, watch::Sender<Upload>)>,
@@ -46,7 +47,7 @@ impl Gathering {
 }
 
 impl Waiting {
-    /// The block that has all parts.
+    /// Returns the block that has all parts.
     pub fn block(&self) -> Bytes {
         match self.parts.as_slice() {
             [(single, _)] => single.clone(),
@@ -58,13 +59,13 @@ impl Waiting {
         }
     }
 
-    /// The upload of the block has ended: reports to each part where it is.
+    /// Reports to each part where it is, after the upload of the block has ended.
     pub fn report(self, block: &Bytes, hash: Result<BlockHash, FsError>) {
         let mut base = 0;
         for (part, report) in self.parts {
             let stored = hash.map(|hash| Some(Stored { hash, block: block.clone(), base }));
             base += part.len();
-            // Nobody waits for content that was given up meanwhile.
+            // Nobody receives this for content that was given up meanwhile.
             let _ = report.send(Some(stored));
         }
     }

@@ -1,7 +1,7 @@
-//! What becomes of content with each answer to its commit. Pure: no lock but the file's own, no clock, no network.
+//! What happens to content with each answer to its commit. Pure: no lock but the file's own, no clock, no network.
 //!
-//! I6: content leaves this client's hands only when it is in the file, in a conflict copy, in a new file beside one that
-//! others have removed, or when nobody can read it any more. With every other answer it stays.
+//! I6: this client drops content only when it is in the file, in a conflict copy, in a new file beside one that others
+//! have removed, or when nobody can read it any more. With every other answer the content stays.
 
 use super::plan::Plan;
 use crate::file::state::{FileState, Landing};
@@ -14,17 +14,17 @@ use wire::op::{ConflictCopy, OpReply};
 /// How content was committed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Way {
-    /// At once, by a flush. Whether this client knows that the file has lost its last name: what is written then is for
-    /// those who have it open, and needed no more when metad has given the file up.
+    /// At once, by a flush. If this client knows that the file has lost its last name, content that is written is for
+    /// those that have the file open, and not needed any more once metad has removed the file.
     AtOnce {
-        /// It has no name any more.
+        /// The file has no name any more.
         unlinked: bool,
     },
-    /// From the write-back queue: it was written before anybody here knew of a removal.
+    /// From the write-back queue: the content was written before anybody here knew of a removal.
     Queued,
 }
 
-/// What becomes of the content.
+/// What happens to the content.
 #[derive(PartialEq, Debug)]
 pub(crate) enum Outcome {
     /// It is in the file.
@@ -39,13 +39,13 @@ pub(crate) enum Outcome {
     },
     /// Others wrote the same bytes first: it is in a conflict copy.
     InNewCopy { attr: InodeAttr, copy: ConflictCopy, chunk_extents: u32 },
-    /// It is in the conflict copy that has what was written before.
+    /// It is in the conflict copy that has the earlier content.
     InSameCopy { copy: InodeAttr },
-    /// The conflict copy that it was to go into is gone: it stays, and gets one of its own with the next commit.
+    /// The conflict copy that it was to go into is gone. It stays, and gets a copy of its own with the next commit.
     CopyGone,
     /// The file is gone, and nobody can read it any more: the content is dropped.
     Dropped,
-    /// Others have removed the file: the content goes into a new one beside where that was.
+    /// Others have removed the file: the content goes into a new file beside it.
     Beside,
     /// It could not be committed, and stays.
     Stays(FsError),
@@ -70,20 +70,20 @@ pub(crate) fn judge(plan: &Plan, answer: Result<OpReply, FsError>, way: Way) -> 
     }
 }
 
-/// What an outcome does to what the kernel has of the file's content.
+/// What an outcome means for the kernel's pages of the file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Pages {
-    /// What it has of the first version is good for the second: it took part in the change.
+    /// Pages of the first version are valid for the second: they took part in the change.
     Follow(Version, Version),
-    /// They are not the file's content.
+    /// They are not the file's content any more.
     Old,
-    /// They are as good as before.
+    /// They are as valid as before.
     Same,
 }
 
 impl Outcome {
-    /// What whoever wrote the content hears: nothing but good when it is in the file; `Stale` when it is elsewhere; and
-    /// why it stays.
+    /// Returns what to report to the writer: success when the content is in the file, `Stale` when it is elsewhere, and
+    /// otherwise why it stays.
     pub fn report(&self) -> Result<(), FsError> {
         match self {
             Self::InFile { .. } => Ok(()),
@@ -94,7 +94,7 @@ impl Outcome {
         }
     }
 
-    /// The newest version of the file that has nothing in it but what its writer has seen or written.
+    /// Returns the newest version of the file that holds nothing but what its writer has seen or written.
     pub fn own_version(&self, plan: &Plan) -> Version {
         match self {
             Self::InFile { attr, only_ours: true, .. } => attr.version,
@@ -102,7 +102,7 @@ impl Outcome {
         }
     }
 
-    /// Whether what it went into has no name any more: then it is lost with the last handle.
+    /// Returns whether the content went into a file that has no name any more: then it is lost with the last handle.
     pub fn is_nameless(&self) -> bool {
         match self {
             Self::InFile { attr, .. } | Self::InNewCopy { attr, .. } | Self::InSameCopy { copy: attr } => {
@@ -112,12 +112,12 @@ impl Outcome {
         }
     }
 
-    /// Whether the inode number that the commit had for a conflict copy was not used.
+    /// Returns whether the commit left the inode number for a conflict copy unused.
     pub fn leaves_spare(&self) -> bool {
         matches!(self, Self::InFile { .. } | Self::InSameCopy { .. })
     }
 
-    /// What the kernel has of the file's content, after that.
+    /// Returns what the outcome means for the kernel's pages.
     pub fn pages(&self, plan: &Plan) -> Pages {
         let basis = plan.basis();
         match self {
@@ -129,7 +129,7 @@ impl Outcome {
         }
     }
 
-    /// Extents of the last chunk that was written; 0 where metad has not counted them.
+    /// Returns the extents of the last chunk that was written; 0 if metad has not counted them.
     pub fn chunk_extents(&self) -> u32 {
         match self {
             Self::InFile { chunk_extents, .. } | Self::InNewCopy { chunk_extents, .. } => *chunk_extents,
@@ -137,13 +137,13 @@ impl Outcome {
         }
     }
 
-    /// The conflict copy that was made.
+    /// Returns the conflict copy that was made.
     pub fn new_copy(&self) -> Option<&ConflictCopy> {
         if let Self::InNewCopy { copy, .. } = self { Some(copy) } else { None }
     }
 
-    /// Takes it into the file's state; what goes beside must be there. Returns how many bytes less the window counts;
-    /// `None` when all of it stays.
+    /// Applies the outcome to the file's state. A file that goes beside must exist by now. Returns how many bytes less
+    /// the window counts; `None` when all of it stays.
     pub fn take(self, file: &FileState, plan: &Plan, now: Instant) -> Option<u64> {
         Some(match self {
             Self::InFile { attr, appended_at, only_ours, .. } => {

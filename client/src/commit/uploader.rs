@@ -1,4 +1,5 @@
-//! Uploading sealed content: each block in the background, small content of many files in one.
+//! Uploading sealed content in the background: large content in blocks of its own, small content of many files in
+//! shared blocks.
 
 use super::gathering::Gathering;
 use crate::block::fetch::Fetcher;
@@ -13,27 +14,27 @@ use tokio::sync::watch;
 use wire::FsError;
 use wire::ids::BlockHash;
 
-/// Blocks up to this size are remembered after writing: small files are often read soon.
+/// Blocks up to this size are cached after writing: small files are often read soon.
 const REMEMBER_BYTES_MAX: usize = 1 << 20;
-/// Blocks up to this size are hashed where they are; larger ones on a thread for that.
+/// Blocks up to this size are hashed on the same thread; larger ones on a thread of their own.
 const HASH_HERE_BYTES_MAX: usize = 64 << 10;
 
 /// Uploads blocks.
 pub(crate) struct Uploader {
     putter: Putter,
     fetcher: Arc<Fetcher>,
-    /// Small content that is uploaded together.
+    /// Small content that waits for a shared block.
     gathering: Gathering,
     work: Work,
 }
 
 impl Uploader {
-    /// One that stores blocks with `putter`, and lets readers have the small ones.
+    /// Creates an uploader that stores blocks with `putter` and gives the small ones to `fetcher` for readers.
     pub fn new(putter: Putter, fetcher: Arc<Fetcher>, work: Work) -> Self {
         Self { putter, fetcher, gathering: Gathering::default(), work }
     }
 
-    /// Begins to upload content, to where it goes; does not wait.
+    /// Begins to upload content, to where it goes. Does not wait.
     pub fn begin(self: &Arc<Self>, packed: &Packed, to: To) -> Uploading {
         let (report, outcome) = watch::channel(None);
         match to {
@@ -58,7 +59,7 @@ impl Uploader {
         });
     }
 
-    /// Begins to upload what waits for company.
+    /// Begins to upload the small content that was gathered.
     pub fn upload_gathered(self: &Arc<Self>) {
         let Some(waiting) = self.gathering.take() else { return };
         let uploader = self.clone();
@@ -69,7 +70,7 @@ impl Uploader {
         });
     }
 
-    /// Stores a block. On return it is on stable storage of as many daemons as it must be (I9).
+    /// Stores a block. On return it is on stable storage of at least `min_sync` daemons (I9).
     ///
     /// # Errors
     /// `NoSpace`, `Io`.
@@ -87,7 +88,7 @@ impl Uploader {
         Ok(hash)
     }
 
-    /// Stores a block once more, of which it is known that daemons had it.
+    /// Stores a block again that daemons are known to have had.
     ///
     /// # Errors
     /// As [`Uploader::upload`].

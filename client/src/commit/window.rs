@@ -1,5 +1,5 @@
-//! How much uncommitted content the mount holds in memory: writers wait beyond the limit (and what is beyond half of it
-//! is committed in the background).
+//! How much uncommitted content the mount holds in memory. Writers wait beyond the limit; beyond half of it, content is
+//! committed in the background.
 
 use crate::ordered::{Ordered, Rank};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,13 +9,13 @@ use wire::FsError;
 /// Counts bytes.
 pub struct Window {
     held: AtomicU64,
-    /// How often it became less.
+    /// How often bytes were released.
     releases: AtomicU64,
     limit: u64,
-    /// Why nothing could be committed lately, and waiting is no use.
+    /// Why nothing could be committed lately, and waiting is of no use.
     failure: Ordered<Option<FsError>>,
     released: Notify,
-    /// There is so much that waiting for more is no use.
+    /// Notified when so much is held that it should be committed now.
     pressure: Notify,
 }
 
@@ -34,25 +34,25 @@ impl Window {
         }
     }
 
-    /// Whether there is room. A write that begins while there is may go beyond the limit by its own size.
+    /// Returns whether there is room. A write that begins while there is room may exceed the limit by its own size.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.held() < self.limit
     }
 
-    /// How many bytes are held.
+    /// Returns how many bytes are held.
     #[must_use]
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::Acquire)
     }
 
-    /// How often something was committed or dropped.
+    /// Returns how often something was committed or dropped.
     #[must_use]
     pub fn releases(&self) -> u64 {
         self.releases.load(Ordering::Relaxed)
     }
 
-    /// Whether nothing is held.
+    /// Returns whether nothing is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.held() == 0
@@ -61,11 +61,11 @@ impl Window {
     /// Waits until there is room. Cancel-safe.
     ///
     /// # Errors
-    /// Why there will be none: what is held could not be committed, and nothing could since.
+    /// Returns why there will be no room: what is held could not be committed, and nothing could since.
     pub async fn wait(&self) -> Result<(), FsError> {
         loop {
             let mut released = std::pin::pin!(self.released.notified());
-            // Before looking: what is released in between must not be missed.
+            // Enabled before looking: a release in between must not be missed.
             released.as_mut().enable();
             if self.has_room() {
                 return Ok(());
@@ -78,31 +78,31 @@ impl Window {
         }
     }
 
-    /// Waits until so much is held that waiting for more is no use. Cancel-safe.
+    /// Waits until so much is held that it should be committed now. Cancel-safe.
     pub async fn wait_for_pressure(&self) {
         self.pressure.notified().await;
     }
 
-    /// More is held.
+    /// Adds bytes that are held.
     pub fn add(&self, bytes: u64) {
         if self.held.fetch_add(bytes, Ordering::AcqRel) + bytes > self.limit / 4 {
             self.pressure.notify_one();
         }
     }
 
-    /// Nothing can be committed now, for this reason: whoever waits for room gets it.
+    /// Notes why nothing can be committed now: writers that wait for room get this error.
     pub fn fail(&self, error: FsError) {
         *self.failure.lock() = Some(error);
         self.released.notify_waiters();
     }
 
-    /// Whether nothing could be committed lately.
+    /// Returns whether nothing could be committed lately.
     #[must_use]
     pub fn is_failing(&self) -> bool {
         self.failure.lock().is_some()
     }
 
-    /// Less is held.
+    /// Releases bytes that are not held any more.
     pub fn release(&self, bytes: u64) {
         *self.failure.lock() = None;
         self.releases.fetch_add(1, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! Written bytes before they are cut into blocks. Pure: no I/O, no clock.
 //!
 //! The file's offset space is divided into slots of one block each, and a slot holds runs of written bytes. A run that
-//! grows moves into a block's buffer once; written from end to end, it becomes a block of its own without another copy.
+//! grows moves into a block's buffer once. Written from end to end, it becomes a block of its own without another copy.
 //! Small runs scattered over the file cost what they hold, and are packed together, so that a thousand of them make one
 //! upload.
 
@@ -14,10 +14,10 @@ use wire::limits::COMMIT_EXTENTS_MAX;
 
 /// A run that grows beyond this gets a block's buffer, and is a block of its own when it is cut.
 const LARGE_RUN: usize = 256 << 10;
-/// Runs written without a gap may be many (backwards, say); these are what one block's pieces are at most.
+/// Runs written without a gap may be many (backwards, say). This limits the pieces of one block.
 const PIECES_MAX: usize = COMMIT_EXTENTS_MAX / 2;
 
-/// Written runs of one slot, by their offset in it: disjoint, but they may touch.
+/// Written runs of one slot, by their offset in it. They are disjoint, but may touch.
 struct Slot {
     /// Bytes of file offset space that it covers.
     size: usize,
@@ -31,7 +31,7 @@ impl Slot {
         Self { size: size as usize, runs: BTreeMap::new(), written: 0 }
     }
 
-    /// Takes bytes in, none beyond the slot's end.
+    /// Adds written bytes, none beyond the slot's end.
     fn write(&mut self, mut at: usize, mut data: &[u8], buffers: &Buffers) {
         debug_assert!(at + data.len() <= self.size);
         while !data.is_empty() {
@@ -67,7 +67,7 @@ impl Slot {
         self.written == self.size
     }
 
-    /// Whether all of a range is written.
+    /// Returns whether all of a range is written.
     fn covers(&self, range: Range<usize>) -> bool {
         let mut at = range.start;
         let from = self.runs.range(..=at).next_back().map_or(at, |(start, _)| *start);
@@ -97,7 +97,7 @@ impl Slot {
     }
 }
 
-/// Makes room for `more` bytes, by moving into a block's buffer when the run becomes large.
+/// Makes room for `more` bytes. A run that becomes large moves into a block's buffer.
 fn grow(run: &mut Vec<u8>, more: usize, buffers: &Buffers) {
     let len = run.len() + more;
     if len <= run.capacity() {
@@ -134,33 +134,33 @@ pub struct Dirty {
 }
 
 impl Dirty {
-    /// Nothing written yet; memory comes from `buffers`. Blocks are cut at multiples of `slot`, a part of
+    /// Starts with nothing written. Memory comes from `buffers`. Blocks are cut at multiples of `slot`, a part of
     /// `BLOCK_BYTES_MAX`.
     #[must_use]
     pub fn new(buffers: Arc<Buffers>, slot: u64) -> Self {
         Self { slot, slots: BTreeMap::new(), full: Vec::new(), runs: 0, buffers }
     }
 
-    /// Whether nothing is written.
+    /// Returns whether nothing is written.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
     }
 
-    /// How many separate pieces are held: each costs memory beside its bytes.
+    /// Returns how many separate pieces are held: each costs memory in addition to its bytes.
     #[must_use]
     pub fn run_count(&self) -> usize {
         self.runs
     }
 
-    /// The first written byte.
+    /// Returns the offset of the first written byte.
     #[must_use]
     pub fn start(&self) -> Option<u64> {
         let (number, slot) = self.slots.first_key_value()?;
         Some(number * self.slot + *slot.runs.first_key_value()?.0 as u64)
     }
 
-    /// One past the last written byte; 0 when there is none.
+    /// Returns the offset after the last written byte; 0 when there is none.
     #[must_use]
     pub fn end(&self) -> u64 {
         let last = self.slots.last_key_value();
@@ -168,7 +168,7 @@ impl Dirty {
             .map_or(0, |(number, (start, run))| number * self.slot + (start + run.len()) as u64)
     }
 
-    /// Takes bytes in; returns how many of them were not written before.
+    /// Adds written bytes. Returns how many of them were not written before.
     pub fn write(&mut self, mut offset: u64, mut data: &[u8]) -> usize {
         let mut added = 0;
         while !data.is_empty() {
@@ -189,7 +189,7 @@ impl Dirty {
         added
     }
 
-    /// Written parts of a range, copied: file offset and bytes, in order.
+    /// Returns copies of the written parts of a range: file offset and bytes, in order.
     #[must_use]
     pub fn copy_of(&self, range: &Range<u64>) -> Vec<(u64, Bytes)> {
         let mut parts = Vec::new();
@@ -224,7 +224,7 @@ impl Dirty {
         }
     }
 
-    /// Whether all of a range is written.
+    /// Returns whether all of a range is written.
     #[must_use]
     pub fn covers(&self, range: &Range<u64>) -> bool {
         (range.start / self.slot..range.end.div_ceil(self.slot)).all(|number| {
@@ -234,7 +234,7 @@ impl Dirty {
         })
     }
 
-    /// Forgets what lies at or behind `len`; returns how many bytes that were.
+    /// Drops written bytes at or behind `len`. Returns how many there were.
     pub fn truncate(&mut self, len: u64) -> usize {
         let mut gone = 0;
         let (buffers, size) = (self.buffers.clone(), self.slot);
@@ -251,7 +251,7 @@ impl Dirty {
         gone
     }
 
-    /// Takes out the slots that are written from end to end: nothing more can be gained by waiting.
+    /// Takes out the slots that are written from end to end: waiting gains nothing more for them.
     pub fn take_full(&mut self) -> Vec<Packed> {
         let full = std::mem::take(&mut self.full);
         full.into_iter()
@@ -316,7 +316,7 @@ impl Packer {
             _ => self.pieces.push((at, self.bytes.len(), len)),
         }
         if self.bytes.is_empty() {
-            // The only run, mostly: a small file needs no copy.
+            // This is usually the only run: a small file needs no copy.
             self.bytes = run;
         } else {
             grow(&mut self.bytes, len, &self.buffers);
@@ -369,7 +369,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn whatever_is_written_is_read_back_and_packed_once(
+        fn all_written_bytes_are_read_back_and_packed_once(
             writes in proptest::collection::vec((place(), any::<u8>()), 1..24),
             cut in proptest::option::of(0_u64..3 * SLOT),
             (look, look_len) in place(),

@@ -1,4 +1,4 @@
-//! What is known of a file's committed content: where each piece of it lies. Pure: no I/O, no clock.
+//! What is known of a file's committed content: where each piece of it is stored. Pure: no I/O, no clock.
 //!
 //! Extents are learned by whole chunks. All of them belong to one version of the content; when metad has a newer one,
 //! they are forgotten and learned anew, unless the change was this client's own.
@@ -10,42 +10,42 @@ use wire::ids::{ChunkIndex, Version};
 use wire::limits::CHUNK_BYTES;
 use wire::op::ExtentPage;
 
-/// Inline extents that a file's known chunks may gather before its small writes go to blocks.
+/// Inline extents that a file's known chunks may accumulate before its small writes go to blocks.
 const INLINE_EXTENTS_MAX: usize = 256;
-/// A small file of more pieces is not remembered after it was closed, nor one with more bytes in its extents themselves.
+/// A small file with more extents than this, or with more inline bytes, is not remembered after it was closed.
 const SMALL_EXTENTS_MAX: usize = 4;
 const SMALL_INLINE_BYTES_MAX: usize = 1024;
 /// Beyond the limit, the inline extents are counted anew after so many small writes.
 const RECOUNT_EVERY: usize = 64;
 
-/// Committed content of one file, where it is known.
+/// Committed content of one file, for the chunks that are known.
 pub(crate) struct Extents {
     /// Version of the content that the extents belong to.
     version: Version,
     /// Extents of the chunks in `loaded`, by file offset.
     by_offset: BTreeMap<u64, Extent>,
     loaded: HashSet<ChunkIndex>,
-    /// Inline extents, at most: those that were replaced are counted until the next recount.
+    /// The number of inline extents, at most: replaced ones are counted until the next recount.
     inlines: usize,
 }
 
 impl Extents {
-    /// Nothing is known of the content, which has this version.
+    /// Nothing is known of the content but its version.
     pub fn unknown(version: Version) -> Self {
         Self { version, by_offset: BTreeMap::new(), loaded: HashSet::new(), inlines: 0 }
     }
 
-    /// The version that they belong to.
+    /// Returns the version that the extents belong to.
     pub fn version(&self) -> Version {
         self.version
     }
 
-    /// Forgets everything: the content has this version now.
+    /// Forgets all extents: the content has this version now.
     pub fn forget(&mut self, version: Version) {
         *self = Self::unknown(version);
     }
 
-    /// Takes in pages of extents that begin at a chunk's start and belong to the known version. Chunks that the pages
+    /// Adds pages of extents that begin at a chunk's start and belong to the known version. Chunks that the pages
     /// describe wholly are known then.
     pub fn take_pages(&mut self, asked: Range<u64>, pages: &[ExtentPage]) {
         let more_from = pages.last().and_then(|page| page.more_from);
@@ -58,7 +58,7 @@ impl Extents {
         self.loaded.extend((asked.start / CHUNK_BYTES..end / CHUNK_BYTES).map(|at| ChunkIndex::of(at * CHUNK_BYTES)));
     }
 
-    /// All extents of a small file of this size, if they are known and few.
+    /// Returns all extents of a small file of this size, if they are known and few.
     pub fn whole_page(&self, size: u64) -> Option<ExtentPage> {
         let whole = size <= CHUNK_BYTES && self.loaded.contains(&ChunkIndex::of(0));
         let inline = |extent: &Extent| if let Source::Inline(bytes) = &extent.source { bytes.len() } else { 0 };
@@ -72,7 +72,7 @@ impl Extents {
         })
     }
 
-    /// A commit of ours that nobody else's came before: the writes are part of the content, which has this version now.
+    /// Applies a commit of ours that no other session's commit preceded: the content has this version now.
     pub fn apply(&mut self, writes: &[ExtentWrite], version: Version) {
         for write in writes {
             let range = write.file_off..write.file_off + write.len;
@@ -83,14 +83,14 @@ impl Extents {
         self.version = version;
     }
 
-    /// The content was cut at this length by us, and by nobody else: it has this version now.
+    /// Cuts the content at this length, for a truncation by us alone: the content has this version now.
     pub fn truncate(&mut self, len: u64, version: Version) {
         self.cut(&(len..u64::MAX));
         self.version = version;
     }
 
-    /// Whether small content may go inline into a chunk, and if so counts it: only where it is known that there is little
-    /// of it, because all of it travels with every list of extents.
+    /// Returns whether small content may go inline into a chunk, and if so counts it. The chunk must be known to have
+    /// little inline content, because all of it travels with every list of extents.
     pub fn take_inline_room(&mut self, chunk: ChunkIndex) -> bool {
         if !self.loaded.contains(&chunk) {
             return false;
@@ -122,7 +122,7 @@ impl Extents {
         }
     }
 
-    /// Known extents that overlap a range, in order.
+    /// Returns the known extents that overlap a range, in order.
     pub fn overlapping(&self, range: &Range<u64>) -> Vec<Extent> {
         let from = self.by_offset.range(..=range.start).next_back().map_or(range.start, |(at, _)| *at);
         self.by_offset
@@ -133,7 +133,7 @@ impl Extents {
             .collect()
     }
 
-    /// The first chunk of a range of which nothing is known.
+    /// Returns the first chunk of a range of which nothing is known.
     pub fn first_unknown(&self, range: &Range<u64>) -> Option<ChunkIndex> {
         (range.start / CHUNK_BYTES..range.end.div_ceil(CHUNK_BYTES))
             .map(|chunk| ChunkIndex::of(chunk * CHUNK_BYTES))

@@ -1,8 +1,9 @@
-//! What was written to a file and is not committed: bytes still being gathered, and blocks on their way to the daemons.
+//! Content that was written to a file and is not committed: bytes still being gathered, and blocks being uploaded.
 //! Pure: no I/O, and the clock is the caller's.
 //!
 //! Written bytes are *dirty* until they are *sealed*: cut into blocks with numbers of their own, in the order in which
-//! they are committed (I7). Up to a number they may be in the write-back queue, and up to a number in the journal.
+//! they are committed (I7). Sealed pieces up to one number are in the write-back queue, and up to another one in the
+//! journal.
 
 use super::dirty::{Dirty, Packed, lay};
 use super::sealed::{Sealed, To, Uploading};
@@ -13,7 +14,8 @@ use wire::attr::Timestamp;
 use wire::ids::ChunkIndex;
 use wire::limits::INLINE_BYTES_MAX;
 
-/// Separate pieces of one file that wait to be committed: each costs some hundred bytes of memory beside its own.
+/// Most separate pieces of one file that may wait to be committed: each costs some hundred bytes of memory in addition
+/// to its own.
 const RUNS_MAX: usize = 65_536;
 /// Content up to this size may share a block.
 pub(crate) const SHARED_BLOCK_PART_MAX: usize = 128 << 10;
@@ -22,15 +24,15 @@ pub(crate) const SHARED_BLOCK_PART_MAX: usize = 128 << 10;
 pub(crate) struct Pending {
     dirty: Dirty,
     sealed: VecDeque<Sealed>,
-    /// Number of what was sealed last.
+    /// Number of the last sealed piece.
     last_number: u64,
-    /// Up to this number it is in the write-back queue.
+    /// Pieces up to this number are in the write-back queue.
     queued: u64,
-    /// Up to this number it is in the journal on disk.
+    /// Pieces up to this number are in the journal on disk.
     journaled: u64,
     /// Bytes in `dirty` and `sealed`.
     held: u64,
-    /// So many of them the window counts: what the policy refuses takes no room from others.
+    /// How many of them the window counts: content that the policy refuses must not take room from others.
     counted: u64,
     /// When content was written last, by this machine's clock.
     mtime: Option<Timestamp>,
@@ -50,7 +52,7 @@ pub(crate) struct Restored {
 }
 
 impl Pending {
-    /// Nothing is written.
+    /// Starts with nothing uncommitted.
     pub fn new(dirty: Dirty) -> Self {
         Self {
             dirty,
@@ -66,49 +68,49 @@ impl Pending {
         }
     }
 
-    /// Whether everything is committed.
+    /// Returns whether everything is committed.
     pub fn is_empty(&self) -> bool {
         self.held == 0
     }
 
-    /// Bytes that are not committed.
+    /// Returns the number of uncommitted bytes.
     pub fn held(&self) -> u64 {
         self.held
     }
 
-    /// When content was written last.
+    /// Returns when content was written last.
     pub fn mtime(&self) -> Option<Timestamp> {
         self.mtime
     }
 
-    /// Whether its commit clears setuid and setgid.
+    /// Returns whether its commit clears setuid and setgid.
     pub fn clear_privileges(&self) -> bool {
         self.clear_privileges
     }
 
-    /// Where it begins, if all of it was appended.
+    /// Returns where the content begins, if all of it was appended.
     pub fn appended_from(&self) -> Option<u64> {
         self.appended_from
     }
 
-    /// Whether it is in so many separate pieces that they cost more memory than the window counts.
+    /// Returns whether the content is in so many separate pieces that they cost more memory than the window counts.
     pub fn is_scattered(&self) -> bool {
         self.dirty.run_count() > RUNS_MAX
     }
 
-    /// One past the last uncommitted byte; 0 when there is none.
+    /// Returns the offset after the last uncommitted byte; 0 when there is none.
     pub fn end(&self) -> u64 {
         let pieces = self.sealed.iter().filter_map(|sealed| sealed.packed.pieces.last());
         pieces.map(|(at, _, len)| at + *len as u64).max().unwrap_or(0).max(self.dirty.end())
     }
 
-    /// The first uncommitted byte.
+    /// Returns the offset of the first uncommitted byte.
     fn start(&self) -> Option<u64> {
         let sealed = self.sealed.iter().flat_map(|sealed| &sealed.packed.pieces).map(|(at, _, _)| *at);
         sealed.chain(self.dirty.start()).min()
     }
 
-    /// Takes written bytes in, for a place or for the end of a file of this size. Returns where they went, and how many
+    /// Adds written bytes, at an offset or at the end of a file of this size. Returns where they went, and how many
     /// bytes more the window counts.
     pub fn write(
         &mut self,
@@ -131,13 +133,13 @@ impl Pending {
         (at, added)
     }
 
-    /// A time was set after this was written: its commit must not set an older one.
+    /// Notes that a time was set after this was written: its commit must not set an older one.
     pub fn set_mtime(&mut self, mtime: Timestamp) {
         self.mtime = Some(mtime);
     }
 
-    /// Forgets what was written from `size` on: the file was cut there. Returns how many bytes less the window counts;
-    /// `None` when nothing lies behind `size`.
+    /// Drops what was written from `size` on, because the file was cut there. Returns how many bytes less the window
+    /// counts; `None` when nothing lies behind `size`.
     pub fn cut(&mut self, size: u64) -> Option<u64> {
         if self.end() <= size {
             return None;
@@ -145,7 +147,7 @@ impl Pending {
         let sealed: Vec<Packed> = self.sealed.drain(..).map(|sealed| sealed.packed).collect();
         let rest = self.dirty.take_all();
         let mut held = 0;
-        // In the order in which it was written: what came later lies over it.
+        // In the order in which it was written: later content lies over earlier content.
         for packed in sealed.into_iter().chain(rest) {
             for (at, from, len) in packed.pieces {
                 let len = (size.saturating_sub(at)).min(len as u64) as usize;
@@ -169,7 +171,7 @@ impl Pending {
         self.sealed.push_back(Sealed { packed, uploading, number: self.last_number });
     }
 
-    /// Seals what is written from end to end of a block; `upload` begins to upload it.
+    /// Seals blocks that are written from end to end. `upload` begins to upload them.
     pub fn seal_full(&mut self, mut upload: impl FnMut(&Packed, To) -> Uploading) {
         for packed in self.dirty.take_full() {
             let uploading = upload(&packed, To::OwnBlock);
@@ -177,9 +179,9 @@ impl Pending {
         }
     }
 
-    /// Seals everything that is written; `upload` begins to upload it. What is small may share a block with others'
-    /// content, if `to` says so, and goes inline where `has_inline_room`. Returns the number of what was sealed last,
-    /// whenever that was.
+    /// Seals everything that is written. `upload` begins to upload it. Small content may share a block with content of
+    /// other files, if `to` says so, and goes inline where `has_inline_room`. Returns the number of the last sealed
+    /// piece, also if it was sealed before.
     pub fn seal_rest(
         &mut self,
         to: To,
@@ -204,12 +206,12 @@ impl Pending {
         self.sealed.back().map(|sealed| sealed.number)
     }
 
-    /// Takes a piece from the journal, where it stays. Returns its number.
+    /// Adds a piece from the journal, where it stays. Returns its number.
     pub fn restore(&mut self, restored: Restored, uploading: Uploading) -> u64 {
         let Restored { packed, appended, mtime, clear_privileges } = restored;
         let first = packed.pieces.iter().map(|(at, _, _)| *at).min().unwrap_or(0);
         let appended = appended && (self.sealed.is_empty() || self.appended_from.is_some());
-        // Pieces are in the order in which they were sealed, which is not that of their places.
+        // Pieces come in the order in which they were sealed, which may not be that of their offsets.
         self.appended_from = appended.then(|| self.appended_from.map_or(first, |from| from.min(first)));
         self.mtime = mtime;
         self.clear_privileges |= clear_privileges;
@@ -221,61 +223,62 @@ impl Pending {
         self.last_number
     }
 
-    /// Whether all of it is in the write-back queue.
+    /// Returns whether all content is in the write-back queue.
     pub fn is_queued(&self) -> bool {
         self.dirty.is_empty() && self.sealed.back().is_none_or(|last| last.number <= self.queued)
     }
 
-    /// Whether the first sealed piece is in the write-back queue.
+    /// Returns whether the first sealed piece is in the write-back queue.
     pub fn first_is_queued(&self) -> bool {
         self.sealed.front().is_some_and(|first| first.number <= self.queued)
     }
 
-    /// Up to this number it goes into the write-back queue; false when it is there already.
+    /// Notes that pieces up to this number enter the write-back queue. False when they are there already.
     pub fn enter_queue(&mut self, upto: u64) -> bool {
         let enters = self.queued < upto;
         self.queued = self.queued.max(upto);
         enters
     }
 
-    /// The queue could not commit it, and gives it back: whoever commits it next begins anew.
+    /// Notes that the queue could not commit the content: the next attempt begins anew.
     pub fn leave_queue(&mut self) {
         (self.queued, self.journaled) = (0, 0);
     }
 
-    /// Up to this number it is in the journal.
+    /// Notes that pieces up to this number are in the journal.
     pub fn note_journaled(&mut self, upto: u64) {
         self.journaled = self.journaled.max(upto);
     }
 
-    /// Up to this number it is in the journal.
+    /// Returns the number up to which pieces are in the journal.
     pub fn journaled(&self) -> u64 {
         self.journaled
     }
 
-    /// What is sealed, the oldest first.
+    /// Returns the sealed pieces, the oldest first.
     pub fn sealed(&self) -> &VecDeque<Sealed> {
         &self.sealed
     }
 
-    /// Number of the last sealed piece.
+    /// Returns the number of the last sealed piece.
     pub fn last_sealed(&self) -> Option<u64> {
         self.sealed.back().map(|sealed| sealed.number)
     }
 
-    /// Whether there is more than the first `count` sealed pieces.
+    /// Returns whether there is more than the first `count` sealed pieces.
     pub fn has_more_than(&self, count: usize) -> bool {
         self.sealed.len() > count || !self.dirty.is_empty()
     }
 
-    /// A new attempt at an upload is under way.
+    /// Notes that a new attempt at an upload is under way.
     pub fn upload_again(&mut self, index: usize, uploading: Uploading) {
         if let Some(sealed) = self.sealed.get_mut(index) {
             sealed.uploading = uploading;
         }
     }
 
-    /// The first `count` sealed pieces are committed, or kept elsewhere. Returns how many bytes less the window counts.
+    /// Drops the first `count` sealed pieces, which are committed or stored elsewhere. Returns how many bytes less the
+    /// window counts.
     pub fn drop_front(&mut self, count: usize) -> u64 {
         let mut gone: u64 = self.sealed.drain(..count).map(|sealed| sealed.len()).sum();
         if self.sealed.is_empty() && self.dirty.is_empty() {
@@ -284,7 +287,7 @@ impl Pending {
         self.release(gone)
     }
 
-    /// Drops all of it. Returns how many bytes less the window counts.
+    /// Drops all content. Returns how many bytes less the window counts.
     pub fn drop_all(&mut self) -> u64 {
         self.dirty.truncate(0);
         self.sealed.clear();
@@ -299,18 +302,19 @@ impl Pending {
         gone
     }
 
-    /// Nobody tries to commit it: others need not wait for that. Returns how many bytes less the window counts.
+    /// Stops counting the content, because nobody tries to commit it and writers need not wait for that. Returns how
+    /// many bytes less the window counts.
     pub fn stop_counting(&mut self) -> u64 {
         std::mem::take(&mut self.counted)
     }
 
-    /// Everything is committed: what is written next begins anew.
+    /// Resets the attributes of pending content once everything is committed.
     pub fn settle(&mut self) {
         (self.appended_from, self.mtime, self.clear_privileges) = (None, None, false);
     }
 
-    /// After a commit of what was appended `from` one offset and `landed` at another, up to `end` as it was written: what
-    /// was appended behind it meanwhile follows it.
+    /// Follows a commit of content appended `from` one offset that `landed` at another, up to `end` as it was written:
+    /// content that was appended behind it meanwhile moves with it.
     pub fn follow_append(&mut self, from: Option<u64>, landed: Option<u64>, end: u64) {
         let (Some(from), Some(landed)) = (from, landed) else {
             self.appended_from = None;
@@ -318,7 +322,7 @@ impl Pending {
         };
         let moved = landed.saturating_sub(from);
         let Some(_) = self.appended_from else { return };
-        // What lies before the end fills a hole that the commit has left: full blocks are sealed before the partial one
+        // Content before the end fills a hole that the commit has left: full blocks are sealed before the partial one
         // at the start.
         let appends = self.start().is_none_or(|start| start >= end);
         self.appended_from = appends.then_some(end + moved);
@@ -338,7 +342,7 @@ impl Pending {
         }
     }
 
-    /// Lays all of it over a buffer that holds the file's content from `offset` on, oldest first.
+    /// Lays all content over a buffer that holds the file's content from `offset` on, oldest first.
     pub fn overlay(&self, offset: u64, buffer: &mut [u8]) {
         let range = offset..offset + buffer.len() as u64;
         for (at, bytes) in self.sealed.iter().flat_map(|sealed| sealed.within(&range)) {
@@ -347,15 +351,15 @@ impl Pending {
         self.dirty.overlay(offset, buffer);
     }
 
-    /// All of it in a range as it is now, oldest first: a commit may take it from here while a reader waits for the
-    /// committed content below.
+    /// Returns the content in a range as it is now, oldest first: a commit may take it away while a reader waits for
+    /// the committed content below.
     pub fn copy_of(&self, range: &Range<u64>) -> Vec<(u64, Bytes)> {
         let mut parts: Vec<_> = self.sealed.iter().flat_map(|sealed| sealed.within(range)).collect();
         parts.extend(self.dirty.copy_of(range));
         parts
     }
 
-    /// Whether it alone answers a read.
+    /// Returns whether the content alone answers a read.
     pub fn covers(&self, range: &Range<u64>) -> bool {
         self.dirty.covers(range) || self.sealed.iter().any(|sealed| sealed.covers(range))
     }

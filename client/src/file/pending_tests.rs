@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 const SLOT: u64 = 4 << 20;
 
-/// An upload that has ended inline.
+/// Returns an upload that has ended inline.
 fn uploaded(_: &Packed, _: To) -> Uploading {
     Uploading { outcome: watch::channel(Some(Ok(None))).1, since: SystemTime::UNIX_EPOCH }
 }
@@ -34,7 +34,7 @@ fn content(pending: &Pending, len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn what_was_written_later_lies_over_what_is_sealed() {
+fn later_writes_lie_over_sealed_content() {
     let mut pending = pending();
     write(&mut pending, 0, b"aaaaaa");
     assert_eq!(seal(&mut pending), Some(1));
@@ -77,7 +77,7 @@ fn a_cut_drops_what_lies_behind_it_and_takes_the_rest_out_of_queue_and_journal()
 }
 
 #[test]
-fn content_enters_the_queue_once_and_begins_anew_when_the_queue_gives_it_back() {
+fn content_enters_the_queue_once_and_again_only_when_the_queue_gives_it_back() {
     let mut pending = pending();
     write(&mut pending, 0, b"a");
     let first = seal(&mut pending).unwrap();
@@ -91,11 +91,11 @@ fn content_enters_the_queue_once_and_begins_anew_when_the_queue_gives_it_back() 
 }
 
 #[test]
-fn the_window_counts_exactly_what_is_held_unless_it_was_told_to_stop() {
+fn the_window_counts_exactly_what_is_held_unless_counting_was_stopped() {
     let mut pending = pending();
     write(&mut pending, 0, &[1; 100]);
     seal(&mut pending);
-    // Overwritten before it is committed: held twice, and let go of twice.
+    // Content that is overwritten before it is committed is held twice and released twice.
     write(&mut pending, 0, &[2; 60]);
     seal(&mut pending);
     assert_eq!(pending.held(), 160);
@@ -141,7 +141,7 @@ fn small_content_goes_inline_where_there_is_room_and_nothing_sealed_waits_before
 }
 
 #[test]
-fn what_was_appended_meanwhile_follows_a_commit_that_landed_further_on() {
+fn content_appended_meanwhile_follows_a_commit_that_landed_further_on() {
     let mut pending = pending();
     pending.write((None, 10), b"first", false, time(1));
     seal(&mut pending);
@@ -155,13 +155,13 @@ fn what_was_appended_meanwhile_follows_a_commit_that_landed_further_on() {
 }
 
 #[test]
-fn what_fills_a_hole_before_the_end_of_a_commit_is_not_appended_again() {
+fn content_that_fills_a_hole_before_the_end_of_a_commit_is_not_appended_again() {
     let mut pending = pending();
     pending.write((None, 10), b"first", false, time(1));
     seal(&mut pending);
     pending.write((None, 15), b"second", false, time(1));
     seal(&mut pending);
-    // The second was committed before the first, say.
+    // For example, the second was committed before the first.
     pending.follow_append(Some(10), Some(10), 21);
     assert_eq!(pending.appended_from(), None);
 }

@@ -1,7 +1,8 @@
-//! Where a file's readers are: who reads from one end to the other is served ahead. Pure: no I/O, no clock.
+//! Where a file's readers are: a sequential reader gets blocks fetched ahead. Pure: no I/O, no clock.
 
-/// Reads this close to the end of the last one may be sequential: the kernel's readahead runs in parallel. Two in a row are:
-/// one alone comes about by chance, and what is fetched for it is thousands of times what was asked for.
+/// Reads this close to the end of the last one may be sequential, because the kernel's readahead runs in parallel. Two
+/// such reads in a row are needed: one alone comes about by chance, and what is fetched ahead is thousands of times as
+/// much as it asks for.
 const NEAR_BYTES: u64 = 4 << 20;
 
 /// Where the last read ended, and how far has been read ahead.
@@ -11,12 +12,12 @@ pub(crate) struct Position {
     end: u64,
     /// The last read was near the one before.
     near: bool,
-    /// Up to here blocks were fetched ahead.
+    /// Offset up to which blocks were fetched ahead.
     ahead: u64,
 }
 
 impl Position {
-    /// A read begins at `offset` and ends at `end`. Whether it is part of reading from one end to the other.
+    /// Notes a read from `offset` to `end`. Returns whether it is part of sequential reading.
     pub fn note_read(&mut self, offset: u64, end: u64) -> bool {
         let near = offset.abs_diff(self.end) <= NEAR_BYTES;
         let sequential = offset == self.end || (near && self.near);
@@ -27,19 +28,19 @@ impl Position {
         sequential
     }
 
-    /// What was fetched ahead is not the content any more.
+    /// Forgets what was fetched ahead, because the content has changed.
     pub fn forget_ahead(&mut self) {
         self.ahead = 0;
     }
 
-    /// From where to fetch for a reader who has come to `end`, so that all up to `until` is on its way. `None` while too
-    /// little is missing: not every read looks for blocks. `last` says that the file ends at `until`.
+    /// Returns where to begin fetching for a reader who has come to `end`, so that all up to `until` is under way.
+    /// `None` while too little is missing: not every read looks for blocks. `last` says that the file ends at `until`.
     pub fn ahead_from(&self, end: u64, until: u64, (portion, last): (u64, bool)) -> Option<u64> {
         let from = self.ahead.max(end);
         (from < until && (until - from >= portion || last)).then_some(from)
     }
 
-    /// All up to here is on its way.
+    /// Notes that all up to `until` is under way.
     pub fn fetched_ahead(&mut self, until: u64) {
         self.ahead = until;
     }
@@ -49,7 +50,7 @@ impl Position {
 mod tests {
     use super::*;
 
-    /// Whether each of these reads of 4 KiB counts as sequential.
+    /// Returns for each of these reads of 4 KiB whether it counts as sequential.
     fn sequential(offsets: &[u64]) -> Vec<bool> {
         let mut position = Position::default();
         offsets.iter().map(|offset| position.note_read(*offset, offset + 4096)).collect()

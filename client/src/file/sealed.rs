@@ -10,7 +10,7 @@ use wire::extent::{ExtentWrite, Source};
 use wire::ids::BlockHash;
 use wire::limits::CHUNK_BYTES;
 
-/// Content in a block that is stored, maybe among other content.
+/// Content in a block that is stored, possibly with other content.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
     pub hash: BlockHash,
@@ -42,7 +42,7 @@ pub(crate) enum To {
     SharedBlock,
 }
 
-/// Content on its way to the daemons: still read from here until it is committed.
+/// Content that is being uploaded. It is read from here until it is committed.
 pub(crate) struct Sealed {
     pub packed: Packed,
     pub uploading: Uploading,
@@ -56,7 +56,7 @@ impl Sealed {
         self.packed.pieces.iter().map(|(_, _, len)| *len as u64).sum()
     }
 
-    /// Pieces that overlap a range, in order.
+    /// Returns the pieces that overlap a range, in order.
     pub fn within(&self, range: &Range<u64>) -> impl Iterator<Item = (u64, Bytes)> + use<'_> {
         let packed = &self.packed;
         let first = packed.pieces.partition_point(|(at, _, len)| at + *len as u64 <= range.start);
@@ -67,7 +67,7 @@ impl Sealed {
             .map(|(at, from, len)| (*at, packed.bytes.slice(*from..*from + *len)))
     }
 
-    /// Whether one of the pieces has all of a range.
+    /// Returns whether one of the pieces has all of a range.
     pub fn covers(&self, range: &Range<u64>) -> bool {
         let last = self.packed.pieces.partition_point(|(at, _, _)| *at <= range.start);
         last.checked_sub(1).is_some_and(|index| {
@@ -77,12 +77,12 @@ impl Sealed {
     }
 }
 
-/// Where the pieces of a block stand in the file, for a commit.
+/// Returns the writes of a commit: where the pieces of a block belong in the file.
 pub(crate) fn writes_of(packed: &Packed, stored: Option<&Stored>) -> Vec<ExtentWrite> {
     let mut writes = Vec::with_capacity(packed.pieces.len());
     for (at, from, len) in &packed.pieces {
         let mut done = 0;
-        // An extent stays within its chunk.
+        // An extent must not cross a chunk's border.
         while done < *len {
             let file_off = at + done as u64;
             let room = (CHUNK_BYTES - file_off % CHUNK_BYTES).min((*len - done) as u64) as usize;

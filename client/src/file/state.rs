@@ -1,11 +1,11 @@
-//! One open inode: its committed content where it is known, what was written since, and who has it open.
+//! One open inode: its committed content where it is known, later writes, and its handles.
 //!
-//! Two versions are kept apart. `base` is what uncommitted writes are judged by (I6): it moves only with what this client
-//! has seen while nothing waited to be committed, or with commits of its own. The version of the known extents is newer
-//! than `base` when others committed meanwhile.
+//! There are two versions. `base` is the version by which metad judges uncommitted writes (I6): it moves only with what
+//! this client has seen while nothing waited to be committed, or with commits of its own. The version of the known
+//! extents is newer than `base` when others committed meanwhile.
 //!
-//! Everything is behind one lock, which nobody else takes: what happens to a file is a method here or in one of the files
-//! below, `reading`, `writing`, `committing` and `journaling`, each for one who calls. None of them waits.
+//! Everything is behind one lock, which is private: whatever happens to a file is a method here or in one of the files
+//! below, `reading`, `writing`, `committing` and `journaling`, each for one caller. None of them waits.
 //!
 //! Lock order: the lock of a flush ([`FileState::begin_flush`]) before that of the content.
 
@@ -36,37 +36,37 @@ use wire::op::ExtentPage;
 
 /// What the lock guards.
 struct Content {
-    /// As committed: the newest answer of metad.
+    /// Attributes as committed: the newest answer of metad.
     attr: InodeAttr,
     /// Content version that uncommitted writes are based on.
     base: Version,
-    /// Versions behind it that commits of ours have made beside those of others.
+    /// Later versions that commits of ours have made beside those of others.
     own: Vec<Version>,
-    /// Length with what is written and not committed.
+    /// Length with uncommitted content.
     size: u64,
-    /// Committed content, where it is known.
+    /// Committed content, for the chunks that are known.
     extents: Extents,
     /// What is not committed.
     pending: Pending,
     position: Position,
-    /// The conflict copy that has what was written before, and when something got there last: the rest follows, so that
-    /// all of it is in one, until the writer has heard of it.
+    /// The conflict copy that has the earlier content, and when something was added last. Later content follows it
+    /// there, so that all of it is in one copy, until the writer has been notified.
     diverted: Option<(Ino, Instant)>,
-    /// A commit of it is on its way that is not in the queue, and may have arrived.
+    /// A commit that is not in the queue is under way, and may have arrived.
     committing: bool,
     /// What went wrong with a commit, until an `fsync` or `close` returns it.
     unreported: Option<FsError>,
-    /// The policy refused the last commit: it is not tried again until somebody asks.
+    /// The policy refused the last commit: it is not tried again until `fsync` or `close`.
     refused: bool,
     /// Open handles.
     opens: usize,
-    /// How often others were about to change it.
+    /// How often others were about to change the file.
     recalls: u64,
-    /// After how many of them metad said that nobody changes it.
+    /// The value of `recalls` when metad last said that no other session changes the file.
     settled: u64,
-    /// The kernel was told to drop its pages and was given none since.
+    /// The kernel was notified to drop its pages, and was given none since.
     dropped: bool,
-    /// Held by each read under way since this was replaced last; nothing is ever sent.
+    /// Held by each read that began since this was replaced last. Nothing is ever sent.
     reads: Arc<watch::Sender<()>>,
 }
 
@@ -74,7 +74,7 @@ struct Content {
 pub struct FileState {
     ino: Ino,
     content: Ordered<Content>,
-    /// One flush or change of length at a time: commits follow each other.
+    /// Allows one flush or change of length at a time: commits follow each other.
     flushing: Arc<tokio::sync::Mutex<()>>,
     /// The next chunk's extents are being loaded ahead of a reader.
     loading: AtomicBool,
@@ -82,18 +82,18 @@ pub struct FileState {
 
 /// A read that is under way.
 pub(crate) struct Reading {
-    /// Others may have been changing the file when it began. A recall that comes later waits for the read, and drops its
-    /// pages.
+    /// Others may have been changing the file when the read began. A later recall waits for the read, and then drops
+    /// its pages.
     pub is_contended: bool,
     _under_way: Arc<watch::Sender<()>>,
 }
 
-/// A flush or a change of length, until it is dropped.
+/// Held by a flush or a change of length until it ends.
 pub(crate) type Flushing = OwnedMutexGuard<()>;
 
 impl FileState {
-    /// A file as it was just opened; memory for what is written comes from `buffers`, and blocks are cut at multiples of
-    /// `block_bytes`.
+    /// Creates the state of a file that was just opened. Memory for written content comes from `buffers`, and blocks
+    /// are cut at multiples of `block_bytes`.
     #[must_use]
     pub fn new(attr: InodeAttr, page: Option<&ExtentPage>, buffers: Arc<Buffers>, block_bytes: u64) -> Arc<Self> {
         let mut extents = Extents::unknown(attr.version);
@@ -126,52 +126,52 @@ impl FileState {
         })
     }
 
-    /// The inode.
+    /// Returns the inode's number.
     #[must_use]
     pub fn ino(&self) -> Ino {
         self.ino
     }
 
-    /// Waits until no other flush or change of length is under way. Cancel-safe.
+    /// Waits until no other flush or change of length is under way, and begins one. Cancel-safe.
     pub(crate) async fn begin_flush(&self) -> Flushing {
         self.flushing.clone().lock_owned().await
     }
 
-    /// Begins to load extents ahead of a reader; false when somebody does already.
+    /// Begins to load extents ahead of a reader. False when that is under way already.
     pub(crate) fn begin_loading(&self) -> bool {
         !self.loading.swap(true, Ordering::AcqRel)
     }
 
-    /// The extents are loaded, or are not going to be.
+    /// Ends the loading of extents, whether it succeeded or not.
     pub(crate) fn end_loading(&self) {
         self.loading.store(false, Ordering::Release);
     }
 
-    /// Attributes with what is not committed yet.
+    /// Returns the attributes with uncommitted content.
     #[must_use]
     pub fn attr(&self) -> InodeAttr {
         let content = self.content.lock();
         content.overlaid(content.attr.clone())
     }
 
-    /// Lays what is not committed here over attributes from metad.
+    /// Returns attributes from metad with uncommitted content applied.
     #[must_use]
     pub fn overlaid(&self, attr: InodeAttr) -> InodeAttr {
         self.content.lock().overlaid(attr)
     }
 
-    /// Whether it is known to have extended attributes.
+    /// Returns whether the file is known to have extended attributes.
     pub(crate) fn has_xattrs(&self) -> bool {
         self.content.lock().attr.has_xattrs
     }
 
-    /// An extended attribute is being set.
+    /// Notes that an extended attribute is being set.
     pub(crate) fn note_xattrs(&self) {
         self.content.lock().attr.has_xattrs = true;
     }
 
-    /// A file was read. Whether its access time moves to `now`, as `relatime` has it: then it has moved here, until metad
-    /// answers the next time.
+    /// Notes a read. Returns whether the access time moves to `now`, as `relatime` has it. If so, it has moved here,
+    /// until the next answer of metad.
     pub(crate) fn note_access(&self, now: Timestamp) -> bool {
         let mut content = self.content.lock();
         let due = content.attr.is_access_due(now);
@@ -181,30 +181,31 @@ impl FileState {
         due
     }
 
-    /// One more handle.
+    /// Counts one more handle.
     pub(crate) fn add_handle(&self) {
         self.content.lock().opens += 1;
     }
 
-    /// A handle is given back. Whether it was the last one, and what is not committed is refused by the policy.
+    /// Counts one handle less. Returns whether it was the last one, and whether the policy refuses the uncommitted
+    /// content.
     pub(crate) fn remove_handle(&self) -> (bool, bool) {
         let mut content = self.content.lock();
         content.opens -= 1;
         (content.opens == 0, content.refused)
     }
 
-    /// Whether a handle is open.
+    /// Returns whether a handle is open.
     pub(crate) fn is_open(&self) -> bool {
         self.content.lock().opens > 0
     }
 
-    /// Whether more than one handle is open.
+    /// Returns whether more than one handle is open.
     pub(crate) fn is_shared(&self) -> bool {
         self.content.lock().opens > 1
     }
 
-    /// Whether nobody needs it: it has no handle, and nothing waits to be committed. With it, where the content of a small
-    /// file lies, if all of that is known.
+    /// Returns whether nobody needs the state: the file has no handle, and nothing waits to be committed. With it,
+    /// returns where the content of a small file is stored, if all of that is known.
     pub(crate) fn idle(&self) -> (bool, Option<ExtentPage>) {
         let content = self.content.lock();
         let idle = content.opens == 0 && content.pending.is_empty();
@@ -212,15 +213,15 @@ impl FileState {
         (idle, (idle && settled).then(|| content.extents.whole_page(content.size)).flatten())
     }
 
-    /// Whether nobody can read it any more: it has neither a name nor a handle here.
+    /// Returns whether nobody can read the file any more: it has neither a name nor a handle here.
     #[must_use]
     pub fn is_unreadable(&self) -> bool {
         let content = self.content.lock();
         content.opens == 0 && content.attr.nlink == 0
     }
 
-    /// It has lost its last name elsewhere. Whether nobody can read what is not committed any more. What is in the queue
-    /// was written before anybody here knew of the removal: that is kept beside.
+    /// Notes that the file has lost its last name elsewhere. Returns whether nobody can read its uncommitted content
+    /// any more. Content in the queue was written before anybody here knew of the removal: it goes into a new file.
     pub(crate) fn lose_last_name(&self) -> bool {
         let mut content = self.content.lock();
         let unread = content.opens == 0 && !content.pending.first_is_queued();
@@ -230,13 +231,14 @@ impl FileState {
         unread
     }
 
-    /// The newest version of the content; `None` while something is not committed, and the next one is ours.
+    /// Returns the newest version of the content; `None` while something is not committed, because the next version is
+    /// ours.
     pub(crate) fn newest_version(&self) -> Option<Version> {
         let content = self.content.lock();
         content.pending.is_empty().then_some(content.attr.version.max(content.extents.version()))
     }
 
-    /// A time was set: until what was written before is committed, the time of that would show.
+    /// Notes that a time was set: a commit of earlier content must not replace it.
     pub(crate) fn time_was_set(&self, change: &AttrChange, attr: &InodeAttr) {
         let mut content = self.content.lock();
         if content.pending.is_empty() {
@@ -249,57 +251,59 @@ impl FileState {
         }
     }
 
-    /// A read is under way, which gives the kernel pages, until what is returned is dropped.
+    /// Begins a read that gives the kernel pages. The read ends when the returned value is dropped.
     pub(crate) fn begin_read(&self) -> Reading {
         let mut content = self.content.lock();
         let is_contended = content.is_contended();
-        // Where others may be changing it, what metad says comes first.
+        // While others may be changing the file, the next answer of metad comes first.
         content.dropped &= is_contended;
         Reading { is_contended, _under_way: content.reads.clone() }
     }
 
-    /// Closed when all reads have ended that are under way now.
+    /// Returns a receiver that is closed when all reads have ended that are under way now.
     pub(crate) fn reads_under_way(&self) -> watch::Receiver<()> {
         let next = Arc::new(watch::Sender::new(()));
         let reads = std::mem::replace(&mut self.content.lock().reads, next);
         reads.subscribe()
     }
 
-    /// Others are about to change it, and the kernel drops its pages.
+    /// Notes that others are about to change the file, and that the kernel drops its pages.
     pub(crate) fn note_recall(&self) {
         let mut content = self.content.lock();
         content.recalls += 1;
         content.dropped = true;
     }
 
-    /// The kernel is about to be given pages.
+    /// Notes that the kernel is about to be given pages.
     pub(crate) fn note_given(&self) {
         self.content.lock().dropped = false;
     }
 
-    /// Whether the kernel has no pages, or is about to have none.
+    /// Returns whether the kernel has no pages, or is about to have none.
     pub(crate) fn is_dropped(&self) -> bool {
         self.content.lock().dropped
     }
 
-    /// How often others were about to change it: to be taken before metad is asked, for [`FileState::note_settled`].
+    /// Returns how often others were about to change the file. To be taken before metad is asked, for
+    /// [`FileState::note_settled`].
     pub(crate) fn recalls(&self) -> u64 {
         self.content.lock().recalls
     }
 
-    /// metad reports the next change: what it says was asked after so many recalls, and is taken in.
+    /// Notes that metad's answer is applied and that metad will report the next change. metad was asked when the count
+    /// of recalls was this.
     pub(crate) fn note_settled(&self, recalls: u64) {
         let mut content = self.content.lock();
         content.settled = content.settled.max(recalls);
     }
 
-    /// Whether others may be changing it: what is known of it may be old.
+    /// Returns whether other clients may be changing the file. If so, what is cached of it may be old.
     pub(crate) fn is_contended(&self) -> bool {
         self.content.lock().is_contended()
     }
 
-    /// Takes in what metad says of the content now. What is not committed stays, on its old base: a later commit is
-    /// judged by that (I6). Answers that were overtaken by newer ones are passed over. Whether the content is another.
+    /// Applies an answer of metad. Uncommitted content stays, on its old base: a later commit is judged by that (I6).
+    /// Answers that a newer one has overtaken are ignored. Returns whether the content has changed.
     pub(crate) fn refresh(&self, attr: &InodeAttr, page: Option<&ExtentPage>) -> bool {
         let mut content = self.content.lock();
         if attr.version < content.extents.version() || attr.version < content.base {
@@ -318,14 +322,14 @@ impl FileState {
         if content.pending.is_empty() {
             content.base = attr.version;
         }
-        // What others have written behind our own is there to read, too.
+        // Content that others have written behind our own can be read, too.
         content.size = content.attr.size.max(content.pending.end());
         moved
     }
 
-    /// Takes in the answer to a change of content by this client that is no commit. `cut` tells from where on content
-    /// was removed, if that is all that happened. Whether others have changed it, too: the kernel may have what was there
-    /// before that.
+    /// Applies the answer to a change of content by this client that is not a commit. `cut` is the offset from which
+    /// content was removed, if nothing else happened. Returns whether others have changed the file, too: the kernel may
+    /// have pages from before that.
     pub(crate) fn changed_here(&self, attr: &InodeAttr, cut: Option<u64>) -> bool {
         let mut content = self.content.lock();
         let known = content.extents.version();
@@ -337,7 +341,7 @@ impl FileState {
                 None => content.forget_extents(attr.version),
             }
         }
-        // I6: what was written meanwhile by this client is not in conflict with its own change.
+        // I6: content that this client wrote meanwhile is not in conflict with its own change.
         if content.pending.is_empty() || attr.version == content.base.next() {
             content.base = content.base.max(attr.version);
         }
@@ -356,7 +360,7 @@ impl Content {
 
     fn overlaid(&self, mut attr: InodeAttr) -> InodeAttr {
         if attr.version < self.attr.version {
-            // The answer was overtaken by a commit: nobody sees the file shrink because of that.
+            // A commit has overtaken the answer: the file must not seem to shrink because of that.
             let newer = &self.attr;
             (attr.version, attr.size, attr.allocated) = (newer.version, newer.size, newer.allocated);
             (attr.mtime, attr.ctime) = (newer.mtime, attr.ctime.max(newer.ctime));
@@ -372,7 +376,7 @@ impl Content {
         attr
     }
 
-    /// Nothing is known of the content any more, which has this version now.
+    /// Forgets all extents: the content has this version now.
     fn forget_extents(&mut self, version: Version) {
         self.extents.forget(version);
         self.position.forget_ahead();

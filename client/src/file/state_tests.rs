@@ -15,7 +15,7 @@ fn attr(version: u64, size: u64) -> InodeAttr {
     InodeAttr { version: Version(version), size, ..crate::testing::attr() }
 }
 
-/// An empty file of which all is known.
+/// Returns an empty file of which everything is known.
 fn opened() -> Arc<FileState> {
     let page = ExtentPage { version: Version(1), size: 0, extents: Vec::new(), more_from: None };
     FileState::new(attr(1, 0), Some(&page), Arc::default(), 4 << 20)
@@ -30,7 +30,7 @@ fn seal(file: &FileState) -> u64 {
     file.seal_rest(To::OwnBlock, uploaded).unwrap()
 }
 
-/// What a commit of the first sealed piece writes.
+/// Returns what a commit of the first sealed piece writes.
 fn commit_first(file: &FileState) -> Vec<ExtentWrite> {
     writes_of(&file.sealed_at(0, u64::MAX).unwrap().packed, None)
 }
@@ -78,7 +78,7 @@ fn a_commit_that_is_only_ours_becomes_the_base_of_what_was_written_meanwhile() {
 
 /// Guards I6.
 #[test]
-fn what_was_written_beside_others_keeps_its_base_and_knows_its_own_versions() {
+fn writes_beside_those_of_others_keep_their_base_and_know_their_own_versions() {
     let file = opened();
     write(&file, Some(0), b"first");
     seal(&file);
@@ -98,7 +98,7 @@ fn what_was_written_beside_others_keeps_its_base_and_knows_its_own_versions() {
 
 /// Guards I6.
 #[test]
-fn the_base_of_what_is_not_committed_moves_with_nothing_that_others_do() {
+fn the_base_of_uncommitted_content_does_not_move_with_anything_that_others_do() {
     let file = opened();
     write(&file, Some(0), b"ours");
     assert!(file.refresh(&attr(5, 50), None));
@@ -113,7 +113,7 @@ fn the_base_of_what_is_not_committed_moves_with_nothing_that_others_do() {
 }
 
 #[test]
-fn what_others_write_behind_ours_is_there_to_read_and_what_is_appended_stays_together() {
+fn content_of_others_behind_ours_can_be_read_and_appended_content_stays_together() {
     let file = opened();
     write(&file, None, b"ours");
     assert!(file.refresh(&attr(2, 50), None));
@@ -167,7 +167,7 @@ fn an_answer_that_a_commit_has_overtaken_does_not_make_the_file_shorter() {
 }
 
 #[test]
-fn what_went_wrong_is_reported_once_and_a_conflict_outlives_later_commits() {
+fn an_error_is_reported_once_and_a_conflict_outlives_later_commits() {
     let file = opened();
     assert!(file.is_well());
     file.note_committed(Err(FsError::Stale));
@@ -180,14 +180,14 @@ fn what_went_wrong_is_reported_once_and_a_conflict_outlives_later_commits() {
 }
 
 #[test]
-fn what_follows_a_conflict_goes_into_the_same_copy_until_its_writer_knows_or_long_after() {
+fn writes_after_a_conflict_go_into_the_same_copy_until_the_writer_knows_or_pauses() {
     let (file, now) = (opened(), Instant::now());
     write(&file, Some(0), b"first");
     seal(&file);
     let writes = commit_first(&file);
     file.take_landing(Landing { conflict: Some(Ino(77)), ..landing(&writes, 3, 1, 9) }, 1, now);
     assert_eq!(file.basis(now).diverted, Some(Ino(77)));
-    assert_eq!(file.basis(now + DIVERTED_AND_MORE).diverted, None);
+    assert_eq!(file.basis(now + MORE_THAN_DIVERTED_FOR).diverted, None);
     file.report_later(FsError::Stale);
     write(&file, Some(0), b"more");
     file.take_unreported();
@@ -198,10 +198,10 @@ fn what_follows_a_conflict_goes_into_the_same_copy_until_its_writer_knows_or_lon
     assert!(!file.is_diverted());
 }
 
-const DIVERTED_AND_MORE: Duration = Duration::from_secs(6);
+const MORE_THAN_DIVERTED_FOR: Duration = Duration::from_secs(6);
 
 #[test]
-fn what_the_policy_refuses_takes_no_room_and_no_more_of_it_is_accepted() {
+fn content_that_the_policy_refuses_takes_no_room_and_no_more_of_it_is_accepted() {
     let file = opened();
     file.add_handle();
     write(&file, Some(0), b"refused");

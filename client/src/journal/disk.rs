@@ -1,6 +1,6 @@
-//! Every call of the journal that reaches the disk, behind two traits: the place where tests cut the power.
+//! Every call of the journal that reaches the disk, behind two traits. Tests cut the power here.
 
-use crate::local::LocalDir;
+use crate::local_dir::LocalDir;
 use std::fmt::Debug;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -10,37 +10,38 @@ use std::sync::Arc;
 use wire::durable::sync_dir;
 
 /// Folder of the journal within the mount's directory.
-pub(crate) const FOLDER: &str = crate::local::JOURNAL;
+pub(crate) const FOLDER: &str = crate::local_dir::JOURNAL;
 
 /// One flat folder of files on a disk. All calls block.
 pub trait Disk: Debug + Send + Sync {
-    /// Where it is, for messages.
+    /// Returns where it is, for messages.
     fn path(&self) -> &Path;
 
-    /// Whether calls take no time at all, so that they may be made on a runtime thread: true of a simulated disk alone.
+    /// Returns whether calls take no time, so that they may be made on a runtime thread: true of a simulated disk
+    /// alone.
     fn is_instant(&self) -> bool {
         false
     }
 
-    /// Names of the files.
+    /// Lists the names of the files.
     ///
     /// # Errors
     /// As `readdir(3)`.
     fn list(&self) -> io::Result<Vec<String>>;
 
-    /// A whole file.
+    /// Reads a whole file.
     ///
     /// # Errors
     /// As `open(2)` and `read(2)`.
     fn read(&self, name: &str) -> io::Result<Vec<u8>>;
 
-    /// An empty file for writing, in place of one of that name.
+    /// Creates an empty file for writing, in place of one of that name.
     ///
     /// # Errors
     /// As `open(2)`.
     fn create(&self, name: &str) -> io::Result<Box<dyn DiskFile>>;
 
-    /// Gives a file another name, in place of a file that had it.
+    /// Renames a file, in place of a file that had the new name.
     ///
     /// # Errors
     /// As `rename(2)`.
@@ -73,23 +74,23 @@ pub trait DiskFile: Debug + Send {
     /// As `fdatasync(2)`.
     fn sync(&self) -> io::Result<()>;
 
-    /// Cuts it.
+    /// Sets the file's length.
     ///
     /// # Errors
     /// As `ftruncate(2)`.
     fn set_len(&self, len: u64) -> io::Result<()>;
 }
 
-/// The folder in a mount's own directory.
+/// The journal's folder in a mount's own directory.
 #[derive(Debug)]
 pub(crate) struct LocalDisk {
     dir: PathBuf,
-    /// Nobody else uses the directory as long as one of us may.
+    /// The lock on the directory, so that nobody else uses it while one of us may.
     _local: Arc<LocalDir>,
 }
 
 impl LocalDisk {
-    /// Makes the folder, if it is not there.
+    /// Opens the folder, and creates it if needed.
     ///
     /// # Errors
     /// As `mkdir(2)` and `fsync(2)`.
@@ -146,10 +147,10 @@ impl DiskFile for File {
     }
 }
 
-/// The same, where a file that is not there is as good as removed.
+/// Removes a file. Returns false when there is none.
 ///
 /// # Errors
-/// What else the disk refuses.
+/// Fails when the disk does.
 pub(super) fn remove_if_there(disk: &dyn Disk, name: &str) -> io::Result<bool> {
     match disk.remove(name) {
         Ok(()) => Ok(true),

@@ -1,9 +1,9 @@
-//! Content of files that other mounts use, too: it does not go into the queue, where everything behind it would wait, but
-//! is committed at once, in the background. While that has come to a stand, because servers are away, a picture of all of
-//! it is in one file of the journal; each picture replaces the one before, and it goes when commits go on.
+//! Content of files that other mounts use, too. It does not go into the queue, where everything behind it would wait,
+//! but is committed at once, in the background. While commits have stalled, because servers are away, a picture of all
+//! of it is in one file of the journal. Each picture replaces the one before, and it is removed when commits go on.
 //!
-//! A commit that is on its way then may have arrived, which nobody knows who finds the picture. So it may be sent
-//! twice: the second time stands beside the first, as a conflict copy.
+//! A commit that is under way then may have arrived, but a client that finds the picture cannot know. So content may be
+//! sent twice: the second time it becomes a conflict copy beside the first.
 
 use super::disk::remove_if_there;
 use super::record::{self, Group, Record, pieces_of};
@@ -22,12 +22,12 @@ use wire::op::Op;
 
 const NAME: &str = "shared";
 
-/// What a picture shows: files, and up to which sealed piece.
+/// What a picture shows: files, and the last sealed piece of each.
 pub(crate) type Picture = Vec<(Ino, u64)>;
 
-/// What blocks: not for a runtime thread.
+/// Methods that block: not for a runtime thread.
 impl Journal {
-    /// Whether there is a picture.
+    /// Returns whether there is a picture.
     ///
     /// # Errors
     /// [`Error::Local`].
@@ -45,12 +45,12 @@ impl Journal {
     /// Removes the picture, if there is one.
     ///
     /// # Errors
-    /// What the disk refuses.
+    /// Fails when the disk does.
     pub(crate) fn remove_shared(&self) -> io::Result<()> {
         if remove_if_there(&*self.disk, NAME)? { self.disk.sync() } else { Ok(()) }
     }
 
-    /// Its pieces, with numbers behind `last`: one for each file. Returns the last of these numbers.
+    /// Reads the pieces of the picture. Each file's get a number behind `last`. Returns the last of these numbers, too.
     ///
     /// # Errors
     /// [`Error::Local`], [`Error::JournalDamaged`].
@@ -63,7 +63,7 @@ impl Journal {
         };
         let parsed = record::parse(&bytes).map_err(|at| Error::JournalDamaged { path: path.clone(), at })?;
         if parsed.torn > 0 {
-            // It got its name when it was whole.
+            // The file got its name when it was complete.
             return Err(Error::JournalDamaged { path, at: bytes.len() - parsed.torn });
         }
         let mut number = last;
@@ -82,11 +82,11 @@ impl Journal {
 }
 
 impl Writer {
-    /// While commits have come to a stand: writes the picture of what is uncommitted of these files, which
-    /// `seal` seals, if it is not the `last` one. Returns what it shows.
+    /// Writes the picture of the uncommitted content of these files while commits have stalled. `seal` seals the
+    /// content. Does nothing if the picture would be the same as the `last` one. Returns what it shows.
     ///
     /// # Errors
-    /// What the disk refuses.
+    /// Fails when the disk does.
     pub(crate) async fn write_picture(
         &self,
         files: Vec<Arc<FileState>>,
@@ -118,24 +118,25 @@ impl Writer {
         Ok(picture)
     }
 
-    /// Commits go on: the picture is old.
+    /// Removes the picture, because commits go on.
     ///
     /// # Errors
-    /// What the disk refuses.
+    /// Fails when the disk does.
     pub(crate) async fn drop_picture(&self) -> io::Result<()> {
         self.journal().change(Journal::remove_shared).await
     }
 
-    /// The last thing that metad hears of the journal: everything up to this number is sent, and nobody will ask for it.
-    pub(crate) async fn end(&self, sent: u64, limit: Duration) {
+    /// Ends the journal: everything up to this number is acknowledged, and metad need not remember it any more.
+    pub(crate) async fn end(&self, acknowledged: u64, limit: Duration) {
         let journal = self.journal();
-        // In this order: metad must not forget what is sent of something that is still there.
-        let dropped = journal.change(move |journal| journal.remove_shared().and_then(|()| journal.drop_told(sent)));
+        // In this order: metad must not forget what it has acknowledged of something that is still in the journal.
+        let dropped = journal
+            .change(move |journal| journal.remove_shared().and_then(|()| journal.drop_acknowledged(acknowledged)));
         if let Err(error) = dropped.await {
             tracing::warn!(%error, "files of the journal of which nothing is needed stay behind");
             return;
         }
-        if sent > 0 || journal.content_noted.load(Ordering::Relaxed) {
+        if acknowledged > 0 || journal.content_noted.load(Ordering::Relaxed) {
             let forget = self.session().one(Op::Journaled { journal: journal.id(), position: None });
             if !matches!(timeout(limit, forget).await, Ok(Ok(_))) {
                 tracing::debug!("metad remembers a journal for nothing");

@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! segment = group*
-//! group   = MAGIC | length u32 | BLAKE3 of what follows, first 16 bytes | record*    (what was written and synced at once)
+//! group   = MAGIC | length u32 | BLAKE3 of what follows, first 16 bytes | record*    (written and synced at once)
 //! record  = length of head u32 | length of content u32 | head (wire::codec) | content
 //! ```
-//! Numbers are little endian. A group is whole or not there: what a crash has torn at the end of a segment was never
+//! Numbers are little endian. A group is complete or ignored: what a crash has torn at the end of a segment was never
 //! promised to anybody. A bad group that a good one follows is damage.
 
 use crate::file::state::Snapshot;
@@ -33,16 +33,16 @@ pub(crate) enum Record {
     Change(Change),
     /// Content; its bytes follow the head.
     Piece(Piece),
-    /// This entry, which is in the journal, was undone.
+    /// An entry in the journal was undone.
     Undone {
         /// Number of the entry.
         number: u64,
     },
-    /// New numbers of inodes that metad had not heard of when a later client began to tell the journal.
+    /// New numbers of inodes that metad did not know when a later client began to send the journal.
     Renumbered {
         /// Number of the journal's last entry.
         number: u64,
-        /// Old and new ones.
+        /// Old and new numbers.
         inos: Vec<(Ino, Ino)>,
     },
 }
@@ -52,9 +52,9 @@ pub(crate) enum Record {
 pub(crate) struct Change {
     /// Number of the entry.
     pub number: u64,
-    /// When, by the leader's clock.
+    /// When it was done, by the leader's clock.
     pub at: Timestamp,
-    /// Names as they were.
+    /// The names as they were.
     pub expect: Vec<Expect>,
     /// What was done.
     pub op: Op,
@@ -65,19 +65,19 @@ pub(crate) struct Change {
 pub(crate) struct Piece {
     /// Number of the entry.
     pub number: u64,
-    /// When, by the leader's clock.
+    /// When it was written, by the leader's clock.
     pub at: Timestamp,
     /// The file.
     pub ino: Ino,
-    /// A name of it, if one is known: for what is kept beside when others have removed it.
+    /// A name of the file, if one is known: for the new file if others have removed this one.
     pub place: Option<(Ino, Name)>,
-    /// Mode, owner and group, for the same.
+    /// Mode, owner and group, for the same case.
     pub owner: (u32, u32, u32),
     /// Number of the piece within the file.
     pub sealed: u64,
     /// File offset, offset within the bytes, length.
     pub parts: Vec<(u64, u32, u32)>,
-    /// Version that it is based on, as was known when it was written here.
+    /// Version that the content is based on, as known here when it was written.
     pub base: Version,
     /// Everything uncommitted was appended, from this offset on.
     pub append_from: Option<u64>,
@@ -87,7 +87,7 @@ pub(crate) struct Piece {
     pub clear_privileges: bool,
 }
 
-/// What was sealed of a file, as part of the entry of this number, with its bytes. Names are not known here.
+/// Returns what was sealed of a file, as part of the entry of this number, with its bytes. Names are not known here.
 pub(super) fn pieces_of(
     snapshot: &Snapshot,
     number: u64,
@@ -114,7 +114,7 @@ pub(super) fn pieces_of(
 }
 
 impl Record {
-    /// Number of its entry.
+    /// Returns the number of its entry.
     pub(crate) fn number(&self) -> u64 {
         match self {
             Self::Change(change) => change.number,
@@ -123,7 +123,7 @@ impl Record {
         }
     }
 
-    /// Its place in the order of what was done; `None` when it tells something of other records.
+    /// Returns its place in the order of operations; `None` when it is about other records.
     pub(crate) fn place(&self) -> Option<(u64, u64)> {
         match self {
             Self::Change(change) => Some((change.number, 0)),
@@ -133,7 +133,7 @@ impl Record {
     }
 }
 
-/// Records that are written at once.
+/// Records that are written together.
 pub(crate) struct Group(Vec<u8>);
 
 impl Default for Group {
@@ -145,7 +145,7 @@ impl Default for Group {
 }
 
 impl Group {
-    /// Adds a record. Both its parts are far below 4 GiB, as are all of a group together.
+    /// Adds a record. Each of its parts is far below 4 GiB, as is the whole group.
     pub(crate) fn add(&mut self, record: &Record, content: &[u8]) {
         let head = codec::encode(record);
         self.0.extend_from_slice(&(head.len() as u32).to_le_bytes());
@@ -166,14 +166,14 @@ impl Group {
 /// What a segment holds.
 pub(super) struct Parsed {
     pub records: Vec<(Record, Bytes)>,
-    /// Bytes at its end that are no group: torn by a crash.
+    /// Bytes at its end that are not a group: torn by a crash.
     pub torn: usize,
 }
 
 /// Reads a segment's bytes.
 ///
 /// # Errors
-/// Where it is damaged, in bytes from its start.
+/// Returns where the segment is damaged, in bytes from its start.
 pub(super) fn parse(bytes: &Bytes) -> Result<Parsed, usize> {
     let (mut at, mut records) = (0, Vec::new());
     while at < bytes.len() {
@@ -181,7 +181,7 @@ pub(super) fn parse(bytes: &Bytes) -> Result<Parsed, usize> {
             Some(body) => {
                 at = body.end;
                 let start = at - body.len();
-                // The sum was right: what cannot be read was written by another version.
+                // The checksum was right, so records that cannot be read were written by another version.
                 records.extend(records_of(&bytes.slice(body)).ok_or(start)?);
             }
             None if is_followed(bytes, at) => return Err(at),
@@ -191,7 +191,7 @@ pub(super) fn parse(bytes: &Bytes) -> Result<Parsed, usize> {
     Ok(Parsed { records, torn: bytes.len() - at })
 }
 
-/// Where the records of the group are that begins here, if it is whole and as it was written.
+/// Returns the range of the records of the group that begins here, if it is complete and undamaged.
 fn group_at(bytes: &[u8], at: usize) -> Option<std::ops::Range<usize>> {
     let head = bytes.get(at..at + GROUP_HEAD).filter(|head| head.starts_with(MAGIC))?;
     let body = at + GROUP_HEAD..at + GROUP_HEAD + u32_at(head, LENGTH_AT)? as usize;
@@ -199,7 +199,7 @@ fn group_at(bytes: &[u8], at: usize) -> Option<std::ops::Range<usize>> {
     (sum.as_bytes()[..SUM_BYTES] == head[SUM_AT..]).then_some(body)
 }
 
-/// Whether a good group follows a bad one.
+/// Returns whether a good group follows a bad one.
 fn is_followed(bytes: &[u8], bad: usize) -> bool {
     let rest = bytes.get(bad + 1..).unwrap_or_default();
     let starts = rest.windows(MAGIC.len()).enumerate().filter(|(_, window)| window == MAGIC);
@@ -235,7 +235,7 @@ mod tests {
         Record::Change(Change { number, at: Timestamp::default(), expect: Vec::new(), op })
     }
 
-    /// Segments of several groups, and where these end.
+    /// Returns segments of several groups, and where these end.
     fn segment(appends: &[Vec<usize>]) -> (Vec<u8>, Vec<usize>, usize) {
         let (mut bytes, mut ends, mut count) = (Vec::new(), Vec::new(), 0);
         for contents in appends {
@@ -256,7 +256,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_was_appended_is_read_and_what_was_torn_is_left_out(appends in appends(), cut: proptest::sample::Index) {
+        fn appended_groups_are_read_and_torn_ones_are_left_out(appends in appends(), cut: proptest::sample::Index) {
             let (bytes, ends, count) = segment(&appends);
             let whole = parse(&Bytes::from(bytes.clone())).unwrap();
             prop_assert_eq!((whole.records.len(), whole.torn), (count, 0));

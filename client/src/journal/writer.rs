@@ -1,4 +1,4 @@
-//! Writing the journal: what has waited in the write-back queue for too long.
+//! Writing the journal: entries that have waited in the write-back queue for too long.
 
 use super::Journal;
 use super::record::{Change, Record, pieces_of};
@@ -15,25 +15,25 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use wire::ids::{Ino, SessionId, Version};
 
-/// What is not sent after this time goes into the journal.
+/// An entry that is not acknowledged after this time goes into the journal.
 const OVERDUE_AFTER: Duration = Duration::from_millis(400);
-/// And with it what would follow soon: one write for all of it.
+/// Entries of this age go along, because they would follow soon: one write for all of them.
 const GOES_ALONG_AFTER: Duration = Duration::from_millis(300);
-/// Content that is written at once; more follows at once.
+/// Content that is written in one step; more follows at once.
 const APPEND_BYTES_MAX: usize = 16 << 20;
-/// While something is in the journal, this is how often what of it is sent is dropped.
+/// While something is in the journal, acknowledged parts are dropped this often.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
-/// A write that takes longer is on a disk that hangs.
+/// A write that takes longer means that the disk hangs.
 const DISK_LIMIT: Duration = Duration::from_secs(10);
-/// After an error of the disk.
+/// Pause after an error of the disk.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Of what is not sent.
+/// Which of the unacknowledged entries to write.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Which {
-    /// What has waited for too long, if anything has.
+pub(crate) enum WhichEntries {
+    /// Those that have waited for too long, and those that go along with them.
     Overdue,
-    /// Everything.
+    /// All of them.
     All,
 }
 
@@ -42,22 +42,22 @@ pub(crate) enum Which {
 struct Unwritten {
     last: u64,
     records: Vec<(Record, Bytes)>,
-    /// Files, and up to which piece their content goes along.
+    /// Files, and the last piece of each whose content goes along.
     files: HashMap<Ino, (Arc<FileState>, u64)>,
 }
 
-/// Writes what waits for too long, as long as it is polled.
+/// Writes entries that wait for too long.
 pub(crate) async fn run(writer: Arc<Writer>) {
     let (queue, journal) = (&writer.queue, &writer.journal);
     loop {
         let overdue = queue.wait_overdue(OVERDUE_AFTER);
         if journal.last() > 0 {
-            // Either way it is looked at.
+            // The queue is looked at in either case.
             let _ = timeout(TIDY_EVERY, overdue).await;
         } else {
             overdue.await;
         }
-        let done = writer.write(Which::Overdue).await;
+        let done = writer.write(WhichEntries::Overdue).await;
         queue.note_journal_works(done.is_ok());
         if let Err(error) = done {
             tracing::error!(
@@ -70,10 +70,11 @@ pub(crate) async fn run(writer: Arc<Writer>) {
 }
 
 impl Journal {
-    /// Changes the files, in a thread: one change at a time, each to its end though the caller is dropped.
+    /// Changes the files, in a thread. There is one change at a time, and each runs to its end though the caller is
+    /// dropped.
     ///
     /// # Errors
-    /// What the disk refuses, or that it hangs.
+    /// Fails when the disk does, or when it hangs.
     pub(crate) async fn change(
         self: &Arc<Self>,
         change: impl FnOnce(&Self) -> io::Result<()> + Send + 'static,
@@ -87,10 +88,10 @@ impl Journal {
         timeout(DISK_LIMIT, changing).await.map_err(hangs)??
     }
 
-    /// Works on the files where that may block. What has begun runs to its end though the caller is dropped.
+    /// Works on the files where blocking is allowed. The work runs to its end though the caller is dropped.
     ///
     /// # Errors
-    /// When the work panics.
+    /// Fails when the work panics.
     pub(crate) async fn in_thread<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> T + Send + 'static,
@@ -102,7 +103,7 @@ impl Journal {
         spawn_blocking(move || work(&journal)).await.map_err(io::Error::other)
     }
 
-    /// From now on this session works with it.
+    /// Notes that this session works with the journal from now on.
     ///
     /// # Errors
     /// As [`Journal::change`].
@@ -110,8 +111,8 @@ impl Journal {
         self.append_for(session, Vec::new(), 0, || ()).await
     }
 
-    /// Appends records, on behalf of this session. `appended` is called when they are there, though that took too long to
-    /// be waited for: they must not be written again and again.
+    /// Appends records, on behalf of this session. `appended` is called when they are written, even after the time
+    /// limit: they must not be written again and again.
     ///
     /// # Errors
     /// As [`Journal::change`].
@@ -136,7 +137,7 @@ impl Journal {
     }
 }
 
-/// Writes what is not sent into the journal.
+/// Writes unacknowledged entries into the journal.
 pub(crate) struct Writer {
     journal: Arc<Journal>,
     session: Arc<LeasedSession>,
@@ -146,7 +147,7 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// One that writes what is in the queue, on behalf of the present session.
+    /// Creates a writer for the entries of the queue, on behalf of the present session.
     pub(crate) fn new(
         journal: Arc<Journal>,
         session: Arc<LeasedSession>,
@@ -156,27 +157,27 @@ impl Writer {
         Self { journal, session, queue, known }
     }
 
-    /// The journal.
+    /// Returns the journal.
     pub(crate) fn journal(&self) -> &Arc<Journal> {
         &self.journal
     }
 
-    /// The present session.
+    /// Returns the present session.
     pub(super) fn session(&self) -> &Arc<LeasedSession> {
         &self.session
     }
 
-    /// Writes what is not sent into the journal, and drops what is sent.
+    /// Writes unacknowledged entries into the journal, and drops acknowledged ones.
     ///
     /// # Errors
     /// As [`Journal::change`].
-    pub(crate) async fn write(&self, which: Which) -> io::Result<()> {
+    pub(crate) async fn write(&self, which: WhichEntries) -> io::Result<()> {
         let journal = &self.journal;
         let one = timeout(DISK_LIMIT, journal.writing.lock()).await;
         let _one = one.map_err(|_| io::Error::from(ErrorKind::TimedOut))?;
-        let sent = self.queue.sent();
-        if journal.has_told(sent) {
-            journal.change(move |journal| journal.drop_told(sent)).await?;
+        let acknowledged = self.queue.acknowledged();
+        if journal.has_acknowledged(acknowledged) {
+            journal.change(move |journal| journal.drop_acknowledged(acknowledged)).await?;
         }
         self.note_undone().await?;
         loop {
@@ -199,7 +200,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Entries that were undone must not be done by whoever finds the journal.
+    /// Notes undone entries: the next client that finds the journal must not do them.
     async fn note_undone(&self) -> io::Result<()> {
         let (queue, undone) = (self.queue.clone(), self.queue.with(|core| core.undone()));
         let Some(last) = undone.iter().max().copied() else { return Ok(()) };
@@ -208,21 +209,21 @@ impl Writer {
         self.journal.append_for(self.session.id(), records, last, noted).await
     }
 
-    /// Writes at once what was undone, before metad hears of it.
+    /// Writes at once what was undone, before metad learns of it.
     pub(crate) async fn write_undone(&self) {
         if let Err(error) = self.note_undone().await {
             tracing::error!(%error, "the journal cannot be written: it says that something was done which was undone");
         }
     }
 
-    /// What is to be written next; of no entry when there is nothing.
-    fn unwritten(&self, which: Which) -> Unwritten {
+    /// Returns what is to be written next, possibly no entries.
+    fn unwritten(&self, which: WhichEntries) -> Unwritten {
         let mut unwritten = Unwritten::default();
         let mut bytes = 0;
         self.queue.with(|core| {
             for entry in core.unjournaled() {
                 let age = if unwritten.last == 0 { OVERDUE_AFTER } else { GOES_ALONG_AFTER };
-                if (which == Which::Overdue && entry.queued.elapsed() < age) || bytes >= APPEND_BYTES_MAX {
+                if (which == WhichEntries::Overdue && entry.queued.elapsed() < age) || bytes >= APPEND_BYTES_MAX {
                     break;
                 }
                 unwritten.last = entry.number;

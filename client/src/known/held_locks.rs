@@ -1,5 +1,5 @@
-//! Which locks the session holds, and which went with one that has expired: others may have taken those since, so whoever
-//! believes to hold one must hear of it.
+//! The locks that the session holds, and those that were lost with an expired session. Others may have taken those
+//! since, so a program that still relies on one must get an error.
 
 use crate::ordered::{Ordered, Rank};
 use rangemap::RangeSet;
@@ -9,18 +9,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use wire::ids::Ino;
 use wire::op::{Lock, LockFamily};
 
-/// Inode, kind, and the kernel's word for who locks.
+/// Inode, kind, and the kernel's number of the lock's owner.
 type Owner = (Ino, LockFamily, u64);
 
-/// The locks of a client, whatever session it has.
+/// The locks of a client, in whatever session.
 pub struct HeldLocks {
-    inner: Ordered<Inner>,
-    /// Some are lost: where none are, nobody looks further.
+    table: Ordered<LockTable>,
+    /// Whether any are lost. If not, nobody has to look further.
     any_lost: AtomicBool,
 }
 
 #[derive(Default)]
-struct Inner {
+struct LockTable {
     /// Sessions that have expired.
     generation: u64,
     held: HashMap<Owner, RangeSet<u64>>,
@@ -29,7 +29,7 @@ struct Inner {
 
 impl Default for HeldLocks {
     fn default() -> Self {
-        Self { inner: Ordered::new(Rank::Leaf, Inner::default()), any_lost: AtomicBool::new(false) }
+        Self { table: Ordered::new(Rank::Leaf, LockTable::default()), any_lost: AtomicBool::new(false) }
     }
 }
 
@@ -43,71 +43,72 @@ fn take_out(locks: &mut HashMap<Owner, RangeSet<u64>>, owner: Owner, range: Rang
 }
 
 impl HeldLocks {
-    /// To be taken before a lock is asked for.
+    /// Returns the generation, to be taken before a lock is asked for.
     pub(crate) fn generation(&self) -> u64 {
-        self.inner.lock().generation
+        self.table.lock().generation
     }
 
-    /// A lock was taken that was asked for in this generation. False when its session has ended since, and the lock with it.
-    /// What of it was lost before is held again.
+    /// Notes that a lock was taken that was asked for in this generation. False when its session has ended since, and
+    /// the lock with it. Parts of it that were lost before are held again.
     pub(crate) fn taken(&self, generation: u64, ino: Ino, lock: &Lock) -> bool {
-        let mut inner = self.inner.lock();
-        if inner.generation != generation {
+        let mut table = self.table.lock();
+        if table.generation != generation {
             return false;
         }
         let owner = (ino, lock.family, lock.owner);
-        inner.held.entry(owner).or_default().insert(lock.start..lock.end);
-        self.forget_lost(&mut inner, owner, lock.start..lock.end);
+        table.held.entry(owner).or_default().insert(lock.start..lock.end);
+        self.forget_lost(&mut table, owner, lock.start..lock.end);
         true
     }
 
-    /// Whether the owner of a lock holds one of its kind on the file already.
+    /// Returns whether the owner of a lock holds one of its kind on the file already.
     pub(crate) fn holds(&self, ino: Ino, lock: &Lock) -> bool {
-        self.inner.lock().held.contains_key(&(ino, lock.family, lock.owner))
+        self.table.lock().held.contains_key(&(ino, lock.family, lock.owner))
     }
 
-    /// An owner gives up what it holds in a range, and what it has lost there. To be called before metad is told.
+    /// Notes that an owner gives up what it holds in a range, and what it has lost there. To be called before metad is
+    /// asked to release it.
     pub(crate) fn given_up(&self, ino: Ino, family: LockFamily, owner: u64, range: Range<u64>) {
         if range.is_empty() {
             return;
         }
-        let mut inner = self.inner.lock();
-        take_out(&mut inner.held, (ino, family, owner), range.clone());
-        self.forget_lost(&mut inner, (ino, family, owner), range);
+        let mut table = self.table.lock();
+        take_out(&mut table.held, (ino, family, owner), range.clone());
+        self.forget_lost(&mut table, (ino, family, owner), range);
     }
 
-    fn forget_lost(&self, inner: &mut Inner, owner: Owner, range: Range<u64>) {
-        take_out(&mut inner.lost, owner, range);
-        self.any_lost.store(!inner.lost.is_empty(), Ordering::Release);
+    fn forget_lost(&self, table: &mut LockTable, owner: Owner, range: Range<u64>) {
+        take_out(&mut table.lost, owner, range);
+        self.any_lost.store(!table.lost.is_empty(), Ordering::Release);
     }
 
-    /// The session has expired. To be called before there is another one. Returns how many files had locks.
+    /// Notes that the session has expired, before there is another one. Returns how many files had locks.
     pub(crate) fn lose_all(&self) -> usize {
-        let mut inner = self.inner.lock();
-        inner.generation += 1;
-        let held = std::mem::take(&mut inner.held);
+        let mut table = self.table.lock();
+        table.generation += 1;
+        let held = std::mem::take(&mut table.held);
         let files: HashSet<Ino> = held.keys().map(|(ino, ..)| *ino).collect();
         for (owner, ranges) in held {
-            inner.lost.entry(owner).or_default().extend(ranges);
+            table.lost.entry(owner).or_default().extend(ranges);
         }
-        self.any_lost.store(!inner.lost.is_empty(), Ordering::Release);
+        self.any_lost.store(!table.lost.is_empty(), Ordering::Release);
         files.len()
     }
 
-    /// Whether any locks are lost.
+    /// Returns whether any locks are lost.
     pub(crate) fn has_lost_any(&self) -> bool {
         self.any_lost.load(Ordering::Acquire)
     }
 
-    /// Whether an owner has lost locks on a file, and has not given them up since.
+    /// Returns whether an owner has lost locks on a file, and has not given them up since.
     pub(crate) fn has_lost(&self, ino: Ino, owner: u64) -> bool {
-        let inner = self.inner.lock();
-        [LockFamily::Posix, LockFamily::Flock].iter().any(|family| inner.lost.contains_key(&(ino, *family, owner)))
+        let table = self.table.lock();
+        [LockFamily::Posix, LockFamily::Flock].iter().any(|family| table.lost.contains_key(&(ino, *family, owner)))
     }
 
-    /// Files on which locks are lost.
+    /// Returns the files on which locks are lost.
     pub(crate) fn lost_on(&self) -> BTreeSet<Ino> {
-        self.inner.lock().lost.keys().map(|(ino, ..)| *ino).collect()
+        self.table.lock().lost.keys().map(|(ino, ..)| *ino).collect()
     }
 }
 
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_held_when_the_session_ends_is_lost_until_it_is_given_up_or_taken_anew() {
+    fn a_lock_held_when_the_session_ends_is_lost_until_it_is_given_up_or_taken_anew() {
         let locks = HeldLocks::default();
         assert!(locks.taken(locks.generation(), FILE, &lock(0..100)));
         locks.given_up(FILE, LockFamily::Posix, OWNER, 40..60);
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_up_before_the_session_ended_is_not_lost() {
+    fn a_lock_given_up_before_the_session_ended_is_not_lost() {
         let locks = HeldLocks::default();
         assert!(locks.taken(locks.generation(), FILE, &lock(10..20)));
         locks.given_up(FILE, LockFamily::Posix, OWNER, 10..20);

@@ -42,7 +42,7 @@ fn nothing_is_used_without_leases_or_when_they_have_run_out() {
 }
 
 #[test]
-fn what_was_asked_before_metad_counts_our_leases_is_not_kept() {
+fn an_answer_asked_for_before_metad_counts_our_leases_is_not_cached() {
     let known = holding();
     known.empty();
     let mark = known.mark();
@@ -58,7 +58,7 @@ fn what_was_asked_before_metad_counts_our_leases_is_not_kept() {
 }
 
 #[test]
-fn what_is_recalled_while_it_is_asked_for_is_not_kept() {
+fn an_answer_recalled_while_it_is_asked_for_is_not_cached() {
     let known = holding();
     let mark = known.mark();
     known.recall(&[Ino(7), DIR]);
@@ -95,7 +95,7 @@ fn a_change_of_ours_is_known_from_its_answer_if_that_is_leased() {
 }
 
 #[test]
-fn an_answer_that_a_later_change_of_ours_overtook_is_not_kept() {
+fn an_answer_that_a_later_change_of_ours_overtook_is_not_cached() {
     let known = holding();
     let first = [Op::Rename {
         parent: DIR,
@@ -114,7 +114,7 @@ fn an_answer_that_a_later_change_of_ours_overtook_is_not_kept() {
     assert!(known.name(DIR, b"a").is_none() && known.name(DIR, b"b").is_none());
 }
 
-/// What was done before the question, and sent while its answer was on its way, may be missing in it.
+/// An answer may lack an operation that was done before the question and sent while the answer was under way.
 #[test]
 fn an_answer_shows_whether_a_change_of_ours_was_under_way_meanwhile() {
     let known = holding();
@@ -128,9 +128,9 @@ fn an_answer_shows_whether_a_change_of_ours_was_under_way_meanwhile() {
     assert!(known.was_changed_here(Ino(7), between) && !known.was_changed_here(Ino(7), known.mark()));
 }
 
-/// Of a directory that was made here it is known what is not in it.
+/// All names of a directory that was made here are known.
 #[test]
-fn what_was_made_while_something_else_changed_its_directory_is_not_absent() {
+fn a_file_made_while_its_directory_was_changed_is_not_absent() {
     let known = holding();
     let dir = Ino(2);
     let make = |parent, name: &[u8], ino, node| {
@@ -148,9 +148,10 @@ fn what_was_made_while_something_else_changed_its_directory_is_not_absent() {
     assert_eq!(known.name_state(dir, b"a"), NameState::Unknown);
 }
 
-/// Others ask about the directory in which it is made: nothing more is done to it here, and metad still has to be sent it.
+/// Others ask about the directory in which it is made: nothing more is done to it here, and it still has to be sent to
+/// metad.
 #[test]
-fn what_is_made_here_stays_unknown_to_metad_though_others_ask() {
+fn an_inode_made_here_stays_unknown_to_metad_though_others_ask() {
     let known = holding();
     let made = Pinned { attrs: vec![attr(7, 1)], made: Some(Ino(7)), names: Vec::new() };
     known.state.lock().pin(1, made);
@@ -163,7 +164,7 @@ fn what_is_made_here_stays_unknown_to_metad_though_others_ask() {
 }
 
 #[test]
-fn a_conflict_copy_is_missing_in_no_listing() {
+fn a_conflict_copy_is_in_every_listing() {
     let known = holding();
     let listed = Arc::new(Listed { parent: DIR, entries: Vec::new(), end: true });
     known.learn_page(PAGE, &listed, known.mark());
@@ -194,13 +195,13 @@ fn a_recall_is_acknowledged_when_the_kernel_believes_nothing_of_it_any_more() {
 
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    /// A question is answered by metad; the answer is on its way.
+    /// metad answers a question; the answer is under way.
     Ask,
     /// An answer arrives.
     Arrive(usize),
     /// Another session changes the inode: metad recalls it first.
     Recall,
-    /// This session begins a change, metad applies it, and its answer arrives.
+    /// This session begins a change, metad applies it, or its answer arrives.
     Begin,
     Apply,
     Finish {
@@ -220,12 +221,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..60)
 }
 
-/// One inode at metad, and what is on its way between metad and a session.
+/// One inode at metad, and the messages between metad and a session.
 #[derive(Default)]
 struct Exchange {
     version: u64,
     answers: Vec<(Mark, u64)>,
-    /// A change of ours, and the version that it has made.
+    /// A change of ours that is under way, and the version that it has made.
     changing: Option<(Mark, Option<u64>)>,
 }
 
@@ -264,7 +265,7 @@ impl Exchange {
 proptest! {
     /// Guards I2.
     #[test]
-    fn nothing_old_is_answered_however_answers_recalls_and_changes_overtake_each_other(steps in steps()) {
+    fn no_old_answer_is_used_however_answers_recalls_and_changes_overtake_each_other(steps in steps()) {
         let (known, mut exchange) = (holding(), Exchange::default());
         for step in steps {
             exchange.take(&known, step);

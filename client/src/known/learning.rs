@@ -1,4 +1,4 @@
-//! What is learnt from metad's answers, and from this session's own changes. Pure.
+//! What is learned from metad's answers, and from this session's own changes. Pure.
 
 use super::leases::Mark;
 use super::listings::{Listed, PageKey};
@@ -11,14 +11,14 @@ use wire::op::{ConflictCopy, NewInode, Op, OpReply, RenameMode};
 
 /// Answers.
 impl State {
-    /// Keeps attributes that were asked for at `mark`, with a lease.
+    /// Caches attributes that were asked for at `mark`, with a lease.
     pub fn learn_attr(&mut self, attr: &InodeAttr, mark: Mark) {
         if !self.leases.is_changed_since(attr.ino, mark) {
             self.attrs.put(attr.clone());
         }
     }
 
-    /// Keeps where a name leads, or that it is absent.
+    /// Caches where a name leads, or that it is absent.
     pub fn learn_name(&mut self, parent: Ino, name: &[u8], ino: Option<Ino>, mark: Mark) {
         // A change here may have been of this name.
         if name != b"." && name != b".." && !self.leases.is_changed_since(parent, mark) {
@@ -26,8 +26,8 @@ impl State {
         }
     }
 
-    /// Keeps part of a listing, with its names, and attributes if it has them. What is done in the directory and metad does
-    /// not know is missing in it: then it is not kept.
+    /// Caches part of a listing, with its names, and attributes if it has them. A listing lacks what was done in the
+    /// directory and is not sent to metad yet: in that case it is not cached.
     pub fn learn_page(&mut self, key: PageKey, listed: &Arc<Listed>, mark: Mark) {
         if self.leases.is_changed_since(key.dir, mark) || self.pins.has_names_in(key.dir) {
             return;
@@ -49,7 +49,7 @@ impl State {
         self.leases.note_change(ino, at);
     }
 
-    /// This session is about to change something. What is asked from now on is not kept until [`State::changed`].
+    /// Begins a change by this session. Answers that are asked for from now on are not cached until [`State::changed`].
     pub fn change(&mut self, ops: &[Op]) -> Mark {
         let at = self.leases.tick();
         for op in ops {
@@ -65,8 +65,8 @@ impl State {
         at
     }
 
-    /// A change has been carried out, or has failed (no replies), or nobody knows. With leases on all of it, what it
-    /// made is known: from the replies, and from the attributes that come with the leases.
+    /// Ends a change that was carried out, or has failed (no replies), or whose outcome is unknown. With leases on all
+    /// of it, its result is known: from the replies, and from the attributes that come with the leases.
     pub fn changed(
         &mut self,
         mark: Mark,
@@ -77,7 +77,7 @@ impl State {
     ) {
         let at = self.leases.tick();
         let (leased, rest) = (leased.is_some(), leased.unwrap_or_default());
-        // Whether what is answered was overtaken is asked before answers from meanwhile are made void.
+        // This must be determined before answers that arrived meanwhile are made void.
         let overtaken: HashSet<Ino> = replies
             .iter()
             .flat_map(answered)
@@ -107,7 +107,7 @@ impl State {
         }
     }
 
-    /// Answers that were asked for while these operations were under way are of before or after them, who knows.
+    /// Voids answers that were asked for while these operations were under way: they may be of before or after them.
     fn void(&mut self, ops: &[Op], leased: bool, at: Mark) {
         for op in ops {
             for ino in op.attrs_changed() {
@@ -122,10 +122,10 @@ impl State {
         }
     }
 
-    /// Takes in what became of names.
+    /// Learns what became of names.
     fn learn_change(&mut self, op: &Op, reply: &OpReply, overtaken: &HashSet<Ino>) {
         if op.names_changed().any(|(parent, _)| overtaken.contains(&parent)) {
-            // Nobody knows which came first, so each may be there: least of all are they known to be absent.
+            // The order of the two changes is unknown, so each name may exist: neither is known to be absent.
             for (parent, name) in op.names_changed() {
                 self.names.complete_with(parent, name, true);
             }
@@ -158,7 +158,7 @@ impl State {
     }
 }
 
-/// The sibling that a commit has made.
+/// Returns the conflict copy that a commit has made.
 fn conflict(reply: &OpReply) -> Option<&ConflictCopy> {
     match reply {
         OpReply::Committed { conflict, .. } => conflict.as_ref(),
@@ -166,7 +166,7 @@ fn conflict(reply: &OpReply) -> Option<&ConflictCopy> {
     }
 }
 
-/// Attributes that a reply has.
+/// Returns the attributes that a reply has.
 fn answered(reply: &OpReply) -> impl Iterator<Item = &InodeAttr> {
     let (one, two) = match reply {
         OpReply::Attr(attr) | OpReply::Removed { attr, .. } | OpReply::Committed { attr, .. } => (Some(attr), None),

@@ -1,6 +1,6 @@
-//! The session with its leases: everything that is asked of metad or changed there goes through here, so that what is known
-//! ([`super::Known`]) stays right. Each question and each change takes the same way: a mark, the request, and what its
-//! answer and the leases with it say of the time since the mark.
+//! The session with its leases. Every question to metad and every change goes through here, so that what is known
+//! ([`super::Known`]) stays valid. Each takes the same way: a mark, the request, and what its answer and leases say
+//! about the time since the mark.
 
 use super::held_locks::HeldLocks;
 use super::{Known, Mark};
@@ -20,7 +20,7 @@ use wire::message::meta::LeaseState;
 use wire::op::{Op, OpReply, Read, ReadReply};
 use wire::{Error, FsError};
 
-/// A question is asked so often while this session goes on changing what it is about.
+/// How often a question is asked while this session goes on changing what it is about.
 const ASKED_MAX: u32 = 3;
 
 /// A session, and what it knows under its leases.
@@ -29,15 +29,15 @@ pub struct LeasedSession {
     known: Arc<Known>,
 }
 
-/// An answer, and what it may be kept as.
+/// An answer, and how it may be cached.
 pub struct LeasedAnswer {
     /// The answer, or why there is none.
     pub answer: Result<ReadReply, FsError>,
-    /// When it was asked for, if there are leases on it: [`Known`] learns it with that.
+    /// When it was asked for, if there are leases on it. [`Known`] caches the answer with this mark.
     pub leased: Option<Mark>,
 }
 
-/// What is lost with a session.
+/// Drops what is lost with a session.
 struct Expiry {
     known: Arc<Known>,
     locks: Arc<HeldLocks>,
@@ -46,7 +46,7 @@ struct Expiry {
 impl OnExpiry for Expiry {
     fn session_expired(&self) {
         self.known.empty();
-        // Before there is another session: what is taken from now on is that one's.
+        // Before there is another session, because later locks are held by that one.
         let files = self.locks.lose_all();
         if files > 0 {
             tracing::warn!(
@@ -58,10 +58,10 @@ impl OnExpiry for Expiry {
 }
 
 impl LeasedSession {
-    /// Opens the first session. When a session expires, `known` and `locks` lose what they hold by it.
+    /// Opens the first session. When a session expires, `known` and `locks` drop what they hold by it.
     ///
     /// # Errors
-    /// Why nobody answers, within `limit`.
+    /// Returns why no metad answers, within `limit`.
     pub async fn open(
         rpc: Rpc,
         (host, purpose): (&str, &str),
@@ -77,11 +77,11 @@ impl LeasedSession {
         Ok((Self { session: Arc::new(session), known }, opened))
     }
 
-    /// Carries out operations, all or none, exactly once. Goes on to its end though the caller is dropped: what is known
-    /// of what they change is not used until it is known what became of them.
+    /// Carries out operations, all or none, exactly once. Runs to its end though the caller is dropped: what is known
+    /// of the changed inodes is not used until the outcome is known.
     ///
     /// # Errors
-    /// Why the first of them failed.
+    /// Returns why the first of them failed.
     pub async fn submit(&self, ops: Vec<Op>) -> Result<Vec<OpReply>, FsError> {
         self.submit_within(ops, self.session.rpc().patience()).await
     }
@@ -90,17 +90,17 @@ impl LeasedSession {
         let is_work = ops.iter().any(|op| !matches!(op, Op::Accessed { .. }) && op.attrs_changed().next().is_some());
         let replies = self.send(ops, limit, SESSIONS_TRIED).await.map_err(|failed| failed.error)?;
         if is_work {
-            // Not before it is known that this session may change anything.
+            // Only now is it known that this session may change anything.
             self.known.note_work();
         }
         Ok(replies)
     }
 
-    /// Carries out operations in this session only, and says which one failed. A soft mount's patience does not count:
-    /// what follows is based on the answer.
+    /// Carries out operations in this session only, and returns which one failed. The patience of a soft mount does not
+    /// limit this: later operations are based on the answer.
     ///
     /// # Errors
-    /// [`BatchFailed`]; `SessionExpired` when nothing was done, and there is a new session that may be tried.
+    /// [`BatchFailed`]; `SessionExpired` when nothing was done and there is a new session to try.
     pub async fn submit_batch(&self, ops: Vec<Op>) -> Result<Vec<OpReply>, BatchFailed> {
         self.send(ops, None, 1).await
     }
@@ -122,25 +122,26 @@ impl LeasedSession {
     /// Carries out one operation.
     ///
     /// # Errors
-    /// Why it failed.
+    /// Returns why it failed.
     pub async fn one(&self, op: Op) -> Result<OpReply, FsError> {
         self.submit(vec![op]).await?.pop().ok_or(FsError::Io)
     }
 
-    /// Carries out a change of content. A soft mount's patience does not count: if the change were given up on, and carried
-    /// out all the same, the next one would be in conflict with it, or append the same once more (I1).
+    /// Carries out a change of content. The patience of a soft mount does not limit this: if the client gave up and the
+    /// change was carried out all the same, the next change would be in conflict with it, or append the same once more
+    /// (I1).
     ///
     /// # Errors
-    /// Why it failed.
+    /// Returns why it failed.
     pub async fn one_until_answered(&self, op: Op) -> Result<OpReply, FsError> {
         self.first_until_answered(vec![op]).await
     }
 
-    /// Carries out a change of content as [`LeasedSession::one_until_answered`] does, and operations that go along. Answers
-    /// with the first one's reply.
+    /// Carries out a change of content as [`LeasedSession::one_until_answered`] does, with further operations in the
+    /// same batch. Returns the reply to the first one.
     ///
     /// # Errors
-    /// Why one of them failed.
+    /// Returns why one of them failed.
     pub async fn first_until_answered(&self, ops: Vec<Op>) -> Result<OpReply, FsError> {
         self.submit_within(ops, None).await?.into_iter().next().ok_or(FsError::Io)
     }
@@ -153,10 +154,10 @@ impl LeasedSession {
         self.read_leased(read).await?.answer
     }
 
-    /// Asks a question whose answer may be kept.
+    /// Asks a question whose answer may be cached.
     ///
     /// # Errors
-    /// When there is no answer.
+    /// Fails when there is no answer.
     pub async fn read_leased(&self, read: Read) -> Result<LeasedAnswer, FsError> {
         self.ask(read, false).await
     }
@@ -179,8 +180,8 @@ impl LeasedSession {
                 self.known.delegated(&delegated, mark);
             }
             asked += 1;
-            // What was done here before, and sent while the answer was on its way, may be missing in it, and nothing shows
-            // it any more.
+            // The answer may lack an operation that was done here before and sent while the answer was under way, and
+            // is not pinned any more.
             let overtaken = matches!(&answer, Ok(ReadReply::Attr(attr)) if self.known.was_changed_here(attr.ino, mark));
             if !overtaken || asked == ASKED_MAX {
                 return Ok(LeasedAnswer { answer, leased: leased.then_some(mark) });
@@ -188,10 +189,10 @@ impl LeasedSession {
         }
     }
 
-    /// The leader's word that the session lives. Extends the leases.
+    /// Asks the leader whether the session lives. Extends the leases.
     ///
     /// # Errors
-    /// What became of the attempt within `limit`.
+    /// Returns why the last attempt within `limit` failed.
     pub async fn keep_alive(&self, layout: &Layout, limit: Duration) -> Result<Alive, Error> {
         let mark = self.known.mark();
         let alive = self.session.keep_alive(layout, limit).await?;
@@ -202,21 +203,21 @@ impl LeasedSession {
     }
 }
 
-/// What the session below does.
+/// Methods of the session below.
 impl LeasedSession {
-    /// The present session's number.
+    /// Returns the present session's number.
     #[must_use]
     pub fn id(&self) -> SessionId {
         self.session.id()
     }
 
-    /// How many questions and changes went to metad.
+    /// Returns how many questions and changes went to metad.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.session.requests()
     }
 
-    /// The connection below.
+    /// Returns the connection below.
     #[must_use]
     pub fn rpc(&self) -> &Rpc {
         self.session.rpc()
@@ -230,13 +231,13 @@ impl LeasedSession {
         self.session.renew(expired).await
     }
 
-    /// Now, by the leader's clock; see [`Session::stamp`].
+    /// Returns the time by the leader's clock; see [`Session::stamp`].
     #[must_use]
     pub fn stamp(&self) -> Timestamp {
         self.session.stamp()
     }
 
-    /// An inode number that was never used.
+    /// Returns an inode number that was never used.
     ///
     /// # Errors
     /// As [`Session::next_ino`].
@@ -244,7 +245,7 @@ impl LeasedSession {
         self.session.next_ino().await
     }
 
-    /// An inode number that may be given back.
+    /// Returns an inode number that may be given back.
     ///
     /// # Errors
     /// As [`Session::next_ino`].
@@ -252,12 +253,13 @@ impl LeasedSession {
         self.session.spare_ino().await
     }
 
-    /// Takes a number back that was not used.
-    pub(crate) fn keep_spare(&self, unused: SpareIno) {
-        self.session.keep_spare(unused);
+    /// Takes an unused number back.
+    pub(crate) fn return_spare(&self, unused: SpareIno) {
+        self.session.return_spare(unused);
     }
 
-    /// Acknowledges events of a session to the metad that sent them. False when it may not have heard.
+    /// Acknowledges events of a session to the metad that sent them. False when the acknowledgement may not have
+    /// arrived.
     #[must_use]
     pub async fn acknowledge(&self, from: (SessionId, SocketAddr), seqs: Vec<u64>, limit: Duration) -> bool {
         self.session.acknowledge(from, seqs, limit).await

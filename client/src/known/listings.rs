@@ -6,7 +6,7 @@ use std::sync::Arc;
 use wire::ids::Ino;
 use wire::op::DirEntry;
 
-/// Pages of listings that are remembered, and entries in all of them.
+/// The most pages of listings that are remembered, and entries in all of them.
 const PAGES_MAX: usize = 4096;
 const PAGE_ENTRIES_MAX: usize = 65_536;
 
@@ -17,27 +17,27 @@ pub struct Listed {
     pub parent: Ino,
     /// Without `.` and `..`.
     pub entries: Vec<DirEntry>,
-    /// No entries follow.
+    /// Whether no entries follow.
     pub end: bool,
 }
 
-/// Part of a directory, as it is asked for.
+/// The question that a page answers.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct PageKey {
     /// The directory.
     pub dir: Ino,
-    /// Behind this cookie; 0 for the start.
+    /// The page begins behind this cookie; 0 for the start.
     pub after: u64,
-    /// So many entries.
+    /// The number of entries.
     pub limit: u32,
-    /// With attributes.
+    /// Whether entries come with attributes.
     pub plus: bool,
 }
 
-/// Pages, and since when they are known.
+/// Pages, and the mark of each.
 pub struct Listings {
     pages: LruCache<PageKey, (Arc<Listed>, Mark)>,
-    /// Entries in them.
+    /// Number of entries in them.
     entries: usize,
 }
 
@@ -48,12 +48,12 @@ impl Default for Listings {
 }
 
 impl Listings {
-    /// A page, and since when it is known.
+    /// Returns a page and its mark.
     pub fn get(&mut self, key: PageKey) -> Option<(Arc<Listed>, Mark)> {
         self.pages.get(&key).cloned()
     }
 
-    /// Takes a page in; the oldest ones make room.
+    /// Adds a page. The oldest ones make room.
     pub fn put(&mut self, key: PageKey, listed: &Arc<Listed>, since: Mark) {
         self.entries += listed.entries.len();
         let replaced = self.pages.push(key, (listed.clone(), since));
@@ -65,14 +65,14 @@ impl Listings {
         }
     }
 
-    /// A page is not right any more.
+    /// Forgets a page that is not valid any more.
     pub fn forget(&mut self, key: PageKey) {
         if let Some((listed, _)) = self.pages.pop(&key) {
             self.entries -= listed.entries.len();
         }
     }
 
-    /// Everything is forgotten.
+    /// Forgets everything.
     pub fn clear(&mut self) {
         self.pages.clear();
         self.entries = 0;

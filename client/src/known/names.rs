@@ -1,5 +1,5 @@
-//! Where names lead: [`Names`] as metad answered under leases, [`Places`] as they were last seen, with the way back from an
-//! inode to a name. Pure.
+//! Where names lead: [`Names`] as metad answered under leases, [`Places`] as they were last seen. `Places` also leads
+//! from an inode to a name. Pure.
 
 use super::{INODES_MAX, Mark, lru};
 use lru::LruCache;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use wire::ids::Ino;
 use wire::op::Name;
 
-/// Directories of which all names are known, and how many names these may have.
+/// The most directories of which all names are known, and the most names of one.
 const COMPLETE_DIRS_MAX: usize = 4096;
 const COMPLETE_NAMES_MAX: usize = 4096;
 
@@ -17,7 +17,7 @@ pub type Place = (Ino, Name);
 
 /// Names that were answered.
 pub struct Names {
-    /// Where a name leads, and since when that is known.
+    /// Where a name leads, and the mark of that answer.
     leads: LruCache<Place, (Option<Ino>, Mark)>,
     /// Directories that were made here, with all their names.
     complete: LruCache<Ino, HashSet<Name>>,
@@ -30,43 +30,43 @@ impl Default for Names {
 }
 
 impl Names {
-    /// Where a name leads, and since when that is known.
+    /// Returns where a name leads, and the mark of that answer.
     pub fn get(&mut self, place: &Place) -> Option<(Option<Ino>, Mark)> {
         self.leads.get(place).copied()
     }
 
-    /// A name leads there, or nowhere.
+    /// Notes that a name leads there, or nowhere.
     pub fn put(&mut self, place: Place, ino: Option<Ino>, since: Mark) {
         self.leads.put(place, (ino, since));
     }
 
-    /// Where a name leads is not known any more. Returns where it led.
+    /// Forgets where a name leads. Returns where it led.
     pub fn forget(&mut self, place: &Place) -> Option<Ino> {
         self.leads.pop(place).and_then(|(ino, _)| ino)
     }
 
-    /// Everything is forgotten.
+    /// Forgets everything.
     pub fn clear(&mut self) {
         self.leads.clear();
         self.complete.clear();
     }
 
-    /// Whether it is known that a name is absent because all names of its directory are known.
+    /// Returns whether a name is known to be absent because all names of its directory are known.
     pub fn is_missing(&mut self, parent: Ino, name: &[u8]) -> bool {
         self.complete.get(&parent).is_some_and(|names| !names.contains(name))
     }
 
-    /// A directory is made here: it has no names.
+    /// Notes that a directory is made here: it has no names.
     pub fn begin_complete(&mut self, dir: Ino) {
         self.complete.put(dir, HashSet::new());
     }
 
-    /// Not all names of a directory are known any more.
+    /// Notes that not all names of a directory are known any more.
     pub fn end_complete(&mut self, dir: Ino) {
         self.complete.pop(&dir);
     }
 
-    /// A name of a directory comes or goes; if all are known, they still are.
+    /// Adds or removes a name of a directory. If all its names were known, they still are.
     pub fn complete_with(&mut self, parent: Ino, name: &[u8], present: bool) {
         let Some(names) = self.complete.get_mut(&parent) else { return };
         if !present {
@@ -82,7 +82,7 @@ impl Names {
 /// Where names led when they were last seen: a hint, never an answer.
 pub struct Places {
     by_place: LruCache<Arc<Place>, Ino>,
-    /// The way back; of several names of an inode, the one that was seen last comes last.
+    /// From inodes to names. Of several names of an inode, the last one is the one that was seen last.
     by_ino: HashMap<Ino, Vec<Arc<Place>>>,
 }
 
@@ -93,17 +93,17 @@ impl Default for Places {
 }
 
 impl Places {
-    /// Where a name led.
+    /// Returns where a name led.
     pub fn get(&mut self, place: &Place) -> Option<Ino> {
         self.by_place.get(place).copied()
     }
 
-    /// A name of an inode, the one that was seen last.
+    /// Returns a name of an inode, the one that was seen last.
     pub fn of(&self, ino: Ino) -> Option<Place> {
         self.by_ino.get(&ino)?.last().map(|place| Place::clone(place))
     }
 
-    /// A name leads there.
+    /// Notes that a name leads there.
     pub fn put(&mut self, place: Place, ino: Ino) {
         if self.by_ino.get(&ino).and_then(|places| places.last()).is_some_and(|last| **last == place) {
             self.by_place.promote(&place);
@@ -117,7 +117,7 @@ impl Places {
         self.by_ino.entry(ino).or_default().push(place);
     }
 
-    /// A name leads nowhere, or nobody knows where. Returns where it led.
+    /// Notes that a name leads nowhere, or that it is unknown where. Returns where it led.
     pub fn forget(&mut self, place: &Place) -> Option<Ino> {
         let ino = self.by_place.pop(place)?;
         self.unlink(place, ino);

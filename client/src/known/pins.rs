@@ -1,7 +1,7 @@
-//! Pins: attributes and names by what was done here under delegations and metad does not know yet. Pure.
+//! Pins: attributes and names after operations under delegations that metad does not know yet. Pure.
 //!
-//! A pin goes before anything that metad says, whether leases hold or not, and is never forgotten before metad knows what
-//! made it.
+//! A pin overrides anything that metad says, whether leases hold or not, and is never forgotten before metad has
+//! acknowledged or refused the operation.
 
 use super::count_down;
 use super::names::Place;
@@ -10,7 +10,7 @@ use wire::attr::InodeAttr;
 use wire::ids::Ino;
 use wire::op::Name;
 
-/// What an operation under a delegation makes of attributes and names.
+/// What an operation under a delegation does to attributes and names.
 #[derive(Default, Clone, Debug)]
 pub struct Pinned {
     /// Attributes as they are from now on.
@@ -26,50 +26,50 @@ struct PinnedAttr {
     attr: InodeAttr,
     /// The last entry that changes them.
     last: u64,
-    /// The entry that makes the inode: metad does not know it before.
+    /// The entry that makes the inode: before it, metad does not know the inode.
     made: Option<u64>,
-    /// Somebody else has asked about it, or about the directory in which it is made.
+    /// Another session has asked about it, or about the directory in which it is made.
     asked_about: bool,
 }
 
-/// Everything that is pinned.
+/// All pins.
 #[derive(Default)]
 pub struct Pins {
     attrs: HashMap<Ino, PinnedAttr>,
-    /// Where names lead, and the number of the last entry that says so.
+    /// Where names lead, and the number of the last entry that changes each.
     names: HashMap<Place, (Option<Ino>, u64)>,
-    /// Pinned names by directory.
+    /// How many names are pinned in a directory.
     in_dir: HashMap<Ino, usize>,
 }
 
 impl Pins {
-    /// Attributes of an inode.
+    /// Returns the pinned attributes of an inode.
     pub fn attr(&self, ino: Ino) -> Option<&InodeAttr> {
         self.attrs.get(&ino).map(|pinned| &pinned.attr)
     }
 
-    /// Where a name leads, if that is pinned.
+    /// Returns where a name leads, if that is pinned.
     pub fn name(&self, place: &Place) -> Option<Option<Ino>> {
         self.names.get(place).map(|(ino, _)| *ino)
     }
 
-    /// Whether metad does not know the inode yet.
+    /// Returns whether the inode was made here and metad does not know it yet.
     pub fn is_made_here(&self, ino: Ino) -> bool {
         self.attrs.get(&ino).is_some_and(|pinned| pinned.made.is_some())
     }
 
-    /// Whether the same is so, and nobody else waits for it either.
+    /// Returns whether the inode was made here and no other session has asked about it.
     pub fn is_ours_alone(&self, ino: Ino) -> bool {
         self.attrs.get(&ino).is_some_and(|pinned| pinned.made.is_some() && !pinned.asked_about)
     }
 
-    /// Whether names in this directory are pinned.
+    /// Returns whether names in this directory are pinned.
     pub fn has_names_in(&self, dir: Ino) -> bool {
         self.in_dir.contains_key(&dir)
     }
 
-    /// Somebody else asks about an inode, or about the directory in which it is made and which metad may not know yet: nothing
-    /// more may be done to it here.
+    /// Notes that another session asks about an inode, or about the directory in which it is made and which metad may
+    /// not know yet: nothing more may be done to it here.
     pub fn note_asked_about(&mut self, ino: Ino) {
         if let Some(pinned) = self.attrs.get_mut(&ino) {
             pinned.asked_about = true;
@@ -96,14 +96,14 @@ impl Pins {
         }
     }
 
-    /// metad knows what the entry of this number did. Returns the attributes if nothing pins them any more.
+    /// Unpins an acknowledged entry. Returns the attributes if no other entry pins them.
     pub fn unpin_attr(&mut self, ino: Ino, number: u64) -> Option<InodeAttr> {
         self.note_made(ino, number);
         let is_last = self.attrs.get(&ino).is_some_and(|pinned| pinned.last <= number);
         if is_last { self.attrs.remove(&ino).map(|pinned| pinned.attr) } else { None }
     }
 
-    /// The entry of this number is undone. True when attributes are not pinned any more.
+    /// Unpins an undone entry. True when no other entry pins the attributes.
     pub fn undo_attr(&mut self, ino: Ino, number: u64) -> bool {
         self.note_made(ino, number);
         let gone = self.attrs.get(&ino).is_some_and(|pinned| pinned.last <= number && pinned.made.is_none());
@@ -116,8 +116,7 @@ impl Pins {
         }
     }
 
-    /// metad knows what the entry of this number did, or it is undone. Returns where the name led if nothing pins it any
-    /// more.
+    /// Unpins an entry that is acknowledged or undone. Returns where the name led if no other entry pins it.
     pub fn unpin_name(&mut self, place: &Place, number: u64) -> Option<Option<Ino>> {
         let (ino, _) = self.names.get(place).copied().filter(|(_, last)| *last <= number)?;
         self.names.remove(place);
@@ -125,7 +124,7 @@ impl Pins {
         Some(ino)
     }
 
-    /// What a commit has made of an inode whose attributes something later still changes.
+    /// Updates pinned attributes after a commit, where a later entry still pins them.
     pub fn follow_commit(&mut self, committed: &InodeAttr) {
         if let Some(pinned) = self.attrs.get_mut(&committed.ino) {
             (pinned.attr.version, pinned.attr.size) = (committed.version, committed.size);

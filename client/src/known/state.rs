@@ -1,8 +1,9 @@
-//! What is known, as one state: its parts depend on each other, and [`super::Known`] guards them with one lock. Pure.
+//! Everything that is known, as one state: its parts depend on each other, and [`super::Known`] guards them with one
+//! lock. Pure.
 //!
-//! - The questions are here.
-//! - `learning` takes in what metad answers, and what this session changes.
-//! - `local` is what is done here under delegations.
+//! - This file has the questions.
+//! - `learning` applies metad's answers, and changes by this session.
+//! - `pinning` applies what is done here under delegations.
 
 use super::attrs::Attrs;
 use super::leases::Leases;
@@ -19,7 +20,8 @@ use wire::attr::InodeAttr;
 use wire::ids::Ino;
 use wire::limits::NAME_BYTES_MAX;
 
-/// A session is at work for so long after a change: whoever works in a tree goes on there, and asks for delegations.
+/// A session is at work for this long after a change: a program that works in a tree goes on there, and needs
+/// delegations.
 const WORK_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// Everything that a session knows.
@@ -33,12 +35,12 @@ pub struct State {
     pub(super) pins: Pins,
     pub(super) walks: Walks,
     pub(super) beliefs: Beliefs,
-    /// When something was changed here last.
+    /// When something was last changed here.
     worked_at: Option<Duration>,
 }
 
 impl State {
-    /// Attributes, if they are known now.
+    /// Returns attributes, if they are known now.
     pub fn attr(&mut self, ino: Ino, now: Now) -> Option<InodeAttr> {
         match self.pins.attr(ino) {
             Some(pinned) => Some(pinned.clone()),
@@ -47,10 +49,10 @@ impl State {
         }
     }
 
-    /// Where a name leads, as far as is known now.
+    /// Returns where a name leads, if that is known now.
     pub fn name_state(&mut self, parent: Ino, name: &[u8], now: Now) -> NameState {
-        // A name that is too long is neither there nor absent: asking about it is an error. `.` and `..` are no entries,
-        // but asked about where a handle is opened.
+        // A name that is too long is neither present nor absent: asking about it is an error. `.` and `..` are not
+        // entries, but lookups ask about them when a handle is opened.
         if name.len() > NAME_BYTES_MAX || matches!(name, b"." | b"..") {
             return NameState::Unknown;
         }
@@ -71,7 +73,7 @@ impl State {
         if self.names.is_missing(parent, name) { NameState::Absent } else { NameState::Unknown }
     }
 
-    /// What a name leads to, or that it is absent, if that is known now.
+    /// Returns what a name leads to, or that it is absent, if that is known now.
     pub fn name(&mut self, parent: Ino, name: &[u8], now: Now) -> Option<Result<InodeAttr, FsError>> {
         match self.name_state(parent, name, now) {
             NameState::Leads(ino) => self.attr(ino, now).map(Ok),
@@ -80,7 +82,7 @@ impl State {
         }
     }
 
-    /// Part of a listing, if all of it is known now.
+    /// Returns part of a listing, if all of it is known now.
     pub fn page(&mut self, key: PageKey, now: Now) -> Option<Listed> {
         if !self.leases.hold(now) {
             return None;
@@ -99,32 +101,33 @@ impl State {
         Some(listed)
     }
 
-    /// Whether this session alone may change an inode, and nobody else knows anything of it.
+    /// Returns whether this session alone may change an inode, and no other session has leases on it.
     pub fn is_delegated(&self, ino: Ino, now: Now) -> bool {
         self.leases.is_delegated(ino, self.pins.is_ours_alone(ino), now)
     }
 
-    /// Something is changed here.
+    /// Notes that something is changed here.
     pub fn note_work(&mut self, now: Now) {
         self.worked_at = Some(now.boot);
     }
 
-    /// Whether something was changed here a moment ago.
+    /// Returns whether something was changed here a moment ago.
     pub fn is_at_work(&self, now: Now) -> bool {
         self.worked_at.is_some_and(|at| now.boot.saturating_sub(at) < WORK_PAUSE_MAX)
     }
 
-    /// How often metad has gone on without this session: each time, others may have changed anything.
+    /// Returns how often metad may have gone on without this session: each time, others may have changed anything.
     pub fn lapses(&self, now: Now) -> u64 {
         self.leases.lapses(now)
     }
 
-    /// For how long the kernel may believe these attributes, which it is given now.
+    /// Returns for how long the kernel may believe these attributes, which it is given now.
     pub fn believe_attr(&mut self, attr: &InodeAttr, now: Now) -> Duration {
         if self.attr(attr.ino, now).as_ref() == Some(attr) { self.believe(attr.ino, now) } else { Duration::ZERO }
     }
 
-    /// For how long the kernel may believe that a name leads to an inode, or is absent, which it is told now.
+    /// Returns for how long the kernel may believe that a name leads to an inode, or is absent, when it is given that
+    /// now.
     pub fn believe_name(&mut self, parent: Ino, name: &[u8], ino: Option<Ino>, now: Now) -> Duration {
         let said = ino.map_or(NameState::Absent, NameState::Leads);
         if self.name_state(parent, name, now) == said { self.believe(parent, now) } else { Duration::ZERO }
@@ -144,15 +147,15 @@ impl State {
     }
 }
 
-/// What metad asks back. Each answers when to acknowledge: when the kernel believes nothing of it any more.
+/// Recalls by metad. Each method returns when to acknowledge: when the kernel believes nothing of it any more.
 impl State {
-    /// All leases are gone, or will be: nothing is used or kept any more until metad counts leases again.
+    /// Drops all leases: nothing is used or cached until metad counts leases again.
     pub fn empty(&mut self) -> Option<Instant> {
         self.leases.detach();
         self.recall_all()
     }
 
-    /// metad takes all leases back; the session keeps its standing.
+    /// Gives all leases back to metad, and remains attached.
     pub fn recall_all(&mut self) -> Option<Instant> {
         self.leases.drop_all();
         self.attrs.drop_leased();
@@ -161,7 +164,7 @@ impl State {
         self.beliefs.until_any()
     }
 
-    /// Others are about to change these inodes.
+    /// Recalls these inodes, which others are about to change.
     pub fn recall(&mut self, inos: &[Ino], now: Now) -> Option<Instant> {
         let at = self.leases.tick();
         for ino in inos {
@@ -173,7 +176,7 @@ impl State {
         inos.iter().map(|ino| self.beliefs.until(*ino)).max().flatten()
     }
 
-    /// Delegations on these inodes end; what is known stays right.
+    /// Ends the delegations on these inodes. Cached answers remain valid.
     pub fn share(&mut self, inos: &[Ino]) {
         let at = self.leases.tick();
         for ino in inos {
@@ -182,7 +185,7 @@ impl State {
         }
     }
 
-    /// Another session arrives.
+    /// Notes that another session arrives.
     pub fn company(&mut self) -> Option<Instant> {
         self.leases.end_alone();
         self.beliefs.until_alone()

@@ -1,5 +1,5 @@
-//! Walks through a tree (`find`, `rm -r`, `du`, a backup), and looks at the names of a directory one after the other: both
-//! are asked ahead for, many entries with one question. Pure.
+//! Walks through a tree (`find`, `rm -r`, `du`, a backup), and lookups of one name after the other in a directory: for
+//! both, many entries are asked for ahead with one question. Pure.
 
 use super::{Listed, lru};
 use lru::LruCache;
@@ -12,66 +12,66 @@ use wire::attr::FileKind;
 use wire::ids::Ino;
 use wire::op::ListedDir;
 
-/// Directories that are remembered.
+/// The most directories that are remembered.
 const DIRS_MAX: usize = 8192;
-/// Walks that are asked ahead for at once.
+/// The most walks that are asked ahead for at the same time.
 const WALKS_MAX: usize = 64;
-/// What comes next is asked for when so much of what was asked for before is used: one part in so many.
+/// The next part is asked for when one part in this many of the last one is used.
 const NEXT_AT_PART: usize = 3;
-/// A directory that is listed so long after its parent is part of a walk.
+/// A directory that is listed within this time of its parent is part of a walk.
 const WALK_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Siblings, and what comes behind those, that are asked for along with a directory.
+/// The most directories, siblings and those behind them, that are asked for along with a directory.
 const BEHIND_MAX: usize = 64;
-/// An inode that others use as well is not asked for again so soon.
+/// An inode that others use as well is not asked for again within this time.
 const SHARED_PAUSE: Duration = Duration::from_secs(2);
-/// After so many names that are not known, within this time, the whole directory is asked for. Delegations of one
-/// directory after the other count in the same way.
+/// After this many unknown names within this time, the whole directory is asked for. Delegations of one directory after
+/// the other are counted in the same way.
 const MISSES_MAX: u32 = 4;
 const MISSES_WITHIN: Duration = Duration::from_secs(1);
-/// It is not asked for again so soon: where others work, nothing of it is known for long.
+/// A directory is not asked for again within this time: where others work, nothing is known for long.
 const ASK_PAUSE: Duration = Duration::from_secs(60);
 
 /// A directory that a walk comes to.
 struct Ahead {
     /// When its parent was listed.
     at: Instant,
-    /// It and its siblings, in the order of that listing.
+    /// The directory and its siblings, in the order of that listing.
     siblings: Arc<[Ino]>,
-    /// Which of them it is.
+    /// The index of the directory among them.
     index: usize,
 }
 
-/// Where a walk goes on behind what was asked for with one question: the directory, and what comes behind it.
+/// Where a walk goes on behind what one question asked for: the directory, and those behind it.
 pub(crate) struct Next {
     pub(crate) dir: Ino,
-    /// The last one comes first.
+    /// Directories behind it, in reverse order.
     stack: Vec<Ino>,
 }
 
 impl Next {
-    /// The next one on a stack.
+    /// Returns the next directory on a stack.
     fn of(mut stack: Vec<Ino>) -> Option<Self> {
         stack.pop().map(|dir| Self { dir, stack })
     }
 
-    /// What to ask for along with the directory.
+    /// Returns what to ask for along with the directory.
     pub(crate) fn behind(&self) -> Vec<Ino> {
         self.stack.iter().rev().take(BEHIND_MAX).copied().collect()
     }
 }
 
 /// How often something happened, and since when it is counted.
-struct Row {
+struct Tally {
     count: u32,
     since: Instant,
 }
 
-impl Row {
+impl Tally {
     fn new(now: Instant) -> Self {
         Self { count: 0, since: now }
     }
 
-    /// Once more, and how often within this time.
+    /// Counts once more. Returns how often within this time.
     fn count(&mut self, within: Duration, now: Instant) -> u32 {
         if now.saturating_duration_since(self.since) > within {
             *self = Self::new(now);
@@ -81,19 +81,19 @@ impl Row {
     }
 }
 
-/// What was looked at lately.
+/// What was looked up lately.
 pub(crate) struct Walks {
-    /// Directories in those that were listed.
+    /// Directories whose parents were listed.
     ahead: LruCache<Ino, Ahead>,
-    /// Directories in the midst of what was asked for: whoever comes to one will need what comes next.
+    /// Directories in the midst of what was asked for: a walk that comes to one will need the next part.
     next: LruCache<Ino, Next>,
-    /// What is being asked for in the background.
+    /// Directories that are being asked for in the background.
     asking: HashMap<Ino, watch::Receiver<()>>,
-    /// Names of a directory that were not known.
-    missed: LruCache<Ino, Row>,
-    /// Delegations that were asked for one by one.
-    alone: Option<Row>,
-    /// Inodes whose delegations were asked for.
+    /// How many names of a directory were not known.
+    missed: LruCache<Ino, Tally>,
+    /// How many delegations were asked for one by one.
+    alone: Option<Tally>,
+    /// Inodes on which delegations were asked for.
     asked_for: LruCache<Ino, Instant>,
 }
 
@@ -111,7 +111,7 @@ impl Default for Walks {
 }
 
 impl Walks {
-    /// A directory was listed from its start.
+    /// Notes that a directory was listed from its start.
     pub(crate) fn listed(&mut self, listed: &Listed, now: Instant) {
         let dirs = listed.entries.iter().filter(|entry| entry.kind == FileKind::Directory);
         let siblings: Arc<[Ino]> = dirs.map(|entry| entry.ino).collect();
@@ -120,18 +120,18 @@ impl Walks {
         }
     }
 
-    /// What a walk that comes to this directory now, from its parent, will need.
+    /// Returns what a walk that comes to this directory now, from its parent, will need.
     pub(crate) fn from(&mut self, dir: Ino, now: Instant) -> Option<Next> {
         let Ahead { at, siblings, index } = self.ahead.pop(&dir)?;
         let walks = now.saturating_duration_since(at) < WALK_PAUSE_MAX;
         walks.then(|| Next { dir, stack: siblings[index + 1..].iter().rev().copied().collect() })
     }
 
-    /// This was answered when that was asked for: remembers where the walk goes on.
+    /// Notes the answer to what was asked for: remembers where the walk goes on.
     pub(crate) fn answered(&mut self, asked: Next, tree: &[ListedDir]) {
         let mut stack = asked.stack;
         for listed in tree {
-            // As metad has gone through it. What is left out is gone, or too large.
+            // This is the order of metad's walk. A directory that is left out is gone, or too large.
             while listed.ino != asked.dir && stack.pop().is_some_and(|dir| dir != listed.ino) {}
             let dirs = listed.entries.iter().filter(|entry| entry.kind == FileKind::Directory);
             stack.extend(dirs.rev().map(|entry| entry.ino));
@@ -143,13 +143,13 @@ impl Walks {
         }
     }
 
-    /// A walk comes to this directory, which was asked for ahead: what is to be asked for now, in the background.
+    /// Returns what to ask for now, in the background, when a walk comes to this directory, which was asked for ahead.
     pub(crate) fn go_on(&mut self, dir: Ino) -> Option<Next> {
         self.next.pop(&dir)
     }
 
-    /// Begins to ask for a directory in the background, unless that has begun before. What is returned is dropped with the
-    /// answer.
+    /// Begins to ask for a directory in the background, unless that has begun before. The caller drops the returned
+    /// sender when there is an answer.
     pub(crate) fn begin(&mut self, dir: Ino) -> Option<watch::Sender<()>> {
         let (answered, wait) = watch::channel(());
         if self.asking.contains_key(&dir) {
@@ -159,17 +159,17 @@ impl Walks {
         Some(answered)
     }
 
-    /// A directory is not asked for any more.
+    /// Notes that a directory is not being asked for any more.
     pub(crate) fn end(&mut self, dir: Ino) {
         self.asking.remove(&dir);
     }
 
-    /// The question for a directory that is asked for in the background: it is answered when this closes.
+    /// Returns a receiver that closes when the question for a directory in the background is answered.
     pub(crate) fn asking(&self, dir: Ino) -> Option<watch::Receiver<()>> {
         self.asking.get(&dir).cloned()
     }
 
-    /// Whether it makes sense to ask for a delegation on this inode.
+    /// Returns whether it makes sense to ask for a delegation on this inode.
     pub(crate) fn may_ask_for(&mut self, ino: Ino, now: Instant) -> bool {
         let may = self.asked_for.get(&ino).is_none_or(|at| now.saturating_duration_since(*at) > SHARED_PAUSE);
         if may {
@@ -178,16 +178,16 @@ impl Walks {
         may
     }
 
-    /// A delegation is to be asked for. True when several were within a short time.
+    /// Notes that a delegation is about to be asked for. True when there were several within a short time.
     pub(crate) fn is_one_of_many(&mut self, now: Instant) -> bool {
-        self.alone.get_or_insert_with(|| Row::new(now)).count(MISSES_WITHIN, now) > MISSES_MAX
+        self.alone.get_or_insert_with(|| Tally::new(now)).count(MISSES_WITHIN, now) > MISSES_MAX
     }
 
-    /// A name of this directory was not known. True when it is time to ask for all of them, once in a while.
+    /// Notes that a name of this directory was not known. True when it is time to ask for all names, once in a while.
     pub(crate) fn missed(&mut self, dir: Ino, now: Instant) -> bool {
-        let row = self.missed.get_or_insert_mut(dir, || Row::new(now));
-        let within = if row.count >= MISSES_MAX { ASK_PAUSE } else { MISSES_WITHIN };
-        row.count(within, now) == MISSES_MAX
+        let tally = self.missed.get_or_insert_mut(dir, || Tally::new(now));
+        let within = if tally.count >= MISSES_MAX { ASK_PAUSE } else { MISSES_WITHIN };
+        tally.count(within, now) == MISSES_MAX
     }
 }
 

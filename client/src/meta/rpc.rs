@@ -1,4 +1,4 @@
-//! Asking the leader: follow hints, go round the nodes, wait between rounds.
+//! Asking the leader: following hints, trying the nodes in turn, waiting between rounds.
 
 use crate::network::{EventStream, Metad};
 use crate::ordered::{Ordered, Rank};
@@ -13,20 +13,20 @@ use wire::message::meta::{MetaReply, MetaRequest};
 use wire::retry::Backoff;
 use wire::{Error, FsError};
 
-/// One attempt takes no longer; a leader that hangs is asked again, or its successor.
-const ATTEMPT: Duration = Duration::from_secs(10);
-/// And no less: what is answered at all is answered by then.
+/// One attempt takes no longer than this. A leader that hangs is asked again, or its successor is.
+const ATTEMPT_MAX: Duration = Duration::from_secs(10);
+/// An attempt takes at least this long: a leader that answers at all answers by then.
 const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 /// Hints that are followed without a pause. During an election metads may name each other.
 const HINTS_IN_A_ROW_MAX: u32 = 4;
-/// Between warnings while nobody answers.
+/// Time between warnings while no metad answers.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
 /// Known metads, and the one that led last.
 pub struct Rpc {
     metads: Arc<dyn Metad>,
     known: Ordered<Known>,
-    /// Wakes those who depend on who leads.
+    /// Notified when another metad is named as the leader.
     moved: Notify,
     soft_timeout: Option<Duration>,
 }
@@ -36,37 +36,37 @@ struct Known {
     at: usize,
 }
 
-/// How one attempt ended when it was not an answer.
+/// Why an attempt got no answer.
 enum Missed {
     /// Another node leads.
     Hint,
-    /// Nobody leads there, or it is away.
+    /// The node is away, or knows no leader.
     Away(String),
 }
 
 impl Rpc {
-    /// Knows these addresses to begin with.
+    /// Creates a client that knows these addresses to begin with.
     #[must_use]
     pub fn new(metads: Arc<dyn Metad>, nodes: Vec<SocketAddr>, soft_timeout: Option<Duration>) -> Self {
         let known = Ordered::new(Rank::Leaf, Known { nodes, at: 0 });
         Self { metads, known, moved: Notify::new(), soft_timeout }
     }
 
-    /// Where the leader is, as far as is known.
+    /// Returns the address of the leader, if that is known, or a guess.
     #[must_use]
     pub fn leader(&self) -> SocketAddr {
         let known = self.known.lock();
         known.nodes[known.at % known.nodes.len()]
     }
 
-    /// Waits until a metad is named as the leader that was not taken for it before. A mere guess, after silence, wakes nobody;
-    /// nor does what happened before the call.
+    /// Waits until another metad is named as the leader. A mere guess, after silence, does not count, nor does anything
+    /// that happened before the call.
     pub async fn moved(&self) {
         self.moved.notified().await;
     }
 
-    /// Asks until the leader answers. Only for requests that may be carried out twice: reads, and numbered batches (I1).
-    /// Cancel-safe in that sense.
+    /// Asks until the leader answers. Only for requests that may be carried out twice: reads, and numbered batches
+    /// (I1). Cancel-safe in that sense.
     ///
     /// # Errors
     /// `Io` when a soft mount's patience ends.
@@ -74,16 +74,16 @@ impl Rpc {
         self.ask_for(request, self.soft_timeout).await
     }
 
-    /// How long [`Rpc::ask`] asks; `None` for as long as it takes.
+    /// Returns how long [`Rpc::ask`] asks; `None` for ever.
     #[must_use]
     pub fn patience(&self) -> Option<Duration> {
         self.soft_timeout
     }
 
-    /// The same for so long.
+    /// Asks until the leader answers, or `limit` is over.
     ///
     /// # Errors
-    /// `Io` when that is over, or nobody can answer.
+    /// `Io` when that is over, or no metad can answer.
     pub async fn ask_for(&self, request: &MetaRequest, limit: Option<Duration>) -> Result<MetaReply, FsError> {
         match self.ask_within(request, limit).await {
             Ok(reply) => Ok(reply),
@@ -94,10 +94,10 @@ impl Rpc {
         }
     }
 
-    /// Asks until the leader answers, or `limit` is over.
+    /// Asks until the leader answers, or `limit` is over, and returns the cause of a failure.
     ///
     /// # Errors
-    /// What became of the last attempt; at once when no attempt can succeed (wrong cluster, role or version).
+    /// Returns why the last attempt failed; at once when no attempt can succeed (wrong cluster, role or version).
     pub async fn ask_within(&self, request: &MetaRequest, limit: Option<Duration>) -> Result<MetaReply, Error> {
         let started = Instant::now();
         let mut backoff = Backoff::default();
@@ -105,8 +105,8 @@ impl Rpc {
         let mut hints = 0;
         loop {
             // An attempt must not outlast the caller's patience.
-            let left = limit.map_or(ATTEMPT, |limit| limit.saturating_sub(started.elapsed()));
-            let missed = match self.attempt(request, left.clamp(ATTEMPT_MIN, ATTEMPT)).await? {
+            let left = limit.map_or(ATTEMPT_MAX, |limit| limit.saturating_sub(started.elapsed()));
+            let missed = match self.attempt(request, left.clamp(ATTEMPT_MIN, ATTEMPT_MAX)).await? {
                 Ok(reply) => return Ok(reply),
                 Err(Missed::Hint) if hints < HINTS_IN_A_ROW_MAX => {
                     hints += 1;
@@ -130,7 +130,7 @@ impl Rpc {
     async fn attempt(&self, request: &MetaRequest, limit: Duration) -> Result<Result<MetaReply, Missed>, Error> {
         let asked = self.leader();
         let answer = tokio::select! {
-            // In a fixed order, so that what happens can be repeated.
+            // In a fixed order, so that a run can be repeated.
             biased;
             answer = self.metads.ask(asked, request, limit) => answer,
             leader = self.another_leads(asked) => return Ok(Err(self.learn::<MetadId>(asked, Some(leader), &[]))),
@@ -144,7 +144,7 @@ impl Rpc {
                 Err(error)
             }
             Err(error @ (Error::Refused { .. } | Error::Closed)) => Err(error),
-            // It leads, or knows who does: the same request goes to it again.
+            // It leads, or knows the leader: the same request goes to it again.
             Err(error @ Error::Busy { .. }) => Ok(Err(Missed::Away(error.to_string()))),
             Err(error) => {
                 self.known.lock().at += 1;
@@ -159,7 +159,7 @@ impl Rpc {
         another_leads(asked, || self.known.lock().nodes.clone(), look).await
     }
 
-    /// Takes in who leads, and which nodes there are, as a node has said.
+    /// Learns the leader and the nodes, as a node has named them.
     fn learn<Id>(&self, asked: SocketAddr, leader: Option<SocketAddr>, nodes: &[(Id, SocketAddr)]) -> Missed {
         let mut known = self.known.lock();
         if !nodes.is_empty() {
@@ -178,16 +178,17 @@ impl Rpc {
         }
     }
 
-    /// Asks one metad, whoever leads, until it answers or `limit` is over. Only for requests that may be carried out twice.
+    /// Asks one metad, whether it leads or not, until it answers or `limit` is over. Only for requests that may be
+    /// carried out twice.
     ///
     /// # Errors
-    /// What became of the last attempt.
+    /// Returns why the last attempt failed.
     pub async fn ask_at(&self, metad: SocketAddr, request: &MetaRequest, limit: Duration) -> Result<MetaReply, Error> {
         let started = Instant::now();
         let mut backoff = Backoff::default();
         loop {
             let left = limit.saturating_sub(started.elapsed());
-            match self.metads.ask(metad, request, left.clamp(ATTEMPT_MIN, ATTEMPT)).await {
+            match self.metads.ask(metad, request, left.clamp(ATTEMPT_MIN, ATTEMPT_MAX)).await {
                 Err(error) if started.elapsed() > limit => return Err(error),
                 Err(_) => tokio::time::sleep(backoff.delay()).await,
                 Ok(reply) => return Ok(reply),
@@ -195,7 +196,7 @@ impl Rpc {
         }
     }
 
-    /// Opens a stream of events with the leader, as far as it is known.
+    /// Opens a stream of events with the leader, if that is known.
     ///
     /// # Errors
     /// As [`Metad::events`].
@@ -234,7 +235,7 @@ mod tests {
         }
     }
 
-    /// A metad that has too much to do at first.
+    /// A metad that is overloaded at first.
     struct Busy(AtomicU32);
 
     impl Service for Busy {
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn what_a_busy_metad_refuses_is_asked_again() {
+    async fn a_request_that_a_busy_metad_refuses_is_sent_again() {
         let ca = ClusterCa::create("t").unwrap();
         let any = "127.0.0.1:0".parse().unwrap();
         let endpoint = |role| Endpoint::bind(any, &ca.issue(&Subject::new(role, "x")).unwrap()).unwrap();
@@ -281,7 +282,7 @@ mod tests {
         let limit = Duration::from_secs(1);
         let outcome = rpc.ask_within(&MetaRequest::WhoLeads, Some(limit)).await;
         assert!(matches!(outcome, Err(Error::NotSent { .. })), "{outcome:?}");
-        // Pauses of 5 ms and more, each twice as long as the one before: ten rounds and fewer in a second.
+        // Pauses begin at 5 ms, and each is twice as long as the one before: there are at most ten rounds in a second.
         let asked: u32 = services.iter().map(|service| service.asked.load(Ordering::Relaxed)).sum();
         assert!(asked <= 12 * (HINTS_IN_A_ROW_MAX + 1), "asked {asked} times within a second");
     }

@@ -1,6 +1,6 @@
 //! The session: its number, the numbers of its batches (I1), its inode numbers (I4), the leader's clock.
 //!
-//! It knows nothing of leases: [`crate::known::leased`] is the layer above, by which everybody else asks and changes.
+//! It knows nothing of leases: [`crate::known::leased`] is the layer above, through which all others ask and change.
 
 use super::rpc::Rpc;
 use crate::error::unexpected_reply;
@@ -23,28 +23,28 @@ use wire::op::{Batch, Op, OpFailed, OpReply, Read, ReadReply};
 use wire::sys::since_boot;
 use wire::{Error, FsError, trace};
 
-/// Batches on their way at once; far below what the state machine keeps replies of.
+/// Batches under way at once; far fewer than the replies that the state machine retains.
 const IN_FLIGHT: usize = 256;
-/// How far numbers run ahead of the oldest batch without an answer.
+/// How far numbers may run ahead of the oldest batch without an answer.
 const WINDOW: u64 = SESSION_REPLIES_MAX as u64 / 2;
 const _: () = assert!(IN_FLIGHT as u64 <= WINDOW);
-/// Attempts at a batch whose session ended under it.
+/// In how many sessions a batch is tried when its session expires.
 pub const SESSIONS_TRIED: usize = 3;
 
 /// Numbers of the present session.
 struct Numbers {
     id: SessionId,
-    /// Number of the last batch that was given out.
+    /// Number of the last batch.
     last: BatchSeq,
     /// Batches without a reply yet.
     open: BTreeSet<BatchSeq>,
     /// Unused inode numbers, half-open.
     inos: (Ino, Ino),
-    /// Others that were not used after all. They go first: metad remembers only the last numbers that it has leased.
+    /// Other unused numbers. They are used first: metad remembers only the last numbers that it has leased.
     spare: Vec<Ino>,
 }
 
-/// An inode number that may not be needed.
+/// An inode number that may be given back unused.
 #[derive(Clone, Copy)]
 pub(crate) struct SpareIno {
     session: SessionId,
@@ -54,7 +54,7 @@ pub(crate) struct SpareIno {
 /// A session with metad, replaced by a new one when it expires.
 pub struct Session {
     rpc: Rpc,
-    /// Questions and changes that went to metad.
+    /// How many questions and changes went to metad.
     requests: AtomicU64,
     options: SessionOptions,
     numbers: Ordered<Numbers>,
@@ -63,42 +63,42 @@ pub struct Session {
     /// Held while inode numbers are fetched.
     leasing: tokio::sync::Mutex<()>,
     slots: Semaphore,
-    /// Told with each answer.
+    /// Notified with each answer.
     answered: Notify,
     clock: Ordered<LeaderClock>,
 }
 
-/// Hears that a session has ended.
+/// A listener for the end of sessions.
 pub trait OnExpiry: Send + Sync {
-    /// The session has expired, and there is no other one yet.
+    /// Called when the session has expired, before there is another one.
     fn session_expired(&self);
 }
 
-/// What sessions are opened with.
+/// Options of a session.
 pub struct SessionOptions {
     /// Name of this machine.
     pub host: String,
-    /// What the session is for, by which an operator knows it.
+    /// The purpose of the session, shown to operators.
     pub purpose: String,
-    /// An earlier client's session that ends when this one begins: nothing that it sent arrives any more.
+    /// An earlier client's session that ends when this one begins: none of its requests arrives any more.
     pub resumes: Option<SessionId>,
-    /// Hears of each end of a session.
+    /// Notified of each end of a session.
     pub on_expiry: Arc<dyn OnExpiry>,
-    /// Batches under way, and what ends them.
+    /// Tracks batches under way, and ends them.
     pub tasks: (TaskTracker, CancellationToken),
 }
 
-/// The leader's clock, as far as its answers tell.
+/// The leader's clock, as known from its answers.
 #[derive(Default)]
 struct LeaderClock {
-    /// How far it is ahead of this machine's, in nanoseconds, and how exactly that is known.
+    /// How far it is ahead of this machine's, in nanoseconds; and, next, how exactly that is known.
     ahead: i128,
     within: Option<Duration>,
-    /// The last time that was given out or seen: it never runs backwards here.
+    /// The last time that was returned or seen: the clock never runs backwards here.
     last: Timestamp,
 }
 
-/// What a batch has come to.
+/// The result of a batch.
 pub struct CarriedOut {
     /// A reply for each operation.
     pub replies: Vec<OpReply>,
@@ -108,11 +108,11 @@ pub struct CarriedOut {
     pub delegated: Vec<Ino>,
 }
 
-/// What a question is answered with.
+/// The answer to a question.
 pub struct Answer {
     /// The answer, or why there is none.
     pub answer: Result<ReadReply, FsError>,
-    /// The session holds leases on it.
+    /// Whether the session holds leases on it.
     pub leased: bool,
     /// Inodes on which the session got delegations.
     pub delegated: Vec<Ino>,
@@ -121,7 +121,7 @@ pub struct Answer {
 /// Why a batch was not carried out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BatchFailed {
-    /// Why.
+    /// The error.
     pub error: FsError,
     /// The operation that was refused; `None` when the batch got no answer.
     pub index: Option<usize>,
@@ -133,11 +133,11 @@ impl From<FsError> for BatchFailed {
     }
 }
 
-/// What opening a session tells.
+/// What metad returns when a session is opened.
 pub struct Opened {
     /// The block layout.
     pub layout: Layout,
-    /// The session lives this long without a sign of life.
+    /// The session lives this long without a keep-alive.
     pub ttl: Duration,
     /// The leader's clock.
     pub now: Timestamp,
@@ -151,7 +151,7 @@ impl Session {
     /// Opens the first session.
     ///
     /// # Errors
-    /// Why nobody answers, within `limit`.
+    /// Returns why no metad answers, within `limit`.
     pub async fn open(rpc: Rpc, options: SessionOptions, limit: Duration) -> Result<(Self, Opened), Error> {
         let asked = since_boot();
         let request = options.request(options.resumes);
@@ -171,19 +171,19 @@ impl Session {
         Ok((session, opened))
     }
 
-    /// The present session's number.
+    /// Returns the present session's number.
     #[must_use]
     pub fn id(&self) -> SessionId {
         self.numbers.lock().id
     }
 
-    /// How many questions and changes went to metad.
+    /// Returns how many questions and changes went to metad.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// The connection below.
+    /// Returns the connection below.
     #[must_use]
     pub fn rpc(&self) -> &Rpc {
         &self.rpc
@@ -200,14 +200,14 @@ impl Session {
         }
         tracing::warn!(session = %expired, "the session has expired; opening a new one");
         self.options.on_expiry.session_expired();
-        // What was made here under delegations and is not sent yet has numbers of the old one.
+        // Unsent inodes that were made here under delegations have numbers of the old session.
         let request = self.options.request(Some(expired));
         let (id, _) = opened(self.rpc.ask(&request).await?).map_err(|_| FsError::Io)?;
         *self.numbers.lock() = fresh(id);
         Ok(())
     }
 
-    /// Runs to its end though the caller is dropped.
+    /// Runs work to its end though the caller is dropped.
     ///
     /// # Errors
     /// `Io` when the client ends.
@@ -220,11 +220,11 @@ impl Session {
         ended.ok().flatten().unwrap_or(Err(FsError::Io.into()))
     }
 
-    /// Carries out operations, all or none, exactly once, in one of so many sessions. A caller that must know what became
-    /// of them does not drop this: with it goes the number of the batch.
+    /// Carries out operations, all or none, exactly once, trying at most this many sessions. A caller that must know
+    /// the outcome must not drop this future: the number of the batch is dropped with it.
     ///
     /// # Errors
-    /// Why the first of them failed; `SessionExpired` when nothing was done, and there is a new session that may be tried.
+    /// Returns why the first of them failed; `SessionExpired` when nothing was done and there is a new session to try.
     pub async fn carry_out(
         &self,
         ops: &[Op],
@@ -251,7 +251,8 @@ impl Session {
         Err(FsError::SessionExpired.into())
     }
 
-    /// Now, as the leader would stamp it, as far as is known; later than everything that was stamped here.
+    /// Returns the time as the leader would stamp it, as well as that is known; later than everything that was stamped
+    /// here.
     pub fn stamp(&self) -> Timestamp {
         let mut clock = self.clock.lock();
         let ahead = clock.ahead;
@@ -259,11 +260,11 @@ impl Session {
         clock.last
     }
 
-    /// Takes in the leader's time, asked for at this time of [`since_boot`].
+    /// Learns the leader's time, asked for at this time of [`since_boot`].
     fn learn_time(&self, asked: Duration, now: Timestamp) {
         let mut clock = self.clock.lock();
         let within = since_boot().saturating_sub(asked);
-        // An estimate gets old: clocks drift, and leaders change.
+        // An estimate becomes less exact: clocks drift, and leaders change.
         let known = clock.within.map(|within| within + Duration::from_micros(100));
         clock.within = known;
         if known.is_none_or(|known| within <= known) {
@@ -273,7 +274,7 @@ impl Session {
         }
     }
 
-    /// Gives a batch its number, as soon as that lies within the window of replies that metad keeps: one batch that
+    /// Gives a batch its number, as soon as that lies within the window of replies that metad retains: one batch that
     /// hangs must not push the others out of it.
     async fn number(&self) -> (Numbered<'_>, BatchSeq) {
         loop {
@@ -286,16 +287,16 @@ impl Session {
         }
     }
 
-    /// Asks a question. `delegate` asks for delegations on what is answered; with `sends`, what is asked for is needed to
-    /// send what was done here under delegations, and waits for no other session that does so, too.
+    /// Asks a question. `delegate` asks for delegations on what is answered. With `sends`, the answer is needed to send
+    /// operations under delegations, and the question does not wait for other sessions that do so, too.
     ///
     /// # Errors
-    /// When there is no answer.
+    /// Fails when there is no answer.
     pub async fn read(&self, read: &Read, delegate: bool, sends: bool) -> Result<Answer, FsError> {
         loop {
             let session = self.id();
             self.requests.fetch_add(1, Ordering::Relaxed);
-            let request = MetaRequest::Read { session, read: read.clone(), delegate, tells: sends };
+            let request = MetaRequest::Read { session, read: read.clone(), delegate, sends };
             match self.rpc.ask(&request).await? {
                 MetaReply::Read { answer, leased, delegated } => return Ok(Answer { answer, leased, delegated }),
                 MetaReply::Failed(FsError::SessionExpired) => self.renew(session).await?,
@@ -305,8 +306,8 @@ impl Session {
         }
     }
 
-    /// Acknowledges to the metad that sent these events to a session that what they asked for is done. False when it may not
-    /// have heard: then it goes on waiting.
+    /// Acknowledges events to the metad that sent them to a session: what they asked for is done. False when the
+    /// acknowledgement may not have arrived: metad then goes on waiting.
     #[must_use]
     pub async fn acknowledge(&self, (id, metad): (SessionId, SocketAddr), seqs: Vec<u64>, limit: Duration) -> bool {
         let request = MetaRequest::Acknowledge { session: id, seqs };
@@ -318,7 +319,7 @@ impl Session {
         heard
     }
 
-    /// An inode number that was never used.
+    /// Returns an inode number that was never used.
     ///
     /// # Errors
     /// `Io` when a soft mount's patience ends.
@@ -349,7 +350,7 @@ impl Session {
         }
     }
 
-    /// The same for a conflict copy, which most commits do not need: to be given back then.
+    /// Returns an inode number for a conflict copy. Most commits do not need it and give it back.
     ///
     /// # Errors
     /// As [`Session::next_ino`].
@@ -363,8 +364,8 @@ impl Session {
         }
     }
 
-    /// Takes a number back that was not used.
-    pub(crate) fn keep_spare(&self, unused: SpareIno) {
+    /// Takes an unused number back.
+    pub(crate) fn return_spare(&self, unused: SpareIno) {
         let mut numbers = self.numbers.lock();
         // I4: numbers leased by a session are of no use in another.
         if numbers.id == unused.session {
@@ -380,10 +381,10 @@ impl Session {
         }
     }
 
-    /// The leader's word that the session lives.
+    /// Asks the leader whether the session lives.
     ///
     /// # Errors
-    /// What became of the attempt within `limit`.
+    /// Returns why the last attempt within `limit` failed.
     pub async fn keep_alive(&self, layout: &Layout, limit: Duration) -> Result<Alive, Error> {
         let session = self.id();
         let request = MetaRequest::KeepAlive { session, epoch: layout.epoch };
@@ -392,7 +393,7 @@ impl Session {
             MetaReply::Alive { now, orphans, layout, leases } => {
                 self.learn_time(asked, now);
                 let leases = match leases {
-                    // They were those of a session that has ended since.
+                    // These were the leases of a session that has ended since.
                     LeaseState::Extended { .. } if self.id() != session => LeaseState::Pending,
                     leases => leases,
                 };
@@ -413,18 +414,18 @@ impl SessionOptions {
 
 /// Whether a session lives.
 pub enum Alive {
-    /// It does.
+    /// It lives.
     Yes {
         /// When it was asked, by [`since_boot`].
         asked: Duration,
-        /// Unlinked inodes that it is asked about.
+        /// Unlinked inodes for which metad asks whether they are open.
         orphans: Vec<Ino>,
-        /// The layout, when ours was old.
+        /// The layout, if ours was old.
         layout: Option<Layout>,
         /// Whether metad counts our leases, and extends them.
         leases: LeaseState,
     },
-    /// This one has expired.
+    /// This session has expired.
     No(SessionId),
 }
 
@@ -455,7 +456,7 @@ impl Numbers {
     }
 }
 
-/// The number of a batch; it counts as answered when this is dropped.
+/// The number of a batch. The batch counts as answered when this is dropped.
 struct Numbered<'a> {
     home: &'a Session,
     session: SessionId,
@@ -463,7 +464,7 @@ struct Numbered<'a> {
 }
 
 impl<'a> Numbered<'a> {
-    /// The next number, and up to where replies may be forgotten.
+    /// Takes the next number. Returns also the number before which replies may be forgotten.
     fn take(home: &'a Session) -> Option<(Self, BatchSeq)> {
         let mut numbers = home.numbers.lock();
         let seq = numbers.last.next();

@@ -1,7 +1,7 @@
-//! Opening against removing: the session vouches that it holds no handle on an inode only while nobody opens it.
+//! Opening against removing: the session may vouch that it holds no handle on an inode only while nobody opens it.
 //!
-//! Opening costs no log entry, so metad cannot know of it. An open that has begun keeps removals from vouching, and one
-//! that begins while a removal is under way waits for its outcome: it finds the inode gone, or held for us.
+//! Opening costs no log entry, so metad cannot know of it. An open that has begun keeps removals from vouching. An open
+//! that begins while a removal is under way waits for its outcome: it finds the inode gone, or retained for us.
 
 use crate::known::count_down;
 use crate::ordered::{Ordered, Rank};
@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use tokio::sync::Notify;
 use wire::ids::Ino;
 
-/// What is being opened and removed.
+/// Inodes that are being opened and removed.
 pub struct Opens {
     under_way: Ordered<UnderWay>,
     changed: Notify,
@@ -63,8 +63,8 @@ impl Opens {
         }
     }
 
-    /// Begins to open an inode that is not made yet: nobody can be removing it. Others may as soon as metad has it, which is
-    /// before this session hears of that.
+    /// Begins to open an inode that is not made yet: nobody can be removing it. Others may do so once metad has it,
+    /// which is before this session knows.
     pub fn begin_new(&self, ino: Ino) -> Opening<'_> {
         self.opening(&mut self.under_way.lock(), ino)
     }
@@ -74,7 +74,7 @@ impl Opens {
         Opening { opens: self, ino }
     }
 
-    /// Vouches that nothing is open, if that is so. `is_open` is asked while no open can begin.
+    /// Vouches that an inode is not open, if that is so. `is_open` is called while no open can begin.
     pub fn vouch(&self, ino: Ino, is_open: impl FnOnce() -> bool) -> Option<Vouched<'_>> {
         let mut under_way = self.under_way.lock();
         if under_way.opening.contains_key(&ino) || is_open() {

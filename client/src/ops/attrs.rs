@@ -1,4 +1,4 @@
-//! Attributes: asking, changing, and what the kernel may believe of them.
+//! Attributes: reading and changing them, and what the kernel may believe of them.
 
 use crate::commit::committer::is_full;
 use crate::error::unexpected_reply;
@@ -20,7 +20,7 @@ impl Client {
         }
     }
 
-    /// Attributes.
+    /// Returns attributes.
     ///
     /// # Errors
     /// As `fstat(2)`; `NotFound` when the inode is gone.
@@ -28,20 +28,20 @@ impl Client {
         self.view.attr(ino).await
     }
 
-    /// Attributes, when they are known under a lease.
+    /// Returns attributes, if they are known under a lease.
     #[must_use]
     pub fn known_attr(&self, ino: Ino) -> Option<InodeAttr> {
         self.view.known_attr(ino)
     }
 
-    /// For how long the kernel may believe these attributes, which it is given now: leases on them are given back only when
-    /// that is over.
+    /// Returns for how long the kernel may believe these attributes, which it is given now. Leases on them are given
+    /// back only after that time.
     #[must_use]
     pub fn believe_attr(&self, attr: &InodeAttr) -> Duration {
         self.known.believe_attr(attr)
     }
 
-    /// For how long the kernel may believe that a name leads to this inode, or to none.
+    /// Returns for how long the kernel may believe that a name leads to this inode, or to none.
     #[must_use]
     pub fn believe_name(&self, parent: Ino, name: &[u8], ino: Option<Ino>) -> Duration {
         self.known.believe_name(parent, name, ino)
@@ -57,13 +57,13 @@ impl Client {
         }
         let open = self.open_files.get(ino);
         let Some(file) = open else { return self.change(Op::SetAttr { ino, change }).await };
-        // Times that are set must not be overtaken by the commit of what was written before.
+        // The commit of earlier content must not replace times that are set.
         let ordered =
             change.size.is_some() || change.mtime.is_some() || change.clear_privileges || change.mode.is_some();
         if ordered && file.is_dirty() {
             match self.flusher.flush(&file, true).await {
-                // What cannot be stored is cut like the rest, and keeps the time that is set: on a full disk, this is how
-                // room is made.
+                // Content that cannot be stored is cut like the rest, and gets the time that is set: on a full disk,
+                // this is how room is made.
                 Err(error) if is_full(error) => {}
                 flushed => flushed?,
             }
@@ -81,9 +81,9 @@ impl Client {
         Ok(file.overlaid(attr))
     }
 
-    /// Carries out a change of an open file's content that is no commit. `cut` tells from where on content goes, if that
-    /// is all that happens. Runs to its end though the caller is dropped: whoever does not know of its own change takes
-    /// it for another session's.
+    /// Carries out a change of an open file's content that is not a commit. `cut` is the offset from which content is
+    /// removed, if nothing else happens. Runs to its end though the caller is dropped: a session that does not learn of
+    /// its own change takes it for another session's.
     pub(crate) async fn change_content(
         &self,
         file: &Arc<FileState>,
@@ -93,8 +93,8 @@ impl Client {
         let (client, file) = (self.arc(), file.clone());
         self.work
             .to_its_end(async move {
-                // Before the lock: who tells metad of the file's content takes it, too.
-                let _barred = client.order.keep([file.ino()]).await?;
+                // Before the flush lock: sending the file's content to metad takes that lock, too.
+                let _barred = client.order.bar([file.ino()]).await?;
                 let _one = file.begin_flush().await;
                 let OpReply::Attr(attr) = client.session.one_until_answered(op).await? else {
                     return Err(unexpected_reply());
@@ -113,7 +113,7 @@ impl Client {
             .await
     }
 
-    /// Capacity and use.
+    /// Returns capacity and use.
     ///
     /// # Errors
     /// As `statfs(2)`.

@@ -1,5 +1,5 @@
-//! Operations under delegations: what `queue::here` decides from what is known is pinned and queued here, and metad hears of
-//! it later. `None` and `false` leave an operation to metad.
+//! Operations under delegations. What `queue::here` decides from what is known is pinned and queued here, and sent to
+//! metad later. `None` and `false` leave an operation to metad.
 
 use crate::Client;
 use crate::known::NameState;
@@ -11,7 +11,7 @@ use wire::ids::Ino;
 use wire::op::{RenameMode, check_name};
 
 impl Client {
-    /// Whether something may be done to these inodes here, as it seems; returns once there is room for it.
+    /// Returns whether operations on these inodes may be done here, as it seems, once there is room for one.
     async fn may_do_here(&self, inos: &[Ino]) -> bool {
         if !self.config.write_back {
             return false;
@@ -21,7 +21,8 @@ impl Client {
                 return false;
             }
             for ino in inos.iter().filter(|ino| !self.known.is_delegated(&[**ino])) {
-                // What was read before this session was at work came without. A question costs a tenth of a change.
+                // Inodes that were read before this session was at work came without a delegation. A question costs a
+                // tenth of a change.
                 if !self.known.may_ask_for(*ino) || self.ask_to_be_alone(*ino).await.is_err() {
                     return false;
                 }
@@ -30,17 +31,17 @@ impl Client {
                 return false;
             }
         }
-        // Without room in time it is tried at once, and that does not succeed either.
+        // Without room in time the operation is tried at once, and fails like this.
         self.work.patiently(self.writeback.wait_for_room()).await.is_ok()
     }
 
-    /// What was written to a file goes before what is done to it now. False when it cannot go into the queue.
+    /// Queues a file's content, so that it is sent before what is done to the file now. False when it cannot be queued.
     fn defer_content_of(&self, ino: Ino) -> bool {
         let open = self.open_files.get(ino);
         open.filter(|file| file.is_dirty()).is_none_or(|file| self.flusher.defer_content(&file))
     }
 
-    /// Whether everything that was written to a file is in the queue.
+    /// Returns whether all content of a file is in the queue.
     fn is_deferred(&self, ino: Ino) -> bool {
         self.open_files.get(ino).is_none_or(|file| !file.is_dirty() || file.is_queued())
     }
@@ -58,8 +59,8 @@ impl Client {
         Some((made, opening))
     }
 
-    /// Vouches for an inode that is to lose a name, if nothing of it is open here: until what comes with it is dropped,
-    /// nobody opens it.
+    /// Vouches for an inode that is about to lose a name, if it is not open here. Nobody opens it until the returned
+    /// value is dropped.
     fn doom(&self, ino: Ino) -> Option<(Doomed, Vouched<'_>)> {
         let vouched = self.open_files.vouch_closed(ino)?;
         let file = self.open_files.get(ino);
@@ -78,7 +79,7 @@ impl Client {
         doing.enter(at, &[parent], |here| Some((here.unlink((parent, name), doomed)?, ())))
     }
 
-    /// Removes an empty directory. Returns its attributes as they are then.
+    /// Removes an empty directory. Returns its attributes after that.
     pub(crate) async fn rmdir_here(&self, parent: Ino, name: &[u8]) -> Option<InodeAttr> {
         let NameState::Leads(ino) = self.known.name_state(parent, name) else { return None };
         if !self.may_do_here(&[parent, ino]).await {
@@ -102,14 +103,14 @@ impl Client {
             return None;
         }
         let NameState::Leads(source) = self.known.name_state(parent, name) else { return None };
-        // What replaces a file must be there when its name is: programs write a new file, rename it, and expect one or
-        // the other after a crash.
+        // Content that replaces a file must be stored when its name is: programs write a new file, rename it, and
+        // expect one or the other after a crash.
         if !self.defer_content_of(source) {
             return None;
         }
         let at = self.session.stamp();
         let doing = self.writeback.begin(&parents)?;
-        // What was in the queue may have been refused meanwhile.
+        // The content in the queue may have been refused meanwhile.
         if !self.is_deferred(source) {
             return None;
         }
@@ -125,7 +126,7 @@ impl Client {
         if change.size.is_some() || !self.may_do_here(&[ino]).await {
             return None;
         }
-        // Times and rights that are set must not be overtaken by the commit of what was written before.
+        // The commit of earlier content must not replace times and rights that are set.
         if !self.defer_content_of(ino) {
             return None;
         }

@@ -1,4 +1,4 @@
-//! Directories: listing them, and asking ahead for whoever walks through a tree.
+//! Directories: listing them, and asking ahead for a walk through a tree.
 
 use crate::Client;
 use crate::error::unexpected_reply;
@@ -10,12 +10,12 @@ use wire::FsError;
 use wire::ids::Ino;
 use wire::op::{ListedDir, Read, ReadReply};
 
-/// Entries that are asked for at once of a directory whose names are looked at one after the other, and how often.
+/// When names of a directory are looked up one after the other: how many entries are asked for at once, and how often.
 const AHEAD_PAGE_ENTRIES: u32 = 1024;
 const AHEAD_PAGES_MAX: u32 = 4;
 
 impl Client {
-    /// Entries of a directory behind a cookie (0 for the start).
+    /// Returns entries of a directory behind a cookie (0 for the start).
     ///
     /// # Errors
     /// As `getdents(2)`.
@@ -51,7 +51,7 @@ impl Client {
         }
     }
 
-    /// Before metad is asked for a listing: it must know what was done in the directory.
+    /// Sends what was done in a directory, because metad must know it before it is asked for a listing.
     async fn send_names_of(&self, dir: Ino) -> Result<(), FsError> {
         if self.known.is_ahead_in(dir) { self.order.wait_of(dir).await } else { Ok(()) }
     }
@@ -72,14 +72,14 @@ impl Client {
         Ok(listed)
     }
 
-    /// The start of a directory with attributes, and what lies below and behind it for a walk that goes on.
+    /// Asks for the start of a directory with attributes, and for what lies below and behind it on a walk.
     async fn ask_tree(&self, asked: Next, limit: u32) -> Result<Listed, FsError> {
         self.send_names_of(asked.dir).await?;
         let read = Read::ReadTree { ino: asked.dir, behind: asked.behind(), limit };
         let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
         let dirs = match answer? {
             ReadReply::Tree(dirs) => dirs,
-            // Others are at work in what lies ahead.
+            // Others are at work in the directories ahead.
             ReadReply::Page { parent, entries, end } => vec![ListedDir { ino: asked.dir, parent, entries, end }],
             _ => return Err(unexpected_reply()),
         };
@@ -98,36 +98,38 @@ impl Client {
         first.map(Arc::unwrap_or_clone).ok_or(FsError::Io)
     }
 
-    /// A walk has come to a directory that was asked for ahead: asks for what comes behind, while it goes through what is
-    /// there.
+    /// Asks for the next part when a walk has come to a directory that was asked for ahead, while the walk goes through
+    /// what is there.
     fn walk_on(&self, dir: Ino, limit: u32) {
         let Some(next) = self.known.walk_on(dir) else { return };
         let client = self.arc();
         self.work.spawn_until_stopped(async move {
-            // A walk that changes what it comes to needs more than to know it.
+            // A walk that changes directories needs delegations, too.
             let enough = !client.known.is_at_work() || client.known.is_delegated(&[next.dir]);
             let start = PageKey { dir: next.dir, after: 0, limit, plus: true };
             let known = enough && client.known.page(start).is_some();
             if !known && let Some(_asking) = client.known.begin_asking_ahead(next.dir) {
-                // The walk asks again when it comes there, and hears what is wrong.
+                // The walk asks again when it comes there, and gets the error.
                 let _ = client.ask_tree(next, limit).await;
             }
         });
     }
 
-    /// Asks for a delegation on an inode; for a walk that changes what it goes through, on what comes next as well.
+    /// Asks for a delegation on an inode; for a walk that changes what it goes through, also on the next ones.
     pub(crate) async fn ask_to_be_alone(&self, ino: Ino) -> Result<(), FsError> {
         if self.known.wait_asked_ahead(ino).await && self.known.is_delegated(&[ino]) {
             return Ok(());
         }
-        // Asking ahead ends others' delegations there: only for a walk through one directory after the other.
+        // Asking ahead ends other sessions' delegations there, so it is only for a walk through one directory after the
+        // other.
         match self.known.is_one_of_many().then(|| self.known.walk_from(ino)).flatten() {
             Some(next) => self.ask_tree(next, AHEAD_PAGE_ENTRIES).await.map(|_| ()),
             None => self.view.ask(Read::GetAttr { ino }).await.map(|_| ()),
         }
     }
 
-    /// A name was asked for. When one name after the other of a directory is, and it is not too large, all of it costs less.
+    /// Notes that a name was asked for. If names of a directory are asked for one after the other, asking for all of
+    /// them costs less, unless it is too large.
     pub(crate) fn note_missed(&self, parent: Ino) {
         if !self.known.missed(parent, u64::from(AHEAD_PAGES_MAX * AHEAD_PAGE_ENTRIES)) {
             return;

@@ -1,11 +1,11 @@
-//! Open files: opening, reading, writing, and what makes it durable.
+//! Open files: opening, reading, writing, and making content durable.
 
 use crate::Client;
 use crate::error::unexpected_reply;
 use crate::file::state::FileState;
 use crate::known::leased::LeasedAnswer;
 use crate::ordered::{Ordered, Rank};
-use crate::queue::{Heard, NewNode};
+use crate::queue::{LossesReported, NewNode};
 use bytes::Bytes;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -16,7 +16,7 @@ use wire::ids::{Ino, Version};
 use wire::limits::FILE_BYTES_MAX;
 use wire::op::{ExtentPage, Op, RangeAction, Read, ReadReply};
 
-/// Extents are looked at in portions of this much of a file, so that no list of them is too long to send.
+/// Extents are asked for in portions of this much of a file, so that no list of them is too long to send.
 const SEEK_BYTES: u64 = 1 << 30;
 
 /// How a file is opened.
@@ -26,19 +26,19 @@ pub struct OpenFlags {
     pub append: bool,
     /// Writes return when they are durable (`O_SYNC`, `O_DSYNC`).
     pub sync: bool,
-    /// The content is thrown away (`O_TRUNC`).
+    /// The content is removed (`O_TRUNC`).
     pub truncate: bool,
 }
 
-/// An open file. Given back with [`Client::release`]; one that is dropped is given back in the background.
+/// An open file. [`Client::release`] gives it back; one that is dropped is given back in the background.
 pub struct Handle {
     file: Arc<FileState>,
     flags: OpenFlags,
-    heard: Heard,
+    losses_reported: LossesReported,
     client: Weak<Client>,
     released: bool,
-    /// The kernel drops what it has of the file's content, up to this version, before the program that opens it goes on. So
-    /// it has done that when the handle is used, and not before: another open must not rely on it.
+    /// The kernel drops its pages of the file's content, up to this version, before the program that opens it goes on.
+    /// It has done so by the time the handle is used, and not earlier: another open must not rely on it.
     drops: Ordered<Option<Version>>,
 }
 
@@ -49,7 +49,7 @@ impl Handle {
         self.file.ino()
     }
 
-    /// Where a write for this offset goes; `None` for the end.
+    /// Returns where a write for this offset goes; `None` for the end.
     fn place(&self, offset: u64) -> Option<u64> {
         (!self.flags.append).then_some(offset)
     }
@@ -66,24 +66,24 @@ impl Drop for Handle {
     }
 }
 
-/// What opening gives.
+/// The result of opening.
 pub struct Opened {
     /// The handle.
     pub handle: Handle,
     /// Attributes as of now.
     pub attr: InodeAttr,
-    /// What the kernel has cached of the content is still right.
+    /// Whether the kernel's pages of the file are still valid.
     pub keep_cache: bool,
 }
 
 impl Client {
-    /// Opens a file: what other clients have closed before is seen (I5).
+    /// Opens a file, with everything that other clients wrote before they closed it (I5).
     ///
     /// # Errors
     /// As `open(2)`.
     pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<Opened, FsError> {
         let opening = self.open_files.begin(ino).await;
-        // Held before it is looked at: what is known of it then includes all that is committed and not held any more.
+        // Held before it is looked at: its state then includes everything that was committed and released before.
         let held = self.open_files.hold(ino).map(|file| self.handle(file, flags));
         let known = self.known.attr(ino).and_then(|attr| {
             let page = self.known.content(ino, attr.version);
@@ -92,12 +92,12 @@ impl Client {
         let (mut attr, page, leased) = match known {
             Some((attr, page)) => (attr, page, true),
             None => {
-                // What is done to it here metad has to know before it can answer.
+                // metad must know what was done to the file here before it can answer.
                 self.order.wait_of(ino).await?;
                 self.ask_open(ino).await?
             }
         };
-        // I5: a name that the kernel still believed in, and was taken away. On `ESTALE` it looks again.
+        // I5: the kernel still believed in the name, which was removed. On `ESTALE` it looks it up again.
         let has_others = |held: &Handle| held.file.is_shared();
         if attr.nlink == 0 && !held.as_ref().is_some_and(has_others) {
             return Err(FsError::Stale);
@@ -113,12 +113,12 @@ impl Client {
         }
         if flags.truncate {
             let empty = attr.size == 0 && !handle.file.is_dirty();
-            // The times move in any case.
+            // The times change in any case.
             let mtime = empty.then_some(TimeChange::Now);
             let change = AttrChange { size: (!empty).then_some(0), mtime, ..AttrChange::default() };
             attr = self.setattr(ino, change).await?;
         }
-        // I5: what the kernel holds of another version is dropped.
+        // I5: the kernel must drop pages of another version.
         let keep_cache = self.kernel.has_pages(ino, attr.version);
         if !keep_cache {
             *handle.drops.lock() = Some(attr.version);
@@ -129,12 +129,12 @@ impl Client {
         Ok(Opened { attr: handle.file.overlaid(attr), handle, keep_cache })
     }
 
-    /// Whether nothing of the file's content need be asked for: its pages are in the kernel, or it is open.
+    /// Returns whether the file's content need not be asked for: its pages are in the kernel, or it is open.
     fn has_content(&self, ino: Ino, attr: &InodeAttr) -> bool {
         self.kernel.has_pages(ino, attr.version) || self.open_files.has(ino)
     }
 
-    /// Asks metad to open a file: attributes, the first extents, and whether they are leased.
+    /// Asks metad to open a file. Returns attributes, the first extents, and whether they are leased.
     async fn ask_open(&self, ino: Ino) -> Result<(InodeAttr, Option<ExtentPage>, bool), FsError> {
         let LeasedAnswer { answer, leased } = self.session.read_leased(Read::Open { ino }).await?;
         let ReadReply::Opened { attr, page } = answer? else { return Err(unexpected_reply()) };
@@ -146,10 +146,10 @@ impl Client {
 
     fn handle(&self, file: Arc<FileState>, flags: OpenFlags) -> Handle {
         let drops = Ordered::new(Rank::Drops, None);
-        Handle { file, flags, heard: self.heard(), client: self.me.clone(), released: false, drops }
+        Handle { file, flags, losses_reported: self.losses_reported(), client: self.me.clone(), released: false, drops }
     }
 
-    /// A handle is used.
+    /// Notes that a handle is used.
     fn note_use(&self, handle: &Handle) {
         if let Some(version) = handle.drops.lock().take() {
             self.kernel.gets_pages(handle.ino(), version);
@@ -168,13 +168,13 @@ impl Client {
         drop(opening);
         self.kernel.gets_pages(attr.ino, attr.version);
         if self.known.attr(attr.ino).is_none() {
-            // Others at work in the same directory: nobody would report changes.
+            // If others are at work in the same directory, metad would not report changes.
             self.view.refresh_open(attr.ino);
         }
         Ok(Opened { handle: self.handle(file, flags), attr, keep_cache: true })
     }
 
-    /// Reads; less than `len` only at the end of the file.
+    /// Reads. Returns less than `len` only at the end of the file.
     ///
     /// # Errors
     /// As `pread(2)`.
@@ -193,7 +193,7 @@ impl Client {
         Ok(read)
     }
 
-    /// Inodes that are open, or have content that waits to be committed.
+    /// Returns the inodes that are open, or have content that waits to be committed.
     #[must_use]
     pub fn open_inodes(&self) -> Vec<Ino> {
         self.open_files.inos()
@@ -202,11 +202,12 @@ impl Client {
     /// Waits until all reads of an inode have ended that are under way now. Cancel-safe.
     pub async fn wait_reads(&self, ino: Ino) {
         let Some(mut reads) = self.open_files.get(ino).map(|file| file.reads_under_way()) else { return };
-        // Nothing is ever sent: it is closed by the last read.
+        // Nothing is ever sent: the last read closes it.
         let _ = reads.changed().await;
     }
 
-    /// Writes at once if there is room: copies the bytes and returns. `None` when the caller must use [`Client::write`].
+    /// Writes at once if there is room: copies the bytes and returns. `None` when the caller must use
+    /// [`Client::write`].
     pub fn try_write(
         &self,
         handle: &Handle,
@@ -220,7 +221,7 @@ impl Client {
         Some(self.accept(handle, handle.place(offset), data, clear_privileges))
     }
 
-    /// Takes content in, for a place or for the end.
+    /// Adds written content, at an offset or at the end.
     fn accept(&self, handle: &Handle, place: Option<u64>, data: &[u8], clear: bool) -> Result<usize, FsError> {
         if place.unwrap_or(0).saturating_add(data.len() as u64) > FILE_BYTES_MAX {
             return Err(FsError::TooLarge);
@@ -235,13 +236,13 @@ impl Client {
     /// Writes; waits while too much is uncommitted, and with `O_SYNC` until it is durable.
     ///
     /// # Errors
-    /// As `pwrite(2)`; `NoSpace` when what was written before could not be stored for lack of it; `Stale` when it was
-    /// refused under the policy `Fail`.
+    /// As `pwrite(2)`; `NoSpace` when earlier content could not be stored for lack of room; `Stale` when it was refused
+    /// under the policy `Fail`.
     pub async fn write(&self, handle: &Handle, offset: u64, data: &[u8], clear: bool) -> Result<usize, FsError> {
         self.write_to(handle, handle.place(offset), data, clear).await
     }
 
-    /// Writes to exactly this place, though the handle appends.
+    /// Writes at exactly this offset, even if the handle appends.
     ///
     /// # Errors
     /// As [`Client::write`].
@@ -252,7 +253,7 @@ impl Client {
     async fn write_to(&self, handle: &Handle, place: Option<u64>, data: &[u8], clear: bool) -> Result<usize, FsError> {
         self.work.patiently(self.committer.window().wait()).await??;
         if handle.file.is_scattered() {
-            // What failed is reported by `fsync` and `close`, as for writing in the background.
+            // `fsync` and `close` report what failed, as for writing in the background.
             let _ = self.flusher.flush(&handle.file, true).await;
         }
         self.view.catch_up(&handle.file).await?;
@@ -264,8 +265,9 @@ impl Client {
         Ok(count)
     }
 
-    /// What `close(2)` waits for: everything is committed, so that the closer itself hears of a conflict. Under a
-    /// delegation there can be none, and what is written is sent later; others that open the file wait for that (I5).
+    /// Does what `close(2)` waits for: everything is committed, so that the closer itself gets the error of a conflict.
+    /// Under a delegation there can be no conflict, and the content is sent later; others that open the file wait for
+    /// that (I5).
     ///
     /// # Errors
     /// `Stale` on a conflict, `NoSpace`, `QuotaExceeded`, `Io`.
@@ -284,7 +286,7 @@ impl Client {
         self.flush(handle).await
     }
 
-    /// Everything written to the file is committed on return.
+    /// Commits everything that was written to the file.
     ///
     /// # Errors
     /// As [`Client::close`].
@@ -294,24 +296,23 @@ impl Client {
             return Ok(());
         }
         let flushed = self.flusher.flush(&handle.file, true).await;
-        // I6: what the background found is reported once, to whoever comes first.
+        // I6: an error that the background found is reported once, to the first caller.
         let unreported = handle.file.take_unreported();
         flushed.and(unreported.map_or(Ok(()), Err))
     }
 
-    /// Everything written to the file is durable on return (I7).
+    /// Makes everything that was written to the file durable (I7).
     ///
     /// # Errors
     /// As [`Client::flush`].
     pub async fn fsync(&self, handle: &Handle) -> Result<(), FsError> {
         // I7: blocks are synced before the commit that names them, and the commit before it is answered.
         self.flush(handle).await?;
-        // The names that lead to it, though nothing was written.
-        self.fsync_names(&handle.heard).await
+        // Also the names that lead to the file, even if nothing was written.
+        self.fsync_names(&handle.losses_reported).await
     }
 
-    /// What was written to the file is known to metad on return, for whoever asks about it: what went wrong is reported
-    /// to whoever wrote it.
+    /// Makes written content known to metad, before metad is asked about the file. Errors are left for the writer.
     async fn settle(&self, handle: &Handle) -> Result<(), FsError> {
         if handle.file.is_dirty() {
             self.flusher.flush(&handle.file, true).await?;
@@ -340,7 +341,7 @@ impl Client {
                 // The mount ends, and the servers are away.
                 self.flusher.leave_content(file);
             } else if !file.is_queued() && !self.flusher.defer_content(file) {
-                // `close` was interrupted, or failed: the background goes on trying.
+                // `close` was interrupted, or failed: the background tries again.
                 let _ = self.flusher.flush(file, true).await;
             }
         }
@@ -348,7 +349,7 @@ impl Client {
         self.open_files.release_closed_orphan(ino).await;
     }
 
-    /// Allocates, punches, zeroes, collapses or inserts.
+    /// Allocates, punches, zeroes, collapses or inserts a range.
     ///
     /// # Errors
     /// As `fallocate(2)`.
@@ -358,7 +359,7 @@ impl Client {
         self.change_content(&handle.file, op, None).await.map(|_| ())
     }
 
-    /// Copies within the cluster by sharing blocks. Returns how many bytes; less only at the source's end.
+    /// Copies within the cluster by sharing blocks. Returns how many bytes were copied: fewer only at the source's end.
     ///
     /// # Errors
     /// As `copy_file_range(2)`.
@@ -381,7 +382,7 @@ impl Client {
         Ok(len)
     }
 
-    /// The next data (`SEEK_DATA`) or hole (`SEEK_HOLE`) at or behind an offset.
+    /// Returns the offset of the next data (`SEEK_DATA`) or hole (`SEEK_HOLE`) at or behind an offset.
     ///
     /// # Errors
     /// `NoSuchDataOrHole`, as `lseek(2)`.
@@ -418,7 +419,7 @@ impl Client {
         }
     }
 
-    /// Whether an open file is known to have no extended attributes.
+    /// Returns whether an open file is known to have no extended attributes.
     #[must_use]
     pub fn has_no_xattrs(&self, ino: Ino) -> bool {
         self.open_files.get(ino).is_some_and(|file| !file.has_xattrs())

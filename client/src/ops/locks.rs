@@ -1,11 +1,12 @@
-//! Advisory locks. Taking one refreshes what is known of the file, giving one up flushes it: programs that lock see each
-//! other's writes.
+//! Advisory locks. Taking one refreshes the file, giving one up flushes it: programs that use locks see each other's
+//! writes.
 //!
-//! A deadlock is refused when it closes within this client: who waits here for what is kept here, who holds it is asked
-//! of metad. Waits of other clients are not known, so a deadlock across clients lasts until somebody gives up.
+//! A deadlock is refused when it closes within this client. The client knows which of its owners wait for which locks,
+//! and asks metad who holds them. It does not know the waits of other clients, so a deadlock across clients lasts until
+//! one of them gives up.
 //!
-//! Locks end with their session. A client that was silent for too long has lost them, and says so to whoever goes on as if
-//! it held one ([`crate::known::held_locks`]).
+//! Locks end with their session. A client that was silent for too long has lost them, and returns an error to programs
+//! that go on as if they held one ([`crate::known::held_locks`]).
 
 use crate::Client;
 use crate::error::unexpected_reply;
@@ -17,7 +18,7 @@ use wire::ids::{Ino, Version};
 use wire::op::{Lock, LockFamily, Op, Read, ReadReply};
 use wire::retry::Backoff;
 
-/// What to do while a lock is held by another.
+/// What to do while another owner holds the lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wait {
     /// Fail with `WouldBlock`.
@@ -28,10 +29,11 @@ pub enum Wait {
     UnlessDeadlock,
 }
 
-/// A lock that was taken. It is given up again when this is dropped and not kept: who was to have it knows nothing of it.
+/// A lock that was taken. It is given up again when this is dropped without [`Taken::confirm`]: its owner does not know
+/// of it then.
 #[must_use]
 pub struct Taken {
-    /// Who gives it up; nobody where the owner held some of it before.
+    /// The client that gives it up; none if the owner held some of it before.
     client: Option<Weak<Client>>,
     ino: Ino,
     lock: Lock,
@@ -39,15 +41,15 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// Whether others have changed the file since the kernel got its pages: they are to be dropped before the lock is of
-    /// use.
+    /// Returns whether others have changed the file since the kernel got its pages: these must be dropped before the
+    /// lock is of use.
     #[must_use]
     pub fn has_old_pages(&self) -> bool {
         self.newer.is_some()
     }
 
-    /// Its owner knows that it has it, and the kernel has nothing old.
-    pub fn keep(mut self, client: &Client) {
+    /// Confirms that the owner knows that it has the lock, and that the kernel has no old pages.
+    pub fn confirm(mut self, client: &Client) {
         self.client = None;
         if let Some(version) = self.newer {
             client.kernel.gets_pages(self.ino, version);
@@ -70,7 +72,7 @@ impl Drop for Taken {
 }
 
 impl Client {
-    /// The first lock that stands in the way of this one.
+    /// Returns the first lock that conflicts with this one.
     ///
     /// # Errors
     /// As `fcntl(2)` with `F_GETLK`.
@@ -82,7 +84,7 @@ impl Client {
         }
     }
 
-    /// Takes a lock, waiting for it if asked to. Cancel-safe: who does not get to [`Taken::keep`] does not hold it.
+    /// Takes a lock, waiting for it if asked to. Cancel-safe: the lock is not held before [`Taken::confirm`].
     ///
     /// # Errors
     /// `WouldBlock` when it is held and must not be waited for, `Deadlock`.
@@ -94,10 +96,10 @@ impl Client {
             let released = self.lock_released.notified();
             match self.try_lock(ino, &lock).await {
                 Ok(Some(taken)) => break taken,
-                // The session has ended meanwhile, and whatever it held.
+                // The session has ended meanwhile, and with it all locks that it held.
                 Ok(None) => continue,
-                // flock(2): who converts a lock gives up the old one first, and may lose it. Two that share a lock and
-                // want it alone would wait for each other else.
+                // flock(2): converting a lock gives up the old one first, and may lose it. Otherwise two owners of a
+                // shared lock that both want it alone would wait for each other.
                 Err(FsError::WouldBlock) if lock.family == LockFamily::Flock && self.held_locks.holds(ino, &lock) => {
                     self.unlock(ino, lock.family, lock.owner, lock.start, lock.end).await?;
                     continue;
@@ -107,19 +109,20 @@ impl Client {
             }
             if wait == Wait::UnlessDeadlock {
                 let _one = self.waits.search().await;
-                // Looked for again and again: of several holders only the first is followed.
+                // Checked again and again, because of several holders only the first is followed.
                 if self.is_deadlock(ino, &lock).await? {
                     return Err(FsError::Deadlock);
                 }
                 noted.get_or_insert_with(|| self.waits.note(ino, &lock));
             }
-            // Told when another session releases it; asked again now and then, because telling is best effort.
+            // Notified when another session releases it; tried again now and then, because the notification is best
+            // effort.
             let _ = tokio::time::timeout(backoff.delay(), released).await;
         };
         drop(noted);
         let open = self.open_files.get(ino);
         if let Some(file) = open {
-            // What is written from now on is based on what the file is now, whatever came of what was written before.
+            // Later writes are based on the file as it is now, whatever happened to earlier ones.
             if file.is_diverted() {
                 let _ = self.flusher.flush(&file, true).await;
                 file.end_diversion();
@@ -132,8 +135,8 @@ impl Client {
         Ok(taken)
     }
 
-    /// One attempt; `None` when the session has ended meanwhile. Goes on to its end though the caller is dropped: what it
-    /// takes is given up then.
+    /// Tries once; `None` when the session has ended meanwhile. Runs to its end though the caller is dropped: the lock
+    /// that it takes is given up then.
     async fn try_lock(&self, ino: Ino, lock: &Lock) -> Result<Option<Taken>, FsError> {
         let (client, lock) = (self.arc(), lock.clone());
         let attempt = async move {
@@ -147,7 +150,7 @@ impl Client {
         self.work.to_its_end(attempt).await
     }
 
-    /// Whether whoever holds what stands in the way of a lock waits, maybe over others, for its owner.
+    /// Returns whether the holder of a conflicting lock waits for the owner of this one, perhaps through other owners.
     async fn is_deadlock(&self, ino: Ino, lock: &Lock) -> Result<bool, FsError> {
         let mut seen = HashSet::new();
         let mut wanted = vec![(ino, lock.clone())];
@@ -166,18 +169,18 @@ impl Client {
         Ok(false)
     }
 
-    /// Whether one of these owners has lost locks on a file with a session that expired, and has not given them up since:
-    /// others may have held them meanwhile.
+    /// Returns whether one of these owners has lost locks on a file with a session that expired, and has not given them
+    /// up since: others may have held them meanwhile.
     #[must_use]
     pub fn has_lost_locks(&self, ino: Ino, owners: impl FnOnce() -> Vec<u64>) -> bool {
         let locks = &self.held_locks;
         locks.has_lost_any() && owners().into_iter().any(|owner| locks.has_lost(ino, owner))
     }
 
-    /// Gives up what an owner holds in a range. Goes on to its end though the caller is dropped: nobody would do it again.
+    /// Gives up what an owner holds in a range. Runs to its end though the caller is dropped: nobody would do it again.
     ///
     /// # Errors
-    /// What kept the written content from being committed; the lock is given up all the same.
+    /// Returns why the written content could not be committed; the lock is given up all the same.
     pub async fn unlock(&self, ino: Ino, family: LockFamily, owner: u64, start: u64, end: u64) -> Result<(), FsError> {
         let client = self.arc();
         self.work

@@ -4,12 +4,12 @@ use crate::block::disk::DiskCache;
 use crate::block::layout::Layouts;
 use crate::journal::Journal;
 use crate::journal::disk::{Disk, FOLDER, LocalDisk};
-use crate::journal::writer::{self, Which, Writer};
+use crate::journal::writer::{self, WhichEntries, Writer};
 use crate::kernel::Notice;
 use crate::known::Known;
 use crate::known::held_locks::HeldLocks;
 use crate::known::leased::LeasedSession;
-use crate::local::kept;
+use crate::local_dir::set_aside;
 use crate::meta::rpc::Rpc;
 use crate::network::Network;
 use crate::work::Work;
@@ -25,11 +25,11 @@ use tokio::time::Instant;
 use wire::FsError;
 use wire::quic::Endpoint;
 
-/// The first session must be open by then.
+/// Time limit for opening the first session.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
-/// With servers that are away, the end of a mount is not held up for longer.
+/// When servers are away, the end of a mount takes no longer than this.
 const LEAVE_AFTER: Duration = Duration::from_secs(5);
-/// Between looks whether anything moves.
+/// Time between checks whether anything is being stored.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 impl Client {
@@ -38,36 +38,36 @@ impl Client {
     /// # Errors
     /// [`Error`]: an option makes no sense, the identity is refused, or nobody answers.
     pub fn connect(config: ClientConfig) -> BoxFuture<'static, Result<Arc<Self>, Error>> {
-        // Boxed: what goes on in the background is compiled in this crate, and not again in each program.
+        // Boxed, so that the background work is compiled in this crate, and not again in each program.
         Box::pin(Self::join_cluster(config))
     }
 
     async fn join_cluster(config: ClientConfig) -> Result<Arc<Self>, Error> {
         config.check()?;
-        // First of all: a directory that is in use is reported before a session is opened.
+        // This comes first, so that a directory in use is reported before a session is opened.
         let local = LocalDir::of(&config).await?;
         let Some(dir) = local.clone().filter(|_| config.journal) else {
             return Self::join_with(config, local, None).await;
         };
-        Self::send_kept(&config, &dir).await;
+        Self::send_set_aside(&config, &dir).await;
         let journal = journal_in_use(&dir).await?;
         let joined = Self::join_with(config.clone(), local.clone(), journal.clone()).await;
         let (Err(Error::ReplayFull { .. }), Some(full)) = (&joined, journal) else { return joined };
-        keep_aside(&full, &dir).await?;
+        set_journal_aside(&full, &dir).await?;
         Self::join_with(config, local, journal_in_use(&dir).await?).await
     }
 
-    /// Tries to send the journals that are kept aside. What cannot be sent stays.
-    async fn send_kept(config: &ClientConfig, local: &Arc<LocalDir>) {
+    /// Tries to send the journals that were set aside. A journal that cannot be sent stays.
+    async fn send_set_aside(config: &ClientConfig, local: &Arc<LocalDir>) {
         let looked = local.clone();
-        let folders = match on_disk(local, move || kept::list(looked.path())).await {
+        let folders = match on_disk(local, move || set_aside::list(looked.path())).await {
             Ok(folders) => folders,
-            Err(error) => return tracing::warn!(%error, "what is kept aside is not looked for"),
+            Err(error) => return tracing::warn!(%error, "the journals that were set aside cannot be listed"),
         };
         for folder in folders {
-            let path = kept::path_of(local, &folder);
-            if let Err(error) = Self::send_one_kept(config.clone(), local.clone(), &folder).await {
-                // What comes behind it was done later.
+            let path = set_aside::path_of(local, &folder);
+            if let Err(error) = Self::send_one_set_aside(config.clone(), local.clone(), &folder).await {
+                // Later journals must not be sent before this one.
                 return tracing::error!(
                     kept = %path.display(), %error, "what an earlier mount could not store is still kept aside"
                 );
@@ -76,19 +76,19 @@ impl Client {
         }
     }
 
-    async fn send_one_kept(config: ClientConfig, local: Arc<LocalDir>, folder: &str) -> Result<(), Error> {
+    async fn send_one_set_aside(config: ClientConfig, local: Arc<LocalDir>, folder: &str) -> Result<(), Error> {
         let journal = open_journal(&local, folder).await?;
         let client = Self::join_with(config, None, Some(journal)).await?;
-        let left = |reason| Error::Replay { dir: kept::path_of(&local, folder), reason };
+        let left = |reason| Error::Replay { dir: set_aside::path_of(&local, folder), reason };
         client.shutdown().await.map_err(|error| left(error.to_string()))?;
         if client.left.load(Ordering::Relaxed) || !client.writeback.is_empty() {
             return Err(left("servers have gone away".to_owned()));
         }
         let (sent, folder) = (local.clone(), folder.to_owned());
-        on_disk(&local, move || kept::remove(&sent, &folder)).await
+        on_disk(&local, move || set_aside::remove(&sent, &folder)).await
     }
 
-    /// Joins with this journal, and a cache of blocks in this directory.
+    /// Joins the cluster with this journal, and a cache of blocks in this directory.
     async fn join_with(
         config: ClientConfig,
         local: Option<Arc<LocalDir>>,
@@ -108,8 +108,8 @@ impl Client {
         Self::start(config, Arc::new(endpoint), journal, cache).await
     }
 
-    /// Opens a session over another network than QUIC, with a journal on this disk if there is one, and without a cache of
-    /// blocks on disk.
+    /// Opens a session over a network other than QUIC, with a journal on this disk if there is one, and without a cache
+    /// of blocks on disk.
     ///
     /// # Errors
     /// As [`Client::connect`].
@@ -131,7 +131,7 @@ impl Client {
     ) -> Result<Arc<Self>, Error> {
         let host = hostname();
         let work = Work::new(tokio::runtime::Handle::current(), config.soft_timeout);
-        // A client that used this directory is dead: what it had sent must not arrive any more.
+        // An earlier client that used this directory is dead: its requests must not arrive any more.
         let resumes = journal.as_ref().and_then(|journal| journal.session());
         let rpc = Rpc::new(network.clone(), config.bundle.metads.clone(), config.soft_timeout);
         let caches = (Arc::<Known>::default(), Arc::<HeldLocks>::default());
@@ -149,7 +149,7 @@ impl Client {
             if client.config.write_back
                 && let Some(writer) = &client.journal_writer
             {
-                // From now on what waits for too long is written.
+                // From now on, entries that wait for too long are written to the journal.
                 client.writeback.note_journal_works(true);
                 client.tasks.lock().spawn(writer::run(writer.clone()));
             }
@@ -157,29 +157,31 @@ impl Client {
         Ok(client)
     }
 
-    /// The runtime that drives the client's socket: for operations on metadata, which wait for messages and do little else.
+    /// Returns the runtime that drives the client's socket: for operations on metadata, which wait for messages and do
+    /// little else.
     #[must_use]
     pub fn network(&self) -> tokio::runtime::Handle {
         self.network.runtime()
     }
 
-    /// How many questions and changes have gone to metad.
+    /// Returns how many questions and changes went to metad.
     #[must_use]
     pub fn requests(&self) -> u64 {
         self.session.requests()
     }
 
-    /// What other sessions change from now on. Best effort: a slow receiver misses some, and gets an error that says so.
+    /// Returns a receiver of later changes by other sessions. Best effort: a slow receiver misses some, and gets an
+    /// error that says so.
     #[must_use]
     pub fn notices(&self) -> broadcast::Receiver<Notice> {
         self.kernel.notices()
     }
 
-    /// Commits everything and ends the session. When the servers are away, what is in the journal is left to the next
-    /// client with the same directory.
+    /// Commits everything and ends the session. When the servers are away, the journal is left to the next client with
+    /// the same directory.
     ///
     /// # Errors
-    /// What could not be committed; the session is ended all the same.
+    /// Returns what could not be committed; the session is ended all the same.
     pub fn shutdown(&self) -> BoxFuture<'_, Result<(), FsError>> {
         Box::pin(self.leave_cluster())
     }
@@ -193,11 +195,11 @@ impl Client {
         stored
     }
 
-    /// Commits everything that is uncommitted in any file; or leaves it in the journal, if there is one, when for some time
-    /// nothing of it could be.
+    /// Commits all uncommitted content of all files. If nothing could be committed for some time and there is a
+    /// journal, leaves the content in it.
     ///
     /// # Errors
-    /// The first failure; the others are tried all the same.
+    /// Returns the first failure; the others are tried all the same.
     pub async fn store_all(&self) -> Result<(), FsError> {
         match &self.journal_writer {
             None => self.sync_all().await,
@@ -216,17 +218,17 @@ impl Client {
         }
     }
 
-    /// Returns once nothing has moved for a while, and everything is in the journal.
+    /// Returns once nothing was stored for a while, and everything is in the journal.
     async fn all_journaled(&self, writer: &Writer) {
         let (mut seen, mut since) = (None, Instant::now());
         loop {
-            let now = (self.writeback.sent(), self.committer.window().held());
+            let now = (self.writeback.acknowledged(), self.committer.window().held());
             if seen != Some(now) {
                 (seen, since) = (Some(now), Instant::now());
             } else if since.elapsed() >= LEAVE_AFTER {
                 let left =
                     self.flusher.unqueued_files().iter().filter(|file| !self.flusher.leave_content(file)).count();
-                if left == 0 && writer.write(Which::All).await.is_ok() {
+                if left == 0 && writer.write(WhichEntries::All).await.is_ok() {
                     self.left.store(true, Ordering::Relaxed);
                     return;
                 }
@@ -235,29 +237,29 @@ impl Client {
         }
     }
 
-    /// Ends the journal, if everything is sent. What is not stays in it.
+    /// Ends the journal, if everything is sent. What is not sent stays in it.
     async fn end_journal(&self) {
         let Some(writer) = &self.journal_writer else { return };
         let left = self.left.load(Ordering::Relaxed);
         if left {
-            // What was written after everything else was left there.
+            // Content that was written after everything else was left in the journal.
             for file in self.flusher.unqueued_files() {
                 self.flusher.leave_content(&file);
             }
         }
-        let sent = self.writeback.sent();
+        let acknowledged = self.writeback.acknowledged();
         if self.writeback.is_empty() {
-            return writer.end(sent, CLOSE_LIMIT).await;
+            return writer.end(acknowledged, CLOSE_LIMIT).await;
         }
-        let written = writer.write(Which::All).await;
-        // What the picture shows went into the queue, if it was left.
+        let written = writer.write(WhichEntries::All).await;
+        // The content of the picture went into the queue, if it was left.
         let written = if written.is_ok() && left { writer.drop_picture().await } else { written };
         if let Err(error) = written {
             tracing::error!(%error, "what the cluster does not know could not be written into the journal");
         }
     }
 
-    /// Ends everything at once, as the death of its process would: nothing is stored, and nobody hears of it.
+    /// Ends everything at once, as the death of the process would: nothing is stored or reported.
     pub fn abandon(&self) {
         self.work.abandon();
         self.tasks.lock().abort_all();
@@ -266,7 +268,7 @@ impl Client {
     async fn end(&self) {
         let mut tasks = std::mem::take(&mut *self.tasks.lock());
         tasks.shutdown().await;
-        // What has been committed already waits for nobody; what could not be is given up.
+        // Committed content needs no waiting; content that could not be committed is given up.
         self.work.end(CLOSE_LIMIT).await;
         self.fetcher.close().await;
         self.session.close(CLOSE_LIMIT).await;
@@ -275,20 +277,20 @@ impl Client {
 }
 
 impl Drop for Client {
-    /// Nothing goes on beside the operations any more: what is under way and waits for it ends, too.
+    /// Ends the background tasks, and with them the work that waits for them.
     fn drop(&mut self) {
         self.work.abandon();
     }
 }
 
-/// The journal in this folder of the directory.
+/// Opens the journal in this folder of the directory.
 async fn open_journal(local: &Arc<LocalDir>, folder: &str) -> Result<Arc<Journal>, Error> {
     let (opened, folder) = (local.clone(), folder.to_owned());
     let opening = on_disk(local, move || Ok(Journal::open(Arc::new(LocalDisk::open(opened, &folder)?))));
     opening.await.flatten().map(Arc::new)
 }
 
-/// The journal in use; `None`, with a warning, where the disk refuses to keep one.
+/// Opens the journal in use; `None`, with a warning, if the disk refuses.
 async fn journal_in_use(local: &Arc<LocalDir>) -> Result<Option<Arc<Journal>>, Error> {
     match open_journal(local, FOLDER).await {
         Ok(journal) => Ok(Some(journal)),
@@ -300,12 +302,12 @@ async fn journal_in_use(local: &Arc<LocalDir>) -> Result<Option<Arc<Journal>>, E
     }
 }
 
-/// Puts aside a journal for which the cluster has no room, so that the mount can go on with an empty one.
-async fn keep_aside(journal: &Journal, dir: &Arc<LocalDir>) -> Result<(), Error> {
+/// Sets aside a journal for which the cluster has no room, so that the mount can go on with an empty one.
+async fn set_journal_aside(journal: &Journal, dir: &Arc<LocalDir>) -> Result<(), Error> {
     // The client that has just failed may still be writing to it.
     journal.wait_idle().await;
     let local = dir.clone();
-    let path = on_disk(dir, move || kept::keep(&local)).await?;
+    let path = on_disk(dir, move || set_aside::add(&local)).await?;
     tracing::error!(
         kept = %path.display(),
         "the cluster is full: what the last mount could not store is kept aside, and each mount tries again; remove files, wait \
@@ -314,7 +316,7 @@ async fn keep_aside(journal: &Journal, dir: &Arc<LocalDir>) -> Result<(), Error>
     Ok(())
 }
 
-/// Does something with the directory where blocking is allowed.
+/// Works on the directory where blocking is allowed.
 async fn on_disk<T: Send + 'static>(
     local: &LocalDir,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,

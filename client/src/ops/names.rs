@@ -1,4 +1,4 @@
-//! Names: looking them up, making, linking, moving and removing what they lead to.
+//! Names: looking them up, and making, linking, moving and removing the inodes behind them.
 
 use crate::Client;
 use crate::commit::committer::is_full;
@@ -13,7 +13,7 @@ use wire::ids::Ino;
 use wire::op::{Name, Op, OpReply, Read, ReadReply, RenameMode};
 
 impl Client {
-    /// The inode behind a name; `.` and `..` too.
+    /// Returns the inode behind a name, also for `.` and `..`.
     ///
     /// # Errors
     /// As `stat(2)`.
@@ -32,7 +32,7 @@ impl Client {
         found
     }
 
-    /// The inode behind a name, or its absence, when that is known under a lease.
+    /// Returns the inode behind a name, or its absence, if that is known under a lease.
     #[must_use]
     pub fn known_name(&self, parent: Ino, name: &[u8]) -> Option<Result<InodeAttr, FsError>> {
         self.known.name(parent, name).map(|known| known.map(|attr| self.view.with_uncommitted(attr)))
@@ -58,7 +58,7 @@ impl Client {
         }
     }
 
-    /// Target of a symlink.
+    /// Returns the target of a symlink.
     ///
     /// # Errors
     /// As `readlink(2)`.
@@ -82,7 +82,8 @@ impl Client {
         self.make_to_open(parent, name, new).await.map(|(made, _)| made)
     }
 
-    /// Makes an inode that is opened next: until what comes with it is dropped, it counts as open, and outlives its name.
+    /// Makes an inode that is opened next. It counts as open, and outlives its name, until the returned guard is
+    /// dropped.
     pub(crate) async fn make_to_open(
         &self,
         parent: Ino,
@@ -100,7 +101,7 @@ impl Client {
             let node = node.clone();
             let op = Op::Create { parent, name: name.to_vec(), ino, node, mode, umask, uid, gid };
             match self.change(op).await {
-                // I4: the session ended meanwhile, and the number with it.
+                // I4: the session has ended meanwhile, and the number with it.
                 Err(FsError::Invalid) if self.session.id() != session => {}
                 made => break (made?, opening),
             }
@@ -119,7 +120,7 @@ impl Client {
         Ok(attr)
     }
 
-    /// Vouches for the inode behind a name, if it is known and nothing of it is open here.
+    /// Vouches for the inode behind a name, if it is known and not open here.
     fn vouch(&self, parent: Ino, name: &[u8]) -> Option<Vouched<'_>> {
         let ino = self.known.led_to(parent, name)?;
         self.open_files.vouch(ino)
@@ -134,17 +135,17 @@ impl Client {
             return Ok(());
         }
         let (client, name) = (self.arc(), name.to_vec());
-        // To its end: nobody may open meanwhile what is vouched for.
+        // This runs to its end: nobody may open the inode meanwhile.
         self.work
             .to_its_end(async move {
-                let _barred = client.order.keep([parent]).await?;
+                let _barred = client.order.bar([parent]).await?;
                 let vouched = client.vouch(parent, &name);
                 let released = vouched.as_ref().map(Vouched::ino);
                 let reply = client.session.one(Op::Unlink { parent, name: name.clone(), released }).await?;
                 drop(vouched);
                 client.known.forget_place(parent, &name);
                 if let OpReply::Removed { attr, orphaned: true } = reply {
-                    client.open_files.keep_or_release(&[attr.ino]).await;
+                    client.open_files.retain_or_release(&[attr.ino]).await;
                 }
                 Ok(())
             })
@@ -190,22 +191,22 @@ impl Client {
             .await
     }
 
-    /// Has metad move a name.
+    /// Asks metad to move a name.
     async fn rename_there(
         self: &Arc<Self>,
         (parent, name): (Ino, Name),
         (new_parent, new_name): (Ino, Name),
         mut mode: RenameMode,
     ) -> Result<(), FsError> {
-        let _barred = self.order.keep([parent, new_parent]).await?;
-        // What replaces a file must be there when its name is: programs write a new file, rename it, and expect one
-        // or the other after a crash.
+        let _barred = self.order.bar([parent, new_parent]).await?;
+        // Content that replaces a file must be stored when its name is: programs write a new file, rename it, and
+        // expect one or the other after a crash.
         let source = self.known.led_to(parent, &name);
         let open = source.and_then(|ino| self.open_files.get(ino));
         let mut unstored = None;
         if let Some(file) = open.filter(|file| file.is_dirty()) {
             match self.flusher.flush(&file, true).await {
-                // It may be moved, but nothing may be replaced by it.
+                // The file may be moved, but must not replace anything.
                 Err(error) if is_full(error) && mode != RenameMode::Exchange => {
                     unstored = (mode == RenameMode::Replace).then_some(error);
                     mode = RenameMode::NoReplace;
@@ -235,7 +236,7 @@ impl Client {
             self.known.note_removed(attr);
         }
         if let Some(attr) = replaced.filter(|_| orphaned) {
-            self.open_files.keep_or_release(&[attr.ino]).await;
+            self.open_files.retain_or_release(&[attr.ino]).await;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
-//! Waiting for what was done before, and hearing what came to nothing.
+//! Waiting for earlier operations, and reporting those that failed.
 
 use crate::Client;
-use crate::queue::Heard;
+use crate::queue::LossesReported;
 use wire::FsError;
 use wire::ids::Ino;
 use wire::op::{Op, OpReply};
@@ -15,26 +15,27 @@ impl Client {
         self.order.wait_all().await
     }
 
-    /// From now on [`Client::fsync_names`] reports what comes to nothing.
+    /// Returns a position from which [`Client::fsync_names`] reports failed operations.
     #[must_use]
-    pub fn heard(&self) -> Heard {
-        self.writeback.heard()
+    pub fn losses_reported(&self) -> LossesReported {
+        self.writeback.losses_reported()
     }
 
-    /// Everything that was done before is known to metad on return: what `fsync(2)` of a directory asks for.
+    /// Waits until metad knows everything that was done before, as `fsync(2)` of a directory requires.
     ///
     /// # Errors
-    /// As [`Client::send_all`]; `NoSpace` or `Stale`, once for each `heard`, when something that was done came to nothing:
-    /// a rename by which a file would be replaced by what could not be stored, or what others were first with.
-    pub async fn fsync_names(&self, heard: &Heard) -> Result<(), FsError> {
+    /// As [`Client::send_all`]; `NoSpace` or `Stale`, once for each `reported`, when an operation failed later: a
+    /// rename that would have replaced a file by content that could not be stored, or an operation that conflicted with
+    /// others'.
+    pub async fn fsync_names(&self, reported: &LossesReported) -> Result<(), FsError> {
         self.send_all().await?;
-        self.writeback.report_lost(heard)
+        self.writeback.report_lost(reported)
     }
 
     /// Carries out an operation at once, behind everything that was done before.
     pub(crate) async fn at_once(&self, op: Op) -> Result<OpReply, FsError> {
         let inos: Vec<Ino> = op.attrs_changed().collect();
-        let _barred = self.order.keep(inos).await?;
+        let _barred = self.order.bar(inos).await?;
         self.session.one(op).await
     }
 }

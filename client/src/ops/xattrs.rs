@@ -7,7 +7,7 @@ use wire::ids::Ino;
 use wire::op::{Name, Op, Read, ReadReply, XattrMode};
 
 impl Client {
-    /// Value of an extended attribute.
+    /// Returns the value of an extended attribute.
     ///
     /// # Errors
     /// As `getxattr(2)`.
@@ -16,7 +16,7 @@ impl Client {
         self.ask_bytes(Read::GetXattr { ino, name: name.to_vec() }).await
     }
 
-    /// Names of the extended attributes.
+    /// Returns the names of the extended attributes.
     ///
     /// # Errors
     /// As `listxattr(2)`.
@@ -41,12 +41,12 @@ impl Client {
         clear_sgid: bool,
     ) -> Result<(), FsError> {
         let op = Op::SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode, clear_sgid };
-        // Before it is there: nobody may be told that it is not, once it is.
+        // Noted before it is set: once it is there, no answer may deny it.
         if let Some(file) = self.open_files.get(ino) {
             file.note_xattrs();
         }
         self.at_once(op).await?;
-        // An answer from before may have said otherwise meanwhile.
+        // An answer from before may have cleared the note meanwhile.
         if let Some(file) = self.open_files.get(ino) {
             file.note_xattrs();
         }

@@ -14,7 +14,7 @@ fn create(parent: Ino, ino: u64) -> Op {
 }
 
 #[test]
-fn what_is_entered_waits_a_moment_unless_somebody_waits_or_much_is_there() {
+fn an_entry_waits_a_moment_unless_somebody_waits_or_many_are_there() {
     let (mut core, now) = (Core::default(), Instant::now());
     assert_eq!(core.due(), Due::Never);
     assert!(enter(&mut core, create(DIR, 7), 7, now), "the sender sleeps");
@@ -24,7 +24,7 @@ fn what_is_entered_waits_a_moment_unless_somebody_waits_or_much_is_there() {
     assert_eq!(core.due(), Due::Now);
     core.pop(1);
     core.pop(2);
-    assert_eq!((core.due(), core.sent(), core.tail()), (Due::Never, 2, None));
+    assert_eq!((core.due(), core.acknowledged(), core.tail()), (Due::Never, 2, None));
     for ino in 0..SEND_ENTRIES as u64 {
         enter(&mut core, create(DIR, ino), ino, now);
     }
@@ -32,7 +32,7 @@ fn what_is_entered_waits_a_moment_unless_somebody_waits_or_much_is_there() {
 }
 
 #[test]
-fn what_was_made_below_an_inode_is_looked_for_with_it() {
+fn inodes_made_below_another_are_looked_for_with_it() {
     let (mut core, now) = (Core::default(), Instant::now());
     enter(&mut core, create(Ino(5), 6), 6, now);
     enter(&mut core, create(Ino(6), 7), 7, now);
@@ -56,10 +56,10 @@ fn a_file_that_cannot_be_stored_replaces_nothing() {
     assert!(core.undo_replacing(Ino(8), FsError::NoSpace, now).is_empty());
     assert_eq!(core.undo_replacing(Ino(7), FsError::NoSpace, now).len(), 1);
     assert_eq!(core.undone(), [1]);
-    assert_eq!(core.heard(now), 0, "it is news to whoever opens something now");
-    assert_eq!(core.heard(now + LOSS_REPORTED_FOR), 1);
+    assert_eq!(core.losses_reported(now), 0, "a handle that is opened now gets it reported");
+    assert_eq!(core.losses_reported(now + LOSS_REPORTED_FOR), 1);
     assert_eq!(core.report_loss(), Err(FsError::NoSpace));
-    assert_eq!(core.heard(now), 1, "somebody has heard of it");
+    assert_eq!(core.losses_reported(now), 1, "it is reported already");
     core.pop(1);
     assert!(core.undone().is_empty(), "metad was never sent it");
 }
@@ -78,7 +78,7 @@ fn content_that_waits_for_the_journal_holds_up_what_follows() {
 }
 
 #[test]
-fn an_entry_that_nobody_could_be_faster_than_is_sent_again_without_what_its_content_was() {
+fn an_entry_that_nobody_could_precede_is_sent_again_without_the_expected_version() {
     let (mut core, now) = (Core::<()>::default(), Instant::now());
     let expect = vec![Expect { parent: DIR, name: b"f".to_vec(), ino: Some(Ino(7)), version: Some(Version(3)) }];
     let op = Op::Unlink { parent: DIR, name: b"f".to_vec(), released: None };
@@ -89,9 +89,9 @@ fn an_entry_that_nobody_could_be_faster_than_is_sent_again_without_what_its_cont
     assert!(!core.is_in_time(1, 2, now), "the second refusal is meant");
 }
 
-/// Guards I6: content that was not committed when its file was removed makes a version that the removal goes by.
+/// Guards I6: content that was not committed when its file was removed makes a version that the removal expects.
 #[test]
-fn a_removal_of_what_is_not_committed_goes_by_the_version_that_the_commit_makes() {
+fn a_removal_of_uncommitted_content_expects_the_version_that_its_commit_makes() {
     let (mut core, now) = (Core::<()>::default(), Instant::now());
     let remove = |core: &mut Core<()>, ino, version| {
         let (name, released) = (b"f".to_vec(), Some(Ino(ino)));

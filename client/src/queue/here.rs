@@ -1,8 +1,8 @@
-//! What an operation under a delegation comes to, from what is known: an entry, and pins. Each function checks what metad
-//! would check; where that is not known, or metad would refuse it, the answer is `None`, and the operation is left to
-//! metad. Pure.
+//! The result of an operation under a delegation, from what is known: an entry, and pins. Each function checks what
+//! metad would check. If that is not known, or metad would refuse the operation, the result is `None`, and the
+//! operation is left to metad. Pure.
 //!
-//! Whoever calls has made sure that the inodes in question are this session's alone.
+//! The caller has made sure that this session alone may change the inodes in question.
 
 use crate::known::state::State;
 use crate::known::{NameState, Now, Pinned};
@@ -17,7 +17,7 @@ type At<'a> = (Ino, &'a [u8]);
 /// An inode to be made, with its owner.
 #[derive(Clone, Debug)]
 pub struct NewNode {
-    /// What it is.
+    /// Its kind.
     pub node: NewInode,
     /// Permission bits before the umask.
     pub mode: u32,
@@ -29,26 +29,27 @@ pub struct NewNode {
     pub gid: u32,
 }
 
-/// What is to be entered.
+/// An operation that is to be queued.
 pub(crate) struct Decided {
     pub(crate) op: Op,
-    /// Names as they were before it.
+    /// The names as they were before it.
     pub(crate) expect: Vec<Expect>,
     pub(crate) pinned: Pinned,
 }
 
-/// Where a decision is made: what is known, and the time, by this machine and by the leader.
+/// The input of a decision: what is known, and the time, by this machine and by the leader.
 pub(crate) struct Here<'a> {
     pub(crate) state: &'a mut State,
     pub(crate) now: Now,
     pub(crate) at: Timestamp,
 }
 
-/// What is to lose a name: nothing of it is open here, and nothing of it will be opened meanwhile.
+/// An inode that is about to lose a name. It is not open here, and is not opened meanwhile.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Doomed {
     pub(crate) ino: Ino,
-    /// The newest content that an open file here knows of, which its attributes may not show yet; `None` when none is.
+    /// The newest content that an open file here knows of, which its attributes may not show yet; `None` if none is
+    /// open.
     pub(crate) newest: Option<Option<Version>>,
 }
 
@@ -56,7 +57,7 @@ fn expect(parent: Ino, name: &[u8], ino: Option<Ino>) -> Expect {
     Expect { parent, name: name.to_vec(), ino, version: None }
 }
 
-/// Whether something like this can be made here at all.
+/// Returns whether a node like this can be made here at all.
 pub(crate) fn may_make(name: &[u8], new: &NewNode) -> bool {
     let target_bytes = if let NewInode::Symlink(target) = &new.node { Some(target.len()) } else { None };
     let fits = target_bytes.is_none_or(|bytes| (1..=SYMLINK_BYTES_MAX).contains(&bytes));
@@ -98,7 +99,8 @@ impl Here<'_> {
         Some((Decided { op, expect: Vec::new(), pinned }, made))
     }
 
-    /// What a name leads to that may lose it: no directory, with no other name that others may know of.
+    /// Returns what a name leads to, if it may be removed here: not a directory, and without other names that others
+    /// may know of.
     pub(crate) fn removable(&mut self, parent: Ino, name: &[u8]) -> Option<InodeAttr> {
         let NameState::Leads(ino) = self.leads_to(parent, name) else { return None };
         let attr = self.attr(ino)?;
@@ -106,10 +108,10 @@ impl Here<'_> {
         (attr.kind != FileKind::Directory && attr.nlink > 0 && ours).then_some(attr)
     }
 
-    /// Takes a name away from what is doomed: its attributes then, and what is expected of the name.
+    /// Removes a name of a doomed inode. Returns its attributes after that, and what is expected of the name.
     fn lose_name(&mut self, (parent, name): (Ino, &[u8]), doomed: Doomed) -> Option<(InodeAttr, Expect)> {
         let mut attr = self.removable(parent, name).filter(|attr| attr.ino == doomed.ino)?;
-        // Nobody is to lose any other content with it than what is known.
+        // The removal must not destroy any content other than what is known.
         let version = match doomed.newest {
             _ if attr.nlink > 1 => None,
             Some(newest) => newest.map(|newest| newest.max(attr.version)),
@@ -131,7 +133,7 @@ impl Here<'_> {
         Some(Decided { op, expect: vec![expected], pinned })
     }
 
-    /// Removes an empty directory. Answers with its attributes as they are then, too.
+    /// Removes an empty directory. Returns also its attributes after that.
     pub(crate) fn rmdir(mut self, (parent, name): (Ino, &[u8]), ino: Ino) -> Option<(Decided, InodeAttr)> {
         if self.leads_to(parent, name) != NameState::Leads(ino) {
             return None;
@@ -147,7 +149,7 @@ impl Here<'_> {
         Some((Decided { op, expect, pinned }, attr))
     }
 
-    /// What would be replaced by a rename: `Some(None)` if nothing is there, `None` if that must be left to metad.
+    /// Returns what a rename would replace: `Some(None)` if nothing is there, `None` if that must be left to metad.
     pub(crate) fn replaced(&mut self, source: Ino, to: (Ino, &[u8]), mode: RenameMode) -> Option<Option<Ino>> {
         match self.leads_to(to.0, to.1) {
             NameState::Absent => Some(None),
@@ -158,8 +160,8 @@ impl Here<'_> {
         }
     }
 
-    /// Moves the name of something that is no directory, or of a directory within its parent. Whether it would get into
-    /// itself, metad knows.
+    /// Moves the name of a file, or of a directory within its parent. Only metad knows whether a directory would get
+    /// into itself.
     pub(crate) fn rename(
         mut self,
         (from, to): (At<'_>, At<'_>),
@@ -206,7 +208,7 @@ impl Here<'_> {
         Some(Decided { op, expect, pinned: Pinned { attrs, made: None, names } })
     }
 
-    /// Changes attributes other than the length. Answers with what they are then, too.
+    /// Changes attributes other than the length. Returns also the attributes after that.
     pub(crate) fn set_attr(mut self, ino: Ino, change: &AttrChange) -> Option<(Decided, InodeAttr)> {
         // An access list would have to follow the mode.
         let mut attr = self.attr(ino).filter(|attr| !attr.has_xattrs && attr.nlink > 0)?;

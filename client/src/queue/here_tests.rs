@@ -10,7 +10,7 @@ fn attr(ino: Ino, kind: FileKind) -> InodeAttr {
     InodeAttr::new(ino, kind, Creator { mode: 0o755, uid: 1, gid: 1 }, Timestamp::default())
 }
 
-/// A session that has made an empty directory, which nobody else has heard of.
+/// Returns a session that has made an empty directory, on which no other session has leases.
 fn known() -> Known {
     let known = Known::default();
     known.attached();
@@ -27,7 +27,7 @@ fn doomed(ino: Ino) -> Doomed {
     Doomed { ino, newest: None }
 }
 
-/// Decides with what is known, and pins it as the entry of this number.
+/// Decides an operation from what is known, and pins it as the entry of this number.
 fn decide<R>(known: &Known, number: u64, decide: impl FnOnce(Here<'_>) -> Option<(Decided, R)>) -> Option<R> {
     known.with(|state, now| {
         let (decided, answer) = decide(Here { state, now, at: Timestamp::default() })?;
@@ -37,7 +37,7 @@ fn decide<R>(known: &Known, number: u64, decide: impl FnOnce(Here<'_>) -> Option
 }
 
 #[test]
-fn what_is_made_has_the_masked_mode_and_counts_in_its_directory() {
+fn a_new_inode_has_the_masked_mode_and_counts_in_its_directory() {
     let known = known();
     let node = new(NewInode::Regular);
     let made = decide(&known, 2, |here| here.make((DIR, b"f"), Ino(60), &node)).unwrap();
@@ -49,7 +49,7 @@ fn what_is_made_has_the_masked_mode_and_counts_in_its_directory() {
 }
 
 #[test]
-fn what_is_not_known_is_left_to_metad() {
+fn operations_on_unknown_inodes_are_left_to_metad() {
     let known = Known::default();
     known.attached();
     let node = new(NewInode::Regular);
@@ -60,7 +60,7 @@ fn what_is_not_known_is_left_to_metad() {
 }
 
 #[test]
-fn a_removal_expects_the_newest_content_that_is_known_of() {
+fn a_removal_expects_the_newest_content_that_is_known() {
     let known = known();
     let node = new(NewInode::Regular);
     let made = decide(&known, 2, |here| here.make((DIR, b"f"), Ino(60), &node)).unwrap();
@@ -94,7 +94,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 0..40)
 }
 
-/// A directory as it should be: names, what they lead to, and whether that is a directory.
+/// The expected directory: names, what they lead to, and whether that is a directory.
 type Model = BTreeMap<Name, (Ino, bool)>;
 
 /// Carries out a step in the model and here. What the model refuses must be refused here, too.
@@ -151,7 +151,7 @@ fn agrees(known: &Known, model: &Model) {
 
 proptest! {
     #[test]
-    fn what_is_done_here_leaves_the_directory_as_a_filesystem_would(steps in steps()) {
+    fn operations_here_leave_the_directory_as_a_filesystem_would(steps in steps()) {
         let (known, mut model) = (known(), Model::new());
         for (number, step) in (2..).zip(&steps) {
             carry_out(&known, &mut model, number, step);

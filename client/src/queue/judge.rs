@@ -1,5 +1,5 @@
-//! What becomes of an entry that metad has refused: others were there first, while this session was away. What others did
-//! stays, and what was done here goes beside it (I6). Pure.
+//! Decides what to do about an entry that metad has refused: others were first, while this session was away. Their
+//! changes stay, and those made here go beside them (I6). Pure.
 
 use super::core::{Core, Work};
 use crate::known::Place;
@@ -12,27 +12,27 @@ pub(crate) struct Refused<'a> {
     pub(crate) op: Option<&'a Op>,
     pub(crate) has_content: bool,
     pub(crate) error: FsError,
-    /// Nothing may be left out.
+    /// Whether nothing may be left out.
     pub(crate) strict: bool,
 }
 
-/// What is to be done about it.
+/// What to do about a refused entry.
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
-    /// Nothing yet: it passes. The entry is sent again later.
+    /// Nothing: the cause will pass, and the entry is sent again later.
     Wait,
-    /// What was made gets another name: its own is taken, or its directory is gone.
+    /// The new inode gets another name, because its own is taken or its directory is gone.
     MakeElsewhere { parent: Ino, name: Name, ino: Ino },
-    /// What was moved gets another name, if the name that it had still leads where this session knew it to lead. If not,
-    /// the entry is left out.
+    /// The moved inode gets another name, if its old name still leads where this session believed. Otherwise, the entry
+    /// is left out.
     MoveElsewhere { from: Place, to: Place },
     /// The content goes into another file, or stays with this one.
     Content { ino: Ino },
-    /// Nothing comes of the entry.
+    /// The entry has no effect.
     LeaveOut,
 }
 
-/// Decides what becomes of an entry that came too late for others' changes.
+/// Decides what to do about an entry that others' changes preceded.
 pub(crate) fn decide(refused: &Refused<'_>) -> Verdict {
     let Refused { op, has_content, error, strict } = *refused;
     let passes = matches!(error, FsError::NoSpace | FsError::QuotaExceeded | FsError::SessionExpired);
@@ -52,7 +52,7 @@ pub(crate) fn decide(refused: &Refused<'_>) -> Verdict {
     }
 }
 
-/// Where a refused rename expected the name to lead that it takes away.
+/// Returns where a refused rename expected the name to lead that it removes.
 pub(crate) fn expected_at(op: &Op, (parent, name): &Place) -> Option<Ino> {
     let Op::Deferred { expect, .. } = op else { return None };
     expect.iter().find(|expect| expect.parent == *parent && expect.name == *name)?.ino
@@ -62,15 +62,15 @@ pub(crate) fn expected_at(op: &Op, (parent, name): &Place) -> Option<Ino> {
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) struct Repin {
     pub(crate) number: u64,
-    /// Where the name led by this entry so far is undone.
+    /// The pin of this name is undone.
     pub(crate) undo: Place,
-    /// Where it leads instead.
+    /// The name that is pinned instead.
     pub(crate) pin: Option<(Place, Ino)>,
 }
 
 impl<F> Core<F> {
-    /// From this entry on, `ino` has the name `new` instead of `old`, until something else gets that. What was to take its
-    /// place at `old` finds something else there, and is refused in its turn.
+    /// Gives `ino` the name `new` instead of `old` from this entry on, until something else gets `new`. An entry that
+    /// was to replace `ino` at `old` finds something else there, and is refused in its turn.
     pub(crate) fn rename_entries(&mut self, from: u64, old: &Place, new: &Place, ino: Ino) -> Vec<Repin> {
         let mut repins = Vec::new();
         for entry in self.entries.iter_mut().filter(|entry| entry.number >= from) {
@@ -85,7 +85,7 @@ impl<F> Core<F> {
             rename_in(op, old, new, first);
             expect.retain(|expect| !(first && is_old(expect)));
             if first && matches!(op, Op::Rename { .. }) {
-                // Nor may it replace what has that name by now.
+                // The entry must not replace what has that name by now.
                 expect.push(Expect { parent: new.0, name: new.1.clone(), ino: None, version: None });
             }
             for expect in expect.iter_mut().filter(|expect| is_old(expect)) {
@@ -101,7 +101,7 @@ impl<F> Core<F> {
     }
 }
 
-/// The name that an operation takes away: what it is done to.
+/// Returns the name that an operation removes, which leads to the inode that it works on.
 fn name_taken(op: &Op) -> Option<(Ino, &Name)> {
     match op {
         Op::Unlink { parent, name, .. } | Op::Rmdir { parent, name } | Op::Rename { parent, name, .. } => {
@@ -111,8 +111,8 @@ fn name_taken(op: &Op) -> Option<(Ino, &Name)> {
     }
 }
 
-/// Puts one name in place of another: of what is made or where something is moved to in the `first` entry that has the new
-/// name, of what is removed or moved away in those behind it.
+/// Replaces one name by another: in the `first` entry that has the new name, the name of what is made or moved; in
+/// later ones, the name of what is removed or moved away.
 fn rename_in(op: &mut Op, old: &Place, new: &Place, first: bool) {
     match op {
         Op::Create { parent, name, .. } if first => (*parent, *name) = new.clone(),
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_or_moved_here_goes_beside_what_others_did_and_the_rest_is_left_out() {
+    fn new_and_moved_inodes_go_beside_those_of_others_and_other_entries_are_left_out() {
         let made = |parent| Verdict::MakeElsewhere { parent, name: b"a".to_vec(), ino: Ino(7) };
         assert_eq!(verdict(&create(b"a", 7), FsError::Exists), made(DIR));
         assert_eq!(verdict(&create(b"a", 7), FsError::NotFound), made(Ino::ROOT), "its directory is gone");
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(verdict(&unlink, FsError::Stale), Verdict::LeaveOut);
     }
     #[test]
-    fn what_was_done_by_a_name_follows_what_gets_another_one() {
+    fn entries_by_a_name_follow_the_inode_that_gets_another_one() {
         let mut core = Core::<()>::default();
         let now = Instant::now();
         let old = (DIR, b"a".to_vec());

@@ -1,4 +1,4 @@
-//! The steps of a batch: what the first entries of the queue say, as it is sent.
+//! The steps of a batch: the first entries of the queue, as they are sent.
 
 use crate::commit::plan::Plan;
 use crate::file::state::{FileState, Flushing};
@@ -15,7 +15,7 @@ use wire::op::{Expect, JournaledFile, Op};
 /// Operations in one batch.
 const OPS_MAX: usize = 512;
 
-/// An entry on its way.
+/// An entry that is being sent.
 pub(super) struct Step {
     pub number: u64,
     pub inos: Vec<Ino>,
@@ -24,23 +24,23 @@ pub(super) struct Step {
     pub content: Option<Content>,
 }
 
-/// Content on its way; nobody else commits to the file meanwhile.
+/// Content that is being sent; nobody else commits to the file meanwhile.
 pub(super) struct Content {
     pub file: Arc<FileState>,
     pub plan: Plan,
     pub copy: Option<SpareIno>,
-    /// So many sealed blocks of the entry are left for the next batch.
+    /// How many sealed blocks of the entry are left for the next batch.
     pub left: usize,
     pub _one: Flushing,
 }
 
-/// What the next entry says, without holding the queue.
+/// The next entry, in a form that does not lock the queue.
 pub(super) enum Next {
     Change(Step),
     Content { step: Step, at: Timestamp, file: Arc<FileState>, upto: u64 },
 }
 
-/// What the first entries say, as many as fit into a batch.
+/// Returns the first entries, as many as fit into a batch.
 pub(super) fn next_entries(queue: &WriteBack) -> Vec<Next> {
     queue.with(|core| {
         let (mut next, mut files) = (Vec::new(), HashSet::new());
@@ -48,7 +48,8 @@ pub(super) fn next_entries(queue: &WriteBack) -> Vec<Next> {
             let step = Step { number: *number, inos: inos.clone(), names: names.clone(), op: None, content: None };
             next.push(match work {
                 Work::Change { op, expect } => Next::Change(Step { op: Some(deferred(*at, expect, op)), ..step }),
-                // Its base is what the commit before it makes; and metad remembers of a journal only so many files.
+                // Its base is the version that the commit before it makes. And metad remembers only this many files of
+                // a journal.
                 Work::Content { file, .. } if files.len() == JOURNALED_FILES_MAX || !files.insert(file.ino()) => break,
                 Work::Content { file, upto } => Next::Content { step, at: *at, file: file.clone(), upto: *upto },
                 Work::Undone => Next::Change(step),
@@ -58,8 +59,8 @@ pub(super) fn next_entries(queue: &WriteBack) -> Vec<Next> {
     })
 }
 
-/// Adds the files behind this entry whose content in the journal is based on less than what metad has of them by now. Those
-/// that metad has no room to remember are judged by the base in the journal, after a crash: as written by others meanwhile.
+/// Adds later files whose content in the journal is based on an older version than metad has by now. After a crash,
+/// files that metad has no room to remember are judged by the base in the journal, as if others had written meanwhile.
 pub(super) fn add_journaled_files(queue: &WriteBack, behind: u64, files: &mut Vec<JournaledFile>) {
     let mut seen: HashSet<Ino> = files.iter().map(|file| file.ino).collect();
     queue.with(|core| {
@@ -80,13 +81,13 @@ pub(super) fn deferred(at: Timestamp, expect: &[Expect], op: &Op) -> Op {
     Op::Deferred { at, expect: expect.to_vec(), op: Box::new(op.clone()) }
 }
 
-/// The step of the operation with this number in the batch. Nothing for the one behind all of them, about the journal.
+/// Returns the step of the operation with this index in the batch; `None` for the last one, which is about the journal.
 pub(super) fn place_of(steps: &[Step], index: usize) -> Option<usize> {
     let mut ops = steps.iter().enumerate().filter(|(_, step)| step.op.is_some());
     ops.nth(index).map(|(place, _)| place)
 }
 
-/// The inode that loses its last name by an operation, as far as its session knows.
+/// Returns the inode that loses its last name by an operation, if its session knows.
 fn released(op: &Op) -> Option<Ino> {
     match op.plain() {
         Op::Unlink { released, .. } | Op::Rename { released, .. } => *released,
@@ -94,8 +95,8 @@ fn released(op: &Op) -> Option<Ino> {
     }
 }
 
-/// Whether an operation takes away a file whose content goes before it in the same batch: which version that makes is known
-/// only from the answer. What is made in the batch nobody else can have written to.
+/// Returns whether an operation removes a file whose content goes before it in the same batch: only the answer shows
+/// which version that makes. A file that the batch itself makes cannot have been written by others.
 pub(super) fn must_wait(op: &Op, steps: &[Step]) -> bool {
     let Some(ino) = released(op) else { return false };
     let is_made = |step: &Step| step.op.as_ref().and_then(Op::made) == Some(ino);
@@ -103,8 +104,8 @@ pub(super) fn must_wait(op: &Op, steps: &[Step]) -> bool {
     steps.iter().any(has_content) && !steps.iter().any(is_made)
 }
 
-/// I6: what was removed or replaced while content of it was not committed says nothing of a version. It takes away what that
-/// commit has made, and nothing that others have written beside it.
+/// I6: an operation that removed or replaced a file with uncommitted content named no version. It may remove the
+/// version that the commit has made, and nothing that others have written beside it.
 pub(super) fn expect_own(queue: &WriteBack, op: &mut Op) {
     let Some(ino) = released(op) else { return };
     let (Op::Deferred { expect, .. }, Some(version)) = (op, queue.with(|core| core.content_before(ino))) else {
@@ -127,7 +128,7 @@ mod tests {
     use wire::ids::Version;
     use wire::op::NewInode;
 
-    /// A queue of content of so many files, and nothing else.
+    /// Returns a queue with content of this many files, and nothing else.
     fn contents(count: u64) -> WriteBack {
         let queue = WriteBack::new(Arc::<Known>::default());
         let file = |ino| {
@@ -141,7 +142,7 @@ mod tests {
         queue
     }
 
-    /// With more, it would refuse the whole batch, and each later one.
+    /// With more files, metad would refuse the whole batch, and each later one.
     #[test]
     fn a_batch_has_content_of_no_more_files_than_metad_remembers_of_a_journal() {
         let queue = contents(2 * JOURNALED_FILES_MAX as u64);
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_operation_behind_all_steps_is_none_of_theirs() {
+    fn the_operation_behind_all_steps_belongs_to_none_of_them() {
         let step = |op| Step { number: 1, inos: Vec::new(), names: Vec::new(), op, content: None };
         let op = || Some(Op::LeaseInos { count: 1 });
         let steps = [step(op()), step(None), step(op())];
@@ -158,7 +159,7 @@ mod tests {
 
     /// Guards I6.
     #[tokio::test]
-    async fn what_takes_a_file_away_waits_for_the_version_of_the_content_before_it() {
+    async fn a_removal_of_a_file_waits_for_the_version_of_the_content_before_it() {
         let content = async |ino| {
             let attr = InodeAttr { ino: Ino(ino), ..testing::attr() };
             let file = FileState::new(attr, None, Arc::default(), 4 << 20);

@@ -36,7 +36,7 @@ impl Cluster {
         Client::connect(self.config()).await.unwrap()
     }
 
-    /// Commits nothing by itself for a long time.
+    /// Connects a client that commits nothing by itself for a long time.
     pub async fn lazy_client(&self) -> Arc<Client> {
         let mut config = self.config();
         config.dirty_age = Duration::from_secs(3600);
@@ -57,7 +57,7 @@ pub async fn open(client: &Client, name: &str) -> Opened {
     client.open(attr.ino, OpenFlags::default()).await.unwrap()
 }
 
-/// All of a file, as a fresh open sees it.
+/// Returns all of a file's content, as a fresh open sees it.
 pub async fn content(client: &Client, name: &str) -> Vec<u8> {
     let opened = open(client, name).await;
     let read = client.read(&opened.handle, 0, opened.attr.size as usize + 1).await.unwrap();
@@ -70,7 +70,7 @@ pub async fn names(client: &Client) -> Vec<String> {
     entries.into_iter().map(|entry| String::from_utf8(entry.name).unwrap()).collect()
 }
 
-/// Bytes that differ from place to place.
+/// Returns bytes that differ from place to place.
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);

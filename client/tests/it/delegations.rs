@@ -1,4 +1,4 @@
-//! Work under delegations: done in memory, told in batches, and seen by whoever looks.
+//! Work under delegations: done in memory, sent in batches, and seen by every session that looks.
 
 use crate::cluster::{Cluster, pattern, until};
 use client::NewNode;
@@ -23,7 +23,7 @@ fn quiet(cluster: &Cluster) -> ClientConfig {
     config
 }
 
-/// A client with a directory that it has for itself.
+/// Connects a client with a directory on which it holds a delegation.
 async fn at_home(config: ClientConfig, name: &str) -> (Arc<Client>, Ino) {
     let client = Client::connect(config).await.unwrap();
     let dir = client.make_node(Ino::ROOT, name.as_bytes(), node(NewInode::Directory)).await.unwrap().ino;
@@ -62,7 +62,7 @@ async fn unpack(client: &Client, dir: Ino, name: &str, written: &[u8]) -> Ino {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tree_that_one_client_unpacks_costs_it_few_requests_and_others_see_all_of_it() {
     let cluster = Cluster::start().await;
-    // First: while another one arrives, for about a second, nobody works alone.
+    // First, while another client arrives, for about a second, nobody works alone.
     let two = Client::connect(quiet(&cluster)).await.unwrap();
     let (one, dir) = at_home(quiet(&cluster), "home").await;
     let before = one.requests();
@@ -71,7 +71,7 @@ async fn a_tree_that_one_client_unpacks_costs_it_few_requests_and_others_see_all
     }
     let asked = one.requests() - before;
     assert!(asked < FILES / 2, "{asked} requests for {FILES} files");
-    // Nothing has been waited for: whoever looks does.
+    // Nothing has been waited for yet: a session that looks now waits.
     let listed = two.readdir(dir, 0, 1000, true).await.unwrap();
     assert_eq!(listed.entries.len() as u64, FILES);
     for entry in &listed.entries {
@@ -88,7 +88,7 @@ async fn a_tree_that_one_client_unpacks_costs_it_few_requests_and_others_see_all
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_told_later_looks_the_same_before_and_after() {
+async fn operations_that_are_sent_later_look_the_same_before_and_after() {
     let cluster = Cluster::start().await;
     let (one, dir) = at_home(quiet(&cluster), "home").await;
     let sub = one.make_node(dir, b"sub", node(NewInode::Directory)).await.unwrap().ino;
@@ -110,7 +110,7 @@ async fn what_is_told_later_looks_the_same_before_and_after() {
     let two = Client::connect(quiet(&cluster)).await.unwrap();
     for (parent, name, mut before) in seen {
         let after = two.lookup(parent, name.as_bytes()).await.unwrap();
-        // Commits count versions, and say what content takes.
+        // Commits count versions, and determine the room that content takes.
         (before.version, before.allocated) = (after.version, after.allocated);
         assert_eq!(after, before, "{name}");
     }
@@ -121,7 +121,7 @@ async fn what_is_told_later_looks_the_same_before_and_after() {
 
 /// Guards I7.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_synced_includes_everything_that_was_done_before() {
+async fn a_sync_includes_everything_that_was_done_before() {
     let cluster = Cluster::start().await;
     let (one, dir) = at_home(quiet(&cluster), "home").await;
     for number in 0..50 {
@@ -131,12 +131,12 @@ async fn what_is_synced_includes_everything_that_was_done_before() {
     one.fsync(&last.handle).await.unwrap();
     let before = one.requests();
     one.send_all().await.unwrap();
-    assert_eq!(one.requests(), before, "nothing is left to tell");
+    assert_eq!(one.requests(), before, "nothing is left to send");
     one.release(last.handle).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_client_does_alone_the_other_sees_at_once_whoever_begins() {
+async fn changes_by_one_client_alone_are_seen_by_the_other_at_once_whichever_begins() {
     let cluster = Cluster::start().await;
     let (one, dir) = at_home(quiet(&cluster), "home").await;
     let two = Client::connect(quiet(&cluster)).await.unwrap();
@@ -158,7 +158,7 @@ async fn what_one_client_does_alone_the_other_sees_at_once_whoever_begins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_name_is_made_and_removed_again_and_again_before_it_is_told() {
+async fn a_name_is_made_and_removed_again_and_again_before_it_is_sent() {
     let cluster = Cluster::start().await;
     let (one, dir) = at_home(quiet(&cluster), "home").await;
     for round in 0..100 {

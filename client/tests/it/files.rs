@@ -13,7 +13,7 @@ use wire::op::{RangeAction, RenameMode};
 
 /// Guards I5.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_closed_on_one_client_is_seen_by_an_open_on_another() {
+async fn content_closed_on_one_client_is_seen_by_an_open_on_another() {
     let cluster = Cluster::start().await;
     let (one, two) = (cluster.lazy_client().await, cluster.lazy_client().await);
     for (round, len) in [10, 5000, 300_000, 9 << 20].into_iter().enumerate() {
@@ -33,7 +33,7 @@ async fn what_is_closed_on_one_client_is_seen_by_an_open_on_another() {
 
 /// Guards I6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_writers_to_the_same_bytes_the_second_gets_a_copy_and_hears_of_it() {
+async fn of_two_writers_to_the_same_bytes_the_second_gets_a_copy_and_an_error() {
     let cluster = Cluster::start().await;
     let (one, two) = (cluster.lazy_client().await, cluster.lazy_client().await);
     let first = create(&one, "file").await;
@@ -42,7 +42,7 @@ async fn of_two_writers_to_the_same_bytes_the_second_gets_a_copy_and_hears_of_it
     two.write(&second.handle, 0, b"second", false).await.unwrap();
     one.flush(&first.handle).await.unwrap();
     assert_eq!(two.fsync(&second.handle).await, Err(FsError::Stale));
-    assert_eq!(two.fsync(&second.handle).await, Ok(()), "it is told once");
+    assert_eq!(two.fsync(&second.handle).await, Ok(()), "it is reported once");
     assert_eq!(content(&two, "file").await, b"first");
     let names = names(&one).await;
     let copy = names.iter().find(|name| name.starts_with("file.conflict-")).expect("a copy");
@@ -51,7 +51,7 @@ async fn of_two_writers_to_the_same_bytes_the_second_gets_a_copy_and_hears_of_it
 
 /// Guards I6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_conflict_that_the_background_found_is_told_by_close() {
+async fn a_conflict_that_the_background_found_is_reported_by_close() {
     let cluster = Cluster::start().await;
     let (one, two) = (cluster.lazy_client().await, cluster.client().await);
     let first = create(&one, "file").await;
@@ -60,11 +60,11 @@ async fn a_conflict_that_the_background_found_is_told_by_close() {
     one.write(&first.handle, 0, b"first", false).await.unwrap();
     one.flush(&first.handle).await.unwrap();
     until("a copy", || async { names(&one).await.len() == 2 }).await;
-    // Who only reads takes nothing of it away.
+    // A handle that only reads does not take the error away.
     let reader = open(&two, "file").await;
     assert_eq!(two.seek(&reader.handle, 0, false).await, Ok(0));
     assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));
-    // What is written after that is based on what the file is now.
+    // Later writes are based on the file as it is now.
     two.write(&second.handle, 0, b"third", false).await.unwrap();
     assert_eq!(two.flush(&second.handle).await, Ok(()));
     assert_eq!(content(&one, "file").await, b"third");
@@ -72,7 +72,7 @@ async fn a_conflict_that_the_background_found_is_told_by_close() {
 
 /// Guards I6: a part of it is committed while the next is written, and only the first one is in conflict.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_writer_goes_on_to_write_after_a_conflict_is_in_one_copy() {
+async fn everything_that_a_writer_writes_after_a_conflict_is_in_one_copy() {
     const BLOCK: usize = 64 << 10;
     const WRITTEN: usize = 6 << 20;
     let cluster = Cluster::start().await;
@@ -96,14 +96,14 @@ async fn what_a_writer_goes_on_to_write_after_a_conflict_is_in_one_copy() {
         }
     }
     assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));
-    assert_eq!(two.flush(&second.handle).await, Ok(()), "it was told");
+    assert_eq!(two.flush(&second.handle).await, Ok(()), "it was reported");
     let names = names(&one).await;
     assert_eq!(names.len(), 2, "{names:?}");
     assert!(content(&one, "file").await == [b"theirs", &before[6..]].concat());
-    // A listing has no order that means anything.
+    // The order of a listing means nothing.
     let copy = names.iter().find(|name| *name != "file").unwrap();
     assert!(content(&one, copy).await == [&after[..], &before[WRITTEN..]].concat());
-    // What is written after that is based on what the file is now.
+    // Later writes are based on the file as it is now.
     two.write(&second.handle, 0, b"mine", false).await.unwrap();
     assert_eq!(two.flush(&second.handle).await, Ok(()));
     assert_eq!(content(&one, "file").await[..6], *b"miners");
@@ -134,7 +134,7 @@ async fn writes_apart_are_merged_and_appends_follow_each_other() {
     assert_eq!(content(&one, "file").await, b"onetwo-A-B-C");
 }
 
-/// A file that two clients have open; what the second has written is in conflict, and its policy decides.
+/// Returns a file that two clients have open. The second one's content is in conflict, and its policy decides.
 async fn in_conflict(cluster: &Cluster, mut config: ClientConfig, policy: OnConflict) -> (Arc<Client>, Opened) {
     let one = cluster.lazy_client().await;
     config.on_conflict = policy;
@@ -169,7 +169,7 @@ async fn a_refused_conflict_keeps_the_content_until_the_file_is_closed() {
 
 /// Guards I6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_goes_on_writing_beside_another_is_not_in_conflict_with_itself() {
+async fn a_client_that_goes_on_writing_beside_another_is_not_in_conflict_with_itself() {
     let cluster = Cluster::start().await;
     let (one, two) = (cluster.client().await, cluster.lazy_client().await);
     let first = create(&one, "file").await;
@@ -197,7 +197,7 @@ async fn who_goes_on_writing_beside_another_is_not_in_conflict_with_itself() {
 
 /// The background commits full blocks as soon as there are many, and the partial one at the start with the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_appended_is_in_its_order_though_full_blocks_are_committed_before_the_first_one() {
+async fn appended_content_is_in_order_though_full_blocks_are_committed_before_the_first_one() {
     let cluster = Cluster::start().await;
     let mut config = cluster.config();
     (config.window_bytes, config.block_bytes) = (8 << 20, 64 << 10);
@@ -218,12 +218,12 @@ async fn what_is_appended_is_in_its_order_though_full_blocks_are_committed_befor
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_writes_on_after_a_refusal_is_told_and_holds_nobody_up() {
+async fn a_writer_that_goes_on_after_a_refusal_gets_the_error_and_holds_nobody_up() {
     let cluster = Cluster::start().await;
     let mut config = cluster.config();
     (config.window_bytes, config.dirty_age) = (8 << 20, Duration::from_secs(3600));
     let (two, second) = in_conflict(&cluster, config, OnConflict::Fail).await;
-    // As much as is kept before writers wait.
+    // As much as may be uncommitted before writers wait.
     two.write(&second.handle, 0, &pattern(1, 8 << 20), false).await.unwrap();
     assert_eq!(two.flush(&second.handle).await, Err(FsError::Stale));
     assert_eq!(two.write(&second.handle, 9 << 20, b"more", false).await, Err(FsError::Stale));
@@ -304,7 +304,7 @@ async fn data_and_holes_are_found_and_ranges_are_copied_by_sharing() {
     let copied = client.copy_range((&opened.handle, far + 4), (&target.handle, 2), 100).await;
     assert_eq!(copied, Ok(4), "up to the source's end");
     assert_eq!(&client.read(&target.handle, 0, 100).await.unwrap()[..], b"\0\0away");
-    // Its own change of the target is no conflict for what is written next.
+    // Its own change of the target is no conflict for later writes.
     client.write(&target.handle, 0, b"go", false).await.unwrap();
     assert_eq!(client.flush(&target.handle).await, Ok(()));
     assert_eq!(content(&client, "copy").await, b"goaway");

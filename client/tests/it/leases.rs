@@ -1,4 +1,4 @@
-//! Answers from caches: none where nothing changes goes to metad, and none is old.
+//! Answers from caches: what does not change is not asked of metad, and no answer is old.
 
 use crate::cluster::{Cluster, content, create, names, pattern, regular, until};
 use client::{Client, ClientConfig, OpenFlags};
@@ -25,14 +25,14 @@ async fn walk(client: &Client) -> usize {
         let absent = [entry.name.as_slice(), b".absent"].concat();
         assert_eq!(client.lookup(Ino::ROOT, &absent).await.err(), Some(FsError::NotFound));
         let opened = client.open(attr.ino, OpenFlags::default()).await.unwrap();
-        // Also what was closed since: the kernel does not keep all of it.
+        // This includes files that were closed since: the kernel does not cache all of them.
         assert_eq!(&client.read(&opened.handle, 0, 100).await.unwrap()[..], b"content");
         client.release(opened.handle).await;
     }
     listed.entries.len()
 }
 
-/// Waits until a client holds leases: what it has asked once it does not ask again.
+/// Waits until a client holds leases: until it does not ask again what it has asked once.
 async fn leased(client: &Arc<Client>) {
     until("the client holds leases", || async {
         client.getattr(Ino::ROOT).await.unwrap();
@@ -56,7 +56,7 @@ fn still(cluster: &Cluster) -> ClientConfig {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_asked_once_and_does_not_change_is_not_asked_again() {
+async fn a_question_is_not_asked_again_while_its_answer_does_not_change() {
     let cluster = Cluster::start().await;
     let (one, two) = (leased_client(still(&cluster)).await, leased_client(still(&cluster)).await);
     for number in 0..50 {
@@ -106,9 +106,9 @@ async fn a_change_is_seen_by_others_as_soon_as_its_call_has_returned() {
     }
 }
 
-/// Whoever makes a file knows its attributes, and must hear of it when another session changes them.
+/// A client that makes a file knows its attributes, and must learn of a change by another session.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_client_has_made_it_does_not_keep_when_another_changes_it() {
+async fn attributes_of_what_a_client_made_are_not_cached_when_another_changes_it() {
     let cluster = Cluster::start().await;
     let (maker, other) = (leased_client(still(&cluster)).await, leased_client(still(&cluster)).await);
     for round in 0..20_u32 {
@@ -156,7 +156,7 @@ async fn a_change_waits_for_a_client_that_has_gone_silent_until_its_leases_run_o
         token: None,
     };
     let MetaReply::Session { session, .. } = ask(opening).await else { panic!("no session") };
-    // It follows events, shows a sign of life, reads the file, and is silent from then on.
+    // It follows events, sends a keep-alive, reads the file, and is silent from then on.
     let mut events = metad.open_events(&MetaRequest::Events { session, dirty: false }).await.unwrap();
     assert!(matches!(events.next::<MetaEvent>().await.unwrap(), MetaEvent::Attached { .. }));
     let sign = || MetaRequest::KeepAlive { session, epoch: LayoutEpoch(0) };
@@ -165,15 +165,15 @@ async fn a_change_waits_for_a_client_that_has_gone_silent_until_its_leases_run_o
     })
     .await;
     let extended = Instant::now();
-    let read = MetaRequest::Read { session, read: Read::GetAttr { ino }, delegate: false, tells: false };
+    let read = MetaRequest::Read { session, read: Read::GetAttr { ino }, delegate: false, sends: false };
     assert!(matches!(ask(read.clone()).await, MetaReply::Read { leased: true, .. }));
     let change = |mode| AttrChange { mode: Some(mode), ..AttrChange::default() };
     let changing = tokio::spawn({
         let (one, change) = (one.clone(), change(0o600));
         async move { one.setattr(ino, change).await }
     });
-    let told = events.next::<MetaEvent>().await.unwrap();
-    assert!(matches!(&told, MetaEvent::Recall { inos, .. } if *inos == [ino]), "{told:?}");
+    let event = events.next::<MetaEvent>().await.unwrap();
+    assert!(matches!(&event, MetaEvent::Recall { inos, .. } if *inos == [ino]), "{event:?}");
     assert!(matches!(ask(sign()).await, MetaReply::Alive { leases: LeaseState::Pending, .. }));
     assert!(matches!(ask(read).await, MetaReply::Read { leased: false, .. }), "it is changing");
     changing.await.unwrap().unwrap();
@@ -182,7 +182,7 @@ async fn a_change_waits_for_a_client_that_has_gone_silent_until_its_leases_run_o
         waited > Duration::from_millis(LEASE_MS / 2) && waited < Duration::from_millis(LEASE_MS + 10_000),
         "{waited:?}"
     );
-    // Nothing of it is held any more.
+    // None of its leases hold any more.
     let started = Instant::now();
     one.setattr(ino, change(0o640)).await.unwrap();
     assert!(started.elapsed() < Duration::from_millis(LEASE_MS / 2));
@@ -203,7 +203,8 @@ async fn a_directory_made_by_one_is_filled_by_the_other() {
     assert_eq!(one.rmdir(Ino::ROOT, b"dir").await, Err(FsError::NotEmpty));
 }
 
-/// Who walks through a tree, or looks at the names of a directory one by one, is answered from what was asked ahead.
+/// A walk through a tree, and lookups of one name after the other in a directory, are answered from what was asked
+/// ahead.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_walk_and_a_row_of_lookups_take_a_question_for_many_entries_and_see_what_others_change() {
     let cluster = Cluster::start().await;
@@ -244,7 +245,7 @@ async fn a_walk_and_a_row_of_lookups_take_a_question_for_many_entries_and_see_wh
     let three = leased_client(still(&cluster)).await;
     three.getattr(flat).await.unwrap();
     for file in 0..10 {
-        // As the kernel does on the way.
+        // The kernel does this on the way.
         three.getattr(flat).await.unwrap();
         three.lookup(flat, format!("file-{file}").as_bytes()).await.unwrap();
     }

@@ -16,13 +16,13 @@ use wire::ids::Ino;
 use wire::limits::CHUNK_BYTES;
 use wire::op::RangeAction;
 
-/// Where content begins: what is before stays a hole.
+/// Where content begins: the range before it stays a hole.
 const BASE: u64 = CHUNK_BYTES - (32 << 10);
-/// Operations begin within so many bytes from there.
+/// Operations begin within this many bytes from there.
 const WINDOW: u64 = 64 << 10;
 /// Collapsing and inserting work in units of this.
 const UNIT: u64 = 4096;
-/// Without `PROPTEST_CASES`.
+/// The number of cases without `PROPTEST_CASES`.
 const CASES: u32 = 32;
 
 #[derive(Clone, Debug)]
@@ -79,7 +79,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The file behind `BASE` as it should be.
+/// The expected content of the file behind `BASE`.
 #[derive(Default)]
 struct Model {
     bytes: Vec<u8>,
@@ -92,13 +92,13 @@ impl Model {
         self.bytes[at as usize..end].copy_from_slice(data);
     }
 
-    /// What is there of a range.
+    /// Returns the existing part of a range.
     fn part(&self, at: u64, len: usize) -> &[u8] {
         let end = (at as usize + len).min(self.bytes.len());
         self.bytes.get(at as usize..end).unwrap_or_default()
     }
 
-    /// As `fallocate(2)`; false where it must refuse.
+    /// Does what `fallocate(2)` does; false where it must refuse.
     fn range(&mut self, at: u64, len: u64, action: RangeAction) -> bool {
         let (from, to) = (at as usize, (at + len) as usize);
         let size = self.bytes.len();
@@ -124,7 +124,7 @@ impl Model {
     }
 }
 
-/// A file, open twice (the second time for appending), and what it should be.
+/// A file, open twice (the second time for appending), and its expected content.
 struct File {
     client: Arc<Client>,
     plain: Handle,
@@ -143,7 +143,8 @@ impl File {
         Self { client, plain: opened.handle, appending, model: Model::default() }
     }
 
-    /// Reads and seeks go through either handle, writes at a place only through the plain one.
+    /// Returns a handle for an operation. Reads and seeks go through either handle, writes at an offset only through
+    /// the plain one.
     fn handle(&self, plain: bool) -> &Handle {
         if plain { &self.plain } else { &self.appending }
     }
@@ -209,7 +210,7 @@ impl File {
         self.client.release(old).await;
     }
 
-    /// What is told to be a hole reads as zeros.
+    /// Checks that ranges reported as holes read as zeros.
     async fn seek(&self, at: u64) -> Result<(), TestCaseError> {
         let end = BASE + self.model.bytes.len() as u64;
         let data = self.client.seek(&self.plain, BASE + at, false).await;
@@ -272,7 +273,7 @@ fn a_file_reads_as_bytes_in_memory_would_over_the_borders_of_blocks_and_chunks()
     let steps = proptest::collection::vec(step(), 1..50);
     let checked = TestRunner::new(config).run(&steps, |steps| {
         let outcome = runtime.block_on(world.run(&steps));
-        // What a failed case has left is in the next one's way.
+        // What a failed case has left would disturb the next one.
         runtime.block_on(async {
             for name in names(&world.client).await {
                 let _ = world.client.unlink(Ino::ROOT, name.as_bytes()).await;

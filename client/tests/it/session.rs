@@ -1,4 +1,4 @@
-//! Sessions that end, leaders that change, chunks in many pieces: what goes on behind the files.
+//! Sessions that end, leaders that change, chunks in many pieces: work behind the files.
 
 use crate::cluster::{Cluster, content, create, names, open, pattern, until};
 use client::network::Network;
@@ -19,7 +19,7 @@ use wire::tls::Role;
 
 const ASK: Duration = Duration::from_secs(5);
 
-/// Asks metad beside the client, under another role or in its name.
+/// Asks metad beside the client, in another role or in the client's name.
 async fn ask(cluster: &Cluster, admin: bool, request: &MetaRequest) -> MetaReply {
     let bundle = if admin { cluster.embedded.admin_bundle() } else { cluster.embedded.bundle() };
     let endpoint = Endpoint::bind(SocketAddr::from(([127, 0, 0, 1], 0)), &bundle.identity).unwrap();
@@ -48,13 +48,13 @@ async fn sessions(cluster: &Cluster) -> BTreeSet<SessionId> {
 
 async fn extents(cluster: &Cluster, read: Read) -> ExtentPage {
     let session = *sessions(cluster).await.first().unwrap();
-    match ask(cluster, false, &MetaRequest::Read { session, read, delegate: false, tells: false }).await {
+    match ask(cluster, false, &MetaRequest::Read { session, read, delegate: false, sends: false }).await {
         MetaReply::Read { answer: Ok(ReadReply::Extents(page)), .. } => page,
         other => panic!("{other:?}"),
     }
 }
 
-/// Not even what waits for something that only goes on while the client lives.
+/// This includes work that waits for tasks that end with the client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_is_dropped_leaves_nothing_behind() {
     let cluster = Cluster::start().await;
@@ -98,7 +98,7 @@ async fn callers_that_give_up_leave_the_session_in_order() {
     let client = cluster.client().await;
     let before = sessions(&cluster).await;
     for number in 0..300_u32 {
-        // Given up at any point between asking and being answered.
+        // The caller gives up at any point between the request and the answer.
         let limit = Duration::from_micros(u64::from(number) * 5);
         let _ = tokio::time::timeout(limit, create(&client, &format!("file-{number}"))).await;
     }
@@ -136,7 +136,7 @@ async fn a_chunk_in_many_pieces_is_joined_and_reads_the_same() {
     assert_eq!((after.size, after.mtime), (before.size, before.mtime));
     assert!(content(&client, "file").await == model);
     assert!(content(&*cluster.client().await, "file").await == model);
-    // What is written next is based on the joined version.
+    // The next write is based on the joined version.
     client.write(&opened.handle, 0, b"x", false).await.unwrap();
     assert_eq!(client.flush(&opened.handle).await, Ok(()));
     assert_eq!(names(&client).await, ["file"]);
@@ -168,12 +168,12 @@ async fn a_lock_is_waited_for_until_another_client_releases_it() {
     let second = open(&two, "file").await;
     let ino = first.attr.ino;
     let lock = |pid| Lock { family: LockFamily::Posix, owner: 1, pid, start: 0, end: u64::MAX, exclusive: true };
-    one.setlk(ino, lock(1), Wait::No).await.unwrap().keep(&one);
+    one.setlk(ino, lock(1), Wait::No).await.unwrap().confirm(&one);
     assert_eq!(two.setlk(ino, lock(2), Wait::No).await.err(), Some(FsError::WouldBlock));
     assert_eq!(two.getlk(ino, lock(2)).await.unwrap().map(|held| held.pid), Some(1));
     let waiting = tokio::spawn({
         let two = two.clone();
-        async move { two.setlk(ino, lock(2), Wait::Yes).await.map(|taken| taken.keep(&two)) }
+        async move { two.setlk(ino, lock(2), Wait::Yes).await.map(|taken| taken.confirm(&two)) }
     });
     one.write(&first.handle, 0, b"under the lock", false).await.unwrap();
     one.unlock(ino, LockFamily::Posix, 1, 0, u64::MAX).await.unwrap();
@@ -190,12 +190,12 @@ async fn a_lock_that_ended_with_its_session_counts_as_lost_until_it_is_given_up(
     let one = cluster.client().await;
     let ino = create(&one, "file").await.attr.ino;
     let lock = |pid| Lock { family: LockFamily::Flock, owner: 1, pid, start: 0, end: u64::MAX, exclusive: true };
-    one.setlk(ino, lock(1), Wait::No).await.unwrap().keep(&one);
+    one.setlk(ino, lock(1), Wait::No).await.unwrap().confirm(&one);
     let session = *sessions(&cluster).await.first().unwrap();
     ask(&cluster, false, &MetaRequest::CloseSession { session }).await;
     let two = cluster.client().await;
-    two.setlk(ino, lock(2), Wait::No).await.unwrap().keep(&two);
-    // It hears of it by itself.
+    two.setlk(ino, lock(2), Wait::No).await.unwrap().confirm(&two);
+    // The client learns this by itself.
     until("the lock is known to be lost", async || one.has_lost_locks(ino, OWNERS)).await;
     assert_eq!(one.setlk(ino, lock(1), Wait::No).await.err(), Some(FsError::WouldBlock));
     assert!(one.has_lost_locks(ino, OWNERS) && !one.has_lost_locks(ino, || vec![2]));
@@ -203,11 +203,11 @@ async fn a_lock_that_ended_with_its_session_counts_as_lost_until_it_is_given_up(
     assert!(!one.has_lost_locks(ino, OWNERS));
     assert_eq!(two.getlk(ino, lock(3)).await.unwrap(), None, "nobody but its holder is in the way");
     two.unlock(ino, LockFamily::Flock, 1, 0, u64::MAX).await.unwrap();
-    one.setlk(ino, lock(1), Wait::No).await.unwrap().keep(&one);
+    one.setlk(ino, lock(1), Wait::No).await.unwrap().confirm(&one);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_cannot_enter_is_told_why() {
+async fn a_client_that_cannot_enter_gets_the_reason() {
     let (cluster, other) = (Cluster::start().await, Cluster::start().await);
     let mut bundle = cluster.embedded.bundle().clone();
     bundle.metads.clone_from(&other.embedded.bundle().metads);

@@ -14,7 +14,7 @@ fn report(what: &str, amount: f64, unit: &str, since: Instant) {
     println!("{what:44} {:10.0} {unit}/s", amount / since.elapsed().as_secs_f64());
 }
 
-/// First touch of a page that the machine has not used lately is slow: what is measured is not that.
+/// Touches memory first, because a page that the machine has not used lately is slow, and that is not to be measured.
 fn warm_memory() {
     for _ in 0..2 {
         let blocks: Vec<Vec<u8>> = (0..512).map(|_| vec![1; 4 * MIB]).collect();

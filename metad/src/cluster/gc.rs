@@ -1,4 +1,4 @@
-//! Deleting blocks that nothing refers to (I10), and taking removed files apart.
+//! Deletion of blocks that nothing refers to (I10), and of the content of removed files.
 
 use crate::Shared;
 use crate::fs::keys::Key;
@@ -12,15 +12,15 @@ use wire::ids::BlockHash;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::tls::Role;
 
-/// Blocks looked at in one round.
+/// Blocks handled in one round.
 const ROUND_BLOCKS: usize = 512;
-/// After a round that came to the end of the list, or failed.
+/// Pause after a round that came to the end of the list, or failed.
 const PAUSE: Duration = Duration::from_secs(5);
-/// A daemon that takes longer to drop blocks is passed over.
+/// How long a daemon is waited for; blocks of a slower one count as dropped, and its block report finds them later.
 const DROP_TIMEOUT: Duration = Duration::from_secs(20);
-/// Between rounds in which daemons keep blocks: they are asked again and again.
-const KEPT_PAUSE: Duration = Duration::from_millis(200);
-/// Between pieces of a removed file: other commands go in between.
+/// Pause between rounds in which daemons retain blocks: they are asked again and again.
+const RETAINED_PAUSE: Duration = Duration::from_millis(200);
+/// Pause between pieces of a removed file: other commands go in between.
 const REAP_PAUSE: Duration = Duration::from_millis(5);
 
 /// Deletes unreferenced blocks until cancelled, while this node leads.
@@ -34,8 +34,8 @@ pub async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Asks for the next blocks to be dropped, behind those of the last round: blocks that daemons keep must not hold up the others.
-/// Returns how many it has dealt with; fewer than [`ROUND_BLOCKS`] means that there are no more for now.
+/// Asks daemons to drop the next blocks, after those of the last round: blocks that daemons retain must not hold up the
+/// others. Returns how many blocks were handled; fewer than [`ROUND_BLOCKS`] means that there are no more for now.
 async fn round(shared: &Shared, after: &mut Option<Key>) -> usize {
     let grace_ms = u64::try_from(shared.config.gc_grace.as_millis()).unwrap_or(u64::MAX);
     let (now, state) = (Timestamp::now(), shared.consensus.state());
@@ -53,19 +53,19 @@ async fn round(shared: &Shared, after: &mut Option<Key>) -> usize {
             by_daemon.entry(addr).or_default().push(*hash);
         }
     }
-    // I10: each daemon decides for itself, against the stamps of its own copies. One that is away finds out by its block
-    // report when it comes back.
+    // I10: each daemon decides for itself, by the stamps of its own copies. A daemon that is away learns it from the
+    // answer to its block report when it comes back.
     let asking = by_daemon.into_iter().map(|(addr, hashes)| {
         let request = BlockRequest::Drop { hashes: hashes.clone(), epoch: layout.epoch, grace_ms };
-        kept_by(shared, addr, hashes, request)
+        retained_by(shared, addr, hashes, request)
     });
-    // All at once: one that answers late holds up no other.
-    let kept: BTreeSet<BlockHash> = futures::future::join_all(asking).await.into_iter().flatten().collect();
-    if !kept.is_empty() {
-        tokio::time::sleep(KEPT_PAUSE).await;
+    // All daemons at once: a slow answer holds up no other.
+    let retained: BTreeSet<BlockHash> = futures::future::join_all(asking).await.into_iter().flatten().collect();
+    if !retained.is_empty() {
+        tokio::time::sleep(RETAINED_PAUSE).await;
     }
     let count = blocks.len();
-    let gone: Vec<BlockHash> = blocks.into_iter().filter(|hash| !kept.contains(hash)).collect();
+    let gone: Vec<BlockHash> = blocks.into_iter().filter(|hash| !retained.contains(hash)).collect();
     if gone.is_empty() {
         return count;
     }
@@ -78,8 +78,13 @@ async fn round(shared: &Shared, after: &mut Option<Key>) -> usize {
     }
 }
 
-/// Has a daemon drop its copies of these blocks. Returns those that it keeps; none when it does not answer.
-async fn kept_by(shared: &Shared, addr: SocketAddr, hashes: Vec<BlockHash>, request: BlockRequest) -> Vec<BlockHash> {
+/// Asks a daemon to drop its copies of these blocks. Returns those that it retains; none when it does not answer.
+async fn retained_by(
+    shared: &Shared,
+    addr: SocketAddr,
+    hashes: Vec<BlockHash>,
+    request: BlockRequest,
+) -> Vec<BlockHash> {
     let peer = shared.endpoint.peer(addr, Role::Blockd);
     match peer.request::<_, BlockReply>(&request, &[], DROP_TIMEOUT).await {
         Ok((BlockReply::Dropped(dropped), _)) if dropped.len() <= hashes.len() => {
@@ -101,7 +106,7 @@ async fn kept_by(shared: &Shared, addr: SocketAddr, hashes: Vec<BlockHash>, requ
     }
 }
 
-/// Takes the content of removed files apart, piece by piece, until cancelled.
+/// Deletes the content of removed files, piece by piece, until cancelled.
 pub async fn reap(shared: Arc<Shared>) {
     loop {
         let waiting = shared.consensus.leads() && orphan::has_reaping(&**shared.consensus.state());

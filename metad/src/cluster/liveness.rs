@@ -1,4 +1,5 @@
-//! Heartbeats of block daemons and signs of life of sessions. In memory only: a new leader starts with a full grace.
+//! Heartbeats of block daemons and signs of life of sessions, in memory only: a new leader gives everybody the full
+//! time.
 
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -11,12 +12,12 @@ use wire::message::block::RepairReport;
 use wire::message::meta::BlockdHeartbeat;
 use wire::op::StatFs;
 
-/// A daemon that missed this many heartbeats may have died: one is lost now and then.
+/// A daemon that missed this many heartbeats may have died; single ones are lost now and then.
 const SUSPECT_HEARTBEATS: u32 = 2;
-/// A daemon that is silent for this long is down, whatever its heartbeats' interval is.
-const DOWN: Duration = Duration::from_secs(10);
+/// A daemon that is silent for this long is down, whatever the interval of its heartbeats.
+const DOWN_AFTER: Duration = Duration::from_secs(10);
 
-/// What was last heard of whom.
+/// When each daemon and session was last heard.
 #[derive(Default)]
 pub struct Liveness {
     blockds: Mutex<Blockds>,
@@ -26,22 +27,23 @@ pub struct Liveness {
 #[derive(Default)]
 struct Blockds {
     heard: HashMap<BlockdId, (Instant, BlockdHeartbeat)>,
-    /// Since when this node leads and waits for those that it has not heard of.
+    /// Since when this node has led and waited for daemons that it has not heard.
     missed_since: HashMap<BlockdId, Instant>,
 }
 
 impl Liveness {
-    /// A block daemon has reported.
+    /// Records a heartbeat of a block daemon.
     pub fn heard_blockd(&self, heartbeat: BlockdHeartbeat) {
         self.blockds.lock().heard.insert(heartbeat.id, (Instant::now(), heartbeat));
     }
 
-    /// A session has shown that it lives.
+    /// Records that a session is alive.
     pub fn heard_session(&self, id: SessionId) {
         self.sessions.lock().insert(id, Instant::now());
     }
 
-    /// Of these sessions, those not heard of for `ttl`. One that was never heard of here is heard of now.
+    /// Returns those of these sessions that were not heard for `ttl`. A session that was never heard here counts as
+    /// heard now.
     pub fn silent_sessions(&self, all: &[SessionId], ttl: Duration) -> Vec<SessionId> {
         let mut heard = self.sessions.lock();
         heard.retain(|id, _| all.contains(id));
@@ -49,13 +51,14 @@ impl Liveness {
         all.iter().copied().filter(|id| now - *heard.entry(*id).or_insert(now) > ttl).collect()
     }
 
-    /// This node does not lead, or cannot know that it does: what it heard earlier must not count when it leads again.
+    /// Forgets when sessions were heard. Call it when this node cannot know that it leads: earlier signs of life must
+    /// not count when it leads again.
     pub fn forget_sessions(&self) {
         self.sessions.lock().clear();
     }
 
-    /// The members that are not out and were silent for longer than the layout allows, the longest silent one first. One
-    /// that was never heard of here is waited for from the first call on.
+    /// Returns the members that are not out and were silent for longer than the layout allows, the longest silent one
+    /// first. A member that was never heard here is waited for from the first call on.
     pub fn silent_blockds(&self, layout: &Layout) -> Vec<BlockdId> {
         let limit = Duration::from_millis(layout.down_after_ms);
         let mut blockds = self.blockds.lock();
@@ -77,12 +80,12 @@ impl Liveness {
         silent.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// As [`Liveness::forget_sessions`].
+    /// Forgets heartbeats, as [`Liveness::forget_sessions`] forgets sessions.
     pub fn forget_blockds(&self) {
         *self.blockds.lock() = Blockds::default();
     }
 
-    /// Whether each owner holds all that it owes under the present owners.
+    /// Returns whether each owner holds all blocks that it should hold under the current owners.
     pub fn all_done(&self, layout: &Layout) -> bool {
         let blockds = self.blockds.lock();
         let is_done = |member: &LayoutMember| {
@@ -91,7 +94,7 @@ impl Liveness {
         layout.owning().all(is_done)
     }
 
-    /// Those that have reported that they were emptied, and of which the layout does not say so yet.
+    /// Returns the members that have reported that they are empty, and that the layout does not call drained yet.
     pub fn emptied(&self, layout: &Layout) -> Vec<BlockdId> {
         let states = self.blockds(layout);
         let members = layout.members.iter().zip(states);
@@ -100,7 +103,7 @@ impl Liveness {
         members.filter(is_news).map(|(member, _)| member.id).collect()
     }
 
-    /// State of each member of the layout.
+    /// Returns the state of each member of the layout.
     pub fn blockds(&self, layout: &Layout) -> Vec<BlockdState> {
         let blockds = self.blockds.lock();
         let state = |member: &LayoutMember| match blockds.heard.get(&member.id) {
@@ -129,7 +132,7 @@ impl Liveness {
         layout.members.iter().map(state).collect()
     }
 
-    /// Capacity as files see it: what the owners have, divided by the copies made of each block.
+    /// Returns the capacity as files see it: that of the owners, divided by the copies made of each block.
     pub fn statfs(&self, layout: &Layout, inodes: u64) -> StatFs {
         let copies = u64::from(layout.replicas.max(1)).min(layout.owning().count().max(1) as u64);
         let blockds = self.blockds(layout);
@@ -149,7 +152,7 @@ fn health(layout: &Layout, member: &LayoutMember, silent: Duration, heartbeat: &
         BlockdHealth::Drained
     } else if member.out {
         BlockdHealth::Out
-    } else if silent > DOWN.max(every * SUSPECT_HEARTBEATS) {
+    } else if silent > DOWN_AFTER.max(every * SUSPECT_HEARTBEATS) {
         BlockdHealth::Down
     } else if is_silent {
         BlockdHealth::Suspect

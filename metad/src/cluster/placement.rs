@@ -1,8 +1,8 @@
 //! Where a new block daemon's points lie on the ring.
 //!
 //! Random points alone balance badly: with 64 of them a daemon's share varies by an eighth. So candidates are drawn and
-//! moved about until the expected load of all, replicas counted, is as close to the weights as it gets, while the
-//! points of the daemons that are there already stay: only blocks that the newcomer takes over move.
+//! moved about until the expected load of all, replicas counted, is as close to the weights as possible. The points of
+//! existing daemons stay: only blocks that the newcomer takes over move.
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -14,7 +14,8 @@ const POINTS: usize = 64;
 /// Rounds of moving one point.
 const ROUNDS: usize = 600;
 
-/// Share of all block copies that each member is expected to hold; they sum up to the number of copies.
+/// Returns the share of all block copies that each member is expected to hold. The shares sum up to the number of
+/// copies.
 #[must_use]
 pub fn shares(members: &[LayoutMember], replicas: usize) -> Vec<f64> {
     let mut ring: Vec<(u128, usize)> = members
@@ -44,7 +45,7 @@ pub fn shares(members: &[LayoutMember], replicas: usize) -> Vec<f64> {
     shares
 }
 
-/// How far the worst member is from its weight's share; 0.1 means ten percent.
+/// Returns how far the worst member is from the share of its weight; 0.1 means ten percent.
 #[must_use]
 pub fn imbalance(members: &[LayoutMember], replicas: usize) -> f64 {
     let weights: f64 = members.iter().map(|member| f64::from(member.weight)).sum();
@@ -56,7 +57,7 @@ pub fn imbalance(members: &[LayoutMember], replicas: usize) -> f64 {
         .fold(0.0, f64::max)
 }
 
-/// Gives `newcomer` its points within `members`, which it joins. Deterministic in `seed`.
+/// Gives `newcomer` its points within `members`, which it joins. The result depends only on the arguments and `seed`.
 #[must_use]
 pub fn place(
     mut members: Vec<LayoutMember>,

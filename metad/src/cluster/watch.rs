@@ -1,5 +1,5 @@
-//! Looking after the layout while this node leads: daemons that are silent for too long are taken out, and a layout of
-//! which every owner has reported its ranges done is made final (I11).
+//! Supervision of the layout while this node leads: daemons that are silent for too long are taken out, and a layout
+//! becomes final once every owner has reported that its ranges are done (I11).
 //!
 //! Every change goes through [`change`], one at a time: the layout is read, changed and proposed under
 //! `Shared::layout_change`, and a proposal made on an older layout is refused when it is applied.
@@ -14,18 +14,18 @@ use wire::ids::SessionId;
 use wire::layout::Layout;
 use wire::message::event::MetaEvent;
 
-/// Between two looks: below any sensible `down_after`.
+/// Pause between two looks: below any sensible `down_after`.
 const PAUSE: Duration = Duration::from_millis(500);
 /// A leader that cannot reach a majority for this long does not count silence.
 const BARRIER_LIMIT: Duration = Duration::from_secs(2);
 
-/// Looks after the layout until cancelled.
+/// Supervises the layout until cancelled.
 pub async fn run(shared: Arc<Shared>) {
     let mut looked = Instant::now();
     loop {
         tokio::time::sleep(PAUSE).await;
         let leads = matches!(timeout(BARRIER_LIMIT, shared.consensus.read_barrier()).await, Ok(Ok(())));
-        // Silence counts only while this node could have been told: while it led, and was not paused itself.
+        // Silence counts only while this node could have heard the daemons: while it led, and was not paused itself.
         let was_paused = looked.elapsed() > PAUSE * 2 + BARRIER_LIMIT;
         looked = Instant::now();
         if !leads || was_paused {
@@ -65,8 +65,8 @@ async fn look(shared: &Shared) -> Result<(), ProposeError> {
     Ok(())
 }
 
-/// Changes the layout by `step`, which gives `None` when there is nothing to change or it may not be done now. Returns
-/// the new layout.
+/// Changes the layout by `step`, which returns `None` when there is nothing to change or it may not be done now.
+/// Returns the new layout.
 pub(crate) async fn change(
     shared: &Shared,
     step: impl FnOnce(&Layout) -> Option<Layout>,
@@ -77,7 +77,7 @@ pub(crate) async fn change(
     let Some(changed) = tokio::task::block_in_place(|| step(&layout)) else { return Ok(None) };
     match shared.propose(Command::SetLayout(changed.clone())).await? {
         CommandReply::Done => {
-            shared.events.tell_others(SessionId::default(), &MetaEvent::LayoutChanged(changed.epoch));
+            shared.events.send_to_others(SessionId::default(), &MetaEvent::LayoutChanged(changed.epoch));
             Ok(Some(changed))
         }
         _ => Err(ProposeError::Unknown),

@@ -1,5 +1,5 @@
-//! POSIX access control lists (`acl(5)`) where they meet the mode: inheritance, and the mask that shows as the group's
-//! bits. The lists travel in the kernel's form: a version, then entries of tag, permissions and id, little endian.
+//! How POSIX access control lists (`acl(5)`) and the mode depend on each other: inheritance, and the mask that shows as
+//! the group's bits. Lists have the kernel's form: a version, then entries of tag, permissions and id, little endian.
 
 use super::inode::Inode;
 use super::keys;
@@ -68,17 +68,17 @@ impl Acl {
         self.0.iter_mut().find(|entry| entry.tag == tag)
     }
 
-    /// No more than the three classes of the mode.
+    /// Returns whether the list has no more than the three classes of the mode.
     fn is_minimal(&self) -> bool {
         self.0.len() == 3
     }
 
-    /// Permissions of the group class: the mask where there is one.
+    /// Returns the entry with the permissions of the group class: the mask, if there is one.
     fn group_class(&mut self) -> Option<&mut Entry> {
         if self.find(MASK).is_some() { self.find_mut(MASK) } else { self.find_mut(GROUP_OBJ) }
     }
 
-    /// The nine permission bits that show this list.
+    /// Returns the nine permission bits that show this list.
     fn mode(&mut self) -> u32 {
         let perm = |entry: Option<&Entry>| entry.map_or(0, |entry| u32::from(entry.perm));
         let owner = perm(self.find(USER_OBJ));
@@ -86,7 +86,7 @@ impl Acl {
         owner << 6 | group << 3 | perm(self.find(OTHER))
     }
 
-    /// Takes the nine permission bits over into the list.
+    /// Sets the list's permissions from the nine permission bits.
     fn set_mode(&mut self, mode: u32) {
         let set = |entry: Option<&mut Entry>, shift: u32| {
             if let Some(entry) = entry {
@@ -99,7 +99,7 @@ impl Acl {
     }
 }
 
-/// Gives a new inode its rights: from its directory's default list, else by the umask.
+/// Gives a new inode its permissions: from its directory's default list if there is one, otherwise by the umask.
 pub(super) fn inherit(view: &mut View, dir: &Inode, inode: &mut Inode, umask: u32) {
     let default = if dir.attr.has_xattrs { view.get(&keys::xattr(dir.attr.ino, DEFAULT)) } else { None };
     let Some((bytes, mut acl)) = default.and_then(|bytes| Some((bytes.clone(), Acl::parse(&bytes)?))) else {
@@ -120,7 +120,7 @@ pub(super) fn inherit(view: &mut View, dir: &Inode, inode: &mut Inode, umask: u3
     }
 }
 
-/// The mode is being set: the access list follows it.
+/// Changes the access list when the mode is set.
 pub(super) fn mode_changed(view: &mut View, inode: &Inode, mode: u32) {
     if !inode.attr.has_xattrs {
         return;
@@ -132,8 +132,8 @@ pub(super) fn mode_changed(view: &mut View, inode: &Inode, mode: u32) {
     }
 }
 
-/// An attribute is being set: the mode follows an access list. Returns whether the attribute needs to be kept: a list
-/// of the three classes alone says no more than the mode.
+/// Changes the mode when an access list is set. Returns whether the attribute needs to be stored: a list of only the
+/// three classes says no more than the mode.
 pub(super) fn attribute_set(inode: &mut Inode, name: &[u8], value: &[u8]) -> Result<bool, FsError> {
     if name != ACCESS && name != DEFAULT {
         return Ok(true);

@@ -25,7 +25,7 @@ pub(super) fn set_attr(view: &mut View, context: &Context, ino: Ino, change: &At
     Ok(OpReply::Attr(inode.attr))
 }
 
-/// `Op::Accessed`. No change of the inode in POSIX's sense: `ctime` stays.
+/// `Op::Accessed`. This is no change of the inode in POSIX's sense: `ctime` stays.
 pub(super) fn accessed(view: &mut View, context: &Context, ino: Ino, at: Timestamp) {
     let Ok(mut inode) = Inode::load(view, ino) else { return };
     let at = at.min(context.now);

@@ -18,7 +18,7 @@ pub struct BlockRef {
     pub zero_since_ms: u64,
 }
 
-/// One more extent refers to a block.
+/// Counts one more extent that refers to a block.
 pub(super) fn add(view: &mut View, hash: &BlockHash, len: u32) {
     let key = keys::block(hash);
     let mut block = view.load(&key).unwrap_or(BlockRef { count: 0, len, zero_since_ms: 0 });
@@ -30,7 +30,7 @@ pub(super) fn add(view: &mut View, hash: &BlockHash, len: u32) {
     view.store(key, &block);
 }
 
-/// One extent less refers to a block. The last one puts it in line for deletion.
+/// Counts one extent less that refers to a block. A block without references is queued for deletion.
 pub(super) fn remove(view: &mut View, context: &Context, hash: &BlockHash) {
     let key = keys::block(hash);
     let mut block: BlockRef = view.load(&key).expect("an extent's block is counted");
@@ -43,9 +43,9 @@ pub(super) fn remove(view: &mut View, context: &Context, hash: &BlockHash) {
     view.store(key, &block);
 }
 
-/// `Command::BlocksDropped`: their daemons hold them no more. One that was referred to again meanwhile stays counted, also
-/// when it has lost that reference again and `before` (milliseconds since the epoch) says that it is kept: its writer has
-/// stored it anew, because storing precedes referring.
+/// `Command::BlocksDropped`: forgets blocks that their daemons have dropped. A block that was referred to again
+/// meanwhile stays counted: its writer has stored it anew, because storing precedes referring. So does one that has
+/// lost that reference again, unless it did so before `before` (milliseconds since the epoch).
 pub(super) fn dropped(view: &mut View, hashes: &[BlockHash], before: u64) {
     for hash in hashes {
         let key = keys::block(hash);
@@ -57,8 +57,9 @@ pub(super) fn dropped(view: &mut View, hashes: &[BlockHash], before: u64) {
     }
 }
 
-/// Up to `limit` blocks that nothing has referred to since before `ms`, oldest first, beginning behind `after`. `after` becomes the
-/// last of them, or `None` when they were the last ones: the next call begins at the oldest again.
+/// Returns up to `limit` blocks that nothing has referred to since before `ms`, oldest first, beginning after `after`.
+/// `after` is set to the last of them, or to `None` when there are no more: the next call then begins at the oldest
+/// again.
 pub fn next_unreferenced(kv: &dyn Kv, after: &mut Option<keys::Key>, ms: u64, limit: usize) -> Vec<BlockHash> {
     let Range { mut start, end } = keys::unreferenced_before(ms);
     if let Some(after) = after.take() {
@@ -83,7 +84,7 @@ pub fn referenced(kv: &dyn Kv, from: BlockHash, last: BlockHash, limit: usize) -
     (counted.collect(), looked_at_last.and_then(|hash| hash.next()).filter(|next| *next <= last))
 }
 
-/// Whether an extent refers to a block.
+/// Returns whether an extent refers to a block.
 pub fn is_referenced(kv: &dyn Kv, hash: &BlockHash) -> bool {
     kv.load::<BlockRef>(&keys::block(hash)).is_some_and(|block| block.count > 0)
 }
@@ -95,7 +96,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn a_block_that_has_lost_a_newer_reference_and_is_kept_outlives_a_round_that_began_before() {
+    fn a_block_that_lost_a_newer_reference_survives_a_round_of_deletion_that_began_before() {
         let hash = BlockHash([1; 32]);
         let mut kv = MemoryKv::default();
         let block = BlockRef { count: 0, len: 9, zero_since_ms: 70 };

@@ -1,13 +1,12 @@
-//! Looking through the whole state for contradictions: for operators (`surf fsck`), and for tests.
+//! Checks of the whole state for contradictions: for operators (`surf fsck`), and for tests.
 //!
-//! The state must not change meanwhile: it is frozen, or in memory. What is remembered at a time is bounded: inodes and
-//! blocks are taken in windows, and the tables that refer to them from anywhere (entries, extents) are looked through once
-//! for each window.
+//! The state must not change meanwhile: it is frozen, or in memory. A check uses bounded memory: it takes inodes and
+//! blocks in windows, and reads the tables that refer to them from anywhere (entries, extents) once for each window.
 //!
-//! - [`windows`] is one window of inodes with all that belongs to each, `entries` and `rows` what it compares.
-//! - `circles` finds directories that are not within reach of the root.
-//! - `blocks` compares the references of blocks, `indexes` the tables that say the same in two orders.
-//! - [`places`] tells where an inode is found.
+//! - [`windows`] checks one window of inodes with all that belongs to each; it uses `entries` and `rows`.
+//! - `circles` finds directories that cannot be reached from the root.
+//! - `blocks` compares the references of blocks, `indexes` the tables that index others.
+//! - [`places`] names the place of an inode.
 
 mod blocks;
 mod circles;
@@ -26,12 +25,12 @@ use wire::message::check::{Finding, FindingKind, Repair};
 /// Inodes, and blocks, that are compared at a time: some 100 bytes each.
 const WINDOW: usize = 1 << 19;
 
-/// Who listens to a check.
+/// Receives what a check finds.
 pub trait Listener {
-    /// Something contradicts something else.
+    /// Receives a contradiction.
     fn found(&mut self, finding: Finding);
 
-    /// One more pair was looked at. The check is given up when it answers false.
+    /// Counts one more pair that was read. The check is given up when this returns false.
     fn looked(&mut self) -> bool;
 }
 
@@ -43,12 +42,12 @@ pub(super) struct Check<'a> {
     ended: bool,
 }
 
-/// Looks through the state.
+/// Checks the state.
 pub fn check_all(kv: &dyn Kv, listener: &mut dyn Listener) {
     check_in_windows(kv, listener, WINDOW);
 }
 
-/// The same with so many inodes and blocks at a time.
+/// Checks the state with windows of this many inodes and blocks.
 pub fn check_in_windows(kv: &dyn Kv, listener: &mut dyn Listener, window: usize) {
     let mut check = Check { kv, listener, window, ended: false };
     let steps: [fn(&mut Check); 4] = [blocks::check, windows::check, circles::check, indexes::check];
@@ -59,30 +58,30 @@ pub fn check_in_windows(kv: &dyn Kv, listener: &mut dyn Listener, window: usize)
     }
 }
 
-/// Contradictions found, one line each: for tests.
+/// Returns the contradictions found, one line each. For tests.
 #[must_use]
 pub fn check(kv: &dyn Kv) -> Vec<String> {
     check_up_to(kv, usize::MAX)
 }
 
-/// The first contradictions found, one line each. With so many the check is given up.
+/// Returns the first contradictions found, one line each. The check is given up after `most` of them.
 #[must_use]
 pub fn check_up_to(kv: &dyn Kv, most: usize) -> Vec<String> {
-    let mut first = First { findings: Vec::new(), most };
+    let mut first = FirstFindings { findings: Vec::new(), most };
     check_all(kv, &mut first);
     let line = |Finding { kind, place, what, .. }: &Finding| format!("{}: {place}: {what}", kind.word());
     first.findings.iter().map(line).collect()
 }
 
-/// Remembers the first findings, and gives the check up with so many.
-pub struct First {
-    /// Those that there were.
+/// Collects the first findings, and then gives the check up.
+pub struct FirstFindings {
+    /// The findings so far.
     pub findings: Vec<Finding>,
-    /// How many they may be.
+    /// The number of findings after which the check is given up.
     pub most: usize,
 }
 
-impl Listener for First {
+impl Listener for FirstFindings {
     fn found(&mut self, finding: Finding) {
         if self.findings.len() < self.most {
             self.findings.push(finding);
@@ -95,8 +94,8 @@ impl Listener for First {
 }
 
 impl Check<'_> {
-    /// Calls `visit` with the pairs of a range whose keys have at least so many bytes behind their prefix; other keys are
-    /// findings.
+    /// Calls `visit` with the pairs of a range whose keys have at least `bytes` bytes after their prefix; other keys
+    /// are findings.
     fn scan(&mut self, range: Range<Key>, bytes: usize, mut visit: impl FnMut(&mut Self, &[u8], &[u8])) {
         let kv = self.kv;
         kv.scan(range, &mut |key, value| {
@@ -113,7 +112,7 @@ impl Check<'_> {
         });
     }
 
-    /// A decoded value, or a finding.
+    /// Decodes a value, or reports it.
     fn decode<T: DeserializeOwned>(&mut self, key: &[u8], value: &[u8]) -> Option<T> {
         let decoded = wire::codec::decode(value).ok();
         if decoded.is_none() {
@@ -122,7 +121,7 @@ impl Check<'_> {
         decoded
     }
 
-    /// The decoded value of a key, if there is one.
+    /// Returns the decoded value of a key, if there is one.
     fn load<T: DeserializeOwned>(&mut self, key: &[u8]) -> Option<T> {
         let value = self.kv.get(key)?;
         self.decode(key, &value)

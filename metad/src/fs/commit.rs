@@ -1,8 +1,8 @@
-//! Making written content part of a file (I6).
+//! Commits of written content to a file (I6).
 //!
 //! A commit names the version it is based on. Each extent carries the version that wrote it, and an inode the ranges
-//! that were cut since (`Cut`), so whether others touched the same bytes meanwhile is seen without any history. What is
-//! appended lands behind everything and touches nothing.
+//! that were cut since (`Cut`). So metad sees without any history whether others touched the same bytes meanwhile.
+//! Appended content comes after everything and conflicts with nothing.
 
 use super::Context;
 use super::dentry;
@@ -21,18 +21,18 @@ use wire::ids::{Ino, Version};
 use wire::limits::{BLOCK_BYTES_MAX, COMMIT_EXTENTS_MAX, FILE_BYTES_MAX, INLINE_BYTES_MAX, NAME_BYTES_MAX};
 use wire::op::{ConflictCopy, ConflictPolicy, OpReply, check_name};
 
-/// Extents counted in a written chunk, to tell the client when to compact.
+/// Extents are counted in a written chunk up to this number. The count shows the client when to compact.
 const COUNTED_EXTENTS: usize = 4096;
-/// They are counted with every so many commits of a file, and with those of so many pieces: counting thousands takes longer
-/// than a small commit.
+/// Extents are counted with every commit of this many pieces, and with each commit whose version is a multiple of this:
+/// counting thousands takes longer than a small commit.
 const COUNTED_EVERY: usize = 64;
 
-/// Longest suffix of a conflict copy, in bytes: its name, shortened, and a dot with the largest number fit with it.
+/// Longest suffix of a conflict copy, in bytes: a dot and the largest number fit in a name with it.
 const SUFFIX_BYTES_MAX: usize = NAME_BYTES_MAX - ".4294967295".len();
 
-/// Names of conflict copies that are numbered in their order.
+/// The first names of conflict copies, numbered consecutively.
 const NUMBERED_IN_ORDER: u32 = 16;
-/// Names tried for one conflict copy; who has made all of these has meant to.
+/// Names tried for one conflict copy. Only a malicious client has taken them all.
 const NAMES_TRIED_MAX: u32 = 256;
 
 /// `Op::Commit`, without the inode.
@@ -55,7 +55,7 @@ pub(super) fn commit(view: &mut View, context: &Context, ino: Ino, commit: &Comm
     if commit.base > inode.attr.version {
         return Err(FsError::Invalid);
     }
-    // I6: who commits first wins; the other's content is kept beside it, never dropped.
+    // I6: the first commit wins. The content of the other one is stored beside it, and never dropped.
     let appends = appended_at.is_some();
     let changed = commit.base < inode.attr.version && !appends;
     let conflict = if changed && touched_since(view, &inode, commit, &writes) {
@@ -74,7 +74,8 @@ pub(super) fn commit(view: &mut View, context: &Context, ino: Ino, commit: &Comm
         if commit.clear_privileges {
             inode.attr.clear_privileges();
         }
-        // The writer's clock may be behind the last one's: mtime goes back to what an application had set, no further.
+        // The writer's clock may be behind that of the previous one: mtime goes back to what an application had set,
+        // but no further.
         let earliest = inode.attr.mtime.min(inode.attr.ctime);
         inode.modified(context.now);
         inode.attr.mtime = commit.mtime.map_or(inode.attr.mtime, |mtime| mtime.max(earliest));
@@ -86,7 +87,7 @@ pub(super) fn commit(view: &mut View, context: &Context, ino: Ino, commit: &Comm
     Ok(OpReply::Committed { attr: inode.attr, appended_at, conflict, chunk_extents })
 }
 
-/// The writes, moved to the end of the file where they append.
+/// Returns the writes, moved to the end of the file if they append.
 fn shifted(commit: &Commit, size: u64) -> Result<Vec<ExtentWrite>, FsError> {
     let mut writes = commit.writes.to_vec();
     if let Some(from) = commit.append_from {
@@ -120,9 +121,9 @@ fn check_writes(writes: &[ExtentWrite]) -> Result<(), FsError> {
     if end > FILE_BYTES_MAX { Err(FsError::TooLarge) } else { Ok(()) }
 }
 
-/// Whether anyone else wrote or removed bytes of these ranges after the version that a commit is based on.
+/// Returns whether others wrote or removed bytes of these ranges after the version that a commit is based on.
 fn touched_since(view: &View, inode: &Inode, commit: &Commit, writes: &[ExtentWrite]) -> bool {
-    // Thousands of extents are compared with a thousand versions.
+    // A set, for thousands of extents are compared with a thousand versions.
     let own: BTreeSet<Version> = commit.own.iter().copied().collect();
     let foreign = |version: Version| version > commit.base && !own.contains(&version);
     writes.iter().any(|write| {
@@ -139,7 +140,7 @@ fn write(view: &mut View, context: &Context, inode: &mut Inode, writes: &[Extent
     inode.attr.size = inode.attr.size.max(end);
 }
 
-/// Keeps the losing writes: a sibling with the file's present content and these writes over it.
+/// Stores the losing writes: a sibling with the file's current content and these writes over it.
 fn make_copy(
     view: &mut View,
     context: &Context,
@@ -151,7 +152,7 @@ fn make_copy(
         return Err(FsError::NameTooLong);
     }
     session::use_ino(view, context, ino)?;
-    // The directory may have gone together with the file's last name: then the copy is found in the root.
+    // The directory may have gone together with the file's last name: the copy is then put in the root.
     let mut dir = match Inode::load_dir(view, original.parent) {
         Ok(dir) => dir,
         Err(_) => Inode::load_dir(view, Ino::ROOT)?,
@@ -174,7 +175,7 @@ fn make_copy(
     }
     copy.modified(context.now);
     copy.save(view);
-    // With its access list: without that, the mode would mean something else.
+    // The copy gets the access list too: without it, the mode would mean something else.
     xattr::copy(view, original.attr.ino, ino);
     view.store(keys::dentry(dir.attr.ino, &name), &(ino, FileKind::Regular));
     dir.attr.size += 1;
@@ -184,8 +185,9 @@ fn make_copy(
     Ok(ConflictCopy { ino, parent: dir.attr.ino, name })
 }
 
-/// The file's name with the suffix of at most [`SUFFIX_BYTES_MAX`], shortened to fit, and numbered when it is taken: from 1
-/// on, and after a few by what follows from the copy's own number, or many copies would be looked through for each one.
+/// Returns the file's name with the suffix of at most [`SUFFIX_BYTES_MAX`], shortened to fit, and with a number if that
+/// name is taken. Numbers begin with 1. After a few they are hashes of the copy's inode number: otherwise each of many
+/// copies would try the names of all others.
 fn free_name(view: &View, dir: Ino, name: &[u8], suffix: &[u8], copy: Ino) -> Result<Vec<u8>, FsError> {
     let hashed = |attempt: u32| {
         let hash = blake3::hash(&[copy.0.to_le_bytes().as_slice(), &attempt.to_le_bytes()].concat());
@@ -197,7 +199,7 @@ fn free_name(view: &View, dir: Ino, name: &[u8], suffix: &[u8], copy: Ino) -> Re
         if number > 0 {
             tail.extend_from_slice(format!(".{number}").as_bytes());
         }
-        // The number is never cut off: each of these names is another one.
+        // The number is never cut off, so all these names differ.
         let room = NAME_BYTES_MAX - tail.len();
         let mut full = name[..name.len().min(room)].to_vec();
         full.extend_from_slice(&tail);

@@ -1,4 +1,4 @@
-//! What sessions did under delegations and tell later, and how far their journals have been told.
+//! What sessions did under delegations and send later, and up to where their journals have been sent.
 
 use super::inode::Inode;
 use super::view::{Kv, KvExt, View};
@@ -9,10 +9,11 @@ use wire::ids::{JournalId, Version};
 use wire::limits::JOURNALED_FILES_MAX;
 use wire::op::{Expect, JournalPosition, JournaledFile, Op, OpReply};
 
-/// How far the time of a deferred operation may be ahead of the leader's: what sessions estimate wrongly.
+/// Seconds by which the time of a deferred operation may be ahead of the leader's, for sessions that estimate it
+/// wrongly.
 const AHEAD_SECS: i64 = 2;
 /// Journals of one certificate whose position is remembered: one for each place from which somebody mounted and did not
-/// unmount. With more, some of these are forgotten, in the order of their random numbers, and nobody else's.
+/// unmount. With more, some of this certificate's are forgotten, in the order of their random numbers.
 const JOURNALS_MAX: u64 = 1024;
 
 /// `Op::Deferred`.
@@ -52,7 +53,8 @@ pub(super) fn journaled(
     before: &Committed,
 ) {
     let Some(mut position) = position else { return forget(view, context, journal) };
-    // More than a client streams at once. Of those that are forgotten, what is sent again stands beside what was sent.
+    // This is more than a client streams at once. Content of a forgotten file becomes a conflict copy if it is sent
+    // again.
     position.files.truncate(JOURNALED_FILES_MAX);
     position.files.iter_mut().for_each(|file| settle(file, before));
     store(view, context, journal, &position);
@@ -87,10 +89,10 @@ pub(super) fn journaled_content(
     store(view, context, journal, &position);
 }
 
-/// Finds out what the rest of a file's content is based on.
+/// Updates the version that the rest of a file's content is based on.
 fn settle(file: &mut JournaledFile, before: &Committed) {
-    // I6: only then has the session seen all that is in the file. What went into a conflict copy has left the file as others
-    // have made it.
+    // I6: only then has the session seen all that is in the file. If the content went into a conflict copy, the file is
+    // as others have made it.
     let next = Version(file.base.0.saturating_add(1));
     if file.committed && before.contains(&(file.ino, next)) {
         file.base = next;
@@ -102,7 +104,7 @@ fn store(view: &mut View, context: &Context, journal: JournalId, position: &Jour
     let Some(session) = session::find(view, context.session) else { return };
     let (client, owned) = (&session.opening.client, keys::journal_of(&session.opening.client, journal));
     if view.get(&owned).is_none() {
-        // Counted, not looked through: a batch may begin thousands of them.
+        // Counted, not listed: a batch may begin thousands of them.
         let count: u64 = view.load(&keys::journals_count(client)).unwrap_or(0);
         if count < JOURNALS_MAX {
             view.store(keys::journals_count(client), &(count + 1));
@@ -115,7 +117,7 @@ fn store(view: &mut View, context: &Context, journal: JournalId, position: &Jour
     view.store(keys::journal(journal), position);
 }
 
-/// How far a journal has been told.
+/// Returns up to where a journal has been sent.
 pub(super) fn position(kv: &dyn Kv, journal: JournalId) -> Option<JournalPosition> {
     kv.load(&keys::journal(journal))
 }

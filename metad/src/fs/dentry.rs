@@ -10,13 +10,13 @@ use wire::ids::Ino;
 use wire::limits::{LINKS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX};
 use wire::op::{NewInode, OpReply, RenameMode, check_name};
 
-/// Depth up to which directories are moved: four times what a path can name (`PATH_MAX`) in names of one byte.
+/// Depth up to which directories can be moved: four times what a path can name (`PATH_MAX`) in names of one byte.
 const DEPTH_MAX: usize = 8_192;
 
 /// What an entry leads to.
 pub(crate) type Target = (Ino, FileKind);
 
-/// An inode to be made.
+/// The parameters of a new inode.
 pub(super) struct New<'a> {
     pub ino: Ino,
     pub node: &'a NewInode,
@@ -26,7 +26,7 @@ pub(super) struct New<'a> {
     pub gid: u32,
 }
 
-/// What a name in a directory leads to.
+/// Returns what a name in a directory leads to.
 pub fn find(kv: &dyn Kv, parent: Ino, name: &[u8]) -> Option<Target> {
     kv.load(&keys::dentry(parent, name))
 }
@@ -38,13 +38,13 @@ fn require(view: &View, parent: Ino, name: &[u8]) -> Result<Target, FsError> {
     find(view, parent, name).ok_or(FsError::NotFound)
 }
 
-/// Adds an entry; the directory's counts and times follow.
+/// Adds an entry, and updates the directory's counts and times.
 pub(super) fn add(view: &mut View, context: &Context, dir: &mut Inode, name: &[u8], target: Target) {
     view.store(keys::dentry(dir.attr.ino, name), &target);
     dir.attr.gained(target.1, context.now);
 }
 
-/// Removes an entry; the directory's counts and times follow.
+/// Removes an entry, and updates the directory's counts and times.
 fn remove(view: &mut View, context: &Context, dir: &mut Inode, name: &[u8], kind: FileKind) {
     view.delete(keys::dentry(dir.attr.ino, name));
     dir.attr.lost(kind, context.now);
@@ -120,7 +120,8 @@ pub(super) fn link(view: &mut View, context: &Context, ino: Ino, parent: Ino, na
     Ok(OpReply::Attr(inode.attr))
 }
 
-/// One entry less leads to an inode that is no directory. Returns its attributes, and whether it stays for the session.
+/// Counts one link less to an inode that is no directory. Returns its attributes, and whether the inode stays for the
+/// session.
 fn drop_link(
     view: &mut View,
     context: &Context,
@@ -158,12 +159,12 @@ fn is_empty(view: &View, dir: Ino) -> bool {
     !view.any(keys::dentries(dir, 0))
 }
 
-/// Removes a directory that has no entries and no entry leading to it any more.
+/// Removes a directory that is empty and has no entry of its own any more.
 fn drop_dir(view: &mut View, context: &Context, ino: Ino) -> Result<InodeAttr, FsError> {
     let mut inode = Inode::load(view, ino)?;
     inode.attr.nlink = 0;
     inode.changed(context.now);
-    // Handles on a removed directory have nothing left to read: no orphan is kept.
+    // Handles on a removed directory have nothing left to read: it does not become an orphan.
     orphan::remove(view, context, ino);
     Ok(inode.attr)
 }
@@ -184,10 +185,10 @@ pub(super) fn rmdir(view: &mut View, context: &Context, parent: Ino, name: &[u8]
     Ok(OpReply::Removed { attr, orphaned: false })
 }
 
-/// Whether `dir` lies in the subtree of `ancestor`, or is it.
+/// Returns whether `dir` is `ancestor`, or lies in its subtree.
 ///
 /// # Errors
-/// `NameTooLong` when it lies deeper than directories are moved about.
+/// `NameTooLong` when `dir` lies deeper than directories can be moved.
 fn is_within(view: &View, mut dir: Ino, ancestor: Ino) -> Result<bool, FsError> {
     for _ in 0..DEPTH_MAX {
         if dir == ancestor || dir == Ino::ROOT {
@@ -284,7 +285,7 @@ fn move_entry(
     rehome(view, context, source.0, new_parent, new_name)
 }
 
-/// The inode is now found there.
+/// Records the new place of an inode.
 fn rehome(view: &mut View, context: &Context, ino: Ino, parent: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
     let mut inode = Inode::load(view, ino)?;
     (inode.parent, inode.name) = (parent, name.to_vec());

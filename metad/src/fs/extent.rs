@@ -16,46 +16,46 @@ use wire::op::{OpReply, RangeAction};
 
 /// Collapse and insert work in units of this, as ext4's do with its block size.
 const SHIFT_UNIT: u64 = 4096;
-/// Extents that one operation moves or shares: those of a terabyte in full blocks.
+/// Extents that one operation moves or shares: as many as a terabyte in full blocks has.
 const MOVED_EXTENTS_MAX: usize = 262_144;
-/// Bytes that one operation allocates: an extent per chunk.
+/// Bytes that one operation allocates, with one extent per chunk.
 const ALLOCATED_BYTES_MAX: u64 = 1 << 40;
-/// Extents that one page of a reading carries.
+/// Extents on one page of an answer.
 const PAGE_EXTENTS: usize = 4096;
-/// Inline content that one page carries, so that it fits a message (`HEAD_BYTES_MAX`) however small the extents are.
+/// Inline content on one page, so that it fits in a message (`HEAD_BYTES_MAX`) however small the extents are.
 const PAGE_INLINE_BYTES: usize = 1 << 20;
 const _: () = assert!(PAGE_INLINE_BYTES + INLINE_BYTES_MAX + PAGE_EXTENTS * 128 < HEAD_BYTES_MAX);
 
 /// The stored value; the offset is in the key.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredExtent {
     len: u64,
     source: Source,
     version: Version,
 }
 
 fn from_pair(key: &[u8], value: &[u8]) -> Extent {
-    let Stored { len, source, version } = decode_stored(key, value);
+    let StoredExtent { len, source, version } = decode_stored(key, value);
     Extent { file_off: keys::extent_parts(key).1, len, source, version }
 }
 
-/// A stored value with another version.
+/// Returns a stored value with another version.
 pub(super) fn with_version(
     value: &[u8],
     next: impl FnOnce(Version) -> Result<Version, wire::Error>,
 ) -> Result<Vec<u8>, wire::Error> {
-    let mut stored: Stored = wire::codec::decode(value)?;
+    let mut stored: StoredExtent = wire::codec::decode(value)?;
     stored.version = next(stored.version)?;
     Ok(wire::codec::encode(&stored))
 }
 
-/// An extent as it is stored; `None` when it cannot be decoded.
+/// Returns an extent as it is stored; `None` when it cannot be decoded.
 pub(super) fn decode(key: &[u8], value: &[u8]) -> Option<Extent> {
-    let Stored { len, source, version } = wire::codec::decode(value).ok()?;
+    let StoredExtent { len, source, version } = wire::codec::decode(value).ok()?;
     Some(Extent { file_off: keys::extent_parts(key).1, len, source, version })
 }
 
-/// Extents that overlap `range`, in order.
+/// Returns the extents that overlap `range`, in order.
 pub(super) fn overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>) -> Vec<Extent> {
     let mut found = Vec::new();
     visit_overlapping(kv, ino, range, &mut |extent| {
@@ -65,9 +65,9 @@ pub(super) fn overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>) -> Vec<Exte
     found
 }
 
-/// Calls `visit` with the extents that overlap `range`, in order, until it answers false.
+/// Calls `visit` with the extents that overlap `range`, in order, until it returns false.
 ///
-/// No extent crosses a chunk's border, so one that began before the range can only begin within its chunk.
+/// No extent crosses a chunk's border, so one that begins before the range can only begin within the same chunk.
 fn visit_overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, visit: &mut dyn FnMut(Extent) -> bool) {
     let from = range.start - range.start % CHUNK_BYTES;
     // The one extent that reaches into the range from before it is the last that starts before its first byte.
@@ -85,18 +85,18 @@ fn visit_overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, visit: &mut dyn 
 fn insert(view: &mut View, ino: Ino, extent: Extent) {
     let Extent { file_off, len, source, version } = extent;
     assert!(len > 0 && file_off / CHUNK_BYTES == (file_off + len - 1) / CHUNK_BYTES, "extents stay in one chunk");
-    view.store(keys::extent(ino, file_off), &Stored { len, source, version });
+    view.store(keys::extent(ino, file_off), &StoredExtent { len, source, version });
 }
 
-/// Removes what `range` covers; extents that reach over its ends are shortened.
+/// Removes what `range` covers, and shortens extents that reach over its ends.
 pub(super) fn cut_range(view: &mut View, context: &Context, inode: &mut Inode, range: Range<u64>) {
     let ino = inode.attr.ino;
     for extent in overlapping(view, ino, &range) {
         let whole = extent.range();
         let left = (whole.start < range.start).then(|| extent.slice(&(whole.start..range.start)));
         let right = (whole.end > range.end).then(|| extent.slice(&(range.end..whole.end)));
-        let kept: u64 = [&left, &right].into_iter().flatten().map(|part| part.len).sum();
-        inode.attr.allocated -= extent.len - kept;
+        let rest_len: u64 = [&left, &right].into_iter().flatten().map(|part| part.len).sum();
+        inode.attr.allocated -= extent.len - rest_len;
         view.delete(keys::extent(ino, extent.file_off));
         if let Source::Block { hash, block_len, .. } = &extent.source {
             match (&left, &right) {
@@ -111,7 +111,7 @@ pub(super) fn cut_range(view: &mut View, context: &Context, inode: &mut Inode, r
     }
 }
 
-/// Puts a write in place of whatever was there, in the inode's present version, cut at chunk borders.
+/// Puts a write in place of what was there, with the inode's current version, cut at chunk borders.
 pub(super) fn place(view: &mut View, context: &Context, inode: &mut Inode, write: &ExtentWrite) {
     let whole =
         Extent { file_off: write.file_off, len: write.len, source: write.source.clone(), version: inode.attr.version };
@@ -129,7 +129,7 @@ pub(super) fn place(view: &mut View, context: &Context, inode: &mut Inode, write
     }
 }
 
-/// Puts writes, ordered by offset, in place of whatever was there.
+/// Puts writes, ordered by offset, in place of what was there.
 pub(super) fn place_all(view: &mut View, context: &Context, inode: &mut Inode, writes: &[ExtentWrite]) {
     let mut writes = writes.iter();
     let Some(mut run) = writes.next().cloned() else { return };
@@ -144,7 +144,7 @@ pub(super) fn place_all(view: &mut View, context: &Context, inode: &mut Inode, w
     place(view, context, inode, &run);
 }
 
-/// Whether `next` goes on where `before` ends, in the file and in the block: then one extent says the same as two.
+/// Returns whether `next` continues `before`, in the file and in the block: then one extent can stand for both.
 fn continues(before: &ExtentWrite, next: &ExtentWrite) -> bool {
     before.file_off + before.len == next.file_off
         && match (&before.source, &next.source) {
@@ -156,7 +156,7 @@ fn continues(before: &ExtentWrite, next: &ExtentWrite) -> bool {
         }
 }
 
-/// How many extents a chunk holds, counted up to `limit`.
+/// Returns how many extents a chunk holds, counted up to `limit`.
 pub(super) fn count_in_chunk(view: &View, ino: Ino, offset: u64, limit: usize) -> u32 {
     let start = offset - offset % CHUNK_BYTES;
     let range = keys::extent(ino, start)..keys::extent(ino, start + CHUNK_BYTES);
@@ -168,7 +168,7 @@ pub(super) fn count_in_chunk(view: &View, ino: Ino, offset: u64, limit: usize) -
     count as u32
 }
 
-/// Removes up to `limit` extents of an inode that is gone; returns how many. Fewer than asked for were the last.
+/// Removes up to `limit` extents of an inode that is gone, and returns how many. Fewer than `limit` were the last.
 pub(super) fn reap(view: &mut View, context: &Context, ino: Ino, limit: usize) -> usize {
     let pairs = view.pairs(keys::extents_from(ino, 0), limit);
     for (key, value) in &pairs {
@@ -251,7 +251,7 @@ fn check_shift(view: &View, inode: &Inode, range: &Range<u64>) -> Result<(), FsE
     check_count(view, inode.attr.ino, &(range.start..u64::MAX))
 }
 
-/// Whether so many extents may be moved or shared by one operation.
+/// Checks that one operation may move or share the extents of a range.
 fn check_count(view: &View, ino: Ino, range: &Range<u64>) -> Result<(), FsError> {
     let mut count = 0;
     visit_overlapping(view, ino, range, &mut |_| {
@@ -261,7 +261,7 @@ fn check_count(view: &View, ino: Ino, range: &Range<u64>) -> Result<(), FsError>
     if count > MOVED_EXTENTS_MAX { Err(FsError::TooLarge) } else { Ok(()) }
 }
 
-/// `fallocate(2)`: collapsing up to or beyond the end is refused; that is truncation.
+/// Collapses a range. `fallocate(2)` refuses to collapse up to or beyond the end: that is truncation.
 fn collapse(view: &mut View, context: &Context, inode: &mut Inode, range: &Range<u64>) -> Result<(), FsError> {
     check_shift(view, inode, range)?;
     if range.end >= inode.attr.size {
@@ -272,11 +272,11 @@ fn collapse(view: &mut View, context: &Context, inode: &mut Inode, range: &Range
     let mut writes = Vec::with_capacity(moved.len());
     for mut write in moved {
         // `take_from` cut at the range's start; what lies within the range is dropped.
-        let keep = write.file_off.max(range.end)..write.file_off + write.len;
-        if keep.is_empty() {
+        let rest = write.file_off.max(range.end)..write.file_off + write.len;
+        if rest.is_empty() {
             continue;
         }
-        write = slice_write(&write, &keep);
+        write = slice_write(&write, &rest);
         write.file_off -= len;
         writes.push(write);
     }
@@ -302,7 +302,7 @@ fn insert_hole(view: &mut View, context: &Context, inode: &mut Inode, range: &Ra
     Ok(())
 }
 
-/// Takes everything from `start` on out of the file, as writes that would put it back.
+/// Takes everything from `start` on out of the file, and returns it as writes that would put it back.
 fn take_from(view: &mut View, context: &Context, inode: &mut Inode, start: u64) -> Vec<ExtentWrite> {
     let taken = writes_of(view, inode.attr.ino, &(start..u64::MAX));
     cut_range(view, context, inode, start..u64::MAX);
@@ -356,7 +356,7 @@ pub(super) fn clone_range(
     Ok(OpReply::Attr(target.attr))
 }
 
-/// A page of a file's extents.
+/// Returns a page of a file's extents.
 pub(super) fn page(kv: &dyn Kv, inode: &Inode, range: &Range<u64>) -> wire::op::ExtentPage {
     let (mut extents, mut inline_bytes, mut more_from) = (Vec::new(), 0, None);
     visit_overlapping(kv, inode.attr.ino, range, &mut |extent| {
@@ -376,8 +376,8 @@ pub(super) fn page(kv: &dyn Kv, inode: &Inode, range: &Range<u64>) -> wire::op::
 /// Bytes of a file that lie in a block.
 pub type Use = (BlockHash, Ino, Range<u64>);
 
-/// The next extents in the order of inodes and offsets, behind `after`, as far as they read from these blocks: at most `limit`.
-/// Also where to go on; `None` at the end.
+/// Returns up to `limit` extents that read from these blocks, in the order of inodes and offsets, after `after`. Also
+/// returns where to go on; `None` at the end.
 pub fn uses(
     kv: &dyn Kv,
     hashes: &BTreeSet<BlockHash>,

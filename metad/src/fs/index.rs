@@ -1,4 +1,4 @@
-//! Tables that say in another order what other tables say: which of their keys belong there.
+//! Tables that index other tables: which of their keys must exist.
 
 use super::blockref::BlockRef;
 use super::keys::{self, Key};
@@ -7,7 +7,7 @@ use super::view::{Kv, KvExt, View};
 use super::{lock, orphan};
 use wire::ids::{BlockHash, Ino, SessionId};
 
-/// Keys by which a session is found.
+/// Returns the index keys of a session.
 pub(super) fn of_session(id: SessionId, session: &Session) -> Vec<Key> {
     let opening = &session.opening;
     let by_state = match session.ended {
@@ -17,7 +17,8 @@ pub(super) fn of_session(id: SessionId, session: &Session) -> Vec<Key> {
     std::iter::once(by_state).chain(opening.token.map(|token| keys::token(token, id))).collect()
 }
 
-/// Whether a key of an index is to be there; `None` when it is none, or what decides about it cannot be decoded.
+/// Returns whether an index key must exist. Returns `None` when the key belongs to no index, or what decides about it
+/// cannot be decoded.
 pub(super) fn belongs(kv: &dyn Kv, key: &[u8]) -> Option<bool> {
     let session_of = |id: u64| match kv.get(&keys::session(SessionId(id))) {
         None => Some(false),
@@ -50,7 +51,7 @@ pub(super) fn belongs(kv: &dyn Kv, key: &[u8]) -> Option<bool> {
     }
 }
 
-/// Makes a key of an index be there, or not be there. False when it was right, or nobody can say.
+/// Adds or removes an index key as needed. Returns false when it was right, or nobody can say.
 pub(super) fn set_right(view: &mut View, key: &[u8]) -> bool {
     let (is_there, Some(belongs)) = (view.get(key).is_some(), belongs(view, key)) else { return false };
     match (is_there, belongs) {
@@ -61,7 +62,7 @@ pub(super) fn set_right(view: &mut View, key: &[u8]) -> bool {
     true
 }
 
-/// Forgets the replies of a session that is forgotten, so many at most.
+/// Deletes up to `limit` replies of a session that is forgotten. Returns whether there were any.
 pub(super) fn forget_replies(view: &mut View, id: SessionId, limit: usize) -> bool {
     if view.get(&keys::session(id)).is_some() {
         return false;

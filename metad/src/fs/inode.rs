@@ -9,7 +9,8 @@ use wire::attr::{FileKind, InodeAttr, Timestamp};
 use wire::ids::{Ino, Version};
 use wire::op::Name;
 
-/// Bytes that were removed without an extent to tell so: a later commit based on an older version must see it (I6).
+/// Removed bytes for which there is no extent to show it: a later commit based on an older version must notice the
+/// removal (I6).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Cut {
     /// Version that removed them.
@@ -20,7 +21,7 @@ pub struct Cut {
     pub to: u64,
 }
 
-/// Removals that are told apart. Uniting more makes conflicts where there are none, never hides one.
+/// Removals recorded one by one. Joining more of them causes conflicts where there are none, but never hides one.
 const CUTS_MAX: usize = 8;
 
 /// The stored record of an inode.
@@ -28,11 +29,11 @@ const CUTS_MAX: usize = 8;
 pub struct Inode {
     /// Its attributes.
     pub attr: InodeAttr,
-    /// A directory's parent; of other inodes the directory of the entry made last.
+    /// The parent of a directory; for other inodes, the directory of the entry made last.
     pub parent: Ino,
-    /// Name of the entry made last: where a conflict copy goes (I6).
+    /// Name of the entry made last: a conflict copy is put there (I6).
     pub name: Name,
-    /// Bytes removed by truncating and punching, oldest first; a few, the oldest being united when they are more.
+    /// Bytes removed by truncating and punching, oldest first. If there are too many, the oldest are joined.
     pub cuts: Vec<Cut>,
 }
 
@@ -40,7 +41,7 @@ impl Inode {
     /// Loads an inode.
     ///
     /// # Errors
-    /// `NotFound` when there is none.
+    /// `NotFound` when there is no such inode.
     pub fn load(view: &View, ino: Ino) -> Result<Self, FsError> {
         view.load(&keys::inode(ino)).ok_or(FsError::NotFound)
     }
@@ -48,7 +49,7 @@ impl Inode {
     /// Loads a directory.
     ///
     /// # Errors
-    /// `NotFound` when there is none, `NotADirectory` when it is something else.
+    /// `NotFound` when there is no such inode, `NotADirectory` when it is none.
     pub fn load_dir(view: &View, ino: Ino) -> Result<Self, FsError> {
         let inode = Self::load(view, ino)?;
         if inode.attr.kind == FileKind::Directory { Ok(inode) } else { Err(FsError::NotADirectory) }
@@ -57,7 +58,7 @@ impl Inode {
     /// Loads a regular file.
     ///
     /// # Errors
-    /// `NotFound` when there is none, `IsADirectory` or `Invalid` when it is something else.
+    /// `NotFound` when there is no such inode, `IsADirectory` or `Invalid` when it is no regular file.
     pub fn load_file(view: &View, ino: Ino) -> Result<Self, FsError> {
         let inode = Self::load(view, ino)?;
         match inode.attr.kind {
@@ -67,22 +68,22 @@ impl Inode {
         }
     }
 
-    /// Stores it.
+    /// Stores the inode.
     pub fn save(&self, view: &mut View) {
         view.store(keys::inode(self.attr.ino), self);
     }
 
-    /// Attributes changed now.
+    /// Sets the time at which attributes changed.
     pub fn changed(&mut self, now: Timestamp) {
         self.attr.changed(now);
     }
 
-    /// Content changed now.
+    /// Sets the times at which content changed.
     pub fn modified(&mut self, now: Timestamp) {
         self.attr.modified(now);
     }
 
-    /// Marks bytes as removed in the present version.
+    /// Marks bytes as removed in the current version.
     pub fn mark_cut(&mut self, from: u64, to: u64) {
         self.cuts.retain(|cut| cut.from < from || to < cut.to);
         self.cuts.push(Cut { version: self.attr.version, from, to });
@@ -93,7 +94,7 @@ impl Inode {
         }
     }
 
-    /// Whether bytes of a range were removed after a version (I6).
+    /// Returns whether bytes of a range were removed after a version (I6).
     #[must_use]
     pub fn was_cut_since(&self, base: Version, range: &Range<u64>) -> bool {
         self.cuts.iter().any(|cut| cut.version > base && cut.from < range.end && range.start < cut.to)

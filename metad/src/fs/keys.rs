@@ -1,4 +1,4 @@
-//! The key space: one ordered map, a prefix byte per table. Numbers are big endian, so that keys sort as they do.
+//! The key space: one ordered map, a prefix byte per table. Numbers are big endian, so that keys sort like numbers.
 //!
 //! | prefix | key | value |
 //! |---|---|---|
@@ -10,18 +10,18 @@
 //! | `B` | block hash | reference count, length, time of the last release |
 //! | `Z` | milliseconds, block hash | empty: blocks without references, oldest first |
 //! | `O` | ino | sessions that may still hold a handle on the unlinked inode |
-//! | `Q` | session, ino | empty: the same by session |
-//! | `R` | ino | empty: content that is still being taken apart |
+//! | `Q` | session, ino | empty: unlinked inodes by session |
+//! | `R` | ino | empty: removed inodes whose content is still being deleted |
 //! | `S` | session | [`Session`](super::session::Session) |
-//! | `A` | name in the certificate (hash), session | empty: sessions that live |
-//! | `W` | name in the certificate (hash), place in the order of ends, session | empty: sessions that ended and are here for their replies |
+//! | `A` | name in the certificate (hash), session | empty: living sessions |
+//! | `W` | name in the certificate (hash), place in the order of ends, session | empty: ended sessions, stored for their replies |
 //! | `T` | token, session | empty: sessions by the token of their opening |
-//! | `Y` | session, batch number | kept reply (I1) |
+//! | `Y` | session, batch number | stored reply (I1) |
 //! | `U` | ino / 64 | eight bytes, big endian: which of these 64 leased numbers were used, the lowest first (I4) |
-//! | `K` | ino | locks held |
+//! | `K` | ino | its locks |
 //! | `J` | session, ino | empty: inodes on which the session holds locks |
-//! | `P` | journal | [`JournalPosition`](wire::op::JournalPosition): what of a client's journal is told |
-//! | `G` | name in the certificate (hash), journal | empty: journals by who told their position |
+//! | `P` | journal | [`JournalPosition`](wire::op::JournalPosition): up to where a client's journal was sent |
+//! | `G` | name in the certificate (hash), journal | empty: journals by the certificate that reported their position |
 //! | `C` | name | cluster setting or counter |
 //!
 //! Structured values are coded by `wire::codec` (a version byte, then postcard).
@@ -111,10 +111,10 @@ pub fn dentry_at(parent: Ino, cookie: u64, name: &[u8]) -> Key {
     key(b'D', &[parent.0, cookie], name)
 }
 
-/// Entries of a directory behind a cookie.
+/// Entries of a directory after a cookie.
 #[must_use]
 pub fn dentries(parent: Ino, after: u64) -> Range<Key> {
-    // `after` comes from clients: no cookie is as large as the greatest number.
+    // `after` comes from clients: no cookie is as large as the largest number.
     key(b'D', &[parent.0, after.saturating_add(1)], &[])..below(key(b'D', &[parent.0], &[])).end
 }
 
@@ -136,7 +136,7 @@ pub fn extent(ino: Ino, file_off: u64) -> Key {
     key(b'E', &[ino.0, file_off], &[])
 }
 
-/// Extents of a file that start at or behind an offset.
+/// Extents of a file that start at or after an offset.
 #[must_use]
 pub fn extents_from(ino: Ino, file_off: u64) -> Range<Key> {
     extent(ino, file_off)..below(key(b'E', &[ino.0], &[])).end
@@ -160,7 +160,7 @@ pub fn xattr(ino: Ino, name: &[u8]) -> Key {
     key(b'X', &[ino.0], name)
 }
 
-/// Extended attributes of an inode; the name stands behind the first nine bytes of each key.
+/// Extended attributes of an inode; the name follows the first nine bytes of each key.
 #[must_use]
 pub fn xattrs(ino: Ino) -> Range<Key> {
     below(key(b'X', &[ino.0], &[]))
@@ -196,13 +196,13 @@ pub fn blocks() -> Range<Key> {
     below(vec![b'B'])
 }
 
-/// A block without references since then.
+/// A block without references since a time.
 #[must_use]
 pub fn unreferenced(since_ms: u64, hash: &BlockHash) -> Key {
     key(b'Z', &[since_ms], &hash.0)
 }
 
-/// Blocks without references since before then.
+/// Blocks without references since before a time.
 #[must_use]
 pub fn unreferenced_before(ms: u64) -> Range<Key> {
     vec![b'Z']..key(b'Z', &[ms], &[])
@@ -246,19 +246,19 @@ pub fn all_orphans() -> Range<Key> {
     below(vec![b'O'])
 }
 
-/// The same by session; the session is the first number, the inode the second.
+/// All unlinked inodes that may still be open, by session; the session is the first number, the inode the second.
 #[must_use]
 pub fn all_session_orphans() -> Range<Key> {
     below(vec![b'Q'])
 }
 
-/// Content being taken apart.
+/// A removed inode whose content is still being deleted.
 #[must_use]
 pub fn reaping(ino: Ino) -> Key {
     key(b'R', &[ino.0], &[])
 }
 
-/// All content being taken apart; the inode is the first number.
+/// All removed inodes whose content is still being deleted; the inode is the first number.
 #[must_use]
 pub fn all_reaping() -> Range<Key> {
     below(vec![b'R'])
@@ -304,26 +304,26 @@ pub fn ended(client: &str, place: u64, session: SessionId) -> Key {
     key(b'W', &[hash_of(client), place, session.0], &[])
 }
 
-/// Sessions that have ended and were opened by one certificate, in the order in which they did; the session is the third
-/// number.
+/// Sessions that have ended and were opened by one certificate, in the order in which they ended; the session is the
+/// third number.
 #[must_use]
 pub fn ended_of(client: &str) -> Range<Key> {
     below(key(b'W', &[hash_of(client)], &[]))
 }
 
-/// A journal whose position a certificate has told.
+/// A journal whose position a certificate has reported.
 #[must_use]
 pub fn journal_of(client: &str, journal: JournalId) -> Key {
     key(b'G', &[hash_of(client), journal.0], &[])
 }
 
-/// Journals whose position a certificate has told; the journal is the second number.
+/// Journals whose position a certificate has reported; the journal is the second number.
 #[must_use]
 pub fn journals_of(client: &str) -> Range<Key> {
     below(key(b'G', &[hash_of(client)], &[]))
 }
 
-/// How many those are.
+/// The number of journals whose position a certificate has reported.
 #[must_use]
 pub fn journals_count(client: &str) -> Key {
     setting(&format!("journals of {:016x}", hash_of(client)))
@@ -353,19 +353,19 @@ pub fn all_tokens() -> Range<Key> {
     below(vec![b'T'])
 }
 
-/// A kept reply.
+/// A stored reply.
 #[must_use]
 pub fn reply(session: SessionId, seq: BatchSeq) -> Key {
     key(b'Y', &[session.0, seq.0], &[])
 }
 
-/// Kept replies of a session, up to and with a batch.
+/// Stored replies of a session, up to and including a batch.
 #[must_use]
 pub fn replies_up_to(session: SessionId, seq: BatchSeq) -> Range<Key> {
     key(b'Y', &[session.0], &[])..key(b'Y', &[session.0, seq.0.saturating_add(1)], &[])
 }
 
-/// All kept replies of a session.
+/// All stored replies of a session.
 #[must_use]
 pub fn replies(session: SessionId) -> Range<Key> {
     below(key(b'Y', &[session.0], &[]))
@@ -374,13 +374,13 @@ pub fn replies(session: SessionId) -> Range<Key> {
 /// Inode numbers in one value of the table of used numbers.
 pub const USED_PER_VALUE: u64 = 64;
 
-/// Which numbers around this one were used.
+/// The value that records which of the numbers around this one were used.
 #[must_use]
 pub fn used(ino: Ino) -> Key {
     key(b'U', &[ino.0 / USED_PER_VALUE], &[])
 }
 
-/// The values that tell of numbers within `start..end` and of no others.
+/// The values that record numbers within `start..end` and no others.
 #[must_use]
 pub fn used_within(start: Ino, end: Ino) -> Range<Key> {
     key(b'U', &[start.0.div_ceil(USED_PER_VALUE)], &[])..key(b'U', &[end.0 / USED_PER_VALUE], &[])
@@ -410,13 +410,13 @@ pub fn all_locks() -> Range<Key> {
     below(vec![b'K'])
 }
 
-/// The same by session; the session is the first number, the inode the second.
+/// All inodes with locks, by session; the session is the first number, the inode the second.
 #[must_use]
 pub fn all_session_locks() -> Range<Key> {
     below(vec![b'J'])
 }
 
-/// Kept replies of all sessions; the session is the first number.
+/// Stored replies of all sessions; the session is the first number.
 #[must_use]
 pub fn all_replies() -> Range<Key> {
     below(vec![b'Y'])

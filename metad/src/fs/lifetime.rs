@@ -9,13 +9,14 @@ use super::view::{Kv, KvExt, View};
 use super::{Context, lock, orphan};
 use wire::ids::{BatchSeq, Ino, SessionId};
 
-/// Ended sessions of one certificate whose unacknowledged replies are kept; those that ended before them are forgotten.
-/// Nobody ends what is remembered of others (I1).
+/// Ended sessions of one certificate whose unacknowledged replies are retained. Those that ended earlier are forgotten.
+/// The limit is per certificate, so no client makes metad forget the replies of others (I1).
 const ENDED_MAX: usize = 256;
 
-/// `Command::OpenSession`. Asked again by a client that got no answer, it is the session that was opened the first time:
-/// another one would find no inode numbers left to take over. If that one has ended meanwhile, they are taken from there.
-/// `None` when there are as many sessions as there may be, of this client or together.
+/// `Command::OpenSession`. When a client that got no answer asks again, this returns the session that was opened the
+/// first time: a new one would find no inode numbers left to take over. If the first one has ended meanwhile, its
+/// numbers are taken over. Returns `None` when the client has, or all clients together have, as many sessions as are
+/// allowed.
 pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Option<SessionId> {
     let first = opening.token.and_then(|token| find_by_token(view, token, &opening.client));
     if let Some((id, _)) = first.as_ref().filter(|(_, session)| !session.has_ended()) {
@@ -25,11 +26,11 @@ pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Opt
     for old in [opening.resumes, first.map(|(id, _)| id)].into_iter().flatten() {
         inos.extend(take_over(view, context, old, &opening.client));
     }
-    // As many as one session could have leased: what was taken over again and again would grow without end.
+    // Only as many as one session could have leased: numbers taken over again and again would grow without bound.
     for range in inos.drain(..inos.len().saturating_sub(INO_RANGES_MAX)) {
         forget_used(view, range);
     }
-    // After the one that it replaces has ended: who comes again needs no more room.
+    // Checked after the replaced session has ended: a client that comes back needs no more room.
     let is_full = |range, most| view.pairs(range, most).len() >= most;
     if is_full(keys::living_of(&opening.client), SESSIONS_PER_CLIENT_MAX) || is_full(keys::all_living(), SESSIONS_MAX) {
         return None;
@@ -44,12 +45,13 @@ pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Opt
     Some(id)
 }
 
-/// The number of a session that is opened: it follows from the token, which only its client knows, and from how many were opened
-/// before. Who has the same bundle cannot name it, and so neither end it nor acknowledge its recalls.
+/// Returns the number of a new session. It follows from the token, which only its client knows, and from how many
+/// sessions were opened before. Another holder of the same bundle cannot guess it, and so can neither end the session
+/// nor acknowledge its recalls.
 fn new_number(view: &mut View, token: Option<u64>) -> SessionId {
     loop {
         let id = number_of(take_numbers(view, "next session", 1, 1), token);
-        // Found at once, but for a chance of one in billions of billions.
+        // The first attempt succeeds, but for a chance of one in billions of billions.
         if id != SessionId::default() && find_or_ended(view, id).is_none() {
             return id;
         }
@@ -65,9 +67,9 @@ fn number_of(count: u64, token: Option<u64>) -> SessionId {
     SessionId(u64::from_le_bytes(number))
 }
 
-/// The session that a client has opened with a token: the one that lives, else the one that ended last.
+/// Returns the session that a client has opened with a token: the living one, or the one that ended last.
 fn find_by_token(kv: &dyn Kv, token: u64, client: &str) -> Option<(SessionId, Session)> {
-    // Tokens are chosen by clients: that others have taken the same one makes a few more to look at.
+    // Tokens are chosen by clients. If others use the same one, there are a few more sessions to look at.
     let found = kv.pairs(keys::tokens(token), SESSIONS_MAX);
     let ids = found.iter().map(|(key, _)| SessionId(keys::second(key)));
     let sessions = ids.filter_map(|id| Some((id, find_or_ended(kv, id)?)));
@@ -75,8 +77,8 @@ fn find_by_token(kv: &dyn Kv, token: u64, client: &str) -> Option<(SessionId, Se
     own.max_by_key(|(_, session)| session.ended.unwrap_or(u64::MAX))
 }
 
-/// Ends a session in favour of another one of the same client, which goes on with its unused inode numbers: what was
-/// made with them under a delegation is told by the other one.
+/// Ends a session in favour of another one of the same client, which takes over its unused inode numbers and sends what
+/// was made with them under a delegation.
 fn take_over(view: &mut View, context: &Context, old: SessionId, client: &str) -> Vec<(Ino, Ino)> {
     let Some(session) = find_or_ended(view, old).filter(|session| session.opening.client == client) else {
         return Vec::new();
@@ -90,8 +92,8 @@ fn take_over(view: &mut View, context: &Context, old: SessionId, client: &str) -
     inos
 }
 
-/// `Command::CloseSessions`: its locks and orphans go. Its replies stay for a client that was cut off and does not know
-/// what became of its last batches (I1), and its inode numbers for the session that goes on in its place.
+/// `Command::CloseSessions`: releases its locks and orphans. Its replies stay for a client that was cut off and does
+/// not know the outcome of its last batches (I1), and its inode numbers stay for the session that replaces it.
 pub(super) fn close(view: &mut View, context: &Context, id: SessionId) {
     let Some(mut session) = find(view, id) else { return };
     let context = Context { session: id, ..*context };
@@ -109,7 +111,7 @@ pub(super) fn close(view: &mut View, context: &Context, id: SessionId) {
     }
 }
 
-/// Nothing is known any more of a session that ended long ago.
+/// Forgets all about a session that ended long ago.
 fn forget(view: &mut View, id: SessionId) {
     let Some(session) = find_or_ended(view, id) else { return };
     for range in session.inos {
@@ -134,7 +136,7 @@ mod tests {
     fn the_number_of_a_session_follows_from_no_other_one() {
         let token = Some(0x5EC2_E7F0_0D15_EA5E);
         assert_eq!(number_of(1, token), number_of(1, token), "the same on every metad");
-        // Whoever opens sessions of its own, before and after it, learns nothing of it.
+        // Another client that opens sessions before and after it learns nothing about it.
         let numbers = |token: Option<u64>| (1..=100).map(move |count| number_of(count, token).0);
         let own: BTreeSet<u64> = numbers(Some(1)).collect();
         for number in numbers(token) {

@@ -11,17 +11,17 @@ use wire::FsError;
 use wire::ids::{Ino, SessionId};
 use wire::op::{Lock, LockFamily, OpReply};
 
-/// Locks that one inode may carry: each is a part of one stored value.
+/// Locks that one inode may carry: all of them are in one stored value.
 const LOCKS_MAX: usize = 8192;
 
 /// A lock with the session that holds it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Held {
+struct HeldLock {
     session: SessionId,
     lock: Lock,
 }
 
-impl Held {
+impl HeldLock {
     fn belongs_to(&self, session: SessionId, family: LockFamily, owner: u64) -> bool {
         self.session == session && self.lock.family == family && self.lock.owner == owner
     }
@@ -38,11 +38,11 @@ impl Held {
     }
 }
 
-fn load(kv: &dyn Kv, ino: Ino) -> Vec<Held> {
+fn load(kv: &dyn Kv, ino: Ino) -> Vec<HeldLock> {
     kv.load(&keys::locks(ino)).unwrap_or_default()
 }
 
-fn save(view: &mut View, ino: Ino, session: SessionId, held: &[Held]) {
+fn save(view: &mut View, ino: Ino, session: SessionId, held: &[HeldLock]) {
     if held.is_empty() {
         view.delete(keys::locks(ino));
     } else {
@@ -55,31 +55,31 @@ fn save(view: &mut View, ino: Ino, session: SessionId, held: &[Held]) {
     }
 }
 
-/// Takes a range out of what an owner holds; what lies outside of it stays.
-fn carve(held: Vec<Held>, session: SessionId, family: LockFamily, owner: u64, range: &Range<u64>) -> Vec<Held> {
-    let mut kept = Vec::with_capacity(held.len() + 1);
+/// Cuts a range out of what an owner holds. What lies outside of it stays.
+fn carve(held: Vec<HeldLock>, session: SessionId, family: LockFamily, owner: u64, range: &Range<u64>) -> Vec<HeldLock> {
+    let mut rest = Vec::with_capacity(held.len() + 1);
     for one in held {
         if !one.belongs_to(session, family, owner) || !one.overlaps(range) {
-            kept.push(one);
+            rest.push(one);
             continue;
         }
         for (start, end) in [(one.lock.start, range.start), (range.end, one.lock.end)] {
             if start < end {
-                kept.push(Held { session, lock: Lock { start, end, ..one.lock.clone() } });
+                rest.push(HeldLock { session, lock: Lock { start, end, ..one.lock.clone() } });
             }
         }
     }
-    kept
+    rest
 }
 
-/// Byte ranges of one owner that touch and are of one kind are one lock, so that locking a file record by record does
-/// not add up, and `F_GETLK` shows what Linux would. Ordered by where they begin.
-fn joined(mut held: Vec<Held>) -> Vec<Held> {
-    // Those of one owner and kind beside each other: each is compared with the one before it only.
+/// Joins byte ranges of one owner that touch and are of one kind, so that the records of a file, locked one by one,
+/// stay one lock, and `F_GETLK` shows what Linux would. Returns the ranges ordered by start.
+fn joined(mut held: Vec<HeldLock>) -> Vec<HeldLock> {
+    // Ranges of one owner and kind are sorted next to each other: each is compared only with the one before it.
     held.sort_by_key(|one| (one.lock.family, one.session, one.lock.owner, one.lock.exclusive, one.lock.start));
-    let mut kept: Vec<Held> = Vec::with_capacity(held.len());
+    let mut ranges: Vec<HeldLock> = Vec::with_capacity(held.len());
     for one in held {
-        match kept.last_mut() {
+        match ranges.last_mut() {
             Some(before)
                 if before.lock.end == one.lock.start
                     && before.lock.exclusive == one.lock.exclusive
@@ -87,11 +87,11 @@ fn joined(mut held: Vec<Held>) -> Vec<Held> {
             {
                 before.lock.end = one.lock.end;
             }
-            _ => kept.push(one),
+            _ => ranges.push(one),
         }
     }
-    kept.sort_by_key(|one| (one.lock.family, one.lock.start, one.session, one.lock.owner));
-    kept
+    ranges.sort_by_key(|one| (one.lock.family, one.lock.start, one.session, one.lock.owner));
+    ranges
 }
 
 /// `Op::SetLock`.
@@ -108,7 +108,7 @@ pub(super) fn set(view: &mut View, context: &Context, ino: Ino, lock: &Lock) -> 
     if held.len() >= LOCKS_MAX {
         return Err(FsError::NoSpace);
     }
-    held.push(Held { session: context.session, lock: lock.clone() });
+    held.push(HeldLock { session: context.session, lock: lock.clone() });
     save(view, ino, context.session, &joined(held));
     Ok(OpReply::Done)
 }
@@ -128,7 +128,7 @@ pub(super) fn unlock(
     let before = load(view, ino);
     if !before.is_empty() {
         let held = carve(before, context.session, family, owner, &range);
-        // What is cut out of the middle of a lock leaves two.
+        // A range cut out of the middle of a lock leaves two locks.
         if held.len() > LOCKS_MAX {
             return Err(FsError::NoSpace);
         }
@@ -137,19 +137,19 @@ pub(super) fn unlock(
     Ok(OpReply::Done)
 }
 
-/// The first lock in the way of one that is wanted, by where it begins.
+/// Returns the first lock, by start, that conflicts with a wanted one.
 pub(super) fn conflicting(kv: &dyn Kv, session: SessionId, ino: Ino, wanted: &Lock) -> Option<Lock> {
     let in_the_way = load(kv, ino).into_iter().filter(|held| held.conflicts(session, wanted));
     in_the_way.map(|held| held.lock).min_by_key(|lock| lock.start)
 }
 
-/// Sessions that hold locks by a stored value; `None` when it cannot be decoded.
+/// Returns the sessions that hold locks according to a stored value; `None` when it cannot be decoded.
 pub(super) fn decode_holders(value: &[u8]) -> Option<BTreeSet<SessionId>> {
-    let held: Vec<Held> = wire::codec::decode(value).ok()?;
+    let held: Vec<HeldLock> = wire::codec::decode(value).ok()?;
     Some(held.iter().map(|held| held.session).collect())
 }
 
-/// Releases locks of all but these sessions. False when there are none.
+/// Releases the locks of all sessions but these. Returns false when there are none.
 pub(super) fn retain(view: &mut View, ino: Ino, living: &BTreeSet<SessionId>) -> bool {
     let mut held = load(view, ino);
     let ended: BTreeSet<SessionId> = held.iter().map(|held| held.session).filter(|id| !living.contains(id)).collect();
@@ -158,7 +158,7 @@ pub(super) fn retain(view: &mut View, ino: Ino, living: &BTreeSet<SessionId>) ->
     !ended.is_empty()
 }
 
-/// The session has ended.
+/// Releases the locks of a session that has ended.
 pub(super) fn release_session(view: &mut View, context: &Context) {
     for (key, _) in view.pairs(keys::session_locks(context.session), usize::MAX) {
         let ino = Ino(keys::second(&key));
@@ -168,7 +168,7 @@ pub(super) fn release_session(view: &mut View, context: &Context) {
     }
 }
 
-/// The inode is gone.
+/// Releases the locks on an inode that is gone.
 pub(super) fn forget_inode(view: &mut View, ino: Ino) {
     for held in load(view, ino) {
         view.delete(keys::session_lock(held.session, ino));
@@ -189,8 +189,8 @@ mod tests {
         let mut view = View::new(&state);
         let context = Context { now: Timestamp::default(), entry: Timestamp::default(), session };
         let posix = |start, end| Lock { family: LockFamily::Posix, owner: 1, pid: 1, start, end, exclusive: true };
-        let most: Vec<Held> =
-            (0..LOCKS_MAX as u64).map(|n| Held { session, lock: posix(n * 10, n * 10 + 5) }).collect();
+        let most: Vec<HeldLock> =
+            (0..LOCKS_MAX as u64).map(|n| HeldLock { session, lock: posix(n * 10, n * 10 + 5) }).collect();
         save(&mut view, FILE, session, &most);
         let mut unlock = |range| unlock(&mut view, &context, FILE, LockFamily::Posix, 1, range);
         assert_eq!(unlock(2..3), Err(FsError::NoSpace));
@@ -211,7 +211,7 @@ mod tests {
             let (family, owner) = (LockFamily::Posix, n % 5);
             Lock { family, owner, pid: reader, start: n * 10, end: n * 10 + 5, exclusive: false }
         };
-        let held: Vec<Held> = (0..LOCKS_MAX as u64 - 1).map(|n| Held { session, lock: lock(n) }).collect();
+        let held: Vec<HeldLock> = (0..LOCKS_MAX as u64 - 1).map(|n| HeldLock { session, lock: lock(n) }).collect();
         let started = std::time::Instant::now();
         for _ in 0..64 {
             assert_eq!(joined(held.clone()).len(), held.len());

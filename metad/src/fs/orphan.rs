@@ -1,8 +1,8 @@
 //! Inodes without an entry that some session may still hold open, and the removal of content.
 //!
-//! When the last entry of an inode goes, nobody knows for sure who has it open: opening costs no log entry. So each
-//! session alive is asked once (`KeepAlive` tells it), and the inode goes when the last of them has answered that it
-//! holds no handle, or has ended.
+//! When the last entry of an inode goes, it is not known for sure which sessions have it open: opening costs no log
+//! entry. So each living session is asked once, in the answer to its keep-alive. The inode goes when the last of them
+//! has answered that it holds no handle, or has ended.
 
 use super::Context;
 use super::extent;
@@ -16,11 +16,11 @@ use wire::ids::{Ino, SessionId};
 
 /// Extents removed together with their inode. One batch may remove thousands of inodes.
 const REMOVED_EXTENTS: usize = 64;
-/// Extents removed by one `Command::Reap`: a huge file must not stop the cluster while it is taken apart.
+/// Extents removed by one `Command::Reap`: the removal of a huge file must not stop the cluster.
 const REAP_EXTENTS: usize = 512;
 
-/// The inode lost its last entry. Returns whether it stays for the asking session, which vouches for nothing unless
-/// `released` names the inode.
+/// Records that an inode has lost its last entry. Returns whether it stays for the asking session, which may hold
+/// handles unless `released` names the inode.
 pub(super) fn unlinked(view: &mut View, context: &Context, inode: &Inode, released: Option<Ino>) -> bool {
     let ino = inode.attr.ino;
     let mut holders: BTreeSet<SessionId> = session::living(view);
@@ -53,24 +53,25 @@ pub(super) fn release(view: &mut View, context: &Context, ino: Ino) {
     }
 }
 
-/// The session has ended: it holds nothing any more.
+/// Releases all inodes that a session held open which has ended.
 pub(super) fn release_session(view: &mut View, context: &Context) {
     for ino in of_session(view, context.session, usize::MAX) {
         release(view, context, ino);
     }
 }
 
-/// Unlinked inodes on which a session may still hold handles.
+/// Returns unlinked inodes on which a session may still hold handles.
 pub fn of_session(kv: &dyn Kv, id: SessionId, limit: usize) -> Vec<Ino> {
     kv.pairs(keys::session_orphans(id), limit).iter().map(|(key, _)| Ino(keys::second(key))).collect()
 }
 
-/// Sessions that may still hold handles on an unlinked inode; `None` when what is stored cannot be decoded.
+/// Returns the sessions that may still hold handles on an unlinked inode; `None` when the stored value cannot be
+/// decoded.
 pub(super) fn holders(kv: &dyn Kv, ino: Ino) -> Option<BTreeSet<SessionId>> {
     kv.get(&keys::orphan(ino)).map_or_else(|| Some(BTreeSet::new()), |value| wire::codec::decode(&value).ok())
 }
 
-/// Whether an inode has lost its last entry, and this session's handles are not what keeps it.
+/// Returns whether an inode has lost its last entry, and this session holds no handle on it.
 pub(super) fn is_gone_for(kv: &dyn Kv, id: SessionId, ino: Ino) -> bool {
     kv.load::<BTreeSet<SessionId>>(&keys::orphan(ino)).is_some_and(|holders| !holders.contains(&id))
 }
@@ -92,7 +93,7 @@ pub(super) fn remove(view: &mut View, context: &Context, ino: Ino) {
     }
 }
 
-/// `Command::Reap`.
+/// Applies `Command::Reap`.
 pub(super) fn reap_some(view: &mut View, context: &Context) {
     let mut left = REAP_EXTENTS;
     while left > 0
@@ -102,12 +103,12 @@ pub(super) fn reap_some(view: &mut View, context: &Context) {
         if removed < left {
             view.delete(key);
         }
-        // An inode counts too, though all of its extents may be gone already.
+        // Each inode counts too, even if all of its extents are gone already.
         left = left.saturating_sub(removed + 1);
     }
 }
 
-/// Whether content waits to be taken apart.
+/// Returns whether content is left to delete.
 pub fn has_reaping(kv: &dyn Kv) -> bool {
     kv.any(keys::all_reaping())
 }

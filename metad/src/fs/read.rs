@@ -1,4 +1,4 @@
-//! Questions to the state (I2: the caller makes sure that it is current).
+//! Reads of the state (I2: the caller makes sure that it is current).
 
 use super::inode::Inode;
 use super::view::{Kv, KvExt, decode_stored};
@@ -9,13 +9,13 @@ use wire::ids::{Ino, SessionId};
 use wire::limits::{CHUNK_BYTES, NAME_BYTES_MAX, READDIR_PAGE_MAX};
 use wire::op::{DirEntry, ListedDir, Read, ReadReply, StatFs};
 
-/// Answers a question. `StatFs` is answered as far as the state knows: inodes, not bytes.
+/// Answers a question. For `StatFs` only inodes are known here, not bytes.
 ///
 /// # Errors
-/// As the system call would fail.
+/// The error of the system call.
 pub fn read(kv: &dyn Kv, session: SessionId, question: &Read) -> Result<ReadReply, FsError> {
-    // I2: an answer that takes several reads is of one moment. Else a commit in their midst would show a hole where
-    // neither the old nor the new content has one.
+    // I2: an answer that takes several look-ups is of one moment. Otherwise a commit between them would show a hole
+    // where neither the old nor the new content has one.
     let _held = kv.hold();
     match question {
         Read::Lookup { parent, name } => lookup(kv, *parent, name),
@@ -64,7 +64,7 @@ fn lookup(kv: &dyn Kv, parent: Ino, name: &[u8]) -> Result<ReadReply, FsError> {
     };
     match found {
         Some(ino) => Ok(ReadReply::Attr(load(kv, ino)?.attr)),
-        // Only a miss needs to know why: nothing is found in what is no directory.
+        // The directory is checked only on a miss: nothing is found in an inode that is no directory.
         None => Err(load_dir(kv, parent).err().unwrap_or(FsError::NotFound)),
     }
 }
@@ -85,7 +85,7 @@ fn read_dir(kv: &dyn Kv, ino: Ino, after: u64, limit: u32, plus: bool) -> Result
     let mut end = true;
     kv.scan(keys::dentries(ino, after), &mut |key, value| {
         let (_, cookie, name) = keys::dentry_parts(key);
-        // Names of one cookie are never cut apart: going on behind the cookie would leave the rest out.
+        // Names of one cookie stay on one page: the next page begins after the cookie, and would leave out the rest.
         if entries.len() >= limit && entries.last().is_some_and(|last| last.cookie != cookie) {
             end = false;
             return false;
@@ -102,17 +102,17 @@ fn read_dir(kv: &dyn Kv, ino: Ino, after: u64, limit: u32, plus: bool) -> Result
     Ok(ListedDir { ino, parent, entries, end })
 }
 
-/// `Read::ReadTree`: for who walks, an answer each thousand entries instead of one each directory.
+/// `Read::ReadTree`: a client that walks a tree gets one answer per thousand entries instead of one per directory.
 fn read_tree(kv: &dyn Kv, ino: Ino, behind: &[Ino], limit: u32) -> Result<Vec<ListedDir>, FsError> {
     let dirs_in = |listed: &ListedDir| -> Vec<Ino> {
         let dirs = listed.entries.iter().filter(|entry| entry.kind == FileKind::Directory);
-        // The first one is taken from the end.
+        // Reversed: the first one is popped from the end.
         dirs.rev().map(|entry| entry.ino).collect()
     };
     let limit = limit.clamp(1, READDIR_PAGE_MAX);
     let first = read_dir(kv, ino, 0, limit, true)?;
     let mut left = (limit as usize).saturating_sub(first.entries.len());
-    // Who asks for more than entries is not given more.
+    // A request for more directories than entries is cut short.
     let mut ahead: Vec<Ino> = behind.iter().take(left).rev().copied().collect();
     ahead.extend(dirs_in(&first));
     let mut tree = vec![first];
@@ -121,7 +121,7 @@ fn read_tree(kv: &dyn Kv, ino: Ino, behind: &[Ino], limit: u32) -> Result<Vec<Li
         if !listed.end {
             break;
         }
-        // An empty one costs something, too.
+        // An empty directory costs something, too.
         left = left.saturating_sub(listed.entries.len().max(1));
         ahead.extend(dirs_in(&listed));
         tree.push(listed);

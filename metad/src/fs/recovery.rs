@@ -1,12 +1,13 @@
-//! Going on from a state of the past: what a backup holds, or what a single survivor has.
+//! Going on from a state of the past: that of a backup, or of a single survivor.
 //!
-//! Others have seen what came after that state: mounts have pages and versions of it, block daemons know its layouts. So
-//! nothing of it may be given out a second time. All numbers jump ([`Jump`]) beyond any that can have been given out:
-//! inodes (I4), sessions, versions (I6), epochs of the layout (I11). Sessions end, what was removed and still open goes,
-//! and no block is deleted until an operator says so (I10), for blocks of the lost time are all that is left of it.
+//! Others have seen what came after that state: mounts have pages and versions of it, block daemons know its layouts.
+//! So none of its numbers may be given out a second time. All numbers jump ([`Jump`]) beyond any that can have been
+//! given out: inodes (I4), sessions, versions (I6), epochs of the layout (I11). Sessions end, removed files that were
+//! still open go, and no block is deleted until an operator allows it (I10): blocks are all that is left of the lost
+//! time.
 //!
-//! Each step changes part of the state and is repeated until nothing is left to do. They are made while nobody serves the
-//! state, by [`crate::recovery`].
+//! Each step changes part of the state and is repeated until nothing is left to do. [`crate::recovery`] runs the steps
+//! while nobody serves the state.
 
 use super::inode::Inode;
 use super::keys::{self, Key};
@@ -23,59 +24,59 @@ use wire::message::admin::DeletionStop;
 use wire::op::JournalPosition;
 use wire::{Error, codec};
 
-/// Numbers given out per second, of any kind, stay below this: also over a cluster's whole life.
+/// Fewer than 2 to this power numbers of a kind are given out per second, averaged over a cluster's whole life.
 const RATE_BITS: u32 = 24;
-/// A jump that the clock does not make large enough is this large.
+/// The smallest jump, for when the clock gives a smaller one.
 const JUMP_MIN: u64 = 1 << 32;
 /// Clocks beyond the year 4000 are wrong.
 const SECONDS_MAX: u64 = 1 << 36;
 
-/// From where numbers go on. The time of the recovery decides: two recoveries from one backup must not give out the same
-/// numbers either.
+/// From where numbers go on. It depends on the time of the recovery: two recoveries from one backup must not give out
+/// the same numbers either.
 #[derive(Clone, Copy, Debug)]
 pub struct Jump {
     seconds: u64,
 }
 
 impl Jump {
-    /// The jump of a recovery that is made now. `None` when the clock cannot be right.
+    /// Returns the jump of a recovery that is made now; `None` when the clock cannot be right.
     #[must_use]
     pub fn at(now: Timestamp) -> Option<Self> {
         let seconds = u64::try_from(now.secs).ok().filter(|seconds| (1..SECONDS_MAX).contains(seconds))?;
         Some(Self { seconds })
     }
 
-    /// Where a counter goes on that stood at `last` when the state was current.
+    /// Returns from where a counter goes on that stood at `last` in the state.
     #[must_use]
     pub fn over(self, last: u64) -> u64 {
         last.saturating_add(JUMP_MIN).max(self.seconds << RATE_BITS)
     }
 
-    /// Where Raft terms go on: elections are rarer than one a second.
+    /// Returns from where Raft terms go on. Elections happen less than once a second.
     #[must_use]
     pub fn over_term(self, last: u64) -> u64 {
         last.saturating_add(1).max(self.seconds)
     }
 
-    /// By how much versions grow. All of them by the same: what is newer than what stays so.
+    /// Returns by how much versions grow. It is the same for all, so that their order stays.
     fn shift(self) -> u64 {
         self.seconds << RATE_BITS
     }
 }
 
-/// What of a stored pair belongs into a backup. Sessions end with a restore, and what a client proves itself by (numbers
-/// and tokens of sessions, kept replies) is nobody else's: neither they nor what they hold is in it.
+/// Returns what of a stored pair belongs in a backup. Sessions end with a restore, and a client's secrets (numbers and
+/// tokens of sessions, stored replies) must not be disclosed: neither sessions nor what they hold are exported.
 #[must_use]
 pub fn exported(key: &[u8], value: Vec<u8>) -> Option<Vec<u8>> {
     match key.first()? {
         b'S' | b'A' | b'W' | b'T' | b'Y' | b'U' | b'Q' | b'J' | b'K' => None,
-        // Who held it is not told.
+        // The sessions that held it are left out.
         b'O' => Some(codec::encode(&BTreeSet::<SessionId>::new())),
         _ => Some(value),
     }
 }
 
-/// Ends up to `limit` sessions; returns how many.
+/// Ends up to `limit` sessions, and returns how many.
 pub fn end_sessions(view: &mut View, now: Timestamp, limit: usize) -> usize {
     let context = context(view, now);
     let living: Vec<SessionId> = session::living(view).into_iter().take(limit).collect();
@@ -83,7 +84,7 @@ pub fn end_sessions(view: &mut View, now: Timestamp, limit: usize) -> usize {
     living.len()
 }
 
-/// Removes up to `limit` inodes that have no entry and waited for sessions that are gone; returns how many.
+/// Removes up to `limit` inodes that have no entry and waited for sessions that are gone, and returns how many.
 pub fn drop_orphans(view: &mut View, now: Timestamp, limit: usize) -> usize {
     let context = context(view, now);
     let found = view.pairs(keys::all_orphans(), limit);
@@ -98,17 +99,17 @@ fn context(view: &View, now: Timestamp) -> Context {
     Context { now, entry: retention::not_before_pins(view, now), session: SessionId::default() }
 }
 
-/// The tables whose values hold versions.
+/// Returns the tables whose values hold versions.
 #[must_use]
 pub fn versioned() -> [Range<Key>; 3] {
     [keys::inodes(), keys::all_extents(), keys::all_journals()]
 }
 
-/// Shifts the versions in up to `limit` values of a range, beginning behind `after`, which becomes the last of them.
-/// Returns how many there were.
+/// Shifts the versions in up to `limit` values of a range, beginning after the key `after`, which is set to the last of
+/// them. Returns how many there were.
 ///
 /// # Errors
-/// When a value is not what this program stores, or no larger version is left.
+/// When a value cannot be decoded, or no larger version is left.
 pub fn shift_versions(
     view: &mut View,
     jump: Jump,
@@ -153,10 +154,10 @@ fn shifted(key: &[u8], value: &[u8], by: u64) -> Result<Vec<u8>, Error> {
     }
 }
 
-/// Lets all counters go on beyond what was given out, and stops the deletion of blocks.
+/// Moves all counters beyond what was given out, and stops the deletion of blocks.
 ///
 /// # Errors
-/// When the state is of no cluster.
+/// When the state belongs to no cluster.
 pub fn begin_anew(view: &mut View, jump: Jump, stop: &DeletionStop) -> Result<(), Error> {
     if settings::cluster(view).is_none() {
         return Err(Error::Malformed("the state is of no cluster".to_owned()));
@@ -168,7 +169,7 @@ pub fn begin_anew(view: &mut View, jump: Jump, stop: &DeletionStop) -> Result<()
     }
     let mut layout = settings::layout(view);
     layout.epoch = LayoutEpoch(jump.over(layout.epoch.0));
-    // What was uploaded for an older one is uploaded again, to the owners of this one.
+    // What was uploaded for an older epoch is uploaded again, to the owners under this one.
     layout.placement = layout.epoch;
     settings::replace_layout(view, &layout);
     retention::stop_deletion(view, stop);

@@ -1,15 +1,16 @@
-//! `Command::Repair`: mending what a check has found.
+//! `Command::Repair`: repairs of what a check has found.
 //!
-//! A check looks at a state that is older than the one that is mended. So each repair looks again, and does nothing where
-//! the state is not as it was found:
+//! A check reads a state that is older than the one to repair. So each repair looks again, and does nothing where the
+//! state is not as the check found it:
 //!
-//! - What can be counted in the neighbourhood is counted again, whatever was found.
-//! - What would take a look through everything (links of files, references of blocks) is set only where it is counted as it
-//!   was then. Ordinary operations change what is counted and what there is by the same, so the difference is still right.
-//! - That holds as long as nobody else has mended it: repairs of a check are taken only while no other check has mended
-//!   anything since its state was taken, and each only once ([`Command::Repair`](super::Command::Repair)).
+//! - What can be counted nearby is counted again, whatever the check found.
+//! - Counts that need a look at everything (links of files, references of blocks) are set only if they are still as the
+//!   check found them. Ordinary operations change a count and what it counts by the same amount, so the difference is
+//!   still right.
+//! - That holds while nothing else has repaired it. Repairs of a check are accepted only while no other check has
+//!   repaired anything since its state was taken, and each only once ([`Command::Repair`](super::Command::Repair)).
 //!
-//! Nothing here removes content that a name leads to, or could.
+//! Nothing here removes content that a name leads to, or could lead to.
 
 mod content;
 mod links;
@@ -24,17 +25,17 @@ use std::collections::BTreeSet;
 use wire::ids::{Ino, SessionId};
 use wire::message::check::{CheckId, Repair, Seen};
 
-/// Setting: who has mended last.
+/// Setting: the last repairs.
 const REPAIRS: &str = "repairs";
-/// Replies forgotten, and extents or entries looked at, by one repair.
+/// Replies forgotten, and extents or entries read, by one repair.
 const WORK_MAX: usize = 1 << 20;
 /// Replies forgotten at once.
-const REPLIES: usize = 4096;
+const REPLIES_AT_ONCE: usize = 4096;
 
-/// Who has mended last.
+/// The last repairs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Repairs {
-    /// Checks that have mended something.
+    /// Number of checks that have repaired something.
     pub count: u64,
     /// The last of them.
     check: u64,
@@ -47,15 +48,15 @@ pub struct Repairs {
 pub struct Repairing {
     /// The check.
     pub check: CheckId,
-    /// Checks that had mended something when its state was taken.
+    /// Number of checks that had repaired something when its state was taken.
     pub base: u64,
     /// Grows with each request of the check.
     pub seq: u64,
-    /// What to mend.
+    /// What to repair.
     pub repairs: Vec<Repair>,
 }
 
-/// Who has mended last.
+/// Returns the last repairs.
 #[must_use]
 pub fn repairs(kv: &dyn Kv) -> Repairs {
     kv.load(&keys::setting(REPAIRS)).unwrap_or_default()
@@ -74,7 +75,7 @@ pub(super) fn apply(view: &mut View, context: &Context, repairing: &Repairing) -
     CommandReply::Repaired(repairing.repairs.iter().map(|repair| mend(view, context, repair)).collect())
 }
 
-/// Whether it was mended.
+/// Makes a repair. Returns whether it was made.
 fn mend(view: &mut View, context: &Context, repair: &Repair) -> bool {
     match repair {
         Repair::Links { ino, seen, found } => links::count(view, context, *ino, *seen, *found),
@@ -89,16 +90,16 @@ fn mend(view: &mut View, context: &Context, repair: &Repair) -> bool {
         Repair::References { hash, seen, found, len } => {
             content::references(view, context, hash, *seen, (*found, *len))
         }
-        Repair::Orphan { ino, seen, named } => let_go(view, context, *ino, (*seen, *named)),
+        Repair::Orphan { ino, seen, named } => release_orphan(view, context, *ino, (*seen, *named)),
         Repair::Locks(ino) => unlock(view, *ino),
         Repair::Index(key) => index::set_right(view, key),
         Repair::InodeCount { seen, found } => settings::recount_inodes(view, *seen, *found),
         Repair::NextIno(least) => settings::raise_next_ino(view, *least),
-        Repair::Replies(id) => index::forget_replies(view, *id, REPLIES),
+        Repair::Replies(id) => index::forget_replies(view, *id, REPLIES_AT_ONCE),
     }
 }
 
-/// What a key has; `None` also when it cannot be decoded, which must stop nobody who mends.
+/// Returns the value of a key; `None` also when it cannot be decoded, which must not stop a repair.
 fn load<T: DeserializeOwned>(view: &View, key: &[u8]) -> Option<T> {
     wire::codec::decode(&view.get(key)?).ok()
 }
@@ -107,12 +108,13 @@ fn load_inode(view: &View, ino: Ino) -> Option<Inode> {
     load(view, &keys::inode(ino))
 }
 
-/// The same as long as its links are as they were seen.
+/// Returns an inode if its links are still as they were seen.
 fn load_as(view: &View, ino: Ino, seen: Seen) -> Option<Inode> {
     load_inode(view, ino).filter(|inode| (inode.attr.nlink, inode.attr.ctime) == (seen.nlink, seen.ctime))
 }
 
-/// Whether a session lives. Not by the index, which may be what is wrong; one whose record is damaged may live.
+/// Returns whether a session lives. The index is not used: it may be what is wrong. A session whose record is damaged
+/// may live.
 fn lives(view: &View, id: SessionId) -> bool {
     let key = keys::session(id);
     view.get(&key).is_some() && load::<Session>(view, &key).is_none_or(|session| !session.has_ended())
@@ -129,7 +131,7 @@ fn unlock(view: &mut View, ino: Ino) -> bool {
 }
 
 /// `Repair::Orphan`.
-fn let_go(view: &mut View, context: &Context, ino: Ino, (seen, named): (Option<Seen>, bool)) -> bool {
+fn release_orphan(view: &mut View, context: &Context, ino: Ino, (seen, named): (Option<Seen>, bool)) -> bool {
     let is_marked = view.get(&keys::orphan(ino)).is_some();
     let Some(holders) = orphan::holders(view, ino).filter(|_| is_marked) else { return false };
     let unlinked = match seen {
@@ -161,7 +163,7 @@ fn let_go(view: &mut View, context: &Context, ino: Ino, (seen, named): (Option<S
     true
 }
 
-/// Inodes whose attributes or names a repair may change: what sessions have cached of them is taken back before.
+/// Returns inodes whose attributes or names a repair may change. What sessions have cached of them is recalled first.
 #[must_use]
 pub fn touched(kv: &dyn Kv, repair: &Repair) -> Vec<Ino> {
     match repair {

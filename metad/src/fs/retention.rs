@@ -1,9 +1,9 @@
-//! Blocks that are kept though nothing refers to them: pins, which backups make, and the stop of all deletion after a
-//! recovery (I10).
+//! Blocks that are retained though nothing refers to them: pins, which backups make, and the stop of all deletion after
+//! a recovery (I10).
 //!
-//! A pin keeps what something referred to when it was made. Blocks that lost their last reference before may go. For that
-//! to be told apart by times, no reference ends at a time before the newest pin, whatever the leaders' clocks say: see
-//! [`not_before_pins`].
+//! A pin retains what something referred to when it was made. Blocks that lost their last reference before may go.
+//! Times decide which is which, so no reference ends at a time before the newest pin, whatever the leaders' clocks
+//! show: see [`not_before_pins`].
 
 use super::CommandReply;
 use super::blockref::BlockRef;
@@ -21,33 +21,33 @@ const NANOS_PER_MS: i128 = 1_000_000;
 
 /// The stored record of a pin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stored {
+struct StoredPin {
     pin: Pin,
-    /// Blocks without references since before this time, in milliseconds since the epoch, are not kept by it.
+    /// Blocks without references since before this time, in milliseconds since the epoch, are not retained by this pin.
     since_ms: u64,
 }
 
-fn stored(kv: &dyn Kv) -> Vec<Stored> {
+fn stored(kv: &dyn Kv) -> Vec<StoredPin> {
     kv.load(&keys::setting(PINS)).unwrap_or_default()
 }
 
-fn store(view: &mut View, pins: &[Stored]) {
+fn store(view: &mut View, pins: &[StoredPin]) {
     if pins.is_empty() { view.delete(keys::setting(PINS)) } else { view.store(keys::setting(PINS), &pins) }
 }
 
-/// Pins that hold at this time.
+/// Returns the pins that hold at this time.
 #[must_use]
 pub fn pins(kv: &dyn Kv, now: Timestamp) -> Vec<Pin> {
     stored(kv).into_iter().map(|stored| stored.pin).filter(|pin| pin.until > now).collect()
 }
 
-/// Why no block is deleted.
+/// Returns why no block is deleted, if deletion is stopped.
 #[must_use]
 pub fn deletion_stopped(kv: &dyn Kv) -> Option<DeletionStop> {
     kv.load(&keys::setting(STOPPED))
 }
 
-/// The time at which references end that a command ends.
+/// Returns the time at which the references that a command ends are said to end.
 pub(super) fn not_before_pins(kv: &dyn Kv, now: Timestamp) -> Timestamp {
     let newest = stored(kv).into_iter().map(|stored| stored.since_ms).max();
     match newest {
@@ -56,7 +56,7 @@ pub(super) fn not_before_pins(kv: &dyn Kv, now: Timestamp) -> Timestamp {
     }
 }
 
-/// `Command::PinBlocks`. `Stale` when there is one of that name, or there are as many as there may be.
+/// Applies `Command::PinBlocks`. Returns `Stale` when there is a pin of that name, or as many pins as are allowed.
 pub(super) fn pin(view: &mut View, (now, entry): (Timestamp, Timestamp), name: &str, keep_ms: u64) -> CommandReply {
     let mut pins = stored(view);
     pins.retain(|stored| stored.pin.until > now);
@@ -67,12 +67,12 @@ pub(super) fn pin(view: &mut View, (now, entry): (Timestamp, Timestamp), name: &
     }
     let until = now.shifted(i128::from(keep_ms) * NANOS_PER_MS);
     let pin = Pin { name: name.to_owned(), made: now, until };
-    pins.push(Stored { pin, since_ms: entry.as_millis() });
+    pins.push(StoredPin { pin, since_ms: entry.as_millis() });
     store(view, &pins);
     CommandReply::Done
 }
 
-/// `Command::ReleasePin`. `Stale` when there is none of that name.
+/// Applies `Command::ReleasePin`. Returns `Stale` when there is no pin of that name.
 pub(super) fn release(view: &mut View, name: &str) -> CommandReply {
     let mut pins = stored(view);
     let count = pins.len();
@@ -84,19 +84,19 @@ pub(super) fn release(view: &mut View, name: &str) -> CommandReply {
     CommandReply::Done
 }
 
-/// From now on no block is deleted.
+/// Stops all deletion of blocks.
 pub(super) fn stop_deletion(view: &mut View, stop: &DeletionStop) {
     view.store(keys::setting(STOPPED), stop);
 }
 
-/// `Command::ResumeDeletion`.
+/// Applies `Command::ResumeDeletion`.
 pub(super) fn resume_deletion(view: &mut View) -> CommandReply {
     view.delete(keys::setting(STOPPED));
     CommandReply::Done
 }
 
-/// Blocks that have had no references since before this time, in milliseconds since the epoch, may be deleted as far as
-/// pins are concerned. `None` while none may.
+/// Returns a time in milliseconds since the epoch: blocks that have had no references since before it are not pinned,
+/// and may be deleted. Returns `None` while deletion is stopped.
 #[must_use]
 pub fn deletable_before(kv: &dyn Kv, now: Timestamp) -> Option<u64> {
     if deletion_stopped(kv).is_some() {
@@ -106,7 +106,7 @@ pub fn deletable_before(kv: &dyn Kv, now: Timestamp) -> Option<u64> {
     Some(holding.map(|stored| stored.since_ms).min().unwrap_or(u64::MAX))
 }
 
-/// Those of these blocks that nothing refers to, no pin keeps, and that may be deleted at all.
+/// Returns those of these blocks that nothing refers to, that no pin retains, and that may be deleted at all.
 #[must_use]
 pub fn unreferenced(kv: &dyn Kv, now: Timestamp, hashes: Vec<BlockHash>) -> Vec<BlockHash> {
     let Some(before) = deletable_before(kv, now) else { return Vec::new() };

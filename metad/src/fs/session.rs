@@ -11,18 +11,18 @@ use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::limits::{BATCH_OPS_MAX, INO_RANGE, SESSION_REPLIES_MAX};
 use wire::op::{Batch, BatchReply, OpFailed, OpReply};
 
-/// Ranges of inode numbers that a session holds at most; older ones are used up or forfeited.
+/// Ranges of inode numbers that a session holds at most. Older ones are used up or forfeited.
 pub(super) const INO_RANGES_MAX: usize = 16;
 
-/// Sessions that one certificate has at a time: as many mounts as share a bundle.
+/// Sessions that one certificate has at a time: that many mounts can share a bundle.
 pub const SESSIONS_PER_CLIENT_MAX: usize = 1_024;
 /// Sessions at a time. Each is asked about every file that is removed.
 pub const SESSIONS_MAX: usize = 4_096;
 
-/// Replies that are deleted one by one.
-const FEW: u64 = 64;
+/// Up to this many acknowledged replies are deleted one by one; more are looked up first.
+const REPLIES_DELETED_SINGLY: u64 = 64;
 
-/// Who opens a session.
+/// The parameters of a new session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Opening {
     /// Host, for people.
@@ -31,51 +31,52 @@ pub struct Opening {
     pub purpose: String,
     /// Name in the certificate: only its holder may use the session.
     pub client: String,
-    /// It answers from caches, under read leases.
+    /// Whether it answers from caches, under read leases.
     pub caches: bool,
     /// A session of the same client that it replaces.
     pub resumes: Option<SessionId>,
-    /// What tells this opening from others of the same client.
+    /// Distinguishes this opening from others of the same client.
     pub token: Option<u64>,
 }
 
 /// The stored record of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Session {
-    /// Who opened it.
+    /// How it was opened.
     pub opening: Opening,
-    /// Replies up to this batch have been received and forgotten.
+    /// Replies up to this batch were received, and are forgotten.
     pub acked: BatchSeq,
     /// Leased inode numbers, half-open.
     pub inos: Vec<(Ino, Ino)>,
-    /// Its place in the order in which sessions ended: it is here only for its replies. `None` while it lives.
+    /// Its place in the order in which sessions ended; `None` while it lives. An ended session is stored only for its
+    /// replies.
     pub ended: Option<u64>,
 }
 
 impl Session {
-    /// Whether it is here only for its replies.
+    /// Returns whether it is stored only for its replies.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.ended.is_some()
     }
 }
 
-/// The session with this number, unless it has ended.
+/// Returns the session with this number, unless it has ended.
 pub fn find(kv: &dyn Kv, id: SessionId) -> Option<Session> {
     find_or_ended(kv, id).filter(|session| !session.has_ended())
 }
 
-/// The same, or what is kept of one that has ended.
+/// Returns the session with this number, also if it has ended and is stored only for its replies.
 pub fn find_or_ended(kv: &dyn Kv, id: SessionId) -> Option<Session> {
     kv.load(&keys::session(id))
 }
 
-/// All sessions.
+/// Returns all living sessions.
 pub fn all(kv: &dyn Kv) -> Vec<(SessionId, Session)> {
     all_and_ended(kv).into_iter().filter(|(_, session)| !session.has_ended()).collect()
 }
 
-/// Numbers of all sessions, in their order.
+/// Returns the numbers of all living sessions, in order.
 pub fn living(kv: &dyn Kv) -> BTreeSet<SessionId> {
     let mut ids = BTreeSet::new();
     kv.scan(keys::all_living(), &mut |key, _| {
@@ -85,7 +86,7 @@ pub fn living(kv: &dyn Kv) -> BTreeSet<SessionId> {
     ids
 }
 
-/// The same, and those that are here only for their replies.
+/// Returns all sessions, also those that are stored only for their replies.
 pub(super) fn all_and_ended(kv: &dyn Kv) -> Vec<(SessionId, Session)> {
     let load =
         |(key, value): &(Vec<u8>, Vec<u8>)| (SessionId(keys::first(key)), super::view::decode_stored(key, value));
@@ -94,8 +95,8 @@ pub(super) fn all_and_ended(kv: &dyn Kv) -> Vec<(SessionId, Session)> {
 
 /// Applies a batch unless it was applied before.
 ///
-/// Batches of a session may arrive in any order within a window, so that independent work of one client need not wait
-/// for each other's round trip. What depends on an earlier batch is sent once that one is answered.
+/// Batches of a session may arrive in any order within a window, so that independent operations of one client need not
+/// wait for each other. An operation that depends on an earlier batch is sent once that one is answered.
 pub(super) fn apply_batch(
     view: &mut View,
     context: &Context,
@@ -104,7 +105,7 @@ pub(super) fn apply_batch(
 ) -> Result<BatchReply, Refused> {
     let mut session = find_or_ended(view, id).ok_or(Refused::NoSession)?;
     let newest = session.acked.0.max(batch.acked.0).saturating_add(SESSION_REPLIES_MAX as u64);
-    // A batch does not acknowledge its own reply, nor later ones: with that, the window would end nowhere.
+    // A batch does not acknowledge its own reply, nor later ones: otherwise the window would have no end.
     if batch.seq <= session.acked || batch.seq <= batch.acked || batch.seq.0 > newest {
         return Err(Refused::OutOfWindow);
     }
@@ -113,13 +114,13 @@ pub(super) fn apply_batch(
     if let Some(reply) = view.load(&key) {
         return Ok(reply);
     }
-    // What is not there now is never applied: the client may say it again in another session.
+    // A batch that has no reply now is never applied: the client may send its operations again in another session.
     if session.has_ended() {
         return Err(Refused::NoSession);
     }
     if batch.acked > session.acked {
-        if batch.acked.0 - session.acked.0 <= FEW {
-            // Cheaper than to look which of them are there.
+        if batch.acked.0 - session.acked.0 <= REPLIES_DELETED_SINGLY {
+            // Cheaper than to look up which of them exist.
             for seq in session.acked.0 + 1..=batch.acked.0 {
                 view.delete(keys::reply(id, BatchSeq(seq)));
             }
@@ -167,7 +168,7 @@ pub(super) fn use_ino(view: &mut View, context: &Context, ino: Ino) -> Result<()
     if !leased || view.get(&keys::inode(ino)).is_some() {
         return Err(FsError::Invalid);
     }
-    // I4: that no inode has the number now is not enough, it may have had one; content of that may even still be there.
+    // I4: it is not enough that no inode has the number now. One may have had it, and its content may even still exist.
     let key = keys::used(ino);
     let before = view.get(&key).map_or(0, |bytes| used_bits(&bytes));
     let bit = 1_u64 << (ino.0 % keys::USED_PER_VALUE);
@@ -182,8 +183,8 @@ fn used_bits(bytes: &[u8]) -> u64 {
     u64::from_be_bytes(bytes.try_into().expect("eight bytes are stored"))
 }
 
-/// Numbers of a range that is leased to nobody any more cannot be used, so it need not be known which were. A value
-/// that tells of another range too stays.
+/// Forgets which numbers of a range were used. The range is leased to nobody any more, so none of them can be used. A
+/// value that also covers another range stays.
 pub(super) fn forget_used(view: &mut View, (start, end): (Ino, Ino)) {
     for (key, _) in view.pairs(keys::used_within(start, end), usize::MAX) {
         view.delete(key);

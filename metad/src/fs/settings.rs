@@ -1,4 +1,4 @@
-//! What the cluster as a whole has: its name, its root directory, its block layout, its counters.
+//! The settings of the cluster: its name, its root directory, its block layout, its counters.
 
 use super::CommandReply;
 use super::inode::Inode;
@@ -60,27 +60,27 @@ pub(super) fn set_layout(view: &mut View, new: &Layout) -> CommandReply {
     CommandReply::Done
 }
 
-/// Puts a layout in place of the last one, whatever its epoch: while nobody serves the state.
+/// Replaces the layout, whatever its epoch, while nobody serves the state.
 pub(super) fn replace_layout(view: &mut View, layout: &Layout) {
     view.store(keys::setting(LAYOUT), layout);
 }
 
-/// The cluster's name, once it was founded.
+/// Returns the cluster's name, once it was founded.
 pub fn cluster(kv: &dyn Kv) -> Option<String> {
     kv.load(&keys::setting(CLUSTER))
 }
 
-/// The block layout.
+/// Returns the block layout.
 pub fn layout(kv: &dyn Kv) -> Layout {
     kv.load(&keys::setting(LAYOUT)).unwrap_or_default()
 }
 
-/// Number of inodes.
+/// Returns the number of inodes.
 pub fn inode_count(kv: &dyn Kv) -> u64 {
     kv.load(&keys::setting(INODES)).unwrap_or(0)
 }
 
-/// The inode number that is leased next.
+/// Returns the inode number that is leased next.
 pub(super) fn next_ino(kv: &dyn Kv) -> Ino {
     Ino(kv.load(&keys::setting(NEXT_INO)).unwrap_or(Ino::FIRST_FREE.0))
 }
@@ -91,7 +91,7 @@ pub(super) fn inodes_changed(view: &mut View, by: i64) {
     view.store(keys::setting(INODES), &count);
 }
 
-/// Sets the number of inodes where it is still counted as it was seen.
+/// Sets the number of inodes, if it is still as it was seen.
 pub(super) fn recount_inodes(view: &mut View, seen: u64, found: u64) -> bool {
     if inode_count(view) != seen || seen == found {
         return false;
@@ -100,7 +100,7 @@ pub(super) fn recount_inodes(view: &mut View, seen: u64, found: u64) -> bool {
     true
 }
 
-/// Lets no number below this one be given out any more.
+/// Makes sure that no inode number below this one is given out any more.
 pub(super) fn raise_next_ino(view: &mut View, least: Ino) -> bool {
     if next_ino(view) >= least {
         return false;
@@ -114,7 +114,7 @@ pub(super) fn take_ino(view: &mut View) -> Ino {
     Ino(take_numbers(view, NEXT_INO, Ino::FIRST_FREE.0, 1))
 }
 
-/// Takes `count` numbers from a counter that starts at `first`; returns the first of them.
+/// Takes `count` numbers from a counter that starts at `first`, and returns the first of them.
 pub(super) fn take_numbers(view: &mut View, counter: &str, first: u64, count: u64) -> u64 {
     let key = keys::setting(counter);
     let next = view.load(&key).unwrap_or(first);

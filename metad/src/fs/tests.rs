@@ -1,4 +1,4 @@
-//! The state machine against a plain model, and the invariants that it holds.
+//! Tests of the state machine against a plain model, and of the invariants that it holds.
 
 mod bounds;
 mod recovery;
@@ -87,7 +87,7 @@ impl World {
         }
     }
 
-    /// The file's bytes, all of its content being inline.
+    /// Returns the file's bytes. All of its content must be inline.
     fn bytes(&self, ino: Ino) -> Vec<u8> {
         let question = Read::Extents { ino, off: 0, len: u64::MAX };
         let Ok(ReadReply::Extents(page)) = read::read(&self.kv, SessionId(1), &question) else { panic!("no extents") };
@@ -183,7 +183,7 @@ fn an_inode_number_is_only_taken_from_the_sessions_own_range() {
 
 /// Guards I6.
 #[test]
-fn writers_of_different_ranges_are_merged_and_of_the_same_range_both_kept() {
+fn writes_to_different_ranges_are_merged_and_of_writes_to_one_range_both_are_stored() {
     let mut world = World::new();
     let (first, second) = (world.session(), world.session());
     world.one(first, create(Ino::ROOT, "a", A, NewInode::Regular)).unwrap();
@@ -242,7 +242,7 @@ fn a_write_over_bytes_that_were_cut_meanwhile_is_a_conflict() {
 }
 
 #[test]
-fn an_open_file_survives_its_last_name_until_every_session_let_go() {
+fn an_open_file_survives_its_last_name_until_every_session_has_released_it() {
     let mut world = World::new();
     let (first, second) = (world.session(), world.session());
     world.one(first, create(Ino::ROOT, "a", A, NewInode::Regular)).unwrap();
@@ -298,7 +298,7 @@ fn a_layout_made_on_an_older_one_changes_nothing() {
     assert_eq!(world.apply(Command::SetLayout(layout)), CommandReply::Stale);
 }
 
-/// What the model keeps of an inode.
+/// What the model stores of an inode.
 #[derive(Clone, Debug, PartialEq)]
 enum Node {
     File(Vec<u8>),
@@ -332,7 +332,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A filesystem in memory, as simple as can be.
+/// A filesystem in memory, as simple as possible.
 #[derive(Default)]
 struct Model {
     nodes: BTreeMap<u64, Node>,
@@ -368,7 +368,7 @@ impl Model {
                 if names.values().any(|ino| matches!(self.nodes[ino], Node::Dir(_)) && self.within(dir, *ino)))
     }
 
-    /// Moves an entry as `rename(2)` says; false when it is refused.
+    /// Moves an entry as `rename(2)` does; returns false when it is refused.
     fn rename(&mut self, dir: u64, name: &str, to: u64, new: &str) -> bool {
         let Some(source) = self.dir(dir).get(name).copied() else { return false };
         let source_is_dir = matches!(self.nodes[&source], Node::Dir(_));
@@ -395,7 +395,7 @@ impl Model {
     }
 }
 
-/// Carries out a step on both; they must agree on whether it succeeds.
+/// Takes a step on both; they must agree on whether it succeeds.
 fn step_both(world: &mut World, model: &mut Model, id: SessionId, next: &mut u64, step: &Step) {
     let pick = |list: Vec<u64>, index: usize| (!list.is_empty()).then(|| list[index % list.len()]);
     let dir = |model: &Model, index| pick(model.dirs(), index).unwrap();
@@ -529,7 +529,7 @@ fn a_tree_is_read_in_the_order_of_a_walk_each_directory_whole_until_there_are_en
     let whole = tree(Ino::ROOT, &[], 1000);
     assert_eq!(whole.len(), 11);
     assert!(whole.iter().all(|dir| dir.end && dir.entries.iter().all(|entry| entry.attr.is_some())));
-    // Each of the five is followed by the one below it, in the order of the listing.
+    // Each of the five is followed by the directory below it, in the order of the listing.
     let order: Vec<Ino> = whole[0].entries.iter().flat_map(|entry| [entry.ino, Ino(entry.ino.0 + 1)]).collect();
     assert_eq!(whole[1..].iter().map(|dir| dir.ino).collect::<Vec<_>>(), order);
     assert!(whole[2].parent == whole[1].ino && whole[1].parent == Ino::ROOT);
@@ -589,8 +589,8 @@ fn the_position_of_a_journal_has_the_versions_that_its_own_commits_made() {
     }
     let journal = JournalId(7);
     let file = |ino, base, committed| JournaledFile { ino: Ino(ino), base: Version(base), committed };
-    let position = |files| JournalPosition { told: 9, left: 0, files };
-    let told = Op::Journaled {
+    let position = |files| JournalPosition { acknowledged: 9, left: 0, files };
+    let journaled = Op::Journaled {
         journal,
         position: Some(position(vec![
             file(2000, 1, true),
@@ -603,15 +603,15 @@ fn the_position_of_a_journal_has_the_versions_that_its_own_commits_made() {
     let beside = write(Ino(2001), Version(1), 0, b"mine", ConflictPolicy::Fail);
     let copy = ConflictPolicy::Copy { ino: Ino(2100), suffix: b".copy".to_vec() };
     let copied = write(Ino(2003), Version(1), 0, b"mine", copy);
-    world.run(id, vec![mine, beside, copied, told]).unwrap();
+    world.run(id, vec![mine, beside, copied, journaled]).unwrap();
     let read = |world: &World| match read::read(&world.kv, SessionId(1), &Read::Journaled { journal }) {
         Ok(ReadReply::Journaled(position)) => position,
         other => panic!("{other:?}"),
     };
-    // Others have changed the second one: what is left is still based on what was seen.
+    // Others have changed the second file: the rest is still based on what the session saw.
     let rest = [file(2001, 1, false), file(2002, 5, false), file(2003, 1, false)];
     assert_eq!(read(&world), Some(position([&[file(2000, 2, false)], &rest[..]].concat())));
-    // Past the journal: what is told of the rest stays.
+    // Content sent beside the journal: the rest of the position stays.
     let again = write(Ino(2000), Version(2), 0, b"mine", ConflictPolicy::Fail);
     world.run(id, vec![again, Op::JournaledContent { journal, file: file(2000, 2, true) }]).unwrap();
     assert_eq!(read(&world), Some(position([&rest[..], &[file(2000, 3, false)]].concat())));

@@ -1,4 +1,4 @@
-//! What `apply` works on: the stored state, and over it the changes that are not stored yet.
+//! What `apply` works on: the stored state, covered by changes that are not stored yet.
 
 use super::keys::Key;
 use parking_lot::RwLockReadGuard;
@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use wire::codec;
 use wire::limits::HEAD_BYTES_MAX;
 
-/// As long as this lives, what it was taken from does not change.
+/// Keeps a map unchanged while it lives.
 #[derive(Default)]
 pub struct Held<'a> {
     _guard: Option<RwLockReadGuard<'a, ()>>,
 }
 
 impl<'a> Held<'a> {
-    /// With the guard that writers wait for.
+    /// Holds the guard that writers wait for.
     #[must_use]
     pub fn by(guard: RwLockReadGuard<'a, ()>) -> Self {
         Self { _guard: Some(guard) }
@@ -30,14 +30,14 @@ pub trait Kv: Send + Sync {
     /// The value of a key.
     fn get(&self, key: &[u8]) -> Option<Vec<u8>>;
 
-    /// Calls `visit` with each pair of a range in order, until it answers false.
+    /// Calls `visit` with each pair of a range in order, until it returns false.
     fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool);
 
     /// The last pair of a range.
     fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)>;
 
-    /// Keeps the map as it is for several calls: without, a change may fall between them. Writers wait meanwhile. Must
-    /// not be taken twice at a time by one thread.
+    /// Keeps the map unchanged for several calls; otherwise a change may fall between them. Writers wait meanwhile. A
+    /// thread must not hold it twice at a time.
     fn hold(&self) -> Held<'_> {
         Held::default()
     }
@@ -53,12 +53,12 @@ pub fn decode_stored<T: DeserializeOwned>(key: &[u8], bytes: &[u8]) -> T {
 
 /// Typed access to any [`Kv`].
 pub trait KvExt: Kv {
-    /// The decoded value of a key.
+    /// Returns the decoded value of a key.
     fn load<T: DeserializeOwned>(&self, key: &[u8]) -> Option<T> {
         self.get(key).map(|bytes| decode_stored(key, &bytes))
     }
 
-    /// The pairs of a range, at most `limit`.
+    /// Returns the pairs of a range, at most `limit`.
     fn pairs(&self, range: Range<Key>, limit: usize) -> Vec<(Key, Vec<u8>)> {
         let mut pairs = Vec::new();
         if limit > 0 {
@@ -70,7 +70,7 @@ pub trait KvExt: Kv {
         pairs
     }
 
-    /// Whether a range holds anything.
+    /// Returns whether a range holds anything.
     fn any(&self, range: Range<Key>) -> bool {
         !self.pairs(range, 1).is_empty()
     }
@@ -81,12 +81,12 @@ impl<K: Kv + ?Sized> KvExt for K {}
 /// New values of keys; `None` marks a deleted one.
 pub type Changes = BTreeMap<Key, Option<Vec<u8>>>;
 
-/// A map as it will be once changes are part of it.
+/// A map, seen as if changes were part of it.
 #[derive(Clone, Copy)]
 pub struct Over<'a> {
     /// The map.
     pub base: &'a dyn Kv,
-    /// What lies over it.
+    /// The changes that cover it.
     pub changes: &'a Changes,
 }
 
@@ -94,33 +94,33 @@ pub struct Over<'a> {
 pub struct View<'a> {
     base: &'a dyn Kv,
     changes: Changes,
-    /// What stood in `changes` before each change since the savepoint, newest last.
+    /// What `changes` held before each change since the savepoint, newest last.
     undo: Vec<(Key, Option<Option<Vec<u8>>>)>,
     /// Bytes of keys and values that were written since the savepoint.
     changed_bytes: usize,
     /// Keys that were removed since the savepoint.
     removed: usize,
-    /// Keys that were looked up or walked over since the savepoint.
+    /// Keys that were read since the savepoint.
     work: AtomicUsize,
-    /// A value was to be stored since the savepoint that could not be read back.
+    /// Whether a value was left out since the savepoint because it could not have been read back.
     oversized: bool,
 }
 
-/// Changes of keys after which a batch takes no further operation, about 200 MB: all of them are kept until it ends. One
-/// operation on a file of the largest size changes half as many.
+/// Changes of keys after which a batch takes no further operation, about 200 MB: all of them are in memory until it
+/// ends. One operation on a file of the largest size changes half as many.
 const CHANGES_MAX: usize = 1 << 20;
-/// The same in bytes of keys and values that are written.
+/// Bytes of keys and values written after which a batch takes no further operation.
 const CHANGED_BYTES_MAX: usize = 256 << 20;
-/// Bytes of a value that is looked at which are as much work as another key.
+/// Bytes of a value whose reading is as much work as another key.
 const WORK_BYTES: usize = 128;
-/// Keys removed by a batch that cost nothing when the last key of a range is looked for. Beyond them, each may be stepped over,
-/// and counts as work.
+/// Keys removed by a batch that cost nothing when the last key of a range is looked up. Each further one may have to be
+/// stepped over, and counts as work.
 const REMOVED_FREE: usize = 4096;
-/// The same in keys that are looked at: some seconds of work.
+/// Keys read after which a batch takes no further operation: some seconds of work.
 const WORK_MAX: usize = 4 << 20;
 
 impl<'a> View<'a> {
-    /// A view without changes.
+    /// Makes a view without changes.
     #[must_use]
     pub fn new(base: &'a dyn Kv) -> Self {
         let (changes, undo, work) = (BTreeMap::new(), Vec::new(), AtomicUsize::new(0));
@@ -132,7 +132,8 @@ impl<'a> View<'a> {
         self.change(key, Some(value));
     }
 
-    /// Sets a key to an encoded value. One that is too large to be decoded is not stored: see [`View::is_oversized`].
+    /// Sets a key to an encoded value. A value that is too large to be decoded is not stored: see
+    /// [`View::is_oversized`].
     pub fn store<T: Serialize>(&mut self, key: Key, value: &T) {
         let value = codec::encode(value);
         if value.len() > HEAD_BYTES_MAX {
@@ -148,14 +149,14 @@ impl<'a> View<'a> {
     }
 
     fn change(&mut self, key: Key, value: Option<Vec<u8>>) {
-        // Not what is replaced: whether that lies in `changes` depends on what else is applied together here.
+        // The replaced value is not counted: whether `changes` holds it depends on what else is applied together here.
         self.changed_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
         self.removed += usize::from(value.is_none());
         let before = self.changes.insert(key.clone(), value);
         self.undo.push((key, before));
     }
 
-    /// From here on, [`View::rollback`] undoes.
+    /// Sets the point to which [`View::rollback`] goes back.
     pub fn savepoint(&mut self) {
         self.undo.clear();
         (self.changed_bytes, self.removed) = (0, 0);
@@ -163,8 +164,8 @@ impl<'a> View<'a> {
         self.oversized = false;
     }
 
-    /// Whether so much was done since the savepoint that nothing more is to be begun. The same on every replica: it is
-    /// counted in what is asked and changed here, not in time or memory.
+    /// Returns whether so much was done since the savepoint that nothing more may begin. All replicas agree on that:
+    /// reads and changes are counted, not time or memory.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {
         self.undo.len() >= CHANGES_MAX
@@ -172,7 +173,7 @@ impl<'a> View<'a> {
             || self.work.load(Ordering::Relaxed) >= WORK_MAX
     }
 
-    /// Whether a value was left out since the savepoint because it is too large: what was begun must be undone.
+    /// Returns whether a value was left out since the savepoint because it is too large: then the batch must be undone.
     #[must_use]
     pub fn is_oversized(&self) -> bool {
         self.oversized
@@ -193,13 +194,13 @@ impl<'a> View<'a> {
         }
     }
 
-    /// How many keys are changed.
+    /// Returns how many keys are changed.
     #[must_use]
     pub fn changes_count(&self) -> usize {
         self.changes.len()
     }
 
-    /// The changes, to be stored.
+    /// Returns the changes, to be stored.
     #[must_use]
     pub fn into_changes(self) -> Changes {
         self.changes
@@ -225,7 +226,7 @@ impl Kv for View<'_> {
     }
 
     fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)> {
-        // Only of this batch's own changes: what else lies over the stored state differs from replica to replica.
+        // Only this batch's own changes count: the other changes over the stored state differ between replicas.
         self.work.fetch_add(1 + self.removed.saturating_sub(REMOVED_FREE), Ordering::Relaxed);
         self.over().last(range)
     }

@@ -13,7 +13,7 @@ use wire::op::{Name, OpReply, XattrMode};
 
 /// Names of one inode's attributes together, as `listxattr(2)` returns them (`XATTR_LIST_MAX`).
 const LIST_BYTES_MAX: usize = 64 << 10;
-/// Names and values of one inode's attributes together: they are copied with it, and removed with it, at once.
+/// Names and values of one inode's attributes together: they are copied and removed with it at once.
 const ALL_BYTES_MAX: usize = 1 << 20;
 
 /// `Op::SetXattr`.
@@ -51,11 +51,11 @@ pub(super) fn set(
             }
         }
     }
-    let kept = acl::attribute_set(&mut inode, name, value)?;
+    let is_stored = acl::attribute_set(&mut inode, name, value)?;
     if clear_sgid {
         inode.attr.mode &= !S_ISGID;
     }
-    if kept {
+    if is_stored {
         view.put(keys::xattr(ino, name), value.to_vec());
     } else {
         view.delete(keys::xattr(ino, name));
@@ -89,7 +89,7 @@ pub(super) fn copy(view: &mut View, from: Ino, to: Ino) {
     }
 }
 
-/// Names of an inode's attributes.
+/// Returns the names of an inode's attributes.
 pub(super) fn names(kv: &dyn Kv, ino: Ino) -> Vec<Name> {
     let mut names = Vec::new();
     kv.scan(keys::xattrs(ino), &mut |key, _| {

@@ -10,17 +10,18 @@ use wire::limits::LEASE_MS;
 /// How long leases hold without being extended.
 const LEASE: Duration = Duration::from_millis(LEASE_MS);
 
-/// The leases of the present leadership.
+/// The leases of the current leadership.
 #[derive(Default)]
 pub struct Leases {
     /// With the term in which this node leads.
     current: Mutex<Option<(u64, Table)>>,
-    /// Told when somebody has acknowledged or come, or is asked to tell something.
+    /// Notified when a session has acknowledged or attached, or is asked to send something.
     pub(super) changed: Notify,
 }
 
 impl Leases {
-    /// Works on the table of this leadership; `None` when this node does not lead, or there is a later one.
+    /// Works on the table of this leadership. Returns `None` when this node does not lead, or a later leadership has
+    /// begun.
     pub(super) fn with<R>(&self, leadership: Option<u64>, work: impl FnOnce(&mut Table) -> R) -> Option<R> {
         let mut current = self.current.lock();
         let Some(term) = leadership else {

@@ -1,27 +1,27 @@
-//! How long others wait for a client that shows that it lives and does not acknowledge.
+//! How long others wait for a client that is alive and does not acknowledge.
 //!
-//! A client that has much to send needs more than a lease for it, and gets it: its leases are extended though something is
-//! open, and whoever asked waits. Each such extension is paid from what is here, and no new question, stream or session
-//! of the same client fills that up: only time does in which it owes nothing, a tenth of it. So a client that lies holds
-//! others up for [`PATIENCE`] once, and then for a tenth of the time at most.
+//! A client with much to send needs longer than a lease, and gets it: its leases are extended while a notice is open,
+//! and those who asked wait. Each such extension is paid from the client's patience. New questions, streams or sessions
+//! of the client do not refill that; only time in which it owes nothing does, at a tenth of the rate. So a malicious
+//! client delays others for [`PATIENCE`] once, and for a tenth of the time after that.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a client may keep others waiting in one go.
+/// How long a client may keep others waiting at a stretch.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// Patience comes back so many times more slowly than it goes.
-const RECOVERY: u32 = 10;
+/// Patience is regained this many times more slowly than it is spent.
+const RECOVERY_FACTOR: u32 = 10;
 
-/// What is left of the patience with one client.
+/// The patience that is left with one client.
 #[derive(Debug)]
 pub(super) struct Patience {
     left: Duration,
-    /// When it was last looked at.
+    /// When it was last updated.
     at: Option<Instant>,
-    /// The client owes something since then.
+    /// Whether the client has owed something since then.
     owes: bool,
-    /// Up to here its waiting is paid for: sessions of one client that owe something at the same time pay once.
+    /// Its waiting is paid up to here: sessions of one client that owe something at the same time pay once.
     paid: Option<Instant>,
 }
 
@@ -32,16 +32,16 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// The client owes nothing any more.
+    /// Records that the client owes nothing any more.
     pub(super) fn rests(&mut self, now: Instant) {
         let rested = self.at.replace(now).filter(|_| !self.owes);
         if let Some(at) = rested {
-            self.left = (self.left + now.saturating_duration_since(at) / RECOVERY).min(PATIENCE);
+            self.left = (self.left + now.saturating_duration_since(at) / RECOVERY_FACTOR).min(PATIENCE);
         }
         self.owes = false;
     }
 
-    /// The client owes something from now on.
+    /// Records that the client owes something from now on.
     pub(super) fn owes(&mut self, now: Instant) {
         if !self.owes {
             self.rests(now);
@@ -49,8 +49,8 @@ impl Patience {
         }
     }
 
-    /// The client owes something: until when others wait for it, who wait until `from` in any case, and until `to` if that
-    /// can be paid.
+    /// Pays for the waiting of others, for whom the client owes something. They wait until `from` in any case, and
+    /// until `to` if that can be paid. Returns until when they wait.
     pub(super) fn pays(&mut self, from: Option<Instant>, to: Instant, now: Instant) -> Instant {
         self.owes(now);
         let from = from.max(self.paid).map_or(now, |from| from.max(now));
@@ -61,9 +61,9 @@ impl Patience {
         paid
     }
 
-    /// Whether forgetting it changes nothing.
+    /// Returns whether forgetting it changes nothing.
     pub(super) fn is_whole(&self, now: Instant) -> bool {
-        let rested = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at) / RECOVERY);
+        let rested = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at) / RECOVERY_FACTOR);
         !self.owes && self.left + rested >= PATIENCE && self.paid.is_none_or(|paid| paid <= now)
     }
 }

@@ -8,17 +8,17 @@ use wire::attr::InodeAttr;
 use wire::ids::Ino;
 use wire::op::{Op, OpReply};
 
-/// As far as can be known before it is applied.
+/// Returns what can be known before the batch is applied.
 pub(super) fn before(kv: &dyn Kv, ops: &[Op]) -> Vec<Ino> {
     let mut inos: BTreeSet<Ino> = ops.iter().flat_map(Op::attrs_changed).collect();
-    // A name that is to be made leads nowhere yet.
+    // A name that is yet to be made leads nowhere.
     let leads = |op: &&Op| !matches!(op.plain(), Op::Create { .. } | Op::Link { .. });
     let names = ops.iter().filter(leads).flat_map(Op::names_changed);
     inos.extend(names.filter_map(|(parent, name)| dentry::find(kv, parent, name)).map(|(ino, _)| ino));
     inos.into_iter().collect()
 }
 
-/// What the replies tell beyond that.
+/// Returns what only the replies reveal.
 pub(super) fn after(replies: &[OpReply], known: &[Ino]) -> Vec<Ino> {
     let mut inos = BTreeSet::new();
     for reply in replies {
@@ -36,16 +36,16 @@ pub(super) fn after(replies: &[OpReply], known: &[Ino]) -> Vec<Ino> {
             OpReply::Committed { .. } | OpReply::Attr(_) | OpReply::Inos { .. } | OpReply::Done => {}
         }
     }
-    // Ordered, as `before` has left it.
+    // Sorted, as `before` returns it.
     inos.retain(|ino| known.binary_search(ino).is_err());
     inos.into_iter().collect()
 }
 
-/// Attributes of what a batch has touched, without what its replies tell. These tell how it was after each operation:
-/// later ones may have changed it again.
-pub(super) fn untold(kv: &dyn Kv, replies: &[OpReply], inos: &[Ino]) -> Vec<InodeAttr> {
+/// Returns the attributes of what a batch has touched that its replies do not carry. Replies carry attributes as of
+/// each operation: later operations may have changed them again.
+pub(super) fn attrs_not_in_replies(kv: &dyn Kv, replies: &[OpReply], inos: &[Ino]) -> Vec<InodeAttr> {
     let several = replies.len() > 1;
-    let is_told = |ino: &Ino| {
+    let is_in_replies = |ino: &Ino| {
         replies.iter().any(|reply| match reply {
             OpReply::Attr(attr) | OpReply::Removed { attr, .. } | OpReply::Committed { attr, .. } => attr.ino == *ino,
             OpReply::Renamed { moved, replaced, .. } => {
@@ -54,6 +54,6 @@ pub(super) fn untold(kv: &dyn Kv, replies: &[OpReply], inos: &[Ino]) -> Vec<Inod
             OpReply::Inos { .. } | OpReply::Done => false,
         })
     };
-    let untold = inos.iter().filter(|ino| several || !is_told(ino));
-    untold.filter_map(|ino| kv.load::<Inode>(&keys::inode(*ino))).map(|inode| inode.attr).collect()
+    let missing = inos.iter().filter(|ino| several || !is_in_replies(ino));
+    missing.filter_map(|ino| kv.load::<Inode>(&keys::inode(*ino))).map(|inode| inode.attr).collect()
 }

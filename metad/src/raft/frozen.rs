@@ -1,8 +1,8 @@
-//! A snapshot file, read as the state that it is of.
+//! A snapshot file, read like the state that it holds.
 //!
-//! Pairs stand in it in the order of their keys, so that a few thousand places, remembered with the key that begins there,
-//! lead close to any of them. Memory does not grow with the state, and the file stays what it is though the node takes
-//! another snapshot meanwhile.
+//! Its pairs are in the order of their keys. A few thousand places are remembered, with the key that begins there, so
+//! any pair is close to one of them. Memory does not grow with the state, and the file does not change even if the node
+//! takes another snapshot meanwhile.
 
 use super::snapshot::{self, Pairs};
 use super::types::SnapshotFile;
@@ -13,11 +13,11 @@ use parking_lot::Mutex;
 use std::io;
 use std::ops::Range;
 
-/// Places that are remembered; with more, every second one is forgotten.
+/// Places that are remembered. With more, every second one is forgotten.
 const PLACES_MAX: usize = 1 << 15;
-/// Bytes read at once by one who looks for a key.
+/// Bytes read at once to look up a key.
 const LOOK_BYTES: usize = 64 << 10;
-/// The same for one who reads on.
+/// Bytes read at once by a scan.
 const SCAN_BYTES: usize = 1 << 20;
 
 /// A snapshot file that was opened and verified.
@@ -32,7 +32,7 @@ pub(super) struct FrozenFile {
 }
 
 impl FrozenFile {
-    /// Verifies a snapshot, and notes the places in it. Reads all of it twice.
+    /// Verifies a snapshot, and remembers places in it. Reads all of it twice.
     pub(super) fn open(snapshot: SnapshotFile) -> io::Result<Self> {
         snapshot::verify(&snapshot)?;
         let last = snapshot::meta(&snapshot)?.last_log_id;
@@ -83,7 +83,7 @@ impl FrozenFile {
         Ok(())
     }
 
-    /// What cannot be read is not there; whoever relies on that asks for [`Frozen::failure`] at the end.
+    /// Pairs that cannot be read are left out; a caller that relies on them checks [`Frozen::failure`] at the end.
     fn look(&self, range: &Range<Key>, capacity: usize, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
         if let Err(error) = self.visit(range, capacity, visit) {
             self.failure.lock().get_or_insert_with(|| format!("{}: {error}", self.snapshot.path.display()));
@@ -108,7 +108,8 @@ impl Kv for FrozenFile {
 
     fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)> {
         let mut found = None;
-        // The last place before the end comes first; only if nothing of the range is behind it, all of the range is read.
+        // The last place before the end is tried first. All of the range is read only if it has no pair after that
+        // place.
         let close = self.places.partition_point(|(first, _)| *first < range.end).checked_sub(1);
         let close = close.map(|index| self.places[index].0.clone().max(range.start.clone()));
         for start in close.into_iter().chain([range.start]) {
@@ -151,7 +152,7 @@ mod tests {
     use std::fs;
 
     #[test]
-    fn a_frozen_state_reads_as_the_store_did_and_tells_when_its_file_is_cut() {
+    fn a_frozen_state_reads_as_the_store_did_and_reports_that_its_file_is_cut() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("state"), 8 << 20).unwrap();
         let pair = |n: u32| ([b"I", n.to_be_bytes().as_slice()].concat(), vec![n as u8; n as usize % 40]);
@@ -163,7 +164,7 @@ mod tests {
         let frozen = FrozenFile::open(snapshot::open(&path).unwrap().unwrap().1).unwrap();
         assert!(frozen.places.len() > 3, "{} places", frozen.places.len());
         assert_eq!(frozen.pair_count(), 3000);
-        // Another state, which the frozen one knows nothing of.
+        // A different state, which the frozen one does not see.
         store.clear();
 
         for n in [0, 1, 2, 1023, 1024, 1026, 5998, 5999, 7000] {

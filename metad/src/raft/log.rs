@@ -1,8 +1,8 @@
 //! The durable Raft log: the truth of the cluster.
 //!
-//! One thread owns the files (raft-engine: append-only, checksummed, recycled and prewritten segments). It takes whatever
-//! has queued up, votes and entries in their order, writes it in one go, syncs once, and only then reports: group commit
-//! without waiting. Entries can be read as soon as `append` returns, from memory.
+//! One thread owns the files (raft-engine: append-only, checksummed, recycled and prewritten segments). It takes all
+//! queued votes and entries in their order, writes them in one go, syncs once, and only then reports: group commit
+//! without waiting. Entries can be read from memory as soon as `append` returns.
 //!
 //! A write or sync that fails ends the process: after a failed fsync the kernel may have dropped the data, and trying
 //! again would report success.
@@ -31,18 +31,19 @@ const VOTE: &[u8] = b"vote";
 const PURGED: &[u8] = b"purged";
 /// Size of the engine's files, in bytes.
 const FILE_BYTES: usize = 16 << 20;
-/// Entries that are sent to a peer, or applied, at a time, in bytes as stored: one alone may have more.
+/// Entries that are sent to a peer, or applied, at a time, in bytes as stored. A single entry may have more.
 const READ_BYTES: usize = 2 << 20;
-/// Recent entries kept in memory for replication and apply, in bytes as stored.
+/// Recent entries cached for replication and apply, in bytes as stored.
 const CACHED_BYTES: usize = 32 << 20;
 
-/// Writes that wait for the thread. With more, Raft waits for the disk: its order is that of one caller, and stays.
+/// Writes that wait for the thread. With more, Raft waits for the disk: all writes come from one caller, so their order
+/// stays.
 const QUEUE_MAX: usize = 64;
 
 /// How an entry is stored: its index (8 bytes, little endian), then its encoding.
-struct Stored;
+struct StoredEntry;
 
-impl MessageExt for Stored {
+impl MessageExt for StoredEntry {
     type Entry = BytesValue;
 
     fn index(entry: &BytesValue) -> u64 {
@@ -64,14 +65,14 @@ fn from_stored(stored: &BytesValue) -> io::Result<Entry> {
 
 /// Work for the writer thread.
 enum Work {
-    /// Entries, and which they are.
+    /// Entries, with their ids.
     Append(Vec<BytesValue>, Vec<LogId>, IoFlushed),
     Put(&'static [u8], Vec<u8>, oneshot::Sender<io::Result<()>>),
-    /// The record that entries are gone, then the entries.
+    /// Records that entries are gone, and then removes them.
     Purge(u64, Vec<u8>, oneshot::Sender<io::Result<()>>),
 }
 
-/// What readers see, guarded by one lock.
+/// The log as readers see it, guarded by one lock.
 #[derive(Default)]
 struct Index {
     recent: BTreeMap<u64, Recent>,
@@ -86,12 +87,12 @@ struct Recent {
     entry: Entry,
     /// Its size as stored.
     bytes: usize,
-    /// It can be read from the files.
+    /// Whether it can be read from the files.
     written: bool,
 }
 
 impl Index {
-    fn keep(&mut self, entry: Entry, bytes: usize) {
+    fn cache(&mut self, entry: Entry, bytes: usize) {
         self.last = Some(entry.log_id);
         self.recent_bytes += bytes;
         if let Some(before) = self.recent.insert(entry.log_id.index, Recent { entry, bytes, written: false }) {
@@ -99,7 +100,7 @@ impl Index {
         }
     }
 
-    /// These entries are in the files. Others may have taken their places meanwhile.
+    /// Records that these entries are in the files. Others may have taken their places meanwhile.
     fn written(&mut self, log_ids: &[LogId]) {
         for log_id in log_ids {
             if let Some(recent) = self.recent.get_mut(&log_id.index).filter(|recent| recent.entry.log_id == *log_id) {
@@ -109,7 +110,7 @@ impl Index {
         self.trim();
     }
 
-    /// Lets go of the oldest entries, as far as they can be read from the files.
+    /// Drops the oldest entries from memory, if they can be read from the files.
     fn trim(&mut self) {
         while self.recent_bytes > CACHED_BYTES
             && let Some(oldest) = self.recent.first_entry()
@@ -133,7 +134,7 @@ pub struct Log {
     _writer: Arc<Writer>,
 }
 
-/// Ends when the last log is dropped.
+/// Ends when the last `Log` is dropped.
 struct Writer(#[allow(dead_code, reason = "held so that the thread is named and owned")] JoinHandle<()>);
 
 fn stop_for(error: &raft_engine::Error) -> ! {
@@ -142,7 +143,7 @@ fn stop_for(error: &raft_engine::Error) -> ! {
 }
 
 impl Log {
-    /// Opens the log in `dir`, cutting what a crash left unfinished at its end.
+    /// Opens the log in `dir`, and cuts off what a crash left unfinished at its end.
     ///
     /// # Errors
     /// When it does not open.
@@ -179,8 +180,8 @@ impl Log {
         Ok(Self { engine, index, work, _writer: Arc::new(Writer(writer)) })
     }
 
-    /// Queues a write behind those before, once there is room. openraft calls the log from one task only, and awaits each
-    /// call: votes and entries are never reordered.
+    /// Queues a write after the previous ones, once there is room. openraft calls the log from one task only, and
+    /// awaits each call: votes and entries are never reordered.
     async fn send(&self, work: Work) -> io::Result<()> {
         self.work.send(work).await.map_err(|_| io::Error::other("the log's writer has ended"))
     }
@@ -192,14 +193,14 @@ impl Log {
     }
 }
 
-/// Fills the first file of a new log: it alone is not prewritten, and a sync of what makes a file longer takes the
-/// filesystem twice the time.
+/// Fills the first file of a new log: it alone is not prewritten, and a sync takes the filesystem twice as long when it
+/// makes the file longer.
 fn leave_first_file(engine: &Engine) -> raft_engine::Result<()> {
     const FILLER: &[u8] = b"filler";
     if engine.last_index(GROUP).is_some() || engine.get(GROUP, VOTE).is_some() {
         return Ok(());
     }
-    // By chance, because the engine would compress zeros.
+    // Random, because the engine would compress zeros.
     let mut filler = vec![0; FILE_BYTES];
     rand::fill(&mut filler[..]);
     let mut batch = LogBatch::default();
@@ -216,12 +217,12 @@ fn get<T: serde::de::DeserializeOwned>(engine: &Engine, key: &[u8]) -> Result<Op
 fn last_stored(engine: &Engine) -> Result<Option<LogId>, Error> {
     let Some(index) = engine.last_index(GROUP) else { return Ok(None) };
     let failed = |error: &dyn std::fmt::Display| Error::Raft(format!("last entry: {error}"));
-    let stored = engine.get_entry::<Stored>(GROUP, index).map_err(|error| failed(&error))?;
+    let stored = engine.get_entry::<StoredEntry>(GROUP, index).map_err(|error| failed(&error))?;
     let Some(stored) = stored else { return Ok(None) };
     Ok(Some(from_stored(&stored).map_err(|error| failed(&error))?.log_id))
 }
 
-/// The writer thread: everything that is queued goes into one write and one sync.
+/// Runs the writer thread: everything that is queued goes into one write and one sync.
 fn write_all(engine: &Engine, index: &Mutex<Index>, queue: &mut mpsc::Receiver<Work>) {
     while let Some(first) = queue.blocking_recv() {
         let mut batch = LogBatch::default();
@@ -234,7 +235,7 @@ fn write_all(engine: &Engine, index: &Mutex<Index>, queue: &mut mpsc::Receiver<W
                 Work::Append(entries, log_ids, callback) => {
                     flushed.push(callback);
                     written.extend(log_ids);
-                    batch.add_entries::<Stored>(GROUP, &entries)
+                    batch.add_entries::<StoredEntry>(GROUP, &entries)
                 }
                 Work::Put(key, value, reply) => {
                     done.push(reply);
@@ -248,11 +249,12 @@ fn write_all(engine: &Engine, index: &Mutex<Index>, queue: &mut mpsc::Receiver<W
             };
             added.unwrap_or_else(|error| stop_for(&error));
             if purge.is_some() {
-                // What follows a purge may leave a gap behind what is there: the engine must have let go of that first.
+                // What follows a purge may leave a gap after the existing entries: the engine must have dropped those
+                // first.
                 break;
             }
         }
-        // I7: synced before anyone is told.
+        // I7: entries are synced before anybody gets an acknowledgement.
         engine.write(&mut batch, true).unwrap_or_else(|error| stop_for(&error));
         index.lock().written(&written);
         for callback in flushed {
@@ -271,7 +273,7 @@ fn write_all(engine: &Engine, index: &Mutex<Index>, queue: &mut mpsc::Receiver<W
 }
 
 impl Log {
-    /// The range as half-open bounds, within what the log has.
+    /// Returns the range as half-open bounds, within the log.
     fn bounds(&self, range: &impl RangeBounds<u64>) -> Range<u64> {
         let index = self.index.lock();
         let last = index.last.map_or(0, |last| last.index + 1);
@@ -289,7 +291,8 @@ impl Log {
         start.max(first)..end
     }
 
-    /// Entries of a range within the log: all, or the first of them, one at least, of together about so many bytes.
+    /// Returns the entries of a range within the log: all, or the first ones of about `bytes` bytes together, but at
+    /// least one.
     async fn read(&self, range: Range<u64>, bytes: Option<usize>) -> io::Result<Vec<Entry>> {
         if range.is_empty() {
             return Ok(Vec::new());
@@ -309,7 +312,7 @@ impl Log {
                 .collect();
             (recent.first().map_or(range.end, |entry| entry.log_id.index), recent)
         };
-        // What is not in memory has been written: only entries that were pushed out of memory by newer ones are not.
+        // Entries that are not in memory are in the files: `trim` drops only those.
         let stored_from = self.engine.first_index(GROUP).unwrap_or(first_recent);
         let first = self.index.lock().purged.map_or(range.start, |purged| range.start.max(purged.index + 1));
         let first = first.max(stored_from);
@@ -320,13 +323,13 @@ impl Log {
         let mut entries = tokio::task::spawn_blocking(move || {
             let mut stored = Vec::new();
             engine
-                .fetch_entries_to::<Stored>(GROUP, first, first_recent, bytes, &mut stored)
+                .fetch_entries_to::<StoredEntry>(GROUP, first, first_recent, bytes, &mut stored)
                 .map_err(io::Error::other)?;
             stored.iter().map(from_stored).collect::<io::Result<Vec<Entry>>>()
         })
         .await
         .map_err(io::Error::other)??;
-        // Those in memory come behind all others of the range, and were read without a look at how much these are.
+        // The entries in memory come after all others of the range. With a limit they are left for the next call.
         if bytes.is_none() {
             entries.extend(recent);
         }
@@ -342,24 +345,24 @@ impl RaftLogReader<TypeConfig> for Log {
         self.read(self.bounds(&range), None).await
     }
 
-    /// As many as one message to a peer may carry.
+    /// Returns as many entries as one message to a peer may carry.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
         self.read(self.bounds(&(start..end)), Some(READ_BYTES)).await
     }
 
-    /// Read piece by piece: after a long absence, what is to be applied may be more than memory holds.
+    /// Reads piece by piece: after a long absence, the entries to apply may need more memory than there is.
     async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = Result<Entry, io::Error>> + Send
     where
         RB: RangeBounds<u64> + Clone + Debug + Send,
     {
         let (mut bounds, first) = (self.bounds(&range), range.start_bound().cloned());
         if let Bound::Included(first) = first {
-            // What was cut off at the beginning is missing, too.
+            // Entries that were purged at the beginning count as missing, too.
             bounds.start = first;
         }
         let pieces = stream::try_unfold((self.clone(), bounds), |(log, left)| async move {
             let entries = log.read(left.clone(), Some(READ_BYTES)).await?;
-            // What is to be applied has been committed, and is not left out.
+            // Entries to apply are committed, and must not be left out.
             let mut found = entries.iter().map(|entry| entry.log_id.index);
             let missing = left.clone().take(entries.len().max(1)).find(|index| found.next() != Some(*index));
             if let Some(missing) = missing {
@@ -406,18 +409,18 @@ impl RaftLogStorage<TypeConfig> for Log {
         {
             let mut index = self.index.lock();
             for (entry, stored) in entries.into_iter().zip(&stored) {
-                index.keep(entry, stored.value.len());
+                index.cache(entry, stored.value.len());
             }
         }
         self.send(Work::Append(stored, log_ids, callback)).await
     }
 
-    /// Forgets entries behind `last_log_id`. On disk they stay until others take their place, which the engine does in
-    /// one step: after a crash in between, the node has its old tail again, as if it had never been told to cut it.
+    /// Forgets entries after `last_log_id`. On disk they stay until others take their place, which the engine does in
+    /// one step: after a crash in between, the node has its old tail again, as if it had never been asked to cut it.
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let mut index = self.index.lock();
-        let keep = last_log_id.map_or(0, |last| last.index + 1);
-        let gone = index.recent.split_off(&keep);
+        let first_gone = last_log_id.map_or(0, |last| last.index + 1);
+        let gone = index.recent.split_off(&first_gone);
         index.forget(&gone);
         index.last = index.last.min(last_log_id);
         Ok(())
@@ -426,8 +429,8 @@ impl RaftLogStorage<TypeConfig> for Log {
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         {
             let mut index = self.index.lock();
-            let kept = index.recent.split_off(&(log_id.index + 1));
-            let gone = std::mem::replace(&mut index.recent, kept);
+            let rest = index.recent.split_off(&(log_id.index + 1));
+            let gone = std::mem::replace(&mut index.recent, rest);
             index.forget(&gone);
             index.purged = Some(log_id);
         }

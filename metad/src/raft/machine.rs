@@ -1,4 +1,4 @@
-//! Committed entries become state: the place where Raft meets `fs::apply` and the store.
+//! The state machine of openraft: applies committed entries with `fs::apply`, and writes the result to the store.
 
 use super::snapshot;
 use super::types::{Entry, LogId, Membership, Snapshot, SnapshotFile, SnapshotMeta, TypeConfig};
@@ -19,12 +19,12 @@ use wire::codec;
 
 /// Entries applied before one write to the store.
 const APPLY_ENTRIES: usize = 256;
-/// Changes of keys after which it is written at once: each entry may make many more by itself, and all are in memory.
+/// Changes of keys after which they are written at once: each entry may make many more, and all of them are in memory.
 const APPLY_CHANGES: usize = 1 << 16;
-/// So many entries of little work are applied without leaving the thread.
+/// Up to this many light entries are applied without leaving the thread.
 const LIGHT_ENTRIES: usize = 4;
 
-/// How far the state has come, stored with it.
+/// Up to where the state has applied the log; stored with the state.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Position {
     pub(super) applied: Option<LogId>,
@@ -35,13 +35,13 @@ pub(super) struct Position {
 pub struct Machine {
     store: Arc<Store>,
     dir: PathBuf,
-    /// Held while a snapshot takes its name, and by who installs one until the state is that one's.
+    /// Held while a snapshot gets its name, and during an installation until the state is that of the snapshot.
     publishing: Arc<Mutex<()>>,
     position: Position,
 }
 
 impl Machine {
-    /// Takes over a state; when it is behind the node's snapshot, it is replaced by that.
+    /// Takes over a state. If the state is behind the node's snapshot, the snapshot replaces it.
     ///
     /// # Errors
     /// When snapshot or state cannot be read.
@@ -59,7 +59,7 @@ impl Machine {
         Ok(Self { store, dir: dir.to_owned(), publishing: Arc::default(), position })
     }
 
-    /// Applies entries, writes the result once, or a few times when it is large, and answers.
+    /// Applies entries, writes the result once, or several times if it is large, and answers.
     fn apply_all(&mut self, entries: Vec<EntryResponder<TypeConfig>>) {
         let store = self.store.clone();
         let mut entries = entries.into_iter().peekable();
@@ -114,7 +114,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let mut later = move |entry: Result<EntryResponder<TypeConfig>, io::Error>| {
             let entry = entry?;
             let index = entry.0.log_id.index;
-            // A state that does not fit the log is not made worse: this node stops.
+            // Entries that do not fit the state must not damage it further: this node stops.
             if last.is_some_and(|last| index <= last) {
                 return Err(io::Error::other(format!("entry {index} of the Raft log was applied already")));
             }
@@ -129,7 +129,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
                     _ => break,
                 }
             }
-            // Handing a few look-ups to another thread would cost more than they do.
+            // Passing a few look-ups to another thread would cost more than they do.
             let is_light = |(entry, _): &EntryResponder<TypeConfig>| match &entry.payload {
                 EntryPayload::Normal(stamped) => stamped.command.is_light(),
                 _ => true,
@@ -144,7 +144,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        // Between two applies: from here on the scan sees exactly this position's state.
+        // Between two applies: from here on the scan sees exactly the state at this position.
         self.store.begin_snapshot();
         Builder {
             store: self.store.clone(),
@@ -159,7 +159,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let (meta, position) = (meta.clone(), position_of(meta));
         let encoded = codec::encode(&position);
         let work = move || {
-            // Nothing else takes the name before the state is this one's.
+            // No other snapshot takes the name until the state is that of this one.
             let _one = publishing.lock();
             snapshot::verify(&snapshot)?;
             if snapshot::meta(&snapshot)? != meta {
@@ -193,7 +193,8 @@ pub struct Builder {
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
-    /// The one that was built, or a newer one that was installed meanwhile: that is then the node's.
+    /// Returns the snapshot that was built, or a newer one that was installed meanwhile: the newer one is then the
+    /// node's.
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         let meta =
             SnapshotMeta { last_log_id: self.position.applied, last_membership: self.position.membership.clone() };
@@ -202,7 +203,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         let work = move || {
             let whole = snapshot::write(&building, &meta, &store)?;
             let _one = publishing.lock();
-            // One that cannot be read is replaced.
+            // A snapshot that cannot be read is replaced.
             let there = snapshot::open(&path).ok().flatten();
             if whole && there.as_ref().is_none_or(|(there, _)| there.last_log_id <= meta.last_log_id) {
                 snapshot::publish(&building, &path)?;

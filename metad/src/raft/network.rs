@@ -32,11 +32,11 @@ use wire::tls::Role;
 
 use super::machine::Machine;
 
-/// Snapshots travel in pieces of this size.
+/// Size of the pieces in which snapshots travel.
 const PIECE_BYTES: usize = 1 << 20;
-/// One piece takes no longer than this.
+/// How long one piece may take.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the news that entries are committed waits for entries to ride on: a small part of a heartbeat.
+/// How long a report that entries are committed waits for entries to be sent with it: a small part of a heartbeat.
 const COMMIT_LINGER: Duration = Duration::from_millis(10);
 /// Installing the last piece replaces the whole state.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
@@ -137,8 +137,8 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         self.ask(RaftKind::Append, &rpc, option.hard_ttl()).await
     }
 
-    /// One request after the other. That entries are committed rides on the next ones when those come soon: a message of
-    /// its own for each would double the messages of a busy leader.
+    /// Sends one request after the other. A commit is reported with the next entries if those come soon: a message of
+    /// its own for each commit would double the messages of a busy leader.
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
@@ -201,7 +201,7 @@ where
 {
     Box::pin(futures::stream::unfold((input, false), |(mut input, passed)| async move {
         let mut request = input.next().await?;
-        // The first one of a stream may be a probe, which is waited for.
+        // The first request of a stream may be a probe, which is waited for.
         while passed && request.entries.is_empty() {
             match tokio::time::timeout(COMMIT_LINGER, input.next()).await {
                 Ok(Some(next)) => request = next,
@@ -212,10 +212,10 @@ where
     }))
 }
 
-/// The answering side.
+/// Handles messages of peers.
 pub(super) struct Receiver {
     dir: PathBuf,
-    /// The snapshot being received: its sender's vote, and how far it has come.
+    /// The snapshot being received: its sender's vote, and how many bytes have come.
     incoming: Mutex<Option<(Vote, u64)>>,
 }
 
@@ -224,7 +224,7 @@ impl Receiver {
         Self { dir: dir.to_owned(), incoming: Mutex::new(None) }
     }
 
-    /// Carries out a peer's message and returns the encoded answer.
+    /// Handles a peer's message, and returns the encoded answer.
     pub(super) async fn handle(
         &self,
         raft: &Raft<TypeConfig, Machine>,
@@ -282,7 +282,7 @@ impl Receiver {
                 return Ok(None);
             }
             file.sync_all()?;
-            // What comes next is written elsewhere, while this is being installed.
+            // The next snapshot is written elsewhere while this one is being installed.
             fs::rename(&target, &received)?;
             snapshot::open(&received)
         };

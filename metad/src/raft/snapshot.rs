@@ -8,7 +8,7 @@
 //! | end | count 0 (u32) |
 //! | checksum | BLAKE3 of everything before, 32 bytes |
 //!
-//! Numbers are little endian. A file without a fitting checksum is no snapshot, however far it reads.
+//! Numbers are little endian. A file without a matching checksum is no snapshot, even if it can be read.
 
 use super::types::{SnapshotFile, SnapshotMeta};
 use crate::fs::keys::Key;
@@ -22,17 +22,17 @@ use std::sync::Arc;
 use wire::{codec, durable};
 
 const MAGIC: &[u8; 8] = b"SURFSNP1";
-/// Pairs per group: how long a scan holds up writers at a time.
+/// Pairs per group: a scan holds up writers for this many pairs at a time.
 const GROUP_PAIRS: usize = 512;
 /// Larger keys, values or metas are damage.
 const PART_BYTES_MAX: u32 = 16 << 20;
 
-/// Path of the node's snapshot.
+/// Returns the path of the node's snapshot.
 pub(super) fn path_in(dir: &Path) -> PathBuf {
     dir.join("snapshot")
 }
 
-/// Path of one that is being built.
+/// Returns the path of a snapshot that is being built.
 pub(super) fn building_in(dir: &Path) -> PathBuf {
     path_in(dir).with_extension("building")
 }
@@ -60,8 +60,8 @@ fn write_part(out: &mut impl Write, part: &[u8]) -> io::Result<()> {
     out.write_all(part)
 }
 
-/// Writes the state as it was when `Store::begin_snapshot` was called, to be published. Blocks; writers go on meanwhile.
-/// False when the scan was given up, because another state takes this one's place.
+/// Writes the state as it was when `Store::begin_snapshot` was called, to be published. Blocks; writers go on
+/// meanwhile. Returns false when the scan was given up, because another state replaces this one.
 pub(super) fn write(path: &Path, meta: &SnapshotMeta, store: &Store) -> io::Result<bool> {
     let file = File::create(path)?;
     let mut out = Hashing { inner: BufWriter::with_capacity(1 << 20, file), hash: blake3::Hasher::new() };
@@ -106,7 +106,7 @@ fn read_part(from: &mut impl Read) -> io::Result<Vec<u8>> {
     Ok(part)
 }
 
-/// Reads a key or a value in place of another one.
+/// Reads a key or a value into `part`.
 fn read_part_into(from: &mut impl Read, part: &mut Vec<u8>) -> io::Result<()> {
     let len = read_u32(from)?;
     if len > PART_BYTES_MAX {
@@ -116,7 +116,7 @@ fn read_part_into(from: &mut impl Read, part: &mut Vec<u8>) -> io::Result<()> {
     from.read_exact(part)
 }
 
-/// Reads a file from its beginning, whoever else does.
+/// Reads a file from its beginning, independently of other readers.
 struct Reading {
     file: Arc<File>,
     offset: u64,
@@ -134,12 +134,12 @@ fn reading(snapshot: &SnapshotFile) -> BufReader<Reading> {
     reading_from(snapshot, 0, 1 << 20)
 }
 
-/// Reads on from an offset, so many bytes at once.
+/// Reads from an offset on, `capacity` bytes at a time.
 fn reading_from(snapshot: &SnapshotFile, offset: u64, capacity: usize) -> BufReader<Reading> {
     BufReader::with_capacity(capacity, Reading { file: snapshot.file.clone(), offset })
 }
 
-/// Whether the file's content is what was written. Reads all of it.
+/// Checks that the file's content is what was written. Reads all of it.
 pub(super) fn verify(snapshot: &SnapshotFile) -> io::Result<()> {
     let mut file = reading(snapshot);
     let len = snapshot.file.metadata()?.len();
@@ -171,7 +171,7 @@ pub(super) fn open(path: &Path) -> io::Result<Option<(SnapshotMeta, SnapshotFile
     Ok(Some((meta(&snapshot)?, snapshot)))
 }
 
-/// What a snapshot is of.
+/// Returns which position and members a snapshot is of.
 pub(super) fn meta(snapshot: &SnapshotFile) -> io::Result<SnapshotMeta> {
     read_head(&mut reading(snapshot))
 }
@@ -179,26 +179,26 @@ pub(super) fn meta(snapshot: &SnapshotFile) -> io::Result<SnapshotMeta> {
 /// Reads the pairs of a verified snapshot, in the order of their keys, from some place on.
 pub(super) struct Pairs {
     file: BufReader<Reading>,
-    /// Where the next byte stands in the file.
+    /// Where the next byte is in the file.
     at: u64,
-    /// Pairs of this group that are still to come.
+    /// Pairs of this group that are yet to come.
     left: u32,
 }
 
 impl Pairs {
-    /// All of them.
+    /// Reads all pairs.
     pub(super) fn of(snapshot: &SnapshotFile) -> io::Result<Self> {
         let head = MAGIC.len() as u64;
         let meta = u64::from(read_u32(&mut reading_from(snapshot, head, 4 << 10))?);
         Ok(Self::from(snapshot, head + 4 + meta, 1 << 20))
     }
 
-    /// Those from this place on, at which a group begins; so many bytes are read at once.
+    /// Reads the pairs from this place on, at which a group begins, `capacity` bytes at a time.
     pub(super) fn from(snapshot: &SnapshotFile, at: u64, capacity: usize) -> Self {
         Self { file: reading_from(snapshot, at, capacity), at, left: 0 }
     }
 
-    /// The next pair; false at the end. `begins` is called with the place of each group that is come to.
+    /// Reads the next pair. Returns false at the end. Calls `begins` with the place of each group that it reaches.
     pub(super) fn next(&mut self, key: &mut Key, value: &mut Vec<u8>, begins: &mut dyn FnMut(u64)) -> io::Result<bool> {
         if self.left == 0 {
             begins(self.at);
@@ -216,7 +216,7 @@ impl Pairs {
     }
 }
 
-/// Puts the state of a verified snapshot in place of the store's, with `position`.
+/// Replaces the store's state with that of a verified snapshot, and `position`.
 pub(super) fn load(snapshot: &SnapshotFile, store: &Store, position: &[u8]) -> io::Result<()> {
     let mut read = Pairs::of(snapshot)?;
     store.clear();

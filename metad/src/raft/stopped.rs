@@ -1,4 +1,4 @@
-//! The files of a node that does not run: read to their end, and made for a node that alone is a cluster.
+//! The files of a node that does not run: they are read to their end, and made for a node that alone is a cluster.
 
 use super::log::Log;
 use super::machine::{Machine, Position};
@@ -20,9 +20,9 @@ use tokio::task::block_in_place;
 use wire::codec;
 use wire::ids::MetadId;
 
-/// What a stopped node had come to.
+/// The state and the log of a stopped node.
 pub(crate) struct Stopped {
-    /// Its state with all that its log holds.
+    /// Its state, with all that its log holds.
     pub store: Arc<Store>,
     /// The newest term that it knows.
     pub term: u64,
@@ -30,15 +30,15 @@ pub(crate) struct Stopped {
     pub index: u64,
     /// Term of that entry.
     pub index_term: u64,
-    /// The last members that its log names.
+    /// The last members in its log.
     pub members: Vec<Member>,
 }
 
-/// Copies a stopped node's state into another directory, and applies there what its log holds beyond it: also what it was
-/// never told to be committed, for it may have been. The node's own files stay as they are.
+/// Copies a stopped node's state into another directory, and applies there what its log holds beyond it. That includes
+/// entries that the node does not know to be committed, for they may have been. The node's own files stay as they are.
 ///
 /// # Errors
-/// When they cannot be read, or there is nothing in them.
+/// When the files cannot be read, or hold nothing.
 pub(crate) async fn copy_with_log(dir: &Path, into: &Path, cache_bytes: u64) -> Result<Stopped, Error> {
     let raft = |error: &dyn std::fmt::Display| Error::Raft(error.to_string());
     let mut log = Log::open(&dir.join("log"))?;
@@ -66,16 +66,16 @@ pub(crate) async fn copy_with_log(dir: &Path, into: &Path, cache_bytes: u64) -> 
     Ok(Stopped { store, term: voted.max(index_term), index: applied.index, index_term, members })
 }
 
-/// The state as it lies on disk, with its position.
+/// Copies the state on disk, with its position.
 fn copy(dir: &Path, into: &Path, cache_bytes: u64) -> Result<Arc<Store>, Error> {
     /// Pairs copied at a time.
-    const SOME: usize = 4096;
+    const PAIRS_AT_ONCE: usize = 4096;
     let from = Arc::new(Store::open(&dir.join("state"), cache_bytes)?);
     let opened = Machine::open(dir, from.clone());
     let copied = opened.and_then(|_| {
         let store = Store::open(&into.join("state"), cache_bytes)?;
         let position = from.begin_snapshot();
-        while let Some(pairs) = from.next_of_snapshot(SOME).filter(|pairs| !pairs.is_empty()) {
+        while let Some(pairs) = from.next_of_snapshot(PAIRS_AT_ONCE).filter(|pairs| !pairs.is_empty()) {
             store.load(pairs);
         }
         if let Some(position) = position {
@@ -87,7 +87,7 @@ fn copy(dir: &Path, into: &Path, cache_bytes: u64) -> Result<Arc<Store>, Error> 
     copied
 }
 
-/// Makes log and snapshot of a node that alone votes, in the directory of its state, which is closed.
+/// Makes log and snapshot of a node that alone votes, in the directory of its state, and closes the state.
 ///
 /// # Errors
 /// When they cannot be written.

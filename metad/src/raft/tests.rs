@@ -1,4 +1,4 @@
-//! openraft's own suite for storages, on ours, and what it does not look at.
+//! openraft's own test suite for storages, run on ours, and tests of what it leaves out.
 
 use super::log::Log;
 use super::machine::Machine;
@@ -43,12 +43,12 @@ fn indexes(entries: &[Entry]) -> Vec<u64> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_sent_at_a_time_is_bounded_in_bytes_and_what_is_applied_is_everything() {
+async fn the_entries_sent_at_a_time_are_bounded_in_bytes_and_all_entries_are_applied() {
     const LAST: u64 = 49;
     let dir = tempfile::tempdir().unwrap();
     let mut log = Log::open(dir.path()).unwrap();
-    // Of 900 KiB each, so that the first have been pushed out of memory when the last are there; one is larger than what
-    // is sent at a time.
+    // Each has 900 KiB, so that the first ones have been pushed out of memory when the last are written; one is larger
+    // than what is sent at a time.
     for index in 0..=LAST {
         let bytes = if index == 45 { 3 << 20 } else { 900 << 10 };
         log.blocking_append([entry_of(index, bytes)]).await.unwrap();
@@ -63,7 +63,7 @@ async fn what_is_sent_at_a_time_is_bounded_in_bytes_and_what_is_applied_is_every
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn entries_that_are_gone_are_not_left_out_when_they_are_to_be_applied() {
+async fn missing_entries_are_an_error_when_they_are_to_be_applied() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = Log::open(dir.path()).unwrap();
     log.blocking_append((0..10).map(|index| entry_of(index, 10))).await.unwrap();
@@ -101,7 +101,7 @@ async fn a_snapshot_that_is_overtaken_by_one_that_is_installed_does_not_take_its
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_snapshot_that_is_being_sent_stays_what_it_was_though_there_is_a_newer_one() {
+async fn a_snapshot_that_is_being_sent_does_not_change_when_a_newer_one_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let mut machine = machine(&dir);
     apply(&mut machine, 0).await;

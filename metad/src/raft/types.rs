@@ -1,4 +1,4 @@
-//! The types that openraft works with here.
+//! The types with which openraft works here.
 
 use crate::fs::{CommandReply, Stamped};
 use openraft::BasicNode;
@@ -23,11 +23,11 @@ pub(super) type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 pub(super) type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotFile>;
 pub(super) type IoFlushed = openraft::storage::IOFlushed<TypeConfig>;
 
-/// A snapshot on disk: complete, checksummed and synced. It stays what it is though another one takes its name meanwhile:
-/// what is sent or loaded is read from the file that was opened.
+/// A snapshot on disk: complete, checksummed and synced. Its content does not change even if another snapshot takes its
+/// name: it is sent and loaded from the file that was opened.
 #[derive(Clone, Debug)]
 pub struct SnapshotFile {
-    /// Where it was opened.
+    /// The path by which it was opened.
     pub path: PathBuf,
     /// The file.
     pub file: Arc<File>,

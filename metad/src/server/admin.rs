@@ -13,7 +13,7 @@ use wire::message::meta::MetaReply;
 /// A snapshot of a large state takes a while.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
 
-/// A drained daemon that was not heard of for so long has been switched off.
+/// A drained daemon that has been silent for so long has been switched off.
 const SILENT_MS: u64 = 3_000;
 
 impl Server {
@@ -95,11 +95,12 @@ impl Server {
             let reason = format!("the {left} others are too few: a block is stored on {min_sync} daemons at least");
             return Ok(AdminReply::Failed(reason));
         }
-        // Again where nothing changes meanwhile: another one may have been drained.
+        // Checked again in this step: another daemon may have been drained meanwhile.
         self.changed(|layout| if is_enough(layout) { layout.drained(&id, drain) } else { None }).await
     }
 
-    /// The successor must not have joined: its points would have to change, and older owners could not be found again.
+    /// Names a daemon's successor. The successor must not have joined: its points would have to change, and older
+    /// owners could not be found any more.
     async fn replace_blockd(&self, name: &str, successor: &str) -> Result<AdminReply, ProposeError> {
         let layout = settings::layout(&**self.shared.consensus.state());
         let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
@@ -118,7 +119,7 @@ impl Server {
         self.changed(|layout| Some(layout.succeeded_by(&id, successor))).await
     }
 
-    /// One that runs, or may run, is not removed.
+    /// Removes a daemon, unless it runs or may run.
     async fn remove_blockd(&self, name: &str) -> Result<AdminReply, ProposeError> {
         let layout = settings::layout(&**self.shared.consensus.state());
         let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };

@@ -17,9 +17,9 @@ use wire::quic::{EventSender, Incoming};
 
 /// A snapshot of a large state takes a while.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(1800);
-/// Contradictions that an answer names.
+/// Contradictions listed in an answer.
 const PROBLEMS_MAX: usize = 100;
-/// An operator's disk, or pipe, that takes nothing for this long takes no more.
+/// A backup breaks off when the operator's disk or pipe takes nothing for this long.
 const PIECE_LIMIT: Duration = Duration::from_secs(600);
 /// Bytes of a piece.
 const PIECE_BYTES: usize = 256 << 10;
@@ -27,7 +27,7 @@ const PIECE_BYTES: usize = 256 << 10;
 const PIECES_WAITING: usize = 4;
 
 impl Server {
-    /// Sends a backup. Only the leader does: it alone knows that its state is the newest.
+    /// Sends a backup. Only the leader does so: it alone knows that its state is the newest.
     pub(super) async fn backup(&self, incoming: Incoming) {
         if self.shared.consensus.read_barrier().await.is_err() {
             return incoming.refuse("another node leads").await;
@@ -43,7 +43,7 @@ impl Server {
                 BackupPiece::Failed(reason)
             }
         };
-        // Whoever does not get it knows that the backup is not whole.
+        // An operator who does not get this knows that the backup is incomplete.
         let _ = pieces.send_within(&last, PIECE_LIMIT).await;
     }
 
@@ -53,7 +53,7 @@ impl Server {
         let cluster_id = self.shared.config.identity.cluster_id();
         let head = Head { cluster, cluster_id, term: state.term(), index: state.applied(), at: Timestamp::now() };
         let (to_send, mut next) = mpsc::channel(PIECES_WAITING);
-        // When nobody takes its pieces any more it ends.
+        // It ends when its pieces are not taken any more.
         let writing = spawn_blocking(move || write_backup(&*state, &head, Pieces { to_send, gathered: Vec::new() }));
         let mut bytes = 0;
         while let Some(piece) = next.recv().await {
@@ -87,7 +87,7 @@ impl Server {
         })
     }
 
-    /// What contradicts itself would be told by what is deleted next.
+    /// Deletes blocks again, unless the metadata contradict themselves: deletion would go by them, and lose data.
     pub(super) async fn resume_deletion(&self, force: bool) -> Result<AdminReply, ProposeError> {
         if retention::deletion_stopped(&**self.shared.consensus.state()).is_none() {
             return Ok(AdminReply::Done);
@@ -104,7 +104,7 @@ impl Server {
         Ok(AdminReply::Done)
     }
 
-    /// What contradicts itself in the metadata, one line each, up to a bound. What is applied meanwhile does not count.
+    /// Returns contradictions in the metadata, one line each, up to a bound. What is applied meanwhile does not count.
     async fn problems(&self) -> Result<Vec<String>, String> {
         let state = self.shared.consensus.freeze(SNAPSHOT_LIMIT).await.map_err(|error| error.to_string())?;
         let checked = spawn_blocking(move || (check::check_up_to(&*state, PROBLEMS_MAX), state.failure()));
@@ -125,14 +125,14 @@ fn write_backup(state: &dyn Frozen, head: &Head, pieces: Pieces) -> io::Result<(
         written.is_ok()
     });
     written?;
-    // What could not be read was not there: such a backup gets no end.
+    // What could not be read is missing: such a backup gets no end.
     if let Some(failure) = state.failure() {
         return Err(io::Error::other(failure));
     }
     writer.finish()?.flush()
 }
 
-/// Cuts what is written into pieces, and waits while too many have not been sent.
+/// Cuts what is written into pieces, and waits while too many pieces are unsent.
 struct Pieces {
     to_send: mpsc::Sender<Bytes>,
     gathered: Vec<u8>,

@@ -1,4 +1,4 @@
-//! Group commit: batches that arrive while others are on their way share an entry of the log.
+//! Group commit: batches that arrive while others are under way share an entry of the log.
 
 use crate::consensus::Consensus;
 use crate::error::ProposeError;
@@ -15,16 +15,16 @@ use wire::op::{Batch, BatchReply};
 
 /// Batches in one entry.
 const ENTRY_BATCHES: usize = 256;
-/// Bytes of batches in one entry, unless one alone has more: what shares an entry is applied and answered together, and
-/// must reach a peer in one message.
+/// Bytes of batches in one entry, unless a single batch has more. An entry is applied and answered as a whole, and must
+/// reach a peer in one message.
 const ENTRY_BYTES: usize = 1 << 20;
-/// Batches in one entry that may change very many keys: all that an entry changes is in memory until it is applied.
-const ENTRY_HEAVY: usize = 4;
-/// Writes of a batch with which it is one of those.
-const HEAVY_WRITES: usize = 1024;
-/// Entries on their way at once. The first goes at once; later ones gather what arrives meanwhile.
+/// Batches in one entry that may change very many keys. All that an entry changes is in memory until it is applied.
+const ENTRY_HEAVY_BATCHES: usize = 4;
+/// A batch with more writes may change very many keys.
+const HEAVY_BATCH_WRITES: usize = 1024;
+/// Entries under way at once. The first goes at once; later ones gather what arrives meanwhile.
 const ENTRIES_IN_FLIGHT: usize = 4;
-/// Batches that wait; more callers than this wait to queue.
+/// Batches that wait. More callers than this wait to queue.
 const QUEUE: usize = 4096;
 
 type Outcome = Result<Result<BatchReply, Refused>, ProposeError>;
@@ -33,35 +33,36 @@ type Outcome = Result<Result<BatchReply, Refused>, ProposeError>;
 struct Waiting {
     session: SessionId,
     batch: Batch,
-    /// The term in which it may be proposed, if only in one.
+    /// The only term in which it may be proposed, if there is one.
     term: Option<u64>,
-    /// Its size, encoded.
+    /// Its encoded size.
     bytes: usize,
     /// It may change very many keys.
     is_heavy: bool,
     reply: oneshot::Sender<Outcome>,
 }
 
-/// Whether a batch may change far more keys than it has operations: it cuts or copies ranges of files, or writes to many.
+/// Returns whether a batch may change far more keys than it has operations: it cuts or copies ranges of files, or
+/// writes to many.
 fn is_heavy(batch: &Batch) -> bool {
     let writes: Option<usize> = batch.ops.iter().map(writes_of).sum();
-    writes.is_none_or(|writes| writes > HEAVY_WRITES)
+    writes.is_none_or(|writes| writes > HEAVY_BATCH_WRITES)
 }
 
 /// Takes batches and proposes them together.
 pub struct Batcher {
-    /// Taken when the node stops.
+    /// Taken out when the node stops.
     queue: Mutex<Option<mpsc::Sender<Waiting>>>,
 }
 
-/// The leader's clock as commands see it: never backwards.
+/// The leader's clock as commands see it. It never goes backwards.
 #[derive(Default)]
 pub struct Clock {
     last: Mutex<Timestamp>,
 }
 
 impl Clock {
-    /// Now, or the last time given out if the system's clock went back.
+    /// Returns the current time, or the last time returned if the system's clock went back.
     pub fn now(&self) -> Timestamp {
         let mut last = self.last.lock();
         *last = Timestamp::now().max(*last);
@@ -70,7 +71,7 @@ impl Clock {
 }
 
 impl Batcher {
-    /// Starts the task that proposes, one of `tasks`.
+    /// Starts the task that proposes batches, as one of `tasks`.
     #[must_use]
     pub fn start(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, tasks: &TaskTracker) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
@@ -83,7 +84,8 @@ impl Batcher {
         self.queue.lock().take();
     }
 
-    /// Applies a batch, if a term is named only in that. Once queued it runs to its end, though the caller is dropped.
+    /// Applies a batch; if a term is given, only in that term. A queued batch runs to its end even if the caller is
+    /// dropped.
     ///
     /// # Errors
     /// [`ProposeError`], as `Consensus::propose_in`.
@@ -108,14 +110,14 @@ async fn run(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, mut waiting: mpsc
         let Some(group) = next_group(&mut waiting, &mut left_over).await else { break };
         let (consensus, now) = (consensus.clone(), clock.now());
         in_flight.spawn(async move { propose(&*consensus, now, group).await });
-        // Those that have ended make room.
+        // Finished entries make room.
         while in_flight.try_join_next().is_some() {}
     }
     while in_flight.join_next().await.is_some() {}
 }
 
-/// Batches that go into one entry: one at least, waited for, and what is there behind it as far as it fits, in size and in
-/// term. What does not fit any more is left over for the next. `None` when there is nothing more to come.
+/// Returns batches for one entry: it waits for the first, and takes the queued ones behind it that fit in size and in
+/// term. The first that does not fit is left over for the next entry. Returns `None` when no more will come.
 async fn next_group(waiting: &mut mpsc::Receiver<Waiting>, left_over: &mut Option<Waiting>) -> Option<Vec<Waiting>> {
     let first = match left_over.take() {
         Some(first) => first,
@@ -129,7 +131,7 @@ async fn next_group(waiting: &mut mpsc::Receiver<Waiting>, left_over: &mut Optio
         bytes += next.bytes;
         heavy += usize::from(next.is_heavy);
         let other_term = term.is_some() && next.term.is_some() && term != next.term;
-        if bytes > ENTRY_BYTES || heavy > ENTRY_HEAVY || other_term {
+        if bytes > ENTRY_BYTES || heavy > ENTRY_HEAVY_BATCHES || other_term {
             *left_over = Some(next);
             break;
         }
@@ -149,7 +151,7 @@ async fn propose(consensus: &dyn Consensus, now: Timestamp, group: Vec<Waiting>)
         Err(error) => vec![Err(error); callers.len()],
     };
     for (reply, outcome) in callers.into_iter().zip(outcomes) {
-        // A caller that is gone asks again, and gets the kept reply (I1).
+        // A caller that is gone asks again, and gets the stored reply (I1).
         let _ = reply.send(outcome);
     }
 }
@@ -160,12 +162,12 @@ mod tests {
     use wire::ids::BatchSeq;
 
     #[tokio::test]
-    async fn batches_share_an_entry_as_far_as_they_fit_in_size_and_in_term_and_none_is_left_out() {
+    async fn batches_share_an_entry_when_they_fit_in_size_and_term_and_none_is_left_out() {
         let (queue, mut waiting) = mpsc::channel(QUEUE);
         let sizes = [3 << 20, 10, ENTRY_BYTES - 10, 1, 400 << 10, 700 << 10, 5, 5, 5];
         let terms = [None, None, Some(1), Some(1), None, None, Some(1), None, Some(2)];
         let all = sizes.into_iter().zip(terms).map(|(bytes, term)| (bytes, term, false));
-        let heavy = [(1, None, true); ENTRY_HEAVY + 1];
+        let heavy = [(1, None, true); ENTRY_HEAVY_BATCHES + 1];
         for (number, (bytes, term, is_heavy)) in all.chain(heavy).enumerate() {
             let batch = Batch { seq: BatchSeq(number as u64), acked: BatchSeq(0), ops: Vec::new() };
             let reply = oneshot::channel().0;

@@ -1,4 +1,4 @@
-//! Block daemons: heartbeats that lead into the layout, and reports of what they hold.
+//! Block daemons: heartbeats, by which they join the layout, and reports of what they hold.
 
 use super::{Server, validate};
 use crate::cluster::{placement, watch};
@@ -32,11 +32,11 @@ impl Server {
         Ok(MetaReply::BlockdAlive { layout: (layout.epoch != known).then_some(layout) })
     }
 
-    /// Makes the daemon a member of the layout, or an owner again, one at a time. Where too many changes are under way, the
-    /// layout stays as it is, and its next heartbeat asks again.
+    /// Makes the daemon a member of the layout, or an owner again. Where too many changes are under way, the layout
+    /// stays as it is, and the daemon's next heartbeat asks again.
     async fn admit(&self, heartbeat: BlockdHeartbeat, layout: Layout) -> Result<Layout, ProposeError> {
         let name = heartbeat.name.clone();
-        // Another one may have joined since the heartbeat was checked.
+        // Another daemon may have joined since the heartbeat was checked.
         let may_join = |now: &Layout| !stands_in(now, &heartbeat) && validate::heartbeat(now, &heartbeat).is_ok();
         let step = |now: &Layout| if may_join(now) { with_member(now, &heartbeat) } else { None };
         Ok(match watch::change(&self.shared, step).await? {
@@ -48,8 +48,9 @@ impl Server {
         })
     }
 
-    /// I11: who leads later knows every epoch that a block daemon can have learned. Where one knows a later one, this cluster is
-    /// a copy of the past, and another one has gone on: nothing that it knows counts any more.
+    /// I11: a later leader knows every epoch that a block daemon can have learned. Where a daemon knows a later one,
+    /// this cluster is a copy of the past, and another cluster has gone on: what this one knows does not count any
+    /// more.
     fn refuse_if_behind(&self, name: &str, known: LayoutEpoch) -> Result<(), ProposeError> {
         let epoch = settings::layout(&**self.shared.consensus.state()).epoch;
         if known <= epoch {
@@ -100,8 +101,8 @@ fn stands_in(layout: &Layout, heartbeat: &BlockdHeartbeat) -> bool {
     })
 }
 
-/// The next layout: with the daemon, or with its new address and zone, or with it back from being out. Its points stay when
-/// it has some.
+/// Returns the next layout: with the daemon, with its new address and zone, or with it back from being out. It retains
+/// its points if it has any.
 fn with_member(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Option<Layout> {
     let mut members = layout.members.clone();
     let member = LayoutMember {
@@ -113,19 +114,19 @@ fn with_member(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Option<Layout> {
         *known = LayoutMember {
             points: std::mem::take(&mut known.points),
             weight: known.weight,
-            // Which daemons own a block depends on zones: with another one, blocks would have other owners at once, and nobody
-            // would have moved them.
+            // The owners of a block depend on zones: a new zone would change owners at once, before anybody has moved
+            // the blocks.
             zone: if known.drained { member.zone.clone() } else { std::mem::take(&mut known.zone) },
             draining: known.draining,
             drained: known.drained,
             successor: known.successor.take(),
             ..member
         };
-        // A failed disk does not wait for others' changes: it would be waited for itself.
+        // A failed disk does not wait for others' changes: they would wait for it.
         return if heartbeat.failed { Some(layout.with_members_anyway(members)) } else { layout.with_members(members) };
     }
-    // Another daemon at the same address has lost its disk and come back under a new id: what it held is gone, and
-    // counting both would count one copy twice (I9). It takes over the points, so that nothing else moves.
+    // A daemon at the same address has lost its disk and come back under a new id. What it held is gone, and counting
+    // both would count one copy twice (I9). It takes over the points, so that nothing else moves.
     if let Some(lost) = members.iter_mut().find(|known| known.addr == heartbeat.addr) {
         let (points, weight, draining) = (std::mem::take(&mut lost.points), lost.weight, lost.draining);
         *lost = LayoutMember { points, weight, draining, ..member };
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_daemon_whose_disk_has_failed_owns_nothing_until_it_says_something_else() {
+    fn a_daemon_whose_disk_has_failed_owns_nothing_until_it_reports_a_working_disk() {
         let layout = Layout { replicas: 2, min_sync: 1, ..Layout::default() };
         let layout = with_member(&with_member(&layout, &heartbeat(1, 7001)).unwrap(), &heartbeat(2, 7002)).unwrap();
         let failed = BlockdHeartbeat { failed: true, ..heartbeat(2, 7002) };

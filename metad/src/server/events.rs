@@ -1,6 +1,6 @@
-//! Streams of events to sessions. An event that asks for something and cannot be delivered ends the stream; what it told,
-//! `KeepAlive` and the empty caches of a session that begins anew make up for. One that only says something is left out where
-//! the session does not keep up: others can cause many of them.
+//! Streams of events to sessions. When an event that asks for something cannot be delivered, the stream ends:
+//! `KeepAlive` and the empty caches of a session that attaches anew make up for the loss. An event that only informs is
+//! left out when the session is too slow: other sessions can cause many of these.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,11 +11,11 @@ use wire::message::event::MetaEvent;
 use wire::op::Op;
 use wire::quic::EventSender;
 
-/// Events that wait for a slow session. With more, its stream ends, and it begins anew with empty caches.
+/// Events that wait for a slow session. With more, its stream ends, and it attaches anew with empty caches.
 const QUEUE: usize = 4096;
 
-/// Of these, places that events without a number leave free for those that must not be missed.
-const RESERVED: usize = QUEUE / 2;
+/// Places in that queue that events which only inform leave free for those that must not be missed.
+const QUEUE_RESERVED: usize = QUEUE / 2;
 
 /// The open streams.
 #[derive(Default)]
@@ -25,13 +25,13 @@ pub struct Events {
 }
 
 struct Stream {
-    /// Of several streams of a session, the last one counts.
+    /// If a session has several streams, the last one counts.
     number: u64,
     queue: mpsc::Sender<MetaEvent>,
 }
 
 impl Events {
-    /// From now on a session's events gather for its new stream, which has this number.
+    /// Opens a new stream for a session, with this number: from now on the session's events are queued for it.
     pub fn open(&self, session: SessionId) -> (u64, mpsc::Receiver<MetaEvent>) {
         let (queue, events) = mpsc::channel(QUEUE);
         let number = self.opened.fetch_add(1, Ordering::Relaxed);
@@ -39,7 +39,7 @@ impl Events {
         (number, events)
     }
 
-    /// A session's stream has ended, unless a newer one has taken its place.
+    /// Closes a session's stream, unless a newer one has taken its place.
     pub fn close(&self, session: SessionId, number: u64) {
         let mut streams = self.streams.lock();
         if streams.get(&session).is_some_and(|stream| stream.number == number) {
@@ -47,7 +47,7 @@ impl Events {
         }
     }
 
-    /// Sends a session's events until they or the stream end.
+    /// Sends a session's events until they end or the stream does.
     pub async fn serve(mut events: mpsc::Receiver<MetaEvent>, mut stream: EventSender) {
         let mut closed = std::pin::pin!(stream.closed());
         loop {
@@ -62,38 +62,38 @@ impl Events {
         }
     }
 
-    /// Tells one session.
-    pub fn tell(&self, session: SessionId, event: &MetaEvent) {
+    /// Sends an event to one session.
+    pub fn send(&self, session: SessionId, event: &MetaEvent) {
         let mut streams = self.streams.lock();
         let Some(stream) = streams.get(&session) else { return };
-        if says_only(event) && stream.queue.capacity() <= RESERVED {
+        if only_informs(event) && stream.queue.capacity() <= QUEUE_RESERVED {
             return;
         }
         if stream.queue.try_send(event.clone()).is_err() {
-            // It does not keep up, or is gone. What it must not miss it would miss: it begins anew.
+            // The session is too slow, or gone. It would miss an event that it must not miss, so it has to attach anew.
             streams.remove(&session);
         }
     }
 
-    /// Tells every session but `except`.
-    pub fn tell_others(&self, except: SessionId, event: &MetaEvent) {
+    /// Sends an event to every session but `except`.
+    pub fn send_to_others(&self, except: SessionId, event: &MetaEvent) {
         let others: Vec<SessionId> = self.streams.lock().keys().copied().filter(|other| *other != except).collect();
         for other in others {
-            self.tell(other, event);
+            self.send(other, event);
         }
     }
 
-    /// Tells those who wait for a lock that it was released.
-    pub fn tell_unlocked(&self, session: SessionId, ops: &[Op]) {
+    /// Notifies the sessions that wait for a lock that it was released.
+    pub fn send_unlocked(&self, session: SessionId, ops: &[Op]) {
         let unlocked = ops.iter().filter_map(|op| if let Op::Unlock { ino, .. } = op { Some(*ino) } else { None });
         for ino in unlocked.collect::<BTreeSet<_>>() {
-            self.tell_others(session, &MetaEvent::LockReleased(ino));
+            self.send_to_others(session, &MetaEvent::LockReleased(ino));
         }
     }
 }
 
-/// Whether nothing goes wrong without it: it asks for nothing, and what it says is heard otherwise.
-fn says_only(event: &MetaEvent) -> bool {
+/// Returns whether an event may be lost: it asks for nothing, and the session also learns otherwise what it says.
+fn only_informs(event: &MetaEvent) -> bool {
     matches!(event, MetaEvent::Orphaned(_) | MetaEvent::LockReleased(_) | MetaEvent::LayoutChanged(_))
 }
 
@@ -103,15 +103,15 @@ mod tests {
     use wire::ids::Ino;
 
     #[tokio::test]
-    async fn what_one_session_unlocks_leaves_room_for_what_another_must_not_miss() {
+    async fn unlocks_of_one_session_leave_room_for_events_that_another_must_not_miss() {
         let (events, liar, honest) = (Events::default(), SessionId(1), SessionId(2));
         let (_, mut waiting) = events.open(honest);
         let unlock =
             |ino| Op::Unlock { ino: Ino(ino), family: wire::op::LockFamily::Posix, owner: 1, start: 0, end: 1 };
-        events.tell_unlocked(liar, &vec![unlock(7); QUEUE]);
+        events.send_unlocked(liar, &vec![unlock(7); QUEUE]);
         assert_eq!(waiting.len(), 1, "each file once");
-        events.tell_unlocked(liar, &(0..2 * QUEUE as u64).map(unlock).collect::<Vec<_>>());
-        events.tell(honest, &MetaEvent::RecallAll { seq: 5 });
+        events.send_unlocked(liar, &(0..2 * QUEUE as u64).map(unlock).collect::<Vec<_>>());
+        events.send(honest, &MetaEvent::RecallAll { seq: 5 });
         let mut last = None;
         while let Ok(event) = waiting.try_recv() {
             last = Some(event);

@@ -1,6 +1,6 @@
 //! Checks of the whole metadata, and repairs, for `surf fsck`.
 //!
-//! What a check is while it goes on stands in `checks`. Repairs wait until nobody answers from a cache what they change.
+//! The running checks are in `checks`. Repairs wait until nobody answers from a cache what they change.
 
 use super::Server;
 use crate::error::ProposeError;
@@ -21,7 +21,7 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(600);
 /// Blocks, and uses of blocks, in a page.
 const PAGE: usize = 4096;
 const USES_PAGE: usize = 512;
-/// No number or count that is set comes near to its end.
+/// Numbers and counts that a repair may set: real ones stay far below this.
 const NUMBERS_MAX: u64 = 1 << 62;
 
 impl Server {
@@ -34,8 +34,8 @@ impl Server {
                 let hashes: BTreeSet<BlockHash> = hashes.into_iter().collect();
                 self.on_frozen(check, move |state| {
                     let (found, after) = extent::uses(state, &hashes, after, USES_PAGE);
-                    let told = |(hash, ino, range)| BlockUse { hash, ino, path: places::of(state, ino), range };
-                    CheckReply::Uses { uses: found.into_iter().map(told).collect(), after }
+                    let block_use = |(hash, ino, range)| BlockUse { hash, ino, path: places::of(state, ino), range };
+                    CheckReply::Uses { uses: found.into_iter().map(block_use).collect(), after }
                 })
                 .await
             }
@@ -72,7 +72,7 @@ impl Server {
         let grace_ms = u64::try_from(self.shared.config.gc_grace.as_millis()).unwrap_or(u64::MAX);
         let now = self.shared.clock.now();
         self.on_frozen(check, move |state| {
-            // As they are deleted: not those that are kept for a backup, and none while deletion is stopped.
+            // As the deletion does: blocks that are pinned for a backup stay, and all blocks while deletion is stopped.
             let deletable = retention::deletable_before(state, now).unwrap_or(0);
             let overdue = now.as_millis().saturating_sub(grace_ms).min(deletable);
             let mut range = keys::blocks();
@@ -118,7 +118,8 @@ impl Server {
         let base = repair::repairs(&*running.state).count;
         let repairing = repair::Repairing { check, base, seq, repairs };
         let shared = self.shared.clone();
-        // To its end, though the asker goes away: who was told to forget something is waited for.
+        // It runs to its end even if the caller goes away: it waits for sessions that were asked to drop what they
+        // cached.
         let carried_out = self.shared.changes.spawn(async move { carry_out(&shared, repairing).await });
         match carried_out.await.map_err(|error| ProposeError::Refused(error.to_string()))?? {
             CommandReply::Repaired(made) => Ok(AdminReply::Check(CheckReply::Repaired(made))),
@@ -137,13 +138,13 @@ async fn carry_out(shared: &Shared, repairing: repair::Repairing) -> Result<Comm
         repairing.repairs.iter().flat_map(|repair| repair::touched(&**state, repair)).collect()
     };
     shared.wait_for_others(None).await?;
-    // No session: what anybody has cached is taken back.
+    // There is no session: whatever any session has cached is recalled.
     let _changing = shared.begin_change(term, SessionId::default(), touched.into_iter().collect(), false).await?;
     let stamped = Stamped { now: shared.clock.now(), command: Command::Repair(repairing) };
     shared.consensus.propose_in(Some(term), stamped).await
 }
 
-/// Why a repair is not proposed: everything that enters the log is valid.
+/// Returns why a repair is not proposed: everything that enters the log is valid.
 fn refused(repair: &Repair) -> Option<String> {
     let name = match repair {
         Repair::Entry { name, .. } | Repair::Rewrite { name, .. } | Repair::Parent { name, .. } => Some(name),
@@ -153,7 +154,7 @@ fn refused(repair: &Repair) -> Option<String> {
         }
         _ => None,
     };
-    // A name that nobody could have given can be removed, and not given.
+    // An invalid name can be removed, but not given.
     let is_given = !matches!(repair, Repair::Entry { .. });
     let error = name.and_then(|name| check_name(name).err()).filter(|_| is_given);
     error.map(|error| format!("a repair gives a name that is none: {error}"))

@@ -19,22 +19,22 @@ use wire::quic::Incoming;
 use wire::tls::PeerIdentity;
 use wire::{FsError, trace};
 
-/// Unlinked inodes asked about in one answer.
+/// Unlinked inodes that one answer asks about.
 const ORPHANS_ASKED: usize = 4096;
 /// Sessions closed by one entry of the log.
 const CLOSED_AT_ONCE: usize = 16;
-/// Between looks for silent sessions.
+/// Pause between looks for silent sessions.
 const EXPIRY_PAUSE: Duration = Duration::from_secs(2);
 
 impl Server {
-    /// Whether the session is alive and was opened by this peer's certificate.
+    /// Returns whether the session is alive and was opened by this peer's certificate.
     pub(super) fn owns(&self, peer: &PeerIdentity, id: SessionId) -> bool {
         session::find(&**self.shared.consensus.state(), id)
             .is_some_and(|session| session.opening.client == peer.subject.name)
     }
 
-    /// A session shows that it lives, which counts though there may be no answer: while this node cannot know that it leads,
-    /// or that the cluster does, that is no silence of the session's.
+    /// Records that a session is alive, even if it will get no answer: it is not the session that is silent while this
+    /// node cannot know that it leads, or the cluster has no leader.
     pub(super) fn hear(&self, peer: &PeerIdentity, id: SessionId) {
         if self.owns(peer, id) {
             self.shared.liveness.heard_session(id);
@@ -52,7 +52,7 @@ impl Server {
             return Ok(MetaReply::Failed(FsError::Invalid));
         }
         let opening = Opening { host, purpose, client: peer.subject.name.clone(), caches, resumes, token };
-        // Who was told of it under one leadership is not who is told that it is alone under the next.
+        // Sessions are notified under one leadership: another one might let them believe that they are alone.
         let Some(term) = self.shared.consensus.leadership() else {
             return Err(ProposeError::NotLeader(self.shared.consensus.leader().await));
         };
@@ -114,10 +114,10 @@ impl Server {
         }
     }
 
-    /// Begins a session's stream of events, and lets it hold leases as long as it is followed.
+    /// Begins a session's stream of events, and lets the session hold leases while it follows the stream.
     ///
     /// # Errors
-    /// Why there is none.
+    /// The reason why there is no stream.
     pub async fn follow(&self, peer: &PeerIdentity, id: SessionId, dirty: bool) -> Result<Followed, &'static str> {
         if self.shared.consensus.read_barrier().await.is_err() {
             return Err("another node leads");
@@ -125,13 +125,12 @@ impl Server {
         if !self.owns(peer, id) {
             return Err("this session has ended, or is another's");
         }
-        let keeps_caches =
-            session::find(&**self.shared.consensus.state(), id).is_some_and(|found| found.opening.caches);
-        // In this order: what is recalled from now on finds the stream.
+        let caches = session::find(&**self.shared.consensus.state(), id).is_some_and(|found| found.opening.caches);
+        // In this order: recalls from now on go to the stream.
         let (stream, events) = self.shared.events.open(id);
-        if keeps_caches {
+        if caches {
             let seq = self.shared.attach(id, peer, stream, dirty);
-            self.shared.events.tell(id, &MetaEvent::Attached { seq });
+            self.shared.events.send(id, &MetaEvent::Attached { seq });
         }
         Ok(Followed { events, _attached: Attached { shared: self.shared.clone(), id, stream } })
     }
@@ -154,15 +153,15 @@ impl Server {
         let state = self.shared.consensus.state();
         let mut known = session::find_or_ended(&**state, id);
         if known.is_none() {
-            // It may have been opened under another leader, and not be applied here yet.
+            // It may have been opened under another leader, and not have been applied here yet.
             self.shared.consensus.read_barrier().await?;
             known = session::find_or_ended(&**state, id);
         }
-        // What another certificate opened is out of reach.
+        // A session of another certificate is out of reach.
         if known.as_ref().is_some_and(|session| session.opening.client != peer.subject.name) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
-        // What is not known here, after the barrier, is known nowhere: it disturbs nobody.
+        // A session that is not known here after the barrier is known nowhere: it disturbs nobody.
         let Some(known) = known else { return Ok(MetaReply::Failed(FsError::SessionExpired)) };
         if let Err(failed) = validate::batch(&batch, !peer.subject.grant.read_only) {
             return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
@@ -170,14 +169,14 @@ impl Server {
         self.shared.liveness.heard_session(id);
         let has_ended = known.has_ended();
         let ops = batch.ops.clone();
-        // On its own: it runs to its end though this request's connection is lost.
+        // In a task of its own: it runs to its end though this request's connection is lost.
         let carrying_out = trace::carried(lease::submit(self.shared.clone(), (id, has_ended), batch));
         let carried_out = self.shared.changes.spawn(carrying_out);
         let submitted = carried_out.await.map_err(|_| ProposeError::Unknown)??;
         Ok(match submitted.outcome {
             Ok(reply) => {
                 if let Ok(replies) = &reply {
-                    self.tell(id, &ops, replies);
+                    self.notify_others(id, &ops, replies);
                 }
                 MetaReply::Batch { reply, leased: submitted.leased, delegated: submitted.delegated }
             }
@@ -185,9 +184,9 @@ impl Server {
         })
     }
 
-    /// Tells other sessions what concerns them.
-    fn tell(&self, id: SessionId, ops: &[Op], replies: &[OpReply]) {
-        self.shared.events.tell_unlocked(id, ops);
+    /// Sends other sessions the events that concern them.
+    fn notify_others(&self, id: SessionId, ops: &[Op], replies: &[OpReply]) {
+        self.shared.events.send_unlocked(id, ops);
         let orphans: Vec<_> = replies
             .iter()
             .filter_map(|reply| match reply {
@@ -197,25 +196,25 @@ impl Server {
             })
             .collect();
         if !orphans.is_empty() {
-            self.shared.events.tell_others(id, &MetaEvent::Orphaned(orphans));
+            self.shared.events.send_to_others(id, &MetaEvent::Orphaned(orphans));
         }
     }
 }
 
-/// The events of a session, which is detached when this is dropped.
+/// The events of a session. The session is detached when this is dropped.
 pub struct Followed {
     events: mpsc::Receiver<MetaEvent>,
     _attached: Attached,
 }
 
 impl Followed {
-    /// The next event; `None` when there are no more. Cancel-safe.
+    /// Returns the next event, or `None` when there are no more. Cancel-safe.
     pub async fn next(&mut self) -> Option<MetaEvent> {
         self.events.recv().await
     }
 }
 
-/// A session whose events are served; detached when this is dropped, as when its connection is lost.
+/// A session whose events are served. It is detached when this is dropped, as when its connection is lost.
 struct Attached {
     shared: Arc<Shared>,
     id: SessionId,
@@ -229,14 +228,14 @@ impl Drop for Attached {
     }
 }
 
-/// Ends sessions that have been silent for too long, until cancelled. Silence counts only as far as this node could have
-/// answered: when it leads anew, or has a majority again, everybody gets a full grace.
+/// Ends sessions that have been silent for too long, until cancelled. Silence counts only while this node could have
+/// answered: when it becomes the leader, or has a majority again, every session gets the full time.
 pub async fn expire_silent(shared: Arc<Shared>) {
     loop {
         tokio::time::sleep(EXPIRY_PAUSE).await;
         shared.checks.forget_idle();
-        // Asked each time, and not only when somebody seems silent: without a majority nobody can be answered, and who
-        // looked for another leader meanwhile was not heard of here.
+        // Checked each time, and not only when a session seems silent: without a majority no session can be answered,
+        // and those that looked for another leader meanwhile were not heard here.
         let leads = timeout(EXPIRY_PAUSE, shared.consensus.read_barrier()).await;
         if !matches!(leads, Ok(Ok(()))) {
             shared.liveness.forget_sessions();

@@ -1,9 +1,9 @@
-//! What may be proposed: the one place that looks at what a peer has sent before any of it enters the log.
+//! What may be proposed: the one place that checks what a peer has sent before any of it enters the log.
 //!
-//! What is in the log is applied by every metad, again after each restart, so what could harm one would harm all of them,
-//! for good. Checked here are counts and bytes, which follow from the message alone; preconditions that depend on the
+//! Every metad applies what is in the log, and again after each restart: what could harm one would harm all of them,
+//! for good. Checked here are counts and bytes, which follow from the message alone. Preconditions that depend on the
 //! state are checked when it is applied (I3), and so is how much work it turns out to be (`fs::view`). Every bound is
-//! in `wire::limits`, and holds for honest clients by far.
+//! in `wire::limits`, and far above what honest clients need.
 
 use wire::FsError;
 use wire::codec;
@@ -22,10 +22,10 @@ const LENGTH_BYTES_MAX: usize = 10;
 /// Batches are numbered from 1: no session comes near this.
 const SEQ_MAX: u64 = u64::MAX / 2;
 
-/// Whether a batch may be proposed, of a client that may only read or also change something.
+/// Checks whether a batch may be proposed. A client that may only read needs little: see `changes_nothing`.
 ///
 /// # Errors
-/// The first operation that may not, and why.
+/// The first operation that may not be proposed, and why.
 pub(super) fn batch(batch: &Batch, may_change: bool) -> Result<(), OpFailed> {
     let failed = |index: usize, error| OpFailed { index: index as u32, error };
     if batch.seq.0 > SEQ_MAX || batch.acked.0 > SEQ_MAX || batch.ops.len() > BATCH_OPS_MAX {
@@ -43,8 +43,8 @@ pub(super) fn batch(batch: &Batch, may_change: bool) -> Result<(), OpFailed> {
     }
 }
 
-/// What a client that may only read still needs. No inode numbers, which it has no use for, and no lock that keeps others
-/// from anything.
+/// Returns whether a client that may only read needs this operation. It needs no inode numbers, and no lock that
+/// excludes others.
 fn changes_nothing(op: &Op) -> bool {
     match op {
         Op::ReleaseOrphans { .. } | Op::Unlock { .. } => true,
@@ -98,8 +98,8 @@ fn name(name: &[u8]) -> Result<(), FsError> {
     if name.len() > NAME_BYTES_MAX { Err(FsError::NameTooLong) } else { Ok(()) }
 }
 
-/// The first operation that does not fit a batch any more, when the batch is larger than it may be: what comes before it
-/// may be sent without it.
+/// Returns the first operation that does not fit in a batch that is larger than it may be. The operations before it may
+/// be sent without it.
 fn beyond_size(batch: &Batch) -> Option<usize> {
     if codec::encoded_len(batch) <= BATCH_BYTES_MAX {
         return None;
@@ -112,7 +112,7 @@ fn beyond_size(batch: &Batch) -> Option<usize> {
     Some(sums.position(|bytes| bytes > BATCH_BYTES_MAX).unwrap_or(batch.ops.len().saturating_sub(1)))
 }
 
-/// Whether a block daemon may say this of itself: it takes nobody else's place, by id or by address.
+/// Checks whether a block daemon may claim this: it must not take another daemon's place, by id or by address.
 ///
 /// # Errors
 /// The reason, for people.
@@ -121,7 +121,8 @@ pub(super) fn heartbeat(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Result<
     if name.len().max(zone.len()) > BLOCKD_TEXT_BYTES_MAX {
         return Err(format!("a name or a zone is longer than {BLOCKD_TEXT_BYTES_MAX} bytes"));
     }
-    // One certificate is one member: one that has lost its disk is known by its address, one that has moved by its id.
+    // One certificate is one member. A daemon that has lost its disk is known by its address, one that has moved by its
+    // id.
     let mut own = layout.members.iter().filter(|member| member.name == *name);
     if let Some(own) = own.find(|own| own.id != *id && own.addr != *addr) {
         return Err(format!(
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_exceeds_a_bound_is_refused_with_the_operation_that_does() {
+    fn a_batch_beyond_a_bound_is_refused_with_the_operation_that_exceeds_it() {
         let long = vec![b'x'; NAME_BYTES_MAX + 1];
         let file = JournaledFile { ino: Ino(9), base: Version(1), committed: true };
         let files = vec![file; JOURNALED_FILES_MAX + 1];
@@ -189,7 +190,10 @@ mod tests {
             (commit(Vec::new(), long.clone()), FsError::NameTooLong),
             (Op::ReleaseOrphans { inos: vec![Ino(1); RELEASED_ORPHANS_MAX + 1] }, FsError::Invalid),
             (
-                Op::Journaled { journal: JournalId(1), position: Some(JournalPosition { told: 1, left: 0, files }) },
+                Op::Journaled {
+                    journal: JournalId(1),
+                    position: Some(JournalPosition { acknowledged: 1, left: 0, files }),
+                },
                 FsError::Invalid,
             ),
         ] {
@@ -201,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn who_may_only_read_changes_nothing_and_keeps_nobody_out() {
+    fn a_client_that_may_only_read_changes_nothing_and_locks_nobody_out() {
         let lock = |exclusive| Op::SetLock {
             ino: Ino(1),
             lock: Lock { family: LockFamily::Flock, owner: 1, pid: 1, start: 0, end: u64::MAX, exclusive },
@@ -216,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_daemon_takes_nobody_elses_place() {
+    fn a_block_daemon_that_claims_the_place_of_another_is_refused() {
         let member = |id: u8, port: u16| {
             LayoutMember::new(BlockdId([id; 16]), format!("blockd-{id}"), ([127, 0, 0, 1], port).into(), "")
         };

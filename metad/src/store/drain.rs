@@ -1,4 +1,4 @@
-//! The thread that brings changes from the overlay to the disk.
+//! The thread that writes changes from the overlay to the disk.
 
 use super::Disk;
 use super::overlay::Overlay;
@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Changes gather for so long before they are written, so that keys that change all the time are written seldom.
-const GATHER: Duration = Duration::from_millis(200);
-/// No longer than until there are so many keys.
+/// How long changes gather before they are written, so that keys that change all the time are written seldom.
+const GATHER_TIME: Duration = Duration::from_millis(200);
+/// Changes of this many keys are written at once.
 const GATHERED_KEYS: usize = 10_000;
-/// Nothing is added beyond so many keys while the disk is behind: about 50 MB.
+/// Nothing is added beyond this many keys while the disk is behind: about 50 MB.
 const KEYS_MAX: usize = 200_000;
 
-/// The thread, which ends with this value once everything is written.
+/// The thread. It writes everything before it ends, and ends when this is dropped.
 pub(super) struct Drain {
     overlay: Arc<Overlay>,
     state: Arc<(Mutex<State>, Condvar)>,
@@ -24,14 +24,14 @@ pub(super) struct Drain {
 
 #[derive(Default)]
 struct State {
-    /// There is something to write, and since when.
+    /// When changes began to gather; `None` when there are none.
     since: Option<Instant>,
-    /// Somebody waits for it.
+    /// Whether somebody waits for the write.
     urgent: bool,
     /// Rounds of writing that have begun, and that have ended.
     begun: u64,
     ended: u64,
-    /// The store is being closed.
+    /// Whether the store is being closed.
     ending: bool,
 }
 
@@ -45,7 +45,7 @@ impl Drain {
         Ok(Self { overlay: overlay.clone(), state, thread: Some(thread) })
     }
 
-    /// Something was added.
+    /// Records that changes were added.
     pub(super) fn wake(&self) {
         let (state, changed) = &*self.state;
         let mut state = state.lock();
@@ -56,7 +56,7 @@ impl Drain {
         }
     }
 
-    /// Whether [`Drain::wait_for_room`] would wait.
+    /// Returns whether [`Drain::wait_for_room`] would wait.
     pub(super) fn is_behind(&self) -> bool {
         self.overlay.gathered() >= KEYS_MAX
     }
@@ -68,7 +68,7 @@ impl Drain {
         }
     }
 
-    /// Brings everything that was added before to the disk. Blocks.
+    /// Writes everything that was added before to the disk. Blocks.
     pub(super) fn now(&self) {
         let (state, changed) = &*self.state;
         let mut state = state.lock();
@@ -87,7 +87,7 @@ impl Drop for Drain {
         self.state.0.lock().ending = true;
         self.state.1.notify_all();
         if let Some(thread) = self.thread.take() {
-            // It ends the process where it fails, so it has not failed.
+            // A failed write would have ended the process, so the thread cannot have failed.
             let _ = thread.join();
         }
     }
@@ -100,8 +100,8 @@ fn run(disk: &Disk, overlay: &Overlay, (state, changed): &(Mutex<State>, Condvar
         match state.since {
             None if state.ending => return,
             None => changed.wait(&mut state),
-            Some(since) if !hurry && since.elapsed() < GATHER => {
-                changed.wait_for(&mut state, GATHER - since.elapsed().min(GATHER));
+            Some(since) if !hurry && since.elapsed() < GATHER_TIME => {
+                changed.wait_for(&mut state, GATHER_TIME - since.elapsed().min(GATHER_TIME));
             }
             Some(_) => {
                 state.begun += 1;

@@ -30,7 +30,7 @@ pub(super) struct Cluster {
 }
 
 pub(super) fn free_addr() -> SocketAddr {
-    // Found by asking the kernel for one, and free again when the probe is dropped.
+    // The kernel chooses one, which is free again when the probe is dropped.
     let probe = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     probe.local_addr().unwrap()
 }
@@ -81,7 +81,7 @@ impl Cluster {
         let node = loop {
             match Node::start(config(&self.ca, self.dir.path(), id, addr, &self.initial)).await {
                 Ok(node) => break node,
-                // The socket or the files of the node that was stopped a moment ago are still held.
+                // The socket or the files of the node that was just stopped are still held.
                 Err(error) => assert!(started.elapsed() < LIMIT, "{error}"),
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -104,7 +104,7 @@ impl Cluster {
         }
     }
 
-    /// Asks whoever leads, until it is answered.
+    /// Asks the leader, until it answers.
     pub(super) async fn ask_as(&self, endpoint: &Endpoint, request: &MetaRequest) -> MetaReply {
         let started = Instant::now();
         loop {
@@ -131,7 +131,7 @@ impl Cluster {
         }
     }
 
-    /// What a check finds.
+    /// Returns what a check finds.
     async fn findings(&self) -> Vec<Finding> {
         let CheckReply::Begun { check, .. } = self.check(CheckRequest::Begin).await else { panic!("no check") };
         let mut all = Vec::new();
@@ -187,7 +187,7 @@ impl Cluster {
 
     pub(super) async fn lookup(&self, session: SessionId, name: &str) -> Option<Ino> {
         let read = Read::Lookup { parent: Ino::ROOT, name: name.into() };
-        match self.ask(MetaRequest::Read { session, read, delegate: false, tells: false }).await {
+        match self.ask(MetaRequest::Read { session, read, delegate: false, sends: false }).await {
             MetaReply::Read { answer: Ok(ReadReply::Attr(attr)), .. } => Some(attr.ino),
             MetaReply::Read { answer: Err(_), .. } => None,
             other => panic!("{other:?}"),
@@ -278,7 +278,7 @@ async fn a_batch_sent_again_to_a_new_leader_answers_as_the_first_time() {
 
 /// Guards I2.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_answered_is_read_at_once() {
+async fn an_answered_change_is_read_at_once() {
     let cluster = Cluster::start(3).await;
     let mut session = cluster.session().await;
     for number in 0..100 {
@@ -290,11 +290,11 @@ async fn what_was_answered_is_read_at_once() {
 
 /// Guards I7.
 #[tokio::test(flavor = "multi_thread")]
-async fn everything_acknowledged_is_there_after_all_nodes_restarted() {
+async fn everything_acknowledged_survives_a_restart_of_all_nodes() {
     let mut cluster = Cluster::start(3).await;
     let id = {
         let mut session = cluster.session().await;
-        // More than two snapshots' worth of entries: the log is shortened on the way.
+        // More entries than two snapshots take: the log is shortened meanwhile.
         for number in 0..500 {
             session.create(&format!("file-{number}")).await;
         }
@@ -358,7 +358,7 @@ async fn a_cluster_grows_to_three_and_five_and_shrinks_while_it_works() {
     assert_eq!(status.metads.len(), 3);
 }
 
-/// An operation of a little more than so many KiB, up to 64.
+/// Makes an operation of a little more than this many KiB, up to 64.
 fn large(kib: usize) -> Op {
     let value = vec![7; kib << 10];
     Op::SetXattr { ino: Ino::ROOT, name: b"user.large".to_vec(), value, mode: XattrMode::Set, clear_sgid: false }
@@ -394,7 +394,7 @@ async fn a_node_catches_up_with_more_than_one_message_carries() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_that_no_message_could_bring_to_a_peer_is_refused_from_where_it_is_too_large() {
+async fn a_batch_too_large_for_a_message_to_a_peer_is_refused_from_the_operation_that_exceeds_it() {
     let cluster = Cluster::start(3).await;
     let mut session = cluster.session().await;
     let refused = session.run((0..80).map(|_| large(60)).collect()).await.unwrap_err();
@@ -405,7 +405,7 @@ async fn a_batch_that_no_message_could_bring_to_a_peer_is_refused_from_where_it_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_whose_purpose_is_not_for_people_is_not_opened() {
+async fn a_session_whose_purpose_is_too_long_is_not_opened() {
     let cluster = Cluster::start(1).await;
     let purpose = "x".repeat(5 << 20);
     let request = MetaRequest::OpenSession { host: "h".to_owned(), purpose, caches: false, resumes: None, token: None };
@@ -445,7 +445,7 @@ async fn latency_of_one_client() {
     for _ in 0..3000 {
         let started = Instant::now();
         let read = Read::Lookup { parent: Ino::ROOT, name: b"file-7".to_vec() };
-        let request = MetaRequest::Read { session: session.id, read, delegate: false, tells: false };
+        let request = MetaRequest::Read { session: session.id, read, delegate: false, sends: false };
         peer.request::<_, MetaReply>(&request, &[], LIMIT).await.unwrap();
         times.push(started.elapsed());
     }
@@ -453,16 +453,16 @@ async fn latency_of_one_client() {
     println!("lookup p50 {:?} p99 {:?}", times[1500], times[2970]);
 }
 
-/// Nobody acknowledges anything to it, and there is nobody else to ask.
+/// Nobody acknowledges anything to it, and there is no other node to ask.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_metad_that_is_alone_says_that_it_leads_for_good() {
+async fn a_metad_that_is_alone_goes_on_leading() {
     let cluster = Cluster::start(1).await;
     let leader = cluster.leader().await;
     let addr = cluster.nodes[&leader].local_addr();
     let admin = endpoint(&cluster.ca, Role::Admin);
     let peer = admin.peer(addr, Role::Metad);
     let started = Instant::now();
-    // Far longer than a leader of several is believed without a majority.
+    // Far longer than one leader of several is believed without a majority.
     while started.elapsed() < Duration::from_secs(2) {
         let asked = peer.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], LIMIT).await.unwrap().0;
         let MetaReply::NotLeader { leader: Some((_, named)), .. } = asked else { panic!("{asked:?}") };

@@ -1,5 +1,5 @@
-//! Peers that lie: each harms only itself. While it goes on, and afterwards, an honest client is answered within its normal
-//! times, and no metad ends.
+//! Malicious peers: each harms only itself. During the attack and afterwards, an honest client is answered within its
+//! normal times, and no metad ends.
 
 use super::cluster::{Cluster, LIMIT, endpoint};
 use serde::ser::SerializeTuple;
@@ -16,11 +16,11 @@ use wire::quic::{Endpoint, Peer};
 use wire::tls::{ClusterCa, Role, Squash, Subject};
 use wire::{Error, FsError};
 
-/// What an honest client waits at most for one change: far above its normal times on a busy machine, and far below what
-/// any of these attacks has cost.
+/// The longest that an honest client waits for one change: far above its normal times on a busy machine, and far below
+/// what any of these attacks has cost.
 const NORMAL: Duration = Duration::from_secs(4);
 
-/// Bytes that are encoded as they are.
+/// Bytes that are encoded unchanged.
 struct Raw(Vec<u8>);
 
 impl Serialize for Raw {
@@ -31,7 +31,7 @@ impl Serialize for Raw {
     }
 }
 
-/// A message without the byte for the version, which is put before it when it is sent.
+/// Returns a message without the byte for the version, which is put before it when it is sent.
 fn encoded<T: Serialize>(message: &T) -> Vec<u8> {
     codec::encode(message)[1..].to_vec()
 }
@@ -63,7 +63,7 @@ fn submit(session: SessionId, seq: u64, ops: Vec<Op>) -> MetaRequest {
     MetaRequest::Submit { session, batch: Batch { seq: BatchSeq(seq), acked: BatchSeq(0), ops } }
 }
 
-/// An honest client makes a file, in its normal time.
+/// Checks that an honest client makes a file in its normal time.
 async fn assert_serves(session: &mut super::cluster::Session<'_>, name: &str) {
     let started = Instant::now();
     session.create(name).await;
@@ -95,7 +95,7 @@ async fn operations_nested_without_end_are_refused_and_end_no_metad() {
 async fn each_kind_of_message_is_refused_by_its_first_bytes_for_roles_that_may_not_send_it() {
     let cluster = Cluster::start(1).await;
     let mut honest = cluster.session().await;
-    // Behind the kind stands what decodes to nothing: only the role can be the reason.
+    // After the kind come bytes that decode to nothing: only the role can be the reason.
     let garbage = |request: &MetaRequest| Raw([&encoded(request)[..1], &[0xff; 4_000][..]].concat());
     let report = MetaRequest::BlockReport { id: BlockdId([1; 16]), epoch: LayoutEpoch(0), blocks: Vec::new() };
     for (request, role) in [
@@ -125,7 +125,7 @@ async fn lists_beyond_their_bounds_are_refused_before_they_enter_the_log() {
     let peer = leading(&cluster, &liar).await;
     let file = JournaledFile { ino: Ino(1), base: Version(1), committed: true };
     let files = vec![file; JOURNALED_FILES_MAX + 1];
-    let position = Some(JournalPosition { told: 0, left: 0, files });
+    let position = Some(JournalPosition { acknowledged: 0, left: 0, files });
     for ops in [
         vec![Op::LeaseInos { count: 1 }; 2_000_000],
         vec![Op::ReleaseOrphans { inos: vec![Ino(1); 500_000] }],
@@ -179,7 +179,7 @@ async fn a_change_of_an_unknown_session_disturbs_nobody() {
     let _attached: wire::message::event::MetaEvent = events.next().await.unwrap();
     peer.request::<_, MetaReply>(&MetaRequest::KeepAlive { session, epoch: LayoutEpoch(0) }, &[], LIMIT).await.unwrap();
     let read = wire::op::Read::GetAttr { ino: Ino::ROOT };
-    let read = MetaRequest::Read { session, read, delegate: false, tells: false };
+    let read = MetaRequest::Read { session, read, delegate: false, sends: false };
     let read = peer.request::<_, MetaReply>(&read, &[], LIMIT).await.unwrap().0;
     assert!(matches!(read, MetaReply::Read { leased: true, .. }), "{read:?}");
     let stranger = client(&cluster.ca, "stranger", false);
@@ -215,7 +215,7 @@ async fn sessions_without_end_are_refused_and_end_without_holding_up_anybody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_block_daemon_takes_no_other_ones_place() {
+async fn a_block_daemon_cannot_take_the_place_of_another() {
     let cluster = Cluster::start(1).await;
     let mut honest = cluster.session().await;
     let daemon = |name: &str| {

@@ -1,4 +1,5 @@
-//! Metad from outside: the state machine alone, and nodes over real QUIC. One binary, because each one links everything.
+//! Tests of metad from outside: the state machine alone, and nodes over real QUIC. They are one binary, because each
+//! binary links everything.
 
 mod cluster;
 mod hostile;

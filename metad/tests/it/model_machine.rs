@@ -1,4 +1,4 @@
-//! The metadata state machine, alone and on its store, against simple models of what it promises.
+//! Tests of the metadata state machine, alone and on its store, against simple models of what it promises.
 
 mod conflicts;
 mod damage;

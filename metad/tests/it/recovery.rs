@@ -1,4 +1,4 @@
-//! A backup over real QUIC, a node that is made of it, and what becomes of blocks meanwhile.
+//! A backup over real QUIC, a node that is restored from it, and the blocks meanwhile.
 
 use super::cluster::{Cluster, LIMIT, config, endpoint, free_addr};
 use metad::{Node, recovery};
@@ -18,10 +18,10 @@ use wire::op::{ConflictPolicy, Op, OpReply};
 use wire::quic::{Endpoint, Incoming, Service};
 use wire::tls::{PeerIdentity, Role};
 
-/// The deletion of blocks looks for some every five seconds.
+/// Blocks are looked for and deleted every five seconds.
 const TWO_ROUNDS: Duration = Duration::from_secs(11);
 
-/// A block daemon that has every block, and tells which it is to drop.
+/// A block daemon that has every block, and reports which ones it is asked to drop.
 struct Dropping(mpsc::UnboundedSender<BlockHash>);
 
 impl Service for Dropping {
@@ -57,7 +57,7 @@ fn heartbeat(blockd: &Endpoint, epoch: u64) -> MetaRequest {
     })
 }
 
-/// A file of one block.
+/// Makes a file of one block.
 async fn file_of(cluster: &Cluster, name: &str, block: u8) -> (BlockHash, Ino) {
     let mut session = cluster.session().await;
     let hash = BlockHash([block; 32]);
@@ -87,7 +87,7 @@ async fn remove(cluster: &Cluster, name: &str, ino: Ino) {
     cluster.ask(MetaRequest::CloseSession { session: session.id }).await;
 }
 
-/// Those of these blocks that a daemon may drop.
+/// Returns those of these blocks that a daemon may drop.
 async fn unreferenced(cluster: &Cluster, blockd: &Endpoint, blocks: &[BlockHash]) -> Vec<BlockHash> {
     let report = MetaRequest::BlockReport { id: BlockdId([1; 16]), epoch: LayoutEpoch(1), blocks: blocks.to_vec() };
     match cluster.ask_as(blockd, &report).await {
@@ -113,7 +113,7 @@ async fn backup(cluster: &Cluster, admin: &Endpoint) -> Vec<u8> {
     }
 }
 
-/// A new node that is restored from a backup takes the place of the cluster's only one.
+/// Replaces the cluster's only node with a new one that is restored from a backup.
 async fn restored(cluster: &mut Cluster, id: u64, file: &Path) {
     let mut config = config(&cluster.ca, cluster.dir.path(), id, free_addr(), &BTreeMap::new());
     config.gc_grace = Duration::ZERO;
@@ -125,23 +125,23 @@ async fn restored(cluster: &mut Cluster, id: u64, file: &Path) {
 
 /// Guards I10 and I11.
 #[tokio::test(flavor = "multi_thread")]
-async fn blocks_of_a_backup_are_kept_and_a_restored_cluster_deletes_none_until_it_is_told_to() {
+async fn blocks_of_a_backup_are_retained_and_a_restored_cluster_deletes_none_until_an_operator_allows_it() {
     let mut cluster = Cluster::start(1).await;
     let (admin, blockd) = (endpoint(&cluster.ca, Role::Admin), endpoint(&cluster.ca, Role::Blockd));
-    let (kept, ino) = file_of(&cluster, "kept", 1).await;
+    let (pinned, ino) = file_of(&cluster, "pinned", 1).await;
     let (gone, gone_ino) = file_of(&cluster, "gone", 2).await;
     remove(&cluster, "gone", gone_ino).await;
     let pin = |name: &str| AdminRequest::PinBlocks { name: name.to_owned(), keep_ms: 3_600_000 };
     assert!(matches!(cluster.admin(pin("p")).await, AdminReply::Done));
     assert!(matches!(cluster.admin(pin("p")).await, AdminReply::Failed(_)), "names are given once");
     let bytes = backup(&cluster, &admin).await;
-    remove(&cluster, "kept", ino).await;
+    remove(&cluster, "pinned", ino).await;
     let (later, _) = file_of(&cluster, "later", 3).await;
-    assert_eq!(unreferenced(&cluster, &blockd, &[kept, gone, later]).await, [gone], "the pin keeps one");
+    assert_eq!(unreferenced(&cluster, &blockd, &[pinned, gone, later]).await, [gone], "the pin retains one");
     let release = |name: &str| AdminRequest::ReleasePin { name: name.to_owned() };
     assert!(matches!(cluster.admin(release("other")).await, AdminReply::Failed(_)));
     assert!(matches!(cluster.admin(release("p")).await, AdminReply::Done));
-    assert_eq!(unreferenced(&cluster, &blockd, &[kept, gone, later]).await, [kept, gone]);
+    assert_eq!(unreferenced(&cluster, &blockd, &[pinned, gone, later]).await, [pinned, gone]);
     let AdminReply::Status(status) = cluster.admin(AdminRequest::Status).await else { panic!("no status") };
 
     let (head, counts, _) = verify(&bytes[..]).unwrap();
@@ -152,14 +152,14 @@ async fn blocks_of_a_backup_are_kept_and_a_restored_cluster_deletes_none_until_i
     cluster.stop_node(1).await;
     restored(&mut cluster, 7, &file).await;
     let session = cluster.session().await.id;
-    assert_eq!(cluster.lookup(session, "kept").await, Some(ino));
+    assert_eq!(cluster.lookup(session, "pinned").await, Some(ino));
     assert_eq!(cluster.lookup(session, "later").await, None);
     cluster.ask(MetaRequest::CloseSession { session }).await;
     let AdminReply::Status(now) = cluster.admin(AdminRequest::Status).await else { panic!("no status") };
     assert!(now.deletion_stopped.is_some() && now.pins.len() == 1, "the pin is part of the backup");
     assert!(now.layout.epoch > status.layout.epoch && now.applied > status.applied && now.term > status.term);
 
-    // A block daemon of before joins, and one that has seen what this cluster has not is refused.
+    // A block daemon from before the backup joins. One that knows a later layout than this cluster is refused.
     let (to_drop, mut dropped) = mpsc::unbounded_channel();
     let _serving = blockd.serve(Arc::new(Dropping(to_drop)), &tokio::runtime::Handle::current());
     let peer = blockd.peer(cluster.nodes[&7].local_addr(), Role::Metad);
@@ -169,26 +169,26 @@ async fn blocks_of_a_backup_are_kept_and_a_restored_cluster_deletes_none_until_i
     let (id, epoch) = (BlockdId([1; 16]), LayoutEpoch(now.layout.epoch.0 + 9));
     let beyond = MetaRequest::BlockReport { id, epoch, blocks: vec![later] };
     let (beyond, _) = peer.request::<_, MetaReply>(&beyond, &[], LIMIT).await.unwrap();
-    assert!(matches!(beyond, MetaReply::NotLeader { .. }), "it is told nothing: {beyond:?}");
+    assert!(matches!(beyond, MetaReply::NotLeader { .. }), "it gets no answer: {beyond:?}");
     let joined = cluster.ask_as(&blockd, &heartbeat(&blockd, status.layout.epoch.0)).await;
     assert!(matches!(joined, MetaReply::BlockdAlive { layout: Some(_) }), "{joined:?}");
 
-    // The pin is another matter.
+    // Even without the pin nothing is deleted while deletion is stopped.
     assert!(matches!(cluster.admin(release("p")).await, AdminReply::Done));
-    remove(&cluster, "kept", ino).await;
-    assert!(unreferenced(&cluster, &blockd, &[kept, later]).await.is_empty());
+    remove(&cluster, "pinned", ino).await;
+    assert!(unreferenced(&cluster, &blockd, &[pinned, later]).await.is_empty());
     let early = tokio::time::timeout(TWO_ROUNDS, dropped.recv()).await;
     assert!(early.is_err(), "{early:?} was to be dropped");
     let resume = AdminRequest::ResumeDeletion { force: false };
     assert!(matches!(cluster.admin(resume).await, AdminReply::Done));
-    assert_eq!(unreferenced(&cluster, &blockd, &[kept, later]).await, [kept, later]);
+    assert_eq!(unreferenced(&cluster, &blockd, &[pinned, later]).await, [pinned, later]);
     let started = Instant::now();
     let first = tokio::time::timeout(LIMIT, dropped.recv()).await.unwrap();
-    assert!([Some(kept), Some(gone)].contains(&first), "{first:?} after {:?}", started.elapsed());
+    assert!([Some(pinned), Some(gone)].contains(&first), "{first:?} after {:?}", started.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_backup_of_this_cluster_is_not_restored() {
+async fn a_file_that_is_no_backup_of_this_cluster_is_not_restored() {
     let cluster = Cluster::start(1).await;
     let admin = endpoint(&cluster.ca, Role::Admin);
     file_of(&cluster, "file", 1).await;

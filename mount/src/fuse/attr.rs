@@ -1,8 +1,8 @@
-//! Names and attributes: the client's answers in the kernel's words.
+//! Names and attributes: the client's answers in the kernel's form.
 
 use super::Shared;
 use super::reply::{Attr, Entry, gone_is_stale};
-use crate::inodes::{ALONE, Trust};
+use crate::inodes::{ALONE_CACHE_TIME, Trust};
 use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -48,7 +48,7 @@ pub(super) fn file_attr(attr: &InodeAttr) -> FileAttr {
     }
 }
 
-/// Attributes of `.` and `..` in a listing, of which the kernel takes number and kind alone.
+/// Attributes of `.` and `..` in a listing. The kernel uses only number and kind of them.
 pub(super) fn dot_attr(ino: Ino) -> FileAttr {
     FileAttr {
         ino: INodeNo(ino.0),
@@ -69,7 +69,7 @@ pub(super) fn dot_attr(ino: Ino) -> FileAttr {
     }
 }
 
-/// What `mknod(2)` is to make; `None` for what it cannot.
+/// Returns what `mknod(2)` is to make, or `None` for other kinds.
 pub(super) fn node_of(mode: u32, rdev: u32) -> Option<NewInode> {
     let special = |kind| Some(NewInode::Special { kind, rdev });
     match mode & libc::S_IFMT {
@@ -102,7 +102,7 @@ fn requested_time(time: SystemTime) -> Timestamp {
     }
 }
 
-/// What `setattr` changes.
+/// Builds the change that a `setattr` asks for.
 pub(super) fn change(
     request: &Request,
     mode: Option<u32>,
@@ -123,17 +123,18 @@ pub(super) fn change(
     }
 }
 
-/// For how long something may be believed that leases allow for a while. Where nobody else can change it that is as long as
-/// it is what the client knows; what is changing, or not committed yet, the client lets nobody believe either.
+/// How long the kernel may cache something that leases cover for the duration `leased`. Where nobody else can change
+/// it, it may be cached for as long as the client knows it. The client gives no time for what is changing or not
+/// committed.
 fn alone(trust: Trust, leased: Duration) -> Duration {
     match trust {
-        Trust::Alone if !leased.is_zero() => ALONE,
+        Trust::Alone if !leased.is_zero() => ALONE_CACHE_TIME,
         _ => leased,
     }
 }
 
 impl Shared {
-    /// How long the kernel may believe attributes that it is handed now.
+    /// How long the kernel may cache attributes that it receives now.
     pub(super) fn attr_trust(&self, attr: &InodeAttr) -> Duration {
         if self.inodes.is_written(attr.ino) {
             return Duration::ZERO;
@@ -141,13 +142,13 @@ impl Shared {
         alone(self.inodes.trust, self.client.believe_attr(attr))
     }
 
-    /// How long the kernel may believe where a name leads, or that it is absent.
+    /// How long the kernel may cache where a name leads, or that it is absent.
     pub(super) fn name_trust(&self, parent: Ino, name: &[u8], ino: Option<Ino>) -> Duration {
         alone(self.inodes.trust, self.client.believe_name(parent, name, ino))
     }
 
-    /// Whether the inode is known to have no extended attributes. The kernel asks before each write (for capabilities),
-    /// at each check of rights (for ACLs), and `ls -l` for each file.
+    /// Reports whether the inode is known to have no extended attributes. The kernel asks before each write (for
+    /// capabilities), at each check of rights (for ACLs), and `ls -l` asks for each file.
     pub(super) fn is_plain(&self, ino: Ino) -> bool {
         self.client.known_attr(ino).is_some_and(|attr| !attr.has_xattrs)
     }

@@ -15,7 +15,7 @@ use wire::FsError;
 use wire::ids::Ino;
 
 /// Entries in a page: several times what the kernel asks for at once.
-const PAGE: u32 = 1024;
+const PAGE_ENTRIES: u32 = 1024;
 /// Offsets behind `.` and `..`; entries' cookies are above.
 const BEHIND_DOT: u64 = 1;
 const BEHIND_DOTS: u64 = 2;
@@ -31,20 +31,20 @@ pub(super) struct Asked {
 }
 
 impl Shared {
-    /// A page that holds what is behind a cookie, and where in it.
+    /// Returns a page that holds the entry behind a cookie, and its index in the page.
     async fn page(&self, asked: &Asked, plus: bool) -> Result<(Arc<Page>, usize), FsError> {
         let Asked { tid, dir, fh, offset } = *asked;
         let after = if offset <= BEHIND_DOTS { 0 } else { offset };
-        // `rewinddir` shows what is there now.
-        let kept = self.pages.of(fh).filter(|_| offset > 0);
-        if let Some((page, index)) = kept.and_then(|page| page.index_behind(after, plus).map(|index| (page, index))) {
+        // `rewinddir` shows the directory as it is now.
+        let cached = self.pages.of(fh).filter(|_| offset > 0);
+        if let Some((page, index)) = cached.and_then(|page| page.index_behind(after, plus).map(|index| (page, index))) {
             return Ok((page, index));
         }
-        let listing = self.client.readdir(dir, after, PAGE, plus);
+        let listing = self.client.readdir(dir, after, PAGE_ENTRIES, plus);
         let listed = unless_signalled(tid, Patience::UntilEnding, listing).await.map_err(gone_is_stale)?;
         let Listed { parent, entries, end } = listed;
         let page = Arc::new(Page { parent, after, entries, end, plus, fetched_at: Instant::now() });
-        self.pages.keep(fh, page.clone());
+        self.pages.put(fh, page.clone());
         Ok((page, 0))
     }
 
@@ -91,7 +91,7 @@ impl Shared {
         }
         for (index, entry) in page.entries.iter().enumerate().skip(first) {
             let Some(listed) = &entry.attr else { continue };
-            // The page may be a while old.
+            // The page may be some time old.
             let found = self.client.known_attr(listed.ino).unwrap_or_else(|| listed.clone());
             let trust = self.attr_trust(&found).min(self.name_trust(dir, &entry.name, Some(found.ino)));
             if add(page.offset_behind(index), &entry.name, &file_attr(&found), trust) {

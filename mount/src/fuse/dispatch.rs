@@ -1,4 +1,4 @@
-//! Handing requests over: what can be answered on the spot is, in the kernel's event loop; the rest becomes tasks.
+//! Dispatch of requests: those that need no wait are answered in the kernel's event loop, the others become tasks.
 
 use super::open_file::OpenFile;
 use super::reply::Answer;
@@ -19,8 +19,8 @@ use wire::FsError;
 use wire::ids::Ino;
 use wire::trace;
 
-/// Requests that the kernel keeps on their way in the background (reading ahead, mostly). Its default of 12 starves
-/// several readers.
+/// Requests that the kernel has under way in the background (reading ahead, mostly). Its default of 12 starves several
+/// readers.
 const BACKGROUND: u16 = 128;
 /// What the kernel may read ahead: a few blocks, so that several are fetched at once.
 pub(crate) const READAHEAD_BYTES: u32 = 8 << 20;
@@ -60,17 +60,18 @@ impl Surf {
         Self { shared, network, workers, requests }
     }
 
-    /// Begins a request on the spot: what needs nobody else, because it is known here or done under a delegation, is
-    /// answered without waking another thread. The rest of it runs where the network's answers arrive.
+    /// Begins a request on the spot. A request that needs nobody else, because its answer is known here or it is done
+    /// under a delegation, is answered without waking another thread. Others continue where the network's answers
+    /// arrive.
     pub(super) fn begin(&self, span: Span, work: impl Future<Output = ()> + Send + 'static) {
-        // Counted from here on: the end of the mount waits for it.
+        // The request counts from here on: the end of the mount waits for it.
         let _counted = self.requests.token();
         let mut work = Box::pin(traced(span, work));
         let begun = {
             let _in_runtime = self.network.enter();
-            // Nobody is to be woken: what is not ready is polled again by its task.
+            // There is nobody to wake: a request that is not ready is polled again by its task.
             let poll = || work.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-            // As in a task: a bug costs this request, which is answered with EIO when it is dropped, and not the mount.
+            // As in a task, a bug costs this request, which is answered with EIO when it is dropped, but not the mount.
             catch_unwind(AssertUnwindSafe(poll))
         };
         if let Ok(Poll::Pending) = begun {
@@ -78,7 +79,7 @@ impl Surf {
         }
     }
 
-    /// Hands over a request that asks metad and does nothing else.
+    /// Starts a request that asks metad and does nothing else.
     pub(super) fn ask<T: 'static, R, F>(
         &self,
         request: &Request,
@@ -92,8 +93,8 @@ impl Surf {
         self.begin(span, task(request, Patience::UntilEnding, reply, work(self.shared.clone())));
     }
 
-    /// The same for a request that makes a handle: that must reach the kernel, or nobody would release it, so it is not
-    /// given up half-way.
+    /// Starts a request that makes a handle. The handle must reach the kernel, or nobody would release it, so the
+    /// request is not given up half-way.
     pub(super) fn ask_for_handle<T: 'static, R, F>(
         &self,
         request: &Request,
@@ -107,7 +108,7 @@ impl Surf {
         self.begin(span, task(request, Patience::Endless, reply, work(self.shared.clone())));
     }
 
-    /// Hands a request over, with how far a signal may end its wait.
+    /// Starts a request whose wait ends early by the signals that `patience` names.
     pub(super) fn wait<T: 'static, R, F>(
         &self,
         request: &Request,
@@ -123,7 +124,7 @@ impl Surf {
         self.requests.spawn_on(traced(span, task), &self.workers);
     }
 
-    /// Hands over a request that ends early only when its caller is asked to end.
+    /// Starts a request that ends early only when its caller is asked to end.
     pub(super) fn answer<T: 'static, R, F>(
         &self,
         request: &Request,
@@ -137,12 +138,12 @@ impl Surf {
         self.wait(request, Patience::UntilEnding, span, reply, work);
     }
 
-    /// The file behind a handle. The kernel never sends a wrong one, short of a bug here or there.
+    /// Returns the file behind a handle. The kernel never sends a wrong handle, short of a bug.
     pub(super) fn file(&self, fh: FileHandle) -> Result<Arc<OpenFile>, FsError> {
         self.shared.files.get(fh.0).ok_or(FsError::Stale)
     }
 
-    /// The same for whoever is going to use its content: not while it relies on a lock that is lost.
+    /// Returns the file for a caller that uses its content, unless the file relies on a lock that is lost.
     pub(super) fn usable_file(&self, fh: FileHandle) -> Result<Arc<OpenFile>, FsError> {
         let file = self.file(fh)?;
         self.shared.check_locks(&file).map(|()| file)
@@ -179,9 +180,10 @@ where
     async move { reply.answer(unless_signalled(tid, patience, work).await) }
 }
 
-/// What is asked of the kernel. Left out on purpose: `WRITEBACK_CACHE`, which would let it invent sizes and times that
-/// other clients do not see; `AUTO_INVAL_DATA`, which drops its cache after each of our own commits (`open` and notices say
-/// when it is old); and what fuser accepts but cannot honour (`OVER_IO_URING`, `SETXATTR_EXT`, `HANDLE_KILLPRIV_V2`).
+/// The flags requested from the kernel. Left out on purpose: `WRITEBACK_CACHE`, which would let it invent sizes and
+/// times that other clients do not see; `AUTO_INVAL_DATA`, which drops its cache after each of our own commits (`open`
+/// and notices invalidate it when needed); and what fuser accepts but cannot honour (`OVER_IO_URING`, `SETXATTR_EXT`,
+/// `HANDLE_KILLPRIV_V2`).
 const WANTED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_ASYNC_DIO)
     .union(InitFlags::FUSE_POSIX_LOCKS)
@@ -202,7 +204,7 @@ pub(super) fn configure(config: &mut KernelConfig) {
             tracing::debug!(?flag, "not offered by this kernel");
         }
     }
-    // Each of these names the nearest value that is allowed.
+    // Each error names the nearest value that is allowed.
     if let Err(most) = config.set_max_readahead(READAHEAD_BYTES) {
         let _ = config.set_max_readahead(most);
     }

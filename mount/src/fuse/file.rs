@@ -1,4 +1,4 @@
-//! Open files: the kernel's words to the client's.
+//! Open files: translates the kernel's requests for the client.
 
 use super::Shared;
 use super::attr::file_attr;
@@ -27,17 +27,17 @@ fn open_flags(flags: i32) -> OpenFlags {
     }
 }
 
-/// Whether the caller's writes clear setuid and setgid. `CAP_FSETID` is what counts; the user stands for it, because
-/// looking into `/proc` before each write would cost more than the write.
+/// Reports whether the caller's writes clear setuid and setgid. `CAP_FSETID` would decide, but the user id stands for
+/// it: looking into `/proc` before each write would cost more than the write.
 pub(super) fn is_unprivileged(request: &Request) -> bool {
     request.uid() != 0
 }
 
-/// A write, with what decides where it goes.
+/// Properties of a write that decide where it goes.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub offset: u64,
-    /// It is for this offset, though the handle was opened with `O_APPEND`.
+    /// It is for this offset, although the handle was opened with `O_APPEND`.
     exact: bool,
     /// It went past the kernel's pages (`O_DIRECT`).
     direct: bool,
@@ -66,8 +66,8 @@ impl Shared {
     /// Writes, waiting for room, and for the disk where `O_SYNC` asks for it.
     ///
     /// The kernel drops the pages below a direct write before it sends that, and once more when it is answered, but not
-    /// when the program does not wait for it (`io_submit(2)`, io_uring): a page that a reader has filled in between with
-    /// what was there before would stay. So it is dropped here, between the write and its answer.
+    /// when the program does not wait for it (`io_submit(2)`, io_uring). A page that a reader has filled in between
+    /// with the old content would then stay, so it is dropped here, between the write and its answer.
     pub(super) async fn write(&self, file: &OpenFile, place: Place, data: &[u8]) -> Result<usize, FsError> {
         let (handle, offset) = (&file.handle, place.offset);
         let written = if place.exact {
@@ -76,7 +76,7 @@ impl Shared {
             self.client.write(handle, offset, data, place.clear).await?
         };
         if place.direct {
-            // What is appended lands where the end is, which the kernel does not know.
+            // Appended content lands at the end of the file, which the kernel does not know.
             let (from, len) = if file.append { (0, 0) } else { (offset, written as u64) };
             self.drop_pages_in(handle.ino(), from, len).await;
         }
@@ -86,7 +86,7 @@ impl Shared {
     pub(super) async fn open(&self, ino: Ino, flags: i32, unprivileged: bool) -> Result<Open, FsError> {
         let opened = self.client.open(ino, open_flags(flags)).await.map_err(gone_is_stale)?;
         if flags & libc::O_TRUNC != 0 && unprivileged && opened.attr.mode & PRIVILEGES != 0 {
-            // FUSE_ATOMIC_O_TRUNC leaves to us what the kernel does when it truncates by `setattr`.
+            // With FUSE_ATOMIC_O_TRUNC, we must do what the kernel does when it truncates by `setattr`.
             let change = AttrChange { clear_privileges: true, ..AttrChange::default() };
             if let Err(error) = self.client.setattr(ino, change).await {
                 self.client.release(opened.handle).await;
@@ -105,7 +105,7 @@ impl Shared {
         flags: i32,
     ) -> Result<(Attr, Open), FsError> {
         let opened = match self.client.create(parent, name, new, open_flags(flags)).await {
-            // Others were first. On ESTALE the kernel looks again, and opens what is there with all its checks.
+            // Others made the file first. On ESTALE the kernel looks again, and opens it with all its checks.
             Err(FsError::Exists) if flags & libc::O_EXCL == 0 => return Err(FsError::Stale),
             opened => opened?,
         };
@@ -123,16 +123,16 @@ impl Shared {
         Open { fh: self.files.insert(file), flags: kernel }
     }
 
-    /// Whether `close(2)` has nothing to do: then it needs no task.
+    /// Reports whether `close(2)` has nothing to do, and so needs no task.
     pub(super) fn nothing_to_flush(&self, file: &OpenFile, owner: u64) -> bool {
         !file.writes && !self.locked.holds(file.handle.ino(), owner)
     }
 
-    /// What `close(2)` does: commits, and gives up the `fcntl` locks of its process.
+    /// Does the work of `close(2)`: commits, and gives up the `fcntl` locks of its process.
     pub(super) async fn flush(&self, file: &OpenFile, owner: u64) -> Result<(), FsError> {
         let flushed = if file.writes { self.client.close(&file.handle).await } else { Ok(()) };
         let unlocked = self.unlock_all(file.handle.ino(), LockFamily::Posix, owner).await;
-        // Not before: a wait that is interrupted leaves it to the release.
+        // Not earlier: after an interrupted wait, the release does it.
         file.lock_owners.closed_by(owner);
         flushed.and(unlocked)
     }
@@ -150,7 +150,7 @@ impl Shared {
     }
 }
 
-/// Where `lseek(2)` looks, and whether for a hole.
+/// Returns where `lseek(2)` looks, and whether it looks for a hole.
 pub(super) fn seek(offset: i64, whence: i32) -> Result<(u64, bool), FsError> {
     let hole = match whence {
         libc::SEEK_DATA => false,

@@ -1,13 +1,14 @@
 //! Advisory locks, and which of the two kinds a request means.
 //!
-//! The kernel marks requests of `flock(2)`, but fuser does not pass the mark on. A lock on less than the whole file is one
-//! of `fcntl(2)`. For the others, the caller is asked: it waits inside its system call, whose number `/proc` tells. Where
-//! that cannot be read (not root, and another user's process), the lock counts as one of `fcntl`, as on NFS: it works
-//! across clients, but the two kinds exclude each other.
+//! The kernel marks requests of `flock(2)`, but fuser does not pass the mark on. A lock on less than the whole file is
+//! one of `fcntl(2)`. For the others, the caller is looked at: it waits inside its system call, whose number is in
+//! `/proc`. Where that cannot be read (not root, and another user's process), the lock counts as one of `fcntl`, as on
+//! NFS: it works across clients, but the two kinds exclude each other.
 //!
-//! Locks of open file descriptions (`F_OFD_SETLK`) are owned by the open file, as those of `flock` are, and nobody tells of
-//! their end but the handle's release. So a handle remembers who locked through it (`LockOwners`): a process that closes
-//! any descriptor of the file gives up its locks then, and is forgotten; who is left at the release was an open file.
+//! Locks of open file descriptions (`F_OFD_SETLK`) are owned by the open file, as those of `flock` are, and only the
+//! release of the handle reports their end. So a handle remembers who locked through it (`LockOwners`). A process that
+//! closes any descriptor of the file gives up its locks then, and is forgotten; an owner that is left at the release
+//! was an open file.
 
 use super::Shared;
 use super::open_file::OpenFile;
@@ -19,9 +20,9 @@ use wire::FsError;
 use wire::ids::Ino;
 use wire::op::{Lock, LockFamily};
 
-/// The kernel's word for the end of a lock that reaches as far as the file does (`OFFSET_MAX`).
+/// The kernel's end of a lock without an end (`OFFSET_MAX`).
 const TO_THE_END: u64 = i64::MAX as u64;
-/// Between looks at a caller that is still on its way into its wait, and for how long.
+/// Pause between looks at a caller that is still on its way into its wait, and for how long it is looked at.
 const CALLER_PAUSE: Duration = Duration::from_millis(1);
 const CALLER_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -55,7 +56,7 @@ impl Wanted {
     }
 }
 
-/// The system call that a thread waits in, as far as it tells kinds of locks apart.
+/// The system call that a thread waits in, by kinds of locks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Caller {
     Flock,
@@ -65,7 +66,7 @@ enum Caller {
 }
 
 impl Caller {
-    /// Waits until the thread waits: its request is here a moment before it does.
+    /// Waits until the thread waits: its request arrives a moment before.
     async fn of(tid: u32) -> Self {
         let asked = Instant::now();
         loop {
@@ -87,7 +88,7 @@ impl Caller {
         if self == Self::Flock { LockFamily::Flock } else { LockFamily::Posix }
     }
 
-    /// Only processes can be in a deadlock: of an open file any thread may give up the lock.
+    /// Only processes can be in a deadlock: any thread may give up the lock of an open file.
     fn wait(self, sleep: bool) -> Wait {
         match (sleep, self) {
             (false, _) => Wait::No,
@@ -111,22 +112,22 @@ impl Caller {
 
 impl Shared {
     pub(super) async fn getlk(&self, ino: Ino, wanted: Wanted) -> Result<Option<Lock>, FsError> {
-        // flock(2) has no such question.
+        // flock(2) has no such request.
         self.client.getlk(ino, wanted.lock(LockFamily::Posix)).await
     }
 
-    /// Who asks, as far as the request leaves that open: for a part of the file, and at once, it can only be `fcntl(2)`.
+    /// Finds out who asks, if the request leaves that open: without a wait, only `fcntl(2)` locks a part of the file.
     async fn caller(&self, ino: Ino, wanted: Wanted, sleep: bool) -> Caller {
         let holds = |family| self.locked.has(ino, wanted.owner.0, family);
         match (wanted.unlocks(), wanted.is_whole()) {
             (true, false) => Caller::Other,
-            // What is held of one kind alone is what is given up.
+            // If the owner holds locks of one kind alone, that kind is given up.
             (true, true) => match (holds(LockFamily::Flock), holds(LockFamily::Posix)) {
                 (true, false) => Caller::Flock,
                 (false, true) => Caller::Other,
                 _ => Caller::of(wanted.tid).await,
             },
-            // Both kinds lock the whole file; and who waits says whether that can be a deadlock.
+            // Both kinds can lock the whole file, and only the caller shows whether its wait can be a deadlock.
             (false, whole) if whole || sleep => Caller::of(wanted.tid).await,
             (false, _) => Caller::Other,
         }
@@ -135,7 +136,7 @@ impl Shared {
     pub(super) async fn setlk(&self, file: &OpenFile, wanted: Wanted, sleep: bool) -> Result<(), FsError> {
         let ino = file.handle.ino();
         let caller = self.caller(ino, wanted, sleep).await;
-        // flock(2) knows the whole file only.
+        // flock(2) locks only whole files.
         let lock = wanted.lock(if wanted.is_whole() { caller.family() } else { LockFamily::Posix });
         if wanted.unlocks() {
             return self.client.unlock(ino, lock.family, lock.owner, lock.start, lock.end).await;
@@ -147,11 +148,11 @@ impl Shared {
         if taken.has_old_pages() {
             self.drop_pages(ino).await;
         }
-        taken.keep(&self.client);
+        taken.confirm(&self.client);
         Ok(())
     }
 
-    /// Refuses to go on with a file through which a lock was taken that is lost, until it is given up or taken anew.
+    /// Fails if a lock was taken through the file and then lost, until it is given up or taken anew.
     pub(super) fn check_locks(&self, file: &OpenFile) -> Result<(), FsError> {
         let lost = self.client.has_lost_locks(file.handle.ino(), || file.lock_owners.all());
         if lost { Err(FsError::Stale) } else { Ok(()) }
@@ -168,7 +169,7 @@ impl Shared {
         outcome
     }
 
-    /// Gives up all that an owner holds on a file, when it closes it. Costs nothing for those who never locked.
+    /// Gives up all that an owner holds on a file, when it closes it. Does nothing for owners that never locked.
     pub(super) async fn unlock_all(&self, ino: Ino, family: LockFamily, owner: u64) -> Result<(), FsError> {
         if self.locked.forget(ino, owner, family) {
             self.client.unlock(ino, family, owner, 0, u64::MAX).await
@@ -218,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_of_an_open_file_is_told_from_one_of_a_process() {
+    fn a_lock_of_an_open_file_is_distinguished_from_one_of_a_process() {
         let call = |number, command: i32| format!("{number} 0x3 {command:#x} 0x7ffc 0x0 0x0 0x0 0x7ffc 0x7f00");
         assert_eq!(Caller::parse(&call(libc::SYS_fcntl, libc::F_OFD_SETLKW)), Caller::OpenFileLock);
         assert_eq!(Caller::parse(&call(libc::SYS_fcntl, libc::F_SETLKW)), Caller::Other);

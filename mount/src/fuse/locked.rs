@@ -1,4 +1,4 @@
-//! Who has locked what through this mount.
+//! Locks that were taken through this mount.
 
 use parking_lot::Mutex;
 use std::collections::HashSet;
@@ -12,40 +12,41 @@ pub(super) struct Locked {
 }
 
 impl Locked {
-    /// A lock is about to be taken.
+    /// Notes a lock before it is taken.
     pub(super) fn note(&self, ino: Ino, owner: u64, family: LockFamily) {
         self.held.lock().insert((ino, owner, family));
     }
 
-    /// All of a kind are about to be given up. Answers whether there may be any.
+    /// Forgets all locks of a kind before they are given up. Reports whether there may be any.
     pub(super) fn forget(&self, ino: Ino, owner: u64, family: LockFamily) -> bool {
         self.held.lock().remove(&(ino, owner, family))
     }
 
-    /// What may be held of a kind.
+    /// Reports whether an owner may hold locks of a kind.
     pub(super) fn has(&self, ino: Ino, owner: u64, family: LockFamily) -> bool {
         self.held.lock().contains(&(ino, owner, family))
     }
 
-    /// Whether a process may hold locks of `fcntl(2)` on a file.
+    /// Reports whether a process may hold locks of `fcntl(2)` on a file.
     pub(super) fn holds(&self, ino: Ino, owner: u64) -> bool {
         self.has(ino, owner, LockFamily::Posix)
     }
 }
 
-/// Who locked through a handle and has not closed it since.
+/// Owners that locked through a handle and have not closed it since.
 #[derive(Default)]
 pub(super) struct LockOwners {
     owners: Mutex<HashSet<u64>>,
 }
 
 impl LockOwners {
-    /// A process closed a descriptor: it holds nothing any more, and what it locks from now on is not this handle's.
+    /// Forgets a process that closed a descriptor: it holds nothing any more, and its later locks are not this
+    /// handle's.
     pub(super) fn closed_by(&self, owner: u64) {
         self.owners.lock().remove(&owner);
     }
 
-    /// Somebody locks through the handle.
+    /// Notes an owner that locks through the handle.
     pub(super) fn note(&self, owner: u64) {
         self.owners.lock().insert(owner);
     }

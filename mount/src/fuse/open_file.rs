@@ -6,7 +6,7 @@ use client::Handle;
 /// A handle as the kernel has it.
 pub(super) struct OpenFile {
     pub handle: Handle,
-    /// Opened with `O_APPEND`: what is written through it goes to the end.
+    /// Opened with `O_APPEND`: writes through it go to the end.
     pub append: bool,
     /// Opened for writing.
     pub writes: bool,

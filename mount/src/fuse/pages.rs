@@ -1,6 +1,7 @@
-//! Pages of listings: those from metad are larger than what the kernel asks for at a time, so a handle keeps its last one.
+//! Pages of listings. Those from metad are larger than what the kernel asks for at a time, so each handle caches its
+//! last one.
 
-use client::Heard;
+use client::LossesReported;
 use lru::LruCache;
 use parking_lot::Mutex;
 use std::num::NonZeroUsize;
@@ -9,42 +10,42 @@ use std::time::{Duration, Instant};
 use wire::ids::Ino;
 use wire::op::DirEntry;
 
-/// A page is listed from for this long; what is asked for later is fetched anew.
-const FRESH: Duration = Duration::from_secs(1);
+/// A page is used for this long. Afterwards it is fetched anew.
+const PAGE_LIFETIME: Duration = Duration::from_secs(1);
 
-/// Pages that are kept, of the directories that were listed last: others are fetched again.
-const PAGES: usize = 128;
+/// Most pages in the cache, of the directories that were listed last.
+const PAGES_MAX: usize = 128;
 
 /// An open directory.
 pub(super) struct Listing {
-    pub heard: Heard,
+    pub losses_reported: LossesReported,
 }
 
 /// The last page of open directories, by handle.
 pub(super) struct Pages {
-    kept: Mutex<LruCache<u64, Arc<Page>>>,
+    cached: Mutex<LruCache<u64, Arc<Page>>>,
 }
 
 impl Default for Pages {
     fn default() -> Self {
-        Self { kept: Mutex::new(LruCache::new(NonZeroUsize::new(PAGES).expect("not zero"))) }
+        Self { cached: Mutex::new(LruCache::new(NonZeroUsize::new(PAGES_MAX).expect("not zero"))) }
     }
 }
 
 impl Pages {
     /// The last page of an open directory.
     pub(super) fn of(&self, fh: u64) -> Option<Arc<Page>> {
-        self.kept.lock().get(&fh).cloned()
+        self.cached.lock().get(&fh).cloned()
     }
 
-    /// Replaces it.
-    pub(super) fn keep(&self, fh: u64, page: Arc<Page>) {
-        self.kept.lock().put(fh, page);
+    /// Replaces the last page of an open directory.
+    pub(super) fn put(&self, fh: u64, page: Arc<Page>) {
+        self.cached.lock().put(fh, page);
     }
 
-    /// A directory is closed.
+    /// Forgets the page of a directory that is closed.
     pub(super) fn forget(&self, fh: u64) {
-        self.kept.lock().pop(&fh);
+        self.cached.lock().pop(&fh);
     }
 }
 
@@ -63,16 +64,17 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// Index of the first entry behind `after`, when this page can tell.
+    /// Index of the first entry behind `after`, if it is on this page.
     pub(super) fn index_behind(&self, after: u64, plus: bool) -> Option<usize> {
-        if (plus && !self.plus) || self.fetched_at.elapsed() > FRESH || after < self.after {
+        if (plus && !self.plus) || self.fetched_at.elapsed() > PAGE_LIFETIME || after < self.after {
             return None;
         }
         let index = self.entries.partition_point(|entry| entry.cookie <= after);
         (index < self.entries.len() || self.end).then_some(index)
     }
 
-    /// Where listing goes on behind an entry. Entries that share a cookie are listed again rather than left out.
+    /// Offset at which a listing goes on behind an entry. Entries that share a cookie are listed again rather than left
+    /// out.
     pub(super) fn offset_behind(&self, index: usize) -> u64 {
         let cookie = self.entries[index].cookie;
         let next_shares_it = self.entries.get(index + 1).is_some_and(|next| next.cookie == cookie);

@@ -1,4 +1,4 @@
-//! Outcomes to replies. The only place that turns errors into what the kernel sees.
+//! Turns outcomes into replies. No other place turns errors into what the kernel sees.
 
 use fuser::{
     Errno, FileAttr, FileHandle, FopenFlags, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyEmpty,
@@ -14,7 +14,7 @@ const STATFS_BLOCK: u64 = 4096;
 /// Inode numbers are never used twice.
 pub(super) const GENERATION: Generation = Generation(0);
 
-/// What the kernel sees of an error.
+/// The error number that the kernel sees.
 pub(super) fn errno(error: FsError) -> Errno {
     if error == FsError::Io {
         tracing::warn!(%error, "request failed");
@@ -24,27 +24,27 @@ pub(super) fn errno(error: FsError) -> Errno {
     Errno::from_i32(error.errno())
 }
 
-/// For requests that name an inode by number: that it is gone is not the absence of a name. `ESTALE` makes the kernel
-/// look the path up again, and find what has the name now (`path_resolution(7)` leaves that to filesystems; see
-/// `LOOKUP_REVAL`).
+/// Translates errors of requests that name an inode by number: a missing inode is not a missing name. `ESTALE` makes
+/// the kernel look the path up again, and find what has the name now (`path_resolution(7)` leaves that to filesystems;
+/// see `LOOKUP_REVAL`).
 pub(super) fn gone_is_stale(error: FsError) -> FsError {
     if error == FsError::NotFound { FsError::Stale } else { error }
 }
 
-/// A name, and what is behind it.
+/// A name, and the inode that it leads to.
 pub(super) enum Entry {
     Found {
         attr: FileAttr,
         attr_trust: Duration,
         entry_trust: Duration,
     },
-    /// Nothing, and the kernel may remember that.
+    /// There is no such name, and the kernel may cache that.
     Absent {
         trust: Duration,
     },
 }
 
-/// Attributes, and how long they may be believed.
+/// Attributes, and how long the kernel may cache them.
 pub(super) struct Attr {
     pub attr: FileAttr,
     pub trust: Duration,
@@ -56,13 +56,14 @@ pub(super) struct Open {
     pub flags: FopenFlags,
 }
 
-/// A value or list of extended attributes, and the room that the caller has for it; 0 asks for its length.
+/// A value or list of extended attributes, and the room that the caller has for it. With 0 the caller asks for the
+/// length.
 pub(super) struct Sized {
     pub value: Vec<u8>,
     pub room: u32,
 }
 
-/// A reply that can be given an outcome.
+/// A reply that can be sent with an outcome.
 pub(super) trait Answer<T>: Send + 'static {
     fn answer(self, outcome: Result<T, FsError>);
 }
@@ -96,7 +97,7 @@ answer!(ReplyEntry, Entry, |reply, entry| match entry {
     Entry::Found { attr, attr_trust, entry_trust } => {
         reply.entry_with_ttls(&attr_trust, &entry_trust, &attr, GENERATION);
     }
-    Entry::Absent { trust } => reply.entry(&trust, &NOTHING, GENERATION),
+    Entry::Absent { trust } => reply.entry(&trust, &ABSENT_ATTR, GENERATION),
 });
 answer!(ReplyLock, Option<Lock>, |reply, found| match found {
     Some(lock) => {
@@ -114,13 +115,14 @@ answer!(ReplyXattr, Sized, |reply, found| match (found.value.len(), found.room a
 answer!(ReplyStatfs, StatFs, |reply, stats| {
     let free = stats.free_bytes / STATFS_BLOCK;
     let blocks = stats.total_bytes / STATFS_BLOCK;
-    // Inodes are not limited by number: as many are free as blocks could hold the smallest files.
+    // Inodes are not limited by number: there is room for as many of the smallest files as fit into the free blocks.
     let files = stats.inodes + free;
     reply.statfs(blocks, free, free, files, free, STATFS_BLOCK as u32, NAME_BYTES_MAX as u32, STATFS_BLOCK as u32);
 });
 
-/// Inode 0 in the reply to a lookup means: there is no such name, and it may be remembered (`fuse_entry_param`).
-const NOTHING: FileAttr = FileAttr {
+/// In the reply to a lookup, inode 0 means that there is no such name, and that this may be cached
+/// (`fuse_entry_param`).
+const ABSENT_ATTR: FileAttr = FileAttr {
     ino: INodeNo(0),
     size: 0,
     blocks: 0,

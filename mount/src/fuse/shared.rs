@@ -1,11 +1,11 @@
-//! What all requests share.
+//! State that all requests of a mount share.
 
 use super::locked::Locked;
 use super::open_file::OpenFile;
 use super::pages::{Listing, Pages};
 use crate::handles::Handles;
 use crate::inodes::{Inodes, Trust};
-use crate::notify::{drop_pages, tell};
+use crate::notify::{drop_pages, notify_kernel};
 use client::{Client, Notice};
 use fuser::Notifier;
 use parking_lot::Mutex;
@@ -18,7 +18,7 @@ use wire::op::StatFs;
 /// `umount(8)` asks for the filesystem's statistics before it unmounts, and must not wait for servers that are away.
 const STATFS_PATIENCE: Duration = Duration::from_secs(2);
 
-/// One for each mount.
+/// The state of a mount.
 pub(crate) struct Shared {
     pub(super) client: Arc<Client>,
     pub(crate) inodes: Inodes,
@@ -28,12 +28,12 @@ pub(crate) struct Shared {
     pub(super) locked: Locked,
     /// The last answer to `statfs`.
     statfs: Mutex<Option<StatFs>>,
-    /// The way to tell the kernel something, once it is there.
+    /// The channel for notices to the kernel, once the mount is connected.
     notifier: OnceLock<Notifier>,
 }
 
 impl Shared {
-    /// What a mount needs besides the client.
+    /// Makes the state of a mount beside its client.
     pub(crate) fn new(client: Arc<Client>, trust: Trust) -> Arc<Self> {
         let (files, dirs) = (Handles::default(), Handles::default());
         let (locked, pages) = (Locked::default(), Pages::default());
@@ -41,26 +41,26 @@ impl Shared {
         Arc::new(Self { client, inodes: Inodes::new(trust), files, dirs, pages, locked, statfs, notifier })
     }
 
-    /// From now on the kernel can be told something.
+    /// From now on the kernel can be notified.
     pub(crate) fn connected(&self, notifier: Notifier) {
         let _ = self.notifier.set(notifier);
     }
 
-    /// Drops what the kernel has of a file's content: on return, who reads it asks for it.
+    /// Drops the kernel's pages of a file. On return, readers ask for them again.
     pub(super) async fn drop_pages(&self, ino: Ino) {
         if let Some(notifier) = self.notifier.get() {
-            tell(notifier, Notice::Changed(ino)).await;
+            notify_kernel(notifier, Notice::Changed(ino)).await;
         }
     }
 
-    /// Drops what the kernel has of a part of a file's content.
+    /// Drops the kernel's pages of a part of a file.
     pub(super) async fn drop_pages_in(&self, ino: Ino, offset: u64, len: u64) {
         if let Some(notifier) = self.notifier.get() {
             drop_pages(notifier, ino, offset, len).await;
         }
     }
 
-    /// Capacity and use; what was last known of them when no server answers.
+    /// Capacity and use. When no server answers, the last known values.
     pub(super) async fn statfs(&self) -> Result<StatFs, FsError> {
         match tokio::time::timeout(STATFS_PATIENCE, self.client.statfs()).await {
             Ok(Ok(stats)) => {
@@ -72,7 +72,7 @@ impl Shared {
         }
     }
 
-    /// Gives back what the kernel left open: it need not release everything when the mount goes.
+    /// Releases what the kernel left open: it need not release everything when the mount goes.
     pub(crate) async fn release_all(&self) {
         for file in self.files.drain() {
             // Without waiting for requests under way: the kernel is gone.

@@ -9,14 +9,14 @@ use wire::op::XattrMode;
 
 /// The attribute that holds a file's access ACL (`acl(5)`).
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
-/// The one that new entries of a directory inherit.
+/// The ACL that new entries of a directory inherit.
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
-/// Namespaces in which names are free. The kernel sees to who may use which.
+/// Namespaces in which names are free. The kernel checks who may use which.
 const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-/// Names that only root is told of (`xattr(7)`).
-const HIDDEN: &[u8] = b"trusted.";
+/// Names that only root may see (`xattr(7)`).
+const ROOT_ONLY_NAMESPACE: &[u8] = b"trusted.";
 
-/// Who sets an attribute.
+/// Caller that sets an attribute.
 #[derive(Clone, Copy)]
 pub(super) struct Caller {
     pub uid: u32,
@@ -32,7 +32,7 @@ pub(super) fn mode(flags: i32) -> XattrMode {
     }
 }
 
-/// Refuses what local filesystems refuse: the kernel leaves names in FUSE filesystems to them.
+/// Refuses names that local filesystems refuse. The kernel leaves this to FUSE filesystems.
 pub(super) fn check_name(name: &[u8]) -> Result<(), FsError> {
     if name == ACCESS_ACL || name == DEFAULT_ACL {
         return Ok(());
@@ -77,13 +77,13 @@ impl Shared {
 
     pub(super) async fn listxattr(&self, ino: Ino, room: u32, privileged: bool) -> Result<Sized, FsError> {
         let names = self.client.listxattr(ino).await.map_err(gone_is_stale)?;
-        let shown = names.into_iter().filter(|name| privileged || !name.starts_with(HIDDEN));
+        let shown = names.into_iter().filter(|name| privileged || !name.starts_with(ROOT_ONLY_NAMESPACE));
         let value = shown.flat_map(|name| name.into_iter().chain([0])).collect();
         Ok(Sized { value, room })
     }
 }
 
-/// Whether `proc_pid_status(5)` lists a supplementary group.
+/// Reports whether `proc_pid_status(5)` lists a supplementary group.
 fn has_group(status: &str, gid: u32) -> bool {
     let line = status.lines().find_map(|line| line.strip_prefix("Groups:"));
     line.is_some_and(|groups| groups.split_ascii_whitespace().any(|group| group.parse() == Ok(gid)))

@@ -27,7 +27,7 @@ impl Access {
         reply
     }
 
-    /// A way into the cluster, for a command that asks a lot, and how long it may take to find who leads.
+    /// Returns the connection for a command that asks a lot, and how long it may take to find the leader.
     pub fn enter(&self) -> Result<(Admin, Duration)> {
         Ok((Admin::load(&self.bundle)?, Duration::from_secs(self.wait_s)))
     }

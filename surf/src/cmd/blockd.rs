@@ -1,4 +1,4 @@
-//! `surf blockd`: block daemons, and what becomes of what they hold.
+//! `surf blockd`: block daemons, and what becomes of their blocks.
 
 use super::access::Access;
 use crate::output;
@@ -26,7 +26,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Empty one: its blocks move to the others, and `surf blockd list` says when it is drained and can be switched off.
+    /// Empty one: its blocks move to the others, and `surf blockd list` says when it is drained and can be switched
+    /// off.
     Drain {
         #[command(flatten)]
         access: Access,
@@ -36,8 +37,8 @@ enum Command {
         #[arg(long)]
         undo: bool,
     },
-    /// Let a new one take over what another one holds, with its place on the ring, so that nothing else moves: to be said
-    /// before the new one is started for the first time. The other is emptied then.
+    /// Let a new one take over what another one holds, with its place on the ring, so that nothing else moves. Run this
+    /// before the new one is started for the first time. The other one is then emptied.
     Replace {
         #[command(flatten)]
         access: Access,
@@ -86,7 +87,7 @@ impl Blockd {
     }
 }
 
-/// A state in a word.
+/// The word for a state.
 #[must_use]
 pub fn word(health: BlockdHealth) -> &'static str {
     match health {
@@ -105,7 +106,7 @@ pub fn states(status: &ClusterStatus) -> impl Iterator<Item = (&LayoutMember, &B
     status.layout.members.iter().zip(&status.blockds)
 }
 
-/// A daemon for programs.
+/// A daemon in output for programs.
 #[must_use]
 pub fn to_json((member, state): (&LayoutMember, &BlockdState)) -> serde_json::Value {
     json!({
@@ -119,7 +120,7 @@ pub fn to_json((member, state): (&LayoutMember, &BlockdState)) -> serde_json::Va
     })
 }
 
-/// When a daemon was heard of, for people.
+/// Time since the last heartbeat, for people.
 #[must_use]
 pub fn heard(state: &BlockdState) -> String {
     state.heard_ms.map_or_else(|| "never".to_owned(), |ms| format!("{}.{} s ago", ms / 1000, ms % 1000 / 100))

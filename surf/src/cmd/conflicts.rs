@@ -1,4 +1,5 @@
-//! `surf conflicts`: the copies that were kept because two wrote the same bytes of a file, and what becomes of them.
+//! `surf conflicts`: lists conflict copies, made because two mounts wrote the same bytes of a file, and decides on
+//! them.
 
 use crate::output;
 use anyhow::{Context, Result, bail};
@@ -14,7 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use wire::limits::NAME_BYTES_MAX;
 
-/// What stands between a file's name and the rest of its copy's.
+/// The text between a file's name and the rest of its copy's name.
 const MARK: &[u8] = b".conflict-";
 
 /// Copies that were kept because two mounts wrote the same bytes of a file.
@@ -73,15 +74,15 @@ impl Conflicts {
     }
 }
 
-/// What a copy's name tells.
+/// The parts of a copy's name.
 #[derive(Debug, PartialEq, Eq)]
 struct Name {
-    /// The file's name, as far as it fitted.
+    /// The file's name, cut if it was too long.
     file: OsString,
     host: String,
     /// Seconds since 1970, by the clock of that host.
     at: i64,
-    /// It was the second of that name, or a later one.
+    /// Number of a second or later copy of that name.
     number: Option<u32>,
 }
 
@@ -108,12 +109,12 @@ fn time(at: i64) -> String {
     time.and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_else(|| at.to_string())
 }
 
-/// A copy, and the file that it is of.
+/// A copy, and its file.
 struct Conflict {
     path: PathBuf,
     name: Name,
     copy: Metadata,
-    /// Gone by now, maybe.
+    /// `None` if the file is gone.
     file: Option<Metadata>,
 }
 
@@ -123,12 +124,12 @@ fn find(dir: &Path) -> Result<Vec<Conflict>> {
     let mut found = Vec::new();
     let mut left = vec![dir.to_owned()];
     while let Some(dir) = left.pop() {
-        // One that was removed meanwhile, or may not be read, says nothing of the others.
+        // A directory that was removed in the meantime, or may not be read, does not hide the others.
         let unread = |error: &io::Error| eprintln!("{} is left out: {error}", dir.display());
         let Ok(entries) = fs::read_dir(&dir).inspect_err(unread) else { continue };
         for entry in entries {
             let Ok(entry) = entry.inspect_err(unread) else { break };
-            // Removed meanwhile.
+            // The entry was removed in the meantime.
             let Ok(metadata) = entry.metadata() else { continue };
             if metadata.is_dir() && metadata.dev() == device {
                 left.push(entry.path());
@@ -197,7 +198,7 @@ fn others_of(copy: &Path, name: &Name) -> Result<Vec<PathBuf>> {
     Ok(others)
 }
 
-/// Carries out a decision, in one step each; returns what is there afterwards.
+/// Carries out a decision in one step, and returns the path of the result.
 fn keep(what: Keep, copy: &Path) -> Result<PathBuf> {
     let Some(name) = copy.file_name().and_then(Name::parse) else {
         bail!("this is no copy of a conflict: these are named NAME.conflict-HOST-TIME");
@@ -241,7 +242,7 @@ fn keep(what: Keep, copy: &Path) -> Result<PathBuf> {
             }
             let plain = copy.with_file_name(plain);
             if is_dir {
-                // This replaces nothing but an empty directory.
+                // A rename replaces nothing here but an empty directory.
                 fs::rename(copy, &plain).with_context(|| plain.display().to_string())?;
             } else {
                 // A link first: unlike a rename, it replaces nothing.
@@ -264,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_copies_are_told_from_others() {
+    fn names_of_copies_are_distinguished_from_others() {
         let host = |host: &str, number| Some(("a.txt".to_owned(), host.to_owned(), 1_700_000_000, number));
         assert_eq!(parse("a.txt.conflict-web-1-1700000000"), host("web-1", None));
         assert_eq!(parse("a.txt.conflict-web-1700000000.2"), host("web", Some(2)));
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn each_decision_keeps_what_it_says_and_no_copy() {
+    fn each_decision_leaves_the_chosen_content_and_no_copy() {
         for (what, expected) in [
             (Keep::Mine, vec![("file", "mine")]),
             (Keep::Theirs, vec![("file", "theirs")]),

@@ -41,7 +41,7 @@ enum Command {
     Status(status::Status),
 }
 
-/// A daemon that was asked to end gets this long, unless told otherwise.
+/// Default time that a daemon gets to end.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
 impl Dev {

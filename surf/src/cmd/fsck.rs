@@ -1,5 +1,5 @@
-//! `surf fsck`: whether a cluster's metadata contradicts itself, and whether its blocks are where they belong, while it
-//! works on.
+//! `surf fsck`: checks whether a cluster's metadata contradicts itself, and whether its blocks are where they belong,
+//! while the cluster is in use.
 
 mod blocks;
 mod copies;
@@ -17,24 +17,24 @@ use std::time::Duration;
 use wire::message::admin::{AdminReply, AdminRequest};
 use wire::message::check::{CheckId, CheckReply, CheckRequest};
 
-/// Something was found, and is mended.
+/// Something was found and mended.
 pub const REPAIRED: u8 = 1;
-/// Something was found, and is left.
+/// Something was found and left.
 pub const LEFT: u8 = 4;
 /// Something could not be checked.
 pub const UNCHECKED: u8 = 8;
 /// The command line is wrong.
 pub const USAGE: u8 = 16;
 
-/// Taking the state of a large cluster, or looking through all its extents, takes a while.
-const LONG: Duration = Duration::from_secs(600);
-/// Rounds of checking and mending: what is mended may uncover something else.
-const ROUNDS: usize = 5;
+/// A step may take the state of a large cluster, or read all its extents.
+const STEP_LIMIT: Duration = Duration::from_secs(600);
+/// Rounds of checking and mending: a repair may uncover another fault.
+const ROUNDS_MAX: usize = 5;
 
 /// Check the metadata and the blocks of a cluster, while it is used.
 ///
-/// The exit code is a sum: 0 nothing was found, 1 something was found and is mended, 4 something was found and is left, 8
-/// something could not be checked, 16 the command line is wrong.
+/// The exit code is a sum: 0 nothing was found, 1 something was found and is mended, 4 something was found and is left,
+/// 8 something could not be checked, 16 the command line is wrong.
 #[derive(Args)]
 pub struct Fsck {
     #[command(flatten)]
@@ -57,14 +57,14 @@ pub struct Fsck {
 struct Cluster {
     admin: Admin,
     wait: Duration,
-    /// Who led when the check began, and alone knows of it.
+    /// The leader when the check began: no other metad knows the check.
     leader: SocketAddr,
 }
 
 impl Cluster {
-    /// A step of a check, asked once: what was told is not told again.
+    /// Takes a step of a check. It is sent once, because findings are reported only once.
     async fn step(&self, request: CheckRequest) -> Result<CheckReply> {
-        match self.admin.ask_once(self.leader, AdminRequest::Check(request), LONG).await? {
+        match self.admin.ask_once(self.leader, AdminRequest::Check(request), STEP_LIMIT).await? {
             AdminReply::Check(reply) => Ok(reply),
             other => bail!("metad answered {other:?} to a check"),
         }
@@ -83,7 +83,7 @@ impl Fsck {
 
     async fn check(&self, report: &mut Report) -> Result<()> {
         let (admin, wait) = self.access.enter()?;
-        // A leader is waited for once.
+        // The wait for a leader happens only here.
         admin.status(wait).await?;
         let (_, leader) = admin.leader().await?;
         let cluster = Cluster { admin, wait, leader };
@@ -96,7 +96,7 @@ impl Fsck {
         for round in 1.. {
             let check = state::begin(cluster, report).await?;
             let more = self.check_with(cluster, check, report, round).await;
-            // It ends by itself where it cannot be told.
+            // If this fails, the check ends by itself.
             let _ = cluster.step(CheckRequest::End(check)).await;
             if !more? {
                 return Ok(());
@@ -105,10 +105,10 @@ impl Fsck {
         Ok(())
     }
 
-    /// True when something was mended, and what it has uncovered is to be looked for.
+    /// Returns true when something was mended, and another round may find more.
     async fn check_with(&self, cluster: &Cluster, check: CheckId, report: &mut Report, round: usize) -> Result<bool> {
         let mended = state::check(cluster, check, report, self.repair).await?;
-        if mended && round < ROUNDS {
+        if mended && round < ROUNDS_MAX {
             return Ok(true);
         }
         if !self.metadata_only {

@@ -1,20 +1,20 @@
-//! What an operator should look at, in the order of urgency.
+//! Problems for an operator, in the order of urgency.
 
 use super::blockd::states;
 use crate::output;
 use wire::message::admin::{BlockdHealth, ClusterStatus};
 
-/// What an operator should look at.
+/// Problems and notes for an operator.
 pub struct Health {
-    /// One line each; empty when all is well.
+    /// Problems, one line each; empty when all is well.
     pub problems: Vec<String>,
-    /// What may be done, and is no problem.
+    /// What may be done, but is not a problem.
     pub notes: Vec<String>,
     /// Something cannot be read or written, or may be lost with the next failure.
     pub is_critical: bool,
 }
 
-/// What the block daemons have found and still have to do, summed up.
+/// Sum of what the block daemons have found and still have to do.
 #[derive(Clone, Copy, Default)]
 pub struct Work {
     /// Copies that owners lack and others have.
@@ -25,7 +25,7 @@ pub struct Work {
     pub misplaced_blocks: u64,
     /// Their bytes.
     pub misplaced_bytes: u64,
-    /// Copies beyond those that blocks are to have, while every block has these.
+    /// Copies beyond the number that blocks should have, while every block has that number.
     pub surplus_blocks: u64,
     /// Copies found damaged and not replaced yet.
     pub damaged_blocks: u64,
@@ -33,7 +33,7 @@ pub struct Work {
     pub missing_blocks: u64,
     /// Bytes per second that are copied now.
     pub bytes_per_s: u64,
-    /// Until the slowest daemon has what it lacks, at its present rate; `None` while nothing is copied.
+    /// Time until the slowest daemon has what it lacks, at its present rate; `None` while nothing is copied.
     pub left_s: Option<u64>,
 }
 
@@ -62,7 +62,7 @@ impl Work {
         work
     }
 
-    /// Whether anything is left to do.
+    /// Reports whether nothing is left to do.
     #[must_use]
     pub fn is_none(&self) -> bool {
         self.lacking_blocks == 0 && self.misplaced_blocks == 0 && self.damaged_blocks == 0 && self.missing_blocks == 0

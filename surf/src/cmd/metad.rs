@@ -1,4 +1,4 @@
-//! `surf metad`: backups of the metadata, and what they keep.
+//! `surf metad`: backups of the metadata, and the pins on their blocks.
 
 mod fetch;
 
@@ -16,7 +16,7 @@ use wire::attr::Timestamp;
 use wire::backup::{Counts, Head, verify};
 use wire::message::admin::{AdminReply, AdminRequest, Pin};
 
-/// The whole metadata is looked through before deletion goes on.
+/// Limit for the check of the whole metadata before deletion resumes.
 const CHECK_LIMIT: Duration = Duration::from_secs(1800);
 
 /// Back up the metadata, look at backups, and let go of what they keep.
@@ -28,10 +28,10 @@ pub struct Metad {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Write the metadata as it is now into a file, while the cluster goes on. `metad --restore FILE` makes a new cluster of
-    /// it, which needs the block daemons: content is not in it.
+    /// Write the metadata as it is now into a file, while the cluster goes on. `metad --restore FILE` makes a new
+    /// cluster of it, which needs the block daemons: content is not in it.
     Backup(fetch::Backup),
-    /// Check that a backup is whole, and say what it is of. Needs no cluster.
+    /// Check that a backup is whole, and show where it comes from. Needs no cluster.
     Verify {
         /// The backup.
         file: PathBuf,
@@ -54,12 +54,12 @@ enum Command {
         /// Its name, as `surf metad backups` has it.
         name: String,
     },
-    /// Delete blocks again that nothing refers to, after a recovery. The metadata is checked first. Exit code 2 when it
-    /// contradicts itself: deletion stays stopped then.
+    /// Resume the deletion of unreferenced blocks after a recovery. The metadata is checked first. Exit code 2 when it
+    /// contradicts itself: deletion then stays stopped.
     ResumeDeletion {
         #[command(flatten)]
         access: Access,
-        /// Whatever the metadata looks like.
+        /// Resume even if the metadata contradicts itself.
         #[arg(long)]
         force: bool,
     },
@@ -154,7 +154,7 @@ fn list(pins: &[Pin], as_json: bool) -> Result<()> {
     Ok(())
 }
 
-/// A name for a backup of which nobody says one.
+/// Default name for a backup.
 fn name_of(at: Timestamp) -> String {
     format!("backup-{}", output::time(at))
 }

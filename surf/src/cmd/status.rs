@@ -9,13 +9,13 @@ use clap::Args;
 use std::process::ExitCode;
 use wire::message::admin::ClusterStatus;
 
-/// Something needs attention, and nothing is in danger.
+/// Something needs attention, but nothing is in danger.
 const ATTENTION: u8 = 2;
 /// Something cannot be read or written now.
 const CRITICAL: u8 = 3;
 
-/// State of a cluster in short. Exit code 0 when all is well, 2 when something needs attention (a daemon is away, copies
-/// are being made), 3 when something cannot be read or written, 1 when nobody could be asked.
+/// State of a cluster in short. Exit code 0 when all is well, 2 when something needs attention (a daemon is away,
+/// copies are being made), 3 when something cannot be read or written, 1 when nobody could be asked.
 #[derive(Args)]
 pub struct Status {
     #[command(flatten)]

@@ -6,7 +6,7 @@ use std::fs::{self, File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-/// Which daemon.
+/// Kind of a daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -32,11 +32,11 @@ impl Kind {
 pub struct Daemon {
     /// Its name, such as `metad-1`.
     pub name: String,
-    /// What it is.
+    /// Its kind.
     pub kind: Kind,
     /// Process id; 0 when it was stopped. A running process with this id is ours only if [`super::is_running`] says so.
     pub pid: u32,
-    /// Where it serves. Stays the same for life.
+    /// Where it serves. Never changes.
     pub address: SocketAddr,
     /// Its data.
     pub data_dir: PathBuf,

@@ -1,4 +1,4 @@
-//! Starting and stopping daemons, and knowing ours from others that happen to have the same pid.
+//! Starts and stops daemons, and distinguishes them from other processes that happen to have the same pid.
 
 use super::cluster::{Daemon, Kind};
 use crate::sys;
@@ -9,16 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Between two looks whether a process has ended.
+/// Pause between looks whether a process has ended.
 const POLL: Duration = Duration::from_millis(20);
 
-/// Whether the daemon's process runs, and is the daemon: pids are used again, command lines with our paths are not.
+/// Reports whether the daemon's process runs. Pids are used again, so the command line must have our paths.
 #[must_use]
 pub fn is_running(daemon: &Daemon) -> bool {
     if daemon.pid == 0 {
         return false;
     }
-    // Empty for a zombie, which is as good as gone.
+    // The command line of a zombie is empty; it counts as ended.
     let Ok(cmdline) = fs::read(format!("/proc/{}/cmdline", daemon.pid)) else { return false };
     cmdline.split(|byte| *byte == 0).any(|word| word == daemon.config.as_os_str().as_bytes())
 }
@@ -34,7 +34,7 @@ pub fn start(daemon: &mut Daemon, log_filter: &str) -> Result<()> {
     let mut command = Command::new(&program);
     command.arg("--config").arg(&daemon.config).arg("--log").arg(log_filter);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    // A deleted working directory, or one on a mount, must not hold or hinder it.
+    // The daemon must neither hold nor need the working directory, which may be deleted or on a mount.
     command.current_dir("/");
     sys::detach(&mut command);
     let child = command.spawn().with_context(|| format!("{} cannot be started", program.display()))?;
@@ -56,12 +56,12 @@ fn program(kind: Kind) -> Result<PathBuf> {
         .with_context(|| format!("{name} is neither beside {} nor in PATH: build or install it", own.display()))
 }
 
-/// How stopping went.
+/// Outcome of stopping daemons.
 #[derive(Default)]
 pub struct StopReport {
-    /// Ended when asked to.
+    /// Daemons that ended when asked to.
     pub ended: Vec<String>,
-    /// Had to be killed.
+    /// Daemons that had to be killed.
     pub killed: Vec<String>,
 }
 
@@ -91,7 +91,7 @@ pub async fn stop_all(daemons: &mut [&mut Daemon], limit: Duration) -> Result<St
 /// Kills a daemon at once, as a crash would, and waits until it is gone.
 pub async fn kill(daemon: &mut Daemon) -> Result<()> {
     signal(daemon, libc::SIGKILL)?;
-    // A process in an uninterruptible wait goes when that ends.
+    // A process in an uninterruptible wait ends only after that wait.
     let started = Instant::now();
     while is_running(daemon) {
         if started.elapsed() > Duration::from_secs(30) {
@@ -108,7 +108,7 @@ fn signal(daemon: &Daemon, signal: i32) -> Result<()> {
         return Ok(());
     }
     match sys::kill(daemon.pid, signal) {
-        // It has ended by itself.
+        // The process has ended by itself.
         Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(()),
         other => other.with_context(|| format!("{} (pid {})", daemon.name, daemon.pid)),
     }

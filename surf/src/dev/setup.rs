@@ -9,7 +9,7 @@ use std::path::Path;
 use wire::bundle::Bundle;
 use wire::tls::{ClusterCa, Role, Subject};
 
-/// What a new cluster is to consist of.
+/// Shape of a new cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     /// Metadata daemons.
@@ -113,13 +113,14 @@ fn write_daemon(ca: &ClusterCa, daemon: &Daemon, cluster: &str, metads: &[Socket
     written.with_context(|| daemon.config.display().to_string())
 }
 
-/// Below it are the ports of services that have been given theirs.
+/// Lower ports belong to well-known services.
 const PORT_MIN: u16 = 10_240;
-/// Ports tried for one that is free.
+/// Most ports that are tried.
 const PORT_TRIES: usize = 1_000;
 
-/// Ports that nobody uses now. The kernel gives none of them to a socket that asks for any: else another program could
-/// have the port of a daemon that is just being restarted. All are held until the last is known, so that they differ.
+/// Finds ports that are free now. They lie outside the range from which the kernel picks ports: otherwise another
+/// program could get the port of a daemon that is just being restarted. All are held until the last is found, so that
+/// they differ.
 fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let ports = ports_for_services(&range);
@@ -127,21 +128,21 @@ fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
     Ok(probes.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>()?)
 }
 
-/// The larger part of the ports beside those that the kernel hands out, as `ip(7)` shows these.
+/// The larger range of ports beside those that the kernel assigns, which `ip(7)` shows in this form.
 fn ports_for_services(handed_out: &str) -> RangeInclusive<u16> {
     let mut numbers = handed_out.split_whitespace().map(str::parse);
     let (first, last): (u16, u16) = match (numbers.next(), numbers.next()) {
         (Some(Ok(first)), Some(Ok(last))) => (first, last),
-        // What Linux has where nobody has set it.
+        // The default of Linux.
         _ => (32_768, 60_999),
     };
     let (below, above) = (PORT_MIN..=first.saturating_sub(1), last.saturating_add(1).max(PORT_MIN)..=u16::MAX);
     if below.len() >= above.len() { below } else { above }
 }
 
-/// Held from now on, so that nobody else takes it.
+/// Binds a free port, so that nobody else takes it.
 fn free_port(ports: &RangeInclusive<u16>) -> Result<UdpSocket> {
-    // Where all ports are handed out there are few others, or none: then any.
+    // If the kernel assigns nearly all ports, there may be no other: then any port will do.
     let tried = (0..PORT_TRIES.min(ports.len() * 2)).map(|_| rand::random_range(ports.clone()));
     let held = tried.chain([0]).find_map(|port| UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).ok());
     held.context("no free port on 127.0.0.1")
@@ -152,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn daemons_get_ports_that_the_kernel_gives_nobody() {
+    fn daemons_get_ports_that_the_kernel_does_not_assign() {
         assert_eq!(ports_for_services("32768\t60999\n"), PORT_MIN..=32_767);
         assert_eq!(ports_for_services("1024 40000"), 40_001..=u16::MAX);
         assert_eq!(ports_for_services("what is this"), PORT_MIN..=32_767);

@@ -1,4 +1,4 @@
-//! A block daemon that holds everything, and may be away or full for a while.
+//! A block daemon that stores everything, and may be away or full for a while.
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -11,7 +11,7 @@ use wire::ids::{BlockHash, BlockdId, Point};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::block::{BlockReply, BlockRequest};
 
-/// A disk's sync.
+/// Time of a disk's sync.
 const SYNC: Duration = Duration::from_micros(500);
 
 const ID: BlockdId = BlockdId([7; 16]);
@@ -24,7 +24,7 @@ pub struct Blocks {
 }
 
 impl Blocks {
-    /// A layout with this daemon alone.
+    /// Returns a layout with this daemon alone.
     #[must_use]
     pub fn layout(before: &Layout) -> Layout {
         let addr = SocketAddr::from(([10, 0, 1, 1], 1));
@@ -33,18 +33,18 @@ impl Blocks {
         Layout { epoch, placement: epoch, members: vec![member], older: Vec::new(), ..before.clone() }
     }
 
-    /// Whether it answers from now on.
+    /// Sets whether it is away from now on.
     pub fn set_away(&self, away: bool) {
         self.away.store(away, Ordering::Relaxed);
     }
 
-    /// A block's content.
+    /// Returns a block's content.
     #[must_use]
     pub fn content(&self, hash: &BlockHash) -> Option<Bytes> {
         self.held.lock().get(hash).cloned()
     }
 
-    /// Carries out a request; nothing is heard of it while the daemon is away.
+    /// Carries out a request. There is no answer while the daemon is away.
     pub async fn ask(&self, request: &BlockRequest, content: Bytes) -> Option<(BlockReply, Bytes)> {
         if self.away.load(Ordering::Relaxed) {
             return None;

@@ -1,4 +1,4 @@
-//! The servers: metads that are the real ones above the agreement of [`crate::consensus`], and a block daemon.
+//! The servers: real metads above the simulated agreement of [`crate::consensus`], and a block daemon.
 
 use crate::blocks::Blocks;
 use crate::consensus::{Agreement, ELECTION_MIN, SimulatedConsensus, address};
@@ -29,18 +29,18 @@ use wire::tls::{ClusterCa, PeerIdentity, Role, Subject};
 /// How many metads there are.
 pub const NODES: usize = 3;
 
-/// What all simulations of a process share: certificates cost more than a simulation.
+/// Shared by all simulations of a process, because certificates cost more than a simulation.
 pub struct Certificates {
     config: Config,
     bundle: Bundle,
     cluster: ClusterId,
-    /// Metads ask to have one; nothing is ever sent by it.
+    /// An endpoint, because metads need one; nothing is ever sent by it.
     endpoint: Endpoint,
     _runtime: Runtime,
 }
 
 impl Certificates {
-    /// Those of this process.
+    /// Returns those of this process.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Certificates> = OnceLock::new();
         SHARED.get_or_init(|| {
@@ -69,13 +69,13 @@ impl Certificates {
         })
     }
 
-    /// What a client has.
+    /// Returns a client's bundle.
     #[must_use]
     pub fn bundle(&self) -> Bundle {
         self.bundle.clone()
     }
 
-    /// Who a client is to a metad.
+    /// Returns a client's identity as a metad sees it.
     #[must_use]
     pub fn peer(&self) -> PeerIdentity {
         let subject = self.bundle.identity.subject().clone();
@@ -107,7 +107,7 @@ impl Node {
     /// Begins a stream of events.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Returns why there is none.
     pub async fn follow(&self, peer: &PeerIdentity, request: &MetaRequest) -> Result<Followed, &'static str> {
         match request {
             MetaRequest::Events { session, dirty } => self.server.follow(peer, *session, *dirty).await,
@@ -156,32 +156,32 @@ impl Cluster {
         Arc::new(cluster)
     }
 
-    /// What the metads agree on.
+    /// Returns the agreement of the metads.
     #[must_use]
     pub fn agreement(&self) -> &Arc<Agreement> {
         &self.agreement
     }
 
-    /// The block daemon.
+    /// Returns the block daemon.
     #[must_use]
     pub fn blocks(&self) -> &Blocks {
         &self.blocks
     }
 
-    /// The metad at this address, if it lives.
+    /// Returns the metad at this address, if it lives.
     #[must_use]
     pub fn node(&self, addr: SocketAddr) -> Option<Arc<Node>> {
         let number = (0..NODES).find(|number| address(*number) == addr)?;
         self.nodes.lock()[number].clone()
     }
 
-    /// A request has arrived at this address; no answer comes from a process that is dead, or dies meanwhile.
+    /// Delivers a request to this address. A process that is dead, or dies meanwhile, does not answer.
     pub async fn ask(&self, addr: SocketAddr, peer: &PeerIdentity, request: MetaRequest) -> Option<MetaReply> {
         let node = self.node(addr)?;
         node.ask(peer, request).await
     }
 
-    /// Kills the leader; another one is elected after a while, and this one starts anew after `down`.
+    /// Kills the leader. Another one is elected after a while, and this one starts again after `down`.
     pub fn kill_leader(self: &Arc<Self>, down: Duration) {
         let Some(number) = self.agreement.leader() else { return };
         self.agreement.kill(number);
@@ -223,7 +223,7 @@ impl Cluster {
     /// Waits until a metad leads.
     ///
     /// # Errors
-    /// When none does within a minute.
+    /// Fails when none does within a minute.
     pub async fn wait_for_leader(&self) -> Result<(), String> {
         let waits = async {
             while self.agreement.leader().is_none() {
@@ -233,7 +233,7 @@ impl Cluster {
         timeout(Duration::from_secs(60), waits).await.map_err(|_| "no leader is elected".to_owned())
     }
 
-    /// Whether a session has ended.
+    /// Returns whether a session has ended.
     #[must_use]
     pub fn has_ended(&self, session: SessionId) -> bool {
         self.agreement.with_newest(|kv| metad::fs::session::find(kv, session).is_none())

@@ -1,9 +1,9 @@
-//! What metads agree on, without Raft: one log, one leader at a time, and nodes that do not know yet that another one
-//! leads. Every node has a state of its own that stays behind when it is cut off from its peers.
+//! The agreement of the metads, without Raft: one log, one leader at a time, and nodes that do not know yet that
+//! another one leads. Every node has a state of its own that stays behind when it is cut off from its peers.
 //!
-//! As with Raft: an entry whose proposer is deposed before a majority has it may be in the log or not, and nobody hears
-//! which; a leader that was cut off goes on believing that it leads, and finds out only when it asks its peers; a new one
-//! is elected when leases of reading under the old one have run out ([`ELECTION_MIN`]).
+//! As with Raft, an entry whose proposer is deposed before a majority has it may be in the log or not, and the proposer
+//! does not learn which. A leader that was cut off goes on believing that it leads, and finds out only when it asks its
+//! peers. A new leader is elected when the read lease of the old one has run out ([`ELECTION_MIN`]).
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -22,13 +22,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use wire::ids::MetadId;
 
-/// Nobody is elected before a leader that was cut off can have served its last read without asking.
+/// No leader is elected before one that was cut off can have served its last read without asking its peers.
 pub const ELECTION_MIN: Duration = Duration::from_millis(700);
 
-/// Sees each command as it is applied, with its answer.
+/// A callback for each command as it is applied, with its answer.
 pub type Watch = Box<dyn FnMut(&Stamped, &CommandReply) + Send>;
 
-/// A node's state: the newest one while it leads, else one that stays as it was.
+/// A node's state: the newest one while the node leads, otherwise one that does not change.
 struct NodeKv(RwLock<Arc<SharedKv>>);
 
 struct SharedKv(RwLock<MemoryKv>);
@@ -49,10 +49,10 @@ impl Kv for NodeKv {
 
 struct NodeState {
     kv: Arc<NodeKv>,
-    /// Times that it was started.
+    /// How often the node was started.
     life: u64,
     alive: bool,
-    /// Its peers do not hear it, nor it them; clients do.
+    /// Since when the node is cut off from its peers, but not from clients.
     cut_off: Option<Instant>,
     /// The term in which it believes to lead.
     leads_in: Option<u64>,
@@ -71,10 +71,10 @@ struct Log {
     nodes: Vec<NodeState>,
     term: u64,
     leader: Option<usize>,
-    /// Proposed and not committed, in order.
+    /// Proposed entries that are not committed yet, in order.
     pending: VecDeque<Pending>,
     proposed: u64,
-    /// Answers to what was committed and whose proposer has not looked yet.
+    /// Answers to committed entries that their proposers have not taken yet.
     replies: Vec<(u64, CommandReply)>,
     committed: u64,
     last_due: Option<Instant>,
@@ -82,16 +82,16 @@ struct Log {
     watch: Option<Watch>,
 }
 
-/// The metads' agreement.
+/// The agreement of the metads.
 pub struct Agreement {
     log: Mutex<Log>,
-    /// Something about who leads has changed.
+    /// Notified when something about the leader has changed.
     changed: Notify,
 }
 
 impl Agreement {
-    /// Nodes `0..nodes` without a leader. How long commits take, and what becomes of those under way when a leader falls,
-    /// is decided by `chance`.
+    /// Creates nodes `0..nodes` without a leader. `chance` decides how long commits take, and what happens to those
+    /// under way when a leader falls.
     #[must_use]
     pub fn new(nodes: usize, chance: Chance) -> Arc<Self> {
         let newest = Arc::new(SharedKv(RwLock::default()));
@@ -119,12 +119,12 @@ impl Agreement {
         Arc::new(Self { log: Mutex::new(log), changed: Notify::new() })
     }
 
-    /// From now on this sees what is applied.
+    /// Calls `watch` from now on with what is applied.
     pub fn watch(&self, watch: Watch) {
         self.log.lock().watch = Some(watch);
     }
 
-    /// A node's part from now on. What it was before has no part any more.
+    /// Starts a node, and returns its part. An earlier part of the node is dead.
     #[must_use]
     pub fn start(self: &Arc<Self>, node: usize) -> Arc<SimulatedConsensus> {
         let mut log = self.log.lock();
@@ -135,20 +135,20 @@ impl Agreement {
         Arc::new(SimulatedConsensus { agreement: self.clone(), node, life, state: kv })
     }
 
-    /// Whether a node is the same that was started then.
+    /// Returns whether a node is still the one that was started then.
     #[must_use]
     pub fn lives(&self, node: usize, life: u64) -> bool {
         let log = self.log.lock();
         log.nodes[node].alive && log.nodes[node].life == life
     }
 
-    /// The node that leads, if any does.
+    /// Returns the node that leads, if any does.
     #[must_use]
     pub fn leader(&self) -> Option<usize> {
         self.log.lock().leader
     }
 
-    /// A node's process is killed.
+    /// Kills a node's process.
     pub fn kill(&self, node: usize) {
         let mut log = self.log.lock();
         log.nodes[node].alive = false;
@@ -158,14 +158,14 @@ impl Agreement {
         self.changed.notify_waiters();
     }
 
-    /// A node loses its peers.
+    /// Cuts a node off from its peers.
     pub fn cut_off(&self, node: usize) {
         let mut log = self.log.lock();
         log.nodes[node].cut_off.get_or_insert_with(Instant::now);
         log.falls(node);
     }
 
-    /// All nodes hear each other again.
+    /// Ends all cuts between nodes.
     pub fn rejoin(&self) {
         let mut log = self.log.lock();
         let leader = log.leader;
@@ -179,7 +179,7 @@ impl Agreement {
         self.changed.notify_waiters();
     }
 
-    /// Those who can elect another leader, if there is none and a majority is there.
+    /// Elects another leader, if there is none and a majority of nodes can.
     pub fn elect(&self) {
         let mut log = self.log.lock();
         let able = |state: &NodeState| state.alive && state.cut_off.is_none();
@@ -188,7 +188,7 @@ impl Agreement {
             return;
         }
         let chosen = able[log.chance.below(able.len() as u64) as usize];
-        // What the last leader had under way is on some of these nodes or not: up to some entry, it is.
+        // Some of these nodes have entries that the last leader had under way: all of them up to some entry.
         let pending = log.pending.len() as u64;
         let kept = log.chance.below(pending + 1);
         for _ in 0..kept {
@@ -213,7 +213,7 @@ impl Agreement {
         look(&*state)
     }
 
-    /// How many commands were applied.
+    /// Returns how many commands were applied.
     #[must_use]
     pub fn committed(&self) -> u64 {
         self.log.lock().committed
@@ -221,7 +221,7 @@ impl Agreement {
 }
 
 impl Log {
-    /// A node does not lead any more, whether it knows or not. Its state stays as it is.
+    /// Ends the leadership of a node, whether it knows or not. Its state stays as it is.
     fn falls(&mut self, node: usize) {
         if self.leader == Some(node) {
             self.leader = None;
@@ -247,7 +247,7 @@ impl Log {
         (reply, view.into_changes())
     }
 
-    /// How long an entry takes to reach a majority.
+    /// Draws how long an entry takes to reach a majority.
     fn delay(&mut self) -> Duration {
         let slow = self.chance.happens(0.02);
         Duration::from_micros(if slow { 20_000 + self.chance.below(200_000) } else { 200 + self.chance.below(2_000) })
@@ -262,20 +262,20 @@ pub struct SimulatedConsensus {
     state: Arc<dyn Kv>,
 }
 
-/// Where a node is found.
+/// Returns the address of a node.
 #[must_use]
 pub fn address(node: usize) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, 1 + node as u8], 1))
 }
 
-/// Whether a node is found there.
+/// Returns whether an address is that of a node.
 #[must_use]
 pub fn is_metad(addr: SocketAddr) -> bool {
     (0..crate::cluster::NODES).any(|node| address(node) == addr)
 }
 
 impl SimulatedConsensus {
-    /// How often the node was started.
+    /// Returns how often the node was started.
     #[must_use]
     pub fn life(&self) -> u64 {
         self.life
@@ -293,12 +293,12 @@ impl SimulatedConsensus {
             let term = log.nodes[self.node].leads_in.filter(|term| wanted.is_none_or(|wanted| wanted == *term))?;
             log.proposed += 1;
             if log.leader != Some(self.node) {
-                // Nobody else ever hears of it.
+                // No other node ever learns of it.
                 return Some((log.proposed, term, Instant::now()));
             }
             let (number, node, life) = (log.proposed, self.node, self.life);
             log.pending.push_back(Pending { number, node, life, term, stamped });
-            // In order: each goes behind those before it.
+            // Entries commit in order.
             let due = log.last_due.max(Some(Instant::now())).unwrap_or_else(Instant::now) + log.delay();
             log.last_due = Some(due);
             Some((number, term, due))
@@ -319,7 +319,7 @@ impl SimulatedConsensus {
                     }
                 }
                 let at = log.replies.iter().position(|(of, _)| *of == number);
-                // Who was deposed does not hear what has become of it.
+                // A deposed leader does not learn what became of its entry.
                 let still = log.nodes[self.node].leads_in == Some(term);
                 match at {
                     Some(at) if still => Some(Ok(log.replies.swap_remove(at).1)),
@@ -344,7 +344,7 @@ impl SimulatedConsensus {
                 if log.leader == Some(self.node) && log.term == term {
                     return Some(true);
                 }
-                // Reads under the lease that its peers have given it; then it asks them, and hears nothing.
+                // It reads under the lease that its peers have given it. After that it asks them, and gets no answer.
                 state.cut_off.filter(|since| since.elapsed() < ELECTION_MIN).map(|_| true)
             });
             match current {

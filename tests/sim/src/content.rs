@@ -1,4 +1,5 @@
-//! What programs write: pieces of sixteen bytes, each with its own number, so that every one of them can be found again.
+//! The content that programs write: pieces of sixteen bytes, each with its own number, so that every one of them can be
+//! found again.
 
 use std::collections::BTreeMap;
 
@@ -6,25 +7,25 @@ use std::collections::BTreeMap;
 pub const PIECE: usize = 16;
 /// Pieces of a large write: more than metadata holds inline.
 const LARGE_PIECES: u32 = 320;
-/// Distance of the places where programs write.
+/// Distance of the offsets at which programs write.
 pub const SLOT: u64 = LARGE_PIECES as u64 * PIECE as u64;
 
-/// A piece of a write: its number, and which piece of it.
+/// A piece, identified by its write and its index there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Piece {
     /// Number of the write.
     pub write: u32,
-    /// Which of its pieces.
+    /// Index of the piece in the write.
     pub index: u32,
 }
 
-/// How many pieces a write has.
+/// Returns how many pieces a write has.
 #[must_use]
 pub fn pieces(large: bool) -> u32 {
     if large { LARGE_PIECES } else { 1 }
 }
 
-/// The bytes of a piece.
+/// Returns the bytes of a piece.
 #[must_use]
 pub fn piece(write: u32, index: u32) -> Vec<u8> {
     let bytes = format!("<{write:08}.{index:05}>").into_bytes();
@@ -32,16 +33,16 @@ pub fn piece(write: u32, index: u32) -> Vec<u8> {
     bytes
 }
 
-/// The bytes of a write.
+/// Returns the bytes of a write.
 #[must_use]
 pub fn bytes(write: u32, large: bool) -> Vec<u8> {
     (0..pieces(large)).flat_map(|index| piece(write, index)).collect()
 }
 
-/// The pieces of a content by their places; `None` where there is a hole.
+/// Returns the pieces of a content by their offsets; `None` where there is a hole.
 ///
 /// # Errors
-/// What was never written.
+/// Returns bytes that were never written.
 pub fn parse(content: &[u8]) -> Result<Vec<Option<Piece>>, String> {
     let parse = |bytes: &[u8]| {
         if bytes.iter().all(|byte| *byte == 0) {
@@ -56,7 +57,7 @@ pub fn parse(content: &[u8]) -> Result<Vec<Option<Piece>>, String> {
     content.chunks(PIECE).map(parse).collect()
 }
 
-/// How often each piece is there.
+/// Returns how often each piece is there.
 #[must_use]
 pub fn count(pieces: &[Option<Piece>]) -> BTreeMap<Piece, u32> {
     let mut counts = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! A disk for journals, in memory: what was not synced is lost with the power, or half of it is there.
+//! A disk for journals, in memory. What was not synced is lost in part or as a whole when the power fails.
 
 use client::disk::{Disk, DiskFile};
 use kit::chance::Chance;
@@ -20,7 +20,7 @@ struct State {
     next: u64,
     names: BTreeMap<String, u64>,
     synced_names: BTreeMap<String, u64>,
-    /// The process that may use it, counted.
+    /// The number of the process that may use it.
     user: u64,
 }
 
@@ -30,7 +30,7 @@ pub struct SimulatedDisk {
     state: Arc<Mutex<State>>,
 }
 
-/// The disk as one process has it.
+/// The disk, as one process has opened it.
 #[derive(Clone, Debug)]
 struct Opened {
     state: Arc<Mutex<State>>,
@@ -44,7 +44,7 @@ struct OpenedFile {
 }
 
 impl SimulatedDisk {
-    /// For the next process; the one before is dead.
+    /// Opens the disk for the next process; the previous one is dead.
     #[must_use]
     pub fn open(&self) -> Arc<dyn Disk> {
         let mut state = self.state.lock();
@@ -52,17 +52,17 @@ impl SimulatedDisk {
         Arc::new(Opened { state: self.state.clone(), user: state.user })
     }
 
-    /// The process that uses it dies.
+    /// Notes that the process that uses the disk has died.
     pub fn kill_user(&self) {
         self.state.lock().user += 1;
     }
 
-    /// The machine loses its power: of what was not synced, some has reached the disk.
+    /// Cuts the power: a part of what was not synced has reached the disk.
     pub fn cut_power(&self, chance: &mut Chance) {
         let mut state = self.state.lock();
         state.user += 1;
         let State { files, names, synced_names, .. } = &mut *state;
-        // Names are changed in order: a part of them may be there, all or none as it is simplest.
+        // Names are changed in order, so a part of the changes may be there. For simplicity, it is all of them or none.
         if chance.happens(0.5) {
             names.clone_from(synced_names);
         } else {
@@ -80,7 +80,7 @@ impl SimulatedDisk {
         files.retain(|number, _| named.contains(number));
     }
 
-    /// Whether these bytes are in any file.
+    /// Returns whether these bytes are in any file.
     #[must_use]
     pub fn contains(&self, wanted: &[u8]) -> bool {
         let state = self.state.lock();

@@ -1,8 +1,8 @@
-//! What programs have done and were told, and what must be so because of it.
+//! What programs have done and the answers they got, and what must be true because of these.
 //!
-//! Times are those of the calls. A write may be missing at the end, or from what is read, only where a program asked for
-//! that: it wrote over it later, cut the file, or took its last name away, and was not done with that before the write, or
-//! the opening of the file for it, began.
+//! Times are those of the calls. A write may be missing at the end, or from what is read, only if a program asked for
+//! that: it overwrote the write later, cut the file, or removed its last name. That call must not have returned before
+//! the write, or the opening of the file for it, began.
 
 use crate::content::Piece;
 use crate::leases::Leases;
@@ -13,39 +13,40 @@ use tokio::time::Instant;
 use wire::ids::Ino;
 use wire::op::Name;
 
-/// A write and what became of it.
+/// A write and its result.
 #[derive(Clone, Debug)]
 pub struct Write {
-    /// By which client.
+    /// The client that wrote.
     pub client: usize,
-    /// Into which file.
+    /// The file.
     pub ino: Ino,
-    /// Where; `None` at the end.
+    /// The offset; `None` for the end of the file.
     pub at: Option<u64>,
-    /// Pieces of it.
+    /// The number of its pieces.
     pub pieces: u32,
     /// When the opening of the file began.
     pub opened: Instant,
-    /// When it began.
+    /// When the call began.
     pub begun: Instant,
     /// When the call returned, if it has.
     pub returned: Option<Instant>,
-    /// When `fsync` said that it is durable.
+    /// When `fsync` confirmed that the write is durable.
     pub durable: Option<Instant>,
-    /// When `close` said that others see it.
+    /// When `close` confirmed that others see the write.
     pub closed: Option<Instant>,
-    /// It was in the file itself when its writer was told that it is durable: not in a conflict copy.
+    /// Whether the write was in the file itself, not in a conflict copy, when its writer got the answer that it is
+    /// durable.
     pub in_place: bool,
-    /// Nothing is promised of it any more: its client died before it had been stored.
+    /// Nothing is promised about it any more: its client died before it was stored.
     pub lost: bool,
 }
 
-/// A call that takes a name away, or cuts a file.
+/// A call that removes a name, or cuts a file.
 #[derive(Clone, Debug)]
 pub struct Destroyer {
-    /// By which client.
+    /// The client that called.
     pub client: usize,
-    /// The file, where it is known which.
+    /// The file, if it is known.
     pub of: Option<Ino>,
     /// When it returned, if it has.
     pub returned: Option<Instant>,
@@ -60,19 +61,19 @@ pub struct History {
     pub names: Names,
     removers: BTreeMap<(Ino, Name), Vec<Destroyer>>,
     cutters: BTreeMap<Ino, Vec<Destroyer>>,
-    /// Clients that died, or were cut off: what they had closed may come later, or beside.
+    /// Clients that died, or were cut off: what they had closed may appear later, or beside the file.
     pub troubled: BTreeSet<usize>,
     /// Clients that died.
     pub crashed: BTreeSet<usize>,
-    /// Who believes to hold a lock.
+    /// The owners that believe to hold a lock.
     pub holders: BTreeMap<Ino, Vec<(usize, u64)>>,
-    /// What must not be.
+    /// Violations that were found.
     pub problems: Vec<String>,
-    /// Acts that were done, in order, for the trace.
+    /// Number of acts that were done, for the trace.
     pub acts: u64,
 }
 
-/// The name that a program gave, if this one was made of it because others were first.
+/// Returns the name that a program gave, if this one was derived from it because others were first.
 fn original(name: &[u8]) -> Name {
     let text = String::from_utf8_lossy(name);
     text.split(".conflict-").next().unwrap_or_default().as_bytes().to_vec()
@@ -87,7 +88,7 @@ enum Place {
 }
 
 impl History {
-    /// A call begins that takes a name away.
+    /// Notes the beginning of a call that removes a name.
     pub fn removes(&mut self, client: usize, (parent, name): (Ino, &[u8]), of: Option<Ino>) -> Begun {
         let place = (parent, name.to_vec());
         let calls = self.removers.entry(place.clone()).or_default();
@@ -95,14 +96,14 @@ impl History {
         Begun(Place::Name(place), calls.len() - 1)
     }
 
-    /// A call begins that cuts a file.
+    /// Notes the beginning of a call that cuts a file.
     pub fn cuts(&mut self, client: usize, ino: Ino) -> Begun {
         let calls = self.cutters.entry(ino).or_default();
         calls.push(Destroyer { client, of: Some(ino), returned: None });
         Begun(Place::File(ino), calls.len() - 1)
     }
 
-    /// It has returned: what it was to do is done.
+    /// Notes that the call has returned.
     pub fn returned(&mut self, Begun(place, index): Begun) {
         let calls = match place {
             Place::Name(name) => self.removers.get_mut(&name),
@@ -113,7 +114,7 @@ impl History {
         }
     }
 
-    /// Something is wrong.
+    /// Notes a violation.
     pub fn problem(&mut self, text: String) {
         if self.problems.len() < 20 {
             self.problems.push(text);
@@ -125,7 +126,7 @@ impl History {
         calls.clone().any(|call| call.returned.is_none_or(|returned| returned >= write.begun))
     }
 
-    /// Whether another write may have gone over this one.
+    /// Returns whether another write may have overwritten this one.
     fn was_overwritten(&self, number: u32, write: &Write) -> bool {
         let over = |(other, by): (&u32, &Write)| {
             let overlaps = write.at.is_none() || by.at == write.at;
@@ -138,14 +139,14 @@ impl History {
         self.writes.iter().any(over)
     }
 
-    /// Whether its file was removed as its programs wanted, in whatever order with the write.
+    /// Returns whether the file was removed as its programs wanted, in whatever order with the write.
     fn was_removed(&self, write: &Write, truth: &Truth) -> bool {
         if !truth.was_made(write.ino) {
-            // It got another number when the journal was replayed, by which it was removed or not.
+            // The inode got another number when the journal was replayed, and may have been removed by that.
             let calls = self.removers.values().flatten();
             return calls.clone().any(|call| call.returned.is_none_or(|returned| returned >= write.opened));
         }
-        // Its own program has removed it, though others have kept the file by writing to it.
+        // Its own program has removed it, although others have preserved the file by writing to it.
         let unwanted = |call: &Destroyer| {
             let later = call.returned.is_none_or(|returned| returned >= write.opened);
             (call.client, call.of) == (write.client, Some(write.ino)) && later
@@ -154,9 +155,9 @@ impl History {
             return true;
         }
         truth.removals.iter().filter(|removal| removal.ino == write.ino).any(|removal| {
-            let told = write.durable.or(write.closed);
-            // Its program had the file open without a name.
-            let before = told.is_some_and(|told| removal.at <= told);
+            let confirmed = write.durable.or(write.closed);
+            // The file was open without a name.
+            let before = confirmed.is_some_and(|confirmed| removal.at <= confirmed);
             let place = (removal.name.0, original(&removal.name.1));
             let calls = self.removers.get(&place).into_iter().flatten();
             let wanted = |call: &&Destroyer| {
@@ -166,8 +167,8 @@ impl History {
         })
     }
 
-    /// Whether everybody who looks from `since` on finds a write in its file: its writer was told before that it is durable,
-    /// or that others see it and they have waited for it.
+    /// Returns whether every reader from `since` on must find a write in its file: before that, its writer got the
+    /// answer that it is durable, or that others see it, and others have waited for it.
     fn is_to_be_seen(&self, (number, write): (u32, &Write), since: Instant, known: (&Truth, &Leases)) -> bool {
         let (truth, leases) = known;
         let durable = write.in_place && write.durable.is_some_and(|at| at < since);
@@ -180,7 +181,8 @@ impl History {
         (durable || closed()) && !self.was_cut(write) && !self.was_overwritten(number, write)
     }
 
-    /// Whether a client may see only what it has done to a file itself: it was cut off since, and has not sent it all.
+    /// Returns whether a client may see only its own changes to a file: it was cut off since, and has not sent all of
+    /// them.
     fn works_alone(&self, client: usize, ino: Ino, since: Instant, leases: &Leases) -> bool {
         let alone = |at: Option<Instant>| at.is_none_or(|at| at < since && !leases.are_held(client, at));
         let cut = || {
@@ -190,8 +192,8 @@ impl History {
         self.troubled.contains(&client) && (cut() || self.names.were_given_by(client, ino, alone))
     }
 
-    /// I5: the size that a program is told of a file when it looks at it at `since` covers what others were told before is
-    /// there.
+    /// I5: checks the size that a program gets for a file when it asks at `since`. It must cover what others were
+    /// answered before is there.
     pub fn check_size(&mut self, (client, ino, size): (usize, Ino, u64), since: Instant, known: (&Truth, &Leases)) {
         if self.works_alone(client, ino, since, known.1) {
             return;
@@ -207,12 +209,14 @@ impl History {
             }
         }
         if size < end.max(appended) {
-            let problem = format!("client {client} is told {size} bytes of inode {ino} with {}", end.max(appended));
+            let problem =
+                format!("client {client} gets a size of {size} bytes for inode {ino} with {}", end.max(appended));
             self.problem(problem);
         }
     }
 
-    /// I5: what a program reads of a file that it has opened at `opened` has what others were told before is there.
+    /// I5: checks what a program reads of a file that it has opened at `opened`. It must have what others were answered
+    /// before is there.
     pub fn check_read(
         &mut self,
         (client, ino): (usize, Ino),
@@ -243,19 +247,19 @@ impl History {
         let wanted = Piece { write: number, index };
         let Some(at) = write.at else { return pieces.contains(&Some(wanted)) || self.has_own_over(client, write.ino) };
         let found = pieces.get(at as usize / crate::content::PIECE + index as usize).copied().flatten();
-        // What the reader has written itself lies over it until it is committed.
+        // The reader's own writes lie over it until they are committed.
         found == Some(wanted) || found.is_some_and(|found| self.writes[&found.write].client == client)
     }
 
-    /// Whether the client has written to the file itself, at a place or behind an older end, and was not told yet that others
-    /// see it: that may lie over what others have appended.
+    /// Returns whether the client has written to the file itself, at an offset or behind an older end, without the
+    /// answer yet that others see it: such a write may lie over what others have appended.
     fn has_own_over(&self, client: usize, ino: Ino) -> bool {
         let over = |write: &Write| write.at.is_some() || (write.durable.is_none() && write.closed.is_none());
         self.writes.values().any(|write| write.client == client && write.ino == ino && over(write))
     }
 
-    /// I6, I7, I8: at the end, everything that a program was told is safe is somewhere.
-    pub fn check_kept(&mut self, truth: &Truth, everywhere: &BTreeMap<Piece, u32>) {
+    /// I6, I7, I8: checks at the end that every write that was confirmed as safe is somewhere.
+    pub fn check_durable(&mut self, truth: &Truth, everywhere: &BTreeMap<Piece, u32>) {
         let mut missing = Vec::new();
         for (number, write) in &self.writes {
             let promised = write.durable.is_some() || write.closed.is_some();
@@ -275,16 +279,17 @@ impl History {
         missing.into_iter().for_each(|problem| self.problem(problem));
     }
 
-    /// I1, I8: nothing is twice in one file.
+    /// I1, I8: checks that nothing is twice in one file.
     pub fn check_once(&mut self, truth: &Truth, path: &str, counts: &BTreeMap<Piece, u32>) {
         for (piece, count) in counts {
             let Some(write) = self.writes.get(&piece.write) else {
                 self.problem(format!("{path} has piece {piece:?}, which nobody wrote"));
                 continue;
             };
-            // A batch whose session ended while its answer was lost is sent again by the next session.
+            // If a session ended while the answer to a batch was lost, the next session sends the batch again.
             let expired = truth.sessions_ended(write.client) > 0 && !self.crashed.contains(&write.client);
-            // What a journal's picture shows may have arrived before the client died: then it comes again, beside it.
+            // The content of a journal's picture may have arrived before the client died: then it arrives again, as a
+            // conflict copy.
             let beside = write.at.is_none() && path.contains(".conflict-") && self.crashed.contains(&write.client);
             if *count > 1 && !expired && !beside {
                 let problem = format!("{path} has {piece:?} {count} times: {write:?}");
@@ -293,7 +298,7 @@ impl History {
         }
     }
 
-    /// Nobody is in conflict with itself, nor with those who wrote elsewhere.
+    /// Checks that no client is in conflict with itself, nor with those that wrote elsewhere.
     pub fn check_conflicts(&mut self, truth: &Truth) {
         for conflict in &truth.conflicts {
             if !self.crashed.contains(&conflict.client) && !self.may_conflict(truth, conflict) {
@@ -304,7 +309,7 @@ impl History {
         }
     }
 
-    /// Whether another client may have written to the same bytes, or moved them.
+    /// Returns whether another client may have written to the same bytes, or moved them.
     fn may_conflict(&self, truth: &Truth, conflict: &Conflict) -> bool {
         let changed = truth.changed_by.get(&conflict.ino);
         let by_others = changed.is_some_and(|by| by.iter().any(|client| *client != conflict.client));

@@ -1,5 +1,6 @@
-//! Since when clients have held their leases without a gap: as long as they do, what they are told is done is seen by all
-//! others, though the metads do not know it yet. Who is silent for longer than a lease is not waited for.
+//! Since when clients have held their leases without a gap. As long as a client does, all others see what it was
+//! answered is done, even if the metads do not know it yet. Nobody waits for a client that is silent for longer than a
+//! lease.
 
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 use wire::limits::LEASE_MS;
 
 const LEASE: Duration = Duration::from_millis(LEASE_MS);
-/// Who owes something that does not come is waited for so long in all, or a little longer.
+/// A client with unsent operations that others wait for is waited for this long in all, or a little longer.
 const PATIENCE: Duration = Duration::from_secs(50);
 
 #[derive(Clone, Copy, Debug)]
@@ -24,8 +25,9 @@ struct Held {
 pub struct Leases(Mutex<BTreeMap<usize, Held>>);
 
 impl Leases {
-    /// A client hears that its leases hold, as it has asked at this time; it may owe something that others wait for.
-    pub fn extended(&self, client: usize, asked: Instant, owes: bool) {
+    /// Notes that a client's leases are extended from when it asked. It may have unsent operations that others wait
+    /// for.
+    pub fn extended(&self, client: usize, asked: Instant, has_unsent: bool) {
         let now = Instant::now();
         let mut all = self.0.lock();
         let held = all.entry(client).or_insert(Held { since: now, until: now, owed: Duration::ZERO });
@@ -33,18 +35,18 @@ impl Leases {
             held.since = now;
         }
         let until = asked + LEASE;
-        if owes {
+        if has_unsent {
             held.owed += until.saturating_duration_since(held.until.max(now));
         }
         held.until = held.until.max(until);
     }
 
-    /// A client has died.
+    /// Notes that a client has died.
     pub fn lost(&self, client: usize) {
         self.0.lock().remove(&client);
     }
 
-    /// Whether a client has held its leases from then until now.
+    /// Returns whether a client has held its leases from then until now.
     #[must_use]
     pub fn are_held(&self, client: usize, from: Instant) -> bool {
         let held = self.0.lock().get(&client).copied();

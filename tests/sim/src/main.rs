@@ -1,5 +1,6 @@
-//! Runs schedules: `sim [FIRST_SEED [COUNT [SECONDS]]]` until one fails, `sim --seed SEED` for one, shrunk if it fails,
-//! `sim --survey [FIRST_SEED [COUNT [SECONDS]]]` for all that fail. `--theme NAME` before that makes all of them about this.
+//! Runs schedules: `sim [FIRST_SEED [COUNT [SECONDS]]]` runs them until one fails, `sim --seed SEED` runs one and
+//! shrinks it if it fails, `sim --survey [FIRST_SEED [COUNT [SECONDS]]]` lists all that fail. `--theme NAME` before
+//! these sets the theme.
 #![forbid(unsafe_code)]
 
 use sim::plan::Plan;
@@ -9,7 +10,7 @@ use sim::world::run;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// A failing schedule is made small for so long.
+/// Time for making a failing schedule small.
 const SHRINKING: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
@@ -54,7 +55,7 @@ fn report(plan: &Plan) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let (small, _) = shrink(plan, SHRINKING);
-    // The last thing that `SIM_MESSAGES` shows.
+    // `SIM_MESSAGES` shows this run last.
     let outcome = run(&small);
     println!("\nshrunk:\n{}", show(&small, &outcome));
     ExitCode::FAILURE

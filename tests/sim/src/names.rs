@@ -1,4 +1,4 @@
-//! What programs have done to names and were told, and what a look at a name has to show because of it.
+//! What programs have done to names and the answers they got, and what a lookup must return because of these.
 
 use crate::leases::Leases;
 use std::collections::BTreeMap;
@@ -7,19 +7,19 @@ use wire::FsError;
 use wire::ids::Ino;
 use wire::op::Name;
 
-/// What a name leads to.
+/// Where a name leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Leads {
-    /// To nothing.
+    /// It is absent.
     Nowhere,
-    /// To this.
+    /// It leads to this inode.
     To(Ino),
-    /// To something.
+    /// It leads to some inode.
     Somewhere,
 }
 
 impl Leads {
-    /// Whether a look at the name may show this.
+    /// Returns whether a lookup may return this.
     #[must_use]
     pub fn may_show(self, shown: Option<Ino>) -> bool {
         match self {
@@ -30,14 +30,14 @@ impl Leads {
     }
 }
 
-/// What a call makes of a name.
+/// How a call changes a name.
 #[derive(Clone, Copy, Debug)]
 struct Change {
     client: usize,
     begun: Instant,
-    /// When it returned, if it has done what it was asked for.
+    /// When the call returned, if it succeeded.
     done: Option<Instant>,
-    /// It was refused.
+    /// Whether it was refused.
     refused: bool,
     leads_to: Leads,
 }
@@ -45,12 +45,12 @@ struct Change {
 /// A call under way that changes names.
 pub struct Changing(Vec<((Ino, Name), usize)>);
 
-/// All that was done to names.
+/// All changes of names.
 #[derive(Debug, Default)]
 pub struct Names(BTreeMap<(Ino, Name), Vec<Change>>);
 
 impl Names {
-    /// A call begins after which names lead to these.
+    /// Notes the beginning of a call after which names lead to these.
     pub fn begin(&mut self, client: usize, names: &[(Ino, &[u8], Leads)]) -> Changing {
         let begun = Instant::now();
         let mut changing = Vec::new();
@@ -63,7 +63,7 @@ impl Names {
         Changing(changing)
     }
 
-    /// It has returned. What was `made` by it is known only now.
+    /// Notes that the call has returned. The inode that it `made` is known only now.
     pub fn returned(&mut self, Changing(changing): Changing, outcome: Result<Option<Ino>, FsError>) {
         for (place, index) in changing {
             let Some(change) = self.0.get_mut(&place).and_then(|changes| changes.get_mut(index)) else { continue };
@@ -72,14 +72,14 @@ impl Names {
                     change.done = Some(Instant::now());
                     change.leads_to = made.map_or(change.leads_to, Leads::To);
                 }
-                // Of others nobody knows what they have done.
+                // With other errors it is unknown what the call has done.
                 Err(error) => change.refused = !matches!(error, FsError::Io | FsError::Stale),
             }
         }
     }
 
-    /// What a look that began then has to show; `None` where it may show several things, or where some client may not have
-    /// been waited for.
+    /// Returns what a lookup that began then must return; `None` where there are several possibilities, or where others
+    /// may not have waited for some client.
     #[must_use]
     pub fn expected(&self, (dir, name): (Ino, &[u8]), begun: Instant, leases: &Leases) -> Option<Leads> {
         let changes = self.0.get(&(dir, name.to_vec()))?;
@@ -94,7 +94,7 @@ impl Names {
         last.next().is_none().then_some(*leads_to)
     }
 
-    /// Whether a client has made an inode, or given it a name, at a time like this.
+    /// Returns whether a client has made an inode, or given it a name, at a time that satisfies `when`.
     #[must_use]
     pub fn were_given_by(&self, client: usize, ino: Ino, when: impl Fn(Option<Instant>) -> bool) -> bool {
         let may_be = |leads: Leads| leads == Leads::To(ino) || leads == Leads::Somewhere;
@@ -102,7 +102,7 @@ impl Names {
         self.0.values().flatten().any(given)
     }
 
-    /// Names of a directory to which something was done.
+    /// Returns the names of a directory that were changed.
     pub fn of(&self, dir: Ino) -> impl Iterator<Item = &Name> {
         let of_dir = move |((parent, _), _): &(&(Ino, Name), _)| *parent == dir;
         self.0.iter().filter(of_dir).map(|((_, name), _)| name)

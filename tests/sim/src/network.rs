@@ -1,4 +1,4 @@
-//! The links between clients and daemons: every message may be late, lost or arrive twice, and overtakes others; a link
+//! The links between clients and daemons. Every message may be late, lost or doubled, and may overtake others; a link
 //! that is cut loses all of them. Events of one stream stay in order, as QUIC's streams do.
 
 use crate::cluster::{Cluster, Node};
@@ -25,25 +25,25 @@ use wire::message::event::MetaEvent;
 use wire::message::meta::{LeaseState, MetaReply, MetaRequest};
 use wire::tls::PeerIdentity;
 
-/// Both ends of a connection see after this time that the other one is silent.
-const IDLE: Duration = Duration::from_secs(5);
-/// Who cannot be reached is given up after this time.
-const CONNECT: Duration = Duration::from_secs(1);
+/// Both ends of a connection notice after this time that the other one is silent.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that cannot be reached is given up after this time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the links do to messages.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Weather {
     /// Longest usual delay of a message, in microseconds.
     pub delay_us: u64,
-    /// How probably a message is much later.
+    /// Probability that a message is much later.
     pub late: f64,
     /// By how much at most, in milliseconds.
     pub late_ms: u64,
-    /// How probably a request, or its answer, is lost.
+    /// Probability that a request, or its answer, is lost.
     pub lost: f64,
-    /// How probably a request arrives twice.
+    /// Probability that a request arrives twice.
     pub doubled: f64,
-    /// How probably an event ends its stream.
+    /// Probability that an event ends its stream.
     pub broken: f64,
 }
 
@@ -52,14 +52,14 @@ pub struct Links {
     name: String,
     cluster: Arc<Cluster>,
     identity: Arc<PeerIdentity>,
-    /// Whose they are, and what is known of its leases.
+    /// The client, and what is known of all leases.
     holder: (usize, Arc<Leases>),
-    inner: Mutex<Inner>,
+    conditions: Mutex<Conditions>,
     /// Whether the link is cut, and whether the process is dead.
     state: Watched<State>,
 }
 
-struct Inner {
+struct Conditions {
     weather: Weather,
     chance: Chance,
 }
@@ -71,30 +71,30 @@ struct State {
     dead: bool,
 }
 
-/// The metads fall apart, and with them their clients.
+/// A partition of the metads, and with them of their clients.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Split {
-    /// This one has lost the others.
+    /// The metad that has lost the others.
     pub metad: SocketAddr,
-    /// Whether this client is on its side.
+    /// Whether this client is on that metad's side.
     pub with_it: bool,
 }
 
 impl State {
-    /// Whether nothing gets through to this daemon or back.
+    /// Returns whether nothing passes between the client and this daemon.
     fn is_cut_to(self, peer: SocketAddr) -> bool {
         let apart = |split: Split| is_metad(peer) && (peer == split.metad) != split.with_it;
         self.cut || self.dead || self.split.is_some_and(apart)
     }
 }
 
-/// What becomes of a message.
+/// What happens to a message.
 struct Fate {
     delay: Duration,
     lost: bool,
 }
 
-/// Prints what happens, if `SIM_MESSAGES` asks for that.
+/// Prints a message, if `SIM_MESSAGES` is set.
 pub fn show(who: impl Display, verb: impl Display, what: &dyn Debug) {
     static SHOWN: LazyLock<bool> = LazyLock::new(|| std::env::var_os("SIM_MESSAGES").is_some());
     if *SHOWN {
@@ -105,7 +105,7 @@ pub fn show(who: impl Display, verb: impl Display, what: &dyn Debug) {
 }
 
 impl Links {
-    /// Whole links to a cluster, in fair weather.
+    /// Creates intact links to a cluster, in fair weather.
     #[must_use]
     pub fn new(
         holder: (usize, Arc<Leases>),
@@ -113,32 +113,32 @@ impl Links {
         identity: Arc<PeerIdentity>,
         chance: Chance,
     ) -> Arc<Self> {
-        let inner = Mutex::new(Inner { weather: Weather::default(), chance });
+        let conditions = Mutex::new(Conditions { weather: Weather::default(), chance });
         let name = format!("client-{}", holder.0);
-        Arc::new(Self { name, cluster, identity, holder, inner, state: Watched::default() })
+        Arc::new(Self { name, cluster, identity, holder, conditions, state: Watched::default() })
     }
 
-    /// From now on this happens to messages.
+    /// Sets what happens to messages from now on.
     pub fn set_weather(&self, weather: Weather) {
-        self.inner.lock().weather = weather;
+        self.conditions.lock().weather = weather;
     }
 
-    /// Cuts the links, or mends them.
+    /// Cuts the links, or restores them.
     pub fn cut(&self, cut: bool) {
         self.state.change(|state| state.cut = cut);
     }
 
-    /// The metads fall apart, or find together again.
+    /// Partitions the metads, or rejoins them.
     pub fn split(&self, split: Option<Split>) {
         self.state.change(|state| state.split = split);
     }
 
-    /// The process is dead.
+    /// Notes that the process is dead.
     pub fn kill(&self) {
         self.state.change(|state| state.dead = true);
     }
 
-    /// Prints what happens, if that is asked for.
+    /// Prints a message, if that is asked for.
     fn show(&self, verb: &str, peer: impl Display, message: &dyn Debug) {
         show(&self.name, format_args!("{verb} {peer}"), message);
     }
@@ -152,19 +152,19 @@ impl Links {
     }
 
     fn fate(&self) -> Fate {
-        let mut inner = self.inner.lock();
-        let weather = inner.weather;
-        let lost = inner.chance.happens(weather.lost);
-        let late = inner.chance.happens(weather.late);
-        let usual = Duration::from_micros(50 + inner.chance.below(weather.delay_us.max(1)));
-        let more = if late { inner.chance.below(weather.late_ms.max(1)) } else { 0 };
+        let mut conditions = self.conditions.lock();
+        let weather = conditions.weather;
+        let lost = conditions.chance.happens(weather.lost);
+        let late = conditions.chance.happens(weather.late);
+        let usual = Duration::from_micros(50 + conditions.chance.below(weather.delay_us.max(1)));
+        let more = if late { conditions.chance.below(weather.late_ms.max(1)) } else { 0 };
         Fate { delay: usual + Duration::from_millis(more), lost }
     }
 
     fn happens(&self, probability: impl FnOnce(&Weather) -> f64) -> bool {
-        let mut inner = self.inner.lock();
-        let probability = probability(&inner.weather);
-        inner.chance.happens(probability)
+        let mut conditions = self.conditions.lock();
+        let probability = probability(&conditions.weather);
+        conditions.chance.happens(probability)
     }
 
     /// Waits until the process is dead.
@@ -176,20 +176,20 @@ impl Links {
     async fn silence(&self, peer: SocketAddr) {
         loop {
             self.state.wait_for(|state| state.is_cut_to(peer)).await;
-            if timeout(IDLE, self.state.wait_for(|state| !state.is_cut_to(peer))).await.is_err() {
+            if timeout(IDLE_TIMEOUT, self.state.wait_for(|state| !state.is_cut_to(peer))).await.is_err() {
                 return;
             }
         }
     }
 
-    /// Brings a message to the other end; it never arrives where this does not return.
+    /// Carries a message to the other end. If this does not return, the message does not arrive.
     async fn carry(&self, peer: SocketAddr) -> bool {
         let fate = self.fate();
         sleep(fate.delay).await;
         !fate.lost && !self.is_cut_to(peer)
     }
 
-    /// Sends a request, and hears the answer at most once.
+    /// Sends a request, and receives the answer at most once.
     async fn exchange<T: Debug + Send + 'static>(
         self: &Arc<Self>,
         (peer, asked): (SocketAddr, &(dyn Debug + Sync)),
@@ -200,7 +200,7 @@ impl Links {
             return Err(Error::Closed);
         }
         if self.is_cut_to(peer) {
-            self.unless_dead(sleep(limit.min(CONNECT))).await?;
+            self.unless_dead(sleep(limit.min(CONNECT_TIMEOUT))).await?;
             return Err(Error::NotSent { peer: peer.to_string(), reason: "no answer to the handshake".to_owned() });
         }
         let (answer, answered) = oneshot::channel();
@@ -208,7 +208,7 @@ impl Links {
         let copies = 1 + usize::from(self.happens(|weather| weather.doubled));
         for _ in 0..copies {
             let (links, answer, work) = (self.clone(), answer.clone(), arrives());
-            // On its own: what has arrived is carried out though the asker gives up.
+            // A task of its own: a request that has arrived is carried out even if its sender gives up.
             tokio::spawn(async move {
                 if !links.carry(peer).await {
                     return;
@@ -228,9 +228,9 @@ impl Links {
                 self.show("hears", peer, &reply);
                 Ok(reply)
             }
-            // Lost on one of its ways: the connection is silent, and given up.
+            // The request or its answer was lost: the connection is silent, and given up.
             Ok(Err(_)) => {
-                self.unless_dead(sleep(limit.min(IDLE))).await?;
+                self.unless_dead(sleep(limit.min(IDLE_TIMEOUT))).await?;
                 Err(Error::Unanswered { peer: peer.to_string(), reason: "the connection was lost".to_owned() })
             }
             Err(_) => Err(Error::Unanswered { peer: peer.to_string(), reason: "deadline expired".to_owned() }),
@@ -320,13 +320,13 @@ async fn follow(
             }
         }
     } else {
-        sleep(IDLE).await;
+        sleep(IDLE_TIMEOUT).await;
     }
     let _ = send.send(Err(ended()));
 }
 
-/// Carries events as long as the link does. Returns whether the client is still there, and has heard nothing for so long
-/// that it gives the stream up.
+/// Carries events as long as the link exists. Returns whether the client is still there, and has received nothing for
+/// so long that it gives the stream up.
 async fn pump(
     (links, metad): (&Links, SocketAddr),
     node: &Node,
@@ -351,7 +351,7 @@ async fn pump(
             // The daemon goes on believing in the stream meanwhile.
             break;
         }
-        links.show("is told", "by an event", &event);
+        links.show("is notified", "by an event", &event);
         if let MetaEvent::Attached { seq } = &event {
             let (client, all) = &links.holder;
             all.extended(*client, sent, seq.is_some());
@@ -360,7 +360,7 @@ async fn pump(
             return false;
         }
     }
-    sleep(IDLE).await;
+    sleep(IDLE_TIMEOUT).await;
     true
 }
 

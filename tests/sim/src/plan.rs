@@ -1,5 +1,5 @@
-//! What a schedule does: programs on clients, faults, and the weather on the links, all from a seed. A plan can be made
-//! smaller by leaving steps out, which is how a failing one shrinks.
+//! A schedule: programs on clients, faults, and the weather on the links, all from a seed. A plan can be made smaller
+//! by leaving steps out: this is how a failing one is shrunk.
 
 use crate::network::Weather;
 use crate::themes::{Script, Theme};
@@ -9,24 +9,24 @@ use std::time::Duration;
 /// A name in the top directory, or in a directory there.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Path {
-    /// The directory's name; none for the top one.
+    /// The directory's name; `None` for the top one.
     pub dir: Option<char>,
     /// The last name.
     pub name: char,
 }
 
-/// What a program does next.
+/// The next act of a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Act {
-    /// Opens a file, making it if it is not there; what was open before is closed.
+    /// Opens a file, making it if it is not there; the file that was open before is closed.
     Open(Path),
-    /// The same for appending.
+    /// Opens a file for appending, making it if it is not there.
     OpenToAppend(Path),
-    /// Writes to the open file: at this place, or behind its end.
+    /// Writes to the open file, at this slot, or at its end.
     Put {
-        /// Which place.
+        /// The slot, which determines the offset.
         slot: u64,
-        /// Whether it is more than fits into metadata.
+        /// Whether it is more than metadata holds inline.
         large: bool,
     },
     /// `fsync` of the open file.
@@ -39,7 +39,7 @@ pub enum Act {
     Read(Path),
     /// Looks the name up.
     Stat(Path),
-    /// Lists the top directory, or this one there.
+    /// Lists the top directory, or this directory in it.
     List(Option<char>),
     /// Removes a file.
     Unlink(Path),
@@ -47,7 +47,7 @@ pub enum Act {
     Rename(Path, Path),
     /// Makes a directory in the top one.
     Mkdir(char),
-    /// Removes it.
+    /// Removes a directory in the top one.
     Rmdir(char),
     /// Cuts a file to nothing.
     Truncate(Path),
@@ -55,47 +55,48 @@ pub enum Act {
     Lock(Path),
     /// Waits until everything that was done is known to metad.
     Sync,
-    /// Waits until so many milliseconds from the start.
+    /// Waits until this many milliseconds from the start.
     Until(u64),
 }
 
-/// What goes wrong.
+/// A fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// A client's links are cut for so long.
+    /// A client's links are cut for a while.
     Cut {
-        /// Which client.
+        /// The client.
         client: usize,
         /// Milliseconds.
         ms: u64,
     },
     /// A client's process is killed, or its machine loses its power; it comes back after a while.
     Crash {
-        /// Which client.
+        /// The client.
         client: usize,
-        /// The machine, not only the process.
+        /// Whether the machine loses its power, not only the process.
         power: bool,
         /// Milliseconds until it is back.
         ms: u64,
     },
-    /// The leading metad is killed, and started again after so long.
+    /// The leading metad is killed, and started again after a while.
     KillLeader {
         /// Milliseconds.
         ms: u64,
     },
-    /// The leading metad loses its peers, but not its clients, for so long.
+    /// The leading metad loses its peers, but not its clients, for a while.
     DeposeLeader {
         /// Milliseconds.
         ms: u64,
     },
-    /// The leading metad and one client lose all other metads, and the other clients lose the leading metad, for so long.
+    /// The leading metad and one client lose all other metads, and the other clients lose the leading metad, for a
+    /// while.
     Split {
-        /// Which client stays with the leader.
+        /// The client that stays with the leader.
         client: usize,
         /// Milliseconds.
         ms: u64,
     },
-    /// The block daemon is away for so long.
+    /// The block daemon is away for a while.
     NoBlocks {
         /// Milliseconds.
         ms: u64,
@@ -103,7 +104,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// How long it lasts.
+    /// Returns how long it lasts.
     #[must_use]
     pub fn lasts(self) -> Duration {
         let (Self::Cut { ms, .. }
@@ -119,22 +120,22 @@ impl Fault {
 /// A step of a plan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// A program goes on, so long after its last act.
+    /// A program acts, some time after its last act.
     Act {
-        /// On which client.
+        /// The client.
         client: usize,
-        /// Which program there.
+        /// The program on this client.
         lane: usize,
-        /// Milliseconds after its act before.
+        /// Milliseconds after the program's last act.
         pause_ms: u64,
-        /// What it does.
+        /// The act.
         act: Act,
     },
-    /// Something goes wrong at this time.
+    /// A fault begins at this time.
     Fault {
         /// Milliseconds from the start.
         at_ms: u64,
-        /// What.
+        /// The fault.
         fault: Fault,
     },
 }
@@ -142,9 +143,9 @@ pub enum Step {
 /// A schedule.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Where it comes from; decides also what happens to each message.
+    /// The seed. It also decides what happens to each message.
     pub seed: u64,
-    /// What it is about.
+    /// What the plan is about.
     pub theme: Theme,
     /// How many clients there are.
     pub clients: usize,
@@ -156,7 +157,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
 }
 
-/// Which faults a plan about anything has.
+/// The faults of a plan about anything.
 #[derive(Clone, Copy, Debug)]
 struct Mood {
     cut: u64,
@@ -175,17 +176,17 @@ const MOODS: &[Mood] = &[
     Mood { cut: 2, crash: 2, leader: 2, blocks: 2, stormy: true },
 ];
 
-/// Programs that change a file begin within this time.
+/// Faults begin within this time.
 const FAULTS_WITHIN_MS: u64 = 12_000;
 
 impl Plan {
-    /// The plan of a seed, about whatever the seed says.
+    /// Returns the plan of a seed, whose theme is drawn, too.
     #[must_use]
     pub fn of(seed: u64) -> Self {
         Self::about(Theme::of(seed), seed)
     }
 
-    /// The plan of a seed about this.
+    /// Returns the plan of a seed for this theme.
     #[must_use]
     pub fn about(theme: Theme, seed: u64) -> Self {
         let mut chance = Chance::of(seed, "plan");
@@ -209,10 +210,10 @@ impl Plan {
         Self { seed, theme, clients, lanes, weather: weather(&mut chance, mood.stormy), steps }
     }
 
-    /// The same with some of the steps only.
+    /// Returns a plan with only some of the steps.
     #[must_use]
-    pub fn only(&self, kept: &[bool]) -> Self {
-        let steps = self.steps.iter().zip(kept).filter(|(_, kept)| **kept).map(|(step, _)| *step).collect();
+    pub fn only(&self, included: &[bool]) -> Self {
+        let steps = self.steps.iter().zip(included).filter(|(_, included)| **included).map(|(step, _)| *step).collect();
         Self { steps, ..self.clone() }
     }
 }
@@ -231,7 +232,7 @@ fn path(chance: &mut Chance) -> Path {
     Path { dir: chance.happens(0.3).then_some('d'), name: *chance.pick(&['a', 'a', 'b', 'l']) }
 }
 
-/// Anything that a program may do.
+/// Draws any act that a program may do.
 pub(crate) fn act(chance: &mut Chance) -> Act {
     let path = path(chance);
     match chance.below(40) {

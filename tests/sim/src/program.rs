@@ -1,4 +1,4 @@
-//! Programs on a client: each act is what the kernel and a program would ask of it, and what they are told is noted.
+//! Programs on a client: each act makes the requests that the kernel and a program would make, and notes the answers.
 
 use crate::content::{self, SLOT};
 use crate::history::{History, Write};
@@ -19,23 +19,24 @@ use wire::ids::Ino;
 use wire::op::{Lock, LockFamily, NewInode, RenameMode};
 
 /// How long a lock is held.
-const LOCKED: Duration = Duration::from_millis(30);
-/// Attempts to open what others remove meanwhile.
+const LOCK_HELD_FOR: Duration = Duration::from_millis(30);
+/// How often opening is tried when others remove the file meanwhile.
 const OPENS_TRIED: usize = 3;
 
-/// What all programs share.
+/// State that all programs share.
 pub struct Scene {
-    /// When programs began; what they wait for is counted from then.
+    /// When programs began; their waits count from then.
     pub begun: Instant,
-    /// They keep directories open that they have used, as whoever works in one does: of its name nothing is asked again.
-    pub keep_dirs: bool,
+    /// Whether they hold directories open that they have used, as a program that works in one does: its name is not
+    /// looked up again.
+    pub keeps_dirs_open: bool,
     /// What they did.
     pub history: Mutex<History>,
     /// What the metads agreed on.
     pub truth: Arc<Mutex<Truth>>,
-    /// Who has held leases since when.
+    /// Since when each client has held its leases.
     pub leases: Arc<Leases>,
-    /// Looks for a piece in a file as it is committed.
+    /// Returns whether a piece is in a file as it is committed.
     pub in_file: Box<dyn Fn(Ino, content::Piece) -> bool + Send + Sync>,
 }
 
@@ -44,7 +45,7 @@ struct Open {
     handle: Handle,
     begun: Instant,
     append: bool,
-    /// Writes by it that nobody was told of.
+    /// Its writes that are not confirmed yet.
     writes: Vec<u32>,
 }
 
@@ -62,13 +63,13 @@ fn node(node: NewInode) -> NewNode {
 }
 
 impl Program {
-    /// A program that has done nothing.
+    /// Creates a program that has done nothing.
     #[must_use]
     pub fn new(scene: Arc<Scene>, client: usize, lane: usize) -> Self {
         Self { scene, client, lane, open: None, dirs: BTreeMap::new() }
     }
 
-    /// Its client has died, and all that it had open is gone.
+    /// Forgets all that was open, because the client has died.
     pub fn forget(&mut self) {
         self.open = None;
         self.dirs.clear();
@@ -78,7 +79,7 @@ impl Program {
         (self.client * 10 + self.lane) as u64 + 1
     }
 
-    /// Does something. What a program would shrug at, it does.
+    /// Carries out an act. Errors that a program would ignore are ignored.
     pub async fn act(&mut self, fs: &Arc<Client>, act: Act) -> Result<(), FsError> {
         match act {
             Act::Open(path) => self.open(fs, path, false).await,
@@ -121,7 +122,7 @@ impl Program {
             return Ok(*known);
         }
         let ino = self.look_up(fs, Ino::ROOT, &bytes(name)).await?.ino;
-        if self.scene.keep_dirs {
+        if self.scene.keeps_dirs_open {
             self.dirs.insert(name, ino);
         }
         Ok(ino)
@@ -133,14 +134,14 @@ impl Program {
         Ok((dir, attr.ino))
     }
 
-    /// Looks a name up, and holds the answer against what others were told.
+    /// Looks a name up, and checks the answer against what others were answered before.
     async fn look_up(&self, fs: &Arc<Client>, dir: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
         let begun = Instant::now();
         let found = fs.lookup(dir, name).await;
         let (mut history, truth) = (self.scene.history.lock(), self.scene.truth.lock());
         if let Ok(attr) = &found {
-            let told = (self.client, attr.ino, attr.size);
-            history.check_size(told, begun, (&truth, &self.scene.leases));
+            let answered = (self.client, attr.ino, attr.size);
+            history.check_size(answered, begun, (&truth, &self.scene.leases));
         }
         let shown = match &found {
             Ok(attr) => Some(attr.ino),
@@ -151,19 +152,19 @@ impl Program {
         found
     }
 
-    /// I5: what a name leads to by a look that began then.
+    /// I5: checks the answer of a lookup that began then.
     fn check_name(&self, history: &mut History, (dir, name): (Ino, &[u8]), begun: Instant, shown: Option<Ino>) {
         if let Some(expected) = history.names.expected((dir, name), begun, &self.scene.leases)
             && !expected.may_show(shown)
         {
             let (client, name) = (self.client, String::from_utf8_lossy(name));
             history.problem(format!(
-                "client {client} is told that {name} in inode {dir} leads to {shown:?} for {expected:?}"
+                "client {client} is answered that {name} in inode {dir} leads to {shown:?} instead of {expected:?}"
             ));
         }
     }
 
-    /// Does something after which names lead elsewhere, and returns what it has made, if it makes something.
+    /// Carries out a change of names. Returns what it has made, if anything.
     async fn change_names<T>(
         &self,
         names: &[(Ino, &[u8], Leads)],
@@ -367,15 +368,15 @@ impl Program {
         let owner = self.owner();
         let lock = Lock { family: LockFamily::Posix, owner, pid: 1, start: 0, end: u64::MAX, exclusive: true };
         let taken = fs.setlk(ino, lock, Wait::Yes).await?;
-        taken.keep(fs);
+        taken.confirm(fs);
         self.note_lock(ino, owner);
-        sleep(LOCKED).await;
+        sleep(LOCK_HELD_FOR).await;
         let given_up = fs.unlock(ino, LockFamily::Posix, owner, 0, u64::MAX);
         self.scene.history.lock().holders.entry(ino).or_default().retain(|(_, holder)| *holder != owner);
         given_up.await
     }
 
-    /// Nobody else holds the lock, unless the session by which it was taken has ended.
+    /// Checks that nobody else holds the lock, unless the session by which it was taken has ended.
     fn note_lock(&self, ino: Ino, owner: u64) {
         let (mut history, truth) = (self.scene.history.lock(), self.scene.truth.lock());
         let lives = |holder: u64| truth.locked_by.get(&(ino, holder)).is_some_and(|session| !truth.has_ended(*session));
@@ -383,7 +384,7 @@ impl Program {
         let others: Vec<u64> =
             holders.iter().map(|(_, holder)| *holder).filter(|holder| *holder != owner && lives(*holder)).collect();
         holders.push((self.client, owner));
-        // Who has just taken it may have lost it already.
+        // The new holder may have lost it already.
         if !others.is_empty() && lives(owner) {
             history.problem(format!("{owner} and {others:?} hold the lock of inode {ino}"));
         }

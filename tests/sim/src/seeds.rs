@@ -5,7 +5,7 @@ use crate::world::{Outcome, run};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A seed whose schedule went wrong.
+/// A failing schedule.
 #[derive(Clone, Debug)]
 pub struct Failed {
     /// The schedule.
@@ -14,21 +14,21 @@ pub struct Failed {
     pub outcome: Outcome,
 }
 
-/// How many schedules went well, and the first one that did not.
+/// How many schedules succeeded, and the first one that failed.
 #[derive(Debug)]
 pub struct Ran {
-    /// Schedules.
+    /// Number of schedules.
     pub count: u64,
-    /// Acts of programs in them.
+    /// Number of acts of programs in them.
     pub acts: u64,
-    /// Time that went by in them.
+    /// Simulated time of all of them.
     pub simulated: Duration,
-    /// The failing one with the lowest seed of those that were tried.
+    /// The failing schedule with the lowest seed of those that were run.
     pub failed: Option<Failed>,
 }
 
-/// Runs the schedules that `plan` makes of the seeds from `first` on, until `count` of them have run, one fails, or time is
-/// up.
+/// Runs the schedules that `plan` makes of the seeds from `first` on, until `count` of them have run, one fails, or
+/// time is up.
 #[must_use]
 pub fn run_many(plan: impl Fn(u64) -> Plan + Sync, (first, count): (u64, u64), limit: Duration) -> Ran {
     let begun = Instant::now();
@@ -68,7 +68,7 @@ pub fn run_many(plan: impl Fn(u64) -> Plan + Sync, (first, count): (u64, u64), l
     })
 }
 
-/// The failing ones of these seeds, all of them.
+/// Returns all failing schedules of these seeds.
 #[must_use]
 pub fn survey(plan: impl Fn(u64) -> Plan + Sync, (first, count): (u64, u64), limit: Duration) -> (u64, Vec<Failed>) {
     let (begun, next) = (Instant::now(), AtomicU64::new(first));
@@ -102,7 +102,7 @@ pub fn survey(plan: impl Fn(u64) -> Plan + Sync, (first, count): (u64, u64), lim
     })
 }
 
-/// Leaves out what a failing plan does not need to fail, for so long.
+/// Leaves out steps that a failing plan does not need to fail, within this time.
 #[must_use]
 pub fn shrink(plan: &Plan, limit: Duration) -> (Plan, Outcome) {
     let begun = Instant::now();
@@ -130,7 +130,7 @@ pub fn shrink(plan: &Plan, limit: Duration) -> (Plan, Outcome) {
     (smallest, outcome)
 }
 
-/// A plan for people.
+/// Shows a plan in readable form.
 #[must_use]
 pub fn show(plan: &Plan, outcome: &Outcome) -> String {
     let steps: Vec<String> = plan.steps.iter().map(|step| format!("  {step:?}")).collect();

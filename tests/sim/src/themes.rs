@@ -1,15 +1,15 @@
-//! What a plan may be about. Most of what goes wrong needs several things at nearly the same time, which plans about
-//! anything seldom draw: the other themes bring programs and faults together at drawn moments, and leave the rest to chance.
+//! The themes of plans. Most failures need several events at nearly the same time, which plans about anything seldom
+//! draw: the other themes bring programs and faults together at drawn moments, and leave the rest to chance.
 
 use crate::network::Weather;
 use crate::plan::{Act, Fault, Path, Plan, Step, act};
 use kit::chance::Chance;
 use std::fmt::{self, Display};
 
-/// What a plan is about.
+/// The theme of a plan.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Theme {
-    /// Whatever programs and faults chance brings together.
+    /// Any programs and faults, as chance draws them.
     Anything,
     /// Several programs write at different places of the same open files.
     Sharing,
@@ -19,11 +19,11 @@ pub enum Theme {
     Standstill,
     /// A client goes on working alone while it is cut off, on files that others then change.
     Away,
-    /// The leading metad is deposed while somebody waits there for what another client has not sent yet.
+    /// The leading metad is deposed while a client waits there for what another client has not sent yet.
     Deposed,
 }
 
-/// All of them, and how many plans of a hundred are about each.
+/// All themes, and how many plans of a hundred have each.
 const THEMES: &[(Theme, &str, u64)] = &[
     (Theme::Anything, "anything", 40),
     (Theme::Sharing, "sharing", 12),
@@ -34,7 +34,7 @@ const THEMES: &[(Theme, &str, u64)] = &[
 ];
 
 impl Theme {
-    /// What the plan of a seed is about.
+    /// Draws the theme of a seed.
     #[must_use]
     pub fn of(seed: u64) -> Self {
         let mut left = Chance::of(seed, "theme").below(100);
@@ -46,7 +46,7 @@ impl Theme {
         chosen.map_or(Self::Anything, |(theme, ..)| *theme)
     }
 
-    /// The theme of this name.
+    /// Returns the theme of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         THEMES.iter().find(|(_, other, _)| *other == name).map(|(theme, ..)| *theme)
@@ -81,7 +81,7 @@ fn within(dir: char, name: char) -> Path {
 }
 
 impl<'a> Script<'a> {
-    /// A plan about something other than anything.
+    /// Begins a plan with this theme, which is not `Anything`.
     pub fn about(theme: Theme, chance: &'a mut Chance) -> Self {
         let (clients, lanes) = (2 + usize::from(chance.happens(0.25)), 1 + usize::from(chance.happens(0.5)));
         let mut script = Self { chance, theme, clients, lanes, steps: Vec::new() };
@@ -96,7 +96,7 @@ impl<'a> Script<'a> {
         script
     }
 
-    /// The plan.
+    /// Returns the finished plan.
     pub fn plan(self, seed: u64) -> Plan {
         let weather = Weather {
             delay_us: *self.chance.pick(&[300, 3_000, 20_000]),
@@ -115,7 +115,7 @@ impl<'a> Script<'a> {
         self.steps.push(Step::Act { client, lane, pause_ms, act });
     }
 
-    /// The same at this time, or as soon as the program is done with what came before.
+    /// Adds an act at this time, or as soon as the program is done with its earlier ones.
     fn act_at(&mut self, program: (usize, usize), at_ms: u64, act: Act) {
         self.act(program, 0, Act::Until(at_ms));
         self.act(program, 0, act);
@@ -125,7 +125,7 @@ impl<'a> Script<'a> {
         self.steps.push(Step::Fault { at_ms, fault });
     }
 
-    /// Now and then something else in between.
+    /// Adds another act now and then.
     fn digress(&mut self, program: (usize, usize)) {
         if self.chance.happens(0.1) {
             let (pause_ms, other) = (self.chance.below(100), act(self.chance));
@@ -133,7 +133,7 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// A client makes a directory of its own, and files in it.
+    /// Makes a client create a directory of its own, and files in it.
     fn settle(&mut self, client: usize, names: &[char]) {
         let pause = self.chance.below(30);
         self.act((client, 0), pause, Act::Mkdir(OWN[client]));
@@ -143,7 +143,7 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// A client changes something in its directory by itself: after this it is there alone.
+    /// Makes a client change something in its directory by itself: after this it holds a delegation there again.
     fn return_home(&mut self, client: usize, at_ms: u64) {
         self.act_at((client, 0), at_ms, Act::Save(within(OWN[client], 'x')));
     }
@@ -152,7 +152,7 @@ impl<'a> Script<'a> {
         Act::Put { slot: self.chance.below(3), large: self.chance.happens(0.1) }
     }
 
-    /// A change of a directory or of a file in it.
+    /// Draws a change of a directory or of a file in it.
     fn change(&mut self, dir: char, names: &[char]) -> Act {
         let name = *self.chance.pick(names);
         let path = within(dir, name);
@@ -165,7 +165,7 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// A look at a directory or at a file in it.
+    /// Draws a look at a directory or at a file in it.
     fn look(&mut self, dir: char, names: &[char]) -> Act {
         let name = *self.chance.pick(names);
         match self.chance.below(10) {
@@ -215,7 +215,7 @@ impl<'a> Script<'a> {
                     let look = self.look(OWN[met], NAMES);
                     self.act((client, 0), 0, look);
                 }
-                // Long enough after others have looked to work alone again.
+                // Late enough after others have looked to get delegations again.
                 let home = begun + 2_200 + self.chance.below(300);
                 self.return_home(client, home);
                 let before = self.chance.below(90);
@@ -257,7 +257,7 @@ impl<'a> Script<'a> {
         let lasts = 2_600 + self.chance.below(3_500);
         let client = victim;
         self.fault(cut, Fault::Cut { client, ms: lasts });
-        // Around the beginning of it: what waits for other things to be sent is not sent itself.
+        // Around the beginning of the cut: entries that wait for others to be sent are not sent themselves.
         for lane in [1, 0] {
             let before = self.chance.below(150);
             self.act((client, lane), 0, Act::Until(cut - before));
@@ -296,7 +296,7 @@ impl<'a> Script<'a> {
         }
     }
 
-    /// As [`Script::settle`], by the second program.
+    /// Does what [`Script::settle`] does, by the second program.
     fn settle_beside(&mut self, client: usize) {
         self.act((client, 1), 0, Act::Mkdir(OWN[client]));
         for name in ['a', 'b'] {
@@ -371,7 +371,7 @@ impl<'a> Script<'a> {
                     let look = self.look(dir, NAMES);
                     self.act((other, 0), 0, look);
                 }
-                // The metad does not know yet that it leads no more.
+                // The metad does not know yet that it does not lead any more.
                 let at = falls.saturating_sub(60) + self.chance.below(700);
                 self.act((other, 0), 0, Act::Until(at));
                 for _ in 0..1 + self.chance.below(3) {

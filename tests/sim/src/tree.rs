@@ -1,4 +1,4 @@
-//! The tree as the metads have it, with its content.
+//! The tree as the metads store it, with its content.
 
 use crate::blocks::Blocks;
 use client::{Client, OpenFlags};
@@ -11,16 +11,16 @@ use wire::extent::Source;
 use wire::ids::{Ino, SessionId};
 use wire::op::{Read, ReadReply};
 
-/// More than any simulated file has.
+/// More bytes than any simulated file has.
 const FILE_MAX: u64 = 1 << 20;
 
 /// Files by their paths, with inode and content.
 pub type Tree = BTreeMap<String, (Ino, Vec<u8>)>;
 
-/// Content of a file.
+/// Returns the content of a file.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Returns what is wrong with it.
 pub fn content(kv: &dyn Kv, blocks: &Blocks, ino: Ino) -> Result<Vec<u8>, String> {
     let asked = Read::Extents { ino, off: 0, len: FILE_MAX };
     let ReadReply::Extents(page) = read(kv, SessionId(0), &asked).map_err(|error| format!("inode {ino}: {error}"))?
@@ -34,7 +34,7 @@ pub fn content(kv: &dyn Kv, blocks: &Blocks, ino: Ino) -> Result<Vec<u8>, String
             Source::Inline(part) => part,
             Source::Zero => continue,
             Source::Block { hash, offset, .. } => {
-                // I9: what is named is stored.
+                // I9: a block that an extent names is stored.
                 let block =
                     blocks.content(&hash).ok_or_else(|| format!("inode {ino} names a block that nobody has"))?;
                 block[offset as usize..offset as usize + len].to_vec()
@@ -46,10 +46,10 @@ pub fn content(kv: &dyn Kv, blocks: &Blocks, ino: Ino) -> Result<Vec<u8>, String
     Ok(bytes)
 }
 
-/// All files.
+/// Returns all files.
 ///
 /// # Errors
-/// What is wrong with one of them.
+/// Returns what is wrong with one of them.
 pub fn tree(kv: &dyn Kv, blocks: &Blocks) -> Result<Tree, String> {
     let (mut files, mut dirs) = (Tree::new(), vec![(String::new(), Ino::ROOT)]);
     while let Some((path, dir)) = dirs.pop() {
@@ -69,10 +69,10 @@ pub fn tree(kv: &dyn Kv, blocks: &Blocks) -> Result<Tree, String> {
     Ok(files)
 }
 
-/// Looks at everything as a client shows it.
+/// Compares everything with what a client shows.
 ///
 /// # Errors
-/// What it shows otherwise.
+/// Returns the first difference.
 pub async fn compare(client: &Arc<Client>, tree: &Tree) -> Result<(), String> {
     let mut listed = 0;
     let mut dirs = vec![(String::new(), Ino::ROOT)];

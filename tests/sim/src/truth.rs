@@ -1,5 +1,5 @@
-//! What the metads have agreed on, seen as it is applied: who removed, cut and committed what, and whether each batch and
-//! each inode number was there once (I1, I3, I4).
+//! What the metads have agreed on, seen as it is applied: which client removed, cut and committed what, and whether
+//! each batch and each inode number occurred once (I1, I3, I4).
 
 use metad::fs::{Command, CommandReply, Refused, Stamped};
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,32 +7,32 @@ use tokio::time::Instant;
 use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::op::{BatchReply, Name, Op, OpReply};
 
-/// An inode has lost its last name.
+/// The removal of an inode's last name.
 #[derive(Clone, Debug)]
 pub struct Removal {
-    /// Which.
+    /// The inode.
     pub ino: Ino,
     /// When it was applied.
     pub at: Instant,
-    /// By which client.
+    /// The client that removed it.
     pub client: usize,
     /// The name that led there.
     pub name: (Ino, Name),
 }
 
-/// A conflict copy was made.
+/// A conflict copy that was made.
 #[derive(Clone, Debug)]
 pub struct Conflict {
-    /// Of which file.
+    /// The file.
     pub ino: Ino,
-    /// By which client.
+    /// The client that wrote the copy.
     pub client: usize,
 }
 
-/// Everything that was seen.
+/// Everything that was applied.
 #[derive(Default)]
 pub struct Truth {
-    /// Clients of sessions.
+    /// The client of each session.
     clients: BTreeMap<SessionId, usize>,
     ended: BTreeSet<SessionId>,
     replies: BTreeMap<(SessionId, BatchSeq), BatchReply>,
@@ -45,12 +45,12 @@ pub struct Truth {
     pub changed_by: BTreeMap<Ino, BTreeSet<usize>>,
     /// The session that took a lock last, by inode and owner.
     pub locked_by: BTreeMap<(Ino, u64), SessionId>,
-    /// What must not be.
+    /// Violations that were found.
     pub problems: Vec<String>,
 }
 
 impl Truth {
-    /// A command was applied.
+    /// Looks at a command that was applied.
     pub fn see(&mut self, stamped: &Stamped, reply: &CommandReply) {
         match (&stamped.command, reply) {
             (Command::OpenSession(opening), CommandReply::Session(id)) => {
@@ -68,24 +68,24 @@ impl Truth {
         }
     }
 
-    /// The client of a session.
+    /// Returns the client of a session.
     fn client(&self, session: SessionId) -> usize {
         self.clients.get(&session).copied().unwrap_or(usize::MAX)
     }
 
-    /// Whether an inode was made by this number.
+    /// Returns whether an inode of this number was made.
     #[must_use]
     pub fn was_made(&self, ino: Ino) -> bool {
         self.made.contains(&ino)
     }
 
-    /// Whether a session has ended.
+    /// Returns whether a session has ended.
     #[must_use]
     pub fn has_ended(&self, session: SessionId) -> bool {
         self.ended.contains(&session)
     }
 
-    /// Clients of which a session has ended, as far as that concerns others: by its own word or by silence.
+    /// Returns how many sessions of a client have ended, by its own request or by silence.
     #[must_use]
     pub fn sessions_ended(&self, client: usize) -> usize {
         self.ended.iter().filter(|session| self.client(**session) == client).count()
@@ -93,7 +93,7 @@ impl Truth {
 
     fn see_batch(&mut self, session: SessionId, seq: BatchSeq, ops: &[Op], outcome: &Result<BatchReply, Refused>) {
         let Ok(reply) = outcome else { return };
-        // I1: what is asked again is answered like the first time, and changes nothing.
+        // I1: a request that is repeated gets the first answer again, and changes nothing.
         if let Some(first) = self.replies.get(&(session, seq)) {
             if first != reply {
                 self.problems.push(format!("batch {seq:?} of session {session} was answered in two ways"));

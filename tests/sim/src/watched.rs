@@ -1,5 +1,5 @@
-//! A value for whose changes many wait. Those that wait are woken in the order in which they began to; tokio's `watch` wakes
-//! them in a random one, and a seed would not be one schedule.
+//! A value whose changes many tasks wait for. They are woken in the order in which they began to wait; tokio's `watch`
+//! wakes them in a random order, and a seed would not be one schedule.
 
 use parking_lot::Mutex;
 use std::pin::pin;
@@ -13,12 +13,12 @@ pub struct Watched<T> {
 }
 
 impl<T: Clone> Watched<T> {
-    /// What it is now.
+    /// Returns the present value.
     pub fn get(&self) -> T {
         self.value.lock().clone()
     }
 
-    /// Changes it, and returns what it was.
+    /// Changes it, and returns the value before.
     pub fn change(&self, change: impl FnOnce(&mut T)) -> T {
         let before = {
             let mut value = self.value.lock();
@@ -30,11 +30,11 @@ impl<T: Clone> Watched<T> {
         before
     }
 
-    /// Waits until it is as asked for; returns what it is then. Cancel-safe.
+    /// Waits until it is as asked for, and returns it. Cancel-safe.
     pub async fn wait_for(&self, is_it: impl Fn(&T) -> bool) -> T {
         loop {
             let mut changed = pin!(self.changed.notified());
-            // Before the value is looked at: a change after that wakes.
+            // Enabled before the value is looked at: a change after that wakes the task.
             changed.as_mut().enable();
             let now = self.get();
             if is_it(&now) {

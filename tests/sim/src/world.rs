@@ -1,4 +1,4 @@
-//! One schedule from its beginning to its end: servers, clients, programs, faults, and what must be so.
+//! One schedule from its beginning to its end: servers, clients, programs, faults, and checks.
 
 use crate::cluster::{Certificates, Cluster};
 use crate::consensus::address;
@@ -25,27 +25,27 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use wire::ids::Ino;
 
-/// Nothing takes longer than this once nothing goes wrong any more.
+/// The longest time of an act once all faults have ended.
 const ACT_LIMIT: Duration = Duration::from_secs(45);
-/// The same while messages go on being lost.
+/// The longest time of an act while messages go on being lost.
 const STORM_LIMIT: Duration = Duration::from_secs(240);
 /// A lock that a dead client held is free when its session has expired.
 const LOCK_LIMIT: Duration = Duration::from_secs(300);
-/// All programs are done by then, once nothing goes wrong any more.
+/// The longest time until all programs are done, once all faults have ended.
 const END_LIMIT: Duration = Duration::from_secs(600);
-/// Servers that are away when a client comes back are waited for.
+/// How often a client tries to start again while servers are away.
 const BOOTS_TRIED: usize = 5;
-/// What the simulated clock shows at the beginning.
+/// The simulated clock's time at the beginning.
 const WALL: Duration = Duration::from_secs(1_900_000_000);
 
-/// What came of a schedule.
+/// The result of a schedule.
 #[derive(Clone, Debug, Default)]
 pub struct Outcome {
-    /// What must not be, and was.
+    /// Violations that were found.
     pub problems: Vec<String>,
-    /// Stands for everything that happened.
+    /// A hash of everything that happened.
     pub trace: u64,
-    /// Acts of programs.
+    /// Number of acts of programs.
     pub acts: u64,
     /// How long it took by the simulated clock.
     pub took: Duration,
@@ -57,7 +57,7 @@ struct Machine {
     leases: Arc<Leases>,
     disk: SimulatedDisk,
     chance: Mutex<Chance>,
-    /// The process that runs, if one does.
+    /// The running process, if there is one.
     running: Watched<Option<Running>>,
     lives: Mutex<u64>,
 }
@@ -80,7 +80,7 @@ struct World {
 }
 
 thread_local! {
-    /// Panics on this thread: those of tasks would be seen by nobody.
+    /// Panics on this thread: nobody would notice those of tasks.
     static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -169,13 +169,13 @@ impl World {
             machines.push(machine);
         }
         let begun = Instant::now();
-        let (history, keep_dirs) = (Mutex::new(History::default()), plan.theme != Theme::Anything);
-        let scene = Arc::new(Scene { begun, keep_dirs, history, truth, leases, in_file: Box::new(in_file) });
+        let (history, keeps_dirs_open) = (Mutex::new(History::default()), plan.theme != Theme::Anything);
+        let scene = Arc::new(Scene { begun, keeps_dirs_open, history, truth, leases, in_file: Box::new(in_file) });
         let calm_from = calm_from(&plan, begun);
         Ok(Self { plan, begun, cluster, machines, scene, trace, calm_from })
     }
 
-    /// Lets programs and faults do what the plan says, until all programs are done.
+    /// Runs programs and faults as the plan says, until all programs are done.
     async fn go(self: &Arc<Self>) -> Result<(), String> {
         for machine in &self.machines {
             machine.set_weather(self.plan.weather);
@@ -216,7 +216,7 @@ impl World {
             sleep(Duration::from_millis(pause_ms)).await;
             let Some(process) = machine.running.wait_for(Option::is_some).await else { return };
             if !used.as_ref().is_some_and(|used| Weak::ptr_eq(used, &Arc::downgrade(&process.client))) {
-                // The process that it had files open with is dead.
+                // The process in which it had files open is dead.
                 program.forget();
                 used = Some(Arc::downgrade(&process.client));
             }
@@ -245,7 +245,7 @@ impl World {
         let Weather { lost, broken, .. } = self.plan.weather;
         let limit = match act {
             Act::Lock(_) => LOCK_LIMIT,
-            // Each message that is lost costs some seconds, and there is no end of them.
+            // Each message that is lost costs some seconds, and there may be any number of them.
             _ if lost > 0.0 || broken > 0.0 => STORM_LIMIT,
             _ => ACT_LIMIT,
         };
@@ -285,7 +285,7 @@ impl World {
 
     async fn crash(&self, client: usize, power: bool, down: Duration) {
         let machine = &self.machines[client];
-        // One that is down already cannot fall.
+        // A machine that is down already cannot crash.
         let Some(process) = machine.running.change(|running| *running = None) else { return };
         process.links.kill();
         if power {
@@ -310,7 +310,7 @@ impl World {
         }
     }
 
-    /// What the client had said to be closed is promised only as far as it was stored, here or there.
+    /// Content that the client had reported as closed is promised only if it was stored, here or there.
     fn note_crash(&self, machine: &Machine) {
         let mut history = self.scene.history.lock();
         let client = machine.number;
@@ -331,7 +331,7 @@ impl World {
         }
     }
 
-    /// Everything has come to rest: what is where, and does every client see it?
+    /// Checks, once everything has come to rest, where content is, and whether every client sees it.
     async fn look_at_the_end(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if let Err(problem) = self.cluster.wait_for_leader().await {
@@ -342,7 +342,7 @@ impl World {
                 problems.push(problem);
             }
         }
-        // Leases of whoever does not answer run out, and what is done in the background is done.
+        // Leases of clients that do not answer run out, and background work is done.
         sleep(Duration::from_secs(12)).await;
         let agreement = self.cluster.agreement();
         let found = agreement.with_newest(|kv| {
@@ -366,7 +366,7 @@ impl World {
                     Err(problem) => problems.push(format!("{path}: {problem}")),
                 }
             }
-            history.check_kept(&truth, &everywhere);
+            history.check_durable(&truth, &everywhere);
             history.check_conflicts(&truth);
         }
         for machine in &self.machines {
@@ -387,7 +387,7 @@ impl World {
     }
 }
 
-/// When the last fault ends, with what it brings about: leases and sessions run out, and others wait for that.
+/// Returns when the last fault ends, including its effects: leases and sessions run out, and others wait for that.
 fn calm_from(plan: &Plan, begun: Instant) -> Instant {
     let ends = plan.steps.iter().filter_map(|step| match step {
         Step::Fault { at_ms, fault } => Some(Duration::from_millis(*at_ms) + fault.lasts()),
@@ -396,7 +396,7 @@ fn calm_from(plan: &Plan, begun: Instant) -> Instant {
     begun + ends.max().unwrap_or_default()
 }
 
-/// Whether this is the process that runs.
+/// Returns whether this is the running process.
 fn is_same(running: &Option<Running>, process: &Running) -> bool {
     running.as_ref().is_some_and(|running| Arc::ptr_eq(&running.client, &process.client))
 }
@@ -448,23 +448,23 @@ impl Machine {
         timeout(END_LIMIT, self.running.wait_for(Option::is_some)).await.ok()?
     }
 
-    /// Waits until everything that was done is known to the servers.
+    /// Waits until the servers know everything that was done.
     async fn settle(&self) -> Result<(), String> {
         let number = self.number;
         let process = self.process().await.ok_or_else(|| format!("client {number} does not come back"))?;
         let settles = async {
-            // What it has to say of conflicts it has said to the programs.
+            // Its programs have been notified of conflicts already.
             let _ = process.client.sync_all().await;
             process.client.send_all().await
         };
         match timeout(END_LIMIT, settles).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(format!("client {number} cannot tell what was done: {error}")),
+            Ok(Err(error)) => Err(format!("client {number} cannot send what was done: {error}")),
             Err(_) => Err(format!("client {number} does not come to an end with what was done")),
         }
     }
 
-    /// I2, I5: nothing changes any more, and the client sees all of it.
+    /// I2, I5: checks that the client sees everything, once nothing changes any more.
     async fn compare(&self, tree: &crate::tree::Tree) -> Result<(), String> {
         let number = self.number;
         let process = self.process().await.ok_or_else(|| format!("client {number} does not come back"))?;

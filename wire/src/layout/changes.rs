@@ -11,20 +11,20 @@
 //!                      out                     draining and out
 //! ```
 //!
-//! Besides, a daemon whose disk has failed says so in its heartbeats and owns nothing until it says something else.
+//! A daemon whose disk has failed says so in its heartbeats, and owns nothing until it reports a working disk.
 //!
-//! Each change of the owners puts the owners before it into [`Layout::older`] (I11), so that whoever owns a range now
+//! Each change of the owners puts the owners before it into [`Layout::older`] (I11), so that the new owner of a range
 //! can find what it owes, until [`Layout::finished`].
 
 use super::{Layout, LayoutMember, OlderLayout};
 use crate::ids::{BlockdId, Point};
 
-/// Most owner sets that are not final before a join, a return or a drain waits: each one costs every read of a missing block
-/// more. Who is lost is taken out all the same, for nothing becomes final while a source is waited for.
+/// Most owner sets that are not final. With so many, joins, returns and drains wait, because each set makes the read of
+/// a missing block slower. A lost daemon is taken out even then: no layout becomes final while it counts as a source.
 pub const OLDER_MAX: usize = 8;
 
 impl Layout {
-    /// The next layout with other owners; `None` when too many changes are under way.
+    /// Returns the next layout with other owners, or `None` when too many changes are under way.
     fn changed(&self, change: impl FnOnce(&mut Layout)) -> Option<Layout> {
         let next = self.changed_anyway(change);
         (next.placement == self.placement || next.older.len() <= OLDER_MAX).then_some(next)
@@ -49,25 +49,25 @@ impl Layout {
         next
     }
 
-    /// With these members instead: somebody joins, or comes back at another address.
+    /// Returns the layout with these members instead: a daemon joins, or comes back at another address.
     #[must_use]
     pub fn with_members(&self, members: Vec<LayoutMember>) -> Option<Layout> {
         self.changed(|next| next.members = members)
     }
 
-    /// The same, however many changes are under way: somebody can own nothing any more.
+    /// Like [`Layout::with_members`], however many changes are under way: for a daemon that can own nothing any more.
     #[must_use]
     pub fn with_members_anyway(&self, members: Vec<LayoutMember>) -> Self {
         self.changed_anyway(|next| next.members = members)
     }
 
-    /// Without what a silent daemon owned.
+    /// Returns the layout in which a silent daemon is out.
     #[must_use]
     pub fn taken_out(&self, id: &BlockdId) -> Layout {
         self.changed_anyway(|next| set(next, id, |member| member.out = true))
     }
 
-    /// With a daemon that is emptied, or no longer.
+    /// Returns the layout in which a daemon begins or ceases to drain.
     #[must_use]
     pub fn drained(&self, id: &BlockdId, draining: bool) -> Option<Layout> {
         self.changed(|next| {
@@ -78,22 +78,24 @@ impl Layout {
         })
     }
 
-    /// With a draining daemon that holds nothing any more; `None` when it is not one, or is known to be empty.
+    /// Returns the layout in which a draining daemon is known to hold nothing any more. `None` when it is not draining,
+    /// or already known to be empty.
     #[must_use]
     pub fn emptied(&self, id: &BlockdId) -> Option<Layout> {
         let is_news = self.is_final() && self.member(id).is_some_and(|member| member.draining && !member.drained);
         is_news.then(|| self.changed_anyway(|next| set(next, id, |member| member.drained = true)))
     }
 
-    /// With the name of a daemon to come that takes over what this one owns.
+    /// Returns the layout with the name of a future daemon that takes over what this one owns.
     #[must_use]
     pub fn succeeded_by(&self, id: &BlockdId, name: &str) -> Layout {
         self.changed_anyway(|next| set(next, id, |member| member.successor = Some(name.to_owned())))
     }
 
-    /// With a newcomer in the place of a member of which it is the successor, and that member draining; `None` when there is
-    /// no such member, or too many changes are under way. Points never change, so that older owners can be found again: the
-    /// newcomer's lie just before those of the other, which owns nothing any more. So nothing else moves.
+    /// Returns the layout with a newcomer in the place of the member of which it is the successor, and that member
+    /// draining; `None` when there is no such member, or too many changes are under way. Points never change, so that
+    /// older owners can be found again. The newcomer's points lie just before those of the other, which owns nothing
+    /// any more, so nothing else moves.
     #[must_use]
     pub fn with_successor(&self, newcomer: &LayoutMember) -> Option<Layout> {
         let leaving = self.members.iter().find(|member| member.successor.as_deref() == Some(&newcomer.name))?;
@@ -106,26 +108,26 @@ impl Layout {
         })
     }
 
-    /// Without a daemon that will not come back.
+    /// Returns the layout without a daemon that will not come back.
     #[must_use]
     pub fn removed(&self, id: &BlockdId) -> Layout {
         self.changed_anyway(|next| next.members.retain(|member| member.id != *id))
     }
 
-    /// With another number of replicas.
+    /// Returns the layout with another number of replicas.
     #[must_use]
     pub fn with_redundancy(&self, replicas: u8, min_sync: u8) -> Option<Layout> {
         self.changed(|next| (next.replicas, next.min_sync) = (replicas, min_sync))
     }
 
-    /// All that is referred to lies where this layout says: the owner sets before it are forgotten.
+    /// Returns the final layout: all that is referred to lies where it says, and the earlier owner sets are forgotten.
     #[must_use]
     pub fn finished(&self) -> Layout {
         Layout { epoch: self.epoch.next(), older: Vec::new(), ..self.clone() }
     }
 
-    /// Whether a silent daemon may be taken out without asking an operator: of the owners of any layout that is not final,
-    /// at most `replicas - 1` may be gone, and enough must stay to store blocks at all.
+    /// Reports whether a silent daemon may be taken out without asking an operator. Of the owners of any layout that is
+    /// not final, at most `replicas - 1` may be gone, and enough must stay to store blocks at all.
     #[must_use]
     pub fn may_take_out(&self, id: &BlockdId) -> bool {
         let Some(member) = self.member(id).filter(|member| !member.out) else { return false };

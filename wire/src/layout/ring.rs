@@ -30,7 +30,7 @@ impl Span {
         BlockHash(hash)
     }
 
-    /// Whether a block's place lies in it.
+    /// Reports whether a block's place lies in it.
     #[must_use]
     pub fn contains(self, hash: &BlockHash) -> bool {
         (self.first..=self.last).contains(&hash.point())
@@ -78,7 +78,7 @@ impl<'a> Ring<'a> {
         self.choose(&order, self.layout.replicas, LayoutMember::is_owner)
     }
 
-    /// The owners of a point in the layouts that are not final, oldest first, each once.
+    /// The owners of a point in the layouts that are not final, oldest first, each of them once.
     #[must_use]
     pub fn older_owners(&self, point: Point) -> Vec<usize> {
         let order = self.clockwise(point);
@@ -111,7 +111,8 @@ impl<'a> Ring<'a> {
     fn choose(&self, order: &[usize], replicas: u8, may: impl Fn(&LayoutMember) -> bool) -> Vec<usize> {
         let (replicas, members) = (usize::from(replicas), &self.layout.members);
         let order = || order.iter().copied().filter(|index| may(&members[*index]));
-        // First pass: distinct zones; second: whoever is next, when there are fewer zones than replicas.
+        // The first pass takes distinct zones; the second takes the next member, when there are fewer zones than
+        // replicas.
         let mut chosen: Vec<usize> = Vec::with_capacity(replicas);
         for index in order() {
             if chosen.len() == replicas {
@@ -139,7 +140,7 @@ impl Layout {
         self.named(Ring::new(self).owners(hash.point()))
     }
 
-    /// Where else a block may lie: its owners in the layouts before, while blocks still move.
+    /// The block's owners in earlier layouts, which may hold it while blocks still move.
     #[must_use]
     pub fn older_owners(&self, hash: &BlockHash) -> Vec<&LayoutMember> {
         let ring = Ring::new(self);
@@ -147,8 +148,8 @@ impl Layout {
         self.named(ring.older_owners(hash.point()).into_iter().filter(|index| !now.contains(index)).collect())
     }
 
-    /// The owners of `hash`, and all other members in the order in which they may have it: its owners in the layouts before,
-    /// then the others clockwise, which may stand in for owners without room.
+    /// Returns the owners of `hash`, and all other members in the order in which they may have it: first its owners in
+    /// earlier layouts, then the others clockwise, which may stand in for owners without room.
     #[must_use]
     pub fn owners_and_others(&self, hash: &BlockHash) -> (Vec<&LayoutMember>, Vec<&LayoutMember>) {
         let (ring, point) = (Ring::new(self), hash.point());
@@ -162,8 +163,8 @@ impl Layout {
         (self.named(owners), self.named(others))
     }
 
-    /// All members in the order in which they are responsible for `hash`: an owner that is full is stood in for by the
-    /// next one.
+    /// All members in the order in which they are responsible for `hash`: the next one stands in for an owner that is
+    /// full.
     #[must_use]
     pub fn clockwise(&self, hash: &BlockHash) -> Vec<&LayoutMember> {
         self.named(Ring::new(self).clockwise(hash.point()))

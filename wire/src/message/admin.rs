@@ -1,4 +1,4 @@
-//! What operators ask of metad.
+//! Operators' requests to metad.
 
 use crate::attr::Timestamp;
 use crate::ids::{MetadId, SessionId};
@@ -34,19 +34,19 @@ pub enum AdminRequest {
         /// 1 to `replicas`.
         min_sync: u8,
     },
-    /// Begin or cease to empty a block daemon. Answers `Done` once the layout says so; the blocks move after that.
+    /// Begin or cease to empty a block daemon. Answers `Done` once the layout says so; the blocks move afterwards.
     DrainBlockd {
         /// Its name.
         name: String,
-        /// Begin, or cease.
+        /// Whether to begin or to cease.
         drain: bool,
     },
-    /// Let a block daemon that has not joined yet take over what another one owns, as soon as it joins: the other is emptied
-    /// then. Answers `Done`.
+    /// Let a block daemon that has not joined yet take over what another one owns, as soon as it joins. The other one
+    /// is then emptied. Answers `Done`.
     ReplaceBlockd {
-        /// Name of the one that leaves.
+        /// Name of the daemon that leaves.
         name: String,
-        /// Name of the one to come.
+        /// Name of the future daemon.
         successor: String,
     },
     /// Forget a block daemon that does not run and will not come back. Answers `Done`.
@@ -54,7 +54,7 @@ pub enum AdminRequest {
         /// Its name.
         name: String,
     },
-    /// Take a block daemon out that is silent for longer than this. Answers `Done`.
+    /// Set how long a block daemon may be silent before it is taken out. Answers `Done`.
     SetDownAfter {
         /// Milliseconds, at least [`DOWN_AFTER_MIN_MS`](crate::limits::DOWN_AFTER_MIN_MS).
         ms: u64,
@@ -63,7 +63,7 @@ pub enum AdminRequest {
     Snapshot,
     /// A step of checking the whole metadata for contradictions. Answers `Check`.
     Check(CheckRequest),
-    /// Delete no block that something refers to now, for as long as this. Answers `Done`.
+    /// Pin the blocks that something refers to now: none of them is deleted for this long. Answers `Done`.
     PinBlocks {
         /// Name of the pin, new, of 1 to [`PIN_NAME_BYTES_MAX`](crate::limits::PIN_NAME_BYTES_MAX) bytes.
         name: String,
@@ -77,10 +77,10 @@ pub enum AdminRequest {
         /// Its name.
         name: String,
     },
-    /// Delete blocks again that nothing refers to, after a recovery. Answers `Done`, or `Problems` when the metadata
-    /// contradicts itself: deletion stays stopped then.
+    /// Resume the deletion of unreferenced blocks after a recovery. Answers `Done`, or `Problems` when the metadata
+    /// contradicts itself: deletion then stays stopped.
     ResumeDeletion {
-        /// Whatever the metadata looks like.
+        /// Resume even if the metadata contradicts itself.
         force: bool,
     },
 }
@@ -95,7 +95,7 @@ pub enum BackupPiece {
         /// How many they were.
         bytes: u64,
     },
-    /// There will be no more, and why: what has come so far is of no use.
+    /// The backup has failed, for this reason: the bytes sent so far are of no use.
     Failed(String),
 }
 
@@ -113,7 +113,7 @@ pub struct Pin {
 /// Why no block is deleted.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DeletionStop {
-    /// What was done: for people.
+    /// What was done, for people.
     pub reason: String,
     /// When.
     pub since: Timestamp,
@@ -128,7 +128,7 @@ pub enum AdminReply {
     Failed(String),
     /// State of the cluster.
     Status(Box<ClusterStatus>),
-    /// What contradicts itself, one line each; empty when all is well.
+    /// Contradictions in the metadata, one line each; empty when there are none.
     Problems(Vec<String>),
     /// The pins that hold, in the order of their making.
     Pins(Vec<Pin>),
@@ -157,20 +157,20 @@ pub struct ClusterStatus {
     pub sessions: Vec<(SessionId, String, String)>,
     /// Capacity and use.
     pub statfs: StatFs,
-    /// Why no block is deleted, until an operator has it resumed.
+    /// Why no block is deleted, until an operator resumes deletion.
     pub deletion_stopped: Option<DeletionStop>,
-    /// What blocks without references are kept for.
+    /// Pins that keep unreferenced blocks from being deleted.
     pub pins: Vec<Pin>,
 }
 
-/// How a block daemon is.
+/// Health of a block daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum BlockdHealth {
     /// It sends heartbeats.
     Up,
     /// It has missed two heartbeats.
     Suspect,
-    /// It is silent for longer, and still counted on.
+    /// It has been silent for longer, and still owns blocks.
     Down,
     /// It was silent for so long that others have taken over what it owned.
     Out,
@@ -185,7 +185,7 @@ pub enum BlockdHealth {
 /// State of a block daemon, as the leader knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BlockdState {
-    /// How it is.
+    /// Its health.
     pub health: BlockdHealth,
     /// Milliseconds since its last heartbeat, if this leader heard one.
     pub heard_ms: Option<u64>,
@@ -193,6 +193,6 @@ pub struct BlockdState {
     pub free_bytes: u64,
     /// Bytes that it can hold.
     pub capacity_bytes: u64,
-    /// What it last reported.
+    /// Its last report about repairs.
     pub repair: RepairReport,
 }

@@ -1,4 +1,4 @@
-//! What blockd is asked, by clients, by metad, and by its neighbours on the ring.
+//! Requests to blockd from clients, from metad, and from its neighbours on the ring.
 
 use crate::attr::Timestamp;
 use crate::codec::bounded;
@@ -12,8 +12,8 @@ use std::net::SocketAddr;
 /// A request to blockd.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum BlockRequest {
-    /// Store the payload and pass it on to the next of `chain`; answer as soon as `needed` of them all have it on stable
-    /// storage (I9), and see to the others after that. Also renews the stamp of a block that is there already (I10).
+    /// Store the payload and pass it on along `chain`. The answer comes as soon as `needed` daemons have it on stable
+    /// storage (I9); the others follow after that. Also renews the stamp of a block that is there already (I10).
     /// Answers `Stored`, or `OldLayout`.
     Put {
         /// Name of the block.
@@ -43,7 +43,7 @@ pub enum BlockRequest {
         /// The blocks.
         #[serde(deserialize_with = "bounded::<_, _, BLOCK_NAMES_MAX>")]
         hashes: Vec<BlockHash>,
-        /// Layout that metad knows. One of a time that is over drops nothing.
+        /// Layout that metad knows. With an outdated one, nothing is dropped.
         epoch: LayoutEpoch,
         /// Blocks renewed less than this long ago stay.
         grace_ms: u64,
@@ -57,9 +57,10 @@ pub enum BlockRequest {
         /// At most this many.
         limit: u32,
     },
-    /// Which of these blocks are here, in good order, to stay? Roles blockd, metad, admin. Answers `Present`, or `Behind`.
+    /// Ask which of these blocks are here to stay, and intact. Roles blockd, metad, admin. Answers `Present`, or
+    /// `Behind`.
     Probe {
-        /// Layout about which is asked (I11).
+        /// Layout for which the question holds (I11).
         epoch: LayoutEpoch,
         /// The blocks.
         #[serde(deserialize_with = "bounded::<_, _, BLOCK_NAMES_MAX>")]
@@ -67,7 +68,7 @@ pub enum BlockRequest {
     },
     /// Digests of the blocks in spans of the ring. Role blockd. Answers `Digests`, or `Behind`.
     Digests {
-        /// Layout about which is asked (I11).
+        /// Layout for which the question holds (I11).
         epoch: LayoutEpoch,
         /// The spans.
         #[serde(deserialize_with = "bounded::<_, _, BLOCK_SPANS_MAX>")]
@@ -82,14 +83,15 @@ pub enum BlockRequest {
     },
     /// State of the daemon. Any role. Answers `Status`.
     Status,
-    /// Read these blocks, and compare each with its name. Bad copies are quarantined and replaced, as whenever one is read.
+    /// Read these blocks, and compare each with its name. Bad copies are quarantined and replaced, as with any read.
     /// Role admin. Answers `Verified`.
     Verify {
         /// The blocks.
         #[serde(deserialize_with = "bounded::<_, _, VERIFIED_MAX>")]
         hashes: Vec<BlockHash>,
     },
-    /// Fetch those of these blocks that belong here and are not here, from any other daemon. Role admin. Answers `Fetching`.
+    /// Fetch those of these blocks that belong here and are missing, from any other daemon. Role admin. Answers
+    /// `Fetching`.
     Fetch {
         /// The blocks.
         #[serde(deserialize_with = "bounded::<_, _, FETCHED_MAX>")]
@@ -99,12 +101,12 @@ pub enum BlockRequest {
     },
 }
 
-/// Blocks that one request has verified.
+/// Most blocks that one request has verified.
 pub const VERIFIED_MAX: usize = 64;
-/// Blocks that one request has fetched.
+/// Most blocks that one request has fetched.
 pub const FETCHED_MAX: usize = 512;
 
-/// Which request a message is: what its head begins with. In the order of [`BlockRequest`].
+/// The kind of a request, with which its head begins. In the order of [`BlockRequest`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[allow(missing_docs, reason = "each is the variant of BlockRequest of its name")]
 pub enum BlockRequestKind {
@@ -122,7 +124,7 @@ pub enum BlockRequestKind {
 }
 
 impl BlockRequest {
-    /// Which request it is.
+    /// The kind of this request.
     #[must_use]
     pub fn kind(&self) -> BlockRequestKind {
         match self {
@@ -141,10 +143,10 @@ impl BlockRequest {
     }
 }
 
-/// What the good blocks of a part of the ring add up to. Two daemons with the same digests hold the same blocks.
+/// Summary of the intact blocks in a part of the ring. Two daemons with the same digests hold the same blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Digest {
-    /// How many they are.
+    /// Number of blocks.
     pub count: u64,
     /// Their bytes.
     pub bytes: u64,
@@ -153,21 +155,21 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// One block more.
+    /// Adds a block.
     pub fn add(&mut self, hash: &BlockHash, len: u32) {
         self.count += 1;
         self.bytes += u64::from(len);
         self.sum = self.sum.wrapping_add(second_half(hash));
     }
 
-    /// One block less.
+    /// Removes a block.
     pub fn remove(&mut self, hash: &BlockHash, len: u32) {
         self.count -= 1;
         self.bytes -= u64::from(len);
         self.sum = self.sum.wrapping_sub(second_half(hash));
     }
 
-    /// Those of another part as well.
+    /// Adds the blocks of another part.
     pub fn join(&mut self, other: &Digest) {
         self.count += other.count;
         self.bytes += other.bytes;
@@ -236,7 +238,8 @@ pub enum ChordReply {
 /// A reply of blockd.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum BlockReply {
-    /// These daemons hold the block on stable storage; those named as failed do not, and of the rest nothing is known yet.
+    /// These daemons hold the block on stable storage; those named as failed do not, and of the rest nothing is known
+    /// yet.
     Stored {
         /// Daemons that synced it.
         synced: Vec<BlockdId>,
@@ -256,7 +259,7 @@ pub enum BlockReply {
     Dropped(Vec<BlockHash>),
     /// One digest per span asked for.
     Digests(Vec<Digest>),
-    /// This daemon knows an older layout than it is asked about: ask again.
+    /// This daemon knows an older layout than the one it is asked about: ask again.
     Behind,
     /// Nothing is acknowledged: blocks have other owners since the sender's layout (I11).
     OldLayout(Layout),
@@ -286,7 +289,7 @@ pub enum BlockReply {
     Failed(String),
     /// One answer per block: whether its copy is good; `None` where there is none.
     Verified(Vec<Option<bool>>),
-    /// So many are going to be fetched; the others are here, belong elsewhere, or find too many before them.
+    /// This many will be fetched. The others are here, belong elsewhere, or find the queue full.
     Fetching(u32),
 }
 
@@ -309,16 +312,16 @@ pub struct BlockdStatus {
     pub successors: Vec<Member>,
 }
 
-/// What a block daemon found by comparing with others, and how far it is with mending that.
+/// What a block daemon found by comparing with others, and the progress of its repair.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct RepairReport {
-    /// It holds all that it owes under the owners of this epoch, as far as anybody has it.
+    /// It holds all blocks that it owes under the owners of this epoch and that any daemon has.
     pub done: LayoutEpoch,
-    /// Blocks that it owes, that others have, and that are not here yet: they are under-replicated, or about to move here.
+    /// Blocks that it owes and lacks, and that others have: they are under-replicated, or about to move here.
     pub lacking_blocks: u64,
     /// Their bytes.
     pub lacking_bytes: u64,
-    /// Copies here that were found damaged, and are not replaced yet.
+    /// Damaged copies here that are not replaced yet.
     pub damaged_blocks: u64,
     /// Blocks that are here and belong elsewhere.
     pub misplaced_blocks: u64,
@@ -326,7 +329,7 @@ pub struct RepairReport {
     pub misplaced_bytes: u64,
     /// Bytes per second that it copied lately.
     pub bytes_per_s: u64,
-    /// Nothing that is referred to, or was stored a moment ago, is here and not where it belongs.
+    /// Every block here that is referred to, or was stored a moment ago, is also where it belongs.
     pub empty: bool,
     /// Blocks that this daemon owes, that something refers to, and of which no daemon that can be reached has a copy. Of the
     /// owners of a block that can be reached, the first counts it.

@@ -1,7 +1,7 @@
-//! What `surf fsck` asks of metad: a check of all metadata at one position of the log, and repairs.
+//! Requests of `surf fsck` to metad: a check of all metadata at one position of the log, and repairs.
 //!
-//! A check belongs to the metad that began it, which keeps the state of that moment for it until it is ended, or not asked
-//! for anything for two minutes. Answers come in pages.
+//! A check belongs to the metad that began it. That metad holds the state of that moment until the check is ended, or
+//! receives no request for two minutes. Answers come in pages.
 
 use crate::attr::Timestamp;
 use crate::codec::bounded;
@@ -9,9 +9,9 @@ use crate::ids::{BlockHash, Ino, SessionId};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
-/// Blocks that one question names.
+/// Most blocks that one request names.
 pub const CHECKED_HASHES_MAX: usize = 1024;
-/// Repairs that one request asks for.
+/// Most repairs that one request asks for.
 pub const REPAIRS_MAX: usize = 64;
 /// Longest key of an index that a repair names, in bytes.
 pub const INDEX_KEY_BYTES_MAX: usize = 64;
@@ -23,9 +23,9 @@ pub struct CheckId(pub u64);
 /// A step of a check.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum CheckRequest {
-    /// Take the state as it is now, and begin to look through it. Answers `Begun`.
+    /// Take the state as it is now, and begin to read it. Answers `Begun`.
     Begin,
-    /// What was found since this was asked last. Waits for up to a second. Answers `Findings`.
+    /// Findings since the last such request. Waits for up to a second. Answers `Findings`.
     Findings(CheckId),
     /// Blocks that the state of the check knows, in the order of their names. Answers `Blocks`.
     Blocks {
@@ -44,13 +44,13 @@ pub enum CheckRequest {
         /// Behind the extent at this offset of this file.
         after: Option<(Ino, u64)>,
     },
-    /// Which of these blocks something refers to now, not when the check began. Answers `Referenced`.
+    /// Which of these blocks are referred to now, not when the check began. Answers `Referenced`.
     Referenced(#[serde(deserialize_with = "bounded::<_, _, CHECKED_HASHES_MAX>")] Vec<BlockHash>),
     /// Mend what the check has found. Answers `Repaired`.
     Repair {
         /// The check.
         check: CheckId,
-        /// Grows with each such request of the check: one that comes twice is carried out once.
+        /// Grows with each such request of the check: a request that comes twice is carried out once.
         seq: u64,
         /// What to mend.
         #[serde(deserialize_with = "bounded::<_, _, REPAIRS_MAX>")]
@@ -67,16 +67,16 @@ pub enum CheckReply {
     Begun {
         /// Its number.
         check: CheckId,
-        /// Position of the log at which the state is looked at.
+        /// Position of the log at which the state is read.
         applied: u64,
-        /// Pairs of keys and values that the state has.
+        /// Pairs of keys and values in the state.
         pairs: u64,
     },
     /// A page of findings.
     Findings {
         /// What was found.
         findings: Vec<Finding>,
-        /// Pairs that were looked at so far; some are looked at several times.
+        /// Pairs that were read so far; some are read several times.
         looked: u64,
         /// Nothing more will come.
         ended: bool,
@@ -97,7 +97,7 @@ pub enum CheckReply {
     },
     /// One answer per block asked for.
     Referenced(Vec<bool>),
-    /// One answer per repair: whether it was made. One that was not found the state changed since the check.
+    /// One answer per repair: whether it was made. A repair is not made when the state has changed since the check.
     Repaired(Vec<bool>),
     /// The check has ended.
     Ended,
@@ -129,16 +129,16 @@ pub struct BlockUse {
     pub range: Range<u64>,
 }
 
-/// What contradicts something else.
+/// A contradiction in the metadata.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Finding {
     /// Which kind it is.
     pub kind: FindingKind,
-    /// Where, for people: a path, or what it is called otherwise.
+    /// Where it is, for people: a path, or another description.
     pub place: String,
     /// What is wrong, for people.
     pub what: String,
-    /// What mends it, if that is safe.
+    /// The repair, if there is a safe one.
     pub repair: Option<Repair>,
 }
 
@@ -159,7 +159,7 @@ pub enum FindingKind {
     WrongParent,
     /// A directory lies below itself.
     Circle,
-    /// An inode has no entry, and waits for no session to let it go.
+    /// An inode has no entry, and no session is left that may hold it open.
     Nameless,
     /// An inode counts its links wrongly.
     LinkCount,
@@ -183,12 +183,12 @@ pub enum FindingKind {
     WrongIndex,
     /// The number of inodes, or the next number to be given out, is wrong.
     WrongCounter,
-    /// What is kept for sessions contradicts itself.
+    /// The state of sessions contradicts itself.
     WrongSession,
 }
 
 impl FindingKind {
-    /// Its name, as programs read it.
+    /// Its name in output for programs.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -216,7 +216,7 @@ impl FindingKind {
     }
 }
 
-/// What an inode said of its links when it was checked. Every change of the links changes this, too.
+/// The links of an inode when it was checked. Every change of the links changes this, too.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Seen {
     /// Links that it counts.
@@ -225,10 +225,10 @@ pub struct Seen {
     pub ctime: Timestamp,
 }
 
-/// What mends a finding. Each is looked at again when it is applied, and does nothing where the state is not as it was.
+/// Repair of a finding. It is checked again when it is applied, and does nothing where the state has changed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Repair {
-    /// Set the links that an inode counts; of no directory.
+    /// Set the link count of an inode that is not a directory.
     Links {
         /// The inode.
         ino: Ino,
@@ -239,7 +239,7 @@ pub enum Repair {
     },
     /// Count a directory's entries and subdirectories anew.
     Directory(Ino),
-    /// Remove an entry that leads nowhere, stands in no directory, or is one too many of a directory's.
+    /// Remove an entry that leads nowhere, stands in no directory, or is a surplus entry of a directory.
     Entry {
         /// The directory.
         parent: Ino,
@@ -261,7 +261,7 @@ pub enum Repair {
         /// Where it leads.
         ino: Ino,
     },
-    /// Tell a directory which entry leads to it.
+    /// Record in a directory which entry leads to it.
     Parent {
         /// The directory.
         ino: Ino,
@@ -279,9 +279,9 @@ pub enum Repair {
     },
     /// Count a file's bytes anew.
     Allocated(Ino),
-    /// Set right whether an inode has attributes; remove what is left of one that is not there.
+    /// Correct the mark that an inode has attributes, or remove the attributes of a missing inode.
     Attributes(Ino),
-    /// Have content of an inode that is not there taken apart, and no other content.
+    /// Mark the content of a missing inode for removal, or take that mark from an existing one.
     Content(Ino),
     /// Set the references that a block counts.
     References {
@@ -294,7 +294,7 @@ pub enum Repair {
         /// Its length in bytes.
         len: u32,
     },
-    /// Let an unlinked inode go of sessions that have ended; forget the mark of one that has a name or is not there.
+    /// Release an unlinked inode from sessions that have ended; forget the mark of one that has a name or is missing.
     Orphan {
         /// The inode.
         ino: Ino,
@@ -305,7 +305,7 @@ pub enum Repair {
     },
     /// Release locks of sessions that have ended, and those on an inode that is not there.
     Locks(Ino),
-    /// Make an index's key be there, or not be there, as what it is an index of says.
+    /// Add or remove a key of an index, as the indexed data requires.
     Index(Vec<u8>),
     /// Set the number of inodes.
     InodeCount {
@@ -316,6 +316,6 @@ pub enum Repair {
     },
     /// Give out no inode number below this one any more.
     NextIno(Ino),
-    /// Forget the replies of a session that is forgotten.
+    /// Remove the replies of a session that no longer exists.
     Replies(SessionId),
 }

@@ -1,4 +1,4 @@
-//! What metad is asked, by clients, block daemons, operators and its Raft peers.
+//! Requests to metad from clients, block daemons, operators and its Raft peers.
 
 use super::admin::{AdminReply, AdminRequest};
 use super::block::RepairReport;
@@ -17,16 +17,17 @@ use std::net::SocketAddr;
 pub enum MetaRequest {
     /// Open a session. Role client. Answers `Session`.
     OpenSession {
-        /// Host of the client, for people, of [`SESSION_TEXT_BYTES_MAX`](crate::limits::SESSION_TEXT_BYTES_MAX) at most.
+        /// Host of the client, for people, of [`SESSION_TEXT_BYTES_MAX`](crate::limits::SESSION_TEXT_BYTES_MAX) at
+        /// most.
         host: String,
         /// Mount point or purpose, for people, no longer either.
         purpose: String,
-        /// It is going to answer from caches, under read leases.
+        /// The session will answer from caches, under read leases.
         caches: bool,
-        /// A session that this one replaces: that one ends if it has not, and its unused inode numbers pass on.
+        /// A session that this one replaces. It ends if it has not yet, and its unused inode numbers pass on.
         resumes: Option<SessionId>,
-        /// Chosen at random for this opening, and the same when it is asked again: the answer is then the same session.
-        /// `None` when it does not matter that there may be two.
+        /// Chosen at random for this opening, and repeated with each attempt: the answer is then the same session.
+        /// `None` when a second session does no harm.
         token: Option<u64>,
     },
     /// Keep a session alive, and learn what concerns it. Answers `Alive`.
@@ -54,12 +55,14 @@ pub enum MetaRequest {
         session: SessionId,
         /// The question.
         read: Read,
-        /// The session is at work there: it would like to have delegations on what is read.
+        /// The session is at work there, and would like delegations on what is read.
         delegate: bool,
-        /// It has to know this to tell what it did under delegations: it waits for no other session that has to tell, too.
-        tells: bool,
+        /// The session needs the answer to send what it did under delegations: it waits for no other session that has
+        /// unsent changes.
+        sends: bool,
     },
-    /// What these events have asked for is done; of others, earlier ones among them, nothing is said. Answers `Done`.
+    /// What these events have asked for is done. This says nothing about other events, earlier ones included. Answers
+    /// `Done`.
     Acknowledge {
         /// The session.
         session: SessionId,
@@ -69,18 +72,18 @@ pub enum MetaRequest {
     },
     /// The block layout. Answers `Layout`.
     GetLayout,
-    /// A long-lived stream of [`MetaEvent`](super::event::MetaEvent)s for the session. Whoever asks has emptied its caches:
-    /// leases are granted to sessions with a stream, and end with a new one.
+    /// A long-lived stream of [`MetaEvent`](super::event::MetaEvent)s for the session. The caller has emptied its
+    /// caches: leases are granted to sessions with a stream, and end with a new one.
     Events {
         /// The session.
         session: SessionId,
-        /// It did something under delegations that it has not told yet: nobody reads or changes anything before it has
-        /// acknowledged that it has.
+        /// The session did something under delegations that it has not sent yet: nobody reads or changes anything
+        /// before it has acknowledged that everything is sent.
         dirty: bool,
     },
-    /// A block daemon is there, or still there. Role blockd. Answers `BlockdAlive`.
+    /// A block daemon is alive. Role blockd. Answers `BlockdAlive`.
     BlockdHeartbeat(BlockdHeartbeat),
-    /// Which of these blocks does nothing refer to? Role blockd. Answers `Unreferenced`.
+    /// Asks which of these blocks nothing refers to. Role blockd. Answers `Unreferenced`.
     BlockReport {
         /// The daemon.
         id: BlockdId,
@@ -94,7 +97,7 @@ pub enum MetaRequest {
     Admin(AdminRequest),
     /// A Raft message in the payload. Role metad. Answers `Raft`, with the reply in the payload.
     Raft(RaftKind),
-    /// Who leads? Answers `NotLeader` from any node, the leader included.
+    /// Asks which node leads. Answers `NotLeader` from any node, the leader included.
     WhoLeads,
     /// Which blocks with names from `from` to `last` does anything refer to? A page of them. Role blockd. Answers
     /// `Referenced`.
@@ -111,7 +114,7 @@ pub enum MetaRequest {
     Backup,
 }
 
-/// Which request a message is: what its head begins with. In the order of [`MetaRequest`].
+/// The kind of a request, with which its head begins. In the order of [`MetaRequest`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[allow(missing_docs, reason = "each is the variant of MetaRequest of its name")]
 pub enum MetaRequestKind {
@@ -133,7 +136,7 @@ pub enum MetaRequestKind {
 }
 
 impl MetaRequest {
-    /// Which request it is.
+    /// The kind of this request.
     #[must_use]
     pub fn kind(&self) -> MetaRequestKind {
         match self {
@@ -194,33 +197,33 @@ pub struct BlockdHeartbeat {
     pub epoch: LayoutEpoch,
     /// Time between two of its heartbeats, in milliseconds.
     pub every_ms: u64,
-    /// How far it is with what the layout asks of it.
+    /// How far it is with the repairs that the layout asks for.
     pub repair: RepairReport,
     /// Its disk has failed: it takes no blocks any more.
     pub failed: bool,
 }
 
-/// The leases of a session that shows that it lives.
+/// The leases of a session that has shown a sign of life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum LeaseState {
     /// They hold for [`LEASE_MS`](crate::limits::LEASE_MS) from when it asked.
     Extended {
-        /// No other session keeps caches, or will before this one has heard of it.
+        /// No other session has caches, or will have before this one is notified.
         alone: bool,
     },
-    /// An event waits for its acknowledgement: they hold as long as before.
+    /// An event waits for its acknowledgement: the leases hold as long as before.
     Pending,
-    /// This node sends it no events: it holds none.
+    /// This node sends the session no events, so it holds no leases.
     None,
 }
 
 /// A reply of metad.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum MetaReply {
-    /// Nothing to tell.
+    /// The request was carried out.
     Done,
-    /// This node does not lead; ask the other one (or any, when unknown). To `WhoLeads` the leader answers so, too, and names
-    /// itself.
+    /// This node does not lead; ask the other one (or any, when unknown). The leader itself gives this answer to
+    /// `WhoLeads`, too, and names itself.
     NotLeader {
         /// The leader's id and address.
         leader: Option<(MetadId, SocketAddr)>,
@@ -244,8 +247,8 @@ pub enum MetaReply {
     Alive {
         /// The leader's clock.
         now: Timestamp,
-        /// Unlinked inodes of which the session is asked whether it holds handles: it sends `ReleaseOrphans` for
-        /// those it does not hold, now or later.
+        /// Unlinked inodes on which the session may hold handles. It sends `ReleaseOrphans` for those on which it holds
+        /// none, now or later.
         orphans: Vec<Ino>,
         /// The layout, when the client's was old.
         layout: Option<Layout>,
@@ -256,8 +259,8 @@ pub enum MetaReply {
     Batch {
         /// The outcome.
         reply: BatchReply,
-        /// When the session holds leases on all that was changed: attributes of that, as far as the reply does not tell
-        /// them.
+        /// `Some` when the session holds leases on all that was changed: the attributes of it that the reply does not
+        /// contain.
         leased: Option<Vec<InodeAttr>>,
         /// Those of the changed inodes on which it holds delegations.
         delegated: Vec<Ino>,
@@ -266,20 +269,20 @@ pub enum MetaReply {
     Read {
         /// The outcome.
         answer: Result<ReadReply, FsError>,
-        /// The session holds leases on all that was read: it may go on believing the answer.
+        /// The session holds leases on all that was read, and may use the answer from its cache.
         leased: bool,
-        /// Inodes on which it was given delegations: nobody else has a lease on them.
+        /// Inodes on which it was given delegations: no other session has a lease on them.
         delegated: Vec<Ino>,
     },
     /// The block layout.
     Layout(Layout),
-    /// A block daemon is known.
+    /// The heartbeat of a block daemon was noted.
     BlockdAlive {
         /// The layout, when the daemon's was old.
         layout: Option<Layout>,
     },
-    /// Those of the reported blocks that nothing refers to. The daemon may drop what nobody renewed within the grace
-    /// period (I10).
+    /// Those of the reported blocks that nothing refers to. The daemon may drop those that nobody renewed within the
+    /// grace period (I10).
     Unreferenced(Vec<BlockHash>),
     /// Blocks that something refers to, in the order of their names.
     Referenced {
@@ -323,7 +326,7 @@ mod tests {
             MetaRequest::KeepAlive { session, epoch: LayoutEpoch(1) },
             MetaRequest::CloseSession { session },
             MetaRequest::Submit { session, batch: Batch { seq: BatchSeq(1), acked: BatchSeq(0), ops: Vec::new() } },
-            MetaRequest::Read { session, read: Read::StatFs, delegate: false, tells: false },
+            MetaRequest::Read { session, read: Read::StatFs, delegate: false, sends: false },
             MetaRequest::Acknowledge { session, seqs: vec![1] },
             MetaRequest::GetLayout,
             MetaRequest::Events { session, dirty: false },

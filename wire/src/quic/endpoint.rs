@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
-/// Peers that an endpoint remembers; with more, those that nobody asks anything are forgotten, and their connections end.
+/// Most peers that an endpoint remembers. With more, those not in use are forgotten, and their connections end.
 const PEERS_MAX: usize = 1024;
 
 /// One UDP socket, one identity.
@@ -37,7 +37,8 @@ impl Endpoint {
         Self::bind_speaking(addr, identity, ALPN)
     }
 
-    /// As [`Endpoint::bind`], without a thread of its own: `runtime` drives the socket, and must outlive the endpoint.
+    /// Like [`Endpoint::bind`], without a thread of its own: `runtime` drives the socket, and must outlive the
+    /// endpoint.
     ///
     /// # Errors
     /// As [`Endpoint::bind`].
@@ -55,7 +56,7 @@ impl Endpoint {
         self.socket.local_addr()
     }
 
-    /// Who we are.
+    /// The identity of this node.
     #[must_use]
     pub fn identity(&self) -> &Identity {
         self.socket.identity()
@@ -67,13 +68,13 @@ impl Endpoint {
         self.socket.handle().clone()
     }
 
-    /// The peer at `addr`, which must have `role`. Connects when first asked something; all callers share one
-    /// connection, which is made anew when it is lost.
+    /// The peer at `addr`, which must have `role`. The first request connects. All callers share one connection, which
+    /// is made anew when it is lost.
     #[must_use]
     pub fn peer(&self, addr: SocketAddr, role: Role) -> Peer {
         let mut peers = self.peers.lock();
         if peers.len() >= PEERS_MAX && !peers.contains_key(&(addr, role)) {
-            // Whoever still asks one of them goes on with what they have.
+            // A peer that is no longer remembered still works for those that hold it.
             peers.retain(|_, peer| peer.is_in_use());
         }
         peers.entry((addr, role)).or_insert_with(|| Peer::new(&self.socket, addr, role)).clone()

@@ -1,7 +1,7 @@
 //! The calling side: a peer, its connection, and requests with deadlines.
 //!
-//! What a caller may do after a failure depends on how far the request came, so that is kept exact: until the first
-//! byte was handed to the connection a failure is [`Error::NotSent`], afterwards it is [`Error::Unanswered`].
+//! What a caller may do after a failure depends on how far the request came. A failure is [`Error::NotSent`] until the
+//! first byte was passed to the connection, and [`Error::Unanswered`] afterwards.
 
 use super::socket::{Socket, VERSIONS};
 use super::stream::{payload_len, read_exactly, read_tail, take_end, write_frame, write_payload};
@@ -24,8 +24,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 /// A handshake that takes longer than this has failed.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Handshakes with a peer that does not answer are this far apart at first, and at most.
-const RECONNECT: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+/// First and longest pause between handshakes with a peer that does not answer.
+const RECONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
 /// An event stream that cannot be opened in this time has failed.
 const EVENTS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Events are taken from the connection in portions of this size.
@@ -52,7 +52,7 @@ struct Shared {
 
 struct Link {
     live: Option<quinn::Connection>,
-    /// The last failed handshake, and until when its outcome stands for new ones.
+    /// The last failed handshake, and until when callers get its error without a new one.
     failed: Option<(Error, Instant)>,
     backoff: Backoff,
 }
@@ -70,7 +70,7 @@ impl Peer {
         self.shared.addr
     }
 
-    /// Whether anybody but the endpoint holds it.
+    /// Reports whether anybody but the endpoint holds it.
     pub(super) fn is_in_use(&self) -> bool {
         Arc::strong_count(&self.shared) > 1
     }
@@ -142,8 +142,8 @@ impl Peer {
         Ok(EventReceiver { peer: request.peer, recv: request.recv, buffered: BytesMut::new() })
     }
 
-    /// The connection, made now if there is none that lives. Callers wait for one handshake together, and while the
-    /// backoff after a failed one lasts, all get its error at once: a dead peer costs nobody a queue of timeouts.
+    /// Returns the connection, made now if none lives. Callers wait for one handshake together. During the backoff
+    /// after a failed one, all get its error at once: a dead peer costs nobody a queue of timeouts.
     pub(super) async fn connection(&self) -> Result<quinn::Connection, Error> {
         let mut link = self.shared.link.lock().await;
         let socket = self.shared.socket.upgrade().ok_or(Error::Closed)?;
@@ -204,7 +204,7 @@ impl Peer {
         };
         match code {
             Some(code) if code == TransportErrorCode::crypto(NO_COMMON_VERSION) => {
-                // TLS does not tell what the other side would have spoken.
+                // TLS does not say which versions the other side would have spoken.
                 Error::ProtocolVersion { peer, ours: VERSIONS.to_owned(), theirs: "others".to_owned() }
             }
             Some(code) if CERTIFICATE_ALERTS.iter().any(|alert| code == TransportErrorCode::crypto(*alert)) => {
@@ -214,7 +214,7 @@ impl Peer {
         }
     }
 
-    /// What came of writing, once bytes may be on their way.
+    /// Judges the outcome of a write, once bytes may be on their way.
     fn written(
         &self,
         outcome: Result<Result<(), quinn::WriteError>, tokio::time::error::Elapsed>,
@@ -235,7 +235,7 @@ impl Peer {
         Error::Unanswered { peer: self.shared.addr.to_string(), reason: reason.to_string() }
     }
 
-    /// Nothing, if this is the head of an answer; else why the request was refused.
+    /// Succeeds if this is the head of an answer. Otherwise the error says why the request was refused.
     fn check(&self, kind: ReplyKind, head: &[u8]) -> Result<(), Error> {
         if kind == ReplyKind::Answer {
             return Ok(());
@@ -246,7 +246,7 @@ impl Peer {
 }
 
 fn reconnect_backoff() -> Backoff {
-    Backoff::new(RECONNECT.0, RECONNECT.1)
+    Backoff::new(RECONNECT_PAUSES.0, RECONNECT_PAUSES.1)
 }
 
 pub(super) fn peer_subject(connection: &quinn::Connection) -> Option<crate::tls::Subject> {
@@ -305,14 +305,14 @@ impl OutgoingRequest {
     }
 }
 
-/// The header at the start of at least as many bytes.
+/// Returns the header at the start of `bytes`, which has at least its length.
 fn fixed(bytes: &[u8]) -> [u8; REPLY_HEADER] {
     let mut fixed = [0_u8; REPLY_HEADER];
     fixed.copy_from_slice(&bytes[..REPLY_HEADER]);
     fixed
 }
 
-/// Events that a peer sends unasked. Dropping it tells the peer to stop.
+/// Events that a peer pushes. When the receiver is dropped, the peer is asked to stop.
 pub struct EventReceiver {
     peer: Peer,
     recv: quinn::RecvStream,
@@ -320,11 +320,12 @@ pub struct EventReceiver {
 }
 
 impl EventReceiver {
-    /// The next event. Cancel-safe: what has arrived of it is kept for the next call.
+    /// Waits for the next event. Cancel-safe: what has arrived of it is kept for the next call.
     ///
     /// # Errors
     /// [`Error::Unanswered`] when the stream has ended: events may have been missed. [`Error::Refused`] when the peer
-    /// gives none, [`Error::Malformed`] when it sends none. After an error the stream is of no further use.
+    /// sends no events, [`Error::Malformed`] when it sends something else. After an error the stream is of no further
+    /// use.
     pub async fn next<R: DeserializeOwned>(&mut self) -> Result<R, Error> {
         self.fill(REPLY_HEADER).await?;
         let header = ReplyHeader::decode(&fixed(&self.buffered))?;

@@ -44,13 +44,13 @@ const REASON_BYTES_MAX: usize = 1024;
 /// A request's future is dropped only when the server is stopped and its limit is over, or when it has become a stream
 /// of events and the connection ends; work that must not be cut short then belongs to an owner of its own.
 pub trait Service: Send + Sync + 'static {
-    /// Whether this peer may ask anything at all; the reason is told to it.
+    /// Checks whether this peer may ask anything at all. The reason of a refusal is sent to it.
     ///
     /// # Errors
-    /// The reason why not.
+    /// The reason of the refusal.
     fn authorize(&self, peer: &PeerIdentity) -> Result<(), Error>;
 
-    /// Answers one request, by one of [`Incoming`]'s answers. A request that is dropped unanswered looks like a lost
+    /// Answers one request, by one of [`Incoming`]'s methods. A request that is dropped unanswered looks like a lost
     /// connection to the caller.
     fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, request: Incoming) -> impl Future<Output = ()> + Send;
 }
@@ -71,8 +71,8 @@ struct Stops {
 }
 
 impl ServerHandle {
-    /// Takes no further requests, and waits up to `limit` for those under way and for their answers to arrive. What
-    /// then still runs is dropped where it waits.
+    /// Takes no further requests, and waits up to `limit` for those under way and for their answers to arrive. Requests
+    /// that still run then are dropped where they wait.
     pub async fn stop(self, limit: Duration) {
         self.stops.drain.cancel();
         self.connections.close();
@@ -146,7 +146,7 @@ async fn connection<S: Service>(
             turn.end();
         });
     }
-    // Even of a lost connection: what its requests have begun runs to its end.
+    // This holds even for a lost connection: what its requests have begun runs to its end.
     unanswered.close();
     unanswered.wait().await;
     connection.close(0_u32.into(), b"stopping");
@@ -156,8 +156,8 @@ async fn connection<S: Service>(
     handlers.wait().await;
 }
 
-/// A request's part in what a stopping server waits for. It lasts as long as the request is worked on, but a stream of
-/// events gives it back: that one has no end to wait for.
+/// A request's part in what a stopping server waits for. It lasts as long as the request is worked on. A stream of
+/// events gives it back, as it has no end to wait for.
 #[derive(Clone)]
 struct Turn(Arc<Mutex<Option<TaskTrackerToken>>>);
 
@@ -204,12 +204,12 @@ struct Answer {
     budget: Budget,
 }
 
-/// What a server does for one connection: bytes that it holds, and the longest deadline that it grants.
+/// Limits for one connection: the bytes that the server holds, and the longest deadline that it grants.
 #[derive(Clone)]
 struct Budget {
     /// For requests, in KiB.
     held: Arc<Semaphore>,
-    /// For answers, in KiB: whoever has many of them on their way can still ask.
+    /// For answers, in KiB: a caller with many answers on their way can still ask.
     answers: Arc<Semaphore>,
     deadline_max: Duration,
 }
@@ -243,7 +243,7 @@ impl Budget {
 }
 
 impl Answer {
-    /// Writes one answer and ends the stream. A caller that is gone does not matter here: it asks again if it must know.
+    /// Writes one answer and ends the stream. A failure is ignored: a caller that is gone asks again if it must know.
     async fn write(mut self, kind: ReplyKind, head: &[u8], payload: &[Bytes]) {
         let reply = ReplyHeader { kind, head_len: head.len() as u32, payload_len: payload_len(payload) };
         let written = write_frame(&mut self.send, &reply.encode(), head, payload).await;
@@ -290,7 +290,7 @@ impl Incoming {
         let granted = Duration::from_millis(u64::from(header.deadline_ms)).min(answer.budget.deadline_max);
         let deadline = Instant::now() + granted;
         // What the sender has on its way beyond its budget is refused, not waited for: it would fill the window of the
-        // connection, and with it stop those that this waits for.
+        // connection, and so stop the requests that this one waits for.
         let bytes = header.head_len as usize + header.payload_len as usize;
         let held = match timeout(BUDGET_TIMEOUT, answer.budget.hold(bytes)).await {
             Ok(held) => held?,
@@ -307,7 +307,7 @@ impl Incoming {
         Ok(Self { answer, recv, header, head, payload_left, deadline, _held: held, held_for_answer: None })
     }
 
-    /// The id that follows the request through every log; what is asked of others meanwhile carries it, too.
+    /// The id of the request in every log. Requests that are sent while it is worked on carry it, too.
     #[must_use]
     pub fn request_id(&self) -> u64 {
         self.header.request_id
@@ -325,7 +325,8 @@ impl Incoming {
         self.header.payload_len as usize
     }
 
-    /// Which request it is, by what its head begins with: what the sender may not ask is refused before more is decoded.
+    /// The kind of the request, with which its head begins: what the sender may not ask is refused before more is
+    /// decoded.
     ///
     /// # Errors
     /// [`Error::Malformed`] when it does not begin with a `K`.
@@ -341,8 +342,8 @@ impl Incoming {
         codec::decode(&self.head)
     }
 
-    /// Waits for room in the connection's budget for an answer of up to `bytes`, before that is made: who does not fetch
-    /// its answers gets no more of them. Until the request's deadline.
+    /// Waits for room in the connection's budget for an answer of up to `bytes`, before that is made: a caller that
+    /// does not fetch its answers gets no more of them. Waits until the request's deadline.
     ///
     /// # Errors
     /// [`Error::Malformed`] when there was none in time.
@@ -382,8 +383,8 @@ impl Incoming {
         Ok(payload)
     }
 
-    /// Answers. A caller that is gone, or does not take the answer by its deadline, does not matter here: it asks again
-    /// if it must know. An answer larger than a frame may be becomes a refusal.
+    /// Answers. A failure is ignored: a caller that is gone, or does not take the answer by its deadline, asks again if
+    /// it must know. An answer larger than a frame may be becomes a refusal.
     pub async fn respond<R: Serialize + Sync + ?Sized>(self, head: &R, payload: &[Bytes]) {
         let head = codec::encode(head);
         let payload_len = payload_len(payload);
@@ -401,8 +402,8 @@ impl Incoming {
         let _ = timeout_at(self.deadline.into(), self.answer.refuse(ReplyKind::Refused, reason)).await;
     }
 
-    /// Refuses the request for now: nothing was done of it, and the caller may ask the same again later. Also behind its
-    /// deadline, for which the caller may have waited in vain.
+    /// Refuses the request for now: nothing was done of it, and the caller may ask the same again later. Works also
+    /// after the deadline, for which the caller may have waited in vain.
     pub async fn refuse_busy(self, reason: &str) {
         let _ = timeout(BUDGET_TIMEOUT, self.answer.refuse(ReplyKind::Busy, reason)).await;
     }
@@ -431,7 +432,7 @@ impl EventSender {
         self.send_within(event, EVENT_SEND_TIMEOUT).await
     }
 
-    /// The same, for a receiver that may take longer.
+    /// Like [`EventSender::send`], for a receiver that may take longer.
     ///
     /// # Errors
     /// As [`EventSender::send`].
@@ -445,7 +446,7 @@ impl EventSender {
         timeout(limit, writing).await.map_err(broken)?.map_err(broken)
     }
 
-    /// Resolves when the receiver has dropped its end or the connection is lost: for those that wait for something to
+    /// Resolves when the receiver has dropped its end or the connection is lost, for senders that wait for something to
     /// send. Cancel-safe.
     pub fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
         let stopped = self.send.stopped();

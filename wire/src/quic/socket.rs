@@ -21,12 +21,12 @@ use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
 pub(super) const ALPN: &[&[u8]] = &[b"surf/7"];
-/// The same for people.
-pub(super) const VERSIONS: &str = "6";
+/// The protocol versions for people.
+pub(super) const VERSIONS: &str = "7";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
-/// Memory of payloads that an endpoint keeps for later.
-const KEPT_BYTES_MAX: usize = 16 << 20;
+/// Most memory of payloads that an endpoint pools for reuse.
+const POOLED_BYTES_MAX: usize = 16 << 20;
 /// What one stream may have in flight: several blocks.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 /// What one connection may have in flight.
@@ -37,7 +37,7 @@ const STREAMS_MAX: u32 = 4096;
 const IDLE_TIMEOUT_MS: u32 = 5_000;
 /// Length of connection ids: as quinn's own.
 const CONNECTION_ID_BYTES: usize = 8;
-/// Datagram size over loopback. quinn hands up to ten to the kernel at once, which must stay below 64 KiB: 6,500
+/// Datagram size over loopback. quinn passes up to ten to the kernel at once, which must stay below 64 KiB: 6,500
 /// works, 6,560 crawls.
 const LOOPBACK_MTU: u16 = 6_500;
 
@@ -102,7 +102,7 @@ impl Socket {
             let _inside = handle.enter();
             quinn::Endpoint::new(config, first, socket, driver).map_err(failed)?
         };
-        let buffers = Pool::new(REUSED_BYTES_MIN, KEPT_BYTES_MAX);
+        let buffers = Pool::new(REUSED_BYTES_MIN, POOLED_BYTES_MAX);
         let identity = identity.clone();
         Ok(Self { quinn, local, identity, client, server, buffers, handle, _stop: stop })
     }
@@ -154,7 +154,7 @@ fn bind_error(addr: SocketAddr, error: &io::Error) -> Error {
     Error::Bind { addr: addr.to_string(), reason: format!("{error}: {hint}") }
 }
 
-/// A socket with large buffers: beyond the system's limit as root, else up to it.
+/// A socket with large buffers, beyond the system's limit if the process is root.
 fn socket(addr: SocketAddr) -> io::Result<UdpSocket> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::DGRAM, None)?;
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use std::sync::Arc;
 
-/// Payload is handed to quinn in pieces of this size, so that one large block does not crowd out small requests.
+/// Payload is passed to quinn in pieces of this size, so that one large block does not crowd out small requests.
 const PIECE_BYTES: usize = 1 << 20;
 /// Smaller payloads are left to the allocator, which reuses such memory by itself.
 pub(super) const REUSED_BYTES_MIN: usize = 64 << 10;
@@ -42,8 +42,8 @@ async fn next(stream: &mut quinn::RecvStream, max: usize) -> Result<Bytes, Error
     Ok(chunk.ok_or_else(|| broken("too early"))?.bytes)
 }
 
-/// Reads the last `len` bytes of a stream into one buffer. Whole packets are taken at once, which is only right where
-/// nothing may follow. Not cancel-safe.
+/// Reads the last `len` bytes of a stream into one buffer. It takes whole packets at once, so nothing may follow. Not
+/// cancel-safe.
 pub(super) async fn read_tail(stream: &mut quinn::RecvStream, len: usize, buffers: &Arc<Pool>) -> Result<Bytes, Error> {
     if len == 0 {
         return Ok(Bytes::new());
@@ -77,8 +77,8 @@ fn buffer_for(len: usize, buffers: &Arc<Pool>) -> Buffer {
     buffers.take(len, || Vec::with_capacity(len.next_multiple_of(CAPACITY_STEP)))
 }
 
-/// Takes note of a stream's end, which has mostly come with the last bytes: a stream that is dropped before tells the peer
-/// to stop sending, a packet which the peer must confirm.
+/// Consumes a stream's end, which has mostly come with the last bytes. Without this, dropping the stream would ask the
+/// peer to stop sending, by a packet that the peer must confirm.
 pub(super) fn take_end(stream: &mut quinn::RecvStream) {
     let _ = stream.read_chunk(1, true).now_or_never();
 }
@@ -113,7 +113,7 @@ pub(super) async fn write_payload(stream: &mut quinn::SendStream, mut part: Byte
     Ok(())
 }
 
-/// Bytes of a payload; more than a frame can announce reads as the most it can, which is above every limit.
+/// Length of a payload. A length that no frame can announce becomes the largest one, which is above every limit.
 pub(super) fn payload_len(payload: &[Bytes]) -> u32 {
     let len: usize = payload.iter().map(Bytes::len).sum();
     u32::try_from(len).unwrap_or(u32::MAX)

@@ -1,4 +1,4 @@
-//! What a well-behaved caller never does.
+//! Requests that a well-behaved caller never sends.
 
 use super::stream::read_exactly;
 use super::{Endpoint, Incoming, Peer, ServerHandle, Service};
@@ -54,7 +54,7 @@ async fn send_raw(peer: &Peer, bytes: &[u8]) -> (ReplyHeader, Bytes) {
 }
 
 #[tokio::test]
-async fn peers_without_a_common_version_say_so() {
+async fn peers_without_a_common_version_report_that() {
     let (metad, _serving, client) = pair(&[b"surf/1"]);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let asked = peer.request::<_, ()>(&(), &[], LIMIT).await;

@@ -1,4 +1,4 @@
-//! A disk in memory that loses what was not synced.
+//! A disk in memory that loses unsynced writes.
 
 use crate::store::disk::{Disk, SegmentFile};
 use parking_lot::Mutex;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A file: what is stable, and what was written since the last sync.
+/// A file: its stable content, and its writes since the last sync.
 #[derive(Default, Clone)]
 pub struct Content {
     pub stable: Vec<u8>,
@@ -31,11 +31,11 @@ fn lay(bytes: &mut Vec<u8>, offset: u64, written: &[u8]) {
     bytes[offset as usize..end].copy_from_slice(written);
 }
 
-/// What the disk holds.
+/// State of the disk.
 #[derive(Default)]
-pub struct Inner {
+pub struct DiskState {
     pub files: Mutex<BTreeMap<PathBuf, Content>>,
-    /// Calls that still succeed before the power goes.
+    /// Number of calls that still succeed before the power goes.
     pub left: AtomicU64,
     pub free: AtomicU64,
     read: AtomicU64,
@@ -43,9 +43,9 @@ pub struct Inner {
     pub writes: Mutex<Vec<(u64, u64)>>,
 }
 
-/// A disk in memory that loses what was not synced.
+/// A disk in memory that loses unsynced writes.
 #[derive(Clone, Default)]
-pub struct TestDisk(pub Arc<Inner>);
+pub struct TestDisk(pub Arc<DiskState>);
 
 impl TestDisk {
     pub fn new() -> Self {
@@ -64,7 +64,7 @@ impl TestDisk {
         if before.is_ok() { Ok(()) } else { Err(io::Error::other("the power is off")) }
     }
 
-    /// The power comes back: of what was not synced, some pieces arrived and some did not.
+    /// The power comes back: some unsynced pieces have arrived and some have not.
     pub fn power_on(&self, mut luck: u64) {
         for content in self.0.files.lock().values_mut() {
             for (offset, written) in std::mem::take(&mut content.pending) {
@@ -107,7 +107,7 @@ impl SegmentFile for TestFile {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let powered = self.0.call();
         self.0.0.writes.lock().push((offset, bytes.len() as u64));
-        // Without power the write may still have reached the disk's cache in part.
+        // Without power the write may still reach the disk's cache in part.
         self.with(|content| content.pending.push((offset, bytes.to_vec())))?;
         powered
     }

@@ -1,7 +1,7 @@
-//! Parts of blocks: what is read for them, and what damage they notice.
+//! Parts of blocks: how much is read for them, and which damage they notice.
 
 use super::{TestDisk, open, runtime};
-use crate::store::record::HEADER;
+use crate::store::record::HEADER_BYTES;
 use crate::store::{Error, Store};
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -29,9 +29,9 @@ impl Setup {
         Self { runtime, disk, store, hash, content }
     }
 
-    /// Damages a byte of what stands behind the header: payload, then trailer.
+    /// Damages a byte behind the header: of the payload, then of the trailer.
     fn flip(&self, at: usize) {
-        self.disk.flip(&self.disk.segments()[0], HEADER + at);
+        self.disk.flip(&self.disk.segments()[0], HEADER_BYTES + at);
     }
 
     fn part(&self, offset: usize, len: usize) -> Result<Option<(u32, Bytes)>, Error> {
@@ -98,7 +98,7 @@ fn a_damaged_trailer_is_made_anew_from_a_good_block() {
         } else {
             setup.assert_part(100, 100);
         }
-        // Read by its new trailer: the new record is behind the old one, or in the next segment.
+        // The part is read by its new trailer: the new record is behind the old one, or in the next segment.
         let segments = setup.disk.segments();
         let stable = setup.disk.0.files.lock()[segments.last().unwrap()].stable.clone();
         let (_, sections) = Sections::of(&setup.content);
@@ -132,7 +132,7 @@ fn a_part_is_read_without_the_rest_of_the_block() {
 fn compaction_and_restart_keep_trailers() {
     let len = SECTION_BYTES + 1000;
     let setup = Setup::new(len);
-    // It fills the rest of the segment, and is dropped in the next one.
+    // This block fills the rest of the segment, and is dropped in the next one.
     let other = Bytes::from(vec![8; 190_000]);
     let (runtime, store) = (&setup.runtime, &setup.store);
     let other_hash = BlockHash::of(&other);
@@ -154,7 +154,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_part_is_what_the_block_has_there(
+    fn any_part_equals_these_bytes_of_the_block(
         len in prop_oneof![1..3 * SECTION_BYTES, Just(SECTION_BYTES), Just(2 * SECTION_BYTES), 1..600_000_usize],
         parts in proptest::collection::vec((0..700_000_usize, 0..200_000_usize), 1..8),
     ) {

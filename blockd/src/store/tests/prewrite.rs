@@ -1,4 +1,4 @@
-//! Zeros written ahead: small groups overwrite them, and recovery takes them for what they are.
+//! Zeros written ahead: small groups overwrite them, and recovery recognises them.
 
 use super::{TestDisk, block, open_with, runtime};
 use crate::store::buffer;
@@ -31,7 +31,7 @@ fn beyond(writes: &[(u64, u64)]) -> (Vec<u64>, usize) {
 }
 
 #[test]
-fn small_groups_overwrite_what_was_written_ahead_of_them() {
+fn small_groups_overwrite_the_zeros_written_ahead_of_them() {
     let disk = TestDisk::new();
     let store = open_with(&disk, SEGMENT_BYTES);
     (0..300).for_each(|number| put(&store, page(number)));

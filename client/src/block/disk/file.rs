@@ -20,39 +20,39 @@ use wire::sections::{SECTION_BYTES, Sections, covering};
 /// Bytes of a section's chaining value.
 const VALUE: usize = Sections::stored_len(BLOCK_BYTES_MAX as u32) / (BLOCK_BYTES_MAX / SECTION_BYTES);
 
-/// What reading came to.
+/// The result of reading a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// These bytes, verified.
     Good(Bytes),
     /// There is no such file.
     Absent,
-    /// It does not hold the block.
+    /// The file does not hold the block.
     Damaged,
 }
 
-/// Where a block lies below `dir`.
+/// Returns where a block lies below `dir`.
 pub(super) fn path(dir: &Path, hash: &BlockHash) -> PathBuf {
     let name = hash.to_string();
     dir.join(&name[..2]).join(name)
 }
 
-/// Length of the file of a block of this length.
+/// Returns the length of the file of a block of this length.
 pub(super) fn len_of(block_len: usize) -> u64 {
     (block_len + Sections::stored_len(block_len as u32)) as u64
 }
 
-/// Length of the block in a file of this length, if there is one.
+/// Returns the length of the block in a file of this length, if there is one.
 fn block_len(file_len: u64) -> Option<usize> {
     let file_len = usize::try_from(file_len).ok()?;
-    // As many sections as fit with a value each; the last one may be shorter.
+    // Count as many sections as fit with a value each; the last one may be shorter.
     let count = file_len.div_ceil(SECTION_BYTES + VALUE);
     let len = if file_len <= SECTION_BYTES { file_len } else { file_len.checked_sub(count * VALUE)? };
     (len > 0 && len <= BLOCK_BYTES_MAX && len_of(len) == file_len as u64).then_some(len)
 }
 
-/// Writes a block, in place of whatever has its name. A reader that comes meanwhile finds it damaged: nobody must know of
-/// it yet.
+/// Writes a block, in place of any file of its name. A reader that comes meanwhile finds it damaged, so nobody must
+/// know of it yet.
 pub(super) fn write(path: &Path, block: &[u8], sections: &Sections) -> io::Result<()> {
     let mut file = match create(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -73,9 +73,9 @@ fn create(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// Opens a regular file; with its length. Anything else that has its name is no block.
+/// Opens a regular file and returns it with its length. Anything else of that name is not a block.
 fn open(path: &Path) -> io::Result<Result<(File, u64), Found>> {
-    // A pipe of that name must not be waited for.
+    // Opening a pipe of that name must not block.
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path);
     let file = match opened {
         Ok(file) => file,
@@ -102,7 +102,7 @@ pub(super) fn read(path: &Path, hash: &BlockHash) -> io::Result<Found> {
     Ok(if BlockHash::of(&block) == *hash { Found::Good(block.into()) } else { Found::Damaged })
 }
 
-/// Reads a part of a block, and of the file no more than the sections that hold it and the list of all.
+/// Reads a part of a block: of the file, only the sections that hold the part, and the list of all sections.
 pub(super) fn read_part(path: &Path, hash: &BlockHash, part: Range<usize>) -> io::Result<Found> {
     let (file, file_len) = match open(path)? {
         Ok(opened) => opened,

@@ -4,27 +4,27 @@ use lru::LruCache;
 use std::time::Duration;
 use wire::ids::BlockHash;
 
-/// Most blocks: their index takes some 50 MiB of memory then.
+/// The most blocks in the index, which takes some 50 MiB of memory then.
 const COUNT_MAX: usize = 1 << 19;
-/// Filesystems give out room in units of this.
+/// Filesystems allocate room in units of this size.
 const UNIT_BYTES: u64 = 4096;
 
 /// A block on disk.
 struct Entry {
-    /// Room that it takes.
+    /// Room that it takes on disk.
     bytes: u32,
     /// When its use was last noted in its file, in seconds since 1970.
     noted_s: u64,
 }
 
-/// The least recently used block goes first.
+/// An index in which the least recently used block goes first.
 pub(super) struct Index {
     entries: LruCache<BlockHash, Entry>,
     used: u64,
     limit: u64,
 }
 
-/// Room that a file of this length takes.
+/// Returns the room that a file of this length takes.
 pub(super) fn room(file_len: u64) -> u64 {
     file_len.next_multiple_of(UNIT_BYTES)
 }
@@ -38,7 +38,7 @@ impl Index {
         self.entries.contains(hash)
     }
 
-    /// Notes a use; whether it is to be noted in the file as well.
+    /// Notes a use. Returns whether it is to be noted in the file as well.
     pub(super) fn touch(&mut self, hash: &BlockHash, now_s: u64, every: Duration) -> bool {
         let Some(entry) = self.entries.get_mut(hash) else { return false };
         let due = now_s.saturating_sub(entry.noted_s) >= every.as_secs();
@@ -48,7 +48,7 @@ impl Index {
         due
     }
 
-    /// The block that has to go before a file of this length fits; `None` when it does.
+    /// Returns the block that has to go before a file of this length fits; `None` when it fits.
     pub(super) fn evict_for(&mut self, file_len: u64) -> Option<BlockHash> {
         if self.used + room(file_len) <= self.limit && self.entries.len() < COUNT_MAX {
             return None;
@@ -58,7 +58,7 @@ impl Index {
         Some(hash)
     }
 
-    /// Takes in the file of a block, as the most recently used one.
+    /// Adds the file of a block, as the most recently used one.
     pub(super) fn insert(&mut self, hash: BlockHash, file_len: u64, noted_s: u64) {
         let bytes = u32::try_from(room(file_len)).expect("files of blocks are not longer");
         self.used += u64::from(bytes);
@@ -77,7 +77,7 @@ impl Index {
         self.limit
     }
 
-    /// The disk takes no more than what is here now.
+    /// Lowers the limit to what is on disk now: the disk takes no more.
     pub(super) fn shrink(&mut self) -> u64 {
         self.limit = self.used;
         self.limit
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_used_last_stays_and_the_room_adds_up() {
+    fn blocks_that_were_used_last_stay_and_the_room_adds_up() {
         let hash = |n| BlockHash([n; 32]);
         let mut index = Index::new(10 * UNIT_BYTES);
         for n in 0..10 {

@@ -1,4 +1,4 @@
-//! The one thread that changes what is on disk: it lists what is there, then writes, evicts, notes uses and removes.
+//! The one thread that changes what is on disk. It lists what is there, then writes, evicts, notes uses and removes.
 
 use super::file;
 use super::index::room;
@@ -21,19 +21,19 @@ const LIMIT_MIN: u64 = 1 << 20;
 
 /// What the keeper is asked to do.
 pub(super) enum Job {
-    /// Keep this block.
+    /// Write this block.
     Insert { hash: BlockHash, block: Bytes, sections: Sections },
-    /// Note that it was used.
+    /// Note that this block was used.
     Touch(BlockHash),
-    /// Remove it: it is damaged.
+    /// Remove this block, because it is damaged.
     Drop(BlockHash),
 }
 
 pub(super) struct Keeper {
     shared: Arc<Shared>,
     jobs: Receiver<Job>,
-    /// The operator knows that the disk is full.
-    has_told_full: bool,
+    /// The operator has been warned that the disk is full.
+    has_reported_full: bool,
     /// Dropped at the end.
     _ended: oneshot::Sender<()>,
 }
@@ -46,14 +46,14 @@ struct Left {
 }
 
 impl Keeper {
-    /// Starts the thread. It ends when the sender is gone and everything is done, or the cache is off.
+    /// Starts the thread. It ends when the sender is gone and all jobs are done, or when the cache is off.
     pub(super) fn start(
         shared: Arc<Shared>,
         queue_count: usize,
     ) -> io::Result<(SyncSender<Job>, oneshot::Receiver<()>)> {
         let (sender, jobs) = sync_channel(queue_count);
         let (end, ended) = oneshot::channel();
-        let keeper = Self { shared, jobs, has_told_full: false, _ended: end };
+        let keeper = Self { shared, jobs, has_reported_full: false, _ended: end };
         std::thread::Builder::new().name("surf-cache".to_owned()).spawn(move || keeper.run())?;
         Ok((sender, ended))
     }
@@ -104,7 +104,7 @@ impl Keeper {
                 if limit < LIMIT_MIN {
                     return Err(error);
                 }
-                if !std::mem::replace(&mut self.has_told_full, true) {
+                if !std::mem::replace(&mut self.has_reported_full, true) {
                     let path = self.shared.dir.display();
                     tracing::warn!(%path, bytes = limit, "the disk is full: the cache stays as small as it is now");
                 }
@@ -124,7 +124,7 @@ impl Keeper {
         }
     }
 
-    /// Takes in what an earlier mount left, the most recently used last. What is none of ours is left alone.
+    /// Adds what an earlier mount left to the index, the most recently used last. Other files are left alone.
     fn list(&self) -> io::Result<()> {
         let mut left = Vec::new();
         let folders = match fs::read_dir(&self.shared.dir) {
@@ -153,11 +153,11 @@ impl Keeper {
     }
 }
 
-/// The block in a file, if its name is one.
+/// Returns the block in a file, if the file's name is that of a block.
 fn look_at(entry: &DirEntry, folder: &DirEntry) -> io::Result<Option<Left>> {
     let name = entry.file_name();
     let hash = name.to_str().and_then(|name| name.parse::<BlockHash>().ok());
-    // As we write it, and where.
+    // Only with the name and in the folder that we would have used.
     let Some(hash) = hash.filter(|hash| {
         let written = hash.to_string();
         name == written.as_str() && folder.file_name() == written[..2]
@@ -171,7 +171,7 @@ fn look_at(entry: &DirEntry, folder: &DirEntry) -> io::Result<Option<Left>> {
     if !found.is_file() {
         return Ok(None);
     }
-    // Begun and never finished, or somebody else's idea of a block.
+    // The file was never finished, or somebody else has written it.
     if found.len() == 0 || found.len() > file::len_of(BLOCK_BYTES_MAX) {
         remove(&entry.path())?;
         return Ok(None);

@@ -5,10 +5,10 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
 
-/// What is not so after this time never will be.
+/// A condition that does not hold after this time never will.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Caches are opened in it, one after the other.
+/// Helpers that open one cache after the other in the same place.
 impl Place {
     fn config(&self, limit: u64) -> ClientConfig {
         let mut config = ClientConfig::new(bundle(&self.ca, "c"), "/mnt");
@@ -18,7 +18,7 @@ impl Place {
         config
     }
 
-    /// A cache that has listed what is here.
+    /// Opens a cache and waits until it has listed its blocks.
     async fn open(&self, limit: u64) -> DiskCache {
         let local = LocalDir::of(&self.config(limit)).await.unwrap().unwrap();
         let cache = DiskCache::start(local, limit).unwrap();
@@ -42,8 +42,8 @@ fn block(seed: u32, len: usize) -> Bytes {
         .collect()
 }
 
-/// Inserts, and waits until the keeper is done with it.
-async fn keep(cache: &DiskCache, block: &Bytes) -> BlockHash {
+/// Inserts a block and waits until the keeper is done with it.
+async fn insert_and_wait(cache: &DiskCache, block: &Bytes) -> BlockHash {
     let (hash, sections) = Sections::of(block);
     cache.insert(hash, block.clone(), sections);
     until("the queue is empty", || cache.shared.queued_bytes.load(Ordering::Acquire) == 0).await;
@@ -58,7 +58,7 @@ fn path(cache: &DiskCache, hash: &BlockHash) -> PathBuf {
     file::path(&cache.shared.dir, hash)
 }
 
-/// Bytes of disk below a directory, those of directories left out.
+/// Returns the bytes of disk used below a directory, without those of the directories themselves.
 fn used(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).map(|entries| entries.map(Result::unwrap).collect()).unwrap_or_else(|_| Vec::new());
     let of = |entry: fs::DirEntry| {
@@ -72,13 +72,13 @@ use index::room;
 
 /// Guards I9.
 #[tokio::test]
-async fn blocks_and_parts_of_them_are_read_as_they_were_kept_also_after_a_remount() {
+async fn blocks_and_parts_of_them_are_read_as_they_were_written_also_after_a_remount() {
     let place = Place::new();
     let blocks: Vec<Bytes> = [1, 5000, 65_530, 65_532, 65_533, 300_000, (4 << 20) - 4].map(|len| block(7, len)).into();
     for mount in 0..2 {
         let cache = place.open(64 << 20).await;
         for block in &blocks {
-            let hash = if mount == 0 { keep(&cache, block).await } else { BlockHash::of(block) };
+            let hash = if mount == 0 { insert_and_wait(&cache, block).await } else { BlockHash::of(block) };
             assert_eq!(get(&cache, hash).await.as_ref(), Some(block), "{} bytes, mount {mount}", block.len());
             for part in [0..1, block.len() / 2..block.len() / 2 + 1, block.len() - 1..block.len(), 0..block.len()] {
                 let read = cache.read(hash, Some(part.clone())).unwrap().await;
@@ -95,7 +95,7 @@ async fn blocks_and_parts_of_them_are_read_as_they_were_kept_also_after_a_remoun
 async fn an_earlier_mounts_blocks_are_found_before_they_are_listed() {
     let place = Place::new();
     let cache = place.open(64 << 20).await;
-    let hash = keep(&cache, &block(1, 5000)).await;
+    let hash = insert_and_wait(&cache, &block(1, 5000)).await;
     cache.close().await;
     cache.shared.is_listed.store(false, Ordering::Release);
     cache.shared.index.lock().clear();
@@ -109,9 +109,9 @@ async fn an_earlier_mounts_blocks_are_found_before_they_are_listed() {
 async fn the_cache_stays_within_its_limit_and_the_least_recently_used_go() {
     let place = Place::new();
     let cache = place.open(16 << 20).await;
-    let first = keep(&cache, &block(0, 100_000)).await;
+    let first = insert_and_wait(&cache, &block(0, 100_000)).await;
     for seed in 1..400 {
-        keep(&cache, &block(seed, 100_000)).await;
+        insert_and_wait(&cache, &block(seed, 100_000)).await;
         assert!(get(&cache, first).await.is_some(), "used again and again, and gone at {seed}");
         assert!(used(&cache.shared.dir) <= 16 << 20);
     }
@@ -119,7 +119,7 @@ async fn the_cache_stays_within_its_limit_and_the_least_recently_used_go() {
     assert!(get(&cache, BlockHash::of(&block(1, 100_000))).await.is_none());
     assert!(get(&cache, BlockHash::of(&block(399, 100_000))).await.is_some());
     let large = block(1, (4 << 20) - 4);
-    let hash = keep(&cache, &large).await;
+    let hash = insert_and_wait(&cache, &large).await;
     assert!(get(&cache, hash).await.is_some() && used(&cache.shared.dir) <= 16 << 20);
 }
 
@@ -129,10 +129,10 @@ async fn a_smaller_limit_at_the_next_mount_keeps_what_was_used_last() {
     let cache = place.open(64 << 20).await;
     let mut hashes = Vec::new();
     for seed in 0..30 {
-        hashes.push(keep(&cache, &block(seed, 1 << 20)).await);
+        hashes.push(insert_and_wait(&cache, &block(seed, 1 << 20)).await);
     }
     cache.close().await;
-    // Used an hour apart, the first ones last.
+    // The blocks are used an hour apart, the first ones last.
     for (hours, hash) in hashes.iter().enumerate() {
         let at = SystemTime::now() - Duration::from_secs(3600 * hours as u64);
         let file = fs::File::options().write(true).open(path(&cache, hash)).unwrap();
@@ -143,7 +143,7 @@ async fn a_smaller_limit_at_the_next_mount_keeps_what_was_used_last() {
     let kept: Vec<bool> = hashes.iter().map(|hash| path(&cache, hash).exists()).collect();
     let count = kept.iter().filter(|kept| **kept).count();
     assert!((14..16).contains(&count) && kept[..count].iter().all(|kept| *kept), "{kept:?}");
-    // A use is noted in the file, when the last note is old.
+    // A use is noted in the file when the last note is old.
     let old = fs::metadata(path(&cache, &hashes[5])).unwrap().mtime();
     assert!(get(&cache, hashes[5]).await.is_some());
     until("the use is noted", || fs::metadata(path(&cache, &hashes[5])).unwrap().mtime() > old + 3600).await;
@@ -165,7 +165,7 @@ async fn damaged_and_truncated_files_are_noticed_dropped_and_written_again() {
     ];
     for (number, damage) in damages.iter().enumerate() {
         for part in [None, Some(499_000..501_000)] {
-            let hash = keep(&cache, &content).await;
+            let hash = insert_and_wait(&cache, &content).await;
             let path = path(&cache, &hash);
             let mut file = fs::read(&path).unwrap();
             damage(&mut file);
@@ -190,7 +190,7 @@ async fn damaged_and_truncated_files_are_noticed_dropped_and_written_again() {
 async fn files_of_others_are_left_alone_and_torn_ones_break_nothing() {
     let place = Place::new();
     let cache = place.open(64 << 20).await;
-    let hash = keep(&cache, &block(1, 100)).await;
+    let hash = insert_and_wait(&cache, &block(1, 100)).await;
     let dir = cache.shared.dir.clone();
     cache.close().await;
     drop(cache);
@@ -222,23 +222,23 @@ async fn files_of_others_are_left_alone_and_torn_ones_break_nothing() {
 async fn an_error_switches_the_cache_off_and_nothing_else() {
     let place = Place::new();
     let cache = place.open(64 << 20).await;
-    let hash = keep(&cache, &block(1, 100)).await;
-    // A file where the folder was: neither absent nor damaged, but wrong.
+    let hash = insert_and_wait(&cache, &block(1, 100)).await;
+    // A file stands where the folder was: this is neither absent nor damaged, but an error.
     let folder = path(&cache, &hash).parent().unwrap().to_owned();
     fs::remove_dir_all(&folder).unwrap();
     fs::write(&folder, "").unwrap();
     assert_eq!(get(&cache, hash).await, None);
     assert!(cache.shared.is_off() && cache.read(hash, None).is_none());
-    keep(&cache, &block(2, 100)).await;
+    insert_and_wait(&cache, &block(2, 100)).await;
     cache.close().await;
 }
 
 #[tokio::test]
-async fn a_full_queue_keeps_nothing_more_and_holds_nobody_up() {
+async fn a_full_queue_takes_no_more_blocks_and_delays_nobody() {
     let place = Place::new();
     let cache = place.open(64 << 20).await;
     let jobs = cache.jobs.lock().clone().unwrap();
-    // The keeper cannot go on as long as the index is held.
+    // The keeper cannot go on while the index is locked.
     let index = cache.shared.index.lock();
     for seed in 0..QUEUE_COUNT as u32 + 10 {
         let _ = jobs.try_send(Job::Drop(BlockHash::of(&seed.to_le_bytes())));
@@ -258,7 +258,7 @@ async fn a_full_queue_keeps_nothing_more_and_holds_nobody_up() {
 async fn a_disk_that_hangs_costs_a_moment_and_then_nothing() {
     let place = Place::new();
     let cache = place.open(64 << 20).await;
-    let hash = keep(&cache, &block(1, 100)).await;
+    let hash = insert_and_wait(&cache, &block(1, 100)).await;
     let hung = cache.shared.readers.clone().acquire_many_owned(READERS as u32).await.unwrap();
     let mut reading = std::pin::pin!(cache.read(hash, None).unwrap());
     assert_eq!(cache.patience(), PATIENCE);
@@ -270,7 +270,7 @@ async fn a_disk_that_hangs_costs_a_moment_and_then_nothing() {
 }
 
 #[tokio::test]
-async fn a_place_that_is_a_mistake_is_told() {
+async fn a_directory_that_is_a_mistake_is_reported() {
     let place = Place::new();
     let held = place.open(64 << 20).await;
     assert!(matches!(LocalDir::of(&place.config(64 << 20)).await, Err(Error::LocalInUse { .. })));
@@ -285,7 +285,7 @@ async fn a_place_that_is_a_mistake_is_told() {
     assert!(LocalDir::of(&place.config(0)).await.unwrap().is_none());
 }
 
-/// A small filesystem of its own, gone with the test.
+/// A small filesystem of its own, unmounted at the end of the test.
 struct Tmpfs(PathBuf);
 
 impl Tmpfs {
@@ -316,12 +316,12 @@ async fn a_full_disk_makes_the_cache_smaller_and_it_goes_on() {
     let cache = place.open(1 << 30).await;
     let mut last = None;
     for seed in 0..60 {
-        last = Some(keep(&cache, &block(seed, 300_000)).await);
+        last = Some(insert_and_wait(&cache, &block(seed, 300_000)).await);
     }
     assert!(!cache.shared.is_off());
     assert!(used(&cache.shared.dir) > 5 << 20, "{}", used(&cache.shared.dir));
     assert_eq!(used(&cache.shared.dir), cache.shared.index.lock().used());
-    // What came last is kept, in place of what came first.
+    // The newest block is cached, in place of the oldest.
     assert!(get(&cache, last.unwrap()).await.is_some());
     assert!(get(&cache, BlockHash::of(&block(0, 300_000))).await.is_none());
     cache.close().await;

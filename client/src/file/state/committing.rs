@@ -1,4 +1,5 @@
-//! For who commits the file's content: what a commit is based on, and what becomes of the content with its answer.
+//! Methods for committing the file's content: what a commit is based on, and what happens to the content with its
+//! answer.
 
 use super::{Content, FileState};
 use crate::file::dirty::Packed;
@@ -11,22 +12,22 @@ use wire::attr::{InodeAttr, Timestamp};
 use wire::extent::ExtentWrite;
 use wire::ids::{Ino, Version};
 
-/// Commits beside others' that are remembered while more is written all the time.
+/// Versions of our own that are remembered while others commit, too, and more is written all the time.
 const OWN_VERSIONS_MAX: usize = 1024;
-/// What is written to a file after a conflict goes where that did, unless nothing did for so long: whoever writes then
-/// has seen what others wrote.
-const DIVERTED: Duration = Duration::from_secs(5);
+/// Writes after a conflict go into the same copy as the earlier ones, unless there were none for this long: a writer
+/// that goes on then has seen what others wrote.
+const DIVERTED_FOR: Duration = Duration::from_secs(5);
 
 /// What a commit of the file is based on.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Basis {
     pub base: Version,
-    /// Versions behind `base` that are ours.
+    /// Versions after `base` that are ours.
     pub own: Vec<Version>,
     pub append_from: Option<u64>,
     pub mtime: Option<Timestamp>,
     pub clear_privileges: bool,
-    /// The conflict copy that it goes into.
+    /// The conflict copy that the commit goes into.
     pub diverted: Option<Ino>,
 }
 
@@ -38,7 +39,7 @@ pub(crate) struct Next {
 
 /// A commit that metad has carried out.
 pub(crate) struct Landing<'a> {
-    /// The file as it is with it.
+    /// The file's attributes after the commit.
     pub attr: InodeAttr,
     pub base: Version,
     pub writes: &'a [ExtentWrite],
@@ -51,84 +52,84 @@ pub(crate) struct Landing<'a> {
     pub conflict: Option<Ino>,
 }
 
-/// What comes of content that could not be committed.
+/// What remains to be done about content that could not be committed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Unsaved {
     /// Bytes that the window need not count any more.
     pub released: u64,
-    /// Nobody is left to ask for it, or to hear that it is refused.
+    /// Nobody is left to ask for the content, or to be notified that it is refused.
     pub unheard: bool,
 }
 
 impl FileState {
-    /// Whether all that is not committed is in the write-back queue.
+    /// Returns whether all uncommitted content is in the write-back queue.
     #[must_use]
     pub fn is_queued(&self) -> bool {
         self.content.lock().pending.is_queued()
     }
 
-    /// Whether what is to be committed next is in the write-back queue, and the number of the last sealed piece: of one
-    /// moment, because what is sealed later may be in the queue.
+    /// Returns whether the next content to be committed is in the write-back queue, and the number of the last sealed
+    /// piece. Both are of one moment, because content that is sealed later may be in the queue.
     pub(crate) fn commit_target(&self) -> (bool, Option<u64>) {
         let content = self.content.lock();
         (content.pending.first_is_queued(), content.pending.last_sealed())
     }
 
-    /// When its content was written, for the queue; `None` when the policy refuses it.
+    /// Returns when the content was written, for the queue; `None` when the policy refuses it.
     pub(crate) fn may_queue(&self) -> Option<Option<Timestamp>> {
         let content = self.content.lock();
         (!content.refused).then(|| content.pending.mtime())
     }
 
-    /// What was sealed up to this number goes into the write-back queue; false when it is there already.
+    /// Notes that sealed pieces up to this number enter the write-back queue. False when they are there already.
     pub(crate) fn enter_queue(&self, upto: u64) -> bool {
         self.content.lock().pending.enter_queue(upto)
     }
 
-    /// Whether sealed pieces up to this number are left.
+    /// Returns whether sealed pieces up to this number are left.
     pub(crate) fn has_sealed_upto(&self, last: u64) -> bool {
         self.content.lock().pending.sealed().front().is_some_and(|sealed| sealed.number <= last)
     }
 
-    /// How many sealed pieces up to this number follow the first `count`.
+    /// Returns how many sealed pieces up to this number follow the first `count`.
     pub(crate) fn sealed_behind(&self, count: usize, upto: u64) -> usize {
         let content = self.content.lock();
         content.pending.sealed().iter().skip(count).filter(|sealed| sealed.number <= upto).count()
     }
 
-    /// The sealed piece at this place, if its number is at most `last`.
+    /// Returns the sealed piece at this place, if its number is at most `last`.
     pub(crate) fn sealed_at(&self, place: usize, last: u64) -> Option<Next> {
         let content = self.content.lock();
         let sealed = content.pending.sealed().get(place).filter(|sealed| sealed.number <= last)?;
         Some(Next { packed: sealed.packed.clone(), uploading: sealed.uploading.clone() })
     }
 
-    /// The uploads of what was sealed up to this number.
+    /// Returns the uploads of the pieces up to this number.
     pub(crate) fn uploads(&self, upto: u64) -> Vec<watch::Receiver<Upload>> {
         let content = self.content.lock();
         let sealed = content.pending.sealed().iter().filter(|sealed| sealed.number <= upto);
         sealed.map(|sealed| sealed.uploading.outcome.clone()).collect()
     }
 
-    /// A new attempt at an upload is under way.
+    /// Notes that a new attempt at an upload is under way.
     pub(crate) fn upload_again(&self, place: usize, uploading: Uploading) {
         self.content.lock().pending.upload_again(place, uploading);
     }
 
-    /// Whether more is uncommitted than the first `count` sealed pieces.
+    /// Returns whether there is more uncommitted content than the first `count` sealed pieces.
     pub(crate) fn has_more_than(&self, count: usize) -> bool {
         self.content.lock().pending.has_more_than(count)
     }
 
-    /// Content version that uncommitted writes are based on.
+    /// Returns the content version that uncommitted writes are based on.
     pub(crate) fn base(&self) -> Version {
         self.content.lock().base
     }
 
-    /// What a commit is based on now.
+    /// Returns what a commit is based on now.
     pub(crate) fn basis(&self, now: Instant) -> Basis {
         let content = self.content.lock();
-        let diverted = content.diverted.filter(|(_, last)| now.saturating_duration_since(*last) < DIVERTED);
+        let diverted = content.diverted.filter(|(_, last)| now.saturating_duration_since(*last) < DIVERTED_FOR);
         Basis {
             base: content.base,
             own: content.own.iter().copied().filter(|version| *version > content.base).collect(),
@@ -139,17 +140,18 @@ impl FileState {
         }
     }
 
-    /// A commit that is not in the queue is on its way, or has come to its end: until then it may have arrived.
+    /// Notes that a commit that is not in the queue has begun or ended. Until it ends, it may have arrived.
     pub(crate) fn note_committing(&self, under_way: bool) {
         self.content.lock().committing = under_way;
     }
 
-    /// The first `count` sealed pieces are committed, or kept elsewhere. Returns how many bytes less the window counts.
+    /// Drops the first `count` sealed pieces, which are committed or stored elsewhere. Returns how many bytes less the
+    /// window counts.
     pub(crate) fn drop_sealed(&self, count: usize) -> u64 {
         self.content.lock().pending.drop_front(count)
     }
 
-    /// Drops what is not committed: nobody can read it any more, or it is refused and its writer knows. Returns how many
+    /// Drops uncommitted content: nobody can read it any more, or it is refused and its writer knows. Returns how many
     /// bytes less the window counts.
     pub(crate) fn drop_uncommitted(&self) -> u64 {
         let mut content = self.content.lock();
@@ -158,8 +160,8 @@ impl FileState {
         content.pending.drop_all()
     }
 
-    /// A commit of the first `pieces` sealed pieces was carried out: they are dropped, in the same step in which the
-    /// content that is known changes. Returns how many bytes less the window counts.
+    /// Applies a commit of the first `pieces` sealed pieces: they are dropped, in the same step in which the known
+    /// content changes. Returns how many bytes less the window counts.
     pub(crate) fn take_landing(&self, landing: Landing<'_>, pieces: usize, now: Instant) -> u64 {
         let Landing { attr, base, writes, append_from, appended_at, only_ours, conflict } = landing;
         let in_place = appended_at == append_from;
@@ -186,8 +188,8 @@ impl FileState {
         gone
     }
 
-    /// A commit of the first `pieces` sealed pieces went into the conflict copy that has what was written before: they are
-    /// dropped. Returns how many bytes less the window counts.
+    /// Drops the first `pieces` sealed pieces, which went into the conflict copy that has the earlier content. Returns
+    /// how many bytes less the window counts.
     pub(crate) fn take_diverted(&self, copy: Ino, pieces: usize, now: Instant) -> u64 {
         let mut content = self.content.lock();
         let gone = content.pending.drop_front(pieces);
@@ -196,55 +198,57 @@ impl FileState {
         gone
     }
 
-    /// What is written from now on goes into this copy, too.
+    /// Sends later writes to this copy, too.
     pub(crate) fn divert(&self, copy: Ino, now: Instant) {
         self.content.lock().diverted = Some((copy, now));
     }
 
-    /// Whether what is written goes into a conflict copy.
+    /// Returns whether writes go into a conflict copy.
     pub(crate) fn is_diverted(&self) -> bool {
         self.content.lock().diverted.is_some()
     }
 
-    /// The copy is gone, or the writer has seen what others wrote: what is written from now on goes into the file.
+    /// Ends the diversion, because the copy is gone or the writer has seen what others wrote: later writes go into the
+    /// file.
     pub(crate) fn end_diversion(&self) {
         self.content.lock().diverted = None;
     }
 
-    /// Content need not be committed any more; what became of it is left for `fsync` and `close` to report.
+    /// Notes that content need not be committed any more. `outcome` is left for `fsync` and `close` to report.
     pub(crate) fn note_committed(&self, outcome: Result<(), FsError>) {
         let mut content = self.content.lock();
         content.refused = false;
         match outcome {
-            // I6: whoever closes or syncs next hears of it, though the background found it.
+            // I6: the next `close` or `fsync` reports it, though the background found it.
             Err(error) => content.unreported = Some(error),
             Ok(()) if content.unreported != Some(FsError::Stale) => content.unreported = None,
             Ok(()) => {}
         }
     }
 
-    /// Content could not be committed, and stays; it is not in the queue any more. `Stale` says that the policy refuses it.
+    /// Notes that content could not be committed, and stays outside the queue. `Stale` says that the policy refuses it.
     pub(crate) fn note_unsaved(&self, error: FsError) -> Unsaved {
         let mut content = self.content.lock();
         content.unreported = Some(error);
         content.refused = error == FsError::Stale;
         content.pending.leave_queue();
-        // Others need not wait for what nobody tries to commit.
+        // Writers need not wait for content that nobody tries to commit.
         let released = if content.refused { content.pending.stop_counting() } else { 0 };
         Unsaved { released, unheard: content.refused && content.opens == 0 }
     }
 
-    /// Something went wrong that the next `fsync` or `close` reports.
+    /// Notes an error that the next `fsync` or `close` reports.
     pub(crate) fn report_later(&self, error: FsError) {
         self.content.lock().unreported = Some(error);
     }
 
-    /// Whether nothing went wrong that is not reported.
+    /// Returns whether there is no unreported error.
     pub(crate) fn is_well(&self) -> bool {
         self.content.lock().unreported.is_none()
     }
 
-    /// What went wrong, once: it is reported now (I6). Who has heard of a conflict writes into the file again.
+    /// Takes out the unreported error, which is reported now, once (I6). A writer that was notified of a conflict
+    /// writes into the file again.
     pub(crate) fn take_unreported(&self) -> Option<FsError> {
         let mut content = self.content.lock();
         let unreported = content.unreported.take();
@@ -256,8 +260,8 @@ impl FileState {
 }
 
 impl Content {
-    /// After a commit: what was written meanwhile is based on it if it is `only_ours`, and appended content that landed
-    /// elsewhere than it was written for takes along what was appended behind it meanwhile.
+    /// Adjusts pending content after a commit. Later writes are based on the commit if it is `only_ours`. If appended
+    /// content landed elsewhere than it was written for, content that was appended behind it moves along.
     fn follow_commit(&mut self, (from, landed, end): (Option<u64>, Option<u64>, u64), only_ours: bool) {
         if self.pending.is_empty() {
             self.base = self.base.max(self.attr.version).max(self.extents.version());
@@ -266,7 +270,8 @@ impl Content {
             self.pending.settle();
             return;
         }
-        // I6: what was written meanwhile saw the file as it was before others' changes, so it keeps that base.
+        // I6: content that was written meanwhile saw the file as it was before the others' changes, so it retains that
+        // base.
         if only_ours {
             self.base = self.base.next();
         }
@@ -274,10 +279,10 @@ impl Content {
         self.size = self.attr.size.max(self.pending.end());
     }
 
-    /// A commit of ours has made this version, beside what others have made since `base`.
+    /// Notes a version that a commit of ours has made, beside those that others have made since `base`.
     fn note_own(&mut self, version: Version) {
         if self.own.len() >= OWN_VERSIONS_MAX {
-            // What was written then counts as another's: at worst, a copy is made where none is needed.
+            // The oldest version counts as another session's from now on: at worst, a needless copy is made.
             self.own.remove(0);
         }
         self.own.push(version);

@@ -1,4 +1,4 @@
-//! For the journal: what of the file is not committed, as it is written there and as it comes back.
+//! Methods for the journal: uncommitted content, as it is written there and as it comes back.
 
 use super::{Content, FileState};
 use crate::file::dirty::Packed;
@@ -39,26 +39,26 @@ impl Snapshot {
 }
 
 impl FileState {
-    /// What was sealed behind `after` up to `upto`, and is not in the journal.
+    /// Returns the content sealed behind `after` up to `upto` that is not in the journal.
     pub(crate) fn unjournaled(&self, after: u64, upto: u64) -> Snapshot {
         let content = self.content.lock();
         let after = after.max(content.pending.journaled());
         Snapshot::of(&content, |number| number > after && number <= upto)
     }
 
-    /// Everything that was sealed up to `upto`, for a picture of all of it. A commit of it may begin and arrive before the
-    /// next picture, so it is not for appending again.
+    /// Returns everything that was sealed up to `upto`, for a picture of all of it. It must not be appended again,
+    /// because a commit of it may begin and arrive before the next picture.
     pub(crate) fn picture(&self, upto: u64) -> Snapshot {
         let content = self.content.lock();
         Snapshot { append_from: None, ..Snapshot::of(&content, |number| number <= upto) }
     }
 
-    /// What was sealed up to this number is in the journal.
+    /// Notes that pieces up to this number are in the journal.
     pub(crate) fn note_journaled(&self, upto: u64) {
         self.content.lock().pending.note_journaled(upto);
     }
 
-    /// Takes in a piece that an earlier client left in the journal; its upload has begun. Returns its number.
+    /// Adds a piece that an earlier client left in the journal; its upload has begun. Returns its number.
     pub(crate) fn restore(&self, piece: Restored, uploading: Uploading) -> u64 {
         let mut content = self.content.lock();
         let number = content.pending.restore(piece, uploading);

@@ -1,4 +1,4 @@
-//! For who reads the file: what a read is made of, and what must be learned first.
+//! Methods for reading the file: what a read consists of, and what must be learned first.
 
 use super::FileState;
 use bytes::Bytes;
@@ -10,34 +10,34 @@ use wire::op::ExtentPage;
 /// Files up to this size are fetched when they are opened.
 const SMALL_FILE_BYTES_MAX: u64 = 64 << 10;
 
-/// What a read is made of.
+/// The parts that a read is made of.
 pub(crate) struct Plan {
     pub range: Range<u64>,
     pub extents: Vec<Extent>,
-    /// What is not committed and lies over it, as it was when the extents were looked up.
+    /// Uncommitted content that lies over the extents, as it was when they were looked up.
     pub over: Vec<(u64, Bytes)>,
-    /// Part of reading from one end to the other.
+    /// The read is part of sequential reading.
     pub sequential: bool,
 }
 
-/// What a read comes to next.
+/// The next step of a read.
 pub(crate) enum Step {
-    /// It is read already.
+    /// The read is complete.
     Done(Bytes),
     /// The extents of this chunk are needed.
     Load(ChunkIndex),
-    /// It is put together from this.
+    /// The read is assembled from this.
     Fetch(Plan),
 }
 
-/// What has become of a listing of extents.
+/// What became of a listing of extents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Listing {
     /// It is older than what is known, or a mixture of versions.
     Torn,
-    /// It was taken in.
+    /// It was applied.
     Taken,
-    /// It was taken in, and another session has changed the content.
+    /// It was applied, and another session has changed the content.
     Moved,
 }
 
@@ -73,15 +73,15 @@ impl FileState {
         Step::Fetch(Plan { extents: content.extents.overlapping(&range), over, range, sequential })
     }
 
-    /// A block that the extents name is gone, most likely because the file was changed: they are learned anew.
+    /// Forgets the extents, because a block that they name is gone: most likely, the file was changed.
     pub(crate) fn forget_extents(&self) {
         let mut content = self.content.lock();
         let version = content.extents.version();
         content.forget_extents(version);
     }
 
-    /// Takes in the extents of a range, in pages, none of them empty. A torn listing is taken as well as it goes if it is
-    /// the `last` that is asked for.
+    /// Applies the extents of a range, in pages, none of them empty. A torn listing is used anyway if it is the `last`
+    /// that is asked for.
     pub(crate) fn take_listing(&self, range: Range<u64>, pages: &[ExtentPage], last: bool) -> Listing {
         let Some(newest) = pages.last() else { return Listing::Torn };
         let version = newest.version;
@@ -92,8 +92,8 @@ impl FileState {
         }
         let moved = version > content.extents.version();
         if moved {
-            // Changed by another since it was opened. What was written here stays based on what it saw (I6); what is read
-            // from now on is the new content throughout.
+            // Another session has changed the file since it was opened. Content that was written here stays based on
+            // what it saw (I6); later reads see the new content throughout.
             content.forget_extents(version);
             if content.pending.is_empty() {
                 content.base = version;
@@ -107,7 +107,7 @@ impl FileState {
         if moved { Listing::Moved } else { Listing::Taken }
     }
 
-    /// What to fetch for a sequential reader who has come to `end`, so that this many bytes are on their way.
+    /// Returns what to fetch for a sequential reader who has come to `end`, so that this many bytes are under way.
     pub(crate) fn plan_ahead(&self, end: u64, readahead_bytes: u64) -> Option<Ahead> {
         let mut content = self.content.lock();
         let until = end.saturating_add(readahead_bytes).min(content.size);
@@ -120,7 +120,7 @@ impl FileState {
         Some(Ahead::Fetch(extents.iter().filter_map(block_of).collect()))
     }
 
-    /// The block that has all of a small file, if one has.
+    /// Returns the block that has all of a small file, if there is one.
     pub(crate) fn small_block(&self) -> Option<BlockHash> {
         let content = self.content.lock();
         let extents = content.extents.overlapping(&(0..SMALL_FILE_BYTES_MAX + 1));

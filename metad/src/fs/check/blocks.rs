@@ -1,4 +1,4 @@
-//! References of blocks, and the blocks that wait for their deletion.
+//! References of blocks, and the blocks that wait to be deleted.
 
 use super::Check;
 use crate::fs::blockref::BlockRef;
@@ -8,7 +8,7 @@ use wire::extent::Source;
 use wire::ids::BlockHash;
 use wire::message::check::{FindingKind, Repair};
 
-/// A block: what is counted, and what was found.
+/// A block: its stored counts, and those found.
 struct Row {
     hash: BlockHash,
     len: u32,
@@ -16,7 +16,7 @@ struct Row {
     found: u64,
 }
 
-/// Blocks with names from `first` up to, and without, `end`.
+/// Blocks with hashes from `first` up to, but not including, `end`.
 struct Window {
     rows: Vec<Row>,
     first: BlockHash,
@@ -74,13 +74,13 @@ fn collect(check: &mut Check, first: BlockHash) -> Window {
 }
 
 fn count(check: &mut Check, mut window: Window) {
-    // As many as a window takes: when these are mended, the next check finds the others.
+    // At most as many as fit in a window: once these are repaired, the next check finds the others.
     let mut unknown: BTreeMap<BlockHash, (u64, u32)> = BTreeMap::new();
     let most = check.window;
-    // Any block may be named by an extent that cannot be decoded.
+    // An extent that cannot be decoded may refer to any block.
     let mut is_sure = true;
     check.scan(keys::all_extents(), 16, |check, key, value| {
-        // Those that cannot be decoded are reported with their inodes.
+        // Extents that cannot be decoded are reported with their inodes.
         let Some(extent) = extent::decode(key, value) else {
             is_sure = false;
             return;
@@ -122,7 +122,7 @@ fn count(check: &mut Check, mut window: Window) {
     }
 }
 
-/// What waits for its deletion is known, and has no references since then.
+/// Checks that the blocks that wait to be deleted are known, and have had no references since then.
 fn unreferenced(check: &mut Check) {
     check.scan(keys::all_unreferenced(), 40, |check, key, _| {
         if index::belongs(check.kv, key) == Some(false) {

@@ -1,5 +1,5 @@
-//! Directories that lie below themselves. Each directory has an entry (see `rows`) in its parent, so all are within reach of the
-//! root unless some lead in a circle, or end where a directory is missing.
+//! Directories that lie below themselves. Each directory has an entry in its parent (see `rows`), so the root reaches
+//! all of them unless some lead in a circle, or to a missing directory.
 
 use super::{Check, places};
 use crate::fs::inode::Inode;
@@ -32,7 +32,7 @@ fn judge(check: &mut Check, judged: &mut HashSet<Ino>, (ino, inode): (Ino, Inode
             report(check, &way, above);
             break;
         }
-        // Whoever has no parent is reported elsewhere.
+        // A directory without a parent is reported elsewhere.
         let Some(next) = check.kv.get(&keys::inode(above)).and_then(|value| wire::codec::decode(&value).ok()) else {
             break;
         };
@@ -42,10 +42,11 @@ fn judge(check: &mut Check, judged: &mut HashSet<Ino>, (ino, inode): (Ino, Inode
     judged.extend(way);
 }
 
-/// The circle is the part of the way from where it was come to again.
+/// Reports a circle: the part of the way that begins at the directory that was reached twice.
 fn report(check: &mut Check, way: &[Ino], again: Ino) {
     let circle = way.iter().skip_while(|ino| **ino != again);
-    // Always the same one, wherever the circle was come to; each is reported once because its directories are judged then.
+    // The directory named is always the same one, wherever the circle was entered. Each circle is reported once,
+    // because its directories are judged then.
     let Some(least) = circle.copied().min() else { return };
     let Some(inode) = check.load::<Inode>(&keys::inode(least)) else { return };
     let seen = Seen { nlink: inode.attr.nlink, ctime: inode.attr.ctime };

@@ -1,4 +1,5 @@
-//! Directory entries, against the inodes of one window: those that they lead to, and those that they stand in.
+//! Directory entries, compared with the inodes of one window: those that they lead to, and the directories that hold
+//! them.
 
 use super::rows::Rows;
 use super::{Check, places};
@@ -36,7 +37,7 @@ pub(super) fn check(check: &mut Check, rows: &mut Rows) {
     check.scan(keys::all_dentries(), 16, |check, key, value| {
         let (parent, cookie, name) = keys::dentry_parts(key);
         let Ok((ino, kind)) = wire::codec::decode::<dentry::Target>(value) else {
-            // Once, not for each window.
+            // Reported once, not for each window.
             if rows.covers(parent) {
                 check.undecodable(key);
             }
@@ -52,7 +53,7 @@ pub(super) fn check(check: &mut Check, rows: &mut Rows) {
     });
 }
 
-/// Where an entry leads.
+/// Checks where an entry leads.
 fn lead(check: &mut Check, rows: &mut Rows, entry: &Entry) {
     let ino = entry.ino;
     let Some(row) = rows.get(ino) else {
@@ -81,7 +82,7 @@ fn lead(check: &mut Check, rows: &mut Rows, entry: &Entry) {
     if inode.is_some_and(|inode| inode.parent == entry.parent && inode.name == entry.name) {
         return;
     }
-    // The entry by which the directory itself goes may be another one.
+    // The directory may be recorded under another entry.
     let own = check.load::<crate::fs::inode::Inode>(&keys::inode(ino)).and_then(|inode| {
         let own = check.load::<dentry::Target>(&keys::dentry(inode.parent, &inode.name));
         own.filter(|(target, _)| *target == ino)
@@ -95,7 +96,7 @@ fn lead(check: &mut Check, rows: &mut Rows, entry: &Entry) {
     entry.report(check, FindingKind::WrongParent, what, repair);
 }
 
-/// Where an entry stands.
+/// Checks the directory that holds an entry.
 fn stand(check: &mut Check, rows: &mut Rows, entry: &Entry) {
     let parent = entry.parent;
     let Some(row) = rows.get(parent).filter(|row| row.is_dir() || row.is_damaged) else {

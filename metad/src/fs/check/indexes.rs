@@ -1,4 +1,4 @@
-//! What is kept for sessions, and the tables that say the same in another order.
+//! What is stored for sessions, and the tables that index other tables.
 
 use super::Check;
 use crate::fs::keys::{self, Key};
@@ -26,7 +26,7 @@ pub(super) fn check(check: &mut Check) {
             }
         }
     }
-    // Of what they are indexes of the other direction is looked at elsewhere.
+    // Keys that these indexes lack are found elsewhere, with the tables that they index.
     let tables: [(Range<Key>, usize); 5] = [
         (keys::all_living(), 16),
         (keys::all_ended(), 24),
@@ -75,7 +75,7 @@ fn replies(check: &mut Check, sessions: &BTreeMap<SessionId, Session>) {
     }
 }
 
-/// Numbers of the sessions that live, as far as their records can be decoded.
+/// Returns the numbers of the living sessions whose records can be decoded.
 pub(super) fn living(check: &Check) -> BTreeSet<SessionId> {
     let sessions = check.kv.pairs(keys::sessions(), usize::MAX);
     let live = sessions.iter().filter(|(key, value)| {

@@ -1,14 +1,14 @@
-//! Where something is found, for people.
+//! Names of places, for people.
 
 use crate::fs::inode::Inode;
 use crate::fs::keys;
 use crate::fs::view::Kv;
 use wire::ids::Ino;
 
-/// Longest path that is told in full, in bytes. `PATH_MAX` is 4096.
+/// Longest path that is reported in full, in bytes. `PATH_MAX` is 4096.
 const PATH_BYTES_MAX: usize = 4096;
 
-/// Bytes in one line: what is no printable text is escaped.
+/// Returns bytes as one line; what is not printable text is escaped.
 #[must_use]
 pub fn printable(bytes: &[u8]) -> String {
     let mut text = String::new();
@@ -27,13 +27,13 @@ pub fn printable(bytes: &[u8]) -> String {
     text
 }
 
-/// An inode by its path; by its number when none leads to it.
+/// Returns the path of an inode, or its number when no path leads to it.
 #[must_use]
 pub fn of(kv: &dyn Kv, ino: Ino) -> String {
     path(kv, ino).unwrap_or_else(|| format!("inode {ino}"))
 }
 
-/// An entry by its path.
+/// Returns the path of an entry.
 #[must_use]
 pub fn entry(kv: &dyn Kv, parent: Ino, name: &[u8]) -> String {
     let name = printable(name);
@@ -44,12 +44,12 @@ pub fn entry(kv: &dyn Kv, parent: Ino, name: &[u8]) -> String {
     }
 }
 
-/// Of a file with several names it is the one that was given last.
+/// Returns an inode's path; if a file has several names, the one that was given last.
 fn path(kv: &dyn Kv, ino: Ino) -> Option<String> {
     let (mut parts, mut bytes, mut at) = (Vec::new(), 0, ino);
     while at != Ino::ROOT {
         let inode: Inode = wire::codec::decode(&kv.get(&keys::inode(at))?).ok()?;
-        // The entry may be gone, though the inode has others.
+        // The entry may be gone, even if the inode has others.
         kv.get(&keys::dentry(inode.parent, &inode.name))?;
         bytes += inode.name.len() + 1;
         if bytes > PATH_BYTES_MAX {
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_a_name_holds_it_stays_on_its_line() {
+    fn a_name_stays_on_its_line_whatever_bytes_it_has() {
         assert_eq!(printable(b"a\nb\\\xff\x1b[1m \xc3\xa9"), "a\\nb\\\\\\xff\\u{1b}[1m é");
     }
 }

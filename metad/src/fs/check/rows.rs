@@ -1,4 +1,4 @@
-//! What is remembered of the inodes of a window, and what is compared at its end.
+//! What is remembered of the inodes of a window, and compared at its end.
 
 use super::{Check, places};
 use crate::fs::inode::Inode;
@@ -8,14 +8,14 @@ use wire::attr::{Creator, FileKind, InodeAttr, Timestamp};
 use wire::ids::Ino;
 use wire::message::check::{FindingKind, Repair, Seen};
 
-/// An inode: what it says, and what was found of it.
+/// An inode: what its record says, and what was found.
 #[derive(Debug)]
 pub(super) struct Row {
     pub ino: Ino,
-    /// Its record cannot be decoded: it is there, and nothing more is known.
+    /// Its record cannot be decoded: the inode exists, and nothing more is known.
     pub is_damaged: bool,
     pub kind: FileKind,
-    /// Of a directory.
+    /// The parent of a directory.
     pub parent: Ino,
     pub seen: Seen,
     size: u64,
@@ -23,7 +23,7 @@ pub(super) struct Row {
     has_xattrs: bool,
     /// Entries that lead to it.
     pub links: u32,
-    /// Entries in it, and those of them that lead to directories.
+    /// Entries in it, and how many of them lead to directories.
     pub entries: u64,
     pub subdirs: u32,
     /// Bytes of its extents, and where the last one ends.
@@ -35,7 +35,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Of an inode whose record cannot be decoded.
+    /// Makes the row of an inode whose record cannot be decoded.
     pub(super) fn damaged(ino: Ino) -> Self {
         let creator = Creator { mode: 0, uid: 0, gid: 0 };
         let attr = InodeAttr::new(ino, FileKind::Regular, creator, Timestamp::default());
@@ -69,12 +69,12 @@ impl Row {
         self.kind == FileKind::Directory
     }
 
-    /// Whether nothing leads to it, and nobody is waited for to let it go.
+    /// Returns whether no entry leads to it, and no session may hold it open.
     fn is_nameless(&self) -> bool {
         self.links == 0 && !self.is_orphan && self.ino != Ino::ROOT
     }
 
-    /// Reports what does not fit.
+    /// Reports contradictions.
     pub(super) fn compare(&self, check: &mut Check) {
         let (ino, seen) = (self.ino, self.seen);
         let place = |check: &Check| places::of(check.kv, ino);
@@ -123,12 +123,13 @@ impl Row {
     }
 }
 
-/// The rows of all inodes with numbers from `first` up to, and without, `end`; without an end up to the last possible one.
+/// The rows of all inodes with numbers from `first` up to, but not including, `end`; without an end, up to the last
+/// possible one.
 pub(super) struct Rows {
     pub rows: Vec<Row>,
     pub first: Ino,
     pub end: Option<Ino>,
-    /// Inodes that are not there, have content, and a name leads to: what has become of them is to be seen to by hand.
+    /// Missing inodes that have content and to which a name leads: an operator has to decide about them.
     pub lost: BTreeSet<Ino>,
 }
 
@@ -142,7 +143,7 @@ impl Rows {
         self.rows.get_mut(at)
     }
 
-    /// Keys of a table whose keys begin with an inode's number, as far as they are of these inodes.
+    /// Returns the keys of a table that begin with the number of an inode of this window.
     pub(super) fn keys(&self, table: u8) -> Range<Vec<u8>> {
         let at = |ino: Ino| [&[table][..], &ino.0.to_be_bytes()].concat();
         at(self.first)..self.end.map_or_else(|| vec![table + 1], at)

@@ -1,5 +1,5 @@
-//! One window of inodes after the other: each with the entries that lead to it and stand in it, and with the rows of all
-//! tables that belong to it.
+//! One window of inodes after the other: each inode with the entries that lead to it and stand in it, and with the rows
+//! of all tables that belong to it.
 
 use super::rows::{Row, Rows};
 use super::{Check, entries, indexes, places};
@@ -36,7 +36,7 @@ pub(super) fn check(check: &mut Check) {
     counters(check, count, greatest);
 }
 
-/// The next inodes, as many as a window takes.
+/// Returns the next inodes, as many as fit in a window.
 fn collect(check: &mut Check, mut rows: Rows) -> Rows {
     let kv = check.kv;
     let window = check.window;
@@ -91,7 +91,7 @@ fn extents(check: &mut Check, rows: &mut Rows) {
             // Once for each inode.
             None if stray.replace(ino) != Some(ino) && check.kv.get(&keys::reaping(ino)).is_none() => {
                 let what = "has content, and is not there".to_owned();
-                // Where a name leads to it, what is lost is the inode alone.
+                // Where a name leads to it, only the inode is lost.
                 let repair = (!rows.lost.contains(&ino)).then_some(Repair::Content(ino));
                 check.found(FindingKind::Leftover, format!("inode {ino}"), what, repair);
             }

@@ -1,4 +1,4 @@
-//! Mending what counts content, and what is left of inodes that are not there.
+//! Repairs of counts of content, and of what is left of inodes that do not exist.
 
 use super::{WORK_MAX, load, load_inode};
 use crate::fs::blockref::BlockRef;
@@ -9,8 +9,8 @@ use wire::attr::FileKind;
 use wire::extent::Source;
 use wire::ids::{BlockHash, Ino};
 
-/// Attributes of an inode that is not there that are removed at once.
-const ATTRIBUTES: usize = 4096;
+/// Attributes of a missing inode that are removed at once.
+const ATTRIBUTES_AT_ONCE: usize = 4096;
 
 /// `Repair::Allocated`.
 pub(super) fn count(view: &mut View, context: &Context, ino: Ino) -> bool {
@@ -34,7 +34,7 @@ pub(super) fn count(view: &mut View, context: &Context, ino: Ino) -> bool {
 pub(super) fn attributes(view: &mut View, context: &Context, ino: Ino) -> bool {
     let has_target = view.get(&keys::symlink(ino)).is_some();
     if view.get(&keys::inode(ino)).is_none() {
-        let left = view.pairs(keys::xattrs(ino), ATTRIBUTES);
+        let left = view.pairs(keys::xattrs(ino), ATTRIBUTES_AT_ONCE);
         let some = has_target || !left.is_empty();
         left.into_iter().for_each(|(key, _)| view.delete(key));
         view.delete(keys::symlink(ino));
@@ -70,7 +70,7 @@ pub(super) fn take_apart(view: &mut View, ino: Ino) -> bool {
     true
 }
 
-/// Whether all references that an inode's extents have are counted: then they may go.
+/// Returns whether all references of an inode's extents are counted: then the extents may be removed.
 pub(super) fn is_counted(view: &View, ino: Ino) -> bool {
     let mut references: BTreeMap<BlockHash, u64> = BTreeMap::new();
     let mut extents = 0;
@@ -110,7 +110,7 @@ pub(super) fn references(
     }
     (block.count, block.zero_since_ms) = (found, 0);
     if found == 0 {
-        // I10: its grace begins now.
+        // I10: its grace period begins now.
         block.zero_since_ms = context.entry.as_millis().max(1);
         view.put(keys::unreferenced(block.zero_since_ms, hash), Vec::new());
     }

@@ -1,4 +1,4 @@
-//! Mending entries, and the counts of links and entries.
+//! Repairs of entries, and of counts of links and entries.
 
 use super::{WORK_MAX, load, load_as, load_inode};
 use crate::fs::dentry::{self, Target};
@@ -11,9 +11,9 @@ use wire::attr::{Creator, FileKind, InodeAttr};
 use wire::ids::Ino;
 use wire::message::check::Seen;
 
-/// The directory below the root in which inodes without a name get one.
+/// The directory below the root in which inodes without a name are put.
 pub(super) const LOST_AND_FOUND: &[u8] = b"lost+found";
-/// Directories above one another that are gone through.
+/// Directories above one another that are visited.
 const DEPTH_MAX: usize = 1 << 16;
 
 /// An entry's place: directory, place in its order, name.
@@ -27,7 +27,7 @@ fn load_target(view: &View, key: &[u8]) -> Option<Target> {
     load(view, key)
 }
 
-/// Whether a name in a directory leads there.
+/// Returns whether a name in a directory leads to an inode.
 fn leads(view: &View, (parent, name): (Ino, &[u8]), ino: Ino) -> bool {
     load_target(view, &keys::dentry(parent, name)).is_some_and(|(target, _)| target == ino)
 }
@@ -40,7 +40,7 @@ fn load_dir(view: &View, ino: Ino) -> Option<Inode> {
 pub(super) fn count(view: &mut View, context: &Context, ino: Ino, seen: Seen, found: u32) -> bool {
     let Some(mut inode) = load_as(view, ino, seen) else { return false };
     let is_waiting = view.get(&keys::orphan(ino)).is_some();
-    // Without an entry it is attached, or waits to be let go.
+    // An inode without an entry is attached, or waits until no session holds it.
     if inode.attr.kind == FileKind::Directory || (found == 0) != is_waiting {
         return false;
     }
@@ -76,14 +76,14 @@ pub(super) fn remove(view: &mut View, context: &Context, place: Place, ino: Ino)
     if load_target(view, &key_of(place)).is_none_or(|(target, _)| target != ino) {
         return false;
     }
-    // One whose record is damaged is there.
+    // An inode whose record is damaged exists.
     let is_there = |ino| view.get(&keys::inode(ino)).is_some();
     let in_no_dir = match load_inode(view, parent) {
         Some(inode) => inode.attr.kind != FileKind::Directory,
         None => !is_there(parent),
     };
     let is_superfluous = match load_dir(view, ino) {
-        // A directory has one entry: that by which it goes itself.
+        // A directory has one entry: the one that it records itself.
         Some(dir) => (dir.parent, dir.name.as_slice()) != (parent, name) && leads(view, (dir.parent, &dir.name), ino),
         None => !is_there(ino),
     };
@@ -140,7 +140,7 @@ pub(super) fn attach(view: &mut View, context: &Context, ino: Ino, seen: Seen) -
         view.delete(keys::dentry(inode.parent, &inode.name));
         count_dir(view, context, inode.parent);
     }
-    // As it is now: it may be its own parent.
+    // Loaded again: the inode may be its own parent.
     let (Some(mut inode), Some(mut dir)) = (load_inode(view, ino), load_inode(view, found)) else { return false };
     (inode.parent, inode.name) = (found, name.clone());
     if inode.attr.kind != FileKind::Directory {
@@ -166,7 +166,7 @@ fn lies_below_itself(view: &View, inode: &Inode) -> bool {
     false
 }
 
-/// The directory for what has no name, which is made when there is none.
+/// Returns the directory for inodes without a name, and makes it if there is none.
 fn lost_and_found(view: &mut View, context: &Context) -> Option<Ino> {
     let key = keys::dentry(Ino::ROOT, LOST_AND_FOUND);
     if view.get(&key).is_some() {

@@ -1,4 +1,5 @@
-//! What a client that lies may ask for: it is refused, the same way on every replica, or costs no more than it should.
+//! What a malicious client may ask for: it is refused in the same way on every replica, or costs no more than it
+//! should.
 
 use super::*;
 use crate::fs::blockref;
@@ -19,7 +20,7 @@ fn assert_sound(world: &World) {
 }
 
 #[test]
-fn one_certificate_has_so_many_sessions_and_leaves_room_for_others() {
+fn the_sessions_of_one_certificate_are_limited_and_leave_room_for_others() {
     let mut world = World::new();
     let ids: Vec<SessionId> = (0..SESSIONS_PER_CLIENT_MAX as u64)
         .map(|token| match world.apply(opening("greedy", Some(token))) {
@@ -37,7 +38,7 @@ fn one_certificate_has_so_many_sessions_and_leaves_room_for_others() {
 }
 
 #[test]
-fn thousands_of_sessions_end_in_a_moment_and_the_last_ones_are_remembered() {
+fn thousands_of_sessions_end_at_once_and_the_last_ones_are_remembered() {
     let mut world = World::new();
     let mut ids = Vec::new();
     for client in ["a", "b", "c"] {
@@ -167,7 +168,7 @@ fn a_value_that_could_not_be_read_back_is_never_stored() {
 }
 
 #[test]
-fn work_without_end_is_noticed_though_nothing_is_changed() {
+fn work_without_end_is_noticed_even_if_nothing_changes() {
     let kv = MemoryKv((0..1_000_u32).map(|key| (key.to_be_bytes().to_vec(), Vec::new())).collect());
     let mut view = View::new(&kv);
     view.savepoint();
@@ -181,7 +182,7 @@ fn work_without_end_is_noticed_though_nothing_is_changed() {
     assert!(!view.is_exhausted());
 }
 
-/// A session of this certificate.
+/// Opens a session of this certificate.
 fn session_of(world: &mut World, client: &str, token: u64) -> SessionId {
     let CommandReply::Session(id) = world.apply(opening(client, Some(token))) else { panic!("refused") };
     world.seqs.insert(id, 0);
@@ -189,14 +190,14 @@ fn session_of(world: &mut World, client: &str, token: u64) -> SessionId {
 }
 
 #[test]
-fn nobody_makes_metad_forget_what_it_knows_of_others_journals() {
+fn no_client_makes_metad_forget_the_journals_of_others() {
     let mut world = World::new();
     let (honest, liar) = (session_of(&mut world, "honest", 1), session_of(&mut world, "liar", 2));
-    let told = |journal| Op::Journaled { journal: JournalId(journal), position: Some(Default::default()) };
-    world.one(honest, told(7)).unwrap();
+    let journaled = |journal| Op::Journaled { journal: JournalId(journal), position: Some(Default::default()) };
+    world.one(honest, journaled(7)).unwrap();
     for batch in 0..4 {
         let first = u64::MAX - batch * BATCH_OPS_MAX as u64;
-        world.run(liar, (0..BATCH_OPS_MAX as u64).map(|number| told(first - number)).collect()).unwrap();
+        world.run(liar, (0..BATCH_OPS_MAX as u64).map(|number| journaled(first - number)).collect()).unwrap();
     }
     let known = |world: &World, journal| match read::read(&world.kv, honest, &Read::Journaled { journal }) {
         Ok(ReadReply::Journaled(position)) => position.is_some(),
@@ -205,7 +206,7 @@ fn nobody_makes_metad_forget_what_it_knows_of_others_journals() {
     assert!(known(&world, JournalId(7)));
     let left = world.kv.pairs(super::super::keys::journals_of("liar"), usize::MAX).len();
     assert_eq!(left, 1024);
-    // What is not one's own is not forgotten, either.
+    // A client cannot forget the journals of others, either.
     world.one(liar, Op::Journaled { journal: JournalId(7), position: None }).unwrap();
     assert!(known(&world, JournalId(7)));
     world.one(honest, Op::Journaled { journal: JournalId(7), position: None }).unwrap();
@@ -215,7 +216,7 @@ fn nobody_makes_metad_forget_what_it_knows_of_others_journals() {
 
 /// I1.
 #[test]
-fn what_is_known_of_an_ended_session_outlives_any_number_of_others_sessions() {
+fn an_ended_session_is_remembered_whatever_number_of_sessions_others_open() {
     let mut world = World::new();
     let honest = session_of(&mut world, "honest", 1);
     let batch = Batch { seq: BatchSeq(1), acked: BatchSeq(0), ops: vec![Op::LeaseInos { count: 5 }] };
@@ -251,7 +252,7 @@ fn a_session_that_takes_over_again_and_again_has_no_more_inode_numbers_than_anot
     assert_sound(&world);
 }
 
-/// A file of a terabyte, all of which is cut; and then a byte of it, again and again.
+/// Returns operations that cut a file of a terabyte, and then a byte of it again and again.
 fn cuts(world: &mut World, id: SessionId) -> Vec<Op> {
     world.one(id, create(Ino::ROOT, "f", 2000, NewInode::Regular)).unwrap();
     let allocate =
@@ -263,7 +264,7 @@ fn cuts(world: &mut World, id: SessionId) -> Vec<Op> {
 }
 
 #[test]
-fn what_is_remembered_of_a_journal_is_not_refused_behind_an_operation_that_exhausts_its_batch() {
+fn the_position_of_a_journal_is_not_refused_after_an_operation_that_exhausts_its_batch() {
     let mut world = World::new();
     let id = world.session();
     let mut ops = cuts(&mut world, id);
@@ -273,7 +274,7 @@ fn what_is_remembered_of_a_journal_is_not_refused_behind_an_operation_that_exhau
     assert!(world.run(id, ops).is_ok());
 }
 
-/// Each looks for the last extent before a place, and steps over all that the first one has removed.
+/// Each cut looks for the last extent before a place, and steps over all that the first one has removed.
 #[test]
 fn cutting_again_and_again_what_was_cut_in_the_same_batch_is_refused() {
     let mut world = World::new();

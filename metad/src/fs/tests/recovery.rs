@@ -1,4 +1,4 @@
-//! What a state looks like after a recovery.
+//! The state after a recovery.
 
 use super::*;
 use crate::fs::keys;
@@ -11,13 +11,13 @@ use wire::op::{Lock, LockFamily};
 
 const NOW: Timestamp = Timestamp { secs: 1_700_000_000, nanos: 0 };
 
-/// The state as a backup would have it.
+/// Returns the state as a backup would hold it.
 fn exported(kv: &MemoryKv) -> MemoryKv {
-    let keep = |(key, value): (&Vec<u8>, &Vec<u8>)| Some((key.clone(), recovery::exported(key, value.clone())?));
-    MemoryKv(kv.0.iter().filter_map(keep).collect())
+    let export = |(key, value): (&Vec<u8>, &Vec<u8>)| Some((key.clone(), recovery::exported(key, value.clone())?));
+    MemoryKv(kv.0.iter().filter_map(export).collect())
 }
 
-/// A step of a recovery.
+/// Takes a step of a recovery.
 fn change<T>(kv: &mut MemoryKv, step: impl FnOnce(&mut View) -> T) -> T {
     let before = kv.clone();
     let mut view = View::new(&before);
@@ -38,7 +38,7 @@ fn recover(kv: &mut MemoryKv, now: Timestamp) {
     change(kv, |view| recovery::begin_anew(view, jump, &stop).unwrap());
 }
 
-/// A world with files, one of them removed while open, locks, journals and sessions, and its session.
+/// Makes a world with files, one of them removed while open, locks, journals and sessions. Also returns its session.
 fn lived_in() -> (World, SessionId) {
     let mut world = World::new();
     let id = world.session();
@@ -54,7 +54,7 @@ fn lived_in() -> (World, SessionId) {
     let lock = Lock { family: LockFamily::Posix, owner: 1, pid: 1, start: 0, end: 10, exclusive: true };
     world.run(id, vec![Op::SetLock { ino: Ino(1024), lock }]).unwrap();
     let file = JournaledFile { ino: Ino(1024), base: world.attr(Ino(1024)).version, committed: false };
-    let position = JournalPosition { told: 5, left: 0, files: vec![file] };
+    let position = JournalPosition { acknowledged: 5, left: 0, files: vec![file] };
     world.run(id, vec![Op::Journaled { journal: JournalId(7), position: Some(position) }]).unwrap();
     world.run(id, vec![Op::Unlink { parent: Ino::ROOT, name: "open".into(), released: None }]).unwrap();
     assert_eq!(session::all(&world.kv).len(), 2);
@@ -77,7 +77,7 @@ fn a_recovered_state_is_whole_and_gives_out_nothing_a_second_time() {
         let jumped = world.attr(Ino(1024)).version;
         assert!(jumped > Version(version.0 + (1 << 40)), "{jumped}");
         let position: JournalPosition = world.kv.load(&keys::journal(JournalId(7))).unwrap();
-        assert_eq!((position.told, position.files[0].base), (5, jumped), "the rest is based on what is there");
+        assert_eq!((position.acknowledged, position.files[0].base), (5, jumped), "the rest is based on what is there");
         let layout = settings::layout(&world.kv);
         assert!(layout.epoch.0 > 1 << 40 && layout.placement == layout.epoch);
 
@@ -85,7 +85,7 @@ fn a_recovered_state_is_whole_and_gives_out_nothing_a_second_time() {
         assert_ne!(new, id);
         let taken = world.run(new, vec![create(Ino::ROOT, "new", 1026, NewInode::Regular)]);
         assert_eq!(taken.unwrap_err().error, FsError::Invalid, "the number may have been used since");
-        // Who has seen a version of the lost time has not seen what is there.
+        // A client that saw a version of the lost time has not seen what is there now.
         for lost in [version, Version(version.0 + 3)] {
             let commit = write(Ino(1024), lost, 0, b"lost", ConflictPolicy::Fail);
             assert_eq!(world.one(new, commit).unwrap_err(), FsError::Stale);
@@ -96,7 +96,7 @@ fn a_recovered_state_is_whole_and_gives_out_nothing_a_second_time() {
 }
 
 #[test]
-fn nothing_that_a_client_proves_itself_by_is_in_a_backup() {
+fn no_secret_of_a_client_is_in_a_backup() {
     let (world, id) = lived_in();
     let exported = exported(&world.kv);
     let has = |kv: &MemoryKv, table: u8| kv.0.keys().any(|key| key[0] == table);

@@ -7,22 +7,22 @@ const LEASE: Duration = Duration::from_secs(5);
 const SESSIONS: u64 = 3;
 const INODES: u64 = 3;
 
-/// What a client does, as `client::cache` does it: an answer is kept unless something of it was recalled since it was
-/// asked for, and used while the leases hold.
+/// A client, which does what `client::cache` does: it caches an answer unless something of it was recalled since the
+/// client asked, and uses it while the leases hold.
 #[derive(Default)]
 struct Client {
     cached: HashMap<Ino, u64>,
     attached: bool,
     until: Option<Instant>,
-    /// When each inode was recalled, counted; and up to where everything was dropped.
+    /// When each inode was recalled, as a count of events, and up to which count everything was dropped.
     clock: u64,
     recalled: HashMap<Ino, u64>,
     floor: u64,
     /// Events on their way to it.
     events: Vec<Event>,
-    /// Answers on their way to it: inode, version, when it asked.
+    /// Answers on their way to it: inode, version, and when it asked.
     answers: Vec<(Ino, u64, u64)>,
-    /// Extensions on their way to it: when it asked, by the clock and by its own count.
+    /// Extensions on their way to it: when it asked, by the clock and by its count of events.
     extensions: Vec<(Instant, u64)>,
 }
 
@@ -35,12 +35,12 @@ enum Event {
 struct Change {
     session: u64,
     inos: Vec<Ino>,
-    waits: Vec<Told>,
-    /// What it has made of each inode.
+    waits: Vec<Notice>,
+    /// The version that it has made of each inode.
     applied: Option<Vec<(Ino, u64)>>,
 }
 
-/// A read that metad has answered, and not granted a lease on yet.
+/// A read that metad has answered, but not granted a lease on yet.
 struct Looked {
     session: u64,
     ino: Ino,
@@ -96,7 +96,7 @@ struct World {
     clients: Vec<Client>,
     changes: Vec<Change>,
     reads: Vec<Looked>,
-    /// Versions as applied.
+    /// Applied versions.
     applied: HashMap<Ino, u64>,
 }
 
@@ -188,15 +188,15 @@ impl World {
                     return;
                 }
                 let inos: Vec<Ino> = HashSet::<u64>::from_iter(inos).into_iter().map(Ino).collect();
-                // What a client changes itself it drops when it begins.
+                // A client drops what it changes itself when it begins.
                 let client = &mut self.clients[session as usize];
                 client.clock += 1;
                 for ino in &inos {
                     client.cached.remove(ino);
                     client.recalled.insert(*ino, client.clock);
                 }
-                let (tell, waits) = self.table.begin(SessionId(session), &inos, self.now);
-                for Told { session, seq } in tell {
+                let (notices, waits) = self.table.begin(SessionId(session), &inos, self.now);
+                for Notice { session, seq } in notices {
                     self.clients[session.0 as usize].events.push(Event::Recall(seq, inos.clone()));
                 }
                 self.changes.push(Change { session, inos, waits, applied: None });
@@ -225,7 +225,7 @@ impl World {
             }
             Step::Pass(ms) => self.now += Duration::from_millis(ms),
             Step::Lead => {
-                // Changes under way end with the leader that began them: their callers ask the next one.
+                // Changes under way end with the leader that began them: their callers ask the next leader.
                 self.changes.clear();
                 self.reads.clear();
                 self.table = Table::new(LEASE, self.now);
@@ -242,7 +242,7 @@ impl World {
                 continue;
             }
             for (ino, version) in &client.cached {
-                // Not only completed changes: whoever reads the new state elsewhere may tell of it.
+                // Applied changes count before they complete: somebody who reads the new state elsewhere may report it.
                 let applied = self.applied.get(ino).copied().unwrap_or(0);
                 prop_assert!(*version >= applied, "{ino:?} is cached as of {version}, and {applied} is applied");
             }
@@ -314,7 +314,7 @@ fn a_read_is_leased_though_something_else_was_changed_meanwhile() {
     table.end(one, &[Ino(7)], now);
     assert!(!table.grant(two, &[Ino(7)], stamp, now).0);
     assert!(table.grant(two, &[Ino(8)], stamp, now).0);
-    for _ in 0..RECENT {
+    for _ in 0..CHANGES_REMEMBERED {
         table.begin(one, &[Ino(9)], now);
         table.end(one, &[Ino(9)], now);
     }
@@ -329,10 +329,10 @@ fn too_many_leases_of_one_session_are_recalled_together() {
     table.attach(one, 0, false, now);
     let many: Vec<Ino> = (0..HELD_MAX as u64).map(Ino).collect();
     assert!(table.grant(one, &many, table.stamp(), now).0);
-    let (granted, told) = table.grant(one, &[Ino(u64::MAX)], table.stamp(), now);
-    let told = told.unwrap();
+    let (granted, notice) = table.grant(one, &[Ino(u64::MAX)], table.stamp(), now);
+    let notice = notice.unwrap();
     assert!(!granted && table.held.len() == HELD_MAX);
-    table.acknowledge(one, &[told.seq]);
+    table.acknowledge(one, &[notice.seq]);
     assert!(table.held.is_empty());
     assert!(table.grant(one, &[Ino(u64::MAX)], table.stamp(), now).0);
 }
@@ -350,7 +350,7 @@ fn a_new_leader_waits_for_sessions_that_have_not_come_to_it() {
 }
 
 #[test]
-fn a_delegation_is_for_who_is_alone_and_a_reader_waits_until_its_holder_has_told_everything() {
+fn a_delegation_is_for_a_sole_holder_and_a_reader_waits_until_it_has_sent_everything() {
     let now = Instant::now();
     let later = |seconds| now + Duration::from_secs(seconds);
     let mut table = Table::new(LEASE, now);
@@ -366,22 +366,22 @@ fn a_delegation_is_for_who_is_alone_and_a_reader_waits_until_its_holder_has_told
     assert_eq!(table.delegate(one, &[file], now), [file]);
     assert_eq!(table.share(one, &[file], now), (vec![], vec![]), "its holder may look");
 
-    let (tell, waits) = table.share(two, &[file], now);
-    assert_eq!(tell, [(waits[0].clone(), vec![file])]);
+    let (notices, waits) = table.share(two, &[file], now);
+    assert_eq!(notices, [(waits[0].clone(), vec![file])]);
     assert_eq!(table.unsettled_until(&waits, now), Some(later(5)));
-    assert!(table.share(two, &[file], now).0.is_empty(), "it was told already");
+    assert!(table.share(two, &[file], now).0.is_empty(), "the event was sent already");
     assert_eq!(table.extend(one, later(4), false), Extension::Pending);
-    assert_eq!(table.unsettled_until(&waits, later(6)), Some(later(9)), "it lives, and is telling");
+    assert_eq!(table.unsettled_until(&waits, later(6)), Some(later(9)), "it lives, and is sending");
     let (_, also) = table.begin(two, &[file], later(6));
     assert!(also.contains(&waits[0]), "a change waits, too");
     table.end(two, &[file], later(6));
-    table.acknowledge(one, &also.iter().map(|told| told.seq).collect::<Vec<_>>());
+    table.acknowledge(one, &also.iter().map(|notice| notice.seq).collect::<Vec<_>>());
     assert_eq!(table.unsettled_until(&also, later(6)), None);
     assert!(table.share(two, &[file], later(6)).1.is_empty());
 }
 
 #[test]
-fn a_holder_that_lives_but_never_tells_is_waited_for_a_while_and_no_longer() {
+fn a_holder_that_lives_but_never_sends_is_waited_for_a_while_and_no_longer() {
     let now = Instant::now();
     let mut table = Table::new(LEASE, now);
     let (one, two, file) = (SessionId(1), SessionId(2), Ino(7));
@@ -397,16 +397,16 @@ fn a_holder_that_lives_but_never_tells_is_waited_for_a_while_and_no_longer() {
         at += Duration::from_secs(1);
         table.extend(one, at, false);
         if at == now + PATIENCE / 2 {
-            assert_eq!(table.share(two, &[Ino(8)], at).0.len(), 1, "who asks for more later has no part in that");
+            assert_eq!(table.share(two, &[Ino(8)], at).0.len(), 1, "asking for more later changes nothing");
         }
         assert!(at <= now + PATIENCE + LEASE);
     }
     assert!(at >= now + PATIENCE);
 }
 
-/// Each has something to tell that waits for what the other one has only read.
+/// Each has something to send that waits for a lease of the other on what that has only read.
 #[test]
-fn two_that_wait_for_each_other_are_told_apart_by_what_needs_nothing_to_be_told() {
+fn two_holders_that_wait_for_each_other_may_acknowledge_early_what_asks_for_nothing_unsent() {
     let now = Instant::now();
     let mut table = Table::new(LEASE, now);
     let sessions = [SessionId(1), SessionId(2)];
@@ -419,36 +419,36 @@ fn two_that_wait_for_each_other_are_told_apart_by_what_needs_nothing_to_be_told(
     for session in sessions {
         assert!(table.grant(session, &[Ino(11), Ino(21)], table.stamp(), now).0);
     }
-    // Somebody looks, and both have to tell: of one file each, which the other one knows.
+    // A third session looks, and both have to send: about one file each, on which the other has a lease.
     let third = SessionId(3);
-    let asked: Vec<Told> = [Ino(10), Ino(20)].map(|dir| table.share(third, &[dir], now).1.remove(0)).into();
+    let asked: Vec<Notice> = [Ino(10), Ino(20)].map(|dir| table.share(third, &[dir], now).1.remove(0)).into();
     let (_, one_waits) = table.begin(sessions[0], &[Ino(10), Ino(11)], now);
     let (_, two_waits) = table.begin(sessions[1], &[Ino(20), Ino(21)], now);
     for (waits, other) in [(&one_waits, sessions[1]), (&two_waits, sessions[0])] {
         assert_eq!(waits.len(), 1);
-        assert!(waits[0].session == other && waits[0].seq > asked[0].seq, "behind what waits for it");
+        assert!(waits[0].session == other && waits[0].seq > asked[0].seq, "later than the event that waits for it");
         table.acknowledge(other, &[waits[0].seq]);
     }
     assert!(table.unsettled_until(&[one_waits, two_waits].concat(), now).is_none());
-    assert!(table.unsettled_until(&asked, now).is_some(), "of what came before nothing is said");
-    for told in &asked {
-        table.acknowledge(told.session, &[told.seq]);
+    assert!(table.unsettled_until(&asked, now).is_some(), "the earlier events are not acknowledged by that");
+    for notice in &asked {
+        table.acknowledge(notice.session, &[notice.seq]);
     }
     assert!(table.unsettled_until(&asked, now).is_none());
 }
 
 #[test]
-fn all_others_wait_for_a_session_that_comes_without_having_told_everything() {
+fn all_others_wait_for_a_session_that_attaches_with_unsent_operations() {
     let now = Instant::now();
     let mut table = Table::new(LEASE, now);
     let (one, two) = (SessionId(1), SessionId(2));
     let seq = table.attach(one, 0, true, now).unwrap();
     let also = table.attach(two, 1, true, now).unwrap();
-    assert_eq!(table.dirty_before(one, false), [Told { session: two, seq: also }], "whatever it has to tell itself");
-    assert!(table.dirty_before(one, true).is_empty(), "but when they tell that, they do not wait for each other");
+    assert_eq!(table.dirty_before(one, false), [Notice { session: two, seq: also }], "whatever it has to send itself");
+    assert!(table.dirty_before(one, true).is_empty(), "but when they send that, they do not wait for each other");
     table.acknowledge(two, &[also]);
     let dirty = table.dirty_before(two, false);
-    assert_eq!(dirty, [Told { session: one, seq }]);
+    assert_eq!(dirty, [Notice { session: one, seq }]);
     assert!(table.unsettled_until(&dirty, now).is_some());
     table.acknowledge(one, &[seq]);
     assert!(table.dirty_before(two, false).is_empty());
@@ -456,7 +456,7 @@ fn all_others_wait_for_a_session_that_comes_without_having_told_everything() {
 }
 
 #[test]
-fn where_a_delegation_was_recalled_there_is_none_for_a_while() {
+fn no_delegation_is_given_for_a_while_where_one_was_recalled() {
     let now = Instant::now();
     let mut table = Table::new(LEASE, now);
     let (one, two, file) = (SessionId(1), SessionId(2), Ino(7));
@@ -466,22 +466,22 @@ fn where_a_delegation_was_recalled_there_is_none_for_a_while() {
     let (_, waits) = table.share(two, &[file], now);
     table.acknowledge(one, &[waits[0].seq]);
     assert!(table.delegate(one, &[file], now).is_empty());
-    assert_eq!(table.delegate(one, &[file], now + CONTENDED), [file]);
+    assert_eq!(table.delegate(one, &[file], now + CONTENTION_PAUSE), [file]);
 }
 
-/// Delegations: what sessions do in their own memory, and tell later.
+/// Delegations: what sessions do in their own memory, and send later.
 mod delegations {
     use super::*;
 
     #[derive(Default)]
     struct Worker {
         attached: bool,
-        /// It uses its leases until then, a little less long than metad waits.
+        /// It uses its leases until then, for a little less long than metad waits.
         until: Option<Instant>,
         delegated: HashSet<Ino>,
-        /// What it did and has not told.
-        untold: Vec<Ino>,
-        /// Until when metad waits for it, this leader or the next; and whether that was over since it did the first of that.
+        /// What it did and has not sent.
+        unsent: Vec<Ino>,
+        /// Until when this leader or the next waits for it, and whether that was over since it did the first of that.
         covered: Option<Instant>,
         late: bool,
         events: Vec<(Seq, Vec<Ino>)>,
@@ -501,9 +501,9 @@ mod delegations {
             ino: u64,
         },
         TakeEvent(u64),
-        /// The first event that nothing need be told for, whatever came before it.
+        /// Takes the first event that needs nothing to be sent, whatever came before it.
         TakeEarly(u64),
-        Tell(u64),
+        Send(u64),
         Read {
             session: u64,
             ino: u64,
@@ -522,7 +522,7 @@ mod delegations {
             12 => both().prop_map(|(session, ino)| Step::Do { session, ino }),
             6 => session.clone().prop_map(Step::TakeEvent),
             2 => session.clone().prop_map(Step::TakeEarly),
-            3 => session.prop_map(Step::Tell),
+            3 => session.prop_map(Step::Send),
             12 => both().prop_map(|(session, ino)| Step::Read { session, ino }),
             3 => (0_u64..2500).prop_map(Step::Pass),
             1 => Just(Step::Lead),
@@ -533,7 +533,7 @@ mod delegations {
         now: Instant,
         table: Table,
         workers: Vec<Worker>,
-        /// Reads that were answered, and operations that were done in memory: that these happen at all is checked, too.
+        /// Reads that were answered, and operations done in memory: a test checks that there are any.
         reads: u32,
         done: u32,
     }
@@ -543,29 +543,29 @@ mod delegations {
             &mut self.workers[session as usize]
         }
 
-        /// Whether nobody has to come first.
-        fn is_open_for(&self, session: u64, tells: bool) -> bool {
+        /// Returns whether no other session has to come first.
+        fn is_open_for(&self, session: u64, sends: bool) -> bool {
             let others = (0..SESSIONS).filter(|other| *other != session).map(SessionId);
-            let dirty = self.table.dirty_before(SessionId(session), tells);
+            let dirty = self.table.dirty_before(SessionId(session), sends);
             self.table.grace_until(others, self.now).is_none() && self.table.unsettled_until(&dirty, self.now).is_none()
         }
 
-        fn push(&mut self, told: &Told, inos: &[Ino]) {
-            let worker = self.worker(told.session.0);
+        fn push(&mut self, notice: &Notice, inos: &[Ino]) {
+            let worker = self.worker(notice.session.0);
             if worker.attached {
-                worker.events.push((told.seq, inos.to_vec()));
+                worker.events.push((notice.seq, inos.to_vec()));
             }
         }
 
-        /// A change, if nobody has to be waited for. Returns the delegations that come with it.
-        fn change(&mut self, session: u64, inos: &[Ino], tells: bool) -> Option<Vec<Ino>> {
-            if !self.is_open_for(session, tells) {
+        /// Makes a change, if nobody has to be waited for. Returns the delegations that come with it.
+        fn change(&mut self, session: u64, inos: &[Ino], sends: bool) -> Option<Vec<Ino>> {
+            if !self.is_open_for(session, sends) {
                 return None;
             }
             let id = SessionId(session);
-            let (tell, waits) = self.table.begin(id, inos, self.now);
-            for told in &tell {
-                self.push(told, inos);
+            let (notices, waits) = self.table.begin(id, inos, self.now);
+            for notice in &notices {
+                self.push(notice, inos);
             }
             let settled = self.table.unsettled_until(&waits, self.now).is_none();
             let leased = self.table.end(id, inos, self.now);
@@ -573,19 +573,19 @@ mod delegations {
             settled.then_some(given)
         }
 
-        fn tell(&mut self, session: u64) -> bool {
-            let untold: BTreeSet<Ino> = self.worker(session).untold.iter().copied().collect();
-            let untold: Vec<Ino> = untold.into_iter().collect();
-            if untold.is_empty() {
+        fn send(&mut self, session: u64) -> bool {
+            let unsent: BTreeSet<Ino> = self.worker(session).unsent.iter().copied().collect();
+            let unsent: Vec<Ino> = unsent.into_iter().collect();
+            if unsent.is_empty() {
                 return true;
             }
-            let told = self.change(session, &untold, true).is_some();
-            if told {
+            let sent = self.change(session, &unsent, true).is_some();
+            if sent {
                 let worker = self.worker(session);
-                worker.untold.clear();
+                worker.unsent.clear();
                 worker.late = false;
             }
-            told
+            sent
         }
 
         fn take(&mut self, step: Step) -> Result<(), TestCaseError> {
@@ -596,13 +596,13 @@ mod delegations {
                     (worker.attached, worker.until) = (true, None);
                     worker.delegated.clear();
                     worker.events.clear();
-                    let dirty = !worker.untold.is_empty();
+                    let dirty = !worker.unsent.is_empty();
                     if let Some(seq) = self.table.attach(SessionId(session), 0, dirty, now) {
-                        self.push(&Told { session: SessionId(session), seq }, &[]);
+                        self.push(&Notice { session: SessionId(session), seq }, &[]);
                     }
                 }
                 Step::Break(session) => {
-                    // Its leases hold on, as far as metad is concerned.
+                    // For metad its leases still hold.
                     self.table.detach(SessionId(session), 0);
                     let worker = self.worker(session);
                     worker.attached = false;
@@ -619,8 +619,8 @@ mod delegations {
                     }
                 }
                 Step::Change { session, ino } => {
-                    // What was done before is told before.
-                    if self.tell(session)
+                    // What was done before is sent before.
+                    if self.send(session)
                         && let Some(given) = self.change(session, &[Ino(ino)], false)
                         && self.worker(session).attached
                     {
@@ -631,7 +631,7 @@ mod delegations {
                     let worker = self.worker(session);
                     let holds = worker.attached && worker.until.is_some_and(|until| until > now);
                     if holds && worker.delegated.contains(&Ino(ino)) {
-                        worker.untold.push(Ino(ino));
+                        worker.unsent.push(Ino(ino));
                         self.done += 1;
                     }
                 }
@@ -640,7 +640,7 @@ mod delegations {
                     for ino in &inos {
                         self.worker(session).delegated.remove(ino);
                     }
-                    if self.tell(session) {
+                    if self.send(session) {
                         self.worker(session).events.remove(0);
                         self.table.acknowledge(SessionId(session), &[seq]);
                     }
@@ -648,7 +648,7 @@ mod delegations {
                 Step::TakeEarly(session) => {
                     let worker = self.worker(session);
                     let needs_nothing = |(_, inos): &(Seq, Vec<Ino>)| {
-                        !inos.is_empty() && inos.iter().all(|ino| !worker.untold.contains(ino))
+                        !inos.is_empty() && inos.iter().all(|ino| !worker.unsent.contains(ino))
                     };
                     let Some(at) = worker.events.iter().position(needs_nothing) else { return Ok(()) };
                     let (seq, inos) = worker.events.remove(at);
@@ -657,17 +657,17 @@ mod delegations {
                     }
                     self.table.acknowledge(SessionId(session), &[seq]);
                 }
-                Step::Tell(session) => {
-                    self.tell(session);
+                Step::Send(session) => {
+                    self.send(session);
                 }
                 Step::Read { session, ino } => {
                     let ino = Ino(ino);
                     if !self.is_open_for(session, false) {
                         return Ok(());
                     }
-                    let (tell, waits) = self.table.share(SessionId(session), &[ino], now);
-                    for (told, inos) in &tell {
-                        self.push(told, inos);
+                    let (notices, waits) = self.table.share(SessionId(session), &[ino], now);
+                    for (notice, inos) in &notices {
+                        self.push(notice, inos);
                     }
                     if self.table.unsettled_until(&waits, now).is_some() {
                         return Ok(());
@@ -675,8 +675,8 @@ mod delegations {
                     self.reads += 1;
                     for (other, worker) in self.workers.iter().enumerate() {
                         let waited_for = worker.covered.is_some_and(|covered| covered > now) && !worker.late;
-                        let untold = other as u64 != session && waited_for && worker.untold.contains(&ino);
-                        prop_assert!(!untold, "{session} reads {ino:?}, and {other} has not told what it did");
+                        let unsent = other as u64 != session && waited_for && worker.unsent.contains(&ino);
+                        prop_assert!(!unsent, "{session} reads {ino:?}, and {other} has not sent what it did");
                     }
                     let stamp = self.table.stamp();
                     if self.table.grant(SessionId(session), &[ino], stamp, now).0 {
@@ -690,11 +690,11 @@ mod delegations {
                     self.now += Duration::from_millis(ms);
                     for worker in &mut self.workers {
                         let over = worker.covered.is_none_or(|covered| covered <= self.now);
-                        worker.late |= over && !worker.untold.is_empty();
+                        worker.late |= over && !worker.unsent.is_empty();
                     }
                 }
                 Step::Lead => {
-                    // Sessions go on as before until they notice.
+                    // Sessions go on as before until they notice the change of leaders.
                     self.table = Table::new(LEASE, now);
                     for worker in &mut self.workers {
                         worker.events.clear();
@@ -724,7 +724,7 @@ mod delegations {
         }
     }
 
-    /// All sessions are there, and the first has something to tell; then these steps are taken.
+    /// Makes a world in which all sessions are attached and the first has something to send, and takes these steps.
     fn world_at_work<const COUNT: usize>(then: [Step; COUNT]) -> World {
         let mut world = world();
         let begin = [
@@ -747,36 +747,36 @@ mod delegations {
         assert_eq!((world.done, world.reads), (1, 0), "it waits");
         world.take(Step::TakeEvent(0)).unwrap();
         world.take(Step::Read { session: 1, ino: 1 }).unwrap();
-        assert_eq!((world.workers[0].untold.len(), world.reads), (0, 1));
+        assert_eq!((world.workers[0].unsent.len(), world.reads), (0, 1));
     }
 
     #[test]
-    fn who_is_asked_to_tell_waits_neither_for_itself_nor_for_who_waits_for_it() {
+    fn a_session_that_is_asked_to_send_waits_neither_for_itself_nor_for_those_that_wait_for_it() {
         let mut world = world_at_work([Step::Change { session: 1, ino: 1 }, Step::TakeEvent(0)]);
-        assert!(world.workers[0].untold.is_empty(), "its own acknowledgement, which comes behind this");
+        assert!(world.workers[0].unsent.is_empty(), "its own acknowledgement comes later");
 
-        world.now += LEASE.max(CONTENDED);
+        world.now += LEASE.max(CONTENTION_PAUSE);
         for step in [Step::Extend(0), Step::Change { session: 0, ino: 1 }, Step::Do { session: 0, ino: 1 }] {
             world.take(step).unwrap();
         }
-        assert_eq!(world.workers[0].untold.len(), 1);
-        // The other one was away, has done something there before, and comes back with that.
-        world.workers[1].untold.push(Ino(1));
+        assert_eq!(world.workers[0].unsent.len(), 1);
+        // The other session was away, has done something there before, and comes back with that.
+        world.workers[1].unsent.push(Ino(1));
         world.take(Step::Attach(1)).unwrap();
-        world.take(Step::Tell(0)).unwrap();
-        assert_eq!(world.workers[0].untold.len(), 1, "the other one comes first");
-        let (tell, waits) = world.table.begin(SessionId(1), &[Ino(1)], world.now);
-        world.push(&tell[0], &[Ino(1)]);
+        world.take(Step::Send(0)).unwrap();
+        assert_eq!(world.workers[0].unsent.len(), 1, "the other session comes first");
+        let (notices, waits) = world.table.begin(SessionId(1), &[Ino(1)], world.now);
+        world.push(&notices[0], &[Ino(1)]);
         assert!(world.table.unsettled_until(&waits, world.now).is_some());
         world.take(Step::TakeEvent(0)).unwrap();
-        assert!(world.workers[0].untold.is_empty(), "who waits for it");
+        assert!(world.workers[0].unsent.is_empty(), "the other session waits for it");
         assert_eq!(world.table.unsettled_until(&waits, world.now), None);
     }
 }
 
-/// A client that lies: it comes again and again as if it had something to send.
+/// A malicious client attaches again and again as if it had something to send.
 #[test]
-fn a_client_that_always_comes_dirty_holds_others_up_once_whatever_sessions_it_uses() {
+fn a_client_that_always_attaches_dirty_delays_others_once_whatever_sessions_it_uses() {
     let start = Instant::now();
     let mut table = Table::new(LEASE, start);
     let honest = SessionId(1);
@@ -785,7 +785,8 @@ fn a_client_that_always_comes_dirty_holds_others_up_once_whatever_sessions_it_us
     let step = Duration::from_millis(500);
     let (mut stream, mut liar) = (1, SessionId(2));
     while now < start + 10 * PATIENCE {
-        // By a new stream each second, by a new session each ten; sometimes it acknowledges, and shows that it lives.
+        // It uses a new stream every second and a new session every ten. Sometimes it acknowledges, and extends its
+        // leases.
         if stream % 10 == 0 {
             table.remove(liar);
             liar = SessionId(liar.0 + 1);
@@ -829,7 +830,7 @@ fn nobody_waits_for_a_client_that_may_only_read_beyond_its_lease() {
 }
 
 #[test]
-fn who_is_waited_for_is_named_once_however_many_inodes_it_concerns() {
+fn each_event_that_is_waited_for_is_listed_once_however_many_inodes_it_concerns() {
     let (now, [one, two, three]) = (Instant::now(), [1, 2, 3].map(SessionId));
     let mut table = Table::new(LEASE, now);
     for session in [one, two, three] {
@@ -837,10 +838,10 @@ fn who_is_waited_for_is_named_once_however_many_inodes_it_concerns() {
     }
     let inos: Vec<Ino> = (0..1_000).map(Ino).collect();
     assert!(table.grant(one, &inos, table.stamp(), now).0);
-    let (told, waits) = table.begin(two, &inos, now);
-    assert_eq!((told.len(), &waits), (1, &told));
+    let (notices, waits) = table.begin(two, &inos, now);
+    assert_eq!((notices.len(), &waits), (1, &notices));
     let (more, waits) = table.begin(three, &inos, now);
-    assert_eq!((more.len(), &waits), (0, &told));
-    assert!(table.acknowledge(one, &[told[0].seq]), "it is news");
-    assert!(!table.acknowledge(one, &[told[0].seq, 77]), "and once only");
+    assert_eq!((more.len(), &waits), (0, &notices));
+    assert!(table.acknowledge(one, &[notices[0].seq]), "it is news");
+    assert!(!table.acknowledge(one, &[notices[0].seq, 77]), "and once only");
 }

@@ -1,4 +1,4 @@
-//! Writers on old versions (I6), against a model that remembers when each byte was last changed.
+//! Writers on old versions (I6), compared with a model that remembers when each byte was last changed.
 
 use super::world::{World, commit, config, source};
 use proptest::prelude::*;
@@ -8,14 +8,14 @@ use wire::extent::{ExtentWrite, Source};
 use wire::ids::{Ino, SessionId, Version};
 use wire::op::{ConflictPolicy, NewInode, Op, OpReply, RangeAction};
 
-/// Bytes that the model looks at; everything happens below.
+/// The bytes that the model covers; everything happens within them.
 const SPAN: usize = 200;
-/// More cuts than this are not told apart, so there may be conflicts that the model does not see.
-const CUTS_TOLD_APART: usize = 8;
+/// With more cuts than this, some are joined, so there may be conflicts that the model does not see.
+const CUTS_DISTINGUISHED: usize = 8;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A writer learns of the newest version.
+    /// A writer learns the newest version.
     Refresh {
         writer: usize,
     },
@@ -76,7 +76,7 @@ impl Run {
         let op = commit(self.ino, base, at as u64, len as u64, source(byte, len as u64, true), policy);
         let reply = self.world.one(self.id, op).unwrap();
         let OpReply::Committed { conflict, .. } = reply else { panic!("{reply:?}") };
-        if expected || self.cuts <= CUTS_TOLD_APART {
+        if expected || self.cuts <= CUTS_DISTINGUISHED {
             assert_eq!(conflict.is_some(), expected, "a write of {at}..{} on {base}", at + len);
         }
         let target = conflict.as_ref().map_or(self.ino, |conflict| conflict.ino);
@@ -143,7 +143,7 @@ fn append(ino: Ino, base: Version, bytes: &[u8]) -> Op {
 
 /// Guards I6.
 #[test]
-fn what_is_appended_lands_at_the_end_even_after_the_file_was_truncated() {
+fn appended_content_lands_at_the_end_even_after_the_file_was_truncated() {
     let mut world = World::new();
     let id = world.session();
     let ino = world.create(id, Ino::ROOT, "log", NewInode::Regular);

@@ -1,7 +1,7 @@
-//! What the check finds in a damaged state, and what repairs make of it.
+//! What the check finds in a damaged state, and what repairs do about it.
 
 use super::tables::full;
-use metad::fs::check::{First, check_in_windows};
+use metad::fs::check::{FirstFindings, check_in_windows};
 use metad::fs::inode::Inode;
 use metad::fs::keys;
 use metad::fs::repair::{Repairing, repairs};
@@ -13,11 +13,11 @@ use wire::codec::encode;
 use wire::ids::{BlockHash, Ino, SessionId};
 use wire::message::check::{CheckId, Finding, FindingKind, Repair};
 
-/// Rounds of checking and mending: what one uncovers the next mends.
+/// Rounds of checks and repairs: one round repairs what the previous one uncovered.
 const ROUNDS: u64 = 6;
 
 fn findings(kv: &MemoryKv, window: usize) -> Vec<Finding> {
-    let mut all = First { findings: Vec::new(), most: usize::MAX };
+    let mut all = FirstFindings { findings: Vec::new(), most: usize::MAX };
     check_in_windows(kv, &mut all, window);
     all.findings
 }
@@ -35,7 +35,7 @@ fn repair(kv: &mut MemoryKv, check: u64, seq: u64, base: u64, repairs: Vec<Repai
     run(kv, Command::Repair(Repairing { check: CheckId(check), base, seq, repairs }))
 }
 
-/// Checks and mends until there is nothing left to mend; what is found then.
+/// Checks and repairs until nothing is left to repair. Returns what a check still finds.
 fn mend(kv: &mut MemoryKv) -> Vec<Finding> {
     for round in 0..ROUNDS {
         let found = findings(kv, 2);
@@ -50,7 +50,7 @@ fn mend(kv: &mut MemoryKv) -> Vec<Finding> {
     findings(kv, 1000)
 }
 
-/// A directory of the full state, and a file in it with content.
+/// Returns a directory of the full state, and a file in it with content.
 fn dir_and_file(kv: &MemoryKv) -> (Ino, Ino) {
     let target = |parent, name: &str| kv.load::<(Ino, FileKind)>(&keys::dentry(parent, name.as_bytes())).unwrap().0;
     let dir = target(Ino::ROOT, "d");
@@ -63,7 +63,7 @@ fn change_inode(kv: &mut MemoryKv, ino: Ino, change: impl FnOnce(&mut Inode)) {
     kv.0.insert(keys::inode(ino), encode(&inode));
 }
 
-/// The block that a file's first extent reads from, and how it is counted.
+/// Returns the block that a file's first extent reads from, and its count of references.
 fn block_of(kv: &MemoryKv) -> (BlockHash, blockref::BlockRef) {
     let (key, value) = kv
         .pairs(keys::blocks(), usize::MAX)
@@ -73,7 +73,7 @@ fn block_of(kv: &MemoryKv) -> (BlockHash, blockref::BlockRef) {
     (BlockHash(key[1..].try_into().unwrap()), wire::codec::decode(&value).unwrap())
 }
 
-/// One kind of damage: what it is called, what it does, what is found, and whether it can be mended.
+/// One kind of damage: its name, what it does, what is found, and whether it can be repaired.
 type Damage = (&'static str, fn(&mut MemoryKv), FindingKind, bool);
 
 const DAMAGE: &[Damage] = &[
@@ -315,7 +315,7 @@ fn each_kind_of_damage_is_found_and_mended_where_that_is_safe() {
 }
 
 #[test]
-fn what_has_lost_its_name_is_found_again_with_its_content() {
+fn an_inode_that_has_lost_its_name_is_found_again_with_its_content() {
     let mut kv = full();
     let (dir, file) = dir_and_file(&kv);
     kv.0.remove(&keys::dentry(Ino::ROOT, b"d"));
@@ -329,7 +329,7 @@ fn what_has_lost_its_name_is_found_again_with_its_content() {
 }
 
 #[test]
-fn whatever_row_is_missing_is_mended_unless_it_is_told_to_be_lost() {
+fn any_missing_row_is_repaired_unless_it_is_reported_as_lost() {
     let whole = full();
     for key in whole.0.keys() {
         let mut kv = whole.clone();
@@ -360,7 +360,7 @@ fn keys_shown(key: &[u8]) -> String {
 }
 
 #[test]
-fn a_value_that_cannot_be_decoded_is_told_and_nothing_is_removed_for_it() {
+fn a_value_that_cannot_be_decoded_is_reported_and_nothing_is_removed_for_it() {
     let whole = full();
     for (key, value) in &whole.0 {
         // Their values are raw, or empty; without its settings and sessions a metad does not even start.
@@ -389,7 +389,7 @@ fn a_value_that_cannot_be_decoded_is_told_and_nothing_is_removed_for_it() {
 }
 
 #[test]
-fn repairs_of_two_checks_do_not_meet_and_none_is_made_twice() {
+fn repairs_of_two_checks_do_not_mix_and_none_is_made_twice() {
     let mut kv = full();
     let (hash, block) = block_of(&kv);
     let len = block.len;

@@ -1,4 +1,4 @@
-//! Batches that arrive twice, late or in another order, and numbers that are used twice.
+//! Batches that arrive twice, late or in another order, and inode numbers that are used twice.
 
 use super::world::{World, config, create};
 use metad::fs::{Command, Refused};
@@ -8,7 +8,7 @@ use wire::FsError;
 use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::op::{Batch, NewInode, Op};
 
-/// A batch of a session that makes and removes a few names, some of which fail.
+/// Makes a batch of a session that creates and removes a few names. Some of these operations fail.
 fn batch(world: &mut World, id: SessionId, names: &[(u8, bool)]) -> Batch {
     let ops = names
         .iter()
@@ -102,7 +102,7 @@ fn a_number_of_a_creation_that_failed_may_be_used() {
 
 /// Guards I4.
 #[test]
-fn what_is_known_of_used_numbers_goes_with_their_lease() {
+fn the_record_of_used_numbers_goes_with_their_lease() {
     let mut world = World::new();
     let id = world.session();
     world.create(id, Ino::ROOT, "a", NewInode::Directory);
@@ -114,7 +114,7 @@ fn what_is_known_of_used_numbers_goes_with_their_lease() {
         let id = world.session();
         world.apply(Command::CloseSessions(vec![id]));
     }
-    assert_eq!(used(&world), 0, "it was forgotten with what is kept of long ended sessions");
+    assert_eq!(used(&world), 0, "it was forgotten together with the ended session");
 }
 
 /// Guards I4.
@@ -136,7 +136,7 @@ fn a_session_that_replaces_another_of_the_same_client_goes_on_with_its_numbers_a
 
 /// Guards I1.
 #[test]
-fn a_client_that_was_cut_off_learns_what_became_of_its_last_batches() {
+fn a_client_that_was_cut_off_learns_the_outcome_of_its_last_batches() {
     let mut world = World::new();
     let id = world.session();
     let applied = batch(&mut world, id, &[(1, true)]);

@@ -1,4 +1,4 @@
-//! A filesystem of a few lines, with the errors of `rename(2)`, `link(2)` and their like.
+//! A filesystem of a few lines, with the errors of `rename(2)`, `link(2)` and similar calls.
 
 use std::collections::BTreeMap;
 use wire::FsError;
@@ -23,7 +23,7 @@ impl Model {
         Self { nodes: BTreeMap::from([(ROOT, Node::Dir(BTreeMap::new()))]) }
     }
 
-    /// Some directory, also one that is gone, and some file.
+    /// Returns some directory, maybe one that is gone, or some file.
     pub fn pick(&self, directory: bool, index: usize) -> Option<Ino> {
         let fits = |node: &Node| matches!(node, Node::Dir(_)) == directory;
         let all: Vec<Ino> = self.nodes.iter().filter(|(_, node)| fits(node)).map(|(ino, _)| *ino).collect();

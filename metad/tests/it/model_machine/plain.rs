@@ -63,7 +63,7 @@ pub fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// The model, and which sessions keep which unlinked files.
+/// The model, and which sessions hold which unlinked files.
 #[derive(Clone)]
 struct Expected {
     model: Model,
@@ -103,7 +103,7 @@ fn name(name: u8) -> String {
 }
 
 impl Run {
-    /// The operation, and what the model makes of it. `versions` counts what the batch has done to files before.
+    /// Returns the operation, and its outcome in the model. `versions` counts what the batch has done to files before.
     fn plan(
         &mut self,
         act: &Act,
@@ -184,7 +184,7 @@ impl Run {
                 (op, model.write(ino, usize::from(*at), &vec![*byte; usize::from(*len)]))
             }
             Act::Append { len, byte, .. } => {
-                // Written for another place than the end, and on the oldest version of all: appends always fit.
+                // Written as if for another place, and on the oldest version of all: appends always fit.
                 let writes = vec![ExtentWrite {
                     file_off: 7,
                     len: u64::from(*len),
@@ -226,7 +226,7 @@ impl Run {
                     let (a, b, l) = (usize::from(*from), usize::from(*at), part.len());
                     a + l <= b || b + l <= a
                 };
-                // A clone of nothing changes nothing, not even the version.
+                // An empty clone changes nothing, not even the version.
                 if !apart || part.is_empty() {
                     *versions.get_mut(&ino).unwrap() -= 1;
                 }
@@ -304,7 +304,7 @@ impl Run {
     }
 }
 
-/// Carries the steps out, comparing with the model all the way.
+/// Takes the steps, and compares their outcomes with the model.
 pub fn run(steps: &[Step]) -> World {
     let mut world = World::new();
     let sessions = (0..3).map(|_| world.session()).collect();

@@ -25,7 +25,7 @@ fn apply_to(store: &Store, commands: &[Stamped], position: &[u8]) {
     store.apply(view.into_changes(), position);
 }
 
-/// Everything but the position.
+/// Returns everything but the position.
 fn content(store: &Store) -> MemoryKv {
     MemoryKv(store.pairs(vec![1]..vec![u8::MAX], usize::MAX).into_iter().collect())
 }
@@ -76,7 +76,7 @@ proptest! {
     }
 }
 
-/// A file of `pieces` runs of 16 bytes.
+/// Writes `pieces` runs of 16 bytes to a file.
 fn pieces(ino: Ino, base: Version, pieces: u64) -> Op {
     let write = |index| ExtentWrite {
         file_off: index * 64 / pieces,
@@ -146,7 +146,7 @@ fn a_page_of_inline_content_fits_a_message() {
 }
 
 #[test]
-fn a_removed_file_of_many_pieces_is_taken_apart_bit_by_bit() {
+fn the_content_of_a_removed_file_is_deleted_piece_by_piece() {
     let mut world = World::new();
     let id = world.session();
     let mut files = Vec::new();
@@ -210,7 +210,7 @@ fn creates_per_second() {
     let id = world.session();
     apply_to(&store, &world.log, b"opened");
     world.log.clear();
-    // Behind the range that the session got when it was opened.
+    // After the range that the session got when it was opened.
     let mut number = Ino::FIRST_FREE.0 + 4096;
     for index in 0..BATCHES {
         let mut ops = Vec::new();

@@ -1,4 +1,4 @@
-//! Locks, inherited rights, and the check of the whole state.
+//! Locks, inherited permissions, and the check of the whole state.
 
 use super::world::{World, create};
 use metad::fs::view::MemoryKv;
@@ -60,7 +60,7 @@ fn unlocking_a_range_that_ends_before_it_begins_is_refused_and_changes_nothing()
         assert_eq!(world.one(id, unlock), Err(FsError::Invalid));
     }
     assert_eq!(in_the_way(&world, SessionId(99), ino, lock(2, 0, 100, true)), Some((0, 100, true)));
-    assert!(world.kv.0.len() <= before + 2, "two replies are kept");
+    assert!(world.kv.0.len() <= before + 2, "two replies are stored");
     world.assert_sound();
 }
 
@@ -124,7 +124,7 @@ fn a_default_list_takes_the_place_of_the_umask() {
     world.assert_sound();
 }
 
-/// A state with something in every table that the check compares.
+/// Returns a state with something in every table that the check compares.
 pub(super) fn full() -> MemoryKv {
     let mut world = World::new();
     let (first, second) = (world.session(), world.session());
@@ -151,12 +151,12 @@ pub(super) fn full() -> MemoryKv {
 }
 
 #[test]
-fn the_check_finds_whatever_row_is_missing() {
+fn the_check_finds_any_missing_row() {
     let whole = full();
     let tables: BTreeSet<char> = whole.0.keys().map(|key| char::from(key[0])).collect();
     assert_eq!(tables, "ABCDEIJKLOQSUXYZ".chars().collect());
     for key in whole.0.keys() {
-        // Kept replies and used numbers say nothing about other tables, settings stand for themselves.
+        // Stored replies and used numbers say nothing about other tables, and settings stand for themselves.
         if matches!(key[0], b'U' | b'Y') || (key[0] == b'C' && key[1..] != *b"inodes") {
             continue;
         }

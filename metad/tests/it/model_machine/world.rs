@@ -73,7 +73,7 @@ impl World {
         id
     }
 
-    /// A number that the session may use.
+    /// Returns a number that the session may use.
     pub fn number(&mut self, id: SessionId) -> Ino {
         let next = self.numbers.get_mut(&id).unwrap();
         *next += 1;
@@ -87,13 +87,13 @@ impl World {
         }
     }
 
-    /// The leader's next time.
+    /// Returns the leader's next time.
     pub fn stamp(&mut self) -> Timestamp {
         self.clock += 1;
         Timestamp { secs: self.clock, nanos: 0 }
     }
 
-    /// The session's next batch; it has not acknowledged the last few.
+    /// Returns the session's next batch; it has not acknowledged the last few.
     pub fn batch(&mut self, id: SessionId, ops: Vec<Op>) -> Batch {
         let seq = self.seqs.get_mut(&id).unwrap();
         *seq += 1;
@@ -123,7 +123,7 @@ impl World {
         }
     }
 
-    /// The version of a file; of one that is gone, any.
+    /// Returns the version of a file; any version if the file is gone.
     pub fn version(&self, ino: Ino) -> Version {
         self.attr(ino).map_or(Version(1), |attr| attr.version)
     }
@@ -132,7 +132,7 @@ impl World {
         bytes(&self.kv, ino)
     }
 
-    /// Names and inodes of a directory, read in pages.
+    /// Returns names and inodes of a directory, read in pages.
     pub fn entries(&self, ino: Ino) -> BTreeMap<String, u64> {
         let mut found = BTreeMap::new();
         let mut after = 0;
@@ -158,7 +158,7 @@ impl World {
     }
 }
 
-/// A file's bytes, read page by page.
+/// Returns a file's bytes, read page by page.
 pub fn bytes(kv: &dyn Kv, ino: Ino) -> Vec<u8> {
     let (mut bytes, mut off) = (Vec::new(), 0);
     loop {
@@ -196,7 +196,7 @@ pub fn block(byte: u8) -> BlockHash {
     BlockHash(hash)
 }
 
-/// A part of a block, or the bytes themselves.
+/// Returns a part of a block, or the bytes themselves.
 pub fn source(byte: u8, len: u64, inline: bool) -> Source {
     if inline {
         Source::Inline(vec![byte; len as usize])

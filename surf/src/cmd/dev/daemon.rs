@@ -50,7 +50,7 @@ impl Down {
     pub(super) async fn run(self) -> Result<()> {
         let dir = DevDir::take(&self.place.dir, false)?;
         let mut cluster = dir.require()?;
-        // Block daemons first: they tell metad what they hold until the end.
+        // Block daemons end first: they report to metad until the end.
         let (mut blockds, mut metads): (Vec<&mut Daemon>, Vec<&mut Daemon>) =
             cluster.daemons.iter_mut().partition(|daemon| daemon.kind == dev::Kind::Blockd);
         let limit = Duration::from_secs(self.wait_s);

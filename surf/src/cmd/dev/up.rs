@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use wire::bundle::Bundle;
 use wire::message::meta::{MetaReply, MetaRequest};
 
-/// Between two looks whether the cluster serves.
-const PAUSE: Duration = Duration::from_millis(50);
+/// Pause between looks whether the cluster serves.
+const SERVE_PAUSE: Duration = Duration::from_millis(50);
 /// Daemons of a cluster that does not come up get this long to end.
 const GIVE_UP_LIMIT: Duration = Duration::from_secs(5);
 
@@ -36,7 +36,7 @@ pub(super) struct Up {
     /// What the daemons log.
     #[arg(long, default_value = "info", value_name = "FILTER")]
     daemon_log: String,
-    /// Make the files of a new cluster and start nothing: for whoever changes its configuration first.
+    /// Make the files of a new cluster and start nothing, so that its configuration can be changed first.
     #[arg(long)]
     no_start: bool,
     /// Print what is in cluster.json.
@@ -55,7 +55,7 @@ impl Up {
             None => dev::create(&dir, self.shape())?,
         };
         if self.no_start {
-            return self.tell(&cluster, "are made; start them with: surf dev up");
+            return self.print_state(&cluster, "are made; start them with: surf dev up");
         }
         if let Err(error) = self.start(&dir, &mut cluster).await {
             let mut daemons: Vec<_> = cluster.daemons.iter_mut().collect();
@@ -65,10 +65,10 @@ impl Up {
             return Err(error);
         }
         let bundle = cluster.client_bundle.display();
-        self.tell(&cluster, &format!("serve; mount with: surfmount --cluster {bundle} MOUNTPOINT"))
+        self.print_state(&cluster, &format!("serve; mount with: surfmount --cluster {bundle} MOUNTPOINT"))
     }
 
-    fn tell(&self, cluster: &ClusterFile, state: &str) -> Result<()> {
+    fn print_state(&self, cluster: &ClusterFile, state: &str) -> Result<()> {
         if self.json {
             return output::json(&serde_json::to_value(cluster)?);
         }
@@ -82,7 +82,7 @@ impl Up {
         Shape { metads: self.metad.unwrap_or(3), blockds, replicas }
     }
 
-    /// A cluster that is there can be started, if it is the one that is asked for and does not run.
+    /// Checks that the existing cluster can be started: it must have the shape that is asked for, and must not run.
     fn check_existing(&self, dir: &DevDir, cluster: ClusterFile) -> Result<ClusterFile> {
         let shown = dir.path().display();
         if let Some(daemon) = cluster.daemons.iter().find(|daemon| is_running(daemon)) {
@@ -127,14 +127,14 @@ impl Up {
                     format!("the cluster does not serve after {} s (see {})", self.wait_s, logs.display())
                 });
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(SERVE_PAUSE).await;
         }
         admin.close().await;
         Ok(())
     }
 }
 
-/// Whether there is a leader, every blockd is in the layout and alive, and a client can open a session.
+/// Checks that there is a leader, every blockd is in the layout and alive, and a client can open a session.
 async fn serves(cluster: &ClusterFile, admin: &Admin, client: &Bundle) -> Result<()> {
     let ask_limit = Duration::from_secs(2);
     let status = admin.status(ask_limit).await?;
@@ -161,7 +161,7 @@ async fn serves(cluster: &ClusterFile, admin: &Admin, client: &Bundle) -> Result
     Ok(())
 }
 
-/// What `up` and `status` tell of a daemon.
+/// A daemon in the output of `up` and `status`.
 pub(super) fn describe(daemon: &crate::dev::Daemon) -> serde_json::Value {
     json!({
         "name": daemon.name,

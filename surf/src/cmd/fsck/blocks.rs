@@ -1,8 +1,8 @@
-//! The blocks: those that metad knows, against what block daemons hold.
+//! Compares the blocks that metad knows with those that block daemons hold.
 //!
-//! Page by page, in the order of names, every daemon lists what it has between the same two names. What seems to be missing
-//! is gathered and looked at again, for some seconds, by the newest layout and the newest references: a block that is just
-//! being stored, moved or deleted is no fault.
+//! Page by page, in the order of names, every daemon lists its blocks between the same two names. Blocks that seem to
+//! be missing are gathered and checked again, for some seconds, by the newest layout and the newest references: a block
+//! that is just being stored, moved or deleted is not a fault.
 
 use super::Cluster;
 use super::copies::{Copies, State, judge};
@@ -19,17 +19,17 @@ use wire::message::check::{CHECKED_HASHES_MAX, CheckId, CheckReply, CheckRequest
 
 /// How long a daemon may take to answer.
 const DAEMON_LIMIT: Duration = Duration::from_secs(10);
-/// The same when it reads blocks.
+/// How long a daemon may take to read blocks.
 const VERIFY_LIMIT: Duration = Duration::from_secs(120);
-/// Names that one daemon lists at once.
-const LIST: u32 = 16_384;
-/// Blocks that are looked at again together.
+/// Most names that one daemon lists at once.
+const LIST_MAX: u32 = 16_384;
+/// Most blocks that are checked again together.
 const SUSPECTS_MAX: usize = 32_768;
-/// How long, and how often, they are looked at again.
-const PATIENCE: Duration = Duration::from_secs(8);
-const PAUSE: Duration = Duration::from_millis(500);
-/// Repairs by daemons that make no progress for so long are given up.
-const STALLED: Duration = Duration::from_secs(30);
+/// How long, and at which pause, they are checked again.
+const RECHECK_LIMIT: Duration = Duration::from_secs(8);
+const RECHECK_PAUSE: Duration = Duration::from_millis(500);
+/// Repairs by daemons are given up when they make no progress for this long.
+const STALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// How blocks are checked.
 #[derive(Clone, Copy)]
@@ -46,7 +46,7 @@ struct Daemons {
     away: BTreeSet<BlockdId>,
 }
 
-/// Blocks that are there for nobody.
+/// Blocks that nothing needs.
 #[derive(Default)]
 struct Surplus {
     overdue: u64,
@@ -110,10 +110,10 @@ impl Checking<'_> {
         for (id, addr) in self.daemons.asked() {
             let mut next = Some(from);
             while let Some(first) = next {
-                let request = BlockRequest::List { from: first, last: to, limit: LIST };
+                let request = BlockRequest::List { from: first, last: to, limit: LIST_MAX };
                 let Some(BlockReply::Blocks(page)) = self.ask(id, addr, &request, DAEMON_LIMIT).await else { break };
-                // A daemon that goes back would be asked for ever.
-                let last = page.last().filter(|(hash, _)| page.len() >= LIST as usize && *hash >= first);
+                // A daemon that lists backwards would be asked for ever.
+                let last = page.last().filter(|(hash, _)| page.len() >= LIST_MAX as usize && *hash >= first);
                 next = last.and_then(|(hash, _)| next_name(hash));
                 for (hash, _) in page {
                     match holders.get_mut(&hash) {
@@ -152,7 +152,7 @@ impl Checking<'_> {
         Ok(())
     }
 
-    /// Has every copy read. Bad ones are taken off the holders.
+    /// Has every copy read. Removes bad ones from the holders.
     async fn verify(&mut self, holders: &mut BTreeMap<BlockHash, BTreeSet<BlockdId>>) -> Result<()> {
         let mut bad = Vec::new();
         for (id, addr) in self.daemons.asked() {
@@ -179,43 +179,43 @@ impl Checking<'_> {
         Ok(())
     }
 
-    /// Which of these copies were replaced, once they are, or nothing goes on.
+    /// Returns which of these copies were replaced, once all are, or no progress is made.
     async fn replaced(&mut self, bad: &[(BlockHash, BlockdId)]) -> Result<HashSet<(BlockHash, BlockdId)>> {
         let mut replaced = HashSet::new();
         let begun = Instant::now();
-        while self.how.repair && replaced.len() < bad.len() && begun.elapsed() < STALLED {
+        while self.how.repair && replaced.len() < bad.len() && begun.elapsed() < STALL_LIMIT {
             let waiting = bad.iter().filter(|copy| !replaced.contains(*copy)).map(|(hash, _)| *hash).collect();
             let holders = self.probe(&waiting).await?;
             replaced
                 .extend(bad.iter().filter(|(hash, id)| holders.get(hash).is_some_and(|on| on.contains(id))).copied());
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(RECHECK_PAUSE).await;
         }
         Ok(replaced)
     }
 
-    /// Looks again at what seemed to be missing, until it is there or patience ends; then reports it, or has it mended.
+    /// Checks the suspects again until they are found or patience ends; then reports them, or has them mended.
     async fn settle(&mut self) -> Result<()> {
         let begun = Instant::now();
         let mut faults = self.look_again().await?;
-        while !faults.is_empty() && begun.elapsed() < PATIENCE {
+        while !faults.is_empty() && begun.elapsed() < RECHECK_LIMIT {
             self.report.progress(&format!("looking again at {} blocks", faults.len()));
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(RECHECK_PAUSE).await;
             faults = self.look_again().await?;
         }
         let mended = if self.how.repair { self.mend(&faults).await? } else { BTreeSet::new() };
         let lost: Vec<BlockHash> =
             faults.iter().filter(|(_, state)| matches!(state, State::Missing)).map(|(hash, _)| *hash).collect();
         for (hash, state) in &faults {
-            self.tell(hash, state, mended.contains(hash));
+            self.report_fault(hash, state, mended.contains(hash));
         }
         for some in lost.chunks(CHECKED_HASHES_MAX) {
-            self.tell_lost(some).await?;
+            self.report_lost(some).await?;
         }
         self.suspects.clear();
         Ok(())
     }
 
-    /// What of the suspects is still a fault by what is so now.
+    /// Returns the suspects that are still a fault by the newest state.
     async fn look_again(&mut self) -> Result<BTreeMap<BlockHash, State>> {
         let mut suspects = BTreeSet::new();
         let all: Vec<BlockHash> = std::mem::take(&mut self.suspects).into_iter().collect();
@@ -245,7 +245,7 @@ impl Checking<'_> {
         Ok(faults)
     }
 
-    /// Which daemons have each of these blocks now.
+    /// Returns which daemons have each of these blocks now.
     async fn probe(&mut self, hashes: &BTreeSet<BlockHash>) -> Result<BTreeMap<BlockHash, BTreeSet<BlockdId>>> {
         let mut holders: BTreeMap<BlockHash, BTreeSet<BlockdId>> =
             hashes.iter().map(|hash| (*hash, BTreeSet::new())).collect();
@@ -255,7 +255,7 @@ impl Checking<'_> {
             let mut reply = self.ask(id, addr, &request, DAEMON_LIMIT).await;
             let begun = Instant::now();
             while matches!(reply, Some(BlockReply::Behind)) && begun.elapsed() < DAEMON_LIMIT {
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(RECHECK_PAUSE).await;
                 reply = self.ask(id, addr, &request, DAEMON_LIMIT).await;
             }
             if let Some(BlockReply::Present(are)) = reply {
@@ -268,7 +268,7 @@ impl Checking<'_> {
         Ok(holders)
     }
 
-    /// Has owners fetch what they lack. Returns what they have all got.
+    /// Has owners fetch what they lack. Returns the blocks that all of their owners have got.
     async fn mend(&mut self, faults: &BTreeMap<BlockHash, State>) -> Result<BTreeSet<BlockHash>> {
         let lacking: Vec<(BlockHash, &Vec<BlockdId>, BlockdId)> = faults
             .iter()
@@ -289,7 +289,7 @@ impl Checking<'_> {
             }
             let mut waiting: BTreeSet<BlockHash> = some.iter().map(|(hash, ..)| *hash).collect();
             let mut progress = Instant::now();
-            while !waiting.is_empty() && progress.elapsed() < STALLED {
+            while !waiting.is_empty() && progress.elapsed() < STALL_LIMIT {
                 self.report.progress(&format!("waiting for copies of {} blocks", waiting.len()));
                 let holders = self.probe(&waiting).await?;
                 let whole = some.iter().filter(|(hash, owners, _)| {
@@ -302,14 +302,14 @@ impl Checking<'_> {
                     }
                 }
                 if !waiting.is_empty() {
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(RECHECK_PAUSE).await;
                 }
             }
         }
         Ok(mended)
     }
 
-    fn tell(&mut self, hash: &BlockHash, state: &State, mended: bool) {
+    fn report_fault(&mut self, hash: &BlockHash, state: &State, mended: bool) {
         let (repair, place) = (self.how.repair, format!("block {hash}"));
         let outcome = match (mended, repair) {
             (true, _) => Outcome::Repaired,
@@ -334,11 +334,11 @@ impl Checking<'_> {
         }
     }
 
-    /// Files that read from blocks that nobody has.
-    async fn tell_lost(&mut self, hashes: &[BlockHash]) -> Result<()> {
+    /// Reports files that read from blocks that nobody has.
+    async fn report_lost(&mut self, hashes: &[BlockHash]) -> Result<()> {
         let advice = "nothing is removed: restore the file from elsewhere, or bring back a daemon that had it";
         let mut after = None;
-        let mut told: BTreeSet<BlockHash> = BTreeSet::new();
+        let mut reported: BTreeSet<BlockHash> = BTreeSet::new();
         loop {
             self.report.progress("looking for the files of missing blocks");
             let request = CheckRequest::Uses { check: self.check, hashes: hashes.to_vec(), after };
@@ -350,7 +350,7 @@ impl Checking<'_> {
                     "bytes {} to {} are in block {}, which no daemon has",
                     used.range.start, used.range.end, used.hash
                 );
-                told.insert(used.hash);
+                reported.insert(used.hash);
                 let (place, outcome) = (used.path.as_str(), Outcome::ByHand);
                 self.report.find(&Line { kind: "missing", place, what: &what, outcome, advice });
             }
@@ -359,14 +359,14 @@ impl Checking<'_> {
                 None => break,
             }
         }
-        for hash in hashes.iter().filter(|hash| !told.contains(hash)) {
+        for hash in hashes.iter().filter(|hash| !reported.contains(hash)) {
             let (place, what) = (format!("block {hash}"), "no daemon has it");
             self.report.find(&Line { kind: "missing", place: &place, what, outcome: Outcome::ByHand, advice });
         }
         Ok(())
     }
 
-    /// A daemon's answer; `None` when it gives none, and it is not asked again then.
+    /// Returns a daemon's answer, or `None` when it gives none; it is then not asked again.
     async fn ask(
         &mut self,
         id: BlockdId,
@@ -387,7 +387,7 @@ impl Checking<'_> {
 
     fn is_away(&mut self, id: BlockdId, reason: &str) {
         self.daemons.away.insert(id);
-        // Of one that owns nothing nothing is expected.
+        // A daemon that owns nothing may be away.
         if self.daemons.layout.member(&id).is_some_and(|member| member.is_owner()) {
             let name = self.daemons.name(&id).to_owned();
             self.report.fail(&format!("{name} cannot be asked what it holds: {reason}"));
@@ -419,7 +419,7 @@ impl Checking<'_> {
 }
 
 impl Daemons {
-    /// Those that are worth asking.
+    /// The daemons that are worth asking.
     fn asked(&self) -> Vec<(BlockdId, SocketAddr)> {
         let members = self.layout.members.iter().filter(|member| !self.away.contains(&member.id));
         members.map(|member| (member.id, member.addr)).collect()
@@ -434,7 +434,7 @@ impl Daemons {
     }
 }
 
-/// The name that follows in order; none after the last possible one.
+/// The next name in order; `None` after the last possible one.
 fn next_name(hash: &BlockHash) -> Option<BlockHash> {
     let mut next = *hash;
     for byte in next.0.iter_mut().rev() {

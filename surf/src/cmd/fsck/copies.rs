@@ -1,4 +1,4 @@
-//! Where the copies of blocks are, and whether that is where they belong. Pure.
+//! Judges whether the copies of blocks are where they belong. Pure.
 
 use std::collections::BTreeSet;
 use wire::ids::{BlockHash, BlockdId};
@@ -10,29 +10,29 @@ use wire::layout::ring::Ring;
 pub struct Copies {
     /// The block.
     pub hash: BlockHash,
-    /// Daemons that have it in good order.
+    /// Daemons that have an intact copy.
     pub holders: BTreeSet<BlockdId>,
 }
 
-/// How a block is.
+/// State of a block's copies.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum State {
     /// Every owner that could be asked has it.
     Whole,
-    /// Owners lack it, and there are as many copies as there are to be: it is on its way.
+    /// Owners lack it, but there are enough copies: it is on its way.
     Moving,
-    /// These owners lack it; it is to be had from a daemon.
+    /// These owners lack it, and a daemon has it.
     Lacking {
         /// Owners without a copy.
         owners: Vec<BlockdId>,
-        /// Who has one.
+        /// A daemon that has a copy.
         from: BlockdId,
-        /// No owner has one.
+        /// No owner has a copy.
         misplaced: bool,
     },
-    /// Nobody who could be asked has it, and somebody could not be asked.
+    /// No daemon that could be asked has it, and some could not be asked.
     Unavailable,
-    /// Nobody has it.
+    /// No daemon has it.
     Missing,
 }
 
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_belongs_to_its_owners_and_is_lost_only_when_everybody_says_so() {
+    fn a_block_belongs_to_its_owners_and_is_missing_only_when_all_daemons_lack_it() {
         let layout = layout(2);
         let [one, two, three] = [1, 2, 3].map(|id| BlockdId([id; 16]));
         assert_eq!(judged(&layout, &[1, 2], &[]), State::Whole);
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn while_blocks_move_those_with_enough_copies_are_no_fault() {
+    fn blocks_with_enough_copies_are_no_fault_while_they_move() {
         let mut layout = layout(2);
         let owners = vec![BlockdId([2; 16]), BlockdId([3; 16])];
         layout.older = vec![OlderLayout { placement: LayoutEpoch(1), replicas: 2, owners }];

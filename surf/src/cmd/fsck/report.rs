@@ -1,4 +1,4 @@
-//! What a check prints: a line per finding, a summary, and on a terminal how far it is.
+//! Output of a check: a line per finding, a summary, and its progress on a terminal.
 
 use super::{LEFT, REPAIRED, UNCHECKED};
 use serde_json::json;
@@ -7,23 +7,23 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// Nothing is told of progress before.
-const QUIET: Duration = Duration::from_secs(1);
-/// Between two words about progress.
-const PAUSE: Duration = Duration::from_millis(200);
-/// Findings of which it is remembered that they were printed: a later round finds them again.
+/// No progress is shown before this time.
+const PROGRESS_DELAY: Duration = Duration::from_secs(1);
+/// Pause between two lines of progress.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(200);
+/// Most findings that are remembered as printed, because a later round finds them again.
 const PRINTED_MAX: usize = 100_000;
 
-/// What became of a finding.
+/// Outcome of a finding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// It is mended.
     Repaired,
-    /// It was not to be mended, and can be.
+    /// It can be mended, which was not asked for.
     Repairable,
     /// It cannot be mended by a program without losing something.
     ByHand,
-    /// It was to be mended, and could not be.
+    /// It could not be mended.
     Failed,
 }
 
@@ -35,18 +35,18 @@ pub struct Line<'a> {
     pub place: &'a str,
     /// What is wrong.
     pub what: &'a str,
-    /// What became of it.
+    /// Outcome of the finding.
     pub outcome: Outcome,
     /// What to do.
     pub advice: &'a str,
 }
 
-/// Counts, and prints as it goes.
+/// Counts findings, and prints them as they come.
 pub struct Report {
     json: bool,
     repairs: bool,
     repaired: u64,
-    /// Left in the last round.
+    /// Findings left in the last round.
     left: u64,
     failure: Option<String>,
     notes: Vec<String>,
@@ -54,7 +54,7 @@ pub struct Report {
     progress: Progress,
 }
 
-/// A finding in short.
+/// Hash of a finding.
 fn mark(line: &Line) -> u64 {
     let mut hasher = DefaultHasher::new();
     (line.kind, line.place, line.what).hash(&mut hasher);
@@ -63,26 +63,26 @@ fn mark(line: &Line) -> u64 {
 
 struct Progress {
     begun: Instant,
-    told: Option<Instant>,
+    shown_at: Option<Instant>,
     shown: bool,
     is_terminal: bool,
 }
 
 impl Report {
-    /// Nothing found yet.
+    /// Starts without findings.
     pub fn new(json: bool, repairs: bool) -> Self {
         let is_terminal = std::io::stderr().is_terminal();
-        let progress = Progress { begun: Instant::now(), told: None, shown: false, is_terminal };
+        let progress = Progress { begun: Instant::now(), shown_at: None, shown: false, is_terminal };
         let (notes, printed) = (Vec::new(), HashSet::new());
         Self { json, repairs, repaired: 0, left: 0, failure: None, notes, printed, progress }
     }
 
-    /// The state is looked through from the beginning: what is left is counted anew.
+    /// Begins another check of the whole state: findings that are left are counted anew.
     pub fn begin_round(&mut self) {
         self.left = 0;
     }
 
-    /// Something was found.
+    /// Counts and prints a finding.
     pub fn find(&mut self, line: &Line) {
         match line.outcome {
             Outcome::Repaired => self.repaired += 1,
@@ -118,26 +118,26 @@ impl Report {
         print(&format!("{kind}: {place}: {what} [{end}]"));
     }
 
-    /// Something worth knowing that is no fault.
+    /// Notes something worth knowing that is not a fault.
     pub fn note(&mut self, text: String) {
         self.notes.push(text);
     }
 
-    /// Something could not be checked.
+    /// Reports that something could not be checked.
     pub fn fail(&mut self, reason: &str) {
         self.clear();
         eprintln!("surf: {reason}");
         self.failure.get_or_insert_with(|| reason.to_owned());
     }
 
-    /// Tells how far it is, on a terminal and not too often.
+    /// Shows progress, on a terminal and not too often.
     pub fn progress(&mut self, text: &str) {
         let progress = &mut self.progress;
-        let is_due = progress.told.is_none_or(|told| told.elapsed() >= PAUSE);
-        if progress.is_terminal && progress.begun.elapsed() > QUIET && is_due {
+        let is_due = progress.shown_at.is_none_or(|at| at.elapsed() >= PROGRESS_PAUSE);
+        if progress.is_terminal && progress.begun.elapsed() > PROGRESS_DELAY && is_due {
             eprint!("\r\x1b[K{text}");
             let _ = std::io::stderr().flush();
-            (progress.told, progress.shown) = (Some(Instant::now()), true);
+            (progress.shown_at, progress.shown) = (Some(Instant::now()), true);
         }
     }
 
@@ -189,7 +189,7 @@ impl Report {
     }
 }
 
-/// Whoever reads it may have gone: what is left to do is done nevertheless.
+/// Prints a line. The reader may have gone, but the work goes on nevertheless.
 fn print(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_exit_code_is_the_sum_of_what_has_become_of_the_findings() {
+    fn the_exit_code_is_the_sum_of_the_outcomes_of_the_findings() {
         let line = |outcome| Line { kind: "k", place: "p", what: "w", outcome, advice: "a" };
         let mut report = Report::new(true, true);
         assert_eq!(report.code(), 0);

@@ -1,4 +1,4 @@
-//! The metadata: metad looks through it, and mends it.
+//! The metadata: metad checks it, and mends it.
 
 use super::Cluster;
 use super::report::{Line, Outcome, Report};
@@ -18,7 +18,7 @@ pub(super) async fn begin(cluster: &Cluster, report: &mut Report) -> Result<Chec
     }
 }
 
-/// Looks through it. True when something was mended.
+/// Reads the findings, and mends them if asked to. Returns true when something was mended.
 pub(super) async fn check(cluster: &Cluster, check: CheckId, report: &mut Report, repair: bool) -> Result<bool> {
     let (mut mended, mut seq) = (false, 0);
     loop {
@@ -71,7 +71,7 @@ fn outcome(finding: &Finding, made: Option<bool>) -> Outcome {
     }
 }
 
-/// What to do, or what a repair does.
+/// Advice for a finding, or the effect of its repair.
 fn advice(finding: &Finding) -> &'static str {
     match finding.kind {
         FindingKind::Undecodable => "restore this metad's state from another one or from a backup",

@@ -24,11 +24,11 @@ pub struct Backup {
     access: Access,
     /// The file; it is readable by its owner alone. `-` is standard output.
     file: PathBuf,
-    /// How long the blocks that the backup refers to are kept, also when files are removed or changed: a number with s, m, h,
-    /// d or w. 0: not at all, and a restore finds no content of what was removed meanwhile.
+    /// How long the blocks that the backup refers to are kept, also when files are removed or changed: a number with s,
+    /// m, h, d or w. 0: not at all, and a restore finds no content of what was removed meanwhile.
     #[arg(long, value_name = "TIME", default_value = "7d", value_parser = duration)]
     keep_blocks: Duration,
-    /// Name under which they are kept: see `surf metad backups`. By default one with the time.
+    /// Name of the pin on these blocks: see `surf metad backups`. By default one with the time.
     #[arg(long)]
     name: Option<String>,
 }
@@ -60,7 +60,7 @@ impl Backup {
         written
     }
 
-    /// The pin comes first: what the backup refers to is kept from before it is made.
+    /// The pin comes first, so that it covers what the backup refers to from before it is made.
     async fn pin_and_write(&self, admin: &Admin, limit: Duration) -> Result<()> {
         let name = self.name.clone().unwrap_or_else(|| name_of(Timestamp::now()));
         let keep_ms = u64::try_from(self.keep_blocks.as_millis())?;
@@ -70,7 +70,7 @@ impl Backup {
         let written = self.write(admin, limit).await;
         if keep_ms > 0 {
             if let Err(error) = written {
-                // Best effort: it ends by itself, too.
+                // Best effort: the pin also ends by itself.
                 let released = admin.ask_admin(AdminRequest::ReleasePin { name: name.clone() }, limit).await;
                 return Err(match released {
                     Ok(_) => error,
@@ -94,7 +94,7 @@ impl Backup {
         let shown = self.file.display().to_string();
         let mut partial = Partial::create(&self.file).with_context(|| format!("{shown}: cannot be made"))?;
         receive(&mut pieces, &mut partial.file).await.with_context(|| shown.clone())?;
-        // What is on the disk, and before it takes the place of another one.
+        // Verifies what is on the disk, before it takes the place of another file.
         let (head, counts, bytes) = block_in_place(|| {
             partial.file.sync_all().with_context(|| shown.clone())?;
             verified(&partial.path)
@@ -121,7 +121,7 @@ async fn receive(pieces: &mut EventReceiver, out: &mut impl Write) -> Result<()>
     }
 }
 
-/// A file under a name of its own, which goes unless it is published.
+/// A file under a temporary name, which is removed unless it is published.
 struct Partial {
     path: PathBuf,
     file: File,
@@ -146,7 +146,7 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // It has another name by now, or is of no use.
+        // The file has been published, or is of no use.
         let _ = fs::remove_file(&self.path);
     }
 }

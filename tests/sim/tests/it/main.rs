@@ -1,4 +1,4 @@
-//! Schedules from seeds: those that once found something first, then as many as time allows.
+//! Schedules from seeds: those that found a bug once come first, then as many as time allows.
 #![allow(missing_docs)]
 
 use sim::plan::Plan;
@@ -8,7 +8,7 @@ use sim::world::run;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Seeds that found something, one a line, with what it was.
+/// Seeds that found a bug, one a line, with a description of it.
 const REGRESSIONS: &str = include_str!("../../regressions.txt");
 /// Schedules that CI runs, if there is time.
 const SCHEDULES: u64 = 20_000;
@@ -35,7 +35,7 @@ fn fail(failed: &Failed) -> ! {
 
 /// Guards I1, I2, I3, I4, I5, I6 and I8.
 #[test]
-fn what_programs_are_told_is_so_in_every_schedule() {
+fn answers_to_programs_are_true_in_every_schedule() {
     for line in REGRESSIONS.lines().filter(|line| !line.starts_with('#')) {
         let (theme, seed) = line.split_once(' ').unwrap_or_else(|| panic!("{line} is no theme with a seed"));
         let theme = Theme::named(theme).unwrap_or_else(|| panic!("there is no theme {theme}"));

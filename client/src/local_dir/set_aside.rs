@@ -1,7 +1,7 @@
-//! Journals that a full cluster could not take: each is kept beside the one in use, in `DIR/journal.kept-N`, and every mount
-//! tries to send them, the oldest first, until there is room.
+//! Journals that a full cluster could not take. Each is set aside beside the one in use, in `DIR/journal.kept-N`, and
+//! every mount tries to send them, the oldest first, until there is room.
 //!
-//! A mount that waited for room instead could not be mounted, and nobody could make any.
+//! If a mount waited for room instead, nobody could use it to make room.
 
 use super::{JOURNAL, LocalDir};
 use std::fs;
@@ -9,14 +9,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use wire::durable::sync_dir;
 
-/// Names of folders of kept journals are this and a number.
+/// Names of the folders of such journals are this and a number.
 const PREFIX: &str = "journal.kept-";
 
-/// Puts the journal in use aside. Returns where it is then. Blocks: not for a runtime thread.
+/// Sets the journal in use aside. Returns its new place. Blocks: not for a runtime thread.
 ///
 /// # Errors
-/// What the disk refuses.
-pub(crate) fn keep(local: &LocalDir) -> io::Result<PathBuf> {
+/// Fails when the disk does.
+pub(crate) fn add(local: &LocalDir) -> io::Result<PathBuf> {
     let number = list(local.path())?.last().and_then(|folder| number_of(folder)).unwrap_or(0) + 1;
     let path = local.path().join(format!("{PREFIX}{number}"));
     fs::rename(local.path().join(JOURNAL), &path)?;
@@ -24,10 +24,10 @@ pub(crate) fn keep(local: &LocalDir) -> io::Result<PathBuf> {
     Ok(path)
 }
 
-/// Names of the folders of kept journals in a mount's directory, the oldest first. Blocks: not for a runtime thread.
+/// Lists the folders of journals set aside in a mount's directory, the oldest first. Blocks: not for a runtime thread.
 ///
 /// # Errors
-/// What the disk refuses.
+/// Fails when the disk does.
 pub(crate) fn list(dir: &Path) -> io::Result<Vec<String>> {
     let names = fs::read_dir(dir)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
     let mut folders = names.collect::<io::Result<Vec<String>>>()?;
@@ -36,22 +36,22 @@ pub(crate) fn list(dir: &Path) -> io::Result<Vec<String>> {
     Ok(folders)
 }
 
-/// Removes a kept journal, all of which is sent. Blocks: not for a runtime thread.
+/// Removes a journal that was set aside, once all of it is sent. Blocks: not for a runtime thread.
 ///
 /// # Errors
-/// What the disk refuses.
+/// Fails when the disk does.
 pub(crate) fn remove(local: &LocalDir, folder: &str) -> io::Result<()> {
     fs::remove_dir_all(path_of(local, folder))?;
     sync_dir(local.path())
 }
 
-/// Where the kept journal of this folder is.
+/// Returns the path of this folder.
 pub(crate) fn path_of(local: &LocalDir, folder: &str) -> PathBuf {
     local.path().join(folder)
 }
 
-/// Whether this is the directory of a kept journal: later mounts have worked since it was written.
-pub(crate) fn is_kept(dir: &Path) -> bool {
+/// Returns whether this is the directory of a journal set aside: later mounts have worked since it was written.
+pub(crate) fn is_set_aside(dir: &Path) -> bool {
     dir.file_name().and_then(|name| name.to_str()).and_then(number_of).is_some()
 }
 
@@ -66,21 +66,21 @@ mod tests {
     use wire::tls::ClusterCa;
 
     #[test]
-    fn what_is_kept_is_found_in_its_order_and_nothing_else_is() {
+    fn journals_set_aside_are_listed_in_their_order_and_nothing_else_is() {
         let dir = tempfile::tempdir().unwrap();
         let bundle = testing::bundle(&ClusterCa::create("t").unwrap(), "one");
         let local = LocalDir::open(dir.path(), &bundle, "/mnt").unwrap();
         for number in 1..=11 {
             fs::create_dir(local.path().join(JOURNAL)).unwrap();
             fs::write(local.path().join(JOURNAL).join("id"), number.to_string()).unwrap();
-            assert_eq!(keep(&local).unwrap(), path_of(&local, &format!("journal.kept-{number}")));
+            assert_eq!(add(&local).unwrap(), path_of(&local, &format!("journal.kept-{number}")));
         }
         fs::create_dir(local.path().join("journal.kept-by-hand")).unwrap();
-        let kept = list(local.path()).unwrap();
+        let folders = list(local.path()).unwrap();
         let read = |folder: &String| fs::read_to_string(path_of(&local, folder).join("id")).unwrap();
         let expected: Vec<String> = (1..=11).map(|number: u32| number.to_string()).collect();
-        assert_eq!(kept.iter().map(read).collect::<Vec<_>>(), expected);
-        remove(&local, &kept[0]).unwrap();
-        assert_eq!(list(local.path()).unwrap(), kept[1..]);
+        assert_eq!(folders.iter().map(read).collect::<Vec<_>>(), expected);
+        remove(&local, &folders[0]).unwrap();
+        assert_eq!(list(local.path()).unwrap(), folders[1..]);
     }
 }

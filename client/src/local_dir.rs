@@ -1,16 +1,16 @@
-//! A mount's own directory on the disk of its machine: for the journal, and the cache of blocks.
+//! A mount's own directory on the local disk, for the journal and the cache of blocks.
 //!
 //! ```text
-//! BASE/CLUSTER-MOUNT/    cluster's id, and a hash of the mount point: the same mount finds its own again
-//!     lock               held as long as a process uses the directory
-//!     owner              whose it is, as text
-//!     journal/           what was done and not told yet (`journal`)
-//!     blocks/            what was read (`block::disk`)
+//! BASE/CLUSTER-MOUNT/    cluster's id, and a hash of the mount point: the same mount finds its directory again
+//!     lock               locked as long as a process uses the directory
+//!     owner              the owner of the directory, as text
+//!     journal/           operations that are not acknowledged yet (`journal`)
+//!     blocks/            cached blocks (`block::disk`)
 //! ```
-//! Two clusters never share one, whatever they are called, nor do two mounts. Another identity of the same cluster is
-//! refused: what lies here was read, or is to be written, with the rights of the first one.
+//! Two clusters never share a directory, whatever their names, nor do two mounts. Another identity of the same cluster
+//! is refused: the content was read, or is to be written, with the rights of the first one.
 
-pub(crate) mod kept;
+pub(crate) mod set_aside;
 
 use crate::{ClientConfig, Error};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
@@ -23,25 +23,25 @@ use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
 use wire::bundle::Bundle;
 use wire::durable;
-use wire::sys::lock_of_the_living;
+use wire::sys::lock_after_a_kill;
 
-/// First line of the file that says whose a directory is; the number is the version of what lies in it.
+/// First line of the file that names a directory's owner; the number is the version of the directory's format.
 const OWNER: &str = "surf client 2";
-/// What the first line of every version begins with.
+/// The beginning of the first line in every version.
 const OWNER_OF_ANY_VERSION: &str = "surf client ";
-/// `umount` returns before the mount's process has ended, which stores what is under way first: whoever mounts again at
-/// once waits so long for it. With servers that are away it gives up what it cannot store after some ten seconds.
-const ENDING: Duration = Duration::from_secs(15);
-/// A directory that cannot be opened in this time, waiting for another mount's end included, is on a disk that hangs.
+/// `umount` returns before the mount's process has ended, which stores its content first: a mount that follows at once
+/// waits this long for it. When servers are away, the process gives up what it cannot store after some ten seconds.
+const ENDING_LIMIT: Duration = Duration::from_secs(15);
+/// If a directory cannot be opened in this time, including the wait for another mount's end, its disk hangs.
 const OPEN_LIMIT: Duration = Duration::from_secs(25);
 /// Folder of the journal in use.
 pub(crate) const JOURNAL: &str = "journal";
-/// Folders of what others than the owner must not get.
+/// Folders with content that only the owner may read.
 const OWNERS_FOLDERS: [&str; 2] = [JOURNAL, "blocks"];
 /// Digits of the hash that stands for the mount point.
 const MOUNT_DIGITS: usize = 16;
 
-/// A directory that is this mount's alone while this lives.
+/// A directory that belongs to this mount alone while this value lives.
 #[derive(Debug)]
 pub struct LocalDir {
     path: PathBuf,
@@ -49,8 +49,8 @@ pub struct LocalDir {
 }
 
 impl LocalDir {
-    /// The directory that this configuration asks for, if any. A disk that fails or hangs is gone without, with a warning;
-    /// a directory that belongs to somebody else, or to nobody we may be, is a mistake.
+    /// Opens the directory that this configuration asks for, if any. If the disk fails or hangs, the mount goes on
+    /// without it, with a warning. A directory that belongs to another mount, or cannot be identified, is an error.
     ///
     /// # Errors
     /// As [`LocalDir::open`].
@@ -77,15 +77,15 @@ impl LocalDir {
         Ok(None)
     }
 
-    /// Takes the directory below `base` of the mount `purpose` of this cluster, making both if needed, readable by their
-    /// owner alone. Blocks, some seconds for a mount that is ending: not for a runtime thread.
+    /// Opens the directory below `base` of the mount `purpose` of this cluster. Creates both if needed, readable by
+    /// their owner alone. Blocks, for some seconds if another mount is ending: not for a runtime thread.
     ///
     /// # Errors
     /// [`Error::LocalInUse`], [`Error::LocalForeign`], or [`Error::Local`] when the disk refuses.
     pub fn open(base: &Path, bundle: &Bundle, purpose: &str) -> Result<Self, Error> {
         let path = base.join(dir_name(bundle, purpose));
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed(&path))?;
-        // Also one that somebody else has made is ours alone from now on, or cannot be used.
+        // Even a directory that somebody else has made is ours alone from now on, or cannot be used.
         fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(failed(&path))?;
         let lock = lock(&path)?;
         let owner = Owner::of(bundle, purpose);
@@ -108,7 +108,7 @@ impl LocalDir {
         Ok(Self { path, _lock: lock })
     }
 
-    /// Where it is.
+    /// Returns where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -120,7 +120,7 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Local { path, source }
 }
 
-/// Whether another choice of directory helps, rather than another disk.
+/// Returns whether another directory would help, rather than another disk.
 fn is_mistake(error: &io::Error) -> bool {
     use ErrorKind::{AlreadyExists, InvalidFilename, InvalidInput, NotADirectory, NotFound, PermissionDenied};
     matches!(error.kind(), AlreadyExists | InvalidFilename | InvalidInput | NotADirectory | NotFound | PermissionDenied)
@@ -137,18 +137,18 @@ fn lock(dir: &Path) -> Result<File, Error> {
     let file = opened.map_err(failed(&path))?;
     let started = Instant::now();
     loop {
-        match lock_of_the_living(&file) {
+        match lock_after_a_kill(&file) {
             Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if started.elapsed() < ENDING => {}
+            Err(TryLockError::WouldBlock) if started.elapsed() < ENDING_LIMIT => {}
             Err(TryLockError::WouldBlock) => return Err(Error::LocalInUse { dir: dir.to_owned() }),
             Err(TryLockError::Error(error)) => return Err(failed(&path)(error)),
         }
     }
 }
 
-/// What the file `owner` says.
+/// The content of the file `owner`.
 struct Owner {
-    /// One line for a person.
+    /// The owner in one line, for messages.
     words: String,
     text: String,
 }
@@ -161,7 +161,7 @@ impl Owner {
         Self { words: words(&text), text }
     }
 
-    /// Whether it is another's by this version's word, who has left nothing here.
+    /// Returns whether the directory belongs to another owner, in this version's format, who has left nothing here.
     fn takes_over(&self, dir: &Path, found: &str) -> bool {
         // A journal's number alone is of no use to anybody.
         let is_left =
@@ -170,9 +170,9 @@ impl Owner {
             fs::read_dir(dir.join(folder))
                 .map_or_else(|error| error.kind() == ErrorKind::NotFound, |mut files| files.all(is_left))
         };
-        let nothing_is_kept_aside = || kept::list(dir).is_ok_and(|folders| folders.is_empty());
+        let nothing_is_set_aside = || set_aside::list(dir).is_ok_and(|folders| folders.is_empty());
         let is_same_version = found.starts_with(&format!("{OWNER}\n"));
-        found != self.text && is_same_version && OWNERS_FOLDERS.iter().all(is_empty) && nothing_is_kept_aside()
+        found != self.text && is_same_version && OWNERS_FOLDERS.iter().all(is_empty) && nothing_is_set_aside()
     }
 
     fn check(&self, dir: &Path, found: &str) -> Result<(), Error> {
@@ -189,13 +189,14 @@ impl Owner {
         Err(Error::LocalForeign { dir: dir.to_owned(), owner, me: self.words.clone() })
     }
 
-    /// Durable on return: what is kept here later must not outlive the knowledge whose it is.
+    /// Writes the file. It is durable on return: content that is stored here later must not outlive the name of its
+    /// owner.
     fn write(&self, dir: &Path) -> io::Result<()> {
         durable::replace(&dir.join("owner"), self.text.as_bytes())
     }
 }
 
-/// The lines of `owner` after the first one, in one line.
+/// Returns the lines of `owner` after the first one, in one line.
 fn words(text: &str) -> String {
     text.lines().skip(1).collect::<Vec<_>>().join(", ")
 }
@@ -232,7 +233,7 @@ mod tests {
         let error = LocalDir::open(&base, &bundle(&ca, "two"), "/mnt").unwrap_err();
         assert!(
             matches!(error, Error::LocalForeign { .. }),
-            "what is kept aside is sent with its own client's rights: {error}"
+            "a journal set aside is sent with its own client's rights: {error}"
         );
         fs::remove_dir(path.join("journal.kept-1")).unwrap();
         LocalDir::open(&base, &bundle(&ca, "two"), "/mnt").expect("the other one has left nothing here");

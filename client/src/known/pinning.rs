@@ -1,4 +1,4 @@
-//! What is done here under delegations, as it is known until metad knows it, too. Pure.
+//! What is done here under delegations is pinned until metad knows it, too. Pure.
 
 use super::Now;
 use super::names::Place;
@@ -8,7 +8,7 @@ use wire::attr::FileKind;
 use wire::ids::Ino;
 
 impl State {
-    /// Something is done here that is sent later, by the entry of this number.
+    /// Pins an operation that is done here and sent later, by the entry of this number.
     pub fn pin(&mut self, number: u64, pinned: Pinned) {
         let at = self.leases.tick();
         let made = pinned.made;
@@ -20,7 +20,7 @@ impl State {
         }
         for (parent, name, ino) in pinned.names {
             self.names.complete_with(parent, &name, ino.is_some());
-            // Pages of the listing are old.
+            // Pages of the listing are not valid any more.
             self.leases.note_change(parent, at);
             let place = (parent, name);
             match ino {
@@ -33,12 +33,12 @@ impl State {
         }
     }
 
-    /// metad knows what the entry of this number did. Its answer has been taken in.
+    /// Unpins the operation of the entry of this number: metad has acknowledged it, and its answer is applied.
     pub fn unpin(&mut self, number: u64, inos: &[Ino], names: &[Place], now: Now) {
         for ino in inos {
             let Some(attr) = self.pins.unpin_attr(*ino, number) else { continue };
             if attr.nlink > 0 && self.is_delegated(*ino, now) && !self.attrs.contains(*ino) {
-                // metad's own answer was overtaken by something later, which it knows now, too.
+                // A later change had overtaken metad's answer, and metad has acknowledged that now, too.
                 self.attrs.put(attr);
             }
         }
@@ -51,7 +51,7 @@ impl State {
         }
     }
 
-    /// What the entry of this number did is undone, or metad has refused it: metad knows how it is.
+    /// Unpins an entry that was undone or that metad has refused: the true state is what metad knows.
     pub fn undo(&mut self, number: u64, inos: &[Ino], names: &[Place]) {
         let at = self.leases.tick();
         for ino in inos {
