@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use wire::Error;
 use wire::ids::{BlockHash, BlockdId};
-use wire::leader::{LOOK_LIMIT, another_leads};
+use wire::leader::{LOOK_LIMIT, WHO_LEADS, another_leads};
 use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest};
 use wire::quic::Endpoint;
 use wire::retry::Backoff;
@@ -90,9 +90,9 @@ impl Metads {
 
     /// The metad that leads instead of `asked`, which is silent.
     async fn another_leads(&self, asked: SocketAddr) -> SocketAddr {
-        let look = async |node, request: MetaRequest| {
+        let look = |node| {
             let peer = self.endpoint.peer(node, Role::Metad);
-            peer.request::<_, MetaReply>(&request, &[], LOOK_LIMIT).await.map(|(reply, _)| reply)
+            async move { peer.request::<_, MetaReply>(&WHO_LEADS, &[], LOOK_LIMIT).await.map(|(reply, _)| reply) }
         };
         another_leads(asked, || self.configured.clone(), look).await
     }

@@ -2,8 +2,8 @@
 
 use crate::message::meta::{MetaReply, MetaRequest};
 use crate::retry::Backoff;
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -16,21 +16,24 @@ const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A metad that leads says so within this time.
 pub const LOOK_LIMIT: Duration = Duration::from_millis(300);
 
+/// The question.
+pub static WHO_LEADS: MetaRequest = MetaRequest::WhoLeads;
+
 /// Waits until another metad than `asked` says that it leads, and returns its address. What a metad says of a third one may be
 /// old, and is ignored; so is which nodes it says there are, because it may have been removed. Does not end when none leads:
 /// run it beside the request that `asked` is to answer. Cancel-safe.
 ///
-/// `others` are the metads to ask, looked up anew in each round; `who_leads` sends one of them [`MetaRequest::WhoLeads`], and
+/// `others` are the metads to ask, looked up anew in each round; `who_leads` sends one of them [`WHO_LEADS`], and
 /// is to give up after [`LOOK_LIMIT`].
-pub async fn another_leads<Failure>(
+pub async fn another_leads<Failure, Asking: Future<Output = Result<MetaReply, Failure>>>(
     asked: SocketAddr,
     others: impl Fn() -> Vec<SocketAddr>,
-    who_leads: impl AsyncFn(SocketAddr, MetaRequest) -> Result<MetaReply, Failure>,
+    who_leads: impl Fn(SocketAddr) -> Asking,
 ) -> SocketAddr {
     tokio::time::sleep(SILENCE).await;
     let mut pauses = Backoff::new(LOOK_PAUSE_MIN, LOOK_PAUSE_MAX);
     loop {
-        let ask = async |node| (node, who_leads(node, MetaRequest::WhoLeads).await);
+        let ask = |node| who_leads(node).map(move |answer| (node, answer));
         let mut answers: FuturesUnordered<_> = others().into_iter().filter(|node| *node != asked).map(ask).collect();
         while let Some((node, answer)) = answers.next().await {
             // `NotLeader` answers `WhoLeads` from any node; one that names itself leads.
@@ -58,11 +61,12 @@ mod tests {
         let found = another_leads(
             node(1),
             || vec![node(1), node(2), node(3)],
-            async |addr, _| {
+            |addr| {
                 asked.borrow_mut().push(addr.port());
                 let leads = addr == node(3) && asked.borrow().len() > 4;
                 let leader = if leads { node(3) } else { node(1) };
-                Ok::<_, ()>(MetaReply::NotLeader { leader: Some((MetadId(1), leader)), nodes: Vec::new() })
+                let reply = MetaReply::NotLeader { leader: Some((MetadId(1), leader)), nodes: Vec::new() };
+                futures::future::ready(Ok::<_, ()>(reply))
             },
         )
         .await;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use wire::ids::MetadId;
-use wire::leader::{LOOK_LIMIT, another_leads};
+use wire::leader::{LOOK_LIMIT, WHO_LEADS, another_leads};
 use wire::message::meta::{MetaReply, MetaRequest};
 use wire::retry::Backoff;
 use wire::{Error, FsError};
@@ -155,7 +155,7 @@ impl Rpc {
 
     /// The metad that leads instead of `asked`, which is silent.
     async fn another_leads(&self, asked: SocketAddr) -> SocketAddr {
-        let look = async |node, request| self.metads.ask(node, &request, LOOK_LIMIT).await;
+        let look = |node| self.metads.ask(node, &WHO_LEADS, LOOK_LIMIT);
         another_leads(asked, || self.known.lock().nodes.clone(), look).await
     }
 

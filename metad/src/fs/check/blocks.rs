@@ -51,11 +51,10 @@ fn collect(check: &mut Check, first: BlockHash) -> Window {
             check.ended = true;
             return false;
         }
-        let Some(name) = keys::block_hash(key) else {
+        let Some(hash) = keys::block_hash(key) else {
             check.undecodable(key);
             return true;
         };
-        let hash = BlockHash(name);
         if window.rows.len() >= most {
             window.end = Some(hash);
             return false;
