@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// What else cargo tells each test of its package (The Cargo Book, "Environment Variables").
+/// Further variables in which cargo describes the package to each of its tests (The Cargo Book, "Environment
+/// Variables").
 const OF_A_PACKAGE: [&str; 5] =
     ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_MANIFEST_LINKS", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE"];
 
@@ -14,7 +15,7 @@ pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace exists")
 }
 
-/// Where the programs are, if they have been built for all tests of a run.
+/// Variable with the folder of the programs, if they have been built for all tests of a run.
 const BUILT_AHEAD: &str = "SURF_TEST_PROGRAMS";
 
 /// Path of a binary of this workspace: `surfmount`, `surf`, `metad`, `blockd` or `bench`.
@@ -26,7 +27,7 @@ pub fn bin(name: &str) -> PathBuf {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     let built = || {
         let dir = own_profile();
-        // Those of another profile are not what is to be tested.
+        // Programs of another profile are not the ones under test.
         if std::env::var_os(BUILT_AHEAD).is_none_or(|ahead| Path::new(&ahead) != dir) {
             build(&dir);
         }
@@ -43,8 +44,8 @@ fn own_profile() -> PathBuf {
 
 fn build(dir: &Path) {
     let mut cargo = Command::new(env!("CARGO"));
-    // What cargo tells a test of its package would look like a changed environment to build scripts, and half of the
-    // dependencies would be built anew.
+    // The variables in which cargo describes a test's package would look like a changed environment to build scripts,
+    // and half of the dependencies would be built anew.
     for (key, _) in std::env::vars_os() {
         if key.to_str().is_some_and(|key| key.starts_with("CARGO_PKG_") || OF_A_PACKAGE.contains(&key)) {
             cargo.env_remove(key);
