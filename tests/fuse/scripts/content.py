@@ -168,7 +168,7 @@ class AsynchronousWrites:
         assert LIBC.syscall(self.DESTROY, self.context) == 0
 
 
-def a_buffered_read_returns_what_an_asynchronous_direct_write_has_written_whoever_read_meanwhile():
+def a_buffered_read_returns_what_an_asynchronous_direct_write_has_written_even_if_somebody_read_meanwhile():
     size = MIB // 2
     fd, buffer = os.open("f", os.O_RDWR | os.O_CREAT | os.O_DIRECT), mmap.mmap(-1, size)
     assert os.pwrite(fd, buffer, 0) == size
@@ -312,7 +312,7 @@ def saving_as_editors_do_leaves_the_old_or_the_new_content():
     assert os.listdir(".") == ["document"]
 
 
-def inotify_tells_of_changes_on_the_same_mount():
+def inotify_reports_changes_on_the_same_mount():
     fd = LIBC.inotify_init1(os.O_NONBLOCK)
     created, closed_after_writing, moved_to, deleted = 0x100, 0x8, 0x80, 0x200
     assert LIBC.inotify_add_watch(fd, b".", created | closed_after_writing | moved_to | deleted) > 0
@@ -336,12 +336,12 @@ main([
     offsets_reach_sixteen_tebibytes_and_end_there,
     several_processes_append_without_overwriting_each_other,
     direct_and_synchronous_writes_are_read_back,
-    a_buffered_read_returns_what_an_asynchronous_direct_write_has_written_whoever_read_meanwhile,
+    a_buffered_read_returns_what_an_asynchronous_direct_write_has_written_even_if_somebody_read_meanwhile,
     opening_may_truncate,
     shared_mappings_write_and_private_ones_do_not,
     sendfile_splice_and_copy_file_range_move_bytes,
     a_copied_range_shares_blocks,
     an_unlinked_file_lives_until_it_is_closed,
     saving_as_editors_do_leaves_the_old_or_the_new_content,
-    inotify_tells_of_changes_on_the_same_mount,
+    inotify_reports_changes_on_the_same_mount,
 ])

@@ -69,7 +69,7 @@ def shared_locks_go_together():
     os.close(fd)
 
 
-def a_waiting_lock_is_given_when_the_holder_lets_go():
+def a_waiting_lock_is_granted_when_the_holder_releases_it():
     for take in (lambda fd: lock(fd, fcntl.LOCK_EX), lambda fd: fcntl.flock(fd, fcntl.LOCK_EX)):
         put("f", b"x")
         held, done = Signal(), Signal()
@@ -200,7 +200,7 @@ def a_whole_files_lock_belongs_to_its_open_file():
     os.close(two)
 
 
-def two_that_share_a_lock_and_want_it_alone_get_it_one_after_the_other():
+def two_programs_that_share_a_lock_and_want_it_exclusively_get_it_one_after_the_other():
     put("f", b"x")
     shared, go = Signal(), Signal()
 
@@ -224,11 +224,11 @@ def two_that_share_a_lock_and_want_it_alone_get_it_one_after_the_other():
 main([
     ranges_exclude_each_other_and_only_where_they_overlap,
     shared_locks_go_together,
-    a_waiting_lock_is_given_when_the_holder_lets_go,
+    a_waiting_lock_is_granted_when_the_holder_releases_it,
     a_waiting_lock_is_interrupted_by_a_signal,
     a_deadlock_is_refused,
     locks_end_with_their_process,
     closing_any_descriptor_drops_a_processs_range_locks,
     a_whole_files_lock_belongs_to_its_open_file,
-    two_that_share_a_lock_and_want_it_alone_get_it_one_after_the_other,
+    two_programs_that_share_a_lock_and_want_it_exclusively_get_it_one_after_the_other,
 ])

@@ -243,7 +243,7 @@ def links_to_one_file_end_at_emlink():
     assert os.stat("f").st_nlink == made
 
 
-def free_space_and_inodes_are_told():
+def free_space_and_inodes_are_reported():
     found = os.statvfs(".")
     assert found.f_blocks > found.f_bfree > 0 and found.f_bavail <= found.f_bfree
     assert found.f_namemax == 255 and found.f_files > 0
@@ -263,5 +263,5 @@ main([
     times_have_nanoseconds_and_follow_what_is_done,
     reading_moves_the_access_time_once_after_a_change,
     links_to_one_file_end_at_emlink,
-    free_space_and_inodes_are_told,
+    free_space_and_inodes_are_reported,
 ])

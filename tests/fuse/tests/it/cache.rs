@@ -107,7 +107,7 @@ fn a_remount_reads_from_the_cache_while_every_block_daemon_is_away_and_flipped_b
 }
 
 #[test]
-fn a_cache_directory_serves_one_mount_of_one_identity_and_mistakes_are_told_in_one_line() {
+fn a_cache_directory_serves_one_mount_of_one_identity_and_mistakes_are_reported_in_one_line() {
     let mut surf = Surf::start(Setup::Embedded);
     surf.unmount();
     let cache = surf.cache_dir().display().to_string();

@@ -115,7 +115,7 @@ fn lets_go(data_dir: &Path) {
 }
 
 #[test]
-fn a_damaged_embedded_cluster_is_told_and_left_as_it_is() {
+fn a_damaged_embedded_cluster_is_reported_and_left_as_it_is() {
     let mut surf = Surf::start(Setup::Embedded);
     sh(&surf.path(), LIMIT, "echo kept > file");
     surf.unmount();

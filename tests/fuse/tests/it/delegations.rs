@@ -138,7 +138,7 @@ fn what_close_has_acknowledged_is_never_refused() {
 
 /// Guards I6 and I8.
 #[test]
-fn a_mount_that_was_away_until_its_session_had_expired_loses_nothing_but_its_lock_and_is_told_so() {
+fn a_mount_that_was_away_until_its_session_had_expired_loses_only_its_lock_and_reports_that() {
     let surf = Surf::start_behind_proxy(seed(), &[]);
     let other = surf.mount_again(&[]);
     let (here, there) = (surf.path(), other.path());
@@ -187,7 +187,7 @@ fn a_mount_that_was_away_until_its_session_had_expired_loses_nothing_but_its_loc
 
 /// Guards I5 and I8.
 #[test]
-fn what_two_mounts_have_not_told_when_the_leader_dies_is_there_for_whoever_looks_first() {
+fn changes_that_two_mounts_have_not_sent_when_the_leader_dies_are_seen_by_the_first_to_look() {
     let surf = Surf::start_behind_proxy(seed(), &[]);
     let (two, looking) = (surf.mount_again(&[]), surf.mount_again(&[]));
     let dirs = [surf.path().join("one"), two.path().join("two")];

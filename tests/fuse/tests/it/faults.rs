@@ -601,7 +601,7 @@ fn what_a_soft_mount_has_written_while_answers_were_lost_is_there_once() {
 
 /// The kernel lets a program wait uninterruptibly for an answer.
 #[test]
-fn who_waits_for_servers_that_are_away_can_be_killed() {
+fn a_program_that_waits_for_servers_that_are_away_can_be_killed() {
     let seed = Seed(seed());
     let mut surf = Surf::start_behind_proxy(seed.0, &[]);
     fs::create_dir(surf.path().join("dir")).unwrap();

@@ -115,7 +115,7 @@ fn twelve_kinds(kv: &Store) -> Changes {
 }
 
 #[test]
-fn twelve_kinds_of_damaged_metadata_are_found_and_mended() {
+fn twelve_kinds_of_damaged_metadata_are_found_and_repaired() {
     let mut surf = Surf::start_by(|surf| surf.up(1, 3));
     let script = "mkdir -p dir/below && cd dir && for name in linked kind nameless counted orphan; do \
         head -c 100000 /dev/urandom > $name; done; ln linked other && echo kept > below/kept && sync . && \

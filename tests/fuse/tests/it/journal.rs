@@ -184,7 +184,7 @@ fn what_is_written_to_files_that_others_use_too_is_in_the_journal_when_servers_a
 
 /// Guards I1 and I8: each attempt gets a little further, and may not know how far.
 #[test]
-fn a_mount_that_is_killed_while_it_tells_the_journal_leaves_the_rest_to_the_next_one() {
+fn a_mount_that_is_killed_while_it_sends_the_journal_leaves_the_rest_to_the_next_one() {
     let mut surf = Surf::start_behind_proxy(seed(), &[]);
     let dir = begin(&surf);
     surf.proxy().isolate("mnt");
@@ -227,7 +227,7 @@ fn a_mount_that_is_killed_while_it_tells_the_journal_leaves_the_rest_to_the_next
 
 /// Guards I1 and I8: the answers do not arrive, so the mount cannot know that all of it was told.
 #[test]
-fn what_was_told_before_the_mount_was_killed_is_not_told_again() {
+fn what_metad_had_applied_before_the_mount_was_killed_is_not_applied_again() {
     let mut surf = Surf::start_behind_proxy(seed(), &[]);
     let other = surf.mount_again(&[]);
     let dir = begin(&surf);
@@ -252,7 +252,7 @@ fn what_was_told_before_the_mount_was_killed_is_not_told_again() {
 
 /// Guards I6 and I8.
 #[test]
-fn what_is_in_the_journal_stands_beside_what_others_did_before_it_was_told() {
+fn what_is_in_the_journal_stands_beside_what_others_did_before_it_was_sent() {
     let mut surf = Surf::start_behind_proxy(seed(), &[]);
     let other = surf.mount_again(&[]);
     let here = begin(&surf);
@@ -287,7 +287,7 @@ fn what_is_in_the_journal_stands_beside_what_others_did_before_it_was_told() {
 
 /// Guards I8: who ends a mount need not wait for servers that are away.
 #[test]
-fn a_mount_ends_while_servers_are_away_and_the_next_one_tells_what_it_could_not() {
+fn a_mount_ends_while_servers_are_away_and_the_next_one_sends_what_it_could_not() {
     let (mut surf, dir) = ended_while_servers_were_away();
     // Who may not change anything leaves it to the next one.
     surf.mount(&["-o", "ro"]);
@@ -301,7 +301,7 @@ fn a_mount_ends_while_servers_are_away_and_the_next_one_tells_what_it_could_not(
 
 /// Guards I8.
 #[test]
-fn what_a_full_cluster_cannot_take_is_kept_aside_and_comes_when_there_is_room() {
+fn what_a_full_cluster_cannot_take_is_set_aside_and_sent_when_there_is_room() {
     let (mut surf, dir) = ended_while_servers_were_away();
     let disks: Vec<PathBuf> = (1..=3).map(|number| surf.daemon(&format!("blockd-{number}")).data_dir).collect();
     let on_disks = |surf: &Surf, script: &str| {

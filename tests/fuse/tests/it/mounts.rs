@@ -37,7 +37,7 @@ fn what_one_mount_closed_another_reads_in_each_of_thousands_of_handovers() {
 
 /// Guards I5.
 #[test]
-fn what_one_mount_made_moved_or_removed_another_finds_so_at_once() {
+fn what_one_mount_makes_moves_or_removes_others_see_at_once() {
     let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     let sides = [surf.path(), other.path()];
@@ -89,7 +89,7 @@ fn two_mounts_that_append_to_a_file_that_neither_has_found_make_one_with_both_li
 
 /// The kernel's pages are of no use to who holds the lock now.
 #[test]
-fn who_takes_a_lock_reads_what_was_written_under_it_before() {
+fn a_program_that_takes_a_lock_reads_what_was_written_under_it_before() {
     let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     fs::write(surf.path().join("count"), format!("{:08}", 0)).unwrap();
@@ -138,7 +138,7 @@ fn an_open_file_shows_what_others_write_after_the_leader_has_died() {
 
 /// Guards I2 and I5.
 #[test]
-fn no_mount_reads_what_is_old_while_leaders_die() {
+fn no_mount_reads_old_content_while_leaders_die() {
     let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     let (here, there) = (surf.path(), other.path());
@@ -211,7 +211,7 @@ fn a_mount_that_was_killed_holds_up_the_others_for_its_leases_and_no_longer() {
 
 /// Guards I1.
 #[test]
-fn a_file_that_another_mount_removes_before_its_maker_hears_that_it_is_made_is_made_once_and_open() {
+fn a_file_that_another_mount_removes_before_its_creator_has_the_answer_is_created_once_and_open() {
     // `dirsync`: metad makes it.
     let surf = Surf::start_behind_proxy(seed(), &["-o", "dirsync"]);
     let other = surf.mount_again(&[]);

@@ -20,7 +20,7 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(3);
 /// Guards I5 for descriptors: what another mount did is seen without opening anew, at once as a rule. The kernel passes over
 /// an answer about attributes that a notice to it overtakes; then it takes until it asks again.
 #[test]
-fn who_has_a_file_open_finds_what_another_mount_did_to_it_at_once() {
+fn an_open_file_shows_at_once_what_another_mount_did_to_it() {
     let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     let sides = [surf.path().join("file"), other.path().join("file")];

@@ -76,7 +76,7 @@ fn embedded_on_a_disk_of(mib: u32) -> Surf {
 }
 
 #[test]
-fn a_full_disk_is_told_and_takes_nothing_of_what_was_there() {
+fn a_full_disk_is_reported_and_destroys_nothing_that_was_there() {
     need(&["python3"]);
     // Room for two segments above the half gigabyte that a block daemon leaves free.
     let mut surf = embedded_on_a_disk_of(1200);
