@@ -64,7 +64,7 @@ fn pjdfstest_passes_on_a_cluster() {
 }
 
 /// Every operation that fsx knows and Linux has.
-const ALL_OPERATIONS: &str = "[weights]\nclose_open = 1\ninvalidate = 1\nmapread = 10\nmapwrite = 10\nread = 10\nwrite = 10\n\
+const ALL_OPS: &str = "[weights]\nclose_open = 1\ninvalidate = 1\nmapread = 10\nmapwrite = 10\nread = 10\nwrite = 10\n\
     truncate = 5\nfsync = 1\nfdatasync = 1\nposix_fallocate = 2\npunch_hole = 5\nsendfile = 5\nposix_fadvise = 1\n\
     copy_file_range = 5\n";
 /// Operations without mapped memory, so that each reaches the mount by itself.
@@ -95,7 +95,7 @@ fn fsx(setup: Setup) {
 const OPERATIONS: u32 = 3000;
 /// Name, settings, and operations of each run.
 const RUNS: [(&str, &str, u32); 4] =
-    [("plain", "", 5000), ("all", ALL_OPERATIONS, OPERATIONS), ("unmapped", UNMAPPED, OPERATIONS), ("large", LARGE_FILE, 120)];
+    [("plain", "", 5000), ("all", ALL_OPS, OPERATIONS), ("unmapped", UNMAPPED, OPERATIONS), ("large", LARGE_FILE, 120)];
 
 fn fsx_on(surf: &Surf, program: &Path, runs: &[(&str, &str, u32)]) {
     for (name, settings, count) in runs {
