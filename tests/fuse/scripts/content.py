@@ -22,7 +22,7 @@ def fallocate(fd, mode, offset, length):
 
 
 def data_of(fd, size):
-    """The ranges of a file that SEEK_DATA and SEEK_HOLE tell of."""
+    """Returns the ranges of a file's data according to SEEK_DATA and SEEK_HOLE."""
     ranges, at = [], 0
     while at < size:
         try:
@@ -144,7 +144,7 @@ def direct_and_synchronous_writes_are_read_back():
 
 
 class AsynchronousWrites:
-    """`io_submit(2)`: writes that the program does not wait for until `done`."""
+    """`io_submit(2)`: the program does not wait for the writes before it calls `done`."""
 
     SETUP, DESTROY, GETEVENTS, SUBMIT, PWRITE = 206, 207, 208, 209, 1  # x86_64
 
@@ -207,7 +207,7 @@ def opening_may_truncate():
     assert os.stat("f").st_size == 0
     put("f", b"x")
     assert get("f") == b"x"
-    # The times move though there is nothing to cut.
+    # The times change though there is nothing to cut.
     put("f", b"")
     os.utime("f", (1, 1))
     os.close(os.open("f", os.O_WRONLY | os.O_TRUNC))

@@ -1,4 +1,4 @@
-"""Locks of whole files and of ranges, and what becomes of them when their owners end."""
+"""Locks of whole files and of ranges, also when their owners end."""
 
 import errno
 import fcntl
@@ -14,14 +14,14 @@ def lock(fd, kind, start=0, length=0):
 
 
 def taken(fd, start, length):
-    """Who holds a lock in the way of an exclusive one, by process."""
+    """Returns the process that holds a lock in the way of an exclusive one."""
     asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
     kind, _, _, _, pid = struct.unpack("hhqqi4x", fcntl.fcntl(fd, fcntl.F_GETLK, asked))
     return pid if kind != fcntl.F_UNLCK else None
 
 
 class Signal:
-    """Something one process waits for and another one gives."""
+    """A signal for which one process waits and which another one gives."""
 
     def __init__(self):
         self.reader, self.writer = os.pipe()
@@ -117,7 +117,7 @@ def a_waiting_lock_is_interrupted_by_a_signal():
     ready.wait()
     ended = 0
     while ended == 0:
-        # Again and again: the first may come before it waits.
+        # The signal is sent repeatedly, because the first may come before the process waits.
         os.kill(pid, signal.SIGUSR1)
         ended, status = os.waitpid(pid, os.WNOHANG)
     assert status == 0
@@ -192,7 +192,7 @@ def a_whole_files_lock_belongs_to_its_open_file():
     with fails(errno.EAGAIN):
         fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(copy)
-    # The kernel tells a FUSE filesystem of the last close, and does not wait for it.
+    # The kernel notifies a FUSE filesystem of the last close, and does not wait for it.
     signal.alarm(60)
     fcntl.flock(two, fcntl.LOCK_EX)
     signal.alarm(0)

@@ -1,4 +1,4 @@
-"""Who may do what: modes, special bits, ACLs, extended attributes. Needs root, and an unprivileged user to become."""
+"""Rights: modes, special bits, ACLs, extended attributes. Needs root, and an unprivileged user to become."""
 
 import errno
 import os

@@ -88,12 +88,12 @@ impl Printed {
     fn collect(mut pipe: impl Read + Send + 'static) -> Self {
         let bytes = Arc::new(Mutex::new(Vec::new()));
         let (end, ended) = mpsc::channel::<()>();
-        let kept = bytes.clone();
+        let shared = bytes.clone();
         thread::spawn(move || {
             let _tells_the_end = end;
             let mut part = vec![0; 64 << 10];
             while let Ok(count @ 1..) = pipe.read(&mut part) {
-                lock(&kept).extend_from_slice(&part[..count]);
+                lock(&shared).extend_from_slice(&part[..count]);
             }
         });
         Self { bytes, ended }

@@ -39,7 +39,7 @@ pub fn answered(path: &Path, limit: Duration) {
     let connections = Connections::new();
     let waiting = connections.dir.join(format!("{minor}/waiting"));
     until("all requests of the kernel are answered", limit, || {
-        let waiting = fs::read_to_string(&waiting).expect("the kernel tells how many requests wait");
+        let waiting = fs::read_to_string(&waiting).expect("the kernel shows how many requests wait");
         (waiting.trim() == "0").then_some(())
     });
 }

@@ -151,7 +151,7 @@ fn a_mount_that_was_away_until_its_session_had_expired_loses_only_its_lock_and_r
     locked.lock().unwrap();
     locked.sync_all().unwrap();
     surf.proxy().isolate("mnt");
-    fs::write(here.join("dir/untold"), "here").unwrap();
+    fs::write(here.join("dir/unsent"), "here").unwrap();
     fs::rename(here.join("dir/file"), here.join("dir/moved")).unwrap();
     locked.write_all_at(b"HERE", 0).unwrap();
 
@@ -181,8 +181,8 @@ fn a_mount_that_was_away_until_its_session_had_expired_loses_only_its_lock_and_r
     let read = |path: PathBuf| fs::read_to_string(path).unwrap();
     assert_eq!(read(there.join("shared")), "THENE!");
     assert_eq!(read(conflict_of(&there, "shared")), "HEREE!");
-    until("what was untold is told", LIMIT, || (names(&there.join("dir")) == ["moved", "untold"]).then_some(()));
-    assert_eq!((read(there.join("dir/untold")), read(there.join("dir/moved"))), ("here".into(), "before".into()));
+    until("unsent changes have arrived", LIMIT, || (names(&there.join("dir")) == ["moved", "unsent"]).then_some(()));
+    assert_eq!((read(there.join("dir/unsent")), read(there.join("dir/moved"))), ("here".into(), "before".into()));
     assert_eq!(names(&here), names(&there));
 }
 

@@ -317,7 +317,7 @@ enum Fate {
     /// `fsync` has succeeded.
     Acknowledged,
     /// `fsync` has reported a conflict: it is in a copy.
-    Told,
+    Conflicted,
     /// It may be there.
     Unknown,
 }
@@ -392,7 +392,7 @@ impl Writer {
 fn fate(result: io::Result<()>) -> Fate {
     match result {
         Ok(()) => Fate::Acknowledged,
-        Err(error) if error.raw_os_error() == Some(libc::ESTALE) => Fate::Told,
+        Err(error) if error.raw_os_error() == Some(libc::ESTALE) => Fate::Conflicted,
         Err(_) => Fate::Unknown,
     }
 }
@@ -639,8 +639,8 @@ fn everything_between_mounts_and_daemons_goes_through_the_proxy() {
     for daemon in surf.daemons() {
         let is_metad = daemon.name.starts_with("metad");
         let config = daemon.data_dir.with_file_name(if is_metad { "metad.toml" } else { "blockd.toml" });
-        let told = fs::read_to_string(config).unwrap().matches(&daemon.address).count();
-        assert_eq!(told, 1, "{} knows where to listen, and tells nobody", daemon.name);
+        let mentions = fs::read_to_string(config).unwrap().matches(&daemon.address).count();
+        assert_eq!(mentions, 1, "{} has its own address only where it listens", daemon.name);
     }
     let leader = || {
         let mut command = Command::new(bin("surf"));

@@ -317,13 +317,13 @@ fn what_a_full_cluster_cannot_take_is_set_aside_and_sent_when_there_is_room() {
     for number in 1..=3 {
         surf.dev(&["start", &format!("blockd-{number}")]);
     }
-    let kept = |surf: &Surf| {
-        let is_kept = |path: &PathBuf| path.components().any(|part| part.as_os_str() == "journal.kept-1");
-        files_below(&surf.cache_dir()).into_iter().filter(is_kept).count()
+    let set_aside = |surf: &Surf| {
+        let is_set_aside = |path: &PathBuf| path.components().any(|part| part.as_os_str() == "journal.kept-1");
+        files_below(&surf.cache_dir()).into_iter().filter(is_set_aside).count()
     };
     for _ in 0..2 {
         surf.mount(&[]);
-        assert!(kept(&surf) > 0, "it stays while there is no room");
+        assert!(set_aside(&surf) > 0, "it stays while there is no room");
         // There is no other way to make room.
         fs::create_dir(surf.path().join("works")).unwrap();
         fs::remove_dir(surf.path().join("works")).unwrap();
@@ -332,7 +332,7 @@ fn what_a_full_cluster_cannot_take_is_set_aside_and_sent_when_there_is_room() {
     on_disks(&surf, "mount -o remount,size=2000m DISK");
     surf.mount(&[]);
     check(&dir);
-    assert_eq!(kept(&surf), 0, "and is gone when all of it is sent");
+    assert_eq!(set_aside(&surf), 0, "and is gone when all of it is sent");
 }
 
 #[test]

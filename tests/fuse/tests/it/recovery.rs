@@ -329,9 +329,9 @@ fn a_survivor_goes_on_alone_and_others_are_added_again() {
     operate(&surf, &["metad", "resume-deletion"]);
     assert!(!is_stopped(&surf));
     assert_eq!(describe(&tree), planted);
-    let kept: Vec<PathBuf> = fs::read_dir(surf.daemon("metad-1").data_dir)
+    let entries: Vec<PathBuf> = fs::read_dir(surf.daemon("metad-1").data_dir)
         .expect("it can be listed")
         .map(|entry| entry.expect("its entries can be read").path())
         .collect();
-    assert!(kept.iter().any(|path| text(path).contains("before-recovery")), "{kept:?}");
+    assert!(entries.iter().any(|path| text(path).contains("before-recovery")), "{kept:?}");
 }
