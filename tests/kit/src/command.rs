@@ -90,7 +90,7 @@ impl Printed {
         let (end, ended) = mpsc::channel::<()>();
         let shared = bytes.clone();
         thread::spawn(move || {
-            let _tells_the_end = end;
+            let _signals_the_end = end;
             let mut part = vec![0; 64 << 10];
             while let Ok(count @ 1..) = pipe.read(&mut part) {
                 lock(&shared).extend_from_slice(&part[..count]);

@@ -333,5 +333,5 @@ fn a_survivor_goes_on_alone_and_others_are_added_again() {
         .expect("it can be listed")
         .map(|entry| entry.expect("its entries can be read").path())
         .collect();
-    assert!(entries.iter().any(|path| text(path).contains("before-recovery")), "{kept:?}");
+    assert!(entries.iter().any(|path| text(path).contains("before-recovery")), "{entries:?}");
 }
