@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 /// Further variables in which cargo describes the package to each of its tests (The Cargo Book, "Environment
 /// Variables").
-const OF_A_PACKAGE: [&str; 5] =
+const PACKAGE_VARIABLES: [&str; 5] =
     ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_MANIFEST_LINKS", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE"];
 
 /// The workspace's folder.
@@ -16,7 +16,7 @@ pub fn workspace() -> PathBuf {
 }
 
 /// Variable with the folder of the programs, if they have been built for all tests of a run.
-const BUILT_AHEAD: &str = "SURF_TEST_PROGRAMS";
+const PROGRAMS_VARIABLE: &str = "SURF_TEST_PROGRAMS";
 
 /// Path of a binary of this workspace: `surfmount`, `surf`, `metad`, `blockd` or `bench`.
 ///
@@ -28,7 +28,7 @@ pub fn bin(name: &str) -> PathBuf {
     let built = || {
         let dir = own_profile();
         // Programs of another profile are not the ones under test.
-        if std::env::var_os(BUILT_AHEAD).is_none_or(|ahead| Path::new(&ahead) != dir) {
+        if std::env::var_os(PROGRAMS_VARIABLE).is_none_or(|ahead| Path::new(&ahead) != dir) {
             build(&dir);
         }
         dir
@@ -47,7 +47,7 @@ fn build(dir: &Path) {
     // The variables in which cargo describes a test's package would look like a changed environment to build scripts,
     // and half of the dependencies would be built anew.
     for (key, _) in std::env::vars_os() {
-        if key.to_str().is_some_and(|key| key.starts_with("CARGO_PKG_") || OF_A_PACKAGE.contains(&key)) {
+        if key.to_str().is_some_and(|key| key.starts_with("CARGO_PKG_") || PACKAGE_VARIABLES.contains(&key)) {
             cargo.env_remove(key);
         }
     }

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// After a program has ended, how long processes that it has started may keep its output open.
-const LEFT_OPEN: Duration = Duration::from_secs(10);
+const OPEN_OUTPUT_LIMIT: Duration = Duration::from_secs(10);
 /// How long packages may take to be installed.
 const INSTALL_LIMIT: Duration = Duration::from_secs(300);
 
@@ -101,7 +101,7 @@ impl Printed {
 
     /// Returns whether the other end is closed, now or soon.
     fn is_complete(&self) -> bool {
-        self.ended.recv_timeout(LEFT_OPEN) == Err(RecvTimeoutError::Disconnected)
+        self.ended.recv_timeout(OPEN_OUTPUT_LIMIT) == Err(RecvTimeoutError::Disconnected)
     }
 
     fn text(&self) -> String {
@@ -138,7 +138,7 @@ mod tests {
         let panic = catch_unwind(|| sh(Path::new("/"), Duration::from_secs(60), "sleep 600 & echo printed; exit 3"));
         let message = *panic.unwrap_err().downcast::<String>().expect("a message");
         assert!(message.contains("left processes behind") && message.contains("printed"), "{message}");
-        assert!(started.elapsed() < LEFT_OPEN * 3);
+        assert!(started.elapsed() < OPEN_OUTPUT_LIMIT * 3);
     }
 
     #[test]

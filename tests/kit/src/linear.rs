@@ -19,7 +19,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 /// Configurations looked at before the search gives up: some gigabytes of memory.
 const CONFIGURATIONS_MAX: usize = 30_000_000;
 /// Operations shown before those that do not fit.
-const SHOWN: usize = 40;
+const SHOWN_OPERATIONS: usize = 40;
 
 /// An operation with its outcome, and when it was called and returned.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -185,11 +185,11 @@ impl<M: Model> Search<'_, M> {
         let mut text = String::new();
         let mut shown: Vec<(bool, &Event<M::Op>)> = Vec::new();
         for (lane, (at, _)) in self.lanes.iter().zip(&configuration.lanes) {
-            shown.extend(lane[..*at].iter().rev().take(SHOWN).map(|event| (true, *event)));
+            shown.extend(lane[..*at].iter().rev().take(SHOWN_OPERATIONS).map(|event| (true, *event)));
             shown.extend(lane[*at..].iter().take(3).map(|event| (false, *event)));
         }
         shown.sort_by_key(|(_, event)| event.start);
-        let first = shown.len().saturating_sub(SHOWN);
+        let first = shown.len().saturating_sub(SHOWN_OPERATIONS);
         for (fits, event) in &shown[first..] {
             let mark = if *fits { ' ' } else { '?' };
             let end = event.end.map_or("never".to_owned(), |end| end.to_string());

@@ -97,7 +97,7 @@ pub struct Op {
 }
 
 /// Errors for an inode that is gone. Which one comes depends on the call.
-const GONE: &[i32] = &[ENOENT, ESTALE];
+const GONE_ERRORS: &[i32] = &[ENOENT, ESTALE];
 
 /// The progress of a call.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
@@ -201,7 +201,7 @@ fn look_up(tree: &Tree, op: &Op, held: &[Option<u32>], (look, dir): (Look, u32),
     let errors = match (look, found) {
         (Look::Dir(_), Some(found)) if !tree.is_dir(found) => Some([ENOTDIR].as_slice()),
         (Look::Dir(_), None) => Some([ENOENT].as_slice()),
-        (Look::Name { .. }, None) if tree.is_gone(dir) => Some(GONE),
+        (Look::Name { .. }, None) if tree.is_gone(dir) => Some(GONE_ERRORS),
         (Look::Name { must_be: true, .. }, None) => Some([ENOENT].as_slice()),
         _ => None,
     };
@@ -311,7 +311,7 @@ fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
     match op.call {
         Call::Create(path, mode) | Call::Mkdir(path, mode) => {
             if tree.is_gone(at(0)) {
-                return errors(GONE);
+                return errors(GONE_ERRORS);
             }
             if tree.find(at(0), path.name).is_some() {
                 return errors(&[EEXIST]);
@@ -321,12 +321,12 @@ fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
             did(&|tree| tree.make(at(0), path.name, op.number, mode, kind()))
         }
         Call::Unlink(path) => match tree.find(at(0), path.name) {
-            None => errors(GONE),
+            None => errors(GONE_ERRORS),
             Some(inode) if tree.is_dir(inode) => errors(&[EISDIR]),
             Some(_) => did(&|tree| tree.unlink(at(0), path.name)),
         },
         Call::Rmdir(path) => match tree.find(at(0), path.name) {
-            None => errors(GONE),
+            None => errors(GONE_ERRORS),
             Some(inode) if !tree.is_dir(inode) => errors(&[ENOTDIR]),
             Some(inode) if !tree.entries(inode).is_empty() => errors(&[ENOTEMPTY]),
             Some(_) => did(&|tree| tree.unlink(at(0), path.name)),
@@ -338,7 +338,7 @@ fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
                 (true, true) => errors(&[EEXIST, ENOENT, ESTALE]),
                 (true, false) => errors(&[EEXIST]),
                 (false, _) if tree.is_dir(inode) => errors(&[EPERM]),
-                (false, true) => errors(GONE),
+                (false, true) => errors(GONE_ERRORS),
                 (false, false) => did(&|tree| {
                     tree.set(dir, to.name, Some(inode));
                     tree.change(inode, |inode| inode.links += 1);
@@ -349,12 +349,12 @@ fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
             let inode = &tree.inodes[&at(1)];
             let (is_dir, mode, links) = (tree.is_dir(at(1)), inode.mode, inode.links);
             let saw = Answer::Saw(Outcome::Attributes { ino: None, is_dir, mode, links });
-            if links == 0 { vec![saw, Answer::Errors(GONE)] } else { vec![saw] }
+            if links == 0 { vec![saw, Answer::Errors(GONE_ERRORS)] } else { vec![saw] }
         }
         Call::Chmod(_, mode) => {
             let mut answers = did(&|tree| tree.change(at(1), |inode| inode.mode = mode));
             if tree.is_gone(at(1)) {
-                answers.push(Answer::Errors(GONE));
+                answers.push(Answer::Errors(GONE_ERRORS));
             }
             answers
         }
@@ -362,7 +362,7 @@ fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
             Kind::Dir(_) if tree.is_gone(at(1)) => errors(&[EISDIR, ENOENT, ESTALE]),
             Kind::Dir(_) => errors(&[EISDIR]),
             Kind::File(content) if tree.is_gone(at(1)) => {
-                vec![Answer::Saw(Outcome::Content(content)), Answer::Errors(GONE)]
+                vec![Answer::Saw(Outcome::Content(content)), Answer::Errors(GONE_ERRORS)]
             }
             Kind::File(content) => vec![Answer::Saw(Outcome::Content(content))],
         },
@@ -372,7 +372,7 @@ fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
             }
             let mut answers = did(&|tree| tree.change(at(1), |inode| inode.kind = Kind::File(op.number)));
             // Others have written the file meanwhile, and the content of this call is in a conflict copy.
-            answers.push(Answer::Errors(GONE));
+            answers.push(Answer::Errors(GONE_ERRORS));
             answers
         }
         Call::List => Vec::new(),
@@ -381,9 +381,9 @@ fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
 
 /// A rename as the filesystem carries it out: by what the names lead to then, whatever was looked up.
 fn rename(tree: &Tree, from: (u32, char), to: (u32, char)) -> Vec<Answer> {
-    let Some(source) = tree.find(from.0, from.1) else { return vec![Answer::Errors(GONE)] };
+    let Some(source) = tree.find(from.0, from.1) else { return vec![Answer::Errors(GONE_ERRORS)] };
     if tree.is_gone(to.0) {
-        return vec![Answer::Errors(GONE)];
+        return vec![Answer::Errors(GONE_ERRORS)];
     }
     if let Some(target) = tree.find(to.0, to.1) {
         if source == target {

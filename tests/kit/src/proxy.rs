@@ -24,7 +24,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// A datagram that others are to overtake is held back for at most this time.
-const REORDER: Duration = Duration::from_millis(20);
+const REORDER_MAX: Duration = Duration::from_millis(20);
 
 /// Treatment of the datagrams of one direction. By default, all pass at once.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -71,8 +71,8 @@ impl Link {
             return [None, None];
         }
         let mut after = |most: Duration| Duration::from_nanos(chance.below(most.as_nanos() as u64 + 1));
-        let (first, second) = (self.delay + after(self.jitter), self.delay + after(self.jitter.max(REORDER)));
-        let held = after(REORDER);
+        let (first, second) = (self.delay + after(self.jitter), self.delay + after(self.jitter.max(REORDER_MAX)));
+        let held = after(REORDER_MAX);
         let first = if chance.happens(self.reorder) { first + held } else { first };
         [Some(first), chance.happens(self.duplicate).then_some(second)]
     }

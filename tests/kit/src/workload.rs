@@ -28,7 +28,7 @@ const MODES: &[u16] = &[0o700, 0o710, 0o740, 0o750];
 const CONTENT_BYTES: usize = 32;
 
 /// Errors after which the call may have happened or not: the servers or the mount itself are away.
-const SAYS_NOTHING: &[i32] = &[libc::EIO, libc::ENOTCONN, libc::ECONNABORTED, libc::EINTR, libc::ENODEV];
+const UNKNOWN_OUTCOME_ERRORS: &[i32] = &[libc::EIO, libc::ENOTCONN, libc::ECONNABORTED, libc::EINTR, libc::ENODEV];
 
 /// Workers and what they have done.
 pub struct Workload {
@@ -174,7 +174,7 @@ impl Worker {
             let end = self.now();
             lock(&self.shared.doing)[self.slot].1 = None;
             let outcome = done.unwrap_or_else(|error| match error.raw_os_error() {
-                Some(code) if !SAYS_NOTHING.contains(&code) => Outcome::Failed(code),
+                Some(code) if !UNKNOWN_OUTCOME_ERRORS.contains(&code) => Outcome::Failed(code),
                 _ => Outcome::Unknown,
             });
             let end = (outcome != Outcome::Unknown).then_some(end);

@@ -68,7 +68,7 @@ const ALL_OPS: &str = "[weights]\nclose_open = 1\ninvalidate = 1\nmapread = 10\n
     truncate = 5\nfsync = 1\nfdatasync = 1\nposix_fallocate = 2\npunch_hole = 5\nsendfile = 5\nposix_fadvise = 1\n\
     copy_file_range = 5\n";
 /// Operations without mapped memory, so that each reaches the mount by itself.
-const UNMAPPED: &str = "[weights]\nclose_open = 2\nmapread = 0\nmapwrite = 0\nread = 10\nwrite = 10\ntruncate = 5\n\
+const UNMAPPED_OPS: &str = "[weights]\nclose_open = 2\nmapread = 0\nmapwrite = 0\nread = 10\nwrite = 10\ntruncate = 5\n\
     fsync = 1\nfdatasync = 1\nposix_fallocate = 2\npunch_hole = 5\nsendfile = 5\ncopy_file_range = 5\n";
 /// A file of several chunks, so that operations cross the borders of chunks and blocks.
 const LARGE_FILE: &str = "flen = 150000000\n[opsize]\nmax = 7000000\n[weights]\nclose_open = 2\nread = 10\nwrite = 10\n\
@@ -94,8 +94,12 @@ fn fsx(setup: Setup) {
 /// Operations of most runs.
 const OPERATIONS: u32 = 3000;
 /// Name, settings, and operations of each run.
-const RUNS: [(&str, &str, u32); 4] =
-    [("plain", "", 5000), ("all", ALL_OPS, OPERATIONS), ("unmapped", UNMAPPED, OPERATIONS), ("large", LARGE_FILE, 120)];
+const RUNS: [(&str, &str, u32); 4] = [
+    ("plain", "", 5000),
+    ("all", ALL_OPS, OPERATIONS),
+    ("unmapped", UNMAPPED_OPS, OPERATIONS),
+    ("large", LARGE_FILE, 120),
+];
 
 fn fsx_on(surf: &Surf, program: &Path, runs: &[(&str, &str, u32)]) {
     for (name, settings, count) in runs {

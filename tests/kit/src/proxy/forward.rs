@@ -15,11 +15,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Datagrams taken from one socket before the others have their turn.
 const BATCH: usize = 64;
 /// A sender that is silent for this long is forgotten: QUIC sends something every second while a connection lives.
-const SILENT: Duration = Duration::from_secs(30);
+const FORGET_AFTER: Duration = Duration::from_secs(30);
 /// As large as those of the daemons' endpoints: smaller buffers lose packets at loopback speed.
 const BUFFER_BYTES: libc::c_int = 8 << 20;
 /// Address of the proxy's own sockets: they never occupy a daemon's port while the daemon is down.
-const HERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+const PROXY_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 /// A socket that stands for a daemon.
 struct Front {
@@ -67,7 +67,7 @@ pub(super) struct Forwarder {
 }
 
 fn socket() -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((HERE, 0))?;
+    let socket = UdpSocket::bind((PROXY_ADDRESS, 0))?;
     socket.set_nonblocking(true)?;
     let value = BUFFER_BYTES;
     for option in [libc::SO_RCVBUF, libc::SO_SNDBUF, libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
@@ -112,7 +112,7 @@ impl Forwarder {
             for (id, _) in ids.iter().zip(flows).filter(|(_, ready)| **ready) {
                 self.take_from_daemon(*id, &mut buffer);
             }
-            self.flows.retain(|_, flow| flow.heard.elapsed() < SILENT);
+            self.flows.retain(|_, flow| flow.heard.elapsed() < FORGET_AFTER);
         }
     }
 
