@@ -1,10 +1,10 @@
-# Daily commands. Each is a line of plain cargo or shell that works without `just`.
+# Daily commands. Each is plain cargo or shell, and works without `just`.
 
 # List the recipes.
 default:
     @just --list
 
-# Install what building does not need and the rest does (Debian, root): FUSE's helper, and programs that tests run.
+# Install what mounting and testing need beyond building (Debian, root): FUSE's helper, and programs that tests run.
 setup:
     .ci/setup
 
@@ -12,7 +12,7 @@ setup:
 run mountpoint="/mnt/surf" *flags:
     cargo run --release -- {{mountpoint}} {{flags}}
 
-# Three metads, three blockds and two mounts of them, below DIR; `just demo-down` ends it.
+# Start three metads, three blockds and two mounts of them, below DIR; `just demo-down` ends them.
 demo dir="/tmp/surf-demo":
     cargo build --release --workspace --bins
     target/release/surf dev up --dir {{dir}}/cluster --metad 3 --blockd 3 --replicas 3
@@ -26,11 +26,11 @@ demo-down dir="/tmp/surf-demo":
     -umount {{dir}}/mount-2
     target/release/surf dev down --dir {{dir}}/cluster
 
-# Every test. A part of a name may follow. `cargo nextest run`, where it is installed, does the same with a line per test.
+# Run every test. A part of a name may follow. `cargo nextest run`, if it is installed, does the same with a line per test.
 test *filter:
     cargo test --workspace --locked -- {{filter}}
 
-# The long forms of what .ci/run bounds by the clock: random cases, faults, handovers, fsx, programs. Hours.
+# Run the long forms of the tests that .ci/run bounds by the clock: random cases, faults, handovers, fsx, programs. Takes hours.
 long:
     PROPTEST_CASES=100000 cargo test --release --workspace --lib --bins --locked
     just faults 600
@@ -39,44 +39,44 @@ long:
     just sizes
     just programs
 
-# What .ci/run does with fewer: a million files in a metad, a hundred thousand on mounts, a file of many GiB.
+# Run what .ci/run does with less: a million files in a metad, a hundred thousand on mounts, a file of many GiB.
 sizes:
     METAD_FILES=1000000 cargo test --release -p metad --test million --locked -- --nocapture
     SURF_TEST_MINUTES=1440 MANY_FILES=100000 LARGE_GIB=20 cargo test --release -p fuse --test it --locked -- --nocapture files_in_one_directory several_times_the_memory
 
-# End-to-end tests on real mounts alone.
+# Run only the end-to-end tests on real mounts.
 test-fuse *filter:
     cargo test -p fuse --locked -- --nocapture {{filter}}
 
-# fsx for long: so many operations with every setting and seed, on both set-ups (fewer on the file of several chunks).
+# Run fsx with so many operations for every setting and seed, on both set-ups (fewer on the file of several chunks).
 fsx operations="100000":
     SURF_TEST_MINUTES=1440 FSX_OPERATIONS={{operations}} cargo test --release -p fuse --test it --locked -- --nocapture fsx
 
-# Mounts, links and servers that fail, so many seconds per test; a seed may follow.
+# Run the tests in which mounts, links and servers fail, for so many seconds each; a seed may follow.
 faults seconds="600" seed="":
     SURF_TEST_MINUTES=1440 FAULT_SECONDS={{seconds}} FAULT_SEED={{seed}} cargo test -p fuse --test it --locked -- --nocapture --test-threads 1 faults::
 
-# A whole cluster in random trouble, schedule after schedule, for so many hours; a seed may follow.
+# Bring a whole cluster into random trouble, schedule after schedule, for so many hours; a seed may follow.
 chaos hours="1" seed="":
     SURF_TEST_MINUTES=1440 CHAOS_SECONDS=$(({{hours}} * 3600)) FAULT_SEED={{seed}} cargo test -p fuse --test it --locked -- --nocapture chaos::
 
-# Clients and metads in simulated schedules, as many as so many seconds allow, from a seed on; a failing one is made small.
+# Simulate schedules of clients and metads for so many seconds, from a seed on; a failing schedule is shrunk.
 simulate seconds="3600" first="1000000":
     cargo run --release -p sim -- {{first}} 18446744073709551615 {{seconds}}
 
-# One schedule by its seed, with all that it does.
+# Show one schedule by its seed, with everything that it does.
 simulate-seed seed:
     cargo run --release -p sim -- --seed {{seed}}
 
-# So many small files from mount to mount, each read at once by the other one.
+# Hand so many small files from mount to mount; the other mount reads each at once.
 handovers count="100000":
     SURF_TEST_MINUTES=1440 HANDOVERS={{count}} cargo test --release -p fuse --test it --locked -- --nocapture handovers
 
-# Programs that take minutes: this workspace built on a mount, PostgreSQL under load.
+# Run programs that take minutes: this workspace built on a mount, PostgreSQL under load.
 programs:
     SURF_TEST_MINUTES=1440 cargo test --release -p fuse --test it --locked -- --ignored --nocapture programs::
 
-# Format and lints, as .ci/run checks them.
+# Check format and lints, as .ci/run does.
 lint:
     cargo fmt --all --check
     cargo clippy --workspace --all-targets --locked -- -D warnings
@@ -86,26 +86,26 @@ fix:
     cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
     cargo fmt --all
 
-# Benchmarks; arguments go to the program.
+# Run benchmarks; arguments go to the program.
 bench *args:
     cargo run --release -p bench -- {{args}}
 
-# The table of docs/performance.md: the disk, the null file system, Surf both ways, MooseFS, GlusterFS (root, Debian).
-# Packages of the last two are installed if they are missing. An hour or more; `just bench-peers --quick --runs 1` takes minutes.
+# Measure the table of docs/performance.md: the disk, the null file system, Surf both ways, MooseFS, GlusterFS (root, Debian).
+# Missing packages of the last two are installed. Takes an hour or more; `just bench-peers --quick --runs 1` takes minutes.
 bench-peers *args:
     cargo build --release --workspace --bins
     target/release/bench --install --columns ext4,null,embedded,cluster,moosefs,glusterfs {{args}}
 
-# Reference of all crates, private items included, as .ci/run checks it.
+# Build the reference of all crates, private items included, as .ci/run checks it.
 doc:
     RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' cargo doc --workspace --no-deps --document-private-items
 
-# Licences, duplicates, sources and known vulnerabilities of other crates (deny.toml). Needs the network: the list of
-# vulnerabilities comes from it. The first run builds cargo-deny.
+# Check licences, duplicates, sources and known vulnerabilities of other crates (deny.toml). Needs the network for the list of
+# vulnerabilities. The first run builds cargo-deny.
 deny:
     test -x target/tools/bin/cargo-deny || cargo install --locked --quiet --root target/tools cargo-deny
     target/tools/bin/cargo-deny check
 
-# What .ci/run runs.
+# Run everything that must pass before a change is accepted.
 ci:
     .ci/run

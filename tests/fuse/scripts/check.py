@@ -1,4 +1,4 @@
-"""What the scripts share: each checks sentences about the filesystem in the present directory."""
+"""Tools that the scripts share. Each script checks sentences about the filesystem in the present directory."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ def main(sentences):
 
 @contextlib.contextmanager
 def fails(*numbers):
-    """What runs inside must fail with one of these error numbers."""
+    """Checks that the code inside fails with one of these error numbers."""
     try:
         yield
     except OSError as error:
@@ -65,6 +65,6 @@ def put(name, content=b""):
 
 
 def get(name):
-    """A file's content."""
+    """Returns a file's content."""
     with open(name, "rb") as file:
         return file.read()

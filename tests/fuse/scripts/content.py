@@ -22,7 +22,7 @@ def fallocate(fd, mode, offset, length):
 
 
 def data_of(fd, size):
-    """The ranges of a file that SEEK_DATA and SEEK_HOLE tell of."""
+    """Returns the ranges of a file's data according to SEEK_DATA and SEEK_HOLE."""
     ranges, at = [], 0
     while at < size:
         try:
@@ -144,7 +144,7 @@ def direct_and_synchronous_writes_are_read_back():
 
 
 class AsynchronousWrites:
-    """`io_submit(2)`: writes that the program does not wait for until `done`."""
+    """`io_submit(2)`: the program does not wait for the writes before it calls `done`."""
 
     SETUP, DESTROY, GETEVENTS, SUBMIT, PWRITE = 206, 207, 208, 209, 1  # x86_64
 
@@ -168,7 +168,7 @@ class AsynchronousWrites:
         assert LIBC.syscall(self.DESTROY, self.context) == 0
 
 
-def a_buffered_read_returns_what_an_asynchronous_direct_write_has_written_whoever_read_meanwhile():
+def a_buffered_read_returns_what_an_asynchronous_direct_write_has_written_even_if_somebody_read_meanwhile():
     size = MIB // 2
     fd, buffer = os.open("f", os.O_RDWR | os.O_CREAT | os.O_DIRECT), mmap.mmap(-1, size)
     assert os.pwrite(fd, buffer, 0) == size
@@ -207,7 +207,7 @@ def opening_may_truncate():
     assert os.stat("f").st_size == 0
     put("f", b"x")
     assert get("f") == b"x"
-    # The times move though there is nothing to cut.
+    # The times change though there is nothing to cut.
     put("f", b"")
     os.utime("f", (1, 1))
     os.close(os.open("f", os.O_WRONLY | os.O_TRUNC))
@@ -312,7 +312,7 @@ def saving_as_editors_do_leaves_the_old_or_the_new_content():
     assert os.listdir(".") == ["document"]
 
 
-def inotify_tells_of_changes_on_the_same_mount():
+def inotify_reports_changes_on_the_same_mount():
     fd = LIBC.inotify_init1(os.O_NONBLOCK)
     created, closed_after_writing, moved_to, deleted = 0x100, 0x8, 0x80, 0x200
     assert LIBC.inotify_add_watch(fd, b".", created | closed_after_writing | moved_to | deleted) > 0
@@ -336,12 +336,12 @@ main([
     offsets_reach_sixteen_tebibytes_and_end_there,
     several_processes_append_without_overwriting_each_other,
     direct_and_synchronous_writes_are_read_back,
-    a_buffered_read_returns_what_an_asynchronous_direct_write_has_written_whoever_read_meanwhile,
+    a_buffered_read_returns_what_an_asynchronous_direct_write_has_written_even_if_somebody_read_meanwhile,
     opening_may_truncate,
     shared_mappings_write_and_private_ones_do_not,
     sendfile_splice_and_copy_file_range_move_bytes,
     a_copied_range_shares_blocks,
     an_unlinked_file_lives_until_it_is_closed,
     saving_as_editors_do_leaves_the_old_or_the_new_content,
-    inotify_tells_of_changes_on_the_same_mount,
+    inotify_reports_changes_on_the_same_mount,
 ])

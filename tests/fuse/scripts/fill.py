@@ -1,5 +1,5 @@
-"""Fills the working directory until `fsync` and `close` have said eight times that there is no room; prints the names of
-those files that were synced."""
+"""Fills the working directory until `fsync` and `close` have failed eight times for lack of room; prints the names of the
+files that were synced."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""On a full disk: what is there stays, whoever asks hears of what could not be stored, and room can be made."""
+"""On a full disk, stored files stay, `fsync` and `close` report content that could not be stored, and room can be made."""
 
 import errno
 import os
@@ -6,10 +6,10 @@ import subprocess
 import time
 
 here = os.open(".", os.O_RDONLY)
-# What waits in memory for room goes with the rest behind the cut; on the disk it is free again after the grace period.
+# A cut also removes content that waits in memory for room; space on the disk is free again after the grace period.
 os.truncate("big", 100 << 20)
 assert os.stat("big").st_size == 100 << 20
-# A small file is part of metadata, for which there is room: from now on nobody knows that content is refused.
+# A small file is part of the metadata, for which there is room: from now on nobody knows that content is refused.
 with open("small", "w") as small:
     small.write("x")
     small.flush()
@@ -23,7 +23,7 @@ except OSError as error:
     assert error.errno == errno.ENOSPC, error
 else:
     raise AssertionError("what could not be stored has taken the place of something else")
-# The kernel hears of it a moment later.
+# The kernel is notified of it a moment later.
 end = time.monotonic() + 30
 while os.path.getsize("replaced") != 4:
     assert time.monotonic() < end, "something else has this name"

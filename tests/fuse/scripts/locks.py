@@ -1,4 +1,4 @@
-"""Locks of whole files and of ranges, and what becomes of them when their owners end."""
+"""Locks of whole files and of ranges, also when their owners end."""
 
 import errno
 import fcntl
@@ -14,14 +14,14 @@ def lock(fd, kind, start=0, length=0):
 
 
 def taken(fd, start, length):
-    """Who holds a lock in the way of an exclusive one, by process."""
+    """Returns the process that holds a lock in the way of an exclusive one."""
     asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
     kind, _, _, _, pid = struct.unpack("hhqqi4x", fcntl.fcntl(fd, fcntl.F_GETLK, asked))
     return pid if kind != fcntl.F_UNLCK else None
 
 
 class Signal:
-    """Something one process waits for and another one gives."""
+    """A signal for which one process waits and which another one gives."""
 
     def __init__(self):
         self.reader, self.writer = os.pipe()
@@ -69,7 +69,7 @@ def shared_locks_go_together():
     os.close(fd)
 
 
-def a_waiting_lock_is_given_when_the_holder_lets_go():
+def a_waiting_lock_is_granted_when_the_holder_releases_it():
     for take in (lambda fd: lock(fd, fcntl.LOCK_EX), lambda fd: fcntl.flock(fd, fcntl.LOCK_EX)):
         put("f", b"x")
         held, done = Signal(), Signal()
@@ -117,7 +117,7 @@ def a_waiting_lock_is_interrupted_by_a_signal():
     ready.wait()
     ended = 0
     while ended == 0:
-        # Again and again: the first may come before it waits.
+        # The signal is sent repeatedly, because the first may come before the process waits.
         os.kill(pid, signal.SIGUSR1)
         ended, status = os.waitpid(pid, os.WNOHANG)
     assert status == 0
@@ -192,7 +192,7 @@ def a_whole_files_lock_belongs_to_its_open_file():
     with fails(errno.EAGAIN):
         fcntl.flock(two, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.close(copy)
-    # The kernel tells a FUSE filesystem of the last close, and does not wait for it.
+    # The kernel notifies a FUSE filesystem of the last close, and does not wait for it.
     signal.alarm(60)
     fcntl.flock(two, fcntl.LOCK_EX)
     signal.alarm(0)
@@ -200,7 +200,7 @@ def a_whole_files_lock_belongs_to_its_open_file():
     os.close(two)
 
 
-def two_that_share_a_lock_and_want_it_alone_get_it_one_after_the_other():
+def two_programs_that_share_a_lock_and_want_it_exclusively_get_it_one_after_the_other():
     put("f", b"x")
     shared, go = Signal(), Signal()
 
@@ -224,11 +224,11 @@ def two_that_share_a_lock_and_want_it_alone_get_it_one_after_the_other():
 main([
     ranges_exclude_each_other_and_only_where_they_overlap,
     shared_locks_go_together,
-    a_waiting_lock_is_given_when_the_holder_lets_go,
+    a_waiting_lock_is_granted_when_the_holder_releases_it,
     a_waiting_lock_is_interrupted_by_a_signal,
     a_deadlock_is_refused,
     locks_end_with_their_process,
     closing_any_descriptor_drops_a_processs_range_locks,
     a_whole_files_lock_belongs_to_its_open_file,
-    two_that_share_a_lock_and_want_it_alone_get_it_one_after_the_other,
+    two_programs_that_share_a_lock_and_want_it_exclusively_get_it_one_after_the_other,
 ])

@@ -193,7 +193,7 @@ def times_have_nanoseconds_and_follow_what_is_done():
     assert (found.st_atime_ns, found.st_mtime_ns) == (-5_000_000_001, 4_000_000_000_000_000_001), found
 
     def moves(what, *names):
-        """Which of the times of `names` move when `what` is done."""
+        """Returns which of the times of `names` change when `what` is done."""
         before = [os.stat(name) for name in names]
         time.sleep(0.02)  # clocks tick in milliseconds
         what()
@@ -238,12 +238,12 @@ def links_to_one_file_end_at_emlink():
             assert error.errno == errno.EMLINK
             break
         if made > 1200:
-            # The limit lies far above; that it holds is a matter of the state machine's own tests.
+            # The limit is far higher; the state machine's own tests check it.
             break
     assert os.stat("f").st_nlink == made
 
 
-def free_space_and_inodes_are_told():
+def free_space_and_inodes_are_reported():
     found = os.statvfs(".")
     assert found.f_blocks > found.f_bfree > 0 and found.f_bavail <= found.f_bfree
     assert found.f_namemax == 255 and found.f_files > 0
@@ -263,5 +263,5 @@ main([
     times_have_nanoseconds_and_follow_what_is_done,
     reading_moves_the_access_time_once_after_a_change,
     links_to_one_file_end_at_emlink,
-    free_space_and_inodes_are_told,
+    free_space_and_inodes_are_reported,
 ])

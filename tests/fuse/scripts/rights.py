@@ -1,4 +1,4 @@
-"""Who may do what: modes, special bits, ACLs, extended attributes. Needs root, and an unprivileged user to become."""
+"""Rights: modes, special bits, ACLs, extended attributes. Needs root, and an unprivileged user to become."""
 
 import errno
 import os
@@ -89,7 +89,7 @@ def in_a_sticky_directory_only_owners_remove():
     nobody(remove)
 
 
-def a_setgid_directory_hands_its_group_on():
+def a_setgid_directory_passes_its_group_on():
     os.mkdir("d")
     os.chown("d", 0, 4242)
     os.chmod("d", 0o2777)
@@ -161,7 +161,7 @@ def extended_attributes_have_linuxs_namespaces_limits_and_errors():
     nobody(look)
 
 
-def acls_are_kept_and_obeyed():
+def acls_are_stored_and_obeyed():
     put("f", b"x")
     os.chmod("f", 0o600)
     run("setfacl", "-m", "u:nobody:r", "f")
@@ -227,10 +227,10 @@ main([
     groups_beyond_the_first_count,
     the_umask_takes_bits_away,
     in_a_sticky_directory_only_owners_remove,
-    a_setgid_directory_hands_its_group_on,
+    a_setgid_directory_passes_its_group_on,
     writing_and_owning_clear_privileges,
     extended_attributes_have_linuxs_namespaces_limits_and_errors,
-    acls_are_kept_and_obeyed,
+    acls_are_stored_and_obeyed,
     default_acls_are_inherited,
     archives_keep_acls_and_attributes,
 ])

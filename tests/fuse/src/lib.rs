@@ -9,14 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use std::{fs, io};
 
-/// Most scripts end long before.
+/// Time limit of a script; most end long before.
 pub const LIMIT: Duration = Duration::from_secs(400);
 
-/// Files in the source tree.
+/// Number of files in the source tree.
 const FILES: usize = 5000;
 
-/// A tar file of a real source tree of several thousand files, made in `dir` from the sources of the crates that this
-/// project is built from.
+/// Makes a tar file in `dir` of a real source tree of several thousand files: the sources of the crates from which this
+/// project is built.
 ///
 /// # Panics
 /// When there are none: `cargo fetch` brings them.
@@ -34,7 +34,7 @@ pub fn source_tree(dir: &Path) -> PathBuf {
     dir.join("tree.tar")
 }
 
-/// Names in a directory, sorted.
+/// Returns the names in a directory, sorted.
 ///
 /// # Panics
 /// When it cannot be listed.
@@ -47,7 +47,7 @@ pub fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-/// Bytes that no compression or deduplication makes small; others for each seed.
+/// Returns bytes that no compression or deduplication makes smaller; they differ for each seed.
 #[must_use]
 pub fn random(seed: u64, len: usize) -> Vec<u8> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64 ^ len as u64 ^ seed << 32;
@@ -62,12 +62,12 @@ pub fn random(seed: u64, len: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Stops what goes on in the background of a test when it is dropped, also when the test fails.
+/// Stops the background work of a test when it is dropped, even when the test fails.
 #[derive(Default)]
 pub struct Stop(Arc<AtomicBool>);
 
 impl Stop {
-    /// What becomes true then.
+    /// Returns the flag that becomes true then.
     #[must_use]
     pub fn flag(&self) -> Arc<AtomicBool> {
         self.0.clone()
@@ -80,10 +80,10 @@ impl Drop for Stop {
     }
 }
 
-/// Makes sure that the programs which the tests run are there.
+/// Makes sure that the programs that the tests run are installed.
 ///
 /// # Panics
-/// When one is missing and cannot be installed.
+/// When a program is missing and cannot be installed.
 pub fn need_programs() {
     need(&["git", "rsync", "sqlite3"]);
 }

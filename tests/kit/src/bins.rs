@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// What else cargo tells each test of its package (The Cargo Book, "Environment Variables").
-const OF_A_PACKAGE: [&str; 5] =
+/// Further variables in which cargo describes the package to each of its tests (The Cargo Book, "Environment
+/// Variables").
+const PACKAGE_VARIABLES: [&str; 5] =
     ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_MANIFEST_LINKS", "CARGO_CRATE_NAME", "CARGO_PRIMARY_PACKAGE"];
 
 /// The workspace's folder.
@@ -14,8 +15,8 @@ pub fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().expect("the workspace exists")
 }
 
-/// Where the programs are, if they have been built for all tests of a run.
-const BUILT_AHEAD: &str = "SURF_TEST_PROGRAMS";
+/// Variable with the folder of the programs, if they have been built for all tests of a run.
+const PROGRAMS_VARIABLE: &str = "SURF_TEST_PROGRAMS";
 
 /// Path of a binary of this workspace: `surfmount`, `surf`, `metad`, `blockd` or `bench`.
 ///
@@ -26,8 +27,8 @@ pub fn bin(name: &str) -> PathBuf {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     let built = || {
         let dir = own_profile();
-        // Those of another profile are not what is to be tested.
-        if std::env::var_os(BUILT_AHEAD).is_none_or(|ahead| Path::new(&ahead) != dir) {
+        // Programs of another profile are not the ones under test.
+        if std::env::var_os(PROGRAMS_VARIABLE).is_none_or(|ahead| Path::new(&ahead) != dir) {
             build(&dir);
         }
         dir
@@ -43,10 +44,10 @@ fn own_profile() -> PathBuf {
 
 fn build(dir: &Path) {
     let mut cargo = Command::new(env!("CARGO"));
-    // What cargo tells a test of its package would look like a changed environment to build scripts, and half of the
-    // dependencies would be built anew.
+    // The variables in which cargo describes a test's package would look like a changed environment to build scripts,
+    // and half of the dependencies would be built anew.
     for (key, _) in std::env::vars_os() {
-        if key.to_str().is_some_and(|key| key.starts_with("CARGO_PKG_") || OF_A_PACKAGE.contains(&key)) {
+        if key.to_str().is_some_and(|key| key.starts_with("CARGO_PKG_") || PACKAGE_VARIABLES.contains(&key)) {
             cargo.env_remove(key);
         }
     }

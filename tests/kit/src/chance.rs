@@ -1,4 +1,4 @@
-//! Chance from a seed: the same seed takes the same decisions on every machine and with every version of every library.
+//! Chance from a seed: the same seed gives the same decisions on every machine and with every version of every library.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,13 +7,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct Chance(u64);
 
 impl Chance {
-    /// Decisions of this seed.
+    /// Returns the decisions of this seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// Decisions of their own for a part of the work, which do not depend on how many others have taken before.
+    /// Returns separate decisions for a part of the work. They do not depend on how many decisions other parts have
+    /// taken.
     #[must_use]
     pub fn of(seed: u64, part: &str) -> Self {
         // FNV-1a.
@@ -25,7 +26,7 @@ impl Chance {
         chance
     }
 
-    /// Any number.
+    /// Returns any number.
     pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -34,17 +35,17 @@ impl Chance {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `end`, which is not 0.
+    /// Returns a number below `end`, which must not be 0.
     pub fn below(&mut self, end: u64) -> u64 {
         self.number() % end
     }
 
-    /// Whether something of this probability happens now.
+    /// Returns whether something of this probability happens now.
     pub fn happens(&mut self, probability: f64) -> bool {
         ((self.number() >> 11) as f64) < probability * (1_u64 << 53) as f64
     }
 
-    /// One of them.
+    /// Returns one of the elements.
     ///
     /// # Panics
     /// When there is none.
@@ -53,7 +54,7 @@ impl Chance {
     }
 }
 
-/// The seed in `FAULT_SEED`, or a new one. Whoever uses it prints it when it fails.
+/// Returns the seed in `FAULT_SEED`, or a new one. A test that uses it prints it when it fails.
 #[must_use]
 pub fn seed() -> u64 {
     let given = std::env::var("FAULT_SEED").ok().and_then(|text| text.parse().ok());
@@ -68,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seed_decides_everything_and_parts_decide_apart() {
+    fn a_seed_decides_everything_and_parts_decide_separately() {
         let numbers = |mut chance: Chance| (0..100).map(|_| chance.number()).collect::<Vec<_>>();
         assert_eq!(numbers(Chance::of(7, "a")), numbers(Chance::of(7, "a")));
         assert_ne!(numbers(Chance::of(7, "a")), numbers(Chance::of(7, "b")));
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_has_its_probability() {
+    fn things_happen_with_their_probability() {
         let mut chance = Chance::new(1);
         let count = (0..10_000).filter(|_| chance.happens(0.2)).count();
         assert!((1_800..2_200).contains(&count), "{count}");

@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long what a program has started may keep its output open after it ended.
-const LEFT_OPEN: Duration = Duration::from_secs(10);
+/// After a program has ended, how long processes that it has started may keep its output open.
+const OPEN_OUTPUT_LIMIT: Duration = Duration::from_secs(10);
 /// How long packages may take to be installed.
 const INSTALL_LIMIT: Duration = Duration::from_secs(300);
 
-/// What a program left behind.
+/// The result of a program.
 #[derive(Debug)]
 pub struct Output {
     /// How it ended.
@@ -39,9 +39,8 @@ pub fn sh(dir: &Path, limit: Duration, script: &str) -> String {
 
 /// Runs a command to its end, whatever its exit code.
 ///
-/// # Panics
-/// When it does not start, when it takes longer than `limit`, or when what it started goes on and keeps its output open:
-/// its whole process group is killed then, and the message holds what it printed.
+/// # Panics When it does not start, when it takes longer than `limit`, or when a process that it started goes on and
+/// keeps its output open. Its whole process group is killed then, and the message holds its output.
 pub fn run(command: &mut Command, limit: Duration) -> Output {
     let name = command.get_program().to_owned();
     let mut child = command
@@ -73,13 +72,13 @@ pub fn run(command: &mut Command, limit: Duration) -> Output {
     Output { status, text: text() }
 }
 
-/// Where the kernel has a process wait, as far as it says.
+/// Returns where in the kernel a process waits, if the kernel says so.
 fn waits_for(pid: u32) -> String {
     let stack = fs::read_to_string(format!("/proc/{pid}/stack")).unwrap_or_default();
     if stack.is_empty() { stack } else { format!("it waits in\n{stack}") }
 }
 
-/// What comes out of a pipe, readable also while its other end is still open.
+/// The output from a pipe; it can be read while the other end is still open.
 struct Printed {
     bytes: Arc<Mutex<Vec<u8>>>,
     ended: Receiver<()>,
@@ -89,20 +88,20 @@ impl Printed {
     fn collect(mut pipe: impl Read + Send + 'static) -> Self {
         let bytes = Arc::new(Mutex::new(Vec::new()));
         let (end, ended) = mpsc::channel::<()>();
-        let kept = bytes.clone();
+        let shared = bytes.clone();
         thread::spawn(move || {
-            let _tells_the_end = end;
+            let _signals_the_end = end;
             let mut part = vec![0; 64 << 10];
             while let Ok(count @ 1..) = pipe.read(&mut part) {
-                lock(&kept).extend_from_slice(&part[..count]);
+                lock(&shared).extend_from_slice(&part[..count]);
             }
         });
         Self { bytes, ended }
     }
 
-    /// Whether the other end is closed, now or soon.
+    /// Returns whether the other end is closed, now or soon.
     fn is_complete(&self) -> bool {
-        self.ended.recv_timeout(LEFT_OPEN) == Err(RecvTimeoutError::Disconnected)
+        self.ended.recv_timeout(OPEN_OUTPUT_LIMIT) == Err(RecvTimeoutError::Disconnected)
     }
 
     fn text(&self) -> String {
@@ -119,10 +118,10 @@ fn kill_group(pid: u32) {
     unsafe { libc::kill(-(pid as i32), libc::SIGKILL) };
 }
 
-/// Makes sure that packages of `.ci/packages` are installed, installing what is missing when run as root.
+/// Makes sure that packages of `.ci/packages` are installed. As root, it installs missing ones.
 ///
 /// # Panics
-/// When one is missing and cannot be installed; the message says what to install.
+/// When a package is missing and cannot be installed; the message says what to install.
 pub fn need(packages: &[&str]) {
     let setup = run(Command::new(workspace().join(".ci/setup")).args(packages), INSTALL_LIMIT);
     assert!(setup.status.success(), "{}", setup.text);
@@ -139,11 +138,11 @@ mod tests {
         let panic = catch_unwind(|| sh(Path::new("/"), Duration::from_secs(60), "sleep 600 & echo printed; exit 3"));
         let message = *panic.unwrap_err().downcast::<String>().expect("a message");
         assert!(message.contains("left processes behind") && message.contains("printed"), "{message}");
-        assert!(started.elapsed() < LEFT_OPEN * 3);
+        assert!(started.elapsed() < OPEN_OUTPUT_LIMIT * 3);
     }
 
     #[test]
-    fn a_program_that_takes_too_long_is_killed_and_what_it_printed_is_told() {
+    fn a_program_that_takes_too_long_is_killed_and_its_output_is_reported() {
         let panic = catch_unwind(|| sh(Path::new("/"), Duration::from_secs(1), "echo printed; sleep 600"));
         let message = *panic.unwrap_err().downcast::<String>().expect("a message");
         assert!(message.contains("takes longer") && message.contains("printed"), "{message}");

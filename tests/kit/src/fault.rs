@@ -14,11 +14,11 @@ pub fn kill_9(pid: u32) {
     assert_eq!(result, 0, "process {pid} is not there");
 }
 
-/// A process that is stopped until this is dropped: it holds its memory and its connections, and answers nobody.
+/// A process that is stopped until this is dropped: it retains its memory and its connections, and answers nobody.
 pub struct Paused(u32);
 
 impl Paused {
-    /// Stops it.
+    /// Stops the process.
     ///
     /// # Panics
     /// When there is no such process.
@@ -38,13 +38,14 @@ impl Drop for Paused {
     }
 }
 
-/// Lets processes that are started from now on live on when they meet their [`limit_file_size`]: their writes fail instead.
+/// From now on, processes that are started survive when they reach their [`limit_file_size`]: their writes fail
+/// instead.
 pub fn outlive_file_size_limits() {
     // SAFETY: signal is given no function. An ignored signal stays ignored in the processes that are started.
     unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
-/// Makes all writes of a process fail that go beyond this offset of a file, as those to a disk that has failed.
+/// Makes all writes of a process beyond this offset of a file fail, like those to a disk that has failed.
 ///
 /// # Panics
 /// When there is no such process.
@@ -55,14 +56,14 @@ pub fn limit_file_size(pid: u32, bytes: u64) {
     assert_eq!(result, 0, "process {pid} is not there");
 }
 
-/// Whether a process is there (a zombie counts as gone).
+/// Returns whether a process exists (a zombie counts as gone).
 #[must_use]
 pub fn is_alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
 }
 
-/// Peak resident memory of a process, in bytes.
+/// Returns the peak resident memory of a process, in bytes.
 ///
 /// # Panics
 /// When there is no such process.
@@ -74,7 +75,7 @@ pub fn peak_memory(pid: u32) -> u64 {
     kib * 1024
 }
 
-/// All files below `dir`, sorted.
+/// Returns all files below `dir`, sorted.
 ///
 /// # Panics
 /// When a folder cannot be read.
@@ -93,7 +94,7 @@ pub fn files_below(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Flips one bit of every place where `needle` stands in the files below `dir`; returns how many places.
+/// Flips one bit wherever `needle` occurs in the files below `dir`, and returns the number of occurrences.
 ///
 /// # Panics
 /// When a file cannot be read or written.

@@ -1,8 +1,8 @@
-//! What Surf's tests share: real mounts, real daemons, ordinary programs with a time limit, and faults.
+//! Tools that Surf's tests share: real mounts, real daemons, ordinary programs with a time limit, and faults.
 //!
 //! Everything here cleans up after itself on success, panic, signal and `kill -9` of the test: each guard undoes its
-//! work when dropped, and beside each runs a [`watchdog`] that does the same when the test process is gone. No wait is
-//! without a limit, because a leaked FUSE mount hangs whatever comes after it.
+//! work when dropped, and beside each runs a [`watchdog`] that does the same when the test process is gone. Every wait
+//! has a limit, because a leaked FUSE mount hangs everything that comes after it.
 
 pub mod bins;
 pub mod chance;

@@ -1,16 +1,16 @@
-//! Whether a history of concurrent operations is linearizable: whether each can be thought to have happened at one moment
-//! between its call and its return, so that all results are those of one after the other.
+//! Checks whether a history of concurrent operations is linearizable: whether there is a moment for each operation,
+//! between its call and its return, so that all results are those of the operations one after the other, in this order.
 //!
 //! The search is Wing and Gong's ("Testing and Verifying Concurrent Objects") with Lowe's memory of configurations that
-//! lead nowhere ("Testing for Linearizability"). A configuration is how far each lane has come, and the state. Two things
-//! are added:
+//! lead nowhere ("Testing for Linearizability"). A configuration is the progress of each lane, and the state. Two
+//! things are added:
 //!
 //! - An operation may consist of several *steps*, each at a moment of its own, in order: a system call on a path first
 //!   looks the name up and then acts on what it has found.
 //! - An operation whose outcome is unknown has no end: its steps are taken at any later time, or never.
 //!
-//! Objects that no operation joins are checked apart, each with its own history: a history is linearizable if and only if
-//! those of its objects are (Herlihy and Wing, "Linearizability", theorem 1).
+//! Objects that no operation has in common are checked separately, each with its own history: a history is linearizable
+//! if and only if the histories of its objects are (Herlihy and Wing, "Linearizability", theorem 1).
 
 use std::collections::HashSet;
 use std::fmt::{Debug, Write};
@@ -19,12 +19,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 /// Configurations looked at before the search gives up: some gigabytes of memory.
 const CONFIGURATIONS_MAX: usize = 30_000_000;
 /// Operations shown before those that do not fit.
-const SHOWN: usize = 40;
+const SHOWN_OPERATIONS: usize = 40;
 
 /// An operation with its outcome, and when it was called and returned.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Event<O> {
-    /// Who called. Each lane has one operation at a time, and none after one without an end.
+    /// The lane that called. Each lane has one operation at a time, and none after an operation without an end.
     pub lane: u32,
     /// When it was called.
     pub start: u64,
@@ -34,26 +34,27 @@ pub struct Event<O> {
     pub op: O,
 }
 
-/// What comes after a step.
+/// The result of a step.
 pub enum Next<S, P> {
     /// More steps of the operation, in a state that may be another.
     On(S, P),
     /// The operation has ended, and has changed the state.
     Changed(S),
-    /// The operation has ended, and nobody but itself can tell this state from the one before.
+    /// The operation has ended, and no other operation can distinguish this state from the one before.
     Seen(S),
 }
 
-/// The object, one operation after the other.
+/// An object whose operations are carried out one after the other.
 pub trait Model {
     /// Everything that results depend on.
     type State: Clone + Hash + Debug;
     /// An operation with its outcome.
     type Op: Debug;
-    /// How far an operation has come.
+    /// The progress of an operation.
     type Progress: Clone + Hash + Default;
 
-    /// What a step of the operation may lead to, as far as it is consistent with its outcome. Empty when it is not.
+    /// Returns the possible results of a step that are consistent with the operation's outcome; empty if there are
+    /// none.
     fn step(
         &self,
         state: &Self::State,
@@ -63,7 +64,7 @@ pub trait Model {
 }
 
 struct Configuration<M: Model> {
-    /// For each lane, which of its operations is next, and how far that has come.
+    /// For each lane, which of its operations is next, and the progress of that operation.
     lanes: Vec<(usize, M::Progress)>,
     state: M::State,
     done: usize,
@@ -72,11 +73,11 @@ struct Configuration<M: Model> {
 struct Search<'a, M: Model> {
     model: &'a M,
     lanes: Vec<Vec<&'a Event<M::Op>>>,
-    /// Operations that must be ended.
+    /// Operations that must end.
     count: usize,
 }
 
-/// Refuses a history that is not linearizable; the text shows how far the search has come at best.
+/// Refuses a history that is not linearizable; the text shows how far the search got at best.
 ///
 /// # Errors
 /// The history is not linearizable, or too wide to be searched.
@@ -106,7 +107,7 @@ impl<M: Model> Search<'_, M> {
             Configuration { lanes: vec![(0, M::Progress::default()); self.lanes.len()], state: initial, done: 0 };
         let mut seen = HashSet::new();
         let mut deepest: Option<Configuration<M>> = None;
-        // The path to the present configuration: for each step, the alternatives that are left, the best one last.
+        // The path to the present configuration: for each step, the remaining alternatives, the best one last.
         let mut path: Vec<Vec<Configuration<M>>> = vec![vec![start]];
         while let Some(alternatives) = path.last_mut() {
             let Some(configuration) = alternatives.pop() else {
@@ -132,11 +133,11 @@ impl<M: Model> Search<'_, M> {
         Err(format!("not linearizable: {done} of {} operations fit\n{shown}", self.count))
     }
 
-    /// The configurations one step further, the one to be tried first last.
+    /// Returns the configurations one step further; the one to try first is the last.
     fn after(&self, configuration: &Configuration<M>) -> Vec<Configuration<M>> {
         let current = |lane: usize| self.lanes[lane].get(configuration.lanes[lane].0).copied();
         let end_of = |lane: usize| current(lane).and_then(|event| event.end).unwrap_or(u64::MAX);
-        // Nothing that was called after something had returned can come before it.
+        // An operation that was called after another one had returned cannot come before it.
         let first_end = (0..self.lanes.len()).map(end_of).min().unwrap_or(u64::MAX);
         let mut callable: Vec<usize> =
             (0..self.lanes.len()).filter(|lane| current(*lane).is_some_and(|event| event.start <= first_end)).collect();
@@ -170,7 +171,7 @@ impl<M: Model> Search<'_, M> {
                 };
                 let next = Configuration { lanes, state, done };
                 if only_seen {
-                    // Whatever comes later can come after this as well.
+                    // Every operation that comes later can come after this one as well.
                     return vec![next];
                 }
                 after.push(next);
@@ -179,16 +180,16 @@ impl<M: Model> Search<'_, M> {
         after
     }
 
-    /// The operations before and around those that do not fit.
+    /// Shows the operations before and around those that do not fit.
     fn show(&self, configuration: &Configuration<M>) -> String {
         let mut text = String::new();
         let mut shown: Vec<(bool, &Event<M::Op>)> = Vec::new();
         for (lane, (at, _)) in self.lanes.iter().zip(&configuration.lanes) {
-            shown.extend(lane[..*at].iter().rev().take(SHOWN).map(|event| (true, *event)));
+            shown.extend(lane[..*at].iter().rev().take(SHOWN_OPERATIONS).map(|event| (true, *event)));
             shown.extend(lane[*at..].iter().take(3).map(|event| (false, *event)));
         }
         shown.sort_by_key(|(_, event)| event.start);
-        let first = shown.len().saturating_sub(SHOWN);
+        let first = shown.len().saturating_sub(SHOWN_OPERATIONS);
         for (fits, event) in &shown[first..] {
             let mark = if *fits { ' ' } else { '?' };
             let end = event.end.map_or("never".to_owned(), |end| end.to_string());
@@ -199,7 +200,7 @@ impl<M: Model> Search<'_, M> {
     }
 }
 
-/// 128 bits: among millions of configurations, that two share them is less likely than a broken memory chip.
+/// 128 bits: that two of millions of configurations have the same bits is less likely than a broken memory chip.
 fn fingerprint<M: Model>(configuration: &Configuration<M>) -> (u64, u64) {
     let half = |salt: u8| {
         let mut hasher = DefaultHasher::new();
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_happened_happens_at_any_later_time_or_never() {
+    fn an_operation_with_an_unknown_outcome_happens_at_any_later_time_or_never() {
         let write = (1, 1, NEVER, Write(7));
         assert!(is_linearizable(&[write, (2, 2, 3, Read(0)), (2, 4, 5, Read(0))]));
         assert!(is_linearizable(&[write, (2, 2, 3, Read(0)), (2, 90, 91, Read(7))]));
@@ -277,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn two_that_saw_two_writes_in_different_orders_are_refused() {
+    fn two_readers_that_saw_two_writes_in_different_orders_are_refused() {
         let writes = [(1, 1, 2, Write(1)), (2, 1, 2, Write(2))];
         let agreeing = [(3, 3, 4, Read(1)), (4, 3, 4, Read(1))];
         let disagreeing = [(3, 3, 4, Read(1)), (4, 3, 4, Read(2))];
@@ -293,7 +294,7 @@ mod tests {
                 let value = (round * 5 + u64::from(lane)) as u32 + 1;
                 history.push((lane, round * 10, round * 10 + 5, Write(value)));
             }
-            // The lane that came last is another one each time, and the search cannot know it.
+            // The last lane differs each time, and the search cannot know which it is.
             let last = (round * 5 + round % 5) as u32 + 1;
             history.push((9, round * 10 + 6, round * 10 + 7, Read(last)));
         }

@@ -1,4 +1,4 @@
-//! What the kernel says of mounts, and the hard way out of a dead one.
+//! The kernel's view of mounts, and the hard way out of a dead one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,16 +11,16 @@ use crate::command::run;
 use crate::sys::force_detach;
 use crate::wait::until;
 
-/// Where services mount what the kernel shows of FUSE connections.
+/// Where services mount the kernel's file system of FUSE connections.
 const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
-/// Whether something is mounted at `path`. Reads the kernel's table only, so it cannot hang on a dead mount.
+/// Returns whether something is mounted at `path`. Reads the kernel's table only, so it cannot hang on a dead mount.
 #[must_use]
 pub fn is_mounted(path: &Path) -> bool {
     device_of(path).is_some()
 }
 
-/// Minor device number of the mount at `path`, which names its FUSE connection.
+/// Returns the minor device number of the mount at `path`, which names its FUSE connection.
 fn device_of(path: &Path) -> Option<u32> {
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
     table.lines().find_map(|line| {
@@ -29,22 +29,22 @@ fn device_of(path: &Path) -> Option<u32> {
     })
 }
 
-/// Waits until the mount at `path` has answered all that the kernel asked it. `close(2)` does not wait until the mount knows
-/// that a file is closed: whoever needs that comes here after it.
+/// Waits until the mount at `path` has answered all requests of the kernel. `close(2)` does not wait until the mount
+/// knows that a file is closed: a test that needs this calls this function afterwards.
 ///
 /// # Panics
-/// When it takes longer than `limit`, nothing is mounted there, or the kernel does not tell.
+/// When it takes longer than `limit`, nothing is mounted there, or the kernel does not show its connections.
 pub fn answered(path: &Path, limit: Duration) {
     let minor = device_of(path).expect("a mount is there");
     let connections = Connections::new();
     let waiting = connections.dir.join(format!("{minor}/waiting"));
     until("all requests of the kernel are answered", limit, || {
-        let waiting = fs::read_to_string(&waiting).expect("the kernel tells how many requests wait");
+        let waiting = fs::read_to_string(&waiting).expect("the kernel shows how many requests wait");
         (waiting.trim() == "0").then_some(())
     });
 }
 
-/// What the kernel shows of FUSE connections. Where no service has mounted that, it is here for as long as it is needed.
+/// The kernel's file system of FUSE connections. If no service has mounted it, it is mounted here while it is needed.
 struct Connections {
     dir: PathBuf,
     own: Option<TempDir>,
@@ -81,7 +81,7 @@ pub fn abort_below(dir: &Path) {
     }
 }
 
-/// Ends the FUSE connection at `path` and detaches the mount: nothing that waits for it goes on waiting.
+/// Ends the FUSE connection at `path` and detaches the mount. Everything that waits for the mount gets an error.
 pub fn abort(path: &Path) {
     while is_mounted(path) && force_detach(path) {}
 }

@@ -1,12 +1,14 @@
 //! A directory as a [`Model`]: names, links, modes and whole contents, with one level of directories below it.
 //!
 //! A system call on a path is not one operation of a filesystem: the kernel looks up one name after the other, and then
-//! acts on what it has found, while others rename and remove. So each call has several steps, and what it has found it
-//! *holds*: it stays, without a name if need be, until the call has ended. What the kernel decides by itself (that the
-//! target of a rename is a directory) it decides with what it has looked up; the rest is decided where the call acts.
+//! acts on what it has found, while others rename and remove. So each call has several steps, and *holds* the inodes
+//! that it has found: they stay, without a name if need be, until the call has ended. Some things the kernel decides by
+//! itself, by what it has looked up (that the target of a rename is a directory); the rest is decided when the call
+//! acts.
 //!
-//! A name that a call takes away is *going* until that call returns: the kernel takes it out of its own cache last, so who
-//! looks it up on the same mount may still find what it led to, as on any filesystem of Linux. Nobody else may.
+//! A name that a call removes is *going* until that call returns: the kernel removes it from its own cache last, so a
+//! look-up on the same mount may still find what the name led to, as on any filesystem of Linux. On other mounts, no
+//! look-up may.
 
 mod tree;
 
@@ -26,7 +28,7 @@ pub struct Path {
     pub name: char,
 }
 
-/// A system call, or a few that count as one.
+/// A system call, or a few calls that count as one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Call {
     /// `open` with `O_CREAT` and `O_EXCL`, `close`.
@@ -58,24 +60,24 @@ pub enum Call {
 pub enum Outcome {
     /// It succeeded.
     Done,
-    /// It made a file, of this number if that is looked at.
+    /// It made a file, with this number if numbers are recorded.
     Made(Option<u64>),
-    /// What `stat` told.
+    /// `stat` returned this.
     Attributes {
-        /// Number of the inode, if that is looked at.
+        /// Number of the inode, if numbers are recorded.
         ino: Option<u64>,
         /// Whether it is a directory.
         is_dir: bool,
         /// Permissions.
         mode: u16,
-        /// Links, of a file.
+        /// Number of links, if it is a file.
         links: u16,
     },
     /// The names that were listed.
     Names(BTreeSet<char>),
     /// Number of the write whose content was read; 0 for an empty file.
     Content(u32),
-    /// This error.
+    /// It failed with this error.
     Failed(i32),
     /// It may have happened, or may happen later.
     Unknown,
@@ -84,36 +86,36 @@ pub enum Outcome {
 /// A call and its outcome.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Op {
-    /// From 1, another one for each.
+    /// Number of the call, from 1; each call has its own.
     pub number: u32,
-    /// On which mount it was called.
+    /// The mount on which it was called.
     pub mount: u32,
-    /// What was called.
+    /// The call.
     pub call: Call,
-    /// What it returned.
+    /// Its outcome.
     pub outcome: Outcome,
 }
 
-/// What is said of an inode that is gone. Some of it depends on who asks.
-const GONE: &[i32] = &[ENOENT, ESTALE];
+/// Errors for an inode that is gone. Which one comes depends on the call.
+const GONE_ERRORS: &[i32] = &[ENOENT, ESTALE];
 
-/// How far a call has come.
+/// The progress of a call.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Progress {
-    /// What was looked up.
+    /// The inodes that were looked up.
     held: Vec<Option<u32>>,
-    /// Names that were listed and were not there at first.
+    /// Names that were listed and did not exist at first.
     later: BTreeSet<char>,
     /// It has acted, and has not returned.
     acted: bool,
 }
 
-/// What is looked up.
+/// A look-up of a call.
 #[derive(Clone, Copy)]
 enum Look {
     /// The directory of a path.
     Dir(Path),
-    /// A last name, in the directory at that place of what was looked up.
+    /// A last name, in the directory at that place among the inodes that were looked up.
     Name { dir: usize, name: char, must_be: bool },
 }
 
@@ -133,13 +135,13 @@ fn looks(call: Call) -> Vec<Look> {
     }
 }
 
-/// What the state makes of a call, before it is compared with what the call returned.
+/// What the state answers to a call, before this is compared with the call's outcome.
 enum Answer {
     /// One of these errors; nothing has changed.
     Errors(&'static [i32]),
-    /// This, and nothing has changed.
+    /// This outcome; nothing has changed.
     Saw(Outcome),
-    /// Success, and the state is another one.
+    /// Success; the state has changed.
     Did(Tree),
 }
 
@@ -194,12 +196,12 @@ impl Model for Names {
     }
 }
 
-/// One name is looked up in a directory, and leads there.
+/// Returns the results of a look-up in a directory that led to `found`.
 fn look_up(tree: &Tree, op: &Op, held: &[Option<u32>], (look, dir): (Look, u32), found: Option<u32>) -> Nexts {
     let errors = match (look, found) {
         (Look::Dir(_), Some(found)) if !tree.is_dir(found) => Some([ENOTDIR].as_slice()),
         (Look::Dir(_), None) => Some([ENOENT].as_slice()),
-        (Look::Name { .. }, None) if tree.is_gone(dir) => Some(GONE),
+        (Look::Name { .. }, None) if tree.is_gone(dir) => Some(GONE_ERRORS),
         (Look::Name { must_be: true, .. }, None) => Some([ENOENT].as_slice()),
         _ => None,
     };
@@ -221,7 +223,7 @@ fn look_up(tree: &Tree, op: &Op, held: &[Option<u32>], (look, dir): (Look, u32),
     nexts
 }
 
-/// Names that a call takes away, or puts something else under.
+/// Returns the names that a call removes, or makes lead elsewhere.
 fn names_changed(call: Call, held: &[Option<u32>]) -> Vec<(u32, char)> {
     let dir = |index: usize| held[index].unwrap_or(TOP);
     match call {
@@ -231,7 +233,7 @@ fn names_changed(call: Call, held: &[Option<u32>]) -> Vec<(u32, char)> {
     }
 }
 
-/// A call has ended: it holds nothing any more.
+/// Records that a call has ended: it holds nothing any more.
 fn release(mut tree: Tree, held: &[Option<u32>]) -> Tree {
     for inode in held.iter().flatten().filter(|inode| **inode != TOP) {
         tree.change(*inode, |inode| inode.held -= 1);
@@ -239,7 +241,7 @@ fn release(mut tree: Tree, held: &[Option<u32>]) -> Tree {
     tree
 }
 
-/// How a call ends with these answers, as far as they are what it returned.
+/// Returns the ends of a call with those of these answers that agree with its outcome.
 fn end(tree: &Tree, op: &Op, held: &[Option<u32>], answers: Vec<Answer>) -> Nexts {
     let release = |tree: Tree| release(tree, held);
     let unknown = op.outcome == Outcome::Unknown;
@@ -270,7 +272,7 @@ fn end(tree: &Tree, op: &Op, held: &[Option<u32>], answers: Vec<Answer>) -> Next
     answers.into_iter().filter_map(compare).collect()
 }
 
-/// Whether an outcome is what was seen; numbers of inodes are compared elsewhere.
+/// Returns whether an outcome agrees with what was seen; numbers of inodes are compared elsewhere.
 fn is_same(saw: &Outcome, outcome: &Outcome) -> bool {
     match (saw, outcome) {
         (
@@ -281,7 +283,7 @@ fn is_same(saw: &Outcome, outcome: &Outcome) -> bool {
     }
 }
 
-/// What the kernel answers to a rename by itself, with what it has looked up.
+/// Returns what the kernel answers to a rename by itself, by what it has looked up.
 fn refused_by_the_kernel(tree: &Tree, held: &[Option<u32>], target: Option<u32>) -> Vec<Answer> {
     let (Some(source), Some(target)) = (held[2], target) else { return Vec::new() };
     if source == target {
@@ -297,7 +299,7 @@ fn refused_by_the_kernel(tree: &Tree, held: &[Option<u32>], target: Option<u32>)
     }
 }
 
-/// The last step of a call, on what it holds.
+/// Takes the last step of a call, on the inodes that it holds.
 fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
     let at = |index: usize| held.get(index).copied().flatten().unwrap_or(TOP);
     let did = |change: &dyn Fn(&mut Tree)| {
@@ -309,7 +311,7 @@ fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
     match op.call {
         Call::Create(path, mode) | Call::Mkdir(path, mode) => {
             if tree.is_gone(at(0)) {
-                return errors(GONE);
+                return errors(GONE_ERRORS);
             }
             if tree.find(at(0), path.name).is_some() {
                 return errors(&[EEXIST]);
@@ -319,12 +321,12 @@ fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
             did(&|tree| tree.make(at(0), path.name, op.number, mode, kind()))
         }
         Call::Unlink(path) => match tree.find(at(0), path.name) {
-            None => errors(GONE),
+            None => errors(GONE_ERRORS),
             Some(inode) if tree.is_dir(inode) => errors(&[EISDIR]),
             Some(_) => did(&|tree| tree.unlink(at(0), path.name)),
         },
         Call::Rmdir(path) => match tree.find(at(0), path.name) {
-            None => errors(GONE),
+            None => errors(GONE_ERRORS),
             Some(inode) if !tree.is_dir(inode) => errors(&[ENOTDIR]),
             Some(inode) if !tree.entries(inode).is_empty() => errors(&[ENOTEMPTY]),
             Some(_) => did(&|tree| tree.unlink(at(0), path.name)),
@@ -336,7 +338,7 @@ fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
                 (true, true) => errors(&[EEXIST, ENOENT, ESTALE]),
                 (true, false) => errors(&[EEXIST]),
                 (false, _) if tree.is_dir(inode) => errors(&[EPERM]),
-                (false, true) => errors(GONE),
+                (false, true) => errors(GONE_ERRORS),
                 (false, false) => did(&|tree| {
                     tree.set(dir, to.name, Some(inode));
                     tree.change(inode, |inode| inode.links += 1);
@@ -347,12 +349,12 @@ fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
             let inode = &tree.inodes[&at(1)];
             let (is_dir, mode, links) = (tree.is_dir(at(1)), inode.mode, inode.links);
             let saw = Answer::Saw(Outcome::Attributes { ino: None, is_dir, mode, links });
-            if links == 0 { vec![saw, Answer::Errors(GONE)] } else { vec![saw] }
+            if links == 0 { vec![saw, Answer::Errors(GONE_ERRORS)] } else { vec![saw] }
         }
         Call::Chmod(_, mode) => {
             let mut answers = did(&|tree| tree.change(at(1), |inode| inode.mode = mode));
             if tree.is_gone(at(1)) {
-                answers.push(Answer::Errors(GONE));
+                answers.push(Answer::Errors(GONE_ERRORS));
             }
             answers
         }
@@ -360,7 +362,7 @@ fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
             Kind::Dir(_) if tree.is_gone(at(1)) => errors(&[EISDIR, ENOENT, ESTALE]),
             Kind::Dir(_) => errors(&[EISDIR]),
             Kind::File(content) if tree.is_gone(at(1)) => {
-                vec![Answer::Saw(Outcome::Content(content)), Answer::Errors(GONE)]
+                vec![Answer::Saw(Outcome::Content(content)), Answer::Errors(GONE_ERRORS)]
             }
             Kind::File(content) => vec![Answer::Saw(Outcome::Content(content))],
         },
@@ -369,19 +371,19 @@ fn act(tree: &Tree, op: &Op, held: &[Option<u32>]) -> Vec<Answer> {
                 return errors(&[EISDIR, ENOENT, ESTALE]);
             }
             let mut answers = did(&|tree| tree.change(at(1), |inode| inode.kind = Kind::File(op.number)));
-            // Others have written it meanwhile, and what this one has written is kept beside it.
-            answers.push(Answer::Errors(GONE));
+            // Others have written the file meanwhile, and the content of this call is in a conflict copy.
+            answers.push(Answer::Errors(GONE_ERRORS));
             answers
         }
         Call::List => Vec::new(),
     }
 }
 
-/// A rename where names are kept: by what they name then, whatever was looked up.
+/// A rename as the filesystem carries it out: by what the names lead to then, whatever was looked up.
 fn rename(tree: &Tree, from: (u32, char), to: (u32, char)) -> Vec<Answer> {
-    let Some(source) = tree.find(from.0, from.1) else { return vec![Answer::Errors(GONE)] };
+    let Some(source) = tree.find(from.0, from.1) else { return vec![Answer::Errors(GONE_ERRORS)] };
     if tree.is_gone(to.0) {
-        return vec![Answer::Errors(GONE)];
+        return vec![Answer::Errors(GONE_ERRORS)];
     }
     if let Some(target) = tree.find(to.0, to.1) {
         if source == target {
@@ -406,8 +408,8 @@ fn rename(tree: &Tree, from: (u32, char), to: (u32, char)) -> Vec<Answer> {
     vec![Answer::Did(after)]
 }
 
-/// A listing asks twice: for what is there, and whether there is more. What is there at first is listed; what is added
-/// meanwhile may be.
+/// A listing asks twice: for the entries, and whether there are more. Entries that exist at first are listed; entries
+/// that are added meanwhile may be.
 fn list(tree: &Tree, op: &Op, progress: &Progress) -> Nexts {
     let Outcome::Names(listed) = &op.outcome else {
         return if op.outcome == Outcome::Unknown { vec![Next::Seen(tree.clone())] } else { Vec::new() };

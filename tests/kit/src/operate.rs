@@ -1,4 +1,4 @@
-//! What an operator does with a cluster under test.
+//! An operator's commands for a cluster under test.
 
 use crate::bins::bin;
 use crate::command::run;
@@ -7,7 +7,7 @@ use crate::wait::until;
 use std::process::Command;
 
 impl Surf {
-    /// `surf ARGS` as an operator: its output and its exit code.
+    /// Runs `surf ARGS` as an operator, and returns its output and its exit code.
     ///
     /// # Panics
     /// When it cannot be run, or was ended by a signal.
@@ -19,7 +19,7 @@ impl Surf {
         (output.text, output.status.code().expect("surf exits"))
     }
 
-    /// What `surf status --json` says.
+    /// Returns the answer of `surf status --json`.
     ///
     /// # Panics
     /// When it says nothing.

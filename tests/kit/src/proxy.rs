@@ -1,14 +1,14 @@
-//! A proxy for datagrams that stands between everybody and the daemons, and delays, drops, duplicates, reorders and cuts.
+//! A proxy between the daemons and everybody else. It delays, drops, duplicates, reorders and cuts datagrams.
 //!
-//! Before each daemon stands a *front*, a socket on loopback; the daemons are told and tell others the addresses of the
-//! fronts alone (see [`crate::Surf::start_behind_proxy`]), so that all traffic of mounts, operators and of the daemons
-//! among each other goes through here. What comes to a front goes on to its daemon from a socket that is kept for its
-//! sender (a *flow*), and answers go back the same way. QUIC sees nothing of it: its packets belong to connections by
-//! their ids, and addresses stay what they are.
+//! Before each daemon stands a *front*, a socket on loopback. The daemons know and pass on only the addresses of the
+//! fronts (see [`crate::Surf::start_behind_proxy`]), so all traffic of mounts, of operators and between daemons goes
+//! through the proxy. A datagram to a front goes on to the daemon from a socket that belongs to the datagram's sender
+//! (a *flow*), and answers go back the same way. QUIC does not notice: its packets belong to connections by their ids,
+//! and addresses do not change.
 //!
-//! Who sends is known by the port: a daemon sends from the one that it serves on, and of mounts the kernel's tables say
-//! which they have open. So each *link*, a sender and a receiver, can be treated apart in each direction,
-//! whichever of the two has begun to talk. Nothing here needs root.
+//! The port identifies the sender: a daemon sends from the port on which it serves, and the kernel's tables say which
+//! ports a mount has open. So each *link*, a sender and a receiver, can be treated separately in each direction,
+//! whichever of the two began the connection. Nothing here needs root.
 
 mod forward;
 mod origin;
@@ -23,17 +23,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// How long a datagram that is to be overtaken is held back at most.
-const REORDER: Duration = Duration::from_millis(20);
+/// A datagram that others are to overtake is held back for at most this time.
+const REORDER_MAX: Duration = Duration::from_millis(20);
 
-/// What happens to the datagrams of one direction. The default lets all pass at once.
+/// Treatment of the datagrams of one direction. By default, all pass at once.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Link {
     /// None passes.
     pub cut: bool,
-    /// Each takes so long.
+    /// Each takes this long.
     pub delay: Duration,
-    /// And up to so much longer, each its own time.
+    /// Each takes longer by a random time of up to this.
     pub jitter: Duration,
     /// Probability that one is lost.
     pub drop: f64,
@@ -49,7 +49,7 @@ impl Link {
     /// All pass at once.
     pub const GOOD: Self =
         Self { cut: false, delay: Duration::ZERO, jitter: Duration::ZERO, drop: 0.0, duplicate: 0.0, reorder: 0.0 };
-    /// Much of what networks do, all at once.
+    /// Much of the harm that networks do, all at once.
     pub const BAD: Self = Self {
         cut: false,
         delay: Duration::from_millis(5),
@@ -59,26 +59,26 @@ impl Link {
         reorder: 0.05,
     };
 
-    /// Each datagram takes so long, and up to as much again.
+    /// Each datagram takes this long, and up to twice as long.
     #[must_use]
     pub const fn slow(delay: Duration) -> Self {
         Self { delay, jitter: delay, ..Self::GOOD }
     }
 
-    /// After which times copies of a datagram arrive.
-    fn fates(&self, chance: &mut Chance) -> [Option<Duration>; 2] {
+    /// Returns the delays of the copies of a datagram that arrive.
+    fn delays(&self, chance: &mut Chance) -> [Option<Duration>; 2] {
         if self.cut || chance.happens(self.drop) {
             return [None, None];
         }
         let mut after = |most: Duration| Duration::from_nanos(chance.below(most.as_nanos() as u64 + 1));
-        let (first, second) = (self.delay + after(self.jitter), self.delay + after(self.jitter.max(REORDER)));
-        let held = after(REORDER);
+        let (first, second) = (self.delay + after(self.jitter), self.delay + after(self.jitter.max(REORDER_MAX)));
+        let held = after(REORDER_MAX);
         let first = if chance.happens(self.reorder) { first + held } else { first };
         [Some(first), chance.happens(self.duplicate).then_some(second)]
     }
 }
 
-/// What became of datagrams so far.
+/// Numbers of datagrams so far, by what happened to them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counts {
     /// Went on at once.
@@ -105,17 +105,17 @@ struct Counters {
 /// A sender and a receiver.
 type Ends = (Arc<str>, Arc<str>);
 
-/// What can be changed while datagrams pass.
+/// Rules that can be changed while datagrams pass.
 struct Rules {
     seed: u64,
     links: HashMap<Ends, (Link, Chance)>,
-    /// Who sends from a port that is no daemon's.
+    /// The sender on each port that is no daemon's.
     ports: HashMap<u16, Arc<str>>,
 }
 
 struct Shared {
     rules: Mutex<Rules>,
-    /// Grows when senders must be looked for anew.
+    /// Grows when the senders on all ports must be looked up anew.
     generation: AtomicU64,
     counters: Counters,
     stop: AtomicBool,
@@ -126,7 +126,7 @@ impl Shared {
         self.rules.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// After which times copies of a datagram go on.
+    /// Decides after which delays copies of a datagram go on, and counts that.
     fn decide(&self, ends: &Ends) -> [Option<Duration>; 2] {
         let count = |counter: &AtomicU64| {
             counter.fetch_add(1, Ordering::Relaxed);
@@ -136,17 +136,17 @@ impl Shared {
             count(&self.counters.passed);
             return [Some(Duration::ZERO), None];
         };
-        let fates = link.fates(chance);
-        match fates {
+        let delays = link.delays(chance);
+        match delays {
             [None, _] if link.cut => count(&self.counters.cut),
             [None, _] => count(&self.counters.dropped),
             [Some(Duration::ZERO), _] => count(&self.counters.passed),
             [Some(_), _] => count(&self.counters.delayed),
         }
-        if fates[1].is_some() {
+        if delays[1].is_some() {
             count(&self.counters.duplicated);
         }
-        fates
+        delays
     }
 }
 
@@ -158,10 +158,10 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Name of whoever is neither a daemon nor one of [`Proxy::name_process`]: operators' commands.
+    /// Name of senders that are neither daemons nor named by [`Proxy::name_process`]: operators' commands.
     pub const OTHERS: &str = "others";
 
-    /// Stands before daemons, given by name and address.
+    /// Starts a proxy before daemons, given by name and address.
     ///
     /// # Errors
     /// When loopback has no free port.
@@ -193,8 +193,8 @@ impl Proxy {
         self.fronts.iter().map(|(name, _)| name.clone()).collect()
     }
 
-    /// From now on what this process sends by the sockets that it has now is sent by `name`, and nothing else is. Returns
-    /// how many sockets these are.
+    /// From now on, `name` is the sender of datagrams from the present sockets of this process, and of no others.
+    /// Returns the number of these sockets.
     pub fn name_process(&self, pid: u32, name: &str) -> usize {
         let ports = origin::ports_of(pid);
         let mut rules = self.shared.rules();
@@ -206,7 +206,8 @@ impl Proxy {
         ports.len()
     }
 
-    /// Datagrams from each of `senders` to each of `receivers` fare so from now on; those on their way arrive as before.
+    /// From now on, datagrams from each of `senders` to each of `receivers` are treated like this; those on their way
+    /// arrive as before.
     pub fn set(&self, senders: &[impl AsRef<str>], receivers: &[impl AsRef<str>], link: Link) {
         let mut rules = self.shared.rules();
         for sender in senders {
@@ -219,7 +220,7 @@ impl Proxy {
         }
     }
 
-    /// The same in both directions.
+    /// Sets the treatment of both directions, as [`Proxy::set`] does for one.
     pub fn set_both(&self, ones: &[impl AsRef<str>], others: &[impl AsRef<str>], link: Link) {
         self.set(ones, others, link);
         self.set(others, ones, link);
@@ -231,14 +232,14 @@ impl Proxy {
         self.set_both(&[name], &others, Link::CUT);
     }
 
-    /// All links are good again.
+    /// Makes all links good again.
     pub fn heal(&self) {
         for (link, _) in self.shared.rules().links.values_mut() {
             *link = Link::GOOD;
         }
     }
 
-    /// What became of datagrams so far.
+    /// Returns the numbers of datagrams so far, by what happened to them.
     #[must_use]
     pub fn counts(&self) -> Counts {
         let counters = &self.shared.counters;

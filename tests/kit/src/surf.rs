@@ -25,7 +25,7 @@ pub enum Setup {
     Cluster,
 }
 
-/// A process of the cluster, as `cluster.json` tells it.
+/// A process of the cluster, as `cluster.json` describes it.
 #[derive(Clone, Debug)]
 pub struct Daemon {
     /// Name, such as `metad-1`.
@@ -42,7 +42,7 @@ pub struct Daemon {
 pub struct Surf {
     setup: Setup,
     mount: Option<Child>,
-    /// What all datagrams pass, if they are to.
+    /// The proxy through which all datagrams go, if there is one.
     proxy: Option<Proxy>,
     _watchdog: Watchdog,
     dir: TempDir,
@@ -55,9 +55,9 @@ struct Turn {
 }
 
 impl Turn {
-    /// Waits until no other Surf runs, or, if this one is patient, until only patient ones do.
+    /// Waits until no other Surf runs or, for a patient one, until only patient ones run.
     fn take(pace: Pace) -> Self {
-        // The directory itself: a file of its own would be left behind.
+        // This locks the directory itself: a separate file would be left behind.
         let dir = File::open(std::env::temp_dir()).expect("the directory of temporary files is there");
         let locked = match pace {
             Pace::Alone => dir.lock(),
@@ -78,7 +78,7 @@ enum Pace {
 }
 
 impl Surf {
-    /// Starts one and waits until it is mounted. Other tests that start theirs so may run at the same time.
+    /// Starts a Surf and waits until it is mounted. Other tests that start theirs in this way may run at the same time.
     ///
     /// # Panics
     /// When it does not come up.
@@ -117,9 +117,8 @@ impl Surf {
         surf
     }
 
-    /// Starts a cluster whose traffic goes through a [`Proxy`], which decides by this seed, and mounts it with these
-    /// arguments. It has the machine to itself. The proxy knows the daemons by their names and mounts by those of their mount points: `mnt`, and what
-    /// [`Another::name`] says.
+    /// Starts a cluster whose traffic goes through a [`Proxy`] with this seed, and mounts it with these arguments. It
+    /// has the machine to itself. The proxy knows daemons by their names, and mounts by those of their mount points: `mnt`, and [`Another::name`].
     ///
     /// # Panics
     /// When it does not come up.
@@ -142,7 +141,7 @@ impl Surf {
         surf
     }
 
-    /// Writes the address of a daemon's front wherever others read the daemon's own.
+    /// Replaces a daemon's address by that of its front wherever others read it.
     fn lead_through(&self, front: &str, own: &str) {
         let files = files_below(&self.cluster_dir());
         let ends = |path: &Path, end: &str| path.extension().is_some_and(|found| found == end);
@@ -160,10 +159,10 @@ impl Surf {
         }
     }
 
-    /// What stands between mounts and daemons.
+    /// Returns the proxy between mounts and daemons.
     ///
     /// # Panics
-    /// When this was not started behind one.
+    /// When this was not started behind a proxy.
     #[must_use]
     pub fn proxy(&self) -> &Proxy {
         self.proxy.as_ref().expect("it was started behind a proxy")
@@ -216,7 +215,7 @@ impl Surf {
         self.dir.path().join("data")
     }
 
-    /// Where mounts keep what they cache on disk.
+    /// Cache directory of the mounts.
     #[must_use]
     pub fn cache_dir(&self) -> PathBuf {
         self.dir.path().join("cache")
@@ -239,7 +238,7 @@ impl Surf {
         self.dev(&["up", "--metad", &metads.to_string(), "--blockd", &blockds.to_string()]);
     }
 
-    /// `surf dev ARGS --dir DIR`.
+    /// Runs `surf dev ARGS --dir DIR`.
     ///
     /// # Panics
     /// When it fails.
@@ -250,7 +249,7 @@ impl Surf {
         assert!(output.status.success(), "surf dev {args:?}: {}\n{}", output.text, self.logs());
     }
 
-    /// The last lines of every daemon's log, for the message of a failed test.
+    /// Returns the last lines of every daemon's log, for the message of a failed test.
     fn logs(&self) -> String {
         let script = format!(
             "tail -n 15 {}/*/*.log {}/*.log 2>/dev/null",
@@ -260,7 +259,7 @@ impl Surf {
         run(Command::new("sh").args(["-c", &script]), Duration::from_secs(10)).text
     }
 
-    /// The daemons, as `cluster.json` tells them now.
+    /// Returns the daemons, as `cluster.json` lists them now.
     ///
     /// # Panics
     /// When the file is not as documented.
@@ -281,7 +280,7 @@ impl Surf {
             .collect()
     }
 
-    /// The daemon of that name.
+    /// Returns the daemon of that name.
     ///
     /// # Panics
     /// When there is none.
@@ -290,7 +289,7 @@ impl Surf {
         self.daemons().into_iter().find(|daemon| daemon.name == name).expect("the daemon is listed")
     }
 
-    /// Name of the metad that leads.
+    /// Returns the name of the metad that leads.
     ///
     /// # Panics
     /// When none does within a minute.
@@ -315,7 +314,7 @@ impl Surf {
         until("a killed daemon is gone", START_LIMIT, || (!is_alive(pid)).then_some(()));
     }
 
-    /// Mounts, with further arguments.
+    /// Mounts it with further arguments.
     ///
     /// # Panics
     /// When it is not mounted within a minute.
@@ -338,7 +337,7 @@ impl Surf {
         Another { child, path }
     }
 
-    /// Mounts what was killed again, at the same place.
+    /// Mounts again at the mount point of a mount that was killed.
     ///
     /// # Panics
     /// When it is not mounted within a minute.
@@ -371,7 +370,7 @@ impl Surf {
             std::thread::sleep(Duration::from_millis(20));
         }
         if let Some(proxy) = &self.proxy {
-            // A mount talks to the cluster before it is one, by the socket that it keeps.
+            // The process talks to the cluster before it is mounted, by the socket that it uses afterwards.
             let sockets = proxy.name_process(child.id(), &name_of(path));
             assert!(sockets > 0, "surfmount has no socket");
         }
@@ -410,7 +409,7 @@ impl Surf {
     pub fn kill_mount(&mut self) {
         let mut child = self.mount.take().expect("it is mounted");
         child.kill().expect("a child can be killed");
-        // First: a thread of it may wait in the kernel for what only the end of the connection brings.
+        // This comes first: a thread of the mount may wait in the kernel, and only the end of the connection wakes it.
         abort(&self.path());
         child.wait().expect("a child can be waited for");
     }
@@ -421,7 +420,7 @@ impl Drop for Surf {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }
-        // What waits for a link that is cut ends sooner when it is not.
+        // Processes that wait for a cut link end sooner when it is healed.
         if let Some(proxy) = &self.proxy {
             proxy.heal();
         }
@@ -478,7 +477,7 @@ impl Another {
         self.child.wait().expect("a child can be waited for");
     }
 
-    /// How its process ended, if it has.
+    /// Returns how its process ended, if it has.
     ///
     /// # Panics
     /// When the kernel does not say.
@@ -497,12 +496,12 @@ impl Drop for Another {
     }
 }
 
-/// Ends a mount in order if it can be done in time, else at once.
+/// Ends a mount in order if that does not take too long, and kills it otherwise.
 fn end(child: &mut Child, path: &Path) {
     // SAFETY: kill takes no pointers; the child has not been waited for, so its pid is still its own.
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
     let started = Instant::now();
-    // After a failure nobody is interested in an orderly end, and threads may wait for the mount to go.
+    // After a failure nobody needs an orderly end, and threads may wait until the mount is gone.
     let limit = Duration::from_secs(if std::thread::panicking() { 2 } else { 15 });
     while child.try_wait().ok().flatten().is_none() && started.elapsed() < limit {
         std::thread::sleep(Duration::from_millis(20));

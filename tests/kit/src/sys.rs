@@ -4,8 +4,8 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// Ends the FUSE connection of the mount at `path` and detaches it (`umount2(2)`). By the name alone: a program like
-/// `umount(8)` would look at the mount, and wait for it. Whether something was mounted there.
+/// Ends the FUSE connection of the mount at `path` and detaches it (`umount2(2)`). Uses the name alone: a program like
+/// `umount(8)` would look at the mount, and wait for it. Returns whether something was mounted there.
 #[must_use]
 pub(crate) fn force_detach(path: &Path) -> bool {
     let Ok(name) = CString::new(path.as_os_str().as_bytes()) else { return false };

@@ -1,4 +1,4 @@
-//! Waiting for a condition, never for a time.
+//! Waiting for a condition, and never for a fixed time.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// Polls `condition` until it holds, and returns what it found.
 ///
 /// # Panics
-/// When it does not hold within `limit`; the message names `what` was waited for.
+/// When it does not hold within `limit`; the message says `what` was waited for.
 pub fn until<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
     let started = Instant::now();
     loop {

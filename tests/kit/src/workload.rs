@@ -1,7 +1,7 @@
 //! Random system calls on few names by many threads, and the history of what they returned.
 //!
-//! The names lie in several *areas*, directories that no call joins, so that the histories of areas are checked apart.
-//! What a worker does next depends on the seed alone; in which order the workers' calls meet does not.
+//! The names lie in several *areas*, directories that no call has in common, so the histories of areas are checked
+//! separately. The seed alone decides what a worker does next, but not in which order the workers' calls meet.
 
 use crate::chance::Chance;
 use crate::linear::{Event, check};
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// What happened in one area.
+/// The history of one area.
 pub type History = Vec<Event<Op>>;
 
 const TOP_NAMES: &[char] = &['a', 'b', 'c', 'd'];
@@ -27,8 +27,8 @@ const MODES: &[u16] = &[0o700, 0o710, 0o740, 0o750];
 /// Bytes of every whole content.
 const CONTENT_BYTES: usize = 32;
 
-/// Errors that say nothing about what has happened: the servers or the mount itself are away.
-const SAYS_NOTHING: &[i32] = &[libc::EIO, libc::ENOTCONN, libc::ECONNABORTED, libc::EINTR, libc::ENODEV];
+/// Errors after which the call may have happened or not: the servers or the mount itself are away.
+const UNKNOWN_OUTCOME_ERRORS: &[i32] = &[libc::EIO, libc::ENOTCONN, libc::ECONNABORTED, libc::EINTR, libc::ENODEV];
 
 /// Workers and what they have done.
 pub struct Workload {
@@ -40,13 +40,13 @@ struct Shared {
     seed: u64,
     began: Instant,
     stop: AtomicBool,
-    /// Numbers of operations so far.
+    /// Number of operations so far.
     numbers: AtomicU32,
     lanes: AtomicU32,
-    /// Where workers work, each mount once.
+    /// The mounts on which workers work, each once.
     mounts: Mutex<Vec<PathBuf>>,
     histories: Mutex<Vec<History>>,
-    /// What each worker that has not ended is doing.
+    /// The present call of each worker that has not ended.
     doing: Mutex<Vec<Doing>>,
 }
 
@@ -85,9 +85,10 @@ impl Workload {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Starts a thread that works in `dir`, another mount of where the areas were made. Of each mount at most one worker
-    /// may be a `writer`, who writes and reads contents as well: what is written is seen within a mount at once, and by
-    /// others once it is closed. `inos` are recorded where no number is used twice.
+    /// Starts a thread that works in `dir`, which may be another mount of the directory with the areas. At most one
+    /// worker of each mount may be a `writer`, which also writes and reads contents: written content is seen at once
+    /// within a mount, but by other mounts only after the close. With `inos`, inode numbers are recorded; this is for
+    /// filesystems that use no number twice.
     pub fn spawn(&self, dir: &FsPath, name: &str, writer: bool, inos: bool) {
         let shared = self.shared.clone();
         let slot = {
@@ -115,7 +116,7 @@ impl Workload {
         thread::spawn(move || worker.run());
     }
 
-    /// Calls that have begun.
+    /// Returns the number of calls that have begun.
     #[must_use]
     pub fn count(&self) -> u32 {
         self.shared.numbers.load(Ordering::SeqCst)
@@ -173,21 +174,21 @@ impl Worker {
             let end = self.now();
             lock(&self.shared.doing)[self.slot].1 = None;
             let outcome = done.unwrap_or_else(|error| match error.raw_os_error() {
-                Some(code) if !SAYS_NOTHING.contains(&code) => Outcome::Failed(code),
+                Some(code) if !UNKNOWN_OUTCOME_ERRORS.contains(&code) => Outcome::Failed(code),
                 _ => Outcome::Unknown,
             });
             let end = (outcome != Outcome::Unknown).then_some(end);
             let op = Op { number, mount: self.mount, call, outcome };
             let event = Event { lane: self.lane, start, end, op };
             if end.is_none() {
-                // What follows does not wait for it.
+                // The calls that follow do not wait for it.
                 self.lane = self.shared.lanes.fetch_add(1, Ordering::SeqCst);
             }
             lock(&self.shared.histories)[at].push(event);
         }
     }
 
-    /// Nanoseconds since the workload began.
+    /// Returns the nanoseconds since the workload began.
     fn now(&self) -> u64 {
         self.shared.began.elapsed().as_nanos() as u64
     }
@@ -198,8 +199,8 @@ impl Worker {
         let any = |chance: &mut Chance| if chance.happens(0.3) { lower(chance) } else { top(chance) };
         let chance = &mut self.chance;
         let mode = *chance.pick(MODES);
-        // Contents are written at the top alone, and nothing goes down from there: copies of a conflict, which lie beside
-        // their file, must not keep a directory from being removed.
+        // Contents are written at the top alone, and files are not moved down from there: conflict copies, which lie
+        // beside their file, must not prevent the removal of a directory.
         match chance.below(if self.writer { 130 } else { 100 }) {
             0..18 => Call::Create(any(chance), mode),
             18..25 => Call::Mkdir(top(chance), mode),
@@ -219,7 +220,7 @@ impl Worker {
     }
 }
 
-/// Carries a call out in the area at `area`.
+/// Carries out a call in the area at `area`.
 fn carry_out(area: &FsPath, number: u32, call: Call, inos: bool) -> io::Result<Outcome> {
     let at = |path: Path| {
         let dir = path.dir.map_or_else(|| area.to_owned(), |dir| area.join(dir.to_string()));
@@ -229,7 +230,7 @@ fn carry_out(area: &FsPath, number: u32, call: Call, inos: bool) -> io::Result<O
     let done = match call {
         Call::Create(path, mode) => {
             let file = OpenOptions::new().write(true).create_new(true).mode(u32::from(mode)).open(at(path))?;
-            // It is made, whatever becomes of the question.
+            // The file is made, even if this question fails.
             let made = file.metadata().ok().and_then(|metadata| ino(metadata.ino()));
             return Ok(Outcome::Made(made));
         }
@@ -276,7 +277,7 @@ fn list(area: &FsPath) -> io::Result<BTreeSet<char>> {
     Ok(names)
 }
 
-/// The number that a content tells; one that nobody wrote if it is torn.
+/// Returns the number in a content, or one that nobody wrote if the content is torn.
 fn number_in(content: &[u8]) -> u32 {
     let text = || std::str::from_utf8(content).ok()?.strip_suffix('\n')?.parse().ok();
     match content.len() {
@@ -286,7 +287,7 @@ fn number_in(content: &[u8]) -> u32 {
     }
 }
 
-/// Closes a file and tells what became of it, which dropping does not.
+/// Closes a file and returns the error of `close(2)`, which dropping does not.
 pub fn close(file: File) -> io::Result<()> {
     // SAFETY: the descriptor is open, and nobody else has it.
     if unsafe { libc::close(file.into_raw_fd()) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -295,7 +296,7 @@ pub fn close(file: File) -> io::Result<()> {
 /// Checks the histories of areas that were empty at first, two at a time.
 ///
 /// # Panics
-/// When one is not linearizable; the message shows where, and `what` it was that was done.
+/// When one is not linearizable; the message shows where, and says `what` was done.
 pub fn check_all(histories: &[History], what: &str) {
     write_down(histories);
     let refused = Mutex::new(Vec::new());
@@ -315,7 +316,7 @@ pub fn check_all(histories: &[History], what: &str) {
     assert!(refused.is_empty(), "{what}\n{}", refused.join("\n\n"));
 }
 
-/// Writes histories to the folder that `FAULT_HISTORIES` names, if it does, by time.
+/// Writes histories, sorted by time, to the folder in `FAULT_HISTORIES`, if that is set.
 fn write_down(histories: &[History]) {
     let Some(dir) = std::env::var_os("FAULT_HISTORIES").map(PathBuf::from) else { return };
     for (number, history) in histories.iter().enumerate() {
@@ -329,7 +330,7 @@ fn write_down(histories: &[History]) {
     }
 }
 
-/// How many calls ended how, for people.
+/// Returns how many calls had which outcome, for people.
 #[must_use]
 pub fn outcome_text(histories: &[History]) -> String {
     let events = || histories.iter().flatten();

@@ -1,4 +1,4 @@
-//! The cache of blocks on the local disk: it serves after a remount what no daemon can, and never anything else.
+//! The cache of blocks on the local disk: after a remount it serves blocks that no daemon can, and never wrong ones.
 
 use fuse::{LIMIT, random};
 use kit::bins::bin;
@@ -9,15 +9,15 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const CACHED: &[&str] = &["--cache-size", "64M"];
+const CACHE_ARGS: &[&str] = &["--cache-size", "64M"];
 const BLOCKDS: [&str; 3] = ["blockd-1", "blockd-2", "blockd-3"];
-/// Files of one block each: too large to share one.
-const SMALL: usize = 100;
+/// Number of files of one block each: they are too large to share a block.
+const SMALL_FILES: usize = 100;
 const SMALL_BYTES: usize = 160 << 10;
 
-/// Writes a large and many small files; less than waits to be written to the cache at most, so that none is left out.
+/// Writes a large and many small files. They fit into the queue of blocks that wait to be cached, so none is left out.
 fn write_files(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let lens = std::iter::once(12 << 20).chain(std::iter::repeat_n(SMALL_BYTES, SMALL));
+    let lens = std::iter::once(12 << 20).chain(std::iter::repeat_n(SMALL_BYTES, SMALL_FILES));
     let files: Vec<(PathBuf, Vec<u8>)> = lens
         .enumerate()
         .map(|(number, len)| (dir.join(format!("file-{number}")), random(number as u64, len)))
@@ -34,7 +34,7 @@ fn read_all(files: &[(PathBuf, Vec<u8>)]) {
     }
 }
 
-/// Blocks in the cache.
+/// Returns the blocks in the cache.
 fn blocks(surf: &Surf) -> Vec<PathBuf> {
     let dir = surf.cache_dir();
     if !dir.exists() {
@@ -45,7 +45,7 @@ fn blocks(surf: &Surf) -> Vec<PathBuf> {
 
 fn remount(surf: &mut Surf) {
     surf.unmount();
-    surf.mount(CACHED);
+    surf.mount(CACHE_ARGS);
 }
 
 /// Writes files, and reads them through a mount that caches; returns when the cache has them all.
@@ -54,7 +54,7 @@ fn fill(surf: &mut Surf) -> Vec<(PathBuf, Vec<u8>)> {
     assert!(blocks(surf).is_empty(), "nothing is cached unless it is asked for");
     remount(surf);
     read_all(&files);
-    until("all blocks are in the cache", LIMIT, || (blocks(surf).len() == SMALL + 3).then_some(()));
+    until("all blocks are in the cache", LIMIT, || (blocks(surf).len() == SMALL_FILES + 3).then_some(()));
     files
 }
 
@@ -67,11 +67,11 @@ fn a_remount_reads_from_the_cache_while_every_block_daemon_is_away_and_flipped_b
     for name in BLOCKDS {
         surf.dev(&["stop", name]);
     }
-    surf.mount(CACHED);
+    surf.mount(CACHE_ARGS);
     read_all(&files);
-    // Small scattered reads take parts of a block from there, too.
+    // Small scattered reads take parts of a block from the cache, too.
     surf.unmount();
-    surf.mount(CACHED);
+    surf.mount(CACHE_ARGS);
     let script = "import os\nf = os.open('file-0', os.O_RDONLY)\nos.posix_fadvise(f, 0, 0, os.POSIX_FADV_RANDOM)\n\
                   print(*[os.pread(f, 16, at).hex() for at in range(11 << 20, 0, -999983)])";
     fs::write(surf.scratch().join("parts.py"), script).unwrap();
@@ -101,17 +101,17 @@ fn a_remount_reads_from_the_cache_while_every_block_daemon_is_away_and_flipped_b
     }
     remount(&mut surf);
     read_all(&files);
-    until("good copies are in the cache again", LIMIT, || (blocks(&surf).len() == SMALL + 3).then_some(()));
+    until("good copies are in the cache again", LIMIT, || (blocks(&surf).len() == SMALL_FILES + 3).then_some(()));
     remount(&mut surf);
     read_all(&files);
 }
 
 #[test]
-fn a_cache_directory_serves_one_mount_of_one_identity_and_mistakes_are_told_in_one_line() {
+fn a_cache_directory_serves_one_mount_of_one_identity_and_mistakes_are_reported_in_one_line() {
     let mut surf = Surf::start(Setup::Embedded);
     surf.unmount();
     let cache = surf.cache_dir().display().to_string();
-    let cached = [CACHED, &["--cache-dir", &cache]].concat();
+    let cached = [CACHE_ARGS, &["--cache-dir", &cache]].concat();
     surf.mount(&cached);
     fs::write(surf.path().join("file"), random(1, 100_000)).unwrap();
     surf.unmount();
@@ -128,7 +128,7 @@ fn a_cache_directory_serves_one_mount_of_one_identity_and_mistakes_are_told_in_o
     lock.lock().unwrap();
     refused(&["--cache-dir", &cache, "--cache-size", "64M"], "another mount uses this cache directory");
     drop(lock);
-    // Nobody takes over what the owner has left something in.
+    // Nobody takes over a directory in which its owner has left something.
     fs::create_dir_all(own.join("blocks")).unwrap();
     fs::write(own.join("blocks/of-the-owner"), "").unwrap();
     let owner = fs::read_to_string(own.join("owner")).unwrap();

@@ -9,7 +9,7 @@
 //! copies away for good a schedule has one at most.
 
 use crate::fsck::until_clean;
-use crate::healing::{HEALED, Load, check_all, cluster_with, states, until_state, until_whole};
+use crate::healing::{HEAL_LIMIT, Load, check_all, cluster_with, states, until_state, until_whole};
 use fuse::{LIMIT, random};
 use kit::chance::seed;
 use kit::fault::{Paused, corrupt, is_alive, limit_file_size, outlive_file_size_limits};
@@ -179,7 +179,7 @@ impl<'a> Troubles<'a> {
             Fault::Moves => {
                 until_state(self.surf, name, "drained");
                 self.surf.kill_9(name);
-                until("it is forgotten", HEALED, || {
+                until("it is forgotten", HEAL_LIMIT, || {
                     (self.surf.operate(&["blockd", "remove", name]).1 == 0).then_some(())
                 });
                 sh(&self.surf.scratch(), LIMIT, &format!("rm -rf {}/*", self.data_of(name)));
@@ -220,7 +220,7 @@ fn schedule(surf: &Surf, seed: u64) {
     }
     eprintln!("schedule {seed}: {done:?}");
     troubles.undo_all();
-    until("all are there", HEALED, || states(surf).values().all(|state| state == "up").then_some(()));
+    until("all are there", HEAL_LIMIT, || states(surf).values().all(|state| state == "up").then_some(()));
     files.extend(load.end());
     until_whole(surf);
     check_all(surf, &files);

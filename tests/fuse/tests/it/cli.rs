@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// What is refused is refused at once; a loaded machine takes its time.
+/// Refusals come at once, but the machine may be busy.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Runs a program that must refuse, in one line that begins with its name and holds these words.
+/// Runs a program that must refuse its arguments in one line, which begins with its name and has these words.
 fn refused(program: &str, arguments: &[&str], words: &[&str]) {
     let output = run(Command::new(bin(program)).args(arguments), LIMIT);
     let said: Vec<&str> = output.text.lines().filter(|line| !is_log(line)).collect();
@@ -25,12 +25,12 @@ fn refused(program: &str, arguments: &[&str], words: &[&str]) {
     }
 }
 
-/// A line of a daemon's log: it begins with the time.
+/// Returns whether this is a line of a daemon's log: it begins with the time.
 fn is_log(line: &str) -> bool {
     line.as_bytes().first().is_some_and(u8::is_ascii_digit) && line.contains("Z ")
 }
 
-/// Whether the mount still does its work.
+/// Asserts that the mount still does its work.
 fn assert_works(surf: &Surf) {
     sh(&surf.path(), LIMIT, "echo content > works && sync works && test \"$(cat works)\" = content && rm works");
 }
@@ -103,19 +103,19 @@ fn a_missing_mount_point_is_made_with_its_parents() {
     assert!(output.status.success() && output.text.contains(text(&mount)), "{}", output.text);
     sh(&mount, LIMIT, "test \"$(cat file)\" = kept");
     sh(&surf.scratch(), LIMIT, &format!("umount {}", mount.display()));
-    lets_go(&surf.data_dir());
+    until_unlocked(&surf.data_dir());
     surf.mount(&[]);
     assert_works(&surf);
 }
 
-/// Waits until a mount in the background has ended: it holds its data until then.
-fn lets_go(data_dir: &Path) {
+/// Waits until a mount in the background has ended: it locks its data until then.
+fn until_unlocked(data_dir: &Path) {
     let lock = fs::File::open(data_dir.join("surf.lock")).unwrap();
     kit::until("the process in the background ends", LIMIT, || lock.try_lock().ok());
 }
 
 #[test]
-fn a_damaged_embedded_cluster_is_told_and_left_as_it_is() {
+fn a_damaged_embedded_cluster_is_reported_and_left_as_it_is() {
     let mut surf = Surf::start(Setup::Embedded);
     sh(&surf.path(), LIMIT, "echo kept > file");
     surf.unmount();
@@ -161,26 +161,26 @@ fn a_daemon_refuses_a_configuration_that_it_does_not_understand() {
     assert_works(&surf);
 }
 
-/// The three parts of an identity: the CA's certificate, its own, its key.
+/// Returns the three parts of an identity: the CA's certificate, its own certificate, its key.
 fn parts(identity: &str) -> [&str; 3] {
     let starts: Vec<usize> = identity.match_indices("-----BEGIN").map(|(at, _)| at).collect();
     let [ca, own, key] = starts[..] else { panic!("not three parts: {starts:?}") };
     [&identity[ca..own], &identity[own..key], &identity[key..]]
 }
 
-/// What is between the first and the last line of an identity in a bundle.
+/// Returns the lines of the identity in a bundle.
 fn identity_in(bundle: &str) -> &str {
     &bundle[bundle.find("-----BEGIN").unwrap()..bundle.rfind("\"\"\"").unwrap()]
 }
 
-/// A part of an identity with one letter in its middle changed: still PEM, and wrong.
+/// Changes one letter in the middle of a part of an identity: it is still PEM, and wrong.
 fn altered(part: &str) -> String {
     let at = part.len() / 2;
     let letter = if part.as_bytes()[at] == b'A' { "B" } else { "A" };
     format!("{}{letter}{}", &part[..at], &part[at + 1..])
 }
 
-/// Makes the files of a cluster whose metads and blockd are at these addresses.
+/// Makes the files of a cluster with these addresses.
 fn other_cluster(surf: &Surf, metads: &[String]) -> PathBuf {
     let out = surf.scratch().join("other");
     let made = ["cluster", "init", "--name", "other", "--replicas", "1", "--blockd", "127.0.0.1:9", "--metad"];
@@ -242,7 +242,7 @@ fn a_daemon_refuses_a_port_and_a_directory_that_are_not_its_own() {
         surf.dev(&["stop", &one]);
         refused(program, &in_use, &["belongs to", "data_dir"]);
 
-        // The daemon that was stopped lets go of its socket when its process is gone.
+        // The stopped daemon releases its socket when its process is gone.
         let held = UdpSocket::bind(&first.address).unwrap();
         refused(program, &["--config", text(&of_one)], &[&first.address, "another program uses it"]);
         drop(held);
@@ -285,7 +285,7 @@ fn a_mount_refuses_a_bundle_that_does_not_lead_into_the_cluster() {
     with(&file(&surf, "typo.bundle", whole.replace("metads", "metadz")), &["typo.bundle", "metadz"]);
     with(&file(&surf, "raw.bundle", b"\x00\xff\xfe"), &["raw.bundle", "a bundle that `surf` made"]);
 
-    // Another identity in a bundle that is otherwise right.
+    // This bundle has another identity, and is otherwise right.
     let identity = |name: &str| fs::read_to_string(surf.cluster_dir().join(name).join("identity.pem")).unwrap();
     let with_identity = |identity: &str, words: &[&str]| {
         with(&file(&surf, "changed.bundle", whole.replace(identity_in(&whole), identity)), words);
@@ -297,7 +297,7 @@ fn a_mount_refuses_a_bundle_that_does_not_lead_into_the_cluster() {
     with_identity(&format!("{ca}{certificate}{}", altered(key)), &["changed.bundle", "restore"]);
     with_identity(&format!("{ca}{certificate}{}", parts(&identity("metad-1"))[2]), &["changed.bundle", "restore"]);
 
-    // Another cluster's, led to this one's daemons.
+    // This bundle is another cluster's, with the addresses of this cluster's daemons.
     let daemons = surf.daemons().into_iter();
     let metads: Vec<String> = daemons.filter(|d| d.name.starts_with("metad")).map(|d| d.address).collect();
     let other = other_cluster(&surf, &metads);
@@ -325,7 +325,7 @@ fn the_helper_of_mount_mounts_in_the_background_as_fstab_asks() {
     let output = call(&format!("defaults,_netdev,data_dir={}", data.display()));
     assert!(output.status.success(), "{}", output.text);
     assert_works(&surf);
-    // mount(8) calls it for a remount, too.
+    // mount(8) calls the helper for a remount, too.
     let remount = |how: &str| {
         let output = call(&format!("rw,remount,{how},data_dir={}", data.display()));
         assert!(output.status.success(), "{}", output.text);
@@ -334,16 +334,16 @@ fn the_helper_of_mount_mounts_in_the_background_as_fstab_asks() {
     sh(&mount, LIMIT, "! touch refused 2> /dev/null && test ! -e refused");
     remount("rw");
     assert_works(&surf);
-    // The process in the background stores what is written, and ends; who mounts again at once waits for that.
+    // The process in the background stores what is written, and ends; a mount that follows at once waits for that.
     sh(&surf.scratch(), LIMIT, &format!("umount {}", mount.display()));
     let output = call(&format!("strictatime,nodiratime,nosuid,data_dir={}", data.display()));
     assert!(output.status.success(), "{}", output.text);
     assert_works(&surf);
-    // The kernel replaces all flags, and what surfmount sets by itself is not in fstab.
+    // The kernel replaces all flags, and fstab does not have those that surfmount sets by itself.
     remount("rw");
     sh(&surf.scratch(), LIMIT, &format!("grep ' {} ' /proc/self/mountinfo | grep nosuid", mount.display()));
     sh(&surf.scratch(), LIMIT, &format!("umount {}", mount.display()));
-    lets_go(&data);
+    until_unlocked(&data);
     surf.mount(&[]);
     assert_works(&surf);
 }

@@ -1,4 +1,4 @@
-//! Crashes: of a daemon in the middle of work, of everything at once, of a disk's bits.
+//! Crashes of a daemon in the middle of work, crashes of everything at once, and flipped bits on a disk.
 
 use fuse::{LIMIT, random};
 use kit::{Setup, Surf, fault, scale, sh};
@@ -35,10 +35,10 @@ fn what_was_done_a_second_before_the_embedded_mount_was_killed_is_there() {
     let look = "find . -printf '%p %y %m %s %T@ %l\n' | sort && cat moved/* large | md5sum";
     sh(&surf.path(), LIMIT, script);
     let before = sh(&surf.path(), LIMIT, look);
-    // The promise is one of time.
+    // The promise is that everything is in the journal after a second, so the test waits for a second.
     thread::sleep(Duration::from_secs(1));
     surf.kill_mount();
-    // Somewhere else: it is the data that counts.
+    // This is another mount point: the data directory counts.
     let mount = surf.mount_again(&[]);
     assert_eq!(sh(&mount.path(), LIMIT, look), before);
 }
@@ -88,12 +88,12 @@ fn a_copy_goes_on_through_the_death_of_the_leader_and_of_a_block_daemon() {
     sh(&surf.path(), LIMIT, &format!("diff -r {} to", from.display()));
 }
 
-/// What metad waits for who is silent (docs/consistency.md).
+/// How long metad waits for a silent client (docs/consistency.md).
 const LEASE: Duration = Duration::from_secs(5);
-/// Kills the leader so often.
+/// How often the leader is killed.
 const FAILOVERS: u32 = 3;
 
-/// How long a synced write takes that begins when the leader is killed. The leader is back afterwards.
+/// Returns the time of a synced write that begins when the leader is killed. The leader is back afterwards.
 fn failover(surf: &Surf, beside: impl FnOnce()) -> Duration {
     let path = surf.path().join("file");
     write_synced(&path, b"before");
@@ -112,7 +112,7 @@ fn failover(surf: &Surf, beside: impl FnOnce()) -> Duration {
 #[test]
 fn a_writer_waits_for_less_than_a_dead_connection_when_the_leader_is_killed() {
     let surf = Surf::start_alone(Setup::Cluster);
-    // It has leases: the next leader waits for it.
+    // The other mount has leases, so the next leader waits for it.
     let other = surf.mount_again(&[]);
     let mut took: Vec<Duration> = Vec::new();
     for _ in 0..scale("FAILOVERS", FAILOVERS) {
@@ -124,7 +124,7 @@ fn a_writer_waits_for_less_than_a_dead_connection_when_the_leader_is_killed() {
     assert!(took[took.len() / 2] < Duration::from_secs(4), "{took:?}");
 }
 
-/// Nobody hears of it from a mount that is gone, too: its leases run out.
+/// A mount that is gone does not come to the next leader, which waits until the mount's leases have run out.
 #[test]
 fn a_writer_waits_for_a_lease_when_another_mount_dies_with_the_leader() {
     let surf = Surf::start(Setup::Cluster);
@@ -178,7 +178,7 @@ fn a_metad_whose_state_was_deleted_rebuilds_it_and_rejoins() {
     fs::remove_dir_all(surf.daemon("metad-1").data_dir.join("state")).unwrap();
     sh(&surf.path(), LIMIT, "for i in $(seq 50); do echo $i > after-$i; done");
     surf.dev(&["start", "metad-1"]);
-    // Only together with it is there a majority now.
+    // There is no majority now without it.
     surf.dev(&["stop", "metad-2"]);
     sh(
         &surf.path(),

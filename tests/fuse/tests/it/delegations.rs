@@ -1,4 +1,4 @@
-//! A mount that works in its own memory where nobody else looks, and what becomes of that when it is cut off.
+//! A mount that works in its own memory where nobody else looks, and the outcome of its changes when it is cut off.
 
 use fuse::{LIMIT, names};
 use kit::chance::seed;
@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// The conflict copy of a name, once it is there.
+/// Waits for the conflict copy of a name, and returns it.
 fn conflict_of(dir: &Path, name: &str) -> PathBuf {
     let start = format!("{name}.conflict-");
     until(&format!("a conflict copy of {name}"), LIMIT, || {
@@ -41,7 +41,7 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     fs::write(here.join("both/inside"), "here").unwrap();
     fs::rename(here.join("file-4"), here.join("target")).unwrap();
     fs::write(here.join("chosen"), "here").unwrap();
-    // What is open metad must hear of before it is replaced.
+    // metad must know that a file is open before it is replaced.
     mounts::answered(&surf.path(), LIMIT);
     fs::rename(here.join("file-6"), here.join("chosen")).unwrap();
     fs::remove_file(here.join("file-5")).unwrap();
@@ -79,10 +79,11 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     assert_eq!(read(conflict_of(&there, "file-3")), "WRITTEN");
     assert_eq!(read(conflict_of(&there, "both").join("inside")), "here");
     assert_eq!(read(conflict_of(&there, "target")), "before");
-    // Written in place by others: neither a removal nor a replacement that comes late takes that away.
+    // Others have written in place: neither a removal nor a replacement that comes late removes that.
     assert_eq!(read(conflict_of(&there, "file-8")), "here");
     assert_eq!(read(conflict_of(&other.path(), "made")), "here");
-    // Both stay: what was made under the name, and what was moved there. What replaced what, nobody can say any more.
+    // Both the file that was made under the name and the one that was moved there stay: nobody can say any more which
+    // replaced which.
     let copies = until("two conflict copies", LIMIT, || {
         let mut copies = names(&there);
         copies.retain(|name| name.starts_with("chosen.conflict-"));
@@ -102,19 +103,19 @@ fn what_a_mount_did_while_it_was_cut_off_stands_beside_what_others_did_meanwhile
     for name in ["file-3", "gone", "moved here"] {
         assert_eq!(fs::symlink_metadata(there.join(name)).unwrap_err().kind(), ErrorKind::NotFound, "{name}");
     }
-    // The later one to arrive; what was done here comes in several batches.
+    // The later change to arrive counts; the changes of this mount come in several batches.
     let mode = || fs::metadata(there.join("file-1")).unwrap().permissions().mode() & 0o777;
     until("the rights are those that were set here", LIMIT, || (mode() == 0o600).then_some(()));
-    // Whoever had something open when changes came to nothing hears of it, once.
+    // Each descriptor that was open when changes came to nothing reports that, once.
     assert_eq!(opened.sync_all().unwrap_err().raw_os_error(), Some(libc::ESTALE));
     opened.sync_all().unwrap();
-    // The mount that was cut off goes on by itself, and has nothing that the other has not.
+    // The mount that was cut off goes on by itself, and shows the same as the other one.
     until("both mounts list the same", LIMIT, || (names(&here) == names(&there)).then_some(()));
     fs::write(here.join("after"), "here").unwrap();
     assert_eq!(read(there.join("after")), "here");
 }
 
-/// Guards I6: the policy `fail` is for whoever can still be told.
+/// Guards I6: the policy `fail` applies only while the writer can still get an error.
 #[test]
 fn what_close_has_acknowledged_is_never_refused() {
     let surf = Surf::start_behind_proxy(seed(), &["-o", "conflict=fail"]);
@@ -138,7 +139,7 @@ fn what_close_has_acknowledged_is_never_refused() {
 
 /// Guards I6 and I8.
 #[test]
-fn a_mount_that_was_away_until_its_session_had_expired_loses_nothing_but_its_lock_and_is_told_so() {
+fn a_mount_that_was_away_until_its_session_had_expired_loses_only_its_lock_and_reports_that() {
     let surf = Surf::start_behind_proxy(seed(), &[]);
     let other = surf.mount_again(&[]);
     let (here, there) = (surf.path(), other.path());
@@ -150,7 +151,7 @@ fn a_mount_that_was_away_until_its_session_had_expired_loses_nothing_but_its_loc
     locked.lock().unwrap();
     locked.sync_all().unwrap();
     surf.proxy().isolate("mnt");
-    fs::write(here.join("dir/untold"), "here").unwrap();
+    fs::write(here.join("dir/unsent"), "here").unwrap();
     fs::rename(here.join("dir/file"), here.join("dir/moved")).unwrap();
     locked.write_all_at(b"HERE", 0).unwrap();
 
@@ -161,11 +162,11 @@ fn a_mount_that_was_away_until_its_session_had_expired_loses_nothing_but_its_loc
     taken.sync_all().unwrap();
     surf.proxy().heal();
 
-    // Who goes on as if it held the lock is told, and nothing of it gets into the file.
+    // A program that goes on as if it held the lock gets an error, and nothing that it writes gets into the file.
     let refused = |done: std::io::Result<()>| done.is_err_and(|error| error.raw_os_error() == Some(libc::ESTALE));
     until("the lock is known to be lost", LIMIT, || refused(locked.read_exact_at(&mut [0; 6], 0)).then_some(()));
     assert!(refused(locked.write_all_at(b"LATE", 0)) && refused(locked.set_len(0)));
-    // It commits what was written, unless the background was first: then that has heard of the conflict.
+    // This commits what was written, unless the background was first: then that has met the conflict.
     if let Err(error) = locked.unlock() {
         assert_eq!(error.raw_os_error(), Some(libc::ESTALE));
     }
@@ -180,14 +181,14 @@ fn a_mount_that_was_away_until_its_session_had_expired_loses_nothing_but_its_loc
     let read = |path: PathBuf| fs::read_to_string(path).unwrap();
     assert_eq!(read(there.join("shared")), "THENE!");
     assert_eq!(read(conflict_of(&there, "shared")), "HEREE!");
-    until("what was untold is told", LIMIT, || (names(&there.join("dir")) == ["moved", "untold"]).then_some(()));
-    assert_eq!((read(there.join("dir/untold")), read(there.join("dir/moved"))), ("here".into(), "before".into()));
+    until("unsent changes have arrived", LIMIT, || (names(&there.join("dir")) == ["moved", "unsent"]).then_some(()));
+    assert_eq!((read(there.join("dir/unsent")), read(there.join("dir/moved"))), ("here".into(), "before".into()));
     assert_eq!(names(&here), names(&there));
 }
 
 /// Guards I5 and I8.
 #[test]
-fn what_two_mounts_have_not_told_when_the_leader_dies_is_there_for_whoever_looks_first() {
+fn changes_that_two_mounts_have_not_sent_when_the_leader_dies_are_seen_by_the_first_to_look() {
     let surf = Surf::start_behind_proxy(seed(), &[]);
     let (two, looking) = (surf.mount_again(&[]), surf.mount_again(&[]));
     let dirs = [surf.path().join("one"), two.path().join("two")];
@@ -198,7 +199,7 @@ fn what_two_mounts_have_not_told_when_the_leader_dies_is_there_for_whoever_looks
     }
     let leader = surf.leader();
     surf.proxy().isolate(&leader);
-    // Nobody else has looked: this needs no server, and this one never hears of it.
+    // Nobody else has looked: this needs no server, and this leader never hears of it.
     for dir in &dirs {
         for number in 0..50 {
             fs::write(dir.join(format!("file-{number}")), number.to_string()).unwrap();
@@ -219,7 +220,7 @@ fn what_two_mounts_have_not_told_when_the_leader_dies_is_there_for_whoever_looks
     surf.dev(&["start", &leader]);
 }
 
-/// What nobody else looks at is not waited for, and is there for whoever looks a moment later.
+/// Nobody waits for changes at which nobody else looks, and anybody who looks a moment later sees them.
 #[test]
 fn a_tree_that_one_mount_unpacks_is_complete_when_another_looks_and_when_it_is_mounted_again() {
     let mut surf = Surf::start(kit::Setup::Cluster);

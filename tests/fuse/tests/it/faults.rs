@@ -1,11 +1,11 @@
 //! Several mounts of one cluster while links fail, daemons die and mounts are killed.
 //!
-//! All traffic goes through a proxy (`kit::proxy`). Faults come at random for `FAULT_SECONDS` per test; what is decided
-//! by chance is decided by `FAULT_SEED`, which a test that fails prints. Processes and the kernel have a will of their
-//! own, so the same seed makes the same calls and faults, and not always the same failure.
+//! All traffic goes through a proxy (`kit::proxy`). Faults come at random for `FAULT_SECONDS` per test; `FAULT_SEED`
+//! decides everything that is random, and a test that fails prints it. The same seed makes the same calls and faults,
+//! but not always the same failure, because the timing of processes and the kernel varies.
 //!
-//! The tests hold the mounts to what is promised to programs alone: what others see once a call has returned, and what
-//! `fsync` has acknowledged.
+//! The tests check only promises to programs: what others see once a call has returned, and what an `fsync` that has
+//! returned covers.
 
 use fuse::LIMIT;
 use kit::bins::bin;
@@ -25,18 +25,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// How long each test makes faults when `FAULT_SECONDS` does not say.
+/// How long each test makes faults if `FAULT_SECONDS` is not set.
 const FAULT_SECONDS: u64 = 8;
-/// Calls that waited for servers go on within this time once those are back, on a slow machine.
-const RECOVERY: Duration = Duration::from_secs(60);
-/// A connection is given up after 5 s without an answer: what is cut for longer must be made anew.
+/// Calls that waited for servers go on within this time once the servers are back, on a slow machine.
+const RESUME_LIMIT: Duration = Duration::from_secs(60);
+/// A connection is given up after 5 s without an answer: after a longer cut it must be made anew.
 const LONG_CUT: Duration = Duration::from_secs(7);
 
 fn fault_time() -> Duration {
     Duration::from_secs(scale("FAULT_SECONDS", FAULT_SECONDS))
 }
 
-/// Says the seed when the test fails.
+/// Prints the seed when the test fails.
 struct Seed(u64);
 
 impl Drop for Seed {
@@ -54,7 +54,7 @@ enum Fault {
     LeaderDies,
     /// The leading metad and the others do not hear each other; mounts hear all.
     LeaderCutOff,
-    /// The same, and mounts do not hear it either.
+    /// Neither the other metads nor mounts hear the leading metad, and it does not hear them.
     LeaderGone,
     /// Others hear the leading metad, and it does not hear them.
     LeaderDeaf,
@@ -68,13 +68,13 @@ enum Fault {
     BadLinks,
     /// Mounts are far from the daemons.
     SlowMounts,
-    /// A mount hears no daemon for less time than leases have.
+    /// A mount and all daemons do not hear each other, for less time than leases have.
     MountCutOff,
-    /// For more time.
+    /// A mount and all daemons do not hear each other, for more time than leases have.
     MountCutOffForLong,
-    /// A mount is not heard, and hears.
+    /// A mount hears others, and is not heard.
     MountMute,
-    /// A mount is heard, and does not hear.
+    /// A mount is heard, and does not hear others.
     MountDeaf,
     /// A mount is killed, and mounted again.
     MountDies,
@@ -103,7 +103,7 @@ const OF_ALL: &[Fault] = &[
     Fault::BadLinks,
 ];
 
-/// Makes faults, one after the other, and mends each.
+/// Makes faults, one after the other, and ends each.
 struct Faults<'a> {
     surf: &'a Surf,
     others: &'a mut [Another],
@@ -118,7 +118,7 @@ impl<'a> Faults<'a> {
         Self { surf, others, args: &[], chance: Chance::of(seed, "faults"), made: Vec::new() }
     }
 
-    /// Makes faults of these kinds for the test's time: each once if there is time, in an order of its own.
+    /// Makes faults of these kinds for the test's time: each once if there is time, in a random order.
     fn run(&mut self, kinds: &[Fault]) {
         let ended = Instant::now() + fault_time();
         let mut left = Vec::new();
@@ -211,14 +211,14 @@ impl<'a> Faults<'a> {
         }
     }
 
-    /// The fault lasts so many seconds and a part of one.
+    /// Lets the fault last this many seconds and a part of one.
     fn last(&mut self, seconds: std::ops::Range<u64>) {
         let whole = seconds.start + self.chance.below(seconds.end - seconds.start);
         thread::sleep(Duration::from_millis(whole * 1000 + self.chance.below(1000)));
     }
 }
 
-/// A thread whose end is waited for with a limit: what hangs on a mount ends when the mount goes.
+/// A thread whose end is awaited with a limit: a call that hangs on a mount ends when the mount goes.
 struct Task<T>(JoinHandle<T>);
 
 impl<T: Send + 'static> Task<T> {
@@ -232,7 +232,7 @@ impl<T: Send + 'static> Task<T> {
     }
 }
 
-/// Two workers on each mount, mounted with these arguments, while faults of these kinds happen.
+/// Checks the history of two workers on each of the mounts, with these arguments, while faults of these kinds happen.
 fn linearizable_during(kinds: &[Fault], args: &[&str]) {
     let seed = Seed(seed());
     let surf = Surf::start_behind_proxy(seed.0, args);
@@ -246,10 +246,10 @@ fn linearizable_during(kinds: &[Fault], args: &[&str]) {
     faults.args = args;
     faults.run(kinds);
     let made = faults.made;
-    // It works on after the last fault.
+    // The workers go on after the last fault.
     let before = workload.count();
-    until("calls after the faults", RECOVERY, || (workload.count() > before + 200).then_some(()));
-    let histories = workload.stop(RECOVERY);
+    until("calls after the faults", RESUME_LIMIT, || (workload.count() > before + 200).then_some(()));
+    let histories = workload.stop(RESUME_LIMIT);
     println!("{}; {made:?}; {:?}", outcome_text(&histories), surf.proxy().counts());
     check_all(&histories, &format!("{made:?}"));
 }
@@ -266,8 +266,8 @@ fn what_three_mounts_do_is_linearizable_while_leaders_die_and_servers_are_cut_of
     linearizable_during(OF_SERVERS, &[]);
 }
 
-/// Guards I2 and I5. Only with `dirsync`: what a mount did under delegations, and could not tell while it was cut off, others
-/// do not wait for longer than for its leases.
+/// Guards I2 and I5. Only with `dirsync`: if a mount could not send changes made under delegations while it was cut
+/// off, others wait for it no longer than for its leases.
 #[test]
 fn what_three_synchronous_mounts_do_is_linearizable_while_mounts_are_cut_off() {
     linearizable_during(OF_MOUNTS, &["-o", "dirsync"]);
@@ -289,7 +289,7 @@ fn what_a_soft_mount_has_given_up_on_happens_once_or_never() {
     let ended = Instant::now() + fault_time();
     while Instant::now() < ended {
         let (daemons, soft) = (surf.proxy().daemons(), [&soft]);
-        // Its questions arrive and the answers do not; or neither.
+        // Its requests arrive and the answers do not; or neither arrives.
         surf.proxy().set(&daemons, &soft, Link::CUT);
         if faults.chance.happens(0.3) {
             surf.proxy().set(&soft, &daemons, Link::CUT);
@@ -298,38 +298,38 @@ fn what_a_soft_mount_has_given_up_on_happens_once_or_never() {
         surf.proxy().heal();
         faults.last(1..2);
     }
-    let histories = workload.stop(RECOVERY);
+    let histories = workload.stop(RESUME_LIMIT);
     println!("{}; {:?}", outcome_text(&histories), surf.proxy().counts());
     check_all(&histories, "a soft mount was cut off");
 }
 
-/// Bytes of what is written in place, several pages each: more than goes with a commit.
+/// Bytes of each write in place, several pages each: more than a commit has inline.
 const SLOT_BYTES: usize = 8192;
-/// Bytes of the smallest unit that is written, part of each page.
+/// Bytes of the smallest unit of a write, a part of a page.
 const CELL_BYTES: usize = 16;
-/// Places of each writer in the file that all write.
+/// Places of each writer in the file that all writers write.
 const SLOTS: u64 = 4;
 
-/// What became of something that was written.
+/// The outcome of a write.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fate {
     /// `fsync` has succeeded.
     Acknowledged,
-    /// `fsync` has told of a conflict: it is in a copy.
-    Told,
+    /// `fsync` has reported a conflict: it is in a copy.
+    Conflicted,
     /// It may be there.
     Unknown,
 }
 
 #[derive(Default)]
 struct Written {
-    /// What was appended, in lines.
+    /// Lines that were appended.
     lines: Vec<(String, Fate)>,
-    /// For each place, what was written there, in order.
+    /// For each place, the writes there, in order.
     slots: HashMap<u64, Vec<(String, Fate)>>,
 }
 
-/// Appends to one file and writes its places in another one, both of which others write too, and syncs each.
+/// Appends to one file and writes its places in another one, and syncs each. Others write to both files, too.
 struct Writer {
     dir: PathBuf,
     number: u64,
@@ -342,7 +342,7 @@ struct Writer {
 impl Writer {
     fn run(mut self, stop: &AtomicBool) -> Written {
         while !stop.load(Ordering::SeqCst) {
-            // Fails while the mount is dead, and is tried again once it is there.
+            // This fails while the mount is dead, and is tried again once it is there.
             if let (Ok(log), Ok(slots)) = (self.open("log", true), self.open("slots", false)) {
                 self.work(&log, &slots, stop);
             } else {
@@ -356,7 +356,7 @@ impl Writer {
         File::options().write(true).append(append).open(self.dir.join(name))
     }
 
-    /// Until something fails, or it is time to open the files anew.
+    /// Writes until something fails, or it is time to open the files anew.
     fn work(&mut self, log: &File, slots: &File, stop: &AtomicBool) {
         while !stop.load(Ordering::SeqCst) && !self.chance.happens(0.05) {
             self.next += 1;
@@ -381,8 +381,8 @@ impl Writer {
         }
     }
 
-    /// Cells of a line each, no two of which are alike: who writes, in which of its writes, and which cell of it. What
-    /// one call appends may be committed in parts, as the kernel hands it over in parts; those end between cells.
+    /// Returns cells of a line each, no two of which are alike: each names the writer, the write, and the cell in it.
+    /// The kernel may send one append in parts, which may be committed apart; parts end between cells.
     fn record(&mut self, len: usize) -> String {
         (0..len / CELL_BYTES).map(|cell| format!("{} {:06} {cell:06}\n", self.number, self.next)).collect()
     }
@@ -391,12 +391,12 @@ impl Writer {
 fn fate(result: io::Result<()>) -> Fate {
     match result {
         Ok(()) => Fate::Acknowledged,
-        Err(error) if error.raw_os_error() == Some(libc::ESTALE) => Fate::Told,
+        Err(error) if error.raw_os_error() == Some(libc::ESTALE) => Fate::Conflicted,
         Err(_) => Fate::Unknown,
     }
 }
 
-/// The file and the copies that conflicts have made of it.
+/// Reads the file and its conflict copies.
 fn with_copies(dir: &Path, name: &str) -> Vec<Vec<u8>> {
     let mut names = vec![name.to_owned()];
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -415,7 +415,7 @@ fn what_was_synced_is_in_the_file_or_a_conflict_copy_whatever_links_and_mounts_f
     }
     let (stop, synced) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let dirs = [surf.path(), others[0].path(), others[1].path()];
-    // Two to a mount, so that writers also share one.
+    // Each mount has two writers, so that writers also share a mount.
     let writers: Vec<_> = (0..6)
         .map(|number| {
             let (stop, synced) = (stop.clone(), synced.clone());
@@ -429,9 +429,9 @@ fn what_was_synced_is_in_the_file_or_a_conflict_copy_whatever_links_and_mounts_f
     faults.run(OF_ALL);
     let made = faults.made;
     let before = synced.load(Ordering::SeqCst);
-    until("writes after the faults", RECOVERY, || (synced.load(Ordering::SeqCst) > before + 20).then_some(()));
+    until("writes after the faults", RESUME_LIMIT, || (synced.load(Ordering::SeqCst) > before + 20).then_some(()));
     stop.store(true, Ordering::SeqCst);
-    let all: Vec<Written> = writers.into_iter().map(|writer| writer.end("a writer", RECOVERY)).collect();
+    let all: Vec<Written> = writers.into_iter().map(|writer| writer.end("a writer", RESUME_LIMIT)).collect();
     println!("{} synced; {made:?}; {:?}", synced.load(Ordering::SeqCst), surf.proxy().counts());
     for dir in [surf.path(), others[0].path()] {
         check_lines(&with_copies(&dir, "log"), &all, &made);
@@ -461,7 +461,7 @@ fn check_lines(files: &[Vec<u8>], all: &[Written], made: &[Fault]) {
 
 fn check_slots(files: &[Vec<u8>], all: &[Written], made: &[Fault]) {
     for (slot, written) in all.iter().flat_map(|written| &written.slots) {
-        // What came after the last that was acknowledged may be there instead.
+        // A write after the last that was synced may be there instead.
         let Some(last) = written.iter().rposition(|(_, fate)| *fate == Fate::Acknowledged) else { continue };
         let at = *slot as usize * SLOT_BYTES;
         let is_there = files
@@ -491,8 +491,8 @@ fn mounts_go_on_by_themselves_after_no_server_could_be_reached() {
         (writing, making)
     };
     let mut end = |round: u32, (writing, making): (Task<io::Result<()>>, Task<io::Result<()>>)| {
-        writing.end("a file that was being written", RECOVERY).unwrap();
-        making.end("a directory that was being made", RECOVERY).unwrap();
+        writing.end("a file that was being written", RESUME_LIMIT).unwrap();
+        making.end("a directory that was being made", RESUME_LIMIT).unwrap();
         assert_eq!(fs::read_to_string(there.join(format!("file-{round}"))).unwrap(), format!("content {round}"));
         assert!(fs::metadata(here.join(format!("dir-{round}"))).unwrap().is_dir());
         open.write_all(format!("round {round}\n").as_bytes()).unwrap();
@@ -525,17 +525,17 @@ fn a_mount_is_unmounted_while_no_server_can_be_reached_and_ends_once_they_are_ba
     assert!(umount.status.success(), "{}", umount.text);
     assert!(!is_mounted(&other.path()));
     surf.proxy().heal();
-    let status = until("the mount's process has ended", RECOVERY, || other.ended());
+    let status = until("the mount's process has ended", RESUME_LIMIT, || other.ended());
     assert!(status.success(), "{status}");
     assert_eq!(fs::read_to_string(surf.path().join("file")).unwrap(), "content");
 }
 
 #[test]
 fn a_soft_mount_gives_up_in_its_time_and_goes_on_when_servers_are_back() {
-    /// What `-o soft=` says.
-    const SOFT: Duration = Duration::from_secs(2);
-    /// Beside it: a write and a sync ask several questions, each with its own patience; and a slow machine.
-    const BESIDE: Duration = Duration::from_secs(10);
+    /// The time in `-o soft=`.
+    const SOFT_TIME: Duration = Duration::from_secs(2);
+    /// Time beyond it: a write and a sync send several requests, each with its own limit, and the machine may be slow.
+    const ALLOWANCE: Duration = Duration::from_secs(10);
     let seed = Seed(seed());
     let surf = Surf::start_behind_proxy(seed.0, &["-o", "soft=2"]);
     let other = surf.mount_again(&[]);
@@ -546,11 +546,11 @@ fn a_soft_mount_gives_up_in_its_time_and_goes_on_when_servers_are_back() {
     surf.proxy().set_both(&["mnt"], &surf.proxy().daemons(), Link::CUT);
     let gives_up = |name: &str, call: Task<io::Result<()>>| {
         let started = Instant::now();
-        let result = call.end(name, RECOVERY);
+        let result = call.end(name, RESUME_LIMIT);
         let took = started.elapsed();
         println!("{name}: {result:?} after {took:?}");
         assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EIO), "{name}");
-        assert!(took < SOFT + BESIDE, "{name} took {took:?}");
+        assert!(took < SOFT_TIME + ALLOWANCE, "{name} took {took:?}");
     };
     let [made, absent, old, new] = ["made", "absent", "file", "new"].map(|name| dir.join(name));
     gives_up("create", Task::new(move || File::create(made).map(drop)));
@@ -560,11 +560,11 @@ fn a_soft_mount_gives_up_in_its_time_and_goes_on_when_servers_are_back() {
     gives_up("write", Task::new(move || (0..300).try_for_each(|_| large.write_all(&[7; 1 << 20]))));
     gives_up("sync", Task::new(move || file.write_all_at(b"CONTENT", 0).and_then(|()| file.sync_all())));
     surf.proxy().heal();
-    until("the mount works again", RECOVERY, || fs::write(dir.join("later"), "later").ok());
+    until("the mount works again", RESUME_LIMIT, || fs::write(dir.join("later"), "later").ok());
     assert_eq!(fs::read_to_string(other.path().join("later")).unwrap(), "later");
 }
 
-/// Guards I1: answers do not arrive, so the mount does not know that what it has given up on was done.
+/// Guards I1: answers do not arrive, so the mount does not know that the changes that it has given up on were applied.
 #[test]
 fn what_a_soft_mount_has_written_while_answers_were_lost_is_there_once() {
     let seed = Seed(seed());
@@ -574,7 +574,7 @@ fn what_a_soft_mount_has_written_while_answers_were_lost_is_there_once() {
     for name in ["appended", "written", "alone"] {
         fs::write(here.join(name), "before").unwrap();
     }
-    // Others use the first two as well, and nobody the third one.
+    // Others use the first two files as well, but not the third one.
     for name in ["appended", "written"] {
         assert_eq!(fs::read_to_string(there.join(name)).unwrap(), "before");
     }
@@ -590,7 +590,7 @@ fn what_a_soft_mount_has_written_while_answers_were_lost_is_there_once() {
     }
     surf.proxy().heal();
     for file in [&appended, &written, &alone] {
-        until("it can be synced", RECOVERY, || file.sync_all().ok());
+        until("it can be synced", RESUME_LIMIT, || file.sync_all().ok());
     }
     let read = |name: &str| fs::read_to_string(there.join(name)).unwrap();
     assert_eq!((read("appended"), read("written")), ("before after".to_owned(), "BEFORE".to_owned()));
@@ -600,25 +600,26 @@ fn what_a_soft_mount_has_written_while_answers_were_lost_is_there_once() {
 
 /// The kernel lets a program wait uninterruptibly for an answer.
 #[test]
-fn who_waits_for_servers_that_are_away_can_be_killed() {
+fn a_program_that_waits_for_servers_that_are_away_can_be_killed() {
     let seed = Seed(seed());
     let mut surf = Surf::start_behind_proxy(seed.0, &[]);
     fs::create_dir(surf.path().join("dir")).unwrap();
     surf.unmount();
     surf.mount(&[]);
     let dir = surf.path().join("dir");
-    // Known, and nothing of what is in it.
+    // The directory is known, but not its content.
     assert!(fs::metadata(&dir).unwrap().is_dir());
     surf.proxy().isolate("mnt");
     for program in ["ls", "stat", "touch"] {
         let target = if program == "ls" { dir.clone() } else { dir.join("absent") };
         let mut child = Command::new(program).arg(target).spawn().unwrap();
-        // In the kernel's FUSE client. Once that knows of no interrupts it sleeps so that a deadly signal alone wakes it: `D`.
+        // The program waits in the kernel's FUSE client. If the mount supports no interrupts, only a deadly signal
+        // wakes it: `D`.
         let of_child = |file| fs::read_to_string(format!("/proc/{}/{file}", child.id()));
         until(&format!("{program} waits for the mount"), Duration::from_secs(60), || {
             let state = of_child("stat").unwrap();
             let sleeps = state.contains(") S ") || state.contains(") D ");
-            // Whoever may not see the kernel's stack sees at least this.
+            // This is what remains if the kernel's stack may not be read.
             (sleeps && of_child("stack").map_or(true, |stack| stack.contains("fuse_"))).then_some(())
         });
         assert!(child.try_wait().unwrap().is_none(), "{program} waits for servers, and has not ended");
@@ -628,7 +629,7 @@ fn who_waits_for_servers_that_are_away_can_be_killed() {
     surf.proxy().heal();
 }
 
-/// What the other tests rely on.
+/// The other tests rely on this.
 #[test]
 fn everything_between_mounts_and_daemons_goes_through_the_proxy() {
     let seed = Seed(seed());
@@ -637,15 +638,15 @@ fn everything_between_mounts_and_daemons_goes_through_the_proxy() {
     for daemon in surf.daemons() {
         let is_metad = daemon.name.starts_with("metad");
         let config = daemon.data_dir.with_file_name(if is_metad { "metad.toml" } else { "blockd.toml" });
-        let told = fs::read_to_string(config).unwrap().matches(&daemon.address).count();
-        assert_eq!(told, 1, "{} knows where to listen, and tells nobody", daemon.name);
+        let mentions = fs::read_to_string(config).unwrap().matches(&daemon.address).count();
+        assert_eq!(mentions, 1, "{} has its own address only where it listens", daemon.name);
     }
     let leader = || {
         let mut command = Command::new(bin("surf"));
         let output = run(command.args(["dev", "status", "--json", "--dir"]).arg(surf.cluster_dir()), LIMIT);
         serde_json::from_str::<serde_json::Value>(&output.text).unwrap()["leader"].clone()
     };
-    // Each sender is known by its name, and each way goes through a front: nothing is left when all are cut.
+    // Each sender is known by its name, and each path goes through a front: nothing works any more when all are cut.
     let (daemons, mounts) = (surf.proxy().daemons(), ["mnt".to_owned(), other.name()]);
     let everybody = [&daemons[..], &mounts, &[Proxy::OTHERS.to_owned()]].concat();
     surf.proxy().set(&everybody, &everybody, Link::CUT);
@@ -660,7 +661,7 @@ fn everything_between_mounts_and_daemons_goes_through_the_proxy() {
     );
     assert!(after.cut > before.cut);
     surf.proxy().heal();
-    until("a leader is known again", RECOVERY, || leader().is_string().then_some(()));
+    until("a leader is known again", RESUME_LIMIT, || leader().is_string().then_some(()));
     // Content goes the same way.
     let mut chance = Chance::new(seed.0);
     let content: Vec<u8> = (0..9 << 17).flat_map(|_| chance.number().to_le_bytes()).collect();

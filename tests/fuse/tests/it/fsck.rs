@@ -1,4 +1,4 @@
-//! `surf fsck` on real daemons: damage that is planted is found and mended, and a busy cluster shows none.
+//! `surf fsck` on real daemons: planted damage is found and repaired, and a busy cluster shows no findings.
 
 use fuse::LIMIT;
 use kit::fault::{corrupt, is_alive};
@@ -20,14 +20,14 @@ use wire::codec::{decode, encode};
 use wire::ids::{BlockHash, Ino, SessionId};
 
 /// Daemons of a test take a moment to find each other.
-const READY: Duration = Duration::from_secs(60);
+const READY_LIMIT: Duration = Duration::from_secs(60);
 /// How long the busy cluster is checked.
-const BUSY: Duration = Duration::from_secs(45);
+const BUSY_TIME: Duration = Duration::from_secs(45);
 
 /// One line of `surf fsck --json`.
 type Line = BTreeMap<String, serde_json::Value>;
 
-/// What a check says, and its exit code.
+/// Runs a check, and returns its lines and its exit code.
 fn fsck(surf: &Surf, args: &[&str]) -> (Vec<Line>, i32) {
     let (text, code) = surf.operate(&[&["fsck", "--json"], args].concat());
     let lines = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -38,7 +38,7 @@ fn word<'a>(line: &'a Line, key: &str) -> &'a str {
     line.get(key).and_then(|value| value.as_str()).unwrap_or_default()
 }
 
-/// Kinds of what was found.
+/// Returns the kinds of the findings.
 fn kinds(lines: &[Line]) -> BTreeSet<String> {
     lines.iter().map(|line| word(line, "kind").to_owned()).filter(|kind| !kind.is_empty()).collect()
 }
@@ -46,9 +46,9 @@ fn kinds(lines: &[Line]) -> BTreeSet<String> {
 pub(crate) fn until_clean(surf: &Surf, args: &[&str]) {
     let mut last = String::new();
     let began = Instant::now();
-    until("a check finds nothing", READY, || {
+    until("a check finds nothing", READY_LIMIT, || {
         let (text, code) = surf.operate(&[&["fsck"], args].concat());
-        if began.elapsed() > READY / 2 {
+        if began.elapsed() > READY_LIMIT / 2 {
             eprintln!("{text}");
         }
         last = text;
@@ -66,7 +66,7 @@ fn plant(surf: &Surf, damage: impl FnOnce(&Store) -> Changes) {
     store.close().expect("the state can be closed");
     drop(store);
     surf.dev(&["start", "metad-1"]);
-    until("the metad leads again", READY, || (surf.operate(&["status", "--json"]).1 != 1).then_some(()));
+    until("the metad leads again", READY_LIMIT, || (surf.operate(&["status", "--json"]).1 != 1).then_some(()));
 }
 
 fn find(kv: &dyn Kv, parent: Ino, name: &str) -> Ino {
@@ -81,12 +81,12 @@ fn change_inode(kv: &dyn Kv, changes: &mut Changes, ino: Ino, change: impl FnOnc
     changes.insert(key, Some(encode(&inode)));
 }
 
-/// The same, once all daemons can be asked: one that was just started may not be heard of yet.
+/// Runs a check once all daemons can be asked: metad may not have heard yet of one that was just started.
 fn fsck_of_all(surf: &Surf, args: &[&str]) -> (Vec<Line>, i32) {
-    until("all daemons can be asked", READY, || Some(fsck(surf, args)).filter(|(_, code)| code & 8 == 0))
+    until("all daemons can be asked", READY_LIMIT, || Some(fsck(surf, args)).filter(|(_, code)| code & 8 == 0))
 }
 
-/// A kind of damage in each line.
+/// Returns damage; each line makes one kind.
 fn twelve_kinds(kv: &Store) -> Changes {
     let mut changes = Changes::new();
     let dir = find(kv, Ino::ROOT, "dir");
@@ -115,7 +115,7 @@ fn twelve_kinds(kv: &Store) -> Changes {
 }
 
 #[test]
-fn twelve_kinds_of_damaged_metadata_are_found_and_mended() {
+fn twelve_kinds_of_damaged_metadata_are_found_and_repaired() {
     let mut surf = Surf::start_by(|surf| surf.up(1, 3));
     let script = "mkdir -p dir/below && cd dir && for name in linked kind nameless counted orphan; do \
         head -c 100000 /dev/urandom > $name; done; ln linked other && echo kept > below/kept && sync . && \
@@ -164,7 +164,7 @@ fn twelve_kinds_of_damaged_metadata_are_found_and_mended() {
     until_clean(&surf, &[]);
 }
 
-/// Has block daemons heal slowly by themselves.
+/// Makes block daemons heal slowly by themselves.
 fn slow_healing(surf: &Surf) {
     for number in 1..=3 {
         let path = surf.cluster_dir().join(format!("blockd-{number}/blockd.toml"));
@@ -173,7 +173,7 @@ fn slow_healing(surf: &Surf) {
     }
 }
 
-/// Removes what a stopped block daemon has stored.
+/// Removes everything that a stopped block daemon has stored.
 fn lose_segments(surf: &Surf, name: &str) {
     let blocks = surf.daemon(name).data_dir.join("blocks");
     fs::remove_dir_all(&blocks).unwrap();
@@ -186,7 +186,7 @@ fn damaged_and_missing_copies_are_found_and_made_anew_and_lost_content_is_named(
         surf.dev(&["up", "--metad", "1", "--blockd", "3", "--replicas", "3", "--no-start"]);
         slow_healing(surf);
         surf.dev(&["up"]);
-        until("all have joined", READY, || {
+        until("all have joined", READY_LIMIT, || {
             let status = surf.status();
             (status["blockds"].as_array().is_some_and(|all| all.len() == 3)).then_some(())
         });
@@ -225,7 +225,7 @@ fn damaged_and_missing_copies_are_found_and_made_anew_and_lost_content_is_named(
     assert!(code <= 1, "{lines:?}");
     until_clean(&surf, &["--verify"]);
 
-    // A daemon that is away is said to be, and nothing is said of what it may have.
+    // The check reports a daemon that is away, and nothing of the blocks that it may have.
     surf.dev(&["stop", "blockd-3"]);
     let (lines, code) = fsck(&surf, &[]);
     assert_eq!((code, kinds(&lines)), (8, BTreeSet::new()), "{lines:?}");
@@ -256,7 +256,7 @@ fn churn(dir: &Path, seed: u64, stop: &AtomicBool) {
     let mut chance = Chance::of(seed, "churn");
     while !stop.load(Ordering::Relaxed) {
         let (one, two) = (dir.join(format!("f{}", chance.below(40))), dir.join(format!("f{}", chance.below(40))));
-        // Each may fail: the other mount works on the same names.
+        // Each call may fail: the other mount works on the same names.
         let _ = match chance.below(8) {
             0 | 1 => fs::write(&one, vec![chance.below(256) as u8; 1 + chance.below(60_000) as usize]),
             2 => fs::rename(&one, &two),
@@ -284,7 +284,7 @@ fn a_busy_cluster_whose_block_daemons_come_and_go_shows_no_contradiction() {
         threads.push(thread::spawn(move || churn(&dir, number as u64, &stop)));
     }
     let (began, mut checks, mut found, mut round) = (Instant::now(), 0, BTreeSet::new(), 0);
-    while began.elapsed() < BUSY {
+    while began.elapsed() < BUSY_TIME {
         match round % 6 {
             2 => surf.kill_9("blockd-4"),
             4 => surf.dev(&["start", "blockd-4"]),
@@ -303,10 +303,11 @@ fn a_busy_cluster_whose_block_daemons_come_and_go_shows_no_contradiction() {
         surf.dev(&["start", "blockd-4"]);
     }
     assert!(checks >= 5, "{checks} checks");
-    // A daemon that has died, or has just come back, does lack copies; nothing else may be found.
+    // A daemon that has died, or has just come back, really lacks copies; no other finding may come up.
     found.remove("under-replicated");
     assert_eq!(found, BTreeSet::new());
-    // What was stored just when a daemon came back it gets by itself when it compares next, ten minutes later.
+    // If blocks were stored just when a daemon came back, it gets them by itself only when it compares next, ten
+    // minutes later.
     until_clean(&surf, &["--repair"]);
     until_clean(&surf, &["--verify"]);
 }

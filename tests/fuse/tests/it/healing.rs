@@ -1,5 +1,5 @@
-//! Block daemons that die for good, come back wiped, come back late, join, are drained, are full or paused, under a mount
-//! that writes and reads all the time.
+//! Block daemons that die for good, come back wiped, come back late, join, are drained, are full or paused, under a
+//! mount that writes and reads all the time.
 
 use fuse::{LIMIT, Stop};
 use kit::chance::seed;
@@ -14,18 +14,19 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// Healing a few dozen MiB takes seconds; silence is noticed after three.
-pub(crate) const HEALED: Duration = Duration::from_secs(120);
+pub(crate) const HEAL_LIMIT: Duration = Duration::from_secs(120);
 /// Silence after which a daemon is taken out.
 const DOWN_AFTER_S: &str = "3";
-/// Longest that a synced write may take while a daemon is paused: the patience of the mount, on a busy machine.
+/// The longest time of a synced write while a daemon is paused: that of the mount before it skips the daemon, on a busy
+/// machine.
 const WRITE_LIMIT: Duration = Duration::from_secs(3);
 
-/// A cluster with this many block daemons, of which the last `idle` are not started.
+/// Starts a cluster with this many block daemons, of which the last `idle` are not started.
 fn cluster(blockds: u32, idle: u32) -> Surf {
     cluster_with(blockds, idle, DOWN_AFTER_S, |_| {})
 }
 
-/// The same, once its files are prepared, with a silence of its own after which daemons are taken out.
+/// Prepares the files of such a cluster and starts it. Daemons are taken out after a silence of `down_after_s`.
 pub(crate) fn cluster_with(blockds: u32, idle: u32, down_after_s: &str, prepare: impl FnOnce(&Surf)) -> Surf {
     Surf::start_by(|surf| {
         let count = blockds.to_string();
@@ -33,7 +34,7 @@ pub(crate) fn cluster_with(blockds: u32, idle: u32, down_after_s: &str, prepare:
         prepare(surf);
         (1..=3).for_each(|number| surf.dev(&["start", &format!("metad-{number}")]));
         (1..=blockds - idle).for_each(|number| surf.dev(&["start", &format!("blockd-{number}")]));
-        until("the daemons have joined", HEALED, || {
+        until("the daemons have joined", HEAL_LIMIT, || {
             let up = states(surf).values().filter(|state| *state == "up").count();
             (up == (blockds - idle) as usize).then_some(())
         });
@@ -42,7 +43,7 @@ pub(crate) fn cluster_with(blockds: u32, idle: u32, down_after_s: &str, prepare:
     })
 }
 
-/// State of each block daemon by its name.
+/// Returns the state of each block daemon by its name.
 pub(crate) fn states(surf: &Surf) -> BTreeMap<String, String> {
     let status = surf.status();
     let blockds = status["blockds"].as_array().expect("status lists block daemons");
@@ -51,14 +52,14 @@ pub(crate) fn states(surf: &Surf) -> BTreeMap<String, String> {
 }
 
 pub(crate) fn until_state(surf: &Surf, name: &str, state: &str) {
-    until(&format!("{name} is {state}"), HEALED, || {
+    until(&format!("{name} is {state}"), HEAL_LIMIT, || {
         (states(surf).get(name).map(String::as_str) == Some(state)).then_some(())
     });
 }
 
-/// Waits until every block lies where the layout says.
+/// Waits until every block is where the layout wants it.
 pub(crate) fn until_whole(surf: &Surf) {
-    until("every block lies where it belongs", HEALED, || {
+    until("every block lies where it belongs", HEAL_LIMIT, || {
         let status = surf.status();
         let is_whole =
             status["layout_final"] == true && status["lacking_blocks"] == 0 && status["misplaced_blocks"] == 0;
@@ -107,7 +108,7 @@ fn content(chance: &mut Chance, below: u64) -> Vec<u8> {
     (0..len).map(|at| (start.wrapping_add(at.wrapping_mul(0x9e37_79b9_7f4a_7c15)) >> 24) as u8).collect()
 }
 
-/// By a mount that has cached nothing.
+/// Reads all files through a mount that has cached nothing.
 pub(crate) fn check_all(surf: &Surf, files: &[(PathBuf, Vec<u8>)]) {
     let other = surf.mount_again(&[]);
     for (path, content) in files {
@@ -127,7 +128,7 @@ fn all_content_stays_whole_while_block_daemons_die_return_join_and_are_drained()
     // One dies for good.
     surf.kill_9("blockd-1");
     let killed = Instant::now();
-    until("it shows", HEALED, || (states(&surf)["blockd-1"] != "up").then_some(()));
+    until("it shows", HEAL_LIMIT, || (states(&surf)["blockd-1"] != "up").then_some(()));
     assert!(killed.elapsed() < Duration::from_secs(10), "it showed after {:?}", killed.elapsed());
     assert_ne!(surf.operate(&["status"]).1, 0, "a dead daemon is no health");
     until_state(&surf, "blockd-1", "out");
@@ -146,7 +147,7 @@ fn all_content_stays_whole_while_block_daemons_die_return_join_and_are_drained()
     until_state(&surf, "blockd-2", "up");
     until_whole(&surf);
 
-    // The first comes back late, with what it had.
+    // The first comes back late, with its blocks.
     surf.dev(&["start", "blockd-1"]);
     until_state(&surf, "blockd-1", "up");
     until_whole(&surf);
@@ -157,7 +158,7 @@ fn all_content_stays_whole_while_block_daemons_die_return_join_and_are_drained()
     assert_eq!(code, 0, "{text}");
     until_state(&surf, "blockd-3", "drained");
     surf.kill_9("blockd-3");
-    until("it is forgotten", HEALED, || (surf.operate(&["blockd", "remove", "blockd-3"]).1 == 0).then_some(()));
+    until("it is forgotten", HEAL_LIMIT, || (surf.operate(&["blockd", "remove", "blockd-3"]).1 == 0).then_some(()));
     assert!(!states(&surf).contains_key("blockd-3"));
     until_whole(&surf);
 
@@ -171,7 +172,8 @@ fn all_content_stays_whole_while_block_daemons_die_return_join_and_are_drained()
     check_all(&surf, &files);
 }
 
-/// Writes synced files and reads them by another mount; the longest write, and the time of all writes and of all reads.
+/// Writes synced files and reads them by another mount. Returns the longest time of a write, and the times of all
+/// writes and of all reads.
 fn write_and_read(surf: &Surf, kind: &str, count: usize) -> (Duration, Duration, Duration) {
     let mut slowest = Duration::ZERO;
     let mut chance = Chance::of(7, kind);
@@ -195,7 +197,7 @@ fn write_and_read(surf: &Surf, kind: &str, count: usize) -> (Duration, Duration,
     times
 }
 
-/// Long before it is taken out: nobody but those that wait for it knows that it does not answer.
+/// This is long before the daemon is taken out: only clients that wait for it know that it does not answer.
 #[test]
 fn writers_and_readers_hardly_wait_for_a_paused_block_daemon() {
     let surf = cluster_with(3, 0, "600", |_| {});
@@ -204,11 +206,11 @@ fn writers_and_readers_hardly_wait_for_a_paused_block_daemon() {
     let paused = Paused::stop(pid);
     let (slowest, writes, reads) = write_and_read(&surf, "paused", 100);
     assert!(slowest < WRITE_LIMIT, "a write took {slowest:?}");
-    // A second for those that find it out, and as before from then on.
+    // Finding that out takes a second, and from then on everything is as before.
     let limit = |usual: Duration| usual * 3 + Duration::from_secs(5);
     assert!(writes < limit(usual_writes), "writing took {writes:?}, and {usual_writes:?} before");
     assert!(reads < limit(usual_reads), "reading took {reads:?}, and {usual_reads:?} before");
-    // What connections it had are given up by then, and have to be made anew.
+    // Its connections have been given up by then, and have to be made anew.
     until_state(&surf, "blockd-2", "down");
     let (slowest, writes, reads) = write_and_read(&surf, "still", 100);
     assert!(slowest < WRITE_LIMIT, "a write took {slowest:?}");
@@ -226,7 +228,7 @@ fn readers_hardly_wait_for_dead_block_daemons() {
     let mut chance = Chance::of(9, "dead");
     let files: Vec<(PathBuf, Vec<u8>)> = (0..400)
         .map(|number| {
-            // Too large for metadata.
+            // This is too large for metadata.
             let mut content = content(&mut chance, 10_000);
             content.resize(content.len() + 5_000, number as u8);
             (surf.path().join(format!("file-{number}")), content)
@@ -252,7 +254,7 @@ fn blocks_that_no_daemon_has_show_until_one_brings_them_back() {
     assert_eq!(surf.status()["missing_blocks"], 0);
     let others = ["blockd-2", "blockd-3", "blockd-4"];
     others.iter().for_each(|name| surf.kill_9(name));
-    let status = until("what lay on those three alone shows as missing", HEALED, || {
+    let status = until("what lay on those three alone shows as missing", HEAL_LIMIT, || {
         let status = surf.status();
         (status["missing_blocks"].as_u64() > Some(0)).then_some(status)
     });
@@ -260,7 +262,7 @@ fn blocks_that_no_daemon_has_show_until_one_brings_them_back() {
     let (text, code) = surf.operate(&["status"]);
     assert!(code == 3 && text.contains("blocks cannot be read"), "{text}");
     others.iter().for_each(|name| surf.dev(&["start", name]));
-    until("nothing is missing", HEALED, || (surf.status()["missing_blocks"] == 0).then_some(()));
+    until("nothing is missing", HEAL_LIMIT, || (surf.status()["missing_blocks"] == 0).then_some(()));
     until_whole(&surf);
     check_all(&surf, &files);
 }
@@ -277,7 +279,7 @@ fn the_next_block_daemons_stand_in_for_full_ones() {
         for name in ["blockd-1", "blockd-2"] {
             let data = surf.daemon(name).data_dir;
             let data = data.display();
-            // 512 MiB of it are kept free.
+            // A block daemon leaves 512 MiB of the disk free.
             sh(&surf.scratch(), LIMIT, &format!("mkdir -p {data} && mount -t tmpfs -o size=550m none {data}"));
         }
     });
@@ -328,7 +330,7 @@ fn a_new_block_daemon_takes_the_place_of_another_which_may_be_switched_off_then(
     until_state(&surf, "blockd-4", "up");
     until_state(&surf, "blockd-1", "drained");
     surf.kill_9("blockd-1");
-    until("it is silent for longer than others may be", HEALED, || {
+    until("it is silent for longer than others may be", HEAL_LIMIT, || {
         let status = surf.status();
         let blockds = status["blockds"].as_array().expect("status lists block daemons");
         let it = blockds.iter().find(|blockd| blockd["name"] == "blockd-1").expect("it is listed");
@@ -357,7 +359,7 @@ fn a_block_daemon_whose_disk_fails_serves_what_it_has_while_others_take_over() {
     let (text, code) = surf.operate(&["status"]);
     assert!(code == 2 && text.contains("a disk that failed"), "{code}: {text}");
     check_all(&surf, &files);
-    until("the others have all", HEALED, || {
+    until("the others have all", HEAL_LIMIT, || {
         let status = surf.status();
         (status["layout_final"] == true && status["lacking_blocks"] == 0).then_some(())
     });

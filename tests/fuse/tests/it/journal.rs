@@ -1,4 +1,4 @@
-//! What a mount had done and not told when it was killed: the journal on its machine's disk (I8).
+//! Changes that a mount had made and not sent when it was killed: the journal on its machine's disk (I8).
 
 use fuse::{LIMIT, names, random};
 use kit::bins::bin;
@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What is done is in the journal a second later. A disk that syncs for others at the moment gets more time.
-const PROMISED: Duration = Duration::from_secs(1);
-const SLOW_DISK: Duration = Duration::from_secs(10);
+/// A change is in the journal a second later. A disk that is busy with syncs of others gets more time.
+const JOURNAL_BOUND: Duration = Duration::from_secs(1);
+const SLOW_DISK_LIMIT: Duration = Duration::from_secs(10);
 
 fn segments(surf: &Surf) -> Vec<PathBuf> {
     let is_segment = |path: &PathBuf| {
@@ -27,19 +27,19 @@ fn segments(surf: &Surf) -> Vec<PathBuf> {
 }
 
 /// Waits until the journal holds these bytes.
-fn until_kept(surf: &Surf, bytes: &[u8]) {
+fn until_journaled(surf: &Surf, bytes: &[u8]) {
     let started = Instant::now();
     let holds = |path: &PathBuf| fs::read(path).is_ok_and(|held| held.windows(bytes.len()).any(|part| part == bytes));
-    until("it is in the journal", SLOW_DISK, || segments(surf).iter().any(holds).then_some(()));
-    if started.elapsed() > PROMISED {
+    until("it is in the journal", SLOW_DISK_LIMIT, || segments(surf).iter().any(holds).then_some(()));
+    if started.elapsed() > JOURNAL_BOUND {
         println!("the journal took {:?}", started.elapsed());
     }
 }
 
-/// Bytes without which a search in the journal would find something else.
+/// Bytes that a search in the journal finds only in the content that has them.
 const MARK: &[u8] = b"these bytes stand nowhere else, as far as anybody knows";
 
-/// A tree that this mount alone works in.
+/// Makes a tree in which only this mount works.
 fn begin(surf: &Surf) -> PathBuf {
     let dir = surf.path().join("dir");
     fs::create_dir(&dir).unwrap();
@@ -50,7 +50,7 @@ fn begin(surf: &Surf) -> PathBuf {
     dir
 }
 
-/// Works in it; returns a file that is still open.
+/// Works in the tree, and returns a file that is still open.
 fn work(dir: &Path) -> File {
     fs::create_dir(dir.join("made")).unwrap();
     for number in 0..30 {
@@ -71,7 +71,7 @@ fn work(dir: &Path) -> File {
     open
 }
 
-/// A mount that has ended while servers were away, with all its work in the journal. They are back.
+/// Returns a mount that has ended while servers were away, with all its work in the journal. The servers are back.
 fn ended_while_servers_were_away() -> (Surf, PathBuf) {
     let mut surf = Surf::start_behind_proxy(seed(), &[]);
     let dir = begin(&surf);
@@ -83,7 +83,7 @@ fn ended_while_servers_were_away() -> (Surf, PathBuf) {
     (surf, dir)
 }
 
-/// Everything is there, once.
+/// Checks that everything is there, once.
 fn check(dir: &Path) {
     let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
     assert_eq!(names(dir), ["appended", "kept", "large", "link", "made", "open", "rewritten"]);
@@ -107,7 +107,7 @@ fn what_a_killed_mount_had_done_while_servers_were_away_is_there_after_the_next_
     let dir = begin(&surf);
     surf.proxy().isolate("mnt");
     let open = work(&dir);
-    until_kept(&surf, MARK);
+    until_journaled(&surf, MARK);
     surf.kill_mount();
     drop(open);
     surf.proxy().heal();
@@ -117,14 +117,14 @@ fn what_a_killed_mount_had_done_while_servers_were_away_is_there_after_the_next_
     check(&surf.path().join("dir"));
     check(&other.path().join("dir"));
     until("nothing is left in the journal", LIMIT, || segments(&surf).is_empty().then_some(()));
-    // It was told once: the next mount finds it as it is now, not as it was then.
+    // The journal was sent once: the next mount finds the tree as it is now, not as it was then.
     fs::write(dir.join("open"), "later").unwrap();
     surf.unmount();
     surf.mount(&[]);
     assert_eq!(fs::read_to_string(dir.join("open")).unwrap(), "later");
 }
 
-/// Guards I8: the metads take what they are told, but content has nowhere to go.
+/// Guards I8: the metads accept changes, but content has nowhere to go.
 #[test]
 fn what_is_written_while_no_block_daemon_can_be_reached_is_in_the_journal_though_commits_wait_for_them() {
     let mut surf = Surf::start_behind_proxy(seed(), &[]);
@@ -132,14 +132,14 @@ fn what_is_written_while_no_block_daemon_can_be_reached_is_in_the_journal_though
     let mut daemons = surf.proxy().daemons();
     daemons.retain(|name| name.starts_with("blockd"));
     surf.proxy().set_both(&["mnt"], &daemons, Link::CUT);
-    // More than is kept before it is committed in the background.
+    // This is more than waits before it is committed in the background.
     let large = File::create(dir.join("streamed")).unwrap();
     for part in 0..40 {
         large.write_all_at(&random(part, 1 << 20), part << 20).unwrap();
     }
-    until_kept(&surf, &random(39, 1 << 20)[..100]);
+    until_journaled(&surf, &random(39, 1 << 20)[..100]);
     large.write_all_at(MARK, 40 << 20).unwrap();
-    until_kept(&surf, MARK);
+    until_journaled(&surf, MARK);
     surf.kill_mount();
     drop(large);
     surf.proxy().heal();
@@ -151,7 +151,7 @@ fn what_is_written_while_no_block_daemon_can_be_reached_is_in_the_journal_though
     assert_eq!(&streamed[40 << 20..], MARK);
 }
 
-/// Guards I8: nobody has such a file for itself, so what is written to it does not wait in the queue as a rule.
+/// Guards I8: no mount has a delegation on such a file, so what is written to it does not wait in the queue as a rule.
 #[test]
 fn what_is_written_to_files_that_others_use_too_is_in_the_journal_when_servers_are_away() {
     let mut surf = Surf::start_behind_proxy(seed(), &[]);
@@ -163,8 +163,8 @@ fn what_is_written_to_files_that_others_use_too_is_in_the_journal_when_servers_a
     surf.proxy().isolate("mnt");
     written.write_all_at(b"and written", 7).unwrap();
     appended.write_all(MARK).unwrap();
-    until_kept(&surf, b"and written");
-    until_kept(&surf, MARK);
+    until_journaled(&surf, b"and written");
+    until_journaled(&surf, MARK);
     surf.kill_mount();
     drop((written, appended, used));
     surf.proxy().heal();
@@ -184,11 +184,11 @@ fn what_is_written_to_files_that_others_use_too_is_in_the_journal_when_servers_a
 
 /// Guards I1 and I8: each attempt gets a little further, and may not know how far.
 #[test]
-fn a_mount_that_is_killed_while_it_tells_the_journal_leaves_the_rest_to_the_next_one() {
+fn a_mount_that_is_killed_while_it_sends_the_journal_leaves_the_rest_to_the_next_one() {
     let mut surf = Surf::start_behind_proxy(seed(), &[]);
     let dir = begin(&surf);
     surf.proxy().isolate("mnt");
-    // Several batches of it.
+    // This makes several batches.
     for number in 0..300 {
         let name = format!("{number:03}");
         fs::write(dir.join(&name), name.repeat(10)).unwrap();
@@ -200,7 +200,7 @@ fn a_mount_that_is_killed_while_it_tells_the_journal_leaves_the_rest_to_the_next
     }
     drop(appended);
     fs::write(dir.join("last"), MARK).unwrap();
-    until_kept(&surf, MARK);
+    until_journaled(&surf, MARK);
     surf.kill_mount();
     surf.proxy().heal();
     for milliseconds in [40, 80, 120, 160, 200, 250, 300, 400] {
@@ -225,19 +225,19 @@ fn a_mount_that_is_killed_while_it_tells_the_journal_leaves_the_rest_to_the_next
     assert_eq!(fs::read_to_string(dir.join("appended")).unwrap(), format!("before{numbers}"));
 }
 
-/// Guards I1 and I8: the answers do not arrive, so the mount cannot know that all of it was told.
+/// Guards I1 and I8: the answers do not arrive, so the mount cannot know that all its changes were applied.
 #[test]
-fn what_was_told_before_the_mount_was_killed_is_not_told_again() {
+fn what_metad_had_applied_before_the_mount_was_killed_is_not_applied_again() {
     let mut surf = Surf::start_behind_proxy(seed(), &[]);
     let other = surf.mount_again(&[]);
     let dir = begin(&surf);
-    // What is sent arrives as long as the connections take it without an answer.
+    // Requests arrive while the connections accept them without answers.
     surf.proxy().set(&surf.proxy().daemons(), &["mnt"], Link::CUT);
     fs::create_dir(dir.join("made")).unwrap();
     File::options().append(true).open(dir.join("appended")).unwrap().write_all(b" and after").unwrap();
     fs::rename(dir.join("moved"), dir.join("made/moved")).unwrap();
     fs::write(dir.join("moved"), MARK).unwrap();
-    until_kept(&surf, MARK);
+    until_journaled(&surf, MARK);
     surf.kill_mount();
     surf.proxy().heal();
     surf.mount(&[]);
@@ -252,7 +252,7 @@ fn what_was_told_before_the_mount_was_killed_is_not_told_again() {
 
 /// Guards I6 and I8.
 #[test]
-fn what_is_in_the_journal_stands_beside_what_others_did_before_it_was_told() {
+fn what_is_in_the_journal_stands_beside_what_others_did_before_it_was_sent() {
     let mut surf = Surf::start_behind_proxy(seed(), &[]);
     let other = surf.mount_again(&[]);
     let here = begin(&surf);
@@ -263,7 +263,7 @@ fn what_is_in_the_journal_stands_beside_what_others_did_before_it_was_told() {
         let file = File::options().write(true).open(here.join(name)).unwrap();
         file.write_all_at(content, 0).unwrap();
     }
-    until_kept(&surf, MARK);
+    until_journaled(&surf, MARK);
     surf.kill_mount();
     surf.proxy().heal();
     fs::write(there.join("same"), "there").unwrap();
@@ -285,11 +285,11 @@ fn what_is_in_the_journal_stands_beside_what_others_did_before_it_was_told() {
     assert_eq!(fs::metadata(here.join("removed")).unwrap_err().kind(), ErrorKind::NotFound);
 }
 
-/// Guards I8: who ends a mount need not wait for servers that are away.
+/// Guards I8: ending a mount does not wait for servers that are away.
 #[test]
-fn a_mount_ends_while_servers_are_away_and_the_next_one_tells_what_it_could_not() {
+fn a_mount_ends_while_servers_are_away_and_the_next_one_sends_what_it_could_not() {
     let (mut surf, dir) = ended_while_servers_were_away();
-    // Who may not change anything leaves it to the next one.
+    // A read-only mount leaves the journal to the next one.
     surf.mount(&["-o", "ro"]);
     assert_eq!(names(&dir).len(), 5);
     surf.unmount();
@@ -301,7 +301,7 @@ fn a_mount_ends_while_servers_are_away_and_the_next_one_tells_what_it_could_not(
 
 /// Guards I8.
 #[test]
-fn what_a_full_cluster_cannot_take_is_kept_aside_and_comes_when_there_is_room() {
+fn what_a_full_cluster_cannot_take_is_set_aside_and_sent_when_there_is_room() {
     let (mut surf, dir) = ended_while_servers_were_away();
     let disks: Vec<PathBuf> = (1..=3).map(|number| surf.daemon(&format!("blockd-{number}")).data_dir).collect();
     let on_disks = |surf: &Surf, script: &str| {
@@ -312,18 +312,18 @@ fn what_a_full_cluster_cannot_take_is_kept_aside_and_comes_when_there_is_room() 
     for number in 1..=3 {
         surf.dev(&["stop", &format!("blockd-{number}")]);
     }
-    // Less than what a block daemon leaves free.
+    // This is less than a block daemon leaves free.
     on_disks(&surf, "mv DISK DISK.was && mkdir DISK && mount -t tmpfs -o size=500m none DISK && cp -a DISK.was/. DISK");
     for number in 1..=3 {
         surf.dev(&["start", &format!("blockd-{number}")]);
     }
-    let kept = |surf: &Surf| {
-        let is_kept = |path: &PathBuf| path.components().any(|part| part.as_os_str() == "journal.kept-1");
-        files_below(&surf.cache_dir()).into_iter().filter(is_kept).count()
+    let set_aside = |surf: &Surf| {
+        let is_set_aside = |path: &PathBuf| path.components().any(|part| part.as_os_str() == "journal.kept-1");
+        files_below(&surf.cache_dir()).into_iter().filter(is_set_aside).count()
     };
     for _ in 0..2 {
         surf.mount(&[]);
-        assert!(kept(&surf) > 0, "it stays while there is no room");
+        assert!(set_aside(&surf) > 0, "it stays while there is no room");
         // There is no other way to make room.
         fs::create_dir(surf.path().join("works")).unwrap();
         fs::remove_dir(surf.path().join("works")).unwrap();
@@ -332,7 +332,7 @@ fn what_a_full_cluster_cannot_take_is_kept_aside_and_comes_when_there_is_room() 
     on_disks(&surf, "mount -o remount,size=2000m DISK");
     surf.mount(&[]);
     check(&dir);
-    assert_eq!(kept(&surf), 0, "and is gone when all of it is sent");
+    assert_eq!(set_aside(&surf), 0, "and is gone when all of it is sent");
 }
 
 #[test]
@@ -341,9 +341,9 @@ fn a_journal_of_another_identity_or_one_that_is_damaged_is_refused_and_nothing_o
     let dir = begin(&surf);
     surf.proxy().isolate("mnt");
     fs::write(dir.join("first"), "before that").unwrap();
-    until_kept(&surf, b"before that");
+    until_journaled(&surf, b"before that");
     fs::write(dir.join("new"), MARK).unwrap();
-    until_kept(&surf, MARK);
+    until_journaled(&surf, MARK);
     surf.kill_mount();
     surf.proxy().heal();
     let refused = |surf: &Surf, reason: &str| {

@@ -5,9 +5,9 @@ use kit::{Setup, Surf, fault, scale, sh};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(600);
-const MEMORY: u64 = 512 << 20;
+const MEMORY_MAX: u64 = 512 << 20;
 
-/// Writes a file of so many GiB of pseudo-random bytes, and reads it back with the same hash.
+/// Writes a file of this many GiB of pseudo-random bytes, and checks that it reads back with the same hash.
 fn there_and_back(surf: &Surf, gib: u32) {
     need(&["openssl"]);
     let script = format!(
@@ -25,7 +25,7 @@ fn several_times_the_memory_is_written_and_read_back_within_half_a_gib() {
     there_and_back(&surf, scale("LARGE_GIB", 2));
     let peak = fault::peak_memory(surf.mount_pid());
     println!("peak memory of surfmount: {} MiB", peak >> 20);
-    assert!(peak < MEMORY, "{} MiB", peak >> 20);
+    assert!(peak < MEMORY_MAX, "{} MiB", peak >> 20);
 }
 
 #[test]

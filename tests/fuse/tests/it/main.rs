@@ -1,4 +1,4 @@
-//! Ordinary programs on real mounts of real daemons. One binary, because each one links everything.
+//! Ordinary programs on real mounts of real daemons. There is one binary, because each binary links everything.
 
 mod cache;
 mod chaos;

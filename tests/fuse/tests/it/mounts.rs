@@ -1,4 +1,4 @@
-//! Several mounts of one cluster: what one has done, the others see, whatever their caches hold.
+//! Several mounts of one cluster: the others see what one has done, whatever their caches hold.
 
 use fuse::{LIMIT, names};
 use kit::bins::bin;
@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Handovers of small files, unless the variable of that name says how many.
+/// Number of handovers of small files, if the variable of that name is not set.
 const HANDOVERS: u32 = 5_000;
-/// Files that they go through: each is in everybody's caches when its turn comes again.
+/// Number of files that are handed over in turn: each is in all caches when its turn comes again.
 const FILES: u32 = 50;
 
 /// Guards I5.
@@ -36,14 +36,14 @@ fn what_one_mount_closed_another_reads_in_each_of_thousands_of_handovers() {
 
 /// Guards I5.
 #[test]
-fn what_one_mount_made_moved_or_removed_another_finds_so_at_once() {
+fn what_one_mount_makes_moves_or_removes_others_see_at_once() {
     let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     let sides = [surf.path(), other.path()];
     for round in 0..150 {
         let (here, there) = (&sides[round % 2], &sides[(round + 1) % 2]);
         let (dir, file, moved) = (format!("dir-{round}"), format!("file-{round}"), format!("moved-{round}"));
-        // The other side knows that they are absent, and what is there.
+        // The other side has cached that the new names are absent, and the present ones.
         let before = names(there);
         assert_eq!(fs::metadata(there.join(&file)).unwrap_err().kind(), ErrorKind::NotFound);
         fs::create_dir(here.join(&dir)).unwrap();
@@ -86,9 +86,9 @@ fn two_mounts_that_append_to_a_file_that_neither_has_found_make_one_with_both_li
     }
 }
 
-/// The kernel's pages are of no use to who holds the lock now.
+/// The holder of the lock must not read the kernel's pages.
 #[test]
-fn who_takes_a_lock_reads_what_was_written_under_it_before() {
+fn a_program_that_takes_a_lock_reads_what_was_written_under_it_before() {
     let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     fs::write(surf.path().join("count"), format!("{:08}", 0)).unwrap();
@@ -112,7 +112,7 @@ fn who_takes_a_lock_reads_what_was_written_under_it_before() {
     assert_eq!(names(&sides[0]), ["count"]);
 }
 
-/// Nobody is left who would tell of it.
+/// No leader is left that would send an event.
 #[test]
 fn an_open_file_shows_what_others_write_after_the_leader_has_died() {
     let surf = Surf::start(Setup::Cluster);
@@ -127,7 +127,7 @@ fn an_open_file_shows_what_others_write_after_the_leader_has_died() {
     assert_eq!(&read(), b"before");
     let leader = surf.leader();
     surf.kill_9(&leader);
-    // Written over: it is never empty.
+    // The content is written over, so the file is never empty.
     let file = File::options().write(true).open(surf.path().join("file")).unwrap();
     file.write_all_at(b"AFTER!", 0).unwrap();
     drop(file);
@@ -137,11 +137,11 @@ fn an_open_file_shows_what_others_write_after_the_leader_has_died() {
 
 /// Guards I2 and I5.
 #[test]
-fn no_mount_reads_what_is_old_while_leaders_die() {
+fn no_mount_reads_old_content_while_leaders_die() {
     let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     let (here, there) = (surf.path(), other.path());
-    // A file with a number that only grows, replaced as a whole.
+    // The file has a number that only grows, and is replaced as a whole.
     let set = |number: u64| {
         fs::write(here.join("next"), number.to_string()).unwrap();
         fs::rename(here.join("next"), here.join("number")).unwrap();
@@ -162,7 +162,7 @@ fn no_mount_reads_what_is_old_while_leaders_die() {
                 let least = done.load(Ordering::SeqCst).max(seen);
                 let number: u64 = match fs::read_to_string(there.join("number")) {
                     Ok(text) => text.parse().unwrap(),
-                    // Between the look at the name and the opening it was replaced, over and over.
+                    // The file was replaced again and again, between the look-up of the name and the open.
                     Err(error) if error.raw_os_error() == Some(libc::ESTALE) => continue,
                     Err(error) => panic!("{error}"),
                 };
@@ -210,7 +210,7 @@ fn a_mount_that_was_killed_holds_up_the_others_for_its_leases_and_no_longer() {
 
 /// Guards I1.
 #[test]
-fn a_file_that_another_mount_removes_before_its_maker_hears_that_it_is_made_is_made_once_and_open() {
+fn a_file_that_another_mount_removes_before_its_creator_has_the_answer_is_created_once_and_open() {
     // `dirsync`: metad makes it.
     let surf = Surf::start_behind_proxy(seed(), &["-o", "dirsync"]);
     let other = surf.mount_again(&[]);

@@ -12,7 +12,7 @@ use std::time::Duration;
 const INSTALL_LIMIT: Duration = Duration::from_secs(600);
 const RUN_LIMIT: Duration = Duration::from_secs(600);
 
-/// A program from crates.io, installed into the target folder once.
+/// Returns a program from crates.io, which is installed into the target folder once.
 fn tool(name: &str, version: &str) -> PathBuf {
     static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _one = ONE_AT_A_TIME.lock();
@@ -64,17 +64,18 @@ fn pjdfstest_passes_on_a_cluster() {
 }
 
 /// Every operation that fsx knows and Linux has.
-const ALL: &str = "[weights]\nclose_open = 1\ninvalidate = 1\nmapread = 10\nmapwrite = 10\nread = 10\nwrite = 10\n\
+const ALL_OPS: &str = "[weights]\nclose_open = 1\ninvalidate = 1\nmapread = 10\nmapwrite = 10\nread = 10\nwrite = 10\n\
     truncate = 5\nfsync = 1\nfdatasync = 1\nposix_fallocate = 2\npunch_hole = 5\nsendfile = 5\nposix_fadvise = 1\n\
     copy_file_range = 5\n";
-/// The same without mapped memory, so that each operation reaches the mount by itself.
-const UNMAPPED: &str = "[weights]\nclose_open = 2\nmapread = 0\nmapwrite = 0\nread = 10\nwrite = 10\ntruncate = 5\n\
+/// Operations without mapped memory, so that each reaches the mount by itself.
+const UNMAPPED_OPS: &str = "[weights]\nclose_open = 2\nmapread = 0\nmapwrite = 0\nread = 10\nwrite = 10\ntruncate = 5\n\
     fsync = 1\nfdatasync = 1\nposix_fallocate = 2\npunch_hole = 5\nsendfile = 5\ncopy_file_range = 5\n";
 /// A file of several chunks, so that operations cross the borders of chunks and blocks.
-const LARGE: &str = "flen = 150000000\n[opsize]\nmax = 7000000\n[weights]\nclose_open = 2\nread = 10\nwrite = 10\n\
+const LARGE_FILE: &str = "flen = 150000000\n[opsize]\nmax = 7000000\n[weights]\nclose_open = 2\nread = 10\nwrite = 10\n\
     mapread = 2\nmapwrite = 2\ntruncate = 3\nfsync = 2\npunch_hole = 5\ncopy_file_range = 5\n";
 
-/// Operations of a run: as many as `FSX_OPERATIONS` says where there would be [`OPERATIONS`], and others in proportion.
+/// Returns the operations of a run, which by default has `count`: `FSX_OPERATIONS` replaces [`OPERATIONS`], and other
+/// counts change in proportion.
 fn operations(count: u32) -> u32 {
     let asked = u64::from(scale("FSX_OPERATIONS", OPERATIONS));
     u32::try_from(u64::from(count) * asked / u64::from(OPERATIONS)).unwrap_or(u32::MAX)
@@ -93,8 +94,12 @@ fn fsx(setup: Setup) {
 /// Operations of most runs.
 const OPERATIONS: u32 = 1000;
 /// Name, settings, and operations of each run.
-const RUNS: [(&str, &str, u32); 4] =
-    [("plain", "", 2000), ("all", ALL, OPERATIONS), ("unmapped", UNMAPPED, OPERATIONS), ("large", LARGE, 60)];
+const RUNS: [(&str, &str, u32); 4] = [
+    ("plain", "", 2000),
+    ("all", ALL_OPS, OPERATIONS),
+    ("unmapped", UNMAPPED_OPS, OPERATIONS),
+    ("large", LARGE_FILE, 60),
+];
 
 fn fsx_on(surf: &Surf, program: &Path, runs: &[(&str, &str, u32)]) {
     for (name, settings, count) in runs {

@@ -1,4 +1,4 @@
-//! Ordinary programs on a mount: they must not notice that it is one.
+//! Ordinary programs on a mount: they must not notice that it is a mount.
 
 use fuse::{LIMIT, need_programs, source_tree};
 use kit::bins::workspace;
@@ -106,7 +106,7 @@ on_both! {
     many_files_in_one_directory_are_made_listed_and_removed => |surf: &mut Surf| {
         let dir = surf.path().join("many");
         std::fs::create_dir(&dir).unwrap();
-        // The cluster pays a round of three synced logs per file: there a tenth shows the same.
+        // On the cluster, each file takes a round of three synced logs: a tenth of the files shows the same there.
         let count = scale("MANY_FILES", 30_000) / if surf.data_dir().exists() { 1 } else { 10 };
         let workers: Vec<_> = (0..8).map(|worker| {
             let dir = dir.clone();
@@ -126,7 +126,7 @@ on_both! {
     };
 }
 
-/// Where Debian's PostgreSQL keeps its programs.
+/// Returns the folder of the programs of Debian's PostgreSQL.
 fn postgres() -> String {
     need(&["postgresql"]);
     let found = sh(Path::new("/"), LIMIT, "ls -d /usr/lib/postgresql/*/bin | tail -n 1");
@@ -155,7 +155,7 @@ fn this_workspace_is_built_on_a_mount_and_tests_itself_there() {
     println!("{}", sh(&surf.path(), LIMIT * 9, &script));
 }
 
-/// Runs `pgbench` for so many seconds.
+/// Runs `pgbench` for this many seconds.
 fn postgresql(seconds: u32) {
     let mut surf = Surf::start(Setup::Embedded);
     let programs = postgres();

@@ -1,4 +1,4 @@
-//! What becomes of the kernel's pages of an open file when another mount changes the file.
+//! The kernel's pages of an open file when another mount changes the file.
 
 use fuse::LIMIT;
 use kit::fault::Paused;
@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 
 /// Rounds of cutting, writing and appending a file that another mount has open.
 const ROUNDS: u32 = 30;
-/// The kernel asks anew for attributes after 50 ms; the machine may be busy.
-const OVERTAKEN: Duration = Duration::from_secs(5);
+/// The kernel asks for attributes again after 50 ms, but the machine may be busy.
+const ATTR_LIMIT: Duration = Duration::from_secs(5);
 /// A change of a file waits for the kernel's pages elsewhere for a second at most.
 const CHANGE_LIMIT: Duration = Duration::from_secs(3);
 
-/// Guards I5 for descriptors: what another mount did is seen without opening anew, at once as a rule. The kernel passes over
-/// an answer about attributes that a notice to it overtakes; then it takes until it asks again.
+/// Guards I5 for descriptors: what another mount did is seen without opening anew, at once as a rule. The kernel passes
+/// over an answer about attributes that a notice to it overtakes; then it takes until it asks again.
 #[test]
-fn who_has_a_file_open_finds_what_another_mount_did_to_it_at_once() {
+fn an_open_file_shows_at_once_what_another_mount_did_to_it() {
     let surf = Surf::start_alone(Setup::Cluster);
     let other = surf.mount_again(&[]);
     let sides = [surf.path().join("file"), other.path().join("file")];
@@ -38,7 +38,7 @@ fn who_has_a_file_open_finds_what_another_mount_did_to_it_at_once() {
     let shows = |what: &str, content: &[u8]| {
         if read() != content {
             late.set(late.get() + 1);
-            until(what, OVERTAKEN, || (read() == content).then_some(()));
+            until(what, ATTR_LIMIT, || (read() == content).then_some(()));
         }
     };
     for round in 0..ROUNDS {
@@ -62,7 +62,7 @@ fn who_has_a_file_open_finds_what_another_mount_did_to_it_at_once() {
     assert!(late.get() < ROUNDS, "{} of {} were late", late.get(), 4 * ROUNDS);
 }
 
-/// The kernel drops no page while that is being read.
+/// The kernel does not drop a page while the page is being read.
 #[test]
 fn a_read_that_waits_for_block_daemons_holds_up_no_change_from_elsewhere_for_long() {
     let surf = Surf::start_alone(Setup::Cluster);
@@ -82,7 +82,7 @@ fn a_read_that_waits_for_block_daemons_holds_up_no_change_from_elsewhere_for_lon
         let begun = Instant::now();
         let file = File::options().write(true).open(surf.path().join("file")).unwrap();
         for round in 0..3 {
-            // The part that is read stays. `fstat` there would wait for the read, in the kernel.
+            // This leaves the part that is being read. `fstat` there would wait for the read, in the kernel.
             file.set_len(content.len() as u64 - 4096 * (round + 1)).unwrap();
         }
         assert!(begun.elapsed() < CHANGE_LIMIT * 3, "{:?}", begun.elapsed());
@@ -91,7 +91,7 @@ fn a_read_that_waits_for_block_daemons_holds_up_no_change_from_elsewhere_for_lon
     });
 }
 
-/// Before the kernel drops a page that was changed through a mapping it writes that back.
+/// Before the kernel drops a page that was changed through a mapping, it writes the page back.
 #[test]
 fn pages_that_are_changed_through_a_mapping_all_the_time_hold_up_no_change_from_elsewhere() {
     let surf = Surf::start_alone(Setup::Cluster);
@@ -109,7 +109,7 @@ fn pages_that_are_changed_through_a_mapping_all_the_time_hold_up_no_change_from_
         let mut slowest = Duration::ZERO;
         for round in 0..20 {
             let begun = Instant::now();
-            // The mapped part stays: whoever touches pages behind the end is killed.
+            // This leaves the mapped part: a program that touches pages behind the end is killed.
             file.set_len((1 << 20) + round).unwrap();
             slowest = slowest.max(begun.elapsed());
         }

@@ -15,14 +15,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// A backup of a small cluster takes a second or two.
-const SOON: Duration = Duration::from_secs(60);
+/// Time for each step of a recovery. A backup of a small cluster takes a second or two.
+const STEP_LIMIT: Duration = Duration::from_secs(60);
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("paths are UTF-8")
 }
 
-/// A tree of files of many sizes, names and kinds.
+/// Makes a tree of files of many sizes, names and kinds.
 fn plant(dir: &Path) {
     for number in 0..40 {
         let below = dir.join(format!("dir-{}", number % 7));
@@ -37,8 +37,8 @@ fn plant(dir: &Path) {
     );
 }
 
-/// What a tree looks like: modes, sizes, times and content.
-fn picture(dir: &Path) -> String {
+/// Describes a tree: modes, sizes, times and content.
+fn describe(dir: &Path) -> String {
     sh(
         dir,
         LIMIT,
@@ -50,11 +50,11 @@ fn picture(dir: &Path) -> String {
 struct Load {
     stop: Stop,
     thread: JoinHandle<()>,
-    /// How many were synced.
+    /// Number of files that were synced.
     written: Arc<std::sync::atomic::AtomicUsize>,
 }
 
-/// Ends the load, also when the test fails.
+/// Ends the load, even when the test fails.
 struct Stop(Arc<AtomicBool>);
 
 impl Drop for Stop {
@@ -92,7 +92,7 @@ impl Load {
     /// Waits until more files are synced than now.
     fn goes_on(&self) {
         let now = self.written();
-        until("the load goes on", SOON, || (self.written() > now + 1).then_some(()));
+        until("the load goes on", STEP_LIMIT, || (self.written() > now + 1).then_some(()));
     }
 
     fn end(self) {
@@ -101,7 +101,7 @@ impl Load {
     }
 }
 
-/// Numbers of the load's files that are there, each of which is whole.
+/// Returns the numbers of the load's files that are there, and checks that each is whole.
 fn loaded(dir: &Path) -> Vec<usize> {
     let mut numbers: Vec<usize> =
         fuse::names(dir).iter().map(|name| name.parse().expect("the load's names are numbers")).collect();
@@ -114,21 +114,21 @@ fn loaded(dir: &Path) -> Vec<usize> {
     numbers
 }
 
-/// `surf ARGS`, which must do what it is asked.
+/// Runs `surf ARGS`, which must succeed, and returns its output.
 fn operate(surf: &Surf, args: &[&str]) -> String {
     let (text, code) = surf.operate(args);
     assert_eq!(code, 0, "surf {args:?}: {text}");
     text
 }
 
-/// `metad --config … ARGS`: what it prints, and whether it did what it was asked.
+/// Runs `metad --config … ARGS`, and returns its output and whether it succeeded.
 fn metad(surf: &Surf, name: &str, args: &[&str]) -> (String, bool) {
     let config = surf.cluster_dir().join(name).join("metad.toml");
-    let output = run(Command::new(bin("metad")).arg("--config").arg(config).args(args), SOON);
+    let output = run(Command::new(bin("metad")).arg("--config").arg(config).args(args), STEP_LIMIT);
     (output.text, output.status.success())
 }
 
-/// Makes an empty node of a metad, under a number never used, that is to be added to a cluster.
+/// Empties a metad, and gives it a number that was never used, so that it can be added to a cluster.
 fn renumber(surf: &Surf, name: &str, id: u32) {
     let daemon = surf.daemon(name);
     fs::remove_dir_all(&daemon.data_dir).expect("it has data");
@@ -147,14 +147,14 @@ fn add(surf: &Surf, name: &str, id: u32) {
     let address = surf.daemon(name).address;
     renumber(surf, name, id);
     surf.dev(&["start", name]);
-    until("it is added", SOON, || {
+    until("it is added", STEP_LIMIT, || {
         let (_, code) = surf.operate(&["cluster", "add", "--id", &id.to_string(), "--address", &address]);
         (code == 0).then_some(())
     });
 }
 
 fn until_blockds_are_heard(surf: &Surf) {
-    until("the block daemons are heard of", SOON, || {
+    until("the block daemons are heard of", STEP_LIMIT, || {
         let status = surf.status();
         let blockds = status["blockds"].as_array()?;
         (!blockds.is_empty() && blockds.iter().all(|blockd| blockd["state"] == "up")).then_some(())
@@ -171,7 +171,7 @@ fn a_new_cluster_from_a_backup_has_every_byte_of_it() {
     let (tree, load_dir) = (surf.path().join("tree"), surf.path().join("load"));
     fs::create_dir(&tree).expect("a directory can be made");
     plant(&tree);
-    let planted = picture(&tree);
+    let planted = describe(&tree);
     let load = Load::start(&load_dir);
     load.goes_on();
     let before = load.written();
@@ -184,13 +184,13 @@ fn a_new_cluster_from_a_backup_has_every_byte_of_it() {
     let leftovers = fuse::names(&surf.scratch());
     assert_eq!(leftovers, ["meta.backup"], "nothing is left beside it");
 
-    // What comes later is not in it, and what goes later is.
+    // Files that come later are not in the backup, and files that go later are.
     sh(&tree, LIMIT, "rm -r dir-1 hard; for f in dir-*/*; do echo later > $f; done; mv dir-2 moved; sync .");
     load.end();
     surf.unmount();
-    check_what_a_backup_says(&surf, &backup);
+    check_backups(&surf, &backup);
 
-    // The whole cluster is lost, but for the block daemons.
+    // The whole cluster is lost, except the block daemons.
     for name in ["metad-1", "metad-2", "metad-3"] {
         surf.kill_9(name);
     }
@@ -205,7 +205,7 @@ fn a_new_cluster_from_a_backup_has_every_byte_of_it() {
     until_blockds_are_heard(&surf);
 
     surf.mount(&[]);
-    assert_eq!(picture(&tree), planted);
+    assert_eq!(describe(&tree), planted);
     let there = loaded(&load_dir);
     assert!(there.len() >= before && there.len() <= during + 2, "{before}, {}, {during}", there.len());
     assert_eq!(there, (0..there.len()).collect::<Vec<_>>());
@@ -214,10 +214,10 @@ fn a_new_cluster_from_a_backup_has_every_byte_of_it() {
     after.end();
     operate(&surf, &["fsck"]);
 
-    // Any leader knows that nothing is to be deleted.
+    // Every leader knows that nothing may be deleted.
     let leader = surf.leader();
     surf.kill_9(&leader);
-    until("another one leads", SOON, || (surf.leader() != leader).then_some(()));
+    until("another one leads", STEP_LIMIT, || (surf.leader() != leader).then_some(()));
     assert!(is_stopped(&surf));
     let (status, code) = surf.operate(&["status"]);
     assert!(code != 0 && status.contains("no block is deleted") && status.contains("resume-deletion"), "{status}");
@@ -226,11 +226,11 @@ fn a_new_cluster_from_a_backup_has_every_byte_of_it() {
     assert!(!is_stopped(&surf));
     operate(&surf, &["metad", "release", "first"]);
     assert!(!operate(&surf, &["metad", "backups"]).contains("first"));
-    assert_eq!(picture(&tree), planted);
+    assert_eq!(describe(&tree), planted);
 }
 
-/// A whole one, one that is cut off, one that was changed; one to standard output.
-fn check_what_a_backup_says(surf: &Surf, backup: &Path) {
+/// Checks a whole backup, one that is cut off, one that was changed, and one to standard output.
+fn check_backups(surf: &Surf, backup: &Path) {
     let said: BTreeMap<String, serde_json::Value> =
         serde_json::from_str(&operate(surf, &["metad", "verify", "--json", text(backup)])).expect("it is JSON");
     assert_eq!(said["cluster"], "cluster");
@@ -275,21 +275,21 @@ fn a_survivor_goes_on_alone_and_others_are_added_again() {
     let tree = surf.path().join("tree");
     fs::create_dir(&tree).expect("a directory can be made");
     plant(&tree);
-    let planted = picture(&tree);
+    let planted = describe(&tree);
     surf.unmount();
     let lived = surf.mount_again(&[]);
-    assert_eq!(picture(&lived.path().join("tree")), planted);
+    assert_eq!(describe(&lived.path().join("tree")), planted);
 
     let (said, done) = metad(&surf, "metad-1", &["--force-single"]);
     assert!(!done && said.contains("another metad uses"), "{said}");
-    // As long as others answer, nothing is forced.
+    // While others answer, `--force-single` refuses.
     surf.dev(&["stop", "metad-1"]);
     let (said, done) = metad(&surf, "metad-1", &["--force-single"]);
     assert!(!done && said.contains("answers"), "{said}");
     surf.dev(&["start", "metad-1"]);
-    until("all follow", SOON, || (surf.operate(&["status"]).1 == 0).then_some(()));
+    until("all follow", STEP_LIMIT, || (surf.operate(&["status"]).1 == 0).then_some(()));
 
-    // A mount that lives on has something to send.
+    // A mount that lives on has unsent changes.
     let own = lived.path().join("own");
     fs::write(&own, "synced").expect("a file can be made");
     sh(&lived.path(), LIMIT, "sync own");
@@ -304,8 +304,8 @@ fn a_survivor_goes_on_alone_and_others_are_added_again() {
     until_blockds_are_heard(&surf);
     assert!(is_stopped(&surf));
     surf.mount(&[]);
-    assert_eq!(picture(&tree), planted);
-    until("what a mount had not sent is there, perhaps beside what it had", SOON, || {
+    assert_eq!(describe(&tree), planted);
+    until("what a mount had not sent is there, perhaps beside what it had", STEP_LIMIT, || {
         let names: Vec<String> = fuse::names(&surf.path());
         let said = |start: &str| -> Vec<String> {
             let of = names.iter().filter(|name| name.starts_with(start));
@@ -314,24 +314,24 @@ fn a_survivor_goes_on_alone_and_others_are_added_again() {
         let (own, new) = (said("own"), said("new"));
         (own.contains(&"not sent".to_owned()) && new.contains(&"not sent either".to_owned())).then_some(())
     });
-    assert_eq!(picture(&lived.path().join("tree")), planted, "a mount that lives on goes on");
+    assert_eq!(describe(&lived.path().join("tree")), planted, "a mount that lives on goes on");
     drop(lived);
 
     add(&surf, "metad-2", 12);
     add(&surf, "metad-3", 13);
     let load = Load::start(&surf.path().join("load"));
     load.goes_on();
-    // The one that was alone is not needed any more.
+    // The former survivor is not needed any more.
     surf.kill_9("metad-1");
     load.goes_on();
     load.end();
     operate(&surf, &["fsck"]);
     operate(&surf, &["metad", "resume-deletion"]);
     assert!(!is_stopped(&surf));
-    assert_eq!(picture(&tree), planted);
-    let kept: Vec<PathBuf> = fs::read_dir(surf.daemon("metad-1").data_dir)
+    assert_eq!(describe(&tree), planted);
+    let entries: Vec<PathBuf> = fs::read_dir(surf.daemon("metad-1").data_dir)
         .expect("it can be listed")
         .map(|entry| entry.expect("its entries can be read").path())
         .collect();
-    assert!(kept.iter().any(|path| text(path).contains("before-recovery")), "{kept:?}");
+    assert!(entries.iter().any(|path| text(path).contains("before-recovery")), "{entries:?}");
 }

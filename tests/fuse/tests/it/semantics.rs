@@ -1,4 +1,4 @@
-//! What programs may rely on, operation by operation: the sentences that `scripts/` checks, on a real mount.
+//! Promises to programs, operation by operation: the sentences that `scripts/` checks, on a real mount.
 
 use fuse::LIMIT;
 use kit::bins::workspace;
@@ -6,7 +6,7 @@ use kit::command::need;
 use kit::{Setup, Surf, sh};
 use std::fs;
 
-/// Runs a script in the mount; what it prints names the sentence that does not hold.
+/// Runs a script in the mount; its output names the sentence that does not hold.
 fn check(surf: &Surf, script: &str) {
     need(&["python3", "acl", "attr", "rsync"]);
     let scripts = workspace().join("tests/fuse/scripts");
@@ -56,7 +56,7 @@ fn files_are_opened_by_handle_after_a_remount_as_an_nfs_server_does() {
         |command: &str, rest: &str| format!("python3 -B {} {command} {} {rest}", script.display(), saved.display());
     sh(&surf.path(), LIMIT, "mkdir -p a/b && printf kept > a/b/f && printf gone > g");
     sh(&surf.path(), LIMIT, &handles("save", "a/b/f a/b g"));
-    // The kernel asks for what it has dropped.
+    // The kernel asks again for inodes that it has dropped.
     sh(&surf.path(), LIMIT, "sync && echo 2 > /proc/sys/vm/drop_caches");
     assert_eq!(sh(&surf.path(), LIMIT, &handles("open", ".")), "kept\nb\ngone\n");
     surf.unmount();
@@ -65,7 +65,7 @@ fn files_are_opened_by_handle_after_a_remount_as_an_nfs_server_does() {
     assert_eq!(sh(&surf.path(), LIMIT, &handles("open", ".")), "kept\nb\nStale file handle\n");
 }
 
-/// An embedded mount whose data are on a disk of so many MiB.
+/// Starts an embedded mount whose data are on a disk of this many MiB.
 fn embedded_on_a_disk_of(mib: u32) -> Surf {
     let mut surf = Surf::start(Setup::Embedded);
     surf.unmount();
@@ -76,9 +76,9 @@ fn embedded_on_a_disk_of(mib: u32) -> Surf {
 }
 
 #[test]
-fn a_full_disk_is_told_and_takes_nothing_of_what_was_there() {
+fn a_full_disk_is_reported_and_destroys_nothing_that_was_there() {
     need(&["python3"]);
-    // Room for two segments above the half gigabyte that a block daemon leaves free.
+    // There is room for two segments above the half gigabyte that a block daemon leaves free.
     let mut surf = embedded_on_a_disk_of(1200);
     let script = "head -c 50M /dev/urandom > kept && sha256sum kept > sum && mkdir dir && touch dir/f && echo old > replaced; \
         ! LC_ALL=C dd if=/dev/urandom of=big bs=1M count=2000 conv=fsync 2> ../dd; grep 'No space left' ../dd; \
@@ -97,14 +97,14 @@ fn a_full_disk_is_told_and_takes_nothing_of_what_was_there() {
     );
 }
 
-/// There is no other mount through which room could be made.
+/// There is no other mount through which somebody could make room.
 #[test]
 fn a_full_embedded_mount_can_be_mounted_again_and_has_what_was_synced() {
     need(&["python3"]);
     let mut surf = embedded_on_a_disk_of(1100);
     let scripts = workspace().join("tests/fuse/scripts").display().to_string();
     let synced = sh(&surf.path(), LIMIT, &format!("python3 -B {scripts}/fill.py"));
-    // It may end by saying that not all could be stored.
+    // The mount may end with the error that not all could be stored.
     surf.kill_mount();
     surf.mount(&[]);
     for name in synced.split_whitespace() {

@@ -14,12 +14,12 @@ fn path(text: &str) -> Path {
     }
 }
 
-/// A history from who called, when, what, and what it returned; each on a mount of its own.
+/// A history of lanes, times, calls and their outcomes; each lane is on a mount of its own.
 fn is_linearizable(history: &[(u32, u64, u64, Call, Outcome)]) -> bool {
     is_linearizable_on(history, |lane| lane)
 }
 
-/// The same on these mounts.
+/// Checks the history of lanes on these mounts.
 fn is_linearizable_on(history: &[(u32, u64, u64, Call, Outcome)], mount: fn(u32) -> u32) -> bool {
     let events: Vec<_> = history
         .iter()
@@ -54,14 +54,14 @@ const ABSENT: Outcome = Outcome::Failed(ENOENT);
 const EXISTS: Outcome = Outcome::Failed(EEXIST);
 
 #[test]
-fn of_two_that_create_a_name_one_succeeds() {
+fn of_two_calls_that_create_a_name_one_succeeds() {
     assert!(is_linearizable(&[(1, 1, 5, create("a"), made(7)), (2, 1, 5, create("a"), EXISTS)]));
     assert!(!is_linearizable(&[(1, 1, 5, create("a"), made(7)), (2, 1, 5, create("a"), made(8))]));
     assert!(!is_linearizable(&[(1, 1, 5, create("a"), EXISTS), (2, 1, 5, create("a"), EXISTS)]));
 }
 
 #[test]
-fn what_was_removed_is_not_seen_any_more() {
+fn a_removed_file_is_not_seen_any_more() {
     let begin = [(1, 1, 2, create("a"), made(7)), (1, 3, 6, Call::Unlink(path("a")), Outcome::Done)];
     let with = |events: &[(u32, u64, u64, Call, Outcome)]| is_linearizable(&[&begin[..], events].concat());
     assert!(with(&[(2, 4, 5, stat("a"), file(7))]));
@@ -83,7 +83,7 @@ fn a_renamed_file_is_under_one_of_its_names_at_each_moment() {
 }
 
 #[test]
-fn what_may_have_happened_happens_once_and_stays() {
+fn a_call_with_an_unknown_outcome_happens_at_most_once() {
     let begin = [(1, 1, 2, create("a"), Outcome::Unknown)];
     let with = |events: &[(u32, u64, u64, Call, Outcome)]| is_linearizable(&[&begin[..], events].concat());
     assert!(with(&[(2, 4, 5, stat("a"), ABSENT), (2, 60, 61, stat("a"), file(7))]));
@@ -124,14 +124,14 @@ fn a_read_after_a_write_has_closed_reads_it() {
         (3, 7, 8, read, Outcome::Content(3)),
         (2, 9, 10, read, Outcome::Content(9))
     ]));
-    // Who was told of a conflict has changed nothing.
+    // A writer that got a conflict has changed nothing.
     let lost = (2, 5, 6, write, Outcome::Failed(ESTALE));
     assert!(with(&[lost.clone(), (2, 9, 10, read, Outcome::Content(3))]));
     assert!(!with(&[lost, (2, 9, 10, read, Outcome::Content(4))]));
 }
 
 #[test]
-fn a_listing_has_all_that_was_there_and_nothing_that_was_not() {
+fn a_listing_has_every_name_that_was_there_and_no_other() {
     let begin = [
         (1, 1, 2, create("a"), made(7)),
         (1, 3, 4, create("b"), made(8)),
@@ -170,7 +170,7 @@ fn a_name_that_is_being_removed_may_be_found_on_the_same_mount_until_that_call_r
         (1, 5, 20, Call::Unlink(path("a")), Outcome::Done),
     ];
     let seen = |start, outcome| (2, start, start + 1, stat("a"), outcome);
-    // It is gone, as its links tell, and is found all the same.
+    // It is gone, as the number of its links shows, and is found all the same.
     let link = (2, 9, 10, Call::Link(path("a"), path("b")), EXISTS);
     let going = [&begin[..], &[seen(7, unlinked.clone()), link]].concat();
     assert!(is_linearizable_on(&going, |_| 0));
@@ -185,14 +185,14 @@ fn a_name_that_is_being_removed_may_be_found_on_the_same_mount_until_that_call_r
     assert!(!is_linearizable_on(&alive, |_| 0));
 }
 
-/// A local filesystem is linearizable: each call takes effect under locks. So what it has done must be accepted, and the
-/// same with one outcome changed must not.
+/// A local filesystem is linearizable: each call takes effect under locks. So its histories must be accepted, and must
+/// be refused when one outcome in them is changed.
 #[test]
-fn what_a_local_filesystem_did_is_accepted_and_no_tampering_with_it() {
+fn a_history_of_a_local_filesystem_is_accepted_and_a_changed_one_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let workload = Workload::new(dir.path(), 3, 11);
     for number in 0..4 {
-        // Inode numbers are used again here, at once.
+        // A local filesystem uses inode numbers again at once.
         workload.spawn(dir.path(), &format!("worker-{number}"), number == 0, false);
     }
     crate::until("enough calls", Duration::from_secs(60), || (workload.count() > 6_000).then_some(()));
@@ -202,7 +202,8 @@ fn what_a_local_filesystem_did_is_accepted_and_no_tampering_with_it() {
         assert!(succeeded > history.len() / 5, "{succeeded} of {}", history.len());
         check(&Names, Tree::default(), history).unwrap();
     }
-    // What cannot have been: more links than there are names, and content that nobody wrote. Not every area need have seen both calls.
+    // What cannot have been: more links than there are names, and content that nobody wrote. Not every area need have
+    // seen both calls.
     let seen = |wanted: fn(&Outcome) -> bool| {
         let places = histories.iter().enumerate();
         places

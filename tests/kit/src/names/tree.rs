@@ -1,11 +1,11 @@
-//! The directory itself: what each operation has left of it.
+//! The directory itself: the state after each operation.
 
 use super::Op;
 use std::collections::BTreeMap;
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Inode {
-    /// The number that programs see, once one has seen it.
+    /// The number that programs see, once a program has seen it.
     pub(super) ino: Option<u64>,
     /// Calls that hold it.
     pub(super) held: u16,
@@ -20,7 +20,7 @@ pub(super) enum Kind {
     File(u32),
 }
 
-/// A name that leads elsewhere now, and where it led.
+/// A name that leads elsewhere now, and the inode that it led to.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(super) struct Going {
     mount: u32,
@@ -33,7 +33,7 @@ pub(super) struct Going {
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Tree {
     pub(super) inodes: BTreeMap<u32, Inode>,
-    /// By the number of the operation that has not returned.
+    /// Names that are going, by the number of the operation that has not returned.
     pub(super) going: BTreeMap<u32, Vec<Going>>,
 }
 
@@ -66,7 +66,7 @@ impl Tree {
         self.entries(dir).get(&name).copied()
     }
 
-    /// What a name may lead to for whoever looks on this mount.
+    /// Returns what a look-up of a name on this mount may find.
     pub(super) fn looked_up(&self, mount: u32, dir: u32, name: char) -> Vec<Option<u32>> {
         let now = self.find(dir, name);
         let going = self.going.values().flatten();
@@ -74,7 +74,7 @@ impl Tree {
         std::iter::once(now).chain(going.map(|going| Some(going.inode)).filter(|inode| *inode != now)).collect()
     }
 
-    /// This is after a call that may have changed what these names led to; what they led to is held.
+    /// Notes names that a call may have changed; the inodes that they led to are held.
     pub(super) fn note_going(&mut self, op: &Op, led: &[(u32, char, u32)]) {
         for (dir, name, inode) in led.iter().copied() {
             if self.find(dir, name) == Some(inode) {
@@ -85,7 +85,7 @@ impl Tree {
         }
     }
 
-    /// The call has returned.
+    /// Records that a call has returned.
     pub(super) fn let_go(&mut self, number: u32) {
         for going in self.going.remove(&number).unwrap_or_default() {
             self.change(going.inode, |inode| inode.held -= 1);
@@ -124,7 +124,7 @@ impl Tree {
         self.set(dir, name, Some(number));
     }
 
-    /// Whether this may be the number that programs see; from then on it is.
+    /// Returns whether this may be the number that programs see, and remembers it.
     pub(super) fn is_seen_as(&mut self, inode: u32, seen: Option<u64>) -> bool {
         let Some(seen) = seen else { return true };
         let is_another = self.inodes.iter().any(|(other, found)| *other != inode && found.ino == Some(seen));

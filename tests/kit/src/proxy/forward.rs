@@ -10,28 +10,28 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Between two looks whether to stop.
+/// Time between two looks whether to stop.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Datagrams taken from one socket before the others have their turn.
 const BATCH: usize = 64;
-/// A sender that is silent for so long is forgotten: QUIC says something every second as long as it lives.
-const SILENT: Duration = Duration::from_secs(30);
-/// As the endpoints of the daemons have: less drops packets at loopback speed.
+/// A sender that is silent for this long is forgotten: QUIC sends something every second while a connection lives.
+const FORGET_AFTER: Duration = Duration::from_secs(30);
+/// As large as those of the daemons' endpoints: smaller buffers lose packets at loopback speed.
 const BUFFER_BYTES: libc::c_int = 8 << 20;
-/// Where the proxy's own sockets are: never in the way of a daemon's port while that is down.
-const HERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+/// Address of the proxy's own sockets: they never occupy a daemon's port while the daemon is down.
+const PROXY_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
-/// A socket that others take for a daemon.
+/// A socket that stands for a daemon.
 struct Front {
     name: Arc<str>,
     socket: UdpSocket,
     daemon: SocketAddr,
 }
 
-/// Whose datagrams, to which front.
+/// The sender of datagrams, and the front that they go to.
 type FlowId = (usize, SocketAddr);
 
-/// The way of one sender's datagrams to one daemon, and of the answers.
+/// The path of one sender's datagrams to one daemon, and of the answers.
 struct Flow {
     /// Connected to the daemon.
     socket: UdpSocket,
@@ -47,7 +47,8 @@ enum Direction {
     Back,
 }
 
-/// A datagram that goes on later. The order of fields is the order in which they go: `number` keeps that of arrival.
+/// A datagram that goes on later. The fields are in the order by which datagrams are sorted; `number` preserves that of
+/// arrival.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Waiting {
     due: Instant,
@@ -66,11 +67,11 @@ pub(super) struct Forwarder {
 }
 
 fn socket() -> io::Result<UdpSocket> {
-    let socket = UdpSocket::bind((HERE, 0))?;
+    let socket = UdpSocket::bind((PROXY_ADDRESS, 0))?;
     socket.set_nonblocking(true)?;
     let value = BUFFER_BYTES;
     for option in [libc::SO_RCVBUF, libc::SO_SNDBUF, libc::SO_RCVBUFFORCE, libc::SO_SNDBUFFORCE] {
-        // The forced ones are for root, and say so to others; what the plain ones give is enough for tests.
+        // Only root may set the forced sizes, and others get an error; the plain ones are enough for tests.
         // SAFETY: the descriptor is open, and `value` is an int.
         unsafe {
             libc::setsockopt(
@@ -111,11 +112,11 @@ impl Forwarder {
             for (id, _) in ids.iter().zip(flows).filter(|(_, ready)| **ready) {
                 self.take_from_daemon(*id, &mut buffer);
             }
-            self.flows.retain(|_, flow| flow.heard.elapsed() < SILENT);
+            self.flows.retain(|_, flow| flow.heard.elapsed() < FORGET_AFTER);
         }
     }
 
-    /// Which of the fronts, and then of these flows, have something.
+    /// Returns which of the fronts, and then of these flows, have a datagram.
     fn wait(&self, ids: &[FlowId]) -> Vec<bool> {
         let until_due =
             self.waiting.peek().map_or(PAUSE, |first| first.0.due.saturating_duration_since(Instant::now()));
@@ -144,11 +145,11 @@ impl Forwarder {
             let (len, source) = match self.fronts[index].socket.recv_from(buffer) {
                 Ok(received) => received,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // That the one whom an answer went to is gone.
+                // The receiver of an answer is gone.
                 Err(_) => continue,
             };
             let id = (index, source);
-            // Without a socket of its own the datagram is lost, as datagrams may be.
+            // Without a socket for its flow the datagram is lost, as datagrams may be.
             if let Ok(ends) = self.ends_of(id) {
                 self.pass(id, Direction::There, &ends, &buffer[..len]);
             }
@@ -161,7 +162,7 @@ impl Forwarder {
             let len = match flow.socket.recv(buffer) {
                 Ok(len) => len,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                // That the daemon is gone.
+                // The daemon is gone.
                 Err(_) => continue,
             };
             let ends = flow.back.clone();
@@ -169,7 +170,7 @@ impl Forwarder {
         }
     }
 
-    /// Sender and receiver of what comes to a front; makes the flow when there is none.
+    /// Returns sender and receiver of the datagrams of a flow; makes the flow if there is none.
     fn ends_of(&mut self, id: FlowId) -> io::Result<Ends> {
         let generation = self.shared.generation.load(Ordering::SeqCst);
         let known = self.flows.get_mut(&id).filter(|flow| flow.generation == generation);
@@ -201,19 +202,19 @@ impl Forwarder {
     }
 
     fn pass(&mut self, id: FlowId, direction: Direction, ends: &Ends, bytes: &[u8]) {
-        let fates = self.shared.decide(ends);
-        for after in fates.into_iter().flatten() {
-            if after.is_zero() {
+        let delays = self.shared.decide(ends);
+        for delay in delays.into_iter().flatten() {
+            if delay.is_zero() {
                 self.send(id, direction, bytes);
             } else {
                 self.number += 1;
-                let (due, bytes) = (Instant::now() + after, bytes.to_vec());
+                let (due, bytes) = (Instant::now() + delay, bytes.to_vec());
                 self.waiting.push(Reverse(Waiting { due, number: self.number, flow: id, direction, bytes }));
             }
         }
     }
 
-    /// What cannot be sent now is lost, as datagrams may be.
+    /// Sends a datagram. It is lost if it cannot be sent now, as datagrams may be.
     fn send(&self, id: FlowId, direction: Direction, bytes: &[u8]) {
         let Some(flow) = self.flows.get(&id) else { return };
         let _ = match direction {

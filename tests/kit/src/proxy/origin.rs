@@ -1,12 +1,12 @@
-//! Which UDP ports a process has open, by the kernel's tables.
+//! Finds the UDP ports that a process has open, by the kernel's tables.
 //!
-//! Looking into another process can wait for what that waits for. So this is done once, when a sender is named, and never
-//! on the way of a datagram, on which the other process may depend.
+//! Looking into another process can wait for the same thing as that process. So this is done once, when a sender is
+//! named, and never while a datagram is forwarded, on which the other process may depend.
 
 use std::fs;
 use std::path::Path;
 
-/// The ports on which the process can send now.
+/// Returns the ports from which the process can send now.
 pub(super) fn ports_of(pid: u32) -> Vec<u16> {
     let table = fs::read_to_string("/proc/self/net/udp").unwrap_or_default();
     let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
@@ -16,7 +16,7 @@ pub(super) fn ports_of(pid: u32) -> Vec<u16> {
     own.map(|(port, _)| port).collect()
 }
 
-/// Port and inode of the socket in a line of the table, see `proc(5)`.
+/// Returns port and inode of the socket in a line of the table, see `proc(5)`.
 fn socket(line: &str) -> Option<(u16, &str)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let (_, port) = fields.get(1)?.split_once(':')?;

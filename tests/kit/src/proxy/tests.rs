@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// A daemon that tells whatever it hears, and somebody who talks to it through the proxy.
+/// A daemon that receives datagrams, and a talker that sends them through the proxy.
 struct Pair {
     proxy: Proxy,
     daemon: UdpSocket,
@@ -30,38 +30,38 @@ impl Pair {
         Self { proxy, daemon, talker }
     }
 
-    fn say(&self, text: &str) {
+    fn send(&self, text: &str) {
         self.talker.send_to(text.as_bytes(), self.proxy.front("daemon")).unwrap();
     }
 
-    fn heard(&self, count: usize) -> Vec<String> {
-        let mut heard = Vec::new();
-        until("the daemon has heard it", LIMIT, || {
-            heard.extend(std::iter::from_fn(|| receive(&self.daemon)).map(|(text, _)| text));
-            (heard.len() >= count).then_some(())
+    fn received(&self, count: usize) -> Vec<String> {
+        let mut received = Vec::new();
+        until("the daemon has received it", LIMIT, || {
+            received.extend(std::iter::from_fn(|| receive(&self.daemon)).map(|(text, _)| text));
+            (received.len() >= count).then_some(())
         });
-        heard
+        received
     }
 
-    /// What arrives of many numbered datagrams: all are decided on when this returns, and none is under way.
-    fn heard_of_many(&self, link: Link) -> Vec<String> {
+    /// Returns the arrivals of many numbered datagrams: when this returns, all are decided on, and none is under way.
+    fn received_of_many(&self, link: Link) -> Vec<String> {
         self.proxy.set(&["talker"], &["daemon"], link);
         for number in 0..200 {
-            self.say(&number.to_string());
+            self.send(&number.to_string());
         }
         until("all are decided on", LIMIT, || {
             let counts = self.proxy.counts();
             (counts.passed + counts.delayed + counts.dropped + counts.cut == 200).then_some(())
         });
         let counts = self.proxy.counts();
-        self.heard((counts.passed + counts.delayed + counts.duplicated) as usize)
+        self.received((counts.passed + counts.delayed + counts.duplicated) as usize)
     }
 }
 
 #[test]
 fn questions_and_answers_pass() {
     let pair = Pair::new(1);
-    pair.say("question");
+    pair.send("question");
     let (text, from) = until("a question", LIMIT, || receive(&pair.daemon));
     assert_eq!(text, "question");
     pair.daemon.send_to(b"answer", from).unwrap();
@@ -71,52 +71,52 @@ fn questions_and_answers_pass() {
 }
 
 #[test]
-fn each_direction_is_cut_apart_and_healed() {
+fn each_direction_is_cut_separately_and_healed() {
     let pair = Pair::new(1);
-    pair.say("question");
+    pair.send("question");
     let (_, from) = until("a question", LIMIT, || receive(&pair.daemon));
     pair.proxy.set(&["daemon"], &["talker"], Link::CUT);
     pair.daemon.send_to(b"lost", from).unwrap();
-    pair.say("another");
-    assert_eq!(pair.heard(1), ["another"]);
+    pair.send("another");
+    assert_eq!(pair.received(1), ["another"]);
     until("the answer is lost", LIMIT, || (pair.proxy.counts().cut == 1).then_some(()));
     pair.proxy.heal();
     pair.proxy.set(&["talker"], &["daemon"], Link::CUT);
     pair.daemon.send_to(b"answer", from).unwrap();
     assert_eq!(until("an answer", LIMIT, || receive(&pair.talker)).0, "answer");
-    pair.say("lost");
+    pair.send("lost");
     until("the question is lost", LIMIT, || (pair.proxy.counts().cut == 2).then_some(()));
     pair.proxy.heal();
-    pair.say("last");
-    assert_eq!(pair.heard(1), ["last"]);
+    pair.send("last");
+    assert_eq!(pair.received(1), ["last"]);
 }
 
 #[test]
-fn who_sends_is_known_by_its_process_and_others_are_left_alone() {
+fn a_sender_is_known_by_its_process_and_others_are_left_alone() {
     let pair = Pair::new(1);
     pair.proxy.name_process(1, "talker");
     pair.proxy.set(&["talker"], &["daemon"], Link::CUT);
-    pair.say("from others");
-    assert_eq!(pair.heard(1), ["from others"]);
+    pair.send("from others");
+    assert_eq!(pair.received(1), ["from others"]);
     pair.proxy.name_process(std::process::id(), "talker");
-    pair.say("lost");
+    pair.send("lost");
     until("it is cut", LIMIT, || (pair.proxy.counts().cut == 1).then_some(()));
 }
 
 #[test]
-fn what_is_lost_is_lost_again_with_the_same_seed() {
+fn the_same_seed_loses_the_same_datagrams() {
     let link = Link { drop: 0.3, ..Link::GOOD };
-    let heard = Pair::new(5).heard_of_many(link);
-    assert!((100..180).contains(&heard.len()), "{}", heard.len());
-    assert_eq!(heard, Pair::new(5).heard_of_many(link));
-    assert_ne!(heard, Pair::new(6).heard_of_many(link));
+    let received = Pair::new(5).received_of_many(link);
+    assert!((100..180).contains(&received.len()), "{}", received.len());
+    assert_eq!(received, Pair::new(5).received_of_many(link));
+    assert_ne!(received, Pair::new(6).received_of_many(link));
 }
 
 #[test]
-fn datagrams_are_doubled_and_overtake_each_other() {
-    let heard = Pair::new(1).heard_of_many(Link { duplicate: 0.2, reorder: 0.2, ..Link::GOOD });
-    assert!((220..280).contains(&heard.len()), "{}", heard.len());
-    let numbers: Vec<u32> = heard.iter().map(|text| text.parse().unwrap()).collect();
+fn datagrams_are_duplicated_and_overtake_each_other() {
+    let received = Pair::new(1).received_of_many(Link { duplicate: 0.2, reorder: 0.2, ..Link::GOOD });
+    assert!((220..280).contains(&received.len()), "{}", received.len());
+    let numbers: Vec<u32> = received.iter().map(|text| text.parse().unwrap()).collect();
     assert!(!numbers.is_sorted());
     assert_eq!(numbers.iter().collect::<std::collections::BTreeSet<_>>().len(), 200, "none is lost");
 }
@@ -127,8 +127,8 @@ fn a_slow_link_delays_each_by_its_time_at_least() {
     let delay = Duration::from_millis(100);
     pair.proxy.set(&["talker"], &["daemon"], Link::slow(delay));
     let started = std::time::Instant::now();
-    pair.say("late");
-    assert_eq!(pair.heard(1), ["late"]);
+    pair.send("late");
+    assert_eq!(pair.received(1), ["late"]);
     assert!(started.elapsed() >= delay);
     assert_eq!(pair.proxy.counts(), Counts { delayed: 1, ..Counts::default() });
 }

@@ -1,4 +1,4 @@
-//! No files of a crate use each other in a circle: each can be read, and tested, with what lies below it alone.
+//! The files of a crate do not use each other in a circle: each can be read and tested with only the files below it.
 
 use crate::graph::{Graph, circles};
 use crate::sources::{only, sources};
@@ -27,7 +27,7 @@ fn no_files_of_a_crate_use_each_other_in_a_circle() {
     only(&found, EXCEPTIONS, &format!("files use each other in a circle:\n{shown}\n"));
 }
 
-/// The files of a circle, and what makes it one.
+/// The files of a circle, and the uses that close it.
 fn show(graph: &Graph, circle: &[usize]) -> String {
     let mut text = String::new();
     for at in circle {

@@ -1,4 +1,4 @@
-//! What other crates are used: `deny.toml` says what may be, and this checks what can be checked without a network.
+//! Rules for crates of others: `deny.toml` has them, and these tests check those that need no network.
 
 use crate::sources::only;
 use kit::bins::workspace;
@@ -28,7 +28,7 @@ fn word<'a>(json: &'a Value, key: &str) -> &'a str {
 }
 
 fn name_and_version(package: &Value) -> String {
-    // cargo-deny leaves out what a version says behind a `+`.
+    // cargo-deny omits the part of a version behind a `+`.
     let version = word(package, "version").split('+').next().unwrap();
     format!("{}@{version}", word(package, "name"))
 }
@@ -37,7 +37,7 @@ fn deny() -> toml::Table {
     std::fs::read_to_string(workspace().join("deny.toml")).unwrap().parse().unwrap()
 }
 
-/// Whether an SPDX expression is satisfied by licences from a list. `/` is the `OR` of old manifests.
+/// Returns whether licences from a list satisfy an SPDX expression. `/` is the `OR` of old manifests.
 fn is_allowed(expression: &str, allowed: &[&str]) -> bool {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ").replace(" WITH ", "-WITH-");
     let words: Vec<&str> = spaced.split_whitespace().collect();
@@ -99,7 +99,7 @@ fn every_crate_has_a_licence_that_is_allowed_and_comes_from_crates_io() {
 }
 
 #[test]
-fn no_crate_comes_in_two_versions_but_those_that_are_known() {
+fn no_crate_comes_in_two_versions_except_known_ones() {
     let deny = deny();
     let known: Vec<&str> =
         deny["bans"]["skip"].as_array().unwrap().iter().map(|entry| entry["crate"].as_str().unwrap()).collect();

@@ -1,14 +1,14 @@
-//! Which file of a crate uses which, as far as its text says so.
+//! Finds out from their text which files of a crate use which.
 //!
-//! A file uses another when it names one of its items by a path (`use` and expressions alike; names are followed through
-//! re-exports to the file that defines them, and a re-export itself is no use), or calls a method that only that file
-//! defines. Methods are known by name alone, so a name counts when the crate defines it once and no common type of the
-//! standard library or tokio has it.
+//! A file uses another when it names one of its items by a path (`use` and expressions alike; names are followed
+//! through re-exports to the file that defines them, and a re-export itself is no use), or calls a method that only
+//! that file defines. Methods are known by name alone, so a name counts when the crate defines it once and no common
+//! type of the standard library or tokio has it.
 
 use crate::sources::Source;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Names of methods that objects of other crates have, too.
+/// Names of methods that types of other crates have, too.
 const COMMON_METHODS: &str = "abort accept acquire add all and_then any append apply as_bytes as_mut as_path as_ref as_slice as_str attr bind \
     bytes call cancel chain chunks clear clone close cloned cmp collect complete contains contains_key copied count create data \
     default deref drain drop elapsed encode end entry eq exists extend failed fetch filter find finish first flush fmt fold \
@@ -27,18 +27,18 @@ pub struct File {
     module: Module,
     tokens: Vec<String>,
     children: BTreeSet<String>,
-    /// What `use` gives a name to, by that name.
+    /// The paths that `use` imports, by the name that it gives them.
     names: HashMap<String, Vec<String>>,
 }
 
-/// The files of one crate, and for each file those that it uses, with what shows it.
+/// The files of one crate. For each file: the files that it uses, and the words that show this.
 pub struct Graph {
     pub files: Vec<File>,
     pub uses: Vec<BTreeMap<usize, String>>,
 }
 
 impl Graph {
-    /// Of the crate whose sources lie in `folder`.
+    /// Reads the crate whose sources are in `folder`.
     pub fn of(sources: &[Source], folder: &str) -> Self {
         let prefix = format!("{folder}/src/");
         let inside: Vec<&Source> =
@@ -46,7 +46,7 @@ impl Graph {
         let is_library = inside.iter().any(|source| source.name() == format!("{prefix}lib.rs"));
         let mut files: Vec<File> = inside
             .iter()
-            // The program of a library's crate uses that as any other crate would.
+            // The program of a library's crate uses the library as any other crate would.
             .filter(|source| !(is_library && source.name() == format!("{prefix}main.rs")))
             .map(|source| File::of(source, &prefix))
             .collect();
@@ -75,7 +75,7 @@ impl File {
     }
 }
 
-/// Words, `::`, and every other character that is no space.
+/// Splits code into words, `::`, and every other character that is no space.
 pub fn tokens(code: &str) -> Vec<String> {
     let mut tokens = Vec::new();
     let mut rest = code.trim_start();
@@ -96,18 +96,18 @@ fn is_word(token: &str) -> bool {
     token.starts_with(|c: char| c.is_alphabetic() || c == '_')
 }
 
-/// A path in a file, where it stands.
+/// A path in a file, and its place.
 struct Path {
-    /// Of the module that it stands in: inline modules count.
+    /// The module in which it stands; inline modules count.
     module: Module,
     segments: Vec<String>,
-    /// What the path gives a name to, in a `use`.
+    /// The name that a `use` gives the path.
     alias: Option<String>,
-    /// Whether it stands in a `use` that passes names on.
+    /// Whether it stands in a re-export.
     is_export: bool,
 }
 
-/// All paths of a file, those of `use` with their trees spread out.
+/// Returns all paths of a file. The trees of `use` are expanded.
 fn paths(file: &File) -> Vec<Path> {
     let tokens = &file.tokens;
     let token = |at: usize| tokens.get(at).map_or("", String::as_str);
@@ -149,7 +149,7 @@ fn paths(file: &File) -> Vec<Path> {
     found
 }
 
-/// Spreads a tree of `use` out into paths with the names that they give. Returns where it ends.
+/// Expands a tree of `use` into paths with the names that it gives them. Returns the end of the tree.
 fn spread(tokens: &[String], mut at: usize, prefix: &mut Vec<String>, found: &mut Vec<(Vec<String>, String)>) -> usize {
     let len = prefix.len();
     while at < tokens.len() {
@@ -158,7 +158,7 @@ fn spread(tokens: &[String], mut at: usize, prefix: &mut Vec<String>, found: &mu
             "{" => {
                 at = spread(tokens, at + 1, prefix, found);
                 prefix.truncate(len);
-                // Whatever follows the brace belongs to the level above.
+                // The tokens behind the brace belong to the level above.
                 if tokens.get(at + 1).is_none_or(|next| next != ",") {
                     return at + 1;
                 }
@@ -201,11 +201,11 @@ fn imports(file: &File) -> HashMap<String, Vec<String>> {
     at_top.filter_map(|path| Some((path.alias?, path.segments))).collect()
 }
 
-/// What a crate defines, to find uses of it.
+/// The items that a crate defines, to find their uses.
 struct Uses<'a> {
     files: &'a [File],
     by_module: HashMap<&'a [String], usize>,
-    /// Which file defines a method or function of a type, where only one does.
+    /// The file that defines a method or function of a type, if only one file does.
     methods: HashMap<String, usize>,
 }
 
@@ -224,7 +224,7 @@ impl<'a> Uses<'a> {
         let mut uses = BTreeMap::new();
         for path in paths(file).iter().filter(|path| !path.is_export) {
             let defined = self.resolve(&path.module, &path.segments, 0);
-            // A type's functions may stand elsewhere than the type.
+            // The functions of a type may be in another file than the type.
             let function = match path.segments.as_slice() {
                 [.., of, name] if (defined.is_some() || of == "Self") && of.starts_with(char::is_uppercase) => {
                     self.methods.get(name).copied()
@@ -240,18 +240,19 @@ impl<'a> Uses<'a> {
                 uses.entry(*target).or_insert_with(|| format!("{}()", call[1]));
             }
         }
-        // What stands in the file of a folder is for all of that folder.
+        // All files of a folder may use the folder's own file.
         uses.retain(|target, _| !self.is_around(*target, at));
         uses
     }
 
-    /// Whether a file is that of a folder in which the other one stands. The crate's root is nobody's folder.
+    /// Returns whether one file is the own file of a folder that holds the other. The crate's root is no folder in this
+    /// sense.
     fn is_around(&self, outer: usize, inner: usize) -> bool {
         let outer = &self.files[outer].module;
         !outer.is_empty() && self.files[inner].module.starts_with(outer)
     }
 
-    /// The file that defines what a path names; none for modules, and for what other crates define.
+    /// Returns the file that defines what a path names; none for modules and for items of other crates.
     fn resolve(&self, module: &[String], path: &[String], depth: u32) -> Option<usize> {
         let (first, rest) = path.split_first()?;
         let (mut at, mut rest) = match first.as_str() {
@@ -277,7 +278,7 @@ impl<'a> Uses<'a> {
             }
             break;
         }
-        // A bare word that names nothing imported and no module may be anything.
+        // A single word that is neither imported nor a module may be anything.
         if rest.is_empty() || (is_bare && rest.len() == path.len()) {
             return None;
         }
@@ -286,7 +287,7 @@ impl<'a> Uses<'a> {
     }
 }
 
-/// Functions of types and of traits, with the file of each that stands in one file alone.
+/// Functions of types and traits that are defined in only one file, with that file.
 fn methods(files: &[File]) -> HashMap<String, usize> {
     let mut places: HashMap<String, BTreeSet<usize>> = HashMap::new();
     for (at, file) in files.iter().enumerate() {
@@ -299,7 +300,7 @@ fn methods(files: &[File]) -> HashMap<String, usize> {
     single.filter_map(|(name, at)| Some((name, at.into_iter().next()?))).collect()
 }
 
-/// Names of functions in `impl Type` and `trait` blocks. What a type does for a trait is called through the trait.
+/// Names of functions in `impl Type` and `trait` blocks. Functions in `impl Trait for Type` count for the trait.
 fn defined(tokens: &[String]) -> Vec<String> {
     let (mut names, mut depth, mut blocks) = (Vec::new(), 0, Vec::new());
     for (at, token) in tokens.iter().enumerate() {
@@ -325,7 +326,7 @@ fn defined(tokens: &[String]) -> Vec<String> {
     names
 }
 
-/// Groups of files that use each other in a circle.
+/// Returns the groups of files that use each other in a circle.
 pub fn circles(uses: &[BTreeMap<usize, String>]) -> Vec<Vec<usize>> {
     let reach: Vec<BTreeSet<usize>> = (0..uses.len()).map(|from| reachable(uses, from)).collect();
     let mut circles: Vec<Vec<usize>> = Vec::new();

@@ -1,11 +1,11 @@
-//! Which crate may depend on which, and which foreign library stands where.
+//! Rules for dependencies: which crate may depend on which, and which module may use a library of others.
 
 use crate::sources::{only, sources};
 use kit::bins::workspace;
 use std::collections::BTreeSet;
 use std::process::Command;
 
-/// Crates, and those of ours that they may depend on.
+/// Crates, and the crates of this repository on which they may depend.
 const EDGES: &[(&str, &[&str])] = &[
     ("wire", &[]),
     ("metad", &["wire"]),
@@ -19,7 +19,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("sim", &["wire", "metad", "client", "kit"]),
 ];
 
-/// Test binaries beside `it`, with what they need a process of their own for.
+/// Test binaries beside `it`, and why they need a process of their own.
 const OWN_BINARIES: [(&str, &str); 2] = [("metad", "million"), ("kit", "tidy")];
 
 /// Dependencies that are not used yet.
@@ -75,7 +75,7 @@ fn each_foreign_library_stands_behind_one_module() {
     }
 }
 
-/// Each binary of tests links everything, which takes longer than most tests.
+/// Linking a test binary takes longer than most tests.
 #[test]
 fn a_crate_has_one_binary_of_integration_tests() {
     for package in packages() {

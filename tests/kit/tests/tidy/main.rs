@@ -1,7 +1,7 @@
-//! The sources' own rules: who may depend on whom, where each foreign library stands, how long a file may be, and that
-//! every invariant has a line that holds it and a test that guards it.
+//! House rules for the sources: which crate may depend on which, where each library of others may be used, how long a
+//! file may be, and that every invariant has a line that holds it and a test that guards it.
 //!
-//! What breaks a rule for now stands on a list beside it. A list only gets shorter: an exception that is not needed any
+//! Each rule has a list of present exceptions beside it. A list only gets shorter: an exception that is not needed any
 //! more fails its test, too.
 
 mod circles;

@@ -1,4 +1,4 @@
-//! The rooms of the client, each a file with its folder: which uses which is drawn in the documents as it is.
+//! The rooms of the client, each a file with its folder: the picture in the documents shows which room uses which.
 
 use crate::graph::{Graph, circles, tokens};
 use crate::sources::sources;
@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::fs;
 
-/// Where the picture stands, between these two.
+/// The picture stands between these two lines.
 const DOCUMENT: &str = "docs/ARCHITECTURE.md";
 const BEGIN: &str = "## The rooms of the client\n";
 const FENCE: &str = "\n```text\n";
 
-/// Rooms, and those that each uses.
+/// Rooms, and the rooms that each uses.
 type Rooms = BTreeMap<String, BTreeSet<String>>;
 
 fn room(file: &str) -> String {
@@ -30,7 +30,8 @@ fn rooms(graph: &Graph) -> Rooms {
     rooms
 }
 
-/// One line for each room, each above those that it uses, with those that nothing else in the line uses already.
+/// Draws one line for each room, above the rooms that it uses. The line lists the rooms that it uses, without those
+/// that another room in the line uses already.
 fn draw(rooms: &Rooms) -> String {
     let mut left: Rooms = rooms.clone();
     let mut text = String::new();
@@ -54,7 +55,7 @@ fn reaches(rooms: &Rooms, from: &str, to: &str) -> bool {
 }
 
 #[test]
-fn the_picture_of_the_clients_rooms_is_what_their_files_say() {
+fn the_picture_of_the_clients_rooms_agrees_with_their_files() {
     let graph = Graph::of(&sources(), "client");
     assert!(circles(&graph.uses).is_empty(), "there is nothing to draw while files use each other in a circle");
     let drawn = draw(&rooms(&graph));
@@ -65,14 +66,14 @@ fn the_picture_of_the_clients_rooms_is_what_their_files_say() {
 }
 
 #[test]
-fn what_is_used_by_the_way_is_not_drawn() {
+fn a_room_that_is_used_by_way_of_another_is_not_drawn() {
     let set = |uses: &[&str]| uses.iter().map(|room| (*room).to_owned()).collect();
     let rooms =
         Rooms::from([("a".to_owned(), set(&["b", "c"])), ("b".to_owned(), set(&["c"])), ("c".to_owned(), set(&[]))]);
     assert_eq!(draw(&rooms), "a  b\nb  c\nc\n");
 }
 
-/// What a room does, it does without the whole of the client.
+/// A room must do its work without the whole client.
 #[test]
 fn the_client_is_implemented_by_its_operations_alone() {
     for source in sources().iter().filter(|source| source.path.starts_with("client/src")) {
@@ -82,7 +83,7 @@ fn the_client_is_implemented_by_its_operations_alone() {
     }
 }
 
-/// Those that are held over an `.await` are tokio's, and stand in the documentation of the order.
+/// Mutexes that are held over an `.await` are tokio's, and are listed in the documentation of the lock order.
 #[test]
 fn every_mutex_of_the_client_has_a_place_in_the_lock_order() {
     for source in sources().iter().filter(|source| source.path.starts_with("client/src") && !source.is_test()) {

@@ -1,4 +1,4 @@
-//! The sources as the other rules see them: without comments, texts and tests.
+//! The sources as the other rules read them: without comments, string literals and tests.
 
 use kit::bins::workspace;
 use kit::fault::files_below;
@@ -6,42 +6,42 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Folders that hold sources of ours.
+/// Folders with sources of this repository.
 const FOLDERS: [&str; 9] = ["wire", "metad", "blockd", "client", "mount", "embed", "surf", "bench", "tests"];
 
-/// A file of Rust.
+/// A Rust source file.
 pub struct Source {
-    /// Below the workspace's folder.
+    /// Path below the workspace's folder.
     pub path: PathBuf,
-    /// As it is.
+    /// The unchanged text.
     pub text: String,
-    /// With spaces where comments, texts, and items marked `#[cfg(test)]` are.
+    /// The text, with spaces in place of comments, string literals, and items marked `#[cfg(test)]`.
     pub code: String,
-    /// Lines of those items.
+    /// Number of lines of items marked `#[cfg(test)]`.
     pub test_lines: usize,
 }
 
 impl Source {
-    /// Whether it holds tests.
+    /// Returns whether it holds tests.
     pub fn is_test(&self) -> bool {
         // The first part may be the folder of the crates that only tests use.
         let is_below = self.path.components().skip(1).any(|part| part.as_os_str() == "tests");
         is_below || self.path.to_string_lossy().ends_with("tests.rs")
     }
 
-    /// Whether it is part of what is shipped.
+    /// Returns whether it is part of a shipped program.
     pub fn is_shipped(&self) -> bool {
         !self.is_test() && !self.path.starts_with("tests")
     }
 
-    /// Path with `/`, for messages and lists.
+    /// Returns the path with `/`, for messages and lists.
     pub fn name(&self) -> String {
         self.path.to_string_lossy().into_owned()
     }
 }
 
-/// Fails where what breaks a rule is not on the list of exceptions, and where an exception is not needed any more: the
-/// lists only get shorter.
+/// Fails if something that breaks a rule is not on the list of exceptions, or if an exception is not needed any more:
+/// the lists only get shorter.
 pub fn only(found: &BTreeSet<String>, exceptions: &[&str], rule: &str) {
     let exceptions: BTreeSet<String> = exceptions.iter().map(|name| (*name).to_owned()).collect();
     let broken: Vec<_> = found.difference(&exceptions).collect();
@@ -50,7 +50,7 @@ pub fn only(found: &BTreeSet<String>, exceptions: &[&str], rule: &str) {
     assert!(mended.is_empty(), "these exceptions are not needed any more, take them off their list: {mended:#?}");
 }
 
-/// Every source file, in the order of paths.
+/// Reads every source file, in the order of paths.
 pub fn sources() -> Vec<Source> {
     let root = workspace();
     let mut paths: Vec<PathBuf> = FOLDERS.iter().flat_map(|folder| files_below(&root.join(folder))).collect();
@@ -65,7 +65,7 @@ fn read(root: &Path, path: &Path) -> Source {
     Source { path: path.strip_prefix(root).expect("it lies below").to_owned(), text, code, test_lines }
 }
 
-/// Puts spaces for comments and for what stands in quotes; lines stay where they are.
+/// Replaces comments and literals in quotes by spaces; lines stay where they are.
 fn without_comments(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut code = bytes.to_vec();
@@ -82,7 +82,7 @@ fn without_comments(text: &str) -> String {
     String::from_utf8(code).expect("only ASCII is put in, and only for whole characters")
 }
 
-/// End of the comment, text or character that begins at `at`; `at` itself if none does.
+/// Returns the end of the comment, string or character that begins at `at`, or `at` itself if none does.
 fn end_of_opaque(bytes: &[u8], at: usize) -> usize {
     let rest = &bytes[at..];
     let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
@@ -137,7 +137,7 @@ fn find(bytes: &[u8], from: usize, what: &[u8]) -> Option<usize> {
     bytes[from..].windows(what.len()).position(|part| part == what).map(|found| from + found)
 }
 
-/// Puts spaces for each item behind `#[cfg(test)]`, and counts its lines. Wants code without comments.
+/// Replaces each item behind `#[cfg(test)]` by spaces, and counts its lines. The code must not have comments any more.
 fn without_tests(code: &str) -> (String, usize) {
     const MARK: &str = "#[cfg(test)]";
     let mut bytes = code.as_bytes().to_vec();
@@ -152,7 +152,7 @@ fn without_tests(code: &str) -> (String, usize) {
     (String::from_utf8(bytes).expect("items are whole"), lines)
 }
 
-/// An item ends at a semicolon or at the brace that closes its first one.
+/// Returns the end of an item: a semicolon, or the brace that closes its first brace.
 fn end_of_item(code: &[u8], from: usize) -> usize {
     let mut depth = 0_i32;
     for (at, byte) in code.iter().enumerate().skip(from) {
@@ -173,7 +173,7 @@ fn end_of_item(code: &[u8], from: usize) -> usize {
 }
 
 #[test]
-fn comments_texts_and_tests_are_not_code() {
+fn comments_literals_and_tests_are_not_code() {
     let text = "a // b\n\"c \\\" d\" e /* f /* g */ h */ 'i' &'j r#\"k \" l\"# m b'n' '\\'' o 'ü'\n#[cfg(test)]\nmod p { q{} }\nr";
     let (code, test_lines) = without_tests(&without_comments(text));
     assert_eq!(test_lines, 2);

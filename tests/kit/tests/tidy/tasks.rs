@@ -1,4 +1,4 @@
-//! What runs beside its caller is awaited by somebody, and what waits for it has a bound.
+//! Every task that runs beside its caller is awaited, and every queue has a bound.
 
 use crate::graph::tokens;
 use crate::sources::{Source, only, sources};
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 const TASK_EXCEPTIONS: &[&str] = &[
     // quinn asks for tasks through a trait, and ends them with its endpoint.
     "wire/src/quic/socket.rs",
-    // The task is counted by the tracker that its end waits for.
+    // The task is counted by a tracker, and its end is awaited there.
     "wire/src/quic/serve.rs",
 ];
 
@@ -21,7 +21,8 @@ fn files_where(breaks: impl Fn(&[String]) -> bool) -> BTreeSet<String> {
     broken.map(Source::name).collect()
 }
 
-/// Whether a task is begun outside of a set (`JoinSet`, `TaskTracker`) and its handle is neither kept nor passed on.
+/// Returns whether a task is begun outside of a set (`JoinSet`, `TaskTracker`), and its handle is neither stored nor
+/// passed on.
 fn leaves_a_task(tokens: &[String]) -> bool {
     let begins = |at: usize| -> Option<usize> {
         let before = |count: usize| at.checked_sub(count).map_or("", |at| tokens[at].as_str());
@@ -42,7 +43,7 @@ fn leaves_a_task(tokens: &[String]) -> bool {
     })
 }
 
-/// tokio's say so in their name, the standard library's take no size.
+/// Finds unbounded queues: tokio's say so in their name, the standard library's take no size.
 fn has_unbounded_queue(tokens: &[String]) -> bool {
     let word = |at: usize| tokens.get(at).map_or("", String::as_str);
     (0..tokens.len()).any(|at| match word(at) {

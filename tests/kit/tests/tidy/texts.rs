@@ -1,4 +1,4 @@
-//! What the files themselves have to be: short, finished, and marked where they hold an invariant.
+//! Rules for single files: they are short, finished, and marked where they hold an invariant.
 
 use crate::sources::{Source, only, sources};
 use kit::bins::workspace;
@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 /// Invariants that the sources hold and guard.
 const INVARIANTS: std::ops::RangeInclusive<u32> = 1..=11;
 
-/// Files longer than this, tests left out, hide a second idea.
+/// A file with more lines than this, without its tests, hides a second idea.
 const LINES_MAX: usize = 500;
 
-/// Files that are longer still.
-const LONG: &[&str] = &["metad/src/lease/table.rs", "wire/src/op.rs"];
+/// Exceptions to [`LINES_MAX`].
+const FILES_OVER_LINES_MAX: &[&str] = &["metad/src/lease/table.rs", "wire/src/op.rs"];
 
 #[test]
 fn every_invariant_has_a_line_that_holds_it_and_a_test_that_guards_it() {
@@ -47,7 +47,7 @@ fn files_can_be_read_in_one_sitting() {
     let lines = |source: &Source| source.text.lines().count() - source.test_lines;
     let long = sources.iter().filter(|source| !source.is_test() && lines(source) > LINES_MAX);
     let long: BTreeSet<String> = long.map(Source::name).collect();
-    only(&long, LONG, &format!("files have more than {LINES_MAX} lines without tests"));
+    only(&long, FILES_OVER_LINES_MAX, &format!("files have more than {LINES_MAX} lines without tests"));
 }
 
 /// Examples in docstrings would be tests that a runner of binaries does not see.
@@ -64,7 +64,7 @@ fn docstrings_hold_no_code_to_run() {
     }
 }
 
-/// Documents that name files: `path.rs`, or `path.rs:name` for something that stands in one.
+/// Documents that name files as `path.rs`, or things in a file as `path.rs:name`.
 fn documents() -> Vec<std::path::PathBuf> {
     let root = workspace();
     let mut documents = files_below(&root.join("docs"));
@@ -74,7 +74,7 @@ fn documents() -> Vec<std::path::PathBuf> {
 }
 
 #[test]
-fn what_documents_say_of_files_is_so() {
+fn files_and_names_in_documents_exist() {
     let sources = sources();
     let mut wrong = BTreeSet::new();
     for document in documents() {

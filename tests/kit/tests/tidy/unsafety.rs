@@ -1,4 +1,4 @@
-//! Where `unsafe` may stand: in a crate's `sys.rs`, and nowhere in a crate that needs none.
+//! `unsafe` may only be in a crate's `sys.rs`, and nowhere in a crate that needs none.
 
 use crate::graph::tokens;
 use crate::sources::{Source, only, sources};
@@ -25,7 +25,7 @@ fn unsafe_code_stands_in_one_file_of_a_crate() {
     only(&found, EXCEPTIONS, "unsafe code belongs into sys.rs");
 }
 
-/// A program beside a library is a crate of its own, whatever the library needs.
+/// A program beside a library is a crate of its own, even if the library needs `unsafe`.
 #[test]
 fn a_crate_without_unsafe_code_forbids_it() {
     let sources = sources();
