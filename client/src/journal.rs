@@ -197,7 +197,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Replaces a file, atomically.
+    /// Replaces a file, atomically. Like `wire::durable::replace`, but on the journal's disk, which tests let fail.
     fn replace(&self, name: &str, content: &[u8]) -> io::Result<()> {
         let partial = format!("{name}.partial");
         let file = self.disk.create(&partial)?;

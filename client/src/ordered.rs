@@ -5,7 +5,8 @@
 //! of its files). The mutexes below are held for a few lines without an `.await`, and a thread that holds one takes
 //! another only of a higher [`Rank`]. Debug builds, and so all tests, assert that with each lock that is taken.
 //!
-//! Locks under which no other lock but that of memory is taken share a rank, [`Rank::Leaf`]. The layout, which
+//! Locks under which none of these is taken share a rank, [`Rank::Leaf`]. The pool of buffers has a lock of its own, in
+//! `wire`, which any of them may be held for. The layout, which
 //! everybody reads, is behind an `RwLock` with the same rule.
 
 use parking_lot::{Mutex, MutexGuard};
@@ -41,8 +42,6 @@ pub(crate) enum Rank {
     JournalFile,
     /// All others: no other lock of the client is taken under them.
     Leaf,
-    /// Memory of blocks. It is given back when the last reader of a block is dropped, whatever locks are held then.
-    Memory,
 }
 
 /// A mutex with a place in the lock order.
