@@ -228,7 +228,7 @@ impl Replicator {
 
     fn buffer_for(&self, len: usize) -> Buffer {
         if len < REUSED_BYTES_MIN {
-            return self.buffers.adopt(Vec::with_capacity(len));
+            return self.buffers.enclose(Vec::with_capacity(len));
         }
         self.buffers.take(len, || Vec::with_capacity(len.next_multiple_of(CAPACITY_STEP)))
     }

@@ -29,13 +29,13 @@ impl Buffers {
 
     /// Takes a buffer back. Smaller ones than those that [`Buffers::take`] gives are left to the allocator.
     pub fn give_back(&self, content: Vec<u8>) {
-        drop(self.0.adopt(content));
+        drop(self.0.enclose(content));
     }
 
     /// Turns the content into `Bytes`, without a copy; the buffer comes back when the last of them is dropped.
     #[must_use]
     pub fn freeze(&self, content: Vec<u8>) -> Bytes {
-        if content.capacity() < BLOCK_BYTES_MAX { Bytes::from(content) } else { self.0.adopt(content).freeze() }
+        if content.capacity() < BLOCK_BYTES_MAX { Bytes::from(content) } else { self.0.enclose(content).freeze() }
     }
 
     /// Gives everything back to the system: nothing is being written.

@@ -64,11 +64,11 @@ impl<M: Memory> Pool<M> {
                 buffer
             })
         };
-        self.adopt(reused.unwrap_or_else(make))
+        self.enclose(reused.unwrap_or_else(make))
     }
 
     /// Wraps memory so that it goes to this pool when it is dropped.
-    pub fn adopt(self: &Arc<Self>, memory: M) -> Buffer<M> {
+    pub fn enclose(self: &Arc<Self>, memory: M) -> Buffer<M> {
         Buffer { memory: Some(memory), home: Arc::downgrade(self) }
     }
 
@@ -110,7 +110,7 @@ impl<M: Memory> Buffer<M> {
         Bytes::from_owner(self)
     }
 
-    /// Takes the memory out. It goes to no pool any more unless one [adopts](Pool::adopt) it.
+    /// Takes the memory out. It goes to no pool any more unless one [encloses](Pool::enclose) it.
     #[must_use]
     pub fn detach(mut self) -> M {
         self.memory.take().expect(HELD)
@@ -182,11 +182,11 @@ mod tests {
     }
 
     #[test]
-    fn detached_memory_goes_to_a_pool_only_when_one_adopts_it() {
+    fn detached_memory_goes_to_a_pool_only_when_one_encloses_it() {
         let pool = Pool::<Vec<u8>>::new(MIB, 16 * MIB);
         let memory = pool.take(MIB, || Vec::with_capacity(MIB)).detach();
         assert_eq!(pool.free_count(), 0);
-        drop(pool.adopt(memory));
+        drop(pool.enclose(memory));
         assert_eq!(pool.free_count(), 1);
     }
 }

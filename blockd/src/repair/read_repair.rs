@@ -73,6 +73,10 @@ pub struct Repairer {
 /// Repairs what is queued until cancelled.
 pub async fn run(repairer: Repairer, mut queue: mpsc::Receiver<Wanted>, stop: CancellationToken) {
     while let Some(Some(Wanted { hash, from })) = stop.run_until_cancelled(queue.recv()).await {
+        // What is wanted because it is owed may belong elsewhere by now. It would lie here until the next comparison.
+        if from.is_some() && !repairer.owns(&hash) {
+            continue;
+        }
         let Some(fetched) = stop.run_until_cancelled(repairer.fetch(hash, from)).await else { return };
         let Some(block) = fetched else {
             tracing::warn!(%hash, "a copy cannot be repaired now: no other daemon has a good one");
@@ -89,6 +93,10 @@ pub async fn run(repairer: Repairer, mut queue: mpsc::Receiver<Wanted>, stop: Ca
 }
 
 impl Repairer {
+    fn owns(&self, hash: &BlockHash) -> bool {
+        self.layouts.newest().owners(hash).iter().any(|owner| owner.id == self.id)
+    }
+
     /// Fetches a good copy from that daemon, or from any other owner, in the present layout or one that is not final.
     async fn fetch(&self, hash: BlockHash, from: Option<BlockdId>) -> Option<Bytes> {
         let layout = self.layouts.newest();

@@ -42,6 +42,6 @@ pub(super) fn take(pool: &Arc<Pool>, len: usize) -> Buffer<Aligned> {
     if len > SMALL_BYTES && len <= LARGE_BYTES {
         pool.take(LARGE_BYTES, || Aligned::new(LARGE_BYTES))
     } else {
-        pool.adopt(Aligned::new(len))
+        pool.enclose(Aligned::new(len))
     }
 }

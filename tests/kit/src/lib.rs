@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod scale;
 pub mod surf;
 mod sys;
+mod turn;
 pub mod wait;
 pub mod watchdog;
 pub mod workload;

@@ -5,6 +5,7 @@ use crate::command::run;
 use crate::fault::{files_below, is_alive, kill_9};
 use crate::mounts::{abort, abort_below, is_mounted};
 use crate::proxy::Proxy;
+use crate::turn::{Pace, Turn};
 use crate::wait::until;
 use crate::watchdog::Watchdog;
 use std::fs::{self, File};
@@ -47,34 +48,6 @@ pub struct Surf {
     _watchdog: Watchdog,
     dir: TempDir,
     _turn: Turn,
-}
-
-/// Tests take turns on a machine, because those that measure, or have deadlines, would starve each other on few cores.
-struct Turn {
-    _dir: File,
-}
-
-impl Turn {
-    /// Waits until no other Surf runs or, for a patient one, until only patient ones run.
-    fn take(pace: Pace) -> Self {
-        // This locks the directory itself: a separate file would be left behind.
-        let dir = File::open(std::env::temp_dir()).expect("the directory of temporary files is there");
-        let locked = match pace {
-            Pace::Alone => dir.lock(),
-            Pace::Patient => dir.lock_shared(),
-        };
-        locked.expect("a directory can be locked");
-        Self { _dir: dir }
-    }
-}
-
-/// What a test wants of the machine.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Pace {
-    /// To itself: something in it happens by the clock.
-    Alone,
-    /// A part is enough.
-    Patient,
 }
 
 impl Surf {

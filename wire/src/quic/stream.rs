@@ -72,7 +72,7 @@ pub(super) async fn read_tail(stream: &mut quinn::RecvStream, len: usize, buffer
 /// An empty buffer for a payload of `len` bytes.
 fn buffer_for(len: usize, buffers: &Arc<Pool>) -> Buffer {
     if len < REUSED_BYTES_MIN {
-        return buffers.adopt(Vec::with_capacity(len));
+        return buffers.enclose(Vec::with_capacity(len));
     }
     buffers.take(len, || Vec::with_capacity(len.next_multiple_of(CAPACITY_STEP)))
 }

@@ -2,14 +2,13 @@
 //!
 //! A schedule draws a few faults from its seed: block daemons are killed for a moment or until others have taken over, come back
 //! without their disk, are paused, drained and joined, have flipped bits, full disks and disks that fail; leading metads are
-//! killed and paused. Then all is undone, and everything that was synced must be right, every block must have all its copies
-//! where they belong, and `surf fsck --verify` must find nothing.
+//! killed and paused. Then all is undone, and everything that was synced must be right, every block must have all its copies, and `surf fsck --verify` must find nothing.
 //!
 //! Three copies and two that are synced bear the loss of one copy, and two daemons that are away. So of the faults that take
 //! copies away for good a schedule has one at most.
 
 use crate::fsck::until_clean;
-use crate::healing::{HEAL_LIMIT, Load, check_all, cluster_with, states, until_state, until_whole};
+use crate::healing::{HEAL_LIMIT, Load, check_all, cluster_with, states, until_state};
 use fuse::{LIMIT, random};
 use kit::chance::seed;
 use kit::fault::{Paused, corrupt, is_alive, limit_file_size, outlive_file_size_limits};
@@ -202,6 +201,21 @@ fn write_early(surf: &Surf, seed: u64, number: u64) -> (PathBuf, Vec<u8>) {
     (path, content)
 }
 
+/// Waits until every block has all its copies. Copies of removed files may lie anywhere until they are deleted.
+fn until_complete(surf: &Surf) {
+    let begun = Instant::now();
+    let mut is_shown = false;
+    until("every block has all its copies", HEAL_LIMIT, || {
+        let status = surf.status();
+        if begun.elapsed() > HEAL_LIMIT / 2 && !std::mem::replace(&mut is_shown, true) {
+            eprintln!("not yet complete: {status:#}");
+        }
+        let is_complete =
+            status["layout_final"] == true && status["lacking_blocks"] == 0 && status["missing_blocks"] == 0;
+        is_complete.then_some(())
+    });
+}
+
 /// One schedule.
 fn schedule(surf: &Surf, seed: u64) {
     let mut chance = Chance::of(seed, "chaos");
@@ -222,7 +236,7 @@ fn schedule(surf: &Surf, seed: u64) {
     troubles.undo_all();
     until("all are there", HEAL_LIMIT, || states(surf).values().all(|state| state == "up").then_some(()));
     files.extend(load.end());
-    until_whole(surf);
+    until_complete(surf);
     check_all(surf, &files);
     until_clean(surf, &["--verify"]);
     files.iter().for_each(|(path, _)| fs::remove_file(path).expect("a file can be removed"));
