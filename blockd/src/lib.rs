@@ -35,6 +35,7 @@ use layouts::Layouts;
 use metrics::Metrics;
 use ownership::Ownership;
 use repair::audit::{self, Auditor};
+use repair::handoff::Handoff;
 use repair::heal;
 use repair::healer::{Healer, References};
 use repair::progress::Progress;
@@ -126,7 +127,7 @@ impl Node {
         let (activity, progress) = (Arc::new(Activity::default()), Arc::new(Progress::default()));
         let ring = Arc::new(Ring::new(id, endpoint.clone(), config.ring.clone()));
         let (repairs, damaged) = RepairQueue::new();
-        let disk_failed = CancellationToken::new();
+        let (disk_failed, handoff) = (CancellationToken::new(), Arc::new(Handoff::default()));
         let server = Server {
             id,
             store: store.clone(),
@@ -135,6 +136,7 @@ impl Node {
             layouts: layouts.clone(),
             ring: ring.clone(),
             repairs: repairs.clone(),
+            handoff: handoff.clone(),
             drop_grace_min: config.drop_grace_min,
             activity: activity.clone(),
             metrics: metrics.clone(),
@@ -169,6 +171,7 @@ impl Node {
             activity,
             throttle: Throttle::new(config.repair_rates),
             progress: progress.clone(),
+            handoff: handoff.clone(),
             metrics: metrics.clone(),
             compare_every: config.compare_every,
         };

@@ -9,6 +9,7 @@ use crate::error::NOT_A_MEMBER;
 use crate::heartbeat::drop_blocks;
 use crate::layouts::{Layouts, Refusal};
 use crate::metrics::Metrics;
+use crate::repair::handoff::Handoff;
 use crate::repair::read_repair::RepairQueue;
 use crate::repair::throttle::Activity;
 use crate::replicate::{Chain, LAG_MAX, Outcome, Received, Replicator};
@@ -48,6 +49,8 @@ pub struct Server {
     pub ring: Arc<Ring>,
     /// Queue for corrupt copies.
     pub repairs: RepairQueue,
+    /// What owners missed.
+    pub handoff: Arc<Handoff>,
     /// Blocks renewed less than this long ago are not dropped, whatever a request says.
     pub drop_grace_min: Duration,
     /// When clients were last at work.
@@ -112,7 +115,11 @@ impl Service for Server {
         }
         let (reply, payload) = match request {
             BlockRequest::Put { hash, epoch, chain, needed } => {
-                return self.put((hash, epoch), chain, usize::from(needed.max(1)), incoming).await;
+                let copies = self.put((hash, epoch), chain, usize::from(needed.max(1)), incoming).await;
+                if peer.subject.role == Role::Client {
+                    self.note_missed(hash, &copies);
+                }
+                return;
             }
             BlockRequest::Get { hash, epoch, offset, len } => {
                 if incoming.reserve_answer((len as usize).min(BLOCK_BYTES_MAX)).await.is_err() {
@@ -207,12 +214,28 @@ impl Server {
         epoch > self.layouts.newest().epoch
     }
 
+    /// Notes the owners that a client's put went past. Only the daemon that answers the client knows of all of them.
+    fn note_missed(&self, hash: BlockHash, copies: &Outcome) {
+        if copies.synced.contains(&self.id) {
+            let layout = self.layouts.newest();
+            let missed = layout.owners(&hash).into_iter().filter(|owner| !copies.synced.contains(&owner.id));
+            missed.for_each(|owner| self.handoff.add(owner.id, hash));
+        }
+    }
+
     /// Receives, verifies, stores, and passes on. The copy is on stable storage before it is acknowledged (I9). Answers
-    /// when enough daemons have it, and goes on until the whole chain has.
-    async fn put(&self, (hash, epoch): (BlockHash, LayoutEpoch), chain: Chain, needed: usize, mut incoming: Incoming) {
+    /// when enough daemons have it, and goes on until the whole chain has. Returns who has it then.
+    async fn put(
+        &self,
+        (hash, epoch): (BlockHash, LayoutEpoch),
+        chain: Chain,
+        needed: usize,
+        mut incoming: Incoming,
+    ) -> Outcome {
         let layout = self.layouts.naming(epoch, &chain).await;
         if let Err(refusal) = self.layouts.may_store(epoch) {
-            return incoming.respond(&refused(refusal), &[]).await;
+            incoming.respond(&refused(refusal), &[]).await;
+            return Outcome::default();
         }
         // A daemon that cannot store the block does not count.
         let elsewhere = if self.store.is_full() || self.store.has_failed() { needed } else { needed - 1 };
@@ -230,14 +253,15 @@ impl Server {
             Ok(Received::Block(block, sections)) => (block, sections),
             Ok(Received::Mismatch) => {
                 self.metrics.mismatches.add(1);
-                return incoming.refuse(&format!("the payload does not match its name {hash}")).await;
+                incoming.refuse(&format!("the payload does not match its name {hash}")).await;
+                return Outcome::default();
             }
             Err(error) => {
                 tracing::debug!(%hash, %error, "the sender went away");
-                return;
+                return Outcome::default();
             }
         };
-        self.store_and_answer((hash, epoch), (&block, sections), needed, others, incoming).await;
+        self.store_and_answer((hash, epoch), (&block, sections), needed, others, incoming).await
     }
 
     async fn store_and_answer(
@@ -247,7 +271,7 @@ impl Server {
         needed: usize,
         mut others: Pin<&mut MaybeDone<impl Future<Output = Outcome>>>,
         incoming: Incoming,
-    ) {
+    ) -> Outcome {
         let local = async {
             // I10: the stamp is renewed before the store is looked at, so that no drop slips in between.
             self.stamps.renew(hash).await;
@@ -290,6 +314,7 @@ impl Server {
             }
         }
         drop(lagging);
+        copies
     }
 
     /// Counts the outcome of this daemon's own copy.

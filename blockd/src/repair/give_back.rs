@@ -143,7 +143,7 @@ impl Healer {
     }
 
     /// Sends a block to owners. Returns true when each has stored it.
-    async fn send(&mut self, layout: &Layout, hash: BlockHash, owners: &[BlockdId]) -> bool {
+    pub(super) async fn send(&mut self, layout: &Layout, hash: BlockHash, owners: &[BlockdId]) -> bool {
         let Ok(Some(block)) = self.store.get(hash).await else { return false };
         let mut all_have = true;
         for owner in owners {

@@ -37,10 +37,18 @@ pub async fn run(mut healer: Healer, stop: CancellationToken) {
             let Some(until_next) = stop.run_until_cancelled(healer.heal(&layout)).await else { return };
             pause = until_next;
         }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = layouts.changed() => {}
-            () = tokio::time::sleep(pause) => {}
+        let next = tokio::time::Instant::now() + pause;
+        loop {
+            let handoff = healer.handoff.clone();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = layouts.changed() => break,
+                () = tokio::time::sleep_until(next) => break,
+                () = handoff.due() => {}
+            }
+            if stop.run_until_cancelled(healer.hand_off(&layout)).await.is_none() {
+                return;
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! State that healing works with: the parts of the daemon, and how it asks others.
 
+use super::handoff::Handoff;
 use super::progress::Progress;
 use super::throttle::{Activity, Throttle};
 use crate::heartbeat::Metads;
@@ -50,6 +51,8 @@ pub struct Healer {
     pub throttle: Throttle,
     /// The progress that metad learns.
     pub progress: Arc<Progress>,
+    /// What owners missed.
+    pub handoff: Arc<Handoff>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Time between two comparisons while nothing changes.

@@ -1,0 +1,144 @@
+//! Handing off copies that owners missed (hinted handoff; DeCandia et al., Dynamo, 2007, §4.6).
+//!
+//! A put goes past an owner that is dead, paused or full for the moment. Comparing would give it its copy, but only minutes
+//! later when the layout stays as it is. So the daemon that answered the client notes which owners have not synced the block,
+//! and sends it to them once they take it.
+//!
+//! Owner: [`Handoff`]. The server notes, and the healing task sends. What is noted is lost with the process, or when there is
+//! too much of it: comparing brings that.
+
+use super::healer::{Failed, Healer};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::sync::Notify;
+use wire::ids::{BlockHash, BlockdId};
+use wire::layout::Layout;
+use wire::message::block::{BlockReply, BlockRequest};
+use wire::tls::Role;
+
+/// Blocks that are noted at most.
+const NOTED_MAX: usize = 65_536;
+/// Between two attempts to send what is noted.
+const PAUSE: Duration = Duration::from_secs(2);
+/// An owner that does not answer within this time is left for the next attempt.
+const ASK_LIMIT: Duration = Duration::from_secs(1);
+/// Blocks about which an owner is asked at once.
+const ASKED_MAX: usize = 1024;
+
+/// Blocks that owners have not synced, by owner.
+#[derive(Default)]
+pub struct Handoff {
+    noted: Mutex<Noted>,
+    added: Notify,
+}
+
+#[derive(Default)]
+struct Noted {
+    by_owner: BTreeMap<BlockdId, BTreeSet<BlockHash>>,
+    count: usize,
+}
+
+impl Handoff {
+    /// Notes that an owner has not synced a block.
+    pub fn add(&self, owner: BlockdId, hash: BlockHash) {
+        let mut noted = self.noted.lock();
+        if noted.count < NOTED_MAX && noted.by_owner.entry(owner).or_default().insert(hash) {
+            noted.count += 1;
+            self.added.notify_one();
+        }
+    }
+
+    /// Waits until there is something to send, and then a moment: owners that were away take a while, and much may be
+    /// sent together. Cancel-safe.
+    pub(super) async fn due(&self) {
+        while self.noted.lock().count == 0 {
+            self.added.notified().await;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+
+    /// Blocks for each owner, some of them.
+    fn some(&self) -> Vec<(BlockdId, Vec<BlockHash>)> {
+        let noted = self.noted.lock();
+        let some = |(owner, hashes): (&BlockdId, &BTreeSet<BlockHash>)| {
+            (*owner, hashes.iter().take(ASKED_MAX).copied().collect())
+        };
+        noted.by_owner.iter().map(some).collect()
+    }
+
+    fn remove(&self, owner: &BlockdId, hash: &BlockHash) {
+        let mut noted = self.noted.lock();
+        let Some(hashes) = noted.by_owner.get_mut(owner) else { return };
+        let is_there = hashes.remove(hash);
+        if hashes.is_empty() {
+            noted.by_owner.remove(owner);
+        }
+        noted.count -= usize::from(is_there);
+    }
+}
+
+impl Healer {
+    /// Sends owners what they missed, as far as they take it.
+    pub(super) async fn hand_off(&mut self, layout: &Layout) {
+        for (owner, hashes) in self.handoff.some() {
+            let (owed, owed_no_more): (Vec<_>, Vec<_>) =
+                hashes.into_iter().partition(|hash| layout.owners(hash).iter().any(|member| member.id == owner));
+            // Whoever owns these now has compared, or will.
+            owed_no_more.iter().for_each(|hash| self.handoff.remove(&owner, hash));
+            if let Err(reason) = self.hand_off_to(layout, owner, owed).await {
+                tracing::debug!(%owner, reason, "an owner does not take what it missed yet");
+            }
+        }
+    }
+
+    async fn hand_off_to(&mut self, layout: &Layout, owner: BlockdId, hashes: Vec<BlockHash>) -> Result<(), Failed> {
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        let addr = layout.member(&owner).ok_or("it has left the layout")?.addr;
+        let peer = self.endpoint.peer(addr, Role::Blockd);
+        let request = BlockRequest::Probe { epoch: layout.epoch, hashes: hashes.clone() };
+        let present = match peer.request::<_, BlockReply>(&request, &[], ASK_LIMIT).await {
+            Ok((BlockReply::Present(present), _)) if present.len() == hashes.len() => present,
+            Ok((other, _)) => return Err(format!("answered {other:?}")),
+            Err(error) => return Err(error.to_string()),
+        };
+        for (hash, is_present) in hashes.iter().zip(present) {
+            let is_done = is_present || !self.store.contains(hash) || self.send(layout, *hash, &[owner]).await;
+            if !is_done {
+                return Err("it did not store a block".to_owned());
+            }
+            self.handoff.remove(&owner, hash);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_noted_is_due_until_it_is_removed_and_never_more_than_the_bound() {
+        let handoff = Handoff::default();
+        let (owner, hash) = (BlockdId([1; 16]), |number: u32| {
+            let mut hash = [0; 32];
+            hash[..4].copy_from_slice(&number.to_be_bytes());
+            BlockHash(hash)
+        });
+        assert!(tokio::time::timeout(Duration::from_secs(60), handoff.due()).await.is_err());
+        handoff.add(owner, hash(1));
+        handoff.add(owner, hash(1));
+        for _ in 0..2 {
+            tokio::time::timeout(Duration::from_secs(60), handoff.due()).await.expect("one is noted");
+        }
+        assert_eq!(handoff.some(), [(owner, vec![hash(1)])]);
+        handoff.remove(&owner, &hash(1));
+        handoff.remove(&owner, &hash(1));
+        assert!(handoff.some().is_empty());
+        assert!(tokio::time::timeout(Duration::from_secs(60), handoff.due()).await.is_err());
+        (0..NOTED_MAX as u32 + 10).for_each(|number| handoff.add(owner, hash(number)));
+        assert_eq!(handoff.noted.lock().by_owner[&owner].len(), NOTED_MAX);
+    }
+}
