@@ -24,7 +24,7 @@ impl Buffers {
     /// Takes an empty buffer with room for a block. It stays outside of the pool until it is given back or frozen.
     #[must_use]
     pub fn take(&self) -> Vec<u8> {
-        self.0.take(BLOCK_BYTES_MAX, || Vec::with_capacity(BLOCK_BYTES_MAX)).detach()
+        self.0.take(BLOCK_BYTES_MAX, || Vec::with_capacity(BLOCK_BYTES_MAX)).into_memory()
     }
 
     /// Takes a buffer back. Smaller ones than those that [`Buffers::take`] gives are left to the allocator.

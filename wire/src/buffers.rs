@@ -112,7 +112,7 @@ impl<M: Memory> Buffer<M> {
 
     /// Takes the memory out. It goes to no pool any more unless one [encloses](Pool::enclose) it.
     #[must_use]
-    pub fn detach(mut self) -> M {
+    pub fn into_memory(mut self) -> M {
         self.memory.take().expect(HELD)
     }
 }
@@ -182,9 +182,9 @@ mod tests {
     }
 
     #[test]
-    fn detached_memory_goes_to_a_pool_only_when_one_encloses_it() {
+    fn memory_that_was_taken_out_goes_to_a_pool_only_when_one_encloses_it() {
         let pool = Pool::<Vec<u8>>::new(MIB, 16 * MIB);
-        let memory = pool.take(MIB, || Vec::with_capacity(MIB)).detach();
+        let memory = pool.take(MIB, || Vec::with_capacity(MIB)).into_memory();
         assert_eq!(pool.free_count(), 0);
         drop(pool.enclose(memory));
         assert_eq!(pool.free_count(), 1);

@@ -4,23 +4,34 @@ use std::fs::{File, TryLockError};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-/// A killed process holds its locks until the kernel has torn it down, which takes at most this long.
+/// A killed process holds its locks and ports until the kernel has torn it down, which takes at most this long.
 const KILLED_HOLDER_LIMIT: Duration = Duration::from_secs(1);
-/// Pause between attempts to take the lock.
-const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// Pause between attempts to take what it holds.
+const ATTEMPT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Attempts to take something that a process which was killed a moment ago may still hold. Its files are closed only after
+/// it has left the list of processes. Blocks for up to a second: for starting.
+///
+/// # Errors
+/// That of the last attempt.
+pub fn after_a_kill<T, E>(mut attempt: impl FnMut() -> Result<T, E>, is_held: impl Fn(&E) -> bool) -> Result<T, E> {
+    let started = Instant::now();
+    loop {
+        match attempt() {
+            Err(error) if is_held(&error) && started.elapsed() < KILLED_HOLDER_LIMIT => {
+                std::thread::sleep(ATTEMPT_PAUSE);
+            }
+            outcome => return outcome,
+        }
+    }
+}
 
 /// Takes a lock on a file, also after a process that was killed a moment ago. Blocks for up to a second: for starting.
 ///
 /// # Errors
 /// `WouldBlock` when a living process holds it.
 pub fn lock_after_a_kill(file: &File) -> Result<(), TryLockError> {
-    let started = Instant::now();
-    loop {
-        match file.try_lock() {
-            Err(TryLockError::WouldBlock) if started.elapsed() < KILLED_HOLDER_LIMIT => std::thread::sleep(LOCK_PAUSE),
-            outcome => return outcome,
-        }
-    }
+    after_a_kill(|| file.try_lock(), |error| matches!(error, TryLockError::WouldBlock))
 }
 
 /// Time since the machine was started, by a clock that goes on while it sleeps (`CLOCK_BOOTTIME`, `clock_gettime(2)`).

@@ -225,6 +225,21 @@ async fn a_port_in_use_is_refused_with_advice() {
     assert!(error.contains("another program uses it"), "{error}");
 }
 
+/// As after `kill -9`: the kernel closes the files of a process a moment after it has left the list of processes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_becomes_free_within_a_moment_is_taken() {
+    let ca = ClusterCa::create("t").unwrap();
+    let held = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let addr = held.local_addr().unwrap();
+    let closing = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        drop(held);
+    });
+    let endpoint = Endpoint::bind(addr, &identity(&ca, Role::Metad)).unwrap();
+    assert_eq!(endpoint.local_addr(), addr);
+    closing.join().unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_peer_costs_many_callers_one_handshake_and_nothing_was_sent() {
     let ca = ClusterCa::create("t").unwrap();

@@ -7,22 +7,16 @@
 //! Owner: [`Handoff`]. The server notes, and the healing task sends. What is noted is lost with the process, or when there is
 //! too much of it: comparing brings that.
 
-use super::healer::{Failed, Healer};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tokio::sync::Notify;
 use wire::ids::{BlockHash, BlockdId};
-use wire::layout::Layout;
-use wire::message::block::{BlockReply, BlockRequest};
-use wire::tls::Role;
 
 /// Blocks that are noted at most.
 const NOTED_MAX: usize = 65_536;
 /// Between two attempts to send what is noted.
 const PAUSE: Duration = Duration::from_secs(2);
-/// An owner that does not answer within this time is left for the next attempt.
-const ASK_LIMIT: Duration = Duration::from_secs(1);
 /// Blocks about which an owner is asked at once.
 const ASKED_MAX: usize = 1024;
 
@@ -59,7 +53,7 @@ impl Handoff {
     }
 
     /// Blocks for each owner, some of them.
-    fn some(&self) -> Vec<(BlockdId, Vec<BlockHash>)> {
+    pub(super) fn some(&self) -> Vec<(BlockdId, Vec<BlockHash>)> {
         let noted = self.noted.lock();
         let some = |(owner, hashes): (&BlockdId, &BTreeSet<BlockHash>)| {
             (*owner, hashes.iter().take(ASKED_MAX).copied().collect())
@@ -67,7 +61,8 @@ impl Handoff {
         noted.by_owner.iter().map(some).collect()
     }
 
-    fn remove(&self, owner: &BlockdId, hash: &BlockHash) {
+    /// Forgets what an owner has now, or does not own any more.
+    pub(super) fn remove(&self, owner: &BlockdId, hash: &BlockHash) {
         let mut noted = self.noted.lock();
         let Some(hashes) = noted.by_owner.get_mut(owner) else { return };
         let is_there = hashes.remove(hash);
@@ -75,43 +70,6 @@ impl Handoff {
             noted.by_owner.remove(owner);
         }
         noted.count -= usize::from(is_there);
-    }
-}
-
-impl Healer {
-    /// Sends owners what they missed, as far as they take it.
-    pub(super) async fn hand_off(&mut self, layout: &Layout) {
-        for (owner, hashes) in self.handoff.some() {
-            let (owed, owed_no_more): (Vec<_>, Vec<_>) =
-                hashes.into_iter().partition(|hash| layout.owners(hash).iter().any(|member| member.id == owner));
-            // Whoever owns these now has compared, or will.
-            owed_no_more.iter().for_each(|hash| self.handoff.remove(&owner, hash));
-            if let Err(reason) = self.hand_off_to(layout, owner, owed).await {
-                tracing::debug!(%owner, reason, "an owner does not take what it missed yet");
-            }
-        }
-    }
-
-    async fn hand_off_to(&mut self, layout: &Layout, owner: BlockdId, hashes: Vec<BlockHash>) -> Result<(), Failed> {
-        if hashes.is_empty() {
-            return Ok(());
-        }
-        let addr = layout.member(&owner).ok_or("it has left the layout")?.addr;
-        let peer = self.endpoint.peer(addr, Role::Blockd);
-        let request = BlockRequest::Probe { epoch: layout.epoch, hashes: hashes.clone() };
-        let present = match peer.request::<_, BlockReply>(&request, &[], ASK_LIMIT).await {
-            Ok((BlockReply::Present(present), _)) if present.len() == hashes.len() => present,
-            Ok((other, _)) => return Err(format!("answered {other:?}")),
-            Err(error) => return Err(error.to_string()),
-        };
-        for (hash, is_present) in hashes.iter().zip(present) {
-            let is_done = is_present || !self.store.contains(hash) || self.send(layout, *hash, &[owner]).await;
-            if !is_done {
-                return Err("it did not store a block".to_owned());
-            }
-            self.handoff.remove(&owner, hash);
-        }
-        Ok(())
     }
 }
 

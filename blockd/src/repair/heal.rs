@@ -21,6 +21,8 @@ use wire::tls::Role;
 
 /// Blocks fetched at once: enough to hide a round trip, few enough to leave the disk to others.
 const FETCHES_MAX: usize = 4;
+/// An owner that does not answer within this time gets what it missed at the next attempt.
+const HANDOFF_LIMIT: Duration = Duration::from_secs(1);
 /// Time until the next pass after an incomplete one: a daemon that does not answer may be down, or behind by a
 /// heartbeat.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -160,6 +162,43 @@ impl Healer {
             }
         }
         pass.fetched(all_here);
+        Ok(())
+    }
+}
+
+impl Healer {
+    /// Sends owners what they missed, as far as they take it.
+    pub(super) async fn hand_off(&mut self, layout: &Layout) {
+        for (owner, hashes) in self.handoff.some() {
+            let (owed, owed_no_more): (Vec<_>, Vec<_>) =
+                hashes.into_iter().partition(|hash| layout.owners(hash).iter().any(|member| member.id == owner));
+            // Whoever owns these now has compared, or will.
+            owed_no_more.iter().for_each(|hash| self.handoff.remove(&owner, hash));
+            if let Err(reason) = self.hand_off_to(layout, owner, owed).await {
+                tracing::debug!(%owner, reason, "an owner does not take what it missed yet");
+            }
+        }
+    }
+
+    async fn hand_off_to(&mut self, layout: &Layout, owner: BlockdId, hashes: Vec<BlockHash>) -> Result<(), Failed> {
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        let addr = layout.member(&owner).ok_or("it has left the layout")?.addr;
+        let peer = self.endpoint.peer(addr, Role::Blockd);
+        let request = BlockRequest::Probe { epoch: layout.epoch, hashes: hashes.clone() };
+        let present = match peer.request::<_, BlockReply>(&request, &[], HANDOFF_LIMIT).await {
+            Ok((BlockReply::Present(present), _)) if present.len() == hashes.len() => present,
+            Ok((other, _)) => return Err(format!("answered {other:?}")),
+            Err(error) => return Err(error.to_string()),
+        };
+        for (hash, is_present) in hashes.iter().zip(present) {
+            let is_done = is_present || !self.store.contains(hash) || self.send(layout, *hash, &[owner]).await;
+            if !is_done {
+                return Err("it did not store a block".to_owned());
+            }
+            self.handoff.remove(&owner, hash);
+        }
         Ok(())
     }
 }

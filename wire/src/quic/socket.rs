@@ -154,13 +154,15 @@ fn bind_error(addr: SocketAddr, error: &io::Error) -> Error {
     Error::Bind { addr: addr.to_string(), reason: format!("{error}: {hint}") }
 }
 
-/// A socket with large buffers, beyond the system's limit if the process is root.
+/// A socket with large buffers, beyond the system's limit if the process is root. A daemon that was killed may be started
+/// again before its port is free.
 fn socket(addr: SocketAddr) -> io::Result<UdpSocket> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::DGRAM, None)?;
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
     crate::sys::force_buffers(&socket, SOCKET_BUFFER_BYTES);
-    socket.bind(&addr.into())?;
+    let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+    crate::sys::after_a_kill(|| socket.bind(&addr.into()), is_taken)?;
     Ok(socket.into())
 }
 

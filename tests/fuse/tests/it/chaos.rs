@@ -51,15 +51,17 @@ enum Fault {
     Failing,
     /// Operators empty it, and think better of it.
     Drained,
-    /// The one that was not started joins, or is emptied and forgotten.
-    Moves,
+    /// The last one joins, if it is not there.
+    Joins,
+    /// The last one dies for good, if it is there.
+    Dies,
     /// The leading metad is killed.
     LeaderKilled,
     /// The leading metad answers nobody.
     LeaderPaused,
 }
 
-const FAULTS: [Fault; 11] = [
+const FAULTS: [Fault; 12] = [
     Fault::Killed,
     Fault::Late,
     Fault::Wiped,
@@ -68,14 +70,15 @@ const FAULTS: [Fault; 11] = [
     Fault::Full,
     Fault::Failing,
     Fault::Drained,
-    Fault::Moves,
+    Fault::Joins,
+    Fault::Dies,
     Fault::LeaderKilled,
     Fault::LeaderPaused,
 ];
 
 impl Fault {
     fn loses_copies(self) -> bool {
-        matches!(self, Self::Wiped | Self::Flipped)
+        matches!(self, Self::Wiped | Self::Flipped | Self::Dies)
     }
 }
 
@@ -102,7 +105,7 @@ impl<'a> Troubles<'a> {
         let fault = *chance.pick(&FAULTS);
         let name = match fault {
             Fault::LeaderKilled | Fault::LeaderPaused => self.surf.leader(),
-            Fault::Moves => format!("blockd-{DAEMONS}"),
+            Fault::Joins | Fault::Dies => format!("blockd-{DAEMONS}"),
             Fault::Full => (*chance.pick(&SMALL)).to_owned(),
             _ => format!("blockd-{}", 1 + chance.below(u64::from(DAEMONS) - 1)),
         };
@@ -110,13 +113,19 @@ impl<'a> Troubles<'a> {
         let second_loss = fault.loses_copies() && self.has_lost;
         let blockds = self.faults.keys().filter(|name| name.starts_with("blockd")).count();
         let too_many = if name.starts_with("metad") { a_metad_is_troubled } else { blockds >= TROUBLED_MAX };
-        if self.faults.contains_key(&name) || second_loss || too_many {
+        let is_there = states(self.surf).contains_key(&name);
+        let fits = match fault {
+            Fault::Joins => !is_there,
+            Fault::Dies => is_there,
+            _ => true,
+        };
+        if self.faults.contains_key(&name) || second_loss || too_many || !fits {
             return None;
         }
         self.has_lost |= fault.loses_copies();
         let pid = self.surf.daemon(&name).pid;
         match fault {
-            Fault::Killed | Fault::Late | Fault::LeaderKilled => self.surf.kill_9(&name),
+            Fault::Killed | Fault::Late | Fault::Dies | Fault::LeaderKilled => self.surf.kill_9(&name),
             Fault::Wiped => {
                 self.surf.kill_9(&name);
                 sh(&self.surf.scratch(), LIMIT, &format!("rm -rf {}/*", self.data_of(&name)));
@@ -138,11 +147,7 @@ impl<'a> Troubles<'a> {
                 let (text, code) = self.surf.operate(&["blockd", "drain", &name]);
                 assert_eq!(code, 0, "{text}");
             }
-            Fault::Moves if states(self.surf).contains_key(&name) => {
-                let (text, code) = self.surf.operate(&["blockd", "drain", &name]);
-                assert_eq!(code, 0, "{text}");
-            }
-            Fault::Moves => {
+            Fault::Joins => {
                 self.surf.dev(&["start", &name]);
                 // Nothing is wrong with it.
                 return Some((name, fault));
@@ -160,7 +165,7 @@ impl<'a> Troubles<'a> {
                 until_state(self.surf, name, "out");
                 self.surf.dev(&["start", name]);
             }
-            Fault::Wiped | Fault::Flipped => {}
+            Fault::Wiped | Fault::Flipped | Fault::Joins => {}
             Fault::Paused | Fault::LeaderPaused => drop(self.paused.remove(name)),
             Fault::Full => {
                 sh(&self.surf.scratch(), LIMIT, &format!("rm -f {}/filler", self.data_of(name)));
@@ -175,12 +180,10 @@ impl<'a> Troubles<'a> {
                 let (text, code) = self.surf.operate(&["blockd", "drain", name, "--undo"]);
                 assert_eq!(code, 0, "{text}");
             }
-            Fault::Moves => {
-                until_state(self.surf, name, "drained");
-                self.surf.kill_9(name);
-                until("it is forgotten", HEAL_LIMIT, || {
-                    (self.surf.operate(&["blockd", "remove", name]).1 == 0).then_some(())
-                });
+            Fault::Dies => {
+                until_state(self.surf, name, "out");
+                let (text, code) = self.surf.operate(&["blockd", "remove", name]);
+                assert_eq!(code, 0, "{text}");
                 sh(&self.surf.scratch(), LIMIT, &format!("rm -rf {}/*", self.data_of(name)));
             }
         }
