@@ -34,6 +34,7 @@ test *filter:
 long:
     PROPTEST_CASES=100000 cargo test --release --workspace --lib --bins --locked
     just faults 600
+    just chaos
     just handovers 100000
     just fsx 100000
     just sizes
