@@ -30,7 +30,8 @@ demo-down dir="/tmp/surf-demo":
 test *filter:
     cargo test --workspace --locked -- {{filter}}
 
-# Run the long forms of the tests that .ci/run bounds by the clock: random cases, faults, handovers, fsx, programs. Takes hours.
+# Run the long forms of the tests that .ci/run bounds by the clock: random cases, faults, chaos, handovers, fsx, sizes,
+# programs. Takes hours.
 long:
     PROPTEST_CASES=100000 cargo test --release --workspace --lib --bins --locked
     just faults 600

@@ -3,7 +3,7 @@
 //! [`Node`] is a running daemon; `main.rs` starts one from a file, the embedded cluster and the tests start several in
 //! one process. Life of a request: [`server`] authorises and dispatches, [`replicate`] receives blocks and passes them
 //! down their chain, [`store`] stores them. Beside it run: the ring ([`chord`]), heartbeats and block reports
-//! ([`heartbeat`]), repair of damaged copies ([`repair`]), compaction and scrub (`upkeep`).
+//! ([`heartbeat`]), all that keeps blocks in enough good copies ([`repair`]), `scrub`, and compaction (`upkeep`).
 //!
 //! Stop order, each step bounded in time: no new requests, those under way end; background tasks; the store, to which
 //! nobody writes any more by then; the endpoint.

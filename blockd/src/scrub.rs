@@ -17,8 +17,8 @@ use wire::ids::BlockHash;
 
 /// Pause between two passes: a small store need not be read all the time.
 const IDLE: Duration = Duration::from_secs(600);
-/// Blocks are read until they are due this much time at its rate, and then a pause is made: small blocks one by one would cost
-/// more in timers than in reading.
+/// Pauses are at least this long: those of several small blocks are added up and made at once, because each would cost more in
+/// timers than in reading.
 const SLICE: Duration = Duration::from_millis(100);
 /// How often it is noted how far it is.
 const NOTED_EVERY: Duration = Duration::from_secs(60);
@@ -49,7 +49,7 @@ struct Record {
 }
 
 impl Record {
-    /// The one of a file. One that is not there, or cannot be read, is that of a disk that was never read: all is read anew.
+    /// Reads the record. Without a readable file, everything is read anew.
     fn load(path: &Path) -> Self {
         let anew = Self { passed: None, next: Some(BlockHash([0; 32])) };
         std::fs::read(path).ok().and_then(|bytes| wire::codec::decode(&bytes).ok()).unwrap_or(anew)
@@ -57,7 +57,7 @@ impl Record {
 }
 
 /// How long so many bytes take at a rate.
-pub(crate) fn due(bytes: u64, bytes_per_s: u64) -> Duration {
+pub(crate) fn time_at_rate(bytes: u64, bytes_per_s: u64) -> Duration {
     Duration::from_secs_f64(bytes as f64 / bytes_per_s as f64)
 }
 
@@ -68,7 +68,7 @@ impl Scrubber {
         let Ok(mut record) = tokio::task::spawn_blocking(move || Record::load(&path)).await else { return };
         loop {
             if let Some(passed) = record.passed {
-                self.progress.scrubbed(passed);
+                self.progress.set_scrubbed(passed);
             }
             if record.next.is_none() {
                 let since =
@@ -95,7 +95,7 @@ impl Scrubber {
                 self.repairs.push(hash);
             }
             record.next = hash.next();
-            owed += due(u64::from(len), self.bytes_per_s);
+            owed += time_at_rate(u64::from(len), self.bytes_per_s);
             if owed >= SLICE {
                 tokio::time::sleep(owed).await;
                 owed = Duration::ZERO;

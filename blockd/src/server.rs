@@ -214,7 +214,8 @@ impl Server {
         epoch > self.layouts.newest().epoch
     }
 
-    /// Notes the owners that a client's put went past. Only the daemon that answers the client knows of all of them.
+    /// Notes the owners that a client's put went past. Only the daemon that answers the client knows of all of them. Nothing is
+    /// noted when it has no copy itself: it could not send one.
     fn note_missed(&self, hash: BlockHash, copies: &Outcome) {
         if copies.synced.contains(&self.id) {
             let layout = self.layouts.newest();

@@ -3,7 +3,7 @@
 //! Both pause after each step for as long as the step's bytes take at the configured rate, so that requests find the
 //! disk free.
 
-use crate::scrub::{Scrubber, due};
+use crate::scrub::{Scrubber, time_at_rate};
 use crate::store::Store;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +38,7 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
 async fn compact(store: Arc<Store>, bytes_per_s: u64) {
     loop {
         let pause = match store.compact_step().await {
-            Ok(Some(copied)) => due(copied, bytes_per_s).max(COMPACTION_PAUSE),
+            Ok(Some(copied)) => time_at_rate(copied, bytes_per_s).max(COMPACTION_PAUSE),
             Ok(None) => COMPACTION_IDLE,
             Err(error) => {
                 tracing::warn!(%error, "compaction failed: dropped blocks keep their space");

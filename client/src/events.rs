@@ -6,7 +6,7 @@
 //! 1. **An event first ends what may be done here, and then looks at the queue.** So later operations do not get into
 //!    the queue, and the entries that are waited for are all that there will be.
 //! 2. **An event is acknowledged when the kernel believes nothing of it any more and has dropped its pages of open
-//!    files, and when metad has been sent everything that was done to it.** Not before one of these. Only the pages
+//!    files, and when metad has acknowledged everything that was done to it.** Not before one of these. Only the pages
 //!    have a limit: the kernel retains them while they are being read, and a read may be slow.
 //! 3. **A later event is never acknowledged before an earlier one of its kind.** There are two kinds: events that need
 //!    nothing to be sent do not wait for those that do. The other session may need the first before it can send what

@@ -15,7 +15,7 @@ use wire::FsError;
 
 /// Files that are flushed at once when many are.
 pub(crate) const FLUSHES_MAX: usize = 32;
-/// How often a flush waits for what others put into the queue meanwhile.
+/// How many times a flush waits for what others put into the queue meanwhile.
 const QUEUED_ROUNDS_MAX: u32 = 4;
 
 /// Flushes files.
@@ -34,7 +34,7 @@ pub(crate) struct Flusher {
 }
 
 impl Flusher {
-    /// Returns the files with content outside the queue that matters to anybody.
+    /// Returns the files whose uncommitted content somebody may still read, and which is not in the queue.
     pub fn unqueued_files(&self) -> Vec<Arc<FileState>> {
         self.open_files.filtered(|file| file.is_wanted() && !file.is_queued())
     }

@@ -133,6 +133,7 @@ fn fill(ino: Ino) -> Op {
 #[test]
 fn many_files_in_one_directory_are_listed_and_take_less_than_half_a_gib_and_a_kib_each() {
     let files = std::env::var("METAD_FILES").map_or(FILES, |text| text.parse().expect("METAD_FILES is a number"));
+    assert!(files >= BATCH, "METAD_FILES is at least {BATCH}");
     metad::runtime().unwrap().block_on(async {
         let ca = ClusterCa::create("test").unwrap();
         let dir = tempfile::tempdir().unwrap();

@@ -16,11 +16,11 @@ const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// A metad that leads says so within this time.
 pub const LOOK_LIMIT: Duration = Duration::from_millis(300);
 
-/// The question.
+/// The request to send, see [`another_leads`].
 pub static WHO_LEADS: MetaRequest = MetaRequest::WhoLeads;
 
 /// Waits until another metad than `asked` says that it leads, and returns its address. What a metad says of a third one may be
-/// old, and is ignored; so is which nodes it says there are, because it may have been removed. Does not end when none leads:
+/// old, and is ignored. Its list of nodes is ignored too: a removed node has an old one. Does not end when none leads:
 /// run it beside the request that `asked` is to answer. Cancel-safe.
 ///
 /// `others` are the metads to ask, looked up anew in each round; `who_leads` sends one of them [`WHO_LEADS`], and

@@ -9,8 +9,8 @@ const KILLED_HOLDER_LIMIT: Duration = Duration::from_secs(1);
 /// Pause between attempts to take what it holds.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// Attempts to take something that a process which was killed a moment ago may still hold. Its files are closed only after
-/// it has left the list of processes. Blocks for up to a second: for starting.
+/// Attempts to take something that a process which was killed a moment ago may still hold: the kernel closes its files and
+/// sockets a moment after its pid is gone. Blocks for up to a second: for starting.
 ///
 /// # Errors
 /// That of the last attempt.

@@ -1,4 +1,4 @@
-//! Finding blocks that something refers to and nobody has.
+//! Finding blocks that something refers to, and that no daemon which answers has.
 //!
 //! Comparing daemons with each other shows what one has and another lacks, never what all lack. So each owner asks metad for
 //! the names of what it owes, page by page, and looks for those that are not here on all other daemons. What another one has
@@ -114,7 +114,7 @@ pub async fn run(mut auditor: Auditor, stop: CancellationToken) {
                 due = Instant::now() + RETRY;
             }
         }
-        auditor.progress.misses(missing.count());
+        auditor.progress.set_missing(missing.count());
         let pause = if missing.names.is_empty() { due } else { due.min(Instant::now() + LOOK_AGAIN) };
         tokio::select! {
             () = stop.cancelled() => return,
@@ -175,7 +175,7 @@ impl Auditor {
             match elsewhere.get(&hash) {
                 // When too many wait, comparing with others brings it, or the next audit.
                 Some(from) => drop(self.repairs.fetch(hash, *from)),
-                // Others who own it find the same.
+                // Of the owners that answer, the first counts it: the sum over all daemons counts each block once.
                 None if layout.owners(&hash).iter().find(|owner| reached.contains(&owner.id)).map(|owner| owner.id)
                     == Some(self.id) =>
                 {
@@ -195,7 +195,7 @@ impl Auditor {
         hashes: &[BlockHash],
     ) -> Result<Option<Vec<BlockHash>>, Failed> {
         if member.failed {
-            // It says of nothing that it has it to stay, but lets it be read.
+            // A daemon with a failed disk answers every probe with no, but still serves what it has.
             return Ok(self.readable_at(layout, member, hashes).await);
         }
         let request = BlockRequest::Probe { epoch: layout.epoch, hashes: hashes.to_vec() };
@@ -237,7 +237,7 @@ impl Auditor {
     ) -> Result<(Vec<BlockHash>, Option<BlockHash>), Failed> {
         let request = MetaRequest::Referenced { epoch: layout.epoch, from, last };
         match self.metads.ask(&request).await {
-            // A page that does not go on would be asked for without end.
+            // `next` must grow, or this would loop for ever.
             Ok(MetaReply::Referenced { next: Some(next), .. }) if next <= from => Err("a page went back".to_owned()),
             Ok(MetaReply::Referenced { blocks, next }) => Ok((blocks, next)),
             Ok(other) => Err(format!("metad answered {other:?}")),

@@ -1,11 +1,11 @@
 //! Handing off copies that owners missed (hinted handoff; DeCandia et al., Dynamo, 2007, §4.6).
 //!
-//! A put goes past an owner that is dead, paused or full for the moment. Comparing would give it its copy, but only minutes
-//! later when the layout stays as it is. So the daemon that answered the client notes which owners have not synced the block,
-//! and sends it to them once they take it.
+//! A put goes past an owner that is dead, paused or full for the moment. Comparing would copy the block too. But while the
+//! layout does not change, the next comparison may be minutes away. So the daemon that answers the client notes which owners
+//! have not synced the block, and sends it to them once they take it.
 //!
-//! Owner: [`Handoff`]. The server notes, and the healing task sends. What is noted is lost with the process, or when there is
-//! too much of it: comparing brings that.
+//! Owner: [`Handoff`]. The server notes, and the healing task sends ([`super::heal`]). What is noted is lost with the process,
+//! and dropped beyond a bound: comparing finds what such owners lack.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,15 +45,15 @@ impl Handoff {
 
     /// Waits until there is something to send, and then a moment: owners that were away take a while, and much may be
     /// sent together. Cancel-safe.
-    pub(super) async fn due(&self) {
+    pub(super) async fn wait_due(&self) {
         while self.noted.lock().count == 0 {
             self.added.notified().await;
         }
         tokio::time::sleep(PAUSE).await;
     }
 
-    /// Blocks for each owner, some of them.
-    pub(super) fn some(&self) -> Vec<(BlockdId, Vec<BlockHash>)> {
+    /// Returns the next blocks to send to each owner.
+    pub(super) fn next_for_each_owner(&self) -> Vec<(BlockdId, Vec<BlockHash>)> {
         let noted = self.noted.lock();
         let some = |(owner, hashes): (&BlockdId, &BTreeSet<BlockHash>)| {
             (*owner, hashes.iter().take(ASKED_MAX).copied().collect())
@@ -85,17 +85,17 @@ mod tests {
             hash[..4].copy_from_slice(&number.to_be_bytes());
             BlockHash(hash)
         });
-        assert!(tokio::time::timeout(Duration::from_secs(60), handoff.due()).await.is_err());
+        assert!(tokio::time::timeout(Duration::from_secs(60), handoff.wait_due()).await.is_err());
         handoff.add(owner, hash(1));
         handoff.add(owner, hash(1));
         for _ in 0..2 {
-            tokio::time::timeout(Duration::from_secs(60), handoff.due()).await.expect("one is noted");
+            tokio::time::timeout(Duration::from_secs(60), handoff.wait_due()).await.expect("one is noted");
         }
-        assert_eq!(handoff.some(), [(owner, vec![hash(1)])]);
+        assert_eq!(handoff.next_for_each_owner(), [(owner, vec![hash(1)])]);
         handoff.remove(&owner, &hash(1));
         handoff.remove(&owner, &hash(1));
-        assert!(handoff.some().is_empty());
-        assert!(tokio::time::timeout(Duration::from_secs(60), handoff.due()).await.is_err());
+        assert!(handoff.next_for_each_owner().is_empty());
+        assert!(tokio::time::timeout(Duration::from_secs(60), handoff.wait_due()).await.is_err());
         (0..NOTED_MAX as u32 + 10).for_each(|number| handoff.add(owner, hash(number)));
         assert_eq!(handoff.noted.lock().by_owner[&owner].len(), NOTED_MAX);
     }

@@ -1,7 +1,7 @@
 //! The task that carries out [`Pass`]es: it fetches blocks that this daemon owes and does not hold, then gives back
-//! those that it holds and does not owe.
+//! those that it holds and does not owe. In between it hands off what owners missed.
 //!
-//! One task does both, so nothing is given back while a pass counts on it. A pass runs at each change of the layout,
+//! One task does all of that, so nothing is given back while a pass counts on it. A pass runs at each change of the layout,
 //! again a moment later when it was incomplete, and from time to time. It ends early when the layout changes, but only
 //! after the step under way: no drop is left half done.
 
@@ -46,7 +46,7 @@ pub async fn run(mut healer: Healer, stop: CancellationToken) {
                 () = stop.cancelled() => return,
                 _ = layouts.changed() => break,
                 () = tokio::time::sleep_until(next) => break,
-                () = handoff.due() => {}
+                () = handoff.wait_due() => {}
             }
             if stop.run_until_cancelled(healer.hand_off(&layout)).await.is_none() {
                 return;
@@ -169,7 +169,7 @@ impl Healer {
 impl Healer {
     /// Sends owners what they missed, as far as they take it.
     pub(super) async fn hand_off(&mut self, layout: &Layout) {
-        for (owner, hashes) in self.handoff.some() {
+        for (owner, hashes) in self.handoff.next_for_each_owner() {
             let (owed, owed_no_more): (Vec<_>, Vec<_>) =
                 hashes.into_iter().partition(|hash| layout.owners(hash).iter().any(|member| member.id == owner));
             // Whoever owns these now has compared, or will.

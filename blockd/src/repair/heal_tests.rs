@@ -60,7 +60,7 @@ struct World {
     referenced: BTreeSet<BlockHash>,
     /// Blocks that are acknowledged and not committed yet, with their placement.
     pending: BTreeMap<BlockHash, LayoutEpoch>,
-    /// Holders of unreferenced blocks.
+    /// Daemons that had a block when it became unreferenced.
     garbage: BTreeMap<BlockHash, BTreeSet<BlockdId>>,
     client: Layout,
     /// Daemons that died since all blocks were last whole.

@@ -1,4 +1,4 @@
-//! Progress of repair, for heartbeats: written by the repair task, read by the one that sends heartbeats.
+//! Progress of repair, for heartbeats: written by the tasks that repair, audit and scrub, read by the one that sends heartbeats.
 
 use super::duties::Duties;
 use super::pass::Lacking;
@@ -62,15 +62,15 @@ impl Progress {
         }
     }
 
-    /// Blocks that nobody who can be reached has.
-    pub fn misses(&self, blocks: u64) {
+    /// Sets the number of missing blocks.
+    pub fn set_missing(&self, blocks: u64) {
         if std::mem::replace(&mut self.state.lock().missing, blocks) != blocks {
             self.news.notify_one();
         }
     }
 
-    /// The disk was read whole.
-    pub fn scrubbed(&self, at: Timestamp) {
+    /// Sets when scrub last had read everything.
+    pub fn set_scrubbed(&self, at: Timestamp) {
         self.state.lock().scrubbed = Some(at);
     }
 

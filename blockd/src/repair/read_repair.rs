@@ -1,5 +1,5 @@
-//! Repair of single copies: a copy that reading or scrub finds corrupt is replaced by a good one, and a copy that an
-//! operator's check misses is fetched.
+//! Repair of single copies: a copy that reading or scrub finds corrupt is replaced by a good one, and a copy that a
+//! check or an audit misses is fetched.
 //!
 //! There is one task with a bounded queue. When the queue is full the block is left out: the next read or scrub finds
 //! the damage again.

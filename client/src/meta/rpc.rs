@@ -196,7 +196,7 @@ impl Rpc {
         }
     }
 
-    /// Opens a stream of events with the leader, if that is known.
+    /// Opens a stream of events with the leader, or with the node that is guessed to lead.
     ///
     /// # Errors
     /// As [`Metad::events`].

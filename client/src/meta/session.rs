@@ -137,7 +137,7 @@ impl From<FsError> for BatchFailed {
 pub struct Opened {
     /// The block layout.
     pub layout: Layout,
-    /// The session lives this long without a keep-alive.
+    /// The session lives this long without a sign of life.
     pub ttl: Duration,
     /// The leader's clock.
     pub now: Timestamp,
@@ -288,7 +288,7 @@ impl Session {
     }
 
     /// Asks a question. `delegate` asks for delegations on what is answered. With `sends`, the answer is needed to send
-    /// operations under delegations, and the question does not wait for other sessions that do so, too.
+    /// what this session did under delegations, and the question does not wait for other sessions that do so, too.
     ///
     /// # Errors
     /// Fails when there is no answer.

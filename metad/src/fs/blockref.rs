@@ -70,8 +70,8 @@ pub fn next_unreferenced(kv: &dyn Kv, after: &mut Option<keys::Key>, ms: u64, li
     found.iter().map(|(key, _)| keys::unreferenced_hash(key)).collect()
 }
 
-/// Blocks with names from `from` to `last` that extents refer to, in order, and where the next page begins. So many blocks are
-/// looked at, whether something refers to them or not.
+/// Returns a page of the blocks with names from `from` to `last` that extents refer to, in order, and where the next page
+/// begins. Looks at `limit` blocks, unreferenced ones included, so a page may be empty although more follow.
 pub fn referenced(kv: &dyn Kv, from: BlockHash, last: BlockHash, limit: usize) -> (Vec<BlockHash>, Option<BlockHash>) {
     let range = keys::block(&from)..[keys::block(&last).as_slice(), &[0]].concat();
     if range.is_empty() {

@@ -23,7 +23,7 @@ use wire::op::{ConflictCopy, ConflictPolicy, OpReply, check_name};
 
 /// Extents are counted in a written chunk up to this number. The count shows the client when to compact.
 const COUNTED_EXTENTS: usize = 4096;
-/// Extents are counted with every commit of this many pieces, and with each commit whose version is a multiple of this:
+/// Extents are counted with a commit of at least this many pieces, and with each whose version is a multiple of it:
 /// counting thousands takes longer than a small commit.
 const COUNTED_EVERY: usize = 64;
 
@@ -123,7 +123,7 @@ fn check_writes(writes: &[ExtentWrite]) -> Result<(), FsError> {
 
 /// Returns whether others wrote or removed bytes of these ranges after the version that a commit is based on.
 fn touched_since(view: &View, inode: &Inode, commit: &Commit, writes: &[ExtentWrite]) -> bool {
-    // A set, for thousands of extents are compared with a thousand versions.
+    // A set, because thousands of extents are looked up in a thousand versions.
     let own: BTreeSet<Version> = commit.own.iter().copied().collect();
     let foreign = |version: Version| version > commit.base && !own.contains(&version);
     writes.iter().any(|write| {

@@ -46,7 +46,7 @@ impl Jump {
         Some(Self { seconds })
     }
 
-    /// Returns from where a counter goes on that stood at `last` in the state.
+    /// Returns the next value of a counter whose value in the state is `last`.
     #[must_use]
     pub fn over(self, last: u64) -> u64 {
         last.saturating_add(JUMP_MIN).max(self.seconds << RATE_BITS)

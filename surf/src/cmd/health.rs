@@ -33,7 +33,8 @@ pub struct Work {
     pub missing_blocks: u64,
     /// Bytes per second that are copied now.
     pub bytes_per_s: u64,
-    /// Time until the slowest daemon has what it lacks, at its present rate; `None` while nothing is copied.
+    /// Time until the slowest daemon has what it lacks, at its present rate; `None` when one that lacks something copies
+    /// nothing now.
     pub left_s: Option<u64>,
 }
 
@@ -141,7 +142,7 @@ impl Health {
             self.is_critical = true;
         }
         if work.lacking_blocks > 0 {
-            self.problems.push(format!("{} copies of blocks are missing and are being made", work.lacking_blocks));
+            self.problems.push(format!("{} copies of blocks are lacking and are being made", work.lacking_blocks));
         } else if !status.layout.is_final() {
             self.problems.push("blocks are compared after a change of the daemons".to_owned());
         }

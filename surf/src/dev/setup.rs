@@ -113,7 +113,7 @@ fn write_daemon(ca: &ClusterCa, daemon: &Daemon, cluster: &str, metads: &[Socket
     written.with_context(|| daemon.config.display().to_string())
 }
 
-/// Lower ports belong to well-known services.
+/// Lower ports are often taken by services.
 const PORT_MIN: u16 = 10_240;
 /// Most ports that are tried.
 const PORT_TRIES: usize = 1_000;
@@ -123,14 +123,15 @@ const PORT_TRIES: usize = 1_000;
 /// they differ.
 fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
     let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let ports = ports_for_services(&range);
+    let ports = ports_outside(&range);
     let probes = (0..count).map(|_| free_port(&ports)).collect::<Result<Vec<_>>>()?;
     Ok(probes.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>()?)
 }
 
-/// The larger range of ports beside those that the kernel assigns, which `ip(7)` shows in this form.
-fn ports_for_services(handed_out: &str) -> RangeInclusive<u16> {
-    let mut numbers = handed_out.split_whitespace().map(str::parse);
+/// Returns the larger of the two ranges below and above the ephemeral ports, which are given as in `ip_local_port_range`
+/// (`ip(7)`).
+fn ports_outside(ephemeral: &str) -> RangeInclusive<u16> {
+    let mut numbers = ephemeral.split_whitespace().map(str::parse);
     let (first, last): (u16, u16) = match (numbers.next(), numbers.next()) {
         (Some(Ok(first)), Some(Ok(last))) => (first, last),
         // The default of Linux.
@@ -154,10 +155,10 @@ mod tests {
 
     #[test]
     fn daemons_get_ports_that_the_kernel_does_not_assign() {
-        assert_eq!(ports_for_services("32768\t60999\n"), PORT_MIN..=32_767);
-        assert_eq!(ports_for_services("1024 40000"), 40_001..=u16::MAX);
-        assert_eq!(ports_for_services("what is this"), PORT_MIN..=32_767);
-        assert_eq!(ports_for_services("1024 65535").len(), 1);
+        assert_eq!(ports_outside("32768\t60999\n"), PORT_MIN..=32_767);
+        assert_eq!(ports_outside("1024 40000"), 40_001..=u16::MAX);
+        assert_eq!(ports_outside("what is this"), PORT_MIN..=32_767);
+        assert_eq!(ports_outside("1024 65535").len(), 1);
         let addresses = free_addresses(20).unwrap();
         let ports: std::collections::BTreeSet<u16> = addresses.iter().map(SocketAddr::port).collect();
         assert_eq!(ports.len(), 20);

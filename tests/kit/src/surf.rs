@@ -5,7 +5,7 @@ use crate::command::run;
 use crate::fault::{files_below, is_alive, kill_9};
 use crate::mounts::{abort, abort_below, is_mounted};
 use crate::proxy::Proxy;
-use crate::turn::{Pace, Turn};
+use crate::turn::{Share, Turn};
 use crate::wait::until;
 use crate::watchdog::Watchdog;
 use std::fs::{self, File};
@@ -57,7 +57,7 @@ impl Surf {
     /// When it does not come up.
     #[must_use]
     pub fn start(setup: Setup) -> Self {
-        Self::start_at(Pace::Patient, setup)
+        Self::start_at(Share::Part, setup)
     }
 
     /// Starts one, waits until it is mounted, and has the machine to itself.
@@ -66,11 +66,11 @@ impl Surf {
     /// When it does not come up.
     #[must_use]
     pub fn start_alone(setup: Setup) -> Self {
-        Self::start_at(Pace::Alone, setup)
+        Self::start_at(Share::Whole, setup)
     }
 
-    fn start_at(pace: Pace, setup: Setup) -> Self {
-        let mut surf = Self::prepare(pace, setup);
+    fn start_at(share: Share, setup: Setup) -> Self {
+        let mut surf = Self::prepare(share, setup);
         if setup == Setup::Cluster {
             surf.up(3, 3);
         }
@@ -84,7 +84,7 @@ impl Surf {
     /// When it does not come up.
     #[must_use]
     pub fn start_by(start: impl FnOnce(&Self)) -> Self {
-        let mut surf = Self::prepare(Pace::Alone, Setup::Cluster);
+        let mut surf = Self::prepare(Share::Whole, Setup::Cluster);
         start(&surf);
         surf.mount(&[]);
         surf
@@ -97,7 +97,7 @@ impl Surf {
     /// When it does not come up.
     #[must_use]
     pub fn start_behind_proxy(seed: u64, args: &[&str]) -> Self {
-        let mut surf = Self::prepare(Pace::Alone, Setup::Cluster);
+        let mut surf = Self::prepare(Share::Whole, Setup::Cluster);
         surf.dev(&["up", "--metad", "3", "--blockd", "3", "--no-start"]);
         let daemons: Vec<_> = surf
             .daemons()
@@ -141,8 +141,8 @@ impl Surf {
         self.proxy.as_ref().expect("it was started behind a proxy")
     }
 
-    fn prepare(pace: Pace, setup: Setup) -> Self {
-        let turn = Turn::take(pace);
+    fn prepare(share: Share, setup: Setup) -> Self {
+        let turn = Turn::take(share);
         let dir = tempfile::Builder::new().prefix("surf-test-").tempdir().expect("a temp directory can be made");
         // pjdfstest and others work as unprivileged users below the mount point.
         sys_chmod(dir.path(), 0o755);

@@ -8,24 +8,24 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// Waits until no other Surf runs or, for a patient one, until only patient ones run.
-    pub(crate) fn take(pace: Pace) -> Self {
+    /// Waits until no other test has the machine to itself and, if this one wants that, until no other runs.
+    pub(crate) fn take(share: Share) -> Self {
         // This locks the directory itself: a separate file would be left behind.
         let dir = File::open(std::env::temp_dir()).expect("the directory of temporary files is there");
-        let locked = match pace {
-            Pace::Alone => dir.lock(),
-            Pace::Patient => dir.lock_shared(),
+        let locked = match share {
+            Share::Whole => dir.lock(),
+            Share::Part => dir.lock_shared(),
         };
         locked.expect("a directory can be locked");
         Self { _dir: dir }
     }
 }
 
-/// What a test wants of the machine.
+/// How much of the machine a test needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pace {
-    /// To itself: something in it happens by the clock.
-    Alone,
-    /// A part is enough.
-    Patient,
+pub(crate) enum Share {
+    /// All of it: something in the test happens by the clock.
+    Whole,
+    /// A part of it.
+    Part,
 }

@@ -329,7 +329,7 @@ pub struct RepairReport {
     pub misplaced_bytes: u64,
     /// Bytes per second that it copied lately.
     pub bytes_per_s: u64,
-    /// Every block here that is referred to, or was stored a moment ago, is also where it belongs.
+    /// No block that is referred to, or was stored a moment ago, is here without belonging here.
     pub empty: bool,
     /// Blocks that this daemon owes, that something refers to, and of which no daemon that can be reached has a copy. Of the
     /// owners of a block that can be reached, the first counts it.

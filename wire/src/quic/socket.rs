@@ -154,8 +154,8 @@ fn bind_error(addr: SocketAddr, error: &io::Error) -> Error {
     Error::Bind { addr: addr.to_string(), reason: format!("{error}: {hint}") }
 }
 
-/// A socket with large buffers, beyond the system's limit if the process is root. A daemon that was killed may be started
-/// again before its port is free.
+/// A socket with large buffers, beyond the system's limit if the process is root. Waits up to a
+/// second for a port that a killed daemon still holds.
 fn socket(addr: SocketAddr) -> io::Result<UdpSocket> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::DGRAM, None)?;
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
