@@ -115,10 +115,9 @@ impl Service for Server {
         }
         let (reply, payload) = match request {
             BlockRequest::Put { hash, epoch, chain, needed } => {
+                let behind = chain.clone();
                 let copies = self.put((hash, epoch), chain, usize::from(needed.max(1)), incoming).await;
-                if peer.subject.role == Role::Client {
-                    self.note_missed(hash, &copies);
-                }
+                self.note_missed(hash, &behind, &copies, peer.subject.role == Role::Client);
                 return;
             }
             BlockRequest::Get { hash, epoch, offset, len } => {
@@ -153,7 +152,9 @@ impl Server {
                 // about to be dropped here. The stamp is renewed before the store is looked at, so that no drop slips
                 // in between.
                 let stays = |hash: &BlockHash| {
-                    !self.store.has_failed() && self.stamps.try_renew(*hash) && self.store.contains(hash)
+                    let is_here = || self.store.contains(hash);
+                    // Nothing is noted of a block that is not here: others may ask about millions.
+                    !self.store.has_failed() && is_here() && self.stamps.try_renew(*hash) && is_here()
                 };
                 BlockReply::Present(hashes.iter().map(stays).collect())
             }
@@ -214,13 +215,24 @@ impl Server {
         epoch > self.layouts.newest().epoch
     }
 
-    /// Notes the owners that a client's put went past. Only the daemon that answers the client knows of all of them. Nothing is
-    /// noted when it has no copy itself: it could not send one.
-    fn note_missed(&self, hash: BlockHash, copies: &Outcome) {
-        if copies.synced.contains(&self.id) {
-            let layout = self.layouts.newest();
-            let missed = layout.owners(&hash).into_iter().filter(|owner| !copies.synced.contains(&owner.id));
-            missed.for_each(|owner| self.handoff.add(owner.id, hash));
+    /// Notes the owners that a put went past: those of the chain behind this daemon that did not take the block, and for a
+    /// client's put those that its chain leaves out. Where one behind answered, it notes those behind itself. Nothing is
+    /// noted when this daemon has no copy itself: it could not send one.
+    fn note_missed(&self, hash: BlockHash, behind: &[BlockdId], copies: &Outcome, is_of_client: bool) {
+        if !copies.synced.contains(&self.id) {
+            return;
+        }
+        let one_answered = behind.iter().any(|id| copies.synced.contains(id));
+        let is_missed = |id: &BlockdId| {
+            let refused = copies.full.contains(id) || copies.failed.iter().any(|(failed, _)| failed == id);
+            let silent = !one_answered && behind.contains(id);
+            let left_out = is_of_client && *id != self.id && !behind.contains(id);
+            refused || silent || left_out
+        };
+        for owner in self.layouts.newest().owners(&hash) {
+            if !copies.synced.contains(&owner.id) && is_missed(&owner.id) {
+                self.handoff.add(owner.id, hash);
+            }
         }
     }
 

@@ -89,6 +89,8 @@ fn answer_bytes(request: &MetaRequest) -> usize {
         MetaRequest::Read { read: Read::GetXattr { .. } | Read::ListXattr { .. }, .. } => XATTR_VALUE_BYTES_MAX,
         MetaRequest::Submit { batch, .. } => batch.ops.len() * (1 << 10),
         MetaRequest::Admin(AdminRequest::Check(_)) => 1 << 20,
+        MetaRequest::BlockReport { blocks, .. } => 32 * blocks.len(),
+        MetaRequest::Referenced { .. } => 64 << 10,
         _ => 4 << 10,
     }
 }

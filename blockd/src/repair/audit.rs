@@ -13,7 +13,7 @@ use super::read_repair::RepairQueue;
 use crate::heartbeat::Metads;
 use crate::layouts::Layouts;
 use crate::store::Store;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,20 +23,28 @@ use wire::layout::{Layout, LayoutMember};
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::message::meta::{MetaReply, MetaRequest};
 use wire::quic::Endpoint;
+use wire::retry::Backoff;
 use wire::tls::Role;
+use wire::{Error, chance};
 
-/// After so many names a pause is made: metad has more urgent work.
-const NAMES_AT_ONCE: usize = 4096;
-/// Its length.
-const PAUSE: Duration = Duration::from_millis(200);
-/// Until the next attempt after one that was not completed: a daemon may be behind by a heartbeat.
-const RETRY: Duration = Duration::from_secs(1);
+/// Pause after a page, and after so many spans without one: metad has more urgent work.
+const PAUSE: Duration = Duration::from_millis(50);
+/// The spans.
+const SPANS_AT_ONCE: u32 = 16;
+/// An audit begins within this time after a change of the layout, because all daemons begin one then.
+const BEGIN_WITHIN: Duration = Duration::from_secs(2);
+/// Pauses before the next attempt after one that was not completed: a daemon may be behind by a heartbeat, or metad away.
+const RETRY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How often missing blocks are looked for again.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 /// How long another daemon may take to answer.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Missing blocks that are remembered by name, and looked for again between two audits.
 const REMEMBERED_MAX: usize = 65_536;
+/// Blocks that are fetched because of one page at most. Comparing with others copies more, at a rate of its own.
+const FETCHED_MAX: usize = 64;
+/// While no more blocks are missing, metad is asked for each whether something still refers to it.
+const ASKED_SINGLY_MAX: usize = 64;
 
 /// Why an audit was not completed.
 type Failed = String;
@@ -87,59 +95,70 @@ impl Missing {
 pub async fn run(mut auditor: Auditor, stop: CancellationToken) {
     let mut layouts = auditor.layouts.watch();
     let mut missing = Missing::default();
-    let (mut due, mut at) = (Instant::now(), None);
+    let mut reported = 0;
+    let mut retries = Backoff::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
+    let (mut due, mut next_look, mut at) = (Instant::now(), None, None);
     loop {
         let layout = layouts.borrow_and_update().clone();
         if at != Some(layout.epoch) {
-            (due, at) = (Instant::now(), Some(layout.epoch));
+            due = Instant::now() + BEGIN_WITHIN.mul_f64(chance::fraction());
+            (next_look, at) = (None, Some(layout.epoch));
+            retries = Backoff::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
         }
-        let step = async {
-            if due <= Instant::now() {
-                auditor.audit(&layout).await.map(|found| (found, Instant::now() + auditor.every))
-            } else {
-                auditor.look_again(&layout, &missing).await.map(|found| (found, due))
-            }
-        };
+        let wake = next_look.map_or(due, |look: Instant| look.min(due));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = layouts.changed() => continue,
+            () = tokio::time::sleep_until(wake) => {}
+        }
+        let is_audit = due <= Instant::now();
+        let step =
+            async { if is_audit { auditor.audit(&layout).await } else { auditor.look_again(&layout, &missing).await } };
         match stop.run_until_cancelled(step).await {
             None => return,
-            Some(Ok((found, next))) => {
-                if found.count() > missing.count() {
-                    let count = found.count();
+            Some(Ok(found)) => {
+                // Reported is what was not found twice: a daemon may just have been too busy to answer.
+                let count = if is_audit { found.count().min(reported) } else { found.count() };
+                if count > reported {
                     tracing::warn!(count, "no daemon that can be reached has blocks that this one owes");
                 }
-                (missing, due) = (found, next);
+                (missing, reported) = (found, count);
+                if is_audit {
+                    due = Instant::now() + auditor.every;
+                    retries = Backoff::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
+                }
             }
             Some(Err(reason)) => {
                 tracing::debug!(reason, "blocks that are owed could not be looked for");
-                due = Instant::now() + RETRY;
+                if is_audit {
+                    due = Instant::now() + retries.delay();
+                }
             }
         }
-        auditor.progress.set_missing(missing.count());
-        let pause = if missing.names.is_empty() { due } else { due.min(Instant::now() + LOOK_AGAIN) };
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = layouts.changed() => {}
-            () = tokio::time::sleep_until(pause) => {}
-        }
+        next_look = (missing.count() > 0).then(|| Instant::now() + LOOK_AGAIN);
+        auditor.progress.set_missing(reported);
     }
 }
+
+/// Daemons that did not answer during this audit: they are not waited for again.
+type Silent = BTreeSet<BlockdId>;
 
 impl Auditor {
     /// Looks for everything that this daemon owes under a layout.
     async fn audit(&mut self, layout: &Layout) -> Result<Missing, Failed> {
-        let (mut missing, mut names) = (Missing::default(), 0);
+        let (mut missing, mut silent, mut spans) = (Missing::default(), Silent::new(), 0);
         for span in Duties::of(layout, &self.id).owed {
             let mut from = Some(span.first_hash());
             while let Some(first) = from {
                 let (page, next) = self.referenced(layout, first, span.last_hash()).await?;
-                names += page.len();
-                self.look_for(layout, page, &mut missing).await?;
+                self.look_for(layout, page, &mut missing, &mut silent).await?;
                 if self.layouts.newest().epoch != layout.epoch {
                     return Err("the layout has changed".to_owned());
                 }
                 from = next;
-                if names >= NAMES_AT_ONCE {
-                    names = 0;
+                spans += 1;
+                if from.is_some() || spans >= SPANS_AT_ONCE {
+                    spans = 0;
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -149,39 +168,60 @@ impl Auditor {
 
     /// Looks for what was missing.
     async fn look_again(&mut self, layout: &Layout, before: &Missing) -> Result<Missing, Failed> {
-        let names: Vec<BlockHash> = before.names.iter().copied().collect();
-        let unreferenced = self.unreferenced(layout, &names).await?;
         let mut missing = Missing { more: before.more, ..Missing::default() };
-        let wanted = names.into_iter().filter(|hash| !unreferenced.contains(hash)).collect();
-        self.look_for(layout, wanted, &mut missing).await?;
+        let mut names: Vec<BlockHash> = before.names.iter().copied().collect();
+        if names.len() <= ASKED_SINGLY_MAX {
+            let all = std::mem::take(&mut names);
+            for hash in all {
+                names.extend(self.referenced(layout, hash, hash).await?.0);
+            }
+        }
+        self.look_for(layout, names, &mut missing, &mut Silent::new()).await?;
         Ok(missing)
     }
 
     /// Looks for blocks that this daemon owes: what others have is fetched, and what nobody has is missing.
-    async fn look_for(&self, layout: &Layout, hashes: Vec<BlockHash>, missing: &mut Missing) -> Result<(), Failed> {
-        let absent: Vec<BlockHash> = hashes.into_iter().filter(|hash| !self.store.contains(hash)).collect();
-        if absent.is_empty() {
-            return Ok(());
+    async fn look_for(
+        &self,
+        layout: &Layout,
+        hashes: Vec<BlockHash>,
+        missing: &mut Missing,
+        silent: &mut Silent,
+    ) -> Result<(), Failed> {
+        let mut absent: Vec<BlockHash> = hashes.into_iter().filter(|hash| !self.store.contains(hash)).collect();
+        let mut elsewhere: Vec<(BlockHash, BlockdId)> = Vec::new();
+        // Those that serve reads and own nothing come last.
+        let mut others: Vec<&LayoutMember> = layout.members.iter().filter(|member| member.id != self.id).collect();
+        others.sort_by_key(|member| member.failed || member.out);
+        for member in others {
+            if absent.is_empty() {
+                break;
+            }
+            if silent.contains(&member.id) {
+                continue;
+            }
+            match self.held_by(layout, member, &absent).await? {
+                Some(held) => {
+                    absent.retain(|hash| !held.contains(hash));
+                    elsewhere.extend(held.into_iter().map(|hash| (hash, member.id)));
+                }
+                None => {
+                    silent.insert(member.id);
+                }
+            }
         }
-        let mut reached = BTreeSet::from([self.id]);
-        let mut elsewhere: BTreeMap<BlockHash, BlockdId> = BTreeMap::new();
-        for member in layout.members.iter().filter(|member| member.id != self.id && !member.out) {
-            if let Some(held) = self.held_by(layout, member, &absent).await? {
-                reached.insert(member.id);
-                elsewhere.extend(held.into_iter().map(|hash| (hash, member.id)));
+        // Before a pass under this layout has ended, that copies what is not here, and at its own rate.
+        if self.progress.is_done(layout.placement) {
+            for (hash, from) in elsewhere.iter().take(FETCHED_MAX) {
+                // When too many wait, the next audit finds it again.
+                let _ = self.repairs.fetch(*hash, *from);
             }
         }
         for hash in absent {
-            match elsewhere.get(&hash) {
-                // When too many wait, comparing with others brings it, or the next audit.
-                Some(from) => drop(self.repairs.fetch(hash, *from)),
-                // Of the owners that answer, the first counts it: the sum over all daemons counts each block once.
-                None if layout.owners(&hash).iter().find(|owner| reached.contains(&owner.id)).map(|owner| owner.id)
-                    == Some(self.id) =>
-                {
-                    missing.add(hash);
-                }
-                None => {}
+            // Of the owners that answer, the first counts it: the sum over all daemons counts each block once.
+            let owners = layout.owners(&hash);
+            if owners.iter().find(|owner| !silent.contains(&owner.id)).map(|owner| owner.id) == Some(self.id) {
+                missing.add(hash);
             }
         }
         Ok(())
@@ -193,9 +233,10 @@ impl Auditor {
         layout: &Layout,
         member: &LayoutMember,
         hashes: &[BlockHash],
-    ) -> Result<Option<Vec<BlockHash>>, Failed> {
-        if member.failed {
-            // A daemon with a failed disk answers every probe with no, but still serves what it has.
+    ) -> Result<Option<BTreeSet<BlockHash>>, Failed> {
+        if member.failed || member.out {
+            // A daemon with a failed disk answers every probe with no, but still serves what it has; one that is out may
+            // know an old layout, and be cut off from the metads alone.
             return Ok(self.readable_at(layout, member, hashes).await);
         }
         let request = BlockRequest::Probe { epoch: layout.epoch, hashes: hashes.to_vec() };
@@ -206,6 +247,7 @@ impl Auditor {
             }
             Ok((BlockReply::Behind, _)) => Err(format!("{} does not know the layout yet", member.name)),
             Ok((other, _)) => Err(format!("{} answered {other:?}", member.name)),
+            Err(error @ Error::Busy { .. }) => Err(error.to_string()),
             Err(_) => Ok(None),
         }
     }
@@ -216,14 +258,14 @@ impl Auditor {
         layout: &Layout,
         member: &LayoutMember,
         hashes: &[BlockHash],
-    ) -> Option<Vec<BlockHash>> {
+    ) -> Option<BTreeSet<BlockHash>> {
         let peer = self.endpoint.peer(member.addr, Role::Blockd);
-        let mut readable = Vec::new();
+        let mut readable = BTreeSet::new();
         for hash in hashes {
             let request = BlockRequest::Get { hash: *hash, epoch: layout.epoch, offset: 0, len: 1 };
             let (reply, _) = peer.request::<_, BlockReply>(&request, &[], ASK_TIMEOUT).await.ok()?;
             if matches!(reply, BlockReply::Content { .. }) {
-                readable.push(*hash);
+                readable.insert(*hash);
             }
         }
         Some(readable)
@@ -240,18 +282,6 @@ impl Auditor {
             // `next` must grow, or this would loop for ever.
             Ok(MetaReply::Referenced { next: Some(next), .. }) if next <= from => Err("a page went back".to_owned()),
             Ok(MetaReply::Referenced { blocks, next }) => Ok((blocks, next)),
-            Ok(other) => Err(format!("metad answered {other:?}")),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    async fn unreferenced(&mut self, layout: &Layout, hashes: &[BlockHash]) -> Result<BTreeSet<BlockHash>, Failed> {
-        if hashes.is_empty() {
-            return Ok(BTreeSet::new());
-        }
-        let request = MetaRequest::BlockReport { id: self.id, epoch: layout.epoch, blocks: hashes.to_vec() };
-        match self.metads.ask(&request).await {
-            Ok(MetaReply::Unreferenced(hashes)) => Ok(hashes.into_iter().collect()),
             Ok(other) => Err(format!("metad answered {other:?}")),
             Err(error) => Err(error.to_string()),
         }

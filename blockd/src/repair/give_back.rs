@@ -24,7 +24,7 @@ use wire::tls::Role;
 
 /// A client commits an upload within [`UPLOAD_FRESH_MS`], or uploads it again. Twice that allows for clocks that
 /// differ.
-const UNCOMMITTED_AGE: Duration = Duration::from_millis(2 * UPLOAD_FRESH_MS);
+pub(super) const UNCOMMITTED_AGE: Duration = Duration::from_millis(2 * UPLOAD_FRESH_MS);
 
 /// Copies that are decided on together: the answers about them must still be new when the last one is dropped.
 const COPIES_AT_ONCE: usize = 32;

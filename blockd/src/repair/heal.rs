@@ -6,12 +6,13 @@
 //! after the step under way: no drop is left half done.
 
 use super::duties::Duties;
+use super::give_back::UNCOMMITTED_AGE;
 use super::healer::{ASK_TIMEOUT, Failed, Healer, PAGE_NAMES};
 use super::pass::{Pass, Step};
 use bytes::Bytes;
 use futures::StreamExt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
 use wire::layout::Layout;
@@ -23,6 +24,8 @@ use wire::tls::Role;
 const FETCHES_MAX: usize = 4;
 /// An owner that does not answer within this time gets what it missed at the next attempt.
 const HANDOFF_LIMIT: Duration = Duration::from_secs(1);
+/// For how long one attempt sends what owners missed: the layout may change meanwhile, and a pass be due.
+const HANDOFF_TIME: Duration = Duration::from_secs(3);
 /// Time until the next pass after an incomplete one: a daemon that does not answer may be down, or behind by a
 /// heartbeat.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -167,21 +170,30 @@ impl Healer {
 }
 
 impl Healer {
-    /// Sends owners what they missed, as far as they take it.
+    /// Sends owners what they missed, as far as they take it, for a bounded time.
     pub(super) async fn hand_off(&mut self, layout: &Layout) {
-        for (owner, hashes) in self.handoff.next_for_each_owner() {
+        let handoff = self.handoff.clone();
+        let until = Instant::now() + HANDOFF_TIME;
+        for (owner, hashes) in handoff.take_due() {
             let (owed, owed_no_more): (Vec<_>, Vec<_>) =
                 hashes.into_iter().partition(|hash| layout.owners(hash).iter().any(|member| member.id == owner));
             // Whoever owns these now has compared, or will.
-            owed_no_more.iter().for_each(|hash| self.handoff.remove(&owner, hash));
-            if let Err(reason) = self.hand_off_to(layout, owner, owed).await {
+            owed_no_more.iter().for_each(|hash| handoff.remove(&owner, hash));
+            if let Err(reason) = self.hand_off_to(layout, owner, owed, until).await {
                 tracing::debug!(%owner, reason, "an owner does not take what it missed yet");
+                handoff.refused(&owner);
             }
         }
     }
 
-    async fn hand_off_to(&mut self, layout: &Layout, owner: BlockdId, hashes: Vec<BlockHash>) -> Result<(), Failed> {
-        if hashes.is_empty() {
+    async fn hand_off_to(
+        &mut self,
+        layout: &Layout,
+        owner: BlockdId,
+        hashes: Vec<BlockHash>,
+        until: Instant,
+    ) -> Result<(), Failed> {
+        if hashes.is_empty() || Instant::now() >= until {
             return Ok(());
         }
         let addr = layout.member(&owner).ok_or("it has left the layout")?.addr;
@@ -192,12 +204,28 @@ impl Healer {
             Ok((other, _)) => return Err(format!("answered {other:?}")),
             Err(error) => return Err(error.to_string()),
         };
-        for (hash, is_present) in hashes.iter().zip(present) {
-            let is_done = is_present || !self.store.contains(hash) || self.send(layout, *hash, &[owner]).await;
-            if !is_done {
+        let (there, absent): (Vec<_>, Vec<_>) = hashes.into_iter().zip(present).partition(|(_, is_there)| *is_there);
+        there.iter().for_each(|(hash, _)| self.handoff.remove(&owner, hash));
+        let absent: Vec<BlockHash> = absent.into_iter().map(|(hash, _)| hash).collect();
+        if absent.is_empty() {
+            return Ok(());
+        }
+        let unreferenced = self.unreferenced(&absent).await?;
+        for hash in absent {
+            if Instant::now() >= until || self.layouts.newest().epoch != layout.epoch {
+                return Ok(());
+            }
+            if unreferenced.contains(&hash) {
+                // I10: it may not be committed yet; what is not for this long is forgotten.
+                if self.stamps.is_younger(&hash, UNCOMMITTED_AGE) != Some(true) {
+                    self.handoff.remove(&owner, &hash);
+                }
+                continue;
+            }
+            if self.store.contains(&hash) && !self.send(layout, hash, &[owner]).await {
                 return Err("it did not store a block".to_owned());
             }
-            self.handoff.remove(&owner, hash);
+            self.handoff.remove(&owner, &hash);
         }
         Ok(())
     }

@@ -62,6 +62,11 @@ impl Progress {
         }
     }
 
+    /// Returns whether all that is owed under these owners was compared and is here.
+    pub fn is_done(&self, placement: LayoutEpoch) -> bool {
+        self.state.lock().done == placement
+    }
+
     /// Sets the number of missing blocks.
     pub fn set_missing(&self, blocks: u64) {
         if std::mem::replace(&mut self.state.lock().missing, blocks) != blocks {

@@ -74,7 +74,7 @@ pub struct Repairer {
 pub async fn run(repairer: Repairer, mut queue: mpsc::Receiver<Wanted>, stop: CancellationToken) {
     while let Some(Some(Wanted { hash, from })) = stop.run_until_cancelled(queue.recv()).await {
         // What is wanted because it is owed may belong elsewhere by now. It would lie here until the next comparison.
-        if from.is_some() && !repairer.owns(&hash) {
+        if from.is_some() && !repairer.wants(&hash) {
             continue;
         }
         let Some(fetched) = stop.run_until_cancelled(repairer.fetch(hash, from)).await else { return };
@@ -93,8 +93,9 @@ pub async fn run(repairer: Repairer, mut queue: mpsc::Receiver<Wanted>, stop: Ca
 }
 
 impl Repairer {
-    fn owns(&self, hash: &BlockHash) -> bool {
-        self.layouts.newest().owners(hash).iter().any(|owner| owner.id == self.id)
+    fn wants(&self, hash: &BlockHash) -> bool {
+        let owns = || self.layouts.newest().owners(hash).iter().any(|owner| owner.id == self.id);
+        !self.store.contains(hash) && !self.store.is_full() && owns()
     }
 
     /// Fetches a good copy from that daemon, or from any other owner, in the present layout or one that is not final.

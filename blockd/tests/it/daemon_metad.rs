@@ -150,7 +150,7 @@ async fn what_something_refers_to_and_nobody_has_is_reported_as_missing_until_it
     put(&here).await;
     until("one is here", async || reported() == Some(2)).await;
     // What nothing refers to any more is not missing.
-    leader.unreferenced.lock().unwrap().push(BlockHash::of(&forgotten));
+    leader.referenced.lock().unwrap().retain(|hash| *hash != BlockHash::of(&forgotten));
     until("one is forgotten", async || reported() == Some(1)).await;
     put(&gone).await;
     until("the last one is here", async || reported() == Some(0)).await;

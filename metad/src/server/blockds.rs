@@ -10,7 +10,7 @@ use wire::message::meta::{BlockdHeartbeat, MetaReply};
 use wire::tls::PeerIdentity;
 
 /// Blocks looked at for one page of those that something refers to.
-const REFERENCED_PAGE: usize = 4096;
+const REFERENCED_PAGE: usize = 1024;
 
 impl Server {
     pub(super) async fn blockd_heartbeat(

@@ -86,14 +86,16 @@ impl Fsck {
         // The wait for a leader happens only here.
         admin.status(wait).await?;
         let (_, leader) = admin.leader().await?;
-        let cluster = Cluster { admin, wait, leader };
-        let checked = self.check_all(&cluster, report).await;
+        let mut cluster = Cluster { admin, wait, leader };
+        let checked = self.check_all(&mut cluster, report).await;
         cluster.admin.close().await;
         checked
     }
 
-    async fn check_all(&self, cluster: &Cluster, report: &mut Report) -> Result<()> {
+    async fn check_all(&self, cluster: &mut Cluster, report: &mut Report) -> Result<()> {
         for round in 1.. {
+            // Another one may lead since the last round.
+            (_, cluster.leader) = cluster.admin.leader().await?;
             let check = state::begin(cluster, report).await?;
             let more = self.check_with(cluster, check, report, round).await;
             // If this fails, the check ends by itself.

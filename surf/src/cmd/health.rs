@@ -51,7 +51,10 @@ impl Work {
             work.misplaced_blocks += repair.misplaced_blocks;
             work.misplaced_bytes += repair.misplaced_bytes;
             work.damaged_blocks += repair.damaged_blocks;
-            work.missing_blocks += repair.missing_blocks;
+            // The last words of a daemon that is silent are old, and another one counts for it.
+            if matches!(state.health, BlockdHealth::Up | BlockdHealth::Suspect) {
+                work.missing_blocks += repair.missing_blocks;
+            }
             work.bytes_per_s += repair.bytes_per_s;
             if repair.lacking_bytes > 0 {
                 let own = repair.lacking_bytes.checked_div(repair.bytes_per_s);
@@ -61,12 +64,6 @@ impl Work {
         work.surplus_blocks = if status.layout.is_final() { work.misplaced_blocks } else { 0 };
         work.left_s = left;
         work
-    }
-
-    /// Reports whether nothing is left to do.
-    #[must_use]
-    pub fn is_none(&self) -> bool {
-        self.lacking_blocks == 0 && self.misplaced_blocks == 0 && self.damaged_blocks == 0 && self.missing_blocks == 0
     }
 }
 
@@ -242,6 +239,9 @@ mod tests {
         let mut missing = status(&[Up, Up, Out]);
         missing.blockds[2].repair.missing_blocks = 4;
         assert!(!Health::of(&missing).is_critical, "what one that is out last said is old");
+        missing.blockds[1].health = BlockdHealth::Down;
+        missing.blockds[1].repair.missing_blocks = 5;
+        assert_eq!(Work::of(&missing).missing_blocks, 0);
         missing.blockds[0].repair.missing_blocks = 3;
         let health = Health::of(&missing);
         assert!(health.is_critical && health.problems.iter().any(|line| line.starts_with("3 blocks cannot be read")));
