@@ -1,8 +1,8 @@
 //! Surf's block daemon: a store of blocks that are named by their hash, on a Chord ring of such daemons.
 //!
-//! [`Node`] is a running daemon; `main.rs` starts one from a file, the embedded cluster and the tests start several in
-//! one process. Life of a request: [`server`] authorises and dispatches, [`replicate`] receives blocks and passes them
-//! down their chain, [`store`] stores them. Beside it run: the ring ([`chord`]), heartbeats and block reports
+//! [`Node`] is a running daemon; `main.rs` starts one from a file, the embedded cluster and the tests start several
+//! in one process. Life of a request: [`server`] authorises and dispatches, [`replicate`] receives blocks and passes
+//! them down their chain, [`store`] stores them. Beside it run: the ring ([`chord`]), heartbeats and block reports
 //! ([`heartbeat`]), all that keeps blocks in enough good copies ([`repair`]), `scrub`, and compaction (`upkeep`).
 //!
 //! Stop order, each step bounded in time: no new requests, those under way end; background tasks; the store, to which
@@ -253,8 +253,8 @@ impl Node {
         &self.metrics
     }
 
-    /// Waits until it can store nothing more, such as after a failed sync. It still serves its blocks until others have
-    /// copied them, and must not be started again before a person has looked. Cancel-safe.
+    /// Waits until it can store nothing more, such as after a failed sync. It still serves its blocks until others
+    /// have copied them, and must not be started again before a person has looked. Cancel-safe.
     pub async fn failed(&self) -> Error {
         self.disk_failed.cancelled().await;
         Error::Store(store::Error::Failed)

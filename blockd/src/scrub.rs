@@ -1,8 +1,8 @@
-//! Scrub: reading every copy from time to time, and comparing it with its name, so that damage shows while others still have
-//! good copies. What is found corrupt goes to repair.
+//! Scrub: reading every copy from time to time, and comparing it with its name, so that damage shows while others
+//! still have good copies. What is found corrupt goes to repair.
 //!
-//! How far it is, and when the last pass ended, stands in a file: a disk that takes a week to read would never be read to its
-//! end by a daemon that is restarted now and then.
+//! How far it is, and when the last pass ended, stands in a file: a disk that takes a week to read would never be
+//! read to its end by a daemon that is restarted now and then.
 
 use crate::metrics::Metrics;
 use crate::repair::progress::Progress;
@@ -17,8 +17,8 @@ use wire::ids::BlockHash;
 
 /// Pause between two passes: a small store need not be read all the time.
 const IDLE: Duration = Duration::from_secs(600);
-/// Pauses are at least this long: those of several small blocks are added up and made at once, because each would cost more in
-/// timers than in reading.
+/// Pauses are at least this long: those of several small blocks are added up and made at once, because each would
+/// cost more in timers than in reading.
 const SLICE: Duration = Duration::from_millis(100);
 /// How often it is noted how far it is.
 const NOTED_EVERY: Duration = Duration::from_secs(60);

@@ -1,8 +1,8 @@
 //! Answers requests: which roles may ask what, which layout the sender knows (I11), and the dispatch of
 //! [`BlockRequest`].
 //!
-//! Any certificate of the cluster may open a connection; each request then needs a role. The server has no state of its
-//! own: it is all in the parts that [`Server`] holds.
+//! Any certificate of the cluster may open a connection; each request then needs a role. The server has no state of
+//! its own: it is all in the parts that [`Server`] holds.
 
 use crate::chord::driver::Ring;
 use crate::error::NOT_A_MEMBER;
@@ -215,9 +215,9 @@ impl Server {
         epoch > self.layouts.newest().epoch
     }
 
-    /// Notes the owners that a put went past: those of the chain behind this daemon that did not take the block, and for a
-    /// client's put those that its chain leaves out. Where one behind answered, it notes those behind itself. Nothing is
-    /// noted when this daemon has no copy itself: it could not send one.
+    /// Notes the owners that a put went past: those of the chain behind this daemon that did not take the block, and
+    /// for a client's put those that its chain leaves out. Where one behind answered, it notes those behind itself.
+    /// Nothing is noted when this daemon has no copy itself: it could not send one.
     fn note_missed(&self, hash: BlockHash, behind: &[BlockdId], copies: &Outcome, is_of_client: bool) {
         if !copies.synced.contains(&self.id) {
             return;
@@ -236,8 +236,8 @@ impl Server {
         }
     }
 
-    /// Receives, verifies, stores, and passes on. The copy is on stable storage before it is acknowledged (I9). Answers
-    /// when enough daemons have it, and goes on until the whole chain has. Returns who has it then.
+    /// Receives, verifies, stores, and passes on. The copy is on stable storage before it is acknowledged (I9).
+    /// Answers when enough daemons have it, and goes on until the whole chain has. Returns who has it then.
     async fn put(
         &self,
         (hash, epoch): (BlockHash, LayoutEpoch),

@@ -1,5 +1,5 @@
-//! How inodes look from here: what is known or metad answers, with uncommitted content applied. The attributes of open
-//! files are asked for again when others change them.
+//! How inodes look from here: what is known or metad answers, with uncommitted content applied. The attributes of
+//! open files are asked for again when others change them.
 
 use crate::error::unexpected_reply;
 use crate::file::state::FileState;
@@ -79,8 +79,8 @@ impl View {
         self.known.attr(ino).map(|attr| self.with_uncommitted(attr))
     }
 
-    /// Handles that another session is about to change an inode. If it is open here, its next use asks metad first, the
-    /// kernel drops its pages, and its attributes are asked for until nobody changes it. Returns a receiver that
+    /// Handles that another session is about to change an inode. If it is open here, its next use asks metad first,
+    /// the kernel drops its pages, and its attributes are asked for until nobody changes it. Returns a receiver that
     /// reports when the pages are dropped.
     pub fn recalled(self: &Arc<Self>, ino: Ino) -> Option<Dropping> {
         self.open_files.get(ino)?.note_recall();
@@ -89,12 +89,12 @@ impl View {
         dropping
     }
 
-    /// Prepares the use of an open file: if others may be changing it, asks metad for its attributes and applies them.
-    /// So a program that knows of another session's change finds it here.
+    /// Prepares the use of an open file: if others may be changing it, asks metad for its attributes and applies
+    /// them. So a program that knows of another session's change finds it here.
     ///
     /// # Errors
-    /// As those of asking metad for attributes. That the inode is gone is not an error: a program that has it open goes
-    /// on.
+    /// As those of asking metad for attributes. That the inode is gone is not an error: a program that has it open
+    /// goes on.
     pub async fn catch_up(&self, file: &FileState) -> Result<(), FsError> {
         if !file.is_contended() {
             return Ok(());
@@ -120,7 +120,8 @@ impl View {
         Ok(leased)
     }
 
-    /// Handles that the kernel was given something of an open file to cache. While others change the file, it must not.
+    /// Must be called when the kernel was given something of an open file to cache. While others change the file, it
+    /// must not cache it.
     pub fn given_pages(&self, file: &FileState) {
         if file.is_contended() {
             self.kernel.notify(Notice::Changed(file.ino()));

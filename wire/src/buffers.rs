@@ -1,7 +1,8 @@
 //! Reused memory for large content.
 //!
-//! The allocator gives a large buffer back to the system when it is dropped, and the first touch of each page of the next
-//! one costs as much as copying into it, or more. So a [`Pool`] keeps the last few, which come back to it when the last
+//! The allocator gives a large buffer back to the system when it is dropped, and the first touch of each page of the
+//! next one costs as much as copying into it, or more. So a [`Pool`] keeps the last few, which come back to it when
+//! the last
 //! `Bytes` made of them is dropped, wherever that is.
 
 use bytes::Bytes;
@@ -45,8 +46,8 @@ struct Free<M> {
 }
 
 impl<M: Memory> Pool<M> {
-    /// Makes a pool for buffers of at least `capacity_min` bytes, up to `pooled_bytes_max` bytes in total. Smaller and
-    /// surplus buffers go back to the allocator.
+    /// Makes a pool for buffers of at least `capacity_min` bytes, up to `pooled_bytes_max` bytes in total. Smaller
+    /// and surplus buffers go back to the allocator.
     #[must_use]
     pub fn new(capacity_min: usize, pooled_bytes_max: usize) -> Arc<Self> {
         let free = Mutex::new(Free { buffers: Vec::new(), bytes: 0 });

@@ -1,4 +1,5 @@
-//! Looking for another leader while the known one is silent: the connection to a machine that is gone ends only seconds later.
+//! Looking for another leader while the known one is silent: the connection to a machine that is gone ends only
+//! seconds later.
 
 use crate::message::meta::{MetaReply, MetaRequest};
 use crate::retry::Backoff;
@@ -9,7 +10,8 @@ use std::time::Duration;
 
 /// The others are asked whether they lead once the leader has been silent for this long: four of its heartbeats.
 const SILENCE: Duration = Duration::from_millis(400);
-/// Pause after the first round of asking the others. Pauses grow: the leader may be silent only because the request takes long.
+/// Pause after the first round of asking the others. Pauses grow: the leader may be silent only because the request
+/// takes long.
 const LOOK_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The longest of these pauses.
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -19,9 +21,9 @@ pub const LOOK_LIMIT: Duration = Duration::from_millis(300);
 /// The request to send, see [`another_leads`].
 pub static WHO_LEADS: MetaRequest = MetaRequest::WhoLeads;
 
-/// Waits until another metad than `asked` says that it leads, and returns its address. What a metad says of a third one may be
-/// old, and is ignored. Its list of nodes is ignored too: a removed node has an old one. Does not end when none leads:
-/// run it beside the request that `asked` is to answer. Cancel-safe.
+/// Waits until another metad than `asked` says that it leads, and returns its address. What a metad says of a third
+/// one may be old, and is ignored. Its list of nodes is ignored too: a removed node has an old one. Does not end
+/// when none leads: run it beside the request that `asked` is to answer. Cancel-safe.
 ///
 /// `others` are the metads to ask, looked up anew in each round; `who_leads` sends one of them [`WHO_LEADS`], and
 /// is to give up after [`LOOK_LIMIT`].

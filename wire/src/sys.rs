@@ -9,8 +9,8 @@ const KILLED_HOLDER_LIMIT: Duration = Duration::from_secs(1);
 /// Pause between attempts to take what it holds.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// Attempts to take something that a process which was killed a moment ago may still hold: the kernel closes its files and
-/// sockets a moment after its pid is gone. Blocks for up to a second: for starting.
+/// Attempts to take something that a process which was killed a moment ago may still hold: the kernel closes its
+/// files and sockets a moment after its pid is gone. Blocks for up to a second: for starting.
 ///
 /// # Errors
 /// That of the last attempt.
@@ -26,7 +26,8 @@ pub fn after_a_kill<T, E>(mut attempt: impl FnMut() -> Result<T, E>, is_held: im
     }
 }
 
-/// Takes a lock on a file, also after a process that was killed a moment ago. Blocks for up to a second: for starting.
+/// Takes a lock on a file, also after a process that was killed a moment ago. Blocks for up to a second: for
+/// starting.
 ///
 /// # Errors
 /// `WouldBlock` when a living process holds it.
@@ -34,8 +35,8 @@ pub fn lock_after_a_kill(file: &File) -> Result<(), TryLockError> {
     after_a_kill(|| file.try_lock(), |error| matches!(error, TryLockError::WouldBlock))
 }
 
-/// Time since the machine was started, by a clock that goes on while it sleeps (`CLOCK_BOOTTIME`, `clock_gettime(2)`).
-/// [`std::time::Instant`] does not.
+/// Time since the machine was started, by a clock that goes on while it sleeps (`CLOCK_BOOTTIME`,
+/// `clock_gettime(2)`). [`std::time::Instant`] does not.
 #[must_use]
 pub fn since_boot() -> Duration {
     #[cfg(feature = "simulation")]

@@ -1,9 +1,9 @@
 //! Finding blocks that something refers to, and that no daemon which answers has.
 //!
-//! Comparing daemons with each other shows what one has and another lacks, never what all lack. So each owner asks metad for
-//! the names of what it owes, page by page, and looks for those that are not here on all other daemons. What another one has
-//! is fetched. What nobody has is *missing*: heartbeats report how many there are, and they are looked for again every few
-//! seconds, because a daemon that was away may bring them back.
+//! Comparing daemons with each other shows what one has and another lacks, never what all lack. So each owner asks
+//! metad for the names of what it owes, page by page, and looks for those that are not here on all other daemons.
+//! What another one has is fetched. What nobody has is *missing*: heartbeats report how many there are, and they are
+//! looked for again every few seconds, because a daemon that was away may bring them back.
 //!
 //! Owner: one task. It goes through everything after each change of the layout, and from time to time.
 
@@ -33,7 +33,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 const SPANS_AT_ONCE: u32 = 16;
 /// An audit begins within this time after a change of the layout, because all daemons begin one then.
 const BEGIN_WITHIN: Duration = Duration::from_secs(2);
-/// Pauses before the next attempt after one that was not completed: a daemon may be behind by a heartbeat, or metad away.
+/// Pauses before the next attempt after one that was not completed: a daemon may be behind by a heartbeat, or metad
+/// away.
 const RETRY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// How often missing blocks are looked for again.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
@@ -235,8 +236,8 @@ impl Auditor {
         hashes: &[BlockHash],
     ) -> Result<Option<BTreeSet<BlockHash>>, Failed> {
         if member.failed || member.out {
-            // A daemon with a failed disk answers every probe with no, but still serves what it has; one that is out may
-            // know an old layout, and be cut off from the metads alone.
+            // A daemon with a failed disk answers every probe with no, but still serves what it has; one that is out
+            // may know an old layout, and be cut off from the metads alone.
             return Ok(self.readable_at(layout, member, hashes).await);
         }
         let request = BlockRequest::Probe { epoch: layout.epoch, hashes: hashes.to_vec() };

@@ -1,11 +1,11 @@
 //! Handing off copies that owners missed (hinted handoff; DeCandia et al., Dynamo, 2007, §4.6).
 //!
-//! A put goes past an owner that is dead, paused or full for the moment. Comparing would copy the block too. But while the
-//! layout does not change, the next comparison may be minutes away. So the daemon that answers the client notes which owners
-//! have not synced the block, and sends it to them once they take it.
+//! A put goes past an owner that is dead, paused or full for the moment. Comparing would copy the block too. But
+//! while the layout does not change, the next comparison may be minutes away. So each daemon of a
+//! chain notes which owners behind it have not synced the block, and sends it to them once they take it.
 //!
-//! Owner: [`Handoff`]. The server notes, and the healing task sends ([`super::heal`]). What is noted is lost with the process,
-//! and dropped beyond a bound: comparing finds what such owners lack.
+//! Owner: [`Handoff`]. The server notes, and the healing task sends ([`super::heal`]). What is noted is lost with
+//! the process, and dropped beyond a bound: comparing finds what such owners lack.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,8 +62,8 @@ impl Handoff {
         }
     }
 
-    /// Waits until an attempt to send what is noted is due. That is a moment after the first note: owners that were away take
-    /// a while, and much may be sent together. Cancel-safe: a wait that begins anew ends at the same time.
+    /// Waits until an attempt to send what is noted is due. That is a moment after the first note: owners that were
+    /// away take a while, and much may be sent together. Cancel-safe: a wait that begins anew ends at the same time.
     pub(super) async fn wait_due(&self) {
         loop {
             let due = self.noted.lock().due;

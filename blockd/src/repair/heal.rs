@@ -1,9 +1,9 @@
 //! The task that carries out [`Pass`]es: it fetches blocks that this daemon owes and does not hold, then gives back
 //! those that it holds and does not owe. In between it hands off what owners missed.
 //!
-//! One task does all of that, so nothing is given back while a pass counts on it. A pass runs at each change of the layout,
-//! again a moment later when it was incomplete, and from time to time. It ends early when the layout changes, but only
-//! after the step under way: no drop is left half done.
+//! One task does all of that, so nothing is given back while a pass counts on it. A pass runs at each change of the
+//! layout, again a moment later when it was incomplete, and from time to time. It ends early when the layout
+//! changes, but only after the step under way: no drop is left half done.
 
 use super::duties::Duties;
 use super::give_back::UNCOMMITTED_AGE;

@@ -1,4 +1,5 @@
-//! Progress of repair, for heartbeats: written by the tasks that repair, audit and scrub, read by the one that sends heartbeats.
+//! Progress of repair, for heartbeats: written by the tasks that repair, audit and scrub, read by the one that sends
+//! heartbeats.
 
 use super::duties::Duties;
 use super::pass::Lacking;

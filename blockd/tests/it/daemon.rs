@@ -190,7 +190,7 @@ async fn lists_and_probes_report_the_blocks_that_are_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_daemon_does_not_start_with_the_files_of_another() {
+async fn a_daemon_does_not_start_with_a_role_files_or_a_port_that_are_not_its_own() {
     let ca = ClusterCa::create("t").unwrap();
     let dir = tempfile::tempdir().unwrap();
     let start = async |name: &str, role, listen: &str| {

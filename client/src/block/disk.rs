@@ -42,7 +42,7 @@ const READERS: usize = 16;
 const PATIENCE: Duration = Duration::from_millis(200);
 /// For this long after a slow answer, the network is asked at once.
 const SLOW_FOR: Duration = Duration::from_secs(5);
-/// Bytes of blocks that wait to be written; beyond it, more are not cached. Eight large blocks, as many as are read
+/// Bytes of blocks that wait to be written; further ones are not cached. Eight large blocks, as many as are read
 /// ahead.
 const QUEUE_BYTES: usize = 32 << 20;
 /// Jobs that wait in the queue, small blocks included.

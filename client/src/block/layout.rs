@@ -12,8 +12,8 @@ use wire::layout::{Layout, LayoutMember};
 use wire::message::block::BlockRequest;
 use wire::suspects::Suspects;
 
-/// A daemon that failed is asked last for at least this long, and until it answers a probe: otherwise a reader would have
-/// to wait to find out whether it answers.
+/// A daemon that failed is asked last for at least this long, and until it answers a probe: otherwise a reader would
+/// have to wait to find out whether it answers.
 const SUSPECT_FOR: Duration = Duration::from_secs(4);
 /// A daemon must answer a probe within this time.
 const PROBE_LIMIT: Duration = Duration::from_secs(1);

@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use tokio::sync::Notify;
 use wire::ids::{ChunkIndex, Ino};
 
-/// Chunks that wait; beyond it, more are forgotten until they are written again.
+/// Chunks that wait; further ones are forgotten until they are written again.
 const WAITING_MAX: usize = 256;
 /// Compacted chunks that are remembered.
 const SETTLED_MAX: usize = 1024;

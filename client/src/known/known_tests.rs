@@ -164,7 +164,7 @@ fn an_inode_made_here_stays_unknown_to_metad_though_others_ask() {
 }
 
 #[test]
-fn a_conflict_copy_is_in_every_listing() {
+fn a_conflict_copy_makes_cached_listings_forgotten() {
     let known = holding();
     let listed = Arc::new(Listed { parent: DIR, entries: Vec::new(), end: true });
     known.learn_page(PAGE, &listed, known.mark());

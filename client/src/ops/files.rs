@@ -301,7 +301,7 @@ impl Client {
         flushed.and(unreported.map_or(Ok(()), Err))
     }
 
-    /// Makes everything that was written to the file durable (I7).
+    /// Makes everything that was written to the file durable on return (I7).
     ///
     /// # Errors
     /// As [`Client::flush`].

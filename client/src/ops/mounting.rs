@@ -69,7 +69,7 @@ impl Client {
             if let Err(error) = Self::send_one_set_aside(config.clone(), local.clone(), &folder).await {
                 // Later journals must not be sent before this one.
                 return tracing::error!(
-                    kept = %path.display(), %error, "what an earlier mount could not store is still kept aside"
+                    kept = %path.display(), %error, "what an earlier mount could not store is still set aside"
                 );
             }
             tracing::warn!(kept = %path.display(), "what an earlier mount could not store is in the cluster now");
@@ -310,7 +310,7 @@ async fn set_journal_aside(journal: &Journal, dir: &Arc<LocalDir>) -> Result<(),
     let path = on_disk(dir, move || set_aside::add(&local)).await?;
     tracing::error!(
         kept = %path.display(),
-        "the cluster is full: what the last mount could not store is kept aside, and each mount tries again; remove files, wait \
+        "the cluster is full: what the last mount could not store is set aside, and each mount tries again; remove files, wait \
          until their space is free again (gc_grace_s), then mount again"
     );
     Ok(())

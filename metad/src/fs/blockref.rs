@@ -57,7 +57,8 @@ pub(super) fn dropped(view: &mut View, hashes: &[BlockHash], before: u64) {
     }
 }
 
-/// Returns up to `limit` blocks that nothing has referred to since before `ms`, oldest first, beginning after `after`.
+/// Returns up to `limit` blocks that nothing has referred to since before `ms`, oldest first, beginning after
+/// `after`.
 /// `after` is set to the last of them, or to `None` when there are no more: the next call then begins at the oldest
 /// again.
 pub fn next_unreferenced(kv: &dyn Kv, after: &mut Option<keys::Key>, ms: u64, limit: usize) -> Vec<BlockHash> {
@@ -70,8 +71,8 @@ pub fn next_unreferenced(kv: &dyn Kv, after: &mut Option<keys::Key>, ms: u64, li
     found.iter().map(|(key, _)| keys::unreferenced_hash(key)).collect()
 }
 
-/// Returns a page of the blocks with names from `from` to `last` that extents refer to, in order, and where the next page
-/// begins. Looks at `limit` blocks, unreferenced ones included, so a page may be empty although more follow.
+/// Returns a page of the blocks with names from `from` to `last` that extents refer to, in order, and where the next
+/// page begins. Looks at `limit` blocks, unreferenced ones included, so a page may be empty although more follow.
 pub fn referenced(kv: &dyn Kv, from: BlockHash, last: BlockHash, limit: usize) -> (Vec<BlockHash>, Option<BlockHash>) {
     let range = keys::block(&from)..[keys::block(&last).as_slice(), &[0]].concat();
     if range.is_empty() {
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_that_are_kept_do_not_stand_before_the_others_for_good() {
+    fn blocks_that_daemons_retain_do_not_hold_up_the_others() {
         let hash = |number: u64| BlockHash([number as u8; 32]);
         let kv = MemoryKv((0..20).map(|ms| (keys::unreferenced(ms, &hash(ms)), Vec::new())).collect());
         let (mut after, mut seen) = (None, Vec::new());

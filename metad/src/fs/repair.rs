@@ -25,7 +25,7 @@ use std::collections::BTreeSet;
 use wire::ids::{Ino, SessionId};
 use wire::message::check::{CheckId, Repair, Seen};
 
-/// Setting: the last repairs.
+/// Setting: which check has made the last repairs.
 const REPAIRS: &str = "repairs";
 /// Replies forgotten, and extents or entries read, by one repair.
 const WORK_MAX: usize = 1 << 20;
@@ -56,7 +56,7 @@ pub struct Repairing {
     pub repairs: Vec<Repair>,
 }
 
-/// Returns the last repairs.
+/// Returns which check has made the last repairs.
 #[must_use]
 pub fn repairs(kv: &dyn Kv) -> Repairs {
     kv.load(&keys::setting(REPAIRS)).unwrap_or_default()

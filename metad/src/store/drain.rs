@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 /// How long changes gather before they are written, so that keys that change all the time are written seldom.
 const GATHER_TIME: Duration = Duration::from_millis(200);
-/// Changes of this many keys are written at once.
+/// With changes of this many keys, they are written without gathering more.
 const GATHERED_KEYS: usize = 10_000;
 /// Nothing is added beyond this many keys while the disk is behind: about 50 MB.
 const KEYS_MAX: usize = 200_000;

@@ -128,8 +128,8 @@ fn free_addresses(count: usize) -> Result<Vec<SocketAddr>> {
     Ok(probes.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>()?)
 }
 
-/// Returns the larger of the two ranges below and above the ephemeral ports, which are given as in `ip_local_port_range`
-/// (`ip(7)`).
+/// Returns the larger of the two ranges below and above the ephemeral ports, which are given as in
+/// `ip_local_port_range` (`ip(7)`).
 fn ports_outside(ephemeral: &str) -> RangeInclusive<u16> {
     let mut numbers = ephemeral.split_whitespace().map(str::parse);
     let (first, last): (u16, u16) = match (numbers.next(), numbers.next()) {

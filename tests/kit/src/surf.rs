@@ -51,7 +51,8 @@ pub struct Surf {
 }
 
 impl Surf {
-    /// Starts a Surf and waits until it is mounted. Other tests that start theirs in this way may run at the same time.
+    /// Starts a Surf and waits until it is mounted. Other tests that start theirs in this way may run at the same
+    /// time.
     ///
     /// # Panics
     /// When it does not come up.
@@ -90,8 +91,9 @@ impl Surf {
         surf
     }
 
-    /// Starts a cluster whose traffic goes through a [`Proxy`] with this seed, and mounts it with these arguments. It
-    /// has the machine to itself. The proxy knows daemons by their names, and mounts by those of their mount points: `mnt`, and [`Another::name`].
+    /// Starts a cluster whose traffic goes through a [`Proxy`] with this seed, and mounts it with these arguments.
+    /// It has the machine to itself. The proxy knows daemons by their names, and mounts by those of their mount
+    /// points: `mnt`, and [`Another::name`].
     ///
     /// # Panics
     /// When it does not come up.
@@ -382,7 +384,8 @@ impl Surf {
     pub fn kill_mount(&mut self) {
         let mut child = self.mount.take().expect("it is mounted");
         child.kill().expect("a child can be killed");
-        // This comes first: a thread of the mount may wait in the kernel, and only the end of the connection wakes it.
+        // This comes first: a thread of the mount may wait in the kernel, and only the end of the connection wakes
+        // it.
         abort(&self.path());
         child.wait().expect("a child can be waited for");
     }

@@ -6,9 +6,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// A shell that waits for the end of a pipe whose other end only the test process holds. When that process is gone for
-/// whatever reason, `kill -9` included, the shell runs its script. It also runs the script after [`LIFE_MINUTES`]: a test
-/// that hangs on its mount then fails, instead of delaying everything behind it.
+/// A shell that waits for the end of a pipe whose other end only the test process holds. When that process is gone
+/// for whatever reason, `kill -9` included, the shell runs its script. It also runs the script after
+/// [`LIFE_MINUTES`]: a test that hangs on its mount then fails, instead of delaying everything behind it.
 pub struct Watchdog {
     shell: Child,
 }

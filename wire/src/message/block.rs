@@ -331,8 +331,8 @@ pub struct RepairReport {
     pub bytes_per_s: u64,
     /// No block that is referred to, or was stored a moment ago, is here without belonging here.
     pub empty: bool,
-    /// Blocks that this daemon owes, that something refers to, and of which no daemon that can be reached has a copy. Of the
-    /// owners of a block that can be reached, the first counts it.
+    /// Blocks that this daemon owes, that something refers to, and of which no daemon that can be reached has a
+    /// copy. Of the owners of a block that can be reached, the first counts it.
     pub missing_blocks: u64,
     /// When its disk was last read whole, every copy compared with its name; `None` if it never was.
     pub scrubbed: Option<Timestamp>,

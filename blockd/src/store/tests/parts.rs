@@ -154,7 +154,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_part_equals_these_bytes_of_the_block(
+    fn any_part_equals_the_bytes_of_the_block_in_its_range(
         len in prop_oneof![1..3 * SECTION_BYTES, Just(SECTION_BYTES), Just(2 * SECTION_BYTES), 1..600_000_usize],
         parts in proptest::collection::vec((0..700_000_usize, 0..200_000_usize), 1..8),
     ) {

@@ -1,12 +1,12 @@
 //! Random trouble over a whole cluster, schedule after schedule, while a mount writes, syncs and reads.
 //!
-//! A schedule draws a few faults from its seed: block daemons are killed for a moment or until others have taken over, come
-//! back without their disk, are paused, drained and joined, have flipped bits, full disks and disks that fail; leading metads
-//! are killed and paused. Then all is undone, and everything that was synced must be right, every block must have all its
-//! copies, and `surf fsck --verify` must find nothing.
+//! A schedule draws a few faults from its seed: block daemons are killed for a moment or until others have taken
+//! over, come back without their disk, are paused, drained and joined, have flipped bits, full disks and disks that
+//! fail; leading metads are killed and paused. Then all is undone, and everything that was synced must be right,
+//! every block must have all its copies, and `surf fsck --verify` must find nothing.
 //!
-//! A put is acknowledged with two of three copies on disk, so the loss of a second one may lose content: a schedule has at most
-//! one fault that takes copies away for good.
+//! A put is acknowledged with two of three copies on disk, so the loss of a second one may lose content: a schedule
+//! has at most one fault that takes copies away for good.
 
 use crate::fsck::until_clean;
 use crate::healing::{HEAL_LIMIT, Load, check_all, cluster_with, states, until_state};

@@ -83,7 +83,7 @@ fn a_renamed_file_is_under_one_of_its_names_at_each_moment() {
 }
 
 #[test]
-fn a_call_with_an_unknown_outcome_happens_at_most_once() {
+fn a_call_with_an_unknown_outcome_happens_at_most_once_and_stays() {
     let begin = [(1, 1, 2, create("a"), Outcome::Unknown)];
     let with = |events: &[(u32, u64, u64, Call, Outcome)]| is_linearizable(&[&begin[..], events].concat());
     assert!(with(&[(2, 4, 5, stat("a"), ABSENT), (2, 60, 61, stat("a"), file(7))]));
