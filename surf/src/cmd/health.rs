@@ -44,18 +44,20 @@ impl Work {
     pub fn of(status: &ClusterStatus) -> Self {
         let mut work = Self::default();
         let mut left = Some(0);
+        // One that lies must not make the sum of the others' figures wrap around.
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
         for (_, state) in states(status).filter(|(_, state)| state.health != BlockdHealth::Out) {
             let repair = state.repair;
-            work.lacking_blocks += repair.lacking_blocks;
-            work.lacking_bytes += repair.lacking_bytes;
-            work.misplaced_blocks += repair.misplaced_blocks;
-            work.misplaced_bytes += repair.misplaced_bytes;
-            work.damaged_blocks += repair.damaged_blocks;
+            add(&mut work.lacking_blocks, repair.lacking_blocks);
+            add(&mut work.lacking_bytes, repair.lacking_bytes);
+            add(&mut work.misplaced_blocks, repair.misplaced_blocks);
+            add(&mut work.misplaced_bytes, repair.misplaced_bytes);
+            add(&mut work.damaged_blocks, repair.damaged_blocks);
             // The last words of a daemon that is silent are old, and another one counts for it.
             if matches!(state.health, BlockdHealth::Up | BlockdHealth::Suspect) {
-                work.missing_blocks += repair.missing_blocks;
+                add(&mut work.missing_blocks, repair.missing_blocks);
             }
-            work.bytes_per_s += repair.bytes_per_s;
+            add(&mut work.bytes_per_s, repair.bytes_per_s);
             if repair.lacking_bytes > 0 {
                 let own = repair.lacking_bytes.checked_div(repair.bytes_per_s);
                 left = left.zip(own).map(|(left, own)| left.max(own));
@@ -245,5 +247,9 @@ mod tests {
         missing.blockds[0].repair.missing_blocks = 3;
         let health = Health::of(&missing);
         assert!(health.is_critical && health.problems.iter().any(|line| line.starts_with("3 blocks cannot be read")));
+        // A daemon that lies does not erase what others report.
+        missing.blockds[1].health = Up;
+        missing.blockds[1].repair.missing_blocks = u64::MAX - 2;
+        assert!(Health::of(&missing).is_critical);
     }
 }

@@ -97,7 +97,7 @@ fn show(status: &ClusterStatus, health: &Health, work: &Work) {
     let blockds: Vec<String> =
         states(status).map(|(member, state)| format!("{} {}", member.name, word(state.health))).collect();
     println!("blockds: {}", blockds.join(", "));
-    if work.lacking_blocks + work.misplaced_blocks + work.damaged_blocks > 0 {
+    if [work.lacking_blocks, work.misplaced_blocks, work.damaged_blocks].iter().any(|count| *count > 0) {
         let left = work.left_s.map_or_else(|| "unknown".to_owned(), |seconds| format!("{seconds} s"));
         println!(
             "to copy: {} blocks, {}; misplaced: {} blocks, {}, {} of them one copy too many; {}/s now, time left: {left}",
