@@ -29,7 +29,7 @@ use crate::Error;
 use crate::ordered::{Ordered, Rank};
 use bytes::Bytes;
 use disk::{Disk, DiskFile, remove_if_there};
-use record::{Group, Record};
+use record::{Group, Record, SegmentId};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -134,14 +134,15 @@ impl Journal {
             writing: tokio::sync::Mutex::default(),
             changing: Arc::default(),
         };
-        for number in segment_numbers(&*journal.disk)? {
+        let numbers = segment_numbers(&*journal.disk)?;
+        if known.is_none() && (!numbers.is_empty() || journal.has_shared()?) {
+            // Without its number, nothing in it can be verified, and metad cannot say what of it is acknowledged.
+            return Err(Error::JournalDamaged { path: journal.path_of(ID), at: 0 });
+        }
+        for number in numbers {
             let (records, bytes) = journal.read(number)?;
             let last = records.iter().map(|(record, _)| record.number()).max().unwrap_or(0);
             journal.segments.lock().push_back(Segment { number, bytes, last });
-        }
-        if known.is_none() && (journal.last() > 0 || journal.has_shared()?) {
-            // Without its number, metad cannot say what of it is acknowledged.
-            return Err(Error::JournalDamaged { path: journal.path_of(ID), at: 0 });
         }
         Ok(journal)
     }
@@ -150,11 +151,17 @@ impl Journal {
         self.disk.path().join(name)
     }
 
+    /// Returns what a segment of this number is called in its groups.
+    pub(crate) fn segment_id(&self, number: u64) -> SegmentId {
+        SegmentId { journal: self.id, number }
+    }
+
     /// Returns the records of a segment, and its length in bytes.
     fn read(&self, segment: u64) -> Result<(Vec<(Record, Bytes)>, u64), Error> {
         let path = self.path_of(&segment_name(segment));
         let bytes = Bytes::from(self.disk.read(&segment_name(segment)).map_err(failed(&path))?);
-        let parsed = record::parse(&bytes).map_err(|at| Error::JournalDamaged { path: path.clone(), at })?;
+        let parsed = record::parse(&bytes, self.segment_id(segment))
+            .map_err(|at| Error::JournalDamaged { path: path.clone(), at })?;
         if parsed.torn > 0 {
             tracing::warn!(
                 path = %path.display(), bytes = parsed.torn,
@@ -217,10 +224,10 @@ impl Journal {
         let mut current = self.current.lock();
         let mut group = Group::default();
         records.iter().for_each(|(record, content)| group.add(record, content));
-        let bytes = group.finish();
         // I8: on return the records are on the disk, and so is the name of their file.
         let (newest, len) = self.segments.lock().back().map_or((0, 0), |newest| (newest.number, newest.bytes));
         if let Some(file) = current.as_mut().filter(|_| len < SEGMENT_BYTES) {
+            let bytes = group.finish(self.segment_id(newest), len);
             if let Err(error) = file.write_at(&bytes, len).and_then(|()| file.sync()) {
                 // The next group must not stand behind a torn one.
                 if file.set_len(len).is_err() {
@@ -235,6 +242,7 @@ impl Journal {
         }
         let number = newest + 1;
         let name = segment_name(number);
+        let bytes = group.finish(self.segment_id(number), 0);
         // A file of that name is one that could not be removed after an error.
         let file = self.disk.create(&name)?;
         let begun = file.write_at(&bytes, 0).and_then(|()| file.sync()).and_then(|()| self.disk.sync());

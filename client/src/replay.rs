@@ -334,6 +334,7 @@ fn touched(op: &Op, expect: &[Expect]) -> Touched {
 mod tests {
     use super::*;
     use crate::journal::disk::{FOLDER, LocalDisk};
+    use crate::journal::picture::SHARED;
     use crate::journal::record::Group;
     use crate::testing::Place;
 
@@ -384,7 +385,7 @@ mod tests {
         journal.append_for(wire::ids::SessionId(1), Vec::new(), 0, || ()).await.unwrap();
         let mut shared = Group::default();
         [piece(7, 1, 1), piece(8, 1, 1)].iter().for_each(|(record, content)| shared.add(record, content));
-        std::fs::write(journal.dir().join("shared"), shared.finish()).unwrap();
+        std::fs::write(journal.dir().join("shared"), shared.finish(journal.segment_id(SHARED), 0)).unwrap();
         number_shared(&journal, 10).await;
         assert!(!journal.dir().join("shared").exists());
         // The first of them was sent as number 11: the next mount sends the other one.

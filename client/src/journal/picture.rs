@@ -21,6 +21,8 @@ use wire::ids::Ino;
 use wire::op::Op;
 
 const NAME: &str = "shared";
+/// Segments have numbers from 1.
+pub(crate) const SHARED: u64 = 0;
 
 /// What a picture shows: files, and the last sealed piece of each.
 pub(crate) type Picture = Vec<(Ino, u64)>;
@@ -39,7 +41,7 @@ impl Journal {
     fn write_shared(&self, records: &[(Record, Bytes)]) -> io::Result<()> {
         let mut group = Group::default();
         records.iter().for_each(|(record, content)| group.add(record, content));
-        self.replace(NAME, &group.finish())
+        self.replace(NAME, &group.finish(self.segment_id(SHARED), 0))
     }
 
     /// Removes the picture, if there is one.
@@ -61,7 +63,8 @@ impl Journal {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Vec::new(), last)),
             Err(error) => return Err(failed(&path)(error)),
         };
-        let parsed = record::parse(&bytes).map_err(|at| Error::JournalDamaged { path: path.clone(), at })?;
+        let parsed = record::parse(&bytes, self.segment_id(SHARED))
+            .map_err(|at| Error::JournalDamaged { path: path.clone(), at })?;
         if parsed.torn > 0 {
             // The file got its name when it was complete.
             return Err(Error::JournalDamaged { path, at: bytes.len() - parsed.torn });

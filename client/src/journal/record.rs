@@ -2,22 +2,28 @@
 //!
 //! ```text
 //! segment = group*
-//! group   = MAGIC | length u32 | BLAKE3 of what follows, first 16 bytes | record*    (written and synced at once)
+//! group   = MAGIC | length u32 | first 16 bytes of a BLAKE3 sum | record*    (written and synced at once)
 //! record  = length of head u32 | length of content u32 | head (wire::codec) | content
 //! ```
 //! Numbers are little endian. A group is complete or ignored: what a crash has torn at the end of a segment was never
 //! promised to anybody. A bad group that a good one follows is damage.
+//!
+//! The sum covers the records, and before them the numbers of journal and segment and the group's offset. So a group is
+//! good only where it was written: files may hold copies of journals, and such content in a torn group is no good group
+//! that follows it.
 
 use crate::file::state::Snapshot;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use wire::attr::Timestamp;
 use wire::codec;
-use wire::ids::{Ino, Version};
+use wire::ids::{Ino, JournalId, Version};
 use wire::limits::{BLOCK_BYTES_MAX, HEAD_BYTES_MAX};
 use wire::op::{Expect, Name, Op};
 
-const MAGIC: &[u8; 8] = b"surfjrn1";
+const MAGIC: &[u8; 8] = b"surfjrn2";
+/// What all versions of this format begin with.
+const MAGIC_OF_ANY_VERSION: &[u8] = b"surfjrn";
 const SUM_BYTES: usize = 16;
 const LENGTH_AT: usize = MAGIC.len();
 const SUM_AT: usize = LENGTH_AT + 4;
@@ -154,12 +160,34 @@ impl Group {
         self.0.extend_from_slice(content);
     }
 
-    /// The bytes to be written.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
+    /// Returns the bytes to be written at this offset of the segment.
+    pub(crate) fn finish(mut self, segment: SegmentId, offset: u64) -> Vec<u8> {
         let (head, body) = self.0.split_at_mut(GROUP_HEAD);
         head[LENGTH_AT..SUM_AT].copy_from_slice(&(body.len() as u32).to_le_bytes());
-        head[SUM_AT..].copy_from_slice(&blake3::hash(body).as_bytes()[..SUM_BYTES]);
+        head[SUM_AT..].copy_from_slice(&segment.sum(offset, body));
         self.0
+    }
+}
+
+/// Which segment of which journal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SegmentId {
+    /// The journal.
+    pub journal: JournalId,
+    /// Number of the segment within it; 0 for the file of shared content.
+    pub number: u64,
+}
+
+impl SegmentId {
+    /// Returns the sum of a group that begins at this offset.
+    fn sum(self, offset: u64, body: &[u8]) -> [u8; SUM_BYTES] {
+        let mut hasher = blake3::Hasher::new();
+        for number in [self.journal.0, self.number, offset] {
+            hasher.update(&number.to_le_bytes());
+        }
+        let mut sum = [0; SUM_BYTES];
+        sum.copy_from_slice(&hasher.update(body).finalize().as_bytes()[..SUM_BYTES]);
+        sum
     }
 }
 
@@ -174,17 +202,22 @@ pub(super) struct Parsed {
 ///
 /// # Errors
 /// Returns where the segment is damaged, in bytes from its start.
-pub(super) fn parse(bytes: &Bytes) -> Result<Parsed, usize> {
+pub(super) fn parse(bytes: &Bytes, segment: SegmentId) -> Result<Parsed, usize> {
+    let version = bytes.strip_prefix(MAGIC_OF_ANY_VERSION).and_then(|rest| rest.first());
+    if version.is_some_and(|digit| digit.is_ascii_digit() && !MAGIC.ends_with(&[*digit])) {
+        // Another version has written it, so it is neither empty nor torn.
+        return Err(0);
+    }
     let (mut at, mut records) = (0, Vec::new());
     while at < bytes.len() {
-        match group_at(bytes, at) {
+        match group_at(bytes, segment, at) {
             Some(body) => {
                 at = body.end;
                 let start = at - body.len();
                 // The checksum was right, so records that cannot be read were written by another version.
                 records.extend(records_of(&bytes.slice(body)).ok_or(start)?);
             }
-            None if is_followed(bytes, at) => return Err(at),
+            None if is_followed(bytes, segment, at) => return Err(at),
             None => break,
         }
     }
@@ -192,18 +225,18 @@ pub(super) fn parse(bytes: &Bytes) -> Result<Parsed, usize> {
 }
 
 /// Returns the range of the records of the group that begins here, if it is complete and undamaged.
-fn group_at(bytes: &[u8], at: usize) -> Option<std::ops::Range<usize>> {
+fn group_at(bytes: &[u8], segment: SegmentId, at: usize) -> Option<std::ops::Range<usize>> {
     let head = bytes.get(at..at + GROUP_HEAD).filter(|head| head.starts_with(MAGIC))?;
     let body = at + GROUP_HEAD..at + GROUP_HEAD + u32_at(head, LENGTH_AT)? as usize;
-    let sum = blake3::hash(bytes.get(body.clone())?);
-    (sum.as_bytes()[..SUM_BYTES] == head[SUM_AT..]).then_some(body)
+    let sum = segment.sum(at as u64, bytes.get(body.clone())?);
+    (sum == head[SUM_AT..]).then_some(body)
 }
 
 /// Returns whether a good group follows a bad one.
-fn is_followed(bytes: &[u8], bad: usize) -> bool {
+fn is_followed(bytes: &[u8], segment: SegmentId, bad: usize) -> bool {
     let rest = bytes.get(bad + 1..).unwrap_or_default();
     let starts = rest.windows(MAGIC.len()).enumerate().filter(|(_, window)| window == MAGIC);
-    starts.into_iter().any(|(at, _)| group_at(bytes, bad + 1 + at).is_some())
+    starts.into_iter().any(|(at, _)| group_at(bytes, segment, bad + 1 + at).is_some())
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
@@ -230,6 +263,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const SEGMENT: SegmentId = SegmentId { journal: JournalId(7), number: 3 };
+
     fn change(number: u64) -> Record {
         let op = Op::Rmdir { parent: Ino(1), name: vec![b'n'; number as usize % 7 + 1] };
         Record::Change(Change { number, at: Timestamp::default(), expect: Vec::new(), op })
@@ -244,7 +279,7 @@ mod tests {
                 count += 1;
                 group.add(&change(count as u64), &vec![count as u8; *len]);
             }
-            bytes.extend(group.finish());
+            bytes.extend(group.finish(SEGMENT, bytes.len() as u64));
             ends.push(bytes.len());
         }
         (bytes, ends, count)
@@ -258,7 +293,7 @@ mod tests {
         #[test]
         fn appended_groups_are_read_and_torn_ones_are_left_out(appends in appends(), cut: proptest::sample::Index) {
             let (bytes, ends, count) = segment(&appends);
-            let whole = parse(&Bytes::from(bytes.clone())).unwrap();
+            let whole = parse(&Bytes::from(bytes.clone()), SEGMENT).unwrap();
             prop_assert_eq!((whole.records.len(), whole.torn), (count, 0));
             let (record, content) = whole.records.last().unwrap();
             let len = *appends.last().unwrap().last().unwrap();
@@ -266,7 +301,7 @@ mod tests {
             let cut = cut.index(bytes.len());
             let whole_groups = ends.iter().zip(&appends).filter(|(end, _)| **end <= cut);
             let kept: usize = whole_groups.map(|(_, group)| group.len()).sum();
-            let torn = parse(&Bytes::copy_from_slice(&bytes[..cut])).unwrap();
+            let torn = parse(&Bytes::copy_from_slice(&bytes[..cut]), SEGMENT).unwrap();
             prop_assert_eq!(torn.records.len(), kept);
             prop_assert_eq!(torn.torn > 0, !ends.contains(&cut) && cut > 0);
         }
@@ -282,15 +317,46 @@ mod tests {
             bytes[place] ^= 1 << bit;
             let begin = ends.iter().rev().find(|end| **end <= place).copied().unwrap_or(0);
             let is_last = place >= ends.len().checked_sub(2).map_or(0, |before| ends[before]);
-            match parse(&Bytes::from(bytes.clone())) {
+            match parse(&Bytes::from(bytes.clone()), SEGMENT) {
                 Ok(parsed) => prop_assert!(is_last && parsed.torn == bytes.len() - begin),
                 Err(at) => prop_assert!(!is_last && at == begin),
             }
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
-            let _ = parse(&Bytes::from(bytes));
+        fn a_torn_group_whose_content_is_another_journal_is_no_damage(
+            appends in appends(),
+            same_segment: bool,
+            cut: proptest::sample::Index,
+        ) {
+            let (mut bytes, ends, count) = segment(&appends);
+            let begin = bytes.len();
+            let other = SegmentId { journal: JournalId(8), ..SEGMENT };
+            let mut copy = Group::default();
+            copy.add(&change(1), b"content");
+            let mut group = Group::default();
+            group.add(&change(9), &copy.finish(if same_segment { SEGMENT } else { other }, 0));
+            let whole = group.finish(SEGMENT, begin as u64);
+            bytes.extend_from_slice(&whole);
+            let all = parse(&Bytes::from(bytes.clone()), SEGMENT).unwrap();
+            prop_assert_eq!((all.records.len(), all.torn), (count + 1, 0));
+            // The content is there whole, and the head of its group is not.
+            bytes[begin + LENGTH_AT + cut.index(GROUP_HEAD - LENGTH_AT)] ^= 1;
+            let torn = parse(&Bytes::from(bytes), SEGMENT).unwrap();
+            prop_assert_eq!((torn.records.len(), torn.torn), (count, whole.len()));
+            prop_assert_eq!(ends.last(), Some(&begin));
         }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+            let _ = parse(&Bytes::from(bytes), SEGMENT);
+        }
+    }
+
+    #[test]
+    fn a_segment_of_another_version_is_refused_and_not_taken_for_torn() {
+        let mut bytes = segment(&[vec![3]]).0;
+        bytes[MAGIC.len() - 1] += 1;
+        assert_eq!(parse(&Bytes::from(bytes), SEGMENT).err(), Some(0));
     }
 }
