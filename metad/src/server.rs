@@ -7,6 +7,7 @@ mod blockds;
 mod events;
 mod fsck;
 mod sessions;
+mod turns;
 mod validate;
 
 pub use batcher::{Batcher, Clock};
@@ -201,6 +202,9 @@ impl Server {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
         self.shared.liveness.heard_session(session);
+        if matches!(question, Read::StatFs) {
+            self.shared.liveness.wait_heard(&settings::layout(&**self.shared.consensus.state())).await;
+        }
         if question.ino().is_none() {
             return Ok(unleased(self.look(session, question)));
         }

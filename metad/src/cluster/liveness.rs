@@ -4,7 +4,8 @@
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 use wire::ids::{BlockdId, SessionId};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::admin::{BlockdHealth, BlockdState};
@@ -17,10 +18,16 @@ const SUSPECT_HEARTBEATS: u32 = 2;
 /// A daemon that is silent for this long is down, whatever the interval of its heartbeats.
 const DOWN_AFTER: Duration = Duration::from_secs(10);
 
+/// A daemon that this node has not heard yet is waited for so long when a question is about all daemons: longer than
+/// the usual interval of heartbeats.
+const FIRST_HEARTBEAT_LIMIT: Duration = Duration::from_secs(3);
+
 /// When each daemon and session was last heard.
 #[derive(Default)]
 pub struct Liveness {
     blockds: Mutex<Blockds>,
+    /// Notified at each heartbeat.
+    heartbeat: Notify,
     sessions: Mutex<HashMap<SessionId, Instant>>,
 }
 
@@ -35,6 +42,30 @@ impl Liveness {
     /// Records a heartbeat of a block daemon.
     pub fn heard_blockd(&self, heartbeat: BlockdHeartbeat) {
         self.blockds.lock().heard.insert(heartbeat.id, (Instant::now(), heartbeat));
+        self.heartbeat.notify_waiters();
+    }
+
+    /// Waits until this node has heard each owner of the layout, or has waited long enough for those that it has not:
+    /// a new leader knows nothing of them at first.
+    pub async fn wait_heard(&self, layout: &Layout) {
+        loop {
+            let heartbeat = self.heartbeat.notified();
+            tokio::pin!(heartbeat);
+            heartbeat.as_mut().enable();
+            let now = Instant::now();
+            let waits_until = {
+                let mut blockds = self.blockds.lock();
+                let Blockds { heard, missed_since } = &mut *blockds;
+                let unheard = layout.owning().filter(|owner| !heard.contains_key(&owner.id));
+                unheard.map(|owner| *missed_since.entry(owner.id).or_insert(now) + FIRST_HEARTBEAT_LIMIT).max()
+            };
+            match waits_until {
+                Some(until) if until > now => {
+                    let _ = timeout_at(until, heartbeat).await;
+                }
+                _ => return,
+            }
+        }
     }
 
     /// Records that a session is alive.
@@ -80,9 +111,12 @@ impl Liveness {
         silent.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// Forgets heartbeats, as [`Liveness::forget_sessions`] forgets sessions.
-    pub fn forget_blockds(&self) {
-        *self.blockds.lock() = Blockds::default();
+    /// Forgets the heartbeats before this time, as [`Liveness::forget_sessions`] forgets sessions. A later one was heard
+    /// by a node that led.
+    pub fn forget_blockds(&self, before: Instant) {
+        let mut blockds = self.blockds.lock();
+        blockds.heard.retain(|_, (at, _)| *at >= before);
+        blockds.missed_since.clear();
     }
 
     /// Returns whether each owner holds all blocks that it should hold under the current owners.
@@ -193,7 +227,7 @@ mod tests {
         assert!(liveness.silent_blockds(&layout).is_empty());
         layout.down_after_ms = 0;
         assert_eq!(liveness.silent_blockds(&layout), [BlockdId([1; 16]), BlockdId([2; 16])], "the third is out");
-        liveness.forget_blockds();
+        liveness.forget_blockds(Instant::now());
         layout.down_after_ms = 60_000;
         assert!(liveness.silent_blockds(&layout).is_empty());
     }
@@ -207,5 +241,57 @@ mod tests {
         let _heard_from_now_on = liveness.silent_blockds(&layout);
         assert_eq!(liveness.silent_blockds(&layout), [BlockdId([2; 16])]);
         assert_eq!(liveness.blockds(&layout)[0].health, BlockdHealth::Drained);
+    }
+
+    fn heartbeat(id: u8) -> BlockdHeartbeat {
+        BlockdHeartbeat {
+            id: BlockdId([id; 16]),
+            name: format!("blockd-{id}"),
+            addr: ([127, 0, 0, 1], 1).into(),
+            zone: id.to_string(),
+            weight: 1,
+            capacity_bytes: 100,
+            free_bytes: 50,
+            block_count: 0,
+            epoch: wire::ids::LayoutEpoch(1),
+            every_ms: 2_000,
+            repair: RepairReport::default(),
+            failed: false,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn capacity_is_answered_when_all_owners_were_heard_or_had_time_to_report() {
+        let liveness = Liveness::default();
+        let layout = Layout { members: vec![member(1), member(2)], replicas: 1, ..Layout::default() };
+        let begun = Instant::now();
+        let reports = async {
+            for id in [1, 2] {
+                tokio::time::sleep(Duration::from_millis(900)).await;
+                liveness.heard_blockd(heartbeat(id));
+            }
+        };
+        tokio::join!(liveness.wait_heard(&layout), reports);
+        assert_eq!((liveness.statfs(&layout, 0).total_bytes, begun.elapsed().as_millis()), (200, 1_800));
+        liveness.forget_blockds(Instant::now() + Duration::from_millis(1));
+        liveness.wait_heard(&layout).await;
+        let waited = begun.elapsed().as_millis() - 1_800;
+        assert_eq!(waited, FIRST_HEARTBEAT_LIMIT.as_millis(), "a daemon that is away is not waited for any longer");
+        liveness.wait_heard(&layout).await;
+        assert_eq!(begun.elapsed().as_millis() - 1_800, waited, "nor by the next who asks");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_heartbeat_that_comes_while_leadership_is_being_asked_for_is_not_forgotten() {
+        let liveness = Liveness::default();
+        let layout = Layout { members: vec![member(1), member(2)], replicas: 1, ..Layout::default() };
+        liveness.heard_blockd(heartbeat(1));
+        tokio::time::advance(Duration::from_millis(10)).await;
+        let asked = Instant::now();
+        tokio::time::advance(Duration::from_millis(10)).await;
+        liveness.heard_blockd(heartbeat(2));
+        liveness.forget_blockds(asked);
+        let heard = liveness.blockds(&layout).iter().map(|state| state.heard_ms.is_some()).collect::<Vec<_>>();
+        assert_eq!(heard, [false, true]);
     }
 }

@@ -24,12 +24,13 @@ pub async fn run(shared: Arc<Shared>) {
     let mut looked = Instant::now();
     loop {
         tokio::time::sleep(PAUSE).await;
+        let asked = Instant::now();
         let leads = matches!(timeout(BARRIER_LIMIT, shared.consensus.read_barrier()).await, Ok(Ok(())));
         // Silence counts only while this node could have heard the daemons: while it led, and was not paused itself.
         let was_paused = looked.elapsed() > PAUSE * 2 + BARRIER_LIMIT;
         looked = Instant::now();
         if !leads || was_paused {
-            shared.liveness.forget_blockds();
+            shared.liveness.forget_blockds(asked);
             continue;
         }
         if let Err(error) = look(&shared).await {

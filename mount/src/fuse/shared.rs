@@ -17,6 +17,8 @@ use wire::op::StatFs;
 
 /// `umount(8)` asks for the filesystem's statistics before it unmounts, and must not wait for servers that are away.
 const STATFS_PATIENCE: Duration = Duration::from_secs(2);
+/// The first answer is waited for longer: a new leader hears all block daemons before it gives one.
+const FIRST_STATFS_PATIENCE: Duration = Duration::from_secs(8);
 
 /// The state of a mount.
 pub(crate) struct Shared {
@@ -62,13 +64,15 @@ impl Shared {
 
     /// Capacity and use. When no server answers, the last known values.
     pub(super) async fn statfs(&self) -> Result<StatFs, FsError> {
-        match tokio::time::timeout(STATFS_PATIENCE, self.client.statfs()).await {
+        let known = *self.statfs.lock();
+        let patience = if known.is_some() { STATFS_PATIENCE } else { FIRST_STATFS_PATIENCE };
+        match tokio::time::timeout(patience, self.client.statfs()).await {
             Ok(Ok(stats)) => {
                 *self.statfs.lock() = Some(stats);
                 Ok(stats)
             }
             Ok(Err(error)) => Err(error),
-            Err(_) => self.statfs.lock().ok_or(FsError::Io),
+            Err(_) => known.ok_or(FsError::Io),
         }
     }
 
