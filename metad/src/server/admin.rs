@@ -3,10 +3,11 @@
 use super::Server;
 use crate::cluster::watch;
 use crate::error::ProposeError;
-use crate::fs::{retention, session, settings};
+use crate::fs::{Command, retention, session, settings};
 use std::time::Duration;
+use wire::ids::SessionId;
 use wire::layout::{Layout, LayoutMember};
-use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS};
+use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS, LEASE_MS};
 use wire::message::admin::{AdminReply, AdminRequest, BlockdHealth, ClusterStatus};
 use wire::message::meta::MetaReply;
 
@@ -36,6 +37,7 @@ impl Server {
             AdminRequest::PinBlocks { name, keep_ms } => self.pin_blocks(name, keep_ms).await?,
             AdminRequest::Pins => AdminReply::Pins(retention::pins(&**consensus.state(), self.shared.clock.now())),
             AdminRequest::ReleasePin { name } => self.release_pin(name).await?,
+            AdminRequest::EvictSession { session } => self.evict(session).await?,
             AdminRequest::ResumeDeletion { force } => self.resume_deletion(force).await?,
             AdminRequest::Check(request) => self.check(request).await?,
         };
@@ -97,6 +99,23 @@ impl Server {
         }
         // Checked again in this step: another daemon may have been drained meanwhile.
         self.changed(|layout| if is_enough(layout) { layout.drained(&id, drain) } else { None }).await
+    }
+
+    /// Ends a session that lives, or seems to.
+    async fn evict(&self, id: SessionId) -> Result<AdminReply, ProposeError> {
+        let Some(session) = session::find(&**self.shared.consensus.state(), id) else {
+            return Ok(AdminReply::Failed(format!("there is no session {id}: `surf session list` shows all")));
+        };
+        self.shared.propose(Command::CloseSessions(vec![id])).await?;
+        tracing::info!(%id, host = session.opening.host, purpose = session.opening.purpose, "an operator ended a session");
+        let shared = self.shared.clone();
+        self.shared.changes.spawn(async move {
+            // Its client learns of it with its next request, and believes until then what it was promised: others wait for
+            // these leases as for any.
+            tokio::time::sleep(Duration::from_millis(LEASE_MS)).await;
+            shared.forget_leases(id);
+        });
+        Ok(AdminReply::Done)
     }
 
     /// Names a daemon's successor. The successor must not have joined: its points would have to change, and older

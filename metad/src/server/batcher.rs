@@ -1,11 +1,12 @@
-//! Group commit: batches that arrive while others are under way share an entry of the log.
+//! Group commit: batches that arrive while others are under way share an entry of the log. Sessions take turns.
 
+use super::turns::Turns;
 use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Refused, Stamped, writes_of};
 use parking_lot::Mutex;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use wire::attr::Timestamp;
@@ -24,9 +25,6 @@ const ENTRY_HEAVY_BATCHES: usize = 4;
 const HEAVY_BATCH_WRITES: usize = 1024;
 /// Entries under way at once. The first goes at once; later ones gather what arrives meanwhile.
 const ENTRIES_IN_FLIGHT: usize = 4;
-/// Batches that wait. More callers than this wait to queue.
-const QUEUE: usize = 4096;
-
 type Outcome = Result<Result<BatchReply, Refused>, ProposeError>;
 
 /// A batch that waits to be proposed.
@@ -51,8 +49,56 @@ fn is_heavy(batch: &Batch) -> bool {
 
 /// Takes batches and proposes them together.
 pub struct Batcher {
-    /// Taken out when the node stops.
-    queue: Mutex<Option<mpsc::Sender<Waiting>>>,
+    queue: Arc<Queue>,
+}
+
+/// Batches that wait. Each is part of a request under way, and connections bound those.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Queued>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Queued {
+    batches: Turns<Waiting>,
+    /// No more are taken.
+    closed: bool,
+}
+
+impl Queue {
+    fn close(&self) {
+        self.waiting.lock().closed = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits for batches for one entry; `None` when no more will come.
+    async fn next_group(&self) -> Option<Vec<Waiting>> {
+        loop {
+            {
+                let mut queued = self.waiting.lock();
+                let group = take_group(&mut queued.batches);
+                if !group.is_empty() {
+                    return Some(group);
+                }
+                if queued.closed {
+                    return None;
+                }
+            }
+            self.changed.notified().await;
+        }
+    }
+}
+
+/// Lets nobody wait for batches that will not be proposed any more.
+struct ClosedAtTheEnd(Arc<Queue>);
+
+impl Drop for ClosedAtTheEnd {
+    fn drop(&mut self) {
+        let mut queued = self.0.waiting.lock();
+        queued.closed = true;
+        queued.batches.clear();
+    }
 }
 
 /// The leader's clock as commands see it. It never goes backwards.
@@ -74,14 +120,14 @@ impl Batcher {
     /// Starts the task that proposes batches, as one of `tasks`.
     #[must_use]
     pub fn start(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, tasks: &TaskTracker) -> Self {
-        let (queue, waiting) = mpsc::channel(QUEUE);
-        tasks.spawn(run(consensus, clock, waiting));
-        Self { queue: Mutex::new(Some(queue)) }
+        let queue = Arc::<Queue>::default();
+        tasks.spawn(run(consensus, clock, ClosedAtTheEnd(queue.clone())));
+        Self { queue }
     }
 
     /// Takes no further batches. The task ends with those that are queued.
     pub fn close(&self) {
-        self.queue.lock().take();
+        self.queue.close();
     }
 
     /// Applies a batch; if a term is given, only in that term. A queued batch runs to its end even if the caller is
@@ -91,23 +137,27 @@ impl Batcher {
     /// [`ProposeError`], as `Consensus::propose_in`.
     pub async fn submit(&self, session: SessionId, batch: Batch, term: Option<u64>) -> Outcome {
         let (reply, wait) = oneshot::channel();
-        let ended = |_| ProposeError::Refused("metad is stopping".to_owned());
+        let ended = || ProposeError::Refused("metad is stopping".to_owned());
         let (bytes, is_heavy) = (codec::encoded_len(&batch), is_heavy(&batch));
-        let queue = self.queue.lock().clone().ok_or_else(|| ended(()))?;
-        queue.send(Waiting { session, batch, term, bytes, is_heavy, reply }).await.map_err(|_| ended(()))?;
-        drop(queue);
-        wait.await.map_err(|_| ended(()))?
+        {
+            let mut queued = self.queue.waiting.lock();
+            if queued.closed {
+                return Err(ended());
+            }
+            queued.batches.push(session, Waiting { session, batch, term, bytes, is_heavy, reply });
+        }
+        self.queue.changed.notify_one();
+        wait.await.map_err(|_| ended())?
     }
 }
 
-async fn run(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, mut waiting: mpsc::Receiver<Waiting>) {
+async fn run(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, queue: ClosedAtTheEnd) {
     let mut in_flight = JoinSet::new();
-    let mut left_over = None;
     loop {
         while in_flight.len() >= ENTRIES_IN_FLIGHT {
             let _ = in_flight.join_next().await;
         }
-        let Some(group) = next_group(&mut waiting, &mut left_over).await else { break };
+        let Some(group) = queue.0.next_group().await else { break };
         let (consensus, now) = (consensus.clone(), clock.now());
         in_flight.spawn(async move { propose(&*consensus, now, group).await });
         // Finished entries make room.
@@ -116,29 +166,23 @@ async fn run(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, mut waiting: mpsc
     while in_flight.join_next().await.is_some() {}
 }
 
-/// Returns batches for one entry: it waits for the first, and takes the queued ones behind it that fit in size and in
-/// term. The first that does not fit is left over for the next entry. Returns `None` when no more will come.
-async fn next_group(waiting: &mut mpsc::Receiver<Waiting>, left_over: &mut Option<Waiting>) -> Option<Vec<Waiting>> {
-    let first = match left_over.take() {
-        Some(first) => first,
-        None => waiting.recv().await?,
-    };
-    let (mut bytes, mut term, mut heavy) = (first.bytes, first.term, usize::from(first.is_heavy));
-    let mut group = vec![first];
-    while group.len() < ENTRY_BATCHES
-        && let Ok(next) = waiting.try_recv()
-    {
+/// Takes batches for one entry: the first, and those behind it as long as they fit in size and in term. The first that
+/// does not fit begins the next entry.
+fn take_group(waiting: &mut Turns<Waiting>) -> Vec<Waiting> {
+    let (mut bytes, mut term, mut heavy) = (0, None, 0);
+    let mut group: Vec<Waiting> = Vec::new();
+    while let Some(next) = waiting.peek() {
         bytes += next.bytes;
         heavy += usize::from(next.is_heavy);
         let other_term = term.is_some() && next.term.is_some() && term != next.term;
-        if bytes > ENTRY_BYTES || heavy > ENTRY_HEAVY_BATCHES || other_term {
-            *left_over = Some(next);
+        let too_much = bytes > ENTRY_BYTES || heavy > ENTRY_HEAVY_BATCHES || group.len() == ENTRY_BATCHES;
+        if !group.is_empty() && (too_much || other_term) {
             break;
         }
         term = term.or(next.term);
-        group.push(next);
+        group.extend(waiting.pop());
     }
-    Some(group)
+    group
 }
 
 async fn propose(consensus: &dyn Consensus, now: Timestamp, group: Vec<Waiting>) {
@@ -161,23 +205,36 @@ mod tests {
     use super::*;
     use wire::ids::BatchSeq;
 
-    #[tokio::test]
-    async fn batches_share_an_entry_when_they_fit_in_size_and_term_and_none_is_left_out() {
-        let (queue, mut waiting) = mpsc::channel(QUEUE);
+    fn waiting(session: u64, number: u64, (bytes, term, is_heavy): (usize, Option<u64>, bool)) -> Waiting {
+        let batch = Batch { seq: BatchSeq(number), acked: BatchSeq(0), ops: Vec::new() };
+        Waiting { session: SessionId(session), batch, term, bytes, is_heavy, reply: oneshot::channel().0 }
+    }
+
+    fn groups(mut queue: Turns<Waiting>) -> Vec<Vec<u64>> {
+        let numbers = |group: Vec<Waiting>| group.iter().map(|one| one.batch.seq.0).collect::<Vec<_>>();
+        std::iter::from_fn(|| Some(numbers(take_group(&mut queue))).filter(|group| !group.is_empty())).collect()
+    }
+
+    #[test]
+    fn batches_share_an_entry_when_they_fit_in_size_and_term_and_none_is_left_out() {
         let sizes = [3 << 20, 10, ENTRY_BYTES - 10, 1, 400 << 10, 700 << 10, 5, 5, 5];
         let terms = [None, None, Some(1), Some(1), None, None, Some(1), None, Some(2)];
         let all = sizes.into_iter().zip(terms).map(|(bytes, term)| (bytes, term, false));
         let heavy = [(1, None, true); ENTRY_HEAVY_BATCHES + 1];
-        for (number, (bytes, term, is_heavy)) in all.chain(heavy).enumerate() {
-            let batch = Batch { seq: BatchSeq(number as u64), acked: BatchSeq(0), ops: Vec::new() };
-            let reply = oneshot::channel().0;
-            queue.try_send(Waiting { session: SessionId(1), batch, term, bytes, is_heavy, reply }).ok().unwrap();
+        let mut queue = Turns::default();
+        for (number, one) in all.chain(heavy).enumerate() {
+            queue.push(SessionId(1), waiting(1, number as u64, one));
         }
-        drop(queue);
-        let (mut groups, mut left_over) = (Vec::new(), None);
-        while let Some(group) = next_group(&mut waiting, &mut left_over).await {
-            groups.push(group.iter().map(|one| one.batch.seq.0).collect::<Vec<_>>());
+        assert_eq!(groups(queue), [vec![0], vec![1, 2], vec![3, 4], vec![5, 6, 7], vec![8, 9, 10, 11, 12], vec![13]]);
+    }
+
+    #[test]
+    fn a_batch_of_another_session_goes_into_the_next_entry_however_many_one_session_has_queued() {
+        let mut queue = Turns::default();
+        for number in 0..2_000 {
+            queue.push(SessionId(1), waiting(1, number, (ENTRY_BYTES / 4, None, false)));
         }
-        assert_eq!(groups, [vec![0], vec![1, 2], vec![3, 4], vec![5, 6, 7], vec![8, 9, 10, 11, 12], vec![13]]);
+        queue.push(SessionId(2), waiting(2, 9_999, (100, None, false)));
+        assert!(groups(queue)[0].contains(&9_999));
     }
 }
