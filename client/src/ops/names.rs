@@ -18,6 +18,9 @@ impl Client {
     /// # Errors
     /// As `stat(2)`.
     pub async fn lookup(&self, parent: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
+        if matches!(name, b"." | b"..") {
+            return self.lookup_dots(parent, name).await;
+        }
         if let Some(known) = self.known_name(parent, name) {
             return known;
         }
@@ -30,6 +33,19 @@ impl Client {
             Err(_) => self.known.forget_place(parent, name),
         }
         found
+    }
+
+    /// Looks up the inode itself, or a directory's parent. The kernel asks for them when a file handle names an inode
+    /// that it does not remember (`open_by_handle_at(2)`). metad may not know the inode yet: it was made here.
+    async fn lookup_dots(&self, ino: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
+        if name == b"." {
+            return self.view.attr(ino).await;
+        }
+        let made_in = match self.view.ask(Read::Lookup { parent: ino, name: name.to_vec() }).await {
+            Err(FsError::NotFound) => self.known.place_of(ino).map(|(parent, _)| parent),
+            found => return found.map(|(attr, _)| self.view.with_uncommitted(attr)),
+        };
+        self.view.attr(made_in.ok_or(FsError::NotFound)?).await
     }
 
     /// Returns the inode behind a name, or its absence, if that is known under a lease.

@@ -1,4 +1,6 @@
-"""Opening by handle, as an NFS server does: `handles.py save FILE PATH...`, then `handles.py open FILE MOUNT`.
+"""Opening by handle, as an NFS server does: `handles.py save FILE PATH...`, then `handles.py open FILE MOUNT`. With
+`handles.py fresh DIR MOUNT`, the handles are those of a directory, one in it and a file in that, all just made in DIR, and
+the kernel is made to forget them.
 
 Prints what each handle leads to: the content of a file, the name of a directory, or the error.
 """
@@ -33,8 +35,24 @@ def found(handle, mount):
     return os.path.basename(os.readlink(path)) if os.path.isdir(path) else os.read(fd, 100).decode()
 
 
+def fresh(top, mount):
+    deep = os.path.join(top, "fresh", "deep")
+    os.makedirs(deep)
+    file = os.path.join(deep, "file")
+    with open(file, "w") as new:
+        new.write("written")
+    handles = [of(path) for path in (os.path.dirname(deep), deep, file)]
+    with open("/proc/sys/vm/drop_caches", "w") as drop:
+        drop.write("2")
+    mount = os.open(mount, os.O_RDONLY | os.O_DIRECTORY)
+    for handle in reversed(handles):
+        print(found(handle, mount))
+
+
 def main(command, file, *paths):
-    if command == "save":
+    if command == "fresh":
+        fresh(file, paths[0])
+    elif command == "save":
         with open(file, "wb") as out:
             out.writelines(bytes(of(path)) for path in paths)
     else:

@@ -65,6 +65,29 @@ fn files_are_opened_by_handle_after_a_remount_as_an_nfs_server_does() {
     assert_eq!(sh(&surf.path(), LIMIT, &handles("open", ".")), "kept\nb\nStale file handle\n");
 }
 
+#[test]
+fn what_was_made_a_moment_ago_is_opened_by_handle_though_the_kernel_has_forgotten_it() {
+    need(&["python3"]);
+    let surf = Surf::start(Setup::Embedded);
+    let script = workspace().join("tests/fuse/scripts/handles.py");
+    for round in 0..10 {
+        let run = format!("mkdir {round} && python3 -B {} fresh {round} .", script.display());
+        assert_eq!(sh(&surf.path(), LIMIT, &run), "written\ndeep\nfresh\n");
+    }
+}
+
+#[test]
+fn the_size_of_the_filesystem_is_right_as_soon_as_it_is_mounted() {
+    let mut surf = Surf::start(Setup::Embedded);
+    let size = |surf: &Surf| sh(&surf.path(), LIMIT, "stat -f -c %b .").trim().parse::<u64>().unwrap();
+    for _ in 0..4 {
+        assert!(size(&surf) > 0);
+        surf.unmount();
+        surf.mount(&[]);
+    }
+    assert!(size(&surf) > 0);
+}
+
 /// Starts an embedded mount whose data are on a disk of this many MiB.
 fn embedded_on_a_disk_of(mib: u32) -> Surf {
     let mut surf = Surf::start(Setup::Embedded);
