@@ -3,11 +3,12 @@
 //! - `socket` is the UDP socket, its TLS and transport settings, and the thread that drives it; [`endpoint`] calls and
 //!   answers by it, and remembers peers.
 //! - [`peer`] is the calling side: a connection made when needed, requests with deadlines.
-//! - [`serve`] is the answering side.
+//! - [`serve`] is the answering side, and `admission` decides who gets a handshake.
 //!
 //! Versions are agreed on in the TLS handshake by ALPN, so that two programs without a common one never exchange a
 //! byte that the other could misread.
 
+mod admission;
 pub mod endpoint;
 pub mod peer;
 pub mod serve;

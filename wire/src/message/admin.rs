@@ -77,6 +77,11 @@ pub enum AdminRequest {
         /// Its name.
         name: String,
     },
+    /// End a session at once, as if it had been silent for too long: what it holds, others can have. Answers `Done`.
+    EvictSession {
+        /// The session.
+        session: SessionId,
+    },
     /// Resume the deletion of unreferenced blocks after a recovery. Answers `Done`, or `Problems` when the metadata
     /// contradicts itself: deletion then stays stopped.
     ResumeDeletion {

@@ -1,5 +1,6 @@
 //! The answering side: connections are authorised once, each request is a task.
 
+use super::admission::{Door, HANDSHAKE_LIMIT, Handshake, Verdict};
 use super::peer::peer_subject;
 use super::socket::Socket;
 use super::stream::{broken, payload_len, read_exactly, read_tail, take_end, write_frame};
@@ -97,12 +98,31 @@ pub(super) fn serve<S: Service>(socket: Arc<Socket>, service: Arc<S>, runtime: &
     let accepting = {
         let (stops, connections) = (stops.clone(), connections.clone());
         async move {
+            let door = Arc::<Door>::default();
             while let Some(Some(incoming)) = stops.drain.run_until_cancelled(socket.accept()).await {
-                let config = socket.server_config(incoming.remote_address());
-                let Ok(connecting) = incoming.accept_with(config) else { continue };
+                let (addr, is_verified) = (incoming.remote_address(), incoming.remote_address_validated());
+                let handshake = match door.decide(addr.ip(), is_verified) {
+                    Verdict::Begin(handshake) => handshake,
+                    Verdict::Verify => {
+                        // Fails for verified addresses alone.
+                        let _ = incoming.retry();
+                        continue;
+                    }
+                    Verdict::Ignore => {
+                        incoming.ignore();
+                        continue;
+                    }
+                };
+                let Ok(connecting) = incoming.accept_with(socket.server_config(addr)) else { continue };
                 // A token per connection keeps its requests from contending for the server's.
                 let stops = Stops { drain: stops.drain.clone(), kill: stops.kill.child_token() };
-                connections.spawn(connection(connecting, cluster, socket.buffers(), service.clone(), stops));
+                connections.spawn(connection(
+                    (connecting, handshake),
+                    cluster,
+                    socket.buffers(),
+                    service.clone(),
+                    stops,
+                ));
             }
         }
     };
@@ -111,23 +131,32 @@ pub(super) fn serve<S: Service>(socket: Arc<Socket>, service: Arc<S>, runtime: &
 }
 
 async fn connection<S: Service>(
-    connecting: quinn::Connecting,
+    (connecting, handshake): (quinn::Connecting, Handshake),
     cluster: ClusterId,
     buffers: Arc<Pool>,
     service: Arc<S>,
     stops: Stops,
 ) {
     let addr = connecting.remote_address();
-    let connection = match stops.drain.run_until_cancelled(connecting).await {
-        Some(Ok(connection)) => connection,
-        Some(Err(error)) => {
+    let connection = match stops.drain.run_until_cancelled(timeout(HANDSHAKE_LIMIT, connecting)).await {
+        Some(Ok(Ok(connection))) => connection,
+        Some(Ok(Err(error))) => {
             tracing::debug!(%addr, %error, "handshake failed");
+            return;
+        }
+        Some(Err(_)) => {
+            tracing::debug!(%addr, "handshake did not end in time");
             return;
         }
         None => return,
     };
     let Some(subject) = peer_subject(&connection) else {
         connection.close(1_u32.into(), b"certificate names no role");
+        return;
+    };
+    let Some(_admitted) = handshake.succeed(&subject) else {
+        tracing::debug!(%addr, name = subject.name, "too many connections of one certificate");
+        connection.close(1_u32.into(), b"too many connections of this certificate");
         return;
     };
     let peer = Arc::new(PeerIdentity { subject, cluster, addr });

@@ -1,5 +1,7 @@
 //! Requests that a well-behaved caller never sends.
 
+use super::admission::VERIFY_FROM;
+use super::socket::ALPN;
 use super::stream::read_exactly;
 use super::{Endpoint, Incoming, Peer, ServerHandle, Service};
 use crate::Error;
@@ -7,9 +9,12 @@ use crate::frame::{REPLY_HEADER, ReplyHeader, ReplyKind, RequestHeader};
 use crate::limits::{CLIENT_BYTES_MAX, DEADLINE_MAX_MS, DEADLINE_TRUSTED_MAX_MS, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use crate::tls::{ClusterCa, PeerIdentity, Role, Subject};
 use bytes::Bytes;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::UdpSocket;
 use tokio::runtime::Handle;
+use tokio::time::timeout;
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -63,7 +68,7 @@ async fn peers_without_a_common_version_report_that() {
 
 #[tokio::test]
 async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on() {
-    let (metad, _serving, client) = pair(&[b"surf/7"]);
+    let (metad, _serving, client) = pair(ALPN);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let first = peer.connection().await.unwrap().stable_id();
     let huge_head = RequestHeader { deadline_ms: 1000, request_id: 1, head_len: u32::MAX, payload_len: 0 };
@@ -78,7 +83,7 @@ async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on
 
 #[tokio::test]
 async fn a_payload_of_another_length_than_announced_is_refused() {
-    let (metad, _serving, client) = pair(&[b"surf/7"]);
+    let (metad, _serving, client) = pair(ALPN);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let header = RequestHeader { deadline_ms: 5000, request_id: 1, head_len: 0, payload_len: 100 };
     for sent in [99, 101, 100_000] {
@@ -91,7 +96,7 @@ async fn a_payload_of_another_length_than_announced_is_refused() {
 
 #[tokio::test]
 async fn what_exceeds_a_limit_is_not_sent_at_all() {
-    let (metad, _serving, client) = pair(&[b"surf/7"]);
+    let (metad, _serving, client) = pair(ALPN);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let head = vec![0_u8; HEAD_BYTES_MAX + 1];
     assert!(matches!(peer.request::<_, ()>(&head, &[], LIMIT).await, Err(Error::Malformed(_))));
@@ -134,7 +139,7 @@ async fn no_caller_gets_a_deadline_of_weeks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_announces_more_than_its_budget_is_refused_and_another_is_served() {
-    let (metad, _serving, client) = pair(&[b"surf/7"]);
+    let (metad, _serving, client) = pair(ALPN);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let payload_len = PAYLOAD_BYTES_MAX as u32;
     let announced = RequestHeader { deadline_ms: 60_000, request_id: 1, head_len: 0, payload_len };
@@ -162,4 +167,45 @@ async fn a_client_that_announces_more_than_its_budget_is_refused_and_another_is_
     while send_raw(&peer, &announced.encode()).await.1.starts_with(b"too many") {
         assert!(started.elapsed() < LIMIT * 4);
     }
+}
+
+/// Returns first packets of so many connections, none of which goes on.
+async fn first_packets(count: usize) -> Vec<Vec<u8>> {
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let sink = UdpSocket::bind(any).await.unwrap();
+    let stranger = ClusterCa::create("other").unwrap().issue(&Subject::new(Role::Client, "s")).unwrap();
+    let mut packets = Vec::new();
+    for _ in 0..count {
+        let endpoint = Endpoint::bind(any, &stranger).unwrap();
+        let peer = endpoint.peer(sink.local_addr().unwrap(), Role::Metad);
+        let mut packet = vec![0; 65_536];
+        let len = tokio::select! {
+            _ = peer.request::<_, ()>(&(), &[], LIMIT) => panic!("nobody answers"),
+            received = sink.recv(&mut packet) => received.unwrap(),
+        };
+        packet.truncate(len);
+        packets.push(packet);
+    }
+    packets
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_strangers_only_begin_handshakes_addresses_are_verified_and_peers_get_in() {
+    let (metad, _serving, client) = pair(ALPN);
+    let packets = first_packets(VERIFY_FROM + 8).await;
+    let mut kinds = Vec::new();
+    let mut strangers = Vec::new();
+    for (number, packet) in packets.iter().enumerate() {
+        // All of 127.0.0.0/8 is this machine: each packet claims another address.
+        let stranger = UdpSocket::bind(SocketAddr::from(([127, 1, 0, number as u8 + 1], 0))).await.unwrap();
+        stranger.send_to(packet, metad.local_addr()).await.unwrap();
+        let mut answer = [0; 65_536];
+        timeout(LIMIT, stranger.recv(&mut answer)).await.unwrap().unwrap();
+        // RFC 9000 §17.2: the type of a packet with a long header. 3 is Retry.
+        kinds.push((answer[0] >> 4) & 3);
+        strangers.push(stranger);
+    }
+    assert!(kinds[..VERIFY_FROM].iter().all(|kind| *kind != 3), "{kinds:?}");
+    assert!(kinds[VERIFY_FROM..].iter().all(|kind| *kind == 3), "{kinds:?}");
+    client.peer(metad.local_addr(), Role::Metad).request::<_, ()>(&(), &[], LIMIT).await.unwrap();
 }
