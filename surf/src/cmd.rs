@@ -8,4 +8,5 @@ pub mod dev;
 pub mod fsck;
 pub mod health;
 pub mod metad;
+pub mod session;
 pub mod status;

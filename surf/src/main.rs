@@ -30,6 +30,8 @@ enum Command {
     Blockd(cmd::blockd::Blockd),
     /// Back up the metadata, look at backups, and let go of what they keep.
     Metad(cmd::metad::Metad),
+    /// Sessions of mounts: list them, end one.
+    Session(cmd::session::Session),
     /// State of a cluster in short.
     Status(cmd::status::Status),
     /// Check the metadata and the blocks of a cluster, while it is used.
@@ -79,6 +81,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Cluster(cluster) => cluster.run().await,
             Command::Blockd(blockd) => blockd.run().await,
             Command::Metad(metad) => metad.run().await,
+            Command::Session(session) => session.run().await,
             Command::Status(status) => status.run().await,
             Command::Fsck(fsck) => fsck.run().await,
             Command::Conflicts(conflicts) => conflicts.run(),

@@ -4,6 +4,7 @@ mod init;
 
 use super::access::Access;
 use super::blockd::{heard, states, to_json as blockd_json, word};
+use super::session;
 use crate::output;
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -128,9 +129,7 @@ fn show(status: &ClusterStatus, as_json: bool) -> Result<()> {
         })
         .collect();
     output::table(&["BLOCKD", "ADDRESS", "ZONE", "WEIGHT", "STATE", "HEARD", "FREE", "CAPACITY"], &blockds);
-    let sessions: Vec<Vec<String>> =
-        status.sessions.iter().map(|(id, host, purpose)| vec![id.to_string(), host.clone(), purpose.clone()]).collect();
-    output::table(&["SESSION", "HOST", "PURPOSE"], &sessions);
+    session::print_table(status);
     Ok(())
 }
 
@@ -143,16 +142,11 @@ fn to_json(status: &ClusterStatus) -> serde_json::Value {
         })
         .collect();
     let blockds: Vec<_> = states(status).map(blockd_json).collect();
-    let sessions: Vec<_> = status
-        .sessions
-        .iter()
-        .map(|(id, host, purpose)| json!({ "id": id, "host": host, "purpose": purpose }))
-        .collect();
     json!({
         "cluster": status.cluster, "leader": status.leader, "term": status.term, "applied": status.applied,
         "layout_epoch": status.layout.epoch, "replicas": status.layout.replicas, "min_sync": status.layout.min_sync,
         "down_after_s": status.layout.down_after_ms / 1000, "layout_final": status.layout.is_final(),
-        "metads": metads, "blockds": blockds, "sessions": sessions,
+        "metads": metads, "blockds": blockds, "sessions": session::to_json(status),
         "total_bytes": status.statfs.total_bytes, "free_bytes": status.statfs.free_bytes,
         "inodes": status.statfs.inodes,
     })

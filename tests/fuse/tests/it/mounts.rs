@@ -112,6 +112,39 @@ fn a_program_that_takes_a_lock_reads_what_was_written_under_it_before() {
     assert_eq!(names(&sides[0]), ["count"]);
 }
 
+#[test]
+fn an_evicted_session_gives_its_locks_back_and_its_mount_goes_on_in_a_new_one() {
+    let surf = Surf::start(Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    let sessions = || -> serde_json::Value {
+        let (text, code) = surf.operate(&["session", "list", "--json"]);
+        assert_eq!(code, 0, "{text}");
+        serde_json::from_str(&text).unwrap()
+    };
+    let of_other = || {
+        let sessions = sessions();
+        let purpose = other.path().display().to_string();
+        let found = sessions.as_array().unwrap().iter().find(|session| session["purpose"] == purpose.as_str());
+        found.map(|session| session["id"].to_string())
+    };
+    let held = File::create(other.path().join("file")).unwrap();
+    held.lock().unwrap();
+    fs::write(other.path().join("unsent"), "written before").unwrap();
+    let wanted = File::open(surf.path().join("file")).unwrap();
+    assert!(wanted.try_lock().is_err());
+    let evicted = of_other().unwrap();
+    let (text, code) = surf.operate(&["session", "evict", &evicted]);
+    assert_eq!(code, 0, "{text}");
+    until("the lock is free", LIMIT, || wanted.try_lock().ok());
+    let renewed = until("a new session", LIMIT, || of_other().filter(|id| *id != evicted));
+    fs::write(other.path().join("after"), "written after").unwrap();
+    let read = |name: &str| fs::read_to_string(surf.path().join(name)).unwrap();
+    assert_eq!((read("unsent"), read("after")), ("written before".to_owned(), "written after".to_owned()));
+    let (text, code) = surf.operate(&["session", "evict", &evicted]);
+    assert!(code == 1 && text.contains("there is no session"), "{text}");
+    assert_eq!(of_other(), Some(renewed));
+}
+
 /// No leader is left that would send an event.
 #[test]
 fn an_open_file_shows_what_others_write_after_the_leader_has_died() {
