@@ -25,8 +25,9 @@ struct Flags {
     /// Keep data there instead of where the file says.
     #[arg(long, env = "METAD_DATA_DIR")]
     data_dir: Option<PathBuf>,
-    /// What to log: a level, or directives as of RUST_LOG.
-    #[arg(long, env = "SURF_LOG", default_value = "info")]
+    /// What to log: a level, or directives as of RUST_LOG. The default leaves out that openraft had an answer for
+    /// somebody who has stopped waiting.
+    #[arg(long, env = "SURF_LOG", default_value = "info,openraft::raft::responder=error")]
     log: String,
     /// Check the configuration and exit.
     #[arg(long)]

@@ -50,7 +50,7 @@ pub(crate) struct Flags {
     #[arg(long)]
     pub daemon: bool,
     /// What to log: a level, or directives as of RUST_LOG.
-    #[arg(long, env = "SURF_LOG", default_value = "warn,fuser=error,fuser::reply=off")]
+    #[arg(long, env = "SURF_LOG", default_value = "warn,fuser=error,fuser::reply=off,openraft::raft::responder=error")]
     pub log: String,
     /// Append the log to this file instead of writing it to standard error, which a background process does not have.
     #[arg(long, value_name = "FILE")]

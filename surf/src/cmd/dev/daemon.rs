@@ -33,7 +33,7 @@ pub(super) struct Start {
     /// Its name, such as blockd-2.
     name: String,
     /// What it logs.
-    #[arg(long, default_value = "info", value_name = "FILTER")]
+    #[arg(long, default_value = "info,openraft::raft::responder=error", value_name = "FILTER")]
     daemon_log: String,
 }
 

@@ -34,7 +34,7 @@ pub(super) struct Up {
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     wait_s: u64,
     /// What the daemons log.
-    #[arg(long, default_value = "info", value_name = "FILTER")]
+    #[arg(long, default_value = "info,openraft::raft::responder=error", value_name = "FILTER")]
     daemon_log: String,
     /// Make the files of a new cluster and start nothing, so that its configuration can be changed first.
     #[arg(long)]
