@@ -11,6 +11,7 @@ mod healing;
 mod journal;
 mod large;
 mod mounts;
+mod overload;
 mod posix;
 mod programs;
 mod recalls;

@@ -1,0 +1,153 @@
+//! Many clients at once, and greedy ones: memory stays bounded, and others go on.
+
+use client::{Client, ClientConfig, Handle, NewNode, OpenFlags};
+use fuse::Stop;
+use kit::fault::peak_memory;
+use kit::{Setup, Surf};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+use wire::bundle::Bundle;
+use wire::ids::Ino;
+use wire::op::NewInode;
+
+const SESSIONS: usize = 500;
+const FILES_EACH: usize = 20;
+/// Clients that connect, work or end at the same time: the machine has few cores.
+const AT_ONCE: usize = 25;
+/// Memory that a metad may have for all of them.
+const METAD_BYTES_MAX: u64 = 512 << 20;
+/// Clients that ask for as much as they can, and what each asks for at once.
+const GREEDY: usize = 2;
+const ASKED_AT_ONCE: usize = 256;
+/// Synced files that a mount makes beside them, and the longest time that one may take.
+const SYNCED: usize = 20;
+const SYNC_LIMIT: Duration = Duration::from_secs(5);
+
+/// Something with files in it that stay open.
+struct Session {
+    client: Arc<Client>,
+    handles: Vec<Handle>,
+}
+
+fn new(node: NewInode) -> NewNode {
+    NewNode { node, mode: 0o755, umask: 0, uid: 0, gid: 0 }
+}
+
+async fn connect(bundle: Bundle, number: usize) -> Arc<Client> {
+    let mut config = ClientConfig::new(bundle, &format!("session {number}"));
+    // Every change is a request of its own.
+    config.write_back = false;
+    Client::connect(config).await.expect("a session is opened")
+}
+
+async fn open_files(bundle: Bundle, number: usize) -> Session {
+    let client = connect(bundle, number).await;
+    let name = format!("session-{number}");
+    let dir =
+        client.make_node(Ino::ROOT, name.as_bytes(), new(NewInode::Directory)).await.expect("a directory is made");
+    let mut handles = Vec::new();
+    for file in 0..FILES_EACH {
+        let made =
+            client.create(dir.ino, format!("{file}").as_bytes(), new(NewInode::Regular), OpenFlags::default()).await;
+        handles.push(made.expect("a file is made").handle);
+    }
+    Session { client, handles }
+}
+
+/// Runs this for each number, a few at the same time.
+async fn for_each<T: Send + 'static, F: Future<Output = T> + Send + 'static>(
+    inputs: impl IntoIterator<Item = F>,
+) -> Vec<T> {
+    let (mut tasks, mut done) = (JoinSet::new(), Vec::new());
+    for input in inputs {
+        if tasks.len() >= AT_ONCE {
+            done.extend(tasks.join_next().await.map(|one| one.expect("no task panics")));
+        }
+        tasks.spawn(input);
+    }
+    done.extend(tasks.join_all().await);
+    done
+}
+
+/// Makes and removes directories as fast as it can.
+async fn be_greedy(client: Arc<Client>, dir: Ino, stop: Arc<AtomicBool>) -> usize {
+    let mut asking = JoinSet::new();
+    for number in 0..ASKED_AT_ONCE {
+        let (client, stop) = (client.clone(), stop.clone());
+        asking.spawn(async move {
+            let (name, mut count) = (number.to_string(), 0);
+            while !stop.load(Ordering::Relaxed) {
+                client.make_node(dir, name.as_bytes(), new(NewInode::Directory)).await.expect("a directory is made");
+                client.rmdir(dir, name.as_bytes()).await.expect("a directory is removed");
+                count += 2;
+            }
+            count
+        });
+    }
+    asking.join_all().await.into_iter().sum()
+}
+
+/// Makes files and syncs them, and returns how long each took, the longest last.
+fn sync_files(dir: &Path, prefix: &str) -> Vec<Duration> {
+    let sync = |number| {
+        let started = Instant::now();
+        let mut file = File::create(dir.join(format!("{prefix}-{number}"))).expect("a file is made");
+        file.write_all(&[7; 4096]).and_then(|()| file.sync_all()).expect("a file is synced");
+        started.elapsed()
+    };
+    let mut times: Vec<Duration> = (0..SYNCED).map(sync).collect();
+    times.sort();
+    times
+}
+
+#[test]
+fn five_hundred_sessions_with_ten_thousand_open_files_fit_into_metads_and_a_greedy_one_starves_nobody() {
+    let surf = Surf::start_alone(Setup::Cluster);
+    let bundle = Bundle::load(&surf.bundle()).unwrap();
+    let runtime = Runtime::new().unwrap();
+    let started = Instant::now();
+    let sessions = runtime.block_on(for_each((0..SESSIONS).map(|number| open_files(bundle.clone(), number))));
+    println!("{SESSIONS} sessions with {FILES_EACH} open files each after {:?}", started.elapsed());
+    assert_eq!(fs::read_dir(surf.path().join(format!("session-{}", SESSIONS - 1))).unwrap().count(), FILES_EACH);
+    let alone = sync_files(&surf.path(), "alone");
+
+    let stop = Stop::default();
+    let greedy: Vec<_> = (0..GREEDY)
+        .map(|number| {
+            let Session { client, .. } = &sessions[number];
+            let dir = runtime.block_on(client.lookup(Ino::ROOT, format!("session-{number}").as_bytes())).unwrap().ino;
+            runtime.spawn(be_greedy(client.clone(), dir, stop.flag()))
+        })
+        .collect();
+    let beside = sync_files(&surf.path(), "beside");
+    drop(stop);
+    let asked: usize = greedy.into_iter().map(|one| runtime.block_on(one).expect("no task panics")).sum();
+    let middle = |times: &[Duration]| times[times.len() / 2];
+    println!(
+        "a synced file takes {:?} alone, {:?} beside {asked} greedy requests, {:?} at most",
+        middle(&alone),
+        middle(&beside),
+        beside[SYNCED - 1]
+    );
+    assert!(asked > ASKED_AT_ONCE, "they hardly asked for anything");
+    assert!(beside[SYNCED - 1] < SYNC_LIMIT, "{beside:?}");
+
+    for metad in surf.daemons().iter().filter(|daemon| daemon.name.starts_with("metad")) {
+        let bytes = peak_memory(metad.pid);
+        println!("{} used {} MiB at most", metad.name, bytes >> 20);
+        assert!(bytes < METAD_BYTES_MAX);
+    }
+    let ended = runtime.block_on(for_each(sessions.into_iter().map(|Session { client, handles }| async move {
+        for handle in handles {
+            client.release(handle).await;
+        }
+        client.shutdown().await
+    })));
+    assert!(ended.into_iter().all(|ended| ended.is_ok()));
+}
