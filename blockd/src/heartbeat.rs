@@ -179,7 +179,8 @@ impl Reporter {
                     self.config.heartbeat_every
                 }
                 other => {
-                    let reason = other.map_or_else(|error| error.to_string(), |reply| format!("answered {reply:?}"));
+                    let reason =
+                        other.map_or_else(|error| error.to_string(), |reply| format!("answered {}", reply.kind_name()));
                     if !missed && heard.elapsed() > SILENCE_LIMIT {
                         tracing::warn!(reason, "no metad takes heartbeats: check `metads` and the network");
                         missed = true;
@@ -189,6 +190,7 @@ impl Reporter {
                 }
             };
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
                 () = self.wanted() => {}
@@ -234,7 +236,7 @@ impl Reporter {
                     dropped +=
                         drop_blocks(&self.store, &self.stamps, &self.metrics, &hashes, self.config.grace).await.len();
                 }
-                other => return Err(format!("metad answered {other:?}")),
+                other => return Err(format!("metad answered {}", other.kind_name())),
             }
             tokio::time::sleep(REPORT_PAUSE).await;
         }

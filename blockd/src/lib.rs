@@ -35,11 +35,13 @@ use layouts::Layouts;
 use metrics::Metrics;
 use ownership::Ownership;
 use repair::audit::{self, Auditor};
+use repair::claims::Claims;
 use repair::handoff::Handoff;
 use repair::heal;
 use repair::healer::{Healer, References};
 use repair::progress::Progress;
 use repair::read_repair::{self, RepairQueue, Repairer};
+use repair::search::Search;
 use repair::throttle::{Activity, Throttle};
 use replicate::Replicator;
 use scrub::Scrubber;
@@ -126,7 +128,7 @@ impl Node {
         let metrics = Arc::new(Metrics::default());
         let (activity, progress) = (Arc::new(Activity::default()), Arc::new(Progress::default()));
         let ring = Arc::new(Ring::new(id, endpoint.clone(), config.ring.clone()));
-        let (repairs, damaged) = RepairQueue::new();
+        let ((repairs, wants), claims) = (RepairQueue::new(), Arc::new(Claims::default()));
         let (disk_failed, handoff) = (CancellationToken::new(), Arc::new(Handoff::default()));
         let server = Server {
             id,
@@ -145,10 +147,15 @@ impl Node {
         let serving = endpoint.serve(Arc::new(server), &Handle::current());
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
         tasks.spawn(ring.clone().run(layouts.clone(), stop.clone()));
-        let (endpoint_, store_, layouts_, metrics_) =
-            (endpoint.clone(), store.clone(), layouts.clone(), metrics.clone());
-        let repairer = Repairer { id, store: store_, layouts: layouts_, endpoint: endpoint_, metrics: metrics_ };
-        tasks.spawn(read_repair::run(repairer, damaged, stop.clone()));
+        let repairer = Repairer {
+            id,
+            store: store.clone(),
+            layouts: layouts.clone(),
+            endpoint: endpoint.clone(),
+            claims: claims.clone(),
+            metrics: metrics.clone(),
+        };
+        tasks.spawn(read_repair::run(repairer, wants, stop.clone()));
         let scrubber = Scrubber {
             store: store.clone(),
             repairs: repairs.clone(),
@@ -177,13 +184,11 @@ impl Node {
         };
         tasks.spawn(heal::run(healer, stop.clone()));
         if matches!(source, LayoutSource::Metad) {
+            let search = Search { id, store: store.clone(), endpoint: endpoint.clone(), repairs, claims };
             let auditor = Auditor {
-                id,
-                store: store.clone(),
+                search,
                 layouts: layouts.clone(),
-                endpoint: endpoint.clone(),
                 metads: Metads::new(endpoint.clone(), config.metads.clone()),
-                repairs: repairs.clone(),
                 progress: progress.clone(),
                 every: config.compare_every,
             };

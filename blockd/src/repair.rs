@@ -4,19 +4,33 @@
 //!   Both are pure; `heal_tests` runs them on whole rings under a seeded scheduler.
 //! - [`heal`] is the task that carries out passes, [`give_back`] returns copies that belong elsewhere, and [`healer`]
 //!   is what both work with.
-//! - [`audit`] finds blocks that files refer to and no daemon has.
-//! - [`handoff`] remembers which owners a put went past, and [`heal`] sends them the block.
+//! - [`audit`] is the task that finds blocks that files refer to and no daemon has, [`search`] looks for them on others,
+//!   [`missing`] is what was not found, and [`claims`] is who said falsely that it had something.
+//! - [`handoff`] remembers which owners a put went past, and [`deliver`] sends them the block.
 //! - [`read_repair`] replaces single corrupt copies, [`throttle`] limits the rate, [`progress`] is what metad learns.
+//! - [`probe`] and [`fetch`] are how other daemons are asked.
 
 pub mod audit;
+#[cfg(test)]
+mod audit_tests;
+pub mod claims;
+pub mod deliver;
+#[cfg(test)]
+mod deliver_tests;
 pub mod duties;
+pub mod fetch;
 pub mod give_back;
 pub mod handoff;
 pub mod heal;
 #[cfg(test)]
 mod heal_tests;
 pub mod healer;
+pub mod missing;
 pub mod pass;
+pub mod probe;
 pub mod progress;
 pub mod read_repair;
+pub mod search;
+#[cfg(test)]
+mod test_peers;
 pub mod throttle;

@@ -173,6 +173,17 @@ pub struct Stats {
     pub block_count: u64,
 }
 
+/// Outcome of scrubbing one block.
+#[derive(Debug)]
+pub enum Scrubbed {
+    /// It matches its name.
+    Good,
+    /// It does not, or cannot be read from the disk.
+    Damaged,
+    /// It was not read, for a reason that says nothing about it.
+    Unread(Error),
+}
+
 /// A directory of blocks. The caller owns the directory: see `ownership`.
 pub struct Store {
     shared: Arc<Shared>,
@@ -371,12 +382,17 @@ impl Store {
         compact::step(&self.shared, &self.writer).await
     }
 
-    /// Reads and verifies one block, the next at or behind `from`. Returns its name, length, and whether it is good, or
+    /// Reads and verifies one block, the next at or behind `from`. Returns its name, its length and the outcome, or
     /// `None` behind the last one. A bad block is quarantined; a bad trailer of a good one is made anew.
-    pub async fn scrub_step(&self, from: BlockHash) -> Option<(BlockHash, u32, bool)> {
+    pub async fn scrub_step(&self, from: BlockHash) -> Option<(BlockHash, u32, Scrubbed)> {
         let (hash, len) = self.list(from, 1).pop()?;
-        let good = !matches!(self.get_and_mend(hash).await, Err(Error::Corrupt { .. } | Error::Io { .. }));
-        Some((hash, len, good))
+        let outcome = match self.get_and_mend(hash).await {
+            // Without a block it was dropped meanwhile.
+            Ok(_) => Scrubbed::Good,
+            Err(Error::Corrupt { .. } | Error::Io { .. }) => Scrubbed::Damaged,
+            Err(error @ (Error::NoSpace | Error::Failed)) => Scrubbed::Unread(error),
+        };
+        Some((hash, len, outcome))
     }
 
     /// Ends the writer once everything queued is on stable storage. Blocks.

@@ -86,6 +86,8 @@ pub const SESSION_TTL_MS: u64 = 30_000;
 pub const LEASE_MS: u64 = 5_000;
 /// Largest encoded head of a message (not counting payload).
 pub const HEAD_BYTES_MAX: usize = 8 << 20;
+/// Bytes of the reason for a refusal, as it is sent, and as the other end keeps it: errors are logged and passed on.
+pub const REFUSAL_BYTES_MAX: usize = 1 << 10;
 /// Largest raw payload behind a head: one block and some room.
 pub const PAYLOAD_BYTES_MAX: usize = BLOCK_BYTES_MAX + (64 << 10);
 

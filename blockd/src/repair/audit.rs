@@ -1,275 +1,363 @@
 //! Finding blocks that something refers to, and that no daemon which answers has.
 //!
 //! Comparing daemons with each other shows what one has and another lacks, never what all lack. So each owner asks
-//! metad for the names of what it owes, page by page, and looks for those that are not here on all other daemons.
-//! What another one has is fetched. What nobody has is *missing*: heartbeats report how many there are, and they are
-//! looked for again every few seconds, because a daemon that was away may bring them back.
+//! metad for the names of what it owes, page by page, and looks for those that are not here on all other daemons
+//! ([`super::search`]). What another one has is fetched. What nobody has is *missing*: heartbeats report how many there
+//! are.
 //!
-//! Owner: one task. It goes through everything after each change of the layout, and from time to time.
+//! An audit goes through everything after each change of owners, and from time to time. One that did not hear everybody
+//! is repeated sooner; what it has found stays. In between, some of the missing blocks are looked for again, at pauses
+//! that grow while nothing changes: a client that commits names of blocks that never were must not keep all daemons
+//! busy.
+//!
+//! Owner: one task.
 
 use super::duties::Duties;
+use super::missing::Missing;
+use super::probe::{NoAnswer, probe};
 use super::progress::Progress;
-use super::read_repair::RepairQueue;
+use super::search::{Search, Voices};
 use crate::heartbeat::Metads;
 use crate::layouts::Layouts;
-use crate::store::Store;
-use std::collections::BTreeSet;
+use futures::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use wire::ids::{BlockHash, BlockdId};
-use wire::layout::{Layout, LayoutMember};
-use wire::message::block::{BlockReply, BlockRequest};
+use wire::chance;
+use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
+use wire::layout::Layout;
 use wire::message::meta::{MetaReply, MetaRequest};
-use wire::quic::Endpoint;
 use wire::retry::Backoff;
-use wire::tls::Role;
-use wire::{Error, chance};
 
 /// Pause after a page, and after so many spans without one: metad has more urgent work.
 const PAUSE: Duration = Duration::from_millis(50);
 /// The spans.
 const SPANS_AT_ONCE: u32 = 16;
-/// An audit begins within this time after a change of the layout, because all daemons begin one then.
+/// An audit begins within this time after a change of the owners, because all daemons begin one then.
 const BEGIN_WITHIN: Duration = Duration::from_secs(2);
-/// Pauses before the next attempt after one that was not completed: a daemon may be behind by a heartbeat, or metad
+/// First pause before an audit is repeated that was not completed: a daemon may be behind by a heartbeat, or metad
 /// away.
-const RETRY_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How often missing blocks are looked for again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Shortest pause before an audit is repeated that did not hear everybody.
+const INCOMPLETE_PAUSE: Duration = Duration::from_secs(10);
+/// First pause before missing blocks are looked for again.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
-/// How long another daemon may take to answer.
-const ASK_TIMEOUT: Duration = Duration::from_secs(3);
-/// Missing blocks that are remembered by name, and looked for again between two audits.
-const REMEMBERED_MAX: usize = 65_536;
-/// Blocks that are fetched because of one page at most. Comparing with others copies more, at a rate of its own.
-const FETCHED_MAX: usize = 64;
-/// While no more blocks are missing, metad is asked for each whether something still refers to it.
-const ASKED_SINGLY_MAX: usize = 64;
-
-/// Why an audit was not completed.
-type Failed = String;
+/// Pause after a look that found something, while there are more blocks to look for.
+const LOOK_ON: Duration = Duration::from_millis(500);
+/// Missing blocks that are looked for at once. metad is asked for each whether something still refers to it.
+const SAMPLE_MAX: usize = 64;
+/// A daemon that does not know the layout for this long after its change is in no worse a position than a silent one.
+const SETTLE_TIME: Duration = Duration::from_secs(30);
+/// How long silent daemons may take to show that they are back, and how many of them are asked at once.
+const RETURNED_TIMEOUT: Duration = Duration::from_secs(1);
+const RETURNED_AT_ONCE: usize = 8;
 
 /// What an audit needs.
 pub struct Auditor {
-    /// This daemon.
-    pub id: BlockdId,
-    /// What is here.
-    pub store: Arc<Store>,
+    /// How blocks are looked for.
+    pub search: Search,
     /// What is known of the layout.
     pub layouts: Arc<Layouts>,
-    /// How others are reached.
-    pub endpoint: Endpoint,
     /// Who knows what is referred to.
     pub metads: Metads,
-    /// Fetches what others have.
-    pub repairs: RepairQueue,
     /// What heartbeats report.
     pub progress: Arc<Progress>,
     /// Time between two audits while nothing changes.
     pub every: Duration,
 }
 
-/// What was found missing.
-#[derive(Default)]
-struct Missing {
-    names: BTreeSet<BlockHash>,
-    /// Those that are not remembered by name.
-    more: u64,
+/// How an audit ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Audited {
+    /// Everybody has answered about everything.
+    Complete,
+    /// Everything was looked for, but these daemons, as they were last known, or parts of their answers are left out.
+    Incomplete(Vec<(BlockdId, NoAnswer)>),
+    /// metad did not say what comes next, for this reason. The next audit goes on there.
+    Interrupted(String),
+    /// Blocks have other owners now.
+    Superseded,
 }
 
-impl Missing {
-    fn add(&mut self, hash: BlockHash) {
-        if self.names.len() < REMEMBERED_MAX {
-            self.names.insert(hash);
-        } else {
-            self.more += 1;
+/// An audit that was interrupted.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Resume {
+    /// The first name that was not looked for.
+    pub(super) from: Option<BlockHash>,
+    /// Somebody was not heard before.
+    is_partial: bool,
+}
+
+/// What is due when.
+struct Plan {
+    every: Duration,
+    epoch: Option<LayoutEpoch>,
+    placement: Option<LayoutEpoch>,
+    /// Until then, a daemon that does not know the layout is about to.
+    settled_at: Instant,
+    audit_at: Instant,
+    retries: Backoff,
+    resume: Resume,
+    /// The last audit was a second one, to confirm what the one before has found.
+    confirmed: bool,
+    look_at: Option<Instant>,
+    looks: Backoff,
+    /// Daemons that were silent at the last search, and when to see whether they are back.
+    silent: Vec<BlockdId>,
+    returned_at: Instant,
+    is_partial: bool,
+}
+
+impl Plan {
+    fn new(every: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            every,
+            epoch: None,
+            placement: None,
+            settled_at: now,
+            audit_at: now,
+            retries: Backoff::new(RETRY_PAUSE.min(every), every),
+            resume: Resume::default(),
+            confirmed: false,
+            look_at: None,
+            looks: Backoff::new(LOOK_AGAIN.min(every), every),
+            silent: Vec::new(),
+            returned_at: now,
+            is_partial: false,
         }
     }
 
-    fn count(&self) -> u64 {
-        self.names.len() as u64 + self.more
+    /// Takes the newest layout. Returns whether blocks have other owners.
+    fn follow(&mut self, layout: &Layout) -> bool {
+        if self.epoch != Some(layout.epoch) {
+            self.epoch = Some(layout.epoch);
+            self.settled_at = Instant::now() + SETTLE_TIME;
+            self.look_soon();
+        }
+        let moved = self.placement != Some(layout.placement);
+        if moved {
+            self.placement = Some(layout.placement);
+            self.audit_at = Instant::now() + BEGIN_WITHIN.mul_f64(chance::fraction());
+            self.retries = Backoff::new(RETRY_PAUSE.min(self.every), self.every);
+            (self.resume, self.confirmed, self.look_at) = (Resume::default(), false, None);
+        }
+        moved
+    }
+
+    /// Begins the pauses between looks anew.
+    fn look_soon(&mut self) {
+        self.looks = Backoff::new(LOOK_AGAIN.min(self.every), self.every);
+        if let Some(at) = &mut self.look_at {
+            *at = (*at).min(Instant::now() + LOOK_AGAIN);
+        }
+    }
+
+    fn wake_at(&self) -> Instant {
+        let look_at = self.look_at.map_or(self.audit_at, |at| at.min(self.returned_at));
+        look_at.min(self.audit_at)
+    }
+
+    fn audited(&mut self, outcome: &Audited, missing: &Missing) {
+        let now = Instant::now();
+        self.audit_at = match outcome {
+            Audited::Complete => now + self.every,
+            Audited::Incomplete(_) => now + self.retries.delay().max(INCOMPLETE_PAUSE.min(self.every)),
+            Audited::Interrupted(_) | Audited::Superseded => now + self.retries.delay(),
+        };
+        if *outcome == Audited::Complete {
+            self.retries = Backoff::new(RETRY_PAUSE.min(self.every), self.every);
+        }
+        // Looks would take too long to confirm so many.
+        let confirms =
+            missing.undecided() > SAMPLE_MAX && !self.confirmed && !matches!(outcome, Audited::Interrupted(_));
+        if confirms {
+            self.audit_at = self.audit_at.min(now + LOOK_AGAIN);
+        }
+        self.confirmed = confirms;
+        self.look_soon();
+        self.next_look(missing, false);
+    }
+
+    /// Sets the next look, after an audit or a look.
+    fn next_look(&mut self, missing: &Missing, has_changed: bool) {
+        if has_changed || missing.undecided() > 0 {
+            self.look_soon();
+        }
+        let now = Instant::now();
+        let pause = if has_changed && missing.names() > SAMPLE_MAX { LOOK_ON } else { self.looks.delay() };
+        // The backoff shortens its pauses at random; two looks must not come too close to each other.
+        let pause = if has_changed { pause } else { pause.max(LOOK_AGAIN.min(self.every)) };
+        self.look_at = (missing.names() > 0).then_some(now + pause);
+        self.returned_at = now + LOOK_AGAIN;
     }
 }
 
 /// Audits until cancelled.
 pub async fn run(mut auditor: Auditor, stop: CancellationToken) {
     let mut layouts = auditor.layouts.watch();
-    let mut missing = Missing::default();
-    let mut reported = 0;
-    let mut retries = Backoff::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
-    let (mut due, mut next_look, mut at) = (Instant::now(), None, None);
+    let (mut plan, mut missing) = (Plan::new(auditor.every), Missing::default());
     loop {
         let layout = layouts.borrow_and_update().clone();
-        if at != Some(layout.epoch) {
-            due = Instant::now() + BEGIN_WITHIN.mul_f64(chance::fraction());
-            (next_look, at) = (None, Some(layout.epoch));
-            retries = Backoff::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
+        if plan.follow(&layout) {
+            auditor.search.claims.clear();
         }
-        let wake = next_look.map_or(due, |look: Instant| look.min(due));
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             _ = layouts.changed() => continue,
-            () = tokio::time::sleep_until(wake) => {}
+            () = tokio::time::sleep_until(plan.wake_at()) => {}
         }
-        let is_audit = due <= Instant::now();
-        let step =
-            async { if is_audit { auditor.audit(&layout).await } else { auditor.look_again(&layout, &missing).await } };
-        match stop.run_until_cancelled(step).await {
-            None => return,
-            Some(Ok(found)) => {
-                // Reported is what was not found twice: a daemon may just have been too busy to answer.
-                let count = if is_audit { found.count().min(reported) } else { found.count() };
-                if count > reported {
-                    tracing::warn!(count, "no daemon that can be reached has blocks that this one owes");
-                }
-                (missing, reported) = (found, count);
-                if is_audit {
-                    due = Instant::now() + auditor.every;
-                    retries = Backoff::new(RETRY_PAUSES.0, RETRY_PAUSES.1);
-                }
-            }
-            Some(Err(reason)) => {
-                tracing::debug!(reason, "blocks that are owed could not be looked for");
-                if is_audit {
-                    due = Instant::now() + retries.delay();
-                }
-            }
+        let mut newer = layouts.clone();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = owners_change(&mut newer, layout.placement) => {}
+            () = auditor.step(&mut plan, &mut missing) => {}
         }
-        next_look = (missing.count() > 0).then(|| Instant::now() + LOOK_AGAIN);
-        auditor.progress.set_missing(reported);
+        auditor.progress.set_missing(missing.count());
     }
 }
 
-/// Daemons that did not answer during this audit: they are not waited for again.
-type Silent = BTreeSet<BlockdId>;
+/// Waits until blocks have other owners than those of `placement`. Cancel-safe.
+async fn owners_change(layouts: &mut watch::Receiver<Arc<Layout>>, placement: LayoutEpoch) {
+    if layouts.wait_for(|layout| layout.placement != placement).await.is_err() {
+        // No other layout will come.
+        std::future::pending().await
+    }
+}
 
 impl Auditor {
-    /// Looks for everything that this daemon owes under a layout.
-    async fn audit(&mut self, layout: &Layout) -> Result<Missing, Failed> {
-        let (mut missing, mut silent, mut spans) = (Missing::default(), Silent::new(), 0);
-        for span in Duties::of(layout, &self.id).owed {
-            let mut from = Some(span.first_hash());
-            while let Some(first) = from {
-                let (page, next) = self.referenced(layout, first, span.last_hash()).await?;
-                self.look_for(layout, page, &mut missing, &mut silent).await?;
-                if self.layouts.newest().epoch != layout.epoch {
-                    return Err("the layout has changed".to_owned());
+    /// Does what is due.
+    async fn step(&mut self, plan: &mut Plan, missing: &mut Missing) {
+        let now = Instant::now();
+        if plan.audit_at <= now {
+            let (before, confirms_at) = (missing.count(), plan.settled_at);
+            let outcome = self.audit(&mut plan.resume, missing, confirms_at, &mut plan.silent).await;
+            match &outcome {
+                Audited::Incomplete(unheard) if !plan.is_partial => {
+                    let layout = self.layouts.newest();
+                    let name = |id| layout.member(id).map_or_else(|| id.to_string(), |member| member.name.clone());
+                    let unheard: Vec<String> =
+                        unheard.iter().map(|(id, reason)| format!("{}: {reason}", name(id))).collect();
+                    tracing::info!(?unheard, "an audit for missing blocks is incomplete, and will be repeated");
                 }
-                from = next;
+                outcome => tracing::debug!(?outcome, "audit for missing blocks"),
+            }
+            plan.is_partial = matches!(outcome, Audited::Incomplete(_));
+            plan.audited(&outcome, missing);
+            warn_of(before, missing);
+            return;
+        }
+        let is_here = missing.forget(|hash| self.search.store.contains(hash));
+        if self.has_returned(&plan.silent).await {
+            plan.look_soon();
+            plan.look_at = Some(now);
+            plan.silent.clear();
+        }
+        plan.returned_at = Instant::now() + LOOK_AGAIN;
+        if plan.look_at.is_some_and(|at| at <= Instant::now()) {
+            let before = missing.count();
+            let changed = self.look_again(missing, plan.settled_at, &mut plan.silent).await;
+            plan.next_look(missing, is_here || changed);
+            warn_of(before, missing);
+        } else if is_here {
+            plan.next_look(missing, true);
+        }
+    }
+
+    /// Looks for everything that this daemon owes, from where the last audit was interrupted on.
+    pub(super) async fn audit(
+        &mut self,
+        resume: &mut Resume,
+        missing: &mut Missing,
+        settled_at: Instant,
+        silent: &mut Vec<BlockdId>,
+    ) -> Audited {
+        let layout = self.layouts.newest();
+        let (placement, duties) = (layout.placement, Duties::of(&layout, &self.search.id));
+        let from = std::mem::take(&mut resume.from);
+        if from.is_none() {
+            resume.is_partial = false;
+            missing.begin(|hash| !duties.is_foreign(hash));
+        }
+        let (mut voices, mut spans) = (Voices::default(), 0);
+        for span in duties.owed {
+            let mut next = Some(from.map_or(span.first_hash(), |from| from.max(span.first_hash())));
+            while let Some(first) = next.filter(|first| *first <= span.last_hash()) {
+                // The same owners under a newer layout: its epoch and addresses are asked about.
+                let layout = self.layouts.newest();
+                if layout.placement != placement {
+                    return Audited::Superseded;
+                }
+                let (page, then) = match self.referenced(&layout, first, span.last_hash()).await {
+                    Ok(page) => page,
+                    Err(reason) => {
+                        resume.from = Some(first);
+                        resume.is_partial |= !voices.is_complete();
+                        return Audited::Interrupted(reason);
+                    }
+                };
+                let fetches = self.progress.is_done(placement);
+                let found = self.search.look_for(&layout, &page, &mut voices, fetches).await;
+                let last = then.and_then(|then| before(&then)).unwrap_or(span.last_hash());
+                missing.take_page((first, last), &found, confirms(&voices, settled_at));
+                next = then;
                 spans += 1;
-                if from.is_some() || spans >= SPANS_AT_ONCE {
+                if next.is_some() || spans >= SPANS_AT_ONCE {
                     spans = 0;
                     tokio::time::sleep(PAUSE).await;
                 }
             }
         }
-        Ok(missing)
-    }
-
-    /// Looks for what was missing.
-    async fn look_again(&mut self, layout: &Layout, before: &Missing) -> Result<Missing, Failed> {
-        let mut missing = Missing { more: before.more, ..Missing::default() };
-        let mut names: Vec<BlockHash> = before.names.iter().copied().collect();
-        if names.len() <= ASKED_SINGLY_MAX {
-            let all = std::mem::take(&mut names);
-            for hash in all {
-                names.extend(self.referenced(layout, hash, hash).await?.0);
-            }
+        missing.end();
+        *silent = silent_of(&voices);
+        if voices.is_complete() && !resume.is_partial {
+            return Audited::Complete;
         }
-        self.look_for(layout, names, &mut missing, &mut Silent::new()).await?;
-        Ok(missing)
+        Audited::Incomplete(voices.unheard().map(|(id, reason)| (*id, reason)).collect())
     }
 
-    /// Looks for blocks that this daemon owes: what others have is fetched, and what nobody has is missing.
-    async fn look_for(
-        &self,
-        layout: &Layout,
-        hashes: Vec<BlockHash>,
+    /// Looks for some of what was missing, on all daemons but those that are known to be silent. Returns whether
+    /// anything has changed.
+    pub(super) async fn look_again(
+        &mut self,
         missing: &mut Missing,
-        silent: &mut Silent,
-    ) -> Result<(), Failed> {
-        let mut absent: Vec<BlockHash> = hashes.into_iter().filter(|hash| !self.store.contains(hash)).collect();
-        let mut elsewhere: Vec<(BlockHash, BlockdId)> = Vec::new();
-        // Those that serve reads and own nothing come last.
-        let mut others: Vec<&LayoutMember> = layout.members.iter().filter(|member| member.id != self.id).collect();
-        others.sort_by_key(|member| member.failed || member.out);
-        for member in others {
-            if absent.is_empty() {
-                break;
-            }
-            if silent.contains(&member.id) {
-                continue;
-            }
-            match self.held_by(layout, member, &absent).await? {
-                Some(held) => {
-                    absent.retain(|hash| !held.contains(hash));
-                    elsewhere.extend(held.into_iter().map(|hash| (hash, member.id)));
-                }
-                None => {
-                    silent.insert(member.id);
+        settled_at: Instant,
+        silent: &mut Vec<BlockdId>,
+    ) -> bool {
+        let layout = self.layouts.newest();
+        let (sample, mut referenced) = (missing.sample(SAMPLE_MAX), Vec::new());
+        for hash in &sample {
+            match self.referenced(&layout, *hash, *hash).await {
+                Ok((page, _)) => referenced.extend(page),
+                Err(reason) => {
+                    tracing::debug!(reason, "missing blocks could not be looked for");
+                    return false;
                 }
             }
         }
-        // Before a pass under this layout has ended, that copies what is not here, and at its own rate.
-        if self.progress.is_done(layout.placement) {
-            for (hash, from) in elsewhere.iter().take(FETCHED_MAX) {
-                // When too many wait, the next audit finds it again.
-                let _ = self.repairs.fetch(*hash, *from);
-            }
-        }
-        for hash in absent {
-            // Of the owners that answer, the first counts it: the sum over all daemons counts each block once.
-            let owners = layout.owners(&hash);
-            if owners.iter().find(|owner| !silent.contains(&owner.id)).map(|owner| owner.id) == Some(self.id) {
-                missing.add(hash);
-            }
-        }
-        Ok(())
+        let (mut voices, fetches) = (Voices::without(silent), self.progress.is_done(layout.placement));
+        let found = self.search.look_for(&layout, &referenced, &mut voices, fetches).await;
+        *silent = silent_of(&voices);
+        missing.take_sample(&sample, &found, confirms(&voices, settled_at))
     }
 
-    /// Those of the blocks that another daemon has; `None` when it does not answer.
-    async fn held_by(
-        &self,
-        layout: &Layout,
-        member: &LayoutMember,
-        hashes: &[BlockHash],
-    ) -> Result<Option<BTreeSet<BlockHash>>, Failed> {
-        if member.failed || member.out {
-            // A daemon with a failed disk answers every probe with no, but still serves what it has; one that is out
-            // may know an old layout, and be cut off from the metads alone.
-            return Ok(self.readable_at(layout, member, hashes).await);
-        }
-        let request = BlockRequest::Probe { epoch: layout.epoch, hashes: hashes.to_vec() };
-        let peer = self.endpoint.peer(member.addr, Role::Blockd);
-        match peer.request::<_, BlockReply>(&request, &[], ASK_TIMEOUT).await {
-            Ok((BlockReply::Present(present), _)) if present.len() == hashes.len() => {
-                Ok(Some(hashes.iter().zip(present).filter(|(_, here)| *here).map(|(hash, _)| *hash).collect()))
-            }
-            Ok((BlockReply::Behind, _)) => Err(format!("{} does not know the layout yet", member.name)),
-            Ok((other, _)) => Err(format!("{} answered {other:?}", member.name)),
-            Err(error @ Error::Busy { .. }) => Err(error.to_string()),
-            Err(_) => Ok(None),
-        }
-    }
-
-    /// Those of the blocks of which a daemon sends the first byte.
-    async fn readable_at(
-        &self,
-        layout: &Layout,
-        member: &LayoutMember,
-        hashes: &[BlockHash],
-    ) -> Option<BTreeSet<BlockHash>> {
-        let peer = self.endpoint.peer(member.addr, Role::Blockd);
-        let mut readable = BTreeSet::new();
-        for hash in hashes {
-            let request = BlockRequest::Get { hash: *hash, epoch: layout.epoch, offset: 0, len: 1 };
-            let (reply, _) = peer.request::<_, BlockReply>(&request, &[], ASK_TIMEOUT).await.ok()?;
-            if matches!(reply, BlockReply::Content { .. }) {
-                readable.insert(*hash);
-            }
-        }
-        Some(readable)
+    /// Reports whether one of these daemons answers again.
+    pub(super) async fn has_returned(&self, silent: &[BlockdId]) -> bool {
+        let layout = self.layouts.newest();
+        let addrs: Vec<_> = silent.iter().filter_map(|id| layout.member(id)).map(|member| member.addr).collect();
+        let (endpoint, epoch) = (self.search.endpoint.clone(), layout.epoch);
+        let answers = futures::stream::iter(addrs)
+            .map(move |addr| {
+                let endpoint = endpoint.clone();
+                async move { probe(&endpoint, addr, epoch, &[], RETURNED_TIMEOUT).await != Err(NoAnswer::Silent) }
+            })
+            .buffer_unordered(RETURNED_AT_ONCE)
+            .any(std::future::ready);
+        tokio::time::timeout(LOOK_AGAIN, answers).await.unwrap_or(false)
     }
 
     async fn referenced(
@@ -277,14 +365,101 @@ impl Auditor {
         layout: &Layout,
         from: BlockHash,
         last: BlockHash,
-    ) -> Result<(Vec<BlockHash>, Option<BlockHash>), Failed> {
+    ) -> Result<(Vec<BlockHash>, Option<BlockHash>), String> {
         let request = MetaRequest::Referenced { epoch: layout.epoch, from, last };
         match self.metads.ask(&request).await {
             // `next` must grow, or this would loop for ever.
             Ok(MetaReply::Referenced { next: Some(next), .. }) if next <= from => Err("a page went back".to_owned()),
             Ok(MetaReply::Referenced { blocks, next }) => Ok((blocks, next)),
-            Ok(other) => Err(format!("metad answered {other:?}")),
+            Ok(other) => Err(format!("metad answered {}", other.kind_name())),
             Err(error) => Err(error.to_string()),
         }
+    }
+}
+
+/// Whether a search may begin to count what it has not found: not while daemons are still learning the layout.
+fn confirms(voices: &Voices, settled_at: Instant) -> bool {
+    !voices.was_behind || Instant::now() >= settled_at
+}
+
+fn silent_of(voices: &Voices) -> Vec<BlockdId> {
+    voices.unheard().filter(|(_, reason)| *reason == NoAnswer::Silent).map(|(id, _)| *id).collect()
+}
+
+fn warn_of(before: u64, missing: &Missing) {
+    let count = missing.count();
+    if count > before {
+        tracing::warn!(count, "no daemon that can be reached has blocks that this one owes");
+    }
+}
+
+/// The name before this one.
+fn before(hash: &BlockHash) -> Option<BlockHash> {
+    let mut hash = *hash;
+    for byte in hash.0.iter_mut().rev() {
+        let (lower, borrows) = byte.overflowing_sub(1);
+        *byte = lower;
+        if !borrows {
+            return Some(hash);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::missing::Found;
+    use super::*;
+
+    const ALL: (BlockHash, BlockHash) = (BlockHash([0; 32]), BlockHash([0xff; 32]));
+
+    fn missing(count: u16) -> Missing {
+        let name = |number: u16| BlockHash([number.to_be_bytes(); 16].concat().try_into().unwrap());
+        let (mut missing, absent) = (Missing::default(), (0..count).map(name).collect());
+        let found = Found { absent, ..Found::default() };
+        (0..2).for_each(|_| missing.take_page(ALL, &found, true));
+        missing
+    }
+
+    fn pause(plan: &Plan) -> Duration {
+        plan.look_at.unwrap() - Instant::now()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_between_looks_grow_until_something_changes() {
+        let (every, missing) = (Duration::from_secs(600), missing(500));
+        let mut plan = Plan::new(every);
+        plan.follow(&Layout::default());
+        plan.audited(&Audited::Complete, &missing);
+        assert_eq!(pause(&plan), LOOK_AGAIN);
+        (0..20).for_each(|_| plan.next_look(&missing, false));
+        assert!(pause(&plan) >= every / 2);
+        plan.next_look(&missing, true);
+        assert_eq!(pause(&plan), LOOK_ON, "there are more than one look takes");
+        plan.next_look(&missing, false);
+        (0..20).for_each(|_| plan.next_look(&missing, false));
+        plan.follow(&Layout { epoch: LayoutEpoch(1), ..Layout::default() });
+        assert_eq!(pause(&plan), LOOK_AGAIN, "a layout has come");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn audits_begin_anew_when_blocks_have_other_owners_and_sooner_after_an_incomplete_one() {
+        let (every, none) = (Duration::from_secs(600), Missing::default());
+        let mut plan = Plan::new(every);
+        let layout = |epoch, placement| Layout {
+            epoch: LayoutEpoch(epoch),
+            placement: LayoutEpoch(placement),
+            ..Layout::default()
+        };
+        let pause = |plan: &Plan| plan.audit_at - Instant::now();
+        assert!(plan.follow(&layout(1, 1)) && pause(&plan) <= BEGIN_WITHIN);
+        plan.audited(&Audited::Complete, &none);
+        assert!(!plan.follow(&layout(2, 1)) && pause(&plan) == every, "the owners are the same");
+        plan.audited(&Audited::Incomplete(Vec::new()), &none);
+        assert_eq!(pause(&plan), INCOMPLETE_PAUSE);
+        plan.audited(&Audited::Interrupted(String::new()), &none);
+        assert!(pause(&plan) < INCOMPLETE_PAUSE);
+        plan.audited(&Audited::Complete, &none);
+        assert!(plan.follow(&layout(3, 3)) && pause(&plan) <= BEGIN_WITHIN);
     }
 }

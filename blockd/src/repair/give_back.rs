@@ -13,6 +13,7 @@
 
 use super::duties::Duties;
 use super::healer::{ASK_TIMEOUT, Failed, Healer, PAGE_NAMES};
+use super::probe::probe;
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 use wire::ids::{BlockHash, BlockdId};
@@ -112,15 +113,10 @@ impl Healer {
         }
         let mut present: HashSet<(BlockdId, BlockHash)> = HashSet::new();
         for (owner, hashes) in by_owner {
-            let request = BlockRequest::Probe { epoch: layout.epoch, hashes: hashes.clone() };
-            match self.ask(layout, &owner, &request).await {
-                Ok(BlockReply::Present(here)) if here.len() == hashes.len() => {
-                    present
-                        .extend(hashes.into_iter().zip(here).filter(|(_, here)| *here).map(|(hash, _)| (owner, hash)));
-                }
-                Ok(other) => return Err(format!("answered {other:?}")),
-                Err(reason) => return Err(reason),
-            }
+            let member = layout.member(&owner).ok_or("an owner has left the layout")?;
+            let here = probe(&self.endpoint, member.addr, layout.epoch, &hashes, ASK_TIMEOUT).await;
+            let here = here.map_err(|reason| format!("{}: {reason}", member.name))?;
+            present.extend(here.into_iter().map(|hash| (owner, hash)));
         }
         let (mut all_gone, min_sync) = (true, usize::from(layout.min_sync));
         for (hash, owners) in blocks {
@@ -131,7 +127,7 @@ impl Healer {
                 Fate::Leave => continue,
                 Fate::Wait => false,
                 Fate::Drop => true,
-                Fate::Send(whom) => self.send(layout, hash, &whom).await,
+                Fate::Send(whom) => self.send(layout, hash, &whom, ASK_TIMEOUT).await,
             };
             // Nothing is deleted on a disk that has failed, but what owners lack of it is sent.
             all_gone &= gone && !self.store.has_failed() && self.drop_given(layout, hash, asked_at).await;
@@ -142,19 +138,25 @@ impl Healer {
         Ok(all_gone)
     }
 
-    /// Sends a block to owners. Returns true when each has stored it.
-    pub(super) async fn send(&mut self, layout: &Layout, hash: BlockHash, owners: &[BlockdId]) -> bool {
+    /// Sends a block to owners, each of which has this time to store it. Returns true when each has.
+    pub(super) async fn send(
+        &mut self,
+        layout: &Layout,
+        hash: BlockHash,
+        owners: &[BlockdId],
+        limit: Duration,
+    ) -> bool {
         let Ok(Some(block)) = self.store.get(hash).await else { return false };
         let mut all_have = true;
         for owner in owners {
             let Some(member) = layout.member(owner) else { return false };
             let request = BlockRequest::Put { hash, epoch: layout.epoch, chain: Vec::new(), needed: 1 };
             let peer = self.endpoint.peer(member.addr, Role::Blockd);
-            match peer.request::<_, BlockReply>(&request, std::slice::from_ref(&block), ASK_TIMEOUT).await {
+            match peer.request::<_, BlockReply>(&request, std::slice::from_ref(&block), limit).await {
                 Ok((BlockReply::Stored { synced, .. }, _)) if synced.contains(owner) => {}
                 other => {
-                    let reason =
-                        other.map_or_else(|error| error.to_string(), |(reply, _)| format!("answered {reply:?}"));
+                    let reason = other
+                        .map_or_else(|error| error.to_string(), |(reply, _)| format!("answered {}", reply.kind_name()));
                     tracing::debug!(%hash, owner = member.name, reason, "an owner did not take its block");
                     // Other owners may take it.
                     all_have = false;

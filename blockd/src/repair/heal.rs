@@ -1,31 +1,24 @@
 //! The task that carries out [`Pass`]es: it fetches blocks that this daemon owes and does not hold, then gives back
-//! those that it holds and does not owe. In between it hands off what owners missed.
+//! those that it holds and does not owe. In between it hands off what owners missed ([`super::deliver`]).
 //!
 //! One task does all of that, so nothing is given back while a pass counts on it. A pass runs at each change of the
 //! layout, again a moment later when it was incomplete, and from time to time. It ends early when the layout
 //! changes, but only after the step under way: no drop is left half done.
 
 use super::duties::Duties;
-use super::give_back::UNCOMMITTED_AGE;
-use super::healer::{ASK_TIMEOUT, Failed, Healer, PAGE_NAMES};
+use super::fetch::fetch;
+use super::healer::{Failed, Healer, PAGE_NAMES};
 use super::pass::{Pass, Step};
-use bytes::Bytes;
 use futures::StreamExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
+use wire::ids::{BlockHash, BlockdId};
 use wire::layout::Layout;
 use wire::message::block::{BlockReply, BlockRequest};
-use wire::quic::Endpoint;
-use wire::tls::Role;
 
 /// Blocks fetched at once: enough to hide a round trip, few enough to leave the disk to others.
 const FETCHES_MAX: usize = 4;
-/// An owner that does not answer within this time gets what it missed at the next attempt.
-const HANDOFF_LIMIT: Duration = Duration::from_secs(1);
-/// For how long one attempt sends what owners missed: the layout may change meanwhile, and a pass be due.
-const HANDOFF_TIME: Duration = Duration::from_secs(3);
 /// Time until the next pass after an incomplete one: a daemon that does not answer may be down, or behind by a
 /// heartbeat.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -46,13 +39,19 @@ pub async fn run(mut healer: Healer, stop: CancellationToken) {
         loop {
             let handoff = healer.handoff.clone();
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 _ = layouts.changed() => break,
                 () = tokio::time::sleep_until(next) => break,
                 () = handoff.wait_due() => {}
             }
-            if stop.run_until_cancelled(healer.hand_off(&layout)).await.is_none() {
-                return;
+            // A round may wait for owners. It is given up when a pass is due.
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                _ = layouts.changed() => break,
+                () = tokio::time::sleep_until(next) => break,
+                () = healer.hand_off(&layout) => {}
             }
         }
     }
@@ -169,95 +168,10 @@ impl Healer {
     }
 }
 
-impl Healer {
-    /// Sends owners what they missed, as far as they take it, for a bounded time.
-    pub(super) async fn hand_off(&mut self, layout: &Layout) {
-        let handoff = self.handoff.clone();
-        let until = Instant::now() + HANDOFF_TIME;
-        for (owner, hashes) in handoff.take_due() {
-            let (owed, owed_no_more): (Vec<_>, Vec<_>) =
-                hashes.into_iter().partition(|hash| layout.owners(hash).iter().any(|member| member.id == owner));
-            // Whoever owns these now has compared, or will.
-            owed_no_more.iter().for_each(|hash| handoff.remove(&owner, hash));
-            if let Err(reason) = self.hand_off_to(layout, owner, owed, until).await {
-                tracing::debug!(%owner, reason, "an owner does not take what it missed yet");
-                handoff.refused(&owner);
-            }
-        }
-    }
-
-    async fn hand_off_to(
-        &mut self,
-        layout: &Layout,
-        owner: BlockdId,
-        hashes: Vec<BlockHash>,
-        until: Instant,
-    ) -> Result<(), Failed> {
-        if hashes.is_empty() || Instant::now() >= until {
-            return Ok(());
-        }
-        let addr = layout.member(&owner).ok_or("it has left the layout")?.addr;
-        let peer = self.endpoint.peer(addr, Role::Blockd);
-        let request = BlockRequest::Probe { epoch: layout.epoch, hashes: hashes.clone() };
-        let present = match peer.request::<_, BlockReply>(&request, &[], HANDOFF_LIMIT).await {
-            Ok((BlockReply::Present(present), _)) if present.len() == hashes.len() => present,
-            Ok((other, _)) => return Err(format!("answered {other:?}")),
-            Err(error) => return Err(error.to_string()),
-        };
-        let (there, absent): (Vec<_>, Vec<_>) = hashes.into_iter().zip(present).partition(|(_, is_there)| *is_there);
-        there.iter().for_each(|(hash, _)| self.handoff.remove(&owner, hash));
-        let absent: Vec<BlockHash> = absent.into_iter().map(|(hash, _)| hash).collect();
-        if absent.is_empty() {
-            return Ok(());
-        }
-        let unreferenced = self.unreferenced(&absent).await?;
-        for hash in absent {
-            if Instant::now() >= until || self.layouts.newest().epoch != layout.epoch {
-                return Ok(());
-            }
-            if unreferenced.contains(&hash) {
-                // I10: it may not be committed yet; what is not for this long is forgotten.
-                if self.stamps.is_younger(&hash, UNCOMMITTED_AGE) != Some(true) {
-                    self.handoff.remove(&owner, &hash);
-                }
-                continue;
-            }
-            if self.store.contains(&hash) && !self.send(layout, hash, &[owner]).await {
-                return Err("it did not store a block".to_owned());
-            }
-            self.handoff.remove(&owner, &hash);
-        }
-        Ok(())
-    }
-}
-
 fn unexpected(answer: Result<BlockReply, Failed>) -> Failed {
     match answer {
         Ok(BlockReply::Behind) => "it does not know the layout yet".to_owned(),
-        Ok(other) => format!("answered {other:?}"),
+        Ok(other) => format!("answered {}", other.kind_name()),
         Err(reason) => reason,
-    }
-}
-
-/// A good copy of a block from another daemon, if it has one.
-pub(super) async fn fetch(
-    endpoint: &Endpoint,
-    addr: std::net::SocketAddr,
-    hash: BlockHash,
-    epoch: LayoutEpoch,
-) -> Option<Bytes> {
-    let request = BlockRequest::Get { hash, epoch, offset: 0, len: u32::MAX };
-    match endpoint.peer(addr, Role::Blockd).request::<_, BlockReply>(&request, &[], ASK_TIMEOUT).await {
-        // I9: the copy is verified here again, whatever its sender says.
-        Ok((BlockReply::Content { .. }, block)) => {
-            let hashed = block.clone();
-            let name = tokio::task::spawn_blocking(move || BlockHash::of(&hashed)).await.ok()?;
-            (name == hash).then_some(block)
-        }
-        Ok(_) => None,
-        Err(error) => {
-            tracing::debug!(%hash, %addr, %error, "no copy from there");
-            None
-        }
     }
 }

@@ -70,7 +70,7 @@ impl Healer {
         let request = MetaRequest::BlockReport { id: self.id, epoch, blocks: blocks.to_vec() };
         match metads.ask(&request).await {
             Ok(MetaReply::Unreferenced(hashes)) => Ok(hashes.into_iter().collect()),
-            Ok(other) => Err(format!("metad answered {other:?}")),
+            Ok(other) => Err(format!("metad answered {}", other.kind_name())),
             Err(error) => Err(error.to_string()),
         }
     }

@@ -293,6 +293,30 @@ pub enum BlockReply {
     Fetching(u32),
 }
 
+impl BlockReply {
+    /// The reply's kind, for logs and errors: they must not repeat what a peer says at any length.
+    #[must_use]
+    pub fn kind_name(&self) -> &'static str {
+        match self {
+            Self::Stored { .. } => "Stored",
+            Self::Content { .. } => "Content",
+            Self::Dropped(_) => "Dropped",
+            Self::Digests(_) => "Digests",
+            Self::Behind => "Behind",
+            Self::OldLayout(_) => "OldLayout",
+            Self::Blocks(_) => "Blocks",
+            Self::Present(_) => "Present",
+            Self::Chord(_) => "Chord",
+            Self::Found { .. } => "Found",
+            Self::Status(_) => "Status",
+            Self::NotHere { .. } => "NotHere",
+            Self::Failed(_) => "Failed",
+            Self::Verified(_) => "Verified",
+            Self::Fetching(_) => "Fetching",
+        }
+    }
+}
+
 /// State of a block daemon, for operators.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BlockdStatus {

@@ -297,6 +297,28 @@ pub enum MetaReply {
     Raft,
 }
 
+impl MetaReply {
+    /// The reply's kind, for logs and errors: they must not repeat what a peer says at any length.
+    #[must_use]
+    pub fn kind_name(&self) -> &'static str {
+        match self {
+            Self::Done => "Done",
+            Self::NotLeader { .. } => "NotLeader",
+            Self::Failed(_) => "Failed",
+            Self::Session { .. } => "Session",
+            Self::Alive { .. } => "Alive",
+            Self::Batch { .. } => "Batch",
+            Self::Read { .. } => "Read",
+            Self::Layout(_) => "Layout",
+            Self::BlockdAlive { .. } => "BlockdAlive",
+            Self::Unreferenced(_) => "Unreferenced",
+            Self::Referenced { .. } => "Referenced",
+            Self::Admin(_) => "Admin",
+            Self::Raft => "Raft",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

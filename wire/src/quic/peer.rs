@@ -7,7 +7,7 @@ use super::socket::{Socket, VERSIONS};
 use super::stream::{payload_len, read_exactly, read_tail, take_end, write_frame, write_payload};
 use crate::buffers::Pool;
 use crate::frame::{REPLY_HEADER, ReplyHeader, ReplyKind, RequestHeader};
-use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX, REFUSAL_BYTES_MAX};
 use crate::retry::Backoff;
 use crate::tls::{Role, subject_of};
 use crate::{Error, codec, trace};
@@ -236,11 +236,12 @@ impl Peer {
     }
 
     /// Succeeds if this is the head of an answer. Otherwise the error says why the request was refused.
-    fn check(&self, kind: ReplyKind, head: &[u8]) -> Result<(), Error> {
+    pub(super) fn check(&self, kind: ReplyKind, head: &[u8]) -> Result<(), Error> {
         if kind == ReplyKind::Answer {
             return Ok(());
         }
-        let (peer, reason) = (self.shared.addr.to_string(), String::from_utf8_lossy(head).into_owned());
+        let words = &head[..head.len().min(REFUSAL_BYTES_MAX)];
+        let (peer, reason) = (self.shared.addr.to_string(), String::from_utf8_lossy(words).into_owned());
         Err(if kind == ReplyKind::Busy { Error::Busy { peer, reason } } else { Error::Refused { peer, reason } })
     }
 }

@@ -9,6 +9,7 @@ use crate::frame::{REQUEST_HEADER, ReplyHeader, ReplyKind, RequestHeader};
 use crate::ids::ClusterId;
 use crate::limits::{
     CLIENT_BYTES_MAX, DAEMON_BYTES_MAX, DEADLINE_MAX_MS, DEADLINE_TRUSTED_MAX_MS, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX,
+    REFUSAL_BYTES_MAX,
 };
 use crate::tls::{PeerIdentity, Role};
 use crate::{Error, codec, trace};
@@ -37,8 +38,6 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 const EVENT_SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// A request that finds the connection's budget used up is refused after this long.
 const BUDGET_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest reason of a refusal.
-const REASON_BYTES_MAX: usize = 1024;
 
 /// What answers requests.
 ///
@@ -286,7 +285,7 @@ impl Answer {
     /// Writes a reason for people, cut to what a line of a log holds.
     async fn refuse(self, kind: ReplyKind, reason: &str) {
         // May cut a character in two: the reader replaces what is no UTF-8.
-        let end = reason.len().min(REASON_BYTES_MAX);
+        let end = reason.len().min(REFUSAL_BYTES_MAX);
         self.write(kind, &reason.as_bytes()[..end], &[]).await;
     }
 }

@@ -6,7 +6,9 @@ use super::stream::read_exactly;
 use super::{Endpoint, Incoming, Peer, ServerHandle, Service};
 use crate::Error;
 use crate::frame::{REPLY_HEADER, ReplyHeader, ReplyKind, RequestHeader};
-use crate::limits::{CLIENT_BYTES_MAX, DEADLINE_MAX_MS, DEADLINE_TRUSTED_MAX_MS, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
+use crate::limits::{
+    CLIENT_BYTES_MAX, DEADLINE_MAX_MS, DEADLINE_TRUSTED_MAX_MS, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX, REFUSAL_BYTES_MAX,
+};
 use crate::tls::{ClusterCa, PeerIdentity, Role, Subject};
 use bytes::Bytes;
 use std::net::SocketAddr;
@@ -79,6 +81,16 @@ async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on
     }
     peer.request::<_, ()>(&(), &[], LIMIT).await.unwrap();
     assert_eq!(peer.connection().await.unwrap().stable_id(), first);
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_kept_at_any_length() {
+    let (metad, _serving, client) = pair(&[b"surf/7"]);
+    let peer = client.peer(metad.local_addr(), Role::Metad);
+    match peer.check(ReplyKind::Refused, &vec![b'x'; HEAD_BYTES_MAX]) {
+        Err(Error::Refused { reason, .. }) => assert_eq!(reason.len(), REFUSAL_BYTES_MAX),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]

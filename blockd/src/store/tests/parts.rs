@@ -2,7 +2,7 @@
 
 use super::{TestDisk, open, runtime};
 use crate::store::record::HEADER_BYTES;
-use crate::store::{Error, Store};
+use crate::store::{Error, Scrubbed, Store};
 use bytes::Bytes;
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
@@ -94,7 +94,7 @@ fn a_damaged_trailer_is_made_anew_from_a_good_block() {
         setup.flip(BLOCK + 40);
         if scrubbed {
             let step = setup.runtime.block_on(setup.store.scrub_step(BlockHash([0; 32])));
-            assert_eq!(step, Some((setup.hash, BLOCK as u32, true)));
+            assert!(matches!(step, Some((hash, len, Scrubbed::Good)) if hash == setup.hash && len == BLOCK as u32));
         } else {
             setup.assert_part(100, 100);
         }

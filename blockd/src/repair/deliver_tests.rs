@@ -1,0 +1,114 @@
+//! Rounds of one daemon that hands off what owners missed.
+
+use super::handoff::Handoff;
+use super::healer::{Healer, References};
+use super::progress::Progress;
+use super::test_peers::{ME, Manner, Peers, block, id_of};
+use super::throttle::{Activity, Throttle};
+use crate::config::Rates;
+use crate::heartbeat::Metads;
+use crate::layouts::Layouts;
+use crate::metrics::Metrics;
+use crate::stamps::Stamps;
+use crate::store::{Store, StoreOptions};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use wire::ids::BlockHash;
+
+struct Setup {
+    peers: Peers,
+    healer: Healer,
+    handoff: Arc<Handoff>,
+}
+
+impl Setup {
+    fn new<const N: usize>(manners: [Manner; N]) -> Self {
+        let peers = Peers::start(manners);
+        let options = StoreOptions { segment_bytes: 8 << 20, reserve_bytes: 0 };
+        let (layouts, handoff) = (Arc::new(Layouts::default()), Arc::new(Handoff::default()));
+        layouts.learn(peers.layout.clone());
+        let healer = Healer {
+            id: ME,
+            store: Arc::new(Store::open(peers.dir.path(), options).unwrap()),
+            stamps: Arc::new(Stamps::default()),
+            layouts,
+            endpoint: peers.endpoint.clone(),
+            references: References::Metads(Metads::new(peers.endpoint.clone(), vec![peers.metad_addr])),
+            activity: Arc::new(Activity::default()),
+            throttle: Throttle::new(Rates { idle: 0, busy: 0 }),
+            progress: Arc::new(Progress::default()),
+            handoff: handoff.clone(),
+            metrics: Arc::new(Metrics::default()),
+            compare_every: Duration::from_secs(600),
+        };
+        Self { peers, healer, handoff }
+    }
+
+    /// A block that is here; with `referenced`, something refers to it.
+    async fn put(&self, number: u8, referenced: bool) -> (BlockHash, Bytes) {
+        let (hash, bytes) = block(number);
+        self.healer.stamps.renew(hash).await;
+        self.healer.store.put(hash, bytes.clone()).await.unwrap();
+        if referenced {
+            self.peers.metad.referenced.lock().insert(hash);
+        }
+        (hash, bytes)
+    }
+
+    async fn round(&mut self) {
+        let layout = self.peers.layout.clone();
+        self.healer.hand_off(&layout).await;
+    }
+
+    fn has(&self, place: usize, hash: &BlockHash) -> bool {
+        self.peers.others[place].blocks.lock().contains_key(hash)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mute_owner_keeps_no_other_one_from_what_it_missed() {
+    let mut setup = Setup::new([Manner::Mute, Manner::Busy, Manner::Honest]);
+    let mut hashes = Vec::new();
+    for number in 0..20 {
+        let (hash, _) = setup.put(number, true).await;
+        (0..3).for_each(|place| setup.handoff.add(id_of(place), hash));
+        hashes.push(hash);
+    }
+    let begun = Instant::now();
+    setup.round().await;
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(hashes.iter().all(|hash| setup.has(2, hash) && !setup.handoff.is_noted(&id_of(2), hash)));
+    assert!(hashes.iter().all(|hash| setup.handoff.is_noted(&id_of(0), hash)), "it gets them later");
+    setup.healer.store.close();
+}
+
+/// Guards I10.
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_that_nothing_refers_to_yet_are_neither_sent_nor_forgotten() {
+    let mut setup = Setup::new([Manner::Honest]);
+    let ((young, _), (committed, _)) = (setup.put(1, false).await, setup.put(2, true).await);
+    setup.handoff.add(id_of(0), young);
+    setup.handoff.add(id_of(0), committed);
+    setup.round().await;
+    assert!(setup.has(0, &committed) && !setup.has(0, &young));
+    assert!(setup.handoff.is_noted(&id_of(0), &young));
+    let asked = setup.peers.others[0].probes.lock().len();
+    setup.round().await;
+    assert_eq!(setup.peers.others[0].probes.lock().len(), asked, "it is left alone for a while");
+    setup.healer.store.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_this_daemon_had_no_room_for_is_fetched_later_and_then_passed_on() {
+    let mut setup = Setup::new([Manner::Honest, Manner::Honest]);
+    let (hash, bytes) = block(1);
+    setup.peers.metad.referenced.lock().insert(hash);
+    setup.peers.others[0].give(&bytes);
+    setup.handoff.add(ME, hash);
+    setup.handoff.add(id_of(1), hash);
+    setup.round().await;
+    assert!(setup.healer.store.contains(&hash) && !setup.handoff.is_noted(&ME, &hash));
+    assert!(setup.has(1, &hash));
+    setup.healer.store.close();
+}
