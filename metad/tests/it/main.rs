@@ -6,3 +6,4 @@ mod followers;
 mod hostile;
 mod model_machine;
 mod recovery;
+mod replace;
