@@ -8,4 +8,5 @@ pub mod dev;
 pub mod fsck;
 pub mod health;
 pub mod metad;
+mod node;
 pub mod status;

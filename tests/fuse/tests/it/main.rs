@@ -15,4 +15,5 @@ mod posix;
 mod programs;
 mod recalls;
 mod recovery;
+mod replacing;
 mod semantics;
