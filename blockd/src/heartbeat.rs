@@ -9,14 +9,15 @@ use crate::metrics::Metrics;
 use crate::repair::progress::Progress;
 use crate::stamps::Stamps;
 use crate::store::Store;
+use bytes::Bytes;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use wire::Error;
 use wire::ids::{BlockHash, BlockdId};
-use wire::leader::{LOOK_LIMIT, WHO_LEADS, another_leads};
-use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest};
+use wire::leader::{KnownMetads, LOOK_LIMIT, WHO_LEADS, another_leads};
+use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest, Redirect};
 use wire::quic::Endpoint;
 use wire::retry::Backoff;
 use wire::tls::Role;
@@ -28,6 +29,8 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 /// Most redirections followed for one request: during an election nodes may point at each other.
 const REDIRECTS_MAX: usize = 4;
+/// How often a request is sent again to a metad that has too much to do, with growing pauses: for some 10 s in all.
+const BUSY_MAX: usize = 16;
 /// Blocks in one page of a report.
 const REPORT_PAGE: u32 = 4096;
 /// Pause between two pages of a report: it is never urgent.
@@ -36,7 +39,7 @@ const REPORT_PAUSE: Duration = Duration::from_millis(200);
 /// The metads, and which of them is believed to lead.
 pub struct Metads {
     endpoint: Endpoint,
-    configured: Vec<SocketAddr>,
+    known: KnownMetads,
     leader: Option<SocketAddr>,
     next: usize,
 }
@@ -45,7 +48,7 @@ impl Metads {
     /// Begins with the configured addresses.
     #[must_use]
     pub fn new(endpoint: Endpoint, configured: Vec<SocketAddr>) -> Self {
-        Self { endpoint, configured, leader: None, next: 0 }
+        Self { endpoint, known: KnownMetads::new(configured), leader: None, next: 0 }
     }
 
     /// Asks the leader, or any other metad where the leader is not known or does not answer, and follows redirections.
@@ -55,20 +58,21 @@ impl Metads {
     /// The error of the last metad asked, when none answered.
     pub async fn ask(&mut self, request: &MetaRequest) -> Result<MetaReply, Error> {
         let mut last = Error::Closed;
-        for _ in 0..self.configured.len() + REDIRECTS_MAX {
-            let Some(addr) = self.leader.or_else(|| self.configured.get(self.next).copied()) else { break };
+        let (mut pauses, mut busy, mut asked) = (Backoff::default(), 0, 0);
+        while asked < self.known.ways_in().len() + REDIRECTS_MAX {
+            asked += 1;
+            let ways_in = self.known.ways_in();
+            // There may be fewer than before: metads were removed.
+            let next = ways_in.get(self.next % ways_in.len().max(1)).copied();
+            let Some(addr) = self.leader.or(next) else { break };
             let peer = self.endpoint.peer(addr, Role::Metad);
             let answer = tokio::select! {
                 answer = peer.request::<_, MetaReply>(request, &[], ASK_TIMEOUT) => answer,
-                leader = self.another_leads(addr) => {
-                    self.leader = Some(leader);
-                    continue;
-                }
+                said = self.another_leads(addr) => Ok((MetaReply::NotLeader(said), Bytes::new())),
             };
             match answer {
-                Ok((MetaReply::NotLeader { leader, nodes }, _)) => {
-                    self.learn(nodes.into_iter().map(|(_, addr)| addr));
-                    self.leader = leader.map(|(_, addr)| addr).filter(|leader| *leader != addr);
+                Ok((MetaReply::NotLeader(said), _)) => {
+                    self.leader = self.known.learn(&said).filter(|leader| *leader != addr);
                     if self.leader.is_none() {
                         self.turn();
                     }
@@ -77,6 +81,11 @@ impl Metads {
                 Ok((reply, _)) => {
                     self.leader = Some(addr);
                     return Ok(reply);
+                }
+                // It leads, or it will say who does: another one could only send this one back here.
+                Err(error @ Error::Busy { .. }) if busy < BUSY_MAX => {
+                    (busy, asked, last) = (busy + 1, asked - 1, error);
+                    tokio::time::sleep(pauses.delay()).await;
                 }
                 Err(error) => {
                     self.leader = None;
@@ -89,25 +98,17 @@ impl Metads {
     }
 
     /// The metad that leads instead of `asked`, which is silent.
-    async fn another_leads(&self, asked: SocketAddr) -> SocketAddr {
+    async fn another_leads(&self, asked: SocketAddr) -> Redirect {
         let look = |node| {
             let peer = self.endpoint.peer(node, Role::Metad);
             async move { peer.request::<_, MetaReply>(&WHO_LEADS, &[], LOOK_LIMIT).await.map(|(reply, _)| reply) }
         };
-        another_leads(asked, || self.configured.clone(), look).await
+        let is_believed = |said: &Redirect| self.known.clone().learn(said).is_some();
+        another_leads(asked, || self.known.members().to_vec(), look, is_believed).await
     }
 
     fn turn(&mut self) {
-        self.next = (self.next + 1) % self.configured.len().max(1);
-    }
-
-    /// Remembers nodes that the configuration does not name: the configured ones may all have been replaced.
-    fn learn(&mut self, nodes: impl Iterator<Item = SocketAddr>) {
-        for addr in nodes {
-            if !self.configured.contains(&addr) {
-                self.configured.push(addr);
-            }
-        }
+        self.next = self.next.wrapping_add(1);
     }
 }
 
@@ -274,4 +275,74 @@ pub async fn drop_blocks(
 /// One per GiB of capacity, at least one.
 fn default_weight(capacity_bytes: u64) -> u32 {
     u32::try_from(capacity_bytes >> 30).unwrap_or(u32::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::runtime::Handle;
+    use wire::ids::MetadId;
+    use wire::message::meta::LogPlace;
+    use wire::quic::{Incoming, ServerHandle, Service};
+    use wire::tls::{ClusterCa, PeerIdentity, Subject};
+
+    /// A metad that is overloaded at first, and then answers this.
+    struct Metad {
+        busy: usize,
+        asked: AtomicUsize,
+        reply: MetaReply,
+    }
+
+    impl Service for Metad {
+        fn authorize(&self, _peer: &PeerIdentity) -> Result<(), Error> {
+            Ok(())
+        }
+
+        async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, request: Incoming) {
+            if self.asked.fetch_add(1, Ordering::Relaxed) < self.busy {
+                return request.refuse_busy("this is a test").await;
+            }
+            request.respond(&self.reply, &[]).await;
+        }
+    }
+
+    fn endpoint(ca: &ClusterCa, role: Role) -> Endpoint {
+        let identity = ca.issue(&Subject::new(role, "x")).unwrap();
+        Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap()
+    }
+
+    fn serve(endpoint: &Endpoint, busy: usize, reply: MetaReply) -> (Arc<Metad>, ServerHandle) {
+        let metad = Arc::new(Metad { busy, asked: AtomicUsize::new(0), reply });
+        (metad.clone(), endpoint.serve(metad, &Handle::current()))
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_request_that_a_busy_metad_refuses_is_sent_to_it_again_and_to_no_other() {
+        let ca = ClusterCa::create("t").unwrap();
+        let [busy, other] = [(), ()].map(|()| endpoint(&ca, Role::Metad));
+        let (asked, _serving) = serve(&busy, 3, MetaReply::Done);
+        let (not_asked, _idle) = serve(&other, 0, MetaReply::Done);
+        let mut metads = Metads::new(endpoint(&ca, Role::Blockd), vec![busy.local_addr(), other.local_addr()]);
+        assert!(matches!(metads.ask(&MetaRequest::GetLayout).await, Ok(MetaReply::Done)));
+        assert_eq!((asked.asked.load(Ordering::Relaxed), not_asked.asked.load(Ordering::Relaxed)), (4, 0));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_metad_that_was_removed_leads_nobody_back_to_itself() {
+        let ca = ClusterCa::create("t").unwrap();
+        let [removed, leader] = [(), ()].map(|()| endpoint(&ca, Role::Metad));
+        let named = |number, of: &Endpoint| (MetadId(number), of.local_addr());
+        let old = Redirect { leader: Some(named(1, &removed)), nodes: vec![named(1, &removed)], ..Redirect::default() };
+        let (_removed, _astray) = serve(&removed, 0, MetaReply::NotLeader(old.clone()));
+        let (leads, _serving) = serve(&leader, 0, MetaReply::Done);
+        let mut metads = Metads::new(endpoint(&ca, Role::Blockd), vec![removed.local_addr()]);
+        let since = LogPlace { term: 2, index: 9 };
+        let new = Redirect { leader: Some(named(2, &leader)), nodes: vec![named(2, &leader)], term: 2, since };
+        metads.known.learn(&new);
+        assert_eq!(metads.known.members(), [leader.local_addr()], "the configured one is no member");
+        assert_eq!(metads.known.learn(&old), None);
+        assert!(matches!(metads.ask(&MetaRequest::GetLayout).await, Ok(MetaReply::Done)));
+        assert_eq!(leads.asked.load(Ordering::Relaxed), 1);
+    }
 }

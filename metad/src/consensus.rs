@@ -11,7 +11,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use wire::ids::MetadId;
-use wire::message::meta::RaftKind;
+use wire::limits::METADS_MAX;
+use wire::message::meta::{LogPlace, RaftKind};
 
 /// A node of the cluster, as its peers know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +83,14 @@ pub trait Consensus: Send + Sync {
     /// Returns the nodes of the cluster.
     fn members(&self) -> Vec<Member>;
 
+    /// Returns the id and address of each node by the last change of the membership that this node has applied, and
+    /// where the log says so. Unlike [`Consensus::members`], this is never taken back. Empty on a node that has not
+    /// applied anything.
+    fn settled_members(&self) -> (LogPlace, Vec<(MetadId, SocketAddr)>) {
+        let nodes = self.members().into_iter().map(|member| (member.id, member.addr));
+        (LogPlace::default(), nodes.take(METADS_MAX).collect())
+    }
+
     /// Returns the term and the applied log index.
     fn progress(&self) -> (u64, u64);
 
@@ -90,6 +99,23 @@ pub trait Consensus: Send + Sync {
     /// # Errors
     /// When this node does not lead, or the new one cannot be reached.
     fn add(&self, _id: MetadId, _addr: SocketAddr) -> BoxFuture<'_, Result<(), ProposeError>> {
+        async { Err(ProposeError::Refused("the nodes of this cluster are fixed".to_owned())) }.boxed()
+    }
+
+    /// Adds a node that follows the log and does not vote. Does nothing if it is a member already. Does not wait for it.
+    ///
+    /// # Errors
+    /// When this node does not lead, the number is that of a node elsewhere, or there are [`METADS_MAX`] nodes.
+    fn add_learner(&self, _id: MetadId, _addr: SocketAddr) -> BoxFuture<'_, Result<(), ProposeError>> {
+        async { Err(ProposeError::Refused("the nodes of this cluster are fixed".to_owned())) }.boxed()
+    }
+
+    /// Gives a learner the vote of another node, and removes that one, in one change of the membership. Does nothing if
+    /// that was done before.
+    ///
+    /// # Errors
+    /// When this node does not lead, the learner is none or has not caught up, or a majority cannot be reached.
+    fn replace(&self, _old: MetadId, _new: MetadId) -> BoxFuture<'_, Result<(), ProposeError>> {
         async { Err(ProposeError::Refused("the nodes of this cluster are fixed".to_owned())) }.boxed()
     }
 

@@ -24,7 +24,7 @@ use frozen::FrozenFile;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use log::Log;
-use machine::Machine;
+use machine::{Machine, Position};
 use network::{Network, Receiver};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
@@ -41,8 +41,8 @@ use std::time::{Duration, Instant};
 use types::TypeConfig;
 use wire::codec;
 use wire::ids::MetadId;
-use wire::limits::{BATCH_BYTES_MAX, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
-use wire::message::meta::RaftKind;
+use wire::limits::{BATCH_BYTES_MAX, CAUGHT_UP_ENTRIES, HEAD_BYTES_MAX, METADS_MAX, PAYLOAD_BYTES_MAX};
+use wire::message::meta::{LogPlace, RaftKind};
 use wire::quic::Endpoint;
 
 /// Largest command, encoded, in bytes. An entry travels whole: one that does not fit in a message to a peer could never
@@ -210,9 +210,63 @@ impl Raft {
     /// # Errors
     /// When this node does not lead, or the new one cannot be reached.
     async fn add(&self, id: MetadId, addr: SocketAddr) -> Result<(), ProposeError> {
+        self.refuse_other(id, addr)?;
         let node = BasicNode::new(addr.to_string());
         self.raft.add_learner(id.0, node, true).await.map_err(membership_error)?;
-        self.change(ChangeMembers::AddVoterIds([id.0].into())).await
+        self.change(ChangeMembers::AddVoterIds([id.0].into()), true).await
+    }
+
+    /// Adds a node that only follows.
+    ///
+    /// # Errors
+    /// When this node does not lead, the number is that of a node elsewhere, or there are too many nodes.
+    async fn add_learner(&self, id: MetadId, addr: SocketAddr) -> Result<(), ProposeError> {
+        if self.refuse_other(id, addr)? {
+            return Ok(());
+        }
+        let node = BasicNode::new(addr.to_string());
+        self.raft.add_learner(id.0, node, false).await.map(|_| ()).map_err(membership_error)
+    }
+
+    /// Returns whether the node is a member. Refuses a number that belongs to a node at another address, because openraft
+    /// would silently go on with the address that it knows, and a member too many.
+    fn refuse_other(&self, id: MetadId, addr: SocketAddr) -> Result<bool, ProposeError> {
+        let members = self.members();
+        match members.iter().find(|member| member.id == id) {
+            Some(known) if known.addr == addr => Ok(true),
+            Some(known) => Err(ProposeError::Refused(format!(
+                "metad-{id} is a member already, at {}: a new one needs a number that was never used",
+                known.addr
+            ))),
+            None if members.len() >= METADS_MAX => {
+                Err(ProposeError::Refused(format!("a cluster has {METADS_MAX} metads at most")))
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Gives a learner the vote of another node, and removes that one.
+    ///
+    /// # Errors
+    /// When this node does not lead, or the learner is none or has not caught up.
+    async fn replace(&self, old: MetadId, new: MetadId) -> Result<(), ProposeError> {
+        let members = self.members();
+        let Some(joining) = members.iter().find(|member| member.id == new) else {
+            return Err(ProposeError::Refused(format!("metad-{new} is no member: it has to follow before it votes")));
+        };
+        let (_, applied) = self.progress();
+        if !joining.voter && joining.matched.saturating_add(CAUGHT_UP_ENTRIES) < applied {
+            return Err(ProposeError::Refused(format!("metad-{new} has not caught up")));
+        }
+        // Both at once: a majority of the voters before and one of those after must agree, and there is no moment at
+        // which the cluster depends on more nodes than before.
+        let both = vec![ChangeMembers::AddVoterIds([new.0].into()), ChangeMembers::RemoveVoters([old.0].into())];
+        self.change(ChangeMembers::Batch(both), false).await?;
+        // It is still there if it did not vote any more.
+        if self.members().iter().any(|member| member.id == old) {
+            self.change(ChangeMembers::RemoveNodes([old.0].into()), true).await?;
+        }
+        Ok(())
     }
 
     /// Removes a node.
@@ -220,12 +274,25 @@ impl Raft {
     /// # Errors
     /// When this node does not lead, or too few would be left.
     async fn remove(&self, id: MetadId) -> Result<(), ProposeError> {
-        self.change(ChangeMembers::RemoveVoters([id.0].into())).await?;
-        self.change(ChangeMembers::RemoveNodes([id.0].into())).await
+        self.change(ChangeMembers::RemoveVoters([id.0].into()), true).await?;
+        self.change(ChangeMembers::RemoveNodes([id.0].into()), true).await
     }
 
-    async fn change(&self, change: ChangeMembers<u64, BasicNode>) -> Result<(), ProposeError> {
-        self.raft.change_membership(change, true).await.map(|_| ()).map_err(membership_error)
+    /// Changes the membership. A node that votes no more goes on as a learner, if `retains`.
+    async fn change(&self, change: ChangeMembers<u64, BasicNode>, retains: bool) -> Result<(), ProposeError> {
+        self.raft.change_membership(change, retains).await.map(|_| ()).map_err(membership_error)
+    }
+
+    /// The nodes as the applied state has them.
+    fn settled_members(&self) -> (LogPlace, Vec<(MetadId, SocketAddr)>) {
+        let stored = self.store.position().and_then(|bytes| codec::decode::<Position>(&bytes).ok());
+        let membership = stored.unwrap_or_default().membership;
+        let since = membership
+            .log_id()
+            .as_ref()
+            .map(|log_id| LogPlace { term: log_id.committed_leader_id().term, index: log_id.index });
+        let named = |(id, node): (&u64, &BasicNode)| Some((MetadId(*id), node.addr.parse().ok()?));
+        (since.unwrap_or_default(), membership.membership().nodes().filter_map(named).take(METADS_MAX).collect())
     }
 
     /// Takes a snapshot now, and waits until it is durable.
@@ -322,6 +389,18 @@ impl Consensus for Raft {
 
     fn add(&self, id: MetadId, addr: SocketAddr) -> BoxFuture<'_, Result<(), ProposeError>> {
         Raft::add(self, id, addr).boxed()
+    }
+
+    fn settled_members(&self) -> (LogPlace, Vec<(MetadId, SocketAddr)>) {
+        Raft::settled_members(self)
+    }
+
+    fn add_learner(&self, id: MetadId, addr: SocketAddr) -> BoxFuture<'_, Result<(), ProposeError>> {
+        Raft::add_learner(self, id, addr).boxed()
+    }
+
+    fn replace(&self, old: MetadId, new: MetadId) -> BoxFuture<'_, Result<(), ProposeError>> {
+        Raft::replace(self, old, new).boxed()
     }
 
     fn remove(&self, id: MetadId) -> BoxFuture<'_, Result<(), ProposeError>> {

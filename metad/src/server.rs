@@ -5,6 +5,7 @@ mod backup;
 mod batcher;
 mod blockds;
 mod events;
+mod fair_queue;
 mod fsck;
 mod sessions;
 mod turns;
@@ -13,6 +14,7 @@ mod validate;
 pub use batcher::{Batcher, Clock};
 pub use events::Events;
 pub use sessions::{Followed, expire_silent};
+pub use turns::Turns;
 
 use crate::Shared;
 use crate::error::ProposeError;
@@ -25,7 +27,7 @@ use wire::FsError;
 use wire::ids::{Ino, MetadId, SessionId};
 use wire::limits::XATTR_VALUE_BYTES_MAX;
 use wire::message::admin::AdminRequest;
-use wire::message::meta::{MetaReply, MetaRequest, MetaRequestKind};
+use wire::message::meta::{MetaReply, MetaRequest, MetaRequestKind, Redirect};
 use wire::op::{Read, ReadReply};
 use wire::quic::{Incoming, Service};
 use wire::tls::{PeerIdentity, Role};
@@ -60,7 +62,10 @@ impl Service for Server {
             Err(error) => return incoming.refuse(&error.to_string()).await,
         };
         match request {
-            MetaRequest::Raft(kind) => {
+            MetaRequest::Raft { to, .. } if to != self.shared.config.id => {
+                incoming.respond(&MetaReply::Failed(FsError::NotFound), &[]).await;
+            }
+            MetaRequest::Raft { kind, .. } => {
                 let answer = match incoming.read_payload().await {
                     Ok(payload) => self.shared.consensus.handle(kind, &payload).await,
                     Err(error) => Err(error.to_string()),
@@ -73,10 +78,17 @@ impl Service for Server {
             MetaRequest::Backup => self.backup(incoming).await,
             MetaRequest::Events { session, dirty } => self.events(&peer, session, dirty, incoming).await,
             request => {
+                let scans = matches!(request, MetaRequest::Referenced { .. });
+                let turn = if scans { self.shared.scans.take(&peer.subject.name) } else { None };
+                if scans && turn.is_none() {
+                    return incoming.refuse_busy("enough block daemons ask which blocks are referred to").await;
+                }
                 if incoming.reserve_answer(answer_bytes(&request)).await.is_err() {
                     return incoming.refuse_busy("too many answers wait to be fetched").await;
                 }
                 let reply = self.answer(&peer, request).await;
+                // The next one need not wait until this answer has arrived.
+                drop(turn);
                 incoming.respond(&reply, &[]).await;
             }
         }
@@ -147,7 +159,7 @@ impl Server {
             MetaRequest::Admin(request) => self.admin(request).await,
             MetaRequest::WhoLeads => Ok(self.not_leader(self.shared.consensus.leader().await)),
             // Handled before, with their streams.
-            MetaRequest::Raft(_) | MetaRequest::Events { .. } | MetaRequest::Backup => {
+            MetaRequest::Raft { .. } | MetaRequest::Events { .. } | MetaRequest::Backup => {
                 Ok(MetaReply::Failed(FsError::NotSupported))
             }
         };
@@ -179,9 +191,12 @@ impl Server {
     }
 
     fn not_leader(&self, leader: Option<MetadId>) -> MetaReply {
-        let nodes: Vec<_> = self.shared.consensus.members().iter().map(|member| (member.id, member.addr)).collect();
-        let leader = leader.and_then(|id| nodes.iter().find(|(node, _)| *node == id).copied());
-        MetaReply::NotLeader { leader, nodes }
+        let (since, nodes) = self.shared.consensus.settled_members();
+        let find = |id: MetadId| nodes.iter().find(|(node, _)| *node == id).copied();
+        // One that was removed is told nothing any more: what it believes about the leader is old.
+        let leader = find(self.shared.config.id).and(leader).and_then(find);
+        let (term, _) = self.shared.consensus.progress();
+        MetaReply::NotLeader(Redirect { leader, nodes, term, since })
     }
 
     async fn layout(&self) -> Result<MetaReply, ProposeError> {

@@ -7,7 +7,7 @@ use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::Leases;
-use crate::server::{Batcher, Clock, Events};
+use crate::server::{Batcher, Clock, Events, Turns};
 use std::sync::Arc;
 use tokio::sync::{Mutex, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -15,6 +15,9 @@ use wire::quic::Endpoint;
 
 /// Backups sent at a time: each reads all of the state from the disk.
 const BACKUPS_MAX: usize = 4;
+/// Block daemons at a time for which the names of blocks are looked through: changes to the state wait while a page is
+/// read.
+const SCANS_MAX: usize = 2;
 
 /// What all parts of a node share.
 pub struct Shared {
@@ -33,6 +36,8 @@ pub struct Shared {
     pub(crate) layout_change: Mutex<()>,
     /// Limits the backups that are sent at a time.
     pub(crate) backups: Semaphore,
+    /// Limits the pages of referenced blocks that are read at a time.
+    pub(crate) scans: Turns,
 }
 
 impl Shared {
@@ -52,6 +57,7 @@ impl Shared {
             checks: Checks::default(),
             layout_change: Mutex::new(()),
             backups: Semaphore::new(BACKUPS_MAX),
+            scans: Turns::new(SCANS_MAX),
             config,
         }
     }

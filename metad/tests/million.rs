@@ -132,7 +132,7 @@ fn fill(ino: Ino) -> Op {
 
 #[test]
 fn many_files_in_one_directory_are_listed_and_take_less_than_half_a_gib_and_a_kib_each() {
-    let files = std::env::var("METAD_FILES").map_or(FILES, |text| text.parse().expect("METAD_FILES is a number"));
+    let files = kit::scale("METAD_FILES", FILES);
     assert!(files >= BATCH, "METAD_FILES is at least {BATCH}");
     metad::runtime().unwrap().block_on(async {
         let ca = ClusterCa::create("test").unwrap();

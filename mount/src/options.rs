@@ -253,12 +253,12 @@ impl Options {
 
     /// Sets the defaults for setuid programs and devices. Whoever has a bundle of the cluster can make both, and would
     /// be root on each machine that honours them, so only root may ask for that. An embedded cluster is this machine's
-    /// own, and is treated as a local filesystem. For users other than root, fuser switches both off, and fusermount3
-    /// insists on it.
+    /// own, and is treated as a local filesystem, unless a user made it who could make himself root with it: fusermount3
+    /// insists on that, too.
     fn honour_setuid_and_devices(&mut self, is_root: bool) {
-        let trusted = matches!(self.source, Source::Embedded(_));
+        let trusted = is_root && matches!(self.source, Source::Embedded(_));
         for (on, off) in [(MountOption::Suid, MountOption::NoSuid), (MountOption::Dev, MountOption::NoDev)] {
-            if is_root && !self.kernel.contains(&on) && !self.kernel.contains(&off) {
+            if !self.kernel.contains(&on) && !self.kernel.contains(&off) {
                 self.set(if trusted { on } else { off });
             }
         }
@@ -408,7 +408,16 @@ mod tests {
         assert!(unknown.to_string().contains("honour=root"), "{unknown}");
         assert_eq!(kernel(embedded(), &[], true), [MountOption::Suid, MountOption::Dev]);
         assert_eq!(kernel(embedded(), &["nosuid"], true), [MountOption::NoSuid, MountOption::Dev]);
-        assert!(kernel(embedded(), &[], false).is_empty());
+    }
+
+    #[test]
+    fn without_root_nothing_is_mounted_that_honours_setuid_programs_or_devices_unasked() {
+        for source in [Source::Embedded("/home/u/surf".into()), Source::Bundle("/etc/surf/c.bundle".into())] {
+            let mut options = check("/mnt").unwrap();
+            (options.source, options.kernel) = (source, Vec::new());
+            options.honour_setuid_and_devices(false);
+            assert_eq!(options.kernel, [MountOption::NoSuid, MountOption::NoDev]);
+        }
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Asking the leader of a cluster on an operator's behalf.
 
 use anyhow::{Context, Result, anyhow, bail};
+use parking_lot::Mutex;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use wire::bundle::Bundle;
 use wire::ids::MetadId;
+use wire::leader::KnownMetads;
 use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::message::meta::{MetaReply, MetaRequest};
@@ -21,7 +23,8 @@ const LEADER_PAUSE: Duration = Duration::from_millis(100);
 /// A way into a cluster.
 pub struct Admin {
     endpoint: Endpoint,
-    metads: Vec<SocketAddr>,
+    /// Held for a few lines only.
+    known: Mutex<KnownMetads>,
 }
 
 impl Admin {
@@ -39,7 +42,8 @@ impl Admin {
         } else {
             ([0, 0, 0, 0], 0).into()
         };
-        Ok(Self { endpoint: Endpoint::bind(any, &bundle.identity)?, metads: bundle.metads.clone() })
+        let known = Mutex::new(KnownMetads::new(bundle.metads.clone()));
+        Ok(Self { endpoint: Endpoint::bind(any, &bundle.identity)?, known })
     }
 
     /// The cluster's state, from its leader.
@@ -64,7 +68,10 @@ impl Admin {
             let left = limit.saturating_sub(started.elapsed());
             match self.leader().await {
                 Ok((_, addr)) => match self.endpoint.peer(addr, Role::Metad).request(request, &[], left).await {
-                    Ok((MetaReply::NotLeader { .. }, _)) => {}
+                    Ok((MetaReply::NotLeader(said), _)) => {
+                        // What was believed of the leader was old: this may be newer.
+                        self.known.lock().learn(&said);
+                    }
                     Ok((reply, _)) => return Ok(reply),
                     Err(error @ wire::Error::Refused { .. }) => return Err(error.into()),
                     Err(error) => last = error.into(),
@@ -109,11 +116,18 @@ impl Admin {
         Ok(self.endpoint.peer(addr, Role::Blockd).request(request, &[], limit).await?.0)
     }
 
+    /// Returns whether a metad of this cluster answers at an address, whether it is a member or not.
+    pub async fn answers(&self, addr: SocketAddr) -> bool {
+        let peer = self.endpoint.peer(addr, Role::Metad);
+        peer.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], PROBE_LIMIT).await.is_ok()
+    }
+
     /// Finds the leader by asking all metads at once: a dead one does not delay the answer of a live one.
     pub async fn leader(&self) -> Result<(MetadId, SocketAddr)> {
         let mut probes = JoinSet::new();
-        for addr in &self.metads {
-            let peer = self.endpoint.peer(*addr, Role::Metad);
+        let ways_in = self.known.lock().ways_in();
+        for addr in ways_in {
+            let peer = self.endpoint.peer(addr, Role::Metad);
             probes.spawn(async move {
                 peer.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], PROBE_LIMIT).await.map(|(reply, _)| reply)
             });
@@ -121,7 +135,11 @@ impl Admin {
         let mut last = anyhow!("no metad leads: is a majority running?");
         while let Some(probe) = probes.join_next().await {
             match probe {
-                Ok(Ok(MetaReply::NotLeader { leader: Some(leader), .. })) => return Ok(leader),
+                Ok(Ok(MetaReply::NotLeader(said))) => {
+                    if let (Some(_), Some(leader)) = (self.known.lock().learn(&said), said.leader) {
+                        return Ok(leader);
+                    }
+                }
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => last = error.into(),
                 Err(error) => last = error.into(),

@@ -8,5 +8,6 @@ pub mod dev;
 pub mod fsck;
 pub mod health;
 pub mod metad;
+mod node;
 pub mod session;
 pub mod status;

@@ -28,7 +28,7 @@ enum Command {
     Cluster(cmd::cluster::Cluster),
     /// Block daemons: list them, empty one, replace one, forget one that is lost.
     Blockd(cmd::blockd::Blockd),
-    /// Back up the metadata, look at backups, and let go of what they keep.
+    /// Back up the metadata, look at backups, and let go of what they keep; replace a metad.
     Metad(cmd::metad::Metad),
     /// Sessions of mounts: list them, end one.
     Session(cmd::session::Session),

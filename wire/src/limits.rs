@@ -43,6 +43,11 @@ pub const ACKNOWLEDGED_MAX: usize = 8192;
 pub const BLOCK_NAMES_MAX: usize = 65_536;
 /// Most spans of the ring in one request for digests.
 pub const BLOCK_SPANS_MAX: usize = 4096;
+/// Most metads, voters and learners, of a cluster: a redirection names them all. Five vote in a large cluster.
+pub const METADS_MAX: usize = 64;
+/// A metad that lacks no more entries of the log than this has caught up, and may vote: the others then hardly wait for
+/// it.
+pub const CAUGHT_UP_ENTRIES: u64 = 1_000;
 /// Most daemons that a chain of replicas names behind the first: a layout asks for five replicas at most.
 pub const CHAIN_BEHIND_MAX: usize = 4;
 /// Longest name, and longest zone, of a block daemon, in bytes.

@@ -438,7 +438,6 @@ fn run(seed: u64) {
 /// Guards I10 and I11.
 #[test]
 fn every_block_survives_deaths_joins_returns_and_drains_and_ends_on_its_owners() {
-    let count = std::env::var("HEAL_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(120);
-    let first = std::env::var("HEAL_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let (count, first) = (kit::scale("HEAL_SEEDS", 120), kit::scale("HEAL_SEED", 0));
     (first..first + count).for_each(run);
 }

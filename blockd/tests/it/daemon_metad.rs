@@ -11,7 +11,7 @@ use wire::Error;
 use wire::ids::{BlockHash, LayoutEpoch, MetadId, Point};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::block::{BlockReply, BlockRequest};
-use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest};
+use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest, Redirect};
 use wire::quic::{Endpoint, Incoming, ServerHandle, Service};
 use wire::tls::{ClusterCa, PeerIdentity, Role};
 
@@ -26,6 +26,11 @@ struct Metad {
     /// Answers nothing any more, as a machine without power.
     silent: AtomicBool,
     own: OnceLock<SocketAddr>,
+}
+
+/// Names the leader of a cluster of which no other member is known.
+fn names(leader: Option<(MetadId, SocketAddr)>) -> MetaReply {
+    MetaReply::NotLeader(Redirect { leader, nodes: leader.into_iter().collect(), ..Redirect::default() })
 }
 
 impl Metad {
@@ -62,16 +67,13 @@ impl Service for Metad {
             return std::future::pending().await;
         }
         let reply = match (self.leader, incoming.decode::<MetaRequest>().unwrap()) {
-            (Some(leader), _) => MetaReply::NotLeader { leader: Some((MetadId(2), leader)), nodes: Vec::new() },
+            (Some(leader), _) => names(Some((MetadId(2), leader))),
             (None, MetaRequest::BlockdHeartbeat(beat)) => self.heartbeat(beat),
             (None, MetaRequest::BlockReport { blocks, .. }) => {
                 let unreferenced = self.unreferenced.lock().unwrap();
                 MetaReply::Unreferenced(blocks.into_iter().filter(|hash| unreferenced.contains(hash)).collect())
             }
-            (None, MetaRequest::WhoLeads) => {
-                let leader = self.own.get().map(|own| (MetadId(1), *own));
-                MetaReply::NotLeader { leader, nodes: Vec::new() }
-            }
+            (None, MetaRequest::WhoLeads) => names(self.own.get().map(|own| (MetadId(1), *own))),
             (None, MetaRequest::Referenced { from, last, .. }) => {
                 let referenced = self.referenced.lock().unwrap();
                 let page = referenced.iter().filter(|hash| (from..=last).contains(*hash)).copied().collect();

@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use wire::ids::MetadId;
-use wire::leader::{LOOK_LIMIT, WHO_LEADS, another_leads};
-use wire::message::meta::{MetaReply, MetaRequest};
+use wire::leader::{KnownMetads, LOOK_LIMIT, WHO_LEADS, another_leads};
+use wire::message::meta::{MetaReply, MetaRequest, Redirect};
 use wire::retry::Backoff;
 use wire::{Error, FsError};
 
@@ -32,6 +31,8 @@ pub struct Rpc {
 }
 
 struct Known {
+    metads: KnownMetads,
+    /// Every address to try in turn, the members first.
     nodes: Vec<SocketAddr>,
     at: usize,
 }
@@ -48,7 +49,7 @@ impl Rpc {
     /// Creates a client that knows these addresses to begin with.
     #[must_use]
     pub fn new(metads: Arc<dyn Metad>, nodes: Vec<SocketAddr>, soft_timeout: Option<Duration>) -> Self {
-        let known = Ordered::new(Rank::Leaf, Known { nodes, at: 0 });
+        let known = Ordered::new(Rank::Leaf, Known { metads: KnownMetads::new(nodes.clone()), nodes, at: 0 });
         Self { metads, known, moved: Notify::new(), soft_timeout }
     }
 
@@ -133,12 +134,10 @@ impl Rpc {
             // In a fixed order, so that a run can be repeated.
             biased;
             answer = self.metads.ask(asked, request, limit) => answer,
-            leader = self.another_leads(asked) => return Ok(Err(self.learn::<MetadId>(asked, Some(leader), &[]))),
+            said = self.another_leads(asked) => return Ok(Err(self.learn(asked, &said))),
         };
         match answer {
-            Ok(MetaReply::NotLeader { leader, nodes }) => {
-                Ok(Err(self.learn(asked, leader.map(|(_, addr)| addr), &nodes)))
-            }
+            Ok(MetaReply::NotLeader(said)) => Ok(Err(self.learn(asked, &said))),
             Ok(reply) => Ok(Ok(reply)),
             Err(error @ (Error::WrongCluster { .. } | Error::WrongRole { .. } | Error::ProtocolVersion { .. })) => {
                 Err(error)
@@ -154,17 +153,18 @@ impl Rpc {
     }
 
     /// The metad that leads instead of `asked`, which is silent.
-    async fn another_leads(&self, asked: SocketAddr) -> SocketAddr {
+    async fn another_leads(&self, asked: SocketAddr) -> Redirect {
         let look = |node| self.metads.ask(node, &WHO_LEADS, LOOK_LIMIT);
-        another_leads(asked, || self.known.lock().nodes.clone(), look).await
+        let others = || self.known.lock().metads.members().to_vec();
+        let is_believed = |said: &Redirect| self.known.lock().metads.clone().learn(said).is_some();
+        another_leads(asked, others, look, is_believed).await
     }
 
     /// Learns the leader and the nodes, as a node has named them.
-    fn learn<Id>(&self, asked: SocketAddr, leader: Option<SocketAddr>, nodes: &[(Id, SocketAddr)]) -> Missed {
+    fn learn(&self, asked: SocketAddr, said: &Redirect) -> Missed {
         let mut known = self.known.lock();
-        if !nodes.is_empty() {
-            known.nodes = nodes.iter().map(|(_, addr)| *addr).collect();
-        }
+        let leader = known.metads.learn(said);
+        known.nodes = known.metads.ways_in();
         match leader.and_then(|leader| known.nodes.iter().position(|node| *node == leader)) {
             Some(at) if known.nodes[at] != asked => {
                 known.at = at;
@@ -211,6 +211,7 @@ mod tests {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
     use tokio::runtime::Handle;
+    use wire::ids::MetadId;
     use wire::quic::{Endpoint, Incoming, Service};
     use wire::tls::{ClusterCa, PeerIdentity, Role, Subject};
 
@@ -230,7 +231,8 @@ mod tests {
         async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, request: Incoming) {
             self.asked.fetch_add(1, Ordering::Relaxed);
             let nodes = self.nodes.get().unwrap().clone();
-            let reply = MetaReply::NotLeader { leader: Some(nodes[self.other]), nodes };
+            let reply =
+                MetaReply::NotLeader(Redirect { leader: Some(nodes[self.other]), nodes, ..Redirect::default() });
             request.respond(&reply, &[]).await;
         }
     }

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use wire::attr::Timestamp;
 use wire::ids::BlockHash;
 use wire::message::block::{BlockReply, BlockRequest};
@@ -22,12 +23,38 @@ const DROP_TIMEOUT: Duration = Duration::from_secs(20);
 const RETAINED_PAUSE: Duration = Duration::from_millis(200);
 /// Pause between pieces of a removed file: other commands go in between.
 const REAP_PAUSE: Duration = Duration::from_millis(5);
+/// The machine's clock was set forward if it has gained more than this between two looks at it.
+const CLOCK_GAIN_MAX: Duration = Duration::from_secs(1);
+
+/// Watches the machine's clock, by which the age of unreferenced blocks is measured. When it is set forward, all of them
+/// seem to be older than they are.
+#[derive(Default)]
+struct ClockWatch {
+    last: Option<(Instant, Timestamp)>,
+    set_forward: Option<Instant>,
+}
+
+impl ClockWatch {
+    /// Looks at the clock, which says `said` at the instant `now`. Returns whether ages of up to `grace` are right: the
+    /// clock was not set forward for so long. It must be asked regularly, also while this node does not lead.
+    fn looks_right(&mut self, (now, said): (Instant, Timestamp), grace: Duration) -> bool {
+        if let Some((before, said_before)) = self.last.replace((now, said)) {
+            let gained = said.as_millis().saturating_sub(said_before.as_millis());
+            if Duration::from_millis(gained) > now.duration_since(before) + CLOCK_GAIN_MAX {
+                tracing::warn!("the clock was set forward: no block is deleted before the grace of all is over");
+                self.set_forward = Some(now);
+            }
+        }
+        self.set_forward.is_none_or(|at| now.duration_since(at) >= grace)
+    }
+}
 
 /// Deletes unreferenced blocks until cancelled, while this node leads.
 pub async fn run(shared: Arc<Shared>) {
-    let mut after = None;
+    let (mut after, mut clock) = (None, ClockWatch::default());
     loop {
-        let looked_at = if shared.consensus.leads() { round(&shared, &mut after).await } else { 0 };
+        let may_delete = clock.looks_right((Instant::now(), Timestamp::now()), shared.config.gc_grace);
+        let looked_at = if may_delete && shared.consensus.leads() { round(&shared, &mut after).await } else { 0 };
         if looked_at < ROUND_BLOCKS {
             tokio::time::sleep(PAUSE).await;
         }
@@ -115,5 +142,27 @@ pub async fn reap(shared: Arc<Shared>) {
         } else {
             tokio::time::sleep(PAUSE / 5).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Guards I10.
+    #[test]
+    fn after_the_clock_was_set_forward_no_age_is_believed_until_the_grace_is_over() {
+        const GRACE: Duration = Duration::from_secs(600);
+        let (begun, mut watch) = (Instant::now(), ClockWatch::default());
+        let mut look = |second: u64, ahead_s: i128| {
+            let said = Timestamp::default().shifted((i128::from(second) + 10_000 + ahead_s) * 1_000_000_000);
+            watch.looks_right((begun + Duration::from_secs(second), said), GRACE)
+        };
+        assert!(look(0, 0) && look(5, 0) && look(25, 0));
+        assert!(!look(30, 3_600), "an hour too far");
+        assert!(!look(35, 3_600) && !look(629, 3_600));
+        assert!(look(630, 3_600), "what was unreferenced by then is ten minutes old");
+        assert!(look(635, 0) && look(640, 0), "set back, it only makes blocks seem younger");
+        assert!(!look(645, 3_600));
     }
 }

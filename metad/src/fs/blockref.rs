@@ -134,6 +134,43 @@ mod tests {
         }
     }
 
+    /// Counts the rows that are looked at.
+    struct Counting<'a>(&'a MemoryKv, std::sync::atomic::AtomicUsize);
+
+    impl Kv for Counting<'_> {
+        fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+            self.0.get(key)
+        }
+
+        fn scan(&self, range: Range<keys::Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
+            self.0.scan(range, &mut |key, value| {
+                self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                visit(key, value)
+            });
+        }
+
+        fn last(&self, range: Range<keys::Key>) -> Option<(keys::Key, Vec<u8>)> {
+            self.0.last(range)
+        }
+    }
+
+    #[test]
+    fn a_page_of_referenced_blocks_looks_at_a_bounded_number_of_rows_however_few_it_finds() {
+        let name = |number: u32| BlockHash([&number.to_be_bytes()[..], &[0; 28]].concat().try_into().unwrap());
+        let block = |number| BlockRef { count: u64::from(number == 9_999), len: 1, zero_since_ms: 1 };
+        let pair = |number| (keys::block(&name(number)), wire::codec::encode(&block(number)));
+        let kv = MemoryKv((0..10_000).map(pair).collect());
+        let (mut from, mut found, mut pages) = (Some(name(0)), Vec::new(), 0);
+        while let Some(start) = from {
+            let counting = Counting(&kv, Default::default());
+            let (blocks, next) = referenced(&counting, start, BlockHash([255; 32]), 100);
+            assert!(counting.1.into_inner() <= 100);
+            found.extend(blocks);
+            (from, pages) = (next, pages + 1);
+        }
+        assert_eq!((found, pages), (vec![name(9_999)], 101), "one page after the last full one is empty");
+    }
+
     #[test]
     fn blocks_that_daemons_retain_do_not_hold_up_the_others() {
         let hash = |number: u64| BlockHash([number as u8; 32]);

@@ -26,6 +26,7 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use wire::codec;
+use wire::ids::MetadId;
 use wire::message::meta::{MetaReply, MetaRequest, RaftKind};
 use wire::quic::{Endpoint, Peer};
 use wire::tls::Role;
@@ -85,12 +86,17 @@ impl Connection {
             ))));
         };
         let payload = Bytes::from(codec::encode(message));
-        let asked = peer.request::<_, MetaReply>(&MetaRequest::Raft(kind), &[payload], limit).await;
+        let request = MetaRequest::Raft { kind, to: MetadId(self.target) };
+        let asked = peer.request::<_, MetaReply>(&request, &[payload], limit).await;
         match asked {
             Ok((MetaReply::Raft, reply)) => {
                 codec::decode(&reply).map_err(|error| RPCError::Network(NetworkError::new(&error)))
             }
-            Ok(_) => Err(RPCError::Network(NetworkError::from_string("unexpected reply"))),
+            // Nobody answers for it: a node of another number has its address.
+            Ok(_) => Err(RPCError::Unreachable(Unreachable::from_string(format!(
+                "another node is where metad {} was",
+                self.target
+            )))),
             Err(error @ wire::Error::NotSent { .. }) => Err(RPCError::Unreachable(Unreachable::new(&error))),
             Err(error) => Err(RPCError::Network(NetworkError::new(&error))),
         }

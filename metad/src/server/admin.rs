@@ -24,6 +24,8 @@ impl Server {
         let reply = match request {
             AdminRequest::Status => AdminReply::Status(Box::new(self.status().await)),
             AdminRequest::AddMetad { id, addr } => outcome(consensus.add(id, addr).await)?,
+            AdminRequest::AddLearner { id, addr } => outcome(consensus.add_learner(id, addr).await)?,
+            AdminRequest::ReplaceMetad { old, new } => outcome(consensus.replace(old, new).await)?,
             AdminRequest::RemoveMetad { id } => outcome(consensus.remove(id).await)?,
             AdminRequest::SetRedundancy { replicas, min_sync } => self.set_redundancy(replicas, min_sync).await?,
             AdminRequest::DrainBlockd { name, drain } => self.drain_blockd(&name, drain).await?,

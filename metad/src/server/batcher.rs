@@ -1,6 +1,6 @@
 //! Group commit: batches that arrive while others are under way share an entry of the log. Sessions take turns.
 
-use super::turns::Turns;
+use super::fair_queue::FairQueue;
 use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Refused, Stamped, writes_of};
@@ -61,7 +61,7 @@ struct Queue {
 
 #[derive(Default)]
 struct Queued {
-    batches: Turns<Waiting>,
+    batches: FairQueue<Waiting>,
     /// No more are taken.
     closed: bool,
 }
@@ -168,7 +168,7 @@ async fn run(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, queue: ClosedAtTh
 
 /// Takes batches for one entry: the first, and those behind it as long as they fit in size and in term. The first that
 /// does not fit begins the next entry.
-fn take_group(waiting: &mut Turns<Waiting>) -> Vec<Waiting> {
+fn take_group(waiting: &mut FairQueue<Waiting>) -> Vec<Waiting> {
     let (mut bytes, mut term, mut heavy) = (0, None, 0);
     let mut group: Vec<Waiting> = Vec::new();
     while let Some(next) = waiting.peek() {
@@ -210,7 +210,7 @@ mod tests {
         Waiting { session: SessionId(session), batch, term, bytes, is_heavy, reply: oneshot::channel().0 }
     }
 
-    fn groups(mut queue: Turns<Waiting>) -> Vec<Vec<u64>> {
+    fn groups(mut queue: FairQueue<Waiting>) -> Vec<Vec<u64>> {
         let numbers = |group: Vec<Waiting>| group.iter().map(|one| one.batch.seq.0).collect::<Vec<_>>();
         std::iter::from_fn(|| Some(numbers(take_group(&mut queue))).filter(|group| !group.is_empty())).collect()
     }
@@ -221,7 +221,7 @@ mod tests {
         let terms = [None, None, Some(1), Some(1), None, None, Some(1), None, Some(2)];
         let all = sizes.into_iter().zip(terms).map(|(bytes, term)| (bytes, term, false));
         let heavy = [(1, None, true); ENTRY_HEAVY_BATCHES + 1];
-        let mut queue = Turns::default();
+        let mut queue = FairQueue::default();
         for (number, one) in all.chain(heavy).enumerate() {
             queue.push(SessionId(1), waiting(1, number as u64, one));
         }
@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_batch_of_another_session_goes_into_the_next_entry_however_many_one_session_has_queued() {
-        let mut queue = Turns::default();
+        let mut queue = FairQueue::default();
         for number in 0..2_000 {
             queue.push(SessionId(1), waiting(1, number, (ENTRY_BYTES / 4, None, false)));
         }

@@ -1,92 +1,56 @@
-//! A queue in which sessions take turns: one that sends much waits behind itself, not others behind it. Pure.
+//! Turns for work of which a peer gets one at a time, and all peers together only a few.
 
-use std::collections::{HashMap, VecDeque};
-use wire::ids::SessionId;
+use parking_lot::Mutex;
+use std::collections::BTreeSet;
 
-/// What waits, by session. The items of one session keep their order.
-pub(super) struct Turns<T> {
-    waiting: HashMap<SessionId, VecDeque<T>>,
-    /// Sessions for which something waits, in the order of their turns.
-    order: VecDeque<SessionId>,
+/// Who has a turn.
+pub struct Turns {
+    taken: Mutex<BTreeSet<String>>,
+    max: usize,
 }
 
-impl<T> Default for Turns<T> {
-    fn default() -> Self {
-        Self { waiting: HashMap::new(), order: VecDeque::new() }
+/// A peer's turn, which ends when this is dropped.
+pub struct Turn<'a> {
+    turns: &'a Turns,
+    peer: String,
+}
+
+impl Turns {
+    /// Gives up to `max` turns at a time.
+    #[must_use]
+    pub fn new(max: usize) -> Self {
+        Self { taken: Mutex::default(), max }
+    }
+
+    /// Takes a turn. Returns `None` if the peer of this name has one already, or all are taken.
+    pub fn take(&self, peer: &str) -> Option<Turn<'_>> {
+        let mut taken = self.taken.lock();
+        let is_free = taken.len() < self.max && taken.insert(peer.to_owned());
+        is_free.then(|| Turn { turns: self, peer: peer.to_owned() })
     }
 }
 
-impl<T> Turns<T> {
-    /// Queues an item of this session.
-    pub fn push(&mut self, session: SessionId, item: T) {
-        let queued = self.waiting.entry(session).or_insert_with(|| {
-            self.order.push_back(session);
-            VecDeque::new()
-        });
-        queued.push_back(item);
-    }
-
-    /// Returns the item whose turn is next.
-    pub fn peek(&self) -> Option<&T> {
-        self.waiting.get(self.order.front()?)?.front()
-    }
-
-    /// Takes the item whose turn is next. The session's following item waits until all others have had a turn.
-    pub fn pop(&mut self) -> Option<T> {
-        let session = self.order.pop_front()?;
-        let queued = self.waiting.get_mut(&session)?;
-        let item = queued.pop_front();
-        if queued.is_empty() {
-            self.waiting.remove(&session);
-        } else {
-            self.order.push_back(session);
-        }
-        item
-    }
-
-    /// Drops everything.
-    pub fn clear(&mut self) {
-        *self = Self::default();
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.turns.taken.lock().remove(&self.peer);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     #[test]
-    fn a_session_that_sends_little_does_not_wait_behind_one_that_sends_much() {
-        let mut turns = Turns::default();
-        (0..1_000).for_each(|number| turns.push(SessionId(1), number));
-        turns.push(SessionId(2), 5_000);
-        assert_eq!([turns.pop(), turns.pop(), turns.pop()], [Some(0), Some(5_000), Some(1)]);
-    }
-
-    proptest! {
-        #[test]
-        fn everything_comes_once_in_the_order_of_its_session_and_shares_are_equal(
-            pushed in proptest::collection::vec(0_u64..4, 0..60),
-        ) {
-            let mut turns = Turns::default();
-            for (number, session) in pushed.iter().enumerate() {
-                turns.push(SessionId(*session), (*session, number));
-            }
-            let mut taken: Vec<(u64, usize)> = Vec::new();
-            while let Some(next) = turns.peek().copied() {
-                prop_assert_eq!(turns.pop(), Some(next));
-                // Nobody who still waits is more than one turn behind.
-                let count = |session| taken.iter().filter(|(other, _)| *other == session).count();
-                let (mine, left) = (count(next.0), |session| pushed.iter().filter(|other| **other == session).count());
-                prop_assert!((0..4).all(|other| count(other) == left(other) || count(other) >= mine));
-                taken.push(next);
-            }
-            prop_assert!(turns.pop().is_none());
-            prop_assert_eq!(taken.len(), pushed.len());
-            for session in 0..4 {
-                let numbers = |(other, number): &(u64, usize)| (*other == session).then_some(*number);
-                prop_assert!(taken.iter().filter_map(numbers).is_sorted());
-            }
-        }
+    fn a_peer_has_one_turn_at_a_time_and_all_together_have_few() {
+        let turns = Turns::new(2);
+        let one = turns.take("one").unwrap();
+        assert!(turns.take("one").is_none(), "it has one");
+        let two = turns.take("two").unwrap();
+        assert!(turns.take("three").is_none(), "all are taken");
+        drop(one);
+        assert!(turns.take("two").is_none());
+        let _three = turns.take("three").unwrap();
+        drop(two);
+        let _two = turns.take("two").unwrap();
     }
 }

@@ -465,8 +465,8 @@ async fn a_metad_that_is_alone_goes_on_leading() {
     // Far longer than one leader of several is believed without a majority.
     while started.elapsed() < Duration::from_secs(2) {
         let asked = peer.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], LIMIT).await.unwrap().0;
-        let MetaReply::NotLeader { leader: Some((_, named)), .. } = asked else { panic!("{asked:?}") };
-        assert_eq!(named, addr);
+        let MetaReply::NotLeader(said) = asked else { panic!("{asked:?}") };
+        assert_eq!(said.leader, Some((MetadId(leader), addr)));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

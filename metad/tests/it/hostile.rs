@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 use std::time::{Duration, Instant};
 use wire::attr::Timestamp;
 use wire::codec;
-use wire::ids::{BatchSeq, BlockdId, Ino, JournalId, LayoutEpoch, SessionId, Version};
+use wire::ids::{BatchSeq, BlockdId, Ino, JournalId, LayoutEpoch, MetadId, SessionId, Version};
 use wire::limits::JOURNALED_FILES_MAX;
 use wire::message::admin::{AdminReply, AdminRequest};
 use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest, RaftKind};
@@ -104,7 +104,7 @@ async fn each_kind_of_message_is_refused_by_its_first_bytes_for_roles_that_may_n
         (MetaRequest::Events { session: honest.id, dirty: true }, Role::Metad),
         (report, Role::Client),
         (MetaRequest::Admin(AdminRequest::Snapshot), Role::Client),
-        (MetaRequest::Raft(RaftKind::Append), Role::Blockd),
+        (MetaRequest::Raft { kind: RaftKind::Append, to: MetadId(1) }, Role::Blockd),
     ] {
         let liar = endpoint(&cluster.ca, role);
         let peer = leading(&cluster, &liar).await;

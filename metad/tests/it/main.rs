@@ -2,6 +2,8 @@
 //! binary links everything.
 
 mod cluster;
+mod followers;
 mod hostile;
 mod model_machine;
 mod recovery;
+mod replace;

@@ -1,6 +1,9 @@
-//! `surf metad`: backups of the metadata, and the pins on their blocks.
+//! `surf metad`: backups of the metadata and the pins on their blocks, and the replacement of a metad.
 
 mod fetch;
+mod files;
+mod plan;
+mod replace;
 
 use super::access::Access;
 use crate::output;
@@ -19,7 +22,7 @@ use wire::message::admin::{AdminReply, AdminRequest, Pin};
 /// Limit for the check of the whole metadata before deletion resumes.
 const CHECK_LIMIT: Duration = Duration::from_secs(1800);
 
-/// Back up the metadata, look at backups, and let go of what they keep.
+/// Back up the metadata, look at backups, and let go of what they keep; replace a metad.
 #[derive(Args)]
 pub struct Metad {
     #[command(subcommand)]
@@ -54,6 +57,9 @@ enum Command {
         /// Its name, as `surf metad backups` has it.
         name: String,
     },
+    /// Let a new metad take the place of one that is lost or is to be switched off. The same command, given again, goes
+    /// on where an earlier one was interrupted.
+    Replace(replace::Replace),
     /// Resume the deletion of unreferenced blocks after a recovery. The metadata is checked first. Exit code 2 when it
     /// contradicts itself: deletion then stays stopped.
     ResumeDeletion {
@@ -83,6 +89,7 @@ impl Metad {
                 access.ask(AdminRequest::ReleasePin { name: name.clone() }).await?;
                 println!("the blocks of {name} are kept no longer");
             }
+            Command::Replace(replace) => replace.run().await?,
             Command::ResumeDeletion { access, force } => {
                 let (admin, _) = access.enter()?;
                 let request = AdminRequest::ResumeDeletion { force };

@@ -1,5 +1,6 @@
 //! Chance from a seed: the same seed gives the same decisions on every machine and with every version of every library.
 
+use crate::scale::given;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators).
@@ -55,10 +56,12 @@ impl Chance {
 }
 
 /// Returns the seed in `FAULT_SEED`, or a new one. A test that uses it prints it when it fails.
+///
+/// # Panics
+/// When what is set is no number.
 #[must_use]
 pub fn seed() -> u64 {
-    let given = std::env::var("FAULT_SEED").ok().and_then(|text| text.parse().ok());
-    given.unwrap_or_else(|| {
+    given("FAULT_SEED").unwrap_or_else(|| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
         Chance::new(now).below(1 << 32)
     })

@@ -88,6 +88,21 @@ pub enum AdminRequest {
         /// Resume even if the metadata contradicts itself.
         force: bool,
     },
+    /// Let a running, empty metad follow the log, without a vote. Answers `Done` at once: `Status` tells how far it is.
+    AddLearner {
+        /// Its id.
+        id: MetadId,
+        /// Where it serves.
+        addr: SocketAddr,
+    },
+    /// Give a learner that has caught up the vote of another metad, and remove that one, in one change of the
+    /// membership. Answers `Done` once the others go on without it.
+    ReplaceMetad {
+        /// The metad that leaves.
+        old: MetadId,
+        /// The learner.
+        new: MetadId,
+    },
 }
 
 /// A piece of a backup, in answer to [`MetaRequest::Backup`](super::meta::MetaRequest::Backup).

@@ -7,7 +7,7 @@ use crate::attr::{InodeAttr, Timestamp};
 use crate::codec::bounded;
 use crate::ids::{BlockHash, BlockdId, Ino, LayoutEpoch, MetadId, SessionId};
 use crate::layout::Layout;
-use crate::limits::{ACKNOWLEDGED_MAX, BLOCK_NAMES_MAX};
+use crate::limits::{ACKNOWLEDGED_MAX, BLOCK_NAMES_MAX, METADS_MAX};
 use crate::op::{Batch, BatchReply, Read, ReadReply};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -95,8 +95,14 @@ pub enum MetaRequest {
     },
     /// Operator's requests. Role admin. Answers `Admin`.
     Admin(AdminRequest),
-    /// A Raft message in the payload. Role metad. Answers `Raft`, with the reply in the payload.
-    Raft(RaftKind),
+    /// A Raft message in the payload. Role metad. Answers `Raft`, with the reply in the payload, or `Failed` on a metad
+    /// of another number.
+    Raft {
+        /// The message.
+        kind: RaftKind,
+        /// The metad that it is for. Another one may have its address: it must not answer for the one that it replaces.
+        to: MetadId,
+    },
     /// Asks which node leads. Answers `NotLeader` from any node, the leader included.
     WhoLeads,
     /// Which blocks with names from `from` to `last` does anything refer to? A page of them. Role blockd. Answers
@@ -151,7 +157,7 @@ impl MetaRequest {
             Self::BlockdHeartbeat(_) => MetaRequestKind::BlockdHeartbeat,
             Self::BlockReport { .. } => MetaRequestKind::BlockReport,
             Self::Admin(_) => MetaRequestKind::Admin,
-            Self::Raft(_) => MetaRequestKind::Raft,
+            Self::Raft { .. } => MetaRequestKind::Raft,
             Self::WhoLeads => MetaRequestKind::WhoLeads,
             Self::Referenced { .. } => MetaRequestKind::Referenced,
             Self::Backup => MetaRequestKind::Backup,
@@ -217,6 +223,29 @@ pub enum LeaseState {
     None,
 }
 
+/// Place of an entry in the Raft log. Of two places, the entry at the later one overrides what the other says.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug, Serialize, Deserialize)]
+pub struct LogPlace {
+    /// Term of the leader that wrote it.
+    pub term: u64,
+    /// Its index.
+    pub index: u64,
+}
+
+/// The metads of a cluster, and which of them leads, as one of them knows it.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Redirect {
+    /// The leader's id and address.
+    pub leader: Option<(MetadId, SocketAddr)>,
+    /// All nodes of the cluster. The one that answers is not among them if it was removed, or not added yet.
+    #[serde(deserialize_with = "bounded::<_, _, METADS_MAX>")]
+    pub nodes: Vec<(MetadId, SocketAddr)>,
+    /// The term that it is in, which is the leader's if it names one.
+    pub term: u64,
+    /// Where its log says that these are the nodes.
+    pub since: LogPlace,
+}
+
 /// A reply of metad.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum MetaReply {
@@ -224,12 +253,7 @@ pub enum MetaReply {
     Done,
     /// This node does not lead; ask the other one (or any, when unknown). The leader itself gives this answer to
     /// `WhoLeads`, too, and names itself.
-    NotLeader {
-        /// The leader's id and address.
-        leader: Option<(MetadId, SocketAddr)>,
-        /// All nodes of the cluster, as this one knows them.
-        nodes: Vec<(MetadId, SocketAddr)>,
-    },
+    NotLeader(Redirect),
     /// The request was not carried out.
     Failed(FsError),
     /// A new session.
@@ -326,6 +350,15 @@ mod tests {
     use crate::ids::BatchSeq;
 
     #[test]
+    fn a_redirection_with_more_nodes_than_a_cluster_has_is_refused() {
+        let node = (MetadId(1), ([127, 0, 0, 1], 1).into());
+        let reply =
+            |count| codec::encode(&MetaReply::NotLeader(Redirect { nodes: vec![node; count], ..Redirect::default() }));
+        assert!(codec::decode::<MetaReply>(&reply(METADS_MAX)).is_ok());
+        assert!(codec::decode::<MetaReply>(&reply(METADS_MAX + 1)).is_err());
+    }
+
+    #[test]
     fn the_head_of_each_request_begins_with_its_kind() {
         let session = SessionId(1);
         let heartbeat = BlockdHeartbeat {
@@ -355,7 +388,7 @@ mod tests {
             MetaRequest::BlockdHeartbeat(heartbeat),
             MetaRequest::BlockReport { id: BlockdId([1; 16]), epoch: LayoutEpoch(1), blocks: Vec::new() },
             MetaRequest::Admin(AdminRequest::Status),
-            MetaRequest::Raft(RaftKind::Vote),
+            MetaRequest::Raft { kind: RaftKind::Vote, to: MetadId(1) },
             MetaRequest::WhoLeads,
             MetaRequest::Referenced { epoch: LayoutEpoch(1), from: BlockHash([0; 32]), last: BlockHash([1; 32]) },
         ] {

@@ -1,15 +1,12 @@
 //! `surf cluster init`: the CA of a new cluster, and one directory per node to be copied there.
 
-use anyhow::{Context, Result, bail};
+use crate::cmd::node::{ETC, Node, make_dir};
+use anyhow::{Result, bail};
 use clap::Args;
-use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use wire::bundle::Bundle;
 use wire::tls::{ClusterCa, Role, Subject};
-
-/// Where configurations expect to be copied to.
-const ETC: &str = "/etc/surf";
 
 /// Make the CA, and the first configurations, identities and bundles.
 #[derive(Args)]
@@ -59,30 +56,18 @@ impl Init {
     }
 
     fn write_node(&self, ca: &ClusterCa, role: Role, number: usize, addr: SocketAddr) -> Result<()> {
-        let name = format!("{role}-{number}");
-        let home = self.out.join(&name);
-        make_dir(&home)?;
-        ca.issue(&Subject::new(role, &name))?.save(&home.join(format!("{role}.pem")))?;
-        let mut table = toml::Table::new();
-        table.insert("listen".to_owned(), addr.to_string().into());
-        table.insert("data_dir".to_owned(), format!("/var/lib/surf/{role}").into());
-        table.insert("identity".to_owned(), format!("{ETC}/{role}.pem").into());
+        let node = Node { role, number: u64::try_from(number)?, addr };
+        let mut keys = toml::Table::new();
         if role == Role::Metad {
             let initial: toml::Table =
                 (1..).zip(&self.metad).map(|(id, addr): (u32, _)| (id.to_string(), addr.to_string().into())).collect();
-            table.insert("id".to_owned(), i64::try_from(number)?.into());
-            table.insert("cluster".to_owned(), self.name.clone().into());
-            table.insert("replicas".to_owned(), i64::from(self.replicas).into());
-            table.insert("initial".to_owned(), initial.into());
+            keys.insert("cluster".to_owned(), self.name.clone().into());
+            keys.insert("replicas".to_owned(), i64::from(self.replicas).into());
+            keys.insert("initial".to_owned(), initial.into());
         } else {
             let metads: Vec<String> = self.metad.iter().map(SocketAddr::to_string).collect();
-            table.insert("metads".to_owned(), metads.into());
+            keys.insert("metads".to_owned(), metads.into());
         }
-        let path = home.join(format!("{role}.toml"));
-        fs::write(&path, toml::to_string(&table)?).with_context(|| path.display().to_string())
+        node.write(&self.out.join(node.name()), ca, keys, "")
     }
-}
-
-fn make_dir(path: &Path) -> Result<()> {
-    fs::create_dir_all(path).with_context(|| format!("{}: cannot be made", path.display()))
 }

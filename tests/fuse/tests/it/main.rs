@@ -16,4 +16,5 @@ mod posix;
 mod programs;
 mod recalls;
 mod recovery;
+mod replacing;
 mod semantics;

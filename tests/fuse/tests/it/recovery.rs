@@ -16,9 +16,9 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 /// Time for each step of a recovery. A backup of a small cluster takes a second or two.
-const STEP_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const STEP_LIMIT: Duration = Duration::from_secs(60);
 
-fn text(path: &Path) -> &str {
+pub(super) fn text(path: &Path) -> &str {
     path.to_str().expect("paths are UTF-8")
 }
 
@@ -47,7 +47,7 @@ fn describe(dir: &Path) -> String {
 }
 
 /// Writes files one after the other, and syncs each, until it is stopped.
-struct Load {
+pub(super) struct Load {
     stop: Stop,
     thread: JoinHandle<()>,
     /// Number of files that were synced.
@@ -64,7 +64,7 @@ impl Drop for Stop {
 }
 
 impl Load {
-    fn start(dir: &Path) -> Self {
+    pub(super) fn start(dir: &Path) -> Self {
         fs::create_dir(dir).expect("a directory can be made");
         let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::default());
         let (stopped, count, dir) = (stop.clone(), Arc::clone(&written), dir.to_owned());
@@ -90,19 +90,19 @@ impl Load {
     }
 
     /// Waits until more files are synced than now.
-    fn goes_on(&self) {
+    pub(super) fn goes_on(&self) {
         let now = self.written();
         until("the load goes on", STEP_LIMIT, || (self.written() > now + 1).then_some(()));
     }
 
-    fn end(self) {
+    pub(super) fn end(self) {
         drop(self.stop);
         self.thread.join().expect("the load goes on");
     }
 }
 
 /// Returns the numbers of the load's files that are there, and checks that each is whole.
-fn loaded(dir: &Path) -> Vec<usize> {
+pub(super) fn loaded(dir: &Path) -> Vec<usize> {
     let mut numbers: Vec<usize> =
         fuse::names(dir).iter().map(|name| name.parse().expect("the load's names are numbers")).collect();
     numbers.sort_unstable();
@@ -115,7 +115,7 @@ fn loaded(dir: &Path) -> Vec<usize> {
 }
 
 /// Runs `surf ARGS`, which must succeed, and returns its output.
-fn operate(surf: &Surf, args: &[&str]) -> String {
+pub(super) fn operate(surf: &Surf, args: &[&str]) -> String {
     let (text, code) = surf.operate(args);
     assert_eq!(code, 0, "surf {args:?}: {text}");
     text
@@ -129,7 +129,7 @@ fn metad(surf: &Surf, name: &str, args: &[&str]) -> (String, bool) {
 }
 
 /// Empties a metad, and gives it a number that was never used, so that it can be added to a cluster.
-fn renumber(surf: &Surf, name: &str, id: u32) {
+pub(super) fn renumber(surf: &Surf, name: &str, id: u32) {
     let daemon = surf.daemon(name);
     fs::remove_dir_all(&daemon.data_dir).expect("it has data");
     let config = surf.cluster_dir().join(name).join("metad.toml");

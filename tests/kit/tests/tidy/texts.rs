@@ -50,6 +50,29 @@ fn files_can_be_read_in_one_sitting() {
     only(&long, FILES_OVER_LINES_MAX, &format!("files have more than {LINES_MAX} lines without tests"));
 }
 
+/// Files of metad that ask for the time of day. Leases, sessions, and how long somebody was silent go by a clock that
+/// cannot be set.
+const TIME_OF_DAY: &[&str] = &[
+    // The age of unreferenced blocks; a clock that is set forward is noticed.
+    "metad/src/cluster/gc.rs",
+    // When a recovery was made, and from where numbers go on.
+    "metad/src/recovery.rs",
+    // When a backup was made.
+    "metad/src/server/backup.rs",
+    // The times of files.
+    "metad/src/server/batcher.rs",
+];
+
+#[test]
+fn metads_grant_and_wait_by_a_clock_that_cannot_be_set() {
+    let asks = |source: &&Source| {
+        let words = ["Timestamp::now", "SystemTime"];
+        source.name().starts_with("metad/src") && words.iter().any(|word| source.code.contains(word))
+    };
+    let found: BTreeSet<String> = sources().iter().filter(asks).map(Source::name).collect();
+    only(&found, TIME_OF_DAY, "files of metad ask for the time of day");
+}
+
 /// Examples in docstrings would be tests that a runner of binaries does not see.
 #[test]
 fn docstrings_hold_no_code_to_run() {
@@ -91,4 +114,55 @@ fn files_and_names_in_documents_exist() {
         }
     }
     assert!(wrong.is_empty(), "documents name what is not there: {wrong:#?}");
+}
+
+/// What stands in backticks in a document and has as many underscores as this is the name of a test.
+const TEST_NAME_UNDERSCORES_MIN: usize = 4;
+
+/// Returns whether a name is the one that a document gives, in which `…` stands for any part.
+fn is_named(name: &str, said: &str) -> bool {
+    match said.split_once('…') {
+        Some((start, end)) => name.len() >= start.len() + end.len() && name.starts_with(start) && name.ends_with(end),
+        None => name == said,
+    }
+}
+
+#[test]
+fn tests_that_documents_name_exist() {
+    let sources = sources();
+    let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '…';
+    let is_test_name = |said: &&str| {
+        let words = said.matches('_').count();
+        let is_long = words >= TEST_NAME_UNDERSCORES_MIN || (words > 0 && said.matches('…').count() == 1);
+        // Metrics have long names, too.
+        is_long && said.chars().all(is_part) && !said.starts_with("surf_")
+    };
+    let functions: BTreeSet<&str> = sources
+        .iter()
+        .flat_map(|source| source.text.split("fn ").skip(1))
+        .map(|rest| &rest[..rest.find(|c: char| !is_part(c)).unwrap_or(rest.len())])
+        .collect();
+    let (mut wrong, mut seen) = (BTreeSet::new(), 0);
+    for document in documents() {
+        let text = std::fs::read_to_string(&document).unwrap();
+        for said in text.split('`').skip(1).step_by(2).filter(is_test_name) {
+            seen += 1;
+            if !functions.iter().any(|name| is_named(name, said)) {
+                wrong.insert(format!("{}: {said}", document.file_name().unwrap().to_string_lossy()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "documents name tests that do not exist: {wrong:#?}");
+    assert!(seen > 50, "only {seen} names of tests were found in documents");
+}
+
+#[test]
+fn a_name_may_be_cut_anywhere() {
+    assert!(
+        is_named("a_b_c", "a_b_c")
+            && is_named("a_b_c", "a_…")
+            && is_named("a_b_c", "…_c")
+            && is_named("a_b_c", "a_…_c")
+    );
+    assert!(!is_named("a_b_c", "a_b") && !is_named("a_b_c", "b_…") && !is_named("a_b", "a_b…_b"));
 }

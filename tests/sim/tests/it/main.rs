@@ -17,10 +17,6 @@ const SECONDS: u64 = 120;
 /// Time for making a failing one small.
 const SHRINKING: Duration = Duration::from_secs(60);
 
-fn setting(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
-
 fn fail(failed: &Failed) -> ! {
     let Failed { plan, outcome } = failed;
     let (small, of_small) = shrink(plan, SHRINKING);
@@ -45,8 +41,8 @@ fn answers_to_programs_are_true_in_every_schedule() {
             fail(&Failed { plan, outcome });
         }
     }
-    let (first, count) = (setting("SIM_FIRST", 0), setting("SIM_SCHEDULES", SCHEDULES));
-    let ran = run_many(Plan::of, (first, count), Duration::from_secs(setting("SIM_SECONDS", SECONDS)));
+    let (first, count) = (kit::scale("SIM_FIRST", 0), kit::scale("SIM_SCHEDULES", SCHEDULES));
+    let ran = run_many(Plan::of, (first, count), Duration::from_secs(kit::scale("SIM_SECONDS", SECONDS)));
     println!("{} schedules from seed {first} on, {} acts, {:?} simulated", ran.count, ran.acts, ran.simulated);
     if let Some(failed) = ran.failed {
         fail(&failed);

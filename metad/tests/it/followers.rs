@@ -1,0 +1,68 @@
+//! A follower in trouble is no trouble for the others.
+
+use super::cluster::{Cluster, config, endpoint};
+use metad::Node;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use wire::ids::MetadId;
+use wire::message::admin::{AdminReply, AdminRequest};
+use wire::message::meta::{MetaReply, MetaRequest};
+use wire::tls::Role;
+
+/// Times that the follower comes and goes.
+const FLAPS: usize = 6;
+/// The longest that a change takes: far above normal times on a busy machine, and below an election with its silence
+/// before.
+const NORMAL: Duration = Duration::from_secs(3);
+
+async fn term(cluster: &Cluster) -> u64 {
+    match cluster.admin(AdminRequest::Status).await {
+        AdminReply::Status(status) => status.term,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_comes_and_goes_neither_slows_changes_down_nor_deposes_the_leader() {
+    let mut cluster = Cluster::start(3).await;
+    let leader = cluster.leader().await;
+    let away = (1..=3).find(|id| *id != leader).unwrap();
+    let node = cluster.nodes.remove(&away).unwrap();
+    let addr = node.local_addr();
+    let again = config(&cluster.ca, cluster.dir.path(), away, addr, &std::collections::BTreeMap::new());
+    let mut session = cluster.session().await;
+    let before = term(&cluster).await;
+    let ended = Arc::new(AtomicBool::new(false));
+    let flapping = {
+        let (ended, asks) = (ended.clone(), endpoint(&cluster.ca, Role::Admin));
+        tokio::spawn(async move {
+            let mut node = Some(node);
+            for _ in 0..FLAPS {
+                node.take().unwrap().stop().await;
+                // The socket of the node that was just stopped may still be held.
+                while node.is_none() {
+                    node = Node::start(again.clone()).await.ok();
+                }
+                // It has served for a moment.
+                let asked = asks.peer(addr, Role::Metad);
+                while asked.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], NORMAL).await.is_err() {}
+            }
+            ended.store(true, Ordering::Relaxed);
+            node.unwrap()
+        })
+    };
+    let (mut number, mut slowest) = (0, Duration::ZERO);
+    while !ended.load(Ordering::Relaxed) {
+        let begun = Instant::now();
+        session.create(&format!("file-{number}")).await;
+        slowest = slowest.max(begun.elapsed());
+        number += 1;
+    }
+    let node = flapping.await.unwrap();
+    assert!(slowest < NORMAL, "{slowest:?} of {number}");
+    assert_eq!((term(&cluster).await, cluster.leader().await), (before, leader), "nobody was deposed");
+    node.stop().await;
+    let AdminReply::Status(status) = cluster.admin(AdminRequest::Status).await else { panic!("no status") };
+    assert_eq!(status.leader, MetadId(leader));
+}

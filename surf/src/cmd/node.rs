@@ -1,0 +1,49 @@
+//! The files with which a new node starts: its identity and its configuration.
+
+use anyhow::{Context, Result};
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use wire::tls::{ClusterCa, Role, Subject};
+
+/// Where configurations expect to be copied to.
+pub const ETC: &str = "/etc/surf";
+
+/// A node to come.
+pub struct Node {
+    /// `Metad` or `Blockd`.
+    pub role: Role,
+    /// Its number among those of its role.
+    pub number: u64,
+    /// Where others reach it.
+    pub addr: SocketAddr,
+}
+
+impl Node {
+    /// Returns its name, such as `metad-1`.
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.role, self.number)
+    }
+
+    /// Writes its files into a directory, which is made: first the identity, last the configuration, with a comment
+    /// above it. `keys` are those that depend on the rest of the cluster.
+    pub fn write(&self, home: &Path, ca: &ClusterCa, keys: toml::Table, comment: &str) -> Result<()> {
+        let role = self.role;
+        make_dir(home)?;
+        ca.issue(&Subject::new(role, &self.name()))?.save(&home.join(format!("{role}.pem")))?;
+        let mut table = keys;
+        table.insert("listen".to_owned(), self.addr.to_string().into());
+        table.insert("data_dir".to_owned(), format!("/var/lib/surf/{role}").into());
+        table.insert("identity".to_owned(), format!("{ETC}/{role}.pem").into());
+        if role == Role::Metad {
+            table.insert("id".to_owned(), i64::try_from(self.number)?.into());
+        }
+        let path = home.join(format!("{role}.toml"));
+        fs::write(&path, comment.to_owned() + &toml::to_string(&table)?).with_context(|| path.display().to_string())
+    }
+}
+
+/// Makes a directory, unless it exists.
+pub fn make_dir(path: &Path) -> Result<()> {
+    fs::create_dir_all(path).with_context(|| format!("{}: cannot be made", path.display()))
+}
