@@ -1,5 +1,6 @@
 //! Asking the leader of a cluster on an operator's behalf.
 
+use crate::output::duration;
 use anyhow::{Context, Result, anyhow, bail};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -73,7 +74,7 @@ impl Admin {
             }
             if started.elapsed() >= limit {
                 return Err(last)
-                    .with_context(|| format!("no leader within {} s, check that the metads run", limit.as_secs()));
+                    .with_context(|| format!("no leader within {}, check that the metads run", duration(limit)));
             }
             tokio::time::sleep(LEADER_PAUSE).await;
         }
@@ -91,7 +92,7 @@ impl Admin {
                 Err(error) => Err(error),
             };
             if opened.is_ok() || started.elapsed() >= limit {
-                return opened.with_context(|| format!("no leader within {} s", limit.as_secs()));
+                return opened.with_context(|| format!("no leader within {}", duration(limit)));
             }
             tokio::time::sleep(LEADER_PAUSE).await;
         }

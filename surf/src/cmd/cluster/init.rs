@@ -1,5 +1,6 @@
 //! `surf cluster init`: the CA of a new cluster, and one directory per node to be copied there.
 
+use crate::output::say;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::fs;
@@ -54,7 +55,7 @@ impl Init {
         }
         // Last: a directory with a CA is complete.
         ca.save(&self.out.join("ca.pem"))?;
-        println!("copy the content of each directory in {} to {ETC} on its node, and start it", self.out.display());
+        say!("copy the content of each directory in {} to {ETC} on its node, and start it", self.out.display());
         Ok(())
     }
 
