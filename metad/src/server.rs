@@ -69,7 +69,7 @@ impl Service for Server {
                     Err(reason) => incoming.refuse(&reason).await,
                 }
             }
-            MetaRequest::Backup => self.backup(incoming).await,
+            MetaRequest::Backup => self.backup(&peer, incoming).await,
             MetaRequest::Events { session, dirty } => self.events(&peer, session, dirty, incoming).await,
             request => {
                 if incoming.reserve_answer(answer_bytes(&request)).await.is_err() {
@@ -143,7 +143,7 @@ impl Server {
             }
             MetaRequest::BlockReport { epoch, blocks, .. } => self.block_report(peer, epoch, &blocks).await,
             MetaRequest::Referenced { epoch, from, last } => self.referenced(peer, epoch, from, last).await,
-            MetaRequest::Admin(request) => self.admin(request).await,
+            MetaRequest::Admin(request) => self.admin(peer, request).await,
             MetaRequest::WhoLeads => Ok(self.not_leader(self.shared.consensus.leader().await)),
             // Handled before, with their streams.
             MetaRequest::Raft(_) | MetaRequest::Events { .. } | MetaRequest::Backup => {

@@ -9,12 +9,9 @@ use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::Leases;
 use crate::server::{Batcher, Clock, Events};
 use std::sync::Arc;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 use wire::quic::Endpoint;
-
-/// Backups sent at a time: each reads all of the state from the disk.
-const BACKUPS_MAX: usize = 4;
 
 /// What all parts of a node share.
 pub struct Shared {
@@ -31,8 +28,6 @@ pub struct Shared {
     pub(crate) checks: Checks,
     /// Taken to change the layout: one change at a time.
     pub(crate) layout_change: Mutex<()>,
-    /// Limits the backups that are sent at a time.
-    pub(crate) backups: Semaphore,
 }
 
 impl Shared {
@@ -51,7 +46,6 @@ impl Shared {
             changes,
             checks: Checks::default(),
             layout_change: Mutex::new(()),
-            backups: Semaphore::new(BACKUPS_MAX),
             config,
         }
     }

@@ -188,7 +188,10 @@ mod tests {
     fn text_of_peers_stays_on_its_line_and_commands_no_terminal() {
         let shown = plain(HOSTILE);
         assert!(!shown.chars().any(is_active), "{shown:?}");
-        assert_eq!(shown, "a\\u{1b}[2J\\u{1b}]0;owned\\u{7}\\rb\\nc\\u{202e}d\\u{2066}\\u{9b}31m\\u{7f}\\u{200f}e\\u{2028}é");
+        assert_eq!(
+            shown,
+            "a\\u{1b}[2J\\u{1b}]0;owned\\u{7}\\rb\\nc\\u{202e}d\\u{2066}\\u{9b}31m\\u{7f}\\u{200f}e\\u{2028}é"
+        );
         let table = format_table(&["name"], &[vec![HOSTILE.to_owned()]]);
         assert_eq!(table.lines().count(), 2);
         assert!(!table.chars().any(|c| is_active(c) && c != '\n'), "{table:?}");
@@ -219,7 +222,11 @@ mod tests {
                     text[..tests].lines().any(|line| line.contains(**word) && !line.contains("is_terminal"))
                 });
                 let prints = words.iter().filter(|word| text[..tests].contains(word.as_str()));
-                assert_eq!((prints.count(), writes.count()), (0, usize::from(path.ends_with("metad/fetch.rs"))), "{path:?}");
+                assert_eq!(
+                    (prints.count(), writes.count()),
+                    (0, usize::from(path.ends_with("metad/fetch.rs"))),
+                    "{path:?}"
+                );
             }
         }
     }

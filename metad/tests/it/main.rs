@@ -2,6 +2,7 @@
 //! binary links everything.
 
 mod cluster;
+mod compare;
 mod hostile;
 mod model_machine;
 mod recovery;

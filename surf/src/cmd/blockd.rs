@@ -67,9 +67,7 @@ impl Blockd {
                 if undo {
                     say!("{name} owns blocks again");
                 } else {
-                    say!(
-                        "{name} is being emptied; `surf blockd list` says when it is drained and can be switched off"
-                    );
+                    say!("{name} is being emptied; `surf blockd list` says when it is drained and can be switched off");
                 }
             }
             Command::Replace { access, name, successor } => {

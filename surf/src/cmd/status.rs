@@ -99,7 +99,8 @@ fn show(status: &ClusterStatus, health: &Health, work: &Work) {
         states(status).map(|(member, state)| format!("{} {}", member.name, word(state.health))).collect();
     say!("blockds: {}", blockds.join(", "));
     if [work.lacking_blocks, work.misplaced_blocks, work.damaged_blocks].iter().any(|count| *count > 0) {
-        let left = work.left_s.map_or_else(|| "unknown".to_owned(), |seconds| output::duration(Duration::from_secs(seconds)));
+        let left =
+            work.left_s.map_or_else(|| "unknown".to_owned(), |seconds| output::duration(Duration::from_secs(seconds)));
         say!(
             "to copy: {} blocks, {}; misplaced: {} blocks, {}, {} of them one copy too many; {}/s now, time left: {left}",
             work.lacking_blocks,

@@ -1,8 +1,8 @@
 //! `surf dev down|stop|start|kill`: the processes of a cluster.
 
-use crate::output::{complain, duration, say};
 use super::{Place, STOP_LIMIT};
 use crate::dev::{self, Daemon, DevDir, is_running};
+use crate::output::{complain, duration, say};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::time::Duration;

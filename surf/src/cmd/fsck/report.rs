@@ -1,7 +1,7 @@
 //! Output of a check: a line per finding, a summary, and its progress on a terminal.
 
-use crate::output::{self, complain, say};
 use super::{LEFT, REPAIRED, UNCHECKED};
+use crate::output::{self, complain, say};
 use serde_json::json;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -1,9 +1,9 @@
 //! `surf metad backup`: a backup comes as a stream and becomes a file, whole or not at all.
 
-use crate::output::{self, complain, say};
 use super::{in_words, name_of, verified};
 use crate::admin::Admin;
 use crate::cmd::access::Access;
+use crate::output::{self, complain, say};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::fs::{self, File, OpenOptions};
@@ -219,6 +219,14 @@ fn is_partial_of(target: &[u8], name: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::SocketAddr;
+    use std::sync::{Arc, Mutex};
+    use wire::bundle::Bundle;
+    use wire::ids::MetadId;
+    use wire::message::admin::AdminReply;
+    use wire::message::meta::{MetaReply, MetaRequest};
+    use wire::quic::{Endpoint, Incoming, Service};
+    use wire::tls::{ClusterCa, PeerIdentity, Role, Subject};
 
     #[test]
     fn lengths_of_time_are_read_with_their_unit() {
@@ -263,5 +271,72 @@ mod tests {
             assert!(at(name).exists(), "{name}");
         }
         assert!(partial.path.exists());
+    }
+
+    /// The command line.
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        backup: Backup,
+    }
+
+    /// A metad that begins a backup and never ends it.
+    struct Endless {
+        addr: SocketAddr,
+        asked: Mutex<Vec<AdminRequest>>,
+    }
+
+    impl Service for Endless {
+        fn authorize(&self, _peer: &PeerIdentity) -> Result<(), wire::Error> {
+            Ok(())
+        }
+
+        async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, incoming: Incoming) {
+            match incoming.decode::<MetaRequest>().unwrap() {
+                MetaRequest::Admin(request) => {
+                    self.asked.lock().unwrap().push(request);
+                    incoming.respond(&MetaReply::Admin(AdminReply::Done), &[]).await;
+                }
+                MetaRequest::Backup => {
+                    let mut pieces = incoming.into_events();
+                    let piece = BackupPiece::Bytes(vec![1; 9].into());
+                    pieces.send_within(&piece, Duration::from_secs(9)).await.unwrap();
+                    pieces.closed().await;
+                }
+                _ => {
+                    let reply = MetaReply::NotLeader { leader: Some((MetadId(1), self.addr)), nodes: Vec::new() };
+                    incoming.respond(&reply, &[]).await;
+                }
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_backup_that_is_interrupted_leaves_no_file_and_no_pin() {
+        let ca = ClusterCa::create("test").unwrap();
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let endpoint = Endpoint::bind(any, &ca.issue(&Subject::new(Role::Metad, "metad-1")).unwrap()).unwrap();
+        let metad = Arc::new(Endless { addr: endpoint.local_addr(), asked: Mutex::default() });
+        let _serving = endpoint.serve(metad.clone(), &tokio::runtime::Handle::current());
+        let identity = ca.issue(&Subject::new(Role::Admin, "operator")).unwrap();
+        let bundle = Bundle { cluster: "test".to_owned(), metads: vec![metad.addr], identity };
+        let admin = Admin::open(&bundle).unwrap();
+
+        let dir = tempfile::tempdir().unwrap();
+        let (file, files) = (dir.path().join("b"), || fs::read_dir(dir.path()).unwrap().count());
+        let words = ["backup", file.to_str().unwrap(), "--bundle", "unused", "--name", "mine"];
+        let Line { backup } = clap::Parser::parse_from(words);
+        let stop = async {
+            while files() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let code = backup.pin_and_write(&admin, Duration::from_secs(9), stop).await.unwrap();
+        assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(INTERRUPTED)));
+        assert_eq!(files(), 0);
+        let asked = metad.asked.lock().unwrap();
+        assert!(
+            matches!(&asked[..], [AdminRequest::PinBlocks { .. }, AdminRequest::ReleasePin { name }] if name == "mine")
+        );
     }
 }
