@@ -2,6 +2,9 @@
 //!
 //! A check reads a frozen state in a thread of its own, and returns its findings page by page: the thread waits when
 //! nobody fetches them. A check exists in the memory of the node that began it, and ends when nobody asks for it.
+//!
+//! Checks and backups take and read all of the state. So one check and one backup go on at a time, and each is admitted
+//! before the state is taken ([`Checks::admit`]).
 
 use crate::consensus::Frozen;
 use crate::fs::check::{self, Listener};
@@ -12,33 +15,64 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
-use wire::message::check::{CheckId, Finding};
+use wire::message::check::{CheckId, Finding, Repair};
+use wire::tls::PeerIdentity;
 
-/// Checks under way at a time: each holds a file open, and up to a window of inodes or blocks in memory.
-const CHECKS_MAX: usize = 4;
-/// A check that nobody asks for ends after this time. A daemon may read its copies of a page of blocks for long
-/// meanwhile.
-const IDLE_LIMIT: Duration = Duration::from_secs(1800);
+/// A check that nobody asks for ends after this time: `surf fsck` says more often that it goes on.
+const IDLE_LIMIT: Duration = Duration::from_secs(120);
 /// Findings that wait to be fetched.
 const WAITING_MAX: usize = 256;
 /// How long a request for findings waits for some.
 const FINDINGS_WAIT: Duration = Duration::from_secs(1);
 
+/// What takes all of the state.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Reader {
+    /// A check, by `surf fsck` or before deletion resumes.
+    Check,
+    /// A backup.
+    Backup,
+}
+
+/// Who takes all of the state, and since when.
+struct Taken {
+    who: String,
+    since: Instant,
+}
+
+type Turns = Arc<Mutex<BTreeMap<Reader, Taken>>>;
+
+/// The right to take all of the state, until it is dropped.
+pub struct Turn {
+    turns: Turns,
+    reader: Reader,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.turns.lock().remove(&self.reader);
+    }
+}
+
 /// Checks under way on this node.
 #[derive(Default)]
 pub struct Checks {
     running: Mutex<BTreeMap<CheckId, Arc<Running>>>,
+    turns: Turns,
 }
 
 /// A check under way.
 pub struct Running {
     /// The state that it looks at.
     pub state: Arc<dyn Frozen>,
+    /// The repairs of the findings that were returned last: no others are asked for honestly.
+    justified: Mutex<Vec<Repair>>,
     findings: tokio::sync::Mutex<mpsc::Receiver<Finding>>,
     looked: Arc<AtomicU64>,
     given_up: Arc<AtomicBool>,
     completed: Arc<AtomicBool>,
     asked: Mutex<Instant>,
+    _turn: Turn,
 }
 
 impl Drop for Running {
@@ -68,16 +102,35 @@ impl Listener for Reporter {
 }
 
 impl Checks {
+    /// Lets a peer take all of the state. To be asked before any work is done for it.
+    ///
+    /// # Errors
+    /// When another one is at it: who, and since when.
+    pub fn admit(&self, reader: Reader, peer: &PeerIdentity) -> Result<Turn, String> {
+        self.forget_idle();
+        let mut turns = self.turns.lock();
+        if let Some(Taken { who, since }) = turns.get(&reader) {
+            let what = match reader {
+                Reader::Check => "a check of the metadata",
+                Reader::Backup => "a backup",
+            };
+            let seconds = since.elapsed().as_secs();
+            return Err(format!(
+                "busy: {what} is under way for {who} since {seconds} s: wait until it has ended; if its program was \
+                 killed, that is within minutes"
+            ));
+        }
+        let who = format!("{} at {}", peer.subject.name, peer.addr);
+        turns.insert(reader, Taken { who, since: Instant::now() });
+        Ok(Turn { turns: self.turns.clone(), reader })
+    }
+
     /// Begins to look through a state.
     ///
     /// # Errors
-    /// When too many checks are under way, or no thread can be started.
-    pub fn begin(&self, state: Arc<dyn Frozen>) -> Result<CheckId, String> {
-        self.forget_idle();
+    /// When no thread can be started.
+    pub fn begin(&self, state: Arc<dyn Frozen>, turn: Turn) -> Result<CheckId, String> {
         let mut running = self.running.lock();
-        if running.len() >= CHECKS_MAX {
-            return Err("too many checks are under way: wait until one has ended".to_owned());
-        }
         let (sender, findings) = mpsc::channel(WAITING_MAX);
         let (looked, given_up) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let mut reporter = Reporter { findings: sender, looked: looked.clone(), given_up: given_up.clone() };
@@ -93,7 +146,9 @@ impl Checks {
         thread.spawn(looks).map_err(|error| error.to_string())?;
         let check = CheckId(wire::chance::number());
         let (findings, asked) = (tokio::sync::Mutex::new(findings), Mutex::new(Instant::now()));
-        running.insert(check, Arc::new(Running { state, findings, looked, given_up, completed, asked }));
+        let justified = Mutex::default();
+        let run = Running { state, justified, findings, looked, given_up, completed, asked, _turn: turn };
+        running.insert(check, Arc::new(run));
         Ok(check)
     }
 
@@ -135,7 +190,14 @@ impl Running {
                     .to_owned(),
             );
         }
+        *self.justified.lock() = findings.iter().filter_map(|finding| finding.repair.clone()).collect();
         Ok((findings, ended))
+    }
+
+    /// Returns whether one of the findings that were returned last has this repair.
+    #[must_use]
+    pub fn justifies(&self, repair: &Repair) -> bool {
+        self.justified.lock().contains(repair)
     }
 
     /// Returns the number of pairs that were read.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use wire::ids::MetadId;
 use wire::limits::METADS_MAX;
+use wire::message::check::{CheckId, DigestState};
 use wire::message::meta::{LogPlace, RaftKind};
 
 /// A node of the cluster, as its peers know it.
@@ -141,6 +142,17 @@ pub trait Consensus: Send + Sync {
     /// As [`Consensus::snapshot`], or when the disk fails.
     fn freeze(&self, _limit: Duration) -> BoxFuture<'_, Result<Arc<dyn Frozen>, Error>> {
         async { Err(Error::Raft("there are no snapshots here".to_owned())) }.boxed()
+    }
+
+    /// Waits until this node can take part no more, and returns why. Does not end when it is stopped. Cancel-safe.
+    fn failed(&self) -> BoxFuture<'_, String> {
+        std::future::pending().boxed()
+    }
+
+    /// Returns how far the digest of this node's own state at the mark of a check is, and has the node wait for the mark
+    /// if it was not asked before.
+    fn digest(&self, _check: CheckId) -> DigestState {
+        DigestState::GivenUp("states are not compared here".to_owned())
     }
 
     /// Handles a peer's message.

@@ -1,9 +1,27 @@
 //! The errors of metad, worded so that an operator knows what to do.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use thiserror::Error;
 use wire::ids::MetadId;
+
+/// What to do about a node that cannot go on with its data.
+pub(crate) const REPLACE: &str = "remove this metad from its cluster, wipe its data, and add it under a new number; if it \
+                                  is the only one, restore a backup into an empty directory";
+
+/// Runs work on a stored state. A broken invariant panics (`fs`), which is right where the program is wrong. Here the
+/// state may be damaged, and the panic's message is returned as a reason.
+///
+/// # Errors
+/// The message of the panic.
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    // What the work has changed is given up by the caller.
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+    })
+}
 
 /// Why metad does not start, or stops.
 #[derive(Debug, Error)]

@@ -44,6 +44,7 @@ use wire::attr::Timestamp;
 use wire::ids::{BlockHash, Ino, SessionId, Version};
 use wire::layout::Layout;
 use wire::limits::CHUNK_BYTES;
+use wire::message::check::CheckId;
 use wire::op::{Batch, BatchReply, Op, OpFailed, OpReply};
 
 /// The content of a Raft entry. Variants are only ever appended: old logs must replay.
@@ -86,6 +87,8 @@ pub enum Command {
     ResumeDeletion,
     /// Mend what a check has found, unless another check has mended something since, or this was done already.
     Repair(repair::Repairing),
+    /// A place in the log at which metads compare their states. It changes nothing.
+    Mark(CheckId),
 }
 
 /// A command with the time at which the leader accepted it.
@@ -190,6 +193,7 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::ReleasePin { name } => retention::release(view, name),
         Command::ResumeDeletion => retention::resume_deletion(view),
         Command::Repair(repairing) => repair::apply(view, &context, repairing),
+        Command::Mark(_) => CommandReply::Done,
     }
 }
 

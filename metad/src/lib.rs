@@ -108,6 +108,7 @@ impl Node {
         tasks.spawn(gc::reap(shared.clone()));
         tasks.spawn(server::expire_silent(shared.clone()));
         tasks.spawn(watch::run(shared.clone()));
+        tasks.spawn(end_with_consensus(shared.clone()));
         Ok(Self { shared, server, tasks, _data_dir: data_dir })
     }
 
@@ -141,6 +142,13 @@ impl Node {
         }
         self.shared.endpoint.close().await;
     }
+}
+
+/// Ends the process when the node can take part no more: it would hang, and answer nobody.
+async fn end_with_consensus(shared: Arc<Shared>) {
+    let reason = shared.consensus.failed().await;
+    tracing::error!(reason, "metad cannot go on; stopping");
+    std::process::exit(74)
 }
 
 fn take_data_dir(config: &Config) -> Result<files::DataDir, Error> {

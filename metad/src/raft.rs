@@ -4,10 +4,12 @@
 //! is the durable truth, `machine` turns it into state, `snapshot` shortens it, `network` carries it to peers.
 //! `stopped` reads and makes the files of a node that does not run.
 
+mod digests;
 mod frozen;
 mod log;
 mod machine;
 mod network;
+mod pieces;
 mod snapshot;
 pub(crate) mod stopped;
 mod types;
@@ -20,6 +22,7 @@ use crate::error::{Error, ProposeError};
 use crate::fs::view::Kv;
 use crate::fs::{CommandReply, Stamped};
 use crate::store::Store;
+use digests::Digests;
 use frozen::FrozenFile;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -27,7 +30,7 @@ use log::Log;
 use machine::{Machine, Position};
 use network::{Network, Receiver};
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
+use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, InitializeError, LinearizableReadError, RaftError};
 use openraft::impls::ProgressResponder;
 use openraft::impls::leader_id_adv::LeaderId;
 use openraft::metrics::WaitError;
@@ -42,6 +45,7 @@ use types::TypeConfig;
 use wire::codec;
 use wire::ids::MetadId;
 use wire::limits::{BATCH_BYTES_MAX, CAUGHT_UP_ENTRIES, HEAD_BYTES_MAX, METADS_MAX, PAYLOAD_BYTES_MAX};
+use wire::message::check::{CheckId, DigestState};
 use wire::message::meta::{LogPlace, RaftKind};
 use wire::quic::Endpoint;
 
@@ -83,6 +87,8 @@ pub struct Raft {
     lease: Duration,
     raft: openraft::Raft<TypeConfig, Machine>,
     receiver: Receiver,
+    /// The machine's.
+    digests: Arc<Digests>,
     /// Where the node's files are.
     dir: PathBuf,
     store: Arc<Store>,
@@ -114,15 +120,18 @@ impl Raft {
         let (at, cache) = (dir.to_owned(), tuning.cache_bytes);
         let opened = tokio::task::spawn_blocking(move || {
             let store = Arc::new(Store::open(&at.join("state"), cache)?);
-            Ok::<_, Error>((Log::open(&at.join("log"))?, Machine::open(&at, store.clone())?, store))
+            let log = Log::open(&at.join("log"))?;
+            let machine = pieces::open(&at, &store, &log)?;
+            Ok::<_, Error>((log, machine, store))
         });
         let (log, machine, store) = opened.await.map_err(|error| Error::Raft(error.to_string()))??;
+        let digests = machine.digests();
         let raft = openraft::Raft::new(id.0, Arc::new(config), Network { endpoint }, log, machine)
             .await
-            .map_err(|error| Error::Raft(error.to_string()))?;
+            .map_err(|error| Error::Raft(format!("it does not go on from the files in {}: {error}", dir.display())))?;
         let lease = Duration::from_millis(tuning.election_ms * 2);
         let receiver = Receiver::new(dir);
-        Ok(Self { id, dir: dir.to_owned(), lease, raft, receiver, state: store.clone(), store })
+        Ok(Self { id, dir: dir.to_owned(), lease, raft, receiver, digests, state: store.clone(), store })
     }
 
     /// Founds a cluster of these nodes. Does nothing on a node that is in one already.
@@ -329,6 +338,22 @@ impl Raft {
         Ok(Arc::new(opened.await.map_err(|error| Error::Raft(error.to_string()))??))
     }
 
+    /// Waits until Raft has failed, and returns why.
+    async fn failed(&self) -> String {
+        let mut metrics = self.raft.metrics();
+        loop {
+            let running = metrics.borrow_watched().running_state.clone();
+            match running {
+                Ok(()) | Err(Fatal::Stopped) => {}
+                Err(error) => return error.to_string(),
+            }
+            if metrics.changed().await.is_err() {
+                // It was stopped.
+                return std::future::pending().await;
+            }
+        }
+    }
+
     /// Returns whether a majority has followed this leader a moment ago. If none does, another node may lead by now. A
     /// single voter is a majority, and nobody acknowledges anything to it.
     fn has_majority(&self) -> bool {
@@ -413,6 +438,14 @@ impl Consensus for Raft {
 
     fn freeze(&self, limit: Duration) -> BoxFuture<'_, Result<Arc<dyn Frozen>, Error>> {
         Raft::freeze(self, limit).boxed()
+    }
+
+    fn failed(&self) -> BoxFuture<'_, String> {
+        Raft::failed(self).boxed()
+    }
+
+    fn digest(&self, check: CheckId) -> DigestState {
+        self.digests.ask(check)
     }
 
     fn handle<'a>(&'a self, kind: RaftKind, payload: &'a [u8]) -> BoxFuture<'a, Result<Vec<u8>, String>> {

@@ -7,7 +7,7 @@
 
 use crate::config::Config;
 use crate::consensus::Member;
-use crate::error::Error;
+use crate::error::{Error, caught};
 use crate::files::DataDir;
 use crate::fs::recovery::{self, Jump};
 use crate::fs::view::{Changes, View};
@@ -218,7 +218,8 @@ async fn go_on(made: &Path, from: Stopped, member: &Member, (now, reason): (Time
     let jump = Jump::at(now).ok_or_else(|| Error::Recovery("this machine's clock is wrong: set it".to_owned()))?;
     let store = &from.store;
     let foreign = |error: wire::Error| Error::Recovery(format!("the state cannot be used: {error}"));
-    block_in_place(|| {
+    let damaged = |reason| Error::Recovery(format!("the state is damaged ({reason}): use another backup or survivor"));
+    let work = || {
         while change(store, |view| Ok(recovery::end_sessions(view, now, SESSIONS_OR_INODES_AT_ONCE)))? > 0 {}
         while change(store, |view| Ok(recovery::drop_orphans(view, now, SESSIONS_OR_INODES_AT_ONCE)))? > 0 {}
         for range in recovery::versioned() {
@@ -227,8 +228,8 @@ async fn go_on(made: &Path, from: Stopped, member: &Member, (now, reason): (Time
         }
         let stop = DeletionStop { reason, since: now };
         change(store, |view| recovery::begin_anew(view, jump, &stop))
-    })
-    .map_err(foreign)?;
+    };
+    block_in_place(|| caught(work)).map_err(damaged)?.map_err(foreign)?;
     stopped::make_single(made, store, member, (jump.over_term(from.term), jump.over(from.index))).await
 }
 

@@ -75,7 +75,7 @@ impl Service for Server {
                     Err(reason) => incoming.refuse(&reason).await,
                 }
             }
-            MetaRequest::Backup => self.backup(incoming).await,
+            MetaRequest::Backup => self.backup(&peer, incoming).await,
             MetaRequest::Events { session, dirty } => self.events(&peer, session, dirty, incoming).await,
             request => {
                 let scans = matches!(request, MetaRequest::Referenced { .. });
@@ -156,7 +156,7 @@ impl Server {
             }
             MetaRequest::BlockReport { epoch, blocks, .. } => self.block_report(peer, epoch, &blocks).await,
             MetaRequest::Referenced { epoch, from, last } => self.referenced(peer, epoch, from, last).await,
-            MetaRequest::Admin(request) => self.admin(request).await,
+            MetaRequest::Admin(request) => self.admin(peer, request).await,
             MetaRequest::WhoLeads => Ok(self.not_leader(self.shared.consensus.leader().await)),
             // Handled before, with their streams.
             MetaRequest::Raft { .. } | MetaRequest::Events { .. } | MetaRequest::Backup => {

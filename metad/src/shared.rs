@@ -9,12 +9,10 @@ use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::Leases;
 use crate::server::{Batcher, Clock, Events, Turns};
 use std::sync::Arc;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
 use wire::quic::Endpoint;
 
-/// Backups sent at a time: each reads all of the state from the disk.
-const BACKUPS_MAX: usize = 4;
 /// Block daemons at a time for which the names of blocks are looked through: changes to the state wait while a page is
 /// read.
 const SCANS_MAX: usize = 2;
@@ -34,8 +32,6 @@ pub struct Shared {
     pub(crate) checks: Checks,
     /// Taken to change the layout: one change at a time.
     pub(crate) layout_change: Mutex<()>,
-    /// Limits the backups that are sent at a time.
-    pub(crate) backups: Semaphore,
     /// Limits the pages of referenced blocks that are read at a time.
     pub(crate) scans: Turns,
 }
@@ -56,7 +52,6 @@ impl Shared {
             changes,
             checks: Checks::default(),
             layout_change: Mutex::new(()),
-            backups: Semaphore::new(BACKUPS_MAX),
             scans: Turns::new(SCANS_MAX),
             config,
         }

@@ -30,6 +30,7 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use wire::durable;
 
@@ -53,12 +54,26 @@ pub struct Store {
     overlay: Arc<Overlay>,
     /// Writes the overlay to the disk; before it ends, all of it.
     drain: Drain,
-    /// Guards the order of writes and the steps of a scan. Taken before `still`.
-    scan: Mutex<Option<Scan>>,
+    /// Scans under way, one of a kind. Guards the order of writes and the steps of scans. Taken before `still`.
+    scans: Mutex<[Option<Scan>; 2]>,
     /// Held while changes are made, and by readers who need several values of one moment. A batch of sled's shows its
     /// changes together, but not to a reader that looks once before it and once after it.
     still: RwLock<()>,
+    /// The state was found to be damaged.
+    is_distrusted: AtomicBool,
 }
+
+/// What reads all of the state while it changes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ScanOf {
+    /// A snapshot. It is not given up for memory: the log must be shortened some time.
+    Snapshot,
+    /// A comparison with other nodes, which is given up when too much is overwritten meanwhile.
+    Digest,
+}
+
+/// A digest's scan is given up when it would hold more overwritten values than this, in bytes.
+const OVERWRITTEN_BYTES_MAX: usize = 64 << 20;
 
 /// A scan under way.
 struct Scan {
@@ -66,6 +81,8 @@ struct Scan {
     passed: Key,
     /// Values as they were when the scan began, of keys that were written since and that the scan has not reached.
     before: Changes,
+    /// Their bytes.
+    before_bytes: usize,
 }
 
 /// sled, as a plain map.
@@ -106,13 +123,36 @@ impl Store {
         let disk = Disk(open_sled(&dir.join("sled"), cache_bytes)?);
         let overlay = Arc::default();
         let drain = Drain::start(&disk, &overlay).map_err(|error| Error::disk(dir, error))?;
-        Ok(Self { dir: dir.to_owned(), disk, overlay, drain, scan: Mutex::new(None), still: RwLock::new(()) })
+        Ok(Self {
+            dir: dir.to_owned(),
+            disk,
+            overlay,
+            drain,
+            scans: Mutex::default(),
+            still: RwLock::new(()),
+            is_distrusted: AtomicBool::new(false),
+        })
     }
 
     fn mark(&self, state: &str) -> Result<(), Error> {
         let path = self.dir.join(MARK);
         let text = format!("{FORMAT}\n{state}\n{}", boot_id());
         durable::replace(&path, text.as_bytes()).map_err(|error| Error::disk(&path, error))
+    }
+
+    /// Has the next start rebuild the state from snapshot and log.
+    pub fn distrust(&self) {
+        self.is_distrusted.store(true, Ordering::Relaxed);
+        let path = self.dir.join(MARK);
+        if let Err(error) = fs::remove_file(&path) {
+            tracing::warn!(%error, path = %path.display(), "remove this file: the state is damaged");
+        }
+    }
+
+    /// Returns whether there is nothing, not even a position.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        !self.any(Vec::new()..END.to_vec())
     }
 
     /// Syncs everything and marks the state as trustworthy, even if the machine fails later. A snapshot under way is
@@ -122,10 +162,13 @@ impl Store {
     /// When the disk fails; the next start rebuilds the state.
     pub fn close(&self) -> Result<(), Error> {
         // Otherwise the snapshot would go on reading files that belong to somebody else by then, or are gone.
-        *self.scan.lock() = None;
+        *self.scans.lock() = Default::default();
         self.drain.now();
         self.disk.0.flush().map_err(|error| Error::Store(error.to_string()))?;
         sync_files(&self.dir.join("sled"))?;
+        if self.is_distrusted.load(Ordering::Relaxed) {
+            return Err(Error::Store("the state contradicts the log".to_owned()));
+        }
         self.mark("clean")
     }
 
@@ -138,13 +181,19 @@ impl Store {
     /// Applies changes together with the position to which they lead. Blocks while the disk is far behind.
     pub fn apply(&self, mut changes: Changes, position: &[u8]) {
         self.drain.wait_for_room();
-        let mut scan = self.scan.lock();
-        if let Some(scan) = scan.as_mut() {
+        let mut scans = self.scans.lock();
+        for scan in scans.iter_mut().flatten() {
             for key in changes.keys() {
                 if *key > scan.passed && !scan.before.contains_key(key) {
-                    scan.before.insert(key.clone(), self.get(key));
+                    let value = self.get(key);
+                    scan.before_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
+                    scan.before.insert(key.clone(), value);
                 }
             }
+        }
+        let digest = &mut scans[ScanOf::Digest as usize];
+        if digest.as_ref().is_some_and(|scan| scan.before_bytes > OVERWRITTEN_BYTES_MAX) {
+            *digest = None;
         }
         changes.insert(POSITION.to_vec(), Some(position.to_vec()));
         {
@@ -162,7 +211,7 @@ impl Store {
 
     /// Deletes everything. Call [`Store::load`] afterwards, and [`Store::apply`] once with the position.
     pub fn clear(&self) {
-        *self.scan.lock() = None;
+        *self.scans.lock() = Default::default();
         self.drain.now();
         self.disk.0.clear().unwrap_or_else(|error| stop_for(&error));
     }
@@ -172,18 +221,29 @@ impl Store {
         self.disk.write(pairs.iter().map(|(key, value)| (key, Some(value))));
     }
 
-    /// Begins to read the state as it is now, and returns its position. Only one scan goes on at a time: an older one
-    /// ends, and [`Store::next_of_snapshot`] then returns `None`.
+    /// Begins to read the state as it is now for a snapshot. As [`Store::begin_scan`].
     pub fn begin_snapshot(&self) -> Option<Vec<u8>> {
-        let mut scan = self.scan.lock();
-        *scan = Some(Scan { passed: POSITION.to_vec(), before: Changes::new() });
+        self.begin_scan(ScanOf::Snapshot)
+    }
+
+    /// Returns the next pairs for a snapshot. As [`Store::next_of_scan`].
+    pub fn next_of_snapshot(&self, count: usize) -> Option<Vec<(Key, Vec<u8>)>> {
+        self.next_of_scan(ScanOf::Snapshot, count)
+    }
+
+    /// Begins to read the state as it is now, and returns its position. Only one scan of a kind goes on at a time: an
+    /// older one ends, and [`Store::next_of_scan`] then returns `None`.
+    pub fn begin_scan(&self, of: ScanOf) -> Option<Vec<u8>> {
+        let mut scans = self.scans.lock();
+        scans[of as usize] = Some(Scan { passed: POSITION.to_vec(), before: Changes::new(), before_bytes: 0 });
         self.position()
     }
 
     /// Returns the next pairs of the state as it was when the scan began; none at its end. Returns `None` when there is
     /// no scan.
-    pub fn next_of_snapshot(&self, count: usize) -> Option<Vec<(Key, Vec<u8>)>> {
-        let mut slot = self.scan.lock();
+    pub fn next_of_scan(&self, of: ScanOf, count: usize) -> Option<Vec<(Key, Vec<u8>)>> {
+        let mut scans = self.scans.lock();
+        let slot = &mut scans[of as usize];
         let scan = slot.as_mut()?;
         // The smallest key after the last one.
         let mut from = scan.passed.clone();

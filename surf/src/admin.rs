@@ -1,5 +1,6 @@
 //! Asking the leader of a cluster on an operator's behalf.
 
+use crate::output::duration;
 use anyhow::{Context, Result, anyhow, bail};
 use parking_lot::Mutex;
 use std::net::SocketAddr;
@@ -80,7 +81,7 @@ impl Admin {
             }
             if started.elapsed() >= limit {
                 return Err(last)
-                    .with_context(|| format!("no leader within {} s, check that the metads run", limit.as_secs()));
+                    .with_context(|| format!("no leader within {}, check that the metads run", duration(limit)));
             }
             tokio::time::sleep(LEADER_PAUSE).await;
         }
@@ -98,7 +99,7 @@ impl Admin {
                 Err(error) => Err(error),
             };
             if opened.is_ok() || started.elapsed() >= limit {
-                return opened.with_context(|| format!("no leader within {} s", limit.as_secs()));
+                return opened.with_context(|| format!("no leader within {}", duration(limit)));
             }
             tokio::time::sleep(LEADER_PAUSE).await;
         }

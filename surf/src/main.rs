@@ -6,6 +6,7 @@ mod dev;
 mod output;
 mod sys;
 
+use crate::output::complain;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("surf: {error:#}");
+            complain!("surf: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -75,7 +76,7 @@ fn asks_for_fsck() -> bool {
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     output::init_log(&arguments.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
+    let code = runtime.block_on(async {
         match arguments.command {
             Command::Dev(dev) => dev.run().await,
             Command::Cluster(cluster) => cluster.run().await,
@@ -86,5 +87,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Fsck(fsck) => fsck.run().await,
             Command::Conflicts(conflicts) => conflicts.run(),
         }
-    })
+    });
+    // What still reads or writes for a command that was broken off, a full pipe perhaps, is not waited for.
+    runtime.shutdown_background();
+    code
 }

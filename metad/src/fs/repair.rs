@@ -10,6 +10,10 @@
 //! - That holds while nothing else has repaired it. Repairs of a check are accepted only while no other check has
 //!   repaired anything since its state was taken, and each only once ([`Command::Repair`](super::Command::Repair)).
 //!
+//! Some of these counts cannot be verified here: that would take a look at everything, for each repair, at each metad. So
+//! the leader proposes only repairs that it has found itself (`server/fsck.rs`). What can be verified nearby is verified
+//! here, too, whoever proposes it.
+//!
 //! Nothing here removes content that a name leads to, or could lead to.
 
 mod content;
@@ -94,7 +98,7 @@ fn mend(view: &mut View, context: &Context, repair: &Repair) -> bool {
         Repair::Locks(ino) => unlock(view, *ino),
         Repair::Index(key) => index::set_right(view, key),
         Repair::InodeCount { seen, found } => settings::recount_inodes(view, *seen, *found),
-        Repair::NextIno(least) => settings::raise_next_ino(view, *least),
+        Repair::NextIno(least) => raise_next_ino(view, *least),
         Repair::Replies(id) => index::forget_replies(view, *id, REPLIES_AT_ONCE),
     }
 }
@@ -120,6 +124,18 @@ fn lives(view: &View, id: SessionId) -> bool {
     view.get(&key).is_some() && load::<Session>(view, &key).is_none_or(|session| !session.has_ended())
 }
 
+/// `Repair::NextIno`: numbers are used up only by inodes and sessions that are there.
+fn raise_next_ino(view: &mut View, least: Ino) -> bool {
+    let greatest = view.last(keys::inodes()).filter(|(key, _)| key.len() == 9).map(|(key, _)| Ino(keys::first(&key)));
+    let mut beyond = greatest.map_or(Ino::FIRST_FREE, |ino| Ino(ino.0.saturating_add(1)));
+    view.scan(keys::sessions(), &mut |_, value| {
+        let leased = wire::codec::decode::<Session>(value).map(|session| session.inos).unwrap_or_default();
+        beyond = leased.into_iter().map(|(_, end)| end).fold(beyond, Ino::max);
+        true
+    });
+    least <= beyond && settings::raise_next_ino(view, least)
+}
+
 /// `Repair::Locks`.
 fn unlock(view: &mut View, ino: Ino) -> bool {
     let Some(holders) = view.get(&keys::locks(ino)).and_then(|value| lock::decode_holders(&value)) else {
@@ -139,7 +155,8 @@ fn release_orphan(view: &mut View, context: &Context, ino: Ino, (seen, named): (
         None => return false,
         Some(seen) => match load_as(view, ino, seen) {
             Some(_) if named => None,
-            Some(inode) if inode.attr.nlink == 0 => Some(inode),
+            // Nothing is removed that a name leads to, whatever the check was told.
+            Some(inode) if inode.attr.nlink == 0 && !links::has_own_entry(view, &inode) => Some(inode),
             _ => return false,
         },
     };

@@ -4,6 +4,7 @@ use super::CommandReply;
 use super::inode::Inode;
 use super::keys;
 use super::view::{Kv, KvExt, View};
+use serde::de::DeserializeOwned;
 use wire::attr::{FileKind, InodeAttr, Timestamp};
 use wire::ids::{Ino, LayoutEpoch, Version};
 use wire::layout::Layout;
@@ -73,6 +74,18 @@ pub fn cluster(kv: &dyn Kv) -> Option<String> {
 /// Returns the block layout.
 pub fn layout(kv: &dyn Kv) -> Layout {
     kv.load(&keys::setting(LAYOUT)).unwrap_or_default()
+}
+
+/// Returns whether the settings that every node reads at its start can be decoded.
+#[must_use]
+pub fn are_readable(kv: &dyn Kv) -> bool {
+    fn is_readable<T: DeserializeOwned>(kv: &dyn Kv, name: &str) -> bool {
+        kv.get(&keys::setting(name)).is_none_or(|value| wire::codec::decode::<T>(&value).is_ok())
+    }
+    is_readable::<String>(kv, CLUSTER)
+        && is_readable::<Layout>(kv, LAYOUT)
+        && is_readable::<u64>(kv, INODES)
+        && is_readable::<u64>(kv, NEXT_INO)
 }
 
 /// Returns the number of inodes.

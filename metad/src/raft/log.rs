@@ -8,7 +8,7 @@
 //! again would report success.
 
 use super::types::{Entry, IoFlushed, LogId, TypeConfig, Vote};
-use crate::error::Error;
+use crate::error::{Error, REPLACE};
 use futures::{Stream, TryStreamExt, stream};
 use openraft::storage::RaftLogStorage;
 use openraft::{LogState, RaftLogReader};
@@ -48,7 +48,9 @@ impl MessageExt for StoredEntry {
 
     fn index(entry: &BytesValue) -> u64 {
         let mut index = [0; 8];
-        index.copy_from_slice(&entry.value[..8]);
+        if let Some(stored) = entry.value.get(..8) {
+            index.copy_from_slice(stored);
+        }
         u64::from_le_bytes(index)
     }
 }
@@ -60,7 +62,8 @@ fn to_stored(entry: &Entry) -> BytesValue {
 }
 
 fn from_stored(stored: &BytesValue) -> io::Result<Entry> {
-    codec::decode(&stored.value[8..]).map_err(io::Error::other)
+    let entry = stored.value.get(8..).ok_or_else(|| io::Error::other("an entry of the Raft log is too short"))?;
+    codec::decode(entry).map_err(io::Error::other)
 }
 
 /// Work for the writer thread.
@@ -125,6 +128,17 @@ impl Index {
     }
 }
 
+/// What a log holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    /// A vote. Every node that has ever heard of a cluster has one.
+    pub voted: bool,
+    /// Entries up to this one are in a snapshot only.
+    pub purged: Option<LogId>,
+    /// The last entry.
+    pub last: Option<LogId>,
+}
+
 /// The log. Clones share it.
 #[derive(Clone)]
 pub struct Log {
@@ -180,6 +194,12 @@ impl Log {
         Ok(Self { engine, index, work, _writer: Arc::new(Writer(writer)) })
     }
 
+    /// Returns what it holds.
+    pub(super) fn held(&self) -> Held {
+        let index = self.index.lock();
+        Held { voted: index.vote.is_some(), purged: index.purged, last: index.last }
+    }
+
     /// Queues a write after the previous ones, once there is room. openraft calls the log from one task only, and
     /// awaits each call: votes and entries are never reordered.
     async fn send(&self, work: Work) -> io::Result<()> {
@@ -211,12 +231,15 @@ fn leave_first_file(engine: &Engine) -> raft_engine::Result<()> {
 }
 
 fn get<T: serde::de::DeserializeOwned>(engine: &Engine, key: &[u8]) -> Result<Option<T>, Error> {
-    engine.get(GROUP, key).map(|bytes| codec::decode(&bytes)).transpose().map_err(Error::Wire)
+    let decoded = engine.get(GROUP, key).map(|bytes| codec::decode(&bytes)).transpose();
+    decoded.map_err(|error| Error::Raft(format!("the log's {} is damaged ({error}): {REPLACE}", key.escape_ascii())))
 }
 
 fn last_stored(engine: &Engine) -> Result<Option<LogId>, Error> {
     let Some(index) = engine.last_index(GROUP) else { return Ok(None) };
-    let failed = |error: &dyn std::fmt::Display| Error::Raft(format!("last entry: {error}"));
+    let failed = |error: &dyn std::fmt::Display| {
+        Error::Raft(format!("the last entry of the log cannot be read ({error}): {REPLACE}"))
+    };
     let stored = engine.get_entry::<StoredEntry>(GROUP, index).map_err(|error| failed(&error))?;
     let Some(stored) = stored else { return Ok(None) };
     Ok(Some(from_stored(&stored).map_err(|error| failed(&error))?.log_id))

@@ -1,10 +1,11 @@
 //! The state machine of openraft: applies committed entries with `fs::apply`, and writes the result to the store.
 
+use super::digests::Digests;
 use super::snapshot;
 use super::types::{Entry, LogId, Membership, Snapshot, SnapshotFile, SnapshotMeta, TypeConfig};
-use crate::error::Error;
+use crate::error::{Error, REPLACE, caught};
 use crate::fs::view::View;
-use crate::fs::{self, CommandReply};
+use crate::fs::{self, Command, CommandReply, Stamped};
 use crate::store::Store;
 use futures::{FutureExt, Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -16,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::task::{block_in_place, spawn_blocking};
 use wire::codec;
+use wire::message::check::CheckId;
 
 /// Entries applied before one write to the store.
 const APPLY_ENTRIES: usize = 256;
@@ -38,6 +40,7 @@ pub struct Machine {
     /// Held while a snapshot gets its name, and during an installation until the state is that of the snapshot.
     publishing: Arc<Mutex<()>>,
     position: Position,
+    digests: Arc<Digests>,
 }
 
 impl Machine {
@@ -56,29 +59,57 @@ impl Machine {
             position = position_of(&meta);
             snapshot::load(&file, &store, &codec::encode(&position)).map_err(disk)?;
         }
-        Ok(Self { store, dir: dir.to_owned(), publishing: Arc::default(), position })
+        Ok(Self { store, dir: dir.to_owned(), publishing: Arc::default(), position, digests: Arc::default() })
+    }
+
+    /// Returns the last entry that it has applied.
+    pub(super) fn applied(&self) -> Option<LogId> {
+        self.position.applied
+    }
+
+    /// Returns the digests of its state, which others ask for.
+    pub(super) fn digests(&self) -> Arc<Digests> {
+        self.digests.clone()
     }
 
     /// Applies entries, writes the result once, or several times if it is large, and answers.
-    fn apply_all(&mut self, entries: Vec<EntryResponder<TypeConfig>>) {
+    ///
+    /// # Errors
+    /// When the state contradicts an entry: it has changed on the disk. The next start rebuilds it.
+    fn apply_all(&mut self, entries: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
         let store = self.store.clone();
         let mut entries = entries.into_iter().peekable();
         while entries.peek().is_some() {
-            let (mut view, mut replies) = (View::new(&*store), Vec::new());
+            let (mut view, mut replies, mut mark) = (View::new(&*store), Vec::new(), None);
             while view.changes_count() < APPLY_CHANGES
+                && mark.is_none()
                 && let Some((entry, responder)) = entries.next()
             {
-                let reply = self.apply_entry(&mut view, entry);
+                mark = mark_of(&entry);
+                let index = entry.log_id.index;
+                let applied = caught(|| self.apply_entry(&mut view, entry));
+                let reply = applied.map_err(|reason| {
+                    self.store.distrust();
+                    io::Error::other(format!(
+                        "the state contradicts the log at entry {index} ({reason}): it is rebuilt at the next start. If \
+                         this comes again: {REPLACE}"
+                    ))
+                })?;
                 if let Some(responder) = responder {
                     replies.push((responder, reply));
                 }
             }
             let position = codec::encode(&self.position);
             store.apply(view.into_changes(), &position);
+            // The state is now that of the mark, at every node.
+            if let Some((check, applied)) = mark {
+                self.digests.begin(check, applied, &store);
+            }
             for (responder, reply) in replies {
                 responder.send(reply);
             }
         }
+        Ok(())
     }
 
     fn apply_entry(&mut self, view: &mut View, entry: Entry) -> CommandReply {
@@ -91,6 +122,14 @@ impl Machine {
                 CommandReply::Done
             }
         }
+    }
+}
+
+/// Returns which check an entry is the mark of, and its position.
+fn mark_of(entry: &Entry) -> Option<(CheckId, u64)> {
+    match &entry.payload {
+        EntryPayload::Normal(Stamped { command: Command::Mark(check), .. }) => Some((*check, entry.log_id.index)),
+        _ => None,
     }
 }
 
@@ -135,9 +174,9 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 _ => true,
             };
             if ready.len() <= LIGHT_ENTRIES && ready.iter().all(is_light) && !self.store.is_behind() {
-                self.apply_all(ready);
+                self.apply_all(ready)?;
             } else {
-                block_in_place(|| self.apply_all(ready));
+                block_in_place(|| self.apply_all(ready))?;
             }
         }
         Ok(())

@@ -2,8 +2,8 @@
 
 use super::log::Log;
 use super::machine::{Machine, Position};
-use super::snapshot;
 use super::types::{LogId, Membership, SnapshotMeta, Vote};
+use super::{pieces, snapshot};
 use crate::consensus::Member;
 use crate::error::Error;
 use crate::fs::view::Changes;
@@ -42,7 +42,7 @@ pub(crate) struct Stopped {
 pub(crate) async fn copy_with_log(dir: &Path, into: &Path, cache_bytes: u64) -> Result<Stopped, Error> {
     let raft = |error: &dyn std::fmt::Display| Error::Raft(error.to_string());
     let mut log = Log::open(&dir.join("log"))?;
-    let store = block_in_place(|| copy(dir, into, cache_bytes))?;
+    let store = block_in_place(|| copy(dir, into, &log, cache_bytes))?;
     let mut machine = block_in_place(|| Machine::open(into, store.clone()))?;
     let last = log.get_log_state().await.map_err(|error| raft(&error))?.last_log_id.map_or(0, |last| last.index);
     let (applied, _) = machine.applied_state().await.map_err(|error| raft(&error))?;
@@ -67,11 +67,11 @@ pub(crate) async fn copy_with_log(dir: &Path, into: &Path, cache_bytes: u64) -> 
 }
 
 /// Copies the state on disk, with its position.
-fn copy(dir: &Path, into: &Path, cache_bytes: u64) -> Result<Arc<Store>, Error> {
+fn copy(dir: &Path, into: &Path, log: &Log, cache_bytes: u64) -> Result<Arc<Store>, Error> {
     /// Pairs copied at a time.
     const PAIRS_AT_ONCE: usize = 4096;
     let from = Arc::new(Store::open(&dir.join("state"), cache_bytes)?);
-    let opened = Machine::open(dir, from.clone());
+    let opened = pieces::open(dir, &from, log);
     let copied = opened.and_then(|_| {
         let store = Store::open(&into.join("state"), cache_bytes)?;
         let position = from.begin_snapshot();

@@ -2,16 +2,23 @@
 
 use super::log::Log;
 use super::machine::Machine;
-use super::types::{Entry, TypeConfig};
-use crate::fs::{Command, Stamped};
+use super::pieces;
+use super::types::{Entry, TypeConfig, Vote};
+use crate::fs::view::{Changes, Kv};
+use crate::fs::{Command, Stamped, keys};
 use crate::store::Store;
 use futures::{TryStreamExt, stream};
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{EntryPayload, RaftLogReader, StorageError};
+use std::fs;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use wire::attr::Timestamp;
+
+/// Files are free again long before.
+const LIMIT: Duration = Duration::from_secs(10);
 
 struct Builder;
 
@@ -111,4 +118,123 @@ async fn a_snapshot_that_is_being_sent_does_not_change_when_a_newer_one_is_made(
     let newer = machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
     assert!(newer.meta.last_log_id > sent.meta.last_log_id);
     assert_eq!(super::snapshot::meta(&sent.snapshot).unwrap(), sent.meta);
+}
+
+/// A node that has applied entries 0 to 9, and has purged its log up to `purged`.
+async fn node(dir: &TempDir, purged: Option<u64>) {
+    let mut log = Log::open(&dir.path().join("log")).unwrap();
+    log.save_vote(&Vote::new(1, 1)).await.unwrap();
+    log.blocking_append((0..10).map(|index| entry_of(index, 10))).await.unwrap();
+    let mut machine = machine(dir);
+    for index in 0..10 {
+        apply(&mut machine, index).await;
+        if index == 5 {
+            machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+        }
+    }
+    if let Some(purged) = purged {
+        log.purge(entry_of(purged, 0).log_id).await.unwrap();
+    }
+}
+
+/// Opens a node as a start does. Returns the last index applied, or the error.
+fn started(dir: &TempDir) -> Result<Option<u64>, String> {
+    let store = Arc::new(Store::open(&dir.path().join("state"), 8 << 20).unwrap());
+    let begun = Instant::now();
+    let log = loop {
+        match Log::open(&dir.path().join("log")) {
+            Ok(log) => break log,
+            // The thread of the log that was dropped a moment ago still holds the files.
+            Err(error) => assert!(begun.elapsed() < LIMIT, "{error}"),
+        }
+        std::thread::yield_now();
+    };
+    let machine = pieces::open(dir.path(), &store, &log).map_err(|error| error.to_string())?;
+    Ok(machine.applied().map(|applied| applied.index))
+}
+
+fn assert_says_what_to_do(started: Result<Option<u64>, String>, what: &str) {
+    let error = started.unwrap_err();
+    assert!(error.contains(what) && error.contains("add it under a new number"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_is_cut_off_or_unreadable_is_rebuilt_from_what_the_log_leads_to() {
+    for damage in [
+        |store: &Store| store.clear(),
+        |store: &Store| store.apply(Changes::new(), b"?"),
+        |store: &Store| {
+            let key = keys::setting("layout");
+            store.apply(Changes::from([(key, Some(vec![0xff; 3]))]), &store.position().unwrap());
+        },
+        // Loading was cut off: there are pairs, and no position.
+        |store: &Store| {
+            store.clear();
+            store.load(vec![(b"I stray".to_vec(), vec![1])]);
+        },
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        node(&dir, Some(4)).await;
+        damage(&Store::open(&dir.path().join("state"), 8 << 20).unwrap());
+        assert_eq!(started(&dir), Ok(Some(5)), "the snapshot is loaded, and Raft applies the rest");
+        let store = Store::open(&dir.path().join("state"), 8 << 20).unwrap();
+        assert_eq!(store.get(b"I stray"), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_has_lost_pieces_does_not_start_and_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    node(&dir, Some(4)).await;
+    fs::remove_dir_all(dir.path().join("log")).unwrap();
+    assert_says_what_to_do(started(&dir), "the log is empty, and the state is not");
+
+    // The state is gone, and so is the snapshot from which the log goes on.
+    let dir = tempfile::tempdir().unwrap();
+    node(&dir, Some(4)).await;
+    fs::remove_dir_all(dir.path().join("state")).unwrap();
+    fs::remove_file(dir.path().join("snapshot")).unwrap();
+    assert_says_what_to_do(started(&dir), "pieces are missing between log index 0");
+
+    // The snapshot is needed, and damaged.
+    for cut in [3, 60] {
+        let dir = tempfile::tempdir().unwrap();
+        node(&dir, Some(4)).await;
+        fs::remove_dir_all(dir.path().join("state")).unwrap();
+        fs::File::options().write(true).open(dir.path().join("snapshot")).unwrap().set_len(cut).unwrap();
+        assert_says_what_to_do(started(&dir), "not in the log any more");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_snapshot_is_set_aside_when_the_log_does_without_it() {
+    for (is_state_there, purged) in [(true, Some(4)), (false, None)] {
+        let dir = tempfile::tempdir().unwrap();
+        node(&dir, purged).await;
+        if !is_state_there {
+            fs::remove_dir_all(dir.path().join("state")).unwrap();
+        }
+        fs::File::options().write(true).open(dir.path().join("snapshot")).unwrap().set_len(9).unwrap();
+        assert_eq!(started(&dir), Ok(is_state_there.then_some(9)));
+        assert!(dir.path().join("snapshot.damaged").exists() && !dir.path().join("snapshot").exists());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_that_the_state_contradicts_is_an_error_and_the_next_start_rebuilds_the_state() {
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let store = Arc::new(Store::open(&dir.path().join("state"), 8 << 20).unwrap());
+        let mut machine = Machine::open(dir.path(), store.clone()).unwrap();
+        apply(&mut machine, 0).await;
+        let key = keys::setting("cluster");
+        store.apply(Changes::from([(key, Some(vec![0xff; 3]))]), &store.position().unwrap());
+        let command = Command::SetLayout(wire::layout::Layout::default());
+        let payload = EntryPayload::Normal(Stamped { now: Timestamp::default(), command });
+        let entry = Entry { payload, ..entry_of(1, 0) };
+        let error = machine.apply(stream::iter([Ok((entry, None))])).await.unwrap_err().to_string();
+        assert!(error.contains("contradicts the log at entry 1"), "{error}");
+        assert!(store.close().is_err(), "it must not be marked as sound");
+    }
+    assert_eq!(Store::open(&dir.path().join("state"), 8 << 20).unwrap().position(), None);
 }

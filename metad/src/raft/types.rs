@@ -5,6 +5,7 @@ use openraft::BasicNode;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use wire::message::check::CheckId;
 
 openraft::declare_raft_types!(
     /// What Raft replicates, and between whom.
@@ -48,6 +49,7 @@ impl std::fmt::Display for Stamped {
             Command::ReleasePin { name } => write!(f, "release pin {name:?}"),
             Command::ResumeDeletion => f.write_str("resume deletion"),
             Command::Repair(repairing) => write!(f, "{} repairs", repairing.repairs.len()),
+            Command::Mark(CheckId(check)) => write!(f, "mark of check {check}"),
         }
     }
 }

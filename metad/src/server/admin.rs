@@ -9,7 +9,9 @@ use wire::ids::SessionId;
 use wire::layout::{Layout, LayoutMember};
 use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS, LEASE_MS};
 use wire::message::admin::{AdminReply, AdminRequest, BlockdHealth, ClusterStatus};
+use wire::message::check::CheckRequest;
 use wire::message::meta::MetaReply;
+use wire::tls::PeerIdentity;
 
 /// A snapshot of a large state takes a while.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
@@ -18,7 +20,10 @@ const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
 const SILENT_MS: u64 = 3_000;
 
 impl Server {
-    pub(super) async fn admin(&self, request: AdminRequest) -> Result<MetaReply, ProposeError> {
+    pub(super) async fn admin(&self, peer: &PeerIdentity, request: AdminRequest) -> Result<MetaReply, ProposeError> {
+        if let AdminRequest::Check(CheckRequest::Digest(check)) = request {
+            return Ok(MetaReply::Admin(AdminReply::Check(self.digest(check))));
+        }
         self.shared.consensus.read_barrier().await?;
         let consensus = &self.shared.consensus;
         let reply = match request {
@@ -40,8 +45,8 @@ impl Server {
             AdminRequest::Pins => AdminReply::Pins(retention::pins(&**consensus.state(), self.shared.clock.now())),
             AdminRequest::ReleasePin { name } => self.release_pin(name).await?,
             AdminRequest::EvictSession { session } => self.evict(session).await?,
-            AdminRequest::ResumeDeletion { force } => self.resume_deletion(force).await?,
-            AdminRequest::Check(request) => self.check(request).await?,
+            AdminRequest::ResumeDeletion { force } => self.resume_deletion(peer, force).await?,
+            AdminRequest::Check(request) => self.check(peer, request).await?,
         };
         Ok(MetaReply::Admin(reply))
     }

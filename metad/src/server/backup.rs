@@ -1,6 +1,7 @@
 //! Backups: the state as a stream to an operator, the pins that keep its blocks, and the end of a recovery.
 
 use super::Server;
+use crate::checks::Reader;
 use crate::consensus::Frozen;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, check, keys, recovery, retention, settings};
@@ -14,6 +15,7 @@ use wire::backup::{Head, Writer};
 use wire::limits::{PIN_MAX_MS, PIN_NAME_BYTES_MAX, PINS_MAX};
 use wire::message::admin::{AdminReply, BackupPiece};
 use wire::quic::{EventSender, Incoming};
+use wire::tls::PeerIdentity;
 
 /// A snapshot of a large state takes a while.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(1800);
@@ -28,15 +30,17 @@ const PIECES_WAITING: usize = 4;
 
 impl Server {
     /// Sends a backup. Only the leader does so: it alone knows that its state is the newest.
-    pub(super) async fn backup(&self, incoming: Incoming) {
+    pub(super) async fn backup(&self, peer: &PeerIdentity, incoming: Incoming) {
         if self.shared.consensus.read_barrier().await.is_err() {
             return incoming.refuse("another node leads").await;
         }
-        let Ok(_turn) = self.shared.backups.try_acquire() else {
-            return incoming.refuse("enough backups are being fetched: wait until one has ended").await;
-        };
+        let turn = self.shared.checks.admit(Reader::Backup, peer);
         let mut pieces = incoming.into_events();
-        let last = match self.send_backup(&mut pieces).await {
+        let sent = match &turn {
+            Ok(_) => self.send_backup(&mut pieces).await,
+            Err(busy) => Err(busy.clone()),
+        };
+        let last = match sent {
             Ok(bytes) => BackupPiece::End { bytes },
             Err(reason) => {
                 tracing::warn!(reason, "a backup was not completed");
@@ -88,12 +92,12 @@ impl Server {
     }
 
     /// Deletes blocks again, unless the metadata contradict themselves: deletion would go by them, and lose data.
-    pub(super) async fn resume_deletion(&self, force: bool) -> Result<AdminReply, ProposeError> {
+    pub(super) async fn resume_deletion(&self, peer: &PeerIdentity, force: bool) -> Result<AdminReply, ProposeError> {
         if retention::deletion_stopped(&**self.shared.consensus.state()).is_none() {
             return Ok(AdminReply::Done);
         }
         if !force {
-            match self.problems().await {
+            match self.problems(peer).await {
                 Ok(problems) if problems.is_empty() => {}
                 Ok(problems) => return Ok(AdminReply::Problems(problems)),
                 Err(reason) => return Ok(AdminReply::Failed(reason)),
@@ -105,7 +109,8 @@ impl Server {
     }
 
     /// Returns contradictions in the metadata, one line each, up to a bound. What is applied meanwhile does not count.
-    async fn problems(&self) -> Result<Vec<String>, String> {
+    async fn problems(&self, peer: &PeerIdentity) -> Result<Vec<String>, String> {
+        let _turn = self.shared.checks.admit(Reader::Check, peer)?;
         let state = self.shared.consensus.freeze(SNAPSHOT_LIMIT).await.map_err(|error| error.to_string())?;
         let checked = spawn_blocking(move || (check::check_up_to(&*state, PROBLEMS_MAX), state.failure()));
         match checked.await.map_err(|error| error.to_string())? {

@@ -3,6 +3,7 @@
 //! The running checks are in `checks`. Repairs wait until nobody answers from a cache what they change.
 
 use super::Server;
+use crate::checks::Reader;
 use crate::error::ProposeError;
 use crate::fs::blockref::{self, BlockRef};
 use crate::fs::check::places;
@@ -15,6 +16,7 @@ use wire::ids::{BlockHash, Ino, SessionId};
 use wire::message::admin::AdminReply;
 use wire::message::check::{BlockUse, CheckId, CheckReply, CheckRequest, CheckedBlock, INDEX_KEY_BYTES_MAX, Repair};
 use wire::op::check_name;
+use wire::tls::PeerIdentity;
 
 /// Taking the state of a large cluster takes a while.
 const FREEZE_LIMIT: Duration = Duration::from_secs(600);
@@ -25,9 +27,9 @@ const USES_PAGE: usize = 512;
 const NUMBERS_MAX: u64 = 1 << 62;
 
 impl Server {
-    pub(super) async fn check(&self, request: CheckRequest) -> Result<AdminReply, ProposeError> {
+    pub(super) async fn check(&self, peer: &PeerIdentity, request: CheckRequest) -> Result<AdminReply, ProposeError> {
         let answered = match request {
-            CheckRequest::Begin => self.begin_check().await,
+            CheckRequest::Begin => self.begin_check(peer).await,
             CheckRequest::Findings(check) => self.findings(check).await,
             CheckRequest::Blocks { check, after } => self.blocks(check, after).await,
             CheckRequest::Uses { check, hashes, after } => {
@@ -49,14 +51,26 @@ impl Server {
                 self.shared.checks.end(check);
                 Ok(CheckReply::Ended)
             }
+            CheckRequest::Keep(check) => self.shared.checks.find(check).map(|_| CheckReply::Kept),
+            CheckRequest::Digest(check) => Ok(self.digest(check)),
+            CheckRequest::Mark(check) => match self.shared.checks.find(check) {
+                Ok(_) => self.shared.propose(Command::Mark(check)).await.map(|_| Ok(CheckReply::Marked))?,
+                Err(reason) => Err(reason),
+            },
         };
         Ok(answered.map_or_else(AdminReply::Failed, AdminReply::Check))
     }
 
-    async fn begin_check(&self) -> Result<CheckReply, String> {
+    /// Answers without asking whether this node leads: its own state is meant.
+    pub(super) fn digest(&self, check: CheckId) -> CheckReply {
+        CheckReply::Digest(self.shared.consensus.digest(check))
+    }
+
+    async fn begin_check(&self, peer: &PeerIdentity) -> Result<CheckReply, String> {
+        let turn = self.shared.checks.admit(Reader::Check, peer)?;
         let state = self.shared.consensus.freeze(FREEZE_LIMIT).await.map_err(|error| error.to_string())?;
         let (applied, pairs) = (state.applied(), state.pair_count());
-        Ok(CheckReply::Begun { check: self.shared.checks.begin(state)?, applied, pairs })
+        Ok(CheckReply::Begun { check: self.shared.checks.begin(state, turn)?, applied, pairs })
     }
 
     async fn findings(&self, check: CheckId) -> Result<CheckReply, String> {
@@ -114,6 +128,12 @@ impl Server {
         };
         if let Some(reason) = repairs.iter().find_map(refused) {
             return Ok(AdminReply::Failed(reason));
+        }
+        // Some repairs follow from a look at the whole state, which cannot be repeated when they are applied. So only
+        // those are proposed that this node has found itself.
+        if !repairs.iter().all(|repair| running.justifies(repair)) {
+            let reason = "a repair was asked for that this check has not found, or not lately: nothing was repaired";
+            return Ok(AdminReply::Failed(reason.to_owned()));
         }
         let base = repair::repairs(&*running.state).count;
         let repairing = repair::Repairing { check, base, seq, repairs };

@@ -75,7 +75,7 @@ impl Cluster {
         cluster
     }
 
-    async fn start_node(&mut self, id: u64) {
+    pub(super) async fn start_node(&mut self, id: u64) {
         let addr = self.initial[&MetadId(id)];
         let started = Instant::now();
         let node = loop {
@@ -132,7 +132,7 @@ impl Cluster {
     }
 
     /// Returns what a check finds.
-    async fn findings(&self) -> Vec<Finding> {
+    pub(super) async fn findings(&self) -> Vec<Finding> {
         let CheckReply::Begun { check, .. } = self.check(CheckRequest::Begin).await else { panic!("no check") };
         let mut all = Vec::new();
         loop {

@@ -10,6 +10,7 @@ use wire::codec;
 use wire::ids::{BatchSeq, BlockdId, Ino, JournalId, LayoutEpoch, MetadId, SessionId, Version};
 use wire::limits::JOURNALED_FILES_MAX;
 use wire::message::admin::{AdminReply, AdminRequest};
+use wire::message::check::{CheckReply, CheckRequest, Repair};
 use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest, RaftKind};
 use wire::op::{Batch, JournalPosition, JournaledFile, Lock, LockFamily, Op, OpFailed};
 use wire::quic::{Endpoint, Peer};
@@ -267,4 +268,27 @@ async fn a_certificate_with_a_restriction_that_nobody_enforces_is_refused() {
     }
     let free = client(&cluster.ca, "free", false);
     opened(&cluster, &free, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_can_ask_for_no_repair_that_the_check_has_not_found() {
+    let cluster = Cluster::start(1).await;
+    let mut session = cluster.session().await;
+    session.create("kept").await;
+    let check = |request| cluster.admin(AdminRequest::Check(request));
+    let AdminReply::Check(CheckReply::Begun { check: id, .. }) = check(CheckRequest::Begin).await else {
+        panic!("no check")
+    };
+    // Each of these would be made if it were proposed: the state cannot say nearby that they are wrong.
+    let count = Repair::InodeCount { seen: 2, found: 1_000 };
+    let known = Repair::References { hash: wire::ids::BlockHash([7; 32]), seen: None, found: 3, len: 20 };
+    for (seq, lie) in [count, known].into_iter().enumerate() {
+        let request = CheckRequest::Repair { check: id, seq: 1 + seq as u64, repairs: vec![lie] };
+        let answer = check(request).await;
+        assert!(matches!(&answer, AdminReply::Failed(reason) if reason.contains("not found")), "{answer:?}");
+    }
+    check(CheckRequest::End(id)).await;
+    assert_serves(&mut session, "after").await;
+    drop(session);
+    assert_eq!(cluster.findings().await, Vec::new());
 }

@@ -2,6 +2,7 @@
 //! binary links everything.
 
 mod cluster;
+mod compare;
 mod followers;
 mod hostile;
 mod model_machine;

@@ -1,11 +1,12 @@
 //! `surf blockd`: block daemons, and what becomes of their blocks.
 
 use super::access::Access;
-use crate::output;
+use crate::output::{self, say};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::process::ExitCode;
+use std::time::Duration;
 use wire::layout::LayoutMember;
 use wire::message::admin::{AdminRequest, BlockdHealth, BlockdState, ClusterStatus};
 
@@ -64,23 +65,21 @@ impl Blockd {
             Command::Drain { access, name, undo } => {
                 access.ask(AdminRequest::DrainBlockd { name: name.clone(), drain: !undo }).await?;
                 if undo {
-                    println!("{name} owns blocks again");
+                    say!("{name} owns blocks again");
                 } else {
-                    println!(
-                        "{name} is being emptied; `surf blockd list` says when it is drained and can be switched off"
-                    );
+                    say!("{name} is being emptied; `surf blockd list` says when it is drained and can be switched off");
                 }
             }
             Command::Replace { access, name, successor } => {
                 let request = AdminRequest::ReplaceBlockd { name: name.clone(), successor: successor.clone() };
                 access.ask(request).await?;
-                println!(
+                say!(
                     "start {successor}: it takes over what {name} holds, and `surf blockd list` says when that is drained"
                 );
             }
             Command::Remove { access, name } => {
                 access.ask(AdminRequest::RemoveBlockd { name: name.clone() }).await?;
-                println!("{name} is forgotten; what others have of it is copied, what it alone had is lost");
+                say!("{name} is forgotten; what others have of it is copied, what it alone had is lost");
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -123,7 +122,8 @@ pub fn to_json((member, state): (&LayoutMember, &BlockdState)) -> serde_json::Va
 /// Time since the last heartbeat, for people.
 #[must_use]
 pub fn heard(state: &BlockdState) -> String {
-    state.heard_ms.map_or_else(|| "never".to_owned(), |ms| format!("{}.{} s ago", ms / 1000, ms % 1000 / 100))
+    let ago = |ms| format!("{} ago", output::duration(Duration::from_millis(ms)));
+    state.heard_ms.map_or_else(|| "never".to_owned(), ago)
 }
 
 fn list(status: &ClusterStatus, as_json: bool) -> Result<()> {

@@ -5,7 +5,7 @@ mod init;
 use super::access::Access;
 use super::blockd::{heard, states, to_json as blockd_json, word};
 use super::session;
-use crate::output;
+use crate::output::{self, say};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -76,11 +76,11 @@ impl Cluster {
             Command::Status { access, json } => show(&access.status().await?, json)?,
             Command::Add { access, id, address } => {
                 access.ask(AdminRequest::AddMetad { id: MetadId(id), addr: address }).await?;
-                println!("metad-{id} votes");
+                say!("metad-{id} votes");
             }
             Command::Remove { access, id } => {
                 access.ask(AdminRequest::RemoveMetad { id: MetadId(id) }).await?;
-                println!("metad-{id} removed; it can be stopped now");
+                say!("metad-{id} removed; it can be stopped now");
             }
             Command::Set { access, down_after_s, replicas, min_sync } => {
                 if let Some(seconds) = down_after_s {
@@ -89,7 +89,7 @@ impl Cluster {
                 if let (Some(replicas), Some(min_sync)) = (replicas, min_sync) {
                     access.ask(AdminRequest::SetRedundancy { replicas, min_sync }).await?;
                 }
-                println!("set");
+                say!("set");
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -100,7 +100,7 @@ fn show(status: &ClusterStatus, as_json: bool) -> Result<()> {
     if as_json {
         return output::json(&to_json(status));
     }
-    println!("cluster {}, term {}, {} entries applied", status.cluster, status.term, status.applied);
+    say!("cluster {}, term {}, {} entries applied", status.cluster, status.term, status.applied);
     let metads: Vec<Vec<String>> = status
         .metads
         .iter()

@@ -1,7 +1,7 @@
 //! `surf conflicts`: lists conflict copies, made because two mounts wrote the same bytes of a file, and decides on
 //! them.
 
-use crate::output;
+use crate::output::{self, complain, say};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use std::ffi::{OsStr, OsString};
@@ -66,7 +66,7 @@ impl Conflicts {
             Command::Keep { what, copies } => {
                 for copy in copies {
                     let kept = keep(what, &copy).with_context(|| copy.display().to_string())?;
-                    println!("{}", kept.display());
+                    say!("{}", kept.display());
                 }
             }
         }
@@ -125,7 +125,7 @@ fn find(dir: &Path) -> Result<Vec<Conflict>> {
     let mut left = vec![dir.to_owned()];
     while let Some(dir) = left.pop() {
         // A directory that was removed in the meantime, or may not be read, does not hide the others.
-        let unread = |error: &io::Error| eprintln!("{} is left out: {error}", dir.display());
+        let unread = |error: &io::Error| complain!("{} is left out: {error}", dir.display());
         let Ok(entries) = fs::read_dir(&dir).inspect_err(unread) else { continue };
         for entry in entries {
             let Ok(entry) = entry.inspect_err(unread) else { break };
@@ -177,7 +177,7 @@ fn list(dir: &Path, json: bool) -> Result<()> {
         })
         .collect();
     if rows.is_empty() {
-        println!("no conflicts");
+        say!("no conflicts");
     } else {
         output::table(&["copy", "written on", "at", "mine", "theirs"], &rows);
     }

@@ -1,19 +1,23 @@
 //! `surf fsck`: checks whether a cluster's metadata contradicts itself, and whether its blocks are where they belong,
 //! while the cluster is in use.
 
+mod answers;
 mod blocks;
 mod copies;
+mod daemons;
+mod metads;
 mod report;
 mod state;
 
 use super::access::Access;
 use crate::admin::Admin;
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use report::Report;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use wire::message::admin::{AdminReply, AdminRequest};
 use wire::message::check::{CheckId, CheckReply, CheckRequest};
 
@@ -28,6 +32,8 @@ pub const USAGE: u8 = 16;
 
 /// A step may take the state of a large cluster, or read all its extents.
 const STEP_LIMIT: Duration = Duration::from_secs(600);
+/// How often metad is told that the check goes on. A check of which it hears nothing for two minutes ends.
+const KEEP_PAUSE: Duration = Duration::from_secs(20);
 /// Rounds of checking and mending: a repair may uncover another fault.
 const ROUNDS_MAX: usize = 5;
 
@@ -71,6 +77,32 @@ impl Cluster {
     }
 }
 
+/// The signals by which a check is ended.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    /// Waits until the check is to end. Cancel-safe.
+    async fn requested(&mut self) -> anyhow::Error {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+        anyhow!("interrupted: what was not reached is not checked")
+    }
+}
+
+/// Tells metad that the check goes on, even while nothing is asked of it. Does not end.
+async fn keep(cluster: &Cluster, check: CheckId) {
+    loop {
+        tokio::time::sleep(KEEP_PAUSE).await;
+        // The next step says what is wrong.
+        let _ = cluster.step(CheckRequest::Keep(check)).await;
+    }
+}
+
 impl Fsck {
     /// Carries it out.
     pub async fn run(self) -> Result<ExitCode> {
@@ -93,11 +125,20 @@ impl Fsck {
     }
 
     async fn check_all(&self, cluster: &mut Cluster, report: &mut Report) -> Result<()> {
+        let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let mut stop = Stop { interrupt, terminate };
         for round in 1.. {
             // Another one may lead since the last round.
             (_, cluster.leader) = cluster.admin.leader().await?;
-            let check = state::begin(cluster, report).await?;
-            let more = self.check_with(cluster, check, report, round).await;
+            let check = tokio::select! {
+                begun = state::begin(cluster, report) => begun?,
+                interrupted = stop.requested() => return Err(interrupted),
+            };
+            let more = tokio::select! {
+                more = self.check_with(cluster, check, report, round) => more,
+                () = keep(cluster, check) => Ok(false),
+                interrupted = stop.requested() => Err(interrupted),
+            };
             // If this fails, the check ends by itself.
             let _ = cluster.step(CheckRequest::End(check)).await;
             if !more? {
@@ -109,7 +150,12 @@ impl Fsck {
 
     /// Returns true when something was mended, and another round may find more.
     async fn check_with(&self, cluster: &Cluster, check: CheckId, report: &mut Report, round: usize) -> Result<bool> {
-        let mended = state::check(cluster, check, report, self.repair).await?;
+        let are_equal = round > 1 || metads::compare(cluster, check, report).await?;
+        // Repairs follow from the leader's state. If another metad has the right one, they would spread the damage.
+        if !are_equal && self.repair {
+            report.note("the metads differ: nothing of the metadata was repaired".to_owned());
+        }
+        let mended = state::check(cluster, check, report, self.repair && are_equal).await?;
         if mended && round < ROUNDS_MAX {
             return Ok(true);
         }

@@ -2,6 +2,7 @@
 
 use super::blockd::states;
 use crate::output;
+use std::time::Duration;
 use wire::message::admin::{BlockdHealth, ClusterStatus};
 
 /// Problems and notes for an operator.
@@ -83,16 +84,16 @@ impl Health {
     fn blockds(&mut self, status: &ClusterStatus) {
         for (member, state) in states(status) {
             let (name, addr) = (&member.name, member.addr);
-            let silent = state.heard_ms.map(|ms| ms / 1000);
+            let silent = state.heard_ms.map(|ms| output::duration(Duration::from_millis(ms)));
             match (state.health, silent) {
                 (BlockdHealth::Up | BlockdHealth::Draining, _) => {}
                 (BlockdHealth::Suspect | BlockdHealth::Down, None) => {
                     self.problems.push(format!("{name} ({addr}) was not heard of"));
                 }
                 (BlockdHealth::Suspect, Some(s)) => {
-                    self.problems.push(format!("{name} ({addr}) has missed heartbeats for {s} s"));
+                    self.problems.push(format!("{name} ({addr}) has missed heartbeats for {s}"));
                 }
-                (BlockdHealth::Down, Some(s)) => self.problems.push(format!("{name} ({addr}) is silent for {s} s")),
+                (BlockdHealth::Down, Some(s)) => self.problems.push(format!("{name} ({addr}) is silent for {s}")),
                 (BlockdHealth::Out, _) => {
                     let what = "is out: others take over what it held; start it, or `surf blockd remove` it";
                     self.problems.push(format!("{name} ({addr}) {what}"));

@@ -6,7 +6,7 @@ mod plan;
 mod replace;
 
 use super::access::Access;
-use crate::output;
+use crate::output::{self, say};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -75,19 +75,19 @@ impl Metad {
     /// Carries it out.
     pub async fn run(self) -> Result<ExitCode> {
         match self.command {
-            Command::Backup(backup) => backup.run().await?,
+            Command::Backup(backup) => return backup.run().await,
             Command::Verify { file, json } => {
                 let (head, counts, bytes) = verified(&file)?;
                 if json {
                     output::json(&to_json(&head, &counts, bytes))?;
                 } else {
-                    println!("{}: whole, {}", file.display(), in_words(&head, &counts, bytes));
+                    say!("{}: whole, {}", file.display(), in_words(&head, &counts, bytes));
                 }
             }
             Command::Backups { access, json } => list(&pins(&access).await?, json)?,
             Command::Release { access, name } => {
                 access.ask(AdminRequest::ReleasePin { name: name.clone() }).await?;
-                println!("the blocks of {name} are kept no longer");
+                say!("the blocks of {name} are kept no longer");
             }
             Command::Replace(replace) => replace.run().await?,
             Command::ResumeDeletion { access, force } => {
@@ -99,14 +99,14 @@ impl Metad {
                 };
                 admin.close().await;
                 if let AdminReply::Problems(problems) = answered? {
-                    problems.iter().for_each(|problem| println!("{problem}"));
-                    println!(
+                    problems.iter().for_each(|problem| say!("{problem}"));
+                    say!(
                         "the metadata contradicts itself: deletion stays stopped. Run `surf fsck --repair`, then this again; \
                          `--force` deletes all the same"
                     );
                     return Ok(ExitCode::from(2));
                 }
-                println!("blocks that nothing refers to are deleted again");
+                say!("blocks that nothing refers to are deleted again");
             }
         }
         Ok(ExitCode::SUCCESS)

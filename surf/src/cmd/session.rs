@@ -1,7 +1,7 @@
 //! `surf session`: who uses the cluster.
 
 use super::access::Access;
-use crate::output;
+use crate::output::{self, say};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -44,7 +44,7 @@ impl Session {
             Command::List { access, json } => list(&access.status().await?, json)?,
             Command::Evict { access, session } => {
                 access.ask(AdminRequest::EvictSession { session: SessionId(session) }).await?;
-                println!("session {session} has ended; others wait for what it was promised for five seconds more");
+                say!("session {session} has ended; others wait for what it was promised for five seconds more");
             }
         }
         Ok(ExitCode::SUCCESS)

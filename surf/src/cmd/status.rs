@@ -3,10 +3,11 @@
 use super::access::Access;
 use super::blockd::{states, to_json, word};
 use super::health::{Health, Work};
-use crate::output;
+use crate::output::{self, say};
 use anyhow::Result;
 use clap::Args;
 use std::process::ExitCode;
+use std::time::Duration;
 use wire::message::admin::ClusterStatus;
 
 /// Something needs attention, but nothing is in danger.
@@ -85,9 +86,9 @@ fn show(status: &ClusterStatus, health: &Health, work: &Work) {
         (false, false) => "needs attention",
         (false, true) => "in danger",
     };
-    println!("{}: {state}", status.cluster);
-    health.problems.iter().chain(&health.notes).for_each(|line| println!("  {line}"));
-    println!(
+    say!("{}: {state}", status.cluster);
+    health.problems.iter().chain(&health.notes).for_each(|line| say!("  {line}"));
+    say!(
         "{} of {} used, {} inodes, {} sessions",
         output::bytes(used),
         output::bytes(total),
@@ -96,10 +97,11 @@ fn show(status: &ClusterStatus, health: &Health, work: &Work) {
     );
     let blockds: Vec<String> =
         states(status).map(|(member, state)| format!("{} {}", member.name, word(state.health))).collect();
-    println!("blockds: {}", blockds.join(", "));
+    say!("blockds: {}", blockds.join(", "));
     if [work.lacking_blocks, work.misplaced_blocks, work.damaged_blocks].iter().any(|count| *count > 0) {
-        let left = work.left_s.map_or_else(|| "unknown".to_owned(), |seconds| format!("{seconds} s"));
-        println!(
+        let left =
+            work.left_s.map_or_else(|| "unknown".to_owned(), |seconds| output::duration(Duration::from_secs(seconds)));
+        say!(
             "to copy: {} blocks, {}; misplaced: {} blocks, {}, {} of them one copy too many; {}/s now, time left: {left}",
             work.lacking_blocks,
             output::bytes(work.lacking_bytes),

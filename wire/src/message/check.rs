@@ -1,7 +1,7 @@
 //! Requests of `surf fsck` to metad: a check of all metadata at one position of the log, and repairs.
 //!
 //! A check belongs to the metad that began it. That metad holds the state of that moment until the check is ended, or
-//! receives no request for two minutes. Answers come in pages.
+//! receives no request for two minutes. Answers come in pages. One check is under way at a time.
 
 use crate::attr::Timestamp;
 use crate::codec::bounded;
@@ -58,6 +58,14 @@ pub enum CheckRequest {
     },
     /// The check is not needed any more. Answers `Ended`.
     End(CheckId),
+    /// The check is still needed, though nothing is asked of it now. Answers `Kept`.
+    Keep(CheckId),
+    /// How far is this metad with the digest of its state at the mark of this check? The first such request has the
+    /// metad wait for the mark: one that was not asked before does no work. Any metad answers, and answers `Digest`.
+    Digest(CheckId),
+    /// Put the mark of this check into the log: each metad that waits for it reads its state as it is there. Answers
+    /// `Marked`.
+    Mark(CheckId),
 }
 
 /// Answer to a [`CheckRequest`].
@@ -101,6 +109,39 @@ pub enum CheckReply {
     Repaired(Vec<bool>),
     /// The check has ended.
     Ended,
+    /// The check goes on.
+    Kept,
+    /// How far the digest is.
+    Digest(DigestState),
+    /// The mark is in the log.
+    Marked,
+}
+
+/// How far a metad is with the digest of its state at a mark in the log.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum DigestState {
+    /// It has not applied the mark yet.
+    Awaited,
+    /// It reads its state.
+    Reading {
+        /// Pairs of keys and values read so far.
+        pairs: u64,
+    },
+    /// It has read all.
+    Done(StateDigest),
+    /// There will be no digest, for this reason.
+    GivenUp(String),
+}
+
+/// A metad's state at one position of the log: the same at every metad.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct StateDigest {
+    /// The position.
+    pub applied: u64,
+    /// Pairs of keys and values.
+    pub pairs: u64,
+    /// BLAKE3 of all of them in the order of their keys.
+    pub hash: [u8; 32],
 }
 
 /// A block that metad knows.

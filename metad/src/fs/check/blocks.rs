@@ -1,6 +1,6 @@
 //! References of blocks, and the blocks that wait to be deleted.
 
-use super::Check;
+use super::{Check, WINDOW};
 use crate::fs::blockref::BlockRef;
 use crate::fs::{extent, index, keys};
 use std::collections::BTreeMap;
@@ -15,6 +15,9 @@ struct Row {
     counted: u64,
     found: u64,
 }
+
+// Unknown blocks take as much again, at most.
+const _: () = assert!(size_of::<Row>() * WINDOW <= 32 << 20);
 
 /// Blocks with hashes from `first` up to, but not including, `end`.
 struct Window {
@@ -100,7 +103,7 @@ fn count(check: &mut Check, mut window: Window) {
                 block_len
             }
         };
-        if len != block_len || u64::from(offset) + extent.len > u64::from(block_len) {
+        if len != block_len || u64::from(offset).saturating_add(extent.len) > u64::from(block_len) {
             let what = format!("an extent reads {} bytes at {offset} of {block_len}, and it has {len}", extent.len);
             check.found(FindingKind::BadExtent, format!("block {hash}"), what, None);
         }

@@ -3,7 +3,6 @@
 use super::Check;
 use crate::fs::keys::{self, Key};
 use crate::fs::session::Session;
-use crate::fs::view::KvExt;
 use crate::fs::{index, settings};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -62,24 +61,25 @@ fn leased(check: &mut Check, sessions: &BTreeMap<SessionId, Session>) {
 }
 
 fn replies(check: &mut Check, sessions: &BTreeMap<SessionId, Session>) {
-    let mut forgotten: BTreeSet<SessionId> = BTreeSet::new();
-    check.scan(keys::all_replies(), 16 - 1, |_, key, _| {
+    // The replies of a session follow each other.
+    let mut last = None;
+    check.scan(keys::all_replies(), 16 - 1, |check, key, _| {
         let id = SessionId(keys::first(key));
-        if !sessions.contains_key(&id) {
-            forgotten.insert(id);
+        if last.replace(id) != Some(id) && !sessions.contains_key(&id) {
+            let (what, repair) = ("is forgotten, and replies are kept for it".to_owned(), Some(Repair::Replies(id)));
+            check.found(FindingKind::WrongSession, format!("session {id}"), what, repair);
         }
     });
-    for id in forgotten {
-        let (what, repair) = ("is forgotten, and replies are kept for it".to_owned(), Some(Repair::Replies(id)));
-        check.found(FindingKind::WrongSession, format!("session {id}"), what, repair);
-    }
 }
 
 /// Returns the numbers of the living sessions whose records can be decoded.
 pub(super) fn living(check: &Check) -> BTreeSet<SessionId> {
-    let sessions = check.kv.pairs(keys::sessions(), usize::MAX);
-    let live = sessions.iter().filter(|(key, value)| {
-        key.len() == 9 && wire::codec::decode::<Session>(value).is_ok_and(|session| !session.has_ended())
+    let mut living = BTreeSet::new();
+    check.kv.scan(keys::sessions(), &mut |key, value| {
+        if key.len() == 9 && wire::codec::decode::<Session>(value).is_ok_and(|session| !session.has_ended()) {
+            living.insert(SessionId(keys::first(key)));
+        }
+        true
     });
-    live.map(|(key, _)| SessionId(keys::first(key))).collect()
+    living
 }

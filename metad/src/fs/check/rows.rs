@@ -1,6 +1,6 @@
 //! What is remembered of the inodes of a window, and compared at its end.
 
-use super::{Check, places};
+use super::{Check, WINDOW, places};
 use crate::fs::inode::Inode;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -122,6 +122,9 @@ impl Row {
         check.found(FindingKind::DirectoryCount, place, what, Some(Repair::Directory(self.ino)));
     }
 }
+
+// `docs/operations.md` says how much memory a check needs.
+const _: () = assert!(size_of::<Row>() * WINDOW <= 64 << 20);
 
 /// The rows of all inodes with numbers from `first` up to, but not including, `end`; without an end, up to the last
 /// possible one.

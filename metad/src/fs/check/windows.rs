@@ -81,7 +81,7 @@ fn extents(check: &mut Check, rows: &mut Rows) {
         match rows.get(ino) {
             Some(row) => {
                 let overlaps = extent.file_off < row.end;
-                row.bytes += extent.len;
+                row.bytes = row.bytes.saturating_add(extent.len);
                 row.end = end;
                 if overlaps {
                     let what = format!("its extents overlap at {}", extent.file_off);
@@ -199,7 +199,7 @@ fn counters(check: &mut Check, found: u64, greatest: Ino) {
     let next = settings::next_ino(check.kv);
     if greatest >= next {
         let what = format!("{next} is next, and {greatest} is used");
-        let repair = Some(Repair::NextIno(greatest.next()));
+        let repair = Some(Repair::NextIno(Ino(greatest.0.saturating_add(1))));
         check.found(FindingKind::WrongCounter, "numbers of inodes".to_owned(), what, repair);
     }
 }

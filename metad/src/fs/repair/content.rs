@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use wire::attr::FileKind;
 use wire::extent::Source;
 use wire::ids::{BlockHash, Ino};
+use wire::limits::BLOCK_BYTES_MAX;
 
 /// Attributes of a missing inode that are removed at once.
 const ATTRIBUTES_AT_ONCE: usize = 4096;
@@ -102,6 +103,10 @@ pub(super) fn references(
         return false;
     }
     if before.map(|block| block.count) != seen || seen == Some(found) {
+        return false;
+    }
+    // A block that is not known is made known because something refers to it.
+    if before.is_none() && (found == 0 || len == 0 || len as usize > BLOCK_BYTES_MAX) {
         return false;
     }
     let mut block = before.unwrap_or(BlockRef { count: 0, len, zero_since_ms: 0 });

@@ -5,7 +5,7 @@ use crate::fs::dentry::{self, Target};
 use crate::fs::inode::Inode;
 use crate::fs::keys::{self, Key};
 use crate::fs::settings::{self, inodes_changed};
-use crate::fs::view::{Kv, View};
+use crate::fs::view::{Kv, KvExt, View};
 use crate::fs::{Context, orphan};
 use wire::attr::{Creator, FileKind, InodeAttr};
 use wire::ids::Ino;
@@ -32,6 +32,11 @@ fn leads(view: &View, (parent, name): (Ino, &[u8]), ino: Ino) -> bool {
     load_target(view, &keys::dentry(parent, name)).is_some_and(|(target, _)| target == ino)
 }
 
+/// Returns whether the entry that an inode records leads to it.
+pub(super) fn has_own_entry(view: &View, inode: &Inode) -> bool {
+    leads(view, (inode.parent, &inode.name), inode.attr.ino)
+}
+
 fn load_dir(view: &View, ino: Ino) -> Option<Inode> {
     load_inode(view, ino).filter(|inode| inode.attr.kind == FileKind::Directory)
 }
@@ -41,7 +46,11 @@ pub(super) fn count(view: &mut View, context: &Context, ino: Ino, seen: Seen, fo
     let Some(mut inode) = load_as(view, ino, seen) else { return false };
     let is_waiting = view.get(&keys::orphan(ino)).is_some();
     // An inode without an entry is attached, or waits until no session holds it.
-    if inode.attr.kind == FileKind::Directory || (found == 0) != is_waiting {
+    if inode.attr.kind == FileKind::Directory || (found == 0) != is_waiting || inode.attr.nlink == found {
+        return false;
+    }
+    // The entry that it records itself is one of them.
+    if found == 0 && has_own_entry(view, &inode) {
         return false;
     }
     inode.attr.nlink = found;
@@ -82,12 +91,14 @@ pub(super) fn remove(view: &mut View, context: &Context, place: Place, ino: Ino)
         Some(inode) => inode.attr.kind != FileKind::Directory,
         None => !is_there(parent),
     };
+    // An operator decides about an inode that is lost while its content is there: the name says which file it was.
+    let has_content = !is_there(ino) && view.get(&keys::reaping(ino)).is_none() && view.any(keys::extents_from(ino, 0));
     let is_superfluous = match load_dir(view, ino) {
         // A directory has one entry: the one that it records itself.
         Some(dir) => (dir.parent, dir.name.as_slice()) != (parent, name) && leads(view, (dir.parent, &dir.name), ino),
         None => !is_there(ino),
     };
-    if !in_no_dir && !is_superfluous {
+    if has_content || (!in_no_dir && !is_superfluous) {
         return false;
     }
     view.delete(key_of(place));
@@ -114,7 +125,10 @@ pub(super) fn rewrite(view: &mut View, context: &Context, place: Place, ino: Ino
 /// `Repair::Parent`.
 pub(super) fn set_parent(view: &mut View, context: &Context, ino: Ino, (parent, name): (Ino, &[u8])) -> bool {
     let Some(mut dir) = load_dir(view, ino) else { return false };
-    if !leads(view, (parent, name), ino) || leads(view, (dir.parent, &dir.name), ino) {
+    if load_dir(view, parent).is_none()
+        || !leads(view, (parent, name), ino)
+        || leads(view, (dir.parent, &dir.name), ino)
+    {
         return false;
     }
     (dir.parent, dir.name) = (parent, name.to_vec());
@@ -125,15 +139,16 @@ pub(super) fn set_parent(view: &mut View, context: &Context, ino: Ino, (parent, 
 
 /// `Repair::Attach`.
 pub(super) fn attach(view: &mut View, context: &Context, ino: Ino, seen: Seen) -> bool {
-    let Some(inode) = load_as(view, ino, seen) else { return false };
-    let has_own = leads(view, (inode.parent, &inode.name), ino);
+    // The root has no entry, and needs none.
+    let Some(inode) = load_as(view, ino, seen).filter(|_| ino != Ino::ROOT) else { return false };
+    let has_own = has_own_entry(view, &inode);
     let is_circle = has_own && inode.attr.kind == FileKind::Directory && lies_below_itself(view, &inode);
     if (has_own && !is_circle) || orphan::holders(view, ino).is_none_or(|holders| !holders.is_empty()) {
         return false;
     }
     let name = format!("#{ino}").into_bytes();
     let Some(found) = lost_and_found(view, context) else { return false };
-    if view.get(&keys::dentry(found, &name)).is_some() {
+    if view.get(&keys::dentry(found, &name)).is_some() || is_below(view, found, ino) {
         return false;
     }
     if is_circle {
@@ -155,7 +170,12 @@ pub(super) fn attach(view: &mut View, context: &Context, ino: Ino, seen: Seen) -
 }
 
 fn lies_below_itself(view: &View, inode: &Inode) -> bool {
-    let (ino, mut at) = (inode.attr.ino, inode.parent);
+    is_below(view, inode.parent, inode.attr.ino)
+}
+
+/// Returns whether a directory is another one, or lies below it.
+fn is_below(view: &View, dir: Ino, ino: Ino) -> bool {
+    let mut at = dir;
     for _ in 0..DEPTH_MAX {
         if at == ino || at == Ino::ROOT {
             return at == ino;

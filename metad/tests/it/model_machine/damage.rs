@@ -1,17 +1,18 @@
 //! What the check finds in a damaged state, and what repairs do about it.
 
 use super::tables::full;
-use metad::fs::check::{FirstFindings, check_in_windows};
+use metad::fs::check::{FirstFindings, check_circles, check_in_windows};
 use metad::fs::inode::Inode;
 use metad::fs::keys;
 use metad::fs::repair::{Repairing, repairs};
 use metad::fs::view::{Kv, KvExt, MemoryKv, View};
 use metad::fs::{Command, CommandReply, Stamped, apply, blockref};
 use std::collections::BTreeSet;
-use wire::attr::{FileKind, Timestamp};
+use std::sync::atomic::{AtomicU64, Ordering};
+use wire::attr::{Creator, FileKind, InodeAttr, Timestamp};
 use wire::codec::encode;
 use wire::ids::{BlockHash, Ino, SessionId};
-use wire::message::check::{CheckId, Finding, FindingKind, Repair};
+use wire::message::check::{CheckId, Finding, FindingKind, Repair, Seen};
 
 /// Rounds of checks and repairs: one round repairs what the previous one uncovered.
 const ROUNDS: u64 = 6;
@@ -403,4 +404,128 @@ fn repairs_of_two_checks_do_not_mix_and_none_is_made_twice() {
     assert_eq!(repair(&mut kv, 3, 1, 1, set(9, block.count)), CommandReply::Repaired(vec![true]));
     assert_eq!(repair(&mut kv, 1, 3, 0, set(block.count, 5)), CommandReply::Stale, "another one has mended since");
     assert_eq!(count(&kv), block.count);
+}
+
+/// Guards the state against whoever sends repairs: the leader proposes only what it has found, and this is checked
+/// again at every metad.
+#[test]
+fn repairs_that_the_state_does_not_justify_are_not_made() {
+    let whole = full();
+    let (dir, file) = dir_and_file(&whole);
+    let seen = |kv: &MemoryKv, ino| {
+        let attr = kv.load::<Inode>(&keys::inode(ino)).unwrap().attr;
+        Seen { nlink: attr.nlink, ctime: attr.ctime }
+    };
+    let entry = |kv: &MemoryKv, name: &[u8]| {
+        let (key, _) =
+            kv.pairs(keys::dentries(dir, 0), usize::MAX).into_iter().find(|(k, _)| k.ends_with(name)).unwrap();
+        keys::dentry_parts(&key).1
+    };
+    let (cookie, name) = (entry(&whole, b"f"), b"f".to_vec());
+    let (hash, unknown) = (block_of(&whole).0, BlockHash([99; 32]));
+    let root = Repair::Attach { ino: Ino::ROOT, seen: seen(&whole, Ino::ROOT) };
+    let known = |found| Repair::References { hash: unknown, seen: None, found, len: u32::MAX };
+    for repair_of in [
+        Repair::Entry { parent: dir, cookie, name: name.clone(), ino: file },
+        Repair::Rewrite { parent: dir, cookie, name: name.clone(), ino: file },
+        Repair::Parent { ino: dir, parent: Ino::ROOT, name: b"d".to_vec() },
+        Repair::Attach { ino: file, seen: seen(&whole, file) },
+        root,
+        Repair::Links { ino: file, seen: seen(&whole, file), found: 0 },
+        Repair::Links { ino: file, seen: seen(&whole, file), found: seen(&whole, file).nlink },
+        Repair::Links { ino: dir, seen: seen(&whole, dir), found: 9 },
+        Repair::Directory(dir),
+        Repair::Allocated(file),
+        Repair::Attributes(file),
+        Repair::Content(file),
+        Repair::Content(Ino(900_000)),
+        Repair::References { hash, seen: Some(77), found: 0, len: 20 },
+        known(0),
+        known(3),
+        Repair::Orphan { ino: file, seen: Some(seen(&whole, file)), named: false },
+        Repair::Locks(file),
+        Repair::Index(keys::unreferenced(5, &hash)),
+        Repair::NextIno(Ino(1 << 60)),
+    ] {
+        let mut kv = whole.clone();
+        assert_eq!(
+            repair(&mut kv, 1, 1, 0, vec![repair_of.clone()]),
+            CommandReply::Repaired(vec![false]),
+            "{repair_of:?}"
+        );
+        kv.0.remove(&keys::setting("repairs"));
+        assert!(kv.0 == whole.0, "{repair_of:?} has changed something");
+    }
+}
+
+#[test]
+fn no_repair_removes_what_a_name_leads_to_in_a_damaged_state_either() {
+    let whole = full();
+    let (dir, file) = dir_and_file(&whole);
+    // A file with a name that counts no links, and is said to wait for nobody.
+    let mut kv = whole.clone();
+    change_inode(&mut kv, file, |inode| inode.attr.nlink = 0);
+    kv.0.insert(keys::orphan(file), encode(&BTreeSet::<SessionId>::new()));
+    let seen = kv.load::<Inode>(&keys::inode(file)).map(|inode| Seen { nlink: 0, ctime: inode.attr.ctime });
+    let release = Repair::Orphan { ino: file, seen, named: false };
+    assert_eq!(repair(&mut kv, 1, 1, 0, vec![release]), CommandReply::Repaired(vec![false]));
+    assert!(kv.get(&keys::inode(file)).is_some());
+
+    // The record of a file is lost, and its name and content are there.
+    let mut kv = whole.clone();
+    kv.0.remove(&keys::inode(file));
+    let (key, _) = kv.pairs(keys::dentries(dir, 0), usize::MAX).into_iter().find(|(k, _)| k.ends_with(b"f")).unwrap();
+    let cookie = keys::dentry_parts(&key).1;
+    let removal = Repair::Entry { parent: dir, cookie, name: b"f".to_vec(), ino: file };
+    assert_eq!(repair(&mut kv, 1, 1, 0, vec![removal]), CommandReply::Repaired(vec![false]));
+    assert!(kv.get(&key).is_some());
+}
+
+/// Counts how often a value is looked up.
+struct Counting(MemoryKv, AtomicU64);
+
+impl Kv for Counting {
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.get(key)
+    }
+
+    fn scan(&self, range: std::ops::Range<Vec<u8>>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
+        self.0.scan(range, visit);
+    }
+
+    fn last(&self, range: std::ops::Range<Vec<u8>>) -> Option<(Vec<u8>, Vec<u8>)> {
+        self.0.last(range)
+    }
+}
+
+/// Directories below each other, the deepest one with the least number, so that each way up is a long one.
+fn chain(depth: u64, in_a_circle: bool) -> Counting {
+    let mut kv = MemoryKv::default();
+    let add = |kv: &mut MemoryKv, ino: Ino, parent: Ino| {
+        let creator = Creator { mode: 0o755, uid: 0, gid: 0 };
+        let attr = InodeAttr::new(ino, FileKind::Directory, creator, Timestamp::default());
+        kv.0.insert(keys::inode(ino), encode(&Inode { attr, parent, name: b"d".to_vec(), cuts: Vec::new() }));
+    };
+    add(&mut kv, Ino::ROOT, Ino::ROOT);
+    for number in 0..depth {
+        let above = if number + 1 < depth { Ino(1_000 + number + 1) } else { Ino::ROOT };
+        let parent = if above == Ino::ROOT && in_a_circle { Ino(1_000 + depth / 2) } else { above };
+        add(&mut kv, Ino(1_000 + number), parent);
+    }
+    Counting(kv, AtomicU64::new(0))
+}
+
+#[test]
+fn the_search_for_circles_is_near_linear_however_deep_directories_are() {
+    const DEPTH: u64 = 40_000;
+    for (in_a_circle, window) in [(false, 1 << 19), (false, 2_000), (true, 2_000)] {
+        let kv = chain(DEPTH, in_a_circle);
+        let mut all = FirstFindings { findings: Vec::new(), most: usize::MAX };
+        check_circles(&kv, &mut all, window);
+        let looked = kv.1.load(Ordering::Relaxed);
+        assert!(looked < DEPTH * 100, "{looked} look-ups for {DEPTH} directories with windows of {window}");
+        let circles: Vec<FindingKind> = all.findings.iter().map(|finding| finding.kind).collect();
+        assert_eq!(circles, vec![FindingKind::Circle; usize::from(in_a_circle)]);
+    }
 }

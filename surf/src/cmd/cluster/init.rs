@@ -1,6 +1,7 @@
 //! `surf cluster init`: the CA of a new cluster, and one directory per node to be copied there.
 
 use crate::cmd::node::{ETC, Node, make_dir};
+use crate::output::say;
 use anyhow::{Result, bail};
 use clap::Args;
 use std::net::SocketAddr;
@@ -51,7 +52,7 @@ impl Init {
         }
         // Last: a directory with a CA is complete.
         ca.save(&self.out.join("ca.pem"))?;
-        println!("copy the content of each directory in {} to {ETC} on its node, and start it", self.out.display());
+        say!("copy the content of each directory in {} to {ETC} on its node, and start it", self.out.display());
         Ok(())
     }
 

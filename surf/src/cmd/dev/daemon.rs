@@ -2,6 +2,7 @@
 
 use super::{Place, STOP_LIMIT};
 use crate::dev::{self, Daemon, DevDir, is_running};
+use crate::output::{complain, duration, say};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::time::Duration;
@@ -59,9 +60,9 @@ impl Down {
         let (first, second) = (first?, second?);
         let killed = [first.killed, second.killed].concat();
         if !killed.is_empty() {
-            eprintln!("surf: killed after {} s: {}", self.wait_s, killed.join(", "));
+            complain!("surf: killed after {}: {}", duration(limit), killed.join(", "));
         }
-        println!("{} daemons stopped", first.ended.len() + second.ended.len() + killed.len());
+        say!("{} daemons stopped", first.ended.len() + second.ended.len() + killed.len());
         Ok(())
     }
 }
@@ -77,9 +78,9 @@ impl Stop {
         let report = dev::stop_all(&mut [daemon], STOP_LIMIT).await;
         dir.save(&cluster)?;
         if report?.killed.is_empty() {
-            println!("{} stopped", self.name);
+            say!("{} stopped", self.name);
         } else {
-            println!("{} killed, because it did not end within {} s", self.name, STOP_LIMIT.as_secs());
+            say!("{} killed, because it did not end within {}", self.name, duration(STOP_LIMIT));
         }
         Ok(())
     }
@@ -93,7 +94,7 @@ impl Start {
         dev::start(daemon, &self.daemon_log)?;
         let pid = daemon.pid;
         dir.save(&cluster)?;
-        println!("{} started (pid {pid})", self.name);
+        say!("{} started (pid {pid})", self.name);
         Ok(())
     }
 }
@@ -109,7 +110,7 @@ impl Kill {
         let killed = dev::kill(daemon).await;
         dir.save(&cluster)?;
         killed?;
-        println!("{} killed", self.name);
+        say!("{} killed", self.name);
         Ok(())
     }
 }

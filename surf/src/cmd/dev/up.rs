@@ -3,7 +3,7 @@
 use super::Place;
 use crate::admin::Admin;
 use crate::dev::{self, ClusterFile, DevDir, Kind, Shape, is_running};
-use crate::output;
+use crate::output::{self, say};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use serde_json::json;
@@ -72,7 +72,7 @@ impl Up {
         if self.json {
             return output::json(&serde_json::to_value(cluster)?);
         }
-        println!("{} metads and {} blockds {state}", cluster.count(Kind::Metad), cluster.count(Kind::Blockd));
+        say!("{} metads and {} blockds {state}", cluster.count(Kind::Metad), cluster.count(Kind::Blockd));
         Ok(())
     }
 

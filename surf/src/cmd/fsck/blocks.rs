@@ -3,9 +3,14 @@
 //! Page by page, in the order of names, every daemon lists its blocks between the same two names. Blocks that seem to
 //! be missing are gathered and checked again, for some seconds, by the newest layout and the newest references: a block
 //! that is just being stored, moved or deleted is not a fault.
+//!
+//! A daemon may answer nothing, late, or nonsense (see `answers`). That is a finding about this daemon, and the check
+//! goes on without it.
 
 use super::Cluster;
+use super::answers;
 use super::copies::{Copies, State, judge};
+use super::daemons::Daemons;
 use super::report::{Line, Outcome, Report};
 use anyhow::{Result, bail};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -40,12 +45,6 @@ pub(super) struct How {
     pub repair: bool,
 }
 
-/// What is known of the daemons.
-struct Daemons {
-    layout: Layout,
-    away: BTreeSet<BlockdId>,
-}
-
 /// Blocks that nothing needs.
 #[derive(Default)]
 struct Surplus {
@@ -69,7 +68,7 @@ struct Checking<'a> {
 
 pub(super) async fn check(cluster: &Cluster, check: CheckId, report: &mut Report, how: How) -> Result<()> {
     let layout = cluster.admin.status(cluster.wait).await?.layout;
-    let daemons = Daemons { layout, away: BTreeSet::new() };
+    let daemons = Daemons::new(layout);
     let (suspects, surplus) = (BTreeSet::new(), Surplus::default());
     let mut checking = Checking { cluster, check, report, how, daemons, suspects, surplus, looked: 0 };
     checking.all().await?;
@@ -111,10 +110,19 @@ impl Checking<'_> {
             let mut next = Some(from);
             while let Some(first) = next {
                 let request = BlockRequest::List { from: first, last: to, limit: LIST_MAX };
-                let Some(BlockReply::Blocks(page)) = self.ask(id, addr, &request, DAEMON_LIMIT).await else { break };
-                // A daemon that lists backwards would be asked for ever.
-                let last = page.last().filter(|(hash, _)| page.len() >= LIST_MAX as usize && *hash >= first);
-                next = last.and_then(|(hash, _)| next_name(hash));
+                let Some(reply) = self.ask(id, addr, &request, DAEMON_LIMIT).await else { break };
+                let page = match answers::listed(reply, (first, to), LIST_MAX as usize) {
+                    Ok(page) => page,
+                    Err(nonsense) => {
+                        self.is_unfit(id, &nonsense);
+                        break;
+                    }
+                };
+                next = page.last().filter(|_| page.len() >= LIST_MAX as usize).and_then(|(hash, _)| next_name(hash));
+                if next.is_some() && !self.daemons.may_list_on(id) {
+                    self.is_unfit(id, "it lists blocks without end");
+                    break;
+                }
                 for (hash, _) in page {
                     match holders.get_mut(&hash) {
                         Some(holders) => {
@@ -127,6 +135,9 @@ impl Checking<'_> {
         }
         if self.how.verify {
             self.verify(&mut holders).await?;
+        }
+        for holders in holders.values_mut() {
+            holders.retain(|id| !self.daemons.away.contains(id));
         }
         let ring = Ring::new(&self.daemons.layout);
         for block in blocks {
@@ -161,8 +172,12 @@ impl Checking<'_> {
             for hashes in held.chunks(VERIFIED_MAX) {
                 let request = BlockRequest::Verify { hashes: hashes.to_vec() };
                 let Some(reply) = self.ask(id, addr, &request, VERIFY_LIMIT).await else { break };
-                let BlockReply::Verified(good) = reply else {
-                    bail!("{} cannot verify: {reply:?}", self.daemons.name(&id))
+                let good = match answers::verified(reply, hashes.len()) {
+                    Ok(good) => good,
+                    Err(nonsense) => {
+                        self.is_unfit(id, &nonsense);
+                        break;
+                    }
                 };
                 bad.extend(
                     hashes.iter().zip(good).filter(|(_, good)| *good == Some(false)).map(|(hash, _)| (*hash, id)),
@@ -258,11 +273,21 @@ impl Checking<'_> {
                 tokio::time::sleep(RECHECK_PAUSE).await;
                 reply = self.ask(id, addr, &request, DAEMON_LIMIT).await;
             }
-            if let Some(BlockReply::Present(are)) = reply {
-                let here = hashes.iter().zip(are).filter(|(_, is)| *is);
-                for (hash, _) in here {
-                    holders.entry(*hash).or_default().insert(id);
+            let are = match reply {
+                Some(BlockReply::Behind) => {
+                    self.is_away(id, "it does not follow the changes of the layout");
+                    continue;
                 }
+                Some(reply) => answers::present(reply, hashes.len()),
+                None => continue,
+            };
+            match are {
+                Ok(are) => {
+                    for (hash, _) in hashes.iter().zip(are).filter(|(_, is)| *is) {
+                        holders.entry(*hash).or_default().insert(id);
+                    }
+                }
+                Err(nonsense) => self.is_unfit(id, &nonsense),
             }
         }
         Ok(holders)
@@ -385,6 +410,16 @@ impl Checking<'_> {
         None
     }
 
+    /// Reports a daemon that answers nonsense. It is not asked again, and what it has said does not count.
+    fn is_unfit(&mut self, id: BlockdId, nonsense: &str) {
+        if !self.daemons.away.insert(id) {
+            return;
+        }
+        let (place, outcome) = (self.daemons.name(&id).to_owned(), Outcome::ByHand);
+        let advice = "look at its log and its version, or replace it; the check goes on without it";
+        self.report.find(&Line { kind: "bad-answer", place: &place, what: nonsense, outcome, advice });
+    }
+
     fn is_away(&mut self, id: BlockdId, reason: &str) {
         self.daemons.away.insert(id);
         // A daemon that owns nothing may be away.
@@ -418,22 +453,6 @@ impl Checking<'_> {
     }
 }
 
-impl Daemons {
-    /// The daemons that are worth asking.
-    fn asked(&self) -> Vec<(BlockdId, SocketAddr)> {
-        let members = self.layout.members.iter().filter(|member| !self.away.contains(&member.id));
-        members.map(|member| (member.id, member.addr)).collect()
-    }
-
-    fn addr(&self, id: &BlockdId) -> Option<SocketAddr> {
-        self.layout.member(id).map(|member| member.addr)
-    }
-
-    fn name(&self, id: &BlockdId) -> &str {
-        self.layout.member(id).map_or("a daemon that has left", |member| &member.name)
-    }
-}
-
 /// The next name in order; `None` after the last possible one.
 fn next_name(hash: &BlockHash) -> Option<BlockHash> {
     let mut next = *hash;
@@ -445,3 +464,6 @@ fn next_name(hash: &BlockHash) -> Option<BlockHash> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,11 @@
 //! Output of a check: a line per finding, a summary, and its progress on a terminal.
 
 use super::{LEFT, REPAIRED, UNCHECKED};
+use crate::output::{self, complain, say};
 use serde_json::json;
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 /// No progress is shown before this time.
@@ -103,9 +104,8 @@ impl Report {
                 Outcome::ByHand => "by-hand",
                 Outcome::Failed => "failed",
             };
-            print(
-                &json!({ "kind": kind, "place": place, "what": what, "outcome": outcome, "advice": advice })
-                    .to_string(),
+            output::json_line(
+                &json!({ "kind": kind, "place": place, "what": what, "outcome": outcome, "advice": advice }),
             );
             return;
         }
@@ -115,7 +115,7 @@ impl Report {
             Outcome::ByHand => format!("left: {advice}"),
             Outcome::Failed => "not repaired: run it again".to_owned(),
         };
-        print(&format!("{kind}: {place}: {what} [{end}]"));
+        say!("{kind}: {place}: {what} [{end}]");
     }
 
     /// Notes something worth knowing that is not a fault.
@@ -126,7 +126,7 @@ impl Report {
     /// Reports that something could not be checked.
     pub fn fail(&mut self, reason: &str) {
         self.clear();
-        eprintln!("surf: {reason}");
+        complain!("surf: {reason}");
         self.failure.get_or_insert_with(|| reason.to_owned());
     }
 
@@ -135,15 +135,14 @@ impl Report {
         let progress = &mut self.progress;
         let is_due = progress.shown_at.is_none_or(|at| at.elapsed() >= PROGRESS_PAUSE);
         if progress.is_terminal && progress.begun.elapsed() > PROGRESS_DELAY && is_due {
-            eprint!("\r\x1b[K{text}");
-            let _ = std::io::stderr().flush();
+            output::progress(text);
             (progress.shown_at, progress.shown) = (Some(Instant::now()), true);
         }
     }
 
     fn clear(&mut self) {
         if std::mem::take(&mut self.progress.shown) {
-            eprint!("\r\x1b[K");
+            output::progress("");
         }
     }
 
@@ -167,16 +166,13 @@ impl Report {
         let code = self.code();
         if self.json {
             let (found, failure) = (self.repaired + self.left, &self.failure);
-            print(
-                &json!({ "summary": {
-                    "found": found, "repaired": self.repaired, "left": self.left, "unchecked": failure,
-                    "notes": self.notes, "exit_code": code,
-                } })
-                .to_string(),
-            );
+            output::json_line(&json!({ "summary": {
+                "found": found, "repaired": self.repaired, "left": self.left, "unchecked": failure,
+                "notes": self.notes, "exit_code": code,
+            } }));
             return code;
         }
-        self.notes.iter().for_each(|note| print(&format!("note: {note}")));
+        self.notes.iter().for_each(|note| say!("note: {note}"));
         let found = match (self.repaired, self.left) {
             (0, 0) => "no fault found".to_owned(),
             (repaired, 0) => format!("{repaired} faults found, all of them repaired"),
@@ -184,14 +180,9 @@ impl Report {
             (repaired, left) => format!("{} faults found, {repaired} of them repaired, {left} left", repaired + left),
         };
         let unchecked = if self.failure.is_some() { "; not everything could be checked" } else { "" };
-        print(&format!("{found}{unchecked}"));
+        say!("{found}{unchecked}");
         code
     }
-}
-
-/// Prints a line. The reader may have gone, but the work goes on nevertheless.
-fn print(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use super::plan::{Step, Wanted, next};
 use crate::admin::Admin;
 use crate::cmd::access::Access;
 use crate::cmd::node::ETC;
+use crate::output::{complain, say};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use std::net::SocketAddr;
@@ -68,7 +69,7 @@ impl Replace {
             let step =
                 next(&wanted, &status.metads, status.applied, answers).map_err(|refusal| anyhow!("{refusal}"))?;
             if said != Some(step) {
-                println!("{}", in_words(&wanted, step));
+                say!("{}", in_words(&wanted, step));
                 said = Some(step);
             }
             let request = match step {
@@ -92,7 +93,7 @@ impl Replace {
             if let Err(error) = asked {
                 let reason = format!("{error:#}");
                 if reason != failed {
-                    eprintln!("surf: {reason}; trying again");
+                    complain!("surf: {reason}; trying again");
                     failed = reason;
                 }
             }
@@ -115,7 +116,7 @@ impl Replace {
             next(&wanted, &status.metads, status.applied, false).map_err(|refusal| anyhow!("{refusal}"))?;
             place.make(&status.cluster, old, &chosen, addr)?;
         }
-        println!(
+        say!(
             "{}: copy the content to {ETC} on the machine of metad-{}, and start it",
             chosen.home.display(),
             chosen.new
@@ -140,8 +141,8 @@ impl Replace {
 
     fn say_what_is_left(&self, wanted: &Wanted) {
         let Wanted { old, addr, .. } = wanted;
-        println!("stop metad-{old} if it runs, and never start it with its data again: remove its data directory");
-        println!(
+        say!("stop metad-{old} if it runs, and never start it with its data again: remove its data directory");
+        say!(
             "add {addr} to `metads` in bundles and in each blockd.toml, unless it is there: they must name a member"
         );
     }
