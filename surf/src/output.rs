@@ -218,7 +218,7 @@ mod tests {
             } else if !path.ends_with("src/output.rs") {
                 let text = std::fs::read_to_string(&path).unwrap();
                 let tests = text.find("#[cfg(test)]").unwrap_or(text.len());
-                let writes = ["stdout()", "stderr()"].iter().filter(|word| {
+                let writes = ["io::stdout()", "io::stderr()"].iter().filter(|word| {
                     text[..tests].lines().any(|line| line.contains(**word) && !line.contains("is_terminal"))
                 });
                 let prints = words.iter().filter(|word| text[..tests].contains(word.as_str()));
