@@ -44,7 +44,10 @@ async fn digests(cluster: &Cluster, admin: &Endpoint) -> BTreeMap<u64, StateDige
     for id in cluster.nodes.keys() {
         loop {
             match ask(cluster, admin, *id, check).await {
-                DigestState::Done(digest) => break drop(found.insert(*id, digest)),
+                DigestState::Done(digest) => {
+                    found.insert(*id, digest);
+                    break;
+                }
                 DigestState::GivenUp(reason) => panic!("metad-{id}: {reason}"),
                 _ => assert!(begun.elapsed() < LIMIT, "metad-{id} makes no progress"),
             }

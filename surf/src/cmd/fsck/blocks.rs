@@ -17,7 +17,6 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use wire::ids::{BlockHash, BlockdId};
-use wire::layout::Layout;
 use wire::layout::ring::Ring;
 use wire::message::block::{BlockReply, BlockRequest, FETCHED_MAX, VERIFIED_MAX};
 use wire::message::check::{CHECKED_HASHES_MAX, CheckId, CheckReply, CheckRequest, CheckedBlock};

@@ -224,7 +224,7 @@ mod tests {
     use wire::bundle::Bundle;
     use wire::ids::MetadId;
     use wire::message::admin::AdminReply;
-    use wire::message::meta::{MetaReply, MetaRequest};
+    use wire::message::meta::{MetaReply, MetaRequest, Redirect};
     use wire::quic::{Endpoint, Incoming, Service};
     use wire::tls::{ClusterCa, PeerIdentity, Role, Subject};
 
@@ -304,7 +304,8 @@ mod tests {
                     pieces.closed().await;
                 }
                 _ => {
-                    let reply = MetaReply::NotLeader { leader: Some((MetadId(1), self.addr)), nodes: Vec::new() };
+                    let leader = Some((MetadId(1), self.addr));
+                    let reply = MetaReply::NotLeader(Redirect { leader, ..Redirect::default() });
                     incoming.respond(&reply, &[]).await;
                 }
             }

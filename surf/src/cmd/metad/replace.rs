@@ -142,9 +142,7 @@ impl Replace {
     fn say_what_is_left(&self, wanted: &Wanted) {
         let Wanted { old, addr, .. } = wanted;
         say!("stop metad-{old} if it runs, and never start it with its data again: remove its data directory");
-        say!(
-            "add {addr} to `metads` in bundles and in each blockd.toml, unless it is there: they must name a member"
-        );
+        say!("add {addr} to `metads` in bundles and in each blockd.toml, unless it is there: they must name a member");
     }
 }
 
