@@ -1,5 +1,6 @@
 //! The errors of metad, worded so that an operator knows what to do.
 
+use crate::fs::rules::TooNew;
 use std::io;
 use std::path::Path;
 use thiserror::Error;
@@ -25,6 +26,9 @@ pub enum Error {
     /// The data directory belongs to another node, or a process uses it.
     #[error("{0}")]
     DataDir(String),
+    /// The state was made under newer rules.
+    #[error(transparent)]
+    Rules(#[from] TooNew),
     /// A recovery cannot go on from this state.
     #[error("{0}")]
     Recovery(String),

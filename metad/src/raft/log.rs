@@ -60,7 +60,12 @@ fn to_stored(entry: &Entry) -> BytesValue {
 }
 
 fn from_stored(stored: &BytesValue) -> io::Result<Entry> {
-    codec::decode(&stored.value[8..]).map_err(io::Error::other)
+    codec::decode(&stored.value[8..]).map_err(|error| {
+        let index = StoredEntry::index(stored);
+        io::Error::other(format!(
+            "entry {index} of the Raft log is damaged, or a newer release of Surf has written it: {error}"
+        ))
+    })
 }
 
 /// Work for the writer thread.

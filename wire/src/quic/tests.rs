@@ -63,7 +63,7 @@ async fn peers_without_a_common_version_report_that() {
 
 #[tokio::test]
 async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on() {
-    let (metad, _serving, client) = pair(&[b"surf/7"]);
+    let (metad, _serving, client) = pair(&[b"surf/8"]);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let first = peer.connection().await.unwrap().stable_id();
     let huge_head = RequestHeader { deadline_ms: 1000, request_id: 1, head_len: u32::MAX, payload_len: 0 };
@@ -78,7 +78,7 @@ async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on
 
 #[tokio::test]
 async fn a_payload_of_another_length_than_announced_is_refused() {
-    let (metad, _serving, client) = pair(&[b"surf/7"]);
+    let (metad, _serving, client) = pair(&[b"surf/8"]);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let header = RequestHeader { deadline_ms: 5000, request_id: 1, head_len: 0, payload_len: 100 };
     for sent in [99, 101, 100_000] {
@@ -91,7 +91,7 @@ async fn a_payload_of_another_length_than_announced_is_refused() {
 
 #[tokio::test]
 async fn what_exceeds_a_limit_is_not_sent_at_all() {
-    let (metad, _serving, client) = pair(&[b"surf/7"]);
+    let (metad, _serving, client) = pair(&[b"surf/8"]);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let head = vec![0_u8; HEAD_BYTES_MAX + 1];
     assert!(matches!(peer.request::<_, ()>(&head, &[], LIMIT).await, Err(Error::Malformed(_))));
@@ -134,7 +134,7 @@ async fn no_caller_gets_a_deadline_of_weeks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_announces_more_than_its_budget_is_refused_and_another_is_served() {
-    let (metad, _serving, client) = pair(&[b"surf/7"]);
+    let (metad, _serving, client) = pair(&[b"surf/8"]);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let payload_len = PAYLOAD_BYTES_MAX as u32;
     let announced = RequestHeader { deadline_ms: 60_000, request_id: 1, head_len: 0, payload_len };
