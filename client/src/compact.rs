@@ -152,7 +152,8 @@ impl Compactor {
             match &extent.source {
                 Source::Inline(bytes) => content.extend_from_slice(bytes),
                 Source::Zero => content.resize(content.len() + extent.len as usize, 0),
-                Source::Block { hash, offset, .. } => {
+                Source::Block { hash, form, offset } => {
+                    form.check()?;
                     let block: Bytes = self.fetcher.fetch(*hash).await?;
                     let range = *offset as usize..*offset as usize + extent.len as usize;
                     content.extend_from_slice(block.get(range).ok_or(FsError::Io)?);

@@ -26,7 +26,7 @@ use wire::durable;
 use wire::sys::lock_after_a_kill;
 
 /// First line of the file that names a directory's owner; the number is the version of the directory's format.
-const OWNER: &str = "surf client 2";
+const OWNER: &str = "surf client 3";
 /// The beginning of the first line in every version.
 const OWNER_OF_ANY_VERSION: &str = "surf client ";
 /// `umount` returns before the mount's process has ended, which stores its content first: a mount that follows at once
@@ -182,7 +182,7 @@ impl Owner {
         let owner = if found.starts_with(&format!("{OWNER}\n")) {
             words(found)
         } else if found.starts_with(OWNER_OF_ANY_VERSION) {
-            "another version of Surf".to_owned()
+            "another version of Surf, which alone can send what is left in it".to_owned()
         } else {
             "nobody that its file `owner` names".to_owned()
         };

@@ -124,13 +124,14 @@ impl Reader {
 
     /// Returns the bytes of a file range that lies within an extent of a block.
     async fn block_bytes(&self, extent: &Extent, wanted: &Range<u64>, sequential: bool) -> Result<Bytes, FsError> {
-        let Source::Block { hash, block_len, offset } = extent.source else { return Err(FsError::Io) };
+        let Source::Block { hash, form, offset } = extent.source else { return Err(FsError::Io) };
+        form.check()?;
         let from = offset as usize + (wanted.start - extent.file_off) as usize;
         let len = (wanted.end - wanted.start) as usize;
         // I9: a part is verified by the daemon alone; whole blocks are verified here, too.
         if !sequential
             && len <= PART_BYTES_MAX
-            && let Some(part) = self.fetcher.fetch_part(hash, block_len, from as u32, len as u32).await?
+            && let Some(part) = self.fetcher.fetch_part(hash, form.stored_len, from as u32, len as u32).await?
         {
             return Ok(part);
         }

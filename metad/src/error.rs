@@ -1,5 +1,6 @@
 //! The errors of metad, worded so that an operator knows what to do.
 
+use crate::fs::rules::TooNew;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -43,6 +44,9 @@ pub enum Error {
     /// The data directory belongs to another node, or a process uses it.
     #[error("{0}")]
     DataDir(String),
+    /// The state was made under newer rules.
+    #[error(transparent)]
+    Rules(#[from] TooNew),
     /// A recovery cannot go on from this state.
     #[error("{0}")]
     Recovery(String),

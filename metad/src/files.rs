@@ -7,8 +7,10 @@ use wire::durable;
 use wire::ids::{ClusterId, MetadId};
 use wire::sys::lock_after_a_kill;
 
-/// First line of the file that names the owner of a data directory.
-const OWNER: &str = "surf metad 1";
+/// First line of the file that names the owner of a data directory; the number is the version of all its formats.
+const OWNER: &str = "surf metad 2";
+/// The beginning of the first line in every version.
+const OWNER_OF_ANY_VERSION: &str = "surf metad ";
 
 /// Holds a data directory for this process and this node.
 #[derive(Debug)]
@@ -22,7 +24,7 @@ impl DataDir {
     /// Takes the directory, making it if needed.
     ///
     /// # Errors
-    /// [`Error::DataDir`] when another process uses it, or it belongs to another node or cluster.
+    /// [`Error::DataDir`] when another process uses it, or it belongs to another node or cluster, or is of another version.
     pub fn take(dir: &Path, cluster: ClusterId, id: MetadId) -> Result<Self, Error> {
         let unusable = |error| Error::DataDir(format!("{}: cannot be used ({error}): check `data_dir`", dir.display()));
         durable::make_private_dir(dir).map_err(unusable)?;
@@ -46,7 +48,15 @@ impl DataDir {
         } else {
             let found = fs::read(&path).map_err(|error| Error::disk(&path, error))?;
             let found = String::from_utf8_lossy(&found);
-            if !found.starts_with(OWNER) {
+            let version = found.lines().next().and_then(|first| first.strip_prefix(OWNER_OF_ANY_VERSION));
+            if version.is_some() && found.lines().next() != Some(OWNER) {
+                return Err(Error::DataDir(format!(
+                    "{}: was made by another version of Surf, and stays as it is: use the release that made it, or set the \
+                     cluster up anew in empty directories",
+                    dir.display()
+                )));
+            }
+            if version.is_none() {
                 return Err(Error::DataDir(format!("{}: does not name a metad: restore it", path.display())));
             }
             if found != ours {
@@ -64,6 +74,24 @@ impl DataDir {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_data_directory_of_another_version_is_refused_and_stays_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cluster, path) = (ClusterId([1; 16]), dir.path().join("IDENTITY"));
+        drop(DataDir::take(dir.path(), cluster, MetadId(1)).unwrap());
+        let ours = fs::read_to_string(&path).unwrap();
+        for version in ["surf metad 1", "surf metad 3", "surf metad 22"] {
+            let theirs = ours.replace(OWNER, version);
+            fs::write(&path, &theirs).unwrap();
+            let error = DataDir::take(dir.path(), cluster, MetadId(1)).unwrap_err().to_string();
+            assert!(error.contains("was made by another version") && error.contains("anew"), "{version}: {error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), theirs);
+        }
+        fs::write(&path, "nonsense").unwrap();
+        let error = DataDir::take(dir.path(), cluster, MetadId(1)).unwrap_err().to_string();
+        assert!(error.contains("restore it"), "{error}");
+    }
 
     #[test]
     fn a_data_directory_belongs_to_one_node_and_one_process() {

@@ -3,7 +3,8 @@
 //! It is deterministic: it uses no clock (the leader stamps each command), no randomness, no I/O beyond the map, and no
 //! order that depends on a hash map. Two replicas that apply the same commands hold the same bytes.
 //!
-//! - [`keys`] is the key space, [`view`] the map with changes over it.
+//! - [`keys`] is the key space, [`view`] the map with changes over it, [`numbered`] the form of values that snapshots
+//!   keep, [`rules`] the version of all this.
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
 //!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`. [`retention`] decides which unreferenced
 //!   blocks are retained.
@@ -23,11 +24,13 @@ pub mod inode;
 pub mod keys;
 mod lifetime;
 mod lock;
+pub mod numbered;
 pub mod orphan;
 pub mod read;
 pub mod recovery;
 pub mod repair;
 pub mod retention;
+pub mod rules;
 pub mod session;
 pub mod settings;
 pub mod view;

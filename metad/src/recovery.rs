@@ -10,6 +10,7 @@ use crate::consensus::Member;
 use crate::error::{Error, caught};
 use crate::files::DataDir;
 use crate::fs::recovery::{self, Jump};
+use crate::fs::rules;
 use crate::fs::view::{Changes, View};
 use crate::raft::stopped::{self, Stopped};
 use crate::store::Store;
@@ -53,6 +54,7 @@ pub async fn restore(config: &Config, file: &Path) -> Result<Head, Error> {
     let reading = || BufReader::with_capacity(1 << 20, &opened);
     // All of it is verified before anything is made from it.
     let (head, _, _) = block_in_place(|| verify(reading())).map_err(|error| unusable(&error))?;
+    rules::check(head.rules).map_err(|error| unusable(&error))?;
     let cluster_id = config.identity.cluster_id();
     if head.cluster_id != cluster_id {
         let other = format!("is of cluster {} ({}), the identity is of {cluster_id}", head.cluster, head.cluster_id);
@@ -75,6 +77,7 @@ pub async fn restore(config: &Config, file: &Path) -> Result<Head, Error> {
     (&opened).rewind().map_err(|error| unusable(&error))?;
     let mut reader = Reader::open(reading()).map_err(|error| unusable(&error))?;
     block_in_place(|| load(&mut reader, &store)).map_err(|error| unusable(&error))?;
+    rules::check(rules::of(&*store)).map_err(|error| unusable(&error))?;
     let reason = format!("restored from a backup of log index {}", head.index);
     go_on(
         &made,

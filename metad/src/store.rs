@@ -41,7 +41,7 @@ const END: &[u8] = &[0xFF];
 /// The file that says whether the others can be trusted.
 const MARK: &str = "STATE";
 /// Version of the files' format.
-const FORMAT: &str = "surf metadata 1";
+const FORMAT: &str = "surf metadata 2";
 /// How long to wait for files that another part of this process still holds.
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// The kernel's name for the time since it started.

@@ -117,7 +117,7 @@ fn create(parent: Ino, name: String, ino: Ino, node: NewInode) -> Op {
 /// Gives a file one block.
 fn fill(ino: Ino) -> Op {
     let hash = BlockHash::of(&ino.0.to_le_bytes());
-    let source = Source::Block { hash, block_len: 8192, offset: 0 };
+    let source = Source::block(hash, 8192, 0);
     Op::Commit {
         ino,
         base: Version(0),

@@ -2,7 +2,7 @@
 //!
 //! | part | content |
 //! |---|---|
-//! | magic | `SURFBAK1`, the last digit being the version of this form |
+//! | magic | `SURFBAK2`, the last digit being the version of this form |
 //! | head | length (u32), coded [`Head`] |
 //! | records | per record: length of the key (u32, not 0), key, length of the value (u32), value; keys ascend |
 //! | end | 0 (u32) |
@@ -13,14 +13,16 @@
 
 use crate::attr::Timestamp;
 use crate::codec;
-use crate::ids::ClusterId;
+use crate::ids::{ClusterId, RulesVersion};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use thiserror::Error;
 
-const MAGIC: &[u8; 8] = b"SURFBAK1";
+const MAGIC: &[u8; 8] = b"SURFBAK2";
+/// The beginning of the magic in every version.
+const MAGIC_OF_ANY_VERSION: &[u8] = b"SURFBAK";
 /// Longest key, value or head. A longer one counts as damage.
 const PART_BYTES_MAX: u32 = 16 << 20;
 
@@ -37,6 +39,8 @@ pub struct Head {
     pub index: u64,
     /// When it was made, by the clock of the metad that did.
     pub at: Timestamp,
+    /// The rules under which its state was made.
+    pub rules: RulesVersion,
 }
 
 /// How much a backup holds.
@@ -75,9 +79,12 @@ pub enum BackupError {
     /// It cannot be read.
     #[error("cannot be read: {0}")]
     Io(#[from] io::Error),
-    /// It does not begin as a backup of this version does.
-    #[error("is no backup of Surf, or of another version")]
+    /// It does not begin as a backup does.
+    #[error("is no backup of Surf")]
     Foreign,
+    /// It begins as a backup of another version does.
+    #[error("is a backup of another version of Surf: use the release that wrote it")]
+    OtherVersion,
     /// It ends too early.
     #[error("is cut off or damaged: it ends at byte {0}, before its checksum; use another backup")]
     Cut(u64),
@@ -171,7 +178,8 @@ impl<R: Read> Reader<R> {
             _ => error.into(),
         })?;
         if magic != *MAGIC {
-            return Err(BackupError::Foreign);
+            let is_other = magic.starts_with(MAGIC_OF_ANY_VERSION);
+            return Err(if is_other { BackupError::OtherVersion } else { BackupError::Foreign });
         }
         let mut hash = blake3::Hasher::new();
         hash.update(&magic);
@@ -181,6 +189,7 @@ impl<R: Read> Reader<R> {
             term: 0,
             index: 0,
             at: Timestamp::default(),
+            rules: RulesVersion::default(),
         };
         let (at, counts) = (magic.len() as u64, Counts::default());
         let mut reader = Self { from, hash, at, head, counts, last_key: Vec::new() };
@@ -296,7 +305,7 @@ mod tests {
 
     fn head() -> Head {
         let at = Timestamp { secs: 1_700_000_000, nanos: 0 };
-        Head { cluster: "c".to_owned(), cluster_id: ClusterId([7; 16]), term: 3, index: 42, at }
+        Head { cluster: "c".to_owned(), cluster_id: ClusterId([7; 16]), term: 3, index: 42, at, rules: RulesVersion(1) }
     }
 
     /// A backup, and where each of its records begins.
@@ -343,6 +352,17 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(verify(&flipped[..]).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_backup_of_another_version_is_refused_as_one() {
+        let (mut bytes, _) = written();
+        for version in [b'1', b'3'] {
+            bytes[7] = version;
+            assert!(matches!(verify(&bytes[..]), Err(BackupError::OtherVersion)));
+        }
+        bytes[0] = b'X';
+        assert!(matches!(verify(&bytes[..]), Err(BackupError::Foreign)));
     }
 
     #[test]

@@ -5,10 +5,13 @@ use std::fmt;
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {
+        number!($(#[$doc])* $name: u64);
+    };
+    ($(#[$doc:meta])* $name:ident: $type:ty) => {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
         #[serde(transparent)]
-        pub struct $name(pub u64);
+        pub struct $name(pub $type);
 
         impl $name {
             /// The number after this one.
@@ -54,6 +57,27 @@ number!(
     /// A client's journal: chosen at random when it is made.
     JournalId
 );
+number!(
+    /// Number of a snapshot of the tree; 0 before the first one. Stored values carry the newest number at their writing.
+    SnapshotNumber
+);
+number!(
+    /// Version of the rules by which entries of the Raft log are applied; it is part of the state that they make.
+    RulesVersion
+);
+number!(
+    /// A policy of redundancy, which never changes. A block is named by its policy and its hash.
+    PolicyId: u16
+);
+number!(
+    /// Generation of the keys that encrypt content; 0 for content that is not encrypted.
+    KeyGeneration: u32
+);
+
+impl PolicyId {
+    /// Plain replicas, as many as the layout says.
+    pub const DEFAULT: PolicyId = PolicyId(0);
+}
 
 impl Ino {
     /// The root directory of the filesystem, as FUSE numbers it.

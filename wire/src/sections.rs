@@ -15,13 +15,15 @@ use std::ops::Range;
 
 /// Bytes of a section. Smaller sections would make the list of values longer, which comes along with every read of a
 /// part; larger ones would make more bytes be read and hashed beyond the part.
-pub const SECTION_BYTES: usize = 64 << 10;
+pub const SECTION_BYTES: usize = 1 << SECTION_LOG2;
+/// Bytes of a section, as a power of two. Records and extents say it, so that later sections may have another size.
+pub const SECTION_LOG2: u8 = 16;
 /// Most sections of a block.
 const SECTIONS_MAX: usize = BLOCK_BYTES_MAX / SECTION_BYTES;
 /// Bytes of a value.
 const VALUE_BYTES: usize = size_of::<ChainingValue>();
 
-const _: () = assert!(SECTION_BYTES.is_power_of_two() && SECTION_BYTES >= blake3::CHUNK_LEN);
+const _: () = assert!(SECTION_BYTES >= blake3::CHUNK_LEN);
 const _: () = assert!(BLOCK_BYTES_MAX.is_multiple_of(SECTION_BYTES));
 
 /// Chaining values of a block's sections, in order; none for a block of one section.

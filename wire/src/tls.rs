@@ -203,13 +203,17 @@ impl ClusterCa {
     /// # Errors
     /// [`Error::Identity`] when the CA's key is unusable.
     pub fn issue(&self, subject: &Subject) -> Result<Identity, Error> {
+        self.issue_coded(subject, codec::encode(subject))
+    }
+
+    fn issue_coded(&self, subject: &Subject, coded: Vec<u8>) -> Result<Identity, Error> {
         let failed = |error: rcgen::Error| crypto_failed("cluster CA", error);
         let ca_key = KeyPair::from_pem(&self.key_pem).map_err(failed)?;
         let issuer = Issuer::from_ca_cert_pem(&self.cert_pem, ca_key).map_err(failed)?;
         let key = KeyPair::generate().map_err(failed)?;
         let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()]).map_err(failed)?;
         params.distinguished_name.push(DnType::CommonName, format!("{} {}", subject.role, subject.name));
-        params.custom_extensions.push(CustomExtension::from_oid_content(SUBJECT_OID, codec::encode(subject)));
+        params.custom_extensions.push(CustomExtension::from_oid_content(SUBJECT_OID, coded));
         params.not_after = rcgen::date_time_ymd(2125, 1, 1);
         let cert = params.signed_by(&key, &issuer).map_err(failed)?;
         Identity::from_pems(Path::new("new identity"), &self.cert_pem, &cert.pem(), &key.serialize_pem())
@@ -254,10 +258,18 @@ impl Identity {
             }
         };
         let cert = der(cert_pem)?;
-        let subject = subject_of(&cert).ok_or_else(|| Error::Identity {
-            file: origin.display().to_string(),
-            reason: "its certificate names no role, so it is damaged or not one of Surf's: restore it".to_owned(),
-        })?;
+        let unusable = |reason| Error::Identity { file: origin.display().to_string(), reason };
+        let subject = match coded_subject(&cert) {
+            Some(Ok(subject)) => subject,
+            // One of another version says so.
+            Some(Err(Error::Malformed(why))) => {
+                return Err(unusable(format!("its certificate cannot be used: {why}")));
+            }
+            _ => {
+                let why = "its certificate names no role, so it is damaged or not one of Surf's: restore it";
+                return Err(unusable(why.to_owned()));
+            }
+        };
         let identity = Self {
             ca: CertificateDer::from(der(ca_pem)?),
             cert: CertificateDer::from(cert),
@@ -351,13 +363,18 @@ fn cluster_of(ca: &[u8]) -> ClusterId {
 
 /// The subject in a certificate (DER) that was verified before, or is our own.
 pub(crate) fn subject_of(cert: &[u8]) -> Option<Subject> {
+    coded_subject(cert)?.ok()
+}
+
+/// The subject in a certificate, if it has one, or why it cannot be decoded.
+fn coded_subject(cert: &[u8]) -> Option<Result<Subject, Error>> {
     let (_, cert) = x509_parser::parse_x509_certificate(cert).ok()?;
     let wanted: Vec<u64> = SUBJECT_OID.to_vec();
     let extension = cert
         .extensions()
         .iter()
         .find(|extension| extension.oid.iter().is_some_and(|parts| parts.eq(wanted.iter().copied())))?;
-    codec::decode(extension.value).ok()
+    Some(codec::decode(extension.value))
 }
 
 fn read_file(path: &Path) -> Result<String, Error> {
@@ -391,6 +408,15 @@ pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_identity_of_another_version_is_refused_as_one() {
+        let subject = Subject::new(Role::Blockd, "blockd-1");
+        let mut coded = codec::encode(&subject);
+        coded[0] -= 1;
+        let error = ClusterCa::create("test").unwrap().issue_coded(&subject, coded).unwrap_err().to_string();
+        assert!(error.contains("use the release that wrote it") && !error.contains('\n'), "{error}");
+    }
 
     #[test]
     fn an_identity_knows_its_role_and_cluster_after_a_round_trip() {

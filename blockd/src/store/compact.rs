@@ -75,7 +75,11 @@ fn records(shared: &Arc<Shared>, id: SegmentId) -> Result<Vec<Found>, Error> {
     let path = segment_name::path(&shared.dir, id);
     let file = shared.index.read().segments.get(&id).map(|(file, _)| file.clone());
     let Some(file) = file else { return Ok(Vec::new()) };
-    Ok(segment::scan(&*file, &shared.pool, id).map_err(|error| Error::io(&path, error))?.records)
+    let scan = segment::scan(&*file, &shared.pool, id).map_err(|error| Error::io(&path, error))?;
+    match scan.other {
+        Some(version) => Err(Error::other_version(&path, version)),
+        None => Ok(scan.records),
+    }
 }
 
 fn remove(shared: &Shared, id: SegmentId) -> Result<(), Error> {

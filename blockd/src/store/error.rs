@@ -1,5 +1,6 @@
 //! Errors of the store, by what the caller can do.
 
+use super::record::OtherVersion;
 use std::io;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -21,6 +22,22 @@ pub enum Error {
     /// An earlier write failed: nothing is written any more.
     #[error("the disk failed earlier; see `surf status`, and replace it when others have what is here")]
     Failed,
+    /// An earlier version of Surf has written a segment, which stays as it is.
+    #[error(
+        "{}: an earlier version of Surf has written it, and it stays as it is: use the release that wrote it, or set the \
+         cluster up anew in empty directories",
+        path.display()
+    )]
+    Earlier {
+        /// The segment.
+        path: PathBuf,
+    },
+    /// A newer release of Surf has written a record, and the segment stays as it is.
+    #[error("{}: a newer release of Surf has written it, and it stays as it is: use that release", path.display())]
+    Newer {
+        /// The segment.
+        path: PathBuf,
+    },
     /// A file cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
@@ -36,13 +53,21 @@ impl Error {
         Self::Io { path: path.to_owned(), source }
     }
 
+    pub(super) fn other_version(path: &Path, version: OtherVersion) -> Self {
+        let path = path.to_owned();
+        match version {
+            OtherVersion::Earlier => Self::Earlier { path },
+            OtherVersion::Newer => Self::Newer { path },
+        }
+    }
+
     /// Reports whether more room would help.
     #[must_use]
     pub fn is_no_space(&self) -> bool {
         match self {
             Error::NoSpace => true,
             Error::Io { source, .. } => source.kind() == io::ErrorKind::StorageFull,
-            Error::Corrupt { .. } | Error::Failed => false,
+            Error::Corrupt { .. } | Error::Failed | Error::Earlier { .. } | Error::Newer { .. } => false,
         }
     }
 }

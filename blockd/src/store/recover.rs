@@ -43,6 +43,9 @@ fn recover_segment(
         Some(records) => records,
         None => {
             let mut scan = segment::scan(&*file, pool, id).map_err(failed)?;
+            if let Some(version) = scan.other {
+                return Err(Error::other_version(&path, version));
+            }
             drop_torn(&*file, pool, &mut scan);
             if scan.damaged > 0 {
                 tracing::error!(segment = %id, places = scan.damaged, "records of a segment are damaged; their blocks will be repaired from other daemons");

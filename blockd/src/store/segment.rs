@@ -2,7 +2,7 @@
 
 use super::buffer::{self, Pool};
 use super::disk::SegmentFile;
-use super::record::{GROUP_ALIGN, HEADER_BYTES, Header};
+use super::record::{GROUP_ALIGN, HEADER_BYTES, Header, OtherVersion};
 use super::segment_name::SegmentId;
 use crate::sys::Aligned;
 use bytes::Bytes;
@@ -53,6 +53,8 @@ pub(super) struct Scan {
     pub end: u64,
     /// Number of places between records with something else than a record.
     pub damaged: usize,
+    /// The scan has ended at a record that another version has written: the segment must stay as it is.
+    pub other: Option<OtherVersion>,
 }
 
 /// Finds all records by their headers. Payloads are verified when they are read, except for those of the last group,
@@ -63,8 +65,16 @@ pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> i
     let mut scan = Scan::default();
     let (mut at, mut skipped) = (0, false);
     while at + HEADER_BYTES as u64 <= len {
-        let header = Header::decode(window.at(at)?, id).filter(|header| at + header.stored_len() <= len);
-        match header {
+        let decoded = match Header::decode(window.at(at)?, id) {
+            Ok(decoded) => decoded,
+            // Behind damage there may be the inside of a payload, which clients choose.
+            Err(_) if skipped => None,
+            Err(other) => {
+                scan.other = Some(other);
+                break;
+            }
+        };
+        match decoded.filter(|header| at + header.stored_len() <= len) {
             Some(header) => {
                 scan.damaged += usize::from(std::mem::take(&mut skipped) && !scan.records.is_empty());
                 scan.records.push(Found { offset: at, header });

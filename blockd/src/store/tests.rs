@@ -3,6 +3,7 @@
 mod disk;
 mod parts;
 mod prewrite;
+mod versions;
 
 use super::{Error, Store, StoreOptions};
 use bytes::Bytes;

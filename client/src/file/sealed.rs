@@ -88,9 +88,7 @@ pub(crate) fn writes_of(packed: &Packed, stored: Option<&Stored>) -> Vec<ExtentW
             let room = (CHUNK_BYTES - file_off % CHUNK_BYTES).min((*len - done) as u64) as usize;
             let start = from + done;
             let source = match stored {
-                Some(Stored { hash, block, base }) => {
-                    Source::Block { hash: *hash, block_len: block.len() as u32, offset: (base + start) as u32 }
-                }
+                Some(Stored { hash, block, base }) => Source::block(*hash, block.len() as u32, (base + start) as u32),
                 None => Source::Inline(packed.bytes[start..start + room].to_vec()),
             };
             writes.push(ExtentWrite { file_off, len: room as u64, source });

@@ -3,7 +3,8 @@
 
 use super::inode::Inode;
 use super::keys;
-use super::view::{Kv, View};
+use super::numbered;
+use super::view::View;
 use wire::FsError;
 use wire::attr::FileKind;
 
@@ -101,7 +102,8 @@ impl Acl {
 
 /// Gives a new inode its permissions: from its directory's default list if there is one, otherwise by the umask.
 pub(super) fn inherit(view: &mut View, dir: &Inode, inode: &mut Inode, umask: u32) {
-    let default = if dir.attr.has_xattrs { view.get(&keys::xattr(dir.attr.ino, DEFAULT)) } else { None };
+    let default =
+        if dir.attr.has_xattrs { numbered::load_bytes(view, &keys::xattr(dir.attr.ino, DEFAULT)) } else { None };
     let Some((bytes, mut acl)) = default.and_then(|bytes| Some((bytes.clone(), Acl::parse(&bytes)?))) else {
         inode.attr.mode &= !(umask & 0o777);
         return;
@@ -111,11 +113,11 @@ pub(super) fn inherit(view: &mut View, dir: &Inode, inode: &mut Inode, umask: u3
     acl.set_mode(inherited);
     inode.attr.mode = inode.attr.mode & !0o777 | acl.mode();
     if !acl.is_minimal() {
-        view.put(keys::xattr(inode.attr.ino, ACCESS), acl.encode());
+        numbered::store_bytes(view, keys::xattr(inode.attr.ino, ACCESS), &acl.encode());
         inode.attr.has_xattrs = true;
     }
     if inode.attr.kind == FileKind::Directory {
-        view.put(keys::xattr(inode.attr.ino, DEFAULT), bytes);
+        numbered::store_bytes(view, keys::xattr(inode.attr.ino, DEFAULT), &bytes);
         inode.attr.has_xattrs = true;
     }
 }
@@ -126,9 +128,9 @@ pub(super) fn mode_changed(view: &mut View, inode: &Inode, mode: u32) {
         return;
     }
     let key = keys::xattr(inode.attr.ino, ACCESS);
-    if let Some(mut acl) = view.get(&key).and_then(|bytes| Acl::parse(&bytes)) {
+    if let Some(mut acl) = numbered::load_bytes(view, &key).and_then(|bytes| Acl::parse(&bytes)) {
         acl.set_mode(mode);
-        view.put(key, acl.encode());
+        numbered::store_bytes(view, key, &acl.encode());
     }
 }
 

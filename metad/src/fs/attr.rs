@@ -31,7 +31,7 @@ pub(super) fn accessed(view: &mut View, context: &Context, ino: Ino, at: Timesta
     let at = at.min(context.now);
     if inode.attr.is_access_due(at) {
         inode.attr.atime = at;
-        inode.save(view);
+        inode.save_accessed(view);
     }
 }
 

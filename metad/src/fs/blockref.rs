@@ -1,29 +1,33 @@
 //! How many extents refer to each block, and since when none does (I10).
+//!
+//! A block is counted under its policy and its hash. Daemons name blocks by their hashes alone, because there is no policy
+//! but the default one yet.
 
 use super::Context;
 use super::keys;
 use super::view::{Kv, KvExt, View};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
-use wire::ids::BlockHash;
+use wire::extent::BlockForm;
+use wire::ids::{BlockHash, PolicyId};
 
 /// References to a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct BlockRef {
     /// Extents that refer to it.
     pub count: u64,
-    /// Its length in bytes.
+    /// Its stored bytes.
     pub len: u32,
     /// When the last reference went, in milliseconds since the epoch; meaningful while `count` is 0.
     pub zero_since_ms: u64,
 }
 
 /// Counts one more extent that refers to a block.
-pub(super) fn add(view: &mut View, hash: &BlockHash, len: u32) {
-    let key = keys::block(hash);
-    let mut block = view.load(&key).unwrap_or(BlockRef { count: 0, len, zero_since_ms: 0 });
+pub(super) fn add(view: &mut View, hash: &BlockHash, form: &BlockForm) {
+    let key = keys::block_of(form.policy, hash);
+    let mut block = view.load(&key).unwrap_or(BlockRef { count: 0, len: form.stored_len, zero_since_ms: 0 });
     if block.count == 0 && block.zero_since_ms != 0 {
-        view.delete(keys::unreferenced(block.zero_since_ms, hash));
+        view.delete(keys::unreferenced_of(block.zero_since_ms, form.policy, hash));
         block.zero_since_ms = 0;
     }
     block.count += 1;
@@ -31,14 +35,14 @@ pub(super) fn add(view: &mut View, hash: &BlockHash, len: u32) {
 }
 
 /// Counts one extent less that refers to a block. A block without references is queued for deletion.
-pub(super) fn remove(view: &mut View, context: &Context, hash: &BlockHash) {
-    let key = keys::block(hash);
+pub(super) fn remove(view: &mut View, context: &Context, hash: &BlockHash, policy: PolicyId) {
+    let key = keys::block_of(policy, hash);
     let mut block: BlockRef = view.load(&key).expect("an extent's block is counted");
     assert!(block.count > 0, "block {hash} has fewer references than extents");
     block.count -= 1;
     if block.count == 0 {
         block.zero_since_ms = context.entry.as_millis().max(1);
-        view.put(keys::unreferenced(block.zero_since_ms, hash), Vec::new());
+        view.put(keys::unreferenced_of(block.zero_since_ms, policy, hash), Vec::new());
     }
     view.store(key, &block);
 }

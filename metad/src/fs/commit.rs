@@ -9,9 +9,10 @@ use super::dentry;
 use super::extent::{count_in_chunk, overlapping, place_all};
 use super::inode::Inode;
 use super::keys;
+use super::numbered;
 use super::session;
 use super::settings::inodes_changed;
-use super::view::{KvExt, View};
+use super::view::View;
 use super::xattr;
 use std::collections::BTreeSet;
 use wire::FsError;
@@ -106,9 +107,11 @@ fn check_writes(writes: &[ExtentWrite]) -> Result<(), FsError> {
     let mut end = 0;
     for write in writes {
         let fits = match &write.source {
-            Source::Block { block_len, offset, .. } => {
+            Source::Block { form, offset, .. } => {
+                form.check()?;
                 let end = u64::from(*offset).checked_add(write.len);
-                *block_len as usize <= BLOCK_BYTES_MAX && end.is_some_and(|end| end <= u64::from(*block_len))
+                let is_block = form.stored_len as usize <= BLOCK_BYTES_MAX;
+                is_block && end.is_some_and(|end| end <= u64::from(form.plain_len))
             }
             Source::Inline(bytes) => bytes.len() as u64 == write.len && bytes.len() <= INLINE_BYTES_MAX,
             Source::Zero => true,
@@ -162,7 +165,7 @@ fn make_copy(
     let mut attr = original.attr.clone();
     (attr.ino, attr.nlink, attr.size, attr.allocated) = (ino, 1, 0, 0);
     (attr.version, attr.btime, attr.ctime) = (Version(0), context.now, context.now);
-    let mut copy = Inode { attr, parent: dir.attr.ino, name: name.clone(), cuts: Vec::new() };
+    let mut copy = Inode::new(attr, dir.attr.ino, name.clone());
     let present: Vec<ExtentWrite> = overlapping(view, original.attr.ino, &(0..u64::MAX))
         .into_iter()
         .map(|extent| ExtentWrite { file_off: extent.file_off, len: extent.len, source: extent.source })
@@ -177,7 +180,7 @@ fn make_copy(
     copy.save(view);
     // The copy gets the access list too: without it, the mode would mean something else.
     xattr::copy(view, original.attr.ino, ino);
-    view.store(keys::dentry(dir.attr.ino, &name), &(ino, FileKind::Regular));
+    numbered::store(view, keys::dentry(dir.attr.ino, &name), &(ino, FileKind::Regular));
     dir.attr.size += 1;
     dir.modified(context.now);
     dir.save(view);
@@ -205,6 +208,6 @@ fn free_name(view: &View, dir: Ino, name: &[u8], suffix: &[u8], copy: Ino) -> Re
         full.extend_from_slice(&tail);
         full
     });
-    let mut free = free.filter(|name| view.load::<dentry::Target>(&keys::dentry(dir, name)).is_none());
+    let mut free = free.filter(|name| dentry::find(view, dir, name).is_none());
     free.next().ok_or(FsError::Exists)
 }

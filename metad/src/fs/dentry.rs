@@ -3,7 +3,7 @@
 use super::inode::Inode;
 use super::settings::inodes_changed;
 use super::view::{Kv, KvExt, View};
-use super::{Context, acl, keys, orphan, session};
+use super::{Context, acl, keys, numbered, orphan, session};
 use wire::FsError;
 use wire::attr::{Creator, FileKind, InodeAttr};
 use wire::ids::Ino;
@@ -28,7 +28,7 @@ pub(super) struct New<'a> {
 
 /// Returns what a name in a directory leads to.
 pub fn find(kv: &dyn Kv, parent: Ino, name: &[u8]) -> Option<Target> {
-    kv.load(&keys::dentry(parent, name))
+    numbered::load(kv, &keys::dentry(parent, name))
 }
 
 fn require(view: &View, parent: Ino, name: &[u8]) -> Result<Target, FsError> {
@@ -40,7 +40,7 @@ fn require(view: &View, parent: Ino, name: &[u8]) -> Result<Target, FsError> {
 
 /// Adds an entry, and updates the directory's counts and times.
 pub(super) fn add(view: &mut View, context: &Context, dir: &mut Inode, name: &[u8], target: Target) {
-    view.store(keys::dentry(dir.attr.ino, name), &target);
+    numbered::store(view, keys::dentry(dir.attr.ino, name), &target);
     dir.attr.gained(target.1, context.now);
 }
 
@@ -77,7 +77,7 @@ pub(super) fn create(
             return Err(FsError::NameTooLong);
         }
         inode.attr.size = target.len() as u64;
-        view.put(keys::symlink(new.ino), target.clone());
+        numbered::store_bytes(view, keys::symlink(new.ino), target);
     } else {
         acl::inherit(view, &dir, &mut inode, new.umask);
     }
@@ -91,7 +91,7 @@ pub(super) fn create(
 fn fresh(context: &Context, dir: &Inode, name: &[u8], new: &New, kind: FileKind) -> Inode {
     let creator = Creator { mode: new.mode, uid: new.uid, gid: new.gid };
     let attr = InodeAttr::new_in(&dir.attr, new.ino, kind, new.node.rdev(), creator, context.now);
-    Inode { attr, parent: dir.attr.ino, name: name.to_vec(), cuts: Vec::new() }
+    Inode::new(attr, dir.attr.ino, name.to_vec())
 }
 
 /// `Op::Link`.

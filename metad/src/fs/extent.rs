@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use wire::FsError;
 use wire::extent::{Extent, ExtentWrite, Source};
-use wire::ids::{BlockHash, Ino, Version};
+use wire::ids::{BlockHash, Ino, SnapshotNumber, Version};
 use wire::limits::{CHUNK_BYTES, FILE_BYTES_MAX, HEAD_BYTES_MAX, INLINE_BYTES_MAX};
 use wire::op::{OpReply, RangeAction};
 
@@ -29,13 +29,15 @@ const _: () = assert!(PAGE_INLINE_BYTES + INLINE_BYTES_MAX + PAGE_EXTENTS * 128 
 /// The stored value; the offset is in the key.
 #[derive(Serialize, Deserialize)]
 struct StoredExtent {
+    /// Newest snapshot number when it was written.
+    written: SnapshotNumber,
     len: u64,
     source: Source,
     version: Version,
 }
 
 fn from_pair(key: &[u8], value: &[u8]) -> Extent {
-    let StoredExtent { len, source, version } = decode_stored(key, value);
+    let StoredExtent { len, source, version, .. } = decode_stored(key, value);
     Extent { file_off: keys::extent_parts(key).1, len, source, version }
 }
 
@@ -49,9 +51,12 @@ pub(super) fn with_version(
     Ok(wire::codec::encode(&stored))
 }
 
-/// Returns an extent as it is stored; `None` when it cannot be decoded.
+/// Returns an extent as it is stored; `None` when it cannot be decoded, or reads from a block of an unknown form.
 pub(super) fn decode(key: &[u8], value: &[u8]) -> Option<Extent> {
-    let StoredExtent { len, source, version } = wire::codec::decode(value).ok()?;
+    let StoredExtent { len, source, version, .. } = wire::codec::decode(value).ok()?;
+    if let Source::Block { form, .. } = &source {
+        form.check().ok()?;
+    }
     Some(Extent { file_off: keys::extent_parts(key).1, len, source, version })
 }
 
@@ -85,7 +90,8 @@ fn visit_overlapping(kv: &dyn Kv, ino: Ino, range: &Range<u64>, visit: &mut dyn 
 fn insert(view: &mut View, ino: Ino, extent: Extent) {
     let Extent { file_off, len, source, version } = extent;
     assert!(len > 0 && file_off / CHUNK_BYTES == (file_off + len - 1) / CHUNK_BYTES, "extents stay in one chunk");
-    view.store(keys::extent(ino, file_off), &StoredExtent { len, source, version });
+    let written = view.newest_snapshot();
+    view.store(keys::extent(ino, file_off), &StoredExtent { written, len, source, version });
 }
 
 /// Removes what `range` covers, and shortens extents that reach over its ends.
@@ -98,10 +104,10 @@ pub(super) fn cut_range(view: &mut View, context: &Context, inode: &mut Inode, r
         let rest_len: u64 = [&left, &right].into_iter().flatten().map(|part| part.len).sum();
         inode.attr.allocated -= extent.len - rest_len;
         view.delete(keys::extent(ino, extent.file_off));
-        if let Source::Block { hash, block_len, .. } = &extent.source {
+        if let Source::Block { hash, form, .. } = &extent.source {
             match (&left, &right) {
-                (Some(_), Some(_)) => blockref::add(view, hash, *block_len),
-                (None, None) => blockref::remove(view, context, hash),
+                (Some(_), Some(_)) => blockref::add(view, hash, form),
+                (None, None) => blockref::remove(view, context, hash, form.policy),
                 _ => {}
             }
         }
@@ -121,8 +127,8 @@ pub(super) fn place(view: &mut View, context: &Context, inode: &mut Inode, write
         let end = (start - start % CHUNK_BYTES + CHUNK_BYTES).min(whole.range().end);
         let part = whole.slice(&(start..end));
         inode.attr.allocated += part.len;
-        if let Source::Block { hash, block_len, .. } = &part.source {
-            blockref::add(view, hash, *block_len);
+        if let Source::Block { hash, form, .. } = &part.source {
+            blockref::add(view, hash, form);
         }
         insert(view, inode.attr.ino, part);
         start = end;
@@ -149,8 +155,8 @@ fn continues(before: &ExtentWrite, next: &ExtentWrite) -> bool {
     before.file_off + before.len == next.file_off
         && match (&before.source, &next.source) {
             (Source::Zero, Source::Zero) => true,
-            (Source::Block { hash, block_len, offset }, Source::Block { hash: h, block_len: l, offset: o }) => {
-                (hash, block_len) == (h, l) && u64::from(*offset) + before.len == u64::from(*o)
+            (Source::Block { hash, form, offset }, Source::Block { hash: h, form: f, offset: o }) => {
+                (hash, form) == (h, f) && u64::from(*offset) + before.len == u64::from(*o)
             }
             _ => false,
         }
@@ -172,8 +178,8 @@ pub(super) fn count_in_chunk(view: &View, ino: Ino, offset: u64, limit: usize) -
 pub(super) fn reap(view: &mut View, context: &Context, ino: Ino, limit: usize) -> usize {
     let pairs = view.pairs(keys::extents_from(ino, 0), limit);
     for (key, value) in &pairs {
-        if let Source::Block { hash, .. } = from_pair(key, value).source {
-            blockref::remove(view, context, &hash);
+        if let Source::Block { hash, form, .. } = from_pair(key, value).source {
+            blockref::remove(view, context, &hash, form.policy);
         }
         view.delete(key.clone());
     }

@@ -41,9 +41,10 @@ pub(super) fn belongs(kv: &dyn Kv, key: &[u8]) -> Option<bool> {
             };
             Some(holders.contains(&SessionId(keys::first(key))))
         }
-        (b'Z', 41) => {
+        (b'Z', keys::UNREFERENCED_BYTES) => {
             let hash: BlockHash = keys::unreferenced_hash(key);
-            let Some(value) = kv.get(&keys::block(&hash)) else { return Some(false) };
+            let block = keys::block_of(keys::unreferenced_policy(key), &hash);
+            let Some(value) = kv.get(&block) else { return Some(false) };
             let block: BlockRef = wire::codec::decode(&value).ok()?;
             Some(block.count == 0 && block.zero_since_ms == keys::first(key))
         }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use wire::FsError;
 use wire::attr::{FileKind, InodeAttr, Timestamp};
-use wire::ids::{Ino, Version};
+use wire::ids::{Ino, SnapshotNumber, Version};
 use wire::op::Name;
 
 /// Removed bytes for which there is no extent to show it: a later commit based on an older version must notice the
@@ -27,6 +27,8 @@ const CUTS_MAX: usize = 8;
 /// The stored record of an inode.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Inode {
+    /// Newest snapshot number when it was last written.
+    pub written: SnapshotNumber,
     /// Its attributes.
     pub attr: InodeAttr,
     /// The parent of a directory; for other inodes, the directory of the entry made last.
@@ -38,6 +40,12 @@ pub struct Inode {
 }
 
 impl Inode {
+    /// Makes an inode, to be saved, with the entry made last.
+    #[must_use]
+    pub fn new(attr: InodeAttr, parent: Ino, name: Name) -> Self {
+        Self { written: SnapshotNumber::default(), attr, parent, name, cuts: Vec::new() }
+    }
+
     /// Loads an inode.
     ///
     /// # Errors
@@ -69,7 +77,13 @@ impl Inode {
     }
 
     /// Stores the inode.
-    pub fn save(&self, view: &mut View) {
+    pub fn save(&mut self, view: &mut View) {
+        self.written = view.newest_snapshot();
+        self.save_accessed(view);
+    }
+
+    /// Stores the inode with another access time, which is no change that a snapshot keeps apart: its number stays.
+    pub fn save_accessed(&self, view: &mut View) {
         view.store(keys::inode(self.attr.ino), self);
     }
 

@@ -3,12 +3,12 @@
 //! | prefix | key | value |
 //! |---|---|---|
 //! | `I` | ino | [`Inode`](super::inode::Inode) |
-//! | `L` | ino | symlink target, raw |
+//! | `L` | ino | symlink target |
 //! | `D` | parent, hash of name, name | ino and kind |
 //! | `E` | ino, file offset | length, source, version |
-//! | `X` | ino, attribute name | value, raw |
-//! | `B` | block hash | reference count, length, time of the last release |
-//! | `Z` | milliseconds, block hash | empty: blocks without references, oldest first |
+//! | `X` | ino, attribute name | value |
+//! | `B` | policy, block hash | reference count, stored length, time of the last release |
+//! | `Z` | milliseconds, policy, block hash | empty: blocks without references, oldest first |
 //! | `O` | ino | sessions that may still hold a handle on the unlinked inode |
 //! | `Q` | session, ino | empty: unlinked inodes by session |
 //! | `R` | ino | empty: removed inodes whose content is still being deleted |
@@ -24,10 +24,11 @@
 //! | `G` | name in the certificate (hash), journal | empty: journals by the certificate that reported their position |
 //! | `C` | name | cluster setting or counter |
 //!
-//! Structured values are coded by `wire::codec` (a version byte, then postcard).
+//! Structured values are coded by `wire::codec` (a version byte, then postcard). Those of the tables `I`, `L`, `D`, `E` and
+//! `X` begin with the newest snapshot number at their writing (see [`numbered`](super::numbered)).
 
 use std::ops::Range;
-use wire::ids::{BatchSeq, BlockHash, Ino, JournalId, SessionId};
+use wire::ids::{BatchSeq, BlockHash, Ino, JournalId, PolicyId, SessionId};
 
 /// A key, or one end of a range of keys.
 pub type Key = Vec<u8>;
@@ -178,16 +179,28 @@ pub fn all_xattrs() -> Range<Key> {
     below(vec![b'X'])
 }
 
-/// References to a block.
+/// References to a block of the default policy.
 #[must_use]
 pub fn block(hash: &BlockHash) -> Key {
-    key(b'B', &[], &hash.0)
+    block_of(PolicyId::DEFAULT, hash)
 }
 
-/// The block of a key, if it has the length of one.
+/// References to a block.
+#[must_use]
+pub fn block_of(policy: PolicyId, hash: &BlockHash) -> Key {
+    key(b'B', &[], &named(policy, hash))
+}
+
+/// The name of a block as it stands in keys.
+fn named(policy: PolicyId, hash: &BlockHash) -> Vec<u8> {
+    [policy.0.to_be_bytes().as_slice(), &hash.0].concat()
+}
+
+/// The block of a key, if it is one of the default policy.
 #[must_use]
 pub fn block_hash(key: &[u8]) -> Option<BlockHash> {
-    Some(BlockHash(key.get(1..)?.try_into().ok()?))
+    let hash = key.get(1..)?.strip_prefix(&PolicyId::DEFAULT.0.to_be_bytes())?;
+    Some(BlockHash(hash.try_into().ok()?))
 }
 
 /// All blocks.
@@ -196,10 +209,16 @@ pub fn blocks() -> Range<Key> {
     below(vec![b'B'])
 }
 
-/// A block without references since a time.
+/// A block of the default policy without references since a time.
 #[must_use]
 pub fn unreferenced(since_ms: u64, hash: &BlockHash) -> Key {
-    key(b'Z', &[since_ms], &hash.0)
+    unreferenced_of(since_ms, PolicyId::DEFAULT, hash)
+}
+
+/// A block without references since a time.
+#[must_use]
+pub fn unreferenced_of(since_ms: u64, policy: PolicyId, hash: &BlockHash) -> Key {
+    key(b'Z', &[since_ms], &named(policy, hash))
 }
 
 /// Blocks without references since before a time.
@@ -218,8 +237,17 @@ pub fn all_unreferenced() -> Range<Key> {
 #[must_use]
 pub fn unreferenced_hash(key: &[u8]) -> BlockHash {
     let mut hash = [0; 32];
-    hash.copy_from_slice(&key[9..41]);
+    hash.copy_from_slice(&key[UNREFERENCED_BYTES - 32..UNREFERENCED_BYTES]);
     BlockHash(hash)
+}
+
+/// Bytes of an unreferenced key.
+pub const UNREFERENCED_BYTES: usize = 1 + 8 + 2 + 32;
+
+/// The policy of an unreferenced key.
+#[must_use]
+pub fn unreferenced_policy(key: &[u8]) -> PolicyId {
+    PolicyId(u16::from_be_bytes([key[9], key[10]]))
 }
 
 /// An unlinked inode that may still be open.
@@ -428,6 +456,11 @@ pub fn setting(name: &str) -> Key {
     key(b'C', &[], name.as_bytes())
 }
 
+/// The newest snapshot number.
+pub const NEWEST_SNAPSHOT: &[u8] = b"Cnewest snapshot";
+/// The version of the rules.
+pub const RULES: &[u8] = b"Crules";
+
 /// First number of a key.
 #[must_use]
 pub fn first(key: &[u8]) -> u64 {
@@ -455,6 +488,17 @@ mod tests {
         let range = below(key(b'E', &[u64::MAX], &[]));
         assert!(range.contains(&extent(Ino(u64::MAX), u64::MAX)));
         assert!(!range.contains(&key(b'F', &[0], &[])));
+    }
+
+    #[test]
+    fn blocks_are_ordered_by_policy_then_by_hash() {
+        let (low, high, next) = (BlockHash([0; 32]), BlockHash([0xff; 32]), PolicyId(0x0102));
+        assert!(block(&low) < block(&high) && block(&high) < block_of(next, &low));
+        assert_eq!(block_of(next, &low)[..4], [b'B', 1, 2, 0]);
+        assert_eq!((block_hash(&block(&high)), block_hash(&block_of(next, &high))), (Some(high), None));
+        let waiting = unreferenced_of(7, next, &high);
+        assert_eq!((waiting.len(), unreferenced_policy(&waiting)), (UNREFERENCED_BYTES, next));
+        assert_eq!((first(&waiting), unreferenced_hash(&waiting)), (7, high));
     }
 
     #[test]

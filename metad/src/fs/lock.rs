@@ -242,6 +242,6 @@ mod tests {
             version: wire::ids::Version(1),
             has_xattrs: false,
         };
-        Inode { attr, parent: Ino::ROOT, name: b"f".to_vec(), cuts: Vec::new() }
+        Inode::new(attr, Ino::ROOT, b"f".to_vec())
     }
 }

@@ -1,8 +1,8 @@
 //! Reads of the state (I2: the caller makes sure that it is current).
 
 use super::inode::Inode;
-use super::view::{Kv, KvExt, decode_stored};
-use super::{deferred, dentry, extent, keys, lock, orphan, settings, xattr};
+use super::view::{Kv, KvExt};
+use super::{deferred, dentry, extent, keys, lock, numbered, orphan, settings, xattr};
 use wire::FsError;
 use wire::attr::FileKind;
 use wire::ids::{Ino, SessionId};
@@ -23,7 +23,7 @@ pub fn read(kv: &dyn Kv, session: SessionId, question: &Read) -> Result<ReadRepl
         Read::Open { ino } => open(kv, session, *ino),
         Read::ReadLink { ino } => {
             load(kv, *ino)?;
-            kv.get(&keys::symlink(*ino)).map(ReadReply::Bytes).ok_or(FsError::Invalid)
+            numbered::load_bytes(kv, &keys::symlink(*ino)).map(ReadReply::Bytes).ok_or(FsError::Invalid)
         }
         Read::ReadDir { ino, after, limit, plus } => {
             let ListedDir { parent, entries, end, .. } = read_dir(kv, *ino, *after, *limit, *plus)?;
@@ -35,7 +35,7 @@ pub fn read(kv: &dyn Kv, session: SessionId, question: &Read) -> Result<ReadRepl
             Ok(ReadReply::Extents(extent::page(kv, &inode, &(*off..off.saturating_add(*len)))))
         }
         Read::GetXattr { ino, name } => {
-            kv.get(&keys::xattr(*ino, name)).map(ReadReply::Bytes).ok_or(FsError::NoAttribute)
+            numbered::load_bytes(kv, &keys::xattr(*ino, name)).map(ReadReply::Bytes).ok_or(FsError::NoAttribute)
         }
         Read::ListXattr { ino } => Ok(ReadReply::Names(xattr::names(kv, *ino))),
         Read::GetLock { ino, lock } => Ok(ReadReply::Lock(lock::conflicting(kv, session, *ino, lock))),
@@ -90,7 +90,7 @@ fn read_dir(kv: &dyn Kv, ino: Ino, after: u64, limit: u32, plus: bool) -> Result
             end = false;
             return false;
         }
-        let (ino, kind): dentry::Target = decode_stored(key, value);
+        let (ino, kind): dentry::Target = numbered::undamaged(key, numbered::decode(value));
         entries.push(DirEntry { name: name.to_vec(), ino, kind, cookie, attr: None });
         true
     });

@@ -122,7 +122,8 @@ mod tests {
     use super::super::view::MemoryKv;
     use super::*;
     use crate::fs::{Context, blockref};
-    use wire::ids::SessionId;
+    use wire::extent::BlockForm;
+    use wire::ids::{PolicyId, SessionId};
 
     fn at(ms: u64) -> Timestamp {
         Timestamp::default().shifted(i128::from(ms) * NANOS_PER_MS)
@@ -142,9 +143,9 @@ mod tests {
             let entry = not_before_pins(view, at(ms));
             let context = Context { now: at(ms), entry, session: SessionId::default() };
             if is_begun {
-                blockref::add(view, &hash, 1);
+                blockref::add(view, &hash, &BlockForm::plain(1));
             } else {
-                blockref::remove(view, &context, &hash);
+                blockref::remove(view, &context, &hash, PolicyId::DEFAULT);
             }
             CommandReply::Done
         });

@@ -3,6 +3,7 @@
 use super::CommandReply;
 use super::inode::Inode;
 use super::keys;
+use super::rules;
 use super::view::{Kv, KvExt, View};
 use serde::de::DeserializeOwned;
 use wire::attr::{FileKind, InodeAttr, Timestamp};
@@ -22,6 +23,7 @@ pub(super) fn init(view: &mut View, now: Timestamp, cluster: &str, replicas: u8,
         return CommandReply::Stale;
     }
     view.store(keys::setting(CLUSTER), &cluster.to_owned());
+    rules::set_first(view);
     let epoch = LayoutEpoch(1);
     let down_after_ms = DOWN_AFTER_MS;
     let layout = Layout { epoch, placement: epoch, replicas, min_sync, down_after_ms, ..Layout::default() };
@@ -43,7 +45,7 @@ pub(super) fn init(view: &mut View, now: Timestamp, cluster: &str, replicas: u8,
         version: Version(1),
         has_xattrs: false,
     };
-    Inode { attr, parent: Ino::ROOT, name: Vec::new(), cuts: Vec::new() }.save(view);
+    Inode::new(attr, Ino::ROOT, Vec::new()).save(view);
     inodes_changed(view, 1);
     CommandReply::Done
 }

@@ -1,6 +1,7 @@
 //! Tests of the state machine against a plain model, and of the invariants that it holds.
 
 mod bounds;
+mod formats;
 mod recovery;
 
 use super::session::Opening;

@@ -1,13 +1,15 @@
 //! What `apply` works on: the stored state, covered by changes that are not stored yet.
 
-use super::keys::Key;
+use super::keys::{self, Key};
 use parking_lot::RwLockReadGuard;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use wire::codec;
+use wire::ids::SnapshotNumber;
 use wire::limits::HEAD_BYTES_MAX;
 
 /// Keeps a map unchanged while it lives.
@@ -104,6 +106,8 @@ pub struct View<'a> {
     work: AtomicUsize,
     /// Whether a value was left out since the savepoint because it could not have been read back.
     oversized: bool,
+    /// The newest snapshot number, once it was asked for.
+    newest_snapshot: OnceLock<SnapshotNumber>,
 }
 
 /// Changes of keys after which a batch takes no further operation, about 200 MB: all of them are in memory until it
@@ -124,7 +128,8 @@ impl<'a> View<'a> {
     #[must_use]
     pub fn new(base: &'a dyn Kv) -> Self {
         let (changes, undo, work) = (BTreeMap::new(), Vec::new(), AtomicUsize::new(0));
-        Self { base, changes, undo, changed_bytes: 0, removed: 0, work, oversized: false }
+        let newest_snapshot = OnceLock::new();
+        Self { base, changes, undo, changed_bytes: 0, removed: 0, work, oversized: false, newest_snapshot }
     }
 
     /// Sets a key.
@@ -148,7 +153,17 @@ impl<'a> View<'a> {
         self.change(key, None);
     }
 
+    /// Returns the newest snapshot number, which values carry; 0 when no snapshot was ever made. It is looked up once, and
+    /// counts as no work.
+    #[must_use]
+    pub fn newest_snapshot(&self) -> SnapshotNumber {
+        *self.newest_snapshot.get_or_init(|| self.over().load(keys::NEWEST_SNAPSHOT).unwrap_or_default())
+    }
+
     fn change(&mut self, key: Key, value: Option<Vec<u8>>) {
+        if key == keys::NEWEST_SNAPSHOT {
+            self.newest_snapshot = OnceLock::new();
+        }
         // The replaced value is not counted: whether `changes` holds it depends on what else is applied together here.
         self.changed_bytes += key.len() + value.as_ref().map_or(0, Vec::len);
         self.removed += usize::from(value.is_none());
@@ -186,6 +201,7 @@ impl<'a> View<'a> {
     /// Undoes everything since the savepoint.
     pub fn rollback(&mut self) {
         (self.changed_bytes, self.removed, self.oversized) = (0, 0, false);
+        self.newest_snapshot = OnceLock::new();
         while let Some((key, before)) = self.undo.pop() {
             match before {
                 Some(before) => self.changes.insert(key, before),

@@ -4,6 +4,7 @@ use super::Context;
 use super::acl;
 use super::inode::Inode;
 use super::keys;
+use super::numbered;
 use super::view::{Kv, KvExt, View};
 use wire::FsError;
 use wire::attr::S_ISGID;
@@ -42,7 +43,7 @@ pub(super) fn set(
                 let other = keys::xattr_name(key);
                 if other != name {
                     listed += other.len() + 1;
-                    all += other.len() + value.len();
+                    all += other.len() + numbered::undamaged(key, numbered::decode_bytes(value)).len();
                 }
                 true
             });
@@ -56,7 +57,7 @@ pub(super) fn set(
         inode.attr.mode &= !S_ISGID;
     }
     if is_stored {
-        view.put(keys::xattr(ino, name), value.to_vec());
+        numbered::store_bytes(view, keys::xattr(ino, name), value);
     } else {
         view.delete(keys::xattr(ino, name));
     }
@@ -83,8 +84,8 @@ pub(super) fn remove(view: &mut View, context: &Context, ino: Ino, name: &[u8]) 
 /// Gives an inode the attributes of another one.
 pub(super) fn copy(view: &mut View, from: Ino, to: Ino) {
     for name in names(view, from) {
-        if let Some(value) = view.get(&keys::xattr(from, &name)) {
-            view.put(keys::xattr(to, &name), value);
+        if let Some(value) = numbered::load_bytes(view, &keys::xattr(from, &name)) {
+            numbered::store_bytes(view, keys::xattr(to, &name), &value);
         }
     }
 }

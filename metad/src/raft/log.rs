@@ -63,7 +63,12 @@ fn to_stored(entry: &Entry) -> BytesValue {
 
 fn from_stored(stored: &BytesValue) -> io::Result<Entry> {
     let entry = stored.value.get(8..).ok_or_else(|| io::Error::other("an entry of the Raft log is too short"))?;
-    codec::decode(entry).map_err(io::Error::other)
+    codec::decode(entry).map_err(|error| {
+        let index = StoredEntry::index(stored);
+        io::Error::other(format!(
+            "entry {index} of the Raft log is damaged, or a newer release of Surf has written it: {error}"
+        ))
+    })
 }
 
 /// Work for the writer thread.

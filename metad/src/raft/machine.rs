@@ -5,7 +5,7 @@ use super::snapshot;
 use super::types::{Entry, LogId, Membership, Snapshot, SnapshotFile, SnapshotMeta, TypeConfig};
 use crate::error::{Error, REPLACE, caught};
 use crate::fs::view::View;
-use crate::fs::{self, Command, CommandReply, Stamped};
+use crate::fs::{self, Command, CommandReply, Stamped, rules};
 use crate::store::Store;
 use futures::{FutureExt, Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -47,9 +47,10 @@ impl Machine {
     /// Takes over a state. If the state is behind the node's snapshot, the snapshot replaces it.
     ///
     /// # Errors
-    /// When snapshot or state cannot be read.
+    /// When snapshot or state cannot be read, or were made under newer rules.
     pub fn open(dir: &Path, store: Arc<Store>) -> Result<Self, Error> {
         let path = snapshot::path_in(dir);
+        rules::check(rules::of(&*store))?;
         let stored = store.position().map(|bytes| codec::decode::<Position>(&bytes)).transpose()?;
         let mut position = stored.unwrap_or_default();
         let disk = |error| Error::disk(&path, error);

@@ -2,8 +2,8 @@
 //!
 //! | part | content |
 //! |---|---|
-//! | magic | `SURFSNP1` |
-//! | meta | length (u32), encoded [`SnapshotMeta`] |
+//! | magic | `SURFSNP2` |
+//! | head | length (u32), encoded: the version of the rules, [`SnapshotMeta`] |
 //! | pairs | per group: count (u32, not 0), then per pair key length (u32), key, value length (u32), value |
 //! | end | count 0 (u32) |
 //! | checksum | BLAKE3 of everything before, 32 bytes |
@@ -12,6 +12,7 @@
 
 use super::types::{SnapshotFile, SnapshotMeta};
 use crate::fs::keys::Key;
+use crate::fs::rules;
 use crate::fs::view::Changes;
 use crate::store::Store;
 use std::fs::File;
@@ -19,12 +20,15 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use wire::ids::RulesVersion;
 use wire::{codec, durable};
 
-const MAGIC: &[u8; 8] = b"SURFSNP1";
+const MAGIC: &[u8; 8] = b"SURFSNP2";
+/// The beginning of the magic in every version.
+const MAGIC_OF_ANY_VERSION: &[u8] = b"SURFSNP";
 /// Pairs per group: a scan holds up writers for this many pairs at a time.
 const GROUP_PAIRS: usize = 512;
-/// Larger keys, values or metas are damage.
+/// Larger keys, values or heads are damage.
 const PART_BYTES_MAX: u32 = 16 << 20;
 
 /// Returns the path of the node's snapshot.
@@ -66,7 +70,8 @@ pub(super) fn write(path: &Path, meta: &SnapshotMeta, store: &Store) -> io::Resu
     let file = File::create(path)?;
     let mut out = Hashing { inner: BufWriter::with_capacity(1 << 20, file), hash: blake3::Hasher::new() };
     out.write_all(MAGIC)?;
-    write_part(&mut out, &codec::encode(meta))?;
+    // Rules that were raised since the scan began are no harm: who does not know them needs no such snapshot.
+    write_part(&mut out, &codec::encode(&(rules::of(store), meta)))?;
     loop {
         let Some(pairs) = store.next_of_snapshot(GROUP_PAIRS) else { return Ok(false) };
         out.write_all(&(pairs.len() as u32).to_le_bytes())?;
@@ -151,13 +156,20 @@ pub(super) fn verify(snapshot: &SnapshotFile) -> io::Result<()> {
     if *hash.finalize().as_bytes() == sum { Ok(()) } else { Err(damaged("its checksum does not fit")) }
 }
 
+/// Reads what stands before the pairs. A snapshot of newer rules is refused here, before it replaces anything.
 fn read_head(file: &mut impl Read) -> io::Result<SnapshotMeta> {
     let mut magic = [0; 8];
     file.read_exact(&mut magic)?;
     if magic != *MAGIC {
-        return Err(damaged("it begins wrong"));
+        let is_other = magic.starts_with(MAGIC_OF_ANY_VERSION);
+        let other = || io::Error::other("the snapshot is of another version of Surf: use the release that wrote it");
+        return Err(if is_other { other() } else { damaged("it begins wrong") });
     }
-    codec::decode(&read_part(file)?).map_err(io::Error::other)
+    let head = read_part(file)?;
+    // The rules come first: they are read whatever newer ones put behind them.
+    let rules: RulesVersion = codec::decode_start(&head).map_err(io::Error::other)?;
+    rules::check(rules).map_err(io::Error::other)?;
+    codec::decode::<(RulesVersion, SnapshotMeta)>(&head).map(|(_, meta)| meta).map_err(io::Error::other)
 }
 
 /// Opens a snapshot, and reads from the same file what it is of; `None` when there is none.
@@ -189,8 +201,8 @@ impl Pairs {
     /// Reads all pairs.
     pub(super) fn of(snapshot: &SnapshotFile) -> io::Result<Self> {
         let head = MAGIC.len() as u64;
-        let meta = u64::from(read_u32(&mut reading_from(snapshot, head, 4 << 10))?);
-        Ok(Self::from(snapshot, head + 4 + meta, 1 << 20))
+        let len = u64::from(read_u32(&mut reading_from(snapshot, head, 4 << 10))?);
+        Ok(Self::from(snapshot, head + 4 + len, 1 << 20))
     }
 
     /// Reads the pairs from this place on, at which a group begins, `capacity` bytes at a time.
@@ -237,6 +249,30 @@ mod tests {
     use super::*;
     use crate::fs::view::Kv;
     use std::fs;
+
+    #[test]
+    fn a_snapshot_of_newer_rules_or_of_another_version_is_refused_with_one_clear_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("a"), 8 << 20).unwrap();
+        let path = path_in(dir.path());
+        for (rules, is_known) in [(rules::KNOWN, true), (rules::KNOWN.next(), false)] {
+            let pair = (crate::fs::keys::RULES.to_vec(), Some(codec::encode(&rules)));
+            store.apply(Changes::from([pair]), b"position");
+            store.begin_snapshot();
+            assert!(write(&path, &SnapshotMeta::default(), &store).unwrap());
+            let opened = open(&path).map(|_| ());
+            assert_eq!(opened.is_ok(), is_known);
+            if let Err(error) = opened {
+                let said = error.to_string();
+                assert!(said.contains("a newer release") && !said.contains('\n'), "{said}");
+            }
+        }
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[7] = b'1';
+        fs::write(&path, bytes).unwrap();
+        let error = open(&path).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("another version of Surf"), "{error}");
+    }
 
     #[test]
     fn a_snapshot_restores_the_state_and_one_flipped_bit_is_noticed() {

@@ -4,8 +4,9 @@ use super::log::Log;
 use super::machine::Machine;
 use super::pieces;
 use super::types::{Entry, TypeConfig, Vote};
+use crate::error::Error;
 use crate::fs::view::{Changes, Kv};
-use crate::fs::{Command, Stamped, keys};
+use crate::fs::{Command, Stamped, keys, rules};
 use crate::store::Store;
 use futures::{TryStreamExt, stream};
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine};
@@ -36,6 +37,17 @@ impl StoreBuilder<TypeConfig, Log, Machine, TempDir> for Builder {
 fn log_and_state_machine_pass_openrafts_storage_suite() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(Suite::test_all(Builder)).unwrap();
+}
+
+#[test]
+fn a_state_of_newer_rules_is_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(&dir.path().join("state"), 8 << 20).unwrap());
+    let newer = wire::codec::encode(&rules::KNOWN.next());
+    store.apply(Changes::from([(keys::RULES.to_vec(), Some(newer.clone()))]), b"position");
+    let error = Machine::open(dir.path(), store.clone()).map(|_| ()).unwrap_err();
+    assert!(matches!(error, Error::Rules(_)), "{error}");
+    assert_eq!(store.get(keys::RULES), Some(newer));
 }
 
 fn entry_of(index: u64, bytes: usize) -> Entry {

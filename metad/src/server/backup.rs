@@ -4,7 +4,7 @@ use super::Server;
 use crate::checks::Reader;
 use crate::consensus::Frozen;
 use crate::error::ProposeError;
-use crate::fs::{Command, CommandReply, check, keys, recovery, retention, settings};
+use crate::fs::{Command, CommandReply, check, keys, recovery, retention, rules, settings};
 use bytes::Bytes;
 use std::io::{self, Write};
 use std::time::Duration;
@@ -55,7 +55,10 @@ impl Server {
         let state = self.shared.consensus.freeze(SNAPSHOT_LIMIT).await.map_err(|error| error.to_string())?;
         let cluster = settings::cluster(&**self.shared.consensus.state()).unwrap_or_default();
         let cluster_id = self.shared.config.identity.cluster_id();
-        let head = Head { cluster, cluster_id, term: state.term(), index: state.applied(), at: Timestamp::now() };
+        let frozen = state.clone();
+        let rules = spawn_blocking(move || rules::of(&*frozen)).await.map_err(|error| error.to_string())?;
+        let (term, index) = (state.term(), state.applied());
+        let head = Head { cluster, cluster_id, term, index, at: Timestamp::now(), rules };
         let (to_send, mut next) = mpsc::channel(PIECES_WAITING);
         // It ends when its pieces are not taken any more.
         let writing = spawn_blocking(move || write_backup(&*state, &head, Pieces { to_send, gathered: Vec::new() }));

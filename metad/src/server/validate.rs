@@ -74,6 +74,9 @@ fn operation(op: &Op) -> Result<(), FsError> {
             if writes.iter().any(|write| is_inline(&write.source)) {
                 return Err(FsError::Invalid);
             }
+            // No metad stores what it would not understand.
+            let form = |source: &Source| if let Source::Block { form, .. } = source { form.check() } else { Ok(()) };
+            writes.iter().try_for_each(|write| form(&write.source))?;
             match policy {
                 ConflictPolicy::Copy { suffix, .. } => name(suffix),
                 ConflictPolicy::Fail | ConflictPolicy::LastWriter => Ok(()),
@@ -142,7 +145,8 @@ pub(super) fn heartbeat(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Result<
 mod tests {
     use super::*;
     use wire::attr::Timestamp;
-    use wire::ids::{BatchSeq, BlockdId, Ino, JournalId, LayoutEpoch, Version};
+    use wire::extent::{BlockCodec, BlockForm, ExtentWrite};
+    use wire::ids::{BatchSeq, BlockHash, BlockdId, Ino, JournalId, KeyGeneration, LayoutEpoch, PolicyId, Version};
     use wire::layout::LayoutMember;
     use wire::message::block::RepairReport;
     use wire::op::{Expect, JournalPosition, JournaledFile, Lock, LockFamily, XattrMode};
@@ -202,6 +206,35 @@ mod tests {
         assert_eq!(batch(&of(vec![mkdir(b"d"); BATCH_OPS_MAX]), true), Ok(()));
         assert!(batch(&of(vec![mkdir(b"d"); BATCH_OPS_MAX + 1]), true).is_err());
         assert!(batch(&Batch { acked: BatchSeq(u64::MAX), ..of(Vec::new()) }, true).is_err());
+    }
+
+    #[test]
+    fn a_commit_of_a_block_of_an_unknown_form_is_refused() {
+        let plain = BlockForm::plain(100);
+        let commit = |form| {
+            let source = Source::Block { hash: BlockHash([1; 32]), form, offset: 0 };
+            Op::Commit {
+                ino: Ino(9),
+                base: Version(1),
+                own: Vec::new(),
+                writes: vec![ExtentWrite { file_off: 0, len: 50, source }],
+                append_from: None,
+                mtime: None,
+                clear_privileges: false,
+                policy: ConflictPolicy::Fail,
+            }
+        };
+        assert_eq!(batch(&of(vec![commit(plain)]), true), Ok(()));
+        for form in [
+            BlockForm { policy: PolicyId(1), ..plain },
+            BlockForm { codec: BlockCodec(1), ..plain },
+            BlockForm { key: KeyGeneration(1), ..plain },
+            BlockForm { section_log2: 12, ..plain },
+            BlockForm { plain_len: 200, ..plain },
+        ] {
+            let refused = Err(OpFailed { index: 1, error: FsError::NotSupported });
+            assert_eq!(batch(&of(vec![mkdir(b"d"), commit(form)]), true), refused, "{form:?}");
+        }
     }
 
     #[test]

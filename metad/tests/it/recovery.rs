@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use wire::attr::Timestamp;
-use wire::backup::verify;
+use wire::backup::{Reader, Writer, verify};
 use wire::extent::{ExtentWrite, Source};
 use wire::ids::{BlockHash, BlockdId, Ino, LayoutEpoch, Version};
 use wire::message::admin::{AdminReply, AdminRequest, BackupPiece};
@@ -64,7 +64,7 @@ async fn file_of(cluster: &Cluster, name: &str, block: u8) -> (BlockHash, Ino) {
     let creation = session.creation(name);
     let replies = session.run(vec![creation]).await.unwrap();
     let OpReply::Attr(attr) = &replies[0] else { panic!("{replies:?}") };
-    let source = Source::Block { hash, block_len: 100, offset: 0 };
+    let source = Source::block(hash, 100, 0);
     let commit = Op::Commit {
         ino: attr.ino,
         base: Version(1),
@@ -111,6 +111,18 @@ async fn backup(cluster: &Cluster, admin: &Endpoint) -> Vec<u8> {
             BackupPiece::Failed(reason) => panic!("{reason}"),
         }
     }
+}
+
+/// Returns a backup that says that its state was made under rules that are not known here.
+fn of_newer_rules(backup: &[u8]) -> Vec<u8> {
+    let mut reader = Reader::open(backup).unwrap();
+    let mut head = reader.head().clone();
+    head.rules = head.rules.next();
+    let mut writer = Writer::begin(Vec::new(), &head).unwrap();
+    while let Some((key, value)) = reader.next().unwrap() {
+        writer.record(&key, &value).unwrap();
+    }
+    writer.finish().unwrap()
 }
 
 /// Replaces the cluster's only node with a new one that is restored from a backup.
@@ -195,7 +207,9 @@ async fn a_file_that_is_no_backup_of_this_cluster_is_not_restored() {
     let bytes = backup(&cluster, &admin).await;
     let file = cluster.dir.path().join("backup");
     let other = Cluster::start(1).await;
+    let newer = of_newer_rules(&bytes);
     for (content, ca, word) in [
+        (&newer[..], &cluster.ca, "a newer release"),
         (&bytes[..bytes.len() / 2], &cluster.ca, "cut off"),
         (b"text", &cluster.ca, "no backup"),
         (&bytes[..], &other.ca, "same CA"),

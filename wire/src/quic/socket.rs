@@ -20,7 +20,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-pub(super) const ALPN: &[&[u8]] = &[b"surf/7"];
+pub(super) const ALPN: &[&[u8]] = &[b"surf/8"];
 /// The protocol versions for people.
 pub(super) const VERSIONS: &str = "7";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.

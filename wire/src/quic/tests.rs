@@ -85,7 +85,7 @@ async fn an_oversized_or_malformed_header_is_refused_and_the_connection_lives_on
 
 #[tokio::test]
 async fn a_refusal_is_not_kept_at_any_length() {
-    let (metad, _serving, client) = pair(&[b"surf/7"]);
+    let (metad, _serving, client) = pair(ALPN);
     let peer = client.peer(metad.local_addr(), Role::Metad);
     match peer.check(ReplyKind::Refused, &vec![b'x'; HEAD_BYTES_MAX]) {
         Err(Error::Refused { reason, .. }) => assert_eq!(reason.len(), REFUSAL_BYTES_MAX),

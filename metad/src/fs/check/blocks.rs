@@ -87,7 +87,8 @@ fn count(check: &mut Check, mut window: Window) {
             is_sure = false;
             return;
         };
-        let Source::Block { hash, block_len, offset } = extent.source else { return };
+        let Source::Block { hash, form, offset } = extent.source else { return };
+        let block_len = form.stored_len;
         if !window.covers(&hash) {
             return;
         }
@@ -126,7 +127,7 @@ fn count(check: &mut Check, mut window: Window) {
 
 /// Checks that the blocks that wait to be deleted are known, and have had no references since then.
 fn unreferenced(check: &mut Check) {
-    check.scan(keys::all_unreferenced(), 40, |check, key, _| {
+    check.scan(keys::all_unreferenced(), keys::UNREFERENCED_BYTES - 1, |check, key, _| {
         if index::belongs(check.kv, key) == Some(false) {
             let what = "waits for its deletion, and has references, is not known, or waits since another time";
             let place = format!("block {}", keys::unreferenced_hash(key));

@@ -4,7 +4,7 @@
 use super::rows::Rows;
 use super::{Check, places};
 use crate::fs::view::KvExt;
-use crate::fs::{dentry, keys};
+use crate::fs::{dentry, keys, numbered};
 use wire::attr::FileKind;
 use wire::ids::Ino;
 use wire::message::check::{FindingKind, Repair};
@@ -36,7 +36,7 @@ impl Entry<'_> {
 pub(super) fn check(check: &mut Check, rows: &mut Rows) {
     check.scan(keys::all_dentries(), 16, |check, key, value| {
         let (parent, cookie, name) = keys::dentry_parts(key);
-        let Ok((ino, kind)) = wire::codec::decode::<dentry::Target>(value) else {
+        let Ok((ino, kind)) = numbered::decode::<dentry::Target>(value) else {
             // Reported once, not for each window.
             if rows.covers(parent) {
                 check.undecodable(key);
@@ -84,7 +84,9 @@ fn lead(check: &mut Check, rows: &mut Rows, entry: &Entry) {
     }
     // The directory may be recorded under another entry.
     let own = check.load::<crate::fs::inode::Inode>(&keys::inode(ino)).and_then(|inode| {
-        let own = check.load::<dentry::Target>(&keys::dentry(inode.parent, &inode.name));
+        let own = check.kv.get(&keys::dentry(inode.parent, &inode.name));
+        // One that cannot be decoded is reported where it stands.
+        let own = own.and_then(|stored| numbered::decode::<dentry::Target>(&stored).ok());
         own.filter(|(target, _)| *target == ino)
     });
     if own.is_some() || is_second {

@@ -39,7 +39,7 @@ impl Row {
     pub(super) fn damaged(ino: Ino) -> Self {
         let creator = Creator { mode: 0, uid: 0, gid: 0 };
         let attr = InodeAttr::new(ino, FileKind::Regular, creator, Timestamp::default());
-        let inode = Inode { attr, parent: Ino::ROOT, name: Vec::new(), cuts: Vec::new() };
+        let inode = Inode::new(attr, Ino::ROOT, Vec::new());
         Self { is_damaged: true, ..Self::new(&inode) }
     }
 

@@ -5,7 +5,7 @@ use super::rows::{Row, Rows};
 use super::{Check, entries, indexes, places};
 use crate::fs::extent;
 use crate::fs::inode::Inode;
-use crate::fs::{keys, lock, settings};
+use crate::fs::{keys, lock, numbered, settings};
 use std::collections::BTreeSet;
 use wire::ids::{ChunkIndex, Ino, SessionId};
 use wire::message::check::{FindingKind, Repair};
@@ -103,7 +103,10 @@ fn extents(check: &mut Check, rows: &mut Rows) {
 fn attributes(check: &mut Check, rows: &mut Rows) {
     for table in [b'X', b'L'] {
         let mut stray = None;
-        check.scan(rows.keys(table), 8, |check, key, _| {
+        check.scan(rows.keys(table), 8, |check, key, value| {
+            if numbered::decode_bytes(value).is_err() {
+                check.undecodable(key);
+            }
             let ino = Ino(keys::first(key));
             match rows.get(ino) {
                 Some(row) if table == b'X' => row.found_xattrs = true,

@@ -1,12 +1,12 @@
 //! Repairs of entries, and of counts of links and entries.
 
-use super::{WORK_MAX, load, load_as, load_inode};
+use super::{WORK_MAX, load_as, load_inode};
 use crate::fs::dentry::{self, Target};
 use crate::fs::inode::Inode;
 use crate::fs::keys::{self, Key};
 use crate::fs::settings::{self, inodes_changed};
 use crate::fs::view::{Kv, KvExt, View};
-use crate::fs::{Context, orphan};
+use crate::fs::{Context, numbered, orphan};
 use wire::attr::{Creator, FileKind, InodeAttr};
 use wire::ids::Ino;
 use wire::message::check::Seen;
@@ -24,7 +24,7 @@ fn key_of((parent, cookie, name): Place) -> Key {
 }
 
 fn load_target(view: &View, key: &[u8]) -> Option<Target> {
-    load(view, key)
+    numbered::decode(&view.get(key)?).ok()
 }
 
 /// Returns whether a name in a directory leads to an inode.
@@ -64,7 +64,7 @@ pub(super) fn count_dir(view: &mut View, context: &Context, ino: Ino) -> bool {
     let Some(mut dir) = load_dir(view, ino) else { return false };
     let (mut entries, mut subdirs) = (0_u64, 0_u32);
     view.scan(keys::dentries(ino, 0), &mut |_, value| {
-        let target = wire::codec::decode::<Target>(value);
+        let target = numbered::decode::<Target>(value);
         entries += 1;
         subdirs += u32::from(target.is_ok_and(|(_, kind)| kind == FileKind::Directory));
         entries <= WORK_MAX as u64
@@ -117,7 +117,7 @@ pub(super) fn rewrite(view: &mut View, context: &Context, place: Place, ino: Ino
         return false;
     }
     view.delete(from);
-    view.store(to, &(ino, inode.attr.kind));
+    numbered::store(view, to, &(ino, inode.attr.kind));
     count_dir(view, context, parent);
     true
 }
@@ -198,7 +198,7 @@ fn lost_and_found(view: &mut View, context: &Context) -> Option<Ino> {
     let ino = settings::take_ino(view);
     let creator = Creator { mode: 0o700, uid: 0, gid: 0 };
     let attr = InodeAttr::new(ino, FileKind::Directory, creator, context.now);
-    Inode { attr, parent: Ino::ROOT, name: LOST_AND_FOUND.to_vec(), cuts: Vec::new() }.save(view);
+    Inode::new(attr, Ino::ROOT, LOST_AND_FOUND.to_vec()).save(view);
     inodes_changed(view, 1);
     dentry::add(view, context, &mut root, LOST_AND_FOUND, (ino, FileKind::Directory));
     root.save(view);

@@ -76,7 +76,7 @@ fn a_removal_dated_back_does_not_shorten_the_grace_of_its_blocks() {
     let id = world.session();
     world.one(id, create(Ino::ROOT, "f", 2000, NewInode::Regular)).unwrap();
     let hash = BlockHash([3; 32]);
-    let source = Source::Block { hash, block_len: 10, offset: 0 };
+    let source = Source::block(hash, 10, 0);
     let commit = Op::Commit {
         ino: Ino(2000),
         base: Version(1),

@@ -48,7 +48,7 @@ fn lived_in() -> (World, SessionId) {
     world.run(id, vec![write(Ino(1024), Version(1), 0, b"kept", ConflictPolicy::Fail)]).unwrap();
     let mut commit = write(Ino(1025), Version(1), 0, b"", ConflictPolicy::Fail);
     let Op::Commit { writes, .. } = &mut commit else { panic!("it is a commit") };
-    let source = Source::Block { hash: BlockHash([3; 32]), block_len: 9, offset: 0 };
+    let source = Source::block(BlockHash([3; 32]), 9, 0);
     *writes = vec![ExtentWrite { file_off: 0, len: 9, source }];
     world.run(id, vec![commit]).unwrap();
     let lock = Lock { family: LockFamily::Posix, owner: 1, pid: 1, start: 0, end: 10, exclusive: true };

@@ -6,12 +6,12 @@ use metad::fs::inode::Inode;
 use metad::fs::keys;
 use metad::fs::repair::{Repairing, repairs};
 use metad::fs::view::{Kv, KvExt, MemoryKv, View};
-use metad::fs::{Command, CommandReply, Stamped, apply, blockref};
+use metad::fs::{Command, CommandReply, Stamped, apply, blockref, numbered};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use wire::attr::{Creator, FileKind, InodeAttr, Timestamp};
 use wire::codec::encode;
-use wire::ids::{BlockHash, Ino, SessionId};
+use wire::ids::{BlockHash, Ino, SessionId, SnapshotNumber};
 use wire::message::check::{CheckId, Finding, FindingKind, Repair, Seen};
 
 /// Rounds of checks and repairs: one round repairs what the previous one uncovered.
@@ -51,9 +51,19 @@ fn mend(kv: &mut MemoryKv) -> Vec<Finding> {
     findings(kv, 1000)
 }
 
+/// Returns what an entry leads to.
+fn find(kv: &MemoryKv, parent: Ino, name: &[u8]) -> Option<(Ino, FileKind)> {
+    numbered::load(kv, &keys::dentry(parent, name))
+}
+
+/// Returns the stored value of an entry.
+fn entry(ino: Ino, kind: FileKind) -> Vec<u8> {
+    numbered::encode(SnapshotNumber(0), &(ino, kind))
+}
+
 /// Returns a directory of the full state, and a file in it with content.
 fn dir_and_file(kv: &MemoryKv) -> (Ino, Ino) {
-    let target = |parent, name: &str| kv.load::<(Ino, FileKind)>(&keys::dentry(parent, name.as_bytes())).unwrap().0;
+    let target = |parent, name: &str| find(kv, parent, name.as_bytes()).unwrap().0;
     let dir = target(Ino::ROOT, "d");
     (dir, target(dir, "f"))
 }
@@ -71,7 +81,7 @@ fn block_of(kv: &MemoryKv) -> (BlockHash, blockref::BlockRef) {
         .into_iter()
         .find(|(_, value)| wire::codec::decode::<blockref::BlockRef>(value).unwrap().count > 0)
         .unwrap();
-    (BlockHash(key[1..].try_into().unwrap()), wire::codec::decode(&value).unwrap())
+    (keys::block_hash(&key).unwrap(), wire::codec::decode(&value).unwrap())
 }
 
 /// One kind of damage: its name, what it does, what is found, and whether it can be repaired.
@@ -105,7 +115,7 @@ const DAMAGE: &[Damage] = &[
     (
         "an entry leads nowhere",
         |kv| {
-            kv.0.insert(keys::dentry(Ino::ROOT, b"ghost"), encode(&(Ino(900_000), FileKind::Regular)));
+            kv.0.insert(keys::dentry(Ino::ROOT, b"ghost"), entry(Ino(900_000), FileKind::Regular));
         },
         FindingKind::DanglingEntry,
         true,
@@ -114,7 +124,7 @@ const DAMAGE: &[Damage] = &[
         "an entry stands in no directory",
         |kv| {
             let (_, file) = dir_and_file(kv);
-            kv.0.insert(keys::dentry(Ino(900_000), b"lost"), encode(&(file, FileKind::Regular)));
+            kv.0.insert(keys::dentry(Ino(900_000), b"lost"), entry(file, FileKind::Regular));
         },
         FindingKind::EntryWithoutDirectory,
         true,
@@ -123,7 +133,7 @@ const DAMAGE: &[Damage] = &[
         "an entry says another kind",
         |kv| {
             let (dir, file) = dir_and_file(kv);
-            kv.0.insert(keys::dentry(dir, b"f"), encode(&(file, FileKind::Fifo)));
+            kv.0.insert(keys::dentry(dir, b"f"), entry(file, FileKind::Fifo));
         },
         FindingKind::WrongKind,
         true,
@@ -142,7 +152,7 @@ const DAMAGE: &[Damage] = &[
         "a directory has two entries",
         |kv| {
             let (dir, _) = dir_and_file(kv);
-            kv.0.insert(keys::dentry(dir, b"again"), encode(&(dir, FileKind::Directory)));
+            kv.0.insert(keys::dentry(dir, b"again"), entry(dir, FileKind::Directory));
         },
         FindingKind::WrongParent,
         true,
@@ -161,7 +171,7 @@ const DAMAGE: &[Damage] = &[
         |kv| {
             let (dir, _) = dir_and_file(kv);
             kv.0.remove(&keys::dentry(Ino::ROOT, b"d"));
-            kv.0.insert(keys::dentry(dir, b"self"), encode(&(dir, FileKind::Directory)));
+            kv.0.insert(keys::dentry(dir, b"self"), entry(dir, FileKind::Directory));
             change_inode(kv, dir, |inode| (inode.parent, inode.name) = (dir, b"self".to_vec()));
         },
         FindingKind::Circle,
@@ -303,7 +313,7 @@ fn each_kind_of_damage_is_found_and_mended_where_that_is_safe() {
         }
         let left = mend(&mut kv);
         assert_eq!(left.is_empty(), *can_be_mended, "{name}: {left:#?}");
-        let (_, file) = match kv.load::<(Ino, FileKind)>(&keys::dentry(Ino::ROOT, b"d")) {
+        let (_, file) = match find(&kv, Ino::ROOT, b"d") {
             Some(_) if !matches!(kind, FindingKind::Nameless) => dir_and_file(&kv),
             _ => continue,
         };
@@ -321,7 +331,7 @@ fn an_inode_that_has_lost_its_name_is_found_again_with_its_content() {
     let (dir, file) = dir_and_file(&kv);
     kv.0.remove(&keys::dentry(Ino::ROOT, b"d"));
     assert_eq!(mend(&mut kv), []);
-    let find = |parent, name: &[u8]| kv.load::<(Ino, FileKind)>(&keys::dentry(parent, name)).map(|(ino, _)| ino);
+    let find = |parent, name: &[u8]| find(&kv, parent, name).map(|(ino, _)| ino);
     let lost = find(Ino::ROOT, b"lost+found").unwrap();
     let inode: Inode = kv.load(&keys::inode(lost)).unwrap();
     assert_eq!((inode.attr.mode, inode.attr.uid), (0o700, 0));
@@ -336,7 +346,7 @@ fn any_missing_row_is_repaired_unless_it_is_reported_as_lost() {
         let mut kv = whole.clone();
         kv.0.remove(key);
         let is_lost = |ino: Ino| {
-            let leads_there = |value: &[u8]| wire::codec::decode::<(Ino, FileKind)>(value).is_ok_and(|to| to.0 == ino);
+            let leads_there = |value: &[u8]| numbered::decode::<(Ino, FileKind)>(value).is_ok_and(|to| to.0 == ino);
             let entries = whole.pairs(keys::all_dentries(), usize::MAX);
             entries.iter().any(|(_, value)| leads_there(value)) && whole.any(keys::extents_from(ino, 0))
         };
@@ -365,7 +375,7 @@ fn a_value_that_cannot_be_decoded_is_reported_and_nothing_is_removed_for_it() {
     let whole = full();
     for (key, value) in &whole.0 {
         // Their values are raw, or empty; without its settings and sessions a metad does not even start.
-        if matches!(key[0], b'L' | b'X' | b'U' | b'C' | b'S') || value.is_empty() {
+        if matches!(key[0], b'U' | b'C' | b'S') || value.is_empty() {
             continue;
         }
         let mut kv = whole.clone();

@@ -81,7 +81,7 @@ fn pieces(ino: Ino, base: Version, pieces: u64) -> Op {
     let write = |index| ExtentWrite {
         file_off: index * 64 / pieces,
         len: 64 / pieces,
-        source: Source::Block { hash: block(index as u8 + 1), block_len: 64, offset: 0 },
+        source: Source::block(block(index as u8 + 1), 64, 0),
     };
     Op::Commit {
         ino,
@@ -153,11 +153,7 @@ fn the_content_of_a_removed_file_is_deleted_piece_by_piece() {
     for (index, count) in [2000_u64, 10, 65, 64].into_iter().enumerate() {
         let name = format!("f{index}");
         let ino = world.create(id, Ino::ROOT, &name, NewInode::Regular);
-        let write = |at| ExtentWrite {
-            file_off: at * 16,
-            len: 8,
-            source: Source::Block { hash: block(1), block_len: 64, offset: 0 },
-        };
+        let write = |at| ExtentWrite { file_off: at * 16, len: 8, source: Source::block(block(1), 64, 0) };
         let writes = (0..count).map(write).collect();
         let policy = ConflictPolicy::Fail;
         let (append_from, mtime, clear_privileges) = (None, None, false);

@@ -201,7 +201,7 @@ pub fn source(byte: u8, len: u64, inline: bool) -> Source {
     if inline {
         Source::Inline(vec![byte; len as usize])
     } else {
-        Source::Block { hash: block(byte), block_len: BLOCK, offset: (BLOCK - len as u32) / 2 }
+        Source::block(block(byte), BLOCK, (BLOCK - len as u32) / 2)
     }
 }
 

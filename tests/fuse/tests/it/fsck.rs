@@ -5,8 +5,8 @@ use kit::fault::{corrupt, is_alive};
 use kit::{Chance, Surf, sh, until};
 use metad::fs::blockref::BlockRef;
 use metad::fs::inode::Inode;
-use metad::fs::keys;
 use metad::fs::view::{Changes, Kv, KvExt};
+use metad::fs::{keys, numbered};
 use metad::store::Store;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,7 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 use wire::attr::FileKind;
 use wire::codec::{decode, encode};
-use wire::ids::{BlockHash, Ino, SessionId};
+use wire::ids::{Ino, SessionId, SnapshotNumber};
 
 /// Daemons of a test take a moment to find each other.
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -70,7 +70,7 @@ fn plant(surf: &Surf, damage: impl FnOnce(&Store) -> Changes) {
 }
 
 fn find(kv: &dyn Kv, parent: Ino, name: &str) -> Ino {
-    kv.load::<(Ino, FileKind)>(&keys::dentry(parent, name.as_bytes())).expect("the entry is there").0
+    numbered::load::<(Ino, FileKind)>(kv, &keys::dentry(parent, name.as_bytes())).expect("the entry is there").0
 }
 
 fn change_inode(kv: &dyn Kv, changes: &mut Changes, ino: Ino, change: impl FnOnce(&mut Inode)) {
@@ -96,12 +96,13 @@ fn twelve_kinds(kv: &Store) -> Changes {
     let nowhere = Ino(1 << 40);
     change_inode(kv, &mut changes, linked, |inode| inode.attr.nlink = 7);
     change_inode(kv, &mut changes, dir, |inode| inode.attr.size = 99);
-    changes.insert(keys::dentry(dir, b"ghost"), Some(encode(&(nowhere, FileKind::Regular))));
-    changes.insert(keys::dentry(dir, b"kind"), Some(encode(&(kind, FileKind::Fifo))));
+    changes
+        .insert(keys::dentry(dir, b"ghost"), Some(numbered::encode(SnapshotNumber(0), &(nowhere, FileKind::Regular))));
+    changes.insert(keys::dentry(dir, b"kind"), Some(numbered::encode(SnapshotNumber(0), &(kind, FileKind::Fifo))));
     changes.insert(keys::dentry(dir, b"nameless"), None);
     assert_ne!(nameless, kind);
     change_inode(kv, &mut changes, counted, |inode| inode.attr.allocated += 4096);
-    changes.insert(keys::xattr(nowhere, b"user.stray"), Some(b"value".to_vec()));
+    changes.insert(keys::xattr(nowhere, b"user.stray"), Some(numbered::encode_bytes(SnapshotNumber(0), b"value")));
     changes.insert(keys::orphan(orphan), Some(encode(&BTreeSet::from([SessionId(7)]))));
     change_inode(kv, &mut changes, below, |inode| inode.name = b"elsewhere".to_vec());
     changes.insert(keys::setting("inodes"), Some(encode(&9_999_u64)));
@@ -109,7 +110,7 @@ fn twelve_kinds(kv: &Store) -> Changes {
     let mut block: BlockRef = decode(&value).expect("it can be decoded");
     block.count += 2;
     changes.insert(key.clone(), Some(encode(&block)));
-    let hash = BlockHash(key[1..].try_into().expect("a name has 32 bytes"));
+    let hash = keys::block_hash(&key).expect("the key names a block");
     changes.insert(keys::unreferenced(5, &hash), Some(Vec::new()));
     changes
 }
