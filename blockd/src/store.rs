@@ -390,7 +390,9 @@ impl Store {
             // Without a block it was dropped meanwhile.
             Ok(_) => Scrubbed::Good,
             Err(Error::Corrupt { .. } | Error::Io { .. }) => Scrubbed::Damaged,
-            Err(error @ (Error::NoSpace | Error::Failed)) => Scrubbed::Unread(error),
+            Err(error @ (Error::NoSpace | Error::Failed | Error::Earlier { .. } | Error::Newer { .. })) => {
+                Scrubbed::Unread(error)
+            }
         };
         Some((hash, len, outcome))
     }

@@ -515,7 +515,7 @@ fn chain(depth: u64, in_a_circle: bool) -> Counting {
     let add = |kv: &mut MemoryKv, ino: Ino, parent: Ino| {
         let creator = Creator { mode: 0o755, uid: 0, gid: 0 };
         let attr = InodeAttr::new(ino, FileKind::Directory, creator, Timestamp::default());
-        kv.0.insert(keys::inode(ino), encode(&Inode { attr, parent, name: b"d".to_vec(), cuts: Vec::new() }));
+        kv.0.insert(keys::inode(ino), encode(&Inode::new(attr, parent, b"d".to_vec())));
     };
     add(&mut kv, Ino::ROOT, Ino::ROOT);
     for number in 0..depth {

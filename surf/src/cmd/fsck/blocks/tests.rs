@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use wire::bundle::Bundle;
 use wire::ids::Point;
-use wire::layout::LayoutMember;
+use wire::layout::{Layout, LayoutMember};
 use wire::quic::{Endpoint, Incoming, ServerHandle, Service};
 use wire::tls::{ClusterCa, PeerIdentity, Role, Subject};
 
