@@ -12,6 +12,7 @@ mod journal;
 mod large;
 mod mounts;
 mod posix;
+mod power;
 mod programs;
 mod recalls;
 mod recovery;
