@@ -40,6 +40,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use types::TypeConfig;
 use wire::codec;
+use wire::durable;
 use wire::ids::MetadId;
 use wire::limits::{BATCH_BYTES_MAX, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use wire::message::meta::RaftKind;
@@ -114,7 +115,10 @@ impl Raft {
         let (at, cache) = (dir.to_owned(), tuning.cache_bytes);
         let opened = tokio::task::spawn_blocking(move || {
             let store = Arc::new(Store::open(&at.join("state"), cache)?);
-            Ok::<_, Error>((Log::open(&at.join("log"))?, Machine::open(&at, store.clone())?, store))
+            let log = Log::open(&at.join("log"))?;
+            // The engine syncs what is in its directory, and not the directory's own name.
+            durable::sync_dir(&at).map_err(|error| Error::disk(&at, error))?;
+            Ok::<_, Error>((log, Machine::open(&at, store.clone())?, store))
         });
         let (log, machine, store) = opened.await.map_err(|error| Error::Raft(error.to_string()))??;
         let raft = openraft::Raft::new(id.0, Arc::new(config), Network { endpoint }, log, machine)
