@@ -36,6 +36,7 @@ long:
     PROPTEST_CASES=100000 cargo test --release --workspace --lib --bins --locked
     just faults 600
     just chaos
+    just power
     just handovers 100000
     just fsx 100000
     just sizes
@@ -61,6 +62,10 @@ faults seconds="600" seed="":
 # Bring a whole cluster into random trouble, schedule after schedule, for so many hours; a seed may follow.
 chaos hours="1" seed="":
     SURF_TEST_MINUTES=1440 CHAOS_SECONDS=$(({{hours}} * 3600)) FAULT_SEED={{seed}} cargo test -p fuse --test it --locked -- --nocapture chaos::
+
+# Take the power from whole nodes, round after round, for so many seconds each on a cluster and an embedded one; a seed may follow.
+power seconds="3600" seed="":
+    SURF_TEST_MINUTES=1440 POWER_SECONDS={{seconds}} FAULT_SEED={{seed}} cargo test -p fuse --test it --locked -- --nocapture --test-threads 1 power::
 
 # Simulate schedules of clients and metads for so many seconds, from a seed on; a failing schedule is shrunk.
 simulate seconds="3600" first="1000000":

@@ -13,10 +13,10 @@
 pub(crate) mod set_aside;
 
 use crate::{ClientConfig, Error};
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -84,7 +84,7 @@ impl LocalDir {
     /// [`Error::LocalInUse`], [`Error::LocalForeign`], or [`Error::Local`] when the disk refuses.
     pub fn open(base: &Path, bundle: &Bundle, purpose: &str) -> Result<Self, Error> {
         let path = base.join(dir_name(bundle, purpose));
-        DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed(&path))?;
+        durable::make_dir(&path).map_err(failed(&path))?;
         // Even a directory that somebody else has made is ours alone from now on, or cannot be used.
         fs::set_permissions(&path, Permissions::from_mode(0o700)).map_err(failed(&path))?;
         let lock = lock(&path)?;

@@ -15,7 +15,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -64,7 +63,7 @@ fn unusable(dir: &Path) -> impl FnOnce(std::io::Error) -> Error {
 impl State {
     /// Takes the directory, making it and the CA if needed.
     pub(crate) fn take(dir: &Path, options: &EmbedOptions) -> Result<Self, Error> {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unusable(dir))?;
+        durable::make_dir(dir).map_err(unusable(dir))?;
         let lock = lock(dir)?;
         let path = dir.join("cluster.toml");
         let file = match fs::read_to_string(&path) {

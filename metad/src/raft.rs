@@ -43,6 +43,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use types::TypeConfig;
 use wire::codec;
+use wire::durable;
 use wire::ids::MetadId;
 use wire::limits::{BATCH_BYTES_MAX, CAUGHT_UP_ENTRIES, HEAD_BYTES_MAX, METADS_MAX, PAYLOAD_BYTES_MAX};
 use wire::message::check::{CheckId, DigestState};
@@ -121,6 +122,8 @@ impl Raft {
         let opened = tokio::task::spawn_blocking(move || {
             let store = Arc::new(Store::open(&at.join("state"), cache)?);
             let log = Log::open(&at.join("log"))?;
+            // The engine syncs what is in its directory, and not the directory's own name.
+            durable::sync_dir(&at).map_err(|error| Error::disk(&at, error))?;
             let machine = pieces::open(&at, &store, &log)?;
             Ok::<_, Error>((log, machine, store))
         });

@@ -28,22 +28,38 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// Makes a daemon's data directory and missing parents, readable by their owner alone, whatever the umask. An existing
-/// directory that others may read stays as it is, with a line in the log.
+/// directory that others may read stays as it is, with a line in the log. Durable on return, as [`make_dir`].
 ///
 /// # Errors
-/// As `mkdir(2)`.
+/// As [`make_dir`].
 pub fn make_private_dir(dir: &Path) -> io::Result<()> {
-    match dir.metadata() {
-        Ok(found) if found.is_dir() => {
-            let mode = found.permissions().mode();
-            if mode & 0o077 != 0 {
-                let mode = format_args!("{:o}", mode & 0o777);
-                tracing::warn!(dir = %dir.display(), %mode, "others may read this data directory: `chmod 700` it");
-            }
-            Ok(())
-        }
-        _ => DirBuilder::new().recursive(true).mode(0o700).create(dir),
+    if let Ok(found) = dir.metadata()
+        && found.is_dir()
+        && found.permissions().mode() & 0o077 != 0
+    {
+        let mode = format_args!("{:o}", found.permissions().mode() & 0o777);
+        tracing::warn!(dir = %dir.display(), %mode, "others may read this data directory: `chmod 700` it");
     }
+    make_dir(dir)
+}
+
+/// Makes a directory and missing parents, readable by their owner alone, if it is not there. Their names are durable on
+/// return: by POSIX, a sync of what lies in a directory does not cover the directory's own name. A process that was
+/// killed may have made the directory without syncing its name, so an existing one is treated in the same way, unless
+/// its parent is one that this process may not read.
+///
+/// # Errors
+/// As `mkdir(2)` and `fsync(2)`.
+pub fn make_dir(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = dir.ancestors().take_while(|at| !at.as_os_str().is_empty() && !at.exists()).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    if missing.is_empty() {
+        return match sync_parent(dir) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
+            synced => synced,
+        };
+    }
+    missing.iter().try_for_each(|made| sync_parent(made))
 }
 
 /// Renames a complete, synced file within its directory. Durable on return.

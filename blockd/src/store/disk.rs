@@ -42,10 +42,10 @@ pub trait SegmentFile: Send + Sync {
 
 /// A disk with directories of files.
 pub trait Disk: Send + Sync {
-    /// Makes a directory, if it is not there.
+    /// Makes a directory, if it is not there. Its name is durable on return.
     ///
     /// # Errors
-    /// As `mkdir(2)`.
+    /// As `mkdir(2)` and `fsync(2)`.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
 
     /// Files of a directory.
@@ -147,7 +147,7 @@ impl SegmentFile for File {
 
 impl Disk for RealDisk {
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)
+        durable::make_dir(dir)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<PathBuf>> {

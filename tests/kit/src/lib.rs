@@ -12,6 +12,7 @@ pub mod linear;
 pub mod mounts;
 pub mod names;
 pub mod operate;
+pub mod powerloss;
 pub mod proxy;
 pub mod scale;
 pub mod surf;
@@ -23,7 +24,9 @@ pub mod workload;
 
 pub use chance::Chance;
 pub use command::{Output, run, sh};
+pub use powerloss::VolatileDisk;
 pub use proxy::{Link, Proxy};
 pub use scale::scale;
 pub use surf::{Setup, Surf};
+pub use sys::own_descriptors;
 pub use wait::until;

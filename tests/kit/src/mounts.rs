@@ -21,7 +21,7 @@ pub fn is_mounted(path: &Path) -> bool {
 }
 
 /// Returns the minor device number of the mount at `path`, which names its FUSE connection.
-fn device_of(path: &Path) -> Option<u32> {
+pub(crate) fn device_of(path: &Path) -> Option<u32> {
     let table = fs::read_to_string("/proc/self/mountinfo").ok()?;
     table.lines().find_map(|line| {
         let fields: Vec<&str> = line.split(' ').collect();

@@ -143,7 +143,7 @@ impl Surf {
         self.proxy.as_ref().expect("it was started behind a proxy")
     }
 
-    fn prepare(share: Share, setup: Setup) -> Self {
+    pub(crate) fn prepare(share: Share, setup: Setup) -> Self {
         let turn = Turn::take(share);
         let dir = tempfile::Builder::new().prefix("surf-test-").tempdir().expect("a temp directory can be made");
         // pjdfstest and others work as unprivileged users below the mount point.

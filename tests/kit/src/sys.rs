@@ -4,6 +4,18 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+/// Gives the calling thread a table of descriptors of its own (`unshare(2)`), so that programs which other threads start
+/// do not inherit what it opens from now on. Such a program closes what it inherits, and waits for the mounts of these
+/// files before it begins.
+///
+/// # Panics
+/// When the kernel refuses, which it does only without memory.
+pub fn own_descriptors() {
+    // SAFETY: unshare takes no pointers; the descriptors that the thread has stay valid.
+    let result = unsafe { libc::unshare(libc::CLONE_FILES) };
+    assert_eq!(result, 0, "a thread cannot have descriptors of its own");
+}
+
 /// Ends the FUSE connection of the mount at `path` and detaches it (`umount2(2)`). Uses the name alone: a program like
 /// `umount(8)` would look at the mount, and wait for it. Returns whether something was mounted there.
 #[must_use]

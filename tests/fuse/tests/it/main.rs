@@ -13,6 +13,7 @@ mod large;
 mod mounts;
 mod overload;
 mod posix;
+mod power;
 mod programs;
 mod recalls;
 mod recovery;

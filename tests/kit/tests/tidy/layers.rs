@@ -65,7 +65,7 @@ fn each_foreign_library_stands_behind_one_module() {
         ("raft_engine::", &["metad/src/raft"]),
         ("sled::", &["metad/src/store"]),
         ("quinn::", &["wire/src/quic"]),
-        ("fuser::", &["mount/src", "bench/src/null"]),
+        ("fuser::", &["mount/src", "bench/src/null", "tests/kit/src/powerloss"]),
     ];
     for source in sources() {
         for (library, allowed) in homes {
