@@ -41,7 +41,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use types::TypeConfig;
+use types::{Membership, TypeConfig};
 use wire::codec;
 use wire::durable;
 use wire::ids::MetadId;
@@ -58,6 +58,9 @@ const _: () = assert!(BATCH_BYTES_MAX + (16 << 10) < ENTRY_BYTES_MAX && ENTRY_BY
 
 /// A snapshot that does not exist after this time is asked for again.
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Another voter leads within this time if it can.
+const STEP_ASIDE_LIMIT: Duration = Duration::from_secs(3);
 
 /// How Raft behaves.
 #[derive(Clone, Debug)]
@@ -270,15 +273,44 @@ impl Raft {
         if !joining.voter && joining.matched.saturating_add(CAUGHT_UP_ENTRIES) < applied {
             return Err(ProposeError::Refused(format!("metad-{new} has not caught up")));
         }
+        if old == self.id && !joining.voter && members.iter().filter(|member| member.voter).count() == 1 {
+            // Nobody else could lead yet.
+            self.change(ChangeMembers::AddVoterIds([new.0].into()), true).await?;
+            let wait = self.raft.wait(Some(STEP_ASIDE_LIMIT));
+            let votes = |membership: &Membership| membership.membership().voter_ids().any(|id| id == new.0);
+            let seen = wait.metrics(|metrics| votes(&metrics.membership_config), "the new voter").await;
+            seen.map_err(|error| ProposeError::Refused(error.to_string()))?;
+        }
+        self.step_aside(old).await?;
         // Both at once: a majority of the voters before and one of those after must agree, and there is no moment at
         // which the cluster depends on more nodes than before.
         let both = vec![ChangeMembers::AddVoterIds([new.0].into()), ChangeMembers::RemoveVoters([old.0].into())];
         self.change(ChangeMembers::Batch(both), false).await?;
-        // It is still there if it did not vote any more.
-        if self.members().iter().any(|member| member.id == old) {
+        // With its vote, it goes altogether. It is still there if it had none.
+        if members.iter().any(|member| member.id == old && !member.voter) {
             self.change(ChangeMembers::RemoveNodes([old.0].into()), true).await?;
         }
         Ok(())
+    }
+
+    /// Hands the leadership to another voter if this node is the one that leaves: openraft cannot change a membership to
+    /// which its leader does not belong any more, and an election would take longer. A voter that has taken over carries
+    /// out what is left.
+    ///
+    /// # Errors
+    /// `NotLeader` after the leadership has passed on, or could have.
+    async fn step_aside(&self, leaving: MetadId) -> Result<(), ProposeError> {
+        let members = self.members();
+        let others = members.iter().filter(|member| member.voter && member.id != leaving);
+        let Some(next) = others.max_by_key(|member| member.matched).filter(|_| leaving == self.id) else {
+            return Ok(());
+        };
+        let refused = |error: &dyn std::fmt::Display| ProposeError::Refused(error.to_string());
+        self.raft.trigger().transfer_leader(next.id.0).await.map_err(|error| refused(&error))?;
+        let wait = self.raft.wait(Some(STEP_ASIDE_LIMIT));
+        // Whoever leads then is asked again, be it this node.
+        let _ = wait.metrics(|metrics| metrics.state != ServerState::Leader, "another leader").await;
+        Err(ProposeError::NotLeader(None))
     }
 
     /// Removes a node.
@@ -286,6 +318,7 @@ impl Raft {
     /// # Errors
     /// When this node does not lead, or too few would be left.
     async fn remove(&self, id: MetadId) -> Result<(), ProposeError> {
+        self.step_aside(id).await?;
         self.change(ChangeMembers::RemoveVoters([id.0].into()), true).await?;
         self.change(ChangeMembers::RemoveNodes([id.0].into()), true).await
     }
