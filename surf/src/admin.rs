@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use wire::bundle::Bundle;
-use wire::ids::MetadId;
+use wire::ids::{ClusterId, MetadId};
 use wire::leader::KnownMetads;
 use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
 use wire::message::block::{BlockReply, BlockRequest};
@@ -45,6 +45,12 @@ impl Admin {
         };
         let known = Mutex::new(KnownMetads::new(bundle.metads.clone()));
         Ok(Self { endpoint: Endpoint::bind(any, &bundle.identity)?, known })
+    }
+
+    /// The cluster of the operator's identity.
+    #[must_use]
+    pub fn cluster_id(&self) -> ClusterId {
+        self.endpoint.identity().cluster_id()
     }
 
     /// The cluster's state, from its leader.

@@ -26,8 +26,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// End one at once, as if its machine had been silent for too long: its locks are free, and nobody waits for it any
-    /// more. What it had not stored it stores in a new session, beside what others have done since. This keeps no
+    /// End one, as if its machine had been silent for too long: its locks are free at once, and after five seconds nobody
+    /// waits for it any more. What it had not stored it stores in a new session, beside what others have done since. This keeps no
     /// machine out.
     Evict {
         #[command(flatten)]

@@ -13,13 +13,13 @@ pub fn scale<T: FromStr>(variable: &str, usual: T) -> T {
     given(variable).unwrap_or(usual)
 }
 
-/// The number in an environment variable, if it is set.
+/// The number in an environment variable, if it is set, and not to nothing: recipes pass on what they were not given.
 ///
 /// # Panics
 /// When what is set is no such number: a test must not do something else than it was asked to.
 #[must_use]
 pub fn given<T: FromStr>(variable: &str) -> Option<T> {
-    env::var_os(variable).map(|set| number(variable, &set))
+    env::var_os(variable).filter(|set| !set.is_empty()).map(|set| number(variable, &set))
 }
 
 fn number<T: FromStr>(variable: &str, set: &OsStr) -> T {

@@ -133,10 +133,7 @@ fn report_differing(report: &mut Report, voter: &Voter, digest: &StateDigest, ve
                 shown(digest),
                 shown(right)
             ),
-            format!(
-                "stop it, `surf cluster remove --id {id}`, wipe its data, and add it under a new number; repair nothing \
-                 before"
-            ),
+            format!("stop it, and put a new one in its place: `surf metad replace {id} …`; repair nothing before"),
         ),
         None => (
             format!(

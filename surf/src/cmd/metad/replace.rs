@@ -11,8 +11,9 @@ use clap::Args;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use wire::ids::MetadId;
+use wire::ids::{ClusterId, MetadId};
 use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
+use wire::tls::ClusterCa;
 
 /// Pause between two looks at the membership.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -60,7 +61,7 @@ impl Replace {
 
     async fn replace(&self, admin: &Admin, deadline: Instant, patience: Duration) -> Result<()> {
         let status = state(admin, patience).await?;
-        let wanted = self.wanted(&status)?;
+        let wanted = self.wanted(admin.cluster_id(), &status)?;
         let (mut said, mut failed) = (None, String::new());
         loop {
             let status = state(admin, patience).await?;
@@ -102,12 +103,19 @@ impl Replace {
     }
 
     /// Decides on the number of the new one, and makes its files if that is asked for.
-    fn wanted(&self, status: &ClusterStatus) -> Result<Wanted> {
+    fn wanted(&self, cluster: ClusterId, status: &ClusterStatus) -> Result<Wanted> {
         let (old, addr) = (MetadId(self.old), self.address);
         let Some(ca) = &self.ca else {
             let new = MetadId(self.id.context("--id or --ca is needed")?);
             return Ok(Wanted { old, new, addr });
         };
+        let of_ca = ClusterCa::load(ca)?.cluster_id()?;
+        if of_ca != cluster {
+            bail!(
+                "{}: the CA of cluster {of_ca}, and the bundle is of {cluster}: name this cluster's ca.pem",
+                ca.display()
+            );
+        }
         let place = Place { ca, out: self.out.as_deref() };
         let chosen = place.choose(&status.metads, (old, self.id), addr)?;
         let wanted = Wanted { old, new: chosen.new, addr };

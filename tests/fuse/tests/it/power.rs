@@ -263,6 +263,10 @@ fn rounds(setup: Setup) {
         until_clean(&site.surf, &["--verify"]);
     }
     let acknowledged: u64 = site.writers.iter().map(|writer| writer.acknowledged).sum();
+    assert!(
+        acknowledged > 0 && checked > 0,
+        "nothing was acknowledged before any of {count} power losses, or checked after"
+    );
     println!(
         "{setup:?}: {count} power losses, {acknowledged} operations acknowledged, {checked} files checked in {:?}",
         begun.elapsed()
