@@ -61,12 +61,21 @@ pub struct Checks {
     turns: Turns,
 }
 
+/// The repairs that may be asked for.
+#[derive(Default)]
+struct Justified {
+    /// Those of the findings that were returned last.
+    open: Vec<Repair>,
+    /// The last that were taken, with the number of the request.
+    taken: Option<(u64, Vec<Repair>)>,
+}
+
 /// A check under way.
 pub struct Running {
     /// The state that it looks at.
     pub state: Arc<dyn Frozen>,
-    /// The repairs of the findings that were returned last: no others are asked for honestly.
-    justified: Mutex<Vec<Repair>>,
+    /// No other repairs are asked for honestly.
+    justified: Mutex<Justified>,
     findings: tokio::sync::Mutex<mpsc::Receiver<Finding>>,
     looked: Arc<AtomicU64>,
     given_up: Arc<AtomicBool>,
@@ -190,14 +199,26 @@ impl Running {
                     .to_owned(),
             );
         }
-        *self.justified.lock() = findings.iter().filter_map(|finding| finding.repair.clone()).collect();
+        self.justified.lock().open = findings.iter().filter_map(|finding| finding.repair.clone()).collect();
         Ok((findings, ended))
     }
 
-    /// Returns whether one of the findings that were returned last has this repair.
+    /// Takes repairs of the findings that were returned last, for the request of this number. Returns whether all were
+    /// there. A repair can be taken once, because what is right now may be wrong after others have changed the same; and
+    /// again by the same request, of which the answer may have been lost.
     #[must_use]
-    pub fn justifies(&self, repair: &Repair) -> bool {
-        self.justified.lock().contains(repair)
+    pub fn take(&self, seq: u64, repairs: &[Repair]) -> bool {
+        let mut justified = self.justified.lock();
+        let Justified { open, taken } = &mut *justified;
+        if taken.as_ref().is_some_and(|(last, same)| *last == seq && same == repairs) {
+            return true;
+        }
+        if !repairs.iter().all(|repair| open.contains(repair)) {
+            return false;
+        }
+        open.retain(|repair| !repairs.contains(repair));
+        *taken = Some((seq, repairs.to_vec()));
+        true
     }
 
     /// Returns the number of pairs that were read.

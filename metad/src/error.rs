@@ -8,8 +8,8 @@ use thiserror::Error;
 use wire::ids::MetadId;
 
 /// What to do about a node that cannot go on with its data.
-pub(crate) const REPLACE: &str = "remove this metad from its cluster, wipe its data, and add it under a new number; if it \
-                                  is the only one, restore a backup into an empty directory";
+pub(crate) const REPLACE: &str = "put a new one in its place (`surf metad replace`) and then remove its data; if it is the \
+                                  only one, restore a backup into an empty directory";
 
 /// Runs work on a stored state. A broken invariant panics (`fs`), which is right where the program is wrong. Here the
 /// state may be damaged, and the panic's message is returned as a reason.

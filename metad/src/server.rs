@@ -78,13 +78,14 @@ impl Service for Server {
             MetaRequest::Backup => self.backup(&peer, incoming).await,
             MetaRequest::Events { session, dirty } => self.events(&peer, session, dirty, incoming).await,
             request => {
+                if incoming.reserve_answer(answer_bytes(&request)).await.is_err() {
+                    return incoming.refuse_busy("too many answers wait to be fetched").await;
+                }
+                // Taken after that wait, which the peer can make long.
                 let scans = matches!(request, MetaRequest::Referenced { .. });
                 let turn = if scans { self.shared.scans.take(&peer.subject.name) } else { None };
                 if scans && turn.is_none() {
                     return incoming.refuse_busy("enough block daemons ask which blocks are referred to").await;
-                }
-                if incoming.reserve_answer(answer_bytes(&request)).await.is_err() {
-                    return incoming.refuse_busy("too many answers wait to be fetched").await;
                 }
                 let reply = self.answer(&peer, request).await;
                 // The next one need not wait until this answer has arrived.

@@ -3,7 +3,7 @@
 //! Each owner has a share of a round, so a slow one keeps no other from what it missed. The next round goes on where this
 //! one has ended. What this daemon missed itself, because it had no room, it fetches.
 
-use super::fetch::fetch;
+use super::fetch::{Fetched, fetch};
 use super::give_back::UNCOMMITTED_AGE;
 use super::healer::{Failed, Healer};
 use super::probe::probe;
@@ -126,7 +126,7 @@ impl Healer {
             let mut fetched = None;
             for owner in owners.filter(|owner| owner.id != me) {
                 let fetching = fetch(&self.endpoint, owner.addr, hash, layout.epoch);
-                fetched = tokio::time::timeout(SEND_TIMEOUT, fetching).await.ok().flatten();
+                fetched = tokio::time::timeout(SEND_TIMEOUT, fetching).await.ok().and_then(Fetched::good);
                 if fetched.is_some() {
                     break;
                 }

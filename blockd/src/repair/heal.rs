@@ -136,7 +136,7 @@ impl Healer {
         let mut fetching = futures::stream::iter(wanted)
             .map(|(hash, len)| {
                 let endpoint = endpoint.clone();
-                async move { (hash, len, fetch(&endpoint, addr, hash, epoch).await) }
+                async move { (hash, len, fetch(&endpoint, addr, hash, epoch).await.good()) }
             })
             .buffer_unordered(FETCHES_MAX);
         let mut all_here = true;

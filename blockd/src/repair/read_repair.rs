@@ -5,7 +5,7 @@
 //! When a queue is full the block is left out: the next read, scrub or audit finds it again.
 
 use super::claims::Claims;
-use super::fetch::fetch;
+use super::fetch::{Fetched, fetch};
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -154,10 +154,14 @@ impl Repairer {
     async fn fetch(&self, hash: BlockHash, from: Option<BlockdId>) -> Option<Bytes> {
         let layout = self.layouts.newest();
         if let Some(claimant) = from.and_then(|id| layout.member(&id)) {
-            let block = fetch(&self.endpoint, claimant.addr, hash, layout.epoch).await;
-            self.claims.note(claimant.id, hash, block.is_some());
-            if block.is_some() {
-                return block;
+            match fetch(&self.endpoint, claimant.addr, hash, layout.epoch).await {
+                Fetched::Good(block) => {
+                    self.claims.note(claimant.id, hash, true);
+                    return Some(block);
+                }
+                Fetched::Nothing => self.claims.note(claimant.id, hash, false),
+                // It may be starting, or busy: that is no lie.
+                Fetched::NoAnswer => {}
             }
         }
         let ring = Ring::new(&layout);
@@ -171,7 +175,7 @@ impl Repairer {
                 continue;
             }
             asked.push(owner.id);
-            if let Some(block) = fetch(&self.endpoint, owner.addr, hash, layout.epoch).await {
+            if let Some(block) = fetch(&self.endpoint, owner.addr, hash, layout.epoch).await.good() {
                 return Some(block);
             }
         }

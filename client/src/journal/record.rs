@@ -164,7 +164,7 @@ impl Group {
     pub(crate) fn finish(mut self, segment: SegmentId, offset: u64) -> Vec<u8> {
         let (head, body) = self.0.split_at_mut(GROUP_HEAD);
         head[LENGTH_AT..SUM_AT].copy_from_slice(&(body.len() as u32).to_le_bytes());
-        head[SUM_AT..].copy_from_slice(&segment.sum(offset, body));
+        head[SUM_AT..].copy_from_slice(&segment.group_sum(offset, body));
         self.0
     }
 }
@@ -180,7 +180,7 @@ pub(crate) struct SegmentId {
 
 impl SegmentId {
     /// Returns the sum of a group that begins at this offset.
-    fn sum(self, offset: u64, body: &[u8]) -> [u8; SUM_BYTES] {
+    fn group_sum(self, offset: u64, body: &[u8]) -> [u8; SUM_BYTES] {
         let mut hasher = blake3::Hasher::new();
         for number in [self.journal.0, self.number, offset] {
             hasher.update(&number.to_le_bytes());
@@ -228,7 +228,7 @@ pub(super) fn parse(bytes: &Bytes, segment: SegmentId) -> Result<Parsed, usize> 
 fn group_at(bytes: &[u8], segment: SegmentId, at: usize) -> Option<std::ops::Range<usize>> {
     let head = bytes.get(at..at + GROUP_HEAD).filter(|head| head.starts_with(MAGIC))?;
     let body = at + GROUP_HEAD..at + GROUP_HEAD + u32_at(head, LENGTH_AT)? as usize;
-    let sum = segment.sum(at as u64, bytes.get(body.clone())?);
+    let sum = segment.group_sum(at as u64, bytes.get(body.clone())?);
     (sum == head[SUM_AT..]).then_some(body)
 }
 

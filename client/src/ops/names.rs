@@ -41,6 +41,8 @@ impl Client {
         if name == b"." {
             return self.view.attr(ino).await;
         }
+        // It may have been moved here, and metad not know it yet.
+        self.order.wait_of(ino).await?;
         let made_in = match self.view.ask(Read::Lookup { parent: ino, name: name.to_vec() }).await {
             Err(FsError::NotFound) => self.known.place_of(ino).map(|(parent, _)| parent),
             found => return found.map(|(attr, _)| self.view.with_uncommitted(attr)),

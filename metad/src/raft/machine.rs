@@ -93,7 +93,8 @@ impl Machine {
                     self.store.distrust();
                     io::Error::other(format!(
                         "the state contradicts the log at entry {index} ({reason}): it is rebuilt at the next start. If \
-                         this comes again: {REPLACE}"
+                         this comes again, and other metads do not stop at the same entry: {REPLACE}. If they do, it is a \
+                         fault of this release: remove no data"
                     ))
                 })?;
                 if let Some(responder) = responder {

@@ -7,9 +7,9 @@
 use super::log::{Held, Log};
 use super::machine::{Machine, Position};
 use super::snapshot;
-use super::types::LogId;
+use super::types::{LogId, SnapshotFile, SnapshotMeta};
 use crate::error::{Error, REPLACE};
-use crate::fs::settings;
+use crate::fs::{rules, settings};
 use crate::store::Store;
 use std::io::{self, ErrorKind};
 use std::path::Path;
@@ -22,7 +22,9 @@ use wire::{codec, durable};
 /// One line for an operator: what is missing or damaged, and what to do.
 pub(super) fn open(dir: &Path, store: &Arc<Store>, log: &Log) -> Result<Machine, Error> {
     let held = log.held();
-    discard_unreadable(store);
+    // What a newer release has written is good: nothing of it is cleared or renamed.
+    rules::check(rules::of(&**store))?;
+    discard_unreadable(dir, store, held.purged)?;
     set_aside_damaged(dir, store, held.purged)?;
     let machine = Machine::open(dir, store.clone())?;
     fit(dir, machine.applied(), &held)?;
@@ -33,16 +35,31 @@ fn position(store: &Store) -> Option<Position> {
     codec::decode(&store.position()?).ok()
 }
 
-/// Empties a state that cannot be read as a whole: it was cut off, or its files have changed.
-fn discard_unreadable(store: &Store) {
+/// Empties a state that cannot be read as a whole: it was cut off, or its files have changed. It stays as it is where
+/// snapshot and log do not lead there again: it may be the last of its kind.
+fn discard_unreadable(dir: &Path, store: &Store, purged: Option<LogId>) -> Result<(), Error> {
     let is_whole = match store.position() {
         Some(_) => position(store).is_some() && settings::are_readable(store),
         None => store.is_empty(),
     };
-    if !is_whole {
-        tracing::warn!("the state is damaged, or incomplete; rebuilding it from snapshot and log");
-        store.clear();
+    if is_whole {
+        return Ok(());
     }
+    if purged.is_some() {
+        let path = snapshot::path_in(dir);
+        let of = |(meta, file): (SnapshotMeta, SnapshotFile)| snapshot::verify(&file).map(|()| meta.last_log_id);
+        let lacks = match snapshot::open(&path).and_then(|opened| opened.map(of).transpose()) {
+            Ok(Some(last)) if last >= purged => None,
+            Ok(_) => Some("its snapshot is older than its log, or missing".to_owned()),
+            Err(error) => Some(format!("so is its snapshot ({error})")),
+        };
+        if let Some(lacks) = lacks {
+            return Err(Error::Recovery(format!("{}: the state is damaged, and {lacks}: {REPLACE}", dir.display())));
+        }
+    }
+    tracing::warn!("the state is damaged, or incomplete; rebuilding it from snapshot and log");
+    store.clear();
+    Ok(())
 }
 
 /// Renames a snapshot that is damaged, unless the node needs it.

@@ -162,14 +162,23 @@ fn read_head(file: &mut impl Read) -> io::Result<SnapshotMeta> {
     file.read_exact(&mut magic)?;
     if magic != *MAGIC {
         let is_other = magic.starts_with(MAGIC_OF_ANY_VERSION);
-        let other = || io::Error::other("the snapshot is of another version of Surf: use the release that wrote it");
+        let other = || other_release("the snapshot is of another version of Surf: use the release that wrote it");
         return Err(if is_other { other() } else { damaged("it begins wrong") });
     }
     let head = read_part(file)?;
     // The rules come first: they are read whatever newer ones put behind them.
-    let rules: RulesVersion = codec::decode_start(&head).map_err(io::Error::other)?;
-    rules::check(rules).map_err(io::Error::other)?;
-    codec::decode::<(RulesVersion, SnapshotMeta)>(&head).map(|(_, meta)| meta).map_err(io::Error::other)
+    let rules: RulesVersion = codec::decode_start(&head).map_err(undecodable)?;
+    rules::check(rules).map_err(other_release)?;
+    codec::decode::<(RulesVersion, SnapshotMeta)>(&head).map(|(_, meta)| meta).map_err(undecodable)
+}
+
+fn undecodable(error: wire::Error) -> io::Error {
+    damaged(&error.to_string())
+}
+
+/// A file that is good, and that another release can read.
+fn other_release(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, error)
 }
 
 /// Opens a snapshot, and reads from the same file what it is of; `None` when there is none.

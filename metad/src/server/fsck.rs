@@ -131,7 +131,7 @@ impl Server {
         }
         // Some repairs follow from a look at the whole state, which cannot be repeated when they are applied. So only
         // those are proposed that this node has found itself.
-        if !repairs.iter().all(|repair| running.justifies(repair)) {
+        if !running.take(seq, &repairs) {
             let reason = "a repair was asked for that this check has not found, or not lately: nothing was repaired";
             return Ok(AdminReply::Failed(reason.to_owned()));
         }

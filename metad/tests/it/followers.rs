@@ -5,9 +5,10 @@ use metad::Node;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use wire::ids::MetadId;
+use wire::ids::{Ino, MetadId};
 use wire::message::admin::{AdminReply, AdminRequest};
 use wire::message::meta::{MetaReply, MetaRequest};
+use wire::op::{Op, XattrMode};
 use wire::tls::Role;
 
 /// Times that the follower comes and goes.
@@ -15,6 +16,11 @@ const FLAPS: usize = 6;
 /// The longest that a change takes: far above normal times on a busy machine, and below an election with its silence
 /// before.
 const NORMAL: Duration = Duration::from_secs(3);
+
+fn change(number: u64) -> Op {
+    let value = number.to_string().into_bytes();
+    Op::SetXattr { ino: Ino::ROOT, name: b"user.number".to_vec(), value, mode: XattrMode::Set, clear_sgid: false }
+}
 
 async fn term(cluster: &Cluster) -> u64 {
     match cluster.admin(AdminRequest::Status).await {
@@ -43,6 +49,7 @@ async fn a_follower_that_comes_and_goes_neither_slows_changes_down_nor_deposes_t
                 // The socket of the node that was just stopped may still be held.
                 while node.is_none() {
                     node = Node::start(again.clone()).await.ok();
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 // It has served for a moment.
                 let asked = asks.peer(addr, Role::Metad);
@@ -52,10 +59,10 @@ async fn a_follower_that_comes_and_goes_neither_slows_changes_down_nor_deposes_t
             node.unwrap()
         })
     };
-    let (mut number, mut slowest) = (0, Duration::ZERO);
+    let (mut number, mut slowest) = (0_u64, Duration::ZERO);
     while !ended.load(Ordering::Relaxed) {
         let begun = Instant::now();
-        session.create(&format!("file-{number}")).await;
+        session.run(vec![change(number)]).await.unwrap();
         slowest = slowest.max(begun.elapsed());
         number += 1;
     }

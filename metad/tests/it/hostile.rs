@@ -289,6 +289,5 @@ async fn an_operator_can_ask_for_no_repair_that_the_check_has_not_found() {
     }
     check(CheckRequest::End(id)).await;
     assert_serves(&mut session, "after").await;
-    drop(session);
     assert_eq!(cluster.findings().await, Vec::new());
 }

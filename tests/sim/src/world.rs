@@ -30,6 +30,8 @@ const ACT_LIMIT: Duration = Duration::from_secs(45);
 /// The longest time of an act in a schedule without faults: below what a lease takes to run out, so clients that wait
 /// for each other until then are found.
 const QUIET_LIMIT: Duration = Duration::from_secs(3);
+/// Where messages may be later than this, a few of them take as long as a lease.
+const QUIET_LATE_MS: u64 = 300;
 /// The longest time of an act while messages go on being lost.
 const STORM_LIMIT: Duration = Duration::from_secs(240);
 /// A lock that a dead client held is free when its session has expired.
@@ -245,12 +247,14 @@ impl World {
         mix(&mut trace, begun.elapsed().as_micros() as u64 * 4 + done.map_or(2, u64::from));
         let mut history = self.scene.history.lock();
         history.acts += 1;
-        let Weather { lost, broken, .. } = self.plan.weather;
+        let Weather { lost, broken, late_ms, .. } = self.plan.weather;
         let limit = match act {
             Act::Lock(_) => LOCK_LIMIT,
             // Each message that is lost costs some seconds, and there may be any number of them.
             _ if lost > 0.0 || broken > 0.0 => STORM_LIMIT,
-            _ if !self.plan.steps.iter().any(|step| matches!(step, Step::Fault { .. })) => QUIET_LIMIT,
+            _ if late_ms <= QUIET_LATE_MS && !self.plan.steps.iter().any(|step| matches!(step, Step::Fault { .. })) => {
+                QUIET_LIMIT
+            }
             _ => ACT_LIMIT,
         };
         if took > limit {

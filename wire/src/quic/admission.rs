@@ -7,7 +7,7 @@
 
 use crate::tls::{Role, Subject};
 use parking_lot::Mutex;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -19,6 +19,10 @@ pub(super) const VERIFY_FROM: usize = 32;
 const HANDSHAKES_MAX: usize = 512;
 /// Those of one address: many mounts may be behind it.
 const HANDSHAKES_PER_ADDRESS_MAX: usize = 128;
+/// Further places, for addresses that have shown a certificate before: strangers do not keep them out.
+const HANDSHAKES_OF_KNOWN_MAX: usize = 256;
+/// Addresses of which it is remembered that they have shown a certificate.
+const KNOWN_MAX: usize = 4_096;
 /// Connections of one certificate: its sessions, of which a metad allows half as many, may reconnect before their old
 /// connections are known to be dead.
 const CONNECTIONS_PER_CERTIFICATE_MAX: usize = 2_048;
@@ -41,6 +45,8 @@ pub(super) struct Door {
     counts: Mutex<Counts>,
     /// By name and role of the certificate.
     connections: Mutex<HashMap<(String, Role), usize>>,
+    /// Addresses that have shown a certificate, the last one last.
+    known: Mutex<VecDeque<IpAddr>>,
 }
 
 /// A connection that stands; it counts until this is dropped.
@@ -59,30 +65,50 @@ struct Counts {
 pub(super) struct Handshake {
     door: Arc<Door>,
     address: IpAddr,
+    /// What it counts as.
+    counted: IpAddr,
 }
 
 impl Door {
     /// Decides about a first packet from this address.
     pub fn decide(self: &Arc<Self>, address: IpAddr, is_verified: bool) -> Verdict {
-        let address = network_of(address);
+        let exact = address.to_canonical();
+        let is_known = is_verified && self.known.lock().contains(&exact);
+        // Whoever shares the network of a known address is still a stranger.
+        let counted = if is_known { exact } else { network_of(exact) };
         let mut counts = self.counts.lock();
         if !is_verified && counts.all >= VERIFY_FROM {
             return Verdict::Verify;
         }
         let Counts { all, by_address } = &mut *counts;
-        let of_address = by_address.get(&address).copied().unwrap_or(0);
-        if *all >= HANDSHAKES_MAX || of_address >= HANDSHAKES_PER_ADDRESS_MAX {
+        let of_address = by_address.get(&counted).copied().unwrap_or(0);
+        let room = if is_known { HANDSHAKES_MAX + HANDSHAKES_OF_KNOWN_MAX } else { HANDSHAKES_MAX };
+        if *all >= room || of_address >= HANDSHAKES_PER_ADDRESS_MAX {
             return Verdict::Ignore;
         }
         *all += 1;
-        by_address.insert(address, of_address + 1);
-        Verdict::Begin(Handshake { door: self.clone(), address })
+        by_address.insert(counted, of_address + 1);
+        Verdict::Begin(Handshake { door: self.clone(), address: exact, counted })
+    }
+}
+
+impl Door {
+    fn remember(&self, address: IpAddr) {
+        let mut known = self.known.lock();
+        if known.contains(&address) {
+            return;
+        }
+        if known.len() >= KNOWN_MAX {
+            known.pop_front();
+        }
+        known.push_back(address);
     }
 }
 
 impl Handshake {
     /// Ends the handshake: the peer has shown this certificate. Returns `None` when too many connections show it.
     pub fn succeed(self, subject: &Subject) -> Option<Admitted> {
+        self.door.remember(self.address);
         let certificate = (subject.name.clone(), subject.role);
         let mut connections = self.door.connections.lock();
         let count = connections.entry(certificate.clone()).or_default();
@@ -99,7 +125,7 @@ impl Drop for Handshake {
     fn drop(&mut self) {
         let mut counts = self.door.counts.lock();
         counts.all -= 1;
-        count_down(&mut counts.by_address, &self.address);
+        count_down(&mut counts.by_address, &self.counted);
     }
 }
 
@@ -121,7 +147,7 @@ fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
 
 /// Returns what counts as one address: whoever has one IPv6 address has its whole /64 network (RFC 6177).
 fn network_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
+    match address {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();
             Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
@@ -194,5 +220,22 @@ mod tests {
         assert!(connect(Role::Client, "one").is_some());
         drop(standing);
         assert!(door.connections.lock().is_empty(), "what has ended leaves nothing behind");
+    }
+
+    #[test]
+    fn an_address_that_has_shown_a_certificate_gets_in_however_many_strangers_are_at_the_door() {
+        let door = Arc::<Door>::default();
+        let peer: IpAddr = "2001:db8::1".parse().unwrap();
+        let Verdict::Begin(handshake) = door.decide(peer, true) else { panic!("nobody else is there") };
+        let _standing = handshake.succeed(&Subject::new(Role::Metad, "m"));
+        let _neighbours = fill(&door, "2001:db8::2".parse().unwrap(), true);
+        let _others: Vec<_> = (1..10).flat_map(|number| fill(&door, address(number), true)).collect();
+        assert_eq!(door.counts.lock().all, HANDSHAKES_MAX);
+        assert!(matches!(door.decide("2001:db8::3".parse().unwrap(), true), Verdict::Ignore));
+        let again = fill(&door, peer, true);
+        assert_eq!(again.len(), HANDSHAKES_PER_ADDRESS_MAX, "it has places of its own");
+        drop(again);
+        (0..=KNOWN_MAX as u32).for_each(|number| door.remember(IpAddr::V4(number.into())));
+        assert_eq!(door.known.lock().len(), KNOWN_MAX);
     }
 }

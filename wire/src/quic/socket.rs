@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 /// The protocol versions this program speaks, best first, as ALPN names them.
 pub(super) const ALPN: &[&[u8]] = &[b"surf/8"];
 /// The protocol versions for people.
-pub(super) const VERSIONS: &str = "7";
+pub(super) const VERSIONS: &str = "8";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// Most memory of payloads that an endpoint pools for reuse.

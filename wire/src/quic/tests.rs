@@ -1,7 +1,7 @@
 //! Requests that a well-behaved caller never sends.
 
 use super::admission::VERIFY_FROM;
-use super::socket::ALPN;
+use super::socket::{ALPN, VERSIONS};
 use super::stream::read_exactly;
 use super::{Endpoint, Incoming, Peer, ServerHandle, Service};
 use crate::Error;
@@ -66,6 +66,12 @@ async fn peers_without_a_common_version_report_that() {
     let peer = client.peer(metad.local_addr(), Role::Metad);
     let asked = peer.request::<_, ()>(&(), &[], LIMIT).await;
     assert!(matches!(asked, Err(Error::ProtocolVersion { .. })), "{:?}", asked.err());
+}
+
+#[test]
+fn the_versions_that_people_are_told_are_those_that_are_spoken() {
+    let spoken: Vec<_> = ALPN.iter().map(|name| String::from_utf8_lossy(&name[b"surf/".len()..])).collect();
+    assert_eq!(spoken.join(", "), VERSIONS);
 }
 
 #[tokio::test]
@@ -184,10 +190,11 @@ async fn a_client_that_announces_more_than_its_budget_is_refused_and_another_is_
 /// Returns first packets of so many connections, none of which goes on.
 async fn first_packets(count: usize) -> Vec<Vec<u8>> {
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let sink = UdpSocket::bind(any).await.unwrap();
     let stranger = ClusterCa::create("other").unwrap().issue(&Subject::new(Role::Client, "s")).unwrap();
     let mut packets = Vec::new();
     for _ in 0..count {
+        // One for each: the others send theirs again.
+        let sink = UdpSocket::bind(any).await.unwrap();
         let endpoint = Endpoint::bind(any, &stranger).unwrap();
         let peer = endpoint.peer(sink.local_addr().unwrap(), Role::Metad);
         let mut packet = vec![0; 65_536];

@@ -305,7 +305,11 @@ mod tests {
                 }
                 _ => {
                     let leader = Some((MetadId(1), self.addr));
-                    let reply = MetaReply::NotLeader(Redirect { leader, ..Redirect::default() });
+                    let reply = MetaReply::NotLeader(Redirect {
+                        leader,
+                        nodes: leader.into_iter().collect(),
+                        ..Redirect::default()
+                    });
                     incoming.respond(&reply, &[]).await;
                 }
             }

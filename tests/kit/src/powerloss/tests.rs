@@ -110,8 +110,8 @@ proptest! {
                 2 => drop(entries.rename((dir, &names[name]), (new_dir, &names[new_name]))),
                 _ => {
                     entries.sync(dir);
-                    for name in 0..3 {
-                        possible.insert((dir, name), vec![entries.get(dir, &names[name])]);
+                    for (name, bytes) in names.iter().enumerate() {
+                        possible.insert((dir, name), vec![entries.get(dir, bytes)]);
                     }
                 }
             }
