@@ -82,7 +82,7 @@ async fn be_greedy(client: Arc<Client>, dir: Ino, stop: Arc<AtomicBool>) -> usiz
     for number in 0..ASKED_AT_ONCE {
         let (client, stop) = (client.clone(), stop.clone());
         asking.spawn(async move {
-            let (name, mut count) = (number.to_string(), 0);
+            let (name, mut count) = (format!("greedy-{number}"), 0);
             while !stop.load(Ordering::Relaxed) {
                 client.make_node(dir, name.as_bytes(), new(NewInode::Directory)).await.expect("a directory is made");
                 client.rmdir(dir, name.as_bytes()).await.expect("a directory is removed");
