@@ -167,7 +167,7 @@ fn started(dir: &TempDir) -> Result<Option<u64>, String> {
 
 fn assert_says_what_to_do(started: Result<Option<u64>, String>, what: &str) {
     let error = started.unwrap_err();
-    assert!(error.contains(what) && error.contains("add it under a new number"), "{error}");
+    assert!(error.contains(what) && error.contains("surf metad replace"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

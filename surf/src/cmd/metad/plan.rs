@@ -79,14 +79,16 @@ pub(super) fn next(wanted: &Wanted, members: &[Member], applied: u64, answers: b
     if old == new {
         return Err(Refusal::SameNumber(old));
     }
+    if find(old).is_none() && find(new).is_none() {
+        return Err(Refusal::NoSuchMember(old, members.iter().map(|(id, ..)| *id).collect()));
+    }
     // The old one may have the same address: messages say for whom they are.
     if let Some((id, ..)) = members.iter().find(|(id, at, ..)| *at == addr && *id != old && *id != new) {
         return Err(Refusal::AddressTaken(addr, *id));
     }
     match (find(old), find(new)) {
         (_, Some((_, at, ..))) if *at != addr => Err(Refusal::NumberTaken(new, *at)),
-        (None, None) => Err(Refusal::NoSuchMember(old, members.iter().map(|(id, ..)| *id).collect())),
-        (None, Some((_, _, true, _))) => Ok(Step::Done),
+        (None, None | Some((_, _, true, _))) => Ok(Step::Done),
         (Some((_, _, false, _)), Some((_, _, true, _))) => Ok(Step::Forget),
         // Both vote if the new one was added by hand, or a change of the membership was cut off in the middle.
         (Some(_), Some((_, _, true, _))) => Ok(Step::Replace),
