@@ -84,6 +84,28 @@ handovers count="100000":
 programs:
     SURF_TEST_MINUTES=1440 cargo test --release -p fuse --test it --locked -- --ignored --nocapture programs::
 
+# Run every target of tests/fuzzing, or one, for so many seconds each: under libFuzzer where there is `cargo fuzz`, otherwise by a
+# simple runner. An input that finds a fault is written into tests/fuzzing/regressions, where every later test run tries it.
+fuzz seconds="60" target="":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    if ! cargo +nightly fuzz --version >/dev/null 2>&1; then
+        export CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true
+        exec cargo run --release --locked -p fuzzing -- run {{seconds}} {{target}}
+    fi
+    given={{target}}
+    for target in ${given:-$(ls fuzz/fuzz_targets | sed 's/\.rs$//')}; do
+        mkdir -p "fuzz/corpus/$target" "tests/fuzzing/regressions/$target"
+        cargo +nightly fuzz run "$target" "fuzz/corpus/$target" "tests/fuzzing/corpus/$target" "tests/fuzzing/regressions/$target" -- \
+            -max_total_time={{seconds}} -max_len=16384 -malloc_limit_mb=64 -rss_limit_mb=1024 -print_final_stats=1 \
+            -artifact_prefix="tests/fuzzing/regressions/$target/"
+        rmdir --ignore-fail-on-non-empty "tests/fuzzing/regressions/$target"
+    done
+
+# Write the corpus of tests/fuzzing anew, after a format has changed.
+fuzz-corpus:
+    cargo run --locked -p fuzzing -- corpus
+
 # Check format and lints, as .ci/run does.
 lint:
     cargo fmt --all --check

@@ -15,6 +15,8 @@ mod compact;
 mod digest;
 pub mod disk;
 mod error;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod hint;
 mod read;
 mod record;

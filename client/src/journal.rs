@@ -7,7 +7,7 @@
 //! journal it has acknowledged, so that nothing is applied twice, and judges the batch like any late one.
 //!
 //! ```text
-//! DIR/journal/id        number of the journal, and of the session that works with it, as text
+//! DIR/journal/id        number of the journal, and of the session that works with it, as text with a checksum
 //! DIR/journal/NUMBER    segments, in the order in which they were begun
 //! DIR/journal/shared    content of files that others use too, as it was when commits last stalled
 //! ```
@@ -19,6 +19,8 @@
 //! (`local_dir/set_aside`).
 
 pub mod disk;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub(crate) mod picture;
 pub(crate) mod record;
 pub(crate) mod writer;
@@ -45,6 +47,8 @@ const SEGMENT_BYTES: u64 = 32 << 20;
 
 /// The file that says whose journal it is.
 const ID: &str = "id";
+/// Digits of the checksum in that file.
+const SUM_DIGITS: usize = 32;
 
 /// A journal.
 pub(crate) struct Journal {
@@ -199,7 +203,7 @@ impl Journal {
     /// # Errors
     /// Fails when the disk does.
     fn write_session(&self, session: SessionId) -> io::Result<()> {
-        self.replace(ID, format!("journal {}\nsession {session}\n", self.id).as_bytes())?;
+        self.replace(ID, id_text(self.id, session).as_bytes())?;
         *self.session.lock() = Some(session);
         Ok(())
     }
@@ -280,18 +284,30 @@ impl Journal {
     }
 }
 
+/// Returns the content of the file [`ID`]. With a wrong number of the journal, its segments would seem to be torn, and
+/// metad would be asked about another journal.
+fn id_text(id: JournalId, session: SessionId) -> String {
+    let text = format!("journal {id}\nsession {session}\n");
+    let sum = blake3::hash(text.as_bytes()).to_hex();
+    format!("{text}sum {}\n", &sum[..SUM_DIGITS])
+}
+
 /// Reads the numbers of the journal and its last session.
 fn read_id(disk: &dyn Disk) -> Result<Option<(JournalId, SessionId)>, Error> {
     let path = disk.path().join(ID);
-    let text = match disk.read(ID) {
-        Ok(text) => String::from_utf8_lossy(&text).into_owned(),
+    let bytes = match disk.read(ID) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(&path)(error)),
     };
+    let text = String::from_utf8_lossy(&bytes);
     let number = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.parse().ok());
-    match (number("journal "), number("session ")) {
-        (Some(id), Some(session)) => Ok(Some((JournalId(id), SessionId(session)))),
-        _ => Err(Error::JournalDamaged { path, at: 0 }),
+    let numbers = number("journal ").zip(number("session "));
+    let numbers = numbers.map(|(id, session)| (JournalId(id), SessionId(session)));
+    // The file is as it was written, to the last byte, or damaged.
+    match numbers.filter(|(id, session)| id_text(*id, *session).as_bytes() == bytes) {
+        Some(numbers) => Ok(Some(numbers)),
+        None => Err(Error::JournalDamaged { path, at: 0 }),
     }
 }
 
@@ -305,7 +321,11 @@ fn segment_numbers(disk: &dyn Disk) -> Result<Vec<u64>, Error> {
     let is_segment = |name: &&String| name.len() == NAME_DIGITS && name.bytes().all(|byte| byte.is_ascii_digit());
     let mut numbers: Vec<u64> = names.iter().filter(is_segment).filter_map(|name| name.parse().ok()).collect();
     numbers.sort_unstable();
-    Ok(numbers)
+    match numbers.last() {
+        // Nobody has begun so many, and none could follow.
+        Some(&u64::MAX) => Err(Error::JournalDamaged { path: disk.path().join(segment_name(u64::MAX)), at: 0 }),
+        _ => Ok(numbers),
+    }
 }
 
 #[cfg(test)]
@@ -398,6 +418,38 @@ mod tests {
         journal.append(&changes(4..6), 5).unwrap();
         drop(journal);
         assert_eq!(numbers(&open(&place), 0), [1, 2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_changed_byte_of_the_journals_number_or_session_is_one_clear_error_and_nothing_is_lost() {
+        let place = Place::new();
+        let path = begun(&place).path_of(ID);
+        let good = fs::read(&path).unwrap();
+        let mut damages: Vec<Vec<u8>> = (0..good.len()).map(|at| good[..at].to_vec()).collect();
+        damages.extend((0..good.len()).map(|at| {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1;
+            bytes
+        }));
+        damages.push([&good[..], b"journal 1\n"].concat());
+        for damaged in damages {
+            fs::write(&path, &damaged).unwrap();
+            let error = Journal::open(disk(&place)).map(|_| ()).unwrap_err();
+            assert!(matches!(error, Error::JournalDamaged { .. }), "{error}");
+            assert!(error.to_string().contains("journal/id: this journal is damaged"), "{error}");
+            assert_eq!(fs::read(&path).unwrap(), damaged);
+        }
+        fs::write(&path, &good).unwrap();
+        assert_eq!(numbers(&open(&place), 0), [1, 2, 3]);
+    }
+
+    #[test]
+    fn a_picture_that_was_emptied_is_damage() {
+        let place = Place::new();
+        let journal = begun(&place);
+        fs::write(journal.path_of("shared"), "").unwrap();
+        let error = journal.read_shared(3).unwrap_err();
+        assert!(matches!(error, Error::JournalDamaged { .. }), "{error}");
     }
 
     #[test]

@@ -53,6 +53,8 @@ mod writeback;
 pub use config::{ClientConfig, DISK_CACHE_BYTES_MIN, OnConflict};
 pub use error::Error;
 pub use journal::disk;
+#[cfg(feature = "fuzzing")]
+pub use journal::fuzzing;
 pub use kernel::{Dropped, Notice};
 pub use known::Listed;
 pub use local_dir::LocalDir;

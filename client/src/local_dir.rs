@@ -26,7 +26,7 @@ use wire::durable;
 use wire::sys::lock_after_a_kill;
 
 /// First line of the file that names a directory's owner; the number is the version of the directory's format.
-const OWNER: &str = "surf client 3";
+const OWNER: &str = "surf client 4";
 /// The beginning of the first line in every version.
 const OWNER_OF_ANY_VERSION: &str = "surf client ";
 /// `umount` returns before the mount's process has ended, which stores its content first: a mount that follows at once

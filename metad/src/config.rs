@@ -40,9 +40,12 @@ pub struct ConfigFile {
     pub gc_grace_s: u64,
     /// Log entries after which a snapshot is taken (default 200000).
     pub snapshot_entries: Option<u64>,
-    /// MiB of memory for the state (default 256).
+    /// MiB of memory for the state (default 128).
     pub cache_mib: Option<u64>,
 }
+
+/// Largest `cache_mib`: a pebibyte, more than any machine has.
+const CACHE_MIB_MAX: u64 = 1 << 30;
 
 fn one() -> u8 {
     1
@@ -127,7 +130,12 @@ impl ConfigFile {
         }
         let mut tuning = Tuning::default();
         tuning.snapshot_entries = self.snapshot_entries.unwrap_or(tuning.snapshot_entries).max(1);
-        tuning.cache_bytes = self.cache_mib.map_or(tuning.cache_bytes, |mib| mib << 20);
+        if let Some(mib) = self.cache_mib {
+            if mib > CACHE_MIB_MAX {
+                return Err(Error::Config(format!("`cache_mib` is {mib}; it is at most {CACHE_MIB_MAX}")));
+            }
+            tuning.cache_bytes = mib << 20;
+        }
         Ok(Config {
             id,
             cluster: self.cluster,
@@ -146,6 +154,7 @@ impl ConfigFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wire::tls::{ClusterCa, Subject};
 
     #[test]
     fn a_misspelt_option_is_refused_with_its_line() {
@@ -154,5 +163,25 @@ mod tests {
         std::fs::write(&path, "id = 1\ncluster = \"c\"\nlisen = \"127.0.0.1:1\"\n").unwrap();
         let error = ConfigFile::load(&path).unwrap_err().to_string();
         assert!(error.contains("line 3") && error.contains("lisen"), "{error}");
+    }
+
+    #[test]
+    fn a_cache_that_no_machine_has_room_for_is_refused_and_does_not_become_a_small_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = ClusterCa::create("t").unwrap().issue(&Subject::new(Role::Metad, "metad-1")).unwrap();
+        identity.save(&dir.path().join("metad.pem")).unwrap();
+        let check = |mib: u64| {
+            let identity = dir.path().join("metad.pem");
+            let text = format!(
+                "id = 1\ncluster = \"c\"\nlisten = \"127.0.0.1:1\"\ndata_dir = \"x\"\nidentity = {identity:?}\ncache_mib = {mib}"
+            );
+            let path = dir.path().join("metad.toml");
+            std::fs::write(&path, text).unwrap();
+            ConfigFile::load(&path).unwrap().check().map(|config| config.tuning.cache_bytes)
+        };
+        assert_eq!(check(64).unwrap(), 64 << 20);
+        // As many MiB as 2^64 bytes, and one more.
+        let error = check((1 << 44) + 1).unwrap_err().to_string();
+        assert!(error.contains("`cache_mib`"), "{error}");
     }
 }

@@ -6,6 +6,8 @@
 
 mod digests;
 mod frozen;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod log;
 mod machine;
 mod membership;

@@ -34,6 +34,8 @@ use wire::tls::Role;
 const RECOVERED: &str = "recovered";
 /// The file that says that all new files are complete, and names the directory for those that they replace.
 const MARK: &str = "RECOVERY";
+/// Names of the directories with the files that were replaced are this and a number.
+const SET_ASIDE: &str = "before-recovery-";
 /// The parts of a node's data. The log comes last: a node without a log is a new one.
 const PARTS: [&str; 3] = ["state", "snapshot", "log"];
 /// Pairs loaded, or values changed, in one step.
@@ -245,9 +247,24 @@ fn change<T>(store: &Store, step: impl FnOnce(&mut View) -> Result<T, wire::Erro
     Ok(done)
 }
 
+/// Returns the directory that the mark names. It lies in the data directory, wherever that was when the mark was made: a
+/// damaged mark moves nothing elsewhere.
+fn marked(data_dir: &Path, mark: &[u8]) -> Result<PathBuf, Error> {
+    let name = std::str::from_utf8(mark).ok().and_then(|path| Path::new(path).file_name()?.to_str());
+    let is_ours = |name: &&str| name.strip_prefix(SET_ASIDE).is_some_and(|number| number.parse::<u32>().is_ok());
+    name.filter(is_ours).map(|name| data_dir.join(name)).ok_or_else(|| {
+        let (path, example) = (data_dir.join(MARK), set_aside_dir(data_dir));
+        Error::Recovery(format!(
+            "{}: is damaged: write the path {} into it, without a line break, and start again",
+            path.display(),
+            example.display()
+        ))
+    })
+}
+
 /// Returns a free name for a directory in which old files are set aside.
 fn set_aside_dir(data_dir: &Path) -> PathBuf {
-    let named = |number: u32| data_dir.join(format!("before-recovery-{number}"));
+    let named = |number: u32| data_dir.join(format!("{SET_ASIDE}{number}"));
     (1..).map(named).find(|path| !path.exists()).unwrap_or_else(|| named(0))
 }
 
@@ -260,7 +277,7 @@ fn switch(data_dir: &Path) -> Result<(), Error> {
         let set_aside = set_aside_dir(data_dir);
         durable::replace(&mark, set_aside.as_os_str().as_encoded_bytes()).map_err(disk)?;
     }
-    let set_aside = PathBuf::from(fs::read_to_string(&mark).map_err(disk)?);
+    let set_aside = marked(data_dir, &fs::read(&mark).map_err(disk)?)?;
     for part in PARTS {
         let (new, place) = (made.join(part), data_dir.join(part));
         // Moved already, before an interruption.
@@ -314,6 +331,20 @@ mod tests {
             assert!(!made.exists() && !dir.path().join(MARK).exists());
             assert_ne!(set_aside_dir(dir.path()), set_aside, "the next recovery sets files aside elsewhere");
         }
+    }
+
+    #[test]
+    fn a_damaged_mark_of_a_recovery_is_refused_and_nothing_is_moved() {
+        let (dir, set_aside) = prepared();
+        for mark in [&b""[..], b"/", b"/tmp/elsewhere", b"before-recovery-", b"before-recovery-1/..", b"\xff"] {
+            fs::write(dir.path().join(MARK), mark).unwrap();
+            let error = finish(dir.path(), false).unwrap_err().to_string();
+            assert!(error.contains("is damaged") && error.contains("before-recovery-1"), "{error}");
+            PARTS.iter().for_each(|part| assert_eq!(fs::read_to_string(dir.path().join(part)).unwrap(), "old"));
+        }
+        fs::write(dir.path().join(MARK), "/where/it/was/before-recovery-1").unwrap();
+        finish(dir.path(), false).unwrap();
+        assert_eq!(fs::read_to_string(set_aside.join("log")).unwrap(), "old");
     }
 
     #[test]

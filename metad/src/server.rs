@@ -7,6 +7,8 @@ mod blockds;
 mod events;
 mod fair_queue;
 mod fsck;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod sessions;
 mod turns;
 mod validate;

@@ -264,8 +264,13 @@ impl<R: Read> Reader<R> {
         if len > PART_BYTES_MAX {
             return Err(self.damaged("a length that cannot be"));
         }
-        let mut part = vec![0; len as usize];
-        self.read(&mut part)?;
+        let mut part = Vec::new();
+        codec::read_part(&mut self.from, len, &mut part).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => BackupError::Cut(self.at + part.len() as u64),
+            _ => error.into(),
+        })?;
+        self.hash.update(&part);
+        self.at += u64::from(len);
         Ok(part)
     }
 

@@ -8,12 +8,15 @@ use crate::limits::HEAD_BYTES_MAX;
 use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
+use std::io::{self, ErrorKind, Read};
 use std::marker::PhantomData;
 
 /// Version of the coding that stands before every encoded value.
 const VERSION: u8 = 6;
 /// Most elements for which room is allocated before they are decoded.
 const CAPACITY_MAX: usize = 256;
+/// Most bytes for which room is allocated before they are read.
+const READ_BYTES_MAX: usize = 64 << 10;
 
 /// Encodes a value.
 ///
@@ -74,6 +77,18 @@ fn body(bytes: &[u8]) -> Result<&[u8], Error> {
         ))),
         None => Err(Error::Malformed("it is empty".to_owned())),
     }
+}
+
+/// Reads `len` bytes of a file into `part`, in place of its content. Memory is taken as the bytes come: a forged length
+/// takes no more than a small multiple of what the file holds.
+///
+/// # Errors
+/// [`ErrorKind::UnexpectedEof`] when there are fewer bytes, which `part` then has; errors of `from`.
+pub fn read_part(from: &mut impl Read, len: u32, part: &mut Vec<u8>) -> io::Result<()> {
+    part.clear();
+    part.reserve((len as usize).min(READ_BYTES_MAX));
+    let count = from.take(u64::from(len)).read_to_end(part)?;
+    if count < len as usize { Err(ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
 }
 
 /// Decodes a list of at most `MAX` elements, for `#[serde(deserialize_with)]`. Elements can take a hundred times more
@@ -139,6 +154,28 @@ mod tests {
         // A byte string that claims 2^60 bytes.
         let bytes = [VERSION, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x10];
         assert!(decode::<Vec<u8>>(&bytes).is_err());
+    }
+
+    /// A file that notes for how many bytes the caller has made room.
+    struct Asked<'a>(&'a [u8], usize);
+
+    impl Read for Asked<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 = self.1.max(buffer.len());
+            self.0.read(buffer)
+        }
+    }
+
+    #[test]
+    fn a_forged_length_in_a_file_takes_no_memory_for_bytes_that_are_not_there() {
+        let content = vec![7; 100_000];
+        let (mut file, mut part) = (Asked(&content, 0), vec![1]);
+        read_part(&mut file, 100_000, &mut part).unwrap();
+        assert_eq!(part, content);
+        let mut file = Asked(&content[..10], 0);
+        let error = read_part(&mut file, u32::MAX, &mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
+        assert!(file.1 <= READ_BYTES_MAX, "there was room for {} bytes", file.1);
     }
 
     #[test]

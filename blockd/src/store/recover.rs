@@ -38,8 +38,8 @@ fn recover_segment(
     let failed = |error| Error::io(&path, error);
     let hint_path = segment_name::hint_path(dir, id);
     let file = disk.open(&path).map_err(failed)?;
-    let hinted = disk.read(&hint_path).ok().and_then(|bytes| hint::decode(id, &bytes));
-    let records = match hinted {
+    let segment_len = file.size().map_err(failed)?;
+    let records = match read_hint(disk, &hint_path, id, segment_len) {
         Some(records) => records,
         None => {
             let mut scan = segment::scan(&*file, pool, id).map_err(failed)?;
@@ -76,6 +76,15 @@ fn recover_segment(
         }
     }
     Ok(())
+}
+
+/// Reads a hint; `None` when there is none that matches. One that is too long is not read into memory.
+fn read_hint(disk: &dyn Disk, path: &Path, id: SegmentId, segment_len: u64) -> Option<Vec<Found>> {
+    let len = disk.open(path).and_then(|file| file.size()).ok()?;
+    if len > hint::len_max(segment_len) {
+        return None;
+    }
+    hint::decode(id, segment_len, &disk.read(path).ok()?)
 }
 
 /// Takes records off the end whose payloads did not arrive whole. Only the last group can be like that: an earlier one

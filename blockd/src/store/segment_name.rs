@@ -26,5 +26,24 @@ pub(super) fn hint_path(dir: &Path, id: SegmentId) -> PathBuf {
 /// The segment of a file name.
 pub(super) fn id_of(path: &Path) -> Option<SegmentId> {
     let name = path.file_name()?.to_str()?.strip_suffix(".segment")?;
-    name.parse().ok().map(SegmentId)
+    let id = SegmentId(name.parse().ok()?);
+    // Only a name that we would have given, and that has a successor.
+    (id.to_string() == name && id.0 < u64::MAX).then_some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_this_store_gives_are_segments() {
+        let id = |name: &str| id_of(Path::new(name)).map(|id| id.0);
+        assert_eq!(id("/x/000000000012.segment"), Some(12));
+        assert_eq!(id("/x/1234567890123.segment"), Some(1_234_567_890_123));
+        for other in
+            ["12.segment", "+00000000012.segment", "18446744073709551615.segment", "000000000012.hint", ".segment"]
+        {
+            assert_eq!(id(other), None, "{other}");
+        }
+    }
 }

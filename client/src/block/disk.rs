@@ -13,6 +13,8 @@
 //! Until the keeper has listed what an earlier mount left, readers look for the files themselves.
 
 mod file;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod index;
 mod keeper;
 

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use wire::ids::Ino;
 use wire::op::Op;
 
-const NAME: &str = "shared";
+pub(super) const NAME: &str = "shared";
 /// Segments have numbers from 1.
 pub(crate) const SHARED: u64 = 0;
 
@@ -38,7 +38,7 @@ impl Journal {
         Ok(names.iter().any(|name| name == NAME))
     }
 
-    fn write_shared(&self, records: &[(Record, Bytes)]) -> io::Result<()> {
+    pub(super) fn write_shared(&self, records: &[(Record, Bytes)]) -> io::Result<()> {
         let mut group = Group::default();
         records.iter().for_each(|(record, content)| group.add(record, content));
         self.replace(NAME, &group.finish(self.segment_id(SHARED), 0))
@@ -65,8 +65,8 @@ impl Journal {
         };
         let parsed = record::parse(&bytes, self.segment_id(SHARED))
             .map_err(|at| Error::JournalDamaged { path: path.clone(), at })?;
-        if parsed.torn > 0 {
-            // The file got its name when it was complete.
+        if parsed.torn > 0 || parsed.records.is_empty() {
+            // The file got its name when it was complete, and there is no picture of nothing.
             return Err(Error::JournalDamaged { path, at: bytes.len() - parsed.torn });
         }
         let mut number = last;
@@ -75,7 +75,8 @@ impl Journal {
         for (record, _) in &mut records {
             if let Record::Piece(piece) = record {
                 if of.replace(piece.ino) != Some(piece.ino) {
-                    number += 1;
+                    number =
+                        number.checked_add(1).ok_or_else(|| Error::JournalDamaged { path: path.clone(), at: 0 })?;
                 }
                 piece.number = number;
             }

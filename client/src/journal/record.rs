@@ -129,6 +129,16 @@ impl Record {
         }
     }
 
+    /// Returns whether a piece's parts lie within its content.
+    fn fits(&self, content: &Bytes) -> bool {
+        let Self::Piece(Piece { parts, .. }) = self else { return true };
+        let is_within = |(at, from, len): &(u64, u32, u32)| {
+            let end = from.checked_add(*len).is_some_and(|end| end as usize <= content.len());
+            end && at.checked_add(u64::from(*len)).is_some()
+        };
+        parts.iter().all(is_within)
+    }
+
     /// Returns its place in the order of operations; `None` when it is about other records.
     pub(crate) fn place(&self) -> Option<(u64, u64)> {
         match self {
@@ -158,6 +168,20 @@ impl Group {
         self.0.extend_from_slice(&(content.len() as u32).to_le_bytes());
         self.0.extend_from_slice(&head);
         self.0.extend_from_slice(content);
+    }
+
+    /// Returns a group of these records.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn of(records: &[u8]) -> Self {
+        let mut group = Self::default();
+        group.0.extend_from_slice(records);
+        group
+    }
+
+    /// Returns its records.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn records(&self) -> &[u8] {
+        &self.0[GROUP_HEAD..]
     }
 
     /// Returns the bytes to be written at this offset of the segment.
@@ -251,9 +275,13 @@ fn records_of(bytes: &Bytes) -> Option<Vec<(Record, Bytes)>> {
         if head > HEAD_BYTES_MAX || content > BLOCK_BYTES_MAX || start + head + content > bytes.len() {
             return None;
         }
-        let record = codec::decode::<Record>(&bytes[start..start + head]);
+        let record = codec::decode::<Record>(&bytes[start..start + head]).ok()?;
         at = start + head + content;
-        records.push((record.ok()?, bytes.slice(start + head..at)));
+        let content = bytes.slice(start + head..at);
+        if !record.fits(&content) {
+            return None;
+        }
+        records.push((record, content));
     }
     Some(records)
 }
@@ -350,6 +378,33 @@ mod tests {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
             let _ = parse(&Bytes::from(bytes), SEGMENT);
+        }
+    }
+
+    #[test]
+    fn a_piece_whose_parts_lie_outside_its_content_is_damage() {
+        let parsed = |at: u64, from: u32, len: u32| {
+            let piece = Piece {
+                number: 1,
+                at: Timestamp::default(),
+                ino: Ino(2000),
+                place: None,
+                owner: (0o644, 0, 0),
+                sealed: 1,
+                parts: vec![(at, from, len)],
+                base: Version(1),
+                append_from: None,
+                mtime: None,
+                clear_privileges: false,
+            };
+            let mut group = Group::default();
+            group.add(&Record::Piece(piece), &[7; 10]);
+            parse(&Bytes::from(group.finish(SEGMENT, 0)), SEGMENT).map(|parsed| parsed.records.len())
+        };
+        assert_eq!(parsed(0, 0, 10), Ok(1));
+        assert_eq!(parsed(u64::MAX - 3, 7, 3), Ok(1));
+        for (at, from, len) in [(0, 0, 11), (0, 8, 3), (0, u32::MAX, 1), (u64::MAX, 0, 1)] {
+            assert_eq!(parsed(at, from, len), Err(0), "{at} {from} {len}");
         }
     }
 

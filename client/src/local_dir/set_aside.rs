@@ -17,7 +17,7 @@ const PREFIX: &str = "journal.kept-";
 /// # Errors
 /// Fails when the disk does.
 pub(crate) fn add(local: &LocalDir) -> io::Result<PathBuf> {
-    let number = list(local.path())?.last().and_then(|folder| number_of(folder)).unwrap_or(0) + 1;
+    let number = list(local.path())?.last().and_then(|folder| number_of(folder)).unwrap_or(0).saturating_add(1);
     let path = local.path().join(format!("{PREFIX}{number}"));
     fs::rename(local.path().join(JOURNAL), &path)?;
     sync_dir(local.path())?;

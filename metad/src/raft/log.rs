@@ -55,13 +55,13 @@ impl MessageExt for StoredEntry {
     }
 }
 
-fn to_stored(entry: &Entry) -> BytesValue {
+pub(super) fn to_stored(entry: &Entry) -> BytesValue {
     let mut value = entry.log_id.index.to_le_bytes().to_vec();
     value.extend_from_slice(&codec::encode(entry));
     BytesValue { value, ..BytesValue::default() }
 }
 
-fn from_stored(stored: &BytesValue) -> io::Result<Entry> {
+pub(super) fn from_stored(stored: &BytesValue) -> io::Result<Entry> {
     let entry = stored.value.get(8..).ok_or_else(|| io::Error::other("an entry of the Raft log is too short"))?;
     codec::decode(entry).map_err(|error| {
         let index = StoredEntry::index(stored);

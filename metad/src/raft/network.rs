@@ -44,7 +44,7 @@ const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// A piece of a snapshot.
 #[derive(Serialize, Deserialize)]
-struct Piece {
+pub(super) struct Piece {
     vote: Vote,
     meta: SnapshotMeta,
     offset: u64,

@@ -63,7 +63,7 @@ fn discard_unreadable(dir: &Path, store: &Store, purged: Option<LogId>) -> Resul
 }
 
 /// Renames a snapshot that is damaged, unless the node needs it.
-fn set_aside_damaged(dir: &Path, store: &Store, purged: Option<LogId>) -> Result<(), Error> {
+pub(super) fn set_aside_damaged(dir: &Path, store: &Store, purged: Option<LogId>) -> Result<(), Error> {
     let (path, applied) = (snapshot::path_in(dir), position(store).and_then(|position| position.applied));
     let checked = snapshot::open(&path).and_then(|opened| match opened {
         // Only such a one is loaded. Another one is sent to a peer perhaps, which verifies it.

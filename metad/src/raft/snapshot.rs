@@ -117,8 +117,7 @@ fn read_part_into(from: &mut impl Read, part: &mut Vec<u8>) -> io::Result<()> {
     if len > PART_BYTES_MAX {
         return Err(damaged("a part is too long"));
     }
-    part.resize(len as usize, 0);
-    from.read_exact(part)
+    codec::read_part(from, len, part)
 }
 
 /// Reads a file from its beginning, independently of other readers.

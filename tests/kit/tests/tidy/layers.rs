@@ -17,6 +17,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("bench", &[]),
     ("kit", &["wire"]),
     ("sim", &["wire", "metad", "client", "kit"]),
+    ("fuzzing", &["wire", "metad", "blockd", "client"]),
 ];
 
 /// Test binaries beside `it`, and why they need a process of their own.

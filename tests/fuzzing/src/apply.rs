@@ -1,0 +1,92 @@
+//! A client's batch in the state machine: what panics there would end every metad, and again at each start.
+
+use metad::fs::session::Opening;
+use metad::fs::view::{MemoryKv, View};
+use metad::fs::{Command, CommandReply, Stamped, apply, check};
+use std::sync::LazyLock;
+use wire::attr::Timestamp;
+use wire::codec;
+use wire::ids::{BatchSeq, SessionId};
+use wire::op::Batch;
+
+/// A small filesystem, and a session that has made it: in the root a directory, a file with content and attributes, a
+/// second name of it, a symlink, and a file that was removed and is still open.
+static BEGUN: LazyLock<(MemoryKv, SessionId)> = LazyLock::new(|| {
+    let mut kv = MemoryKv::default();
+    apply_to(&mut kv, 1, Command::Init { cluster: "fuzzing".to_owned(), replicas: 1, min_sync: 1 });
+    let opening = Opening {
+        host: "host".to_owned(),
+        purpose: "/mnt".to_owned(),
+        client: "client-1".to_owned(),
+        caches: false,
+        resumes: None,
+        token: None,
+    };
+    let CommandReply::Session(session) = apply_to(&mut kv, 2, Command::OpenSession(opening)) else {
+        panic!("the session is opened")
+    };
+    for (name, batch) in samples::first() {
+        let reply = apply_to(&mut kv, 3, Command::Batches(vec![(session, batch)]));
+        let CommandReply::Batches(outcomes) = reply else { panic!("a batch is answered") };
+        assert!(matches!(outcomes[..], [Ok(Ok(_))]), "{name}: {outcomes:?}");
+    }
+    assert_eq!(check::check(&kv), Vec::<String>::new());
+    (kv, session)
+});
+
+fn apply_to(kv: &mut MemoryKv, secs: i64, command: Command) -> CommandReply {
+    let mut view = View::new(kv);
+    let reply = apply(&mut view, &Stamped { now: Timestamp { secs, nanos: 0 }, command });
+    let changes = view.into_changes();
+    kv.absorb(changes);
+    reply
+}
+
+/// A batch of a client, which is its next one whatever number it has. It is checked as by a server, and applied.
+pub fn metad_batch(data: &[u8]) -> bool {
+    let Ok(mut batch) = codec::decode::<Batch>(data) else { return false };
+    if !metad::server::fuzzing::may_be_proposed(&batch) {
+        return false;
+    }
+    let (begun, session) = &*BEGUN;
+    let before = samples::first().len() as u64;
+    (batch.seq, batch.acked) = (BatchSeq(before + 1), BatchSeq(batch.acked.0.min(before)));
+    let mut kv = begun.clone();
+    let reply = apply_to(&mut kv, 10, Command::Batches(vec![(*session, batch.clone())]));
+    // I1: applied once, whatever it did.
+    let once = kv.clone();
+    assert_eq!(apply_to(&mut kv, 11, Command::Batches(vec![(*session, batch)])), reply);
+    assert!(kv == once, "the second time changes nothing");
+    assert_eq!(check::check(&kv), Vec::<String>::new(), "the state contradicts itself");
+    // What it left can be taken apart.
+    apply_to(&mut kv, 12, Command::CloseSessions(vec![*session]));
+    apply_to(&mut kv, 13, Command::Reap);
+    assert_eq!(check::check(&kv), Vec::<String>::new(), "the state contradicts itself after the session");
+    matches!(reply, CommandReply::Batches(outcomes) if matches!(outcomes[..], [Ok(Ok(_))]))
+}
+
+/// Good inputs.
+pub mod samples {
+    use crate::Samples;
+    use crate::messages::samples::batches;
+    use wire::codec;
+    use wire::ids::BatchSeq;
+    use wire::op::Batch;
+
+    /// The batches that make the filesystem.
+    #[must_use]
+    pub fn first() -> Vec<(&'static str, Batch)> {
+        numbered().into_iter().take(2).collect()
+    }
+
+    fn numbered() -> Vec<(&'static str, Batch)> {
+        let batches = batches().into_iter().zip(1..);
+        batches.map(|((name, batch), seq)| (name, Batch { seq: BatchSeq(seq), ..batch })).collect()
+    }
+
+    /// The batches that come after those.
+    #[must_use]
+    pub fn batch() -> Samples {
+        numbered().into_iter().skip(2).map(|(name, batch)| (name, codec::encode(&batch))).collect()
+    }
+}

@@ -1,0 +1,184 @@
+//! Certificates, identities, bundles, and the files that name the owner of a directory.
+//!
+//! Keys are random, and a corpus must not change with each run. So three identities of one cluster lie in
+//! `identities/`; they are of no use anywhere else.
+
+use crate::corpus::root;
+use crate::memory;
+use blockd::ownership::Ownership;
+use client::LocalDir;
+use metad::files::DataDir;
+use std::fs;
+use std::path::Path;
+use std::sync::LazyLock;
+use wire::bundle::Bundle;
+use wire::ids::MetadId;
+use wire::tls::{ClusterCa, Identity, Role, Subject};
+
+/// The roles of which there is an identity.
+const ROLES: [Role; 3] = [Role::Metad, Role::Blockd, Role::Client];
+/// The mount of [`client_owner`].
+const MOUNT: &str = "/mnt";
+
+static IDENTITIES: LazyLock<[Identity; 3]> = LazyLock::new(|| {
+    let folder = root().join("identities");
+    let path = |role: Role| folder.join(format!("{role}.pem"));
+    if !folder.exists() {
+        fs::create_dir(&folder).expect("a directory can be made");
+        let ca = ClusterCa::create("fuzzing").expect("a CA can be made");
+        for role in ROLES {
+            let identity = ca.issue(&Subject::new(role, &format!("{role}-1"))).expect("an identity can be made");
+            identity.save(&path(role)).expect("a file can be written");
+        }
+    }
+    ROLES.map(|role| Identity::load(&path(role)).expect("the identities of the corpus are good"))
+});
+
+/// Returns the identity of this role.
+///
+/// # Panics
+/// For a role without one, and when the file cannot be read.
+#[must_use]
+pub fn of(role: Role) -> &'static Identity {
+    IDENTITIES.iter().find(|identity| identity.subject().role == role).expect("there is one")
+}
+
+/// Returns the bundle of a client.
+#[must_use]
+pub fn client_bundle() -> Bundle {
+    let metads = vec![([10, 0, 0, 1], 7101).into(), ([10, 0, 0, 2], 7101).into()];
+    Bundle { cluster: "fuzzing".to_owned(), metads, identity: of(Role::Client).clone() }
+}
+
+fn again(text: &str) -> bool {
+    let origin = Path::new("identity");
+    let identity = match Identity::from_pem(origin, text) {
+        Ok(identity) => identity,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return false;
+        }
+    };
+    let same = Identity::from_pem(origin, &identity.to_pem()).expect("what was written can be read");
+    assert_eq!((same.subject(), same.cluster_id()), (identity.subject(), identity.cluster_id()));
+    assert_eq!(same.to_pem(), identity.to_pem());
+    true
+}
+
+/// A certificate (DER), as the one of a peer: its signature is looked at before, but a holder of a key can have anything
+/// signed that a careless operator signs. Read by way of an identity, with the CA and a key of the corpus.
+pub fn certificate(data: &[u8]) -> bool {
+    let mut parts = pem::parse_many(of(Role::Client).to_pem()).expect("an identity is PEM");
+    parts[1] = pem::Pem::new("CERTIFICATE", data);
+    again(&parts.iter().map(pem::encode).collect::<String>())
+}
+
+/// A PEM file with an identity.
+pub fn identity(data: &[u8]) -> bool {
+    std::str::from_utf8(data).is_ok_and(again)
+}
+
+/// A bundle file.
+pub fn bundle(data: &[u8]) -> bool {
+    let path = memory::dir().join("bundle");
+    fs::write(&path, data).expect("a file can be written");
+    let Ok(bundle) = Bundle::load(&path) else { return false };
+    bundle.save(&path).expect("a file can be written");
+    let again = Bundle::load(&path).expect("what was written can be read");
+    assert_eq!((again.cluster, again.metads), (bundle.cluster, bundle.metads));
+    assert_eq!(again.identity.to_pem(), bundle.identity.to_pem());
+    true
+}
+
+/// Returns whether a file is taken for that of the owner. Another one is refused, and stays as it is.
+fn is_owner(path: &Path, data: &[u8], take: impl Fn() -> bool) -> bool {
+    fs::write(path, data).expect("a file can be written");
+    let is_taken = take();
+    assert_eq!(fs::read(path).expect("the file can be read"), data);
+    is_taken
+}
+
+/// The file that names the owner of a metad's data directory.
+pub fn metad_owner(data: &[u8]) -> bool {
+    let (dir, cluster) = (memory::empty_dir("metad"), of(Role::Metad).cluster_id());
+    is_owner(&dir.join("IDENTITY"), data, || DataDir::take(&dir, cluster, MetadId(1)).is_ok())
+}
+
+/// The file that names the owner of a blockd's data directory.
+pub fn blockd_owner(data: &[u8]) -> bool {
+    let dir = memory::empty_dir("blockd");
+    is_owner(&dir.join("blockd.id"), data, || Ownership::take(&dir, of(Role::Blockd)).is_ok())
+}
+
+/// The file that names the owner of a mount's own directory, in which there is something to be sent.
+pub fn client_owner(data: &[u8]) -> bool {
+    let (base, bundle) = (memory::empty_dir("client"), client_bundle());
+    let path = LocalDir::open(&base, &bundle, MOUNT).expect("a new directory is the mount's").path().to_owned();
+    fs::create_dir(path.join("journal")).expect("a directory can be made");
+    fs::write(path.join("journal/00000000000000000001"), "").expect("a file can be written");
+    is_owner(&path.join("owner"), data, || LocalDir::open(&base, &bundle, MOUNT).is_ok())
+}
+
+/// Good inputs.
+pub mod samples {
+    use super::{MOUNT, client_bundle, memory, of};
+    use crate::Samples;
+    use blockd::ownership::Ownership;
+    use client::LocalDir;
+    use metad::files::DataDir;
+    use std::fs;
+    use std::path::Path;
+    use wire::ids::{BlockdId, MetadId};
+    use wire::tls::Role;
+
+    fn file(path: &Path) -> Vec<u8> {
+        fs::read(path).expect("the file can be read")
+    }
+
+    /// The certificate of a client.
+    #[must_use]
+    pub fn certificate() -> Samples {
+        let parts = pem::parse_many(of(Role::Client).to_pem()).expect("an identity is PEM");
+        vec![("client", parts[1].contents().to_vec())]
+    }
+
+    /// The identity of a client.
+    #[must_use]
+    pub fn identity() -> Samples {
+        vec![("client", of(Role::Client).to_pem().into_bytes())]
+    }
+
+    /// The bundle of a client.
+    #[must_use]
+    pub fn bundle() -> Samples {
+        let path = memory::dir().join("bundle");
+        client_bundle().save(&path).expect("a file can be written");
+        vec![("client", file(&path))]
+    }
+
+    /// The owner of a metad's directory.
+    #[must_use]
+    pub fn metad_owner() -> Samples {
+        let (dir, cluster) = (memory::empty_dir("metad"), of(Role::Metad).cluster_id());
+        drop(DataDir::take(&dir, cluster, MetadId(1)).expect("the directory is new"));
+        vec![("metad-1", file(&dir.join("IDENTITY")))]
+    }
+
+    /// The owner of a blockd's directory.
+    #[must_use]
+    pub fn blockd_owner() -> Samples {
+        let dir = memory::empty_dir("blockd");
+        let own = Ownership::take(&dir, of(Role::Blockd)).expect("the directory is new").id;
+        let text = String::from_utf8(file(&dir.join("blockd.id"))).expect("it is text");
+        // A daemon's id is chosen at random, and this one must stay the same.
+        vec![("blockd-1", text.replace(&own.to_string(), &BlockdId([7; 16]).to_string()).into_bytes())]
+    }
+
+    /// The owner of a mount's directory.
+    #[must_use]
+    pub fn client_owner() -> Samples {
+        let base = memory::empty_dir("client");
+        let dir = LocalDir::open(&base, &client_bundle(), MOUNT).expect("the directory is new");
+        vec![("client-1", file(&dir.path().join("owner")))]
+    }
+}
