@@ -404,7 +404,7 @@ mod tests {
         assert_eq!(parsed(0, 0, 10), Ok(1));
         assert_eq!(parsed(u64::MAX - 3, 7, 3), Ok(1));
         for (at, from, len) in [(0, 0, 11), (0, 8, 3), (0, u32::MAX, 1), (u64::MAX, 0, 1)] {
-            assert_eq!(parsed(at, from, len), Err(0), "{at} {from} {len}");
+            assert_eq!(parsed(at, from, len), Err(GROUP_HEAD), "{at} {from} {len}");
         }
     }
 
