@@ -444,6 +444,20 @@ mod tests {
     }
 
     #[test]
+    fn numbers_behind_which_none_can_follow_are_damage() {
+        let place = Place::new();
+        let journal = begun(&place);
+        let last = journal.path_of(&segment_name(u64::MAX));
+        let piece = Record::Piece(record::tests::piece((0, 0, 3)));
+        journal.write_shared(&[(piece, Bytes::from_static(b"abc"))]).unwrap();
+        assert_eq!(journal.read_shared(3).unwrap().1, 4);
+        assert!(matches!(journal.read_shared(u64::MAX), Err(Error::JournalDamaged { .. })));
+        drop(journal);
+        fs::write(&last, "").unwrap();
+        assert!(matches!(Journal::open(disk(&place)), Err(Error::JournalDamaged { path, .. }) if path == last));
+    }
+
+    #[test]
     fn a_picture_that_was_emptied_is_damage() {
         let place = Place::new();
         let journal = begun(&place);

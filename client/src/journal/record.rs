@@ -287,7 +287,7 @@ fn records_of(bytes: &Bytes) -> Option<Vec<(Record, Bytes)>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
@@ -381,24 +381,28 @@ mod tests {
         }
     }
 
+    /// Returns a piece of one part: file offset, offset within the content, length.
+    pub(in crate::journal) fn piece(part: (u64, u32, u32)) -> Piece {
+        Piece {
+            number: 1,
+            at: Timestamp::default(),
+            ino: Ino(2000),
+            place: None,
+            owner: (0o644, 0, 0),
+            sealed: 1,
+            parts: vec![part],
+            base: Version(1),
+            append_from: None,
+            mtime: None,
+            clear_privileges: false,
+        }
+    }
+
     #[test]
     fn a_piece_whose_parts_lie_outside_its_content_is_damage() {
         let parsed = |at: u64, from: u32, len: u32| {
-            let piece = Piece {
-                number: 1,
-                at: Timestamp::default(),
-                ino: Ino(2000),
-                place: None,
-                owner: (0o644, 0, 0),
-                sealed: 1,
-                parts: vec![(at, from, len)],
-                base: Version(1),
-                append_from: None,
-                mtime: None,
-                clear_privileges: false,
-            };
             let mut group = Group::default();
-            group.add(&Record::Piece(piece), &[7; 10]);
+            group.add(&Record::Piece(piece((at, from, len))), &[7; 10]);
             parse(&Bytes::from(group.finish(SEGMENT, 0)), SEGMENT).map(|parsed| parsed.records.len())
         };
         assert_eq!(parsed(0, 0, 10), Ok(1));

@@ -15,6 +15,9 @@ const POOL_MAX: usize = 256;
 /// Executions between two looks at the clock.
 const EXECUTIONS_AT_ONCE: u64 = 16;
 
+/// An input that takes longer is a fault, on a busy machine too: each has some KiB.
+const SLOW_MAX: Duration = Duration::from_secs(20);
+
 /// What a run did.
 #[derive(Debug)]
 pub struct Run {
@@ -37,8 +40,8 @@ pub struct Fault {
     pub said: String,
 }
 
-/// Runs a target for so long. The inputs follow from the seed and the corpus. An input with which the target panics is
-/// written into `faults`.
+/// Runs a target for so long. The inputs follow from the seed and the corpus. An input with which the target panics, or
+/// takes very long, is written into `faults`.
 ///
 /// # Errors
 /// The first fault.
@@ -82,9 +85,15 @@ pub fn run(target: &Target, seed: u64, limit: Duration, faults: &Path) -> Result
 /// # Panics
 /// When the input of a fault cannot be written.
 pub fn attempt(target: &Target, input: &[u8], faults: &Path) -> Result<bool, Fault> {
-    catch_unwind(AssertUnwindSafe(|| (target.run)(input))).map_err(|panic| {
+    let began = Instant::now();
+    let outcome = catch_unwind(AssertUnwindSafe(|| (target.run)(input))).map_err(|panic| {
         let said = panic.downcast_ref::<String>().cloned();
-        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned())).unwrap_or_default();
+        said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned())).unwrap_or_default()
+    });
+    let elapsed = began.elapsed();
+    let outcome =
+        outcome.and_then(|good| if elapsed < SLOW_MAX { Ok(good) } else { Err(format!("it took {elapsed:?}")) });
+    outcome.map_err(|said| {
         let folder = faults.join(target.name);
         fs::create_dir_all(&folder).expect("a directory for faults can be made");
         let path = folder.join(&blake3::hash(input).to_hex()[..16]);
