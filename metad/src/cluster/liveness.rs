@@ -171,9 +171,11 @@ impl Liveness {
         let copies = u64::from(layout.replicas.max(1)).min(layout.owning().count().max(1) as u64);
         let blockds = self.blockds(layout);
         let owning = || layout.members.iter().zip(&blockds).filter(|(member, _)| member.is_owner());
+        // A block daemon may report any figures.
+        let sum = |of: fn(&BlockdState) -> u64| owning().fold(0_u64, |sum, (_, blockd)| sum.saturating_add(of(blockd)));
         StatFs {
-            total_bytes: owning().map(|(_, blockd)| blockd.capacity_bytes).sum::<u64>() / copies,
-            free_bytes: owning().map(|(_, blockd)| blockd.free_bytes).sum::<u64>() / copies,
+            total_bytes: sum(|blockd| blockd.capacity_bytes) / copies,
+            free_bytes: sum(|blockd| blockd.free_bytes) / copies,
             inodes,
         }
     }

@@ -1,5 +1,8 @@
-//! A client's batch in the state machine: what panics there would end every metad, and again at each start.
+//! What clients and block daemons tell a metad, where it has an effect. What panics in the state machine would end every
+//! metad, and again at each start.
 
+use crate::messages::{self, again};
+use metad::cluster::liveness::Liveness;
 use metad::fs::session::Opening;
 use metad::fs::view::{MemoryKv, View};
 use metad::fs::{Command, CommandReply, Stamped, apply, check};
@@ -7,6 +10,7 @@ use std::sync::LazyLock;
 use wire::attr::Timestamp;
 use wire::codec;
 use wire::ids::{BatchSeq, SessionId};
+use wire::message::meta::BlockdHeartbeat;
 use wire::op::Batch;
 
 /// A small filesystem, and a session that has made it: in the root a directory, a file with content and attributes, a
@@ -65,6 +69,21 @@ pub fn metad_batch(data: &[u8]) -> bool {
     matches!(reply, CommandReply::Batches(outcomes) if matches!(outcomes[..], [Ok(Ok(_))]))
 }
 
+/// The heartbeat of a block daemon, which all daemons of a layout send. A metad derives from it what operators and files
+/// see.
+pub fn metad_heartbeat(data: &[u8]) -> bool {
+    let Some(heartbeat) = again::<BlockdHeartbeat>(data) else { return false };
+    let (layout, liveness) = (messages::samples::layout(), Liveness::default());
+    for member in &layout.members {
+        liveness.heard_blockd(BlockdHeartbeat { id: member.id, ..heartbeat.clone() });
+    }
+    assert_eq!(liveness.blockds(&layout).len(), layout.members.len());
+    assert!(liveness.statfs(&layout, 1).total_bytes >= heartbeat.capacity_bytes / u64::from(layout.replicas));
+    assert!(liveness.silent_blockds(&layout).is_empty());
+    let _ = (liveness.emptied(&layout), liveness.all_done(&layout));
+    true
+}
+
 /// Good inputs.
 pub mod samples {
     use crate::Samples;
@@ -82,6 +101,12 @@ pub mod samples {
     fn numbered() -> Vec<(&'static str, Batch)> {
         let batches = batches().into_iter().zip(1..);
         batches.map(|((name, batch), seq)| (name, Batch { seq: BatchSeq(seq), ..batch })).collect()
+    }
+
+    /// A heartbeat.
+    #[must_use]
+    pub fn heartbeat() -> Samples {
+        vec![("blockd-1", codec::encode(&crate::messages::samples::heartbeat()))]
     }
 
     /// The batches that come after those.

@@ -220,12 +220,10 @@ pub fn frame() -> Samples {
     vec![("request", request.encode().to_vec()), ("answer", reply(ReplyKind::Answer)), ("busy", reply(ReplyKind::Busy))]
 }
 
-/// Messages of metad.
+/// Returns the heartbeat of a block daemon.
 #[must_use]
-pub fn meta() -> Samples {
-    let (host, purpose) = ("host".to_owned(), "/mnt".to_owned());
-    let open = MetaRequest::OpenSession { host, purpose, caches: true, resumes: Some(SESSION), token: Some(1) };
-    let heartbeat = BlockdHeartbeat {
+pub fn heartbeat() -> BlockdHeartbeat {
+    BlockdHeartbeat {
         id: BlockdId([1; 16]),
         name: "blockd-1".to_owned(),
         addr: addr(7201),
@@ -238,7 +236,14 @@ pub fn meta() -> Samples {
         every_ms: 1000,
         repair: report(),
         failed: false,
-    };
+    }
+}
+
+/// Messages of metad.
+#[must_use]
+pub fn meta() -> Samples {
+    let (host, purpose) = ("host".to_owned(), "/mnt".to_owned());
+    let open = MetaRequest::OpenSession { host, purpose, caches: true, resumes: Some(SESSION), token: Some(1) };
     let batch = batches().remove(1).1;
     let node = (MetadId(1), addr(7101));
     let redirect = Redirect { leader: Some(node), nodes: vec![node], term: 3, since: LogPlace { term: 2, index: 7 } };
@@ -257,7 +262,7 @@ pub fn meta() -> Samples {
         coded("open-session", open),
         coded("submit", MetaRequest::Submit { session: SESSION, batch }),
         coded("acknowledge", MetaRequest::Acknowledge { session: SESSION, seqs: vec![1, 300] }),
-        coded("heartbeat", MetaRequest::BlockdHeartbeat(heartbeat)),
+        coded("heartbeat", MetaRequest::BlockdHeartbeat(heartbeat())),
         coded("block-report", MetaRequest::BlockReport { id: BlockdId([1; 16]), epoch: EPOCH, blocks: vec![HASH] }),
         coded("raft", MetaRequest::Raft { kind: RaftKind::Append, to: MetadId(2) }),
         coded("session", MetaReply::Session { session: SESSION, ttl_ms: 30_000, now: AT, layout: layout() }),

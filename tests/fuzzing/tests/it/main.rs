@@ -53,6 +53,7 @@ tests! {
     wire_op any_operation_is_read_or_refused;
     backup any_backup_file_is_read_or_refused;
     metad_batch any_batch_is_applied_or_refused_and_leaves_a_sound_state;
+    metad_heartbeat any_heartbeat_is_noted_or_refused;
     certificate any_certificate_is_read_or_refused;
     identity any_identity_is_read_or_refused;
     bundle any_bundle_is_read_or_refused;
