@@ -15,6 +15,7 @@
 use crate::file::state::Snapshot;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use wire::attr::Timestamp;
 use wire::codec;
 use wire::ids::{Ino, JournalId, Version};
@@ -29,6 +30,9 @@ const LENGTH_AT: usize = MAGIC.len();
 const SUM_AT: usize = LENGTH_AT + 4;
 /// Bytes before a group's records.
 const GROUP_HEAD: usize = SUM_AT + SUM_BYTES;
+/// How often the bytes of a segment are summed in the search for a good group behind a bad one. Copies of journals in a
+/// journal need two.
+const SUMMED_LENGTHS_MAX: usize = 16;
 /// Bytes before a record's head.
 const RECORD_HEAD: usize = 8;
 
@@ -249,18 +253,32 @@ pub(super) fn parse(bytes: &Bytes, segment: SegmentId) -> Result<Parsed, usize> 
 }
 
 /// Returns the range of the records of the group that begins here, if it is complete and undamaged.
-fn group_at(bytes: &[u8], segment: SegmentId, at: usize) -> Option<std::ops::Range<usize>> {
-    let head = bytes.get(at..at + GROUP_HEAD).filter(|head| head.starts_with(MAGIC))?;
-    let body = at + GROUP_HEAD..at + GROUP_HEAD + u32_at(head, LENGTH_AT)? as usize;
-    let sum = segment.group_sum(at as u64, bytes.get(body.clone())?);
-    (sum == head[SUM_AT..]).then_some(body)
+fn group_at(bytes: &[u8], segment: SegmentId, at: usize) -> Option<Range<usize>> {
+    let body = body_at(bytes, at)?;
+    let sum = segment.group_sum(at as u64, &bytes[body.clone()]);
+    (sum == bytes[at + SUM_AT..body.start]).then_some(body)
 }
 
-/// Returns whether a good group follows a bad one.
+/// Returns the range of the records of the group that begins here, if it is complete.
+fn body_at(bytes: &[u8], at: usize) -> Option<Range<usize>> {
+    let head = bytes.get(at..at + GROUP_HEAD).filter(|head| head.starts_with(MAGIC))?;
+    let body = at + GROUP_HEAD..at + GROUP_HEAD + u32_at(head, LENGTH_AT)? as usize;
+    (body.end <= bytes.len()).then_some(body)
+}
+
+/// Returns whether a good group follows a bad one. The bad one may hold anything that a program has written, even heads
+/// of groups without end, each of which seems to reach to the end: when too much had to be read to know, it is damage.
 fn is_followed(bytes: &[u8], segment: SegmentId, bad: usize) -> bool {
     let rest = bytes.get(bad + 1..).unwrap_or_default();
     let starts = rest.windows(MAGIC.len()).enumerate().filter(|(_, window)| window == MAGIC);
-    starts.into_iter().any(|(at, _)| group_at(bytes, segment, bad + 1 + at).is_some())
+    let mut left = SUMMED_LENGTHS_MAX * bytes.len();
+    starts.into_iter().any(|(at, _)| {
+        let at = bad + 1 + at;
+        let Some(body) = body_at(bytes, at) else { return false };
+        let within = left.checked_sub(body.len());
+        left = within.unwrap_or(0);
+        within.is_none() || group_at(bytes, segment, at).is_some()
+    })
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
@@ -410,6 +428,25 @@ pub(super) mod tests {
         for (at, from, len) in [(0, 0, 11), (0, 8, 3), (0, u32::MAX, 1), (u64::MAX, 0, 1)] {
             assert_eq!(parsed(at, from, len), Err(GROUP_HEAD), "{at} {from} {len}");
         }
+    }
+
+    #[test]
+    fn heads_without_end_in_a_torn_group_are_damage_and_are_not_summed_without_end() {
+        const HEADS: usize = 4000;
+        let content: Vec<u8> = (0..HEADS)
+            .flat_map(|at| {
+                let mut head = [0; GROUP_HEAD];
+                head[..LENGTH_AT].copy_from_slice(MAGIC);
+                head[LENGTH_AT..SUM_AT].copy_from_slice(&(((HEADS - 1 - at) * GROUP_HEAD) as u32).to_le_bytes());
+                head
+            })
+            .collect();
+        let mut group = Group::default();
+        group.add(&change(1), &content);
+        let mut bytes = group.finish(SEGMENT, 0);
+        assert_eq!(parse(&Bytes::from(bytes.clone()), SEGMENT).map(|parsed| parsed.records.len()), Ok(1));
+        bytes[SUM_AT] ^= 1;
+        assert_eq!(parse(&Bytes::from(bytes), SEGMENT).err(), Some(0));
     }
 
     #[test]
