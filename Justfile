@@ -93,13 +93,15 @@ fuzz seconds="60" target="":
         export CARGO_PROFILE_RELEASE_OVERFLOW_CHECKS=true CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true
         exec cargo run --release --locked -p fuzzing -- run {{seconds}} {{target}}
     fi
-    given={{target}}
-    for target in ${given:-$(ls fuzz/fuzz_targets | sed 's/\.rs$//')}; do
-        mkdir -p "fuzz/corpus/$target" "tests/fuzzing/regressions/$target"
-        cargo +nightly fuzz run "$target" "fuzz/corpus/$target" "tests/fuzzing/corpus/$target" "tests/fuzzing/regressions/$target" -- \
-            -max_total_time={{seconds}} -max_len=16384 -malloc_limit_mb=64 -rss_limit_mb=1024 -print_final_stats=1 \
-            -artifact_prefix="tests/fuzzing/regressions/$target/"
-        rmdir --ignore-fail-on-non-empty "tests/fuzzing/regressions/$target"
+    cd fuzz
+    given={{target}} inputs=../tests/fuzzing
+    for target in ${given:-$(ls fuzz_targets | sed 's/\.rs$//')}; do
+        mkdir -p "corpus/$target" "$inputs/regressions/$target"
+        # No sanitizer: nearly all of the code is safe, and the checks of a debug build are on.
+        cargo +nightly fuzz run -s none --fuzz-dir . "$target" "corpus/$target" "$inputs/corpus/$target" "$inputs/regressions/$target" -- \
+            -max_total_time={{seconds}} -max_len=16384 -rss_limit_mb=1024 -timeout=20 -print_final_stats=1 \
+            -artifact_prefix="$inputs/regressions/$target/"
+        rmdir --ignore-fail-on-non-empty "$inputs/regressions/$target"
     done
 
 # Write the corpus of tests/fuzzing anew, after a format has changed.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 /// Largest file of the corpus, in bytes.
-const FILE_BYTES_MAX: usize = 3 << 10;
+const FILE_BYTES_MAX: usize = 2 << 10;
 
 fn names(folder: &str) -> BTreeSet<String> {
     let dir = corpus::root().join(folder);
