@@ -45,21 +45,28 @@ pub fn make_private_dir(dir: &Path) -> io::Result<()> {
 
 /// Makes a directory and missing parents, readable by their owner alone, if it is not there. Their names are durable on
 /// return: by POSIX, a sync of what lies in a directory does not cover the directory's own name. A process that was
-/// killed may have made the directory without syncing its name, so an existing one is treated in the same way, unless
-/// its parent is one that this process may not read.
+/// killed may have made the directory without syncing its name, so an existing one is treated in the same way. A parent
+/// that cannot be synced at all is left alone ([`is_beyond_sync`]).
 ///
 /// # Errors
 /// As `mkdir(2)` and `fsync(2)`.
 pub fn make_dir(dir: &Path) -> io::Result<()> {
     let missing: Vec<&Path> = dir.ancestors().take_while(|at| !at.as_os_str().is_empty() && !at.exists()).collect();
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    if missing.is_empty() {
-        return match sync_parent(dir) {
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(()),
-            synced => synced,
-        };
-    }
-    missing.iter().try_for_each(|made| sync_parent(made))
+    let named = if missing.is_empty() { &[dir][..] } else { &missing };
+    named.iter().try_for_each(|name| match sync_parent(name) {
+        Err(error) if is_beyond_sync(&error) => {
+            tracing::debug!(dir = %name.display(), %error, "the directory that holds this one cannot be synced");
+            Ok(())
+        }
+        synced => synced,
+    })
+}
+
+/// Reports whether a directory is one that no process like this one can sync, rather than one whose sync failed: its
+/// filesystem does not sync directories (EINVAL), is read-only (EROFS), or this process may not read it (EACCES).
+fn is_beyond_sync(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied)
 }
 
 /// Renames a complete, synced file within its directory. Durable on return.
@@ -119,6 +126,20 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
         fs::write(path.join("file"), "").unwrap();
         assert!(make_private_dir(&path.join("file")).is_err());
+    }
+
+    /// procfs has no sync of directories: it answers EINVAL.
+    #[test]
+    fn a_directory_whose_parent_cannot_be_synced_is_used_all_the_same() {
+        assert_eq!(sync_dir(Path::new("/proc")).unwrap_err().kind(), ErrorKind::InvalidInput);
+        make_dir(Path::new("/proc/self")).unwrap();
+    }
+
+    #[test]
+    fn a_sync_that_failed_is_told_from_one_that_is_not_possible() {
+        let is_forgiven = |code| is_beyond_sync(&io::Error::from_raw_os_error(code));
+        // EACCES, EINVAL, EROFS, then EIO, ENOSPC.
+        assert_eq!([13, 22, 30, 5, 28].map(is_forgiven), [true, true, true, false, false]);
     }
 
     #[test]

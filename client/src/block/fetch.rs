@@ -308,7 +308,7 @@ impl FetchState {
                 }
                 Err((true, format!("{addr} does not have it")))
             }
-            Ok((other, _)) => Err((false, format!("{addr} answered {other:?}"))),
+            Ok((other, _)) => Err((false, format!("{addr} answered {}", other.kind_name()))),
             Err(error) => {
                 self.layouts.suspect(id);
                 Err((false, error.to_string()))

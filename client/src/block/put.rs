@@ -149,13 +149,14 @@ impl Putter {
         match self.blockds.ask(*addr, &request, std::slice::from_ref(block), ATTEMPT_LIMIT).await {
             Ok((BlockReply::Stored { synced, failed, full, layout }, _)) => {
                 self.layouts.trust(*first);
-                failed.iter().for_each(|(id, _)| self.layouts.suspect(*id));
-                full.iter().for_each(|id| self.layouts.full(*id));
+                // It speaks only for itself and for those behind it.
+                let is_asked = |id: &&BlockdId| targets.iter().any(|(target, _)| target == *id);
+                failed.iter().map(|(id, _)| id).filter(is_asked).for_each(|id| self.layouts.suspect(*id));
+                full.iter().filter(is_asked).for_each(|id| self.layouts.full(*id));
                 if let Some(layout) = layout {
                     self.layouts.learn(layout);
                 }
                 // I9: one daemon that stands twice in the chain is one copy, and one that was not asked is none.
-                let is_asked = |id: &&BlockdId| targets.iter().any(|(target, _)| target == *id);
                 let copies = synced.iter().filter(is_asked).collect::<BTreeSet<_>>().len();
                 if copies >= needed {
                     self.usual.took(started.elapsed());
@@ -169,7 +170,7 @@ impl Putter {
             }
             Ok((other, _)) => {
                 self.layouts.suspect(*first);
-                Err(Missed::TooFew(format!("{addr} answered {other:?}")))
+                Err(Missed::TooFew(format!("{addr} answered {}", other.kind_name())))
             }
             Err(error) => {
                 self.layouts.suspect(*first);
@@ -223,6 +224,45 @@ mod tests {
         let layouts = Arc::new(Layouts::new(Layout { replicas: 2, min_sync: 2, members, ..Layout::default() }));
         let putter = Putter::new(Arc::new(OneAway(AtomicU32::new(0))), layouts, None);
         putter.put(BlockHash([0; 32]), Bytes::from_static(b"x")).await.unwrap();
+    }
+
+    /// Answers everything with this.
+    struct Says(BlockReply);
+
+    impl Blockd for Says {
+        fn ask<'a>(
+            &'a self,
+            _: SocketAddr,
+            _: &'a BlockRequest,
+            _: &'a [Bytes],
+            _: Duration,
+        ) -> BoxFuture<'a, Result<(BlockReply, Bytes), wire::Error>> {
+            async { Ok((self.0.clone(), Bytes::new())) }.boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_daemon_says_of_others_than_those_behind_it_and_at_length_is_ignored() {
+        let members: Vec<_> = (1..=5).map(member).collect();
+        let layout = Layout { replicas: 2, min_sync: 2, members, ..Layout::default() };
+        let (layouts, hash) = (Arc::new(Layouts::new(layout.clone())), BlockHash([0; 32]));
+        let targets = layouts.targets(&layout, &hash);
+        let everybody = Layout { replicas: 5, ..layout.clone() };
+        let before = layouts.targets(&everybody, &hash);
+        let others = before.iter().map(|(id, _)| *id).filter(|id| targets.iter().all(|(target, _)| target != id));
+        let others: Vec<BlockdId> = others.collect();
+        assert_eq!(others.len(), 3);
+        let failed = others.iter().map(|id| (*id, String::new())).collect();
+        let stored = BlockReply::Stored { synced: others.clone(), failed, full: others, layout: None };
+        for reply in [stored, BlockReply::Blocks(vec![(hash, 0); 100_000])] {
+            let putter = Putter::new(Arc::new(Says(reply)), layouts.clone(), None);
+            match putter.attempt(&layout, &targets, hash, &Bytes::from_static(b"x")).await {
+                Err(Missed::TooFew(reason)) => assert!(reason.len() < 1000, "{} bytes", reason.len()),
+                _ => panic!("nobody has stored it"),
+            }
+            layouts.trust(targets[0].0);
+            assert_eq!(layouts.targets(&everybody, &hash), before);
+        }
     }
 
     #[test]

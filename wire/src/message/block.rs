@@ -5,8 +5,10 @@ use crate::codec::bounded;
 use crate::ids::{BlockHash, BlockdId, LayoutEpoch, Point};
 use crate::layout::Layout;
 use crate::layout::ring::Span;
-use crate::limits::{BLOCK_NAMES_MAX, BLOCK_SPANS_MAX, CHAIN_BEHIND_MAX};
-use serde::{Deserialize, Serialize};
+use crate::limits::{BLOCK_NAMES_MAX, BLOCK_SPANS_MAX, CHAIN_BEHIND_MAX, REFUSAL_BYTES_MAX};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
 use std::net::SocketAddr;
 
 /// A request to blockd.
@@ -244,6 +246,7 @@ pub enum BlockReply {
         /// Daemons that synced it.
         synced: Vec<BlockdId>,
         /// Daemons that did not, and why.
+        #[serde(deserialize_with = "failures")]
         failed: Vec<(BlockdId, String)>,
         /// Daemons that have no room for it: another one may stand in for each.
         full: Vec<BlockdId>,
@@ -286,7 +289,7 @@ pub enum BlockReply {
         layout: Option<Layout>,
     },
     /// The request failed here for a reason of this daemon's own (disk error, shutting down).
-    Failed(String),
+    Failed(#[serde(deserialize_with = "words")] String),
     /// One answer per block: whether its copy is good; `None` where there is none.
     Verified(Vec<Option<bool>>),
     /// This many will be fetched. The others are here, belong elsewhere, or find the queue full.
@@ -314,6 +317,61 @@ impl BlockReply {
             Self::Verified(_) => "Verified",
             Self::Fetching(_) => "Fetching",
         }
+    }
+}
+
+/// Failed daemons that are kept of one reply: twice as many as a chain has.
+const FAILURES_MAX: usize = 2 * (CHAIN_BEHIND_MAX + 1);
+
+/// Reads a reason for people, and keeps as much of it as of a refusal: errors are logged and passed on.
+fn words<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    deserializer.deserialize_str(Words)
+}
+
+/// Takes the start of a text.
+struct Words;
+
+impl Visitor<'_> for Words {
+    type Value = String;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<String, E> {
+        let mut end = text.len().min(REFUSAL_BYTES_MAX);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        Ok(text[..end].to_owned())
+    }
+}
+
+/// Reads which daemons failed, and keeps the first of them.
+fn failures<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(BlockdId, String)>, D::Error> {
+    deserializer.deserialize_seq(Failures)
+}
+
+/// Takes the start of a list of daemons that failed.
+struct Failures;
+
+impl<'de> Visitor<'de> for Failures {
+    type Value = Vec<(BlockdId, String)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of daemons and reasons")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+        #[derive(Deserialize)]
+        struct Failure(BlockdId, #[serde(deserialize_with = "words")] String);
+        let mut failures = Vec::new();
+        while let Some(Failure(id, reason)) = elements.next_element()? {
+            if failures.len() < FAILURES_MAX {
+                failures.push((id, reason));
+            }
+        }
+        Ok(failures)
     }
 }
 
@@ -366,6 +424,25 @@ pub struct RepairReport {
 mod tests {
     use super::*;
     use crate::codec;
+
+    #[test]
+    fn reasons_of_a_peer_are_cut_while_they_are_decoded() {
+        let decoded = |reply: &BlockReply| codec::decode::<BlockReply>(&codec::encode(reply)).unwrap();
+        // The last character that begins within the bound ends beyond it.
+        let long = format!("x{}", "\u{e9}".repeat(REFUSAL_BYTES_MAX));
+        let BlockReply::Failed(reason) = decoded(&BlockReply::Failed(long.clone())) else { panic!("another reply") };
+        assert_eq!(reason, long[..REFUSAL_BYTES_MAX - 1]);
+        let failed = vec![(BlockdId([1; 16]), long); 1000];
+        let (synced, full) = (vec![BlockdId([2; 16])], vec![BlockdId([3; 16])]);
+        let stored = BlockReply::Stored { synced: synced.clone(), failed, full: full.clone(), layout: None };
+        match decoded(&stored) {
+            BlockReply::Stored { synced: one, failed, full: other, layout: None } => {
+                assert_eq!((one, other, failed.len()), (synced, full, FAILURES_MAX));
+                assert!(failed.iter().all(|(_, reason)| reason.len() == REFUSAL_BYTES_MAX - 1));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 
     #[test]
     fn the_head_of_each_request_begins_with_its_kind() {
