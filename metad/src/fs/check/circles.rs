@@ -4,19 +4,23 @@
 //! The way up from each directory ends at the first one that is known to be judged. Memory is bounded, so with more
 //! directories than fit in a window only every second, fourth, … one is remembered, evenly spread. A way then goes on
 //! for two, four, … more directories before it meets one of them: the work stays near linear, however deep the
-//! directories are.
+//! directories are. Which ones are remembered depends on a random key of this check: clients choose the numbers of
+//! their directories, and could otherwise build a deep tree of which none is. The findings do not depend on it.
 
 use super::{Check, places};
 use crate::fs::inode::Inode;
 use crate::fs::keys;
 use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use wire::attr::FileKind;
 use wire::ids::Ino;
 use wire::message::check::{FindingKind, Repair, Seen};
 
-/// Directories that were judged: those of which the number, scattered, begins with `skipped` zeros.
+/// Directories that were judged: those of which the number, hashed, begins with `skipped` zeros.
 struct Judged {
     inos: HashSet<Ino>,
+    /// Has a random key.
+    hashing: RandomState,
     skipped: u32,
     most: usize,
     /// The least directory of each circle that was reported. There are no more of them than findings.
@@ -28,9 +32,8 @@ impl Judged {
         self.inos.contains(&ino) || self.circles.contains(&ino)
     }
 
-    /// Spreads numbers that follow each other (multiplicative hashing, Knuth, TAOCP 3, 6.4).
     fn is_kept(&self, ino: Ino) -> bool {
-        ino.0.wrapping_mul(0x9E37_79B9_7F4A_7C15).leading_zeros() >= self.skipped
+        self.hashing.hash_one(ino).leading_zeros() >= self.skipped
     }
 
     fn add(&mut self, ino: Ino) {
@@ -47,7 +50,13 @@ impl Judged {
 }
 
 pub(super) fn check(check: &mut Check) {
-    let mut judged = Judged { inos: HashSet::new(), skipped: 0, most: check.window, circles: HashSet::new() };
+    let mut judged = Judged {
+        inos: HashSet::new(),
+        hashing: RandomState::new(),
+        skipped: 0,
+        most: check.window,
+        circles: HashSet::new(),
+    };
     check.scan(keys::inodes(), 8, |check, key, value| {
         let Ok(inode) = wire::codec::decode::<Inode>(value) else { return };
         if inode.attr.kind == FileKind::Directory {

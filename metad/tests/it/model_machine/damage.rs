@@ -510,7 +510,7 @@ impl Kv for Counting {
 }
 
 /// Directories below each other, the deepest one with the least number, so that each way up is a long one.
-fn chain(depth: u64, in_a_circle: bool) -> Counting {
+fn chain(numbers: &[u64], in_a_circle: bool) -> Counting {
     let mut kv = MemoryKv::default();
     let add = |kv: &mut MemoryKv, ino: Ino, parent: Ino| {
         let creator = Creator { mode: 0o755, uid: 0, gid: 0 };
@@ -518,10 +518,10 @@ fn chain(depth: u64, in_a_circle: bool) -> Counting {
         kv.0.insert(keys::inode(ino), encode(&Inode::new(attr, parent, b"d".to_vec())));
     };
     add(&mut kv, Ino::ROOT, Ino::ROOT);
-    for number in 0..depth {
-        let above = if number + 1 < depth { Ino(1_000 + number + 1) } else { Ino::ROOT };
-        let parent = if above == Ino::ROOT && in_a_circle { Ino(1_000 + depth / 2) } else { above };
-        add(&mut kv, Ino(1_000 + number), parent);
+    let above = numbers.iter().skip(1).map(|number| Ino(*number));
+    let top = if in_a_circle { Ino(numbers[numbers.len() / 2]) } else { Ino::ROOT };
+    for (number, parent) in numbers.iter().zip(above.chain([top])) {
+        add(&mut kv, Ino(*number), parent);
     }
     Counting(kv, AtomicU64::new(0))
 }
@@ -529,8 +529,14 @@ fn chain(depth: u64, in_a_circle: bool) -> Counting {
 #[test]
 fn the_search_for_circles_is_near_linear_however_deep_directories_are() {
     const DEPTH: u64 = 40_000;
-    for (in_a_circle, window) in [(false, 1 << 19), (false, 2_000), (true, 2_000)] {
-        let kv = chain(DEPTH, in_a_circle);
+    let following: Vec<u64> = (1_000..1_000 + DEPTH).collect();
+    // Numbers that a client chooses: their products with a constant that is known to all begin with a one, so a check
+    // that went by such products would remember none of them.
+    let begins_with_one = |number: &u64| number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 63 == 1;
+    let chosen: Vec<u64> = (1_000..).filter(begins_with_one).take(following.len()).collect();
+    let cases = [(false, 1 << 19, &following), (false, 2_000, &following), (true, 2_000, &following)];
+    for (in_a_circle, window, numbers) in cases.into_iter().chain([(false, 2_000, &chosen)]) {
+        let kv = chain(numbers, in_a_circle);
         let mut all = FirstFindings { findings: Vec::new(), most: usize::MAX };
         check_circles(&kv, &mut all, window);
         let looked = kv.1.load(Ordering::Relaxed);

@@ -5,7 +5,7 @@
 //! that is just being stored, moved or deleted is not a fault.
 //!
 //! A daemon may answer nothing, late, or nonsense (see `answers`). That is a finding about this daemon, and the check
-//! goes on without it.
+//! goes on without it. Each has an account of time (see `daemons`): many slow answers do not make a check endless.
 
 use super::Cluster;
 use super::answers;
@@ -197,12 +197,18 @@ impl Checking<'_> {
     async fn replaced(&mut self, bad: &[(BlockHash, BlockdId)]) -> Result<HashSet<(BlockHash, BlockdId)>> {
         let mut replaced = HashSet::new();
         let begun = Instant::now();
-        while self.how.repair && replaced.len() < bad.len() && begun.elapsed() < STALL_LIMIT {
-            let waiting = bad.iter().filter(|copy| !replaced.contains(*copy)).map(|(hash, _)| *hash).collect();
-            let holders = self.probe(&waiting).await?;
+        while self.how.repair && begun.elapsed() < STALL_LIMIT {
+            let (round, away) = (Instant::now(), &self.daemons.away);
+            let late = || bad.iter().filter(|copy| !replaced.contains(*copy) && !away.contains(&copy.1));
+            let (hashes, ids): (BTreeSet<_>, BTreeSet<_>) = late().copied().unzip();
+            if hashes.is_empty() {
+                break;
+            }
+            let holders = self.probe(&hashes).await?;
             replaced
                 .extend(bad.iter().filter(|(hash, id)| holders.get(hash).is_some_and(|on| on.contains(id))).copied());
             tokio::time::sleep(RECHECK_PAUSE).await;
+            self.waited_for(ids, round.elapsed());
         }
         Ok(replaced)
     }
@@ -270,6 +276,7 @@ impl Checking<'_> {
             let begun = Instant::now();
             while matches!(reply, Some(BlockReply::Behind)) && begun.elapsed() < DAEMON_LIMIT {
                 tokio::time::sleep(RECHECK_PAUSE).await;
+                self.waited_for([id], RECHECK_PAUSE);
                 reply = self.ask(id, addr, &request, DAEMON_LIMIT).await;
             }
             let are = match reply {
@@ -315,19 +322,26 @@ impl Checking<'_> {
             let mut progress = Instant::now();
             while !waiting.is_empty() && progress.elapsed() < STALL_LIMIT {
                 self.report.progress(&format!("waiting for copies of {} blocks", waiting.len()));
+                let round = Instant::now();
                 let holders = self.probe(&waiting).await?;
-                let whole = some.iter().filter(|(hash, owners, _)| {
-                    holders.get(hash).is_some_and(|on| owners.iter().all(|owner| on.contains(owner)))
-                });
-                for (hash, ..) in whole {
-                    if waiting.remove(hash) {
+                let mut late = BTreeSet::new();
+                for (hash, owners, _) in some {
+                    let lacks = |owner: &&BlockdId| holders.get(hash).is_none_or(|on| !on.contains(*owner));
+                    let lacking: Vec<BlockdId> = owners.iter().filter(lacks).copied().collect();
+                    let is_whole = lacking.is_empty();
+                    // One that is not asked any more is not waited for either.
+                    let ends = is_whole || lacking.iter().any(|owner| self.daemons.away.contains(owner));
+                    if ends && waiting.remove(hash) && is_whole {
                         mended.insert(*hash);
                         progress = Instant::now();
+                    } else if waiting.contains(hash) {
+                        late.extend(lacking);
                     }
                 }
                 if !waiting.is_empty() {
                     tokio::time::sleep(RECHECK_PAUSE).await;
                 }
+                self.waited_for(late, round.elapsed());
             }
         }
         Ok(mended)
@@ -401,12 +415,30 @@ impl Checking<'_> {
         if self.daemons.away.contains(&id) {
             return None;
         }
+        self.daemons.grant(id, request);
+        let begun = Instant::now();
         match self.cluster.admin.ask_blockd(addr, request, limit).await {
             Ok(BlockReply::Failed(reason)) => self.is_away(id, &reason),
-            Ok(reply) => return Some(reply),
+            Ok(reply) => {
+                self.waited_for([id], begun.elapsed());
+                return (!self.daemons.away.contains(&id)).then_some(reply);
+            }
             Err(error) => self.is_away(id, &format!("{error:#}")),
         }
         None
+    }
+
+    /// Takes the time from the accounts of daemons that were waited for. One whose account is used up is reported, and
+    /// not asked again.
+    fn waited_for(&mut self, daemons: impl IntoIterator<Item = BlockdId>, waited: Duration) {
+        for id in daemons {
+            if !self.daemons.spend(id, waited) && self.daemons.away.insert(id) {
+                let (place, outcome) = (self.daemons.name(&id).to_owned(), Outcome::ByHand);
+                let what = "it did not answer in time: all its answers together took too long";
+                let advice = "look at its log and its disk, or replace it; the check goes on without it";
+                self.report.find(&Line { kind: "slow-answers", place: &place, what, outcome, advice });
+            }
+        }
     }
 
     /// Reports a daemon that answers nonsense. It is not asked again, and what it has said does not count.

@@ -96,6 +96,9 @@ pub(super) async fn compare(cluster: &Cluster, check: CheckId, report: &mut Repo
             report_differing(report, voter, digest, &verdict);
         }
     }
+    if !verdict.differ.is_empty() {
+        report.metads_differ();
+    }
     Ok(verdict.differ.is_empty())
 }
 

@@ -15,6 +15,9 @@ const PROGRESS_PAUSE: Duration = Duration::from_millis(200);
 /// Most findings that are remembered as printed, because a later round finds them again.
 const PRINTED_MAX: usize = 100_000;
 
+/// Advice for what can be repaired, but not yet.
+const METADS_FIRST: &str = "the metads differ: mend the one that differs first, and check again";
+
 /// Outcome of a finding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
@@ -42,6 +45,30 @@ pub struct Line<'a> {
     pub advice: &'a str,
 }
 
+impl Line<'_> {
+    fn to_json(&self) -> serde_json::Value {
+        let Line { kind, place, what, outcome, advice } = self;
+        let outcome = match outcome {
+            Outcome::Repaired => "repaired",
+            Outcome::Repairable => "repairable",
+            Outcome::ByHand => "by-hand",
+            Outcome::Failed => "failed",
+        };
+        json!({ "kind": kind, "place": place, "what": what, "outcome": outcome, "advice": advice })
+    }
+
+    fn in_words(&self) -> String {
+        let Line { kind, place, what, outcome, advice } = self;
+        let end = match outcome {
+            Outcome::Repaired => "repaired".to_owned(),
+            Outcome::Repairable => format!("left; with --repair {advice}"),
+            Outcome::ByHand => format!("left: {advice}"),
+            Outcome::Failed => "not repaired: run it again".to_owned(),
+        };
+        format!("{kind}: {place}: {what} [{end}]")
+    }
+}
+
 /// Counts findings, and prints them as they come.
 pub struct Report {
     json: bool,
@@ -50,6 +77,8 @@ pub struct Report {
     /// Findings left in the last round.
     left: u64,
     failure: Option<String>,
+    /// The metads differ: no repair is advised.
+    metads_differ: bool,
     notes: Vec<String>,
     printed: HashSet<u64>,
     progress: Progress,
@@ -75,7 +104,7 @@ impl Report {
         let is_terminal = std::io::stderr().is_terminal();
         let progress = Progress { begun: Instant::now(), shown_at: None, shown: false, is_terminal };
         let (notes, printed) = (Vec::new(), HashSet::new());
-        Self { json, repairs, repaired: 0, left: 0, failure: None, notes, printed, progress }
+        Self { json, repairs, repaired: 0, left: 0, failure: None, metads_differ: false, notes, printed, progress }
     }
 
     /// Begins another check of the whole state: findings that are left are counted anew.
@@ -83,8 +112,14 @@ impl Report {
         self.left = 0;
     }
 
+    /// Notes that the metads differ. Repairs follow from the leader's state, which may be the wrong one.
+    pub fn metads_differ(&mut self) {
+        self.metads_differ = true;
+    }
+
     /// Counts and prints a finding.
     pub fn find(&mut self, line: &Line) {
+        let line = &self.advised(line);
         match line.outcome {
             Outcome::Repaired => self.repaired += 1,
             _ => self.left += 1,
@@ -96,26 +131,17 @@ impl Report {
             return;
         }
         self.clear();
-        let Line { kind, place, what, outcome, advice } = line;
-        if self.json {
-            let outcome = match outcome {
-                Outcome::Repaired => "repaired",
-                Outcome::Repairable => "repairable",
-                Outcome::ByHand => "by-hand",
-                Outcome::Failed => "failed",
-            };
-            output::json_line(
-                &json!({ "kind": kind, "place": place, "what": what, "outcome": outcome, "advice": advice }),
-            );
-            return;
+        if self.json { output::json_line(&line.to_json()) } else { say!("{}", line.in_words()) }
+    }
+
+    /// Returns the finding with the advice that holds now.
+    fn advised<'a>(&self, line: &Line<'a>) -> Line<'a> {
+        match line.outcome {
+            Outcome::Repairable if self.metads_differ => {
+                Line { outcome: Outcome::ByHand, advice: METADS_FIRST, ..*line }
+            }
+            _ => Line { ..*line },
         }
-        let end = match outcome {
-            Outcome::Repaired => "repaired".to_owned(),
-            Outcome::Repairable => format!("left; with --repair {advice}"),
-            Outcome::ByHand => format!("left: {advice}"),
-            Outcome::Failed => "not repaired: run it again".to_owned(),
-        };
-        say!("{kind}: {place}: {what} [{end}]");
     }
 
     /// Notes something worth knowing that is not a fault.
@@ -202,5 +228,18 @@ mod tests {
         report.find(&line(Outcome::ByHand));
         report.fail("a daemon is away");
         assert_eq!(report.code(), 13);
+    }
+
+    #[test]
+    fn no_repair_is_advised_while_the_metads_differ() {
+        let line = |outcome| Line { kind: "k", place: "p", what: "w", outcome, advice: "it is written anew" };
+        let mut report = Report::new(false, false);
+        let before = report.advised(&line(Outcome::Repairable)).in_words();
+        assert_eq!(before, "k: p: w [left; with --repair it is written anew]");
+        report.metads_differ();
+        let now = report.advised(&line(Outcome::Repairable));
+        assert_eq!(now.in_words(), format!("k: p: w [left: {METADS_FIRST}]"));
+        assert_eq!(now.to_json()["outcome"], "by-hand");
+        assert_eq!(report.advised(&line(Outcome::ByHand)).advice, "it is written anew");
     }
 }

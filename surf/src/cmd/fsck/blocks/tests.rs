@@ -21,10 +21,14 @@ enum Answers {
     WithTooFew,
     WithRefusals,
     WithEscapes,
+    Slowly,
 }
 
 /// A daemon that has one block, or says something else.
 struct Daemon(Answers);
+
+/// How long a slow daemon takes for an answer: longer than the answer is worth.
+const SLOW: Duration = Duration::from_millis(700);
 
 const BLOCK: BlockHash = BlockHash([7; 32]);
 
@@ -54,6 +58,10 @@ impl Service for Daemon {
                 BlockReply::Verified(_) => BlockReply::Verified(Vec::new()),
                 other => other,
             },
+            Answers::Slowly => {
+                tokio::time::sleep(SLOW).await;
+                honest
+            }
             Answers::WithRefusals => return incoming.refuse("no").await,
             Answers::WithEscapes => BlockReply::Failed("\u{1b}[2Jall is well".to_owned()),
             _ => honest,
@@ -120,4 +128,35 @@ async fn a_daemon_that_answers_nonsense_is_a_finding_of_its_own_and_the_check_go
         assert_eq!(report.end(), code, "{lie:?}");
         cluster.admin.close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_is_always_slow_is_a_finding_and_not_asked_without_end() {
+    use Answers::{Honestly, Slowly};
+    let Ring { cluster, layout, _daemons } = ring(&[Slowly, Honestly, Honestly]);
+    let mut report = Report::new(true, false);
+    let mut daemons = Daemons::new(layout);
+    daemons.patience = 2 * SLOW;
+    let how = How { verify: false, repair: false };
+    let (suspects, surplus) = (BTreeSet::new(), Surplus::default());
+    let mut checking = Checking {
+        cluster: &cluster,
+        check: CheckId(1),
+        report: &mut report,
+        how,
+        daemons,
+        suspects,
+        surplus,
+        looked: 0,
+    };
+    let slow = BlockdId([0; 16]);
+    let mut asked = 0;
+    while !checking.daemons.away.contains(&slow) && asked < 20 {
+        checking.probe(&BTreeSet::from([BLOCK])).await.unwrap();
+        asked += 1;
+    }
+    assert!((3..20).contains(&asked), "asked {asked} times: some slow answers are no fault");
+    assert_eq!(checking.probe(&BTreeSet::from([BLOCK])).await.unwrap()[&BLOCK].len(), 2);
+    assert_eq!(report.end(), LEFT);
+    cluster.admin.close().await;
 }
