@@ -36,18 +36,15 @@ impl Client {
     }
 
     /// Looks up the inode itself, or a directory's parent. The kernel asks for them when a file handle names an inode
-    /// that it does not remember (`open_by_handle_at(2)`). metad may not know the inode yet: it was made here.
+    /// that it does not remember (`open_by_handle_at(2)`).
     async fn lookup_dots(&self, ino: Ino, name: &[u8]) -> Result<InodeAttr, FsError> {
         if name == b"." {
             return self.view.attr(ino).await;
         }
-        // It may have been moved here, and metad not know it yet.
+        // It may have been made or moved here, and metad not know it yet.
         self.order.wait_of(ino).await?;
-        let made_in = match self.view.ask(Read::Lookup { parent: ino, name: name.to_vec() }).await {
-            Err(FsError::NotFound) => self.known.place_of(ino).map(|(parent, _)| parent),
-            found => return found.map(|(attr, _)| self.view.with_uncommitted(attr)),
-        };
-        self.view.attr(made_in.ok_or(FsError::NotFound)?).await
+        let (attr, _) = self.view.ask(Read::Lookup { parent: ino, name: name.to_vec() }).await?;
+        Ok(self.view.with_uncommitted(attr))
     }
 
     /// Returns the inode behind a name, or its absence, if that is known under a lease.

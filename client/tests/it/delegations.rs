@@ -23,26 +23,30 @@ fn quiet(cluster: &Cluster) -> ClientConfig {
     config
 }
 
-/// Connects a client with a directory on which it holds a delegation.
+/// Connects a client with an empty directory, in which it works alone and knows that there are no names.
 async fn at_home(config: ClientConfig, name: &str) -> (Arc<Client>, Ino) {
     let client = Client::connect(config).await.unwrap();
-    let dir = client.make_node(Ino::ROOT, name.as_bytes(), node(NewInode::Directory)).await.unwrap().ino;
-    let mut round = 0;
+    let home = std::sync::OnceLock::new();
     until("the client works alone", || {
-        round += 1;
-        let (client, name) = (client.clone(), format!("try-{round}"));
+        let (client, home, name) = (client.clone(), &home, name.as_bytes());
         async move {
-            client.make_node(dir, name.as_bytes(), node(NewInode::Regular)).await.unwrap();
-            client.unlink(dir, name.as_bytes()).await.unwrap();
+            let dir = client.make_node(Ino::ROOT, name, node(NewInode::Directory)).await.unwrap().ino;
+            client.make_node(dir, b"first", node(NewInode::Regular)).await.unwrap();
+            client.unlink(dir, b"first").await.unwrap();
             let before = client.requests();
-            client.make_node(dir, b"probe", node(NewInode::Regular)).await.unwrap();
+            client.make_node(dir, b"second", node(NewInode::Regular)).await.unwrap();
             let alone = client.requests() == before;
-            client.unlink(dir, b"probe").await.unwrap();
+            client.unlink(dir, b"second").await.unwrap();
+            if alone {
+                home.set(dir).unwrap();
+            } else {
+                client.rmdir(Ino::ROOT, name).await.unwrap();
+            }
             alone
         }
     })
     .await;
-    (client, dir)
+    (client, *home.get().unwrap())
 }
 
 /// Makes a file, writes to it, sets its times and closes it, as `tar` does.

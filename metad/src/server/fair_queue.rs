@@ -6,7 +6,7 @@ use wire::ids::SessionId;
 /// What waits, by session. The items of one session keep their order.
 pub(super) struct FairQueue<T> {
     waiting: HashMap<SessionId, VecDeque<T>>,
-    /// Sessions for which something waits, in the order of their queue.
+    /// Sessions for which something waits, in the order of their turns.
     order: VecDeque<SessionId>,
 }
 

@@ -90,9 +90,7 @@ impl Door {
         by_address.insert(counted, of_address + 1);
         Verdict::Begin(Handshake { door: self.clone(), address: exact, counted })
     }
-}
 
-impl Door {
     fn remember(&self, address: IpAddr) {
         let mut known = self.known.lock();
         if known.contains(&address) {

@@ -79,26 +79,23 @@ pub(super) fn next(wanted: &Wanted, members: &[Member], applied: u64, answers: b
     if old == new {
         return Err(Refusal::SameNumber(old));
     }
-    if find(old).is_none() && find(new).is_none() {
-        return Err(Refusal::NoSuchMember(old, members.iter().map(|(id, ..)| *id).collect()));
-    }
     // The old one may have the same address: messages say for whom they are.
-    if let Some((id, ..)) = members.iter().find(|(id, at, ..)| *at == addr && *id != old && *id != new) {
-        return Err(Refusal::AddressTaken(addr, *id));
-    }
-    match (find(old), find(new)) {
-        (_, Some((_, at, ..))) if *at != addr => Err(Refusal::NumberTaken(new, *at)),
-        (None, None | Some((_, _, true, _))) => Ok(Step::Done),
-        (Some((_, _, false, _)), Some((_, _, true, _))) => Ok(Step::Forget),
+    let taken = members.iter().find(|(id, at, ..)| *at == addr && *id != old && *id != new);
+    match (find(old), find(new), taken) {
+        (None, None, _) => Err(Refusal::NoSuchMember(old, members.iter().map(|(id, ..)| *id).collect())),
+        (_, _, Some((id, ..))) => Err(Refusal::AddressTaken(addr, *id)),
+        (_, Some((_, at, ..)), _) if *at != addr => Err(Refusal::NumberTaken(new, *at)),
+        (None, Some((_, _, true, _)), _) => Ok(Step::Done),
+        (Some((_, _, false, _)), Some((_, _, true, _)), _) => Ok(Step::Forget),
         // Both vote if the new one was added by hand, or a change of the membership was cut off in the middle.
-        (Some(_), Some((_, _, true, _))) => Ok(Step::Replace),
-        (Some(_), None) if answers => Ok(Step::Add),
-        (Some(_), None) => Ok(Step::Start),
-        (_, Some((_, _, false, has))) if has.saturating_add(CAUGHT_UP_ENTRIES) < applied || *has == 0 => {
+        (Some(_), Some((_, _, true, _)), _) => Ok(Step::Replace),
+        (Some(_), None, _) if answers => Ok(Step::Add),
+        (Some(_), None, _) => Ok(Step::Start),
+        (_, Some((_, _, false, has)), _) if has.saturating_add(CAUGHT_UP_ENTRIES) < applied || *has == 0 => {
             Ok(Step::CatchUp { has: *has, of: applied })
         }
         // It takes a vote even if somebody has removed the old one meanwhile.
-        (_, Some((_, _, false, _))) => Ok(Step::Replace),
+        (_, Some((_, _, false, _)), _) => Ok(Step::Replace),
     }
 }
 
