@@ -18,9 +18,14 @@ use wire::tls::Role;
 async fn ask(cluster: &Cluster, admin: &Endpoint, id: u64, check: CheckId) -> DigestState {
     let peer = admin.peer(cluster.nodes[&id].local_addr(), Role::Metad);
     let request = MetaRequest::Admin(AdminRequest::Check(CheckRequest::Digest(check)));
-    match peer.request::<_, MetaReply>(&request, &[], LIMIT).await.unwrap().0 {
-        MetaReply::Admin(AdminReply::Check(CheckReply::Digest(state))) => state,
-        other => panic!("{other:?}"),
+    let begun = Instant::now();
+    loop {
+        match peer.request::<_, MetaReply>(&request, &[], LIMIT).await.unwrap().0 {
+            MetaReply::Admin(AdminReply::Check(CheckReply::Digest(state))) => return state,
+            // It has not heard from a leader yet.
+            MetaReply::NotLeader(_) if begun.elapsed() < LIMIT => tokio::time::sleep(Duration::from_millis(20)).await,
+            other => panic!("{other:?}"),
+        }
     }
 }
 
