@@ -3,7 +3,7 @@
 use crate::cluster::{Cluster, pattern, until};
 use client::NewNode;
 use client::{Client, ClientConfig, OpenFlags};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use wire::FsError;
 use wire::attr::{AttrChange, TimeChange, Timestamp};
@@ -26,7 +26,7 @@ fn quiet(cluster: &Cluster) -> ClientConfig {
 /// Connects a client with an empty directory, in which it works alone and knows that there are no names.
 async fn at_home(config: ClientConfig, name: &str) -> (Arc<Client>, Ino) {
     let client = Client::connect(config).await.unwrap();
-    let home = std::sync::OnceLock::new();
+    let home = OnceLock::new();
     until("the client works alone", || {
         let (client, home, name) = (client.clone(), &home, name.as_bytes());
         async move {
