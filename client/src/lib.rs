@@ -300,12 +300,19 @@ fn compose(
 #[cfg(test)]
 pub(crate) mod testing {
     use crate::LocalDir;
+    use crate::network::Blockd;
+    use bytes::Bytes;
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+    use std::net::SocketAddr;
     use std::sync::Arc;
+    use std::time::Duration;
     use tempfile::TempDir;
     use wire::attr::{Creator, FileKind, InodeAttr, Timestamp};
     use wire::bundle::Bundle;
     use wire::ids::{BlockdId, Ino, Point};
     use wire::layout::LayoutMember;
+    use wire::message::block::{BlockReply, BlockRequest};
     use wire::tls::{ClusterCa, Role, Subject};
 
     /// Returns a bundle of the cluster that this CA makes, for a client of that name.
@@ -319,6 +326,26 @@ pub(crate) mod testing {
         let (name, addr) = (format!("blockd-{id}"), ([127, 0, 0, 1], u16::from(id)).into());
         let points = vec![Point(u128::from(id) << 120)];
         LayoutMember { points, ..LayoutMember::new(BlockdId([id; 16]), name, addr, id.to_string()) }
+    }
+
+    /// Block daemons that answer as this function says for their address.
+    pub(crate) struct Answering<F>(pub F);
+
+    impl<F, R> Blockd for Answering<F>
+    where
+        F: Fn(SocketAddr) -> R + Send + Sync,
+        R: Future<Output = Result<BlockReply, wire::Error>> + Send + 'static,
+    {
+        fn ask<'a>(
+            &'a self,
+            blockd: SocketAddr,
+            _: &'a BlockRequest,
+            _: &'a [Bytes],
+            _: Duration,
+        ) -> BoxFuture<'a, Result<(BlockReply, Bytes), wire::Error>> {
+            let answer = (self.0)(blockd);
+            async { Ok((answer.await?, Bytes::new())) }.boxed()
+        }
     }
 
     /// Returns the attributes of an empty file.

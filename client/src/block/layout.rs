@@ -144,9 +144,8 @@ impl Layouts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use bytes::Bytes;
-    use futures::FutureExt;
-    use futures::future::BoxFuture;
+    use crate::testing::Answering;
+    use futures::future::ready;
     use wire::message::block::BlockReply;
 
     fn member(id: u8) -> LayoutMember {
@@ -157,27 +156,6 @@ mod tests {
         holders.iter().map(|(id, _)| id.0[0]).collect()
     }
 
-    /// Answers from one address only.
-    struct Answers(SocketAddr);
-
-    impl Blockd for Answers {
-        fn ask<'a>(
-            &'a self,
-            blockd: SocketAddr,
-            _: &'a BlockRequest,
-            _: &'a [Bytes],
-            _: Duration,
-        ) -> BoxFuture<'a, Result<(BlockReply, Bytes), wire::Error>> {
-            async move {
-                if blockd == self.0 {
-                    return Ok((BlockReply::Failed(String::new()), Bytes::new()));
-                }
-                Err(wire::Error::Closed)
-            }
-            .boxed()
-        }
-    }
-
     #[tokio::test]
     async fn a_suspect_is_asked_last_until_it_answers_again() {
         let members = (1..=3).map(member).collect();
@@ -185,7 +163,10 @@ mod tests {
         let (layout, hash) = (layouts.newest(), BlockHash([0; 32]));
         layouts.suspect(BlockdId([1; 16]));
         layouts.suspect(BlockdId([2; 16]));
-        let blockds = Answers(member(1).addr);
+        let is_first = |blockd| blockd == member(1).addr;
+        let blockds = Answering(move |blockd| {
+            ready(if is_first(blockd) { Ok(BlockReply::Failed(String::new())) } else { Err(wire::Error::Closed) })
+        });
         layouts.probe(&blockds).await;
         assert_eq!(ids(&layouts.targets(&layout, &hash)), [3, 1, 2], "it has failed a moment ago");
         layouts.probe_after(Duration::ZERO, &blockds).await;

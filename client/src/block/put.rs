@@ -183,62 +183,34 @@ impl Putter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::blockd as member;
-    use futures::FutureExt;
-    use futures::future::BoxFuture;
-    use std::net::SocketAddr;
+    use crate::testing::{Answering, blockd as member};
+    use futures::future::ready;
     use std::sync::atomic::AtomicU32;
-
-    /// Two daemons, of which the second does not answer at first: a chain with it has too few copies after a while.
-    struct OneAway(AtomicU32);
-
-    impl Blockd for OneAway {
-        fn ask<'a>(
-            &'a self,
-            blockd: SocketAddr,
-            _: &'a BlockRequest,
-            _: &'a [Bytes],
-            _: Duration,
-        ) -> BoxFuture<'a, Result<(BlockReply, Bytes), wire::Error>> {
-            async move {
-                let synced = match self.0.fetch_add(1, Ordering::Relaxed) {
-                    0 | 1 => {
-                        tokio::time::sleep(PATIENCE * 4).await;
-                        if blockd == member(2).addr {
-                            return Err(wire::Error::Closed);
-                        }
-                        vec![BlockdId([1; 16])]
-                    }
-                    _ => vec![BlockdId([1; 16]), BlockdId([2; 16])],
-                };
-                Ok((BlockReply::Stored { synced, failed: Vec::new(), full: Vec::new(), layout: None }, Bytes::new()))
-            }
-            .boxed()
-        }
-    }
 
     /// Both attempts fail, the first one first.
     #[tokio::test]
     async fn a_put_that_failed_both_ways_is_tried_again() {
         let members = vec![member(1), member(2)];
         let layouts = Arc::new(Layouts::new(Layout { replicas: 2, min_sync: 2, members, ..Layout::default() }));
-        let putter = Putter::new(Arc::new(OneAway(AtomicU32::new(0))), layouts, None);
+        // The second daemon does not answer at first: a chain with it has too few copies after a while.
+        let asked = AtomicU32::new(0);
+        let one_away = Answering(move |blockd| {
+            let is_early = asked.fetch_add(1, Ordering::Relaxed) < 2;
+            async move {
+                let mut synced = vec![BlockdId([1; 16])];
+                if is_early {
+                    tokio::time::sleep(PATIENCE * 4).await;
+                    if blockd == member(2).addr {
+                        return Err(wire::Error::Closed);
+                    }
+                } else {
+                    synced.push(BlockdId([2; 16]));
+                }
+                Ok(BlockReply::Stored { synced, failed: Vec::new(), full: Vec::new(), layout: None })
+            }
+        });
+        let putter = Putter::new(Arc::new(one_away), layouts, None);
         putter.put(BlockHash([0; 32]), Bytes::from_static(b"x")).await.unwrap();
-    }
-
-    /// Answers everything with this.
-    struct Says(BlockReply);
-
-    impl Blockd for Says {
-        fn ask<'a>(
-            &'a self,
-            _: SocketAddr,
-            _: &'a BlockRequest,
-            _: &'a [Bytes],
-            _: Duration,
-        ) -> BoxFuture<'a, Result<(BlockReply, Bytes), wire::Error>> {
-            async { Ok((self.0.clone(), Bytes::new())) }.boxed()
-        }
     }
 
     #[tokio::test]
@@ -255,7 +227,8 @@ mod tests {
         let failed = others.iter().map(|id| (*id, String::new())).collect();
         let stored = BlockReply::Stored { synced: others.clone(), failed, full: others, layout: None };
         for reply in [stored, BlockReply::Blocks(vec![(hash, 0); 100_000])] {
-            let putter = Putter::new(Arc::new(Says(reply)), layouts.clone(), None);
+            let says = Answering(move |_| ready(Ok(reply.clone())));
+            let putter = Putter::new(Arc::new(says), layouts.clone(), None);
             match putter.attempt(&layout, &targets, hash, &Bytes::from_static(b"x")).await {
                 Err(Missed::TooFew(reason)) => assert!(reason.len() < 1000, "{} bytes", reason.len()),
                 _ => panic!("nobody has stored it"),
