@@ -32,6 +32,7 @@ pub enum Outcome {
 }
 
 /// A line about something that was found.
+#[derive(Clone, Copy)]
 pub struct Line<'a> {
     /// Which kind.
     pub kind: &'a str,
@@ -46,7 +47,7 @@ pub struct Line<'a> {
 }
 
 impl Line<'_> {
-    fn to_json(&self) -> serde_json::Value {
+    fn to_json(self) -> serde_json::Value {
         let Line { kind, place, what, outcome, advice } = self;
         let outcome = match outcome {
             Outcome::Repaired => "repaired",
@@ -57,7 +58,7 @@ impl Line<'_> {
         json!({ "kind": kind, "place": place, "what": what, "outcome": outcome, "advice": advice })
     }
 
-    fn in_words(&self) -> String {
+    fn in_words(self) -> String {
         let Line { kind, place, what, outcome, advice } = self;
         let end = match outcome {
             Outcome::Repaired => "repaired".to_owned(),
@@ -140,7 +141,7 @@ impl Report {
             Outcome::Repairable if self.metads_differ => {
                 Line { outcome: Outcome::ByHand, advice: METADS_FIRST, ..*line }
             }
-            _ => Line { ..*line },
+            _ => *line,
         }
     }
 
