@@ -266,7 +266,7 @@ impl Sender {
     fn take_content_reply(&self, content: Content, reply: OpReply) -> (Arc<FileState>, Plan, bool) {
         let Content { file, plan, copy, .. } = content;
         if let OpReply::Committed { attr, .. } = &reply {
-            self.known.pins_follow(attr);
+            self.known.follow_commit(attr);
         }
         let outcome = judge(&plan, Ok(reply), Way::Queued);
         self.writeback.with(|core| core.note_content(file.ino(), outcome.own_version(&plan)));
