@@ -93,7 +93,14 @@ impl Health {
                 (BlockdHealth::Suspect, Some(s)) => {
                     self.problems.push(format!("{name} ({addr}) has missed heartbeats for {s}"));
                 }
-                (BlockdHealth::Down, Some(s)) => self.problems.push(format!("{name} ({addr}) is silent for {s}")),
+                (BlockdHealth::Down, Some(s)) if status.layout.may_take_out(&member.id) => {
+                    self.problems.push(format!("{name} ({addr}) is silent for {s}"));
+                }
+                (BlockdHealth::Down, Some(s)) => {
+                    let what = "others do not take over, because it may have the last copies of blocks, or too few \
+                                daemons would be left: start it; if it is lost, add others and `surf blockd remove` it";
+                    self.problems.push(format!("{name} ({addr}) is silent for {s}; {what}"));
+                }
                 (BlockdHealth::Out, _) => {
                     let what = "is out: others take over what it held; start it, or `surf blockd remove` it";
                     self.problems.push(format!("{name} ({addr}) {what}"));
@@ -230,9 +237,13 @@ mod tests {
         let critical = Health::of(&status(&[Up, Up, Up, Down, Down]));
         assert!(critical.is_critical && critical.problems.last().unwrap().contains("cannot be read"));
         let mut moving = status(&[Up, Up, Up, Out, Down]);
+        let says_why = |status: &ClusterStatus| Health::of(status).problems.iter().any(|line| line.contains("others do not take over"));
+        assert!(!says_why(&moving));
         assert!(!Health::of(&moving).is_critical, "others have what the first one held");
-        moving.layout.older.push(OlderLayout { placement: LayoutEpoch(1), replicas: 2, owners: Vec::new() });
+        let owners = moving.layout.members.iter().map(|member| member.id).collect();
+        moving.layout.older.push(OlderLayout { placement: LayoutEpoch(1), replicas: 2, owners });
         assert!(Health::of(&moving).is_critical, "not all of it yet");
+        assert!(says_why(&moving), "it has the last copies of what the first one held");
         assert!(Health::of(&status(&[Down, Down, Down])).is_critical);
     }
 

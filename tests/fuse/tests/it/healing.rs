@@ -2,10 +2,10 @@
 //! mount that writes and reads all the time.
 
 use crate::fsck::until_clean;
-use fuse::{LIMIT, Stop};
+use fuse::{LIMIT, Stop, random};
 use kit::chance::seed;
 use kit::fault::{Paused, is_alive, limit_file_size, outlive_file_size_limits};
-use kit::{Chance, Surf, sh, until};
+use kit::{Chance, Surf, scale, sh, until};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -376,5 +376,41 @@ fn a_block_daemon_whose_disk_fails_serves_what_it_has_while_others_take_over() {
     until_state(&surf, "blockd-2", "up");
     until_state(&surf, "blockd-3", "up");
     until_whole(&surf);
+    check_all(&surf, &files);
+}
+
+/// Prints how long it takes until the loss of a daemon shows, and until all blocks have all copies again.
+#[test]
+#[ignore = "measures: run it by its name, in a release build, on an idle machine"]
+fn how_soon_a_dead_daemon_is_noticed_and_its_blocks_are_healed() {
+    let mib = scale("HEAL_MIB", 1024) as usize;
+    let surf = cluster(4, 0);
+    let files: Vec<_> = (0..mib / 16)
+        .map(|number| {
+            let (path, content) = (surf.path().join(format!("file-{number}")), random(number as u64, 16 << 20));
+            let mut file = File::create(&path).expect("a file can be made");
+            file.write_all(&content).and_then(|()| file.sync_all()).expect("it can be written and synced");
+            (path, content)
+        })
+        .collect();
+    until_whole(&surf);
+    for name in ["blockd-1", "blockd-2"] {
+        surf.kill_9(name);
+        let killed = Instant::now();
+        until("it shows", HEAL_LIMIT, || (states(&surf)[name] != "up").then_some(killed.elapsed()));
+        let noticed = killed.elapsed();
+        until_state(&surf, name, "out");
+        let out = Instant::now();
+        until("every block has all its copies", HEAL_LIMIT * 10, || {
+            let status = surf.status();
+            (status["layout_final"] == true && status["lacking_blocks"] == 0).then_some(())
+        });
+        println!(
+            "{mib} MiB, {name} killed: noticed after {noticed:.1?}, healed {:.1?} after it was out",
+            out.elapsed()
+        );
+        surf.dev(&["start", name]);
+        until_whole(&surf);
+    }
     check_all(&surf, &files);
 }
