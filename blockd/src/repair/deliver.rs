@@ -5,7 +5,7 @@
 
 use super::fetch::{Fetched, fetch};
 use super::give_back::UNCOMMITTED_AGE;
-use super::healer::{Failed, Healer};
+use super::healer::{Failed, Healer, PAGE_NAMES};
 use super::probe::probe;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -70,6 +70,25 @@ impl Healer {
             }
         }
         handoff.end_round();
+    }
+
+    /// Notes what is here and not in a page of another owner's list of the blocks from the first name to the last. A
+    /// note of an earlier put is lost with the process that has made it, so this compares for others, too.
+    pub(super) fn note_absent(
+        &self,
+        layout: &Layout,
+        owner: BlockdId,
+        (from, last): (BlockHash, BlockHash),
+        page: &[(BlockHash, u32)],
+    ) {
+        let ring = Ring::new(layout);
+        let owns =
+            |hash: &BlockHash| ring.owners(hash.point()).into_iter().any(|index| layout.members[index].id == owner);
+        let last = if page.len() < PAGE_NAMES as usize { last } else { page[page.len() - 1].0.min(last) };
+        let present: HashSet<&BlockHash> = page.iter().map(|(hash, _)| hash).collect();
+        let here = self.store.list_within(from, last, PAGE_NAMES as usize);
+        let absent = here.iter().map(|(hash, _)| hash).filter(|hash| !present.contains(hash) && owns(hash));
+        absent.for_each(|hash| self.handoff.add(owner, *hash));
     }
 
     async fn hand_off_to(

@@ -112,3 +112,18 @@ async fn what_this_daemon_had_no_room_for_is_fetched_later_and_then_passed_on() 
     assert!(setup.has(1, &hash));
     setup.healer.store.close();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_owner_does_not_list_is_noted_for_it_again() {
+    let setup = Setup::new([Manner::Honest, Manner::Honest]);
+    let [(here, _), (there, _)] = [setup.put(1, true).await, setup.put(2, true).await];
+    let (layout, owner) = (setup.peers.layout.clone(), id_of(0));
+    let all = (BlockHash([0; 32]), BlockHash([0xff; 32]));
+    setup.healer.note_absent(&layout, owner, (here, here), &[]);
+    assert!(setup.handoff.is_noted(&owner, &here) && !setup.handoff.is_noted(&owner, &there), "it was not asked");
+    setup.handoff.remove(&owner, &here);
+    setup.healer.note_absent(&layout, owner, all, &[(there, 1)]);
+    assert!(setup.handoff.is_noted(&owner, &here) && !setup.handoff.is_noted(&owner, &there));
+    setup.healer.note_absent(&layout, id_of(9), all, &[]);
+    assert!(!setup.handoff.is_noted(&id_of(9), &here), "it owns nothing");
+}

@@ -6,7 +6,8 @@
 //! no room itself notes that, too, and fetches the block later.
 //!
 //! Owner: [`Handoff`]. The server notes, and the healing task sends ([`super::deliver`]). What is noted is lost with
-//! the process, and dropped beyond a bound: comparing finds what such owners lack.
+//! the process, and dropped beyond a bound: comparing finds what such owners lack. A daemon that has started compares at
+//! once, and notes again what others lack.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};

@@ -102,6 +102,7 @@ impl Healer {
                     let request = BlockRequest::List { from, last, limit: PAGE_NAMES };
                     match self.ask(layout, &source, &request).await {
                         Ok(BlockReply::Blocks(page)) => {
+                            self.note_absent(layout, source, (from, last), &page);
                             pass.listed(&page, page.len() < PAGE_NAMES as usize, |hash| self.store.contains(hash));
                             Ok(())
                         }
