@@ -23,7 +23,8 @@ fn quiet(cluster: &Cluster) -> ClientConfig {
     config
 }
 
-/// Connects a client with an empty directory, in which it works alone and knows that there are no names.
+/// Connects a client with an empty directory, in which it works alone and knows that there are no names. metad knows the
+/// directory: another client that is told its number, without having looked it up, would be told that it is not there.
 async fn at_home(config: ClientConfig, name: &str) -> (Arc<Client>, Ino) {
     let client = Client::connect(config).await.unwrap();
     let home = OnceLock::new();
@@ -46,6 +47,7 @@ async fn at_home(config: ClientConfig, name: &str) -> (Arc<Client>, Ino) {
         }
     })
     .await;
+    client.send_all().await.unwrap();
     (client, *home.get().unwrap())
 }
 
