@@ -237,7 +237,9 @@ mod tests {
         let critical = Health::of(&status(&[Up, Up, Up, Down, Down]));
         assert!(critical.is_critical && critical.problems.last().unwrap().contains("cannot be read"));
         let mut moving = status(&[Up, Up, Up, Out, Down]);
-        let says_why = |status: &ClusterStatus| Health::of(status).problems.iter().any(|line| line.contains("others do not take over"));
+        let says_why = |status: &ClusterStatus| {
+            Health::of(status).problems.iter().any(|line| line.contains("others do not take over"))
+        };
         assert!(!says_why(&moving));
         assert!(!Health::of(&moving).is_critical, "others have what the first one held");
         let owners = moving.layout.members.iter().map(|member| member.id).collect();

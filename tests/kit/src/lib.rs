@@ -15,6 +15,7 @@ pub mod operate;
 pub mod powerloss;
 pub mod proxy;
 pub mod scale;
+mod start;
 pub mod surf;
 mod sys;
 mod turn;

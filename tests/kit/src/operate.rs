@@ -2,25 +2,11 @@
 
 use crate::bins::bin;
 use crate::command::run;
-use crate::surf::{START_LIMIT, Setup, Surf};
-use crate::turn::Share;
+use crate::surf::{START_LIMIT, Surf};
 use crate::wait::until;
 use std::process::Command;
 
 impl Surf {
-    /// Mounts an embedded cluster after `prepare`, which may put a disk below its data directory. It has the machine to
-    /// itself.
-    ///
-    /// # Panics
-    /// When it does not come up.
-    #[must_use]
-    pub fn start_embedded_by(prepare: impl FnOnce(&Self)) -> Self {
-        let mut surf = Self::prepare(Share::Whole, Setup::Embedded);
-        prepare(&surf);
-        surf.mount(&[]);
-        surf
-    }
-
     /// Runs `surf ARGS` as an operator, and returns its output and its exit code.
     ///
     /// # Panics

@@ -51,55 +51,28 @@ pub struct Surf {
 }
 
 impl Surf {
-    /// Starts a Surf and waits until it is mounted. Other tests that start theirs in this way may run at the same
-    /// time.
-    ///
-    /// # Panics
-    /// When it does not come up.
-    #[must_use]
-    pub fn start(setup: Setup) -> Self {
-        Self::start_at(Share::Part, setup)
-    }
-
-    /// Starts one, waits until it is mounted, and has the machine to itself.
-    ///
-    /// # Panics
-    /// When it does not come up.
-    #[must_use]
-    pub fn start_alone(setup: Setup) -> Self {
-        Self::start_at(Share::Whole, setup)
-    }
-
-    fn start_at(share: Share, setup: Setup) -> Self {
-        let mut surf = Self::prepare(share, setup);
-        if setup == Setup::Cluster {
-            surf.up(3, 3);
-        }
-        surf.mount(&[]);
-        surf
-    }
-
-    /// Starts a cluster by `start`, mounts it, and has the machine to itself.
-    ///
-    /// # Panics
-    /// When it does not come up.
-    #[must_use]
-    pub fn start_by(start: impl FnOnce(&Self)) -> Self {
-        let mut surf = Self::prepare(Share::Whole, Setup::Cluster);
-        start(&surf);
-        surf.mount(&[]);
-        surf
-    }
-
     /// Starts a cluster whose traffic goes through a [`Proxy`] with this seed, and mounts it with these arguments.
-    /// It has the machine to itself. The proxy knows daemons by their names, and mounts by those of their mount
+    /// Others may run at the same time. The proxy knows daemons by their names, and mounts by those of their mount
     /// points: `mnt`, and [`Another::name`].
     ///
     /// # Panics
     /// When it does not come up.
     #[must_use]
     pub fn start_behind_proxy(seed: u64, args: &[&str]) -> Self {
-        let mut surf = Self::prepare(Share::Whole, Setup::Cluster);
+        Self::start_at_behind_proxy(Share::Part, seed, args)
+    }
+
+    /// Like [`Surf::start_behind_proxy`], but it has the machine to itself.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    #[must_use]
+    pub fn start_alone_behind_proxy(seed: u64, args: &[&str]) -> Self {
+        Self::start_at_behind_proxy(Share::Whole, seed, args)
+    }
+
+    fn start_at_behind_proxy(share: Share, seed: u64, args: &[&str]) -> Self {
+        let mut surf = Self::prepare(share, Setup::Cluster);
         surf.dev(&["up", "--metad", "3", "--blockd", "3", "--no-start"]);
         let daemons: Vec<_> = surf
             .daemons()

@@ -22,7 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// For how long schedules are begun, unless `CHAOS_SECONDS` says otherwise.
-const SECONDS: u64 = 45;
+const SECONDS: u64 = 300;
 /// Block daemons; the last one joins and leaves.
 const DAEMONS: u32 = 6;
 /// Those with small disks, which can be filled.

@@ -33,15 +33,27 @@ pub(crate) fn cluster_with(blockds: u32, idle: u32, down_after_s: &str, prepare:
         let count = blockds.to_string();
         surf.dev(&["up", "--metad", "3", "--blockd", &count, "--replicas", "3", "--no-start"]);
         prepare(surf);
-        (1..=3).for_each(|number| surf.dev(&["start", &format!("metad-{number}")]));
-        (1..=blockds - idle).for_each(|number| surf.dev(&["start", &format!("blockd-{number}")]));
-        until("the daemons have joined", HEAL_LIMIT, || {
-            let up = states(surf).values().filter(|state| *state == "up").count();
-            (up == (blockds - idle) as usize).then_some(())
-        });
-        let (text, code) = surf.operate(&["cluster", "set", "--down-after-s", down_after_s]);
-        assert_eq!(code, 0, "{text}");
+        start(surf, blockds - idle, down_after_s);
     })
+}
+
+/// Starts a cluster for a test that measures.
+fn cluster_alone(blockds: u32, down_after_s: &str) -> Surf {
+    Surf::start_alone_by(|surf| {
+        surf.dev(&["up", "--metad", "3", "--blockd", &blockds.to_string(), "--replicas", "3", "--no-start"]);
+        start(surf, blockds, down_after_s);
+    })
+}
+
+fn start(surf: &Surf, blockds: u32, down_after_s: &str) {
+    (1..=3).for_each(|number| surf.dev(&["start", &format!("metad-{number}")]));
+    (1..=blockds).for_each(|number| surf.dev(&["start", &format!("blockd-{number}")]));
+    until("the daemons have joined", HEAL_LIMIT, || {
+        let up = states(surf).values().filter(|state| *state == "up").count();
+        (up == blockds as usize).then_some(())
+    });
+    let (text, code) = surf.operate(&["cluster", "set", "--down-after-s", down_after_s]);
+    assert_eq!(code, 0, "{text}");
 }
 
 /// Returns the state of each block daemon by its name.
@@ -201,7 +213,7 @@ fn write_and_read(surf: &Surf, kind: &str, count: usize) -> (Duration, Duration,
 /// This is long before the daemon is taken out: only clients that wait for it know that it does not answer.
 #[test]
 fn writers_and_readers_hardly_wait_for_a_paused_block_daemon() {
-    let surf = cluster_with(3, 0, "600", |_| {});
+    let surf = cluster_alone(3, "600");
     let (_, usual_writes, usual_reads) = write_and_read(&surf, "usual", 100);
     let pid = surf.daemon("blockd-2").pid;
     let paused = Paused::stop(pid);
@@ -227,7 +239,7 @@ fn writers_and_readers_hardly_wait_for_a_paused_block_daemon() {
 
 #[test]
 fn readers_hardly_wait_for_dead_block_daemons() {
-    let surf = cluster(4, 0);
+    let surf = cluster_alone(4, DOWN_AFTER_S);
     let mut chance = Chance::of(9, "dead");
     let files: Vec<(PathBuf, Vec<u8>)> = (0..400)
         .map(|number| {
@@ -383,8 +395,8 @@ fn a_block_daemon_whose_disk_fails_serves_what_it_has_while_others_take_over() {
 #[test]
 #[ignore = "measures: run it by its name, in a release build, on an idle machine"]
 fn how_soon_a_dead_daemon_is_noticed_and_its_blocks_are_healed() {
-    let mib = scale("HEAL_MIB", 1024) as usize;
-    let surf = cluster(4, 0);
+    let mib = scale("HEAL_MIB", 1024_usize);
+    let surf = cluster_alone(4, DOWN_AFTER_S);
     let files: Vec<_> = (0..mib / 16)
         .map(|number| {
             let (path, content) = (surf.path().join(format!("file-{number}")), random(number as u64, 16 << 20));
