@@ -37,6 +37,7 @@ long:
     just faults 600
     just chaos
     just power
+    SURF_TEST_MINUTES=1440 FSCK_SECONDS=300 cargo test -p fuse --test it --locked -- --nocapture a_busy_cluster
     just handovers 100000
     just fsx 100000
     just sizes

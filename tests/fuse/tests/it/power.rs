@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use writer::Writer;
 
 /// For how long rounds are begun, unless `POWER_SECONDS` says otherwise.
-const SECONDS: u64 = 30;
+const SECONDS: u64 = 20;
 /// Writers, each in a directory of its own.
 const WRITERS: u64 = 4;
 /// The longest time from the start of the writers to the power loss, in milliseconds.
