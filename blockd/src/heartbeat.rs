@@ -32,7 +32,7 @@ const REDIRECTS_MAX: usize = 4;
 /// How often a request is sent again to a metad that has too much to do, with growing pauses: for some 10 s in all.
 const BUSY_MAX: usize = 16;
 /// Blocks in one page of a report.
-const REPORT_PAGE: u32 = 4096;
+const REPORT_PAGE: usize = 4096;
 /// Pause between two pages of a report: it is never urgent.
 const REPORT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -225,9 +225,9 @@ impl Reporter {
         let mut from = Some(BlockHash([0; 32]));
         let mut dropped = 0;
         while let Some(first) = from {
-            let page: Vec<BlockHash> =
-                self.store.list(first, REPORT_PAGE as usize).into_iter().map(|(hash, _)| hash).collect();
-            from = if page.len() < REPORT_PAGE as usize { None } else { page.last().and_then(BlockHash::next) };
+            // Damaged copies are among them, or those to which nothing refers would be reported as damaged for ever.
+            let page = self.store.names(first, REPORT_PAGE);
+            from = if page.len() < REPORT_PAGE { None } else { page.last().and_then(BlockHash::next) };
             if page.is_empty() {
                 break;
             }

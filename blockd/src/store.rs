@@ -28,6 +28,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use compact::Compacted;
 pub use error::Error;
 pub use segment_name::SegmentId;
 
@@ -40,13 +41,13 @@ use read::{Part, Record};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::task::spawn_blocking;
 use wire::ids::BlockHash;
 use wire::layout::ring::Span;
 use wire::message::block::Digest;
 use wire::sections::{SECTION_BYTES, Sections};
-use writer::{Work, Writer};
+use writer::{SEGMENT_BYTES_MIN, Work, Writer};
 
 /// Parameters of the store.
 #[derive(Clone, Debug)]
@@ -84,6 +85,8 @@ struct Usage {
     tombstones: u64,
     /// Bytes of all records.
     written: u64,
+    /// Its tombstones cannot be read, so it is compacted only when they are not needed any more.
+    stays: bool,
 }
 
 impl Usage {
@@ -156,6 +159,8 @@ struct Shared {
     failed: AtomicBool,
     /// The last new block was refused for want of space.
     full: AtomicBool,
+    /// Bytes that new blocks may still take in the segment that is being written.
+    open_room: AtomicU64,
 }
 
 impl Shared {
@@ -217,6 +222,7 @@ impl Store {
             pool,
             failed: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            open_room: AtomicU64::new(0),
         });
         let writer = Writer::start(shared.clone(), next)?;
         Ok(Self { shared, writer })
@@ -310,6 +316,12 @@ impl Store {
         self.shared.failed.load(Ordering::Acquire)
     }
 
+    /// Behaves as if the last new block had been refused.
+    #[cfg(test)]
+    pub(crate) fn pretend_full(&self) {
+        self.shared.full.store(true, Ordering::Relaxed);
+    }
+
     /// Drops a block. Returns true when it was here. Durable on return. Cancel-safe: it is dropped even if the caller
     /// goes away.
     ///
@@ -330,6 +342,12 @@ impl Store {
     #[must_use]
     pub fn list(&self, from: BlockHash, limit: usize) -> Vec<(BlockHash, u32)> {
         self.list_within(from, BlockHash([0xff; 32]), limit)
+    }
+
+    /// Names of all blocks from `from` on, damaged ones included, in order, at most `limit`.
+    #[must_use]
+    pub fn names(&self, from: BlockHash, limit: usize) -> Vec<BlockHash> {
+        self.shared.index.read().blocks.range(from..).take(limit).map(|(hash, _)| *hash).collect()
     }
 
     /// Like [`Store::list`], up to `last`, which itself counts.
@@ -363,23 +381,27 @@ impl Store {
         self.shared.full.load(Ordering::Relaxed)
     }
 
-    /// Capacity and use; zero when the disk does not report them.
+    /// Capacity and use; zero when the disk does not report them. What is left of the disk counts as free only if another
+    /// segment can be made there.
     #[must_use]
     pub fn stats(&self) -> Stats {
         let (capacity_bytes, free) = self.shared.disk.space(&self.shared.dir).unwrap_or((0, 0));
+        let options = &self.shared.options;
+        let least = SEGMENT_BYTES_MIN.min(options.segment_bytes);
+        let room = Some(free.saturating_sub(options.reserve_bytes)).filter(|room| *room >= least).unwrap_or(0);
         Stats {
             capacity_bytes,
-            free_bytes: free.saturating_sub(self.shared.options.reserve_bytes),
+            free_bytes: room.saturating_add(self.shared.open_room.load(Ordering::Relaxed)),
             block_count: self.shared.index.read().blocks.len() as u64,
         }
     }
 
-    /// Takes back the space of one closed segment that is mostly dropped blocks. Returns the bytes it copied for that,
-    /// `None` when no segment is worth it.
+    /// Takes back the space of one closed segment that is mostly dropped blocks. Returns `None` when no segment is worth
+    /// it.
     ///
     /// # Errors
     /// When the disk fails. The blocks stay as they were.
-    pub async fn compact_step(&self) -> Result<Option<u64>, Error> {
+    pub async fn compact_step(&self) -> Result<Option<Compacted>, Error> {
         self.shared.check_alive()?;
         compact::step(&self.shared, &self.writer).await
     }

@@ -3,6 +3,8 @@
 //! Both pause after each step for as long as the step's bytes take at the configured rate, so that requests find the
 //! disk free.
 
+use crate::metrics::Metrics;
+use crate::repair::read_repair::RepairQueue;
 use crate::scrub::{Scrubber, time_at_rate};
 use crate::store::Store;
 use std::sync::Arc;
@@ -24,7 +26,8 @@ pub(crate) fn spawn(
     stop: &CancellationToken,
 ) {
     if compaction_bytes_per_s > 0 {
-        tasks.spawn(until(stop.clone(), compact(store.clone(), compaction_bytes_per_s)));
+        let (repairs, metrics) = (scrubber.repairs.clone(), scrubber.metrics.clone());
+        tasks.spawn(until(stop.clone(), compact(store.clone(), compaction_bytes_per_s, repairs, metrics)));
     }
     if scrubber.bytes_per_s > 0 {
         tasks.spawn(until(stop.clone(), scrubber.run()));
@@ -35,10 +38,17 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
     let _ = stop.run_until_cancelled(work).await;
 }
 
-async fn compact(store: Arc<Store>, bytes_per_s: u64) {
+async fn compact(store: Arc<Store>, bytes_per_s: u64, repairs: RepairQueue, metrics: Arc<Metrics>) {
     loop {
         let pause = match store.compact_step().await {
-            Ok(Some(copied)) => time_at_rate(copied, bytes_per_s).max(COMPACTION_PAUSE),
+            Ok(Some(compacted)) => {
+                for hash in compacted.damaged {
+                    metrics.corrupt.add(1);
+                    tracing::warn!(%hash, "compaction found a corrupt copy; it is repaired from another daemon");
+                    repairs.push(hash);
+                }
+                time_at_rate(compacted.copied, bytes_per_s).max(COMPACTION_PAUSE)
+            }
             Ok(None) => COMPACTION_IDLE,
             Err(error) => {
                 tracing::warn!(%error, "compaction failed: dropped blocks keep their space");

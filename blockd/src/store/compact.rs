@@ -3,56 +3,85 @@
 //! The live part of a segment is written again at the end and synced, and only then is the segment removed: a crash at
 //! any point leaves every block at least once. A tombstone is written again as long as an older segment may hold its
 //! block.
+//!
+//! What is live stands in the index, so a damaged header does not matter. A copy whose payload turns out to be damaged
+//! is reported, and stays in the index as damaged. Tombstones come from the hint, or from the segment if there is no
+//! hint. If some cannot be read, the segment stays until no older one is left: then nothing needs them.
 
 use super::read::{self, Record};
-use super::record::Kind;
-use super::segment::{self, Found};
+use super::record::{self, Kind};
+use super::recover::read_hint;
+use super::segment;
 use super::segment_name::{self, SegmentId};
 use super::writer::{Work, Writer};
-use super::{Error, Location, Shared, Usage};
+use super::{Error, Location, Shared};
+use std::ops::Bound::{Excluded, Included, Unbounded};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
+use wire::ids::BlockHash;
 
 /// A segment is compacted when less than this share of it is still needed, in percent.
 const NEEDED_PERCENT_MAX: u64 = 50;
+/// Blocks of the index that are looked at before others may change it.
+const PAGE_BLOCKS: usize = 65_536;
 
-pub(super) async fn step(shared: &Arc<Shared>, writer: &Writer) -> Result<Option<u64>, Error> {
+/// What a step has done.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Compacted {
+    /// Bytes that were copied.
+    pub copied: u64,
+    /// Blocks whose copies turned out to be damaged.
+    pub damaged: Vec<BlockHash>,
+}
+
+pub(super) async fn step(shared: &Arc<Shared>, writer: &Writer) -> Result<Option<Compacted>, Error> {
     let Some(id) = candidate(shared) else { return Ok(None) };
-    let scanned = shared.clone();
-    let records = spawn_blocking(move || records(&scanned, id)).await.map_err(|_| Error::Failed)??;
-    let oldest = shared.index.read().segments.keys().next() == Some(&id);
-    let mut copied = 0;
-    for Found { offset, header } in records {
-        let (reply, done) = oneshot::channel();
-        let work = match header.kind {
-            Kind::Put => {
-                let from = Location { segment: id, offset, len: header.len, bad: false };
-                if shared.index.read().blocks.get(&header.hash) != Some(&from) {
-                    continue;
-                }
-                let (reading, hash) = (shared.clone(), header.hash);
-                let read = spawn_blocking(move || read::record(&reading, &hash));
-                match read.await.map_err(|_| Error::Failed)? {
-                    Ok(Some(Record { block, sections, .. })) => {
-                        Work::Move { hash: header.hash, from, block, sections, reply }
-                    }
-                    // Dropped in the meantime, or damaged and to be repaired from elsewhere: nothing to copy.
-                    Ok(None) | Err(Error::Corrupt { .. } | Error::Io { .. }) => continue,
-                    Err(error) => return Err(error),
-                }
+    let reading = shared.clone();
+    let read = spawn_blocking(move || Ok::<_, Error>((tombstones(&reading, id)?, live(&reading, id))));
+    let (tombstones, live) = match read.await.map_err(|_| Error::Failed)? {
+        Ok(read) => read,
+        Err(error @ (Error::Earlier { .. } | Error::Newer { .. })) => return Err(error),
+        Err(error) => {
+            tracing::warn!(segment = %id, %error, "removals noted in a segment cannot be read: it keeps its space for now");
+            if let Some((_, usage)) = shared.index.write().segments.get_mut(&id) {
+                usage.stays = true;
             }
-            Kind::Tombstone if oldest => continue,
-            Kind::Tombstone => Work::MoveTombstone { hash: header.hash, reply },
+            return Ok(Some(Compacted::default()));
+        }
+    };
+    let mut compacted = Compacted::default();
+    for (hash, from) in &live {
+        let (reading, hash) = (shared.clone(), *hash);
+        let read = spawn_blocking(move || read::record(&reading, &hash));
+        let record = match read.await.map_err(|_| Error::Failed)? {
+            Ok(Some(record)) => record,
+            // It was dropped in the meantime, or somebody else has found it damaged.
+            Ok(None) => continue,
+            Err(Error::Corrupt { .. } | Error::Io { .. }) => {
+                compacted.damaged.push(hash);
+                continue;
+            }
+            Err(error) => return Err(error),
         };
-        copied += header.stored_len();
-        writer.send(work).await?;
-        done.await.map_err(|_| Error::Failed)??;
+        let Record { block, sections, .. } = record;
+        compacted.copied += record::stored_len(from.len);
+        write(writer, |reply| Work::Move { hash, from: *from, block, sections, reply }).await?;
+    }
+    for hash in tombstones {
+        compacted.copied += record::stored_len(0);
+        write(writer, |reply| Work::MoveTombstone { hash, reply }).await?;
     }
     let removing = shared.clone();
-    spawn_blocking(move || remove(&removing, id)).await.map_err(|_| Error::Failed)??;
-    tracing::debug!(segment = %id, copied, "compacted");
-    Ok(Some(copied))
+    spawn_blocking(move || remove(&removing, id, &live)).await.map_err(|_| Error::Failed)??;
+    tracing::debug!(segment = %id, ?compacted, "compacted");
+    Ok(Some(compacted))
+}
+
+async fn write(writer: &Writer, work: impl FnOnce(oneshot::Sender<Result<(), Error>>) -> Work) -> Result<(), Error> {
+    let (reply, done) = oneshot::channel();
+    writer.send(work(reply)).await?;
+    done.await.map_err(|_| Error::Failed)?
 }
 
 /// The closed segment of which the smallest share is still needed, if that is small enough. Each compacted segment
@@ -61,33 +90,79 @@ fn candidate(shared: &Shared) -> Option<SegmentId> {
     let index = shared.index.read();
     let newest = *index.segments.keys().next_back()?;
     let oldest = *index.segments.keys().next()?;
-    let needed = |id: &SegmentId, usage: &Usage| usage.live + if *id == oldest { 0 } else { usage.tombstones };
-    index
-        .segments
-        .iter()
-        .map(|(id, (_, usage))| (*id, needed(id, usage), usage.written))
-        .filter(|(id, needed, written)| *id != newest && needed * 100 < written * NEEDED_PERCENT_MAX)
+    let closed = index.segments.iter().filter(|(id, (_, usage))| **id != newest && (**id == oldest || !usage.stays));
+    closed
+        .map(|(id, (_, usage))| {
+            let needed = usage.live + if *id == oldest { 0 } else { usage.tombstones };
+            (*id, needed, usage.written)
+        })
+        .filter(|(_, needed, written)| needed * 100 < written * NEEDED_PERCENT_MAX)
         .min_by_key(|(_, needed, written)| needed * 1000 / written.max(&1))
         .map(|(id, _, _)| id)
 }
 
-fn records(shared: &Arc<Shared>, id: SegmentId) -> Result<Vec<Found>, Error> {
-    let path = segment_name::path(&shared.dir, id);
-    let file = shared.index.read().segments.get(&id).map(|(file, _)| file.clone());
-    let Some(file) = file else { return Ok(Vec::new()) };
-    let scan = segment::scan(&*file, &shared.pool, id).map_err(|error| Error::io(&path, error))?;
-    match scan.other {
-        Some(version) => Err(Error::other_version(&path, version)),
-        None => Ok(scan.records),
+/// Blocks that the index finds in a closed segment, in the order of their records. No more come: others write to
+/// later segments.
+fn live(shared: &Shared, id: SegmentId) -> Vec<(BlockHash, Location)> {
+    let (mut live, mut from) = (Vec::new(), Included(BlockHash([0; 32])));
+    loop {
+        let index = shared.index.read();
+        let (mut count, mut last) = (0, None);
+        for (hash, location) in index.blocks.range((from, Unbounded)).take(PAGE_BLOCKS) {
+            (count, last) = (count + 1, Some(*hash));
+            if location.segment == id && !location.bad {
+                live.push((*hash, *location));
+            }
+        }
+        match last.filter(|_| count == PAGE_BLOCKS) {
+            Some(last) => from = Excluded(last),
+            None => break,
+        }
     }
+    live.sort_unstable_by_key(|(_, location)| location.offset);
+    live
 }
 
-fn remove(shared: &Shared, id: SegmentId) -> Result<(), Error> {
+/// Tombstones that are still needed.
+///
+/// # Errors
+/// When some cannot be read.
+fn tombstones(shared: &Arc<Shared>, id: SegmentId) -> Result<Vec<BlockHash>, Error> {
+    let path = segment_name::path(&shared.dir, id);
+    let failed = |error| Error::io(&path, error);
+    let (file, expected) = {
+        let index = shared.index.read();
+        let is_oldest = index.segments.keys().next() == Some(&id);
+        match index.segments.get(&id) {
+            Some((file, usage)) if !is_oldest && usage.tombstones > 0 => (file.clone(), usage.tombstones),
+            _ => return Ok(Vec::new()),
+        }
+    };
+    let hint_path = segment_name::hint_path(&shared.dir, id);
+    let records = match read_hint(&*shared.disk, &hint_path, id, file.size().map_err(failed)?) {
+        Some(records) => records,
+        None => {
+            let scan = segment::scan(&*file, &shared.pool, id).map_err(failed)?;
+            match scan.other {
+                Some(version) => return Err(Error::other_version(&path, version)),
+                None => scan.records,
+            }
+        }
+    };
+    let of_tombstones = records.into_iter().filter(|found| found.header.kind == Kind::Tombstone);
+    let hashes: Vec<BlockHash> = of_tombstones.map(|found| found.header.hash).collect();
+    if (hashes.len() as u64) * record::stored_len(0) < expected {
+        return Err(failed(std::io::ErrorKind::InvalidData.into()));
+    }
+    Ok(hashes)
+}
+
+/// Removes a segment whose blocks, as far as they are good, have been written elsewhere.
+fn remove(shared: &Shared, id: SegmentId, live: &[(BlockHash, Location)]) -> Result<(), Error> {
     {
         let mut index = shared.index.write();
-        // The bytes of a damaged block of this segment that was not repaired in time are gone with the segment.
-        index.blocks.retain(|_, location| location.segment != id || !location.bad);
-        assert!(index.blocks.values().all(|location| location.segment != id), "segment {id} still holds blocks");
+        let is_left = |hash: &BlockHash| index.blocks.get(hash).is_some_and(|at| at.segment == id && !at.bad);
+        assert!(!live.iter().any(|(hash, _)| is_left(hash)), "segment {id} still holds blocks");
         index.segments.remove(&id);
     }
     let path = segment_name::path(&shared.dir, id);

@@ -156,12 +156,16 @@ impl Disk for RealDisk {
 
     fn create(&self, path: &Path, len: u64) -> io::Result<Arc<dyn SegmentFile>> {
         let file = open_direct(OpenOptions::new().create_new(true).read(true).write(true), path)?;
-        match crate::sys::allocate(&file, len) {
+        let reserved = match crate::sys::allocate(&file, len) {
             // A filesystem that cannot reserve space reports that it is full when it is written to.
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
-            other => other?,
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+            other => other,
+        };
+        if let Err(error) = reserved.and_then(|()| file.sync_all()) {
+            // What was reserved would be lost to all, and the name is needed for the next attempt.
+            fs::remove_file(path)?;
+            return Err(error);
         }
-        file.sync_all()?;
         Ok(Arc::new(file))
     }
 

@@ -23,7 +23,8 @@
 //! it. It is refused, never dropped.
 //!
 //! Numbers are little endian. Records that are written together follow each other; each such group begins at a multiple
-//! of [`GROUP_ALIGN`], as O_DIRECT wants it, and is padded with zeros up to the next.
+//! of [`GROUP_ALIGN`], as O_DIRECT wants it, and is padded with [`PADDING`] up to the next. Zeros would not do: a disk
+//! that has lost a sector reads as zeros, and the records in it would be taken for padding.
 
 use super::segment_name::SegmentId;
 use wire::ids::{BlockHash, PolicyId};
@@ -34,6 +35,8 @@ use wire::sections::{SECTION_LOG2, Sections};
 pub(super) const GROUP_ALIGN: usize = 4096;
 /// Records begin at multiples of this.
 pub(super) const RECORD_ALIGN: usize = 8;
+/// What fills a group up, again and again.
+pub(super) const PADDING: [u8; RECORD_ALIGN] = *b"PADDING.";
 /// Bytes of a header.
 pub(super) const HEADER_BYTES: usize = 64;
 

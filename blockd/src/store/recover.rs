@@ -12,7 +12,6 @@ use super::segment_name::{self, SegmentId};
 use super::{Error, Index, Location, Usage, hint};
 use std::path::Path;
 use std::sync::Arc;
-use wire::ids::BlockHash;
 
 /// The index, and the number of the first segment to be written.
 pub(super) fn recover(dir: &Path, disk: &dyn Disk, pool: &Arc<Pool>) -> Result<(Index, SegmentId), Error> {
@@ -47,8 +46,14 @@ fn recover_segment(
                 return Err(Error::other_version(&path, version));
             }
             drop_torn(&*file, pool, &mut scan);
-            if scan.damaged > 0 {
-                tracing::error!(segment = %id, places = scan.damaged, "records of a segment are damaged; their blocks will be repaired from other daemons");
+            if scan.damaged > 0 || scan.doubted > 0 {
+                tracing::error!(
+                    segment = %id,
+                    places = scan.damaged,
+                    removals = scan.doubted,
+                    "records of a segment are damaged; their blocks will be repaired from other daemons, and what was \
+                     removed there is reported and removed again"
+                );
             }
             if scan.records.is_empty() {
                 disk.remove(&path).map_err(failed)?;
@@ -79,7 +84,7 @@ fn recover_segment(
 }
 
 /// Reads a hint; `None` when there is none that matches. One that is too long is not read into memory.
-fn read_hint(disk: &dyn Disk, path: &Path, id: SegmentId, segment_len: u64) -> Option<Vec<Found>> {
+pub(super) fn read_hint(disk: &dyn Disk, path: &Path, id: SegmentId, segment_len: u64) -> Option<Vec<Found>> {
     let len = disk.open(path).and_then(|file| file.size()).ok()?;
     if len > hint::len_max(segment_len) {
         return None;
@@ -91,10 +96,7 @@ fn read_hint(disk: &dyn Disk, path: &Path, id: SegmentId, segment_len: u64) -> O
 /// was synced before it was written. A missing trailer is no reason to do so: it is made anew when a read needs it.
 fn drop_torn(file: &dyn super::disk::SegmentFile, pool: &Arc<Pool>, scan: &mut segment::Scan) {
     while let Some(last) = scan.records.last() {
-        let whole = last.header.kind == Kind::Tombstone
-            || segment::read_payload(file, pool, last.offset, last.header.len)
-                .is_ok_and(|payload| BlockHash::of(&payload) == last.header.hash);
-        if whole {
+        if segment::is_proven(file, pool, last.offset, &last.header) {
             return;
         }
         scan.end = last.offset.next_multiple_of(super::record::GROUP_ALIGN as u64);

@@ -2,7 +2,7 @@
 
 use super::buffer::{self, Pool};
 use super::disk::SegmentFile;
-use super::record::{GROUP_ALIGN, HEADER_BYTES, Header, OtherVersion};
+use super::record::{GROUP_ALIGN, HEADER_BYTES, Header, Kind, OtherVersion, PADDING, RECORD_ALIGN};
 use super::segment_name::SegmentId;
 use crate::sys::Aligned;
 use bytes::Bytes;
@@ -10,6 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use wire::buffers::Buffer;
+use wire::ids::BlockHash;
 
 /// Bytes read at a time when scanning.
 const SCAN_BYTES: usize = 4 << 20;
@@ -53,28 +54,40 @@ pub(super) struct Scan {
     pub end: u64,
     /// Number of places between records with something else than a record.
     pub damaged: usize,
+    /// Number of tombstones behind damage, which do not count.
+    pub doubted: usize,
     /// The scan has ended at a record that another version has written: the segment must stay as it is.
     pub other: Option<OtherVersion>,
 }
 
 /// Finds all records by their headers. Payloads are verified when they are read, except for those of the last group,
 /// which a crash may have cut short.
+///
+/// Behind damage, a place may lie within a payload, and clients choose payloads: they can have records stored in them.
+/// So from there to the segment's end, a block counts only if its payload matches its name, and a tombstone, which
+/// nothing proves, does not count at all. The block that it took out comes back until the next block report, which is
+/// better than a copy lost.
 pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> io::Result<Scan> {
     let len = file.size()?;
     let mut window = Window { file, buffer: buffer::take(pool, SCAN_BYTES), start: 0, filled: 0 };
     let mut scan = Scan::default();
-    let (mut at, mut skipped) = (0, false);
+    let (mut at, mut skipped, mut doubtful) = (0, false, false);
     while at + HEADER_BYTES as u64 <= len {
         let decoded = match Header::decode(window.at(at)?, id) {
             Ok(decoded) => decoded,
-            // Behind damage there may be the inside of a payload, which clients choose.
-            Err(_) if skipped => None,
+            Err(_) if doubtful => None,
             Err(other) => {
                 scan.other = Some(other);
                 break;
             }
         };
-        match decoded.filter(|header| at + header.stored_len() <= len) {
+        let counts =
+            |header: &Header| at + header.stored_len() <= len && (!doubtful || is_proven(file, pool, at, header));
+        match decoded.filter(counts) {
+            Some(header) if doubtful && header.kind == Kind::Tombstone => {
+                scan.doubted += 1;
+                at += header.stored_len();
+            }
             Some(header) => {
                 scan.damaged += usize::from(std::mem::take(&mut skipped) && !scan.records.is_empty());
                 scan.records.push(Found { offset: at, header });
@@ -84,13 +97,20 @@ pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> i
             None => {
                 // The rest of a group is padding. A whole group without a record is damage, if records follow it.
                 let next = (at + 1).next_multiple_of(GROUP_ALIGN as u64);
-                skipped |= at.is_multiple_of(GROUP_ALIGN as u64) || !window.is_zero(at, next.min(len))?;
+                let is_damage = at.is_multiple_of(GROUP_ALIGN as u64) || !window.is_padding(at, next.min(len))?;
+                (skipped, doubtful) = (skipped || is_damage, doubtful || is_damage);
                 at = next;
             }
         }
     }
     scan.end = scan.end.min(len);
     Ok(scan)
+}
+
+/// Reports whether a record's payload matches its name. A tombstone has none.
+pub(super) fn is_proven(file: &dyn SegmentFile, pool: &Arc<Pool>, offset: u64, header: &Header) -> bool {
+    header.kind == Kind::Tombstone
+        || read_payload(file, pool, offset, header.len).is_ok_and(|payload| BlockHash::of(&payload) == header.hash)
 }
 
 /// A part of the file in memory.
@@ -113,8 +133,10 @@ impl Window<'_> {
         Ok(&self.buffer[from..self.filled])
     }
 
-    fn is_zero(&mut self, from: u64, to: u64) -> io::Result<bool> {
+    /// Whether these bytes, which begin where a record could, are padding.
+    fn is_padding(&mut self, from: u64, to: u64) -> io::Result<bool> {
         let bytes = self.at(from)?;
-        Ok(bytes.iter().take((to - from) as usize).all(|byte| *byte == 0))
+        let bytes = &bytes[..bytes.len().min((to - from) as usize)];
+        Ok(bytes.chunks(RECORD_ALIGN).all(|chunk| PADDING.starts_with(chunk)))
     }
 }

@@ -1,5 +1,6 @@
 //! The store on a disk whose power is cut at any moment.
 
+mod damage;
 mod disk;
 mod parts;
 mod prewrite;

@@ -8,7 +8,7 @@
 //! that goes beyond the written part also writes zeros behind itself. The next small groups overwrite these, and their
 //! syncs write only the data. The tail of a segment reads as zeros in either case.
 
-use super::record::{self, GROUP_ALIGN, Header, Kind, RECORD_ALIGN};
+use super::record::{self, GROUP_ALIGN, Header, Kind, PADDING, RECORD_ALIGN};
 use super::segment::Found;
 use super::segment_name::{self, SegmentId};
 use super::{Error, Location, Shared, Usage, hint};
@@ -36,7 +36,7 @@ const SMALL_BYTES: usize = 256 << 10;
 /// many groups should share them. Zeros that a later large group overwrites were written in vain.
 const PREWRITE_BYTES: usize = 1 << 20;
 /// Smallest segment. One that is smaller than usual is made where less space is free.
-const SEGMENT_BYTES_MIN: u64 = 16 << 20;
+pub(super) const SEGMENT_BYTES_MIN: u64 = 16 << 20;
 
 type Reply = oneshot::Sender<Result<(), Error>>;
 
@@ -113,9 +113,14 @@ impl Open {
         if group > SMALL_BYTES || self.at + group as u64 <= self.written {
             return group;
         }
-        let left = self.reserved - self.at;
-        let left = (left - left % GROUP_ALIGN as u64) as usize;
+        let left = usize::try_from(self.left()).unwrap_or(usize::MAX);
         (group + PREWRITE_BYTES).min(left).max(group)
+    }
+
+    /// Bytes that groups may still take.
+    fn left(&self) -> u64 {
+        let left = self.reserved.saturating_sub(self.at);
+        left - left % GROUP_ALIGN as u64
     }
 }
 
@@ -140,19 +145,41 @@ impl State {
     }
 
     fn run(mut self, mut work: mpsc::Receiver<Work>) {
-        while let Some(first) = work.blocking_recv() {
+        let mut next = None;
+        while let Some(first) = next.take().or_else(|| work.blocking_recv()) {
+            let mut bytes = size_of_work(&first);
+            let bytes_max = self.group_bytes_max(bytes);
             let mut group = vec![first];
-            let mut bytes = size_of_work(&group[0]);
-            while bytes < GROUP_BYTES {
-                let Ok(more) = work.try_recv() else { break };
+            while let Ok(more) = work.try_recv() {
                 bytes += size_of_work(&more);
+                if bytes > bytes_max {
+                    next = Some(more);
+                    break;
+                }
                 group.push(more);
             }
             self.write(group);
+            self.note_room();
         }
         if let Err(error) = self.seal() {
             tracing::warn!(%error, "the last segment will be read at the next start");
         }
+    }
+
+    /// Largest size of a group whose first work has this size. A group that needs more room than the open segment, or
+    /// the smallest new one, would be refused as a whole though a part of it fits.
+    fn group_bytes_max(&self, first: usize) -> usize {
+        let left = self.open.as_ref().map_or(0, Open::left);
+        let smallest = SEGMENT_BYTES_MIN.min(self.shared.options.segment_bytes);
+        let room = if first as u64 <= left { left } else { smallest };
+        usize::try_from(room).unwrap_or(GROUP_BYTES).min(GROUP_BYTES).max(first)
+    }
+
+    /// Lets others know how much room for new blocks the open segment has.
+    fn note_room(&self) {
+        let room = self.open.as_ref().filter(|open| !open.spare).map_or(0, Open::left);
+        // Relaxed, because it is a figure for people.
+        self.shared.open_room.store(room, Ordering::Relaxed);
     }
 
     fn write(&mut self, group: Vec<Work>) {
@@ -310,7 +337,10 @@ impl State {
         let group = self.filled.next_multiple_of(GROUP_ALIGN);
         let open = self.open.as_mut().expect("make_room opened one");
         let len = open.write_len(group);
-        self.buffer[self.filled..len].fill(0);
+        for chunk in self.buffer[self.filled..group].chunks_mut(RECORD_ALIGN) {
+            chunk.copy_from_slice(&PADDING[..chunk.len()]);
+        }
+        self.buffer[group..len].fill(0);
         open.file.write_at(&self.buffer[..len], open.at)?;
         open.file.sync()?;
         open.written = open.written.max(open.at + len as u64);

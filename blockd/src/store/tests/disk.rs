@@ -39,6 +39,8 @@ pub struct DiskState {
     pub left: AtomicU64,
     pub free: AtomicU64,
     read: AtomicU64,
+    /// A segment that gives an error when it is read.
+    pub unreadable: Mutex<Option<PathBuf>>,
     /// Offset and length of each write to a segment.
     pub writes: Mutex<Vec<(u64, u64)>>,
 }
@@ -79,6 +81,11 @@ impl TestDisk {
         self.cut_after(u64::MAX / 2);
     }
 
+    /// Lays a file down.
+    pub fn lay(&self, path: &Path, bytes: Vec<u8>) {
+        self.0.files.lock().insert(path.to_owned(), Content { stable: bytes, pending: Vec::new() });
+    }
+
     pub fn flip(&self, path: &Path, at: usize) {
         self.0.files.lock().get_mut(path).unwrap().stable[at] ^= 1;
     }
@@ -113,6 +120,9 @@ impl SegmentFile for TestFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.0.0.unreadable.lock().as_ref() == Some(&self.1) {
+            return Err(io::Error::other("a sector cannot be read"));
+        }
         let count = self.with(|content| {
             let bytes = content.now();
             let from = (offset as usize).min(bytes.len());

@@ -1,0 +1,220 @@
+//! Damage on the disk: what recovery believes behind it, and how compaction deals with it.
+
+use super::{DIR, TestDisk, block, open, open_as, runtime};
+use crate::store::disk::{Disk, RealDisk};
+use crate::store::record::{GROUP_ALIGN, HEADER_BYTES, Header, Kind, PADDING};
+use crate::store::{SegmentId, Store, StoreOptions, buffer, segment, segment_name};
+use bytes::Bytes;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use wire::ids::BlockHash;
+
+const SEGMENT: SegmentId = SegmentId(1);
+
+/// A record of a small block, or a tombstone.
+fn record(kind: Kind, hash: BlockHash, payload: &[u8]) -> Vec<u8> {
+    let header = Header { kind, hash, len: payload.len() as u32 };
+    let mut bytes = [&header.encode(SEGMENT)[..], payload].concat();
+    bytes.resize(header.stored_len() as usize, 0);
+    bytes
+}
+
+fn put(payload: &[u8]) -> Vec<u8> {
+    record(Kind::Put, BlockHash::of(payload), payload)
+}
+
+fn tombstone(hash: BlockHash) -> Vec<u8> {
+    record(Kind::Tombstone, hash, &[])
+}
+
+/// A group of these records.
+fn group(records: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = records.concat();
+    while !bytes.len().is_multiple_of(GROUP_ALIGN) {
+        bytes.extend_from_slice(&PADDING);
+    }
+    bytes
+}
+
+/// A payload behind whose header, at offset `at` of the segment, these records begin groups.
+fn payload_with(at: usize, records: &[Vec<u8>]) -> Vec<u8> {
+    let start = at + HEADER_BYTES;
+    let mut payload = vec![7; start.next_multiple_of(GROUP_ALIGN) - start];
+    for record in records {
+        payload.extend_from_slice(record);
+        payload.resize((start + payload.len()).next_multiple_of(GROUP_ALIGN) - start, 7);
+    }
+    payload
+}
+
+/// A store with this segment and no hint, as after a crash.
+fn opened(bytes: Vec<u8>) -> (TestDisk, Store, usize) {
+    let disk = TestDisk::new();
+    let path = segment_name::path(Path::new(DIR), SEGMENT);
+    disk.lay(&path, bytes);
+    let scan = segment::scan(&*disk.open(&path).unwrap(), &buffer::pool(), SEGMENT).unwrap();
+    let store = open(&disk);
+    (disk, store, scan.damaged)
+}
+
+/// What a client could have stored within a block so that it is taken for records: a block that is not what it says, a
+/// removal, a record of a newer release, and a block that is good.
+fn forged(removed: BlockHash, good: &[u8]) -> Vec<Vec<u8>> {
+    let mut newer = put(b"newer");
+    newer[4] = 9;
+    let sum = crc32fast::hash(&newer[..60]);
+    newer[60..64].copy_from_slice(&sum.to_le_bytes());
+    vec![record(Kind::Put, BlockHash([9; 32]), b"something else"), tombstone(removed), newer, put(good)]
+}
+
+/// Guards I9.
+#[test]
+fn behind_a_damaged_header_blocks_count_only_if_they_prove_themselves_and_removals_not_at_all() {
+    let (first, last) = (b"the first block".as_slice(), b"the last block".as_slice());
+    let removed = BlockHash::of(first);
+    let mut bytes = group(&[put(first)]);
+    let damaged_at = bytes.len();
+    bytes.extend(group(&[put(&payload_with(damaged_at, &forged(removed, b"good")))]));
+    bytes.extend(group(&[put(last), tombstone(BlockHash::of(b"gone"))]));
+    let whole = bytes.clone();
+    bytes[damaged_at + 20] ^= 1;
+    for (bytes, is_damaged, found) in [(whole, false, [true, false, true]), (bytes, true, [true, true, true])] {
+        let (_disk, store, places) = opened(bytes);
+        let is_here = [first, b"good", last].map(|block| store.contains(&BlockHash::of(block)));
+        assert_eq!((places > 0, is_here), (is_damaged, found));
+        assert!(!store.contains(&BlockHash([9; 32])), "its payload does not match");
+        assert_eq!(runtime().block_on(store.get(removed)).unwrap().unwrap(), first);
+    }
+}
+
+/// Guards I9.
+#[test]
+fn a_zeroed_rest_of_a_group_is_damage_and_no_padding() {
+    let first = b"the first block".as_slice();
+    let mut bytes = group(&[put(first)]);
+    let begins_at = bytes.len();
+    let before = put(b"before the damage");
+    let damaged_at = begins_at + before.len();
+    let forged = forged(BlockHash::of(first), b"good");
+    bytes.extend(group(&[before, put(&payload_with(damaged_at, &forged))]));
+    bytes.extend(group(&[put(b"the last block")]));
+    bytes[damaged_at..begins_at + GROUP_ALIGN].fill(0);
+    let (_disk, store, places) = opened(bytes);
+    assert!(places > 0);
+    for block in [first, b"before the damage", b"the last block"] {
+        assert!(store.contains(&BlockHash::of(block)), "{}", String::from_utf8_lossy(block));
+    }
+    assert!(!store.contains(&BlockHash([9; 32])));
+}
+
+/// A store with two segments and more, in which most of the blocks of the first two are dropped. Returns those left.
+fn mostly_dropped(disk: &TestDisk) -> (Store, Vec<(BlockHash, Bytes)>) {
+    let (runtime, store) = (runtime(), open(disk));
+    let blocks: Vec<_> = (0..200).map(block).collect();
+    for (hash, content) in &blocks {
+        runtime.block_on(store.put(*hash, content.clone())).unwrap();
+    }
+    let (left, dropped): (Vec<_>, Vec<_>) = blocks.into_iter().enumerate().partition(|(number, _)| number % 10 == 0);
+    for (_, (hash, _)) in dropped {
+        runtime.block_on(store.drop_block(hash)).unwrap();
+    }
+    (store, left.into_iter().map(|(_, block)| block).collect())
+}
+
+#[test]
+fn compaction_keeps_blocks_whose_headers_are_damaged_and_reports_damaged_copies() {
+    let (disk, runtime) = (TestDisk::new(), runtime());
+    let (store, left) = mostly_dropped(&disk);
+    let at = |hash: &BlockHash| store.shared.index.read().blocks[hash];
+    let flip = |hash: &BlockHash, behind: usize| {
+        let location = at(hash);
+        assert_eq!(location.segment, SEGMENT);
+        disk.flip(&segment_name::path(Path::new(DIR), SEGMENT), location.offset as usize + behind);
+    };
+    let ((damaged, content), (other, _)) = (left[1].clone(), left[2].clone());
+    flip(&damaged, HEADER_BYTES + 1);
+    flip(&other, 20);
+    let mut found = Vec::new();
+    while let Some(compacted) = runtime.block_on(store.compact_step()).unwrap() {
+        found.extend(compacted.damaged);
+    }
+    assert!(!disk.segments().contains(&segment_name::path(Path::new(DIR), SEGMENT)), "it is compacted");
+    assert_eq!((found, store.bad_count()), (vec![damaged], 1));
+    assert!(store.names(damaged, 1) == [damaged] && !store.contains(&damaged));
+    assert!(runtime.block_on(store.put(damaged, content)).unwrap());
+    assert_eq!(store.bad_count(), 0);
+    for (hash, content) in left {
+        assert_eq!(runtime.block_on(store.get(hash)).unwrap(), Some(content));
+    }
+}
+
+#[test]
+fn a_segment_whose_removals_cannot_be_read_stays_until_they_are_not_needed() {
+    let (disk, runtime) = (TestDisk::new(), runtime());
+    let store = open(&disk);
+    let [stays, gone, x, y, last] = [1, 2, 3, 4, 5].map(|byte| Bytes::from(vec![byte; 100 << 10]));
+    let put = |block: &Bytes| runtime.block_on(store.put(BlockHash::of(block), block.clone())).unwrap();
+    let drop = |block: &Bytes| runtime.block_on(store.drop_block(BlockHash::of(block))).unwrap();
+    let compact = || std::iter::from_fn(|| runtime.block_on(store.compact_step()).unwrap()).take(100).count();
+    // Two of these blocks fill a segment.
+    assert!(put(&stays) && put(&gone) && put(&x) && drop(&gone) && put(&y) && put(&last) && drop(&x) && drop(&y));
+    let [first, second] = [1, 2].map(|number| segment_name::path(Path::new(DIR), SegmentId(number)));
+    disk.0.files.lock().remove(&segment_name::hint_path(Path::new(DIR), SegmentId(2)));
+    *disk.0.unreadable.lock() = Some(second.clone());
+    assert_eq!(compact(), 1, "it is tried once");
+    assert!(disk.segments().starts_with(&[first, second.clone()]));
+    assert!(drop(&stays));
+    assert_eq!(compact(), 2, "nothing is older than the removals any more");
+    assert!(!disk.segments().contains(&second));
+    assert_eq!(runtime.block_on(store.get(BlockHash::of(&last))).unwrap(), Some(last));
+}
+
+#[test]
+fn a_segment_that_cannot_be_reserved_leaves_no_file_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("000000000001.segment");
+    assert!(RealDisk.create(&path, 1 << 62).is_err(), "no disk is that large");
+    assert!(!path.exists());
+    assert!(RealDisk.create(&path, 1 << 20).is_ok(), "the name is free");
+}
+
+#[test]
+fn free_bytes_are_those_that_blocks_can_take() {
+    let (disk, runtime) = (TestDisk::new(), runtime());
+    let (segment_bytes, reserve_bytes) = (20 << 20, 1 << 20);
+    let store = open_as(&disk, StoreOptions { segment_bytes, reserve_bytes });
+    let free = |bytes: u64| disk.0.free.store(bytes, Ordering::SeqCst);
+    free(reserve_bytes + segment_bytes);
+    assert_eq!(store.stats().free_bytes, segment_bytes);
+    let large = Bytes::from(vec![1; 3 << 20]);
+    runtime.block_on(store.put(BlockHash::of(&large), large)).unwrap();
+    // The segment has taken all of the disk.
+    free(reserve_bytes);
+    let free_bytes = || store.stats().free_bytes;
+    assert!((16 << 20..17 << 20).contains(&free_bytes()), "{}", free_bytes());
+    // What is left when it is closed is too little for another one.
+    free(reserve_bytes + (15 << 20));
+    assert!(free_bytes() < 17 << 20, "{}", free_bytes());
+}
+
+#[test]
+fn blocks_that_come_together_fill_the_last_room_one_by_one() {
+    let (disk, runtime) = (TestDisk::new(), runtime());
+    let (segment_bytes, reserve_bytes) = (256 << 20, 1 << 20);
+    let store = Arc::new(open_as(&disk, StoreOptions { segment_bytes, reserve_bytes }));
+    disk.0.free.store(reserve_bytes + (20 << 20), Ordering::SeqCst);
+    let stored = runtime.block_on(async {
+        let first = Bytes::from(vec![0; 4096]);
+        store.put(BlockHash::of(&first), first).await.unwrap();
+        disk.0.free.store(reserve_bytes, Ordering::SeqCst);
+        let puts: Vec<_> = (1..=8_u8)
+            .map(|number| {
+                let (store, content) = (store.clone(), Bytes::from(vec![number; 4 << 20]));
+                tokio::spawn(async move { store.put(BlockHash::of(&content), content).await.is_ok() })
+            })
+            .collect();
+        futures::future::join_all(puts).await.into_iter().filter(|stored| *stored.as_ref().unwrap()).count()
+    });
+    assert_eq!(stored, 4, "20 MiB have room for four blocks of 4 MiB");
+}
