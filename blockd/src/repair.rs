@@ -7,9 +7,11 @@
 //! - [`audit`] is the task that finds blocks that files refer to and no daemon has, [`search`] looks for them on others,
 //!   [`missing`] is what was not found, and [`claims`] is who said falsely that it had something.
 //! - [`handoff`] remembers which owners a put went past, and [`deliver`] sends them the block.
-//! - [`read_repair`] replaces single corrupt copies, [`throttle`] limits the rate, [`progress`] is what metad learns.
+//! - [`read_repair`] replaces single corrupt copies and fetches those that an audit misses, which wait in [`absent`].
+//! - [`throttle`] limits the rate, [`patience`] is how long a pass waits for a source, [`progress`] is what metad learns.
 //! - [`probe`] and [`fetch`] are how other daemons are asked.
 
+pub mod absent;
 pub mod audit;
 #[cfg(test)]
 mod audit_tests;
@@ -27,6 +29,9 @@ mod heal_tests;
 pub mod healer;
 pub mod missing;
 pub mod pass;
+#[cfg(test)]
+mod pass_tests;
+pub mod patience;
 pub mod probe;
 pub mod progress;
 pub mod read_repair;

@@ -277,8 +277,12 @@ impl Server {
     ) -> Outcome {
         let local = async {
             // I10: the stamp is renewed before the store is looked at, so that no drop slips in between.
-            self.stamps.renew(hash).await;
-            self.store.put_with_sections(hash, block.clone(), sections).await
+            let stamp = self.stamps.begin_put(hash).await;
+            let stored = self.store.put_with_sections(hash, block.clone(), sections).await;
+            if stored.is_err() && !self.store.contains(&hash) {
+                stamp.refused();
+            }
+            stored
         };
         let mut local = pin!(local);
         let (mut copies, mut local_ended, mut others_ended) = (Outcome::default(), false, false);

@@ -6,6 +6,8 @@
 //! never acknowledges a copy that is about to vanish.
 //!
 //! A block without a stamp was last renewed before the daemon started, so its age counts from the start.
+//!
+//! A put that is refused, because the disk is full, leaves no stamp: clients may try as many blocks as they like.
 
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
@@ -29,7 +31,15 @@ pub struct Stamps {
 struct State {
     renewed: HashMap<BlockHash, Instant>,
     dropping: HashSet<BlockHash>,
+    /// Puts of each block that are under way, and whether one of them may have stored it.
+    putting: HashMap<BlockHash, Putting>,
     until_sweep: usize,
+}
+
+#[derive(Default)]
+struct Putting {
+    count: usize,
+    may_be_here: bool,
 }
 
 impl Default for Stamps {
@@ -39,14 +49,19 @@ impl Default for Stamps {
 }
 
 impl Stamps {
-    /// Renews a block's stamp, once no drop of it is under way. Cancel-safe.
-    pub async fn renew(&self, hash: BlockHash) {
+    /// Renews a block's stamp for a put, once no drop of it is under way. The put ends when the result is dropped.
+    /// Cancel-safe.
+    pub async fn begin_put(&self, hash: BlockHash) -> PutStamp<'_> {
         loop {
             let ended = self.dropped.notified();
             tokio::pin!(ended);
             ended.as_mut().enable();
-            if self.try_renew(hash) {
-                return;
+            {
+                let mut state = self.state.lock();
+                if state.renew(hash) {
+                    state.putting.entry(hash).or_default().count += 1;
+                    return PutStamp { stamps: self, hash, is_refused: false };
+                }
             }
             ended.await;
         }
@@ -55,17 +70,7 @@ impl Stamps {
     /// Renews a block's stamp. Returns false while a drop of it is under way.
     #[must_use]
     pub fn try_renew(&self, hash: BlockHash) -> bool {
-        let mut state = self.state.lock();
-        if state.dropping.contains(&hash) {
-            return false;
-        }
-        let now = Instant::now();
-        state.renewed.insert(hash, now);
-        state.until_sweep = state.until_sweep.checked_sub(1).unwrap_or_else(|| {
-            state.renewed.retain(|_, renewed| now.duration_since(*renewed) < STAMP_LIFETIME);
-            SWEEP_EVERY
-        });
-        true
+        self.state.lock().renew(hash)
     }
 
     /// Reports whether a block was renewed less than `limit` ago; `None` when this daemon has not run for that long and
@@ -88,6 +93,52 @@ impl Stamps {
             return None;
         }
         Some(Dropping { stamps: self, hash, is_done: false })
+    }
+}
+
+impl State {
+    fn renew(&mut self, hash: BlockHash) -> bool {
+        if self.dropping.contains(&hash) {
+            return false;
+        }
+        let now = Instant::now();
+        self.renewed.insert(hash, now);
+        self.until_sweep = self.until_sweep.checked_sub(1).unwrap_or_else(|| {
+            self.renewed.retain(|_, renewed| now.duration_since(*renewed) < STAMP_LIFETIME);
+            SWEEP_EVERY
+        });
+        true
+    }
+}
+
+/// A put under way.
+pub struct PutStamp<'a> {
+    stamps: &'a Stamps,
+    hash: BlockHash,
+    is_refused: bool,
+}
+
+impl PutStamp<'_> {
+    /// Notes that the block was not stored, and is not here. Its stamp goes, unless another put of it succeeds. Without
+    /// this call the stamp stays: the store may still write the block of a put that was given up.
+    pub fn refused(mut self) {
+        self.is_refused = true;
+    }
+}
+
+impl Drop for PutStamp<'_> {
+    fn drop(&mut self) {
+        let mut state = self.stamps.state.lock();
+        let Some(putting) = state.putting.get_mut(&self.hash) else { return };
+        putting.count -= 1;
+        putting.may_be_here |= !self.is_refused;
+        if putting.count > 0 {
+            return;
+        }
+        let is_absent = state.putting.remove(&self.hash).is_some_and(|putting| !putting.may_be_here);
+        if is_absent {
+            state.renewed.remove(&self.hash);
+        }
     }
 }
 
@@ -130,7 +181,7 @@ mod tests {
         let stamps = Stamps::default();
         assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none(), "started just now");
         assert!(stamps.begin_drop(HASH, Duration::ZERO).is_some());
-        stamps.renew(HASH).await;
+        drop(stamps.begin_put(HASH).await);
         assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none());
     }
 
@@ -139,7 +190,7 @@ mod tests {
     async fn a_drop_that_was_given_up_leaves_the_stamp() {
         let stamps =
             Stamps { started: Instant::now().checked_sub(Duration::from_secs(3600)).unwrap(), ..Stamps::default() };
-        stamps.renew(HASH).await;
+        drop(stamps.begin_put(HASH).await);
         drop(stamps.begin_drop(HASH, Duration::ZERO).unwrap());
         assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none());
         stamps.begin_drop(HASH, Duration::ZERO).unwrap().done();
@@ -152,11 +203,27 @@ mod tests {
         let stamps = Stamps::default();
         let dropping = stamps.begin_drop(HASH, Duration::ZERO).unwrap();
         assert!(stamps.begin_drop(HASH, Duration::ZERO).is_none(), "only one at a time");
-        let renewal = stamps.renew(HASH);
+        let renewal = stamps.begin_put(HASH);
         tokio::pin!(renewal);
         assert!(futures::poll!(renewal.as_mut()).is_pending());
         dropping.done();
         renewal.await;
         assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none());
+    }
+
+    /// Guards I10.
+    #[tokio::test]
+    async fn a_refused_put_leaves_no_stamp_unless_another_one_of_the_block_succeeds() {
+        let stamps = Stamps::default();
+        let has_stamp = || stamps.state.lock().renewed.contains_key(&HASH);
+        let [first, second] = [stamps.begin_put(HASH).await, stamps.begin_put(HASH).await];
+        first.refused();
+        assert!(has_stamp(), "the other one goes on");
+        second.refused();
+        assert!(!has_stamp() && stamps.state.lock().putting.is_empty());
+        let [first, second] = [stamps.begin_put(HASH).await, stamps.begin_put(HASH).await];
+        drop(first);
+        second.refused();
+        assert!(has_stamp(), "the first one may have stored it");
     }
 }

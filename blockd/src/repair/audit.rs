@@ -6,9 +6,9 @@
 //! are.
 //!
 //! An audit goes through everything after each change of owners, and from time to time. One that did not hear everybody
-//! is repeated sooner; what it has found stays. In between, some of the missing blocks are looked for again, at pauses
-//! that grow while nothing changes: a client that commits names of blocks that never were must not keep all daemons
-//! busy.
+//! is repeated sooner; what it has found stays. In between, some of the missing blocks, and of those that others only
+//! say they have, are looked for again, at pauses that grow while nothing changes: a client that commits names of blocks
+//! that never were must not keep all daemons busy, nor must a daemon that is silent whenever it matters.
 //!
 //! Owner: one task.
 
@@ -16,10 +16,11 @@ use super::duties::Duties;
 use super::missing::Missing;
 use super::probe::{NoAnswer, probe};
 use super::progress::Progress;
-use super::search::{Search, Voices};
+use super::search::{FETCHED_MAX, FETCHED_TO_CHECK, Search, Voices};
 use crate::heartbeat::Metads;
 use crate::layouts::Layouts;
 use futures::StreamExt;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -107,6 +108,9 @@ struct Plan {
     /// Daemons that were silent at the last search, and when to see whether they are back.
     silent: Vec<BlockdId>,
     returned_at: Instant,
+    /// Daemons that came back, and when each may do so again: one that is silent whenever it is asked for blocks must
+    /// not have them looked for all the time.
+    returns: BTreeMap<BlockdId, (Instant, Backoff)>,
     is_partial: bool,
 }
 
@@ -126,6 +130,7 @@ impl Plan {
             looks: Backoff::new(LOOK_AGAIN.min(every), every),
             silent: Vec::new(),
             returned_at: now,
+            returns: BTreeMap::new(),
             is_partial: false,
         }
     }
@@ -143,8 +148,29 @@ impl Plan {
             self.audit_at = Instant::now() + BEGIN_WITHIN.mul_f64(chance::fraction());
             self.retries = Backoff::new(RETRY_PAUSE.min(self.every), self.every);
             (self.resume, self.confirmed, self.look_at) = (Resume::default(), false, None);
+            self.returns.clear();
         }
         moved
+    }
+
+    /// Daemons that were silent, and may show that they are back.
+    fn may_return(&self) -> Vec<BlockdId> {
+        let now = Instant::now();
+        let may = |id: &BlockdId| self.returns.get(id).is_none_or(|(at, _)| *at <= now);
+        self.silent.iter().copied().filter(may).collect()
+    }
+
+    /// Takes back daemons, which are asked again at once.
+    fn take_back(&mut self, returned: &[BlockdId]) {
+        let now = Instant::now();
+        for id in returned {
+            let first = || (now, Backoff::new(2 * LOOK_AGAIN.min(self.every), self.every));
+            let (at, pauses) = self.returns.entry(*id).or_insert_with(first);
+            *at = now + pauses.delay();
+        }
+        self.silent.retain(|id| !returned.contains(id));
+        self.look_soon();
+        self.look_at = Some(now);
     }
 
     /// Begins the pauses between looks anew.
@@ -172,22 +198,22 @@ impl Plan {
         }
         // Looks would take too long to confirm so many.
         let confirms =
-            missing.undecided() > SAMPLE_MAX && !self.confirmed && !matches!(outcome, Audited::Interrupted(_));
+            missing.suspected() > SAMPLE_MAX && !self.confirmed && !matches!(outcome, Audited::Interrupted(_));
         if confirms {
             self.audit_at = self.audit_at.min(now + LOOK_AGAIN);
         }
         self.confirmed = confirms;
         self.look_soon();
-        self.next_look(missing, false);
+        self.next_look(missing, false, LOOK_AGAIN);
     }
 
-    /// Sets the next look, after an audit or a look.
-    fn next_look(&mut self, missing: &Missing, has_changed: bool) {
-        if has_changed || missing.undecided() > 0 {
+    /// Sets the next look, after an audit or a look. `on` is the pause while there is more to look for.
+    fn next_look(&mut self, missing: &Missing, has_changed: bool, on: Duration) {
+        if has_changed || missing.suspected() > 0 {
             self.look_soon();
         }
         let now = Instant::now();
-        let pause = if has_changed && missing.names() > SAMPLE_MAX { LOOK_ON } else { self.looks.delay() };
+        let pause = if has_changed && missing.names() > SAMPLE_MAX { on } else { self.looks.delay() };
         // The backoff shortens its pauses at random; two looks must not come too close to each other.
         let pause = if has_changed { pause } else { pause.max(LOOK_AGAIN.min(self.every)) };
         self.look_at = (missing.names() > 0).then_some(now + pause);
@@ -252,20 +278,25 @@ impl Auditor {
             return;
         }
         let is_here = missing.forget(|hash| self.search.store.contains(hash));
-        if self.has_returned(&plan.silent).await {
-            plan.look_soon();
-            plan.look_at = Some(now);
-            plan.silent.clear();
+        let returned = self.returned(&plan.may_return()).await;
+        if !returned.is_empty() {
+            plan.take_back(&returned);
         }
+        let on = if self.compares() { LOOK_AGAIN } else { LOOK_ON };
         plan.returned_at = Instant::now() + LOOK_AGAIN;
         if plan.look_at.is_some_and(|at| at <= Instant::now()) {
             let before = missing.count();
             let changed = self.look_again(missing, plan.settled_at, &mut plan.silent).await;
-            plan.next_look(missing, is_here || changed);
+            plan.next_look(missing, is_here || changed, on);
             warn_of(before, missing);
         } else if is_here {
-            plan.next_look(missing, true);
+            plan.next_look(missing, true, on);
         }
+    }
+
+    /// Whether copies come by comparing, or cannot be stored: then audits fetch few.
+    fn compares(&self) -> bool {
+        !self.progress.is_done(self.layouts.newest().placement) || self.search.store.is_full()
     }
 
     /// Looks for everything that this daemon owes, from where the last audit was interrupted on.
@@ -300,8 +331,9 @@ impl Auditor {
                         return Audited::Interrupted(reason);
                     }
                 };
-                let fetches = self.progress.is_done(placement);
-                let found = self.search.look_for(&layout, &page, &mut voices, fetches).await;
+                // What others only say they have is remembered. Looking again checks it.
+                let fetched_max = if self.compares() { 0 } else { FETCHED_MAX };
+                let found = self.search.look_for(&layout, &page, &mut voices, fetched_max).await;
                 let last = then.and_then(|then| before(&then)).unwrap_or(span.last_hash());
                 missing.take_page((first, last), &found, confirms(&voices, settled_at));
                 next = then;
@@ -339,25 +371,32 @@ impl Auditor {
                 }
             }
         }
-        let (mut voices, fetches) = (Voices::without(silent), self.progress.is_done(layout.placement));
-        let found = self.search.look_for(&layout, &referenced, &mut voices, fetches).await;
+        let mut voices = Voices::without(silent);
+        let fetched_max = if self.compares() { FETCHED_TO_CHECK } else { FETCHED_MAX };
+        let found = self.search.look_for(&layout, &referenced, &mut voices, fetched_max).await;
         *silent = silent_of(&voices);
         missing.take_sample(&sample, &found, confirms(&voices, settled_at))
     }
 
-    /// Reports whether one of these daemons answers again.
-    pub(super) async fn has_returned(&self, silent: &[BlockdId]) -> bool {
+    /// Returns those of these daemons that answer again.
+    pub(super) async fn returned(&self, silent: &[BlockdId]) -> Vec<BlockdId> {
         let layout = self.layouts.newest();
-        let addrs: Vec<_> = silent.iter().filter_map(|id| layout.member(id)).map(|member| member.addr).collect();
+        let members: Vec<_> =
+            silent.iter().filter_map(|id| layout.member(id)).map(|member| (member.id, member.addr)).collect();
         let (endpoint, epoch) = (self.search.endpoint.clone(), layout.epoch);
-        let answers = futures::stream::iter(addrs)
-            .map(move |addr| {
+        let mut answers = futures::stream::iter(members)
+            .map(move |(id, addr)| {
                 let endpoint = endpoint.clone();
-                async move { probe(&endpoint, addr, epoch, &[], RETURNED_TIMEOUT).await != Err(NoAnswer::Silent) }
+                async move { (id, probe(&endpoint, addr, epoch, &[], RETURNED_TIMEOUT).await) }
             })
-            .buffer_unordered(RETURNED_AT_ONCE)
-            .any(std::future::ready);
-        tokio::time::timeout(LOOK_AGAIN, answers).await.unwrap_or(false)
+            .buffer_unordered(RETURNED_AT_ONCE);
+        let (mut returned, until) = (Vec::new(), Instant::now() + LOOK_AGAIN);
+        while let Ok(Some((id, answer))) = tokio::time::timeout_at(until, answers.next()).await {
+            if answer != Err(NoAnswer::Silent) {
+                returned.push(id);
+            }
+        }
+        returned
     }
 
     async fn referenced(
@@ -432,14 +471,32 @@ mod tests {
         plan.follow(&Layout::default());
         plan.audited(&Audited::Complete, &missing);
         assert_eq!(pause(&plan), LOOK_AGAIN);
-        (0..20).for_each(|_| plan.next_look(&missing, false));
+        (0..20).for_each(|_| plan.next_look(&missing, false, LOOK_ON));
         assert!(pause(&plan) >= every / 2);
-        plan.next_look(&missing, true);
+        plan.next_look(&missing, true, LOOK_ON);
         assert_eq!(pause(&plan), LOOK_ON, "there are more than one look takes");
-        plan.next_look(&missing, false);
-        (0..20).for_each(|_| plan.next_look(&missing, false));
+        plan.next_look(&missing, false, LOOK_ON);
+        (0..20).for_each(|_| plan.next_look(&missing, false, LOOK_ON));
         plan.follow(&Layout { epoch: LayoutEpoch(1), ..Layout::default() });
         assert_eq!(pause(&plan), LOOK_AGAIN, "a layout has come");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_returns_again_and_again_begins_the_pauses_anew_more_and_more_rarely() {
+        let mut plan = Plan::new(Duration::from_secs(600));
+        let id = BlockdId([1; 16]);
+        let mut returns = 0;
+        for _ in 0..1200 {
+            // It is silent at each look, and answers whenever it is asked whether it is back.
+            plan.silent = vec![id];
+            let may_return = plan.may_return();
+            if !may_return.is_empty() {
+                plan.take_back(&may_return);
+                returns += 1;
+            }
+            tokio::time::advance(Duration::from_secs(3)).await;
+        }
+        assert!((5..20).contains(&returns), "{returns} times within an hour");
     }
 
     #[tokio::test(start_paused = true)]

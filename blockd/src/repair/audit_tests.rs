@@ -161,6 +161,48 @@ async fn a_daemon_that_says_it_has_everything_hides_nothing() {
     }
 }
 
+/// A pass is incomplete for as long as one of its sources does not answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_liar_hides_nothing_while_passes_are_incomplete_however_many_blocks_it_says_it_has() {
+    let mut setup = Setup::new([Manner::ClaimsAndServesBytes, Manner::Honest], |_| ());
+    setup.auditor.progress = Arc::new(Progress::default());
+    let (there, bytes) = block(1);
+    setup.peers.others[1].give(&bytes);
+    setup.refer_to((0..200).map(|number| block(number).0));
+    setup.audit().await;
+    assert_eq!(setup.missing.names(), 200, "what is not here is remembered, whoever says that he has it");
+    let begun = Instant::now();
+    while setup.missing.count() < 199 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{} blocks are known to be missing", setup.missing.count());
+        setup.look().await;
+        setup.missing.forget(|hash| setup.auditor.search.store.contains(hash));
+    }
+    while !setup.has(&there) {
+        assert!(begun.elapsed() < Duration::from_secs(20), "what another one has is not fetched");
+        setup.look().await;
+    }
+    setup.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_full_disk_a_claim_is_checked_once_and_no_copy_is_missing_that_another_one_has() {
+    let mut setup = Setup::new([Manner::Claims, Manner::Honest], |_| ());
+    let ((there, bytes), (nowhere, _)) = (block(1), block(2));
+    setup.peers.others[1].give(&bytes);
+    setup.refer_to([there, nowhere]);
+    setup.auditor.search.store.pretend_full();
+    setup.audit().await;
+    let begun = Instant::now();
+    while setup.missing.count() < 1 || setup.missing.names() > 1 {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        setup.look().await;
+    }
+    assert!(!setup.has(&there));
+    setup.audit().await;
+    assert_eq!(setup.missing.count(), 1);
+    setup.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_that_lie_on_failed_daemons_or_on_those_that_are_out_are_found() {
     for is_out in [false, true] {
@@ -258,8 +300,8 @@ async fn a_silent_daemon_is_noticed_when_it_is_back() {
     setup.refer_to([block(1).0]);
     setup.audit().await;
     assert_eq!(setup.silent, [id_of(0)]);
-    assert!(!setup.auditor.has_returned(&setup.silent).await);
+    assert!(setup.auditor.returned(&setup.silent).await.is_empty());
     *setup.peers.others[0].manner.lock() = Manner::Honest;
-    assert!(setup.auditor.has_returned(&setup.silent).await);
+    assert_eq!(setup.auditor.returned(&setup.silent).await, [id_of(0)]);
     setup.end().await;
 }

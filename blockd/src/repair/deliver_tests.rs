@@ -1,16 +1,8 @@
 //! Rounds of one daemon that hands off what owners missed.
 
 use super::handoff::Handoff;
-use super::healer::{Healer, References};
-use super::progress::Progress;
+use super::healer::Healer;
 use super::test_peers::{ME, Manner, Peers, block, id_of};
-use super::throttle::{Activity, Throttle};
-use crate::config::Rates;
-use crate::heartbeat::Metads;
-use crate::layouts::Layouts;
-use crate::metrics::Metrics;
-use crate::stamps::Stamps;
-use crate::store::{Store, StoreOptions};
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,30 +17,15 @@ struct Setup {
 impl Setup {
     fn new<const N: usize>(manners: [Manner; N]) -> Self {
         let peers = Peers::start(manners);
-        let options = StoreOptions { segment_bytes: 8 << 20, reserve_bytes: 0 };
-        let (layouts, handoff) = (Arc::new(Layouts::default()), Arc::new(Handoff::default()));
-        layouts.learn(peers.layout.clone());
-        let healer = Healer {
-            id: ME,
-            store: Arc::new(Store::open(peers.dir.path(), options).unwrap()),
-            stamps: Arc::new(Stamps::default()),
-            layouts,
-            endpoint: peers.endpoint.clone(),
-            references: References::Metads(Metads::new(peers.endpoint.clone(), vec![peers.metad_addr])),
-            activity: Arc::new(Activity::default()),
-            throttle: Throttle::new(Rates { idle: 0, busy: 0 }),
-            progress: Arc::new(Progress::default()),
-            handoff: handoff.clone(),
-            metrics: Arc::new(Metrics::default()),
-            compare_every: Duration::from_secs(600),
-        };
+        let healer = peers.healer();
+        let handoff = healer.handoff.clone();
         Self { peers, healer, handoff }
     }
 
     /// A block that is here; with `referenced`, something refers to it.
     async fn put(&self, number: u8, referenced: bool) -> (BlockHash, Bytes) {
         let (hash, bytes) = block(number);
-        self.healer.stamps.renew(hash).await;
+        drop(self.healer.stamps.begin_put(hash).await);
         self.healer.store.put(hash, bytes.clone()).await.unwrap();
         if referenced {
             self.peers.metad.referenced.lock().insert(hash);

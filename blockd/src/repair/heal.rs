@@ -4,36 +4,57 @@
 //! One task does all of that, so nothing is given back while a pass counts on it. A pass runs at each change of the
 //! layout, again a moment later when it was incomplete, and from time to time. It ends early when the layout
 //! changes, but only after the step under way: no drop is left half done.
+//!
+//! A source that is silent, slow, or lists what it does not send is left to the next pass ([`Patience`]), so it holds up
+//! nothing that others have. What it says of lengths is not believed either.
 
 use super::duties::Duties;
-use super::fetch::fetch;
+use super::fetch::{Fetched, fetch};
 use super::healer::{Failed, Healer, PAGE_NAMES};
 use super::pass::{Pass, Step};
+use super::patience::Patience;
 use futures::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wire::ids::{BlockHash, BlockdId};
 use wire::layout::Layout;
 use wire::message::block::{BlockReply, BlockRequest};
+use wire::retry::Backoff;
 
 /// Blocks fetched at once: enough to hide a round trip, few enough to leave the disk to others.
 const FETCHES_MAX: usize = 4;
-/// Time until the next pass after an incomplete one: a daemon that does not answer may be down, or behind by a
-/// heartbeat.
+/// First and longest time until the next pass after an incomplete one: a daemon that does not answer may be down, or
+/// behind by a heartbeat.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Time until copies that belong elsewhere, and could not be given back, are tried again.
 const GIVE_BACK_PAUSE: Duration = Duration::from_secs(3);
+
+/// Why a source is left to the next pass.
+const TOO_SLOW: &str = "it takes too long for what it sends";
 
 /// Heals until cancelled.
 pub async fn run(mut healer: Healer, stop: CancellationToken) {
     let mut layouts = healer.layouts.watch();
+    let first = Backoff::new(RETRY_PAUSE, RETRY_PAUSE_MAX);
+    let (mut retries, mut epoch) = (first.clone(), None);
     loop {
         let layout = layouts.borrow_and_update().clone();
+        if epoch.replace(layout.epoch) != Some(layout.epoch) {
+            retries = first.clone();
+        }
         let mut pause = healer.compare_every;
         if layout.member(&healer.id).is_some() {
             let Some(until_next) = stop.run_until_cancelled(healer.heal(&layout)).await else { return };
-            pause = until_next;
+            pause = match until_next {
+                Some(pause) => {
+                    retries = first.clone();
+                    pause
+                }
+                None => retries.delay(),
+            };
         }
         let next = tokio::time::Instant::now() + pause;
         loop {
@@ -58,29 +79,29 @@ pub async fn run(mut healer: Healer, stop: CancellationToken) {
 }
 
 impl Healer {
-    /// Runs one pass, and gives back copies after it. Returns the time until the next one.
-    async fn heal(&mut self, layout: &Layout) -> Duration {
+    /// Runs one pass, and gives back copies after it. Returns the time until the next one; `None` when it was incomplete.
+    async fn heal(&mut self, layout: &Layout) -> Option<Duration> {
         let duties = Arc::new(Duties::of(layout, &self.id));
         self.progress.begin(duties.clone());
         if !self.pass(layout, &duties).await {
-            return RETRY_PAUSE;
+            return None;
         }
         self.progress.done(duties.placement);
         if !duties.is_final {
             // The final layout arrives by itself.
-            return self.compare_every;
+            return Some(self.compare_every);
         }
         let empty = self.give_back(layout, &duties).await;
         if self.store.has_failed() {
             // It has sent what owners lacked. It does not drop what it has, and is not empty.
-            return self.compare_every;
+            return Some(self.compare_every);
         }
         self.progress.set_empty(empty);
-        if empty { self.compare_every } else { GIVE_BACK_PAUSE }
+        Some(if empty { self.compare_every } else { GIVE_BACK_PAUSE })
     }
 
-    async fn pass(&mut self, layout: &Layout, duties: &Duties) -> bool {
-        let mut pass = Pass::new(duties);
+    pub(super) async fn pass(&mut self, layout: &Layout, duties: &Duties) -> bool {
+        let (mut pass, mut patience) = (Pass::new(duties), Patience::default());
         loop {
             if self.layouts.newest().epoch != duties.epoch {
                 return false;
@@ -90,7 +111,7 @@ impl Healer {
                 Step::End { complete } => return complete,
                 Step::Compare { source, spans } => {
                     let request = BlockRequest::Digests { epoch: duties.epoch, spans: spans.clone() };
-                    match self.ask(layout, &source, &request).await {
+                    match self.ask_in_time(layout, source, &request, &mut patience).await {
                         Ok(BlockReply::Digests(theirs)) => {
                             pass.compared(&self.store.digests(&spans), &theirs);
                             Ok(())
@@ -100,7 +121,7 @@ impl Healer {
                 }
                 Step::List { source, from, last } => {
                     let request = BlockRequest::List { from, last, limit: PAGE_NAMES };
-                    match self.ask(layout, &source, &request).await {
+                    match self.ask_in_time(layout, source, &request, &mut patience).await {
                         Ok(BlockReply::Blocks(page)) => {
                             self.note_absent(layout, source, (from, last), &page);
                             pass.listed(&page, page.len() < PAGE_NAMES as usize, |hash| self.store.contains(hash));
@@ -109,7 +130,9 @@ impl Healer {
                         other => Err(unexpected(other)),
                     }
                 }
-                Step::Fetch { source, blocks } => self.fetch_all(layout, source, blocks, &mut pass).await,
+                Step::Fetch { source, blocks } => {
+                    self.fetch_all(layout, (source, blocks), &mut pass, &mut patience).await
+                }
             };
             if let Err(reason) = outcome {
                 tracing::debug!(reason, "a step of repair was not done");
@@ -119,13 +142,25 @@ impl Healer {
         }
     }
 
+    async fn ask_in_time(
+        &self,
+        layout: &Layout,
+        source: BlockdId,
+        request: &BlockRequest,
+        patience: &mut Patience,
+    ) -> Result<BlockReply, Failed> {
+        let begun = Instant::now();
+        let answer = self.ask(layout, &source, request).await;
+        if patience.answered(source, begun.elapsed()) { answer } else { Err(TOO_SLOW.to_owned()) }
+    }
+
     /// Fetches those blocks that something refers to. Unreferenced blocks are not brought back (I10).
     async fn fetch_all(
         &mut self,
         layout: &Layout,
-        source: BlockdId,
-        blocks: Vec<(BlockHash, u32)>,
+        (source, blocks): (BlockdId, Vec<(BlockHash, u32)>),
         pass: &mut Pass,
+        patience: &mut Patience,
     ) -> Result<(), Failed> {
         let hashes: Vec<BlockHash> = blocks.iter().map(|(hash, _)| *hash).collect();
         let unreferenced = self.unreferenced(&hashes).await?;
@@ -137,26 +172,37 @@ impl Healer {
         let mut fetching = futures::stream::iter(wanted)
             .map(|(hash, len)| {
                 let endpoint = endpoint.clone();
-                async move { (hash, len, fetch(&endpoint, addr, hash, epoch).await.good()) }
+                async move { (hash, len, fetch(&endpoint, addr, hash, epoch).await) }
             })
             .buffer_unordered(FETCHES_MAX);
         let mut all_here = true;
-        while let Some((hash, len, fetched)) = fetching.next().await {
+        loop {
+            let begun = Instant::now();
+            let Some((hash, listed_len, fetched)) = fetching.next().await else { break };
+            if !patience.waited(source, begun.elapsed()) {
+                return Err(TOO_SLOW.to_owned());
+            }
             let stored = match fetched {
-                Some(block) => match self.store.put(hash, block).await {
-                    Err(error) if error.is_no_space() => return Err(error.to_string()),
-                    stored => stored.map_err(|error| error.to_string()),
-                },
-                None => Err("no good copy came".to_owned()),
+                Fetched::Good(block) => {
+                    let len = block.len();
+                    patience.came(source, len);
+                    match self.store.put(hash, block).await {
+                        Err(error) if error.is_no_space() => return Err(error.to_string()),
+                        stored => stored.map(|_| len as u64).map_err(|error| error.to_string()),
+                    }
+                }
+                Fetched::Nothing => Err("no good copy came".to_owned()),
+                // It would not answer for the others either.
+                Fetched::NoAnswer => return Err("it does not send what it lists".to_owned()),
             };
             match stored {
-                Ok(_) => {
+                Ok(len) => {
                     self.metrics.healed.add(1);
-                    self.metrics.healed_bytes.add(u64::from(len));
-                    self.progress.copied(u64::from(len));
-                    pass.came(&hash, len);
+                    self.metrics.healed_bytes.add(len);
+                    self.progress.copied(len);
+                    pass.came(&hash, listed_len);
                     self.progress.lacks(pass.lacking());
-                    self.throttle.spend(u64::from(len), &self.activity).await;
+                    self.throttle.spend(len, &self.activity).await;
                 }
                 Err(reason) => {
                     tracing::debug!(%hash, reason, "a block that is owed could not be copied");

@@ -1,7 +1,8 @@
 //! Blocks that an audit did not find, and what is known of each. Pure.
 //!
 //! A block counts once it was not found twice: a daemon may just have been too busy to answer, or behind by a
-//! heartbeat. From then on it counts until it is here, nothing refers to it any more, or another daemon has served it.
+//! heartbeat. From then on it counts until it is here, nothing refers to it any more, or another daemon has sent it.
+//! That a daemon says it has the block is not enough: it is remembered until it is here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
@@ -9,13 +10,15 @@ use wire::ids::BlockHash;
 
 /// Blocks that are remembered by name.
 const REMEMBERED_MAX: usize = 65_536;
+/// As many of them as others say they have: these leave room for those that nobody has.
+const COMING_MAX: usize = REMEMBERED_MAX / 4;
 
 /// What a search for blocks has found, as far as this daemon counts them.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Found {
     /// Nobody who answers has them.
     pub absent: BTreeSet<BlockHash>,
-    /// Another daemon serves them, and they are being fetched.
+    /// Another daemon says that it has them. They are to be fetched.
     pub coming: BTreeSet<BlockHash>,
 }
 
@@ -25,7 +28,7 @@ enum State {
     Suspected,
     /// Not found twice.
     Counted,
-    /// Found elsewhere, and not here yet.
+    /// Another daemon says that it has it, and it is not here yet.
     Coming,
 }
 
@@ -41,6 +44,8 @@ pub struct Missing {
     more_counted: u64,
     /// The last name that was sampled.
     sampled: Option<BlockHash>,
+    /// The same among those about which the next search decides.
+    undecided_sampled: Option<BlockHash>,
 }
 
 impl Missing {
@@ -57,10 +62,13 @@ impl Missing {
         let news = found.absent.iter().chain(&found.coming).filter(|hash| !self.names.contains_key(hash));
         let news: Vec<BlockHash> = news.copied().collect();
         before.iter().for_each(|hash| self.judge(*hash, found, confirms));
+        let mut coming = self.names.values().filter(|state| **state == State::Coming).count();
         for hash in news {
-            if self.names.len() < REMEMBERED_MAX {
+            let is_absent = found.absent.contains(&hash);
+            if self.names.len() < REMEMBERED_MAX && (is_absent || coming < COMING_MAX) {
+                coming += usize::from(!is_absent);
                 self.judge(hash, found, confirms);
-            } else if found.absent.contains(&hash) {
+            } else if is_absent {
                 self.more += 1;
             }
         }
@@ -80,11 +88,12 @@ impl Missing {
     }
 
     fn judge(&mut self, hash: BlockHash, found: &Found, confirms: bool) {
+        let is_coming = found.coming.contains(&hash);
         let state = match (self.names.get(&hash), found.absent.contains(&hash)) {
-            (Some(State::Counted), true) => State::Counted,
+            (Some(State::Counted), is_absent) if is_absent || is_coming => State::Counted,
             (Some(State::Suspected), true) if confirms => State::Counted,
             (_, true) => State::Suspected,
-            (_, false) if found.coming.contains(&hash) => State::Coming,
+            (_, false) if is_coming => State::Coming,
             (_, false) => {
                 self.names.remove(&hash);
                 return;
@@ -100,19 +109,29 @@ impl Missing {
         self.names.len() < before
     }
 
-    /// Returns some names to look for: mostly those about which the next search decides, then the others in turn.
+    /// Returns some names to look for: mostly of those about which the next search decides, then of all. Both take
+    /// turns.
     pub fn sample(&mut self, max: usize) -> Vec<BlockHash> {
-        let undecided = self.names.iter().filter(|(_, state)| **state != State::Counted).map(|(hash, _)| *hash);
-        let mut sample: Vec<BlockHash> = undecided.take(max - max / 4).collect();
+        let mut sample = self.behind(self.undecided_sampled, max - max / 4, |_, state| state != State::Counted);
+        self.undecided_sampled = sample.last().copied().or(self.undecided_sampled);
         let chosen: BTreeSet<BlockHash> = sample.iter().copied().collect();
-        let from = self.sampled.map_or(Unbounded, Excluded);
-        let behind = self.names.range((from, Unbounded));
-        let before = self.names.iter().take_while(|(hash, _)| Some(**hash) <= self.sampled);
-        let turns = behind.chain(before).map(|(hash, _)| *hash).filter(|hash| !chosen.contains(hash));
-        let turn: Vec<BlockHash> = turns.take(max - sample.len()).collect();
+        let turn = self.behind(self.sampled, max - sample.len(), |hash, _| !chosen.contains(hash));
         self.sampled = turn.last().copied().or(self.sampled);
         sample.extend(turn);
         sample
+    }
+
+    /// The next of these names behind the last one, then those before it.
+    fn behind(
+        &self,
+        last: Option<BlockHash>,
+        max: usize,
+        is_one: impl Fn(&BlockHash, State) -> bool,
+    ) -> Vec<BlockHash> {
+        let behind = self.names.range((last.map_or(Unbounded, Excluded), Unbounded));
+        let before = self.names.iter().take_while(|(hash, _)| Some(**hash) <= last);
+        let names = behind.chain(before).filter(|(hash, state)| is_one(hash, **state));
+        names.map(|(hash, _)| *hash).take(max).collect()
     }
 
     /// Blocks that count as missing.
@@ -127,10 +146,10 @@ impl Missing {
         self.names.len()
     }
 
-    /// Blocks about which the next search decides.
+    /// Blocks that were not found once.
     #[must_use]
-    pub fn undecided(&self) -> usize {
-        self.names.values().filter(|state| **state != State::Counted).count()
+    pub fn suspected(&self) -> usize {
+        self.names.values().filter(|state| **state == State::Suspected).count()
     }
 }
 
@@ -156,7 +175,7 @@ mod tests {
         missing.begin(|_| true);
         missing.take_page(ALL, &absent([1, 2]), true);
         missing.end();
-        assert_eq!((missing.count(), missing.undecided()), (0, 2));
+        assert_eq!((missing.count(), missing.suspected()), (0, 2));
         assert!(!missing.take_sample(&[hash(1), hash(2)], &absent([1, 2]), false), "somebody was behind");
         assert_eq!(missing.count(), 0);
         assert!(missing.take_sample(&[hash(1), hash(2)], &absent([1]), true));
@@ -184,10 +203,25 @@ mod tests {
         let mut missing = Missing::default();
         let coming = Found { coming: [hash(1)].into(), ..Found::default() };
         missing.take_page(ALL, &coming, true);
-        assert_eq!((missing.count(), missing.undecided()), (0, 1));
+        assert_eq!((missing.count(), missing.names()), (0, 1));
         missing.take_sample(&[hash(1)], &absent([1]), true);
         missing.take_sample(&[hash(1)], &absent([1]), true);
         assert_eq!(missing.count(), 1);
+        missing.take_page(ALL, &coming, true);
+        assert_eq!(missing.count(), 1, "that somebody says so is not enough");
+        missing.take_page(ALL, &Found::default(), true);
+        assert_eq!(missing.count(), 0, "it was sent, or nothing refers to it");
+    }
+
+    #[test]
+    fn blocks_that_others_say_they_have_leave_room_for_those_that_nobody_has() {
+        let mut missing = Missing::default();
+        let many = REMEMBERED_MAX as u32;
+        let found = Found { absent: [hash(2 * many)].into(), coming: (0..many).map(hash).collect() };
+        missing.take_page(ALL, &found, true);
+        assert_eq!((missing.names(), missing.suspected()), (COMING_MAX + 1, 1));
+        let (first, second) = (missing.sample(64), missing.sample(64));
+        assert!(first[..48].iter().all(|hash| !second.contains(hash)), "each is looked for in its turn");
     }
 
     #[test]

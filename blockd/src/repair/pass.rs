@@ -221,8 +221,9 @@ impl Pass {
     #[must_use]
     pub fn lacking(&self) -> Lacking {
         self.lacking.values().fold(Lacking::default(), |sum, one| Lacking {
-            blocks: sum.blocks + one.blocks,
-            bytes: sum.bytes + one.bytes,
+            // Daemons may report any figures.
+            blocks: sum.blocks.saturating_add(one.blocks),
+            bytes: sum.bytes.saturating_add(one.bytes),
         })
     }
 
@@ -244,6 +245,17 @@ fn pieces(span: Span) -> impl Iterator<Item = Span> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn figures_of_a_source_do_not_overflow() {
+        let spans = [0, 100].map(|first| Span { first: Point(first), last: Point(first + 99) }).to_vec();
+        let duties = Duties { sources: [(BlockdId([1; 16]), spans)].into(), ..Duties::default() };
+        let mut pass = Pass::new(&duties);
+        assert!(matches!(pass.step(), Step::Compare { .. }));
+        let endless = Digest { count: u64::MAX, bytes: u64::MAX, sum: 1 };
+        pass.compared(&[Digest::default(); 2], &[endless; 2]);
+        assert_eq!(pass.lacking(), Lacking { blocks: u64::MAX, bytes: u64::MAX });
+    }
 
     #[test]
     fn pieces_cover_a_span_once() {

@@ -2,9 +2,11 @@
 //! check or an audit misses is fetched.
 //!
 //! There is one task with two bounded queues, one for each kind: neither waits for the other. A block waits once in each.
-//! When a queue is full the block is left out: the next read, scrub or audit finds it again.
+//! When a queue is full the block is left out: the next read, scrub or audit finds it again. The daemons that are said
+//! to have copies have queues of their own, and take turns ([`super::absent`]): one that sends nothing holds up no other.
 
-use super::claims::Claims;
+use super::absent::{Absent, Wanted};
+use super::claims::{Answer, Claims};
 use super::fetch::{Fetched, fetch};
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
@@ -20,59 +22,59 @@ use wire::ids::{BlockHash, BlockdId};
 use wire::layout::ring::Ring;
 use wire::quic::Endpoint;
 
-/// Most copies that wait in one queue.
+/// Most damaged copies that wait.
 const QUEUE_MAX: usize = 1024;
 /// Copies that are fetched at once for one queue: a daemon that sends slowly must not keep the others waiting.
 const FETCHES_MAX: usize = 4;
+/// The same for copies that are missing, from all daemons together.
+const ABSENT_FETCHES_MAX: usize = 8;
 
 /// Passes copies that are wanted to the repairing task.
 #[derive(Clone)]
 pub struct RepairQueue {
     damaged: Lane,
-    absent: Lane,
+    absent: Arc<Absent>,
 }
 
 /// The other end of a [`RepairQueue`], for [`run`].
 pub struct Wants {
-    damaged: mpsc::Receiver<Wanted>,
-    absent: mpsc::Receiver<Wanted>,
+    damaged: mpsc::Receiver<Damaged>,
+    absent: Arc<Absent>,
 }
 
-/// One of the queues.
+/// The queue of damaged copies.
 #[derive(Clone)]
 struct Lane {
-    sender: mpsc::Sender<Wanted>,
+    sender: mpsc::Sender<Damaged>,
     /// Blocks that wait, or are being fetched.
     waiting: Arc<Mutex<HashSet<BlockHash>>>,
 }
 
-/// A copy that is wanted. As long as it lives, the block is not taken again.
-struct Wanted {
+/// A copy that is to be replaced. As long as it lives, the block is not taken again.
+struct Damaged {
     hash: BlockHash,
-    /// A daemon with a copy, though it may not belong there.
-    from: Option<BlockdId>,
     waiting: Arc<Mutex<HashSet<BlockHash>>>,
 }
 
-impl Drop for Wanted {
+impl Drop for Damaged {
     fn drop(&mut self) {
         self.waiting.lock().remove(&self.hash);
     }
 }
 
 impl Lane {
-    fn new() -> (Self, mpsc::Receiver<Wanted>) {
+    fn new() -> (Self, mpsc::Receiver<Damaged>) {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
         (Self { sender, waiting: Arc::default() }, receiver)
     }
 
     /// Returns false when too many wait.
-    fn push(&self, hash: BlockHash, from: Option<BlockdId>) -> bool {
+    fn push(&self, hash: BlockHash) -> bool {
         if !self.waiting.lock().insert(hash) {
             return true;
         }
         // What is not taken is dropped, and does not wait any more.
-        self.sender.try_send(Wanted { hash, from, waiting: self.waiting.clone() }).is_ok()
+        self.sender.try_send(Damaged { hash, waiting: self.waiting.clone() }).is_ok()
     }
 }
 
@@ -80,21 +82,21 @@ impl RepairQueue {
     /// The queue, and its other end.
     #[must_use]
     pub fn new() -> (Self, Wants) {
-        let ((damaged, damaged_end), (absent, absent_end)) = (Lane::new(), Lane::new());
-        (Self { damaged, absent }, Wants { damaged: damaged_end, absent: absent_end })
+        let ((damaged, damaged_end), absent) = (Lane::new(), Arc::<Absent>::default());
+        (Self { damaged, absent: absent.clone() }, Wants { damaged: damaged_end, absent })
     }
 
     /// Asks for a corrupt copy to be replaced.
     pub fn push(&self, hash: BlockHash) {
-        if !self.damaged.push(hash, None) {
+        if !self.damaged.push(hash) {
             tracing::debug!(%hash, "too many repairs wait: this one is left to the next scrub");
         }
     }
 
-    /// Asks for a copy that is missing here. Returns false when too many wait.
+    /// Asks for a copy that is missing here, and that this daemon is said to have. Returns false when too many wait.
     #[must_use]
     pub fn fetch(&self, hash: BlockHash, from: BlockdId) -> bool {
-        self.absent.push(hash, Some(from))
+        self.absent.push(hash, from)
     }
 }
 
@@ -116,26 +118,66 @@ pub struct Repairer {
 
 /// Repairs what is queued until cancelled.
 pub async fn run(repairer: Repairer, wants: Wants, stop: CancellationToken) {
-    let repairing = async { tokio::join!(repair_all(&repairer, wants.damaged), repair_all(&repairer, wants.absent)) };
+    let Wants { damaged, absent } = wants;
+    let repairing = async { tokio::join!(replace_all(&repairer, damaged), supply_all(&repairer, absent)) };
     let _ = stop.run_until_cancelled(repairing).await;
 }
 
-async fn repair_all(repairer: &Repairer, mut queue: mpsc::Receiver<Wanted>) {
-    let wanted = futures::stream::poll_fn(|context| queue.poll_recv(context));
-    wanted.for_each_concurrent(FETCHES_MAX, |wanted| repairer.repair(wanted)).await;
+async fn replace_all(repairer: &Repairer, mut damaged: mpsc::Receiver<Damaged>) {
+    let damaged = futures::stream::poll_fn(|context| damaged.poll_recv(context));
+    damaged.for_each_concurrent(FETCHES_MAX, |damaged| repairer.replace(damaged)).await;
+}
+
+async fn supply_all(repairer: &Repairer, absent: Arc<Absent>) {
+    let wanted = futures::stream::unfold(absent, |absent| async move {
+        let wanted = absent.next().await;
+        Some((wanted, absent))
+    });
+    wanted.for_each_concurrent(ABSENT_FETCHES_MAX, |wanted| repairer.supply(wanted)).await;
 }
 
 impl Repairer {
-    async fn repair(&self, wanted: Wanted) {
+    async fn replace(&self, damaged: Damaged) {
+        match self.fetch_from_owners(damaged.hash, None).await {
+            Some(block) => self.store(damaged.hash, block).await,
+            None => nowhere(&damaged.hash),
+        }
+    }
+
+    async fn supply(&self, wanted: Wanted) {
         let hash = wanted.hash;
         // What is wanted because it is owed may belong elsewhere by now. It would lie here until the next comparison.
-        if wanted.from.is_some() && !self.wants(&hash) {
+        if !self.wants(&hash) {
             return;
         }
-        let Some(block) = self.fetch(hash, wanted.from).await else {
-            tracing::warn!(%hash, "a copy cannot be repaired now: no other daemon has a good one");
-            return;
-        };
+        let mut fetched = None;
+        let layout = self.layouts.newest();
+        if let Some(claimant) = layout.member(&wanted.from) {
+            let answer = match fetch(&self.endpoint, claimant.addr, hash, layout.epoch).await {
+                Fetched::Good(block) => {
+                    fetched = Some(block);
+                    Answer::Sent
+                }
+                Fetched::Nothing => Answer::Refused,
+                Fetched::NoAnswer => {
+                    // It would not answer for the others either. The next audit asks it again.
+                    wanted.forget_source();
+                    Answer::Nothing
+                }
+            };
+            self.claims.note(wanted.from, hash, answer);
+        }
+        if fetched.is_none() {
+            fetched = self.fetch_from_owners(hash, Some(wanted.from)).await;
+        }
+        match fetched {
+            Some(_) if self.store.is_full() => self.claims.note_elsewhere(hash),
+            Some(block) => self.store(hash, block).await,
+            None => nowhere(&hash),
+        }
+    }
+
+    async fn store(&self, hash: BlockHash, block: Bytes) {
         match self.store.put(hash, block).await {
             Ok(_) => {
                 self.metrics.repaired.add(1);
@@ -147,29 +189,18 @@ impl Repairer {
 
     fn wants(&self, hash: &BlockHash) -> bool {
         let owns = || self.layouts.newest().owners(hash).iter().any(|owner| owner.id == self.id);
-        !self.store.contains(hash) && !self.store.is_full() && owns()
+        !self.store.contains(hash) && owns()
     }
 
-    /// Fetches a good copy from that daemon, or from any other owner, in the present layout or one that is not final.
-    async fn fetch(&self, hash: BlockHash, from: Option<BlockdId>) -> Option<Bytes> {
+    /// Fetches a good copy from any other owner, in the present layout or one that is not final.
+    async fn fetch_from_owners(&self, hash: BlockHash, but: Option<BlockdId>) -> Option<Bytes> {
         let layout = self.layouts.newest();
-        if let Some(claimant) = from.and_then(|id| layout.member(&id)) {
-            match fetch(&self.endpoint, claimant.addr, hash, layout.epoch).await {
-                Fetched::Good(block) => {
-                    self.claims.note(claimant.id, hash, true);
-                    return Some(block);
-                }
-                Fetched::Nothing => self.claims.note(claimant.id, hash, false),
-                // It may be starting, or busy: that is no lie.
-                Fetched::NoAnswer => {}
-            }
-        }
         let ring = Ring::new(&layout);
         let mut owners = ring.owners(hash.point());
         let older = ring.older_owners(hash.point());
         owners.extend(older);
         let owners = owners.into_iter().map(|index| &layout.members[index]);
-        let mut asked: Vec<BlockdId> = from.into_iter().chain([self.id]).collect();
+        let mut asked: Vec<BlockdId> = but.into_iter().chain([self.id]).collect();
         for owner in owners {
             if asked.contains(&owner.id) {
                 continue;
@@ -181,6 +212,10 @@ impl Repairer {
         }
         None
     }
+}
+
+fn nowhere(hash: &BlockHash) {
+    tracing::warn!(%hash, "a copy cannot be repaired now: no other daemon has a good one");
 }
 
 #[cfg(test)]
@@ -195,17 +230,13 @@ mod tests {
     fn neither_kind_of_copy_fills_the_queue_of_the_other_and_none_waits_twice() {
         let (queue, mut ends) = RepairQueue::new();
         let from = BlockdId([1; 16]);
-        (0..QUEUE_MAX as u16).for_each(|number| assert!(queue.fetch(hash(number), from)));
-        assert!(!queue.fetch(hash(u16::MAX), from), "the queue is full");
-        assert!(queue.fetch(hash(0), from), "it waits already");
+        assert!((0..QUEUE_MAX as u16).any(|number| !queue.fetch(hash(number), from)), "the queue is full");
+        (0..QUEUE_MAX as u16).for_each(|number| queue.push(hash(number)));
         queue.push(hash(0));
-        queue.push(hash(0));
-        assert_eq!(ends.damaged.len(), 1);
-        drop(ends.absent.try_recv().unwrap());
-        assert!(queue.fetch(hash(u16::MAX), from), "there is room again");
-        assert_eq!(ends.absent.len(), QUEUE_MAX);
+        queue.push(hash(u16::MAX));
+        assert_eq!(ends.damaged.len(), QUEUE_MAX);
         drop(ends.damaged.try_recv().unwrap());
         queue.push(hash(0));
-        assert_eq!(ends.damaged.len(), 1, "it was damaged once more");
+        assert_eq!(ends.damaged.len(), QUEUE_MAX, "it was damaged once more");
     }
 }

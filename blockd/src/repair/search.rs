@@ -2,15 +2,16 @@
 //! the others, and then counts as silent for the rest of the audit. Nobody is asked without a bound of time.
 //!
 //! A daemon's word that it has a block is checked: it has to serve the block's first byte. Where it names many, some are
-//! checked, and the others are believed if it serves all of those. Whoever could not send a block ([`Claims`]) is not
-//! believed again.
+//! checked, and the others are asked for elsewhere only if it does not serve all of those. No claim is believed for
+//! good before the block was sent: blocks are fetched in turns from all who say that they have some, and whoever could
+//! not send one ([`Claims`]) is not believed again.
 
 use super::claims::Claims;
 use super::missing::Found;
 use super::probe::{NoAnswer, Readable, probe, readable};
 use super::read_repair::RepairQueue;
 use crate::store::Store;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -23,16 +24,18 @@ use wire::quic::Endpoint;
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long it may take when it is asked once more.
 const ASK_AGAIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long all of a daemon's answers to one audit may take if it takes [`SLOW_ANSWER`] for each.
-const MEMBER_TIME: Duration = Duration::from_secs(30);
-/// An answer that takes longer is slow: most take milliseconds.
-const SLOW_ANSWER: Duration = Duration::from_secs(1);
+/// How long all of a daemon's answers to one audit may take, beyond [`ANSWER_TIME`] for each.
+const MEMBER_TIME: Duration = Duration::from_secs(10);
+/// Most answers take milliseconds.
+const ANSWER_TIME: Duration = Duration::from_millis(100);
 /// Before a daemon that gave no answer is asked once more: one that is behind asks metad meanwhile.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Claims of a daemon that are checked because of one page at most.
 const CHECKED_MAX: usize = 64;
 /// Blocks that are fetched because of one page at most. Comparing with others copies more, at a rate of its own.
-const FETCHED_MAX: usize = 64;
+pub(super) const FETCHED_MAX: usize = 64;
+/// The same while comparing goes on, or there is no room: enough to see who does not have what it says.
+pub(super) const FETCHED_TO_CHECK: usize = 8;
 
 /// How each other daemon has answered during one audit.
 #[derive(Default)]
@@ -45,8 +48,8 @@ pub struct Voices {
 #[derive(Default)]
 struct Voice {
     failures: u8,
-    questions: u32,
-    spent: Duration,
+    /// Time that its answers took beyond what they may.
+    excess: Duration,
     /// Why it is not asked any more.
     unheard: Option<NoAnswer>,
     /// It has not said all that it was asked, or is unheard though it should answer.
@@ -54,11 +57,11 @@ struct Voice {
 }
 
 impl Voice {
-    /// Notes how long an answer took. Whoever takes long each time is not asked any more.
+    /// Notes how long an answer took. Whoever takes long too often is not asked any more, so all of its answers to an
+    /// audit hold that up by little more than the audit takes anyway.
     fn took(&mut self, time: Duration) {
-        self.questions += 1;
-        self.spent += time;
-        if self.spent > MEMBER_TIME && self.spent / self.questions > SLOW_ANSWER {
+        self.excess = self.excess.saturating_add(time.saturating_sub(ANSWER_TIME));
+        if self.excess > MEMBER_TIME {
             (self.unheard, self.is_partial) = (Some(NoAnswer::Slow), true);
         }
     }
@@ -102,11 +105,14 @@ struct Held {
     is_partial: bool,
 }
 
+/// A daemon's word that it has a block.
+type Claim = (BlockdId, BlockHash);
+
 /// What all daemons said together.
 #[derive(Default)]
 struct Said {
-    proven: Vec<(BlockdId, BlockHash)>,
-    unproven: BTreeSet<(BlockdId, BlockHash)>,
+    proven: Vec<Claim>,
+    unproven: BTreeSet<Claim>,
 }
 
 /// What looking for blocks needs.
@@ -124,12 +130,20 @@ pub struct Search {
 }
 
 impl Search {
-    /// Looks for blocks that this daemon owes. With `fetches`, what others have is fetched.
-    pub async fn look_for(&self, layout: &Layout, hashes: &[BlockHash], voices: &mut Voices, fetches: bool) -> Found {
+    /// Looks for blocks that this daemon owes, and has some that others have fetched, at most `fetched_max` of those
+    /// that are believed and as many of the others.
+    pub async fn look_for(
+        &self,
+        layout: &Layout,
+        hashes: &[BlockHash],
+        voices: &mut Voices,
+        fetched_max: usize,
+    ) -> Found {
         let mut absent: BTreeSet<BlockHash> =
             hashes.iter().filter(|hash| !self.store.contains(hash)).copied().collect();
         let said = self.ask_all(layout, &mut absent, voices).await;
-        let coming = if fetches { self.fetch(&said, &absent) } else { BTreeSet::new() };
+        self.fetch(&said, &absent, fetched_max);
+        let coming = said.proven.iter().map(|(_, hash)| *hash).filter(|hash| self.is_wanted(hash)).collect();
         let ring = Ring::new(layout);
         // Of the owners that answer, the first counts a block: the sum over all daemons counts each once. One that says
         // that it has the block does not count it.
@@ -187,17 +201,24 @@ impl Search {
         said
     }
 
-    /// Has blocks fetched that others have. Returns those that will come.
-    fn fetch(&self, said: &Said, absent: &BTreeSet<BlockHash>) -> BTreeSet<BlockHash> {
-        // When too many wait, the next audit finds them again.
-        let is_queued = |(from, hash): &&(BlockdId, BlockHash)| self.repairs.fetch(*hash, *from);
-        let coming = said.proven.iter().take(FETCHED_MAX).filter(is_queued).map(|(_, hash)| *hash).collect();
+    /// Without room, it is enough that another daemon has once sent the block.
+    fn is_wanted(&self, hash: &BlockHash) -> bool {
+        !(self.store.is_full() && self.claims.is_elsewhere(hash))
+    }
+
+    /// Has blocks fetched that others say they have. When too many wait, the next search finds them again.
+    fn fetch(&self, said: &Said, absent: &BTreeSet<BlockHash>, max: usize) {
+        let believed = said.proven.iter().filter(|(_, hash)| self.is_wanted(hash));
         // Whoever is not believed may have had no time: if it sends the block all the same, the block is found.
-        let doubtful = said.unproven.iter().filter(|(id, hash)| absent.contains(hash) && !self.claims.is_liar(id));
-        doubtful.take(FETCHED_MAX).for_each(|wanted| {
-            let _ = is_queued(&wanted);
-        });
-        coming
+        let (liars, doubtful): (Vec<_>, Vec<_>) =
+            said.unproven.iter().filter(|(_, hash)| absent.contains(hash)).partition(|(id, _)| self.claims.is_liar(id));
+        // One block is enough to see whether a liar has mended its ways.
+        let mut once = BTreeSet::new();
+        let again = in_turns(liars.into_iter(), max).into_iter().filter(|(id, _)| once.insert(*id));
+        let wanted = in_turns(believed, max).into_iter().chain(in_turns(doubtful.into_iter(), max)).chain(again);
+        for (from, hash) in wanted {
+            let _ = self.repairs.fetch(hash, from);
+        }
     }
 
     /// Those of the blocks that another daemon has.
@@ -234,9 +255,66 @@ impl Search {
     }
 }
 
+/// Up to `max` of these claims. Daemons take turns, and the first one is any of them, as is the first block of each: none
+/// can fill the places of the others.
+fn in_turns<'a>(claims: impl Iterator<Item = &'a Claim>, max: usize) -> Vec<Claim> {
+    let mut by_daemon: HashMap<BlockdId, VecDeque<BlockHash>> = HashMap::new();
+    for (id, hash) in claims {
+        by_daemon.entry(*id).or_default().push_back(*hash);
+    }
+    let mut daemons: Vec<_> = by_daemon.into_iter().collect();
+    let any = |len: usize| (wire::chance::number() % len.max(1) as u64) as usize;
+    daemons.sort_unstable_by_key(|(id, _)| *id);
+    let first = any(daemons.len());
+    daemons.rotate_left(first);
+    for (_, hashes) in &mut daemons {
+        hashes.rotate_left(any(hashes.len()));
+    }
+    let mut chosen = Vec::new();
+    while chosen.len() < max && !daemons.is_empty() {
+        chosen.extend(daemons.iter_mut().filter_map(|(id, hashes)| hashes.pop_front().map(|hash| (*id, hash))));
+        daemons.retain(|(_, hashes)| !hashes.is_empty());
+    }
+    chosen.truncate(max);
+    chosen
+}
+
 /// Up to `max` of the blocks, spread over all of them.
 fn some_of(hashes: &BTreeSet<BlockHash>, max: usize) -> Vec<BlockHash> {
     let step = hashes.len().div_ceil(max).max(1);
     let start = (wire::chance::number() % step as u64) as usize;
     hashes.iter().skip(start).step_by(step).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn claims_of_one_daemon_leave_room_for_those_of_others() {
+        let name = |number: u16| BlockHash([number.to_be_bytes(); 16].concat().try_into().unwrap());
+        let mut claims: Vec<Claim> = (0..1000).map(|number| (BlockdId([1; 16]), name(number))).collect();
+        claims.push((BlockdId([2; 16]), name(2000)));
+        let mut seen = BTreeSet::new();
+        for _ in 0..200 {
+            let chosen = in_turns(claims.iter(), 8);
+            assert!(chosen.len() == 8 && chosen.contains(&claims[1000]));
+            seen.extend(chosen);
+        }
+        assert!(seen.len() > 300, "each claim has its turn");
+        assert!(in_turns(claims[..3].iter(), 8).len() == 3 && in_turns([].iter(), 8).is_empty());
+    }
+
+    #[test]
+    fn a_daemon_that_is_slow_at_every_page_is_left_out_and_a_busy_one_is_not() {
+        let (mut slow, mut busy) = (Voice::default(), Voice::default());
+        let asked = (0..10_000).take_while(|_| {
+            slow.took(Duration::from_millis(950));
+            slow.unheard.is_none()
+        });
+        assert!(asked.count() < 15);
+        (0..10_000).for_each(|_| busy.took(Duration::from_millis(90)));
+        busy.took(Duration::from_secs(5));
+        assert_eq!(busy.unheard, None);
+    }
 }

@@ -1,5 +1,15 @@
 //! Block daemons and a metad of a test's own, over real QUIC: each answers as the test says.
 
+use super::handoff::Handoff;
+use super::healer::{Healer, References};
+use super::progress::Progress;
+use super::throttle::{Activity, Throttle};
+use crate::config::Rates;
+use crate::heartbeat::Metads;
+use crate::layouts::Layouts;
+use crate::metrics::Metrics;
+use crate::stamps::Stamps;
+use crate::store::{Store, StoreOptions};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,8 +19,9 @@ use tokio::runtime::Handle;
 use wire::Error;
 use wire::error::FsError;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch, Point};
+use wire::layout::ring::Span;
 use wire::layout::{Layout, LayoutMember};
-use wire::message::block::{BlockReply, BlockRequest};
+use wire::message::block::{BlockReply, BlockRequest, Digest};
 use wire::message::meta::{MetaReply, MetaRequest};
 use wire::quic::{Endpoint, Incoming, ServerHandle, Service};
 use wire::tls::{ClusterCa, PeerIdentity, Role, Subject};
@@ -36,6 +47,10 @@ pub enum Manner {
     FailedDisk,
     /// It does not answer for this block.
     MuteAbout(BlockHash),
+    /// It names what it has, and sends nothing of it.
+    SendsNothing,
+    /// It says that its blocks are as long as a number can say.
+    ListsEndlessBlocks,
 }
 
 /// A block daemon.
@@ -65,11 +80,28 @@ impl Other {
             Manner::Nonsense => BlockReply::Failed("x".repeat(1 << 20)),
             Manner::Claims | Manner::ClaimsAndServesBytes => BlockReply::Present(vec![true; hashes.len()]),
             Manner::FailedDisk => BlockReply::Present(vec![false; hashes.len()]),
-            Manner::Honest | Manner::Busy | Manner::Mute | Manner::MuteAbout(_) => {
+            _ => {
                 let blocks = self.blocks.lock();
                 BlockReply::Present(hashes.iter().map(|hash| blocks.contains_key(hash)).collect())
             }
         }
+    }
+
+    fn digests(&self, spans: &[Span]) -> BlockReply {
+        let blocks = self.blocks.lock();
+        let of = |span: &Span| {
+            let mut digest = Digest::default();
+            let within = blocks.range(span.first_hash()..=span.last_hash());
+            within.for_each(|(hash, block)| digest.add(hash, block.len() as u32));
+            digest
+        };
+        BlockReply::Digests(spans.iter().map(of).collect())
+    }
+
+    fn list(&self, from: BlockHash, last: BlockHash) -> BlockReply {
+        let is_endless = *self.manner.lock() == Manner::ListsEndlessBlocks;
+        let len = |block: &Bytes| if is_endless { u32::MAX } else { block.len() as u32 };
+        BlockReply::Blocks(self.blocks.lock().range(from..=last).map(|(hash, block)| (*hash, len(block))).collect())
     }
 
     fn read(&self, hash: &BlockHash, len: u32) -> (BlockReply, Option<Bytes>) {
@@ -95,7 +127,9 @@ impl Service for Other {
         let manner = *self.manner.lock();
         let request = incoming.decode::<BlockRequest>().unwrap();
         match (manner, &request) {
-            (Manner::Mute, _) => return std::future::pending().await,
+            (Manner::Mute, _) | (Manner::SendsNothing, BlockRequest::Get { .. }) => {
+                return std::future::pending().await;
+            }
             (Manner::MuteAbout(about), BlockRequest::Get { hash, .. }) if about == *hash => {
                 return std::future::pending().await;
             }
@@ -105,6 +139,8 @@ impl Service for Other {
         let (reply, payload) = match request {
             BlockRequest::Probe { hashes, .. } => (self.probed(&hashes), None),
             BlockRequest::Get { hash, len, .. } => self.read(&hash, len),
+            BlockRequest::Digests { spans, .. } => (self.digests(&spans), None),
+            BlockRequest::List { from, last, .. } => (self.list(from, last), None),
             BlockRequest::Put { .. } => {
                 let block = incoming.read_payload().await.unwrap();
                 self.give(&block);
@@ -229,6 +265,29 @@ impl Peers {
         };
         let dir = tempfile::tempdir().unwrap();
         Self { others, metad, metad_addr, layout, endpoint, dir, _serving: serving }
+    }
+}
+
+impl Peers {
+    /// What heals the daemon under test.
+    pub fn healer(&self) -> Healer {
+        let options = StoreOptions { segment_bytes: 8 << 20, reserve_bytes: 0 };
+        let layouts = Arc::new(Layouts::default());
+        layouts.learn(self.layout.clone());
+        Healer {
+            id: ME,
+            store: Arc::new(Store::open(self.dir.path(), options).unwrap()),
+            stamps: Arc::new(Stamps::default()),
+            layouts,
+            endpoint: self.endpoint.clone(),
+            references: References::Metads(Metads::new(self.endpoint.clone(), vec![self.metad_addr])),
+            activity: Arc::new(Activity::default()),
+            throttle: Throttle::new(Rates { idle: 0, busy: 0 }),
+            progress: Arc::new(Progress::default()),
+            handoff: Arc::new(Handoff::default()),
+            metrics: Arc::new(Metrics::default()),
+            compare_every: Duration::from_secs(600),
+        }
     }
 }
 
