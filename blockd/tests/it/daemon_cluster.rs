@@ -205,19 +205,26 @@ pub fn random_block(len: usize) -> Bytes {
     block.into()
 }
 
-/// Flips one byte of a block on disk, in any file below `dir`.
-pub fn flip_a_byte(dir: &Path, block: &[u8]) -> bool {
+/// Flips one byte of a block on disk, in any file below `dir`. Reads whole segments, so not on a thread that keeps
+/// connections alive.
+pub async fn flip_a_byte(dir: &Path, block: &Bytes) -> bool {
+    let (dir, block) = (dir.to_owned(), block.clone());
+    tokio::task::spawn_blocking(move || flip_below(&dir, &block)).await.unwrap()
+}
+
+fn flip_below(dir: &Path, block: &[u8]) -> bool {
     let needle = &block[..32.min(block.len())];
     let mut is_flipped = false;
     for entry in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
         if entry.is_dir() {
-            is_flipped |= flip_a_byte(&entry, block);
+            is_flipped |= flip_below(&entry, block);
             continue;
         }
         let content = fs::read(&entry).unwrap();
-        // A block that came twice at the same moment was written twice, and only one of the two is read.
-        let places = content.windows(needle.len()).enumerate().filter(|(_, window)| *window == needle);
-        for (at, _) in places {
+        // A block that came twice at the same moment was written twice, and only one of the two is read. Payloads begin
+        // at multiples of eight.
+        let places = (0..content.len()).step_by(8).filter(|at| content[*at..].starts_with(needle));
+        for at in places {
             use std::os::unix::fs::FileExt;
             let file = fs::OpenOptions::new().write(true).open(&entry).unwrap();
             file.write_all_at(&[content[at] ^ 1], at as u64).unwrap();
