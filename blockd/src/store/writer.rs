@@ -159,6 +159,7 @@ impl State {
                 group.push(more);
             }
             self.write(group);
+            // The group may have been refused, and its segment closed.
             self.note_room();
         }
         if let Err(error) = self.seal() {
@@ -216,7 +217,10 @@ impl State {
         };
         let laid = self.lay_out(group);
         match self.write_out() {
-            Ok(()) => self.publish(laid),
+            Ok(()) => {
+                self.note_room();
+                self.publish(laid);
+            }
             Err(error) => {
                 self.fail(&error);
                 for record in laid {
