@@ -1,12 +1,17 @@
 //! Streams of events to sessions. When an event that asks for something cannot be delivered, the stream ends:
 //! `KeepAlive` and the empty caches of a session that attaches anew make up for the loss. An event that only informs is
 //! left out when the session is too slow: other sessions can cause many of these.
+//!
+//! A removed file concerns every session, and each answers with a batch. Where files are removed faster than the
+//! sessions can be asked, they learn of them with their keep-alives, many at a time.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::mpsc;
-use wire::ids::SessionId;
+use tokio::time::Instant;
+use wire::ids::{Ino, SessionId};
 use wire::message::event::MetaEvent;
 use wire::op::Op;
 use wire::quic::EventSender;
@@ -17,11 +22,39 @@ const QUEUE: usize = 4096;
 /// Places in that queue that events which only inform leave free for those that must not be missed.
 const QUEUE_RESERVED: usize = QUEUE / 2;
 
+/// Sessions that are asked about removed files in a second, all together. Each that is asked sends a batch.
+const ORPHANS_ASKED_PER_SECOND: u32 = 500;
+/// Sessions that may be asked at once after a pause: a few removals in a cluster of a few hundred mounts.
+const ORPHANS_ASKED_AT_ONCE: u32 = 1_000;
+
 /// The open streams.
 #[derive(Default)]
 pub struct Events {
     streams: Mutex<BTreeMap<SessionId, Stream>>,
     opened: AtomicU64,
+    asked: Mutex<OrphansAsked>,
+}
+
+/// How many sessions were asked about removed files lately.
+#[derive(Default)]
+struct OrphansAsked {
+    /// Those not yet made up for by time, as of the last time that any were asked.
+    count: f64,
+    at: Option<Instant>,
+}
+
+impl OrphansAsked {
+    /// Counts that so many sessions are asked now. Returns false if that is too much.
+    fn may_ask(&mut self, sessions: usize, now: Instant) -> bool {
+        let passed = self.at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        let left = (self.count - passed.as_secs_f64() * f64::from(ORPHANS_ASKED_PER_SECOND)).max(0.0);
+        // One removal is announced after a pause, however many sessions there are.
+        if left > 0.0 && left + sessions as f64 > f64::from(ORPHANS_ASKED_AT_ONCE) {
+            return false;
+        }
+        (self.count, self.at) = (left + sessions as f64, Some(now));
+        true
+    }
 }
 
 struct Stream {
@@ -83,6 +116,15 @@ impl Events {
         }
     }
 
+    /// Asks all other sessions whether they hold these removed files open, unless too many were asked lately: then they
+    /// are asked with their keep-alives.
+    pub fn send_orphaned(&self, session: SessionId, inos: Vec<Ino>) {
+        let others = self.streams.lock().len();
+        if !inos.is_empty() && self.asked.lock().may_ask(others, Instant::now()) {
+            self.send_to_others(session, &MetaEvent::Orphaned(inos));
+        }
+    }
+
     /// Notifies the sessions that wait for a lock that it was released.
     pub fn send_unlocked(&self, session: SessionId, ops: &[Op]) {
         let unlocked = ops.iter().filter_map(|op| if let Op::Unlock { ino, .. } = op { Some(*ino) } else { None });
@@ -100,7 +142,6 @@ fn only_informs(event: &MetaEvent) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wire::ids::Ino;
 
     #[tokio::test]
     async fn unlocks_of_one_session_leave_room_for_events_that_another_must_not_miss() {
@@ -117,5 +158,23 @@ mod tests {
             last = Some(event);
         }
         assert!(matches!(last, Some(MetaEvent::RecallAll { seq: 5 })), "the stream lives: {last:?}");
+    }
+
+    #[test]
+    fn removals_ask_a_bounded_number_of_sessions_in_a_second_and_are_announced_again_after_a_pause() {
+        let (mut asked, mut now) = (OrphansAsked::default(), Instant::now());
+        let mut announced = |sessions: usize, removals: u32, seconds: u32| {
+            let mut count = 0;
+            for _ in 0..removals * seconds {
+                count += usize::from(asked.may_ask(sessions, now));
+                now += Duration::from_secs(1) / removals;
+            }
+            count * sessions
+        };
+        assert_eq!(announced(1, 100, 2), 200, "of few sessions, each removal");
+        let of_many = announced(500, 1_000, 10);
+        assert!((2_000..7_000).contains(&of_many), "{of_many}");
+        let of_very_many = announced(4_096, 1_000, 100);
+        assert!((40_000..60_000).contains(&of_very_many), "{of_very_many}");
     }
 }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use wire::ids::{LayoutEpoch, SessionId};
+use wire::attr::FileKind;
+use wire::ids::{Ino, LayoutEpoch, SessionId};
 use wire::limits::{SESSION_TEXT_BYTES_MAX, SESSION_TTL_MS};
 use wire::message::event::MetaEvent;
 use wire::message::meta::{LeaseState, MetaReply};
@@ -187,18 +188,19 @@ impl Server {
     /// Sends other sessions the events that concern them.
     fn notify_others(&self, id: SessionId, ops: &[Op], replies: &[OpReply]) {
         self.shared.events.send_unlocked(id, ops);
-        let orphans: Vec<_> = replies
-            .iter()
-            .filter_map(|reply| match reply {
-                OpReply::Removed { attr, .. } if attr.nlink == 0 => Some(attr.ino),
-                OpReply::Renamed { replaced: Some(attr), .. } if attr.nlink == 0 => Some(attr.ino),
-                _ => None,
-            })
-            .collect();
-        if !orphans.is_empty() {
-            self.shared.events.send_to_others(id, &MetaEvent::Orphaned(orphans));
-        }
+        self.shared.events.send_orphaned(id, orphans_in(replies));
     }
+}
+
+/// Returns the inodes that have lost their last entry, and that sessions may hold open.
+fn orphans_in(replies: &[OpReply]) -> Vec<Ino> {
+    let removed = replies.iter().filter_map(|reply| match reply {
+        OpReply::Removed { attr, .. } | OpReply::Renamed { replaced: Some(attr), .. } => Some(attr),
+        _ => None,
+    });
+    // A directory is gone at once: nobody is asked about it.
+    let orphans = removed.filter(|attr| attr.nlink == 0 && attr.kind != FileKind::Directory);
+    orphans.map(|attr| attr.ino).collect()
 }
 
 /// The events of a session. The session is detached when this is dropped.
@@ -256,5 +258,29 @@ pub async fn expire_silent(shared: Arc<Shared>) {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::attr::{Creator, InodeAttr, Timestamp};
+
+    #[test]
+    fn sessions_are_asked_about_removed_files_and_not_about_directories() {
+        let gone = |ino, kind| {
+            let creator = Creator { mode: 0o755, uid: 0, gid: 0 };
+            InodeAttr { nlink: 0, ..InodeAttr::new(Ino(ino), kind, creator, Timestamp::default()) }
+        };
+        let linked = InodeAttr { nlink: 1, ..gone(9, FileKind::Regular) };
+        let replies = [
+            OpReply::Removed { attr: gone(2, FileKind::Regular), orphaned: true },
+            OpReply::Removed { attr: gone(3, FileKind::Directory), orphaned: false },
+            OpReply::Removed { attr: linked.clone(), orphaned: false },
+            OpReply::Renamed { moved: linked.clone(), replaced: Some(gone(4, FileKind::Fifo)), orphaned: false },
+            OpReply::Renamed { moved: linked.clone(), replaced: Some(gone(5, FileKind::Directory)), orphaned: false },
+            OpReply::Attr(linked),
+        ];
+        assert_eq!(orphans_in(&replies), [Ino(2), Ino(4)]);
     }
 }
