@@ -40,17 +40,17 @@ struct Taken {
     since: Instant,
 }
 
-type Turns = Arc<Mutex<BTreeMap<Reader, Taken>>>;
+type Readers = Arc<Mutex<BTreeMap<Reader, Taken>>>;
 
 /// The right to take all of the state, until it is dropped.
-pub struct Turn {
-    turns: Turns,
+pub struct Admission {
+    readers: Readers,
     reader: Reader,
 }
 
-impl Drop for Turn {
+impl Drop for Admission {
     fn drop(&mut self) {
-        self.turns.lock().remove(&self.reader);
+        self.readers.lock().remove(&self.reader);
     }
 }
 
@@ -58,7 +58,7 @@ impl Drop for Turn {
 #[derive(Default)]
 pub struct Checks {
     running: Mutex<BTreeMap<CheckId, Arc<Running>>>,
-    turns: Turns,
+    readers: Readers,
 }
 
 /// The repairs that may be asked for.
@@ -81,7 +81,7 @@ pub struct Running {
     given_up: Arc<AtomicBool>,
     completed: Arc<AtomicBool>,
     asked: Mutex<Instant>,
-    _turn: Turn,
+    _admission: Admission,
 }
 
 impl Drop for Running {
@@ -115,10 +115,10 @@ impl Checks {
     ///
     /// # Errors
     /// When another one is at it: who, and since when.
-    pub fn admit(&self, reader: Reader, peer: &PeerIdentity) -> Result<Turn, String> {
+    pub fn admit(&self, reader: Reader, peer: &PeerIdentity) -> Result<Admission, String> {
         self.forget_idle();
-        let mut turns = self.turns.lock();
-        if let Some(Taken { who, since }) = turns.get(&reader) {
+        let mut readers = self.readers.lock();
+        if let Some(Taken { who, since }) = readers.get(&reader) {
             let what = match reader {
                 Reader::Check => "a check of the metadata",
                 Reader::Backup => "a backup",
@@ -130,15 +130,15 @@ impl Checks {
             ));
         }
         let who = format!("{} at {}", peer.subject.name, peer.addr);
-        turns.insert(reader, Taken { who, since: Instant::now() });
-        Ok(Turn { turns: self.turns.clone(), reader })
+        readers.insert(reader, Taken { who, since: Instant::now() });
+        Ok(Admission { readers: self.readers.clone(), reader })
     }
 
     /// Begins to look through a state.
     ///
     /// # Errors
     /// When no thread can be started.
-    pub fn begin(&self, state: Arc<dyn Frozen>, turn: Turn) -> Result<CheckId, String> {
+    pub fn begin(&self, state: Arc<dyn Frozen>, admission: Admission) -> Result<CheckId, String> {
         let mut running = self.running.lock();
         let (sender, findings) = mpsc::channel(WAITING_MAX);
         let (looked, given_up) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
@@ -156,7 +156,7 @@ impl Checks {
         let check = CheckId(wire::chance::number());
         let (findings, asked) = (tokio::sync::Mutex::new(findings), Mutex::new(Instant::now()));
         let justified = Mutex::default();
-        let run = Running { state, justified, findings, looked, given_up, completed, asked, _turn: turn };
+        let run = Running { state, justified, findings, looked, given_up, completed, asked, _admission: admission };
         running.insert(check, Arc::new(run));
         Ok(check)
     }
@@ -225,5 +225,99 @@ impl Running {
     #[must_use]
     pub fn looked(&self) -> u64 {
         self.looked.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fs::keys::Key;
+    use crate::fs::view::Kv;
+    use std::ops::Range;
+    use wire::ids::Ino;
+
+    /// A state with nothing in it.
+    struct Empty;
+
+    impl Kv for Empty {
+        fn get(&self, _key: &[u8]) -> Option<Vec<u8>> {
+            None
+        }
+
+        fn scan(&self, _range: Range<Key>, _visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {}
+
+        fn last(&self, _range: Range<Key>) -> Option<(Key, Vec<u8>)> {
+            None
+        }
+    }
+
+    impl Frozen for Empty {
+        fn term(&self) -> u64 {
+            1
+        }
+
+        fn applied(&self) -> u64 {
+            1
+        }
+
+        fn pair_count(&self) -> u64 {
+            0
+        }
+
+        fn failure(&self) -> Option<String> {
+            None
+        }
+    }
+
+    /// A check whose last page had these repairs.
+    fn running(open: Vec<Repair>) -> Running {
+        let admission = Admission { readers: Readers::default(), reader: Reader::Check };
+        Running {
+            state: Arc::new(Empty),
+            justified: Mutex::new(Justified { open, taken: None }),
+            findings: tokio::sync::Mutex::new(mpsc::channel(1).1),
+            looked: Arc::default(),
+            given_up: Arc::default(),
+            completed: Arc::default(),
+            asked: Mutex::new(Instant::now()),
+            _admission: admission,
+        }
+    }
+
+    fn repairs(numbers: &[u64]) -> Vec<Repair> {
+        numbers.iter().map(|number| Repair::NextIno(Ino(*number))).collect()
+    }
+
+    #[test]
+    fn only_repairs_of_the_last_findings_are_taken_all_or_none_and_each_once() {
+        let check = running(repairs(&[1, 2, 3]));
+        assert!(!check.take(1, &repairs(&[1, 9])), "9 was not found");
+        assert!(check.take(2, &repairs(&[1, 2])), "1 was not taken with 9");
+        assert!(!check.take(3, &repairs(&[2, 3])), "2 was taken before");
+        assert!(check.take(4, &repairs(&[3])));
+        assert!(!check.take(5, &repairs(&[3])));
+    }
+
+    #[test]
+    fn a_request_whose_answer_was_lost_gets_its_repairs_again_and_no_other_request_does() {
+        let check = running(repairs(&[1, 2]));
+        assert!(check.take(7, &repairs(&[1])));
+        assert!(check.take(7, &repairs(&[1])), "it is sent again");
+        assert!(!check.take(7, &repairs(&[1, 2])), "the number of a request with other content");
+        assert!(!check.take(8, &repairs(&[1])));
+        assert!(check.take(9, &repairs(&[2])));
+        assert!(!check.take(7, &repairs(&[1])), "only the last request is sent again");
+    }
+
+    #[tokio::test]
+    async fn the_next_findings_replace_what_may_be_repaired() {
+        let checks = Checks::default();
+        let admission = Admission { readers: checks.readers.clone(), reader: Reader::Check };
+        let id = checks.begin(Arc::new(Empty), admission).unwrap();
+        let check = checks.find(id).unwrap();
+        check.justified.lock().open = repairs(&[5]);
+        let (findings, _) = check.findings().await.unwrap();
+        assert!(findings.iter().all(|finding| finding.repair != Some(Repair::NextIno(Ino(5)))));
+        assert!(!check.take(1, &repairs(&[5])), "it was of an earlier page");
     }
 }

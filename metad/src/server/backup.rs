@@ -34,9 +34,9 @@ impl Server {
         if self.shared.consensus.read_barrier().await.is_err() {
             return incoming.refuse("another node leads").await;
         }
-        let turn = self.shared.checks.admit(Reader::Backup, peer);
+        let admission = self.shared.checks.admit(Reader::Backup, peer);
         let mut pieces = incoming.into_events();
-        let sent = match &turn {
+        let sent = match &admission {
             Ok(_) => self.send_backup(&mut pieces).await,
             Err(busy) => Err(busy.clone()),
         };
@@ -113,7 +113,7 @@ impl Server {
 
     /// Returns contradictions in the metadata, one line each, up to a bound. What is applied meanwhile does not count.
     async fn problems(&self, peer: &PeerIdentity) -> Result<Vec<String>, String> {
-        let _turn = self.shared.checks.admit(Reader::Check, peer)?;
+        let _admission = self.shared.checks.admit(Reader::Check, peer)?;
         let state = self.shared.consensus.freeze(SNAPSHOT_LIMIT).await.map_err(|error| error.to_string())?;
         let checked = spawn_blocking(move || (check::check_up_to(&*state, PROBLEMS_MAX), state.failure()));
         match checked.await.map_err(|error| error.to_string())? {

@@ -144,7 +144,63 @@ fn with_member(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Option<Layout> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wire::ids::BlockdId;
+    use crate::Node;
+    use crate::config::Config;
+    use crate::raft::Tuning;
+    use std::net::SocketAddr;
+    use std::time::Duration;
+    use wire::ids::{BlockdId, MetadId};
+    use wire::message::meta::MetaRequest;
+    use wire::quic::Endpoint;
+    use wire::tls::{ClusterCa, Role, Subject};
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_daemon_looks_for_referenced_blocks_once_at_a_time_and_no_other_waits_for_it() {
+        let (ca, dir) = (ClusterCa::create("test").unwrap(), tempfile::tempdir().unwrap());
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let endpoint = |role, name: &str| Endpoint::bind(any, &ca.issue(&Subject::new(role, name)).unwrap()).unwrap();
+        let own = endpoint(Role::Metad, "metad-1");
+        let config = Config {
+            id: MetadId(1),
+            cluster: "test".to_owned(),
+            listen: own.local_addr(),
+            data_dir: dir.path().join("metad-1"),
+            identity: ca.issue(&Subject::new(Role::Metad, "metad-1")).unwrap(),
+            initial: [(MetadId(1), own.local_addr())].into(),
+            replicas: 1,
+            min_sync: 1,
+            gc_grace: Duration::from_secs(600),
+            tuning: Tuning { cache_bytes: 16 << 20, ..Tuning::default() },
+        };
+        let node = Node::start_on(config, own).await.unwrap();
+        let (one, two) = (endpoint(Role::Blockd, "one"), endpoint(Role::Blockd, "two"));
+        let asks = async |daemon: &Endpoint| {
+            let (epoch, from, last) = (LayoutEpoch(0), BlockHash([0; 32]), BlockHash([0xff; 32]));
+            let request = MetaRequest::Referenced { epoch, from, last };
+            let peer = daemon.peer(node.local_addr(), Role::Metad);
+            loop {
+                match peer.request::<_, MetaReply>(&request, &[], LIMIT).await {
+                    // It is about to lead.
+                    Ok((MetaReply::NotLeader(_), _)) => tokio::task::yield_now().await,
+                    answered => break answered.map(|(reply, _)| reply),
+                }
+            }
+        };
+        let is_page = |reply: &MetaReply| matches!(reply, MetaReply::Referenced { .. });
+        assert!(is_page(&asks(&one).await.unwrap()));
+        let scanning = node.shared.scans.take("one");
+        assert!(matches!(asks(&one).await, Err(wire::Error::Busy { .. })));
+        assert!(is_page(&asks(&two).await.unwrap()));
+        let another = node.shared.scans.take("another");
+        assert!(matches!(asks(&two).await, Err(wire::Error::Busy { .. })), "enough are at it");
+        drop((scanning, another));
+        for daemon in [&one, &one, &two] {
+            assert!(is_page(&asks(daemon).await.unwrap()), "the one before has ended");
+        }
+        node.stop().await;
+    }
 
     fn heartbeat(id: u8, port: u16) -> BlockdHeartbeat {
         BlockdHeartbeat {

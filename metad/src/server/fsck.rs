@@ -67,10 +67,10 @@ impl Server {
     }
 
     async fn begin_check(&self, peer: &PeerIdentity) -> Result<CheckReply, String> {
-        let turn = self.shared.checks.admit(Reader::Check, peer)?;
+        let admission = self.shared.checks.admit(Reader::Check, peer)?;
         let state = self.shared.consensus.freeze(FREEZE_LIMIT).await.map_err(|error| error.to_string())?;
         let (applied, pairs) = (state.applied(), state.pair_count());
-        Ok(CheckReply::Begun { check: self.shared.checks.begin(state, turn)?, applied, pairs })
+        Ok(CheckReply::Begun { check: self.shared.checks.begin(state, admission)?, applied, pairs })
     }
 
     async fn findings(&self, check: CheckId) -> Result<CheckReply, String> {
