@@ -273,6 +273,26 @@ impl Shared {
         if self.consensus.leadership() == Some(term) { Ok(changing) } else { Err(ProposeError::Unknown) }
     }
 
+    /// Ends all leases of a session that lives, and grants it none any more. Returns when it answers nothing from its
+    /// caches.
+    ///
+    /// # Errors
+    /// Returns [`ProposeError::Unknown`] when this node does not lead in this term, before or after the waiting:
+    /// another leadership may have granted leases to the session.
+    pub(crate) async fn end_leases(&self, term: u64, id: SessionId) -> Result<(), ProposeError> {
+        let recalled = self.leases.with(Some(term), |table| table.evict(id)).ok_or(ProposeError::Unknown)?;
+        if let Some(Notice { session, seq }) = recalled {
+            self.events.send(session, &MetaEvent::RecallAll { seq });
+        }
+        let recalled: Vec<Notice> = recalled.into_iter().collect();
+        self.settle(|table, now| {
+            // It may also hold leases of an earlier leader.
+            table.unsettled_until(&recalled, now).or_else(|| table.grace_until(std::iter::once(id), now))
+        })
+        .await;
+        if self.consensus.leadership() == Some(term) { Ok(()) } else { Err(ProposeError::Unknown) }
+    }
+
     /// Notifies sessions that they are not alone any more, and waits until they act on it. Until the returned value is
     /// dropped, no session is notified that it is alone.
     ///

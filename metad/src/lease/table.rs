@@ -16,6 +16,8 @@
 //! session reads a state older than what a delegation's holder has done, unless the holder has been silent for longer
 //! than its leases, or has kept others waiting for too long.
 
+mod eviction;
+
 use super::patience::Patience;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -148,6 +150,8 @@ pub struct Table {
     arriving: u32,
     /// The patience left with clients whose sessions attach dirty, whatever their sessions.
     clients: HashMap<u64, Patience>,
+    /// Sessions that operators end: they are granted nothing any more. The last one is the last.
+    evicted: VecDeque<SessionId>,
 }
 
 impl Table {
@@ -168,6 +172,7 @@ impl Table {
             recent: VecDeque::with_capacity(CHANGES_REMEMBERED),
             arriving: 0,
             clients: HashMap::new(),
+            evicted: VecDeque::new(),
         }
     }
 
@@ -187,6 +192,9 @@ impl Table {
     /// If it is `dirty`, all others wait until it has acknowledged the returned number, or the patience with its client
     /// is spent.
     pub fn attach(&mut self, session: SessionId, stream: u64, dirty: bool, now: Instant) -> Option<Seq> {
+        if self.is_evicted(session) {
+            return None;
+        }
         self.release_all(session);
         self.finish_sending_all(session);
         let lease = self.lease;
@@ -267,6 +275,9 @@ impl Table {
 
     /// Records that a session is alive, and extends its leases.
     pub fn extend(&mut self, session: SessionId, now: Instant, alone: bool) -> Extension {
+        if self.is_evicted(session) {
+            return Extension::Pending;
+        }
         let Some(holder) = self.holders.get_mut(&session).filter(|holder| holder.attached.is_some()) else {
             return Extension::NotAttached;
         };
@@ -336,6 +347,9 @@ impl Table {
     }
 
     fn insert(&mut self, session: SessionId, inos: &[Ino], now: Instant) -> (bool, Option<Notice>) {
+        if self.is_evicted(session) {
+            return (false, None);
+        }
         let most = self.held_max();
         let Some(holder) = self.holders.get_mut(&session).filter(|holder| holder.attached.is_some()) else {
             return (false, None);

@@ -3,11 +3,11 @@
 use super::Server;
 use crate::cluster::watch;
 use crate::error::ProposeError;
-use crate::fs::{Command, retention, session, settings};
+use crate::fs::{Command, Stamped, retention, session, settings};
 use std::time::Duration;
 use wire::ids::SessionId;
 use wire::layout::{Layout, LayoutMember};
-use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS, LEASE_MS};
+use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS};
 use wire::message::admin::{AdminReply, AdminRequest, BlockdHealth, ClusterStatus};
 use wire::message::check::CheckRequest;
 use wire::message::meta::MetaReply;
@@ -113,15 +113,16 @@ impl Server {
         let Some(session) = session::find(&**self.shared.consensus.state(), id) else {
             return Ok(AdminReply::Failed(format!("there is no session {id}: `surf session list` shows all")));
         };
-        self.shared.propose(Command::CloseSessions(vec![id])).await?;
+        // A new leader does not wait for a session that has ended: the leases must have ended before it, under one
+        // leadership.
+        let Some(term) = self.shared.consensus.leadership() else {
+            return Err(ProposeError::NotLeader(self.shared.consensus.leader().await));
+        };
+        self.shared.end_leases(term, id).await?;
+        let stamped = Stamped { now: self.shared.clock.now(), command: Command::CloseSessions(vec![id]) };
+        self.shared.consensus.propose_in(Some(term), stamped).await?;
+        self.shared.forget_leases(id);
         tracing::info!(%id, host = session.opening.host, purpose = session.opening.purpose, "an operator ended a session");
-        let shared = self.shared.clone();
-        self.shared.changes.spawn(async move {
-            // Its client learns of it with its next request, and believes until then what it was promised: others wait for
-            // these leases as for any.
-            tokio::time::sleep(Duration::from_millis(LEASE_MS)).await;
-            shared.forget_leases(id);
-        });
         Ok(AdminReply::Done)
     }
 

@@ -37,7 +37,7 @@ fn encoded<T: Serialize>(message: &T) -> Vec<u8> {
     codec::encode(message)[1..].to_vec()
 }
 
-fn client(ca: &ClusterCa, name: &str, read_only: bool) -> Endpoint {
+pub(super) fn client(ca: &ClusterCa, name: &str, read_only: bool) -> Endpoint {
     let mut subject = Subject::new(Role::Client, name);
     subject.grant.read_only = read_only;
     Endpoint::bind("127.0.0.1:0".parse().unwrap(), &ca.issue(&subject).unwrap()).unwrap()
@@ -48,14 +48,14 @@ async fn open(cluster: &Cluster, endpoint: &Endpoint, caches: bool) -> MetaReply
     cluster.ask_as(endpoint, &MetaRequest::OpenSession { host, purpose, caches, resumes: None, token: None }).await
 }
 
-async fn opened(cluster: &Cluster, endpoint: &Endpoint, caches: bool) -> SessionId {
+pub(super) async fn opened(cluster: &Cluster, endpoint: &Endpoint, caches: bool) -> SessionId {
     match open(cluster, endpoint, caches).await {
         MetaReply::Session { session, .. } => session,
         other => panic!("{other:?}"),
     }
 }
 
-async fn leading(cluster: &Cluster, endpoint: &Endpoint) -> Peer {
+pub(super) async fn leading(cluster: &Cluster, endpoint: &Endpoint) -> Peer {
     let leader = cluster.leader().await;
     endpoint.peer(cluster.nodes[&leader].local_addr(), Role::Metad)
 }

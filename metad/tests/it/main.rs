@@ -3,6 +3,7 @@
 
 mod cluster;
 mod compare;
+mod evict;
 mod followers;
 mod hostile;
 mod model_machine;

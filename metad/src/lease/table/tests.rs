@@ -845,3 +845,32 @@ fn each_event_that_is_waited_for_is_listed_once_however_many_inodes_it_concerns(
     assert!(table.acknowledge(one, &[notices[0].seq]), "it is news");
     assert!(!table.acknowledge(one, &[notices[0].seq, 77]), "and once only");
 }
+
+#[test]
+fn an_evicted_session_gets_no_lease_any_more_and_is_waited_for_no_longer_than_its_last_one() {
+    let (first, second, start) = (SessionId(1), SessionId(2), Instant::now());
+    let mut table = Table::new(LEASE, start);
+    for session in [first, second] {
+        table.attach(session, session.0, false, start);
+        table.extend(session, start, false);
+    }
+    assert!(table.grant(first, &[Ino(7)], table.stamp(), start).0);
+    let notice = table.evict(first).unwrap();
+    let later = start + LEASE / 2;
+    assert_eq!(table.extend(first, later, false), Extension::Pending);
+    assert!(!table.grant(first, &[Ino(8)], table.stamp(), later).0);
+    let (recalls, waits) = table.begin(second, &[Ino(7)], later);
+    assert_eq!(recalls.len(), 1, "what it still answers from its cache is waited for");
+    for waits in [&waits, &vec![notice.clone()]] {
+        assert_eq!(table.unsettled_until(waits, later), Some(start + LEASE));
+        assert_eq!(table.unsettled_until(waits, start + LEASE), None);
+    }
+    assert!(table.acknowledge(first, &[notice.seq]));
+    assert_eq!(table.unsettled_until(&[notice], later), None, "or until it has dropped everything");
+    // Requests of it that began before it had ended.
+    table.remove(first);
+    table.introduce(first, 1, true);
+    assert_eq!(table.attach(first, 9, true, later), None);
+    assert!(!table.grant(first, &[Ino(9)], table.stamp(), later).0 && !table.grant_made(first, &[Ino(9)], later));
+    assert!(table.dirty_before(second, false).is_empty());
+}
