@@ -106,7 +106,7 @@ pub trait Consensus: Send + Sync {
     /// Adds a node that follows the log and does not vote. Does nothing if it is a member already. Does not wait for it.
     ///
     /// # Errors
-    /// When this node does not lead, the number is that of a node elsewhere, or there are [`METADS_MAX`] nodes.
+    /// When this node does not lead, the number is or was that of another node, or there are [`METADS_MAX`] nodes.
     fn add_learner(&self, _id: MetadId, _addr: SocketAddr) -> BoxFuture<'_, Result<(), ProposeError>> {
         async { Err(ProposeError::Refused("the nodes of this cluster are fixed".to_owned())) }.boxed()
     }
@@ -115,7 +115,8 @@ pub trait Consensus: Send + Sync {
     /// that was done before.
     ///
     /// # Errors
-    /// When this node does not lead, the learner is none or has not caught up, or a majority cannot be reached.
+    /// When this node does not lead, the learner is none, has not caught up or does not answer, or a majority cannot be
+    /// reached.
     fn replace(&self, _old: MetadId, _new: MetadId) -> BoxFuture<'_, Result<(), ProposeError>> {
         async { Err(ProposeError::Refused("the nodes of this cluster are fixed".to_owned())) }.boxed()
     }

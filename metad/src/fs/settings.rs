@@ -6,14 +6,17 @@ use super::keys;
 use super::rules;
 use super::view::{Kv, KvExt, View};
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use wire::attr::{FileKind, InodeAttr, Timestamp};
-use wire::ids::{Ino, LayoutEpoch, Version};
+use wire::ids::{Ino, LayoutEpoch, MetadId, Version};
 use wire::layout::Layout;
 use wire::limits::DOWN_AFTER_MS;
 
 const CLUSTER: &str = "cluster";
 const LAYOUT: &str = "layout";
 const INODES: &str = "inodes";
+/// Numbers of all metads that were members at some time.
+const METADS: &str = "metads";
 /// Counter of leased inode numbers.
 pub(super) const NEXT_INO: &str = "next ino";
 
@@ -78,6 +81,22 @@ pub fn layout(kv: &dyn Kv) -> Layout {
     kv.load(&keys::setting(LAYOUT)).unwrap_or_default()
 }
 
+/// Records which metads are members. The numbers of those that leave stay: a metad may still have files, and votes,
+/// under its number.
+pub(crate) fn note_metads(view: &mut View, members: impl Iterator<Item = MetadId>) {
+    let before = metads_ever(view);
+    let mut all = before.clone();
+    all.extend(members);
+    if all != before {
+        view.store(keys::setting(METADS), &all);
+    }
+}
+
+/// Returns the numbers of all metads that are or were members.
+pub(crate) fn metads_ever(kv: &dyn Kv) -> BTreeSet<MetadId> {
+    kv.load(&keys::setting(METADS)).unwrap_or_default()
+}
+
 /// Returns whether the settings that every node reads at its start can be decoded.
 #[must_use]
 pub fn are_readable(kv: &dyn Kv) -> bool {
@@ -88,6 +107,7 @@ pub fn are_readable(kv: &dyn Kv) -> bool {
         && is_readable::<Layout>(kv, LAYOUT)
         && is_readable::<u64>(kv, INODES)
         && is_readable::<u64>(kv, NEXT_INO)
+        && is_readable::<BTreeSet<MetadId>>(kv, METADS)
 }
 
 /// Returns the number of inodes.

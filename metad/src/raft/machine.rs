@@ -5,7 +5,7 @@ use super::snapshot;
 use super::types::{Entry, LogId, Membership, Snapshot, SnapshotFile, SnapshotMeta, TypeConfig};
 use crate::error::{Error, REPLACE, caught};
 use crate::fs::view::View;
-use crate::fs::{self, Command, CommandReply, Stamped, rules};
+use crate::fs::{self, Command, CommandReply, Stamped, rules, settings};
 use crate::store::Store;
 use futures::{FutureExt, Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::task::{block_in_place, spawn_blocking};
 use wire::codec;
+use wire::ids::MetadId;
 use wire::message::check::CheckId;
 
 /// Entries applied before one write to the store.
@@ -120,6 +121,7 @@ impl Machine {
             EntryPayload::Blank => CommandReply::Done,
             EntryPayload::Normal(stamped) => fs::apply(view, &stamped),
             EntryPayload::Membership(membership) => {
+                settings::note_metads(view, membership.nodes().map(|(id, _)| MetadId(*id)));
                 self.position.membership = Membership::new(Some(entry.log_id), membership);
                 CommandReply::Done
             }

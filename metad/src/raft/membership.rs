@@ -5,16 +5,19 @@ use super::types::{Membership, TypeConfig};
 use super::{Raft, not_leader};
 use crate::consensus::Member;
 use crate::error::ProposeError;
+use crate::fs::settings;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
-use openraft::{BasicNode, ChangeMembers, ServerState};
+use openraft::{BasicNode, ChangeMembers, RaftMetrics, ServerState};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wire::codec;
 use wire::ids::MetadId;
 use wire::limits::{CAUGHT_UP_ENTRIES, METADS_MAX};
 use wire::message::meta::LogPlace;
 
+/// A node that runs answers many heartbeats in this time.
+const ALIVE_LIMIT: Duration = Duration::from_secs(2);
 /// Another voter leads within this time if it can.
 const STEP_ASIDE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -53,7 +56,7 @@ impl Raft {
     /// Adds a node that only follows.
     ///
     /// # Errors
-    /// When this node does not lead, the number is that of a node elsewhere, or there are too many nodes.
+    /// When this node does not lead, the number is or was that of another node, or there are too many nodes.
     pub(super) async fn add_learner(&self, id: MetadId, addr: SocketAddr) -> Result<(), ProposeError> {
         if self.refuse_other(id, addr)? {
             return Ok(());
@@ -63,7 +66,8 @@ impl Raft {
     }
 
     /// Returns whether the node is a member. Refuses a number that belongs to a node at another address, because openraft
-    /// would silently go on with the address that it knows, and a member too many.
+    /// would silently go on with the address that it knows; a number that another node had before, which may come back
+    /// with its files; and a member too many.
     fn refuse_other(&self, id: MetadId, addr: SocketAddr) -> Result<bool, ProposeError> {
         let members = self.members();
         match members.iter().find(|member| member.id == id) {
@@ -75,14 +79,39 @@ impl Raft {
             None if members.len() >= METADS_MAX => {
                 Err(ProposeError::Refused(format!("a cluster has {METADS_MAX} metads at most")))
             }
-            None => Ok(false),
+            None => {
+                let ever = settings::metads_ever(&*self.state);
+                match ever.last().filter(|_| ever.contains(&id)) {
+                    Some(last) => Err(ProposeError::Refused(format!(
+                        "there was a metad-{id} before: a new one needs a number that was never used, such as {}",
+                        last.0.saturating_add(1)
+                    ))),
+                    None => Ok(false),
+                }
+            }
         }
+    }
+
+    /// Waits until a node has answered this leader. What it has of the log may be from a time when it still ran.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    async fn wait_alive(&self, id: MetadId) -> Result<(), ProposeError> {
+        let since = Instant::now();
+        let answers = |metrics: &RaftMetrics<TypeConfig>| {
+            let answered = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&id.0).copied().flatten());
+            answered.is_some_and(|at| openraft::Instant::elapsed(&at.into_inner()) <= since.elapsed())
+        };
+        let heard = self.raft.wait(Some(ALIVE_LIMIT)).metrics(answers, "the new one's answer").await;
+        heard
+            .map(|_| ())
+            .map_err(|_| ProposeError::Refused(format!("metad-{id} does not answer: it gets no vote before it runs")))
     }
 
     /// Gives a learner the vote of another node, and removes that one.
     ///
     /// # Errors
-    /// When this node does not lead, or the learner is none or has not caught up.
+    /// When this node does not lead, or the learner is none, has not caught up, or does not answer.
     pub(super) async fn replace(&self, old: MetadId, new: MetadId) -> Result<(), ProposeError> {
         let members = self.members();
         let Some(joining) = members.iter().find(|member| member.id == new) else {
@@ -91,6 +120,9 @@ impl Raft {
         let (_, applied) = self.progress();
         if !joining.voter && joining.matched.saturating_add(CAUGHT_UP_ENTRIES) < applied {
             return Err(ProposeError::Refused(format!("metad-{new} has not caught up")));
+        }
+        if !joining.voter {
+            self.wait_alive(new).await?;
         }
         if old == self.id && !joining.voter && members.iter().filter(|member| member.voter).count() == 1 {
             // Nobody else could lead yet.

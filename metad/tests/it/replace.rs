@@ -21,7 +21,7 @@ async fn status(cluster: &Cluster) -> ClusterStatus {
     }
 }
 
-async fn done(cluster: &Cluster, request: AdminRequest) {
+pub(super) async fn done(cluster: &Cluster, request: AdminRequest) {
     let reply = cluster.admin(request).await;
     assert!(matches!(reply, AdminReply::Done), "{reply:?}");
 }
@@ -30,7 +30,7 @@ async fn voters(cluster: &Cluster) -> BTreeSet<u64> {
     status(cluster).await.metads.into_iter().filter(|(_, _, voter, _)| *voter).map(|(id, ..)| id.0).collect()
 }
 
-async fn start(cluster: &mut Cluster, id: u64, addr: SocketAddr) {
+pub(super) async fn start(cluster: &mut Cluster, id: u64, addr: SocketAddr) {
     let begun = Instant::now();
     let node = loop {
         match Node::start(config(&cluster.ca, cluster.dir.path(), id, addr, &BTreeMap::new())).await {
@@ -43,7 +43,7 @@ async fn start(cluster: &mut Cluster, id: u64, addr: SocketAddr) {
     cluster.nodes.insert(id, node);
 }
 
-async fn until_it_follows(cluster: &Cluster, id: u64) {
+pub(super) async fn until_it_follows(cluster: &Cluster, id: u64) {
     let begun = Instant::now();
     loop {
         let status = status(cluster).await;
@@ -140,4 +140,50 @@ async fn a_new_metad_at_the_address_of_a_lost_one_does_not_answer_for_it_and_can
     assert_eq!(voters(&cluster).await, [1, 2, 4].into());
     cluster.stop_node(2).await;
     assert!(cluster.lookup(id, "before").await.is_some(), "the two others are a majority");
+}
+
+/// Guards I7.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_a_metad_that_was_removed_is_given_to_no_other() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.session().await;
+    let addr = free_addr();
+    start(&mut cluster, 2, addr).await;
+    done(&cluster, AdminRequest::AddLearner { id: MetadId(2), addr }).await;
+    until_it_follows(&cluster, 2).await;
+    done(&cluster, AdminRequest::RemoveMetad { id: MetadId(2) }).await;
+    // Its files, and what it has voted for, may still be there.
+    for again in [
+        AdminRequest::AddLearner { id: MetadId(2), addr },
+        AdminRequest::AddMetad { id: MetadId(2), addr: free_addr() },
+    ] {
+        let refused = cluster.admin(again).await;
+        assert!(matches!(&refused, AdminReply::Failed(reason) if reason.contains("such as 3")), "{refused:?}");
+    }
+    // A snapshot has the number, too.
+    done(&cluster, AdminRequest::Snapshot).await;
+    cluster.stop_node(1).await;
+    std::fs::remove_dir_all(cluster.dir.path().join("metad-1/state")).unwrap();
+    cluster.start_node(1).await;
+    let refused = cluster.admin(AdminRequest::AddLearner { id: MetadId(2), addr }).await;
+    assert!(matches!(refused, AdminReply::Failed(_)), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_metad_that_does_not_run_any_more_does_not_take_the_vote_of_the_only_one() {
+    let mut cluster = Cluster::start(1).await;
+    let id = cluster.session().await.id;
+    let addr = free_addr();
+    start(&mut cluster, 2, addr).await;
+    done(&cluster, AdminRequest::AddLearner { id: MetadId(2), addr }).await;
+    until_it_follows(&cluster, 2).await;
+    cluster.stop_node(2).await;
+    let replace = || AdminRequest::ReplaceMetad { old: MetadId(1), new: MetadId(2) };
+    let refused = cluster.admin(replace()).await;
+    assert!(matches!(&refused, AdminReply::Failed(reason) if reason.contains("does not answer")), "{refused:?}");
+    assert_eq!(voters(&cluster).await, [1].into());
+    assert!(cluster.lookup(id, ".").await.is_some(), "the only one still serves");
+    start(&mut cluster, 2, addr).await;
+    done(&cluster, replace()).await;
+    assert_eq!(voters(&cluster).await, [2].into());
 }
