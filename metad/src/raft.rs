@@ -44,6 +44,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use types::TypeConfig;
 use wire::codec;
 use wire::durable;
@@ -98,6 +100,8 @@ pub struct Raft {
     store: Arc<Store>,
     /// The store, for readers.
     state: Arc<dyn Kv>,
+    /// They end when this is dropped.
+    _tasks: JoinSet<()>,
 }
 
 impl Raft {
@@ -132,12 +136,16 @@ impl Raft {
         });
         let (log, machine, store) = opened.await.map_err(|error| Error::Raft(error.to_string()))??;
         let digests = machine.digests();
-        let raft = openraft::Raft::new(id.0, Arc::new(config), Network { endpoint }, log, machine)
+        let damaged = Arc::<Notify>::default();
+        let network = Network { endpoint, damaged: damaged.clone() };
+        let raft = openraft::Raft::new(id.0, Arc::new(config), network, log, machine)
             .await
             .map_err(|error| Error::Raft(format!("it does not go on from the files in {}: {error}", dir.display())))?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(replace_damaged(raft.clone(), damaged));
         let lease = Duration::from_millis(tuning.election_ms * 2);
         let receiver = Receiver::new(dir);
-        Ok(Self { id, dir: dir.to_owned(), lease, raft, receiver, digests, state: store.clone(), store })
+        Ok(Self { id, dir: dir.to_owned(), lease, raft, receiver, digests, state: store.clone(), store, _tasks: tasks })
     }
 
     /// Founds a cluster of these nodes. Does nothing on a node that is in one already.
@@ -351,6 +359,16 @@ impl Consensus for Raft {
     /// The state is marked clean if everything could be synced.
     fn stop(&self) -> BoxFuture<'_, ()> {
         Raft::stop(self).boxed()
+    }
+}
+
+/// Takes a snapshot whenever the last one is found to be damaged: from the state, which is good.
+async fn replace_damaged(raft: openraft::Raft<TypeConfig, Machine>, damaged: Arc<Notify>) {
+    loop {
+        damaged.notified().await;
+        if raft.trigger().snapshot().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -22,8 +22,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio::task::spawn_blocking;
 use wire::codec;
 use wire::ids::MetadId;
@@ -55,12 +56,15 @@ pub(super) struct Piece {
 /// Makes connections to peers.
 pub struct Network {
     pub(super) endpoint: Endpoint,
+    /// Notified when this node's own snapshot is found to be damaged.
+    pub(super) damaged: Arc<Notify>,
 }
 
 /// The connection to one peer.
 pub struct Connection {
     target: u64,
     peer: Option<Peer>,
+    damaged: Arc<Notify>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -68,7 +72,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Connection {
         let peer = node.addr.parse::<SocketAddr>().ok().map(|addr| self.endpoint.peer(addr, Role::Metad));
-        Connection { target, peer }
+        Connection { target, peer, damaged: self.damaged.clone() }
     }
 }
 
@@ -103,6 +107,29 @@ impl Connection {
     }
 
     async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: Snapshot,
+    ) -> Result<SnapshotResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let file = snapshot.snapshot.clone();
+        let sent = self.send_pieces(vote, snapshot).await;
+        if matches!(sent, Err(RPCError::Network(_))) {
+            self.report_damage(file).await;
+        }
+        sent
+    }
+
+    /// Checks a snapshot that a peer has not taken. A damaged one would be refused by every peer.
+    async fn report_damage(&self, file: SnapshotFile) {
+        let path = file.path.clone();
+        let checked = spawn_blocking(move || snapshot::verify(&file)).await;
+        if let Ok(Err(error)) = checked {
+            tracing::error!(%error, path = %path.display(), "the snapshot is damaged on this disk: taking another one");
+            self.damaged.notify_one();
+        }
+    }
+
+    async fn send_pieces(
         &self,
         vote: Vote,
         snapshot: Snapshot,
@@ -262,7 +289,7 @@ impl Receiver {
         }
     }
 
-    /// Writes a piece; the last one installs the snapshot. `None` asks for more.
+    /// Writes a piece; after the last one, checks the snapshot and installs it. `None` asks for more.
     async fn take_piece(
         &self,
         raft: &Raft<TypeConfig, Machine>,
@@ -290,9 +317,14 @@ impl Receiver {
             file.sync_all()?;
             // The next snapshot is written elsewhere while this one is being installed.
             fs::rename(&target, &received)?;
-            snapshot::open(&received)
+            // All of it is checked before Raft takes it up: what cannot be installed ends this node.
+            snapshot::open_verified(&received)
         };
-        let whole = spawn_blocking(write).await.map_err(io::Error::other)??;
+        *incoming = None;
+        let whole = spawn_blocking(write).await.map_err(io::Error::other)?;
+        let whole = whole.inspect_err(|error| {
+            tracing::error!(%error, "a snapshot of the leader is refused; it is asked for another one");
+        })?;
         *incoming = (!done).then_some((piece.vote, at));
         let Some((meta, snapshot)) = whole else { return Ok(None) };
         if meta != piece.meta {

@@ -191,6 +191,12 @@ pub(super) fn open(path: &Path) -> io::Result<Option<(SnapshotMeta, SnapshotFile
     Ok(Some((meta(&snapshot)?, snapshot)))
 }
 
+/// Opens a snapshot, and checks all of it. Reads all of it.
+pub(super) fn open_verified(path: &Path) -> io::Result<Option<(SnapshotMeta, SnapshotFile)>> {
+    let opened = open(path)?;
+    opened.map(|(meta, file)| verify(&file).map(|()| (meta, file))).transpose()
+}
+
 /// Returns which position and members a snapshot is of.
 pub(super) fn meta(snapshot: &SnapshotFile) -> io::Result<SnapshotMeta> {
     read_head(&mut reading(snapshot))

@@ -9,3 +9,4 @@ mod hostile;
 mod model_machine;
 mod recovery;
 mod replace;
+mod snapshots;
