@@ -1,7 +1,7 @@
 //! openraft's own test suite for storages, run on ours, and tests of what it leaves out.
 
 use super::log::Log;
-use super::machine::Machine;
+use super::machine::{Machine, Position};
 use super::pieces;
 use super::types::{Entry, TypeConfig, Vote};
 use crate::error::Error;
@@ -230,6 +230,48 @@ async fn a_damaged_snapshot_is_set_aside_when_the_log_does_without_it() {
         assert_eq!(started(&dir), Ok(is_state_there.then_some(9)));
         assert!(dir.path().join("snapshot.damaged").exists() && !dir.path().join("snapshot").exists());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_state_stays_as_it_is_where_nothing_leads_there_again() {
+    for (cut, lacks) in [(None, "its snapshot is older than its log, or missing"), (Some(60), "so is its snapshot")] {
+        let dir = tempfile::tempdir().unwrap();
+        node(&dir, Some(4)).await;
+        let path = dir.path().join("snapshot");
+        match cut {
+            Some(len) => fs::File::options().write(true).open(&path).unwrap().set_len(len).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+        let open = || Store::open(&dir.path().join("state"), 8 << 20).unwrap();
+        open().apply(Changes::from([(b"I last".to_vec(), Some(vec![1]))]), b"?");
+        assert_says_what_to_do(started(&dir), lacks);
+        assert_eq!(open().get(b"I last"), Some(vec![1]), "it may be the last of its kind");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_another_release_is_not_set_aside_as_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    node(&dir, None).await;
+    fs::remove_dir_all(dir.path().join("state")).unwrap();
+    let path = dir.path().join("snapshot");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[7] += 1;
+    fs::write(&path, &bytes).unwrap();
+    let error = started(&dir).unwrap_err();
+    assert!(error.contains("another version of Surf"), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_with_other_entries_than_the_log_has_is_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    node(&dir, None).await;
+    let store = Store::open(&dir.path().join("state"), 8 << 20).unwrap();
+    let applied = Some(openraft::testing::log_id::<TypeConfig>(2, 1, 5));
+    store.apply(Changes::new(), &wire::codec::encode(&Position { applied, ..Position::default() }));
+    drop(store);
+    assert_says_what_to_do(started(&dir), "state and log hold different entries up to log index 5");
 }
 
 #[tokio::test(flavor = "multi_thread")]
