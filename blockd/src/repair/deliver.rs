@@ -72,8 +72,9 @@ impl Healer {
         handoff.end_round();
     }
 
-    /// Notes what is here and not in a page of another owner's list of the blocks from the first name to the last. A
-    /// note of an earlier put is lost with the process that has made it, so this compares for others, too.
+    /// Notes what is here and not in a page of another owner's list of the blocks from the first name to the last, or in
+    /// none if it has no block there. A note of an earlier put is lost with the process that has made it, so the first
+    /// comparison of a process is for others, too.
     pub(super) fn note_absent(
         &self,
         layout: &Layout,
@@ -81,6 +82,9 @@ impl Healer {
         (from, last): (BlockHash, BlockHash),
         page: &[(BlockHash, u32)],
     ) {
+        if !self.handoff.is_first_comparison() {
+            return;
+        }
         let ring = Ring::new(layout);
         let owns =
             |hash: &BlockHash| ring.owners(hash.point()).into_iter().any(|index| layout.members[index].id == owner);

@@ -103,4 +103,8 @@ async fn what_another_owner_does_not_list_is_noted_for_it_again() {
     assert!(setup.handoff.is_noted(&owner, &here) && !setup.handoff.is_noted(&owner, &there));
     setup.healer.note_absent(&layout, id_of(9), all, &[]);
     assert!(!setup.handoff.is_noted(&id_of(9), &here), "it owns nothing");
+    setup.handoff.remove(&owner, &here);
+    setup.handoff.end_first_comparison();
+    setup.healer.note_absent(&layout, owner, all, &[]);
+    assert!(!setup.handoff.is_noted(&owner, &here), "puts have noted that since");
 }

@@ -6,12 +6,13 @@
 //! no room itself notes that, too, and fetches the block later.
 //!
 //! Owner: [`Handoff`]. The server notes, and the healing task sends ([`super::deliver`]). What is noted is lost with
-//! the process, and dropped beyond a bound: comparing finds what such owners lack. A daemon that has started compares at
-//! once, and notes again what others lack.
+//! the process, and dropped beyond a bound: comparing finds what such owners lack. The first comparison of a
+//! process looks both ways, and notes again what others lack.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Included, Unbounded};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -35,6 +36,8 @@ const ASKED_MAX: usize = 1024;
 pub struct Handoff {
     noted: Mutex<Noted>,
     added: Notify,
+    /// This process has compared all that it owns.
+    compared: AtomicBool,
 }
 
 #[derive(Default)]
@@ -118,6 +121,16 @@ impl Handoff {
                 self.added.notify_one();
             }
         }
+    }
+
+    /// Notes that this process has compared all that it owns: it has found again what the one before had noted.
+    pub(super) fn end_first_comparison(&self) {
+        self.compared.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether what others lack has to be found by comparing.
+    pub(super) fn is_first_comparison(&self) -> bool {
+        !self.compared.load(Ordering::Relaxed)
     }
 
     /// Waits until a round is due. That is a moment after the first note: owners that were away take a while, and much

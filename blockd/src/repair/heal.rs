@@ -87,6 +87,7 @@ impl Healer {
             return None;
         }
         self.progress.done(duties.placement);
+        self.handoff.end_first_comparison();
         if !duties.is_final {
             // The final layout arrives by itself.
             return Some(self.compare_every);
@@ -113,7 +114,12 @@ impl Healer {
                     let request = BlockRequest::Digests { epoch: duties.epoch, spans: spans.clone() };
                     match self.ask_in_time(layout, source, &request, &mut patience).await {
                         Ok(BlockReply::Digests(theirs)) => {
-                            pass.compared(&self.store.digests(&spans), &theirs);
+                            let mine = self.store.digests(&spans);
+                            for (span, _) in spans.iter().zip(&theirs).filter(|(_, theirs)| theirs.count == 0) {
+                                // Nothing will be listed.
+                                self.note_absent(layout, source, (span.first_hash(), span.last_hash()), &[]);
+                            }
+                            pass.compared(&mine, &theirs);
                             Ok(())
                         }
                         other => Err(unexpected(other)),
