@@ -18,6 +18,8 @@ use wire::message::meta::LogPlace;
 
 /// A node that runs answers many heartbeats in this time.
 const ALIVE_LIMIT: Duration = Duration::from_secs(2);
+/// What a new node lacks after openraft's own wait arrives within this time.
+const CATCH_UP_LIMIT: Duration = Duration::from_secs(10);
 /// Another voter leads within this time if it can.
 const STEP_ASIDE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -42,14 +44,28 @@ impl Raft {
             .collect()
     }
 
-    /// Adds a node: it follows until it has caught up, then votes.
+    /// Adds a node: it follows until it has caught up, then votes. A vote for one that does not run could stop the
+    /// cluster for good.
     ///
     /// # Errors
-    /// When this node does not lead, or the new one cannot be reached.
+    /// When this node does not lead, or the new one does not answer, or not catch up. It only follows then.
     pub(super) async fn add(&self, id: MetadId, addr: SocketAddr) -> Result<(), ProposeError> {
         self.refuse_other(id, addr)?;
         let node = BasicNode::new(addr.to_string());
+        // openraft waits only while much is missing.
         self.raft.add_learner(id.0, node, true).await.map_err(membership_error)?;
+        if !self.members().iter().any(|member| member.id == id && member.voter) {
+            self.wait_alive(id).await?;
+            let (_, applied) = self.progress();
+            let has_caught_up = |metrics: &RaftMetrics<TypeConfig>| {
+                let matched = metrics.replication.as_ref().and_then(|all| all.get(&id.0)?.as_ref());
+                matched.is_some_and(|log_id| log_id.index.saturating_add(CAUGHT_UP_ENTRIES) >= applied)
+            };
+            let caught_up = self.raft.wait(Some(CATCH_UP_LIMIT)).metrics(has_caught_up, "the new one's log").await;
+            caught_up.map_err(|_| {
+                ProposeError::Refused(format!("metad-{id} has not caught up, and does not vote yet: add it again"))
+            })?;
+        }
         self.change(ChangeMembers::AddVoterIds([id.0].into()), true).await
     }
 
@@ -103,9 +119,11 @@ impl Raft {
             answered.is_some_and(|at| openraft::Instant::elapsed(&at.into_inner()) <= since.elapsed())
         };
         let heard = self.raft.wait(Some(ALIVE_LIMIT)).metrics(answers, "the new one's answer").await;
-        heard
-            .map(|_| ())
-            .map_err(|_| ProposeError::Refused(format!("metad-{id} does not answer: it gets no vote before it runs")))
+        heard.map(|_| ()).map_err(|_| {
+            ProposeError::Refused(format!(
+                "metad-{id} does not answer: it gets no vote before it runs at the address that it was added with"
+            ))
+        })
     }
 
     /// Gives a learner the vote of another node, and removes that one.

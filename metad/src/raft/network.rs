@@ -318,12 +318,18 @@ impl Receiver {
             // The next snapshot is written elsewhere while this one is being installed.
             fs::rename(&target, &received)?;
             // All of it is checked before Raft takes it up: what cannot be installed ends this node.
-            snapshot::open_verified(&received)
+            snapshot::open_verified(&received).inspect_err(|_| {
+                // The next one needs the room.
+                let _ = fs::remove_file(&received);
+            })
         };
         *incoming = None;
         let whole = spawn_blocking(write).await.map_err(io::Error::other)?;
-        let whole = whole.inspect_err(|error| {
-            tracing::error!(%error, "a snapshot of the leader is refused; it is asked for another one");
+        let whole = whole.inspect_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+                tracing::error!(%error, "a snapshot of the leader is refused; it is asked for another one");
+            }
+            _ => tracing::error!(%error, dir = %self.dir.display(), "a snapshot of the leader cannot be stored"),
         })?;
         *incoming = (!done).then_some((piece.vote, at));
         let Some((meta, snapshot)) = whole else { return Ok(None) };

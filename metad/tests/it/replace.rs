@@ -187,3 +187,26 @@ async fn a_metad_that_does_not_run_any_more_does_not_take_the_vote_of_the_only_o
     done(&cluster, replace()).await;
     assert_eq!(voters(&cluster).await, [2].into());
 }
+
+/// Guards I7.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_metad_that_does_not_run_gets_no_vote_beside_the_only_one() {
+    let mut cluster = Cluster::start(1).await;
+    let id = cluster.session().await.id;
+    let addr = free_addr();
+    // It never ran. Then it ran, followed and died.
+    for runs_before in [false, true] {
+        if runs_before {
+            start(&mut cluster, 2, addr).await;
+            until_it_follows(&cluster, 2).await;
+            cluster.stop_node(2).await;
+        }
+        let refused = cluster.admin(AdminRequest::AddMetad { id: MetadId(2), addr }).await;
+        assert!(matches!(&refused, AdminReply::Failed(reason) if reason.contains("does not answer")), "{refused:?}");
+        assert_eq!(voters(&cluster).await, BTreeSet::from([1]));
+        assert!(cluster.lookup(id, "absent").await.is_none(), "the cluster goes on");
+    }
+    start(&mut cluster, 2, addr).await;
+    done(&cluster, AdminRequest::AddMetad { id: MetadId(2), addr }).await;
+    assert_eq!(voters(&cluster).await, BTreeSet::from([1, 2]));
+}
