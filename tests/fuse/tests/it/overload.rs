@@ -1,14 +1,17 @@
-//! Many clients at once, and greedy ones: memory stays bounded, and others go on.
+//! Many clients at once, greedy ones, and a slow metad: memory stays bounded, and others go on.
+//!
+//! `SESSIONS` sets the number of sessions. [docs/reliability.md](../../../../docs/reliability.md) has figures.
 
 use client::{Client, ClientConfig, Handle, NewNode, OpenFlags};
 use fuse::Stop;
-use kit::fault::peak_memory;
+use kit::fault::{Paused, peak_memory};
 use kit::{Setup, Surf, scale};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
@@ -17,7 +20,7 @@ use wire::ids::Ino;
 use wire::op::NewInode;
 
 /// Number of sessions, if the variable of that name is not set.
-const SESSIONS: usize = 60;
+const SESSIONS: usize = 40;
 const FILES_EACH: usize = 20;
 /// Clients that connect, work or end at the same time: the machine has few cores.
 const AT_ONCE: usize = 8;
@@ -29,6 +32,13 @@ const ASKED_AT_ONCE: usize = 256;
 /// Synced files that a mount makes beside them, and the longest time that one may take.
 const SYNCED: usize = 20;
 const SYNC_LIMIT: Duration = Duration::from_secs(5);
+/// Synced files beside a slow metad: enough for several of its pauses.
+const SYNCED_BESIDE_SLOW: usize = 60;
+/// How long the slow metad is paused, and how long it runs in between. A longer pause would begin an election.
+const PAUSED_FOR: Duration = Duration::from_millis(250);
+const RUNS_FOR: Duration = Duration::from_millis(50);
+/// How much longer a synced file may take while a follower is slow: far less than one of its pauses.
+const SLOW_COSTS_MAX: Duration = Duration::from_millis(100);
 
 /// Something with files in it that stay open.
 struct Session {
@@ -94,21 +104,24 @@ async fn be_greedy(client: Arc<Client>, dir: Ino, stop: Arc<AtomicBool>) -> usiz
     asking.join_all().await.into_iter().sum()
 }
 
-/// Makes files and syncs them, and returns how long each took, the longest last.
-fn sync_files(dir: &Path, prefix: &str) -> Vec<Duration> {
+/// Makes so many files and syncs them, and returns how long each took, the longest last.
+fn sync_files(dir: &Path, prefix: &str, count: usize) -> Vec<Duration> {
     let sync = |number| {
         let started = Instant::now();
         let mut file = File::create(dir.join(format!("{prefix}-{number}"))).expect("a file is made");
         file.write_all(&[7; 4096]).and_then(|()| file.sync_all()).expect("a file is synced");
         started.elapsed()
     };
-    let mut times: Vec<Duration> = (0..SYNCED).map(sync).collect();
+    let mut times: Vec<Duration> = (0..count).map(sync).collect();
     times.sort();
     times
 }
 
+fn middle(times: &[Duration]) -> Duration {
+    times[times.len() / 2]
+}
+
 #[test]
-#[ignore = "takes minutes: run it by its name"]
 fn many_sessions_with_open_files_fit_into_metads_and_greedy_ones_starve_nobody() {
     let count = scale("SESSIONS", SESSIONS);
     let surf = Surf::start_alone(Setup::Cluster);
@@ -118,7 +131,7 @@ fn many_sessions_with_open_files_fit_into_metads_and_greedy_ones_starve_nobody()
     let sessions = runtime.block_on(for_each((0..count).map(|number| open_files(bundle.clone(), number))));
     println!("{count} sessions with {FILES_EACH} open files each after {:?}", started.elapsed());
     assert_eq!(fs::read_dir(surf.path().join(format!("session-{}", count - 1))).unwrap().count(), FILES_EACH);
-    let alone = sync_files(&surf.path(), "alone");
+    let alone = sync_files(&surf.path(), "alone", SYNCED);
 
     let stop = Stop::default();
     let greedy: Vec<_> = (0..GREEDY)
@@ -128,10 +141,9 @@ fn many_sessions_with_open_files_fit_into_metads_and_greedy_ones_starve_nobody()
             runtime.spawn(be_greedy(client.clone(), dir, stop.flag()))
         })
         .collect();
-    let beside = sync_files(&surf.path(), "beside");
+    let beside = sync_files(&surf.path(), "beside", SYNCED);
     drop(stop);
     let asked: usize = greedy.into_iter().map(|one| runtime.block_on(one).expect("no task panics")).sum();
-    let middle = |times: &[Duration]| times[times.len() / 2];
     println!(
         "a synced file takes {:?} alone, {:?} beside {asked} greedy requests, {:?} at most",
         middle(&alone),
@@ -153,4 +165,42 @@ fn many_sessions_with_open_files_fit_into_metads_and_greedy_ones_starve_nobody()
         client.shutdown().await
     })));
     assert!(ended.into_iter().all(|ended| ended.is_ok()));
+}
+
+#[test]
+fn a_follower_that_is_paused_most_of_the_time_slows_nobody_down() {
+    let surf = Surf::start_alone(Setup::Cluster);
+    let well = sync_files(&surf.path(), "well", SYNCED_BESIDE_SLOW);
+    let leader = surf.leader();
+    let is_follower = |name: &str| name.starts_with("metad") && name != leader;
+    let slow = surf.daemons().into_iter().find(|daemon| is_follower(&daemon.name)).expect("there are followers");
+    let beside = thread::scope(|scope| {
+        let stop = Stop::default();
+        let stopped = stop.flag();
+        scope.spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let paused = Paused::stop(slow.pid);
+                thread::sleep(PAUSED_FOR);
+                drop(paused);
+                thread::sleep(RUNS_FOR);
+            }
+        });
+        sync_files(&surf.path(), "beside", SYNCED_BESIDE_SLOW)
+    });
+    surf.kill_9(&slow.name);
+    let without = sync_files(&surf.path(), "without", SYNCED_BESIDE_SLOW);
+    println!(
+        "a synced file takes {:?} in a cluster that is well, {:?} without one metad, and {:?} while that one is slow \
+         ({:?}, {:?} and {:?} at most)",
+        middle(&well),
+        middle(&without),
+        middle(&beside),
+        well[SYNCED_BESIDE_SLOW - 1],
+        without[SYNCED_BESIDE_SLOW - 1],
+        beside[SYNCED_BESIDE_SLOW - 1]
+    );
+    assert_eq!(surf.leader(), leader, "the slow one has deposed it");
+    let usual = middle(&well).max(middle(&without));
+    assert!(middle(&beside) < usual + SLOW_COSTS_MAX, "{beside:?}");
+    assert!(beside[SYNCED_BESIDE_SLOW - 1] < SYNC_LIMIT, "{beside:?}");
 }
