@@ -4,6 +4,7 @@
 //! is the durable truth, `machine` turns it into state, `snapshot` shortens it, `network` carries it to peers.
 //! `stopped` reads and makes the files of a node that does not run.
 
+mod damage;
 mod digests;
 mod frozen;
 #[cfg(feature = "fuzzing")]
@@ -25,6 +26,7 @@ use crate::error::{Error, ProposeError};
 use crate::fs::view::Kv;
 use crate::fs::{CommandReply, Stamped};
 use crate::store::Store;
+use damage::{OwnSnapshot, replace_damaged};
 use digests::Digests;
 use frozen::FrozenFile;
 use futures::FutureExt;
@@ -44,7 +46,6 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use types::TypeConfig;
 use wire::codec;
@@ -136,13 +137,13 @@ impl Raft {
         });
         let (log, machine, store) = opened.await.map_err(|error| Error::Raft(error.to_string()))??;
         let digests = machine.digests();
-        let damaged = Arc::<Notify>::default();
-        let network = Network { endpoint, damaged: damaged.clone() };
+        let own = Arc::<OwnSnapshot>::default();
+        let network = Network { endpoint, own: own.clone() };
         let raft = openraft::Raft::new(id.0, Arc::new(config), network, log, machine)
             .await
             .map_err(|error| Error::Raft(format!("it does not go on from the files in {}: {error}", dir.display())))?;
         let mut tasks = JoinSet::new();
-        tasks.spawn(replace_damaged(raft.clone(), damaged));
+        tasks.spawn(replace_damaged(raft.clone(), own));
         let lease = Duration::from_millis(tuning.election_ms * 2);
         let receiver = Receiver::new(dir);
         Ok(Self { id, dir: dir.to_owned(), lease, raft, receiver, digests, state: store.clone(), store, _tasks: tasks })
@@ -359,16 +360,6 @@ impl Consensus for Raft {
     /// The state is marked clean if everything could be synced.
     fn stop(&self) -> BoxFuture<'_, ()> {
         Raft::stop(self).boxed()
-    }
-}
-
-/// Takes a snapshot whenever the last one is found to be damaged: from the state, which is good.
-async fn replace_damaged(raft: openraft::Raft<TypeConfig, Machine>, damaged: Arc<Notify>) {
-    loop {
-        damaged.notified().await;
-        if raft.trigger().snapshot().await.is_err() {
-            return;
-        }
     }
 }
 

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use tokio::task::{block_in_place, spawn_blocking};
 use wire::codec;
 use wire::ids::MetadId;
@@ -40,6 +41,8 @@ pub struct Machine {
     dir: PathBuf,
     /// Held while a snapshot gets its name, and during an installation until the state is that of the snapshot.
     publishing: Arc<Mutex<()>>,
+    /// Held from the moment of which a snapshot is until it is written: one at a time.
+    building: Arc<AsyncMutex<()>>,
     position: Position,
     digests: Arc<Digests>,
 }
@@ -61,7 +64,8 @@ impl Machine {
             position = position_of(&meta);
             snapshot::load(&file, &store, &codec::encode(&position)).map_err(disk)?;
         }
-        Ok(Self { store, dir: dir.to_owned(), publishing: Arc::default(), position, digests: Arc::default() })
+        let (publishing, building, digests) = (Arc::default(), Arc::default(), Arc::default());
+        Ok(Self { store, dir: dir.to_owned(), publishing, building, position, digests })
     }
 
     /// Returns the last entry that it has applied.
@@ -187,6 +191,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
+        let alone = self.building.clone().lock_owned().await;
         // Between two applies: from here on the scan sees exactly the state at this position.
         self.store.begin_snapshot();
         Builder {
@@ -194,6 +199,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             dir: self.dir.clone(),
             publishing: self.publishing.clone(),
             position: self.position.clone(),
+            alone: Some(alone),
         }
     }
 
@@ -218,10 +224,19 @@ impl RaftStateMachine<TypeConfig> for Machine {
         Ok(())
     }
 
+    /// If the snapshot cannot be opened any more, returns a new one: a peer needs it, and an error would end this node,
+    /// whose state is good.
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         let path = snapshot::path_in(&self.dir);
-        let opened = spawn_blocking(move || snapshot::open(&path)).await.map_err(io::Error::other)??;
-        Ok(opened.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
+        let opened = spawn_blocking(move || snapshot::open(&path)).await.map_err(io::Error::other)?;
+        match opened {
+            Ok(opened) => Ok(opened.map(|(meta, snapshot)| Snapshot { meta, snapshot })),
+            Err(error) => {
+                let path = snapshot::path_in(&self.dir);
+                tracing::error!(%error, path = %path.display(), "the snapshot is damaged on this disk: taking another one");
+                self.get_snapshot_builder().await.build_snapshot().await.map(Some)
+            }
+        }
     }
 }
 
@@ -231,6 +246,8 @@ pub struct Builder {
     dir: PathBuf,
     publishing: Arc<Mutex<()>>,
     position: Position,
+    /// Held until the snapshot is built.
+    alone: Option<OwnedMutexGuard<()>>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
@@ -254,8 +271,9 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             }
             Ok(there)
         };
-        let opened = spawn_blocking(work).await.map_err(io::Error::other)??;
-        let (meta, snapshot) = opened.ok_or_else(|| io::Error::other("the scan was given up"))?;
+        let opened = spawn_blocking(work).await.map_err(io::Error::other);
+        self.alone = None;
+        let (meta, snapshot) = opened??.ok_or_else(|| io::Error::other("the scan was given up"))?;
         Ok(Snapshot { meta, snapshot })
     }
 }

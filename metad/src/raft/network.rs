@@ -1,5 +1,6 @@
 //! Raft between peers: each message is a request of `wire`, its openraft type in the payload.
 
+use super::damage::OwnSnapshot;
 use super::snapshot;
 use super::types::{Snapshot, SnapshotFile, SnapshotMeta, TypeConfig, Vote};
 use bytes::Bytes;
@@ -24,7 +25,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use wire::codec;
 use wire::ids::MetadId;
@@ -56,15 +57,46 @@ pub(super) struct Piece {
 /// Makes connections to peers.
 pub struct Network {
     pub(super) endpoint: Endpoint,
-    /// Notified when this node's own snapshot is found to be damaged.
-    pub(super) damaged: Arc<Notify>,
+    /// What is known about damage to this node's own snapshot.
+    pub(super) own: Arc<OwnSnapshot>,
 }
 
 /// The connection to one peer.
 pub struct Connection {
     target: u64,
     peer: Option<Peer>,
-    damaged: Arc<Notify>,
+    own: Arc<OwnSnapshot>,
+}
+
+/// Why a message has no answer.
+enum Unanswered {
+    /// The peer does not take it.
+    Refused(wire::Error),
+    /// Another reason.
+    Failed(RPCError<TypeConfig>),
+}
+
+impl From<Unanswered> for RPCError<TypeConfig> {
+    fn from(unanswered: Unanswered) -> Self {
+        match unanswered {
+            Unanswered::Refused(error) => network_error(&error),
+            Unanswered::Failed(error) => error,
+        }
+    }
+}
+
+fn network_error<E: std::error::Error + 'static>(error: &E) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::new(error))
+}
+
+/// Why a peer has not installed a snapshot.
+enum NotInstalled {
+    /// It has refused the last piece, and so perhaps the whole.
+    Refused(wire::Error),
+    /// The snapshot cannot be read here.
+    Unreadable(io::Error),
+    /// Another reason.
+    Failed(RPCError<TypeConfig>),
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
@@ -72,7 +104,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
     async fn new_client(&mut self, target: u64, node: &BasicNode) -> Connection {
         let peer = node.addr.parse::<SocketAddr>().ok().map(|addr| self.endpoint.peer(addr, Role::Metad));
-        Connection { target, peer, damaged: self.damaged.clone() }
+        Connection { target, peer, own: self.own.clone() }
     }
 }
 
@@ -83,26 +115,36 @@ impl Connection {
         message: &Q,
         limit: Duration,
     ) -> Result<R, RPCError<TypeConfig>> {
+        Ok(self.try_to_ask(kind, message, limit).await?)
+    }
+
+    async fn try_to_ask<Q: Serialize + Sync, R: DeserializeOwned>(
+        &self,
+        kind: RaftKind,
+        message: &Q,
+        limit: Duration,
+    ) -> Result<R, Unanswered> {
+        let unreachable = |reason: String| {
+            let error = Unreachable::from_string(reason);
+            Unanswered::Failed(RPCError::Unreachable(error))
+        };
         let Some(peer) = &self.peer else {
-            return Err(RPCError::Unreachable(Unreachable::from_string(format!(
-                "metad {} has no address",
-                self.target
-            ))));
+            return Err(unreachable(format!("metad {} has no address", self.target)));
         };
         let payload = Bytes::from(codec::encode(message));
         let request = MetaRequest::Raft { kind, to: MetadId(self.target) };
         let asked = peer.request::<_, MetaReply>(&request, &[payload], limit).await;
         match asked {
             Ok((MetaReply::Raft, reply)) => {
-                codec::decode(&reply).map_err(|error| RPCError::Network(NetworkError::new(&error)))
+                codec::decode(&reply).map_err(|error| Unanswered::Failed(network_error(&error)))
             }
             // Nobody answers for it: a node of another number has its address.
-            Ok(_) => Err(RPCError::Unreachable(Unreachable::from_string(format!(
-                "another node is where metad {} was",
-                self.target
-            )))),
-            Err(error @ wire::Error::NotSent { .. }) => Err(RPCError::Unreachable(Unreachable::new(&error))),
-            Err(error) => Err(RPCError::Network(NetworkError::new(&error))),
+            Ok(_) => Err(unreachable(format!("another node is where metad {} was", self.target))),
+            Err(error @ wire::Error::NotSent { .. }) => {
+                Err(Unanswered::Failed(RPCError::Unreachable(Unreachable::new(&error))))
+            }
+            Err(error @ wire::Error::Refused { .. }) => Err(Unanswered::Refused(error)),
+            Err(error) => Err(Unanswered::Failed(network_error(&error))),
         }
     }
 
@@ -111,32 +153,25 @@ impl Connection {
         vote: Vote,
         snapshot: Snapshot,
     ) -> Result<SnapshotResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let file = snapshot.snapshot.clone();
-        let sent = self.send_pieces(vote, snapshot).await;
-        if matches!(sent, Err(RPCError::Network(_))) {
-            self.report_damage(file).await;
-        }
-        sent
-    }
-
-    /// Checks a snapshot that a peer has not taken. A damaged one would be refused by every peer.
-    async fn report_damage(&self, file: SnapshotFile) {
-        let path = file.path.clone();
-        let checked = spawn_blocking(move || snapshot::verify(&file)).await;
-        if let Ok(Err(error)) = checked {
-            tracing::error!(%error, path = %path.display(), "the snapshot is damaged on this disk: taking another one");
-            self.damaged.notify_one();
+        let (file, at) = (snapshot.snapshot.clone(), snapshot.meta.last_log_id);
+        match self.send_pieces(vote, snapshot).await {
+            Ok(response) => Ok(response),
+            Err(NotInstalled::Refused(error)) => {
+                // A damaged one would be refused by every peer.
+                self.own.check(file, at).await;
+                Err(network_error(&error))
+            }
+            Err(NotInstalled::Unreadable(error)) => {
+                self.own.report(&file.path, &error);
+                Err(network_error(&error))
+            }
+            Err(NotInstalled::Failed(error)) => Err(error),
         }
     }
 
-    async fn send_pieces(
-        &self,
-        vote: Vote,
-        snapshot: Snapshot,
-    ) -> Result<SnapshotResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let failed = |error: io::Error| RPCError::Network(NetworkError::new(&error));
+    async fn send_pieces(&self, vote: Vote, snapshot: Snapshot) -> Result<SnapshotResponse<TypeConfig>, NotInstalled> {
         let file = snapshot.snapshot.file.clone();
-        let total = file.metadata().map_err(failed)?.len();
+        let total = file.metadata().map_err(NotInstalled::Unreadable)?.len();
         let mut offset = 0;
         loop {
             let len = PIECE_BYTES.min(usize::try_from(total - offset).unwrap_or(PIECE_BYTES));
@@ -145,15 +180,20 @@ impl Connection {
                 let mut bytes = vec![0; len];
                 from.read_exact_at(&mut bytes, offset).map(|()| bytes)
             });
-            let bytes = Bytes::from(read.await.map_err(io::Error::other).map_err(failed)?.map_err(failed)?);
+            let read = read.await.map_err(|error| NotInstalled::Failed(network_error(&error)))?;
+            let bytes = Bytes::from(read.map_err(NotInstalled::Unreadable)?);
             let piece = Piece { vote, meta: snapshot.meta.clone(), offset, total, bytes };
             offset += len as u64;
             let limit = if offset == total { INSTALL_TIMEOUT } else { PIECE_TIMEOUT };
-            let answer: Option<SnapshotResponse<TypeConfig>> = self.ask(RaftKind::Snapshot, &piece, limit).await?;
-            match answer {
-                Some(response) => return Ok(response),
-                None if offset < total => {}
-                None => return Err(RPCError::Network(NetworkError::from_string("the snapshot was not installed"))),
+            match self.try_to_ask(RaftKind::Snapshot, &piece, limit).await {
+                Ok(Some(response)) => return Ok(response),
+                Ok(None) if offset < total => {}
+                Ok(None) => {
+                    let error = NetworkError::from_string("the snapshot was not installed");
+                    return Err(NotInstalled::Failed(RPCError::Network(error)));
+                }
+                Err(Unanswered::Refused(error)) if offset == total => return Err(NotInstalled::Refused(error)),
+                Err(unanswered) => return Err(NotInstalled::Failed(unanswered.into())),
             }
         }
     }
@@ -343,4 +383,60 @@ impl Receiver {
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     codec::decode(bytes).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use tokio::runtime::Handle;
+    use wire::quic::{Incoming, Service};
+    use wire::tls::{ClusterCa, PeerIdentity, Subject};
+
+    /// Takes this many pieces and refuses the next.
+    struct Full(AtomicU64);
+
+    impl Service for Full {
+        fn authorize(&self, _: &PeerIdentity) -> Result<(), wire::Error> {
+            Ok(())
+        }
+
+        async fn handle(self: Arc<Self>, _: Arc<PeerIdentity>, mut incoming: Incoming) {
+            incoming.decode::<MetaRequest>().unwrap();
+            incoming.read_payload().await.unwrap();
+            if self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err() {
+                return incoming.refuse("the disk is full").await;
+            }
+            let more = codec::encode(&None::<SnapshotResponse<TypeConfig>>);
+            incoming.respond(&MetaReply::Raft, &[more.into()]).await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_snapshot_is_read_again_only_when_a_peer_has_refused_all_of_it() {
+        let ca = ClusterCa::create("test").unwrap();
+        let endpoint = || {
+            let identity = ca.issue(&Subject::new(Role::Metad, "metad-1")).unwrap();
+            Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap()
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = snapshot::path_in(dir.path());
+        // Two pieces of damage.
+        fs::write(&path, vec![7; PIECE_BYTES + 1]).unwrap();
+        for (taken, is_reported) in [(0, false), (1, true)] {
+            let (here, there) = (endpoint(), endpoint());
+            let _serving = there.serve(Arc::new(Full(AtomicU64::new(taken))), &Handle::current());
+            let peer = Some(here.peer(there.local_addr(), Role::Metad));
+            let connection = Connection { target: 2, peer, own: Arc::default() };
+            let file = SnapshotFile { path: path.clone(), file: Arc::new(File::open(&path).unwrap()) };
+            let snapshot = Snapshot { meta: SnapshotMeta::default(), snapshot: file };
+            let sent = connection.send_snapshot(Vote::new(1, 1), snapshot).await;
+            assert!(
+                matches!(&sent, Err(RPCError::Network(error)) if error.to_string().contains("disk is full")),
+                "{sent:?}"
+            );
+            assert_eq!(connection.own.damaged.notified().now_or_never().is_some(), is_reported, "{taken} pieces");
+        }
+    }
 }

@@ -132,6 +132,46 @@ async fn a_snapshot_that_is_being_sent_does_not_change_when_a_newer_one_is_made(
     assert_eq!(super::snapshot::meta(&sent.snapshot).unwrap(), sent.meta);
 }
 
+/// A leader sends it to a peer that needs it, and would end with an error.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_whose_beginning_is_damaged_is_replaced_when_it_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine = machine(&dir);
+    apply(&mut machine, 0).await;
+    let path = super::snapshot::path_in(dir.path());
+    // Its magic, in two ways, the length of its head, its head.
+    for (index, at) in [(1, 0), (2, 7), (3, 11), (4, 12)] {
+        machine.get_snapshot_builder().await.build_snapshot().await.unwrap();
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[at] ^= 0xff;
+        fs::write(&path, bytes).unwrap();
+        assert!(super::snapshot::open(&path).is_err(), "byte {at}");
+        apply(&mut machine, index).await;
+        let replaced = machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(replaced.meta.last_log_id, machine.applied());
+        super::snapshot::verify(&replaced.snapshot).unwrap();
+        assert_eq!(machine.get_current_snapshot().await.unwrap().unwrap().meta, replaced.meta, "it is the node's");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_snapshot_is_not_replaced_while_another_one_is_being_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut machine = machine(&dir);
+    apply(&mut machine, 0).await;
+    fs::write(super::snapshot::path_in(dir.path()), b"?").unwrap();
+    let mut builder = machine.get_snapshot_builder().await;
+    // Without waiting, it would end the builder's scan.
+    let built = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        builder.build_snapshot().await.unwrap()
+    };
+    let (built, asked) = tokio::join!(built, machine.get_current_snapshot());
+    let asked = asked.unwrap().unwrap();
+    assert_eq!(asked.meta, built.meta);
+    super::snapshot::verify(&asked.snapshot).unwrap();
+}
+
 /// A node that has applied entries 0 to 9, and has purged its log up to `purged`.
 async fn node(dir: &TempDir, purged: Option<u64>) {
     let mut log = Log::open(&dir.path().join("log")).unwrap();
