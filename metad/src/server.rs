@@ -9,12 +9,14 @@ mod fair_queue;
 mod fsck;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod orphan_turns;
 mod sessions;
 mod turns;
 mod validate;
 
 pub use batcher::{Batcher, Clock};
 pub use events::Events;
+pub use orphan_turns::OrphanTurns;
 pub use sessions::{Followed, expire_silent};
 pub use turns::Turns;
 

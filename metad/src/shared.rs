@@ -7,7 +7,7 @@ use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::Leases;
-use crate::server::{Batcher, Clock, Events, Turns};
+use crate::server::{Batcher, Clock, Events, OrphanTurns, Turns};
 use std::sync::Arc;
 use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
@@ -34,6 +34,8 @@ pub struct Shared {
     pub(crate) layout_change: Mutex<()>,
     /// Limits the pages of referenced blocks that are read at a time.
     pub(crate) scans: Turns,
+    /// About which removed files each session is asked next.
+    pub(crate) orphan_turns: OrphanTurns,
 }
 
 impl Shared {
@@ -53,6 +55,7 @@ impl Shared {
             checks: Checks::default(),
             layout_change: Mutex::new(()),
             scans: Turns::new(SCANS_MAX),
+            orphan_turns: OrphanTurns::default(),
             config,
         }
     }

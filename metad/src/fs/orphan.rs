@@ -55,14 +55,18 @@ pub(super) fn release(view: &mut View, context: &Context, ino: Ino) {
 
 /// Releases all inodes that a session held open which has ended.
 pub(super) fn release_session(view: &mut View, context: &Context) {
-    for ino in of_session(view, context.session, usize::MAX) {
+    for ino in of_session(view, context.session, Ino(0), usize::MAX) {
         release(view, context, ino);
     }
 }
 
-/// Returns unlinked inodes on which a session may still hold handles.
-pub fn of_session(kv: &dyn Kv, id: SessionId, limit: usize) -> Vec<Ino> {
-    kv.pairs(keys::session_orphans(id), limit).iter().map(|(key, _)| Ino(keys::second(key))).collect()
+/// Returns unlinked inodes on which a session may still hold handles, each once and at most `limit`: those from `first`
+/// on, then those before it.
+pub fn of_session(kv: &dyn Kv, id: SessionId, first: Ino, limit: usize) -> Vec<Ino> {
+    let (all, middle) = (keys::session_orphans(id), keys::session_orphan(id, first));
+    let mut found = kv.pairs(middle.clone()..all.end, limit);
+    found.extend(kv.pairs(all.start..middle, limit - found.len()));
+    found.iter().map(|(key, _)| Ino(keys::second(key))).collect()
 }
 
 /// Returns the sessions that may still hold handles on an unlinked inode; `None` when the stored value cannot be

@@ -251,7 +251,7 @@ fn an_open_file_survives_its_last_name_until_every_session_has_released_it() {
     let reply = world.one(first, unlink).unwrap();
     assert!(matches!(reply, OpReply::Removed { orphaned: false, .. }), "the asker vouched: {reply:?}");
     assert_eq!(world.attr(Ino(A)).nlink, 0, "the second session may hold it");
-    assert_eq!(super::orphan::of_session(&world.kv, second, 10), [Ino(A)]);
+    assert_eq!(super::orphan::of_session(&world.kv, second, Ino(0), 10), [Ino(A)]);
     world.apply(Command::CloseSessions(vec![second]));
     assert!(read::read(&world.kv, first, &Read::GetAttr { ino: Ino(A) }).is_err());
     assert_eq!(check::check(&world.kv), Vec::<String>::new());

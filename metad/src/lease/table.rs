@@ -182,8 +182,12 @@ impl Table {
         self.lease
     }
 
-    /// Records the client of a session that is about to attach, and whether it may change anything.
+    /// Records the client of a session that is about to attach, and whether it may change anything. An evicted one does
+    /// not attach, and leaves nothing behind.
     pub fn introduce(&mut self, session: SessionId, client: u64, may_change: bool) {
+        if self.is_evicted(session) {
+            return;
+        }
         let holder = self.holders.entry(session).or_default();
         (holder.client, holder.only_reads) = (Some(client), !may_change);
     }

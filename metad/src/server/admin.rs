@@ -63,6 +63,7 @@ impl Server {
             term,
             applied,
             metads: members.iter().map(|m| (m.id, m.addr, m.voter, m.matched)).collect(),
+            metads_ever: settings::metads_ever(&**state).into_iter().collect(),
             blockds: self.shared.liveness.blockds(&layout),
             sessions: session::all(&**state)
                 .into_iter()
@@ -110,9 +111,13 @@ impl Server {
 
     /// Ends a session that lives, or seems to.
     async fn evict(&self, id: SessionId) -> Result<AdminReply, ProposeError> {
-        let Some(session) = session::find(&**self.shared.consensus.state(), id) else {
+        let Some(session) = session::find_or_ended(&**self.shared.consensus.state(), id) else {
             return Ok(AdminReply::Failed(format!("there is no session {id}: `surf session list` shows all")));
         };
+        if session.has_ended() {
+            // It may have been asked for before, of a leader that was lost before it could answer.
+            return Ok(AdminReply::Done);
+        }
         // A new leader does not wait for a session that has ended: the leases must have ended before it, under one
         // leadership.
         let Some(term) = self.shared.consensus.leadership() else {

@@ -20,7 +20,7 @@ use wire::quic::Incoming;
 use wire::tls::PeerIdentity;
 use wire::{FsError, trace};
 
-/// Unlinked inodes that one answer asks about.
+/// Unlinked inodes that one answer asks about. The next answer goes on from there.
 const ORPHANS_ASKED: usize = 4096;
 /// Sessions closed by one entry of the log.
 const CLOSED_AT_ONCE: usize = 16;
@@ -97,7 +97,10 @@ impl Server {
         let layout = settings::layout(&**state);
         Ok(MetaReply::Alive {
             now: self.shared.clock.now(),
-            orphans: orphan::of_session(&**state, id, ORPHANS_ASKED),
+            orphans: self
+                .shared
+                .orphan_turns
+                .next(id, ORPHANS_ASKED, |first| orphan::of_session(&**state, id, first, ORPHANS_ASKED)),
             layout: (layout.epoch != epoch).then_some(layout),
             leases: match self.shared.extend_leases(id) {
                 (Extension::Extended, alone) => LeaseState::Extended { alone },

@@ -46,6 +46,11 @@ async fn an_eviction_is_acknowledged_when_the_session_can_answer_nothing_from_it
     assert!(since.elapsed() >= LEASE, "its lease still holds, after {:?}", since.elapsed());
     let alive = ask(&peer, &MetaRequest::KeepAlive { session, epoch: LayoutEpoch(0) }).await;
     assert!(matches!(alive, MetaReply::Failed(FsError::SessionExpired)), "{alive:?}");
+    // As if its leader had been lost before it could answer.
+    let again = cluster.admin(AdminRequest::EvictSession { session }).await;
+    assert!(matches!(again, AdminReply::Done), "{again:?}");
+    let unknown = cluster.admin(AdminRequest::EvictSession { session: SessionId(7) }).await;
+    assert!(matches!(&unknown, AdminReply::Failed(reason) if reason.contains("there is no session 7")), "{unknown:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

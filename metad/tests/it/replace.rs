@@ -160,6 +160,7 @@ async fn the_number_of_a_metad_that_was_removed_is_given_to_no_other() {
         let refused = cluster.admin(again).await;
         assert!(matches!(&refused, AdminReply::Failed(reason) if reason.contains("such as 3")), "{refused:?}");
     }
+    assert_eq!(status(&cluster).await.metads_ever, [1, 2].map(MetadId), "operators' commands choose another");
     // A snapshot has the number, too.
     done(&cluster, AdminRequest::Snapshot).await;
     cluster.stop_node(1).await;

@@ -21,8 +21,13 @@ pub struct Access {
 impl Access {
     /// Asks the leader as an operator.
     pub async fn ask(&self, request: AdminRequest) -> Result<AdminReply> {
+        self.ask_patiently(request, Duration::ZERO).await
+    }
+
+    /// Asks the leader for what takes up to `takes`, also where that is longer than a leader is looked for.
+    pub async fn ask_patiently(&self, request: AdminRequest, takes: Duration) -> Result<AdminReply> {
         let admin = Admin::load(&self.bundle)?;
-        let reply = admin.ask_admin(request, Duration::from_secs(self.wait_s)).await;
+        let reply = admin.ask_admin(request, Duration::from_secs(self.wait_s).max(takes)).await;
         admin.close().await;
         reply
     }

@@ -215,6 +215,7 @@ mod tests {
             term: 1,
             applied: 1,
             metads: vec![(MetadId(1), addr, true, 1)],
+            metads_ever: vec![MetadId(1)],
             layout: Layout {
                 replicas: 2,
                 min_sync: 1,

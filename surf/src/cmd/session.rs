@@ -6,8 +6,13 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::process::ExitCode;
+use std::time::Duration;
 use wire::ids::SessionId;
+use wire::limits::LEASE_MS;
 use wire::message::admin::{AdminRequest, ClusterStatus};
+
+/// An eviction waits for the leases of its session, and perhaps for another leader.
+const EVICTION_LIMIT: Duration = Duration::from_millis(LEASE_MS + 5_000);
 
 /// Sessions of mounts: list them, end one.
 #[derive(Args)]
@@ -26,9 +31,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// End one, as if its machine had been silent for too long: its locks are free at once, and after five seconds nobody
-    /// waits for it any more. What it had not stored it stores in a new session, beside what others have done since. This keeps no
-    /// machine out.
+    /// End one, as if its machine had been silent for too long: after five seconds at most, its locks are free and nobody
+    /// waits for it any more. What it had not stored it stores in a new session, beside what others have done since. This
+    /// keeps no machine out.
     Evict {
         #[command(flatten)]
         access: Access,
@@ -43,8 +48,10 @@ impl Session {
         match self.command {
             Command::List { access, json } => list(&access.status().await?, json)?,
             Command::Evict { access, session } => {
-                access.ask(AdminRequest::EvictSession { session: SessionId(session) }).await?;
-                say!("session {session} has ended; others wait for what it was promised for five seconds more");
+                access
+                    .ask_patiently(AdminRequest::EvictSession { session: SessionId(session) }, EVICTION_LIMIT)
+                    .await?;
+                say!("session {session} has ended");
             }
         }
         Ok(ExitCode::SUCCESS)

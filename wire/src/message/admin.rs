@@ -169,6 +169,8 @@ pub struct ClusterStatus {
     pub applied: u64,
     /// Metadata nodes: id, address, voter or learner, log index known to be there.
     pub metads: Vec<(MetadId, SocketAddr, bool, u64)>,
+    /// Numbers of all metads that are or were members: none of them is given to another one.
+    pub metads_ever: Vec<MetadId>,
     /// Block daemons.
     pub layout: Layout,
     /// State of each block daemon of the layout, in its order.

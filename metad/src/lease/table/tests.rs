@@ -29,6 +29,14 @@ struct Client {
 enum Event {
     Attached,
     Recall(Seq, Vec<Ino>),
+    RecallAll(Seq),
+}
+
+/// A session that an operator ends: it is closed once it can hold no leases any more.
+struct Evicted {
+    session: u64,
+    recalled: Option<Notice>,
+    closed: bool,
 }
 
 /// A change under way.
@@ -64,6 +72,8 @@ enum Step {
     Begin { session: u64, inos: Vec<u64> },
     Apply(usize),
     End(usize),
+    Evict(u64),
+    Close(usize),
     Pass(u64),
     Lead,
 }
@@ -81,6 +91,8 @@ fn step() -> impl Strategy<Value = Step> {
         8 => session.clone().prop_map(Step::TakeAnswer),
         8 => (session.clone(), prop::bool::weighted(0.8))
             .prop_map(|(session, acknowledge)| Step::TakeEvent { session, acknowledge }),
+        1 => session.clone().prop_map(Step::Evict),
+        2 => (0_usize..2).prop_map(Step::Close),
         6 => (session, prop::collection::vec(0..INODES, 1..3))
             .prop_map(|(session, inos)| Step::Begin { session, inos }),
         6 => (0_usize..4).prop_map(Step::Apply),
@@ -96,6 +108,8 @@ struct World {
     clients: Vec<Client>,
     changes: Vec<Change>,
     reads: Vec<Looked>,
+    /// Evictions of this leadership.
+    evicted: Vec<Evicted>,
     /// Applied versions.
     applied: HashMap<Ino, u64>,
 }
@@ -114,6 +128,7 @@ impl World {
                 let client = &mut self.clients[session as usize];
                 if !client.attached {
                     client.events = vec![Event::Attached];
+                    self.table.introduce(SessionId(session), session, true);
                     self.table.attach(SessionId(session), 0, false, self.now);
                 }
             }
@@ -173,6 +188,11 @@ impl World {
                         return;
                     }
                     Event::Recall(seq, inos) => (seq, inos),
+                    Event::RecallAll(seq) => {
+                        client.cached.clear();
+                        client.floor = client.clock;
+                        (seq, Vec::new())
+                    }
                 };
                 for ino in inos {
                     client.cached.remove(&ino);
@@ -223,11 +243,29 @@ impl World {
                     client.answers.push((ino, version, client.clock));
                 }
             }
+            Step::Evict(session) => {
+                let recalled = self.table.evict(SessionId(session));
+                if let Some(Notice { seq, .. }) = recalled {
+                    self.clients[session as usize].events.push(Event::RecallAll(seq));
+                }
+                self.evicted.push(Evicted { session, recalled, closed: false });
+            }
+            Step::Close(index) => {
+                let Some(Evicted { session, recalled, closed }) = self.evicted.get_mut(index) else { return };
+                let recalled: Vec<Notice> = recalled.iter().cloned().collect();
+                let waits = self.table.unsettled_until(&recalled, self.now);
+                let id = SessionId(*session);
+                if waits.or_else(|| self.table.grace_until(std::iter::once(id), self.now)).is_none() {
+                    self.table.remove(id);
+                    *closed = true;
+                }
+            }
             Step::Pass(ms) => self.now += Duration::from_millis(ms),
             Step::Lead => {
                 // Changes under way end with the leader that began them: their callers ask the next leader.
                 self.changes.clear();
                 self.reads.clear();
+                self.evicted.clear();
                 self.table = Table::new(LEASE, self.now);
                 for client in &mut self.clients {
                     client.events.clear();
@@ -246,6 +284,12 @@ impl World {
                 let applied = self.applied.get(ino).copied().unwrap_or(0);
                 prop_assert!(*version >= applied, "{ino:?} is cached as of {version}, and {applied} is applied");
             }
+        }
+        for Evicted { session, .. } in self.evicted.iter().filter(|evicted| evicted.closed) {
+            let client = &self.clients[*session as usize];
+            let answers = client.until.is_some_and(|until| until > self.now) && !client.cached.is_empty();
+            prop_assert!(!answers, "{session} has ended, and answers from its cache");
+            prop_assert!(!self.table.holders.contains_key(&SessionId(*session)), "{session} has ended");
         }
         Ok(())
     }
@@ -266,6 +310,7 @@ proptest! {
             clients,
             changes: Vec::new(),
             reads: Vec::new(),
+            evicted: Vec::new(),
             applied: HashMap::new(),
         };
         world.now += LEASE;
@@ -508,6 +553,7 @@ mod delegations {
             session: u64,
             ino: u64,
         },
+        Evict(u64),
         Pass(u64),
         Lead,
     }
@@ -522,7 +568,8 @@ mod delegations {
             12 => both().prop_map(|(session, ino)| Step::Do { session, ino }),
             6 => session.clone().prop_map(Step::TakeEvent),
             2 => session.clone().prop_map(Step::TakeEarly),
-            3 => session.prop_map(Step::Send),
+            3 => session.clone().prop_map(Step::Send),
+            1 => session.prop_map(Step::Evict),
             12 => both().prop_map(|(session, ino)| Step::Read { session, ino }),
             3 => (0_u64..2500).prop_map(Step::Pass),
             1 => Just(Step::Lead),
@@ -684,6 +731,12 @@ mod delegations {
                         if self.worker(session).attached {
                             self.worker(session).delegated.extend(given);
                         }
+                    }
+                }
+                Step::Evict(session) => {
+                    if let Some(notice) = self.table.evict(SessionId(session)) {
+                        let all: Vec<Ino> = (0..INODES).map(Ino).collect();
+                        self.push(&notice, &all);
                     }
                 }
                 Step::Pass(ms) => {
@@ -873,4 +926,5 @@ fn an_evicted_session_gets_no_lease_any_more_and_is_waited_for_no_longer_than_it
     assert_eq!(table.attach(first, 9, true, later), None);
     assert!(!table.grant(first, &[Ino(9)], table.stamp(), later).0 && !table.grant_made(first, &[Ino(9)], later));
     assert!(table.dirty_before(second, false).is_empty());
+    assert!(table.is_small(), "the second is the only one");
 }

@@ -1,6 +1,6 @@
 //! The directory of a metad that takes another one's place: which number it has, and its files.
 
-use super::plan::Member;
+use super::plan::Metads;
 use crate::cmd::node::Node;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -39,10 +39,10 @@ pub(super) struct Chosen {
 
 impl Place<'_> {
     /// Finds what an earlier run has made in place of `old`, or chooses a number and a directory. The number is `id`, or
-    /// the next one that neither a member nor a directory beside the CA has.
+    /// the next one that no metad has had, and no directory beside the CA has.
     pub(super) fn choose(
         &self,
-        members: &[Member],
+        metads: &Metads<'_>,
         (old, id): (MetadId, Option<u64>),
         addr: SocketAddr,
     ) -> Result<Chosen> {
@@ -50,12 +50,14 @@ impl Place<'_> {
         let numbered = numbered(beside)?;
         let homes = numbered.iter().map(|(_, home)| home.as_path());
         let homes: Vec<&Path> = self.out.map_or_else(|| homes.collect(), |out| vec![out]);
+        // One that was removed again is not asked back: its number would be refused.
+        let suits = |made: &u64| id.map_or_else(|| !metads.had(MetadId(*made)), |id| id == *made);
         for home in homes {
-            if let Some(made) = made_for(home, old, addr)?.filter(|made| id.is_none_or(|id| id == *made)) {
+            if let Some(made) = made_for(home, old, addr)?.filter(suits) {
                 return Ok(Chosen { new: MetadId(made), home: home.to_owned(), is_made: true });
             }
         }
-        let used = members.iter().map(|(id, ..)| id.0).chain(numbered.iter().map(|(id, _)| *id)).chain([old.0]);
+        let used = metads.used().chain(numbered.iter().map(|(id, _)| *id)).chain([old.0]);
         let number = id.unwrap_or(used.max().unwrap_or(0) + 1);
         let name = Node { role: Role::Metad, number, addr }.name();
         let home = self.out.map_or_else(|| beside.join(name), Path::to_owned);
@@ -111,6 +113,7 @@ fn numbered(dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plan::Member;
     use super::*;
     use wire::tls::Identity;
 
@@ -126,13 +129,15 @@ mod tests {
         fs::create_dir(dir.path().join("metad-5")).unwrap();
         let members: Vec<Member> = (1..=3).map(|number| (MetadId(number.into()), addr(number), true, 0)).collect();
         let place = Place { ca: &ca, out: None };
-        let prepare = |old, id, addr| {
-            let chosen = place.choose(&members, (MetadId(old), id), addr).unwrap();
+        let prepare_among = |ever: &[MetadId], old, id, addr| {
+            let metads = Metads { members: &members, ever, applied: 0 };
+            let chosen = place.choose(&metads, (MetadId(old), id), addr).unwrap();
             if !chosen.is_made {
                 place.make("c", MetadId(old), &chosen, addr).unwrap();
             }
             (chosen.new, chosen.home)
         };
+        let prepare = |old, id, addr| prepare_among(&[], old, id, addr);
         let (id, home) = prepare(3, None, addr(8));
         assert_eq!((id, &home), (MetadId(6), &dir.path().join("metad-6")), "a metad-5 may have been removed");
         let identity = Identity::load(&home.join("metad.pem")).unwrap();
@@ -149,6 +154,9 @@ mod tests {
         assert_eq!(prepare(2, None, addr(8)).0, MetadId(7), "in place of another one");
         assert_eq!(prepare(3, None, addr(9)).0, MetadId(8), "elsewhere");
         assert_eq!(prepare(3, Some(12), addr(8)).0, MetadId(12));
+        let ever = [1, 2, 3, 6, 12, 20].map(MetadId);
+        assert_eq!(prepare_among(&ever, 3, None, addr(7)).0, MetadId(21), "a metad-20 was removed");
+        assert_eq!(prepare_among(&ever, 3, None, addr(8)).0, MetadId(22), "so was the one that was made for this");
     }
 
     #[test]
@@ -158,7 +166,8 @@ mod tests {
         ClusterCa::create("c").unwrap().save(&ca).unwrap();
         let members: Vec<Member> = vec![(MetadId(1), addr(1), true, 0)];
         let place = Place { ca: &ca, out: Some(&out) };
-        let choose = |old| place.choose(&members, (MetadId(old), None), addr(8));
+        let metads = Metads { members: &members, ever: &[], applied: 0 };
+        let choose = |old| place.choose(&metads, (MetadId(old), None), addr(8));
         let chosen = choose(1).unwrap();
         assert_eq!(chosen, Chosen { new: MetadId(2), home: out.clone(), is_made: false });
         assert!(!out.exists(), "nothing is made before it is asked for");

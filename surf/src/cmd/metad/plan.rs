@@ -5,9 +5,38 @@ use std::fmt;
 use std::net::SocketAddr;
 use wire::ids::MetadId;
 use wire::limits::CAUGHT_UP_ENTRIES;
+use wire::message::admin::ClusterStatus;
 
 /// A metad, as the leader knows it: number, address, whether it votes, entries of the log that it has.
 pub(super) type Member = (MetadId, SocketAddr, bool, u64);
+
+/// The metads of the cluster, as the leader knows them.
+#[derive(Clone, Copy)]
+pub(super) struct Metads<'a> {
+    /// The members.
+    pub members: &'a [Member],
+    /// Numbers of all that are or were members.
+    pub ever: &'a [MetadId],
+    /// The last entry that the leader has applied.
+    pub applied: u64,
+}
+
+impl<'a> Metads<'a> {
+    /// Takes them from the state of the cluster.
+    pub(super) fn of(status: &'a ClusterStatus) -> Self {
+        Self { members: &status.metads, ever: &status.metads_ever, applied: status.applied }
+    }
+
+    /// Returns whether a metad that was removed had this number. The cluster gives it to no other.
+    pub(super) fn had(&self, id: MetadId) -> bool {
+        self.ever.contains(&id) && self.members.iter().all(|(member, ..)| *member != id)
+    }
+
+    /// Returns all numbers that are or were used.
+    pub(super) fn used(&self) -> impl Iterator<Item = u64> {
+        self.members.iter().map(|(id, ..)| id.0).chain(self.ever.iter().map(|id| id.0))
+    }
+}
 
 /// Who is to leave, and who is to take its place.
 #[derive(Clone, Copy, Debug)]
@@ -51,6 +80,8 @@ pub(super) enum Refusal {
     NoSuchMember(MetadId, Vec<MetadId>),
     /// The number of the new one belongs to a member elsewhere.
     NumberTaken(MetadId, SocketAddr),
+    /// A metad that was removed had the number of the new one. With a number that is free.
+    NumberUsed(MetadId, u64),
     /// The address of the new one belongs to a third member.
     AddressTaken(SocketAddr, MetadId),
 }
@@ -66,15 +97,19 @@ impl fmt::Display for Refusal {
             Self::NumberTaken(new, addr) => {
                 write!(f, "metad-{new} is a member at {addr}: the new one needs a number that was never used")
             }
+            Self::NumberUsed(new, free) => write!(
+                f,
+                "there was a metad-{new} before: the new one needs a number that was never used, such as {free} (`--id`)"
+            ),
             Self::AddressTaken(addr, id) => write!(f, "metad-{id} has the address {addr}: choose another"),
         }
     }
 }
 
-/// Returns the next step, by the members, the last entry that the leader has applied, and whether a metad answers at the
-/// new one's address.
-pub(super) fn next(wanted: &Wanted, members: &[Member], applied: u64, answers: bool) -> Result<Step, Refusal> {
+/// Returns the next step, by the metads of the cluster, and whether a metad answers at the new one's address.
+pub(super) fn next(wanted: &Wanted, metads: &Metads<'_>, answers: bool) -> Result<Step, Refusal> {
     let Wanted { old, new, addr } = *wanted;
+    let Metads { members, applied, .. } = *metads;
     let find = |id: MetadId| members.iter().find(|(member, ..)| *member == id);
     if old == new {
         return Err(Refusal::SameNumber(old));
@@ -89,6 +124,7 @@ pub(super) fn next(wanted: &Wanted, members: &[Member], applied: u64, answers: b
         (Some((_, _, false, _)), Some((_, _, true, _)), _) => Ok(Step::Forget),
         // Both vote if the new one was added by hand, or a change of the membership was cut off in the middle.
         (Some(_), Some((_, _, true, _)), _) => Ok(Step::Replace),
+        (Some(_), None, _) if metads.had(new) => Err(Refusal::NumberUsed(new, metads.used().max().unwrap_or(0) + 1)),
         (Some(_), None, _) if answers => Ok(Step::Add),
         (Some(_), None, _) => Ok(Step::Start),
         (_, Some((_, _, false, has)), _) if has.saturating_add(CAUGHT_UP_ENTRIES) < applied || *has == 0 => {
@@ -121,6 +157,10 @@ mod tests {
 
     fn with(more: Member) -> Vec<Member> {
         [three(), vec![more]].concat()
+    }
+
+    fn next(wanted: &Wanted, members: &[Member], applied: u64, answers: bool) -> Result<Step, Refusal> {
+        super::next(wanted, &Metads { members, ever: &[], applied }, answers)
     }
 
     #[test]
@@ -195,6 +235,14 @@ mod tests {
         assert!(refused(Wanted { new: MetadId(3), ..wanted() }).contains("replace itself"));
         assert!(refused(Wanted { new: MetadId(2), ..wanted() }).contains("metad-2 is a member at 10.0.0.1:7002"));
         assert!(refused(Wanted { addr: addr(1), ..wanted() }).contains("metad-1 has the address"));
+        let ever: Vec<MetadId> = (1..=6).map(MetadId).collect();
+        for answers in [false, true] {
+            let metads = Metads { members: &three(), ever: &ever, applied: 9 };
+            let used = super::next(&wanted(), &metads, answers).unwrap_err().to_string();
+            assert!(used.contains("there was a metad-4 before") && used.contains("such as 7"), "{used}");
+            let follows = Metads { members: &with(member(4, false, 9)), ..metads };
+            assert_eq!(super::next(&wanted(), &follows, answers), Ok(Step::Replace), "it is a member now");
+        }
         let same_place = Wanted { addr: addr(3), ..wanted() };
         assert_eq!(next(&same_place, &three(), 9, true), Ok(Step::Add), "the machine of the lost one has a new disk");
     }

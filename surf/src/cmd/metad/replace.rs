@@ -1,7 +1,7 @@
 //! `surf metad replace`: a new metad in place of one that is lost, or is to be switched off.
 
 use super::files::Place;
-use super::plan::{Step, Wanted, next};
+use super::plan::{Metads, Step, Wanted, next};
 use crate::admin::Admin;
 use crate::cmd::access::Access;
 use crate::cmd::node::ETC;
@@ -67,8 +67,8 @@ impl Replace {
             let status = state(admin, patience).await?;
             let is_member = status.metads.iter().any(|(id, ..)| *id == wanted.new);
             let answers = is_member || admin.answers(wanted.addr).await;
-            let step =
-                next(&wanted, &status.metads, status.applied, answers).map_err(|refusal| anyhow!("{refusal}"))?;
+            // A refusal is final: to wait changes nothing about it.
+            let step = next(&wanted, &Metads::of(&status), answers).map_err(|refusal| anyhow!("{refusal}"))?;
             if said != Some(step) {
                 say!("{}", in_words(&wanted, step));
                 said = Some(step);
@@ -117,11 +117,12 @@ impl Replace {
             );
         }
         let place = Place { ca, out: self.out.as_deref() };
-        let chosen = place.choose(&status.metads, (old, self.id), addr)?;
+        let metads = Metads::of(status);
+        let chosen = place.choose(&metads, (old, self.id), addr)?;
         let wanted = Wanted { old, new: chosen.new, addr };
+        // No files are made for what will be refused, and nobody is told to use those that are there.
+        next(&wanted, &metads, false).map_err(|refusal| anyhow!("{refusal}"))?;
         if !chosen.is_made {
-            // No files are made for what will be refused.
-            next(&wanted, &status.metads, status.applied, false).map_err(|refusal| anyhow!("{refusal}"))?;
             place.make(&status.cluster, old, &chosen, addr)?;
         }
         say!(

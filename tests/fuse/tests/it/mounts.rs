@@ -141,6 +141,8 @@ fn an_evicted_session_gives_its_locks_back_and_its_mount_goes_on_in_a_new_one() 
     let read = |name: &str| fs::read_to_string(surf.path().join(name)).unwrap();
     assert_eq!((read("unsent"), read("after")), ("written before".to_owned(), "written after".to_owned()));
     let (text, code) = surf.operate(&["session", "evict", &evicted]);
+    assert!(code == 0 && text.contains("has ended"), "it was done before: {text}");
+    let (text, code) = surf.operate(&["session", "evict", "7"]);
     assert!(code == 1 && text.contains("there is no session"), "{text}");
     assert_eq!(of_other(), Some(renewed));
 }
