@@ -11,9 +11,8 @@ use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
-use wire::describe;
 use wire::tls::Identity;
+use wire::{describe, log};
 
 /// Surf's block daemon: stores blocks, and copies of others' blocks, on a disk.
 #[derive(Parser)]
@@ -45,12 +44,13 @@ fn run(arguments: Arguments) -> Result<()> {
     let identity = Identity::load(settings.identity()?)?;
     blockd::check_role(&identity)?;
     let config = settings.validate(&identity.subject().name)?;
-    let filter = EnvFilter::try_new(settings.log.as_deref().unwrap_or("info")).context("`log` is no filter")?;
+    let filter = settings.log.as_deref().unwrap_or("info");
+    log::check(filter).context("`log` is no filter")?;
     if arguments.check_config {
         println!("the configuration of {} is valid", config.name);
         return Ok(());
     }
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    log::start(filter, None)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config, identity))
 }
 

@@ -1,7 +1,8 @@
 //! The one way to make content part of a file (I6, I7).
 //!
 //! - `plan` is what a commit carries: the only place where [`wire::op::Op::Commit`] is made;
-//! - `outcome` is what happens to content with each answer to it. Both are pure;
+//! - `outcome` is what happens to content with each answer to it, `unchanged` finds what a program has not changed of a
+//!   page that it has mapped. All three are pure;
 //! - `uploader` stores sealed content, `gathering` joins small content of many files in one block;
 //! - `committer` owns what is on its way from memory to metad, within the `window`; `beside` names new files beside
 //!   others;
@@ -16,9 +17,14 @@ pub(crate) mod fragments;
 mod gathering;
 pub(crate) mod outcome;
 pub(crate) mod plan;
+mod unchanged;
 pub(crate) mod uploader;
 pub(crate) mod window;
 
 #[cfg(test)]
 #[path = "commit/commit_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "commit/mapped_tests.rs"]
+mod mapped_tests;

@@ -1,5 +1,6 @@
 //! One file's content: what is known of it, what is written and not committed yet, and how a read combines both.
 //!
+//! - `pages` is what the kernel's pages show of it;
 //! - [`dirty`] holds written bytes until they are cut into blocks, `sealed` is such a block under way, `pending` is all
 //!   uncommitted content; `extents` is what is known of the committed content, `position` where its readers are. All of
 //!   these are pure.
@@ -9,6 +10,7 @@
 
 pub mod dirty;
 pub(crate) mod extents;
+pub(crate) mod pages;
 pub(crate) mod pending;
 pub(crate) mod position;
 pub(crate) mod sealed;

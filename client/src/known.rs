@@ -232,9 +232,9 @@ impl Known {
         self.state.lock().learn_page(key, listed, mark);
     }
 
-    /// Updates pinned attributes after a commit, where a later entry still pins them.
-    pub fn pins_follow(&self, committed: &InodeAttr) {
-        self.state.lock().pins.follow_commit(committed);
+    /// Applies attributes after a commit of content from the queue.
+    pub fn follow_commit(&self, committed: &InodeAttr) {
+        self.state.lock().follow_commit(committed);
     }
 
     /// Unpins the operation of the entry of this number: metad has acknowledged it, and its answer is applied.

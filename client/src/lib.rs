@@ -6,7 +6,8 @@
 //!   and `compact` are the periodic work, `replay` sends what an earlier client has left;
 //! - `sending` sends operations under delegations, `flusher` brings written content into the queue or to metad, `view`
 //!   shows inodes with uncommitted content, `upkeep` keeps the session alive;
-//! - `open` are the open inodes, `file` is one file's content, `reader` reads it, `accessed` are the access times;
+//! - `open` are the open inodes, `file` is one file's content, `reader` reads it, `assembler` puts content together from
+//!   blocks, `accessed` are the access times;
 //! - `queue` holds operations under delegations, `writeback` is that queue with files as content, and the order between
 //!   it and direct requests to metad; `journal` has those that would be lost with the process; `commit` makes content
 //!   part of its file;
@@ -21,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 mod accessed;
+mod assembler;
 pub mod block;
 mod buffers;
 mod commit;
@@ -60,9 +62,11 @@ pub use known::Listed;
 pub use local_dir::LocalDir;
 pub use ops::files::{Handle, OpenFlags, Opened};
 pub use ops::locks::Wait;
+pub use ops::mapped::DropUnderWay;
 pub use queue::{LossesReported, NewNode};
 
 use accessed::Accessed;
+use assembler::Assembler;
 use block::disk::DiskCache;
 use block::fetch::Fetcher;
 use block::layout::Layouts;
@@ -174,8 +178,10 @@ fn compose(
     let caches = (config.cache_bytes, cache);
     let fetcher = Arc::new(Fetcher::new(network.clone(), layouts.clone(), caches, config.soft_timeout, work.parts()));
     let putter = Putter::new(network.clone(), layouts.clone(), config.soft_timeout);
+    let assembler = Arc::new(Assembler::new(fetcher.clone()));
     let parts = committer::Parts {
         session: session.clone(),
+        assembler: assembler.clone(),
         uploader: Arc::new(Uploader::new(putter, fetcher.clone(), work.clone())),
         journal: journal.clone(),
         kernel: kernel.clone(),
@@ -186,8 +192,8 @@ fn compose(
     let order = Arc::new(Order::new(writeback.clone(), known.clone(), work.clone()));
     let writer = |journal| Writer::new(journal, session.clone(), writeback.clone(), known.clone());
     let journal_writer = journal.clone().map(|journal| Arc::new(writer(journal)));
-    let asked = ((session.clone(), order.clone()), (fetcher.clone(), kernel.clone()));
-    let reader = Arc::new(Reader::new(asked.0, asked.1, work.clone(), config.readahead_bytes));
+    let (asked, fetched) = ((session.clone(), order.clone()), (fetcher.clone(), assembler));
+    let reader = Arc::new(Reader::new(asked, fetched, kernel.clone(), work.clone(), config.readahead_bytes));
     let open_files = Arc::new(OpenFiles::new(session.clone(), known.clone(), committer.clone(), work.clone()));
     let view = View::new((session.clone(), known.clone()), open_files.clone(), kernel.clone(), work.clone());
     let (view, lock_released) = (Arc::new(view), Arc::<Notify>::default());

@@ -1,10 +1,10 @@
 //! Reading: committed content from blocks, with uncommitted content laid over it. The file decides what to read from
-//! where ([`FileState::plan_read`]); the reader fetches and assembles it.
+//! where ([`FileState::plan_read`]); the reader learns what is missing for that, and has it assembled.
 
+use crate::assembler::Assembler;
 use crate::block::fetch::Fetcher;
 use crate::error::unexpected_reply;
-use crate::file::dirty::lay;
-use crate::file::state::{Ahead, FileState, Listing, Plan, Step};
+use crate::file::state::{Ahead, FileState, Listing, Step};
 use crate::kernel::{Kernel, Notice};
 use crate::known::leased::LeasedSession;
 use crate::work::Work;
@@ -13,13 +13,10 @@ use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
 use wire::FsError;
-use wire::extent::{Extent, Source};
 use wire::ids::ChunkIndex;
 use wire::limits::CHUNK_BYTES;
 use wire::op::{Read, ReadReply};
 
-/// Scattered reads up to this size fetch only their part of a large block.
-const PART_BYTES_MAX: usize = 256 << 10;
 /// Attempts at a consistent list of extents while others commit. After these, a list that spans versions is used.
 const LISTINGS_MAX: usize = 8;
 /// Attempts at content that compaction or another session replaces while it is read.
@@ -31,6 +28,7 @@ pub(crate) struct Reader {
     /// Sends to metad what it must know before it is asked.
     order: Arc<Order>,
     fetcher: Arc<Fetcher>,
+    assembler: Arc<Assembler>,
     kernel: Arc<Kernel>,
     work: Work,
     /// How far to read ahead of a sequential reader, in bytes.
@@ -42,11 +40,12 @@ impl Reader {
     /// this many bytes ahead.
     pub fn new(
         (session, order): (Arc<LeasedSession>, Arc<Order>),
-        (fetcher, kernel): (Arc<Fetcher>, Arc<Kernel>),
+        (fetcher, assembler): (Arc<Fetcher>, Arc<Assembler>),
+        kernel: Arc<Kernel>,
         work: Work,
         readahead_bytes: u64,
     ) -> Self {
-        Self { session, order, fetcher, kernel, work, readahead_bytes }
+        Self { session, order, fetcher, assembler, kernel, work, readahead_bytes }
     }
 
     /// Begins to read a file of one small block: a program that opens it usually reads it next.
@@ -56,14 +55,20 @@ impl Reader {
         }
     }
 
-    /// Reads up to `len` bytes; fewer only at the end of the file. Cancel-safe.
+    /// Reads up to `len` bytes; fewer only at the end of the file. The kernel keeps them in its pages, or hands them
+    /// past these (`direct`). Cancel-safe.
     ///
     /// # Errors
     /// `Io` when content is not available.
-    pub async fn read(self: &Arc<Self>, file: &Arc<FileState>, offset: u64, len: usize) -> Result<Bytes, FsError> {
+    pub async fn read(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        (offset, len): (u64, usize),
+        direct: bool,
+    ) -> Result<Bytes, FsError> {
         let mut attempt = 1;
         loop {
-            let plan = match file.plan_read(offset, len) {
+            let plan = match file.plan_read(offset, len, direct) {
                 Step::Fetch(plan) => plan,
                 Step::Done(bytes) => return Ok(bytes),
                 Step::Load(chunk) => {
@@ -74,7 +79,7 @@ impl Reader {
             if plan.sequential {
                 self.read_ahead(file, plan.range.end);
             }
-            match self.put_together(&plan).await {
+            match self.assembler.put_together(&plan).await {
                 Err(FsError::NotFound) if attempt < ATTEMPTS_MAX => {
                     // The block is gone, most likely because the file was changed: the new extents are asked for.
                     attempt += 1;
@@ -86,60 +91,19 @@ impl Reader {
         }
     }
 
-    async fn put_together(&self, plan: &Plan) -> Result<Bytes, FsError> {
-        if let Some(bytes) = self.single(plan).await? {
-            return Ok(bytes);
+    /// Learns where the content is stored on which these pages are based, or all uncommitted pages, so that they can be
+    /// compared with it when others have changed it.
+    ///
+    /// # Errors
+    /// As those of asking metad for extents.
+    pub async fn learn_below_pages(&self, file: &FileState, part: Option<&Range<u64>>) -> Result<(), FsError> {
+        let mut loaded = None;
+        // A listing that others tear again and again teaches nothing.
+        while let Some(chunk) = file.unknown_below_pages(part).filter(|chunk| loaded != Some(*chunk)) {
+            self.load_chunks(file, chunk, chunk.start() + 1).await?;
+            loaded = Some(chunk);
         }
-        let start = plan.range.start;
-        let mut buffer = vec![0; (plan.range.end - start) as usize];
-        for extent in &plan.extents {
-            let wanted = extent.file_off.max(start)..extent.range().end.min(plan.range.end);
-            let bytes = match &extent.source {
-                Source::Zero => continue,
-                Source::Inline(bytes) => {
-                    let from = (wanted.start - extent.file_off) as usize;
-                    let len = (wanted.end - wanted.start) as usize;
-                    Bytes::copy_from_slice(bytes.get(from..from + len).ok_or(FsError::Io)?)
-                }
-                Source::Block { .. } => self.block_bytes(extent, &wanted, plan.sequential).await?,
-            };
-            lay(wanted.start, &bytes, start, &mut buffer);
-        }
-        for (at, bytes) in &plan.over {
-            lay(*at, bytes, start, &mut buffer);
-        }
-        Ok(buffer.into())
-    }
-
-    /// Returns the bytes of a read that lies within one block, without a copy.
-    async fn single(&self, plan: &Plan) -> Result<Option<Bytes>, FsError> {
-        let ([extent], []) = (plan.extents.as_slice(), plan.over.as_slice()) else { return Ok(None) };
-        let whole = extent.range();
-        let within = whole.start <= plan.range.start && plan.range.end <= whole.end;
-        if !within || !matches!(extent.source, Source::Block { .. }) {
-            return Ok(None);
-        }
-        self.block_bytes(extent, &plan.range, plan.sequential).await.map(Some)
-    }
-
-    /// Returns the bytes of a file range that lies within an extent of a block.
-    async fn block_bytes(&self, extent: &Extent, wanted: &Range<u64>, sequential: bool) -> Result<Bytes, FsError> {
-        let Source::Block { hash, form, offset } = extent.source else { return Err(FsError::Io) };
-        form.check()?;
-        let from = offset as usize + (wanted.start - extent.file_off) as usize;
-        let len = (wanted.end - wanted.start) as usize;
-        // I9: a part is verified by the daemon alone; whole blocks are verified here, too.
-        if !sequential
-            && len <= PART_BYTES_MAX
-            && let Some(part) = self.fetcher.fetch_part(hash, form.stored_len, from as u32, len as u32).await?
-        {
-            return Ok(part);
-        }
-        let block = self.fetcher.fetch(hash).await?;
-        if block.len() < from + len {
-            return Err(FsError::Io);
-        }
-        Ok(block.slice(from..from + len))
+        Ok(())
     }
 
     /// Loads the extents from a chunk up to the one that holds byte `until - 1`.

@@ -193,7 +193,12 @@ impl Sender {
         }
         let one = file.begin_flush().await;
         let gathered = match self.committer.gather(&file, upto).await {
-            Ok(plan) => self.committer.policy(&file, true).await.map(|policy| (plan, policy)),
+            Ok(mut plan) => {
+                if file.known_version() != plan.basis().base && !file.mapped_in(plan.writes()).is_empty() {
+                    plan = self.committer.leave_out_unchanged(&file, plan).await;
+                }
+                self.committer.policy(&file, true).await.map(|policy| (plan, policy))
+            }
             Err(error) => Err(error),
         };
         match gathered {
@@ -266,7 +271,7 @@ impl Sender {
     fn take_content_reply(&self, content: Content, reply: OpReply) -> (Arc<FileState>, Plan, bool) {
         let Content { file, plan, copy, .. } = content;
         if let OpReply::Committed { attr, .. } = &reply {
-            self.known.pins_follow(attr);
+            self.known.follow_commit(attr);
         }
         let outcome = judge(&plan, Ok(reply), Way::Queued);
         self.writeback.with(|core| core.note_content(file.ino(), outcome.own_version(&plan)));

@@ -54,8 +54,7 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: Flags) -> anyhow::Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&flags.log).context("--log")?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    wire::log::start(&flags.log, None).context("--log")?;
     let mut file = ConfigFile::load(&flags.config)?;
     file.listen = flags.listen.unwrap_or(file.listen);
     file.data_dir = flags.data_dir.unwrap_or(file.data_dir);

@@ -18,10 +18,10 @@ use clap::Parser;
 use error::Error;
 use options::Flags;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use sys::{Forked, Parent};
-use tracing_subscriber::EnvFilter;
+use wire::log;
 
 fn main() -> ExitCode {
     sys::share_heaps();
@@ -80,17 +80,12 @@ fn run(flags: &Flags, parent: &mut Option<Parent>) -> Result<(), Error> {
 }
 
 fn init_log(flags: &Flags) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(&flags.log).map_err(|error| Error::Usage(format!("--log: {error}")))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
-    match &flags.log_file {
-        Some(path) => {
-            let opened = File::options().create(true).append(true).open(path);
-            let file = opened.map_err(Error::system(&path.display().to_string()))?;
-            log.with_writer(std::sync::Mutex::new(file)).init();
-        }
-        None => log.with_writer(std::io::stderr).init(),
-    }
-    Ok(())
+    let open = |path: &PathBuf| {
+        let opened = File::options().create(true).append(true).open(path);
+        opened.map_err(Error::system(&path.display().to_string()))
+    };
+    let file = flags.log_file.as_ref().map(open).transpose()?;
+    log::start(&flags.log, file).map_err(|error| Error::Usage(format!("--log: {error}")))
 }
 
 /// Notifies the parent process and systemd that the mount stands.

@@ -70,8 +70,11 @@ impl Drops {
             self.running.insert(ino);
             let (client, notifier) = (client.clone(), notifier.clone());
             self.tasks.spawn(async move {
-                client.wait_reads(ino).await;
+                let under_way = client.begin_drop(ino).await;
                 notify_kernel(&notifier, Notice::Changed(ino)).await;
+                if let Some(under_way) = under_way {
+                    client.end_drop(&under_way);
+                }
                 dropped.iter().for_each(Dropped::report);
                 ino
             });

@@ -7,6 +7,7 @@ mod output;
 mod sys;
 
 use crate::output::complain;
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -74,7 +75,7 @@ fn asks_for_fsck() -> bool {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    output::init_log(&arguments.log)?;
+    wire::log::start(&arguments.log, None).context("--log")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let code = runtime.block_on(async {
         match arguments.command {

@@ -3,24 +3,13 @@
 //! Names and reasons come from peers, and names of files from their users. A terminal obeys control characters, so all
 //! that is printed goes through [`plain`].
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::time::Duration;
 use time::OffsetDateTime;
 use time::macros::format_description;
-use tracing_subscriber::EnvFilter;
 use wire::attr::Timestamp;
-
-/// Sends logs to standard error, so that they never mix with output.
-///
-/// # Errors
-/// When the filter is not valid.
-pub fn init_log(filter: &str) -> Result<()> {
-    let filter = EnvFilter::try_new(filter).context("--log")?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
-    Ok(())
-}
 
 /// Returns whether a terminal obeys a character instead of showing it, or shows what stands beside it in another order.
 fn is_active(c: char) -> bool {

@@ -17,6 +17,7 @@ pub mod ids;
 pub mod layout;
 pub mod leader;
 pub mod limits;
+pub mod log;
 pub mod message;
 pub mod op;
 pub mod quic;

@@ -135,7 +135,7 @@ async fn many_requests_share_a_connection() {
     for ask in asks.collect::<Vec<_>>() {
         sum += ask.await.unwrap();
     }
-    assert_eq!(sum, (0..256).sum());
+    assert_eq!(sum, (0..256).sum::<u32>());
 }
 
 #[tokio::test(flavor = "multi_thread")]

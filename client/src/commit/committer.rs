@@ -11,27 +11,37 @@ use super::beside;
 use super::fragments::Fragments;
 use super::outcome::{Outcome, Pages, Way, judge};
 use super::plan::{Draft, Plan};
+use super::unchanged::{alike, without};
 use super::uploader::Uploader;
 use super::window::Window;
 use crate::OnConflict;
+use crate::assembler::Assembler;
+use crate::file::dirty::lay;
 use crate::file::sealed::{To, Uploading};
-use crate::file::state::{FileState, Next, Unsaved};
+use crate::file::state::{self, FileState, Next, Unsaved};
 use crate::journal::Journal;
 use crate::kernel::{Kernel, Notice};
 use crate::known::Known;
 use crate::known::leased::LeasedSession;
 use crate::meta::session::{BatchFailed, SpareIno};
+use rangemap::RangeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use wire::FsError;
 use wire::attr::Timestamp;
+use wire::extent::ExtentWrite;
 use wire::ids::{ChunkIndex, Ino};
-use wire::limits::UPLOAD_FRESH_MS;
+use wire::limits::{COMMIT_EXTENTS_MAX, UPLOAD_FRESH_MS};
 use wire::op::{ConflictPolicy, Name, Op};
 
 /// A chunk in more pieces than this is compacted.
 const COMPACT_EXTENTS: u32 = 1024;
+/// Mapped pages are compared with what a program has seen in portions of this size.
+const COMPARED_BYTES_MAX: u64 = 1 << 20;
+/// It is waited so long for what they are compared with. Without it, the pages are judged whole.
+const COMPARE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Returns whether an error says that there is no room, and that there will be none until something is removed.
 pub(crate) fn is_full(error: FsError) -> bool {
@@ -41,6 +51,7 @@ pub(crate) fn is_full(error: FsError) -> bool {
 /// Commits content.
 pub(crate) struct Committer {
     session: Arc<LeasedSession>,
+    assembler: Arc<Assembler>,
     uploader: Arc<Uploader>,
     window: Window,
     journal: Option<Arc<Journal>>,
@@ -56,6 +67,7 @@ pub(crate) struct Committer {
 /// The parts that a committer works with.
 pub(crate) struct Parts {
     pub session: Arc<LeasedSession>,
+    pub assembler: Arc<Assembler>,
     pub uploader: Arc<Uploader>,
     pub journal: Option<Arc<Journal>>,
     pub kernel: Arc<Kernel>,
@@ -67,9 +79,9 @@ impl Committer {
     /// Creates a committer that holds up to `window_bytes` of uncommitted content and names conflict copies after this
     /// host.
     pub fn new(parts: Parts, window_bytes: u64, on_conflict: OnConflict, host: String) -> Self {
-        let Parts { session, uploader, journal, kernel, fragments, known } = parts;
+        let Parts { session, assembler, uploader, journal, kernel, fragments, known } = parts;
         let window = Window::new(window_bytes);
-        Self { session, uploader, window, journal, kernel, fragments, known, on_conflict, host }
+        Self { session, assembler, uploader, window, journal, kernel, fragments, known, on_conflict, host }
     }
 
     /// Returns the count of uncommitted bytes.
@@ -121,15 +133,26 @@ impl Committer {
     /// # Errors
     /// Returns why the content stays.
     async fn commit_next(&self, file: &FileState, last: u64) -> Result<Result<(), FsError>, FsError> {
-        let plan = self.gather(file, last).await?;
+        let mut plan = self.gather(file, last).await?;
+        // Nothing is read for a comparison as long as nobody says that others were first.
+        let mut whole_pages = !file.mapped_in(plan.writes()).is_empty();
+        if whole_pages && plan.is_diverted() {
+            plan = self.leave_out_unchanged(file, plan).await;
+            whole_pages = false;
+        }
         let (answer, copy) = loop {
             let session = self.session.id();
-            let (policy, copy) = self.policy(file, false).await?;
+            let (policy, copy) =
+                if whole_pages { (ConflictPolicy::Fail, None) } else { self.policy(file, false).await? };
             let mut ops = vec![plan.op(file.ino(), policy)];
             ops.extend(self.journaled_content(file, &plan));
             match self.session.first_until_answered(ops).await {
                 // I4: the session has ended meanwhile, and with it the inode number for a copy.
                 Err(FsError::Invalid) if self.session.id() != session => {}
+                Err(FsError::Stale) if whole_pages => {
+                    plan = self.leave_out_unchanged(file, plan).await;
+                    whole_pages = false;
+                }
                 answer => break (answer, copy),
             }
         };
@@ -175,6 +198,37 @@ impl Committer {
             }
         }
         Ok(draft.finish(file.basis(Instant::now())))
+    }
+
+    /// Leaves out of a commit what a program has not changed in pages that it has mapped: it is compared with what the
+    /// program has seen. What cannot be compared any more stays, and may be in conflict with what others have written
+    /// (I6).
+    pub async fn leave_out_unchanged(&self, file: &FileState, plan: Plan) -> Plan {
+        let compared = tokio::time::timeout(COMPARE_LIMIT, self.changed_writes(file, &plan)).await;
+        match compared.unwrap_or(Err(FsError::Io)) {
+            Ok(writes) => plan.with_writes(writes),
+            Err(error) => {
+                tracing::warn!(ino = %file.ino(), %error, "mapped pages that others have changed, too, are not compared");
+                plan
+            }
+        }
+    }
+
+    async fn changed_writes(&self, file: &FileState, plan: &Plan) -> Result<Vec<ExtentWrite>, FsError> {
+        let portions: Vec<Range<u64>> = file.mapped_in(plan.writes()).into_iter().flat_map(portions).collect();
+        let known = file.content_of(plan.basis().base, &portions).ok_or(FsError::Stale)?;
+        let mut unchanged = RangeSet::new();
+        for (range, extents) in portions.into_iter().zip(known) {
+            let mut page = vec![0; (range.end - range.start) as usize];
+            for (at, bytes) in file.sealed_in(plan.pieces(), &range) {
+                lay(at, &bytes, range.start, &mut page);
+            }
+            let start = range.start;
+            let seen = state::Plan { range, extents, over: Vec::new(), sequential: false };
+            unchanged.extend(alike(start, &self.assembler.put_together(&seen).await?, &page));
+        }
+        let writes = without(plan.writes(), &unchanged);
+        if writes.len() > COMMIT_EXTENTS_MAX { Err(FsError::TooLarge) } else { Ok(writes) }
     }
 
     /// Returns what metad is to remember of the journal with a commit that does not come from it, if the rest of the
@@ -302,6 +356,12 @@ impl Committer {
             }
         }
     }
+}
+
+/// Cuts a range into portions that are compared at once.
+fn portions(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let starts = range.clone().step_by(COMPARED_BYTES_MAX as usize);
+    starts.map(move |start| start..range.end.min(start + COMPARED_BYTES_MAX))
 }
 
 /// Why some content of a file was not committed into it.

@@ -80,6 +80,11 @@ impl Plan {
         self.pieces
     }
 
+    /// Returns the commit with these writes in place of its own.
+    pub fn with_writes(self, writes: Vec<ExtentWrite>) -> Self {
+        Self { writes, ..self }
+    }
+
     /// Returns the writes.
     pub fn writes(&self) -> &[ExtentWrite] {
         &self.writes

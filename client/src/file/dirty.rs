@@ -211,6 +211,24 @@ impl Dirty {
         parts
     }
 
+    /// Returns which parts of a range are written, in order.
+    pub(crate) fn written_in(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut parts = Vec::new();
+        for (number, slot) in self.slots.range(range.start / self.slot..range.end.div_ceil(self.slot)) {
+            let base = number * self.slot;
+            let first = range.start.saturating_sub(base) as usize;
+            let from = slot.runs.range(..=first).next_back().map_or(first, |(start, _)| *start);
+            let runs = slot.runs.range(from..).map(|(start, run)| (base + *start as u64, run));
+            for (at, run) in runs.take_while(|(at, _)| *at < range.end) {
+                let part = at.max(range.start)..(at + run.len() as u64).min(range.end);
+                if !part.is_empty() {
+                    parts.push(part);
+                }
+            }
+        }
+        parts
+    }
+
     /// Lays written bytes over `buffer`, which holds the file's content from `offset` on.
     pub fn overlay(&self, offset: u64, buffer: &mut [u8]) {
         let end = offset + buffer.len() as u64;

@@ -19,6 +19,7 @@ const SMALL_INLINE_BYTES_MAX: usize = 1024;
 const RECOUNT_EVERY: usize = 64;
 
 /// Committed content of one file, for the chunks that are known.
+#[derive(Clone)]
 pub(crate) struct Extents {
     /// Version of the content that the extents belong to.
     version: Version,

@@ -8,6 +8,7 @@
 use super::dirty::{Dirty, Packed, lay};
 use super::sealed::{Sealed, To, Uploading};
 use bytes::Bytes;
+use rangemap::RangeSet;
 use std::collections::VecDeque;
 use std::ops::Range;
 use wire::attr::Timestamp;
@@ -40,6 +41,9 @@ pub(crate) struct Pending {
     clear_privileges: bool,
     /// Everything uncommitted was appended, starting at this offset.
     appended_from: Option<u64>,
+    /// Parts that came in pages that a program has changed through a mapping, and of which it may have changed some
+    /// bytes only. What a program has written by itself is not among them.
+    mapped: RangeSet<u64>,
 }
 
 /// A sealed piece that an earlier client has left in the journal.
@@ -65,6 +69,7 @@ impl Pending {
             mtime: None,
             clear_privileges: false,
             appended_from: None,
+            mapped: RangeSet::new(),
         }
     }
 
@@ -120,6 +125,9 @@ impl Pending {
         now: Timestamp,
     ) -> (u64, usize) {
         let at = offset.unwrap_or(size);
+        if !data.is_empty() {
+            self.mapped.remove(at..at + data.len() as u64);
+        }
         if self.held == 0 {
             self.appended_from = offset.is_none().then_some(at);
         } else if offset.is_some() {
@@ -131,6 +139,43 @@ impl Pending {
         self.mtime = Some(now);
         self.clear_privileges |= clear_privileges;
         (at, added)
+    }
+
+    /// Adds bytes that came in pages that a program has changed through a mapping. Returns how many bytes more the
+    /// window counts.
+    pub fn write_mapped(&mut self, at: u64, data: &[u8], now: Timestamp) -> usize {
+        let range = at..at + data.len() as u64;
+        if range.is_empty() {
+            return 0;
+        }
+        // The pages have what the program has written by itself, too, and that is committed in any case.
+        let mut written = self.dirty.written_in(&range);
+        for sealed in &self.sealed {
+            written.extend(sealed.within(&range).map(|(at, bytes)| at..at + bytes.len() as u64));
+        }
+        let mut own: RangeSet<u64> = written.into_iter().collect();
+        for mapped in self.mapped.overlapping(&range) {
+            own.remove(mapped.clone());
+        }
+        let (_, added) = self.write((Some(at), at), data, false, now);
+        for part in own.gaps(&range) {
+            self.mapped.insert(part);
+        }
+        added
+    }
+
+    /// Returns which parts of these ranges came in pages of which a program may have changed some bytes only.
+    pub fn mapped_in(&self, ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+        let within = |range: Range<u64>| {
+            let parts = self.mapped.overlapping(range.clone());
+            parts.map(move |part| part.start.max(range.start)..part.end.min(range.end)).collect::<Vec<_>>()
+        };
+        ranges.flat_map(within).collect()
+    }
+
+    /// Returns all such parts.
+    pub fn mapped(&self) -> &RangeSet<u64> {
+        &self.mapped
     }
 
     /// Notes that a time was set after this was written: its commit must not set an older one.
@@ -158,8 +203,10 @@ impl Pending {
         }
         (self.queued, self.journaled, self.appended_from) = (0, 0, None);
         self.held = held;
+        self.mapped.remove(size..u64::MAX);
         if held == 0 {
             (self.mtime, self.clear_privileges) = (None, false);
+            self.mapped.clear();
         }
         let gone = self.counted.saturating_sub(held);
         self.counted -= gone;
@@ -297,6 +344,9 @@ impl Pending {
 
     fn release(&mut self, bytes: u64) -> u64 {
         self.held -= bytes;
+        if self.held == 0 {
+            self.mapped.clear();
+        }
         let gone = if self.held == 0 { self.counted } else { bytes.min(self.counted) };
         self.counted -= gone;
         gone

@@ -5,21 +5,24 @@
 //! extents is newer than `base` when others committed meanwhile.
 //!
 //! Everything is behind one lock, which is private: whatever happens to a file is a method here or in one of the files
-//! below, `reading`, `writing`, `committing` and `journaling`, each for one caller. None of them waits.
+//! below, `reading`, `writing`, `mapping`, `committing` and `journaling`, each for one caller. None of them waits.
 //!
 //! Lock order: the lock of a flush ([`FileState::begin_flush`]) before that of the content.
 
 mod committing;
 mod journaling;
+mod mapping;
 mod reading;
 mod writing;
 
 pub(crate) use committing::{Basis, Landing, Next, Unsaved};
 pub(crate) use journaling::Snapshot;
+pub(crate) use mapping::{Drop, Mapped, When};
 pub(crate) use reading::{Ahead, Listing, Plan, Step};
 
 use super::dirty::Dirty;
 use super::extents::Extents;
+use super::pages::Pages;
 use super::pending::Pending;
 use super::position::Position;
 use crate::buffers::Buffers;
@@ -48,6 +51,8 @@ struct Content {
     extents: Extents,
     /// What is not committed.
     pending: Pending,
+    /// What the kernel's pages show.
+    pages: Pages,
     position: Position,
     /// The conflict copy that has the earlier content, and when something was added last. Later content follows it
     /// there, so that all of it is in one copy, until the writer has been notified.
@@ -107,6 +112,7 @@ impl FileState {
             attr,
             extents,
             pending: Pending::new(Dirty::new(buffers, block_bytes)),
+            pages: Pages::default(),
             position: Position::default(),
             diverted: None,
             committing: false,
@@ -260,13 +266,6 @@ impl FileState {
         Reading { is_contended, _under_way: content.reads.clone() }
     }
 
-    /// Returns a receiver that is closed when all reads have ended that are under way now.
-    pub(crate) fn reads_under_way(&self) -> watch::Receiver<()> {
-        let next = Arc::new(watch::Sender::new(()));
-        let reads = std::mem::replace(&mut self.content.lock().reads, next);
-        reads.subscribe()
-    }
-
     /// Notes that others are about to change the file, and that the kernel drops its pages.
     pub(crate) fn note_recall(&self) {
         let mut content = self.content.lock();
@@ -311,7 +310,7 @@ impl FileState {
         }
         let moved = attr.version > content.extents.version();
         if moved {
-            content.forget_extents(attr.version);
+            content.leave_for(attr.version);
             if let Some(page) = page.filter(|page| page.version == attr.version) {
                 content.extents.take_pages(0..CHUNK_BYTES, std::slice::from_ref(page));
             }
@@ -338,7 +337,12 @@ impl FileState {
         if attr.version > known {
             match cut.filter(|_| only_ours) {
                 Some(from) => content.extents.truncate(from, attr.version),
-                None => content.forget_extents(attr.version),
+                None if only_ours => content.forget_extents(attr.version),
+                None => content.leave_for(attr.version),
+            }
+            content.pages.landed(None, attr.version);
+            if let Some(from) = cut {
+                content.pages.cut(from);
             }
         }
         // I6: content that this client wrote meanwhile is not in conflict with its own change.
@@ -374,6 +378,23 @@ impl Content {
             attr.allocated = attr.allocated.max(self.pending.held().min(attr.size));
         }
         attr
+    }
+
+    /// Forgets all extents, because others have changed the content: it has this version now.
+    fn leave_for(&mut self, version: Version) {
+        let left = std::mem::replace(&mut self.extents, Extents::unknown(version));
+        self.position.forget_ahead();
+        self.pages.leave(left, self.needed());
+    }
+
+    /// Returns the version of which the content must be remembered, because uncommitted content is based on it.
+    fn needed(&self) -> Option<Version> {
+        (!self.pending.mapped().is_empty()).then_some(self.base)
+    }
+
+    /// Returns the version since which uncommitted pages hide what others have changed.
+    fn hidden_since(&self) -> Option<Version> {
+        self.needed().filter(|base| *base != self.extents.version())
     }
 
     /// Forgets all extents: the content has this version now.

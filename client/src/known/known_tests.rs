@@ -163,6 +163,24 @@ fn an_inode_made_here_stays_unknown_to_metad_though_others_ask() {
     assert!(!known.is_ahead_in(Ino(7)));
 }
 
+/// A batch makes a file and commits its content, and comes back without leases, but with a delegation on the new file.
+#[test]
+fn attributes_from_before_a_commit_are_not_used_once_the_commit_is_acknowledged() {
+    let known = holding();
+    known.state.lock().pin(1, Pinned { attrs: vec![attr(7, 1)], made: Some(Ino(7)), names: Vec::new() });
+    let ops = [create(b"file", 7)];
+    let mark = known.change(&ops);
+    let committed = InodeAttr { size: 25, ..attr(7, 2) };
+    known.changed(mark, &ops, &[OpReply::Attr(attr(7, 1))], None, &[Ino(7)]);
+    known.state.lock().unpin(1, &[Ino(7)], &[], Now::here());
+    assert_eq!(known.attr(Ino(7)), Some(attr(7, 1)), "the open file adds what is not committed");
+    known.follow_commit(&committed);
+    assert_eq!(known.attr(Ino(7)), None, "metad is asked");
+    known.learn_attr(&committed, known.mark());
+    known.follow_commit(&attr(7, 1));
+    assert_eq!(known.attr(Ino(7)), Some(committed), "an older commit changes nothing");
+}
+
 #[test]
 fn a_conflict_copy_makes_cached_listings_forgotten() {
     let known = holding();

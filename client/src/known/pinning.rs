@@ -4,7 +4,7 @@ use super::Now;
 use super::names::Place;
 use super::pins::Pinned;
 use super::state::State;
-use wire::attr::FileKind;
+use wire::attr::{FileKind, InodeAttr};
 use wire::ids::Ino;
 
 impl State {
@@ -48,6 +48,16 @@ impl State {
                 let since = self.leases.mark();
                 self.names.put(place.clone(), ino, since);
             }
+        }
+    }
+
+    /// Applies attributes after a commit of content: where a later entry still pins them, and where an earlier entry of
+    /// the same batch did. Those attributes are cached by now, and do not have the content. Must be called before the
+    /// file's content counts as committed: until then, it is shown with the content all the same.
+    pub fn follow_commit(&mut self, committed: &InodeAttr) {
+        self.pins.follow_commit(committed);
+        if self.attrs.get(committed.ino).is_some_and(|attr| attr.version < committed.version) {
+            self.attrs.forget(committed.ino);
         }
     }
 

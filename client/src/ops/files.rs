@@ -38,8 +38,9 @@ pub struct Handle {
     client: Weak<Client>,
     released: bool,
     /// The kernel drops its pages of the file's content, up to this version, before the program that opens it goes on.
-    /// It has done so by the time the handle is used, and not earlier: another open must not rely on it.
-    drops: Ordered<Option<Version>>,
+    /// It has done so by the time the handle is used, and not earlier: another open must not rely on it. The number is
+    /// that of the drop.
+    drops: Ordered<Option<(Version, u64)>>,
 }
 
 impl Handle {
@@ -47,6 +48,16 @@ impl Handle {
     #[must_use]
     pub fn ino(&self) -> Ino {
         self.file.ino()
+    }
+
+    /// Returns the file.
+    pub(super) fn file(&self) -> &Arc<FileState> {
+        &self.file
+    }
+
+    /// Returns whether writes return when they are durable.
+    pub(super) fn is_sync(&self) -> bool {
+        self.flags.sync
     }
 
     /// Returns where a write for this offset goes; `None` for the end.
@@ -121,7 +132,8 @@ impl Client {
         // I5: the kernel must drop pages of another version.
         let keep_cache = self.kernel.has_pages(ino, attr.version);
         if !keep_cache {
-            *handle.drops.lock() = Some(attr.version);
+            let drop = handle.file.begin_drop_by_kernel();
+            *handle.drops.lock() = Some((attr.version, drop));
         }
         if !keep_cache && !flags.truncate {
             self.reader.prefetch_small(&handle.file);
@@ -150,8 +162,10 @@ impl Client {
     }
 
     /// Notes that a handle is used.
-    fn note_use(&self, handle: &Handle) {
-        if let Some(version) = handle.drops.lock().take() {
+    pub(super) fn note_use(&self, handle: &Handle) {
+        let dropped = handle.drops.lock().take();
+        if let Some((version, drop)) = dropped {
+            handle.file.end_drop(drop);
             self.kernel.gets_pages(handle.ino(), version);
         }
     }
@@ -179,13 +193,29 @@ impl Client {
     /// # Errors
     /// As `pread(2)`.
     pub async fn read(&self, handle: &Handle, offset: u64, len: usize) -> Result<Bytes, FsError> {
+        self.read_as(handle, (offset, len), false).await
+    }
+
+    /// Reads past the kernel's pages (`O_DIRECT`).
+    ///
+    /// # Errors
+    /// As `pread(2)`.
+    pub async fn read_direct(&self, handle: &Handle, offset: u64, len: usize) -> Result<Bytes, FsError> {
+        self.read_as(handle, (offset, len), true).await
+    }
+
+    async fn read_as(&self, handle: &Handle, part: (u64, usize), direct: bool) -> Result<Bytes, FsError> {
         self.note_use(handle);
         let reading = handle.file.begin_read();
         if reading.is_contended {
             self.view.catch_up(&handle.file).await?;
             handle.file.note_given();
         }
-        let read = self.reader.read(&handle.file, offset, len).await?;
+        if handle.file.hides_changes() {
+            // `fsync` and `close` report what failed, as for writing in the background.
+            let _ = self.flusher.flush(&handle.file, true).await;
+        }
+        let read = self.reader.read(&handle.file, part, direct).await?;
         if reading.is_contended {
             self.view.given_pages(&handle.file);
         }
@@ -197,13 +227,6 @@ impl Client {
     #[must_use]
     pub fn open_inodes(&self) -> Vec<Ino> {
         self.open_files.inos()
-    }
-
-    /// Waits until all reads of an inode have ended that are under way now. Cancel-safe.
-    pub async fn wait_reads(&self, ino: Ino) {
-        let Some(mut reads) = self.open_files.get(ino).map(|file| file.reads_under_way()) else { return };
-        // Nothing is ever sent: the last read closes it.
-        let _ = reads.changed().await;
     }
 
     /// Writes at once if there is room: copies the bytes and returns. `None` when the caller must use
@@ -251,18 +274,23 @@ impl Client {
     }
 
     async fn write_to(&self, handle: &Handle, place: Option<u64>, data: &[u8], clear: bool) -> Result<usize, FsError> {
-        self.work.patiently(self.committer.window().wait()).await??;
-        if handle.file.is_scattered() {
-            // `fsync` and `close` report what failed, as for writing in the background.
-            let _ = self.flusher.flush(&handle.file, true).await;
-        }
-        self.view.catch_up(&handle.file).await?;
+        self.wait_to_write(&handle.file).await?;
         let count = self.accept(handle, place, data, clear)?;
         self.view.given_pages(&handle.file);
         if handle.flags.sync {
             self.flush(handle).await?;
         }
         Ok(count)
+    }
+
+    /// Waits until there is room for written content, and learns what others have done to the file meanwhile.
+    pub(super) async fn wait_to_write(&self, file: &Arc<FileState>) -> Result<(), FsError> {
+        self.work.patiently(self.committer.window().wait()).await??;
+        if file.is_scattered() {
+            // `fsync` and `close` report what failed, as for writing in the background.
+            let _ = self.flusher.flush(file, true).await;
+        }
+        self.view.catch_up(file).await
     }
 
     /// Does what `close(2)` waits for: everything is committed, so that the closer itself gets the error of a conflict.

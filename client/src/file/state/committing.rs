@@ -173,8 +173,17 @@ impl FileState {
             if only_ours && in_place && known == base {
                 content.extents.apply(writes, made);
             } else {
-                content.forget_extents(made);
+                content.leave_for(made);
             }
+        } else if conflict.is_none() {
+            // What was read meanwhile had the written bytes over what others have made of them since.
+            let (hidden, needed) = (content.extents.clone(), content.needed());
+            content.pages.leave(hidden, needed);
+        }
+        if conflict.is_none() {
+            content.pages.landed(in_place.then_some(writes), made);
+        } else {
+            content.pages.lost(base);
         }
         if made >= content.attr.version {
             content.attr = attr;
@@ -194,6 +203,8 @@ impl FileState {
         let mut content = self.content.lock();
         let gone = content.pending.drop_front(pieces);
         content.diverted = Some((copy, now));
+        let base = content.base;
+        content.pages.lost(base);
         content.follow_commit((None, None, 0), false);
         gone
     }
@@ -268,6 +279,7 @@ impl Content {
             self.own.clear();
             self.size = self.attr.size;
             self.pending.settle();
+            self.pages.forget_unneeded(None);
             return;
         }
         // I6: content that was written meanwhile saw the file as it was before the others' changes, so it retains that

@@ -51,9 +51,17 @@ pub(crate) enum Ahead {
 }
 
 impl FileState {
-    /// Decides what to read from where, or what must be learned first.
-    pub(crate) fn plan_read(&self, offset: u64, len: usize) -> Step {
+    /// Decides what to read from where, or what must be learned first. The kernel keeps what is read in pages, or
+    /// goes past them (`direct`).
+    pub(crate) fn plan_read(&self, offset: u64, len: usize, direct: bool) -> Step {
         let mut content = self.content.lock();
+        let part = offset..offset.saturating_add(len as u64);
+        match content.hidden_since() {
+            Some(base) => content.pages.note_read_of_pages(&part, base),
+            // A page that is faulted in looks the same, and then counts as read before.
+            None if direct => content.pages.note_given(),
+            None => content.pages.note_read(&part),
+        }
         let end = offset.saturating_add(len as u64).min(content.size);
         if offset >= end {
             return Step::Done(Bytes::new());
@@ -94,7 +102,7 @@ impl FileState {
         if moved {
             // Another session has changed the file since it was opened. Content that was written here stays based on
             // what it saw (I6); later reads see the new content throughout.
-            content.forget_extents(version);
+            content.leave_for(version);
             if content.pending.is_empty() {
                 content.base = version;
                 (content.attr.version, content.attr.size) = (version, newest.size);

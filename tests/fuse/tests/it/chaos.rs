@@ -113,6 +113,9 @@ impl<'a> Troubles<'a> {
         let a_metad_is_troubled = self.faults.keys().any(|name| name.starts_with("metad"));
         let second_loss = fault.loses_copies() && self.has_lost;
         let blockds = self.faults.keys().filter(|name| name.starts_with("blockd")).count();
+        // What was lost may not be healed yet, and metad takes no daemon out while that could lose the last copy.
+        let unhealed = self.has_lost && !self.faults.values().any(|fault| fault.loses_copies());
+        let blockds = blockds + usize::from(unhealed);
         let too_many = if name.starts_with("metad") { a_metad_is_troubled } else { blockds >= TROUBLED_MAX };
         let is_there = states(self.surf).contains_key(&name);
         let fits = match fault {

@@ -2,8 +2,8 @@
 
 use kit::bins::bin;
 use kit::command::run;
-use kit::{Setup, Surf, sh};
-use std::fs;
+use kit::{Setup, Surf, sh, until};
+use std::fs::{self, File};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -159,6 +159,25 @@ fn a_daemon_refuses_a_configuration_that_it_does_not_understand() {
         config(&surf.scratch(), &["scratch", "--config"]);
     }
     assert_works(&surf);
+}
+
+/// Its disk may be full. Without this, the first line of the log ended the program.
+#[test]
+fn daemons_whose_log_cannot_be_written_do_their_work() {
+    let surf = Surf::start(Setup::Cluster);
+    for (program, name) in [("metad", "metad-1"), ("blockd", "blockd-1")] {
+        surf.kill_9(name);
+        let config = surf.cluster_dir().join(name).join(format!("{program}.toml"));
+        let full = || File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(bin(program));
+        let mut daemon = command.arg("--config").arg(config).stdout(full()).stderr(full()).spawn().unwrap();
+        let address = surf.daemon(name).address;
+        until(&format!("{name} serves"), LIMIT, || UdpSocket::bind(&address).is_err().then_some(()));
+        assert_works(&surf);
+        assert!(daemon.try_wait().unwrap().is_none(), "{name} has ended");
+        daemon.kill().and_then(|()| daemon.wait()).unwrap();
+        surf.dev(&["start", name]);
+    }
 }
 
 /// Returns the three parts of an identity: the CA's certificate, its own certificate, its key.

@@ -118,3 +118,40 @@ fn pages_that_are_changed_through_a_mapping_all_the_time_hold_up_no_change_from_
         assert!(slowest < CHANGE_LIMIT, "{slowest:?}");
     });
 }
+
+/// Guards I6. A page is written back whole, and may have been read before another mount's commit.
+#[test]
+fn pages_that_two_mounts_change_in_different_places_lose_nothing_and_are_in_no_conflict() {
+    let surf = Surf::start_alone(Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    fs::write(surf.path().join("file"), vec![0; 1 << 14]).unwrap();
+    let script = "import mmap, os\nf = os.open('file', os.O_RDWR)\nm = mmap.mmap(f, 1 << 14)\nn = 0\n\
+                  open('ready', 'w').close()\n\
+                  while not os.path.exists('stop'):\n    n = n % 255 + 1\n    for page in range(0, 1 << 14, 4096): m[page + 8] = n\n\
+                  m.flush()\nprint(n)";
+    fs::write(surf.scratch().join("map.py"), script).unwrap();
+    let command = format!("timeout 60 python3 -B {}", surf.scratch().join("map.py").display());
+    thread::scope(|scope| {
+        let maps = scope.spawn(|| sh(&other.path(), LIMIT, &command));
+        until("the file is mapped", LIMIT, || other.path().join("ready").exists().then_some(()));
+        let file = File::options().read(true).write(true).open(surf.path().join("file")).unwrap();
+        for round in 1..=ROUNDS {
+            for page in 0..4 {
+                // Beside the byte that the program changes all the time.
+                let at = page * 4096 + if round % 2 == 0 { 7 } else { 9 };
+                file.write_all_at(&[round as u8], at).unwrap();
+            }
+            file.sync_all().unwrap();
+        }
+        fs::write(surf.path().join("stop"), "").unwrap();
+        let last: u8 = maps.join().unwrap().trim().parse().unwrap();
+        for dir in [surf.path(), other.path()] {
+            let content = fs::read(dir.join("file")).unwrap();
+            for page in content.chunks(4096) {
+                assert_eq!(page[7..10], [ROUNDS as u8, last, ROUNDS as u8 - 1]);
+            }
+            let names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(names.len(), 3, "no conflict: {names:?}");
+        }
+    });
+}
