@@ -7,7 +7,7 @@ use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::Leases;
-use crate::server::{Batcher, Clock, Events, Turns};
+use crate::server::{Batcher, Clock, Events, Turns, WrongSecrets};
 use std::sync::Arc;
 use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
@@ -34,6 +34,7 @@ pub struct Shared {
     pub(crate) layout_change: Mutex<()>,
     /// Limits the pages of referenced blocks that are read at a time.
     pub(crate) scans: Turns,
+    pub(crate) wrong_secrets: WrongSecrets,
 }
 
 impl Shared {
@@ -53,6 +54,7 @@ impl Shared {
             checks: Checks::default(),
             layout_change: Mutex::new(()),
             scans: Turns::new(SCANS_MAX),
+            wrong_secrets: WrongSecrets::default(),
             config,
         }
     }

@@ -8,3 +8,4 @@ mod hostile;
 mod model_machine;
 mod recovery;
 mod replace;
+mod tokens;
