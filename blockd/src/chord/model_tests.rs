@@ -1,8 +1,8 @@
 //! Random joins, failures, losses and orders of messages against the invariant of Zave §V.
 //!
-//! A loss is limited so that no live member is given up (the protocol assumes a perfect failure detector). A failure
-//! happens only where the protocol claims to survive it: every member still has a live successor, including those in
-//! answers under way, and r+1 principals remain.
+//! A loss is limited so that no live member is given up (the protocol assumes a perfect failure detector), also by one
+//! that joins. A failure happens only where the protocol claims to survive it: every member still has a live successor,
+//! including those in answers under way, and r+1 principals remain.
 
 use super::successors::Successors;
 use super::{Action, Chord, Event, Operation, Options, QueryId};
@@ -73,7 +73,13 @@ impl World {
     fn tick(&mut self, point: Point) {
         self.now += Duration::from_secs(10); // every timer is due
         let now = self.now;
+        let all: Vec<Member> = self.nodes.keys().map(|point| member(point.0)).collect();
         let Some(chord) = self.nodes.get_mut(&point) else { return };
+        if !chord.is_member() {
+            // One that knows only dead daemons and others that wait would start a ring of its own. The layout names
+            // those that live.
+            chord.learn(all);
+        }
         let actions = chord.handle(Event::Timer { now });
         self.perform(point, actions);
     }
@@ -101,6 +107,8 @@ impl World {
             {
                 *attempt < options().attempts
             }
+            // Nor does a daemon that joins give all of them up, which would start a ring of its own, too.
+            Some((id, Operation::JoinFind { hops: 1, .. })) if *id == query => false,
             _ => true,
         }
     }
