@@ -268,12 +268,17 @@ def a_copied_range_shares_blocks():
     os.sync()
     free = lambda: os.statvfs(".").f_bfree * os.statvfs(".").f_frsize
     before = free()
-    source, target = os.open("big", os.O_RDONLY), os.open("clone", os.O_RDWR | os.O_CREAT)
-    at = 0
-    while at < 32 * MIB:
-        at += os.copy_file_range(source, target, 32 * MIB - at, at, at)
-    os.fsync(target)
-    assert before - free() < 16 * MIB, "32 MiB were copied"
+    source = os.open("big", os.O_RDONLY)
+    # Daemons report their space every second, and others may use the same disk: so many copies show all the same.
+    for number in range(8):
+        target = os.open(f"clone-{number}", os.O_RDWR | os.O_CREAT)
+        at = 0
+        while at < 32 * MIB:
+            at += os.copy_file_range(source, target, 32 * MIB - at, at, at)
+        os.fsync(target)
+        if number < 7:
+            os.close(target)
+    assert before - free() < 128 * MIB, "256 MiB were copied"
     os.pwrite(target, b"changed", 1000)
     assert os.pread(source, 7, 1000) != b"changed"
     os.close(source)
