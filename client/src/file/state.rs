@@ -27,6 +27,7 @@ use super::pending::Pending;
 use super::position::Position;
 use crate::buffers::Buffers;
 use crate::ordered::{Ordered, Rank};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{OwnedMutexGuard, watch};
@@ -392,9 +393,11 @@ impl Content {
         (!self.pending.mapped().is_empty()).then_some(self.base)
     }
 
-    /// Returns the version since which uncommitted pages hide what others have changed.
-    fn hidden_since(&self) -> Option<Version> {
-        self.needed().filter(|base| *base != self.extents.version())
+    /// Returns the version since which uncommitted pages hide what others have changed in a part.
+    fn hidden_since(&self, part: &Range<u64>) -> Option<Version> {
+        let is_behind = self.base != self.extents.version();
+        let hides = is_behind && !part.is_empty() && self.pending.mapped().overlaps(part);
+        hides.then_some(self.base)
     }
 
     /// Forgets all extents: the content has this version now.

@@ -211,10 +211,7 @@ impl Client {
             self.view.catch_up(&handle.file).await?;
             handle.file.note_given();
         }
-        if handle.file.hides_changes() {
-            // `fsync` and `close` report what failed, as for writing in the background.
-            let _ = self.flusher.flush(&handle.file, true).await;
-        }
+        self.uncover(&handle.file, part).await;
         let read = self.reader.read(&handle.file, part, direct).await?;
         if reading.is_contended {
             self.view.given_pages(&handle.file);

@@ -84,6 +84,20 @@ impl Client {
         Ok(taken)
     }
 
+    /// Commits uncommitted pages that hide what others have changed, before the kernel reads this part.
+    pub(super) async fn uncover(&self, file: &Arc<FileState>, (offset, len): (u64, usize)) {
+        let part = offset..offset.saturating_add(len as u64);
+        if part.is_empty() || !file.is_below_pages(&part) {
+            return;
+        }
+        // This may show that others have changed it. If it fails, the read fails as well.
+        let _ = self.reader.learn_below_pages(file, Some(&part)).await;
+        if file.hides_changes(&part) {
+            // `fsync` and `close` report what failed, as for writing in the background.
+            let _ = self.flusher.flush(file, true).await;
+        }
+    }
+
     /// Prepares a drop of all pages that the kernel has of an inode: learns what pages that come back are compared
     /// with, and waits until all reads have ended that are under way now. `None` when it is not open. Cancel-safe.
     pub async fn begin_drop(&self, ino: Ino) -> Option<DropUnderWay> {

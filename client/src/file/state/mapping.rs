@@ -96,9 +96,14 @@ impl FileState {
         Ok(Mapped::Taken { len, added })
     }
 
-    /// Returns whether uncommitted pages hide what others have changed.
-    pub(crate) fn hides_changes(&self) -> bool {
-        self.content.lock().hidden_since().is_some()
+    /// Returns whether uncommitted pages lie over this part.
+    pub(crate) fn is_below_pages(&self, part: &Range<u64>) -> bool {
+        self.content.lock().pending.mapped().overlaps(part)
+    }
+
+    /// Returns whether they are known to hide there what others have changed.
+    pub(crate) fn hides_changes(&self, part: &Range<u64>) -> bool {
+        self.content.lock().hidden_since(part).is_some()
     }
 
     /// Returns a chunk of which the content must be learned before others change it, because pages are compared with it

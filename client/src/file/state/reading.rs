@@ -56,7 +56,7 @@ impl FileState {
     pub(crate) fn plan_read(&self, offset: u64, len: usize, direct: bool) -> Step {
         let mut content = self.content.lock();
         let part = offset..offset.saturating_add(len as u64);
-        match content.hidden_since() {
+        match content.hidden_since(&part) {
             Some(base) => content.pages.note_read_of_pages(&part, base),
             // A page that is faulted in looks the same, and then counts as read before.
             None if direct => content.pages.note_given(),
