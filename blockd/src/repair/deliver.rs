@@ -37,16 +37,14 @@ impl Healer {
         let (handoff, ring) = (self.handoff.clone(), Ring::new(layout));
         let (round, until) = (handoff.begin_round(), Instant::now() + ROUND_TIME);
         let share = (ROUND_TIME / round.len().max(1) as u32).max(OWNER_TIME_MIN);
-        let owns = |owner: &BlockdId, hash: &BlockHash| {
-            ring.owners(hash.point()).into_iter().any(|index| layout.members[index].id == *owner)
-        };
         for (owner, hashes) in round {
             let begun = Instant::now();
             if begun >= until {
                 break;
             }
             handoff.begin_owner(&owner);
-            let (owed, owed_no_more): (Vec<_>, Vec<_>) = hashes.into_iter().partition(|hash| owns(&owner, hash));
+            let (owed, owed_no_more): (Vec<_>, Vec<_>) =
+                hashes.into_iter().partition(|hash| owns(layout, &ring, &owner, hash));
             // Whoever owns these now has compared, or will.
             owed_no_more.iter().for_each(|hash| handoff.remove(&owner, hash));
             let until = until.min(begun + share);
@@ -86,12 +84,13 @@ impl Healer {
             return;
         }
         let ring = Ring::new(layout);
-        let owns =
-            |hash: &BlockHash| ring.owners(hash.point()).into_iter().any(|index| layout.members[index].id == owner);
         let last = if page.len() < PAGE_NAMES as usize { last } else { page[page.len() - 1].0.min(last) };
         let present: HashSet<&BlockHash> = page.iter().map(|(hash, _)| hash).collect();
         let here = self.store.list_within(from, last, PAGE_NAMES as usize);
-        let absent = here.iter().map(|(hash, _)| hash).filter(|hash| !present.contains(hash) && owns(hash));
+        let absent = here
+            .iter()
+            .map(|(hash, _)| hash)
+            .filter(|hash| !present.contains(hash) && owns(layout, &ring, &owner, hash));
         absent.for_each(|hash| self.handoff.add(owner, *hash));
     }
 
@@ -193,4 +192,8 @@ impl Healer {
         }
         Ok(hashes)
     }
+}
+
+fn owns(layout: &Layout, ring: &Ring<'_>, owner: &BlockdId, hash: &BlockHash) -> bool {
+    ring.owners(hash.point()).into_iter().any(|index| layout.members[index].id == *owner)
 }

@@ -1,5 +1,6 @@
 //! The state machine of openraft: applies committed entries with `fs::apply`, and writes the result to the store.
 
+use super::damage;
 use super::digests::Digests;
 use super::snapshot;
 use super::types::{Entry, LogId, Membership, Snapshot, SnapshotFile, SnapshotMeta, TypeConfig};
@@ -232,8 +233,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         match opened {
             Ok(opened) => Ok(opened.map(|(meta, snapshot)| Snapshot { meta, snapshot })),
             Err(error) => {
-                let path = snapshot::path_in(&self.dir);
-                tracing::error!(%error, path = %path.display(), "the snapshot is damaged on this disk: taking another one");
+                damage::log(&snapshot::path_in(&self.dir), &error);
                 self.get_snapshot_builder().await.build_snapshot().await.map(Some)
             }
         }

@@ -157,6 +157,15 @@ impl Cluster {
         }
     }
 
+    /// Opens a session and makes `file-0`, `file-1` and so on in the root directory.
+    pub(super) async fn session_with_files(&self, count: usize) -> SessionId {
+        let mut session = self.session().await;
+        for number in 0..count {
+            session.create(&format!("file-{number}")).await;
+        }
+        session.id
+    }
+
     pub(super) async fn session(&self) -> Session<'_> {
         let started = Instant::now();
         loop {
@@ -292,14 +301,8 @@ async fn an_answered_change_is_read_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_acknowledged_survives_a_restart_of_all_nodes() {
     let mut cluster = Cluster::start(3).await;
-    let id = {
-        let mut session = cluster.session().await;
-        // More entries than two snapshots take: the log is shortened meanwhile.
-        for number in 0..500 {
-            session.create(&format!("file-{number}")).await;
-        }
-        session.id
-    };
+    // More entries than two snapshots take: the log is shortened meanwhile.
+    let id = cluster.session_with_files(500).await;
     for id in [1, 2, 3] {
         cluster.stop_node(id).await;
     }
@@ -314,13 +317,7 @@ async fn everything_acknowledged_survives_a_restart_of_all_nodes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_state_was_deleted_rebuilds_it_from_snapshot_and_log() {
     let mut cluster = Cluster::start(1).await;
-    let id = {
-        let mut session = cluster.session().await;
-        for number in 0..450 {
-            session.create(&format!("file-{number}")).await;
-        }
-        session.id
-    };
+    let id = cluster.session_with_files(450).await;
     cluster.stop_node(1).await;
     std::fs::remove_dir_all(cluster.dir.path().join("metad-1/state")).unwrap();
     cluster.start_node(1).await;
@@ -332,13 +329,7 @@ async fn a_node_whose_state_was_deleted_rebuilds_it_from_snapshot_and_log() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_grows_to_three_and_five_and_shrinks_while_it_works() {
     let mut cluster = Cluster::start(1).await;
-    let id = {
-        let mut session = cluster.session().await;
-        for number in 0..450 {
-            session.create(&format!("file-{number}")).await;
-        }
-        session.id
-    };
+    let id = cluster.session_with_files(450).await;
     // The log of the first entries is gone: newcomers need the snapshot.
     assert!(matches!(cluster.admin(AdminRequest::Snapshot).await, AdminReply::Done));
     for new in 2..=5 {

@@ -10,9 +10,16 @@ use wire::message::admin::{AdminReply, AdminRequest};
 use wire::message::event::MetaEvent;
 use wire::message::meta::{LeaseState, MetaReply, MetaRequest};
 use wire::op::Read;
-use wire::quic::{EventReceiver, Peer};
+use wire::quic::{Endpoint, EventReceiver, Peer};
 
 const LEASE: Duration = Duration::from_millis(LEASE_MS);
+
+/// Opens a session of a client that caches.
+async fn session_of(cluster: &Cluster, endpoint: &Endpoint) -> (SessionId, Peer) {
+    let _ready = cluster.session().await;
+    let session = opened(cluster, endpoint, true).await;
+    (session, leading(cluster, endpoint).await)
+}
 
 /// Gives a session a lease on the root directory. Returns its events, and a time at which the lease began at the latest.
 async fn lease(peer: &Peer, session: SessionId) -> (EventReceiver, Instant) {
@@ -36,10 +43,8 @@ async fn ask(peer: &Peer, request: &MetaRequest) -> MetaReply {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_eviction_is_acknowledged_when_the_session_can_answer_nothing_from_its_caches_any_more() {
     let cluster = Cluster::start(3).await;
-    let _ready = cluster.session().await;
     let endpoint = client(&cluster.ca, "silent", false);
-    let session = opened(&cluster, &endpoint, true).await;
-    let peer = leading(&cluster, &endpoint).await;
+    let (session, peer) = session_of(&cluster, &endpoint).await;
     let (_events, since) = lease(&peer, session).await;
     let evicted = cluster.admin(AdminRequest::EvictSession { session }).await;
     assert!(matches!(evicted, AdminReply::Done), "{evicted:?}");
@@ -56,10 +61,8 @@ async fn an_eviction_is_acknowledged_when_the_session_can_answer_nothing_from_it
 #[tokio::test(flavor = "multi_thread")]
 async fn an_eviction_waits_no_longer_than_until_the_session_has_dropped_what_it_cached() {
     let cluster = Cluster::start(1).await;
-    let _ready = cluster.session().await;
     let endpoint = client(&cluster.ca, "lively", false);
-    let session = opened(&cluster, &endpoint, true).await;
-    let peer = leading(&cluster, &endpoint).await;
+    let (session, peer) = session_of(&cluster, &endpoint).await;
     let (mut events, since) = lease(&peer, session).await;
     let acknowledges = async {
         loop {

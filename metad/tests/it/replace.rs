@@ -67,13 +67,7 @@ async fn who_leads(cluster: &Cluster, addr: SocketAddr) -> Redirect {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_metad_is_replaced_in_one_change_even_if_it_leads_and_asking_twice_changes_nothing() {
     let mut cluster = Cluster::start(3).await;
-    let id = {
-        let mut session = cluster.session().await;
-        for number in 0..300 {
-            session.create(&format!("file-{number}")).await;
-        }
-        session.id
-    };
+    let id = cluster.session_with_files(300).await;
     done(&cluster, AdminRequest::Snapshot).await;
     for new in [4, 5] {
         let old = cluster.leader().await;

@@ -9,14 +9,8 @@ use wire::message::admin::AdminRequest;
 /// A receiver that stopped, or a leader, would end this process.
 async fn a_damaged_snapshot_of_the_leader_harms_nobody(damaged_byte: impl Fn(usize) -> usize) {
     let mut cluster = Cluster::start(1).await;
-    let id = {
-        let mut session = cluster.session().await;
-        // More entries than a snapshot takes: the log alone is not enough.
-        for number in 0..300 {
-            session.create(&format!("file-{number}")).await;
-        }
-        session.id
-    };
+    // More entries than a snapshot takes: the log alone is not enough.
+    let id = cluster.session_with_files(300).await;
     done(&cluster, AdminRequest::Snapshot).await;
     let path = cluster.dir.path().join("metad-1/snapshot");
     let mut bytes = fs::read(&path).unwrap();
