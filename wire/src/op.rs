@@ -247,7 +247,8 @@ operations! {
                 /// Name within it.
                 name: Name,
             },
-            /// Move an entry. Answers `Renamed`.
+            /// Move an entry. Answers `Renamed`, or `Done` if both names lead to one inode: then both stay, as rename(2)
+            /// says.
             Rename {
                 /// Old directory.
                 parent: Ino,

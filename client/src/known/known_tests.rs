@@ -114,6 +114,24 @@ fn an_answer_that_a_later_change_of_ours_overtook_is_not_cached() {
     assert!(known.name(DIR, b"a").is_none() && known.name(DIR, b"b").is_none());
 }
 
+/// Another client has just made the second name.
+#[test]
+fn a_name_that_stayed_because_the_other_one_led_to_the_same_inode_is_not_absent() {
+    let known = holding();
+    let rename = [Op::Rename {
+        parent: DIR,
+        name: b"a".to_vec(),
+        new_parent: DIR,
+        new_name: b"b".to_vec(),
+        mode: RenameMode::Replace,
+        released: None,
+    }];
+    let mark = known.change(&rename);
+    known.changed(mark, &rename, &[OpReply::Done], Some(&[attr(1, 2)]), &[]);
+    assert_eq!(known.name_state(DIR, b"a"), NameState::Unknown);
+    assert_eq!(known.name_state(DIR, b"b"), NameState::Unknown);
+}
+
 /// An answer may lack an operation that was done before the question and sent while the answer was under way.
 #[test]
 fn an_answer_shows_whether_a_change_of_ours_was_under_way_meanwhile() {

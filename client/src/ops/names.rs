@@ -243,7 +243,12 @@ impl Client {
             (reply, _) => reply?,
         };
         drop(vouched);
-        let OpReply::Renamed { moved, replaced, orphaned } = reply else { return Err(unexpected_reply()) };
+        let (moved, replaced, orphaned) = match reply {
+            OpReply::Renamed { moved, replaced, orphaned } => (moved, replaced, orphaned),
+            // Both names lead to one inode, and stay.
+            OpReply::Done => return Ok(()),
+            _ => return Err(unexpected_reply()),
+        };
         self.known.forget_place(parent, &name);
         let back = replaced.as_ref().filter(|_| mode == RenameMode::Exchange).map(|other| ((parent, name), other.ino));
         self.known.note_places(back.into_iter().chain([((new_parent, new_name), moved.ino)]));

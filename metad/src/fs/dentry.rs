@@ -226,9 +226,7 @@ pub(super) fn rename(
         }
         (RenameMode::NoReplace, Some(_)) => Err(FsError::Exists),
         // POSIX: two names of one inode stay as they are.
-        (_, Some(target)) if target.0 == source.0 => {
-            Ok(OpReply::Renamed { moved: Inode::load(view, source.0)?.attr, replaced: None, orphaned: false })
-        }
+        (_, Some(target)) if target.0 == source.0 => Ok(OpReply::Done),
         (_, target) => {
             if let Some(target) = target {
                 check_replaceable(view, source, target)?;

@@ -288,6 +288,21 @@ fn a_directory_never_moves_into_its_own_subtree() {
     assert_eq!(world.one(id, rename(RenameMode::NoReplace)), Err(FsError::Invalid));
 }
 
+/// The answer differs from that of a move: whoever caches names must not conclude that the first one is gone.
+#[test]
+fn two_names_of_one_inode_stay_when_one_is_renamed_to_the_other() {
+    let mut world = World::new();
+    let id = world.session();
+    world.one(id, create(Ino::ROOT, "a", A, NewInode::Regular)).unwrap();
+    world.one(id, Op::Link { ino: Ino(A), parent: Ino::ROOT, name: b"b".to_vec() }).unwrap();
+    for new_name in [b"b", b"a"] {
+        let (parent, name, new_name) = (Ino::ROOT, b"a".to_vec(), new_name.to_vec());
+        let op = Op::Rename { parent, name, new_parent: parent, new_name, mode: RenameMode::Replace, released: None };
+        assert_eq!(world.one(id, op), Ok(OpReply::Done));
+    }
+    assert_eq!(world.attr(Ino(A)).nlink, 2);
+}
+
 /// A layout's epoch counts on without a gap. Guards I11.
 #[test]
 fn a_layout_made_on_an_older_one_changes_nothing() {

@@ -53,14 +53,9 @@ impl OwnSnapshot {
 
     /// Has a snapshot replaced that cannot be used.
     pub(super) fn report(&self, path: &Path, error: &io::Error) {
-        log(path, error);
+        snapshot::log_damage(path, error);
         self.damaged.notify_one();
     }
-}
-
-/// Says that a snapshot of this node cannot be used, and that another one follows.
-pub(super) fn log(path: &Path, error: &io::Error) {
-    tracing::error!(%error, path = %path.display(), "the snapshot is damaged on this disk: taking another one");
 }
 
 /// Takes a snapshot whenever the last one is found to be damaged: from the state, which is good.

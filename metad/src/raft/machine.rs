@@ -1,6 +1,5 @@
 //! The state machine of openraft: applies committed entries with `fs::apply`, and writes the result to the store.
 
-use super::damage;
 use super::digests::Digests;
 use super::snapshot;
 use super::types::{Entry, LogId, Membership, Snapshot, SnapshotFile, SnapshotMeta, TypeConfig};
@@ -233,7 +232,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         match opened {
             Ok(opened) => Ok(opened.map(|(meta, snapshot)| Snapshot { meta, snapshot })),
             Err(error) => {
-                damage::log(&snapshot::path_in(&self.dir), &error);
+                snapshot::log_damage(&snapshot::path_in(&self.dir), &error);
                 self.get_snapshot_builder().await.build_snapshot().await.map(Some)
             }
         }

@@ -258,6 +258,11 @@ pub(super) fn load(snapshot: &SnapshotFile, store: &Store, position: &[u8]) -> i
     Ok(())
 }
 
+/// Says that a snapshot of this node cannot be used, and that another one follows.
+pub(super) fn log_damage(path: &Path, error: &io::Error) {
+    tracing::error!(%error, path = %path.display(), "the snapshot is damaged on this disk: taking another one");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
