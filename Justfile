@@ -47,7 +47,7 @@ long:
 sizes:
     METAD_FILES=1000000 cargo test --release -p metad --test million --locked -- --nocapture
     SURF_TEST_MINUTES=1440 MANY_FILES=100000 LARGE_GIB=20 cargo test --release -p fuse --test it --locked -- --nocapture files_in_one_directory several_times_the_memory
-    SURF_TEST_MINUTES=1440 SESSIONS=500 cargo test --release -p fuse --test it --locked -- --ignored --nocapture many_sessions
+    SURF_TEST_MINUTES=1440 SESSIONS=500 cargo test --release -p fuse --test it --locked -- --nocapture many_sessions
 
 # Run only the end-to-end tests on real mounts.
 test-fuse *filter:

@@ -1,7 +1,7 @@
 //! QUIC transport: one connection per pair of peers, one bidirectional stream per request, event streams.
 //!
-//! - `socket` is the UDP socket, its TLS and transport settings, and the thread that drives it; [`endpoint`] calls and
-//!   answers by it, and remembers peers.
+//! - `socket` is the UDP socket, its TLS and transport settings, and the thread that drives it, on which `driver` runs
+//!   quinn's tasks; [`endpoint`] calls and answers by the socket, and remembers peers.
 //! - [`peer`] is the calling side: a connection made when needed, requests with deadlines.
 //! - [`serve`] is the answering side, and `admission` decides who gets a handshake.
 //!
@@ -9,6 +9,7 @@
 //! byte that the other could misread.
 
 mod admission;
+mod driver;
 pub mod endpoint;
 pub mod peer;
 pub mod serve;

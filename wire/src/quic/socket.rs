@@ -3,6 +3,7 @@
 //! A `current_thread` runtime of its own for packets was measured at twice the throughput of sharing the workers of a
 //! multi-threaded one, so quinn's tasks are always spawned there, whichever thread asks for them.
 
+use super::driver::Driver;
 use super::stream::REUSED_BYTES_MIN;
 use crate::Error;
 use crate::buffers::Pool;
@@ -10,12 +11,10 @@ use crate::tls::{Identity, SERVER_NAME};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{ConnectionId, ConnectionIdGenerator, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
-use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
@@ -96,7 +95,7 @@ impl Socket {
         let client = client_configs(identity, versions)?;
         let server = server_configs(identity, versions)?;
         let config = endpoint_config(identity).map_err(failed)?;
-        let driver = Arc::new(Driver { handle: handle.clone() });
+        let driver = Arc::new(Driver::new(handle.clone()));
         let first = Some((*server.remote).clone());
         let quinn = {
             let _inside = handle.enter();
@@ -283,26 +282,4 @@ fn server_configs(identity: &Identity, versions: &[&[u8]]) -> Result<ServerConfi
         Arc::new(config)
     };
     Ok(ServerConfigs { loopback: config(true), remote: config(false) })
-}
-
-/// quinn's tasks and timers on the network thread, whichever thread they are asked for on.
-#[derive(Debug)]
-struct Driver {
-    handle: Handle,
-}
-
-impl quinn::Runtime for Driver {
-    fn new_timer(&self, at: Instant) -> Pin<Box<dyn quinn::AsyncTimer>> {
-        let _inside = self.handle.enter();
-        quinn::TokioRuntime.new_timer(at)
-    }
-
-    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        self.handle.spawn(future);
-    }
-
-    fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
-        let _inside = self.handle.enter();
-        quinn::TokioRuntime.wrap_udp_socket(socket)
-    }
 }

@@ -20,7 +20,7 @@ use wire::ids::Ino;
 use wire::op::NewInode;
 
 /// Number of sessions, if the variable of that name is not set.
-const SESSIONS: usize = 40;
+const SESSIONS: usize = 200;
 const FILES_EACH: usize = 20;
 /// Clients that connect, work or end at the same time: the machine has few cores.
 const AT_ONCE: usize = 8;
@@ -122,7 +122,6 @@ fn middle(times: &[Duration]) -> Duration {
 }
 
 #[test]
-#[ignore = "takes minutes on a busy machine: run it by its name"]
 fn many_sessions_with_open_files_fit_into_metads_and_greedy_ones_starve_nobody() {
     let count = scale("SESSIONS", SESSIONS);
     let surf = Surf::start_alone(Setup::Cluster);
