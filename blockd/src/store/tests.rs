@@ -90,7 +90,7 @@ proptest! {
                     known.insert(*number, dropped.is_ok().then_some(false));
                 }
                 Step::Compact => {
-                    let _ = runtime.block_on(store.compact_step());
+                    let _ = runtime.block_on(store.compact_step(&mut Vec::new()));
                 }
                 Step::Reopen => {
                     if disk.0.left.load(Ordering::SeqCst) > 1000 {
@@ -198,7 +198,7 @@ fn a_disk_that_is_full_to_the_reserve_takes_no_block_and_drops_and_compacts() {
     disk.0.free.store(options.reserve_bytes - SEGMENT_BYTES, Ordering::SeqCst);
     assert!(refused(200), "what was made for dropping takes no new block");
     let before = disk.segments().len();
-    while runtime.block_on(store.compact_step()).unwrap().is_some() {}
+    while runtime.block_on(store.compact_step(&mut Vec::new())).unwrap().is_some() {}
     assert!(disk.segments().len() < before, "{before} segments became {}", disk.segments().len());
     disk.0.free.store(u64::MAX / 2, Ordering::SeqCst);
     assert!(!refused(200));
@@ -232,7 +232,7 @@ fn compaction_gives_back_the_space_of_dropped_blocks_and_keeps_the_others() {
         assert!(runtime.block_on(store.drop_block(block(number).0)).unwrap());
     }
     let before = disk.segments().len();
-    while runtime.block_on(store.compact_step()).unwrap().is_some() {}
+    while runtime.block_on(store.compact_step(&mut Vec::new())).unwrap().is_some() {}
     assert!(disk.segments().len() < before / 2, "{before} segments became {}", disk.segments().len());
     drop(store);
     let store = open(&disk);

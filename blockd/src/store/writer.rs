@@ -304,7 +304,7 @@ impl State {
                 Work::Put { hash, block, sections, reply } => (Kind::Put, hash, block, sections, reply),
                 Work::Drop { hash, reply } => (Kind::Tombstone, hash, Bytes::new(), Sections::default(), reply),
                 Work::Move { hash, from, block, sections, reply } => {
-                    if self.shared.index.read().blocks.get(&hash) != Some(&from) {
+                    if !self.shared.index.read().blocks.get(&hash).is_some_and(|at| at.is_at(&from)) {
                         let _ = reply.send(Ok(()));
                         continue;
                     }

@@ -3,8 +3,9 @@
 use super::{DIR, TestDisk, block, open, open_as, runtime};
 use crate::store::disk::{Disk, RealDisk};
 use crate::store::record::{GROUP_ALIGN, HEADER_BYTES, Header, Kind, PADDING};
-use crate::store::{SegmentId, Store, StoreOptions, buffer, segment, segment_name};
+use crate::store::{Error, SegmentId, Store, StoreOptions, buffer, segment, segment_name};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -136,9 +137,7 @@ fn compaction_keeps_blocks_whose_headers_are_damaged_and_reports_damaged_copies(
     flip(&damaged, HEADER_BYTES + 1);
     flip(&other, 20);
     let mut found = Vec::new();
-    while let Some(compacted) = runtime.block_on(store.compact_step()).unwrap() {
-        found.extend(compacted.damaged);
-    }
+    while runtime.block_on(store.compact_step(&mut found)).unwrap().is_some() {}
     assert!(!disk.segments().contains(&segment_name::path(Path::new(DIR), SEGMENT)), "it is compacted");
     assert_eq!((found, store.bad_count()), (vec![damaged], 1));
     assert!(store.names(damaged, 1) == [damaged] && !store.contains(&damaged));
@@ -149,6 +148,87 @@ fn compaction_keeps_blocks_whose_headers_are_damaged_and_reports_damaged_copies(
     }
 }
 
+/// A store as of [`mostly_dropped`], in whose first segment one of the blocks cannot be read.
+fn with_unreadable_copy(disk: &TestDisk) -> (Store, (BlockHash, Bytes)) {
+    let (store, left) = mostly_dropped(disk);
+    let (hash, content) = left[1].clone();
+    let location = store.shared.index.read().blocks[&hash];
+    assert_eq!(location.segment, SEGMENT);
+    let record = location.offset..location.offset + u64::from(location.len);
+    let path = segment_name::path(Path::new(DIR), SEGMENT);
+    // Each record is a group of its own, so no other one is read together with it.
+    disk.fail_reads(move |of, offset, _| of == path && record.contains(&offset));
+    let read = runtime().block_on(store.get(hash));
+    assert!(matches!(read, Err(Error::Io { .. })) && !store.contains(&hash), "{read:?}");
+    (store, (hash, content))
+}
+
+/// Compacts until nothing is worth it. Returns what was found damaged.
+fn compact(store: &Store) -> Vec<BlockHash> {
+    let (runtime, mut damaged) = (runtime(), Vec::new());
+    while runtime.block_on(store.compact_step(&mut damaged)).unwrap().is_some() {}
+    damaged
+}
+
+/// Guards I9.
+#[test]
+fn compaction_keeps_a_copy_that_could_not_be_read_once() {
+    let disk = TestDisk::new();
+    let (store, (hash, content)) = with_unreadable_copy(&disk);
+    disk.mend_reads();
+    assert_eq!(compact(&store), []);
+    assert!(!disk.segments().contains(&segment_name::path(Path::new(DIR), SEGMENT)), "it is compacted");
+    assert_eq!((store.contains(&hash), store.bad_count()), (true, 0));
+    assert_eq!(runtime().block_on(store.get(hash)).unwrap(), Some(content.clone()));
+    drop(store);
+    assert_eq!(runtime().block_on(open(&disk).get(hash)).unwrap(), Some(content));
+}
+
+/// Guards I9.
+#[test]
+fn a_segment_with_a_copy_that_cannot_be_read_stays_until_it_can_be_or_is_not_needed() {
+    let path = segment_name::path(Path::new(DIR), SEGMENT);
+    for is_read_later in [true, false] {
+        let disk = TestDisk::new();
+        let (store, (hash, content)) = with_unreadable_copy(&disk);
+        let written = disk.0.writes.lock().len();
+        compact(&store);
+        assert!(disk.segments().contains(&path), "a later attempt may read it");
+        let (moved, in_first) = (disk.0.writes.lock().len() - written, |store: &Store| {
+            store.shared.index.read().blocks.values().filter(|at| at.segment == SEGMENT).count()
+        });
+        assert!(moved > 0 && in_first(&store) == 1, "the others have been moved");
+        if is_read_later {
+            disk.mend_reads();
+            store.shared.index.write().segments.get_mut(&SEGMENT).unwrap().1.waits_until = None;
+            compact(&store);
+            assert_eq!(runtime().block_on(store.get(hash)).unwrap(), Some(content));
+        } else {
+            assert!(runtime().block_on(store.put(hash, content)).unwrap());
+            compact(&store);
+        }
+        assert!(!disk.segments().contains(&path) && store.contains(&hash), "read later: {is_read_later}");
+    }
+}
+
+#[test]
+fn a_copy_that_compaction_finds_damaged_is_reported_although_another_one_cannot_be_moved() {
+    let (disk, runtime) = (TestDisk::new(), runtime());
+    let (store, _) = mostly_dropped(&disk);
+    let mut firsts = BTreeMap::new();
+    for (hash, at) in &store.shared.index.read().blocks {
+        let first = firsts.entry(at.segment).or_insert((*hash, at.offset));
+        *first = if at.offset < first.1 { (*hash, at.offset) } else { *first };
+    }
+    for (segment, (_, offset)) in &firsts {
+        disk.flip(&segment_name::path(Path::new(DIR), *segment), *offset as usize + HEADER_BYTES);
+    }
+    disk.cut_after(0);
+    let mut damaged = Vec::new();
+    assert!(runtime.block_on(store.compact_step(&mut damaged)).is_err());
+    assert!(damaged.len() == 1 && firsts.values().any(|(hash, _)| *hash == damaged[0]), "{damaged:?}");
+}
+
 #[test]
 fn a_segment_whose_removals_cannot_be_read_stays_until_they_are_not_needed() {
     let (disk, runtime) = (TestDisk::new(), runtime());
@@ -156,12 +236,14 @@ fn a_segment_whose_removals_cannot_be_read_stays_until_they_are_not_needed() {
     let [stays, gone, x, y, last] = [1, 2, 3, 4, 5].map(|byte| Bytes::from(vec![byte; 100 << 10]));
     let put = |block: &Bytes| runtime.block_on(store.put(BlockHash::of(block), block.clone())).unwrap();
     let drop = |block: &Bytes| runtime.block_on(store.drop_block(BlockHash::of(block))).unwrap();
-    let compact = || std::iter::from_fn(|| runtime.block_on(store.compact_step()).unwrap()).take(100).count();
+    let compact =
+        || std::iter::from_fn(|| runtime.block_on(store.compact_step(&mut Vec::new())).unwrap()).take(100).count();
     // Two of these blocks fill a segment.
     assert!(put(&stays) && put(&gone) && put(&x) && drop(&gone) && put(&y) && put(&last) && drop(&x) && drop(&y));
     let [first, second] = [1, 2].map(|number| segment_name::path(Path::new(DIR), SegmentId(number)));
     disk.0.files.lock().remove(&segment_name::hint_path(Path::new(DIR), SegmentId(2)));
-    *disk.0.unreadable.lock() = Some(second.clone());
+    let unreadable = second.clone();
+    disk.fail_reads(move |path, _, _| path == unreadable);
     assert_eq!(compact(), 1, "it is tried once");
     assert!(disk.segments().starts_with(&[first, second.clone()]));
     assert!(drop(&stays));
