@@ -109,6 +109,87 @@ fn a_zeroed_rest_of_a_group_is_damage_and_no_padding() {
     assert!(!store.contains(&BlockHash([9; 32])));
 }
 
+/// The first segment's file, and whether it has a hint.
+fn file(disk: &TestDisk) -> (Option<Vec<u8>>, bool) {
+    let files = disk.0.files.lock();
+    let content = files.get(&segment_name::path(Path::new(DIR), SEGMENT)).map(|content| content.stable.clone());
+    (content, files.contains_key(&segment_name::hint_path(Path::new(DIR), SEGMENT)))
+}
+
+/// A disk with this segment, of which only what is read in large pieces can be read: the headers.
+fn without_payloads(bytes: Vec<u8>) -> TestDisk {
+    let disk = TestDisk::new();
+    disk.lay(&segment_name::path(Path::new(DIR), SEGMENT), bytes);
+    disk.fail_reads(|_, _, len| len < 1 << 20);
+    disk
+}
+
+#[test]
+fn what_only_looks_like_records_behind_damage_costs_a_bounded_time_and_its_segment_stays_whole() {
+    // Large blocks seem to begin at each group of a payload.
+    let large = Header { kind: Kind::Put, hash: BlockHash([9; 32]), len: 600 << 10 };
+    let headers = vec![large.encode(SEGMENT).to_vec(); 100];
+    let first = b"the first block".as_slice();
+    let mut bytes = group(&[put(first)]);
+    let damaged_at = bytes.len();
+    bytes.extend(group(&[put(&payload_with(damaged_at, &headers))]));
+    bytes.extend(group(&[put(&[1; 1 << 20])]));
+    bytes[damaged_at + 20] ^= 1;
+    let disk = TestDisk::new();
+    disk.lay(&segment_name::path(Path::new(DIR), SEGMENT), bytes.clone());
+    let store = open(&disk);
+    let lens = disk.bytes_read() / bytes.len() as u64;
+    assert!(lens <= 4, "{lens} times its length was read");
+    let runtime = runtime();
+    assert_eq!(runtime.block_on(store.get(BlockHash::of(first))).unwrap().unwrap(), first);
+    assert!(runtime.block_on(store.drop_block(BlockHash::of(first))).unwrap());
+    for number in 0..100 {
+        let (hash, content) = block(number);
+        runtime.block_on(store.put(hash, content)).unwrap();
+    }
+    compact(&store);
+    assert_eq!(file(&disk), (Some(bytes), false), "it may hold records that were not looked at");
+}
+
+/// Guards I9.
+#[test]
+fn what_cannot_be_read_at_start_is_not_cut_off() {
+    let [first, last] = [b"the first block".as_slice(), b"the last block"];
+    let bytes = [group(&[put(first)]), group(&[put(last)])].concat();
+    let mut damaged = [group(&[put(b"damaged")]), bytes.clone()].concat();
+    damaged[20] ^= 1;
+    for (bytes, is_here) in [(bytes, true), (damaged, false)] {
+        let disk = without_payloads(bytes.clone());
+        let store = open(&disk);
+        assert_eq!(file(&disk), (Some(bytes.clone()), false));
+        disk.mend_reads();
+        let found = [first, last].map(|block| runtime().block_on(store.get(BlockHash::of(block))).unwrap().is_some());
+        assert_eq!(found, [is_here; 2], "behind damage, only what proves itself counts");
+        drop(store);
+        let store = open(&disk);
+        for block in [first, last] {
+            assert_eq!(runtime().block_on(store.get(BlockHash::of(block))).unwrap().unwrap(), block);
+        }
+        assert!(file(&disk).1, "the next start has judged all of it");
+    }
+}
+
+/// Guards I9.
+#[test]
+fn an_older_copy_is_not_replaced_by_one_that_cannot_be_read_at_start() {
+    let payload = b"a block".as_slice();
+    let header = Header { kind: Kind::Put, hash: BlockHash::of(payload), len: payload.len() as u32 };
+    let mut moved = [&header.encode(SegmentId(2))[..], payload].concat();
+    moved.resize(header.stored_len() as usize, 0);
+    let disk = TestDisk::new();
+    let [older, newer] = [1, 2].map(|number| segment_name::path(Path::new(DIR), SegmentId(number)));
+    disk.lay(&older, group(&[put(payload)]));
+    disk.lay(&newer, group(&[moved]));
+    disk.fail_reads(move |path, _, len| path == newer && len < 1 << 20);
+    let store = open(&disk);
+    assert_eq!(runtime().block_on(store.get(header.hash)).unwrap().unwrap(), payload);
+}
+
 /// A store with two segments and more, in which most of the blocks of the first two are dropped. Returns those left.
 fn mostly_dropped(disk: &TestDisk) -> (Store, Vec<(BlockHash, Bytes)>) {
     let (runtime, store) = (runtime(), open(disk));
