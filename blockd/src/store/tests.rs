@@ -154,25 +154,34 @@ proptest! {
 }
 
 #[test]
-fn a_full_disk_refuses_puts_and_serves_what_is_there() {
+fn a_full_disk_fills_its_last_segment_refuses_puts_and_serves_what_is_there() {
     let runtime = runtime();
     let disk = TestDisk::new();
     let store = open(&disk);
     let (first, content) = block(1);
     runtime.block_on(store.put(first, content)).unwrap();
     disk.0.free.store(0, Ordering::SeqCst);
-    let mut refused = false;
-    for number in 2..60 {
+    // Once there is no room for a block, there is none for a longer one. Shorter ones fill the segment up.
+    let (mut refused, mut stored) = (usize::MAX, 0);
+    for number in 2..120 {
         let (hash, content) = block(number);
+        let len = content.len();
         match runtime.block_on(store.put(hash, content)) {
-            Ok(_) => assert!(!refused, "once full, it stays full"),
+            Ok(_) => {
+                assert!(len < refused, "{len} bytes were stored after {refused} were refused");
+                stored += usize::from(refused < usize::MAX);
+            }
             Err(error) => {
-                assert!(error.is_no_space(), "{error}");
-                refused = true;
+                assert!(error.is_no_space() && store.is_full(), "{error}");
+                refused = refused.min(len);
             }
         }
     }
-    assert!(refused);
+    assert!(refused < 5000 && stored > 0, "{stored} blocks were stored beyond one that was refused");
+    assert_eq!(disk.segments().len(), 1);
+    disk.0.free.store(u64::MAX / 2, Ordering::SeqCst);
+    let (hash, content) = block(120);
+    assert!(runtime.block_on(store.put(hash, content)).unwrap() && !store.is_full());
     assert!(runtime.block_on(store.get(first)).unwrap().is_some());
 }
 
