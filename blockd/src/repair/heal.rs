@@ -189,7 +189,7 @@ impl Healer {
                 return Err(TOO_SLOW.to_owned());
             }
             let stored = match fetched {
-                Fetched::Good(block) => {
+                Fetched::Sent(block) => {
                     let len = block.len();
                     patience.came(source, len);
                     match self.store.put(hash, block).await {
@@ -197,9 +197,9 @@ impl Healer {
                         stored => stored.map(|_| len as u64).map_err(|error| error.to_string()),
                     }
                 }
-                Fetched::Nothing => Err("no good copy came".to_owned()),
+                Fetched::Refused => Err("no good copy came".to_owned()),
                 // It would not answer for the others either.
-                Fetched::NoAnswer => return Err("it does not send what it lists".to_owned()),
+                Fetched::Silent => return Err("it does not send what it lists".to_owned()),
             };
             match stored {
                 Ok(len) => {

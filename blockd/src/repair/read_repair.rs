@@ -6,7 +6,7 @@
 //! to have copies have queues of their own, and take turns ([`super::absent`]): one that sends nothing holds up no other.
 
 use super::absent::{Absent, Wanted};
-use super::claims::{Answer, Claims};
+use super::claims::Claims;
 use super::fetch::{Fetched, fetch};
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
@@ -153,19 +153,13 @@ impl Repairer {
         let mut fetched = None;
         let layout = self.layouts.newest();
         if let Some(claimant) = layout.member(&wanted.from) {
-            let answer = match fetch(&self.endpoint, claimant.addr, hash, layout.epoch).await {
-                Fetched::Good(block) => {
-                    fetched = Some(block);
-                    Answer::Sent
-                }
-                Fetched::Nothing => Answer::Refused,
-                Fetched::NoAnswer => {
-                    // It would not answer for the others either. The next audit asks it again.
-                    wanted.forget_source();
-                    Answer::Nothing
-                }
-            };
-            self.claims.note(wanted.from, hash, answer);
+            let answer = fetch(&self.endpoint, claimant.addr, hash, layout.epoch).await;
+            if matches!(answer, Fetched::Silent) {
+                // It would not answer for the others either. The next audit asks it again.
+                wanted.forget_source();
+            }
+            self.claims.note(wanted.from, hash, &answer);
+            fetched = answer.sent();
         }
         if fetched.is_none() {
             fetched = self.fetch_from_owners(hash, Some(wanted.from)).await;
@@ -206,7 +200,7 @@ impl Repairer {
                 continue;
             }
             asked.push(owner.id);
-            if let Some(block) = fetch(&self.endpoint, owner.addr, hash, layout.epoch).await.good() {
+            if let Some(block) = fetch(&self.endpoint, owner.addr, hash, layout.epoch).await.sent() {
                 return Some(block);
             }
         }
