@@ -39,6 +39,8 @@ use repair::claims::Claims;
 use repair::handoff::Handoff;
 use repair::heal;
 use repair::healer::{Healer, References};
+use repair::pass::Places;
+use repair::patience;
 use repair::progress::Progress;
 use repair::read_repair::{self, RepairQueue, Repairer};
 use repair::search::Search;
@@ -181,6 +183,8 @@ impl Node {
             handoff: handoff.clone(),
             metrics: metrics.clone(),
             compare_every: config.compare_every,
+            account: patience::ACCOUNT,
+            places: Places::new(),
         };
         tasks.spawn(heal::run(healer, stop.clone()));
         if matches!(source, LayoutSource::Metad) {
