@@ -3,7 +3,8 @@
 use super::{DIR, TestDisk, block, open, open_as, runtime};
 use crate::store::disk::{Disk, RealDisk};
 use crate::store::record::{GROUP_ALIGN, HEADER_BYTES, Header, Kind, PADDING};
-use crate::store::{Error, SegmentId, Store, StoreOptions, buffer, segment, segment_name};
+use crate::store::segment::Found;
+use crate::store::{Error, SegmentId, Store, StoreOptions, buffer, hint, segment, segment_name};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -188,6 +189,36 @@ fn an_older_copy_is_not_replaced_by_one_that_cannot_be_read_at_start() {
     disk.fail_reads(move |path, _, len| path == newer && len < 1 << 20);
     let store = open(&disk);
     assert_eq!(runtime().block_on(store.get(header.hash)).unwrap().unwrap(), payload);
+}
+
+/// The same version of the format was padded with zeros before the first release.
+#[test]
+fn a_segment_that_is_padded_with_zeros_loses_no_block_and_without_a_hint_its_removals_do_not_count() {
+    let blocks = [b"the first block".as_slice(), b"removed", b"the last block"];
+    let groups =
+        [vec![put(blocks[0]), put(blocks[1])], vec![tombstone(BlockHash::of(blocks[1]))], vec![put(blocks[2])]];
+    let (mut bytes, mut records) = (Vec::new(), Vec::new());
+    for group in &groups {
+        for record in group {
+            let header = Header::decode(record, SEGMENT).unwrap().unwrap();
+            records.push(Found { offset: bytes.len() as u64, header });
+            bytes.extend_from_slice(record);
+        }
+        bytes.resize(bytes.len().next_multiple_of(GROUP_ALIGN), 0);
+    }
+    for has_hint in [false, true] {
+        let disk = TestDisk::new();
+        disk.lay(&segment_name::path(Path::new(DIR), SEGMENT), bytes.clone());
+        if has_hint {
+            disk.lay(&segment_name::hint_path(Path::new(DIR), SEGMENT), hint::encode(SEGMENT, &records));
+        }
+        let store = open(&disk);
+        let found = blocks.map(|block| store.contains(&BlockHash::of(block)));
+        assert_eq!(found, [true, !has_hint, true], "with a hint: {has_hint}");
+        for block in [blocks[0], blocks[2]] {
+            assert_eq!(runtime().block_on(store.get(BlockHash::of(block))).unwrap().unwrap(), block);
+        }
+    }
 }
 
 /// A store with two segments and more, in which most of the blocks of the first two are dropped. Returns those left.
