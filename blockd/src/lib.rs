@@ -149,12 +149,15 @@ impl Node {
         let serving = endpoint.serve(Arc::new(server), &Handle::current());
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
         tasks.spawn(ring.clone().run(layouts.clone(), stop.clone()));
+        let throttle = Arc::new(Throttle::new(config.repair_rates));
         let repairer = Repairer {
             id,
             store: store.clone(),
             layouts: layouts.clone(),
             endpoint: endpoint.clone(),
             claims: claims.clone(),
+            throttle: throttle.clone(),
+            activity: activity.clone(),
             metrics: metrics.clone(),
         };
         tasks.spawn(read_repair::run(repairer, wants, stop.clone()));
@@ -178,7 +181,7 @@ impl Node {
                 LayoutSource::Given(_) => References::All,
             },
             activity,
-            throttle: Throttle::new(config.repair_rates),
+            throttle,
             progress: progress.clone(),
             handoff: handoff.clone(),
             metrics: metrics.clone(),

@@ -49,7 +49,7 @@ pub struct Healer {
     /// Whether clients are at work.
     pub activity: Arc<Activity>,
     /// The rate of copying.
-    pub throttle: Throttle,
+    pub throttle: Arc<Throttle>,
     /// The progress that metad learns.
     pub progress: Arc<Progress>,
     /// What owners missed.

@@ -6,6 +6,7 @@ use super::test_peers::{ME, Manner, Peers, block, id_of};
 use super::throttle::Throttle;
 use crate::config::Rates;
 use bytes::Bytes;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use wire::ids::BlockHash;
@@ -42,7 +43,7 @@ async fn a_block_costs_what_was_sent_of_it_and_not_what_its_source_says() {
     let peers = Peers::start([Manner::ListsEndlessBlocks]);
     let mut healer = peers.healer();
     let mib = 1 << 20;
-    healer.throttle = Throttle::new(Rates { idle: 16 * mib, busy: 16 * mib });
+    healer.throttle = Arc::new(Throttle::new(Rates { idle: 16 * mib, busy: 16 * mib }));
     let (hash, bytes) = block(1);
     peers.others[0].give(&bytes);
     peers.metad.referenced.lock().insert(hash);

@@ -9,6 +9,7 @@
 use super::absent::{Absent, Wanted};
 use super::claims::Claims;
 use super::fetch::{Fetched, fetch};
+use super::throttle::{Activity, Throttle};
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -145,6 +146,10 @@ pub struct Repairer {
     pub endpoint: Endpoint,
     /// Which daemons could not send what they said they had.
     pub claims: Arc<Claims>,
+    /// The rate of copying. What waits in the queues waits for it.
+    pub throttle: Arc<Throttle>,
+    /// Whether clients are at work.
+    pub activity: Arc<Activity>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -179,7 +184,11 @@ impl Repairer {
             return tracing::warn!(hash = %damaged.hash, "a damaged copy is not replaced yet: there is no room");
         }
         match self.fetch_from_owners(damaged.hash, None).await {
-            Some(block) => self.store(damaged.hash, block).await,
+            Some(block) => {
+                let len = block.len() as u64;
+                self.store(damaged.hash, block).await;
+                self.throttle.spend(len, &self.activity).await;
+            }
             None => nowhere(&damaged.hash),
         }
     }
@@ -204,13 +213,14 @@ impl Repairer {
         if fetched.is_none() {
             fetched = self.fetch_from_owners(hash, Some(wanted.from)).await;
         }
-        match fetched {
-            Some(block) if self.store.is_full() || !self.store.has_room_for(block.len() as u32) => {
-                self.claims.note_elsewhere(hash);
-            }
-            Some(block) => self.store(hash, block).await,
-            None => nowhere(&hash),
+        let Some(block) = fetched else { return nowhere(&hash) };
+        let len = block.len();
+        if self.store.is_full() || !self.store.has_room_for(len as u32) {
+            self.claims.note_elsewhere(hash);
+        } else {
+            self.store(hash, block).await;
         }
+        self.throttle.spend(len as u64, &self.activity).await;
     }
 
     async fn store(&self, hash: BlockHash, block: Bytes) {

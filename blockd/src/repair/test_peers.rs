@@ -307,7 +307,7 @@ impl Peers {
             endpoint: self.endpoint.clone(),
             references: References::Metads(Metads::new(self.endpoint.clone(), vec![self.metad_addr])),
             activity: Arc::new(Activity::default()),
-            throttle: Throttle::new(Rates { idle: 0, busy: 0 }),
+            throttle: Arc::new(Throttle::new(Rates { idle: 0, busy: 0 })),
             progress: Arc::new(Progress::default()),
             handoff: Arc::new(Handoff::default()),
             metrics: Arc::new(Metrics::default()),
