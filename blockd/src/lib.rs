@@ -39,6 +39,8 @@ use repair::claims::Claims;
 use repair::handoff::Handoff;
 use repair::heal;
 use repair::healer::{Healer, References};
+use repair::pass::Places;
+use repair::patience;
 use repair::progress::Progress;
 use repair::read_repair::{self, RepairQueue, Repairer};
 use repair::search::Search;
@@ -147,12 +149,15 @@ impl Node {
         let serving = endpoint.serve(Arc::new(server), &Handle::current());
         let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
         tasks.spawn(ring.clone().run(layouts.clone(), stop.clone()));
+        let throttle = Arc::new(Throttle::new(config.repair_rates));
         let repairer = Repairer {
             id,
             store: store.clone(),
             layouts: layouts.clone(),
             endpoint: endpoint.clone(),
             claims: claims.clone(),
+            throttle: throttle.clone(),
+            activity: activity.clone(),
             metrics: metrics.clone(),
         };
         tasks.spawn(read_repair::run(repairer, wants, stop.clone()));
@@ -176,11 +181,13 @@ impl Node {
                 LayoutSource::Given(_) => References::All,
             },
             activity,
-            throttle: Throttle::new(config.repair_rates),
+            throttle,
             progress: progress.clone(),
             handoff: handoff.clone(),
             metrics: metrics.clone(),
             compare_every: config.compare_every,
+            account: patience::ACCOUNT,
+            places: Places::new(),
         };
         tasks.spawn(heal::run(healer, stop.clone()));
         if matches!(source, LayoutSource::Metad) {

@@ -38,16 +38,21 @@ use digest::Digests;
 use disk::{Disk, RealDisk};
 use parking_lot::RwLock;
 use read::{Part, Record};
+use record::GROUP_ALIGN;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 use tokio::task::spawn_blocking;
 use wire::ids::BlockHash;
 use wire::layout::ring::Span;
 use wire::message::block::Digest;
 use wire::sections::{SECTION_BYTES, Sections};
 use writer::{SEGMENT_BYTES_MIN, Work, Writer};
+
+/// Blocks of the index that are looked at before others may change it.
+const PAGE_BLOCKS: usize = 65_536;
 
 /// Parameters of the store.
 #[derive(Clone, Debug)]
@@ -76,6 +81,13 @@ struct Location {
     bad: bool,
 }
 
+impl Location {
+    /// Reports whether both are the same record, whatever is known of it.
+    fn is_at(&self, other: &Self) -> bool {
+        (self.segment, self.offset) == (other.segment, other.offset)
+    }
+}
+
 /// Usage of a segment.
 #[derive(Clone, Copy, Default, Debug)]
 struct Usage {
@@ -87,9 +99,19 @@ struct Usage {
     written: u64,
     /// Its tombstones cannot be read, so it is compacted only when they are not needed any more.
     stays: bool,
+    /// A part of it was never verified, and may hold records: it is not compacted.
+    unjudged: bool,
+    /// It holds copies that could not be read. Until then it is not compacted, unless they are not needed any more.
+    waits_until: Option<Instant>,
 }
 
 impl Usage {
+    /// Reports whether it may be compacted now. Tombstones are needed unless it is the oldest segment.
+    fn may_go(&self, is_oldest: bool) -> bool {
+        let waits = self.live > 0 && self.waits_until.is_some_and(|until| Instant::now() < until);
+        !self.unjudged && !waits && (is_oldest || !self.stays)
+    }
+
     /// Counts another record.
     fn add(&mut self, header: &record::Header) {
         self.written += header.stored_len();
@@ -157,7 +179,7 @@ struct Shared {
     index: RwLock<Index>,
     pool: Arc<Pool>,
     failed: AtomicBool,
-    /// The last new block was refused for want of space.
+    /// A new block was refused for want of space, and there is still no room for one of its length.
     full: AtomicBool,
     /// Bytes that new blocks may still take in the segment that is being written.
     open_room: AtomicU64,
@@ -166,6 +188,33 @@ struct Shared {
 impl Shared {
     fn check_alive(&self) -> Result<(), Error> {
         if self.failed.load(Ordering::Acquire) { Err(Error::Failed) } else { Ok(()) }
+    }
+
+    /// Blocks from `from` on whose places are chosen, in order, at most `limit`. Takes long where there are many blocks;
+    /// others may change the index meanwhile.
+    fn places(
+        &self,
+        from: BlockHash,
+        limit: usize,
+        is_chosen: impl Fn(&Location) -> bool,
+    ) -> Vec<(BlockHash, Location)> {
+        let (mut chosen, mut next) = (Vec::new(), Some(from));
+        while let Some(from) = next.take() {
+            let index = self.index.read();
+            for (count, (hash, location)) in index.blocks.range(from..).enumerate() {
+                if chosen.len() >= limit {
+                    break;
+                }
+                if count == PAGE_BLOCKS {
+                    next = Some(*hash);
+                    break;
+                }
+                if is_chosen(location) {
+                    chosen.push((*hash, *location));
+                }
+            }
+        }
+        chosen
     }
 }
 
@@ -375,20 +424,40 @@ impl Store {
         index.blocks.len() as u64 - index.digests.count()
     }
 
-    /// Reports whether the last new block was refused for want of space.
+    /// Names of damaged copies that are not replaced yet, from `from` on, in order, at most `limit`. Cancel-safe.
+    pub async fn damaged(&self, from: BlockHash, limit: usize) -> Vec<BlockHash> {
+        let shared = self.shared.clone();
+        let listed = spawn_blocking(move || shared.places(from, limit, |at| at.bad)).await;
+        listed.map_or_else(|_| Vec::new(), |bad| bad.into_iter().map(|(hash, _)| hash).collect())
+    }
+
+    /// Reports whether a new block was refused for want of space, and one of its length still would be.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.shared.full.load(Ordering::Relaxed)
+    }
+
+    /// Reports whether a new block of this length would find room. Another one may take it.
+    #[must_use]
+    pub fn has_room_for(&self, len: u32) -> bool {
+        let needed = record::stored_len(len).next_multiple_of(GROUP_ALIGN as u64);
+        needed <= self.shared.open_room.load(Ordering::Relaxed) || needed <= self.room_for_segment().1
+    }
+
+    /// Capacity of the disk, and bytes that another segment for new blocks can take; none if that is too little for one.
+    fn room_for_segment(&self) -> (u64, u64) {
+        let (capacity_bytes, free) = self.shared.disk.space(&self.shared.dir).unwrap_or((0, 0));
+        let options = &self.shared.options;
+        let least = SEGMENT_BYTES_MIN.min(options.segment_bytes);
+        let room = free.saturating_sub(options.reserve_bytes);
+        (capacity_bytes, if room < least { 0 } else { room })
     }
 
     /// Capacity and use; zero when the disk does not report them. What is left of the disk counts as free only if another
     /// segment can be made there.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let (capacity_bytes, free) = self.shared.disk.space(&self.shared.dir).unwrap_or((0, 0));
-        let options = &self.shared.options;
-        let least = SEGMENT_BYTES_MIN.min(options.segment_bytes);
-        let room = Some(free.saturating_sub(options.reserve_bytes)).filter(|room| *room >= least).unwrap_or(0);
+        let (capacity_bytes, room) = self.room_for_segment();
         Stats {
             capacity_bytes,
             free_bytes: room.saturating_add(self.shared.open_room.load(Ordering::Relaxed)),
@@ -397,13 +466,13 @@ impl Store {
     }
 
     /// Takes back the space of one closed segment that is mostly dropped blocks. Returns `None` when no segment is worth
-    /// it.
+    /// it. Adds to `damaged` the blocks whose copies turn out to be damaged, whatever the outcome.
     ///
     /// # Errors
-    /// When the disk fails. The blocks stay as they were.
-    pub async fn compact_step(&self) -> Result<Option<Compacted>, Error> {
+    /// When the disk fails, or has no room for what is to be kept. The blocks stay as they were.
+    pub async fn compact_step(&self, damaged: &mut Vec<BlockHash>) -> Result<Option<Compacted>, Error> {
         self.shared.check_alive()?;
-        compact::step(&self.shared, &self.writer).await
+        compact::step(&self.shared, &self.writer, damaged).await
     }
 
     /// Reads and verifies one block, the next at or behind `from`. Returns its name, its length and the outcome, or

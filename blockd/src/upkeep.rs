@@ -40,15 +40,15 @@ async fn until(stop: CancellationToken, work: impl Future<Output = ()>) {
 
 async fn compact(store: Arc<Store>, bytes_per_s: u64, repairs: RepairQueue, metrics: Arc<Metrics>) {
     loop {
-        let pause = match store.compact_step().await {
-            Ok(Some(compacted)) => {
-                for hash in compacted.damaged {
-                    metrics.corrupt.add(1);
-                    tracing::warn!(%hash, "compaction found a corrupt copy; it is repaired from another daemon");
-                    repairs.push(hash);
-                }
-                time_at_rate(compacted.copied, bytes_per_s).max(COMPACTION_PAUSE)
-            }
+        let mut damaged = Vec::new();
+        let outcome = store.compact_step(&mut damaged).await;
+        for hash in damaged {
+            metrics.corrupt.add(1);
+            tracing::warn!(%hash, "compaction found a corrupt copy; it is repaired from another daemon");
+            repairs.push(hash);
+        }
+        let pause = match outcome {
+            Ok(Some(compacted)) => time_at_rate(compacted.copied, bytes_per_s).max(COMPACTION_PAUSE),
             Ok(None) => COMPACTION_IDLE,
             Err(error) => {
                 tracing::warn!(%error, "compaction failed: dropped blocks keep their space");

@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use wire::chance;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
 use wire::layout::Layout;
+use wire::limits::BLOCK_BYTES_MAX;
 use wire::message::meta::{MetaReply, MetaRequest};
 use wire::retry::Backoff;
 
@@ -296,7 +297,9 @@ impl Auditor {
 
     /// Whether copies come by comparing, or cannot be stored: then audits fetch few.
     fn compares(&self) -> bool {
-        !self.progress.is_done(self.layouts.newest().placement) || self.search.store.is_full()
+        let store = &self.search.store;
+        let is_full = store.is_full() || !store.has_room_for(BLOCK_BYTES_MAX as u32);
+        is_full || !self.progress.is_done(self.layouts.newest().placement)
     }
 
     /// Looks for everything that this daemon owes, from where the last audit was interrupted on.

@@ -8,6 +8,8 @@ use super::progress::Progress;
 use super::read_repair::{self, RepairQueue, Repairer};
 use super::search::Search;
 use super::test_peers::{ME, Manner, Peers, block, id_of, until};
+use super::throttle::{Activity, Throttle};
+use crate::config::Rates;
 use crate::heartbeat::Metads;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
@@ -31,6 +33,11 @@ struct Setup {
 
 impl Setup {
     fn new<const N: usize>(manners: [Manner; N], change: impl FnOnce(&mut Layout)) -> Self {
+        Self::with_rate(manners, 0, change)
+    }
+
+    /// With a limit for copies, in bytes per second.
+    fn with_rate<const N: usize>(manners: [Manner; N], rate: u64, change: impl FnOnce(&mut Layout)) -> Self {
         let peers = Peers::start(manners);
         let options = StoreOptions { segment_bytes: 8 << 20, reserve_bytes: 0 };
         let store = Arc::new(Store::open(peers.dir.path(), options).unwrap());
@@ -47,6 +54,8 @@ impl Setup {
             layouts: layouts.clone(),
             endpoint: peers.endpoint.clone(),
             claims: claims.clone(),
+            throttle: Arc::new(Throttle::new(Rates { idle: rate, busy: rate })),
+            activity: Arc::new(Activity::default()),
             metrics: Arc::new(Metrics::default()),
         };
         let stop = CancellationToken::new();
@@ -200,6 +209,23 @@ async fn on_a_full_disk_a_claim_is_checked_once_and_no_copy_is_missing_that_anot
     assert!(!setup.has(&there));
     setup.audit().await;
     assert_eq!(setup.missing.count(), 1);
+    setup.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_audit_has_fetched_comes_at_the_rate_of_repair_and_the_audit_does_not_wait_for_it() {
+    let mut setup = Setup::with_rate([Manner::Honest], 10_000, |_| ());
+    for number in 0..30 {
+        let (hash, bytes) = block(number);
+        setup.peers.others[0].give(&bytes);
+        setup.refer_to([hash]);
+    }
+    let begun = Instant::now();
+    setup.audit().await;
+    let here = (0..30).filter(|number| setup.has(&block(*number).0)).count();
+    assert!(here < 30, "30,000 bytes take three seconds");
+    until("all are fetched", || (0..30).all(|number| setup.has(&block(number).0))).await;
+    assert!(begun.elapsed() > Duration::from_secs(2), "{:?}", begun.elapsed());
     setup.end().await;
 }
 

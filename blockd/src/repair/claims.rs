@@ -4,6 +4,7 @@
 //! says it has everything must not hide what is missing. Nor must one that says so and then sends nothing. It may
 //! only be busy, so it is believed again once it has sent something.
 
+use super::fetch::Fetched;
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
 use wire::ids::{BlockHash, BlockdId};
@@ -14,17 +15,6 @@ const FALSE_MAX: usize = 1024;
 const UNANSWERED_MAX: u32 = 2;
 /// Blocks that are remembered because others have them and there is no room here.
 const ELSEWHERE_MAX: usize = 65_536;
-
-/// How a daemon answered when it was asked for a block that it said it had.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Answer {
-    /// It sent the block.
-    Sent,
-    /// It sent something else, or said that it has none.
-    Refused,
-    /// It did not answer.
-    Nothing,
-}
 
 /// What is known of claims.
 #[derive(Default)]
@@ -63,17 +53,17 @@ impl Record {
 
 impl Claims {
     /// Notes how a daemon answered when it was asked for a block that it said it had.
-    pub fn note(&self, who: BlockdId, hash: BlockHash, answer: Answer) {
+    pub fn note(&self, who: BlockdId, hash: BlockHash, answer: &Fetched) {
         let mut state = self.state.lock();
         let record = state.by_daemon.entry(who).or_default();
         match answer {
-            Answer::Sent => {
+            Fetched::Sent(_) => {
                 record.falsified.remove(&hash);
                 record.unanswered.remove(&hash);
                 record.silences = 0;
             }
-            Answer::Refused => record.falsify(hash),
-            Answer::Nothing => {
+            Fetched::Refused => record.falsify(hash),
+            Fetched::Silent => {
                 record.silences = record.silences.saturating_add(1);
                 if record.unanswered.contains(&hash) || record.unanswered.len() >= FALSE_MAX {
                     record.falsify(hash);
@@ -120,9 +110,14 @@ impl Claims {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
 
     const WHO: BlockdId = BlockdId([1; 16]);
     const OTHER: BlockdId = BlockdId([2; 16]);
+
+    fn sent() -> Fetched {
+        Fetched::Sent(Bytes::new())
+    }
 
     fn hash(number: u16) -> BlockHash {
         BlockHash([number.to_be_bytes(); 16].concat().try_into().unwrap())
@@ -131,12 +126,12 @@ mod tests {
     #[test]
     fn a_false_claim_is_not_believed_again_until_the_block_was_sent() {
         let claims = Claims::default();
-        claims.note(WHO, hash(7), Answer::Refused);
+        claims.note(WHO, hash(7), &Fetched::Refused);
         assert!(claims.is_false(&WHO, &hash(7)) && !claims.is_false(&WHO, &hash(8)));
         assert!(!claims.is_false(&OTHER, &hash(7)));
-        claims.note(WHO, hash(7), Answer::Sent);
+        claims.note(WHO, hash(7), &sent());
         assert!(!claims.is_false(&WHO, &hash(7)));
-        (0..2 * FALSE_MAX as u16).for_each(|number| claims.note(WHO, hash(number), Answer::Refused));
+        (0..2 * FALSE_MAX as u16).for_each(|number| claims.note(WHO, hash(number), &Fetched::Refused));
         assert!(claims.is_false(&WHO, &hash(u16::MAX)), "it lies about everything");
         assert_eq!(claims.state.lock().by_daemon[&WHO].falsified.len(), FALSE_MAX);
         claims.clear();
@@ -146,14 +141,14 @@ mod tests {
     #[test]
     fn a_daemon_that_does_not_send_what_it_claims_is_believed_again_once_it_has_sent_something() {
         let claims = Claims::default();
-        claims.note(WHO, hash(1), Answer::Nothing);
+        claims.note(WHO, hash(1), &Fetched::Silent);
         assert!(!claims.is_false(&WHO, &hash(1)), "once may be chance");
-        claims.note(WHO, hash(2), Answer::Nothing);
+        claims.note(WHO, hash(2), &Fetched::Silent);
         assert!(claims.is_liar(&WHO) && !claims.is_liar(&OTHER));
-        claims.note(WHO, hash(3), Answer::Sent);
+        claims.note(WHO, hash(3), &sent());
         assert!(!claims.is_liar(&WHO) && !claims.is_false(&WHO, &hash(1)));
-        claims.note(WHO, hash(1), Answer::Nothing);
-        claims.note(WHO, hash(3), Answer::Sent);
+        claims.note(WHO, hash(1), &Fetched::Silent);
+        claims.note(WHO, hash(3), &sent());
         assert!(claims.is_false(&WHO, &hash(1)), "what it sends of others does not prove this one");
         assert!(!claims.is_false(&WHO, &hash(2)));
     }

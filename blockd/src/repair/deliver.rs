@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use wire::ids::{BlockHash, BlockdId};
 use wire::layout::Layout;
 use wire::layout::ring::Ring;
+use wire::limits::BLOCK_BYTES_MAX;
 
 /// For how long blocks are begun to be sent in one round.
 const ROUND_TIME: Duration = Duration::from_secs(3);
@@ -139,6 +140,10 @@ impl Healer {
         let (handoff, me) = (self.handoff.clone(), self.id);
         let (here, absent): (Vec<_>, Vec<_>) = hashes.into_iter().partition(|hash| self.store.contains(hash));
         here.iter().for_each(|hash| handoff.remove(&me, hash));
+        // The block may be as long as any. What is fetched without room would be fetched again and again.
+        if !absent.is_empty() && !self.store.has_room_for(BLOCK_BYTES_MAX as u32) {
+            return Err(Stopped::Owner(crate::store::Error::NoSpace.to_string()));
+        }
         for (nth, hash) in self.referenced_missed(&me, absent).await?.into_iter().enumerate() {
             if nth > 0 && Instant::now() >= until {
                 break;
@@ -148,7 +153,7 @@ impl Healer {
             let mut fetched = None;
             for owner in owners.filter(|owner| owner.id != me) {
                 let fetching = fetch(&self.endpoint, owner.addr, hash, layout.epoch);
-                fetched = tokio::time::timeout(SEND_TIMEOUT, fetching).await.ok().and_then(Fetched::good);
+                fetched = tokio::time::timeout(SEND_TIMEOUT, fetching).await.ok().and_then(Fetched::sent);
                 if fetched.is_some() {
                     break;
                 }

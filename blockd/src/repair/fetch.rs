@@ -12,22 +12,22 @@ use wire::tls::Role;
 /// How long a daemon may take to send a copy.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What another daemon has sent.
+/// How another daemon answered when it was asked for a block.
 pub enum Fetched {
-    /// A good copy.
-    Good(Bytes),
-    /// Something else, or the answer that it has none.
-    Nothing,
-    /// No answer: whether it has a copy is not known.
-    NoAnswer,
+    /// It sent the block.
+    Sent(Bytes),
+    /// It sent something else, or said that it has none.
+    Refused,
+    /// It did not answer: whether it has the block is not known.
+    Silent,
 }
 
 impl Fetched {
-    /// Returns the copy, if it is good.
-    pub fn good(self) -> Option<Bytes> {
+    /// Returns the block, if it was sent.
+    pub fn sent(self) -> Option<Bytes> {
         match self {
-            Self::Good(block) => Some(block),
-            Self::Nothing | Self::NoAnswer => None,
+            Self::Sent(block) => Some(block),
+            Self::Refused | Self::Silent => None,
         }
     }
 }
@@ -40,15 +40,15 @@ pub async fn fetch(endpoint: &Endpoint, addr: SocketAddr, hash: BlockHash, epoch
         Ok((BlockReply::Content { .. }, block)) => {
             let hashed = block.clone();
             match tokio::task::spawn_blocking(move || BlockHash::of(&hashed)).await {
-                Ok(name) if name == hash => Fetched::Good(block),
-                Ok(_) => Fetched::Nothing,
-                Err(_) => Fetched::NoAnswer,
+                Ok(name) if name == hash => Fetched::Sent(block),
+                Ok(_) => Fetched::Refused,
+                Err(_) => Fetched::Silent,
             }
         }
-        Ok(_) => Fetched::Nothing,
+        Ok(_) => Fetched::Refused,
         Err(error) => {
             tracing::debug!(%hash, %addr, %error, "no copy from there");
-            if matches!(error, Error::Refused { .. }) { Fetched::Nothing } else { Fetched::NoAnswer }
+            if matches!(error, Error::Refused { .. }) { Fetched::Refused } else { Fetched::Silent }
         }
     }
 }

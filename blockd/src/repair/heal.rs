@@ -6,20 +6,24 @@
 //! changes, but only after the step under way: no drop is left half done.
 //!
 //! A source that is silent, slow, or lists what it does not send is left to the next pass ([`Patience`]), so it holds up
-//! nothing that others have. What it says of lengths is not believed either.
+//! nothing that others have. The next pass goes on with it where this one has left it. What it says of lengths is not
+//! believed either. Nothing is fetched for which there is no room.
 
 use super::duties::Duties;
 use super::fetch::{Fetched, fetch};
 use super::healer::{Failed, Healer, PAGE_NAMES};
 use super::pass::{Pass, Step};
 use super::patience::Patience;
+use crate::store;
 use futures::StreamExt;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use wire::ids::{BlockHash, BlockdId};
 use wire::layout::Layout;
+use wire::limits::BLOCK_BYTES_MAX;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::retry::Backoff;
 
@@ -31,9 +35,6 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Time until copies that belong elsewhere, and could not be given back, are tried again.
 const GIVE_BACK_PAUSE: Duration = Duration::from_secs(3);
-
-/// Why a source is left to the next pass.
-const TOO_SLOW: &str = "it takes too long for what it sends";
 
 /// Heals until cancelled.
 pub async fn run(mut healer: Healer, stop: CancellationToken) {
@@ -102,50 +103,63 @@ impl Healer {
     }
 
     pub(super) async fn pass(&mut self, layout: &Layout, duties: &Duties) -> bool {
-        let (mut pass, mut patience) = (Pass::new(duties), Patience::default());
+        let (mut pass, mut patience) = (Pass::new(duties, self.places.clone()), Patience::new(self.account));
         loop {
             if self.layouts.newest().epoch != duties.epoch {
+                self.places.extend(pass.into_places());
                 return false;
             }
             let step = pass.step();
-            let outcome = match step {
-                Step::End { complete } => return complete,
-                Step::Compare { source, spans } => {
-                    let request = BlockRequest::Digests { epoch: duties.epoch, spans: spans.clone() };
-                    match self.ask_in_time(layout, source, &request, &mut patience).await {
-                        Ok(BlockReply::Digests(theirs)) => {
-                            let mine = self.store.digests(&spans);
-                            for (span, _) in spans.iter().zip(&theirs).filter(|(_, theirs)| theirs.count == 0) {
-                                // Nothing will be listed.
-                                self.note_absent(layout, source, (span.first_hash(), span.last_hash()), &[]);
-                            }
-                            pass.compared(&mine, &theirs);
-                            Ok(())
-                        }
-                        other => Err(unexpected(other)),
-                    }
-                }
-                Step::List { source, from, last } => {
-                    let request = BlockRequest::List { from, last, limit: PAGE_NAMES };
-                    match self.ask_in_time(layout, source, &request, &mut patience).await {
-                        Ok(BlockReply::Blocks(page)) => {
-                            self.note_absent(layout, source, (from, last), &page);
-                            pass.listed(&page, page.len() < PAGE_NAMES as usize, |hash| self.store.contains(hash));
-                            Ok(())
-                        }
-                        other => Err(unexpected(other)),
-                    }
-                }
-                Step::Fetch { source, blocks } => {
-                    self.fetch_all(layout, (source, blocks), &mut pass, &mut patience).await
-                }
+            let Some(source) = step.source() else {
+                self.places = pass.into_places();
+                return step == Step::End { complete: true };
             };
-            if let Err(reason) = outcome {
-                tracing::debug!(reason, "a step of repair was not done");
+            if let Err(reason) = self.carry_out(layout, step, &mut pass, &mut patience).await {
+                tracing::debug!(%source, reason, "a step of repair was not done");
                 pass.failed();
+            } else if patience.is_at_end(&source) {
+                tracing::debug!(%source, "it takes too long for what it sends: it is left to the next pass");
+                pass.leave(source);
             }
             self.progress.lacks(pass.lacking());
         }
+    }
+
+    async fn carry_out(
+        &mut self,
+        layout: &Layout,
+        step: Step,
+        pass: &mut Pass,
+        patience: &mut Patience,
+    ) -> Result<(), Failed> {
+        match step {
+            Step::Compare { source, spans } => {
+                let request = BlockRequest::Digests { epoch: layout.epoch, spans: spans.clone() };
+                let BlockReply::Digests(theirs) = self.ask_in_time(layout, source, &request, patience).await? else {
+                    return Err("it gives no digests".to_owned());
+                };
+                let mine = self.store.digests(&spans);
+                for (span, _) in spans.iter().zip(&theirs).filter(|(_, theirs)| theirs.count == 0) {
+                    // Nothing will be listed.
+                    self.note_absent(layout, source, (span.first_hash(), span.last_hash()), &[]);
+                }
+                pass.compared(&mine, &theirs);
+            }
+            Step::List { source, from, last } => {
+                let request = BlockRequest::List { from, last, limit: PAGE_NAMES };
+                let BlockReply::Blocks(page) = self.ask_in_time(layout, source, &request, patience).await? else {
+                    return Err("it gives no list".to_owned());
+                };
+                self.note_absent(layout, source, (from, last), &page);
+                pass.listed(&page, page.len() < PAGE_NAMES as usize, |hash| self.store.contains(hash));
+                if !pass.is_fetching() {
+                    patience.explained(source);
+                }
+            }
+            Step::Fetch { source, blocks } => self.fetch_all(layout, (source, blocks), pass, patience).await?,
+            Step::End { .. } => {}
+        }
+        Ok(())
     }
 
     async fn ask_in_time(
@@ -157,7 +171,11 @@ impl Healer {
     ) -> Result<BlockReply, Failed> {
         let begun = Instant::now();
         let answer = self.ask(layout, &source, request).await;
-        if patience.answered(source, begun.elapsed()) { answer } else { Err(TOO_SLOW.to_owned()) }
+        patience.answered(source, begun.elapsed());
+        match answer? {
+            BlockReply::Behind => Err("it does not know the layout yet".to_owned()),
+            answer => Ok(answer),
+        }
     }
 
     /// Fetches those blocks that something refers to. Unreferenced blocks are not brought back (I10).
@@ -168,28 +186,33 @@ impl Healer {
         pass: &mut Pass,
         patience: &mut Patience,
     ) -> Result<(), Failed> {
-        let hashes: Vec<BlockHash> = blocks.iter().map(|(hash, _)| *hash).collect();
-        let unreferenced = self.unreferenced(&hashes).await?;
-        let (wanted, unwanted): (Vec<_>, Vec<_>) =
-            blocks.into_iter().partition(|(hash, _)| !unreferenced.contains(hash));
-        unwanted.iter().for_each(|(hash, len)| pass.came(hash, *len));
+        let wanted = self.referenced_of(source, blocks, pass, patience).await?;
+        if wanted.is_empty() {
+            patience.explained(source);
+        }
+        // What is fetched without room would be fetched again and again.
+        let has_room = |len: u32| self.store.has_room_for(len.min(BLOCK_BYTES_MAX as u32));
+        let (wanted, too_long): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(_, len)| has_room(*len));
+        if wanted.is_empty() && !too_long.is_empty() {
+            return Err(store::Error::NoSpace.to_string());
+        }
         let (endpoint, epoch) = (self.endpoint.clone(), layout.epoch);
         let addr = layout.member(&source).ok_or("the source has left the layout")?.addr;
+        let mut open: BTreeSet<BlockHash> = wanted.iter().map(|(hash, _)| *hash).collect();
         let mut fetching = futures::stream::iter(wanted)
             .map(|(hash, len)| {
                 let endpoint = endpoint.clone();
                 async move { (hash, len, fetch(&endpoint, addr, hash, epoch).await) }
             })
             .buffer_unordered(FETCHES_MAX);
-        let mut all_here = true;
+        let mut all_here = too_long.is_empty();
         loop {
             let begun = Instant::now();
             let Some((hash, listed_len, fetched)) = fetching.next().await else { break };
-            if !patience.waited(source, begun.elapsed()) {
-                return Err(TOO_SLOW.to_owned());
-            }
+            patience.waited(source, begun.elapsed());
+            open.remove(&hash);
             let stored = match fetched {
-                Fetched::Good(block) => {
+                Fetched::Sent(block) => {
                     let len = block.len();
                     patience.came(source, len);
                     match self.store.put(hash, block).await {
@@ -197,9 +220,11 @@ impl Healer {
                         stored => stored.map(|_| len as u64).map_err(|error| error.to_string()),
                     }
                 }
-                Fetched::Nothing => Err("no good copy came".to_owned()),
-                // It would not answer for the others either.
-                Fetched::NoAnswer => return Err("it does not send what it lists".to_owned()),
+                Fetched::Refused => Err("no good copy came".to_owned()),
+                Fetched::Silent => {
+                    patience.unanswered(source);
+                    Err("no answer came".to_owned())
+                }
             };
             match stored {
                 Ok(len) => {
@@ -215,16 +240,36 @@ impl Healer {
                     all_here = false;
                 }
             }
+            if patience.is_at_end(&source)
+                && let Some(next) = open.first()
+            {
+                pass.stopped_before(next);
+                return Ok(());
+            }
         }
         pass.fetched(all_here);
         Ok(())
     }
-}
 
-fn unexpected(answer: Result<BlockReply, Failed>) -> Failed {
-    match answer {
-        Ok(BlockReply::Behind) => "it does not know the layout yet".to_owned(),
-        Ok(other) => format!("answered {}", other.kind_name()),
-        Err(reason) => reason,
+    /// Those of the blocks that something refers to. The source pays for the time that it takes to learn that.
+    async fn referenced_of(
+        &mut self,
+        source: BlockdId,
+        mut blocks: Vec<(BlockHash, u32)>,
+        pass: &mut Pass,
+        patience: &mut Patience,
+    ) -> Result<Vec<(BlockHash, u32)>, Failed> {
+        let hashes: Vec<BlockHash> = blocks.iter().map(|(hash, _)| *hash).collect();
+        let begun = Instant::now();
+        let unreferenced = self.unreferenced(&hashes).await?;
+        patience.waited(source, begun.elapsed());
+        blocks.retain(|(hash, len)| {
+            let is_unreferenced = unreferenced.contains(hash);
+            if is_unreferenced {
+                pass.came(hash, *len);
+            }
+            !is_unreferenced
+        });
+        Ok(blocks)
     }
 }

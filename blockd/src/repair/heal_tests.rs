@@ -7,7 +7,7 @@
 
 use super::duties::Duties;
 use super::give_back::{Fate, fate};
-use super::pass::{Pass, Step};
+use super::pass::{Pass, Places, Step};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +24,7 @@ struct Daemon {
     blocks: BTreeSet<BlockHash>,
     layout: Layout,
     pass: Option<(Duties, Pass)>,
+    places: Places,
     done: LayoutEpoch,
     empty: bool,
     /// Asked about, and not carried out yet: the block, the epoch, and the decision.
@@ -33,7 +34,16 @@ struct Daemon {
 impl Daemon {
     fn new() -> Self {
         let (layout, done) = (Layout::default(), LayoutEpoch(0));
-        Self { alive: true, blocks: BTreeSet::new(), layout, pass: None, done, empty: false, giving: None }
+        Self {
+            alive: true,
+            blocks: BTreeSet::new(),
+            layout,
+            pass: None,
+            places: Places::new(),
+            done,
+            empty: false,
+            giving: None,
+        }
     }
 
     fn learn(&mut self, layout: &Layout) {
@@ -65,6 +75,8 @@ struct World {
     client: Layout,
     /// Daemons that died since all blocks were last whole.
     deaths: usize,
+    /// No more faults are injected.
+    is_settling: bool,
 }
 
 fn point(random: &mut StdRng) -> Point {
@@ -79,7 +91,8 @@ impl World {
         let count = random.random_range(usize::from(replicas).max(3)..=if seed.is_multiple_of(8) { 50 } else { 9 });
         let (daemons, referenced, pending, garbage) = Default::default();
         let client = layout.clone();
-        let mut world = Self { random, layout, daemons, referenced, pending, garbage, client, deaths: 0 };
+        let mut world =
+            Self { random, layout, daemons, referenced, pending, garbage, client, deaths: 0, is_settling: false };
         (0..count).for_each(|_| world.join());
         world.layout = world.layout.finished();
         world
@@ -251,10 +264,10 @@ impl World {
     fn work(&mut self, id: &BlockdId) {
         let daemon = self.daemons.get_mut(id).unwrap();
         if daemon.done < daemon.layout.placement || daemon.pass.is_some() {
-            let layout = &daemon.layout;
+            let (layout, places) = (&daemon.layout, &daemon.places);
             let (duties, pass) = daemon.pass.get_or_insert_with(|| {
                 let duties = Duties::of(layout, id);
-                let pass = Pass::new(&duties);
+                let pass = Pass::new(&duties, places.clone());
                 (duties, pass)
             });
             let (epoch, step) = (duties.epoch, pass.step());
@@ -275,13 +288,15 @@ impl World {
                 if *complete {
                     daemon.done = daemon.layout.placement;
                 }
-                daemon.pass = None;
+                daemon.places = daemon.pass.take().map(|(_, pass)| pass.into_places()).unwrap_or_default();
                 return;
             }
         };
+        let has_run_out = !self.is_settling && self.random.random_range(0..16) == 0;
         let daemon = self.daemons.get_mut(id).unwrap();
         let pass = &mut daemon.pass.as_mut().unwrap().1;
         let Some(theirs) = source else { return pass.failed() };
+        let asked = step.source();
         match step {
             Step::Compare { spans, .. } => {
                 let other = Daemon { blocks: theirs, ..Daemon::new() };
@@ -301,6 +316,9 @@ impl World {
                 pass.fetched(true);
             }
             Step::End { .. } => {}
+        }
+        if let Some(source) = asked.filter(|_| has_run_out) {
+            pass.leave(source);
         }
     }
 
@@ -372,6 +390,7 @@ impl World {
 
     /// Injects no more faults, and lets everything come to rest.
     fn settle(&mut self) {
+        self.is_settling = true;
         while !self.pending.is_empty() {
             self.commit();
         }

@@ -1,6 +1,7 @@
 //! State that healing works with: the parts of the daemon, and how it asks others.
 
 use super::handoff::Handoff;
+use super::pass::Places;
 use super::progress::Progress;
 use super::throttle::{Activity, Throttle};
 use crate::heartbeat::Metads;
@@ -48,7 +49,7 @@ pub struct Healer {
     /// Whether clients are at work.
     pub activity: Arc<Activity>,
     /// The rate of copying.
-    pub throttle: Throttle,
+    pub throttle: Arc<Throttle>,
     /// The progress that metad learns.
     pub progress: Arc<Progress>,
     /// What owners missed.
@@ -57,6 +58,10 @@ pub struct Healer {
     pub metrics: Arc<Metrics>,
     /// Time between two comparisons while nothing changes.
     pub compare_every: Duration,
+    /// Time that a pass has for each of its sources ([`super::patience`]).
+    pub account: Duration,
+    /// Where the last pass has left some of them.
+    pub places: Places,
 }
 
 /// Why a step was not done. The pass goes on without its source.

@@ -2,8 +2,11 @@
 //! and the caller reports the outcome.
 //!
 //! 1. *Survey*: digests of all owed spans are compared with those of every source. Where they differ, there is work.
-//! 2. *Work*, source by source: spans that still differ are cut into smaller ones until few blocks are in each. The
-//!    source lists those, and blocks that are missing here and referred to (I10) are fetched.
+//! 2. *Work*, source by source, in the order of the ring: spans that still differ are cut into smaller ones until few
+//!    blocks are in each. The source lists those, and blocks that are missing here and referred to (I10) are fetched.
+//!
+//! A source may be left before it was asked about everything. The next pass goes on behind that place, and turns to what
+//! lies before it in the end, so nothing is left out in one pass after the other.
 //!
 //! A source owns the span now or did so in a layout that is not final. It answers only once it knows the layout of the
 //! pass, and acknowledges nothing for older owners from then on: blocks acknowledged before are in its digests, and
@@ -56,6 +59,17 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// Returns the daemon to ask, if there is one.
+    #[must_use]
+    pub fn source(&self) -> Option<BlockdId> {
+        match self {
+            Self::Compare { source, .. } | Self::List { source, .. } | Self::Fetch { source, .. } => Some(*source),
+            Self::End { .. } => None,
+        }
+    }
+}
+
 /// Blocks that are missing here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Lacking {
@@ -65,12 +79,35 @@ pub struct Lacking {
     pub bytes: u64,
 }
 
+/// Where passes go on with sources that they left.
+pub type Places = BTreeMap<BlockdId, Point>;
+
+/// What is to be done with a span of a source.
+enum Work {
+    Compare(Span),
+    List(Span),
+}
+
+impl Work {
+    fn first(&self) -> Point {
+        match self {
+            Self::Compare(span) | Self::List(span) => span.first,
+        }
+    }
+}
+
 /// A pass under way.
 pub struct Pass {
     survey: VecDeque<(BlockdId, Vec<Span>)>,
-    work: VecDeque<(BlockdId, Span)>,
-    to_list: VecDeque<(BlockdId, Span)>,
+    /// What the survey found, by source.
+    differing: BTreeMap<BlockdId, Vec<Span>>,
+    /// In the order in which it is done.
+    work: VecDeque<(BlockdId, Work)>,
     at: At,
+    /// Where the last pass has left sources.
+    begins: Places,
+    /// Where this one has.
+    left: Places,
     /// Per span of the survey that differs: how much more the fullest source has.
     lacking: BTreeMap<Point, Lacking>,
     failed: BTreeSet<BlockdId>,
@@ -88,21 +125,29 @@ enum At {
 }
 
 impl Pass {
-    /// Begins a pass.
+    /// Begins a pass, with each source where the last pass has left it.
     #[must_use]
-    pub fn new(duties: &Duties) -> Self {
+    pub fn new(duties: &Duties, begins: Places) -> Self {
         let cut = |(source, spans): (&BlockdId, &Vec<Span>)| {
             spans.chunks(COMPARE_MAX).map(|chunk| (*source, chunk.to_vec())).collect::<Vec<_>>()
         };
         Self {
             survey: duties.sources.iter().flat_map(cut).collect(),
+            differing: BTreeMap::new(),
             work: VecDeque::new(),
-            to_list: VecDeque::new(),
             at: At::Between,
+            begins,
+            left: Places::new(),
             lacking: BTreeMap::new(),
             failed: BTreeSet::new(),
             incomplete: false,
         }
+    }
+
+    /// Reports whether the next step is to fetch blocks.
+    #[must_use]
+    pub fn is_fetching(&self) -> bool {
+        matches!(self.at, At::Fetching(..))
     }
 
     /// Returns the next step. It must be reported, or [`Pass::failed`], before another one is asked for.
@@ -121,23 +166,26 @@ impl Pass {
                 return Step::Compare { source, spans };
             }
         }
-        while let Some((source, span)) = self.to_list.pop_front() {
-            if !self.failed.contains(&source) {
-                let (from, last) = (span.first_hash(), span.last_hash());
-                self.at = At::Listing(source, from, last);
-                return Step::List { source, from, last };
-            }
+        for (source, spans) in std::mem::take(&mut self.differing) {
+            let begins = self.begins.get(&source).copied().unwrap_or(Point(0));
+            self.work.extend(from_place(&spans, begins).map(|span| (source, Work::Compare(span))));
         }
-        while let Some((source, span)) = self.work.pop_front() {
+        while let Some((source, work)) = self.work.pop_front() {
             if self.failed.contains(&source) {
                 continue;
             }
-            let mut spans = vec![span];
-            while spans.len() < COMPARE_MAX && self.work.front().is_some_and(|(next, _)| *next == source) {
-                spans.extend(self.work.pop_front().map(|(_, span)| span));
+            match work {
+                Work::List(span) => {
+                    let (from, last) = (span.first_hash(), span.last_hash());
+                    self.at = At::Listing(source, from, last);
+                    return Step::List { source, from, last };
+                }
+                Work::Compare(span) => {
+                    let spans = self.with_next(source, span);
+                    self.at = At::Comparing(source, spans.clone());
+                    return Step::Compare { source, spans };
+                }
             }
-            self.at = At::Comparing(source, spans.clone());
-            return Step::Compare { source, spans };
         }
         if !self.incomplete {
             self.lacking.clear();
@@ -145,12 +193,25 @@ impl Pass {
         Step::End { complete: !self.incomplete }
     }
 
+    /// A span that is to be compared, and those behind it that can be compared in the same request.
+    fn with_next(&mut self, source: BlockdId, span: Span) -> Vec<Span> {
+        let mut spans = vec![span];
+        while spans.len() < COMPARE_MAX
+            && let Some((next, Work::Compare(span))) = self.work.front()
+            && *next == source
+        {
+            spans.push(*span);
+            self.work.pop_front();
+        }
+        spans
+    }
+
     /// Reports digests here and at the source, one each per span of the step.
     pub fn compared(&mut self, mine: &[Digest], theirs: &[Digest]) {
         match std::mem::replace(&mut self.at, At::Between) {
             At::Surveying(source, spans) if theirs.len() == spans.len() => {
                 for ((span, mine), theirs) in spans.into_iter().zip(mine).zip(theirs).filter(|((_, a), b)| a != b) {
-                    self.work.push_back((source, span));
+                    self.differing.entry(source).or_default().push(span);
                     let lacking = self.lacking.entry(span.first).or_default();
                     lacking.blocks = lacking.blocks.max(theirs.count.saturating_sub(mine.count));
                     lacking.bytes = lacking.bytes.max(theirs.bytes.saturating_sub(mine.bytes));
@@ -158,16 +219,17 @@ impl Pass {
             }
             At::Comparing(source, spans) if theirs.len() == spans.len() => {
                 let differing = spans.into_iter().zip(mine).zip(theirs).filter(|((_, a), b)| a != b);
-                for ((span, mine), theirs) in differing.filter(|(_, theirs)| theirs.count > 0) {
+                // These come before what is behind them.
+                for ((span, mine), theirs) in differing.rev().filter(|(_, theirs)| theirs.count > 0) {
                     if mine.count > 0 && theirs.count > LISTED_MAX && span.last.0 - span.first.0 > PIECES {
-                        // These come before other sources, in the order of the survey.
-                        pieces(span).for_each(|piece| self.work.push_front((source, piece)));
+                        pieces(span).rev().for_each(|piece| self.work.push_front((source, Work::Compare(piece))));
                     } else {
-                        self.to_list.push_back((source, span));
+                        self.work.push_front((source, Work::List(span)));
                     }
                 }
             }
-            At::Surveying(source, _) | At::Comparing(source, _) => self.give_up(source),
+            At::Surveying(source, _) => self.leave_unsurveyed(source),
+            At::Comparing(source, _) => self.leave_at(source, self.next_of(&source)),
             other => self.at = other,
         }
     }
@@ -178,7 +240,7 @@ impl Pass {
         let At::Listing(source, from, last) = std::mem::replace(&mut self.at, At::Between) else { return };
         let within = |hash: &BlockHash| (from..=last).contains(hash);
         if !page.iter().all(|(hash, _)| within(hash)) || !page.is_sorted_by_key(|(hash, _)| *hash) {
-            return self.give_up(source);
+            return self.leave_at(source, self.next_of(&source));
         }
         let rest = if is_last { None } else { page.last().and_then(|(hash, _)| hash.next()).map(|from| (from, last)) };
         let blocks: Vec<_> = page.iter().filter(|(hash, _)| !is_here(hash)).copied().collect();
@@ -198,15 +260,48 @@ impl Pass {
         }
     }
 
-    /// Reports that the step could not be done. Its source is left to the next pass, which is now needed.
+    /// Reports that not all blocks of the step have been asked for. The source is left, and the next pass begins with
+    /// this block, the first of those that have not been.
+    pub fn stopped_before(&mut self, hash: &BlockHash) {
+        if let At::Fetching(source, ..) = std::mem::replace(&mut self.at, At::Between) {
+            self.leave_at(source, Some(hash.point()));
+        }
+    }
+
+    /// Reports that the step could not be done. Its source is left to the next pass, which is now needed, and begins
+    /// behind the step.
     pub fn failed(&mut self) {
         match std::mem::replace(&mut self.at, At::Between) {
-            At::Surveying(source, _)
-            | At::Comparing(source, _)
-            | At::Listing(source, ..)
-            | At::Fetching(source, ..) => self.give_up(source),
+            At::Surveying(source, _) => self.leave_unsurveyed(source),
+            At::Comparing(source, _) | At::Listing(source, ..) | At::Fetching(source, _, None) => {
+                self.leave_at(source, self.next_of(&source));
+            }
+            At::Fetching(source, _, Some((behind, _))) => self.leave_at(source, Some(behind.point())),
             At::Between => self.incomplete = true,
         }
+    }
+
+    /// Leaves a source to the next pass, which is now needed, and begins with what this one has not come to. Does
+    /// nothing if it has come to everything.
+    pub fn leave(&mut self, source: BlockdId) {
+        if !self.survey.is_empty() || !self.differing.is_empty() {
+            return self.leave_unsurveyed(source);
+        }
+        let next = match &self.at {
+            At::Listing(at, from, _) if *at == source => Some(from.point()),
+            At::Fetching(at, blocks, _) if *at == source => blocks.first().map(|(hash, _)| hash.point()),
+            _ => self.next_of(&source),
+        };
+        if next.is_some() && !self.failed.contains(&source) {
+            self.at = At::Between;
+            self.leave_at(source, next);
+        }
+    }
+
+    /// Where the next pass is to go on with the sources that this one has left.
+    #[must_use]
+    pub fn into_places(self) -> Places {
+        self.left
     }
 
     /// Takes a block that has arrived off what is lacking.
@@ -227,13 +322,36 @@ impl Pass {
         })
     }
 
-    fn give_up(&mut self, source: BlockdId) {
-        self.failed.insert(source);
+    /// Where the first span lies that is to be worked on and that this source has.
+    fn next_of(&self, source: &BlockdId) -> Option<Point> {
+        let mut of_source = self.work.iter().filter(|(of, _)| of == source);
+        of_source.next().map(|(_, work)| work.first())
+    }
+
+    /// Leaves a source of which it is not known what there is to do: the next pass begins with it as this one.
+    fn leave_unsurveyed(&mut self, source: BlockdId) {
+        self.leave_at(source, self.begins.get(&source).copied());
+    }
+
+    fn leave_at(&mut self, source: BlockdId, next: Option<Point>) {
         self.incomplete = true;
+        self.failed.insert(source);
+        // One that was asked about everything is begun with anew.
+        self.left.extend(next.map(|next| (source, next)));
     }
 }
 
-fn pieces(span: Span) -> impl Iterator<Item = Span> {
+/// Spans in the order of the ring, from a place on, then those before it. One around the place is cut there.
+fn from_place(spans: &[Span], place: Point) -> impl Iterator<Item = Span> {
+    let behind = spans.iter().filter(move |span| span.last >= place);
+    let behind = behind.map(move |span| Span { first: span.first.max(place), last: span.last });
+    let before = spans.iter().filter(move |span| span.first < place);
+    let before =
+        before.map(move |span| Span { first: span.first, last: span.last.min(Point(place.0.wrapping_sub(1))) });
+    behind.chain(before)
+}
+
+fn pieces(span: Span) -> impl DoubleEndedIterator<Item = Span> {
     let step = (span.last.0 - span.first.0) / PIECES;
     (0..PIECES).map(move |piece| {
         let first = Point(span.first.0 + step * piece);
@@ -250,11 +368,94 @@ mod tests {
     fn figures_of_a_source_do_not_overflow() {
         let spans = [0, 100].map(|first| Span { first: Point(first), last: Point(first + 99) }).to_vec();
         let duties = Duties { sources: [(BlockdId([1; 16]), spans)].into(), ..Duties::default() };
-        let mut pass = Pass::new(&duties);
+        let mut pass = Pass::new(&duties, Places::new());
         assert!(matches!(pass.step(), Step::Compare { .. }));
         let endless = Digest { count: u64::MAX, bytes: u64::MAX, sum: 1 };
         pass.compared(&[Digest::default(); 2], &[endless; 2]);
         assert_eq!(pass.lacking(), Lacking { blocks: u64::MAX, bytes: u64::MAX });
+    }
+
+    /// One pass after the other, each of which leaves its source after so many lists. Returns where the lists of each
+    /// began.
+    fn lists(spans: &[Span], passes: usize, lists_max: usize) -> Vec<Vec<Point>> {
+        let source = BlockdId([1; 16]);
+        let duties = Duties { sources: [(source, spans.to_vec())].into(), ..Duties::default() };
+        let (mine, theirs) = (Digest::default(), Digest { count: 1, bytes: 1, sum: 1 });
+        let mut places = Places::new();
+        let mut one = || {
+            let (mut pass, mut listed) = (Pass::new(&duties, std::mem::take(&mut places)), Vec::new());
+            loop {
+                match pass.step() {
+                    Step::Compare { spans, .. } => {
+                        pass.compared(&vec![mine; spans.len()], &vec![theirs; spans.len()]);
+                    }
+                    Step::List { from, .. } => {
+                        listed.push(from.point());
+                        pass.listed(&[], true, |_| true);
+                        if listed.len() == lists_max {
+                            pass.leave(source);
+                        }
+                    }
+                    Step::Fetch { .. } => unreachable!("nothing is listed"),
+                    Step::End { complete } => {
+                        assert_eq!(complete, listed.len() == spans.len());
+                        places = pass.into_places();
+                        return listed;
+                    }
+                }
+            }
+        };
+        (0..passes).map(|_| one()).collect()
+    }
+
+    #[test]
+    fn a_pass_goes_on_where_the_last_one_has_left_a_source_and_ends_with_what_lies_before() {
+        let spans: Vec<Span> =
+            (0..10).map(|number| Span { first: Point(number * 100), last: Point(number * 100 + 49) }).collect();
+        let firsts = |numbers: &[u128]| numbers.iter().map(|number| Point(number * 100)).collect::<Vec<_>>();
+        let expected = [firsts(&[0, 1, 2, 3]), firsts(&[4, 5, 6, 7]), firsts(&[8, 9, 0, 1]), firsts(&[2, 3, 4, 5])];
+        assert_eq!(lists(&spans, 4, 4), expected);
+        assert_eq!(lists(&spans, 2, 10), vec![firsts(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]); 2], "nothing is left to do");
+    }
+
+    #[test]
+    fn a_pass_begins_behind_a_step_that_failed_or_with_the_first_block_that_was_not_asked_for() {
+        let source = BlockdId([1; 16]);
+        let span = Span { first: Point(0), last: Point(999) };
+        let duties = Duties { sources: [(source, vec![span])].into(), ..Duties::default() };
+        let (mine, theirs) = (Digest::default(), Digest { count: 1, bytes: 1, sum: 1 });
+        let block = |point: u128| Span { first: Point(point), last: Point(point) }.first_hash();
+        let after = |act: &dyn Fn(&mut Pass), begins: Places| {
+            let mut pass = Pass::new(&duties, begins);
+            loop {
+                match pass.step() {
+                    Step::Compare { spans, .. } => pass.compared(&vec![mine; spans.len()], &vec![theirs; spans.len()]),
+                    Step::List { .. } => pass.listed(&[(block(300), 1), (block(500), 1)], false, |_| false),
+                    Step::Fetch { .. } => act(&mut pass),
+                    Step::End { complete } => {
+                        assert!(!complete);
+                        return pass.into_places().get(&source).copied();
+                    }
+                }
+            }
+        };
+        assert_eq!(after(&|pass| pass.stopped_before(&block(500)), Places::new()), Some(Point(500)));
+        assert_eq!(after(&|pass| pass.failed(), Places::new()), Some(Point(500)), "what is behind it is listed");
+        assert_eq!(after(&|pass| pass.failed(), [(source, Point(200))].into()), Some(Point(500)));
+        let mut pass = Pass::new(&duties, [(source, Point(200))].into());
+        pass.step();
+        pass.failed();
+        assert_eq!(pass.into_places()[&source], Point(200), "nothing is known of it");
+    }
+
+    #[test]
+    fn spans_begin_at_a_place_and_are_cut_there() {
+        let span = |first, last| Span { first: Point(first), last: Point(last) };
+        let from = |place| from_place(&[span(10, 19), span(30, 39)], Point(place)).collect::<Vec<_>>();
+        assert_eq!(from(0), [span(10, 19), span(30, 39)]);
+        assert_eq!(from(25), [span(30, 39), span(10, 19)]);
+        assert_eq!(from(34), [span(34, 39), span(10, 19), span(30, 33)]);
+        assert_eq!(from(99), [span(10, 19), span(30, 39)]);
     }
 
     #[test]

@@ -2,12 +2,14 @@
 //! check or an audit misses is fetched.
 //!
 //! There is one task with two bounded queues, one for each kind: neither waits for the other. A block waits once in each.
-//! When a queue is full the block is left out: the next read, scrub or audit finds it again. The daemons that are said
-//! to have copies have queues of their own, and take turns ([`super::absent`]): one that sends nothing holds up no other.
+//! When too many are damaged, the store says which, once those that wait are done. When too many are missing, the next
+//! audit finds them again. The daemons that are said to have copies have queues of their own, and take turns
+//! ([`super::absent`]): one that sends nothing holds up no other.
 
 use super::absent::{Absent, Wanted};
-use super::claims::{Answer, Claims};
+use super::claims::Claims;
 use super::fetch::{Fetched, fetch};
+use super::throttle::{Activity, Throttle};
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
 use crate::store::Store;
@@ -16,10 +18,12 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use wire::ids::{BlockHash, BlockdId};
 use wire::layout::ring::Ring;
+use wire::limits::BLOCK_BYTES_MAX;
 use wire::quic::Endpoint;
 
 /// Most damaged copies that wait.
@@ -38,7 +42,7 @@ pub struct RepairQueue {
 
 /// The other end of a [`RepairQueue`], for [`run`].
 pub struct Wants {
-    damaged: mpsc::Receiver<Damaged>,
+    damaged: DamagedEnd,
     absent: Arc<Absent>,
 }
 
@@ -48,6 +52,16 @@ struct Lane {
     sender: mpsc::Sender<Damaged>,
     /// Blocks that wait, or are being fetched.
     waiting: Arc<Mutex<HashSet<BlockHash>>>,
+    /// Some were left out, because too many wait.
+    left_out: Arc<AtomicBool>,
+}
+
+/// The other end of that queue.
+struct DamagedEnd {
+    receiver: mpsc::Receiver<Damaged>,
+    lane: Lane,
+    /// From where on the store is asked for those that were left out.
+    rest: Option<BlockHash>,
 }
 
 /// A copy that is to be replaced. As long as it lives, the block is not taken again.
@@ -63,18 +77,40 @@ impl Drop for Damaged {
 }
 
 impl Lane {
-    fn new() -> (Self, mpsc::Receiver<Damaged>) {
+    fn new() -> (Self, DamagedEnd) {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-        (Self { sender, waiting: Arc::default() }, receiver)
+        let lane = Self { sender, waiting: Arc::default(), left_out: Arc::default() };
+        (lane.clone(), DamagedEnd { receiver, lane, rest: None })
     }
 
-    /// Returns false when too many wait.
-    fn push(&self, hash: BlockHash) -> bool {
+    fn push(&self, hash: BlockHash) {
         if !self.waiting.lock().insert(hash) {
-            return true;
+            return;
         }
         // What is not taken is dropped, and does not wait any more.
-        self.sender.try_send(Damaged { hash, waiting: self.waiting.clone() }).is_ok()
+        let taken = self.sender.try_send(Damaged { hash, waiting: self.waiting.clone() });
+        // Relaxed, because whoever reads it has seen the queue that was full.
+        if taken.is_err() && !self.left_out.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%hash, "too many damaged copies wait to be replaced: this one and others are looked for later");
+        }
+    }
+}
+
+impl DamagedEnd {
+    /// Waits for the next one. When none waits, those that were left out have their turn.
+    async fn next(&mut self, store: &Store) -> Option<Damaged> {
+        loop {
+            if let Ok(damaged) = self.receiver.try_recv() {
+                return Some(damaged);
+            }
+            if self.rest.is_none() && self.lane.left_out.swap(false, Ordering::Relaxed) {
+                self.rest = Some(BlockHash([0; 32]));
+            }
+            let Some(from) = self.rest.take() else { return self.receiver.recv().await };
+            let names = store.damaged(from, QUEUE_MAX).await;
+            self.rest = names.last().filter(|_| names.len() == QUEUE_MAX).and_then(BlockHash::next);
+            names.into_iter().for_each(|hash| self.lane.push(hash));
+        }
     }
 }
 
@@ -82,15 +118,13 @@ impl RepairQueue {
     /// The queue, and its other end.
     #[must_use]
     pub fn new() -> (Self, Wants) {
-        let ((damaged, damaged_end), absent) = (Lane::new(), Arc::<Absent>::default());
-        (Self { damaged, absent: absent.clone() }, Wants { damaged: damaged_end, absent })
+        let ((lane, damaged), absent) = (Lane::new(), Arc::<Absent>::default());
+        (Self { damaged: lane, absent: absent.clone() }, Wants { damaged, absent })
     }
 
     /// Asks for a corrupt copy to be replaced.
     pub fn push(&self, hash: BlockHash) {
-        if !self.damaged.push(hash) {
-            tracing::debug!(%hash, "too many repairs wait: this one is left to the next scrub");
-        }
+        self.damaged.push(hash);
     }
 
     /// Asks for a copy that is missing here, and that this daemon is said to have. Returns false when too many wait.
@@ -112,6 +146,10 @@ pub struct Repairer {
     pub endpoint: Endpoint,
     /// Which daemons could not send what they said they had.
     pub claims: Arc<Claims>,
+    /// The rate of copying. What waits in the queues waits for it.
+    pub throttle: Arc<Throttle>,
+    /// Whether clients are at work.
+    pub activity: Arc<Activity>,
     /// Counters.
     pub metrics: Arc<Metrics>,
 }
@@ -123,8 +161,11 @@ pub async fn run(repairer: Repairer, wants: Wants, stop: CancellationToken) {
     let _ = stop.run_until_cancelled(repairing).await;
 }
 
-async fn replace_all(repairer: &Repairer, mut damaged: mpsc::Receiver<Damaged>) {
-    let damaged = futures::stream::poll_fn(|context| damaged.poll_recv(context));
+async fn replace_all(repairer: &Repairer, damaged: DamagedEnd) {
+    let damaged = futures::stream::unfold(damaged, |mut damaged| async move {
+        let next = damaged.next(&repairer.store).await?;
+        Some((next, damaged))
+    });
     damaged.for_each_concurrent(FETCHES_MAX, |damaged| repairer.replace(damaged)).await;
 }
 
@@ -138,8 +179,16 @@ async fn supply_all(repairer: &Repairer, absent: Arc<Absent>) {
 
 impl Repairer {
     async fn replace(&self, damaged: Damaged) {
+        // It may be as long as any. Comparing with others finds it again.
+        if !self.store.has_room_for(BLOCK_BYTES_MAX as u32) {
+            return tracing::warn!(hash = %damaged.hash, "a damaged copy is not replaced yet: there is no room");
+        }
         match self.fetch_from_owners(damaged.hash, None).await {
-            Some(block) => self.store(damaged.hash, block).await,
+            Some(block) => {
+                let len = block.len() as u64;
+                self.store(damaged.hash, block).await;
+                self.throttle.spend(len, &self.activity).await;
+            }
             None => nowhere(&damaged.hash),
         }
     }
@@ -153,28 +202,25 @@ impl Repairer {
         let mut fetched = None;
         let layout = self.layouts.newest();
         if let Some(claimant) = layout.member(&wanted.from) {
-            let answer = match fetch(&self.endpoint, claimant.addr, hash, layout.epoch).await {
-                Fetched::Good(block) => {
-                    fetched = Some(block);
-                    Answer::Sent
-                }
-                Fetched::Nothing => Answer::Refused,
-                Fetched::NoAnswer => {
-                    // It would not answer for the others either. The next audit asks it again.
-                    wanted.forget_source();
-                    Answer::Nothing
-                }
-            };
-            self.claims.note(wanted.from, hash, answer);
+            let answer = fetch(&self.endpoint, claimant.addr, hash, layout.epoch).await;
+            if matches!(answer, Fetched::Silent) {
+                // It would not answer for the others either. The next audit asks it again.
+                wanted.forget_source();
+            }
+            self.claims.note(wanted.from, hash, &answer);
+            fetched = answer.sent();
         }
         if fetched.is_none() {
             fetched = self.fetch_from_owners(hash, Some(wanted.from)).await;
         }
-        match fetched {
-            Some(_) if self.store.is_full() => self.claims.note_elsewhere(hash),
-            Some(block) => self.store(hash, block).await,
-            None => nowhere(&hash),
+        let Some(block) = fetched else { return nowhere(&hash) };
+        let len = block.len();
+        if self.store.is_full() || !self.store.has_room_for(len as u32) {
+            self.claims.note_elsewhere(hash);
+        } else {
+            self.store(hash, block).await;
         }
+        self.throttle.spend(len as u64, &self.activity).await;
     }
 
     async fn store(&self, hash: BlockHash, block: Bytes) {
@@ -206,7 +252,7 @@ impl Repairer {
                 continue;
             }
             asked.push(owner.id);
-            if let Some(block) = fetch(&self.endpoint, owner.addr, hash, layout.epoch).await.good() {
+            if let Some(block) = fetch(&self.endpoint, owner.addr, hash, layout.epoch).await.sent() {
                 return Some(block);
             }
         }
@@ -221,6 +267,8 @@ fn nowhere(hash: &BlockHash) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::StoreOptions;
+    use std::time::Duration;
 
     fn hash(number: u16) -> BlockHash {
         BlockHash([number.to_be_bytes(); 16].concat().try_into().unwrap())
@@ -234,9 +282,37 @@ mod tests {
         (0..QUEUE_MAX as u16).for_each(|number| queue.push(hash(number)));
         queue.push(hash(0));
         queue.push(hash(u16::MAX));
-        assert_eq!(ends.damaged.len(), QUEUE_MAX);
-        drop(ends.damaged.try_recv().unwrap());
+        assert_eq!(ends.damaged.receiver.len(), QUEUE_MAX);
+        drop(ends.damaged.receiver.try_recv().unwrap());
         queue.push(hash(0));
-        assert_eq!(ends.damaged.len(), QUEUE_MAX, "it was damaged once more");
+        assert_eq!(ends.damaged.receiver.len(), QUEUE_MAX, "it was damaged once more");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_more_damaged_copies_than_can_wait_each_has_its_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = StoreOptions { segment_bytes: 16 << 20, reserve_bytes: 0 };
+        let store = Store::open(dir.path(), options).unwrap();
+        let blocks = (0..QUEUE_MAX as u16 + 50).map(|number| Bytes::from(number.to_le_bytes().repeat(50)));
+        let blocks: Vec<(BlockHash, Bytes)> = blocks.map(|block| (BlockHash::of(&block), block)).collect();
+        let puts = blocks.iter().map(|(hash, block)| store.put(*hash, block.clone()));
+        assert!(futures::future::join_all(puts).await.into_iter().all(|put| put.is_ok()));
+        for entry in std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()) {
+            let len = std::fs::metadata(&entry).unwrap().len() as usize;
+            let file = std::fs::OpenOptions::new().write(true).open(&entry).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &vec![7; len], 0).unwrap();
+            file.sync_all().unwrap();
+        }
+        let (queue, mut ends) = RepairQueue::new();
+        for (hash, _) in &blocks {
+            assert!(store.get(*hash).await.is_err());
+            queue.push(*hash);
+        }
+        let mut turns = HashSet::new();
+        while turns.len() < blocks.len() {
+            let next = tokio::time::timeout(Duration::from_secs(20), ends.damaged.next(&store)).await;
+            turns.insert(next.expect("none is forgotten").unwrap().hash);
+        }
+        store.close();
     }
 }

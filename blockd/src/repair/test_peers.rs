@@ -2,6 +2,8 @@
 
 use super::handoff::Handoff;
 use super::healer::{Healer, References};
+use super::pass::Places;
+use super::patience::ACCOUNT;
 use super::progress::Progress;
 use super::throttle::{Activity, Throttle};
 use crate::config::Rates;
@@ -14,6 +16,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use wire::Error;
@@ -61,6 +64,8 @@ pub struct Other {
     pub blocks: Mutex<BTreeMap<BlockHash, Bytes>>,
     /// How many names each probe had.
     pub probes: Mutex<Vec<usize>>,
+    /// How often a whole block was asked for.
+    pub fetches: AtomicUsize,
 }
 
 impl Other {
@@ -126,6 +131,9 @@ impl Service for Other {
     async fn handle(self: Arc<Self>, _peer: Arc<PeerIdentity>, mut incoming: Incoming) {
         let manner = *self.manner.lock();
         let request = incoming.decode::<BlockRequest>().unwrap();
+        if matches!(request, BlockRequest::Get { len: u32::MAX, .. }) {
+            self.fetches.fetch_add(1, Ordering::Relaxed);
+        }
         match (manner, &request) {
             (Manner::Mute, _) | (Manner::SendsNothing, BlockRequest::Get { .. }) => {
                 return std::future::pending().await;
@@ -269,6 +277,23 @@ impl Peers {
 }
 
 impl Peers {
+    /// Gives each of three daemons many places on the ring, of which two own each block: the daemon under test owes
+    /// `count` spans that the first one has, and as many that the second one has.
+    pub fn spread(&mut self, count: u8) {
+        assert_eq!(self.layout.members.len(), 3);
+        self.layout.replicas = 2;
+        let step = u128::MAX / (3 * u128::from(count));
+        for (place, member) in (0..).zip(&mut self.layout.members) {
+            member.points = (0..count).map(|number| Point(step * (3 * u128::from(number) + place))).collect();
+        }
+    }
+
+    /// A daemon's store without room.
+    pub fn full_store(&self) -> Arc<Store> {
+        let options = StoreOptions { segment_bytes: 8 << 20, reserve_bytes: u64::MAX / 2 };
+        Arc::new(Store::open(&self.dir.path().join("full"), options).unwrap())
+    }
+
     /// What heals the daemon under test.
     pub fn healer(&self) -> Healer {
         let options = StoreOptions { segment_bytes: 8 << 20, reserve_bytes: 0 };
@@ -282,11 +307,13 @@ impl Peers {
             endpoint: self.endpoint.clone(),
             references: References::Metads(Metads::new(self.endpoint.clone(), vec![self.metad_addr])),
             activity: Arc::new(Activity::default()),
-            throttle: Throttle::new(Rates { idle: 0, busy: 0 }),
+            throttle: Arc::new(Throttle::new(Rates { idle: 0, busy: 0 })),
             progress: Arc::new(Progress::default()),
             handoff: Arc::new(Handoff::default()),
             metrics: Arc::new(Metrics::default()),
             compare_every: Duration::from_secs(600),
+            account: ACCOUNT,
+            places: Places::new(),
         }
     }
 }

@@ -1,6 +1,7 @@
-//! The one rate limit for copies by repair, lower while clients are at work.
+//! The one rate limit for copies by repair, lower while clients are at work. All that repairs shares it.
 
 use crate::config::Rates;
+use parking_lot::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -43,24 +44,28 @@ impl Activity {
 pub struct Throttle {
     rates: Rates,
     /// When the bytes spent so far are paid off.
-    paid_at: Instant,
+    paid_at: Mutex<Instant>,
 }
 
 impl Throttle {
     /// Begins with nothing spent.
     #[must_use]
     pub fn new(rates: Rates) -> Self {
-        Self { rates, paid_at: Instant::now() }
+        Self { rates, paid_at: Mutex::new(Instant::now()) }
     }
 
     /// Spends bytes, and returns when they are due. Cancel-safe.
-    pub async fn spend(&mut self, bytes: u64, activity: &Activity) {
+    pub async fn spend(&self, bytes: u64, activity: &Activity) {
         let rate = if activity.is_busy() { self.rates.busy } else { self.rates.idle };
         if rate == 0 {
             return;
         }
-        self.paid_at = self.paid_at.max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate as f64);
-        tokio::time::sleep_until(self.paid_at.into()).await;
+        let due = {
+            let mut paid_at = self.paid_at.lock();
+            *paid_at = (*paid_at).max(Instant::now()) + Duration::from_secs_f64(bytes as f64 / rate as f64);
+            *paid_at
+        };
+        tokio::time::sleep_until(due.into()).await;
     }
 }
 
@@ -72,7 +77,7 @@ mod tests {
     async fn a_rate_is_kept_and_is_lower_while_clients_are_at_work() {
         let activity = Activity::default();
         assert!(!activity.is_busy());
-        let mut throttle = Throttle::new(Rates { idle: 100_000, busy: 10_000 });
+        let throttle = Throttle::new(Rates { idle: 100_000, busy: 10_000 });
         let started = Instant::now();
         throttle.spend(2000, &activity).await;
         assert!(started.elapsed() >= Duration::from_millis(20));
@@ -80,6 +85,14 @@ mod tests {
         assert!(activity.is_busy());
         let started = Instant::now();
         throttle.spend(1000, &activity).await;
+        assert!(started.elapsed() >= Duration::from_millis(100));
+    }
+
+    #[tokio::test]
+    async fn those_who_spend_at_once_share_the_rate() {
+        let (activity, throttle) = (Activity::default(), Throttle::new(Rates { idle: 100_000, busy: 100_000 }));
+        let started = Instant::now();
+        futures::future::join_all((0..5).map(|_| throttle.spend(2000, &activity))).await;
         assert!(started.elapsed() >= Duration::from_millis(100));
     }
 }

@@ -4,9 +4,11 @@
 //! any point leaves every block at least once. A tombstone is written again as long as an older segment may hold its
 //! block.
 //!
-//! What is live stands in the index, so a damaged header does not matter. A copy whose payload turns out to be damaged
-//! is reported, and stays in the index as damaged. Tombstones come from the hint, or from the segment if there is no
-//! hint. If some cannot be read, the segment stays until no older one is left: then nothing needs them.
+//! What is live stands in the index, so a damaged header does not matter. A copy that a read found damaged is read again,
+//! and moved if it is good: it may be the last one. One whose payload is something else is reported, and stays in the
+//! index as damaged. One that cannot be read is reported too, and its segment stays: a later attempt may read it.
+//! Tombstones come from the hint, or from the segment if there is no hint. If some cannot be read, the segment stays
+//! until no older one is left: then nothing needs them.
 
 use super::read::{self, Record};
 use super::record::{self, Kind};
@@ -14,28 +16,31 @@ use super::recover::read_hint;
 use super::segment;
 use super::segment_name::{self, SegmentId};
 use super::writer::{Work, Writer};
-use super::{Error, Location, Shared};
-use std::ops::Bound::{Excluded, Included, Unbounded};
+use super::{Error, Location, Shared, Usage};
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use wire::ids::BlockHash;
 
 /// A segment is compacted when less than this share of it is still needed, in percent.
 const NEEDED_PERCENT_MAX: u64 = 50;
-/// Blocks of the index that are looked at before others may change it.
-const PAGE_BLOCKS: usize = 65_536;
+/// Time until a segment with copies that could not be read is tried again. Each of them may cost the disk seconds.
+const UNREAD_PAUSE: Duration = Duration::from_secs(600);
 
 /// What a step has done.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Compacted {
     /// Bytes that were copied.
     pub copied: u64,
-    /// Blocks whose copies turned out to be damaged.
-    pub damaged: Vec<BlockHash>,
 }
 
-pub(super) async fn step(shared: &Arc<Shared>, writer: &Writer) -> Result<Option<Compacted>, Error> {
+pub(super) async fn step(
+    shared: &Arc<Shared>,
+    writer: &Writer,
+    damaged: &mut Vec<BlockHash>,
+) -> Result<Option<Compacted>, Error> {
     let Some(id) = candidate(shared) else { return Ok(None) };
     let reading = shared.clone();
     let read = spawn_blocking(move || Ok::<_, Error>((tombstones(&reading, id)?, live(&reading, id))));
@@ -44,38 +49,51 @@ pub(super) async fn step(shared: &Arc<Shared>, writer: &Writer) -> Result<Option
         Err(error @ (Error::Earlier { .. } | Error::Newer { .. })) => return Err(error),
         Err(error) => {
             tracing::warn!(segment = %id, %error, "removals noted in a segment cannot be read: it keeps its space for now");
-            if let Some((_, usage)) = shared.index.write().segments.get_mut(&id) {
-                usage.stays = true;
-            }
+            change_usage(shared, id, |usage| usage.stays = true);
             return Ok(Some(Compacted::default()));
         }
     };
     let mut compacted = Compacted::default();
+    let (mut given_up, mut unread) = (HashSet::new(), 0_usize);
     for (hash, from) in &live {
-        let (reading, hash) = (shared.clone(), *hash);
-        let read = spawn_blocking(move || read::record(&reading, &hash));
-        let record = match read.await.map_err(|_| Error::Failed)? {
-            Ok(Some(record)) => record,
-            // It was dropped in the meantime, or somebody else has found it damaged.
-            Ok(None) => continue,
-            Err(Error::Corrupt { .. } | Error::Io { .. }) => {
-                compacted.damaged.push(hash);
+        let (reading, hash, from) = (shared.clone(), *hash, *from);
+        let read = spawn_blocking(move || read::record_at(&reading, &hash, from));
+        let Record { block, sections, .. } = match read.await.map_err(|_| Error::Failed)? {
+            Ok(record) => record,
+            Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => {
+                // What was damaged before is reported already.
+                damaged.extend(Some(hash).filter(|_| !from.bad));
+                if matches!(error, Error::Corrupt { .. }) {
+                    given_up.insert(hash);
+                } else {
+                    unread += 1;
+                }
                 continue;
             }
             Err(error) => return Err(error),
         };
-        let Record { block, sections, .. } = record;
         compacted.copied += record::stored_len(from.len);
-        write(writer, |reply| Work::Move { hash, from: *from, block, sections, reply }).await?;
+        write(writer, |reply| Work::Move { hash, from, block, sections, reply }).await?;
+    }
+    if unread > 0 {
+        tracing::warn!(segment = %id, unread, "copies in a segment cannot be read: it keeps its space, and is tried again later");
+        change_usage(shared, id, |usage| usage.waits_until = Some(Instant::now() + UNREAD_PAUSE));
+        return Ok(Some(compacted));
     }
     for hash in tombstones {
         compacted.copied += record::stored_len(0);
         write(writer, |reply| Work::MoveTombstone { hash, reply }).await?;
     }
     let removing = shared.clone();
-    spawn_blocking(move || remove(&removing, id, &live)).await.map_err(|_| Error::Failed)??;
+    spawn_blocking(move || remove(&removing, id, &live, &given_up)).await.map_err(|_| Error::Failed)??;
     tracing::debug!(segment = %id, ?compacted, "compacted");
     Ok(Some(compacted))
+}
+
+fn change_usage(shared: &Shared, id: SegmentId, change: impl FnOnce(&mut Usage)) {
+    if let Some((_, usage)) = shared.index.write().segments.get_mut(&id) {
+        change(usage);
+    }
 }
 
 async fn write(writer: &Writer, work: impl FnOnce(oneshot::Sender<Result<(), Error>>) -> Work) -> Result<(), Error> {
@@ -90,7 +108,7 @@ fn candidate(shared: &Shared) -> Option<SegmentId> {
     let index = shared.index.read();
     let newest = *index.segments.keys().next_back()?;
     let oldest = *index.segments.keys().next()?;
-    let closed = index.segments.iter().filter(|(id, (_, usage))| **id != newest && (**id == oldest || !usage.stays));
+    let closed = index.segments.iter().filter(|(id, (_, usage))| **id != newest && usage.may_go(**id == oldest));
     closed
         .map(|(id, (_, usage))| {
             let needed = usage.live + if *id == oldest { 0 } else { usage.tombstones };
@@ -101,24 +119,10 @@ fn candidate(shared: &Shared) -> Option<SegmentId> {
         .map(|(id, _, _)| id)
 }
 
-/// Blocks that the index finds in a closed segment, in the order of their records. No more come: others write to
-/// later segments.
+/// Blocks that the index finds in a closed segment, damaged ones included, in the order of their records. No more come:
+/// others write to later segments.
 fn live(shared: &Shared, id: SegmentId) -> Vec<(BlockHash, Location)> {
-    let (mut live, mut from) = (Vec::new(), Included(BlockHash([0; 32])));
-    loop {
-        let index = shared.index.read();
-        let (mut count, mut last) = (0, None);
-        for (hash, location) in index.blocks.range((from, Unbounded)).take(PAGE_BLOCKS) {
-            (count, last) = (count + 1, Some(*hash));
-            if location.segment == id && !location.bad {
-                live.push((*hash, *location));
-            }
-        }
-        match last.filter(|_| count == PAGE_BLOCKS) {
-            Some(last) => from = Excluded(last),
-            None => break,
-        }
-    }
+    let mut live = shared.places(BlockHash([0; 32]), usize::MAX, |at| at.segment == id);
     live.sort_unstable_by_key(|(_, location)| location.offset);
     live
 }
@@ -157,11 +161,17 @@ fn tombstones(shared: &Arc<Shared>, id: SegmentId) -> Result<Vec<BlockHash>, Err
     Ok(hashes)
 }
 
-/// Removes a segment whose blocks, as far as they are good, have been written elsewhere.
-fn remove(shared: &Shared, id: SegmentId, live: &[(BlockHash, Location)]) -> Result<(), Error> {
+/// Removes a segment whose blocks have been written elsewhere, but for those of which it holds something else.
+fn remove(
+    shared: &Shared,
+    id: SegmentId,
+    live: &[(BlockHash, Location)],
+    given_up: &HashSet<BlockHash>,
+) -> Result<(), Error> {
     {
         let mut index = shared.index.write();
-        let is_left = |hash: &BlockHash| index.blocks.get(hash).is_some_and(|at| at.segment == id && !at.bad);
+        let is_left =
+            |hash: &BlockHash| !given_up.contains(hash) && index.blocks.get(hash).is_some_and(|at| at.segment == id);
         assert!(!live.iter().any(|(hash, _)| is_left(hash)), "segment {id} still holds blocks");
         index.segments.remove(&id);
     }

@@ -47,14 +47,26 @@ pub(super) fn block(shared: &Shared, hash: &BlockHash) -> Result<Option<Bytes>, 
 
 pub(super) fn record(shared: &Shared, hash: &BlockHash) -> Result<Option<Record>, Error> {
     let Some((location, file)) = locate(shared, hash) else { return Ok(None) };
-    let (block, sections) = payload(shared, &location, &*file, hash, |block| {
+    record_in(shared, hash, location, &*file).map(Some)
+}
+
+/// The record at a place, whatever is known of it: a copy that could not be read once may be good. It is read a second
+/// time if the first one fails, because it may be the last copy, and the caller is about to give up its place.
+pub(super) fn record_at(shared: &Shared, hash: &BlockHash, location: Location) -> Result<Record, Error> {
+    let file = shared.index.read().segments.get(&location.segment).map(|(file, _)| file.clone());
+    let Some(file) = file else { return Err(Error::Corrupt { hash: *hash }) };
+    record_in(shared, hash, location, &*file).or_else(|_| record_in(shared, hash, location, &*file))
+}
+
+fn record_in(shared: &Shared, hash: &BlockHash, location: Location, file: &dyn SegmentFile) -> Result<Record, Error> {
+    let (block, sections) = payload(shared, &location, file, hash, |block| {
         let (name, sections) = Sections::of(block);
         (name == *hash).then_some(sections)
     })?;
     // It is not read together with the payload: a sector that cannot be read must cost no more than its own content.
-    let trailer = segment::read_behind_header(&*file, &shared.pool, location.offset, trailer_of(&location));
+    let trailer = segment::read_behind_header(file, &shared.pool, location.offset, trailer_of(&location));
     let trailer_fits = trailer.is_ok_and(|trailer| trailer == sections.as_bytes());
-    Ok(Some(Record { location, block, sections, trailer_fits }))
+    Ok(Record { location, block, sections, trailer_fits })
 }
 
 pub(super) fn part(shared: &Shared, hash: &BlockHash, offset: u32, len: u32) -> Result<Part, Error> {

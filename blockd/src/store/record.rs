@@ -24,7 +24,9 @@
 //!
 //! Numbers are little endian. Records that are written together follow each other; each such group begins at a multiple
 //! of [`GROUP_ALIGN`], as O_DIRECT wants it, and is padded with [`PADDING`] up to the next. Zeros would not do: a disk
-//! that has lost a sector reads as zeros, and the records in it would be taken for padding.
+//! that has lost a sector reads as zeros, and the records in it would be taken for padding. Before the first release,
+//! this version was padded with zeros: they count as damage, so that without a hint blocks prove themselves and removals
+//! do not count. A reader of that time takes this padding for damage, too, and reads every record.
 
 use super::segment_name::SegmentId;
 use wire::ids::{BlockHash, PolicyId};

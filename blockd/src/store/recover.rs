@@ -3,11 +3,14 @@
 //! Segments are read in the order of their numbers: a put adds a block, a tombstone takes it out. The last segment may
 //! end in a group that a crash cut short, and that was never acknowledged: it is cut off, and the segment closed. New
 //! records go to a new segment, so that nothing is ever written over a torn group.
+//!
+//! Nothing is cut off that was not read. A segment of which a part could not be judged stays as it is, without a hint,
+//! so that the next start looks at it again.
 
 use super::buffer::Pool;
-use super::disk::Disk;
-use super::record::Kind;
-use super::segment::{self, Found};
+use super::disk::{Disk, SegmentFile};
+use super::record::{GROUP_ALIGN, Kind};
+use super::segment::{self, Found, Unjudged};
 use super::segment_name::{self, SegmentId};
 use super::{Error, Index, Location, Usage, hint};
 use std::path::Path;
@@ -38,49 +41,70 @@ fn recover_segment(
     let hint_path = segment_name::hint_path(dir, id);
     let file = disk.open(&path).map_err(failed)?;
     let segment_len = file.size().map_err(failed)?;
-    let records = match read_hint(disk, &hint_path, id, segment_len) {
-        Some(records) => records,
+    let (mut records, mut unread, mut usage) = (Vec::new(), Vec::new(), Usage::default());
+    match read_hint(disk, &hint_path, id, segment_len) {
+        Some(hinted) => records = hinted,
         None => {
             let mut scan = segment::scan(&*file, pool, id).map_err(failed)?;
             if let Some(version) = scan.other {
                 return Err(Error::other_version(&path, version));
             }
-            drop_torn(&*file, pool, &mut scan);
-            if scan.damaged > 0 || scan.doubted > 0 {
-                tracing::error!(
-                    segment = %id,
-                    places = scan.damaged,
-                    removals = scan.doubted,
-                    "records of a segment are damaged; their blocks will be repaired from other daemons, and what was \
-                     removed there is reported and removed again"
-                );
-            }
-            if scan.records.is_empty() {
+            unread = drop_torn(&*file, pool, &mut scan);
+            report(id, &scan);
+            if scan.unjudged.is_some() {
+                usage.unjudged = true;
+            } else if scan.records.is_empty() {
                 disk.remove(&path).map_err(failed)?;
                 return Ok(());
+            } else {
+                file.truncate(scan.end).map_err(failed)?;
+                let hint = hint::encode(id, &scan.records);
+                disk.replace(&hint_path, &hint).map_err(|error| Error::io(&hint_path, error))?;
+                disk.sync_dir(dir).map_err(|error| Error::io(dir, error))?;
             }
-            file.truncate(scan.end).map_err(failed)?;
-            disk.replace(&hint_path, &hint::encode(id, &scan.records)).map_err(|error| Error::io(&hint_path, error))?;
-            disk.sync_dir(dir).map_err(|error| Error::io(dir, error))?;
-            scan.records
+            records.append(&mut scan.records);
         }
-    };
-    let mut usage = Usage::default();
-    for found in &records {
+    }
+    for found in records.iter().chain(&unread) {
         usage.add(&found.header);
     }
     index.segments.insert(id, (file, usage));
-    for Found { offset, header } in records {
-        match header.kind {
-            Kind::Put => {
-                index.set(header.hash, Location { segment: id, offset, len: header.len, bad: false });
-            }
+    let location = |found: &Found| Location { segment: id, offset: found.offset, len: found.header.len, bad: false };
+    for found in records {
+        match found.header.kind {
+            Kind::Put => index.set(found.header.hash, location(&found)),
             Kind::Tombstone => {
-                index.remove(&header.hash);
+                index.remove(&found.header.hash);
             }
         }
     }
+    // An older copy of the block is better than one that may have been cut short.
+    for found in unread {
+        if !index.blocks.contains_key(&found.header.hash) {
+            index.set(found.header.hash, location(&found));
+        }
+    }
     Ok(())
+}
+
+/// Logs what is wrong with a segment.
+fn report(id: SegmentId, scan: &segment::Scan) {
+    if scan.damaged > 0 || scan.doubted > 0 {
+        tracing::error!(
+            segment = %id,
+            places = scan.damaged,
+            removals = scan.doubted,
+            "records of a segment are damaged; their blocks will be repaired from other daemons, and what was removed \
+             there is reported and removed again"
+        );
+    }
+    if let Some(reason) = &scan.unjudged {
+        tracing::error!(
+            segment = %id,
+            %reason,
+            "a part of a segment is left out; its file stays as it is, and keeps its space, until a start can read it"
+        );
+    }
 }
 
 /// Reads a hint; `None` when there is none that matches. One that is too long is not read into memory.
@@ -94,12 +118,21 @@ pub(super) fn read_hint(disk: &dyn Disk, path: &Path, id: SegmentId, segment_len
 
 /// Takes records off the end whose payloads did not arrive whole. Only the last group can be like that: an earlier one
 /// was synced before it was written. A missing trailer is no reason to do so: it is made anew when a read needs it.
-fn drop_torn(file: &dyn super::disk::SegmentFile, pool: &Arc<Pool>, scan: &mut segment::Scan) {
-    while let Some(last) = scan.records.last() {
-        if segment::is_proven(file, pool, last.offset, &last.header) {
-            return;
+/// Returns those of which this is not known, because they cannot be read.
+fn drop_torn(file: &dyn SegmentFile, pool: &Arc<Pool>, scan: &mut segment::Scan) -> Vec<Found> {
+    let mut unread = Vec::new();
+    while let Some(last) = scan.records.pop() {
+        match segment::is_proven(file, pool, last.offset, &last.header) {
+            Ok(true) => {
+                scan.records.push(last);
+                break;
+            }
+            Ok(false) => scan.end = last.offset.next_multiple_of(GROUP_ALIGN as u64),
+            Err(error) => {
+                scan.unjudged.get_or_insert(Unjudged::Unreadable(error));
+                unread.push(last);
+            }
         }
-        scan.end = last.offset.next_multiple_of(super::record::GROUP_ALIGN as u64);
-        scan.records.pop();
     }
+    unread
 }

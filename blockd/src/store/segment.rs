@@ -9,11 +9,15 @@ use bytes::Bytes;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use thiserror::Error;
 use wire::buffers::Buffer;
 use wire::ids::BlockHash;
 
 /// Bytes read at a time when scanning.
 const SCAN_BYTES: usize = 4 << 20;
+/// Lengths of a segment that are read for what does not prove itself at most. Content can be made in which the largest
+/// block seems to begin at each group, so that each 4 KiB would cost 4 MiB.
+const DISPROVED_LENS_MAX: u64 = 2;
 
 /// Reads a record's payload.
 pub(super) fn read_payload(file: &dyn SegmentFile, pool: &Arc<Pool>, offset: u64, len: u32) -> io::Result<Bytes> {
@@ -58,6 +62,17 @@ pub(super) struct Scan {
     pub doubted: usize,
     /// The scan has ended at a record that another version has written: the segment must stay as it is.
     pub other: Option<OtherVersion>,
+    /// What looks like records was not judged: the segment must stay as it is, whole.
+    pub unjudged: Option<Unjudged>,
+}
+
+/// Why it is not known of a part of a segment whether it holds records.
+#[derive(Debug, Error)]
+pub(super) enum Unjudged {
+    #[error("it cannot be read: {0}")]
+    Unreadable(io::Error),
+    #[error("too much behind a damaged place looks like records and is something else")]
+    TooMuch,
 }
 
 /// Finds all records by their headers. Payloads are verified when they are read, except for those of the last group,
@@ -66,13 +81,15 @@ pub(super) struct Scan {
 /// Behind damage, a place may lie within a payload, and clients choose payloads: they can have records stored in them.
 /// So from there to the segment's end, a block counts only if its payload matches its name, and a tombstone, which
 /// nothing proves, does not count at all. The block that it took out comes back until the next block report, which is
-/// better than a copy lost.
+/// better than a copy lost. The proofs that fail have a bound: the scan ends there, and what it has not seen does not
+/// count.
 pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> io::Result<Scan> {
     let len = file.size()?;
     let mut window = Window { file, buffer: buffer::take(pool, SCAN_BYTES), start: 0, filled: 0 };
     let mut scan = Scan::default();
+    let mut proofs = Proofs { file, pool, left: DISPROVED_LENS_MAX * len, unjudged: None };
     let (mut at, mut skipped, mut doubtful) = (0, false, false);
-    while at + HEADER_BYTES as u64 <= len {
+    while at + HEADER_BYTES as u64 <= len && !matches!(proofs.unjudged, Some(Unjudged::TooMuch)) {
         let decoded = match Header::decode(window.at(at)?, id) {
             Ok(decoded) => decoded,
             Err(_) if doubtful => None,
@@ -81,8 +98,7 @@ pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> i
                 break;
             }
         };
-        let counts =
-            |header: &Header| at + header.stored_len() <= len && (!doubtful || is_proven(file, pool, at, header));
+        let counts = |header: &Header| at + header.stored_len() <= len && (!doubtful || proofs.holds(at, header));
         match decoded.filter(counts) {
             Some(header) if doubtful && header.kind == Kind::Tombstone => {
                 scan.doubted += 1;
@@ -104,13 +120,42 @@ pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> i
         }
     }
     scan.end = scan.end.min(len);
+    scan.unjudged = proofs.unjudged;
     Ok(scan)
 }
 
 /// Reports whether a record's payload matches its name. A tombstone has none.
-pub(super) fn is_proven(file: &dyn SegmentFile, pool: &Arc<Pool>, offset: u64, header: &Header) -> bool {
-    header.kind == Kind::Tombstone
-        || read_payload(file, pool, offset, header.len).is_ok_and(|payload| BlockHash::of(&payload) == header.hash)
+///
+/// # Errors
+/// When the payload cannot be read: it may match or not.
+pub(super) fn is_proven(file: &dyn SegmentFile, pool: &Arc<Pool>, offset: u64, header: &Header) -> io::Result<bool> {
+    Ok(header.kind == Kind::Tombstone || BlockHash::of(&read_payload(file, pool, offset, header.len)?) == header.hash)
+}
+
+/// Proofs of what looks like records behind damage.
+struct Proofs<'a> {
+    file: &'a dyn SegmentFile,
+    pool: &'a Arc<Pool>,
+    /// Bytes that may still be read in vain.
+    left: u64,
+    unjudged: Option<Unjudged>,
+}
+
+impl Proofs<'_> {
+    fn holds(&mut self, at: u64, header: &Header) -> bool {
+        match is_proven(self.file, self.pool, at, header) {
+            Ok(true) => return true,
+            Ok(false) => {}
+            Err(error) => {
+                self.unjudged.get_or_insert(Unjudged::Unreadable(error));
+            }
+        }
+        match self.left.checked_sub(header.len.into()) {
+            Some(left) => self.left = left,
+            None => self.unjudged = Some(Unjudged::TooMuch),
+        }
+        false
+    }
 }
 
 /// A part of the file in memory.

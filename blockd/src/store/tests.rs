@@ -90,7 +90,7 @@ proptest! {
                     known.insert(*number, dropped.is_ok().then_some(false));
                 }
                 Step::Compact => {
-                    let _ = runtime.block_on(store.compact_step());
+                    let _ = runtime.block_on(store.compact_step(&mut Vec::new()));
                 }
                 Step::Reopen => {
                     if disk.0.left.load(Ordering::SeqCst) > 1000 {
@@ -154,25 +154,34 @@ proptest! {
 }
 
 #[test]
-fn a_full_disk_refuses_puts_and_serves_what_is_there() {
+fn a_full_disk_fills_its_last_segment_refuses_puts_and_serves_what_is_there() {
     let runtime = runtime();
     let disk = TestDisk::new();
     let store = open(&disk);
     let (first, content) = block(1);
     runtime.block_on(store.put(first, content)).unwrap();
     disk.0.free.store(0, Ordering::SeqCst);
-    let mut refused = false;
-    for number in 2..60 {
+    // Once there is no room for a block, there is none for a longer one. Shorter ones fill the segment up.
+    let (mut refused, mut stored) = (usize::MAX, 0);
+    for number in 2..120 {
         let (hash, content) = block(number);
+        let len = content.len();
         match runtime.block_on(store.put(hash, content)) {
-            Ok(_) => assert!(!refused, "once full, it stays full"),
+            Ok(_) => {
+                assert!(len < refused, "{len} bytes were stored after {refused} were refused");
+                stored += usize::from(refused < usize::MAX);
+            }
             Err(error) => {
-                assert!(error.is_no_space(), "{error}");
-                refused = true;
+                assert!(error.is_no_space() && store.is_full(), "{error}");
+                refused = refused.min(len);
             }
         }
     }
-    assert!(refused);
+    assert!(refused < 5000 && stored > 0, "{stored} blocks were stored beyond one that was refused");
+    assert_eq!(disk.segments().len(), 1);
+    disk.0.free.store(u64::MAX / 2, Ordering::SeqCst);
+    let (hash, content) = block(120);
+    assert!(runtime.block_on(store.put(hash, content)).unwrap() && !store.is_full());
     assert!(runtime.block_on(store.get(first)).unwrap().is_some());
 }
 
@@ -198,7 +207,7 @@ fn a_disk_that_is_full_to_the_reserve_takes_no_block_and_drops_and_compacts() {
     disk.0.free.store(options.reserve_bytes - SEGMENT_BYTES, Ordering::SeqCst);
     assert!(refused(200), "what was made for dropping takes no new block");
     let before = disk.segments().len();
-    while runtime.block_on(store.compact_step()).unwrap().is_some() {}
+    while runtime.block_on(store.compact_step(&mut Vec::new())).unwrap().is_some() {}
     assert!(disk.segments().len() < before, "{before} segments became {}", disk.segments().len());
     disk.0.free.store(u64::MAX / 2, Ordering::SeqCst);
     assert!(!refused(200));
@@ -232,7 +241,7 @@ fn compaction_gives_back_the_space_of_dropped_blocks_and_keeps_the_others() {
         assert!(runtime.block_on(store.drop_block(block(number).0)).unwrap());
     }
     let before = disk.segments().len();
-    while runtime.block_on(store.compact_step()).unwrap().is_some() {}
+    while runtime.block_on(store.compact_step(&mut Vec::new())).unwrap().is_some() {}
     assert!(disk.segments().len() < before / 2, "{before} segments became {}", disk.segments().len());
     drop(store);
     let store = open(&disk);

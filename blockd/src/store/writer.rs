@@ -137,11 +137,14 @@ struct State {
     open: Option<Open>,
     buffer: Aligned,
     filled: usize,
+    /// While the store is full: bytes of the smallest record that was refused.
+    refused_len: u64,
 }
 
 impl State {
     fn new(shared: Arc<Shared>, next: SegmentId) -> Self {
-        Self { shared, next, open: None, buffer: Aligned::new(GROUP_BYTES + (5 << 20)), filled: 0 }
+        let buffer = Aligned::new(GROUP_BYTES + (5 << 20));
+        Self { shared, next, open: None, buffer, filled: 0, refused_len: u64::MAX }
     }
 
     fn run(mut self, mut work: mpsc::Receiver<Work>) {
@@ -178,43 +181,13 @@ impl State {
 
     /// Lets others know how much room for new blocks the open segment has.
     fn note_room(&self) {
-        let room = self.open.as_ref().filter(|open| !open.spare).map_or(0, Open::left);
+        let room = self.left_for_puts();
         // Relaxed, because it is a figure for people.
         self.shared.open_room.store(room, Ordering::Relaxed);
     }
 
     fn write(&mut self, group: Vec<Work>) {
-        let group = match self.make_room(&group) {
-            Ok(()) => {
-                if group.iter().any(is_put) {
-                    self.note_full(false);
-                }
-                group
-            }
-            Err(error) if error.is_no_space() => {
-                // Work that takes space back may use the reserve.
-                let (puts, rest): (Vec<_>, Vec<_>) = group.into_iter().partition(is_put);
-                if !self.note_full(true) {
-                    tracing::warn!(%error, "no new block can be stored until some are dropped");
-                }
-                refuse(puts, || Error::NoSpace);
-                if rest.is_empty() {
-                    return;
-                }
-                match self.make_room(&rest) {
-                    Ok(()) => rest,
-                    Err(error) if error.is_no_space() => return refuse(rest, || Error::NoSpace),
-                    Err(error) => {
-                        self.fail(&error);
-                        return refuse(rest, || Error::Failed);
-                    }
-                }
-            }
-            Err(error) => {
-                self.fail(&error);
-                return refuse(group, || Error::Failed);
-            }
-        };
+        let Some(group) = self.take_what_fits(group) else { return };
         let laid = self.lay_out(group);
         match self.write_out() {
             Ok(()) => {
@@ -230,6 +203,60 @@ impl State {
         }
     }
 
+    /// Makes room, and answers the work for which there is none. Returns the rest, if there is any.
+    fn take_what_fits(&mut self, group: Vec<Work>) -> Option<Vec<Work>> {
+        match self.make_room(&group) {
+            Ok(()) => {
+                self.note_room_for(&group);
+                return Some(group);
+            }
+            Err(error) if error.is_no_space() => {
+                let group = self.refuse_puts(group, &error);
+                if group.is_empty() {
+                    return None;
+                }
+                match self.make_room(&group) {
+                    Ok(()) => return Some(group),
+                    Err(error) if error.is_no_space() => refuse(group, || Error::NoSpace),
+                    Err(error) => {
+                        self.fail(&error);
+                        refuse(group, || Error::Failed);
+                    }
+                }
+            }
+            Err(error) => {
+                self.fail(&error);
+                refuse(group, || Error::Failed);
+            }
+        }
+        None
+    }
+
+    /// Refuses new blocks for which the open segment has no room. Work that takes space back may use the reserve.
+    fn refuse_puts(&mut self, group: Vec<Work>, error: &Error) -> Vec<Work> {
+        let rest: usize = group.iter().filter(|work| !is_put(work)).map(size_of_work).sum();
+        let mut left = self.left_for_puts().saturating_sub(rest as u64);
+        let (mut kept, mut refused) = (Vec::new(), Vec::new());
+        for work in group {
+            let len = size_of_work(&work) as u64;
+            if !is_put(&work) {
+                kept.push(work);
+            } else if len <= left {
+                left -= len;
+                kept.push(work);
+            } else {
+                self.refused_len = self.refused_len.min(len);
+                refused.push(work);
+            }
+        }
+        // Relaxed, because a caller that asks a moment too early asks again.
+        if !refused.is_empty() && !self.shared.full.swap(true, Ordering::Relaxed) {
+            tracing::warn!(%error, "no new block can be stored until some are dropped, but for small ones");
+        }
+        refuse(refused, || Error::NoSpace);
+        kept
+    }
+
     /// Ends all writing after a failed write or sync, see the head of `store`. Logs the error once.
     fn fail(&self, error: &dyn Display) {
         if !self.shared.failed.swap(true, Ordering::AcqRel) {
@@ -241,45 +268,62 @@ impl State {
         }
     }
 
-    /// Notes whether new blocks are refused for want of space. Returns whether they were before.
-    fn note_full(&self, full: bool) -> bool {
-        // Relaxed, because a caller that asks a moment too early asks again.
-        self.shared.full.swap(full, Ordering::Relaxed)
+    /// Notes that there is room for new blocks, unless it is only what was too little for one that was refused.
+    fn note_room_for(&mut self, group: &[Work]) {
+        if group.iter().any(is_put) && self.left_for_puts() >= self.refused_len {
+            self.shared.full.store(false, Ordering::Relaxed);
+            self.refused_len = u64::MAX;
+        }
     }
 
-    /// Makes sure that a group fits into the open segment and onto the disk. New blocks leave the reserve alone.
+    /// Bytes that new blocks may still take in the open segment.
+    fn left_for_puts(&self) -> u64 {
+        self.open.as_ref().filter(|open| !open.spare).map_or(0, Open::left)
+    }
+
+    /// Makes sure that a group fits into the open segment and onto the disk. New blocks leave the reserve alone. A segment
+    /// that is too full for the group is closed only if there is room for another one: others may still fit into it.
     fn make_room(&mut self, group: &[Work]) -> Result<(), Error> {
         self.shared.check_alive()?;
         let needed = (group.iter().map(size_of_work).sum::<usize>() as u64).next_multiple_of(GROUP_ALIGN as u64);
         let reserve = if group.iter().any(is_put) { self.shared.options.reserve_bytes } else { 0 };
-        let full = self.open.as_ref().is_some_and(|open| open.at > 0 && open.at + needed > open.reserved);
-        if full {
-            self.seal()?;
-        }
-        let dir = &self.shared.dir;
-        let free = || self.shared.disk.space(dir).map(|(_, free)| free).map_err(|error| Error::io(dir, error));
         match &mut self.open {
-            Some(open) if open.spare && reserve > 0 => {
-                if free()? < reserve {
-                    return Err(Error::NoSpace);
+            Some(open) if open.at == 0 || open.at + needed <= open.reserved => {
+                if open.spare && reserve > 0 {
+                    if free(&self.shared)? < reserve {
+                        return Err(Error::NoSpace);
+                    }
+                    open.spare = false;
                 }
-                open.spare = false;
                 Ok(())
             }
-            Some(_) => Ok(()),
+            Some(open) => {
+                // Closing it gives back what it did not use, where the filesystem had reserved that.
+                let unused = open.left();
+                self.next_segment(needed, reserve, unused)?;
+                self.seal()?;
+                let (len, spare) = self.next_segment(needed, reserve, 0)?;
+                self.open_segment(len, spare)
+            }
             None => {
-                let free = free()?;
-                // The last segments are smaller, so that the whole disk is used.
-                let least = needed.max(SEGMENT_BYTES_MIN.min(self.shared.options.segment_bytes));
-                let room = free.saturating_sub(reserve);
-                if room < least {
-                    return Err(Error::NoSpace);
-                }
-                let len = self.shared.options.segment_bytes.min(room - room % GROUP_ALIGN as u64).max(needed);
-                let spare = reserve == 0 && free < self.shared.options.reserve_bytes + len;
+                let (len, spare) = self.next_segment(needed, reserve, 0)?;
                 self.open_segment(len, spare)
             }
         }
+    }
+
+    /// Length of another segment that has room for a group, and whether it is made from the reserve. `unused` bytes more
+    /// will be free then.
+    fn next_segment(&self, needed: u64, reserve: u64, unused: u64) -> Result<(u64, bool), Error> {
+        let (free, options) = (free(&self.shared)?.saturating_add(unused), &self.shared.options);
+        // The last segments are smaller, so that the whole disk is used.
+        let least = needed.max(SEGMENT_BYTES_MIN.min(options.segment_bytes));
+        let room = free.saturating_sub(reserve);
+        if room < least {
+            return Err(Error::NoSpace);
+        }
+        let len = options.segment_bytes.min(room - room % GROUP_ALIGN as u64).max(needed);
+        Ok((len, reserve == 0 && free < options.reserve_bytes + len))
     }
 
     fn open_segment(&mut self, len: u64, spare: bool) -> Result<(), Error> {
@@ -304,7 +348,7 @@ impl State {
                 Work::Put { hash, block, sections, reply } => (Kind::Put, hash, block, sections, reply),
                 Work::Drop { hash, reply } => (Kind::Tombstone, hash, Bytes::new(), Sections::default(), reply),
                 Work::Move { hash, from, block, sections, reply } => {
-                    if self.shared.index.read().blocks.get(&hash) != Some(&from) {
+                    if !self.shared.index.read().blocks.get(&hash).is_some_and(|at| at.is_at(&from)) {
                         let _ = reply.send(Ok(()));
                         continue;
                     }
@@ -395,6 +439,12 @@ impl State {
         self.shared.disk.replace(&hint_path, &hint).map_err(|error| Error::io(&hint_path, error))?;
         self.shared.disk.sync_dir(dir).map_err(|error| Error::io(dir, error))
     }
+}
+
+/// Free bytes of the disk.
+fn free(shared: &Shared) -> Result<u64, Error> {
+    let space = shared.disk.space(&shared.dir).map_err(|error| Error::io(&shared.dir, error))?;
+    Ok(space.1)
 }
 
 /// Reports whether it brings a new block.

@@ -3,8 +3,10 @@
 use super::{DIR, TestDisk, block, open, open_as, runtime};
 use crate::store::disk::{Disk, RealDisk};
 use crate::store::record::{GROUP_ALIGN, HEADER_BYTES, Header, Kind, PADDING};
-use crate::store::{SegmentId, Store, StoreOptions, buffer, segment, segment_name};
+use crate::store::segment::Found;
+use crate::store::{Error, SegmentId, Store, StoreOptions, buffer, hint, segment, segment_name};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -108,6 +110,117 @@ fn a_zeroed_rest_of_a_group_is_damage_and_no_padding() {
     assert!(!store.contains(&BlockHash([9; 32])));
 }
 
+/// The first segment's file, and whether it has a hint.
+fn file(disk: &TestDisk) -> (Option<Vec<u8>>, bool) {
+    let files = disk.0.files.lock();
+    let content = files.get(&segment_name::path(Path::new(DIR), SEGMENT)).map(|content| content.stable.clone());
+    (content, files.contains_key(&segment_name::hint_path(Path::new(DIR), SEGMENT)))
+}
+
+/// A disk with this segment, of which only what is read in large pieces can be read: the headers.
+fn without_payloads(bytes: Vec<u8>) -> TestDisk {
+    let disk = TestDisk::new();
+    disk.lay(&segment_name::path(Path::new(DIR), SEGMENT), bytes);
+    disk.fail_reads(|_, _, len| len < 1 << 20);
+    disk
+}
+
+#[test]
+fn what_only_looks_like_records_behind_damage_costs_a_bounded_time_and_its_segment_stays_whole() {
+    // Large blocks seem to begin at each group of a payload.
+    let large = Header { kind: Kind::Put, hash: BlockHash([9; 32]), len: 600 << 10 };
+    let headers = vec![large.encode(SEGMENT).to_vec(); 100];
+    let first = b"the first block".as_slice();
+    let mut bytes = group(&[put(first)]);
+    let damaged_at = bytes.len();
+    bytes.extend(group(&[put(&payload_with(damaged_at, &headers))]));
+    bytes.extend(group(&[put(&[1; 1 << 20])]));
+    bytes[damaged_at + 20] ^= 1;
+    let disk = TestDisk::new();
+    disk.lay(&segment_name::path(Path::new(DIR), SEGMENT), bytes.clone());
+    let store = open(&disk);
+    let lens = disk.bytes_read() / bytes.len() as u64;
+    assert!(lens <= 4, "{lens} times its length was read");
+    let runtime = runtime();
+    assert_eq!(runtime.block_on(store.get(BlockHash::of(first))).unwrap().unwrap(), first);
+    assert!(runtime.block_on(store.drop_block(BlockHash::of(first))).unwrap());
+    for number in 0..100 {
+        let (hash, content) = block(number);
+        runtime.block_on(store.put(hash, content)).unwrap();
+    }
+    compact(&store);
+    assert_eq!(file(&disk), (Some(bytes), false), "it may hold records that were not looked at");
+}
+
+/// Guards I9.
+#[test]
+fn what_cannot_be_read_at_start_is_not_cut_off() {
+    let [first, last] = [b"the first block".as_slice(), b"the last block"];
+    let bytes = [group(&[put(first)]), group(&[put(last)])].concat();
+    let mut damaged = [group(&[put(b"damaged")]), bytes.clone()].concat();
+    damaged[20] ^= 1;
+    for (bytes, is_here) in [(bytes, true), (damaged, false)] {
+        let disk = without_payloads(bytes.clone());
+        let store = open(&disk);
+        assert_eq!(file(&disk), (Some(bytes.clone()), false));
+        disk.mend_reads();
+        let found = [first, last].map(|block| runtime().block_on(store.get(BlockHash::of(block))).unwrap().is_some());
+        assert_eq!(found, [is_here; 2], "behind damage, only what proves itself counts");
+        drop(store);
+        let store = open(&disk);
+        for block in [first, last] {
+            assert_eq!(runtime().block_on(store.get(BlockHash::of(block))).unwrap().unwrap(), block);
+        }
+        assert!(file(&disk).1, "the next start has judged all of it");
+    }
+}
+
+/// Guards I9.
+#[test]
+fn an_older_copy_is_not_replaced_by_one_that_cannot_be_read_at_start() {
+    let payload = b"a block".as_slice();
+    let header = Header { kind: Kind::Put, hash: BlockHash::of(payload), len: payload.len() as u32 };
+    let mut moved = [&header.encode(SegmentId(2))[..], payload].concat();
+    moved.resize(header.stored_len() as usize, 0);
+    let disk = TestDisk::new();
+    let [older, newer] = [1, 2].map(|number| segment_name::path(Path::new(DIR), SegmentId(number)));
+    disk.lay(&older, group(&[put(payload)]));
+    disk.lay(&newer, group(&[moved]));
+    disk.fail_reads(move |path, _, len| path == newer && len < 1 << 20);
+    let store = open(&disk);
+    assert_eq!(runtime().block_on(store.get(header.hash)).unwrap().unwrap(), payload);
+}
+
+/// The same version of the format was padded with zeros before the first release.
+#[test]
+fn a_segment_that_is_padded_with_zeros_loses_no_block_and_without_a_hint_its_removals_do_not_count() {
+    let blocks = [b"the first block".as_slice(), b"removed", b"the last block"];
+    let groups =
+        [vec![put(blocks[0]), put(blocks[1])], vec![tombstone(BlockHash::of(blocks[1]))], vec![put(blocks[2])]];
+    let (mut bytes, mut records) = (Vec::new(), Vec::new());
+    for group in &groups {
+        for record in group {
+            let header = Header::decode(record, SEGMENT).unwrap().unwrap();
+            records.push(Found { offset: bytes.len() as u64, header });
+            bytes.extend_from_slice(record);
+        }
+        bytes.resize(bytes.len().next_multiple_of(GROUP_ALIGN), 0);
+    }
+    for has_hint in [false, true] {
+        let disk = TestDisk::new();
+        disk.lay(&segment_name::path(Path::new(DIR), SEGMENT), bytes.clone());
+        if has_hint {
+            disk.lay(&segment_name::hint_path(Path::new(DIR), SEGMENT), hint::encode(SEGMENT, &records));
+        }
+        let store = open(&disk);
+        let found = blocks.map(|block| store.contains(&BlockHash::of(block)));
+        assert_eq!(found, [true, !has_hint, true], "with a hint: {has_hint}");
+        for block in [blocks[0], blocks[2]] {
+            assert_eq!(runtime().block_on(store.get(BlockHash::of(block))).unwrap().unwrap(), block);
+        }
+    }
+}
+
 /// A store with two segments and more, in which most of the blocks of the first two are dropped. Returns those left.
 fn mostly_dropped(disk: &TestDisk) -> (Store, Vec<(BlockHash, Bytes)>) {
     let (runtime, store) = (runtime(), open(disk));
@@ -136,9 +249,7 @@ fn compaction_keeps_blocks_whose_headers_are_damaged_and_reports_damaged_copies(
     flip(&damaged, HEADER_BYTES + 1);
     flip(&other, 20);
     let mut found = Vec::new();
-    while let Some(compacted) = runtime.block_on(store.compact_step()).unwrap() {
-        found.extend(compacted.damaged);
-    }
+    while runtime.block_on(store.compact_step(&mut found)).unwrap().is_some() {}
     assert!(!disk.segments().contains(&segment_name::path(Path::new(DIR), SEGMENT)), "it is compacted");
     assert_eq!((found, store.bad_count()), (vec![damaged], 1));
     assert!(store.names(damaged, 1) == [damaged] && !store.contains(&damaged));
@@ -149,6 +260,87 @@ fn compaction_keeps_blocks_whose_headers_are_damaged_and_reports_damaged_copies(
     }
 }
 
+/// A store as of [`mostly_dropped`], in whose first segment one of the blocks cannot be read.
+fn with_unreadable_copy(disk: &TestDisk) -> (Store, (BlockHash, Bytes)) {
+    let (store, left) = mostly_dropped(disk);
+    let (hash, content) = left[1].clone();
+    let location = store.shared.index.read().blocks[&hash];
+    assert_eq!(location.segment, SEGMENT);
+    let record = location.offset..location.offset + u64::from(location.len);
+    let path = segment_name::path(Path::new(DIR), SEGMENT);
+    // Each record is a group of its own, so no other one is read together with it.
+    disk.fail_reads(move |of, offset, _| of == path && record.contains(&offset));
+    let read = runtime().block_on(store.get(hash));
+    assert!(matches!(read, Err(Error::Io { .. })) && !store.contains(&hash), "{read:?}");
+    (store, (hash, content))
+}
+
+/// Compacts until nothing is worth it. Returns what was found damaged.
+fn compact(store: &Store) -> Vec<BlockHash> {
+    let (runtime, mut damaged) = (runtime(), Vec::new());
+    while runtime.block_on(store.compact_step(&mut damaged)).unwrap().is_some() {}
+    damaged
+}
+
+/// Guards I9.
+#[test]
+fn compaction_keeps_a_copy_that_could_not_be_read_once() {
+    let disk = TestDisk::new();
+    let (store, (hash, content)) = with_unreadable_copy(&disk);
+    disk.mend_reads();
+    assert_eq!(compact(&store), []);
+    assert!(!disk.segments().contains(&segment_name::path(Path::new(DIR), SEGMENT)), "it is compacted");
+    assert_eq!((store.contains(&hash), store.bad_count()), (true, 0));
+    assert_eq!(runtime().block_on(store.get(hash)).unwrap(), Some(content.clone()));
+    drop(store);
+    assert_eq!(runtime().block_on(open(&disk).get(hash)).unwrap(), Some(content));
+}
+
+/// Guards I9.
+#[test]
+fn a_segment_with_a_copy_that_cannot_be_read_stays_until_it_can_be_or_is_not_needed() {
+    let path = segment_name::path(Path::new(DIR), SEGMENT);
+    for is_read_later in [true, false] {
+        let disk = TestDisk::new();
+        let (store, (hash, content)) = with_unreadable_copy(&disk);
+        let written = disk.0.writes.lock().len();
+        compact(&store);
+        assert!(disk.segments().contains(&path), "a later attempt may read it");
+        let (moved, in_first) = (disk.0.writes.lock().len() - written, |store: &Store| {
+            store.shared.index.read().blocks.values().filter(|at| at.segment == SEGMENT).count()
+        });
+        assert!(moved > 0 && in_first(&store) == 1, "the others have been moved");
+        if is_read_later {
+            disk.mend_reads();
+            store.shared.index.write().segments.get_mut(&SEGMENT).unwrap().1.waits_until = None;
+            compact(&store);
+            assert_eq!(runtime().block_on(store.get(hash)).unwrap(), Some(content));
+        } else {
+            assert!(runtime().block_on(store.put(hash, content)).unwrap());
+            compact(&store);
+        }
+        assert!(!disk.segments().contains(&path) && store.contains(&hash), "read later: {is_read_later}");
+    }
+}
+
+#[test]
+fn a_copy_that_compaction_finds_damaged_is_reported_although_another_one_cannot_be_moved() {
+    let (disk, runtime) = (TestDisk::new(), runtime());
+    let (store, _) = mostly_dropped(&disk);
+    let mut firsts = BTreeMap::new();
+    for (hash, at) in &store.shared.index.read().blocks {
+        let first = firsts.entry(at.segment).or_insert((*hash, at.offset));
+        *first = if at.offset < first.1 { (*hash, at.offset) } else { *first };
+    }
+    for (segment, (_, offset)) in &firsts {
+        disk.flip(&segment_name::path(Path::new(DIR), *segment), *offset as usize + HEADER_BYTES);
+    }
+    disk.cut_after(0);
+    let mut damaged = Vec::new();
+    assert!(runtime.block_on(store.compact_step(&mut damaged)).is_err());
+    assert!(damaged.len() == 1 && firsts.values().any(|(hash, _)| *hash == damaged[0]), "{damaged:?}");
+}
+
 #[test]
 fn a_segment_whose_removals_cannot_be_read_stays_until_they_are_not_needed() {
     let (disk, runtime) = (TestDisk::new(), runtime());
@@ -156,12 +348,14 @@ fn a_segment_whose_removals_cannot_be_read_stays_until_they_are_not_needed() {
     let [stays, gone, x, y, last] = [1, 2, 3, 4, 5].map(|byte| Bytes::from(vec![byte; 100 << 10]));
     let put = |block: &Bytes| runtime.block_on(store.put(BlockHash::of(block), block.clone())).unwrap();
     let drop = |block: &Bytes| runtime.block_on(store.drop_block(BlockHash::of(block))).unwrap();
-    let compact = || std::iter::from_fn(|| runtime.block_on(store.compact_step()).unwrap()).take(100).count();
+    let compact =
+        || std::iter::from_fn(|| runtime.block_on(store.compact_step(&mut Vec::new())).unwrap()).take(100).count();
     // Two of these blocks fill a segment.
     assert!(put(&stays) && put(&gone) && put(&x) && drop(&gone) && put(&y) && put(&last) && drop(&x) && drop(&y));
     let [first, second] = [1, 2].map(|number| segment_name::path(Path::new(DIR), SegmentId(number)));
     disk.0.files.lock().remove(&segment_name::hint_path(Path::new(DIR), SegmentId(2)));
-    *disk.0.unreadable.lock() = Some(second.clone());
+    let unreadable = second.clone();
+    disk.fail_reads(move |path, _, _| path == unreadable);
     assert_eq!(compact(), 1, "it is tried once");
     assert!(disk.segments().starts_with(&[first, second.clone()]));
     assert!(drop(&stays));

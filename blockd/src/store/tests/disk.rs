@@ -31,6 +31,9 @@ fn lay(bytes: &mut Vec<u8>, offset: u64, written: &[u8]) {
     bytes[offset as usize..end].copy_from_slice(written);
 }
 
+/// Chooses reads by the file, the offset and the length.
+type ReadFault = Box<dyn Fn(&Path, u64, usize) -> bool + Send>;
+
 /// State of the disk.
 #[derive(Default)]
 pub struct DiskState {
@@ -39,8 +42,8 @@ pub struct DiskState {
     pub left: AtomicU64,
     pub free: AtomicU64,
     read: AtomicU64,
-    /// A segment that gives an error when it is read.
-    pub unreadable: Mutex<Option<PathBuf>>,
+    /// Reads of a segment that give an error.
+    read_fault: Mutex<Option<ReadFault>>,
     /// Offset and length of each write to a segment.
     pub writes: Mutex<Vec<(u64, u64)>>,
 }
@@ -90,6 +93,16 @@ impl TestDisk {
         self.0.files.lock().get_mut(path).unwrap().stable[at] ^= 1;
     }
 
+    /// Lets these reads of segments fail, by the file, the offset and the length.
+    pub fn fail_reads(&self, is_failing: impl Fn(&Path, u64, usize) -> bool + Send + 'static) {
+        *self.0.read_fault.lock() = Some(Box::new(is_failing));
+    }
+
+    /// Lets all reads succeed again.
+    pub fn mend_reads(&self) {
+        *self.0.read_fault.lock() = None;
+    }
+
     /// Bytes that were read from segments.
     pub fn bytes_read(&self) -> u64 {
         self.0.read.load(Ordering::SeqCst)
@@ -120,7 +133,7 @@ impl SegmentFile for TestFile {
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        if self.0.0.unreadable.lock().as_ref() == Some(&self.1) {
+        if self.0.0.read_fault.lock().as_ref().is_some_and(|fails| fails(&self.1, offset, buffer.len())) {
             return Err(io::Error::other("a sector cannot be read"));
         }
         let count = self.with(|content| {

@@ -138,7 +138,7 @@ fn compaction_and_restart_keep_trailers() {
     let other_hash = BlockHash::of(&other);
     runtime.block_on(store.put(other_hash, other)).unwrap();
     runtime.block_on(store.drop_block(other_hash)).unwrap();
-    let copied = runtime.block_on(store.compact_step()).unwrap();
+    let copied = runtime.block_on(store.compact_step(&mut Vec::new())).unwrap();
     assert!(copied.as_ref().is_some_and(|compacted| compacted.copied > len as u64), "{copied:?}");
     setup.assert_part(len - 5, 5);
     let Setup { runtime, disk, store, hash, content } = setup;
