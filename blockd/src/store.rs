@@ -359,6 +359,11 @@ impl Store {
         self.shared.index.read().blocks.get(hash).is_some_and(|location| !location.bad)
     }
 
+    /// Reports whether the copy of this block here is damaged.
+    pub fn is_damaged(&self, hash: &BlockHash) -> bool {
+        self.shared.index.read().blocks.get(hash).is_some_and(|location| location.bad)
+    }
+
     /// Reports whether the disk has failed: blocks are still served, but no longer stored.
     #[must_use]
     pub fn has_failed(&self) -> bool {
@@ -441,7 +446,8 @@ impl Store {
     #[must_use]
     pub fn has_room_for(&self, len: u32) -> bool {
         let needed = record::stored_len(len).next_multiple_of(GROUP_ALIGN as u64);
-        needed <= self.shared.open_room.load(Ordering::Relaxed) || needed <= self.room_for_segment().1
+        let is_there = needed <= self.shared.open_room.load(Ordering::Relaxed) || needed <= self.room_for_segment().1;
+        is_there && !self.has_failed()
     }
 
     /// Capacity of the disk, and bytes that another segment for new blocks can take; none if that is too little for one.

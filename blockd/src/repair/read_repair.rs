@@ -183,10 +183,16 @@ impl Repairer {
         if !self.store.has_room_for(BLOCK_BYTES_MAX as u32) {
             return tracing::warn!(hash = %damaged.hash, "a damaged copy is not replaced yet: there is no room");
         }
+        // It has waited: a block that was removed meanwhile must not come back.
+        if !self.store.is_damaged(&damaged.hash) {
+            return;
+        }
         match self.fetch_from_owners(damaged.hash, None).await {
             Some(block) => {
                 let len = block.len() as u64;
-                self.store(damaged.hash, block).await;
+                if self.store.is_damaged(&damaged.hash) {
+                    self.store(damaged.hash, block).await;
+                }
                 self.throttle.spend(len, &self.activity).await;
             }
             None => nowhere(&damaged.hash),

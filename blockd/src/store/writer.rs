@@ -344,18 +344,21 @@ impl State {
         self.filled = 0;
         let mut laid: Vec<Laid> = Vec::with_capacity(group.len());
         for work in group {
+            // The index does not show yet what this group does to a block.
+            let is_laid = |hash: &BlockHash| laid.iter().any(|other| other.header.hash == *hash);
             let (kind, hash, block, sections, reply) = match work {
                 Work::Put { hash, block, sections, reply } => (Kind::Put, hash, block, sections, reply),
                 Work::Drop { hash, reply } => (Kind::Tombstone, hash, Bytes::new(), Sections::default(), reply),
                 Work::Move { hash, from, block, sections, reply } => {
-                    if !self.shared.index.read().blocks.get(&hash).is_some_and(|at| at.is_at(&from)) {
+                    let is_there = |at: &Location| at.is_at(&from);
+                    if is_laid(&hash) || !self.shared.index.read().blocks.get(&hash).is_some_and(is_there) {
                         let _ = reply.send(Ok(()));
                         continue;
                     }
                     (Kind::Put, hash, block, sections, reply)
                 }
                 Work::MoveTombstone { hash, reply } => {
-                    if self.shared.index.read().blocks.contains_key(&hash) {
+                    if is_laid(&hash) || self.shared.index.read().blocks.contains_key(&hash) {
                         let _ = reply.send(Ok(()));
                         continue;
                     }
@@ -472,5 +475,59 @@ fn reply_of(work: Work) -> Reply {
         | Work::Drop { reply, .. }
         | Work::Move { reply, .. }
         | Work::MoveTombstone { reply, .. } => reply,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Store, StoreOptions};
+
+    fn block() -> (BlockHash, Bytes) {
+        let block = Bytes::from_static(b"content");
+        (BlockHash::of(&block), block)
+    }
+
+    fn open(dir: &std::path::Path) -> Store {
+        Store::open(dir, StoreOptions { segment_bytes: 1 << 20, reserve_bytes: 0 }).unwrap()
+    }
+
+    /// Writes these as one group, behind what the store has written.
+    fn write(store: &Store, group: impl Fn(fn() -> Reply) -> Vec<Work>) {
+        let mut state = State::new(store.shared.clone(), SegmentId(1000));
+        state.write(group(|| oneshot::channel().0));
+        state.seal().unwrap();
+    }
+
+    /// Compaction found the tombstone before the block was stored again.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_block_that_is_stored_while_its_tombstone_moves_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hash, block) = block();
+        let store = open(dir.path());
+        write(&store, |reply| {
+            let put = Work::Put { hash, block: block.clone(), sections: Sections::default(), reply: reply() };
+            vec![put, Work::MoveTombstone { hash, reply: reply() }]
+        });
+        assert!(store.contains(&hash));
+        drop(store);
+        assert!(open(dir.path()).contains(&hash));
+    }
+
+    /// Compaction found the block before it was removed. Guards I10.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_block_that_is_removed_while_it_moves_stays_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hash, block) = block();
+        let store = open(dir.path());
+        store.put(hash, block.clone()).await.unwrap();
+        let from = store.shared.index.read().blocks[&hash];
+        write(&store, |reply| {
+            let (block, sections) = (block.clone(), Sections::default());
+            vec![Work::Drop { hash, reply: reply() }, Work::Move { hash, from, block, sections, reply: reply() }]
+        });
+        assert!(!store.contains(&hash));
+        drop(store);
+        assert!(!open(dir.path()).contains(&hash));
     }
 }

@@ -363,9 +363,10 @@ pub(super) mod tests {
             bytes[place] ^= 1 << bit;
             let begin = ends.iter().rev().find(|end| **end <= place).copied().unwrap_or(0);
             let is_last = place >= ends.len().checked_sub(2).map_or(0, |before| ends[before]);
+            let names_another_version = place == MAGIC.len() - 1 && bytes[place].is_ascii_digit();
             match parse(&Bytes::from(bytes.clone()), SEGMENT) {
                 Ok(parsed) => prop_assert!(is_last && parsed.torn == bytes.len() - begin),
-                Err(at) => prop_assert!(!is_last && at == begin),
+                Err(at) => prop_assert!((!is_last || names_another_version) && at == begin),
             }
         }
 

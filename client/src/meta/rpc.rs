@@ -1,16 +1,16 @@
 //! Asking the leader: following hints, trying the nodes in turn, waiting between rounds.
 //!
-//! While no metad answers, one task looks for the leader for all requests of this client, and they wait for what it
-//! finds. If each looked on its own, hundreds of clients with many requests each would keep metads that are overloaded,
-//! or have just come back, from electing a leader.
+//! While the leader is silent, one request looks for another one, for all that wait. If each looked on its own, hundreds
+//! of clients with many requests each would keep metads that are overloaded from electing a leader.
 
 use crate::network::{EventStream, Metad};
 use crate::ordered::{Ordered, Rank};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::{Instant, timeout};
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 use wire::leader::{KnownMetads, LOOK_LIMIT, WHO_LEADS, another_leads};
 use wire::message::meta::{MetaReply, MetaRequest, Redirect};
 use wire::retry::Backoff;
@@ -22,9 +22,6 @@ const ATTEMPT_MAX: Duration = Duration::from_secs(10);
 const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 /// Hints that are followed without a pause. During an election metads may name each other.
 const HINTS_IN_A_ROW_MAX: u32 = 4;
-/// The first pause between two questions who leads, while nobody does, and the longest one.
-const LOOK_PAUSE_MIN: Duration = Duration::from_millis(10);
-const LOOK_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Time between warnings while no metad answers.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
@@ -34,10 +31,6 @@ pub struct Rpc {
     known: Ordered<Known>,
     /// Notified when another metad is named as the leader.
     moved: Notify,
-    /// Why it is in doubt that any metad leads: nobody asks for anything else until one is found.
-    doubt: watch::Sender<Option<String>>,
-    /// Held by whoever looks for the leader while there is none.
-    finding: Semaphore,
     /// Held by whoever looks for another leader while the known one is silent.
     looking: Semaphore,
     soft_timeout: Option<Duration>,
@@ -48,6 +41,8 @@ struct Known {
     /// Every address to try in turn, the members first.
     nodes: Vec<SocketAddr>,
     at: usize,
+    /// The metad that was named as the leader last.
+    named: Option<SocketAddr>,
 }
 
 /// Why an attempt got no answer.
@@ -56,25 +51,15 @@ enum Missed {
     Hint,
     /// The node is away, or knows no leader.
     Away(String),
-    /// It leads, or knows the leader, and has too much to do: the same request goes to it again.
-    Busy(String),
 }
 
 impl Rpc {
     /// Creates a client that knows these addresses to begin with.
     #[must_use]
     pub fn new(metads: Arc<dyn Metad>, nodes: Vec<SocketAddr>, soft_timeout: Option<Duration>) -> Self {
-        let known = Ordered::new(Rank::Leaf, Known { metads: KnownMetads::new(nodes.clone()), nodes, at: 0 });
-        let one = || Semaphore::new(1);
-        Self {
-            metads,
-            known,
-            moved: Notify::new(),
-            doubt: watch::Sender::new(None),
-            finding: one(),
-            looking: one(),
-            soft_timeout,
-        }
+        let known =
+            Ordered::new(Rank::Leaf, Known { metads: KnownMetads::new(nodes.clone()), nodes, at: 0, named: None });
+        Self { metads, known, moved: Notify::new(), looking: Semaphore::new(1), soft_timeout }
     }
 
     /// Returns the address of the leader, if that is known, or a guess.
@@ -130,99 +115,31 @@ impl Rpc {
         let mut hints = 0;
         loop {
             // An attempt must not outlast the caller's patience.
-            let left = || {
-                let left = limit.map_or(ATTEMPT_MAX, |limit| limit.saturating_sub(started.elapsed()));
-                left.clamp(ATTEMPT_MIN, ATTEMPT_MAX)
-            };
-            let found = match limit {
-                Some(_) => timeout(left(), self.some_leader()).await.ok().transpose()?,
-                None => Some(self.some_leader().await?),
-            };
-            let missed = match found {
-                None => Missed::Away(self.doubt.borrow().clone().unwrap_or_default()),
-                Some(()) => match self.attempt(request, left()).await? {
-                    Ok(reply) => return Ok(reply),
-                    Err(missed) => missed,
-                },
-            };
-            let reason = match missed {
-                Missed::Hint if hints < HINTS_IN_A_ROW_MAX => {
+            let left = limit.map_or(ATTEMPT_MAX, |limit| limit.saturating_sub(started.elapsed()));
+            let missed = match self.attempt(request, left.clamp(ATTEMPT_MIN, ATTEMPT_MAX)).await? {
+                Ok(reply) => return Ok(reply),
+                Err(Missed::Hint) if hints < HINTS_IN_A_ROW_MAX => {
                     hints += 1;
                     continue;
                 }
-                Missed::Hint => self.in_doubt("the metads name each other as the leader".to_owned()),
-                Missed::Away(reason) => self.in_doubt(reason),
-                Missed::Busy(reason) => reason,
+                Err(Missed::Hint) => "the metads name each other as the leader".to_owned(),
+                Err(Missed::Away(reason)) => reason,
             };
             if limit.is_some_and(|limit| started.elapsed() > limit) {
-                return Err(Error::NotSent { peer: "metad".to_owned(), reason });
+                return Err(Error::NotSent { peer: "metad".to_owned(), reason: missed });
             }
             if warned.elapsed() > WARN_EVERY {
                 warned = Instant::now();
-                tracing::warn!(reason, "waiting for metad");
+                tracing::warn!(reason = missed, "waiting for metad");
             }
             tokio::time::sleep(backoff.delay()).await;
             hints = 0;
         }
     }
 
-    fn in_doubt(&self, reason: String) -> String {
-        self.doubt.send_replace(Some(reason.clone()));
-        reason
-    }
-
-    /// Waits until it is not in doubt that a metad leads.
-    async fn some_leader(&self) -> Result<(), Error> {
-        let mut doubt = self.doubt.subscribe();
-        let found = async {
-            let _ = doubt.wait_for(Option::is_none).await;
-        };
-        tokio::select! {
-            biased;
-            () = found => Ok(()),
-            Ok(_only) = self.finding.acquire() => self.find_leader().await,
-        }
-    }
-
-    /// Asks one metad after the other who leads, until one says that it does.
-    async fn find_leader(&self) -> Result<(), Error> {
-        let mut pauses = Backoff::new(LOOK_PAUSE_MIN, LOOK_PAUSE_MAX);
-        let mut warned = Instant::now();
-        loop {
-            if warned.elapsed() > WARN_EVERY {
-                warned = Instant::now();
-                tracing::warn!(reason = self.doubt.borrow().as_deref(), "waiting for metad");
-            }
-            let asked = self.leader();
-            match self.metads.ask(asked, &WHO_LEADS, LOOK_LIMIT).await {
-                Ok(MetaReply::NotLeader(said)) if self.leads(asked, &said) => {
-                    self.doubt.send_replace(None);
-                    return Ok(());
-                }
-                Ok(MetaReply::NotLeader(said)) => drop(self.learn(asked, &said)),
-                Err(error) if is_final(&error) => return Err(error),
-                answer => {
-                    let reason = answer.err().map_or_else(|| "no leader yet".to_owned(), |error| error.to_string());
-                    self.in_doubt(reason);
-                    self.known.lock().at += 1;
-                }
-            }
-            tokio::time::sleep(pauses.delay()).await;
-        }
-    }
-
-    /// Returns whether a metad leads that says so, and learns it.
-    fn leads(&self, asked: SocketAddr, said: &Redirect) -> bool {
-        let mut known = self.known.lock();
-        if said.leader.is_none_or(|(_, leader)| leader != asked) || known.metads.learn(said).is_none() {
-            return false;
-        }
-        known.nodes = known.metads.ways_in();
-        known.at = known.nodes.iter().position(|node| *node == asked).unwrap_or_default();
-        true
-    }
-
     async fn attempt(&self, request: &MetaRequest, limit: Duration) -> Result<Result<MetaReply, Missed>, Error> {
+        // It counts from here on, before it is polled.
+        let moved = self.moved.notified();
         let asked = self.leader();
         let answer = tokio::select! {
             // In a fixed order, so that a run can be repeated.
@@ -230,16 +147,17 @@ impl Rpc {
             answer = self.metads.ask(asked, request, limit) => answer,
             said = self.another_leads(asked) => return Ok(Err(self.learn(asked, &said))),
             // Another request has found it.
-            () = self.moved() => return Ok(Err(Missed::Hint)),
+            () = self.moved_from(asked, moved) => return Ok(Err(Missed::Hint)),
         };
         match answer {
             Ok(MetaReply::NotLeader(said)) => Ok(Err(self.learn(asked, &said))),
-            Ok(reply) => {
-                self.doubt.send_if_modified(|doubt| doubt.take().is_some());
-                Ok(Ok(reply))
+            Ok(reply) => Ok(Ok(reply)),
+            Err(error @ (Error::WrongCluster { .. } | Error::WrongRole { .. } | Error::ProtocolVersion { .. })) => {
+                Err(error)
             }
-            Err(error) if is_final(&error) => Err(error),
-            Err(error @ Error::Busy { .. }) => Ok(Err(Missed::Busy(error.to_string()))),
+            Err(error @ (Error::Refused { .. } | Error::Closed)) => Err(error),
+            // It leads, or knows the leader: the same request goes to it again.
+            Err(error @ Error::Busy { .. }) => Ok(Err(Missed::Away(error.to_string()))),
             Err(error) => {
                 self.known.lock().at += 1;
                 Ok(Err(Missed::Away(error.to_string())))
@@ -247,7 +165,18 @@ impl Rpc {
         }
     }
 
-    /// The metad that leads instead of `asked`, which is silent. One request of those that wait looks for it.
+    /// Waits, with `moved` at first, until another metad than this one is named as the leader.
+    async fn moved_from(&self, asked: SocketAddr, mut moved: Notified<'_>) {
+        loop {
+            moved.await;
+            if self.leader() != asked {
+                return;
+            }
+            moved = self.moved.notified();
+        }
+    }
+
+    /// The metad that leads instead of `asked`, which is silent. One of the requests that wait looks for it.
     async fn another_leads(&self, asked: SocketAddr) -> Redirect {
         let _only = self.looking.acquire().await;
         let look = |node| self.metads.ask(node, &WHO_LEADS, LOOK_LIMIT);
@@ -263,8 +192,13 @@ impl Rpc {
         known.nodes = known.metads.ways_in();
         match leader.and_then(|leader| known.nodes.iter().position(|node| *node == leader)) {
             Some(at) if known.nodes[at] != asked => {
+                let leader = known.nodes[at];
+                let is_news = known.named.replace(leader) != Some(leader) || known.nodes.get(known.at) != Some(&leader);
                 known.at = at;
-                self.moved.notify_waiters();
+                // Requests that have already gone to this leader are not sent again.
+                if is_news {
+                    self.moved.notify_waiters();
+                }
                 Missed::Hint
             }
             _ => {
@@ -299,12 +233,6 @@ impl Rpc {
     pub async fn events(&self, request: &MetaRequest) -> Result<Box<dyn EventStream>, Error> {
         self.metads.events(self.leader(), request).await
     }
-}
-
-/// Returns whether no metad would answer otherwise.
-fn is_final(error: &Error) -> bool {
-    use Error::{Closed, ProtocolVersion, Refused, WrongCluster, WrongRole};
-    matches!(error, WrongCluster { .. } | WrongRole { .. } | ProtocolVersion { .. } | Refused { .. } | Closed)
 }
 
 #[cfg(test)]
@@ -439,7 +367,7 @@ mod tests {
         }
     }
 
-    /// In the first ten seconds they wait for the silent metad, and then know that it does not answer.
+    /// In the first ten seconds they wait for the silent metad, and then learn that it does not answer.
     #[tokio::test(start_paused = true)]
     async fn however_many_requests_wait_metads_are_asked_who_leads_by_one_of_them() {
         for waited in [Duration::from_secs(5), Duration::from_secs(30)] {

@@ -40,6 +40,10 @@ const CONNECTION_ID_BYTES: usize = 8;
 /// works, 6,560 crawls.
 const LOOPBACK_MTU: u16 = 6_500;
 
+/// Turns of tasks between two looks for those that other threads have woken. While packets come without end, the endpoint
+/// alone takes turns, and long ones.
+const TURNS_BETWEEN_OTHERS: u32 = 4;
+
 /// One bound socket.
 pub(super) struct Socket {
     quinn: quinn::Endpoint,
@@ -67,7 +71,11 @@ impl Socket {
     /// Binds it, and starts the network thread.
     pub(super) fn bind_speaking(addr: SocketAddr, identity: &Identity, versions: &[&[u8]]) -> Result<Self, Error> {
         let failed = |error: io::Error| bind_error(addr, &error);
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .global_queue_interval(TURNS_BETWEEN_OTHERS)
+            .build()
+            .map_err(failed)?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         std::thread::Builder::new()
