@@ -18,6 +18,8 @@ const SCAN_BYTES: usize = 4 << 20;
 /// Lengths of a segment that are read for what does not prove itself at most. Content can be made in which the largest
 /// block seems to begin at each group, so that each 4 KiB would cost 4 MiB.
 const DISPROVED_LENS_MAX: u64 = 2;
+/// Groups that cannot be read, after which the rest of a segment is left out: a disk may try each for seconds.
+const UNREADABLE_MAX: usize = 16;
 
 /// Reads a record's payload.
 pub(super) fn read_payload(file: &dyn SegmentFile, pool: &Arc<Pool>, offset: u64, len: u32) -> io::Result<Bytes> {
@@ -82,15 +84,28 @@ pub(super) enum Unjudged {
 /// So from there to the segment's end, a block counts only if its payload matches its name, and a tombstone, which
 /// nothing proves, does not count at all. The block that it took out comes back until the next block report, which is
 /// better than a copy lost. The proofs that fail have a bound: the scan ends there, and what it has not seen does not
-/// count.
+/// count. A group that cannot be read is damage, too.
 pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> io::Result<Scan> {
     let len = file.size()?;
-    let mut window = Window { file, buffer: buffer::take(pool, SCAN_BYTES), start: 0, filled: 0 };
+    let mut window = Window { file, buffer: buffer::take(pool, SCAN_BYTES), start: 0, filled: 0, unsure_until: 0 };
     let mut scan = Scan::default();
     let mut proofs = Proofs { file, pool, left: DISPROVED_LENS_MAX * len, unjudged: None };
-    let (mut at, mut skipped, mut doubtful) = (0, false, false);
+    let (mut at, mut skipped, mut doubtful, mut unreadable) = (0, false, false, 0);
     while at + HEADER_BYTES as u64 <= len && !matches!(proofs.unjudged, Some(Unjudged::TooMuch)) {
-        let decoded = match Header::decode(window.at(at)?, id) {
+        let bytes = match window.at(at) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                proofs.unjudged.get_or_insert(Unjudged::Unreadable(error));
+                unreadable += 1;
+                if unreadable > UNREADABLE_MAX {
+                    break;
+                }
+                (skipped, doubtful) = (true, true);
+                at = (at + 1).next_multiple_of(GROUP_ALIGN as u64);
+                continue;
+            }
+        };
+        let decoded = match Header::decode(bytes, id) {
             Ok(decoded) => decoded,
             Err(_) if doubtful => None,
             Err(other) => {
@@ -164,15 +179,29 @@ struct Window<'a> {
     buffer: Buffer<Aligned>,
     start: u64,
     filled: usize,
+    /// Somewhere before here, bytes cannot be read: group by group, the others can.
+    unsure_until: u64,
 }
 
 impl Window<'_> {
     /// The bytes from `at` on, at least a header's unless the file ends.
+    ///
+    /// # Errors
+    /// When the group at `at` cannot be read.
     fn at(&mut self, at: u64) -> io::Result<&[u8]> {
         let within = at >= self.start && at + HEADER_BYTES as u64 <= self.start + self.filled as u64;
         if !within {
             self.start = at - at % GROUP_ALIGN as u64;
-            self.filled = self.file.read_at(&mut self.buffer[..SCAN_BYTES], self.start)?;
+            self.filled = 0;
+            if self.start >= self.unsure_until {
+                match self.file.read_at(&mut self.buffer[..SCAN_BYTES], self.start) {
+                    Ok(count) => self.filled = count,
+                    Err(_) => self.unsure_until = self.start + SCAN_BYTES as u64,
+                }
+            }
+            if self.start < self.unsure_until {
+                self.filled = self.file.read_at(&mut self.buffer[..GROUP_ALIGN], self.start)?;
+            }
         }
         let from = ((at - self.start) as usize).min(self.filled);
         Ok(&self.buffer[from..self.filled])

@@ -175,6 +175,27 @@ fn what_cannot_be_read_at_start_is_not_cut_off() {
     }
 }
 
+/// A sector that cannot be read fails every read that touches it, however long. Guards I9.
+#[test]
+fn a_sector_that_cannot_be_read_at_start_hides_no_other_record_and_cuts_none_off() {
+    let blocks = [b"the first block".as_slice(), b"the one that cannot be read", b"the last block"];
+    let bytes = blocks.map(|block| group(&[put(block)])).concat();
+    let bad = GROUP_ALIGN as u64..2 * GROUP_ALIGN as u64;
+    let disk = TestDisk::new();
+    disk.lay(&segment_name::path(Path::new(DIR), SEGMENT), bytes.clone());
+    disk.fail_reads(move |_, offset, len| offset < bad.end && bad.start < offset + len as u64);
+    let store = open(&disk);
+    let found = blocks.map(|block| runtime().block_on(store.get(BlockHash::of(block))).unwrap().is_some());
+    assert_eq!(found, [true, false, true]);
+    drop(store);
+    assert_eq!(file(&disk), (Some(bytes), false));
+    disk.mend_reads();
+    let store = open(&disk);
+    for block in blocks {
+        assert_eq!(runtime().block_on(store.get(BlockHash::of(block))).unwrap().unwrap(), block);
+    }
+}
+
 /// Guards I9.
 #[test]
 fn an_older_copy_is_not_replaced_by_one_that_cannot_be_read_at_start() {
