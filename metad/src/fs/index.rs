@@ -5,7 +5,7 @@ use super::keys::{self, Key};
 use super::session::Session;
 use super::view::{Kv, KvExt, View};
 use super::{lock, orphan};
-use wire::ids::{BlockHash, Ino, SessionId};
+use wire::ids::{BlockHash, Ino, SessionId, TokenId};
 
 /// Returns the index keys of a session.
 pub(super) fn of_session(id: SessionId, session: &Session) -> Vec<Key> {
@@ -41,6 +41,7 @@ pub(super) fn belongs(kv: &dyn Kv, key: &[u8]) -> Option<bool> {
             };
             Some(holders.contains(&SessionId(keys::first(key))))
         }
+        (b'H', keys::ENROLLED_BYTES) => Some(kv.get(&keys::join_token(TokenId(keys::first(key)))).is_some()),
         (b'Z', keys::UNREFERENCED_BYTES) => {
             let hash: BlockHash = keys::unreferenced_hash(key);
             let block = keys::block_of(keys::unreferenced_policy(key), &hash);

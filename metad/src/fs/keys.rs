@@ -22,13 +22,15 @@
 //! | `J` | session, ino | empty: inodes on which the session holds locks |
 //! | `P` | journal | [`JournalPosition`](wire::op::JournalPosition): up to where a client's journal was sent |
 //! | `G` | name in the certificate (hash), journal | empty: journals by the certificate that reported their position |
+//! | `F` | token | [`Token`](super::token::Token): a join token |
+//! | `H` | token, hash of a key | name and time of the machine that has used the token with this key |
 //! | `C` | name | cluster setting or counter |
 //!
 //! Structured values are coded by `wire::codec` (a version byte, then postcard). Those of the tables `I`, `L`, `D`, `E` and
 //! `X` begin with the newest snapshot number at their writing (see [`numbered`](super::numbered)).
 
 use std::ops::Range;
-use wire::ids::{BatchSeq, BlockHash, Ino, JournalId, PolicyId, SessionId};
+use wire::ids::{BatchSeq, BlockHash, Ino, JournalId, PolicyId, SessionId, TokenId};
 
 /// A key, or one end of a range of keys.
 pub type Key = Vec<u8>;
@@ -72,6 +74,39 @@ pub fn inode(ino: Ino) -> Key {
 #[must_use]
 pub fn inodes() -> Range<Key> {
     below(vec![b'I'])
+}
+
+/// A join token.
+#[must_use]
+pub fn join_token(token: TokenId) -> Key {
+    key(b'F', &[token.0], &[])
+}
+
+/// All join tokens; the token is the first number.
+#[must_use]
+pub fn join_tokens() -> Range<Key> {
+    below(vec![b'F'])
+}
+
+/// Bytes of a key of [`enrolled`].
+pub const ENROLLED_BYTES: usize = 41;
+
+/// The use of a join token by the owner of a key.
+#[must_use]
+pub fn enrolled(token: TokenId, key_hash: &[u8; 32]) -> Key {
+    key(b'H', &[token.0], key_hash)
+}
+
+/// All uses of a join token.
+#[must_use]
+pub fn uses_of(token: TokenId) -> Range<Key> {
+    below(key(b'H', &[token.0], &[]))
+}
+
+/// All uses of all join tokens; the token is the first number.
+#[must_use]
+pub fn all_enrolled() -> Range<Key> {
+    below(vec![b'H'])
 }
 
 /// Position of a client's journal.

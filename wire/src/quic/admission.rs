@@ -104,6 +104,11 @@ impl Door {
 }
 
 impl Handshake {
+    /// What counts as the address of this peer.
+    pub(super) fn network(&self) -> IpAddr {
+        self.counted
+    }
+
     /// Ends the handshake: the peer has shown this certificate. Returns `None` when too many connections show it.
     pub fn succeed(self, subject: &Subject) -> Option<Admitted> {
         self.door.remember(self.address);
@@ -134,7 +139,7 @@ impl Drop for Admitted {
 }
 
 /// Counts one less, and forgets what is counted no more.
-fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+pub(super) fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;
         if *count == 0 {
@@ -144,7 +149,7 @@ fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
 }
 
 /// Returns what counts as one address: whoever has one IPv6 address has its whole /64 network (RFC 6177).
-fn network_of(address: IpAddr) -> IpAddr {
+pub(super) fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();
