@@ -34,6 +34,7 @@ pub mod rules;
 pub mod session;
 pub mod settings;
 pub mod token;
+pub mod token_keys;
 pub mod view;
 mod xattr;
 
@@ -102,6 +103,8 @@ pub enum Command {
     RevokeToken(TokenId),
     /// A newcomer uses a join token.
     UseToken(token::Use),
+    /// The time of some join tokens is over, by the stamp of this.
+    ExpireTokens,
 }
 
 /// A command with the time at which the leader accepted it.
@@ -212,6 +215,10 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::CreateToken(new) => token::create(view, stamped.now, new),
         Command::RevokeToken(id) => token::revoke(view, *id),
         Command::UseToken(newcomer) => CommandReply::Enrolled(token::enroll(view, stamped.now, newcomer)),
+        Command::ExpireTokens => {
+            token::expire(view, stamped.now);
+            CommandReply::Done
+        }
     }
 }
 

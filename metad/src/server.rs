@@ -14,13 +14,14 @@ mod orphan_turns;
 mod sessions;
 mod turns;
 mod validate;
+mod wrong_secrets;
 
 pub use batcher::{Batcher, Clock};
-pub use enroll::WrongSecrets;
 pub use events::Events;
 pub use orphan_turns::OrphanTurns;
 pub use sessions::{Followed, expire_silent};
 pub use turns::Turns;
+pub use wrong_secrets::WrongSecrets;
 
 use crate::Shared;
 use crate::error::ProposeError;

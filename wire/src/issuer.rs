@@ -6,7 +6,9 @@
 
 use crate::chain::ISSUABLE;
 use crate::subject::{ISSUER_OID, issued_roles};
-use crate::tls::{ClusterCa, Identity, Role, Subject, crypto_failed, leaf_params, read_file, sections, write_private};
+use crate::tls::{
+    ClusterCa, Identity, Role, Subject, crypto_failed, leaf_params, read_file, read_private, sections, write_private,
+};
 use crate::{Error, codec};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CustomExtension, DistinguishedName, DnType,
@@ -14,9 +16,19 @@ use rcgen::{
 };
 use std::fmt;
 use std::path::Path;
+use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::prelude::FromDer;
 
 /// Largest signing request, in bytes: one with a key and nothing else has some 200.
 pub const REQUEST_BYTES_MAX: usize = 1 << 10;
+/// How the public key of a [`NewKey`] begins (SubjectPublicKeyInfo in DER, RFC 5480): ECDSA, the curve P-256, and a point
+/// that is not compressed.
+const KEY_HEAD: [u8; 27] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04,
+];
+/// The two coordinates of its point, in bytes.
+const KEY_COORDINATES_BYTES: usize = 64;
 
 /// The right to sign identities, and the key for it.
 pub struct IssuerKey {
@@ -106,9 +118,9 @@ impl IssuerKey {
         let Some(role) = self.roles.first() else { return Ok(()) };
         let key = NewKey::generate()?;
         let cert = self.sign(&SigningRequest::decode(&key.request()?)?, &Subject::new(*role, "probe"))?;
-        Identity::of_issued(identity.ca(), &cert, &self.cert, &key.to_pem()).map(|_| ()).map_err(|_| {
-            let reason = "its key does not fit its certificate, or it is of another cluster: make one with this \
-                cluster's ca.pem by `surf cluster issuer`";
+        key.identity(identity.ca(), &cert, &self.cert).map(|_| ()).map_err(|_| {
+            let reason = "its key does not fit its certificate, or it is of another cluster than the identity: make one \
+                with this cluster's ca.pem by `surf cluster issuer`";
             Error::Identity { file: origin.display().to_string(), reason: reason.to_owned() }
         })
     }
@@ -158,8 +170,15 @@ impl SigningRequest {
         let found = CertificateSigningRequestParams::from_der(&der.to_vec().into());
         let CertificateSigningRequestParams { params, public_key } =
             found.map_err(|error| wrong(format!("cannot be used: {error}")))?;
-        if public_key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
-            return Err(wrong("has a key that is not ECDSA P-256".to_owned()));
+        // The algorithm of the signature does not say which curve the key has.
+        let (rest, parsed) = X509CertificationRequest::from_der(der).map_err(|error| wrong(error.to_string()))?;
+        let key = parsed.certification_request_info.subject_pki.raw;
+        let is_p256 = key.starts_with(&KEY_HEAD) && key.len() == KEY_HEAD.len() + KEY_COORDINATES_BYTES;
+        if !is_p256 || public_key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
+            return Err(wrong("has a key that is not ECDSA P-256, uncompressed".to_owned()));
+        }
+        if !rest.is_empty() {
+            return Err(wrong("goes on behind its end".to_owned()));
         }
         let asks_for_nothing = params.distinguished_name == DistinguishedName::new()
             && params.subject_alt_names.is_empty()
@@ -191,16 +210,23 @@ impl NewKey {
         KeyPair::generate().map(Self).map_err(|error| crypto_failed("new key", error))
     }
 
-    /// Reads one that an earlier attempt has written.
+    /// Reads one that an earlier attempt of this user has written, if there is one.
     ///
     /// # Errors
-    /// [`Error::Identity`] when the file cannot be read, or is no key.
-    pub fn load(path: &Path) -> Result<Self, Error> {
+    /// [`Error::Identity`] when the file cannot be read, others may know what is in it, or it is no key.
+    pub fn load(path: &Path) -> Result<Option<Self>, Error> {
         let wrong = |error: rcgen::Error| Error::Identity {
             file: path.display().to_string(),
             reason: format!("is no key ({error}): remove it"),
         };
-        KeyPair::from_pem(&read_file(path)?).map(Self).map_err(wrong)
+        let Some(text) = read_private(path)? else { return Ok(None) };
+        KeyPair::from_pem(&text).map(|key| Some(Self(key))).map_err(wrong)
+    }
+
+    /// Returns whether an identity has this key.
+    #[must_use]
+    pub fn is_of(&self, identity: &Identity) -> bool {
+        self.0.serialize_der() == identity.key().secret_der()
     }
 
     /// Writes it to a file that only its owner can read.
@@ -211,7 +237,15 @@ impl NewKey {
         write_private(path, &self.to_pem())
     }
 
-    pub(crate) fn to_pem(&self) -> String {
+    /// Makes the identity of certificates (DER) that a cluster has issued for this key.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when they do not belong together.
+    pub fn identity(&self, ca: &[u8], cert: &[u8], issuer: &[u8]) -> Result<Identity, Error> {
+        Identity::of_issued(ca, cert, issuer, &self.to_pem())
+    }
+
+    fn to_pem(&self) -> String {
         self.0.serialize_pem()
     }
 
@@ -240,6 +274,7 @@ fn bare_params() -> CertificateParams {
 mod tests {
     use super::*;
     use crate::tls::ClientGrant;
+    use base64::Engine;
     use rcgen::SanType;
     use rcgen::string::Ia5String;
 
@@ -249,7 +284,7 @@ mod tests {
 
     fn identity(ca: &ClusterCa, cert: &[u8], issuer: &[u8], key: &NewKey) -> Result<Identity, Error> {
         let ca = pem::parse(ca.cert_pem()).unwrap().into_contents();
-        Identity::of_issued(&ca, cert, issuer, &key.to_pem())
+        key.identity(&ca, cert, issuer)
     }
 
     #[test]
@@ -267,6 +302,7 @@ mod tests {
         let again = Identity::from_pem(Path::new("x"), &made.to_pem()).unwrap();
         assert_eq!((again.subject(), again.cluster_id()), (&subject, ca.cluster_id().unwrap()));
         assert_eq!(again.chain().len(), 2);
+        assert!(key.is_of(&again) && !NewKey::generate().unwrap().is_of(&again));
         issuer.check(&path, &again).unwrap();
         let error = issuer.check(&path, &ClusterCa::create("t").unwrap().issue(&subject).unwrap()).unwrap_err();
         assert!(error.to_string().contains("issuer.pem: ") && error.to_string().contains("another cluster"), "{error}");
@@ -363,6 +399,23 @@ mod tests {
         ] {
             assert!(refused.is_some());
         }
+    }
+
+    #[test]
+    fn a_key_of_another_curve_gets_no_certificate_though_its_signature_is_made_like_ours() {
+        // `openssl req -new -sha256` with a key of the curve P-384.
+        let request = "MIH3MH8CAQAwADB2MBAGByqGSM49AgEGBSuBBAAiA2IABKMExJdcQ/mGc6n2fj4KcjAvZf8BW/mp0VgKMvYw8kz0r3zK+66w\
+            IUztLdP5M0JXeZEu0Mzdo0MiTB/XmvDcjE5EaGzqjmZbtXXxhAvmomhPkwa4PFXhCpTUb9XMAlf9X6AAMAoGCCqGSM49BAMCA2gAMGUCMB\
+            xpr8GQo1QckehRAO1uvH6VolHgqFraBTEOXwXHnIe5TjEEBFZ+Z9TLW3vjUbhGVQIxANNdKdt9HWYEnK0BlgXnZT4yeSQhMiNtJDKx3XuX\
+            I+lLT7RCbd3WX2J2OsdW4SJiaQ==";
+        let request = base64::engine::general_purpose::STANDARD.decode(request).unwrap();
+        let found = CertificateSigningRequestParams::from_der(&request.clone().into()).unwrap();
+        assert_eq!(found.public_key.algorithm(), &PKCS_ECDSA_P256_SHA256, "the signature does not tell");
+        let refused = SigningRequest::decode(&request).err().unwrap().to_string();
+        assert!(refused.contains("not ECDSA P-256"), "{refused}");
+        let mut longer = NewKey::generate().unwrap().request().unwrap();
+        longer.push(0);
+        assert!(SigningRequest::decode(&longer).is_err());
     }
 
     #[test]

@@ -9,19 +9,23 @@ pub use crate::subject::{ClientGrant, Role, Squash, Subject};
 use crate::chain::ClientVerifier;
 use crate::ids::ClusterId;
 use crate::subject::{self, SUBJECT_OID};
-use crate::{Error, codec, durable};
+use crate::{Error, codec, durable, sys};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use std::fmt;
-use std::fs;
+use std::fs::{self, Metadata, OpenOptions};
+use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 /// Name in every certificate, which the TLS library requires; peers are known by CA and role instead.
 pub(crate) const SERVER_NAME: &str = "node.surf.internal";
+/// Largest secret that is read: a key has some 250 bytes.
+const PRIVATE_BYTES_MAX: u64 = 64 << 10;
 
 /// A peer, known by its verified certificate.
 #[derive(Clone, Debug)]
@@ -319,6 +323,44 @@ pub(crate) fn read_file(path: &Path) -> Result<String, Error> {
     })
 }
 
+/// Reads a secret that this user has written with [`write_private`] before. Returns `None` when there is no such file.
+///
+/// # Errors
+/// [`Error::Identity`] when it cannot be read, or others may have written or read it: then it is no secret.
+pub(crate) fn read_private(path: &Path) -> Result<Option<String>, Error> {
+    let refused = |reason: String| Error::Identity { file: path.display().to_string(), reason };
+    let failed = |error: io::Error| match error.raw_os_error() {
+        Some(libc::ELOOP) => refused("is a symbolic link, which is not followed: remove it".to_owned()),
+        _ => refused(format!("cannot be read ({error}): remove it")),
+    };
+    // Opening a named pipe would wait for a writer.
+    let mut file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(failed)?,
+    };
+    let found = file.metadata().map_err(failed)?;
+    check_private(&found, sys::effective_uid()).map_err(refused)?;
+    let mut text = String::new();
+    (&mut file).take(PRIVATE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
+    Ok(Some(text))
+}
+
+/// Checks that nobody but this user (and root) can know what is in a file.
+fn check_private(found: &Metadata, user: u32) -> Result<(), String> {
+    let (owner, mode) = (found.uid(), found.mode() & 0o777);
+    if !found.is_file() {
+        Err("is no regular file: remove it".to_owned())
+    } else if owner != user {
+        Err(format!(
+            "belongs to another user (uid {owner}), who may know the key in it: remove it, or run this as that user"
+        ))
+    } else if mode & 0o077 != 0 {
+        Err(format!("others may read or write it (mode {mode:o}), so the key in it is no secret: remove it"))
+    } else {
+        Ok(())
+    }
+}
+
 /// Cuts PEM text into exactly the wanted sections.
 pub(crate) fn sections<const N: usize>(origin: &Path, text: &str, wanted: &[&str; N]) -> Result<[String; N], Error> {
     let wrong = |reason: String| Error::Identity { file: origin.display().to_string(), reason };
@@ -387,6 +429,29 @@ mod tests {
         ClusterCa::create("test").unwrap().save(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         ClusterCa::load(&path).unwrap();
+    }
+
+    #[test]
+    fn a_key_that_somebody_else_may_know_is_not_read() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let refused = |name: &str| read_private(&at(name)).unwrap_err().to_string();
+        write_private(&at("key"), "secret").unwrap();
+        assert_eq!(read_private(&at("key")).unwrap().as_deref(), Some("secret"));
+        assert_eq!(read_private(&at("none")).unwrap(), None);
+        symlink(at("key"), at("link")).unwrap();
+        assert!(refused("link").contains("symbolic link, which is not followed: remove it"));
+        symlink(at("none"), at("dangling")).unwrap();
+        assert!(refused("dangling").contains("symbolic link"));
+        fs::create_dir(at("dir")).unwrap();
+        assert!(refused("dir").contains("no regular file"));
+        fs::write(at("open"), "secret").unwrap();
+        fs::set_permissions(at("open"), fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(refused("open").contains("(mode 640)"), "{}", refused("open"));
+        let (found, user) = (fs::metadata(at("key")).unwrap(), sys::effective_uid());
+        let other = check_private(&found, user + 1).unwrap_err();
+        assert!(other.contains(&format!("another user (uid {user})")) && other.contains("remove it"), "{other}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::blockref::BlockRef;
 use super::keys::{self, Key};
 use super::session::Session;
 use super::view::{Kv, KvExt, View};
-use super::{lock, orphan};
+use super::{lock, orphan, token_keys};
 use wire::ids::{BlockHash, Ino, SessionId, TokenId};
 
 /// Returns the index keys of a session.
@@ -41,7 +41,9 @@ pub(super) fn belongs(kv: &dyn Kv, key: &[u8]) -> Option<bool> {
             };
             Some(holders.contains(&SessionId(keys::first(key))))
         }
-        (b'H', keys::ENROLLED_BYTES) => Some(kv.get(&keys::join_token(TokenId(keys::first(key)))).is_some()),
+        (b'H', token_keys::ENROLLED_BYTES) => {
+            Some(kv.get(&token_keys::join_token(TokenId(keys::first(key)))).is_some())
+        }
         (b'Z', keys::UNREFERENCED_BYTES) => {
             let hash: BlockHash = keys::unreferenced_hash(key);
             let block = keys::block_of(keys::unreferenced_policy(key), &hash);

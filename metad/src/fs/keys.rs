@@ -30,12 +30,12 @@
 //! `X` begin with the newest snapshot number at their writing (see [`numbered`](super::numbered)).
 
 use std::ops::Range;
-use wire::ids::{BatchSeq, BlockHash, Ino, JournalId, PolicyId, SessionId, TokenId};
+use wire::ids::{BatchSeq, BlockHash, Ino, JournalId, PolicyId, SessionId};
 
 /// A key, or one end of a range of keys.
 pub type Key = Vec<u8>;
 
-fn key(prefix: u8, numbers: &[u64], rest: &[u8]) -> Key {
+pub(super) fn key(prefix: u8, numbers: &[u64], rest: &[u8]) -> Key {
     let mut key = Vec::with_capacity(1 + numbers.len() * 8 + rest.len());
     key.push(prefix);
     for number in numbers {
@@ -74,39 +74,6 @@ pub fn inode(ino: Ino) -> Key {
 #[must_use]
 pub fn inodes() -> Range<Key> {
     below(vec![b'I'])
-}
-
-/// A join token.
-#[must_use]
-pub fn join_token(token: TokenId) -> Key {
-    key(b'F', &[token.0], &[])
-}
-
-/// All join tokens; the token is the first number.
-#[must_use]
-pub fn join_tokens() -> Range<Key> {
-    below(vec![b'F'])
-}
-
-/// Bytes of a key of [`enrolled`].
-pub const ENROLLED_BYTES: usize = 41;
-
-/// The use of a join token by the owner of a key.
-#[must_use]
-pub fn enrolled(token: TokenId, key_hash: &[u8; 32]) -> Key {
-    key(b'H', &[token.0], key_hash)
-}
-
-/// All uses of a join token.
-#[must_use]
-pub fn uses_of(token: TokenId) -> Range<Key> {
-    below(key(b'H', &[token.0], &[]))
-}
-
-/// All uses of all join tokens; the token is the first number.
-#[must_use]
-pub fn all_enrolled() -> Range<Key> {
-    below(vec![b'H'])
 }
 
 /// Position of a client's journal.

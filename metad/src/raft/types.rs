@@ -53,6 +53,7 @@ impl std::fmt::Display for Stamped {
             Command::CreateToken(new) => write!(f, "create token {}", new.id),
             Command::RevokeToken(id) => write!(f, "revoke token {id}"),
             Command::UseToken(newcomer) => write!(f, "use token {}", newcomer.token),
+            Command::ExpireTokens => f.write_str("expire tokens"),
         }
     }
 }

@@ -1,10 +1,10 @@
 //! Join tokens: operators make them, newcomers get certificates for them.
 
 use super::Server;
+use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, token};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use wire::ids::{MetadId, TokenId};
 use wire::issuer::{IssuerKey, SigningRequest};
@@ -20,17 +20,12 @@ use wire::token::NewToken;
 /// Who shows a wrong secret waits for this long: a connection tries few of them.
 const WRONG_SECRET_PAUSE: Duration = Duration::from_secs(1);
 
-/// Wrong secrets since the start of this node.
-#[derive(Default)]
-pub struct WrongSecrets(AtomicU64);
-
-impl WrongSecrets {
-    /// Counts one. The log has the first ones, and then fewer and fewer of them.
-    fn count(&self, addr: SocketAddr) {
-        let count = self.0.fetch_add(1, Ordering::Relaxed) + 1;
-        if count.is_power_of_two() {
-            tracing::warn!(%addr, count, "a newcomer has shown a wrong secret, or one of a forgotten token");
-        }
+/// Records, while this node leads, that the time of tokens is over: a leader whose clock is behind must not forget it.
+pub(super) async fn expire_tokens(shared: &Shared) {
+    if token::any_passed(&**shared.consensus.state(), shared.clock.now())
+        && let Err(error) = shared.propose(Command::ExpireTokens).await
+    {
+        tracing::debug!(%error, "that tokens have expired is recorded later");
     }
 }
 
@@ -119,18 +114,16 @@ impl Server {
 
     async fn issue(&self, addr: SocketAddr, request: EnrollRequest) -> Result<EnrollReply, EnrollRefusal> {
         let (me, consensus) = (self.shared.config.id, &self.shared.consensus);
-        let (id, hash) = (request.token, request.secret.hash());
-        if let Err(error) = consensus.read_barrier().await {
-            // Somebody who knows a secret may know where the leader is.
-            let is_known = token::known(&**consensus.state(), id, &hash).is_ok();
-            return Ok(match error {
-                ProposeError::NotLeader(leader) => {
-                    EnrollReply::NotLeader { leader: leader.filter(|_| is_known).and_then(|id| self.addr_of(id)) }
-                }
-                _ => EnrollReply::Busy,
-            });
+        let not_leader =
+            |leader: Option<MetadId>| EnrollReply::NotLeader { leader: leader.and_then(|id| self.addr_of(id)) };
+        match consensus.read_barrier().await {
+            // The secret is not looked at: the leader counts who tries out some.
+            Err(ProposeError::NotLeader(leader)) => return Ok(not_leader(leader)),
+            Err(_) => return Ok(EnrollReply::Busy),
+            Ok(()) => {}
         }
-        let new = token::known(&**consensus.state(), id, &hash)?;
+        let (state, id, hash) = (&**consensus.state(), request.token, request.secret.hash());
+        let new = token::known(state, id, &hash)?;
         let issuer = self.shared.config.issuer.as_deref().ok_or(EnrollRefusal::NoIssuer(me))?;
         if !issuer.roles().contains(&new.role) {
             return Err(EnrollRefusal::RoleNotIssued(me, new.role));
@@ -139,17 +132,19 @@ impl Server {
             tracing::debug!(%addr, %error, "a signing request was refused");
             EnrollRefusal::BadRequest
         })?;
-        let mut host = request.host;
-        host.truncate(host.floor_char_boundary(NEWCOMER_HOST_BYTES_MAX));
+        let host = request.host.chars().filter(char::is_ascii).take(NEWCOMER_HOST_BYTES_MAX).collect();
         let newcomer = token::Use { token: id, hash, key: signing.key_hash(), host };
-        let subject = match self.shared.propose(Command::UseToken(newcomer)).await {
-            Ok(CommandReply::Enrolled(outcome)) => outcome?,
-            Ok(_) => return Ok(EnrollReply::Busy),
-            Err(ProposeError::NotLeader(leader)) => {
-                return Ok(EnrollReply::NotLeader { leader: leader.and_then(|id| self.addr_of(id)) });
+        // The log gets what changes something, and no refusals: strangers must not fill it.
+        let (subject, is_again) = token::judge(state, self.shared.clock.now(), &newcomer)?;
+        let subject = if is_again {
+            subject
+        } else {
+            match self.shared.propose(Command::UseToken(newcomer)).await {
+                Ok(CommandReply::Enrolled(outcome)) => outcome?,
+                Err(ProposeError::NotLeader(leader)) => return Ok(not_leader(leader)),
+                // The same request can be sent again: its key counts once.
+                Ok(_) | Err(_) => return Ok(EnrollReply::Busy),
             }
-            // The same request can be sent again: its key counts once.
-            Err(_) => return Ok(EnrollReply::Busy),
         };
         Ok(self.certificate(addr, issuer, &signing, &subject))
     }

@@ -2,7 +2,7 @@
 
 use super::cluster::{Cluster, LIMIT};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wire::FsError;
 use wire::ids::{BatchSeq, Ino, TokenId};
 use wire::issuer::NewKey;
@@ -171,4 +171,60 @@ async fn a_token_survives_a_change_of_the_leader_with_what_was_used_of_it() {
     assert_eq!(again.identity.subject(), first.identity.subject());
     enroll(&token, &NewKey::generate().unwrap(), "host", LIMIT).await.unwrap();
     assert_eq!(refused(&token).await, EnrollRefusal::UsedUp);
+}
+
+/// Returns up to where the leader has applied the log.
+async fn applied(cluster: &Cluster) -> u64 {
+    match cluster.admin(AdminRequest::Status).await {
+        AdminReply::Status(status) => status.applied,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn newcomers_that_are_refused_or_come_again_add_nothing_to_the_log() {
+    let cluster = Cluster::start(1).await;
+    let secrets: Vec<Secret> = (0..2).map(|_| Secret::random()).collect();
+    let used = made(&cluster, new(&secrets[0]), secrets[0], all(&cluster)).await;
+    let revoked = made(&cluster, new(&secrets[1]), secrets[1], all(&cluster)).await;
+    assert!(matches!(cluster.admin(AdminRequest::RevokeToken { id: revoked.id }).await, AdminReply::Done));
+    let key = NewKey::generate().unwrap();
+    // Then the cluster's first entries are in the log.
+    cluster.session().await;
+    enroll(&used, &key, "host", LIMIT).await.unwrap();
+    let before = applied(&cluster).await;
+    enroll(&used, &key, "host", LIMIT).await.unwrap();
+    assert_eq!(refused(&used).await, EnrollRefusal::UsedUp);
+    assert_eq!(refused(&revoked).await, EnrollRefusal::Revoked);
+    assert_eq!(refused(&JoinToken { id: TokenId(9), ..revoked }).await, EnrollRefusal::Unknown);
+    assert_eq!(applied(&cluster).await, before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_secret_is_judged_by_the_leader_alone() {
+    let cluster = Cluster::start(3).await;
+    let secret = Secret::random();
+    let leader = cluster.leader().await;
+    let follower = cluster.nodes.iter().find(|(id, _)| **id != leader).unwrap().1.local_addr();
+    let token = made(&cluster, new(&secret), secret, vec![follower]).await;
+    assert_eq!(refused(&JoinToken { secret: Secret::random(), ..token }).await, EnrollRefusal::Unknown);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_a_token_has_expired_is_recorded_though_nobody_uses_it() {
+    let cluster = Cluster::start(1).await;
+    let secret = Secret::random();
+    cluster.session().await;
+    let token = made(&cluster, NewToken { valid_ms: 1, ..new(&secret) }, secret, all(&cluster)).await;
+    let made_at = applied(&cluster).await;
+    let started = Instant::now();
+    while applied(&cluster).await == made_at {
+        assert!(started.elapsed() < LIMIT, "nothing is recorded");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(listed(&cluster).await[0].state, TokenState::Expired);
+    let recorded_at = applied(&cluster).await;
+    let until = listed(&cluster).await[0].until;
+    assert_eq!(refused(&token).await, EnrollRefusal::Expired { at: until });
+    assert_eq!(applied(&cluster).await, recorded_at, "once");
 }

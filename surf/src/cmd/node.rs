@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use wire::durable;
 use wire::issuer::IssuerKey;
 use wire::tls::{ClusterCa, Role, Subject};
 
@@ -28,8 +29,8 @@ impl Node {
         format!("{}-{}", self.role, self.number)
     }
 
-    /// Writes its files into a directory, which is made: first the identity and a metad's issuer, last the configuration, with a comment
-    /// above it. `keys` are those that depend on the rest of the cluster.
+    /// Writes its files into a directory, which is made: first the identity and a metad's issuer, last the configuration,
+    /// with a comment above it. `keys` are those that depend on the rest of the cluster.
     pub fn write(&self, home: &Path, ca: &ClusterCa, keys: toml::Table, comment: &str) -> Result<()> {
         let role = self.role;
         make_dir(home)?;
@@ -54,7 +55,10 @@ impl Node {
             table.insert("id".to_owned(), i64::try_from(self.number)?.into());
         }
         let path = home.join(format!("{role}.toml"));
-        fs::write(&path, comment.to_owned() + &toml::to_string(&table)?).with_context(|| path.display().to_string())
+        // Whole or not at all: a part of it would be taken for the operator's.
+        let partial = home.join(format!("{role}.toml.partial"));
+        let written = fs::write(&partial, comment.to_owned() + &toml::to_string(&table)?);
+        written.and_then(|()| durable::rename(&partial, &path)).with_context(|| path.display().to_string())
     }
 }
 

@@ -56,8 +56,8 @@ struct Create {
     /// gets one of its host's name and its key.
     #[arg(long)]
     name: Option<String>,
-    /// The directory that is the client's root.
-    #[arg(long, value_name = "PATH")]
+    /// The directory that is to be the client's root. Refused today: no daemon confines clients yet.
+    #[arg(long, visible_alias = "path", value_name = "PATH")]
     confine: Option<String>,
     /// The client only reads.
     #[arg(long)]
@@ -66,7 +66,7 @@ struct Create {
     #[arg(long, default_value_t = 1)]
     uses: u32,
     /// How long it is valid: a number with s, m, h or d, up to a week.
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = lengths::duration)]
+    #[arg(long, visible_alias = "ttl", value_name = "TIME", default_value = "1h", value_parser = lengths::duration)]
     valid: Duration,
 }
 

@@ -40,7 +40,7 @@ pub enum EnrollReply {
         #[serde(deserialize_with = "bounded::<_, _, METADS_MAX>")]
         metads: Vec<SocketAddr>,
     },
-    /// This metad does not lead. The leader's address is told to those who have a token.
+    /// This metad does not lead, so it does not judge tokens.
     NotLeader {
         /// The leader, if it is known.
         leader: Option<SocketAddr>,
@@ -88,4 +88,10 @@ pub enum EnrollRefusal {
     /// The signing request is not what this version expects.
     #[error("the signing request was refused: use the same release of Surf as the cluster")]
     BadRequest,
+    /// By the clock of the metad that leads, the token was not made yet: that clock cannot say whether it has ended.
+    #[error("the clock of the metad that leads is behind the time at which the token was made: set it, and try again")]
+    ClockBehind {
+        /// When the token was made.
+        made: Timestamp,
+    },
 }

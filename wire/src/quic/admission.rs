@@ -139,7 +139,7 @@ impl Drop for Admitted {
 }
 
 /// Counts one less, and forgets what is counted no more.
-pub(super) fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
     if let Some(count) = counts.get_mut(key) {
         *count -= 1;
         if *count == 0 {

@@ -14,10 +14,10 @@ use crate::chain::ServerVerifier;
 use crate::codec;
 use crate::frame::{REPLY_HEADER, ReplyHeader, RequestHeader};
 use crate::issuer::NewKey;
-use crate::limits::{ENROLL_REPLY_BYTES_MAX, NEWCOMER_HOST_BYTES_MAX};
+use crate::limits::{ENROLL_REPLY_BYTES_MAX, METADS_MAX, NEWCOMER_HOST_BYTES_MAX};
 use crate::message::enroll::{EnrollRefusal, EnrollReply, EnrollRequest};
 use crate::retry::Backoff;
-use crate::tls::{Identity, Role, SERVER_NAME};
+use crate::tls::{Role, SERVER_NAME};
 use crate::token::JoinToken;
 use crate::trace;
 use quinn::crypto::rustls::QuicClientConfig;
@@ -25,6 +25,7 @@ use quinn::{ConnectionError, TransportErrorCode};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -60,14 +61,17 @@ pub enum EnrollError {
     /// This machine's clock is outside of the time for which the cluster's certificates are valid.
     #[error("this machine's clock is wrong: it shows a time at which the cluster's certificates are not valid; set it")]
     Clock,
-    /// The metads that answer have no issuer.
+    /// What answers at the address, a metad without issuer for example, speaks with nobody who has no certificate.
     #[error(
-        "{peer} admits nobody without a certificate: its metad has no issuer (`surf cluster issuer` makes one), or is of \
-         an older release"
+        "{peer}{} admits nobody without a certificate: its metad has no issuer (make one with `surf cluster issuer`, and \
+         name it as `issuer` in its configuration), or is of an older release",
+        if *.leads { ", which leads," } else { "" }
     )]
     NoNewcomers {
         /// The address.
         peer: SocketAddr,
+        /// Another metad says that it leads.
+        leads: bool,
     },
     /// The cluster has refused.
     #[error("{why}{skew}")]
@@ -80,6 +84,9 @@ pub enum EnrollError {
     /// No metad has decided in time.
     #[error("no metad of the token has issued a certificate in time; the last one: {0}. Check that the metads run")]
     NotInTime(String),
+    /// No metad was reached in time.
+    #[error("no metad of the token was reached; the last one: {0}. Check that the metads run, and the network")]
+    Unreached(String),
     /// What came is of no use.
     #[error("{peer} has sent a certificate that cannot be used: {reason}")]
     Unusable {
@@ -101,50 +108,89 @@ pub enum EnrollError {
 pub async fn enroll(token: &JoinToken, key: &NewKey, host: &str, limit: Duration) -> Result<Bundle, EnrollError> {
     let newcomer = Newcomer::new(token, key, host)?;
     let started = Instant::now();
+    let is_over = || started.elapsed() >= limit;
     let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
-    let mut addrs = token.metads.clone();
-    let mut last = EnrollError::NotInTime("none was asked".to_owned());
+    let mut earlier = Round::default();
     loop {
-        let mut leader = None;
-        for addr in &addrs {
-            match newcomer.ask(*addr).await {
-                Ok(Outcome::Issued(bundle)) => return Ok(bundle),
-                Ok(Outcome::NotLeader(found)) => {
-                    leader = leader.or(found);
-                    last = EnrollError::NotInTime(format!("{addr} does not lead"));
-                }
-                Ok(Outcome::Later) => last = EnrollError::NotInTime(format!("{addr} has too much to do")),
-                Err(error @ (EnrollError::Refused { .. } | EnrollError::Clock | EnrollError::Unusable { .. })) => {
-                    return Err(error);
-                }
-                // Another address may be right.
-                Err(error) => last = error,
-            }
+        let mut round = match newcomer.ask_all(is_over).await {
+            Ok(bundle) => return Ok(bundle),
+            Err(round) => round,
+        };
+        // Addresses may be old, and metads disagree: while one of them may still issue a certificate, none is believed.
+        let is_final = round.is_final();
+        round.remember(earlier);
+        if is_over() || is_final {
+            return Err(round.most_telling());
         }
-        if started.elapsed() >= limit || last.is_final() {
-            return Err(last);
-        }
-        match leader.filter(|leader| addrs.first() != Some(leader)) {
-            // Asked first, and at once; what the token says stays behind it.
-            Some(leader) => {
-                addrs.retain(|addr| *addr != leader);
-                addrs.insert(0, leader);
-                addrs.truncate(token.metads.len() + 1);
-            }
-            None => tokio::time::sleep(backoff.delay()).await,
-        }
+        earlier = round;
+        tokio::time::sleep(backoff.delay()).await;
     }
 }
 
 impl EnrollError {
-    /// Reports whether trying again is of no use.
+    /// Reports whether asking the same address again is of no use.
     fn is_final(&self) -> bool {
-        matches!(self, Self::WrongCluster { .. } | Self::NoNewcomers { .. } | Self::Local(_))
+        !matches!(self, Self::NotInTime(_) | Self::Unreached(_))
+    }
+
+    /// Returns how much it says about why there is no certificate; less is more.
+    fn rank(&self) -> usize {
+        match self {
+            Self::Refused { .. } => 0,
+            Self::Unusable { .. } => 1,
+            Self::Clock => 2,
+            Self::NoNewcomers { leads: true, .. } => 3,
+            Self::NotInTime(_) => 4,
+            Self::NoNewcomers { leads: false, .. } => 5,
+            Self::WrongCluster { .. } => 6,
+            Self::Local(_) => 7,
+            Self::Unreached(_) => 8,
+        }
     }
 }
 
+/// Why nobody has issued a certificate.
+#[derive(Default)]
+struct Round(Vec<Failure>);
+
+struct Failure {
+    addr: SocketAddr,
+    error: EnrollError,
+    /// The leader, as the metad at this address says.
+    leader: Option<SocketAddr>,
+}
+
+impl Round {
+    /// Reports whether asking again is of no use: a metad that does not lead is settled by what the leader said.
+    fn is_final(&self) -> bool {
+        let is_settled = |addr: SocketAddr| self.0.iter().any(|other| other.addr == addr && other.error.is_final());
+        self.0.iter().all(|failure| failure.error.is_final() || failure.leader.is_some_and(is_settled))
+    }
+
+    /// Adds what addresses said before that were not asked again: time was over.
+    fn remember(&mut self, earlier: Self) {
+        let asked: Vec<SocketAddr> = self.0.iter().map(|failure| failure.addr).collect();
+        self.0.extend(earlier.0.into_iter().filter(|failure| !asked.contains(&failure.addr)));
+    }
+
+    /// Returns the error that says most, and among such ones the first.
+    fn most_telling(mut self) -> EnrollError {
+        let leaders: Vec<SocketAddr> = self.0.iter().filter_map(|failure| failure.leader).collect();
+        for failure in &mut self.0 {
+            if let EnrollError::NoNewcomers { leads, .. } = &mut failure.error {
+                *leads = leaders.contains(&failure.addr);
+            }
+        }
+        let errors = self.0.into_iter().map(|failure| failure.error);
+        errors.min_by_key(EnrollError::rank).unwrap_or_else(|| EnrollError::Unreached("none was asked".to_owned()))
+    }
+}
+
+/// The CA's certificate (DER), once it was seen.
+type SeenCa = Arc<OnceLock<Vec<u8>>>;
+
 enum Outcome {
-    Issued(Bundle),
+    Issued(Box<Bundle>),
     NotLeader(Option<SocketAddr>),
     Later,
 }
@@ -162,6 +208,32 @@ impl<'a> Newcomer<'a> {
         Ok(Self { token, key, request: codec::encode(&request) })
     }
 
+    /// Asks each metad of the token once, and the leader that one of them names right after it, until time is over.
+    async fn ask_all(&self, is_over: impl Fn() -> bool) -> Result<Bundle, Round> {
+        let mut waiting: VecDeque<SocketAddr> = self.token.metads.iter().copied().collect();
+        let mut round = Round::default();
+        while let Some(addr) = waiting.pop_front() {
+            if round.0.iter().any(|failure| failure.addr == addr) {
+                continue;
+            }
+            let (error, leader) = match self.ask(addr).await {
+                Ok(Outcome::Issued(bundle)) => return Ok(*bundle),
+                Ok(Outcome::NotLeader(leader)) => (EnrollError::NotInTime(format!("{addr} does not lead")), leader),
+                Ok(Outcome::Later) => (EnrollError::NotInTime(format!("{addr} has too much to do")), None),
+                Err(error) => (error, None),
+            };
+            round.0.push(Failure { addr, error, leader });
+            // Metads that name others without end are not followed.
+            if let Some(leader) = leader.filter(|_| round.0.len() < METADS_MAX) {
+                waiting.push_front(leader);
+            }
+            if is_over() {
+                break;
+            }
+        }
+        Err(round)
+    }
+
     async fn ask(&self, peer: SocketAddr) -> Result<Outcome, EnrollError> {
         let local = if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let bound = quinn::Endpoint::client(SocketAddr::new(local, 0));
@@ -174,7 +246,8 @@ impl<'a> Newcomer<'a> {
     }
 
     async fn ask_from(&self, endpoint: &quinn::Endpoint, peer: SocketAddr) -> Result<Outcome, EnrollError> {
-        let unreached = |reason: String| EnrollError::NotInTime(format!("{peer}: {reason}"));
+        let unreached = |reason: String| EnrollError::Unreached(format!("{peer}: {reason}"));
+        let undecided = |reason: String| EnrollError::NotInTime(format!("{peer}: {reason}"));
         let (config, pinned) = self.config(peer)?;
         let connecting =
             endpoint.connect_with(config, peer, SERVER_NAME).map_err(|error| unreached(error.to_string()))?;
@@ -190,20 +263,20 @@ impl<'a> Newcomer<'a> {
         let reply = match timeout(ASK_TIMEOUT, self.exchange(&connection)).await {
             Ok(Ok(reply)) => reply,
             _ if is_later(&connection) => return Ok(Outcome::Later),
-            Ok(Err(error)) => return Err(unreached(error.to_string())),
-            Err(_) => return Err(unreached("no answer in time".to_owned())),
+            Ok(Err(error)) => return Err(undecided(error.to_string())),
+            Err(_) => return Err(undecided("no answer in time".to_owned())),
         };
         match reply {
             EnrollReply::Issued { cluster, certificate, issuer, metads } => {
                 let unusable = |reason: String| EnrollError::Unusable { peer, reason };
                 let ca = pinned.get().map(Vec::as_slice).unwrap_or_default();
-                let identity = Identity::of_issued(ca, &certificate, &issuer, &self.key.to_pem());
-                let identity = identity.map_err(|error| unusable(error.to_string()))?;
+                let identity =
+                    self.key.identity(ca, &certificate, &issuer).map_err(|error| unusable(error.to_string()))?;
                 let role = identity.subject().role;
                 if role != self.token.role {
                     return Err(unusable(format!("it has the role {role}, and the token says {}", self.token.role)));
                 }
-                Ok(Outcome::Issued(Bundle { cluster, metads, identity }))
+                Ok(Outcome::Issued(Box::new(Bundle { cluster, metads, identity })))
             }
             EnrollReply::NotLeader { leader } => Ok(Outcome::NotLeader(leader)),
             EnrollReply::Refused { why, now } => Err(EnrollError::Refused { why, skew: skew(now) }),
@@ -232,8 +305,8 @@ impl<'a> Newcomer<'a> {
     }
 
     /// Returns how to connect, and where the CA's certificate will be.
-    fn config(&self, peer: SocketAddr) -> Result<(quinn::ClientConfig, Arc<OnceLock<Vec<u8>>>), Error> {
-        let found = Arc::<OnceLock<Vec<u8>>>::default();
+    fn config(&self, peer: SocketAddr) -> Result<(quinn::ClientConfig, SeenCa), Error> {
+        let found = SeenCa::default();
         let verifier = PinnedCa { token: self.token.clone(), found: found.clone() };
         let mut tls = rustls::ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -252,22 +325,20 @@ fn is_later(connection: &quinn::Connection) -> bool {
     matches!(connection.close_reason(), Some(ConnectionError::ApplicationClosed(close)) if close.error_code == LATER.into())
 }
 
+/// Returns why a handshake has failed. What was found here is known; what the other side says, anybody may say.
 fn failed(peer: SocketAddr, error: &ConnectionError) -> EnrollError {
-    let code = match error {
-        ConnectionError::TransportError(error) => Some(error.code),
-        ConnectionError::ConnectionClosed(close) => Some(close.error_code),
-        _ => None,
-    };
-    let is = |alert: u8| code == Some(TransportErrorCode::crypto(alert));
-    if is(NOT_VALID_NOW) {
-        EnrollError::Clock
-    } else if is(NO_NEWCOMERS) {
-        EnrollError::NoNewcomers { peer }
-    } else if code.is_some_and(|code| (0x100..0x200).contains(&u64::from(code))) {
-        // Any other TLS alert (RFC 9001 §4.8), ours above all: the certificates are not the ones.
-        EnrollError::WrongCluster { peer }
-    } else {
-        EnrollError::NotInTime(format!("{peer}: {error}"))
+    match error {
+        ConnectionError::TransportError(found) if found.code == TransportErrorCode::crypto(NOT_VALID_NOW) => {
+            EnrollError::Clock
+        }
+        // Any other TLS alert of our own (RFC 9001 §4.8): the certificates are not the ones.
+        ConnectionError::TransportError(found) if (0x100..0x200).contains(&u64::from(found.code)) => {
+            EnrollError::WrongCluster { peer }
+        }
+        ConnectionError::ConnectionClosed(close) if close.error_code == TransportErrorCode::crypto(NO_NEWCOMERS) => {
+            EnrollError::NoNewcomers { peer, leads: false }
+        }
+        _ => EnrollError::Unreached(format!("{peer}: {error}")),
     }
 }
 
@@ -287,8 +358,7 @@ fn skew(now: Timestamp) -> String {
 #[derive(Debug)]
 struct PinnedCa {
     token: JoinToken,
-    /// The CA's certificate, once it was seen.
-    found: Arc<OnceLock<Vec<u8>>>,
+    found: SeenCa,
 }
 
 impl ServerCertVerifier for PinnedCa {
@@ -334,5 +404,59 @@ impl ServerCertVerifier for PinnedCa {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quinn::ConnectionClose;
+
+    #[test]
+    fn only_what_was_verified_here_says_that_this_clock_is_wrong() {
+        let peer = "10.0.0.1:7101".parse().unwrap();
+        let said = |alert| {
+            let error_code = TransportErrorCode::crypto(alert);
+            failed(
+                peer,
+                &ConnectionError::ConnectionClosed(ConnectionClose {
+                    error_code,
+                    frame_type: None,
+                    reason: Default::default(),
+                }),
+            )
+        };
+        let found = |alert| failed(peer, &ConnectionError::TransportError(TransportErrorCode::crypto(alert).into()));
+        assert!(matches!(found(NOT_VALID_NOW), EnrollError::Clock));
+        assert!(matches!(said(NOT_VALID_NOW), EnrollError::Unreached(_)));
+        assert!(matches!(said(NO_NEWCOMERS), EnrollError::NoNewcomers { .. }));
+        // bad_certificate, unknown_ca.
+        for alert in [42, 48] {
+            assert!(matches!(found(alert), EnrollError::WrongCluster { .. }));
+            assert!(matches!(said(alert), EnrollError::Unreached(_)));
+        }
+    }
+
+    #[test]
+    fn of_errors_that_disagree_the_one_that_says_most_is_reported() {
+        let addr = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let failure = |port, error, leader: Option<u16>| Failure { addr: addr(port), error, leader: leader.map(addr) };
+        let refused = || EnrollError::Refused { why: EnrollRefusal::UsedUp, skew: String::new() };
+        let unreached = || EnrollError::Unreached(String::new());
+        let follower = || EnrollError::NotInTime(String::new());
+        for errors in [[refused(), unreached()], [unreached(), refused()]] {
+            let [one, two] = errors;
+            let round = Round(vec![failure(1, one, None), failure(2, two, None)]);
+            assert!(!round.is_final(), "one of them may come back");
+            assert!(matches!(round.most_telling(), EnrollError::Refused { .. }));
+        }
+        let round = Round(vec![failure(1, follower(), Some(2)), failure(2, refused(), None)]);
+        assert!(round.is_final(), "the leader has spoken");
+        let closed = EnrollError::NoNewcomers { peer: addr(2), leads: false };
+        let round = Round(vec![failure(1, follower(), Some(2)), failure(2, closed, None)]);
+        assert!(round.is_final());
+        let told = round.most_telling().to_string();
+        assert!(told.starts_with("127.0.0.1:2, which leads, admits nobody"), "{told}");
+        assert!(Round(vec![failure(1, follower(), None)]).most_telling().to_string().contains("in time"));
     }
 }

@@ -18,9 +18,11 @@ use crate::{Error, codec};
 use parking_lot::Mutex;
 use quinn::crypto::rustls::QuicClientConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{DigitallySignedStruct, SignatureScheme};
+use rustls::{DigitallySignedStruct, NamedGroup, SignatureScheme};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -40,6 +42,10 @@ struct Issuing {
     together: Mutex<(usize, usize)>,
     /// Wrong secrets are answered while this is not locked.
     gate: tokio::sync::RwLock<()>,
+    /// Who leads, unless it is this one.
+    leader: Mutex<Option<SocketAddr>>,
+    /// Why everybody is refused, if so.
+    refuses: Mutex<Option<EnrollRefusal>>,
 }
 
 impl Service for Issuing {
@@ -54,7 +60,13 @@ impl Service for Issuing {
 
     async fn enroll(self: Arc<Self>, _addr: SocketAddr, request: EnrollRequest) -> EnrollReply {
         self.asked.fetch_add(1, Ordering::Relaxed);
+        if let Some(leader) = *self.leader.lock() {
+            return EnrollReply::NotLeader { leader: Some(leader) };
+        }
         let now = Timestamp::now();
+        if let Some(why) = self.refuses.lock().clone() {
+            return EnrollReply::Refused { why, now };
+        }
         if request.secret.hash() != secret().hash() {
             let _inside = Inside::enter(&self);
             let _open = self.gate.read().await;
@@ -98,12 +110,27 @@ struct Door {
 impl Door {
     /// Opens a door whose keeper has a certificate of this role.
     fn open(keeper: Role) -> Self {
-        let ca = ClusterCa::create("t").unwrap();
+        Self::open_of(ClusterCa::create("t").unwrap(), keeper)
+    }
+
+    /// Opens another door of the same cluster.
+    fn open_beside(&self) -> Self {
+        let ca = format!("{}{}", self.ca.cert_pem(), self.ca.key_pem());
+        Self::open_of(ClusterCa::from_pem(Path::new("ca"), &ca).unwrap(), Role::Metad)
+    }
+
+    fn open_of(ca: ClusterCa, keeper: Role) -> Self {
         let issuer = IssuerKey::create(&ca, "i", &[Role::Client, Role::Metad, Role::Blockd]).unwrap();
-        let subject = Mutex::new(Subject::new(Role::Client, "laptop"));
-        let (asked, handled) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let (together, gate) = (Mutex::new((0, 0)), tokio::sync::RwLock::new(()));
-        let service = Arc::new(Issuing { issuer, asked, handled, subject, together, gate });
+        let service = Arc::new(Issuing {
+            issuer,
+            asked: AtomicUsize::new(0),
+            handled: AtomicUsize::new(0),
+            subject: Mutex::new(Subject::new(Role::Client, "laptop")),
+            together: Mutex::new((0, 0)),
+            gate: tokio::sync::RwLock::new(()),
+            leader: Mutex::new(None),
+            refuses: Mutex::new(None),
+        });
         let identity = ca.issue(&Subject::new(keeper, "keeper")).unwrap();
         let endpoint =
             Endpoint::bind_for_newcomers("127.0.0.1:0".parse().unwrap(), &identity, Handle::current()).unwrap();
@@ -190,6 +217,10 @@ impl ServerCertVerifier for Credulous {
 
 /// Connects without a certificate.
 fn stranger(endpoint: &quinn::Endpoint, to: SocketAddr, alpn: &[u8]) -> quinn::Connecting {
+    connect(endpoint, to, credulous(alpn))
+}
+
+fn credulous(alpn: &[u8]) -> rustls::ClientConfig {
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
@@ -197,6 +228,10 @@ fn stranger(endpoint: &quinn::Endpoint, to: SocketAddr, alpn: &[u8]) -> quinn::C
         .with_custom_certificate_verifier(Arc::new(Credulous))
         .with_no_client_auth();
     tls.alpn_protocols = vec![alpn.to_vec()];
+    tls
+}
+
+fn connect(endpoint: &quinn::Endpoint, to: SocketAddr, tls: rustls::ClientConfig) -> quinn::Connecting {
     let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
     config.transport_config(Arc::new(transport(true)));
     endpoint.connect_with(config, to, SERVER_NAME).unwrap()
@@ -267,6 +302,82 @@ async fn an_endpoint_without_a_door_says_so_and_a_role_that_was_not_asked_for_is
     *door.service.subject.lock() = Subject::new(Role::Blockd, "b");
     let error = enroll(&door.token(), &key, "host", LIMIT).await.unwrap_err();
     assert!(matches!(error, EnrollError::Unusable { .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_admits_nobody_is_named_without_waiting_for_another() {
+    let door = Door::open(Role::Metad);
+    let closed = Endpoint::bind("127.0.0.1:0".parse().unwrap(), door.endpoint.identity()).unwrap();
+    let _serving = closed.serve(door.service.clone(), &Handle::current());
+    *door.service.leader.lock() = Some(closed.local_addr());
+    let error = timeout(LIMIT / 2, enroll(&door.token(), &NewKey::generate().unwrap(), "host", LIMIT)).await;
+    let error = error.expect("it is not tried again").unwrap_err();
+    assert!(matches!(error, EnrollError::NoNewcomers { leads: true, .. }), "{error}");
+    assert!(error.to_string().contains("surf cluster issuer"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_metad_that_refuses_does_not_keep_the_newcomer_from_the_next_one_and_its_reason_is_reported() {
+    let right = Door::open(Role::Metad);
+    let stale = right.open_beside();
+    let key = NewKey::generate().unwrap();
+    let nobody = stray();
+    let asked = |metads: Vec<SocketAddr>| JoinToken { metads, ..right.token() };
+    let (right_addr, stale_addr) = (right.endpoint.local_addr(), stale.endpoint.local_addr());
+    *stale.service.refuses.lock() = Some(EnrollRefusal::UsedUp);
+    enroll(&asked(vec![stale_addr, right_addr]), &key, "host", LIMIT).await.unwrap();
+    for metads in [vec![stale_addr, nobody], vec![nobody, stale_addr]] {
+        let error = enroll(&asked(metads), &key, "host", Duration::from_secs(5)).await.unwrap_err();
+        assert!(matches!(error, EnrollError::Refused { why: EnrollRefusal::UsedUp, .. }), "{error}");
+    }
+}
+
+/// Returns an address at which nobody answers.
+fn stray() -> SocketAddr {
+    std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_get_no_tickets_for_their_next_connection() {
+    let door = Door::open(Role::Metad);
+    let store = Arc::<Tickets>::default();
+    let mut tls = credulous(NEWCOMERS_ALPN);
+    tls.resumption = Resumption::store(store.clone());
+    let endpoint = endpoint();
+    let connection = connect(&endpoint, door.endpoint.local_addr(), tls).await.unwrap();
+    let request = NewKey::generate().unwrap().request().unwrap();
+    let request = EnrollRequest { token: TokenId(1), secret: secret(), request, host: String::new() };
+    // Tickets come with the end of the handshake, before any answer.
+    assert!(is_answered(&connection, &framed(&codec::encode(&request), 0)).await);
+    assert_eq!(store.0.load(Ordering::Relaxed), 0);
+}
+
+/// Counts the tickets that a server gives.
+#[derive(Debug, Default)]
+struct Tickets(AtomicUsize);
+
+impl ClientSessionStore for Tickets {
+    fn set_kx_hint(&self, _: ServerName<'static>, _: NamedGroup) {}
+
+    fn kx_hint(&self, _: &ServerName<'_>) -> Option<NamedGroup> {
+        None
+    }
+
+    fn set_tls12_session(&self, _: ServerName<'static>, _: Tls12ClientSessionValue) {}
+
+    fn tls12_session(&self, _: &ServerName<'_>) -> Option<Tls12ClientSessionValue> {
+        None
+    }
+
+    fn remove_tls12_session(&self, _: &ServerName<'static>) {}
+
+    fn insert_tls13_ticket(&self, _: ServerName<'static>, _: Tls13ClientSessionValue) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn take_tls13_ticket(&self, _: &ServerName<'static>) -> Option<Tls13ClientSessionValue> {
+        None
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

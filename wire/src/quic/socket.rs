@@ -12,7 +12,7 @@ use crate::tls::{Identity, SERVER_NAME};
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{ConnectionId, ConnectionIdGenerator, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -284,6 +284,9 @@ fn server_configs(identity: &Identity, versions: &[&[u8]], admits_newcomers: boo
         .map_err(tls_error)?
         .with_client_cert_verifier(Arc::new(verifier.admitting_strangers(admits_newcomers)))
         .with_cert_resolver(Arc::new(certificates));
+    // Whoever comes again shows its certificate again. Strangers have none, and get nothing to keep.
+    tls.send_tls13_tickets = 0;
+    tls.session_storage = Arc::new(NoServerSessionStorage {});
     tls.alpn_protocols = versions.iter().map(|version| version.to_vec()).collect();
     if admits_newcomers {
         tls.alpn_protocols.push(NEWCOMERS_ALPN.to_vec());

@@ -4,7 +4,7 @@ use super::Check;
 use crate::fs::keys::{self, Key};
 use crate::fs::session::Session;
 use crate::fs::token::{Enrolled, Token};
-use crate::fs::{index, settings};
+use crate::fs::{index, settings, token_keys};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use wire::ids::{Ino, SessionId};
@@ -33,7 +33,7 @@ pub(super) fn check(check: &mut Check) {
         (keys::all_tokens(), 16),
         (keys::all_session_orphans(), 16),
         (keys::all_session_locks(), 16),
-        (keys::all_enrolled(), keys::ENROLLED_BYTES - 1),
+        (token_keys::all_enrolled(), token_keys::ENROLLED_BYTES - 1),
     ];
     for (range, bytes) in tables {
         check.scan(range, bytes - 1, |check, key, _| {
@@ -45,10 +45,10 @@ pub(super) fn check(check: &mut Check) {
         });
     }
     replies(check, &sessions);
-    check.scan(keys::join_tokens(), 8, |check, key, value| {
+    check.scan(token_keys::join_tokens(), 8, |check, key, value| {
         let _: Option<Token> = check.decode(key, value);
     });
-    check.scan(keys::all_enrolled(), keys::ENROLLED_BYTES - 1, |check, key, value| {
+    check.scan(token_keys::all_enrolled(), token_keys::ENROLLED_BYTES - 1, |check, key, value| {
         let _: Option<Enrolled> = check.decode(key, value);
     });
 }

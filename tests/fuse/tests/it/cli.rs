@@ -269,7 +269,10 @@ fn a_daemon_refuses_a_port_and_a_directory_that_are_not_its_own() {
 
         let other = others.join(&one).join(format!("{program}.pem"));
         let own = surf.cluster_dir().join(&one).join("identity.pem");
-        let foreign = changed(&surf, &one, |whole| whole.replace(text(&own), text(&other)));
+        let issuer = |of: &Path| text(&of.with_file_name("issuer.pem")).to_owned();
+        let foreign = changed(&surf, &one, |whole| {
+            whole.replace(text(&own), text(&other)).replace(&issuer(&own), &issuer(&other))
+        });
         refused(program, &["--config", text(&foreign)], &["belongs to", "data_dir"]);
         let plain = file(&surf, "plain", "");
         let on_plain = ["--config", text(&of_one), "--data-dir", text(&plain)];
@@ -417,11 +420,16 @@ fn a_newcomer_is_told_why_its_token_is_of_no_use_and_what_to_do() {
     let blockd = token(&surf, &["--role", "blockd", "--name", "blockd-9"]);
     as_client(&blockd, &["for a blockd", "surf node enroll"]);
 
+    // Somebody else could have made it.
+    let pending = surf.scratch().join("laptop.bundle.key");
+    fs::write(&pending, "a key that others know").unwrap();
+    as_client(&good, &["laptop.bundle.key", "others may read", "remove it"]);
+    fs::remove_file(&pending).unwrap();
     surf_says(&["client", "enroll", &good, "--out", text(&out)]);
     refused("surf", &["client", "enroll", &good, "--out", text(&out)], &["is there already", "--out"]);
     fs::remove_file(&out).unwrap();
     as_client(&good, &["used up", "surf token create", "--uses"]);
-    fs::remove_file(surf.scratch().join("laptop.bundle.key")).unwrap();
+    fs::remove_file(&pending).unwrap();
 
     let listed = surf_says(&["token", "list", "--bundle", text(&admin), "--json"]);
     let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();

@@ -272,6 +272,7 @@ pub fn meta() -> Samples {
         coded("enroll", enroll),
         coded("issued", issued),
         coded("refused", EnrollReply::Refused { why: EnrollRefusal::Expired { at: AT }, now: AT }),
+        coded("clock-behind", EnrollReply::Refused { why: EnrollRefusal::ClockBehind { made: AT }, now: AT }),
         coded("open-session", open),
         coded("submit", MetaRequest::Submit { session: SESSION, batch }),
         coded("acknowledge", MetaRequest::Acknowledge { session: SESSION, seqs: vec![1, 300] }),
