@@ -6,8 +6,10 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use wire::ids::MetadId;
+use wire::issuer::IssuerKey;
 use wire::limits::GC_GRACE_MIN_MS;
 use wire::settings;
 use wire::tls::{Identity, Role};
@@ -26,6 +28,9 @@ pub struct ConfigFile {
     pub data_dir: PathBuf,
     /// PEM file with CA certificate, own certificate (role metad) and key.
     pub identity: PathBuf,
+    /// PEM file with certificate and key of an issuer, as `surf cluster issuer` makes it. With it, this node signs
+    /// certificates for join tokens while it leads.
+    pub issuer: Option<PathBuf>,
     /// Nodes that found the cluster together, as `"ID" = "ADDRESS"`. The same on each of them; left out on a node that
     /// is added later with `surf cluster add`.
     #[serde(default)]
@@ -68,6 +73,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The identity of this node.
     pub identity: Identity,
+    /// With what it signs certificates of newcomers.
+    pub issuer: Option<Arc<IssuerKey>>,
     /// Nodes that found the cluster; empty for a node that joins later.
     pub initial: BTreeMap<MetadId, SocketAddr>,
     /// Replicas of each block.
@@ -106,6 +113,14 @@ impl ConfigFile {
                 identity.subject().role
             )));
         }
+        let issuer = match &self.issuer {
+            Some(path) => {
+                let issuer = IssuerKey::load(path)?;
+                issuer.check(path, &identity)?;
+                Some(Arc::new(issuer))
+            }
+            None => None,
+        };
         let mut initial = BTreeMap::new();
         for (id, addr) in &self.initial {
             let Ok(id) = id.parse::<u64>() else { return wrong("`initial` has keys that are not numbers") };
@@ -142,6 +157,7 @@ impl ConfigFile {
             listen: self.listen,
             data_dir: self.data_dir,
             identity,
+            issuer,
             initial,
             replicas: self.replicas,
             min_sync,

@@ -7,7 +7,7 @@
 //!   keep, [`rules`] the version of all this.
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
 //!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`. [`retention`] decides which unreferenced
-//!   blocks are retained.
+//!   blocks are retained, [`token`] counts the uses of join tokens.
 //! - [`read`] answers questions, [`check`] looks for contradictions, [`repair`] mends them, [`recovery`] goes on from a
 //!   state of the past. `index` knows which tables follow from others.
 
@@ -33,6 +33,8 @@ pub mod retention;
 pub mod rules;
 pub mod session;
 pub mod settings;
+pub mod token;
+pub mod token_keys;
 pub mod view;
 mod xattr;
 
@@ -44,11 +46,14 @@ use std::collections::BTreeSet;
 use view::View;
 use wire::FsError;
 use wire::attr::Timestamp;
-use wire::ids::{BlockHash, Ino, SessionId, Version};
+use wire::ids::{BlockHash, Ino, SessionId, TokenId, Version};
 use wire::layout::Layout;
 use wire::limits::CHUNK_BYTES;
 use wire::message::check::CheckId;
+use wire::message::enroll::EnrollRefusal;
 use wire::op::{Batch, BatchReply, Op, OpFailed, OpReply};
+use wire::tls::Subject;
+use wire::token::NewToken;
 
 /// The content of a Raft entry. Variants are only ever appended: old logs must replay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,6 +97,14 @@ pub enum Command {
     Repair(repair::Repairing),
     /// A place in the log at which metads compare their states. It changes nothing.
     Mark(CheckId),
+    /// A new join token.
+    CreateToken(NewToken),
+    /// Let nobody use a join token any more.
+    RevokeToken(TokenId),
+    /// A newcomer uses a join token.
+    UseToken(token::Use),
+    /// The time of some join tokens is over, by the stamp of this.
+    ExpireTokens,
 }
 
 /// A command with the time at which the leader accepted it.
@@ -125,6 +138,8 @@ pub enum CommandReply {
     Stale,
     /// Whether each repair was made.
     Repaired(Vec<bool>),
+    /// Whom the newcomer's certificate is for, or why there is none.
+    Enrolled(Result<Subject, EnrollRefusal>),
 }
 
 /// What operations know besides the state.
@@ -197,6 +212,13 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::ResumeDeletion => retention::resume_deletion(view),
         Command::Repair(repairing) => repair::apply(view, &context, repairing),
         Command::Mark(_) => CommandReply::Done,
+        Command::CreateToken(new) => token::create(view, stamped.now, new),
+        Command::RevokeToken(id) => token::revoke(view, *id),
+        Command::UseToken(newcomer) => CommandReply::Enrolled(token::enroll(view, stamped.now, newcomer)),
+        Command::ExpireTokens => {
+            token::expire(view, stamped.now);
+            CommandReply::Done
+        }
     }
 }
 

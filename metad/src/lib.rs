@@ -83,7 +83,12 @@ impl Node {
     async fn bind_and_open(config: Config) -> Result<Self, Error> {
         // Before the port: an operator who starts a node twice is to read about the node, not about its port.
         let data_dir = take_data_dir(&config)?;
-        let endpoint = Endpoint::bind_within(config.listen, &config.identity, Handle::current())?;
+        let (listen, identity, runtime) = (config.listen, &config.identity, Handle::current());
+        // Without an issuer, there is nothing that a newcomer could get.
+        let endpoint = match config.issuer {
+            Some(_) => Endpoint::bind_for_newcomers(listen, identity, runtime)?,
+            None => Endpoint::bind_within(listen, identity, runtime)?,
+        };
         Self::start_in(data_dir, config, endpoint).await
     }
 

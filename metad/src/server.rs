@@ -4,6 +4,7 @@ mod admin;
 mod backup;
 mod batcher;
 mod blockds;
+mod enroll;
 mod events;
 mod fair_queue;
 mod fsck;
@@ -13,24 +14,28 @@ mod orphan_turns;
 mod sessions;
 mod turns;
 mod validate;
+mod wrong_secrets;
 
 pub use batcher::{Batcher, Clock};
 pub use events::Events;
 pub use orphan_turns::OrphanTurns;
 pub use sessions::{Followed, expire_silent};
 pub use turns::Turns;
+pub use wrong_secrets::WrongSecrets;
 
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::{read, settings};
 use crate::lease::{Asked, Granted};
 use std::borrow::Cow;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use wire::FsError;
 use wire::ids::{Ino, MetadId, SessionId};
 use wire::limits::XATTR_VALUE_BYTES_MAX;
 use wire::message::admin::AdminRequest;
+use wire::message::enroll::{EnrollReply, EnrollRequest};
 use wire::message::meta::{MetaReply, MetaRequest, MetaRequestKind, Redirect};
 use wire::op::{Read, ReadReply};
 use wire::quic::{Incoming, Service};
@@ -49,6 +54,10 @@ impl Service for Server {
     fn authorize(&self, peer: &PeerIdentity) -> Result<(), wire::Error> {
         // Every role has something to ask of metad; what it may ask is decided per request.
         peer.subject.check_enforced()
+    }
+
+    async fn enroll(self: Arc<Self>, addr: SocketAddr, request: EnrollRequest) -> EnrollReply {
+        self.answer_newcomer(addr, request).await
     }
 
     async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, mut incoming: Incoming) {

@@ -7,7 +7,7 @@ use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::Leases;
-use crate::server::{Batcher, Clock, Events, OrphanTurns, Turns};
+use crate::server::{Batcher, Clock, Events, OrphanTurns, Turns, WrongSecrets};
 use std::sync::Arc;
 use tokio::sync::Mutex;
 use tokio_util::task::TaskTracker;
@@ -36,6 +36,7 @@ pub struct Shared {
     pub(crate) scans: Turns,
     /// About which removed files each session is asked next.
     pub(crate) orphan_turns: OrphanTurns,
+    pub(crate) wrong_secrets: WrongSecrets,
 }
 
 impl Shared {
@@ -56,6 +57,7 @@ impl Shared {
             layout_change: Mutex::new(()),
             scans: Turns::new(SCANS_MAX),
             orphan_turns: OrphanTurns::default(),
+            wrong_secrets: WrongSecrets::default(),
             config,
         }
     }

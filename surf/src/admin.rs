@@ -53,6 +53,12 @@ impl Admin {
         self.endpoint.identity().cluster_id()
     }
 
+    /// Hash of the certificate of the cluster's CA, by which tokens name it.
+    #[must_use]
+    pub fn ca_hash(&self) -> [u8; 32] {
+        wire::token::hash_of(self.endpoint.identity().ca())
+    }
+
     /// The cluster's state, from its leader.
     pub async fn status(&self, limit: Duration) -> Result<ClusterStatus> {
         match self.ask_admin(AdminRequest::Status, limit).await? {

@@ -32,6 +32,12 @@ enum Command {
     Blockd(cmd::blockd::Blockd),
     /// Back up the metadata, look at backups, and let go of what they keep; replace a metad.
     Metad(cmd::metad::Metad),
+    /// Tokens by which new machines get their identities: make them, list them, revoke them.
+    Token(cmd::token::Token),
+    /// The identity of this machine as a client.
+    Client(cmd::enroll::Client),
+    /// The identity of this machine as a node of the cluster.
+    Node(cmd::enroll::Node),
     /// Sessions of mounts: list them, end one.
     Session(cmd::session::Session),
     /// State of a cluster in short.
@@ -83,6 +89,9 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Cluster(cluster) => cluster.run().await,
             Command::Blockd(blockd) => blockd.run().await,
             Command::Metad(metad) => metad.run().await,
+            Command::Token(token) => token.run().await,
+            Command::Client(client) => client.run().await,
+            Command::Node(node) => node.run().await,
             Command::Session(session) => session.run().await,
             Command::Status(status) => status.run().await,
             Command::Fsck(fsck) => fsck.run().await,

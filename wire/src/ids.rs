@@ -58,6 +58,10 @@ number!(
     JournalId
 );
 number!(
+    /// A join token: chosen at random when it is made.
+    TokenId
+);
+number!(
     /// Number of a snapshot of the tree; 0 before the first one. Stored values carry the newest number at their writing.
     SnapshotNumber
 );

@@ -6,6 +6,7 @@ pub mod attr;
 pub mod backup;
 pub mod buffers;
 pub mod bundle;
+mod chain;
 pub mod chance;
 pub mod codec;
 pub mod durable;
@@ -14,6 +15,7 @@ pub mod error;
 pub mod extent;
 pub mod frame;
 pub mod ids;
+pub mod issuer;
 pub mod layout;
 pub mod leader;
 pub mod limits;
@@ -26,9 +28,11 @@ pub mod sections;
 pub mod settings;
 #[cfg(feature = "simulation")]
 pub mod simulation;
+mod subject;
 pub mod suspects;
 pub mod sys;
 pub mod tls;
+pub mod token;
 pub mod trace;
 
 pub use error::{Error, FsError, describe};

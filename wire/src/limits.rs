@@ -84,6 +84,26 @@ pub const PINS_MAX: usize = 64;
 pub const PIN_NAME_BYTES_MAX: usize = 128;
 /// Longest life of a pin, in milliseconds: a hundred years, so that no time overflows.
 pub const PIN_MAX_MS: u64 = 100 * 365 * 86_400_000;
+/// Longest name of a cluster that a token carries, in bytes.
+pub const CLUSTER_NAME_BYTES_MAX: usize = 256;
+/// Most addresses of metads in a token: one that answers leads to the others.
+pub const TOKEN_METADS_MAX: usize = 8;
+/// Most tokens that a cluster remembers, those that have ended included.
+pub const TOKENS_MAX: usize = 64;
+/// Most machines that one token is for.
+pub const TOKEN_USES_MAX: u32 = 1_000;
+/// Longest life of a token, in milliseconds: a week.
+pub const TOKEN_VALID_MAX_MS: u64 = 7 * 86_400_000;
+/// Longest name in a certificate that a token gives, in bytes.
+pub const SUBJECT_NAME_BYTES_MAX: usize = 64;
+/// Longest subtree that a token confines to, in bytes.
+pub const SUBTREE_BYTES_MAX: usize = SYMLINK_BYTES_MAX;
+/// Longest host name of a newcomer, in bytes.
+pub const NEWCOMER_HOST_BYTES_MAX: usize = 256;
+/// Largest request of a newcomer, in bytes.
+pub const ENROLL_BYTES_MAX: usize = 2 << 10;
+/// Largest answer to a newcomer, in bytes: two certificates, which may have a subtree in them, and some addresses.
+pub const ENROLL_REPLY_BYTES_MAX: usize = 16 << 10;
 /// How long a session lives without a heartbeat, in milliseconds.
 pub const SESSION_TTL_MS: u64 = 30_000;
 /// How long read leases hold without being extended, in milliseconds. A change waits this long for a client that has

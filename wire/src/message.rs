@@ -3,5 +3,6 @@
 pub mod admin;
 pub mod block;
 pub mod check;
+pub mod enroll;
 pub mod event;
 pub mod meta;

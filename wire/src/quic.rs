@@ -3,17 +3,23 @@
 //! - `socket` is the UDP socket, its TLS and transport settings, and the thread that drives it, on which `driver` runs
 //!   quinn's tasks; [`endpoint`] calls and answers by the socket, and remembers peers.
 //! - [`peer`] is the calling side: a connection made when needed, requests with deadlines.
-//! - [`serve`] is the answering side, and `admission` decides who gets a handshake.
+//! - [`serve`] is the answering side, `admission` decides who gets a handshake, and `budget` what a connection may use.
+//! - [`enroll`] is how a newcomer without a certificate asks for one; `strangers` answers it, within narrow bounds.
 //!
 //! Versions are agreed on in the TLS handshake by ALPN, so that two programs without a common one never exchange a
 //! byte that the other could misread.
 
 mod admission;
+mod budget;
 mod driver;
 pub mod endpoint;
+pub mod enroll;
+#[cfg(test)]
+mod newcomer_tests;
 pub mod peer;
 pub mod serve;
 mod socket;
+mod strangers;
 mod stream;
 #[cfg(test)]
 mod tests;

@@ -50,6 +50,12 @@ pub fn since_boot() -> Duration {
     Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
+/// Returns the user whose rights this process has (`geteuid(2)`).
+pub(crate) fn effective_uid() -> u32 {
+    // SAFETY: the call takes nothing and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
 /// Asks for socket buffers beyond the system's limit; does nothing without the right to.
 pub(crate) fn force_buffers(socket: &impl AsRawFd, bytes: usize) {
     let size = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);

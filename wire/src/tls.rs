@@ -1,118 +1,31 @@
 //! Identities: a cluster CA, certificates with roles, and reading a peer's certificate.
 //!
 //! A node's certificate carries its [`Subject`] (role, name, and a client's grant) in a private extension, signed by
-//! the cluster's CA. Both ends of every connection verify each other against that CA alone; host names play no part.
+//! the cluster's CA or by an issuer below it ([`crate::issuer`]). Both ends of every connection verify each other against
+//! that CA alone; host names play no part.
 
+pub use crate::subject::{ClientGrant, Role, Squash, Subject};
+
+use crate::chain::ClientVerifier;
 use crate::ids::ClusterId;
-use crate::{Error, codec, durable};
+use crate::subject::{self, SUBJECT_OID};
+use crate::{Error, codec, durable, sys};
 use rcgen::{BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
-use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::fs;
+use std::fs::{self, Metadata, OpenOptions};
+use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
 /// Name in every certificate, which the TLS library requires; peers are known by CA and role instead.
 pub(crate) const SERVER_NAME: &str = "node.surf.internal";
-/// Private extension that holds the encoded [`Subject`], below the arc for documentation and experiments.
-const SUBJECT_OID: &[u64] = &[1, 3, 6, 1, 4, 1, 32473, 83, 1];
-
-/// Role of a node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Serialize, Deserialize)]
-pub enum Role {
-    /// A metadata daemon.
-    Metad,
-    /// A block daemon.
-    Blockd,
-    /// A mount.
-    Client,
-    /// An operator.
-    Admin,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Role::Metad => "metad",
-            Role::Blockd => "blockd",
-            Role::Client => "client",
-            Role::Admin => "admin",
-        })
-    }
-}
-
-/// What a client may do. It is part of the certificate, so that no program of the client's can change it. The daemons
-/// enforce it, or refuse its holder ([`Subject::check_enforced`]).
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct ClientGrant {
-    /// Only reading.
-    pub read_only: bool,
-    /// Absolute path of the directory that is the client's root; `None` for the whole filesystem.
-    pub subtree: Option<String>,
-    /// Whose rights the client's users have.
-    pub squash: Squash,
-}
-
-/// Replacement of the user ids that a client reports, as in exports(5).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub enum Squash {
-    /// Ids are taken as they come.
-    #[default]
-    None,
-    /// Root becomes this user and group (`root_squash`).
-    Root {
-        /// User id.
-        uid: u32,
-        /// Group id.
-        gid: u32,
-    },
-    /// Everyone becomes this user and group (`all_squash`).
-    All {
-        /// User id.
-        uid: u32,
-        /// Group id.
-        gid: u32,
-    },
-}
-
-/// Whom a certificate is for.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Subject {
-    /// What it is.
-    pub role: Role,
-    /// Its name, such as `metad-1`.
-    pub name: String,
-    /// What a client may do; default for other roles.
-    pub grant: ClientGrant,
-}
-
-impl Subject {
-    /// A subject without restrictions.
-    #[must_use]
-    pub fn new(role: Role, name: &str) -> Self {
-        Self { role, name: name.to_owned(), grant: ClientGrant::default() }
-    }
-
-    /// Checks that daemons enforce everything that the certificate says: they serve no other. It counts for every role,
-    /// because whoever wrote a restriction into a certificate relies on it.
-    ///
-    /// # Errors
-    /// [`Error::NotEnforced`].
-    pub fn check_enforced(&self) -> Result<(), Error> {
-        let restriction = match &self.grant {
-            ClientGrant { subtree: Some(path), .. } => format!("the subtree {path:?}"),
-            ClientGrant { squash: Squash::Root { .. } | Squash::All { .. }, .. } => {
-                "other user ids for its users".to_owned()
-            }
-            ClientGrant { subtree: None, squash: Squash::None, read_only: _ } => return Ok(()),
-        };
-        Err(Error::NotEnforced { name: self.name.clone(), restriction })
-    }
-}
+/// Largest secret that is read: a key has some 250 bytes.
+const PRIVATE_BYTES_MAX: u64 = 64 << 10;
 
 /// A peer, known by its verified certificate.
 #[derive(Clone, Debug)]
@@ -131,7 +44,7 @@ pub struct ClusterCa {
     key_pem: String,
 }
 
-fn crypto_failed(what: &str, error: impl fmt::Display) -> Error {
+pub(crate) fn crypto_failed(what: &str, error: impl fmt::Display) -> Error {
     Error::Identity { file: what.to_owned(), reason: error.to_string() }
 }
 
@@ -143,7 +56,8 @@ impl ClusterCa {
     pub fn create(cluster: &str) -> Result<Self, Error> {
         let key = KeyPair::generate().map_err(|error| crypto_failed("cluster CA", error))?;
         let mut params = CertificateParams::new(Vec::new()).map_err(|error| crypto_failed("cluster CA", error))?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        // Below it there are issuers, and below these nothing that signs.
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         // The random part distinguishes clusters of one name: the error is then an unknown issuer, not a bad signature.
         params.distinguished_name.push(DnType::CommonName, format!("Surf {cluster} {:016x}", rand::random::<u64>()));
@@ -211,29 +125,45 @@ impl ClusterCa {
         let ca_key = KeyPair::from_pem(&self.key_pem).map_err(failed)?;
         let issuer = Issuer::from_ca_cert_pem(&self.cert_pem, ca_key).map_err(failed)?;
         let key = KeyPair::generate().map_err(failed)?;
-        let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()]).map_err(failed)?;
-        params.distinguished_name.push(DnType::CommonName, format!("{} {}", subject.role, subject.name));
-        params.custom_extensions.push(CustomExtension::from_oid_content(SUBJECT_OID, coded));
-        params.not_after = rcgen::date_time_ymd(2125, 1, 1);
-        let cert = params.signed_by(&key, &issuer).map_err(failed)?;
-        Identity::from_pems(Path::new("new identity"), &self.cert_pem, &cert.pem(), &key.serialize_pem())
+        let cert = leaf_params(subject, coded).map_err(failed)?.signed_by(&key, &issuer).map_err(failed)?;
+        let parts = Parts { ca: self.cert_pem.clone(), cert: cert.pem(), issuer: None, key: key.serialize_pem() };
+        Identity::of_parts(Path::new("new identity"), parts)
     }
+}
+
+/// What a node's certificate says, whoever signs it.
+pub(crate) fn leaf_params(subject: &Subject, coded: Vec<u8>) -> Result<CertificateParams, rcgen::Error> {
+    let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()])?;
+    params.distinguished_name.push(DnType::CommonName, format!("{} {}", subject.role, subject.name));
+    params.custom_extensions.push(CustomExtension::from_oid_content(SUBJECT_OID, coded));
+    params.not_after = rcgen::date_time_ymd(2125, 1, 1);
+    Ok(params)
+}
+
+/// The parts of an identity, as PEM.
+#[derive(Clone)]
+struct Parts {
+    ca: String,
+    cert: String,
+    /// The issuer that has signed the certificate, unless the CA itself did.
+    issuer: Option<String>,
+    key: String,
 }
 
 /// A node's own certificate and key, and the CA by which it knows others.
 #[derive(Clone)]
 pub struct Identity {
-    ca_pem: String,
-    cert_pem: String,
-    key_pem: String,
+    parts: Parts,
     ca: CertificateDer<'static>,
     cert: CertificateDer<'static>,
+    issuer: Option<CertificateDer<'static>>,
     key: Vec<u8>,
     subject: Subject,
 }
 
 impl Identity {
-    /// Reads an identity from a file with CA certificate, own certificate and key, in that order.
+    /// Reads an identity from a file with CA certificate, own certificate, the certificate of its issuer if that is not
+    /// the CA, and key, in that order.
     ///
     /// # Errors
     /// [`Error::Identity`] when the file cannot be read, or is no identity.
@@ -246,20 +176,40 @@ impl Identity {
     /// # Errors
     /// [`Error::Identity`] when the text is no identity.
     pub fn from_pem(origin: &Path, text: &str) -> Result<Self, Error> {
-        let [ca, cert, key] = sections(origin, text, &["CERTIFICATE", "CERTIFICATE", "PRIVATE KEY"])?;
-        Self::from_pems(origin, &ca, &cert, &key)
+        let parts = match pem::parse_many(text) {
+            Ok(found) if found.len() == 4 => {
+                let wanted = ["CERTIFICATE", "CERTIFICATE", "CERTIFICATE", "PRIVATE KEY"];
+                let [ca, cert, issuer, key] = sections(origin, text, &wanted)?;
+                Parts { ca, cert, issuer: Some(issuer), key }
+            }
+            _ => {
+                let [ca, cert, key] = sections(origin, text, &["CERTIFICATE", "CERTIFICATE", "PRIVATE KEY"])?;
+                Parts { ca, cert, issuer: None, key }
+            }
+        };
+        Self::of_parts(origin, parts)
     }
 
-    fn from_pems(origin: &Path, ca_pem: &str, cert_pem: &str, key_pem: &str) -> Result<Self, Error> {
+    /// Puts an identity together from certificates (DER) that a cluster has issued and the key (PEM) that they are for.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when they do not belong together.
+    pub(crate) fn of_issued(ca: &[u8], cert: &[u8], issuer: &[u8], key_pem: &str) -> Result<Self, Error> {
+        let pem = |der: &[u8]| pem::encode(&pem::Pem::new("CERTIFICATE", der));
+        let parts = Parts { ca: pem(ca), cert: pem(cert), issuer: Some(pem(issuer)), key: key_pem.to_owned() };
+        Self::of_parts(Path::new("issued identity"), parts)
+    }
+
+    fn of_parts(origin: &Path, parts: Parts) -> Result<Self, Error> {
         let der = |text: &str| match pem::parse(text) {
             Ok(section) => Ok(section.into_contents()),
             Err(error) => {
                 Err(crypto_failed(&origin.display().to_string(), format!("is damaged ({error}): restore it")))
             }
         };
-        let cert = der(cert_pem)?;
+        let cert = der(&parts.cert)?;
         let unusable = |reason| Error::Identity { file: origin.display().to_string(), reason };
-        let subject = match coded_subject(&cert) {
+        let subject = match subject::coded_in(&cert) {
             Some(Ok(subject)) => subject,
             // One of another version says so.
             Some(Err(Error::Malformed(why))) => {
@@ -271,19 +221,18 @@ impl Identity {
             }
         };
         let identity = Self {
-            ca: CertificateDer::from(der(ca_pem)?),
+            ca: CertificateDer::from(der(&parts.ca)?),
             cert: CertificateDer::from(cert),
-            key: der(key_pem)?,
-            ca_pem: ca_pem.to_owned(),
-            cert_pem: cert_pem.to_owned(),
-            key_pem: key_pem.to_owned(),
+            issuer: parts.issuer.as_deref().map(der).transpose()?.map(CertificateDer::from),
+            key: der(&parts.key)?,
+            parts,
             subject,
         };
         identity.check(origin)?;
         Ok(identity)
     }
 
-    /// Checks that the three parts belong together: otherwise every peer would refuse us, and none could say why.
+    /// Checks that the parts belong together: otherwise every peer would refuse us, and none could say why.
     fn check(&self, origin: &Path) -> Result<(), Error> {
         let wrong = |what: &str, error: &dyn fmt::Display| Error::Identity {
             file: origin.display().to_string(),
@@ -295,16 +244,16 @@ impl Identity {
         CertifiedKey::from_der(self.chain(), self.key(), &provider)
             .map_err(|error| wrong("its key is damaged, or does not fit its certificate", &error))?;
         let stranger = "its certificate is damaged, or not of the CA beside it";
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-        let verified = verifier.map_err(|error| wrong(stranger, &error))?;
-        let verified = verified.verify_client_cert(&self.cert, &[], UnixTime::now());
+        let verifier = ClientVerifier::new(roots, provider).map_err(|error| wrong(stranger, &error))?;
+        let verified = verifier.verify_client_cert(&self.cert, self.issuer.as_slice(), UnixTime::now());
         verified.map(|_| ()).map_err(|error| wrong(stranger, &error))
     }
 
     /// The identity as text, in the form that [`Identity::from_pem`] reads.
     #[must_use]
     pub fn to_pem(&self) -> String {
-        format!("{}{}{}", self.ca_pem, self.cert_pem, self.key_pem)
+        let Parts { ca, cert, issuer, key } = &self.parts;
+        format!("{ca}{cert}{}{key}", issuer.as_deref().unwrap_or_default())
     }
 
     /// Writes the identity to a file that only its owner can read.
@@ -339,7 +288,13 @@ impl Identity {
     }
 
     pub(crate) fn chain(&self) -> Vec<CertificateDer<'static>> {
-        vec![self.cert.clone()]
+        std::iter::once(&self.cert).chain(&self.issuer).cloned().collect()
+    }
+
+    /// The certificate of the CA (DER).
+    #[must_use]
+    pub fn ca(&self) -> &[u8] {
+        &self.ca
     }
 
     pub(crate) fn key(&self) -> PrivateKeyDer<'static> {
@@ -355,37 +310,59 @@ impl fmt::Debug for Identity {
 }
 
 /// The cluster whose CA has this certificate (DER).
-fn cluster_of(ca: &[u8]) -> ClusterId {
+pub(crate) fn cluster_of(ca: &[u8]) -> ClusterId {
     let mut id = [0_u8; 16];
     id.copy_from_slice(&blake3::hash(ca).as_bytes()[..16]);
     ClusterId(id)
 }
 
-/// The subject in a certificate (DER) that was verified before, or is our own.
-pub(crate) fn subject_of(cert: &[u8]) -> Option<Subject> {
-    coded_subject(cert)?.ok()
-}
-
-/// The subject in a certificate, if it has one, or why it cannot be decoded.
-fn coded_subject(cert: &[u8]) -> Option<Result<Subject, Error>> {
-    let (_, cert) = x509_parser::parse_x509_certificate(cert).ok()?;
-    let wanted: Vec<u64> = SUBJECT_OID.to_vec();
-    let extension = cert
-        .extensions()
-        .iter()
-        .find(|extension| extension.oid.iter().is_some_and(|parts| parts.eq(wanted.iter().copied())))?;
-    Some(codec::decode(extension.value))
-}
-
-fn read_file(path: &Path) -> Result<String, Error> {
+pub(crate) fn read_file(path: &Path) -> Result<String, Error> {
     fs::read_to_string(path).map_err(|error| Error::Identity {
         file: path.display().to_string(),
         reason: format!("cannot be read ({error}): restore it, or correct the path"),
     })
 }
 
+/// Reads a secret that this user has written with [`write_private`] before. Returns `None` when there is no such file.
+///
+/// # Errors
+/// [`Error::Identity`] when it cannot be read, or others may have written or read it: then it is no secret.
+pub(crate) fn read_private(path: &Path) -> Result<Option<String>, Error> {
+    let refused = |reason: String| Error::Identity { file: path.display().to_string(), reason };
+    let failed = |error: io::Error| match error.raw_os_error() {
+        Some(libc::ELOOP) => refused("is a symbolic link, which is not followed: remove it".to_owned()),
+        _ => refused(format!("cannot be read ({error}): remove it")),
+    };
+    // Opening a named pipe would wait for a writer.
+    let mut file = match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(failed)?,
+    };
+    let found = file.metadata().map_err(failed)?;
+    check_private(&found, sys::effective_uid()).map_err(refused)?;
+    let mut text = String::new();
+    (&mut file).take(PRIVATE_BYTES_MAX).read_to_string(&mut text).map_err(failed)?;
+    Ok(Some(text))
+}
+
+/// Checks that nobody but this user (and root) can know what is in a file.
+fn check_private(found: &Metadata, user: u32) -> Result<(), String> {
+    let (owner, mode) = (found.uid(), found.mode() & 0o777);
+    if !found.is_file() {
+        Err("is no regular file: remove it".to_owned())
+    } else if owner != user {
+        Err(format!(
+            "belongs to another user (uid {owner}), who may know the key in it: remove it, or run this as that user"
+        ))
+    } else if mode & 0o077 != 0 {
+        Err(format!("others may read or write it (mode {mode:o}), so the key in it is no secret: remove it"))
+    } else {
+        Ok(())
+    }
+}
+
 /// Cuts PEM text into exactly the wanted sections.
-fn sections<const N: usize>(origin: &Path, text: &str, wanted: &[&str; N]) -> Result<[String; N], Error> {
+pub(crate) fn sections<const N: usize>(origin: &Path, text: &str, wanted: &[&str; N]) -> Result<[String; N], Error> {
     let wrong = |reason: String| Error::Identity { file: origin.display().to_string(), reason };
     let found =
         pem::parse_many(text).map_err(|error| wrong(format!("is damaged ({error}): restore or issue it again")))?;
@@ -455,15 +432,38 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_somebody_else_may_know_is_not_read() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let refused = |name: &str| read_private(&at(name)).unwrap_err().to_string();
+        write_private(&at("key"), "secret").unwrap();
+        assert_eq!(read_private(&at("key")).unwrap().as_deref(), Some("secret"));
+        assert_eq!(read_private(&at("none")).unwrap(), None);
+        symlink(at("key"), at("link")).unwrap();
+        assert!(refused("link").contains("symbolic link, which is not followed: remove it"));
+        symlink(at("none"), at("dangling")).unwrap();
+        assert!(refused("dangling").contains("symbolic link"));
+        fs::create_dir(at("dir")).unwrap();
+        assert!(refused("dir").contains("no regular file"));
+        fs::write(at("open"), "secret").unwrap();
+        fs::set_permissions(at("open"), fs::Permissions::from_mode(0o640)).unwrap();
+        assert!(refused("open").contains("(mode 640)"), "{}", refused("open"));
+        let (found, user) = (fs::metadata(at("key")).unwrap(), sys::effective_uid());
+        let other = check_private(&found, user + 1).unwrap_err();
+        assert!(other.contains(&format!("another user (uid {user})")) && other.contains("remove it"), "{other}");
+    }
+
+    #[test]
     fn parts_that_do_not_belong_together_are_refused() {
         let issue = |ca: &ClusterCa| ca.issue(&Subject::new(Role::Metad, "m")).unwrap();
         let ca = ClusterCa::create("test").unwrap();
         let (one, two, foreign) = (issue(&ca), issue(&ca), issue(&ClusterCa::create("test").unwrap()));
         let load = |ca: &str, cert: &str, key: &str| Identity::from_pem(Path::new("x"), &format!("{ca}{cert}{key}"));
-        assert!(load(&one.ca_pem, &one.cert_pem, &one.key_pem).is_ok());
-        let error = load(&one.ca_pem, &one.cert_pem, &two.key_pem).unwrap_err().to_string();
+        assert!(load(&one.parts.ca, &one.parts.cert, &one.parts.key).is_ok());
+        let error = load(&one.parts.ca, &one.parts.cert, &two.parts.key).unwrap_err().to_string();
         assert!(error.contains("x: its key"), "{error}");
-        let error = load(&foreign.ca_pem, &one.cert_pem, &one.key_pem).unwrap_err().to_string();
+        let error = load(&foreign.parts.ca, &one.parts.cert, &one.parts.key).unwrap_err().to_string();
         assert!(error.contains("not of the CA beside it"), "{error}");
     }
 

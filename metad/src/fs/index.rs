@@ -4,8 +4,8 @@ use super::blockref::BlockRef;
 use super::keys::{self, Key};
 use super::session::Session;
 use super::view::{Kv, KvExt, View};
-use super::{lock, orphan};
-use wire::ids::{BlockHash, Ino, SessionId};
+use super::{lock, orphan, token_keys};
+use wire::ids::{BlockHash, Ino, SessionId, TokenId};
 
 /// Returns the index keys of a session.
 pub(super) fn of_session(id: SessionId, session: &Session) -> Vec<Key> {
@@ -40,6 +40,9 @@ pub(super) fn belongs(kv: &dyn Kv, key: &[u8]) -> Option<bool> {
                 None => return Some(false),
             };
             Some(holders.contains(&SessionId(keys::first(key))))
+        }
+        (b'H', token_keys::ENROLLED_BYTES) => {
+            Some(kv.get(&token_keys::join_token(TokenId(keys::first(key)))).is_some())
         }
         (b'Z', keys::UNREFERENCED_BYTES) => {
             let hash: BlockHash = keys::unreferenced_hash(key);

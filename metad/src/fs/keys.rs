@@ -22,6 +22,8 @@
 //! | `J` | session, ino | empty: inodes on which the session holds locks |
 //! | `P` | journal | [`JournalPosition`](wire::op::JournalPosition): up to where a client's journal was sent |
 //! | `G` | name in the certificate (hash), journal | empty: journals by the certificate that reported their position |
+//! | `F` | token | [`Token`](super::token::Token): a join token |
+//! | `H` | token, hash of a key | name and time of the machine that has used the token with this key |
 //! | `C` | name | cluster setting or counter |
 //!
 //! Structured values are coded by `wire::codec` (a version byte, then postcard). Those of the tables `I`, `L`, `D`, `E` and
@@ -33,7 +35,7 @@ use wire::ids::{BatchSeq, BlockHash, Ino, JournalId, PolicyId, SessionId};
 /// A key, or one end of a range of keys.
 pub type Key = Vec<u8>;
 
-fn key(prefix: u8, numbers: &[u64], rest: &[u8]) -> Key {
+pub(super) fn key(prefix: u8, numbers: &[u64], rest: &[u8]) -> Key {
     let mut key = Vec::with_capacity(1 + numbers.len() * 8 + rest.len());
     key.push(prefix);
     for number in numbers {

@@ -4,7 +4,7 @@
 //! So none of its numbers may be given out a second time. All numbers jump ([`Jump`]) beyond any that can have been
 //! given out: inodes (I4), sessions, versions (I6), epochs of the layout (I11). Sessions end, removed files that were
 //! still open go, and no block is deleted until an operator allows it (I10): blocks are all that is left of the lost
-//! time.
+//! time. Join tokens are revoked: some of their uses may be lost.
 //!
 //! Each step changes part of the state and is repeated until nothing is left to do. [`crate::recovery`] runs the steps
 //! while nobody serves the state.
@@ -14,6 +14,7 @@ use super::keys::{self, Key};
 use super::retention;
 use super::session;
 use super::settings::{self, NEXT_INO};
+use super::token;
 use super::view::{KvExt, View};
 use super::{Context, extent, lifetime, orphan};
 use std::collections::BTreeSet;
@@ -70,6 +71,8 @@ impl Jump {
 pub fn exported(key: &[u8], value: Vec<u8>) -> Option<Vec<u8>> {
     match key.first()? {
         b'S' | b'A' | b'W' | b'T' | b'Y' | b'U' | b'Q' | b'J' | b'K' => None,
+        // A token that was used or revoked since must not be good again.
+        b'F' | b'H' => None,
         // The sessions that held it are left out.
         b'O' => Some(codec::encode(&BTreeSet::<SessionId>::new())),
         _ => Some(value),
@@ -173,5 +176,6 @@ pub fn begin_anew(view: &mut View, jump: Jump, stop: &DeletionStop) -> Result<()
     layout.placement = layout.epoch;
     settings::replace_layout(view, &layout);
     retention::stop_deletion(view, stop);
+    token::revoke_all(view);
     Ok(())
 }

@@ -50,6 +50,10 @@ impl std::fmt::Display for Stamped {
             Command::ResumeDeletion => f.write_str("resume deletion"),
             Command::Repair(repairing) => write!(f, "{} repairs", repairing.repairs.len()),
             Command::Mark(CheckId(check)) => write!(f, "mark of check {check}"),
+            Command::CreateToken(new) => write!(f, "create token {}", new.id),
+            Command::RevokeToken(id) => write!(f, "revoke token {id}"),
+            Command::UseToken(newcomer) => write!(f, "use token {}", newcomer.token),
+            Command::ExpireTokens => f.write_str("expire tokens"),
         }
     }
 }
@@ -62,6 +66,7 @@ impl std::fmt::Display for CommandReply {
             CommandReply::Session(_) => "session",
             CommandReply::Stale => "stale",
             CommandReply::Repaired(_) => "repaired",
+            CommandReply::Enrolled(_) => "enrolled",
         })
     }
 }

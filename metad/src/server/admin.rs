@@ -3,7 +3,7 @@
 use super::Server;
 use crate::cluster::watch;
 use crate::error::ProposeError;
-use crate::fs::{Command, Stamped, retention, session, settings};
+use crate::fs::{Command, Stamped, retention, session, settings, token};
 use std::time::Duration;
 use wire::ids::SessionId;
 use wire::layout::{Layout, LayoutMember};
@@ -47,6 +47,9 @@ impl Server {
             AdminRequest::EvictSession { session } => self.evict(session).await?,
             AdminRequest::ResumeDeletion { force } => self.resume_deletion(peer, force).await?,
             AdminRequest::Check(request) => self.check(peer, request).await?,
+            AdminRequest::CreateToken(new) => self.create_token(new).await?,
+            AdminRequest::Tokens => AdminReply::Tokens(token::list(&**consensus.state(), self.shared.clock.now())),
+            AdminRequest::RevokeToken { id } => self.revoke_token(id).await?,
         };
         Ok(MetaReply::Admin(reply))
     }

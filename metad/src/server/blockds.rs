@@ -168,6 +168,7 @@ mod tests {
             listen: own.local_addr(),
             data_dir: dir.path().join("metad-1"),
             identity: ca.issue(&Subject::new(Role::Metad, "metad-1")).unwrap(),
+            issuer: None,
             initial: [(MetadId(1), own.local_addr())].into(),
             replicas: 1,
             min_sync: 1,

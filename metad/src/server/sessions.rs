@@ -1,6 +1,6 @@
 //! Sessions: opening, keeping alive, batches, and the end of silent ones.
 
-use super::{Events, Server, validate};
+use super::{Events, Server, enroll, validate};
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::session::{self, Opening};
@@ -246,6 +246,7 @@ pub async fn expire_silent(shared: Arc<Shared>) {
             shared.liveness.forget_sessions();
             continue;
         }
+        enroll::expire_tokens(&shared).await;
         let all: Vec<SessionId> = session::living(&**shared.consensus.state()).into_iter().collect();
         let silent = shared.liveness.silent_sessions(&all, Duration::from_millis(SESSION_TTL_MS));
         if !silent.is_empty() {

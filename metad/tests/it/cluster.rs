@@ -6,10 +6,12 @@ use metad::raft::Tuning;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use wire::FsError;
 use wire::ids::{BatchSeq, Ino, MetadId, SessionId};
+use wire::issuer::IssuerKey;
 use wire::message::admin::{AdminReply, AdminRequest};
 use wire::message::check::{CheckReply, CheckRequest, Finding};
 use wire::message::meta::{MetaReply, MetaRequest};
@@ -19,6 +21,8 @@ use wire::quic::Endpoint;
 use wire::tls::{ClusterCa, Identity, Role, Subject};
 
 pub(super) const LIMIT: Duration = Duration::from_secs(30);
+/// What the issuers of metads sign.
+const ISSUED: [Role; 3] = [Role::Client, Role::Blockd, Role::Metad];
 
 pub(super) struct Cluster {
     pub(super) ca: ClusterCa,
@@ -54,6 +58,7 @@ pub(super) fn config(
         listen: addr,
         data_dir: dir.join(format!("metad-{id}")),
         identity,
+        issuer: Some(Arc::new(IssuerKey::create(ca, &format!("metad-{id}"), &ISSUED).unwrap())),
         initial: initial.clone(),
         replicas: 1,
         min_sync: 1,

@@ -10,3 +10,4 @@ mod model_machine;
 mod recovery;
 mod replace;
 mod snapshots;
+mod tokens;

@@ -5,14 +5,18 @@ mod init;
 use super::access::Access;
 use super::blockd::{heard, states, to_json as blockd_json, word};
 use super::session;
+use super::token::issuable;
 use crate::output::{self, say};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use wire::ids::MetadId;
+use wire::issuer::IssuerKey;
 use wire::message::admin::{AdminRequest, ClusterStatus};
+use wire::tls::{ClusterCa, Role};
 
 /// Make a cluster, look at it, change its members.
 #[derive(Args)]
@@ -43,6 +47,19 @@ enum Command {
         /// Where it serves.
         #[arg(long)]
         address: SocketAddr,
+    },
+    /// Make an issuer for a metad, with which it signs identities for join tokens. `surf cluster init` and `surf metad
+    /// replace` make one for each metad.
+    Issuer {
+        /// The new file. It belongs on the metad's machine, readable by its user alone, and into its configuration as
+        /// `issuer`.
+        file: PathBuf,
+        /// The cluster's ca.pem.
+        #[arg(long, value_name = "FILE")]
+        ca: PathBuf,
+        /// The role of identities that it may sign, several times or separated by commas: client, blockd, metad.
+        #[arg(long, value_delimiter = ',', value_parser = issuable, default_value = "client,blockd,metad")]
+        role: Vec<Role>,
     },
     /// Remove a metad.
     Remove {
@@ -77,6 +94,14 @@ impl Cluster {
             Command::Add { access, id, address } => {
                 access.ask(AdminRequest::AddMetad { id: MetadId(id), addr: address }).await?;
                 say!("metad-{id} votes");
+            }
+            Command::Issuer { file, ca, role } => {
+                if file.exists() {
+                    bail!("{}: is there already; choose another name", file.display());
+                }
+                let name = file.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+                IssuerKey::create(&ClusterCa::load(&ca)?, &name, &role)?.save(&file)?;
+                say!("copy {} to a metad, name it there as `issuer` in metad.toml, and start it again", file.display());
             }
             Command::Remove { access, id } => {
                 access.ask(AdminRequest::RemoveMetad { id: MetadId(id) }).await?;

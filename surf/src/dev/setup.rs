@@ -1,12 +1,14 @@
 //! Making the files of a new development cluster: CA, identities, configurations, bundles.
 
 use super::cluster::{ClusterFile, Daemon, DevDir, Kind};
+use crate::cmd::node::ISSUED;
 use anyhow::{Context, Result, bail};
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::ops::RangeInclusive;
 use std::path::Path;
 use wire::bundle::Bundle;
+use wire::issuer::IssuerKey;
 use wire::tls::{ClusterCa, Role, Subject};
 
 /// Shape of a new cluster.
@@ -99,6 +101,9 @@ fn write_daemon(ca: &ClusterCa, daemon: &Daemon, cluster: &str, metads: &[Socket
             let initial: toml::Table =
                 ids.zip(metads).map(|(id, addr)| (id.to_string(), addr.to_string().into())).collect();
             let own = metads.iter().position(|addr| *addr == daemon.address).context("a metad is one of the metads")?;
+            let issuer = home.join("issuer.pem");
+            IssuerKey::create(ca, &daemon.name, &ISSUED)?.save(&issuer)?;
+            table.insert("issuer".to_owned(), text(&issuer));
             table.insert("id".to_owned(), i64::try_from(own + 1)?.into());
             table.insert("cluster".to_owned(), cluster.into());
             table.insert("replicas".to_owned(), i64::from(shape.replicas).into());

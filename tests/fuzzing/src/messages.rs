@@ -9,16 +9,19 @@ use wire::backup::{Head, Reader, Record, Writer, verify};
 use wire::codec;
 use wire::frame::{REPLY_HEADER, REQUEST_HEADER, ReplyHeader, RequestHeader};
 use wire::ids::{BlockHash, Point};
+use wire::issuer::SigningRequest;
 use wire::layout::Layout;
 use wire::layout::ring::Ring;
 use wire::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use wire::message::admin::{AdminReply, AdminRequest, BackupPiece};
 use wire::message::block::{BlockReply, BlockRequest, BlockRequestKind};
 use wire::message::check::{CheckReply, CheckRequest};
+use wire::message::enroll::{EnrollReply, EnrollRequest};
 use wire::message::event::MetaEvent;
 use wire::message::meta::{MetaReply, MetaRequest, MetaRequestKind};
 use wire::op::{Batch, BatchReply, Op, Read as ReadOf, ReadReply};
 use wire::tls::Subject;
+use wire::token::JoinToken;
 
 /// Decodes a value. One that was decoded is encoded in no more bytes, and decoded to the same again.
 pub(crate) fn again<T: Serialize + DeserializeOwned>(data: &[u8]) -> Option<T> {
@@ -65,8 +68,13 @@ pub fn wire_frame(data: &[u8]) -> bool {
     good
 }
 
-/// Messages between metad and everybody.
+/// Messages between metad and everybody, newcomers without a certificate included.
 pub fn wire_meta(data: &[u8]) -> bool {
+    let (newcomer, welcome) = (again::<EnrollRequest>(data), again::<EnrollReply>(data));
+    let signs = newcomer.as_ref().and_then(|newcomer| SigningRequest::decode(&newcomer.request).ok());
+    if let Some(signs) = signs {
+        assert_ne!(signs.key_hash(), [0; 32]);
+    }
     let (request, reply) = (again::<MetaRequest>(data), again::<MetaReply>(data));
     if let Some(request) = &request {
         assert_eq!(codec::decode_start::<MetaRequestKind>(data).ok(), Some(request.kind()));
@@ -78,7 +86,7 @@ pub fn wire_meta(data: &[u8]) -> bool {
         }
         _ => {}
     }
-    request.is_some() || reply.is_some()
+    request.is_some() || reply.is_some() || newcomer.is_some() || welcome.is_some()
 }
 
 /// Messages between blockd and everybody.
@@ -97,14 +105,19 @@ pub fn wire_block(data: &[u8]) -> bool {
     request.is_some() || reply.is_some()
 }
 
-/// Messages between operators and metad.
+/// Messages between operators and metad, and join tokens, which are passed on by hand.
 pub fn wire_admin(data: &[u8]) -> bool {
+    let token = std::str::from_utf8(data).ok().and_then(|text| text.parse::<JoinToken>().ok());
+    if let Some(token) = &token {
+        let text = token.to_text();
+        assert_eq!(text.parse::<JoinToken>().expect("what was written can be read").to_text(), text);
+    }
     let (request, reply) = (again::<AdminRequest>(data), again::<AdminReply>(data));
     let piece = again::<BackupPiece>(data);
     if let Some(AdminReply::Status(status)) = &reply {
         use_layout(&status.layout);
     }
-    request.is_some() || reply.is_some() || piece.is_some()
+    request.is_some() || reply.is_some() || piece.is_some() || token.is_some()
 }
 
 /// Messages between `surf fsck` and metad.

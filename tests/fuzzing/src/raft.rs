@@ -46,8 +46,10 @@ pub mod samples {
     use crate::messages::samples::{batches, layout};
     use metad::fs::Command;
     use metad::fs::session::Opening;
-    use wire::ids::SessionId;
+    use metad::fs::token::Use;
+    use wire::ids::{SessionId, TokenId};
     use wire::message::check::CheckId;
+    use wire::token::SecretHash;
 
     fn commands() -> Vec<(&'static str, Command)> {
         let opening = Opening {
@@ -58,12 +60,16 @@ pub mod samples {
             resumes: Some(SessionId(4)),
             token: Some(9),
         };
+        let (token, hash) = (TokenId(9), SecretHash([5; 32]));
+        let newcomer = Use { token, hash, key: [6; 32], host: "laptop".to_owned() };
         vec![
             ("init", Command::Init { cluster: "fuzzing".to_owned(), replicas: 2, min_sync: 2 }),
             ("batches", Command::Batches(batches().into_iter().map(|(_, batch)| (SessionId(1), batch)).collect())),
             ("session", Command::OpenSession(opening)),
             ("layout", Command::SetLayout(layout())),
             ("mark", Command::Mark(CheckId(3))),
+            ("use-token", Command::UseToken(newcomer)),
+            ("expire-tokens", Command::ExpireTokens),
         ]
     }
 

@@ -56,6 +56,7 @@ impl Certificates {
                 listen: address(0),
                 data_dir: PathBuf::new(),
                 identity,
+                issuer: None,
                 initial: BTreeMap::new(),
                 replicas: 1,
                 min_sync: 1,

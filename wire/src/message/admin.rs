@@ -1,11 +1,12 @@
 //! Operators' requests to metad.
 
 use crate::attr::Timestamp;
-use crate::ids::{MetadId, SessionId};
+use crate::ids::{MetadId, SessionId, TokenId};
 use crate::layout::Layout;
 use crate::message::block::RepairReport;
 use crate::message::check::{CheckReply, CheckRequest};
 use crate::op::StatFs;
+use crate::token::{NewToken, TokenInfo};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -103,6 +104,15 @@ pub enum AdminRequest {
         /// The learner.
         new: MetadId,
     },
+    /// Make a join token. Repeated for the same token, it changes nothing. Answers `Done`.
+    CreateToken(NewToken),
+    /// The tokens that are remembered, those that have ended included. Answers `Tokens`.
+    Tokens,
+    /// Let nobody use a token any more. Answers `Done`.
+    RevokeToken {
+        /// Its number.
+        id: TokenId,
+    },
 }
 
 /// A piece of a backup, in answer to [`MetaRequest::Backup`](super::meta::MetaRequest::Backup).
@@ -154,6 +164,8 @@ pub enum AdminReply {
     Pins(Vec<Pin>),
     /// Answer to a step of a check.
     Check(CheckReply),
+    /// The tokens, the one that ends last at the end.
+    Tokens(Vec<TokenInfo>),
 }
 
 /// State of the cluster.

@@ -104,6 +104,11 @@ impl Door {
 }
 
 impl Handshake {
+    /// What counts as the address of this peer.
+    pub(super) fn network(&self) -> IpAddr {
+        self.counted
+    }
+
     /// Ends the handshake: the peer has shown this certificate. Returns `None` when too many connections show it.
     pub fn succeed(self, subject: &Subject) -> Option<Admitted> {
         self.door.remember(self.address);
@@ -144,7 +149,7 @@ fn count_down<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
 }
 
 /// Returns what counts as one address: whoever has one IPv6 address has its whole /64 network (RFC 6177).
-fn network_of(address: IpAddr) -> IpAddr {
+pub(super) fn network_of(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V6(v6) => {
             let [a, b, c, d, ..] = v6.segments();

@@ -43,7 +43,16 @@ impl Endpoint {
     /// # Errors
     /// As [`Endpoint::bind`].
     pub fn bind_within(addr: SocketAddr, identity: &Identity, runtime: Handle) -> Result<Self, Error> {
-        Socket::bind_on(addr, identity, ALPN, runtime, None).map(Self::of)
+        Socket::bind_on(addr, identity, ALPN, runtime, None, false).map(Self::of)
+    }
+
+    /// Like [`Endpoint::bind_within`], and those who have no certificate yet may ask for one, and for nothing else
+    /// ([`Service::enroll`]).
+    ///
+    /// # Errors
+    /// As [`Endpoint::bind`].
+    pub fn bind_for_newcomers(addr: SocketAddr, identity: &Identity, runtime: Handle) -> Result<Self, Error> {
+        Socket::bind_on(addr, identity, ALPN, runtime, None, true).map(Self::of)
     }
 
     pub(super) fn bind_speaking(addr: SocketAddr, identity: &Identity, versions: &[&[u8]]) -> Result<Self, Error> {

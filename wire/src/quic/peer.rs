@@ -9,7 +9,8 @@ use crate::buffers::Pool;
 use crate::frame::{REPLY_HEADER, ReplyHeader, ReplyKind, RequestHeader};
 use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX, REFUSAL_BYTES_MAX};
 use crate::retry::Backoff;
-use crate::tls::{Role, subject_of};
+use crate::subject::subject_of;
+use crate::tls::Role;
 use crate::{Error, codec, trace};
 use bytes::{Bytes, BytesMut};
 use quinn::{ConnectionError, TransportErrorCode};
@@ -250,6 +251,7 @@ fn reconnect_backoff() -> Backoff {
     Backoff::new(RECONNECT_PAUSES.0, RECONNECT_PAUSES.1)
 }
 
+/// Returns the subject of the peer's certificate, if it has shown one.
 pub(super) fn peer_subject(connection: &quinn::Connection) -> Option<crate::tls::Subject> {
     let identity = connection.peer_identity()?;
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;

@@ -1,27 +1,28 @@
 //! The answering side: connections are authorised once, each request is a task.
 
 use super::admission::{Door, HANDSHAKE_LIMIT, Handshake, Verdict};
+use super::budget::Budget;
 use super::peer::peer_subject;
-use super::socket::Socket;
+use super::socket::{Socket, is_newcomer, set_full_windows};
+use super::strangers::{Strangers, welcome};
 use super::stream::{broken, payload_len, read_exactly, read_tail, take_end, write_frame};
 use crate::buffers::Pool;
 use crate::frame::{REQUEST_HEADER, ReplyHeader, ReplyKind, RequestHeader};
 use crate::ids::ClusterId;
-use crate::limits::{
-    CLIENT_BYTES_MAX, DAEMON_BYTES_MAX, DEADLINE_MAX_MS, DEADLINE_TRUSTED_MAX_MS, HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX,
-    REFUSAL_BYTES_MAX,
-};
-use crate::tls::{PeerIdentity, Role};
+use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX, REFUSAL_BYTES_MAX};
+use crate::message::enroll::{EnrollReply, EnrollRequest};
+use crate::tls::PeerIdentity;
 use crate::{Error, codec, trace};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -53,6 +54,12 @@ pub trait Service: Send + Sync + 'static {
     /// Answers one request, by one of [`Incoming`]'s methods. A request that is dropped unanswered looks like a lost
     /// connection to the caller.
     fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, request: Incoming) -> impl Future<Output = ()> + Send;
+
+    /// Answers a newcomer, who has no certificate, and can ask for nothing else. Called only on an endpoint that admits
+    /// newcomers.
+    fn enroll(self: Arc<Self>, _addr: SocketAddr, _request: EnrollRequest) -> impl Future<Output = EnrollReply> + Send {
+        std::future::ready(EnrollReply::Busy)
+    }
 }
 
 /// Ends serving when stopped or dropped. Dropping it ends requests under way, too.
@@ -97,7 +104,7 @@ pub(super) fn serve<S: Service>(socket: Arc<Socket>, service: Arc<S>, runtime: &
     let accepting = {
         let (stops, connections) = (stops.clone(), connections.clone());
         async move {
-            let door = Arc::<Door>::default();
+            let (door, strangers) = (Arc::<Door>::default(), Arc::<Strangers>::default());
             while let Some(Some(incoming)) = stops.drain.run_until_cancelled(socket.accept()).await {
                 let (addr, is_verified) = (incoming.remote_address(), incoming.remote_address_validated());
                 let handshake = match door.decide(addr.ip(), is_verified) {
@@ -116,7 +123,7 @@ pub(super) fn serve<S: Service>(socket: Arc<Socket>, service: Arc<S>, runtime: &
                 // A token per connection keeps its requests from contending for the server's.
                 let stops = Stops { drain: stops.drain.clone(), kill: stops.kill.child_token() };
                 connections.spawn(connection(
-                    (connecting, handshake),
+                    (connecting, handshake, strangers.clone()),
                     cluster,
                     socket.buffers(),
                     service.clone(),
@@ -130,7 +137,7 @@ pub(super) fn serve<S: Service>(socket: Arc<Socket>, service: Arc<S>, runtime: &
 }
 
 async fn connection<S: Service>(
-    (connecting, handshake): (quinn::Connecting, Handshake),
+    (connecting, handshake, strangers): (quinn::Connecting, Handshake, Arc<Strangers>),
     cluster: ClusterId,
     buffers: Arc<Pool>,
     service: Arc<S>,
@@ -149,10 +156,16 @@ async fn connection<S: Service>(
         }
         None => return,
     };
+    if is_newcomer(&connection) {
+        let answer = |request| service.enroll(addr, request);
+        stops.drain.run_until_cancelled(welcome(connection, handshake, &strangers, answer)).await;
+        return;
+    }
     let Some(subject) = peer_subject(&connection) else {
-        connection.close(1_u32.into(), b"certificate names no role");
+        connection.close(1_u32.into(), b"no certificate that names a role");
         return;
     };
+    set_full_windows(&connection);
     let Some(_admitted) = handshake.succeed(&subject) else {
         tracing::debug!(%addr, name = subject.name, "too many connections of one certificate");
         connection.close(1_u32.into(), b"too many connections of this certificate");
@@ -230,44 +243,6 @@ struct Answer {
     /// The server is stopping, and the connection with it.
     drain: CancellationToken,
     budget: Budget,
-}
-
-/// Limits for one connection: the bytes that the server holds, and the longest deadline that it grants.
-#[derive(Clone)]
-struct Budget {
-    /// For requests, in KiB.
-    held: Arc<Semaphore>,
-    /// For answers, in KiB: a caller with many answers on their way can still ask.
-    answers: Arc<Semaphore>,
-    deadline_max: Duration,
-}
-
-impl Budget {
-    fn of(role: Role) -> Self {
-        let bytes = if role == Role::Client { CLIENT_BYTES_MAX } else { DAEMON_BYTES_MAX };
-        let deadline_ms = match role {
-            Role::Client | Role::Blockd => DEADLINE_MAX_MS,
-            Role::Metad | Role::Admin => DEADLINE_TRUSTED_MAX_MS,
-        };
-        let (held, answers) = (Semaphore::new(bytes >> 10), Semaphore::new(bytes >> 11));
-        Self { held: Arc::new(held), answers: Arc::new(answers), deadline_max: Duration::from_millis(deadline_ms) }
-    }
-
-    /// Waits until the connection's requests leave room for so many bytes.
-    async fn hold(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
-        Self::part(&self.held, bytes).await
-    }
-
-    /// Waits until the connection's answers leave room for so many bytes.
-    async fn hold_answer(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
-        Self::part(&self.answers, bytes).await
-    }
-
-    async fn part(of: &Arc<Semaphore>, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
-        // Every single message fits, so nobody waits for more than there is.
-        let kib = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX);
-        of.clone().acquire_many_owned(kib).await.map_err(broken)
-    }
 }
 
 impl Answer {

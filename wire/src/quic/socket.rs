@@ -7,10 +7,13 @@ use super::driver::Driver;
 use super::stream::REUSED_BYTES_MIN;
 use crate::Error;
 use crate::buffers::Pool;
+use crate::chain::{ClientVerifier, ServerVerifier};
 use crate::tls::{Identity, SERVER_NAME};
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{ConnectionId, ConnectionIdGenerator, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -19,9 +22,11 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-pub(super) const ALPN: &[&[u8]] = &[b"surf/8"];
+pub(super) const ALPN: &[&[u8]] = &[b"surf/9"];
 /// The protocol versions for people.
-pub(super) const VERSIONS: &str = "8";
+pub(super) const VERSIONS: &str = "9";
+/// What newcomers speak, who have no certificate yet.
+pub(super) const NEWCOMERS_ALPN: &[u8] = b"surf-enroll/1";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// Most memory of payloads that an endpoint pools for reuse.
@@ -32,6 +37,10 @@ const STREAM_WINDOW_BYTES: u32 = 16 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// Requests that one connection may have open at once.
 const STREAMS_MAX: u32 = 4096;
+/// What a connection may have in flight, and how many requests open, before its peer has shown a certificate, where those
+/// without one are admitted at all.
+const STRANGER_WINDOW_BYTES: u32 = 16 << 10;
+const STRANGER_STREAMS_MAX: u32 = 4;
 /// A peer that is silent for this long is gone; keep-alives come every second.
 const IDLE_TIMEOUT_MS: u32 = 5_000;
 /// Length of connection ids: as quinn's own.
@@ -86,22 +95,23 @@ impl Socket {
                 runtime.shutdown_background();
             })
             .map_err(failed)?;
-        Self::bind_on(addr, identity, versions, handle, Some(stop))
+        Self::bind_on(addr, identity, versions, handle, Some(stop), false)
     }
 
-    /// Binds it; `handle` drives it.
+    /// Binds it; `handle` drives it. `admits_newcomers`: whether it serves those without a certificate, too.
     pub(super) fn bind_on(
         addr: SocketAddr,
         identity: &Identity,
         versions: &[&[u8]],
         handle: Handle,
         stop: Option<oneshot::Sender<()>>,
+        admits_newcomers: bool,
     ) -> Result<Self, Error> {
         let failed = |error: io::Error| bind_error(addr, &error);
         let socket = socket(addr).map_err(failed)?;
         let local = socket.local_addr().map_err(failed)?;
         let client = client_configs(identity, versions)?;
-        let server = server_configs(identity, versions)?;
+        let server = server_configs(identity, versions, admits_newcomers)?;
         let config = endpoint_config(identity).map_err(failed)?;
         let driver = Arc::new(Driver::new(handle.clone()));
         let first = Some((*server.remote).clone());
@@ -224,7 +234,7 @@ impl HmacKey for ResetKey {
     }
 }
 
-fn transport(loopback: bool) -> Arc<TransportConfig> {
+pub(super) fn transport(loopback: bool) -> TransportConfig {
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
@@ -244,50 +254,99 @@ fn transport(loopback: bool) -> Arc<TransportConfig> {
         discovery.upper_bound(LOOPBACK_MTU);
         config.mtu_discovery_config(Some(discovery));
     }
-    Arc::new(config)
+    config
 }
 
-fn tls_error(error: impl std::fmt::Display) -> Error {
+pub(super) fn tls_error(error: impl std::fmt::Display) -> Error {
     Error::Identity { file: "own identity".to_owned(), reason: error.to_string() }
 }
 
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+pub(super) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
 fn client_configs(identity: &Identity, versions: &[&[u8]]) -> Result<ClientConfigs, Error> {
+    let verifier = ServerVerifier::new(identity.roots()?, provider()).map_err(tls_error)?;
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls_error)?
-        .with_root_certificates(identity.roots()?)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_client_auth_cert(identity.chain(), identity.key())
         .map_err(tls_error)?;
     tls.alpn_protocols = versions.iter().map(|version| version.to_vec()).collect();
     let tls = Arc::new(QuicClientConfig::try_from(tls).map_err(tls_error)?);
     let config = |loopback| {
         let mut config = quinn::ClientConfig::new(tls.clone());
-        config.transport_config(transport(loopback));
+        config.transport_config(Arc::new(transport(loopback)));
         config
     };
     Ok(ClientConfigs { loopback: config(true), remote: config(false) })
 }
 
-fn server_configs(identity: &Identity, versions: &[&[u8]]) -> Result<ServerConfigs, Error> {
-    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(Arc::new(identity.roots()?), provider())
-        .build()
-        .map_err(tls_error)?;
+fn server_configs(identity: &Identity, versions: &[&[u8]], admits_newcomers: bool) -> Result<ServerConfigs, Error> {
+    let verifier = ClientVerifier::new(identity.roots()?, provider()).map_err(tls_error)?;
+    let certificates = Certificates::of(identity)?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls_error)?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain(), identity.key())
-        .map_err(tls_error)?;
+        .with_client_cert_verifier(Arc::new(verifier.admitting_strangers(admits_newcomers)))
+        .with_cert_resolver(Arc::new(certificates));
+    // Whoever comes again shows its certificate again. Strangers have none, and get nothing to keep.
+    tls.send_tls13_tickets = 0;
+    tls.session_storage = Arc::new(NoServerSessionStorage {});
     tls.alpn_protocols = versions.iter().map(|version| version.to_vec()).collect();
+    if admits_newcomers {
+        tls.alpn_protocols.push(NEWCOMERS_ALPN.to_vec());
+    }
     let tls = Arc::new(QuicServerConfig::try_from(tls).map_err(tls_error)?);
     let config = |loopback| {
         let mut config = quinn::ServerConfig::with_crypto(tls.clone());
-        config.transport_config(transport(loopback));
+        let mut transport = transport(loopback);
+        if admits_newcomers {
+            transport.receive_window(VarInt::from_u32(STRANGER_WINDOW_BYTES));
+            transport.max_concurrent_bidi_streams(VarInt::from_u32(STRANGER_STREAMS_MAX));
+        }
+        config.transport_config(Arc::new(transport));
         Arc::new(config)
     };
     Ok(ServerConfigs { loopback: config(true), remote: config(false) })
+}
+
+/// What a server shows: newcomers get the CA's certificate as well, which they know only by its hash.
+#[derive(Debug)]
+struct Certificates {
+    to_peers: Arc<CertifiedKey>,
+    to_newcomers: Arc<CertifiedKey>,
+}
+
+impl Certificates {
+    fn of(identity: &Identity) -> Result<Self, Error> {
+        let certified = |chain| CertifiedKey::from_der(chain, identity.key(), &provider()).map(Arc::new);
+        let mut with_ca = identity.chain();
+        with_ca.push(identity.ca().to_vec().into());
+        Ok(Self {
+            to_peers: certified(identity.chain()).map_err(tls_error)?,
+            to_newcomers: certified(with_ca).map_err(tls_error)?,
+        })
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let is_newcomer = hello.alpn().is_some_and(|mut offered| offered.all(|one| one == NEWCOMERS_ALPN));
+        Some(if is_newcomer { self.to_newcomers.clone() } else { self.to_peers.clone() })
+    }
+}
+
+/// Returns whether a connection is a newcomer's. It may ask for nothing but a certificate, even if it has shown one.
+pub(super) fn is_newcomer(connection: &quinn::Connection) -> bool {
+    let agreed = connection.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    agreed.is_some_and(|agreed| agreed.protocol.as_deref() == Some(NEWCOMERS_ALPN))
+}
+
+/// Gives a peer that has shown its certificate the room that it may use.
+pub(super) fn set_full_windows(connection: &quinn::Connection) {
+    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
+    connection.set_max_concurrent_bi_streams(VarInt::from_u32(STREAMS_MAX));
 }

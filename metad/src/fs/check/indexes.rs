@@ -3,7 +3,8 @@
 use super::Check;
 use crate::fs::keys::{self, Key};
 use crate::fs::session::Session;
-use crate::fs::{index, settings};
+use crate::fs::token::{Enrolled, Token};
+use crate::fs::{index, settings, token_keys};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use wire::ids::{Ino, SessionId};
@@ -26,12 +27,13 @@ pub(super) fn check(check: &mut Check) {
         }
     }
     // Keys that these indexes lack are found elsewhere, with the tables that they index.
-    let tables: [(Range<Key>, usize); 5] = [
+    let tables: [(Range<Key>, usize); 6] = [
         (keys::all_living(), 16),
         (keys::all_ended(), 24),
         (keys::all_tokens(), 16),
         (keys::all_session_orphans(), 16),
         (keys::all_session_locks(), 16),
+        (token_keys::all_enrolled(), token_keys::ENROLLED_BYTES - 1),
     ];
     for (range, bytes) in tables {
         check.scan(range, bytes - 1, |check, key, _| {
@@ -43,6 +45,12 @@ pub(super) fn check(check: &mut Check) {
         });
     }
     replies(check, &sessions);
+    check.scan(token_keys::join_tokens(), 8, |check, key, value| {
+        let _: Option<Token> = check.decode(key, value);
+    });
+    check.scan(token_keys::all_enrolled(), token_keys::ENROLLED_BYTES - 1, |check, key, value| {
+        let _: Option<Enrolled> = check.decode(key, value);
+    });
 }
 
 fn leased(check: &mut Check, sessions: &BTreeMap<SessionId, Session>) {

@@ -3,6 +3,7 @@
 use super::{in_words, name_of, verified};
 use crate::admin::Admin;
 use crate::cmd::access::Access;
+use crate::cmd::lengths::duration;
 use crate::output::{self, complain, say};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -18,7 +19,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 use wire::attr::Timestamp;
 use wire::durable;
-use wire::limits::PIN_MAX_MS;
 use wire::message::admin::{AdminRequest, BackupPiece};
 use wire::quic::EventReceiver;
 
@@ -41,24 +41,6 @@ pub struct Backup {
     /// Name of the pin on these blocks: see `surf metad backups`. By default one with the time.
     #[arg(long)]
     name: Option<String>,
-}
-
-/// Reads a length of time.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is no length of time: say 36h, or 7d");
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let count: u64 = digits.parse().map_err(|_| wrong())?;
-    let seconds = match &text[digits.len()..] {
-        "" if count == 0 => 0,
-        "s" => 1,
-        "m" => 60,
-        "h" => 3_600,
-        "d" => 86_400,
-        "w" => 7 * 86_400,
-        _ => return Err(wrong()),
-    };
-    let seconds = count.checked_mul(seconds).filter(|seconds| *seconds <= PIN_MAX_MS / 1000);
-    seconds.map(Duration::from_secs).ok_or_else(|| "a hundred years at most".to_owned())
 }
 
 impl Backup {
@@ -227,18 +209,6 @@ mod tests {
     use wire::message::meta::{MetaReply, MetaRequest, Redirect};
     use wire::quic::{Endpoint, Incoming, Service};
     use wire::tls::{ClusterCa, PeerIdentity, Role, Subject};
-
-    #[test]
-    fn lengths_of_time_are_read_with_their_unit() {
-        let seconds = |text: &str| duration(text).map(|found| found.as_secs());
-        assert_eq!(
-            [seconds("0"), seconds("90s"), seconds("2h"), seconds("7d")],
-            [Ok(0), Ok(90), Ok(7200), Ok(604_800)]
-        );
-        for wrong in ["", "7", "d", "-1d", "7days", "1.5h", "99999999999999999999s", "9999999w"] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn a_file_that_is_not_published_leaves_nothing_behind() {

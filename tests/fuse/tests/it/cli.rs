@@ -1,5 +1,6 @@
 //! Bad input: one clear line that says what to do, an exit code that is not 0, and nothing damaged.
 
+use super::tokens::{surf_says, token};
 use kit::bins::bin;
 use kit::command::run;
 use kit::{Setup, Surf, sh, until};
@@ -268,7 +269,10 @@ fn a_daemon_refuses_a_port_and_a_directory_that_are_not_its_own() {
 
         let other = others.join(&one).join(format!("{program}.pem"));
         let own = surf.cluster_dir().join(&one).join("identity.pem");
-        let foreign = changed(&surf, &one, |whole| whole.replace(text(&own), text(&other)));
+        let issuer = |of: &Path| text(&of.with_file_name("issuer.pem")).to_owned();
+        let foreign = changed(&surf, &one, |whole| {
+            whole.replace(text(&own), text(&other)).replace(&issuer(&own), &issuer(&other))
+        });
         refused(program, &["--config", text(&foreign)], &["belongs to", "data_dir"]);
         let plain = file(&surf, "plain", "");
         let on_plain = ["--config", text(&of_one), "--data-dir", text(&plain)];
@@ -394,5 +398,58 @@ fn a_development_cluster_is_not_made_twice_and_knows_its_daemons() {
     refused("surf", &["cluster", "status", "--bundle", text(&surf.bundle())], &["role client", "admin.bundle"]);
     let after: Vec<u32> = surf.daemons().iter().map(|daemon| daemon.pid).collect();
     assert_eq!(before, after);
+    assert_works(&surf);
+}
+
+#[test]
+fn a_newcomer_is_told_why_its_token_is_of_no_use_and_what_to_do() {
+    let surf = Surf::start(Setup::Cluster);
+    let admin = surf.cluster_dir().join("admin.bundle");
+    let (out, node) = (surf.scratch().join("laptop.bundle"), surf.scratch().join("node"));
+    let as_client = |token: &str, words: &[&str]| {
+        refused("surf", &["client", "enroll", token, "--out", text(&out)], words);
+        assert!(!out.exists());
+    };
+    let create = |more: &[&str], words: &[&str]| {
+        refused("surf", &[&["token", "create", "--bundle", text(&admin)], more].concat(), words);
+    };
+    as_client("nonsense", &["no token", "surf token create"]);
+    let good = token(&surf, &["--role", "client"]);
+    as_client(&good[..good.len() - 3], &["damaged", "copy it whole"]);
+    refused("surf", &["node", "enroll", &good, "--out", text(&node)], &["for a client", "surf client enroll"]);
+    let blockd = token(&surf, &["--role", "blockd", "--name", "blockd-9"]);
+    as_client(&blockd, &["for a blockd", "surf node enroll"]);
+
+    // Somebody else could have made it.
+    let pending = surf.scratch().join("laptop.bundle.key");
+    fs::write(&pending, "a key that others know").unwrap();
+    as_client(&good, &["laptop.bundle.key", "others may read", "remove it"]);
+    fs::remove_file(&pending).unwrap();
+    surf_says(&["client", "enroll", &good, "--out", text(&out)]);
+    refused("surf", &["client", "enroll", &good, "--out", text(&out)], &["is there already", "--out"]);
+    fs::remove_file(&out).unwrap();
+    as_client(&good, &["used up", "surf token create", "--uses"]);
+    fs::remove_file(&pending).unwrap();
+
+    let listed = surf_says(&["token", "list", "--bundle", text(&admin), "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let valid = listed.as_array().unwrap().iter().find(|one| one["state"] == "valid").unwrap();
+    assert_eq!((&valid["role"], &valid["name"]), (&"blockd".into(), &"blockd-9".into()));
+    let id = valid["id"].as_str().unwrap();
+    let files = ["--out", text(&node), "--listen", "127.0.0.1:7999"];
+    surf_says(&[&["node", "enroll", &blockd], &files[..]].concat());
+    let config = node.join("blockd.toml");
+    let checked = run(Command::new(bin("blockd")).arg("--check-config").arg("--config").arg(&config), LIMIT);
+    assert!(checked.status.success(), "{}", checked.text);
+    surf_says(&["token", "revoke", id, "--bundle", text(&admin)]);
+    fs::remove_dir_all(&node).unwrap();
+    refused("surf", &["node", "enroll", &blockd, "--out", text(&node)], &["was revoked", "surf token create"]);
+
+    create(&["--role", "metad"], &["--name", "metad-4"]);
+    create(&["--role", "client", "--confine", "/home"], &["does not enforce"]);
+    create(&["--role", "client", "--uses", "1001"], &["1 to 1000"]);
+    create(&["--role", "client", "--valid", "8d"], &["7 days"]);
+    let ca = surf.cluster_dir().join("ca.pem");
+    refused("surf", &["cluster", "issuer", text(&ca), "--ca", text(&ca)], &["ca.pem", "choose another name"]);
     assert_works(&surf);
 }

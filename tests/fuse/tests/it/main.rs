@@ -19,3 +19,4 @@ mod recalls;
 mod recovery;
 mod replacing;
 mod semantics;
+mod tokens;

@@ -11,7 +11,7 @@ use wire::extent::{Extent, ExtentWrite, Source};
 use wire::frame::{ReplyHeader, ReplyKind, RequestHeader};
 use wire::ids::{
     BatchSeq, BlockHash, BlockdId, ClusterId, Ino, JournalId, LayoutEpoch, MetadId, Point, RulesVersion, SessionId,
-    Version,
+    TokenId, Version,
 };
 use wire::layout::ring::Span;
 use wire::layout::{Layout, LayoutMember, OlderLayout};
@@ -25,6 +25,7 @@ use wire::message::check::{
     BlockUse, CheckId, CheckReply, CheckRequest, CheckedBlock, DigestState, Finding, FindingKind, Repair, Seen,
     StateDigest,
 };
+use wire::message::enroll::{EnrollRefusal, EnrollReply, EnrollRequest};
 use wire::message::event::MetaEvent;
 use wire::message::meta::{BlockdHeartbeat, LeaseState, LogPlace, MetaReply, MetaRequest, RaftKind, Redirect};
 use wire::op::{
@@ -33,6 +34,7 @@ use wire::op::{
     XattrMode,
 };
 use wire::tls::{ClientGrant, Role, Squash, Subject};
+use wire::token::{JoinToken, NewToken, Secret, TokenInfo, TokenState};
 
 const ROOT: Ino = Ino(1);
 /// The first numbers that a cluster gives out.
@@ -258,7 +260,19 @@ pub fn meta() -> Samples {
         layout: Some(layout()),
         leases: LeaseState::Extended { alone: true },
     };
+    let request = vec![0x30, 0x03, 0x02, 0x01, 0x00];
+    let enroll = EnrollRequest { token: TokenId(9), secret: Secret([5; 32]), request, host: "laptop".to_owned() };
+    let issued = EnrollReply::Issued {
+        cluster: "fuzzing".to_owned(),
+        certificate: vec![0x30; 40],
+        issuer: vec![0x30; 30],
+        metads: vec![addr(7101)],
+    };
     vec![
+        coded("enroll", enroll),
+        coded("issued", issued),
+        coded("refused", EnrollReply::Refused { why: EnrollRefusal::Expired { at: AT }, now: AT }),
+        coded("clock-behind", EnrollReply::Refused { why: EnrollRefusal::ClockBehind { made: AT }, now: AT }),
         coded("open-session", open),
         coded("submit", MetaRequest::Submit { session: SESSION, batch }),
         coded("acknowledge", MetaRequest::Acknowledge { session: SESSION, seqs: vec![1, 300] }),
@@ -350,6 +364,14 @@ pub fn admin() -> Samples {
         pins: vec![pin],
     };
     let (name, successor) = ("blockd-1".to_owned(), "blockd-2".to_owned());
+    let (id, role, secret, uses) = (TokenId(9), Role::Client, Secret([5; 32]), 2);
+    let grant = ClientGrant { read_only: true, ..ClientGrant::default() };
+    let new = NewToken { id, hash: secret.hash(), role, name: None, grant: grant.clone(), uses, valid_ms: 3_600_000 };
+    let used_by = vec!["laptop-01".to_owned()];
+    let listed =
+        TokenInfo { id, role, name: None, grant, uses, used_by, made: AT, until: AT, state: TokenState::Valid };
+    let cluster = "fuzzing".to_owned();
+    let token = JoinToken { cluster, metads: vec![addr(7101); 3], ca: [6; 32], role, id, secret };
     vec![
         coded("add-metad", AdminRequest::AddMetad { id: MetadId(2), addr: addr(7102) }),
         coded("replace", AdminRequest::ReplaceBlockd { name: name.clone(), successor }),
@@ -359,6 +381,9 @@ pub fn admin() -> Samples {
         coded("problems", AdminReply::Problems(vec!["one".to_owned()])),
         coded("piece", BackupPiece::Bytes(bytes::Bytes::from_static(b"SURFBAK2"))),
         coded("end", BackupPiece::End { bytes: 8 }),
+        coded("create-token", AdminRequest::CreateToken(new)),
+        coded("tokens", AdminReply::Tokens(vec![listed])),
+        ("token", token.to_text().into_bytes()),
     ]
 }
 

@@ -1,0 +1,147 @@
+//! Verification of chains of certificates: a leaf is signed by the CA, or by an issuer that the CA has signed.
+//!
+//! Signatures, validity and the length of the path are webpki's to check. What an issuer may sign is checked here: the
+//! roles that its own certificate names, and never an operator, so that whoever takes a metad over becomes none.
+
+use crate::subject::{Role, issued_roles, subject_of};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
+use std::sync::Arc;
+
+/// Roles that an issuer can be allowed to sign.
+pub(crate) const ISSUABLE: [Role; 3] = [Role::Client, Role::Blockd, Role::Metad];
+
+/// Checks what webpki does not know: what the issuer of a verified chain may sign. Whatever path webpki has found, it
+/// leads from the leaf to the CA by no other certificate than these.
+fn check_issuer(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>]) -> Result<(), Error> {
+    let issuer = match intermediates {
+        [] => return Ok(()),
+        [issuer] => issuer,
+        _ => return Err(CertificateError::UnknownIssuer.into()),
+    };
+    let role = subject_of(leaf).map(|subject| subject.role).filter(|role| ISSUABLE.contains(role));
+    match (role, issued_roles(issuer)) {
+        (Some(role), Some(roles)) if roles.contains(&role) => Ok(()),
+        _ => Err(CertificateError::ApplicationVerificationFailure.into()),
+    }
+}
+
+/// Verifies who connects.
+#[derive(Debug)]
+pub(crate) struct ClientVerifier {
+    webpki: Arc<dyn ClientCertVerifier>,
+    /// Whether somebody without a certificate gets through the handshake.
+    admits_strangers: bool,
+}
+
+impl ClientVerifier {
+    /// Accepts certificates below these roots.
+    pub(crate) fn new(roots: RootCertStore, provider: Arc<CryptoProvider>) -> Result<Self, VerifierBuilderError> {
+        let webpki = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+        Ok(Self { webpki, admits_strangers: false })
+    }
+
+    /// Whether those without any certificate get through, too. The caller then looks whether there is one.
+    pub(crate) fn admitting_strangers(self, admits_strangers: bool) -> Self {
+        Self { admits_strangers, ..self }
+    }
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        !self.admits_strangers
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.webpki.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.webpki.verify_client_cert(end_entity, intermediates, now)?;
+        check_issuer(end_entity, intermediates)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}
+
+/// Verifies who answers.
+#[derive(Debug)]
+pub(crate) struct ServerVerifier {
+    webpki: Arc<WebPkiServerVerifier>,
+}
+
+impl ServerVerifier {
+    /// Accepts certificates below these roots.
+    pub(crate) fn new(roots: RootCertStore, provider: Arc<CryptoProvider>) -> Result<Self, VerifierBuilderError> {
+        let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+        Ok(Self { webpki })
+    }
+}
+
+impl ServerCertVerifier for ServerVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verified = self.webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
+        check_issuer(end_entity, intermediates)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.webpki.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.webpki.supported_verify_schemes()
+    }
+}
