@@ -3,7 +3,7 @@
 //! - `record` is the bytes of a record, `segment` reads a file of them, `hint` shortens that at the next start.
 //! - `read` reads and verifies, parts of a block by its sections.
 //! - `writer` is the one thread that writes: work that has queued up goes out together and shares one sync.
-//! - `recover` rebuilds the index; `compact` takes back the space of dropped blocks.
+//! - `recover` rebuilds the index; `compact` takes back the space of dropped blocks; `room` says how much there is.
 //! - `disk` has every file call behind one trait, so that tests can cut the power; `buffer` is aligned memory.
 //!
 //! A put is answered when its record is on stable storage (I9); a block is checked against its name whenever it is
@@ -21,6 +21,7 @@ mod hint;
 mod read;
 mod record;
 mod recover;
+mod room;
 mod segment;
 mod segment_name;
 mod writer;
@@ -38,7 +39,6 @@ use digest::Digests;
 use disk::{Disk, RealDisk};
 use parking_lot::RwLock;
 use read::{Part, Record};
-use record::GROUP_ALIGN;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -49,7 +49,7 @@ use wire::ids::BlockHash;
 use wire::layout::ring::Span;
 use wire::message::block::Digest;
 use wire::sections::{SECTION_BYTES, Sections};
-use writer::{SEGMENT_BYTES_MIN, Work, Writer};
+use writer::{Work, Writer};
 
 /// Blocks of the index that are looked at before others may change it.
 const PAGE_BLOCKS: usize = 65_536;
@@ -179,8 +179,10 @@ struct Shared {
     index: RwLock<Index>,
     pool: Arc<Pool>,
     failed: AtomicBool,
-    /// A new block was refused for want of space, and there is still no room for one of its length.
+    /// A new block was refused for want of space, and since then the writer has had no room for one of its length.
     full: AtomicBool,
+    /// Then: bytes of the smallest record that was refused.
+    refused_bytes: AtomicU64,
     /// Bytes that new blocks may still take in the segment that is being written.
     open_room: AtomicU64,
 }
@@ -271,6 +273,7 @@ impl Store {
             pool,
             failed: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            refused_bytes: AtomicU64::new(u64::MAX),
             open_room: AtomicU64::new(0),
         });
         let writer = Writer::start(shared.clone(), next)?;
@@ -434,41 +437,6 @@ impl Store {
         let shared = self.shared.clone();
         let listed = spawn_blocking(move || shared.places(from, limit, |at| at.bad)).await;
         listed.map_or_else(|_| Vec::new(), |bad| bad.into_iter().map(|(hash, _)| hash).collect())
-    }
-
-    /// Reports whether a new block was refused for want of space, and one of its length still would be.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        self.shared.full.load(Ordering::Relaxed)
-    }
-
-    /// Reports whether a new block of this length would find room. Another one may take it.
-    #[must_use]
-    pub fn has_room_for(&self, len: u32) -> bool {
-        let needed = record::stored_len(len).next_multiple_of(GROUP_ALIGN as u64);
-        let is_there = needed <= self.shared.open_room.load(Ordering::Relaxed) || needed <= self.room_for_segment().1;
-        is_there && !self.has_failed()
-    }
-
-    /// Capacity of the disk, and bytes that another segment for new blocks can take; none if that is too little for one.
-    fn room_for_segment(&self) -> (u64, u64) {
-        let (capacity_bytes, free) = self.shared.disk.space(&self.shared.dir).unwrap_or((0, 0));
-        let options = &self.shared.options;
-        let least = SEGMENT_BYTES_MIN.min(options.segment_bytes);
-        let room = free.saturating_sub(options.reserve_bytes);
-        (capacity_bytes, if room < least { 0 } else { room })
-    }
-
-    /// Capacity and use; zero when the disk does not report them. What is left of the disk counts as free only if another
-    /// segment can be made there.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        let (capacity_bytes, room) = self.room_for_segment();
-        Stats {
-            capacity_bytes,
-            free_bytes: room.saturating_add(self.shared.open_room.load(Ordering::Relaxed)),
-            block_count: self.shared.index.read().blocks.len() as u64,
-        }
     }
 
     /// Takes back the space of one closed segment that is mostly dropped blocks. Returns `None` when no segment is worth

@@ -1,6 +1,6 @@
 //! Small files that survive a crash whole.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -11,15 +11,29 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Errors of the local filesystem. The file then still has its old content.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_with_mode(path, content, 0o600)
+}
+
+/// Makes a file, or replaces it as a whole, like [`replace`]. Everybody can read it.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_public(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_with_mode(path, content, 0o644)
+}
+
+fn replace_with_mode(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let partial = partial_of(path);
-    // A crash may have left one with other permissions, and the mode below is for new files only.
+    // A crash may have left one with other permissions, and the mode below is for new files only. Whoever else may write
+    // in the directory may have put a link there.
     if let Err(error) = fs::remove_file(&partial)
         && error.kind() != ErrorKind::NotFound
     {
         return Err(error);
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&partial)?;
-    if let Err(error) = file.write_all(content).and_then(|()| file.sync_all()) {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&partial)?;
+    let permitted = file.set_permissions(Permissions::from_mode(mode));
+    if let Err(error) = permitted.and_then(|()| file.write_all(content)).and_then(|()| file.sync_all()) {
         // On a full disk, others need its space.
         let _ = fs::remove_file(&partial);
         return Err(error);
@@ -115,6 +129,22 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+    }
+
+    /// Whoever may write in the directory puts it there before root writes.
+    #[test]
+    fn a_link_in_place_of_the_partial_file_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, partial, other] = ["metad.toml", "metad.toml.partial", "other"].map(|name| dir.path().join(name));
+        fs::write(&other, b"of somebody else").unwrap();
+        std::os::unix::fs::symlink(&other, &partial).unwrap();
+        replace_public(&path, b"new").unwrap();
+        assert_eq!(
+            (fs::read(&path).unwrap(), fs::read(&other).unwrap()),
+            (b"new".to_vec(), b"of somebody else".to_vec())
+        );
+        let found = fs::symlink_metadata(&path).unwrap();
+        assert!(found.is_file() && found.permissions().mode() & 0o777 == 0o644, "{found:?}");
     }
 
     #[test]

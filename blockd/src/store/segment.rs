@@ -15,10 +15,10 @@ use wire::ids::BlockHash;
 
 /// Bytes read at a time when scanning.
 const SCAN_BYTES: usize = 4 << 20;
-/// Lengths of a segment that are read for what does not prove itself at most. Content can be made in which the largest
-/// block seems to begin at each group, so that each 4 KiB would cost 4 MiB.
+/// Bytes that may be read for what looks like a block and is none, as a multiple of the segment's length. Without a
+/// bound, content could be made in which the largest block seems to begin at each group: each 4 KiB would cost 4 MiB.
 const DISPROVED_LENS_MAX: u64 = 2;
-/// Groups that cannot be read, after which the rest of a segment is left out: a disk may try each for seconds.
+/// So many groups may be unreadable; at the next one, the rest of a segment is left out: a disk may try each for seconds.
 const UNREADABLE_MAX: usize = 16;
 
 /// Reads a record's payload.
@@ -64,7 +64,7 @@ pub(super) struct Scan {
     pub doubted: usize,
     /// The scan has ended at a record that another version has written: the segment must stay as it is.
     pub other: Option<OtherVersion>,
-    /// What looks like records was not judged: the segment must stay as it is, whole.
+    /// Why a part was left out, if one was: the segment must stay as it is, whole.
     pub unjudged: Option<Unjudged>,
 }
 
@@ -77,14 +77,14 @@ pub(super) enum Unjudged {
     TooMuch,
 }
 
-/// Finds all records by their headers. Payloads are verified when they are read, except for those of the last group,
-/// which a crash may have cut short.
+/// Finds all records by their headers. Payloads are verified when they are read; those of the last group, which a crash
+/// may have cut short, are verified by `recover` after the scan.
 ///
 /// Behind damage, a place may lie within a payload, and clients choose payloads: they can have records stored in them.
 /// So from there to the segment's end, a block counts only if its payload matches its name, and a tombstone, which
-/// nothing proves, does not count at all. The block that it took out comes back until the next block report, which is
-/// better than a copy lost. The proofs that fail have a bound: the scan ends there, and what it has not seen does not
-/// count. A group that cannot be read is damage, too.
+/// nothing proves, does not count at all. The block that it removed comes back until the next block report, which is better
+/// than a lost copy. Proofs that fail have a bound, and so have groups that cannot be read, which are damage, too: beyond
+/// it the scan ends, the rest does not count, and `Scan::unjudged` says that the file must stay whole.
 pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> io::Result<Scan> {
     let len = file.size()?;
     let mut window = Window { file, buffer: buffer::take(pool, SCAN_BYTES), start: 0, filled: 0, unsure_until: 0 };
@@ -107,6 +107,8 @@ pub(super) fn scan(file: &dyn SegmentFile, pool: &Arc<Pool>, id: SegmentId) -> i
         };
         let decoded = match Header::decode(bytes, id) {
             Ok(decoded) => decoded,
+            // This may be a payload in which a client has imitated another version: it must not keep the daemon from
+            // starting.
             Err(_) if doubtful => None,
             Err(other) => {
                 scan.other = Some(other);
@@ -179,7 +181,7 @@ struct Window<'a> {
     buffer: Buffer<Aligned>,
     start: u64,
     filled: usize,
-    /// Somewhere before here, bytes cannot be read: group by group, the others can.
+    /// A large read that reached up to here has failed: before this place, groups are read one by one.
     unsure_until: u64,
 }
 

@@ -179,7 +179,9 @@ fn a_full_disk_fills_its_last_segment_refuses_puts_and_serves_what_is_there() {
     }
     assert!(refused < 5000 && stored > 0, "{stored} blocks were stored beyond one that was refused");
     assert_eq!(disk.segments().len(), 1);
+    assert!(store.is_full());
     disk.0.free.store(u64::MAX / 2, Ordering::SeqCst);
+    assert!(!store.is_full(), "there is room again, though nobody has stored anything yet");
     let (hash, content) = block(120);
     assert!(runtime.block_on(store.put(hash, content)).unwrap() && !store.is_full());
     assert!(runtime.block_on(store.get(first)).unwrap().is_some());

@@ -137,14 +137,12 @@ struct State {
     open: Option<Open>,
     buffer: Aligned,
     filled: usize,
-    /// While the store is full: bytes of the smallest record that was refused.
-    refused_len: u64,
 }
 
 impl State {
     fn new(shared: Arc<Shared>, next: SegmentId) -> Self {
         let buffer = Aligned::new(GROUP_BYTES + (5 << 20));
-        Self { shared, next, open: None, buffer, filled: 0, refused_len: u64::MAX }
+        Self { shared, next, open: None, buffer, filled: 0 }
     }
 
     fn run(mut self, mut work: mpsc::Receiver<Work>) {
@@ -245,7 +243,7 @@ impl State {
                 left -= len;
                 kept.push(work);
             } else {
-                self.refused_len = self.refused_len.min(len);
+                self.shared.refused_bytes.fetch_min(len, Ordering::Relaxed);
                 refused.push(work);
             }
         }
@@ -270,9 +268,9 @@ impl State {
 
     /// Notes that there is room for new blocks, unless it is only what was too little for one that was refused.
     fn note_room_for(&mut self, group: &[Work]) {
-        if group.iter().any(is_put) && self.left_for_puts() >= self.refused_len {
+        if group.iter().any(is_put) && self.left_for_puts() >= self.shared.refused_bytes.load(Ordering::Relaxed) {
             self.shared.full.store(false, Ordering::Relaxed);
-            self.refused_len = u64::MAX;
+            self.shared.refused_bytes.store(u64::MAX, Ordering::Relaxed);
         }
     }
 

@@ -18,7 +18,8 @@ use wire::{Error, FsError};
 
 /// One attempt takes no longer than this. A leader that hangs is asked again, or its successor is.
 const ATTEMPT_MAX: Duration = Duration::from_secs(10);
-/// An attempt takes at least this long: a leader that answers at all answers by then.
+/// No attempt is given less time than this, even if the caller's limit ends sooner: a leader that answers at all answers
+/// by then.
 const ATTEMPT_MIN: Duration = Duration::from_millis(500);
 /// Hints that are followed without a pause. During an election metads may name each other.
 const HINTS_IN_A_ROW_MAX: u32 = 4;
@@ -107,14 +108,15 @@ impl Rpc {
     /// Asks until the leader answers, or `limit` is over, and returns the cause of a failure.
     ///
     /// # Errors
-    /// Returns why the last attempt failed; at once when no attempt can succeed (wrong cluster, role or version).
+    /// Returns why the last attempt failed; at once when no attempt can succeed (wrong cluster, role or
+    /// version, a refusal, or a closed endpoint).
     pub async fn ask_within(&self, request: &MetaRequest, limit: Option<Duration>) -> Result<MetaReply, Error> {
         let started = Instant::now();
         let mut backoff = Backoff::default();
         let mut warned = started;
         let mut hints = 0;
         loop {
-            // An attempt must not outlast the caller's patience.
+            // An attempt outlasts the caller's limit by no more than `ATTEMPT_MIN`.
             let left = limit.map_or(ATTEMPT_MAX, |limit| limit.saturating_sub(started.elapsed()));
             let missed = match self.attempt(request, left.clamp(ATTEMPT_MIN, ATTEMPT_MAX)).await? {
                 Ok(reply) => return Ok(reply),
@@ -138,7 +140,7 @@ impl Rpc {
     }
 
     async fn attempt(&self, request: &MetaRequest, limit: Duration) -> Result<Result<MetaReply, Missed>, Error> {
-        // It counts from here on, before it is polled.
+        // Notifications count from here on: one that comes before the first poll is not missed.
         let moved = self.moved.notified();
         let asked = self.leader();
         let answer = tokio::select! {

@@ -111,7 +111,7 @@ pub fn any_passed(kv: &dyn Kv, now: Timestamp) -> bool {
     all(kv).iter().any(|token| !token.expired && token.until <= now)
 }
 
-/// Applies `Command::ExpireTokens`, and is part of every command that knows the time.
+/// Applies `Command::ExpireTokens`, and is part of making tokens and of enrolling.
 pub(super) fn expire(view: &mut View, now: Timestamp) {
     for token in all(view) {
         if !token.expired && token.until <= now {

@@ -55,6 +55,9 @@ impl Server {
         if !issuer.roles().contains(&new.role) {
             return Err(EnrollRefusal::RoleNotIssued(me, new.role).to_string());
         }
+        if new.role == Role::Metad && new.name.is_none() {
+            return Err("a token for a metad names it: metad-N, with a number that was never used".to_owned());
+        }
         if new.grant != ClientGrant::default() && new.role != Role::Client {
             return Err(format!("only clients can be restricted, not the role {}", new.role));
         }

@@ -246,7 +246,11 @@ pub async fn expire_silent(shared: Arc<Shared>) {
             shared.liveness.forget_sessions();
             continue;
         }
-        enroll::expire_tokens(&shared).await;
+        // The majority may be lost while this waits for it.
+        if timeout(EXPIRY_PAUSE, enroll::expire_tokens(&shared)).await.is_err() {
+            shared.liveness.forget_sessions();
+            continue;
+        }
         let all: Vec<SessionId> = session::living(&**shared.consensus.state()).into_iter().collect();
         let silent = shared.liveness.silent_sessions(&all, Duration::from_millis(SESSION_TTL_MS));
         if !silent.is_empty() {

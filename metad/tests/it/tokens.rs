@@ -55,6 +55,18 @@ async fn refused(token: &JoinToken) -> EnrollRefusal {
     }
 }
 
+/// Other programs than `surf` make tokens, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_token_is_made_for_a_metad_without_a_name_or_for_an_operator() {
+    let cluster = Cluster::start(1).await;
+    for (role, says) in [(Role::Metad, "names it"), (Role::Admin, "operators get no tokens")] {
+        let asked = NewToken { role, ..new(&Secret::random()) };
+        let reply = cluster.admin(AdminRequest::CreateToken(asked)).await;
+        assert!(matches!(&reply, AdminReply::Failed(reason) if reason.contains(says)), "{reply:?}");
+    }
+    assert!(listed(&cluster).await.is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_gives_one_machine_an_identity_and_the_next_one_nothing_whichever_metad_is_asked() {
     let cluster = Cluster::start(3).await;

@@ -65,7 +65,7 @@ enum NodeCommand {
     },
 }
 
-/// Who comes, and how patiently.
+/// The token, and how long to ask.
 #[derive(Args)]
 struct Newcomer {
     /// The token, or `-` to read it from standard input.

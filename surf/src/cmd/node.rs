@@ -56,9 +56,8 @@ impl Node {
         }
         let path = home.join(format!("{role}.toml"));
         // Whole or not at all: a part of it would be taken for the operator's.
-        let partial = home.join(format!("{role}.toml.partial"));
-        let written = fs::write(&partial, comment.to_owned() + &toml::to_string(&table)?);
-        written.and_then(|()| durable::rename(&partial, &path)).with_context(|| path.display().to_string())
+        let text = comment.to_owned() + &toml::to_string(&table)?;
+        durable::replace_public(&path, text.as_bytes()).with_context(|| path.display().to_string())
     }
 }
 

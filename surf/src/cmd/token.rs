@@ -39,7 +39,8 @@ enum Command {
     Revoke {
         #[command(flatten)]
         access: Access,
-        /// Its number, as `surf token list` shows it.
+        /// Its number, 16 hexadecimal digits, as `surf token list` shows it; not the token itself.
+        #[arg(value_name = "ID")]
         token: String,
     },
 }
@@ -92,7 +93,7 @@ impl Token {
             },
             Command::Revoke { access, token } => {
                 let Ok(id) = u64::from_str_radix(&token, 16) else {
-                    bail!("{token:?} is no number of a token: `surf token list` shows them");
+                    bail!("{token:?} is no number of a token, such as 00c0ffee00c0ffee: `surf token list` shows them");
                 };
                 access.ask(AdminRequest::RevokeToken { id: TokenId(id) }).await?;
                 say!("token {token} is revoked; identities that were made with it stay valid");
@@ -125,8 +126,10 @@ impl Create {
         let token = JoinToken { cluster: status.cluster, metads, ca, role: self.role, id, secret };
         say!("{}", token.to_text());
         let (kind, uses, valid) = (kind_of(self.role), self.uses, output::duration(self.valid));
+        // Without an address, a node gets no configuration.
+        let listen = if self.role == Role::Client { "" } else { " --listen ADDRESS" };
         complain!(
-            "token {} for {uses} x {}, valid for {valid}: `surf {kind} enroll TOKEN` there",
+            "token {} for {uses} x {}, valid for {valid}. On the new machine: `surf {kind} enroll TOKEN{listen}`",
             shown(id),
             self.role
         );

@@ -104,9 +104,9 @@ impl Door {
 }
 
 impl Handshake {
-    /// What counts as the address of this peer.
+    /// The network of this peer's address, whatever others there have shown.
     pub(super) fn network(&self) -> IpAddr {
-        self.counted
+        network_of(self.address)
     }
 
     /// Ends the handshake: the peer has shown this certificate. Returns `None` when too many connections show it.

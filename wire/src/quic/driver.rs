@@ -22,7 +22,7 @@ const TURNS_MAX: usize = 8;
 #[derive(Debug)]
 pub(super) struct Driver {
     handle: Handle,
-    /// Whether the endpoint's own task runs. quinn spawns it when it makes the endpoint, and those of connections later.
+    /// Whether the endpoint's own task was spawned. It is the first that quinn spawns; all later ones are of connections.
     reads: AtomicBool,
 }
 
@@ -55,11 +55,11 @@ impl quinn::Runtime for Driver {
 /// A task that takes its next turn at once when it asks for one during a turn, a few times in a row.
 struct Eager<F> {
     task: F,
-    /// Given to the task instead of the runtime's own one; made in the first turn.
+    /// The waker that the task gets in place of the runtime's; made in the first turn.
     waker: Option<(Arc<Noticed>, Waker)>,
 }
 
-/// Wakes the task, and remembers it.
+/// Wakes the task, and notes that it asked for another turn.
 struct Noticed {
     asked: AtomicBool,
     task: Waker,
@@ -87,7 +87,7 @@ impl<F: Future + Unpin> Future for Eager<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let this = self.get_mut();
-        // A task of tokio keeps its waker for life.
+        // tokio gives a task the same waker in every turn, so the one made in the first turn stays right.
         let (noticed, waker) = this.waker.get_or_insert_with(|| {
             let noticed = Arc::new(Noticed { asked: AtomicBool::new(false), task: cx.waker().clone() });
             (noticed.clone(), Waker::from(noticed))

@@ -43,7 +43,7 @@ const NOT_VALID_NOW: u8 = 45;
 /// TLS alert no_application_protocol (RFC 7301 §3.2).
 const NO_NEWCOMERS: u8 = 120;
 /// Clocks that differ by more than this are named in errors.
-const SKEW_MAX_S: i64 = 60;
+const SKEW_MAX_S: u64 = 60;
 
 /// Why a newcomer has no identity.
 #[derive(Clone, Debug, Error)]
@@ -345,7 +345,7 @@ fn failed(peer: SocketAddr, error: &ConnectionError) -> EnrollError {
 /// What is to be said about the clocks after a refusal: a token ends by the cluster's.
 fn skew(now: Timestamp) -> String {
     let ahead = now.secs.saturating_sub(Timestamp::now().secs);
-    if ahead.abs() <= SKEW_MAX_S {
+    if ahead.unsigned_abs() <= SKEW_MAX_S {
         String::new()
     } else if ahead > 0 {
         format!(" (the cluster's clock is {ahead} s ahead of this machine's)")

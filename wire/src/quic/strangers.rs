@@ -221,8 +221,10 @@ async fn exchange<F: Future<Output = EnrollReply>>(
     let reply = timeout(ANSWER_LIMIT, answer(request)).await.unwrap_or(EnrollReply::Busy);
     match reply {
         EnrollReply::Refused { why: EnrollRefusal::Unknown, .. } => place.charge(WRONG_SECRET_COST, Instant::now()),
-        EnrollReply::Refused { .. } => place.charge(REFUSAL_COST, Instant::now()),
-        EnrollReply::Issued { .. } | EnrollReply::NotLeader { .. } | EnrollReply::Busy => {}
+        EnrollReply::Refused { .. } | EnrollReply::NotLeader { .. } | EnrollReply::Busy => {
+            place.charge(REFUSAL_COST, Instant::now());
+        }
+        EnrollReply::Issued { .. } => {}
     }
     let head = codec::encode(&reply);
     let header = ReplyHeader { kind: ReplyKind::Answer, head_len: head.len() as u32, payload_len: 0 }.encode();
@@ -232,7 +234,9 @@ async fn exchange<F: Future<Output = EnrollReply>>(
         // Closing the connection drops what is still on its way.
         send.stopped().await.map_err(broken)
     };
-    timeout(DELIVERY_LIMIT, writing).await.map_err(broken)??;
+    let written = timeout(DELIVERY_LIMIT, writing).await.map_err(broken).flatten();
+    // So has who does not fetch the answer.
+    written.inspect_err(|_| place.charge(WRONG_SECRET_COST, Instant::now()))?;
     Ok(())
 }
 
