@@ -94,17 +94,16 @@ fn a_change_of_ours_is_known_from_its_answer_if_that_is_leased() {
     assert!(known.name(DIR, b"more").is_none() && known.attr(Ino(8)).is_none() && known.attr(DIR).is_none());
 }
 
+/// Renames `a` to `b`.
+fn rename() -> Op {
+    let (name, new_name) = (b"a".to_vec(), b"b".to_vec());
+    Op::Rename { parent: DIR, name, new_parent: DIR, new_name, mode: RenameMode::Replace, released: None }
+}
+
 #[test]
 fn an_answer_that_a_later_change_of_ours_overtook_is_not_cached() {
     let known = holding();
-    let first = [Op::Rename {
-        parent: DIR,
-        name: b"a".to_vec(),
-        new_parent: DIR,
-        new_name: b"b".to_vec(),
-        mode: RenameMode::Replace,
-        released: None,
-    }];
+    let first = [rename()];
     let mark = known.change(&first);
     let second = [create(b"c", 9)];
     known.change(&second);
@@ -118,16 +117,9 @@ fn an_answer_that_a_later_change_of_ours_overtook_is_not_cached() {
 #[test]
 fn a_name_that_stayed_because_the_other_one_led_to_the_same_inode_is_not_absent() {
     let known = holding();
-    let rename = [Op::Rename {
-        parent: DIR,
-        name: b"a".to_vec(),
-        new_parent: DIR,
-        new_name: b"b".to_vec(),
-        mode: RenameMode::Replace,
-        released: None,
-    }];
-    let mark = known.change(&rename);
-    known.changed(mark, &rename, &[OpReply::Done], Some(&[attr(1, 2)]), &[]);
+    let ops = [rename()];
+    let mark = known.change(&ops);
+    known.changed(mark, &ops, &[OpReply::Done], Some(&[attr(1, 2)]), &[]);
     assert_eq!(known.name_state(DIR, b"a"), NameState::Unknown);
     assert_eq!(known.name_state(DIR, b"b"), NameState::Unknown);
 }
