@@ -6,6 +6,7 @@ mod dirs;
 pub(crate) mod files;
 pub(crate) mod flushing;
 pub(crate) mod locks;
+pub(crate) mod mapped;
 mod mounting;
 mod names;
 mod sending;

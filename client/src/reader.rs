@@ -4,7 +4,7 @@
 use crate::block::fetch::Fetcher;
 use crate::error::unexpected_reply;
 use crate::file::dirty::lay;
-use crate::file::state::{Ahead, FileState, Listing, Plan, Step};
+use crate::file::state::{Ahead, Below, FileState, Listing, Plan, Seen, Step};
 use crate::kernel::{Kernel, Notice};
 use crate::known::leased::LeasedSession;
 use crate::work::Work;
@@ -12,6 +12,8 @@ use crate::writeback::Order;
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 use wire::FsError;
 use wire::extent::{Extent, Source};
 use wire::ids::ChunkIndex;
@@ -24,6 +26,8 @@ const PART_BYTES_MAX: usize = 256 << 10;
 const LISTINGS_MAX: usize = 8;
 /// Attempts at content that compaction or another session replaces while it is read.
 const ATTEMPTS_MAX: usize = 3;
+/// It is waited so long for what a program has seen in a mapped page. Without it, the page is judged whole.
+const SEEN_LIMIT: Duration = Duration::from_secs(5);
 
 /// Reads files.
 pub(crate) struct Reader {
@@ -56,14 +60,20 @@ impl Reader {
         }
     }
 
-    /// Reads up to `len` bytes; fewer only at the end of the file. Cancel-safe.
+    /// Reads up to `len` bytes; fewer only at the end of the file. The kernel keeps them in its pages, or `perhaps` hands
+    /// them past these. Cancel-safe.
     ///
     /// # Errors
     /// `Io` when content is not available.
-    pub async fn read(self: &Arc<Self>, file: &Arc<FileState>, offset: u64, len: usize) -> Result<Bytes, FsError> {
+    pub async fn read(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        (offset, len): (u64, usize),
+        perhaps: bool,
+    ) -> Result<Bytes, FsError> {
         let mut attempt = 1;
         loop {
-            let plan = match file.plan_read(offset, len) {
+            let plan = match file.plan_read((offset, len), perhaps) {
                 Step::Fetch(plan) => plan,
                 Step::Done(bytes) => return Ok(bytes),
                 Step::Load(chunk) => {
@@ -84,6 +94,31 @@ impl Reader {
                 other => return other,
             }
         }
+    }
+
+    /// Returns what a program has seen at the start of this part of its pages, and the bytes of it; `None` when these
+    /// are not known any more, or not available in time. Cancel-safe.
+    pub async fn seen(&self, file: &FileState, range: &Range<u64>) -> (Seen, Option<Bytes>) {
+        let deadline = Instant::now() + SEEN_LIMIT;
+        let mut seen = file.seen(range);
+        for _ in 0..ATTEMPTS_MAX {
+            let learned = match &seen.below {
+                Below::Unknown => break,
+                Below::Read(plan) => {
+                    let read = tokio::time::timeout_at(deadline, self.put_together(plan)).await;
+                    let bytes = read.map_or(None, Result::ok);
+                    return (seen, bytes);
+                }
+                Below::Load(chunk) => {
+                    tokio::time::timeout_at(deadline, self.load_chunks(file, *chunk, range.end)).await
+                }
+            };
+            if !matches!(learned, Ok(Ok(()))) {
+                break;
+            }
+            seen = file.seen(range);
+        }
+        (seen, None)
     }
 
     async fn put_together(&self, plan: &Plan) -> Result<Bytes, FsError> {

@@ -48,7 +48,7 @@ fn landing(writes: &[ExtentWrite], version: u64, base: u64, size: u64) -> Landin
 }
 
 fn read(file: &FileState) -> Vec<u8> {
-    match file.plan_read(0, 100) {
+    match file.plan_read((0, 100), false) {
         Step::Done(bytes) => bytes.to_vec(),
         Step::Load(chunk) => panic!("asks for chunk {chunk:?}"),
         Step::Fetch(plan) => {
@@ -88,7 +88,7 @@ fn writes_beside_those_of_others_keep_their_base_and_know_their_own_versions() {
     file.take_landing(landing(&writes, 3, 1, 90), 1, Instant::now());
     let basis = file.basis(Instant::now());
     assert_eq!((basis.base, basis.own), (Version(1), vec![Version(3)]));
-    assert!(matches!(file.plan_read(0, 100), Step::Load(_)), "what others wrote is not known");
+    assert!(matches!(file.plan_read((0, 100), false), Step::Load(_)), "what others wrote is not known");
     seal(&file);
     let writes = commit_first(&file);
     file.take_landing(landing(&writes, 4, 1, 90), 1, Instant::now());
@@ -117,10 +117,10 @@ fn content_of_others_behind_ours_can_be_read_and_appended_content_stays_together
     let file = opened();
     write(&file, None, b"ours");
     assert!(file.refresh(&attr(2, 50), None));
-    assert!(matches!(file.plan_read(40, 100), Step::Load(_)));
+    assert!(matches!(file.plan_read((40, 100), false), Step::Load(_)));
     let page = ExtentPage { version: Version(3), size: 60, extents: Vec::new(), more_from: None };
     file.take_listing(0..CHUNK_BYTES, &[page], false);
-    assert!(matches!(file.plan_read(50, 100), Step::Fetch(plan) if plan.range == (50..60)));
+    assert!(matches!(file.plan_read((50, 100), false), Step::Fetch(plan) if plan.range == (50..60)));
     write(&file, None, b", too");
     seal(&file);
     let writes: Vec<_> = commit_first(&file).iter().map(|write| (write.file_off, write.len)).collect();

@@ -38,8 +38,9 @@ pub struct Handle {
     client: Weak<Client>,
     released: bool,
     /// The kernel drops its pages of the file's content, up to this version, before the program that opens it goes on.
-    /// It has done so by the time the handle is used, and not earlier: another open must not rely on it.
-    drops: Ordered<Option<Version>>,
+    /// It has done so by the time the handle is used, and not earlier: another open must not rely on it. The number is
+    /// that of the drop.
+    drops: Ordered<Option<(Version, u64)>>,
 }
 
 impl Handle {
@@ -47,6 +48,16 @@ impl Handle {
     #[must_use]
     pub fn ino(&self) -> Ino {
         self.file.ino()
+    }
+
+    /// Returns the file.
+    pub(super) fn file(&self) -> &Arc<FileState> {
+        &self.file
+    }
+
+    /// Returns whether writes return when they are durable.
+    pub(super) fn is_sync(&self) -> bool {
+        self.flags.sync
     }
 
     /// Returns where a write for this offset goes; `None` for the end.
@@ -121,7 +132,8 @@ impl Client {
         // I5: the kernel must drop pages of another version.
         let keep_cache = self.kernel.has_pages(ino, attr.version);
         if !keep_cache {
-            *handle.drops.lock() = Some(attr.version);
+            let drop = handle.file.begin_drop();
+            *handle.drops.lock() = Some((attr.version, drop));
         }
         if !keep_cache && !flags.truncate {
             self.reader.prefetch_small(&handle.file);
@@ -151,7 +163,9 @@ impl Client {
 
     /// Notes that a handle is used.
     fn note_use(&self, handle: &Handle) {
-        if let Some(version) = handle.drops.lock().take() {
+        let dropped = handle.drops.lock().take();
+        if let Some((version, drop)) = dropped {
+            handle.file.end_drop(drop);
             self.kernel.gets_pages(handle.ino(), version);
         }
     }
@@ -179,13 +193,25 @@ impl Client {
     /// # Errors
     /// As `pread(2)`.
     pub async fn read(&self, handle: &Handle, offset: u64, len: usize) -> Result<Bytes, FsError> {
+        self.read_as(handle, (offset, len), false).await
+    }
+
+    /// Reads for a handle with `O_DIRECT`: past the kernel's pages, or into them for a mapping.
+    ///
+    /// # Errors
+    /// As `pread(2)`.
+    pub async fn read_direct(&self, handle: &Handle, offset: u64, len: usize) -> Result<Bytes, FsError> {
+        self.read_as(handle, (offset, len), true).await
+    }
+
+    async fn read_as(&self, handle: &Handle, part: (u64, usize), direct: bool) -> Result<Bytes, FsError> {
         self.note_use(handle);
         let reading = handle.file.begin_read();
         if reading.is_contended {
             self.view.catch_up(&handle.file).await?;
             handle.file.note_given();
         }
-        let read = self.reader.read(&handle.file, offset, len).await?;
+        let read = self.reader.read(&handle.file, part, direct).await?;
         if reading.is_contended {
             self.view.given_pages(&handle.file);
         }
@@ -197,13 +223,6 @@ impl Client {
     #[must_use]
     pub fn open_inodes(&self) -> Vec<Ino> {
         self.open_files.inos()
-    }
-
-    /// Waits until all reads of an inode have ended that are under way now. Cancel-safe.
-    pub async fn wait_reads(&self, ino: Ino) {
-        let Some(mut reads) = self.open_files.get(ino).map(|file| file.reads_under_way()) else { return };
-        // Nothing is ever sent: the last read closes it.
-        let _ = reads.changed().await;
     }
 
     /// Writes at once if there is room: copies the bytes and returns. `None` when the caller must use

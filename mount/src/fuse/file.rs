@@ -6,6 +6,7 @@ use super::locked::LockOwners;
 use super::open_file::OpenFile;
 use super::reply::{Attr, Open, gone_is_stale};
 use crate::handles::last_use;
+use bytes::Bytes;
 use client::NewNode;
 use client::{Handle, OpenFlags};
 use fuser::{FopenFlags, Request, WriteFlags};
@@ -37,6 +38,8 @@ pub(super) fn is_unprivileged(request: &Request) -> bool {
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub offset: u64,
+    /// It comes from pages that a program has changed through a mapping.
+    mapped: bool,
     /// It is for this offset, although the handle was opened with `O_APPEND`.
     exact: bool,
     /// It went past the kernel's pages (`O_DIRECT`).
@@ -47,16 +50,29 @@ pub(super) struct Place {
 impl Place {
     /// The kernel writes mapped pages back through any handle that can write, and `fcntl(2)` can take `O_APPEND` away.
     pub(super) fn of(file: &OpenFile, request: &Request, offset: u64, written: WriteFlags, flags: i32) -> Self {
-        let from_cache = written.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let exact = file.append && (from_cache || flags & libc::O_APPEND == 0);
-        let direct = !from_cache && flags & libc::O_DIRECT != 0;
-        Self { offset, exact, direct, clear: is_unprivileged(request) && !from_cache }
+        let mapped = written.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let exact = file.append && flags & libc::O_APPEND == 0;
+        let direct = flags & libc::O_DIRECT != 0;
+        Self { offset, mapped, exact, direct, clear: is_unprivileged(request) }
     }
 }
 
 impl Shared {
+    /// Reads, into the kernel's pages or past them.
+    pub(super) async fn read(&self, file: &OpenFile, part: (u64, usize), flags: i32) -> Result<Bytes, FsError> {
+        let ((offset, len), handle) = (part, &file.handle);
+        if flags & libc::O_DIRECT != 0 {
+            self.client.read_direct(handle, offset, len).await
+        } else {
+            self.client.read(handle, offset, len).await
+        }
+    }
+
     /// Writes at once if nothing has to be waited for.
     pub(super) fn try_write(&self, file: &OpenFile, place: Place, data: &[u8]) -> Option<Result<usize, FsError>> {
+        if place.mapped {
+            return self.client.try_write_mapped(&file.handle, place.offset, data);
+        }
         if place.exact || place.direct {
             return None;
         }
@@ -70,6 +86,9 @@ impl Shared {
     /// with the old content would then stay, so it is dropped here, between the write and its answer.
     pub(super) async fn write(&self, file: &OpenFile, place: Place, data: &[u8]) -> Result<usize, FsError> {
         let (handle, offset) = (&file.handle, place.offset);
+        if place.mapped {
+            return self.client.write_mapped(handle, offset, data).await;
+        }
         let written = if place.exact {
             self.client.write_at(handle, offset, data, place.clear).await?
         } else {

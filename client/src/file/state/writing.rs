@@ -76,6 +76,7 @@ impl FileState {
         content.size = size.max(at + data.len() as u64);
         // The kernel has the written bytes in its pages.
         content.dropped = false;
+        content.pages.note_given();
         Ok(added)
     }
 
