@@ -221,7 +221,8 @@ impl Pages {
     }
 
     /// Notes that a commit of ours has made this version. The kernel has the written bytes in its pages, unless they
-    /// landed elsewhere than they were written for. Must follow [`Pages::leave`] if others have changed the content.
+    /// landed elsewhere than they were written for: then they are [lost](Pages::lost) before. Must follow
+    /// [`Pages::leave`] if others have changed the content.
     pub fn landed(&mut self, writes: &[ExtentWrite], in_place: bool, made: Version) {
         for earlier in &mut self.earlier {
             earlier.note_own(made);

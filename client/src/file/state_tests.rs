@@ -127,6 +127,28 @@ fn content_of_others_behind_ours_can_be_read_and_appended_content_stays_together
     assert_eq!(writes, [(0, 9)]);
 }
 
+/// Guards I6.
+#[test]
+fn a_page_that_showed_appended_content_before_that_landed_elsewhere_is_not_compared() {
+    let page = ExtentPage { version: Version(1), size: 100, extents: Vec::new(), more_from: None };
+    let file = FileState::new(attr(1, 100), Some(&page), Arc::default(), 4 << 20);
+    write(&file, None, b"ours");
+    seal(&file);
+    let writes = commit_first(&file);
+    // Others have appended 50 bytes, and the kernel has dropped its pages.
+    assert!(file.refresh(&attr(2, 150), None));
+    let drop = file.begin_drop();
+    file.end_drop(drop);
+    assert!(matches!(file.plan_read((0, 4096), false), Step::Load(_)), "a page has ours over theirs");
+    let elsewhere = Landing { append_from: Some(100), appended_at: Some(150), ..landing(&writes, 3, 1, 154) };
+    file.take_landing(elsewhere, 1, Instant::now());
+    let seen = file.seen(&(100..154));
+    assert!(matches!(seen.below, Below::Unknown) && seen.range == (100..154));
+    file.write_changed(&seen, &[b'x'; 54], None, Timestamp::default()).unwrap();
+    let basis = file.basis(Instant::now());
+    assert_eq!((basis.base, basis.own), (Version(1), vec![Version(3)]), "version 2 is in conflict with it");
+}
+
 #[test]
 fn a_listing_of_several_versions_is_taken_only_when_there_is_no_other() {
     let file = opened();

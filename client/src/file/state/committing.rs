@@ -178,9 +178,16 @@ impl FileState {
         let in_place = appended_at == append_from;
         let made = attr.version;
         let mut content = self.content.lock();
-        let parts = content.parts_of(if conflict.is_some() { pieces } else { 0 });
-        let gone = content.pending.drop_front(pieces);
         let known = content.extents.version();
+        let moves = conflict.is_none() && !in_place;
+        let lost: Vec<Range<u64>> = match append_from.unwrap_or(0) {
+            // I6: pages that were read meanwhile have it where others have appended something. What was appended behind
+            // it moves, too.
+            from if moves => std::iter::once(from..u64::MAX).collect(),
+            _ if conflict.is_some() => content.parts_of(pieces),
+            _ => Vec::new(),
+        };
+        let gone = content.pending.drop_front(pieces);
         // Nobody else has changed what is known, though others may have before that.
         let is_next = conflict.is_none() && made == known.next();
         if made > known {
@@ -190,10 +197,11 @@ impl FileState {
                 false => content.leave_extents(made),
             }
         }
+        if !lost.is_empty() {
+            content.lose(base, &lost);
+        }
         if conflict.is_none() {
             content.pages.landed(writes, in_place, made);
-        } else {
-            content.lose(base, &parts);
         }
         if made >= content.attr.version {
             content.attr = attr;
