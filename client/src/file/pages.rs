@@ -237,14 +237,17 @@ impl Pages {
 
     /// Notes that this client has changed the content otherwise: cut it at `cut`, or anything else.
     pub fn changed_otherwise(&mut self, cut: Option<u64>, made: Version) {
+        let Some(from) = cut else {
+            // I6: such a version is not noted as our own. Compaction stores bytes of others anew, too, which a program
+            // with earlier pages has not seen.
+            if !self.show_present() {
+                self.blur_all();
+            }
+            return;
+        };
         for earlier in &mut self.earlier {
             earlier.note_own(made);
-            if let Some(from) = cut {
-                earlier.content.truncate(from, earlier.version);
-            }
-        }
-        if cut.is_none() && !self.show_present() {
-            self.blur_all();
+            earlier.content.truncate(from, earlier.version);
         }
     }
 
@@ -422,5 +425,15 @@ mod tests {
             spoil(&mut pages);
             assert_eq!(shown(&pages, 0), (1, false));
         }
+    }
+
+    /// Guards I6.
+    #[test]
+    fn a_version_that_may_have_bytes_of_others_anew_is_not_our_own() {
+        let mut pages = Pages::default();
+        pages.leave(content(1));
+        pages.changed_otherwise(Some(10), Version(3));
+        pages.changed_otherwise(None, Version(4));
+        assert_eq!(pages.earlier[0].own(), [Version(3)]);
     }
 }

@@ -59,6 +59,11 @@ impl FileState {
         content.whole_pages && !content.pending.is_empty()
     }
 
+    /// Returns whether all pages of the kernel show the content that is known now.
+    pub(crate) fn pages_show_present(&self) -> bool {
+        self.content.lock().pages.show_present()
+    }
+
     /// Returns what a program has seen at the start of this part of its pages.
     pub(crate) fn seen(&self, range: &Range<u64>) -> Seen {
         let content = self.content.lock();
