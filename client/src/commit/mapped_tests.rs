@@ -647,6 +647,22 @@ fn what_others_have_written_is_not_our_own_once_this_client_has_compacted_it() {
     assert_eq!((world.metad.copies.len(), world.lost()), (1, Vec::new()));
 }
 
+/// Guards I6.
+#[test]
+fn a_page_that_had_our_content_over_newer_content_of_others_does_not_replace_that_once_ours_is_known_to_be_older() {
+    let mut world = World::new(false);
+    [Step::Write(0), Step::Seal, Step::Plan, Step::Deliver].iter().for_each(|step| world.take(step));
+    // The answer is late: others change the same byte, and the page is read before it comes.
+    let steps = [Step::Others(0), Step::Refresh, Step::BeginDrop, Step::Drop, Step::EndDrop];
+    steps.iter().for_each(|step| world.take(step));
+    [Step::Fault(0), Step::Reply, Step::Answer].iter().for_each(|step| world.take(step));
+    assert_eq!((world.file.is_dirty(), world.file.known_version()), (false, Version(3)));
+    [Step::Store(1), Step::WriteBack(0), Step::Take].iter().for_each(|step| world.take(step));
+    world.flush();
+    assert_eq!((world.metad.bytes[0].value >= OTHERS, world.metad.bytes[1].value), (true, 0));
+    assert_eq!((world.metad.copies.len(), world.lost()), (1, Vec::new()));
+}
+
 /// Guards I6. metad may remember a newer version for the file's earlier content.
 #[test]
 fn the_journal_says_that_a_page_is_based_on_an_older_version_than_what_was_written_before() {

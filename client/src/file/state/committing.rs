@@ -184,7 +184,8 @@ impl FileState {
             // I6: pages that were read meanwhile have it where others have appended something. What was appended behind
             // it moves, too.
             from if moves => std::iter::once(from..u64::MAX).collect(),
-            _ if conflict.is_some() => content.parts_of(pieces),
+            // I6: others have written after it, and pages that were read since have it over what they wrote.
+            _ if conflict.is_some() || made < known => content.parts_of(pieces),
             _ => Vec::new(),
         };
         let gone = content.pending.drop_front(pieces);

@@ -126,7 +126,6 @@ impl FileState {
     }
 
     /// Returns the version of the content that a reader gets now, beside what is not committed.
-    #[cfg(test)]
     pub(crate) fn known_version(&self) -> Version {
         self.content.lock().extents.version()
     }
