@@ -55,11 +55,6 @@ impl Handle {
         &self.file
     }
 
-    /// Returns whether writes return when they are durable.
-    pub(super) fn is_sync(&self) -> bool {
-        self.flags.sync
-    }
-
     /// Returns where a write for this offset goes; `None` for the end.
     fn place(&self, offset: u64) -> Option<u64> {
         (!self.flags.append).then_some(offset)

@@ -6,7 +6,8 @@
 //! meanwhile, or is in conflict with it.
 //!
 //! Nothing here waits for a commit, short of a lack of memory: the kernel may be writing the page back in order to drop
-//! it, and another client's commit waits for that. Its own pages may be waiting for a commit of ours.
+//! it, and another client's commit waits for that. Its own pages may be waiting for a commit of ours. `O_SYNC` makes no
+//! difference, therefore: it does not cover what is stored through a mapping, and `msync(2)` sends an `fsync` of its own.
 
 use super::files::Handle;
 use crate::Client;
@@ -52,7 +53,7 @@ impl Client {
     /// Takes pages that a program has changed through a mapping, at once if nothing has to be waited for or compared.
     /// `None` when the caller must use [`Client::write_mapped`].
     pub fn try_write_mapped(&self, handle: &Handle, offset: u64, data: &[u8]) -> Option<Result<usize, FsError>> {
-        if handle.is_sync() || !self.committer.window().has_room() {
+        if !self.committer.window().has_room() {
             return None;
         }
         let taken = self.take_whole(handle.file(), offset, data)?;
@@ -88,9 +89,6 @@ impl Client {
             at = self.take_changed(file, at, rest).await?;
         }
         taking.taken = true;
-        if handle.is_sync() {
-            self.flush(handle).await?;
-        }
         Ok(data.len())
     }
 

@@ -180,6 +180,23 @@ async fn pages_that_a_client_took_whole_while_it_was_alone_are_in_no_conflict_ei
     assert_eq!(names(&other).await, ["file"], "no conflict");
 }
 
+/// The kernel may be dropping them for another client's commit, whose own pages may wait for one of ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_of_a_file_that_is_open_with_o_sync_wait_for_no_commit() {
+    let cluster = Cluster::start().await;
+    let (one, other) = (cluster.lazy_client().await, cluster.client().await);
+    let made = create(&one, "file").await;
+    let mut page = vec![b'.'; PAGE];
+    one.write(&made.handle, 0, &page, false).await.unwrap();
+    one.fsync(&made.handle).await.unwrap();
+    let ino = made.handle.ino();
+    let synced = one.open(ino, OpenFlags { sync: true, ..OpenFlags::default() }).await.unwrap().handle;
+    page[0] = b'1';
+    until("it is alone", || async { one.try_write_mapped(&synced, 0, &page) == Some(Ok(PAGE)) }).await;
+    one.fsync(&synced).await.unwrap();
+    assert_eq!(content(&other, "file").await, page);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_cost_what_writes_cost_while_nobody_else_has_the_file() {
     const ROUNDS: u64 = 20;
