@@ -175,6 +175,34 @@ fn a_change_of_length_by_us_is_no_conflict_and_keeps_what_is_known_below() {
     assert_eq!(file.base(), Version(3), "what is not committed has not seen that");
 }
 
+/// Guards I6.
+#[test]
+fn whatever_ends_earlier_content_later_content_is_based_on_what_is_known_then() {
+    fn cut(file: &FileState) -> u64 {
+        file.changed_here(&attr(3, 0), Some(0));
+        file.cut_uncommitted(0)
+    }
+    let ends: [(fn(&FileState) -> u64, _); 3] = [
+        (|file: &FileState| file.drop_sealed(1), (Version(2), false, false, 10)),
+        (FileState::drop_uncommitted, (Version(2), false, false, 10)),
+        (cut, (Version(3), false, false, 5)),
+    ];
+    for (end, expected) in ends {
+        let file = opened();
+        // Others have made version 2, and a page of version 1 comes back.
+        assert!(file.refresh(&attr(2, 10), None));
+        let seen = file.seen(&(0..20));
+        file.write_changed(&seen, &[b'x'; 20], None, Timestamp::default()).unwrap();
+        seal(&file);
+        let waiting = (file.base(), file.picture(u64::MAX).late, file.has_whole_pages(), file.attr().size);
+        assert_eq!(waiting, (Version(1), true, true, 20));
+        assert_eq!(end(&file), 20);
+        write(&file, Some(0), b"later");
+        let later = (file.base(), file.picture(u64::MAX).late, file.has_whole_pages(), file.attr().size);
+        assert_eq!(later, expected);
+    }
+}
+
 #[test]
 fn an_answer_that_a_commit_has_overtaken_does_not_make_the_file_shorter() {
     let file = opened();

@@ -155,7 +155,7 @@ impl FileState {
         let (base, parts) = (content.base, content.parts_of(count));
         content.lose(base, &parts);
         let gone = content.pending.drop_front(count);
-        content.whole_pages &= !content.pending.is_empty();
+        content.settle_if_empty();
         gone
     }
 
@@ -163,12 +163,12 @@ impl FileState {
     /// bytes less the window counts.
     pub(crate) fn drop_uncommitted(&self) -> u64 {
         let mut content = self.content.lock();
-        content.size = content.attr.size;
         content.refused = false;
-        (content.whole_pages, content.late) = (false, false);
         let base = content.base;
         content.lose(base, std::slice::from_ref(&(0..u64::MAX)));
-        content.pending.drop_all()
+        let gone = content.pending.drop_all();
+        content.settle_if_empty();
+        gone
     }
 
     /// Applies a commit of the first `pieces` sealed pieces: they are dropped, in the same step in which the known
@@ -304,15 +304,24 @@ impl Content {
         self.pages.lost(base, &self.own, parts);
     }
 
+    /// Returns whether nothing waits to be committed any more. If so, later content is based on what is known now, whatever
+    /// the earlier content was based on.
+    pub(super) fn settle_if_empty(&mut self) -> bool {
+        if !self.pending.is_empty() {
+            return false;
+        }
+        self.base = self.base.max(self.attr.version).max(self.extents.version());
+        self.own.clear();
+        self.size = self.attr.size;
+        (self.whole_pages, self.late) = (false, false);
+        self.pending.settle();
+        true
+    }
+
     /// Adjusts pending content after a commit. Later writes are based on the commit if it `raises` the base. If appended
     /// content landed elsewhere than it was written for, content that was appended behind it moves along.
     fn follow_commit(&mut self, (from, landed, end): (Option<u64>, Option<u64>, u64), raises: bool) {
-        if self.pending.is_empty() {
-            self.base = self.base.max(self.attr.version).max(self.extents.version());
-            self.own.clear();
-            self.size = self.attr.size;
-            (self.whole_pages, self.late) = (false, false);
-            self.pending.settle();
+        if self.settle_if_empty() {
             return;
         }
         // I6: content that was written meanwhile saw the file as it was before the others' changes, so it retains that

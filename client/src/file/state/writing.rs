@@ -85,7 +85,9 @@ impl FileState {
     pub(crate) fn cut_uncommitted(&self, size: u64) -> u64 {
         let mut content = self.content.lock();
         let Some(gone) = content.pending.cut(size) else { return 0 };
-        content.size = content.attr.size.max(content.pending.end());
+        if !content.settle_if_empty() {
+            content.size = content.attr.size.max(content.pending.end());
+        }
         gone
     }
 
