@@ -26,8 +26,32 @@ const PART_BYTES_MAX: usize = 256 << 10;
 const LISTINGS_MAX: usize = 8;
 /// Attempts at content that compaction or another session replaces while it is read.
 const ATTEMPTS_MAX: usize = 3;
-/// It is waited so long for what a program has seen in a mapped page. Without it, the page is judged whole.
+/// It is waited so long for what a program has seen in the mapped pages that the kernel writes back at once. What has not
+/// come by then is judged whole.
 const SEEN_LIMIT: Duration = Duration::from_secs(5);
+
+/// The time for which something is waited that comes in several parts. Once it is over, nothing more is begun.
+pub(crate) struct Patience {
+    left: Duration,
+}
+
+impl Patience {
+    /// Starts the time for what a program has seen in the pages that the kernel writes back at once.
+    pub fn for_seen() -> Self {
+        Self { left: SEEN_LIMIT }
+    }
+
+    /// Waits for one part; `None` when the time is over. Cancel-safe if `work` is.
+    async fn wait<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        if self.left.is_zero() {
+            return None;
+        }
+        let begun = Instant::now();
+        let done = tokio::time::timeout(self.left, work).await.ok();
+        self.left = if done.is_some() { self.left.saturating_sub(begun.elapsed()) } else { Duration::ZERO };
+        done
+    }
+}
 
 /// Reads files.
 pub(crate) struct Reader {
@@ -97,23 +121,19 @@ impl Reader {
     }
 
     /// Returns what a program has seen at the start of this part of its pages, and the bytes of it; `None` when these
-    /// are not known any more, or not available in time. Cancel-safe.
-    pub async fn seen(&self, file: &FileState, range: &Range<u64>) -> (Seen, Option<Bytes>) {
-        let deadline = Instant::now() + SEEN_LIMIT;
+    /// are not known any more, or not available as long as there is `patience`. Cancel-safe.
+    pub async fn seen(&self, file: &FileState, range: &Range<u64>, patience: &mut Patience) -> (Seen, Option<Bytes>) {
         let mut seen = file.seen(range);
         for _ in 0..ATTEMPTS_MAX {
             let learned = match &seen.below {
                 Below::Unknown => break,
                 Below::Read(plan) => {
-                    let read = tokio::time::timeout_at(deadline, self.put_together(plan)).await;
-                    let bytes = read.map_or(None, Result::ok);
+                    let bytes = patience.wait(self.put_together(plan)).await.and_then(Result::ok);
                     return (seen, bytes);
                 }
-                Below::Load(chunk) => {
-                    tokio::time::timeout_at(deadline, self.load_chunks(file, *chunk, range.end)).await
-                }
+                Below::Load(chunk) => patience.wait(self.load_chunks(file, *chunk, range.end)).await,
             };
-            if !matches!(learned, Ok(Ok(()))) {
+            if !matches!(learned, Some(Ok(()))) {
                 break;
             }
             seen = file.seen(range);
@@ -229,5 +249,23 @@ impl Reader {
             }
             file.end_loading();
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[tokio::test(start_paused = true)]
+    async fn after_the_first_part_that_does_not_come_in_time_nothing_more_is_begun() {
+        const SHORT: Duration = Duration::from_secs(1);
+        let (mut patience, begun) = (Patience::for_seen(), Instant::now());
+        assert_eq!(patience.wait(tokio::time::sleep(SEEN_LIMIT - SHORT)).await, Some(()));
+        assert_eq!(patience.wait(std::future::pending::<()>()).await, None);
+        assert!(begun.elapsed() < SEEN_LIMIT + SHORT, "{:?} for both", begun.elapsed());
+        let is_begun = Cell::new(false);
+        assert_eq!(patience.wait(async { is_begun.set(true) }).await, None);
+        assert!(!is_begun.get());
     }
 }

@@ -13,6 +13,7 @@ use super::files::Handle;
 use crate::Client;
 use crate::file::changed::changed;
 use crate::file::state::FileState;
+use crate::reader::Patience;
 use std::sync::Arc;
 use wire::FsError;
 use wire::ids::Ino;
@@ -75,6 +76,7 @@ impl Client {
             return Err(FsError::TooLarge);
         }
         self.work.patiently(self.committer.window().wait()).await??;
+        let mut patience = Patience::for_seen();
         let mut at = offset;
         while at < end {
             if file.is_scattered() {
@@ -86,7 +88,7 @@ impl Client {
                 taken?;
                 break;
             }
-            at = self.take_changed(file, at, rest).await?;
+            at = self.take_changed(file, (at, rest), &mut patience).await?;
         }
         taking.taken = true;
         Ok(data.len())
@@ -105,9 +107,14 @@ impl Client {
     }
 
     /// Takes what a program has changed in a part of its pages. Returns where the next part begins.
-    async fn take_changed(&self, file: &FileState, offset: u64, data: &[u8]) -> Result<u64, FsError> {
+    async fn take_changed(
+        &self,
+        file: &FileState,
+        (offset, data): (u64, &[u8]),
+        patience: &mut Patience,
+    ) -> Result<u64, FsError> {
         let portion = offset..offset + PORTION_BYTES.min(data.len() as u64);
-        let (seen, bytes) = self.reader.seen(file, &portion).await;
+        let (seen, bytes) = self.reader.seen(file, &portion, patience).await;
         let data = &data[..(seen.range.end - offset) as usize];
         let runs = match bytes {
             Some(bytes) if bytes.len() == data.len() => Some(changed(&bytes, data)),
