@@ -178,12 +178,7 @@ impl Replayer {
         // Of content that is acknowledged in part, the last pieces are left.
         let pieces = records.iter().filter(of_next).count();
         let mut skip = if position.left > 0 { pieces.saturating_sub(position.left as usize) } else { 0 };
-        for (record, _) in &records {
-            if let Record::Late { ino, base, .. } = record {
-                let late = replayed.late.entry(*ino).or_insert(*base);
-                *late = (*late).min(*base);
-            }
-        }
+        replayed.late = late_files(&records, position.acknowledged);
         let mut records = records.into_iter().filter(|(record, _)| record.place().is_some()).peekable();
         while let Some((record, content)) = records.next() {
             match record {
@@ -304,6 +299,20 @@ fn spare_what_is_newer(records: &mut [(Record, Bytes)]) {
     }
 }
 
+/// Returns the files with mapped pages that came late among what is not acknowledged, and what these are based on.
+fn late_files(records: &[(Record, Bytes)], acknowledged: u64) -> HashMap<Ino, Version> {
+    let mut late = HashMap::new();
+    for (record, _) in records {
+        if let Record::Late { number, ino, base } = record
+            && *number > acknowledged
+        {
+            let oldest = late.entry(*ino).or_insert(*base);
+            *oldest = (*oldest).min(*base);
+        }
+    }
+    late
+}
+
 /// Returns what content in the journal is based on. metad may remember a newer version than the journal has, if commits of
 /// the same journal have made it. With mapped pages that came late, that says nothing (I6).
 fn base_of(ino: Ino, base: Version, late: Option<Version>, position: &JournalPosition) -> Version {
@@ -390,6 +399,14 @@ mod tests {
         let base = |ino, late| base_of(Ino(ino), Version(5), late, &position);
         assert_eq!((base(7, None), base(8, None)), (Version(9), Version(5)));
         assert_eq!((base(7, Some(Version(3))), base(7, Some(Version(6)))), (Version(3), Version(5)));
+    }
+
+    #[test]
+    fn pages_that_came_late_and_are_committed_do_not_make_later_content_older() {
+        let late = |number, ino, base| (Record::Late { number, ino: Ino(ino), base: Version(base) }, Bytes::new());
+        let records = [late(4, 7, 1), late(5, 7, 6), late(6, 7, 5), late(4, 8, 2)];
+        assert_eq!(late_files(&records, 4), HashMap::from([(Ino(7), Version(5))]));
+        assert_eq!(late_files(&records, 3), HashMap::from([(Ino(7), Version(1)), (Ino(8), Version(2))]));
     }
 
     #[test]
