@@ -537,7 +537,7 @@ fn a_soft_mount_gives_up_in_its_time_and_goes_on_when_servers_are_back() {
     /// Time beyond it: a write and a sync send several requests, each with its own limit, and the machine may be slow.
     const ALLOWANCE: Duration = Duration::from_secs(10);
     let seed = Seed(seed());
-    let surf = Surf::start_alone_behind_proxy(seed.0, &["-o", "soft=2"]);
+    let surf = Surf::start_behind_proxy(seed.0, &["-o", "soft=2"]);
     let other = surf.mount_again(&[]);
     let dir = surf.path();
     fs::write(dir.join("file"), "content").unwrap();
