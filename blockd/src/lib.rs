@@ -39,7 +39,7 @@ use repair::claims::Claims;
 use repair::handoff::Handoff;
 use repair::heal;
 use repair::healer::{Healer, References};
-use repair::pass::Places;
+use repair::pass::Round;
 use repair::patience;
 use repair::progress::Progress;
 use repair::read_repair::{self, RepairQueue, Repairer};
@@ -187,7 +187,7 @@ impl Node {
             metrics: metrics.clone(),
             compare_every: config.compare_every,
             account: patience::ACCOUNT,
-            places: Places::new(),
+            round: Round::default(),
         };
         tasks.spawn(heal::run(healer, stop.clone()));
         if matches!(source, LayoutSource::Metad) {
