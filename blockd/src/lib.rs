@@ -15,6 +15,7 @@ pub mod heartbeat;
 pub mod layouts;
 pub mod metrics;
 pub mod ownership;
+mod reading;
 pub mod repair;
 pub mod replicate;
 mod scrub;
@@ -143,6 +144,7 @@ impl Node {
             handoff: handoff.clone(),
             drop_grace_min: config.drop_grace_min,
             activity: activity.clone(),
+            reading: Arc::default(),
             metrics: metrics.clone(),
             disk_failed: disk_failed.clone(),
         };
