@@ -11,6 +11,7 @@ mod inodes;
 mod interrupt;
 mod notify;
 mod options;
+mod payloads;
 mod session;
 mod sys;
 

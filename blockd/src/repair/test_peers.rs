@@ -2,7 +2,7 @@
 
 use super::handoff::Handoff;
 use super::healer::{Healer, References};
-use super::pass::Places;
+use super::pass::Round;
 use super::patience::ACCOUNT;
 use super::progress::Progress;
 use super::throttle::{Activity, Throttle};
@@ -313,7 +313,7 @@ impl Peers {
             metrics: Arc::new(Metrics::default()),
             compare_every: Duration::from_secs(600),
             account: ACCOUNT,
-            places: Places::new(),
+            round: Round::default(),
         }
     }
 }

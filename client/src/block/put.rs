@@ -144,7 +144,7 @@ impl Putter {
             return Err(Missed::TooFew(format!("{} block daemons are known, {needed} are needed", targets.len())));
         };
         let chain = chain.iter().map(|(id, _)| *id).collect();
-        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: layout.min_sync };
+        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: layout.min_sync, origin: None };
         let started = Instant::now();
         match self.blockds.ask(*addr, &request, std::slice::from_ref(block), ATTEMPT_LIMIT).await {
             Ok((BlockReply::Stored { synced, failed, full, layout }, _)) => {

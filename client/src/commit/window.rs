@@ -9,6 +9,8 @@ use wire::FsError;
 /// Counts bytes.
 pub struct Window {
     held: AtomicU64,
+    /// Bytes that are about to be held.
+    reserved: AtomicU64,
     /// How often bytes were released.
     releases: AtomicU64,
     limit: u64,
@@ -26,6 +28,7 @@ impl Window {
         let (released, pressure) = (Notify::new(), Notify::new());
         Self {
             held: AtomicU64::new(0),
+            reserved: AtomicU64::new(0),
             releases: AtomicU64::new(0),
             limit,
             failure: Ordered::new(Rank::Leaf, None),
@@ -37,7 +40,16 @@ impl Window {
     /// Returns whether there is room. A write that begins while there is room may exceed the limit by its own size.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        self.held() < self.limit
+        self.held() + self.reserved.load(Ordering::Acquire) < self.limit
+    }
+
+    /// Reserves room for content that is about to be added, if there is room: of many writers that have waited, no more
+    /// go on than fit. The reservation ends when it is dropped. Its holder must wait for nothing but its content.
+    #[must_use]
+    pub fn reserve(&self, bytes: u64) -> Option<Reserved<'_>> {
+        let is_free = |reserved| (self.held() + reserved < self.limit).then_some(reserved + bytes);
+        let taken = self.reserved.fetch_update(Ordering::AcqRel, Ordering::Acquire, is_free);
+        taken.is_ok().then(|| Reserved { window: self, bytes })
     }
 
     /// Returns how many bytes are held.
@@ -111,6 +123,21 @@ impl Window {
     }
 }
 
+/// Room in a window, which is given back when this is dropped.
+pub struct Reserved<'a> {
+    window: &'a Window,
+    bytes: u64,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.window.reserved.fetch_sub(self.bytes, Ordering::AcqRel);
+        if self.window.has_room() {
+            self.window.released.notify_waiters();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,5 +156,27 @@ mod tests {
         assert_eq!(window.wait().now_or_never(), None, "something could be committed since");
         window.release(1);
         assert_eq!(window.wait().await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn of_many_writers_that_have_waited_no_more_go_on_than_fit() {
+        let window = Window::new(10);
+        window.add(10);
+        let mut waiting: Vec<_> = (0..100).map(|_| Box::pin(window.wait())).collect();
+        assert!(waiting.iter_mut().all(|wait| wait.as_mut().now_or_never().is_none()));
+        window.release(10);
+        let awake: usize = waiting.iter_mut().map(|wait| usize::from(wait.as_mut().now_or_never().is_some())).sum();
+        assert_eq!(awake, 100, "each finds room when it looks");
+        let mut reserved: Vec<_> = (0..100).filter_map(|_| window.reserve(4)).collect();
+        assert_eq!(reserved.len(), 3, "the third begins while there is room");
+        assert!(!window.has_room());
+        let mut next = std::pin::pin!(window.wait());
+        assert_eq!(next.as_mut().now_or_never(), None);
+        reserved.pop();
+        assert_eq!(next.await, Ok(()));
+        window.add(4);
+        assert!(window.reserve(1).is_none(), "what was added, and what is about to be");
+        drop(reserved);
+        assert!(window.reserve(1).is_some());
     }
 }

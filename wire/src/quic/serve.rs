@@ -1,7 +1,7 @@
 //! The answering side: connections are authorised once, each request is a task.
 
 use super::admission::{Door, HANDSHAKE_LIMIT, Handshake, Verdict};
-use super::budget::Budget;
+use super::budget::{Budget, Held};
 use super::peer::peer_subject;
 use super::socket::{Socket, is_newcomer, set_full_windows};
 use super::strangers::{Strangers, welcome};
@@ -22,7 +22,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -166,14 +165,14 @@ async fn connection<S: Service>(
         return;
     };
     set_full_windows(&connection);
-    let Some(_admitted) = handshake.succeed(&subject) else {
+    let Some(admitted) = handshake.succeed(&subject) else {
         tracing::debug!(%addr, name = subject.name, "too many connections of one certificate");
         connection.close(1_u32.into(), b"too many connections of this certificate");
         return;
     };
     let peer = Arc::new(PeerIdentity { subject, cluster, addr });
     let refusal = service.authorize(&peer).err().map(|error| error.to_string());
-    let budget = Budget::of(peer.subject.role);
+    let budget = Budget::of(peer.subject.role, admitted.room.clone());
     let unanswered = TaskTracker::new();
     let handlers = TaskTracker::new();
     while let Some(Ok((send, recv))) = stops.drain.run_until_cancelled(connection.accept_bi()).await {
@@ -274,8 +273,8 @@ pub struct Incoming {
     payload_left: usize,
     deadline: Instant,
     /// Its part of the connection's budget, given back when it is answered.
-    _held: OwnedSemaphorePermit,
-    held_for_answer: Option<OwnedSemaphorePermit>,
+    _held: Held,
+    held_for_answer: Option<Held>,
 }
 
 impl Incoming {
