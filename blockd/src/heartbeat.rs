@@ -251,31 +251,28 @@ impl Reporter {
 /// blocks.
 pub async fn drop_blocks(
     store: &Store,
-    stamps: &Stamps,
+    stamps: &Arc<Stamps>,
     metrics: &Metrics,
     hashes: &[BlockHash],
     grace: Duration,
 ) -> Vec<BlockHash> {
     let mut dropped = Vec::new();
     for portion in hashes.chunks(DROPS_AT_ONCE) {
-        let (mut names, mut marks) = (Vec::with_capacity(portion.len()), Vec::with_capacity(portion.len()));
+        let mut marked = Vec::with_capacity(portion.len());
         for hash in portion {
             match stamps.begin_drop(*hash, grace) {
-                Some(mark) => {
-                    names.push(*hash);
-                    marks.push(mark);
-                }
+                Some(mark) => marked.push((*hash, mark)),
                 None => metrics.drops_refused.add(1),
             }
         }
-        let outcomes = match store.drop_all(&names).await {
+        let outcomes = match store.drop_all(&marked).await {
             Ok(outcomes) => outcomes,
             Err(error) => {
-                tracing::warn!(blocks = names.len(), %error, "blocks could not be dropped");
+                tracing::warn!(blocks = marked.len(), %error, "blocks could not be dropped");
                 continue;
             }
         };
-        for ((hash, mark), outcome) in names.into_iter().zip(marks).zip(outcomes) {
+        for ((hash, mark), outcome) in marked.into_iter().zip(outcomes) {
             match outcome {
                 Ok(_) => {
                     mark.done();

@@ -14,12 +14,15 @@ pub mod error;
 pub mod heartbeat;
 pub mod layouts;
 pub mod metrics;
+pub mod origins;
 pub mod ownership;
 mod reading;
 pub mod repair;
 pub mod replicate;
 mod scrub;
 pub mod server;
+#[cfg(test)]
+mod server_tests;
 pub mod stamps;
 pub mod store;
 mod sys;
@@ -145,6 +148,7 @@ impl Node {
             drop_grace_min: config.drop_grace_min,
             activity: activity.clone(),
             reading: Arc::default(),
+            origins: Arc::default(),
             metrics: metrics.clone(),
             disk_failed: disk_failed.clone(),
         };

@@ -45,7 +45,8 @@ pub(crate) struct Turn {
 }
 
 impl Reading {
-    /// Waits for a turn of this party to read so many bytes, of one block at most. Cancel-safe.
+    /// Waits for a turn of this party to read so many bytes, of one block at most. Cancel-safe: a turn for which nobody
+    /// waits any more is skipped.
     pub async fn turn(self: &Arc<Self>, party: PartyId, bytes: u64) -> Turn {
         let cost = bytes.clamp(COST_MIN, BLOCK_BYTES_MAX as u64);
         let wait = {

@@ -9,19 +9,20 @@ use crate::error::NOT_A_MEMBER;
 use crate::heartbeat::drop_blocks;
 use crate::layouts::{Layouts, Refusal};
 use crate::metrics::Metrics;
+use crate::origins::{Origin, Origins};
 use crate::reading::Reading;
 use crate::repair::handoff::Handoff;
 use crate::repair::read_repair::RepairQueue;
 use crate::repair::throttle::Activity;
 use crate::replicate::{Chain, LAG_MAX, Outcome, Received, Replicator};
 use crate::stamps::Stamps;
-use crate::store::{self, Party, Store};
+use crate::store::{self, Store};
 use bytes::Bytes;
 use futures::future::{MaybeDone, maybe_done, pending};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId};
 use wire::limits::BLOCK_BYTES_MAX;
@@ -58,6 +59,8 @@ pub struct Server {
     pub activity: Arc<Activity>,
     /// Whose turn it is to read.
     pub(crate) reading: Arc<Reading>,
+    /// For whom puts are.
+    pub(crate) origins: Arc<Origins>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the disk has failed for good.
@@ -118,8 +121,8 @@ impl Service for Server {
         }
         let (reply, payload) = match request {
             BlockRequest::Put { hash, epoch, chain, needed, origin } => {
-                let (behind, origin) = (chain.clone(), origin_of(&peer.subject, origin));
-                let copies = self.put((hash, epoch, origin), chain, usize::from(needed.max(1)), incoming).await;
+                let (behind, origin) = (chain.clone(), self.origins.of(&peer.subject, origin));
+                let copies = self.put((hash, epoch, &origin), chain, usize::from(needed.max(1)), incoming).await;
                 self.note_missed(hash, &behind, &copies, peer.subject.role == Role::Client);
                 return;
             }
@@ -127,7 +130,11 @@ impl Service for Server {
                 if incoming.reserve_answer((len as usize).min(BLOCK_BYTES_MAX)).await.is_err() {
                     return incoming.refuse_busy("too many answers wait to be fetched").await;
                 }
-                self.get(peer.subject.party(), (hash, epoch), (offset, len)).await
+                let deadline = incoming.deadline().into();
+                match self.get(peer.subject.party(), (hash, epoch), (offset, len), deadline).await {
+                    Some(answer) => answer,
+                    None => return incoming.refuse_busy("others read, and its turn did not come in time").await,
+                }
             }
             other => (self.answer(peer.subject.party(), other).await, None),
         };
@@ -187,6 +194,10 @@ impl Server {
     async fn verify(&self, party: PartyId, hashes: &[BlockHash]) -> BlockReply {
         let mut good = Vec::with_capacity(hashes.len());
         for hash in hashes {
+            if !self.store.has_copy(hash) {
+                good.push(None);
+                continue;
+            }
             let _turn = self.reading.turn(party, u64::from(self.store.len_of(hash).unwrap_or(0))).await;
             good.push(match self.store.get(*hash).await {
                 Ok(block) => block.map(|_| true),
@@ -234,7 +245,7 @@ impl Server {
     /// Answers when enough daemons have it, and goes on until the whole chain has. Returns who has it then.
     async fn put(
         &self,
-        (hash, epoch, origin): (BlockHash, LayoutEpoch, PartyId),
+        (hash, epoch, origin): (BlockHash, LayoutEpoch, &Origin),
         chain: Chain,
         needed: usize,
         mut incoming: Incoming,
@@ -248,7 +259,7 @@ impl Server {
         let has_room = self.store.has_room_for(incoming.payload_len() as u32);
         let elsewhere = if has_room { needed - 1 } else { needed };
         let (arrivals, forward) =
-            self.replicator.forward((hash, epoch, origin), (&*layout, chain), elsewhere as u8, &incoming);
+            self.replicator.forward((hash, epoch, origin.id()), (&*layout, chain), elsewhere as u8, &incoming);
         let mut others = pin!(maybe_done(forward.run()));
         let received = {
             let mut receiving = pin!(self.replicator.receive(hash, &mut incoming, arrivals));
@@ -275,16 +286,18 @@ impl Server {
 
     async fn store_and_answer(
         &self,
-        (hash, epoch, origin): (BlockHash, LayoutEpoch, PartyId),
+        (hash, epoch, origin): (BlockHash, LayoutEpoch, &Origin),
         (block, sections): (&Bytes, Sections),
         needed: usize,
         mut others: Pin<&mut MaybeDone<impl Future<Output = Outcome>>>,
-        incoming: Incoming,
+        mut incoming: Incoming,
     ) -> Outcome {
+        // The sender's budget bounds what waits here for the writer, and for slow daemons, after the answer as well.
+        let _held = incoming.take_held();
         let local = async {
             // I10: the stamp is renewed before the store is looked at, so that no drop slips in between.
             let stamp = self.stamps.begin_put(hash).await;
-            let stored = self.store.put_with_sections(Party::Peer(origin), hash, block.clone(), sections).await;
+            let stored = self.store.put_with_sections(origin.party(), hash, block.clone(), sections).await;
             if stored.is_err() && !self.store.contains(&hash) {
                 stamp.refused();
             }
@@ -367,17 +380,25 @@ impl Server {
         incoming.respond(&reply, &[]).await;
     }
 
-    async fn get(
+    /// Reads in the party's turn. `None` when that has not come at the deadline: nobody waits for the block then.
+    pub(crate) async fn get(
         &self,
         party: PartyId,
         (hash, epoch): (BlockHash, LayoutEpoch),
         (offset, len): (u32, u32),
-    ) -> (BlockReply, Option<Bytes>) {
+        deadline: Instant,
+    ) -> Option<(BlockReply, Option<Bytes>)> {
         let layout = self.layouts.compare(epoch);
+        // What the index says costs the disk nothing, and needs no turn.
+        if !self.store.has_copy(&hash) {
+            self.metrics.misses.add(1);
+            return Some((BlockReply::NotHere { corrupt: false, layout }, None));
+        }
         let len_here = self.store.len_of(&hash).unwrap_or(0).saturating_sub(offset);
-        let _turn = self.reading.turn(party, u64::from(len.min(len_here))).await;
+        let turn = self.reading.turn(party, u64::from(len.min(len_here)));
+        let _turn = timeout_at(deadline, turn).await.ok()?;
         // I9: the store verifies what it returns, the whole block or those of its sections that hold the part.
-        match self.store.get_part(hash, offset, len).await {
+        Some(match self.store.get_part(hash, offset, len).await {
             Ok(Some((block_len, bytes))) => {
                 self.metrics.gets.add(1);
                 self.metrics.get_bytes.add(bytes.len() as u64);
@@ -395,7 +416,7 @@ impl Server {
                 (BlockReply::NotHere { corrupt: true, layout }, None)
             }
             Err(error) => (BlockReply::Failed(describe(&error)), None),
-        }
+        })
     }
 }
 
@@ -423,11 +444,6 @@ fn missed(
         refused || silent || left_out
     };
     owners.iter().filter(|id| !copies.synced.contains(id) && is_missed(id)).copied().collect()
-}
-
-/// Returns for whom a put is: for the sender itself, unless a block daemon passes it on for another one.
-fn origin_of(sender: &Subject, named: Option<PartyId>) -> PartyId {
-    named.filter(|_| sender.role == Role::Blockd).unwrap_or_else(|| sender.party())
 }
 
 fn refused(refusal: Refusal) -> BlockReply {
@@ -464,16 +480,6 @@ mod tests {
         };
         assert!(!is_bounded(&put, 0) && is_bounded(&put, 1));
         assert!(is_bounded(&put, BLOCK_BYTES_MAX) && !is_bounded(&put, BLOCK_BYTES_MAX + 1));
-    }
-
-    #[test]
-    fn a_put_takes_the_turns_of_whom_a_block_daemon_names_and_of_nobody_whom_a_client_names() {
-        let [greedy, other] = ["greedy", "other"].map(|name| Subject::new(Role::Client, name));
-        let daemon = Subject::new(Role::Blockd, "greedy");
-        assert_ne!(daemon.party(), greedy.party());
-        assert_eq!(origin_of(&greedy, Some(other.party())), greedy.party());
-        assert_eq!(origin_of(&daemon, Some(other.party())), other.party());
-        assert_eq!(origin_of(&daemon, None), daemon.party());
     }
 
     /// Which daemon of the chain 1, 2, 3 notes what, with the outcome that it learns.

@@ -30,7 +30,7 @@ mod work;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use compact::Compacted;
 pub use error::Error;
@@ -180,8 +180,8 @@ impl Store {
         Ok(Self { shared, writer })
     }
 
-    /// Stores a block, as a copy that this daemon fetched. Returns true when it was not here yet. The caller has checked that its name matches. Durable on
-    /// return. Cancel-safe: once it has been passed to the writer, the block is stored even if the caller goes away.
+    /// Stores a block, as a copy that this daemon fetched. Returns true when it was not here yet. The caller has checked
+    /// that its name matches. Durable on return. Cancel-safe: once it has been passed to the writer, the block is stored even if the caller goes away.
     ///
     /// # Errors
     /// [`Error::NoSpace`] when the reserve is reached, [`Error::Failed`] after a disk error.
@@ -263,6 +263,12 @@ impl Store {
         self.shared.index.read().blocks.get(hash).is_some_and(|location| !location.bad)
     }
 
+    /// Reports whether a copy of the block is here, damaged or not.
+    #[must_use]
+    pub fn has_copy(&self, hash: &BlockHash) -> bool {
+        self.shared.index.read().blocks.contains_key(hash)
+    }
+
     /// Reports whether the copy of this block here is damaged.
     pub fn is_damaged(&self, hash: &BlockHash) -> bool {
         self.shared.index.read().blocks.get(hash).is_some_and(|location| location.bad)
@@ -288,27 +294,31 @@ impl Store {
     pub async fn drop_block(&self, hash: BlockHash) -> Result<bool, Error> {
         // As in `put`: a put that failed half way may come back.
         self.shared.check_alive()?;
-        if !self.shared.index.read().blocks.contains_key(&hash) {
+        if !self.has_copy(&hash) {
             return Ok(false);
         }
-        self.writer.write(Party::Removal, |reply| Work::Drop { hash, reply }).await
+        self.writer.write(Party::Removal, |reply| Work::Drop { hash, kept: None, reply }).await
     }
 
     /// Drops blocks, which share as few groups as they can. Returns the outcome of each: true when it was here. Durable
-    /// on return. Cancel-safe: they are dropped even if the caller goes away.
+    /// on return. Cancel-safe: they are dropped even if the caller goes away, and what stands beside each is kept until
+    /// then.
     ///
     /// # Errors
     /// As [`Store::drop_block`], when none could be dropped.
-    pub async fn drop_all(&self, hashes: &[BlockHash]) -> Result<Vec<Result<bool, Error>>, Error> {
+    pub async fn drop_all<K: Send + Sync + 'static>(
+        &self,
+        blocks: &[(BlockHash, Arc<K>)],
+    ) -> Result<Vec<Result<bool, Error>>, Error> {
         self.shared.check_alive()?;
         let is_here: Vec<bool> = {
             let index = self.shared.index.read();
-            hashes.iter().map(|hash| index.blocks.contains_key(hash)).collect()
+            blocks.iter().map(|(hash, _)| index.blocks.contains_key(hash)).collect()
         };
-        let here = hashes.iter().zip(&is_here).filter(|(_, is_here)| **is_here);
-        let drops = here.map(|(hash, _)| {
-            let hash = *hash;
-            move |reply| Work::Drop { hash, reply }
+        let here = blocks.iter().zip(&is_here).filter(|(_, is_here)| **is_here);
+        let drops = here.map(|((hash, kept), _)| {
+            let (hash, kept) = (*hash, kept.clone());
+            move |reply| Work::Drop { hash, kept: Some(kept), reply }
         });
         let mut outcomes = self.writer.write_all(Party::Removal, drops).await?.into_iter();
         Ok(is_here

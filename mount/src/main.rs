@@ -13,6 +13,7 @@ mod notify;
 mod options;
 mod payloads;
 mod session;
+mod spool;
 mod sys;
 
 use clap::Parser;
@@ -26,6 +27,7 @@ use wire::log;
 
 fn main() -> ExitCode {
     sys::share_heaps();
+    sys::outlive_file_size_limit();
     match start(&Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

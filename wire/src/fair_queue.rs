@@ -1,32 +1,30 @@
 //! A queue in which parties take turns: one that sends much waits behind itself, not others behind it. Pure.
 //!
-//! Each item has a cost. Parties that wait get equal shares by cost, whatever the sizes of their items ("Start-time Fair
-//! Queueing", Goyal, Vin and Cheng, 1996): the next turn is that of the party to which the least has been given since it
-//! came. One that came back at once would otherwise be ahead of all that wait, so what it was given counts until its next
-//! turn has passed.
+//! Each item has a cost. Parties that wait get equal shares by cost, whatever the sizes of their items ("Self-Clocked Fair
+//! Queueing", Golestani, 1994). The queue has a clock of its own, its virtual time, in units of cost: each unit is the time
+//! in which every party that waits is given one unit. The first item of each party has a tag, the virtual time at which it
+//! would end if all of them were served side by side, and the smallest tag is next. The virtual time is the tag of the item
+//! that was taken last, so whatever is taken brings everybody who waits nearer to a turn, even if all others are parties
+//! that nobody has seen before.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::Hash;
 
-/// When a turn is: what its party had been given, on the scale of the queue, and a number among equals.
-type Turn = (u64, u64);
+/// The virtual time at which an item would end, and a number among equals.
+type Tag = (u64, u64);
 
-/// What waits, by party. The items of one party keep their order.
+/// What waits, by party. The items of one party keep their order. Nothing is kept of a party for which nothing waits.
 #[derive(Debug)]
 pub struct FairQueue<K, T> {
-    lines: HashMap<K, Line<T>>,
-    /// Parties in the order of their next turns. One for which nothing waits any more leaves when its turn comes.
-    order: BTreeMap<Turn, K>,
-    /// Start of the last turn. Who comes anew begins here.
+    /// Items with their costs; no line is empty.
+    lines: HashMap<K, VecDeque<(u64, T)>>,
+    /// Parties in the order of their first items' tags.
+    order: BTreeMap<Tag, K>,
+    /// The virtual time: the tag of the item that was taken last. No item that waits has a smaller one. Who comes anew
+    /// begins here, and so does who comes back: what it was given ended by now.
     now: u64,
-    /// Number of the next turn to be noted.
+    /// Number of the next tag.
     number: u64,
-}
-
-#[derive(Debug)]
-struct Line<T> {
-    turn: Turn,
-    items: VecDeque<(u64, T)>,
 }
 
 impl<K, T> Default for FairQueue<K, T> {
@@ -38,55 +36,48 @@ impl<K, T> Default for FairQueue<K, T> {
 impl<K: Clone + Eq + Hash, T> FairQueue<K, T> {
     /// Queues an item of this party. `cost` is in any unit, the same for all items; at least one counts.
     pub fn push(&mut self, party: K, cost: u64, item: T) {
+        let cost = cost.max(1);
         let line = self.lines.entry(party).or_insert_with_key(|party| {
-            let turn = (self.now, self.number);
+            let tag = (self.now.saturating_add(cost), self.number);
             self.number += 1;
-            self.order.insert(turn, party.clone());
-            Line { turn, items: VecDeque::new() }
+            self.order.insert(tag, party.clone());
+            VecDeque::new()
         });
-        line.items.push_back((cost.max(1), item));
+        line.push_back((cost, item));
     }
 
     /// Returns the item whose turn is next.
-    pub fn peek(&mut self) -> Option<&T> {
-        let party = self.next()?;
-        self.lines.get(&party)?.items.front().map(|(_, item)| item)
+    pub fn peek(&self) -> Option<&T> {
+        let (_, party) = self.order.first_key_value()?;
+        self.lines.get(party)?.front().map(|(_, item)| item)
     }
 
     /// Takes the item whose turn is next. The party's following item waits until others have been given as much.
     pub fn pop(&mut self) -> Option<T> {
-        let party = self.next()?;
+        let (tag, party) = self.order.pop_first()?;
+        self.now = tag.0;
         let line = self.lines.get_mut(&party)?;
-        let (cost, item) = line.items.pop_front()?;
-        self.order.remove(&line.turn);
-        self.now = line.turn.0;
-        line.turn = (self.now.saturating_add(cost), self.number);
-        self.number += 1;
-        self.order.insert(line.turn, party);
+        let (_, item) = line.pop_front()?;
+        match line.front() {
+            Some((cost, _)) => {
+                let tag = (self.now.saturating_add(*cost), self.number);
+                self.number += 1;
+                self.order.insert(tag, party);
+            }
+            None => drop(self.lines.remove(&party)),
+        }
         Some(item)
     }
 
     /// Reports whether nothing waits.
-    pub fn is_empty(&mut self) -> bool {
-        self.next().is_none()
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
     }
 
     /// Drops everything.
     pub fn clear(&mut self) {
         *self = Self::default();
-    }
-
-    /// Returns the party whose turn is next. Those without items leave when their turns have come.
-    fn next(&mut self) -> Option<K> {
-        while let Some(first) = self.order.first_entry() {
-            if self.lines.get(first.get()).is_some_and(|line| !line.items.is_empty()) {
-                return Some(first.get().clone());
-            }
-            let ((start, _), party) = first.remove_entry();
-            self.now = self.now.max(start);
-            self.lines.remove(&party);
-        }
-        None
     }
 }
 
@@ -141,7 +132,51 @@ mod tests {
         assert!(queue.is_empty() && queue.lines.is_empty() && queue.order.is_empty());
     }
 
+    /// However many parties come that nobody has seen before.
+    #[test]
+    fn who_waits_is_served_though_fresh_parties_come_without_end() {
+        for (at_once, cost) in [(1, 1), (1, 8), (20, 1), (20, 8)] {
+            let mut queue = FairQueue::default();
+            let mut fresh = 1_u64..;
+            let mut come = |queue: &mut FairQueue<u64, u64>| queue.push(fresh.next().unwrap(), cost, 1);
+            (0..at_once).for_each(|_| come(&mut queue));
+            queue.push(0, 8, 0);
+            let mut before = 0;
+            while queue.pop() != Some(0) {
+                before += cost;
+                come(&mut queue);
+                assert!(before <= 8 * at_once, "{at_once} at a time, which cost {cost}, were given {before}");
+            }
+        }
+    }
+
     proptest! {
+        /// Pushes are by parties that come once, or by one of three that come again. Whoever waits is served before each
+        /// of the others that wait at a time was given as much as it asks for, and one of its items more.
+        #[test]
+        fn every_party_is_served_within_a_bound_and_nothing_is_kept_of_those_that_were(
+            pushes in proptest::collection::vec((proptest::option::of(0_u64..3), 1_u64..=10), 1..200),
+            most in 1_usize..30,
+        ) {
+            let mut queue = FairQueue::default();
+            let (mut waiting, mut given) = (0, 0_u64);
+            for (number, (known, cost)) in (3..).zip(pushes) {
+                queue.push(known.unwrap_or(number), cost, (known.unwrap_or(number), cost, given));
+                waiting += 1;
+                // What is ahead of it: its own line counts, too, of which there are no more than wait.
+                while waiting > most {
+                    let (party, cost, before) = queue.pop().unwrap();
+                    waiting -= 1;
+                    if party >= 3 {
+                        prop_assert!(given - before <= (cost + 10) * (most as u64 + 1));
+                    }
+                    given += cost;
+                }
+                prop_assert_eq!(queue.lines.len(), queue.order.len());
+                prop_assert!(queue.lines.len() <= waiting && queue.lines.values().all(|line| !line.is_empty()));
+            }
+        }
+
         #[test]
         fn everything_comes_once_in_the_order_of_its_party_and_shares_are_equal(
             pushed in proptest::collection::vec(0_u64..4, 0..60),

@@ -185,20 +185,20 @@ impl Healer {
             return false;
         }
         let begin = |hash: &BlockHash| Some((*hash, self.stamps.begin_drop(*hash, asked_at.elapsed())?));
-        let (names, marks): (Vec<BlockHash>, Vec<_>) = hashes.iter().filter_map(begin).unzip();
+        let marked: Vec<_> = hashes.iter().filter_map(begin).collect();
         // They may belong here again. A pass under the new layout begins only when this is over.
         if self.layouts.newest().epoch != layout.epoch {
             return false;
         }
-        let outcomes = match self.store.drop_all(&names).await {
+        let outcomes = match self.store.drop_all(&marked).await {
             Ok(outcomes) => outcomes,
             Err(error) => {
-                tracing::warn!(copies = names.len(), %error, "copies that belong elsewhere could not be dropped");
+                tracing::warn!(copies = marked.len(), %error, "copies that belong elsewhere could not be dropped");
                 return false;
             }
         };
-        let mut all_gone = names.len() == hashes.len();
-        for ((hash, mark), outcome) in names.into_iter().zip(marks).zip(outcomes) {
+        let mut all_gone = marked.len() == hashes.len();
+        for ((hash, mark), outcome) in marked.into_iter().zip(outcomes) {
             match outcome {
                 Ok(_) => {
                     mark.done();

@@ -11,7 +11,7 @@ mod versions;
 
 use super::{Error, Party, Store, StoreOptions};
 use bytes::Bytes;
-use disk::TestDisk;
+pub(crate) use disk::TestDisk;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;

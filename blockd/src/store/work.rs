@@ -1,12 +1,12 @@
 //! What waits to be written, and in whose turn.
 //!
-//! Parties take turns by the bytes that they have written, so a client with hundreds of puts under way keeps another one
-//! waiting for the group that is being written and for the other one's share of the next. All connections of one
-//! certificate are one party. So are repair, compaction and removals: neither they nor clients hold the others up.
+//! Parties take turns by the bytes that they have written. While a client has hundreds of puts under way, a put of another
+//! one waits for the group that is being written, and is in the next one. All connections of one certificate are one party.
+//! So are repair, compaction and removals: neither they nor clients hold the others up.
 //!
-//! The queue has no bound of its own. Each put is part of a request under way, which holds the block in any case: the
-//! budgets of connections and certificates bound those. What the daemon has written on its own account comes in bounded
-//! portions.
+//! The queue has no bound of its own. Each put is part of a request, which counts in the budgets of its connection and of
+//! its certificate until the put is written, though it may have been answered before. What the daemon has written on its
+//! own account comes in bounded portions.
 
 use super::record;
 use super::{Error, Location};
@@ -18,14 +18,24 @@ use wire::fair_queue::FairQueue;
 use wire::ids::{BlockHash, PartyId};
 use wire::sections::Sections;
 
+/// Largest group in bytes. In a larger one the first record would wait for the last.
+pub(super) const GROUP_BYTES: usize = 16 << 20;
 /// Most records in one group: all are laid out, and then shown to readers, at once.
 const GROUP_RECORDS_MAX: usize = 4096;
+/// What a record costs its party at least: its place in a group, of which there are few.
+const COST_MIN: usize = GROUP_BYTES / GROUP_RECORDS_MAX;
 
 /// Whose work it is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Party {
-    /// That of the holder of a certificate, whatever connections bring it.
-    Peer(PartyId),
+    /// That of the holder of a certificate, whatever connections bring it: what it sends itself, or what this block daemon
+    /// passes on for it.
+    Peer {
+        /// For whom it is.
+        origin: PartyId,
+        /// The block daemon that says so, which uses up no turns but those of what it passes on.
+        via: Option<PartyId>,
+    },
     /// Copies that this daemon fetches.
     Repair,
     /// Blocks that this daemon drops, whoever asks for that.
@@ -37,6 +47,9 @@ pub enum Party {
 /// Gets whether a record was written, once it is on stable storage.
 pub(super) type Reply = oneshot::Sender<Result<bool, Error>>;
 
+/// What is kept until a removal has ended, whoever waits for that.
+pub(super) type Kept = Arc<dyn Send + Sync>;
+
 /// Work for the writer.
 pub(super) enum Work {
     /// Store a block.
@@ -44,7 +57,7 @@ pub(super) enum Work {
     /// Store a block if there is a damaged copy of it here.
     Replace { hash: BlockHash, block: Bytes, sections: Sections, reply: Reply },
     /// Drop a block.
-    Drop { hash: BlockHash, reply: Reply },
+    Drop { hash: BlockHash, kept: Option<Kept>, reply: Reply },
     /// Write a live record of an old segment again, if it is still live.
     Move { hash: BlockHash, from: Location, block: Bytes, sections: Sections, reply: Reply },
     /// Write a tombstone of an old segment again, if the block is still gone.
@@ -103,7 +116,7 @@ impl Queue {
             return Err(Error::Failed);
         }
         for one in work {
-            let cost = one.size() as u64;
+            let cost = one.size().max(COST_MIN) as u64;
             waiting.work.push(party, cost, one);
         }
         drop(waiting);
@@ -161,7 +174,6 @@ mod tests {
     use super::*;
 
     const MIB: usize = 1 << 20;
-    const GROUP_BYTES: usize = 16 * MIB;
 
     fn put(len: usize) -> Work {
         let (hash, block) = (BlockHash([len as u8; 32]), Bytes::from(vec![0; len]));
@@ -169,7 +181,7 @@ mod tests {
     }
 
     fn peer(number: u8) -> Party {
-        Party::Peer(PartyId([number; 16]))
+        Party::Peer { origin: PartyId([number; 16]), via: None }
     }
 
     /// Sizes of the records of each group, until the queue is empty.
@@ -201,12 +213,36 @@ mod tests {
     }
 
     #[test]
+    fn puts_of_one_byte_fill_no_group_beside_large_ones_of_another_party() {
+        let queue = Queue::default();
+        queue.push(peer(1), (0..20_000).map(|_| put(1))).unwrap();
+        queue.push(peer(2), (0..40).map(|_| put(4 * MIB - 4096))).unwrap();
+        let large = put(4 * MIB - 4096).size();
+        for group in groups(&queue).iter().take(4) {
+            let count = group.iter().filter(|size| **size == large).count();
+            assert!(count >= 1, "a group of {} records has no large one", group.len());
+        }
+    }
+
+    #[test]
+    fn what_a_block_daemon_says_it_passes_on_for_somebody_uses_up_none_of_the_turns_of_that_ones_own_puts() {
+        let [origin, other, liar] = [1, 2, 3].map(|number| PartyId([number; 16]));
+        let queue = Queue::default();
+        let passed_on = Party::Peer { origin, via: Some(liar) };
+        queue.push(passed_on, (0..600).map(|_| put(4 * MIB - 4096))).unwrap();
+        queue.push(Party::Peer { origin, via: None }, [put(MIB)]).unwrap();
+        queue.push(Party::Peer { origin, via: Some(other) }, [put(2 * MIB)]).unwrap();
+        let first = &groups(&queue)[0];
+        assert!(first.contains(&put(MIB).size()) && first.contains(&put(2 * MIB).size()), "{first:?}");
+    }
+
+    #[test]
     fn repair_compaction_and_removals_have_turns_beside_clients_and_leave_them_theirs() {
         let queue = Queue::default();
         queue.push(peer(1), (0..100).map(|_| put(3 * MIB))).unwrap();
         queue.push(Party::Repair, (0..100).map(|_| put(2 * MIB))).unwrap();
         queue.push(Party::Compaction, (0..100).map(|_| put(MIB))).unwrap();
-        let removal = Work::Drop { hash: BlockHash([1; 32]), reply: oneshot::channel().0 };
+        let removal = Work::Drop { hash: BlockHash([1; 32]), kept: None, reply: oneshot::channel().0 };
         let size = removal.size();
         queue.push(Party::Removal, [removal]).unwrap();
         let first = &groups(&queue)[0];
@@ -228,7 +264,7 @@ mod tests {
     fn whoever_waits_is_told_when_the_writer_ends() {
         let queue = Arc::<Queue>::default();
         let (reply, mut answer) = oneshot::channel();
-        queue.push(Party::Removal, [Work::Drop { hash: BlockHash([1; 32]), reply }]).unwrap();
+        queue.push(Party::Removal, [Work::Drop { hash: BlockHash([1; 32]), kept: None, reply }]).unwrap();
         drop(ClosedAtTheEnd(queue.clone()));
         assert!(answer.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
         assert!(queue.push(Party::Removal, []).is_err());

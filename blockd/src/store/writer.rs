@@ -12,7 +12,7 @@
 use super::record::{GROUP_ALIGN, Header, Kind, PADDING, RECORD_ALIGN};
 use super::segment::Found;
 use super::segment_name::{self, SegmentId};
-use super::work::{ClosedAtTheEnd, Party, Queue, Reply, Work};
+use super::work::{ClosedAtTheEnd, GROUP_BYTES, Kept, Party, Queue, Reply, Work};
 use super::{Error, Location, Shared, Usage, hint};
 use crate::sys::Aligned;
 use bytes::Bytes;
@@ -26,9 +26,6 @@ use std::thread::JoinHandle;
 use tokio::sync::oneshot;
 use wire::ids::BlockHash;
 use wire::sections::Sections;
-
-/// Largest group in bytes. In a larger one the first record would wait for the last.
-const GROUP_BYTES: usize = 16 << 20;
 
 /// Groups up to this size are small: the extra cost of their sync is worth avoiding.
 const SMALL_BYTES: usize = 256 << 10;
@@ -137,7 +134,19 @@ impl Open {
 struct Laid {
     header: Header,
     offset: u64,
+    kept: Option<Kept>,
     reply: Reply,
+}
+
+/// What is to be done for a piece of work.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Its record is written.
+    Write,
+    /// Nothing: what is on stable storage has settled it.
+    Nothing,
+    /// Nothing, if the group that is being laid out gets to stable storage.
+    Group,
 }
 
 struct State {
@@ -185,7 +194,7 @@ impl State {
 
     fn write(&mut self, group: Vec<Work>) {
         let Some(group) = self.take_what_fits(group) else { return };
-        let laid = self.lay_out(group);
+        let (laid, settled) = self.lay_out(group);
         if laid.is_empty() {
             return;
         }
@@ -193,12 +202,14 @@ impl State {
             Ok(()) => {
                 self.note_room();
                 self.publish(laid);
+                answer_all(settled, || Ok(false));
             }
             Err(error) => {
                 self.fail(&error);
                 for record in laid {
                     let _ = record.reply.send(Err(Error::Failed));
                 }
+                answer_all(settled, || Err(Error::Failed));
             }
         }
     }
@@ -339,46 +350,66 @@ impl State {
         Ok(())
     }
 
-    /// Lays the records out in memory, one behind the other. Work that is no longer needed is answered at once.
-    fn lay_out(&mut self, group: Vec<Work>) -> Vec<Laid> {
+    /// Lays the records out in memory, one behind the other. Work that is no longer needed is answered at once, but for
+    /// that which this group itself settles. That is returned, to be answered with the group: until then a crash undoes
+    /// what settles it.
+    fn lay_out(&mut self, group: Vec<Work>) -> (Vec<Laid>, Vec<Work>) {
         let open = self.open.as_ref().expect("make_room opened one");
         let (id, start) = (open.id, open.at);
         self.filled = 0;
-        let mut laid: Vec<Laid> = Vec::with_capacity(group.len());
+        let (mut laid, mut settled) = (Vec::with_capacity(group.len()), Vec::new());
         // The index does not show yet what this group does to a block.
         let mut changed = HashSet::with_capacity(group.len());
         for work in group {
-            if !self.is_needed(&work, &changed) {
-                work.answer(Ok(false));
-                continue;
-            }
-            let (kind, hash, block, sections, reply) = match work {
-                Work::Put { hash, block, sections, reply }
-                | Work::Replace { hash, block, sections, reply }
-                | Work::Move { hash, block, sections, reply, .. } => (Kind::Put, hash, block, sections, reply),
-                Work::Drop { hash, reply } | Work::MoveTombstone { hash, reply } => {
-                    (Kind::Tombstone, hash, Bytes::new(), Sections::default(), reply)
+            match self.need(&work, &changed) {
+                Need::Write => {}
+                Need::Nothing => {
+                    work.answer(Ok(false));
+                    continue;
                 }
+                Need::Group => {
+                    settled.push(work);
+                    continue;
+                }
+            }
+            let (mut block, mut sections, mut kept) = (Bytes::new(), Sections::default(), None);
+            let (kind, hash, reply) = match work {
+                Work::Put { hash, block: content, sections: trailer, reply }
+                | Work::Replace { hash, block: content, sections: trailer, reply }
+                | Work::Move { hash, block: content, sections: trailer, reply, .. } => {
+                    (block, sections) = (content, trailer);
+                    (Kind::Put, hash, reply)
+                }
+                Work::Drop { hash, kept: mark, reply } => {
+                    kept = mark;
+                    (Kind::Tombstone, hash, reply)
+                }
+                Work::MoveTombstone { hash, reply } => (Kind::Tombstone, hash, reply),
             };
             changed.insert(hash);
             let header = Header { kind, hash, len: block.len() as u32 };
             let offset = start + self.filled as u64;
             self.lay_record(&header.encode(id), &block, &sections);
             assert_eq!(start + self.filled as u64, offset + header.stored_len(), "readers count on the layout");
-            laid.push(Laid { header, offset, reply });
+            laid.push(Laid { header, offset, kept, reply });
         }
-        laid
+        (laid, settled)
     }
 
-    /// Reports whether work still has something to do, beside what its group has changed so far.
-    fn is_needed(&self, work: &Work, changed: &HashSet<BlockHash>) -> bool {
+    /// Returns what work still has to do, beside what its group has `changed` so far.
+    fn need(&self, work: &Work, changed: &HashSet<BlockHash>) -> Need {
         let here = |hash: &BlockHash| self.shared.index.read().blocks.get(hash).copied();
-        match work {
-            Work::Put { .. } | Work::Drop { .. } => true,
-            // I10: a block that was dropped meanwhile does not come back.
-            Work::Replace { hash, .. } => !changed.contains(hash) && here(hash).is_some_and(|at| at.bad),
-            Work::Move { hash, from, .. } => !changed.contains(hash) && here(hash).is_some_and(|at| at.is_at(from)),
-            Work::MoveTombstone { hash, .. } => !changed.contains(hash) && here(hash).is_none(),
+        // I10: a block that was dropped meanwhile does not come back.
+        let (hash, is_wanted) = match work {
+            Work::Put { .. } | Work::Drop { .. } => return Need::Write,
+            Work::Replace { hash, .. } => (hash, here(hash).is_some_and(|at| at.bad)),
+            Work::Move { hash, from, .. } => (hash, here(hash).is_some_and(|at| at.is_at(from))),
+            Work::MoveTombstone { hash, .. } => (hash, here(hash).is_none()),
+        };
+        match (is_wanted, changed.contains(hash)) {
+            (false, _) => Need::Nothing,
+            (true, true) => Need::Group,
+            (true, false) => Need::Write,
         }
     }
 
@@ -413,7 +444,7 @@ impl State {
         let mut replies = Vec::with_capacity(laid.len());
         {
             let mut index = self.shared.index.write();
-            for Laid { header, offset, reply } in laid {
+            for Laid { header, offset, kept, reply } in laid {
                 if let Some((_, usage)) = index.segments.get_mut(&open.id) {
                     usage.add(&header);
                     usage.written = open.at;
@@ -428,10 +459,11 @@ impl State {
                     }
                 }
                 open.records.push(Found { offset, header });
-                replies.push(reply);
+                replies.push((kept, reply));
             }
         }
-        for reply in replies {
+        for (kept, reply) in replies {
+            drop(kept);
             // A caller that is gone does not need to know.
             let _ = reply.send(Ok(true));
         }
@@ -461,14 +493,19 @@ fn free(shared: &Shared) -> Result<u64, Error> {
 }
 
 fn refuse(group: Vec<Work>, error: impl Fn() -> Error) {
+    answer_all(group, || Err(error()));
+}
+
+fn answer_all(group: Vec<Work>, outcome: impl Fn() -> Result<bool, Error>) {
     for work in group {
-        work.answer(Err(error()));
+        work.answer(outcome());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::tests::TestDisk;
     use crate::store::{Store, StoreOptions};
 
     fn block() -> (BlockHash, Bytes) {
@@ -512,7 +549,10 @@ mod tests {
         let from = store.shared.index.read().blocks[&hash];
         write(&store, |reply| {
             let (block, sections) = (block.clone(), Sections::default());
-            vec![Work::Drop { hash, reply: reply() }, Work::Move { hash, from, block, sections, reply: reply() }]
+            vec![
+                Work::Drop { hash, kept: None, reply: reply() },
+                Work::Move { hash, from, block, sections, reply: reply() },
+            ]
         });
         assert!(!store.contains(&hash));
         drop(store);
@@ -531,10 +571,52 @@ mod tests {
         assert!(store.is_damaged(&hash));
         write(&store, |reply| {
             let (block, sections) = (block.clone(), Sections::default());
-            vec![Work::Drop { hash, reply: reply() }, Work::Replace { hash, block, sections, reply: reply() }]
+            vec![
+                Work::Drop { hash, kept: None, reply: reply() },
+                Work::Replace { hash, block, sections, reply: reply() },
+            ]
         });
         assert!(!store.contains(&hash) && !store.is_damaged(&hash));
         drop(store);
         assert!(!open(dir.path()).contains(&hash));
+    }
+
+    /// What would settle them is in the group that does not get to the disk: a segment must not be given back for it.
+    /// Guards I10.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn work_that_its_own_group_settles_is_answered_with_the_outcome_of_the_group() {
+        for is_written in [true, false] {
+            let disk = TestDisk::new();
+            let options = StoreOptions { segment_bytes: 1 << 20, reserve_bytes: 0 };
+            let store = Store::open_on(std::path::Path::new("/blocks"), options, Arc::new(disk.clone())).unwrap();
+            let (dropped, block) = block();
+            store.put(dropped, block.clone()).await.unwrap();
+            let from = store.shared.index.read().blocks[&dropped];
+            let content = Bytes::from_static(b"other");
+            let (stored, sections) = (BlockHash::of(&content), Sections::default());
+            let mut waits = Vec::new();
+            let mut reply = || {
+                let (reply, wait) = oneshot::channel();
+                waits.push(wait);
+                reply
+            };
+            let group = vec![
+                Work::Put { hash: stored, block: content, sections: sections.clone(), reply: reply() },
+                Work::MoveTombstone { hash: stored, reply: reply() },
+                Work::Drop { hash: dropped, kept: None, reply: reply() },
+                Work::Move { hash: dropped, from, block, sections, reply: reply() },
+                Work::MoveTombstone { hash: dropped, reply: reply() },
+            ];
+            if !is_written {
+                // The segment is made, and then the power is gone.
+                disk.cut_after(2);
+            }
+            State::new(store.shared.clone(), SegmentId(1000)).write(group);
+            let answers: Vec<_> = waits.iter_mut().map(|wait| wait.try_recv().unwrap().ok()).collect();
+            // The last one is settled by what was there before.
+            let expected = |outcome: bool| Some(outcome).filter(|_| is_written);
+            assert_eq!(answers, [expected(true), expected(false), expected(true), expected(false), Some(false)]);
+            disk.cut_after(u64::MAX / 2);
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Open files: opening, reading, writing, and making content durable.
 
 use crate::Client;
+use crate::commit::window::Reserved;
 use crate::error::unexpected_reply;
 use crate::file::state::FileState;
 use crate::known::leased::LeasedAnswer;
@@ -8,8 +9,11 @@ use crate::ordered::{Ordered, Rank};
 use crate::queue::{LossesReported, NewNode};
 use bytes::Bytes;
 use std::future::ready;
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
+use tokio::time::timeout;
 use wire::FsError;
 use wire::attr::{AttrChange, InodeAttr, TimeChange};
 use wire::extent::Source;
@@ -19,6 +23,8 @@ use wire::op::{ExtentPage, Op, RangeAction, Read, ReadReply};
 
 /// Extents are asked for in portions of this much of a file, so that no list of them is too long to send.
 const SEEK_BYTES: u64 = 1 << 30;
+/// A write keeps its room in the window this long while it waits for something else, at first.
+const HOLDS_ROOM: Duration = Duration::from_secs(2);
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -216,7 +222,7 @@ impl Client {
         data: &[u8],
         clear_privileges: bool,
     ) -> Option<Result<usize, FsError>> {
-        if handle.flags.sync || !self.committer.window().has_room() || !handle.file.takes_writes_at_once() {
+        if handle.flags.sync || !self.committer.window().takes_at_once() || !handle.file.takes_writes_at_once() {
             return None;
         }
         Some(self.accept(handle, handle.place(offset), data, clear_privileges))
@@ -279,21 +285,10 @@ impl Client {
         (len, content): (usize, impl Future<Output = Result<D, FsError>>),
         clear: bool,
     ) -> Result<usize, FsError> {
-        let window = self.committer.window();
-        // Others may take the room while this waits for something else: whoever waits for servers reserves none.
-        let reserved = loop {
-            self.work.patiently(window.wait()).await??;
-            if handle.file.is_scattered() {
-                // `fsync` and `close` report what failed, as for writing in the background.
-                let _ = self.flusher.flush(&handle.file, true).await;
-            }
-            self.view.catch_up(&handle.file).await?;
-            if let Some(reserved) = window.reserve(len as u64) {
-                break reserved;
-            }
-        };
-        let content = content.await?;
+        // One limit for everything: a soft mount's patience does not begin anew with each wait.
+        let (content, reserved) = self.work.patiently(self.admit(&handle.file, len, content)).await??;
         assert_eq!(content.as_ref().len(), len, "the content is what was announced");
+        // Nothing may be waited for here: what is added is based on the file as it is now.
         let count = self.accept(handle, place, content.as_ref(), clear)?;
         drop((content, reserved));
         self.view.given_pages(&handle.file);
@@ -301,6 +296,43 @@ impl Client {
             self.flush(handle).await?;
         }
         Ok(count)
+    }
+
+    /// Waits until a write can go on: it has room, its content is here, and what others did to the file is known.
+    ///
+    /// Room comes first, so that those who wait get it in their order, and content is in memory only when its turn has
+    /// come. But a local disk or servers that hang must not keep others waiting for room: after a while it is given
+    /// back, and asked for again when the wait is over. It is kept for longer each time, so that a write beside slow
+    /// servers goes on at last. Nothing that is waited for here needs room: commits only give some back.
+    async fn admit<D>(
+        &self,
+        file: &Arc<FileState>,
+        len: usize,
+        content: impl Future<Output = Result<D, FsError>>,
+    ) -> Result<(D, Reserved<'_>), FsError> {
+        let (mut content, mut here, mut holds) = (pin!(content), None, HOLDS_ROOM);
+        loop {
+            let reserved = self.committer.window().reserve(len as u64).await?;
+            let before = here.take();
+            let mut ready = pin!(async {
+                let content = match before {
+                    Some(content) => content,
+                    None => content.as_mut().await?,
+                };
+                if file.is_scattered() {
+                    // `fsync` and `close` report what failed, as for writing in the background.
+                    let _ = self.flusher.flush(file, true).await;
+                }
+                self.view.catch_up(file).await?;
+                Ok(content)
+            });
+            match timeout(holds, ready.as_mut()).await {
+                Ok(content) => return Ok((content?, reserved)),
+                Err(_) => drop(reserved),
+            }
+            here = Some(ready.await?);
+            holds = holds.saturating_mul(2);
+        }
     }
 
     /// Does what `close(2)` waits for: everything is committed, so that the closer itself gets the error of a conflict.

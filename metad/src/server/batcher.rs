@@ -239,4 +239,24 @@ mod tests {
         queue.push(SessionId(2), TURN, waiting(2, 9_999, (100, None, false)));
         assert!(groups(queue)[0].contains(&9_999));
     }
+
+    /// Each session sends one batch, and another one comes with each batch that is taken.
+    #[test]
+    fn a_batch_does_not_wait_for_sessions_that_come_after_it_without_end() {
+        let large = (ENTRY_BYTES, None, false);
+        let mut queue = FairQueue::default();
+        let come = |queue: &mut FairQueue<_, _>, session| {
+            queue.push(SessionId(session), TURN, waiting(session, session, large))
+        };
+        (0..10).for_each(|session| come(&mut queue, session));
+        // The second batch of a session waits behind its first one, and one batch of each that came before that was taken.
+        queue.push(SessionId(0), TURN, waiting(0, 9_999, large));
+        let mut fresh = 10..;
+        let entries = std::iter::from_fn(|| {
+            let group = take_group(&mut queue);
+            group.iter().for_each(|_| come(&mut queue, fresh.next().unwrap_or(u64::MAX)));
+            (!group.iter().any(|one| one.batch.seq.0 == 9_999)).then_some(())
+        });
+        assert!(entries.take(1_000).count() <= 20);
+    }
 }

@@ -4,7 +4,7 @@ use super::open_file::OpenFile;
 use super::reply::Answer;
 use super::shared::Shared;
 use crate::interrupt::{Patience, unless_signalled};
-use crate::payloads::PLACE_BYTES;
+use crate::spool::PLACE_BYTES;
 use client::NewNode;
 use fuser::{FileHandle, INodeNo, InitFlags, KernelConfig, ReplyEntry, Request};
 use std::ffi::OsStr;

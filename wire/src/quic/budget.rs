@@ -25,8 +25,8 @@ pub(super) struct Room {
     answers: Arc<Semaphore>,
 }
 
-/// A part of a budget, given back when it is dropped.
-pub(super) struct Held {
+/// A part of the budgets of a connection and of its certificate, given back when it is dropped.
+pub struct Held {
     _own: OwnedSemaphorePermit,
     _shared: OwnedSemaphorePermit,
 }

@@ -5,6 +5,7 @@ use crate::store::record::{self, GROUP_ALIGN};
 use crate::store::{Store, StoreOptions};
 use bytes::Bytes;
 use futures::future::join_all;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use wire::ids::BlockHash;
 
@@ -18,6 +19,11 @@ fn block(number: u32) -> (BlockHash, Bytes) {
 
 fn names(numbers: impl IntoIterator<Item = u32>) -> Vec<BlockHash> {
     numbers.into_iter().map(|number| block(number).0).collect()
+}
+
+/// For removals of which nothing is kept.
+fn unmarked(numbers: impl IntoIterator<Item = u32>) -> Vec<(BlockHash, Arc<()>)> {
+    names(numbers).into_iter().map(|hash| (hash, Arc::default())).collect()
 }
 
 /// A disk that is full to the reserve, with small blocks that share their groups.
@@ -47,7 +53,7 @@ fn assert_reserve_is_left(disk: &TestDisk, options: &StoreOptions) {
 fn small_blocks_that_are_dropped_from_a_full_disk_leave_most_of_its_reserve() {
     let (disk, store, options) = full_disk();
     let dropped = names(0..COUNT);
-    let outcomes = runtime().block_on(store.drop_all(&dropped)).unwrap();
+    let outcomes = runtime().block_on(store.drop_all(&unmarked(0..COUNT))).unwrap();
     assert!(outcomes.into_iter().all(|outcome| outcome.unwrap()));
     assert!(dropped.iter().all(|hash| !store.contains(hash)));
     assert_reserve_is_left(&disk, &options);
@@ -60,7 +66,7 @@ fn compacting_a_full_disk_of_small_blocks_leaves_most_of_its_reserve_and_gives_s
     let (disk, store, options) = full_disk();
     let runtime = runtime();
     let (kept, dropped): (Vec<u32>, Vec<u32>) = (0..COUNT).partition(|number| number % 5 < 2);
-    assert_eq!(runtime.block_on(store.drop_all(&names(dropped))).unwrap().len(), COUNT as usize * 3 / 5);
+    assert_eq!(runtime.block_on(store.drop_all(&unmarked(dropped))).unwrap().len(), COUNT as usize * 3 / 5);
     let (before, writes) = (disk.segments().len(), disk.0.writes.lock().len());
     let mut steps = 0;
     while runtime.block_on(store.compact_step(&mut Vec::new())).unwrap().is_some() {

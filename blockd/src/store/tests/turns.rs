@@ -5,6 +5,7 @@ use crate::store::{Party, Store};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
+use std::sync::Arc;
 use wire::ids::{BlockHash, PartyId};
 use wire::sections::Sections;
 
@@ -27,7 +28,7 @@ fn begin_put(store: &Store, party: Party, content: Vec<u8>) -> (BlockHash, BoxFu
 fn a_put_beside_hundreds_of_another_certificate_is_written_after_a_few_of_them() {
     let disk = TestDisk::new();
     let store = open_with(&disk, SEGMENT_BYTES);
-    let [greedy, honest] = [1, 2].map(|number| Party::Peer(PartyId([number; 16])));
+    let [greedy, honest] = [1, 2].map(|number| Party::Peer { origin: PartyId([number; 16]), via: None });
     // Until all have come, nothing is on disk.
     let held = disk.0.syncs.lock();
     let mut flood = Vec::new();
@@ -55,7 +56,7 @@ fn a_put_beside_hundreds_of_another_certificate_is_written_after_a_few_of_them()
 fn clients_do_not_wait_for_all_that_is_repaired_nor_the_other_way_round() {
     let disk = TestDisk::new();
     let store = open_with(&disk, SEGMENT_BYTES);
-    let client = Party::Peer(PartyId([1; 16]));
+    let client = Party::Peer { origin: PartyId([1; 16]), via: None };
     let held = disk.0.syncs.lock();
     let mut puts = Vec::new();
     for (nth, party) in [(0, client), (1, Party::Repair)] {
@@ -77,4 +78,26 @@ fn clients_do_not_wait_for_all_that_is_repaired_nor_the_other_way_round() {
         let of_client = written[..100].iter().filter(|(_, _, party)| *party == client).count();
         assert!((50 - IN_GROUP..=50 + IN_GROUP).contains(&of_client), "{of_client} of the first 100");
     });
+}
+
+/// Puts of a block wait while it is dropped, and a put that came in between would be undone. Guards I10.
+#[test]
+fn what_is_kept_for_a_removal_is_kept_until_that_is_written_though_nobody_waits_for_it() {
+    let disk = TestDisk::new();
+    let store = open_with(&disk, SEGMENT_BYTES);
+    let content = Bytes::from_static(b"content");
+    let hash = BlockHash::of(&content);
+    runtime().block_on(store.put(hash, content)).unwrap();
+    let mark = Arc::new(());
+    let held = disk.0.syncs.lock();
+    {
+        let marked = [(hash, mark.clone())];
+        let mut dropping = store.drop_all(&marked).boxed();
+        assert!((&mut dropping).now_or_never().is_none());
+    }
+    assert_eq!(Arc::strong_count(&mark), 2, "it is still to be written");
+    drop(held);
+    store.close();
+    assert_eq!(Arc::strong_count(&mark), 1);
+    assert!(!store.contains(&hash));
 }

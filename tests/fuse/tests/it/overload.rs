@@ -234,6 +234,21 @@ fn wait_for_standstill(ended: &AtomicUsize) {
     });
 }
 
+/// Returns whether a process goes on when it writes beyond its limit on file sizes (`RLIMIT_FSIZE`).
+fn outlives_file_size_limit(pid: u32) -> bool {
+    // As `libc::SIGXFSZ` on Linux.
+    const BEYOND_LIMIT: u32 = 25;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("a mask of ignored signals");
+    u64::from_str_radix(ignored.trim(), 16).unwrap() >> (BEYOND_LIMIT - 1) & 1 == 1
+}
+
+#[test]
+fn a_mount_goes_on_when_it_reaches_its_limit_on_file_sizes() {
+    let surf = Surf::start_alone(Setup::Cluster);
+    assert!(outlives_file_size_limit(surf.mount_pid()));
+}
+
 #[test]
 fn hundreds_of_writers_that_wait_take_little_memory_and_keep_no_other_call_waiting() {
     let surf = Surf::start_alone(Setup::Cluster);
