@@ -3,7 +3,7 @@
 //! - `record` is the bytes of a record, `segment` reads a file of them, `hint` shortens that at the next start.
 //! - `read` reads and verifies, parts of a block by its sections.
 //! - `work` is what waits to be written, by turns of those whose work it is; `writer` is the one thread that writes: work
-//!   that has queued up goes out together and shares one sync.
+//!   that has queued up goes out together and shares one sync. `open` is the segment that it writes.
 //! - `index` says what is here; `recover` rebuilds it; `compact` takes back the space of dropped blocks; `room` says how much there is.
 //! - `disk` has every file call behind one trait, so that tests can cut the power; `buffer` is aligned memory.
 //!
@@ -20,6 +20,7 @@ mod error;
 pub mod fuzzing;
 mod hint;
 mod index;
+mod open;
 mod read;
 mod record;
 mod recover;
@@ -373,7 +374,7 @@ impl Store {
     #[must_use]
     pub fn digests(&self, spans: &[Span]) -> Vec<Digest> {
         let index = self.shared.index.read();
-        spans.iter().map(|span| index.digests.of(*span, &index.blocks)).collect()
+        spans.iter().map(|span| index.digest(*span)).collect()
     }
 
     /// Damaged copies that are not replaced yet.

@@ -92,7 +92,7 @@ impl Subject {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&codec::encode(&self.role)).update(self.name.as_bytes());
         let mut first = [0_u8; 16];
-        hasher.finalize_xof().fill(&mut first);
+        first.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
         PartyId(first)
     }
 

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 use wire::ids::BlockHash;
+use wire::layout::ring::Span;
+use wire::message::block::Digest;
 
 /// Place of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,6 +72,14 @@ pub(super) struct Index {
 }
 
 impl Index {
+    /// The digest of the good blocks in a span. Costs little, however many blocks there are.
+    pub fn digest(&self, span: Span) -> Digest {
+        self.digests.of(span, |part, digest| {
+            let good = self.blocks.range(part.first_hash()..=part.last_hash()).filter(|(_, at)| !at.bad);
+            good.for_each(|(hash, at)| digest.add(hash, at.len));
+        })
+    }
+
     /// Points a block at a record.
     pub fn set(&mut self, hash: BlockHash, location: Location) {
         if let Some(before) = self.blocks.insert(hash, location) {

@@ -3,12 +3,8 @@
 //! It takes queued work, by turns of those whose work it is, lays it out as one group in aligned memory, writes it past
 //! the page cache, syncs once, then points the index at the new records and answers. While a sync runs, the next group
 //! gathers.
-//!
-//! A segment's space is reserved when it is made, but a filesystem notes of each reserved block whether it was ever
-//! written, and a sync after the first write to it waits for that note (a commit of ext4's journal). So a small group
-//! that goes beyond the written part also writes zeros behind itself. The next small groups overwrite these, and their
-//! syncs write only the data. The tail of a segment reads as zeros in either case.
 
+use super::open::Open;
 use super::record::{GROUP_ALIGN, Header, Kind, PADDING, RECORD_ALIGN};
 use super::segment::Found;
 use super::segment_name::{self, SegmentId};
@@ -27,11 +23,6 @@ use tokio::sync::oneshot;
 use wire::ids::BlockHash;
 use wire::sections::Sections;
 
-/// Groups up to this size are small: the extra cost of their sync is worth avoiding.
-const SMALL_BYTES: usize = 256 << 10;
-/// Zeros that a small group writes behind itself. Writing them costs about as much as one commit of the journal, so
-/// many groups should share them. Zeros that a later large group overwrites were written in vain.
-const PREWRITE_BYTES: usize = 1 << 20;
 /// Smallest segment. One that is smaller than usual is made where less space is free.
 pub(super) const SEGMENT_BYTES_MIN: u64 = 16 << 20;
 
@@ -95,38 +86,6 @@ impl Writer {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-/// The segment being written.
-struct Open {
-    id: SegmentId,
-    file: Arc<dyn super::disk::SegmentFile>,
-    /// Where the next group is written.
-    at: u64,
-    /// End of the written part: of records, or of zeros for later ones.
-    written: u64,
-    /// End of the reserved part.
-    reserved: u64,
-    /// It was made from the reserve for compaction, so new blocks must not go into it.
-    spare: bool,
-    records: Vec<Found>,
-}
-
-impl Open {
-    /// Bytes to write for a group of this length: the group, and zeros for the next ones.
-    fn write_len(&self, group: usize) -> usize {
-        if group > SMALL_BYTES || self.at + group as u64 <= self.written {
-            return group;
-        }
-        let left = usize::try_from(self.left()).unwrap_or(usize::MAX);
-        (group + PREWRITE_BYTES).min(left).max(group)
-    }
-
-    /// Bytes that groups may still take.
-    fn left(&self) -> u64 {
-        let left = self.reserved.saturating_sub(self.at);
-        left - left % GROUP_ALIGN as u64
     }
 }
 
