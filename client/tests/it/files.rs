@@ -427,7 +427,7 @@ async fn a_write_is_based_on_what_others_wrote_while_its_content_came() {
             two.fsync(&second.handle).await?;
             Ok(b"mine")
         };
-        assert_eq!(one.write_content(&first.handle, 0, (4, comes), false).await, Ok(4));
+        assert_eq!(Box::pin(one.write_content(&first.handle, 0, (4, comes), false)).await, Ok(4));
         assert_eq!(one.fsync(&first.handle).await, Ok(()), "round {round}: it is in conflict with what came before");
         two.release(second.handle).await;
         assert_eq!(content(&two, "file").await, b"miners");
