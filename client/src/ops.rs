@@ -1,5 +1,6 @@
 //! The filesystem's operations: each file is a family of system calls.
 
+mod admission;
 mod attrs;
 mod delegated;
 mod dirs;

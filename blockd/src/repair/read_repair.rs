@@ -12,7 +12,7 @@ use super::fetch::{Fetched, fetch};
 use super::throttle::{Activity, Throttle};
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
-use crate::store::Store;
+use crate::store::{self, Store};
 use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
@@ -183,16 +183,14 @@ impl Repairer {
         if !self.store.has_room_for(BLOCK_BYTES_MAX as u32) {
             return tracing::warn!(hash = %damaged.hash, "a damaged copy is not replaced yet: there is no room");
         }
-        // It has waited: a block that was removed meanwhile must not come back.
+        // It has waited: a block that was removed meanwhile is not worth fetching. The store asks once more.
         if !self.store.is_damaged(&damaged.hash) {
             return;
         }
         match self.fetch_from_owners(damaged.hash, None).await {
             Some(block) => {
                 let len = block.len() as u64;
-                if self.store.is_damaged(&damaged.hash) {
-                    self.store(damaged.hash, block).await;
-                }
+                self.note_repair(&damaged.hash, self.store.replace(damaged.hash, block).await);
                 self.throttle.spend(len, &self.activity).await;
             }
             None => nowhere(&damaged.hash),
@@ -221,20 +219,21 @@ impl Repairer {
         }
         let Some(block) = fetched else { return nowhere(&hash) };
         let len = block.len();
-        if self.store.is_full() || !self.store.has_room_for(len as u32) {
+        if !self.store.has_room_for(len as u32) {
             self.claims.note_elsewhere(hash);
         } else {
-            self.store(hash, block).await;
+            self.note_repair(&hash, self.store.put(hash, block).await);
         }
         self.throttle.spend(len as u64, &self.activity).await;
     }
 
-    async fn store(&self, hash: BlockHash, block: Bytes) {
-        match self.store.put(hash, block).await {
-            Ok(_) => {
+    fn note_repair(&self, hash: &BlockHash, stored: Result<bool, store::Error>) {
+        match stored {
+            Ok(true) => {
                 self.metrics.repaired.add(1);
                 tracing::info!(%hash, "a copy was repaired");
             }
+            Ok(false) => tracing::debug!(%hash, "a copy is not repaired: it was stored or dropped meanwhile"),
             Err(error) => tracing::warn!(%hash, %error, "a good copy could not be stored"),
         }
     }

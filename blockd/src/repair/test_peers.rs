@@ -2,7 +2,7 @@
 
 use super::handoff::Handoff;
 use super::healer::{Healer, References};
-use super::pass::Places;
+use super::pass::Round;
 use super::patience::ACCOUNT;
 use super::progress::Progress;
 use super::throttle::{Activity, Throttle};
@@ -225,6 +225,7 @@ pub struct Peers {
     pub layout: Layout,
     /// The endpoint of the daemon under test.
     pub endpoint: Endpoint,
+    pub ca: ClusterCa,
     pub dir: tempfile::TempDir,
     _serving: Vec<(Endpoint, ServerHandle)>,
 }
@@ -234,7 +235,7 @@ pub fn id_of(place: usize) -> BlockdId {
     BlockdId([place as u8 + 1; 16])
 }
 
-fn bind(ca: &ClusterCa, role: Role, name: &str) -> Endpoint {
+pub fn bind(ca: &ClusterCa, role: Role, name: &str) -> Endpoint {
     let identity = ca.issue(&Subject::new(role, name)).unwrap();
     Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap()
 }
@@ -272,7 +273,7 @@ impl Peers {
             older: Vec::new(),
         };
         let dir = tempfile::tempdir().unwrap();
-        Self { others, metad, metad_addr, layout, endpoint, dir, _serving: serving }
+        Self { others, metad, metad_addr, layout, endpoint, ca, dir, _serving: serving }
     }
 }
 
@@ -313,7 +314,7 @@ impl Peers {
             metrics: Arc::new(Metrics::default()),
             compare_every: Duration::from_secs(600),
             account: ACCOUNT,
-            places: Places::new(),
+            round: Round::default(),
         }
     }
 }

@@ -7,6 +7,7 @@ use crate::known::leased::LeasedAnswer;
 use crate::ordered::{Ordered, Rank};
 use crate::queue::{LossesReported, NewNode};
 use bytes::Bytes;
+use std::future::ready;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use wire::FsError;
@@ -229,7 +230,7 @@ impl Client {
         data: &[u8],
         clear_privileges: bool,
     ) -> Option<Result<usize, FsError>> {
-        if handle.flags.sync || !self.committer.window().has_room() || !handle.file.takes_writes_at_once() {
+        if handle.flags.sync || !self.committer.window().takes_at_once() || !handle.file.takes_writes_at_once() {
             return None;
         }
         Some(self.accept(handle, handle.place(offset), data, clear_privileges))
@@ -253,25 +254,51 @@ impl Client {
     /// As `pwrite(2)`; `NoSpace` when earlier content could not be stored for lack of room; `Stale` when it was refused
     /// under the policy `Fail`.
     pub async fn write(&self, handle: &Handle, offset: u64, data: &[u8], clear: bool) -> Result<usize, FsError> {
-        self.write_to(handle, handle.place(offset), data, clear).await
+        self.write_content(handle, offset, (data.len(), ready(Ok(data))), clear).await
     }
 
-    /// Writes at exactly this offset, even if the handle appends.
+    /// Like [`Client::write`], for content of this length that comes when there is room for it: until then it need not
+    /// be in memory.
     ///
     /// # Errors
-    /// As [`Client::write`].
-    pub async fn write_at(&self, handle: &Handle, offset: u64, data: &[u8], clear: bool) -> Result<usize, FsError> {
-        self.write_to(handle, Some(offset), data, clear).await
+    /// As [`Client::write`], and that of the content.
+    pub async fn write_content<D: AsRef<[u8]>>(
+        &self,
+        handle: &Handle,
+        offset: u64,
+        content: (usize, impl Future<Output = Result<D, FsError>>),
+        clear: bool,
+    ) -> Result<usize, FsError> {
+        self.write_to(handle, handle.place(offset), content, clear).await
     }
 
-    async fn write_to(&self, handle: &Handle, place: Option<u64>, data: &[u8], clear: bool) -> Result<usize, FsError> {
-        self.work.patiently(self.committer.window().wait()).await??;
-        if handle.file.is_scattered() {
-            // `fsync` and `close` report what failed, as for writing in the background.
-            let _ = self.flusher.flush(&handle.file, true).await;
-        }
-        self.view.catch_up(&handle.file).await?;
-        let count = self.accept(handle, place, data, clear)?;
+    /// Like [`Client::write_content`], at exactly this offset, even if the handle appends.
+    ///
+    /// # Errors
+    /// As [`Client::write_content`].
+    pub async fn write_content_at<D: AsRef<[u8]>>(
+        &self,
+        handle: &Handle,
+        offset: u64,
+        content: (usize, impl Future<Output = Result<D, FsError>>),
+        clear: bool,
+    ) -> Result<usize, FsError> {
+        self.write_to(handle, Some(offset), content, clear).await
+    }
+
+    async fn write_to<D: AsRef<[u8]>>(
+        &self,
+        handle: &Handle,
+        place: Option<u64>,
+        (len, content): (usize, impl Future<Output = Result<D, FsError>>),
+        clear: bool,
+    ) -> Result<usize, FsError> {
+        // One limit for everything: a soft mount's patience does not begin anew with each wait.
+        let (content, reserved) = self.work.patiently(self.admit(&handle.file, len, content, false)).await??;
+        assert_eq!(content.as_ref().len(), len, "the content is what was announced");
+        // Nothing may be waited for here: what is added is based on the file as it is now.
+        let count = self.accept(handle, place, content.as_ref(), clear)?;
+        drop((content, reserved));
         self.view.given_pages(&handle.file);
         if handle.flags.sync {
             self.flush(handle).await?;

@@ -14,6 +14,7 @@ use crate::Client;
 use crate::file::changed::changed;
 use crate::file::state::FileState;
 use crate::reader::Patience;
+use std::future::ready;
 use std::sync::Arc;
 use wire::FsError;
 use wire::ids::Ino;
@@ -54,7 +55,7 @@ impl Client {
     /// Takes pages that a program has changed through a mapping, at once if nothing has to be waited for or compared.
     /// `None` when the caller must use [`Client::write_mapped`].
     pub fn try_write_mapped(&self, handle: &Handle, offset: u64, data: &[u8]) -> Option<Result<usize, FsError>> {
-        if !self.committer.window().has_room() {
+        if !self.committer.window().takes_at_once() {
             return None;
         }
         let taken = self.take_whole(handle.file(), offset, data)?;
@@ -69,17 +70,36 @@ impl Client {
     /// # Errors
     /// As [`Client::write`].
     pub async fn write_mapped(&self, handle: &Handle, offset: u64, data: &[u8]) -> Result<usize, FsError> {
+        self.write_mapped_content(handle, offset, (data.len(), ready(Ok(data)))).await
+    }
+
+    /// Like [`Client::write_mapped`], for content of this length that comes when there is room for it: until then it need
+    /// not be in memory.
+    ///
+    /// # Errors
+    /// As [`Client::write_content`].
+    pub async fn write_mapped_content<D: AsRef<[u8]>>(
+        &self,
+        handle: &Handle,
+        offset: u64,
+        (len, content): (usize, impl Future<Output = Result<D, FsError>>),
+    ) -> Result<usize, FsError> {
         let file = handle.file();
         let mut taking = Taking { file, taken: false };
-        let end = offset.saturating_add(data.len() as u64);
+        let end = offset.saturating_add(len as u64);
         if end > FILE_BYTES_MAX {
             return Err(FsError::TooLarge);
         }
-        self.work.patiently(self.committer.window().wait()).await??;
+        let (content, reserved) = self.work.patiently(self.admit(file, len, content, true)).await??;
+        let data = content.as_ref();
+        assert_eq!(data.len(), len, "the content is what was announced");
+        // It is kept while pages are compared, which takes a few seconds at most.
+        let mut reserved = Some(reserved);
         let mut patience = Patience::for_seen();
         let mut at = offset;
         while at < end {
             if file.is_scattered() {
+                drop(reserved.take());
                 // `fsync` and `close` report what failed, as for writing in the background.
                 let _ = self.flusher.flush(file, true).await;
             }
@@ -91,7 +111,7 @@ impl Client {
             at = self.take_changed(file, (at, rest), &mut patience).await?;
         }
         taking.taken = true;
-        Ok(data.len())
+        Ok(len)
     }
 
     /// Takes pages whole, if this client is alone with the file and they show what it has now.

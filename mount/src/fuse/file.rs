@@ -6,6 +6,7 @@ use super::locked::LockOwners;
 use super::open_file::OpenFile;
 use super::reply::{Attr, Open, gone_is_stale};
 use crate::handles::last_use;
+use crate::payloads::Payload;
 use bytes::Bytes;
 use client::NewNode;
 use client::{Handle, OpenFlags};
@@ -84,15 +85,16 @@ impl Shared {
     /// The kernel drops the pages below a direct write before it sends that, and once more when it is answered, but not
     /// when the program does not wait for it (`io_submit(2)`, io_uring). A page that a reader has filled in between
     /// with the old content would then stay, so it is dropped here, between the write and its answer.
-    pub(super) async fn write(&self, file: &OpenFile, place: Place, data: &[u8]) -> Result<usize, FsError> {
+    pub(super) async fn write(&self, file: &OpenFile, place: Place, payload: Payload) -> Result<usize, FsError> {
         let (handle, offset) = (&file.handle, place.offset);
+        let content = (payload.len(), payload.content());
         if place.mapped {
-            return self.client.write_mapped(handle, offset, data).await;
+            return self.client.write_mapped_content(handle, offset, content).await;
         }
         let written = if place.exact {
-            self.client.write_at(handle, offset, data, place.clear).await?
+            self.client.write_content_at(handle, offset, content, place.clear).await?
         } else {
-            self.client.write(handle, offset, data, place.clear).await?
+            self.client.write_content(handle, offset, content, place.clear).await?
         };
         if place.direct {
             // Appended content lands at the end of the file, which the kernel does not know.
