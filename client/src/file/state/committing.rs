@@ -180,13 +180,15 @@ impl FileState {
         let mut content = self.content.lock();
         let known = content.extents.version();
         let moves = conflict.is_none() && !in_place;
-        let lost: Vec<Range<u64>> = match append_from.unwrap_or(0) {
+        let lost: Vec<Range<u64>> = if moves {
             // I6: pages that were read meanwhile have it where others have appended something. What was appended behind
             // it moves, too.
-            from if moves => std::iter::once(from..u64::MAX).collect(),
+            std::iter::once(append_from.unwrap_or(0)..u64::MAX).collect()
+        } else if conflict.is_some() || made < known {
             // I6: others have written after it, and pages that were read since have it over what they wrote.
-            _ if conflict.is_some() || made < known => content.parts_of(pieces),
-            _ => Vec::new(),
+            content.parts_of(pieces)
+        } else {
+            Vec::new()
         };
         let gone = content.pending.drop_front(pieces);
         // Nobody else has changed what is known, though others may have before that.
