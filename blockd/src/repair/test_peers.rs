@@ -29,6 +29,9 @@ use wire::message::meta::{MetaReply, MetaRequest};
 use wire::quic::{Endpoint, Incoming, ServerHandle, Service};
 use wire::tls::{ClusterCa, PeerIdentity, Role, Subject};
 
+/// Time that one which lists slowly takes for a list.
+const LIST_TIME: Duration = Duration::from_millis(30);
+
 /// How a block daemon behaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Manner {
@@ -52,6 +55,8 @@ pub enum Manner {
     MuteAbout(BlockHash),
     /// It names what it has, and sends nothing of it.
     SendsNothing,
+    /// It takes its time for each list.
+    ListsSlowly,
     /// It says that its blocks are as long as a number can say.
     ListsEndlessBlocks,
 }
@@ -141,6 +146,7 @@ impl Service for Other {
             (Manner::MuteAbout(about), BlockRequest::Get { hash, .. }) if about == *hash => {
                 return std::future::pending().await;
             }
+            (Manner::ListsSlowly, BlockRequest::List { .. }) => tokio::time::sleep(LIST_TIME).await,
             (Manner::Busy, _) => return incoming.refuse_busy("no time").await,
             _ => {}
         }
