@@ -422,12 +422,12 @@ async fn a_write_is_based_on_what_others_wrote_while_its_content_came() {
     one.fsync(&first.handle).await.unwrap();
     for round in 0..5 {
         let second = open(&two, "file").await;
-        let comes = async {
+        let comes = Box::pin(async {
             two.write(&second.handle, 0, b"others", false).await?;
             two.fsync(&second.handle).await?;
             Ok(b"mine")
-        };
-        assert_eq!(Box::pin(one.write_content(&first.handle, 0, (4, comes), false)).await, Ok(4));
+        });
+        assert_eq!(one.write_content(&first.handle, 0, (4, comes), false).await, Ok(4));
         assert_eq!(one.fsync(&first.handle).await, Ok(()), "round {round}: it is in conflict with what came before");
         two.release(second.handle).await;
         assert_eq!(content(&two, "file").await, b"miners");
