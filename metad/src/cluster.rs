@@ -3,4 +3,5 @@
 pub mod gc;
 pub mod liveness;
 pub mod placement;
+pub mod revocations;
 pub mod watch;

@@ -7,15 +7,18 @@ use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::Leases;
+use crate::refused::Refused;
 use crate::server::{Batcher, Clock, Events, OrphanTurns, Turns, WrongSecrets};
 use std::sync::Arc;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use tokio_util::task::TaskTracker;
 use wire::quic::Endpoint;
 
 /// Block daemons at a time for which the names of blocks are looked through: changes to the state wait while a page is
 /// read.
 const SCANS_MAX: usize = 2;
+/// Renewals under way at once: each is an entry of the log and a signature.
+const RENEWALS_MAX: usize = 64;
 
 /// What all parts of a node share.
 pub struct Shared {
@@ -37,6 +40,12 @@ pub struct Shared {
     /// About which removed files each session is asked next.
     pub(crate) orphan_turns: OrphanTurns,
     pub(crate) wrong_secrets: WrongSecrets,
+    /// Whom this node has refused.
+    pub(crate) refused: Refused,
+    /// Limits the renewals that are under way.
+    pub(crate) renewals: Turns,
+    /// Notified when this node has proposed a change to what is revoked.
+    pub(crate) revoked_changed: Notify,
 }
 
 impl Shared {
@@ -58,6 +67,9 @@ impl Shared {
             scans: Turns::new(SCANS_MAX),
             orphan_turns: OrphanTurns::default(),
             wrong_secrets: WrongSecrets::default(),
+            refused: Refused::default(),
+            renewals: Turns::new(RENEWALS_MAX),
+            revoked_changed: Notify::new(),
             config,
         }
     }

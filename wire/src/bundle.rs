@@ -74,6 +74,17 @@ impl Bundle {
         Ok(Self { cluster: file.cluster, metads: file.metads, identity })
     }
 
+    /// Replaces the identity in a file by a renewed one, unless the file has another one by now, or a later one.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when the file cannot be read or written.
+    pub fn renew(path: &Path, renewed: &Identity) -> Result<(), Error> {
+        let bundle = Self::load(path)?;
+        let before = bundle.identity.certificate().clone();
+        let identity = bundle.identity.clone().or_later(renewed.clone());
+        if *identity.certificate() == before { Ok(()) } else { Self { identity, ..bundle }.save(path) }
+    }
+
     /// Checks that the bundle was made for this role. A node would refuse it as well, but later and less clearly.
     ///
     /// # Errors

@@ -179,13 +179,18 @@ pub(super) fn revoke_all(view: &mut View) {
     }
 }
 
-/// Applies `Command::UseToken`. Returns whom the certificate is for.
+/// Counts the use of a token that was judged.
+pub(super) fn count(view: &mut View, now: Timestamp, newcomer: &Use, subject: &Subject) {
+    let enrolled = Enrolled { name: subject.name.clone(), at: now };
+    view.store(token_keys::enrolled(newcomer.token, &newcomer.key), &enrolled);
+}
+
+/// Applies `Command::UseToken`, which logs of earlier releases have. Returns whom the certificate is for.
 pub(super) fn enroll(view: &mut View, now: Timestamp, newcomer: &Use) -> Result<Subject, EnrollRefusal> {
     expire(view, now);
     let (subject, is_again) = judge(view, now, newcomer)?;
     if !is_again {
-        let enrolled = Enrolled { name: subject.name.clone(), at: now };
-        view.store(token_keys::enrolled(newcomer.token, &newcomer.key), &enrolled);
+        count(view, now, newcomer, &subject);
     }
     Ok(subject)
 }

@@ -3,15 +3,16 @@
 use super::Server;
 use crate::cluster::watch;
 use crate::error::ProposeError;
-use crate::fs::{Command, Stamped, retention, session, settings, token};
+use crate::fs::{Command, Stamped, audit, cert, retention, session, settings, token};
 use std::time::Duration;
-use wire::ids::SessionId;
+use wire::ids::{MetadId, SessionId};
 use wire::layout::{Layout, LayoutMember};
 use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS};
 use wire::message::admin::{AdminReply, AdminRequest, BlockdHealth, ClusterStatus};
+use wire::message::cert::{AuditEvent, AuditRecords};
 use wire::message::check::CheckRequest;
 use wire::message::meta::MetaReply;
-use wire::tls::PeerIdentity;
+use wire::tls::{PeerIdentity, Role, Subject};
 
 /// A snapshot of a large state takes a while.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
@@ -24,18 +25,38 @@ impl Server {
         if let AdminRequest::Check(CheckRequest::Digest(check)) = request {
             return Ok(MetaReply::Admin(AdminReply::Check(self.digest(check))));
         }
+        if let AdminRequest::Refusals { since } = request {
+            let records = self.shared.refused.since(since);
+            return Ok(MetaReply::Admin(AdminReply::Audit(AuditRecords { records })));
+        }
         self.shared.consensus.read_barrier().await?;
         let consensus = &self.shared.consensus;
         let reply = match request {
             AdminRequest::Status => AdminReply::Status(Box::new(self.status().await)),
-            AdminRequest::AddMetad { id, addr } => outcome(consensus.add(id, addr).await)?,
-            AdminRequest::AddLearner { id, addr } => outcome(consensus.add_learner(id, addr).await)?,
-            AdminRequest::ReplaceMetad { old, new } => outcome(consensus.replace(old, new).await)?,
-            AdminRequest::RemoveMetad { id } => outcome(consensus.remove(id).await)?,
+            AdminRequest::AddMetad { id, addr } => {
+                let added = outcome(consensus.add(id, addr).await)?;
+                self.noted(peer, added, AuditEvent::MetadAdded, id).await
+            }
+            AdminRequest::AddLearner { id, addr } => {
+                let added = outcome(consensus.add_learner(id, addr).await)?;
+                self.noted(peer, added, AuditEvent::MetadAdded, id).await
+            }
+            AdminRequest::ReplaceMetad { old, new } => {
+                let subject = self.subject_of(old);
+                let replaced = outcome(consensus.replace(old, new).await)?;
+                self.removed_metad(peer, replaced, (old, subject)).await?
+            }
+            AdminRequest::RemoveMetad { id } => {
+                let subject = self.subject_of(id);
+                let removed = outcome(consensus.remove(id).await)?;
+                self.removed_metad(peer, removed, (id, subject)).await?
+            }
             AdminRequest::SetRedundancy { replicas, min_sync } => self.set_redundancy(replicas, min_sync).await?,
             AdminRequest::DrainBlockd { name, drain } => self.drain_blockd(&name, drain).await?,
             AdminRequest::ReplaceBlockd { name, successor } => self.replace_blockd(&name, &successor).await?,
-            AdminRequest::RemoveBlockd { name } => self.remove_blockd(&name).await?,
+            AdminRequest::RemoveBlockd { name, keep_identity } => {
+                self.remove_blockd(peer, &name, keep_identity).await?
+            }
             AdminRequest::SetDownAfter { ms } => self.set_down_after(ms).await?,
             AdminRequest::Snapshot => match consensus.snapshot(SNAPSHOT_LIMIT).await {
                 Ok(()) => AdminReply::Done,
@@ -44,14 +65,70 @@ impl Server {
             AdminRequest::PinBlocks { name, keep_ms } => self.pin_blocks(name, keep_ms).await?,
             AdminRequest::Pins => AdminReply::Pins(retention::pins(&**consensus.state(), self.shared.clock.now())),
             AdminRequest::ReleasePin { name } => self.release_pin(name).await?,
-            AdminRequest::EvictSession { session } => self.evict(session).await?,
+            AdminRequest::EvictSession { session } => self.evict(peer, session).await?,
             AdminRequest::ResumeDeletion { force } => self.resume_deletion(peer, force).await?,
             AdminRequest::Check(request) => self.check(peer, request).await?,
-            AdminRequest::CreateToken(new) => self.create_token(new).await?,
+            AdminRequest::CreateToken(new) => self.create_token(peer, new).await?,
             AdminRequest::Tokens => AdminReply::Tokens(token::list(&**consensus.state(), self.shared.clock.now())),
-            AdminRequest::RevokeToken { id } => self.revoke_token(id).await?,
+            AdminRequest::RevokeToken { id } => self.revoke_token(peer, id).await?,
+            AdminRequest::Certs => AdminReply::Certs(Box::new(cert::list(&**consensus.state()))),
+            AdminRequest::RevokeCert { target, force, reason } => self.revoke_cert(peer, target, force, reason).await?,
+            AdminRequest::AllowCert { target } => self.allow_cert(peer, target).await?,
+            AdminRequest::SetCertLife { ms } => self.set_cert_life(peer, ms).await?,
+            AdminRequest::Audit { since } => {
+                AdminReply::Audit(AuditRecords { records: audit::since(&**consensus.state(), since) })
+            }
+            // Answered above, by any node.
+            AdminRequest::Refusals { .. } => AdminReply::Done,
         };
         Ok(MetaReply::Admin(reply))
+    }
+
+    /// Records a change of the membership that was made.
+    async fn noted(&self, peer: &PeerIdentity, reply: AdminReply, event: AuditEvent, id: MetadId) -> AdminReply {
+        if matches!(reply, AdminReply::Done) {
+            self.shared.note(peer, event, format!("metad-{id}")).await;
+        }
+        reply
+    }
+
+    /// Returns whom the certificate of a metad is for, if nobody else among the members has one of that name.
+    fn subject_of(&self, id: MetadId) -> Option<Subject> {
+        let by_number = || Subject::new(Role::Metad, &format!("metad-{id}"));
+        let own = self.shared.endpoint.identity();
+        if id == self.shared.config.id {
+            return Some(own.subject().clone());
+        }
+        let members = self.shared.consensus.members();
+        let shown = |addr| self.shared.endpoint.peer(addr, Role::Metad).subject();
+        let found = members.iter().find(|member| member.id == id);
+        let subject = found.and_then(|member| shown(member.addr)).unwrap_or_else(by_number);
+        let others = members.iter().filter(|member| member.id != id);
+        let is_shared = others.filter_map(|member| shown(member.addr)).any(|other| other.name == subject.name);
+        (!is_shared && own.subject().name != subject.name).then_some(subject)
+    }
+
+    /// Refuses a metad that was removed. The change of the membership is made, so it is not a failure if this cannot be
+    /// done: the command is repeated then.
+    async fn removed_metad(
+        &self,
+        peer: &PeerIdentity,
+        reply: AdminReply,
+        (id, subject): (MetadId, Option<Subject>),
+    ) -> Result<AdminReply, ProposeError> {
+        if !matches!(reply, AdminReply::Done) {
+            return Ok(reply);
+        }
+        let Some(subject) = subject else {
+            tracing::warn!(%id, "another metad uses the identity of the one that was removed, so it is not revoked");
+            return Ok(self.noted(peer, reply, AuditEvent::MetadRemoved, id).await);
+        };
+        let revoked = self.shared.revoke_removed(peer, subject).await?;
+        let reply = self.noted(peer, reply, AuditEvent::MetadRemoved, id).await;
+        Ok(match revoked {
+            Ok(()) => reply,
+            Err(reason) => AdminReply::Failed(format!("metad-{id} is removed, but its certificate is not: {reason}")),
+        })
     }
 
     async fn status(&self) -> ClusterStatus {
@@ -113,7 +190,7 @@ impl Server {
     }
 
     /// Ends a session that lives, or seems to.
-    async fn evict(&self, id: SessionId) -> Result<AdminReply, ProposeError> {
+    async fn evict(&self, peer: &PeerIdentity, id: SessionId) -> Result<AdminReply, ProposeError> {
         let Some(session) = session::find_or_ended(&**self.shared.consensus.state(), id) else {
             return Ok(AdminReply::Failed(format!("there is no session {id}: `surf session list` shows all")));
         };
@@ -130,7 +207,8 @@ impl Server {
         let stamped = Stamped { now: self.shared.clock.now(), command: Command::CloseSessions(vec![id]) };
         self.shared.consensus.propose_in(Some(term), stamped).await?;
         self.shared.forget_leases(id);
-        tracing::info!(%id, host = session.opening.host, purpose = session.opening.purpose, "an operator ended a session");
+        let who = format!("session {id} of client {}", session.opening.client);
+        self.shared.note(peer, AuditEvent::Evicted, who).await;
         Ok(AdminReply::Done)
     }
 
@@ -155,7 +233,12 @@ impl Server {
     }
 
     /// Removes a daemon, unless it runs or may run.
-    async fn remove_blockd(&self, name: &str) -> Result<AdminReply, ProposeError> {
+    async fn remove_blockd(
+        &self,
+        peer: &PeerIdentity,
+        name: &str,
+        keep_identity: bool,
+    ) -> Result<AdminReply, ProposeError> {
         let layout = settings::layout(&**self.shared.consensus.state());
         let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
         let states = self.shared.liveness.blockds(&layout);
@@ -179,7 +262,17 @@ impl Server {
             _ => {}
         }
         let id = member.id;
-        self.changed(|layout| Some(layout.removed(&id))).await
+        // First: one that is refused already cannot join again in between.
+        if !keep_identity
+            && let Err(reason) = self.shared.revoke_removed(peer, Subject::new(Role::Blockd, name)).await?
+        {
+            return Ok(AdminReply::Failed(reason));
+        }
+        let removed = self.changed(|layout| Some(layout.removed(&id))).await?;
+        if matches!(removed, AdminReply::Done) {
+            self.shared.note(peer, AuditEvent::BlockdRemoved, format!("blockd {name}")).await;
+        }
+        Ok(removed)
     }
 
     async fn changed(&self, step: impl FnOnce(&Layout) -> Option<Layout>) -> Result<AdminReply, ProposeError> {

@@ -6,6 +6,7 @@ use crate::ids::{BlockHash, BlockdId, LayoutEpoch, Point};
 use crate::layout::Layout;
 use crate::layout::ring::Span;
 use crate::limits::{BLOCK_NAMES_MAX, BLOCK_SPANS_MAX, CHAIN_BEHIND_MAX, REFUSAL_BYTES_MAX};
+use crate::revoked::Revocations;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
@@ -101,6 +102,8 @@ pub enum BlockRequest {
         /// A daemon that has them, though they may not belong there.
         from: BlockdId,
     },
+    /// Refuse what is revoked from now on, unless a newer list is known. Role metad. Answers `Done`.
+    Revoke(Revocations),
 }
 
 /// Most blocks that one request has verified.
@@ -123,6 +126,7 @@ pub enum BlockRequestKind {
     Status,
     Verify,
     Fetch,
+    Revoke,
 }
 
 impl BlockRequest {
@@ -141,6 +145,7 @@ impl BlockRequest {
             Self::Status => BlockRequestKind::Status,
             Self::Verify { .. } => BlockRequestKind::Verify,
             Self::Fetch { .. } => BlockRequestKind::Fetch,
+            Self::Revoke(_) => BlockRequestKind::Revoke,
         }
     }
 }
@@ -294,6 +299,8 @@ pub enum BlockReply {
     Verified(Vec<Option<bool>>),
     /// This many will be fetched. The others are here, belong elsewhere, or find the queue full.
     Fetching(u32),
+    /// The request was carried out.
+    Done,
 }
 
 impl BlockReply {
@@ -316,6 +323,7 @@ impl BlockReply {
             Self::Failed(_) => "Failed",
             Self::Verified(_) => "Verified",
             Self::Fetching(_) => "Fetching",
+            Self::Done => "Done",
         }
     }
 }

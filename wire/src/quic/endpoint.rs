@@ -7,6 +7,7 @@ use super::peer::Peer;
 use super::serve::{ServerHandle, Service, serve};
 use super::socket::{ALPN, Socket};
 use crate::Error;
+use crate::revoked::{Refusals, Revocations};
 use crate::tls::{Identity, Role};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -65,10 +66,38 @@ impl Endpoint {
         self.socket.local_addr()
     }
 
-    /// The identity of this node.
+    /// The identity of this node, as it is now.
     #[must_use]
-    pub fn identity(&self) -> &Identity {
-        self.socket.identity()
+    pub fn identity(&self) -> Arc<Identity> {
+        self.socket.credentials().identity()
+    }
+
+    /// Shows a renewed identity in all handshakes from now on. Calls go over new connections; those under way end on the old
+    /// ones.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when it is somebody else's.
+    pub fn set_identity(&self, identity: &Identity) -> Result<(), Error> {
+        self.socket.credentials().replace(identity)
+    }
+
+    /// Refuses what is revoked from now on, in handshakes and on the connections that stand. An older list than the one
+    /// that is known changes nothing. Returns whether it was newer.
+    pub fn revoke(&self, revocations: &Revocations) -> bool {
+        let refusals = self.socket.refusals();
+        let is_newer = refusals.learn(revocations);
+        if is_newer {
+            self.socket.standing().close_revoked(refusals);
+            let peers: Vec<Peer> = self.peers.lock().values().cloned().collect();
+            peers.iter().for_each(Peer::leave_if_revoked);
+        }
+        is_newer
+    }
+
+    /// What this node refuses.
+    #[must_use]
+    pub fn refusals(&self) -> &Refusals {
+        self.socket.refusals()
     }
 
     /// The runtime that drives the socket: for work so short that a change of threads would cost more.
