@@ -55,7 +55,7 @@ fn a_revoked_mount_is_served_nothing_more_and_others_get_its_locks() {
     // It was told that nothing is served to it any more. What it has cached ends with its leases.
     until("the stolen machine reads nothing new", LIMIT, || {
         let mut reads = Command::new("ls");
-        let tried = run(reads.args(["-la", "."]).current_dir(stolen.path()), LIMIT);
+        let tried = run(reads.arg("-la").arg(stolen.path()), LIMIT);
         (!tried.status.success()).then_some(())
     });
     sh(
@@ -120,16 +120,22 @@ fn everything_starts_again_after_three_lives_in_which_all_was_off() {
     surf.dev(&["start", "blockd-3"]);
     until_state(&surf, "blockd-3", "up");
     surf.unmount();
+    let lasting = fs::read(surf.bundle()).unwrap();
     let bundle = enroll(&surf);
     surf.mount(&[]);
     sh(&surf.path(), LIMIT, "echo kept > file && sync file");
     surf.unmount();
     surf.dev(&["down"]);
+    // `surf dev` asks with the bundle that it has made.
+    let ending = fs::read(&bundle).unwrap();
+    fs::write(&bundle, lasting).unwrap();
     // The longest time of all: nobody is there to renew anything.
     std::thread::sleep(LIFE * 3);
-    assert!(shown(&bundle)["ends"].is_string());
     surf.dev(&["up"]);
+    fs::write(&bundle, ending).unwrap();
+    let ended = shown(&bundle)["ends"].to_string();
     surf.mount(&[]);
+    assert_ne!(shown(&bundle)["ends"].to_string(), ended, "the mount has had it renewed");
     sh(&surf.path(), LIMIT, "test \"$(cat file)\" = kept && echo new > new && sync new");
     until_state(&surf, "blockd-3", "up");
 }
