@@ -124,6 +124,6 @@ const _: () = assert!(FILE_BYTES_MAX / CHUNK_BYTES < u32::MAX as u64);
 const _: () = assert!(UPLOAD_FRESH_MS + 2 * SESSION_TTL_MS < GC_GRACE_MIN_MS);
 const _: () = assert!(LEASE_MS < SESSION_TTL_MS);
 const _: () = assert!(HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX < CLIENT_BYTES_MAX / 2);
-const _: () = assert!(CERTIFICATE_SHARE * DAEMON_BYTES_MAX >> 10 <= u32::MAX as usize);
+const _: () = assert!((CERTIFICATE_SHARE * DAEMON_BYTES_MAX) >> 10 <= u32::MAX as usize);
 const _: () = assert!(INLINE_BYTES_MAX < BLOCK_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_MAX < PAYLOAD_BYTES_MAX && BATCH_BYTES_MAX < HEAD_BYTES_MAX);
