@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use wire::Error;
-use wire::ids::{BlockHash, LayoutEpoch, PartyId};
+use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId};
 use wire::limits::{BLOCK_BYTES_MAX, CLIENT_BYTES_MAX};
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::Peer;
@@ -47,10 +47,10 @@ fn server(peers: &Peers, disk: &TestDisk) -> Arc<Server> {
     })
 }
 
-/// Puts a block that two daemons should store, and one must before the answer.
-async fn put(peer: &Peer, epoch: LayoutEpoch, content: &Bytes) -> Result<BlockReply, Error> {
+/// Puts a block that the daemon and those behind it should store, and one must before the answer.
+async fn put(peer: &Peer, epoch: LayoutEpoch, content: &Bytes, behind: &[BlockdId]) -> Result<BlockReply, Error> {
     let hash = BlockHash::of(content);
-    let request = BlockRequest::Put { hash, epoch, chain: vec![id_of(0)], needed: 1, origin: None };
+    let request = BlockRequest::Put { hash, epoch, chain: behind.to_vec(), needed: 1, origin: None };
     Ok(peer.request(&request, std::slice::from_ref(content), LIMIT).await?.0)
 }
 
@@ -75,7 +75,9 @@ async fn blocks_that_wait_for_the_writer_count_in_the_senders_budget_though_they
         }
     });
     stalls.await.unwrap();
-    let BlockReply::Stored { synced, .. } = put(&peer, epoch, &content).await.unwrap() else { panic!("not stored") };
+    let BlockReply::Stored { synced, .. } = put(&peer, epoch, &content, &[id_of(0)]).await.unwrap() else {
+        panic!("not stored")
+    };
     assert_eq!(synced, [id_of(0)], "the writer here stands still");
     assert!(!server.store.contains(&hash));
     // Announced, and never sent: with the block that waits there is no room for another one.
@@ -87,7 +89,7 @@ async fn blocks_that_wait_for_the_writer_count_in_the_senders_budget_though_they
     // The daemon may come to those later than to this.
     let started = Instant::now();
     let refused = loop {
-        match put(&peer, epoch, &content).await {
+        match put(&peer, epoch, &content, &[id_of(0)]).await {
             Ok(BlockReply::Stored { .. }) => assert!(started.elapsed() < LIMIT, "what waits does not count"),
             other => break other,
         }
@@ -97,7 +99,7 @@ async fn blocks_that_wait_for_the_writer_count_in_the_senders_budget_though_they
     drop(release);
     stalling.join().unwrap();
     let started = Instant::now();
-    while let Err(error) = put(&peer, epoch, &content).await {
+    while let Err(error) = put(&peer, epoch, &content, &[]).await {
         assert!(matches!(error, Error::Busy { .. }) && started.elapsed() < LIMIT, "{error}");
     }
     assert!(server.store.contains(&hash));
