@@ -228,8 +228,8 @@ impl Known {
     }
 
     /// Caches part of a listing, with its names, and attributes if it has them.
-    pub fn learn_page(&self, key: PageKey, listed: &Arc<Listed>, mark: Mark) {
-        self.state.lock().learn_page(key, listed, mark);
+    pub fn learn_page(&self, key: PageKey, listed: &Arc<Listed>, contents: Vec<(Ino, ExtentPage)>, mark: Mark) {
+        self.state.lock().learn_page(key, listed, contents, mark);
     }
 
     /// Applies attributes after a commit of content from the queue.
@@ -329,9 +329,13 @@ impl Known {
         self.state.lock().places.of(ino)
     }
 
-    /// Returns where the content of this version of a small file is stored, if the file was open lately.
+    /// Returns where the content of this version of a small file is stored, if the file was open or listed lately.
     pub fn content(&self, ino: Ino, version: Version) -> Option<ExtentPage> {
-        self.state.lock().attrs.content(ino, version)
+        self.with(|state, now| {
+            let page = state.attrs.content(ino, version)?;
+            state.walks.note_opened(now.awake);
+            Some(page)
+        })
     }
 
     /// Remembers where the content of a small file is stored.
@@ -406,6 +410,21 @@ impl Known {
             let small = state.attr(dir, now).is_some_and(|attr| attr.size <= names_max);
             !ours && small && state.walks.missed(dir, now.awake)
         })
+    }
+
+    /// Notes that a file was opened without knowing where its content is stored. Returns its directory when it is time to
+    /// ask for that of all files in it, if there are at most this many names.
+    pub(crate) fn unread(&self, ino: Ino, names_max: u64) -> Option<Ino> {
+        self.with(|state, now| {
+            let (dir, _) = state.places.of(ino)?;
+            let small = state.attr(dir, now).is_some_and(|attr| attr.size <= names_max);
+            (state.walks.unread(dir, now.awake) && small && !state.pins.has_names_in(dir)).then_some(dir)
+        })
+    }
+
+    /// Returns whether files are being read, not only listed.
+    pub(crate) fn reads_content(&self) -> bool {
+        self.with(|state, now| state.walks.reads_content(now.awake))
     }
 }
 

@@ -33,11 +33,11 @@ use std::sync::Arc;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use wire::FsError;
 use wire::ids::{Ino, MetadId, SessionId};
-use wire::limits::XATTR_VALUE_BYTES_MAX;
+use wire::limits::{LISTED_CONTENTS_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
 use wire::message::admin::AdminRequest;
 use wire::message::enroll::{EnrollReply, EnrollRequest};
 use wire::message::meta::{MetaReply, MetaRequest, MetaRequestKind, Redirect};
-use wire::op::{Read, ReadReply};
+use wire::op::{Read, ReadReply, With};
 use wire::quic::{Incoming, Service};
 use wire::tls::{PeerIdentity, Role};
 
@@ -112,6 +112,10 @@ impl Service for Server {
 /// The approximate size of the answer to a request: reserved in the connection's budget before the answer is made.
 fn answer_bytes(request: &MetaRequest) -> usize {
     match request {
+        MetaRequest::Read {
+            read: Read::ReadDir { with: With::Contents, .. } | Read::ReadTree { with: With::Contents, .. },
+            ..
+        } => (1 << 20) + LISTED_CONTENTS_BYTES_MAX,
         MetaRequest::Read { read: Read::ReadDir { .. } | Read::ReadTree { .. } | Read::Extents { .. }, .. } => 1 << 20,
         MetaRequest::Read { read: Read::GetXattr { .. } | Read::ListXattr { .. }, .. } => XATTR_VALUE_BYTES_MAX,
         MetaRequest::Submit { batch, .. } => batch.ops.len() * (1 << 10),
@@ -286,8 +290,8 @@ fn in_place<T>(work: impl FnOnce() -> T) -> T {
 
 /// Leaves out what would be read ahead: others are at work there.
 fn narrow(question: &mut Cow<'_, Read>) {
-    if let Read::ReadTree { ino, limit, .. } = **question {
-        *question = Cow::Owned(Read::ReadDir { ino, after: 0, limit, plus: true });
+    if let Read::ReadTree { ino, with, limit, .. } = **question {
+        *question = Cow::Owned(Read::ReadDir { ino, after: 0, limit, with: with.max(With::Attributes) });
     }
 }
 

@@ -11,7 +11,7 @@ use wire::attr::Timestamp;
 use wire::extent::{ExtentWrite, Source};
 use wire::ids::{BatchSeq, BlockHash, Ino, MetadId, SessionId, Version};
 use wire::message::meta::{MetaReply, MetaRequest};
-use wire::op::{Batch, ConflictPolicy, NewInode, Op, OpReply, Read, ReadReply};
+use wire::op::{Batch, ConflictPolicy, NewInode, Op, OpReply, Read, ReadReply, With};
 use wire::quic::{Endpoint, Peer};
 use wire::tls::{ClusterCa, Role, Subject};
 
@@ -78,7 +78,7 @@ impl Session {
     async fn count(&self, directory: Ino) -> u64 {
         let (mut after, mut count) = (0, 0);
         loop {
-            let read = Read::ReadDir { ino: directory, after, limit: PAGE, plus: true };
+            let read = Read::ReadDir { ino: directory, after, limit: PAGE, with: With::Attributes };
             let request = MetaRequest::Read { session: self.id, read, delegate: false, sends: false };
             let page = match self.metad.request::<_, MetaReply>(&request, &[], LIMIT).await {
                 Ok((MetaReply::Read { answer: Ok(ReadReply::Page { entries, end, .. }), .. }, _)) => (entries, end),

@@ -20,6 +20,10 @@ pub const XATTR_VALUE_BYTES_MAX: usize = 64 << 10;
 pub const LINKS_MAX: u32 = 65_000;
 /// Most entries that one page of a directory listing carries.
 pub const READDIR_PAGE_MAX: u32 = 4096;
+/// Largest files of which a listing says where their content is stored, if that is asked for.
+pub const LISTED_CONTENT_MAX: u64 = BLOCK_BYTES_MAX as u64;
+/// Most bytes that one listing says this in, about. Files of a few KiB are inline, so this is their content.
+pub const LISTED_CONTENTS_BYTES_MAX: usize = 2 << 20;
 /// Most operations in one batch.
 pub const BATCH_OPS_MAX: usize = 4096;
 /// Largest encoded batch, in bytes. As an entry of the Raft log it must fit a payload, which is what one message brings

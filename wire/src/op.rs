@@ -620,8 +620,8 @@ pub enum Read {
         after: u64,
         /// At most this many, `READDIR_PAGE_MAX` at the most.
         limit: u32,
-        /// With attributes.
-        plus: bool,
+        /// What comes with each.
+        with: With,
     },
     /// Extents that overlap `off..off + len`. Answers `Extents`.
     Extents {
@@ -658,12 +658,14 @@ pub enum Read {
         /// The journal.
         journal: JournalId,
     },
-    /// A directory from its start, with attributes, and those below and behind it in the order of a walk. Each of them
-    /// is complete, and there are as many as the limit allows. Answers `Tree`, or `Page`, of the directory alone, where
-    /// other sessions are at work ahead.
+    /// A directory from its start, with attributes at least, and those below and behind it in the order of a walk. Each
+    /// of them is complete, and there are as many as the limit allows. Answers `Tree`, or `Page`, of the directory alone,
+    /// where other sessions are at work ahead.
     ReadTree {
         /// The directory.
         ino: Ino,
+        /// What comes with each entry.
+        with: With,
         /// Its siblings that the walk comes to next; those that are gone are passed over.
         #[serde(deserialize_with = "bounded::<_, _, WALK_BEHIND_MAX>")]
         behind: Vec<Ino>,
@@ -692,6 +694,17 @@ impl Read {
     }
 }
 
+/// What comes with each entry of a listing.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum With {
+    /// Only its name, inode and kind.
+    Names,
+    /// Attributes, too.
+    Attributes,
+    /// Attributes, and where the content of a small file is stored: what `Open` answers.
+    Contents,
+}
+
 /// An entry of a directory listing.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DirEntry {
@@ -705,6 +718,8 @@ pub struct DirEntry {
     pub cookie: u64,
     /// Attributes, when asked for.
     pub attr: Option<InodeAttr>,
+    /// All extents of a small file, when asked for. Of many files, the last ones come without.
+    pub content: Option<ExtentPage>,
 }
 
 /// A directory from its start.

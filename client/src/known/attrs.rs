@@ -14,7 +14,7 @@ const REMOVED_DIRS_MAX: usize = 4096;
 /// Attributes, and where content is stored.
 pub struct Attrs {
     leased: LruCache<Ino, InodeAttr>,
-    /// Extents of small files that were open lately. They are valid for one version of the file.
+    /// Extents of small files that were open or listed lately. They are valid for one version of the file.
     contents: LruCache<Ino, ExtentPage>,
     /// Directories that were removed here: a process may still be in one, or have it open.
     removed_dirs: LruCache<Ino, InodeAttr>,
@@ -52,7 +52,7 @@ impl Attrs {
         self.leased.clear();
     }
 
-    /// Returns where the content of this version of a file is stored, if the file was open lately.
+    /// Returns where the content of this version of a file is stored, if the file was open or listed lately.
     pub fn content(&mut self, ino: Ino, version: Version) -> Option<ExtentPage> {
         self.contents.get(&ino).filter(|page| page.version == version).cloned()
     }

@@ -195,7 +195,7 @@ fn attributes_from_before_a_commit_are_not_used_once_the_commit_is_acknowledged(
 fn a_conflict_copy_makes_cached_listings_forgotten() {
     let known = holding();
     let listed = Arc::new(Listed { parent: DIR, entries: Vec::new(), end: true });
-    known.learn_page(PAGE, &listed, known.mark());
+    known.learn_page(PAGE, &listed, Vec::new(), known.mark());
     assert!(known.page(PAGE).is_some());
     let copy = ConflictCopy { ino: Ino(9), parent: DIR, name: b"f.conflict".to_vec() };
     let reply = OpReply::Committed { attr: attr(7, 2), appended_at: None, conflict: Some(copy), chunk_extents: 1 };

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use wire::attr::InodeAttr;
 use wire::ids::Ino;
-use wire::op::{ConflictCopy, NewInode, Op, OpReply, RenameMode};
+use wire::op::{ConflictCopy, ExtentPage, NewInode, Op, OpReply, RenameMode};
 
 /// Answers.
 impl State {
@@ -26,9 +26,9 @@ impl State {
         }
     }
 
-    /// Caches part of a listing, with its names, and attributes if it has them. A listing lacks what was done in the
-    /// directory and is not sent to metad yet: in that case it is not cached.
-    pub fn learn_page(&mut self, key: PageKey, listed: &Arc<Listed>, mark: Mark) {
+    /// Caches part of a listing, with its names, attributes if it has them, and where the content of its small files is
+    /// stored. A listing lacks what was done in the directory and is not sent to metad yet: in that case it is not cached.
+    pub fn learn_page(&mut self, key: PageKey, listed: &Arc<Listed>, contents: Vec<(Ino, ExtentPage)>, mark: Mark) {
         if self.leases.is_changed_since(key.dir, mark) || self.pins.has_names_in(key.dir) {
             return;
         }
@@ -38,6 +38,10 @@ impl State {
                 self.learn_attr(attr, mark);
                 self.names.put((key.dir, entry.name.clone()), Some(entry.ino), mark);
             }
+        }
+        // Each is of one version, and used only while that is the file's.
+        for (ino, page) in contents {
+            self.attrs.put_content(ino, page);
         }
     }
 }

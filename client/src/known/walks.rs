@@ -28,6 +28,8 @@ const SHARED_PAUSE: Duration = Duration::from_secs(2);
 /// the other are counted in the same way.
 const MISSES_MAX: u32 = 4;
 const MISSES_WITHIN: Duration = Duration::from_secs(1);
+/// Files are being read when the last two were opened within this time.
+const READ_WITHIN: Duration = Duration::from_secs(1);
 /// A directory is not asked for again within this time: where others work, nothing is known for long.
 const ASK_PAUSE: Duration = Duration::from_secs(60);
 
@@ -91,6 +93,10 @@ pub(crate) struct Walks {
     asking: HashMap<Ino, watch::Receiver<()>>,
     /// How many names of a directory were not known.
     missed: LruCache<Ino, Tally>,
+    /// How many files of a directory were opened without knowing where their content is stored.
+    unread: LruCache<Ino, Tally>,
+    /// When the last two files were opened whose content was not here, the older one first.
+    opened: [Option<Instant>; 2],
     /// How many delegations were asked for one by one.
     alone: Option<Tally>,
     /// Inodes on which delegations were asked for.
@@ -104,6 +110,8 @@ impl Default for Walks {
             next: lru(WALKS_MAX),
             asking: HashMap::new(),
             missed: lru(DIRS_MAX),
+            unread: lru(DIRS_MAX),
+            opened: [None; 2],
             alone: None,
             asked_for: lru(DIRS_MAX),
         }
@@ -185,10 +193,33 @@ impl Walks {
 
     /// Notes that a name of this directory was not known. True when it is time to ask for all names, once in a while.
     pub(crate) fn missed(&mut self, dir: Ino, now: Instant) -> bool {
-        let tally = self.missed.get_or_insert_mut(dir, || Tally::new(now));
-        let within = if tally.count >= MISSES_MAX { ASK_PAUSE } else { MISSES_WITHIN };
-        tally.count(within, now) == MISSES_MAX
+        is_time_to_ask(&mut self.missed, dir, now)
     }
+
+    /// Notes that a file of this directory was opened without knowing where its content is stored. True when it is time
+    /// to ask for that of all of its files, once in a while.
+    pub(crate) fn unread(&mut self, dir: Ino, now: Instant) -> bool {
+        self.note_opened(now);
+        is_time_to_ask(&mut self.unread, dir, now)
+    }
+
+    /// Notes that a file was opened whose content is not here.
+    pub(crate) fn note_opened(&mut self, now: Instant) {
+        self.opened = [self.opened[1], Some(now)];
+    }
+
+    /// Returns whether files are being read, not only listed: then it is worth asking where content is stored along
+    /// with a listing.
+    pub(crate) fn reads_content(&self, now: Instant) -> bool {
+        self.opened[0].is_some_and(|at| now.saturating_duration_since(at) < READ_WITHIN)
+    }
+}
+
+/// Counts something that happened in a directory without knowing enough. True when it is time to ask for all of it.
+fn is_time_to_ask(tallies: &mut LruCache<Ino, Tally>, dir: Ino, now: Instant) -> bool {
+    let tally = tallies.get_or_insert_mut(dir, || Tally::new(now));
+    let within = if tally.count >= MISSES_MAX { ASK_PAUSE } else { MISSES_WITHIN };
+    tally.count(within, now) == MISSES_MAX
 }
 
 #[cfg(test)]
@@ -203,6 +234,7 @@ mod tests {
             kind: FileKind::Directory,
             cookie: *dir,
             attr: None,
+            content: None,
         };
         ListedDir { ino: Ino(ino), parent: Ino::ROOT, entries: dirs.iter().map(entry).collect(), end: true }
     }
@@ -230,6 +262,17 @@ mod tests {
         walks.listed(&Listed { parent, entries, end }, now);
         assert_eq!(walks.from(Ino(3), now + WALK_PAUSE_MAX / 2).unwrap().behind(), [Ino(4)]);
         assert!(walks.from(Ino(2), now + WALK_PAUSE_MAX).is_none());
+    }
+
+    #[test]
+    fn content_is_asked_for_while_files_are_opened_and_no_longer() {
+        let (mut walks, now) = (Walks::default(), Instant::now());
+        assert!(!walks.reads_content(now));
+        let asked: Vec<bool> = (0..10).map(|_| walks.unread(Ino(5), now)).collect();
+        assert_eq!(asked.iter().filter(|asked| **asked).count(), 1);
+        assert!(walks.reads_content(now + READ_WITHIN / 2));
+        walks.note_opened(now + READ_WITHIN * 2);
+        assert!(!walks.reads_content(now + READ_WITHIN * 2), "one file is no pattern");
     }
 
     #[test]

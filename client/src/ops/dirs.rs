@@ -8,11 +8,12 @@ use crate::known::{Listed, PageKey};
 use std::sync::Arc;
 use wire::FsError;
 use wire::ids::Ino;
-use wire::op::{ListedDir, Read, ReadReply};
+use wire::op::{DirEntry, ExtentPage, ListedDir, Read, ReadReply, With};
 
 /// When names of a directory are looked up one after the other: how many entries are asked for at once, and how often.
 const AHEAD_PAGE_ENTRIES: u32 = 1024;
 const AHEAD_PAGES_MAX: u32 = 4;
+const NAMES_AHEAD_MAX: u64 = (AHEAD_PAGES_MAX * AHEAD_PAGE_ENTRIES) as u64;
 
 impl Client {
     /// Returns entries of a directory behind a cookie (0 for the start).
@@ -59,12 +60,14 @@ impl Client {
     async fn ask_page(&self, asked: PageKey) -> Result<Listed, FsError> {
         self.send_names_of(asked.dir).await?;
         let PageKey { dir: ino, after, limit, plus } = asked;
-        let read = Read::ReadDir { ino, after, limit, plus };
+        let with = if plus { self.what_with_entries() } else { With::Names };
+        let read = Read::ReadDir { ino, after, limit, with };
         let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
-        let ReadReply::Page { parent, entries, end } = answer? else { return Err(unexpected_reply()) };
+        let ReadReply::Page { parent, mut entries, end } = answer? else { return Err(unexpected_reply()) };
+        let contents = take_contents(&mut entries);
         let listed = Listed { parent, entries, end };
         if let Some(mark) = leased {
-            self.known.learn_page(asked, &Arc::new(listed.clone()), mark);
+            self.known.learn_page(asked, &Arc::new(listed.clone()), contents, mark);
         }
         if after == 0 && plus {
             self.known.walk_listed(&listed);
@@ -72,10 +75,16 @@ impl Client {
         Ok(listed)
     }
 
+    /// Returns what is asked for along with entries that come with attributes.
+    fn what_with_entries(&self) -> With {
+        if self.known.reads_content() { With::Contents } else { With::Attributes }
+    }
+
     /// Asks for the start of a directory with attributes, and for what lies below and behind it on a walk.
     async fn ask_tree(&self, asked: Next, limit: u32) -> Result<Listed, FsError> {
         self.send_names_of(asked.dir).await?;
-        let read = Read::ReadTree { ino: asked.dir, behind: asked.behind(), limit };
+        let with = self.what_with_entries();
+        let read = Read::ReadTree { ino: asked.dir, with, behind: asked.behind(), limit };
         let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
         let dirs = match answer? {
             ReadReply::Tree(dirs) => dirs,
@@ -87,11 +96,12 @@ impl Client {
             self.known.walk_answered(asked, &dirs);
         }
         let mut first = None;
-        for ListedDir { ino: dir, parent, entries, end } in dirs {
+        for ListedDir { ino: dir, parent, mut entries, end } in dirs {
+            let contents = take_contents(&mut entries);
             let listed = Arc::new(Listed { parent, entries, end });
             if let Some(mark) = leased {
                 self.known.walk_listed(&listed);
-                self.known.learn_page(PageKey { dir, after: 0, limit, plus: true }, &listed, mark);
+                self.known.learn_page(PageKey { dir, after: 0, limit, plus: true }, &listed, contents, mark);
             }
             first.get_or_insert(listed);
         }
@@ -131,12 +141,24 @@ impl Client {
     /// Notes that a name was asked for. If names of a directory are asked for one after the other, asking for all of
     /// them costs less, unless it is too large.
     pub(crate) fn note_missed(&self, parent: Ino) {
-        if !self.known.missed(parent, u64::from(AHEAD_PAGES_MAX * AHEAD_PAGE_ENTRIES)) {
-            return;
+        if self.known.missed(parent, NAMES_AHEAD_MAX) {
+            self.ask_for_all_of(parent);
         }
+    }
+
+    /// Notes that metad was asked where a file's content is stored. If files of a directory are opened one after the
+    /// other, asking for all of them costs less, unless it is too large.
+    pub(crate) fn note_unread(&self, ino: Ino) {
+        if let Some(parent) = self.known.unread(ino, NAMES_AHEAD_MAX) {
+            self.ask_for_all_of(parent);
+        }
+    }
+
+    /// Asks for everything in a directory, in the background.
+    fn ask_for_all_of(&self, dir: Ino) {
         let client = self.arc();
         self.work.spawn_until_stopped(async move {
-            let mut page = PageKey { dir: parent, after: 0, limit: AHEAD_PAGE_ENTRIES, plus: true };
+            let mut page = PageKey { dir, after: 0, limit: AHEAD_PAGE_ENTRIES, plus: true };
             for _ in 0..AHEAD_PAGES_MAX {
                 let Ok(listed) = client.ask_page(page).await else { return };
                 match listed.entries.last() {
@@ -146,4 +168,9 @@ impl Client {
             }
         });
     }
+}
+
+/// Takes out where the content of files is stored.
+fn take_contents(entries: &mut [DirEntry]) -> Vec<(Ino, ExtentPage)> {
+    entries.iter_mut().filter_map(|entry| Some((entry.ino, entry.content.take()?))).collect()
 }

@@ -94,7 +94,9 @@ impl Client {
             None => {
                 // metad must know what was done to the file here before it can answer.
                 self.order.wait_of(ino).await?;
-                self.ask_open(ino).await?
+                let opened = self.ask_open(ino).await?;
+                self.note_unread(ino);
+                opened
             }
         };
         // I5: the kernel still believed in the name, which was removed. On `ESTALE` it looks it up again.

@@ -1,6 +1,6 @@
 //! Answers from caches: what does not change is not asked of metad, and no answer is old.
 
-use crate::cluster::{Cluster, content, create, names, pattern, regular, until};
+use crate::cluster::{Cluster, content, create, names, open, pattern, regular, until};
 use client::{Client, ClientConfig, OpenFlags};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -265,6 +265,49 @@ async fn a_walk_and_a_row_of_lookups_take_a_question_for_many_entries_and_see_wh
     }
     assert!(known > 100 && three.requests() - before < 10, "{} questions up to {known}", three.requests() - before);
     for client in [one, two, three] {
+        client.shutdown().await.unwrap();
+    }
+}
+
+/// Files that are read one after the other are asked about together, and what others write meanwhile is seen. Guards I5.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_are_opened_one_after_the_other_take_a_question_for_many_of_them() {
+    let cluster = Cluster::start().await;
+    let one = leased_client(still(&cluster)).await;
+    let name = |number: usize| format!("file-{number}");
+    for number in 0..300 {
+        let opened = create(&one, &name(number)).await;
+        one.write(&opened.handle, 0, &pattern(number as u64, 5000), false).await.unwrap();
+        one.release(opened.handle).await;
+    }
+    one.send_all().await.unwrap();
+
+    let two = leased_client(still(&cluster)).await;
+    // Each is a file that was not opened yet.
+    let mut at = 0;
+    let known = loop {
+        // The kernel does this on the way.
+        two.getattr(Ino::ROOT).await.unwrap();
+        let before = two.requests();
+        assert!(content(&two, &name(at)).await == pattern(at as u64, 5000));
+        if two.requests() == before {
+            break at;
+        }
+        at += 1;
+    };
+    let changed = open(&one, &name(250)).await;
+    one.write(&changed.handle, 0, &pattern(1, 6000), false).await.unwrap();
+    one.fsync(&changed.handle).await.unwrap();
+    one.release(changed.handle).await;
+    let before = two.requests();
+    for number in known..300 {
+        let expected = if number == 250 { pattern(1, 6000) } else { pattern(number as u64, 5000) };
+        assert!(content(&two, &name(number)).await == expected, "file {number}");
+    }
+    assert!(known < 200, "{known} were asked about one by one");
+    let asked = two.requests() - before;
+    assert!(asked < 20, "{asked} questions for {} files", 300 - known);
+    for client in [one, two] {
         client.shutdown().await.unwrap();
     }
 }

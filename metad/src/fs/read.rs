@@ -4,10 +4,11 @@ use super::inode::Inode;
 use super::view::{Kv, KvExt};
 use super::{deferred, dentry, extent, keys, lock, numbered, orphan, settings, xattr};
 use wire::FsError;
-use wire::attr::FileKind;
+use wire::attr::{FileKind, InodeAttr};
+use wire::extent::{Extent, Source};
 use wire::ids::{Ino, SessionId};
-use wire::limits::{CHUNK_BYTES, NAME_BYTES_MAX, READDIR_PAGE_MAX};
-use wire::op::{DirEntry, ListedDir, Read, ReadReply, StatFs};
+use wire::limits::{CHUNK_BYTES, LISTED_CONTENT_MAX, LISTED_CONTENTS_BYTES_MAX, NAME_BYTES_MAX, READDIR_PAGE_MAX};
+use wire::op::{DirEntry, ExtentPage, ListedDir, Read, ReadReply, StatFs, With};
 
 /// Answers a question. For `StatFs` only inodes are known here, not bytes.
 ///
@@ -25,11 +26,13 @@ pub fn read(kv: &dyn Kv, session: SessionId, question: &Read) -> Result<ReadRepl
             load(kv, *ino)?;
             numbered::load_bytes(kv, &keys::symlink(*ino)).map(ReadReply::Bytes).ok_or(FsError::Invalid)
         }
-        Read::ReadDir { ino, after, limit, plus } => {
-            let ListedDir { parent, entries, end, .. } = read_dir(kv, *ino, *after, *limit, *plus)?;
+        Read::ReadDir { ino, after, limit, with } => {
+            let ListedDir { parent, entries, end, .. } = Lister::new(kv, *with).dir(*ino, *after, *limit)?;
             Ok(ReadReply::Page { parent, entries, end })
         }
-        Read::ReadTree { ino, behind, limit } => read_tree(kv, *ino, behind, *limit).map(ReadReply::Tree),
+        Read::ReadTree { ino, with, behind, limit } => {
+            Lister::new(kv, (*with).max(With::Attributes)).tree(*ino, behind, *limit).map(ReadReply::Tree)
+        }
         Read::Extents { ino, off, len } => {
             let inode = load(kv, *ino)?;
             Ok(ReadReply::Extents(extent::page(kv, &inode, &(*off..off.saturating_add(*len)))))
@@ -78,53 +81,85 @@ fn open(kv: &dyn Kv, session: SessionId, ino: Ino) -> Result<ReadReply, FsError>
     Ok(ReadReply::Opened { attr: inode.attr, page })
 }
 
-fn read_dir(kv: &dyn Kv, ino: Ino, after: u64, limit: u32, plus: bool) -> Result<ListedDir, FsError> {
-    let parent = load_dir(kv, ino)?.parent;
-    let limit = limit.clamp(1, READDIR_PAGE_MAX) as usize;
-    let mut entries: Vec<DirEntry> = Vec::with_capacity(limit.min(256));
-    let mut end = true;
-    kv.scan(keys::dentries(ino, after), &mut |key, value| {
-        let (_, cookie, name) = keys::dentry_parts(key);
-        // Names of one cookie stay on one page: the next page begins after the cookie, and would leave out the rest.
-        if entries.len() >= limit && entries.last().is_some_and(|last| last.cookie != cookie) {
-            end = false;
-            return false;
-        }
-        let (ino, kind): dentry::Target = numbered::undamaged(key, numbered::decode(value));
-        entries.push(DirEntry { name: name.to_vec(), ino, kind, cookie, attr: None });
-        true
-    });
-    if plus {
-        for entry in &mut entries {
-            entry.attr = Some(load(kv, entry.ino)?.attr);
-        }
-    }
-    Ok(ListedDir { ino, parent, entries, end })
+/// Lists directories for one answer.
+struct Lister<'a> {
+    kv: &'a dyn Kv,
+    with: With,
+    /// How many bytes more may say where content is stored.
+    contents_left: usize,
 }
 
-/// `Read::ReadTree`: a client that walks a tree gets one answer per thousand entries instead of one per directory.
-fn read_tree(kv: &dyn Kv, ino: Ino, behind: &[Ino], limit: u32) -> Result<Vec<ListedDir>, FsError> {
-    let dirs_in = |listed: &ListedDir| -> Vec<Ino> {
-        let dirs = listed.entries.iter().filter(|entry| entry.kind == FileKind::Directory);
-        // Reversed: the first one is popped from the end.
-        dirs.rev().map(|entry| entry.ino).collect()
-    };
-    let limit = limit.clamp(1, READDIR_PAGE_MAX);
-    let first = read_dir(kv, ino, 0, limit, true)?;
-    let mut left = (limit as usize).saturating_sub(first.entries.len());
-    // A request for more directories than entries is cut short.
-    let mut ahead: Vec<Ino> = behind.iter().take(left).rev().copied().collect();
-    ahead.extend(dirs_in(&first));
-    let mut tree = vec![first];
-    while let Some(next) = ahead.pop().filter(|_| left > 0) {
-        let Ok(listed) = read_dir(kv, next, 0, left as u32, true) else { continue };
-        if !listed.end {
-            break;
-        }
-        // An empty directory costs something, too.
-        left = left.saturating_sub(listed.entries.len().max(1));
-        ahead.extend(dirs_in(&listed));
-        tree.push(listed);
+impl<'a> Lister<'a> {
+    fn new(kv: &'a dyn Kv, with: With) -> Self {
+        Self { kv, with, contents_left: LISTED_CONTENTS_BYTES_MAX }
     }
-    Ok(tree)
+
+    fn dir(&mut self, ino: Ino, after: u64, limit: u32) -> Result<ListedDir, FsError> {
+        let parent = load_dir(self.kv, ino)?.parent;
+        let limit = limit.clamp(1, READDIR_PAGE_MAX) as usize;
+        let mut entries: Vec<DirEntry> = Vec::with_capacity(limit.min(256));
+        let mut end = true;
+        self.kv.scan(keys::dentries(ino, after), &mut |key, value| {
+            let (_, cookie, name) = keys::dentry_parts(key);
+            // Names of one cookie stay on one page: the next page begins after the cookie, and would leave out the rest.
+            if entries.len() >= limit && entries.last().is_some_and(|last| last.cookie != cookie) {
+                end = false;
+                return false;
+            }
+            let (ino, kind): dentry::Target = numbered::undamaged(key, numbered::decode(value));
+            entries.push(DirEntry { name: name.to_vec(), ino, kind, cookie, attr: None, content: None });
+            true
+        });
+        if self.with >= With::Attributes {
+            for entry in &mut entries {
+                let inode = load(self.kv, entry.ino)?;
+                entry.content = self.content(&inode);
+                entry.attr = Some(inode.attr);
+            }
+        }
+        Ok(ListedDir { ino, parent, entries, end })
+    }
+
+    /// Returns where the content of a small file is stored, if that is asked for and there is room for it.
+    fn content(&mut self, inode: &Inode) -> Option<ExtentPage> {
+        let InodeAttr { kind, size, .. } = inode.attr;
+        let is_small = kind == FileKind::Regular && (1..=LISTED_CONTENT_MAX).contains(&size);
+        if self.with < With::Contents || !is_small || self.contents_left == 0 {
+            return None;
+        }
+        let page = extent::page(self.kv, inode, &(0..CHUNK_BYTES));
+        let inline = |extent: &Extent| if let Source::Inline(bytes) = &extent.source { bytes.len() } else { 0 };
+        let bytes = size_of::<ExtentPage>()
+            + page.extents.iter().map(|extent| size_of::<Extent>() + inline(extent)).sum::<usize>();
+        // One that does not fit any more ends it, so that not many are read in vain.
+        self.contents_left = self.contents_left.saturating_sub(bytes);
+        (self.contents_left > 0 && page.more_from.is_none()).then_some(page)
+    }
+
+    /// `Read::ReadTree`: a client that walks a tree gets one answer per thousand entries instead of one per directory.
+    fn tree(&mut self, ino: Ino, behind: &[Ino], limit: u32) -> Result<Vec<ListedDir>, FsError> {
+        let dirs_in = |listed: &ListedDir| -> Vec<Ino> {
+            let dirs = listed.entries.iter().filter(|entry| entry.kind == FileKind::Directory);
+            // Reversed: the first one is popped from the end.
+            dirs.rev().map(|entry| entry.ino).collect()
+        };
+        let limit = limit.clamp(1, READDIR_PAGE_MAX);
+        let first = self.dir(ino, 0, limit)?;
+        let mut left = (limit as usize).saturating_sub(first.entries.len());
+        // A request for more directories than entries is cut short.
+        let mut ahead: Vec<Ino> = behind.iter().take(left).rev().copied().collect();
+        ahead.extend(dirs_in(&first));
+        let mut tree = vec![first];
+        while let Some(next) = ahead.pop().filter(|_| left > 0) {
+            let Ok(listed) = self.dir(next, 0, left as u32) else { continue };
+            if !listed.end {
+                break;
+            }
+            // An empty directory costs something, too.
+            left = left.saturating_sub(listed.entries.len().max(1));
+            ahead.extend(dirs_in(&listed));
+            tree.push(listed);
+        }
+        Ok(tree)
+    }
 }

@@ -13,9 +13,10 @@ use wire::FsError;
 use wire::attr::{AttrChange, FileKind, Timestamp};
 use wire::extent::{ExtentWrite, Source};
 use wire::ids::{BatchSeq, Ino, JournalId, SessionId, Version};
+use wire::limits::{INLINE_BYTES_MAX, LISTED_CONTENTS_BYTES_MAX, READDIR_PAGE_MAX};
 use wire::op::{
     Batch, BatchReply, ConflictPolicy, Expect, JournalPosition, JournaledFile, NewInode, Op, OpReply, RangeAction,
-    Read, ReadReply, RenameMode,
+    Read, ReadReply, RenameMode, With,
 };
 
 /// A state with the sessions that work on it.
@@ -537,7 +538,7 @@ fn a_tree_is_read_in_the_order_of_a_walk_each_directory_whole_until_there_are_en
     let tree = |ino, behind: &[Ino], limit| match read::read(
         &world.kv,
         SessionId(1),
-        &Read::ReadTree { ino, behind: behind.to_vec(), limit },
+        &Read::ReadTree { ino, with: With::Attributes, behind: behind.to_vec(), limit },
     ) {
         Ok(ReadReply::Tree(dirs)) => dirs,
         other => panic!("{other:?}"),
@@ -557,9 +558,46 @@ fn a_tree_is_read_in_the_order_of_a_walk_each_directory_whole_until_there_are_en
     let cut = tree(Ino::ROOT, &[], 3);
     assert!(cut.len() == 1 && cut[0].entries.len() == 3 && !cut[0].end, "what was asked for goes on by pages");
     assert_eq!(
-        read::read(&world.kv, SessionId(1), &Read::ReadTree { ino: Ino(2002), behind: Vec::new(), limit: 9 }),
+        read::read(
+            &world.kv,
+            SessionId(1),
+            &Read::ReadTree { ino: Ino(2002), with: With::Attributes, behind: Vec::new(), limit: 9 }
+        ),
         Err(FsError::NotADirectory)
     );
+}
+
+#[test]
+fn a_listing_says_where_small_files_have_their_content_if_asked_as_long_as_there_is_room() {
+    let mut world = World::new();
+    let id = world.session();
+    let files = LISTED_CONTENTS_BYTES_MAX / INLINE_BYTES_MAX + 10;
+    for number in 0..files as u64 {
+        let ino = Ino(2000 + number);
+        world.one(id, create(Ino::ROOT, &format!("f{number:04}"), ino.0, NewInode::Regular)).unwrap();
+        world.one(id, write(ino, Version(1), 0, &[7; INLINE_BYTES_MAX], ConflictPolicy::Fail)).unwrap();
+    }
+    world.one(id, create(Ino::ROOT, "empty", 2000 + files as u64, NewInode::Regular)).unwrap();
+    let list = |with| {
+        let question = Read::ReadDir { ino: Ino::ROOT, after: 0, limit: READDIR_PAGE_MAX, with };
+        match read::read(&world.kv, SessionId(1), &question) {
+            Ok(ReadReply::Page { entries, .. }) => entries,
+            other => panic!("{other:?}"),
+        }
+    };
+    for entry in list(With::Names) {
+        assert!(entry.attr.is_none() && entry.content.is_none(), "{entry:?}");
+    }
+    assert!(list(With::Attributes).iter().all(|entry| entry.attr.is_some() && entry.content.is_none()));
+    let entries = list(With::Contents);
+    assert_eq!(entries.len(), files + 1);
+    let said: Vec<_> = entries.iter().filter_map(|entry| Some((entry, entry.content.clone()?))).collect();
+    assert!(said.len() > files / 2 && said.len() < files, "{} of {files}", said.len());
+    for (entry, content) in said {
+        let attr = entry.attr.as_ref().unwrap();
+        let open = read::read(&world.kv, SessionId(1), &Read::Open { ino: entry.ino }).unwrap();
+        assert_eq!(open, ReadReply::Opened { attr: attr.clone(), page: content });
+    }
 }
 
 /// Guards I6: others went on while a session was away, and wrote in place.

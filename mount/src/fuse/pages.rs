@@ -94,6 +94,7 @@ mod tests {
             kind: FileKind::Regular,
             cookie: *cookie,
             attr: None,
+            content: None,
         };
         Page {
             parent: Ino::ROOT,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use wire::attr::FileKind;
 use wire::extent::Source;
 use wire::ids::{Ino, SessionId};
-use wire::op::{Read, ReadReply};
+use wire::op::{Read, ReadReply, With};
 
 /// More bytes than any simulated file has.
 const FILE_MAX: u64 = 1 << 20;
@@ -53,7 +53,7 @@ pub fn content(kv: &dyn Kv, blocks: &Blocks, ino: Ino) -> Result<Vec<u8>, String
 pub fn tree(kv: &dyn Kv, blocks: &Blocks) -> Result<Tree, String> {
     let (mut files, mut dirs) = (Tree::new(), vec![(String::new(), Ino::ROOT)]);
     while let Some((path, dir)) = dirs.pop() {
-        let asked = Read::ReadDir { ino: dir, after: 0, limit: 4096, plus: false };
+        let asked = Read::ReadDir { ino: dir, after: 0, limit: 4096, with: With::Names };
         let answer = read(kv, SessionId(0), &asked).map_err(|error| format!("directory {path:?}: {error}"))?;
         let ReadReply::Page { entries, .. } = answer else { return Err(format!("{path:?} is no directory")) };
         for entry in entries {

@@ -12,7 +12,7 @@ use wire::codec;
 use wire::extent::{ExtentWrite, Source};
 use wire::ids::{Ino, Version};
 use wire::limits::{HEAD_BYTES_MAX, INLINE_BYTES_MAX};
-use wire::op::{ConflictPolicy, NewInode, Op, Read, ReadReply};
+use wire::op::{ConflictPolicy, NewInode, Op, Read, ReadReply, With};
 
 const CACHE: u64 = 16 << 20;
 
@@ -233,7 +233,7 @@ fn creates_per_second() {
     let started = Instant::now();
     let (mut after, mut listed) = (0, 0);
     loop {
-        let question = Read::ReadDir { ino: Ino::ROOT, after, limit: 4096, plus: true };
+        let question = Read::ReadDir { ino: Ino::ROOT, after, limit: 4096, with: With::Attributes };
         let Ok(ReadReply::Page { entries, end, .. }) = read::read(&store, id, &question) else { panic!("no page") };
         listed += entries.len();
         after = entries.last().map_or(0, |entry| entry.cookie);

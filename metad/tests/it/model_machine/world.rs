@@ -9,7 +9,7 @@ use wire::FsError;
 use wire::attr::{InodeAttr, Timestamp};
 use wire::extent::{ExtentWrite, Source};
 use wire::ids::{BatchSeq, BlockHash, Ino, SessionId, Version};
-use wire::op::{Batch, BatchReply, ConflictPolicy, NewInode, Op, OpReply, Read, ReadReply};
+use wire::op::{Batch, BatchReply, ConflictPolicy, NewInode, Op, OpReply, Read, ReadReply, With};
 
 /// Length of the blocks of which tests write parts.
 pub const BLOCK: u32 = 64;
@@ -137,7 +137,7 @@ impl World {
         let mut found = BTreeMap::new();
         let mut after = 0;
         loop {
-            let question = Read::ReadDir { ino, after, limit: 2, plus: true };
+            let question = Read::ReadDir { ino, after, limit: 2, with: With::Attributes };
             let page = read::read(&self.kv, SessionId(1), &question);
             let Ok(ReadReply::Page { entries, end, .. }) = page else { panic!("{page:?}") };
             for entry in entries {

@@ -31,7 +31,7 @@ use wire::message::meta::{BlockdHeartbeat, LeaseState, LogPlace, MetaReply, Meta
 use wire::op::{
     Batch, BatchReply, ConflictCopy, ConflictPolicy, DirEntry, Expect, ExtentPage, JournalPosition, JournaledFile,
     ListedDir, Lock, LockFamily, NewInode, Op, OpFailed, OpReply, RangeAction, Read, ReadReply, RenameMode, StatFs,
-    XattrMode,
+    With, XattrMode,
 };
 use wire::tls::{ClientGrant, Role, Squash, Subject};
 use wire::token::{JoinToken, NewToken, Secret, TokenInfo, TokenState};
@@ -437,14 +437,21 @@ pub fn op() -> Samples {
     let committed = OpReply::Committed { attr: attr(), appended_at: Some(9), conflict: Some(copy), chunk_extents: 3 };
     let done: BatchReply = Ok(vec![OpReply::Done, committed, OpReply::Inos { start: DIR, count: 4096 }]);
     let failed: BatchReply = Err(OpFailed { index: 3, error: FsError::NotEmpty });
-    let entry = DirEntry { name: b"file".to_vec(), ino: FILE, kind: FileKind::Regular, cookie: 9, attr: Some(attr()) };
+    let entry = DirEntry {
+        name: b"file".to_vec(),
+        ino: FILE,
+        kind: FileKind::Regular,
+        cookie: 9,
+        attr: Some(attr()),
+        content: Some(page()),
+    };
     let tree = ReadReply::Tree(vec![ListedDir { ino: ROOT, parent: ROOT, entries: vec![entry], end: true }]);
     let squash = Squash::Root { uid: 65_534, gid: 65_534 };
     let grant = ClientGrant { read_only: true, subtree: Some("/home".to_owned()), squash };
     samples.extend([
         coded("done", done),
         coded("failed", failed),
-        coded("read-tree", Read::ReadTree { ino: ROOT, behind: vec![DIR], limit: 4096 }),
+        coded("read-tree", Read::ReadTree { ino: ROOT, with: With::Contents, behind: vec![DIR], limit: 4096 }),
         coded("get-lock", Read::GetLock { ino: FILE, lock: lock() }),
         coded("tree", tree),
         coded("extents", ReadReply::Extents(page())),
