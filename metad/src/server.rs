@@ -244,7 +244,7 @@ impl Server {
         let mut question = Cow::Borrowed(question);
         for round in 0..READ_ATTEMPTS {
             if round > 0 {
-                narrow(&mut question);
+                narrow(&mut question, round);
             }
             let question = &*question;
             if self.shared.wait_for_others(Some(session)).await? || round > 0 {
@@ -288,10 +288,19 @@ fn in_place<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Leaves out what would be read ahead: others are at work there.
-fn narrow(question: &mut Cow<'_, Read>) {
-    if let Read::ReadTree { ino, with, limit, .. } = **question {
-        *question = Cow::Owned(Read::ReadDir { ino, after: 0, limit, with: with.max(With::Attributes) });
+/// Leaves out what would be read ahead, because others are at work there; if they go on, also what only a leased answer is
+/// good for.
+fn narrow(question: &mut Cow<'_, Read>, round: usize) {
+    let narrowed = |with: With| if round > 1 { with.min(With::Attributes) } else { with };
+    match **question {
+        Read::ReadTree { ino, limit, with, .. } => {
+            let with = narrowed(with.max(With::Attributes));
+            *question = Cow::Owned(Read::ReadDir { ino, after: 0, limit, with });
+        }
+        Read::ReadDir { ino, after, limit, with } => {
+            *question = Cow::Owned(Read::ReadDir { ino, after, limit, with: narrowed(with) });
+        }
+        _ => {}
     }
 }
 
