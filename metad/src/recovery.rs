@@ -120,13 +120,31 @@ pub async fn force_single(config: &Config) -> Result<Forced, Error> {
         )));
     }
     let made = begin(&config.data_dir)?;
-    let stopped = stopped::copy_with_log(&config.data_dir, &made, config.tuning.cache_bytes).await?;
+    match make_alone(config, &made, now).await {
+        Ok(forced) => {
+            switch(&config.data_dir)?;
+            drop(dir);
+            Ok(forced)
+        }
+        Err(refused) => {
+            // The node's own files are as they were: it can be started as ever.
+            fs::remove_dir_all(&made).map_err(|error| Error::disk(&made, error))?;
+            Err(refused)
+        }
+    }
+}
+
+/// Makes, in this directory, the files of a node that goes on without the others.
+async fn make_alone(config: &Config, made: &Path, now: Timestamp) -> Result<Forced, Error> {
+    let stopped = stopped::copy_with_log(&config.data_dir, made, config.tuning.cache_bytes).await?;
     let Some(member) = stopped.members.iter().find(|member| member.id == config.id).cloned() else {
         return Err(Error::Recovery(format!("metad-{} is no member of its cluster any more", config.id)));
     };
     let others: Vec<Member> = stopped.members.iter().filter(|other| other.id != config.id).cloned().collect();
     if let Some(alive) = probe(config, &others).await? {
         let (id, addr) = (alive.id, alive.addr);
+        // Its threads must not write into the directory any more, which is removed.
+        stopped.store.close()?;
         return Err(Error::Recovery(format!(
             "metad-{id} ({addr}) answers. While a majority runs nothing need be forced, and two clusters of one past would \
              harm each other: stop it, and wipe it afterwards"
@@ -139,9 +157,7 @@ pub async fn force_single(config: &Config) -> Result<Forced, Error> {
         set_aside: set_aside_dir(&config.data_dir),
     };
     let reason = format!("metad-{} went on alone from log index {}", config.id, stopped.index);
-    go_on(&made, stopped, &member, (now, reason)).await?;
-    switch(&config.data_dir)?;
-    drop(dir);
+    go_on(made, stopped, &member, (now, reason)).await?;
     Ok(forced)
 }
 

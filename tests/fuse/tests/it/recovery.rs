@@ -286,6 +286,8 @@ fn a_survivor_goes_on_alone_and_others_are_added_again() {
     surf.dev(&["stop", "metad-1"]);
     let (said, done) = metad(&surf, "metad-1", &["--force-single"]);
     assert!(!done && said.contains("answers"), "{said}");
+    let left = surf.daemon("metad-1").data_dir.join("recovered");
+    assert!(!left.exists(), "nothing stays behind that would keep it from starting");
     surf.dev(&["start", "metad-1"]);
     until("all follow", STEP_LIMIT, || (surf.operate(&["status"]).1 == 0).then_some(()));
 
