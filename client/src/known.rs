@@ -227,7 +227,7 @@ impl Known {
         self.state.lock().learn_name(parent, name, ino, mark);
     }
 
-    /// Caches part of a listing, with its names, and attributes if it has them.
+    /// Caches part of a listing, with its names, attributes if it has them, and where content is stored.
     pub fn learn_page(&self, key: PageKey, listed: &Arc<Listed>, contents: Vec<(Ino, ExtentPage)>, mark: Mark) {
         self.state.lock().learn_page(key, listed, contents, mark);
     }
@@ -332,9 +332,9 @@ impl Known {
     /// Returns where the content of this version of a small file is stored, if the file was open or listed lately.
     pub fn content(&self, ino: Ino, version: Version) -> Option<ExtentPage> {
         self.with(|state, now| {
-            let page = state.attrs.content(ino, version)?;
-            state.walks.note_opened(now.awake);
-            Some(page)
+            // Attributes of what was changed here are known without leases, but others may go on then.
+            let holds = state.leases.hold(now) || state.pins.is_ours_alone(ino);
+            if holds { state.attrs.content(ino, version) } else { None }
         })
     }
 
@@ -412,19 +412,26 @@ impl Known {
         })
     }
 
+    /// Notes that a file was opened whose content is not here.
+    pub(crate) fn note_opened(&self, ino: Ino) {
+        self.with(|state, now| state.walks.note_opened(ino, now.awake));
+    }
+
     /// Notes that a file was opened without knowing where its content is stored. Returns its directory when it is time to
     /// ask for that of all files in it, if there are at most this many names.
     pub(crate) fn unread(&self, ino: Ino, names_max: u64) -> Option<Ino> {
         self.with(|state, now| {
+            state.walks.note_opened(ino, now.awake);
             let (dir, _) = state.places.of(ino)?;
+            let ours = state.pins.has_names_in(dir) || state.pins.is_made_here(dir);
             let small = state.attr(dir, now).is_some_and(|attr| attr.size <= names_max);
-            (state.walks.unread(dir, now.awake) && small && !state.pins.has_names_in(dir)).then_some(dir)
+            (!ours && small && state.walks.unread(dir, now.awake)).then_some(dir)
         })
     }
 
-    /// Returns whether files are being read, not only listed.
-    pub(crate) fn reads_content(&self) -> bool {
-        self.with(|state, now| state.walks.reads_content(now.awake))
+    /// Returns whether it is worth asking where content is stored along with this page.
+    pub(crate) fn may_ask_for_contents(&self, page: PageKey) -> bool {
+        self.with(|state, now| state.walks.may_ask_for_contents((page.dir, page.after), now.awake))
     }
 }
 

@@ -288,10 +288,16 @@ fn in_place<T>(work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Leaves out what would be read ahead: others are at work there.
+/// Leaves out what would be read ahead: others are at work there, and what is not leased is not cached.
 fn narrow(question: &mut Cow<'_, Read>) {
-    if let Read::ReadTree { ino, with, limit, .. } = **question {
-        *question = Cow::Owned(Read::ReadDir { ino, after: 0, limit, with: with.max(With::Attributes) });
+    match **question {
+        Read::ReadTree { ino, limit, .. } => {
+            *question = Cow::Owned(Read::ReadDir { ino, after: 0, limit, with: With::Attributes });
+        }
+        Read::ReadDir { ino, after, limit, with: With::Contents } => {
+            *question = Cow::Owned(Read::ReadDir { ino, after, limit, with: With::Attributes });
+        }
+        _ => {}
     }
 }
 

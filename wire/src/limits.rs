@@ -22,7 +22,7 @@ pub const LINKS_MAX: u32 = 65_000;
 pub const READDIR_PAGE_MAX: u32 = 4096;
 /// Largest files of which a listing says where their content is stored, if that is asked for.
 pub const LISTED_CONTENT_MAX: u64 = BLOCK_BYTES_MAX as u64;
-/// Most bytes that one listing says this in, about. Files of a few KiB are inline, so this is their content.
+/// About the most bytes that one listing spends on saying where content is stored; content that is inline counts.
 pub const LISTED_CONTENTS_BYTES_MAX: usize = 2 << 20;
 /// Most operations in one batch.
 pub const BATCH_OPS_MAX: usize = 4096;

@@ -3,7 +3,7 @@
 use crate::FsError;
 use crate::attr::{AttrChange, FileKind, InodeAttr, Timestamp};
 use crate::codec::bounded;
-use crate::extent::{Extent, ExtentWrite};
+use crate::extent::{Extent, ExtentWrite, Source};
 use crate::ids::{BatchSeq, Ino, JournalId, Version};
 use crate::limits::{
     BATCH_OPS_MAX, COMMIT_EXTENTS_MAX, COMMIT_OWN_MAX, EXPECT_MAX, JOURNALED_FILES_MAX, NAME_BYTES_MAX,
@@ -718,7 +718,8 @@ pub struct DirEntry {
     pub cookie: u64,
     /// Attributes, when asked for.
     pub attr: Option<InodeAttr>,
-    /// All extents of a small file, when asked for. Of many files, the last ones come without.
+    /// All extents of a small file, when asked for. `None` means that `Open` has to be asked: there are many files, or this
+    /// one is not small, or in many pieces.
     pub content: Option<ExtentPage>,
 }
 
@@ -746,6 +747,21 @@ pub struct ExtentPage {
     pub extents: Vec<Extent>,
     /// The list was cut here because it was long: ask again from this offset.
     pub more_from: Option<u64>,
+}
+
+impl ExtentPage {
+    /// Returns the number of its bytes that are inline.
+    #[must_use]
+    pub fn inline_bytes(&self) -> usize {
+        let inline = |extent: &Extent| if let Source::Inline(bytes) = &extent.source { bytes.len() } else { 0 };
+        self.extents.iter().map(inline).sum()
+    }
+
+    /// Returns about how many bytes of memory it takes.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        size_of::<Self>() + self.extents.len() * size_of::<Extent>() + self.inline_bytes()
+    }
 }
 
 /// Capacity and use, in bytes and inodes.

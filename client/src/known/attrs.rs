@@ -8,6 +8,8 @@ use wire::op::ExtentPage;
 
 /// Small files for which it is remembered where their content is stored; a part of it may be inline.
 const CONTENTS_MAX: usize = 8192;
+/// Most bytes of memory that this takes.
+const CONTENT_BYTES_MAX: usize = 16 << 20;
 /// Removed directories whose attributes are remembered.
 const REMOVED_DIRS_MAX: usize = 4096;
 
@@ -16,13 +18,20 @@ pub struct Attrs {
     leased: LruCache<Ino, InodeAttr>,
     /// Extents of small files that were open or listed lately. They are valid for one version of the file.
     contents: LruCache<Ino, ExtentPage>,
+    /// Bytes of memory that they take.
+    content_bytes: usize,
     /// Directories that were removed here: a process may still be in one, or have it open.
     removed_dirs: LruCache<Ino, InodeAttr>,
 }
 
 impl Default for Attrs {
     fn default() -> Self {
-        Self { leased: lru(INODES_MAX), contents: lru(CONTENTS_MAX), removed_dirs: lru(REMOVED_DIRS_MAX) }
+        Self {
+            leased: lru(INODES_MAX),
+            contents: lru(CONTENTS_MAX),
+            content_bytes: 0,
+            removed_dirs: lru(REMOVED_DIRS_MAX),
+        }
     }
 }
 
@@ -59,7 +68,14 @@ impl Attrs {
 
     /// Remembers where the content of a file is stored.
     pub fn put_content(&mut self, ino: Ino, page: ExtentPage) {
-        self.contents.put(ino, page);
+        self.content_bytes += page.memory();
+        // One that it replaces, or the oldest one, if there are too many.
+        let gone = self.contents.push(ino, page);
+        self.content_bytes -= gone.map_or(0, |(_, page)| page.memory());
+        while self.content_bytes > CONTENT_BYTES_MAX {
+            let Some((_, oldest)) = self.contents.pop_lru() else { break };
+            self.content_bytes -= oldest.memory();
+        }
     }
 
     /// Returns attributes of a directory as they were when it was removed here.
@@ -72,5 +88,38 @@ impl Attrs {
         if attr.kind == FileKind::Directory {
             self.removed_dirs.put(attr.ino, attr.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::extent::{Extent, Source};
+
+    #[test]
+    fn contents_are_bounded_by_bytes_and_the_last_ones_stay() {
+        let mut attrs = Attrs::default();
+        let inline = 64 << 10;
+        let page = |version: u64| ExtentPage {
+            version: Version(version),
+            size: inline as u64,
+            extents: vec![Extent {
+                file_off: 0,
+                len: inline as u64,
+                version: Version(version),
+                source: Source::Inline(vec![7; inline].into()),
+            }],
+            more_from: None,
+        };
+        for round in 0..3 {
+            for ino in 1..=1000 {
+                attrs.put_content(Ino(ino), page(round));
+                assert!(attrs.content_bytes <= CONTENT_BYTES_MAX);
+            }
+        }
+        let kept = (1..=1000).filter(|ino| attrs.content(Ino(*ino), Version(2)).is_some()).count();
+        assert!((200..=256).contains(&kept), "{kept}");
+        assert_eq!(attrs.content_bytes, attrs.contents.iter().map(|(_, page)| page.memory()).sum::<usize>());
+        assert!(attrs.content(Ino(1000), Version(2)).is_some() && attrs.content(Ino(1000), Version(1)).is_none());
     }
 }

@@ -28,7 +28,7 @@ const SHARED_PAUSE: Duration = Duration::from_secs(2);
 /// the other are counted in the same way.
 const MISSES_MAX: u32 = 4;
 const MISSES_WITHIN: Duration = Duration::from_secs(1);
-/// Files are being read when the last two were opened within this time.
+/// Files are being read, not only listed, when two were opened within the last so much time.
 const READ_WITHIN: Duration = Duration::from_secs(1);
 /// A directory is not asked for again within this time: where others work, nothing is known for long.
 const ASK_PAUSE: Duration = Duration::from_secs(60);
@@ -95,8 +95,10 @@ pub(crate) struct Walks {
     missed: LruCache<Ino, Tally>,
     /// How many files of a directory were opened without knowing where their content is stored.
     unread: LruCache<Ino, Tally>,
-    /// When the last two files were opened whose content was not here, the older one first.
-    opened: [Option<Instant>; 2],
+    /// The last two files that were opened and whose content was not here, and when, the older one first.
+    opened: [Option<(Ino, Instant)>; 2],
+    /// When pages of directories, by what they begin behind, were last asked for together with where content is stored.
+    contents_asked: LruCache<(Ino, u64), Instant>,
     /// How many delegations were asked for one by one.
     alone: Option<Tally>,
     /// Inodes on which delegations were asked for.
@@ -112,6 +114,7 @@ impl Default for Walks {
             missed: lru(DIRS_MAX),
             unread: lru(DIRS_MAX),
             opened: [None; 2],
+            contents_asked: lru(DIRS_MAX),
             alone: None,
             asked_for: lru(DIRS_MAX),
         }
@@ -199,19 +202,28 @@ impl Walks {
     /// Notes that a file of this directory was opened without knowing where its content is stored. True when it is time
     /// to ask for that of all of its files, once in a while.
     pub(crate) fn unread(&mut self, dir: Ino, now: Instant) -> bool {
-        self.note_opened(now);
         is_time_to_ask(&mut self.unread, dir, now)
     }
 
     /// Notes that a file was opened whose content is not here.
-    pub(crate) fn note_opened(&mut self, now: Instant) {
-        self.opened = [self.opened[1], Some(now)];
+    pub(crate) fn note_opened(&mut self, ino: Ino, now: Instant) {
+        if self.opened[1].is_some_and(|(last, _)| last == ino) {
+            self.opened[1] = Some((ino, now));
+        } else {
+            self.opened = [self.opened[1], Some((ino, now))];
+        }
     }
 
-    /// Returns whether files are being read, not only listed: then it is worth asking where content is stored along
-    /// with a listing.
-    pub(crate) fn reads_content(&self, now: Instant) -> bool {
-        self.opened[0].is_some_and(|at| now.saturating_duration_since(at) < READ_WITHIN)
+    /// Returns whether it is worth asking where content is stored along with this page of a directory: files are
+    /// being read, not only listed, and it was not asked lately. What others change meanwhile costs a question for each
+    /// file.
+    pub(crate) fn may_ask_for_contents(&mut self, page: (Ino, u64), now: Instant) -> bool {
+        let reads = self.opened[0].is_some_and(|(_, at)| now.saturating_duration_since(at) < READ_WITHIN);
+        let asked = self.contents_asked.get(&page).is_some_and(|at| now.saturating_duration_since(*at) < ASK_PAUSE);
+        if reads && !asked {
+            self.contents_asked.put(page, now);
+        }
+        reads && !asked
     }
 }
 
@@ -265,14 +277,19 @@ mod tests {
     }
 
     #[test]
-    fn content_is_asked_for_while_files_are_opened_and_no_longer() {
+    fn content_is_asked_for_while_files_are_opened_and_once_a_minute_for_a_directory() {
         let (mut walks, now) = (Walks::default(), Instant::now());
-        assert!(!walks.reads_content(now));
-        let asked: Vec<bool> = (0..10).map(|_| walks.unread(Ino(5), now)).collect();
-        assert_eq!(asked.iter().filter(|asked| **asked).count(), 1);
-        assert!(walks.reads_content(now + READ_WITHIN / 2));
-        walks.note_opened(now + READ_WITHIN * 2);
-        assert!(!walks.reads_content(now + READ_WITHIN * 2), "one file is no pattern");
+        assert!(!walks.may_ask_for_contents((Ino(5), 0), now));
+        let later = now + READ_WITHIN / 2;
+        (0..9).for_each(|_| walks.note_opened(Ino(100), later));
+        assert!(!walks.may_ask_for_contents((Ino(5), 0), later), "one file is no pattern");
+        walks.note_opened(Ino(101), later);
+        assert!(walks.may_ask_for_contents((Ino(5), 0), later) && walks.may_ask_for_contents((Ino(6), 0), later));
+        assert!(!walks.may_ask_for_contents((Ino(5), 0), later), "it is asked once");
+        assert!(!walks.may_ask_for_contents((Ino(7), 0), later + READ_WITHIN), "nobody reads any more");
+        let much_later = later + ASK_PAUSE;
+        [100, 101].map(|ino| walks.note_opened(Ino(ino), much_later));
+        assert!(walks.may_ask_for_contents((Ino(5), 0), much_later));
     }
 
     #[test]

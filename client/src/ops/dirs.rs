@@ -10,9 +10,12 @@ use wire::FsError;
 use wire::ids::Ino;
 use wire::op::{DirEntry, ExtentPage, ListedDir, Read, ReadReply, With};
 
-/// When names of a directory are looked up one after the other: how many entries are asked for at once, and how often.
-const AHEAD_PAGE_ENTRIES: u32 = 1024;
-const AHEAD_PAGES_MAX: u32 = 4;
+/// When names of a directory are looked up one after the other: how many entries are asked for at once, and how often. So
+/// many small files fit into an answer that has their content, too.
+const AHEAD_PAGE_ENTRIES: u32 = 512;
+const AHEAD_PAGES_MAX: u32 = 8;
+/// How many entries are asked for on a walk that changes what it goes through.
+const TREE_ENTRIES: u32 = 1024;
 const NAMES_AHEAD_MAX: u64 = (AHEAD_PAGES_MAX * AHEAD_PAGE_ENTRIES) as u64;
 
 impl Client {
@@ -60,7 +63,7 @@ impl Client {
     async fn ask_page(&self, asked: PageKey) -> Result<Listed, FsError> {
         self.send_names_of(asked.dir).await?;
         let PageKey { dir: ino, after, limit, plus } = asked;
-        let with = if plus { self.what_with_entries() } else { With::Names };
+        let with = if plus { self.what_with_entries(asked) } else { With::Names };
         let read = Read::ReadDir { ino, after, limit, with };
         let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
         let ReadReply::Page { parent, mut entries, end } = answer? else { return Err(unexpected_reply()) };
@@ -76,14 +79,15 @@ impl Client {
     }
 
     /// Returns what is asked for along with entries that come with attributes.
-    fn what_with_entries(&self) -> With {
-        if self.known.reads_content() { With::Contents } else { With::Attributes }
+    fn what_with_entries(&self, asked: PageKey) -> With {
+        if self.known.may_ask_for_contents(asked) { With::Contents } else { With::Attributes }
     }
 
     /// Asks for the start of a directory with attributes, and for what lies below and behind it on a walk.
     async fn ask_tree(&self, asked: Next, limit: u32) -> Result<Listed, FsError> {
         self.send_names_of(asked.dir).await?;
-        let with = self.what_with_entries();
+        let start = PageKey { dir: asked.dir, after: 0, limit, plus: true };
+        let with = self.what_with_entries(start);
         let read = Read::ReadTree { ino: asked.dir, with, behind: asked.behind(), limit };
         let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
         let dirs = match answer? {
@@ -133,7 +137,7 @@ impl Client {
         // Asking ahead ends other sessions' delegations there, so it is only for a walk through one directory after the
         // other.
         match self.known.is_one_of_many().then(|| self.known.walk_from(ino)).flatten() {
-            Some(next) => self.ask_tree(next, AHEAD_PAGE_ENTRIES).await.map(|_| ()),
+            Some(next) => self.ask_tree(next, TREE_ENTRIES).await.map(|_| ()),
             None => self.view.ask(Read::GetAttr { ino }).await.map(|_| ()),
         }
     }

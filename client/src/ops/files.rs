@@ -13,7 +13,7 @@ use wire::FsError;
 use wire::attr::{AttrChange, InodeAttr, TimeChange};
 use wire::extent::Source;
 use wire::ids::{Ino, Version};
-use wire::limits::FILE_BYTES_MAX;
+use wire::limits::{FILE_BYTES_MAX, LISTED_CONTENT_MAX};
 use wire::op::{ExtentPage, Op, RangeAction, Read, ReadReply};
 
 /// Extents are asked for in portions of this much of a file, so that no list of them is too long to send.
@@ -90,12 +90,19 @@ impl Client {
             (attr.nlink > 0 && (page.is_some() || self.has_content(ino, &attr))).then_some((attr, page))
         });
         let (mut attr, page, leased) = match known {
-            Some((attr, page)) => (attr, page, true),
+            Some((attr, page)) => {
+                if !self.has_content(ino, &attr) {
+                    self.known.note_opened(ino);
+                }
+                (attr, page, true)
+            }
             None => {
                 // metad must know what was done to the file here before it can answer.
                 self.order.wait_of(ino).await?;
                 let opened = self.ask_open(ino).await?;
-                self.note_unread(ino);
+                if !flags.truncate && opened.0.size <= LISTED_CONTENT_MAX {
+                    self.note_unread(ino);
+                }
                 opened
             }
         };
@@ -110,7 +117,8 @@ impl Client {
         });
         drop(opening);
         handle.file.refresh(&attr, page.as_ref());
-        if !leased {
+        // A recall that came before the file was in the list of open ones has told nobody but what is known.
+        if !leased || self.known.attr(ino).is_none() {
             self.view.refresh_open(ino);
         }
         if flags.truncate {

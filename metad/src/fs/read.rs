@@ -5,9 +5,10 @@ use super::view::{Kv, KvExt};
 use super::{deferred, dentry, extent, keys, lock, numbered, orphan, settings, xattr};
 use wire::FsError;
 use wire::attr::{FileKind, InodeAttr};
-use wire::extent::{Extent, Source};
 use wire::ids::{Ino, SessionId};
-use wire::limits::{CHUNK_BYTES, LISTED_CONTENT_MAX, LISTED_CONTENTS_BYTES_MAX, NAME_BYTES_MAX, READDIR_PAGE_MAX};
+use wire::limits::{
+    CHUNK_BYTES, INLINE_BYTES_MAX, LISTED_CONTENT_MAX, LISTED_CONTENTS_BYTES_MAX, NAME_BYTES_MAX, READDIR_PAGE_MAX,
+};
 use wire::op::{DirEntry, ExtentPage, ListedDir, Read, ReadReply, StatFs, With};
 
 /// Answers a question. For `StatFs` only inodes are known here, not bytes.
@@ -81,6 +82,9 @@ fn open(kv: &dyn Kv, session: SessionId, ino: Ino) -> Result<ReadReply, FsError>
     Ok(ReadReply::Opened { attr: inode.attr, page })
 }
 
+/// Most extents of a file of which a listing says where its content is stored.
+const LISTED_EXTENTS_MAX: usize = 4;
+
 /// Lists directories for one answer.
 struct Lister<'a> {
     kv: &'a dyn Kv,
@@ -123,17 +127,15 @@ impl<'a> Lister<'a> {
     /// Returns where the content of a small file is stored, if that is asked for and there is room for it.
     fn content(&mut self, inode: &Inode) -> Option<ExtentPage> {
         let InodeAttr { kind, size, .. } = inode.attr;
-        let is_small = kind == FileKind::Regular && (1..=LISTED_CONTENT_MAX).contains(&size);
+        let is_small = kind == FileKind::Regular && size <= LISTED_CONTENT_MAX;
         if self.with < With::Contents || !is_small || self.contents_left == 0 {
             return None;
         }
         let page = extent::page(self.kv, inode, &(0..CHUNK_BYTES));
-        let inline = |extent: &Extent| if let Source::Inline(bytes) = &extent.source { bytes.len() } else { 0 };
-        let bytes = size_of::<ExtentPage>()
-            + page.extents.iter().map(|extent| size_of::<Extent>() + inline(extent)).sum::<usize>();
         // One that does not fit any more ends it, so that not many are read in vain.
-        self.contents_left = self.contents_left.saturating_sub(bytes);
-        (self.contents_left > 0 && page.more_from.is_none()).then_some(page)
+        self.contents_left = self.contents_left.saturating_sub(page.memory());
+        let is_simple = page.extents.len() <= LISTED_EXTENTS_MAX && page.inline_bytes() <= INLINE_BYTES_MAX;
+        (self.contents_left > 0 && is_simple).then_some(page)
     }
 
     /// `Read::ReadTree`: a client that walks a tree gets one answer per thousand entries instead of one per directory.
