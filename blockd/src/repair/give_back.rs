@@ -133,11 +133,15 @@ impl Healer {
         }
         all_gone &= self.drop_given(layout, &given, asked_at).await;
         for (hash, whom) in to_send {
+            if self.layouts.newest().epoch != layout.epoch {
+                break;
+            }
             let is_there = self.send(layout, hash, &whom, ASK_TIMEOUT).await;
             all_gone &= is_there && self.drop_given(layout, &[hash], asked_at).await;
-            if self.layouts.newest().epoch != layout.epoch {
-                return Err("the layout has changed".to_owned());
-            }
+        }
+        // A pass under the new one does not wait for the other pages.
+        if self.layouts.newest().epoch != layout.epoch {
+            return Err("the layout has changed".to_owned());
         }
         Ok(all_gone)
     }
