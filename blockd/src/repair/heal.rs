@@ -255,7 +255,8 @@ impl Healer {
         Ok(())
     }
 
-    /// Those of the blocks that something refers to. The source pays for the time that it takes to learn that.
+    /// Those of the blocks that something refers to. The others are looked at once more a little later. The source pays for
+    /// the time that it takes to learn that.
     async fn referenced_of(
         &mut self,
         source: BlockdId,
@@ -271,6 +272,9 @@ impl Healer {
             let is_unreferenced = unreferenced.contains(hash);
             if is_unreferenced {
                 pass.came(hash, *len);
+                // A client may be about to commit it, and nobody else knows that it is lacking here.
+                self.handoff.add(self.id, *hash);
+                self.handoff.postpone(&self.id, hash);
             }
             !is_unreferenced
         });
