@@ -75,6 +75,12 @@ impl<K: Clone + Eq + Hash, T> FairQueue<K, T> {
         self.order.is_empty()
     }
 
+    /// Number of items that wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.lines.values().map(VecDeque::len).sum()
+    }
+
     /// Drops everything.
     pub fn clear(&mut self) {
         *self = Self::default();
@@ -172,7 +178,7 @@ mod tests {
                     }
                     given += cost;
                 }
-                prop_assert_eq!(queue.lines.len(), queue.order.len());
+                prop_assert_eq!((queue.lines.len(), queue.len()), (queue.order.len(), waiting));
                 prop_assert!(queue.lines.len() <= waiting && queue.lines.values().all(|line| !line.is_empty()));
             }
         }

@@ -151,6 +151,12 @@ impl Queue {
         }
     }
 
+    /// How much work waits.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.waiting.lock().work.len()
+    }
+
     /// Takes no more work. What is queued is still written.
     pub fn close(&self) {
         self.waiting.lock().closed = true;

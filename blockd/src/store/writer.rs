@@ -72,6 +72,12 @@ impl Writer {
         Ok(outcomes)
     }
 
+    /// How much work waits for the thread.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Waits until everything queued is written.
     pub(super) fn close(&self) {
         self.queue.close();

@@ -1,7 +1,7 @@
-//! One client that asks for as much as it can, on several connections, beside one that asks for little.
+//! One client that reads as much as it can, on several connections, beside one that reads little. Of puts, see
+//! `blockd/src/server_tests.rs`.
 
 use crate::daemon_cluster::{Cluster, LIMIT, identity, random_block};
-use bytes::Bytes;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,38 +9,21 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use wire::Error;
 use wire::ids::{BlockHash, LayoutEpoch};
-use wire::layout::Layout;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::Endpoint;
 use wire::tls::{ClusterCa, Role};
 
 /// Connections of the greedy client.
 const CONNECTIONS: usize = 4;
-/// What it asks for at once on each: puts of a length, and reads of large blocks.
-const PUTS_ON_EACH: usize = 100;
-const PUT_BYTES: usize = 256 << 10;
+/// What it asks for at once on each: reads of large blocks.
 const READS_ON_EACH: usize = 24;
 const READ_BYTES: usize = 4 << 20;
-/// What the other one stores and reads, one after the other.
+/// What the other one reads, one after the other.
 const HONEST_BYTES: usize = 64 << 10;
 const HONEST_COUNT: usize = 12;
 
 fn client(ca: &ClusterCa, name: &str) -> Endpoint {
     Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity(ca, Role::Client, name)).unwrap()
-}
-
-/// Puts through the chain of the block's owners, and waits for two of them.
-async fn put(from: &Endpoint, layout: &Layout, block: &Bytes) -> Result<(), Error> {
-    let hash = BlockHash::of(block);
-    let owners = layout.owners(&hash);
-    let chain = owners[1..].iter().map(|owner| owner.id).collect();
-    let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: 2, origin: None };
-    let peer = from.peer(owners[0].addr, Role::Blockd);
-    match peer.request::<_, BlockReply>(&request, std::slice::from_ref(block), LIMIT).await?.0 {
-        BlockReply::Stored { synced, failed, .. } => assert!(synced.len() >= 2, "{failed:?}"),
-        other => panic!("{other:?}"),
-    }
-    Ok(())
 }
 
 async fn get(from: &Endpoint, addr: SocketAddr, hash: BlockHash) -> Result<usize, Error> {
@@ -111,21 +94,6 @@ impl Flood {
         assert!(waited[HONEST_COUNT / 2] < self.in_flight * 3 / 4, "{what} waits for {waited:?} of {}", self.in_flight);
         self.end().await;
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn puts_of_a_client_go_on_beside_hundreds_of_another_one_through_whole_chains() {
-    let cluster = Cluster::start(3).await;
-    let honest = client(&cluster.ca, "honest");
-    let layout = cluster.layout();
-    let of_flood = layout.clone();
-    let flood = Flood::start(&cluster.ca, PUTS_ON_EACH, move |endpoint, _| {
-        let layout = of_flood.clone();
-        async move { put(&endpoint, &layout, &random_block(PUT_BYTES)).await.is_ok() }
-    });
-    flood
-        .assert_leaves_turns("a put", async || put(&honest, &layout, &random_block(HONEST_BYTES)).await.unwrap())
-        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

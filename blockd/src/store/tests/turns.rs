@@ -1,7 +1,7 @@
 //! In whose turn the writer writes.
 
 use super::{TestDisk, open_with, runtime};
-use crate::store::{Party, Store};
+use crate::store::{Party, SegmentId, Store};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, join_all};
@@ -13,6 +13,19 @@ use wire::sections::Sections;
 const SEGMENT_BYTES: u64 = 1 << 20;
 const BLOCK_BYTES: usize = 60 << 10;
 const IN_GROUP: usize = SEGMENT_BYTES as usize / BLOCK_BYTES;
+
+impl Store {
+    /// How much work waits for the writer.
+    pub(crate) fn waiting(&self) -> usize {
+        self.writer.waiting()
+    }
+
+    /// Where a block lies that is here: what was written before lies before it.
+    pub(crate) fn place_of(&self, hash: &BlockHash) -> (SegmentId, u64) {
+        let location = self.shared.index.read().blocks[hash];
+        (location.segment, location.offset)
+    }
+}
 
 /// Puts a block: begun, and not awaited yet.
 fn begin_put(store: &Store, party: Party, content: Vec<u8>) -> (BlockHash, BoxFuture<'_, bool>) {
@@ -42,11 +55,7 @@ fn a_put_beside_hundreds_of_another_certificate_is_written_after_a_few_of_them()
         stored.await;
         let (names, puts): (Vec<BlockHash>, Vec<_>) = flood.into_iter().unzip();
         join_all(puts).await;
-        let place = |hash: &BlockHash| {
-            let index = store.shared.index.read();
-            (index.blocks[hash].segment, index.blocks[hash].offset)
-        };
-        let before = names.iter().filter(|name| place(name) < place(&hash)).count();
+        let before = names.iter().filter(|name| store.place_of(name) < store.place_of(&hash)).count();
         // The group that was being written, which may have been one block, and the next one.
         assert!(before <= 2 * IN_GROUP, "{before} of {} were written before it", names.len());
     });
@@ -70,12 +79,10 @@ fn clients_do_not_wait_for_all_that_is_repaired_nor_the_other_way_round() {
         let (names, puts): (Vec<_>, Vec<_>) =
             puts.into_iter().map(|(party, (hash, stored))| ((party, hash), stored)).unzip();
         join_all(puts).await;
-        let index = store.shared.index.read();
-        let mut written: Vec<_> =
-            names.iter().map(|(party, hash)| (index.blocks[hash].segment, index.blocks[hash].offset, *party)).collect();
-        written.sort_by_key(|(segment, offset, _)| (*segment, *offset));
+        let mut written: Vec<_> = names.iter().map(|(party, hash)| (store.place_of(hash), *party)).collect();
+        written.sort_by_key(|(place, _)| *place);
         // Some of the client may have been written before the others came.
-        let of_client = written[..100].iter().filter(|(_, _, party)| *party == client).count();
+        let of_client = written[..100].iter().filter(|(_, party)| *party == client).count();
         assert!((50 - IN_GROUP..=50 + IN_GROUP).contains(&of_client), "{of_client} of the first 100");
     });
 }
