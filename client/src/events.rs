@@ -281,7 +281,7 @@ impl Events {
     /// committed before others can change other bytes of them.
     fn queue_whole_pages(&self, event: &MetaEvent) {
         let inos = match event {
-            MetaEvent::Recall { inos, .. } | MetaEvent::Share { inos, .. } => inos.clone(),
+            MetaEvent::Recall { inos, .. } | MetaEvent::Share { inos, .. } => self.writeback.with_made_in(inos.clone()),
             MetaEvent::RecallAll { .. } => self.open_files.inos(),
             _ => return,
         };

@@ -217,6 +217,7 @@ struct UnderWay {
 /// A page that is being written back, and what it is compared with.
 struct Writing {
     page: usize,
+    number: u64,
     data: [u8; PAGE],
     /// The parts that were looked at already.
     seen: Vec<(Seen, Option<Vec<u8>>)>,
@@ -246,6 +247,8 @@ struct World {
     compared: u32,
     /// Nobody else has the file open.
     alone: bool,
+    /// The kernel writes copies of pages back, as Linux does before 6.16, and drops pages without waiting for these.
+    copies: bool,
 }
 
 fn upload(_: &Packed, _: To) -> Uploading {
@@ -263,7 +266,7 @@ fn assembled(plan: &ReadPlan) -> Vec<u8> {
 }
 
 impl World {
-    fn new(alone: bool) -> Self {
+    fn new(alone: bool, copies: bool) -> Self {
         let metad = Metad::new();
         let file = FileState::new(metad.attr(), Some(&metad.page()), Arc::default(), 4 << 20);
         Self {
@@ -285,6 +288,7 @@ impl World {
             unique: Vec::new(),
             compared: 0,
             alone,
+            copies,
         }
     }
 
@@ -292,6 +296,7 @@ impl World {
         if self.cached[page].is_some() || self.reading.is_some() {
             return;
         }
+        self.wait_written(page);
         let bytes = loop {
             match self.file.plan_read(((page * PAGE) as u64, PAGE), false) {
                 ReadStep::Done(bytes) => break bytes.to_vec(),
@@ -327,6 +332,10 @@ impl World {
         if self.reading.as_ref().is_some_and(|(read, _)| *read == page) {
             self.reply();
         }
+        self.wait_written(page);
+    }
+
+    fn wait_written(&mut self, page: usize) {
         if self.writing.as_ref().is_some_and(|writing| writing.page == page) {
             self.take_page();
         }
@@ -407,8 +416,10 @@ impl World {
             taken.unwrap();
             return;
         }
-        self.writing = Some(Writing { page, data, seen: Vec::new() });
-        self.look();
+        self.writing = Some(Writing { page, number: self.file.begin_taking(), data, seen: Vec::new() });
+        if !self.copies {
+            self.look();
+        }
     }
 
     /// Looks at the next part of the page that is written back.
@@ -427,7 +438,11 @@ impl World {
     }
 
     fn take_page(&mut self) {
-        let Some(writing) = &mut self.writing else { return };
+        if self.writing.as_ref().is_some_and(|writing| writing.seen.is_empty()) {
+            // It has waited for room.
+            self.look();
+        }
+        let Some(writing) = &self.writing else { return };
         let at = writing.page * PAGE;
         let (seen, bytes) = writing.seen.last().unwrap();
         let part = seen.range.start as usize - at..seen.range.end as usize - at;
@@ -438,16 +453,23 @@ impl World {
             self.look();
             return self.take_page();
         }
+        self.file.end_taking(writing.number, true);
         self.writing = None;
     }
 
     fn drop_pages(&mut self) {
         self.reply();
-        self.take_page();
-        for page in 0..PAGES {
-            let refused = self.refuses && self.cached[page].as_ref().is_some_and(|cached| cached.dirty);
-            self.begin_write_back(page);
+        if !self.copies {
             self.take_page();
+        }
+        for page in 0..PAGES {
+            let dirty = self.cached[page].as_ref().is_some_and(|cached| cached.dirty);
+            let refused = self.refuses && dirty;
+            if dirty {
+                self.take_page();
+                self.begin_write_back(page);
+                self.take_page();
+            }
             if !refused {
                 self.cached[page] = None;
             }
@@ -562,9 +584,10 @@ impl World {
         }
     }
 
-    fn run(steps: &[Step], alone: bool) -> Self {
-        let mut world = Self::new(alone);
+    fn run(steps: &[Step], alone: bool, copies: bool) -> Self {
+        let mut world = Self::new(alone, copies);
         steps.iter().for_each(|step| world.take(step));
+        world.take_page();
         world.refuses = false;
         world.drop_pages();
         world.flush();
@@ -595,10 +618,11 @@ proptest! {
         steps in steps((0..SIZE).collect(), (0..SIZE).collect(), usize::MAX),
         refusals in proptest::collection::vec(0_usize..80, 0..3),
         alone in any::<bool>(),
+        copies in any::<bool>(),
     ) {
         let mut steps = steps;
         refusals.into_iter().for_each(|at| steps.insert(at.min(steps.len()), Step::Refuse));
-        let world = World::run(&steps, alone);
+        let world = World::run(&steps, alone, copies);
         for (at, value) in &world.unique {
             let landed = world.metad.landed.contains_key(&(*at, *value));
             prop_assert!(landed || replaced(&world, *at, *value), "{} of {} is lost", value, at);
@@ -610,10 +634,11 @@ proptest! {
     #[test]
     fn pages_that_two_mounts_change_in_different_places_are_in_no_conflict(
         steps in steps((0..SIZE).step_by(2).collect(), (1..SIZE).step_by(2).collect(), 6),
+        copies in any::<bool>(),
     ) {
         // Where the content is stored that a page shows is not known after a compaction, if others change it next.
         let steps: Vec<Step> = steps.into_iter().filter(|step| !matches!(step, Step::Compact)).collect();
-        let world = World::run(&steps, false);
+        let world = World::run(&steps, false, copies);
         prop_assert!(world.metad.copies.is_empty(), "{:?}", world.metad.copies);
         for (at, value) in world.ours.iter().chain(&world.others) {
             prop_assert_eq!(world.metad.bytes[*at].value, *value, "at {}", at);
@@ -626,7 +651,7 @@ proptest! {
     ) {
         // An answer that has a commit before the commit's own answer arrives makes it look like another session's.
         let steps: Vec<Step> = steps.into_iter().filter(|step| !matches!(step, Step::Refresh)).collect();
-        let world = World::run(&steps, true);
+        let world = World::run(&steps, true, false);
         prop_assert_eq!(world.compared, 0);
         for (at, value) in &world.ours {
             prop_assert_eq!(world.metad.bytes[*at].value, *value, "at {}", at);
@@ -637,7 +662,7 @@ proptest! {
 /// Guards I6.
 #[test]
 fn what_others_have_written_is_not_our_own_once_this_client_has_compacted_it() {
-    let mut world = World::new(false);
+    let mut world = World::new(false, false);
     [Step::Fault(0), Step::Reply, Step::Others(1), Step::Refresh].iter().for_each(|step| world.take(step));
     // Others' change became known just before this client's compaction.
     world.compact();
@@ -650,7 +675,7 @@ fn what_others_have_written_is_not_our_own_once_this_client_has_compacted_it() {
 /// Guards I6.
 #[test]
 fn a_page_that_had_our_content_over_newer_content_of_others_does_not_replace_that_once_ours_is_known_to_be_older() {
-    let mut world = World::new(false);
+    let mut world = World::new(false, false);
     [Step::Write(0), Step::Seal, Step::Plan, Step::Deliver].iter().for_each(|step| world.take(step));
     // The answer is late: others change the same byte, and the page is read before it comes.
     let steps = [Step::Others(0), Step::Refresh, Step::BeginDrop, Step::Drop, Step::EndDrop];
@@ -666,7 +691,7 @@ fn a_page_that_had_our_content_over_newer_content_of_others_does_not_replace_tha
 /// Guards I6. metad may remember a newer version for the file's earlier content.
 #[test]
 fn the_journal_says_that_a_page_is_based_on_an_older_version_than_what_was_written_before() {
-    let mut world = World::new(false);
+    let mut world = World::new(false, false);
     let steps = [Step::Fault(0), Step::Reply, Step::Others(1), Step::Refresh, Step::Write(16), Step::Seal];
     steps.iter().for_each(|step| world.take(step));
     let before = world.file.picture(u64::MAX);

@@ -13,6 +13,7 @@
 
 use super::extents::Extents;
 use rangemap::RangeMap;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use wire::extent::ExtentWrite;
 use wire::ids::Version;
@@ -24,6 +25,11 @@ const NOTED_MAX: usize = 1024;
 /// Versions of our own that are retained for an earlier content. The oldest of them counts as another session's then:
 /// at worst, a needless conflict copy is made.
 const OWN_MAX: usize = 1024;
+/// Drops that wait for pages which are being taken. Beyond it, they wait for pages that came later, too.
+const UNSETTLED_MAX: usize = 64;
+
+/// The version of what is at a wrong place in the pages: everything else is newer.
+const MISPLACED: Version = Version(0);
 
 /// What a part of the file shows in the kernel's pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,7 +70,8 @@ impl Earlier {
     }
 
     fn note_own(&mut self, version: Version) {
-        if version <= self.version {
+        // What is misplaced must not replace our own bytes either.
+        if version <= self.version || self.version == MISPLACED {
             return;
         }
         if self.own.len() >= OWN_MAX {
@@ -92,6 +99,12 @@ pub(crate) struct Pages {
     ended: u64,
     /// The last drop that had begun when the kernel was given pages of the present content.
     given: Option<u64>,
+    /// Numbers of those who take pages that the kernel has written back.
+    taking: BTreeSet<u64>,
+    /// Number of the next of them.
+    next_taking: u64,
+    /// Drops that have ended while pages were being taken, each with the number of the first who began after it.
+    unsettled: VecDeque<(u64, u64)>,
 }
 
 impl Default for Pages {
@@ -106,6 +119,9 @@ impl Default for Pages {
             begun: 0,
             ended: 0,
             given: Some(0),
+            taking: BTreeSet::new(),
+            next_taking: 0,
+            unsettled: VecDeque::new(),
         }
     }
 }
@@ -167,8 +183,39 @@ impl Pages {
         self.begun
     }
 
-    /// Notes that the kernel has dropped all pages that it was given before this drop began.
+    /// Notes that the kernel has dropped all pages that it was given before this drop began. Copies of them may be on
+    /// their way: before 6.16, Linux writes pages back from copies, and drops a page without waiting for its copy.
     pub fn end_drop(&mut self, drop: u64) {
+        let is_full = self.unsettled.len() >= UNSETTLED_MAX;
+        let last = if is_full { self.unsettled.pop_back() } else { None };
+        let drop = last.map_or(drop, |(_, last)| last.max(drop));
+        self.unsettled.push_back((self.next_taking, drop));
+        self.settle_drops();
+    }
+
+    /// Notes that pages which the kernel has written back are being taken. Returns the number of this.
+    pub fn begin_taking(&mut self) -> u64 {
+        self.next_taking += 1;
+        self.taking.insert(self.next_taking - 1);
+        self.next_taking - 1
+    }
+
+    /// Notes that this has ended.
+    pub fn end_taking(&mut self, number: u64) {
+        self.taking.remove(&number);
+        self.settle_drops();
+    }
+
+    /// Forgets what the kernel has dropped, unless pages are being taken that came before that.
+    fn settle_drops(&mut self) {
+        let first = self.taking.first().copied().unwrap_or(u64::MAX);
+        while let Some((_, drop)) = self.unsettled.front().copied().filter(|(behind, _)| *behind <= first) {
+            self.unsettled.pop_front();
+            self.forget_dropped(drop);
+        }
+    }
+
+    fn forget_dropped(&mut self, drop: u64) {
         self.ended = self.ended.max(drop);
         self.earlier.retain(|earlier| earlier.given >= drop);
         if self.show_present() {
@@ -279,6 +326,13 @@ impl Pages {
         }
     }
 
+    /// Notes that the kernel has put appended bytes at another place of its pages than they are at in the file, because it
+    /// did not know where that ends. No content has what these parts show: what is in the file there is in conflict with
+    /// them.
+    pub fn misplaced(&mut self, parts: &[Range<u64>]) {
+        self.lost(MISPLACED, &[], parts);
+    }
+
     /// Returns what the kernel's pages show at the start of this part, and where that ends.
     pub fn shown(&self, range: &Range<u64>) -> (Shows, u64) {
         let (shows, end) = match self.noted.get_key_value(&range.start) {
@@ -355,6 +409,36 @@ mod tests {
         assert!(!pages.show_present(), "a page could not be taken");
         let drop = pages.begin_drop();
         pages.end_drop(drop);
+        assert!(pages.show_present());
+    }
+
+    /// Guards I6.
+    #[test]
+    fn a_drop_forgets_nothing_as_long_as_pages_are_taken_that_came_before_its_end() {
+        let mut pages = Pages::default();
+        pages.leave(content(1));
+        let drop = pages.begin_drop();
+        let [early, other] = [pages.begin_taking(), pages.begin_taking()];
+        pages.end_drop(drop);
+        let late = pages.begin_taking();
+        assert_eq!(shown(&pages, 0), (1, true));
+        pages.end_taking(other);
+        assert_eq!(shown(&pages, 0), (1, true));
+        pages.end_taking(early);
+        assert!(pages.show_present(), "what came later was read later");
+        pages.leave(content(2));
+        assert!(pages.show_present(), "the kernel has no page of it");
+        for _ in 0..2 * UNSETTLED_MAX {
+            let _ = pages.begin_taking();
+            pages.note_given();
+            pages.leave(content(3));
+            let drop = pages.begin_drop();
+            pages.end_drop(drop);
+            assert!(pages.unsettled.len() <= UNSETTLED_MAX && !pages.show_present());
+        }
+        (0..pages.next_taking).filter(|number| *number != late).for_each(|number| pages.end_taking(number));
+        assert!(!pages.show_present());
+        pages.end_taking(late);
         assert!(pages.show_present());
     }
 

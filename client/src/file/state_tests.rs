@@ -149,6 +149,35 @@ fn a_page_that_showed_appended_content_before_that_landed_elsewhere_is_not_compa
     assert_eq!((basis.base, basis.own), (Version(1), vec![Version(3)]), "version 2 is in conflict with it");
 }
 
+/// Guards I6. The kernel does not always know where the file ends when a program appends to it.
+#[test]
+fn a_page_in_which_appended_content_is_at_a_wrong_place_replaces_neither_what_is_there_nor_that_content() {
+    let file = opened();
+    assert!(file.refresh(&attr(2, 150), None));
+    let drop = file.begin_drop();
+    file.end_drop(drop);
+    let page = ExtentPage { version: Version(2), size: 150, extents: Vec::new(), more_from: None };
+    file.take_listing(0..CHUNK_BYTES, &[page], false);
+    let (at, _) = file.write(None, b"ours", false, Timestamp::default()).unwrap();
+    assert_eq!(at, 150);
+    file.note_misplaced(at, 100, 4);
+    seal(&file);
+    let writes = commit_first(&file);
+    file.take_landing(Landing { append_from: Some(150), appended_at: Some(150), ..landing(&writes, 3, 2, 154) }, 1, Instant::now());
+    let mut at = 96;
+    let mut shown = Vec::new();
+    while at < 160 {
+        let seen = file.seen(&(at..160));
+        shown.push((at, matches!(seen.below, Below::Read(_))));
+        at = seen.range.end;
+    }
+    assert_eq!(shown, [(96, true), (100, false), (104, true), (150, false), (154, true)]);
+    let seen = file.seen(&(100..154));
+    file.write_changed(&seen, b"ours", None, Timestamp::default()).unwrap();
+    let basis = file.basis(Instant::now());
+    assert_eq!((basis.base, basis.own), (Version(0), Vec::new()), "everything that is in the file is in conflict with it");
+}
+
 #[test]
 fn a_listing_of_several_versions_is_taken_only_when_there_is_no_other() {
     let file = opened();
@@ -263,7 +292,7 @@ fn content_that_the_policy_refuses_takes_no_room_and_no_more_of_it_is_accepted()
     assert_eq!(file.remove_handle(), (true, true));
     assert_eq!(file.note_unsaved(FsError::Stale), Unsaved { released: 0, unheard: true });
     assert_eq!(file.drop_uncommitted(), 0);
-    assert_eq!(file.write(Some(0), b"more", false, Timestamp::default()), Ok(4));
+    assert_eq!(file.write(Some(0), b"more", false, Timestamp::default()), Ok((0, 4)));
 }
 
 #[test]

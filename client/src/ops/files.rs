@@ -3,6 +3,7 @@
 use crate::Client;
 use crate::error::unexpected_reply;
 use crate::file::state::FileState;
+use crate::kernel::Notice;
 use crate::known::leased::LeasedAnswer;
 use crate::ordered::{Ordered, Rank};
 use crate::queue::{LossesReported, NewNode};
@@ -233,16 +234,28 @@ impl Client {
         if handle.flags.sync || !self.committer.window().takes_at_once() || !handle.file.takes_writes_at_once() {
             return None;
         }
-        Some(self.accept(handle, handle.place(offset), data, clear_privileges))
+        Some(self.accept(handle, (offset, handle.place(offset)), data, clear_privileges))
     }
 
-    /// Adds written content, at an offset or at the end.
-    fn accept(&self, handle: &Handle, place: Option<u64>, data: &[u8], clear: bool) -> Result<usize, FsError> {
+    /// Adds written content, which the kernel has at this offset in its pages, at a place or at the end.
+    fn accept(
+        &self,
+        handle: &Handle,
+        (offset, place): (u64, Option<u64>),
+        data: &[u8],
+        clear: bool,
+    ) -> Result<usize, FsError> {
         if place.unwrap_or(0).saturating_add(data.len() as u64) > FILE_BYTES_MAX {
             return Err(FsError::TooLarge);
         }
-        let added = handle.file.write(place, data, clear, self.session.stamp())?;
+        let (at, added) = handle.file.write(place, data, clear, self.session.stamp())?;
         self.note_use(handle);
+        if at != offset && self.kernel.is_there() {
+            // The kernel does not know what others have appended, and has these bytes over theirs.
+            handle.file.note_misplaced(at, offset, data.len() as u64);
+            self.kernel.gets_pages(handle.ino(), Version::default());
+            self.kernel.notify(Notice::Changed(handle.ino()));
+        }
         self.committer.window().add(added as u64);
         self.committer.seal_full(&handle.file);
         Ok(data.len())
@@ -269,7 +282,7 @@ impl Client {
         content: (usize, impl Future<Output = Result<D, FsError>>),
         clear: bool,
     ) -> Result<usize, FsError> {
-        self.write_to(handle, handle.place(offset), content, clear).await
+        self.write_to(handle, (offset, handle.place(offset)), content, clear).await
     }
 
     /// Like [`Client::write_content`], at exactly this offset, even if the handle appends.
@@ -283,13 +296,13 @@ impl Client {
         content: (usize, impl Future<Output = Result<D, FsError>>),
         clear: bool,
     ) -> Result<usize, FsError> {
-        self.write_to(handle, Some(offset), content, clear).await
+        self.write_to(handle, (offset, Some(offset)), content, clear).await
     }
 
     async fn write_to<D: AsRef<[u8]>>(
         &self,
         handle: &Handle,
-        place: Option<u64>,
+        place: (u64, Option<u64>),
         (len, content): (usize, impl Future<Output = Result<D, FsError>>),
         clear: bool,
     ) -> Result<usize, FsError> {

@@ -40,14 +40,19 @@ impl DropUnderWay {
 /// Pages that are being taken. Unless all are, the kernel may retain them.
 struct Taking<'a> {
     file: &'a FileState,
+    number: u64,
     taken: bool,
+}
+
+impl<'a> Taking<'a> {
+    fn begin(file: &'a FileState) -> Self {
+        Self { file, number: file.begin_taking(), taken: false }
+    }
 }
 
 impl Drop for Taking<'_> {
     fn drop(&mut self) {
-        if !self.taken {
-            self.file.pages_stay();
-        }
+        self.file.end_taking(self.number, self.taken);
     }
 }
 
@@ -85,7 +90,7 @@ impl Client {
         (len, content): (usize, impl Future<Output = Result<D, FsError>>),
     ) -> Result<usize, FsError> {
         let file = handle.file();
-        let mut taking = Taking { file, taken: false };
+        let mut taking = Taking::begin(file);
         let end = offset.saturating_add(len as u64);
         if end > FILE_BYTES_MAX {
             return Err(FsError::TooLarge);

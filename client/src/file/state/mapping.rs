@@ -120,9 +120,29 @@ impl FileState {
         Ok(changed.iter().map(|run| content.add(seen.range.start + run.start as u64, &data[run.clone()], now)).sum())
     }
 
+    /// Notes that pages which the kernel has written back are being taken. Returns the number of this.
+    pub(crate) fn begin_taking(&self) -> u64 {
+        self.content.lock().pages.begin_taking()
+    }
+
+    /// Notes that this has ended. If the pages were not all `taken`, the kernel may retain them.
+    pub(crate) fn end_taking(&self, number: u64, taken: bool) {
+        let mut content = self.content.lock();
+        if !taken {
+            content.pages.stay();
+        }
+        content.pages.end_taking(number);
+    }
+
     /// Notes that pages which the kernel wanted to write back were not taken: it may retain them.
     pub(crate) fn pages_stay(&self) {
         self.content.lock().pages.stay();
+    }
+
+    /// Notes that the kernel has put bytes which were appended `at` one place into its pages at another one.
+    pub(crate) fn note_misplaced(&self, at: u64, shown_at: u64, len: u64) {
+        let parts = [at, shown_at].map(|start| start..start + len);
+        self.content.lock().pages.misplaced(&parts);
     }
 
     /// Returns the version of the content that a reader gets now, beside what is not committed.

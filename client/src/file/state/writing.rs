@@ -54,7 +54,8 @@ impl FileState {
         !content.pending.is_scattered() && !content.is_contended()
     }
 
-    /// Adds written bytes. Returns how many more the window holds. Without an offset they go to the end of the file.
+    /// Adds written bytes. Returns where they are, and how many more the window holds. Without an offset they go to the
+    /// end of the file.
     ///
     /// # Errors
     /// `Stale` while the policy refuses earlier content: nobody would commit more of it.
@@ -64,7 +65,7 @@ impl FileState {
         data: &[u8],
         clear_privileges: bool,
         now: Timestamp,
-    ) -> Result<usize, FsError> {
+    ) -> Result<(u64, usize), FsError> {
         let mut content = self.content.lock();
         if content.refused {
             return Err(FsError::Stale);
@@ -77,7 +78,7 @@ impl FileState {
         // The kernel has the written bytes in its pages.
         content.dropped = false;
         content.pages.note_given();
-        Ok(added)
+        Ok((at, added))
     }
 
     /// Drops uncommitted content from `size` on, because the file was cut there. Returns how many bytes less the window

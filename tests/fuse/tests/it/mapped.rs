@@ -3,6 +3,7 @@
 use fuse::LIMIT;
 use kit::{Setup, Surf, sh, until};
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
@@ -185,5 +186,52 @@ open('mine', 'wb').write(mine)
         let wrong: Vec<usize> = (0..content.len()).filter(|at| content[*at] != expected(*at)).collect();
         assert!(wrong.is_empty(), "wrong at {wrong:?}");
         assert!(conflicts(&dir).is_empty(), "{:?}", conflicts(&dir));
+    }
+}
+
+/// Guards I6. The kernel does not know what another mount has appended: what a program appends is over that in its page.
+#[test]
+fn a_program_that_maps_a_file_and_appends_to_it_does_not_replace_what_another_mount_has_appended() {
+    const ROUNDS: usize = 5;
+    let surf = Surf::start_alone(Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    fs::write(surf.path().join("file"), [b'.'; 100]).unwrap();
+    let script = "\
+import mmap, os, sys, time
+f, a = os.open('file', os.O_RDWR), os.open('file', os.O_WRONLY | os.O_APPEND)
+m = mmap.mmap(f, 100)
+for n in range(int(sys.argv[1])):
+    m[0]
+    open(f'ready{n}', 'w').close()
+    while not os.path.exists(f'go{n}'): time.sleep(0.01)
+    m[1]
+    assert os.write(a, b'mine') == 4
+    m[0] = n
+    # It may be in conflict.
+    for sync in (m.flush, lambda: os.fsync(f)):
+        try: sync()
+        except OSError: pass
+";
+    let command = python(&surf, "append.py", script, &ROUNDS.to_string());
+    thread::scope(|scope| {
+        let maps = scope.spawn(|| sh(&other.path(), LIMIT, &command));
+        for round in 0..ROUNDS {
+            let is_ready = || other.path().join(format!("ready{round}")).exists() || maps.is_finished();
+            until("it has the page", LIMIT, || is_ready().then_some(()));
+            if maps.is_finished() {
+                // It says why.
+                break;
+            }
+            let mut file = File::options().append(true).open(surf.path().join("file")).unwrap();
+            file.write_all(b"theirs").unwrap();
+            file.sync_all().unwrap();
+            fs::write(surf.path().join(format!("go{round}")), "").unwrap();
+        }
+        maps.join().unwrap();
+    });
+    for dir in [surf.path(), other.path()] {
+        let content = fs::read(dir.join("file")).unwrap();
+        let appended = String::from_utf8_lossy(&content[100..]);
+        assert_eq!(appended, "theirsmine".repeat(ROUNDS));
     }
 }
