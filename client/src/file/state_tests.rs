@@ -163,7 +163,8 @@ fn a_page_in_which_appended_content_is_at_a_wrong_place_replaces_neither_what_is
     file.note_misplaced(at, 100, 4);
     seal(&file);
     let writes = commit_first(&file);
-    file.take_landing(Landing { append_from: Some(150), appended_at: Some(150), ..landing(&writes, 3, 2, 154) }, 1, Instant::now());
+    let in_place = Landing { append_from: Some(150), appended_at: Some(150), ..landing(&writes, 3, 2, 154) };
+    file.take_landing(in_place, 1, Instant::now());
     let mut at = 96;
     let mut shown = Vec::new();
     while at < 160 {
@@ -175,7 +176,7 @@ fn a_page_in_which_appended_content_is_at_a_wrong_place_replaces_neither_what_is
     let seen = file.seen(&(100..154));
     file.write_changed(&seen, b"ours", None, Timestamp::default()).unwrap();
     let basis = file.basis(Instant::now());
-    assert_eq!((basis.base, basis.own), (Version(0), Vec::new()), "everything that is in the file is in conflict with it");
+    assert_eq!((basis.base, basis.own), (Version(0), Vec::new()), "all that is in the file is in conflict with it");
 }
 
 #[test]
