@@ -208,11 +208,12 @@ fn a_change_of_length_by_us_is_no_conflict_and_keeps_what_is_known_below() {
 /// Guards I6.
 #[test]
 fn whatever_ends_earlier_content_later_content_is_based_on_what_is_known_then() {
+    type End = fn(&FileState) -> u64;
     fn cut(file: &FileState) -> u64 {
         file.changed_here(&attr(3, 0), Some(0));
         file.cut_uncommitted(0)
     }
-    let ends: [(fn(&FileState) -> u64, _); 3] = [
+    let ends: [(End, _); 3] = [
         (|file: &FileState| file.drop_sealed(1), (Version(2), false, false, 10)),
         (FileState::drop_uncommitted, (Version(2), false, false, 10)),
         (cut, (Version(3), false, false, 5)),
