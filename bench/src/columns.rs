@@ -53,21 +53,70 @@ impl Column {
         }
     }
 
-    fn set_up(self, place: &Path) -> Result<Side> {
-        let dir = place.join(self.name());
+    /// True if it is Surf, and so can be set up with another build, too.
+    pub(crate) fn is_surf(self) -> bool {
+        matches!(self, Column::Embedded | Column::Cluster)
+    }
+
+    /// Sets it up in a directory of its own in `place`, Surf with the programs of `build`.
+    fn set_up(self, place: &Path, build: &Build) -> Result<Side> {
+        let name = build.side(self);
+        let dir = place.join(&name);
         let files = Files::new(&dir)?;
         match self {
             Column::Ext4 => {
                 drop(files);
-                Side::plain(self.name(), &dir)
+                Side::plain(&name, &dir)
             }
             Column::Null => null(files),
-            Column::Embedded => surf::embedded(files),
-            Column::Cluster => surf::cluster(files),
+            Column::Embedded => surf::embedded(&name, files, build),
+            Column::Cluster => surf::cluster(&name, files, build),
             Column::Moosefs => moosefs::set_up(files),
             Column::Glusterfs => glusterfs::set_up(files),
         }
     }
+}
+
+/// The programs of Surf that a side runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Build {
+    /// Name and directory of another build; otherwise those beside this program, or in PATH.
+    other: Option<(String, PathBuf)>,
+}
+
+impl Build {
+    /// Reads NAME=DIRECTORY.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        match text.split_once('=') {
+            Some((name, dir)) if !dir.is_empty() && is_plain(name) => {
+                let dir = Path::new(dir).canonicalize().with_context(|| format!("--build {text}"))?;
+                Ok(Self { other: Some((name.to_owned(), dir)) })
+            }
+            _ => bail!("--build {text}: expected NAME=DIRECTORY, with a name of letters, digits, `-` and `_`"),
+        }
+    }
+
+    /// Name of a column with this build in the table.
+    fn side(&self, column: Column) -> String {
+        match &self.other {
+            Some((name, _)) => format!("{}-{name}", column.name()),
+            None => column.name().to_owned(),
+        }
+    }
+
+    fn program(&self, name: &str) -> Result<PathBuf> {
+        let Some((_, dir)) = &self.other else {
+            return own_program(name);
+        };
+        let path = dir.join(name);
+        ensure!(path.is_file(), "{} is missing: build the workspace there first", path.display());
+        Ok(path)
+    }
+}
+
+/// The name becomes a part of a directory's name.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|char| char.is_ascii_alphanumeric() || "-_".contains(char))
 }
 
 /// Name of the column that others are compared with, besides the first one.
@@ -87,13 +136,19 @@ pub(crate) fn prepare(columns: &[Column], install: bool) -> Result<()> {
     crate::sys::leave_mount_namespace()
 }
 
-/// Sets columns up below a place.
-pub(crate) fn set_up(columns: &[Column], place: &Path) -> Result<Vec<Side>> {
-    let one = |column: &Column| {
-        eprintln!("setting up {}", column.name());
-        column.set_up(place).with_context(|| format!("{} cannot be set up", column.name()))
-    };
-    columns.iter().map(one).collect()
+/// Sets columns up below a place, those of Surf also with each other build, which come first.
+pub(crate) fn set_up(columns: &[Column], others: &[Build], place: &Path) -> Result<Vec<Side>> {
+    let own = Build::default();
+    let mut sides = Vec::new();
+    for column in columns {
+        let others = if column.is_surf() { others } else { &[] };
+        for build in others.iter().chain([&own]) {
+            let name = build.side(*column);
+            eprintln!("setting up {name}");
+            sides.push(column.set_up(place, build).with_context(|| format!("{name} cannot be set up"))?);
+        }
+    }
+    Ok(sides)
 }
 
 /// A program of this workspace: beside this one, or in PATH.
@@ -128,5 +183,19 @@ mod tests {
             assert_eq!(Column::from_str(column.name(), false), Ok(*column));
         }
         assert!(Column::from_str("ceph", false).is_err());
+    }
+
+    #[test]
+    fn another_build_needs_a_name_and_a_directory_with_its_programs() {
+        let dir = tempfile::tempdir().unwrap();
+        let build = Build::parse(&format!("before={}", dir.path().display())).unwrap();
+        assert_eq!(build.side(Column::Cluster), "cluster-before");
+        assert!(build.program("surfmount").unwrap_err().to_string().contains("surfmount is missing"));
+        std::fs::write(dir.path().join("surfmount"), "").unwrap();
+        assert!(build.program("surfmount").is_ok());
+        for bad in ["before", "=/tmp", "before=", "a/b=/tmp", "before=/nowhere/at/all"] {
+            let error = Build::parse(bad).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("--build {bad}")), "{error}");
+        }
     }
 }

@@ -24,7 +24,7 @@ mod tree;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
-use columns::Column;
+use columns::{Build, Column};
 use report::Report;
 use rows::Selected;
 use scale::Scale;
@@ -65,6 +65,10 @@ struct Flags {
     /// File systems to set up for this run (all but ext4 as root), separated by commas.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "COLUMN")]
     columns: Vec<Column>,
+    /// Another build of Surf, NAME=DIRECTORY with its programs: the columns embedded and cluster are set up with it, too, as
+    /// embedded-NAME and cluster-NAME, before the ones with the programs beside this one.
+    #[arg(long = "build", value_name = "NAME=DIRECTORY")]
+    builds: Vec<String>,
     /// Where they keep their files. Choose a place on the disk that is to be measured.
     #[arg(long, default_value = "/var/tmp", value_name = "DIRECTORY")]
     at: PathBuf,
@@ -119,13 +123,18 @@ fn named_side(text: &str) -> Result<Side> {
 fn run(flags: &Flags) -> Result<()> {
     ensure!(!flags.columns.is_empty() || !flags.dirs.is_empty(), "measure what? Name --columns, or a --dir");
     ensure!(flags.runs > 0, "--runs must be 1 at least");
+    let builds = flags.builds.iter().map(|text| Build::parse(text)).collect::<Result<Vec<_>>>()?;
+    ensure!(
+        builds.is_empty() || flags.columns.iter().any(|column| column.is_surf()),
+        "--build needs one of --columns embedded,cluster"
+    );
     let rows = rows::select(&flags.only)?;
     signals::handle()?;
     columns::prepare(&flags.columns, flags.install)?;
     sys::warm_memory(if flags.quick { 0 } else { flags.warm_gib });
     let place = Files::new(&flags.at.canonicalize().with_context(|| flags.at.display().to_string())?.join(own_name()))?;
     let inputs = Inputs::make(&place.0, flags.quick)?;
-    let mut sides = columns::set_up(&flags.columns, &place.0)?;
+    let mut sides = columns::set_up(&flags.columns, &builds, &place.0)?;
     for text in &flags.dirs {
         sides.push(named_side(text)?);
     }

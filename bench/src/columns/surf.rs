@@ -1,6 +1,6 @@
 //! Surf: with a cluster of one node within the mount, and on six daemons.
 
-use super::own_program;
+use super::Build;
 use crate::mounts::{Mount, Serving};
 use crate::process::{Node, output};
 use crate::side::{Files, Side};
@@ -13,8 +13,8 @@ fn version(surfmount: &Path) -> Result<String> {
     Ok(format!("Surf {}", said.trim().rsplit(' ').next().unwrap_or_default()))
 }
 
-pub(super) fn embedded(files: Files) -> Result<Side> {
-    let surfmount = own_program("surfmount")?;
+pub(super) fn embedded(name: &str, files: Files, build: &Build) -> Result<Side> {
+    let surfmount = build.program("surfmount")?;
     let what = format!("{}, one node within the mount", version(&surfmount)?);
     let (data, path): (PathBuf, PathBuf) = (files.0.join("data"), Mount::path_below(&files.0));
     let command = move || {
@@ -22,12 +22,12 @@ pub(super) fn embedded(files: Files) -> Result<Side> {
         command.arg("--data-dir").arg(&data).arg(&path);
         command
     };
-    let mount = Mount::new("embedded", &files.0, Serving::Once(Box::new(command)))?;
-    Side::mounted("embedded", what, files, None, mount)
+    let mount = Mount::new(name, &files.0, Serving::Once(Box::new(command)))?;
+    Side::mounted(name, what, files, None, mount)
 }
 
-pub(super) fn cluster(files: Files) -> Result<Side> {
-    let (surf, surfmount) = (own_program("surf")?, own_program("surfmount")?);
+pub(super) fn cluster(name: &str, files: Files, build: &Build) -> Result<Side> {
+    let (surf, surfmount) = (build.program("surf")?, build.program("surfmount")?);
     let what = format!("{}, 3 metads, 3 blockds, 3 replicas", version(&surfmount)?);
     let script = format!("{} dev up --dir cluster --metad 3 --blockd 3 --replicas 3", surf.display());
     let node = Node::start("the cluster of Surf", &files.0, &script)?;
@@ -39,6 +39,6 @@ pub(super) fn cluster(files: Files) -> Result<Side> {
         command.arg("--cluster").arg(&bundle).arg("--cache-dir").arg(&cache).arg(&path);
         command
     };
-    let mount = Mount::new("cluster", &files.0, Serving::Once(Box::new(command)))?;
-    Side::mounted("cluster", what, files, Some(node), mount)
+    let mount = Mount::new(name, &files.0, Serving::Once(Box::new(command)))?;
+    Side::mounted(name, what, files, Some(node), mount)
 }

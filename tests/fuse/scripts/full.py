@@ -16,7 +16,8 @@ with open("small", "w") as small:
     os.fsync(small.fileno())
 try:
     with open("new", "wb") as new:
-        new.write(os.urandom(1 << 20))
+        # A block as long as those that were refused: for a shorter one there may be room.
+        new.write(os.urandom(4 << 20))
     os.rename("new", "replaced")
     os.fsync(here)
 except OSError as error:

@@ -57,14 +57,14 @@ impl Surf {
         surf
     }
 
-    /// Mounts an embedded cluster after `prepare`, which may put a disk below its data directory. It has the machine to
-    /// itself.
+    /// Mounts an embedded cluster after `prepare`, which may put a disk below its data directory. Others may run at the same
+    /// time.
     ///
     /// # Panics
     /// When it does not come up.
     #[must_use]
     pub fn start_embedded_by(prepare: impl FnOnce(&Self)) -> Self {
-        let mut surf = Self::prepare(Share::Whole, Setup::Embedded);
+        let mut surf = Self::prepare(Share::Part, Setup::Embedded);
         prepare(&surf);
         surf.mount(&[]);
         surf

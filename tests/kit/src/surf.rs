@@ -59,20 +59,7 @@ impl Surf {
     /// When it does not come up.
     #[must_use]
     pub fn start_behind_proxy(seed: u64, args: &[&str]) -> Self {
-        Self::start_at_behind_proxy(Share::Part, seed, args)
-    }
-
-    /// Like [`Surf::start_behind_proxy`], but it has the machine to itself.
-    ///
-    /// # Panics
-    /// When it does not come up.
-    #[must_use]
-    pub fn start_alone_behind_proxy(seed: u64, args: &[&str]) -> Self {
-        Self::start_at_behind_proxy(Share::Whole, seed, args)
-    }
-
-    fn start_at_behind_proxy(share: Share, seed: u64, args: &[&str]) -> Self {
-        let mut surf = Self::prepare(share, Setup::Cluster);
+        let mut surf = Self::prepare(Share::Part, Setup::Cluster);
         surf.dev(&["up", "--metad", "3", "--blockd", "3", "--no-start"]);
         let daemons: Vec<_> = surf
             .daemons()

@@ -235,7 +235,7 @@ impl<T: Send + 'static> Task<T> {
 /// Checks the history of two workers on each of the mounts, with these arguments, while faults of these kinds happen.
 fn linearizable_during(kinds: &[Fault], args: &[&str]) {
     let seed = Seed(seed());
-    let surf = Surf::start_alone_behind_proxy(seed.0, args);
+    let surf = Surf::start_behind_proxy(seed.0, args);
     let mut others = [surf.mount_again(args), surf.mount_again(args)];
     let workload = Workload::new(&surf.path(), 3, seed.0);
     for (number, dir) in [surf.path(), others[0].path(), others[1].path()].iter().enumerate() {
@@ -277,7 +277,7 @@ fn what_three_synchronous_mounts_do_is_linearizable_while_mounts_are_cut_off() {
 #[test]
 fn what_a_soft_mount_has_given_up_on_happens_once_or_never() {
     let seed = Seed(seed());
-    let surf = Surf::start_alone_behind_proxy(seed.0, &[]);
+    let surf = Surf::start_behind_proxy(seed.0, &[]);
     let mut others = [surf.mount_again(&["-o", "soft=1"])];
     let workload = Workload::new(&surf.path(), 6, seed.0);
     for number in 0..2 {
@@ -408,7 +408,7 @@ fn with_copies(dir: &Path, name: &str) -> Vec<Vec<u8>> {
 #[test]
 fn what_was_synced_is_in_the_file_or_a_conflict_copy_whatever_links_and_mounts_fail() {
     let seed = Seed(seed());
-    let surf = Surf::start_alone_behind_proxy(seed.0, &[]);
+    let surf = Surf::start_behind_proxy(seed.0, &[]);
     let mut others = [surf.mount_again(&[]), surf.mount_again(&[])];
     for name in ["log", "slots"] {
         File::create(surf.path().join(name)).and_then(|file| file.sync_all()).unwrap();
@@ -478,7 +478,7 @@ fn check_slots(files: &[Vec<u8>], all: &[Written], made: &[Fault]) {
 #[test]
 fn mounts_go_on_by_themselves_after_no_server_could_be_reached() {
     let seed = Seed(seed());
-    let surf = Surf::start_alone_behind_proxy(seed.0, &[]);
+    let surf = Surf::start_behind_proxy(seed.0, &[]);
     let other = surf.mount_again(&[]);
     let (here, there) = (surf.path(), other.path());
     let mut open = File::create(here.join("open")).unwrap();
@@ -517,7 +517,7 @@ fn mounts_go_on_by_themselves_after_no_server_could_be_reached() {
 #[test]
 fn a_mount_is_unmounted_while_no_server_can_be_reached_and_ends_once_they_are_back() {
     let seed = Seed(seed());
-    let surf = Surf::start_alone_behind_proxy(seed.0, &[]);
+    let surf = Surf::start_behind_proxy(seed.0, &[]);
     let mut other = surf.mount_again(&[]);
     fs::write(other.path().join("file"), "content").unwrap();
     surf.proxy().set_both(&[other.name()], &surf.proxy().daemons(), Link::CUT);
@@ -537,7 +537,7 @@ fn a_soft_mount_gives_up_in_its_time_and_goes_on_when_servers_are_back() {
     /// Time beyond it: a write and a sync send several requests, each with its own limit, and the machine may be slow.
     const ALLOWANCE: Duration = Duration::from_secs(10);
     let seed = Seed(seed());
-    let surf = Surf::start_alone_behind_proxy(seed.0, &["-o", "soft=2"]);
+    let surf = Surf::start_behind_proxy(seed.0, &["-o", "soft=2"]);
     let other = surf.mount_again(&[]);
     let dir = surf.path();
     fs::write(dir.join("file"), "content").unwrap();
@@ -568,7 +568,7 @@ fn a_soft_mount_gives_up_in_its_time_and_goes_on_when_servers_are_back() {
 #[test]
 fn what_a_soft_mount_has_written_while_answers_were_lost_is_there_once() {
     let seed = Seed(seed());
-    let surf = Surf::start_alone_behind_proxy(seed.0, &["-o", "soft=2"]);
+    let surf = Surf::start_behind_proxy(seed.0, &["-o", "soft=2"]);
     let other = surf.mount_again(&[]);
     let (here, there) = (surf.path(), other.path());
     for name in ["appended", "written", "alone"] {
@@ -602,7 +602,7 @@ fn what_a_soft_mount_has_written_while_answers_were_lost_is_there_once() {
 #[test]
 fn a_program_that_waits_for_servers_that_are_away_can_be_killed() {
     let seed = Seed(seed());
-    let mut surf = Surf::start_alone_behind_proxy(seed.0, &[]);
+    let mut surf = Surf::start_behind_proxy(seed.0, &[]);
     fs::create_dir(surf.path().join("dir")).unwrap();
     surf.unmount();
     surf.mount(&[]);
@@ -633,7 +633,7 @@ fn a_program_that_waits_for_servers_that_are_away_can_be_killed() {
 #[test]
 fn everything_between_mounts_and_daemons_goes_through_the_proxy() {
     let seed = Seed(seed());
-    let surf = Surf::start_alone_behind_proxy(seed.0, &[]);
+    let surf = Surf::start_behind_proxy(seed.0, &[]);
     let other = surf.mount_again(&[]);
     for daemon in surf.daemons() {
         let is_metad = daemon.name.starts_with("metad");

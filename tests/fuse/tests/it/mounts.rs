@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// Number of handovers of small files, if the variable of that name is not set.
-const HANDOVERS: u32 = 5_000;
+const HANDOVERS: u32 = 2_500;
 /// Number of files that are handed over in turn: each is in all caches when its turn comes again.
 const FILES: u32 = 50;
 

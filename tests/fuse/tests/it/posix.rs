@@ -93,13 +93,13 @@ fn fsx(setup: Setup) {
 }
 
 /// Operations of most runs.
-const OPERATIONS: u32 = 1000;
+const OPERATIONS: u32 = 500;
 /// Name, settings, and operations of each run.
 const RUNS: [(&str, &str, u32); 4] = [
-    ("plain", "", 2000),
+    ("plain", "", 1000),
     ("all", ALL_OPS, OPERATIONS),
     ("unmapped", UNMAPPED_OPS, OPERATIONS),
-    ("large", LARGE_FILE, 60),
+    ("large", LARGE_FILE, 30),
 ];
 
 fn fsx_on(surf: &Surf, program: &Path, runs: &[(&str, &str, u32)]) {

@@ -105,7 +105,7 @@ fn a_full_disk_is_reported_and_destroys_nothing_that_was_there() {
     let mut surf = embedded_on_a_disk_of(1200);
     let script = "head -c 50M /dev/urandom > kept && sha256sum kept > sum && mkdir dir && touch dir/f && echo old > replaced; \
         ! LC_ALL=C dd if=/dev/urandom of=big bs=1M count=2000 conv=fsync 2> ../dd; grep 'No space left' ../dd; \
-        ! (head -c 1M /dev/urandom > more) 2> ../more; \
+        ! (head -c 4M /dev/urandom > more) 2> ../more; \
         test $(df --output=avail -B1M . | tail -n 1) -lt 100; \
         python3 -B $SCRIPTS/full.py; \
         mv dir/f g && rmdir dir && ln -s g s && chmod 600 g && rm big more small moved && sha256sum -c sum";
