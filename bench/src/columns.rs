@@ -7,7 +7,7 @@ mod surf;
 
 use crate::mounts::{Mount, Serving};
 use crate::packages;
-use crate::side::{Files, Side};
+use crate::side::{self, Files, Side};
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -87,9 +87,9 @@ pub(crate) struct Build {
 impl Build {
     /// Reads NAME=DIRECTORY.
     pub(crate) fn parse(text: &str) -> Result<Self> {
-        match text.split_once('=') {
-            Some((name, dir)) if !dir.is_empty() && is_plain(name) => {
-                let dir = Path::new(dir).canonicalize().with_context(|| format!("--build {text}"))?;
+        match side::named(text) {
+            Some((name, dir)) if is_plain(name) => {
+                let dir = dir.canonicalize().with_context(|| format!("--build {text}"))?;
                 Ok(Self { other: Some((name.to_owned(), dir)) })
             }
             _ => bail!("--build {text}: expected NAME=DIRECTORY, with a name of letters, digits, `-` and `_`"),
@@ -116,7 +116,7 @@ impl Build {
 
 /// The name becomes a part of a directory's name.
 fn is_plain(name: &str) -> bool {
-    !name.is_empty() && name.chars().all(|char| char.is_ascii_alphanumeric() || "-_".contains(char))
+    name.chars().all(|char| char.is_ascii_alphanumeric() || "-_".contains(char))
 }
 
 /// Name of the column that others are compared with, besides the first one.
@@ -144,6 +144,8 @@ pub(crate) fn set_up(columns: &[Column], others: &[Build], place: &Path) -> Resu
         let others = if column.is_surf() { others } else { &[] };
         for build in others.iter().chain([&own]) {
             let name = build.side(*column);
+            // Both would have one directory.
+            ensure!(sides.iter().all(|side: &Side| side.name != name), "{name} is asked for twice");
             eprintln!("setting up {name}");
             sides.push(column.set_up(place, build).with_context(|| format!("{name} cannot be set up"))?);
         }
@@ -183,6 +185,13 @@ mod tests {
             assert_eq!(Column::from_str(column.name(), false), Ok(*column));
         }
         assert!(Column::from_str("ceph", false).is_err());
+    }
+
+    #[test]
+    fn a_column_that_is_asked_for_twice_is_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let error = set_up(&[Column::Ext4, Column::Ext4], &[], place.path()).map(|_| ()).unwrap_err();
+        assert_eq!(error.to_string(), "ext4 is asked for twice");
     }
 
     #[test]

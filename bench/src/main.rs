@@ -30,7 +30,7 @@ use rows::Selected;
 use scale::Scale;
 use side::{Files, Side};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use tree::Inputs;
 
@@ -114,9 +114,9 @@ fn main() -> ExitCode {
 }
 
 fn named_side(text: &str) -> Result<Side> {
-    match text.split_once('=') {
-        Some((name, dir)) if !name.is_empty() && !dir.is_empty() => Side::plain(name, Path::new(dir)),
-        _ => bail!("--dir {text}: expected NAME=DIRECTORY"),
+    match side::named(text) {
+        Some((name, dir)) => Side::plain(name, dir),
+        None => bail!("--dir {text}: expected NAME=DIRECTORY"),
     }
 }
 

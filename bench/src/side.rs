@@ -38,6 +38,13 @@ impl Drop for Files {
     }
 }
 
+/// Splits NAME=DIRECTORY, as flags have it.
+pub(crate) fn named(text: &str) -> Option<(&str, &Path)> {
+    text.split_once('=')
+        .filter(|(name, dir)| !name.is_empty() && !dir.is_empty())
+        .map(|(name, dir)| (name, Path::new(dir)))
+}
+
 impl Side {
     /// An existing directory, which stays.
     pub(crate) fn plain(name: &str, dir: &Path) -> Result<Self> {

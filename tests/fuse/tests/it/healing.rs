@@ -213,7 +213,7 @@ fn write_and_read(surf: &Surf, kind: &str, count: usize) -> (Duration, Duration,
 /// This is long before the daemon is taken out: only clients that wait for it know that it does not answer.
 #[test]
 fn writers_and_readers_hardly_wait_for_a_paused_block_daemon() {
-    let surf = cluster_with(3, 0, "600", |_| ());
+    let surf = cluster_with(3, 0, "600", |_| {});
     let (_, usual_writes, usual_reads) = write_and_read(&surf, "usual", 100);
     let pid = surf.daemon("blockd-2").pid;
     let paused = Paused::stop(pid);
