@@ -207,9 +207,13 @@ impl Reporter {
         }
     }
 
-    /// Waits until a newer layout is wanted, and then a moment: many senders may ask for it at once.
+    /// Waits until a newer layout is wanted, or another list of what is revoked, and then a moment: many senders may ask
+    /// for it at once.
     async fn wanted(&self) {
-        self.layouts.wanted().await;
+        tokio::select! {
+            () = self.layouts.wanted() => {}
+            () = self.refused.wanted() => {}
+        }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 

@@ -128,7 +128,7 @@ impl Node {
         let ownership = Ownership::take(&config.data_dir, &identity)?;
         let id = ownership.id;
         // This comes before the store, which may take long to open: an address in use is reported at once.
-        let identity = own_identity::latest(identity, &config.data_dir)?;
+        let identity = own_identity::latest(identity, &config.data_dir);
         let endpoint = Endpoint::bind(config.listen, &identity)?;
         let refused = Arc::new(Refused::open(endpoint.clone(), &config.data_dir));
         let store = open_store(&config).await?;

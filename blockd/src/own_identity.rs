@@ -10,13 +10,21 @@ use wire::tls::Identity;
 /// File with the renewed identity, in the data directory.
 const FILE: &str = "identity.pem";
 
-/// Returns the identity of the configuration, or its renewal in this data directory if that ends later.
-///
-/// # Errors
-/// [`Error::Identity`] when the renewal cannot be read.
-pub fn latest(configured: Identity, data_dir: &Path) -> Result<Identity, Error> {
+/// Returns the identity of the configuration, or its renewal in this data directory if that ends later. A renewal that is
+/// damaged is left alone, and replaced by the next one.
+#[must_use]
+pub fn latest(configured: Identity, data_dir: &Path) -> Identity {
     let path = data_dir.join(FILE);
-    if path.exists() { Ok(configured.or_later(Identity::load(&path)?)) } else { Ok(configured) }
+    if !path.exists() {
+        return configured;
+    }
+    match Identity::load(&path) {
+        Ok(renewed) => configured.or_later(renewed),
+        Err(error) => {
+            tracing::warn!(%error, "the renewed identity cannot be used, so the configured one is");
+            configured
+        }
+    }
 }
 
 /// Renews the certificate of this daemon.
@@ -35,11 +43,35 @@ impl OwnIdentity {
 }
 
 impl Renewing for OwnIdentity {
+    fn metads(&self) -> Vec<SocketAddr> {
+        self.metads.clone()
+    }
+
     async fn renew(&self) -> Result<Identity, RenewError> {
         renew(&self.endpoint, &self.metads).await
     }
 
     fn keep(&self, identity: &Identity) -> Result<(), Error> {
         identity.save(&self.file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::attr::Timestamp;
+    use wire::cert::Term;
+    use wire::tls::{ClusterCa, Role, Subject};
+
+    #[test]
+    fn a_renewed_identity_that_is_damaged_does_not_stop_a_daemon_whose_configured_one_is_good() {
+        let (ca, dir) = (ClusterCa::create("t").unwrap(), tempfile::tempdir().unwrap());
+        let term = Term { issued: Timestamp::default(), ends: Some(Timestamp { secs: 1_000, nanos: 0 }) };
+        let configured = ca.issue_for(&Subject::new(Role::Blockd, "b"), &term).unwrap();
+        let file = dir.path().join(FILE);
+        std::fs::write(&file, &configured.to_pem()[..300]).unwrap();
+        let found = latest(configured.clone(), dir.path());
+        assert_eq!(found.certificate(), configured.certificate());
+        assert!(file.exists(), "it stays for whoever looks into it");
     }
 }

@@ -1,10 +1,11 @@
 //! What is revoked, as this daemon knows it: it refuses that, and keeps the list on disk, so that it refuses it after a
-//! restart before any metad answers. Metads tell it of each change at once, and otherwise with its next heartbeat.
+//! restart before any metad answers. The leader gives the list with its answer to a heartbeat. What other metads say of it is
+//! no more than a reason to send one: a single one that was taken over must not decide who is served.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 use wire::quic::Endpoint;
 use wire::revoked::Revocations;
 use wire::{codec, durable};
@@ -18,6 +19,8 @@ pub struct Refused {
     file: PathBuf,
     /// Held while the list is written: a newer list is written after an older one.
     writing: Mutex<()>,
+    /// Notified when there may be another list.
+    wanted: Notify,
 }
 
 impl Refused {
@@ -38,7 +41,7 @@ impl Refused {
                 tracing::warn!(file = %file.display(), %error, "the list of what is revoked cannot be read: a metad gives it anew")
             }
         }
-        Self { endpoint, file, writing: Mutex::new(()) }
+        Self { endpoint, file, writing: Mutex::new(()), wanted: Notify::new() }
     }
 
     /// Returns the version of the list.
@@ -47,10 +50,22 @@ impl Refused {
         self.endpoint.refusals().version()
     }
 
-    /// Refuses what is revoked from now on, unless a newer list is known, and writes the list.
+    /// Notes that a metad has spoken of a list of this version.
+    pub fn hint(&self, version: u64) {
+        if version != self.version() {
+            self.wanted.notify_one();
+        }
+    }
+
+    /// Waits until there may be another list. Cancel-safe.
+    pub async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Refuses what is revoked from now on, as the leader says, and writes the list.
     pub async fn learn(&self, revocations: Revocations) {
         // It takes effect first: writing may take a while.
-        if !self.endpoint.revoke(&revocations) {
+        if !self.endpoint.adopt_revocations(&revocations) {
             return;
         }
         tracing::info!(

@@ -73,7 +73,7 @@ fn may_ask(subject: &Subject, request: BlockRequestKind) -> bool {
             Role::Metad => false,
         },
         BlockRequestKind::Get | BlockRequestKind::Lookup | BlockRequestKind::Status => true,
-        BlockRequestKind::Drop | BlockRequestKind::Revoke => subject.role == Role::Metad,
+        BlockRequestKind::Drop | BlockRequestKind::RevokedChanged => subject.role == Role::Metad,
         BlockRequestKind::List | BlockRequestKind::Probe => subject.role != Role::Client,
         BlockRequestKind::Chord | BlockRequestKind::Digests => subject.role == Role::Blockd,
         BlockRequestKind::Verify | BlockRequestKind::Fetch => subject.role == Role::Admin,
@@ -171,8 +171,8 @@ impl Server {
                 None => BlockReply::Failed(NOT_A_MEMBER.to_owned()),
             },
             BlockRequest::Status => BlockReply::Status(self.status()),
-            BlockRequest::Revoke(revocations) => {
-                self.refused.learn(revocations).await;
+            BlockRequest::RevokedChanged { version } => {
+                self.refused.hint(version);
                 BlockReply::Done
             }
             BlockRequest::Verify { hashes } => self.verify(&hashes).await,

@@ -125,8 +125,6 @@ pub enum Command {
         /// Who asks.
         asker: cert::Asker,
     },
-    /// The time of some revocations is over, by the stamp of this.
-    ForgetCerts,
     /// Set the life of certificates that are issued from now on.
     SetCertLife {
         /// Milliseconds.
@@ -260,10 +258,6 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::Renew(renewal) => CommandReply::Renewed(cert::renew(view, stamped.now, renewal)),
         Command::Revoke(revoking) => CommandReply::Revoked(cert::revoke(view, stamped.now, revoking)),
         Command::Allow { list, asker } => CommandReply::Revoked(cert::allow(view, stamped.now, list, asker)),
-        Command::ForgetCerts => {
-            cert::forget(view, stamped.now);
-            CommandReply::Done
-        }
         Command::SetCertLife { ms, asker } => {
             cert::set_life(view, stamped.now, *ms, asker);
             CommandReply::Done

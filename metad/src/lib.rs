@@ -88,7 +88,7 @@ impl Node {
     async fn bind_and_open(config: Config) -> Result<Self, Error> {
         // Before the port: an operator who starts a node twice is to read about the node, not about its port.
         let data_dir = take_data_dir(&config)?;
-        let identity = own_identity::latest(config.identity.clone(), &config.data_dir)?;
+        let identity = own_identity::latest(config.identity.clone(), &config.data_dir);
         let (listen, identity, runtime) = (config.listen, &identity, Handle::current());
         // Without an issuer, there is nothing that a newcomer could get.
         let endpoint = match config.issuer {

@@ -15,13 +15,21 @@ use wire::tls::{Identity, PeerIdentity};
 /// File with the renewed identity, in the data directory.
 const FILE: &str = "identity.pem";
 
-/// Returns the identity of the configuration, or its renewal in this data directory if that ends later.
-///
-/// # Errors
-/// [`Error::Identity`] when the renewal cannot be read.
-pub fn latest(configured: Identity, data_dir: &Path) -> Result<Identity, Error> {
+/// Returns the identity of the configuration, or its renewal in this data directory if that ends later. A renewal that is
+/// damaged is left alone, and replaced by the next one.
+#[must_use]
+pub fn latest(configured: Identity, data_dir: &Path) -> Identity {
     let path = data_dir.join(FILE);
-    if path.exists() { Ok(configured.or_later(Identity::load(&path)?)) } else { Ok(configured) }
+    if !path.exists() {
+        return configured;
+    }
+    match Identity::load(&path) {
+        Ok(renewed) => configured.or_later(renewed),
+        Err(error) => {
+            tracing::warn!(%error, "the renewed identity cannot be used, so the configured one is");
+            configured
+        }
+    }
 }
 
 /// Renews the certificate of this node.
@@ -49,6 +57,10 @@ impl OwnIdentity {
 }
 
 impl Renewing for OwnIdentity {
+    fn metads(&self) -> Vec<SocketAddr> {
+        self.others()
+    }
+
     async fn renew(&self) -> Result<Identity, RenewError> {
         let (shared, own) = (&self.shared, self.shared.endpoint.identity());
         let me = PeerIdentity {
@@ -57,12 +69,18 @@ impl Renewing for OwnIdentity {
             cluster: own.cluster_id(),
             addr: shared.endpoint.local_addr(),
         };
-        match shared.renew(&me).await {
-            Ok(RenewReply::Renewed { certificate, issuer }) => Ok(own.renewed(&certificate, &issuer)?),
-            Ok(RenewReply::Refused(RenewRefusal::NoIssuer(_))) | Err(RenewRefusal::NoIssuer(_)) => {
-                renew(&shared.endpoint, &self.others()).await
-            }
-            Ok(RenewReply::Refused(why)) | Err(why) => Err(RenewError::Refused { peer: me.addr, why }),
+        let why = match shared.renew(&me).await {
+            Ok(RenewReply::Renewed { certificate, issuer }) => return Ok(own.renewed(&certificate, &issuer)?),
+            Ok(RenewReply::Refused(why)) | Err(why) => why,
+        };
+        let refused = RenewError::Refused { peer: me.addr, why };
+        if matches!(why, RenewRefusal::TooEarly | RenewRefusal::Lasting) {
+            return Err(refused);
+        }
+        // Others may have what this one lacks: an issuer, or the state in which this node is remembered.
+        match renew(&shared.endpoint, &self.others()).await {
+            Err(RenewError::Unanswered(_)) if !matches!(why, RenewRefusal::NoIssuer(_)) => Err(refused),
+            renewed => renewed,
         }
     }
 

@@ -106,6 +106,8 @@ pub const ENROLL_BYTES_MAX: usize = 2 << 10;
 pub const ENROLL_REPLY_BYTES_MAX: usize = 16 << 10;
 /// Most entries of the list of what is revoked: every daemon has the list in memory, and is sent it with each change.
 pub const REVOKED_MAX: usize = 4_096;
+/// Most issuers that are remembered to have signed for one identity: the last ones.
+pub const ISSUERS_MAX: usize = 8;
 /// Most identities that a cluster remembers to have issued.
 pub const ISSUED_MAX: usize = 16_384;
 /// Life of a certificate by token unless an operator sets another one, in milliseconds: 30 days. A machine that is off for

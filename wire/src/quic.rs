@@ -5,7 +5,7 @@
 //! - `credentials` are what the node shows of itself, and `standing` has the connections that end with a certificate.
 //! - [`peer`] is the calling side: a connection made when needed, requests with deadlines.
 //! - [`serve`] is the answering side, `admission` decides who gets a handshake, and `budget` what a connection may use.
-//! - [`renew`] is how a node has its certificate renewed.
+//! - [`renew`] is how a node has its certificate renewed, and `trial` looks whether a renewed one is let in.
 //! - [`enroll`] is how a newcomer without a certificate asks for one; `strangers` answers it, within narrow bounds.
 //!
 //! Versions are agreed on in the TLS handshake by ALPN, so that two programs without a common one never exchange a
@@ -31,6 +31,7 @@ mod strangers;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod trial;
 
 pub use endpoint::Endpoint;
 pub use events::EventSender;

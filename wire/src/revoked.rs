@@ -60,14 +60,9 @@ struct Lookup {
     issuers: HashSet<KeyId>,
 }
 
-/// The list that this node knows. The verifiers of its endpoint share it.
-#[derive(Debug, Default)]
-pub struct Refusals(RwLock<Lookup>);
-
-impl Refusals {
-    /// Takes the place of the list that was known, if it is newer. Returns whether it is.
-    pub fn learn(&self, revocations: &Revocations) -> bool {
-        let mut lookup = Lookup { version: revocations.version, ..Lookup::default() };
+impl Lookup {
+    fn of(revocations: &Revocations) -> Self {
+        let mut lookup = Self { version: revocations.version, ..Self::default() };
         for revoked in &revocations.list {
             match revoked {
                 Revoked::Name { role, name, until } => {
@@ -82,12 +77,40 @@ impl Refusals {
                 }
             }
         }
+        lookup
+    }
+}
+
+/// The list that this node knows. The verifiers of its endpoint share it.
+#[derive(Debug, Default)]
+pub struct Refusals(RwLock<Lookup>);
+
+impl Refusals {
+    /// Takes the place of the list that was known, if it is newer. Returns whether it is.
+    pub fn learn(&self, revocations: &Revocations) -> bool {
+        let lookup = Lookup::of(revocations);
         let mut known = self.0.write();
         let is_newer = revocations.version > known.version;
         if is_newer {
             *known = lookup;
         }
         is_newer
+    }
+
+    /// Takes the place of the list that was known, whatever the versions: for one that the leader has just given, who
+    /// knows what is right. Returns whether the version is another one.
+    pub fn adopt(&self, revocations: &Revocations) -> bool {
+        let lookup = Lookup::of(revocations);
+        let mut known = self.0.write();
+        let is_other = revocations.version != known.version;
+        *known = lookup;
+        is_other
+    }
+
+    /// Returns whether whatever this issuer signs is refused.
+    #[must_use]
+    pub fn refuse_issuer(&self, issuer: &KeyId) -> bool {
+        self.0.read().issuers.contains(issuer)
     }
 
     /// Returns the version of the list.
@@ -142,6 +165,18 @@ mod tests {
         assert!(refusals.refuse(&client("a"), &certificate(2, 1)));
         let own = Certificate { issuer: None, ..certificate(9, 1) };
         assert!(!refusals.refuse(&client("a"), &own), "the CA has signed it");
+    }
+
+    #[test]
+    fn what_the_leader_says_takes_the_place_of_any_list_however_high_its_version_was() {
+        let refusals = Refusals::default();
+        let all = |version, key| Revocations { version, list: vec![Revoked::Key(KeyId([key; 32]))] };
+        assert!(refusals.learn(&all(u64::MAX, 1)));
+        assert!(!refusals.learn(&all(5, 2)), "it is older");
+        assert!(refusals.adopt(&all(5, 2)) && !refusals.adopt(&all(5, 2)));
+        let client = Subject::new(Role::Client, "a");
+        assert!(refusals.refuse(&client, &certificate(2, 0)) && !refusals.refuse(&client, &certificate(1, 0)));
+        assert!(refusals.learn(&all(6, 3)) && refusals.version() == 6);
     }
 
     #[test]

@@ -19,16 +19,16 @@ use wire::tls::{ClusterCa, PeerIdentity, Role};
 
 /// A metad that leads, and makes a layout of the one daemon that it hears of, or that names the leader.
 #[derive(Default)]
-struct Metad {
-    leader: Option<SocketAddr>,
-    epoch: Mutex<u64>,
-    heard: Mutex<Vec<BlockdHeartbeat>>,
-    unreferenced: Mutex<Vec<BlockHash>>,
-    referenced: Mutex<Vec<BlockHash>>,
-    revoked: Mutex<Revocations>,
+pub(crate) struct Metad {
+    pub(crate) leader: Option<SocketAddr>,
+    pub(crate) epoch: Mutex<u64>,
+    pub(crate) heard: Mutex<Vec<BlockdHeartbeat>>,
+    pub(crate) unreferenced: Mutex<Vec<BlockHash>>,
+    pub(crate) referenced: Mutex<Vec<BlockHash>>,
+    pub(crate) revoked: Mutex<Revocations>,
     /// Answers nothing any more, as a machine without power.
-    silent: AtomicBool,
-    own: OnceLock<SocketAddr>,
+    pub(crate) silent: AtomicBool,
+    pub(crate) own: OnceLock<SocketAddr>,
 }
 
 /// Names the leader of a cluster of which no other member is known.
@@ -90,7 +90,7 @@ impl Service for Metad {
     }
 }
 
-fn serve(ca: &ClusterCa, metad: Metad) -> (Arc<Metad>, Endpoint, ServerHandle) {
+pub(crate) fn serve(ca: &ClusterCa, metad: Metad) -> (Arc<Metad>, Endpoint, ServerHandle) {
     let endpoint = caller(ca, Role::Metad);
     metad.own.set(endpoint.local_addr()).unwrap();
     let metad = Arc::new(metad);

@@ -1,11 +1,16 @@
 //! What is revoked, as a block daemon hears of it.
 
-use crate::daemon_cluster::{Cluster, LIMIT, caller, identity, until};
+use crate::daemon_cluster::{LIMIT, caller, identity, until};
+use crate::daemon_metad::{Metad, serve};
+use blockd::{Config, Node};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use wire::Error;
 use wire::attr::Timestamp;
+use wire::codec;
 use wire::message::block::{BlockReply, BlockRequest, ChordRequest};
-use wire::quic::Endpoint;
+use wire::quic::{Endpoint, ServerHandle};
 use wire::revoked::{Revocations, Revoked};
 use wire::tls::{ClusterCa, Role};
 
@@ -18,63 +23,130 @@ fn bound(ca: &ClusterCa, role: Role, name: &str) -> Endpoint {
     Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity(ca, role, name)).unwrap()
 }
 
-async fn is_refused(cluster: &Cluster, endpoint: &Endpoint, request: &BlockRequest) -> bool {
-    match cluster.ask_as(endpoint, 0, request).await {
+async fn ask(endpoint: &Endpoint, node: &Node, request: &BlockRequest) -> Result<BlockReply, Error> {
+    Ok(endpoint.peer(node.local_addr(), Role::Blockd).request(request, &[], LIMIT).await?.0)
+}
+
+async fn is_refused(endpoint: &Endpoint, node: &Node, request: &BlockRequest) -> bool {
+    match ask(endpoint, node, request).await {
         Err(Error::Revoked { .. }) => true,
         Ok(_) => false,
         other => panic!("{other:?}"),
     }
 }
 
+/// A cluster of a leader and a block daemon, whose heartbeats are so rare that it must be told of each change.
+struct Told {
+    ca: ClusterCa,
+    leader: Arc<Metad>,
+    leading: Endpoint,
+    _serving: ServerHandle,
+    dir: tempfile::TempDir,
+}
+
+impl Told {
+    fn new() -> Self {
+        let ca = ClusterCa::create("t").unwrap();
+        let (leader, leading, serving) = serve(&ca, Metad { epoch: Mutex::new(1), ..Metad::default() });
+        Self { ca, leader, leading, _serving: serving, dir: tempfile::tempdir().unwrap() }
+    }
+
+    async fn start(&self) -> Node {
+        let metads = vec![self.leading.local_addr()];
+        let mut config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), self.dir.path(), metads);
+        config.heartbeat_every = Duration::from_secs(3600);
+        let heard = self.leader.heard.lock().unwrap().len();
+        let node = Node::start(config, identity(&self.ca, Role::Blockd, "b1")).await.unwrap();
+        until("the leader hears of it", async || self.leader.heard.lock().unwrap().len() > heard).await;
+        node
+    }
+
+    fn says(&self, version: u64, list: Vec<Revoked>) {
+        *self.leader.revoked.lock().unwrap() = Revocations { version, list };
+    }
+
+    /// Has a metad, which may be any, tell of a list.
+    async fn tell(&self, node: &Node, version: u64) {
+        let told = ask(&caller(&self.ca, Role::Metad), node, &BlockRequest::RevokedChanged { version }).await;
+        assert!(matches!(told, Ok(BlockReply::Done)), "{told:?}");
+    }
+
+    fn file(&self) -> Box<Path> {
+        self.dir.path().join("revoked").into()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_block_daemon_refuses_what_is_revoked_when_it_is_told_and_after_a_restart() {
-    let mut cluster = Cluster::start(1).await;
-    let victim = bound(&cluster.ca, Role::Client, "victim");
-    let daemon = bound(&cluster.ca, Role::Blockd, "taken-over");
+    let told = Told::new();
+    let node = told.start().await;
+    let victim = bound(&told.ca, Role::Client, "victim");
+    let daemon = bound(&told.ca, Role::Blockd, "taken-over");
     let chord = BlockRequest::Chord(ChordRequest::Ping);
-    assert!(!is_refused(&cluster, &victim, &BlockRequest::Status).await);
-    assert!(!is_refused(&cluster, &daemon, &chord).await);
-    let list = vec![all_of(Role::Client, "victim"), all_of(Role::Blockd, "taken-over")];
-    let revoke = BlockRequest::Revoke(Revocations { version: 7, list });
+    assert!(!is_refused(&victim, &node, &BlockRequest::Status).await);
+    assert!(!is_refused(&daemon, &node, &chord).await);
+    told.says(7, vec![all_of(Role::Client, "victim"), all_of(Role::Blockd, "taken-over")]);
     // Metads alone say so.
     for role in [Role::Client, Role::Blockd, Role::Admin] {
-        let asked = cluster.ask_as(&caller(&cluster.ca, role), 0, &revoke).await;
+        let asked = ask(&caller(&told.ca, role), &node, &BlockRequest::RevokedChanged { version: 7 }).await;
         assert!(matches!(asked, Err(Error::Refused { .. })), "{role}: {asked:?}");
     }
-    assert!(!is_refused(&cluster, &victim, &BlockRequest::Status).await);
-    let told = Instant::now();
-    let metad = caller(&cluster.ca, Role::Metad);
-    assert!(matches!(cluster.ask_as(&metad, 0, &revoke).await, Ok((BlockReply::Done, _))));
-    assert!(is_refused(&cluster, &victim, &BlockRequest::Status).await, "on the connection that stood");
-    assert!(is_refused(&cluster, &daemon, &chord).await, "a daemon of the ring, too");
-    assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
-    // One that was removed may still send its older list.
-    let older = BlockRequest::Revoke(Revocations { version: 6, list: Vec::new() });
-    assert!(matches!(cluster.ask_as(&metad, 0, &older).await, Ok((BlockReply::Done, _))));
+    assert!(!is_refused(&victim, &node, &BlockRequest::Status).await);
+    let begun = Instant::now();
+    told.tell(&node, 7).await;
+    until("it refuses both", async || {
+        is_refused(&victim, &node, &BlockRequest::Status).await && is_refused(&daemon, &node, &chord).await
+    })
+    .await;
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     for _ in 0..20 {
-        let again = bound(&cluster.ca, Role::Client, "victim-s neighbour");
-        assert!(!is_refused(&cluster, &again, &BlockRequest::Status).await);
-        assert!(is_refused(&cluster, &victim, &BlockRequest::Status).await);
+        let again = bound(&told.ca, Role::Client, "victim-s neighbour");
+        assert!(!is_refused(&again, &node, &BlockRequest::Status).await);
+        assert!(is_refused(&victim, &node, &BlockRequest::Status).await);
     }
-    cluster.stop(0).await;
-    cluster.start_again(0).await;
-    assert!(is_refused(&cluster, &victim, &BlockRequest::Status).await, "before any metad has said so again");
-    let issued_again = bound(&cluster.ca, Role::Client, "victim");
-    assert!(!is_refused(&cluster, &issued_again, &BlockRequest::Status).await);
+    until("the list is on disk", async || told.file().exists()).await;
+    node.stop().await;
+    // Nobody tells it anything else.
+    told.leading.close().await;
+    let metads = vec!["127.0.0.1:1".parse().unwrap()];
+    let config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), told.dir.path(), metads);
+    let node = Node::start(config, identity(&told.ca, Role::Blockd, "b1")).await.unwrap();
+    assert!(is_refused(&victim, &node, &BlockRequest::Status).await, "before any metad has said so again");
+    let issued_again = bound(&told.ca, Role::Client, "victim");
+    assert!(!is_refused(&issued_again, &node, &BlockRequest::Status).await);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_one_metad_says_of_what_is_revoked_the_leader_decides() {
+    let told = Told::new();
+    let (honest, victim) = (bound(&told.ca, Role::Client, "honest"), bound(&told.ca, Role::Client, "victim"));
+    // Left by one that believed any metad.
+    let poisoned = Revocations { version: u64::MAX, list: vec![all_of(Role::Client, "honest")] };
+    std::fs::write(told.file(), codec::encode(&poisoned)).unwrap();
+    told.says(3, vec![all_of(Role::Client, "victim")]);
+    let node = told.start().await;
+    until("it refuses what the leader says", async || is_refused(&victim, &node, &BlockRequest::Status).await).await;
+    assert!(!is_refused(&honest, &node, &BlockRequest::Status).await);
+    for version in [u64::MAX, 0, 4] {
+        told.tell(&node, version).await;
+    }
+    told.says(4, Vec::new());
+    told.tell(&node, 4).await;
+    until("it follows the leader", async || !is_refused(&victim, &node, &BlockRequest::Status).await).await;
+    let reported = || told.leader.heard.lock().unwrap().last().unwrap().revoked;
+    told.tell(&node, 5).await;
+    until("its heartbeats say which list it has", async || reported() == 4).await;
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_is_damaged_on_disk_is_asked_for_anew_and_stops_nothing() {
-    let mut cluster = Cluster::start(1).await;
-    let metad = caller(&cluster.ca, Role::Metad);
-    let list = vec![all_of(Role::Client, "victim")];
-    let revoke = BlockRequest::Revoke(Revocations { version: 1, list });
-    assert!(matches!(cluster.ask_as(&metad, 0, &revoke).await, Ok((BlockReply::Done, _))));
-    let file = cluster.dir(0).join("revoked");
-    until("the list is on disk", async || file.exists()).await;
-    cluster.stop(0).await;
-    std::fs::write(&file, "damaged").unwrap();
-    cluster.start_again(0).await;
-    let metads_word = cluster.ask_as(&metad, 0, &revoke).await;
-    assert!(matches!(metads_word, Ok((BlockReply::Done, _))), "within {LIMIT:?}");
+    let told = Told::new();
+    let victim = bound(&told.ca, Role::Client, "victim");
+    std::fs::write(told.file(), "damaged").unwrap();
+    told.says(1, vec![all_of(Role::Client, "victim")]);
+    let node = told.start().await;
+    until("the leader has told it", async || is_refused(&victim, &node, &BlockRequest::Status).await).await;
+    node.stop().await;
 }

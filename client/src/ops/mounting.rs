@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::broadcast;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use wire::FsError;
 use wire::quic::Endpoint;
@@ -110,6 +111,10 @@ impl Client {
         let (metads, file) = (config.bundle.metads.clone(), config.bundle_file.clone());
         let renewing = OwnIdentity::new(endpoint.clone(), metads, file);
         renewing.renew_if_ended(CONNECT_LIMIT).await.map_err(|error| connect_error(&config, error))?;
+        // By a clock that is behind, one has not ended that has: it is renewed once a metad says so. This task ends with the
+        // attempt, and the client has its own.
+        let mut meanwhile = JoinSet::new();
+        meanwhile.spawn(keep_renewed(endpoint.clone(), renewing.clone()));
         let client = Self::start(config, Arc::new(endpoint.clone()), journal, cache).await?;
         client.tasks.lock().spawn(keep_renewed(endpoint, renewing));
         Ok(client)

@@ -100,6 +100,14 @@ impl Liveness {
         sessions.iter().filter(|(_, heard)| is_refused(heard)).map(|(id, _)| *id).collect()
     }
 
+    /// Returns the certificates for which sessions were heard that are for this role and name.
+    pub fn certificates(&self, of: &Subject) -> Vec<Certificate> {
+        let sessions = self.sessions.lock();
+        let shown = sessions.values().filter_map(|heard| heard.by.as_ref());
+        let is_of_it = |(subject, _): &&(Subject, Certificate)| subject.role == of.role && subject.name == of.name;
+        shown.filter(is_of_it).map(|(_, certificate)| certificate.clone()).collect()
+    }
+
     /// Forgets a session that has ended.
     pub fn forget_session(&self, id: SessionId) {
         self.sessions.lock().remove(&id);

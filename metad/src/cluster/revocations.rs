@@ -1,7 +1,8 @@
 //! What is revoked takes effect: this node refuses it as soon as the entry is applied here. While it leads, it also tells the
-//! block daemons, ends the sessions of those who are refused, and forgets what has ended.
+//! block daemons, and ends the sessions of those who are refused.
 //!
-//! A block daemon that is not reached learns the list with its next heartbeat.
+//! A block daemon takes no list but that with which the leader answers its heartbeat. One that is told of a change sends one
+//! at once.
 
 use crate::Shared;
 use crate::error::ProposeError;
@@ -10,72 +11,51 @@ use crate::refused::log;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
-use wire::attr::Timestamp;
 use wire::ids::SessionId;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::message::cert::{AuditEvent, AuditRecord};
-use wire::revoked::Revocations;
 use wire::tls::Role;
 
 /// Pause between looks whether the list has changed. The node that has proposed a change is told at once.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Pause between looks for sessions of those who are refused.
 const SESSIONS_PAUSE: Duration = Duration::from_millis(500);
-/// How long a block daemon may take to learn the list.
+/// How long a block daemon may take to hear of it.
 const TELL_LIMIT: Duration = Duration::from_secs(3);
 /// Sessions closed by one entry of the log.
 const CLOSED_AT_ONCE: usize = 16;
-/// Pause between looks for identities that ended long ago.
-const FORGET_EVERY: Duration = Duration::from_secs(600);
-/// A leader that cannot reach a majority does nothing for this long.
-const PROPOSE_LIMIT: Duration = Duration::from_secs(5);
 
-/// Takes the list of the applied state into use. Call it before anybody is served.
-pub fn learn(shared: &Shared) -> Option<(Revocations, Option<Timestamp>)> {
+/// Takes the list of the applied state into use. Call it before anybody is served. Returns its version if it is new.
+pub fn learn(shared: &Shared) -> Option<u64> {
     let state = &**shared.consensus.state();
     if cert::version(state) <= shared.endpoint.refusals().version() {
         return None;
     }
-    let (revocations, first) = cert::revocations(state);
-    shared.endpoint.revoke(&revocations).then_some((revocations, first))
+    let revocations = cert::revocations(state);
+    let (version, count) = (revocations.version, revocations.list.len());
+    let is_newer = shared.endpoint.revoke(&revocations);
+    if is_newer {
+        tracing::info!(version, count, "the list of what is revoked has changed");
+        if shared.config.issuer.is_some() && shared.signing_issuer().is_none() {
+            tracing::warn!(
+                "the issuer of this metad is revoked, so it signs nothing: make another one with `surf cluster issuer`"
+            );
+        }
+    }
+    is_newer.then_some(version)
 }
 
 /// Watches the list until cancelled.
 pub async fn run(shared: Arc<Shared>) {
     // Dropped with this task: daemons that do not answer are left to their heartbeats.
     let mut telling = JoinSet::new();
-    let (_, mut first) = cert::revocations(&**shared.consensus.state());
-    let mut forgotten = Instant::now();
     loop {
         let changed = shared.revoked_changed.notified();
-        if let Some((revocations, next)) = learn(&shared) {
-            first = next;
-            tracing::info!(
-                version = revocations.version,
-                count = revocations.list.len(),
-                "the list of what is revoked has changed"
-            );
-            if shared.consensus.leads() {
-                telling.abort_all();
-                telling = tell_blockds(&shared, &revocations);
-            }
-        }
-        let now = shared.clock.now();
-        if shared.consensus.leads() {
-            let is_due = forgotten.elapsed() >= FORGET_EVERY;
-            let is_over = first.is_some_and(|first| first <= now)
-                || (is_due && cert::any_forgotten(&**shared.consensus.state(), now));
-            if is_due {
-                forgotten = Instant::now();
-            }
-            if is_over {
-                // Looked at again with the next list, or after a while.
-                first = first.map(|_| now.shifted(1_000_000_000));
-                if let Ok(Err(error)) = timeout(PROPOSE_LIMIT, shared.propose(Command::ForgetCerts)).await {
-                    tracing::debug!(%error, "what is over is forgotten later");
-                }
-            }
+        if let Some(version) = learn(&shared)
+            && shared.consensus.leads()
+        {
+            telling.abort_all();
+            telling = tell_blockds(&shared, version);
         }
         tokio::select! {
             () = changed => {}
@@ -84,9 +64,9 @@ pub async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Tells the list to all block daemons.
-fn tell_blockds(shared: &Shared, revocations: &Revocations) -> JoinSet<()> {
-    let request = Arc::new(BlockRequest::Revoke(revocations.clone()));
+/// Tells all block daemons that there is a new list, for which they then ask the leader.
+fn tell_blockds(shared: &Shared, version: u64) -> JoinSet<()> {
+    let request = Arc::new(BlockRequest::RevokedChanged { version });
     let members = settings::layout(&**shared.consensus.state()).members;
     let mut telling = JoinSet::new();
     for member in members {

@@ -1,8 +1,9 @@
 //! Identities that the cluster has issued, and those that are revoked.
 //!
 //! Each identity is remembered by its key, which it retains through all renewals. So one that has ended can be renewed, and
-//! one that was revoked cannot. A revocation is listed until the certificates that it is about have ended; then an identity
-//! that was revoked is forgotten, and what the cluster does not remember is not renewed once it has ended.
+//! one that was revoked cannot. Nothing leaves the list of what is revoked by itself, whatever a clock says: operators take
+//! entries off. Then identities whose certificates have ended are forgotten, and what the cluster does not remember is not
+//! renewed once it has ended, nor if an issuer has signed it: somebody may have its key who has no say any more.
 
 use super::view::{Kv, KvExt, View, decode_stored};
 use super::{audit, cert_keys, keys, token};
@@ -10,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use wire::attr::Timestamp;
 use wire::cert::{KeyId, Term};
-use wire::ids::{MetadId, TokenId};
-use wire::limits::{CERT_LIFE_MS, ISSUED_MAX, REVOKED_MAX};
+use wire::ids::MetadId;
+use wire::limits::{CERT_LIFE_MS, ISSUED_MAX, ISSUERS_MAX, REVOKED_MAX};
 use wire::message::cert::{AuditEvent, AuditRecord, CertList, IssuedInfo, RenewRefusal, Renewal, RevokedInfo};
 use wire::message::enroll::EnrollRefusal;
 use wire::revoked::{Revocations, Revoked};
@@ -25,8 +26,6 @@ pub(super) const VERSION: &str = "revocations";
 const LIFE: &str = "cert life";
 /// Who comes again within this part of a life gets the certificate of the last time: nothing is written for it.
 const AGAIN_PART: i128 = 10;
-/// An identity that ended so long ago is forgotten: a year.
-const FORGOTTEN_AFTER_MS: i128 = 366 * 86_400_000;
 /// The time of a revocation that also holds for certificates that are issued later.
 pub const FOR_EVER: Timestamp = Timestamp { secs: i64::MAX, nanos: 0 };
 
@@ -34,11 +33,11 @@ pub const FOR_EVER: Timestamp = Timestamp { secs: i64::MAX, nanos: 0 };
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Issued {
     subject: Subject,
-    /// The token by which it came; `None` for one of which only a renewal is known.
-    token: Option<TokenId>,
-    issuer: KeyId,
+    /// Those that have signed for it, the last one at the end.
+    issuers: Vec<KeyId>,
     by: MetadId,
     issued: Timestamp,
+    /// No certificate for it that a metad has signed ends later.
     ends: Timestamp,
     addr: SocketAddr,
     revoked: Option<Timestamp>,
@@ -49,13 +48,14 @@ impl Issued {
         Term { issued: self.issued, ends: Some(self.ends) }
     }
 
+    /// Returns whether its last certificate is among what is revoked.
     fn is_covered(&self, key: &KeyId, revoked: &Revoked) -> bool {
         match revoked {
             Revoked::Name { role, name, until } => {
                 self.subject.role == *role && self.subject.name == *name && self.issued <= *until
             }
             Revoked::Key(of) => of == key,
-            Revoked::Issuer(of) => *of == self.issuer,
+            Revoked::Issuer(of) => self.issuers.last() == Some(of),
         }
     }
 }
@@ -91,8 +91,8 @@ pub struct Asker {
 pub struct Revoking {
     /// Who asks. Of two operators who revoke each other, the first one prevails.
     pub asker: Asker,
-    /// What, and when the last certificate of it ends; `None` if that is not known.
-    pub list: Vec<(Revoked, Option<Timestamp>)>,
+    /// What. Names are revoked up to the stamp of the entry, or to a later time that is given.
+    pub list: Vec<Revoked>,
     /// Why.
     pub reason: String,
 }
@@ -149,12 +149,11 @@ pub fn version(kv: &dyn Kv) -> u64 {
     kv.load(&keys::setting(VERSION)).unwrap_or(0)
 }
 
-/// Returns what is revoked, and when the first of it leaves the list.
-pub fn revocations(kv: &dyn Kv) -> (Revocations, Option<Timestamp>) {
+/// Returns what is revoked.
+pub fn revocations(kv: &dyn Kv) -> Revocations {
     let _unchanged = kv.hold();
-    let all = all_revoked(kv);
-    let first = all.iter().filter_map(|one| one.ends).min();
-    (Revocations { version: version(kv), list: all.into_iter().map(|one| one.revoked).collect() }, first)
+    let list = all_revoked(kv).into_iter().map(|one| one.revoked).collect();
+    Revocations { version: version(kv), list }
 }
 
 /// Returns all that is known of certificates.
@@ -163,7 +162,7 @@ pub fn list(kv: &dyn Kv) -> CertList {
         term: one.term(),
         subject: one.subject,
         key,
-        issuer: one.issuer,
+        issuers: one.issuers,
         by: one.by,
         addr: one.addr,
         revoked: one.revoked,
@@ -187,14 +186,18 @@ fn name_revoked_until(kv: &dyn Kv, role: Role, name: &str) -> Option<Timestamp> 
     }
 }
 
+fn is_listed(kv: &dyn Kv, revoked: &Revoked) -> bool {
+    kv.get(&cert_keys::revocation(revoked)).is_some()
+}
+
 fn is_revoked(kv: &dyn Kv, role: Role, name: &str, (key, issued): (KeyId, Timestamp)) -> bool {
-    name_revoked_until(kv, role, name).is_some_and(|until| issued <= until)
-        || kv.get(&cert_keys::revocation(&Revoked::Key(key))).is_some()
+    name_revoked_until(kv, role, name).is_some_and(|until| issued <= until) || is_listed(kv, &Revoked::Key(key))
 }
 
 /// Returns the term of a certificate that is issued now. It begins after the revocation of an earlier one of its name, by
-/// whatever clock that has its time. Returns `None` when the name is revoked for ever.
-fn new_term(kv: &dyn Kv, now: Timestamp, subject: &Subject) -> Option<Term> {
+/// whatever clock that has its time, and ends no earlier than what was issued before. Returns `None` when the name is revoked
+/// for ever.
+fn new_term(kv: &dyn Kv, now: Timestamp, subject: &Subject, known: Option<&Issued>) -> Option<Term> {
     let revoked = name_revoked_until(kv, subject.role, &subject.name);
     if revoked == Some(FOR_EVER) {
         return None;
@@ -202,32 +205,53 @@ fn new_term(kv: &dyn Kv, now: Timestamp, subject: &Subject) -> Option<Term> {
     let issued = revoked.map_or(now, |until| now.max(until.shifted(1)));
     // In whole seconds, rounded up: certificates have no others.
     let ends = issued.shifted(i128::from(life_ms(kv)) * NANOS_PER_MS + NANOS_PER_SEC - 1);
+    let ends = known.map_or(ends, |known| ends.max(known.ends));
     Some(Term { issued, ends: Some(Timestamp { nanos: 0, ..ends }) })
 }
 
-/// Makes room for one more identity, if needed at the cost of the one that ended first.
-fn has_room(view: &mut View, now: Timestamp) -> bool {
-    if view.pairs(cert_keys::all_issued(), ISSUED_MAX).len() < ISSUED_MAX {
-        return true;
+/// Returns the identity that goes when there is one more than there may be: the one that ended first.
+///
+/// # Errors
+/// There is no room, and none that has ended.
+fn in_the_way(kv: &dyn Kv, now: Timestamp) -> Result<Option<KeyId>, ()> {
+    if kv.pairs(cert_keys::all_issued(), ISSUED_MAX).len() < ISSUED_MAX {
+        return Ok(None);
     }
-    let ended = all_issued(view).into_iter().filter(|(_, one)| one.ends <= now);
-    let Some((key, _)) = ended.min_by_key(|(key, one)| (one.ends, *key)) else { return false };
-    view.delete(cert_keys::issued(&key));
-    true
+    let ended = all_issued(kv).into_iter().filter(|(_, one)| one.ends <= now);
+    ended.min_by_key(|(key, one)| (one.ends, *key)).map(|(key, _)| Some(key)).ok_or(())
+}
+
+/// Writes down what an issuer signs.
+fn write(view: &mut View, key: &KeyId, known: Option<Issued>, (issuer, issued): (KeyId, Issued)) {
+    let mut issuers = known.map(|known| known.issuers).unwrap_or_default();
+    issuers.retain(|one| *one != issuer);
+    if issuers.len() >= ISSUERS_MAX {
+        issuers.remove(0);
+    }
+    issuers.push(issuer);
+    view.store(cert_keys::issued(key), &Issued { issuers, ..issued });
 }
 
 /// Returns the certificate that a newcomer gets who has used its token before, if nothing is to be written for it.
 ///
 /// # Errors
 /// Why it gets none.
-pub fn earlier(kv: &dyn Kv, now: Timestamp, newcomer: &token::Use) -> Result<Option<(Subject, Term)>, EnrollRefusal> {
+pub fn earlier(
+    kv: &dyn Kv,
+    now: Timestamp,
+    newcomer: &token::Use,
+    issuer: &KeyId,
+) -> Result<Option<(Subject, Term)>, EnrollRefusal> {
     let (subject, is_again) = token::judge(kv, now, newcomer)?;
+    let key = KeyId(newcomer.key);
+    if is_listed(kv, &Revoked::Key(key)) {
+        return Err(EnrollRefusal::Gone);
+    }
     if !is_again {
         return Ok(None);
     }
-    let known = record(kv, &KeyId(newcomer.key)).filter(|known| known.revoked.is_none());
-    let known = known.ok_or(EnrollRefusal::Gone)?;
-    Ok((known.ends > now).then(|| (subject, known.term())))
+    let known = record(kv, &key).filter(|known| known.revoked.is_none()).ok_or(EnrollRefusal::Gone)?;
+    Ok((known.ends > now && known.issuers.contains(issuer)).then(|| (subject, known.term())))
 }
 
 /// Applies `Command::Enroll`. Returns whom the certificate is for, and for how long.
@@ -236,29 +260,74 @@ pub(super) fn enroll(view: &mut View, now: Timestamp, enrolling: &Enrolling) -> 
     let key = KeyId(newcomer.key);
     token::expire(view, now);
     let (subject, is_again) = token::judge(view, now, newcomer)?;
+    if is_listed(view, &Revoked::Issuer(*issuer)) {
+        return Err(EnrollRefusal::NoIssuer(*by));
+    }
     let known = record(view, &key);
     match &known {
+        _ if is_listed(view, &Revoked::Key(key)) => return Err(EnrollRefusal::Gone),
         Some(known) if known.revoked.is_some() => return Err(EnrollRefusal::Gone),
         // A key stands for one holder, so that it can be revoked.
         Some(known) if known.subject != subject => return Err(EnrollRefusal::BadRequest),
-        Some(known) if known.ends > now && is_again => return Ok((subject, known.term())),
-        // Its revocation may be over, and so may be the memory of it.
+        // It may have been forgotten because it was revoked.
         None if is_again => return Err(EnrollRefusal::Gone),
         _ => {}
     }
-    let term = new_term(view, now, &subject).ok_or(EnrollRefusal::Gone)?;
-    if known.is_none() && !has_room(view, now) {
-        return Err(EnrollRefusal::Full);
+    let term = match &known {
+        Some(known) if is_again && known.ends > now => known.term(),
+        known => new_term(view, now, &subject, known.as_ref()).ok_or(EnrollRefusal::Gone)?,
+    };
+    if known.is_none() {
+        let gone = in_the_way(view, now).map_err(|()| EnrollRefusal::Full)?;
+        gone.into_iter().for_each(|gone| view.delete(cert_keys::issued(&gone)));
     }
     token::count(view, now, newcomer, &subject);
-    let token = Some(newcomer.token);
     let (issuer, by, addr, ends) = (*issuer, *by, *addr, term.ends.unwrap_or(term.issued));
     let who = format!("{} {}", subject.role, subject.name);
     let detail = format!("key {key}, token {:016x}, signed by metad-{by}", newcomer.token.0);
     audit::add(view, &AuditRecord { at: now, event: AuditEvent::Enrolled, who, addr: Some(addr), detail });
-    let issued = Issued { subject: subject.clone(), token, issuer, by, issued: term.issued, ends, addr, revoked: None };
-    view.store(cert_keys::issued(&key), &issued);
+    let (issuers, revoked) = (Vec::new(), None);
+    let issued = Issued { subject: subject.clone(), issuers, by, issued: term.issued, ends, addr, revoked };
+    write(view, &key, known, (issuer, issued));
     Ok((subject, term))
+}
+
+/// Returns the term of a renewal, and whether it is written down already.
+fn decide(kv: &dyn Kv, now: Timestamp, renewal: &Renewal) -> Result<(Term, bool), RenewRefusal> {
+    let Renewal { subject, key, issued, ends, shown, issuer, by, .. } = renewal;
+    let is_issuer_revoked = |issuer: &KeyId| is_listed(kv, &Revoked::Issuer(*issuer));
+    if is_revoked(kv, subject.role, &subject.name, (*key, *issued)) || shown.as_ref().is_some_and(is_issuer_revoked) {
+        return Err(RenewRefusal::Revoked);
+    }
+    if is_issuer_revoked(issuer) {
+        return Err(RenewRefusal::NoIssuer(*by));
+    }
+    let known = record(kv, key);
+    match &known {
+        Some(known) if known.revoked.is_some() || known.subject != *subject => return Err(RenewRefusal::Revoked),
+        Some(known) => {
+            let is_fresh = now.nanos_since(known.issued) * AGAIN_PART < known.ends.nanos_since(known.issued);
+            if is_fresh && known.ends > now {
+                if known.ends <= *ends {
+                    return Err(RenewRefusal::TooEarly);
+                }
+                if known.issuers.contains(issuer) {
+                    return Ok((known.term(), true));
+                }
+            }
+        }
+        // Whoever had an issuer's key that was revoked since may have signed it.
+        None if shown.is_some() || *ends <= now => return Err(RenewRefusal::Unknown),
+        None => {}
+    }
+    let term = new_term(kv, now, subject, known.as_ref()).ok_or(RenewRefusal::Revoked)?;
+    if term.ends.is_some_and(|new| new <= *ends) {
+        return Err(RenewRefusal::TooEarly);
+    }
+    if known.is_none() {
+        in_the_way(kv, now).map_err(|()| RenewRefusal::Full)?;
+    }
+    Ok((term, false))
 }
 
 /// Returns the term of a renewal for which nothing is to be written, because there was one a moment ago.
@@ -266,54 +335,40 @@ pub(super) fn enroll(view: &mut View, now: Timestamp, enrolling: &Enrolling) -> 
 /// # Errors
 /// Why the certificate is not renewed.
 pub fn renewable(kv: &dyn Kv, now: Timestamp, renewal: &Renewal) -> Result<Option<Term>, RenewRefusal> {
-    let Renewal { subject, key, issued, ends, .. } = renewal;
-    if is_revoked(kv, subject.role, &subject.name, (*key, *issued)) {
-        return Err(RenewRefusal::Revoked);
-    }
-    match record(kv, key) {
-        Some(known) if known.revoked.is_some() || known.subject != *subject => Err(RenewRefusal::Revoked),
-        None if *ends <= now => Err(RenewRefusal::Unknown),
-        None => Ok(None),
-        Some(known) => {
-            let is_fresh = now.nanos_since(known.issued) * AGAIN_PART < known.ends.nanos_since(known.issued);
-            Ok((is_fresh && known.ends > now).then(|| known.term()))
-        }
-    }
+    decide(kv, now, renewal).map(|(term, is_written)| is_written.then_some(term))
 }
 
-/// Returns the term of a renewal that nobody can write down because there is no leader: metads alone get such ones, for
-/// without them there will be none.
+/// Returns the term of a renewal that nobody can write down because there is no leader: metads that are remembered get such
+/// ones, for without them there will be none.
 ///
 /// # Errors
 /// Why the certificate is not renewed.
 pub fn renewed_unwritten(kv: &dyn Kv, now: Timestamp, renewal: &Renewal) -> Result<Term, RenewRefusal> {
-    if renewal.subject.role != Role::Metad {
+    if renewal.subject.role != Role::Metad || record(kv, &renewal.key).is_none() {
         return Err(RenewRefusal::Later);
     }
-    match renewable(kv, now, renewal)? {
-        Some(term) => Ok(term),
-        None => new_term(kv, now, &renewal.subject).ok_or(RenewRefusal::Revoked),
-    }
+    decide(kv, now, renewal).map(|(term, _)| term)
 }
 
 /// Applies `Command::Renew`. Returns for how long the certificate is valid.
 pub(super) fn renew(view: &mut View, now: Timestamp, renewal: &Renewal) -> Result<Term, RenewRefusal> {
-    if let Some(term) = renewable(view, now, renewal)? {
+    let (term, is_written) = decide(view, now, renewal)?;
+    if is_written {
         return Ok(term);
     }
     let Renewal { subject, key, issuer, by, addr, .. } = renewal;
     let known = record(view, key);
-    if known.is_none() && !has_room(view, now) {
-        return Err(RenewRefusal::Full);
+    if known.is_none() {
+        let gone = in_the_way(view, now).map_err(|()| RenewRefusal::Full)?;
+        gone.into_iter().for_each(|gone| view.delete(cert_keys::issued(&gone)));
     }
-    let term = new_term(view, now, subject).ok_or(RenewRefusal::Revoked)?;
-    let token = known.and_then(|known| known.token);
     let (issuer, by, addr, ends) = (*issuer, *by, *addr, term.ends.unwrap_or(term.issued));
     let who = format!("{} {}", subject.role, subject.name);
     let detail = format!("key {key}, signed by metad-{by}");
     audit::add(view, &AuditRecord { at: now, event: AuditEvent::Renewed, who, addr: Some(addr), detail });
-    let issued = Issued { subject: subject.clone(), token, issuer, by, issued: term.issued, ends, addr, revoked: None };
-    view.store(cert_keys::issued(key), &issued);
+    let (issuers, revoked) = (Vec::new(), None);
+    let issued = Issued { subject: subject.clone(), issuers, by, issued: term.issued, ends, addr, revoked };
+    write(view, key, known, (issuer, issued));
     Ok(term)
 }
 
@@ -326,36 +381,47 @@ fn asker_is_revoked(kv: &dyn Kv, asker: &Asker) -> bool {
     is_revoked(kv, Role::Admin, &asker.name, (asker.key, asker.issued))
 }
 
+/// Returns whether something may be about an operator. The keys of operators are not remembered.
+fn may_be_operator(revoked: &Revoked, issued: &[(KeyId, Issued)]) -> bool {
+    match revoked {
+        Revoked::Name { role, .. } => *role == Role::Admin,
+        Revoked::Key(of) => issued.iter().all(|(key, _)| key != of),
+        Revoked::Issuer(_) => false,
+    }
+}
+
 /// Applies `Command::Revoke`. The tokens by which those have come that are revoked are revoked, too: whoever knows a token
-/// could come again.
+/// could come again. If an operator is revoked, all tokens are: it may have made them.
 pub(super) fn revoke(view: &mut View, now: Timestamp, revoking: &Revoking) -> Outcome {
     let Revoking { asker, list, reason } = revoking;
     if asker_is_revoked(view, asker) {
         return Outcome::AskerRevoked;
     }
     let listed = view.pairs(cert_keys::all_revocations(), REVOKED_MAX).len();
-    let new = list.iter().filter(|(revoked, _)| view.get(&cert_keys::revocation(revoked)).is_none()).count();
+    let new = list.iter().filter(|revoked| !is_listed(view, revoked)).count();
     if listed + new > REVOKED_MAX {
         return Outcome::Full;
     }
-    for (revoked, ends) in list {
-        let key = cert_keys::revocation(revoked);
-        let (mut revoked, mut ends) = (revoked.clone(), *ends);
-        if let Some(known) = view.load::<RevokedInfo>(&key) {
-            ends = known.ends.zip(ends).map(|(one, other)| one.max(other));
-            if let (Revoked::Name { until, .. }, Revoked::Name { until: known, .. }) = (&mut revoked, known.revoked) {
-                *until = known.max(*until);
-            }
+    let issued = all_issued(view);
+    let mut revoked = list.clone();
+    for one in &mut revoked {
+        if let Revoked::Name { role, name, until } = one {
+            // Whatever was issued since this was asked for, and by whatever clock.
+            let is_of_name = |one: &&Issued| one.subject.role == *role && one.subject.name == *name;
+            let last = issued.iter().map(|(_, one)| one).filter(is_of_name).map(|one| one.issued).max();
+            let known = name_revoked_until(view, *role, name);
+            *until = [Some(now), last, known].into_iter().flatten().fold(*until, Timestamp::max);
         }
-        audit::add(view, &by_operator(now, AuditEvent::Revoked, revoked.to_string(), asker, reason));
+        audit::add(view, &by_operator(now, AuditEvent::Revoked, one.to_string(), asker, reason));
         let (by, reason) = (asker.name.clone(), reason.clone());
-        view.store(key, &RevokedInfo { revoked, at: now, ends, by, reason });
+        view.store(cert_keys::revocation(one), &RevokedInfo { revoked: one.clone(), at: now, by, reason });
     }
-    for (key, one) in all_issued(view) {
-        if one.revoked.is_none() && list.iter().any(|(revoked, _)| one.is_covered(&key, revoked)) {
-            if let Some(token) = one.token {
-                token::revoke(view, token);
-            }
+    if revoked.iter().any(|one| may_be_operator(one, &issued)) {
+        token::revoke_all(view);
+    }
+    for (key, one) in issued {
+        if one.revoked.is_none() && revoked.iter().any(|revoked| one.is_covered(&key, revoked)) {
+            token::revoke_used_by(view, &key.0);
             view.store(cert_keys::issued(&key), &Issued { revoked: Some(now), ..one });
         }
     }
@@ -363,7 +429,8 @@ pub(super) fn revoke(view: &mut View, now: Timestamp, revoking: &Revoking) -> Ou
     Outcome::Done
 }
 
-/// Applies `Command::Allow`: these are not revoked any more.
+/// Applies `Command::Allow`: these are not revoked any more. Identities that have ended meanwhile are forgotten: an entry that
+/// is taken off to make room lets nobody in.
 pub(super) fn allow(view: &mut View, now: Timestamp, list: &[Revoked], asker: &Asker) -> Outcome {
     if asker_is_revoked(view, asker) {
         return Outcome::AskerRevoked;
@@ -374,7 +441,12 @@ pub(super) fn allow(view: &mut View, now: Timestamp, list: &[Revoked], asker: &A
     }
     let left = all_revoked(view);
     for (key, one) in all_issued(view) {
-        if one.revoked.is_some() && !left.iter().any(|left| one.is_covered(&key, &left.revoked)) {
+        if one.revoked.is_none() || left.iter().any(|left| one.is_covered(&key, &left.revoked)) {
+            continue;
+        }
+        if one.ends <= now {
+            view.delete(cert_keys::issued(&key));
+        } else {
             view.store(cert_keys::issued(&key), &Issued { revoked: None, ..one });
         }
     }
@@ -382,42 +454,14 @@ pub(super) fn allow(view: &mut View, now: Timestamp, list: &[Revoked], asker: &A
     Outcome::Done
 }
 
-/// Returns whether an identity ended so long ago that it is forgotten.
-#[must_use]
-pub fn any_forgotten(kv: &dyn Kv, now: Timestamp) -> bool {
-    all_issued(kv).iter().any(|(_, one)| is_forgotten(one, now))
-}
-
-fn is_forgotten(one: &Issued, now: Timestamp) -> bool {
-    let kept_ms = if one.revoked.is_some() { 0 } else { FORGOTTEN_AFTER_MS };
-    one.ends.shifted(kept_ms * NANOS_PER_MS) <= now
-}
-
-/// Applies `Command::ForgetCerts`: revocations leave the list with the end of what they are about.
-pub(super) fn forget(view: &mut View, now: Timestamp) {
-    let over = all_revoked(view).into_iter().filter(|one| one.ends.is_some_and(|ends| ends <= now));
-    let over: Vec<RevokedInfo> = over.collect();
-    // A revoked identity goes first: what has left the list must not be renewed.
-    for (key, one) in all_issued(view) {
-        if is_forgotten(&one, now) {
-            view.delete(cert_keys::issued(&key));
-        }
-    }
-    for one in &over {
-        view.delete(cert_keys::revocation(&one.revoked));
-    }
-    if !over.is_empty() {
-        changed(view);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::view::MemoryKv;
     use super::super::{Command, CommandReply, Stamped, apply, check};
     use super::*;
+    use wire::ids::TokenId;
     use wire::tls::ClientGrant;
-    use wire::token::{NewToken, Secret};
+    use wire::token::{NewToken, Secret, TokenState};
 
     const LIFE: u64 = 1_000_000;
 
@@ -455,42 +499,80 @@ mod tests {
         }
 
         fn enroll(&mut self, ms: u64, token: u64, key: u8) -> Result<(Subject, Term), EnrollRefusal> {
+            self.enroll_by(ISSUER, ms, token, key)
+        }
+
+        fn enroll_by(&mut self, issuer: KeyId, ms: u64, token: u64, key: u8) -> Result<(Subject, Term), EnrollRefusal> {
             let hash = Secret([7; 32]).hash();
             let newcomer = token::Use { token: TokenId(token), hash, key: [key; 32], host: "h".to_owned() };
-            let (issuer, addr) = (KeyId([9; 32]), ([10, 0, 0, 2], 2).into());
+            let addr = ([10, 0, 0, 2], 2).into();
             match self.apply(ms, Command::Enroll(Enrolling { newcomer, issuer, by: MetadId(1), addr })) {
                 CommandReply::Issued(issued) => issued,
                 other => panic!("{other:?}"),
             }
         }
 
-        fn renew(&mut self, ms: u64, subject: &Subject, key: u8, term: Term) -> Result<Term, RenewRefusal> {
-            let renewal = Renewal {
-                subject: subject.clone(),
-                key: KeyId([key; 32]),
-                issued: term.issued,
-                ends: term.ends.unwrap(),
-                issuer: KeyId([9; 32]),
-                by: MetadId(1),
-                addr: ([10, 0, 0, 2], 2).into(),
-            };
+        /// Renews a certificate that this issuer has signed, if any, by another one.
+        fn renew_by(
+            &mut self,
+            (shown, issuer): (Option<KeyId>, KeyId),
+            ms: u64,
+            subject: &Subject,
+            key: u8,
+            term: Term,
+        ) -> Result<Term, RenewRefusal> {
+            let renewal = renewal((shown, issuer), subject, key, term);
             match self.apply(ms, Command::Renew(renewal)) {
                 CommandReply::Renewed(renewed) => renewed,
                 other => panic!("{other:?}"),
             }
         }
 
-        fn revoke(&mut self, ms: u64, by: &str, revoked: Revoked, ends: Option<Timestamp>) -> Outcome {
-            let revoking = Revoking { asker: asker(by), list: vec![(revoked, ends)], reason: String::new() };
+        fn renew(&mut self, ms: u64, subject: &Subject, key: u8, term: Term) -> Result<Term, RenewRefusal> {
+            self.renew_by((Some(ISSUER), ISSUER), ms, subject, key, term)
+        }
+
+        fn revoke(&mut self, ms: u64, by: &str, revoked: Revoked) -> Outcome {
+            let revoking = Revoking { asker: asker(by), list: vec![revoked], reason: String::new() };
             match self.apply(ms, Command::Revoke(revoking)) {
                 CommandReply::Revoked(outcome) => outcome,
                 other => panic!("{other:?}"),
             }
         }
+
+        fn allow(&mut self, ms: u64, revoked: Revoked) {
+            let allow = Command::Allow { list: vec![revoked], asker: asker("a") };
+            assert_eq!(self.apply(ms, allow), CommandReply::Revoked(Outcome::Done));
+        }
+
+        fn is_valid(&self, token: u64, ms: u64) -> bool {
+            let listed = token::list(&self.0, at(ms));
+            listed.iter().any(|info| info.id == TokenId(token) && info.state == TokenState::Valid)
+        }
+    }
+
+    const ISSUER: KeyId = KeyId([9; 32]);
+    const OTHER: KeyId = KeyId([8; 32]);
+
+    fn renewal((shown, issuer): (Option<KeyId>, KeyId), subject: &Subject, key: u8, term: Term) -> Renewal {
+        Renewal {
+            subject: subject.clone(),
+            key: KeyId([key; 32]),
+            issued: term.issued,
+            ends: term.ends.unwrap(),
+            shown,
+            issuer,
+            by: MetadId(1),
+            addr: ([10, 0, 0, 2], 2).into(),
+        }
     }
 
     fn named(name: &str, until: Timestamp) -> Revoked {
         Revoked::Name { role: Role::Client, name: name.to_owned(), until }
+    }
+
+    fn of_key(key: u8) -> Revoked {
+        Revoked::Key(KeyId([key; 32]))
     }
 
     #[test]
@@ -499,22 +581,50 @@ mod tests {
         state.token(0, 1, 1, None);
         let (subject, first) = state.enroll(1_000, 1, 1).unwrap();
         assert_eq!(first.ends, Some(at(1_000 + LIFE)));
-        assert_eq!(state.renew(1_000 + LIFE / 10 - 1, &subject, 1, first), Ok(first), "it was issued a moment ago");
+        let early = state.renew(1_000 + LIFE / 10 - 1, &subject, 1, first);
+        assert_eq!(early, Err(RenewRefusal::TooEarly), "it was issued a moment ago");
         let second = state.renew(500_000, &subject, 1, first).unwrap();
         assert_eq!(second.ends, Some(at(500_000 + LIFE)));
         // With the older certificate: the answer may have been lost.
+        let before = state.0.clone();
         assert_eq!(state.renew(500_001, &subject, 1, first), Ok(second));
+        assert_eq!(state.renew(500_001, &subject, 1, second), Err(RenewRefusal::TooEarly));
+        assert_eq!(state.0, before, "nothing is written");
+        // Another issuer is written down, and the term stays.
+        assert_eq!(state.renew_by((Some(ISSUER), OTHER), 500_000, &subject, 1, first), Ok(second));
+        assert_eq!(list(&state.0).issued[0].issuers, [ISSUER, OTHER]);
         let other = Subject { name: "other".to_owned(), ..subject.clone() };
         assert_eq!(state.renew(900_000, &other, 1, second), Err(RenewRefusal::Revoked), "the key is another's");
         // It was off for three lives.
         let third = state.renew(500_000 + 4 * LIFE, &subject, 1, second).unwrap();
         assert_eq!(third.issued, at(500_000 + 4 * LIFE));
-        // One that the cluster did not issue is renewed while it is valid, and from then on remembered.
+        // One that was made with the CA is renewed while it is valid, and from then on remembered.
         let offline = Term { issued: at(0), ends: Some(at(5_000_000)) };
-        assert_eq!(state.renew(5_000_000, &other, 2, offline), Err(RenewRefusal::Unknown));
-        let known = state.renew(4_999_999, &other, 2, offline).unwrap();
+        let by_ca = (None, ISSUER);
+        assert_eq!(state.renew_by(by_ca, 5_000_000, &other, 2, offline), Err(RenewRefusal::Unknown));
+        let known = state.renew_by(by_ca, 4_999_999, &other, 2, offline).unwrap();
         assert!(state.renew(9_000_000, &other, 2, known).is_ok());
         assert_eq!(check::check(&state.0), Vec::<String>::new());
+    }
+
+    #[test]
+    fn no_certificate_ends_before_the_one_that_it_renews_whatever_lives_are_set() {
+        let mut state = State::founded();
+        state.token(0, 1, 2, None);
+        let (subject, first) = state.enroll(0, 1, 1).unwrap();
+        state.apply(0, Command::SetCertLife { ms: LIFE / 10, asker: asker("a") });
+        assert_eq!(state.renew(LIFE / 2, &subject, 1, first), Err(RenewRefusal::TooEarly));
+        let second = state.renew(LIFE - 1_000, &subject, 1, first).unwrap();
+        assert!(second.ends > first.ends);
+        // Nor one that was made with the CA, for a year.
+        let (other, year) = (Subject::new(Role::Client, "other"), Term { issued: at(0), ends: Some(at(50 * LIFE)) });
+        assert_eq!(state.renew_by((None, ISSUER), LIFE, &other, 2, year), Err(RenewRefusal::TooEarly));
+        assert!(state.renew_by((None, ISSUER), 50 * LIFE - 1_000, &other, 2, year).is_ok());
+        // Who comes again by token gets no less than it had.
+        state.token(0, 2, 1, None);
+        let before = list(&state.0).issued.iter().find(|info| info.subject == subject).unwrap().term;
+        let (again, term) = state.enroll_by(OTHER, LIFE - 500, 1, 1).unwrap();
+        assert_eq!((again, term), (subject, before));
     }
 
     #[test]
@@ -523,15 +633,116 @@ mod tests {
         state.token(0, 1, 5, None);
         let (subject, term) = state.enroll(1_000, 1, 1).unwrap();
         let (other, of_other) = state.enroll(1_000, 1, 2).unwrap();
-        assert_eq!(state.revoke(2_000, "a", Revoked::Key(KeyId([1; 32])), term.ends), Outcome::Done);
+        assert_eq!(state.revoke(2_000, "a", of_key(1)), Outcome::Done);
         assert_eq!(state.renew(600_000, &subject, 1, term), Err(RenewRefusal::Revoked));
         assert!(state.enroll(3_000, 1, 1).is_err() && state.enroll(3_000, 1, 3).is_err(), "the token is known to it");
         assert!(state.renew(600_000, &other, 2, of_other).is_ok());
-        // Over, and forgotten.
-        state.apply(1_000 + LIFE, Command::ForgetCerts);
-        assert!(revocations(&state.0).0.list.is_empty());
-        assert_eq!(state.renew(1_001 + LIFE, &subject, 1, term), Err(RenewRefusal::Unknown));
-        assert!(state.enroll(1_001 + LIFE, 1, 1).is_err());
+        // Nor by another token.
+        state.token(3_000, 2, 5, None);
+        assert_eq!(state.enroll(3_001, 2, 1), Err(EnrollRefusal::Gone));
+        assert!(state.enroll(3_001, 2, 4).is_ok());
+    }
+
+    #[test]
+    fn a_revocation_stays_whatever_the_clock_says_and_whatever_other_certificates_the_holder_has() {
+        let mut state = State::founded();
+        state.token(0, 1, 5, None);
+        let (subject, first) = state.enroll(1_000, 1, 1).unwrap();
+        // An older certificate for the key, made by hand, ends long after all others.
+        let by_hand = Term { issued: at(0), ends: Some(at(100 * LIFE)) };
+        state.revoke(2_000, "a", of_key(1));
+        state.revoke(2_000, "a", named("lasting", at(2_000)));
+        let far = 50 * LIFE;
+        for ms in [far, 2_001] {
+            state.token(ms, 2 + ms, 1, None);
+            assert_eq!(state.renew(ms, &subject, 1, first), Err(RenewRefusal::Revoked));
+            assert_eq!(state.renew_by((None, ISSUER), ms, &subject, 1, by_hand), Err(RenewRefusal::Revoked));
+            assert_eq!(revocations(&state.0).list.len(), 2, "at {ms}");
+        }
+        // Taken off by an operator when all that is known has ended, it lets nobody in.
+        state.allow(far, of_key(1));
+        assert_eq!(state.renew(far, &subject, 1, first), Err(RenewRefusal::Unknown));
+        assert!(state.enroll(far, 1, 1).is_err());
+        // Taken off before, it was a mistake.
+        let (again, term) = state.enroll(3_000, 2 + 2_001, 6).unwrap();
+        state.revoke(3_001, "a", of_key(6));
+        state.allow(3_002, of_key(6));
+        assert!(state.renew(3_002 + LIFE / 2, &again, 6, term).is_ok());
+    }
+
+    #[test]
+    fn a_revoked_issuer_signs_for_nobody_and_what_it_has_signed_is_not_renewed() {
+        let mut state = State::founded();
+        state.token(0, 1, 9, None);
+        let (subject, term) = state.enroll(1_000, 1, 1).unwrap();
+        let (moved, of_moved) = state.enroll(1_000, 1, 2).unwrap();
+        let later = state.renew_by((Some(ISSUER), OTHER), 500_000, &moved, 2, of_moved).unwrap();
+        // Somebody who has the issuer's key makes identities that nobody knows, and comes to another metad with them.
+        let forged = Term { issued: at(1_000), ends: Some(at(2 * LIFE)) };
+        let nobody = Subject::new(Role::Client, "nobody");
+        let attempt = state.renew_by((Some(ISSUER), OTHER), 1_500_000, &nobody, 66, forged);
+        assert_eq!(attempt, Err(RenewRefusal::Unknown), "before anybody has noticed");
+        let metad = Subject::new(Role::Metad, "metad-2");
+        let alone = renewed_unwritten(&state.0, at(500_000), &renewal((Some(ISSUER), OTHER), &metad, 67, forged));
+        assert_eq!(alone, Err(RenewRefusal::Later), "nor without a leader");
+        assert_eq!(state.revoke(500_001, "a", Revoked::Issuer(ISSUER)), Outcome::Done);
+        for (subject, key, term) in [(&subject, 1, term), (&moved, 2, of_moved), (&nobody, 66, forged)] {
+            let renewed = state.renew_by((Some(ISSUER), OTHER), 600_000, subject, key, term);
+            assert_eq!(renewed, Err(RenewRefusal::Revoked), "{subject:?}");
+        }
+        // It signs neither renewals nor for newcomers; another one does.
+        let by_it = state.renew(900_000, &moved, 2, later);
+        assert_eq!(by_it, Err(RenewRefusal::Revoked), "the certificate that it shows is the issuer's");
+        let by_it = state.renew_by((Some(OTHER), ISSUER), 1_200_000, &moved, 2, later);
+        assert_eq!(by_it, Err(RenewRefusal::NoIssuer(MetadId(1))));
+        assert!(state.renew_by((Some(OTHER), OTHER), 1_200_000, &moved, 2, later).is_ok());
+        state.token(600_000, 2, 9, None);
+        assert_eq!(state.enroll(600_001, 2, 3), Err(EnrollRefusal::NoIssuer(MetadId(1))));
+        assert!(state.enroll_by(OTHER, 600_001, 2, 3).is_ok());
+    }
+
+    #[test]
+    fn tokens_that_a_revoked_operator_may_have_made_let_nobody_in() {
+        let admin = || Revoked::Name { role: Role::Admin, name: "b".to_owned(), until: at(5) };
+        for (revoked, is_operator) in
+            [(admin(), true), (of_key(77), true), (of_key(1), false), (named("x", at(1)), false)]
+        {
+            let mut state = State::founded();
+            state.token(0, 1, 1, None);
+            state.token(0, 2, 1, None);
+            state.enroll(1, 1, 1).unwrap();
+            assert!(state.is_valid(2, 2));
+            state.revoke(2, "a", revoked.clone());
+            assert_eq!(state.is_valid(2, 3), !is_operator, "{revoked}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_came_by_several_tokens_takes_all_of_them_along() {
+        let mut state = State::founded();
+        for id in 1..=3 {
+            state.token(0, id, 9, Some("laptop"));
+        }
+        for id in 1..=2 {
+            state.enroll(1, id, 1).unwrap();
+        }
+        state.revoke(2, "a", of_key(1));
+        assert!(!state.is_valid(1, 3) && !state.is_valid(2, 3) && state.is_valid(3, 3));
+    }
+
+    #[test]
+    fn what_was_issued_for_a_name_before_its_revocation_is_applied_is_revoked_by_whatever_clock() {
+        let mut state = State::founded();
+        for id in 1..=2 {
+            state.token(0, id, 1, Some("laptop"));
+        }
+        let (subject, ahead) = state.enroll(90_000, 1, 1).unwrap();
+        // Asked for at 8,000, and applied by a leader whose clock is at 9,000.
+        state.revoke(9_000, "a", named("laptop", at(8_000)));
+        assert_eq!(revocations(&state.0).list, [named("laptop", at(90_000))]);
+        assert_eq!(state.renew(600_000, &subject, 1, ahead), Err(RenewRefusal::Revoked));
+        let (_, later) = state.enroll(9_500, 2, 2).unwrap();
+        assert!(later.issued > at(90_000));
     }
 
     #[test]
@@ -541,30 +752,29 @@ mod tests {
             state.token(0, id, 1, Some("laptop"));
         }
         let (subject, first) = state.enroll(5_000, 1, 1).unwrap();
-        state.revoke(9_000, "a", named("laptop", at(9_000)), first.ends);
+        state.revoke(9_000, "a", named("laptop", at(9_000)));
         assert_eq!(state.renew(600_000, &subject, 1, first), Err(RenewRefusal::Revoked));
         let (_, second) = state.enroll(8_000, 2, 2).unwrap();
         assert!(second.issued > at(9_000));
         // A removed metad's name is not given again.
-        state.revoke(10_000, "a", named("laptop", FOR_EVER), None);
+        state.revoke(10_000, "a", named("laptop", FOR_EVER));
         assert_eq!(state.enroll(11_000, 3, 3), Err(EnrollRefusal::Gone));
-        assert_eq!(revocations(&state.0).0.list, [named("laptop", FOR_EVER)], "one entry for one name");
-        assert_eq!(revocations(&state.0).1, None, "it stays");
+        assert_eq!(revocations(&state.0).list, [named("laptop", FOR_EVER)], "one entry for one name");
     }
 
     #[test]
     fn of_two_operators_who_revoke_each_other_the_first_one_stays() {
         let mut state = State::founded();
         let admin = |name: &str| Revoked::Name { role: Role::Admin, name: name.to_owned(), until: at(5) };
-        assert_eq!(state.revoke(5, "a", admin("b"), None), Outcome::Done);
-        assert_eq!(state.revoke(5, "b", admin("a"), None), Outcome::AskerRevoked);
+        assert_eq!(state.revoke(5, "a", admin("b")), Outcome::Done);
+        assert_eq!(state.revoke(5, "b", admin("a")), Outcome::AskerRevoked);
         let allow = Command::Allow { list: vec![admin("b")], asker: asker("b") };
         assert_eq!(state.apply(6, allow), CommandReply::Revoked(Outcome::AskerRevoked));
-        let version = revocations(&state.0).0.version;
+        let version = revocations(&state.0).version;
         let allow = Command::Allow { list: vec![admin("b")], asker: asker("a") };
         assert_eq!(state.apply(6, allow), CommandReply::Revoked(Outcome::Done));
-        assert!(version > 0 && revocations(&state.0).0.version > version);
-        assert_eq!(state.revoke(7, "b", admin("c"), None), Outcome::Done);
+        assert!(version > 0 && revocations(&state.0).version > version);
+        assert_eq!(state.revoke(7, "b", admin("c")), Outcome::Done);
     }
 
     #[test]
@@ -575,13 +785,13 @@ mod tests {
             key[..4].copy_from_slice(&number.to_be_bytes());
             Revoked::Key(KeyId(key))
         };
-        let many = (0..REVOKED_MAX as u32).map(|number| (key(number), None)).collect();
+        let many = (0..REVOKED_MAX as u32).map(key).collect();
         let revoking = Revoking { asker: asker("a"), list: many, reason: String::new() };
         assert_eq!(state.apply(1, Command::Revoke(revoking)), CommandReply::Revoked(Outcome::Done));
         let before = state.0.clone();
-        assert_eq!(state.revoke(2, "a", key(u32::MAX), None), Outcome::Full);
+        assert_eq!(state.revoke(2, "a", key(u32::MAX)), Outcome::Full);
         assert_eq!(state.0, before);
-        assert_eq!(state.revoke(2, "a", key(0), None), Outcome::Done, "it is listed already");
+        assert_eq!(state.revoke(2, "a", key(0)), Outcome::Done, "it is listed already");
         assert_eq!(audit::since(&state.0, at(0)).len(), wire::limits::AUDIT_MAX, "and so is the audit");
     }
 }

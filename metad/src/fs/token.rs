@@ -172,6 +172,15 @@ pub(super) fn revoke(view: &mut View, id: TokenId) -> CommandReply {
     CommandReply::Done
 }
 
+/// Revokes the tokens that were used with this key.
+pub(super) fn revoke_used_by(view: &mut View, key: &[u8; 32]) {
+    for token in all(view) {
+        if view.get(&token_keys::enrolled(token.new.id, key)).is_some() {
+            revoke(view, token.new.id);
+        }
+    }
+}
+
 /// Revokes all tokens.
 pub(super) fn revoke_all(view: &mut View) {
     for token in all(view) {

@@ -58,7 +58,6 @@ impl std::fmt::Display for Stamped {
             Command::Renew(renewal) => write!(f, "renew {}", renewal.key),
             Command::Revoke(revoking) => write!(f, "{} revocations", revoking.list.len()),
             Command::Allow { list, .. } => write!(f, "{} revocations less", list.len()),
-            Command::ForgetCerts => f.write_str("forget certificates"),
             Command::SetCertLife { ms, .. } => write!(f, "certificates live for {ms} ms"),
             Command::Note(record) => write!(f, "audit: {}", record.event),
         }

@@ -1,6 +1,7 @@
 //! Operators' requests.
 
 use super::Server;
+use crate::cluster::met::Met;
 use crate::cluster::watch;
 use crate::error::ProposeError;
 use crate::fs::{Command, Stamped, audit, cert, retention, session, settings, token};
@@ -42,14 +43,14 @@ impl Server {
                 self.noted(peer, added, AuditEvent::MetadAdded, id).await
             }
             AdminRequest::ReplaceMetad { old, new } => {
-                let subject = self.subject_of(old);
+                let leaving = self.leaving(old).await;
                 let replaced = outcome(consensus.replace(old, new).await)?;
-                self.removed_metad(peer, replaced, (old, subject)).await?
+                self.removed_metad(peer, replaced, (old, leaving)).await?
             }
             AdminRequest::RemoveMetad { id } => {
-                let subject = self.subject_of(id);
+                let leaving = self.leaving(id).await;
                 let removed = outcome(consensus.remove(id).await)?;
-                self.removed_metad(peer, removed, (id, subject)).await?
+                self.removed_metad(peer, removed, (id, leaving)).await?
             }
             AdminRequest::SetRedundancy { replicas, min_sync } => self.set_redundancy(replicas, min_sync).await?,
             AdminRequest::DrainBlockd { name, drain } => self.drain_blockd(&name, drain).await?,
@@ -92,20 +93,14 @@ impl Server {
         reply
     }
 
-    /// Returns whom the certificate of a metad is for, if nobody else among the members has one of that name.
-    fn subject_of(&self, id: MetadId) -> Option<Subject> {
-        let by_number = || Subject::new(Role::Metad, &format!("metad-{id}"));
-        let own = self.shared.endpoint.identity();
-        if id == self.shared.config.id {
-            return Some(own.subject().clone());
-        }
-        let members = self.shared.consensus.members();
-        let shown = |addr| self.shared.endpoint.peer(addr, Role::Metad).subject();
-        let found = members.iter().find(|member| member.id == id);
-        let subject = found.and_then(|member| shown(member.addr)).unwrap_or_else(by_number);
-        let others = members.iter().filter(|member| member.id != id);
-        let is_shared = others.filter_map(|member| shown(member.addr)).any(|other| other.name == subject.name);
-        (!is_shared && own.subject().name != subject.name).then_some(subject)
+    /// Returns the metad that is about to leave, as it has shown itself, unless another member has a certificate of its name.
+    async fn leaving(&self, id: MetadId) -> Option<Met> {
+        let (mut leaving, others): (Vec<Met>, Vec<Met>) =
+            self.shared.members_met().await.into_iter().partition(|member| member.id == id);
+        // One that was removed before is known by its number.
+        let leaving = leaving.pop().unwrap_or(Met { id, shown: None });
+        let is_shared = others.iter().any(|other| other.holder().name == leaving.holder().name);
+        (!is_shared).then_some(leaving)
     }
 
     /// Refuses a metad that was removed. The change of the membership is made, so it is not a failure if this cannot be
@@ -114,16 +109,21 @@ impl Server {
         &self,
         peer: &PeerIdentity,
         reply: AdminReply,
-        (id, subject): (MetadId, Option<Subject>),
+        (id, leaving): (MetadId, Option<Met>),
     ) -> Result<AdminReply, ProposeError> {
         if !matches!(reply, AdminReply::Done) {
             return Ok(reply);
         }
-        let Some(subject) = subject else {
+        let Some(leaving) = leaving else {
             tracing::warn!(%id, "another metad uses the identity of the one that was removed, so it is not revoked");
             return Ok(self.noted(peer, reply, AuditEvent::MetadRemoved, id).await);
         };
-        let revoked = self.shared.revoke_removed(peer, subject).await?;
+        if leaving.shown.is_none() {
+            let name = leaving.holder().name;
+            tracing::warn!(%id, name, "the metad that was removed has shown no certificate here: its usual name is revoked");
+        }
+        let shown = leaving.shown.as_ref().map(|(_, certificate)| certificate.key);
+        let revoked = self.shared.revoke_removed(peer, leaving.holder(), shown).await?;
         let reply = self.noted(peer, reply, AuditEvent::MetadRemoved, id).await;
         Ok(match revoked {
             Ok(()) => reply,
@@ -264,7 +264,7 @@ impl Server {
         let id = member.id;
         // First: one that is refused already cannot join again in between.
         if !keep_identity
-            && let Err(reason) = self.shared.revoke_removed(peer, Subject::new(Role::Blockd, name)).await?
+            && let Err(reason) = self.shared.revoke_removed(peer, Subject::new(Role::Blockd, name), None).await?
         {
             return Ok(AdminReply::Failed(reason));
         }

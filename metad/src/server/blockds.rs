@@ -31,7 +31,7 @@ impl Server {
             layout = self.admit(peer, heartbeat, layout).await?;
         }
         let state = &**self.shared.consensus.state();
-        let revoked = (cert::version(state) != known_revoked).then(|| cert::revocations(state).0);
+        let revoked = (cert::version(state) != known_revoked).then(|| cert::revocations(state));
         Ok(MetaReply::BlockdAlive { layout: (layout.epoch != known).then_some(layout), revoked })
     }
 

@@ -6,10 +6,12 @@ use crate::error::ProposeError;
 use crate::fs::cert::{self, Asker, FOR_EVER, Outcome, Revoking};
 use crate::fs::{Command, CommandReply, session, settings};
 use crate::refused::log;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use wire::attr::Timestamp;
 use wire::cert::{Certificate, KeyId, Term};
 use wire::ids::MetadId;
+use wire::issuer::IssuerKey;
 use wire::limits::{CERT_LIFE_MAX_MS, CERT_LIFE_MIN_MS, CERT_TEXT_BYTES_MAX};
 use wire::message::admin::AdminReply;
 use wire::message::cert::{
@@ -41,10 +43,10 @@ impl Server {
             Ok(list) => list,
             Err(reason) => return Ok(AdminReply::Failed(reason)),
         };
-        if !force && let Err(reason) = self.check_harmless(peer, &list) {
+        if !force && let Err(reason) = self.check_harmless(peer, &known, &list).await {
             return Ok(AdminReply::Failed(reason));
         }
-        let told = list.iter().map(|(revoked, ends)| told(&known, revoked, *ends)).collect();
+        let told = list.iter().flat_map(|revoked| told(&known, revoked)).collect();
         Ok(match self.shared.revoke(asker(peer), list, reason).await? {
             Ok(()) => AdminReply::Told(told),
             Err(reason) => AdminReply::Failed(reason),
@@ -52,20 +54,19 @@ impl Server {
     }
 
     /// Finds what an operator means.
-    fn targets(&self, known: &CertList, target: &CertTarget) -> Result<Vec<(Revoked, Option<Timestamp>)>, String> {
+    fn targets(&self, known: &CertList, target: &CertTarget) -> Result<Vec<Revoked>, String> {
         let CertTarget { text, role, issuer } = target;
-        let now = self.shared.clock.now();
         let is_role = |info: &&IssuedInfo| role.is_none_or(|role| role == info.subject.role);
         if *issuer {
-            return Ok(issuers(known, text)?.into_iter().map(|key| (Revoked::Issuer(key), None)).collect());
+            let (me, own) = (self.shared.config.id, self.shared.config.issuer.as_ref().map(|issuer| issuer.key()));
+            return Ok(issuers(known, text, (me, own))?.into_iter().map(Revoked::Issuer).collect());
         }
         let named: Vec<&IssuedInfo> =
             known.issued.iter().filter(is_role).filter(|info| info.subject.name == *text).collect();
         if named.is_empty()
             && let Some(key) = full_or_known_key(known, text)?
         {
-            let ends = known.issued.iter().find(|info| info.key == key).and_then(|info| info.term.ends);
-            return Ok(vec![(Revoked::Key(key), ends)]);
+            return Ok(vec![Revoked::Key(key)]);
         }
         let role = match (*role, named.first()) {
             (Some(role), _) => role,
@@ -75,13 +76,11 @@ impl Server {
             (None, Some(_)) => return Err(format!("several roles have the name {text:?}: name one with --role")),
             (None, None) => self.role_of(text)?,
         };
-        // A name that only tokens gave leaves the list with the last certificate. Of others it is not known how many there
-        // are, and when they end.
-        let ends = named.iter().filter_map(|info| info.term.ends).max();
-        let by_name = (Revoked::Name { role, name: text.clone(), until: now }, ends);
-        // Renewals keep the key: it is refused whatever a clock says.
-        let keys = named.iter().map(|info| (Revoked::Key(info.key), info.term.ends));
-        Ok(std::iter::once(by_name).chain(keys).collect())
+        // What was issued with ca.pem is not known, but those that have sessions have shown it.
+        let shown = self.shared.liveness.certificates(&Subject::new(role, text));
+        let keys = named.iter().map(|info| info.key).chain(shown.iter().map(|shown| shown.key));
+        let until = shown.iter().map(|shown| shown.issued).fold(self.shared.clock.now(), Timestamp::max);
+        Ok(all_of(Subject::new(role, text), until, keys))
     }
 
     /// Returns the role of a name of which no token is known.
@@ -100,10 +99,9 @@ impl Server {
     }
 
     /// Checks that the operator who asks, and the metads, can go on.
-    fn check_harmless(&self, peer: &PeerIdentity, list: &[(Revoked, Option<Timestamp>)]) -> Result<(), String> {
+    async fn check_harmless(&self, peer: &PeerIdentity, known: &CertList, list: &[Revoked]) -> Result<(), String> {
         let refusals = Refusals::default();
-        let list = list.iter().map(|(revoked, _)| revoked.clone()).collect();
-        refusals.learn(&Revocations { version: 1, list });
+        refusals.learn(&Revocations { version: 1, list: list.to_vec() });
         if refusals.refuse(&peer.subject, &peer.certificate) {
             return Err(
                 "this would lock you out, and you may be the last operator: have another operator do it, or say \
@@ -111,21 +109,26 @@ impl Server {
                     .to_owned(),
             );
         }
-        let own = self.shared.endpoint.identity();
-        let members = self.shared.consensus.members();
-        let mut others = members.iter().filter(|member| member.id != self.shared.config.id);
-        let is_member_refused = others.any(|member| {
-            let named = self.shared.endpoint.peer(member.addr, Role::Metad).subject();
-            let subject = named.unwrap_or_else(|| Subject::new(Role::Metad, &format!("metad-{}", member.id)));
-            // The certificate is not known here, but the name is.
-            refusals.refuse(&subject, &Certificate::default())
-        });
-        if is_member_refused || refusals.refuse(own.subject(), own.certificate()) {
-            return Err(
-                "a metad that is a member would be refused: `surf cluster remove` or `surf metad replace` it first, \
-                 or say --force"
-                    .to_owned(),
-            );
+        // Names of metads and of others may be the same, and keys of other roles are no metads'.
+        let is_about_metads = |revoked: &Revoked| match revoked {
+            Revoked::Name { role, .. } => *role == Role::Metad,
+            Revoked::Key(key) => known.issued.iter().all(|info| info.key != *key || info.subject.role == Role::Metad),
+            Revoked::Issuer(_) => true,
+        };
+        if !list.iter().any(is_about_metads) {
+            return Ok(());
+        }
+        for member in self.shared.members_met().await {
+            let what = match member.would_be_refused(known, &refusals) {
+                Some(false) => continue,
+                Some(true) => "would be refused",
+                None => "is not reached, and may be refused",
+            };
+            return Err(format!(
+                "metad-{}, which is a member, {what}: `surf cluster remove` or `surf metad replace` it first, or say \
+                 --force",
+                member.id
+            ));
         }
         Ok(())
     }
@@ -137,10 +140,12 @@ impl Server {
         let is_of_name =
             |info: &IssuedInfo| info.subject.name == *text && role.is_none_or(|it| it == info.subject.role);
         let keys: Vec<KeyId> = known.issued.iter().filter(|info| is_of_name(info)).map(|info| info.key).collect();
+        let (me, own) = (self.shared.config.id, self.shared.config.issuer.as_ref().map(|issuer| issuer.key()));
+        let meant = issuers(&known, text, (me, own)).unwrap_or_default();
         let is_meant = |revoked: &Revoked| match revoked {
             Revoked::Name { role: of, name, .. } => !issuer && name == text && role.is_none_or(|role| role == *of),
             Revoked::Key(key) => !issuer && (is_prefix(text, key) || keys.contains(key)),
-            Revoked::Issuer(key) => *issuer && is_prefix(text, key),
+            Revoked::Issuer(key) => *issuer && (is_prefix(text, key) || meant.contains(key)),
         };
         let list: Vec<Revoked> =
             known.revoked.into_iter().map(|info| info.revoked).filter(|revoked| is_meant(revoked)).collect();
@@ -197,16 +202,17 @@ impl Shared {
         if certificate.is_lasting() {
             return Err(RenewRefusal::Lasting);
         }
-        let issuer = self.config.issuer.as_ref().filter(|issuer| issuer.roles().contains(&subject.role));
+        let issuer = self.signing_issuer().filter(|issuer| issuer.roles().contains(&subject.role));
         let issuer = issuer.ok_or(RenewRefusal::NoIssuer(me))?;
         // A peer that asks without end has one request under way.
-        let _turn = self.renewals.take(&subject.name).ok_or(RenewRefusal::Later)?;
-        let Certificate { key, issued, ends, .. } = certificate;
+        let _turn = self.renewals.take(&certificate.key.to_hex()).ok_or(RenewRefusal::Later)?;
+        let Certificate { key, issued, ends, issuer: shown, .. } = certificate;
         let renewal = Renewal {
             subject: subject.clone(),
             key: *key,
             issued: *issued,
             ends: *ends,
+            shown: *shown,
             issuer: issuer.key(),
             by: me,
             addr: *addr,
@@ -270,11 +276,11 @@ impl Shared {
     pub(crate) async fn revoke(
         &self,
         asker: Asker,
-        list: Vec<(Revoked, Option<Timestamp>)>,
+        list: Vec<Revoked>,
         reason: String,
     ) -> Result<Result<(), String>, ProposeError> {
         let records: Vec<AuditRecord> =
-            list.iter().map(|(revoked, _)| note(&asker, AuditEvent::Revoked, revoked.to_string(), &reason)).collect();
+            list.iter().map(|revoked| note(&asker, AuditEvent::Revoked, revoked.to_string(), &reason)).collect();
         let reply = self.propose(Command::Revoke(Revoking { asker, list, reason })).await?;
         // Whoever spreads the list need not wait for its next look.
         self.revoked_changed.notify_waiters();
@@ -285,20 +291,26 @@ impl Shared {
         Ok(done)
     }
 
-    /// Refuses a daemon that was removed. Failures are for the operator: the removal is done.
+    /// Refuses a daemon that was removed, with the key that it has shown, if that is known. Failures are for the operator:
+    /// the removal is done.
     pub(crate) async fn revoke_removed(
         &self,
         peer: &PeerIdentity,
         subject: Subject,
+        shown: Option<KeyId>,
     ) -> Result<Result<(), String>, ProposeError> {
         // The number of a metad is never given to another one; the name of a block daemon may be.
         let until = if subject.role == Role::Metad { FOR_EVER } else { self.clock.now() };
-        let by_name = Revoked::Name { role: subject.role, name: subject.name.clone(), until };
-        let known = cert::list(&**self.consensus.state()).issued.into_iter();
-        let of_it = known.filter(|info| info.subject.role == subject.role && info.subject.name == subject.name);
-        let keys = of_it.map(|info| (Revoked::Key(info.key), info.term.ends));
-        let list = std::iter::once((by_name, None)).chain(keys).collect();
+        let known = cert::list(&**self.consensus.state()).issued;
+        let of_it = known.iter().filter(|info| info.subject.role == subject.role && info.subject.name == subject.name);
+        let list = all_of(subject.clone(), until, of_it.map(|info| info.key).chain(shown));
         self.revoke(asker(peer), list, "it was removed".to_owned()).await
+    }
+
+    /// Returns with what this metad signs, unless that is revoked.
+    pub(crate) fn signing_issuer(&self) -> Option<&IssuerKey> {
+        let issuer = self.config.issuer.as_deref()?;
+        (!self.endpoint.refusals().refuse_issuer(&issuer.key())).then_some(issuer)
     }
 
     /// Records something in the audit, here and in the state. It is not worth failing for.
@@ -309,6 +321,14 @@ impl Shared {
             tracing::warn!(%error, "a line of the audit is in this log alone");
         }
     }
+}
+
+/// Returns what is to be revoked of a name: it, and each of its keys, which renewals keep, and which are refused whatever a
+/// clock says.
+fn all_of(subject: Subject, until: Timestamp, keys: impl Iterator<Item = KeyId>) -> Vec<Revoked> {
+    let keys: BTreeSet<KeyId> = keys.collect();
+    let by_name = Revoked::Name { role: subject.role, name: subject.name, until };
+    std::iter::once(by_name).chain(keys.into_iter().map(Revoked::Key)).collect()
 }
 
 /// Returns an operator as entries name it.
@@ -352,12 +372,14 @@ fn full_or_known_key(known: &CertList, text: &str) -> Result<Option<KeyId>, Stri
 }
 
 /// Returns the issuers' keys that this text names: by digits, or by the metad that has signed with them.
-fn issuers(known: &CertList, text: &str) -> Result<Vec<KeyId>, String> {
+fn issuers(known: &CertList, text: &str, (me, own): (MetadId, Option<KeyId>)) -> Result<Vec<KeyId>, String> {
     let metad = text.strip_prefix("metad-").and_then(|number| number.parse().ok()).map(MetadId);
-    let is_meant = |info: &&IssuedInfo| metad == Some(info.by) || is_prefix(text, &info.issuer);
-    let mut keys: Vec<KeyId> = known.issued.iter().filter(is_meant).map(|info| info.issuer).collect();
-    keys.sort_unstable();
-    keys.dedup();
+    let is_last = |info: &&IssuedInfo| metad == Some(info.by);
+    let last = known.issued.iter().filter(is_last).filter_map(|info| info.issuers.last().copied());
+    let by_digits = known.issued.iter().flat_map(|info| &info.issuers).filter(|key| is_prefix(text, key)).copied();
+    let own = own.filter(|key| metad == Some(me) || is_prefix(text, key));
+    let keys: BTreeSet<KeyId> = last.chain(by_digits).chain(own).collect();
+    let keys: Vec<KeyId> = keys.into_iter().collect();
     match (keys.is_empty(), text.to_ascii_lowercase().parse()) {
         (false, _) => Ok(keys),
         (true, Ok(key)) => Ok(vec![key]),
@@ -369,18 +391,24 @@ fn issuers(known: &CertList, text: &str) -> Result<Vec<KeyId>, String> {
 }
 
 /// Says what is revoked.
-fn told(known: &CertList, revoked: &Revoked, ends: Option<Timestamp>) -> String {
-    let kept = if ends.is_some() { "until its certificates end" } else { "for ever" };
+fn told(known: &CertList, revoked: &Revoked) -> Vec<String> {
+    let tokens = || "join tokens are revoked, too, for an operator may have made them".to_owned();
     match revoked {
         Revoked::Name { role, name, .. } => {
-            format!("{role} {name}: all certificates up to now are refused, {kept}")
+            let line = format!("{role} {name}: all certificates up to now are refused");
+            if *role == Role::Admin { vec![line, tokens()] } else { vec![line] }
         }
-        Revoked::Key(key) => format!("key {key}: refused, {kept}"),
+        Revoked::Key(key) => {
+            let line = format!("key {key}: refused");
+            if known.issued.iter().any(|info| info.key == *key) { vec![line] } else { vec![line, tokens()] }
+        }
         Revoked::Issuer(key) => {
-            let count = known.issued.iter().filter(|info| info.issuer == *key).count();
-            format!(
-                "issuer {key}: whatever it signs is refused, {kept}; that is {count} of the identities that are known"
-            )
+            let last = known.issued.iter().filter(|info| info.issuers.last() == Some(key));
+            let mut of_role: BTreeMap<String, usize> = BTreeMap::new();
+            last.for_each(|info| *of_role.entry(info.subject.role.to_string()).or_default() += 1);
+            let counts: Vec<String> = of_role.iter().map(|(role, count)| format!("{count} of role {role}")).collect();
+            let counts = if counts.is_empty() { "none".to_owned() } else { counts.join(", ") };
+            vec![format!("issuer {key}: whatever it signs is refused; of the identities that are known: {counts}")]
         }
     }
 }

@@ -52,7 +52,7 @@ impl Server {
 
     fn check_token(&self, new: &NewToken) -> Result<(), String> {
         let me = self.shared.config.id;
-        let Some(issuer) = &self.shared.config.issuer else { return Err(EnrollRefusal::NoIssuer(me).to_string()) };
+        let Some(issuer) = self.shared.signing_issuer() else { return Err(EnrollRefusal::NoIssuer(me).to_string()) };
         if new.role == Role::Admin {
             return Err("operators get no tokens: their identities are made with the CA itself".to_owned());
         }
@@ -130,7 +130,7 @@ impl Server {
         }
         let (state, id, hash) = (&**consensus.state(), request.token, request.secret.hash());
         let new = token::known(state, id, &hash)?;
-        let issuer = self.shared.config.issuer.as_deref().ok_or(EnrollRefusal::NoIssuer(me))?;
+        let issuer = self.shared.signing_issuer().ok_or(EnrollRefusal::NoIssuer(me))?;
         if !issuer.roles().contains(&new.role) {
             return Err(EnrollRefusal::RoleNotIssued(me, new.role));
         }
@@ -141,7 +141,7 @@ impl Server {
         let host = request.host.chars().filter(char::is_ascii).take(NEWCOMER_HOST_BYTES_MAX).collect();
         let newcomer = token::Use { token: id, hash, key: signing.key_hash(), host };
         // The log gets what changes something, and no refusals: strangers must not fill it.
-        let (subject, term) = match cert::earlier(state, self.shared.clock.now(), &newcomer)? {
+        let (subject, term) = match cert::earlier(state, self.shared.clock.now(), &newcomer, &issuer.key())? {
             Some(earlier) => earlier,
             None => {
                 let enrolling = cert::Enrolling { newcomer, issuer: issuer.key(), by: me, addr };
@@ -153,10 +153,10 @@ impl Server {
                 }
             }
         };
-        Ok(self.certificate(addr, issuer, &signing, (&subject, &term)))
+        Ok(self.signed(addr, issuer, &signing, (&subject, &term)))
     }
 
-    fn certificate(
+    fn signed(
         &self,
         addr: SocketAddr,
         issuer: &IssuerKey,

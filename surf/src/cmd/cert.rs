@@ -39,7 +39,7 @@ enum Command {
         json: bool,
     },
     /// Refuse certificates from now on: all of a name, or those of one key. Their connections end within a second, and the
-    /// sessions of a client with them.
+    /// sessions of a client with them. They are refused until somebody lets them in again.
     Revoke {
         #[command(flatten)]
         access: Access,
@@ -52,7 +52,8 @@ enum Command {
         #[arg(long, default_value = "")]
         reason: String,
     },
-    /// Refuse them no more, if they were revoked by mistake.
+    /// Refuse them no more, if they were revoked by mistake, or to make room on the list. All keys of a name are let in; those
+    /// whose certificates have ended meanwhile need new tokens.
     Allow {
         #[command(flatten)]
         access: Access,
@@ -190,7 +191,8 @@ fn show(certs: &CertList, as_json: bool) -> Result<()> {
                 "role": info.subject.role.to_string(), "name": info.subject.name, "key": info.key.to_hex(),
                 "state": state(info, now), "read_only": info.subject.grant.read_only,
                 "issued": output::time(info.term.issued), "ends": info.term.ends.map(output::time),
-                "signed_by": format!("metad-{}", info.by), "issuer": info.issuer.to_hex(),
+                "signed_by": format!("metad-{}", info.by),
+                "issuers": info.issuers.iter().map(|issuer| issuer.to_hex()).collect::<Vec<_>>(),
                 "address": info.addr, "revoked": info.revoked.map(output::time),
             })
         };
@@ -202,7 +204,7 @@ fn show(certs: &CertList, as_json: bool) -> Result<()> {
             };
             json!({
                 "role": role, "name": name, "key": key, "issuer": issuer, "at": output::time(info.at),
-                "listed_until": info.ends.map(output::time), "by": info.by, "reason": info.reason,
+                "by": info.by, "reason": info.reason,
             })
         };
         return output::json(&json!({
@@ -232,13 +234,10 @@ fn show(certs: &CertList, as_json: bool) -> Result<()> {
     );
     let revoked = |info: &RevokedInfo| {
         let (at, by) = (output::time(info.at), info.by.clone());
-        vec![info.revoked.to_string(), at, left(info.ends), by, info.reason.clone()]
+        vec![info.revoked.to_string(), at, by, info.reason.clone()]
     };
     if !certs.revoked.is_empty() {
-        output::table(
-            &["REVOKED", "SINCE", "LISTED FOR", "BY", "REASON"],
-            &certs.revoked.iter().map(revoked).collect::<Vec<_>>(),
-        );
+        output::table(&["REVOKED", "SINCE", "BY", "REASON"], &certs.revoked.iter().map(revoked).collect::<Vec<_>>());
     }
     say!("certificates live for {}", output::duration(Duration::from_millis(certs.life_ms)));
     Ok(())

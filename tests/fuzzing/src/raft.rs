@@ -69,7 +69,7 @@ pub mod samples {
         let addr = ([10, 0, 0, 1], 7).into();
         let enrolling = Enrolling { newcomer: newcomer.clone(), issuer: KeyId([7; 32]), by: MetadId(1), addr };
         let asker = Asker { name: "admin".to_owned(), key: KeyId([8; 32]), issued: Timestamp::default(), addr };
-        let list = vec![(Revoked::Key(KeyId([6; 32])), None)];
+        let list = vec![Revoked::Key(KeyId([6; 32]))];
         let revoking = Revoking { asker, list, reason: "lost".to_owned() };
         vec![
             ("init", Command::Init { cluster: "fuzzing".to_owned(), replicas: 2, min_sync: 2 }),
@@ -81,7 +81,6 @@ pub mod samples {
             ("expire-tokens", Command::ExpireTokens),
             ("enroll", Command::Enroll(enrolling)),
             ("revoke", Command::Revoke(revoking)),
-            ("forget-certs", Command::ForgetCerts),
         ]
     }
 

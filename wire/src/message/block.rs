@@ -6,7 +6,6 @@ use crate::ids::{BlockHash, BlockdId, LayoutEpoch, Point};
 use crate::layout::Layout;
 use crate::layout::ring::Span;
 use crate::limits::{BLOCK_NAMES_MAX, BLOCK_SPANS_MAX, CHAIN_BEHIND_MAX, REFUSAL_BYTES_MAX};
-use crate::revoked::Revocations;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::fmt;
@@ -102,8 +101,12 @@ pub enum BlockRequest {
         /// A daemon that has them, though they may not belong there.
         from: BlockdId,
     },
-    /// Refuse what is revoked from now on, unless a newer list is known. Role metad. Answers `Done`.
-    Revoke(Revocations),
+    /// There is another list of what is revoked, which the leader gives with its answer to the next heartbeat. Role metad.
+    /// Answers `Done`.
+    RevokedChanged {
+        /// Its version.
+        version: u64,
+    },
 }
 
 /// Most blocks that one request has verified.
@@ -126,7 +129,7 @@ pub enum BlockRequestKind {
     Status,
     Verify,
     Fetch,
-    Revoke,
+    RevokedChanged,
 }
 
 impl BlockRequest {
@@ -145,7 +148,7 @@ impl BlockRequest {
             Self::Status => BlockRequestKind::Status,
             Self::Verify { .. } => BlockRequestKind::Verify,
             Self::Fetch { .. } => BlockRequestKind::Fetch,
-            Self::Revoke(_) => BlockRequestKind::Revoke,
+            Self::RevokedChanged { .. } => BlockRequestKind::RevokedChanged,
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::attr::Timestamp;
 use crate::cert::{KeyId, Term};
 use crate::codec::bounded;
 use crate::ids::MetadId;
-use crate::limits::{AUDIT_MAX, ISSUED_MAX, REVOKED_MAX};
+use crate::limits::{AUDIT_MAX, ISSUED_MAX, ISSUERS_MAX, REVOKED_MAX};
 use crate::revoked::Revoked;
 use crate::tls::{Role, Subject};
 use serde::{Deserialize, Serialize};
@@ -19,8 +19,9 @@ pub struct IssuedInfo {
     pub subject: Subject,
     /// Its key.
     pub key: KeyId,
-    /// The key of the issuer that has signed it last.
-    pub issuer: KeyId,
+    /// The keys of the issuers that have signed for it, the last one at the end.
+    #[serde(deserialize_with = "bounded::<_, _, ISSUERS_MAX>")]
+    pub issuers: Vec<KeyId>,
     /// The metad that has signed it last.
     pub by: MetadId,
     /// When the last certificate was issued, and when it ends.
@@ -31,15 +32,13 @@ pub struct IssuedInfo {
     pub revoked: Option<Timestamp>,
 }
 
-/// Something that is revoked.
+/// Something that is revoked. It stays on the list until an operator takes it off.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct RevokedInfo {
     /// What.
     pub revoked: Revoked,
     /// Since when.
     pub at: Timestamp,
-    /// When it leaves the list, because the certificates have ended anyway; `None` for those that last.
-    pub ends: Option<Timestamp>,
     /// Who has revoked it.
     pub by: String,
     /// Why.
@@ -81,6 +80,8 @@ pub struct Renewal {
     pub issued: Timestamp,
     /// When the certificate that was shown ends.
     pub ends: Timestamp,
+    /// The key of the issuer that has signed the certificate that was shown; `None` if the CA itself has.
+    pub shown: Option<KeyId>,
     /// The key of the issuer that is to sign.
     pub issuer: KeyId,
     /// The metad that is to sign.
@@ -115,8 +116,8 @@ pub enum RenewRefusal {
     /// The identity was revoked.
     #[error("the identity was revoked")]
     Revoked,
-    /// The certificate has ended, and the cluster does not remember to have issued it.
-    #[error("the certificate has ended, and the cluster does not remember it: get a new identity by a token")]
+    /// The cluster does not remember to have issued the certificate, which has ended, or which an issuer has signed.
+    #[error("the cluster does not remember the certificate: get a new identity by a token")]
     Unknown,
     /// The cluster remembers as many identities as it can.
     #[error("the cluster remembers as many identities as it can: revoke those that are not used")]
@@ -124,13 +125,16 @@ pub enum RenewRefusal {
     /// Nothing was decided: it may be asked for again later.
     #[error("no metad could decide")]
     Later,
+    /// A certificate that were issued now would end no later.
+    #[error("a certificate that were issued now would end no later than this one")]
+    TooEarly,
 }
 
 impl RenewRefusal {
     /// Returns whether asking again may help.
     #[must_use]
     pub fn may_change(self) -> bool {
-        matches!(self, Self::NoIssuer(_) | Self::Later | Self::Full)
+        matches!(self, Self::NoIssuer(_) | Self::Later | Self::Full | Self::TooEarly)
     }
 }
 

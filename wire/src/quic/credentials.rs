@@ -11,6 +11,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use std::fmt;
 use std::sync::Arc;
+use tokio::sync::Notify;
 
 /// What newcomers speak, who have no certificate yet.
 pub(super) const NEWCOMERS_ALPN: &[u8] = b"surf-enroll/1";
@@ -28,6 +29,8 @@ pub(super) fn tls_error(error: impl fmt::Display) -> Error {
 #[derive(Debug)]
 pub(super) struct Credentials {
     current: RwLock<Shown>,
+    /// Notified when a peer says that our certificate has ended.
+    ended: Notify,
 }
 
 #[derive(Debug)]
@@ -56,11 +59,16 @@ impl Shown {
 
 impl Credentials {
     pub(super) fn of(identity: &Identity) -> Result<Self, Error> {
-        Ok(Self { current: RwLock::new(Shown::of(identity, 0)?) })
+        Ok(Self { current: RwLock::new(Shown::of(identity, 0)?), ended: Notify::new() })
     }
 
     pub(super) fn identity(&self) -> Arc<Identity> {
         self.current.read().identity.clone()
+    }
+
+    /// Notified when a peer says that our certificate has ended: our own clock may be behind.
+    pub(super) fn ended(&self) -> &Notify {
+        &self.ended
     }
 
     /// Returns how often the identity was replaced.

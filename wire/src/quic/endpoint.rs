@@ -87,11 +87,28 @@ impl Endpoint {
         let refusals = self.socket.refusals();
         let is_newer = refusals.learn(revocations);
         if is_newer {
-            self.socket.standing().close_revoked(refusals);
-            let peers: Vec<Peer> = self.peers.lock().values().cloned().collect();
-            peers.iter().for_each(Peer::leave_if_revoked);
+            self.end_revoked();
         }
         is_newer
+    }
+
+    /// Like [`Endpoint::revoke`], with a list that takes the place of any other, whatever its version. Returns whether the
+    /// version is another one.
+    pub fn adopt_revocations(&self, revocations: &Revocations) -> bool {
+        let is_other = self.socket.refusals().adopt(revocations);
+        self.end_revoked();
+        is_other
+    }
+
+    fn end_revoked(&self) {
+        self.socket.standing().close_revoked(self.socket.refusals());
+        let peers: Vec<Peer> = self.peers.lock().values().cloned().collect();
+        peers.iter().for_each(Peer::leave_if_revoked);
+    }
+
+    /// Waits until a peer has said, since the last call, that the certificate of this node has ended. Cancel-safe.
+    pub async fn told_ended(&self) {
+        self.socket.credentials().ended().notified().await;
     }
 
     /// What this node refuses.
@@ -116,6 +133,15 @@ impl Endpoint {
             peers.retain(|_, peer| peer.is_in_use());
         }
         peers.entry((addr, role)).or_insert_with(|| Peer::new(&self.socket, addr, role)).clone()
+    }
+
+    /// The addresses of this role that were asked for so far, in the order of addresses.
+    #[must_use]
+    pub fn addresses(&self, role: Role) -> Vec<SocketAddr> {
+        let mut found: Vec<SocketAddr> =
+            self.peers.lock().keys().filter(|(_, of)| *of == role).map(|(addr, _)| *addr).collect();
+        found.sort_unstable();
+        found
     }
 
     /// Answers requests with `service` until the handle is stopped or dropped. Requests run as tasks on `runtime`.

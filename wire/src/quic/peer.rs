@@ -59,6 +59,8 @@ struct Shared {
 
 struct Link {
     live: Option<Live>,
+    /// What the peer has shown last, whether or not that connection still stands.
+    shown: Option<(Subject, Certificate)>,
     /// The last failed handshake, and until when callers get its error without a new one.
     failed: Option<(Error, Instant)>,
     backoff: Backoff,
@@ -101,7 +103,7 @@ impl Live {
 
 impl Peer {
     pub(super) fn new(socket: &Arc<Socket>, addr: SocketAddr, role: Role) -> Self {
-        let link = Mutex::new(Link { live: None, failed: None, backoff: reconnect_backoff() });
+        let link = Mutex::new(Link { live: None, shown: None, failed: None, backoff: reconnect_backoff() });
         let (socket, buffers) = (Arc::downgrade(socket), socket.buffers());
         Self { shared: Arc::new(Shared { socket, buffers, addr, role, link }) }
     }
@@ -207,6 +209,7 @@ impl Peer {
         let generation = socket.credentials().generation();
         match self.handshake(&socket).await {
             Ok((connection, subject, certificate)) => {
+                link.shown = Some((subject.clone(), certificate.clone()));
                 link.live =
                     Some(Live { connection: connection.clone(), generation, subject, certificate, looked_up: 0 });
                 link.failed = None;
@@ -230,11 +233,14 @@ impl Peer {
         }
     }
 
-    /// The peer's subject, if there is a connection to it.
-    #[must_use]
-    pub fn subject(&self) -> Option<Subject> {
-        let link = self.shared.link.try_lock().ok()?;
-        link.live.as_ref().map(|live| live.subject.clone())
+    /// Returns whom the peer's certificate is for, and what else it says: of a connection that is made if there is none,
+    /// or, if that is not possible in this time, of the last one.
+    pub async fn met(&self, limit: Duration) -> Option<(Subject, Certificate)> {
+        let deadline = Instant::now() + limit;
+        // Whatever becomes of it, what was shown is noted.
+        let _ = timeout_at(deadline, self.connection()).await;
+        let link = timeout_at(deadline + limit, self.shared.link.lock()).await.ok()?;
+        link.shown.clone()
     }
 
     async fn handshake(&self, socket: &Socket) -> Result<(quinn::Connection, Subject, Certificate), Error> {
@@ -271,23 +277,23 @@ impl Peer {
 
     /// Returns what a connection has ended for, if it is about our certificate.
     fn judged(&self, reason: &ConnectionError) -> Option<Error> {
-        let peer = || self.shared.addr.to_string();
+        let revoked = || Some(Error::Revoked { peer: self.shared.addr.to_string() });
         let is = |code: TransportErrorCode, alert| code == TransportErrorCode::crypto(alert);
         match reason {
-            ConnectionError::ApplicationClosed(close) if close.error_code == REVOKED.into() => {
-                Some(Error::Revoked { peer: peer() })
-            }
-            ConnectionError::ApplicationClosed(close) if close.error_code == ENDED.into() => {
-                Some(Error::Ended { peer: peer() })
-            }
-            ConnectionError::ConnectionClosed(close) if is(close.error_code, CERTIFICATE_REVOKED) => {
-                Some(Error::Revoked { peer: peer() })
-            }
-            ConnectionError::ConnectionClosed(close) if is(close.error_code, CERTIFICATE_EXPIRED) => {
-                Some(Error::Ended { peer: peer() })
-            }
+            ConnectionError::ApplicationClosed(close) if close.error_code == REVOKED.into() => revoked(),
+            ConnectionError::ApplicationClosed(close) if close.error_code == ENDED.into() => Some(self.ended()),
+            ConnectionError::ConnectionClosed(close) if is(close.error_code, CERTIFICATE_REVOKED) => revoked(),
+            ConnectionError::ConnectionClosed(close) if is(close.error_code, CERTIFICATE_EXPIRED) => Some(self.ended()),
             _ => None,
         }
+    }
+
+    /// Our certificate has ended, as the peer says: whoever renews it hears of that.
+    fn ended(&self) -> Error {
+        if let Some(socket) = self.shared.socket.upgrade() {
+            socket.credentials().ended().notify_one();
+        }
+        Error::Ended { peer: self.shared.addr.to_string() }
     }
 
     /// Returns the error of a request on a connection: why that has ended, if it says more.
@@ -337,17 +343,14 @@ impl Peer {
 
     /// Succeeds if this is the head of an answer. Otherwise the error says why the request was refused.
     pub(super) fn check(&self, kind: ReplyKind, head: &[u8]) -> Result<(), Error> {
-        if kind == ReplyKind::Answer {
-            return Ok(());
+        let peer = || self.shared.addr.to_string();
+        let reason = || String::from_utf8_lossy(&head[..head.len().min(REFUSAL_BYTES_MAX)]).into_owned();
+        match kind {
+            ReplyKind::Answer => Ok(()),
+            ReplyKind::Refused => Err(Error::Refused { peer: peer(), reason: reason() }),
+            ReplyKind::Busy => Err(Error::Busy { peer: peer(), reason: reason() }),
+            ReplyKind::Ended => Err(self.ended()),
         }
-        let own = self.shared.socket.upgrade().map(|socket| socket.credentials().identity());
-        if kind == ReplyKind::Refused && own.is_some_and(|own| own.certificate().has_ended(Timestamp::now())) {
-            // Everything but its renewal is refused, whatever the words: it is about to be renewed.
-            return Err(Error::Ended { peer: self.shared.addr.to_string() });
-        }
-        let words = &head[..head.len().min(REFUSAL_BYTES_MAX)];
-        let (peer, reason) = (self.shared.addr.to_string(), String::from_utf8_lossy(words).into_owned());
-        Err(if kind == ReplyKind::Busy { Error::Busy { peer, reason } } else { Error::Refused { peer, reason } })
     }
 }
 

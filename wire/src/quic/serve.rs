@@ -195,12 +195,8 @@ async fn connection<S: Service>(
     let has_ended = certificate.has_ended(Timestamp::now());
     let peer = Arc::new(PeerIdentity { subject, certificate, cluster, addr });
     let refusal = match service.authorize(&peer) {
-        Err(error) => Some(Refusal { reason: error.to_string(), but_for_renewal: false }),
-        Ok(()) if has_ended => {
-            let reason = "the certificate has ended, and is good for its renewal alone".to_owned();
-            Some(Refusal { reason, but_for_renewal: true })
-        }
-        Ok(()) => None,
+        Err(error) => Some(Refusal::Always(error.to_string())),
+        Ok(()) => has_ended.then_some(Refusal::ButForRenewal),
     };
     let buffers = socket.buffers();
     drop(socket);
@@ -254,10 +250,11 @@ impl Turn {
 
 /// Why a peer's requests are refused.
 #[derive(Clone)]
-struct Refusal {
-    reason: String,
-    /// It may still have its certificate renewed.
-    but_for_renewal: bool,
+enum Refusal {
+    /// It may ask nothing at all.
+    Always(String),
+    /// Its certificate has ended, and may be renewed.
+    ButForRenewal,
 }
 
 async fn serve_request<S: Service>(
@@ -270,9 +267,8 @@ async fn serve_request<S: Service>(
     let addr = peer.addr;
     match timeout(HEAD_TIMEOUT, Incoming::read(answer, recv)).await {
         Ok(Ok(request)) => match refusal {
-            Some(refusal) if !(refusal.but_for_renewal && service.serves_ended(&request)) => {
-                request.refuse(&refusal.reason).await;
-            }
+            Some(Refusal::Always(reason)) => request.refuse(&reason).await,
+            Some(Refusal::ButForRenewal) if !service.serves_ended(&request) => request.refuse_ended().await,
             _ => {
                 let id = request.request_id();
                 let span = tracing::debug_span!("request", id = format_args!("{id:016x}"), peer = peer.subject.name);
@@ -459,6 +455,12 @@ impl Incoming {
     /// after the deadline, for which the caller may have waited in vain.
     pub async fn refuse_busy(self, reason: &str) {
         let _ = timeout(BUDGET_TIMEOUT, self.answer.refuse(ReplyKind::Busy, reason)).await;
+    }
+
+    /// Refuses a request that needs a certificate that has not ended: nothing was done of it.
+    async fn refuse_ended(self) {
+        let reason = "the certificate has ended, and is good for its renewal alone";
+        let _ = timeout(BUDGET_TIMEOUT, self.answer.refuse(ReplyKind::Ended, reason)).await;
     }
 
     /// Keeps the stream open for events. The request's deadline does not hold for them, and a stopping server does not

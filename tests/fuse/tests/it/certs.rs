@@ -89,6 +89,8 @@ fn a_mount_works_through_several_lives_of_its_certificate() {
     operate(&surf, &["cluster", "set", "--cert-life", "4s"]);
     let bundle = enroll(&surf);
     let mount = surf.mount_again(&[]);
+    // Another mount renews the same certificate, at the same moments, in the same file.
+    let twin = surf.mount_again(&[]);
     let load = Load::start(&mount.path(), seed());
     let mut seen = vec![shown(&bundle)["ends"].to_string()];
     until("it has had several certificates", LIMIT * 2, || {
@@ -103,6 +105,11 @@ fn a_mount_works_through_several_lives_of_its_certificate() {
     check_all(&surf, &files);
     // The same mount goes on.
     sh(&mount.path(), LIMIT, "echo more > more && sync more && test \"$(cat more)\" = more");
+    sh(&twin.path(), LIMIT, "echo twin > twin && sync twin && test \"$(cat more)\" = more");
+    until("nothing is left beside the bundle", LIMIT, || {
+        let mut beside = fs::read_dir(bundle.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name());
+        (!beside.any(|name| name.to_string_lossy().ends_with(".partial"))).then_some(())
+    });
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Good messages.
 
+mod certs;
+
 use crate::Samples;
 use serde::Serialize;
 use std::net::SocketAddr;
 use wire::FsError;
 use wire::attr::{AttrChange, Creator, FileKind, InodeAttr, TimeChange, Timestamp};
 use wire::backup::{Head, Writer};
-use wire::cert::KeyId;
 use wire::codec::encode;
 use wire::extent::{Extent, ExtentWrite, Source};
 use wire::frame::{ReplyHeader, ReplyKind, RequestHeader};
@@ -22,7 +23,7 @@ use wire::message::admin::{
 use wire::message::block::{
     BlockReply, BlockRequest, BlockdStatus, ChordReply, ChordRequest, Digest, Member, RepairReport,
 };
-use wire::message::cert::{AuditEvent, AuditRecord, AuditRecords, CertTarget, RenewRefusal, RenewReply, Renewal};
+use wire::message::cert::{RenewRefusal, RenewReply};
 use wire::message::check::{
     BlockUse, CheckId, CheckReply, CheckRequest, CheckedBlock, DigestState, Finding, FindingKind, Repair, Seen,
     StateDigest,
@@ -35,7 +36,6 @@ use wire::op::{
     ListedDir, Lock, LockFamily, NewInode, Op, OpFailed, OpReply, RangeAction, Read, ReadReply, RenameMode, StatFs,
     XattrMode,
 };
-use wire::revoked::{Revocations, Revoked};
 use wire::tls::{ClientGrant, Role, Squash, Subject};
 use wire::token::{JoinToken, NewToken, Secret, TokenInfo, TokenState};
 
@@ -288,27 +288,10 @@ pub fn meta() -> Samples {
         coded("alive", alive),
         coded("read", read),
         coded("renew", MetaRequest::Renew),
-        coded("note-renewal", MetaRequest::NoteRenewal(renewal())),
+        coded("note-renewal", MetaRequest::NoteRenewal(certs::renewal())),
         coded("not-renewed", MetaReply::Renewal(RenewReply::Refused(RenewRefusal::Unknown))),
-        coded("blockd-alive", MetaReply::BlockdAlive { layout: Some(layout()), revoked: Some(revocations()) }),
+        coded("blockd-alive", MetaReply::BlockdAlive { layout: Some(layout()), revoked: Some(certs::revocations()) }),
     ]
-}
-
-fn renewal() -> Renewal {
-    Renewal {
-        subject: Subject::new(Role::Client, "laptop"),
-        key: KeyId([1; 32]),
-        issued: AT,
-        ends: AT,
-        issuer: KeyId([2; 32]),
-        by: MetadId(1),
-        addr: addr(7001),
-    }
-}
-
-fn revocations() -> Revocations {
-    let name = Revoked::Name { role: Role::Client, name: "laptop".to_owned(), until: AT };
-    Revocations { version: 3, list: vec![name, Revoked::Key(KeyId([1; 32])), Revoked::Issuer(KeyId([2; 32]))] }
 }
 
 fn page() -> ExtentPage {
@@ -360,7 +343,7 @@ pub fn block() -> Samples {
         coded("blocks", BlockReply::Blocks(vec![(HASH, 4096)])),
         coded("state", BlockReply::Chord(state)),
         coded("status", BlockReply::Status(status)),
-        coded("revoke", BlockRequest::Revoke(revocations())),
+        coded("revoked-changed", BlockRequest::RevokedChanged { version: 3 }),
     ]
 }
 
@@ -398,11 +381,6 @@ pub fn admin() -> Samples {
         TokenInfo { id, role, name: None, grant, uses, used_by, made: AT, until: AT, state: TokenState::Valid };
     let cluster = "fuzzing".to_owned();
     let token = JoinToken { cluster, metads: vec![addr(7101); 3], ca: [6; 32], role, id, secret };
-    let target = CertTarget { text: "laptop".to_owned(), role: Some(role), issuer: false };
-    let revoke = AdminRequest::RevokeCert { target, force: false, reason: "lost".to_owned() };
-    let (who, detail) = ("client laptop".to_owned(), "by admin: lost".to_owned());
-    let record = AuditRecord { at: AT, event: AuditEvent::Revoked, who, addr: Some(addr(7001)), detail };
-    let audit = AuditRecords { records: vec![record] };
     vec![
         coded("add-metad", AdminRequest::AddMetad { id: MetadId(2), addr: addr(7102) }),
         coded("replace", AdminRequest::ReplaceBlockd { name: name.clone(), successor }),
@@ -414,8 +392,8 @@ pub fn admin() -> Samples {
         coded("end", BackupPiece::End { bytes: 8 }),
         coded("create-token", AdminRequest::CreateToken(new)),
         coded("tokens", AdminReply::Tokens(vec![listed])),
-        coded("revoke-cert", revoke),
-        coded("audit", AdminReply::Audit(audit)),
+        coded("revoke-cert", certs::revoke()),
+        coded("audit", AdminReply::Audit(certs::audit())),
         ("token", token.to_text().into_bytes()),
     ]
 }
