@@ -8,7 +8,8 @@
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
 //!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`. [`retention`] decides which unreferenced
 //!   blocks are retained, [`token`] counts the uses of join tokens, [`cert`] remembers what was
-//!   issued and revoked, [`audit`] what has happened to it.
+//!   issued and revoked, [`audit`] what has happened to it. [`operator`] makes what operators ask for, unless they were
+//!   revoked meanwhile.
 //! - [`read`] answers questions, [`check`] looks for contradictions, [`repair`] mends them, [`recovery`] goes on from a
 //!   state of the past. `index` knows which tables follow from others.
 
@@ -29,6 +30,7 @@ pub mod keys;
 mod lifetime;
 mod lock;
 pub mod numbered;
+pub mod operator;
 pub mod orphan;
 pub mod read;
 pub mod recovery;
@@ -134,6 +136,13 @@ pub enum Command {
     },
     /// Record something in the audit.
     Note(AuditRecord),
+    /// A change that an operator has asked for. It is not made if the operator is revoked by then.
+    ByOperator {
+        /// Who asks.
+        asker: cert::Asker,
+        /// What.
+        change: operator::Change,
+    },
 }
 
 /// A command with the time at which the leader accepted it.
@@ -258,14 +267,12 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::Renew(renewal) => CommandReply::Renewed(cert::renew(view, stamped.now, renewal)),
         Command::Revoke(revoking) => CommandReply::Revoked(cert::revoke(view, stamped.now, revoking)),
         Command::Allow { list, asker } => CommandReply::Revoked(cert::allow(view, stamped.now, list, asker)),
-        Command::SetCertLife { ms, asker } => {
-            cert::set_life(view, stamped.now, *ms, asker);
-            CommandReply::Done
-        }
+        Command::SetCertLife { ms, asker } => CommandReply::Revoked(cert::set_life(view, stamped.now, *ms, asker)),
         Command::Note(record) => {
             audit::add(view, record);
             CommandReply::Done
         }
+        Command::ByOperator { asker, change } => operator::apply(view, stamped, asker, change),
     }
 }
 

@@ -104,6 +104,10 @@ impl Service for Server {
                 if incoming.reserve_answer(answer_bytes(&request)).await.is_err() {
                     return incoming.refuse_busy("too many answers wait to be fetched").await;
                 }
+                // Also revoked during that wait: that its connection is closed does not end this.
+                if self.shared.endpoint.refusals().refuse(&peer.subject, &peer.certificate) {
+                    return incoming.refuse("the certificate was revoked").await;
+                }
                 // Taken after that wait, which the peer can make long.
                 let scans = matches!(request, MetaRequest::Referenced { .. });
                 let turn = if scans { self.shared.scans.take(&peer.subject.name) } else { None };

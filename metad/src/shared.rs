@@ -5,6 +5,8 @@ use crate::cluster::liveness::Liveness;
 use crate::config::Config;
 use crate::consensus::Consensus;
 use crate::error::ProposeError;
+use crate::fs::cert::{self, Asker, Outcome};
+use crate::fs::operator::Change;
 use crate::fs::{Command, CommandReply, Stamped};
 use crate::lease::Leases;
 use crate::refused::Refused;
@@ -78,4 +80,36 @@ impl Shared {
     pub(crate) async fn propose(&self, command: Command) -> Result<CommandReply, ProposeError> {
         self.consensus.propose(Stamped { now: self.clock.now(), command }).await
     }
+
+    /// Proposes what an operator asks for, in this term if one is given.
+    ///
+    /// # Errors
+    /// [`ProposeError::Refused`] when the operator was revoked meanwhile, and those of a proposal.
+    pub(crate) async fn propose_by(
+        &self,
+        term: Option<u64>,
+        asker: &Asker,
+        change: Change,
+    ) -> Result<CommandReply, ProposeError> {
+        let command = Command::ByOperator { asker: asker.clone(), change };
+        match self.consensus.propose_in(term, Stamped { now: self.clock.now(), command }).await? {
+            CommandReply::Revoked(Outcome::AskerRevoked) => Err(revoked_meanwhile(asker)),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Checks, before something is done for an operator that no entry of the log can make depend on it, that the operator is
+    /// not revoked.
+    pub(crate) async fn check_asker(&self, asker: &Asker) -> Result<(), ProposeError> {
+        self.consensus.read_barrier().await?;
+        if cert::asker_is_revoked(&**self.consensus.state(), asker) {
+            return Err(revoked_meanwhile(asker));
+        }
+        Ok(())
+    }
+}
+
+/// The operator finds out by its next request, which is not answered.
+fn revoked_meanwhile(asker: &Asker) -> ProposeError {
+    ProposeError::Refused(format!("the operator {} was revoked while its request was under way", asker.name))
 }

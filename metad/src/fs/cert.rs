@@ -114,10 +114,14 @@ pub fn life_ms(kv: &dyn Kv) -> u64 {
 }
 
 /// Applies `Command::SetCertLife`.
-pub(super) fn set_life(view: &mut View, now: Timestamp, ms: u64, asker: &Asker) {
+pub(super) fn set_life(view: &mut View, now: Timestamp, ms: u64, asker: &Asker) -> Outcome {
+    if asker_is_revoked(view, asker) {
+        return Outcome::AskerRevoked;
+    }
     view.store(keys::setting(LIFE), &ms);
     let who = format!("{} s", ms / 1_000);
     audit::add(view, &by_operator(now, AuditEvent::LifeSet, who, asker, ""));
+    Outcome::Done
 }
 
 fn by_operator(at: Timestamp, event: AuditEvent, who: String, asker: &Asker, why: &str) -> AuditRecord {
@@ -377,7 +381,8 @@ fn changed(view: &mut View) {
     view.store(keys::setting(VERSION), &next);
 }
 
-fn asker_is_revoked(kv: &dyn Kv, asker: &Asker) -> bool {
+/// Returns whether the operator who asks is revoked.
+pub fn asker_is_revoked(kv: &dyn Kv, asker: &Asker) -> bool {
     is_revoked(kv, Role::Admin, &asker.name, (asker.key, asker.issued))
 }
 
@@ -457,6 +462,7 @@ pub(super) fn allow(view: &mut View, now: Timestamp, list: &[Revoked], asker: &A
 #[cfg(test)]
 mod tests {
     use super::super::view::MemoryKv;
+    use super::super::operator::Change;
     use super::super::{Command, CommandReply, Stamped, apply, check};
     use super::*;
     use wire::ids::TokenId;
@@ -775,6 +781,35 @@ mod tests {
         assert_eq!(state.apply(6, allow), CommandReply::Revoked(Outcome::Done));
         assert!(version > 0 && revocations(&state.0).version > version);
         assert_eq!(state.revoke(7, "b", admin("c")), Outcome::Done);
+    }
+
+    #[test]
+    fn an_operator_who_was_revoked_changes_nothing_by_requests_that_were_under_way() {
+        let mut state = State::founded();
+        state.token(0, 1, 1, None);
+        assert_eq!(state.revoke(5, "a", Revoked::Name { role: Role::Admin, name: "b".to_owned(), until: at(5) }), Outcome::Done);
+        let before = state.0.clone();
+        let (hash, grant) = (Secret([7; 32]).hash(), ClientGrant::default());
+        let new = NewToken { id: TokenId(2), hash, role: Role::Client, name: None, grant, uses: 1, valid_ms: 1_000 };
+        let name = || "pin".to_owned();
+        for change in [
+            Change::CreateToken(new.clone()),
+            Change::RevokeToken(TokenId(1)),
+            Change::PinBlocks { name: name(), keep_ms: 1_000 },
+            Change::ReleasePin { name: name() },
+            Change::ResumeDeletion,
+            Change::CloseSessions(Vec::new()),
+            Change::SetLayout(wire::layout::Layout::default()),
+        ] {
+            let reply = state.apply(6, Command::ByOperator { asker: asker("b"), change: change.clone() });
+            assert_eq!(reply, CommandReply::Revoked(Outcome::AskerRevoked), "{change:?}");
+        }
+        let reply = state.apply(6, Command::SetCertLife { ms: 5_000, asker: asker("b") });
+        assert_eq!(reply, CommandReply::Revoked(Outcome::AskerRevoked));
+        assert_eq!(state.0, before);
+        let by_another = Command::ByOperator { asker: asker("a"), change: Change::CreateToken(new) };
+        assert_eq!(state.apply(6, by_another), CommandReply::Done);
+        assert!(state.is_valid(2, 7));
     }
 
     #[test]

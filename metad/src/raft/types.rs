@@ -60,6 +60,10 @@ impl std::fmt::Display for Stamped {
             Command::Allow { list, .. } => write!(f, "{} revocations less", list.len()),
             Command::SetCertLife { ms, .. } => write!(f, "certificates live for {ms} ms"),
             Command::Note(record) => write!(f, "audit: {}", record.event),
+            Command::ByOperator { asker, change } => {
+                let command: Command = change.clone().into();
+                write!(f, "{}, asked for by {}", Stamped { now: self.now, command }, asker.name)
+            }
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Operators' requests.
 
 use super::Server;
+use super::cert::asker;
 use crate::cluster::met::Met;
 use crate::cluster::watch;
 use crate::error::ProposeError;
-use crate::fs::{Command, Stamped, audit, cert, retention, session, settings, token};
+use crate::fs::operator::Change;
+use crate::fs::{audit, cert, retention, session, settings, token};
 use std::time::Duration;
 use wire::ids::{MetadId, SessionId};
 use wire::layout::{Layout, LayoutMember};
@@ -35,37 +37,41 @@ impl Server {
         let reply = match request {
             AdminRequest::Status => AdminReply::Status(Box::new(self.status().await)),
             AdminRequest::AddMetad { id, addr } => {
+                self.shared.check_asker(&asker(peer)).await?;
                 let added = outcome(consensus.add(id, addr).await)?;
                 self.noted(peer, added, AuditEvent::MetadAdded, id).await
             }
             AdminRequest::AddLearner { id, addr } => {
+                self.shared.check_asker(&asker(peer)).await?;
                 let added = outcome(consensus.add_learner(id, addr).await)?;
                 self.noted(peer, added, AuditEvent::MetadAdded, id).await
             }
             AdminRequest::ReplaceMetad { old, new } => {
                 let leaving = self.leaving(old).await;
+                self.shared.check_asker(&asker(peer)).await?;
                 let replaced = outcome(consensus.replace(old, new).await)?;
                 self.removed_metad(peer, replaced, (old, leaving)).await?
             }
             AdminRequest::RemoveMetad { id } => {
                 let leaving = self.leaving(id).await;
+                self.shared.check_asker(&asker(peer)).await?;
                 let removed = outcome(consensus.remove(id).await)?;
                 self.removed_metad(peer, removed, (id, leaving)).await?
             }
-            AdminRequest::SetRedundancy { replicas, min_sync } => self.set_redundancy(replicas, min_sync).await?,
-            AdminRequest::DrainBlockd { name, drain } => self.drain_blockd(&name, drain).await?,
-            AdminRequest::ReplaceBlockd { name, successor } => self.replace_blockd(&name, &successor).await?,
+            AdminRequest::SetRedundancy { replicas, min_sync } => self.set_redundancy(peer, replicas, min_sync).await?,
+            AdminRequest::DrainBlockd { name, drain } => self.drain_blockd(peer, &name, drain).await?,
+            AdminRequest::ReplaceBlockd { name, successor } => self.replace_blockd(peer, &name, &successor).await?,
             AdminRequest::RemoveBlockd { name, keep_identity } => {
                 self.remove_blockd(peer, &name, keep_identity).await?
             }
-            AdminRequest::SetDownAfter { ms } => self.set_down_after(ms).await?,
+            AdminRequest::SetDownAfter { ms } => self.set_down_after(peer, ms).await?,
             AdminRequest::Snapshot => match consensus.snapshot(SNAPSHOT_LIMIT).await {
                 Ok(()) => AdminReply::Done,
                 Err(error) => AdminReply::Failed(error.to_string()),
             },
-            AdminRequest::PinBlocks { name, keep_ms } => self.pin_blocks(name, keep_ms).await?,
+            AdminRequest::PinBlocks { name, keep_ms } => self.pin_blocks(peer, name, keep_ms).await?,
             AdminRequest::Pins => AdminReply::Pins(retention::pins(&**consensus.state(), self.shared.clock.now())),
-            AdminRequest::ReleasePin { name } => self.release_pin(name).await?,
+            AdminRequest::ReleasePin { name } => self.release_pin(peer, name).await?,
             AdminRequest::EvictSession { session } => self.evict(peer, session).await?,
             AdminRequest::ResumeDeletion { force } => self.resume_deletion(peer, force).await?,
             AdminRequest::Check(request) => self.check(peer, request).await?,
@@ -156,22 +162,32 @@ impl Server {
         }
     }
 
-    async fn set_redundancy(&self, replicas: u8, min_sync: u8) -> Result<AdminReply, ProposeError> {
+    async fn set_redundancy(
+        &self,
+        peer: &PeerIdentity,
+        replicas: u8,
+        min_sync: u8,
+    ) -> Result<AdminReply, ProposeError> {
         if !(1..=5).contains(&replicas) || !(1..=replicas).contains(&min_sync) {
             return Ok(AdminReply::Failed("replicas are 1 to 5, synced ones 1 to as many".to_owned()));
         }
-        self.changed(|layout| layout.with_redundancy(replicas, min_sync)).await
+        self.changed(peer, |layout| layout.with_redundancy(replicas, min_sync)).await
     }
 
-    async fn set_down_after(&self, ms: u64) -> Result<AdminReply, ProposeError> {
+    async fn set_down_after(&self, peer: &PeerIdentity, ms: u64) -> Result<AdminReply, ProposeError> {
         if ms < DOWN_AFTER_MIN_MS {
             return Ok(AdminReply::Failed(format!("at least {} s", DOWN_AFTER_MIN_MS / 1000)));
         }
         let step = |layout: &Layout| Layout { epoch: layout.epoch.next(), down_after_ms: ms, ..layout.clone() };
-        self.changed(|layout| Some(step(layout))).await
+        self.changed(peer, |layout| Some(step(layout))).await
     }
 
-    async fn drain_blockd(&self, name: &str, drain: bool) -> Result<AdminReply, ProposeError> {
+    async fn drain_blockd(
+        &self,
+        peer: &PeerIdentity,
+        name: &str,
+        drain: bool,
+    ) -> Result<AdminReply, ProposeError> {
         let layout = settings::layout(&**self.shared.consensus.state());
         let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
         if member.draining == drain {
@@ -186,7 +202,7 @@ impl Server {
             return Ok(AdminReply::Failed(reason));
         }
         // Checked again in this step: another daemon may have been drained meanwhile.
-        self.changed(|layout| if is_enough(layout) { layout.drained(&id, drain) } else { None }).await
+        self.changed(peer, |layout| if is_enough(layout) { layout.drained(&id, drain) } else { None }).await
     }
 
     /// Ends a session that lives, or seems to.
@@ -204,8 +220,7 @@ impl Server {
             return Err(ProposeError::NotLeader(self.shared.consensus.leader().await));
         };
         self.shared.end_leases(term, id).await?;
-        let stamped = Stamped { now: self.shared.clock.now(), command: Command::CloseSessions(vec![id]) };
-        self.shared.consensus.propose_in(Some(term), stamped).await?;
+        self.shared.propose_by(Some(term), &asker(peer), Change::CloseSessions(vec![id])).await?;
         self.shared.forget_leases(id);
         let who = format!("session {id} of client {}", session.opening.client);
         self.shared.note(peer, AuditEvent::Evicted, who).await;
@@ -214,7 +229,12 @@ impl Server {
 
     /// Names a daemon's successor. The successor must not have joined: its points would have to change, and older
     /// owners could not be found any more.
-    async fn replace_blockd(&self, name: &str, successor: &str) -> Result<AdminReply, ProposeError> {
+    async fn replace_blockd(
+        &self,
+        peer: &PeerIdentity,
+        name: &str,
+        successor: &str,
+    ) -> Result<AdminReply, ProposeError> {
         let layout = settings::layout(&**self.shared.consensus.state());
         let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
         if successor.is_empty() || successor.len() > BLOCKD_TEXT_BYTES_MAX {
@@ -229,7 +249,7 @@ impl Server {
             return Ok(if other.id == member.id { AdminReply::Done } else { AdminReply::Failed(reason) });
         }
         let id = member.id;
-        self.changed(|layout| Some(layout.succeeded_by(&id, successor))).await
+        self.changed(peer, |layout| Some(layout.succeeded_by(&id, successor))).await
     }
 
     /// Removes a daemon, unless it runs or may run.
@@ -268,15 +288,19 @@ impl Server {
         {
             return Ok(AdminReply::Failed(reason));
         }
-        let removed = self.changed(|layout| Some(layout.removed(&id))).await?;
+        let removed = self.changed(peer, |layout| Some(layout.removed(&id))).await?;
         if matches!(removed, AdminReply::Done) {
             self.shared.note(peer, AuditEvent::BlockdRemoved, format!("blockd {name}")).await;
         }
         Ok(removed)
     }
 
-    async fn changed(&self, step: impl FnOnce(&Layout) -> Option<Layout>) -> Result<AdminReply, ProposeError> {
-        Ok(match watch::change(&self.shared, step).await? {
+    async fn changed(
+        &self,
+        peer: &PeerIdentity,
+        step: impl FnOnce(&Layout) -> Option<Layout>,
+    ) -> Result<AdminReply, ProposeError> {
+        Ok(match watch::change_by(&self.shared, Some(&asker(peer)), step).await? {
             Some(_) => AdminReply::Done,
             None => AdminReply::Failed("too many changes are under way: wait until blocks have moved".to_owned()),
         })

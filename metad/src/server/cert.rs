@@ -172,8 +172,10 @@ impl Server {
         }
         let asker = asker(peer);
         log(&note(&asker, AuditEvent::LifeSet, format!("{} s", ms / 1_000), ""));
-        self.shared.propose(Command::SetCertLife { ms, asker }).await?;
-        Ok(AdminReply::Done)
+        Ok(match outcome(self.shared.propose(Command::SetCertLife { ms, asker }).await?)? {
+            Ok(()) => AdminReply::Done,
+            Err(reason) => AdminReply::Failed(reason),
+        })
     }
 
     /// Renews the certificate that a peer has shown.

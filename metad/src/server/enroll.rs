@@ -1,8 +1,10 @@
 //! Join tokens: operators make them, newcomers get certificates for them.
 
 use super::Server;
+use super::cert::asker;
 use crate::Shared;
 use crate::error::ProposeError;
+use crate::fs::operator::Change;
 use crate::fs::{Command, CommandReply, cert, token};
 use crate::refused::log;
 use std::net::SocketAddr;
@@ -38,7 +40,7 @@ impl Server {
             return Ok(AdminReply::Failed(reason));
         }
         let (id, role, uses, valid_ms) = (new.id, new.role, new.uses, new.valid_ms);
-        match self.shared.propose(Command::CreateToken(new)).await? {
+        match self.shared.propose_by(None, &asker(peer), Change::CreateToken(new)).await? {
             CommandReply::Done => {
                 let who = format!("token {:016x} for {uses} x {role}, valid for {} s", id.0, valid_ms / 1_000);
                 self.shared.note(peer, AuditEvent::TokenCreated, who).await;
@@ -94,7 +96,7 @@ impl Server {
     }
 
     pub(super) async fn revoke_token(&self, peer: &PeerIdentity, id: TokenId) -> Result<AdminReply, ProposeError> {
-        match self.shared.propose(Command::RevokeToken(id)).await? {
+        match self.shared.propose_by(None, &asker(peer), Change::RevokeToken(id)).await? {
             CommandReply::Done => {
                 self.shared.note(peer, AuditEvent::TokenRevoked, format!("token {:016x}", id.0)).await;
                 Ok(AdminReply::Done)

@@ -46,6 +46,7 @@ pub mod samples {
     use crate::messages::samples::{batches, layout};
     use metad::fs::Command;
     use metad::fs::cert::{Asker, Enrolling, Revoking};
+    use metad::fs::operator::Change;
     use metad::fs::session::Opening;
     use metad::fs::token::Use;
     use wire::attr::Timestamp;
@@ -70,7 +71,7 @@ pub mod samples {
         let enrolling = Enrolling { newcomer: newcomer.clone(), issuer: KeyId([7; 32]), by: MetadId(1), addr };
         let asker = Asker { name: "admin".to_owned(), key: KeyId([8; 32]), issued: Timestamp::default(), addr };
         let list = vec![Revoked::Key(KeyId([6; 32]))];
-        let revoking = Revoking { asker, list, reason: "lost".to_owned() };
+        let revoking = Revoking { asker: asker.clone(), list, reason: "lost".to_owned() };
         vec![
             ("init", Command::Init { cluster: "fuzzing".to_owned(), replicas: 2, min_sync: 2 }),
             ("batches", Command::Batches(batches().into_iter().map(|(_, batch)| (SessionId(1), batch)).collect())),
@@ -81,6 +82,7 @@ pub mod samples {
             ("expire-tokens", Command::ExpireTokens),
             ("enroll", Command::Enroll(enrolling)),
             ("revoke", Command::Revoke(revoking)),
+            ("by-operator", Command::ByOperator { asker, change: Change::RevokeToken(token) }),
         ]
     }
 
