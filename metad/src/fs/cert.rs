@@ -20,6 +20,9 @@ use wire::tls::{Role, Subject};
 
 const NANOS_PER_MS: i128 = 1_000_000;
 const NANOS_PER_SEC: i128 = 1_000_000_000;
+/// A name is revoked up to so long after the stamp of the entry: certificates of `ca.pem`, of which nobody tells the cluster,
+/// are issued by other clocks, some of which are ahead.
+const AHEAD_MS: i128 = 86_400_000;
 /// Counter of changes to what is revoked.
 pub(super) const VERSION: &str = "revocations";
 /// Setting: life of certificates, in milliseconds.
@@ -91,7 +94,8 @@ pub struct Asker {
 pub struct Revoking {
     /// Who asks. Of two operators who revoke each other, the first one prevails.
     pub asker: Asker,
-    /// What. Names are revoked up to the stamp of the entry, or to a later time that is given.
+    /// What. Names of operators are revoked for ever, others up to a day after the stamp of the entry, or to a later time
+    /// that is given.
     pub list: Vec<Revoked>,
     /// Why.
     pub reason: String,
@@ -386,6 +390,13 @@ pub fn asker_is_revoked(kv: &dyn Kv, asker: &Asker) -> bool {
     is_revoked(kv, Role::Admin, &asker.name, (asker.key, asker.issued))
 }
 
+/// Returns up to when a name is revoked at this time, at least. That of an operator is for ever: nobody comes again under it
+/// with a certificate that its `ca.pem` has issued by a wrong clock.
+#[must_use]
+pub fn named_until(now: Timestamp, role: Role) -> Timestamp {
+    if role == Role::Admin { FOR_EVER } else { now.shifted(AHEAD_MS * NANOS_PER_MS) }
+}
+
 /// Returns whether something may be about an operator. The keys of operators are not remembered.
 fn may_be_operator(revoked: &Revoked, issued: &[(KeyId, Issued)]) -> bool {
     match revoked {
@@ -415,7 +426,7 @@ pub(super) fn revoke(view: &mut View, now: Timestamp, revoking: &Revoking) -> Ou
             let is_of_name = |one: &&Issued| one.subject.role == *role && one.subject.name == *name;
             let last = issued.iter().map(|(_, one)| one).filter(is_of_name).map(|one| one.issued).max();
             let known = name_revoked_until(view, *role, name);
-            *until = [Some(now), last, known].into_iter().flatten().fold(*until, Timestamp::max);
+            *until = [Some(named_until(now, *role)), last, known].into_iter().flatten().fold(*until, Timestamp::max);
         }
         audit::add(view, &by_operator(now, AuditEvent::Revoked, one.to_string(), asker, reason));
         let (by, reason) = (asker.name.clone(), reason.clone());
@@ -470,6 +481,7 @@ mod tests {
     use wire::token::{NewToken, Secret, TokenState};
 
     const LIFE: u64 = 1_000_000;
+    const DAY: u64 = 86_400_000;
 
     fn at(ms: u64) -> Timestamp {
         Timestamp::default().shifted(i128::from(ms) * NANOS_PER_MS)
@@ -745,10 +757,25 @@ mod tests {
         let (subject, ahead) = state.enroll(90_000, 1, 1).unwrap();
         // Asked for at 8,000, and applied by a leader whose clock is at 9,000.
         state.revoke(9_000, "a", named("laptop", at(8_000)));
-        assert_eq!(revocations(&state.0).list, [named("laptop", at(90_000))]);
+        assert_eq!(revocations(&state.0).list, [named("laptop", at(9_000 + DAY))]);
         assert_eq!(state.renew(600_000, &subject, 1, ahead), Err(RenewRefusal::Revoked));
         let (_, later) = state.enroll(9_500, 2, 2).unwrap();
-        assert!(later.issued > at(90_000));
+        assert!(later.issued > at(9_000 + DAY));
+    }
+
+    #[test]
+    fn a_name_is_revoked_with_what_ca_pem_has_issued_by_a_clock_that_is_ahead_and_that_of_an_operator_for_ever() {
+        let mut state = State::founded();
+        state.revoke(9_000, "a", named("laptop", at(8_000)));
+        // Nothing is known of it: it was made by hand, on a machine whose clock is some hours ahead.
+        let (subject, ahead) = (Subject::new(Role::Client, "laptop"), Term { issued: at(DAY / 2), ends: Some(at(9 * DAY)) });
+        let renewed = state.renew_by((None, ISSUER), 9 * DAY - 1_000, &subject, 1, ahead);
+        assert_eq!(renewed, Err(RenewRefusal::Revoked));
+        let admin = |until| Revoked::Name { role: Role::Admin, name: "b".to_owned(), until };
+        state.revoke(9_000, "a", admin(at(9_000)));
+        assert!(revocations(&state.0).list.contains(&admin(FOR_EVER)));
+        let years_later = Asker { issued: at(5_000 * DAY), ..asker("b") };
+        assert!(asker_is_revoked(&state.0, &years_later));
     }
 
     #[test]
@@ -761,7 +788,7 @@ mod tests {
         state.revoke(9_000, "a", named("laptop", at(9_000)));
         assert_eq!(state.renew(600_000, &subject, 1, first), Err(RenewRefusal::Revoked));
         let (_, second) = state.enroll(8_000, 2, 2).unwrap();
-        assert!(second.issued > at(9_000));
+        assert!(second.issued > at(9_000 + DAY));
         // A removed metad's name is not given again.
         state.revoke(10_000, "a", named("laptop", FOR_EVER));
         assert_eq!(state.enroll(11_000, 3, 3), Err(EnrollRefusal::Gone));

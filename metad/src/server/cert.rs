@@ -79,7 +79,7 @@ impl Server {
         // What was issued with ca.pem is not known, but those that have sessions have shown it.
         let shown = self.shared.liveness.certificates(&Subject::new(role, text));
         let keys = named.iter().map(|info| info.key).chain(shown.iter().map(|shown| shown.key));
-        let until = shown.iter().map(|shown| shown.issued).fold(self.shared.clock.now(), Timestamp::max);
+        let until = shown.iter().map(|shown| shown.issued).fold(cert::named_until(self.shared.clock.now(), role), Timestamp::max);
         Ok(all_of(Subject::new(role, text), until, keys))
     }
 
@@ -302,7 +302,8 @@ impl Shared {
         shown: Option<KeyId>,
     ) -> Result<Result<(), String>, ProposeError> {
         // The number of a metad is never given to another one; the name of a block daemon may be.
-        let until = if subject.role == Role::Metad { FOR_EVER } else { self.clock.now() };
+        let until =
+            if subject.role == Role::Metad { FOR_EVER } else { cert::named_until(self.clock.now(), subject.role) };
         let known = cert::list(&**self.consensus.state()).issued;
         let of_it = known.iter().filter(|info| info.subject.role == subject.role && info.subject.name == subject.name);
         let list = all_of(subject.clone(), until, of_it.map(|info| info.key).chain(shown));
@@ -397,7 +398,11 @@ fn told(known: &CertList, revoked: &Revoked) -> Vec<String> {
     let tokens = || "join tokens are revoked, too, for an operator may have made them".to_owned();
     match revoked {
         Revoked::Name { role, name, .. } => {
-            let line = format!("{role} {name}: all certificates up to now are refused");
+            let line = if *role == Role::Admin {
+                format!("{role} {name}: all certificates are refused, for ever")
+            } else {
+                format!("{role} {name}: all certificates up to now are refused, and those made with ca.pem within a day")
+            };
             if *role == Role::Admin { vec![line, tokens()] } else { vec![line] }
         }
         Revoked::Key(key) => {
