@@ -158,7 +158,7 @@ impl Reporter {
             every_ms: u64::try_from(self.config.heartbeat_every.as_millis()).unwrap_or(u64::MAX),
             repair: self.progress.report(&self.store),
             failed: self.store.has_failed(),
-            revoked: self.refused.version(),
+            revoked: self.refused.mark(),
         }
     }
 

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tokio::sync::{Mutex, Notify};
 use wire::quic::Endpoint;
-use wire::revoked::Revocations;
+use wire::revoked::{ListMark, Revocations};
 use wire::{codec, durable};
 
 /// File with the list, in the data directory.
@@ -44,15 +44,15 @@ impl Refused {
         Self { endpoint, file, writing: Mutex::new(()), wanted: Notify::new() }
     }
 
-    /// Returns the version of the list.
+    /// Returns by what the list is told from others.
     #[must_use]
-    pub fn version(&self) -> u64 {
-        self.endpoint.refusals().version()
+    pub fn mark(&self) -> ListMark {
+        self.endpoint.refusals().mark()
     }
 
     /// Notes that a metad has spoken of a list of this version.
     pub fn hint(&self, version: u64) {
-        if version != self.version() {
+        if version != self.mark().version {
             self.wanted.notify_one();
         }
     }
@@ -74,7 +74,7 @@ impl Refused {
             "the list of what is revoked has changed"
         );
         let _one_at_a_time = self.writing.lock().await;
-        if self.version() != revocations.version {
+        if self.mark() != revocations.mark() {
             // A newer one is about to be written.
             return;
         }

@@ -3,7 +3,7 @@
 
 use crate::attr::Timestamp;
 use crate::cert::{Certificate, KeyId};
-use crate::codec::bounded;
+use crate::codec::{self, bounded};
 use crate::limits::REVOKED_MAX;
 use crate::subject::{Role, Subject};
 use parking_lot::RwLock;
@@ -51,10 +51,28 @@ pub struct Revocations {
     pub list: Vec<Revoked>,
 }
 
+impl Revocations {
+    /// Returns by what this list is told from others.
+    #[must_use]
+    pub fn mark(&self) -> ListMark {
+        ListMark { version: self.version, hash: *blake3::hash(&codec::encode(&self.list)).as_bytes() }
+    }
+}
+
+/// Which list somebody has. The version alone does not tell: a metad that was taken over may have given another list of the
+/// same version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ListMark {
+    /// Its version.
+    pub version: u64,
+    /// BLAKE3 hash of what is on it, in its order.
+    pub hash: [u8; 32],
+}
+
 /// A list in which a certificate is found in a few steps, however long the list is.
 #[derive(Debug, Default)]
 struct Lookup {
-    version: u64,
+    mark: ListMark,
     names: HashMap<Role, HashMap<String, Timestamp>>,
     keys: HashSet<KeyId>,
     issuers: HashSet<KeyId>,
@@ -62,7 +80,7 @@ struct Lookup {
 
 impl Lookup {
     fn of(revocations: &Revocations) -> Self {
-        let mut lookup = Self { version: revocations.version, ..Self::default() };
+        let mut lookup = Self { mark: revocations.mark(), ..Self::default() };
         for revoked in &revocations.list {
             match revoked {
                 Revoked::Name { role, name, until } => {
@@ -82,15 +100,22 @@ impl Lookup {
 }
 
 /// The list that this node knows. The verifiers of its endpoint share it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Refusals(RwLock<Lookup>);
+
+/// Nothing is refused.
+impl Default for Refusals {
+    fn default() -> Self {
+        Self(RwLock::new(Lookup::of(&Revocations::default())))
+    }
+}
 
 impl Refusals {
     /// Takes the place of the list that was known, if it is newer. Returns whether it is.
     pub fn learn(&self, revocations: &Revocations) -> bool {
         let lookup = Lookup::of(revocations);
         let mut known = self.0.write();
-        let is_newer = revocations.version > known.version;
+        let is_newer = revocations.version > known.mark.version;
         if is_newer {
             *known = lookup;
         }
@@ -98,11 +123,11 @@ impl Refusals {
     }
 
     /// Takes the place of the list that was known, whatever the versions: for one that the leader has just given, who
-    /// knows what is right. Returns whether the version is another one.
+    /// knows what is right. Returns whether it is another one.
     pub fn adopt(&self, revocations: &Revocations) -> bool {
         let lookup = Lookup::of(revocations);
         let mut known = self.0.write();
-        let is_other = revocations.version != known.version;
+        let is_other = lookup.mark != known.mark;
         *known = lookup;
         is_other
     }
@@ -116,7 +141,13 @@ impl Refusals {
     /// Returns the version of the list.
     #[must_use]
     pub fn version(&self) -> u64 {
-        self.0.read().version
+        self.0.read().mark.version
+    }
+
+    /// Returns by what the list is told from others.
+    #[must_use]
+    pub fn mark(&self) -> ListMark {
+        self.0.read().mark
     }
 
     /// Returns whether this certificate is refused.
@@ -177,6 +208,10 @@ mod tests {
         let client = Subject::new(Role::Client, "a");
         assert!(refusals.refuse(&client, &certificate(2, 0)) && !refusals.refuse(&client, &certificate(1, 0)));
         assert!(refusals.learn(&all(6, 3)) && refusals.version() == 6);
+        // Another list of the same version.
+        assert!(refusals.adopt(&all(6, 4)) && !refusals.adopt(&all(6, 4)));
+        assert!(refusals.mark() == all(6, 4).mark() && refusals.mark() != all(6, 3).mark());
+        assert_eq!(Refusals::default().mark(), Revocations::default().mark());
     }
 
     #[test]

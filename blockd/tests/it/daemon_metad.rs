@@ -55,7 +55,7 @@ impl Metad {
         };
         let known = beat.epoch;
         let revoked = self.revoked.lock().unwrap().clone();
-        let revoked = (revoked.version != beat.revoked).then_some(revoked);
+        let revoked = (revoked.mark() != beat.revoked).then_some(revoked);
         self.heard.lock().unwrap().push(beat);
         MetaReply::BlockdAlive { layout: (known < epoch).then_some(layout), revoked }
     }
@@ -152,7 +152,7 @@ async fn one_that_was_away_learns_with_its_heartbeat_what_is_revoked() {
         matches!(asked, Err(Error::Revoked { .. }))
     })
     .await;
-    until("its heartbeats say so", async || leader.heard.lock().unwrap().last().unwrap().revoked == 4).await;
+    until("its heartbeats say so", async || leader.heard.lock().unwrap().last().unwrap().revoked.version == 4).await;
     node.stop().await;
 }
 

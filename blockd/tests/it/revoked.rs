@@ -134,9 +134,26 @@ async fn whatever_one_metad_says_of_what_is_revoked_the_leader_decides() {
     told.says(4, Vec::new());
     told.tell(&node, 4).await;
     until("it follows the leader", async || !is_refused(&victim, &node, &BlockRequest::Status).await).await;
-    let reported = || told.leader.heard.lock().unwrap().last().unwrap().revoked;
+    let reported = || told.leader.heard.lock().unwrap().last().unwrap().revoked.version;
     told.tell(&node, 5).await;
     until("its heartbeats say which list it has", async || reported() == 4).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_the_right_version_that_the_leader_does_not_have_is_replaced() {
+    let told = Told::new();
+    let (honest, victim) = (bound(&told.ca, Role::Client, "honest"), bound(&told.ca, Role::Client, "victim"));
+    // Left by a metad that has led for a moment, or has said so.
+    let other = Revocations { version: 3, list: vec![all_of(Role::Client, "honest")] };
+    std::fs::write(told.file(), codec::encode(&other)).unwrap();
+    told.says(3, vec![all_of(Role::Client, "victim")]);
+    let node = told.start().await;
+    until("it refuses what the leader says", async || is_refused(&victim, &node, &BlockRequest::Status).await).await;
+    assert!(!is_refused(&honest, &node, &BlockRequest::Status).await);
+    let on_disk = || codec::decode::<Revocations>(&std::fs::read(told.file()).unwrap()).unwrap().mark();
+    let wanted = told.leader.revoked.lock().unwrap().mark();
+    until("so does its file", async || on_disk() == wanted).await;
     node.stop().await;
 }
 

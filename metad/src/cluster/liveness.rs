@@ -301,7 +301,7 @@ mod tests {
             every_ms: 2_000,
             repair: RepairReport::default(),
             failed: false,
-            revoked: 0,
+            revoked: wire::revoked::ListMark::default(),
         }
     }
 

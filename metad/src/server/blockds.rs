@@ -31,7 +31,10 @@ impl Server {
             layout = self.admit(peer, heartbeat, layout).await?;
         }
         let state = &**self.shared.consensus.state();
-        let revoked = (cert::version(state) != known_revoked).then(|| cert::revocations(state));
+        // This node's own list may be a moment behind the state: then it is sent once more than it has to be.
+        let own = self.shared.endpoint.refusals().mark();
+        let is_current = own == known_revoked && own.version == cert::version(state);
+        let revoked = (!is_current).then(|| cert::revocations(state));
         Ok(MetaReply::BlockdAlive { layout: (layout.epoch != known).then_some(layout), revoked })
     }
 
@@ -228,7 +231,7 @@ mod tests {
             every_ms: 1000,
             repair: wire::message::block::RepairReport::default(),
             failed: false,
-            revoked: 0,
+            revoked: wire::revoked::ListMark::default(),
         }
     }
 

@@ -271,7 +271,7 @@ mod tests {
             every_ms: 1000,
             repair: RepairReport::default(),
             failed: false,
-            revoked: 0,
+            revoked: wire::revoked::ListMark::default(),
         };
         assert!(heartbeat(&layout, &says("blockd-1", 1, 7009)).is_ok(), "it has moved");
         assert!(heartbeat(&layout, &says("blockd-2", 9, 7002)).is_ok(), "it has lost its disk");

@@ -237,7 +237,7 @@ async fn a_block_daemon_cannot_take_the_place_of_another() {
             every_ms: 1000,
             repair: wire::message::block::RepairReport::default(),
             failed: false,
-            revoked: 0,
+            revoked: wire::revoked::ListMark::default(),
         })
     };
     let (good, bad) = (daemon("good"), daemon("bad"));

@@ -54,7 +54,7 @@ fn heartbeat(blockd: &Endpoint, epoch: u64) -> MetaRequest {
         every_ms: 1000,
         repair: RepairReport::default(),
         failed: false,
-        revoked: 0,
+        revoked: wire::revoked::ListMark::default(),
     })
 }
 

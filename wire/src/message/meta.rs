@@ -11,7 +11,7 @@ use crate::ids::{BlockHash, BlockdId, Ino, LayoutEpoch, MetadId, SessionId};
 use crate::layout::Layout;
 use crate::limits::{ACKNOWLEDGED_MAX, BLOCK_NAMES_MAX, METADS_MAX};
 use crate::op::{Batch, BatchReply, Read, ReadReply};
-use crate::revoked::Revocations;
+use crate::revoked::{ListMark, Revocations};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -219,8 +219,8 @@ pub struct BlockdHeartbeat {
     pub repair: RepairReport,
     /// Its disk has failed: it takes no blocks any more.
     pub failed: bool,
-    /// Version of the list of what is revoked that it knows.
-    pub revoked: u64,
+    /// The list of what is revoked that it knows.
+    pub revoked: ListMark,
 }
 
 /// The leases of a session that has shown a sign of life.
@@ -318,7 +318,7 @@ pub enum MetaReply {
     BlockdAlive {
         /// The layout, when the daemon's was old.
         layout: Option<Layout>,
-        /// What is revoked, when the daemon's list was old.
+        /// What is revoked, when the daemon's list was another one.
         revoked: Option<Revocations>,
     },
     /// Those of the reported blocks that nothing refers to. The daemon may drop those that nobody renewed within the
@@ -396,7 +396,7 @@ mod tests {
             every_ms: 1000,
             repair: RepairReport::default(),
             failed: false,
-            revoked: 0,
+            revoked: ListMark::default(),
         };
         let (host, purpose) = (String::new(), String::new());
         for request in [

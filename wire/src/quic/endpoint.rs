@@ -92,8 +92,8 @@ impl Endpoint {
         is_newer
     }
 
-    /// Like [`Endpoint::revoke`], with a list that takes the place of any other, whatever its version. Returns whether the
-    /// version is another one.
+    /// Like [`Endpoint::revoke`], with a list that takes the place of any other, whatever its version. Returns whether it
+    /// is another one.
     pub fn adopt_revocations(&self, revocations: &Revocations) -> bool {
         let is_other = self.socket.refusals().adopt(revocations);
         self.end_revoked();

@@ -241,7 +241,7 @@ pub fn heartbeat() -> BlockdHeartbeat {
         every_ms: 1000,
         repair: report(),
         failed: false,
-        revoked: 0,
+        revoked: wire::revoked::ListMark::default(),
     }
 }
 
