@@ -3,7 +3,7 @@
 use crate::Shared;
 use futures::future::join_all;
 use std::time::Duration;
-use wire::cert::Certificate;
+use wire::cert::{Certificate, KeyId};
 use wire::ids::MetadId;
 use wire::message::cert::CertList;
 use wire::revoked::Refusals;
@@ -49,6 +49,30 @@ impl Met {
     }
 }
 
+/// A metad that leaves, and whether what it leaves can be told from what the others have.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Leaver {
+    /// Nobody else has a certificate of its name. It has shown this key, if any.
+    Alone(Subject, Option<KeyId>),
+    /// This other member has a certificate of its name, or may have: it has shown none.
+    Beside(Subject, MetadId),
+}
+
+/// Finds the certificate of a metad that leaves. A number that somebody names is no certificate yet: as long as the metad
+/// has not shown it, each other member has to show that it has another one.
+#[must_use]
+pub fn leaver(members: Vec<Met>, id: MetadId) -> Leaver {
+    let (mut leaving, others): (Vec<Met>, Vec<Met>) = members.into_iter().partition(|member| member.id == id);
+    // One that was removed before is known by its number.
+    let leaving = leaving.pop().unwrap_or(Met { id, shown: None });
+    let (holder, is_shown) = (leaving.holder(), leaving.shown.is_some());
+    let may_share = |other: &&Met| other.holder().name == holder.name || (!is_shown && other.shown.is_none());
+    match others.iter().find(may_share) {
+        Some(other) => Leaver::Beside(holder, other.id),
+        None => Leaver::Alone(holder, leaving.shown.map(|(_, certificate)| certificate.key)),
+    }
+}
+
 impl Shared {
     /// Returns all members, this node among them, with what they have shown. Waits a moment for those that are not connected.
     pub async fn members_met(&self) -> Vec<Met> {
@@ -69,7 +93,7 @@ impl Shared {
 mod tests {
     use super::*;
     use wire::attr::Timestamp;
-    use wire::cert::{KeyId, Term};
+    use wire::cert::Term;
     use wire::message::cert::IssuedInfo;
     use wire::revoked::{Revocations, Revoked};
 
@@ -85,6 +109,28 @@ mod tests {
 
     fn certificate(of: u8, issuer: u8) -> Certificate {
         Certificate { key: key(of), issuer: Some(key(issuer)), ..Certificate::default() }
+    }
+
+    #[test]
+    fn the_name_of_a_metad_that_leaves_is_not_revoked_where_one_that_stays_may_have_it() {
+        let met = |id, name: Option<&str>| {
+            let shown = name.map(|name| (Subject::new(Role::Metad, name), certificate(id, 9)));
+            Met { id: MetadId(u64::from(id)), shown }
+        };
+        let of = |name| Subject::new(Role::Metad, name);
+        let gone = MetadId(2);
+        let all = |second, third| vec![met(1, Some("metad-1")), met(2, second), met(3, third)];
+        let shown = Leaver::Alone(of("metad-2"), Some(key(2)));
+        assert_eq!(leaver(all(Some("metad-2"), Some("metad-3")), gone), shown);
+        assert_eq!(leaver(all(Some("metad-2"), None), gone), shown, "a third one is away");
+        assert_eq!(leaver(all(Some("x"), Some("metad-2")), gone), Leaver::Alone(of("x"), Some(key(2))));
+        // It is away, and so is not known to have the usual name.
+        assert_eq!(leaver(all(None, Some("metad-3")), gone), Leaver::Alone(of("metad-2"), None));
+        assert_eq!(leaver(all(None, Some("metad-2")), gone), Leaver::Beside(of("metad-2"), MetadId(3)));
+        assert_eq!(leaver(all(None, None), gone), Leaver::Beside(of("metad-2"), MetadId(3)));
+        // It was removed before.
+        let left = || vec![met(1, Some("metad-1")), met(3, None)];
+        assert_eq!(leaver(left(), gone), Leaver::Beside(of("metad-2"), MetadId(3)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::Server;
 use super::cert::asker;
-use crate::cluster::met::Met;
+use crate::cluster::met::{self, Leaver};
 use crate::cluster::watch;
 use crate::error::ProposeError;
 use crate::fs::operator::Change;
@@ -47,13 +47,19 @@ impl Server {
                 self.noted(peer, added, AuditEvent::MetadAdded, id).await
             }
             AdminRequest::ReplaceMetad { old, new } => {
-                let leaving = self.leaving(old).await;
+                let leaving = match self.leaving(old).await {
+                    Ok(leaving) => leaving,
+                    Err(reason) => return Ok(MetaReply::Admin(AdminReply::Failed(reason))),
+                };
                 self.shared.check_asker(&asker(peer)).await?;
                 let replaced = outcome(consensus.replace(old, new).await)?;
                 self.removed_metad(peer, replaced, (old, leaving)).await?
             }
             AdminRequest::RemoveMetad { id } => {
-                let leaving = self.leaving(id).await;
+                let leaving = match self.leaving(id).await {
+                    Ok(leaving) => leaving,
+                    Err(reason) => return Ok(MetaReply::Admin(AdminReply::Failed(reason))),
+                };
                 self.shared.check_asker(&asker(peer)).await?;
                 let removed = outcome(consensus.remove(id).await)?;
                 self.removed_metad(peer, removed, (id, leaving)).await?
@@ -99,14 +105,15 @@ impl Server {
         reply
     }
 
-    /// Returns the metad that is about to leave, as it has shown itself, unless another member has a certificate of its name.
-    async fn leaving(&self, id: MetadId) -> Option<Met> {
-        let (mut leaving, others): (Vec<Met>, Vec<Met>) =
-            self.shared.members_met().await.into_iter().partition(|member| member.id == id);
-        // One that was removed before is known by its number.
-        let leaving = leaving.pop().unwrap_or(Met { id, shown: None });
-        let is_shared = others.iter().any(|other| other.holder().name == leaving.holder().name);
-        (!is_shared).then_some(leaving)
+    /// Returns the metad that is about to leave. Somebody may have mistaken the number: one that never was a member is not
+    /// removed, for its name would be refused when it is needed.
+    async fn leaving(&self, id: MetadId) -> Result<Leaver, String> {
+        let members = self.shared.members_met().await;
+        let is_member = members.iter().any(|member| member.id == id);
+        if !is_member && !settings::metads_ever(&**self.shared.consensus.state()).contains(&id) {
+            return Err(format!("metad-{id} never was a member: `surf cluster status` shows who is"));
+        }
+        Ok(met::leaver(members, id))
     }
 
     /// Refuses a metad that was removed. The change of the membership is made, so it is not a failure if this cannot be
@@ -115,21 +122,23 @@ impl Server {
         &self,
         peer: &PeerIdentity,
         reply: AdminReply,
-        (id, leaving): (MetadId, Option<Met>),
+        (id, leaving): (MetadId, Leaver),
     ) -> Result<AdminReply, ProposeError> {
         if !matches!(reply, AdminReply::Done) {
             return Ok(reply);
         }
-        let Some(leaving) = leaving else {
-            tracing::warn!(%id, "another metad uses the identity of the one that was removed, so it is not revoked");
-            return Ok(self.noted(peer, reply, AuditEvent::MetadRemoved, id).await);
+        let (holder, shown) = match leaving {
+            Leaver::Alone(holder, shown) => (holder, shown),
+            Leaver::Beside(Subject { name, .. }, other) => {
+                tracing::warn!(%id, name, %other, "the certificate of the metad that was removed is not revoked");
+                self.noted(peer, reply, AuditEvent::MetadRemoved, id).await;
+                return Ok(AdminReply::Told(vec![format!(
+                    "metad-{id} is removed, but its certificate is not revoked: metad-{other} may have one of the same name. \
+                     If it has not, `surf cert revoke {name} --role metad`"
+                )]));
+            }
         };
-        if leaving.shown.is_none() {
-            let name = leaving.holder().name;
-            tracing::warn!(%id, name, "the metad that was removed has shown no certificate here: its usual name is revoked");
-        }
-        let shown = leaving.shown.as_ref().map(|(_, certificate)| certificate.key);
-        let revoked = self.shared.revoke_removed(peer, leaving.holder(), shown).await?;
+        let revoked = self.shared.revoke_removed(peer, holder, shown).await?;
         let reply = self.noted(peer, reply, AuditEvent::MetadRemoved, id).await;
         Ok(match revoked {
             Ok(()) => reply,

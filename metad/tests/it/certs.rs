@@ -261,6 +261,11 @@ async fn a_metad_that_was_removed_is_refused_by_the_others_whatever_certificate_
     let gone = (1..=3).find(|id| *id != leader).unwrap();
     let removed = cluster.admin(AdminRequest::RemoveMetad { id: MetadId(gone) }).await;
     assert!(matches!(removed, AdminReply::Done), "{removed:?}");
+    // A number that somebody has mistaken is that of one that is needed later.
+    let mistaken = cluster.admin(AdminRequest::RemoveMetad { id: MetadId(9) }).await;
+    assert!(matches!(&mistaken, AdminReply::Failed(reason) if reason.contains("never was")), "{mistaken:?}");
+    let is_nine = |info: &RevokedInfo| matches!(&info.revoked, Revoked::Name { name, .. } if name == "metad-9");
+    assert!(!certs(&cluster).await.revoked.iter().any(is_nine));
     // The removed one still runs, and has no say.
     let left: Vec<SocketAddr> =
         cluster.nodes.iter().filter(|(id, _)| **id != gone).map(|(_, node)| node.local_addr()).collect();

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use wire::ids::MetadId;
 use wire::issuer::IssuerKey;
-use wire::message::admin::{AdminRequest, ClusterStatus};
+use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
 use wire::tls::{ClusterCa, Role};
 
 /// Make a cluster, look at it, change its members.
@@ -110,7 +110,9 @@ impl Cluster {
                 say!("copy {} to a metad, name it there as `issuer` in metad.toml, and start it again", file.display());
             }
             Command::Remove { access, id } => {
-                access.ask(AdminRequest::RemoveMetad { id: MetadId(id) }).await?;
+                if let AdminReply::Told(lines) = access.ask(AdminRequest::RemoveMetad { id: MetadId(id) }).await? {
+                    lines.iter().for_each(|line| say!("{line}"));
+                }
                 say!("metad-{id} removed; it can be stopped now");
             }
             Command::Set { access, down_after_s, replicas, min_sync, cert_life } => {

@@ -24,7 +24,8 @@ pub enum AdminRequest {
         /// Where it serves.
         addr: SocketAddr,
     },
-    /// Remove a metad from the cluster, and refuse its certificate. Answers `Done` once the others go on without it.
+    /// Remove a metad from the cluster, and refuse its certificate. Answers `Done` once the others go on without it, or
+    /// `Told` if its certificate is not refused.
     RemoveMetad {
         /// Its id.
         id: MetadId,
@@ -100,7 +101,7 @@ pub enum AdminRequest {
         addr: SocketAddr,
     },
     /// Give a learner that has caught up the vote of another metad, and remove that one, in one change of the
-    /// membership. Answers `Done` once the others go on without it.
+    /// membership. Answers as `RemoveMetad`.
     ReplaceMetad {
         /// The metad that leaves.
         old: MetadId,
