@@ -397,12 +397,17 @@ pub fn named_until(now: Timestamp, role: Role) -> Timestamp {
     if role == Role::Admin { FOR_EVER } else { now.shifted(AHEAD_MS * NANOS_PER_MS) }
 }
 
-/// Returns whether something may be about an operator. The keys of operators are not remembered.
-fn may_be_operator(revoked: &Revoked, issued: &[(KeyId, Issued)]) -> bool {
-    match revoked {
-        Revoked::Name { role, .. } => *role == Role::Admin,
-        Revoked::Key(of) => issued.iter().all(|(key, _)| key != of),
-        Revoked::Issuer(_) => false,
+/// Returns whether a revocation may be about an operator. The keys of operators are not remembered. Those that are revoked
+/// along with a name are what its holder has shown, so they are of its role.
+fn may_be_operator(list: &[Revoked], issued: &[(KeyId, Issued)]) -> bool {
+    let mut roles = list.iter().filter_map(|revoked| match revoked {
+        Revoked::Name { role, .. } => Some(*role),
+        Revoked::Key(_) | Revoked::Issuer(_) => None,
+    });
+    let is_unknown = |revoked: &Revoked| matches!(revoked, Revoked::Key(of) if issued.iter().all(|(key, _)| key != of));
+    match roles.next() {
+        Some(first) => first == Role::Admin || roles.any(|role| role == Role::Admin),
+        None => list.iter().any(is_unknown),
     }
 }
 
@@ -432,7 +437,7 @@ pub(super) fn revoke(view: &mut View, now: Timestamp, revoking: &Revoking) -> Ou
         let (by, reason) = (asker.name.clone(), reason.clone());
         view.store(cert_keys::revocation(one), &RevokedInfo { revoked: one.clone(), at: now, by, reason });
     }
-    if revoked.iter().any(|one| may_be_operator(one, &issued)) {
+    if may_be_operator(&revoked, &issued) {
         token::revoke_all(view);
     }
     for (key, one) in issued {
@@ -732,6 +737,25 @@ mod tests {
             assert!(state.is_valid(2, 2));
             state.revoke(2, "a", revoked.clone());
             assert_eq!(state.is_valid(2, 3), !is_operator, "{revoked}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_revoked_along_with_a_name_is_of_its_role_and_takes_no_tokens_along() {
+        let admin = Revoked::Name { role: Role::Admin, name: "b".to_owned(), until: at(5) };
+        let metad = Revoked::Name { role: Role::Metad, name: "metad-2".to_owned(), until: FOR_EVER };
+        for (list, is_operator) in [
+            (vec![metad.clone(), of_key(77)], false),
+            (vec![named("x", at(1)), of_key(77), of_key(78)], false),
+            (vec![metad, admin.clone(), of_key(77)], true),
+            (vec![admin, of_key(77)], true),
+            (vec![of_key(77)], true),
+        ] {
+            let mut state = State::founded();
+            state.token(0, 1, 1, None);
+            let revoking = Revoking { asker: asker("a"), list: list.clone(), reason: String::new() };
+            assert_eq!(state.apply(2, Command::Revoke(revoking)), CommandReply::Revoked(Outcome::Done));
+            assert_eq!(state.is_valid(1, 3), !is_operator, "{list:?}");
         }
     }
 

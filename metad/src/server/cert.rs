@@ -46,7 +46,8 @@ impl Server {
         if !force && let Err(reason) = self.check_harmless(peer, &known, &list).await {
             return Ok(AdminReply::Failed(reason));
         }
-        let told = list.iter().flat_map(|revoked| told(&known, revoked)).collect();
+        let has_name = list.iter().any(|revoked| matches!(revoked, Revoked::Name { .. }));
+        let told = list.iter().flat_map(|revoked| told(&known, revoked, has_name)).collect();
         Ok(match self.shared.revoke(asker(peer), list, reason).await? {
             Ok(()) => AdminReply::Told(told),
             Err(reason) => AdminReply::Failed(reason),
@@ -393,8 +394,8 @@ fn issuers(known: &CertList, text: &str, (me, own): (MetadId, Option<KeyId>)) ->
     }
 }
 
-/// Says what is revoked.
-fn told(known: &CertList, revoked: &Revoked) -> Vec<String> {
+/// Says what is revoked. With a name, its keys are of the same role.
+fn told(known: &CertList, revoked: &Revoked, has_name: bool) -> Vec<String> {
     let tokens = || "join tokens are revoked, too, for an operator may have made them".to_owned();
     match revoked {
         Revoked::Name { role, name, .. } => {
@@ -407,7 +408,7 @@ fn told(known: &CertList, revoked: &Revoked) -> Vec<String> {
         }
         Revoked::Key(key) => {
             let line = format!("key {key}: refused");
-            if known.issued.iter().any(|info| info.key == *key) { vec![line] } else { vec![line, tokens()] }
+            if has_name || known.issued.iter().any(|info| info.key == *key) { vec![line] } else { vec![line, tokens()] }
         }
         Revoked::Issuer(key) => {
             let last = known.issued.iter().filter(|info| info.issuers.last() == Some(key));
