@@ -217,16 +217,18 @@ fn new_term(kv: &dyn Kv, now: Timestamp, subject: &Subject, known: Option<&Issue
     Some(Term { issued, ends: Some(Timestamp { nanos: 0, ..ends }) })
 }
 
-/// Returns the identity that goes when there is one more than there may be: the one that ended first.
+/// Returns the identity that goes when there is one more than there may be: one whose key is on the list of what is revoked,
+/// which is never renewed, or else one that has ended; of several, the one that ended first.
 ///
 /// # Errors
-/// There is no room, and none that has ended.
+/// There is no room, and none of those.
 fn in_the_way(kv: &dyn Kv, now: Timestamp) -> Result<Option<KeyId>, ()> {
     if kv.pairs(cert_keys::all_issued(), ISSUED_MAX).len() < ISSUED_MAX {
         return Ok(None);
     }
-    let ended = all_issued(kv).into_iter().filter(|(_, one)| one.ends <= now);
-    ended.min_by_key(|(key, one)| (one.ends, *key)).map(|(key, _)| Some(key)).ok_or(())
+    let order = |(key, one): (KeyId, Issued)| (!is_listed(kv, &Revoked::Key(key)), one.ends, key);
+    let may_go = all_issued(kv).into_iter().map(order).filter(|(is_not_listed, ends, _)| !is_not_listed || *ends <= now);
+    may_go.min().map(|(.., key)| Some(key)).ok_or(())
 }
 
 /// Writes down what an issuer signs.
@@ -832,6 +834,31 @@ mod tests {
         assert_eq!(state.apply(6, allow), CommandReply::Revoked(Outcome::Done));
         assert!(version > 0 && revocations(&state.0).version > version);
         assert_eq!(state.revoke(7, "b", admin("c")), Outcome::Done);
+    }
+
+    #[test]
+    fn a_full_list_of_identities_has_room_for_others_once_some_are_revoked_by_their_keys() {
+        let mut state = State::founded();
+        state.token(0, 1, 9, None);
+        let (subject, term) = state.enroll(1_000, 1, 1).unwrap();
+        let base = state.0.clone();
+        let mut view = View::new(&base);
+        for number in 1..ISSUED_MAX as u32 {
+            let mut key = [0; 32];
+            key[..4].copy_from_slice(&number.to_be_bytes());
+            let one = record(&view, &KeyId([1; 32])).unwrap();
+            view.store(cert_keys::issued(&KeyId(key)), &one);
+        }
+        state.0.absorb(view.into_changes());
+        assert_eq!(state.enroll(2_000, 1, 2), Err(EnrollRefusal::Full), "all are valid");
+        state.revoke(2_001, "a", of_key(1));
+        state.token(2_002, 2, 9, None);
+        assert!(state.enroll(2_003, 2, 2).is_ok());
+        // It is refused all the same, and so it is once it is let in again: nobody remembers it.
+        assert_eq!(state.renew(600_000, &subject, 1, term), Err(RenewRefusal::Revoked));
+        state.allow(600_001, of_key(1));
+        assert_eq!(state.renew(600_002, &subject, 1, term), Err(RenewRefusal::Unknown));
+        assert_eq!(state.enroll(2_004, 2, 3), Err(EnrollRefusal::Full), "one has made room for one");
     }
 
     #[test]
