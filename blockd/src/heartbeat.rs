@@ -181,9 +181,7 @@ impl Reporter {
                     backoff = Backoff::default();
                     self.metrics.heartbeats.add(1);
                     layout.into_iter().for_each(|layout| self.layouts.learn(layout));
-                    if let Some(revoked) = revoked {
-                        self.refused.learn(revoked).await;
-                    }
+                    self.refused.learn(revoked).await;
                     self.config.heartbeat_every
                 }
                 other => {

@@ -17,8 +17,9 @@ const FILE: &str = "revoked";
 pub struct Refused {
     endpoint: Endpoint,
     file: PathBuf,
-    /// Held while the list is written: a newer list is written after an older one.
-    writing: Mutex<()>,
+    /// The last list of the leader, until it is on disk. Held while it is written: a newer list is written after an older
+    /// one.
+    unwritten: Mutex<Option<Revocations>>,
     /// Notified when there may be another list.
     wanted: Notify,
 }
@@ -41,7 +42,7 @@ impl Refused {
                 tracing::warn!(file = %file.display(), %error, "the list of what is revoked cannot be read: a metad gives it anew")
             }
         }
-        Self { endpoint, file, writing: Mutex::new(()), wanted: Notify::new() }
+        Self { endpoint, file, unwritten: Mutex::new(None), wanted: Notify::new() }
     }
 
     /// Returns by what the list is told from others.
@@ -62,8 +63,10 @@ impl Refused {
         self.wanted.notified().await;
     }
 
-    /// Refuses what is revoked from now on, as the leader says, and writes the list.
-    pub async fn learn(&self, revocations: Revocations) {
+    /// Refuses what is revoked from now on, as the leader says, and writes the list. `None` if the leader has no other list
+    /// than this daemon: then what could not be written before is written.
+    pub async fn learn(&self, revocations: Option<Revocations>) {
+        let Some(revocations) = revocations else { return self.write(&mut self.unwritten.lock().await).await };
         // It takes effect first: writing may take a while.
         if !self.endpoint.adopt_revocations(&revocations) {
             return;
@@ -73,15 +76,24 @@ impl Refused {
             count = revocations.list.len(),
             "the list of what is revoked has changed"
         );
-        let _one_at_a_time = self.writing.lock().await;
+        let mut unwritten = self.unwritten.lock().await;
         if self.mark() != revocations.mark() {
             // A newer one is about to be written.
             return;
         }
+        *unwritten = Some(revocations);
+        self.write(&mut unwritten).await;
+    }
+
+    async fn write(&self, unwritten: &mut Option<Revocations>) {
+        let Some(bytes) = unwritten.as_ref().map(codec::encode) else { return };
         let file = self.file.clone();
-        let written = tokio::task::spawn_blocking(move || durable::replace(&file, &codec::encode(&revocations))).await;
-        if let Ok(Err(error)) = written {
-            tracing::warn!(%error, "the list of what is revoked is not on disk: after a restart it is asked for");
+        match tokio::task::spawn_blocking(move || durable::replace(&file, &bytes)).await {
+            Ok(Ok(())) => *unwritten = None,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the list of what is revoked is not on disk: it is written again after the next heartbeat");
+            }
+            Err(error) => tracing::warn!(%error, "the list of what is revoked may not be on disk"),
         }
     }
 }

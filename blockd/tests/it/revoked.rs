@@ -158,6 +158,23 @@ async fn a_list_of_the_right_version_that_the_leader_does_not_have_is_replaced()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_could_not_be_written_is_written_after_a_later_heartbeat() {
+    let told = Told::new();
+    let victim = bound(&told.ca, Role::Client, "victim");
+    // A directory in its place: nothing is renamed over it.
+    std::fs::create_dir_all(told.file().join("in-the-way")).unwrap();
+    told.says(1, vec![all_of(Role::Client, "victim")]);
+    let node = told.start().await;
+    until("it refuses what the leader says", async || is_refused(&victim, &node, &BlockRequest::Status).await).await;
+    assert!(told.file().is_dir());
+    std::fs::remove_dir_all(told.file()).unwrap();
+    // A reason for a heartbeat: there is no other list.
+    told.tell(&node, 2).await;
+    until("the list is on disk", async || told.file().is_file()).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_is_damaged_on_disk_is_asked_for_anew_and_stops_nothing() {
     let told = Told::new();
     let victim = bound(&told.ca, Role::Client, "victim");
