@@ -5,13 +5,18 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
 use wire::quic::Endpoint;
 use wire::revoked::{ListMark, Revocations};
 use wire::{codec, durable};
 
 /// File with the list, in the data directory.
 const FILE: &str = "revoked";
+
+/// Time between two heartbeats that are sent because somebody says that there is another list. One alone is not delayed.
+const HINTS_PAUSE: Duration = Duration::from_millis(500);
 
 /// The list of this daemon.
 pub struct Refused {
@@ -22,6 +27,8 @@ pub struct Refused {
     unwritten: Mutex<Option<Revocations>>,
     /// Notified when there may be another list.
     wanted: Notify,
+    /// When that has led to a heartbeat last.
+    last_wanted: parking_lot::Mutex<Option<Instant>>,
 }
 
 impl Refused {
@@ -42,7 +49,7 @@ impl Refused {
                 tracing::warn!(file = %file.display(), %error, "the list of what is revoked cannot be read: a metad gives it anew")
             }
         }
-        Self { endpoint, file, unwritten: Mutex::new(None), wanted: Notify::new() }
+        Self { endpoint, file, unwritten: Mutex::new(None), wanted: Notify::new(), last_wanted: parking_lot::Mutex::new(None) }
     }
 
     /// Returns by what the list is told from others.
@@ -58,9 +65,15 @@ impl Refused {
         }
     }
 
-    /// Waits until there may be another list. Cancel-safe.
+    /// Waits until there may be another list, and until a while has passed since it has returned last: any metad may say so as
+    /// often as it likes. Whoever cancels it sends a heartbeat for another reason, which does as well.
     pub async fn wanted(&self) {
         self.wanted.notified().await;
+        let last = *self.last_wanted.lock();
+        if let Some(last) = last {
+            tokio::time::sleep_until(last + HINTS_PAUSE).await;
+        }
+        *self.last_wanted.lock() = Some(Instant::now());
     }
 
     /// Refuses what is revoked from now on, as the leader says, and writes the list. `None` if the leader has no other list

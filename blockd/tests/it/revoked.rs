@@ -175,6 +175,30 @@ async fn a_list_that_could_not_be_written_is_written_after_a_later_heartbeat() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_metad_that_speaks_of_other_lists_without_end_causes_two_heartbeats_a_second() {
+    let told = Told::new();
+    let node = told.start().await;
+    let heard = || told.leader.heard.lock().unwrap().len();
+    let (begun, first) = (Instant::now(), heard());
+    for version in 100.. {
+        if begun.elapsed() > Duration::from_secs(2) {
+            break;
+        }
+        told.tell(&node, version).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // Whatever the machine does meanwhile, they are no more than the time allows.
+    let most = 4 + begun.elapsed().as_millis() as usize / 500;
+    assert!((1..=most).contains(&(heard() - first)), "{} heartbeats", heard() - first);
+    // The truth arrives all the same.
+    let victim = bound(&told.ca, Role::Client, "victim");
+    told.says(7, vec![all_of(Role::Client, "victim")]);
+    told.tell(&node, 7).await;
+    until("it refuses what the leader says", async || is_refused(&victim, &node, &BlockRequest::Status).await).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_list_that_is_damaged_on_disk_is_asked_for_anew_and_stops_nothing() {
     let told = Told::new();
     let victim = bound(&told.ca, Role::Client, "victim");
