@@ -88,7 +88,8 @@ pub struct Certificate {
     pub key: KeyId,
     /// The key of the issuer that has signed it; `None` if the CA itself has.
     pub issuer: Option<KeyId>,
-    /// When it was issued. Certificates of earlier releases do not say, and count as issued in 1970.
+    /// When it was issued. Certificates of earlier releases do not say, and count as issued in 1970, as those do that name a
+    /// time at which they have ended.
     pub issued: Timestamp,
     /// When it ends.
     pub ends: Timestamp,
@@ -105,11 +106,12 @@ impl Certificate {
             None => None,
         };
         let issued = extension_of(leaf, ISSUED_OID).and_then(|coded| codec::decode(&coded).ok());
+        let ends = Timestamp { secs: parsed.validity().not_after.timestamp(), nanos: 0 };
         Some(Self {
             key: KeyId::of(&parsed.public_key().subject_public_key.data),
             issuer,
-            issued: issued.unwrap_or_default(),
-            ends: Timestamp { secs: parsed.validity().not_after.timestamp(), nanos: 0 },
+            issued: plausible(issued, ends),
+            ends,
             public_key: parsed.public_key().raw.to_vec(),
         })
     }
@@ -127,6 +129,13 @@ impl Certificate {
     }
 }
 
+/// Returns when a certificate was issued, as it says. One that says nothing, or a time at which it has ended, or one for which
+/// nobody issues any today, counts as issued in 1970: it is covered by whatever is revoked of its name, and does not make a
+/// revocation of its name last for ever.
+fn plausible(issued: Option<Timestamp>, ends: Timestamp) -> Timestamp {
+    issued.filter(|issued| *issued < ends && issued.secs < LASTING_FROM_SECS).unwrap_or_default()
+}
+
 /// Returns the key of a certificate (DER).
 pub(crate) fn key_of(cert: &[u8]) -> Option<KeyId> {
     let (_, parsed) = x509_parser::parse_x509_certificate(cert).ok()?;
@@ -136,6 +145,26 @@ pub(crate) fn key_of(cert: &[u8]) -> Option<KeyId> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_certificate_that_says_it_was_issued_after_its_end_counts_as_old() {
+        let at = |secs| Timestamp { secs, nanos: 0 };
+        assert_eq!(plausible(Some(at(5)), at(9)), at(5));
+        assert_eq!(plausible(None, at(9)), at(0));
+        let lasting = at(LASTING_FROM_SECS + 1_000_000_000);
+        for (issued, ends) in [(9, 9), (i64::MAX, 9), (i64::MAX, lasting.secs), (LASTING_FROM_SECS, lasting.secs)] {
+            assert_eq!(plausible(Some(at(issued)), at(ends)), at(0), "{issued} {ends}");
+        }
+        assert_eq!(plausible(Some(at(LASTING_FROM_SECS - 1)), lasting), at(LASTING_FROM_SECS - 1));
+        // Also as it stands in a certificate.
+        let ca = crate::tls::ClusterCa::create("t").unwrap();
+        let subject = crate::subject::Subject::new(crate::subject::Role::Client, "a");
+        let read = |issued| {
+            let term = Term { issued, ends: Some(at(4_000_000_000)) };
+            ca.issue_for(&subject, &term).unwrap().certificate().issued
+        };
+        assert_eq!((read(at(5)), read(at(i64::MAX))), (at(5), at(0)));
+    }
 
     #[test]
     fn a_key_is_read_from_all_of_its_digits_and_from_nothing_else() {
