@@ -34,7 +34,7 @@ use std::sync::Arc;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use wire::FsError;
 use wire::ids::{Ino, MetadId, SessionId};
-use wire::limits::XATTR_VALUE_BYTES_MAX;
+use wire::limits::{HEAD_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
 use wire::message::admin::AdminRequest;
 use wire::message::enroll::{EnrollReply, EnrollRequest};
 use wire::message::meta::{MetaReply, MetaRequest, MetaRequestKind, Redirect};
@@ -129,7 +129,8 @@ fn answer_bytes(request: &MetaRequest) -> usize {
         MetaRequest::Read { read: Read::ReadDir { .. } | Read::ReadTree { .. } | Read::Extents { .. }, .. } => 1 << 20,
         MetaRequest::Read { read: Read::GetXattr { .. } | Read::ListXattr { .. }, .. } => XATTR_VALUE_BYTES_MAX,
         MetaRequest::Submit { batch, .. } => batch.ops.len() * (1 << 10),
-        MetaRequest::Admin(AdminRequest::Check(_) | AdminRequest::Certs | AdminRequest::Audit { .. }) => 1 << 20,
+        MetaRequest::Admin(AdminRequest::Certs) => HEAD_BYTES_MAX,
+        MetaRequest::Admin(AdminRequest::Check(_) | AdminRequest::Audit { .. }) => 1 << 20,
         MetaRequest::BlockdHeartbeat(_) => 64 << 10,
         MetaRequest::BlockReport { blocks, .. } => 32 * blocks.len(),
         MetaRequest::Referenced { .. } => 64 << 10,

@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn a_member_is_judged_by_the_certificate_that_it_shows_and_by_all_that_it_may_have() {
         let subject = Subject::new(Role::Metad, "metad-2");
-        let nothing = CertList { issued: Vec::new(), revoked: Vec::new(), life_ms: 1 };
+        let nothing = CertList { issued: Vec::new(), revoked: Vec::new(), life_ms: 1, left_out: 0 };
         let shows = |shown| Met { id: MetadId(2), shown: Some((subject.clone(), shown)) };
         let judged = |met: &Met, known: &CertList, revoked| met.would_be_refused(known, &refusing(revoked));
         let met = shows(certificate(1, 9));

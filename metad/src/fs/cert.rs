@@ -182,7 +182,7 @@ pub fn list(kv: &dyn Kv) -> CertList {
     });
     let mut revoked = all_revoked(kv);
     revoked.sort_by_key(|one| one.at);
-    CertList { issued, revoked, life_ms: life_ms(kv) }
+    CertList { issued, revoked, life_ms: life_ms(kv), left_out: 0 }
 }
 
 /// Returns up to when certificates of a name are revoked.

@@ -10,7 +10,7 @@ use crate::fs::{audit, cert, retention, session, settings, token};
 use std::time::Duration;
 use wire::ids::{MetadId, SessionId};
 use wire::layout::{Layout, LayoutMember};
-use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS};
+use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS, HEAD_BYTES_MAX};
 use wire::message::admin::{AdminReply, AdminRequest, BlockdHealth, ClusterStatus};
 use wire::message::cert::{AuditEvent, AuditRecords};
 use wire::message::check::CheckRequest;
@@ -19,6 +19,9 @@ use wire::tls::{PeerIdentity, Role, Subject};
 
 /// A snapshot of a large state takes a while.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
+
+/// Room for a list of certificates in an answer.
+const CERTS_BYTES: usize = HEAD_BYTES_MAX - (64 << 10);
 
 /// A drained daemon that has been silent for so long has been switched off.
 const SILENT_MS: u64 = 3_000;
@@ -84,7 +87,7 @@ impl Server {
             AdminRequest::CreateToken(new) => self.create_token(peer, new).await?,
             AdminRequest::Tokens => AdminReply::Tokens(token::list(&**consensus.state(), self.shared.clock.now())),
             AdminRequest::RevokeToken { id } => self.revoke_token(peer, id).await?,
-            AdminRequest::Certs => AdminReply::Certs(Box::new(cert::list(&**consensus.state()))),
+            AdminRequest::Certs => AdminReply::Certs(Box::new(cert::list(&**consensus.state()).within(CERTS_BYTES))),
             AdminRequest::RevokeCert { target, force, reason } => self.revoke_cert(peer, target, force, reason).await?,
             AdminRequest::AllowCert { target } => self.allow_cert(peer, target).await?,
             AdminRequest::SetCertLife { ms } => self.set_cert_life(peer, ms).await?,

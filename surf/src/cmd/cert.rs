@@ -210,7 +210,7 @@ fn show(certs: &CertList, as_json: bool) -> Result<()> {
         return output::json(&json!({
             "issued": certs.issued.iter().map(issued).collect::<Vec<_>>(),
             "revoked": certs.revoked.iter().map(revoked).collect::<Vec<_>>(),
-            "life_s": certs.life_ms / 1_000,
+            "life_s": certs.life_ms / 1_000, "left_out": certs.left_out,
         }));
     }
     let left = |ends: Option<Timestamp>| match ends {
@@ -238,6 +238,9 @@ fn show(certs: &CertList, as_json: bool) -> Result<()> {
     };
     if !certs.revoked.is_empty() {
         output::table(&["REVOKED", "SINCE", "BY", "REASON"], &certs.revoked.iter().map(revoked).collect::<Vec<_>>());
+    }
+    if certs.left_out > 0 {
+        say!("{} more identities have no room in this list, those that are revoked first", certs.left_out);
     }
     say!("certificates live for {}", output::duration(Duration::from_millis(certs.life_ms)));
     Ok(())

@@ -2,7 +2,7 @@
 
 use crate::attr::Timestamp;
 use crate::cert::{KeyId, Term};
-use crate::codec::bounded;
+use crate::codec::{self, bounded};
 use crate::ids::MetadId;
 use crate::limits::{AUDIT_MAX, ISSUED_MAX, ISSUERS_MAX, REVOKED_MAX};
 use crate::revoked::Revoked;
@@ -56,6 +56,30 @@ pub struct CertList {
     pub revoked: Vec<RevokedInfo>,
     /// Life of the certificates that are issued from now on, in milliseconds.
     pub life_ms: u64,
+    /// So many more were issued, which have no room in a message.
+    pub left_out: u64,
+}
+
+impl CertList {
+    /// Leaves out issued ones until the rest has room in so many bytes: first those that are revoked, for what is revoked is
+    /// listed in any case.
+    #[must_use]
+    pub fn within(self, bytes: usize) -> Self {
+        let rest = Self { issued: Vec::new(), ..self };
+        let mut room = bytes.saturating_sub(codec::encoded_len(&rest));
+        let (valid, revoked): (Vec<_>, Vec<_>) = self.issued.into_iter().partition(|info| info.revoked.is_none());
+        let all = valid.len() + revoked.len();
+        let mut has_room = |info: &IssuedInfo| {
+            let needed = codec::encoded_len(info);
+            let fits = needed <= room;
+            room = if fits { room - needed } else { 0 };
+            fits
+        };
+        let mut issued: Vec<IssuedInfo> = valid.into_iter().chain(revoked).take_while(|info| has_room(info)).collect();
+        issued.sort_by_cached_key(|info| (info.subject.role.to_string(), info.subject.name.clone(), info.key));
+        let left_out = (all - issued.len()) as u64;
+        Self { issued, left_out, ..rest }
+    }
 }
 
 /// What an operator wants to revoke, or to let in again.
@@ -218,4 +242,51 @@ pub struct AuditRecords {
     /// The records.
     #[serde(deserialize_with = "bounded::<_, _, AUDIT_MAX>")]
     pub records: Vec<AuditRecord>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::{CERT_TEXT_BYTES_MAX, HEAD_BYTES_MAX, SUBJECT_NAME_BYTES_MAX};
+
+    #[test]
+    fn a_list_at_its_bounds_has_room_in_a_message_and_says_how_much_it_leaves_out() {
+        let at = Timestamp { secs: i64::MAX, nanos: 999_999_999 };
+        let long = |number: usize, bytes: usize| format!("{number:0bytes$}");
+        let key = |number: usize| {
+            let mut key = [0xff; 32];
+            key[..8].copy_from_slice(&number.to_be_bytes());
+            KeyId(key)
+        };
+        let issued = |number: usize| IssuedInfo {
+            subject: Subject::new(Role::Client, &long(number, SUBJECT_NAME_BYTES_MAX)),
+            key: key(number),
+            issuers: vec![key(number); ISSUERS_MAX],
+            by: MetadId(u64::MAX),
+            term: Term { issued: at, ends: Some(at) },
+            addr: ([0xffff; 8], 7001).into(),
+            revoked: (number % 2 == 1).then_some(at),
+        };
+        let revoked = |number: usize| RevokedInfo {
+            revoked: Revoked::Name { role: Role::Client, name: long(number, CERT_TEXT_BYTES_MAX), until: at },
+            at,
+            by: long(number, SUBJECT_NAME_BYTES_MAX),
+            reason: long(number, CERT_TEXT_BYTES_MAX),
+        };
+        let list = CertList {
+            issued: (0..ISSUED_MAX).map(issued).collect(),
+            revoked: (0..REVOKED_MAX).map(revoked).collect(),
+            life_ms: 1,
+            left_out: 0,
+        };
+        assert!(codec::encoded_len(&list) > HEAD_BYTES_MAX);
+        let cut = list.clone().within(HEAD_BYTES_MAX - 64);
+        let valid = cut.issued.iter().filter(|info| info.revoked.is_none()).count();
+        assert!(codec::encoded_len(&cut) <= HEAD_BYTES_MAX - 64);
+        assert_eq!((cut.revoked.len(), valid), (REVOKED_MAX, ISSUED_MAX / 2));
+        assert!(cut.left_out > 0 && cut.issued.len() + cut.left_out as usize == ISSUED_MAX);
+        assert!(cut.issued.is_sorted_by_key(|info| &info.subject.name));
+        let small = CertList { issued: list.issued[..9].to_vec(), ..list };
+        assert_eq!(small.clone().within(HEAD_BYTES_MAX), small);
+    }
 }
