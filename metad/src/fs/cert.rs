@@ -23,6 +23,8 @@ const NANOS_PER_SEC: i128 = 1_000_000_000;
 /// A name is revoked up to so long after the stamp of the entry: certificates of `ca.pem`, of which nobody tells the cluster,
 /// are issued by other clocks, some of which are ahead.
 const AHEAD_MS: i128 = 86_400_000;
+/// Entries of the list that nothing but names of operators takes: one that is to be revoked must not have filled the list.
+const FOR_OPERATORS: usize = 64;
 /// Counter of changes to what is revoked.
 pub(super) const VERSION: &str = "revocations";
 /// Setting: life of certificates, in milliseconds.
@@ -422,7 +424,9 @@ pub(super) fn revoke(view: &mut View, now: Timestamp, revoking: &Revoking) -> Ou
     }
     let listed = view.pairs(cert_keys::all_revocations(), REVOKED_MAX).len();
     let new = list.iter().filter(|revoked| !is_listed(view, revoked)).count();
-    if listed + new > REVOKED_MAX {
+    let is_operator = |revoked: &Revoked| matches!(revoked, Revoked::Name { role: Role::Admin, .. });
+    let room = if list.iter().all(is_operator) { REVOKED_MAX } else { REVOKED_MAX - FOR_OPERATORS };
+    if new > 0 && listed + new > room {
         return Outcome::Full;
     }
     let issued = all_issued(view);
@@ -898,13 +902,20 @@ mod tests {
             key[..4].copy_from_slice(&number.to_be_bytes());
             Revoked::Key(KeyId(key))
         };
-        let many = (0..REVOKED_MAX as u32).map(key).collect();
+        let many = (0..(REVOKED_MAX - FOR_OPERATORS) as u32).map(key).collect();
         let revoking = Revoking { asker: asker("a"), list: many, reason: String::new() };
         assert_eq!(state.apply(1, Command::Revoke(revoking)), CommandReply::Revoked(Outcome::Done));
         let before = state.0.clone();
         assert_eq!(state.revoke(2, "a", key(u32::MAX)), Outcome::Full);
         assert_eq!(state.0, before);
         assert_eq!(state.revoke(2, "a", key(0)), Outcome::Done, "it is listed already");
+        // Whoever has filled it can be revoked.
+        let admin = |number: usize| Revoked::Name { role: Role::Admin, name: format!("admin-{number}"), until: at(2) };
+        for number in 0..FOR_OPERATORS {
+            assert_eq!(state.revoke(2, "a", admin(number)), Outcome::Done, "{number}");
+        }
+        assert_eq!(state.revoke(2, "a", admin(FOR_OPERATORS)), Outcome::Full);
+        assert_eq!(revocations(&state.0).list.len(), REVOKED_MAX);
         assert_eq!(audit::since(&state.0, at(0)).len(), wire::limits::AUDIT_MAX, "and so is the audit");
     }
 }
