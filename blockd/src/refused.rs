@@ -49,7 +49,13 @@ impl Refused {
                 tracing::warn!(file = %file.display(), %error, "the list of what is revoked cannot be read: a metad gives it anew")
             }
         }
-        Self { endpoint, file, unwritten: Mutex::new(None), wanted: Notify::new(), last_wanted: parking_lot::Mutex::new(None) }
+        Self {
+            endpoint,
+            file,
+            unwritten: Mutex::new(None),
+            wanted: Notify::new(),
+            last_wanted: parking_lot::Mutex::new(None),
+        }
     }
 
     /// Returns by what the list is told from others.
@@ -79,7 +85,10 @@ impl Refused {
     /// Refuses what is revoked from now on, as the leader says, and writes the list. `None` if the leader has no other list
     /// than this daemon: then what could not be written before is written.
     pub async fn learn(&self, revocations: Option<Revocations>) {
-        let Some(revocations) = revocations else { return self.write(&mut self.unwritten.lock().await).await };
+        let Some(revocations) = revocations else {
+            let mut unwritten = self.unwritten.lock().await;
+            return self.write(&mut unwritten).await;
+        };
         // It takes effect first: writing may take a while.
         if !self.endpoint.adopt_revocations(&revocations) {
             return;

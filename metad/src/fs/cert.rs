@@ -229,7 +229,8 @@ fn in_the_way(kv: &dyn Kv, now: Timestamp) -> Result<Option<KeyId>, ()> {
         return Ok(None);
     }
     let order = |(key, one): (KeyId, Issued)| (!is_listed(kv, &Revoked::Key(key)), one.ends, key);
-    let may_go = all_issued(kv).into_iter().map(order).filter(|(is_not_listed, ends, _)| !is_not_listed || *ends <= now);
+    let may_go =
+        all_issued(kv).into_iter().map(order).filter(|(is_not_listed, ends, _)| !is_not_listed || *ends <= now);
     may_go.min().map(|(.., key)| Some(key)).ok_or(())
 }
 
@@ -483,8 +484,8 @@ pub(super) fn allow(view: &mut View, now: Timestamp, list: &[Revoked], asker: &A
 
 #[cfg(test)]
 mod tests {
-    use super::super::view::MemoryKv;
     use super::super::operator::Change;
+    use super::super::view::MemoryKv;
     use super::super::{Command, CommandReply, Stamped, apply, check};
     use super::*;
     use wire::ids::TokenId;
@@ -798,7 +799,8 @@ mod tests {
         let mut state = State::founded();
         state.revoke(9_000, "a", named("laptop", at(8_000)));
         // Nothing is known of it: it was made by hand, on a machine whose clock is some hours ahead.
-        let (subject, ahead) = (Subject::new(Role::Client, "laptop"), Term { issued: at(DAY / 2), ends: Some(at(9 * DAY)) });
+        let (subject, ahead) =
+            (Subject::new(Role::Client, "laptop"), Term { issued: at(DAY / 2), ends: Some(at(9 * DAY)) });
         let renewed = state.renew_by((None, ISSUER), 9 * DAY - 1_000, &subject, 1, ahead);
         assert_eq!(renewed, Err(RenewRefusal::Revoked));
         let admin = |until| Revoked::Name { role: Role::Admin, name: "b".to_owned(), until };
@@ -869,7 +871,10 @@ mod tests {
     fn an_operator_who_was_revoked_changes_nothing_by_requests_that_were_under_way() {
         let mut state = State::founded();
         state.token(0, 1, 1, None);
-        assert_eq!(state.revoke(5, "a", Revoked::Name { role: Role::Admin, name: "b".to_owned(), until: at(5) }), Outcome::Done);
+        assert_eq!(
+            state.revoke(5, "a", Revoked::Name { role: Role::Admin, name: "b".to_owned(), until: at(5) }),
+            Outcome::Done
+        );
         let before = state.0.clone();
         let (hash, grant) = (Secret([7; 32]).hash(), ClientGrant::default());
         let new = NewToken { id: TokenId(2), hash, role: Role::Client, name: None, grant, uses: 1, valid_ms: 1_000 };

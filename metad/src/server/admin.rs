@@ -194,12 +194,7 @@ impl Server {
         self.changed(peer, |layout| Some(step(layout))).await
     }
 
-    async fn drain_blockd(
-        &self,
-        peer: &PeerIdentity,
-        name: &str,
-        drain: bool,
-    ) -> Result<AdminReply, ProposeError> {
+    async fn drain_blockd(&self, peer: &PeerIdentity, name: &str, drain: bool) -> Result<AdminReply, ProposeError> {
         let layout = settings::layout(&**self.shared.consensus.state());
         let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
         if member.draining == drain {

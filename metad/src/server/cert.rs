@@ -80,7 +80,10 @@ impl Server {
         // What was issued with ca.pem is not known, but those that have sessions have shown it.
         let shown = self.shared.liveness.certificates(&Subject::new(role, text));
         let keys = named.iter().map(|info| info.key).chain(shown.iter().map(|shown| shown.key));
-        let until = shown.iter().map(|shown| shown.issued).fold(cert::named_until(self.shared.clock.now(), role), Timestamp::max);
+        let until = shown
+            .iter()
+            .map(|shown| shown.issued)
+            .fold(cert::named_until(self.shared.clock.now(), role), Timestamp::max);
         Ok(all_of(Subject::new(role, text), until, keys))
     }
 
@@ -402,7 +405,9 @@ fn told(known: &CertList, revoked: &Revoked, has_name: bool) -> Vec<String> {
             let line = if *role == Role::Admin {
                 format!("{role} {name}: all certificates are refused, for ever")
             } else {
-                format!("{role} {name}: all certificates up to now are refused, and those made with ca.pem within a day")
+                format!(
+                    "{role} {name}: all certificates up to now are refused, and those made with ca.pem within a day"
+                )
             };
             if *role == Role::Admin { vec![line, tokens()] } else { vec![line] }
         }

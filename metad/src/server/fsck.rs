@@ -158,11 +158,7 @@ impl Server {
 }
 
 /// Proposes repairs once nobody answers from a cache what they change.
-async fn carry_out(
-    shared: &Shared,
-    asker: &Asker,
-    repairing: repair::Repairing,
-) -> Result<CommandReply, ProposeError> {
+async fn carry_out(shared: &Shared, asker: &Asker, repairing: repair::Repairing) -> Result<CommandReply, ProposeError> {
     let Some(term) = shared.consensus.leadership() else {
         return Err(ProposeError::NotLeader(shared.consensus.leader().await));
     };
