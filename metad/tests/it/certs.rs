@@ -254,6 +254,32 @@ async fn an_operator_locks_out_neither_itself_nor_a_metad_without_saying_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_an_operator_has_asked_for_is_not_done_once_it_is_revoked() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.session().await;
+    let leader = cluster.leader().await;
+    let away = (1..=3).find(|id| *id != leader).unwrap();
+    let other = bind(&cluster.ca.issue(&Subject::new(Role::Admin, "other")).unwrap());
+    let addr = cluster.nodes[&leader].local_addr();
+    assert!(ask(&other, addr, &MetaRequest::Admin(AdminRequest::Status)).await.is_ok());
+    cluster.stop_node(away).await;
+    // The leader waits for a moment for the one that is away to show its certificate.
+    let asking = tokio::spawn({
+        let (other, request) = (other.clone(), MetaRequest::Admin(AdminRequest::RemoveMetad { id: MetadId(away) }));
+        async move { ask(&other, addr, &request).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!asking.is_finished(), "the leader has not waited, so this shows nothing");
+    told(&cluster, revoke(CertTarget { role: Some(Role::Admin), ..target("other") })).await;
+    let answered = asking.await.unwrap();
+    assert!(!matches!(answered, Ok(MetaReply::Admin(AdminReply::Done | AdminReply::Told(_)))), "{answered:?}");
+    // It goes on though the connection is closed.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(status(&cluster).await.metads.len(), 3);
+    assert!(!audit(&cluster).await.iter().any(|record| record.event == AuditEvent::MetadRemoved));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_metad_that_was_removed_is_refused_by_the_others_whatever_certificate_of_its_name_it_shows() {
     let mut cluster = Cluster::start(3).await;
     let id = cluster.session_with_files(3).await;
