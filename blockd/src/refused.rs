@@ -113,7 +113,7 @@ impl Refused {
         match tokio::task::spawn_blocking(move || durable::replace(&file, &bytes)).await {
             Ok(Ok(())) => *unwritten = None,
             Ok(Err(error)) => {
-                tracing::warn!(%error, "the list of what is revoked is not on disk: it is written again after the next heartbeat");
+                tracing::warn!(%error, "the list of what is revoked is not on disk: tried again after a heartbeat");
             }
             Err(error) => tracing::warn!(%error, "the list of what is revoked may not be on disk"),
         }
