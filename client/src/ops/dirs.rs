@@ -10,13 +10,12 @@ use wire::FsError;
 use wire::ids::Ino;
 use wire::op::{DirEntry, ExtentPage, ListedDir, Read, ReadReply, With};
 
-/// When names of a directory are looked up one after the other: how many entries are asked for at once, and how often. So
-/// many small files fit into an answer that has their content, too.
-const AHEAD_PAGE_ENTRIES: u32 = 512;
-const AHEAD_PAGES_MAX: u32 = 8;
-/// How many entries are asked for on a walk that changes what it goes through.
-const TREE_ENTRIES: u32 = 1024;
-const NAMES_AHEAD_MAX: u64 = (AHEAD_PAGES_MAX * AHEAD_PAGE_ENTRIES) as u64;
+/// When names of a directory are looked up one after the other: how many entries are asked for at once.
+const AHEAD_PAGE_ENTRIES: u32 = 1024;
+/// The same when files are opened one after the other: so many small ones fit into an answer that has their content.
+const CONTENTS_PAGE_ENTRIES: u32 = 512;
+/// Larger directories are not asked for as a whole.
+const NAMES_AHEAD_MAX: u64 = 4096;
 
 impl Client {
     /// Returns entries of a directory behind a cookie (0 for the start).
@@ -137,7 +136,7 @@ impl Client {
         // Asking ahead ends other sessions' delegations there, so it is only for a walk through one directory after the
         // other.
         match self.known.is_one_of_many().then(|| self.known.walk_from(ino)).flatten() {
-            Some(next) => self.ask_tree(next, TREE_ENTRIES).await.map(|_| ()),
+            Some(next) => self.ask_tree(next, AHEAD_PAGE_ENTRIES).await.map(|_| ()),
             None => self.view.ask(Read::GetAttr { ino }).await.map(|_| ()),
         }
     }
@@ -162,9 +161,12 @@ impl Client {
     fn ask_for_all_of(&self, dir: Ino) {
         let client = self.arc();
         self.work.spawn_until_stopped(async move {
-            let mut page = PageKey { dir, after: 0, limit: AHEAD_PAGE_ENTRIES, plus: true };
-            for _ in 0..AHEAD_PAGES_MAX {
+            let (mut page, mut names) = (PageKey { dir, after: 0, limit: AHEAD_PAGE_ENTRIES, plus: true }, 0);
+            while names < NAMES_AHEAD_MAX {
+                let contents = client.known.may_ask_for_contents(page);
+                page.limit = if contents { CONTENTS_PAGE_ENTRIES } else { AHEAD_PAGE_ENTRIES };
                 let Ok(listed) = client.ask_page(page).await else { return };
+                names += listed.entries.len() as u64;
                 match listed.entries.last() {
                     Some(last) if !listed.end => page.after = last.cookie,
                     _ => return,
