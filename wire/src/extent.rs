@@ -107,6 +107,12 @@ impl Extent {
         self.file_off..self.file_off + self.len
     }
 
+    /// The number of bytes that the extent itself holds.
+    #[must_use]
+    pub fn inline_bytes(&self) -> usize {
+        if let Source::Inline(bytes) = &self.source { bytes.len() } else { 0 }
+    }
+
     /// The part of the extent within `range`, which must overlap it.
     #[must_use]
     pub fn slice(&self, range: &Range<u64>) -> Extent {

@@ -3,7 +3,7 @@
 use crate::FsError;
 use crate::attr::{AttrChange, FileKind, InodeAttr, Timestamp};
 use crate::codec::bounded;
-use crate::extent::{Extent, ExtentWrite, Source};
+use crate::extent::{Extent, ExtentWrite};
 use crate::ids::{BatchSeq, Ino, JournalId, Version};
 use crate::limits::{
     BATCH_OPS_MAX, COMMIT_EXTENTS_MAX, COMMIT_OWN_MAX, EXPECT_MAX, JOURNALED_FILES_MAX, NAME_BYTES_MAX,
@@ -753,8 +753,7 @@ impl ExtentPage {
     /// Returns the number of its bytes that are inline.
     #[must_use]
     pub fn inline_bytes(&self) -> usize {
-        let inline = |extent: &Extent| if let Source::Inline(bytes) = &extent.source { bytes.len() } else { 0 };
-        self.extents.iter().map(inline).sum()
+        self.extents.iter().map(Extent::inline_bytes).sum()
     }
 
     /// Returns about how many bytes of memory it takes.

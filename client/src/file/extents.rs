@@ -61,9 +61,8 @@ impl Extents {
     /// Returns all extents of a small file of this size, if they are known and few.
     pub fn whole_page(&self, size: u64) -> Option<ExtentPage> {
         let whole = size <= CHUNK_BYTES && self.loaded.contains(&ChunkIndex::of(0));
-        let inline = |extent: &Extent| if let Source::Inline(bytes) = &extent.source { bytes.len() } else { 0 };
         let small = self.by_offset.len() <= SMALL_EXTENTS_MAX
-            && self.by_offset.values().map(inline).sum::<usize>() <= SMALL_INLINE_BYTES_MAX;
+            && self.by_offset.values().map(Extent::inline_bytes).sum::<usize>() <= SMALL_INLINE_BYTES_MAX;
         (whole && small).then(|| ExtentPage {
             version: self.version,
             size,

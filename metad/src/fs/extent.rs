@@ -370,9 +370,7 @@ pub(super) fn page(kv: &dyn Kv, inode: &Inode, range: &Range<u64>) -> wire::op::
             more_from = Some(extent.file_off);
             return false;
         }
-        if let Source::Inline(bytes) = &extent.source {
-            inline_bytes += bytes.len();
-        }
+        inline_bytes += extent.inline_bytes();
         extents.push(extent);
         true
     });
