@@ -6,6 +6,7 @@
 use crate::config::Config;
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
+use crate::refused::Refused;
 use crate::repair::progress::Progress;
 use crate::stamps::Stamps;
 use crate::store::Store;
@@ -125,6 +126,8 @@ pub struct Reporter {
     pub store: Arc<Store>,
     /// Its knowledge of the layout.
     pub layouts: Arc<Layouts>,
+    /// What is revoked.
+    pub refused: Arc<Refused>,
     /// When blocks were renewed.
     pub stamps: Arc<Stamps>,
     /// Progress of repair.
@@ -155,6 +158,7 @@ impl Reporter {
             every_ms: u64::try_from(self.config.heartbeat_every.as_millis()).unwrap_or(u64::MAX),
             repair: self.progress.report(&self.store),
             failed: self.store.has_failed(),
+            revoked: self.refused.mark(),
         }
     }
 
@@ -168,7 +172,7 @@ impl Reporter {
             let asked = Instant::now();
             let Some(answer) = stop.run_until_cancelled(metads.ask(&beat)).await else { return };
             let pause = match answer {
-                Ok(MetaReply::BlockdAlive { layout }) => {
+                Ok(MetaReply::BlockdAlive { layout, revoked }) => {
                     if missed {
                         tracing::info!("metad answers again");
                     }
@@ -177,6 +181,7 @@ impl Reporter {
                     backoff = Backoff::default();
                     self.metrics.heartbeats.add(1);
                     layout.into_iter().for_each(|layout| self.layouts.learn(layout));
+                    self.refused.learn(revoked).await;
                     self.config.heartbeat_every
                 }
                 other => {
@@ -200,9 +205,13 @@ impl Reporter {
         }
     }
 
-    /// Waits until a newer layout is wanted, and then a moment: many senders may ask for it at once.
+    /// Waits until a newer layout is wanted, or another list of what is revoked, and then a moment: many senders may ask
+    /// for it at once.
     async fn wanted(&self) {
-        self.layouts.wanted().await;
+        tokio::select! {
+            () = self.layouts.wanted() => {}
+            () = self.refused.wanted() => {}
+        }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 

@@ -14,7 +14,9 @@ pub mod error;
 pub mod heartbeat;
 pub mod layouts;
 pub mod metrics;
+mod own_identity;
 pub mod ownership;
+pub mod refused;
 pub mod repair;
 pub mod replicate;
 mod scrub;
@@ -33,7 +35,9 @@ use futures::future::BoxFuture;
 use heartbeat::{Metads, Reporter};
 use layouts::Layouts;
 use metrics::Metrics;
+use own_identity::OwnIdentity;
 use ownership::Ownership;
+use refused::Refused;
 use repair::audit::{self, Auditor};
 use repair::claims::Claims;
 use repair::handoff::Handoff;
@@ -58,6 +62,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use wire::ids::BlockdId;
 use wire::message::block::RepairReport;
+use wire::quic::renew::keep_renewed;
 use wire::quic::{Endpoint, ServerHandle};
 use wire::tls::{Identity, Role};
 
@@ -123,7 +128,9 @@ impl Node {
         let ownership = Ownership::take(&config.data_dir, &identity)?;
         let id = ownership.id;
         // This comes before the store, which may take long to open: an address in use is reported at once.
+        let identity = own_identity::latest(identity, &config.data_dir);
         let endpoint = Endpoint::bind(config.listen, &identity)?;
+        let refused = Arc::new(Refused::open(endpoint.clone(), &config.data_dir));
         let store = open_store(&config).await?;
         let layouts = Arc::new(Layouts::default());
         let stamps = Arc::new(Stamps::default());
@@ -142,6 +149,7 @@ impl Node {
             repairs: repairs.clone(),
             handoff: handoff.clone(),
             drop_grace_min: config.drop_grace_min,
+            refused: refused.clone(),
             activity: activity.clone(),
             metrics: metrics.clone(),
             disk_failed: disk_failed.clone(),
@@ -201,12 +209,15 @@ impl Node {
             };
             tasks.spawn(audit::run(auditor, stop.clone()));
         }
+        let renewing = OwnIdentity::new(endpoint.clone(), config.metads.clone(), &config.data_dir);
+        spawn_renewal(&mut tasks, endpoint.clone(), renewing, &stop);
         let reporter = Reporter {
             id,
             advertise: config.advertise.unwrap_or_else(|| endpoint.local_addr()),
             config,
             store: store.clone(),
             layouts: layouts.clone(),
+            refused,
             stamps,
             progress: progress.clone(),
             endpoint: endpoint.clone(),
@@ -296,6 +307,14 @@ async fn open_store(config: &Config) -> Result<Arc<Store>, Error> {
     let opened = tokio::task::spawn_blocking(move || Store::open(&dir, options)).await;
     // A panic there is a broken invariant: it is passed on.
     Ok(Arc::new(opened.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?))
+}
+
+/// Starts renewing the certificate.
+fn spawn_renewal(tasks: &mut JoinSet<()>, endpoint: Endpoint, renewing: OwnIdentity, stop: &CancellationToken) {
+    let stop = stop.clone();
+    tasks.spawn(async move {
+        stop.run_until_cancelled(keep_renewed(endpoint, Arc::new(renewing))).await;
+    });
 }
 
 /// Starts the source of layouts.

@@ -9,6 +9,7 @@ use crate::error::NOT_A_MEMBER;
 use crate::heartbeat::drop_blocks;
 use crate::layouts::{Layouts, Refusal};
 use crate::metrics::Metrics;
+use crate::refused::Refused;
 use crate::repair::handoff::Handoff;
 use crate::repair::read_repair::RepairQueue;
 use crate::repair::throttle::Activity;
@@ -53,6 +54,8 @@ pub struct Server {
     pub handoff: Arc<Handoff>,
     /// Blocks renewed less than this long ago are not dropped, whatever a request says.
     pub drop_grace_min: Duration,
+    /// What is revoked.
+    pub refused: Arc<Refused>,
     /// When clients were last at work.
     pub activity: Arc<Activity>,
     /// Counters.
@@ -70,7 +73,7 @@ fn may_ask(subject: &Subject, request: BlockRequestKind) -> bool {
             Role::Metad => false,
         },
         BlockRequestKind::Get | BlockRequestKind::Lookup | BlockRequestKind::Status => true,
-        BlockRequestKind::Drop => subject.role == Role::Metad,
+        BlockRequestKind::Drop | BlockRequestKind::RevokedChanged => subject.role == Role::Metad,
         BlockRequestKind::List | BlockRequestKind::Probe => subject.role != Role::Client,
         BlockRequestKind::Chord | BlockRequestKind::Digests => subject.role == Role::Blockd,
         BlockRequestKind::Verify | BlockRequestKind::Fetch => subject.role == Role::Admin,
@@ -168,6 +171,10 @@ impl Server {
                 None => BlockReply::Failed(NOT_A_MEMBER.to_owned()),
             },
             BlockRequest::Status => BlockReply::Status(self.status()),
+            BlockRequest::RevokedChanged { version } => {
+                self.refused.hint(version);
+                BlockReply::Done
+            }
             BlockRequest::Verify { hashes } => self.verify(&hashes).await,
             BlockRequest::Fetch { hashes, from } => {
                 let layout = self.layouts.newest();

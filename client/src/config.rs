@@ -33,6 +33,8 @@ pub enum OnConflict {
 pub struct ClientConfig {
     /// Where the cluster is, and who we are.
     pub bundle: Bundle,
+    /// The file that the bundle came from: renewed certificates are written there.
+    pub bundle_file: Option<PathBuf>,
     /// What the session is for, shown to operators: the mount point.
     pub purpose: String,
     /// Most bytes of uncommitted content in memory; writers wait beyond it. 8 MiB at least, 96 MiB by default.
@@ -78,6 +80,7 @@ impl ClientConfig {
     pub fn new(bundle: Bundle, purpose: &str) -> Self {
         Self {
             bundle,
+            bundle_file: None,
             purpose: purpose.to_owned(),
             window_bytes: 96 << 20,
             cache_bytes: 96 << 20,

@@ -41,6 +41,7 @@ mod ops;
 mod ordered;
 mod queue;
 mod reader;
+mod renewal;
 mod replay;
 mod sending;
 mod timers;

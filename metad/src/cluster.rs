@@ -2,5 +2,7 @@
 
 pub mod gc;
 pub mod liveness;
+pub mod met;
 pub mod placement;
+pub mod revocations;
 pub mod watch;

@@ -7,13 +7,18 @@
 //!   keep, [`rules`] the version of all this.
 //! - One file per table, each with the preconditions of its operations: [`inode`], `dentry`, `extent`, `commit`,
 //!   `xattr`, `acl`, `lock`, `orphan`, [`blockref`], [`session`], `deferred`. [`retention`] decides which unreferenced
-//!   blocks are retained, [`token`] counts the uses of join tokens.
+//!   blocks are retained, [`token`] counts the uses of join tokens, [`cert`] remembers what was
+//!   issued and revoked, [`audit`] what has happened to it. [`operator`] makes what operators ask for, unless they were
+//!   revoked meanwhile.
 //! - [`read`] answers questions, [`check`] looks for contradictions, [`repair`] mends them, [`recovery`] goes on from a
 //!   state of the past. `index` knows which tables follow from others.
 
 mod acl;
 mod attr;
+pub mod audit;
 pub mod blockref;
+pub mod cert;
+pub mod cert_keys;
 pub mod check;
 mod commit;
 mod deferred;
@@ -25,6 +30,7 @@ pub mod keys;
 mod lifetime;
 mod lock;
 pub mod numbered;
+pub mod operator;
 pub mod orphan;
 pub mod read;
 pub mod recovery;
@@ -46,12 +52,15 @@ use std::collections::BTreeSet;
 use view::View;
 use wire::FsError;
 use wire::attr::Timestamp;
+use wire::cert::Term;
 use wire::ids::{BlockHash, Ino, SessionId, TokenId, Version};
 use wire::layout::Layout;
 use wire::limits::CHUNK_BYTES;
+use wire::message::cert::{AuditRecord, RenewRefusal, Renewal};
 use wire::message::check::CheckId;
 use wire::message::enroll::EnrollRefusal;
 use wire::op::{Batch, BatchReply, Op, OpFailed, OpReply};
+use wire::revoked::Revoked;
 use wire::tls::Subject;
 use wire::token::NewToken;
 
@@ -105,6 +114,35 @@ pub enum Command {
     UseToken(token::Use),
     /// The time of some join tokens is over, by the stamp of this.
     ExpireTokens,
+    /// A newcomer uses a join token, and gets a certificate.
+    Enroll(cert::Enrolling),
+    /// A certificate is renewed.
+    Renew(Renewal),
+    /// Certificates are refused from now on.
+    Revoke(cert::Revoking),
+    /// Certificates are refused no more.
+    Allow {
+        /// Which ones.
+        list: Vec<Revoked>,
+        /// Who asks.
+        asker: cert::Asker,
+    },
+    /// Set the life of certificates that are issued from now on.
+    SetCertLife {
+        /// Milliseconds.
+        ms: u64,
+        /// Who asks.
+        asker: cert::Asker,
+    },
+    /// Record something in the audit.
+    Note(AuditRecord),
+    /// A change that an operator has asked for. It is not made if the operator is revoked by then.
+    ByOperator {
+        /// Who asks.
+        asker: cert::Asker,
+        /// What.
+        change: operator::Change,
+    },
 }
 
 /// A command with the time at which the leader accepted it.
@@ -140,6 +178,12 @@ pub enum CommandReply {
     Repaired(Vec<bool>),
     /// Whom the newcomer's certificate is for, or why there is none.
     Enrolled(Result<Subject, EnrollRefusal>),
+    /// Whom the newcomer's certificate is for, and for how long, or why there is none.
+    Issued(Result<(Subject, Term), EnrollRefusal>),
+    /// For how long the renewed certificate is valid, or why there is none.
+    Renewed(Result<Term, RenewRefusal>),
+    /// What has become of a change to what is revoked.
+    Revoked(cert::Outcome),
 }
 
 /// What operations know besides the state.
@@ -219,6 +263,16 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
             token::expire(view, stamped.now);
             CommandReply::Done
         }
+        Command::Enroll(enrolling) => CommandReply::Issued(cert::enroll(view, stamped.now, enrolling)),
+        Command::Renew(renewal) => CommandReply::Renewed(cert::renew(view, stamped.now, renewal)),
+        Command::Revoke(revoking) => CommandReply::Revoked(cert::revoke(view, stamped.now, revoking)),
+        Command::Allow { list, asker } => CommandReply::Revoked(cert::allow(view, stamped.now, list, asker)),
+        Command::SetCertLife { ms, asker } => CommandReply::Revoked(cert::set_life(view, stamped.now, *ms, asker)),
+        Command::Note(record) => {
+            audit::add(view, record);
+            CommandReply::Done
+        }
+        Command::ByOperator { asker, change } => operator::apply(view, stamped, asker, change),
     }
 }
 

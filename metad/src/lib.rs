@@ -14,8 +14,10 @@ pub mod error;
 pub mod files;
 pub mod fs;
 pub mod lease;
+mod own_identity;
 pub mod raft;
 pub mod recovery;
+mod refused;
 pub mod server;
 mod shared;
 pub mod store;
@@ -23,11 +25,13 @@ pub mod store;
 pub use shared::Shared;
 
 use cluster::gc;
+use cluster::revocations;
 use cluster::watch;
 use config::Config;
 use error::Error;
 use fs::{Command, settings};
 use futures::future::BoxFuture;
+use own_identity::OwnIdentity;
 use raft::Raft;
 use server::Server;
 use std::io;
@@ -38,6 +42,7 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use wire::quic::renew::keep_renewed;
 use wire::quic::{Endpoint, ServerHandle};
 
 /// How long requests under way may take to end when the node stops.
@@ -83,7 +88,8 @@ impl Node {
     async fn bind_and_open(config: Config) -> Result<Self, Error> {
         // Before the port: an operator who starts a node twice is to read about the node, not about its port.
         let data_dir = take_data_dir(&config)?;
-        let (listen, identity, runtime) = (config.listen, &config.identity, Handle::current());
+        let identity = own_identity::latest(config.identity.clone(), &config.data_dir);
+        let (listen, identity, runtime) = (config.listen, &identity, Handle::current());
         // Without an issuer, there is nothing that a newcomer could get.
         let endpoint = match config.issuer {
             Some(_) => Endpoint::bind_for_newcomers(listen, identity, runtime)?,
@@ -103,6 +109,8 @@ impl Node {
     async fn start_in(data_dir: files::DataDir, config: Config, endpoint: Endpoint) -> Result<Self, Error> {
         let raft = Arc::new(Raft::start(config.id, &config.data_dir, endpoint.clone(), &config.tuning).await?);
         let shared = Arc::new(Shared::new(config, raft.clone(), endpoint.clone()));
+        // Nobody is served before this node knows whom to refuse.
+        revocations::learn(&shared);
         let server = endpoint.serve(Arc::new(Server { shared: shared.clone() }), &Handle::current());
         if !shared.config.initial.is_empty() {
             raft.found(&shared.config.initial).await?;
@@ -113,6 +121,9 @@ impl Node {
         tasks.spawn(gc::reap(shared.clone()));
         tasks.spawn(server::expire_silent(shared.clone()));
         tasks.spawn(watch::run(shared.clone()));
+        tasks.spawn(revocations::run(shared.clone()));
+        tasks.spawn(revocations::end_sessions(shared.clone()));
+        tasks.spawn(keep_renewed(endpoint.clone(), Arc::new(OwnIdentity::new(shared.clone()))));
         tasks.spawn(end_with_consensus(shared.clone()));
         Ok(Self { shared, server, tasks, _data_dir: data_dir })
     }

@@ -4,6 +4,7 @@ mod admin;
 mod backup;
 mod batcher;
 mod blockds;
+mod cert;
 mod enroll;
 mod events;
 mod fair_queue;
@@ -33,13 +34,13 @@ use std::sync::Arc;
 use tokio::runtime::{Handle, RuntimeFlavor};
 use wire::FsError;
 use wire::ids::{Ino, MetadId, SessionId};
-use wire::limits::{LISTED_CONTENTS_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
+use wire::limits::{HEAD_BYTES_MAX, LISTED_CONTENTS_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
 use wire::message::admin::AdminRequest;
 use wire::message::enroll::{EnrollReply, EnrollRequest};
 use wire::message::meta::{MetaReply, MetaRequest, MetaRequestKind, Redirect};
 use wire::op::{Read, ReadReply, With};
 use wire::quic::{Incoming, Service};
-use wire::tls::{PeerIdentity, Role};
+use wire::tls::{PeerIdentity, Role, Subject};
 
 /// How often a read is tried when something changes during it; the last answer comes without a lease.
 const READ_ATTEMPTS: usize = 5;
@@ -54,6 +55,15 @@ impl Service for Server {
     fn authorize(&self, peer: &PeerIdentity) -> Result<(), wire::Error> {
         // Every role has something to ask of metad; what it may ask is decided per request.
         peer.subject.check_enforced()
+    }
+
+    fn serves_ended(&self, request: &Incoming) -> bool {
+        matches!(request.kind(), Ok(MetaRequestKind::Renew))
+    }
+
+    fn refused(&self, addr: SocketAddr, subject: &Subject) {
+        let who = format!("{} {}", subject.role, subject.name);
+        self.shared.refused.add(self.shared.clock.now(), &who, addr, "its certificate is revoked");
     }
 
     async fn enroll(self: Arc<Self>, addr: SocketAddr, request: EnrollRequest) -> EnrollReply {
@@ -94,6 +104,10 @@ impl Service for Server {
                 if incoming.reserve_answer(answer_bytes(&request)).await.is_err() {
                     return incoming.refuse_busy("too many answers wait to be fetched").await;
                 }
+                // Also revoked during that wait: that its connection is closed does not end this.
+                if self.shared.endpoint.refusals().refuse(&peer.subject, &peer.certificate) {
+                    return incoming.refuse("the certificate was revoked").await;
+                }
                 // Taken after that wait, which the peer can make long.
                 let scans = matches!(request, MetaRequest::Referenced { .. });
                 let turn = if scans { self.shared.scans.take(&peer.subject.name) } else { None };
@@ -119,7 +133,9 @@ fn answer_bytes(request: &MetaRequest) -> usize {
         MetaRequest::Read { read: Read::ReadDir { .. } | Read::ReadTree { .. } | Read::Extents { .. }, .. } => 1 << 20,
         MetaRequest::Read { read: Read::GetXattr { .. } | Read::ListXattr { .. }, .. } => XATTR_VALUE_BYTES_MAX,
         MetaRequest::Submit { batch, .. } => batch.ops.len() * (1 << 10),
-        MetaRequest::Admin(AdminRequest::Check(_)) => 1 << 20,
+        MetaRequest::Admin(AdminRequest::Certs) => HEAD_BYTES_MAX,
+        MetaRequest::Admin(AdminRequest::Check(_) | AdminRequest::Audit { .. }) => 1 << 20,
+        MetaRequest::BlockdHeartbeat(_) => 64 << 10,
         MetaRequest::BlockReport { blocks, .. } => 32 * blocks.len(),
         MetaRequest::Referenced { .. } => 64 << 10,
         _ => 4 << 10,
@@ -140,14 +156,18 @@ fn needed_role(request: MetaRequestKind) -> Option<Role> {
             Some(Role::Blockd)
         }
         MetaRequestKind::Admin | MetaRequestKind::Backup => Some(Role::Admin),
-        MetaRequestKind::Raft => Some(Role::Metad),
-        MetaRequestKind::GetLayout | MetaRequestKind::WhoLeads => None,
+        MetaRequestKind::Raft | MetaRequestKind::NoteRenewal => Some(Role::Metad),
+        MetaRequestKind::GetLayout | MetaRequestKind::WhoLeads | MetaRequestKind::Renew => None,
     }
 }
 
 impl Server {
     /// Answers a request that takes one answer: not a stream of events, nor a message of Raft.
     pub async fn answer(&self, peer: &PeerIdentity, request: MetaRequest) -> MetaReply {
+        // Metads that have been off for long may have to be renewed before there is a leader.
+        if matches!(request, MetaRequest::Renew) {
+            return MetaReply::Renewal(self.renew(peer).await);
+        }
         // Between the first election and the cluster's first entry there is nothing to ask about.
         if settings::cluster(&**self.shared.consensus.state()).is_none() {
             return self.not_leader(self.shared.consensus.leader().await);
@@ -176,8 +196,9 @@ impl Server {
             MetaRequest::Referenced { epoch, from, last } => self.referenced(peer, epoch, from, last).await,
             MetaRequest::Admin(request) => self.admin(peer, request).await,
             MetaRequest::WhoLeads => Ok(self.not_leader(self.shared.consensus.leader().await)),
-            // Handled before, with their streams.
-            MetaRequest::Raft { .. } | MetaRequest::Events { .. } | MetaRequest::Backup => {
+            MetaRequest::NoteRenewal(renewal) => self.note_renewal(renewal).await,
+            // Handled before.
+            MetaRequest::Raft { .. } | MetaRequest::Events { .. } | MetaRequest::Backup | MetaRequest::Renew => {
                 Ok(MetaReply::Failed(FsError::NotSupported))
             }
         };
@@ -234,7 +255,7 @@ impl Server {
         if !self.owns(peer, session) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
-        self.shared.liveness.heard_session(session);
+        self.shared.liveness.heard_session(session, peer);
         if matches!(question, Read::StatFs) {
             self.shared.liveness.wait_heard(&settings::layout(&**self.shared.consensus.state())).await;
         }

@@ -66,6 +66,16 @@ pub(crate) enum Source {
     Embedded(PathBuf),
 }
 
+impl Source {
+    /// The file in which a renewed certificate is kept. An embedded cluster has identities that last.
+    pub(crate) fn bundle_file(&self) -> Option<PathBuf> {
+        match self {
+            Self::Bundle(path) => Some(path.clone()),
+            Self::Embedded(_) => None,
+        }
+    }
+}
+
 /// All options, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {

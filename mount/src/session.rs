@@ -118,6 +118,7 @@ pub(crate) async fn run(options: &Options, mounted: impl FnOnce()) -> Result<(),
     let mut signals = Signals::new()?;
     let cluster = Cluster::find(&options.source).await?;
     let mut config = ClientConfig::new(cluster.bundle().clone(), &options.mount_point.display().to_string());
+    config.bundle_file = options.source.bundle_file();
     config.soft_timeout = options.soft_timeout;
     config.on_conflict = options.on_conflict;
     config.flush_on_close = options.flush_on_close;

@@ -86,9 +86,10 @@ impl Admin {
                         self.known.lock().learn(&said);
                     }
                     Ok((reply, _)) => return Ok(reply),
-                    Err(error @ wire::Error::Refused { .. }) => return Err(error.into()),
+                    Err(error) if is_final(&error) => return Err(error.into()),
                     Err(error) => last = error.into(),
                 },
+                Err(error) if error.downcast_ref().is_some_and(is_final) => return Err(error),
                 Err(error) => last = error,
             }
             if started.elapsed() >= limit {
@@ -165,6 +166,11 @@ impl Admin {
     pub async fn close(self) {
         self.endpoint.close().await;
     }
+}
+
+/// Returns whether it is of no use to ask again: nothing renews an operator's certificate.
+fn is_final(error: &wire::Error) -> bool {
+    matches!(error, wire::Error::Refused { .. } | wire::Error::Revoked { .. } | wire::Error::Ended { .. })
 }
 
 fn for_operators(reply: MetaReply) -> Result<AdminReply> {

@@ -1,7 +1,9 @@
 //! The commands, one file each.
 
 pub mod access;
+pub mod audit;
 pub mod blockd;
+pub mod cert;
 pub mod cluster;
 pub mod conflicts;
 pub mod dev;

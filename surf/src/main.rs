@@ -34,6 +34,10 @@ enum Command {
     Metad(cmd::metad::Metad),
     /// Tokens by which new machines get their identities: make them, list them, revoke them.
     Token(cmd::token::Token),
+    /// Certificates: list them, refuse some from now on, let them in again.
+    Cert(cmd::cert::Cert),
+    /// What has happened to identities, and who was refused.
+    Audit(cmd::audit::Audit),
     /// The identity of this machine as a client.
     Client(cmd::enroll::Client),
     /// The identity of this machine as a node of the cluster.
@@ -90,6 +94,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Command::Blockd(blockd) => blockd.run().await,
             Command::Metad(metad) => metad.run().await,
             Command::Token(token) => token.run().await,
+            Command::Cert(cert) => cert.run().await,
+            Command::Audit(audit) => audit.run().await,
             Command::Client(client) => client.run().await,
             Command::Node(node) => node.run().await,
             Command::Session(session) => session.run().await,

@@ -1,10 +1,12 @@
 //! `client.bundle`: everything a client or operator needs to find and enter a cluster, in one file.
 
 use crate::Error;
+use crate::durable;
 use crate::ids::ClusterId;
 use crate::tls::{Identity, Role, write_private};
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -74,6 +76,29 @@ impl Bundle {
         Ok(Self { cluster: file.cluster, metads: file.metads, identity })
     }
 
+    /// Replaces the identity in a file by a renewed one, unless the file has another one by now, or a later one: several
+    /// mounts may use it. Whoever may read the file may read it afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when the file cannot be read or written.
+    pub fn renew(path: &Path, renewed: &Identity) -> Result<(), Error> {
+        let rewritten = durable::rewrite(path, |path| {
+            let bundle = Self::load(path)?;
+            let before = bundle.identity.certificate().clone();
+            let identity = bundle.identity.clone().or_later(renewed.clone());
+            let is_same = *identity.certificate() == before;
+            let text = if is_same { None } else { Some(Self { identity, ..bundle }.to_text(path)?.into_bytes()) };
+            Ok::<_, Unwritten>(text)
+        });
+        rewritten.map_err(|failed| match failed {
+            Unwritten::Unusable(error) => error,
+            Unwritten::Local(error) => {
+                let reason = format!("cannot be replaced by its renewal: {error}");
+                Error::Identity { file: path.display().to_string(), reason }
+            }
+        })
+    }
+
     /// Checks that the bundle was made for this role. A node would refuse it as well, but later and less clearly.
     ///
     /// # Errors
@@ -92,6 +117,10 @@ impl Bundle {
     /// # Errors
     /// [`Error::Identity`] when it cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), Error> {
+        write_private(path, &self.to_text(path)?)
+    }
+
+    fn to_text(&self, path: &Path) -> Result<String, Error> {
         let file = File {
             format: FORMAT,
             cluster: self.cluster.clone(),
@@ -99,9 +128,28 @@ impl Bundle {
             metads: self.metads.clone(),
             identity: self.identity.to_pem(),
         };
-        let text = toml::to_string(&file)
-            .map_err(|error| Error::Identity { file: path.display().to_string(), reason: error.to_string() })?;
-        write_private(path, &text)
+        toml::to_string(&file)
+            .map_err(|error| Error::Identity { file: path.display().to_string(), reason: error.to_string() })
+    }
+}
+
+/// Why a file was not rewritten.
+enum Unwritten {
+    /// What is in it is of no use.
+    Unusable(Error),
+    /// The local filesystem refuses.
+    Local(io::Error),
+}
+
+impl From<Error> for Unwritten {
+    fn from(error: Error) -> Self {
+        Self::Unusable(error)
+    }
+}
+
+impl From<io::Error> for Unwritten {
+    fn from(error: io::Error) -> Self {
+        Self::Local(error)
     }
 }
 
@@ -125,5 +173,45 @@ mod tests {
             fs::write(&path, damaged).unwrap();
             assert!(Bundle::load(&path).unwrap_err().to_string().contains("client.bundle"));
         }
+    }
+
+    #[test]
+    fn mounts_that_renew_one_bundle_at_once_leave_the_later_identity_for_those_who_could_read_the_earlier_one() {
+        use crate::attr::Timestamp;
+        use crate::cert::Term;
+        use crate::issuer::{IssuerKey, NewKey, SigningRequest};
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let ca = ClusterCa::create("test").unwrap();
+        let issuer = IssuerKey::create(&ca, "i", &[Role::Client]).unwrap();
+        let (key, der) =
+            (NewKey::generate().unwrap(), ca.issue(&Subject::new(Role::Admin, "a")).unwrap().ca().to_vec());
+        let identity = |ends: i64| {
+            let request = SigningRequest::decode(&key.request().unwrap()).unwrap();
+            let term = Term { issued: Timestamp::now(), ends: Some(Timestamp { secs: ends, nanos: 0 }) };
+            let cert = issuer.sign(&request, &Subject::new(Role::Client, "c"), &term).unwrap();
+            key.identity(&der, &cert, issuer.cert()).unwrap()
+        };
+        let now = Timestamp::now().secs;
+        let (path, link) = (dir.path().join("real.bundle"), dir.path().join("client.bundle"));
+        let metads = vec!["127.0.0.1:1".parse().unwrap()];
+        Bundle { cluster: "test".to_owned(), metads, identity: identity(now + 100) }.save(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        symlink(&path, &link).unwrap();
+        std::thread::scope(|scope| {
+            for more in 1..=8 {
+                let renewed = identity(now + 100 + more);
+                let link = &link;
+                scope.spawn(move || Bundle::renew(link, &renewed).unwrap());
+            }
+        });
+        let found = Bundle::load(&link).unwrap().identity.certificate().ends.secs;
+        assert_eq!(found, now + 108);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing is left beside them");
+        let other = ca.issue(&Subject::new(Role::Client, "other")).unwrap();
+        Bundle::renew(&link, &other).unwrap();
+        assert_eq!(Bundle::load(&link).unwrap().identity.certificate().ends.secs, found, "it is somebody else's");
     }
 }

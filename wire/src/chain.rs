@@ -3,6 +3,8 @@
 //! Signatures, validity and the length of the path are webpki's to check. What an issuer may sign is checked here: the
 //! roles that its own certificate names, and never an operator, so that whoever takes a metad over becomes none.
 
+use crate::cert::Certificate;
+use crate::revoked::Refusals;
 use crate::subject::{Role, issued_roles, subject_of};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -12,6 +14,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Roles that an issuer can be allowed to sign.
 pub(crate) const ISSUABLE: [Role; 3] = [Role::Client, Role::Blockd, Role::Metad];
@@ -31,11 +34,35 @@ fn check_issuer(leaf: &CertificateDer<'_>, intermediates: &[CertificateDer<'_>])
     }
 }
 
-/// Verifies who connects.
+/// Checks that a certificate is not revoked. Whatever cannot be read was refused before.
+fn check_revoked(
+    refusals: Option<&Refusals>,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> Result<(), Error> {
+    let Some(refusals) = refusals else { return Ok(()) };
+    let read = subject_of(leaf).zip(Certificate::read(leaf, intermediates.first().map(|cert| cert.as_ref())));
+    match read {
+        Some((subject, certificate)) if refusals.refuse(&subject, &certificate) => {
+            Err(CertificateError::Revoked.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns the last time at which a certificate was valid, or `now` if it is still valid. It is judged at that time by those
+/// who let it in to be renewed.
+fn while_valid(leaf: &CertificateDer<'_>, now: UnixTime) -> UnixTime {
+    let ends = Certificate::read(leaf, None).and_then(|certificate| u64::try_from(certificate.ends.secs).ok());
+    UnixTime::since_unix_epoch(Duration::from_secs(ends.map_or(now.as_secs(), |ends| ends.min(now.as_secs()))))
+}
+
+/// Verifies who connects. Whether the certificate is revoked is looked up after the handshake: then it is known who is
+/// refused, and the peer is told why.
 #[derive(Debug)]
 pub(crate) struct ClientVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
-    /// Whether somebody without a certificate gets through the handshake.
+    /// Whether somebody without a certificate, or with one that has ended, gets through the handshake.
     admits_strangers: bool,
 }
 
@@ -46,7 +73,8 @@ impl ClientVerifier {
         Ok(Self { webpki, admits_strangers: false })
     }
 
-    /// Whether those without any certificate get through, too. The caller then looks whether there is one.
+    /// Whether those without any certificate, or with one that has ended, get through, too. The caller then looks whether
+    /// there is one, and whether it has ended.
     pub(crate) fn admitting_strangers(self, admits_strangers: bool) -> Self {
         Self { admits_strangers, ..self }
     }
@@ -67,6 +95,7 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
+        let now = if self.admits_strangers { while_valid(end_entity, now) } else { now };
         let verified = self.webpki.verify_client_cert(end_entity, intermediates, now)?;
         check_issuer(end_entity, intermediates)?;
         Ok(verified)
@@ -99,13 +128,19 @@ impl ClientCertVerifier for ClientVerifier {
 #[derive(Debug)]
 pub(crate) struct ServerVerifier {
     webpki: Arc<WebPkiServerVerifier>,
+    refusals: Option<Arc<Refusals>>,
 }
 
 impl ServerVerifier {
     /// Accepts certificates below these roots.
     pub(crate) fn new(roots: RootCertStore, provider: Arc<CryptoProvider>) -> Result<Self, VerifierBuilderError> {
         let webpki = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
-        Ok(Self { webpki })
+        Ok(Self { webpki, refusals: None })
+    }
+
+    /// Refuses what is revoked.
+    pub(crate) fn refusing(self, refusals: Arc<Refusals>) -> Self {
+        Self { refusals: Some(refusals), ..self }
     }
 }
 
@@ -120,6 +155,7 @@ impl ServerCertVerifier for ServerVerifier {
     ) -> Result<ServerCertVerified, Error> {
         let verified = self.webpki.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)?;
         check_issuer(end_entity, intermediates)?;
+        check_revoked(self.refusals.as_deref(), end_entity, intermediates)?;
         Ok(verified)
     }
 

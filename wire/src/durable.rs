@@ -1,9 +1,15 @@
 //! Small files that survive a crash whole.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long another program may hold the lock of a directory.
+const LOCK_LIMIT: Duration = Duration::from_secs(5);
+/// Pause between attempts to take it.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// Makes a file, or replaces it as a whole: after a crash it has either the old or the new content. Only its owner can
 /// read it, whatever the umask. Durable on return.
@@ -22,23 +28,67 @@ pub fn replace_public(path: &Path, content: &[u8]) -> io::Result<()> {
     replace_with_mode(path, content, 0o644)
 }
 
+/// Gives a file that is there another content, as a whole, like [`replace`], and lets its owner and its mode be as they
+/// are. A symbolic link is followed. `change` gets the path of the file itself, and returns the content, or `None` if the file
+/// is to stay as it is. Only one program at a time is between reading and writing, so that none undoes what another one has
+/// written. May wait for others for some seconds.
+///
+/// # Errors
+/// As [`replace`], and those of `change`.
+pub fn rewrite<E: From<io::Error>>(
+    path: &Path,
+    change: impl FnOnce(&Path) -> Result<Option<Vec<u8>>, E>,
+) -> Result<(), E> {
+    let path = fs::canonicalize(path)?;
+    let _only = lock_parent(&path)?;
+    let Some(content) = change(&path)? else { return Ok(()) };
+    let found = fs::metadata(&path)?;
+    let partial = partial_of(&path);
+    write_partial(&partial, &content, |file| {
+        let made = file.metadata()?;
+        if (made.uid(), made.gid()) != (found.uid(), found.gid()) {
+            fchown(file, Some(found.uid()), Some(found.gid()))?;
+        }
+        file.set_permissions(Permissions::from_mode(found.mode() & 0o777))
+    })?;
+    Ok(rename(&partial, &path)?)
+}
+
+/// Locks the directory that holds `path`, against others that do the same. A filesystem without locks has none.
+fn lock_parent(path: &Path) -> io::Result<File> {
+    let dir = File::open(parent_of(path))?;
+    let begun = Instant::now();
+    loop {
+        match dir.try_lock() {
+            Err(TryLockError::WouldBlock) if begun.elapsed() < LOCK_LIMIT => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => return Err(ErrorKind::WouldBlock.into()),
+            Ok(()) | Err(TryLockError::Error(_)) => return Ok(dir),
+        }
+    }
+}
+
 fn replace_with_mode(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let partial = partial_of(path);
+    write_partial(&partial, content, |file| file.set_permissions(Permissions::from_mode(mode)))?;
+    rename(&partial, path)
+}
+
+/// Writes a file that takes another one's place when it is complete. `permit` sets who may read it, before it has content.
+fn write_partial(partial: &Path, content: &[u8], permit: impl FnOnce(&File) -> io::Result<()>) -> io::Result<()> {
     // A crash may have left one with other permissions, and the mode below is for new files only. Whoever else may write
     // in the directory may have put a link there.
-    if let Err(error) = fs::remove_file(&partial)
+    if let Err(error) = fs::remove_file(partial)
         && error.kind() != ErrorKind::NotFound
     {
         return Err(error);
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&partial)?;
-    let permitted = file.set_permissions(Permissions::from_mode(mode));
-    if let Err(error) = permitted.and_then(|()| file.write_all(content)).and_then(|()| file.sync_all()) {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(partial)?;
+    if let Err(error) = permit(&file).and_then(|()| file.write_all(content)).and_then(|()| file.sync_all()) {
         // On a full disk, others need its space.
-        let _ = fs::remove_file(&partial);
+        let _ = fs::remove_file(partial);
         return Err(error);
     }
-    rename(&partial, path)
+    Ok(())
 }
 
 /// Makes a daemon's data directory and missing parents, readable by their owner alone, whatever the umask. An existing
@@ -105,8 +155,11 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 /// # Errors
 /// Errors of the local filesystem.
 pub fn sync_parent(path: &Path) -> io::Result<()> {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    sync_dir(dir.unwrap_or(Path::new(".")))
+    sync_dir(parent_of(path))
+}
+
+fn parent_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn partial_of(path: &Path) -> PathBuf {
@@ -145,6 +198,43 @@ mod tests {
         );
         let found = fs::symlink_metadata(&path).unwrap();
         assert!(found.is_file() && found.permissions().mode() & 0o777 == 0o644, "{found:?}");
+    }
+
+    #[test]
+    fn a_rewritten_file_has_the_mode_and_the_place_that_it_had_and_a_link_to_it_stays_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let [path, link] = ["kept/real", "link"].map(|name| dir.path().join(name));
+        fs::create_dir(dir.path().join("kept")).unwrap();
+        fs::write(&path, b"old").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        rewrite::<io::Error>(&link, |real| Ok(Some([fs::read(real)?, b" new".to_vec()].concat()))).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read(&path).unwrap(), b"old new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        rewrite::<io::Error>(&link, |_| Ok(None)).unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("kept")).unwrap().count(), 1, "nothing is left beside it");
+        assert!(rewrite::<io::Error>(&dir.path().join("none"), |_| Ok(None)).is_err());
+    }
+
+    #[test]
+    fn of_programs_that_rewrite_a_file_at_once_none_undoes_what_another_has_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("count");
+        fs::write(&path, b"").unwrap();
+        let add = || {
+            rewrite::<io::Error>(&path, |path| {
+                let before = fs::read(path)?;
+                std::thread::sleep(Duration::from_millis(2));
+                Ok(Some([before, vec![b'x']].concat()))
+            })
+        };
+        std::thread::scope(|scope| {
+            for thread in (0..4).map(|_| scope.spawn(|| (0..10).try_for_each(|_| add()))).collect::<Vec<_>>() {
+                thread.join().unwrap().unwrap();
+            }
+        });
+        assert_eq!(fs::read(&path).unwrap().len(), 40);
     }
 
     #[test]

@@ -162,6 +162,24 @@ pub enum Error {
         /// Address of the peer.
         peer: String,
     },
+    /// The peer refuses our certificate, because an operator has revoked it.
+    #[error(
+        "{peer} refuses this identity: it was revoked. If that was a mistake, an operator lets it in again with `surf cert \
+         allow`; otherwise get a new one by a token"
+    )]
+    Revoked {
+        /// Address of the peer.
+        peer: String,
+    },
+    /// The peer refuses our certificate, because its time is over.
+    #[error(
+        "{peer} refuses this identity: its certificate has ended, by the clock there. Check the clocks; it is renewed as soon as \
+         a metad with an issuer is reached"
+    )]
+    Ended {
+        /// Address of the peer.
+        peer: String,
+    },
     /// No protocol version is spoken by both.
     #[error("{peer} speaks protocol versions {theirs}, this program {ours}: upgrade the older one")]
     ProtocolVersion {

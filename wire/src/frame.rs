@@ -40,6 +40,9 @@ pub enum ReplyKind {
     /// The reason, in UTF-8, why the request was refused for now: nothing was carried out, and it may be sent again
     /// later.
     Busy = 2,
+    /// Nothing was carried out, because the caller's certificate has ended by the clock here: the same request may be
+    /// sent again with a renewed one. The head is the reason, in UTF-8.
+    Ended = 3,
 }
 
 /// Fixed header of a reply.
@@ -113,8 +116,8 @@ impl ReplyHeader {
     /// # Errors
     /// [`Error::Malformed`] when the bytes are not a header, or announce more than may be sent.
     pub fn decode(bytes: &[u8; REPLY_HEADER]) -> Result<Self, Error> {
-        let kind =
-            [ReplyKind::Answer, ReplyKind::Refused, ReplyKind::Busy].into_iter().find(|kind| *kind as u8 == bytes[2]);
+        let kinds = [ReplyKind::Answer, ReplyKind::Refused, ReplyKind::Busy, ReplyKind::Ended];
+        let kind = kinds.into_iter().find(|kind| *kind as u8 == bytes[2]);
         let Some(kind) = kind.filter(|_| bytes[..2] == MAGIC) else {
             return Err(Error::Malformed("not a reply".to_owned()));
         };

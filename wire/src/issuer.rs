@@ -4,6 +4,7 @@
 //! asks for nothing: what a certificate says comes from the token. What an issuer may sign stands in its own certificate,
 //! and every verifier holds it to that ([`crate::chain`]).
 
+use crate::cert::{Certificate, KeyId, Term, key_of};
 use crate::chain::ISSUABLE;
 use crate::subject::{ISSUER_OID, issued_roles};
 use crate::tls::{
@@ -12,7 +13,7 @@ use crate::tls::{
 use crate::{Error, codec};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CustomExtension, DistinguishedName, DnType,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKey, PublicKeyData,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKey, PublicKeyData, SubjectPublicKeyInfo,
 };
 use std::fmt;
 use std::path::Path;
@@ -37,6 +38,7 @@ pub struct IssuerKey {
     key_pem: String,
     signer: Issuer<'static, KeyPair>,
     roles: Vec<Role>,
+    key: KeyId,
 }
 
 impl IssuerKey {
@@ -85,9 +87,10 @@ impl IssuerKey {
         let Some(roles) = issued_roles(&cert) else {
             return Err(wrong("is no issuer: make one with `surf cluster issuer`".to_owned()));
         };
-        let key = KeyPair::from_pem(&key_pem).map_err(|error| damaged(&error))?;
-        let signer = Issuer::from_ca_cert_pem(&cert_pem, key).map_err(|error| damaged(&error))?;
-        Ok(Self { cert_pem, cert, key_pem, signer, roles })
+        let Some(key) = key_of(&cert) else { return Err(wrong("is damaged: restore or make it again".to_owned())) };
+        let pair = KeyPair::from_pem(&key_pem).map_err(|error| damaged(&error))?;
+        let signer = Issuer::from_ca_cert_pem(&cert_pem, pair).map_err(|error| damaged(&error))?;
+        Ok(Self { cert_pem, cert, key_pem, signer, roles, key })
     }
 
     /// Writes certificate and key to a file that only its owner can read.
@@ -110,6 +113,12 @@ impl IssuerKey {
         &self.cert
     }
 
+    /// Returns its key, by which it can be revoked.
+    #[must_use]
+    pub fn key(&self) -> KeyId {
+        self.key
+    }
+
     /// Checks that it signs for the cluster of this identity, by signing something.
     ///
     /// # Errors
@@ -117,7 +126,8 @@ impl IssuerKey {
     pub fn check(&self, origin: &Path, identity: &Identity) -> Result<(), Error> {
         let Some(role) = self.roles.first() else { return Ok(()) };
         let key = NewKey::generate()?;
-        let cert = self.sign(&SigningRequest::decode(&key.request()?)?, &Subject::new(*role, "probe"))?;
+        let request = SigningRequest::decode(&key.request()?)?;
+        let cert = self.sign(&request, &Subject::new(*role, "probe"), &Term::lasting())?;
         key.identity(identity.ca(), &cert, &self.cert).map(|_| ()).map_err(|_| {
             let reason = "its key does not fit its certificate, or it is of another cluster than the identity: make one \
                 with this cluster's ca.pem by `surf cluster issuer`";
@@ -129,18 +139,33 @@ impl IssuerKey {
     ///
     /// # Errors
     /// [`Error::Identity`] when the role is none that it may sign.
-    pub fn sign(&self, request: &SigningRequest, subject: &Subject) -> Result<Vec<u8>, Error> {
-        if !self.roles.contains(&subject.role) {
-            let reason = format!("does not sign the role {}", subject.role);
-            return Err(Error::Identity { file: "issuer".to_owned(), reason });
-        }
-        self.sign_unchecked(request, subject)
+    pub fn sign(&self, request: &SigningRequest, subject: &Subject, term: &Term) -> Result<Vec<u8>, Error> {
+        self.check_role(subject)?;
+        self.sign_unchecked(&request.key, subject, term)
     }
 
-    fn sign_unchecked(&self, request: &SigningRequest, subject: &Subject) -> Result<Vec<u8>, Error> {
+    /// Signs another certificate for the key of one that its holder has shown. Returns it as DER.
+    ///
+    /// # Errors
+    /// As [`IssuerKey::sign`].
+    pub fn renew(&self, shown: &Certificate, subject: &Subject, term: &Term) -> Result<Vec<u8>, Error> {
+        self.check_role(subject)?;
+        let key = SubjectPublicKeyInfo::from_der(&shown.public_key).map_err(|error| crypto_failed("issuer", error))?;
+        self.sign_unchecked(&key, subject, term)
+    }
+
+    fn check_role(&self, subject: &Subject) -> Result<(), Error> {
+        if self.roles.contains(&subject.role) {
+            return Ok(());
+        }
+        let reason = format!("does not sign the role {}", subject.role);
+        Err(Error::Identity { file: "issuer".to_owned(), reason })
+    }
+
+    fn sign_unchecked(&self, key: &impl PublicKeyData, subject: &Subject, term: &Term) -> Result<Vec<u8>, Error> {
         let failed = |error: rcgen::Error| crypto_failed("issuer", error);
-        let params = leaf_params(subject, codec::encode(subject)).map_err(failed)?;
-        Ok(params.signed_by(&request.key, &self.signer).map_err(failed)?.der().to_vec())
+        let params = leaf_params(subject, codec::encode(subject), term).map_err(failed)?;
+        Ok(params.signed_by(key, &self.signer).map_err(failed)?.der().to_vec())
     }
 }
 
@@ -194,7 +219,7 @@ impl SigningRequest {
     /// Returns a hash of the key, by which a repeated request is recognised.
     #[must_use]
     pub fn key_hash(&self) -> [u8; 32] {
-        *blake3::hash(self.key.der_bytes()).as_bytes()
+        KeyId::of(self.key.der_bytes()).0
     }
 }
 
@@ -297,7 +322,7 @@ mod tests {
         let mut subject = Subject::new(Role::Client, "laptop");
         subject.grant = ClientGrant { read_only: true, ..ClientGrant::default() };
         let key = NewKey::generate().unwrap();
-        let cert = issuer.sign(&request(&key), &subject).unwrap();
+        let cert = issuer.sign(&request(&key), &subject, &Term::lasting()).unwrap();
         let made = identity(&ca, &cert, issuer.cert(), &key).unwrap();
         let again = Identity::from_pem(Path::new("x"), &made.to_pem()).unwrap();
         assert_eq!((again.subject(), again.cluster_id()), (&subject, ca.cluster_id().unwrap()));
@@ -319,17 +344,19 @@ mod tests {
         let ca = ClusterCa::create("t").unwrap();
         let key = NewKey::generate().unwrap();
         let clients = IssuerKey::create(&ca, "clients", &[Role::Client]).unwrap();
-        assert!(clients.sign(&request(&key), &Subject::new(Role::Metad, "m")).is_err());
+        assert!(clients.sign(&request(&key), &Subject::new(Role::Metad, "m"), &Term::lasting()).is_err());
         // Somebody who has stolen the key signs what they like.
         for role in [Role::Metad, Role::Blockd, Role::Admin] {
-            let cert = clients.sign_unchecked(&request(&key), &Subject::new(role, "forged")).unwrap();
+            let cert =
+                clients.sign_unchecked(&request(&key).key, &Subject::new(role, "forged"), &Term::lasting()).unwrap();
             let error = identity(&ca, &cert, clients.cert(), &key).unwrap_err().to_string();
             assert!(error.contains("not of the CA beside it"), "{role}: {error}");
         }
         assert!(IssuerKey::create(&ca, "all", &[Role::Client, Role::Admin]).is_err());
         // Even a CA that allows an issuer to sign operators does not have its way.
         let all = IssuerKey::create_unchecked(&ca, "all", &[Role::Admin]).unwrap();
-        let cert = all.sign_unchecked(&request(&key), &Subject::new(Role::Admin, "forged")).unwrap();
+        let cert =
+            all.sign_unchecked(&request(&key).key, &Subject::new(Role::Admin, "forged"), &Term::lasting()).unwrap();
         assert!(identity(&ca, &cert, all.cert(), &key).is_err());
     }
 
@@ -340,7 +367,7 @@ mod tests {
         let (key, mut subject) = (NewKey::generate().unwrap(), Subject::new(Role::Client, "laptop"));
         subject.grant.read_only = true;
         subject.grant.subtree = Some("/home".to_owned());
-        let cert = issuer.sign(&request(&key), &subject).unwrap();
+        let cert = issuer.sign(&request(&key), &subject, &Term::lasting()).unwrap();
         let coded = codec::encode(&subject);
         let at = cert.windows(coded.len()).position(|part| part == coded).unwrap();
         subject.grant.read_only = false;
@@ -363,7 +390,7 @@ mod tests {
         };
         let below = IssuerKey::create(&as_ca(&issuer), "below", &ISSUABLE).unwrap();
         let key = NewKey::generate().unwrap();
-        let cert = below.sign(&request(&key), &Subject::new(Role::Client, "c")).unwrap();
+        let cert = below.sign(&request(&key), &Subject::new(Role::Client, "c"), &Term::lasting()).unwrap();
         assert!(identity(&ca, &cert, below.cert(), &key).is_err());
         // A leaf that signs.
         let leaf = ca.issue(&Subject::new(Role::Client, "leaf")).unwrap().to_pem();
@@ -371,7 +398,7 @@ mod tests {
         let signer = format!("{}{}", pem::encode(&parts[1]), pem::encode(&parts[2]));
         let signer = ClusterCa::from_pem(Path::new("x"), &signer).unwrap();
         let Ok(made) = IssuerKey::create(&signer, "made", &ISSUABLE) else { return };
-        let cert = made.sign(&request(&key), &Subject::new(Role::Client, "c")).unwrap();
+        let cert = made.sign(&request(&key), &Subject::new(Role::Client, "c"), &Term::lasting()).unwrap();
         assert!(identity(&ca, &cert, made.cert(), &key).is_err());
     }
 

@@ -6,6 +6,7 @@ pub mod attr;
 pub mod backup;
 pub mod buffers;
 pub mod bundle;
+pub mod cert;
 mod chain;
 pub mod chance;
 pub mod codec;
@@ -24,6 +25,7 @@ pub mod message;
 pub mod op;
 pub mod quic;
 pub mod retry;
+pub mod revoked;
 pub mod sections;
 pub mod settings;
 #[cfg(feature = "simulation")]

@@ -108,6 +108,23 @@ pub const NEWCOMER_HOST_BYTES_MAX: usize = 256;
 pub const ENROLL_BYTES_MAX: usize = 2 << 10;
 /// Largest answer to a newcomer, in bytes: two certificates, which may have a subtree in them, and some addresses.
 pub const ENROLL_REPLY_BYTES_MAX: usize = 16 << 10;
+/// Most entries of the list of what is revoked: every daemon has the list in memory, and is sent it with each change.
+pub const REVOKED_MAX: usize = 4_096;
+/// Most issuers that are remembered to have signed for one identity: the last ones.
+pub const ISSUERS_MAX: usize = 8;
+/// Most identities that a cluster remembers to have issued.
+pub const ISSUED_MAX: usize = 16_384;
+/// Life of a certificate by token unless an operator sets another one, in milliseconds: 30 days. A machine that is off for
+/// a fortnight comes back with half of it left, and a copy of a key that nobody has noticed is good for a month at most.
+pub const CERT_LIFE_MS: u64 = 30 * 86_400_000;
+/// Shortest such life, in milliseconds: a renewal takes seconds, and is tried several times.
+pub const CERT_LIFE_MIN_MS: u64 = 2_000;
+/// Longest such life, in milliseconds: ten years.
+pub const CERT_LIFE_MAX_MS: u64 = 3_650 * 86_400_000;
+/// Longest reason, and longest name of what is revoked, in a request of an operator, in bytes.
+pub const CERT_TEXT_BYTES_MAX: usize = 256;
+/// Most records of the audit that a cluster keeps, and that each metad keeps of refusals.
+pub const AUDIT_MAX: usize = 4_096;
 /// How long a session lives without a heartbeat, in milliseconds.
 pub const SESSION_TTL_MS: u64 = 30_000;
 /// How long read leases hold without being extended, in milliseconds. A change waits this long for a client that has

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod block;
+pub mod cert;
 pub mod check;
 pub mod enroll;
 pub mod event;

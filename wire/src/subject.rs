@@ -118,7 +118,7 @@ pub(crate) fn issued_roles(cert: &[u8]) -> Option<Vec<Role>> {
 }
 
 /// The value of a private extension.
-fn extension_of(cert: &[u8], oid: &[u64]) -> Option<Vec<u8>> {
+pub(crate) fn extension_of(cert: &[u8], oid: &[u64]) -> Option<Vec<u8>> {
     let (_, cert) = x509_parser::parse_x509_certificate(cert).ok()?;
     let is_wanted = |parts: &mut dyn Iterator<Item = u64>| parts.eq(oid.iter().copied());
     let mut extensions = cert.extensions().iter();

@@ -6,6 +6,8 @@
 
 pub use crate::subject::{ClientGrant, Role, Squash, Subject};
 
+use crate::attr::Timestamp;
+use crate::cert::{Certificate, ISSUED_OID, Term};
 use crate::chain::ClientVerifier;
 use crate::ids::ClusterId;
 use crate::subject::{self, SUBJECT_OID};
@@ -21,6 +23,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Name in every certificate, which the TLS library requires; peers are known by CA and role instead.
 pub(crate) const SERVER_NAME: &str = "node.surf.internal";
@@ -32,6 +35,8 @@ const PRIVATE_BYTES_MAX: u64 = 64 << 10;
 pub struct PeerIdentity {
     /// Whom its certificate is for.
     pub subject: Subject,
+    /// What else the certificate says.
+    pub certificate: Certificate,
     /// The cluster that both belong to.
     pub cluster: ClusterId,
     /// Where it connects from, or was reached.
@@ -117,26 +122,38 @@ impl ClusterCa {
     /// # Errors
     /// [`Error::Identity`] when the CA's key is unusable.
     pub fn issue(&self, subject: &Subject) -> Result<Identity, Error> {
-        self.issue_coded(subject, codec::encode(subject))
+        self.issue_for(subject, &Term::lasting())
     }
 
-    fn issue_coded(&self, subject: &Subject, coded: Vec<u8>) -> Result<Identity, Error> {
+    /// Makes an identity that ends.
+    ///
+    /// # Errors
+    /// As [`ClusterCa::issue`].
+    pub fn issue_for(&self, subject: &Subject, term: &Term) -> Result<Identity, Error> {
+        self.issue_coded(subject, codec::encode(subject), term)
+    }
+
+    fn issue_coded(&self, subject: &Subject, coded: Vec<u8>, term: &Term) -> Result<Identity, Error> {
         let failed = |error: rcgen::Error| crypto_failed("cluster CA", error);
         let ca_key = KeyPair::from_pem(&self.key_pem).map_err(failed)?;
         let issuer = Issuer::from_ca_cert_pem(&self.cert_pem, ca_key).map_err(failed)?;
         let key = KeyPair::generate().map_err(failed)?;
-        let cert = leaf_params(subject, coded).map_err(failed)?.signed_by(&key, &issuer).map_err(failed)?;
+        let cert = leaf_params(subject, coded, term).map_err(failed)?.signed_by(&key, &issuer).map_err(failed)?;
         let parts = Parts { ca: self.cert_pem.clone(), cert: cert.pem(), issuer: None, key: key.serialize_pem() };
         Identity::of_parts(Path::new("new identity"), parts)
     }
 }
 
 /// What a node's certificate says, whoever signs it.
-pub(crate) fn leaf_params(subject: &Subject, coded: Vec<u8>) -> Result<CertificateParams, rcgen::Error> {
+pub(crate) fn leaf_params(subject: &Subject, coded: Vec<u8>, term: &Term) -> Result<CertificateParams, rcgen::Error> {
     let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()])?;
     params.distinguished_name.push(DnType::CommonName, format!("{} {}", subject.role, subject.name));
     params.custom_extensions.push(CustomExtension::from_oid_content(SUBJECT_OID, coded));
-    params.not_after = rcgen::date_time_ymd(2125, 1, 1);
+    params.custom_extensions.push(CustomExtension::from_oid_content(ISSUED_OID, codec::encode(&term.issued)));
+    params.not_after = match term.ends.and_then(|ends| u64::try_from(ends.secs).ok()) {
+        Some(secs) => rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(secs),
+        None => rcgen::date_time_ymd(2125, 1, 1),
+    };
     Ok(params)
 }
 
@@ -159,6 +176,7 @@ pub struct Identity {
     issuer: Option<CertificateDer<'static>>,
     key: Vec<u8>,
     subject: Subject,
+    certificate: Certificate,
 }
 
 impl Identity {
@@ -220,13 +238,18 @@ impl Identity {
                 return Err(unusable(why.to_owned()));
             }
         };
+        let issuer = parts.issuer.as_deref().map(der).transpose()?.map(CertificateDer::from);
+        let Some(certificate) = Certificate::read(&cert, issuer.as_deref()) else {
+            return Err(unusable("its certificate is damaged: restore or issue it again".to_owned()));
+        };
         let identity = Self {
             ca: CertificateDer::from(der(&parts.ca)?),
             cert: CertificateDer::from(cert),
-            issuer: parts.issuer.as_deref().map(der).transpose()?.map(CertificateDer::from),
+            issuer,
             key: der(&parts.key)?,
             parts,
             subject,
+            certificate,
         };
         identity.check(origin)?;
         Ok(identity)
@@ -245,6 +268,8 @@ impl Identity {
             .map_err(|error| wrong("its key is damaged, or does not fit its certificate", &error))?;
         let stranger = "its certificate is damaged, or not of the CA beside it";
         let verifier = ClientVerifier::new(roots, provider).map_err(|error| wrong(stranger, &error))?;
+        // One that has ended is as good as ever for its renewal.
+        let verifier = verifier.admitting_strangers(true);
         let verified = verifier.verify_client_cert(&self.cert, self.issuer.as_slice(), UnixTime::now());
         verified.map(|_| ()).map_err(|error| wrong(stranger, &error))
     }
@@ -268,6 +293,39 @@ impl Identity {
     #[must_use]
     pub fn subject(&self) -> &Subject {
         &self.subject
+    }
+
+    /// What its certificate says besides.
+    #[must_use]
+    pub fn certificate(&self) -> &Certificate {
+        &self.certificate
+    }
+
+    /// Returns this identity with a newer certificate (DER) for its key, and that of its issuer.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when they do not belong together, or the certificate is for somebody else.
+    pub fn renewed(&self, cert: &[u8], issuer: &[u8]) -> Result<Self, Error> {
+        let renewed = Self::of_issued(&self.ca, cert, issuer, &self.parts.key)?;
+        if renewed.subject != self.subject {
+            let reason = format!("is for {} {}", renewed.subject.role, renewed.subject.name);
+            return Err(Error::Identity { file: "renewed certificate".to_owned(), reason });
+        }
+        Ok(renewed)
+    }
+
+    /// Returns that of the two which ends last, if both are of one key and for one subject; otherwise this one.
+    #[must_use]
+    pub fn or_later(self, other: Self) -> Self {
+        let is_same = self.key == other.key && self.subject == other.subject && self.ca == other.ca;
+        if is_same && other.certificate.ends > self.certificate.ends { other } else { self }
+    }
+
+    /// Returns the part of its life that is left at this time: 1 for a new one, 0 or less for one that has ended.
+    #[must_use]
+    pub fn life_left(&self, now: Timestamp) -> f64 {
+        let Certificate { issued, ends, .. } = &self.certificate;
+        ends.nanos_since(now) as f64 / ends.nanos_since(*issued).max(1) as f64
     }
 
     /// The cluster it belongs to.
@@ -391,7 +449,8 @@ mod tests {
         let subject = Subject::new(Role::Blockd, "blockd-1");
         let mut coded = codec::encode(&subject);
         coded[0] -= 1;
-        let error = ClusterCa::create("test").unwrap().issue_coded(&subject, coded).unwrap_err().to_string();
+        let error =
+            ClusterCa::create("test").unwrap().issue_coded(&subject, coded, &Term::lasting()).unwrap_err().to_string();
         assert!(error.contains("use the release that wrote it") && !error.contains('\n'), "{error}");
     }
 

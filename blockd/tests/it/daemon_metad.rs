@@ -1,6 +1,7 @@
 //! The exchange of a daemon with metad, against metads of the test's own.
 
 use crate::daemon_cluster::{LIMIT, caller, identity, random_block, until};
+use crate::revoked::all_of;
 use blockd::{Config, Node};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,19 +14,21 @@ use wire::layout::{Layout, LayoutMember};
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::message::meta::{BlockdHeartbeat, MetaReply, MetaRequest, Redirect};
 use wire::quic::{Endpoint, Incoming, ServerHandle, Service};
+use wire::revoked::Revocations;
 use wire::tls::{ClusterCa, PeerIdentity, Role};
 
 /// A metad that leads, and makes a layout of the one daemon that it hears of, or that names the leader.
 #[derive(Default)]
-struct Metad {
-    leader: Option<SocketAddr>,
-    epoch: Mutex<u64>,
-    heard: Mutex<Vec<BlockdHeartbeat>>,
-    unreferenced: Mutex<Vec<BlockHash>>,
-    referenced: Mutex<Vec<BlockHash>>,
+pub(crate) struct Metad {
+    pub(crate) leader: Option<SocketAddr>,
+    pub(crate) epoch: Mutex<u64>,
+    pub(crate) heard: Mutex<Vec<BlockdHeartbeat>>,
+    pub(crate) unreferenced: Mutex<Vec<BlockHash>>,
+    pub(crate) referenced: Mutex<Vec<BlockHash>>,
+    pub(crate) revoked: Mutex<Revocations>,
     /// Answers nothing any more, as a machine without power.
-    silent: AtomicBool,
-    own: OnceLock<SocketAddr>,
+    pub(crate) silent: AtomicBool,
+    pub(crate) own: OnceLock<SocketAddr>,
 }
 
 /// Names the leader of a cluster of which no other member is known.
@@ -51,8 +54,10 @@ impl Metad {
             older: Vec::new(),
         };
         let known = beat.epoch;
+        let revoked = self.revoked.lock().unwrap().clone();
+        let revoked = (revoked.mark() != beat.revoked).then_some(revoked);
         self.heard.lock().unwrap().push(beat);
-        MetaReply::BlockdAlive { layout: (known < epoch).then_some(layout) }
+        MetaReply::BlockdAlive { layout: (known < epoch).then_some(layout), revoked }
     }
 }
 
@@ -85,7 +90,7 @@ impl Service for Metad {
     }
 }
 
-fn serve(ca: &ClusterCa, metad: Metad) -> (Arc<Metad>, Endpoint, ServerHandle) {
+pub(crate) fn serve(ca: &ClusterCa, metad: Metad) -> (Arc<Metad>, Endpoint, ServerHandle) {
     let endpoint = caller(ca, Role::Metad);
     metad.own.set(endpoint.local_addr()).unwrap();
     let metad = Arc::new(metad);
@@ -126,6 +131,28 @@ async fn it_finds_the_leader_learns_layouts_and_drops_what_nothing_refers_to() {
     until("the block is dropped", async || node.metrics().dropped.get() == 1).await;
     let get = BlockRequest::Get { hash: BlockHash::of(&blocks[1]), epoch: LayoutEpoch(2), offset: 0, len: u32::MAX };
     assert_eq!(peer.request::<_, BlockReply>(&get, &[], LIMIT).await.unwrap().1, blocks[1]);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_was_away_learns_with_its_heartbeat_what_is_revoked() {
+    let ca = ClusterCa::create("t").unwrap();
+    let (leader, endpoint, _leading) = serve(&ca, Metad { epoch: Mutex::new(1), ..Metad::default() });
+    let list = vec![all_of(Role::Client, "caller")];
+    *leader.revoked.lock().unwrap() = Revocations { version: 3, list };
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config::new("b1", "127.0.0.1:0".parse().unwrap(), dir.path(), vec![endpoint.local_addr()]);
+    config.heartbeat_every = Duration::from_millis(50);
+    let client = caller(&ca, Role::Client);
+    *leader.revoked.lock().unwrap() = Revocations { version: 4, list: vec![all_of(Role::Client, "caller")] };
+    let node = Node::start(config, identity(&ca, Role::Blockd, "b1")).await.unwrap();
+    let peer = client.peer(node.local_addr(), Role::Blockd);
+    until("it has learned the list", async || {
+        let asked = peer.request::<_, BlockReply>(&BlockRequest::Status, &[], LIMIT).await;
+        matches!(asked, Err(Error::Revoked { .. }))
+    })
+    .await;
+    until("its heartbeats say so", async || leader.heard.lock().unwrap().last().unwrap().revoked.version == 4).await;
     node.stop().await;
 }
 

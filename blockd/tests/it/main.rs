@@ -7,4 +7,5 @@ mod daemon_process;
 mod daemon_throughput;
 mod healing;
 mod hostile;
+mod revoked;
 mod ring;

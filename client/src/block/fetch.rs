@@ -309,6 +309,8 @@ impl FetchState {
                 Err((true, format!("{addr} does not have it")))
             }
             Ok((other, _)) => Err((false, format!("{addr} answered {}", other.kind_name()))),
+            // It is well, and will never serve this client: nobody need wait for it.
+            Err(error @ wire::Error::Revoked { .. }) => Err((true, error.to_string())),
             Err(error) => {
                 self.layouts.suspect(id);
                 Err((false, error.to_string()))

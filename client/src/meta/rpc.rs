@@ -157,7 +157,8 @@ impl Rpc {
             Err(error @ (Error::WrongCluster { .. } | Error::WrongRole { .. } | Error::ProtocolVersion { .. })) => {
                 Err(error)
             }
-            Err(error @ (Error::Refused { .. } | Error::Closed)) => Err(error),
+            // Whoever is revoked waits in vain; whose certificate has ended is about to have it renewed.
+            Err(error @ (Error::Refused { .. } | Error::Revoked { .. } | Error::Closed)) => Err(error),
             // It leads, or knows the leader: the same request goes to it again.
             Err(error @ Error::Busy { .. }) => Ok(Err(Missed::Away(error.to_string()))),
             Err(error) => {

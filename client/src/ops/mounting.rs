@@ -12,6 +12,7 @@ use crate::known::leased::LeasedSession;
 use crate::local_dir::set_aside;
 use crate::meta::rpc::Rpc;
 use crate::network::Network;
+use crate::renewal::OwnIdentity;
 use crate::work::Work;
 use crate::{CLOSE_LIMIT, Client, ClientConfig, Error, LocalDir, compose};
 use futures::future::BoxFuture;
@@ -21,9 +22,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::broadcast;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use wire::FsError;
 use wire::quic::Endpoint;
+use wire::quic::renew::keep_renewed;
 
 /// Time limit for opening the first session.
 const CONNECT_LIMIT: Duration = Duration::from_secs(20);
@@ -105,7 +108,16 @@ impl Client {
             _ => ([0, 0, 0, 0], 0).into(),
         };
         let endpoint = Endpoint::bind(local, &config.bundle.identity).map_err(Error::Refused)?;
-        Self::start(config, Arc::new(endpoint), journal, cache).await
+        let (metads, file) = (config.bundle.metads.clone(), config.bundle_file.clone());
+        let renewing = OwnIdentity::new(endpoint.clone(), metads, file);
+        renewing.renew_if_ended(CONNECT_LIMIT).await.map_err(|error| connect_error(&config, error))?;
+        // By a clock that is behind, one has not ended that has: it is renewed once a metad says so. This task ends with the
+        // attempt, and the client has its own.
+        let mut meanwhile = JoinSet::new();
+        meanwhile.spawn(keep_renewed(endpoint.clone(), renewing.clone()));
+        let client = Self::start(config, Arc::new(endpoint.clone()), journal, cache).await?;
+        client.tasks.lock().spawn(keep_renewed(endpoint, renewing));
+        Ok(client)
     }
 
     /// Opens a session over a network other than QUIC, with a journal on this disk if there is one, and without a cache

@@ -6,12 +6,15 @@ use std::collections::HashMap;
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
+use wire::cert::Certificate;
 use wire::ids::{BlockdId, SessionId};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::admin::{BlockdHealth, BlockdState};
 use wire::message::block::RepairReport;
 use wire::message::meta::BlockdHeartbeat;
 use wire::op::StatFs;
+use wire::revoked::Refusals;
+use wire::tls::{PeerIdentity, Subject};
 
 /// A daemon that missed this many heartbeats may have died; single ones are lost now and then.
 const SUSPECT_HEARTBEATS: u32 = 2;
@@ -28,7 +31,13 @@ pub struct Liveness {
     blockds: Mutex<Blockds>,
     /// Notified at each heartbeat.
     heartbeat: Notify,
-    sessions: Mutex<HashMap<SessionId, Instant>>,
+    sessions: Mutex<HashMap<SessionId, Heard>>,
+}
+
+/// When a session was heard, and by which certificate; by none if it is only waited for.
+struct Heard {
+    at: Instant,
+    by: Option<(Subject, Certificate)>,
 }
 
 #[derive(Default)]
@@ -68,9 +77,40 @@ impl Liveness {
         }
     }
 
-    /// Records that a session is alive.
-    pub fn heard_session(&self, id: SessionId) {
-        self.sessions.lock().insert(id, Instant::now());
+    /// Records that a session is alive, as this peer has shown.
+    pub fn heard_session(&self, id: SessionId, peer: &PeerIdentity) {
+        let (mut sessions, at) = (self.sessions.lock(), Instant::now());
+        let is_same = |by: &(Subject, Certificate)| {
+            (by.1.key, by.1.issued, by.1.issuer)
+                == (peer.certificate.key, peer.certificate.issued, peer.certificate.issuer)
+        };
+        match sessions.get_mut(&id) {
+            Some(heard) if heard.by.as_ref().is_some_and(is_same) => heard.at = at,
+            _ => {
+                let by = Some((peer.subject.clone(), peer.certificate.clone()));
+                sessions.insert(id, Heard { at, by });
+            }
+        }
+    }
+
+    /// Returns the sessions whose certificates are refused.
+    pub fn refused_sessions(&self, refusals: &Refusals) -> Vec<SessionId> {
+        let sessions = self.sessions.lock();
+        let is_refused = |heard: &Heard| heard.by.as_ref().is_some_and(|(subject, by)| refusals.refuse(subject, by));
+        sessions.iter().filter(|(_, heard)| is_refused(heard)).map(|(id, _)| *id).collect()
+    }
+
+    /// Returns the certificates for which sessions were heard that are for this role and name.
+    pub fn certificates(&self, of: &Subject) -> Vec<Certificate> {
+        let sessions = self.sessions.lock();
+        let shown = sessions.values().filter_map(|heard| heard.by.as_ref());
+        let is_of_it = |(subject, _): &&(Subject, Certificate)| subject.role == of.role && subject.name == of.name;
+        shown.filter(is_of_it).map(|(_, certificate)| certificate.clone()).collect()
+    }
+
+    /// Forgets a session that has ended.
+    pub fn forget_session(&self, id: SessionId) {
+        self.sessions.lock().remove(&id);
     }
 
     /// Returns those of these sessions that were not heard for `ttl`. A session that was never heard here counts as
@@ -79,7 +119,9 @@ impl Liveness {
         let mut heard = self.sessions.lock();
         heard.retain(|id, _| all.contains(id));
         let now = Instant::now();
-        all.iter().copied().filter(|id| now - *heard.entry(*id).or_insert(now) > ttl).collect()
+        let waited =
+            |heard: &mut HashMap<SessionId, Heard>, id| now - heard.entry(id).or_insert(Heard { at: now, by: None }).at;
+        all.iter().copied().filter(|id| waited(&mut heard, *id) > ttl).collect()
     }
 
     /// Forgets when sessions were heard. Call it when this node cannot know that it leads: earlier signs of life must
@@ -259,6 +301,7 @@ mod tests {
             every_ms: 2_000,
             repair: RepairReport::default(),
             failed: false,
+            revoked: wire::revoked::ListMark::default(),
         }
     }
 

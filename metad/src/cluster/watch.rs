@@ -6,6 +6,8 @@
 
 use crate::Shared;
 use crate::error::ProposeError;
+use crate::fs::cert::Asker;
+use crate::fs::operator::Change;
 use crate::fs::{Command, CommandReply, settings};
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,11 +74,24 @@ pub(crate) async fn change(
     shared: &Shared,
     step: impl FnOnce(&Layout) -> Option<Layout>,
 ) -> Result<Option<Layout>, ProposeError> {
+    change_by(shared, None, step).await
+}
+
+/// Like [`change`], for an operator who asks for it.
+pub(crate) async fn change_by(
+    shared: &Shared,
+    asker: Option<&Asker>,
+    step: impl FnOnce(&Layout) -> Option<Layout>,
+) -> Result<Option<Layout>, ProposeError> {
     let _one_at_a_time = shared.layout_change.lock().await;
     let layout = settings::layout(&**shared.consensus.state());
     // Placing the points of a newcomer takes a while.
     let Some(changed) = tokio::task::block_in_place(|| step(&layout)) else { return Ok(None) };
-    match shared.propose(Command::SetLayout(changed.clone())).await? {
+    let reply = match asker {
+        Some(asker) => shared.propose_by(None, asker, Change::SetLayout(changed.clone())).await?,
+        None => shared.propose(Command::SetLayout(changed.clone())).await?,
+    };
+    match reply {
         CommandReply::Done => {
             shared.events.send_to_others(SessionId::default(), &MetaEvent::LayoutChanged(changed.epoch));
             Ok(Some(changed))

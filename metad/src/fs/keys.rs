@@ -24,6 +24,9 @@
 //! | `G` | name in the certificate (hash), journal | empty: journals by the certificate that reported their position |
 //! | `F` | token | [`Token`](super::token::Token): a join token |
 //! | `H` | token, hash of a key | name and time of the machine that has used the token with this key |
+//! | `M` | key | [`Issued`](super::cert::Issued): an identity that the cluster has issued |
+//! | `V` | hash of what is revoked | [`RevokedInfo`](wire::message::cert::RevokedInfo) |
+//! | `N` | number | [`AuditRecord`](wire::message::cert::AuditRecord) |
 //! | `C` | name | cluster setting or counter |
 //!
 //! Structured values are coded by `wire::codec` (a version byte, then postcard). Those of the tables `I`, `L`, `D`, `E` and

@@ -16,7 +16,7 @@ use super::session;
 use super::settings::{self, NEXT_INO};
 use super::token;
 use super::view::{KvExt, View};
-use super::{Context, extent, lifetime, orphan};
+use super::{Context, cert, extent, lifetime, orphan};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use wire::attr::Timestamp;
@@ -165,7 +165,9 @@ pub fn begin_anew(view: &mut View, jump: Jump, stop: &DeletionStop) -> Result<()
     if settings::cluster(view).is_none() {
         return Err(Error::Malformed("the state is of no cluster".to_owned()));
     }
-    for (counter, first) in [(NEXT_INO, Ino::FIRST_FREE.0), ("next session", 1), ("next ended", 1)] {
+    // Block daemons know a list of what is revoked, and believe a newer one alone.
+    let counters = [(NEXT_INO, Ino::FIRST_FREE.0), ("next session", 1), ("next ended", 1), (cert::VERSION, 0)];
+    for (counter, first) in counters {
         let key = keys::setting(counter);
         let last = view.load(&key).unwrap_or(first);
         view.store(key, &jump.over(last));

@@ -172,6 +172,15 @@ pub(super) fn revoke(view: &mut View, id: TokenId) -> CommandReply {
     CommandReply::Done
 }
 
+/// Revokes the tokens that were used with this key.
+pub(super) fn revoke_used_by(view: &mut View, key: &[u8; 32]) {
+    for token in all(view) {
+        if view.get(&token_keys::enrolled(token.new.id, key)).is_some() {
+            revoke(view, token.new.id);
+        }
+    }
+}
+
 /// Revokes all tokens.
 pub(super) fn revoke_all(view: &mut View) {
     for token in all(view) {
@@ -179,13 +188,18 @@ pub(super) fn revoke_all(view: &mut View) {
     }
 }
 
-/// Applies `Command::UseToken`. Returns whom the certificate is for.
+/// Counts the use of a token that was judged.
+pub(super) fn count(view: &mut View, now: Timestamp, newcomer: &Use, subject: &Subject) {
+    let enrolled = Enrolled { name: subject.name.clone(), at: now };
+    view.store(token_keys::enrolled(newcomer.token, &newcomer.key), &enrolled);
+}
+
+/// Applies `Command::UseToken`, which logs of earlier releases have. Returns whom the certificate is for.
 pub(super) fn enroll(view: &mut View, now: Timestamp, newcomer: &Use) -> Result<Subject, EnrollRefusal> {
     expire(view, now);
     let (subject, is_again) = judge(view, now, newcomer)?;
     if !is_again {
-        let enrolled = Enrolled { name: subject.name.clone(), at: now };
-        view.store(token_keys::enrolled(newcomer.token, &newcomer.key), &enrolled);
+        count(view, now, newcomer, &subject);
     }
     Ok(subject)
 }

@@ -54,6 +54,16 @@ impl std::fmt::Display for Stamped {
             Command::RevokeToken(id) => write!(f, "revoke token {id}"),
             Command::UseToken(newcomer) => write!(f, "use token {}", newcomer.token),
             Command::ExpireTokens => f.write_str("expire tokens"),
+            Command::Enroll(enrolling) => write!(f, "enroll by token {}", enrolling.newcomer.token),
+            Command::Renew(renewal) => write!(f, "renew {}", renewal.key),
+            Command::Revoke(revoking) => write!(f, "{} revocations", revoking.list.len()),
+            Command::Allow { list, .. } => write!(f, "{} revocations less", list.len()),
+            Command::SetCertLife { ms, .. } => write!(f, "certificates live for {ms} ms"),
+            Command::Note(record) => write!(f, "audit: {}", record.event),
+            Command::ByOperator { asker, change } => {
+                let command: Command = change.clone().into();
+                write!(f, "{}, asked for by {}", Stamped { now: self.now, command }, asker.name)
+            }
         }
     }
 }
@@ -67,6 +77,9 @@ impl std::fmt::Display for CommandReply {
             CommandReply::Stale => "stale",
             CommandReply::Repaired(_) => "repaired",
             CommandReply::Enrolled(_) => "enrolled",
+            CommandReply::Issued(_) => "issued",
+            CommandReply::Renewed(_) => "renewed",
+            CommandReply::Revoked(_) => "revocations changed",
         })
     }
 }

@@ -1,20 +1,27 @@
 //! Operators' requests.
 
 use super::Server;
+use super::cert::asker;
+use crate::cluster::met::{self, Leaver};
 use crate::cluster::watch;
 use crate::error::ProposeError;
-use crate::fs::{Command, Stamped, retention, session, settings, token};
+use crate::fs::operator::Change;
+use crate::fs::{audit, cert, retention, session, settings, token};
 use std::time::Duration;
-use wire::ids::SessionId;
+use wire::ids::{MetadId, SessionId};
 use wire::layout::{Layout, LayoutMember};
-use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS};
+use wire::limits::{BLOCKD_TEXT_BYTES_MAX, DOWN_AFTER_MIN_MS, HEAD_BYTES_MAX};
 use wire::message::admin::{AdminReply, AdminRequest, BlockdHealth, ClusterStatus};
+use wire::message::cert::{AuditEvent, AuditRecords};
 use wire::message::check::CheckRequest;
 use wire::message::meta::MetaReply;
-use wire::tls::PeerIdentity;
+use wire::tls::{PeerIdentity, Role, Subject};
 
 /// A snapshot of a large state takes a while.
 const SNAPSHOT_LIMIT: Duration = Duration::from_secs(600);
+
+/// Room for a list of certificates in an answer.
+const CERTS_BYTES: usize = HEAD_BYTES_MAX - (64 << 10);
 
 /// A drained daemon that has been silent for so long has been switched off.
 const SILENT_MS: u64 = 3_000;
@@ -24,34 +31,122 @@ impl Server {
         if let AdminRequest::Check(CheckRequest::Digest(check)) = request {
             return Ok(MetaReply::Admin(AdminReply::Check(self.digest(check))));
         }
+        if let AdminRequest::Refusals { since } = request {
+            let records = self.shared.refused.since(since);
+            return Ok(MetaReply::Admin(AdminReply::Audit(AuditRecords { records })));
+        }
         self.shared.consensus.read_barrier().await?;
         let consensus = &self.shared.consensus;
         let reply = match request {
             AdminRequest::Status => AdminReply::Status(Box::new(self.status().await)),
-            AdminRequest::AddMetad { id, addr } => outcome(consensus.add(id, addr).await)?,
-            AdminRequest::AddLearner { id, addr } => outcome(consensus.add_learner(id, addr).await)?,
-            AdminRequest::ReplaceMetad { old, new } => outcome(consensus.replace(old, new).await)?,
-            AdminRequest::RemoveMetad { id } => outcome(consensus.remove(id).await)?,
-            AdminRequest::SetRedundancy { replicas, min_sync } => self.set_redundancy(replicas, min_sync).await?,
-            AdminRequest::DrainBlockd { name, drain } => self.drain_blockd(&name, drain).await?,
-            AdminRequest::ReplaceBlockd { name, successor } => self.replace_blockd(&name, &successor).await?,
-            AdminRequest::RemoveBlockd { name } => self.remove_blockd(&name).await?,
-            AdminRequest::SetDownAfter { ms } => self.set_down_after(ms).await?,
+            AdminRequest::AddMetad { id, addr } => {
+                self.shared.check_asker(&asker(peer)).await?;
+                let added = outcome(consensus.add(id, addr).await)?;
+                self.noted(peer, added, AuditEvent::MetadAdded, id).await
+            }
+            AdminRequest::AddLearner { id, addr } => {
+                self.shared.check_asker(&asker(peer)).await?;
+                let added = outcome(consensus.add_learner(id, addr).await)?;
+                self.noted(peer, added, AuditEvent::MetadAdded, id).await
+            }
+            AdminRequest::ReplaceMetad { old, new } => {
+                let leaving = match self.leaving(old).await {
+                    Ok(leaving) => leaving,
+                    Err(reason) => return Ok(MetaReply::Admin(AdminReply::Failed(reason))),
+                };
+                self.shared.check_asker(&asker(peer)).await?;
+                let replaced = outcome(consensus.replace(old, new).await)?;
+                self.removed_metad(peer, replaced, (old, leaving)).await?
+            }
+            AdminRequest::RemoveMetad { id } => {
+                let leaving = match self.leaving(id).await {
+                    Ok(leaving) => leaving,
+                    Err(reason) => return Ok(MetaReply::Admin(AdminReply::Failed(reason))),
+                };
+                self.shared.check_asker(&asker(peer)).await?;
+                let removed = outcome(consensus.remove(id).await)?;
+                self.removed_metad(peer, removed, (id, leaving)).await?
+            }
+            AdminRequest::SetRedundancy { replicas, min_sync } => self.set_redundancy(peer, replicas, min_sync).await?,
+            AdminRequest::DrainBlockd { name, drain } => self.drain_blockd(peer, &name, drain).await?,
+            AdminRequest::ReplaceBlockd { name, successor } => self.replace_blockd(peer, &name, &successor).await?,
+            AdminRequest::RemoveBlockd { name, keep_identity } => {
+                self.remove_blockd(peer, &name, keep_identity).await?
+            }
+            AdminRequest::SetDownAfter { ms } => self.set_down_after(peer, ms).await?,
             AdminRequest::Snapshot => match consensus.snapshot(SNAPSHOT_LIMIT).await {
                 Ok(()) => AdminReply::Done,
                 Err(error) => AdminReply::Failed(error.to_string()),
             },
-            AdminRequest::PinBlocks { name, keep_ms } => self.pin_blocks(name, keep_ms).await?,
+            AdminRequest::PinBlocks { name, keep_ms } => self.pin_blocks(peer, name, keep_ms).await?,
             AdminRequest::Pins => AdminReply::Pins(retention::pins(&**consensus.state(), self.shared.clock.now())),
-            AdminRequest::ReleasePin { name } => self.release_pin(name).await?,
-            AdminRequest::EvictSession { session } => self.evict(session).await?,
+            AdminRequest::ReleasePin { name } => self.release_pin(peer, name).await?,
+            AdminRequest::EvictSession { session } => self.evict(peer, session).await?,
             AdminRequest::ResumeDeletion { force } => self.resume_deletion(peer, force).await?,
             AdminRequest::Check(request) => self.check(peer, request).await?,
-            AdminRequest::CreateToken(new) => self.create_token(new).await?,
+            AdminRequest::CreateToken(new) => self.create_token(peer, new).await?,
             AdminRequest::Tokens => AdminReply::Tokens(token::list(&**consensus.state(), self.shared.clock.now())),
-            AdminRequest::RevokeToken { id } => self.revoke_token(id).await?,
+            AdminRequest::RevokeToken { id } => self.revoke_token(peer, id).await?,
+            AdminRequest::Certs => AdminReply::Certs(Box::new(cert::list(&**consensus.state()).within(CERTS_BYTES))),
+            AdminRequest::RevokeCert { target, force, reason } => self.revoke_cert(peer, target, force, reason).await?,
+            AdminRequest::AllowCert { target } => self.allow_cert(peer, target).await?,
+            AdminRequest::SetCertLife { ms } => self.set_cert_life(peer, ms).await?,
+            AdminRequest::Audit { since } => {
+                AdminReply::Audit(AuditRecords { records: audit::since(&**consensus.state(), since) })
+            }
+            // Answered above, by any node.
+            AdminRequest::Refusals { .. } => AdminReply::Done,
         };
         Ok(MetaReply::Admin(reply))
+    }
+
+    /// Records a change of the membership that was made.
+    async fn noted(&self, peer: &PeerIdentity, reply: AdminReply, event: AuditEvent, id: MetadId) -> AdminReply {
+        if matches!(reply, AdminReply::Done) {
+            self.shared.note(peer, event, format!("metad-{id}")).await;
+        }
+        reply
+    }
+
+    /// Returns the metad that is about to leave. Somebody may have mistaken the number: one that never was a member is not
+    /// removed, for its name would be refused when it is needed.
+    async fn leaving(&self, id: MetadId) -> Result<Leaver, String> {
+        let members = self.shared.members_met().await;
+        let is_member = members.iter().any(|member| member.id == id);
+        if !is_member && !settings::metads_ever(&**self.shared.consensus.state()).contains(&id) {
+            return Err(format!("metad-{id} never was a member: `surf cluster status` shows who is"));
+        }
+        Ok(met::leaver(members, id))
+    }
+
+    /// Refuses a metad that was removed. The change of the membership is made, so it is not a failure if this cannot be
+    /// done: the command is repeated then.
+    async fn removed_metad(
+        &self,
+        peer: &PeerIdentity,
+        reply: AdminReply,
+        (id, leaving): (MetadId, Leaver),
+    ) -> Result<AdminReply, ProposeError> {
+        if !matches!(reply, AdminReply::Done) {
+            return Ok(reply);
+        }
+        let (holder, shown) = match leaving {
+            Leaver::Alone(holder, shown) => (holder, shown),
+            Leaver::Beside(Subject { name, .. }, other) => {
+                tracing::warn!(%id, name, %other, "the certificate of the metad that was removed is not revoked");
+                self.noted(peer, reply, AuditEvent::MetadRemoved, id).await;
+                return Ok(AdminReply::Told(vec![format!(
+                    "metad-{id} is removed, but its certificate is not revoked: metad-{other} may have one of the same name. \
+                     If it has not, `surf cert revoke {name} --role metad`"
+                )]));
+            }
+        };
+        let revoked = self.shared.revoke_removed(peer, holder, shown).await?;
+        let reply = self.noted(peer, reply, AuditEvent::MetadRemoved, id).await;
+        Ok(match revoked {
+            Ok(()) => reply,
+            Err(reason) => AdminReply::Failed(format!("metad-{id} is removed, but its certificate is not: {reason}")),
+        })
     }
 
     async fn status(&self) -> ClusterStatus {
@@ -79,22 +174,27 @@ impl Server {
         }
     }
 
-    async fn set_redundancy(&self, replicas: u8, min_sync: u8) -> Result<AdminReply, ProposeError> {
+    async fn set_redundancy(
+        &self,
+        peer: &PeerIdentity,
+        replicas: u8,
+        min_sync: u8,
+    ) -> Result<AdminReply, ProposeError> {
         if !(1..=5).contains(&replicas) || !(1..=replicas).contains(&min_sync) {
             return Ok(AdminReply::Failed("replicas are 1 to 5, synced ones 1 to as many".to_owned()));
         }
-        self.changed(|layout| layout.with_redundancy(replicas, min_sync)).await
+        self.changed(peer, |layout| layout.with_redundancy(replicas, min_sync)).await
     }
 
-    async fn set_down_after(&self, ms: u64) -> Result<AdminReply, ProposeError> {
+    async fn set_down_after(&self, peer: &PeerIdentity, ms: u64) -> Result<AdminReply, ProposeError> {
         if ms < DOWN_AFTER_MIN_MS {
             return Ok(AdminReply::Failed(format!("at least {} s", DOWN_AFTER_MIN_MS / 1000)));
         }
         let step = |layout: &Layout| Layout { epoch: layout.epoch.next(), down_after_ms: ms, ..layout.clone() };
-        self.changed(|layout| Some(step(layout))).await
+        self.changed(peer, |layout| Some(step(layout))).await
     }
 
-    async fn drain_blockd(&self, name: &str, drain: bool) -> Result<AdminReply, ProposeError> {
+    async fn drain_blockd(&self, peer: &PeerIdentity, name: &str, drain: bool) -> Result<AdminReply, ProposeError> {
         let layout = settings::layout(&**self.shared.consensus.state());
         let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
         if member.draining == drain {
@@ -109,11 +209,11 @@ impl Server {
             return Ok(AdminReply::Failed(reason));
         }
         // Checked again in this step: another daemon may have been drained meanwhile.
-        self.changed(|layout| if is_enough(layout) { layout.drained(&id, drain) } else { None }).await
+        self.changed(peer, |layout| if is_enough(layout) { layout.drained(&id, drain) } else { None }).await
     }
 
     /// Ends a session that lives, or seems to.
-    async fn evict(&self, id: SessionId) -> Result<AdminReply, ProposeError> {
+    async fn evict(&self, peer: &PeerIdentity, id: SessionId) -> Result<AdminReply, ProposeError> {
         let Some(session) = session::find_or_ended(&**self.shared.consensus.state(), id) else {
             return Ok(AdminReply::Failed(format!("there is no session {id}: `surf session list` shows all")));
         };
@@ -127,16 +227,21 @@ impl Server {
             return Err(ProposeError::NotLeader(self.shared.consensus.leader().await));
         };
         self.shared.end_leases(term, id).await?;
-        let stamped = Stamped { now: self.shared.clock.now(), command: Command::CloseSessions(vec![id]) };
-        self.shared.consensus.propose_in(Some(term), stamped).await?;
+        self.shared.propose_by(Some(term), &asker(peer), Change::CloseSessions(vec![id])).await?;
         self.shared.forget_leases(id);
-        tracing::info!(%id, host = session.opening.host, purpose = session.opening.purpose, "an operator ended a session");
+        let who = format!("session {id} of client {}", session.opening.client);
+        self.shared.note(peer, AuditEvent::Evicted, who).await;
         Ok(AdminReply::Done)
     }
 
     /// Names a daemon's successor. The successor must not have joined: its points would have to change, and older
     /// owners could not be found any more.
-    async fn replace_blockd(&self, name: &str, successor: &str) -> Result<AdminReply, ProposeError> {
+    async fn replace_blockd(
+        &self,
+        peer: &PeerIdentity,
+        name: &str,
+        successor: &str,
+    ) -> Result<AdminReply, ProposeError> {
         let layout = settings::layout(&**self.shared.consensus.state());
         let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
         if successor.is_empty() || successor.len() > BLOCKD_TEXT_BYTES_MAX {
@@ -151,11 +256,16 @@ impl Server {
             return Ok(if other.id == member.id { AdminReply::Done } else { AdminReply::Failed(reason) });
         }
         let id = member.id;
-        self.changed(|layout| Some(layout.succeeded_by(&id, successor))).await
+        self.changed(peer, |layout| Some(layout.succeeded_by(&id, successor))).await
     }
 
     /// Removes a daemon, unless it runs or may run.
-    async fn remove_blockd(&self, name: &str) -> Result<AdminReply, ProposeError> {
+    async fn remove_blockd(
+        &self,
+        peer: &PeerIdentity,
+        name: &str,
+        keep_identity: bool,
+    ) -> Result<AdminReply, ProposeError> {
         let layout = settings::layout(&**self.shared.consensus.state());
         let Some(member) = named(&layout, name) else { return Ok(unknown(&layout, name)) };
         let states = self.shared.liveness.blockds(&layout);
@@ -179,11 +289,25 @@ impl Server {
             _ => {}
         }
         let id = member.id;
-        self.changed(|layout| Some(layout.removed(&id))).await
+        // First: one that is refused already cannot join again in between.
+        if !keep_identity
+            && let Err(reason) = self.shared.revoke_removed(peer, Subject::new(Role::Blockd, name), None).await?
+        {
+            return Ok(AdminReply::Failed(reason));
+        }
+        let removed = self.changed(peer, |layout| Some(layout.removed(&id))).await?;
+        if matches!(removed, AdminReply::Done) {
+            self.shared.note(peer, AuditEvent::BlockdRemoved, format!("blockd {name}")).await;
+        }
+        Ok(removed)
     }
 
-    async fn changed(&self, step: impl FnOnce(&Layout) -> Option<Layout>) -> Result<AdminReply, ProposeError> {
-        Ok(match watch::change(&self.shared, step).await? {
+    async fn changed(
+        &self,
+        peer: &PeerIdentity,
+        step: impl FnOnce(&Layout) -> Option<Layout>,
+    ) -> Result<AdminReply, ProposeError> {
+        Ok(match watch::change_by(&self.shared, Some(&asker(peer)), step).await? {
             Some(_) => AdminReply::Done,
             None => AdminReply::Failed("too many changes are under way: wait until blocks have moved".to_owned()),
         })

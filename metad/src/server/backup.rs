@@ -1,10 +1,12 @@
 //! Backups: the state as a stream to an operator, the pins that keep its blocks, and the end of a recovery.
 
 use super::Server;
+use super::cert::asker;
 use crate::checks::Reader;
 use crate::consensus::Frozen;
 use crate::error::ProposeError;
-use crate::fs::{Command, CommandReply, check, keys, recovery, retention, rules, settings};
+use crate::fs::operator::Change;
+use crate::fs::{CommandReply, check, keys, recovery, retention, rules, settings};
 use bytes::Bytes;
 use std::io::{self, Write};
 use std::time::Duration;
@@ -71,24 +73,29 @@ impl Server {
         written.map(|()| bytes).map_err(|error| error.to_string())
     }
 
-    pub(super) async fn pin_blocks(&self, name: String, keep_ms: u64) -> Result<AdminReply, ProposeError> {
+    pub(super) async fn pin_blocks(
+        &self,
+        peer: &PeerIdentity,
+        name: String,
+        keep_ms: u64,
+    ) -> Result<AdminReply, ProposeError> {
         if name.is_empty() || name.len() > PIN_NAME_BYTES_MAX || keep_ms > PIN_MAX_MS {
             let reason =
                 format!("names have 1 to {PIN_NAME_BYTES_MAX} bytes, and blocks are kept for 100 years at most");
             return Ok(AdminReply::Failed(reason));
         }
         let refused = format!("there is a backup {name:?} already, or there are {PINS_MAX}: release some");
-        Ok(match self.shared.propose(Command::PinBlocks { name, keep_ms }).await? {
+        Ok(match self.shared.propose_by(None, &asker(peer), Change::PinBlocks { name, keep_ms }).await? {
             CommandReply::Done => AdminReply::Done,
             _ => AdminReply::Failed(refused),
         })
     }
 
-    pub(super) async fn release_pin(&self, name: String) -> Result<AdminReply, ProposeError> {
+    pub(super) async fn release_pin(&self, peer: &PeerIdentity, name: String) -> Result<AdminReply, ProposeError> {
         let pins = retention::pins(&**self.shared.consensus.state(), self.shared.clock.now());
         let names: Vec<&str> = pins.iter().map(|pin| pin.name.as_str()).collect();
         let refused = format!("no backup {name:?} keeps blocks; there are {names:?}");
-        Ok(match self.shared.propose(Command::ReleasePin { name }).await? {
+        Ok(match self.shared.propose_by(None, &asker(peer), Change::ReleasePin { name }).await? {
             CommandReply::Done => AdminReply::Done,
             _ => AdminReply::Failed(refused),
         })
@@ -106,7 +113,7 @@ impl Server {
                 Err(reason) => return Ok(AdminReply::Failed(reason)),
             }
         }
-        self.shared.propose(Command::ResumeDeletion).await?;
+        self.shared.propose_by(None, &asker(peer), Change::ResumeDeletion).await?;
         tracing::warn!("blocks that nothing refers to are deleted again");
         Ok(AdminReply::Done)
     }

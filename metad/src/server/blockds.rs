@@ -3,9 +3,10 @@
 use super::{Server, validate};
 use crate::cluster::{placement, watch};
 use crate::error::ProposeError;
-use crate::fs::{blockref, retention, settings};
+use crate::fs::{blockref, cert, retention, settings};
 use wire::ids::{BlockHash, LayoutEpoch};
 use wire::layout::{Layout, LayoutMember};
+use wire::message::cert::AuditEvent;
 use wire::message::meta::{BlockdHeartbeat, MetaReply};
 use wire::tls::PeerIdentity;
 
@@ -22,19 +23,29 @@ impl Server {
         if heartbeat.name != peer.subject.name {
             return Err(ProposeError::Refused(format!("{} reports as {}", peer.subject.name, heartbeat.name)));
         }
-        let known = heartbeat.epoch;
+        let (known, known_revoked) = (heartbeat.epoch, heartbeat.revoked);
         self.refuse_if_behind(&heartbeat.name, known)?;
         self.shared.liveness.heard_blockd(heartbeat.clone());
         let mut layout = settings::layout(&**self.shared.consensus.state());
         if !stands_in(&layout, &heartbeat) {
-            layout = self.admit(heartbeat, layout).await?;
+            layout = self.admit(peer, heartbeat, layout).await?;
         }
-        Ok(MetaReply::BlockdAlive { layout: (layout.epoch != known).then_some(layout) })
+        let state = &**self.shared.consensus.state();
+        // This node's own list may be a moment behind the state: then it is sent once more than it has to be.
+        let own = self.shared.endpoint.refusals().mark();
+        let is_current = own == known_revoked && own.version == cert::version(state);
+        let revoked = (!is_current).then(|| cert::revocations(state));
+        Ok(MetaReply::BlockdAlive { layout: (layout.epoch != known).then_some(layout), revoked })
     }
 
     /// Makes the daemon a member of the layout, or an owner again. Where too many changes are under way, the layout
     /// stays as it is, and the daemon's next heartbeat asks again.
-    async fn admit(&self, heartbeat: BlockdHeartbeat, layout: Layout) -> Result<Layout, ProposeError> {
+    async fn admit(
+        &self,
+        peer: &PeerIdentity,
+        heartbeat: BlockdHeartbeat,
+        layout: Layout,
+    ) -> Result<Layout, ProposeError> {
         let name = heartbeat.name.clone();
         // Another daemon may have joined since the heartbeat was checked.
         let may_join = |now: &Layout| !stands_in(now, &heartbeat) && validate::heartbeat(now, &heartbeat).is_ok();
@@ -42,6 +53,9 @@ impl Server {
         Ok(match watch::change(&self.shared, step).await? {
             Some(changed) => {
                 tracing::info!(epoch = %changed.epoch, name, "block daemon is in the layout");
+                if layout.members.iter().all(|member| member.name != name) {
+                    self.shared.note(peer, AuditEvent::BlockdJoined, format!("blockd {name}")).await;
+                }
                 changed
             }
             None => layout,
@@ -217,6 +231,7 @@ mod tests {
             every_ms: 1000,
             repair: wire::message::block::RepairReport::default(),
             failed: false,
+            revoked: wire::revoked::ListMark::default(),
         }
     }
 

@@ -1,11 +1,15 @@
 //! Join tokens: operators make them, newcomers get certificates for them.
 
 use super::Server;
+use super::cert::asker;
 use crate::Shared;
 use crate::error::ProposeError;
-use crate::fs::{Command, CommandReply, token};
+use crate::fs::operator::Change;
+use crate::fs::{Command, CommandReply, cert, token};
+use crate::refused::log;
 use std::net::SocketAddr;
 use std::time::Duration;
+use wire::cert::{KeyId, Term};
 use wire::ids::{MetadId, TokenId};
 use wire::issuer::{IssuerKey, SigningRequest};
 use wire::limits::{
@@ -13,8 +17,9 @@ use wire::limits::{
     TOKEN_VALID_MAX_MS, TOKENS_MAX,
 };
 use wire::message::admin::AdminReply;
+use wire::message::cert::{AuditEvent, AuditRecord};
 use wire::message::enroll::{EnrollRefusal, EnrollReply, EnrollRequest};
-use wire::tls::{ClientGrant, Role, Subject};
+use wire::tls::{ClientGrant, PeerIdentity, Role, Subject};
 use wire::token::NewToken;
 
 /// Who shows a wrong secret waits for this long: a connection tries few of them.
@@ -30,14 +35,15 @@ pub(super) async fn expire_tokens(shared: &Shared) {
 }
 
 impl Server {
-    pub(super) async fn create_token(&self, new: NewToken) -> Result<AdminReply, ProposeError> {
+    pub(super) async fn create_token(&self, peer: &PeerIdentity, new: NewToken) -> Result<AdminReply, ProposeError> {
         if let Err(reason) = self.check_token(&new) {
             return Ok(AdminReply::Failed(reason));
         }
         let (id, role, uses, valid_ms) = (new.id, new.role, new.uses, new.valid_ms);
-        match self.shared.propose(Command::CreateToken(new)).await? {
+        match self.shared.propose_by(None, &asker(peer), Change::CreateToken(new)).await? {
             CommandReply::Done => {
-                tracing::info!(%id, %role, uses, valid_ms, "an operator made a join token");
+                let who = format!("token {:016x} for {uses} x {role}, valid for {} s", id.0, valid_ms / 1_000);
+                self.shared.note(peer, AuditEvent::TokenCreated, who).await;
                 Ok(AdminReply::Done)
             }
             _ => Ok(AdminReply::Failed(format!(
@@ -48,7 +54,7 @@ impl Server {
 
     fn check_token(&self, new: &NewToken) -> Result<(), String> {
         let me = self.shared.config.id;
-        let Some(issuer) = &self.shared.config.issuer else { return Err(EnrollRefusal::NoIssuer(me).to_string()) };
+        let Some(issuer) = self.shared.signing_issuer() else { return Err(EnrollRefusal::NoIssuer(me).to_string()) };
         if new.role == Role::Admin {
             return Err("operators get no tokens: their identities are made with the CA itself".to_owned());
         }
@@ -89,10 +95,10 @@ impl Server {
         Ok(())
     }
 
-    pub(super) async fn revoke_token(&self, id: TokenId) -> Result<AdminReply, ProposeError> {
-        match self.shared.propose(Command::RevokeToken(id)).await? {
+    pub(super) async fn revoke_token(&self, peer: &PeerIdentity, id: TokenId) -> Result<AdminReply, ProposeError> {
+        match self.shared.propose_by(None, &asker(peer), Change::RevokeToken(id)).await? {
             CommandReply::Done => {
-                tracing::info!(%id, "an operator revoked a join token");
+                self.shared.note(peer, AuditEvent::TokenRevoked, format!("token {:016x}", id.0)).await;
                 Ok(AdminReply::Done)
             }
             _ => Ok(AdminReply::Failed(format!("there is no token {id}: `surf token list` shows all"))),
@@ -105,12 +111,11 @@ impl Server {
             Ok(reply) => return reply,
             Err(why) => why,
         };
+        self.shared.refused.add(self.shared.clock.now(), "a newcomer", addr, &why.to_string());
         if why == EnrollRefusal::Unknown {
             self.shared.wrong_secrets.count(addr);
             // No wait for anything: it makes trying slow.
             tokio::time::sleep(WRONG_SECRET_PAUSE).await;
-        } else {
-            tracing::info!(%addr, %why, "a newcomer was refused");
         }
         EnrollReply::Refused { why, now: self.shared.clock.now() }
     }
@@ -127,7 +132,7 @@ impl Server {
         }
         let (state, id, hash) = (&**consensus.state(), request.token, request.secret.hash());
         let new = token::known(state, id, &hash)?;
-        let issuer = self.shared.config.issuer.as_deref().ok_or(EnrollRefusal::NoIssuer(me))?;
+        let issuer = self.shared.signing_issuer().ok_or(EnrollRefusal::NoIssuer(me))?;
         if !issuer.roles().contains(&new.role) {
             return Err(EnrollRefusal::RoleNotIssued(me, new.role));
         }
@@ -138,30 +143,34 @@ impl Server {
         let host = request.host.chars().filter(char::is_ascii).take(NEWCOMER_HOST_BYTES_MAX).collect();
         let newcomer = token::Use { token: id, hash, key: signing.key_hash(), host };
         // The log gets what changes something, and no refusals: strangers must not fill it.
-        let (subject, is_again) = token::judge(state, self.shared.clock.now(), &newcomer)?;
-        let subject = if is_again {
-            subject
-        } else {
-            match self.shared.propose(Command::UseToken(newcomer)).await {
-                Ok(CommandReply::Enrolled(outcome)) => outcome?,
-                Err(ProposeError::NotLeader(leader)) => return Ok(not_leader(leader)),
-                // The same request can be sent again: its key counts once.
-                Ok(_) | Err(_) => return Ok(EnrollReply::Busy),
+        let (subject, term) = match cert::earlier(state, self.shared.clock.now(), &newcomer, &issuer.key())? {
+            Some(earlier) => earlier,
+            None => {
+                let enrolling = cert::Enrolling { newcomer, issuer: issuer.key(), by: me, addr };
+                match self.shared.propose(Command::Enroll(enrolling)).await {
+                    Ok(CommandReply::Issued(outcome)) => outcome?,
+                    Err(ProposeError::NotLeader(leader)) => return Ok(not_leader(leader)),
+                    // The same request can be sent again: its key counts once.
+                    Ok(_) | Err(_) => return Ok(EnrollReply::Busy),
+                }
             }
         };
-        Ok(self.certificate(addr, issuer, &signing, &subject))
+        Ok(self.signed(addr, issuer, &signing, (&subject, &term)))
     }
 
-    fn certificate(
+    fn signed(
         &self,
         addr: SocketAddr,
         issuer: &IssuerKey,
         signing: &SigningRequest,
-        subject: &Subject,
+        (subject, term): (&Subject, &Term),
     ) -> EnrollReply {
-        match issuer.sign(signing, subject) {
+        match issuer.sign(signing, subject, term) {
             Ok(certificate) => {
-                tracing::info!(%addr, name = subject.name, role = %subject.role, "a newcomer has got a certificate");
+                let who = format!("{} {}", subject.role, subject.name);
+                let detail = format!("key {}, signed by metad-{}", KeyId(signing.key_hash()), self.shared.config.id);
+                let (at, event) = (self.shared.clock.now(), AuditEvent::Enrolled);
+                log(&AuditRecord { at, event, who, addr: Some(addr), detail });
                 let (_, nodes) = self.shared.consensus.settled_members();
                 EnrollReply::Issued {
                     cluster: self.shared.config.cluster.clone(),

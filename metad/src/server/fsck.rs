@@ -3,12 +3,15 @@
 //! The running checks are in `checks`. Repairs wait until nobody answers from a cache what they change.
 
 use super::Server;
+use super::cert::asker;
 use crate::checks::Reader;
 use crate::error::ProposeError;
 use crate::fs::blockref::{self, BlockRef};
+use crate::fs::cert::Asker;
 use crate::fs::check::places;
+use crate::fs::operator::Change;
 use crate::fs::view::{Kv, KvExt};
-use crate::fs::{Command, CommandReply, Stamped, extent, keys, repair, retention};
+use crate::fs::{Command, CommandReply, extent, keys, repair, retention};
 use crate::shared::Shared;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -46,7 +49,7 @@ impl Server {
                 let look = move || hashes.iter().map(|hash| blockref::is_referenced(&*state, hash)).collect();
                 blocking(look).await.map(CheckReply::Referenced)
             }
-            CheckRequest::Repair { check, seq, repairs } => return self.repair(check, seq, repairs).await,
+            CheckRequest::Repair { check, seq, repairs } => return self.repair(peer, check, seq, repairs).await,
             CheckRequest::End(check) => {
                 self.shared.checks.end(check);
                 Ok(CheckReply::Ended)
@@ -121,7 +124,13 @@ impl Server {
         }
     }
 
-    async fn repair(&self, check: CheckId, seq: u64, repairs: Vec<Repair>) -> Result<AdminReply, ProposeError> {
+    async fn repair(
+        &self,
+        peer: &PeerIdentity,
+        check: CheckId,
+        seq: u64,
+        repairs: Vec<Repair>,
+    ) -> Result<AdminReply, ProposeError> {
         let running = match self.shared.checks.find(check) {
             Ok(running) => running,
             Err(reason) => return Ok(AdminReply::Failed(reason)),
@@ -137,10 +146,10 @@ impl Server {
         }
         let base = repair::repairs(&*running.state).count;
         let repairing = repair::Repairing { check, base, seq, repairs };
-        let shared = self.shared.clone();
+        let (shared, asker) = (self.shared.clone(), asker(peer));
         // It runs to its end even if the caller goes away: it waits for sessions that were asked to drop what they
         // cached.
-        let carried_out = self.shared.changes.spawn(async move { carry_out(&shared, repairing).await });
+        let carried_out = self.shared.changes.spawn(async move { carry_out(&shared, &asker, repairing).await });
         match carried_out.await.map_err(|error| ProposeError::Refused(error.to_string()))?? {
             CommandReply::Repaired(made) => Ok(AdminReply::Check(CheckReply::Repaired(made))),
             _ => Ok(AdminReply::Failed("another check has mended something meanwhile: check again".to_owned())),
@@ -149,7 +158,7 @@ impl Server {
 }
 
 /// Proposes repairs once nobody answers from a cache what they change.
-async fn carry_out(shared: &Shared, repairing: repair::Repairing) -> Result<CommandReply, ProposeError> {
+async fn carry_out(shared: &Shared, asker: &Asker, repairing: repair::Repairing) -> Result<CommandReply, ProposeError> {
     let Some(term) = shared.consensus.leadership() else {
         return Err(ProposeError::NotLeader(shared.consensus.leader().await));
     };
@@ -160,8 +169,7 @@ async fn carry_out(shared: &Shared, repairing: repair::Repairing) -> Result<Comm
     shared.wait_for_others(None).await?;
     // There is no session: whatever any session has cached is recalled.
     let _changing = shared.begin_change(term, SessionId::default(), touched.into_iter().collect(), false).await?;
-    let stamped = Stamped { now: shared.clock.now(), command: Command::Repair(repairing) };
-    shared.consensus.propose_in(Some(term), stamped).await
+    shared.propose_by(Some(term), asker, Change::Repair(repairing)).await
 }
 
 /// Returns why a repair is not proposed: everything that enters the log is valid.

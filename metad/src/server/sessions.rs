@@ -38,7 +38,7 @@ impl Server {
     /// node cannot know that it leads, or the cluster has no leader.
     pub(super) fn hear(&self, peer: &PeerIdentity, id: SessionId) {
         if self.owns(peer, id) {
-            self.shared.liveness.heard_session(id);
+            self.shared.liveness.heard_session(id, peer);
         }
     }
 
@@ -72,7 +72,7 @@ impl Server {
         if let Some(old) = resumes.filter(|old| session::find(&**self.shared.consensus.state(), *old).is_none()) {
             self.shared.forget_leases(old);
         }
-        self.shared.liveness.heard_session(id);
+        self.shared.liveness.heard_session(id, peer);
         Ok(MetaReply::Session {
             session: id,
             ttl_ms: SESSION_TTL_MS,
@@ -92,7 +92,7 @@ impl Server {
         if !self.owns(peer, id) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
-        self.shared.liveness.heard_session(id);
+        self.shared.liveness.heard_session(id, peer);
         let state = self.shared.consensus.state();
         let layout = settings::layout(&**state);
         Ok(MetaReply::Alive {
@@ -170,7 +170,7 @@ impl Server {
         if let Err(failed) = validate::batch(&batch, !peer.subject.grant.read_only) {
             return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
         }
-        self.shared.liveness.heard_session(id);
+        self.shared.liveness.heard_session(id, peer);
         let has_ended = known.has_ended();
         let ops = batch.ops.clone();
         // In a task of its own: it runs to its end though this request's connection is lost.

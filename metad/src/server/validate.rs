@@ -129,7 +129,7 @@ pub(super) fn heartbeat(layout: &Layout, heartbeat: &BlockdHeartbeat) -> Result<
     let mut own = layout.members.iter().filter(|member| member.name == *name);
     if let Some(own) = own.find(|own| own.id != *id && own.addr != *addr) {
         return Err(format!(
-            "{name} is a member already, as {} at {}: start it at that address, or run `surf blockd remove {name}` first if its \
+            "{name} is a member already, as {} at {}: start it at that address, or run `surf blockd remove --keep-identity {name}` first if its \
              content is lost",
             own.id, own.addr
         ));
@@ -271,6 +271,7 @@ mod tests {
             every_ms: 1000,
             repair: RepairReport::default(),
             failed: false,
+            revoked: wire::revoked::ListMark::default(),
         };
         assert!(heartbeat(&layout, &says("blockd-1", 1, 7009)).is_ok(), "it has moved");
         assert!(heartbeat(&layout, &says("blockd-2", 9, 7002)).is_ok(), "it has lost its disk");

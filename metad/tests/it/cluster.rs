@@ -72,12 +72,17 @@ impl Cluster {
         let ca = ClusterCa::create("test").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let initial: BTreeMap<_, _> = (1..=count).map(|id| (MetadId(id), free_addr())).collect();
-        let (client, admin) = (endpoint(&ca, Role::Client), endpoint(&ca, Role::Admin));
-        let mut cluster = Self { ca, dir, nodes: BTreeMap::new(), initial, client, admin };
+        let mut cluster = Self::of(ca, dir, initial);
         for id in 1..=count {
             cluster.start_node(id).await;
         }
         cluster
+    }
+
+    /// A cluster whose nodes are started by the caller.
+    pub(super) fn of(ca: ClusterCa, dir: tempfile::TempDir, initial: BTreeMap<MetadId, SocketAddr>) -> Self {
+        let (client, admin) = (endpoint(&ca, Role::Client), endpoint(&ca, Role::Admin));
+        Self { ca, dir, nodes: BTreeMap::new(), initial, client, admin }
     }
 
     pub(super) async fn start_node(&mut self, id: u64) {

@@ -237,11 +237,12 @@ async fn a_block_daemon_cannot_take_the_place_of_another() {
             every_ms: 1000,
             repair: wire::message::block::RepairReport::default(),
             failed: false,
+            revoked: wire::revoked::ListMark::default(),
         })
     };
     let (good, bad) = (daemon("good"), daemon("bad"));
     let joined = cluster.ask_as(&good, &says("good", 1, 7001)).await;
-    assert!(matches!(&joined, MetaReply::BlockdAlive { layout: Some(layout) } if layout.members.len() == 1));
+    assert!(matches!(&joined, MetaReply::BlockdAlive { layout: Some(layout), .. } if layout.members.len() == 1));
     let peer = leading(&cluster, &bad).await;
     for lie in [says("bad", 1, 7002), says("bad", 2, 7001), says("good", 2, 7003), says("bad", 2, 7002)] {
         let _ = peer.request::<_, MetaReply>(&lie, &[], LIMIT).await.unwrap();

@@ -54,6 +54,7 @@ fn heartbeat(blockd: &Endpoint, epoch: u64) -> MetaRequest {
         every_ms: 1000,
         repair: RepairReport::default(),
         failed: false,
+        revoked: wire::revoked::ListMark::default(),
     })
 }
 
@@ -183,7 +184,7 @@ async fn blocks_of_a_backup_are_retained_and_a_restored_cluster_deletes_none_unt
     let (beyond, _) = peer.request::<_, MetaReply>(&beyond, &[], LIMIT).await.unwrap();
     assert!(matches!(beyond, MetaReply::NotLeader { .. }), "it gets no answer: {beyond:?}");
     let joined = cluster.ask_as(&blockd, &heartbeat(&blockd, status.layout.epoch.0)).await;
-    assert!(matches!(joined, MetaReply::BlockdAlive { layout: Some(_) }), "{joined:?}");
+    assert!(matches!(joined, MetaReply::BlockdAlive { layout: Some(_), .. }), "{joined:?}");
 
     // Even without the pin nothing is deleted while deletion is stopped.
     assert!(matches!(cluster.admin(release("p")).await, AdminReply::Done));

@@ -15,7 +15,7 @@ use wire::quic::enroll::{EnrollError, enroll};
 use wire::tls::{ClientGrant, Role, Subject};
 use wire::token::{JoinToken, NewToken, Secret, TokenInfo, TokenState, hash_of};
 
-fn new(secret: &Secret) -> NewToken {
+pub(super) fn new(secret: &Secret) -> NewToken {
     NewToken {
         id: TokenId(u64::from_be_bytes(secret.hash().0[..8].try_into().unwrap())),
         hash: secret.hash(),
@@ -28,7 +28,7 @@ fn new(secret: &Secret) -> NewToken {
 }
 
 /// Makes a token, which names these metads.
-async fn made(cluster: &Cluster, new: NewToken, secret: Secret, metads: Vec<SocketAddr>) -> JoinToken {
+pub(super) async fn made(cluster: &Cluster, new: NewToken, secret: Secret, metads: Vec<SocketAddr>) -> JoinToken {
     let (id, role) = (new.id, new.role);
     let made = cluster.admin(AdminRequest::CreateToken(new)).await;
     assert!(matches!(made, AdminReply::Done), "{made:?}");
@@ -36,7 +36,7 @@ async fn made(cluster: &Cluster, new: NewToken, secret: Secret, metads: Vec<Sock
     JoinToken { cluster: "test".to_owned(), metads, ca, role, id, secret }
 }
 
-fn all(cluster: &Cluster) -> Vec<SocketAddr> {
+pub(super) fn all(cluster: &Cluster) -> Vec<SocketAddr> {
     cluster.nodes.values().map(metad::Node::local_addr).collect()
 }
 

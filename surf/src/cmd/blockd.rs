@@ -48,12 +48,16 @@ enum Command {
         /// Name of the new one, as in its identity.
         successor: String,
     },
-    /// Forget one that does not run and will not come back: what it held is copied from the others.
+    /// Forget one that does not run and will not come back: what it held is copied from the others. Its certificate is
+    /// refused from then on.
     Remove {
         #[command(flatten)]
         access: Access,
         /// Its name.
         name: String,
+        /// It will come back, empty, with the same identity: do not refuse that.
+        #[arg(long)]
+        keep_identity: bool,
     },
 }
 
@@ -77,8 +81,8 @@ impl Blockd {
                     "start {successor}: it takes over what {name} holds, and `surf blockd list` says when that is drained"
                 );
             }
-            Command::Remove { access, name } => {
-                access.ask(AdminRequest::RemoveBlockd { name: name.clone() }).await?;
+            Command::Remove { access, name, keep_identity } => {
+                access.ask(AdminRequest::RemoveBlockd { name: name.clone(), keep_identity }).await?;
                 say!("{name} is forgotten; what others have of it is copied, what it alone had is lost");
             }
         }

@@ -4,6 +4,7 @@ mod init;
 
 use super::access::Access;
 use super::blockd::{heard, states, to_json as blockd_json, word};
+use super::lengths;
 use super::session;
 use super::token::issuable;
 use crate::output::{self, say};
@@ -13,9 +14,10 @@ use serde_json::json;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use wire::ids::MetadId;
 use wire::issuer::IssuerKey;
-use wire::message::admin::{AdminRequest, ClusterStatus};
+use wire::message::admin::{AdminReply, AdminRequest, ClusterStatus};
 use wire::tls::{ClusterCa, Role};
 
 /// Make a cluster, look at it, change its members.
@@ -61,7 +63,7 @@ enum Command {
         #[arg(long, value_delimiter = ',', value_parser = issuable, default_value = "client,blockd,metad")]
         role: Vec<Role>,
     },
-    /// Remove a metad.
+    /// Remove a metad. Its certificate is refused from then on.
     Remove {
         #[command(flatten)]
         access: Access,
@@ -82,6 +84,10 @@ enum Command {
         /// Replicas that must have synced a block before a write counts. Needs --replicas.
         #[arg(long, requires = "replicas")]
         min_sync: Option<u8>,
+        /// Life of certificates that are issued or renewed from now on: a number with s, m, h or d. They are renewed when
+        /// half of it is over.
+        #[arg(long, value_name = "TIME", value_parser = lengths::duration)]
+        cert_life: Option<Duration>,
     },
 }
 
@@ -104,10 +110,16 @@ impl Cluster {
                 say!("copy {} to a metad, name it there as `issuer` in metad.toml, and start it again", file.display());
             }
             Command::Remove { access, id } => {
-                access.ask(AdminRequest::RemoveMetad { id: MetadId(id) }).await?;
+                if let AdminReply::Told(lines) = access.ask(AdminRequest::RemoveMetad { id: MetadId(id) }).await? {
+                    lines.iter().for_each(|line| say!("{line}"));
+                }
                 say!("metad-{id} removed; it can be stopped now");
             }
-            Command::Set { access, down_after_s, replicas, min_sync } => {
+            Command::Set { access, down_after_s, replicas, min_sync, cert_life } => {
+                if let Some(life) = cert_life {
+                    let ms = u64::try_from(life.as_millis())?;
+                    access.ask(AdminRequest::SetCertLife { ms }).await?;
+                }
                 if let Some(seconds) = down_after_s {
                     access.ask(AdminRequest::SetDownAfter { ms: seconds.saturating_mul(1000) }).await?;
                 }

@@ -239,6 +239,7 @@ fn configure(bundle: &Bundle, home: &Path, identity: &Path, addr: SocketAddr) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wire::cert::Term;
     use wire::ids::TokenId;
     use wire::issuer::{IssuerKey, SigningRequest};
     use wire::tls::{ClusterCa, Subject};
@@ -256,7 +257,7 @@ mod tests {
             let issuer = IssuerKey::create(&ca, "i", &[Role::Blockd]).unwrap();
             let key = NewKey::generate().unwrap();
             let signing = SigningRequest::decode(&key.request().unwrap()).unwrap();
-            let cert = issuer.sign(&signing, &Subject::new(Role::Blockd, "blockd-4")).unwrap();
+            let cert = issuer.sign(&signing, &Subject::new(Role::Blockd, "blockd-4"), &Term::lasting()).unwrap();
             let ca = ca.issue(&Subject::new(Role::Client, "any")).unwrap().ca().to_vec();
             let left = Self {
                 token: JoinToken {

@@ -81,7 +81,7 @@ pub fn wire_meta(data: &[u8]) -> bool {
     }
     match &reply {
         Some(MetaReply::Layout(layout) | MetaReply::Session { layout, .. }) => use_layout(layout),
-        Some(MetaReply::BlockdAlive { layout: Some(layout) } | MetaReply::Alive { layout: Some(layout), .. }) => {
+        Some(MetaReply::BlockdAlive { layout: Some(layout), .. } | MetaReply::Alive { layout: Some(layout), .. }) => {
             use_layout(layout);
         }
         _ => {}

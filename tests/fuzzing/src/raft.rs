@@ -45,10 +45,15 @@ pub mod samples {
     use crate::Samples;
     use crate::messages::samples::{batches, layout};
     use metad::fs::Command;
+    use metad::fs::cert::{Asker, Enrolling, Revoking};
+    use metad::fs::operator::Change;
     use metad::fs::session::Opening;
     use metad::fs::token::Use;
-    use wire::ids::{SessionId, TokenId};
+    use wire::attr::Timestamp;
+    use wire::cert::KeyId;
+    use wire::ids::{MetadId, SessionId, TokenId};
     use wire::message::check::CheckId;
+    use wire::revoked::Revoked;
     use wire::token::SecretHash;
 
     fn commands() -> Vec<(&'static str, Command)> {
@@ -62,6 +67,11 @@ pub mod samples {
         };
         let (token, hash) = (TokenId(9), SecretHash([5; 32]));
         let newcomer = Use { token, hash, key: [6; 32], host: "laptop".to_owned() };
+        let addr = ([10, 0, 0, 1], 7).into();
+        let enrolling = Enrolling { newcomer: newcomer.clone(), issuer: KeyId([7; 32]), by: MetadId(1), addr };
+        let asker = Asker { name: "admin".to_owned(), key: KeyId([8; 32]), issued: Timestamp::default(), addr };
+        let list = vec![Revoked::Key(KeyId([6; 32]))];
+        let revoking = Revoking { asker: asker.clone(), list, reason: "lost".to_owned() };
         vec![
             ("init", Command::Init { cluster: "fuzzing".to_owned(), replicas: 2, min_sync: 2 }),
             ("batches", Command::Batches(batches().into_iter().map(|(_, batch)| (SessionId(1), batch)).collect())),
@@ -70,6 +80,9 @@ pub mod samples {
             ("mark", Command::Mark(CheckId(3))),
             ("use-token", Command::UseToken(newcomer)),
             ("expire-tokens", Command::ExpireTokens),
+            ("enroll", Command::Enroll(enrolling)),
+            ("revoke", Command::Revoke(revoking)),
+            ("by-operator", Command::ByOperator { asker, change: Change::RevokeToken(token) }),
         ]
     }
 

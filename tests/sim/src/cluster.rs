@@ -80,7 +80,8 @@ impl Certificates {
     #[must_use]
     pub fn peer(&self) -> PeerIdentity {
         let subject = self.bundle.identity.subject().clone();
-        PeerIdentity { subject, cluster: self.cluster, addr: SocketAddr::from(([10, 0, 2, 1], 1)) }
+        let certificate = self.bundle.identity.certificate().clone();
+        PeerIdentity { subject, certificate, cluster: self.cluster, addr: SocketAddr::from(([10, 0, 2, 1], 1)) }
     }
 }
 

@@ -4,6 +4,7 @@ use crate::attr::Timestamp;
 use crate::ids::{MetadId, SessionId, TokenId};
 use crate::layout::Layout;
 use crate::message::block::RepairReport;
+use crate::message::cert::{AuditRecords, CertList, CertTarget};
 use crate::message::check::{CheckReply, CheckRequest};
 use crate::op::StatFs;
 use crate::token::{NewToken, TokenInfo};
@@ -23,7 +24,8 @@ pub enum AdminRequest {
         /// Where it serves.
         addr: SocketAddr,
     },
-    /// Remove a metad from the cluster. Answers `Done` once the others go on without it.
+    /// Remove a metad from the cluster, and refuse its certificate. Answers `Done` once the others go on without it, or
+    /// `Told` if its certificate is not refused.
     RemoveMetad {
         /// Its id.
         id: MetadId,
@@ -50,10 +52,12 @@ pub enum AdminRequest {
         /// Name of the future daemon.
         successor: String,
     },
-    /// Forget a block daemon that does not run and will not come back. Answers `Done`.
+    /// Forget a block daemon that does not run and will not come back, and refuse its certificate. Answers `Done`.
     RemoveBlockd {
         /// Its name.
         name: String,
+        /// It will come back, empty, with the same certificate.
+        keep_identity: bool,
     },
     /// Set how long a block daemon may be silent before it is taken out. Answers `Done`.
     SetDownAfter {
@@ -97,7 +101,7 @@ pub enum AdminRequest {
         addr: SocketAddr,
     },
     /// Give a learner that has caught up the vote of another metad, and remove that one, in one change of the
-    /// membership. Answers `Done` once the others go on without it.
+    /// membership. Answers as `RemoveMetad`.
     ReplaceMetad {
         /// The metad that leaves.
         old: MetadId,
@@ -112,6 +116,38 @@ pub enum AdminRequest {
     RevokeToken {
         /// Its number.
         id: TokenId,
+    },
+    /// The certificates that were issued, and those that are revoked. Answers `Certs`.
+    Certs,
+    /// Refuse certificates from now on. Answers `Told`, with what was done.
+    RevokeCert {
+        /// Which ones.
+        target: CertTarget,
+        /// Even if that may lock out the operator who asks, or a member.
+        force: bool,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Refuse certificates no more. Answers `Told`, with what was done.
+    AllowCert {
+        /// Which ones.
+        target: CertTarget,
+    },
+    /// Set the life of certificates that are issued from now on. Answers `Done`.
+    SetCertLife {
+        /// Milliseconds, from [`CERT_LIFE_MIN_MS`](crate::limits::CERT_LIFE_MIN_MS) to
+        /// [`CERT_LIFE_MAX_MS`](crate::limits::CERT_LIFE_MAX_MS).
+        ms: u64,
+    },
+    /// What the cluster has recorded of identities. Answers `Audit`.
+    Audit {
+        /// Only what came at this time or later.
+        since: Timestamp,
+    },
+    /// Whom this metad has refused since it was started, whether it leads or not. Answers `Audit`.
+    Refusals {
+        /// Only what came at this time or later.
+        since: Timestamp,
     },
 }
 
@@ -166,6 +202,12 @@ pub enum AdminReply {
     Check(CheckReply),
     /// The tokens, the one that ends last at the end.
     Tokens(Vec<TokenInfo>),
+    /// The certificates.
+    Certs(Box<CertList>),
+    /// What was done, one line each.
+    Told(Vec<String>),
+    /// Records of the audit.
+    Audit(AuditRecords),
 }
 
 /// State of the cluster.

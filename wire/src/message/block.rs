@@ -101,6 +101,12 @@ pub enum BlockRequest {
         /// A daemon that has them, though they may not belong there.
         from: BlockdId,
     },
+    /// There is another list of what is revoked, which the leader gives with its answer to the next heartbeat. Role metad.
+    /// Answers `Done`.
+    RevokedChanged {
+        /// Its version.
+        version: u64,
+    },
 }
 
 /// Most blocks that one request has verified.
@@ -123,6 +129,7 @@ pub enum BlockRequestKind {
     Status,
     Verify,
     Fetch,
+    RevokedChanged,
 }
 
 impl BlockRequest {
@@ -141,6 +148,7 @@ impl BlockRequest {
             Self::Status => BlockRequestKind::Status,
             Self::Verify { .. } => BlockRequestKind::Verify,
             Self::Fetch { .. } => BlockRequestKind::Fetch,
+            Self::RevokedChanged { .. } => BlockRequestKind::RevokedChanged,
         }
     }
 }
@@ -294,6 +302,8 @@ pub enum BlockReply {
     Verified(Vec<Option<bool>>),
     /// This many will be fetched. The others are here, belong elsewhere, or find the queue full.
     Fetching(u32),
+    /// The request was carried out.
+    Done,
 }
 
 impl BlockReply {
@@ -316,6 +326,7 @@ impl BlockReply {
             Self::Failed(_) => "Failed",
             Self::Verified(_) => "Verified",
             Self::Fetching(_) => "Fetching",
+            Self::Done => "Done",
         }
     }
 }

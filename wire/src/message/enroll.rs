@@ -94,4 +94,10 @@ pub enum EnrollRefusal {
         /// When the token was made.
         made: Timestamp,
     },
+    /// The identity was revoked, or the cluster has forgotten it.
+    #[error("the identity that the token has given was revoked, or is forgotten: begin with a new token and a new key")]
+    Gone,
+    /// The cluster remembers as many identities as it can.
+    #[error("the cluster remembers as many identities as it can: an operator revokes those that are not used")]
+    Full,
 }

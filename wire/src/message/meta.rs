@@ -2,13 +2,16 @@
 
 use super::admin::{AdminReply, AdminRequest};
 use super::block::RepairReport;
+use super::cert::{RenewRefusal, RenewReply, Renewal};
 use crate::FsError;
 use crate::attr::{InodeAttr, Timestamp};
+use crate::cert::Term;
 use crate::codec::bounded;
 use crate::ids::{BlockHash, BlockdId, Ino, LayoutEpoch, MetadId, SessionId};
 use crate::layout::Layout;
 use crate::limits::{ACKNOWLEDGED_MAX, BLOCK_NAMES_MAX, METADS_MAX};
 use crate::op::{Batch, BatchReply, Read, ReadReply};
+use crate::revoked::{ListMark, Revocations};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -118,6 +121,11 @@ pub enum MetaRequest {
     /// A backup of the metadata as it is now. Role admin. Answered by the leader with a stream of
     /// [`BackupPiece`](super::admin::BackupPiece)s.
     Backup,
+    /// Renew the certificate that the sender has shown. Any role; of those whose certificates have ended, it is the only
+    /// request that is served. Any metad with an issuer answers `Renewal`.
+    Renew,
+    /// A metad is about to sign a renewal. Role metad. Answers `Noted`.
+    NoteRenewal(Renewal),
 }
 
 /// The kind of a request, with which its head begins. In the order of [`MetaRequest`].
@@ -139,6 +147,8 @@ pub enum MetaRequestKind {
     WhoLeads,
     Referenced,
     Backup,
+    Renew,
+    NoteRenewal,
 }
 
 impl MetaRequest {
@@ -161,6 +171,8 @@ impl MetaRequest {
             Self::WhoLeads => MetaRequestKind::WhoLeads,
             Self::Referenced { .. } => MetaRequestKind::Referenced,
             Self::Backup => MetaRequestKind::Backup,
+            Self::Renew => MetaRequestKind::Renew,
+            Self::NoteRenewal(_) => MetaRequestKind::NoteRenewal,
         }
     }
 }
@@ -207,6 +219,8 @@ pub struct BlockdHeartbeat {
     pub repair: RepairReport,
     /// Its disk has failed: it takes no blocks any more.
     pub failed: bool,
+    /// The list of what is revoked that it knows.
+    pub revoked: ListMark,
 }
 
 /// The leases of a session that has shown a sign of life.
@@ -304,6 +318,8 @@ pub enum MetaReply {
     BlockdAlive {
         /// The layout, when the daemon's was old.
         layout: Option<Layout>,
+        /// What is revoked, when the daemon's list was another one.
+        revoked: Option<Revocations>,
     },
     /// Those of the reported blocks that nothing refers to. The daemon may drop those that nobody renewed within the
     /// grace period (I10).
@@ -319,6 +335,10 @@ pub enum MetaReply {
     Admin(AdminReply),
     /// A Raft reply, in the payload.
     Raft,
+    /// Answer to somebody who asked for a renewal.
+    Renewal(RenewReply),
+    /// For how long a renewed certificate is valid, or why there is none.
+    Noted(Result<Term, RenewRefusal>),
 }
 
 impl MetaReply {
@@ -339,6 +359,8 @@ impl MetaReply {
             Self::Referenced { .. } => "Referenced",
             Self::Admin(_) => "Admin",
             Self::Raft => "Raft",
+            Self::Renewal(_) => "Renewal",
+            Self::Noted(_) => "Noted",
         }
     }
 }
@@ -374,6 +396,7 @@ mod tests {
             every_ms: 1000,
             repair: RepairReport::default(),
             failed: false,
+            revoked: ListMark::default(),
         };
         let (host, purpose) = (String::new(), String::new());
         for request in [
@@ -391,6 +414,8 @@ mod tests {
             MetaRequest::Raft { kind: RaftKind::Vote, to: MetadId(1) },
             MetaRequest::WhoLeads,
             MetaRequest::Referenced { epoch: LayoutEpoch(1), from: BlockHash([0; 32]), last: BlockHash([1; 32]) },
+            MetaRequest::Backup,
+            MetaRequest::Renew,
         ] {
             assert_eq!(codec::decode_start::<MetaRequestKind>(&codec::encode(&request)).unwrap(), request.kind());
         }

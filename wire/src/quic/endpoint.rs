@@ -7,6 +7,7 @@ use super::peer::Peer;
 use super::serve::{ServerHandle, Service, serve};
 use super::socket::{ALPN, Socket};
 use crate::Error;
+use crate::revoked::{Refusals, Revocations};
 use crate::tls::{Identity, Role};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -65,10 +66,55 @@ impl Endpoint {
         self.socket.local_addr()
     }
 
-    /// The identity of this node.
+    /// The identity of this node, as it is now.
     #[must_use]
-    pub fn identity(&self) -> &Identity {
-        self.socket.identity()
+    pub fn identity(&self) -> Arc<Identity> {
+        self.socket.credentials().identity()
+    }
+
+    /// Shows a renewed identity in all handshakes from now on. Calls go over new connections; those under way end on the old
+    /// ones.
+    ///
+    /// # Errors
+    /// [`Error::Identity`] when it is somebody else's.
+    pub fn set_identity(&self, identity: &Identity) -> Result<(), Error> {
+        self.socket.credentials().replace(identity)
+    }
+
+    /// Refuses what is revoked from now on, in handshakes and on the connections that stand. An older list than the one
+    /// that is known changes nothing. Returns whether it was newer.
+    pub fn revoke(&self, revocations: &Revocations) -> bool {
+        let refusals = self.socket.refusals();
+        let is_newer = refusals.learn(revocations);
+        if is_newer {
+            self.end_revoked();
+        }
+        is_newer
+    }
+
+    /// Like [`Endpoint::revoke`], with a list that takes the place of any other, whatever its version. Returns whether it
+    /// is another one.
+    pub fn adopt_revocations(&self, revocations: &Revocations) -> bool {
+        let is_other = self.socket.refusals().adopt(revocations);
+        self.end_revoked();
+        is_other
+    }
+
+    fn end_revoked(&self) {
+        self.socket.standing().close_revoked(self.socket.refusals());
+        let peers: Vec<Peer> = self.peers.lock().values().cloned().collect();
+        peers.iter().for_each(Peer::leave_if_revoked);
+    }
+
+    /// Waits until a peer has said, since the last call, that the certificate of this node has ended. Cancel-safe.
+    pub async fn told_ended(&self) {
+        self.socket.credentials().ended().notified().await;
+    }
+
+    /// What this node refuses.
+    #[must_use]
+    pub fn refusals(&self) -> &Refusals {
+        self.socket.refusals()
     }
 
     /// The runtime that drives the socket: for work so short that a change of threads would cost more.
@@ -87,6 +133,15 @@ impl Endpoint {
             peers.retain(|_, peer| peer.is_in_use());
         }
         peers.entry((addr, role)).or_insert_with(|| Peer::new(&self.socket, addr, role)).clone()
+    }
+
+    /// The addresses of this role that were asked for so far, in the order of addresses.
+    #[must_use]
+    pub fn addresses(&self, role: Role) -> Vec<SocketAddr> {
+        let mut found: Vec<SocketAddr> =
+            self.peers.lock().keys().filter(|(_, of)| *of == role).map(|(addr, _)| *addr).collect();
+        found.sort_unstable();
+        found
     }
 
     /// Answers requests with `service` until the handle is stopped or dropped. Requests run as tasks on `runtime`.

@@ -3,8 +3,9 @@
 //! The metad has to show the CA that the token names, and a certificate of the role metad below it, before the newcomer
 //! sends anything. So nobody else learns the secret.
 
-use super::peer::peer_subject;
-use super::socket::{NEWCOMERS_ALPN, provider, tls_error, transport};
+use super::credentials::{NEWCOMERS_ALPN, provider, tls_error};
+use super::peer::peer_certificate;
+use super::socket::transport;
 use super::strangers::LATER;
 use super::stream::{broken, read_exactly, write_frame};
 use crate::Error;
@@ -257,7 +258,7 @@ impl<'a> Newcomer<'a> {
             Err(_) => return Err(unreached("no answer to the handshake".to_owned())),
         };
         // Other daemons of the cluster could pass the secret on.
-        if peer_subject(&connection).map(|subject| subject.role) != Some(Role::Metad) {
+        if peer_certificate(&connection).map(|(subject, _)| subject.role) != Some(Role::Metad) {
             return Err(EnrollError::WrongCluster { peer });
         }
         let reply = match timeout(ASK_TIMEOUT, self.exchange(&connection)).await {

@@ -1,11 +1,13 @@
 //! Strangers at the door, and newcomers who look for the right one.
 
+use super::credentials::{NEWCOMERS_ALPN, provider};
 use super::enroll::{EnrollError, enroll};
-use super::socket::{ALPN, NEWCOMERS_ALPN, provider, transport};
+use super::socket::{ALPN, transport};
 use super::strangers::STRANGERS_PER_ADDRESS_MAX;
 use super::stream::read_exactly;
 use super::{Endpoint, Incoming, ServerHandle, Service};
 use crate::attr::Timestamp;
+use crate::cert::Term;
 use crate::frame::{REPLY_HEADER, RequestHeader};
 use crate::ids::TokenId;
 use crate::issuer::{IssuerKey, NewKey, SigningRequest};
@@ -73,7 +75,7 @@ impl Service for Issuing {
             return EnrollReply::Refused { why: EnrollRefusal::Unknown, now };
         }
         let signing = SigningRequest::decode(&request.request).unwrap();
-        let certificate = self.issuer.sign(&signing, &self.subject.lock()).unwrap();
+        let certificate = self.issuer.sign(&signing, &self.subject.lock(), &Term::lasting()).unwrap();
         let issuer = self.issuer.cert().to_vec();
         EnrollReply::Issued { cluster: "t".to_owned(), certificate, issuer, metads: Vec::new() }
     }
@@ -307,7 +309,7 @@ async fn an_endpoint_without_a_door_says_so_and_a_role_that_was_not_asked_for_is
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_admits_nobody_is_named_without_waiting_for_another() {
     let door = Door::open(Role::Metad);
-    let closed = Endpoint::bind("127.0.0.1:0".parse().unwrap(), door.endpoint.identity()).unwrap();
+    let closed = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &door.endpoint.identity()).unwrap();
     let _serving = closed.serve(door.service.clone(), &Handle::current());
     *door.service.leader.lock() = Some(closed.local_addr());
     let error = timeout(LIMIT / 2, enroll(&door.token(), &NewKey::generate().unwrap(), "host", LIMIT)).await;

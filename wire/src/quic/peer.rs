@@ -4,13 +4,16 @@
 //! first byte was passed to the connection, and [`Error::Unanswered`] afterwards.
 
 use super::socket::{Socket, VERSIONS};
+use super::standing::{ENDED, REVOKED};
 use super::stream::{payload_len, read_exactly, read_tail, take_end, write_frame, write_payload};
+use crate::attr::Timestamp;
 use crate::buffers::Pool;
+use crate::cert::Certificate;
 use crate::frame::{REPLY_HEADER, ReplyHeader, ReplyKind, RequestHeader};
 use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX, REFUSAL_BYTES_MAX};
 use crate::retry::Backoff;
 use crate::subject::subject_of;
-use crate::tls::Role;
+use crate::tls::{Role, Subject};
 use crate::{Error, codec, trace};
 use bytes::{Bytes, BytesMut};
 use quinn::{ConnectionError, TransportErrorCode};
@@ -35,6 +38,9 @@ const EVENT_BUFFER_BYTES: usize = 64 << 10;
 const CERTIFICATE_ALERTS: [u8; 3] = [42, 48, 51];
 /// TLS alert no_application_protocol (RFC 7301 §3.2): no common version.
 const NO_COMMON_VERSION: u8 = 120;
+/// TLS alerts certificate_revoked and certificate_expired (RFC 8446 §6).
+const CERTIFICATE_REVOKED: u8 = 44;
+const CERTIFICATE_EXPIRED: u8 = 45;
 
 /// Another node, at an address, in a role. Cheap to clone.
 #[derive(Clone)]
@@ -52,15 +58,52 @@ struct Shared {
 }
 
 struct Link {
-    live: Option<quinn::Connection>,
+    live: Option<Live>,
+    /// What the peer has shown last, whether or not that connection still stands.
+    shown: Option<(Subject, Certificate)>,
     /// The last failed handshake, and until when callers get its error without a new one.
     failed: Option<(Error, Instant)>,
     backoff: Backoff,
 }
 
+/// A connection that stands.
+struct Live {
+    connection: quinn::Connection,
+    /// How often our identity had been replaced when it was made.
+    generation: u64,
+    /// Whom it leads to.
+    subject: Subject,
+    certificate: Certificate,
+    /// Version of the list of what is revoked in which this certificate was looked up last.
+    looked_up: u64,
+}
+
+impl Live {
+    /// Whether requests may begin on it: the peer would close it in time, if we have a newer certificate, and we leave it if
+    /// the peer's has ended.
+    fn is_of_use(&mut self, socket: &Socket) -> bool {
+        let version = socket.refusals().version();
+        if version != self.looked_up && !self.leave_if_revoked(socket) {
+            self.looked_up = version;
+        }
+        self.connection.close_reason().is_none()
+            && self.generation == socket.credentials().generation()
+            && !self.certificate.has_ended(Timestamp::now())
+    }
+
+    /// Closes it if the peer's certificate is revoked.
+    fn leave_if_revoked(&self, socket: &Socket) -> bool {
+        let is_refused = socket.refusals().refuse(&self.subject, &self.certificate);
+        if is_refused {
+            self.connection.close(0_u32.into(), b"the certificate of this server was revoked");
+        }
+        is_refused
+    }
+}
+
 impl Peer {
     pub(super) fn new(socket: &Arc<Socket>, addr: SocketAddr, role: Role) -> Self {
-        let link = Mutex::new(Link { live: None, failed: None, backoff: reconnect_backoff() });
+        let link = Mutex::new(Link { live: None, shown: None, failed: None, backoff: reconnect_backoff() });
         let (socket, buffers) = (Arc::downgrade(socket), socket.buffers());
         Self { shared: Arc::new(Shared { socket, buffers, addr, role, link }) }
     }
@@ -120,16 +163,18 @@ impl Peer {
         };
         let opening = async {
             let connection = self.connection().await?;
-            connection.open_bi().await.map_err(|error| self.not_sent(error))
+            let opened = connection.open_bi().await;
+            let (send, recv) = opened.map_err(|error| self.judged(&error).unwrap_or_else(|| self.not_sent(error)))?;
+            Ok((connection, send, recv))
         };
         let opened = timeout_at(expires_at, opening).await;
-        let (send, recv) = opened.unwrap_or_else(|_| Err(self.not_sent("deadline expired")))?;
+        let (connection, send, recv) = opened.unwrap_or_else(|_| Err(self.not_sent("deadline expired")))?;
         let payload_left = payload_len as usize;
-        let mut request = OutgoingRequest { peer: self.clone(), send, recv, payload_left, expires_at };
+        let mut request = OutgoingRequest { peer: self.clone(), connection, send, recv, payload_left, expires_at };
         let header = header.encode();
         let writing = write_frame(&mut request.send, &header, &head, &[]);
         let written = timeout_at(expires_at, writing).await;
-        request.peer.written(written)?;
+        request.peer.written(written).map_err(|error| request.peer.explained(&request.connection, error))?;
         Ok(request)
     }
 
@@ -140,7 +185,8 @@ impl Peer {
     pub async fn open_events<Q: Serialize + Sync + ?Sized>(&self, head: &Q) -> Result<EventReceiver, Error> {
         let mut request = self.open_request(head, 0, EVENTS_TIMEOUT).await?;
         let _ = request.send.finish();
-        Ok(EventReceiver { peer: request.peer, recv: request.recv, buffered: BytesMut::new() })
+        let OutgoingRequest { peer, connection, recv, .. } = request;
+        Ok(EventReceiver { peer, connection, recv, buffered: BytesMut::new() })
     }
 
     /// Returns the connection, made now if none lives. Callers wait for one handshake together. During the backoff
@@ -148,18 +194,24 @@ impl Peer {
     pub(super) async fn connection(&self) -> Result<quinn::Connection, Error> {
         let mut link = self.shared.link.lock().await;
         let socket = self.shared.socket.upgrade().ok_or(Error::Closed)?;
-        if let Some(connection) = link.live.as_ref().filter(|connection| connection.close_reason().is_none()) {
-            return Ok(connection.clone());
+        if let Some(live) = &mut link.live
+            && live.is_of_use(&socket)
+        {
+            return Ok(live.connection.clone());
         }
+        // Requests under way keep it open.
         link.live = None;
         if let Some((error, until)) = &link.failed
             && Instant::now() < *until
         {
             return Err(error.clone());
         }
+        let generation = socket.credentials().generation();
         match self.handshake(&socket).await {
-            Ok(connection) => {
-                link.live = Some(connection.clone());
+            Ok((connection, subject, certificate)) => {
+                link.shown = Some((subject.clone(), certificate.clone()));
+                link.live =
+                    Some(Live { connection: connection.clone(), generation, subject, certificate, looked_up: 0 });
                 link.failed = None;
                 link.backoff = reconnect_backoff();
                 Ok(connection)
@@ -172,28 +224,81 @@ impl Peer {
         }
     }
 
-    async fn handshake(&self, socket: &Socket) -> Result<quinn::Connection, Error> {
+    /// Closes the connection if the peer's certificate is revoked. Whoever has the lock at this moment looks as well.
+    pub(super) fn leave_if_revoked(&self) {
+        if let (Some(socket), Ok(link)) = (self.shared.socket.upgrade(), self.shared.link.try_lock())
+            && let Some(live) = &link.live
+        {
+            live.leave_if_revoked(&socket);
+        }
+    }
+
+    /// Returns whom the peer's certificate is for, and what else it says: of a connection that is made if there is none,
+    /// or, if that is not possible in this time, of the last one.
+    pub async fn met(&self, limit: Duration) -> Option<(Subject, Certificate)> {
+        let deadline = Instant::now() + limit;
+        // Whatever becomes of it, what was shown is noted.
+        let _ = timeout_at(deadline, self.connection()).await;
+        let link = timeout_at(deadline + limit, self.shared.link.lock()).await.ok()?;
+        link.shown.clone()
+    }
+
+    async fn handshake(&self, socket: &Socket) -> Result<(quinn::Connection, Subject, Certificate), Error> {
         let connecting = socket.connect(self.shared.addr).map_err(|error| self.not_sent(error))?;
         let connection = match timeout(CONNECT_TIMEOUT, connecting).await {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) => return Err(self.connect_failed(&error)),
             Err(_) => return Err(self.not_sent("no answer to the handshake")),
         };
-        self.check_role(&connection)?;
-        Ok(connection)
+        let (subject, certificate) = self.check_role(&connection)?;
+        // It may have been revoked since the handshake began.
+        if socket.refusals().refuse(&subject, &certificate) {
+            connection.close(0_u32.into(), b"the certificate of this server was revoked");
+            return Err(self.not_sent("its certificate was revoked"));
+        }
+        Ok((connection, subject, certificate))
     }
 
-    fn check_role(&self, connection: &quinn::Connection) -> Result<(), Error> {
-        let actual = peer_subject(connection).map(|subject| subject.role);
-        if actual == Some(self.shared.role) {
-            return Ok(());
+    fn check_role(&self, connection: &quinn::Connection) -> Result<(Subject, Certificate), Error> {
+        let shown = peer_certificate(connection);
+        let actual = shown.as_ref().map(|(subject, _)| subject.role);
+        match shown {
+            Some(shown) if actual == Some(self.shared.role) => Ok(shown),
+            _ => {
+                connection.close(0_u32.into(), b"wrong role");
+                Err(Error::WrongRole {
+                    peer: self.shared.addr.to_string(),
+                    expected: self.shared.role.to_string(),
+                    actual: actual.map_or_else(|| "none".to_owned(), |role| role.to_string()),
+                })
+            }
         }
-        connection.close(0_u32.into(), b"wrong role");
-        Err(Error::WrongRole {
-            peer: self.shared.addr.to_string(),
-            expected: self.shared.role.to_string(),
-            actual: actual.map_or_else(|| "none".to_owned(), |role| role.to_string()),
-        })
+    }
+
+    /// Returns what a connection has ended for, if it is about our certificate.
+    fn judged(&self, reason: &ConnectionError) -> Option<Error> {
+        let revoked = || Some(Error::Revoked { peer: self.shared.addr.to_string() });
+        let is = |code: TransportErrorCode, alert| code == TransportErrorCode::crypto(alert);
+        match reason {
+            ConnectionError::ApplicationClosed(close) if close.error_code == REVOKED.into() => revoked(),
+            ConnectionError::ApplicationClosed(close) if close.error_code == ENDED.into() => Some(self.ended()),
+            ConnectionError::ConnectionClosed(close) if is(close.error_code, CERTIFICATE_REVOKED) => revoked(),
+            ConnectionError::ConnectionClosed(close) if is(close.error_code, CERTIFICATE_EXPIRED) => Some(self.ended()),
+            _ => None,
+        }
+    }
+
+    /// Our certificate has ended, as the peer says: whoever renews it hears of that.
+    fn ended(&self) -> Error {
+        if let Some(socket) = self.shared.socket.upgrade() {
+            socket.credentials().ended().notify_one();
+        }
+        Error::Ended { peer: self.shared.addr.to_string() }
+    }
+
+    /// Returns the error of a request on a connection: why that has ended, if it says more.
+    fn explained(&self, connection: &quinn::Connection, error: Error) -> Error {
+        connection.close_reason().and_then(|reason| self.judged(&reason)).unwrap_or(error)
     }
 
     fn connect_failed(&self, error: &ConnectionError) -> Error {
@@ -211,7 +316,7 @@ impl Peer {
             Some(code) if CERTIFICATE_ALERTS.iter().any(|alert| code == TransportErrorCode::crypto(*alert)) => {
                 Error::WrongCluster { peer }
             }
-            _ => self.not_sent(error),
+            _ => self.judged(error).unwrap_or_else(|| self.not_sent(error)),
         }
     }
 
@@ -238,12 +343,14 @@ impl Peer {
 
     /// Succeeds if this is the head of an answer. Otherwise the error says why the request was refused.
     pub(super) fn check(&self, kind: ReplyKind, head: &[u8]) -> Result<(), Error> {
-        if kind == ReplyKind::Answer {
-            return Ok(());
+        let peer = || self.shared.addr.to_string();
+        let reason = || String::from_utf8_lossy(&head[..head.len().min(REFUSAL_BYTES_MAX)]).into_owned();
+        match kind {
+            ReplyKind::Answer => Ok(()),
+            ReplyKind::Refused => Err(Error::Refused { peer: peer(), reason: reason() }),
+            ReplyKind::Busy => Err(Error::Busy { peer: peer(), reason: reason() }),
+            ReplyKind::Ended => Err(self.ended()),
         }
-        let words = &head[..head.len().min(REFUSAL_BYTES_MAX)];
-        let (peer, reason) = (self.shared.addr.to_string(), String::from_utf8_lossy(words).into_owned());
-        Err(if kind == ReplyKind::Busy { Error::Busy { peer, reason } } else { Error::Refused { peer, reason } })
     }
 }
 
@@ -251,16 +358,18 @@ fn reconnect_backoff() -> Backoff {
     Backoff::new(RECONNECT_PAUSES.0, RECONNECT_PAUSES.1)
 }
 
-/// Returns the subject of the peer's certificate, if it has shown one.
-pub(super) fn peer_subject(connection: &quinn::Connection) -> Option<crate::tls::Subject> {
+/// Returns whom the peer's certificate is for and what else it says, if it has shown one.
+pub(super) fn peer_certificate(connection: &quinn::Connection) -> Option<(Subject, Certificate)> {
     let identity = connection.peer_identity()?;
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>().ok()?;
-    subject_of(chain.first()?)
+    let leaf = chain.first()?;
+    subject_of(leaf).zip(Certificate::read(leaf, chain.get(1).map(|issuer| issuer.as_ref())))
 }
 
 /// A request whose payload is being written.
 pub struct OutgoingRequest {
     peer: Peer,
+    connection: quinn::Connection,
     send: quinn::SendStream,
     recv: quinn::RecvStream,
     /// Bytes that were announced and not yet written.
@@ -280,7 +389,7 @@ impl OutgoingRequest {
         };
         self.payload_left = left;
         let written = timeout_at(self.expires_at, write_payload(&mut self.send, part)).await;
-        self.peer.written(written)
+        self.peer.written(written).map_err(|error| self.peer.explained(&self.connection, error))
     }
 
     /// Ends the payload and waits for the answer until the request's deadline. Not cancel-safe.
@@ -296,7 +405,7 @@ impl OutgoingRequest {
     }
 
     async fn read_reply<R: DeserializeOwned>(&mut self) -> Result<(R, Bytes), Error> {
-        let lost = |error: Error| self.peer.unanswered(error);
+        let lost = |error: Error| self.peer.explained(&self.connection, self.peer.unanswered(error));
         let bytes = read_exactly(&mut self.recv, REPLY_HEADER).await.map_err(lost)?;
         let header = ReplyHeader::decode(&fixed(&bytes))?;
         let head = read_exactly(&mut self.recv, header.head_len as usize).await.map_err(lost)?;
@@ -318,6 +427,7 @@ fn fixed(bytes: &[u8]) -> [u8; REPLY_HEADER] {
 /// Events that a peer pushes. When the receiver is dropped, the peer is asked to stop.
 pub struct EventReceiver {
     peer: Peer,
+    connection: quinn::Connection,
     recv: quinn::RecvStream,
     buffered: BytesMut,
 }
@@ -349,7 +459,7 @@ impl EventReceiver {
             match self.recv.read_chunk(wanted, true).await {
                 Ok(Some(chunk)) => self.buffered.extend_from_slice(&chunk.bytes),
                 Ok(None) => return Err(self.peer.unanswered("the event stream has ended")),
-                Err(error) => return Err(self.peer.unanswered(error)),
+                Err(error) => return Err(self.peer.explained(&self.connection, self.peer.unanswered(error))),
             }
         }
         Ok(())

@@ -2,16 +2,19 @@
 
 use super::admission::{Door, HANDSHAKE_LIMIT, Handshake, Verdict};
 use super::budget::Budget;
-use super::peer::peer_subject;
+use super::events::EventSender;
+use super::peer::peer_certificate;
 use super::socket::{Socket, is_newcomer, set_full_windows};
+use super::standing::{ENDED, REVOKED, end_of};
 use super::strangers::{Strangers, welcome};
 use super::stream::{broken, payload_len, read_exactly, read_tail, take_end, write_frame};
+use crate::attr::Timestamp;
 use crate::buffers::Pool;
 use crate::frame::{REQUEST_HEADER, ReplyHeader, ReplyKind, RequestHeader};
 use crate::ids::ClusterId;
 use crate::limits::{HEAD_BYTES_MAX, PAYLOAD_BYTES_MAX, REFUSAL_BYTES_MAX};
 use crate::message::enroll::{EnrollReply, EnrollRequest};
-use crate::tls::PeerIdentity;
+use crate::tls::{PeerIdentity, Subject};
 use crate::{Error, codec, trace};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -19,6 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -35,10 +39,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Requests that are to end without waiting get this long to be polled once more.
 const KILL_TIMEOUT: Duration = Duration::from_secs(1);
-/// A receiver that lets a full window of events lie for this long is gone; its session would expire anyway.
-const EVENT_SEND_TIMEOUT: Duration = Duration::from_secs(5);
 /// A request that finds the connection's budget used up is refused after this long.
 const BUDGET_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the place of a handshake stays taken whose certificate was revoked.
+const REFUSED_PLACE: Duration = Duration::from_millis(250);
 
 /// What answers requests.
 ///
@@ -54,6 +58,15 @@ pub trait Service: Send + Sync + 'static {
     /// Answers one request, by one of [`Incoming`]'s methods. A request that is dropped unanswered looks like a lost
     /// connection to the caller.
     fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, request: Incoming) -> impl Future<Output = ()> + Send;
+
+    /// Notes that somebody was refused whose certificate is revoked.
+    fn refused(&self, _addr: SocketAddr, _subject: &Subject) {}
+
+    /// Returns whether somebody may ask this whose certificate has ended. Only an endpoint that admits newcomers lets such
+    /// peers in at all.
+    fn serves_ended(&self, _request: &Incoming) -> bool {
+        false
+    }
 
     /// Answers a newcomer, who has no certificate, and can ask for nothing else. Called only on an endpoint that admits
     /// newcomers.
@@ -100,7 +113,7 @@ pub(super) fn serve<S: Service>(socket: Arc<Socket>, service: Arc<S>, runtime: &
     let stops = Stops { drain: CancellationToken::new(), kill: CancellationToken::new() };
     let connections = TaskTracker::new();
     // TLS has verified that the peer's CA is ours.
-    let cluster = socket.identity().cluster_id();
+    let cluster = socket.credentials().identity().cluster_id();
     let accepting = {
         let (stops, connections) = (stops.clone(), connections.clone());
         async move {
@@ -125,7 +138,7 @@ pub(super) fn serve<S: Service>(socket: Arc<Socket>, service: Arc<S>, runtime: &
                 connections.spawn(connection(
                     (connecting, handshake, strangers.clone()),
                     cluster,
-                    socket.buffers(),
+                    socket.clone(),
                     service.clone(),
                     stops,
                 ));
@@ -139,7 +152,7 @@ pub(super) fn serve<S: Service>(socket: Arc<Socket>, service: Arc<S>, runtime: &
 async fn connection<S: Service>(
     (connecting, handshake, strangers): (quinn::Connecting, Handshake, Arc<Strangers>),
     cluster: ClusterId,
-    buffers: Arc<Pool>,
+    socket: Arc<Socket>,
     service: Arc<S>,
     stops: Stops,
 ) {
@@ -161,8 +174,16 @@ async fn connection<S: Service>(
         stops.drain.run_until_cancelled(welcome(connection, handshake, &strangers, answer)).await;
         return;
     }
-    let Some(subject) = peer_subject(&connection) else {
+    let Some((subject, certificate)) = peer_certificate(&connection) else {
         connection.close(1_u32.into(), b"no certificate that names a role");
+        return;
+    };
+    let shown = (&subject, &certificate);
+    let Some(_stands) = socket.standing().enter(socket.refusals(), shown, &connection) else {
+        connection.close(REVOKED.into(), b"this certificate was revoked");
+        service.refused(addr, &subject);
+        // It takes a place of its address for a while: whoever comes again and again is slowed down.
+        stops.drain.run_until_cancelled(tokio::time::sleep(REFUSED_PLACE)).await;
         return;
     };
     set_full_windows(&connection);
@@ -171,12 +192,27 @@ async fn connection<S: Service>(
         connection.close(1_u32.into(), b"too many connections of this certificate");
         return;
     };
-    let peer = Arc::new(PeerIdentity { subject, cluster, addr });
-    let refusal = service.authorize(&peer).err().map(|error| error.to_string());
+    let has_ended = certificate.has_ended(Timestamp::now());
+    let peer = Arc::new(PeerIdentity { subject, certificate, cluster, addr });
+    let refusal = match service.authorize(&peer) {
+        Err(error) => Some(Refusal::Always(error.to_string())),
+        Ok(()) => has_ended.then_some(Refusal::ButForRenewal),
+    };
+    let buffers = socket.buffers();
+    drop(socket);
+    let mut end = pin!(end_of(&peer.certificate));
     let budget = Budget::of(peer.subject.role);
     let unanswered = TaskTracker::new();
     let handlers = TaskTracker::new();
-    while let Some(Ok((send, recv))) = stops.drain.run_until_cancelled(connection.accept_bi()).await {
+    loop {
+        let next = tokio::select! {
+            next = stops.drain.run_until_cancelled(connection.accept_bi()) => next,
+            () = &mut end => {
+                connection.close(ENDED.into(), b"the certificate has ended");
+                break;
+            }
+        };
+        let Some(Ok((send, recv))) = next else { break };
         let turn = Turn::of(&unanswered);
         let (buffers, drain) = (buffers.clone(), stops.drain.clone());
         let answer = Answer { send, turn: turn.clone(), buffers, drain, budget: budget.clone() };
@@ -212,18 +248,28 @@ impl Turn {
     }
 }
 
+/// Why a peer's requests are refused.
+#[derive(Clone)]
+enum Refusal {
+    /// It may ask nothing at all.
+    Always(String),
+    /// Its certificate has ended, and may be renewed.
+    ButForRenewal,
+}
+
 async fn serve_request<S: Service>(
     service: Arc<S>,
     peer: Arc<PeerIdentity>,
-    refusal: Option<String>,
+    refusal: Option<Refusal>,
     answer: Answer,
     recv: quinn::RecvStream,
 ) {
     let addr = peer.addr;
     match timeout(HEAD_TIMEOUT, Incoming::read(answer, recv)).await {
         Ok(Ok(request)) => match refusal {
-            Some(reason) => request.refuse(&reason).await,
-            None => {
+            Some(Refusal::Always(reason)) => request.refuse(&reason).await,
+            Some(Refusal::ButForRenewal) if !service.serves_ended(&request) => request.refuse_ended().await,
+            _ => {
                 let id = request.request_id();
                 let span = tracing::debug_span!("request", id = format_args!("{id:016x}"), peer = peer.subject.name);
                 trace::within(id, service.handle(peer, request).instrument(span)).await;
@@ -411,50 +457,17 @@ impl Incoming {
         let _ = timeout(BUDGET_TIMEOUT, self.answer.refuse(ReplyKind::Busy, reason)).await;
     }
 
+    /// Refuses a request that needs a certificate that has not ended: nothing was done of it.
+    async fn refuse_ended(self) {
+        let reason = "the certificate has ended, and is good for its renewal alone";
+        let _ = timeout(BUDGET_TIMEOUT, self.answer.refuse(ReplyKind::Ended, reason)).await;
+    }
+
     /// Keeps the stream open for events. The request's deadline does not hold for them, and a stopping server does not
     /// wait for them: their handler is dropped where it waits when the connection ends.
     #[must_use]
     pub fn into_events(self) -> EventSender {
         self.answer.turn.end();
-        EventSender { send: self.answer.send }
-    }
-}
-
-/// Sends events to a peer, in order. Dropping it ends the stream after what was sent.
-pub struct EventSender {
-    send: quinn::SendStream,
-}
-
-impl EventSender {
-    /// Sends one event; returns once it is buffered, not when it has arrived. Not cancel-safe.
-    ///
-    /// # Errors
-    /// [`Error::Malformed`] when the stream has ended, the event is too large, or the receiver has let a full window of
-    /// events lie for seconds. After an error the stream is of no further use.
-    pub async fn send<E: Serialize + Sync + ?Sized>(&mut self, event: &E) -> Result<(), Error> {
-        self.send_within(event, EVENT_SEND_TIMEOUT).await
-    }
-
-    /// Like [`EventSender::send`], for a receiver that may take longer.
-    ///
-    /// # Errors
-    /// As [`EventSender::send`].
-    pub async fn send_within<E: Serialize + Sync + ?Sized>(&mut self, event: &E, limit: Duration) -> Result<(), Error> {
-        let head = codec::encode(event);
-        if head.len() > HEAD_BYTES_MAX {
-            return Err(Error::Malformed(format!("an event of {} bytes is too large", head.len())));
-        }
-        let header = ReplyHeader { kind: ReplyKind::Answer, head_len: head.len() as u32, payload_len: 0 }.encode();
-        let writing = write_frame(&mut self.send, &header, &head, &[]);
-        timeout(limit, writing).await.map_err(broken)?.map_err(broken)
-    }
-
-    /// Resolves when the receiver has dropped its end or the connection is lost, for senders that wait for something to
-    /// send. Cancel-safe.
-    pub fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
-        let stopped = self.send.stopped();
-        async move {
-            let _ = stopped.await;
-        }
+        EventSender::over(self.answer.send)
     }
 }

@@ -3,17 +3,19 @@
 //! A `current_thread` runtime of its own for packets was measured at twice the throughput of sharing the workers of a
 //! multi-threaded one, so quinn's tasks are always spawned there, whichever thread asks for them.
 
+use super::credentials::{Credentials, NEWCOMERS_ALPN, provider, tls_error};
 use super::driver::Driver;
+use super::standing::Standing;
 use super::stream::REUSED_BYTES_MIN;
 use crate::Error;
 use crate::buffers::Pool;
 use crate::chain::{ClientVerifier, ServerVerifier};
+use crate::revoked::Refusals;
 use crate::tls::{Identity, SERVER_NAME};
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::crypto::{CryptoError, HmacKey};
 use quinn::{ConnectionId, ConnectionIdGenerator, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
-use rustls::sign::CertifiedKey;
+use rustls::server::NoServerSessionStorage;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -22,11 +24,9 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-pub(super) const ALPN: &[&[u8]] = &[b"surf/10"];
+pub(super) const ALPN: &[&[u8]] = &[b"surf/11"];
 /// The protocol versions for people.
-pub(super) const VERSIONS: &str = "10";
-/// What newcomers speak, who have no certificate yet.
-pub(super) const NEWCOMERS_ALPN: &[u8] = b"surf-enroll/1";
+pub(super) const VERSIONS: &str = "11";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 /// Most memory of payloads that an endpoint pools for reuse.
@@ -57,7 +57,9 @@ const TURNS_BETWEEN_OTHERS: u32 = 4;
 pub(super) struct Socket {
     quinn: quinn::Endpoint,
     local: SocketAddr,
-    identity: Identity,
+    credentials: Arc<Credentials>,
+    refusals: Arc<Refusals>,
+    standing: Arc<Standing>,
     client: ClientConfigs,
     server: ServerConfigs,
     buffers: Arc<Pool>,
@@ -110,8 +112,9 @@ impl Socket {
         let failed = |error: io::Error| bind_error(addr, &error);
         let socket = socket(addr).map_err(failed)?;
         let local = socket.local_addr().map_err(failed)?;
-        let client = client_configs(identity, versions)?;
-        let server = server_configs(identity, versions, admits_newcomers)?;
+        let (credentials, refusals) = (Arc::new(Credentials::of(identity)?), Arc::<Refusals>::default());
+        let client = client_configs(identity, (&credentials, &refusals), versions)?;
+        let server = server_configs(identity, &credentials, versions, admits_newcomers)?;
         let config = endpoint_config(identity).map_err(failed)?;
         let driver = Arc::new(Driver::new(handle.clone()));
         let first = Some((*server.remote).clone());
@@ -120,16 +123,24 @@ impl Socket {
             quinn::Endpoint::new(config, first, socket, driver).map_err(failed)?
         };
         let buffers = Pool::new(REUSED_BYTES_MIN, POOLED_BYTES_MAX);
-        let identity = identity.clone();
-        Ok(Self { quinn, local, identity, client, server, buffers, handle, _stop: stop })
+        let standing = Arc::default();
+        Ok(Self { quinn, local, credentials, refusals, standing, client, server, buffers, handle, _stop: stop })
     }
 
     pub(super) fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
-    pub(super) fn identity(&self) -> &Identity {
-        &self.identity
+    pub(super) fn credentials(&self) -> &Credentials {
+        &self.credentials
+    }
+
+    pub(super) fn refusals(&self) -> &Arc<Refusals> {
+        &self.refusals
+    }
+
+    pub(super) fn standing(&self) -> &Arc<Standing> {
+        &self.standing
     }
 
     pub(super) fn handle(&self) -> &Handle {
@@ -257,23 +268,18 @@ pub(super) fn transport(loopback: bool) -> TransportConfig {
     config
 }
 
-pub(super) fn tls_error(error: impl std::fmt::Display) -> Error {
-    Error::Identity { file: "own identity".to_owned(), reason: error.to_string() }
-}
-
-pub(super) fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
-
-fn client_configs(identity: &Identity, versions: &[&[u8]]) -> Result<ClientConfigs, Error> {
-    let verifier = ServerVerifier::new(identity.roots()?, provider()).map_err(tls_error)?;
+fn client_configs(
+    identity: &Identity,
+    (credentials, refusals): (&Arc<Credentials>, &Arc<Refusals>),
+    versions: &[&[u8]],
+) -> Result<ClientConfigs, Error> {
+    let verifier = ServerVerifier::new(identity.roots()?, provider()).map_err(tls_error)?.refusing(refusals.clone());
     let mut tls = rustls::ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls_error)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_client_auth_cert(identity.chain(), identity.key())
-        .map_err(tls_error)?;
+        .with_client_cert_resolver(credentials.clone());
     tls.alpn_protocols = versions.iter().map(|version| version.to_vec()).collect();
     let tls = Arc::new(QuicClientConfig::try_from(tls).map_err(tls_error)?);
     let config = |loopback| {
@@ -284,14 +290,18 @@ fn client_configs(identity: &Identity, versions: &[&[u8]]) -> Result<ClientConfi
     Ok(ClientConfigs { loopback: config(true), remote: config(false) })
 }
 
-fn server_configs(identity: &Identity, versions: &[&[u8]], admits_newcomers: bool) -> Result<ServerConfigs, Error> {
+fn server_configs(
+    identity: &Identity,
+    credentials: &Arc<Credentials>,
+    versions: &[&[u8]],
+    admits_newcomers: bool,
+) -> Result<ServerConfigs, Error> {
     let verifier = ClientVerifier::new(identity.roots()?, provider()).map_err(tls_error)?;
-    let certificates = Certificates::of(identity)?;
     let mut tls = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(tls_error)?
         .with_client_cert_verifier(Arc::new(verifier.admitting_strangers(admits_newcomers)))
-        .with_cert_resolver(Arc::new(certificates));
+        .with_cert_resolver(credentials.clone());
     // Whoever comes again shows its certificate again. Strangers have none, and get nothing to keep.
     tls.send_tls13_tickets = 0;
     tls.session_storage = Arc::new(NoServerSessionStorage {});
@@ -311,32 +321,6 @@ fn server_configs(identity: &Identity, versions: &[&[u8]], admits_newcomers: boo
         Arc::new(config)
     };
     Ok(ServerConfigs { loopback: config(true), remote: config(false) })
-}
-
-/// What a server shows: newcomers get the CA's certificate as well, which they know only by its hash.
-#[derive(Debug)]
-struct Certificates {
-    to_peers: Arc<CertifiedKey>,
-    to_newcomers: Arc<CertifiedKey>,
-}
-
-impl Certificates {
-    fn of(identity: &Identity) -> Result<Self, Error> {
-        let certified = |chain| CertifiedKey::from_der(chain, identity.key(), &provider()).map(Arc::new);
-        let mut with_ca = identity.chain();
-        with_ca.push(identity.ca().to_vec().into());
-        Ok(Self {
-            to_peers: certified(identity.chain()).map_err(tls_error)?,
-            to_newcomers: certified(with_ca).map_err(tls_error)?,
-        })
-    }
-}
-
-impl ResolvesServerCert for Certificates {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let is_newcomer = hello.alpn().is_some_and(|mut offered| offered.all(|one| one == NEWCOMERS_ALPN));
-        Some(if is_newcomer { self.to_newcomers.clone() } else { self.to_peers.clone() })
-    }
 }
 
 /// Returns whether a connection is a newcomer's. It may ask for nothing but a certificate, even if it has shown one.

@@ -176,7 +176,7 @@ async fn a_client_that_announces_more_than_its_budget_is_refused_and_another_is_
     }
     let outcome = peer.request::<_, ()>(&(), &[Bytes::from(vec![0; PAYLOAD_BYTES_MAX])], LIMIT).await;
     assert!(matches!(outcome, Err(Error::Busy { .. })), "it may be asked again: {outcome:?}");
-    let other = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &client.identity().clone());
+    let other = Endpoint::bind("127.0.0.1:0".parse().unwrap(), &client.identity());
     let other = other.unwrap();
     other.peer(metad.local_addr(), Role::Metad).request::<_, ()>(&(), &[], LIMIT).await.unwrap();
     // What is given up gives its room back.

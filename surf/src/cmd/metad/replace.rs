@@ -160,6 +160,10 @@ impl Replace {
 async fn change(admin: &Admin, request: AdminRequest, patience: Duration) -> Result<()> {
     match admin.ask_admin(request, CHANGE_LIMIT.max(patience)).await? {
         AdminReply::Done => Ok(()),
+        AdminReply::Told(lines) => {
+            lines.iter().for_each(|line| say!("{line}"));
+            Ok(())
+        }
         other => bail!("metad answered {other:?} when asked to change the membership"),
     }
 }

@@ -186,7 +186,7 @@ impl<'a> Troubles<'a> {
             }
             Fault::Dies => {
                 until_state(self.surf, name, "out");
-                let (text, code) = self.surf.operate(&["blockd", "remove", name]);
+                let (text, code) = self.surf.operate(&["blockd", "remove", name, "--keep-identity"]);
                 assert_eq!(code, 0, "{text}");
                 sh(&self.surf.scratch(), LIMIT, &format!("rm -rf {}/*", self.data_of(name)));
             }

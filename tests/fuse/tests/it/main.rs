@@ -1,6 +1,7 @@
 //! Ordinary programs on real mounts of real daemons. There is one binary, because each binary links everything.
 
 mod cache;
+mod certs;
 mod chaos;
 mod cli;
 mod crash;

@@ -1,5 +1,7 @@
 //! Good messages.
 
+mod certs;
+
 use crate::Samples;
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -21,6 +23,7 @@ use wire::message::admin::{
 use wire::message::block::{
     BlockReply, BlockRequest, BlockdStatus, ChordReply, ChordRequest, Digest, Member, RepairReport,
 };
+use wire::message::cert::{RenewRefusal, RenewReply};
 use wire::message::check::{
     BlockUse, CheckId, CheckReply, CheckRequest, CheckedBlock, DigestState, Finding, FindingKind, Repair, Seen,
     StateDigest,
@@ -238,6 +241,7 @@ pub fn heartbeat() -> BlockdHeartbeat {
         every_ms: 1000,
         repair: report(),
         failed: false,
+        revoked: wire::revoked::ListMark::default(),
     }
 }
 
@@ -283,6 +287,10 @@ pub fn meta() -> Samples {
         coded("not-leader", MetaReply::NotLeader(redirect)),
         coded("alive", alive),
         coded("read", read),
+        coded("renew", MetaRequest::Renew),
+        coded("note-renewal", MetaRequest::NoteRenewal(certs::renewal())),
+        coded("not-renewed", MetaReply::Renewal(RenewReply::Refused(RenewRefusal::Unknown))),
+        coded("blockd-alive", MetaReply::BlockdAlive { layout: Some(layout()), revoked: Some(certs::revocations()) }),
     ]
 }
 
@@ -335,6 +343,7 @@ pub fn block() -> Samples {
         coded("blocks", BlockReply::Blocks(vec![(HASH, 4096)])),
         coded("state", BlockReply::Chord(state)),
         coded("status", BlockReply::Status(status)),
+        coded("revoked-changed", BlockRequest::RevokedChanged { version: 3 }),
     ]
 }
 
@@ -383,6 +392,8 @@ pub fn admin() -> Samples {
         coded("end", BackupPiece::End { bytes: 8 }),
         coded("create-token", AdminRequest::CreateToken(new)),
         coded("tokens", AdminReply::Tokens(vec![listed])),
+        coded("revoke-cert", certs::revoke()),
+        coded("audit", AdminReply::Audit(certs::audit())),
         ("token", token.to_text().into_bytes()),
     ]
 }

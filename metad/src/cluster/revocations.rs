@@ -1,0 +1,120 @@
+//! What is revoked takes effect: this node refuses it as soon as the entry is applied here. While it leads, it also tells the
+//! block daemons, and ends the sessions of those who are refused.
+//!
+//! A block daemon takes no list but that with which the leader answers its heartbeat. One that is told of a change sends one
+//! at once.
+
+use crate::Shared;
+use crate::error::ProposeError;
+use crate::fs::{Command, Stamped, cert, session, settings};
+use crate::refused::log;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use wire::ids::SessionId;
+use wire::message::block::{BlockReply, BlockRequest};
+use wire::message::cert::{AuditEvent, AuditRecord};
+use wire::tls::Role;
+
+/// Pause between looks whether the list has changed. The node that has proposed a change is told at once.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Pause between looks for sessions of those who are refused.
+const SESSIONS_PAUSE: Duration = Duration::from_millis(500);
+/// How long a block daemon may take to hear of it.
+const TELL_LIMIT: Duration = Duration::from_secs(3);
+/// Sessions closed by one entry of the log.
+const CLOSED_AT_ONCE: usize = 16;
+
+/// Takes the list of the applied state into use. Call it before anybody is served. Returns its version if it is new.
+pub fn learn(shared: &Shared) -> Option<u64> {
+    let state = &**shared.consensus.state();
+    if cert::version(state) <= shared.endpoint.refusals().version() {
+        return None;
+    }
+    let revocations = cert::revocations(state);
+    let (version, count) = (revocations.version, revocations.list.len());
+    let is_newer = shared.endpoint.revoke(&revocations);
+    if is_newer {
+        tracing::info!(version, count, "the list of what is revoked has changed");
+        if shared.config.issuer.is_some() && shared.signing_issuer().is_none() {
+            tracing::warn!(
+                "the issuer of this metad is revoked, so it signs nothing: make another one with `surf cluster issuer`"
+            );
+        }
+    }
+    is_newer.then_some(version)
+}
+
+/// Watches the list until cancelled.
+pub async fn run(shared: Arc<Shared>) {
+    // Dropped with this task: daemons that do not answer are left to their heartbeats.
+    let mut telling = JoinSet::new();
+    loop {
+        let changed = shared.revoked_changed.notified();
+        if let Some(version) = learn(&shared)
+            && shared.consensus.leads()
+        {
+            telling.abort_all();
+            telling = tell_blockds(&shared, version);
+        }
+        tokio::select! {
+            () = changed => {}
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+/// Tells all block daemons that there is a new list, for which they then ask the leader.
+fn tell_blockds(shared: &Shared, version: u64) -> JoinSet<()> {
+    let request = Arc::new(BlockRequest::RevokedChanged { version });
+    let members = settings::layout(&**shared.consensus.state()).members;
+    let mut telling = JoinSet::new();
+    for member in members {
+        let (peer, request) = (shared.endpoint.peer(member.addr, Role::Blockd), request.clone());
+        telling.spawn(async move {
+            if let Err(error) = peer.request::<_, BlockReply>(&*request, &[], TELL_LIMIT).await {
+                tracing::debug!(name = member.name, %error, "a block daemon learns later what is revoked");
+            }
+        });
+    }
+    telling
+}
+
+/// Ends the sessions of those who are refused, until cancelled. Only sessions that this leader has heard are looked at: a
+/// session that nobody hears any more ends by its silence.
+pub async fn end_sessions(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(SESSIONS_PAUSE).await;
+        let refusals = shared.endpoint.refusals();
+        let Some(term) = shared.consensus.leadership().filter(|_| refusals.version() > 0) else { continue };
+        let refused = shared.liveness.refused_sessions(refusals);
+        if !refused.is_empty()
+            && let Err(error) = end(&shared, term, &refused).await
+        {
+            tracing::debug!(%error, "sessions of those who are refused end later");
+        }
+    }
+}
+
+/// Ends sessions as an operator ends one: first the leases, then the rest.
+async fn end(shared: &Shared, term: u64, ids: &[SessionId]) -> Result<(), ProposeError> {
+    futures::future::try_join_all(ids.iter().map(|id| shared.end_leases(term, *id))).await?;
+    for step in ids.chunks(CLOSED_AT_ONCE) {
+        let state = &**shared.consensus.state();
+        let ended: Vec<_> = step.iter().filter_map(|id| Some((*id, session::find(state, *id)?.opening))).collect();
+        let stamped = Stamped { now: shared.clock.now(), command: Command::CloseSessions(step.to_vec()) };
+        shared.consensus.propose_in(Some(term), stamped).await?;
+        step.iter().for_each(|id| {
+            shared.forget_leases(*id);
+            shared.liveness.forget_session(*id);
+        });
+        for (id, opening) in ended {
+            let who = format!("session {id} of client {}", opening.client);
+            let detail = "its certificate is revoked".to_owned();
+            let record = AuditRecord { at: shared.clock.now(), event: AuditEvent::Evicted, who, addr: None, detail };
+            log(&record);
+            shared.propose(Command::Note(record)).await?;
+        }
+    }
+    Ok(())
+}

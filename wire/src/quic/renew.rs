@@ -1,0 +1,261 @@
+//! How a node has its certificate renewed: it shows the one that it has, and a metad with an issuer signs another one for
+//! the same key. The handshake has shown that the node has the key, so the request says nothing, and nobody can ask in
+//! another's name.
+
+use super::endpoint::Endpoint;
+use super::peer::Peer;
+use super::trial::{is_refusal, try_identity};
+use crate::Error;
+use crate::attr::Timestamp;
+use crate::leader::{LOOK_LIMIT, WHO_LEADS};
+use crate::limits::METADS_MAX;
+use crate::message::cert::{RenewRefusal, RenewReply};
+use crate::message::meta::{MetaReply, MetaRequest};
+use crate::retry::Backoff;
+use crate::tls::{Identity, Role};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use thiserror::Error as ThisError;
+
+/// How long one metad may take.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+/// A certificate is renewed once so much of its life is left, so that metads may be away for as long.
+const RENEW_AT: f64 = 0.5;
+/// Nodes that have enrolled together renew at different times: up to so much of a life earlier.
+const SPREAD: f64 = 0.1;
+/// Longest pause between looks at the clock: it may be set, and machines sleep.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// First pause between attempts.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause when the certificate would not end later than the one that is there.
+const EARLY_PAUSE_MAX: Duration = Duration::from_secs(600);
+
+/// Why a certificate is not renewed.
+#[derive(Clone, Debug, ThisError)]
+#[non_exhaustive]
+pub enum RenewError {
+    /// A metad has refused.
+    #[error("{peer} does not renew the certificate: {why}")]
+    Refused {
+        /// The metad.
+        peer: SocketAddr,
+        /// Its reason.
+        why: RenewRefusal,
+    },
+    /// What has come ends no later than what is there.
+    #[error("the renewed certificate ends no later than the one that it is to replace: check the clocks")]
+    NotLater,
+    /// What has come is accepted by nobody, so that the certificate that is there stays in use.
+    #[error("the renewed certificate is not used, because a metad does not accept it: {0}")]
+    NotAccepted(Error),
+    /// None has answered.
+    #[error(transparent)]
+    Unanswered(#[from] Error),
+}
+
+impl RenewError {
+    /// Returns it as the error of whatever needs the certificate.
+    #[must_use]
+    pub fn into_error(self) -> Error {
+        match self {
+            Self::Unanswered(error) | Self::NotAccepted(error) => error,
+            Self::Refused { peer, why } => Error::Refused { peer: peer.to_string(), reason: why.to_string() },
+            Self::NotLater => Error::Refused { peer: "the cluster".to_owned(), reason: self.to_string() },
+        }
+    }
+
+    /// Returns whether a metad has said that it is too early.
+    #[must_use]
+    pub fn is_too_early(&self) -> bool {
+        matches!(self, Self::Refused { why: RenewRefusal::TooEarly, .. })
+    }
+}
+
+/// The addresses at which to ask, in the order of asking: those that are given, those at which this endpoint has asked
+/// something, and those that metads name meanwhile.
+struct Ways(Vec<SocketAddr>);
+
+impl Ways {
+    fn of(endpoint: &Endpoint, given: &[SocketAddr]) -> Self {
+        let mut ways = Self(Vec::new());
+        given.iter().copied().chain(endpoint.addresses(Role::Metad)).for_each(|addr| ways.add(addr));
+        ways
+    }
+
+    fn add(&mut self, addr: SocketAddr) {
+        if self.0.len() < METADS_MAX && !self.0.contains(&addr) {
+            self.0.push(addr);
+        }
+    }
+
+    /// Has a metad name the others. One whose answer is of no use, or that serves a renewal alone, names none.
+    async fn ask(&mut self, metad: &Peer) {
+        if let Ok((MetaReply::NotLeader(said), _)) = metad.request::<_, MetaReply>(&WHO_LEADS, &[], LOOK_LIMIT).await {
+            said.nodes.into_iter().for_each(|(_, addr)| self.add(addr));
+        }
+    }
+}
+
+/// Asks these metads in turn, and those that they and this endpoint know of, for a renewal of the endpoint's certificate.
+/// Returns the identity with the new one; the endpoint does not show it yet.
+///
+/// # Errors
+/// Why the last metad has not renewed it, or the one that knew more.
+pub async fn renew(endpoint: &Endpoint, metads: &[SocketAddr]) -> Result<Identity, RenewError> {
+    let mut told = RenewError::Unanswered(Error::Closed);
+    let (mut ways, mut asked) = (Ways::of(endpoint, metads), 0);
+    while let Some(addr) = ways.0.get(asked).copied() {
+        asked += 1;
+        let metad = endpoint.peer(addr, Role::Metad);
+        let failed = match metad.request::<_, MetaReply>(&MetaRequest::Renew, &[], ASK_TIMEOUT).await {
+            Ok((MetaReply::Renewal(RenewReply::Renewed { certificate, issuer }), _)) => {
+                match endpoint.identity().renewed(&certificate, &issuer) {
+                    Ok(renewed) => return Ok(renewed),
+                    Err(error) => error.into(),
+                }
+            }
+            Ok((MetaReply::Renewal(RenewReply::Refused(why)), _)) => {
+                ways.ask(&metad).await;
+                RenewError::Refused { peer: addr, why }
+            }
+            Ok((other, _)) => Error::Malformed(format!("{addr} answered {} to a renewal", other.kind_name())).into(),
+            Err(error) => error.into(),
+        };
+        if failed.is_too_early() {
+            return Err(failed);
+        }
+        if rank(&failed) >= rank(&told) {
+            told = failed;
+        }
+    }
+    Err(told)
+}
+
+/// How much an error says.
+fn rank(error: &RenewError) -> u8 {
+    match error {
+        RenewError::Refused { why: RenewRefusal::NoIssuer(_), .. } => 2,
+        RenewError::Refused { why: RenewRefusal::Later, .. } => 3,
+        RenewError::Refused { .. } | RenewError::NotLater | RenewError::NotAccepted(_) => 5,
+        RenewError::Unanswered(Error::Revoked { .. }) => 4,
+        RenewError::Unanswered(Error::Closed) => 0,
+        RenewError::Unanswered(_) => 1,
+    }
+}
+
+/// How a node renews its certificate, and keeps it.
+pub trait Renewing: Send + Sync + 'static {
+    /// The metads that it was told of.
+    fn metads(&self) -> Vec<SocketAddr>;
+
+    /// Gets a newer certificate.
+    fn renew(&self) -> impl Future<Output = Result<Identity, RenewError>> + Send;
+
+    /// Writes the renewed identity to a file, before it is used. Runs where it may block.
+    ///
+    /// # Errors
+    /// When it cannot be written. It is used all the same, until the node ends.
+    fn keep(&self, identity: &Identity) -> Result<(), Error>;
+}
+
+/// Returns whether it is time to renew.
+#[must_use]
+pub fn is_due(identity: &Identity, now: Timestamp) -> bool {
+    let certificate = identity.certificate();
+    let early = SPREAD * f64::from(certificate.key.0[0]) / 256.0;
+    !certificate.is_lasting() && identity.life_left(now) < RENEW_AT + early
+}
+
+/// Takes a renewed identity into use, if it ends later than the one that is in use, and a metad lets it in. Writes it first,
+/// so that the node still has it after a crash.
+///
+/// # Errors
+/// [`RenewError::NotLater`] and [`RenewError::NotAccepted`], with nothing changed.
+pub async fn adopt<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, identity: Identity) -> Result<(), RenewError> {
+    let own = endpoint.identity();
+    if identity.certificate().ends <= own.certificate().ends {
+        return Err(RenewError::NotLater);
+    }
+    if let Err(error) = try_identity(endpoint, &identity, &Ways::of(endpoint, &node.metads()).0).await {
+        // Among metads there may be none that could let it in before this one has it, and what has ended is of no use.
+        let nothing_is_lost = own.certificate().has_ended(Timestamp::now()) || own.subject().role == Role::Metad;
+        if is_refusal(&error) || !nothing_is_lost {
+            return Err(RenewError::NotAccepted(error));
+        }
+    }
+    let (keeper, kept) = (node.clone(), identity.clone());
+    match tokio::task::spawn_blocking(move || keeper.keep(&kept)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "the renewed certificate is lost when this program ends; make it writable")
+        }
+        Err(error) => tracing::warn!(%error, "the renewed certificate was not written"),
+    }
+    endpoint.set_identity(&identity)?;
+    tracing::info!(
+        name = identity.subject().name,
+        ends = identity.certificate().ends.secs,
+        "the certificate is renewed"
+    );
+    Ok(())
+}
+
+/// Renews the endpoint's certificate whenever it is time, or a peer says that it has ended, until cancelled. Returns only
+/// if the certificate lasts.
+pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
+    let (mut backoff, mut warned) = (None, false);
+    loop {
+        let identity = endpoint.identity();
+        let certificate = identity.certificate();
+        if certificate.is_lasting() {
+            return;
+        }
+        let life = u64::try_from(certificate.ends.nanos_since(certificate.issued)).unwrap_or(0);
+        let look_every = (Duration::from_nanos(life) / 50).clamp(FIRST_PAUSE, LOOK_EVERY);
+        // Something was tried already if there is a backoff.
+        while backoff.is_none() && !is_due(&identity, Timestamp::now()) {
+            tokio::select! {
+                () = tokio::time::sleep(look_every) => {}
+                () = endpoint.told_ended() => break,
+            }
+        }
+        let renewed = match node.renew().await {
+            Ok(renewed) => adopt(&endpoint, &node, renewed).await,
+            Err(error) => Err(error),
+        };
+        match renewed {
+            Ok(()) => {
+                (backoff, warned) = (None, false);
+                // By a clock that is far ahead, the new one is due at once.
+                tokio::time::sleep(look_every).await;
+            }
+            Err(error) if error.is_too_early() => {
+                backoff = None;
+                tokio::time::sleep(look_every).await;
+                tokio::select! {
+                    () = tokio::time::sleep(until_later(&identity, look_every)) => {}
+                    () = endpoint.told_ended() => {}
+                }
+            }
+            Err(error) => {
+                let left = identity.life_left(Timestamp::now());
+                if warned {
+                    tracing::debug!(%error, "the certificate cannot be renewed yet");
+                } else {
+                    tracing::warn!(%error, life_left = format_args!("{left:.2}"), "the certificate cannot be renewed yet");
+                    warned = true;
+                }
+                let pause = backoff.get_or_insert_with(|| Backoff::new(FIRST_PAUSE, look_every)).delay();
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+/// How long to wait when it is too early: the less time is left, the shorter. One that has ended by this clock alone is
+/// asked about now and then.
+fn until_later(identity: &Identity, look_every: Duration) -> Duration {
+    let left = u64::try_from(identity.certificate().ends.nanos_since(Timestamp::now())).unwrap_or(0);
+    (Duration::from_nanos(left) / 20).clamp(look_every, EARLY_PAUSE_MAX)
+}

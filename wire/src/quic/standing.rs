@@ -1,0 +1,91 @@
+//! The connections of this server that stand: those of a revoked certificate end at once, and each ends with its
+//! certificate.
+
+use crate::attr::Timestamp;
+use crate::cert::Certificate;
+use crate::revoked::Refusals;
+use crate::tls::Subject;
+use parking_lot::Mutex;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Code with which a connection is closed whose certificate is revoked.
+pub(super) const REVOKED: u32 = 3;
+/// Code with which a connection is closed whose certificate has ended.
+pub(super) const ENDED: u32 = 4;
+/// How long somebody may stay who was let in with a certificate that has ended, to have it renewed.
+const RENEWAL_LIMIT: Duration = Duration::from_secs(30);
+/// Clocks may be set, and machines sleep: the end of a certificate is looked at again after this long.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// The connections that stand, by number.
+#[derive(Default)]
+pub(super) struct Standing {
+    all: Mutex<All>,
+}
+
+#[derive(Default)]
+struct All {
+    next: u64,
+    connections: HashMap<u64, (Subject, Certificate, quinn::Connection)>,
+}
+
+/// A connection that stands; it counts until this is dropped.
+pub(super) struct Stands {
+    standing: Arc<Standing>,
+    number: u64,
+}
+
+impl Standing {
+    /// Counts a connection. Returns `None` when its certificate was revoked since the handshake.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        refusals: &Refusals,
+        (subject, certificate): (&Subject, &Certificate),
+        connection: &quinn::Connection,
+    ) -> Option<Stands> {
+        let number = {
+            let mut all = self.all.lock();
+            all.next += 1;
+            let number = all.next;
+            all.connections.insert(number, (subject.clone(), certificate.clone(), connection.clone()));
+            number
+        };
+        let stands = Stands { standing: self.clone(), number };
+        // Looked at once it counts: a list that comes from now on finds it.
+        (!refusals.refuse(subject, certificate)).then_some(stands)
+    }
+
+    /// Closes the connections whose certificates are revoked now.
+    pub(super) fn close_revoked(&self, refusals: &Refusals) {
+        for (subject, certificate, connection) in self.all.lock().connections.values() {
+            if refusals.refuse(subject, certificate) {
+                connection.close(REVOKED.into(), b"this certificate was revoked");
+            }
+        }
+    }
+}
+
+impl Drop for Stands {
+    fn drop(&mut self) {
+        self.standing.all.lock().connections.remove(&self.number);
+    }
+}
+
+/// Waits until a certificate ends, by the wall clock; for a while if it has ended already.
+pub(super) async fn end_of(certificate: &Certificate) {
+    if certificate.is_lasting() {
+        return std::future::pending().await;
+    }
+    if certificate.has_ended(Timestamp::now()) {
+        return tokio::time::sleep(RENEWAL_LIMIT).await;
+    }
+    loop {
+        let left = u64::try_from(certificate.ends.nanos_since(Timestamp::now())).unwrap_or(0);
+        if left == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_nanos(left).min(LOOK_EVERY)).await;
+    }
+}
