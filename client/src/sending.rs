@@ -186,7 +186,13 @@ impl Sender {
         let ino = file.ino();
         if self.is_unlinked_and_closed(&file) && !self.writeback.is_moved(ino) {
             // Nobody can read it any more. A rename or a replacement by it may still be undone.
-            self.writeback.with(|core| core.note_content(ino, file.base()));
+            self.writeback.with(|core| {
+                // I6: once it is dropped, the base moves with what others do. When the batch is sent again, what was noted
+                // before counts.
+                if file.is_dirty() || core.content_before(ino).is_none() {
+                    core.note_content(ino, file.base());
+                }
+            });
             self.committer.discard(&file).await;
             self.open_files.forget_if_idle(&file);
             return Ok((step, false));

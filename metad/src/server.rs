@@ -6,7 +6,6 @@ mod batcher;
 mod blockds;
 mod enroll;
 mod events;
-mod fair_queue;
 mod fsck;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

@@ -24,6 +24,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+pub use budget::Held;
 pub use endpoint::Endpoint;
 pub use peer::{EventReceiver, OutgoingRequest, Peer};
 pub use serve::{EventSender, Incoming, ServerHandle, Service};

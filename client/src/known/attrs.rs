@@ -107,7 +107,7 @@ mod tests {
                 file_off: 0,
                 len: inline as u64,
                 version: Version(version),
-                source: Source::Inline(vec![7; inline].into()),
+                source: Source::Inline(vec![7; inline]),
             }],
             more_from: None,
         };

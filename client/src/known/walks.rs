@@ -288,7 +288,9 @@ mod tests {
         assert!(!walks.may_ask_for_contents((Ino(5), 0), later), "it is asked once");
         assert!(!walks.may_ask_for_contents((Ino(7), 0), later + READ_WITHIN), "nobody reads any more");
         let much_later = later + ASK_PAUSE;
-        [100, 101].map(|ino| walks.note_opened(Ino(ino), much_later));
+        for ino in [100, 101] {
+            walks.note_opened(Ino(ino), much_later);
+        }
         assert!(walks.may_ask_for_contents((Ino(5), 0), much_later));
     }
 

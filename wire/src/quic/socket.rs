@@ -22,9 +22,9 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 /// The protocol versions this program speaks, best first, as ALPN names them.
-pub(super) const ALPN: &[&[u8]] = &[b"surf/10"];
+pub(super) const ALPN: &[&[u8]] = &[b"surf/11"];
 /// The protocol versions for people.
-pub(super) const VERSIONS: &str = "10";
+pub(super) const VERSIONS: &str = "11";
 /// What newcomers speak, who have no certificate yet.
 pub(super) const NEWCOMERS_ALPN: &[u8] = b"surf-enroll/1";
 /// Socket buffers: the default of 208 KiB drops packets at loopback speed.

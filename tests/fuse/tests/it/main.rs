@@ -10,6 +10,7 @@ mod fsck;
 mod healing;
 mod journal;
 mod large;
+mod mapped;
 mod mounts;
 mod overload;
 mod posix;
