@@ -32,6 +32,8 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 const REDIRECTS_MAX: usize = 4;
 /// How often a request is sent again to a metad that has too much to do, with growing pauses: for some 10 s in all.
 const BUSY_MAX: usize = 16;
+/// Blocks that are dropped together: their removals share a group of the writer, and puts of them wait meanwhile.
+const DROPS_AT_ONCE: usize = 1024;
 /// Blocks in one page of a report.
 const REPORT_PAGE: usize = 4096;
 /// Pause between two pages of a report: it is never urgent.
@@ -258,23 +260,35 @@ impl Reporter {
 /// blocks.
 pub async fn drop_blocks(
     store: &Store,
-    stamps: &Stamps,
+    stamps: &Arc<Stamps>,
     metrics: &Metrics,
     hashes: &[BlockHash],
     grace: Duration,
 ) -> Vec<BlockHash> {
     let mut dropped = Vec::new();
-    for hash in hashes {
-        let Some(dropping) = stamps.begin_drop(*hash, grace) else {
-            metrics.drops_refused.add(1);
-            continue;
-        };
-        match store.drop_block(*hash).await {
-            Ok(_) => {
-                dropping.done();
-                dropped.push(*hash);
+    for portion in hashes.chunks(DROPS_AT_ONCE) {
+        let mut marked = Vec::with_capacity(portion.len());
+        for hash in portion {
+            match stamps.begin_drop(*hash, grace) {
+                Some(mark) => marked.push((*hash, mark)),
+                None => metrics.drops_refused.add(1),
             }
-            Err(error) => tracing::warn!(%hash, %error, "a block could not be dropped"),
+        }
+        let outcomes = match store.drop_all(&marked).await {
+            Ok(outcomes) => outcomes,
+            Err(error) => {
+                tracing::warn!(blocks = marked.len(), %error, "blocks could not be dropped");
+                continue;
+            }
+        };
+        for ((hash, mark), outcome) in marked.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(_) => {
+                    mark.done();
+                    dropped.push(hash);
+                }
+                Err(error) => tracing::warn!(%hash, %error, "a block could not be dropped"),
+            }
         }
     }
     metrics.dropped.add(dropped.len() as u64);

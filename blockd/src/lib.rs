@@ -14,13 +14,17 @@ pub mod error;
 pub mod heartbeat;
 pub mod layouts;
 pub mod metrics;
+pub mod origins;
 mod own_identity;
 pub mod ownership;
+mod reading;
 pub mod refused;
 pub mod repair;
 pub mod replicate;
 mod scrub;
 pub mod server;
+#[cfg(test)]
+mod server_tests;
 pub mod stamps;
 pub mod store;
 mod sys;
@@ -43,7 +47,7 @@ use repair::claims::Claims;
 use repair::handoff::Handoff;
 use repair::heal;
 use repair::healer::{Healer, References};
-use repair::pass::Places;
+use repair::pass::Round;
 use repair::patience;
 use repair::progress::Progress;
 use repair::read_repair::{self, RepairQueue, Repairer};
@@ -151,6 +155,8 @@ impl Node {
             drop_grace_min: config.drop_grace_min,
             refused: refused.clone(),
             activity: activity.clone(),
+            reading: Arc::default(),
+            origins: Arc::default(),
             metrics: metrics.clone(),
             disk_failed: disk_failed.clone(),
         };
@@ -195,7 +201,7 @@ impl Node {
             metrics: metrics.clone(),
             compare_every: config.compare_every,
             account: patience::ACCOUNT,
-            places: Places::new(),
+            round: Round::default(),
         };
         tasks.spawn(heal::run(healer, stop.clone()));
         if matches!(source, LayoutSource::Metad) {

@@ -37,5 +37,5 @@ pub mod progress;
 pub mod read_repair;
 pub mod search;
 #[cfg(test)]
-mod test_peers;
+pub(crate) mod test_peers;
 pub mod throttle;

@@ -28,7 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 use wire::Error;
 use wire::buffers::{Buffer, Pool};
-use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
+use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId};
 use wire::layout::Layout;
 use wire::limits::BLOCK_BYTES_MAX;
 use wire::message::block::{BlockReply, BlockRequest};
@@ -155,7 +155,7 @@ impl Replicator {
     #[must_use]
     pub fn forward(
         &self,
-        (hash, epoch): (BlockHash, LayoutEpoch),
+        (hash, epoch, origin): (BlockHash, LayoutEpoch, PartyId),
         (layout, chain): (&Layout, Chain),
         needed: u8,
         request: &Incoming,
@@ -167,6 +167,7 @@ impl Replicator {
             replicator: self,
             hash,
             epoch,
+            origin,
             len: request.payload_len(),
             granted: deadline,
             deadline: Instant::now() + deadline,
@@ -239,6 +240,8 @@ pub struct Forward<'a> {
     replicator: &'a Replicator,
     hash: BlockHash,
     epoch: LayoutEpoch,
+    /// Who takes turns for it at the other daemons.
+    origin: PartyId,
     len: usize,
     /// The sender's time for the rest of the chain.
     granted: Duration,
@@ -304,7 +307,8 @@ impl Forward<'_> {
             }
             let chain = self.rest.iter().map(|(id, _)| *id).collect();
             let copies = self.needed.clamp(1, self.rest.len() as u8 + 1);
-            let head = BlockRequest::Put { hash: self.hash, epoch: self.epoch, chain, needed: copies };
+            let origin = Some(self.origin);
+            let head = BlockRequest::Put { hash: self.hash, epoch: self.epoch, chain, needed: copies, origin };
             let peer = self.replicator.endpoint.peer(addr, Role::Blockd);
             let (asked, left) = (Instant::now(), self.time_left());
             let opening = peer.open_request(&head, u32::try_from(self.len).unwrap_or(u32::MAX), left);

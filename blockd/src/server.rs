@@ -9,6 +9,8 @@ use crate::error::NOT_A_MEMBER;
 use crate::heartbeat::drop_blocks;
 use crate::layouts::{Layouts, Refusal};
 use crate::metrics::Metrics;
+use crate::origins::{Origin, Origins};
+use crate::reading::Reading;
 use crate::refused::Refused;
 use crate::repair::handoff::Handoff;
 use crate::repair::read_repair::RepairQueue;
@@ -21,9 +23,9 @@ use futures::future::{MaybeDone, maybe_done, pending};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use wire::ids::{BlockHash, BlockdId, LayoutEpoch};
+use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId};
 use wire::limits::BLOCK_BYTES_MAX;
 use wire::message::block::{BlockReply, BlockRequest, BlockRequestKind, BlockdStatus};
 use wire::quic::{Incoming, Service};
@@ -58,6 +60,10 @@ pub struct Server {
     pub refused: Arc<Refused>,
     /// When clients were last at work.
     pub activity: Arc<Activity>,
+    /// Whose turn it is to read.
+    pub(crate) reading: Arc<Reading>,
+    /// For whom puts are.
+    pub(crate) origins: Arc<Origins>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// Cancelled when the disk has failed for good.
@@ -117,9 +123,9 @@ impl Service for Server {
             self.activity.note();
         }
         let (reply, payload) = match request {
-            BlockRequest::Put { hash, epoch, chain, needed } => {
-                let behind = chain.clone();
-                let copies = self.put((hash, epoch), chain, usize::from(needed.max(1)), incoming).await;
+            BlockRequest::Put { hash, epoch, chain, needed, origin } => {
+                let (behind, origin) = (chain.clone(), self.origins.of(&peer.subject, origin));
+                let copies = self.put((hash, epoch, &origin), chain, usize::from(needed.max(1)), incoming).await;
                 self.note_missed(hash, &behind, &copies, peer.subject.role == Role::Client);
                 return;
             }
@@ -127,16 +133,20 @@ impl Service for Server {
                 if incoming.reserve_answer((len as usize).min(BLOCK_BYTES_MAX)).await.is_err() {
                     return incoming.refuse_busy("too many answers wait to be fetched").await;
                 }
-                self.get(hash, epoch, offset, len).await
+                let deadline = incoming.deadline().into();
+                match self.get(peer.subject.party(), (hash, epoch), (offset, len), deadline).await {
+                    Some(answer) => answer,
+                    None => return incoming.refuse_busy("others read, and its turn did not come in time").await,
+                }
             }
-            other => (self.answer(other).await, None),
+            other => (self.answer(peer.subject.party(), other).await, None),
         };
         incoming.respond(&reply, payload.as_slice()).await;
     }
 }
 
 impl Server {
-    async fn answer(&self, request: BlockRequest) -> BlockReply {
+    async fn answer(&self, party: PartyId, request: BlockRequest) -> BlockReply {
         match request {
             // I10: a metad that is behind does not know about newer references.
             BlockRequest::Drop { epoch, .. } if epoch < self.layouts.newest().epoch => BlockReply::Dropped(Vec::new()),
@@ -175,7 +185,7 @@ impl Server {
                 self.refused.hint(version);
                 BlockReply::Done
             }
-            BlockRequest::Verify { hashes } => self.verify(&hashes).await,
+            BlockRequest::Verify { hashes } => self.verify(party, &hashes).await,
             BlockRequest::Fetch { hashes, from } => {
                 let layout = self.layouts.newest();
                 let ring = wire::layout::ring::Ring::new(&layout);
@@ -188,9 +198,14 @@ impl Server {
         }
     }
 
-    async fn verify(&self, hashes: &[BlockHash]) -> BlockReply {
+    async fn verify(&self, party: PartyId, hashes: &[BlockHash]) -> BlockReply {
         let mut good = Vec::with_capacity(hashes.len());
         for hash in hashes {
+            if !self.store.has_copy(hash) {
+                good.push(None);
+                continue;
+            }
+            let _turn = self.reading.turn(party, u64::from(self.store.len_of(hash).unwrap_or(0))).await;
             good.push(match self.store.get(*hash).await {
                 Ok(block) => block.map(|_| true),
                 Err(store::Error::Corrupt { .. } | store::Error::Io { .. }) => {
@@ -237,7 +252,7 @@ impl Server {
     /// Answers when enough daemons have it, and goes on until the whole chain has. Returns who has it then.
     async fn put(
         &self,
-        (hash, epoch): (BlockHash, LayoutEpoch),
+        (hash, epoch, origin): (BlockHash, LayoutEpoch, &Origin),
         chain: Chain,
         needed: usize,
         mut incoming: Incoming,
@@ -248,8 +263,10 @@ impl Server {
             return Outcome::default();
         }
         // A daemon that cannot store the block does not count.
-        let elsewhere = if self.store.is_full() || self.store.has_failed() { needed } else { needed - 1 };
-        let (arrivals, forward) = self.replicator.forward((hash, epoch), (&*layout, chain), elsewhere as u8, &incoming);
+        let has_room = self.store.has_room_for(incoming.payload_len() as u32);
+        let elsewhere = if has_room { needed - 1 } else { needed };
+        let (arrivals, forward) =
+            self.replicator.forward((hash, epoch, origin.id()), (&*layout, chain), elsewhere as u8, &incoming);
         let mut others = pin!(maybe_done(forward.run()));
         let received = {
             let mut receiving = pin!(self.replicator.receive(hash, &mut incoming, arrivals));
@@ -271,21 +288,23 @@ impl Server {
                 return Outcome::default();
             }
         };
-        self.store_and_answer((hash, epoch), (&block, sections), needed, others, incoming).await
+        self.store_and_answer((hash, epoch, origin), (&block, sections), needed, others, incoming).await
     }
 
     async fn store_and_answer(
         &self,
-        (hash, epoch): (BlockHash, LayoutEpoch),
+        (hash, epoch, origin): (BlockHash, LayoutEpoch, &Origin),
         (block, sections): (&Bytes, Sections),
         needed: usize,
         mut others: Pin<&mut MaybeDone<impl Future<Output = Outcome>>>,
-        incoming: Incoming,
+        mut incoming: Incoming,
     ) -> Outcome {
+        // The sender's budget bounds what waits here for the writer, and for slow daemons, after the answer as well.
+        let _held = incoming.take_held();
         let local = async {
             // I10: the stamp is renewed before the store is looked at, so that no drop slips in between.
             let stamp = self.stamps.begin_put(hash).await;
-            let stored = self.store.put_with_sections(hash, block.clone(), sections).await;
+            let stored = self.store.put_with_sections(origin.party(), hash, block.clone(), sections).await;
             if stored.is_err() && !self.store.contains(&hash) {
                 stamp.refused();
             }
@@ -368,10 +387,25 @@ impl Server {
         incoming.respond(&reply, &[]).await;
     }
 
-    async fn get(&self, hash: BlockHash, epoch: LayoutEpoch, offset: u32, len: u32) -> (BlockReply, Option<Bytes>) {
+    /// Reads in the party's turn. `None` when that has not come at the deadline: nobody waits for the block then.
+    pub(crate) async fn get(
+        &self,
+        party: PartyId,
+        (hash, epoch): (BlockHash, LayoutEpoch),
+        (offset, len): (u32, u32),
+        deadline: Instant,
+    ) -> Option<(BlockReply, Option<Bytes>)> {
         let layout = self.layouts.compare(epoch);
+        // What the index says costs the disk nothing, and needs no turn.
+        if !self.store.has_copy(&hash) {
+            self.metrics.misses.add(1);
+            return Some((BlockReply::NotHere { corrupt: false, layout }, None));
+        }
+        let len_here = self.store.len_of(&hash).unwrap_or(0).saturating_sub(offset);
+        let turn = self.reading.turn(party, u64::from(len.min(len_here)));
+        let _turn = timeout_at(deadline, turn).await.ok()?;
         // I9: the store verifies what it returns, the whole block or those of its sections that hold the part.
-        match self.store.get_part(hash, offset, len).await {
+        Some(match self.store.get_part(hash, offset, len).await {
             Ok(Some((block_len, bytes))) => {
                 self.metrics.gets.add(1);
                 self.metrics.get_bytes.add(bytes.len() as u64);
@@ -389,7 +423,7 @@ impl Server {
                 (BlockReply::NotHere { corrupt: true, layout }, None)
             }
             Err(error) => (BlockReply::Failed(describe(&error)), None),
-        }
+        })
     }
 }
 
@@ -444,7 +478,13 @@ mod tests {
 
     #[test]
     fn a_block_is_between_one_byte_and_four_mebibytes_long() {
-        let put = BlockRequest::Put { hash: BlockHash([0; 32]), epoch: LayoutEpoch(0), chain: Vec::new(), needed: 1 };
+        let put = BlockRequest::Put {
+            hash: BlockHash([0; 32]),
+            epoch: LayoutEpoch(0),
+            chain: Vec::new(),
+            needed: 1,
+            origin: None,
+        };
         assert!(!is_bounded(&put, 0) && is_bounded(&put, 1));
         assert!(is_bounded(&put, BLOCK_BYTES_MAX) && !is_bounded(&put, BLOCK_BYTES_MAX + 1));
     }

@@ -11,6 +11,8 @@
 
 use parking_lot::Mutex;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use wire::ids::BlockHash;
@@ -83,16 +85,17 @@ impl Stamps {
         }
     }
 
-    /// Begins to drop a block, unless it was renewed less than `grace` ago. The drop ends when the result is dropped.
+    /// Begins to drop a block, unless it was renewed less than `grace` ago. The drop ends when nobody holds the result any
+    /// more.
     #[must_use]
-    pub fn begin_drop(&self, hash: BlockHash, grace: Duration) -> Option<Dropping<'_>> {
+    pub fn begin_drop(self: &Arc<Self>, hash: BlockHash, grace: Duration) -> Option<Arc<Dropping>> {
         let mut state = self.state.lock();
         let renewed = state.renewed.get(&hash).copied().unwrap_or(self.started);
         // I10: a block renewed within the grace period stays.
         if renewed.elapsed() < grace || !state.dropping.insert(hash) {
             return None;
         }
-        Some(Dropping { stamps: self, hash, is_done: false })
+        Some(Arc::new(Dropping { stamps: self.clone(), hash, is_done: AtomicBool::new(false) }))
     }
 }
 
@@ -142,26 +145,27 @@ impl Drop for PutStamp<'_> {
     }
 }
 
-/// A drop under way: the block cannot be renewed until it ends.
-pub struct Dropping<'a> {
-    stamps: &'a Stamps,
+/// A drop under way: the block cannot be renewed until it ends. Whoever carries it out holds it, too: that goes on when
+/// the one that began it goes away.
+pub struct Dropping {
+    stamps: Arc<Stamps>,
     hash: BlockHash,
-    is_done: bool,
+    is_done: AtomicBool,
 }
 
-impl Dropping<'_> {
-    /// Notes that the block is gone, and its stamp with it. Without this call the drop was given up, and the stamp
-    /// stays.
-    pub fn done(mut self) {
-        self.is_done = true;
+impl Dropping {
+    /// Notes that the block is gone, and its stamp with it. Without this call the drop may have been given up, and the
+    /// stamp stays.
+    pub fn done(&self) {
+        self.is_done.store(true, Ordering::Release);
     }
 }
 
-impl Drop for Dropping<'_> {
+impl Drop for Dropping {
     fn drop(&mut self) {
         let mut state = self.stamps.state.lock();
         state.dropping.remove(&self.hash);
-        if self.is_done {
+        if *self.is_done.get_mut() {
             state.renewed.remove(&self.hash);
         }
         drop(state);
@@ -178,7 +182,7 @@ mod tests {
     /// Guards I10.
     #[tokio::test]
     async fn a_renewed_block_is_not_dropped_within_its_grace() {
-        let stamps = Stamps::default();
+        let stamps = Arc::new(Stamps::default());
         assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none(), "started just now");
         assert!(stamps.begin_drop(HASH, Duration::ZERO).is_some());
         drop(stamps.begin_put(HASH).await);
@@ -188,8 +192,8 @@ mod tests {
     /// Guards I10.
     #[tokio::test]
     async fn a_drop_that_was_given_up_leaves_the_stamp() {
-        let stamps =
-            Stamps { started: Instant::now().checked_sub(Duration::from_secs(3600)).unwrap(), ..Stamps::default() };
+        let started = Instant::now().checked_sub(Duration::from_secs(3600)).unwrap();
+        let stamps = Arc::new(Stamps { started, ..Stamps::default() });
         drop(stamps.begin_put(HASH).await);
         drop(stamps.begin_drop(HASH, Duration::ZERO).unwrap());
         assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none());
@@ -200,13 +204,17 @@ mod tests {
     /// Guards I10.
     #[tokio::test]
     async fn a_renewal_waits_for_the_drop_under_way() {
-        let stamps = Stamps::default();
+        let stamps = Arc::new(Stamps::default());
         let dropping = stamps.begin_drop(HASH, Duration::ZERO).unwrap();
         assert!(stamps.begin_drop(HASH, Duration::ZERO).is_none(), "only one at a time");
         let renewal = stamps.begin_put(HASH);
         tokio::pin!(renewal);
         assert!(futures::poll!(renewal.as_mut()).is_pending());
         dropping.done();
+        let carried_out = dropping.clone();
+        drop(dropping);
+        assert!(futures::poll!(renewal.as_mut()).is_pending(), "somebody still carries it out");
+        drop(carried_out);
         renewal.await;
         assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none());
     }

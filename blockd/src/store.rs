@@ -2,8 +2,9 @@
 //!
 //! - `record` is the bytes of a record, `segment` reads a file of them, `hint` shortens that at the next start.
 //! - `read` reads and verifies, parts of a block by its sections.
-//! - `writer` is the one thread that writes: work that has queued up goes out together and shares one sync.
-//! - `recover` rebuilds the index; `compact` takes back the space of dropped blocks; `room` says how much there is.
+//! - `work` is what waits to be written, by turns of those whose work it is; `writer` is the one thread that writes: work
+//!   that has queued up goes out together and shares one sync. `open` is the segment that it writes.
+//! - `index` says what is here; `recover` rebuilds it; `compact` takes back the space of dropped blocks; `room` says how much there is.
 //! - `disk` has every file call behind one trait, so that tests can cut the power; `buffer` is aligned memory.
 //!
 //! A put is answered when its record is on stable storage (I9); a block is checked against its name whenever it is
@@ -18,38 +19,41 @@ mod error;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod hint;
+mod index;
+mod open;
 mod read;
 mod record;
 mod recover;
 mod room;
 mod segment;
 mod segment_name;
+mod work;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use compact::Compacted;
 pub use error::Error;
 pub use segment_name::SegmentId;
+pub use work::Party;
 
 use buffer::Pool;
 use bytes::Bytes;
-use digest::Digests;
 use disk::{Disk, RealDisk};
+use index::{Index, Location, Usage};
 use parking_lot::RwLock;
 use read::{Part, Record};
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 use tokio::task::spawn_blocking;
 use wire::ids::BlockHash;
 use wire::layout::ring::Span;
 use wire::message::block::Digest;
 use wire::sections::{SECTION_BYTES, Sections};
-use writer::{Work, Writer};
+use work::Work;
+use writer::Writer;
 
 /// Blocks of the index that are looked at before others may change it.
 const PAGE_BLOCKS: usize = 65_536;
@@ -69,108 +73,6 @@ impl Default for StoreOptions {
     }
 }
 
-/// Place of a block.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Location {
-    segment: SegmentId,
-    /// Offset of the record's header.
-    offset: u64,
-    /// Length of the block.
-    len: u32,
-    /// A read found it damaged: it counts as absent until it is stored again.
-    bad: bool,
-}
-
-impl Location {
-    /// Reports whether both are the same record, whatever is known of it.
-    fn is_at(&self, other: &Self) -> bool {
-        (self.segment, self.offset) == (other.segment, other.offset)
-    }
-}
-
-/// Usage of a segment.
-#[derive(Clone, Copy, Default, Debug)]
-struct Usage {
-    /// Bytes of records that the index points at.
-    live: u64,
-    /// Bytes of tombstones: needed as long as there is an older segment.
-    tombstones: u64,
-    /// Bytes of all records.
-    written: u64,
-    /// Its tombstones cannot be read, so it is compacted only when they are not needed any more.
-    stays: bool,
-    /// A part of it was never verified, and may hold records: it is not compacted.
-    unjudged: bool,
-    /// It holds copies that could not be read. Until then it is not compacted, unless they are not needed any more.
-    waits_until: Option<Instant>,
-}
-
-impl Usage {
-    /// Reports whether it may be compacted now. Tombstones are needed unless it is the oldest segment.
-    fn may_go(&self, is_oldest: bool) -> bool {
-        let waits = self.live > 0 && self.waits_until.is_some_and(|until| Instant::now() < until);
-        !self.unjudged && !waits && (is_oldest || !self.stays)
-    }
-
-    /// Counts another record.
-    fn add(&mut self, header: &record::Header) {
-        self.written += header.stored_len();
-        if header.kind == record::Kind::Tombstone {
-            self.tombstones += header.stored_len();
-        }
-    }
-}
-
-/// Index and segments, under one lock.
-#[derive(Default)]
-struct Index {
-    blocks: BTreeMap<BlockHash, Location>,
-    segments: BTreeMap<SegmentId, (Arc<dyn disk::SegmentFile>, Usage)>,
-    /// Digests of all blocks that are not bad.
-    digests: Digests,
-}
-
-impl Index {
-    /// Points a block at a record.
-    fn set(&mut self, hash: BlockHash, location: Location) {
-        if let Some(before) = self.blocks.insert(hash, location) {
-            self.release(&hash, &before);
-        }
-        self.digests.add(&hash, location.len);
-        if let Some((_, usage)) = self.segments.get_mut(&location.segment) {
-            usage.live += record::stored_len(location.len);
-        }
-    }
-
-    /// Takes a block out. Returns false when it was not there.
-    fn remove(&mut self, hash: &BlockHash) -> bool {
-        match self.blocks.remove(hash) {
-            Some(before) => {
-                self.release(hash, &before);
-                true
-            }
-            None => false,
-        }
-    }
-
-    /// Marks a record that a read found damaged: the block counts as absent.
-    fn mark_bad(&mut self, hash: &BlockHash, location: &Location) {
-        if let Some(known) = self.blocks.get_mut(hash).filter(|known| *known == location && !known.bad) {
-            known.bad = true;
-            self.digests.remove(hash, location.len);
-        }
-    }
-
-    fn release(&mut self, hash: &BlockHash, location: &Location) {
-        if !location.bad {
-            self.digests.remove(hash, location.len);
-        }
-        if let Some((_, usage)) = self.segments.get_mut(&location.segment) {
-            usage.live -= record::stored_len(location.len);
-        }
-    }
-}
-
 /// State that readers and the writer share.
 struct Shared {
     dir: PathBuf,
@@ -179,10 +81,9 @@ struct Shared {
     index: RwLock<Index>,
     pool: Arc<Pool>,
     failed: AtomicBool,
-    /// A new block was refused for want of space, and since then the writer has had no room for one of its length.
-    full: AtomicBool,
-    /// Then: bytes of the smallest record that was refused.
-    refused_bytes: AtomicU64,
+    /// For tests: there is no room, whatever the disk says.
+    #[cfg(test)]
+    pretends_full: AtomicBool,
     /// Bytes that new blocks may still take in the segment that is being written.
     open_room: AtomicU64,
 }
@@ -272,43 +173,47 @@ impl Store {
             index: RwLock::new(index),
             pool,
             failed: AtomicBool::new(false),
-            full: AtomicBool::new(false),
-            refused_bytes: AtomicU64::new(u64::MAX),
+            #[cfg(test)]
+            pretends_full: AtomicBool::new(false),
             open_room: AtomicU64::new(0),
         });
         let writer = Writer::start(shared.clone(), next)?;
         Ok(Self { shared, writer })
     }
 
-    /// Stores a block. Returns true when it was not here yet. The caller has checked that its name matches. Durable on
-    /// return. Cancel-safe: once it has been passed to the writer, the block is stored even if the caller goes away.
+    /// Stores a block, as a copy that this daemon fetched. Returns true when it was not here yet. The caller has checked
+    /// that its name matches. Durable on return. Cancel-safe: once it has been passed to the writer, the block is stored even if the caller goes away.
     ///
     /// # Errors
     /// [`Error::NoSpace`] when the reserve is reached, [`Error::Failed`] after a disk error.
     pub async fn put(&self, hash: BlockHash, block: Bytes) -> Result<bool, Error> {
         if block.len() <= SECTION_BYTES {
-            return self.put_with_sections(hash, block, Sections::default()).await;
+            return self.put_with_sections(Party::Repair, hash, block, Sections::default()).await;
         }
         let hashed = block.clone();
         let (name, sections) = spawn_blocking(move || Sections::of(&hashed)).await.map_err(|_| Error::Failed)?;
         assert_eq!(name, hash, "the caller has checked that the name fits");
-        self.put_with_sections(hash, block, sections).await
+        self.put_with_sections(Party::Repair, hash, block, sections).await
     }
 
-    /// Like [`Store::put`], for a caller that has the block's sections from verifying it.
+    /// Like [`Store::put`], in the turn of this party, for a caller that has the block's sections from verifying it.
     ///
     /// # Errors
     /// As [`Store::put`].
-    pub async fn put_with_sections(&self, hash: BlockHash, block: Bytes, sections: Sections) -> Result<bool, Error> {
+    pub async fn put_with_sections(
+        &self,
+        party: Party,
+        hash: BlockHash,
+        block: Bytes,
+        sections: Sections,
+    ) -> Result<bool, Error> {
         // This comes first: once the disk has failed, even a block that is here may be taken out by a half-written
         // tombstone.
         self.shared.check_alive()?;
         if self.contains(&hash) {
             return Ok(false);
         }
-        let (reply, done) = tokio::sync::oneshot::channel();
-        self.writer.send(Work::Put { hash, block, sections, reply }).await?;
-        done.await.map_err(|_| Error::Failed)?.map(|()| true)
+        self.writer.write(party, |reply| Work::Put { hash, block, sections, reply }).await
     }
 
     /// The whole block, verified; `None` when it is not here. Cancel-safe.
@@ -345,13 +250,10 @@ impl Store {
         let Some(record) = read.await.map_err(|_| Error::Failed)?? else { return Ok(None) };
         if !record.trailer_fits {
             tracing::error!(%hash, segment = %record.location.segment, "a trailer is damaged on disk; it is made anew");
-            let (reply, done) = tokio::sync::oneshot::channel();
             let Record { location: from, block, sections, .. } = &record;
-            let (block, sections) = (block.clone(), sections.clone());
+            let (from, block, sections) = (*from, block.clone(), sections.clone());
             // The block itself is good, whatever the outcome: the next read tries again.
-            if self.writer.send(Work::Move { hash, from: *from, block, sections, reply }).await.is_ok() {
-                let _ = done.await;
-            }
+            let _ = self.writer.write(Party::Repair, |reply| Work::Move { hash, from, block, sections, reply }).await;
         }
         Ok(Some(record.block))
     }
@@ -360,6 +262,12 @@ impl Store {
     #[must_use]
     pub fn contains(&self, hash: &BlockHash) -> bool {
         self.shared.index.read().blocks.get(hash).is_some_and(|location| !location.bad)
+    }
+
+    /// Reports whether a copy of the block is here, damaged or not.
+    #[must_use]
+    pub fn has_copy(&self, hash: &BlockHash) -> bool {
+        self.shared.index.read().blocks.contains_key(hash)
     }
 
     /// Reports whether the copy of this block here is damaged.
@@ -373,10 +281,10 @@ impl Store {
         self.shared.failed.load(Ordering::Acquire)
     }
 
-    /// Behaves as if the last new block had been refused.
+    /// Says from now on that there is room for no block.
     #[cfg(test)]
     pub(crate) fn pretend_full(&self) {
-        self.shared.full.store(true, Ordering::Relaxed);
+        self.shared.pretends_full.store(true, Ordering::Relaxed);
     }
 
     /// Drops a block. Returns true when it was here. Durable on return. Cancel-safe: it is dropped even if the caller
@@ -387,12 +295,56 @@ impl Store {
     pub async fn drop_block(&self, hash: BlockHash) -> Result<bool, Error> {
         // As in `put`: a put that failed half way may come back.
         self.shared.check_alive()?;
-        if !self.shared.index.read().blocks.contains_key(&hash) {
+        if !self.has_copy(&hash) {
             return Ok(false);
         }
-        let (reply, done) = tokio::sync::oneshot::channel();
-        self.writer.send(Work::Drop { hash, reply }).await?;
-        done.await.map_err(|_| Error::Failed)?.map(|()| true)
+        self.writer.write(Party::Removal, |reply| Work::Drop { hash, kept: None, reply }).await
+    }
+
+    /// Drops blocks, which share as few groups as they can. Returns the outcome of each: true when it was here. Durable
+    /// on return. Cancel-safe: they are dropped even if the caller goes away, and what stands beside each is kept until
+    /// then.
+    ///
+    /// # Errors
+    /// As [`Store::drop_block`], when none could be dropped.
+    pub async fn drop_all<K: Send + Sync + 'static>(
+        &self,
+        blocks: &[(BlockHash, Arc<K>)],
+    ) -> Result<Vec<Result<bool, Error>>, Error> {
+        self.shared.check_alive()?;
+        let is_here: Vec<bool> = {
+            let index = self.shared.index.read();
+            blocks.iter().map(|(hash, _)| index.blocks.contains_key(hash)).collect()
+        };
+        let here = blocks.iter().zip(&is_here).filter(|(_, is_here)| **is_here);
+        let drops = here.map(|((hash, kept), _)| {
+            let (hash, kept) = (*hash, kept.clone());
+            move |reply| Work::Drop { hash, kept: Some(kept), reply }
+        });
+        let mut outcomes = self.writer.write_all(Party::Removal, drops).await?.into_iter();
+        Ok(is_here
+            .iter()
+            .map(|is_here| if *is_here { outcomes.next().unwrap_or(Err(Error::Failed)) } else { Ok(false) })
+            .collect())
+    }
+
+    /// Stores a block in place of a damaged copy. Returns false when there is none any more: the block was dropped, or
+    /// stored again. Durable on return. Cancel-safe, as [`Store::put`].
+    ///
+    /// # Errors
+    /// As [`Store::put`].
+    pub async fn replace(&self, hash: BlockHash, block: Bytes) -> Result<bool, Error> {
+        self.shared.check_alive()?;
+        let hashed = block.clone();
+        let (name, sections) = spawn_blocking(move || Sections::of(&hashed)).await.map_err(|_| Error::Failed)?;
+        assert_eq!(name, hash, "the caller has checked that the name fits");
+        self.writer.write(Party::Repair, |reply| Work::Replace { hash, block, sections, reply }).await
+    }
+
+    /// Length of a block that is here and not known to be damaged, in bytes.
+    #[must_use]
+    pub fn len_of(&self, hash: &BlockHash) -> Option<u32> {
+        self.shared.index.read().blocks.get(hash).filter(|location| !location.bad).map(|location| location.len)
     }
 
     /// Names and lengths of good blocks from `from` on, in the order of names, at most `limit`.
@@ -422,7 +374,7 @@ impl Store {
     #[must_use]
     pub fn digests(&self, spans: &[Span]) -> Vec<Digest> {
         let index = self.shared.index.read();
-        spans.iter().map(|span| index.digests.of(*span, &index.blocks)).collect()
+        spans.iter().map(|span| index.digest(*span)).collect()
     }
 
     /// Damaged copies that are not replaced yet.

@@ -22,3 +22,7 @@ pub(crate) mod window;
 #[cfg(test)]
 #[path = "commit/commit_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "commit/mapped_tests.rs"]
+mod mapped_tests;

@@ -3,8 +3,8 @@
 //!
 //! The content stays the same, but a compaction is a commit: it makes a new version, and a session that has written to
 //! the same chunk on an older version would be in conflict with it. So a chunk is left alone until its file has been at
-//! rest for a while, and the commit is refused when anyone was faster (I6). Sessions that have the file open learn of
-//! the new version by the event that each commit causes.
+//! rest for a while and the kernel's pages of it show what it has now, and the commit is refused when anyone was faster
+//! (I6). Sessions that have the file open learn of the new version by the event that each commit causes.
 
 use crate::block::fetch::Fetcher;
 use crate::buffers::Buffers;
@@ -88,7 +88,7 @@ impl Compactor {
         let (extents, at_rest) = self.chunk_extents(&attr, chunk).await?;
         let pieces = extents.len() as u32;
         let open = self.open_files.get(ino);
-        if before.version != attr.version || !at_rest || open.as_ref().is_some_and(|file| file.is_dirty()) {
+        if before.version != attr.version || !at_rest || open.as_deref().is_some_and(is_busy) {
             return Err(Missed::Busy(pieces));
         }
         let mut writes = Vec::new();
@@ -98,6 +98,9 @@ impl Compactor {
             let packed = self.gather_run(run).await?;
             let hash = self.committer.uploader().upload(packed.bytes.clone()).await?;
             writes.extend(writes_of(&packed, Some(&Stored { hash, block: packed.bytes.clone(), base: 0 })));
+        }
+        if open.as_deref().is_some_and(is_busy) {
+            return Err(Missed::Busy(pieces));
         }
         self.fragments.settle(ino, chunk, pieces - joined as u32 + writes.len() as u32);
         if writes.is_empty() {
@@ -165,6 +168,13 @@ impl Compactor {
     }
 }
 
+/// Returns whether a compaction of an open file would be in conflict with something: with what waits to be committed, or
+/// with pages that show an earlier content. Their programs have not seen what others have written since, and that gets the
+/// compaction's version.
+fn is_busy(file: &FileState) -> bool {
+    file.is_dirty() || !file.pages_show_present()
+}
+
 /// Returns runs of small extents that follow each other without a gap and fit into one block.
 fn joinable(extents: &[Extent]) -> Vec<&[Extent]> {
     let mut runs = Vec::new();
@@ -193,7 +203,23 @@ fn joinable(extents: &[Extent]) -> Vec<&[Extent]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wire::attr::Timestamp;
     use wire::ids::Version;
+
+    /// Guards I6.
+    #[test]
+    fn a_file_whose_pages_show_an_earlier_content_is_left_alone() {
+        let attr = |version| InodeAttr { version: Version(version), ..crate::testing::attr() };
+        let file = FileState::new(attr(1), None, Arc::default(), 4 << 20);
+        assert!(!is_busy(&file));
+        file.refresh(&attr(2), None);
+        assert!(is_busy(&file), "the kernel may have pages of version 1");
+        let drop = file.begin_drop();
+        file.end_drop(drop);
+        assert!(!is_busy(&file));
+        file.write(Some(0), b"content", false, Timestamp::default()).unwrap();
+        assert!(is_busy(&file));
+    }
 
     #[test]
     fn neighbours_are_joined_up_to_a_block_and_never_over_a_hole() {

@@ -21,6 +21,7 @@
 //!
 //! One task follows one stream after the other. Both queues of acknowledgements live as long as their stream.
 
+use crate::flusher::Flusher;
 use crate::kernel::{Dropping, Kernel, Notice};
 use crate::known::Known;
 use crate::known::held_locks::HeldLocks;
@@ -161,6 +162,7 @@ pub(crate) struct Events {
     pub writeback: Arc<WriteBack>,
     pub open_files: Arc<OpenFiles>,
     pub view: Arc<View>,
+    pub flusher: Arc<Flusher>,
     pub kernel: Arc<Kernel>,
     /// Notified when another session gives up a lock.
     pub lock_released: Arc<Notify>,
@@ -249,6 +251,7 @@ impl Events {
             MetaEvent::LayoutChanged(_) => self.beat_soon(),
             _ => {}
         }
+        self.queue_whole_pages(&event);
         let is_attached = matches!(event, MetaEvent::Attached { .. });
         let given_back = give_back(event, &self.known, &self.writeback);
         if is_attached {
@@ -272,6 +275,20 @@ impl Events {
             tracing::warn!("too many events wait to be acknowledged: the leases are given up");
         }
         taken
+    }
+
+    /// Puts mapped pages into the queue that were taken whole under a delegation, before the event ends it: they are
+    /// committed before others can change other bytes of them.
+    fn queue_whole_pages(&self, event: &MetaEvent) {
+        let inos = match event {
+            MetaEvent::Recall { inos, .. } | MetaEvent::Share { inos, .. } => self.writeback.with_made_in(inos.clone()),
+            MetaEvent::RecallAll { .. } => self.open_files.inos(),
+            _ => return,
+        };
+        for file in inos.into_iter().filter_map(|ino| self.open_files.get(ino)).filter(|file| file.has_whole_pages()) {
+            // Without a delegation they wait as they are: at worst, they are in conflict.
+            self.flusher.defer_content(&file);
+        }
     }
 
     fn beat_soon(&self) {

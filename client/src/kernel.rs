@@ -183,6 +183,11 @@ impl Kernel {
         self.notices.subscribe()
     }
 
+    /// Returns whether there is a kernel: a mount receives the notices.
+    pub(crate) fn is_there(&self) -> bool {
+        self.notices.receiver_count() > 0
+    }
+
     /// Returns whether many notices wait, so that less important ones must not push the others out.
     pub(crate) fn is_busy(&self) -> bool {
         self.notices.len() >= NOTICES_MAX / 2

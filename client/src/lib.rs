@@ -61,6 +61,7 @@ pub use known::Listed;
 pub use local_dir::LocalDir;
 pub use ops::files::{Handle, OpenFlags, Opened};
 pub use ops::locks::Wait;
+pub use ops::mapped::DropUnderWay;
 pub use queue::{LossesReported, NewNode};
 
 use accessed::Accessed;
@@ -214,6 +215,7 @@ fn compose(
         writeback: writeback.clone(),
         open_files: open_files.clone(),
         view: view.clone(),
+        flusher: flusher.clone(),
         kernel: kernel.clone(),
         lock_released: lock_released.clone(),
         work: work.clone(),

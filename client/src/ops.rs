@@ -1,11 +1,13 @@
 //! The filesystem's operations: each file is a family of system calls.
 
+mod admission;
 mod attrs;
 mod delegated;
 mod dirs;
 pub(crate) mod files;
 pub(crate) mod flushing;
 pub(crate) mod locks;
+pub(crate) mod mapped;
 mod mounting;
 mod names;
 mod sending;

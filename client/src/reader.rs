@@ -4,7 +4,7 @@
 use crate::block::fetch::Fetcher;
 use crate::error::unexpected_reply;
 use crate::file::dirty::lay;
-use crate::file::state::{Ahead, FileState, Listing, Plan, Step};
+use crate::file::state::{Ahead, Below, FileState, Listing, Plan, Seen, Step};
 use crate::kernel::{Kernel, Notice};
 use crate::known::leased::LeasedSession;
 use crate::work::Work;
@@ -12,6 +12,8 @@ use crate::writeback::Order;
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
 use wire::FsError;
 use wire::extent::{Extent, Source};
 use wire::ids::ChunkIndex;
@@ -24,6 +26,32 @@ const PART_BYTES_MAX: usize = 256 << 10;
 const LISTINGS_MAX: usize = 8;
 /// Attempts at content that compaction or another session replaces while it is read.
 const ATTEMPTS_MAX: usize = 3;
+/// It is waited so long for what a program has seen in the mapped pages that the kernel writes back at once. What has not
+/// come by then is judged whole.
+const SEEN_LIMIT: Duration = Duration::from_secs(5);
+
+/// The time for which something is waited that comes in several parts. Once it is over, nothing more is begun.
+pub(crate) struct Patience {
+    left: Duration,
+}
+
+impl Patience {
+    /// Starts the time for what a program has seen in the pages that the kernel writes back at once.
+    pub fn for_seen() -> Self {
+        Self { left: SEEN_LIMIT }
+    }
+
+    /// Waits for one part; `None` when the time is over. Cancel-safe if `work` is.
+    async fn wait<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        if self.left.is_zero() {
+            return None;
+        }
+        let begun = Instant::now();
+        let done = tokio::time::timeout(self.left, work).await.ok();
+        self.left = if done.is_some() { self.left.saturating_sub(begun.elapsed()) } else { Duration::ZERO };
+        done
+    }
+}
 
 /// Reads files.
 pub(crate) struct Reader {
@@ -56,14 +84,20 @@ impl Reader {
         }
     }
 
-    /// Reads up to `len` bytes; fewer only at the end of the file. Cancel-safe.
+    /// Reads up to `len` bytes; fewer only at the end of the file. The kernel keeps them in its pages, or `perhaps` hands
+    /// them past these. Cancel-safe.
     ///
     /// # Errors
     /// `Io` when content is not available.
-    pub async fn read(self: &Arc<Self>, file: &Arc<FileState>, offset: u64, len: usize) -> Result<Bytes, FsError> {
+    pub async fn read(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        (offset, len): (u64, usize),
+        perhaps: bool,
+    ) -> Result<Bytes, FsError> {
         let mut attempt = 1;
         loop {
-            let plan = match file.plan_read(offset, len) {
+            let plan = match file.plan_read((offset, len), perhaps) {
                 Step::Fetch(plan) => plan,
                 Step::Done(bytes) => return Ok(bytes),
                 Step::Load(chunk) => {
@@ -84,6 +118,27 @@ impl Reader {
                 other => return other,
             }
         }
+    }
+
+    /// Returns what a program has seen at the start of this part of its pages, and the bytes of it; `None` when these
+    /// are not known any more, or not available as long as there is `patience`. Cancel-safe.
+    pub async fn seen(&self, file: &FileState, range: &Range<u64>, patience: &mut Patience) -> (Seen, Option<Bytes>) {
+        let mut seen = file.seen(range);
+        for _ in 0..ATTEMPTS_MAX {
+            let learned = match &seen.below {
+                Below::Unknown => break,
+                Below::Read(plan) => {
+                    let bytes = patience.wait(self.put_together(plan)).await.and_then(Result::ok);
+                    return (seen, bytes);
+                }
+                Below::Load(chunk) => patience.wait(self.load_chunks(file, *chunk, range.end)).await,
+            };
+            if !matches!(learned, Some(Ok(()))) {
+                break;
+            }
+            seen = file.seen(range);
+        }
+        (seen, None)
     }
 
     async fn put_together(&self, plan: &Plan) -> Result<Bytes, FsError> {
@@ -194,5 +249,23 @@ impl Reader {
             }
             file.end_loading();
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[tokio::test(start_paused = true)]
+    async fn after_the_first_part_that_does_not_come_in_time_nothing_more_is_begun() {
+        const SHORT: Duration = Duration::from_secs(1);
+        let (mut patience, begun) = (Patience::for_seen(), Instant::now());
+        assert_eq!(patience.wait(tokio::time::sleep(SEEN_LIMIT - SHORT)).await, Some(()));
+        assert_eq!(patience.wait(std::future::pending::<()>()).await, None);
+        assert!(begun.elapsed() < SEEN_LIMIT + SHORT, "{:?} for both", begun.elapsed());
+        let is_begun = Cell::new(false);
+        assert_eq!(patience.wait(async { is_begun.set(true) }).await, None);
+        assert!(!is_begun.get());
     }
 }

@@ -38,6 +38,8 @@ struct Replayed {
     numbers: HashMap<Ino, Ino>,
     files: HashMap<Ino, Arc<FileState>>,
     entries: Vec<(u64, Timestamp, Touched, Work)>,
+    /// Files with mapped pages that came late, and what these are based on.
+    late: HashMap<Ino, Version>,
 }
 
 /// Why a replay fails.
@@ -176,6 +178,7 @@ impl Replayer {
         // Of content that is acknowledged in part, the last pieces are left.
         let pieces = records.iter().filter(of_next).count();
         let mut skip = if position.left > 0 { pieces.saturating_sub(position.left as usize) } else { 0 };
+        replayed.late = late_files(&records, position.acknowledged);
         let mut records = records.into_iter().filter(|(record, _)| record.place().is_some()).peekable();
         while let Some((record, content)) = records.next() {
             match record {
@@ -200,7 +203,7 @@ impl Replayer {
                         replayed.entries.push((number, at, touched, Work::Content { file, upto }));
                     }
                 }
-                Record::Undone { .. } | Record::Renumbered { .. } => {}
+                Record::Undone { .. } | Record::Renumbered { .. } | Record::Late { .. } => {}
             }
         }
     }
@@ -221,14 +224,18 @@ impl Replayer {
         let small = bytes.len() <= SHARED_BLOCK_PART_MAX;
         pieces.first()?;
         let held: usize = pieces.iter().map(|(_, _, len)| len).sum();
+        let late = replayed.late.get(&piece.ino).copied();
         let file = replayed.files.entry(ino).or_insert_with(|| {
-            let known = position.files.iter().find(|file| file.ino == ino);
-            let base = known.map_or(piece.base, |file| file.base.max(piece.base));
+            let base = base_of(ino, piece.base, late, position);
             // The attributes that are known: enough to make a new file for the content, if the file is gone.
             let (mode, uid, gid) = piece.owner;
             let made = InodeAttr::new(ino, FileKind::Regular, Creator { mode, uid, gid }, piece.at);
             let attr = InodeAttr { version: base, ..made };
-            FileState::new(attr, None, self.buffers.clone(), self.block_bytes)
+            let file = FileState::new(attr, None, self.buffers.clone(), self.block_bytes);
+            if late.is_some() {
+                file.restore_late();
+            }
+            file
         });
         let restored = Restored {
             packed: Packed { bytes, pieces },
@@ -292,6 +299,27 @@ fn spare_what_is_newer(records: &mut [(Record, Bytes)]) {
     }
 }
 
+/// Returns the files with mapped pages that came late among what is not acknowledged, and what these are based on.
+fn late_files(records: &[(Record, Bytes)], acknowledged: u64) -> HashMap<Ino, Version> {
+    let mut late = HashMap::new();
+    for (record, _) in records {
+        if let Record::Late { number, ino, base } = record
+            && *number > acknowledged
+        {
+            let oldest = late.entry(*ino).or_insert(*base);
+            *oldest = (*oldest).min(*base);
+        }
+    }
+    late
+}
+
+/// Returns what content in the journal is based on. metad may remember a newer version than the journal has, if commits of
+/// the same journal have made it. With mapped pages that came late, that says nothing (I6).
+fn base_of(ino: Ino, base: Version, late: Option<Version>, position: &JournalPosition) -> Version {
+    let known = position.files.iter().find(|file| file.ino == ino);
+    late.map_or_else(|| known.map_or(base, |file| file.base.max(base)), |late| late.min(base))
+}
+
 async fn within_patience<T>(work: impl Future<Output = Result<T, FsError>>) -> Result<T, Failed> {
     tokio::time::timeout(PATIENCE, work).await.map_err(|_| Failed::Hangs)?.map_err(Failed::Refused)
 }
@@ -337,6 +365,7 @@ mod tests {
     use crate::journal::picture::SHARED;
     use crate::journal::record::Group;
     use crate::testing::Place;
+    use wire::op::JournaledFile;
 
     fn piece(ino: u64, base: u64, number: u64) -> (Record, Bytes) {
         let piece = Piece {
@@ -360,6 +389,24 @@ mod tests {
         let expect = Expect { parent: Ino(1), name: name.clone(), ino: Some(Ino(ino)), version: version.map(Version) };
         let op = Op::Unlink { parent: Ino(1), name, released: is_last.then_some(Ino(ino)) };
         (Record::Change(Change { number: 2, at: Timestamp::default(), expect: vec![expect], op }), Bytes::new())
+    }
+
+    /// Guards I6.
+    #[test]
+    fn content_with_mapped_pages_that_came_late_is_judged_by_the_version_that_was_seen_in_them() {
+        let file = JournaledFile { ino: Ino(7), base: Version(9), committed: false };
+        let position = JournalPosition { files: vec![file], ..JournalPosition::default() };
+        let base = |ino, late| base_of(Ino(ino), Version(5), late, &position);
+        assert_eq!((base(7, None), base(8, None)), (Version(9), Version(5)));
+        assert_eq!((base(7, Some(Version(3))), base(7, Some(Version(6)))), (Version(3), Version(5)));
+    }
+
+    #[test]
+    fn pages_that_came_late_and_are_committed_do_not_make_later_content_older() {
+        let late = |number, ino, base| (Record::Late { number, ino: Ino(ino), base: Version(base) }, Bytes::new());
+        let records = [late(4, 7, 1), late(5, 7, 6), late(6, 7, 5), late(4, 8, 2)];
+        assert_eq!(late_files(&records, 4), HashMap::from([(Ino(7), Version(5))]));
+        assert_eq!(late_files(&records, 3), HashMap::from([(Ino(7), Version(1)), (Ino(8), Version(2))]));
     }
 
     #[test]

@@ -7,7 +7,6 @@ mod blockds;
 mod cert;
 mod enroll;
 mod events;
-mod fair_queue;
 mod fsck;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

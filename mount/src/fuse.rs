@@ -214,7 +214,7 @@ impl Filesystem for Surf {
         fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
@@ -223,7 +223,7 @@ impl Filesystem for Surf {
             Err(error) => return reply.error(errno(error)),
         };
         let span = span!("read", request, number, fh = fh.0, off = offset, len = size);
-        let work = |fs: Arc<Shared>| async move { fs.client.read(&file.handle, offset, size as usize).await };
+        let work = move |fs: Arc<Shared>| async move { fs.read(&file, (offset, size as usize), flags.0).await };
         // Larger answers would keep the network's thread busy with copying.
         if size <= SMALL_READ {
             self.ask(request, span, reply, work);
@@ -255,8 +255,8 @@ impl Filesystem for Surf {
         if let Some(written) = span.in_scope(|| self.shared.try_write(&file, place, data)) {
             return reply.answer(written);
         }
-        let data = data.to_vec();
-        self.answer(request, span, reply, |fs| async move { fs.write(&file, place, &data).await });
+        let payload = self.shared.payloads.take(data);
+        self.answer(request, span, reply, |fs| async move { fs.write(&file, place, payload).await });
     }
 
     fn flush(&self, request: &Request, number: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {

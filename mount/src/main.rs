@@ -11,7 +11,9 @@ mod inodes;
 mod interrupt;
 mod notify;
 mod options;
+mod payloads;
 mod session;
+mod spool;
 mod sys;
 
 use clap::Parser;
@@ -25,6 +27,7 @@ use wire::log;
 
 fn main() -> ExitCode {
     sys::share_heaps();
+    sys::outlive_file_size_limit();
     match start(&Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

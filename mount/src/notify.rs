@@ -27,11 +27,16 @@ fn pass_on(notifier: &Notifier, notice: &Notice) -> io::Result<()> {
     }
 }
 
-/// Notifies the kernel of a change; the kernel knows it on return.
-pub(crate) async fn notify_kernel(notifier: &Notifier, notice: Notice) {
+/// Notifies the kernel of a change. Returns whether the kernel knows it, or does not know the inode.
+pub(crate) async fn notify_kernel(notifier: &Notifier, notice: Notice) -> bool {
     let notifier = notifier.clone();
-    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || pass_on(&notifier, &notice)).await {
-        tracing::debug!(%error, "the kernel was not told of a change");
+    match tokio::task::spawn_blocking(move || pass_on(&notifier, &notice)).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "the kernel was not told of a change");
+            error.kind() == io::ErrorKind::NotFound
+        }
+        Err(_) => false,
     }
 }
 
@@ -70,8 +75,12 @@ impl Drops {
             self.running.insert(ino);
             let (client, notifier) = (client.clone(), notifier.clone());
             self.tasks.spawn(async move {
-                client.wait_reads(ino).await;
-                notify_kernel(&notifier, Notice::Changed(ino)).await;
+                let under_way = client.begin_drop(ino).await;
+                if notify_kernel(&notifier, Notice::Changed(ino)).await
+                    && let Some(under_way) = under_way
+                {
+                    under_way.done();
+                }
                 dropped.iter().for_each(Dropped::report);
                 ino
             });
@@ -104,7 +113,9 @@ pub(crate) async fn run(client: Arc<Client>, notifier: Notifier, stop: Cancellat
         match notice {
             Ok(Notice::Changed(ino)) => drops.put(ino, None),
             Ok(Notice::Recalled(ino, dropped)) => drops.put(ino, Some(dropped)),
-            Ok(notice) => notify_kernel(&notifier, notice).await,
+            Ok(notice) => {
+                notify_kernel(&notifier, notice).await;
+            }
             Err(RecvError::Lagged(missed)) => {
                 tracing::debug!(missed, "notices were missed: all open files are looked at anew");
                 client.open_inodes().into_iter().for_each(|ino| drops.put(ino, None));

@@ -9,6 +9,7 @@ use crate::fuse::{self, Shared, Surf};
 use crate::guard::{self, Guard};
 use crate::inodes::Trust;
 use crate::options::{Options, Source};
+use crate::payloads::Payloads;
 use crate::{notify, sys};
 use client::{Client, ClientConfig};
 use embed::{EmbedOptions, Embedded};
@@ -182,7 +183,8 @@ impl Mounted {
     /// Mounts, and answers the kernel on threads of its own until the mount is gone.
     fn start(client: &Arc<Client>, cluster: &Cluster, options: &Options) -> Result<Self, Error> {
         let path = &options.mount_point;
-        let shared = Shared::new(client.clone(), cluster.trust());
+        let payloads = Payloads::new(options.cache_dir.as_deref().filter(|_| !options.read_only));
+        let shared = Shared::new(client.clone(), cluster.trust(), payloads);
         let requests = TaskTracker::new();
         let surf = Surf::new(shared.clone(), Handle::current(), requests.clone());
         let config = kernel_config(&cluster.bundle().cluster, options);

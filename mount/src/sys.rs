@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -25,6 +25,35 @@ pub(crate) fn share_heaps() {
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, HEAPS);
     }
+}
+
+/// From now on a write beyond the user's limit on file sizes (`RLIMIT_FSIZE`) fails like any other one, and does not end
+/// the process.
+pub(crate) fn outlive_file_size_limit() {
+    // SAFETY: signal(2) is given no function.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+}
+
+/// Space on the filesystem of this file that is free for this process, in bytes (`fstatvfs(3)`).
+pub(crate) fn free_bytes(file: &File) -> io::Result<u64> {
+    let mut stats = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the descriptor is open, and `stats` has room for the answer.
+    if unsafe { libc::fstatvfs(file.as_raw_fd(), stats.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: zeroed is a valid value of this plain struct, and the call has filled it.
+    let stats = unsafe { stats.assume_init() };
+    Ok(stats.f_bavail.saturating_mul(stats.f_frsize))
+}
+
+/// Gives the space of a part of a file back; the file stays as long as it is (`fallocate(2)`).
+pub(crate) fn punch(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    let (offset, len) = (offset.try_into().map_err(io::Error::other)?, len.try_into().map_err(io::Error::other)?);
+    // SAFETY: fallocate takes numbers alone, and the descriptor is open.
+    let result = unsafe {
+        libc::fallocate(file.as_raw_fd(), libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Unmounts. With `detach`, a mount in use goes too, and ends with its last user. Users other than root go through

@@ -159,6 +159,11 @@ byte_id!(
     16
 );
 byte_id!(
+    /// The holder of a certificate as one that takes turns with others: a hash of its role and name.
+    PartyId,
+    16
+);
+byte_id!(
     /// Identity of a cluster: the first 16 bytes of the BLAKE3 hash of its CA certificate (DER).
     ClusterId,
     16

@@ -14,6 +14,7 @@ pub mod durable;
 pub mod errno;
 pub mod error;
 pub mod extent;
+pub mod fair_queue;
 pub mod frame;
 pub mod ids;
 pub mod issuer;

@@ -65,6 +65,9 @@ pub const DEADLINE_TRUSTED_MAX_MS: u64 = 600_000;
 pub const CLIENT_BYTES_MAX: usize = 128 << 20;
 /// Most bytes of requests for the connection of a daemon, which passes on what many clients send.
 pub const DAEMON_BYTES_MAX: usize = 1 << 30;
+/// How many times the budget of a connection all connections of one certificate have together: some mounts that share
+/// a bundle are as fast as ever, and thousands of connections hold no more than these.
+pub const CERTIFICATE_SHARE: usize = 4;
 /// Longest host, and longest purpose, by which a session is shown to people, in bytes: a purpose may be a path.
 pub const SESSION_TEXT_BYTES_MAX: usize = 4 << 10;
 /// Most replies that the state machine stores per session until they are acknowledged (I1).
@@ -142,5 +145,6 @@ const _: () = assert!(FILE_BYTES_MAX / CHUNK_BYTES < u32::MAX as u64);
 const _: () = assert!(UPLOAD_FRESH_MS + 2 * SESSION_TTL_MS < GC_GRACE_MIN_MS);
 const _: () = assert!(LEASE_MS < SESSION_TTL_MS);
 const _: () = assert!(HEAD_BYTES_MAX + PAYLOAD_BYTES_MAX < CLIENT_BYTES_MAX / 2);
+const _: () = assert!((CERTIFICATE_SHARE * DAEMON_BYTES_MAX) >> 10 <= u32::MAX as usize);
 const _: () = assert!(INLINE_BYTES_MAX < BLOCK_BYTES_MAX);
 const _: () = assert!(BATCH_BYTES_MAX < PAYLOAD_BYTES_MAX && BATCH_BYTES_MAX < HEAD_BYTES_MAX);

@@ -33,6 +33,7 @@ mod stream;
 mod tests;
 mod trial;
 
+pub use budget::Held;
 pub use endpoint::Endpoint;
 pub use events::EventSender;
 pub use peer::{EventReceiver, OutgoingRequest, Peer};

@@ -1,5 +1,6 @@
 //! Whom a certificate is for: role, name, and what a client may do.
 
+use crate::ids::PartyId;
 use crate::{Error, codec};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -83,6 +84,16 @@ impl Subject {
     #[must_use]
     pub fn new(role: Role, name: &str) -> Self {
         Self { role, name: name.to_owned(), grant: ClientGrant::default() }
+    }
+
+    /// The party that the holder is, whatever connections it has.
+    #[must_use]
+    pub fn party(&self) -> PartyId {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&codec::encode(&self.role)).update(self.name.as_bytes());
+        let mut first = [0_u8; 16];
+        first.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        PartyId(first)
     }
 
     /// Checks that daemons enforce everything that the certificate says: they serve no other. It counts for every role,

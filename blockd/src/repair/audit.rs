@@ -297,9 +297,8 @@ impl Auditor {
 
     /// Whether copies come by comparing, or cannot be stored: then audits fetch few.
     fn compares(&self) -> bool {
-        let store = &self.search.store;
-        let is_full = store.is_full() || !store.has_room_for(BLOCK_BYTES_MAX as u32);
-        is_full || !self.progress.is_done(self.layouts.newest().placement)
+        let has_room = self.search.store.has_room_for(BLOCK_BYTES_MAX as u32);
+        !has_room || !self.progress.is_done(self.layouts.newest().placement)
     }
 
     /// Looks for everything that this daemon owes, from where the last audit was interrupted on.

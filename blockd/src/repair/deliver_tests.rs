@@ -1,5 +1,6 @@
 //! Rounds of one daemon that hands off what owners missed.
 
+use super::duties::Duties;
 use super::handoff::Handoff;
 use super::healer::Healer;
 use super::test_peers::{ME, Manner, Peers, block, id_of};
@@ -107,4 +108,24 @@ async fn what_another_owner_does_not_list_is_noted_for_it_again() {
     setup.handoff.end_first_comparison();
     setup.healer.note_absent(&layout, owner, all, &[]);
     assert!(!setup.handoff.is_noted(&owner, &here), "puts have noted that since");
+}
+
+/// A client first stores a block, and then commits it. A daemon that has compared in between used to lack it until it
+/// compared again.
+#[tokio::test]
+async fn a_block_that_is_committed_just_after_a_comparison_comes_soon_and_what_is_not_does_not() {
+    let mut setup = Setup::new([Manner::Honest]);
+    let [(committed, content), (garbage, other)] = [block(1), block(2)];
+    setup.peers.others[0].give(&content);
+    setup.peers.others[0].give(&other);
+    let layout = setup.peers.layout.clone();
+    assert!(setup.healer.pass(&layout, &Duties::of(&layout, &ME)).await);
+    assert!(!setup.healer.store.contains(&committed), "nothing refers to it");
+    setup.peers.metad.referenced.lock().insert(committed);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(20)).await;
+    tokio::time::resume();
+    setup.round().await;
+    assert!(setup.healer.store.contains(&committed) && !setup.healer.store.contains(&garbage));
+    setup.healer.store.close();
 }

@@ -119,21 +119,29 @@ impl Healer {
             present.extend(here.into_iter().map(|hash| (owner, hash)));
         }
         let (mut all_gone, min_sync) = (true, usize::from(layout.min_sync));
+        let (mut given, mut to_send) = (Vec::new(), Vec::new());
         for (hash, owners) in blocks {
             let lacking: Vec<BlockdId> =
                 owners.iter().filter(|owner| !present.contains(&(**owner, hash))).copied().collect();
             let is_young = self.stamps.is_younger(&hash, UNCOMMITTED_AGE);
-            let gone = match fate(!unreferenced.contains(&hash), is_young, (&owners, min_sync), &lacking) {
-                Fate::Leave => continue,
-                Fate::Wait => false,
-                Fate::Drop => true,
-                Fate::Send(whom) => self.send(layout, hash, &whom, ASK_TIMEOUT).await,
-            };
-            // Nothing is deleted on a disk that has failed, but what owners lack of it is sent.
-            all_gone &= gone && !self.store.has_failed() && self.drop_given(layout, hash, asked_at).await;
-            if self.layouts.newest().epoch != layout.epoch {
-                return Err("the layout has changed".to_owned());
+            match fate(!unreferenced.contains(&hash), is_young, (&owners, min_sync), &lacking) {
+                Fate::Leave => {}
+                Fate::Wait => all_gone = false,
+                Fate::Drop => given.push(hash),
+                Fate::Send(whom) => to_send.push((hash, whom)),
             }
+        }
+        all_gone &= self.drop_given(layout, &given, asked_at).await;
+        for (hash, whom) in to_send {
+            if self.layouts.newest().epoch != layout.epoch {
+                break;
+            }
+            let is_there = self.send(layout, hash, &whom, ASK_TIMEOUT).await;
+            all_gone &= is_there && self.drop_given(layout, &[hash], asked_at).await;
+        }
+        // A pass under the new one does not wait for the other pages.
+        if self.layouts.newest().epoch != layout.epoch {
+            return Err("the layout has changed".to_owned());
         }
         Ok(all_gone)
     }
@@ -150,7 +158,7 @@ impl Healer {
         let mut all_have = true;
         for owner in owners {
             let Some(member) = layout.member(owner) else { return false };
-            let request = BlockRequest::Put { hash, epoch: layout.epoch, chain: Vec::new(), needed: 1 };
+            let request = BlockRequest::Put { hash, epoch: layout.epoch, chain: Vec::new(), needed: 1, origin: None };
             let peer = self.endpoint.peer(member.addr, Role::Blockd);
             match peer.request::<_, BlockReply>(&request, std::slice::from_ref(&block), limit).await {
                 Ok((BlockReply::Stored { synced, .. }, _)) if synced.contains(owner) => {}
@@ -169,28 +177,44 @@ impl Healer {
         all_have
     }
 
-    /// Drops a copy that every owner has, unless it was renewed since they were asked.
-    async fn drop_given(&self, layout: &Layout, hash: BlockHash, asked_at: Instant) -> bool {
+    /// Drops copies that every owner has, unless they were renewed since the owners were asked. Returns true when all are
+    /// gone.
+    async fn drop_given(&self, layout: &Layout, hashes: &[BlockHash], asked_at: Instant) -> bool {
+        // Nothing is deleted on a disk that has failed, but what owners lack of it is sent.
+        if hashes.is_empty() || self.store.has_failed() {
+            return hashes.is_empty();
+        }
         // An owner may have lost a block since it reported it.
         if asked_at.elapsed() > ANSWER_LIFETIME {
             return false;
         }
-        let Some(dropping) = self.stamps.begin_drop(hash, asked_at.elapsed()) else { return false };
-        // It may belong here again. A pass under the new layout begins only when this is over.
+        let begin = |hash: &BlockHash| Some((*hash, self.stamps.begin_drop(*hash, asked_at.elapsed())?));
+        let marked: Vec<_> = hashes.iter().filter_map(begin).collect();
+        // They may belong here again. A pass under the new layout begins only when this is over.
         if self.layouts.newest().epoch != layout.epoch {
             return false;
         }
-        match self.store.drop_block(hash).await {
-            Ok(_) => {
-                dropping.done();
-                self.metrics.given_back.add(1);
-                true
-            }
+        let outcomes = match self.store.drop_all(&marked).await {
+            Ok(outcomes) => outcomes,
             Err(error) => {
-                tracing::warn!(%hash, %error, "a copy that belongs elsewhere could not be dropped");
-                false
+                tracing::warn!(copies = marked.len(), %error, "copies that belong elsewhere could not be dropped");
+                return false;
+            }
+        };
+        let mut all_gone = marked.len() == hashes.len();
+        for ((hash, mark), outcome) in marked.into_iter().zip(outcomes) {
+            match outcome {
+                Ok(_) => {
+                    mark.done();
+                    self.metrics.given_back.add(1);
+                }
+                Err(error) => {
+                    tracing::warn!(%hash, %error, "a copy that belongs elsewhere could not be dropped");
+                    all_gone = false;
+                }
             }
         }
+        all_gone
     }
 }
 

@@ -3,7 +3,8 @@
 //! A put goes past an owner that is dead, paused or full for the moment. Comparing would copy the block too. But
 //! while the layout does not change, the next comparison may be minutes away. So each daemon of a
 //! chain notes which owners behind it have not synced the block, and sends it to them once they take it. One that had
-//! no room itself notes that, too, and fetches the block later.
+//! no room itself notes that, too, and fetches the block later. So does one that finds a block by comparing to which
+//! nothing refers yet: a client that has stored it may be about to commit it.
 //!
 //! Owner: [`Handoff`]. The server notes, and the healing task sends ([`super::deliver`]). What is noted is lost with
 //! the process, and dropped beyond a bound: comparing finds what such owners lack. The first comparison of a

@@ -2,8 +2,8 @@
 //! those that it holds and does not owe. In between it hands off what owners missed ([`super::deliver`]).
 //!
 //! One task does all of that, so nothing is given back while a pass counts on it. A pass runs at each change of the
-//! layout, again a moment later when it was incomplete, and from time to time. It ends early when the layout
-//! changes, but only after the step under way: no drop is left half done.
+//! layout, again a moment later until a round of passes is complete, and from time to time. It ends early when the layout
+//! changes, after the block or the request under way; giving back ends after its step, so that no drop is left half done.
 //!
 //! A source that is silent, slow, or lists what it does not send is left to the next pass ([`Patience`]), so it holds up
 //! nothing that others have. The next pass goes on with it where this one has left it. What it says of lengths is not
@@ -80,7 +80,8 @@ pub async fn run(mut healer: Healer, stop: CancellationToken) {
 }
 
 impl Healer {
-    /// Runs one pass, and gives back copies after it. Returns the time until the next one; `None` when it was incomplete.
+    /// Runs one pass, and gives back copies after it. Returns the time until the next one; `None` while its round is not
+    /// complete.
     async fn heal(&mut self, layout: &Layout) -> Option<Duration> {
         let duties = Arc::new(Duties::of(layout, &self.id));
         self.progress.begin(duties.clone());
@@ -102,16 +103,17 @@ impl Healer {
         Some(if empty { self.compare_every } else { GIVE_BACK_PAUSE })
     }
 
+    /// Runs one pass. Returns whether it completes its round.
     pub(super) async fn pass(&mut self, layout: &Layout, duties: &Duties) -> bool {
-        let (mut pass, mut patience) = (Pass::new(duties, self.places.clone()), Patience::new(self.account));
+        let (mut pass, mut patience) = (Pass::new(duties, self.round.clone()), Patience::new(self.account));
         loop {
             if self.layouts.newest().epoch != duties.epoch {
-                self.places.extend(pass.into_places());
+                self.round = pass.given_up();
                 return false;
             }
             let step = pass.step();
             let Some(source) = step.source() else {
-                self.places = pass.into_places();
+                self.round = pass.into_round();
                 return step == Step::End { complete: true };
             };
             if let Err(reason) = self.carry_out(layout, step, &mut pass, &mut patience).await {
@@ -240,10 +242,12 @@ impl Healer {
                     all_here = false;
                 }
             }
-            if patience.is_at_end(&source)
+            // A page may take minutes, and a pass for other owners may be urgent.
+            let is_outdated = self.layouts.newest().epoch != epoch;
+            if (is_outdated || patience.is_at_end(&source))
                 && let Some(next) = open.first()
             {
-                pass.stopped_before(next);
+                pass.stopped_before(next, all_here);
                 return Ok(());
             }
         }
@@ -251,7 +255,8 @@ impl Healer {
         Ok(())
     }
 
-    /// Those of the blocks that something refers to. The source pays for the time that it takes to learn that.
+    /// Those of the blocks that something refers to. The others are looked at once more a little later. The source pays for
+    /// the time that it takes to learn that.
     async fn referenced_of(
         &mut self,
         source: BlockdId,
@@ -267,6 +272,9 @@ impl Healer {
             let is_unreferenced = unreferenced.contains(hash);
             if is_unreferenced {
                 pass.came(hash, *len);
+                // A client may be about to commit it, and nobody else knows that it is lacking here.
+                self.handoff.add(self.id, *hash);
+                self.handoff.postpone(&self.id, hash);
             }
             !is_unreferenced
         });

@@ -7,7 +7,7 @@
 
 use super::duties::Duties;
 use super::give_back::{Fate, fate};
-use super::pass::{Pass, Places, Step};
+use super::pass::{Pass, Round, Step};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,7 @@ struct Daemon {
     blocks: BTreeSet<BlockHash>,
     layout: Layout,
     pass: Option<(Duties, Pass)>,
-    places: Places,
+    round: Round,
     done: LayoutEpoch,
     empty: bool,
     /// Asked about, and not carried out yet: the block, the epoch, and the decision.
@@ -39,7 +39,7 @@ impl Daemon {
             blocks: BTreeSet::new(),
             layout,
             pass: None,
-            places: Places::new(),
+            round: Round::default(),
             done,
             empty: false,
             giving: None,
@@ -264,10 +264,10 @@ impl World {
     fn work(&mut self, id: &BlockdId) {
         let daemon = self.daemons.get_mut(id).unwrap();
         if daemon.done < daemon.layout.placement || daemon.pass.is_some() {
-            let (layout, places) = (&daemon.layout, &daemon.places);
+            let (layout, round) = (&daemon.layout, &daemon.round);
             let (duties, pass) = daemon.pass.get_or_insert_with(|| {
                 let duties = Duties::of(layout, id);
-                let pass = Pass::new(&duties, places.clone());
+                let pass = Pass::new(&duties, round.clone());
                 (duties, pass)
             });
             let (epoch, step) = (duties.epoch, pass.step());
@@ -288,7 +288,7 @@ impl World {
                 if *complete {
                     daemon.done = daemon.layout.placement;
                 }
-                daemon.places = daemon.pass.take().map(|(_, pass)| pass.into_places()).unwrap_or_default();
+                daemon.round = daemon.pass.take().map(|(_, pass)| pass.into_round()).unwrap_or_default();
                 return;
             }
         };

@@ -1,7 +1,7 @@
 //! State that healing works with: the parts of the daemon, and how it asks others.
 
 use super::handoff::Handoff;
-use super::pass::Places;
+use super::pass::Round;
 use super::progress::Progress;
 use super::throttle::{Activity, Throttle};
 use crate::heartbeat::Metads;
@@ -60,8 +60,8 @@ pub struct Healer {
     pub compare_every: Duration,
     /// Time that a pass has for each of its sources ([`super::patience`]).
     pub account: Duration,
-    /// Where the last pass has left some of them.
-    pub places: Places,
+    /// What passes have heard of them since the last complete round.
+    pub round: Round,
 }
 
 /// Why a step was not done. The pass goes on without its source.

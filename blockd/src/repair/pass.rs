@@ -10,12 +10,13 @@
 //!
 //! A source owns the span now or did so in a layout that is not final. It answers only once it knows the layout of the
 //! pass, and acknowledges nothing for older owners from then on: blocks acknowledged before are in its digests, and
-//! later ones arrive here by themselves. So a pass in which every source has answered, and sent what was asked for,
-//! leaves nothing owed behind (I11).
+//! later ones arrive here by themselves. So once every source has answered for every span, and sent what was asked for,
+//! nothing owed is left behind (I11). It need not have done so in one pass: what was heard under the same owners stays
+//! heard, and a source that is too slow for one pass is heard in a few. Passes up to that are a [`Round`].
 
 use super::duties::Duties;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use wire::ids::{BlockHash, BlockdId, Point};
+use wire::ids::{BlockHash, BlockdId, LayoutEpoch, Point};
 use wire::layout::ring::Span;
 use wire::message::block::Digest;
 
@@ -54,7 +55,7 @@ pub enum Step {
     },
     /// Nothing is left to do.
     End {
-        /// All owed blocks that the sources have are here.
+        /// The round is complete: all owed blocks that the sources had are here.
         complete: bool,
     },
 }
@@ -79,8 +80,51 @@ pub struct Lacking {
     pub bytes: u64,
 }
 
-/// Where passes go on with sources that they left.
-pub type Places = BTreeMap<BlockdId, Point>;
+/// What passes have heard since the last complete round, and where they go on with sources that they left.
+#[derive(Clone, Debug, Default)]
+pub struct Round {
+    /// Epoch of the owners.
+    placement: LayoutEpoch,
+    reached: BTreeMap<BlockdId, Reached>,
+}
+
+/// What was heard of a source.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Reached {
+    /// Everything.
+    All,
+    /// What lies between two places, in the order of the ring: the next pass begins at `next`, and once it comes to
+    /// `until`, the source was heard about everything.
+    Left { next: Point, until: Point },
+}
+
+impl Reached {
+    fn nothing(next: Point) -> Self {
+        Self::Left { next, until: next }
+    }
+}
+
+impl Round {
+    /// The round, if it is one under these owners, or a new one. Places are kept.
+    fn under(mut self, placement: LayoutEpoch) -> Self {
+        if std::mem::replace(&mut self.placement, placement) != placement {
+            let left = |reached| match reached {
+                Reached::All => None,
+                Reached::Left { next, .. } => Some(Reached::nothing(next)),
+            };
+            self.reached = self.reached.into_iter().filter_map(|(id, reached)| Some((id, left(reached)?))).collect();
+        }
+        self
+    }
+
+    /// Where a pass begins with a source, if an earlier one has left it there.
+    fn place(&self, source: &BlockdId) -> Option<Point> {
+        match self.reached.get(source)? {
+            Reached::All => None,
+            Reached::Left { next, .. } => Some(*next),
+        }
+    }
+}
 
 /// What is to be done with a span of a source.
 enum Work {
@@ -104,14 +148,17 @@ pub struct Pass {
     /// In the order in which it is done.
     work: VecDeque<(BlockdId, Work)>,
     at: At,
-    /// Where the last pass has left sources.
-    begins: Places,
-    /// Where this one has.
-    left: Places,
+    /// All sources.
+    sources: Vec<BlockdId>,
+    /// What earlier passes have heard.
+    round: Round,
+    /// Where this one has left sources.
+    left: BTreeMap<BlockdId, Point>,
+    /// Sources of which this one has left something out that lies before the place where it left them.
+    skipped: BTreeSet<BlockdId>,
     /// Per span of the survey that differs: how much more the fullest source has.
     lacking: BTreeMap<Point, Lacking>,
     failed: BTreeSet<BlockdId>,
-    incomplete: bool,
 }
 
 /// The last step.
@@ -125,9 +172,9 @@ enum At {
 }
 
 impl Pass {
-    /// Begins a pass, with each source where the last pass has left it.
+    /// Begins a pass, with each source where the last pass of the round has left it.
     #[must_use]
-    pub fn new(duties: &Duties, begins: Places) -> Self {
+    pub fn new(duties: &Duties, round: Round) -> Self {
         let cut = |(source, spans): (&BlockdId, &Vec<Span>)| {
             spans.chunks(COMPARE_MAX).map(|chunk| (*source, chunk.to_vec())).collect::<Vec<_>>()
         };
@@ -136,11 +183,12 @@ impl Pass {
             differing: BTreeMap::new(),
             work: VecDeque::new(),
             at: At::Between,
-            begins,
-            left: Places::new(),
+            sources: duties.sources.keys().copied().collect(),
+            round: round.under(duties.placement),
+            left: BTreeMap::new(),
+            skipped: BTreeSet::new(),
             lacking: BTreeMap::new(),
             failed: BTreeSet::new(),
-            incomplete: false,
         }
     }
 
@@ -167,7 +215,7 @@ impl Pass {
             }
         }
         for (source, spans) in std::mem::take(&mut self.differing) {
-            let begins = self.begins.get(&source).copied().unwrap_or(Point(0));
+            let begins = self.round.place(&source).unwrap_or(Point(0));
             self.work.extend(from_place(&spans, begins).map(|span| (source, Work::Compare(span))));
         }
         while let Some((source, work)) = self.work.pop_front() {
@@ -187,10 +235,11 @@ impl Pass {
                 }
             }
         }
-        if !self.incomplete {
+        let complete = self.is_complete();
+        if complete {
             self.lacking.clear();
         }
-        Step::End { complete: !self.incomplete }
+        Step::End { complete }
     }
 
     /// A span that is to be compared, and those behind it that can be compared in the same request.
@@ -229,7 +278,7 @@ impl Pass {
                 }
             }
             At::Surveying(source, _) => self.leave_unsurveyed(source),
-            At::Comparing(source, _) => self.leave_at(source, self.next_of(&source)),
+            At::Comparing(source, _) => self.skip_to(source, self.next_of(&source)),
             other => self.at = other,
         }
     }
@@ -240,7 +289,7 @@ impl Pass {
         let At::Listing(source, from, last) = std::mem::replace(&mut self.at, At::Between) else { return };
         let within = |hash: &BlockHash| (from..=last).contains(hash);
         if !page.iter().all(|(hash, _)| within(hash)) || !page.is_sorted_by_key(|(hash, _)| *hash) {
-            return self.leave_at(source, self.next_of(&source));
+            return self.skip_to(source, self.next_of(&source));
         }
         let rest = if is_last { None } else { page.last().and_then(|(hash, _)| hash.next()).map(|from| (from, last)) };
         let blocks: Vec<_> = page.iter().filter(|(hash, _)| !is_here(hash)).copied().collect();
@@ -254,16 +303,21 @@ impl Pass {
     /// Reports that the referenced blocks of the step have been asked for; `all_here` when each has arrived.
     pub fn fetched(&mut self, all_here: bool) {
         let At::Fetching(source, _, rest) = std::mem::replace(&mut self.at, At::Between) else { return };
-        self.incomplete |= !all_here;
+        if !all_here {
+            self.skipped.insert(source);
+        }
         if let Some((from, last)) = rest {
             self.at = At::Listing(source, from, last);
         }
     }
 
     /// Reports that not all blocks of the step have been asked for. The source is left, and the next pass begins with
-    /// this block, the first of those that have not been.
-    pub fn stopped_before(&mut self, hash: &BlockHash) {
+    /// this block, the first of those that have not been; `all_here` when each of those before it has arrived.
+    pub fn stopped_before(&mut self, hash: &BlockHash, all_here: bool) {
         if let At::Fetching(source, ..) = std::mem::replace(&mut self.at, At::Between) {
+            if !all_here {
+                self.skipped.insert(source);
+            }
             self.leave_at(source, Some(hash.point()));
         }
     }
@@ -274,10 +328,10 @@ impl Pass {
         match std::mem::replace(&mut self.at, At::Between) {
             At::Surveying(source, _) => self.leave_unsurveyed(source),
             At::Comparing(source, _) | At::Listing(source, ..) | At::Fetching(source, _, None) => {
-                self.leave_at(source, self.next_of(&source));
+                self.skip_to(source, self.next_of(&source));
             }
-            At::Fetching(source, _, Some((behind, _))) => self.leave_at(source, Some(behind.point())),
-            At::Between => self.incomplete = true,
+            At::Fetching(source, _, Some((behind, _))) => self.skip_to(source, Some(behind.point())),
+            At::Between => {}
         }
     }
 
@@ -298,10 +352,49 @@ impl Pass {
         }
     }
 
-    /// Where the next pass is to go on with the sources that this one has left.
+    /// What the next pass is to begin with.
     #[must_use]
-    pub fn into_places(self) -> Places {
-        self.left
+    pub fn into_round(self) -> Round {
+        let reached = if self.is_complete() {
+            self.left.iter().map(|(source, next)| (*source, Reached::nothing(*next))).collect()
+        } else {
+            self.sources.iter().filter_map(|source| Some((*source, self.reached(source)?))).collect()
+        };
+        Round { placement: self.round.placement, reached }
+    }
+
+    /// What the next pass is to begin with when this one is given up. What it has heard counts for nothing.
+    #[must_use]
+    pub fn given_up(self) -> Round {
+        let mut round = self.round;
+        round.reached.extend(self.left.iter().map(|(source, next)| (*source, Reached::nothing(*next))));
+        round
+    }
+
+    fn is_complete(&self) -> bool {
+        self.sources.iter().all(|source| self.reached(source) == Some(Reached::All))
+    }
+
+    /// What was heard of a source at the end of this pass; `None` if the next one begins with it anew.
+    fn reached(&self, source: &BlockdId) -> Option<Reached> {
+        let (begin, until) = match self.round.reached.get(source) {
+            // I11: it was heard about everything once it knew these owners.
+            Some(Reached::All) => return Some(Reached::All),
+            Some(Reached::Left { next, until }) => (*next, *until),
+            None => (Point(0), Point(0)),
+        };
+        let is_skipped = self.skipped.contains(source);
+        if !self.failed.contains(source) {
+            return (!is_skipped).then_some(Reached::All);
+        }
+        let next = *self.left.get(source)?;
+        if is_skipped {
+            return Some(Reached::nothing(next));
+        }
+        // Around the ring; nothing is all of it.
+        let (heard, wanted) = (next.0.wrapping_sub(begin.0), until.0.wrapping_sub(begin.0));
+        let is_heard = wanted > 0 && heard >= wanted;
+        Some(if is_heard { Reached::All } else { Reached::Left { next, until } })
     }
 
     /// Takes a block that has arrived off what is lacking.
@@ -330,11 +423,16 @@ impl Pass {
 
     /// Leaves a source of which it is not known what there is to do: the next pass begins with it as this one.
     fn leave_unsurveyed(&mut self, source: BlockdId) {
-        self.leave_at(source, self.begins.get(&source).copied());
+        self.leave_at(source, self.round.place(&source));
+    }
+
+    /// Leaves a source that did not do its step: the next pass begins behind that, and must come to it in the end.
+    fn skip_to(&mut self, source: BlockdId, next: Option<Point>) {
+        self.skipped.insert(source);
+        self.leave_at(source, next);
     }
 
     fn leave_at(&mut self, source: BlockdId, next: Option<Point>) {
-        self.incomplete = true;
         self.failed.insert(source);
         // One that was asked about everything is begun with anew.
         self.left.extend(next.map(|next| (source, next)));
@@ -368,7 +466,7 @@ mod tests {
     fn figures_of_a_source_do_not_overflow() {
         let spans = [0, 100].map(|first| Span { first: Point(first), last: Point(first + 99) }).to_vec();
         let duties = Duties { sources: [(BlockdId([1; 16]), spans)].into(), ..Duties::default() };
-        let mut pass = Pass::new(&duties, Places::new());
+        let mut pass = Pass::new(&duties, Round::default());
         assert!(matches!(pass.step(), Step::Compare { .. }));
         let endless = Digest { count: u64::MAX, bytes: u64::MAX, sum: 1 };
         pass.compared(&[Digest::default(); 2], &[endless; 2]);
@@ -381,9 +479,9 @@ mod tests {
         let source = BlockdId([1; 16]);
         let duties = Duties { sources: [(source, spans.to_vec())].into(), ..Duties::default() };
         let (mine, theirs) = (Digest::default(), Digest { count: 1, bytes: 1, sum: 1 });
-        let mut places = Places::new();
+        let (mut round, mut heard) = (Round::default(), BTreeSet::new());
         let mut one = || {
-            let (mut pass, mut listed) = (Pass::new(&duties, std::mem::take(&mut places)), Vec::new());
+            let (mut pass, mut listed) = (Pass::new(&duties, std::mem::take(&mut round)), Vec::new());
             loop {
                 match pass.step() {
                     Step::Compare { spans, .. } => {
@@ -398,8 +496,12 @@ mod tests {
                     }
                     Step::Fetch { .. } => unreachable!("nothing is listed"),
                     Step::End { complete } => {
-                        assert_eq!(complete, listed.len() == spans.len());
-                        places = pass.into_places();
+                        heard.extend(listed.iter().copied());
+                        assert_eq!(complete, heard.len() == spans.len(), "all was heard since the last round");
+                        if complete {
+                            heard.clear();
+                        }
+                        round = pass.into_round();
                         return listed;
                     }
                 }
@@ -425,7 +527,9 @@ mod tests {
         let duties = Duties { sources: [(source, vec![span])].into(), ..Duties::default() };
         let (mine, theirs) = (Digest::default(), Digest { count: 1, bytes: 1, sum: 1 });
         let block = |point: u128| Span { first: Point(point), last: Point(point) }.first_hash();
-        let after = |act: &dyn Fn(&mut Pass), begins: Places| {
+        let begun_at =
+            |point| Round { placement: duties.placement, reached: [(source, Reached::nothing(Point(point)))].into() };
+        let after = |act: &dyn Fn(&mut Pass), begins: Round| {
             let mut pass = Pass::new(&duties, begins);
             loop {
                 match pass.step() {
@@ -434,18 +538,104 @@ mod tests {
                     Step::Fetch { .. } => act(&mut pass),
                     Step::End { complete } => {
                         assert!(!complete);
-                        return pass.into_places().get(&source).copied();
+                        return pass.into_round().place(&source);
                     }
                 }
             }
         };
-        assert_eq!(after(&|pass| pass.stopped_before(&block(500)), Places::new()), Some(Point(500)));
-        assert_eq!(after(&|pass| pass.failed(), Places::new()), Some(Point(500)), "what is behind it is listed");
-        assert_eq!(after(&|pass| pass.failed(), [(source, Point(200))].into()), Some(Point(500)));
-        let mut pass = Pass::new(&duties, [(source, Point(200))].into());
+        assert_eq!(after(&|pass| pass.stopped_before(&block(500), true), Round::default()), Some(Point(500)));
+        assert_eq!(after(&|pass| pass.failed(), Round::default()), Some(Point(500)), "what is behind it is listed");
+        assert_eq!(after(&|pass| pass.failed(), begun_at(200)), Some(Point(500)));
+        let mut pass = Pass::new(&duties, begun_at(200));
         pass.step();
         pass.failed();
-        assert_eq!(pass.into_places()[&source], Point(200), "nothing is known of it");
+        assert_eq!(pass.into_round().place(&source), Some(Point(200)), "nothing is known of it");
+    }
+
+    /// A source's answers to a pass: what it does at the list of each span. Returns whether the round is complete.
+    fn heard(round: &mut Round, duties: &Duties, answers: impl Fn(BlockdId, Point) -> Heard) -> bool {
+        let (mine, theirs) = (Digest::default(), Digest { count: 1, bytes: 1, sum: 1 });
+        let mut pass = Pass::new(duties, std::mem::take(round));
+        loop {
+            match pass.step() {
+                Step::Compare { spans, .. } => pass.compared(&vec![mine; spans.len()], &vec![theirs; spans.len()]),
+                Step::List { source, from, .. } => match answers(source, from.point()) {
+                    Heard::Good => pass.listed(&[], true, |_| true),
+                    Heard::Nothing => pass.failed(),
+                    Heard::Slowly => {
+                        pass.listed(&[], true, |_| true);
+                        pass.leave(source);
+                    }
+                    Heard::NotAll => pass.listed(&[(from, 1)], true, |_| false),
+                },
+                Step::Fetch { .. } => pass.fetched(false),
+                Step::End { complete } => {
+                    *round = pass.into_round();
+                    return complete;
+                }
+            }
+        }
+    }
+
+    #[derive(Clone, Copy)]
+    enum Heard {
+        Good,
+        Slowly,
+        Nothing,
+        /// A block does not come.
+        NotAll,
+    }
+
+    fn two_sources() -> (Duties, BlockdId, BlockdId) {
+        let spans: Vec<Span> =
+            (0..4).map(|number| Span { first: Point(number * 100), last: Point(number * 100 + 99) }).collect();
+        let (one, two) = (BlockdId([1; 16]), BlockdId([2; 16]));
+        let sources = [(one, spans.clone()), (two, spans)].into();
+        (Duties { sources, placement: LayoutEpoch(1), ..Duties::default() }, one, two)
+    }
+
+    /// Guards I11.
+    #[test]
+    fn a_round_is_complete_once_each_source_was_heard_about_everything_in_however_many_passes() {
+        let (duties, one, _) = two_sources();
+        let mut round = Round::default();
+        let slow = |source, _| if source == one { Heard::Slowly } else { Heard::Good };
+        let complete: Vec<bool> = (0..8).map(|_| heard(&mut round, &duties, slow)).collect();
+        assert_eq!(complete, [false, false, false, true, false, false, false, true], "four spans, one each");
+        // Sources that answer by turns.
+        let mut round = Round::default();
+        assert!(!heard(&mut round, &duties, |source, _| if source == one { Heard::Nothing } else { Heard::Good }));
+        assert!(heard(&mut round, &duties, |source, _| if source == one { Heard::Good } else { Heard::Nothing }));
+        assert!(!heard(&mut round, &duties, |source, _| if source == one { Heard::Good } else { Heard::Nothing }));
+    }
+
+    /// Guards I11.
+    #[test]
+    fn what_a_source_did_not_send_is_asked_for_before_the_round_is_complete() {
+        for missed in [Heard::Nothing, Heard::NotAll] {
+            let (duties, one, _) = two_sources();
+            let mut round = Round::default();
+            let at = |source, point| source == one && point == Point(100);
+            assert!(!heard(&mut round, &duties, |source, point| if at(source, point) { missed } else { Heard::Good }));
+            let asked = std::cell::Cell::new(false);
+            while !heard(&mut round, &duties, |source, point| {
+                asked.set(asked.get() || at(source, point));
+                if source == one { Heard::Slowly } else { Heard::Good }
+            }) {}
+            assert!(asked.get());
+        }
+    }
+
+    #[test]
+    fn what_was_heard_for_other_owners_counts_for_nothing() {
+        let (duties, one, _) = two_sources();
+        let mut round = Round::default();
+        let by_turns =
+            |other: bool| move |source, _| if (source == one) == other { Heard::Nothing } else { Heard::Good };
+        assert!(!heard(&mut round, &duties, by_turns(true)));
+        let later = Duties { placement: LayoutEpoch(2), ..duties };
+        assert!(!heard(&mut round, &later, by_turns(false)));
+        assert!(heard(&mut round, &later, by_turns(true)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::duties::Duties;
 use super::healer::Healer;
-use super::test_peers::{ME, Manner, Peers, block, id_of};
+use super::test_peers::{ME, Manner, Peers, block, id_of, until};
 use super::throttle::Throttle;
 use crate::config::Rates;
 use bytes::Bytes;
@@ -102,6 +102,59 @@ async fn what_lies_behind_much_that_nothing_refers_to_comes_in_a_later_pass() {
         passes += 1;
     }
     healer.store.close();
+}
+
+/// It used to be never complete, so the layout was never final.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_is_too_slow_for_one_pass_is_heard_in_some() {
+    let mut peers = Peers::start([Manner::ListsSlowly, Manner::Honest]);
+    peers.spread(40);
+    let spans = owed(&peers);
+    for span in &spans {
+        peers.others[0].blocks.lock().insert(span.first_hash(), Bytes::from_static(b"nothing refers to it"));
+    }
+    let is_owed = |hash: &BlockHash| spans.iter().any(|span| span.contains(hash));
+    let wanted: Vec<_> = (0..=255).map(block).filter(|(hash, _)| is_owed(hash)).take(2).collect();
+    for (hash, bytes) in &wanted {
+        peers.others[0].give(bytes);
+        peers.metad.referenced.lock().insert(*hash);
+    }
+    let mut healer = peers.healer();
+    healer.account = Duration::from_millis(500);
+    let mut passes = 1;
+    while !pass(&peers, &mut healer).await.0 {
+        assert!(passes < 100, "no round is complete");
+        passes += 1;
+    }
+    assert!(passes > 1, "it was not too slow");
+    assert!(wanted.iter().all(|(hash, _)| healer.store.contains(hash)));
+    healer.store.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_layout_ends_a_pass_in_the_middle_of_a_page() {
+    let peers = Peers::start([Manner::Honest]);
+    let mut healer = peers.healer();
+    // A block each 0.1 s.
+    healer.throttle = Arc::new(Throttle::new(Rates { idle: 10_000, busy: 10_000 }));
+    for number in 0..200 {
+        let (hash, bytes) = block(number);
+        peers.others[0].give(&bytes);
+        peers.metad.referenced.lock().insert(hash);
+    }
+    let (store, layouts) = (healer.store.clone(), healer.layouts.clone());
+    let mut newer = peers.layout.clone();
+    newer.epoch = newer.epoch.next();
+    let changed = async {
+        until("a block is here", || store.stats().block_count > 0).await;
+        layouts.learn(newer);
+        Instant::now()
+    };
+    let ((is_complete, _), changed_at) = tokio::join!(pass(&peers, &mut healer), changed);
+    let late = changed_at.elapsed();
+    assert!(!is_complete && late < Duration::from_secs(5), "the rest of the page would have taken 20 s: {late:?}");
+    assert!(store.stats().block_count < 100);
+    store.close();
 }
 
 #[tokio::test(flavor = "multi_thread")]

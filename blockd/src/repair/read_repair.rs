@@ -2,9 +2,10 @@
 //! check or an audit misses is fetched.
 //!
 //! There is one task with two bounded queues, one for each kind: neither waits for the other. A block waits once in each.
-//! When too many are damaged, the store says which, once those that wait are done. When too many are missing, the next
-//! audit finds them again. The daemons that are said to have copies have queues of their own, and take turns
-//! ([`super::absent`]): one that sends nothing holds up no other.
+//! When too many are damaged, the store says which, once those that wait are done. So it does for those that could not be
+//! replaced, because others did not answer in time or there was no room: they are tried again after pauses that grow.
+//! When too many are missing, the next audit finds them again. The daemons that are said to have copies have queues of
+//! their own, and take turns ([`super::absent`]): one that sends nothing holds up no other.
 
 use super::absent::{Absent, Wanted};
 use super::claims::Claims;
@@ -12,19 +13,22 @@ use super::fetch::{Fetched, fetch};
 use super::throttle::{Activity, Throttle};
 use crate::layouts::Layouts;
 use crate::metrics::Metrics;
-use crate::store::Store;
+use crate::store::{self, Store};
 use bytes::Bytes;
 use futures::StreamExt;
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use wire::ids::{BlockHash, BlockdId};
 use wire::layout::ring::Ring;
 use wire::limits::BLOCK_BYTES_MAX;
 use wire::quic::Endpoint;
+use wire::retry::Backoff;
 
 /// Most damaged copies that wait.
 const QUEUE_MAX: usize = 1024;
@@ -32,6 +36,10 @@ const QUEUE_MAX: usize = 1024;
 const FETCHES_MAX: usize = 4;
 /// The same for copies that are missing, from all daemons together.
 const ABSENT_FETCHES_MAX: usize = 8;
+/// First and longest pause before damaged copies that could not be replaced are tried again. Nobody may have some: nothing
+/// refers to them any more.
+const AGAIN: Duration = Duration::from_secs(5);
+const AGAIN_MAX: Duration = Duration::from_secs(600);
 
 /// Passes copies that are wanted to the repairing task.
 #[derive(Clone)]
@@ -60,8 +68,10 @@ struct Lane {
 struct DamagedEnd {
     receiver: mpsc::Receiver<Damaged>,
     lane: Lane,
-    /// From where on the store is asked for those that were left out.
+    /// From where on the store is asked for those that were left out, or could not be replaced.
     rest: Option<BlockHash>,
+    /// Pauses before it is asked again.
+    pauses: Backoff,
 }
 
 /// A copy that is to be replaced. As long as it lives, the block is not taken again.
@@ -80,7 +90,7 @@ impl Lane {
     fn new() -> (Self, DamagedEnd) {
         let (sender, receiver) = mpsc::channel(QUEUE_MAX);
         let lane = Self { sender, waiting: Arc::default(), left_out: Arc::default() };
-        (lane.clone(), DamagedEnd { receiver, lane, rest: None })
+        (lane.clone(), DamagedEnd { receiver, lane, rest: None, pauses: Backoff::new(AGAIN, AGAIN_MAX) })
     }
 
     fn push(&self, hash: BlockHash) {
@@ -97,7 +107,8 @@ impl Lane {
 }
 
 impl DamagedEnd {
-    /// Waits for the next one. When none waits, those that were left out have their turn.
+    /// Waits for the next one. When none waits, those that were left out have their turn, and after a pause all that are
+    /// still damaged.
     async fn next(&mut self, store: &Store) -> Option<Damaged> {
         loop {
             if let Ok(damaged) = self.receiver.try_recv() {
@@ -106,7 +117,18 @@ impl DamagedEnd {
             if self.rest.is_none() && self.lane.left_out.swap(false, Ordering::Relaxed) {
                 self.rest = Some(BlockHash([0; 32]));
             }
-            let Some(from) = self.rest.take() else { return self.receiver.recv().await };
+            let Some(from) = self.rest.take() else {
+                if let Ok(fresh) = timeout(self.pauses.delay(), self.receiver.recv()).await {
+                    self.pauses = Backoff::new(AGAIN, AGAIN_MAX);
+                    return fresh;
+                }
+                match store.bad_count() {
+                    0 => self.pauses = Backoff::new(AGAIN, AGAIN_MAX),
+                    _ if store.has_room_for(BLOCK_BYTES_MAX as u32) => self.rest = Some(BlockHash([0; 32])),
+                    _ => {}
+                }
+                continue;
+            };
             let names = store.damaged(from, QUEUE_MAX).await;
             self.rest = names.last().filter(|_| names.len() == QUEUE_MAX).and_then(BlockHash::next);
             names.into_iter().for_each(|hash| self.lane.push(hash));
@@ -179,20 +201,18 @@ async fn supply_all(repairer: &Repairer, absent: Arc<Absent>) {
 
 impl Repairer {
     async fn replace(&self, damaged: Damaged) {
-        // It may be as long as any. Comparing with others finds it again.
+        // It may be as long as any. It is tried again once there is room.
         if !self.store.has_room_for(BLOCK_BYTES_MAX as u32) {
             return tracing::warn!(hash = %damaged.hash, "a damaged copy is not replaced yet: there is no room");
         }
-        // It has waited: a block that was removed meanwhile must not come back.
+        // It has waited: a block that was removed meanwhile is not worth fetching. The store asks once more.
         if !self.store.is_damaged(&damaged.hash) {
             return;
         }
         match self.fetch_from_owners(damaged.hash, None).await {
             Some(block) => {
                 let len = block.len() as u64;
-                if self.store.is_damaged(&damaged.hash) {
-                    self.store(damaged.hash, block).await;
-                }
+                self.note_repair(&damaged.hash, self.store.replace(damaged.hash, block).await);
                 self.throttle.spend(len, &self.activity).await;
             }
             None => nowhere(&damaged.hash),
@@ -221,20 +241,21 @@ impl Repairer {
         }
         let Some(block) = fetched else { return nowhere(&hash) };
         let len = block.len();
-        if self.store.is_full() || !self.store.has_room_for(len as u32) {
+        if !self.store.has_room_for(len as u32) {
             self.claims.note_elsewhere(hash);
         } else {
-            self.store(hash, block).await;
+            self.note_repair(&hash, self.store.put(hash, block).await);
         }
         self.throttle.spend(len as u64, &self.activity).await;
     }
 
-    async fn store(&self, hash: BlockHash, block: Bytes) {
-        match self.store.put(hash, block).await {
-            Ok(_) => {
+    fn note_repair(&self, hash: &BlockHash, stored: Result<bool, store::Error>) {
+        match stored {
+            Ok(true) => {
                 self.metrics.repaired.add(1);
                 tracing::info!(%hash, "a copy was repaired");
             }
+            Ok(false) => tracing::debug!(%hash, "a copy is not repaired: it was stored or dropped meanwhile"),
             Err(error) => tracing::warn!(%hash, %error, "a good copy could not be stored"),
         }
     }
@@ -273,11 +294,23 @@ fn nowhere(hash: &BlockHash) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Rates;
+    use crate::repair::test_peers::{ME, Manner, Peers, block, until};
     use crate::store::StoreOptions;
-    use std::time::Duration;
+    use std::path::Path;
 
     fn hash(number: u16) -> BlockHash {
         BlockHash([number.to_be_bytes(); 16].concat().try_into().unwrap())
+    }
+
+    /// Overwrites all that a store has in its files.
+    fn corrupt(dir: &Path) {
+        for entry in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            let len = std::fs::metadata(&entry).unwrap().len() as usize;
+            let file = std::fs::OpenOptions::new().write(true).open(&entry).unwrap();
+            std::os::unix::fs::FileExt::write_all_at(&file, &vec![7; len], 0).unwrap();
+            file.sync_all().unwrap();
+        }
     }
 
     #[test]
@@ -303,12 +336,7 @@ mod tests {
         let blocks: Vec<(BlockHash, Bytes)> = blocks.map(|block| (BlockHash::of(&block), block)).collect();
         let puts = blocks.iter().map(|(hash, block)| store.put(*hash, block.clone()));
         assert!(futures::future::join_all(puts).await.into_iter().all(|put| put.is_ok()));
-        for entry in std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path()) {
-            let len = std::fs::metadata(&entry).unwrap().len() as usize;
-            let file = std::fs::OpenOptions::new().write(true).open(&entry).unwrap();
-            std::os::unix::fs::FileExt::write_all_at(&file, &vec![7; len], 0).unwrap();
-            file.sync_all().unwrap();
-        }
+        corrupt(dir.path());
         let (queue, mut ends) = RepairQueue::new();
         for (hash, _) in &blocks {
             assert!(store.get(*hash).await.is_err());
@@ -320,5 +348,41 @@ mod tests {
             turns.insert(next.expect("none is forgotten").unwrap().hash);
         }
         store.close();
+    }
+
+    /// A daemon that is busy when it is asked, or away for a moment, leaves the copy damaged until it is asked again.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_damaged_copy_that_nobody_sends_when_it_is_found_is_replaced_soon_after() {
+        let peers = Peers::start([Manner::Busy]);
+        let options = StoreOptions { segment_bytes: 16 << 20, reserve_bytes: 0 };
+        let store = Arc::new(Store::open(peers.dir.path(), options).unwrap());
+        let (hash, content) = block(1);
+        peers.others[0].give(&content);
+        store.put(hash, content).await.unwrap();
+        corrupt(peers.dir.path());
+        assert!(store.get(hash).await.is_err());
+        let layouts = Arc::new(Layouts::default());
+        layouts.learn(peers.layout.clone());
+        let repairer = Repairer {
+            id: ME,
+            store: store.clone(),
+            layouts,
+            endpoint: peers.endpoint.clone(),
+            claims: Arc::default(),
+            throttle: Arc::new(Throttle::new(Rates { idle: 0, busy: 0 })),
+            activity: Arc::default(),
+            metrics: Arc::default(),
+        };
+        let (queue, mut wants) = RepairQueue::new();
+        wants.damaged.pauses = Backoff::new(Duration::from_millis(20), Duration::from_millis(20));
+        let stop = CancellationToken::new();
+        queue.push(hash);
+        let repairing = tokio::spawn(run(repairer, wants, stop.clone()));
+        until("it was asked", || peers.others[0].fetches.load(Ordering::Relaxed) > 0).await;
+        assert!(store.is_damaged(&hash));
+        *peers.others[0].manner.lock() = Manner::Honest;
+        until("the copy is replaced", || store.contains(&hash)).await;
+        stop.cancel();
+        repairing.await.unwrap();
     }
 }

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use wire::ids::{BlockHash, BlockdId};
 use wire::layout::ring::Ring;
 use wire::layout::{Layout, LayoutMember};
+use wire::limits::BLOCK_BYTES_MAX;
 use wire::quic::Endpoint;
 
 /// How long another daemon may take to answer.
@@ -203,7 +204,8 @@ impl Search {
 
     /// Without room, it is enough that another daemon has once sent the block.
     fn is_wanted(&self, hash: &BlockHash) -> bool {
-        !(self.store.is_full() && self.claims.is_elsewhere(hash))
+        // It may be as long as any. One that was too long for the room there was is in the way no more once any fits.
+        self.store.has_room_for(BLOCK_BYTES_MAX as u32) || !self.claims.is_elsewhere(hash)
     }
 
     /// Has blocks fetched that others say they have. When too many wait, the next search finds them again.

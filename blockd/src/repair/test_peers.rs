@@ -2,7 +2,7 @@
 
 use super::handoff::Handoff;
 use super::healer::{Healer, References};
-use super::pass::Places;
+use super::pass::Round;
 use super::patience::ACCOUNT;
 use super::progress::Progress;
 use super::throttle::{Activity, Throttle};
@@ -29,6 +29,9 @@ use wire::message::meta::{MetaReply, MetaRequest};
 use wire::quic::{Endpoint, Incoming, ServerHandle, Service};
 use wire::tls::{ClusterCa, PeerIdentity, Role, Subject};
 
+/// Time that one which lists slowly takes for a list.
+const LIST_TIME: Duration = Duration::from_millis(30);
+
 /// How a block daemon behaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Manner {
@@ -52,6 +55,8 @@ pub enum Manner {
     MuteAbout(BlockHash),
     /// It names what it has, and sends nothing of it.
     SendsNothing,
+    /// It takes its time for each list.
+    ListsSlowly,
     /// It says that its blocks are as long as a number can say.
     ListsEndlessBlocks,
 }
@@ -141,6 +146,7 @@ impl Service for Other {
             (Manner::MuteAbout(about), BlockRequest::Get { hash, .. }) if about == *hash => {
                 return std::future::pending().await;
             }
+            (Manner::ListsSlowly, BlockRequest::List { .. }) => tokio::time::sleep(LIST_TIME).await,
             (Manner::Busy, _) => return incoming.refuse_busy("no time").await,
             _ => {}
         }
@@ -225,6 +231,7 @@ pub struct Peers {
     pub layout: Layout,
     /// The endpoint of the daemon under test.
     pub endpoint: Endpoint,
+    pub ca: ClusterCa,
     pub dir: tempfile::TempDir,
     _serving: Vec<(Endpoint, ServerHandle)>,
 }
@@ -234,7 +241,7 @@ pub fn id_of(place: usize) -> BlockdId {
     BlockdId([place as u8 + 1; 16])
 }
 
-fn bind(ca: &ClusterCa, role: Role, name: &str) -> Endpoint {
+pub fn bind(ca: &ClusterCa, role: Role, name: &str) -> Endpoint {
     let identity = ca.issue(&Subject::new(role, name)).unwrap();
     Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap()
 }
@@ -272,7 +279,7 @@ impl Peers {
             older: Vec::new(),
         };
         let dir = tempfile::tempdir().unwrap();
-        Self { others, metad, metad_addr, layout, endpoint, dir, _serving: serving }
+        Self { others, metad, metad_addr, layout, endpoint, ca, dir, _serving: serving }
     }
 }
 
@@ -313,7 +320,7 @@ impl Peers {
             metrics: Arc::new(Metrics::default()),
             compare_every: Duration::from_secs(600),
             account: ACCOUNT,
-            places: Places::new(),
+            round: Round::default(),
         }
     }
 }

@@ -4,6 +4,9 @@
 //! any point leaves every block at least once. A tombstone is written again as long as an older segment may hold its
 //! block.
 //!
+//! Blocks are read and written in portions, which share groups of the writer: a group is padded, so small blocks that went
+//! out one by one would take a multiple of their space, and of the reserve of a full disk.
+//!
 //! What is live stands in the index, so a damaged header does not matter. A copy that a read found damaged is read again,
 //! and moved if it is good: it may be the last one. One whose payload is something else is reported, and stays in the
 //! index as damaged. One that cannot be read is reported too, and its segment stays: a later attempt may read it.
@@ -11,21 +14,25 @@
 //! until no older one is left: then nothing needs them.
 
 use super::read::{self, Record};
-use super::record::{self, Kind};
+use super::record::{self, GROUP_ALIGN, Kind};
 use super::recover::read_hint;
 use super::segment;
 use super::segment_name::{self, SegmentId};
-use super::writer::{Work, Writer};
+use super::work::{Party, Reply, Work};
+use super::writer::Writer;
 use super::{Error, Location, Shared, Usage};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use wire::ids::BlockHash;
 
 /// A segment is compacted when less than this share of it is still needed, in percent.
 const NEEDED_PERCENT_MAX: u64 = 50;
+/// Bytes of blocks that are read before they are written again. A single larger one is a portion, too.
+const PORTION_BYTES: u64 = 4 << 20;
+/// Blocks, or tombstones, of a portion.
+const PORTION_RECORDS: usize = 1024;
 /// Time until a segment with copies that could not be read is tried again. Each of them may cost the disk seconds.
 const UNREAD_PAUSE: Duration = Duration::from_secs(600);
 
@@ -55,34 +62,45 @@ pub(super) async fn step(
     };
     let mut compacted = Compacted::default();
     let (mut given_up, mut unread) = (HashSet::new(), 0_usize);
-    for (hash, from) in &live {
-        let (reading, hash, from) = (shared.clone(), *hash, *from);
-        let read = spawn_blocking(move || read::record_at(&reading, &hash, from));
-        let Record { block, sections, .. } = match read.await.map_err(|_| Error::Failed)? {
-            Ok(record) => record,
-            Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => {
-                // What was damaged before is reported already.
-                damaged.extend(Some(hash).filter(|_| !from.bad));
-                if matches!(error, Error::Corrupt { .. }) {
-                    given_up.insert(hash);
-                } else {
-                    unread += 1;
+    let mut rest = &live[..];
+    while !rest.is_empty() {
+        let (portion, behind) = rest.split_at(portion_of(rest));
+        rest = behind;
+        let records = read_portion(shared, portion).await?;
+        let mut moves = Vec::with_capacity(portion.len());
+        for ((hash, from), record) in portion.iter().zip(records) {
+            match record {
+                Ok(Record { block, sections, .. }) => {
+                    compacted.copied += record::stored_len(from.len);
+                    let (hash, from) = (*hash, *from);
+                    moves.push(move |reply: Reply| Work::Move { hash, from, block, sections, reply });
                 }
-                continue;
+                Err(error @ (Error::Corrupt { .. } | Error::Io { .. })) => {
+                    // What was damaged before is reported already.
+                    damaged.extend(Some(*hash).filter(|_| !from.bad));
+                    if matches!(error, Error::Corrupt { .. }) {
+                        given_up.insert(*hash);
+                    } else {
+                        unread += 1;
+                    }
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
-        };
-        compacted.copied += record::stored_len(from.len);
-        write(writer, |reply| Work::Move { hash, from, block, sections, reply }).await?;
+        }
+        write_all(writer, moves).await?;
     }
     if unread > 0 {
         tracing::warn!(segment = %id, unread, "copies in a segment cannot be read: it keeps its space, and is tried again later");
         change_usage(shared, id, |usage| usage.waits_until = Some(Instant::now() + UNREAD_PAUSE));
         return Ok(Some(compacted));
     }
-    for hash in tombstones {
-        compacted.copied += record::stored_len(0);
-        write(writer, |reply| Work::MoveTombstone { hash, reply }).await?;
+    for portion in tombstones.chunks(PORTION_RECORDS) {
+        compacted.copied += portion.len() as u64 * record::stored_len(0);
+        let moves = portion.iter().map(|hash| {
+            let hash = *hash;
+            move |reply: Reply| Work::MoveTombstone { hash, reply }
+        });
+        write_all(writer, moves).await?;
     }
     let removing = shared.clone();
     spawn_blocking(move || remove(&removing, id, &live, &given_up)).await.map_err(|_| Error::Failed)??;
@@ -96,10 +114,30 @@ fn change_usage(shared: &Shared, id: SegmentId, change: impl FnOnce(&mut Usage))
     }
 }
 
-async fn write(writer: &Writer, work: impl FnOnce(oneshot::Sender<Result<(), Error>>) -> Work) -> Result<(), Error> {
-    let (reply, done) = oneshot::channel();
-    writer.send(work(reply)).await?;
-    done.await.map_err(|_| Error::Failed)?
+/// How many of these blocks are read, and written, at once.
+fn portion_of(blocks: &[(BlockHash, Location)]) -> usize {
+    let mut bytes = 0;
+    let fits = blocks.iter().take(PORTION_RECORDS).take_while(|(_, from)| {
+        bytes += record::stored_len(from.len);
+        bytes <= PORTION_BYTES
+    });
+    fits.count().max(1)
+}
+
+async fn read_portion(
+    shared: &Arc<Shared>,
+    portion: &[(BlockHash, Location)],
+) -> Result<Vec<Result<Record, Error>>, Error> {
+    let (reading, portion) = (shared.clone(), portion.to_vec());
+    let read = move || portion.into_iter().map(|(hash, from)| read::record_at(&reading, &hash, from)).collect();
+    spawn_blocking(read).await.map_err(|_| Error::Failed)
+}
+
+async fn write_all<W>(writer: &Writer, work: impl IntoIterator<Item = W>) -> Result<(), Error>
+where
+    W: FnOnce(Reply) -> Work,
+{
+    writer.write_all(Party::Compaction, work).await?.into_iter().try_for_each(|outcome| outcome.map(|_| ()))
 }
 
 /// The closed segment of which the smallest share is still needed, if that is small enough. Each compacted segment
@@ -112,7 +150,8 @@ fn candidate(shared: &Shared) -> Option<SegmentId> {
     closed
         .map(|(id, (_, usage))| {
             let needed = usage.live + if *id == oldest { 0 } else { usage.tombstones };
-            (*id, needed, usage.written)
+            // It is written in groups, which are padded.
+            (*id, needed.next_multiple_of(GROUP_ALIGN as u64), usage.written)
         })
         .filter(|(_, needed, written)| needed * 100 < written * NEEDED_PERCENT_MAX)
         .min_by_key(|(_, needed, written)| needed * 1000 / written.max(&1))

@@ -41,7 +41,8 @@ fn recover_segment(
     let hint_path = segment_name::hint_path(dir, id);
     let file = disk.open(&path).map_err(failed)?;
     let segment_len = file.size().map_err(failed)?;
-    let (mut records, mut unread, mut usage) = (Vec::new(), Vec::new(), Usage::default());
+    let (mut records, mut unread, mut usage) =
+        (Vec::new(), Vec::new(), Usage { written: segment_len, ..Usage::default() });
     match read_hint(disk, &hint_path, id, segment_len) {
         Some(hinted) => records = hinted,
         None => {
@@ -58,6 +59,7 @@ fn recover_segment(
                 return Ok(());
             } else {
                 file.truncate(scan.end).map_err(failed)?;
+                usage.written = scan.end;
                 let hint = hint::encode(id, &scan.records);
                 disk.replace(&hint_path, &hint).map_err(|error| Error::io(&hint_path, error))?;
                 disk.sync_dir(dir).map_err(|error| Error::io(dir, error))?;

@@ -6,21 +6,15 @@ use super::{Stats, Store};
 use std::sync::atomic::Ordering;
 
 impl Store {
-    /// Reports whether a new block was refused for want of space, and one of its length still would be.
-    #[must_use]
-    pub fn is_full(&self) -> bool {
-        // Compaction may have made room since, and nothing new may have come.
-        self.shared.full.load(Ordering::Relaxed) && !self.has_room_of(self.shared.refused_bytes.load(Ordering::Relaxed))
-    }
-
-    /// Reports whether a new block of this length would find room. Another one may take it.
+    /// Reports whether a new block of this length, in bytes, would find room. Another one may take it. On a disk that has
+    /// failed there is none.
     #[must_use]
     pub fn has_room_for(&self, len: u32) -> bool {
-        self.has_room_of(record::stored_len(len))
-    }
-
-    fn has_room_of(&self, bytes: u64) -> bool {
-        let needed = bytes.checked_next_multiple_of(GROUP_ALIGN as u64).unwrap_or(u64::MAX);
+        #[cfg(test)]
+        if self.shared.pretends_full.load(Ordering::Relaxed) {
+            return false;
+        }
+        let needed = record::stored_len(len).next_multiple_of(GROUP_ALIGN as u64);
         let is_there = needed <= self.shared.open_room.load(Ordering::Relaxed) || needed <= self.room_for_segment().1;
         is_there && !self.has_failed()
     }

@@ -4,11 +4,14 @@ mod damage;
 mod disk;
 mod parts;
 mod prewrite;
+mod replacing;
+mod small;
+mod turns;
 mod versions;
 
-use super::{Error, Store, StoreOptions};
+use super::{Error, Party, Store, StoreOptions};
 use bytes::Bytes;
-use disk::TestDisk;
+pub(crate) use disk::TestDisk;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -172,18 +175,18 @@ fn a_full_disk_fills_its_last_segment_refuses_puts_and_serves_what_is_there() {
                 stored += usize::from(refused < usize::MAX);
             }
             Err(error) => {
-                assert!(error.is_no_space() && store.is_full(), "{error}");
+                assert!(error.is_no_space() && !store.has_room_for(len as u32), "{error}");
                 refused = refused.min(len);
             }
         }
     }
     assert!(refused < 5000 && stored > 0, "{stored} blocks were stored beyond one that was refused");
     assert_eq!(disk.segments().len(), 1);
-    assert!(store.is_full());
+    assert!(!store.has_room_for(refused as u32));
     disk.0.free.store(u64::MAX / 2, Ordering::SeqCst);
-    assert!(!store.is_full(), "there is room again, though nobody has stored anything yet");
+    assert!(store.has_room_for(refused as u32), "there is room again, though nobody has stored anything yet");
     let (hash, content) = block(120);
-    assert!(runtime.block_on(store.put(hash, content)).unwrap() && !store.is_full());
+    assert!(runtime.block_on(store.put(hash, content)).unwrap() && store.has_room_for(refused as u32));
     assert!(runtime.block_on(store.get(first)).unwrap().is_some());
 }
 
@@ -303,7 +306,7 @@ fn throughput_of_puts() {
                     let mine: Vec<_> = named.iter().skip(lane).step_by(step).cloned().collect();
                     tokio::spawn(async move {
                         for (hash, content, sections) in mine {
-                            store.put_with_sections(hash, content, sections).await.unwrap();
+                            store.put_with_sections(Party::Repair, hash, content, sections).await.unwrap();
                         }
                     })
                 })

@@ -1,83 +1,86 @@
 //! The one thread that writes.
 //!
-//! It takes all queued work, lays it out as one group in aligned memory, writes it past the page cache, syncs once,
-//! then points the index at the new records and answers. While a sync runs, the next group gathers.
-//!
-//! A segment's space is reserved when it is made, but a filesystem notes of each reserved block whether it was ever
-//! written, and a sync after the first write to it waits for that note (a commit of ext4's journal). So a small group
-//! that goes beyond the written part also writes zeros behind itself. The next small groups overwrite these, and their
-//! syncs write only the data. The tail of a segment reads as zeros in either case.
+//! It takes queued work, by turns of those whose work it is, lays it out as one group in aligned memory, writes it past
+//! the page cache, syncs once, then points the index at the new records and answers. While a sync runs, the next group
+//! gathers.
 
-use super::record::{self, GROUP_ALIGN, Header, Kind, PADDING, RECORD_ALIGN};
+use super::open::Open;
+use super::record::{GROUP_ALIGN, Header, Kind, PADDING, RECORD_ALIGN};
 use super::segment::Found;
 use super::segment_name::{self, SegmentId};
+use super::work::{ClosedAtTheEnd, GROUP_BYTES, Kept, Party, Queue, Reply, Work};
 use super::{Error, Location, Shared, Usage, hint};
 use crate::sys::Aligned;
 use bytes::Bytes;
 use parking_lot::Mutex;
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use wire::ids::BlockHash;
 use wire::sections::Sections;
 
-/// Largest group in bytes. In a larger one the first record would wait for the last.
-const GROUP_BYTES: usize = 16 << 20;
-
-/// Longest queue of work: a few groups of large blocks. With more, senders wait, and with them the peers that they
-/// serve.
-const QUEUE_MAX: usize = 32;
-/// Groups up to this size are small: the extra cost of their sync is worth avoiding.
-const SMALL_BYTES: usize = 256 << 10;
-/// Zeros that a small group writes behind itself. Writing them costs about as much as one commit of the journal, so
-/// many groups should share them. Zeros that a later large group overwrites were written in vain.
-const PREWRITE_BYTES: usize = 1 << 20;
 /// Smallest segment. One that is smaller than usual is made where less space is free.
 pub(super) const SEGMENT_BYTES_MIN: u64 = 16 << 20;
 
-type Reply = oneshot::Sender<Result<(), Error>>;
-
-/// Work for the writer.
-pub(super) enum Work {
-    /// Store a block.
-    Put { hash: BlockHash, block: Bytes, sections: Sections, reply: Reply },
-    /// Drop a block.
-    Drop { hash: BlockHash, reply: Reply },
-    /// Write a live record of an old segment again, if it is still live.
-    Move { hash: BlockHash, from: Location, block: Bytes, sections: Sections, reply: Reply },
-    /// Write a tombstone of an old segment again, if the block is still gone.
-    MoveTombstone { hash: BlockHash, reply: Reply },
-}
-
 /// Sends work to the thread.
 pub(super) struct Writer {
-    queue: Mutex<Option<mpsc::Sender<Work>>>,
+    queue: Arc<Queue>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Writer {
     pub(super) fn start(shared: Arc<Shared>, first: SegmentId) -> Result<Self, Error> {
-        let (queue, work) = mpsc::channel(QUEUE_MAX);
-        let dir = shared.dir.clone();
+        let (queue, dir) = (Arc::<Queue>::default(), shared.dir.clone());
+        let work = ClosedAtTheEnd(queue.clone());
         let thread = std::thread::Builder::new()
             .name("block-writer".to_owned())
-            .spawn(move || State::new(shared, first).run(work))
+            .spawn(move || State::new(shared, first).run(&work))
             .map_err(|error| Error::io(&dir, error))?;
-        Ok(Self { queue: Mutex::new(Some(queue)), thread: Mutex::new(Some(thread)) })
+        Ok(Self { queue, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Passes work to the thread, once there is room. Cancel-safe: it is passed whole or not at all.
-    pub(super) async fn send(&self, work: Work) -> Result<(), Error> {
-        let queue = self.queue.lock().clone().ok_or(Error::Failed)?;
-        queue.send(work).await.map_err(|_| Error::Failed)
+    /// Passes work to the thread, and waits until it is done. Returns whether a record was written. Cancel-safe: it is
+    /// done even if the caller goes away.
+    pub(super) async fn write(&self, party: Party, work: impl FnOnce(Reply) -> Work) -> Result<bool, Error> {
+        let (reply, done) = oneshot::channel();
+        self.queue.push(party, [work(reply)])?;
+        done.await.map_err(|_| Error::Failed)?
+    }
+
+    /// Like [`Writer::write`], for work that can share a group. Returns the outcome of each.
+    pub(super) async fn write_all<W: FnOnce(Reply) -> Work>(
+        &self,
+        party: Party,
+        work: impl IntoIterator<Item = W>,
+    ) -> Result<Vec<Result<bool, Error>>, Error> {
+        let (work, waits): (Vec<Work>, Vec<_>) = work
+            .into_iter()
+            .map(|work| {
+                let (reply, done) = oneshot::channel();
+                (work(reply), done)
+            })
+            .unzip();
+        self.queue.push(party, work)?;
+        let mut outcomes = Vec::with_capacity(waits.len());
+        for done in waits {
+            outcomes.push(done.await.unwrap_or(Err(Error::Failed)));
+        }
+        Ok(outcomes)
+    }
+
+    /// How much work waits for the thread.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len()
     }
 
     /// Waits until everything queued is written.
     pub(super) fn close(&self) {
-        self.queue.lock().take();
+        self.queue.close();
         if let Some(thread) = self.thread.lock().take()
             && thread.join().is_err()
         {
@@ -92,43 +95,23 @@ impl Drop for Writer {
     }
 }
 
-/// The segment being written.
-struct Open {
-    id: SegmentId,
-    file: Arc<dyn super::disk::SegmentFile>,
-    /// Where the next group is written.
-    at: u64,
-    /// End of the written part: of records, or of zeros for later ones.
-    written: u64,
-    /// End of the reserved part.
-    reserved: u64,
-    /// It was made from the reserve for compaction, so new blocks must not go into it.
-    spare: bool,
-    records: Vec<Found>,
-}
-
-impl Open {
-    /// Bytes to write for a group of this length: the group, and zeros for the next ones.
-    fn write_len(&self, group: usize) -> usize {
-        if group > SMALL_BYTES || self.at + group as u64 <= self.written {
-            return group;
-        }
-        let left = usize::try_from(self.left()).unwrap_or(usize::MAX);
-        (group + PREWRITE_BYTES).min(left).max(group)
-    }
-
-    /// Bytes that groups may still take.
-    fn left(&self) -> u64 {
-        let left = self.reserved.saturating_sub(self.at);
-        left - left % GROUP_ALIGN as u64
-    }
-}
-
 /// A record of the group being laid out.
 struct Laid {
     header: Header,
     offset: u64,
+    kept: Option<Kept>,
     reply: Reply,
+}
+
+/// What is to be done for a piece of work.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Its record is written.
+    Write,
+    /// Nothing: what is on stable storage has settled it.
+    Nothing,
+    /// Nothing, if the group that is being laid out gets to stable storage.
+    Group,
 }
 
 struct State {
@@ -137,28 +120,18 @@ struct State {
     open: Option<Open>,
     buffer: Aligned,
     filled: usize,
+    /// Bytes of the smallest new record that was refused for want of space, unless there was room since.
+    refused_bytes: Option<u64>,
 }
 
 impl State {
     fn new(shared: Arc<Shared>, next: SegmentId) -> Self {
         let buffer = Aligned::new(GROUP_BYTES + (5 << 20));
-        Self { shared, next, open: None, buffer, filled: 0 }
+        Self { shared, next, open: None, buffer, filled: 0, refused_bytes: None }
     }
 
-    fn run(mut self, mut work: mpsc::Receiver<Work>) {
-        let mut next = None;
-        while let Some(first) = next.take().or_else(|| work.blocking_recv()) {
-            let mut bytes = size_of_work(&first);
-            let bytes_max = self.group_bytes_max(bytes);
-            let mut group = vec![first];
-            while let Ok(more) = work.try_recv() {
-                bytes += size_of_work(&more);
-                if bytes > bytes_max {
-                    next = Some(more);
-                    break;
-                }
-                group.push(more);
-            }
+    fn run(mut self, work: &ClosedAtTheEnd) {
+        while let Some(group) = work.0.next_group(|first| self.group_bytes_max(first)) {
             self.write(group);
             // The group may have been refused, and its segment closed.
             self.note_room();
@@ -186,17 +159,22 @@ impl State {
 
     fn write(&mut self, group: Vec<Work>) {
         let Some(group) = self.take_what_fits(group) else { return };
-        let laid = self.lay_out(group);
+        let (laid, settled) = self.lay_out(group);
+        if laid.is_empty() {
+            return;
+        }
         match self.write_out() {
             Ok(()) => {
                 self.note_room();
                 self.publish(laid);
+                answer_all(settled, || Ok(false));
             }
             Err(error) => {
                 self.fail(&error);
                 for record in laid {
                     let _ = record.reply.send(Err(Error::Failed));
                 }
+                answer_all(settled, || Err(Error::Failed));
             }
         }
     }
@@ -232,24 +210,26 @@ impl State {
 
     /// Refuses new blocks for which the open segment has no room. Work that takes space back may use the reserve.
     fn refuse_puts(&mut self, group: Vec<Work>, error: &Error) -> Vec<Work> {
-        let rest: usize = group.iter().filter(|work| !is_put(work)).map(size_of_work).sum();
+        let rest: usize = group.iter().filter(|work| !work.is_new()).map(Work::size).sum();
         let mut left = self.left_for_puts().saturating_sub(rest as u64);
-        let (mut kept, mut refused) = (Vec::new(), Vec::new());
+        let (mut kept, mut refused, mut smallest) = (Vec::new(), Vec::new(), u64::MAX);
         for work in group {
-            let len = size_of_work(&work) as u64;
-            if !is_put(&work) {
+            let len = work.size() as u64;
+            if !work.is_new() {
                 kept.push(work);
             } else if len <= left {
                 left -= len;
                 kept.push(work);
             } else {
-                self.shared.refused_bytes.fetch_min(len, Ordering::Relaxed);
+                smallest = smallest.min(len);
                 refused.push(work);
             }
         }
-        // Relaxed, because a caller that asks a moment too early asks again.
-        if !refused.is_empty() && !self.shared.full.swap(true, Ordering::Relaxed) {
-            tracing::warn!(%error, "no new block can be stored until some are dropped, but for small ones");
+        if !refused.is_empty() {
+            if self.refused_bytes.is_none() {
+                tracing::warn!(%error, "no new block can be stored until some are dropped, but for small ones");
+            }
+            self.refused_bytes = Some(self.refused_bytes.map_or(smallest, |before| before.min(smallest)));
         }
         refuse(refused, || Error::NoSpace);
         kept
@@ -268,9 +248,9 @@ impl State {
 
     /// Notes that there is room for new blocks, unless it is only what was too little for one that was refused.
     fn note_room_for(&mut self, group: &[Work]) {
-        if group.iter().any(is_put) && self.left_for_puts() >= self.shared.refused_bytes.load(Ordering::Relaxed) {
-            self.shared.full.store(false, Ordering::Relaxed);
-            self.shared.refused_bytes.store(u64::MAX, Ordering::Relaxed);
+        let left = self.left_for_puts();
+        if group.iter().any(Work::is_new) && self.refused_bytes.is_some_and(|refused| left >= refused) {
+            self.refused_bytes = None;
         }
     }
 
@@ -283,8 +263,8 @@ impl State {
     /// that is too full for the group is closed only if there is room for another one: others may still fit into it.
     fn make_room(&mut self, group: &[Work]) -> Result<(), Error> {
         self.shared.check_alive()?;
-        let needed = (group.iter().map(size_of_work).sum::<usize>() as u64).next_multiple_of(GROUP_ALIGN as u64);
-        let reserve = if group.iter().any(is_put) { self.shared.options.reserve_bytes } else { 0 };
+        let needed = (group.iter().map(Work::size).sum::<usize>() as u64).next_multiple_of(GROUP_ALIGN as u64);
+        let reserve = if group.iter().any(Work::is_new) { self.shared.options.reserve_bytes } else { 0 };
         match &mut self.open {
             Some(open) if open.at == 0 || open.at + needed <= open.reserved => {
                 if open.spare && reserve > 0 {
@@ -335,41 +315,67 @@ impl State {
         Ok(())
     }
 
-    /// Lays the records out in memory, one behind the other. Work that is no longer needed is answered at once.
-    fn lay_out(&mut self, group: Vec<Work>) -> Vec<Laid> {
+    /// Lays the records out in memory, one behind the other. Work that is no longer needed is answered at once, but for
+    /// that which this group itself settles. That is returned, to be answered with the group: until then a crash undoes
+    /// what settles it.
+    fn lay_out(&mut self, group: Vec<Work>) -> (Vec<Laid>, Vec<Work>) {
         let open = self.open.as_ref().expect("make_room opened one");
         let (id, start) = (open.id, open.at);
         self.filled = 0;
-        let mut laid: Vec<Laid> = Vec::with_capacity(group.len());
+        let (mut laid, mut settled) = (Vec::with_capacity(group.len()), Vec::new());
+        // The index does not show yet what this group does to a block.
+        let mut changed = HashSet::with_capacity(group.len());
         for work in group {
-            // The index does not show yet what this group does to a block.
-            let is_laid = |hash: &BlockHash| laid.iter().any(|other| other.header.hash == *hash);
-            let (kind, hash, block, sections, reply) = match work {
-                Work::Put { hash, block, sections, reply } => (Kind::Put, hash, block, sections, reply),
-                Work::Drop { hash, reply } => (Kind::Tombstone, hash, Bytes::new(), Sections::default(), reply),
-                Work::Move { hash, from, block, sections, reply } => {
-                    let is_there = |at: &Location| at.is_at(&from);
-                    if is_laid(&hash) || !self.shared.index.read().blocks.get(&hash).is_some_and(is_there) {
-                        let _ = reply.send(Ok(()));
-                        continue;
-                    }
-                    (Kind::Put, hash, block, sections, reply)
+            match self.need(&work, &changed) {
+                Need::Write => {}
+                Need::Nothing => {
+                    work.answer(Ok(false));
+                    continue;
                 }
-                Work::MoveTombstone { hash, reply } => {
-                    if is_laid(&hash) || self.shared.index.read().blocks.contains_key(&hash) {
-                        let _ = reply.send(Ok(()));
-                        continue;
-                    }
-                    (Kind::Tombstone, hash, Bytes::new(), Sections::default(), reply)
+                Need::Group => {
+                    settled.push(work);
+                    continue;
                 }
+            }
+            let (mut block, mut sections, mut kept) = (Bytes::new(), Sections::default(), None);
+            let (kind, hash, reply) = match work {
+                Work::Put { hash, block: content, sections: trailer, reply }
+                | Work::Replace { hash, block: content, sections: trailer, reply }
+                | Work::Move { hash, block: content, sections: trailer, reply, .. } => {
+                    (block, sections) = (content, trailer);
+                    (Kind::Put, hash, reply)
+                }
+                Work::Drop { hash, kept: mark, reply } => {
+                    kept = mark;
+                    (Kind::Tombstone, hash, reply)
+                }
+                Work::MoveTombstone { hash, reply } => (Kind::Tombstone, hash, reply),
             };
+            changed.insert(hash);
             let header = Header { kind, hash, len: block.len() as u32 };
             let offset = start + self.filled as u64;
             self.lay_record(&header.encode(id), &block, &sections);
             assert_eq!(start + self.filled as u64, offset + header.stored_len(), "readers count on the layout");
-            laid.push(Laid { header, offset, reply });
+            laid.push(Laid { header, offset, kept, reply });
         }
-        laid
+        (laid, settled)
+    }
+
+    /// Returns what work still has to do, beside what its group has `changed` so far.
+    fn need(&self, work: &Work, changed: &HashSet<BlockHash>) -> Need {
+        let here = |hash: &BlockHash| self.shared.index.read().blocks.get(hash).copied();
+        // I10: a block that was dropped meanwhile does not come back.
+        let (hash, is_wanted) = match work {
+            Work::Put { .. } | Work::Drop { .. } => return Need::Write,
+            Work::Replace { hash, .. } => (hash, here(hash).is_some_and(|at| at.bad)),
+            Work::Move { hash, from, .. } => (hash, here(hash).is_some_and(|at| at.is_at(from))),
+            Work::MoveTombstone { hash, .. } => (hash, here(hash).is_none()),
+        };
+        match (is_wanted, changed.contains(hash)) {
+            (false, _) => Need::Nothing,
+            (true, true) => Need::Group,
+            (true, false) => Need::Write,
+        }
     }
 
     fn lay_record(&mut self, header: &[u8], block: &[u8], sections: &Sections) {
@@ -403,9 +409,10 @@ impl State {
         let mut replies = Vec::with_capacity(laid.len());
         {
             let mut index = self.shared.index.write();
-            for Laid { header, offset, reply } in laid {
+            for Laid { header, offset, kept, reply } in laid {
                 if let Some((_, usage)) = index.segments.get_mut(&open.id) {
                     usage.add(&header);
+                    usage.written = open.at;
                 }
                 match header.kind {
                     Kind::Put => {
@@ -417,11 +424,13 @@ impl State {
                     }
                 }
                 open.records.push(Found { offset, header });
-                replies.push(reply);
+                replies.push((kept, reply));
             }
         }
-        for reply in replies {
-            let _ = reply.send(Ok(()));
+        for (kept, reply) in replies {
+            drop(kept);
+            // A caller that is gone does not need to know.
+            let _ = reply.send(Ok(true));
         }
     }
 
@@ -448,37 +457,20 @@ fn free(shared: &Shared) -> Result<u64, Error> {
     Ok(space.1)
 }
 
-/// Reports whether it brings a new block.
-fn is_put(work: &Work) -> bool {
-    matches!(work, Work::Put { .. })
-}
-
 fn refuse(group: Vec<Work>, error: impl Fn() -> Error) {
+    answer_all(group, || Err(error()));
+}
+
+fn answer_all(group: Vec<Work>, outcome: impl Fn() -> Result<bool, Error>) {
     for work in group {
-        let _ = reply_of(work).send(Err(error()));
-    }
-}
-
-fn size_of_work(work: &Work) -> usize {
-    let block_len = match work {
-        Work::Put { block, .. } | Work::Move { block, .. } => block.len(),
-        Work::Drop { .. } | Work::MoveTombstone { .. } => 0,
-    };
-    record::stored_len(block_len as u32) as usize
-}
-
-fn reply_of(work: Work) -> Reply {
-    match work {
-        Work::Put { reply, .. }
-        | Work::Drop { reply, .. }
-        | Work::Move { reply, .. }
-        | Work::MoveTombstone { reply, .. } => reply,
+        work.answer(outcome());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::tests::TestDisk;
     use crate::store::{Store, StoreOptions};
 
     fn block() -> (BlockHash, Bytes) {
@@ -522,10 +514,74 @@ mod tests {
         let from = store.shared.index.read().blocks[&hash];
         write(&store, |reply| {
             let (block, sections) = (block.clone(), Sections::default());
-            vec![Work::Drop { hash, reply: reply() }, Work::Move { hash, from, block, sections, reply: reply() }]
+            vec![
+                Work::Drop { hash, kept: None, reply: reply() },
+                Work::Move { hash, from, block, sections, reply: reply() },
+            ]
         });
         assert!(!store.contains(&hash));
         drop(store);
         assert!(!open(dir.path()).contains(&hash));
+    }
+
+    /// A fetched copy waited in the queue while the damaged one was dropped, or was replaced by another one. Guards I10.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_block_that_is_dropped_while_its_replacement_waits_stays_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hash, block) = block();
+        let store = open(dir.path());
+        store.put(hash, block.clone()).await.unwrap();
+        let at = store.shared.index.read().blocks[&hash];
+        store.shared.index.write().mark_bad(&hash, &at);
+        assert!(store.is_damaged(&hash));
+        write(&store, |reply| {
+            let (block, sections) = (block.clone(), Sections::default());
+            vec![
+                Work::Drop { hash, kept: None, reply: reply() },
+                Work::Replace { hash, block, sections, reply: reply() },
+            ]
+        });
+        assert!(!store.contains(&hash) && !store.is_damaged(&hash));
+        drop(store);
+        assert!(!open(dir.path()).contains(&hash));
+    }
+
+    /// What would settle them is in the group that does not get to the disk: a segment must not be given back for it.
+    /// Guards I10.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn work_that_its_own_group_settles_is_answered_with_the_outcome_of_the_group() {
+        for is_written in [true, false] {
+            let disk = TestDisk::new();
+            let options = StoreOptions { segment_bytes: 1 << 20, reserve_bytes: 0 };
+            let store = Store::open_on(std::path::Path::new("/blocks"), options, Arc::new(disk.clone())).unwrap();
+            let (dropped, block) = block();
+            store.put(dropped, block.clone()).await.unwrap();
+            let from = store.shared.index.read().blocks[&dropped];
+            let content = Bytes::from_static(b"other");
+            let (stored, sections) = (BlockHash::of(&content), Sections::default());
+            let mut waits = Vec::new();
+            let mut reply = || {
+                let (reply, wait) = oneshot::channel();
+                waits.push(wait);
+                reply
+            };
+            let group = vec![
+                Work::Put { hash: stored, block: content, sections: sections.clone(), reply: reply() },
+                Work::MoveTombstone { hash: stored, reply: reply() },
+                Work::Drop { hash: dropped, kept: None, reply: reply() },
+                Work::Move { hash: dropped, from, block, sections, reply: reply() },
+                Work::MoveTombstone { hash: dropped, reply: reply() },
+            ];
+            if !is_written {
+                // The segment is made, and then the power is gone.
+                disk.cut_after(2);
+            }
+            State::new(store.shared.clone(), SegmentId(1000)).write(group);
+            let answers: Vec<_> = waits.iter_mut().map(|wait| wait.try_recv().unwrap().ok()).collect();
+            // The last one is settled by what was there before.
+            let expected = |outcome: bool| Some(outcome).filter(|_| is_written);
+            assert_eq!(answers, [expected(true), expected(false), expected(true), expected(false), Some(false)]);
+            disk.cut_after(u64::MAX / 2);
+        }
     }
 }

@@ -68,7 +68,7 @@ async fn a_payload_that_does_not_match_its_name_is_refused_by_all() {
     let cluster = Cluster::start(2).await;
     let hash = BlockHash::of(b"something else");
     let chain = vec![cluster.node(1).id()];
-    let request = BlockRequest::Put { hash, epoch: LayoutEpoch(1), chain, needed: 1 };
+    let request = BlockRequest::Put { hash, epoch: LayoutEpoch(1), chain, needed: 1, origin: None };
     let client = caller(&cluster.ca, Role::Client);
     let peer = client.peer(cluster.node(0).local_addr(), Role::Blockd);
     let put = peer.request::<_, BlockReply>(&request, &[random_block(300_000)], LIMIT).await;
@@ -125,7 +125,13 @@ async fn a_request_of_the_wrong_role_is_refused() {
     let identity = cluster.ca.issue(&subject).unwrap();
     let reader = wire::quic::Endpoint::bind("127.0.0.1:0".parse().unwrap(), &identity).unwrap();
     let block = random_block(10);
-    let put = BlockRequest::Put { hash: BlockHash::of(&block), epoch: LayoutEpoch(1), chain: Vec::new(), needed: 1 };
+    let put = BlockRequest::Put {
+        hash: BlockHash::of(&block),
+        epoch: LayoutEpoch(1),
+        chain: Vec::new(),
+        needed: 1,
+        origin: None,
+    };
     let peer = reader.peer(cluster.node(0).local_addr(), Role::Blockd);
     let asked = peer.request::<_, BlockReply>(&put, &[block], LIMIT).await;
     assert!(matches!(asked, Err(Error::Refused { .. })), "{asked:?}");

@@ -159,7 +159,7 @@ impl Cluster {
         let hash = BlockHash::of(block);
         let owners = layout.owners(&hash);
         let chain = owners[1..].iter().map(|owner| owner.id).collect();
-        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed };
+        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed, origin: None };
         let peer = self.client.peer(owners[0].addr, Role::Blockd);
         match peer.request::<_, BlockReply>(&request, std::slice::from_ref(block), LIMIT).await.unwrap().0 {
             BlockReply::Stored { synced, failed, layout, .. } => (synced, failed, layout),

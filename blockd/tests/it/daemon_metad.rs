@@ -120,7 +120,13 @@ async fn it_finds_the_leader_learns_layouts_and_drops_what_nothing_refers_to() {
     let peer = client.peer(node.local_addr(), Role::Blockd);
     let blocks = [random_block(10), random_block(20)];
     for block in &blocks {
-        let put = BlockRequest::Put { hash: BlockHash::of(block), epoch: LayoutEpoch(2), chain: Vec::new(), needed: 1 };
+        let put = BlockRequest::Put {
+            hash: BlockHash::of(block),
+            epoch: LayoutEpoch(2),
+            chain: Vec::new(),
+            needed: 1,
+            origin: None,
+        };
         let (reply, _) = peer.request(&put, std::slice::from_ref(block), LIMIT).await.unwrap();
         assert!(matches!(reply, BlockReply::Stored { .. }));
     }
@@ -172,7 +178,13 @@ async fn what_something_refers_to_and_nobody_has_is_reported_as_missing_until_it
     let client = caller(&ca, Role::Client);
     let peer = client.peer(node.local_addr(), Role::Blockd);
     let put = async |block: &bytes::Bytes| {
-        let put = BlockRequest::Put { hash: BlockHash::of(block), epoch: LayoutEpoch(1), chain: Vec::new(), needed: 1 };
+        let put = BlockRequest::Put {
+            hash: BlockHash::of(block),
+            epoch: LayoutEpoch(1),
+            chain: Vec::new(),
+            needed: 1,
+            origin: None,
+        };
         let (reply, _) = peer.request(&put, std::slice::from_ref(block), LIMIT).await.unwrap();
         assert!(matches!(reply, BlockReply::Stored { .. }));
     };

@@ -89,7 +89,13 @@ async fn what_was_acknowledged_survives_a_kill() {
     let mut process = daemon.start().await;
     let blocks: Vec<Bytes> = [10, 5000, 4 << 20].map(random_block).into();
     for block in &blocks {
-        let put = BlockRequest::Put { hash: BlockHash::of(block), epoch: LayoutEpoch(0), chain: Vec::new(), needed: 1 };
+        let put = BlockRequest::Put {
+            hash: BlockHash::of(block),
+            epoch: LayoutEpoch(0),
+            chain: Vec::new(),
+            needed: 1,
+            origin: None,
+        };
         let (reply, _) = daemon.peer().request(&put, std::slice::from_ref(block), LIMIT).await.unwrap();
         assert!(matches!(&reply, BlockReply::Stored { synced, .. } if synced.len() == 1), "{reply:?}");
     }

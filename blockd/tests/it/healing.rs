@@ -120,7 +120,8 @@ async fn nothing_is_acknowledged_for_owners_of_the_past() {
     until("all know", async || cluster.nodes.iter().flatten().all(|node| node.layouts().newest().epoch > old.epoch))
         .await;
     let block = random_block(1000);
-    let put = |epoch| BlockRequest::Put { hash: BlockHash::of(&block), epoch, chain: Vec::new(), needed: 1 };
+    let put =
+        |epoch| BlockRequest::Put { hash: BlockHash::of(&block), epoch, chain: Vec::new(), needed: 1, origin: None };
     let peer = cluster.client.peer(cluster.node(1).local_addr(), wire::tls::Role::Blockd);
     let asked = async |epoch: LayoutEpoch| {
         peer.request::<_, BlockReply>(&put(epoch), std::slice::from_ref(&block), LIMIT).await.unwrap().0
@@ -168,8 +169,13 @@ async fn a_join_copies_what_the_newcomer_owns_and_nothing_else() {
 async fn put_and_time(cluster: &Cluster, order: [usize; 3]) -> (usize, Duration) {
     let (layout, block) = (cluster.layout(), random_block(300_000));
     let ids = order.map(|index| cluster.node(index).id());
-    let request =
-        BlockRequest::Put { hash: BlockHash::of(&block), epoch: layout.epoch, chain: ids[1..].to_vec(), needed: 2 };
+    let request = BlockRequest::Put {
+        hash: BlockHash::of(&block),
+        epoch: layout.epoch,
+        chain: ids[1..].to_vec(),
+        needed: 2,
+        origin: None,
+    };
     let peer = cluster.client.peer(cluster.node(order[0]).local_addr(), wire::tls::Role::Blockd);
     let started = Instant::now();
     match peer.request::<_, BlockReply>(&request, std::slice::from_ref(&block), LIMIT).await.unwrap().0 {

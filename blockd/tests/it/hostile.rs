@@ -27,7 +27,7 @@ async fn too_short_deadlines_make_no_daemon_suspect() {
         let layout = cluster.layout();
         let owners = layout.owners(&hash);
         let chain = owners[1..].iter().map(|owner| owner.id).collect();
-        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: 3 };
+        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: 3, origin: None };
         for deadline_ms in [1, 2, 5] {
             let peer = liar.peer(owners[0].addr, Role::Blockd);
             let deadline = Duration::from_millis(deadline_ms);
@@ -44,7 +44,7 @@ async fn a_payload_that_never_comes_or_does_not_match_its_name_makes_no_daemon_s
     let layout = cluster.layout();
     let ids: Vec<BlockdId> = layout.members.iter().map(|member| member.id).collect();
     let hash = BlockHash::of(b"something else");
-    let request = BlockRequest::Put { hash, epoch: layout.epoch, chain: ids[1..].to_vec(), needed: 3 };
+    let request = BlockRequest::Put { hash, epoch: layout.epoch, chain: ids[1..].to_vec(), needed: 3, origin: None };
     let first = liar.peer(layout.members[0].addr, Role::Blockd);
     let wrong = first.request::<_, BlockReply>(&request, &[random_block(300_000)], LIMIT).await;
     assert!(matches!(wrong, Err(Error::Refused { .. })), "{wrong:?}");
@@ -59,8 +59,13 @@ async fn a_daemon_connects_to_no_member_that_a_client_made_up() {
     let cluster = Cluster::start(3).await;
     let block = random_block(1_000);
     let stranger = BlockdId([7; 16]);
-    let request =
-        BlockRequest::Put { hash: BlockHash::of(&block), epoch: LayoutEpoch(1), chain: vec![stranger], needed: 2 };
+    let request = BlockRequest::Put {
+        hash: BlockHash::of(&block),
+        epoch: LayoutEpoch(1),
+        chain: vec![stranger],
+        needed: 2,
+        origin: None,
+    };
     let client = caller(&cluster.ca, Role::Client);
     let peer = client.peer(cluster.node(0).local_addr(), Role::Blockd);
     match peer.request::<_, BlockReply>(&request, std::slice::from_ref(&block), LIMIT).await.unwrap().0 {
@@ -88,7 +93,7 @@ async fn a_metad_that_wants_everything_dropped_at_once_drops_nothing_new() {
     let (client, removed) = (caller(&ca, Role::Client), caller(&ca, Role::Metad));
     let block = random_block(1_000);
     let hash = BlockHash::of(&block);
-    let put = BlockRequest::Put { hash, epoch: LayoutEpoch(0), chain: Vec::new(), needed: 1 };
+    let put = BlockRequest::Put { hash, epoch: LayoutEpoch(0), chain: Vec::new(), needed: 1, origin: None };
     assert!(matches!(ask(&client, &put, &[block]).await, BlockReply::Stored { .. }));
     let dropped =
         ask(&removed, &BlockRequest::Drop { hashes: vec![hash], epoch: LayoutEpoch(u64::MAX), grace_ms: 0 }, &[]).await;

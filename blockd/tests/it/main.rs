@@ -5,6 +5,7 @@ mod daemon_cluster;
 mod daemon_metad;
 mod daemon_process;
 mod daemon_throughput;
+mod fairness;
 mod healing;
 mod hostile;
 mod revoked;

@@ -19,12 +19,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use wire::FsError;
 use wire::ids::BlockHash;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::retry::Backoff;
 use wire::sections::Sections;
-use wire::trace;
+use wire::{Error, FsError, trace};
 
 /// How long one daemon has to answer.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(10);
@@ -310,7 +309,12 @@ impl FetchState {
             }
             Ok((other, _)) => Err((false, format!("{addr} answered {}", other.kind_name()))),
             // It is well, and will never serve this client: nobody need wait for it.
-            Err(error @ wire::Error::Revoked { .. }) => Err((true, error.to_string())),
+            Err(error @ Error::Revoked { .. }) => Err((true, error.to_string())),
+            // It answers, and is asked again in the next round.
+            Err(error @ Error::Busy { .. }) => {
+                self.layouts.trust(id);
+                Err((false, error.to_string()))
+            }
             Err(error) => {
                 self.layouts.suspect(id);
                 Err((false, error.to_string()))
@@ -353,6 +357,11 @@ async fn verify(hash: BlockHash, block: &Bytes) -> Option<Sections> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Answering;
+    use futures::future::ready;
+    use parking_lot::Mutex;
+    use std::net::SocketAddr;
+    use wire::layout::Layout;
 
     const BLOCK: u32 = 4 << 20;
 
@@ -409,6 +418,32 @@ mod tests {
             let found = nearest(near, MOMENT, || send.send(answer).unwrap(), far).await;
             assert_eq!(found, Ok(answer.unwrap_or(2)));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_has_too_much_to_do_is_asked_again_in_its_place() {
+        let members = [1, 2].map(crate::testing::blockd).into();
+        let layouts = Arc::new(Layouts::new(Layout { replicas: 2, min_sync: 1, members, ..Layout::default() }));
+        let hash = BlockHash::of(b"");
+        let [first, second] = layouts.places(&layouts.newest(), &hash)[..] else { panic!("there are two") };
+        let asked = Arc::<Mutex<Vec<SocketAddr>>>::default();
+        let noted = asked.clone();
+        let busy = Answering(move |blockd| {
+            noted.lock().push(blockd);
+            let count = noted.lock().iter().filter(|other| **other == blockd).count();
+            ready(if blockd != first.1 {
+                Ok(BlockReply::NotHere { corrupt: false, layout: None })
+            } else if count <= 3 {
+                Err(Error::Busy { peer: blockd.to_string(), reason: "this is a test".to_owned() })
+            } else {
+                Ok(BlockReply::Content { block_len: 0 })
+            })
+        });
+        let tasks = (TaskTracker::new(), CancellationToken::new());
+        let fetcher = Fetcher::new(Arc::new(busy), layouts, (1 << 20, None), None, tasks);
+        assert!(fetcher.fetch(hash).await.unwrap().is_empty());
+        let (first, second) = (first.1, second.1);
+        assert_eq!(*asked.lock(), [first, second, first, second, first, second, first]);
     }
 
     #[test]

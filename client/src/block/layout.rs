@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
+use wire::Error;
 use wire::ids::{BlockHash, BlockdId};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::block::BlockRequest;
@@ -85,7 +86,8 @@ impl Layouts {
             layout.members.iter().filter(|member| is_due(&member.id)).map(|member| (member.id, member.addr)).collect()
         };
         let asked = due.into_iter().map(async |(id, addr)| {
-            if blockds.ask(addr, &BlockRequest::Status, &[], PROBE_LIMIT).await.is_ok() {
+            // One that has too much to do answers, too.
+            if let Ok(_) | Err(Error::Busy { .. }) = blockds.ask(addr, &BlockRequest::Status, &[], PROBE_LIMIT).await {
                 self.trust(id);
             }
         });
@@ -172,6 +174,17 @@ mod tests {
         layouts.probe_after(Duration::ZERO, &blockds).await;
         assert_eq!(ids(&layouts.targets(&layout, &hash)), [1, 3, 2]);
         assert_eq!(ids(&layouts.places(&layout, &hash)), [1, 3, 2], "it does not answer yet");
+    }
+
+    #[tokio::test]
+    async fn a_suspect_that_has_too_much_to_do_answers() {
+        let members = (1..=2).map(member).collect();
+        let layouts = Layouts::new(Layout { replicas: 2, min_sync: 1, members, ..Layout::default() });
+        let (layout, hash) = (layouts.newest(), BlockHash([0; 32]));
+        layouts.suspect(BlockdId([1; 16]));
+        let busy = |blockd: SocketAddr| Error::Busy { peer: blockd.to_string(), reason: String::new() };
+        layouts.probe_after(Duration::ZERO, &Answering(move |blockd| ready(Err(busy(blockd))))).await;
+        assert_eq!(ids(&layouts.targets(&layout, &hash)), [1, 2]);
     }
 
     #[test]

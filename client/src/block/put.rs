@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use wire::FsError;
 use wire::ids::{BlockHash, BlockdId};
 use wire::layout::Layout;
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::retry::Backoff;
+use wire::{Error, FsError};
 
 /// Time for one block to pass the whole chain, with syncs, on a slow disk.
 const ATTEMPT_LIMIT: Duration = Duration::from_secs(20);
@@ -144,7 +144,7 @@ impl Putter {
             return Err(Missed::TooFew(format!("{} block daemons are known, {needed} are needed", targets.len())));
         };
         let chain = chain.iter().map(|(id, _)| *id).collect();
-        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: layout.min_sync };
+        let request = BlockRequest::Put { hash, epoch: layout.epoch, chain, needed: layout.min_sync, origin: None };
         let started = Instant::now();
         match self.blockds.ask(*addr, &request, std::slice::from_ref(block), ATTEMPT_LIMIT).await {
             Ok((BlockReply::Stored { synced, failed, full, layout }, _)) => {
@@ -172,6 +172,12 @@ impl Putter {
                 self.layouts.suspect(*first);
                 Err(Missed::TooFew(format!("{addr} answered {}", other.kind_name())))
             }
+            // It answers: what it holds for all mounts of this certificate is as much as it may. Others would be asked for
+            // as much, so the same one is asked again after a pause.
+            Err(error @ Error::Busy { .. }) => {
+                self.layouts.trust(*first);
+                Err(Missed::TooFew(error.to_string()))
+            }
             Err(error) => {
                 self.layouts.suspect(*first);
                 Err(Missed::TooFew(error.to_string()))
@@ -185,6 +191,8 @@ mod tests {
     use super::*;
     use crate::testing::{Answering, blockd as member};
     use futures::future::ready;
+    use parking_lot::Mutex;
+    use std::net::SocketAddr;
     use std::sync::atomic::AtomicU32;
 
     /// Both attempts fail, the first one first.
@@ -236,6 +244,28 @@ mod tests {
             layouts.trust(targets[0].0);
             assert_eq!(layouts.targets(&everybody, &hash), before);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_has_too_much_to_do_is_asked_again_and_makes_nobody_suspect() {
+        let members = vec![member(1), member(2)];
+        let layouts = Arc::new(Layouts::new(Layout { replicas: 2, min_sync: 1, members, ..Layout::default() }));
+        let hash = BlockHash([0; 32]);
+        let targets = layouts.targets(&layouts.newest(), &hash);
+        let asked = Arc::<Mutex<Vec<SocketAddr>>>::default();
+        let (noted, first) = (asked.clone(), targets[0]);
+        let busy = Answering(move |blockd| {
+            noted.lock().push(blockd);
+            ready(if noted.lock().len() <= 3 {
+                Err(Error::Busy { peer: blockd.to_string(), reason: "this is a test".to_owned() })
+            } else {
+                Ok(BlockReply::Stored { synced: vec![first.0], failed: Vec::new(), full: Vec::new(), layout: None })
+            })
+        });
+        let putter = Putter::new(Arc::new(busy), layouts.clone(), None);
+        putter.put(hash, Bytes::from_static(b"x")).await.unwrap();
+        assert_eq!(*asked.lock(), [first.1; 4]);
+        assert_eq!(layouts.targets(&layouts.newest(), &hash), targets);
     }
 
     #[test]

@@ -315,7 +315,7 @@ impl World {
     fn read(&self) -> Vec<u16> {
         let len = self.file.attr().size as usize;
         loop {
-            match self.file.plan_read(0, len) {
+            match self.file.plan_read((0, len), false) {
                 ReadStep::Done(bytes) => return cells_of(&bytes),
                 ReadStep::Load(_) => {
                     self.file.take_listing(0..CHUNK_BYTES, &[self.metad.page()], true);

@@ -231,10 +231,12 @@ impl Committer {
         if let Pages::Follow(from, to) = pages {
             self.kernel.follows(ino, from, to);
         }
+        let made = outcome.made();
         if let Some(released) = outcome.take(file, plan, Instant::now()) {
             self.window.release(released);
         }
-        if pages == Pages::Old {
+        let is_overtaken = made.is_some_and(|made| made < file.known_version());
+        if pages == Pages::Old || is_overtaken {
             self.kernel.notify(Notice::Changed(ino));
         }
         if chunk_extents > COMPACT_EXTENTS

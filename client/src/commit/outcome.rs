@@ -129,6 +129,12 @@ impl Outcome {
         }
     }
 
+    /// Returns the version of the file that has the content. If others have made a newer one before the answer came, pages
+    /// may have the content over what they wrote, whatever [`Outcome::pages`] says.
+    pub fn made(&self) -> Option<Version> {
+        if let Self::InFile { attr, .. } = self { Some(attr.version) } else { None }
+    }
+
     /// Returns the extents of the last chunk that was written; 0 if metad has not counted them.
     pub fn chunk_extents(&self) -> u32 {
         match self {

@@ -5,21 +5,24 @@
 //! extents is newer than `base` when others committed meanwhile.
 //!
 //! Everything is behind one lock, which is private: whatever happens to a file is a method here or in one of the files
-//! below, `reading`, `writing`, `committing` and `journaling`, each for one caller. None of them waits.
+//! below, `reading`, `writing`, `mapping`, `committing` and `journaling`, each for one caller. None of them waits.
 //!
 //! Lock order: the lock of a flush ([`FileState::begin_flush`]) before that of the content.
 
 mod committing;
 mod journaling;
+mod mapping;
 mod reading;
 mod writing;
 
 pub(crate) use committing::{Basis, Landing, Next, Unsaved};
 pub(crate) use journaling::Snapshot;
+pub(crate) use mapping::{Below, Seen};
 pub(crate) use reading::{Ahead, Listing, Plan, Step};
 
 use super::dirty::Dirty;
 use super::extents::Extents;
+use super::pages::Pages;
 use super::pending::Pending;
 use super::position::Position;
 use crate::buffers::Buffers;
@@ -49,6 +52,13 @@ struct Content {
     /// What is not committed.
     pending: Pending,
     position: Position,
+    /// What the kernel's pages show.
+    pages: Pages,
+    /// Pages wait to be committed that are based on an older version than other content may be.
+    late: bool,
+    /// Pages wait to be committed that a program has changed through a mapping, and that were not compared with what it had
+    /// seen.
+    whole_pages: bool,
     /// The conflict copy that has the earlier content, and when something was added last. Later content follows it
     /// there, so that all of it is in one copy, until the writer has been notified.
     diverted: Option<(Ino, Instant)>,
@@ -108,6 +118,9 @@ impl FileState {
             extents,
             pending: Pending::new(Dirty::new(buffers, block_bytes)),
             position: Position::default(),
+            pages: Pages::default(),
+            late: false,
+            whole_pages: false,
             diverted: None,
             committing: false,
             unreported: None,
@@ -311,7 +324,7 @@ impl FileState {
         }
         let moved = attr.version > content.extents.version();
         if moved {
-            content.forget_extents(attr.version);
+            content.leave_extents(attr.version);
             if let Some(page) = page.filter(|page| page.version == attr.version) {
                 content.extents.take_pages(0..CHUNK_BYTES, std::slice::from_ref(page));
             }
@@ -336,11 +349,13 @@ impl FileState {
         let only_ours = attr.version == known.next();
         let others = attr.version > known && !only_ours;
         if attr.version > known {
-            match cut.filter(|_| only_ours) {
+            match cut {
+                _ if others => content.leave_extents(attr.version),
                 Some(from) => content.extents.truncate(from, attr.version),
                 None => content.forget_extents(attr.version),
             }
         }
+        content.pages.changed_otherwise(cut, attr.version);
         // I6: content that this client wrote meanwhile is not in conflict with its own change.
         if content.pending.is_empty() || attr.version == content.base.next() {
             content.base = content.base.max(attr.version);
@@ -376,7 +391,14 @@ impl Content {
         attr
     }
 
-    /// Forgets all extents: the content has this version now.
+    /// Notes that others have replaced the content: it has this version now. The kernel's pages may show the one before.
+    fn leave_extents(&mut self, version: Version) {
+        let left = std::mem::replace(&mut self.extents, Extents::unknown(version));
+        self.pages.leave(left);
+        self.position.forget_ahead();
+    }
+
+    /// Forgets all extents: the content has this version now, and others have not changed it.
     fn forget_extents(&mut self, version: Version) {
         self.extents.forget(version);
         self.position.forget_ahead();

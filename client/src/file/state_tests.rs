@@ -48,7 +48,7 @@ fn landing(writes: &[ExtentWrite], version: u64, base: u64, size: u64) -> Landin
 }
 
 fn read(file: &FileState) -> Vec<u8> {
-    match file.plan_read(0, 100) {
+    match file.plan_read((0, 100), false) {
         Step::Done(bytes) => bytes.to_vec(),
         Step::Load(chunk) => panic!("asks for chunk {chunk:?}"),
         Step::Fetch(plan) => {
@@ -88,7 +88,7 @@ fn writes_beside_those_of_others_keep_their_base_and_know_their_own_versions() {
     file.take_landing(landing(&writes, 3, 1, 90), 1, Instant::now());
     let basis = file.basis(Instant::now());
     assert_eq!((basis.base, basis.own), (Version(1), vec![Version(3)]));
-    assert!(matches!(file.plan_read(0, 100), Step::Load(_)), "what others wrote is not known");
+    assert!(matches!(file.plan_read((0, 100), false), Step::Load(_)), "what others wrote is not known");
     seal(&file);
     let writes = commit_first(&file);
     file.take_landing(landing(&writes, 4, 1, 90), 1, Instant::now());
@@ -117,14 +117,66 @@ fn content_of_others_behind_ours_can_be_read_and_appended_content_stays_together
     let file = opened();
     write(&file, None, b"ours");
     assert!(file.refresh(&attr(2, 50), None));
-    assert!(matches!(file.plan_read(40, 100), Step::Load(_)));
+    assert!(matches!(file.plan_read((40, 100), false), Step::Load(_)));
     let page = ExtentPage { version: Version(3), size: 60, extents: Vec::new(), more_from: None };
     file.take_listing(0..CHUNK_BYTES, &[page], false);
-    assert!(matches!(file.plan_read(50, 100), Step::Fetch(plan) if plan.range == (50..60)));
+    assert!(matches!(file.plan_read((50, 100), false), Step::Fetch(plan) if plan.range == (50..60)));
     write(&file, None, b", too");
     seal(&file);
     let writes: Vec<_> = commit_first(&file).iter().map(|write| (write.file_off, write.len)).collect();
     assert_eq!(writes, [(0, 9)]);
+}
+
+/// Guards I6.
+#[test]
+fn a_page_that_showed_appended_content_before_that_landed_elsewhere_is_not_compared() {
+    let page = ExtentPage { version: Version(1), size: 100, extents: Vec::new(), more_from: None };
+    let file = FileState::new(attr(1, 100), Some(&page), Arc::default(), 4 << 20);
+    write(&file, None, b"ours");
+    seal(&file);
+    let writes = commit_first(&file);
+    // Others have appended 50 bytes, and the kernel has dropped its pages.
+    assert!(file.refresh(&attr(2, 150), None));
+    let drop = file.begin_drop();
+    file.end_drop(drop);
+    assert!(matches!(file.plan_read((0, 4096), false), Step::Load(_)), "a page has ours over theirs");
+    let elsewhere = Landing { append_from: Some(100), appended_at: Some(150), ..landing(&writes, 3, 1, 154) };
+    file.take_landing(elsewhere, 1, Instant::now());
+    let seen = file.seen(&(100..154));
+    assert!(matches!(seen.below, Below::Unknown) && seen.range == (100..154));
+    file.write_changed(&seen, &[b'x'; 54], None, Timestamp::default()).unwrap();
+    let basis = file.basis(Instant::now());
+    assert_eq!((basis.base, basis.own), (Version(1), vec![Version(3)]), "version 2 is in conflict with it");
+}
+
+/// Guards I6. The kernel does not always know where the file ends when a program appends to it.
+#[test]
+fn a_page_in_which_appended_content_is_at_a_wrong_place_replaces_neither_what_is_there_nor_that_content() {
+    let file = opened();
+    assert!(file.refresh(&attr(2, 150), None));
+    let drop = file.begin_drop();
+    file.end_drop(drop);
+    let page = ExtentPage { version: Version(2), size: 150, extents: Vec::new(), more_from: None };
+    file.take_listing(0..CHUNK_BYTES, &[page], false);
+    let (at, _) = file.write(None, b"ours", false, Timestamp::default()).unwrap();
+    assert_eq!(at, 150);
+    file.note_misplaced(at, 100, 4);
+    seal(&file);
+    let writes = commit_first(&file);
+    let in_place = Landing { append_from: Some(150), appended_at: Some(150), ..landing(&writes, 3, 2, 154) };
+    file.take_landing(in_place, 1, Instant::now());
+    let mut at = 96;
+    let mut shown = Vec::new();
+    while at < 160 {
+        let seen = file.seen(&(at..160));
+        shown.push((at, matches!(seen.below, Below::Read(_))));
+        at = seen.range.end;
+    }
+    assert_eq!(shown, [(96, true), (100, false), (104, true), (150, false), (154, true)]);
+    let seen = file.seen(&(100..154));
+    file.write_changed(&seen, b"ours", None, Timestamp::default()).unwrap();
+    let basis = file.basis(Instant::now());
+    assert_eq!((basis.base, basis.own), (Version(0), Vec::new()), "all that is in the file is in conflict with it");
 }
 
 #[test]
@@ -151,6 +203,35 @@ fn a_change_of_length_by_us_is_no_conflict_and_keeps_what_is_known_below() {
     assert_eq!(read(&file), b"Cont");
     assert!(file.changed_here(&attr(5, 4), Some(4)), "version 4 was another's");
     assert_eq!(file.base(), Version(3), "what is not committed has not seen that");
+}
+
+/// Guards I6.
+#[test]
+fn whatever_ends_earlier_content_later_content_is_based_on_what_is_known_then() {
+    type End = fn(&FileState) -> u64;
+    fn cut(file: &FileState) -> u64 {
+        file.changed_here(&attr(3, 0), Some(0));
+        file.cut_uncommitted(0)
+    }
+    let ends: [(End, _); 3] = [
+        (|file: &FileState| file.drop_sealed(1), (Version(2), false, false, 10)),
+        (FileState::drop_uncommitted, (Version(2), false, false, 10)),
+        (cut, (Version(3), false, false, 5)),
+    ];
+    for (end, expected) in ends {
+        let file = opened();
+        // Others have made version 2, and a page of version 1 comes back.
+        assert!(file.refresh(&attr(2, 10), None));
+        let seen = file.seen(&(0..20));
+        file.write_changed(&seen, &[b'x'; 20], None, Timestamp::default()).unwrap();
+        seal(&file);
+        let waiting = (file.base(), file.picture(u64::MAX).late, file.has_whole_pages(), file.attr().size);
+        assert_eq!(waiting, (Version(1), true, true, 20));
+        assert_eq!(end(&file), 20);
+        write(&file, Some(0), b"later");
+        let later = (file.base(), file.picture(u64::MAX).late, file.has_whole_pages(), file.attr().size);
+        assert_eq!(later, expected);
+    }
 }
 
 #[test]
@@ -213,7 +294,7 @@ fn content_that_the_policy_refuses_takes_no_room_and_no_more_of_it_is_accepted()
     assert_eq!(file.remove_handle(), (true, true));
     assert_eq!(file.note_unsaved(FsError::Stale), Unsaved { released: 0, unheard: true });
     assert_eq!(file.drop_uncommitted(), 0);
-    assert_eq!(file.write(Some(0), b"more", false, Timestamp::default()), Ok(4));
+    assert_eq!(file.write(Some(0), b"more", false, Timestamp::default()), Ok((0, 4)));
 }
 
 #[test]

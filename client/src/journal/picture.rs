@@ -73,13 +73,15 @@ impl Journal {
         let mut of = None;
         let mut records = parsed.records;
         for (record, _) in &mut records {
-            if let Record::Piece(piece) = record {
-                if of.replace(piece.ino) != Some(piece.ino) {
-                    number =
-                        number.checked_add(1).ok_or_else(|| Error::JournalDamaged { path: path.clone(), at: 0 })?;
-                }
-                piece.number = number;
+            let (ino, its_number) = match record {
+                Record::Piece(piece) => (piece.ino, &mut piece.number),
+                Record::Late { ino, number, .. } => (*ino, number),
+                _ => continue,
+            };
+            if of.replace(ino) != Some(ino) {
+                number = number.checked_add(1).ok_or_else(|| Error::JournalDamaged { path: path.clone(), at: 0 })?;
             }
+            *its_number = number;
         }
         Ok((records, number))
     }

@@ -55,6 +55,16 @@ pub(crate) enum Record {
         /// Old and new numbers.
         inos: Vec<(Ino, Ino)>,
     },
+    /// Mapped pages came with content of a file that are based on an older version than its earlier content. All of it is
+    /// judged by that version, whatever metad remembers of the file. Precedes the pieces.
+    Late {
+        /// Number of the entry that has them.
+        number: u64,
+        /// The file.
+        ino: Ino,
+        /// The older version.
+        base: Version,
+    },
 }
 
 /// A change of metadata, as it is in the queue.
@@ -104,7 +114,9 @@ pub(super) fn pieces_of(
     at: Timestamp,
 ) -> impl Iterator<Item = (Record, Bytes)> + use<'_> {
     let attr = &snapshot.attr;
-    snapshot.pieces.iter().map(move |(sealed, packed)| {
+    let late = snapshot.late && !snapshot.pieces.is_empty();
+    let late = late.then(|| (Record::Late { number, ino: attr.ino, base: snapshot.base }, Bytes::new()));
+    let pieces = snapshot.pieces.iter().map(move |(sealed, packed)| {
         let piece = Piece {
             number,
             at,
@@ -120,7 +132,8 @@ pub(super) fn pieces_of(
             clear_privileges: snapshot.clear_privileges,
         };
         (Record::Piece(piece), packed.bytes.clone())
-    })
+    });
+    late.into_iter().chain(pieces)
 }
 
 impl Record {
@@ -129,7 +142,7 @@ impl Record {
         match self {
             Self::Change(change) => change.number,
             Self::Piece(piece) => piece.number,
-            Self::Undone { number } | Self::Renumbered { number, .. } => *number,
+            Self::Undone { number } | Self::Renumbered { number, .. } | Self::Late { number, .. } => *number,
         }
     }
 
@@ -148,7 +161,7 @@ impl Record {
         match self {
             Self::Change(change) => Some((change.number, 0)),
             Self::Piece(piece) => Some((piece.number, piece.sealed)),
-            Self::Undone { .. } | Self::Renumbered { .. } => None,
+            Self::Undone { .. } | Self::Renumbered { .. } | Self::Late { .. } => None,
         }
     }
 }

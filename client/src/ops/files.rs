@@ -3,10 +3,12 @@
 use crate::Client;
 use crate::error::unexpected_reply;
 use crate::file::state::FileState;
+use crate::kernel::Notice;
 use crate::known::leased::LeasedAnswer;
 use crate::ordered::{Ordered, Rank};
 use crate::queue::{LossesReported, NewNode};
 use bytes::Bytes;
+use std::future::ready;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use wire::FsError;
@@ -38,8 +40,9 @@ pub struct Handle {
     client: Weak<Client>,
     released: bool,
     /// The kernel drops its pages of the file's content, up to this version, before the program that opens it goes on.
-    /// It has done so by the time the handle is used, and not earlier: another open must not rely on it.
-    drops: Ordered<Option<Version>>,
+    /// It has done so by the time the handle is used, and not earlier: another open must not rely on it. The number is
+    /// that of the drop.
+    drops: Ordered<Option<(Version, u64)>>,
 }
 
 impl Handle {
@@ -47,6 +50,11 @@ impl Handle {
     #[must_use]
     pub fn ino(&self) -> Ino {
         self.file.ino()
+    }
+
+    /// Returns the file.
+    pub(super) fn file(&self) -> &Arc<FileState> {
+        &self.file
     }
 
     /// Returns where a write for this offset goes; `None` for the end.
@@ -131,7 +139,8 @@ impl Client {
         // I5: the kernel must drop pages of another version.
         let keep_cache = self.kernel.has_pages(ino, attr.version);
         if !keep_cache {
-            *handle.drops.lock() = Some(attr.version);
+            let drop = handle.file.begin_drop();
+            *handle.drops.lock() = Some((attr.version, drop));
         }
         if !keep_cache && !flags.truncate {
             self.reader.prefetch_small(&handle.file);
@@ -161,7 +170,9 @@ impl Client {
 
     /// Notes that a handle is used.
     fn note_use(&self, handle: &Handle) {
-        if let Some(version) = handle.drops.lock().take() {
+        let dropped = handle.drops.lock().take();
+        if let Some((version, drop)) = dropped {
+            handle.file.end_drop(drop);
             self.kernel.gets_pages(handle.ino(), version);
         }
     }
@@ -189,13 +200,25 @@ impl Client {
     /// # Errors
     /// As `pread(2)`.
     pub async fn read(&self, handle: &Handle, offset: u64, len: usize) -> Result<Bytes, FsError> {
+        self.read_as(handle, (offset, len), false).await
+    }
+
+    /// Reads for a handle with `O_DIRECT`: past the kernel's pages, or into them for a mapping.
+    ///
+    /// # Errors
+    /// As `pread(2)`.
+    pub async fn read_direct(&self, handle: &Handle, offset: u64, len: usize) -> Result<Bytes, FsError> {
+        self.read_as(handle, (offset, len), true).await
+    }
+
+    async fn read_as(&self, handle: &Handle, part: (u64, usize), direct: bool) -> Result<Bytes, FsError> {
         self.note_use(handle);
         let reading = handle.file.begin_read();
         if reading.is_contended {
             self.view.catch_up(&handle.file).await?;
             handle.file.note_given();
         }
-        let read = self.reader.read(&handle.file, offset, len).await?;
+        let read = self.reader.read(&handle.file, part, direct).await?;
         if reading.is_contended {
             self.view.given_pages(&handle.file);
         }
@@ -209,13 +232,6 @@ impl Client {
         self.open_files.inos()
     }
 
-    /// Waits until all reads of an inode have ended that are under way now. Cancel-safe.
-    pub async fn wait_reads(&self, ino: Ino) {
-        let Some(mut reads) = self.open_files.get(ino).map(|file| file.reads_under_way()) else { return };
-        // Nothing is ever sent: the last read closes it.
-        let _ = reads.changed().await;
-    }
-
     /// Writes at once if there is room: copies the bytes and returns. `None` when the caller must use
     /// [`Client::write`].
     pub fn try_write(
@@ -225,19 +241,31 @@ impl Client {
         data: &[u8],
         clear_privileges: bool,
     ) -> Option<Result<usize, FsError>> {
-        if handle.flags.sync || !self.committer.window().has_room() || !handle.file.takes_writes_at_once() {
+        if handle.flags.sync || !self.committer.window().takes_at_once() || !handle.file.takes_writes_at_once() {
             return None;
         }
-        Some(self.accept(handle, handle.place(offset), data, clear_privileges))
+        Some(self.accept(handle, (offset, handle.place(offset)), data, clear_privileges))
     }
 
-    /// Adds written content, at an offset or at the end.
-    fn accept(&self, handle: &Handle, place: Option<u64>, data: &[u8], clear: bool) -> Result<usize, FsError> {
+    /// Adds written content, which the kernel has at this offset in its pages, at a place or at the end.
+    fn accept(
+        &self,
+        handle: &Handle,
+        (offset, place): (u64, Option<u64>),
+        data: &[u8],
+        clear: bool,
+    ) -> Result<usize, FsError> {
         if place.unwrap_or(0).saturating_add(data.len() as u64) > FILE_BYTES_MAX {
             return Err(FsError::TooLarge);
         }
-        let added = handle.file.write(place, data, clear, self.session.stamp())?;
+        let (at, added) = handle.file.write(place, data, clear, self.session.stamp())?;
         self.note_use(handle);
+        if at != offset && self.kernel.is_there() {
+            // The kernel does not know what others have appended, and has these bytes over theirs.
+            handle.file.note_misplaced(at, offset, data.len() as u64);
+            self.kernel.gets_pages(handle.ino(), Version::default());
+            self.kernel.notify(Notice::Changed(handle.ino()));
+        }
         self.committer.window().add(added as u64);
         self.committer.seal_full(&handle.file);
         Ok(data.len())
@@ -249,25 +277,51 @@ impl Client {
     /// As `pwrite(2)`; `NoSpace` when earlier content could not be stored for lack of room; `Stale` when it was refused
     /// under the policy `Fail`.
     pub async fn write(&self, handle: &Handle, offset: u64, data: &[u8], clear: bool) -> Result<usize, FsError> {
-        self.write_to(handle, handle.place(offset), data, clear).await
+        self.write_content(handle, offset, (data.len(), ready(Ok(data))), clear).await
     }
 
-    /// Writes at exactly this offset, even if the handle appends.
+    /// Like [`Client::write`], for content of this length that comes when there is room for it: until then it need not
+    /// be in memory.
     ///
     /// # Errors
-    /// As [`Client::write`].
-    pub async fn write_at(&self, handle: &Handle, offset: u64, data: &[u8], clear: bool) -> Result<usize, FsError> {
-        self.write_to(handle, Some(offset), data, clear).await
+    /// As [`Client::write`], and that of the content.
+    pub async fn write_content<D: AsRef<[u8]>>(
+        &self,
+        handle: &Handle,
+        offset: u64,
+        content: (usize, impl Future<Output = Result<D, FsError>>),
+        clear: bool,
+    ) -> Result<usize, FsError> {
+        self.write_to(handle, (offset, handle.place(offset)), content, clear).await
     }
 
-    async fn write_to(&self, handle: &Handle, place: Option<u64>, data: &[u8], clear: bool) -> Result<usize, FsError> {
-        self.work.patiently(self.committer.window().wait()).await??;
-        if handle.file.is_scattered() {
-            // `fsync` and `close` report what failed, as for writing in the background.
-            let _ = self.flusher.flush(&handle.file, true).await;
-        }
-        self.view.catch_up(&handle.file).await?;
-        let count = self.accept(handle, place, data, clear)?;
+    /// Like [`Client::write_content`], at exactly this offset, even if the handle appends.
+    ///
+    /// # Errors
+    /// As [`Client::write_content`].
+    pub async fn write_content_at<D: AsRef<[u8]>>(
+        &self,
+        handle: &Handle,
+        offset: u64,
+        content: (usize, impl Future<Output = Result<D, FsError>>),
+        clear: bool,
+    ) -> Result<usize, FsError> {
+        self.write_to(handle, (offset, Some(offset)), content, clear).await
+    }
+
+    async fn write_to<D: AsRef<[u8]>>(
+        &self,
+        handle: &Handle,
+        place: (u64, Option<u64>),
+        (len, content): (usize, impl Future<Output = Result<D, FsError>>),
+        clear: bool,
+    ) -> Result<usize, FsError> {
+        // One limit for everything: a soft mount's patience does not begin anew with each wait.
+        let (content, reserved) = self.work.patiently(self.admit(&handle.file, len, content, false)).await??;
+        assert_eq!(content.as_ref().len(), len, "the content is what was announced");
+        // Nothing may be waited for here: what is added is based on the file as it is now.
+        let count = self.accept(handle, place, content.as_ref(), clear)?;
+        drop((content, reserved));
         self.view.given_pages(&handle.file);
         if handle.flags.sync {
             self.flush(handle).await?;

@@ -411,3 +411,63 @@ async fn many_creators_at_once_make_every_file_once() {
     tasks.join_all().await;
     assert_eq!(client.statfs().await.unwrap().inodes, before + 800);
 }
+
+/// Guards I6.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_is_based_on_what_others_wrote_while_its_content_came() {
+    let cluster = Cluster::start().await;
+    let (one, two) = (cluster.lazy_client().await, cluster.lazy_client().await);
+    let first = create(&one, "file").await;
+    one.write(&first.handle, 0, b"before", false).await.unwrap();
+    one.fsync(&first.handle).await.unwrap();
+    for round in 0..5 {
+        let second = open(&two, "file").await;
+        let comes = Box::pin(async {
+            two.write(&second.handle, 0, b"others", false).await?;
+            two.fsync(&second.handle).await?;
+            Ok(b"mine")
+        });
+        assert_eq!(one.write_content(&first.handle, 0, (4, comes), false).await, Ok(4));
+        assert_eq!(one.fsync(&first.handle).await, Ok(()), "round {round}: it is in conflict with what came before");
+        two.release(second.handle).await;
+        assert_eq!(content(&two, "file").await, b"miners");
+    }
+    assert_eq!(names(&one).await, ["file"], "no conflict copy");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_whose_content_does_not_come_keep_no_room_from_others() {
+    let cluster = Cluster::start().await;
+    let mut config = cluster.config();
+    config.window_bytes = 8 << 20;
+    let client = Client::connect(config).await.unwrap();
+    let (waiting, other) = (create(&client, "waiting").await, create(&client, "other").await);
+    let (comes, coming) = tokio::sync::oneshot::channel::<Vec<u8>>();
+    let late = async { coming.await.map_err(|_| FsError::Io) };
+    let waits = client.write_content(&waiting.handle, 0, (9 << 20, late), false);
+    let others = async {
+        let written = pattern(1, 100_000);
+        let write = client.write(&other.handle, 0, &written, false);
+        let count = tokio::time::timeout(Duration::from_secs(20), write).await.expect("it finds room");
+        assert_eq!(count, Ok(written.len()));
+        comes.send(pattern(2, 9 << 20)).unwrap();
+    };
+    let (count, ()) = tokio::join!(waits, others);
+    assert_eq!(count, Ok(9 << 20));
+    client.fsync(&waiting.handle).await.unwrap();
+    assert!(content(&client, "waiting").await == pattern(2, 9 << 20));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_soft_mount_waits_for_content_no_longer_than_its_patience() {
+    let cluster = Cluster::start().await;
+    let mut config = cluster.config();
+    config.soft_timeout = Some(Duration::from_millis(300));
+    let client = Client::connect(config).await.unwrap();
+    let opened = create(&client, "file").await;
+    let never = std::future::pending::<Result<Vec<u8>, FsError>>();
+    let write = client.write_content(&opened.handle, 0, (10, never), false);
+    let written = tokio::time::timeout(Duration::from_secs(20), write).await.expect("patience ends");
+    assert_eq!(written, Err(FsError::Io));
+    assert_eq!(client.write(&opened.handle, 0, b"next", false).await, Ok(4), "its room is free again");
+}

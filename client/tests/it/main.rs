@@ -4,6 +4,7 @@ mod cluster;
 mod delegations;
 mod files;
 mod leases;
+mod mapped;
 mod model;
 mod session;
 mod throughput;

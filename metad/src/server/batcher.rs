@@ -1,6 +1,5 @@
 //! Group commit: batches that arrive while others are under way share an entry of the log. Sessions take turns.
 
-use super::fair_queue::FairQueue;
 use crate::consensus::Consensus;
 use crate::error::ProposeError;
 use crate::fs::{Command, CommandReply, Refused, Stamped, writes_of};
@@ -11,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use wire::attr::Timestamp;
 use wire::codec;
+use wire::fair_queue::FairQueue;
 use wire::ids::SessionId;
 use wire::op::{Batch, BatchReply};
 
@@ -25,6 +25,8 @@ const ENTRY_HEAVY_BATCHES: usize = 4;
 const HEAVY_BATCH_WRITES: usize = 1024;
 /// Entries under way at once. The first goes at once; later ones gather what arrives meanwhile.
 const ENTRIES_IN_FLIGHT: usize = 4;
+/// What a batch costs its session: a turn, whatever its size.
+const TURN: u64 = 1;
 type Outcome = Result<Result<BatchReply, Refused>, ProposeError>;
 
 /// A batch that waits to be proposed.
@@ -61,7 +63,7 @@ struct Queue {
 
 #[derive(Default)]
 struct Queued {
-    batches: FairQueue<Waiting>,
+    batches: FairQueue<SessionId, Waiting>,
     /// No more are taken.
     closed: bool,
 }
@@ -144,7 +146,7 @@ impl Batcher {
             if queued.closed {
                 return Err(ended());
             }
-            queued.batches.push(session, Waiting { session, batch, term, bytes, is_heavy, reply });
+            queued.batches.push(session, TURN, Waiting { session, batch, term, bytes, is_heavy, reply });
         }
         self.queue.changed.notify_one();
         wait.await.map_err(|_| ended())?
@@ -168,7 +170,7 @@ async fn run(consensus: Arc<dyn Consensus>, clock: Arc<Clock>, queue: ClosedAtTh
 
 /// Takes batches for one entry: the first, and those behind it as long as they fit in size and in term. The first that
 /// does not fit begins the next entry.
-fn take_group(waiting: &mut FairQueue<Waiting>) -> Vec<Waiting> {
+fn take_group(waiting: &mut FairQueue<SessionId, Waiting>) -> Vec<Waiting> {
     let (mut bytes, mut term, mut heavy) = (0, None, 0);
     let mut group: Vec<Waiting> = Vec::new();
     while let Some(next) = waiting.peek() {
@@ -210,7 +212,7 @@ mod tests {
         Waiting { session: SessionId(session), batch, term, bytes, is_heavy, reply: oneshot::channel().0 }
     }
 
-    fn groups(mut queue: FairQueue<Waiting>) -> Vec<Vec<u64>> {
+    fn groups(mut queue: FairQueue<SessionId, Waiting>) -> Vec<Vec<u64>> {
         let numbers = |group: Vec<Waiting>| group.iter().map(|one| one.batch.seq.0).collect::<Vec<_>>();
         std::iter::from_fn(|| Some(numbers(take_group(&mut queue))).filter(|group| !group.is_empty())).collect()
     }
@@ -223,7 +225,7 @@ mod tests {
         let heavy = [(1, None, true); ENTRY_HEAVY_BATCHES + 1];
         let mut queue = FairQueue::default();
         for (number, one) in all.chain(heavy).enumerate() {
-            queue.push(SessionId(1), waiting(1, number as u64, one));
+            queue.push(SessionId(1), TURN, waiting(1, number as u64, one));
         }
         assert_eq!(groups(queue), [vec![0], vec![1, 2], vec![3, 4], vec![5, 6, 7], vec![8, 9, 10, 11, 12], vec![13]]);
     }
@@ -232,9 +234,29 @@ mod tests {
     fn a_batch_of_another_session_goes_into_the_next_entry_however_many_one_session_has_queued() {
         let mut queue = FairQueue::default();
         for number in 0..2_000 {
-            queue.push(SessionId(1), waiting(1, number, (ENTRY_BYTES / 4, None, false)));
+            queue.push(SessionId(1), TURN, waiting(1, number, (ENTRY_BYTES / 4, None, false)));
         }
-        queue.push(SessionId(2), waiting(2, 9_999, (100, None, false)));
+        queue.push(SessionId(2), TURN, waiting(2, 9_999, (100, None, false)));
         assert!(groups(queue)[0].contains(&9_999));
+    }
+
+    /// Each session sends one batch, and another one comes with each batch that is taken.
+    #[test]
+    fn a_batch_does_not_wait_for_sessions_that_come_after_it_without_end() {
+        let large = (ENTRY_BYTES, None, false);
+        let mut queue = FairQueue::default();
+        let come = |queue: &mut FairQueue<_, _>, session| {
+            queue.push(SessionId(session), TURN, waiting(session, session, large))
+        };
+        (0..10).for_each(|session| come(&mut queue, session));
+        // The second batch of a session waits behind its first one, and one batch of each that came before that was taken.
+        queue.push(SessionId(0), TURN, waiting(0, 9_999, large));
+        let mut fresh = 10..;
+        let entries = std::iter::from_fn(|| {
+            let group = take_group(&mut queue);
+            group.iter().for_each(|_| come(&mut queue, fresh.next().unwrap_or(u64::MAX)));
+            (!group.iter().any(|one| one.batch.seq.0 == 9_999)).then_some(())
+        });
+        assert!(entries.take(1_000).count() <= 20);
     }
 }

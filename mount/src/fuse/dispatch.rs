@@ -4,6 +4,7 @@ use super::open_file::OpenFile;
 use super::reply::Answer;
 use super::shared::Shared;
 use crate::interrupt::{Patience, unless_signalled};
+use crate::spool::PLACE_BYTES;
 use client::NewNode;
 use fuser::{FileHandle, INodeNo, InitFlags, KernelConfig, ReplyEntry, Request};
 use std::ffi::OsStr;
@@ -26,6 +27,7 @@ const BACKGROUND: u16 = 128;
 pub(crate) const READAHEAD_BYTES: u32 = 8 << 20;
 /// Largest write at once: what `fs.fuse.max_pages_limit` allows unless it is raised.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
+const _: () = assert!(WRITE_BYTES_MAX as u64 <= PLACE_BYTES);
 
 /// The filesystem as fuser calls it.
 pub(crate) struct Surf {

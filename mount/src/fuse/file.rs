@@ -6,6 +6,8 @@ use super::locked::LockOwners;
 use super::open_file::OpenFile;
 use super::reply::{Attr, Open, gone_is_stale};
 use crate::handles::last_use;
+use crate::payloads::Payload;
+use bytes::Bytes;
 use client::NewNode;
 use client::{Handle, OpenFlags};
 use fuser::{FopenFlags, Request, WriteFlags};
@@ -37,6 +39,8 @@ pub(super) fn is_unprivileged(request: &Request) -> bool {
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub offset: u64,
+    /// It comes from pages that a program has changed through a mapping.
+    mapped: bool,
     /// It is for this offset, although the handle was opened with `O_APPEND`.
     exact: bool,
     /// It went past the kernel's pages (`O_DIRECT`).
@@ -47,16 +51,29 @@ pub(super) struct Place {
 impl Place {
     /// The kernel writes mapped pages back through any handle that can write, and `fcntl(2)` can take `O_APPEND` away.
     pub(super) fn of(file: &OpenFile, request: &Request, offset: u64, written: WriteFlags, flags: i32) -> Self {
-        let from_cache = written.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let exact = file.append && (from_cache || flags & libc::O_APPEND == 0);
-        let direct = !from_cache && flags & libc::O_DIRECT != 0;
-        Self { offset, exact, direct, clear: is_unprivileged(request) && !from_cache }
+        let mapped = written.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let exact = file.append && flags & libc::O_APPEND == 0;
+        let direct = flags & libc::O_DIRECT != 0;
+        Self { offset, mapped, exact, direct, clear: is_unprivileged(request) }
     }
 }
 
 impl Shared {
+    /// Reads, into the kernel's pages or past them.
+    pub(super) async fn read(&self, file: &OpenFile, part: (u64, usize), flags: i32) -> Result<Bytes, FsError> {
+        let ((offset, len), handle) = (part, &file.handle);
+        if flags & libc::O_DIRECT != 0 {
+            self.client.read_direct(handle, offset, len).await
+        } else {
+            self.client.read(handle, offset, len).await
+        }
+    }
+
     /// Writes at once if nothing has to be waited for.
     pub(super) fn try_write(&self, file: &OpenFile, place: Place, data: &[u8]) -> Option<Result<usize, FsError>> {
+        if place.mapped {
+            return self.client.try_write_mapped(&file.handle, place.offset, data);
+        }
         if place.exact || place.direct {
             return None;
         }
@@ -68,12 +85,16 @@ impl Shared {
     /// The kernel drops the pages below a direct write before it sends that, and once more when it is answered, but not
     /// when the program does not wait for it (`io_submit(2)`, io_uring). A page that a reader has filled in between
     /// with the old content would then stay, so it is dropped here, between the write and its answer.
-    pub(super) async fn write(&self, file: &OpenFile, place: Place, data: &[u8]) -> Result<usize, FsError> {
+    pub(super) async fn write(&self, file: &OpenFile, place: Place, payload: Payload) -> Result<usize, FsError> {
         let (handle, offset) = (&file.handle, place.offset);
+        let content = (payload.len(), payload.content());
+        if place.mapped {
+            return self.client.write_mapped_content(handle, offset, content).await;
+        }
         let written = if place.exact {
-            self.client.write_at(handle, offset, data, place.clear).await?
+            self.client.write_content_at(handle, offset, content, place.clear).await?
         } else {
-            self.client.write(handle, offset, data, place.clear).await?
+            self.client.write_content(handle, offset, content, place.clear).await?
         };
         if place.direct {
             // Appended content lands at the end of the file, which the kernel does not know.

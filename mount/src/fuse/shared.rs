@@ -6,6 +6,7 @@ use super::pages::{Listing, Pages};
 use crate::handles::Handles;
 use crate::inodes::{Inodes, Trust};
 use crate::notify::{drop_pages, notify_kernel};
+use crate::payloads::Payloads;
 use client::{Client, Notice};
 use fuser::Notifier;
 use parking_lot::Mutex;
@@ -28,6 +29,8 @@ pub(crate) struct Shared {
     pub(super) dirs: Handles<Listing>,
     pub(super) pages: Pages,
     pub(super) locked: Locked,
+    /// Content of writes that wait.
+    pub(super) payloads: Payloads,
     /// The last answer to `statfs`.
     statfs: Mutex<Option<StatFs>>,
     /// The channel for notices to the kernel, once the mount is connected.
@@ -36,11 +39,12 @@ pub(crate) struct Shared {
 
 impl Shared {
     /// Makes the state of a mount beside its client.
-    pub(crate) fn new(client: Arc<Client>, trust: Trust) -> Arc<Self> {
+    pub(crate) fn new(client: Arc<Client>, trust: Trust, payloads: Payloads) -> Arc<Self> {
         let (files, dirs) = (Handles::default(), Handles::default());
         let (locked, pages) = (Locked::default(), Pages::default());
         let (statfs, notifier) = (Mutex::default(), OnceLock::new());
-        Arc::new(Self { client, inodes: Inodes::new(trust), files, dirs, pages, locked, statfs, notifier })
+        let inodes = Inodes::new(trust);
+        Arc::new(Self { client, inodes, files, dirs, pages, locked, payloads, statfs, notifier })
     }
 
     /// From now on the kernel can be notified.

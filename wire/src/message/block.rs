@@ -2,7 +2,7 @@
 
 use crate::attr::Timestamp;
 use crate::codec::bounded;
-use crate::ids::{BlockHash, BlockdId, LayoutEpoch, Point};
+use crate::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId, Point};
 use crate::layout::Layout;
 use crate::layout::ring::Span;
 use crate::limits::{BLOCK_NAMES_MAX, BLOCK_SPANS_MAX, CHAIN_BEHIND_MAX, REFUSAL_BYTES_MAX};
@@ -27,6 +27,9 @@ pub enum BlockRequest {
         chain: Vec<BlockdId>,
         /// Copies that the sender waits for.
         needed: u8,
+        /// For whom a daemon of the chain passes the block on: the put takes the turns of this party. Believed from
+        /// block daemons alone; `None` for the sender itself.
+        origin: Option<PartyId>,
     },
     /// Bytes `offset..offset + len` of a block, verified (I9). Answers `Content`, with the bytes in the payload.
     Get {
@@ -459,7 +462,7 @@ mod tests {
     fn the_head_of_each_request_begins_with_its_kind() {
         let (hash, epoch) = (BlockHash([0; 32]), LayoutEpoch(1));
         for request in [
-            BlockRequest::Put { hash, epoch, chain: Vec::new(), needed: 1 },
+            BlockRequest::Put { hash, epoch, chain: Vec::new(), needed: 1, origin: None },
             BlockRequest::Get { hash, epoch, offset: 0, len: 1 },
             BlockRequest::Drop { hashes: Vec::new(), epoch, grace_ms: 1 },
             BlockRequest::List { from: hash, last: hash, limit: 1 },

@@ -5,6 +5,7 @@
 //! what is sent to it (QUIC Retry, RFC 9000 §8.1.2), which costs no memory here. Beyond the limits, packets are dropped
 //! without an answer: an honest peer sends its first packet again (RFC 9002 §6.2), and gets in when there is room.
 
+use super::budget::Room;
 use crate::tls::{Role, Subject};
 use parking_lot::Mutex;
 use std::collections::{HashMap, VecDeque};
@@ -44,7 +45,7 @@ pub(super) enum Verdict {
 pub(super) struct Door {
     counts: Mutex<Counts>,
     /// By name and role of the certificate.
-    connections: Mutex<HashMap<(String, Role), usize>>,
+    certificates: Mutex<HashMap<(String, Role), Certificate>>,
     /// Addresses that have shown a certificate, the last one last.
     known: Mutex<VecDeque<IpAddr>>,
 }
@@ -53,6 +54,14 @@ pub(super) struct Door {
 pub(super) struct Admitted {
     door: Arc<Door>,
     certificate: (String, Role),
+    /// What all connections of the certificate may have the server hold.
+    pub(super) room: Room,
+}
+
+/// A certificate that connections show.
+struct Certificate {
+    connections: usize,
+    room: Room,
 }
 
 #[derive(Default)]
@@ -113,14 +122,17 @@ impl Handshake {
     pub fn succeed(self, subject: &Subject) -> Option<Admitted> {
         self.door.remember(self.address);
         let certificate = (subject.name.clone(), subject.role);
-        let mut connections = self.door.connections.lock();
-        let count = connections.entry(certificate.clone()).or_default();
-        if *count >= CONNECTIONS_PER_CERTIFICATE_MAX {
+        let mut certificates = self.door.certificates.lock();
+        let known = certificates
+            .entry(certificate.clone())
+            .or_insert_with(|| Certificate { connections: 0, room: Room::of_certificate(subject.role) });
+        if known.connections >= CONNECTIONS_PER_CERTIFICATE_MAX {
             return None;
         }
-        *count += 1;
-        drop(connections);
-        Some(Admitted { door: self.door.clone(), certificate })
+        known.connections += 1;
+        let room = known.room.clone();
+        drop(certificates);
+        Some(Admitted { door: self.door.clone(), certificate, room })
     }
 }
 
@@ -134,7 +146,13 @@ impl Drop for Handshake {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        count_down(&mut self.door.connections.lock(), &self.certificate);
+        let mut certificates = self.door.certificates.lock();
+        if let Some(known) = certificates.get_mut(&self.certificate) {
+            known.connections -= 1;
+            if known.connections == 0 {
+                certificates.remove(&self.certificate);
+            }
+        }
     }
 }
 
@@ -222,7 +240,7 @@ mod tests {
         standing.pop();
         assert!(connect(Role::Client, "one").is_some());
         drop(standing);
-        assert!(door.connections.lock().is_empty(), "what has ended leaves nothing behind");
+        assert!(door.certificates.lock().is_empty(), "what has ended leaves nothing behind");
     }
 
     #[test]

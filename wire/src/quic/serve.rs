@@ -1,7 +1,7 @@
 //! The answering side: connections are authorised once, each request is a task.
 
 use super::admission::{Door, HANDSHAKE_LIMIT, Handshake, Verdict};
-use super::budget::Budget;
+use super::budget::{Budget, Held};
 use super::events::EventSender;
 use super::peer::peer_certificate;
 use super::socket::{Socket, is_newcomer, set_full_windows};
@@ -26,7 +26,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -187,7 +186,7 @@ async fn connection<S: Service>(
         return;
     };
     set_full_windows(&connection);
-    let Some(_admitted) = handshake.succeed(&subject) else {
+    let Some(admitted) = handshake.succeed(&subject) else {
         tracing::debug!(%addr, name = subject.name, "too many connections of one certificate");
         connection.close(1_u32.into(), b"too many connections of this certificate");
         return;
@@ -201,7 +200,7 @@ async fn connection<S: Service>(
     let buffers = socket.buffers();
     drop(socket);
     let mut end = pin!(end_of(&peer.certificate));
-    let budget = Budget::of(peer.subject.role);
+    let budget = Budget::of(peer.subject.role, admitted.room.clone());
     let unanswered = TaskTracker::new();
     let handlers = TaskTracker::new();
     loop {
@@ -213,14 +212,14 @@ async fn connection<S: Service>(
             }
         };
         let Some(Ok((send, recv))) = next else { break };
-        let turn = Turn::of(&unanswered);
+        let tracked = Tracked::of(&unanswered);
         let (buffers, drain) = (buffers.clone(), stops.drain.clone());
-        let answer = Answer { send, turn: turn.clone(), buffers, drain, budget: budget.clone() };
+        let answer = Answer { send, tracked: tracked.clone(), buffers, drain, budget: budget.clone() };
         let answering = serve_request(service.clone(), peer.clone(), refusal.clone(), answer, recv);
         let kill = stops.kill.clone();
         handlers.spawn(async move {
             kill.run_until_cancelled(answering).await;
-            turn.end();
+            tracked.end();
         });
     }
     // This holds even for a lost connection: what its requests have begun runs to its end.
@@ -236,9 +235,9 @@ async fn connection<S: Service>(
 /// A request's part in what a stopping server waits for. It lasts as long as the request is worked on. A stream of
 /// events gives it back, as it has no end to wait for.
 #[derive(Clone)]
-struct Turn(Arc<Mutex<Option<TaskTrackerToken>>>);
+struct Tracked(Arc<Mutex<Option<TaskTrackerToken>>>);
 
-impl Turn {
+impl Tracked {
     fn of(tracker: &TaskTracker) -> Self {
         Self(Arc::new(Mutex::new(Some(tracker.token()))))
     }
@@ -283,7 +282,7 @@ async fn serve_request<S: Service>(
 /// Where an answer is written.
 struct Answer {
     send: quinn::SendStream,
-    turn: Turn,
+    tracked: Tracked,
     /// For the request's payload.
     buffers: Arc<Pool>,
     /// The server is stopping, and the connection with it.
@@ -319,9 +318,9 @@ pub struct Incoming {
     head: Bytes,
     payload_left: usize,
     deadline: Instant,
-    /// Its part of the connection's budget, given back when it is answered.
-    _held: OwnedSemaphorePermit,
-    held_for_answer: Option<OwnedSemaphorePermit>,
+    /// Its part of the connection's budget, given back when it is answered unless it was taken before.
+    held: Option<Held>,
+    held_for_answer: Option<Held>,
 }
 
 impl Incoming {
@@ -353,7 +352,7 @@ impl Incoming {
             take_end(&mut recv);
         }
         let payload_left = header.payload_len as usize;
-        Ok(Self { answer, recv, header, head, payload_left, deadline, _held: held, held_for_answer: None })
+        Ok(Self { answer, recv, header, head, payload_left, deadline, held: Some(held), held_for_answer: None })
     }
 
     /// The id of the request in every log. Requests that are sent while it is worked on carry it, too.
@@ -381,6 +380,13 @@ impl Incoming {
     /// [`Error::Malformed`] when it does not begin with a `K`.
     pub fn kind<K: DeserializeOwned>(&self) -> Result<K, Error> {
         codec::decode_start(&self.head)
+    }
+
+    /// Takes the request's part of the budgets, for a handler that keeps the content beyond its answer: it is given back
+    /// when the result is dropped. `None` when it was taken before.
+    #[must_use]
+    pub fn take_held(&mut self) -> Option<Held> {
+        self.held.take()
     }
 
     /// The request itself.
@@ -467,7 +473,7 @@ impl Incoming {
     /// wait for them: their handler is dropped where it waits when the connection ends.
     #[must_use]
     pub fn into_events(self) -> EventSender {
-        self.answer.turn.end();
+        self.answer.tracked.end();
         EventSender::over(self.answer.send)
     }
 }

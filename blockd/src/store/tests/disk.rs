@@ -41,6 +41,12 @@ pub struct DiskState {
     /// Number of calls that still succeed before the power goes.
     pub left: AtomicU64,
     pub free: AtomicU64,
+    /// If it is not zero: bytes that all files may have together. What they leave is free.
+    pub capacity: AtomicU64,
+    /// The least that was free when a segment had been made.
+    pub least_free: AtomicU64,
+    /// Whoever holds this keeps segments from being synced.
+    pub syncs: Mutex<()>,
     read: AtomicU64,
     /// Reads of a segment that give an error.
     read_fault: Mutex<Option<ReadFault>>,
@@ -58,6 +64,23 @@ impl TestDisk {
         disk.0.left.store(u64::MAX / 2, Ordering::SeqCst);
         disk.0.free.store(u64::MAX / 2, Ordering::SeqCst);
         disk
+    }
+
+    /// From now on there are so many bytes beside what the files have.
+    pub fn leave_free(&self, bytes: u64) {
+        self.0.capacity.store(self.used() + bytes, Ordering::SeqCst);
+        self.0.least_free.store(bytes, Ordering::SeqCst);
+    }
+
+    fn used(&self) -> u64 {
+        self.0.files.lock().values().map(|content| content.stable.len() as u64).sum()
+    }
+
+    fn free(&self) -> u64 {
+        match self.0.capacity.load(Ordering::SeqCst) {
+            0 => self.0.free.load(Ordering::SeqCst),
+            capacity => capacity.saturating_sub(self.used()),
+        }
     }
 
     pub fn cut_after(&self, calls: u64) {
@@ -148,6 +171,7 @@ impl SegmentFile for TestFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let _may_sync = self.0.0.syncs.lock();
         self.0.call()?;
         self.with(|content| {
             content.stable = content.now();
@@ -178,6 +202,7 @@ impl Disk for TestDisk {
         self.call()?;
         let content = Content { stable: vec![0; len as usize], pending: Vec::new() };
         self.0.files.lock().insert(path.to_owned(), content);
+        self.0.least_free.fetch_min(self.free(), Ordering::SeqCst);
         self.open(path)
     }
 
@@ -206,6 +231,6 @@ impl Disk for TestDisk {
     }
 
     fn space(&self, _dir: &Path) -> io::Result<(u64, u64)> {
-        Ok((u64::MAX / 2, self.0.free.load(Ordering::SeqCst)))
+        Ok((u64::MAX / 2, self.free()))
     }
 }

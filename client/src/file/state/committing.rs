@@ -4,6 +4,7 @@
 use super::{Content, FileState};
 use crate::file::dirty::Packed;
 use crate::file::sealed::{Upload, Uploading};
+use std::ops::Range;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -130,6 +131,8 @@ impl FileState {
     pub(crate) fn basis(&self, now: Instant) -> Basis {
         let content = self.content.lock();
         let diverted = content.diverted.filter(|(_, last)| now.saturating_duration_since(*last) < DIVERTED_FOR);
+        // Whole pages have what the file has, too. It must not replace what is in the copy and was never in the file.
+        let diverted = diverted.filter(|_| !content.whole_pages);
         Basis {
             base: content.base,
             own: content.own.iter().copied().filter(|version| *version > content.base).collect(),
@@ -148,16 +151,24 @@ impl FileState {
     /// Drops the first `count` sealed pieces, which are committed or stored elsewhere. Returns how many bytes less the
     /// window counts.
     pub(crate) fn drop_sealed(&self, count: usize) -> u64 {
-        self.content.lock().pending.drop_front(count)
+        let mut content = self.content.lock();
+        let (base, parts) = (content.base, content.parts_of(count));
+        content.lose(base, &parts);
+        let gone = content.pending.drop_front(count);
+        content.settle_if_empty();
+        gone
     }
 
     /// Drops uncommitted content: nobody can read it any more, or it is refused and its writer knows. Returns how many
     /// bytes less the window counts.
     pub(crate) fn drop_uncommitted(&self) -> u64 {
         let mut content = self.content.lock();
-        content.size = content.attr.size;
         content.refused = false;
-        content.pending.drop_all()
+        let base = content.base;
+        content.lose(base, std::slice::from_ref(&(0..u64::MAX)));
+        let gone = content.pending.drop_all();
+        content.settle_if_empty();
+        gone
     }
 
     /// Applies a commit of the first `pieces` sealed pieces: they are dropped, in the same step in which the known
@@ -167,24 +178,45 @@ impl FileState {
         let in_place = appended_at == append_from;
         let made = attr.version;
         let mut content = self.content.lock();
-        let gone = content.pending.drop_front(pieces);
         let known = content.extents.version();
+        let moves = conflict.is_none() && !in_place;
+        let lost: Vec<Range<u64>> = if moves {
+            // I6: pages that were read meanwhile have it where others have appended something. What was appended behind
+            // it moves, too.
+            std::iter::once(append_from.unwrap_or(0)..u64::MAX).collect()
+        } else if conflict.is_some() || made < known {
+            // I6: others have written after it, and pages that were read since have it over what they wrote.
+            content.parts_of(pieces)
+        } else {
+            Vec::new()
+        };
+        let gone = content.pending.drop_front(pieces);
+        // Nobody else has changed what is known, though others may have before that.
+        let is_next = conflict.is_none() && made == known.next();
         if made > known {
-            if only_ours && in_place && known == base {
-                content.extents.apply(writes, made);
-            } else {
-                content.forget_extents(made);
+            match is_next {
+                true if in_place => content.extents.apply(writes, made),
+                true => content.forget_extents(made),
+                false => content.leave_extents(made),
             }
+        }
+        if !lost.is_empty() {
+            content.lose(base, &lost);
+        }
+        if conflict.is_none() {
+            content.pages.landed(writes, in_place, made);
         }
         if made >= content.attr.version {
             content.attr = attr;
         }
-        if conflict.is_none() && !only_ours {
+        // A page that came meanwhile may have put the rest on an older base than this commit's.
+        let raises = only_ours && content.base == base;
+        if conflict.is_none() && !raises {
             content.note_own(made);
         }
         content.diverted = conflict.map(|copy| (copy, now));
         let end = writes.last().map_or(0, |last| last.file_off + last.len);
-        content.follow_commit((append_from, appended_at, end), only_ours);
+        content.follow_commit((append_from, appended_at, end), raises);
         gone
     }
 
@@ -192,6 +224,8 @@ impl FileState {
     /// how many bytes less the window counts.
     pub(crate) fn take_diverted(&self, copy: Ino, pieces: usize, now: Instant) -> u64 {
         let mut content = self.content.lock();
+        let (base, parts) = (content.base, content.parts_of(pieces));
+        content.lose(base, &parts);
         let gone = content.pending.drop_front(pieces);
         content.diverted = Some((copy, now));
         content.follow_commit((None, None, 0), false);
@@ -260,19 +294,41 @@ impl FileState {
 }
 
 impl Content {
-    /// Adjusts pending content after a commit. Later writes are based on the commit if it is `only_ours`. If appended
+    /// Returns the parts of the file that the first `count` sealed pieces have.
+    fn parts_of(&self, count: usize) -> Vec<Range<u64>> {
+        let sealed = self.pending.sealed().iter().take(count).flat_map(|sealed| &sealed.packed.pieces);
+        sealed.map(|(at, _, len)| *at..*at + *len as u64).collect()
+    }
+
+    /// Notes that these written parts, which are based on this version, do not get into the file, though they are in the
+    /// kernel's pages.
+    fn lose(&mut self, base: Version, parts: &[Range<u64>]) {
+        self.pages.lost(base, &self.own, parts);
+    }
+
+    /// Returns whether nothing waits to be committed any more. If so, later content is based on what is known now, whatever
+    /// the earlier content was based on.
+    pub(super) fn settle_if_empty(&mut self) -> bool {
+        if !self.pending.is_empty() {
+            return false;
+        }
+        self.base = self.base.max(self.attr.version).max(self.extents.version());
+        self.own.clear();
+        self.size = self.attr.size;
+        (self.whole_pages, self.late) = (false, false);
+        self.pending.settle();
+        true
+    }
+
+    /// Adjusts pending content after a commit. Later writes are based on the commit if it `raises` the base. If appended
     /// content landed elsewhere than it was written for, content that was appended behind it moves along.
-    fn follow_commit(&mut self, (from, landed, end): (Option<u64>, Option<u64>, u64), only_ours: bool) {
-        if self.pending.is_empty() {
-            self.base = self.base.max(self.attr.version).max(self.extents.version());
-            self.own.clear();
-            self.size = self.attr.size;
-            self.pending.settle();
+    fn follow_commit(&mut self, (from, landed, end): (Option<u64>, Option<u64>, u64), raises: bool) {
+        if self.settle_if_empty() {
             return;
         }
         // I6: content that was written meanwhile saw the file as it was before the others' changes, so it retains that
         // base.
-        if only_ours {
+        if raises {
             self.base = self.base.next();
         }
         self.pending.follow_append(from, landed, end);

@@ -13,6 +13,8 @@ pub(crate) struct Snapshot {
     pub attr: InodeAttr,
     /// Version that the content is based on.
     pub base: Version,
+    /// Mapped pages among it are based on an older version than earlier content.
+    pub late: bool,
     /// Everything uncommitted was appended, from this offset on, and none of it can have arrived.
     pub append_from: Option<u64>,
     /// Time of the last change of content.
@@ -29,6 +31,7 @@ impl Snapshot {
         Self {
             attr: content.attr.clone(),
             base: content.base,
+            late: content.late,
             // What has arrived must not be appended again.
             append_from: content.pending.appended_from().filter(|_| !content.committing),
             mtime: content.pending.mtime(),
@@ -56,6 +59,12 @@ impl FileState {
     /// Notes that pieces up to this number are in the journal.
     pub(crate) fn note_journaled(&self, upto: u64) {
         self.content.lock().pending.note_journaled(upto);
+    }
+
+    /// Notes that mapped pages are among the content which an earlier client left in the journal, based on the version of
+    /// the file's attributes.
+    pub(crate) fn restore_late(&self) {
+        self.content.lock().late = true;
     }
 
     /// Adds a piece that an earlier client left in the journal; its upload has begun. Returns its number.

@@ -11,6 +11,7 @@ use wire::op::ExtentPage;
 const SMALL_FILE_BYTES_MAX: u64 = 64 << 10;
 
 /// The parts that a read is made of.
+#[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub range: Range<u64>,
     pub extents: Vec<Extent>,
@@ -51,9 +52,11 @@ pub(crate) enum Ahead {
 }
 
 impl FileState {
-    /// Decides what to read from where, or what must be learned first.
-    pub(crate) fn plan_read(&self, offset: u64, len: usize) -> Step {
+    /// Decides what to read from where, or what must be learned first. The kernel keeps it in its pages, or `perhaps`
+    /// hands it past them.
+    pub(crate) fn plan_read(&self, (offset, len): (u64, usize), perhaps: bool) -> Step {
         let mut content = self.content.lock();
+        content.pages.note_read(&(offset..offset.saturating_add(len as u64)), perhaps);
         let end = offset.saturating_add(len as u64).min(content.size);
         if offset >= end {
             return Step::Done(Bytes::new());
@@ -94,7 +97,7 @@ impl FileState {
         if moved {
             // Another session has changed the file since it was opened. Content that was written here stays based on
             // what it saw (I6); later reads see the new content throughout.
-            content.forget_extents(version);
+            content.leave_extents(version);
             if content.pending.is_empty() {
                 content.base = version;
                 (content.attr.version, content.attr.size) = (version, newest.size);

@@ -54,7 +54,8 @@ impl FileState {
         !content.pending.is_scattered() && !content.is_contended()
     }
 
-    /// Adds written bytes. Returns how many more the window holds. Without an offset they go to the end of the file.
+    /// Adds written bytes. Returns where they are, and how many more the window holds. Without an offset they go to the
+    /// end of the file.
     ///
     /// # Errors
     /// `Stale` while the policy refuses earlier content: nobody would commit more of it.
@@ -64,7 +65,7 @@ impl FileState {
         data: &[u8],
         clear_privileges: bool,
         now: Timestamp,
-    ) -> Result<usize, FsError> {
+    ) -> Result<(u64, usize), FsError> {
         let mut content = self.content.lock();
         if content.refused {
             return Err(FsError::Stale);
@@ -76,7 +77,8 @@ impl FileState {
         content.size = size.max(at + data.len() as u64);
         // The kernel has the written bytes in its pages.
         content.dropped = false;
-        Ok(added)
+        content.pages.note_given();
+        Ok((at, added))
     }
 
     /// Drops uncommitted content from `size` on, because the file was cut there. Returns how many bytes less the window
@@ -84,7 +86,9 @@ impl FileState {
     pub(crate) fn cut_uncommitted(&self, size: u64) -> u64 {
         let mut content = self.content.lock();
         let Some(gone) = content.pending.cut(size) else { return 0 };
-        content.size = content.attr.size.max(content.pending.end());
+        if !content.settle_if_empty() {
+            content.size = content.attr.size.max(content.pending.end());
+        }
         gone
     }
 

@@ -11,6 +11,7 @@ mod fsck;
 mod healing;
 mod journal;
 mod large;
+mod mapped;
 mod mounts;
 mod overload;
 mod posix;

@@ -5,12 +5,12 @@
 use client::{Client, ClientConfig, Handle, NewNode, OpenFlags};
 use fuse::Stop;
 use kit::fault::{Paused, peak_memory};
-use kit::{Setup, Surf, scale};
+use kit::{Setup, Surf, scale, until};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
@@ -39,6 +39,16 @@ const PAUSED_FOR: Duration = Duration::from_millis(250);
 const RUNS_FOR: Duration = Duration::from_millis(50);
 /// How much longer a synced file may take while a follower is slow: far less than one of its pauses.
 const SLOW_COSTS_MAX: Duration = Duration::from_millis(100);
+
+/// Threads that write at once while nothing can be stored, and what each writes, a megabyte at a time.
+const BLOCKED_WRITERS: usize = 200;
+const MIB: usize = 1 << 20;
+const WRITTEN_BY_EACH: usize = 2 * MIB;
+/// Memory that a mount may take for them: the window, writes that wait, and as much again for what is on its way from
+/// one to the other.
+const MOUNT_BYTES_MAX: u64 = 2 * (96 + 32) * MIB as u64;
+/// A writer that has made no progress for this long waits for room.
+const STANDSTILL: Duration = Duration::from_secs(2);
 
 /// Something with files in it that stay open.
 struct Session {
@@ -203,4 +213,103 @@ fn a_follower_that_is_paused_most_of_the_time_slows_nobody_down() {
     let usual = middle(&well).max(middle(&without));
     assert!(middle(&beside) < usual + SLOW_COSTS_MAX, "{beside:?}");
     assert!(beside[SYNCED_BESIDE_SLOW - 1] < SYNC_LIMIT, "{beside:?}");
+}
+
+/// What the writer of this number writes.
+fn written_by(number: usize) -> Vec<u8> {
+    let mut content = vec![number as u8; WRITTEN_BY_EACH];
+    content[..8].copy_from_slice(&(number as u64).to_le_bytes());
+    content
+}
+
+/// Waits until writers have begun more writes than have ended, and nothing ends any more.
+fn wait_for_standstill(ended: &AtomicUsize) {
+    let mut seen = (0, Instant::now());
+    until("writers wait", Duration::from_secs(60), || {
+        let now = ended.load(Ordering::Relaxed);
+        if now != seen.0 {
+            seen = (now, Instant::now());
+        }
+        (now > 0 && seen.1.elapsed() > STANDSTILL).then_some(())
+    });
+}
+
+/// Returns whether a process goes on when it writes beyond its limit on file sizes (`RLIMIT_FSIZE`).
+fn outlives_file_size_limit(pid: u32) -> bool {
+    // As `libc::SIGXFSZ` on Linux.
+    const BEYOND_LIMIT: u32 = 25;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).expect("a mask of ignored signals");
+    u64::from_str_radix(ignored.trim(), 16).unwrap() >> (BEYOND_LIMIT - 1) & 1 == 1
+}
+
+#[test]
+fn a_mount_goes_on_when_it_reaches_its_limit_on_file_sizes() {
+    let surf = Surf::start_alone(Setup::Cluster);
+    assert!(outlives_file_size_limit(surf.mount_pid()));
+}
+
+#[test]
+fn hundreds_of_writers_that_wait_take_little_memory_and_keep_no_other_call_waiting() {
+    let surf = Surf::start_alone(Setup::Cluster);
+    let other = surf.mount_again(&[]);
+    let (dir, read) = (surf.path(), vec![3; 3 * MIB]);
+    fs::write(dir.join("read"), &read).unwrap();
+    fs::write(dir.join("shared"), "old").unwrap();
+    fs::create_dir(dir.join("writers")).unwrap();
+    let name = |number| format!("writers/{number}");
+    let files: Vec<File> =
+        (0..BLOCKED_WRITERS).map(|number| File::create(dir.join(name(number))).expect("a file is made")).collect();
+    // Nothing that is done before waits for the block daemons.
+    for file in ["read", "shared", "writers"] {
+        File::open(dir.join(file)).and_then(|file| file.sync_all()).unwrap();
+    }
+    assert!(fs::read(dir.join("read")).unwrap() == read);
+    assert_eq!(fs::read_to_string(dir.join("shared")).unwrap(), "old");
+    let before = peak_memory(surf.mount_pid());
+    let daemons = surf.daemons();
+    let paused: Vec<Paused> =
+        daemons.iter().filter(|one| one.name.starts_with("blockd")).map(|one| Paused::stop(one.pid)).collect();
+    let ended = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        let writers: Vec<_> = files
+            .into_iter()
+            .enumerate()
+            .map(|(number, mut file)| {
+                let ended = &ended;
+                scope.spawn(move || {
+                    for part in written_by(number).chunks(MIB) {
+                        file.write_all(part)?;
+                        ended.fetch_add(1, Ordering::Relaxed);
+                    }
+                    file.sync_all()
+                })
+            })
+            .collect();
+        wait_for_standstill(&ended);
+        let ended = ended.load(Ordering::Relaxed);
+        let used = peak_memory(surf.mount_pid());
+        println!("{ended} MiB were taken, {} MiB before, {} MiB now", before >> 20, used >> 20);
+        let started = Instant::now();
+        assert_eq!(fs::metadata(dir.join("read")).unwrap().len(), 3 * MIB as u64);
+        assert!(fs::read(dir.join("read")).unwrap() == read, "the kernel has it");
+        // This mount has a lease on it, which metad recalls.
+        fs::write(other.path().join("shared"), "new").unwrap();
+        assert_eq!(fs::read_to_string(dir.join("shared")).unwrap(), "new");
+        let took = started.elapsed();
+        drop(paused);
+        for writer in writers {
+            writer.join().expect("no writer panics").expect("everything is written and synced");
+        }
+        // Asserted when nobody waits any more, so that a failure ends the test.
+        assert!((64..BLOCKED_WRITERS).contains(&ended), "{ended} writes ended: not each thread waited with a megabyte");
+        assert!(used - before < MOUNT_BYTES_MAX, "{} MiB more", (used - before) >> 20);
+        assert!(took < SYNC_LIMIT, "other calls took {took:?}");
+    });
+    let used = peak_memory(surf.mount_pid());
+    println!("{} MiB at most until all was written", used >> 20);
+    assert!(used - before < MOUNT_BYTES_MAX, "{} MiB more", (used - before) >> 20);
+    for number in 0..BLOCKED_WRITERS {
+        assert!(fs::read(other.path().join(name(number))).unwrap() == written_by(number));
+    }
 }

@@ -332,7 +332,7 @@ pub fn block() -> Samples {
     };
     let state = ChordReply::State { me: member, predecessor: None, successors: vec![member; 2] };
     vec![
-        coded("put", BlockRequest::Put { hash: HASH, epoch: EPOCH, chain, needed: 2 }),
+        coded("put", BlockRequest::Put { hash: HASH, epoch: EPOCH, chain, needed: 2, origin: None }),
         coded("get", BlockRequest::Get { hash: HASH, epoch: EPOCH, offset: 5, len: u32::MAX }),
         coded("drop", BlockRequest::Drop { hashes: vec![HASH; 3], epoch: EPOCH, grace_ms: 600_000 }),
         coded("digests", BlockRequest::Digests { epoch: EPOCH, spans }),

@@ -1,0 +1,213 @@
+//! A daemon that answers over real QUIC, with a disk of the test's own.
+
+use crate::chord::Options;
+use crate::chord::driver::Ring;
+use crate::layouts::Layouts;
+use crate::refused::Refused;
+use crate::repair::read_repair::RepairQueue;
+use crate::repair::test_peers::{ME, Manner, Peers, bind, block, id_of, until};
+use crate::replicate::Replicator;
+use crate::server::Server;
+use crate::store::tests::TestDisk;
+use crate::store::{Store, StoreOptions};
+use bytes::Bytes;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use wire::Error;
+use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId};
+use wire::limits::{BLOCK_BYTES_MAX, CLIENT_BYTES_MAX};
+use wire::message::block::{BlockReply, BlockRequest};
+use wire::quic::{Endpoint, Peer};
+use wire::tls::Role;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Puts of the greedy client, their length, and the connections on which it sends them.
+const FLOOD: usize = 200;
+const FLOOD_BYTES: usize = 256 << 10;
+const CONNECTIONS: usize = 4;
+
+/// The daemon of this id, which calls and answers from this endpoint.
+fn server(peers: &Peers, id: BlockdId, endpoint: &Endpoint, disk: &TestDisk) -> Arc<Server> {
+    let options = StoreOptions { segment_bytes: 16 << 20, reserve_bytes: 0 };
+    let layouts = Arc::new(Layouts::default());
+    layouts.learn(peers.layout.clone());
+    Arc::new(Server {
+        id,
+        store: Arc::new(Store::open_on(Path::new("/blocks"), options, Arc::new(disk.clone())).unwrap()),
+        stamps: Arc::default(),
+        replicator: Replicator::new(endpoint.clone()),
+        layouts,
+        ring: Arc::new(Ring::new(id, endpoint.clone(), Options::default())),
+        repairs: RepairQueue::new().0,
+        handoff: Arc::default(),
+        drop_grace_min: Duration::ZERO,
+        refused: Arc::new(Refused::open(endpoint.clone(), Path::new("/blocks"))),
+        activity: Arc::default(),
+        reading: Arc::default(),
+        origins: Arc::default(),
+        metrics: Arc::default(),
+        disk_failed: CancellationToken::new(),
+    })
+}
+
+/// A disk that syncs nothing until this is dropped.
+struct Stalled {
+    release: Option<mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stalled {
+    /// On a thread of its own, for a lock that is held is not sent.
+    fn new(disk: &TestDisk) -> Self {
+        let (release, released) = mpsc::channel::<()>();
+        let (stalled, stalls) = mpsc::channel();
+        let disk = disk.clone();
+        let thread = std::thread::spawn(move || {
+            let _held = disk.0.syncs.lock();
+            let _ = stalled.send(());
+            let _ = released.recv();
+        });
+        stalls.recv().unwrap();
+        Self { release: Some(release), thread: Some(thread) }
+    }
+}
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        self.release.take();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+/// Puts a block that the daemon and those behind it should store, and so many must before the answer.
+async fn put(
+    peer: &Peer,
+    epoch: LayoutEpoch,
+    content: &Bytes,
+    (behind, needed): (&[BlockdId], u8),
+) -> Result<BlockReply, Error> {
+    let hash = BlockHash::of(content);
+    let request = BlockRequest::Put { hash, epoch, chain: behind.to_vec(), needed, origin: None };
+    Ok(peer.request(&request, std::slice::from_ref(content), LIMIT * 3).await?.0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn blocks_that_wait_for_the_writer_count_in_the_senders_budget_though_they_were_acknowledged() {
+    let (peers, disk) = (Peers::start([Manner::Honest]), TestDisk::new());
+    let server = server(&peers, ME, &peers.endpoint, &disk);
+    let _serving = peers.endpoint.serve(server.clone(), &Handle::current());
+    let client = bind(&peers.ca, Role::Client, "client");
+    let peer = client.peer(peers.endpoint.local_addr(), Role::Blockd);
+    let content = Bytes::from(vec![7; BLOCK_BYTES_MAX]);
+    let (hash, epoch) = (BlockHash::of(&content), peers.layout.epoch);
+    let stalled = Stalled::new(&disk);
+    let on_both = [id_of(0)];
+    let BlockReply::Stored { synced, .. } = put(&peer, epoch, &content, (&on_both, 1)).await.unwrap() else {
+        panic!("not stored")
+    };
+    assert_eq!(synced, [id_of(0)], "the writer here stands still");
+    assert!(!server.store.contains(&hash));
+    // Announced, and never sent: with the block that waits there is no room for another one.
+    let announced = BlockRequest::Put { hash, epoch, chain: Vec::new(), needed: 1, origin: None };
+    let mut waiting = Vec::new();
+    for _ in 0..CLIENT_BYTES_MAX / BLOCK_BYTES_MAX - 2 {
+        waiting.push(peer.open_request(&announced, BLOCK_BYTES_MAX as u32, LIMIT * 2).await.unwrap());
+    }
+    // The daemon may come to those later than to this.
+    let started = Instant::now();
+    let refused = loop {
+        match put(&peer, epoch, &content, (&on_both, 1)).await {
+            Ok(BlockReply::Stored { .. }) => assert!(started.elapsed() < LIMIT, "what waits does not count"),
+            other => break other,
+        }
+    };
+    assert!(matches!(refused, Err(Error::Busy { .. })), "{refused:?}");
+    drop(waiting);
+    drop(stalled);
+    let started = Instant::now();
+    while let Err(error) = put(&peer, epoch, &content, (&[], 1)).await {
+        assert!(matches!(error, Error::Busy { .. }) && started.elapsed() < LIMIT, "{error}");
+    }
+    assert!(server.store.contains(&hash));
+}
+
+/// Both disks stand still until all puts have come, so the order is that of the turns, however fast the machine is.
+#[tokio::test(flavor = "multi_thread")]
+async fn puts_of_a_client_go_on_beside_hundreds_of_another_one_through_whole_chains() {
+    let mut peers = Peers::start([Manner::Honest]);
+    let behind = bind(&peers.ca, Role::Blockd, "behind");
+    peers.layout.members[1].addr = behind.local_addr();
+    let disks = [TestDisk::new(), TestDisk::new()];
+    let daemons = [(ME, &peers.endpoint, &disks[0]), (id_of(0), &behind, &disks[1])]
+        .map(|(id, endpoint, disk)| (server(&peers, id, endpoint, disk), endpoint));
+    let _serving = daemons.each_ref().map(|(server, endpoint)| endpoint.serve(server.clone(), &Handle::current()));
+    let (addr, epoch) = (peers.endpoint.local_addr(), peers.layout.epoch);
+    let stalled = disks.each_ref().map(Stalled::new);
+    let mut clients = Vec::new();
+    let mut connect = |name: &str| {
+        let endpoint = bind(&peers.ca, Role::Client, name);
+        let peer = endpoint.peer(addr, Role::Blockd);
+        clients.push(endpoint);
+        peer
+    };
+    let mut puts = JoinSet::new();
+    let mut begin = |peer: &Peer, content: Vec<u8>| {
+        let (peer, content) = (peer.clone(), Bytes::from(content));
+        let hash = BlockHash::of(&content);
+        puts.spawn(async move { put(&peer, epoch, &content, (&[id_of(0)], 2)).await });
+        hash
+    };
+    let greedy: Vec<Peer> = (0..CONNECTIONS).map(|_| connect("greedy")).collect();
+    let content = |number: usize| (number as u64).to_le_bytes().repeat(FLOOD_BYTES / 8);
+    let all_wait = async |what: &str, count: usize| {
+        until(what, || daemons.iter().all(|(one, _)| one.store.waiting() == count)).await
+    };
+    begin(&greedy[0], content(0));
+    until("both writers stand still", || disks.iter().all(|disk| !disk.0.writes.lock().is_empty())).await;
+    let flood: Vec<BlockHash> =
+        (1..=FLOOD).map(|number| begin(&greedy[number % CONNECTIONS], content(number))).collect();
+    all_wait("the flood is there", FLOOD).await;
+    let honest = begin(&connect("honest"), vec![7; FLOOD_BYTES]);
+    all_wait("the put of the other client is there", FLOOD + 1).await;
+    drop(stalled);
+    while let Some(put) = puts.join_next().await {
+        let reply = put.unwrap().unwrap();
+        assert!(matches!(&reply, BlockReply::Stored { synced, .. } if synced.len() == 2), "{reply:?}");
+    }
+    for (server, _) in &daemons {
+        let place = server.store.place_of(&honest);
+        let before = flood.iter().filter(|hash| server.store.place_of(hash) < place).count();
+        assert!(before <= 1, "{before} of {FLOOD} were written before it on {}", server.id);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_is_not_here_waits_for_no_turn_and_no_read_waits_longer_than_its_reader() {
+    let peers = Peers::start([Manner::Honest]);
+    let server = server(&peers, ME, &peers.endpoint, &TestDisk::new());
+    let (hash, content) = block(1);
+    server.store.put(hash, content.clone()).await.unwrap();
+    let (party, part) = (PartyId([1; 16]), (0, u32::MAX));
+    let get = async |hash, limit| server.get(party, (hash, peers.layout.epoch), part, Instant::now() + limit).await;
+    let mut turns = Vec::new();
+    while let Ok(turn) = timeout(Duration::ZERO, server.reading.turn(PartyId([2; 16]), u64::MAX)).await {
+        turns.push(turn);
+    }
+    assert!(!turns.is_empty());
+    let absent = timeout(LIMIT, get(block(2).0, LIMIT * 2)).await.expect("it needs no turn").unwrap();
+    assert!(matches!(absent, (BlockReply::NotHere { corrupt: false, .. }, None)));
+    let late = timeout(LIMIT, get(hash, Duration::from_millis(10))).await.expect("nobody waits for it any more");
+    assert!(late.is_none());
+    drop(turns);
+    let found = timeout(LIMIT, get(hash, LIMIT)).await.unwrap().unwrap();
+    assert_eq!(found.1, Some(content));
+}
