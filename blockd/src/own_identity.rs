@@ -59,15 +59,12 @@ impl Renewing for OwnIdentity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use wire::attr::Timestamp;
-    use wire::cert::Term;
     use wire::tls::{ClusterCa, Role, Subject};
 
     #[test]
     fn a_renewed_identity_that_is_damaged_does_not_stop_a_daemon_whose_configured_one_is_good() {
         let (ca, dir) = (ClusterCa::create("t").unwrap(), tempfile::tempdir().unwrap());
-        let term = Term { issued: Timestamp::default(), ends: Some(Timestamp { secs: 1_000, nanos: 0 }) };
-        let configured = ca.issue_for(&Subject::new(Role::Blockd, "b"), &term).unwrap();
+        let configured = ca.issue(&Subject::new(Role::Blockd, "b")).unwrap();
         let file = dir.path().join(FILE);
         std::fs::write(&file, &configured.to_pem()[..300]).unwrap();
         let found = latest(configured.clone(), dir.path());

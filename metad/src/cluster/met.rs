@@ -2,6 +2,7 @@
 
 use crate::Shared;
 use futures::future::join_all;
+use std::net::SocketAddr;
 use std::time::Duration;
 use wire::cert::{Certificate, KeyId};
 use wire::ids::MetadId;
@@ -16,6 +17,8 @@ const MEET_LIMIT: Duration = Duration::from_secs(1);
 pub struct Met {
     /// Its number.
     pub id: MetadId,
+    /// Where it is, as the membership says.
+    pub addr: SocketAddr,
     /// Whom its certificate is for, and what else it says; `None` if this node was never connected to it.
     pub shown: Option<(Subject, Certificate)>,
 }
@@ -24,8 +27,7 @@ impl Met {
     /// Returns whom its certificate is for, or would be if it had the usual name.
     #[must_use]
     pub fn holder(&self) -> Subject {
-        let usual = || Subject::new(Role::Metad, &format!("metad-{}", self.id));
-        self.shown.as_ref().map_or_else(usual, |(subject, _)| subject.clone())
+        self.shown.as_ref().map_or_else(|| usual_holder(self.id), |(subject, _)| subject.clone())
     }
 
     /// Returns whether any certificate that it may have would be refused; `None` if it is not known which it has.
@@ -59,18 +61,25 @@ pub enum Leaver {
 }
 
 /// Finds the certificate of a metad that leaves. A number that somebody names is no certificate yet: as long as the metad
-/// has not shown it, each other member has to show that it has another one.
+/// has not shown it, each other member has to show that it has another one. Where another member has taken its address, what
+/// is shown there is not its own.
 #[must_use]
 pub fn leaver(members: Vec<Met>, id: MetadId) -> Leaver {
     let (mut leaving, others): (Vec<Met>, Vec<Met>) = members.into_iter().partition(|member| member.id == id);
     // One that was removed before is known by its number.
-    let leaving = leaving.pop().unwrap_or(Met { id, shown: None });
-    let (holder, is_shown) = (leaving.holder(), leaving.shown.is_some());
-    let may_share = |other: &&Met| other.holder().name == holder.name || (!is_shown && other.shown.is_none());
+    let leaving = leaving.pop().filter(|leaving| others.iter().all(|other| other.addr != leaving.addr));
+    let shown = leaving.and_then(|leaving| leaving.shown);
+    let holder = shown.as_ref().map_or_else(|| usual_holder(id), |(subject, _)| subject.clone());
+    let may_share = |other: &&Met| other.holder().name == holder.name || (shown.is_none() && other.shown.is_none());
     match others.iter().find(may_share) {
         Some(other) => Leaver::Beside(holder, other.id),
-        None => Leaver::Alone(holder, leaving.shown.map(|(_, certificate)| certificate.key)),
+        None => Leaver::Alone(holder, shown.map(|(_, certificate)| certificate.key)),
     }
+}
+
+/// Returns whom a metad's certificate is for, unless it was given another name.
+fn usual_holder(id: MetadId) -> Subject {
+    Subject::new(Role::Metad, &format!("metad-{id}"))
 }
 
 impl Shared {
@@ -83,7 +92,7 @@ impl Shared {
             } else {
                 self.endpoint.peer(member.addr, Role::Metad).met(MEET_LIMIT).await
             };
-            Met { id: member.id, shown }
+            Met { id: member.id, addr: member.addr, shown }
         });
         join_all(meeting).await
     }
@@ -96,6 +105,10 @@ mod tests {
     use wire::cert::Term;
     use wire::message::cert::IssuedInfo;
     use wire::revoked::{Revocations, Revoked};
+
+    fn addr(of: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, of], 6610))
+    }
 
     fn key(number: u8) -> KeyId {
         KeyId([number; 32])
@@ -115,7 +128,7 @@ mod tests {
     fn the_name_of_a_metad_that_leaves_is_not_revoked_where_one_that_stays_may_have_it() {
         let met = |id, name: Option<&str>| {
             let shown = name.map(|name| (Subject::new(Role::Metad, name), certificate(id, 9)));
-            Met { id: MetadId(u64::from(id)), shown }
+            Met { id: MetadId(u64::from(id)), addr: addr(id), shown }
         };
         let of = |name| Subject::new(Role::Metad, name);
         let gone = MetadId(2);
@@ -134,10 +147,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_shown_at_an_address_that_another_member_has_taken_is_not_the_certificate_of_the_one_that_leaves() {
+        let shows = || Some((Subject::new(Role::Metad, "metad-4"), certificate(4, 9)));
+        let members = || {
+            let first =
+                Met { id: MetadId(1), addr: addr(1), shown: Some((usual_holder(MetadId(1)), certificate(1, 9))) };
+            let lost = Met { id: MetadId(3), addr: addr(4), shown: shows() };
+            vec![first, lost, Met { id: MetadId(4), addr: addr(4), shown: shows() }]
+        };
+        let lost = Leaver::Alone(usual_holder(MetadId(3)), None);
+        assert_eq!(leaver(members(), MetadId(3)), lost);
+        // It cannot be told whose it is.
+        assert_eq!(leaver(members(), MetadId(4)), Leaver::Beside(usual_holder(MetadId(4)), MetadId(3)));
+    }
+
+    #[test]
     fn a_member_is_judged_by_the_certificate_that_it_shows_and_by_all_that_it_may_have() {
         let subject = Subject::new(Role::Metad, "metad-2");
         let nothing = CertList { issued: Vec::new(), revoked: Vec::new(), life_ms: 1, left_out: 0 };
-        let shows = |shown| Met { id: MetadId(2), shown: Some((subject.clone(), shown)) };
+        let shows = |shown| Met { id: MetadId(2), addr: addr(2), shown: Some((subject.clone(), shown)) };
         let judged = |met: &Met, known: &CertList, revoked| met.would_be_refused(known, &refusing(revoked));
         let met = shows(certificate(1, 9));
         assert_eq!(judged(&met, &nothing, Revoked::Issuer(key(9))), Some(true), "by its issuer");
@@ -156,7 +184,7 @@ mod tests {
         for issuer in [7, 8, 9] {
             assert_eq!(judged(&met, &known, Revoked::Issuer(key(issuer))), Some(true), "issuer {issuer}");
         }
-        let unseen = Met { id: MetadId(2), shown: None };
+        let unseen = Met { id: MetadId(2), addr: addr(2), shown: None };
         assert_eq!(judged(&unseen, &known, Revoked::Issuer(key(8))), Some(true));
         assert_eq!(judged(&unseen, &known, Revoked::Issuer(key(1))), Some(false));
         assert_eq!(judged(&unseen, &nothing, Revoked::Issuer(key(8))), None, "nobody knows");
