@@ -47,6 +47,8 @@ const WRITTEN_BY_EACH: usize = 2 * MIB;
 /// Memory that a mount may take for them: the window, writes that wait, and as much again for what is on its way from
 /// one to the other.
 const MOUNT_BYTES_MAX: u64 = 2 * (96 + 32) * MIB as u64;
+/// More than a mount's cache of blocks in memory has room for.
+const CACHED_MIB: usize = 112;
 /// A writer that has made no progress for this long waits for room.
 const STANDSTILL: Duration = Duration::from_secs(2);
 
@@ -260,6 +262,11 @@ fn hundreds_of_writers_that_wait_take_little_memory_and_keep_no_other_call_waiti
     let name = |number| format!("writers/{number}");
     let files: Vec<File> =
         (0..BLOCKED_WRITERS).map(|number| File::create(dir.join(name(number))).expect("a file is made")).collect();
+    // What was read and written last stays in memory, in a cache of bounded size: it is full before.
+    for number in 0..CACHED_MIB {
+        let mut file = File::create(dir.join(format!("cached-{number}"))).unwrap();
+        file.write_all(&vec![number as u8; MIB]).and_then(|()| file.sync_all()).unwrap();
+    }
     // Nothing that is done before waits for the block daemons.
     for file in ["read", "shared", "writers"] {
         File::open(dir.join(file)).and_then(|file| file.sync_all()).unwrap();
