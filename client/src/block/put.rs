@@ -166,7 +166,12 @@ impl Putter {
             }
             Ok((BlockReply::OldLayout(newer), _)) => {
                 self.layouts.learn(newer);
-                Err(Missed::OldLayout)
+                if self.layouts.newest().epoch > layout.epoch {
+                    return Err(Missed::OldLayout);
+                }
+                // It would say the same again at once.
+                self.layouts.suspect(*first);
+                Err(Missed::TooFew(format!("{addr} speaks of newer owners, and names none")))
             }
             Ok((other, _)) => {
                 self.layouts.suspect(*first);
@@ -266,6 +271,28 @@ mod tests {
         putter.put(hash, Bytes::from_static(b"x")).await.unwrap();
         assert_eq!(*asked.lock(), [first.1; 4]);
         assert_eq!(layouts.targets(&layouts.newest(), &hash), targets);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_speaks_of_newer_owners_and_names_none_is_not_asked_without_end() {
+        let members = vec![member(1), member(2)];
+        let old = Layout { replicas: 2, min_sync: 1, members, ..Layout::default() };
+        let layouts = Arc::new(Layouts::new(old.clone()));
+        let hash = BlockHash([0; 32]);
+        let [first, second] = layouts.targets(&old, &hash)[..] else { panic!("there are two") };
+        let asked = Arc::<Mutex<Vec<SocketAddr>>>::default();
+        let noted = asked.clone();
+        let says = Answering(move |blockd| {
+            noted.lock().push(blockd);
+            assert!(noted.lock().len() < 100, "it is asked in a loop");
+            ready(Ok(if blockd == first.1 {
+                BlockReply::OldLayout(old.clone())
+            } else {
+                BlockReply::Stored { synced: vec![second.0], failed: Vec::new(), full: Vec::new(), layout: None }
+            }))
+        });
+        Putter::new(Arc::new(says), layouts, None).put(hash, Bytes::from_static(b"x")).await.unwrap();
+        assert_eq!(*asked.lock(), [first.1, second.1]);
     }
 
     #[test]
