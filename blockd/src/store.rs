@@ -347,6 +347,13 @@ impl Store {
         self.shared.index.read().blocks.get(hash).filter(|location| !location.bad).map(|location| location.len)
     }
 
+    /// Length of a block that is here and not known to be damaged, and how many bytes [`Store::get_part`] reads for this
+    /// part of it: for an empty one none.
+    #[must_use]
+    pub fn cost_of_part(&self, hash: &BlockHash, offset: u32, len: u32) -> Option<(u32, u64)> {
+        self.len_of(hash).map(|block_len| (block_len, read::cost(offset, len, block_len)))
+    }
+
     /// Names and lengths of good blocks from `from` on, in the order of names, at most `limit`.
     #[must_use]
     pub fn list(&self, from: BlockHash, limit: usize) -> Vec<(BlockHash, u32)> {
