@@ -238,7 +238,7 @@ impl Store {
             Part::Verified { block_len, bytes } => Ok(Some((block_len, bytes))),
             Part::Doubtful => {
                 let block = self.get_and_mend(hash).await?;
-                Ok(block.map(|block| (block.len() as u32, block.slice(read::clamp(offset, len, block.len())))))
+                Ok(block.map(|block| (block.len() as u32, read::cut(&block, read::clamp(offset, len, block.len())))))
             }
         }
     }

@@ -5,6 +5,7 @@
 //! block cannot. A damaged block is quarantined.
 
 use super::disk::SegmentFile;
+use super::record::GROUP_ALIGN;
 use super::{Error, Location, Shared, segment, segment_name};
 use bytes::Bytes;
 use std::io;
@@ -69,6 +70,16 @@ fn record_in(shared: &Shared, hash: &BlockHash, location: Location, file: &dyn S
     Ok(Record { location, block, sections, trailer_fits })
 }
 
+/// A part of what a read brought. A short one is copied: its reader's budget counts its length, and it would keep the
+/// whole buffer, which begins and ends up to a group farther out.
+pub(super) fn cut(read: &Bytes, part: Range<usize>) -> Bytes {
+    if part.len() * 2 < read.len() + 2 * GROUP_ALIGN {
+        Bytes::copy_from_slice(&read[part])
+    } else {
+        read.slice(part)
+    }
+}
+
 /// How many bytes reading a part takes: its sections and the trailer, or the whole block without it.
 pub(super) fn cost(offset: u32, len: u32, block_len: u32) -> u64 {
     let wanted = clamp(offset, len, block_len as usize);
@@ -89,7 +100,7 @@ pub(super) fn part(shared: &Shared, hash: &BlockHash, offset: u32, len: u32) -> 
     let cover = covering(&wanted, location.len as usize);
     if cover.len() == location.len as usize {
         let Some(block) = block(shared, hash)? else { return Ok(Part::Absent) };
-        return Ok(Part::Verified { block_len: location.len, bytes: block.slice(wanted) });
+        return Ok(Part::Verified { block_len: location.len, bytes: cut(&block, wanted) });
     }
     let (trailer, content) = match trailer_and_sections(shared, &location, &*file, &cover) {
         Ok(read) => read,
@@ -102,7 +113,7 @@ pub(super) fn part(shared: &Shared, hash: &BlockHash, offset: u32, len: u32) -> 
     match Sections::decode(&trailer, hash) {
         Some(sections) if sections.fit(cover.start, &content) => {
             let within = wanted.start - cover.start..wanted.end - cover.start;
-            Ok(Part::Verified { block_len: location.len, bytes: content.slice(within) })
+            Ok(Part::Verified { block_len: location.len, bytes: cut(&content, within) })
         }
         _ => Ok(Part::Doubtful),
     }
