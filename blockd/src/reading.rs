@@ -80,6 +80,12 @@ impl Reading {
         wait.await.expect("the line is as old as this, and gives each a turn before it drops it")
     }
 
+    /// Number of those that wait.
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        self.state.lock().lines.values().map(BTreeMap::len).sum()
+    }
+
     fn begin(self: &Arc<Self>, state: &mut State, cost: u64) -> Turn {
         state.reads += 1;
         state.bytes += cost;
@@ -252,9 +258,9 @@ mod tests {
             assert!(at_once.is_empty());
             drop(waiting);
         }
+        assert_eq!(reading.waiting(), 1);
         {
             let state = reading.state.lock();
-            assert_eq!(state.lines.values().map(BTreeMap::len).sum::<usize>(), 1);
             assert!(state.lines.len() <= 4 && state.order.len() == state.lines.len());
         }
         given.pop();

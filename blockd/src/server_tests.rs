@@ -20,8 +20,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use wire::Error;
-use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId};
-use wire::limits::{BLOCK_BYTES_MAX, CLIENT_BYTES_MAX};
+use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId, Point};
+use wire::layout::ring::Span;
+use wire::limits::{BLOCK_BYTES_MAX, CLIENT_BYTES_MAX, DAEMON_BYTES_MAX};
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::{Endpoint, Peer};
 use wire::sections::SECTION_BYTES;
@@ -242,4 +243,47 @@ async fn an_empty_part_costs_no_turn_and_another_one_the_sections_that_are_read(
     }
     drop(turns);
     assert_eq!(get(across, LIMIT).await, Some(content.slice(..2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_wait_for_room_among_the_answers_that_their_caller_has_not_fetched() {
+    let peers = Peers::start([Manner::Honest]);
+    let server = server(&peers, ME, &peers.endpoint, &TestDisk::new());
+    let _serving = peers.endpoint.serve(server.clone(), &Handle::current());
+    let (hash, content) = block(1);
+    server.store.put(hash, content).await.unwrap();
+    let asker = bind(&peers.ca, Role::Blockd, "asker");
+    let (peer, epoch) = (asker.peer(peers.endpoint.local_addr(), Role::Blockd), peers.layout.epoch);
+    let mut turns = Vec::new();
+    while let Ok(turn) = timeout(Duration::ZERO, server.reading.turn(PartyId([2; 16]), u64::MAX)).await {
+        turns.push(turn);
+    }
+    // Each has room for a whole block until its turn has come.
+    let mut reads = JoinSet::new();
+    let count = DAEMON_BYTES_MAX / 2 / BLOCK_BYTES_MAX;
+    for _ in 0..count {
+        let peer = peer.clone();
+        reads.spawn(async move {
+            let get = BlockRequest::Get { hash, epoch, offset: 0, len: u32::MAX };
+            peer.request::<_, BlockReply>(&get, &[], LIMIT * 2).await
+        });
+    }
+    until("all of them wait for their turns", || server.reading.waiting() == count).await;
+    let span = Span { first: Point(0), last: Point(1) };
+    let lists = [
+        BlockRequest::List { from: hash, last: hash, limit: 1 },
+        BlockRequest::Probe { epoch, hashes: vec![hash] },
+        BlockRequest::Digests { epoch, spans: vec![span] },
+    ];
+    for request in &lists {
+        let answer = peer.request::<_, BlockReply>(request, &[], Duration::from_millis(300)).await;
+        assert!(answer.is_err(), "{answer:?}");
+    }
+    drop(turns);
+    while let Some(read) = reads.join_next().await {
+        assert!(matches!(read.unwrap(), Ok((BlockReply::Content { .. }, _))));
+    }
+    for request in &lists {
+        peer.request::<_, BlockReply>(request, &[], LIMIT).await.unwrap();
+    }
 }
