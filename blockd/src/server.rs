@@ -355,7 +355,7 @@ impl Server {
             {
                 self.answer_put(epoch, &copies, incoming).await;
                 answered = Some(Instant::now());
-                lagging = self.replicator.lag();
+                lagging = self.replicator.lag(origin.id());
                 if lagging.is_none() && !others_ended {
                     tracing::debug!(%hash, "too many blocks lag behind: the rest of the chain is left to repair");
                     others_ended = true;
