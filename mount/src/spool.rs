@@ -46,7 +46,7 @@ pub(crate) struct Aside(Mutex<Lies>);
 
 enum Lies {
     Memory(Arc<Vec<u8>>),
-    Disk(Place, usize),
+    Disk(Stored),
     /// Nowhere: it was taken.
     Taken,
 }
@@ -73,13 +73,21 @@ struct Jobs {
 }
 
 enum Urgent {
-    Read { place: Place, len: usize, reply: oneshot::Sender<io::Result<Vec<u8>>> },
+    Read { stored: Stored, reply: oneshot::Sender<io::Result<Vec<u8>>> },
     Free(u64),
 }
 
 enum Job {
     Urgent(Urgent),
     Store(Weak<Aside>),
+}
+
+/// Content in the file.
+struct Stored {
+    place: Place,
+    len: usize,
+    /// Of the content: a disk may give something else back.
+    hash: blake3::Hash,
 }
 
 /// A place in the file, given back when this is dropped.
@@ -185,16 +193,16 @@ impl Aside {
     /// Takes the content, from memory at once. Cancel-safe in that nothing stays behind.
     ///
     /// # Errors
-    /// What the disk answers.
+    /// What the disk answers, or that it has given something else back.
     pub(crate) async fn take(&self) -> io::Result<Vec<u8>> {
         let lies = std::mem::replace(&mut *self.0.lock(), Lies::Taken);
         match lies {
             // The thread may be writing it.
             Lies::Memory(content) => Ok(Arc::unwrap_or_clone(content)),
-            Lies::Disk(place, len) => {
+            Lies::Disk(stored) => {
                 let (reply, answer) = oneshot::channel();
-                let queue = place.queue.clone();
-                queue.push(Urgent::Read { place, len, reply });
+                let queue = stored.place.queue.clone();
+                queue.push(Urgent::Read { stored, reply });
                 answer.await.unwrap_or_else(|_| Err(io::Error::other("the spool's thread has ended")))
             }
             Lies::Taken => Err(io::Error::other("it was taken before")),
@@ -210,10 +218,10 @@ impl Aside {
     }
 
     /// Notes that the content is on the disk, too. The place is given back if nobody needs it any more.
-    fn note_stored(&self, place: Place, len: usize) {
+    fn note_stored(&self, stored: Stored) {
         let mut lies = self.0.lock();
         if matches!(*lies, Lies::Memory(_)) {
-            *lies = Lies::Disk(place, len);
+            *lies = Lies::Disk(stored);
         }
     }
 }
@@ -233,8 +241,8 @@ impl<D: Disk> Worker<D> {
             match job {
                 // Whoever waited for it is gone.
                 Job::Urgent(Urgent::Read { reply, .. }) if reply.is_closed() => {}
-                Job::Urgent(Urgent::Read { place, len, reply }) => {
-                    let _ = reply.send(self.disk.read(place.number, len));
+                Job::Urgent(Urgent::Read { stored, reply }) => {
+                    let _ = reply.send(self.read(&stored));
                 }
                 Job::Urgent(Urgent::Free(number)) => self.free(number),
                 Job::Store(aside) => self.store(&aside),
@@ -249,7 +257,7 @@ impl<D: Disk> Worker<D> {
             Ok(()) => {
                 let place = Place { queue: self.queue.clone(), number };
                 if let Some(aside) = aside.upgrade() {
-                    aside.note_stored(place, content.len());
+                    aside.note_stored(Stored { place, len: content.len(), hash: blake3::hash(&content) });
                 }
             }
             Err(error) => {
@@ -257,6 +265,14 @@ impl<D: Disk> Worker<D> {
                 self.refuse(&error);
             }
         }
+    }
+
+    fn read(&mut self, stored: &Stored) -> io::Result<Vec<u8>> {
+        let content = self.disk.read(stored.place.number, stored.len)?;
+        if blake3::hash(&content) != stored.hash {
+            return Err(io::Error::new(ErrorKind::InvalidData, "the local disk gives something else back"));
+        }
+        Ok(content)
     }
 
     fn refuse(&mut self, error: &io::Error) {

@@ -103,6 +103,24 @@ async fn content_is_in_a_file_that_nobody_finds_until_it_is_taken() {
 }
 
 #[tokio::test]
+async fn content_that_the_disk_has_changed_is_an_error_and_no_other_content_suffers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, file, log) = watched(dir.path(), 0, 100);
+    let asides: Vec<_> = (0..3).map(|number| spool.put(content(number))).collect();
+    // The thread begins the next one when it has noted where this one is.
+    let _last = spool.put(content(3));
+    for place in 0..4 {
+        assert_eq!(log.recv_timeout(LIMIT), Ok(Done::Written(place)));
+    }
+    file.write_all_at(b"x", PLACE_BYTES + 12_345).unwrap();
+    let damaged = asides[1].take().await;
+    assert_eq!(damaged.map_err(|error| error.kind()), Err(ErrorKind::InvalidData));
+    for number in [0, 2] {
+        assert!(asides[usize::from(number)].take().await.unwrap() == content(number));
+    }
+}
+
+#[tokio::test]
 async fn places_are_used_again_and_no_content_is_mixed_up() {
     let dir = tempfile::tempdir().unwrap();
     let (spool, file, _log) = watched(dir.path(), 0, 10);
