@@ -22,8 +22,10 @@ const PLACES_MAX: u64 = 1 << 10;
 /// The disk keeps at least this many bytes free, for the journal, and for daemons on it: twice what a block daemon
 /// leaves free by itself.
 const FREE_BYTES_MIN: u64 = 1 << 30;
-/// If the disk takes longer than this for one step, nothing is put aside any more.
+/// While the disk takes longer than this for one step, nothing is put aside.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
+/// Nor is it for this long after such a step has ended.
+const REST: Duration = Duration::from_secs(60);
 
 /// What the thread does with the disk. All of it may take any time.
 pub(crate) trait Disk {
@@ -39,6 +41,7 @@ pub(crate) trait Disk {
 pub(crate) struct Spool {
     queue: Arc<Queue>,
     step_limit: Duration,
+    rest: Duration,
 }
 
 /// Content that was put aside.
@@ -66,10 +69,22 @@ struct Jobs {
     stores: VecDeque<Weak<Aside>>,
     /// When the step began that the thread is at.
     busy_since: Option<Instant>,
-    /// Nothing is put aside any more.
-    off: bool,
+    usable: Usable,
     /// Nothing comes any more, except from places in use.
     ended: bool,
+}
+
+/// Whether content is put aside.
+#[derive(Default, PartialEq, Eq, Debug)]
+enum Usable {
+    #[default]
+    Yes,
+    /// A step takes too long.
+    Overdue,
+    /// Such a step ended at this time.
+    Since(Instant),
+    /// There is no file.
+    Never,
 }
 
 enum Urgent {
@@ -112,6 +127,9 @@ impl Queue {
     fn next(&self, places_in_use: bool) -> Option<Job> {
         let mut jobs = self.jobs.lock();
         jobs.busy_since = None;
+        if jobs.usable == Usable::Overdue {
+            jobs.usable = Usable::Since(Instant::now());
+        }
         loop {
             let urgent = jobs.urgent.pop_front().map(Job::Urgent);
             if let Some(job) = urgent.or_else(|| jobs.stores.pop_front().map(Job::Store)) {
@@ -127,8 +145,27 @@ impl Queue {
 
     fn turn_off(&self) {
         let mut jobs = self.jobs.lock();
-        jobs.off = true;
+        jobs.usable = Usable::Never;
         jobs.stores.clear();
+    }
+}
+
+impl Jobs {
+    /// Reports whether content is put aside now. When a step turns out to take too long, what waits stays in memory.
+    fn is_usable(&mut self, step_limit: Duration, rest: Duration) -> bool {
+        let is_overdue = self.busy_since.is_some_and(|since| since.elapsed() > step_limit);
+        match self.usable {
+            Usable::Yes | Usable::Since(_) if is_overdue => {
+                if self.usable == Usable::Yes {
+                    warn(&ErrorKind::TimedOut.into());
+                }
+                self.usable = Usable::Overdue;
+                self.stores.clear();
+            }
+            Usable::Since(ended) if ended.elapsed() >= rest => self.usable = Usable::Yes,
+            _ => {}
+        }
+        self.usable == Usable::Yes
     }
 }
 
@@ -158,19 +195,14 @@ impl Spool {
                 warn(&error);
             }
         });
-        started.inspect_err(warn).ok().map(|_| Self { queue, step_limit })
+        started.inspect_err(warn).ok().map(|_| Self { queue, step_limit, rest: REST })
     }
 
     /// Puts content aside, onto the disk as soon as that takes it. Does not wait.
     pub(crate) fn put(&self, content: Vec<u8>) -> Arc<Aside> {
         let aside = Arc::new(Aside(Mutex::new(Lies::Memory(Arc::new(content)))));
         let mut jobs = self.queue.jobs.lock();
-        if !jobs.off && jobs.busy_since.is_some_and(|since| since.elapsed() > self.step_limit) {
-            jobs.off = true;
-            jobs.stores.clear();
-            warn(&ErrorKind::TimedOut.into());
-        }
-        if !jobs.off && (jobs.stores.len() as u64) < PLACES_MAX {
+        if jobs.is_usable(self.step_limit, self.rest) && (jobs.stores.len() as u64) < PLACES_MAX {
             jobs.stores.push_back(Arc::downgrade(&aside));
             self.queue.woken.notify_one();
         }

@@ -138,7 +138,7 @@ async fn places_are_used_again_and_no_content_is_mixed_up() {
 }
 
 #[tokio::test]
-async fn a_disk_that_hangs_keeps_nobody_waiting_and_is_not_used_any_more() {
+async fn a_disk_that_hangs_keeps_nobody_waiting_and_is_not_used_meanwhile() {
     let (begun, begins) = mpsc::channel();
     let (ends, hangs) = mpsc::channel();
     let mut spool = Spool::start(move || Ok(Stuck { begun, hangs }), 10, LIMIT).unwrap();
@@ -146,7 +146,7 @@ async fn a_disk_that_hangs_keeps_nobody_waiting_and_is_not_used_any_more() {
     begins.recv_timeout(LIMIT).expect("it is being written");
     spool.step_limit = Duration::ZERO;
     let others: Vec<_> = (1..100).map(|number| spool.put(content(number))).collect();
-    assert!(spool.queue.jobs.lock().off, "the step has taken longer than the limit");
+    assert_eq!(spool.queue.jobs.lock().usable, Usable::Overdue, "the step has taken longer than the limit");
     assert!(spool.queue.jobs.lock().stores.is_empty());
     assert!(first.take().await.unwrap() == content(0), "although it is being written");
     for (number, aside) in (1..).zip(&others) {
@@ -155,6 +155,31 @@ async fn a_disk_that_hangs_keeps_nobody_waiting_and_is_not_used_any_more() {
     drop(ends);
     drop(spool);
     assert_eq!(begins.recv_timeout(LIMIT), Err(mpsc::RecvTimeoutError::Disconnected), "nothing else was begun");
+}
+
+#[test]
+fn a_disk_is_used_again_a_while_after_a_step_that_took_too_long() {
+    let (begun, begins) = mpsc::channel();
+    let (ends, hangs) = mpsc::channel();
+    let mut spool = Spool::start(move || Ok(Stuck { begun, hangs }), 10, LIMIT).unwrap();
+    let mut kept = vec![spool.put(content(0))];
+    begins.recv_timeout(LIMIT).unwrap();
+    spool.step_limit = Duration::ZERO;
+    kept.push(spool.put(content(1)));
+    assert_eq!(spool.queue.jobs.lock().usable, Usable::Overdue);
+    drop(ends);
+    let started = Instant::now();
+    while spool.queue.jobs.lock().usable == Usable::Overdue {
+        assert!(started.elapsed() < LIMIT, "the step has ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    spool.step_limit = LIMIT;
+    kept.push(spool.put(content(2)));
+    assert!(spool.queue.jobs.lock().stores.is_empty(), "it rests");
+    spool.rest = Duration::ZERO;
+    kept.push(spool.put(content(3)));
+    begins.recv_timeout(LIMIT).expect("it is used again");
+    assert_eq!(begins.try_recv(), Err(mpsc::TryRecvError::Empty), "nothing that came meanwhile is written");
 }
 
 #[test]
