@@ -149,6 +149,11 @@ impl Kernel {
         self.pages.lock().put(ino, version);
     }
 
+    /// Notes that the kernel may have pages of an inode that are of no version: the next open drops them.
+    pub(crate) fn spoils_pages(&self, ino: Ino) {
+        self.gets_pages(ino, Version::default());
+    }
+
     /// Notes that the kernel's pages took part in a change of ours: pages of `from` are valid for `to`.
     pub(crate) fn follows(&self, ino: Ino, from: Version, to: Version) {
         let mut pages = self.pages.lock();

@@ -237,6 +237,8 @@ impl Committer {
         }
         let is_overtaken = made.is_some_and(|made| made < file.known_version());
         if pages == Pages::Old || is_overtaken {
+            // The file may be closed before the kernel has dropped them, or the notice be lost.
+            self.kernel.spoils_pages(ino);
             self.kernel.notify(Notice::Changed(ino));
         }
         if chunk_extents > COMPACT_EXTENTS

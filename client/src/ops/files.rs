@@ -263,7 +263,7 @@ impl Client {
         if at != offset && self.kernel.is_there() {
             // The kernel does not know what others have appended, and has these bytes over theirs.
             handle.file.note_misplaced(at, offset, data.len() as u64);
-            self.kernel.gets_pages(handle.ino(), Version::default());
+            self.kernel.spoils_pages(handle.ino());
             self.kernel.notify(Notice::Changed(handle.ino()));
         }
         self.committer.window().add(added as u64);

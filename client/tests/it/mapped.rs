@@ -5,6 +5,7 @@ use client::{Client, Handle, OpenFlags};
 use std::sync::Arc;
 use wire::FsError;
 use wire::ids::Ino;
+use wire::limits::FILE_BYTES_MAX;
 
 const PAGE: usize = 4096;
 /// A place of another page, by which the first client is seen to know of a change.
@@ -158,6 +159,39 @@ async fn a_page_of_which_it_is_not_certain_what_the_program_has_seen_is_judged_w
     assert_eq!(two.one.read_direct(&two.mapped, 100, 1).await.unwrap()[..], *b"2");
     two.write_back().await;
     two.assert_conflict(100, b'2', &[(0, b'1'), (100, b'.')]).await;
+}
+
+/// Guards I5.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_conflict_an_open_relies_on_no_page_even_if_the_file_is_of_the_version_that_they_were_read_from() {
+    let two = Two::start().await;
+    two.one.write(&two.mapped, 100, b"1", false).await.unwrap();
+    two.other_writes(100, b'2').await;
+    two.one_knows(b'2').await;
+    // The kernel drops its pages, and reads them anew with what is not committed.
+    let again = open(&two.one, "file").await;
+    assert!(!again.keep_cache);
+    assert_eq!(two.one.read(&again.handle, 100, 1).await.unwrap()[..], *b"1");
+    two.assert_conflict(100, b'2', &[(100, b'1')]).await;
+    assert!(!open(&two.one, "file").await.keep_cache);
+    two.one.release(again.handle).await;
+    two.one.release(two.mapped).await;
+    assert!(!open(&two.one, "file").await.keep_cache);
+}
+
+/// Guards I6.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_that_was_not_taken_is_not_relied_on_once_the_file_was_closed() {
+    let two = Two::start().await;
+    two.other_writes(100, b'2').await;
+    two.one_knows(b'2').await;
+    let again = open(&two.one, "file").await.handle;
+    let beyond = two.one.write_mapped(&again, FILE_BYTES_MAX, &two.page).await;
+    assert_eq!(beyond, Err(FsError::TooLarge), "while the kernel drops its pages for the open");
+    two.one.read(&again, 100, 1).await.unwrap();
+    two.one.release(again).await;
+    two.one.release(two.mapped).await;
+    assert!(!open(&two.one, "file").await.keep_cache);
 }
 
 /// Guards I6. Alone with a file, a client takes pages whole. They are committed before others can change the file.
