@@ -1,9 +1,12 @@
 //! Pages that programs have changed through a mapping, as the kernel writes them back, while others change the file.
 
 use crate::cluster::{Cluster, content, create, names, open, until};
-use client::{Client, Handle, OpenFlags};
+use client::{Client, Handle, Notice, OpenFlags};
+use futures::FutureExt;
 use std::sync::Arc;
+use std::time::Duration;
 use wire::FsError;
+use wire::attr::AttrChange;
 use wire::ids::Ino;
 use wire::limits::FILE_BYTES_MAX;
 
@@ -192,6 +195,26 @@ async fn a_page_that_was_not_taken_is_not_relied_on_once_the_file_was_closed() {
     two.one.release(again).await;
     two.one.release(two.mapped).await;
     assert!(!open(&two.one, "file").await.keep_cache);
+}
+
+/// Guards I6. The kernel gets `EINTR`, and retains its pages.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_that_have_missed_a_truncation_because_its_caller_was_interrupted_do_not_undo_it() {
+    const LEFT: u64 = 2000;
+    let mut two = Two::start().await;
+    let ino = two.mapped.ino();
+    let mut notices = two.one.notices();
+    let change = AttrChange { size: Some(LEFT), ..AttrChange::default() };
+    assert!(two.one.setattr(ino, change).now_or_never().is_none(), "it waits for metad");
+    let changed = async { while notices.recv().await != Ok(Notice::Changed(ino)) {} };
+    tokio::time::timeout(Duration::from_secs(60), changed).await.expect("the kernel is asked to drop its pages");
+    drop(notices);
+    assert_eq!(two.one.getattr(ino).await.unwrap().size, LEFT);
+    assert!(!open(&two.one, "file").await.keep_cache);
+    two.store(0, b'1');
+    two.write_back().await;
+    assert_eq!(two.one.fsync(&two.mapped).await, Err(FsError::Stale), "the page is in conflict with the truncation");
+    assert_eq!(content(&two.other, "file").await, [b'.'; LEFT as usize]);
 }
 
 /// Guards I6. Alone with a file, a client takes pages whole. They are committed before others can change the file.

@@ -145,6 +145,12 @@ impl FileState {
         self.content.lock().pages.misplaced(&parts);
     }
 
+    /// Notes that the kernel retains its pages though a change of ours has made this version: it did not get the answer.
+    pub(crate) fn note_missed(&self, made: Version) {
+        let before = Version(made.0.saturating_sub(1));
+        self.content.lock().pages.lost(before, &[], std::slice::from_ref(&(0..u64::MAX)));
+    }
+
     /// Returns the version of the content that a reader gets now, beside what is not committed.
     pub(crate) fn known_version(&self) -> Version {
         self.content.lock().extents.version()
