@@ -391,6 +391,16 @@ impl Client {
         self.let_go(&handle.file).await;
     }
 
+    /// Gives a handle back that the kernel does not get, because the open fails after all: it drops no pages for it.
+    pub async fn release_unopened(&self, mut handle: Handle) {
+        handle.drops.lock().take();
+        handle.released = true;
+        // The file may have been cut already.
+        self.kernel.spoils_pages(handle.ino());
+        self.kernel.notify(Notice::Changed(handle.ino()));
+        self.let_go(&handle.file).await;
+    }
+
     async fn let_go(&self, file: &Arc<FileState>) {
         let (last, refused) = file.remove_handle();
         let ino = file.ino();

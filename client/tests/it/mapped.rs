@@ -197,6 +197,21 @@ async fn a_page_that_was_not_taken_is_not_relied_on_once_the_file_was_closed() {
     assert!(!open(&two.one, "file").await.keep_cache);
 }
 
+/// Guards I6.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_that_fails_in_the_end_does_not_count_as_a_drop_of_pages() {
+    let mut two = Two::start().await;
+    two.store(0, b'1');
+    two.other_writes(100, b'2').await;
+    two.one_knows(b'2').await;
+    let failed = open(&two.one, "file").await;
+    assert!(!failed.keep_cache);
+    two.one.release_unopened(failed.handle).await;
+    assert!(!open(&two.one, "file").await.keep_cache);
+    two.write_back().await;
+    two.assert_merged(&[(0, b'1'), (100, b'2')]).await;
+}
+
 /// Guards I6. The kernel gets `EINTR`, and retains its pages.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_that_have_missed_a_truncation_because_its_caller_was_interrupted_do_not_undo_it() {

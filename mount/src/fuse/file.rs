@@ -110,7 +110,7 @@ impl Shared {
             // With FUSE_ATOMIC_O_TRUNC, we must do what the kernel does when it truncates by `setattr`.
             let change = AttrChange { clear_privileges: true, ..AttrChange::default() };
             if let Err(error) = self.client.setattr(ino, change).await {
-                self.client.release(opened.handle).await;
+                self.client.release_unopened(opened.handle).await;
                 return Err(error);
             }
         }
