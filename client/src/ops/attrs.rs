@@ -169,7 +169,6 @@ impl Change {
     fn missed(&self, made: Version) {
         self.file.note_missed(made);
         self.client.kernel.spoils_pages(self.file.ino());
-        self.client.kernel.notify(Notice::Changed(self.file.ino()));
     }
 }
 

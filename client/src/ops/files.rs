@@ -3,7 +3,6 @@
 use crate::Client;
 use crate::error::unexpected_reply;
 use crate::file::state::FileState;
-use crate::kernel::Notice;
 use crate::known::leased::LeasedAnswer;
 use crate::ordered::{Ordered, Rank};
 use crate::queue::{LossesReported, NewNode};
@@ -264,7 +263,6 @@ impl Client {
             // The kernel does not know what others have appended, and has these bytes over theirs.
             handle.file.note_misplaced(at, offset, data.len() as u64);
             self.kernel.spoils_pages(handle.ino());
-            self.kernel.notify(Notice::Changed(handle.ino()));
         }
         self.committer.window().add(added as u64);
         self.committer.seal_full(&handle.file);
@@ -397,7 +395,6 @@ impl Client {
         handle.released = true;
         // The file may have been cut already.
         self.kernel.spoils_pages(handle.ino());
-        self.kernel.notify(Notice::Changed(handle.ino()));
         self.let_go(&handle.file).await;
     }
 
