@@ -105,8 +105,11 @@ impl Client {
         while at < end {
             if file.is_scattered() {
                 drop(reserved.take());
-                // `fsync` and `close` report what failed, as for writing in the background.
-                let _ = self.flusher.flush(file, true).await;
+                let flushed = self.flusher.flush(file, true).await;
+                if file.is_scattered() {
+                    // The pieces cost memory that nothing counts, so there must not be more of them.
+                    flushed?;
+                }
             }
             let rest = &data[(at - offset) as usize..];
             if let Some(taken) = self.take_whole(file, at, rest) {
