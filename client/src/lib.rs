@@ -61,7 +61,7 @@ pub use known::Listed;
 pub use local_dir::LocalDir;
 pub use ops::files::{Handle, OpenFlags, Opened};
 pub use ops::locks::Wait;
-pub use ops::mapped::DropUnderWay;
+pub use ops::mapped::{DropUnderWay, Taking};
 pub use queue::{LossesReported, NewNode};
 
 use accessed::Accessed;

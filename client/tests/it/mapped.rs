@@ -197,6 +197,22 @@ async fn a_page_that_was_not_taken_is_not_relied_on_once_the_file_was_closed() {
     assert!(!open(&two.one, "file").await.keep_cache);
 }
 
+/// Guards I6. The kernel drops pages without waiting for copies of them that are on their way (Linux before 6.16).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_that_has_come_is_compared_with_what_its_program_has_seen_though_the_kernel_drops_all_pages_meanwhile() {
+    let mut two = Two::start().await;
+    two.store(0, b'1');
+    two.other_writes(100, b'2').await;
+    two.one_knows(b'2').await;
+    let taking = two.one.begin_taking(&two.mapped);
+    let again = open(&two.one, "file").await;
+    assert!(!again.keep_cache);
+    two.one.read(&again.handle, 0, 1).await.unwrap();
+    let page = (PAGE, std::future::ready(Ok(&two.page)));
+    assert_eq!(two.one.write_mapped_content(taking, 0, page).await, Ok(PAGE));
+    two.assert_merged(&[(0, b'1'), (100, b'2')]).await;
+}
+
 /// Guards I6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_that_fails_in_the_end_does_not_count_as_a_drop_of_pages() {
