@@ -150,6 +150,12 @@ impl Pages {
         }
     }
 
+    /// Notes that the kernel reads a part of which some may be as old as this version.
+    pub fn note_read_torn(&mut self, range: &Range<u64>, oldest: Version) {
+        self.note_given();
+        self.lost(oldest, &[], std::slice::from_ref(range));
+    }
+
     fn note(&mut self, range: Range<u64>, shows: Shows) {
         self.noted.insert(range, shows);
         if self.noted.len() > NOTED_MAX {

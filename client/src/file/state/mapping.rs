@@ -74,7 +74,7 @@ impl FileState {
             None => (&content.extents, true),
         };
         let below = match extents.first_unknown(&range) {
-            _ if !shows.exact => Below::Unknown,
+            _ if !shows.exact || extents.torn_since().is_some() => Below::Unknown,
             Some(chunk) if is_present => Below::Load(chunk),
             Some(_) => Below::Unknown,
             None => {
