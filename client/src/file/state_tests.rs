@@ -234,6 +234,27 @@ fn whatever_ends_earlier_content_later_content_is_based_on_what_is_known_then() 
     }
 }
 
+/// Guards I6.
+#[test]
+fn pages_that_are_read_from_a_mixture_of_versions_are_judged_whole_by_the_oldest() {
+    let file = FileState::new(attr(1, 20), None, Arc::default(), 4 << 20);
+    let page = |version, more_from| ExtentPage { version: Version(version), size: 20, extents: Vec::new(), more_from };
+    let torn = [page(2, Some(CHUNK_BYTES)), page(3, None)];
+    assert_eq!(file.take_listing(0..2 * CHUNK_BYTES, &torn, false), Listing::Torn);
+    assert_eq!(file.take_listing(0..2 * CHUNK_BYTES, &torn, true), Listing::Moved);
+    for _ in 0..2 {
+        // The kernel drops all, and reads anew.
+        let drop = file.begin_drop();
+        file.end_drop(drop);
+        read(&file);
+        assert!(!file.pages_show_present());
+    }
+    let seen = file.seen(&(0..20));
+    assert!(matches!(seen.below, Below::Unknown));
+    file.write_changed(&seen, &[b'x'; 20], None, Timestamp::default()).unwrap();
+    assert_eq!((file.base(), file.known_version()), (Version(2), Version(3)));
+}
+
 #[test]
 fn an_answer_that_a_commit_has_overtaken_does_not_make_the_file_shorter() {
     let file = opened();
