@@ -64,7 +64,7 @@ impl Client {
     async fn get_ready(&self, file: &Arc<FileState>, mapped: bool) -> Result<(), FsError> {
         if file.is_scattered() {
             // `fsync` and `close` report what failed, as for writing in the background.
-            let _ = self.flusher.flush(file, true).await;
+            let _ = Box::pin(self.flusher.flush(file, true)).await;
         }
         if mapped { Ok(()) } else { self.view.catch_up(file).await }
     }

@@ -108,7 +108,7 @@ impl Client {
         while at < end {
             if file.is_scattered() {
                 drop(reserved.take());
-                let flushed = self.flusher.flush(file, true).await;
+                let flushed = Box::pin(self.flusher.flush(file, true)).await;
                 if file.is_scattered() {
                     // The pieces cost memory that nothing counts, so there must not be more of them.
                     flushed?;
