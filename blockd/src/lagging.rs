@@ -10,7 +10,7 @@ use wire::ids::PartyId;
 /// Most blocks that may lag.
 const LAGGING_MAX: usize = 32;
 /// Most of them that one party has sent.
-const LAGGING_OF_PARTY_MAX: usize = 8;
+const LAGGING_OF_PARTY_MAX: usize = 24;
 
 /// The blocks that lag, by who sent them first. Nothing is kept of a party of which none does.
 #[derive(Default)]
