@@ -148,7 +148,7 @@ impl Client {
         let (seen, bytes) = self.reader.seen(file, &portion, patience).await;
         let data = &data[..(seen.range.end - offset) as usize];
         let runs = match bytes {
-            Some(bytes) if bytes.len() == data.len() => Some(changed(&bytes, data, file.is_changed_by_others())),
+            Some(bytes) if bytes.len() == data.len() => Some(changed(&bytes, data)),
             // I6: they are judged whole. What others have changed in them is in conflict then, and not overwritten.
             _ => None,
         };
