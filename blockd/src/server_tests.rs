@@ -32,7 +32,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// Puts of the greedy client, their length, and the connections on which it sends them.
 const FLOOD: usize = 200;
-const FLOOD_BYTES: usize = 256 << 10;
+const FLOOD_BYTES: usize = 64 << 10;
 const CONNECTIONS: usize = 4;
 
 /// The daemon of this id, which calls and answers from this endpoint.
