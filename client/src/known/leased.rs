@@ -18,6 +18,7 @@ use wire::ids::{Ino, SessionId};
 use wire::layout::Layout;
 use wire::message::meta::LeaseState;
 use wire::op::{Op, OpReply, Read, ReadReply};
+use wire::tls::Squash;
 use wire::{Error, FsError};
 
 /// How often a question is asked while this session goes on changing what it is about.
@@ -209,6 +210,24 @@ impl LeasedSession {
     #[must_use]
     pub fn id(&self) -> SessionId {
         self.session.id()
+    }
+
+    /// Returns the directory that is this client's root.
+    #[must_use]
+    pub fn root(&self) -> Ino {
+        self.session.root()
+    }
+
+    /// Returns whose rights the users of this client have.
+    #[must_use]
+    pub fn squash(&self) -> Squash {
+        self.session.squash()
+    }
+
+    /// Returns whether metad wants to know for whom this client asks.
+    #[must_use]
+    pub fn is_confined(&self) -> bool {
+        self.session.is_confined()
     }
 
     /// Returns how many questions and changes went to metad.

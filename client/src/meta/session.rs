@@ -14,6 +14,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::attr::{InodeAttr, Timestamp};
+use wire::caller::{self, Caller};
 use wire::chance;
 use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::layout::Layout;
@@ -21,6 +22,7 @@ use wire::limits::{INO_RANGE, SESSION_REPLIES_MAX};
 use wire::message::meta::{LeaseState, MetaReply, MetaRequest};
 use wire::op::{Batch, Op, OpFailed, OpReply, Read, ReadReply};
 use wire::sys::since_boot;
+use wire::tls::Squash;
 use wire::{Error, FsError, trace};
 
 /// Batches under way at once; far fewer than the replies that the state machine retains.
@@ -57,6 +59,9 @@ pub struct Session {
     /// How many questions and changes went to metad.
     requests: AtomicU64,
     options: SessionOptions,
+    /// The directory that was this client's root when it began. It stays so for the kernel, whatever becomes of it.
+    root: Ino,
+    squash: Squash,
     numbers: Ordered<Numbers>,
     /// Held while a new session is opened.
     renewing: tokio::sync::Mutex<()>,
@@ -141,6 +146,10 @@ pub struct Opened {
     pub ttl: Duration,
     /// The leader's clock.
     pub now: Timestamp,
+    /// The directory that is this client's root.
+    pub root: Ino,
+    /// Whose rights its users have.
+    pub squash: Squash,
 }
 
 fn fresh(id: SessionId) -> Numbers {
@@ -160,6 +169,8 @@ impl Session {
             rpc,
             requests: AtomicU64::new(0),
             options,
+            root: opened.root,
+            squash: opened.squash,
             numbers: Ordered::new(Rank::Leaf, fresh(id)),
             renewing: tokio::sync::Mutex::new(()),
             leasing: tokio::sync::Mutex::new(()),
@@ -175,6 +186,28 @@ impl Session {
     #[must_use]
     pub fn id(&self) -> SessionId {
         self.numbers.lock().id
+    }
+
+    /// Returns the directory that is this client's root.
+    #[must_use]
+    pub fn root(&self) -> Ino {
+        self.root
+    }
+
+    /// Returns whose rights the users of this client have.
+    #[must_use]
+    pub fn squash(&self) -> Squash {
+        self.squash
+    }
+
+    /// Returns whether metad wants to know for whom this client asks: it is confined.
+    #[must_use]
+    pub fn is_confined(&self) -> bool {
+        self.root != Ino::ROOT || self.squash != Squash::None
+    }
+
+    fn caller(&self) -> Option<Caller> {
+        caller::current().filter(|_| self.is_confined())
     }
 
     /// Returns how many questions and changes went to metad.
@@ -202,7 +235,10 @@ impl Session {
         self.options.on_expiry.session_expired();
         // Unsent inodes that were made here under delegations have numbers of the old session.
         let request = self.options.request(Some(expired));
-        let (id, _) = opened(self.rpc.ask(&request).await?).map_err(|_| FsError::Io)?;
+        let (id, opened) = opened(self.rpc.ask(&request).await?).map_err(|_| FsError::Io)?;
+        if opened.root != self.root {
+            tracing::error!("the directory that was this client's root is another one by now: mount again");
+        }
         *self.numbers.lock() = fresh(id);
         Ok(())
     }
@@ -235,7 +271,7 @@ impl Session {
         for _ in 0..sessions {
             self.requests.fetch_add(1, Ordering::Relaxed);
             let (numbered, acked) = self.number().await;
-            let batch = Batch { seq: numbered.seq, acked, ops: ops.to_vec() };
+            let batch = Batch { seq: numbered.seq, acked, caller: self.caller(), ops: ops.to_vec() };
             let request = MetaRequest::Submit { session: numbered.session, batch };
             match self.rpc.ask_for(&request, limit).await? {
                 MetaReply::Batch { reply, leased, delegated } => {
@@ -296,7 +332,7 @@ impl Session {
         loop {
             let session = self.id();
             self.requests.fetch_add(1, Ordering::Relaxed);
-            let request = MetaRequest::Read { session, read: read.clone(), delegate, sends };
+            let request = MetaRequest::Read { session, read: read.clone(), delegate, sends, caller: self.caller() };
             match self.rpc.ask(&request).await? {
                 MetaReply::Read { answer, leased, delegated } => return Ok(Answer { answer, leased, delegated }),
                 MetaReply::Failed(FsError::SessionExpired) => self.renew(session).await?,
@@ -431,8 +467,8 @@ pub enum Alive {
 
 fn opened(reply: MetaReply) -> Result<(SessionId, Opened), Error> {
     match reply {
-        MetaReply::Session { session, ttl_ms, layout, now } => {
-            Ok((session, Opened { layout, ttl: Duration::from_millis(ttl_ms), now }))
+        MetaReply::Session { session, ttl_ms, layout, now, root, squash } => {
+            Ok((session, Opened { layout, ttl: Duration::from_millis(ttl_ms), now, root, squash }))
         }
         other => Err(Error::Malformed(format!("unexpected reply {other:?}"))),
     }

@@ -13,7 +13,7 @@
 //! | `Q` | session, ino | empty: unlinked inodes by session |
 //! | `R` | ino | empty: removed inodes whose content is still being deleted |
 //! | `S` | session | [`Session`](super::session::Session) |
-//! | `A` | name in the certificate (hash), session | empty: living sessions |
+//! | `A` | name in the certificate (hash), session | living sessions: empty, or the root of a confined one, eight bytes |
 //! | `W` | name in the certificate (hash), place in the order of ends, session | empty: ended sessions, stored for their replies |
 //! | `T` | token, session | empty: sessions by the token of their opening |
 //! | `Y` | session, batch number | stored reply (I1) |
@@ -28,6 +28,7 @@
 //! | `V` | hash of what is revoked | [`RevokedInfo`](wire::message::cert::RevokedInfo) |
 //! | `N` | number | [`AuditRecord`](wire::message::cert::AuditRecord) |
 //! | `C` | name | cluster setting or counter |
+//! | `d` | ino, parent, name | empty: the entries of an inode that has several |
 //!
 //! Structured values are coded by `wire::codec` (a version byte, then postcard). Those of the tables `I`, `L`, `D`, `E` and
 //! `X` begin with the newest snapshot number at their writing (see [`numbered`](super::numbered)).
@@ -122,6 +123,30 @@ pub fn dentry_at(parent: Ino, cookie: u64, name: &[u8]) -> Key {
 pub fn dentries(parent: Ino, after: u64) -> Range<Key> {
     // `after` comes from clients: no cookie is as large as the largest number.
     key(b'D', &[parent.0, after.saturating_add(1)], &[])..below(key(b'D', &[parent.0], &[])).end
+}
+
+/// An entry of an inode that has several.
+#[must_use]
+pub fn backlink(ino: Ino, parent: Ino, name: &[u8]) -> Key {
+    key(b'd', &[ino.0, parent.0], name)
+}
+
+/// Entries of an inode that has several.
+#[must_use]
+pub fn backlinks(ino: Ino) -> Range<Key> {
+    below(key(b'd', &[ino.0], &[]))
+}
+
+/// Entries of all inodes that have several; the inode is the first number.
+#[must_use]
+pub fn all_backlinks() -> Range<Key> {
+    below(vec![b'd'])
+}
+
+/// Directory and name of an entry of an inode that has several.
+#[must_use]
+pub fn backlink_parts(key: &[u8]) -> (Ino, &[u8]) {
+    (Ino(number_at(key, 9)), &key[17..])
 }
 
 /// All directory entries.

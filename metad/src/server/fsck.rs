@@ -168,7 +168,10 @@ async fn carry_out(shared: &Shared, asker: &Asker, repairing: repair::Repairing)
     };
     shared.wait_for_others(None).await?;
     // There is no session: whatever any session has cached is recalled.
-    let _changing = shared.begin_change(term, SessionId::default(), touched.into_iter().collect(), false).await?;
+    // Directories may get other parents.
+    let confined = shared.confined().into_iter().map(|(session, _)| session).collect();
+    let touched = (touched.into_iter().collect(), confined);
+    let _changing = shared.begin_change(term, SessionId::default(), touched, false).await?;
     shared.propose_by(Some(term), asker, Change::Repair(repairing)).await
 }
 

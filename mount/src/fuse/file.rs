@@ -1,7 +1,6 @@
 //! Open files: translates the kernel's requests for the client.
 
 use super::Shared;
-use super::attr::file_attr;
 use super::locked::LockOwners;
 use super::open_file::OpenFile;
 use super::reply::{Attr, Open, gone_is_stale};
@@ -132,7 +131,7 @@ impl Shared {
         };
         let open = self.insert(opened.handle, flags, FopenFlags::FOPEN_KEEP_CACHE);
         let trust = self.attr_trust(&opened.attr);
-        Ok((Attr { attr: file_attr(&opened.attr), trust }, open))
+        Ok((Attr { attr: self.file_attr(&opened.attr), trust }, open))
     }
 
     fn insert(&self, handle: Handle, flags: i32, kernel: FopenFlags) -> Open {

@@ -1,0 +1,61 @@
+//! Where the entries of an inode stand. One that has a single entry records it itself; of one with several links, which
+//! is no directory, each entry has a key in a table of its own: without it, nobody could say which of its entries are left
+//! when some of them are removed, or whether one of them lies in a subtree.
+
+use super::inode::Inode;
+use super::keys;
+use super::view::{KvExt, View};
+use wire::attr::FileKind;
+use wire::ids::Ino;
+
+fn has_table(inode: &Inode) -> bool {
+    inode.attr.kind != FileKind::Directory && inode.attr.nlink > 1
+}
+
+/// Records a further entry of an inode, which counts it already.
+pub(super) fn added(view: &mut View, inode: &mut Inode, parent: Ino, name: &[u8]) {
+    let ino = inode.attr.ino;
+    if inode.attr.nlink == 2 {
+        view.put(keys::backlink(ino, inode.parent, &inode.name), Vec::new());
+    }
+    view.put(keys::backlink(ino, parent, name), Vec::new());
+    (inode.parent, inode.name) = (parent, name.to_vec());
+}
+
+/// Records that an entry of an inode is gone, which does not count it any more. The last one stays on record.
+pub(super) fn removed(view: &mut View, inode: &mut Inode, parent: Ino, name: &[u8]) {
+    let ino = inode.attr.ino;
+    if inode.attr.nlink == 0 {
+        return;
+    }
+    view.delete(keys::backlink(ino, parent, name));
+    if inode.attr.nlink > 1 && (inode.parent, inode.name.as_slice()) != (parent, name) {
+        return;
+    }
+    // None is found only in a damaged state.
+    let Some((key, _)) = view.pairs(keys::backlinks(ino), 1).pop() else { return };
+    let (parent, name) = keys::backlink_parts(&key);
+    (inode.parent, inode.name) = (parent, name.to_vec());
+    if inode.attr.nlink == 1 {
+        view.delete(key);
+    }
+}
+
+/// Records that an entry of an inode stands elsewhere.
+pub(super) fn moved(view: &mut View, inode: &mut Inode, from: (Ino, &[u8]), to: (Ino, &[u8])) {
+    if has_table(inode) {
+        view.delete(keys::backlink(inode.attr.ino, from.0, from.1));
+        view.put(keys::backlink(inode.attr.ino, to.0, to.1), Vec::new());
+    }
+    (inode.parent, inode.name) = (to.0, to.1.to_vec());
+}
+
+/// Adapts the records of a damaged inode to its count of links. Keys that are still missing are found by the next check.
+pub(super) fn recounted(view: &mut View, inode: &mut Inode) {
+    if inode.attr.nlink == 1
+        && let Some((key, _)) = view.pairs(keys::backlinks(inode.attr.ino), 1).pop()
+    {
+        let (parent, name) = keys::backlink_parts(&key);
+        (inode.parent, inode.name) = (parent, name.to_vec());
+    }
+}
