@@ -23,8 +23,7 @@ pub(crate) use dispatch::{READAHEAD_BYTES, Surf, is_left_to_metad};
 pub(crate) use shared::Shared;
 
 use crate::interrupt::Patience;
-use attr::{PERMISSIONS, node_of};
-use client::NewNode;
+use attr::{new_node, node_of, rename_mode};
 use dir::Asked;
 use dispatch::{bytes, configure, span};
 use file::{Place, is_unprivileged, range_action};
@@ -44,20 +43,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 use wire::FsError;
 use wire::caller::on_behalf;
-use wire::op::{NewInode, RenameMode};
-
-fn new_node(request: &Request, node: NewInode, mode: u32, umask: u32) -> NewNode {
-    NewNode { node, mode: mode & PERMISSIONS, umask, uid: request.uid(), gid: request.gid() }
-}
-
-fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
-    match flags {
-        flags if flags.is_empty() => Some(RenameMode::Replace),
-        RenameFlags::RENAME_NOREPLACE => Some(RenameMode::NoReplace),
-        RenameFlags::RENAME_EXCHANGE => Some(RenameMode::Exchange),
-        _ => None,
-    }
-}
+use wire::op::NewInode;
 
 /// Largest read that is answered on the thread where its block arrives.
 const SMALL_READ: u32 = 64 << 10;

@@ -4,6 +4,7 @@
 
 use super::held_locks::HeldLocks;
 use super::{Known, Mark};
+use crate::meta::bounds::Bounds;
 use crate::meta::rpc::Rpc;
 use crate::meta::session::{
     Alive, Answer, BatchFailed, OnExpiry, Opened, SESSIONS_TRIED, Session, SessionOptions, SpareIno,
@@ -18,7 +19,6 @@ use wire::ids::{Ino, SessionId};
 use wire::layout::Layout;
 use wire::message::meta::LeaseState;
 use wire::op::{Op, OpReply, Read, ReadReply};
-use wire::tls::Squash;
 use wire::{Error, FsError};
 
 /// How often a question is asked while this session goes on changing what it is about.
@@ -215,19 +215,13 @@ impl LeasedSession {
     /// Returns the directory that is this client's root.
     #[must_use]
     pub fn root(&self) -> Ino {
-        self.session.root()
+        self.bounds().root
     }
 
-    /// Returns whose rights the users of this client have.
+    /// Returns the bounds of this client.
     #[must_use]
-    pub fn squash(&self) -> Squash {
-        self.session.squash()
-    }
-
-    /// Returns whether metad wants to know for whom this client asks.
-    #[must_use]
-    pub fn is_confined(&self) -> bool {
-        self.session.is_confined()
+    pub fn bounds(&self) -> Bounds {
+        self.session.bounds()
     }
 
     /// Returns how many questions and changes went to metad.

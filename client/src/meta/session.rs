@@ -2,6 +2,8 @@
 //!
 //! It knows nothing of leases: [`crate::known::leased`] is the layer above, through which all others ask and change.
 
+use super::bounds::Bounds;
+use super::clock::LeaderClock;
 use super::rpc::Rpc;
 use crate::error::unexpected_reply;
 use crate::ordered::{Ordered, Rank};
@@ -14,7 +16,6 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use wire::attr::{InodeAttr, Timestamp};
-use wire::caller::{self, Caller};
 use wire::chance;
 use wire::ids::{BatchSeq, Ino, SessionId};
 use wire::layout::Layout;
@@ -22,7 +23,6 @@ use wire::limits::{INO_RANGE, SESSION_REPLIES_MAX};
 use wire::message::meta::{LeaseState, MetaReply, MetaRequest};
 use wire::op::{Batch, Op, OpFailed, OpReply, Read, ReadReply};
 use wire::sys::since_boot;
-use wire::tls::Squash;
 use wire::{Error, FsError, trace};
 
 /// Batches under way at once; far fewer than the replies that the state machine retains.
@@ -59,9 +59,7 @@ pub struct Session {
     /// How many questions and changes went to metad.
     requests: AtomicU64,
     options: SessionOptions,
-    /// The directory that was this client's root when it began. It stays so for the kernel, whatever becomes of it.
-    root: Ino,
-    squash: Squash,
+    bounds: Bounds,
     numbers: Ordered<Numbers>,
     /// Held while a new session is opened.
     renewing: tokio::sync::Mutex<()>,
@@ -91,16 +89,6 @@ pub struct SessionOptions {
     pub on_expiry: Arc<dyn OnExpiry>,
     /// Tracks batches under way, and ends them.
     pub tasks: (TaskTracker, CancellationToken),
-}
-
-/// The leader's clock, as known from its answers.
-#[derive(Default)]
-struct LeaderClock {
-    /// How far it is ahead of this machine's, in nanoseconds; and, next, how exactly that is known.
-    ahead: i128,
-    within: Option<Duration>,
-    /// The last time that was returned or seen: the clock never runs backwards here.
-    last: Timestamp,
 }
 
 /// The result of a batch.
@@ -146,10 +134,8 @@ pub struct Opened {
     pub ttl: Duration,
     /// The leader's clock.
     pub now: Timestamp,
-    /// The directory that is this client's root.
-    pub root: Ino,
-    /// Whose rights its users have.
-    pub squash: Squash,
+    /// The client's bounds.
+    pub bounds: Bounds,
 }
 
 fn fresh(id: SessionId) -> Numbers {
@@ -169,8 +155,7 @@ impl Session {
             rpc,
             requests: AtomicU64::new(0),
             options,
-            root: opened.root,
-            squash: opened.squash,
+            bounds: opened.bounds,
             numbers: Ordered::new(Rank::Leaf, fresh(id)),
             renewing: tokio::sync::Mutex::new(()),
             leasing: tokio::sync::Mutex::new(()),
@@ -188,26 +173,10 @@ impl Session {
         self.numbers.lock().id
     }
 
-    /// Returns the directory that is this client's root.
+    /// Returns the bounds of this client.
     #[must_use]
-    pub fn root(&self) -> Ino {
-        self.root
-    }
-
-    /// Returns whose rights the users of this client have.
-    #[must_use]
-    pub fn squash(&self) -> Squash {
-        self.squash
-    }
-
-    /// Returns whether metad wants to know for whom this client asks: it is confined.
-    #[must_use]
-    pub fn is_confined(&self) -> bool {
-        self.root != Ino::ROOT || self.squash != Squash::None
-    }
-
-    fn caller(&self) -> Option<Caller> {
-        caller::current().filter(|_| self.is_confined())
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
     }
 
     /// Returns how many questions and changes went to metad.
@@ -236,7 +205,7 @@ impl Session {
         // Unsent inodes that were made here under delegations have numbers of the old session.
         let request = self.options.request(Some(expired));
         let (id, opened) = opened(self.rpc.ask(&request).await?).map_err(|_| FsError::Io)?;
-        if opened.root != self.root {
+        if opened.bounds.root != self.bounds.root {
             tracing::error!("the directory that was this client's root is another one by now: mount again");
         }
         *self.numbers.lock() = fresh(id);
@@ -271,7 +240,7 @@ impl Session {
         for _ in 0..sessions {
             self.requests.fetch_add(1, Ordering::Relaxed);
             let (numbered, acked) = self.number().await;
-            let batch = Batch { seq: numbered.seq, acked, caller: self.caller(), ops: ops.to_vec() };
+            let batch = Batch { seq: numbered.seq, acked, caller: self.bounds.caller(), ops: ops.to_vec() };
             let request = MetaRequest::Submit { session: numbered.session, batch };
             match self.rpc.ask_for(&request, limit).await? {
                 MetaReply::Batch { reply, leased, delegated } => {
@@ -290,24 +259,12 @@ impl Session {
     /// Returns the time as the leader would stamp it, as well as that is known; later than everything that was stamped
     /// here.
     pub fn stamp(&self) -> Timestamp {
-        let mut clock = self.clock.lock();
-        let ahead = clock.ahead;
-        clock.last = clock.last.max(Timestamp::now().shifted(ahead));
-        clock.last
+        self.clock.lock().stamp()
     }
 
     /// Learns the leader's time, asked for at this time of [`since_boot`].
     fn learn_time(&self, asked: Duration, now: Timestamp) {
-        let mut clock = self.clock.lock();
-        let within = since_boot().saturating_sub(asked);
-        // An estimate becomes less exact: clocks drift, and leaders change.
-        let known = clock.within.map(|within| within + Duration::from_micros(100));
-        clock.within = known;
-        if known.is_none_or(|known| within <= known) {
-            let middle = i128::try_from(within.as_nanos() / 2).unwrap_or(0);
-            clock.ahead = now.nanos_since(Timestamp::now()) + middle;
-            clock.within = Some(within);
-        }
+        self.clock.lock().learn(asked, now);
     }
 
     /// Gives a batch its number, as soon as that lies within the window of replies that metad retains: one batch that
@@ -332,7 +289,8 @@ impl Session {
         loop {
             let session = self.id();
             self.requests.fetch_add(1, Ordering::Relaxed);
-            let request = MetaRequest::Read { session, read: read.clone(), delegate, sends, caller: self.caller() };
+            let request =
+                MetaRequest::Read { session, read: read.clone(), delegate, sends, caller: self.bounds.caller() };
             match self.rpc.ask(&request).await? {
                 MetaReply::Read { answer, leased, delegated } => return Ok(Answer { answer, leased, delegated }),
                 MetaReply::Failed(FsError::SessionExpired) => self.renew(session).await?,
@@ -468,7 +426,7 @@ pub enum Alive {
 fn opened(reply: MetaReply) -> Result<(SessionId, Opened), Error> {
     match reply {
         MetaReply::Session { session, ttl_ms, layout, now, root, squash } => {
-            Ok((session, Opened { layout, ttl: Duration::from_millis(ttl_ms), now, root, squash }))
+            Ok((session, Opened { layout, ttl: Duration::from_millis(ttl_ms), now, bounds: Bounds { root, squash } }))
         }
         other => Err(Error::Malformed(format!("unexpected reply {other:?}"))),
     }

@@ -187,13 +187,13 @@ impl Client {
     /// Returns whose rights the users of this client have.
     #[must_use]
     pub fn squash(&self) -> Squash {
-        self.session.squash()
+        self.session.bounds().squash
     }
 
     /// Returns whether metad wants to know for whom this client asks: it is confined.
     #[must_use]
     pub fn is_confined(&self) -> bool {
-        self.session.is_confined()
+        self.session.bounds().are_set()
     }
 
     /// Returns how many questions and changes went to metad.

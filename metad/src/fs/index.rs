@@ -6,7 +6,7 @@ use super::inode::Inode;
 use super::keys::{self, Key};
 use super::session::{self, Session};
 use super::view::{Kv, KvExt, View};
-use super::{lock, numbered, orphan, token_keys};
+use super::{backlinks, lock, numbered, orphan, token_keys};
 use wire::attr::FileKind;
 use wire::ids::{BlockHash, Ino, SessionId, TokenId};
 
@@ -45,7 +45,7 @@ pub(super) fn belongs(kv: &dyn Kv, key: &[u8]) -> Option<bool> {
             Some(holders.contains(&SessionId(keys::first(key))))
         }
         (b'd', 18..) => {
-            let (ino, (parent, name)) = (Ino(keys::first(key)), keys::backlink_parts(key));
+            let (ino, (parent, name)) = (Ino(keys::first(key)), backlinks::parts(key));
             let Some(value) = kv.get(&keys::inode(ino)) else { return Some(false) };
             let inode: Inode = wire::codec::decode(&value).ok()?;
             let target = kv.get(&keys::dentry(parent, name));

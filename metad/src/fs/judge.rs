@@ -14,6 +14,7 @@ use wire::FsError;
 use wire::attr::{AttrChange, FileKind, S_ISGID, S_ISUID, TimeChange};
 use wire::caller::Caller;
 use wire::ids::{Ino, SessionId};
+use wire::limits::SUBTREE_BYTES_MAX;
 use wire::op::{NewInode, Op, Read, ReadReply, RenameMode, With};
 use wire::tls::Squash;
 
@@ -406,4 +407,21 @@ pub(crate) fn crossed(kv: &dyn Kv, op: &Op, roots: &[Ino]) -> Vec<Ino> {
         _ => false,
     };
     roots.iter().copied().filter(crosses).collect()
+}
+
+/// Returns the directory that an absolute path leads to. Symlinks are not followed: whoever can change one would choose
+/// the subtree.
+///
+/// # Errors
+/// `NotFound`, or `NotADirectory` when there is something else on the way.
+pub(crate) fn resolve(kv: &dyn Kv, path: &str) -> Result<Ino, FsError> {
+    if path.len() > SUBTREE_BYTES_MAX || !path.starts_with('/') {
+        return Err(FsError::Invalid);
+    }
+    let names = path.split('/').filter(|name| !name.is_empty() && *name != ".");
+    names.map(str::as_bytes).try_fold(Ino::ROOT, |dir, name| match dentry::find(kv, dir, name) {
+        Some((ino, FileKind::Directory)) => Ok(ino),
+        Some(_) => Err(FsError::NotADirectory),
+        None => Err(FsError::NotFound),
+    })
 }

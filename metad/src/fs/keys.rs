@@ -125,30 +125,6 @@ pub fn dentries(parent: Ino, after: u64) -> Range<Key> {
     key(b'D', &[parent.0, after.saturating_add(1)], &[])..below(key(b'D', &[parent.0], &[])).end
 }
 
-/// An entry of an inode that has several.
-#[must_use]
-pub fn backlink(ino: Ino, parent: Ino, name: &[u8]) -> Key {
-    key(b'd', &[ino.0, parent.0], name)
-}
-
-/// Entries of an inode that has several.
-#[must_use]
-pub fn backlinks(ino: Ino) -> Range<Key> {
-    below(key(b'd', &[ino.0], &[]))
-}
-
-/// Entries of all inodes that have several; the inode is the first number.
-#[must_use]
-pub fn all_backlinks() -> Range<Key> {
-    below(vec![b'd'])
-}
-
-/// Directory and name of an entry of an inode that has several.
-#[must_use]
-pub fn backlink_parts(key: &[u8]) -> (Ino, &[u8]) {
-    (Ino(number_at(key, 9)), &key[17..])
-}
-
 /// All directory entries.
 #[must_use]
 pub fn all_dentries() -> Range<Key> {

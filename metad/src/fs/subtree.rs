@@ -5,6 +5,7 @@
 //! [`LINKS_LOOKED_AT`] are looked at. All these walks together take at most [`DEPTH_MAX`] steps. What lies deeper, or has its only link within behind
 //! so many others, counts as outside: the work for an answer is bounded, and nothing is shown by mistake.
 
+use super::backlinks;
 use super::inode::Inode;
 use super::keys;
 use super::view::{Kv, KvExt};
@@ -12,7 +13,6 @@ use std::collections::BTreeSet;
 use wire::FsError;
 use wire::attr::FileKind;
 use wire::ids::Ino;
-use wire::limits::SUBTREE_BYTES_MAX;
 use wire::op::Name;
 
 /// Directories that are looked at to find the place of one inode, by whichever of its links.
@@ -53,8 +53,8 @@ pub(crate) fn place(kv: &dyn Kv, root: Ino, inode: &Inode) -> Option<(Ino, Name)
         return None;
     }
     let mut outside = BTreeSet::from([inode.parent]);
-    for (key, _) in kv.pairs(keys::backlinks(inode.attr.ino), LINKS_LOOKED_AT) {
-        let (parent, name) = keys::backlink_parts(&key);
+    for (key, _) in kv.pairs(backlinks::all_of(inode.attr.ino), LINKS_LOOKED_AT) {
+        let (parent, name) = backlinks::parts(&key);
         if outside.insert(parent) && way_within(kv, root, parent, &mut left).is_some() {
             return Some((parent, name.to_vec()));
         }
@@ -79,21 +79,4 @@ pub(crate) fn find(kv: &dyn Kv, root: Ino, ino: Ino) -> Result<Inode, FsError> {
 /// Returns whether there is an inode of this number, and it lies outside of a subtree.
 pub(crate) fn is_foreign(kv: &dyn Kv, root: Ino, ino: Ino) -> bool {
     load(kv, ino).is_some_and(|inode| !holds(kv, root, &inode))
-}
-
-/// Returns the directory that an absolute path leads to. Symlinks are not followed: whoever can change one would choose
-/// the subtree.
-///
-/// # Errors
-/// `NotFound`, or `NotADirectory` when there is something else on the way.
-pub(crate) fn resolve(kv: &dyn Kv, path: &str) -> Result<Ino, FsError> {
-    if path.len() > SUBTREE_BYTES_MAX || !path.starts_with('/') {
-        return Err(FsError::Invalid);
-    }
-    let names = path.split('/').filter(|name| !name.is_empty() && *name != ".");
-    names.map(str::as_bytes).try_fold(Ino::ROOT, |dir, name| match super::dentry::find(kv, dir, name) {
-        Some((ino, FileKind::Directory)) => Ok(ino),
-        Some(_) => Err(FsError::NotADirectory),
-        None => Err(FsError::NotFound),
-    })
 }

@@ -4,7 +4,7 @@ use super::{Events, Server, enroll, validate};
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::session::{self, Confined, Opening, Session};
-use crate::fs::{Command, CommandReply, Refused, Stamped, judge, orphan, settings, subtree};
+use crate::fs::{Command, CommandReply, Refused, Stamped, judge, orphan, settings};
 use crate::lease::{self, Asked, table::Extension};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -102,7 +102,7 @@ impl Server {
             return Ok(Ok(Some(confined).filter(|_| grant.squash != Squash::None)));
         };
         self.shared.consensus.read_barrier().await?;
-        let root = subtree::resolve(&**self.shared.consensus.state(), path);
+        let root = judge::resolve(&**self.shared.consensus.state(), path);
         if let Err(error) = root {
             tracing::warn!(client = peer.subject.name, path, %error, "no session: the client's subtree is not there");
         }

@@ -3,18 +3,19 @@
 use super::Shared;
 use super::reply::{Attr, Entry, gone_is_stale};
 use crate::inodes::{ALONE_CACHE_TIME, Trust};
-use fuser::{FileAttr, FileType, INodeNo, Request, TimeOrNow};
+use client::NewNode;
+use fuser::{FileAttr, FileType, INodeNo, RenameFlags, Request, TimeOrNow};
 use std::future::Future;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, InodeAttr, TimeChange, Timestamp};
 use wire::ids::Ino;
-use wire::op::NewInode;
+use wire::op::{NewInode, RenameMode};
 
 /// `st_blksize`. Programs that copy choose larger buffers by themselves; the kernel derives block counts from it.
 const BLOCK_SIZE: u32 = 4096;
 /// The bits of `st_mode` that are no file type.
-pub(super) const PERMISSIONS: u32 = 0o7777;
+const PERMISSIONS: u32 = 0o7777;
 
 pub(super) fn file_type(kind: FileKind) -> FileType {
     match kind {
@@ -78,6 +79,21 @@ pub(super) fn node_of(mode: u32, rdev: u32) -> Option<NewInode> {
         libc::S_IFSOCK => special(FileKind::Socket),
         libc::S_IFCHR => special(FileKind::CharDevice),
         libc::S_IFBLK => special(FileKind::BlockDevice),
+        _ => None,
+    }
+}
+
+/// Returns what a caller makes.
+pub(super) fn new_node(request: &Request, node: NewInode, mode: u32, umask: u32) -> NewNode {
+    NewNode { node, mode: mode & PERMISSIONS, umask, uid: request.uid(), gid: request.gid() }
+}
+
+/// Returns how a rename treats what is there, or `None` for other flags.
+pub(super) fn rename_mode(flags: RenameFlags) -> Option<RenameMode> {
+    match flags {
+        flags if flags.is_empty() => Some(RenameMode::Replace),
+        RenameFlags::RENAME_NOREPLACE => Some(RenameMode::NoReplace),
+        RenameFlags::RENAME_EXCHANGE => Some(RenameMode::Exchange),
         _ => None,
     }
 }

@@ -4,7 +4,7 @@
 use super::rows::Rows;
 use super::{Check, places};
 use crate::fs::view::KvExt;
-use crate::fs::{dentry, keys, numbered};
+use crate::fs::{backlinks, dentry, keys, numbered};
 use wire::attr::FileKind;
 use wire::ids::Ino;
 use wire::message::check::{FindingKind, Repair};
@@ -106,7 +106,7 @@ fn record(check: &mut Check, (parent, nlink): (Ino, u32), entry: &Entry) {
         let repair = Repair::Parent { ino, parent: entry.parent, name: entry.name.to_vec() };
         return entry.report(check, FindingKind::WrongParent, what, repair);
     }
-    let key = keys::backlink(ino, entry.parent, entry.name);
+    let key = backlinks::key_of(ino, entry.parent, entry.name);
     if nlink > 1 && check.kv.get(&key).is_none() {
         let what = format!("is not among the entries of inode {ino}");
         entry.report(check, FindingKind::WrongIndex, what, Repair::Index(key));

@@ -3,7 +3,7 @@
 use super::{World, create};
 use crate::fs::session::{Confined, find};
 use crate::fs::view::{Kv, KvExt};
-use crate::fs::{check, inode::Inode, judge, keys, orphan, subtree};
+use crate::fs::{backlinks, check, inode::Inode, judge, keys, orphan};
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, TimeChange, Timestamp};
 use wire::caller::Caller;
@@ -251,7 +251,7 @@ fn a_file_with_several_links_is_seen_while_one_of_them_lies_within() {
     }
     let inode: Inode = world.kv.load(&keys::inode(INSIDE)).unwrap();
     assert_eq!((inode.parent, inode.name.as_slice()), (ELSEWHERE, b"b".as_slice()));
-    assert!(!world.kv.any(keys::backlinks(INSIDE)));
+    assert!(!world.kv.any(backlinks::all_of(INSIDE)));
     world.one(free, rename((ELSEWHERE, "b"), (BELOW, "back"), RenameMode::Replace)).unwrap();
     assert!(sees(&world, confined, INSIDE));
     assert_eq!(check::check(&world.kv), Vec::<String>::new());
@@ -320,7 +320,7 @@ fn operations_are_refused_before_they_disturb_anybody_if_they_name_what_lies_out
 fn a_path_leads_to_a_directory_and_never_through_a_symlink() {
     let (mut world, free, _) = world(Squash::None);
     world.one(free, create(Ino::ROOT, "l", 2010, NewInode::Symlink(b"home".to_vec()))).unwrap();
-    let resolve = |path| subtree::resolve(&world.kv, path);
+    let resolve = |path| judge::resolve(&world.kv, path);
     assert_eq!(resolve("/home/below/"), Ok(BELOW));
     assert_eq!(resolve("/"), Ok(Ino::ROOT));
     assert_eq!(resolve("/l"), Err(FsError::NotADirectory));

@@ -72,3 +72,66 @@ impl Table {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::time::Instant;
+
+    const FREE: SessionId = SessionId(1);
+    const CONFINED: SessionId = SessionId(2);
+    const HOME: Ino = Ino(7);
+    const DEEP: Ino = Ino(9);
+
+    fn table(now: Instant) -> Table {
+        let mut table = Table::new(Duration::from_secs(10), now);
+        for (session, root) in [(FREE, None), (CONFINED, Some(HOME))] {
+            table.introduce(session, session.0, true, root);
+            table.attach(session, 0, false, now);
+            table.extend(session, now, false);
+        }
+        table
+    }
+
+    #[test]
+    fn what_was_read_before_a_directory_left_the_subtree_is_not_leased_afterwards() {
+        let now = Instant::now();
+        let mut table = table(now);
+        assert_eq!(table.roots(), [(CONFINED, HOME)]);
+        let early = table.stamp();
+        assert!(table.grant(CONFINED, &[DEEP], early, now).0);
+        table.begin(FREE, &[HOME], now);
+        let notices = table.cross(&[CONFINED]);
+        assert!(table.unsettled_until(&notices, now).is_some(), "it may answer from its cache");
+        table.acknowledge(CONFINED, &[notices[0].seq]);
+        assert!(table.unsettled_until(&notices, now).is_none());
+        let late = table.stamp();
+        assert!(!table.grant(CONFINED, &[DEEP], late, now).0, "the move is under way");
+        assert!(table.grant(FREE, &[DEEP], late, now).0, "that is no matter of others");
+        table.end(FREE, &[HOME], now);
+        table.crossed(&[CONFINED]);
+        for stamp in [early, late] {
+            assert!(!table.grant(CONFINED, &[DEEP], stamp, now).0, "it was read before the move");
+        }
+        let stamp = table.stamp();
+        assert!(table.grant(CONFINED, &[DEEP], stamp, now).0);
+    }
+
+    #[test]
+    fn confined_sessions_get_no_delegations_and_no_leases_for_their_own_changes() {
+        let now = Instant::now();
+        let mut table = table(now);
+        for (session, given) in [(CONFINED, Vec::new()), (FREE, vec![DEEP])] {
+            let stamp = table.stamp();
+            assert!(table.grant(session, &[DEEP], stamp, now).0);
+            assert_eq!(table.delegate(session, &[DEEP], now), given);
+            table.release_all(session);
+            table.begin(session, &[DEEP], now);
+            assert_eq!(table.end(session, &[DEEP], now), session == FREE);
+            table.release_all(session);
+        }
+        table.remove(CONFINED);
+        assert_eq!((table.roots(), table.confined), (Vec::new(), 0));
+    }
+}

@@ -215,9 +215,8 @@ pub fn batches() -> Vec<(&'static str, Batch)> {
             ],
         ),
     ];
-    ops.into_iter()
-        .map(|(name, ops)| (name, Batch { seq: BatchSeq(1), acked: BatchSeq(0), caller: None, ops }))
-        .collect()
+    let (seq, acked, caller) = (BatchSeq(1), BatchSeq(0), None);
+    ops.into_iter().map(|(name, ops)| (name, Batch { seq, acked, caller: caller.clone(), ops })).collect()
 }
 
 /// Headers.
@@ -257,6 +256,8 @@ pub fn meta() -> Samples {
     let node = (MetadId(1), addr(7101));
     let redirect = Redirect { leader: Some(node), nodes: vec![node], term: 3, since: LogPlace { term: 2, index: 7 } };
     let caller = Caller { uid: 5, gid: 6, groups: vec![7, 300] };
+    let (root, squash) = (Ino(1025), Squash::All { uid: 5, gid: 6 });
+    let session = MetaReply::Session { session: SESSION, ttl_ms: 30_000, now: AT, layout: layout(), root, squash };
     let read = MetaReply::Read {
         answer: Ok(ReadReply::Opened { attr: attr(), page: page() }),
         leased: true,
@@ -287,17 +288,7 @@ pub fn meta() -> Samples {
         coded("heartbeat", MetaRequest::BlockdHeartbeat(heartbeat())),
         coded("block-report", MetaRequest::BlockReport { id: BlockdId([1; 16]), epoch: EPOCH, blocks: vec![HASH] }),
         coded("raft", MetaRequest::Raft { kind: RaftKind::Append, to: MetadId(2) }),
-        coded(
-            "session",
-            MetaReply::Session {
-                session: SESSION,
-                ttl_ms: 30_000,
-                now: AT,
-                layout: layout(),
-                root: Ino(1025),
-                squash: Squash::All { uid: 5, gid: 6 },
-            },
-        ),
+        coded("session", session),
         coded("not-leader", MetaReply::NotLeader(redirect)),
         coded("alive", alive),
         coded("read", read),
