@@ -312,7 +312,10 @@ fn exchange(
         add(view, context, &mut dir, name, after);
         dir.save(view);
     }
-    let moved = rehome(view, context, source.0, (parent, name), (new_parent, new_name))?;
-    let replaced = rehome(view, context, target.0, (new_parent, new_name), (parent, name))?;
+    let (here, there) = ((parent, name), (new_parent, new_name));
+    // Two names of one inode: both lead to it as before.
+    let (from, to) = if source.0 == target.0 { (there, here) } else { (here, there) };
+    let moved = rehome(view, context, source.0, from, there)?;
+    let replaced = rehome(view, context, target.0, to, here)?;
     Ok(OpReply::Renamed { moved, replaced: Some(replaced), orphaned: false })
 }

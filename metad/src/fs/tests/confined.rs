@@ -244,6 +244,9 @@ fn a_file_with_several_links_is_seen_while_one_of_them_lies_within() {
     assert!(!sees(&world, confined, OUTSIDE));
     world.one(free, unlink(BELOW, "inside")).unwrap();
     assert!(!sees(&world, confined, INSIDE), "all that are left lie elsewhere");
+    // Exchanged, both names lead to the file as before.
+    world.one(free, rename((ELSEWHERE, "a"), (ELSEWHERE, "b"), RenameMode::Exchange)).unwrap();
+    assert_eq!(check::check(&world.kv), Vec::<String>::new());
     // Down to a single one, in an order that differs from that of their making.
     for name in ["c", "a"] {
         world.one(free, unlink(ELSEWHERE, name)).unwrap();

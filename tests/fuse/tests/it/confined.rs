@@ -4,7 +4,7 @@ use crate::tokens::enroll_as_client;
 use fuse::{LIMIT, names};
 use kit::{Setup, Surf, sh};
 use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
@@ -37,7 +37,7 @@ fn a_mount_of_a_subtree_works_as_a_filesystem_of_its_own_and_sees_nothing_else()
     // Ordinary work, with blocks.
     let script = "mkdir -p a/b && head -c 3000000 /dev/urandom > a/b/f && cp a/b/f g && cmp a/b/f g && mv a/b/f a/h && \
                   ln g a/link && cmp g a/link && rm g && test $(stat -c %h a/link) = 1 && ln -s h a/s && cmp a/s a/link && \
-                  truncate -s 10 a/h && test $(stat -c %s a/h) = 10 && setfattr -n user.x -v y a/h 2>/dev/null; \
+                  truncate -s 10 a/h && test $(stat -c %s a/h) = 10 && \
                   tar cf t.tar a && mkdir x && tar xf t.tar -C x && diff -r a x/a && rm -r a x t.tar && test ! -e a";
     sh(&home, LIMIT, script);
     fs::write(home.join("alice/long"), vec![7; 300_000]).unwrap();
@@ -55,7 +55,6 @@ fn a_mount_of_a_subtree_works_as_a_filesystem_of_its_own_and_sees_nothing_else()
     for link in ["absolute", "relative"] {
         assert_eq!(fs::metadata(home.join(link)).unwrap_err().kind(), ErrorKind::NotFound);
     }
-    fs::remove_dir(home.join("absent")).unwrap_err();
     drop(other);
     assert_eq!(surf.operate(&["fsck"]).1, 0);
 }
@@ -72,13 +71,11 @@ fn a_directory_that_others_move_out_of_a_subtree_disappears_with_all_that_is_in_
     for round in 0..5 {
         let deep = home.join("alice/a/b/deep");
         assert_eq!(fs::read_to_string(&deep).unwrap(), "deep");
-        let mut open = File::open(&deep).unwrap();
+        let open = File::open(&deep).unwrap();
         fs::rename(whole.join("home/alice"), whole.join("elsewhere/alice")).unwrap();
         assert_eq!(fs::metadata(&deep).unwrap_err().kind(), ErrorKind::NotFound, "round {round}");
         assert!(fs::read_dir(home.join("alice/a")).is_err());
-        // What the kernel has in its pages it may keep; metad says nothing more about it.
         assert!(open.metadata().is_err());
-        let _ = open.seek(SeekFrom::Start(0)).and_then(|_| open.read(&mut [0; 4]));
         assert_eq!(names(&home), Vec::<String>::new());
         fs::rename(whole.join("elsewhere/alice"), whole.join("home/alice")).unwrap();
     }
@@ -118,6 +115,7 @@ fn root_of_a_squashed_mount_is_nobody() {
     let denied = |kind| matches!(kind, ErrorKind::PermissionDenied);
     assert!(denied(fs::read(home.join("private")).unwrap_err().kind()));
     assert!(denied(fs::write(home.join("public"), "x").unwrap_err().kind()));
+    assert!(denied(File::options().append(true).open(home.join("public")).unwrap_err().kind()));
     assert!(denied(fs::set_permissions(home.join("public"), mode(0o777)).unwrap_err().kind()));
     assert!(denied(std::os::unix::fs::chown(home.join("made"), Some(0), None).unwrap_err().kind()));
     assert!(denied(fs::write(home.join("alice/new"), "x").unwrap_err().kind()));
