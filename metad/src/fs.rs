@@ -10,12 +10,16 @@
 //!   blocks are retained, [`token`] counts the uses of join tokens, [`cert`] remembers what was
 //!   issued and revoked, [`audit`] what has happened to it. [`operator`] makes what operators ask for, unless they were
 //!   revoked meanwhile.
+//! - `judge` decides what a confined client may do: `subtree` knows what it may see, by `backlinks`, and `access` whose
+//!   rights it has.
 //! - [`read`] answers questions, [`check`] looks for contradictions, [`repair`] mends them, [`recovery`] goes on from a
 //!   state of the past. `index` knows which tables follow from others.
 
+mod access;
 mod acl;
 mod attr;
 pub mod audit;
+mod backlinks;
 pub mod blockref;
 pub mod cert;
 pub mod cert_keys;
@@ -26,6 +30,7 @@ pub(crate) mod dentry;
 pub mod extent;
 mod index;
 pub mod inode;
+pub(crate) mod judge;
 pub mod keys;
 mod lifetime;
 mod lock;
@@ -39,6 +44,7 @@ pub mod retention;
 pub mod rules;
 pub mod session;
 pub mod settings;
+pub(crate) mod subtree;
 pub mod token;
 pub mod token_keys;
 pub mod view;
@@ -195,6 +201,8 @@ pub(crate) struct Context {
     pub entry: Timestamp,
     /// The session that asks.
     pub session: SessionId,
+    /// The directory that is the root for this session.
+    pub root: Ino,
 }
 
 impl Command {
@@ -222,7 +230,7 @@ impl Command {
 /// Applies a command.
 pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
     let entry = retention::not_before_pins(view, stamped.now);
-    let context = Context { now: stamped.now, entry, session: SessionId::default() };
+    let context = Context { now: stamped.now, entry, session: SessionId::default(), root: Ino::ROOT };
     match &stamped.command {
         Command::Init { cluster, replicas, min_sync } => {
             settings::init(view, stamped.now, cluster, *replicas, *min_sync)
@@ -299,8 +307,9 @@ pub(crate) fn writes_of(op: &Op) -> Option<usize> {
 type Committed = BTreeSet<(Ino, Version)>;
 
 /// Applies the operations of a batch, all or none.
-fn apply_ops(view: &mut View, context: &Context, ops: &[Op]) -> BatchReply {
+fn apply_ops(view: &mut View, context: &Context, batch: &Batch, confined: Option<&session::Opening>) -> BatchReply {
     view.savepoint();
+    let ops = &batch.ops;
     let mut replies = Vec::with_capacity(ops.len());
     let mut committed = Committed::new();
     for (index, op) in ops.iter().enumerate() {
@@ -308,7 +317,14 @@ fn apply_ops(view: &mut View, context: &Context, ops: &[Op]) -> BatchReply {
         // size.
         let is_remark = matches!(op, Op::Journaled { .. } | Op::JournaledContent { .. });
         let full = index > 0 && !is_remark && view.is_exhausted();
-        let applied = if full { Err(FsError::ArgumentTooLarge) } else { apply_op(view, context, op, &committed) };
+        let applied = match confined {
+            _ if full => Err(FsError::ArgumentTooLarge),
+            None => apply_op(view, context, op, &committed),
+            Some(opening) => judge::op(view, opening, batch.caller.as_ref(), op).and_then(|op| {
+                let context = Context { root: opening.root(), ..*context };
+                apply_op(view, &context, &op, &committed)
+            }),
+        };
         match applied.and_then(|reply| if view.is_oversized() { Err(FsError::ArgumentTooLarge) } else { Ok(reply) }) {
             Ok(reply) => {
                 if let OpReply::Committed { attr, conflict: None, .. } = &reply {

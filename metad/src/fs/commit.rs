@@ -12,6 +12,7 @@ use super::keys;
 use super::numbered;
 use super::session;
 use super::settings::inodes_changed;
+use super::subtree;
 use super::view::View;
 use super::xattr;
 use std::collections::BTreeSet;
@@ -155,12 +156,17 @@ fn make_copy(
         return Err(FsError::NameTooLong);
     }
     session::use_ino(view, context, ino)?;
-    // The directory may have gone together with the file's last name: the copy is then put in the root.
-    let mut dir = match Inode::load_dir(view, original.parent) {
-        Ok(dir) => dir,
-        Err(_) => Inode::load_dir(view, Ino::ROOT)?,
+    // The copy of a confined client is put where that client sees it.
+    let (parent, name) = match context.root {
+        Ino::ROOT => (original.parent, original.name.clone()),
+        root => subtree::place(view, root, original).unwrap_or((root, original.name.clone())),
     };
-    let name = free_name(view, dir.attr.ino, &original.name, suffix, ino)?;
+    // The directory may have gone together with the file's last name: the copy is then put in the root.
+    let mut dir = match Inode::load_dir(view, parent) {
+        Ok(dir) => dir,
+        Err(_) => Inode::load_dir(view, context.root)?,
+    };
+    let name = free_name(view, dir.attr.ino, &name, suffix, ino)?;
     check_name(&name)?;
     let mut attr = original.attr.clone();
     (attr.ino, attr.nlink, attr.size, attr.allocated) = (ino, 1, 0, 0);

@@ -117,6 +117,11 @@ fn store(view: &mut View, context: &Context, journal: JournalId, position: &Jour
     view.store(keys::journal(journal), position);
 }
 
+/// Returns whether a journal may be one of this certificate: it is known as such, or nobody knows it.
+pub(super) fn may_use(kv: &dyn Kv, client: &str, journal: JournalId) -> bool {
+    kv.get(&keys::journal_of(client, journal)).is_some() || kv.get(&keys::journal(journal)).is_none()
+}
+
 /// Returns up to where a journal has been sent.
 pub(super) fn position(kv: &dyn Kv, journal: JournalId) -> Option<JournalPosition> {
     kv.load(&keys::journal(journal))

@@ -18,13 +18,13 @@ const ENDED_MAX: usize = 256;
 /// numbers are taken over. Returns `None` when the client has, or all clients together have, as many sessions as are
 /// allowed.
 pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Option<SessionId> {
-    let first = opening.token.and_then(|token| find_by_token(view, token, &opening.client));
+    let first = opening.token.and_then(|token| find_by_token(view, token, opening));
     if let Some((id, _)) = first.as_ref().filter(|(_, session)| !session.has_ended()) {
         return Some(*id);
     }
     let mut inos = Vec::new();
     for old in [opening.resumes, first.map(|(id, _)| id)].into_iter().flatten() {
-        inos.extend(take_over(view, context, old, &opening.client));
+        inos.extend(take_over(view, context, old, opening));
     }
     // Only as many as one session could have leased: numbers taken over again and again would grow without bound.
     for range in inos.drain(..inos.len().saturating_sub(INO_RANGES_MAX)) {
@@ -38,7 +38,7 @@ pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Opt
     let id = new_number(view, opening.token);
     let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos, ended: None };
     view.store(keys::session(id), &session);
-    view.put(keys::living(&opening.client, id), Vec::new());
+    view.put(keys::living(&opening.client, id), opening.living_value());
     if let Some(token) = opening.token {
         view.put(keys::token(token, id), Vec::new());
     }
@@ -68,19 +68,27 @@ fn number_of(count: u64, token: Option<u64>) -> SessionId {
 }
 
 /// Returns the session that a client has opened with a token: the living one, or the one that ended last.
-fn find_by_token(kv: &dyn Kv, token: u64, client: &str) -> Option<(SessionId, Session)> {
+fn find_by_token(kv: &dyn Kv, token: u64, opening: &Opening) -> Option<(SessionId, Session)> {
     // Tokens are chosen by clients. If others use the same one, there are a few more sessions to look at.
     let found = kv.pairs(keys::tokens(token), SESSIONS_MAX);
     let ids = found.iter().map(|(key, _)| SessionId(keys::second(key)));
     let sessions = ids.filter_map(|id| Some((id, find_or_ended(kv, id)?)));
-    let own = sessions.filter(|(_, session)| session.opening.client == client);
+    let own = sessions.filter(|(_, session)| is_of_same_client(&session.opening, opening));
     own.max_by_key(|(_, session)| session.ended.unwrap_or(u64::MAX))
+}
+
+/// Returns whether two sessions are of one certificate, or of those that renewed it. What is confined to another subtree
+/// is another client.
+fn is_of_same_client(one: &Opening, other: &Opening) -> bool {
+    let bounds = |opening: &Opening| opening.confined.as_ref().map(|of| (of.subtree.clone(), of.squash));
+    one.client == other.client && bounds(one) == bounds(other)
 }
 
 /// Ends a session in favour of another one of the same client, which takes over its unused inode numbers and sends what
 /// was made with them under a delegation.
-fn take_over(view: &mut View, context: &Context, old: SessionId, client: &str) -> Vec<(Ino, Ino)> {
-    let Some(session) = find_or_ended(view, old).filter(|session| session.opening.client == client) else {
+fn take_over(view: &mut View, context: &Context, old: SessionId, opening: &Opening) -> Vec<(Ino, Ino)> {
+    let old_one = find_or_ended(view, old).filter(|session| is_of_same_client(&session.opening, opening));
+    let Some(session) = old_one else {
         return Vec::new();
     };
     if !session.has_ended() {
@@ -157,6 +165,7 @@ mod tests {
             caches: true,
             resumes: None,
             token: Some(7),
+            confined: None,
         };
         let session = Session { opening, acked: BatchSeq::default(), inos: Vec::new(), ended: None };
         view.store(keys::session(first), &session);

@@ -27,6 +27,9 @@ const ORPHANS_ASKED_PER_SECOND: u32 = 500;
 /// Sessions that may be asked at once after a pause: a few removals in a cluster of a few hundred mounts.
 const ORPHANS_ASKED_AT_ONCE: u32 = 1_000;
 
+/// Returns those of some inodes that lie within the subtree of this root.
+pub type Within<'a> = &'a dyn Fn(Ino, &[Ino]) -> Vec<Ino>;
+
 /// The open streams.
 #[derive(Default)]
 pub struct Events {
@@ -61,14 +64,17 @@ struct Stream {
     /// If a session has several streams, the last one counts.
     number: u64,
     queue: mpsc::Sender<MetaEvent>,
+    /// The root of a confined client: it hears of nothing elsewhere.
+    root: Option<Ino>,
 }
 
 impl Events {
-    /// Opens a new stream for a session, with this number: from now on the session's events are queued for it.
-    pub fn open(&self, session: SessionId) -> (u64, mpsc::Receiver<MetaEvent>) {
+    /// Opens a new stream for a session, with this number: from now on the session's events are queued for it. A confined
+    /// session has a root.
+    pub fn open(&self, session: SessionId, root: Option<Ino>) -> (u64, mpsc::Receiver<MetaEvent>) {
         let (queue, events) = mpsc::channel(QUEUE);
         let number = self.opened.fetch_add(1, Ordering::Relaxed);
-        self.streams.lock().insert(session, Stream { number, queue });
+        self.streams.lock().insert(session, Stream { number, queue, root });
         (number, events)
     }
 
@@ -108,28 +114,48 @@ impl Events {
         }
     }
 
+    /// Returns the root of a confined session that follows events.
+    pub fn root_of(&self, session: SessionId) -> Option<Ino> {
+        self.streams.lock().get(&session).and_then(|stream| stream.root)
+    }
+
     /// Sends an event to every session but `except`.
     pub fn send_to_others(&self, except: SessionId, event: &MetaEvent) {
-        let others: Vec<SessionId> = self.streams.lock().keys().copied().filter(|other| *other != except).collect();
-        for other in others {
+        for (other, _) in self.others(except) {
             self.send(other, event);
+        }
+    }
+
+    fn others(&self, except: SessionId) -> Vec<(SessionId, Option<Ino>)> {
+        let streams = self.streams.lock();
+        streams.iter().filter(|(other, _)| **other != except).map(|(other, stream)| (*other, stream.root)).collect()
+    }
+
+    /// Sends an event about inodes to every session but `except`, and to confined ones only as far as the inodes lie within
+    /// their subtrees.
+    fn send_about(&self, except: SessionId, inos: &[Ino], within: Within<'_>, event: impl Fn(Vec<Ino>) -> MetaEvent) {
+        for (other, root) in self.others(except) {
+            let inos = root.map_or_else(|| inos.to_vec(), |root| within(root, inos));
+            if !inos.is_empty() {
+                self.send(other, &event(inos));
+            }
         }
     }
 
     /// Asks all other sessions whether they hold these removed files open, unless too many were asked lately: then they
     /// are asked with their keep-alives.
-    pub fn send_orphaned(&self, session: SessionId, inos: Vec<Ino>) {
+    pub fn send_orphaned(&self, session: SessionId, inos: Vec<Ino>, within: Within<'_>) {
         let others = self.streams.lock().len();
         if !inos.is_empty() && self.asked.lock().may_ask(others, Instant::now()) {
-            self.send_to_others(session, &MetaEvent::Orphaned(inos));
+            self.send_about(session, &inos, within, MetaEvent::Orphaned);
         }
     }
 
     /// Notifies the sessions that wait for a lock that it was released.
-    pub fn send_unlocked(&self, session: SessionId, ops: &[Op]) {
+    pub fn send_unlocked(&self, session: SessionId, ops: &[Op], within: Within<'_>) {
         let unlocked = ops.iter().filter_map(|op| if let Op::Unlock { ino, .. } = op { Some(*ino) } else { None });
         for ino in unlocked.collect::<BTreeSet<_>>() {
-            self.send_to_others(session, &MetaEvent::LockReleased(ino));
+            self.send_about(session, &[ino], within, |_| MetaEvent::LockReleased(ino));
         }
     }
 }
@@ -146,12 +172,13 @@ mod tests {
     #[tokio::test]
     async fn unlocks_of_one_session_leave_room_for_events_that_another_must_not_miss() {
         let (events, liar, honest) = (Events::default(), SessionId(1), SessionId(2));
-        let (_, mut waiting) = events.open(honest);
+        let (_, mut waiting) = events.open(honest, None);
         let unlock =
             |ino| Op::Unlock { ino: Ino(ino), family: wire::op::LockFamily::Posix, owner: 1, start: 0, end: 1 };
-        events.send_unlocked(liar, &vec![unlock(7); QUEUE]);
+        let all = |_: Ino, inos: &[Ino]| inos.to_vec();
+        events.send_unlocked(liar, &vec![unlock(7); QUEUE], &all);
         assert_eq!(waiting.len(), 1, "each file once");
-        events.send_unlocked(liar, &(0..2 * QUEUE as u64).map(unlock).collect::<Vec<_>>());
+        events.send_unlocked(liar, &(0..2 * QUEUE as u64).map(unlock).collect::<Vec<_>>(), &all);
         events.send(honest, &MetaEvent::RecallAll { seq: 5 });
         let mut last = None;
         while let Ok(event) = waiting.try_recv() {

@@ -3,9 +3,10 @@
 use super::{Events, Server, enroll, validate};
 use crate::Shared;
 use crate::error::ProposeError;
-use crate::fs::session::{self, Opening};
-use crate::fs::{Command, CommandReply, Refused, Stamped, orphan, settings};
-use crate::lease::{self, table::Extension};
+use crate::fs::session::{self, Confined, Opening, Session};
+use crate::fs::{Command, CommandReply, Refused, Stamped, judge, orphan, settings};
+use crate::lease::{self, Asked, table::Extension};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -15,9 +16,9 @@ use wire::ids::{Ino, LayoutEpoch, SessionId};
 use wire::limits::{SESSION_TEXT_BYTES_MAX, SESSION_TTL_MS};
 use wire::message::event::MetaEvent;
 use wire::message::meta::{LeaseState, MetaReply};
-use wire::op::{Batch, Op, OpReply};
+use wire::op::{Batch, Op, OpFailed, OpReply};
 use wire::quic::Incoming;
-use wire::tls::PeerIdentity;
+use wire::tls::{PeerIdentity, Squash};
 use wire::{FsError, trace};
 
 /// Unlinked inodes that one answer asks about. The next answer goes on from there.
@@ -30,8 +31,12 @@ const EXPIRY_PAUSE: Duration = Duration::from_secs(2);
 impl Server {
     /// Returns whether the session is alive and was opened by this peer's certificate.
     pub(super) fn owns(&self, peer: &PeerIdentity, id: SessionId) -> bool {
-        session::find(&**self.shared.consensus.state(), id)
-            .is_some_and(|session| session.opening.client == peer.subject.name)
+        self.owned(peer, id).is_some()
+    }
+
+    /// Returns the session if it is alive and was opened by this peer's certificate, or by one that had the same bounds.
+    pub(super) fn owned(&self, peer: &PeerIdentity, id: SessionId) -> Option<Session> {
+        session::find(&**self.shared.consensus.state(), id).filter(|session| is_of(session, peer))
     }
 
     /// Records that a session is alive, even if it will get no answer: it is not the session that is silent while this
@@ -52,7 +57,13 @@ impl Server {
         if host.len().max(purpose.len()) > SESSION_TEXT_BYTES_MAX {
             return Ok(MetaReply::Failed(FsError::Invalid));
         }
-        let opening = Opening { host, purpose, client: peer.subject.name.clone(), caches, resumes, token };
+        let confined = match self.bounds(peer).await? {
+            Ok(confined) => confined,
+            Err(error) => return Ok(MetaReply::Failed(error)),
+        };
+        let squash = peer.subject.grant.squash;
+        let client = peer.subject.name.clone();
+        let opening = Opening { host, purpose, client, caches, resumes, token, confined };
         // Sessions are notified under one leadership: another one might let them believe that they are alone.
         let Some(term) = self.shared.consensus.leadership() else {
             return Err(ProposeError::NotLeader(self.shared.consensus.leader().await));
@@ -78,7 +89,24 @@ impl Server {
             ttl_ms: SESSION_TTL_MS,
             now: self.shared.clock.now(),
             layout: settings::layout(&**self.shared.consensus.state()),
+            root: session::find(&**self.shared.consensus.state(), id).map_or(Ino::ROOT, |found| found.opening.root()),
+            squash,
         })
+    }
+
+    /// Returns the bounds of a client by its certificate. Its subtree is the directory that its path leads to now.
+    async fn bounds(&self, peer: &PeerIdentity) -> Result<Result<Option<Confined>, FsError>, ProposeError> {
+        let grant = &peer.subject.grant;
+        let Some(path) = &grant.subtree else {
+            let confined = Confined { subtree: None, root: Ino::ROOT, squash: grant.squash };
+            return Ok(Ok(Some(confined).filter(|_| grant.squash != Squash::None)));
+        };
+        self.shared.consensus.read_barrier().await?;
+        let root = judge::resolve(&**self.shared.consensus.state(), path);
+        if let Err(error) = root {
+            tracing::warn!(client = peer.subject.name, path, %error, "no session: the client's subtree is not there");
+        }
+        Ok(root.map(|root| Some(Confined { subtree: Some(path.clone()), root, squash: grant.squash })))
     }
 
     pub(super) async fn keep_alive(
@@ -129,11 +157,12 @@ impl Server {
         if !self.owns(peer, id) {
             return Err("this session has ended, or is another's");
         }
-        let caches = session::find(&**self.shared.consensus.state(), id).is_some_and(|found| found.opening.caches);
+        let Some(found) = self.owned(peer, id) else { return Err("this session has just ended") };
+        let (caches, root) = (found.opening.caches, found.opening.confined.map(|confined| confined.root));
         // In this order: recalls from now on go to the stream.
-        let (stream, events) = self.shared.events.open(id);
+        let (stream, events) = self.shared.events.open(id, root);
         if caches {
-            let seq = self.shared.attach(id, peer, stream, dirty);
+            let seq = self.shared.attach((id, root), peer, stream, dirty);
             self.shared.events.send(id, &MetaEvent::Attached { seq });
         }
         Ok(Followed { events, _attached: Attached { shared: self.shared.clone(), id, stream } })
@@ -152,7 +181,7 @@ impl Server {
         &self,
         peer: &PeerIdentity,
         id: SessionId,
-        batch: Batch,
+        mut batch: Batch,
     ) -> Result<MetaReply, ProposeError> {
         let state = self.shared.consensus.state();
         let mut known = session::find_or_ended(&**state, id);
@@ -162,7 +191,7 @@ impl Server {
             known = session::find_or_ended(&**state, id);
         }
         // A session of another certificate is out of reach.
-        if known.as_ref().is_some_and(|session| session.opening.client != peer.subject.name) {
+        if known.as_ref().is_some_and(|session| !is_of(session, peer)) {
             return Ok(MetaReply::Failed(FsError::SessionExpired));
         }
         // A session that is not known here after the barrier is known nowhere: it disturbs nobody.
@@ -171,6 +200,14 @@ impl Server {
             return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
         }
         self.shared.liveness.heard_session(id, peer);
+        if let Some(confined) = &known.opening.confined {
+            if let Err(failed) = self.check_borders(id, confined.root, &mut batch).await? {
+                return Ok(MetaReply::Batch { reply: Err(failed), leased: None, delegated: Vec::new() });
+            }
+        } else {
+            // Only of a confined client it matters.
+            batch.caller = None;
+        }
         let has_ended = known.has_ended();
         let ops = batch.ops.clone();
         // In a task of its own: it runs to its end though this request's connection is lost.
@@ -188,11 +225,47 @@ impl Server {
         })
     }
 
+    /// Refuses a batch that names inodes outside of a client's subtree, before it disturbs anybody there. It is judged once
+    /// more when it is applied.
+    async fn check_borders(
+        &self,
+        id: SessionId,
+        root: Ino,
+        batch: &mut Batch,
+    ) -> Result<Result<(), OpFailed>, ProposeError> {
+        // On an older state, what the client has just made is not there.
+        self.shared.consensus.read_barrier().await?;
+        let state = &**self.shared.consensus.state();
+        if session::has_reply(state, id, batch.seq) {
+            return Ok(Ok(()));
+        }
+        let mut above = BTreeSet::new();
+        for (index, op) in batch.ops.iter_mut().enumerate() {
+            if let Err(error) = judge::check_named(state, root, op) {
+                return Ok(Err(OpFailed { index: index as u32, error }));
+            }
+            let directories = op.names_changed().map(|(parent, _)| parent);
+            let ways = directories.chain(op.attrs_changed()).filter_map(|ino| judge::way_to(state, root, ino));
+            above.extend(ways.flatten());
+        }
+        // What others have not sent yet may move it out.
+        let above: Vec<Ino> = above.into_iter().collect();
+        let stamp = self.shared.lease_stamp().ok_or(ProposeError::Unknown)?;
+        self.shared.grant(id, &above, stamp, Asked { lease: false, delegate: false, sends: false }).await;
+        Ok(Ok(()))
+    }
+
     /// Sends other sessions the events that concern them.
     fn notify_others(&self, id: SessionId, ops: &[Op], replies: &[OpReply]) {
-        self.shared.events.send_unlocked(id, ops);
-        self.shared.events.send_orphaned(id, orphans_in(replies));
+        let state = &**self.shared.consensus.state();
+        let within = |root: Ino, inos: &[Ino]| judge::within(state, root, inos);
+        self.shared.events.send_unlocked(id, ops, &within);
+        self.shared.events.send_orphaned(id, orphans_in(replies), &within);
     }
+}
+
+fn is_of(session: &Session, peer: &PeerIdentity) -> bool {
+    session.opening.client == peer.subject.name && session.opening.fits(&peer.subject.grant)
 }
 
 /// Returns the inodes that have lost their last entry, and that sessions may hold open.

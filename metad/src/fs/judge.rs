@@ -1,0 +1,427 @@
+//! What a confined client may do: each operation and each read is judged before it is carried out, on the state that it
+//! meets. To the client, what lies outside of its subtree does not exist; within it, it has the rights that its certificate
+//! leaves to its users.
+//!
+//! Every variant is listed here: one that is added later has to be judged before it compiles.
+
+use super::access::{R, W, Who, X};
+use super::inode::Inode;
+use super::session::Opening;
+use super::view::{Kv, View};
+use super::{acl, deferred, dentry, read, subtree};
+use std::borrow::Cow;
+use wire::FsError;
+use wire::attr::{AttrChange, FileKind, S_ISGID, S_ISUID, TimeChange};
+use wire::caller::Caller;
+use wire::ids::{Ino, SessionId};
+use wire::limits::SUBTREE_BYTES_MAX;
+use wire::op::{NewInode, Op, Read, ReadReply, RenameMode, With};
+use wire::tls::Squash;
+
+const TRUSTED: &[u8] = b"trusted.";
+
+struct Judge<'a> {
+    kv: &'a dyn Kv,
+    /// Name in the certificate.
+    client: &'a str,
+    root: Ino,
+    squash: Squash,
+    who: Who,
+}
+
+type Verdict = Result<(), FsError>;
+
+fn granted(is_granted: bool) -> Verdict {
+    if is_granted { Ok(()) } else { Err(FsError::AccessDenied) }
+}
+
+fn permitted(is_permitted: bool) -> Verdict {
+    if is_permitted { Ok(()) } else { Err(FsError::NotPermitted) }
+}
+
+impl<'a> Judge<'a> {
+    fn new(kv: &'a dyn Kv, opening: &'a Opening, caller: Option<&Caller>) -> Self {
+        let squash = opening.squash();
+        Self { kv, client: &opening.client, root: opening.root(), squash, who: Who::new(squash, caller) }
+    }
+
+    fn inside(&self, ino: Ino) -> Result<Inode, FsError> {
+        subtree::find(self.kv, self.root, ino)
+    }
+
+    fn dir(&self, ino: Ino) -> Result<Inode, FsError> {
+        let inode = self.inside(ino)?;
+        if inode.attr.kind == FileKind::Directory { Ok(inode) } else { Err(FsError::NotADirectory) }
+    }
+
+    /// A directory in which entries are made or removed.
+    fn changing(&self, ino: Ino) -> Result<Inode, FsError> {
+        let dir = self.dir(ino)?;
+        granted(self.who.may(self.kv, &dir, W | X))?;
+        Ok(dir)
+    }
+
+    /// An entry that is removed or moved away. What it leads to lies within, as its directory does.
+    fn removing(&self, parent: Ino, name: &[u8]) -> Result<Option<Inode>, FsError> {
+        let dir = self.changing(parent)?;
+        let target = dentry::find(self.kv, parent, name).and_then(|(ino, _)| self.inside(ino).ok());
+        if let Some(target) = &target {
+            permitted(!self.who.is_kept_by_sticky(&dir, target))?;
+        }
+        Ok(target)
+    }
+
+    fn reading(&self, ino: Ino) -> Result<Inode, FsError> {
+        let inode = self.inside(ino)?;
+        granted(self.who.may_read(self.kv, &inode))?;
+        Ok(inode)
+    }
+
+    fn writing(&self, ino: Ino) -> Result<Inode, FsError> {
+        let inode = self.inside(ino)?;
+        granted(self.who.may_write(self.kv, &inode))?;
+        Ok(inode)
+    }
+
+    fn rename(&self, (parent, name): (Ino, &[u8]), (new_parent, new_name): (Ino, &[u8]), mode: RenameMode) -> Verdict {
+        let source = self.removing(parent, name)?;
+        let target = self.removing(new_parent, new_name)?;
+        // A directory that comes to another parent changes itself: its entry `..`.
+        let turned = |inode: &Option<Inode>| {
+            let dir = inode.as_ref().filter(|inode| inode.attr.kind == FileKind::Directory && parent != new_parent);
+            dir.is_none_or(|dir| self.who.may(self.kv, dir, W))
+        };
+        granted(turned(&source) && (mode != RenameMode::Exchange || turned(&target)))
+    }
+
+    fn attribute(&self, ino: Ino, name: &[u8]) -> Result<Inode, FsError> {
+        let inode = self.inside(ino)?;
+        if self.who.is_root() {
+            return Ok(inode);
+        }
+        match name {
+            acl::ACCESS | acl::DEFAULT => permitted(self.who.owns(&inode))?,
+            name if name.starts_with(b"user.") => granted(self.who.may_set_user_attributes(self.kv, &inode))?,
+            _ => permitted(false)?,
+        }
+        Ok(inode)
+    }
+
+    /// Returns the change as it is made.
+    fn attributes(&self, ino: Ino, change: &AttrChange) -> Result<AttrChange, FsError> {
+        let inode = self.inside(ino)?;
+        let mut change = change.clone();
+        if self.who.is_root() {
+            return Ok(change);
+        }
+        let owns = self.who.owns(&inode);
+        permitted(owns || (change.mode.is_none() && change.uid.is_none() && change.gid.is_none()))?;
+        permitted(change.uid.is_none_or(|uid| uid == inode.attr.uid))?;
+        permitted(change.gid.is_none_or(|gid| gid == inode.attr.gid || self.who.is_in(gid)))?;
+        let sets = |time: Option<TimeChange>| matches!(time, Some(TimeChange::To(_)));
+        permitted(owns || !(sets(change.atime) || sets(change.mtime)))?;
+        let writes = change.size.is_some() || change.atime.is_some() || change.mtime.is_some();
+        granted(!writes || self.who.may_write(self.kv, &inode))?;
+        let group = change.gid.unwrap_or(inode.attr.gid);
+        if !self.who.is_in(group) {
+            change.mode = change.mode.map(|mode| mode & !S_ISGID);
+        }
+        change.clear_privileges |= change.uid.is_some() || change.gid.is_some() || change.size.is_some();
+        Ok(change)
+    }
+
+    /// Returns the owner and the group of what is made.
+    fn owner(&self, uid: u32, gid: u32) -> (u32, u32) {
+        match (&self.who, self.squash) {
+            (Who::User(user), _) => (user.uid, user.gid),
+            (Who::Anybody, Squash::Root { uid: other, gid: group }) => {
+                (if uid == 0 { other } else { uid }, if gid == 0 { group } else { gid })
+            }
+            (Who::Root | Who::Anybody, _) => (uid, gid),
+        }
+    }
+
+    /// Judges an operation. Returns it as it is carried out, if that is not as it was sent.
+    fn plain(&self, op: &Op) -> Result<Option<Op>, FsError> {
+        match op {
+            Op::Create { parent, node, uid, gid, mode, .. } => {
+                let dir = self.changing(*parent)?;
+                let device = |kind: FileKind| matches!(kind, FileKind::CharDevice | FileKind::BlockDevice);
+                let is_device = matches!(node, NewInode::Special { kind, .. } if device(*kind));
+                permitted(!is_device || self.who.is_root())?;
+                let ((owner, group), mut made) = (self.owner(*uid, *gid), op.clone());
+                let in_group = self.who.is_in(if dir.attr.mode & S_ISGID == 0 { group } else { dir.attr.gid });
+                if let Op::Create { uid, gid, mode: made_mode, .. } = &mut made {
+                    (*uid, *gid) = (owner, group);
+                    *made_mode = if in_group { *mode } else { *mode & !S_ISGID };
+                }
+                return Ok(Some(made));
+            }
+            Op::Link { ino, parent, .. } => {
+                self.inside(*ino)?;
+                self.changing(*parent)?;
+            }
+            Op::Unlink { parent, name, released: _ } => {
+                self.removing(*parent, name)?;
+            }
+            Op::Rmdir { parent, name } => {
+                // The root of a subtree has its entry outside of it, so it is not removed from within.
+                self.removing(*parent, name)?;
+            }
+            Op::Rename { parent, name, new_parent, new_name, mode, released: _ } => {
+                self.rename((*parent, name), (*new_parent, new_name), *mode)?;
+            }
+            Op::SetAttr { ino, change } => {
+                return Ok(Some(Op::SetAttr { ino: *ino, change: self.attributes(*ino, change)? }));
+            }
+            Op::Commit { ino, .. } => {
+                self.writing(*ino)?;
+                let mut made = op.clone();
+                if let Op::Commit { clear_privileges, .. } = &mut made {
+                    *clear_privileges |= !self.who.is_root();
+                }
+                return Ok(Some(made));
+            }
+            Op::Range { ino, .. } => {
+                self.writing(*ino)?;
+            }
+            Op::CloneRange { src, dst, .. } => {
+                self.reading(*src)?;
+                self.writing(*dst)?;
+            }
+            Op::SetXattr { ino, name, .. } => {
+                let inode = self.attribute(*ino, name)?;
+                let mut made = op.clone();
+                if let Op::SetXattr { clear_sgid, .. } = &mut made {
+                    *clear_sgid |= name == acl::ACCESS && !self.who.is_in(inode.attr.gid);
+                }
+                return Ok(Some(made));
+            }
+            Op::RemoveXattr { ino, name } => {
+                self.attribute(*ino, name)?;
+            }
+            // It touches what the session itself holds, and its answer does not say whether that is anything.
+            Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } => {}
+            Op::SetLock { ino, .. } => {
+                let inode = self.inside(*ino)?;
+                granted(self.who.may_read(self.kv, &inode) || self.who.may_write(self.kv, &inode))?;
+            }
+            Op::Unlock { ino, .. } | Op::Accessed { ino, .. } => {
+                self.inside(*ino)?;
+            }
+            Op::Deferred { at, expect, op } => {
+                expect.iter().try_for_each(|expect| self.dir(expect.parent).map(|_| ()))?;
+                // It holds none of its kind: that is checked when it is decoded.
+                let Some(made) = self.plain(op)? else { return Ok(None) };
+                return Ok(Some(Op::Deferred { at: *at, expect: expect.clone(), op: Box::new(made) }));
+            }
+            Op::Journaled { journal, .. } | Op::JournaledContent { journal, .. } => {
+                permitted(deferred::may_use(self.kv, self.client, *journal))?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Judges a question. Returns it as it is answered.
+    fn read<'q>(&self, question: &'q Read) -> Result<Cow<'q, Read>, FsError> {
+        match question {
+            Read::Lookup { parent, name } => {
+                let dir = self.dir(*parent)?;
+                granted(self.who.may(self.kv, &dir, X))?;
+                if name == b".." && *parent == self.root {
+                    return Ok(Cow::Owned(Read::GetAttr { ino: self.root }));
+                }
+            }
+            Read::GetAttr { ino } | Read::ReadLink { ino } | Read::ListXattr { ino } | Read::GetLock { ino, .. } => {
+                self.inside(*ino)?;
+            }
+            Read::Open { ino } | Read::Extents { ino, .. } => {
+                self.reading(*ino)?;
+            }
+            Read::ReadDir { ino, after, limit, with } => {
+                let with = self.listing(*ino, *with)?;
+                return Ok(Cow::Owned(Read::ReadDir { ino: *ino, after: *after, limit: *limit, with }));
+            }
+            // Only the directory itself: those behind it would have to be judged one by one.
+            Read::ReadTree { ino, with, limit, .. } => {
+                let with = self.listing(*ino, (*with).max(With::Attributes))?;
+                granted(with >= With::Attributes)?;
+                return Ok(Cow::Owned(Read::ReadDir { ino: *ino, after: 0, limit: *limit, with }));
+            }
+            Read::GetXattr { ino, name } => {
+                let inode = self.inside(*ino)?;
+                granted(!name.starts_with(b"user.") || self.who.may_read(self.kv, &inode))?;
+                if name.starts_with(TRUSTED) && !self.who.is_root() {
+                    return Err(FsError::NoAttribute);
+                }
+            }
+            Read::Journaled { journal } => permitted(deferred::may_use(self.kv, self.client, *journal))?,
+            Read::StatFs => {}
+        }
+        Ok(Cow::Borrowed(question))
+    }
+
+    /// Returns what comes with the entries of a directory.
+    fn listing(&self, ino: Ino, with: With) -> Result<With, FsError> {
+        let dir = self.dir(ino)?;
+        granted(self.who.may(self.kv, &dir, R))?;
+        match &self.who {
+            Who::Root => Ok(with),
+            // Where content is stored is for those who may read it.
+            who if who.may(self.kv, &dir, X) => Ok(with.min(With::Attributes)),
+            _ => Ok(With::Names),
+        }
+    }
+}
+
+/// Judges an operation. Returns it as it is carried out.
+///
+/// # Errors
+/// `NotFound` for what lies outside, `AccessDenied` or `NotPermitted` for what the user may not do.
+pub(super) fn op<'o>(
+    view: &mut View,
+    opening: &Opening,
+    caller: Option<&Caller>,
+    op: &'o Op,
+) -> Result<Cow<'o, Op>, FsError> {
+    let judge = Judge::new(view, opening, caller);
+    let judged = judge.plain(op)?;
+    let is_root = judge.who.is_root();
+    if !is_root && let Op::Range { ino, .. } | Op::CloneRange { dst: ino, .. } = op.plain() {
+        clear_privileges(view, *ino);
+    }
+    Ok(judged.map_or(Cow::Borrowed(op), Cow::Owned))
+}
+
+/// Other changes of content clear setuid and setgid by themselves.
+fn clear_privileges(view: &mut View, ino: Ino) {
+    if let Ok(mut inode) = Inode::load(view, ino)
+        && inode.attr.mode & (S_ISUID | S_ISGID) != 0
+    {
+        inode.attr.clear_privileges();
+        inode.save(view);
+    }
+}
+
+/// Answers a question of a confined client.
+///
+/// # Errors
+/// The error of the system call; `NotFound` for what lies outside.
+pub(crate) fn answer(
+    kv: &dyn Kv,
+    (session, opening): (SessionId, &Opening),
+    caller: Option<&Caller>,
+    question: &Read,
+) -> Result<ReadReply, FsError> {
+    // The answer is of one moment with the judgement.
+    let _held = kv.hold();
+    let judge = Judge::new(kv, opening, caller);
+    let question = judge.read(question)?;
+    match read::held(kv, session, &question)? {
+        ReadReply::Page { entries, end, .. } if question.ino() == Some(judge.root) => {
+            Ok(ReadReply::Page { parent: judge.root, entries, end })
+        }
+        ReadReply::Names(names) if !judge.who.is_root() => {
+            Ok(ReadReply::Names(names.into_iter().filter(|name| !name.starts_with(TRUSTED)).collect()))
+        }
+        reply => Ok(reply),
+    }
+}
+
+/// Returns the directories whose names decide whether an inode lies within a subtree, or `None` if it does not.
+pub(crate) fn way_to(kv: &dyn Kv, root: Ino, ino: Ino) -> Option<Vec<Ino>> {
+    let _held = kv.hold();
+    if root == Ino::ROOT {
+        return Some(Vec::new());
+    }
+    let inode = subtree::find(kv, root, ino).ok()?;
+    let parent = if ino == root { root } else { subtree::place(kv, root, &inode)?.0 };
+    subtree::way_up(kv, root, parent)
+}
+
+/// Checks, before anything is done for an operation, that it names no inode that is there and lies outside of the client's
+/// subtree. What is not there may be made by an earlier operation of the batch. What the client vouches for is left out if
+/// it lies outside: the answer must not tell whether it is there.
+///
+/// # Errors
+/// As if those inodes were not there.
+pub(crate) fn check_named(kv: &dyn Kv, root: Ino, op: &mut Op) -> Result<(), FsError> {
+    let _held = kv.hold();
+    let is_foreign = |ino: Ino| subtree::is_foreign(kv, root, ino);
+    let op = if let Op::Deferred { expect, op, .. } = op {
+        if expect.iter().any(|expect| is_foreign(expect.parent)) {
+            return Err(FsError::NotFound);
+        }
+        &mut **op
+    } else {
+        op
+    };
+    if let Op::Unlink { released, .. } | Op::Rename { released, .. } = op {
+        *released = released.filter(|ino| !is_foreign(*ino));
+    }
+    let named = match op {
+        // Its number is not one that the session has leased.
+        Op::Create { ino, .. } if is_foreign(*ino) => return Err(FsError::Invalid),
+        Op::Create { parent, .. } | Op::Rmdir { parent, .. } | Op::Unlink { parent, .. } => vec![*parent],
+        Op::Link { ino, parent, .. } => vec![*ino, *parent],
+        Op::Rename { parent, new_parent, .. } => vec![*parent, *new_parent],
+        Op::SetAttr { ino, .. }
+        | Op::Commit { ino, .. }
+        | Op::Range { ino, .. }
+        | Op::SetXattr { ino, .. }
+        | Op::RemoveXattr { ino, .. }
+        | Op::SetLock { ino, .. }
+        | Op::Unlock { ino, .. }
+        | Op::Accessed { ino, .. } => vec![*ino],
+        Op::CloneRange { src, dst, .. } => vec![*src, *dst],
+        Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::Journaled { .. } | Op::JournaledContent { .. } => {
+            Vec::new()
+        }
+        Op::Deferred { .. } => return Err(FsError::Invalid),
+    };
+    if named.into_iter().any(is_foreign) { Err(FsError::NotFound) } else { Ok(()) }
+}
+
+/// Returns those of some inodes that lie within a subtree, or did when they were removed.
+pub(crate) fn within(kv: &dyn Kv, root: Ino, inos: &[Ino]) -> Vec<Ino> {
+    let _held = kv.hold();
+    inos.iter().copied().filter(|ino| subtree::find(kv, root, *ino).is_ok()).collect()
+}
+
+/// Returns the roots that a rename may move a directory out of: those of these above one of its two directories only.
+pub(crate) fn crossed(kv: &dyn Kv, op: &Op, roots: &[Ino]) -> Vec<Ino> {
+    let Op::Rename { parent, name, new_parent, new_name, mode, .. } = op.plain() else { return Vec::new() };
+    if parent == new_parent {
+        return Vec::new();
+    }
+    let _held = kv.hold();
+    // What is made only now may be a directory, too.
+    let may_be_dir =
+        |parent: Ino, name: &[u8]| dentry::find(kv, parent, name).is_none_or(|(_, kind)| kind == FileKind::Directory);
+    let out = may_be_dir(*parent, name) || may_be_dir(*new_parent, new_name);
+    let back = *mode == RenameMode::Exchange;
+    let lies = |root: Ino, dir: Ino| subtree::way_up(kv, root, dir).is_some();
+    let crosses = |root: &Ino| match (lies(*root, *parent), lies(*root, *new_parent)) {
+        (true, false) => out,
+        (false, true) => out && back,
+        _ => false,
+    };
+    roots.iter().copied().filter(crosses).collect()
+}
+
+/// Returns the directory that an absolute path leads to. Symlinks are not followed: whoever can change one would choose
+/// the subtree.
+///
+/// # Errors
+/// `NotFound`, or `NotADirectory` when there is something else on the way.
+pub(crate) fn resolve(kv: &dyn Kv, path: &str) -> Result<Ino, FsError> {
+    if path.len() > SUBTREE_BYTES_MAX || !path.starts_with('/') {
+        return Err(FsError::Invalid);
+    }
+    let names = path.split('/').filter(|name| !name.is_empty() && *name != ".");
+    names.map(str::as_bytes).try_fold(Ino::ROOT, |dir, name| match dentry::find(kv, dir, name) {
+        Some((ino, FileKind::Directory)) => Ok(ino),
+        Some(_) => Err(FsError::NotADirectory),
+        None => Err(FsError::NotFound),
+    })
+}

@@ -1,0 +1,137 @@
+//! Confined sessions: when a directory is moved out of the subtree of one, all of its leases are recalled, because they may be
+//! on anything below that directory. Until the change has ended it is granted none.
+
+use super::{Holder, Notice, Table};
+use wire::ids::{Ino, SessionId};
+
+/// What the table knows of a confined session.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    root: Ino,
+    /// Changes under way that move directories out of its subtree.
+    crossing: u32,
+    /// The number of changes that had ended when the last one of them did.
+    crossed_at: u64,
+}
+
+impl Bounds {
+    pub(super) fn of(root: Ino) -> Self {
+        Self { root, crossing: 0, crossed_at: 0 }
+    }
+
+    /// Returns whether what was read since the stamp may have left the subtree.
+    pub(super) fn may_be_left(&self, stamp: u64) -> bool {
+        self.crossing > 0 || stamp < self.crossed_at
+    }
+}
+
+impl Table {
+    /// Returns the bounds of a session that is confined.
+    pub(super) fn bounds_of(&self, session: SessionId) -> Option<&Bounds> {
+        if self.confined == 0 {
+            return None;
+        }
+        self.holders.get(&session)?.bounds.as_ref()
+    }
+
+    /// Returns the roots of the confined sessions that have attached.
+    #[must_use]
+    pub fn roots(&self) -> Vec<(SessionId, Ino)> {
+        if self.confined == 0 {
+            return Vec::new();
+        }
+        let bounds = |(id, holder): (&SessionId, &Holder)| Some((*id, holder.bounds.as_ref()?.root));
+        self.holders.iter().filter_map(bounds).collect()
+    }
+
+    /// Begins a change that moves directories out of the subtrees of these sessions. Returns the events that recall all
+    /// that they hold.
+    pub fn cross(&mut self, sessions: &[SessionId]) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        for session in sessions {
+            let Some(holder) = self.holders.get_mut(session) else { continue };
+            let seq = holder.next_seq();
+            if let Some(bounds) = &mut holder.bounds {
+                bounds.crossing += 1;
+            }
+            holder.emptying = Some(seq);
+            notices.push(Notice { session: *session, seq });
+        }
+        notices
+    }
+
+    /// Ends such a change, after [`Table::end`].
+    pub fn crossed(&mut self, sessions: &[SessionId]) {
+        let ended = self.ended;
+        for session in sessions {
+            // A session that has attached anew meanwhile holds nothing of the time before.
+            if let Some(bounds) = self.holders.get_mut(session).and_then(|holder| holder.bounds.as_mut()) {
+                bounds.crossing = bounds.crossing.saturating_sub(1);
+                bounds.crossed_at = ended;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+    use tokio::time::Instant;
+
+    const FREE: SessionId = SessionId(1);
+    const CONFINED: SessionId = SessionId(2);
+    const HOME: Ino = Ino(7);
+    const DEEP: Ino = Ino(9);
+
+    fn table(now: Instant) -> Table {
+        let mut table = Table::new(Duration::from_secs(10), now);
+        for (session, root) in [(FREE, None), (CONFINED, Some(HOME))] {
+            table.introduce(session, session.0, true, root);
+            table.attach(session, 0, false, now);
+            table.extend(session, now, false);
+        }
+        table
+    }
+
+    #[test]
+    fn what_was_read_before_a_directory_left_the_subtree_is_not_leased_afterwards() {
+        let now = Instant::now();
+        let mut table = table(now);
+        assert_eq!(table.roots(), [(CONFINED, HOME)]);
+        let early = table.stamp();
+        assert!(table.grant(CONFINED, &[DEEP], early, now).0);
+        table.begin(FREE, &[HOME], now);
+        let notices = table.cross(&[CONFINED]);
+        assert!(table.unsettled_until(&notices, now).is_some(), "it may answer from its cache");
+        table.acknowledge(CONFINED, &[notices[0].seq]);
+        assert!(table.unsettled_until(&notices, now).is_none());
+        let late = table.stamp();
+        assert!(!table.grant(CONFINED, &[DEEP], late, now).0, "the move is under way");
+        assert!(table.grant(FREE, &[DEEP], late, now).0, "that is no matter of others");
+        table.end(FREE, &[HOME], now);
+        table.crossed(&[CONFINED]);
+        for stamp in [early, late] {
+            assert!(!table.grant(CONFINED, &[DEEP], stamp, now).0, "it was read before the move");
+        }
+        let stamp = table.stamp();
+        assert!(table.grant(CONFINED, &[DEEP], stamp, now).0);
+    }
+
+    #[test]
+    fn confined_sessions_get_no_delegations_and_no_leases_for_their_own_changes() {
+        let now = Instant::now();
+        let mut table = table(now);
+        for (session, given) in [(CONFINED, Vec::new()), (FREE, vec![DEEP])] {
+            let stamp = table.stamp();
+            assert!(table.grant(session, &[DEEP], stamp, now).0);
+            assert_eq!(table.delegate(session, &[DEEP], now), given);
+            table.release_all(session);
+            table.begin(session, &[DEEP], now);
+            assert_eq!(table.end(session, &[DEEP], now), session == FREE);
+            table.release_all(session);
+        }
+        table.remove(CONFINED);
+        assert_eq!((table.roots(), table.confined), (Vec::new(), 0));
+    }
+}
