@@ -91,6 +91,11 @@ pub enum Event {
         /// The question.
         query: QueryId,
     },
+    /// The daemon that was asked is alive, and has too much to do for an answer.
+    Busy {
+        /// The question.
+        query: QueryId,
+    },
     /// A question was not answered in time.
     Failed {
         /// The question.
@@ -223,6 +228,7 @@ impl Chord {
             Event::Timer { now } => self.tick(now, &mut actions),
             Event::Reply { query, reply } => self.replied(query, reply, &mut actions),
             Event::Outside { query } => self.failed(query, true, &mut actions),
+            Event::Busy { query } => self.is_busy(query, &mut actions),
             Event::Failed { query } => self.failed(query, false, &mut actions),
         }
         self.next_operation(&mut actions);
@@ -279,6 +285,18 @@ impl Chord {
             Operation::Successor { successor, .. } => self.successor_replied(successor, reply, actions),
             Operation::Candidate { candidate } => self.candidate_replied(candidate, reply, actions),
             Operation::Predecessor { .. } => {} // alive: it stays
+        }
+    }
+
+    /// Ends the operation of this question. Nothing is known, so everything stays as it is, and a later one asks again.
+    fn is_busy(&mut self, query: QueryId, actions: &mut Vec<Action>) {
+        self.finger_query.take_if(|(expected, ..)| *expected == query);
+        let Some((_, operation)) = self.operation.take_if(|(expected, _)| *expected == query) else { return };
+        match operation {
+            // It may be a member: a ring that it may be in is not begun anew.
+            Operation::JoinFind { .. } => self.join.ring_met = true,
+            Operation::Candidate { .. } => self.notify_successor(actions),
+            Operation::JoinFetch { .. } | Operation::Successor { .. } | Operation::Predecessor { .. } => {}
         }
     }
 

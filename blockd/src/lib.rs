@@ -12,6 +12,7 @@ pub mod chord;
 pub mod config;
 pub mod error;
 pub mod heartbeat;
+pub mod lagging;
 pub mod layouts;
 pub mod metrics;
 pub mod origins;

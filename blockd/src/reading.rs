@@ -5,6 +5,7 @@
 //! which makes a damaged trailer anew and needs no turn. So every turn ends, and nobody waits for ever.
 
 use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use wire::fair_queue::FairQueue;
@@ -28,9 +29,20 @@ pub(crate) struct Reading {
 
 #[derive(Default)]
 struct State {
-    waiting: FairQueue<PartyId, Waiting>,
+    /// One entry for each party, whoever of it is first. What is first is never a party for which nobody waits.
+    order: FairQueue<PartyId, Next>,
+    /// The parties in `order`, and who waits of each, in the order of their numbers. Of some, everybody has gone.
+    lines: HashMap<PartyId, BTreeMap<u64, Waiting>>,
+    /// Number of the next one that waits.
+    number: u64,
     reads: usize,
     bytes: u64,
+}
+
+/// A party's place in the order, and for what cost it stands there.
+struct Next {
+    party: PartyId,
+    cost: u64,
 }
 
 struct Waiting {
@@ -44,21 +56,34 @@ pub(crate) struct Turn {
     cost: u64,
 }
 
+/// One that waits. It leaves its line when this is dropped.
+struct Place<'a> {
+    reading: &'a Arc<Reading>,
+    party: PartyId,
+    number: u64,
+}
+
 impl Reading {
-    /// Waits for a turn of this party to read so many bytes, of one block at most. Cancel-safe: a turn for which nobody
-    /// waits any more is skipped.
+    /// Waits for a turn of this party to read so many bytes, of one block at most. Cancel-safe: nothing is kept of one
+    /// that does not wait any more.
     pub async fn turn(self: &Arc<Self>, party: PartyId, bytes: u64) -> Turn {
         let cost = bytes.clamp(COST_MIN, BLOCK_BYTES_MAX as u64);
-        let wait = {
+        let (wait, _place) = {
             let mut state = self.state.lock();
-            if state.waiting.is_empty() && state.has_room(cost) {
+            if state.order.is_empty() && state.has_room(cost) {
                 return self.begin(&mut state, cost);
             }
             let (turn, wait) = oneshot::channel();
-            state.waiting.push(party, cost, Waiting { cost, turn });
-            wait
+            let number = state.push(party, Waiting { cost, turn });
+            (wait, Place { reading: self, party, number })
         };
-        wait.await.expect("the queue is as old as this, and gives each a turn before it drops it")
+        wait.await.expect("the line is as old as this, and gives each a turn before it drops it")
+    }
+
+    /// Number of those that wait.
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        self.state.lock().lines.values().map(BTreeMap::len).sum()
     }
 
     fn begin(self: &Arc<Self>, state: &mut State, cost: u64) -> Turn {
@@ -67,25 +92,78 @@ impl Reading {
         Turn { reading: self.clone(), cost }
     }
 
-    /// Takes the next one that waits, if there is room for it.
-    fn next(self: &Arc<Self>) -> Option<(oneshot::Sender<Turn>, Turn)> {
-        let mut state = self.state.lock();
-        while state.waiting.peek()?.turn.is_closed() {
-            state.waiting.pop();
+    /// Gives turns to those that are next, as long as there is room.
+    fn go_on(self: &Arc<Self>) {
+        loop {
+            let (to, turn) = {
+                let mut state = self.state.lock();
+                let Some(Waiting { cost, turn }) = state.next() else { return };
+                (turn, self.begin(&mut state, cost))
+            };
+            // Whoever has gone in this moment does not take it. It ends here, which lets the next one begin.
+            drop(to.send(turn));
         }
-        let cost = state.waiting.peek()?.cost;
-        if !state.has_room(cost) {
-            return None;
-        }
-        let waiting = state.waiting.pop()?;
-        let turn = self.begin(&mut state, waiting.cost);
-        Some((waiting.turn, turn))
     }
 }
 
 impl State {
     fn has_room(&self, cost: u64) -> bool {
         self.reads < READS_MAX && self.bytes + cost <= BYTES_MAX
+    }
+
+    fn push(&mut self, party: PartyId, waiting: Waiting) -> u64 {
+        let number = self.number;
+        self.number += 1;
+        let cost = waiting.cost;
+        let line = self.lines.entry(party).or_insert_with(|| {
+            self.order.push(party, cost, Next { party, cost });
+            BTreeMap::new()
+        });
+        line.insert(number, waiting);
+        number
+    }
+
+    /// Takes the next one that waits, if there is room for it.
+    fn next(&mut self) -> Option<Waiting> {
+        loop {
+            let Next { party, cost: paid } = *self.order.peek()?;
+            let first = self.lines.get(&party).and_then(|line| line.values().next().map(|waiting| waiting.cost));
+            let Some(cost) = first else {
+                self.order.pop();
+                self.lines.remove(&party);
+                continue;
+            };
+            if cost > paid {
+                // The one for which the party came here has gone. This one waits for the rest of its own turn.
+                self.order.pop();
+                self.order.push(party, cost - paid, Next { party, cost });
+                continue;
+            }
+            if !self.has_room(cost) {
+                return None;
+            }
+            self.order.pop();
+            let line = self.lines.get_mut(&party)?;
+            let (_, waiting) = line.pop_first()?;
+            match line.values().next().map(|waiting| waiting.cost) {
+                Some(cost) => self.order.push(party, cost, Next { party, cost }),
+                None => drop(self.lines.remove(&party)),
+            }
+            return Some(waiting);
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let has_gone = {
+            let mut state = self.reading.state.lock();
+            state.lines.get_mut(&self.party).and_then(|line| line.remove(&self.number)).is_some()
+        };
+        if has_gone {
+            // There may be room for the one behind it.
+            self.reading.go_on();
+        }
     }
 }
 
@@ -96,10 +174,7 @@ impl Drop for Turn {
             state.reads -= 1;
             state.bytes -= self.cost;
         }
-        while let Some((to, turn)) = self.reading.next() {
-            // Whoever has gone in this moment does not take it. It ends here, which lets the next one begin.
-            drop(to.send(turn));
-        }
+        self.reading.go_on();
     }
 }
 
@@ -171,6 +246,49 @@ mod tests {
             }
             assert!(waiting.is_empty());
         }
+    }
+
+    #[test]
+    fn nothing_is_kept_of_those_that_have_gone_and_who_is_behind_them_need_not_wait_for_their_turns() {
+        let reading = Arc::<Reading>::default();
+        let (mut given, _) = ask(&reading, party(1), LARGE, 8);
+        let (_, mut stays) = ask(&reading, party(2), LARGE, 1);
+        for number in 0..1000 {
+            let (at_once, waiting) = ask(&reading, party(number as u8 % 4), LARGE, 10);
+            assert!(at_once.is_empty());
+            drop(waiting);
+        }
+        assert_eq!(reading.waiting(), 1);
+        {
+            let state = reading.state.lock();
+            assert!(state.lines.len() <= 4 && state.order.len() == state.lines.len());
+        }
+        given.pop();
+        assert!((&mut stays[0]).now_or_never().is_some());
+        drop((given, stays));
+        // A small read fits beside seven large ones, once the large one before it has gone.
+        let (_given, _) = ask(&reading, party(1), LARGE, 7);
+        let (_small, _) = ask(&reading, party(1), 1, 1);
+        let (_, large) = ask(&reading, party(2), LARGE, 1);
+        let (_, mut small) = ask(&reading, party(3), 1, 1);
+        assert!((&mut small[0]).now_or_never().is_none());
+        drop(large);
+        assert!((&mut small[0]).now_or_never().is_some());
+    }
+
+    #[test]
+    fn a_large_read_does_not_take_the_turn_of_a_small_one_of_its_party_that_has_gone() {
+        let reading = Arc::<Reading>::default();
+        let (mut given, _) = ask(&reading, party(1), LARGE, 8);
+        let (_, first) = ask(&reading, party(1), 1, 1);
+        let (_, mut large) = ask(&reading, party(1), LARGE, 1);
+        let (_, mut honest) = ask(&reading, party(2), LARGE / 2, 1);
+        drop(first);
+        given.pop();
+        assert!((&mut large[0]).now_or_never().is_none());
+        assert!((&mut honest[0]).now_or_never().is_some());
+        given.clear();
+        assert!((&mut large[0]).now_or_never().is_some());
     }
 
     #[test]

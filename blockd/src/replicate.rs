@@ -19,12 +19,13 @@
 //! those that were slow, which come last in a chain for a while; and requests to slow daemons that nobody waits for any
 //! more.
 
+use crate::lagging::{Lag, Lagging};
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
 use wire::Error;
 use wire::buffers::{Buffer, Pool};
@@ -53,10 +54,7 @@ const PATIENCE_PER_COPY: Duration = Duration::from_millis(600);
 const PATIENCE_PER_MIB: Duration = Duration::from_millis(400);
 /// A daemon that was slow comes last in its chains for this long.
 const SLOW_FOR: Duration = Duration::from_secs(5);
-/// Most blocks that slow daemons may still be storing after their put was answered. Beyond that they miss blocks, which
-/// they find when they compare with others.
-const LAGGING_MAX: usize = 32;
-/// How long such a block may take.
+/// How long a block may take after its put was answered.
 pub const LAG_MAX: Duration = Duration::from_secs(5);
 /// Share of the sender's time for the rest of the chain: the sender must learn which daemons failed.
 const DEADLINE_SHARE: f64 = 0.8;
@@ -76,7 +74,7 @@ pub struct Replicator {
     suspects: Suspects<SocketAddr>,
     slow: Suspects<SocketAddr>,
     buffers: Arc<Pool>,
-    lagging: Arc<Semaphore>,
+    lagging: Arc<Lagging>,
     lagging_tasks: TaskTracker,
 }
 
@@ -140,15 +138,16 @@ impl Replicator {
             suspects: Suspects::new(SUSPECT_FOR),
             slow: Suspects::new(SLOW_FOR),
             buffers: Pool::new(REUSED_BYTES_MIN, POOLED_BYTES_MAX),
-            lagging: Arc::new(Semaphore::new(LAGGING_MAX)),
+            lagging: Arc::default(),
             lagging_tasks: TaskTracker::new(),
         }
     }
 
-    /// Reserves a place among the blocks that may lag behind their answer; `None` when too many do.
+    /// Reserves a place among the blocks that may lag behind their answer, for one of this party; `None` when too many
+    /// do.
     #[must_use]
-    pub fn lag(&self) -> Option<OwnedSemaphorePermit> {
-        self.lagging.clone().try_acquire_owned().ok()
+    pub fn lag(&self, origin: PartyId) -> Option<Lag> {
+        self.lagging.begin(origin)
     }
 
     /// Prepares forwarding to the rest of the chain; `needed` is how many copies of it the sender waits for.
@@ -398,7 +397,7 @@ impl Forward<'_> {
                 answer.await
             }
             Err(_) => {
-                if let Some(lag) = self.replicator.lag() {
+                if let Some(lag) = self.replicator.lag(self.origin) {
                     self.replicator.lagging_tasks.spawn(async move {
                         let _lag = lag;
                         // It may still store the block; nobody waits for it.

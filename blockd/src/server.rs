@@ -27,7 +27,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId};
 use wire::limits::BLOCK_BYTES_MAX;
-use wire::message::block::{BlockReply, BlockRequest, BlockRequestKind, BlockdStatus};
+use wire::message::block::{BlockReply, BlockRequest, BlockRequestKind, BlockdStatus, Digest};
 use wire::quic::{Incoming, Service};
 use wire::sections::Sections;
 use wire::tls::{PeerIdentity, Role, Subject};
@@ -35,6 +35,10 @@ use wire::{Error, describe};
 
 /// Most names in one reply of `List`.
 const LIST_MAX: u32 = 65_536;
+/// Most bytes that a name with its length takes, in memory and encoded.
+const LISTED_BYTES: usize = size_of::<(BlockHash, u32)>() + 37;
+/// Most bytes that a digest takes, in memory and encoded.
+const DIGEST_BYTES: usize = size_of::<Digest>() + 39;
 
 /// The answering side of a block daemon.
 pub struct Server {
@@ -95,6 +99,17 @@ fn is_bounded(request: &BlockRequest, payload_len: usize) -> bool {
     }
 }
 
+/// Returns the most bytes that an answer takes until it is fetched, if it may be long.
+fn answer_bytes(request: &BlockRequest) -> usize {
+    match request {
+        BlockRequest::Get { len, .. } => (*len as usize).min(BLOCK_BYTES_MAX),
+        BlockRequest::List { limit, .. } => (*limit).min(LIST_MAX) as usize * LISTED_BYTES,
+        BlockRequest::Probe { hashes, .. } => hashes.len() * 2,
+        BlockRequest::Digests { spans, .. } => spans.len() * DIGEST_BYTES,
+        _ => 0,
+    }
+}
+
 impl Service for Server {
     fn authorize(&self, peer: &PeerIdentity) -> Result<(), Error> {
         // Every role may ask something.
@@ -122,6 +137,10 @@ impl Service for Server {
         if peer.subject.role == Role::Client {
             self.activity.note();
         }
+        let answer_bytes = answer_bytes(&request);
+        if answer_bytes > 0 && incoming.reserve_answer(answer_bytes).await.is_err() {
+            return incoming.refuse_busy("too many answers wait to be fetched").await;
+        }
         let (reply, payload) = match request {
             BlockRequest::Put { hash, epoch, chain, needed, origin } => {
                 let (behind, origin) = (chain.clone(), self.origins.of(&peer.subject, origin));
@@ -130,9 +149,6 @@ impl Service for Server {
                 return;
             }
             BlockRequest::Get { hash, epoch, offset, len } => {
-                if incoming.reserve_answer((len as usize).min(BLOCK_BYTES_MAX)).await.is_err() {
-                    return incoming.refuse_busy("too many answers wait to be fetched").await;
-                }
                 let deadline = incoming.deadline().into();
                 match self.get(peer.subject.party(), (hash, epoch), (offset, len), deadline).await {
                     Some(answer) => answer,
@@ -339,7 +355,7 @@ impl Server {
             {
                 self.answer_put(epoch, &copies, incoming).await;
                 answered = Some(Instant::now());
-                lagging = self.replicator.lag();
+                lagging = self.replicator.lag(origin.id());
                 if lagging.is_none() && !others_ended {
                     tracing::debug!(%hash, "too many blocks lag behind: the rest of the chain is left to repair");
                     others_ended = true;
@@ -401,8 +417,15 @@ impl Server {
             self.metrics.misses.add(1);
             return Some((BlockReply::NotHere { corrupt: false, layout }, None));
         }
-        let len_here = self.store.len_of(&hash).unwrap_or(0).saturating_sub(offset);
-        let turn = self.reading.turn(party, u64::from(len.min(len_here)));
+        let cost = match self.store.cost_of_part(&hash, offset, len) {
+            Some((block_len, 0)) => {
+                self.metrics.gets.add(1);
+                return Some((BlockReply::Content { block_len }, Some(Bytes::new())));
+            }
+            Some((_, cost)) => cost,
+            None => 0,
+        };
+        let turn = self.reading.turn(party, cost);
         let _turn = timeout_at(deadline, turn).await.ok()?;
         // I9: the store verifies what it returns, the whole block or those of its sections that hold the part.
         Some(match self.store.get_part(hash, offset, len).await {
@@ -463,6 +486,8 @@ fn refused(refusal: Refusal) -> BlockReply {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wire::ids::Point;
+    use wire::layout::ring::Span;
 
     #[test]
     fn each_request_needs_its_role() {
@@ -487,6 +512,29 @@ mod tests {
         };
         assert!(!is_bounded(&put, 0) && is_bounded(&put, 1));
         assert!(is_bounded(&put, BLOCK_BYTES_MAX) && !is_bounded(&put, BLOCK_BYTES_MAX + 1));
+    }
+
+    #[test]
+    fn room_is_reserved_for_as_much_as_an_answer_of_lists_may_take() {
+        let (hash, epoch) = (BlockHash([0xFF; 32]), LayoutEpoch(1));
+        let digest = Digest { count: u64::MAX, bytes: u64::MAX, sum: u128::MAX };
+        let span = Span { first: Point(0), last: Point(1) };
+        for count in [1, 1000] {
+            let list = BlockRequest::List { from: hash, last: hash, limit: count as u32 };
+            let probe = BlockRequest::Probe { epoch, hashes: vec![hash; count] };
+            let digests = BlockRequest::Digests { epoch, spans: vec![span; count] };
+            for (request, answer, in_memory) in [
+                (list, BlockReply::Blocks(vec![(hash, u32::MAX); count]), size_of::<(BlockHash, u32)>()),
+                (probe, BlockReply::Present(vec![true; count]), 1),
+                (digests, BlockReply::Digests(vec![digest; count]), size_of::<Digest>()),
+            ] {
+                let framing = wire::codec::encoded_len(&BlockReply::Blocks(Vec::new())) + 2;
+                let least = wire::codec::encoded_len(&answer).saturating_sub(framing) + count * in_memory;
+                assert!(answer_bytes(&request) >= least, "{} for {}", answer_bytes(&request), answer.kind_name());
+            }
+        }
+        let endless = BlockRequest::List { from: hash, last: hash, limit: u32::MAX };
+        assert_eq!(answer_bytes(&endless), LIST_MAX as usize * LISTED_BYTES);
     }
 
     /// Which daemon of the chain 1, 2, 3 notes what, with the outcome that it learns.

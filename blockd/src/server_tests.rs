@@ -20,10 +20,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use wire::Error;
-use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId};
-use wire::limits::{BLOCK_BYTES_MAX, CLIENT_BYTES_MAX};
+use wire::ids::{BlockHash, BlockdId, LayoutEpoch, PartyId, Point};
+use wire::layout::ring::Span;
+use wire::limits::{BLOCK_BYTES_MAX, CLIENT_BYTES_MAX, DAEMON_BYTES_MAX};
 use wire::message::block::{BlockReply, BlockRequest};
 use wire::quic::{Endpoint, Peer};
+use wire::sections::SECTION_BYTES;
 use wire::tls::Role;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -210,4 +212,78 @@ async fn a_block_that_is_not_here_waits_for_no_turn_and_no_read_waits_longer_tha
     drop(turns);
     let found = timeout(LIMIT, get(hash, LIMIT)).await.unwrap().unwrap();
     assert_eq!(found.1, Some(content));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_part_costs_no_turn_and_another_one_the_sections_that_are_read() {
+    let peers = Peers::start([Manner::Honest]);
+    let server = server(&peers, ME, &peers.endpoint, &TestDisk::new());
+    let content = Bytes::from(vec![7; 4 * SECTION_BYTES]);
+    let (hash, len) = (BlockHash::of(&content), content.len() as u32);
+    server.store.put(hash, content.clone()).await.unwrap();
+    let get = async |part, limit| {
+        let got = server.get(PartyId([1; 16]), (hash, peers.layout.epoch), part, Instant::now() + limit);
+        timeout(LIMIT, got).await.expect("it ends with its reader").map(|(reply, bytes)| {
+            assert!(matches!(reply, BlockReply::Content { block_len } if block_len == len), "{reply:?}");
+            bytes.unwrap()
+        })
+    };
+    // Large reads of another one leave room for what one section costs at least.
+    let other = PartyId([2; 16]);
+    let mut turns = Vec::new();
+    for bytes in [&[BLOCK_BYTES_MAX; 7][..], &[BLOCK_BYTES_MAX - SECTION_BYTES]].concat() {
+        turns.push(timeout(LIMIT, server.reading.turn(other, bytes as u64)).await.unwrap());
+    }
+    let at_once = Duration::from_millis(50);
+    let across = (SECTION_BYTES as u32 - 1, 2);
+    assert_eq!(get(across, at_once).await, None, "it reads two sections");
+    turns.push(timeout(LIMIT, server.reading.turn(other, 1)).await.unwrap());
+    for part in [(0, 0), (5, 0), (len, 1), (u32::MAX, u32::MAX)] {
+        assert_eq!(get(part, LIMIT * 2).await, Some(Bytes::new()));
+    }
+    drop(turns);
+    assert_eq!(get(across, LIMIT).await, Some(content.slice(..2)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_wait_for_room_among_the_answers_that_their_caller_has_not_fetched() {
+    let peers = Peers::start([Manner::Honest]);
+    let server = server(&peers, ME, &peers.endpoint, &TestDisk::new());
+    let _serving = peers.endpoint.serve(server.clone(), &Handle::current());
+    let (hash, content) = block(1);
+    server.store.put(hash, content).await.unwrap();
+    let asker = bind(&peers.ca, Role::Blockd, "asker");
+    let (peer, epoch) = (asker.peer(peers.endpoint.local_addr(), Role::Blockd), peers.layout.epoch);
+    let mut turns = Vec::new();
+    while let Ok(turn) = timeout(Duration::ZERO, server.reading.turn(PartyId([2; 16]), u64::MAX)).await {
+        turns.push(turn);
+    }
+    // Each has room for a whole block until its turn has come.
+    let mut reads = JoinSet::new();
+    let count = DAEMON_BYTES_MAX / 2 / BLOCK_BYTES_MAX;
+    for _ in 0..count {
+        let peer = peer.clone();
+        reads.spawn(async move {
+            let get = BlockRequest::Get { hash, epoch, offset: 0, len: u32::MAX };
+            peer.request::<_, BlockReply>(&get, &[], LIMIT * 2).await
+        });
+    }
+    until("all of them wait for their turns", || server.reading.waiting() == count).await;
+    let span = Span { first: Point(0), last: Point(1) };
+    let lists = [
+        BlockRequest::List { from: hash, last: hash, limit: 1 },
+        BlockRequest::Probe { epoch, hashes: vec![hash] },
+        BlockRequest::Digests { epoch, spans: vec![span] },
+    ];
+    for request in &lists {
+        let answer = peer.request::<_, BlockReply>(request, &[], Duration::from_millis(300)).await;
+        assert!(answer.is_err(), "{answer:?}");
+    }
+    drop(turns);
+    while let Some(read) = reads.join_next().await {
+        assert!(matches!(read.unwrap(), Ok((BlockReply::Content { .. }, _))));
+    }
+    for request in &lists {
+        peer.request::<_, BlockReply>(request, &[], LIMIT).await.unwrap();
+    }
 }

@@ -1,9 +1,9 @@
 //! When each block was last stored or renewed (I10), in memory.
 //!
 //! An upload renews the stamp *before* it looks at the store, even if it finds its block there already. A drop first
-//! marks the block, and only when its stamp is old. So when an upload and a drop of one block run at once, either the
-//! drop sees the new stamp and gives up, or the upload waits for the drop to end and stores the block again. The upload
-//! never acknowledges a copy that is about to vanish.
+//! marks the block, and only when its stamp is old and no put of it is under way. So when an upload and a drop of one
+//! block run at once, either the drop sees the new stamp and gives up, or the upload waits for the drop to end and stores
+//! the block again. The upload never acknowledges a copy that is about to vanish.
 //!
 //! A block without a stamp was last renewed before the daemon started, so its age counts from the start.
 //!
@@ -85,14 +85,15 @@ impl Stamps {
         }
     }
 
-    /// Begins to drop a block, unless it was renewed less than `grace` ago. The drop ends when nobody holds the result any
+    /// Begins to drop a block, unless it was renewed less than `grace` ago, or a put of it is under way: that may take
+    /// longer than any grace period, and acknowledges the copy at its end. The drop ends when nobody holds the result any
     /// more.
     #[must_use]
     pub fn begin_drop(self: &Arc<Self>, hash: BlockHash, grace: Duration) -> Option<Arc<Dropping>> {
         let mut state = self.state.lock();
         let renewed = state.renewed.get(&hash).copied().unwrap_or(self.started);
         // I10: a block renewed within the grace period stays.
-        if renewed.elapsed() < grace || !state.dropping.insert(hash) {
+        if renewed.elapsed() < grace || state.putting.contains_key(&hash) || !state.dropping.insert(hash) {
             return None;
         }
         Some(Arc::new(Dropping { stamps: self.clone(), hash, is_done: AtomicBool::new(false) }))
@@ -217,6 +218,18 @@ mod tests {
         drop(carried_out);
         renewal.await;
         assert!(stamps.begin_drop(HASH, Duration::from_secs(60)).is_none());
+    }
+
+    /// Guards I10.
+    #[tokio::test]
+    async fn a_block_that_is_being_put_is_not_dropped_however_long_the_put_takes() {
+        let stamps = Arc::new(Stamps::default());
+        let [put, another] = [stamps.begin_put(HASH).await, stamps.begin_put(HASH).await];
+        assert!(stamps.begin_drop(HASH, Duration::ZERO).is_none());
+        another.refused();
+        assert!(stamps.begin_drop(HASH, Duration::ZERO).is_none(), "the other one goes on");
+        drop(put);
+        assert!(stamps.begin_drop(HASH, Duration::ZERO).is_some());
     }
 
     /// Guards I10.

@@ -238,7 +238,7 @@ impl Store {
             Part::Verified { block_len, bytes } => Ok(Some((block_len, bytes))),
             Part::Doubtful => {
                 let block = self.get_and_mend(hash).await?;
-                Ok(block.map(|block| (block.len() as u32, block.slice(read::clamp(offset, len, block.len())))))
+                Ok(block.map(|block| (block.len() as u32, read::cut(&block, read::clamp(offset, len, block.len())))))
             }
         }
     }
@@ -345,6 +345,13 @@ impl Store {
     #[must_use]
     pub fn len_of(&self, hash: &BlockHash) -> Option<u32> {
         self.shared.index.read().blocks.get(hash).filter(|location| !location.bad).map(|location| location.len)
+    }
+
+    /// Length of a block that is here and not known to be damaged, and how many bytes [`Store::get_part`] reads for this
+    /// part of it: for an empty one none.
+    #[must_use]
+    pub fn cost_of_part(&self, hash: &BlockHash, offset: u32, len: u32) -> Option<(u32, u64)> {
+        self.len_of(hash).map(|block_len| (block_len, read::cost(offset, len, block_len)))
     }
 
     /// Names and lengths of good blocks from `from` on, in the order of names, at most `limit`.

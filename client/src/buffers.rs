@@ -32,10 +32,19 @@ impl Buffers {
         drop(self.0.enclose(content));
     }
 
-    /// Turns the content into `Bytes`, without a copy; the buffer comes back when the last of them is dropped.
+    /// Turns the content into `Bytes`. The buffer comes back when the last of them is dropped; if it is mostly empty, at
+    /// once, and the content is copied: whoever holds it counts its length, not what memory it keeps.
     #[must_use]
     pub fn freeze(&self, content: Vec<u8>) -> Bytes {
-        if content.capacity() < BLOCK_BYTES_MAX { Bytes::from(content) } else { self.0.enclose(content).freeze() }
+        if content.capacity() < BLOCK_BYTES_MAX {
+            return Bytes::from(content);
+        }
+        if content.len() > BLOCK_BYTES_MAX / 2 {
+            return self.0.enclose(content).freeze();
+        }
+        let bytes = Bytes::copy_from_slice(&content);
+        self.give_back(content);
+        bytes
     }
 
     /// Gives everything back to the system: nothing is being written.
@@ -53,6 +62,7 @@ mod tests {
         let buffers = Buffers::default();
         let mut content = buffers.take();
         content.extend_from_slice(b"content");
+        content.resize(BLOCK_BYTES_MAX, 0);
         let at = content.as_ptr();
         let bytes = buffers.freeze(content);
         let part = bytes.slice(..3);
@@ -66,5 +76,14 @@ mod tests {
         assert_eq!(buffers.0.free_count(), 0);
         buffers.give_back(again);
         assert_eq!(buffers.0.free_count(), 1);
+    }
+
+    #[test]
+    fn a_little_content_does_not_hold_the_memory_of_a_block() {
+        let buffers = Buffers::default();
+        let mut content = buffers.take();
+        content.extend_from_slice(b"content");
+        let bytes = buffers.freeze(content);
+        assert_eq!((&bytes[..], buffers.0.free_count()), (&b"content"[..], 1));
     }
 }

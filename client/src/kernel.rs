@@ -149,6 +149,13 @@ impl Kernel {
         self.pages.lock().put(ino, version);
     }
 
+    /// Notes that the kernel may have pages of an inode that are of no version. It is asked to drop them, and the next
+    /// open relies on none: the file may be closed before that, or the notice be lost.
+    pub(crate) fn spoils_pages(&self, ino: Ino) {
+        self.gets_pages(ino, Version::default());
+        self.notify(Notice::Changed(ino));
+    }
+
     /// Notes that the kernel's pages took part in a change of ours: pages of `from` are valid for `to`.
     pub(crate) fn follows(&self, ino: Ino, from: Version, to: Version) {
         let mut pages = self.pages.lock();

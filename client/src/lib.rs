@@ -61,7 +61,7 @@ pub use known::Listed;
 pub use local_dir::LocalDir;
 pub use ops::files::{Handle, OpenFlags, Opened};
 pub use ops::locks::Wait;
-pub use ops::mapped::DropUnderWay;
+pub use ops::mapped::{DropUnderWay, Taking};
 pub use queue::{LossesReported, NewNode};
 
 use accessed::Accessed;
@@ -190,7 +190,8 @@ fn compose(
     let journal_writer = journal.clone().map(|journal| Arc::new(writer(journal)));
     let asked = ((session.clone(), order.clone()), (fetcher.clone(), kernel.clone()));
     let reader = Arc::new(Reader::new(asked.0, asked.1, work.clone(), config.readahead_bytes));
-    let open_files = Arc::new(OpenFiles::new(session.clone(), known.clone(), committer.clone(), work.clone()));
+    let learned = (session.clone(), known.clone());
+    let open_files = Arc::new(OpenFiles::new(learned, committer.clone(), kernel.clone(), work.clone()));
     let view = View::new((session.clone(), known.clone()), open_files.clone(), kernel.clone(), work.clone());
     let (view, lock_released) = (Arc::new(view), Arc::<Notify>::default());
     let accessed = Arc::new(Accessed::new(session.clone(), kernel.clone(), config.access_times));

@@ -7,6 +7,7 @@ pub(crate) mod opening;
 
 use crate::commit::committer::Committer;
 use crate::file::state::FileState;
+use crate::kernel::Kernel;
 use crate::known::Known;
 use crate::known::leased::LeasedSession;
 use crate::ordered::{Ordered, Rank};
@@ -28,12 +29,18 @@ pub(crate) struct OpenFiles {
     known: Arc<Known>,
     session: Arc<LeasedSession>,
     committer: Arc<Committer>,
+    kernel: Arc<Kernel>,
     work: Work,
 }
 
 impl OpenFiles {
     /// Starts with nothing open.
-    pub fn new(session: Arc<LeasedSession>, known: Arc<Known>, committer: Arc<Committer>, work: Work) -> Self {
+    pub fn new(
+        (session, known): (Arc<LeasedSession>, Arc<Known>),
+        committer: Arc<Committer>,
+        kernel: Arc<Kernel>,
+        work: Work,
+    ) -> Self {
         Self {
             files: Ordered::new(Rank::Files, BTreeMap::new()),
             opens: Opens::default(),
@@ -41,6 +48,7 @@ impl OpenFiles {
             known,
             session,
             committer,
+            kernel,
             work,
         }
     }
@@ -107,6 +115,10 @@ impl OpenFiles {
         let (idle, page) = file.idle();
         if idle && files.get(&file.ino()).is_some_and(|known| Arc::ptr_eq(known, file)) {
             files.remove(&file.ino());
+            if !file.pages_show_present() {
+                // Which ones are old is forgotten with it: the next open drops all.
+                self.kernel.spoils_pages(file.ino());
+            }
             if let Some(page) = page {
                 self.known.remember_content(file.ino(), page);
             }

@@ -17,7 +17,7 @@ use wire::tls::{ClusterCa, Role, Subject};
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// Files, unless `METAD_FILES` says otherwise: `just long` makes a million.
-const FILES: u64 = 200_000;
+const FILES: u64 = 100_000;
 /// Files made by one batch.
 const BATCH: u64 = 2_000;
 /// Entries in a page of the listing.

@@ -253,8 +253,8 @@ impl Filesystem for Surf {
         if let Some(written) = span.in_scope(|| self.shared.try_write(&file, place, data)) {
             return reply.answer(written);
         }
-        let payload = self.shared.payloads.take(data);
-        self.answer(request, span, reply, |fs| async move { fs.write(&file, place, payload).await });
+        let (taking, payload) = (self.shared.begin_taking(&file, place), self.shared.payloads.take(data));
+        self.answer(request, span, reply, |fs| async move { fs.write(&file, (place, taking), payload).await });
     }
 
     fn flush(&self, request: &Request, number: INodeNo, fh: FileHandle, owner: LockOwner, reply: ReplyEmpty) {

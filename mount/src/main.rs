@@ -27,7 +27,7 @@ use sys::{Forked, Parent};
 use wire::log;
 
 fn main() -> ExitCode {
-    sys::share_heaps();
+    sys::bound_heaps();
     sys::outlive_file_size_limit();
     match start(&Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,

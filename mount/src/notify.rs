@@ -1,8 +1,9 @@
 //! Notifies the kernel of what others have changed.
 //!
 //! Notices are sent from threads that answer no requests: a notice can wait for a request on the same inode, which must
-//! not wait for us. Pages are dropped once the reads under way are answered. While the kernel waits for a page that is
-//! being read, nothing ends the thread, not even the death of this process, which would end the read.
+//! not wait for us. Pages are dropped once the reads under way are answered, however long that takes. While the kernel
+//! waits for a page that is being read, nothing ends the thread, not even the death of this process, which would end the
+//! read. Those who wait for a drop have a limit of their own.
 
 use crate::nodes::Nodes;
 use client::{Client, Dropped, Notice};
@@ -12,6 +13,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -62,16 +64,25 @@ pub(crate) async fn drop_pages(kernel: &Kernel, ino: Ino, offset: u64, len: u64)
     }
 }
 
-/// Most inodes whose pages are being dropped at once.
-const DROPPED_AT_ONCE: usize = 16;
+/// Most calls into the kernel for dropping pages at once.
+const CALLS_AT_ONCE: usize = 16;
 
 /// Inodes whose pages are to be dropped, each with those who wait for that. One drop of an inode runs at a time: it
-/// waits for the reads that were under way when it began, and the next one for those that began since.
-#[derive(Default)]
+/// waits for the reads that were under way when it began, and the next one for those that began since. A read may wait
+/// for servers that are away, so drops that wait for reads are not counted: they keep no drop of another inode waiting.
 struct Drops {
     waiting: BTreeMap<Ino, Vec<Dropped>>,
     running: BTreeSet<Ino>,
     tasks: JoinSet<Ino>,
+    /// Calls that may be made.
+    calls: Arc<Semaphore>,
+}
+
+impl Default for Drops {
+    fn default() -> Self {
+        let (waiting, running) = (BTreeMap::new(), BTreeSet::new());
+        Self { waiting, running, tasks: JoinSet::new(), calls: Arc::new(Semaphore::new(CALLS_AT_ONCE)) }
+    }
 }
 
 impl Drops {
@@ -79,20 +90,19 @@ impl Drops {
         self.waiting.entry(ino).or_default().extend(dropped);
     }
 
-    /// Begins as many drops as may be under way.
-    fn go_on(&mut self, client: &Arc<Client>, kernel: &Kernel) {
-        while self.running.len() < DROPPED_AT_ONCE {
-            let Some(ino) = self.waiting.keys().find(|ino| !self.running.contains(ino)).copied() else { return };
+    /// Begins all drops but those of inodes of which one is under way. `drop` does the work, and calls the kernel with a
+    /// permit.
+    fn go_on<D>(&mut self, drop: impl Fn(Ino, Arc<Semaphore>) -> D)
+    where
+        D: Future<Output = ()> + Send + 'static,
+    {
+        let begun: Vec<Ino> = self.waiting.keys().filter(|ino| !self.running.contains(ino)).copied().collect();
+        for ino in begun {
             let dropped = self.waiting.remove(&ino).unwrap_or_default();
             self.running.insert(ino);
-            let (client, kernel) = (client.clone(), kernel.clone());
+            let drop = drop(ino, self.calls.clone());
             self.tasks.spawn(async move {
-                let under_way = client.begin_drop(ino).await;
-                if notify_kernel(&kernel, Notice::Changed(ino)).await
-                    && let Some(under_way) = under_way
-                {
-                    under_way.done();
-                }
+                drop.await;
                 dropped.iter().for_each(Dropped::report);
                 ino
             });
@@ -105,12 +115,23 @@ impl Drops {
     }
 }
 
+/// Drops the kernel's pages of an inode.
+async fn drop_all_pages(client: Arc<Client>, kernel: Kernel, ino: Ino, calls: Arc<Semaphore>) {
+    let under_way = client.begin_drop(ino).await;
+    let _call = calls.acquire().await;
+    if notify_kernel(&kernel, Notice::Changed(ino)).await
+        && let Some(under_way) = under_way
+    {
+        under_way.done();
+    }
+}
+
 /// Passes notices on until it is stopped, or the client ends.
 pub(crate) async fn run(client: Arc<Client>, kernel: Kernel, stop: CancellationToken) {
     let mut notices = client.notices();
     let mut drops = Drops::default();
     loop {
-        drops.go_on(&client, &kernel);
+        drops.go_on(|ino, calls| drop_all_pages(client.clone(), kernel.clone(), ino, calls));
         let notice = tokio::select! {
             biased;
             () = stop.cancelled() => return,
@@ -134,5 +155,29 @@ pub(crate) async fn run(client: Arc<Client>, kernel: Kernel, stop: CancellationT
             }
             Err(RecvError::Closed) => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn drops_that_wait_for_reads_keep_no_other_waiting_and_one_of_an_inode_runs_at_a_time() {
+        const HANGING: u64 = 2 * CALLS_AT_ONCE as u64;
+        let mut drops = Drops::default();
+        (0..=HANGING).for_each(|ino| drops.put(Ino(ino), None));
+        let drop = |ino, _calls| async move {
+            if ino != Ino(HANGING) {
+                std::future::pending().await
+            }
+        };
+        drops.go_on(drop);
+        assert_eq!(drops.tasks.join_next().await.unwrap().unwrap(), Ino(HANGING));
+        drops.ended(Ino(HANGING));
+        [Ino(0), Ino(HANGING)].into_iter().for_each(|ino| drops.put(ino, None));
+        drops.go_on(drop);
+        assert_eq!(drops.waiting.keys().copied().collect::<Vec<_>>(), [Ino(0)]);
+        assert_eq!(drops.tasks.join_next().await.unwrap().unwrap(), Ino(HANGING));
     }
 }

@@ -22,8 +22,10 @@ const PLACES_MAX: u64 = 1 << 10;
 /// The disk keeps at least this many bytes free, for the journal, and for daemons on it: twice what a block daemon
 /// leaves free by itself.
 const FREE_BYTES_MIN: u64 = 1 << 30;
-/// If the disk takes longer than this for one step, nothing is put aside any more.
+/// While the disk takes longer than this for one step, nothing is put aside.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
+/// Nor is it for this long after such a step has ended.
+const REST: Duration = Duration::from_secs(60);
 
 /// What the thread does with the disk. All of it may take any time.
 pub(crate) trait Disk {
@@ -39,6 +41,7 @@ pub(crate) trait Disk {
 pub(crate) struct Spool {
     queue: Arc<Queue>,
     step_limit: Duration,
+    rest: Duration,
 }
 
 /// Content that was put aside.
@@ -46,7 +49,7 @@ pub(crate) struct Aside(Mutex<Lies>);
 
 enum Lies {
     Memory(Arc<Vec<u8>>),
-    Disk(Place, usize),
+    Disk(Stored),
     /// Nowhere: it was taken.
     Taken,
 }
@@ -66,20 +69,40 @@ struct Jobs {
     stores: VecDeque<Weak<Aside>>,
     /// When the step began that the thread is at.
     busy_since: Option<Instant>,
-    /// Nothing is put aside any more.
-    off: bool,
+    usable: Usable,
     /// Nothing comes any more, except from places in use.
     ended: bool,
 }
 
+/// Whether content is put aside.
+#[derive(Default, PartialEq, Eq, Debug)]
+enum Usable {
+    #[default]
+    Yes,
+    /// A step takes too long.
+    Overdue,
+    /// Such a step ended at this time.
+    Since(Instant),
+    /// There is no file.
+    Never,
+}
+
 enum Urgent {
-    Read { place: Place, len: usize, reply: oneshot::Sender<io::Result<Vec<u8>>> },
+    Read { stored: Stored, reply: oneshot::Sender<io::Result<Vec<u8>>> },
     Free(u64),
 }
 
 enum Job {
     Urgent(Urgent),
     Store(Weak<Aside>),
+}
+
+/// Content in the file.
+struct Stored {
+    place: Place,
+    len: usize,
+    /// Of the content: a disk may give something else back.
+    hash: blake3::Hash,
 }
 
 /// A place in the file, given back when this is dropped.
@@ -104,6 +127,9 @@ impl Queue {
     fn next(&self, places_in_use: bool) -> Option<Job> {
         let mut jobs = self.jobs.lock();
         jobs.busy_since = None;
+        if jobs.usable == Usable::Overdue {
+            jobs.usable = Usable::Since(Instant::now());
+        }
         loop {
             let urgent = jobs.urgent.pop_front().map(Job::Urgent);
             if let Some(job) = urgent.or_else(|| jobs.stores.pop_front().map(Job::Store)) {
@@ -119,8 +145,27 @@ impl Queue {
 
     fn turn_off(&self) {
         let mut jobs = self.jobs.lock();
-        jobs.off = true;
+        jobs.usable = Usable::Never;
         jobs.stores.clear();
+    }
+}
+
+impl Jobs {
+    /// Reports whether content is put aside now. When a step turns out to take too long, what waits stays in memory.
+    fn is_usable(&mut self, step_limit: Duration, rest: Duration) -> bool {
+        let is_overdue = self.busy_since.is_some_and(|since| since.elapsed() > step_limit);
+        match self.usable {
+            Usable::Yes | Usable::Since(_) if is_overdue => {
+                if self.usable == Usable::Yes {
+                    warn(&ErrorKind::TimedOut.into());
+                }
+                self.usable = Usable::Overdue;
+                self.stores.clear();
+            }
+            Usable::Since(ended) if ended.elapsed() >= rest => self.usable = Usable::Yes,
+            _ => {}
+        }
+        self.usable == Usable::Yes
     }
 }
 
@@ -150,19 +195,14 @@ impl Spool {
                 warn(&error);
             }
         });
-        started.inspect_err(warn).ok().map(|_| Self { queue, step_limit })
+        started.inspect_err(warn).ok().map(|_| Self { queue, step_limit, rest: REST })
     }
 
     /// Puts content aside, onto the disk as soon as that takes it. Does not wait.
     pub(crate) fn put(&self, content: Vec<u8>) -> Arc<Aside> {
         let aside = Arc::new(Aside(Mutex::new(Lies::Memory(Arc::new(content)))));
         let mut jobs = self.queue.jobs.lock();
-        if !jobs.off && jobs.busy_since.is_some_and(|since| since.elapsed() > self.step_limit) {
-            jobs.off = true;
-            jobs.stores.clear();
-            warn(&ErrorKind::TimedOut.into());
-        }
-        if !jobs.off && (jobs.stores.len() as u64) < PLACES_MAX {
+        if jobs.is_usable(self.step_limit, self.rest) && (jobs.stores.len() as u64) < PLACES_MAX {
             jobs.stores.push_back(Arc::downgrade(&aside));
             self.queue.woken.notify_one();
         }
@@ -185,16 +225,16 @@ impl Aside {
     /// Takes the content, from memory at once. Cancel-safe in that nothing stays behind.
     ///
     /// # Errors
-    /// What the disk answers.
+    /// What the disk answers, or that it has given something else back.
     pub(crate) async fn take(&self) -> io::Result<Vec<u8>> {
         let lies = std::mem::replace(&mut *self.0.lock(), Lies::Taken);
         match lies {
             // The thread may be writing it.
             Lies::Memory(content) => Ok(Arc::unwrap_or_clone(content)),
-            Lies::Disk(place, len) => {
+            Lies::Disk(stored) => {
                 let (reply, answer) = oneshot::channel();
-                let queue = place.queue.clone();
-                queue.push(Urgent::Read { place, len, reply });
+                let queue = stored.place.queue.clone();
+                queue.push(Urgent::Read { stored, reply });
                 answer.await.unwrap_or_else(|_| Err(io::Error::other("the spool's thread has ended")))
             }
             Lies::Taken => Err(io::Error::other("it was taken before")),
@@ -210,10 +250,10 @@ impl Aside {
     }
 
     /// Notes that the content is on the disk, too. The place is given back if nobody needs it any more.
-    fn note_stored(&self, place: Place, len: usize) {
+    fn note_stored(&self, stored: Stored) {
         let mut lies = self.0.lock();
         if matches!(*lies, Lies::Memory(_)) {
-            *lies = Lies::Disk(place, len);
+            *lies = Lies::Disk(stored);
         }
     }
 }
@@ -233,8 +273,8 @@ impl<D: Disk> Worker<D> {
             match job {
                 // Whoever waited for it is gone.
                 Job::Urgent(Urgent::Read { reply, .. }) if reply.is_closed() => {}
-                Job::Urgent(Urgent::Read { place, len, reply }) => {
-                    let _ = reply.send(self.disk.read(place.number, len));
+                Job::Urgent(Urgent::Read { stored, reply }) => {
+                    let _ = reply.send(self.read(&stored));
                 }
                 Job::Urgent(Urgent::Free(number)) => self.free(number),
                 Job::Store(aside) => self.store(&aside),
@@ -249,7 +289,7 @@ impl<D: Disk> Worker<D> {
             Ok(()) => {
                 let place = Place { queue: self.queue.clone(), number };
                 if let Some(aside) = aside.upgrade() {
-                    aside.note_stored(place, content.len());
+                    aside.note_stored(Stored { place, len: content.len(), hash: blake3::hash(&content) });
                 }
             }
             Err(error) => {
@@ -257,6 +297,14 @@ impl<D: Disk> Worker<D> {
                 self.refuse(&error);
             }
         }
+    }
+
+    fn read(&mut self, stored: &Stored) -> io::Result<Vec<u8>> {
+        let content = self.disk.read(stored.place.number, stored.len)?;
+        if blake3::hash(&content) != stored.hash {
+            return Err(io::Error::new(ErrorKind::InvalidData, "the local disk gives something else back"));
+        }
+        Ok(content)
     }
 
     fn refuse(&mut self, error: &io::Error) {

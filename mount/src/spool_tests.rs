@@ -103,6 +103,24 @@ async fn content_is_in_a_file_that_nobody_finds_until_it_is_taken() {
 }
 
 #[tokio::test]
+async fn content_that_the_disk_has_changed_is_an_error_and_no_other_content_suffers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (spool, file, log) = watched(dir.path(), 0, 100);
+    let asides: Vec<_> = (0..3).map(|number| spool.put(content(number))).collect();
+    // The thread begins the next one when it has noted where this one is.
+    let _last = spool.put(content(3));
+    for place in 0..4 {
+        assert_eq!(log.recv_timeout(LIMIT), Ok(Done::Written(place)));
+    }
+    file.write_all_at(b"x", PLACE_BYTES + 12_345).unwrap();
+    let damaged = asides[1].take().await;
+    assert_eq!(damaged.map_err(|error| error.kind()), Err(ErrorKind::InvalidData));
+    for number in [0, 2] {
+        assert!(asides[usize::from(number)].take().await.unwrap() == content(number));
+    }
+}
+
+#[tokio::test]
 async fn places_are_used_again_and_no_content_is_mixed_up() {
     let dir = tempfile::tempdir().unwrap();
     let (spool, file, _log) = watched(dir.path(), 0, 10);
@@ -120,7 +138,7 @@ async fn places_are_used_again_and_no_content_is_mixed_up() {
 }
 
 #[tokio::test]
-async fn a_disk_that_hangs_keeps_nobody_waiting_and_is_not_used_any_more() {
+async fn a_disk_that_hangs_keeps_nobody_waiting_and_is_not_used_meanwhile() {
     let (begun, begins) = mpsc::channel();
     let (ends, hangs) = mpsc::channel();
     let mut spool = Spool::start(move || Ok(Stuck { begun, hangs }), 10, LIMIT).unwrap();
@@ -128,7 +146,7 @@ async fn a_disk_that_hangs_keeps_nobody_waiting_and_is_not_used_any_more() {
     begins.recv_timeout(LIMIT).expect("it is being written");
     spool.step_limit = Duration::ZERO;
     let others: Vec<_> = (1..100).map(|number| spool.put(content(number))).collect();
-    assert!(spool.queue.jobs.lock().off, "the step has taken longer than the limit");
+    assert_eq!(spool.queue.jobs.lock().usable, Usable::Overdue, "the step has taken longer than the limit");
     assert!(spool.queue.jobs.lock().stores.is_empty());
     assert!(first.take().await.unwrap() == content(0), "although it is being written");
     for (number, aside) in (1..).zip(&others) {
@@ -137,6 +155,31 @@ async fn a_disk_that_hangs_keeps_nobody_waiting_and_is_not_used_any_more() {
     drop(ends);
     drop(spool);
     assert_eq!(begins.recv_timeout(LIMIT), Err(mpsc::RecvTimeoutError::Disconnected), "nothing else was begun");
+}
+
+#[test]
+fn a_disk_is_used_again_a_while_after_a_step_that_took_too_long() {
+    let (begun, begins) = mpsc::channel();
+    let (ends, hangs) = mpsc::channel();
+    let mut spool = Spool::start(move || Ok(Stuck { begun, hangs }), 10, LIMIT).unwrap();
+    let mut kept = vec![spool.put(content(0))];
+    begins.recv_timeout(LIMIT).unwrap();
+    spool.step_limit = Duration::ZERO;
+    kept.push(spool.put(content(1)));
+    assert_eq!(spool.queue.jobs.lock().usable, Usable::Overdue);
+    drop(ends);
+    let started = Instant::now();
+    while spool.queue.jobs.lock().usable == Usable::Overdue {
+        assert!(started.elapsed() < LIMIT, "the step has ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    spool.step_limit = LIMIT;
+    kept.push(spool.put(content(2)));
+    assert!(spool.queue.jobs.lock().stores.is_empty(), "it rests");
+    spool.rest = Duration::ZERO;
+    kept.push(spool.put(content(3)));
+    begins.recv_timeout(LIMIT).expect("it is used again");
+    assert_eq!(begins.try_recv(), Err(mpsc::TryRecvError::Empty), "nothing that came meanwhile is written");
 }
 
 #[test]

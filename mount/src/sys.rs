@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+#[cfg(target_env = "gnu")]
+use wire::limits::BLOCK_BYTES_MAX;
 
 /// Reports whether this process runs as root.
 pub(crate) fn is_root() -> bool {
@@ -16,14 +18,24 @@ pub(crate) fn is_root() -> bool {
 /// Number of the allocator's heaps, for all threads together.
 #[cfg(target_env = "gnu")]
 const HEAPS: libc::c_int = 2;
+/// Memory of this size or more is mapped on its own: the buffers of blocks. In a heap, the parts that are not used yet
+/// would have been used by others before, and nothing there is given back while something behind it is in use.
+#[cfg(target_env = "gnu")]
+const MAPPED_BYTES_MIN: libc::c_int = BLOCK_BYTES_MAX as libc::c_int;
+/// So much may be free at the end of a heap before it is given back, to be asked for again soon.
+#[cfg(target_env = "gnu")]
+const FREE_BYTES_MAX: libc::c_int = 16 << 20;
 
-/// Makes all threads share few heaps: by itself, glibc gives each thread that comes and goes one of its own, and does
-/// not return what blocks leave there. Must be called before there are other threads.
-pub(crate) fn share_heaps() {
+/// Bounds what the allocator holds beyond what is in use. By itself, glibc gives each thread that comes and goes a heap of
+/// its own, and puts everything below 32 MiB into heaps once such memory was freed. Must be called before there are other
+/// threads.
+pub(crate) fn bound_heaps() {
     // SAFETY: mallopt(3) takes two numbers, and there is no other thread yet.
     #[cfg(target_env = "gnu")]
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, HEAPS);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES_MIN);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, FREE_BYTES_MAX);
     }
 }
 

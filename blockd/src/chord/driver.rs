@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use wire::Error;
 use wire::ids::{BlockdId, Point};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::block::{BlockReply, BlockRequest, ChordReply, ChordRequest, Member};
@@ -92,7 +93,7 @@ impl Ring {
                 Outcome::Lost => return None,
                 Outcome::Ask(to, request) => match ask(&self.endpoint, to, request).await {
                     Answer::Reply(reply) => lookup.replied(reply),
-                    Answer::Outside | Answer::Silence => drop(lookup.failed()),
+                    Answer::Outside | Answer::Busy | Answer::Silence => drop(lookup.failed()),
                 },
             }
         }
@@ -168,6 +169,8 @@ enum Answer {
     Reply(ChordReply),
     /// Alive, and no member.
     Outside,
+    /// Alive, and has too much to do.
+    Busy,
     Silence,
 }
 
@@ -177,6 +180,7 @@ async fn ask(endpoint: &Endpoint, to: Member, request: ChordRequest) -> Answer {
     match asked {
         Ok((BlockReply::Chord(reply), _)) => Answer::Reply(reply),
         Ok(_) => Answer::Outside,
+        Err(Error::Busy { .. }) => Answer::Busy,
         Err(error) => {
             tracing::debug!(id = %to.id, addr = %to.addr, %error, "no answer on the ring");
             Answer::Silence
@@ -188,6 +192,20 @@ fn event(query: QueryId, answer: Answer) -> Event {
     match answer {
         Answer::Reply(reply) => Event::Reply { query, reply },
         Answer::Outside => Event::Outside { query },
+        Answer::Busy => Event::Busy { query },
         Answer::Silence => Event::Failed { query },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repair::test_peers::{Manner, Peers};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_daemon_that_has_too_much_to_do_answers() {
+        let peers = Peers::start([Manner::Busy]);
+        let to = member(&peers.layout.members[1]).unwrap();
+        assert!(matches!(ask(&peers.endpoint, to, ChordRequest::Ping).await, Answer::Busy));
     }
 }

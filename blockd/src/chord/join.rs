@@ -20,8 +20,8 @@ pub(crate) struct Progress {
     next: usize,
     /// The lowest point among daemons that are alive but not members either.
     lowest_waiting: Option<Point>,
-    /// Whether a member was met in this round.
-    ring_met: bool,
+    /// Whether a member was met in this round, or a daemon that may be one.
+    pub(crate) ring_met: bool,
 }
 
 impl Chord {

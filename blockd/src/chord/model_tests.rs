@@ -355,6 +355,34 @@ fn a_candidate_that_does_not_answer_is_never_adopted() {
 }
 
 #[test]
+fn members_that_have_too_much_to_do_stay_and_those_that_do_not_answer_go() {
+    let members = [member(10), member(20), member(30), member(40)];
+    let mut chord = Chord::start_with(members[0], &members, options());
+    let mut now = Duration::from_secs(1);
+    let mut stabilize = |chord: &mut Chord, outcome: fn(QueryId) -> Event| {
+        now += Duration::from_secs(10);
+        let mut actions = chord.handle(Event::Timer { now });
+        while let Some(action) = actions.pop() {
+            if let Action::Ask { query, .. } = action {
+                actions.extend(chord.handle(outcome(query)));
+            }
+        }
+    };
+    let points = |chord: &Chord| chord.successors().iter().map(|entry| entry.point.0).collect::<Vec<_>>();
+    let before = points(&chord);
+    for _ in 0..20 {
+        stabilize(&mut chord, |query| Event::Busy { query });
+        let (_, actions) = chord.answer(&ChordRequest::Notify { candidate: member(30) });
+        let [Action::Ask { query, .. }] = actions[..] else { panic!("{actions:?}") };
+        chord.handle(Event::Busy { query });
+    }
+    assert_eq!(points(&chord), before);
+    assert_eq!(chord.predecessor().unwrap().point.0, 40);
+    stabilize(&mut chord, |query| Event::Failed { query });
+    assert!(points(&chord)[0] != 20, "it is dead");
+}
+
+#[test]
 fn a_live_predecessor_is_not_replaced_by_one_farther_away() {
     let members = [member(10), member(20), member(30), member(40)];
     let mut chord = Chord::start_with(members[0], &members, options());

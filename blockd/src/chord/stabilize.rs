@@ -88,7 +88,7 @@ impl Chord {
         self.stabilize(actions);
     }
 
-    fn notify_successor(&mut self, actions: &mut Vec<Action>) {
+    pub(crate) fn notify_successor(&mut self, actions: &mut Vec<Action>) {
         if let Some(first) = self.successors().first().copied().filter(|first| first.point != self.me.point) {
             self.ask(first, ChordRequest::Notify { candidate: self.me }, actions);
         }

@@ -28,6 +28,9 @@ struct State {
     elsewhere: HashSet<BlockHash>,
 }
 
+/// How often a daemon may have too much to do before that counts as silence.
+const BUSY_MAX: u32 = 64;
+
 /// The claims of one daemon.
 #[derive(Default)]
 struct Record {
@@ -36,6 +39,8 @@ struct Record {
     unanswered: HashSet<BlockHash>,
     /// How often it did not answer since it last sent a block.
     silences: u32,
+    /// How often it had too much to do since then.
+    busy: u32,
 }
 
 impl Record {
@@ -60,10 +65,13 @@ impl Claims {
             Fetched::Sent(_) => {
                 record.falsified.remove(&hash);
                 record.unanswered.remove(&hash);
-                record.silences = 0;
+                (record.silences, record.busy) = (0, 0);
             }
             Fetched::Refused => record.falsify(hash),
-            Fetched::Silent => {
+            // It may have the block, and is well.
+            Fetched::Busy if record.busy < BUSY_MAX => record.busy += 1,
+            // One that never has time is as good as silent.
+            Fetched::Busy | Fetched::Silent => {
                 record.silences = record.silences.saturating_add(1);
                 if record.unanswered.contains(&hash) || record.unanswered.len() >= FALSE_MAX {
                     record.falsify(hash);
@@ -136,6 +144,18 @@ mod tests {
         assert_eq!(claims.state.lock().by_daemon[&WHO].falsified.len(), FALSE_MAX);
         claims.clear();
         assert!(!claims.is_false(&WHO, &hash(7)));
+    }
+
+    #[test]
+    fn a_daemon_that_has_too_much_to_do_is_believed_for_a_while() {
+        let claims = Claims::default();
+        (0..BUSY_MAX).for_each(|_| claims.note(WHO, hash(1), &Fetched::Busy));
+        assert!(!claims.is_false(&WHO, &hash(1)) && !claims.is_liar(&WHO));
+        claims.note(WHO, hash(2), &sent());
+        (0..BUSY_MAX).for_each(|_| claims.note(WHO, hash(1), &Fetched::Busy));
+        assert!(!claims.is_false(&WHO, &hash(1)));
+        (0..2).for_each(|_| claims.note(WHO, hash(1), &Fetched::Busy));
+        assert!(claims.is_false(&WHO, &hash(1)), "it never sends what it says it has");
     }
 
     #[test]

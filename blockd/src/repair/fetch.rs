@@ -18,6 +18,8 @@ pub enum Fetched {
     Sent(Bytes),
     /// It sent something else, or said that it has none.
     Refused,
+    /// It answered that it has too much to do: whether it has the block is not known.
+    Busy,
     /// It did not answer: whether it has the block is not known.
     Silent,
 }
@@ -27,7 +29,7 @@ impl Fetched {
     pub fn sent(self) -> Option<Bytes> {
         match self {
             Self::Sent(block) => Some(block),
-            Self::Refused | Self::Silent => None,
+            Self::Refused | Self::Busy | Self::Silent => None,
         }
     }
 }
@@ -48,7 +50,11 @@ pub async fn fetch(endpoint: &Endpoint, addr: SocketAddr, hash: BlockHash, epoch
         Ok(_) => Fetched::Refused,
         Err(error) => {
             tracing::debug!(%hash, %addr, %error, "no copy from there");
-            if matches!(error, Error::Refused { .. }) { Fetched::Refused } else { Fetched::Silent }
+            match error {
+                Error::Refused { .. } => Fetched::Refused,
+                Error::Busy { .. } => Fetched::Busy,
+                _ => Fetched::Silent,
+            }
         }
     }
 }

@@ -223,6 +223,7 @@ impl Healer {
                     }
                 }
                 Fetched::Refused => Err("no good copy came".to_owned()),
+                Fetched::Busy => Err("the source has too much to do".to_owned()),
                 Fetched::Silent => {
                     patience.unanswered(source);
                     Err("no answer came".to_owned())

@@ -69,6 +69,8 @@ pub struct Readable {
     pub refused: usize,
     /// Blocks about which nothing is known, because the daemon or the time did not suffice.
     pub unknown: usize,
+    /// The daemon has said that it has too much to do.
+    pub is_busy: bool,
 }
 
 /// Has the daemon at an address serve the first byte of each of these blocks, several at once, for `limit` in all. What came until then
@@ -89,9 +91,9 @@ pub async fn readable(
         async move {
             let request = BlockRequest::Get { hash, epoch, offset: 0, len: 1 };
             match peer.request::<_, BlockReply>(&request, &[], limit).await {
-                Ok((BlockReply::Content { .. }, bytes)) => (hash, Some(bytes.len() == 1)),
-                Ok(_) | Err(Error::Refused { .. } | Error::Malformed(_)) => (hash, Some(false)),
-                Err(_) => (hash, None),
+                Ok((BlockReply::Content { .. }, bytes)) => (hash, Ok(bytes.len() == 1)),
+                Ok(_) | Err(Error::Refused { .. } | Error::Malformed(_)) => (hash, Ok(false)),
+                Err(error) => (hash, Err(error)),
             }
         }
     };
@@ -101,14 +103,37 @@ pub async fn readable(
     let mut readable = Readable { unknown: hashes.len(), ..Readable::default() };
     while let Ok(Some((hash, answer))) = tokio::time::timeout_at(until, reading.next()).await {
         match answer {
-            Some(true) => {
+            Ok(true) => {
                 readable.read.insert(hash);
             }
-            Some(false) => readable.refused += 1,
+            Ok(false) => readable.refused += 1,
             // A daemon that does not answer for one block is not waited for again and again.
-            None => break,
+            Err(error) => {
+                readable.is_busy = matches!(error, Error::Busy { .. });
+                break;
+            }
         }
         readable.unknown -= 1;
     }
     readable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::repair::fetch::{Fetched, fetch};
+    use crate::repair::test_peers::{Manner, Peers, block};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_daemon_that_has_too_much_to_do_answers_and_one_that_is_silent_does_not() {
+        let peers = Peers::start([Manner::Busy, Manner::Mute]);
+        let (endpoint, epoch, limit) = (&peers.endpoint, peers.layout.epoch, Duration::from_millis(500));
+        let [busy, mute] = [1, 2].map(|place| peers.layout.members[place].addr);
+        let hashes = [1, 2].map(|number| block(number).0);
+        let read = async |addr| readable(endpoint, addr, epoch, &hashes, limit).await;
+        assert_eq!(read(busy).await, Readable { unknown: 2, is_busy: true, ..Readable::default() });
+        assert_eq!(read(mute).await, Readable { unknown: 2, ..Readable::default() });
+        assert!(matches!(fetch(endpoint, busy, hashes[0], epoch).await, Fetched::Busy));
+        assert_eq!(probe(endpoint, busy, epoch, &hashes, limit).await, Err(NoAnswer::Busy));
+    }
 }

@@ -234,10 +234,10 @@ impl Search {
         if member.failed || member.out {
             // A daemon with a failed disk answers every probe with no, but still serves what it has; one that is out
             // may know an old layout, and be cut off from the metads alone.
-            let Readable { read, unknown, .. } =
+            let Readable { read, unknown, is_busy, .. } =
                 readable(&self.endpoint, member.addr, layout.epoch, hashes, limit).await;
             if unknown == hashes.len() {
-                return Err(NoAnswer::Silent);
+                return Err(if is_busy { NoAnswer::Busy } else { NoAnswer::Silent });
             }
             let (unproven, proven) = read.into_iter().partition(|hash| self.claims.is_false(&member.id, hash));
             return Ok(Held { proven, unproven, is_partial: unknown > 0 });
@@ -246,7 +246,7 @@ impl Search {
         let (mut unproven, claimed): (BTreeSet<_>, BTreeSet<_>) =
             present.into_iter().partition(|hash| self.claims.is_false(&member.id, hash));
         let checked: Vec<BlockHash> = some_of(&claimed, CHECKED_MAX);
-        let Readable { read, refused, unknown } =
+        let Readable { read, refused, unknown, .. } =
             readable(&self.endpoint, member.addr, layout.epoch, &checked, limit).await;
         let mut proven = claimed.clone();
         if refused + unknown > 0 {

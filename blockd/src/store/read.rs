@@ -5,6 +5,7 @@
 //! block cannot. A damaged block is quarantined.
 
 use super::disk::SegmentFile;
+use super::record::GROUP_ALIGN;
 use super::{Error, Location, Shared, segment, segment_name};
 use bytes::Bytes;
 use std::io;
@@ -69,13 +70,33 @@ fn record_in(shared: &Shared, hash: &BlockHash, location: Location, file: &dyn S
     Ok(Record { location, block, sections, trailer_fits })
 }
 
+/// A part of what a read brought. A short one is copied: its reader's budget counts its length, and it would keep the
+/// whole buffer, which begins and ends up to a group farther out.
+pub(super) fn cut(read: &Bytes, part: Range<usize>) -> Bytes {
+    if part.len() * 2 < read.len() + 2 * GROUP_ALIGN { Bytes::copy_from_slice(&read[part]) } else { read.slice(part) }
+}
+
+/// How many bytes reading a part takes: its sections and the trailer, or the whole block without it.
+pub(super) fn cost(offset: u32, len: u32, block_len: u32) -> u64 {
+    let wanted = clamp(offset, len, block_len as usize);
+    if wanted.is_empty() {
+        return 0;
+    }
+    let cover = covering(&wanted, block_len as usize).len();
+    let trailer = if cover == block_len as usize { 0 } else { Sections::stored_len(block_len) };
+    (cover + trailer) as u64
+}
+
 pub(super) fn part(shared: &Shared, hash: &BlockHash, offset: u32, len: u32) -> Result<Part, Error> {
     let Some((location, file)) = locate(shared, hash) else { return Ok(Part::Absent) };
     let wanted = clamp(offset, len, location.len as usize);
+    if wanted.is_empty() {
+        return Ok(Part::Verified { block_len: location.len, bytes: Bytes::new() });
+    }
     let cover = covering(&wanted, location.len as usize);
-    if wanted.is_empty() || cover.len() == location.len as usize {
+    if cover.len() == location.len as usize {
         let Some(block) = block(shared, hash)? else { return Ok(Part::Absent) };
-        return Ok(Part::Verified { block_len: location.len, bytes: block.slice(wanted) });
+        return Ok(Part::Verified { block_len: location.len, bytes: cut(&block, wanted) });
     }
     let (trailer, content) = match trailer_and_sections(shared, &location, &*file, &cover) {
         Ok(read) => read,
@@ -88,7 +109,7 @@ pub(super) fn part(shared: &Shared, hash: &BlockHash, offset: u32, len: u32) -> 
     match Sections::decode(&trailer, hash) {
         Some(sections) if sections.fit(cover.start, &content) => {
             let within = wanted.start - cover.start..wanted.end - cover.start;
-            Ok(Part::Verified { block_len: location.len, bytes: content.slice(within) })
+            Ok(Part::Verified { block_len: location.len, bytes: cut(&content, within) })
         }
         _ => Ok(Part::Doubtful),
     }
@@ -142,4 +163,26 @@ fn payload<T>(
     tracing::error!(%hash, segment = %location.segment, offset = location.offset, "a block is damaged on disk");
     shared.index.write().mark_bad(hash, location);
     Err(bad)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::limits::BLOCK_BYTES_MAX;
+
+    #[test]
+    fn a_part_costs_its_sections_and_the_trailer_and_an_empty_one_nothing() {
+        let (len, section) = (BLOCK_BYTES_MAX as u32, SECTION_BYTES as u32);
+        let trailer = Sections::stored_len(len) as u64;
+        for (offset, wanted, sections) in
+            [(0, 1, 1), (section - 1, 2, 2), (section, section, 1), (len - 1, u32::MAX, 1)]
+        {
+            assert_eq!(cost(offset, wanted, len), sections * u64::from(section) + trailer, "{wanted} from {offset}");
+        }
+        assert_eq!(cost(0, u32::MAX, len), u64::from(len));
+        assert_eq!(cost(1, 1, 100), 100);
+        for (offset, wanted) in [(0, 0), (7, 0), (len, 1), (u32::MAX, u32::MAX)] {
+            assert_eq!(cost(offset, wanted, len), 0);
+        }
+    }
 }

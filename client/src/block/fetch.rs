@@ -310,11 +310,8 @@ impl FetchState {
             Ok((other, _)) => Err((false, format!("{addr} answered {}", other.kind_name()))),
             // It is well, and will never serve this client: nobody need wait for it.
             Err(error @ Error::Revoked { .. }) => Err((true, error.to_string())),
-            // It answers, and is asked again in the next round.
-            Err(error @ Error::Busy { .. }) => {
-                self.layouts.trust(id);
-                Err((false, error.to_string()))
-            }
+            // It is asked again in the next round, in its place.
+            Err(error @ Error::Busy { .. }) => Err((false, error.to_string())),
             Err(error) => {
                 self.layouts.suspect(id);
                 Err((false, error.to_string()))

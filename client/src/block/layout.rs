@@ -7,7 +7,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use wire::Error;
 use wire::ids::{BlockHash, BlockdId};
 use wire::layout::{Layout, LayoutMember};
 use wire::message::block::BlockRequest;
@@ -67,7 +66,9 @@ impl Layouts {
         }
     }
 
-    fn is_suspect(&self, id: &BlockdId) -> bool {
+    /// Returns whether a daemon failed, and has not answered since.
+    #[must_use]
+    pub fn is_suspect(&self, id: &BlockdId) -> bool {
         self.suspects.read().contains_key(id)
     }
 
@@ -86,8 +87,8 @@ impl Layouts {
             layout.members.iter().filter(|member| is_due(&member.id)).map(|member| (member.id, member.addr)).collect()
         };
         let asked = due.into_iter().map(async |(id, addr)| {
-            // One that has too much to do answers, too.
-            if let Ok(_) | Err(Error::Busy { .. }) = blockds.ask(addr, &BlockRequest::Status, &[], PROBE_LIMIT).await {
+            // One that has too much to do stays a suspect: its disk may hang.
+            if blockds.ask(addr, &BlockRequest::Status, &[], PROBE_LIMIT).await.is_ok() {
                 self.trust(id);
             }
         });
@@ -148,6 +149,7 @@ mod tests {
     use super::*;
     use crate::testing::Answering;
     use futures::future::ready;
+    use wire::Error;
     use wire::message::block::BlockReply;
 
     fn member(id: u8) -> LayoutMember {
@@ -177,14 +179,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_suspect_that_has_too_much_to_do_answers() {
+    async fn a_suspect_that_has_too_much_to_do_for_a_probe_stays_one() {
         let members = (1..=2).map(member).collect();
         let layouts = Layouts::new(Layout { replicas: 2, min_sync: 1, members, ..Layout::default() });
         let (layout, hash) = (layouts.newest(), BlockHash([0; 32]));
         layouts.suspect(BlockdId([1; 16]));
         let busy = |blockd: SocketAddr| Error::Busy { peer: blockd.to_string(), reason: String::new() };
         layouts.probe_after(Duration::ZERO, &Answering(move |blockd| ready(Err(busy(blockd))))).await;
-        assert_eq!(ids(&layouts.targets(&layout, &hash)), [1, 2]);
+        assert_eq!(ids(&layouts.targets(&layout, &hash)), [2, 1]);
     }
 
     #[test]

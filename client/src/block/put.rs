@@ -34,6 +34,10 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 /// How long a full cluster is asked again before the writer gets the error.
 const FULL_PATIENCE: Duration = Duration::from_secs(2);
 
+/// When the first daemon of the chain has answered for this long that it has too much to do, another one is first. One
+/// that only has much to do goes on within this time; one whose disk hangs would say so for ever.
+const BUSY_PATIENCE: Duration = Duration::from_millis(2500);
+
 /// Stores blocks.
 pub struct Putter {
     blockds: Arc<dyn Blockd>,
@@ -69,6 +73,35 @@ enum Missed {
     /// The block has other owners by now.
     OldLayout,
     TooFew(String),
+    /// The first one has too much to do, in these words.
+    Busy(BlockdId, String),
+}
+
+/// Which daemons have had too much to do for too long, for one block.
+#[derive(Default)]
+struct Postponed {
+    /// The one that says so now, and since when.
+    busy: Option<(BlockdId, Instant)>,
+    /// Those that others come before. If all have too much to do, each is first in its turn.
+    last: Vec<BlockdId>,
+}
+
+impl Postponed {
+    fn was_busy(&mut self, id: BlockdId) {
+        let since = self.busy.filter(|(busy, _)| *busy == id).map_or_else(Instant::now, |(_, since)| since);
+        self.busy = Some((id, since));
+        if since.elapsed() >= BUSY_PATIENCE {
+            self.busy = None;
+            self.last.retain(|other| *other != id);
+            self.last.push(id);
+        }
+    }
+
+    /// Those that failed stay behind: they need not answer at all.
+    fn sort(&self, targets: &mut [Holder], layouts: &Layouts) {
+        let place = |id: &BlockdId| self.last.iter().position(|other| other == id).map(|place| place + 1);
+        targets.sort_by_key(|(id, _)| (layouts.is_suspect(id), place(id)));
+    }
 }
 
 impl Putter {
@@ -88,16 +121,23 @@ impl Putter {
         let _slot = self.in_flight.acquire().await.map_err(|_| FsError::Io)?;
         let started = Instant::now();
         let mut warned = started;
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut postponed) = (Backoff::default(), Postponed::default());
         loop {
             let layout = self.layouts.newest();
-            let targets = self.layouts.targets(&layout, &hash);
-            match self.attempt_or_hedge(&layout, &targets, hash, &block).await {
+            let mut targets = self.layouts.targets(&layout, &hash);
+            postponed.sort(&mut targets, &self.layouts);
+            let missed = match self.attempt_or_hedge(&layout, &targets, hash, &block).await {
                 Ok(()) => return Ok(()),
-                Err(Missed::OldLayout) => continue,
-                Err(Missed::NoSpace) if started.elapsed() > FULL_PATIENCE => return Err(FsError::NoSpace),
-                Err(Missed::NoSpace) => {}
-                Err(Missed::TooFew(reason)) => {
+                Err(missed) => missed,
+            };
+            if let Missed::Busy(id, _) = &missed {
+                postponed.was_busy(*id);
+            }
+            match missed {
+                Missed::OldLayout => continue,
+                Missed::NoSpace if started.elapsed() > FULL_PATIENCE => return Err(FsError::NoSpace),
+                Missed::NoSpace => {}
+                Missed::TooFew(reason) | Missed::Busy(_, reason) => {
                     if self.soft_timeout.is_some_and(|limit| started.elapsed() > limit) {
                         return Err(FsError::Io);
                     }
@@ -166,18 +206,20 @@ impl Putter {
             }
             Ok((BlockReply::OldLayout(newer), _)) => {
                 self.layouts.learn(newer);
-                Err(Missed::OldLayout)
+                if self.layouts.newest().epoch > layout.epoch {
+                    return Err(Missed::OldLayout);
+                }
+                // It would say the same again at once.
+                self.layouts.suspect(*first);
+                Err(Missed::TooFew(format!("{addr} speaks of newer owners, and names none")))
             }
             Ok((other, _)) => {
                 self.layouts.suspect(*first);
                 Err(Missed::TooFew(format!("{addr} answered {}", other.kind_name())))
             }
             // It answers: what it holds for all mounts of this certificate is as much as it may. Others would be asked for
-            // as much, so the same one is asked again after a pause.
-            Err(error @ Error::Busy { .. }) => {
-                self.layouts.trust(*first);
-                Err(Missed::TooFew(error.to_string()))
-            }
+            // as much, so the same one is asked again after a pause. But that is no sign that its disk goes on.
+            Err(error @ Error::Busy { .. }) => Err(Missed::Busy(*first, error.to_string())),
             Err(error) => {
                 self.layouts.suspect(*first);
                 Err(Missed::TooFew(error.to_string()))
@@ -266,6 +308,71 @@ mod tests {
         putter.put(hash, Bytes::from_static(b"x")).await.unwrap();
         assert_eq!(*asked.lock(), [first.1; 4]);
         assert_eq!(layouts.targets(&layouts.newest(), &hash), targets);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_speaks_of_newer_owners_and_names_none_is_not_asked_without_end() {
+        let members = vec![member(1), member(2)];
+        let old = Layout { replicas: 2, min_sync: 1, members, ..Layout::default() };
+        let layouts = Arc::new(Layouts::new(old.clone()));
+        let hash = BlockHash([0; 32]);
+        let [first, second] = layouts.targets(&old, &hash)[..] else { panic!("there are two") };
+        let asked = Arc::<Mutex<Vec<SocketAddr>>>::default();
+        let noted = asked.clone();
+        let says = Answering(move |blockd| {
+            noted.lock().push(blockd);
+            assert!(noted.lock().len() < 100, "it is asked in a loop");
+            ready(Ok(if blockd == first.1 {
+                BlockReply::OldLayout(old.clone())
+            } else {
+                BlockReply::Stored { synced: vec![second.0], failed: Vec::new(), full: Vec::new(), layout: None }
+            }))
+        });
+        Putter::new(Arc::new(says), layouts, None).put(hash, Bytes::from_static(b"x")).await.unwrap();
+        assert_eq!(*asked.lock(), [first.1, second.1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_daemon_that_has_too_much_to_do_for_long_is_asked_after_those_that_are_well_and_makes_nobody_suspect() {
+        let members = vec![member(1), member(2), member(3)];
+        let layouts = Arc::new(Layouts::new(Layout { replicas: 3, min_sync: 1, members, ..Layout::default() }));
+        let hash = BlockHash([0; 32]);
+        let targets = layouts.targets(&layouts.newest(), &hash);
+        for first_well in [1, 2] {
+            let noted = Arc::<Mutex<Vec<SocketAddr>>>::default();
+            let (asked, (id, addr)) = (noted.clone(), targets[first_well]);
+            let says = Answering(move |blockd| {
+                asked.lock().push(blockd);
+                ready(if blockd == addr {
+                    Ok(BlockReply::Stored { synced: vec![id], failed: Vec::new(), full: Vec::new(), layout: None })
+                } else {
+                    Err(Error::Busy { peer: blockd.to_string(), reason: "its disk hangs".to_owned() })
+                })
+            });
+            let putter = Putter::new(Arc::new(says), layouts.clone(), None);
+            let put = putter.put(hash, Bytes::from_static(b"x"));
+            tokio::time::timeout(BUSY_PATIENCE * 4, put).await.expect("others are well").unwrap();
+            let mut in_order = noted.lock().clone();
+            in_order.dedup();
+            assert_eq!(in_order, targets[..=first_well].iter().map(|(_, addr)| *addr).collect::<Vec<_>>());
+            assert_eq!(layouts.targets(&layouts.newest(), &hash), targets);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_suspect_that_has_too_much_to_do_stays_one() {
+        let members = vec![member(1), member(2)];
+        let layouts = Arc::new(Layouts::new(Layout { replicas: 2, min_sync: 1, members, ..Layout::default() }));
+        let (layout, hash) = (layouts.newest(), BlockHash([0; 32]));
+        let targets = layouts.targets(&layout, &hash);
+        layouts.suspect(targets[0].0);
+        let busy = Answering(|blockd: SocketAddr| {
+            ready(Err(Error::Busy { peer: blockd.to_string(), reason: "its disk hangs".to_owned() }))
+        });
+        let putter = Putter::new(Arc::new(busy), layouts.clone(), None);
+        let missed = putter.attempt(&layout, &targets, hash, &Bytes::from_static(b"x")).await;
+        assert!(matches!(missed, Err(Missed::Busy(id, _)) if id == targets[0].0));
+        assert_eq!(layouts.targets(&layout, &hash), [targets[1], targets[0]]);
     }
 
     #[test]

@@ -452,6 +452,14 @@ fn each_refusal_leaves_the_content_where_it_can_be_found() {
     assert_eq!(judge(&planned(&file), gone, Way::Queued), Outcome::CopyGone);
 }
 
+/// Pages that have lost content are judged whole: each time that they come, they would go into one more file.
+#[test]
+fn the_kernel_drops_pages_whose_content_went_into_another_file() {
+    let file = World::new().file;
+    let plan = planned(&file);
+    assert_eq!([Outcome::Beside, Outcome::Dropped].map(|outcome| outcome.pages(&plan)), [Pages::Old, Pages::Same]);
+}
+
 #[test]
 fn writes_after_a_conflict_go_into_the_copy_whatever_it_holds() {
     let file = World::new().file;

@@ -17,7 +17,7 @@ use crate::OnConflict;
 use crate::file::sealed::{To, Uploading};
 use crate::file::state::{FileState, Next, Unsaved};
 use crate::journal::Journal;
-use crate::kernel::{Kernel, Notice};
+use crate::kernel::Kernel;
 use crate::known::Known;
 use crate::known::leased::LeasedSession;
 use crate::meta::session::{BatchFailed, SpareIno};
@@ -237,7 +237,7 @@ impl Committer {
         }
         let is_overtaken = made.is_some_and(|made| made < file.known_version());
         if pages == Pages::Old || is_overtaken {
-            self.kernel.notify(Notice::Changed(ino));
+            self.kernel.spoils_pages(ino);
         }
         if chunk_extents > COMPACT_EXTENTS
             && let Some(write) = plan.writes().last()

@@ -447,7 +447,7 @@ impl World {
         let (seen, bytes) = writing.seen.last().unwrap();
         let part = seen.range.start as usize - at..seen.range.end as usize - at;
         let data = &writing.data[part.clone()];
-        let runs = bytes.as_ref().map(|bytes| changed(bytes, data));
+        let runs = bytes.as_ref().map(|bytes| changed(bytes, data, self.file.is_changed_by_others()));
         self.file.write_changed(seen, data, runs.as_deref(), Timestamp::default()).unwrap();
         if part.end < PAGE {
             self.look();
@@ -704,4 +704,51 @@ fn the_journal_says_that_a_page_is_based_on_an_older_version_than_what_was_writt
     world.flush();
     [Step::Write(16), Step::Seal].iter().for_each(|step| world.take(step));
     assert!(!world.file.picture(u64::MAX).late);
+}
+
+/// A program appends 54 bytes to a file of 4,046, while others append 50: in its pages they begin at the end that it knows,
+/// in the file behind what others have appended. Returns the file, the page, and the answer to the commit.
+fn moved_append() -> (Arc<FileState>, Plan, Vec<u8>, OpReply) {
+    const END: u64 = 4046;
+    let attr = |version, size| InodeAttr { version: Version(version), size, ..crate::testing::attr() };
+    let file = FileState::new(attr(1, END), None, Arc::default(), 4 << 20);
+    let appended: Vec<u8> = (0..54).collect();
+    file.write(None, &appended, false, Timestamp::default()).unwrap();
+    let last = file.seal_rest(To::OwnBlock, upload).unwrap();
+    let mut draft = Draft::default();
+    draft.add(&file.sealed_at(0, last).unwrap().packed, None);
+    let plan = draft.finish(file.basis(Instant::now()));
+    // The first bytes of the second page.
+    let page = appended[50..].to_vec();
+    let attr = attr(3, END + 50 + 54);
+    let landed = OpReply::Committed { attr, appended_at: Some(END + 50), conflict: None, chunk_extents: 0 };
+    (file, plan, page, landed)
+}
+
+fn take_answer(file: &FileState, plan: &Plan, answer: OpReply) {
+    judge(plan, Ok(answer), Way::Queued).take(file, plan, Instant::now());
+}
+
+/// Guards I6. The page has other bytes of the same append where the file has its first ones.
+#[test]
+fn a_page_that_comes_after_an_append_has_moved_does_not_replace_what_was_appended() {
+    let (file, plan, mut page, landed) = moved_append();
+    page[2] = b'x';
+    take_answer(&file, &plan, landed);
+    let seen = file.seen(&(4096..4100));
+    assert!(matches!(seen.below, Below::Unknown), "no content has what the page shows");
+    file.write_changed(&seen, &page, None, Timestamp::default()).unwrap();
+    let basis = file.basis(Instant::now());
+    assert_eq!((basis.base, basis.own), (Version(1), Vec::new()), "version 3 is in conflict with it");
+}
+
+/// Guards I6.
+#[test]
+fn what_was_stored_in_a_page_before_an_append_has_moved_does_not_replace_what_was_appended() {
+    let (file, plan, page, landed) = moved_append();
+    let seen = file.seen(&(4096..4100));
+    file.write_changed(&seen, &page, Some(std::slice::from_ref(&(2..3))), Timestamp::default()).unwrap();
+    take_answer(&file, &plan, landed);
+    let basis = file.basis(Instant::now());
+    assert_eq!((basis.base, basis.own), (Version(1), Vec::new()), "version 3 is in conflict with it");
 }

@@ -124,8 +124,9 @@ impl Outcome {
             Self::InFile { attr, appended_at, only_ours: true, .. } if *appended_at == basis.append_from => {
                 Pages::Follow(basis.base, attr.version)
             }
-            Self::InFile { .. } | Self::InNewCopy { .. } | Self::InSameCopy { .. } => Pages::Old,
-            Self::CopyGone | Self::Dropped | Self::Beside | Self::Stays(_) => Pages::Same,
+            Self::InFile { .. } | Self::InNewCopy { .. } | Self::InSameCopy { .. } | Self::Beside => Pages::Old,
+            // Of content that is dropped, no second copy can be made.
+            Self::CopyGone | Self::Dropped | Self::Stays(_) => Pages::Same,
         }
     }
 

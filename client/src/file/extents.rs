@@ -22,6 +22,9 @@ const RECOUNT_EVERY: usize = 64;
 pub(crate) struct Extents {
     /// Version of the content that the extents belong to.
     version: Version,
+    /// The oldest version of which some of them may be: listings were taken that span versions, because others committed
+    /// all the time.
+    torn_since: Option<Version>,
     /// Extents of the chunks in `loaded`, by file offset.
     by_offset: BTreeMap<u64, Extent>,
     loaded: HashSet<ChunkIndex>,
@@ -32,7 +35,7 @@ pub(crate) struct Extents {
 impl Extents {
     /// Nothing is known of the content but its version.
     pub fn unknown(version: Version) -> Self {
-        Self { version, by_offset: BTreeMap::new(), loaded: HashSet::new(), inlines: 0 }
+        Self { version, torn_since: None, by_offset: BTreeMap::new(), loaded: HashSet::new(), inlines: 0 }
     }
 
     /// Returns the version that the extents belong to.
@@ -40,16 +43,23 @@ impl Extents {
         self.version
     }
 
+    /// Returns the oldest version of which some of the extents may be, if they are a mixture of versions.
+    pub fn torn_since(&self) -> Option<Version> {
+        self.torn_since
+    }
+
     /// Forgets all extents: the content has this version now.
     pub fn forget(&mut self, version: Version) {
         *self = Self::unknown(version);
     }
 
-    /// Adds pages of extents that begin at a chunk's start and belong to the known version. Chunks that the pages
+    /// Adds pages of extents that begin at a chunk's start and belong to the known version, or some to an older one. Chunks that the pages
     /// describe wholly are known then.
     pub fn take_pages(&mut self, asked: Range<u64>, pages: &[ExtentPage]) {
         let more_from = pages.last().and_then(|page| page.more_from);
         let end = more_from.map_or(asked.end, |more| more - more % CHUNK_BYTES).min(asked.end);
+        let oldest = pages.iter().map(|page| page.version).min().filter(|oldest| *oldest < self.version);
+        self.torn_since = self.torn_since.into_iter().chain(oldest).min();
         self.cut(&(asked.start..end));
         for extent in pages.iter().flat_map(|page| &page.extents).filter(|extent| extent.file_off < end) {
             self.inlines += usize::from(matches!(extent.source, Source::Inline(_)));

@@ -132,6 +132,11 @@ impl Pages {
         self.earlier.is_empty()
     }
 
+    /// Returns whether others have ever replaced the content.
+    pub fn have_followed_others(&self) -> bool {
+        self.present != 0
+    }
+
     /// Notes that the kernel is given something of the present content.
     pub fn note_given(&mut self) {
         self.given = Some(self.begun);
@@ -148,6 +153,12 @@ impl Pages {
         } else {
             self.note(range.clone(), Shows { number: self.present, exact: true });
         }
+    }
+
+    /// Notes that the kernel reads a part of which some may be as old as this version.
+    pub fn note_read_torn(&mut self, range: &Range<u64>, oldest: Version) {
+        self.note_given();
+        self.lost(oldest, &[], std::slice::from_ref(range));
     }
 
     fn note(&mut self, range: Range<u64>, shows: Shows) {
@@ -271,14 +282,16 @@ impl Pages {
     /// landed elsewhere than they were written for: then they are [lost](Pages::lost) before. Must follow
     /// [`Pages::leave`] if others have changed the content.
     pub fn landed(&mut self, writes: &[ExtentWrite], in_place: bool, made: Version) {
+        if !in_place {
+            // I6: such a version is not noted as our own. No page shows the bytes where they are in the file.
+            if !self.show_present() {
+                self.blur_all();
+            }
+            return;
+        }
         for earlier in &mut self.earlier {
             earlier.note_own(made);
-            if in_place {
-                earlier.content.apply(writes, earlier.version);
-            }
-        }
-        if !in_place && !self.show_present() {
-            self.blur_all();
+            earlier.content.apply(writes, earlier.version);
         }
     }
 
@@ -518,6 +531,16 @@ mod tests {
         pages.leave(content(1));
         pages.changed_otherwise(Some(10), Version(3));
         pages.changed_otherwise(None, Version(4));
+        assert_eq!(pages.earlier[0].own(), [Version(3)]);
+    }
+
+    /// Guards I6.
+    #[test]
+    fn a_version_whose_bytes_are_elsewhere_than_in_the_pages_is_not_our_own() {
+        let mut pages = Pages::default();
+        pages.leave(content(1));
+        pages.landed(&[], true, Version(3));
+        pages.landed(&[], false, Version(5));
         assert_eq!(pages.earlier[0].own(), [Version(3)]);
     }
 }

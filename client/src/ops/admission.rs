@@ -3,10 +3,12 @@
 use crate::Client;
 use crate::commit::window::Reserved;
 use crate::file::state::FileState;
+use futures::poll;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use wire::FsError;
 
 /// A write keeps its room in the window this long while it waits for something else, at first.
@@ -20,6 +22,9 @@ impl Client {
     /// back, and asked for again when the wait is over. It is kept for longer each time, so that a write beside slow
     /// servers goes on at last. Nothing that is waited for here needs room: commits only give some back.
     ///
+    /// What others did is asked for before the content is: with servers that hang, the content stays where it waits. If
+    /// the content takes time, it is asked for again.
+    ///
     /// What others did is of no interest to `mapped` pages, which are compared with what the program has seen, and metad
     /// may have the answer wait until the kernel has dropped them.
     pub(super) async fn admit<D>(
@@ -31,28 +36,48 @@ impl Client {
     ) -> Result<(D, Reserved<'_>), FsError> {
         let (mut content, mut here, mut holds) = (pin!(content), None, HOLDS_ROOM);
         loop {
-            let reserved = self.committer.window().reserve(len as u64).await?;
-            let before = here.take();
-            let mut ready = pin!(async {
-                let content = match before {
-                    Some(content) => content,
-                    None => content.as_mut().await?,
-                };
-                if file.is_scattered() {
-                    // `fsync` and `close` report what failed, as for writing in the background.
-                    let _ = self.flusher.flush(file, true).await;
-                }
-                if !mapped {
-                    self.view.catch_up(file).await?;
-                }
-                Ok(content)
-            });
-            match timeout(holds, ready.as_mut()).await {
-                Ok(content) => return Ok((content?, reserved)),
-                Err(_) => drop(reserved),
+            let mut reserved = Some(self.committer.window().reserve(len as u64).await?);
+            let until = Instant::now() + holds;
+            keep(&mut reserved, until, self.get_ready(file, mapped)).await?;
+            if here.is_none() && reserved.is_some() {
+                here = Some(match poll!(content.as_mut()) {
+                    // Nothing lies between.
+                    Poll::Ready(content) => content?,
+                    Poll::Pending => {
+                        let content = keep(&mut reserved, until, content.as_mut()).await?;
+                        if reserved.is_some() {
+                            keep(&mut reserved, until, self.get_ready(file, mapped)).await?;
+                        }
+                        content
+                    }
+                });
             }
-            here = Some(ready.await?);
+            here = match (here, reserved) {
+                (Some(content), Some(reserved)) => return Ok((content, reserved)),
+                (here, _) => here,
+            };
             holds = holds.saturating_mul(2);
+        }
+    }
+
+    /// Waits until a write may be added to a file: its ranges are few, and what others did to it is known.
+    async fn get_ready(&self, file: &Arc<FileState>, mapped: bool) -> Result<(), FsError> {
+        if file.is_scattered() {
+            // `fsync` and `close` report what failed, as for writing in the background.
+            let _ = Box::pin(self.flusher.flush(file, true)).await;
+        }
+        if mapped { Ok(()) } else { self.view.catch_up(file).await }
+    }
+}
+
+/// Waits for something, and gives the room back if that is not over in time.
+async fn keep<T>(reserved: &mut Option<Reserved<'_>>, until: Instant, what: impl Future<Output = T>) -> T {
+    let mut what = pin!(what);
+    match timeout_at(until, what.as_mut()).await {
+        Ok(outcome) => outcome,
+        Err(_) => {
+            drop(reserved.take());
+            what.await
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::error::unexpected_reply;
 use crate::file::state::FileState;
 use crate::{Client, Notice};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use wire::FsError;
 use wire::attr::{AttrChange, InodeAttr};
@@ -90,8 +91,11 @@ impl Client {
         op: Op,
         cut: Option<u64>,
     ) -> Result<InodeAttr, FsError> {
+        let change = Arc::new(Change::new(self.arc(), file.clone()));
+        let mut caller = Caller { change: change.clone(), answered: false };
         let (client, file) = (self.arc(), file.clone());
-        self.work
+        let changed = self
+            .work
             .to_its_end(async move {
                 // Before the flush lock: sending the file's content to metad takes that lock, too.
                 let _barred = client.order.bar([file.ino()]).await?;
@@ -104,13 +108,16 @@ impl Client {
                     client.kernel.notify(Notice::Changed(file.ino()));
                 }
                 let gone = cut.map_or(0, |size| file.cut_uncommitted(size));
+                change.ended(attr.version);
                 if gone > 0 {
                     client.committer.window().release(gone);
                     client.open_files.forget_if_idle(&file);
                 }
                 Ok(file.overlaid(attr))
             })
-            .await
+            .await;
+        caller.answered = changed.is_ok();
+        changed
     }
 
     /// Returns capacity and use.
@@ -121,6 +128,60 @@ impl Client {
         match self.session.read(Read::StatFs).await? {
             ReadReply::StatFs(stats) => Ok(stats),
             _ => Err(unexpected_reply()),
+        }
+    }
+}
+
+/// A change of a file's content that runs to its end. The kernel drops the pages that are concerned when it gets the
+/// answer; if the caller is gone by then, it retains them as they were before the change.
+struct Change {
+    client: Arc<Client>,
+    file: Arc<FileState>,
+    /// The caller does not wait for the answer any more.
+    gone: AtomicBool,
+    /// The version that the change has made; 0 until it has ended.
+    made: AtomicU64,
+}
+
+impl Change {
+    fn new(client: Arc<Client>, file: Arc<FileState>) -> Self {
+        Self { client, file, gone: AtomicBool::new(false), made: AtomicU64::new(0) }
+    }
+
+    /// Notes that the change has made this version, and that this is applied.
+    fn ended(&self, made: Version) {
+        self.made.store(made.0, Ordering::SeqCst);
+        if self.gone.load(Ordering::SeqCst) {
+            self.missed(made);
+        }
+    }
+
+    /// Notes that the caller is gone. Each of the two looks after it has noted its own part, so one of them, or both,
+    /// find that the kernel has missed the change.
+    fn lost_caller(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+        let made = self.made.load(Ordering::SeqCst);
+        if made > 0 {
+            self.missed(Version(made));
+        }
+    }
+
+    fn missed(&self, made: Version) {
+        self.file.note_missed(made);
+        self.client.kernel.spoils_pages(self.file.ino());
+    }
+}
+
+/// Held by the caller of a change until it has the answer.
+struct Caller {
+    change: Arc<Change>,
+    answered: bool,
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.change.lost_caller();
         }
     }
 }

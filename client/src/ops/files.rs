@@ -3,7 +3,6 @@
 use crate::Client;
 use crate::error::unexpected_reply;
 use crate::file::state::FileState;
-use crate::kernel::Notice;
 use crate::known::leased::LeasedAnswer;
 use crate::ordered::{Ordered, Rank};
 use crate::queue::{LossesReported, NewNode};
@@ -263,8 +262,7 @@ impl Client {
         if at != offset && self.kernel.is_there() {
             // The kernel does not know what others have appended, and has these bytes over theirs.
             handle.file.note_misplaced(at, offset, data.len() as u64);
-            self.kernel.gets_pages(handle.ino(), Version::default());
-            self.kernel.notify(Notice::Changed(handle.ino()));
+            self.kernel.spoils_pages(handle.ino());
         }
         self.committer.window().add(added as u64);
         self.committer.seal_full(&handle.file);
@@ -388,6 +386,15 @@ impl Client {
     pub async fn release(&self, mut handle: Handle) {
         self.note_use(&handle);
         handle.released = true;
+        self.let_go(&handle.file).await;
+    }
+
+    /// Gives a handle back that the kernel does not get, because the open fails after all: it drops no pages for it.
+    pub async fn release_unopened(&self, mut handle: Handle) {
+        handle.drops.lock().take();
+        handle.released = true;
+        // The file may have been cut already.
+        self.kernel.spoils_pages(handle.ino());
         self.let_go(&handle.file).await;
     }
 

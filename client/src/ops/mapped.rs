@@ -37,20 +37,16 @@ impl DropUnderWay {
     }
 }
 
-/// Pages that are being taken. Unless all are, the kernel may retain them.
-struct Taking<'a> {
-    file: &'a FileState,
+/// Pages that are being taken: what their program has seen is retained until this is dropped. Unless they are taken by
+/// then, the kernel may retain them.
+#[must_use]
+pub struct Taking {
+    file: Arc<FileState>,
     number: u64,
     taken: bool,
 }
 
-impl<'a> Taking<'a> {
-    fn begin(file: &'a FileState) -> Self {
-        Self { file, number: file.begin_taking(), taken: false }
-    }
-}
-
-impl Drop for Taking<'_> {
+impl Drop for Taking {
     fn drop(&mut self) {
         self.file.end_taking(self.number, self.taken);
     }
@@ -58,7 +54,7 @@ impl Drop for Taking<'_> {
 
 impl Client {
     /// Takes pages that a program has changed through a mapping, at once if nothing has to be waited for or compared.
-    /// `None` when the caller must use [`Client::write_mapped`].
+    /// `None` when the caller must use [`Client::begin_taking`] and [`Client::write_mapped_content`].
     pub fn try_write_mapped(&self, handle: &Handle, offset: u64, data: &[u8]) -> Option<Result<usize, FsError>> {
         if !self.committer.window().takes_at_once() {
             return None;
@@ -70,12 +66,19 @@ impl Client {
         Some(taken.map(|()| data.len()))
     }
 
+    /// Notes that pages have come which a program has changed through a mapping. To be called as soon as they come: the
+    /// kernel may have dropped them meanwhile, and what the program has seen is forgotten with the end of a drop.
+    pub fn begin_taking(&self, handle: &Handle) -> Taking {
+        let file = handle.file().clone();
+        Taking { number: file.begin_taking(), file, taken: false }
+    }
+
     /// Takes pages that a program has changed through a mapping.
     ///
     /// # Errors
     /// As [`Client::write`].
     pub async fn write_mapped(&self, handle: &Handle, offset: u64, data: &[u8]) -> Result<usize, FsError> {
-        self.write_mapped_content(handle, offset, (data.len(), ready(Ok(data)))).await
+        self.write_mapped_content(self.begin_taking(handle), offset, (data.len(), ready(Ok(data)))).await
     }
 
     /// Like [`Client::write_mapped`], for content of this length that comes when there is room for it: until then it need
@@ -85,12 +88,12 @@ impl Client {
     /// As [`Client::write_content`].
     pub async fn write_mapped_content<D: AsRef<[u8]>>(
         &self,
-        handle: &Handle,
+        mut taking: Taking,
         offset: u64,
         (len, content): (usize, impl Future<Output = Result<D, FsError>>),
     ) -> Result<usize, FsError> {
-        let file = handle.file();
-        let mut taking = Taking::begin(file);
+        let file = taking.file.clone();
+        let file = &file;
         let end = offset.saturating_add(len as u64);
         if end > FILE_BYTES_MAX {
             return Err(FsError::TooLarge);
@@ -105,8 +108,11 @@ impl Client {
         while at < end {
             if file.is_scattered() {
                 drop(reserved.take());
-                // `fsync` and `close` report what failed, as for writing in the background.
-                let _ = self.flusher.flush(file, true).await;
+                let flushed = Box::pin(self.flusher.flush(file, true)).await;
+                if file.is_scattered() {
+                    // The pieces cost memory that nothing counts, so there must not be more of them.
+                    flushed?;
+                }
             }
             let rest = &data[(at - offset) as usize..];
             if let Some(taken) = self.take_whole(file, at, rest) {
@@ -142,7 +148,7 @@ impl Client {
         let (seen, bytes) = self.reader.seen(file, &portion, patience).await;
         let data = &data[..(seen.range.end - offset) as usize];
         let runs = match bytes {
-            Some(bytes) if bytes.len() == data.len() => Some(changed(&bytes, data)),
+            Some(bytes) if bytes.len() == data.len() => Some(changed(&bytes, data, file.is_changed_by_others())),
             // I6: they are judged whole. What others have changed in them is in conflict then, and not overwritten.
             _ => None,
         };

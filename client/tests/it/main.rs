@@ -1,5 +1,6 @@
 //! Clients of real daemons in the test's process. One binary, because each one links everything.
 
+mod admission;
 mod cluster;
 mod delegations;
 mod files;

@@ -1,10 +1,14 @@
 //! Pages that programs have changed through a mapping, as the kernel writes them back, while others change the file.
 
 use crate::cluster::{Cluster, content, create, names, open, until};
-use client::{Client, Handle, OpenFlags};
+use client::{Client, Handle, Notice, OpenFlags};
+use futures::FutureExt;
 use std::sync::Arc;
+use std::time::Duration;
 use wire::FsError;
+use wire::attr::AttrChange;
 use wire::ids::Ino;
+use wire::limits::FILE_BYTES_MAX;
 
 const PAGE: usize = 4096;
 /// A place of another page, by which the first client is seen to know of a change.
@@ -46,10 +50,28 @@ impl Two {
 
     /// The other client commits a byte of the first page.
     async fn other_writes(&self, at: usize, value: u8) {
+        self.try_other_writes(at, value).await.unwrap();
+    }
+
+    async fn try_other_writes(&self, at: usize, value: u8) -> Result<(), FsError> {
         for at in [at, SIGN] {
-            self.other.write(&self.theirs, at as u64, &[value], false).await.unwrap();
+            self.other.write(&self.theirs, at as u64, &[value], false).await?;
         }
-        self.other.fsync(&self.theirs).await.unwrap();
+        self.other.fsync(&self.theirs).await
+    }
+
+    /// Both write this byte. The other client commits first.
+    async fn start_in_conflict(at: usize, ours: u8, theirs: u8) -> Self {
+        for _ in 0..10 {
+            let two = Self::start().await;
+            two.one.write(&two.mapped, at as u64, &[ours], false).await.unwrap();
+            match two.try_other_writes(at, theirs).await {
+                Ok(()) => return two,
+                // On a busy machine, the first one commits in the background meanwhile.
+                Err(error) => assert_eq!(error, FsError::Stale),
+            }
+        }
+        panic!("the other client was never the first");
     }
 
     /// Waits until the first client knows of it, though the kernel still has the old first page.
@@ -158,6 +180,88 @@ async fn a_page_of_which_it_is_not_certain_what_the_program_has_seen_is_judged_w
     assert_eq!(two.one.read_direct(&two.mapped, 100, 1).await.unwrap()[..], *b"2");
     two.write_back().await;
     two.assert_conflict(100, b'2', &[(0, b'1'), (100, b'.')]).await;
+}
+
+/// Guards I5.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_conflict_an_open_relies_on_no_page_even_if_the_file_is_of_the_version_that_they_were_read_from() {
+    let two = Two::start_in_conflict(100, b'1', b'2').await;
+    two.one_knows(b'2').await;
+    // The kernel drops its pages, and reads them anew with what is not committed.
+    let again = open(&two.one, "file").await;
+    assert!(!again.keep_cache);
+    assert_eq!(two.one.read(&again.handle, 100, 1).await.unwrap()[..], *b"1");
+    two.assert_conflict(100, b'2', &[(100, b'1')]).await;
+    assert!(!open(&two.one, "file").await.keep_cache);
+    two.one.release(again.handle).await;
+    two.one.release(two.mapped).await;
+    assert!(!open(&two.one, "file").await.keep_cache);
+}
+
+/// Guards I6.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_that_was_not_taken_is_not_relied_on_once_the_file_was_closed() {
+    let two = Two::start().await;
+    two.other_writes(100, b'2').await;
+    two.one_knows(b'2').await;
+    let again = open(&two.one, "file").await.handle;
+    let beyond = two.one.write_mapped(&again, FILE_BYTES_MAX, &two.page).await;
+    assert_eq!(beyond, Err(FsError::TooLarge), "while the kernel drops its pages for the open");
+    two.one.read(&again, 100, 1).await.unwrap();
+    two.one.release(again).await;
+    two.one.release(two.mapped).await;
+    assert!(!open(&two.one, "file").await.keep_cache);
+}
+
+/// Guards I6. The kernel drops pages without waiting for copies of them that are on their way (Linux before 6.16).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_that_has_come_is_compared_with_what_its_program_has_seen_though_the_kernel_drops_all_pages_meanwhile() {
+    let mut two = Two::start().await;
+    two.store(0, b'1');
+    two.other_writes(100, b'2').await;
+    two.one_knows(b'2').await;
+    let taking = two.one.begin_taking(&two.mapped);
+    let again = open(&two.one, "file").await;
+    assert!(!again.keep_cache);
+    two.one.read(&again.handle, 0, 1).await.unwrap();
+    let page = (PAGE, std::future::ready(Ok(&two.page)));
+    assert_eq!(two.one.write_mapped_content(taking, 0, page).await, Ok(PAGE));
+    two.assert_merged(&[(0, b'1'), (100, b'2')]).await;
+}
+
+/// Guards I6.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_open_that_fails_in_the_end_does_not_count_as_a_drop_of_pages() {
+    let mut two = Two::start().await;
+    two.store(0, b'1');
+    two.other_writes(100, b'2').await;
+    two.one_knows(b'2').await;
+    let failed = open(&two.one, "file").await;
+    assert!(!failed.keep_cache);
+    two.one.release_unopened(failed.handle).await;
+    assert!(!open(&two.one, "file").await.keep_cache);
+    two.write_back().await;
+    two.assert_merged(&[(0, b'1'), (100, b'2')]).await;
+}
+
+/// Guards I6. The kernel gets `EINTR`, and retains its pages.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_that_have_missed_a_truncation_because_its_caller_was_interrupted_do_not_undo_it() {
+    const LEFT: u64 = 2000;
+    let mut two = Two::start().await;
+    let ino = two.mapped.ino();
+    let mut notices = two.one.notices();
+    let change = AttrChange { size: Some(LEFT), ..AttrChange::default() };
+    assert!(two.one.setattr(ino, change).now_or_never().is_none(), "it waits for metad");
+    let changed = async { while notices.recv().await != Ok(Notice::Changed(ino)) {} };
+    tokio::time::timeout(Duration::from_secs(60), changed).await.expect("the kernel is asked to drop its pages");
+    drop(notices);
+    assert_eq!(two.one.getattr(ino).await.unwrap().size, LEFT);
+    assert!(!open(&two.one, "file").await.keep_cache);
+    two.store(0, b'1');
+    two.write_back().await;
+    assert_eq!(two.one.fsync(&two.mapped).await, Err(FsError::Stale), "the page is in conflict with the truncation");
+    assert_eq!(content(&two.other, "file").await, [b'.'; LEFT as usize]);
 }
 
 /// Guards I6. Alone with a file, a client takes pages whole. They are committed before others can change the file.

@@ -8,7 +8,7 @@ use crate::handles::last_use;
 use crate::payloads::Payload;
 use bytes::Bytes;
 use client::NewNode;
-use client::{Handle, OpenFlags};
+use client::{Handle, OpenFlags, Taking};
 use fuser::{FopenFlags, Request, WriteFlags};
 use std::sync::Arc;
 use wire::FsError;
@@ -95,16 +95,26 @@ impl Shared {
         self.client.try_write(&file.handle, place.offset, data, place.clear)
     }
 
+    /// Notes at once that pages have come that a program has changed through a mapping, if that is what is written.
+    pub(super) fn begin_taking(&self, file: &OpenFile, place: Place) -> Option<Taking> {
+        place.mapped.then(|| self.client.begin_taking(&file.handle))
+    }
+
     /// Writes, waiting for room, and for the disk where `O_SYNC` asks for it.
     ///
     /// The kernel drops the pages below a direct write before it sends that, and once more when it is answered, but not
     /// when the program does not wait for it (`io_submit(2)`, io_uring). A page that a reader has filled in between
     /// with the old content would then stay, so it is dropped here, between the write and its answer.
-    pub(super) async fn write(&self, file: &OpenFile, place: Place, payload: Payload) -> Result<usize, FsError> {
+    pub(super) async fn write(
+        &self,
+        file: &OpenFile,
+        (place, taking): (Place, Option<Taking>),
+        payload: Payload,
+    ) -> Result<usize, FsError> {
         let (handle, offset) = (&file.handle, place.offset);
         let content = (payload.len(), payload.content());
-        if place.mapped {
-            return self.client.write_mapped_content(handle, offset, content).await;
+        if let Some(taking) = taking {
+            return self.client.write_mapped_content(taking, offset, content).await;
         }
         let written = if place.exact {
             self.client.write_content_at(handle, offset, content, place.clear).await?
@@ -130,7 +140,7 @@ impl Shared {
             // With FUSE_ATOMIC_O_TRUNC, we must do what the kernel does when it truncates by `setattr`.
             let change = AttrChange { clear_privileges: true, ..AttrChange::default() };
             if let Err(error) = self.client.setattr(ino, change).await {
-                self.client.release(opened.handle).await;
+                self.client.release_unopened(opened.handle).await;
                 return Err(error);
             }
         }

@@ -129,6 +129,24 @@ fn a_part_is_read_without_the_rest_of_the_block() {
 }
 
 #[test]
+fn a_short_part_keeps_no_memory_but_its_own() {
+    let is_its_own = |setup: &Setup, offset, len| {
+        let (_, bytes) = setup.part(offset, len).unwrap().unwrap();
+        assert!(!bytes.is_empty());
+        bytes.try_into_mut().is_ok()
+    };
+    for len in [100, SECTION_BYTES, BLOCK] {
+        let setup = Setup::new(len);
+        assert!(is_its_own(&setup, 0, 1) && is_its_own(&setup, len - 1, 9));
+    }
+    let setup = Setup::new(BLOCK);
+    assert!(is_its_own(&setup, 0, SECTION_BYTES / 2) && is_its_own(&setup, SECTION_BYTES - 1, 2));
+    assert!(!is_its_own(&setup, 0, BLOCK), "that would be a copy for nothing");
+    setup.flip(BLOCK + 40);
+    assert!(is_its_own(&setup, 0, 1), "the whole block was read");
+}
+
+#[test]
 fn compaction_and_restart_keep_trailers() {
     let len = SECTION_BYTES + 1000;
     let setup = Setup::new(len);

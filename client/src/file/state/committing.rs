@@ -211,7 +211,8 @@ impl FileState {
         }
         // A page that came meanwhile may have put the rest on an older base than this commit's.
         let raises = only_ours && content.base == base;
-        if conflict.is_none() && !raises {
+        // I6: what is written over the bytes of an append that has moved has not seen them there.
+        if conflict.is_none() && !raises && in_place {
             content.note_own(made);
         }
         content.diverted = conflict.map(|copy| (copy, now));

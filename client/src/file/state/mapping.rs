@@ -64,6 +64,11 @@ impl FileState {
         self.content.lock().pages.show_present()
     }
 
+    /// Returns whether others have changed the content since the file was opened here.
+    pub(crate) fn is_changed_by_others(&self) -> bool {
+        self.content.lock().pages.have_followed_others()
+    }
+
     /// Returns what a program has seen at the start of this part of its pages.
     pub(crate) fn seen(&self, range: &Range<u64>) -> Seen {
         let content = self.content.lock();
@@ -74,7 +79,7 @@ impl FileState {
             None => (&content.extents, true),
         };
         let below = match extents.first_unknown(&range) {
-            _ if !shows.exact => Below::Unknown,
+            _ if !shows.exact || extents.torn_since().is_some() => Below::Unknown,
             Some(chunk) if is_present => Below::Load(chunk),
             Some(_) => Below::Unknown,
             None => {
@@ -143,6 +148,12 @@ impl FileState {
     pub(crate) fn note_misplaced(&self, at: u64, shown_at: u64, len: u64) {
         let parts = [at, shown_at].map(|start| start..start + len);
         self.content.lock().pages.misplaced(&parts);
+    }
+
+    /// Notes that the kernel retains its pages though a change of ours has made this version: it did not get the answer.
+    pub(crate) fn note_missed(&self, made: Version) {
+        let before = Version(made.0.saturating_sub(1));
+        self.content.lock().pages.lost(before, &[], std::slice::from_ref(&(0..u64::MAX)));
     }
 
     /// Returns the version of the content that a reader gets now, beside what is not committed.

@@ -56,7 +56,12 @@ impl FileState {
     /// hands it past them.
     pub(crate) fn plan_read(&self, (offset, len): (u64, usize), perhaps: bool) -> Step {
         let mut content = self.content.lock();
-        content.pages.note_read(&(offset..offset.saturating_add(len as u64)), perhaps);
+        let asked = offset..offset.saturating_add(len as u64);
+        match content.extents.torn_since() {
+            // I6: what the kernel gets may be in part as old as that.
+            Some(oldest) => content.pages.note_read_torn(&asked, oldest),
+            None => content.pages.note_read(&asked, perhaps),
+        }
         let end = offset.saturating_add(len as u64).min(content.size);
         if offset >= end {
             return Step::Done(Bytes::new());

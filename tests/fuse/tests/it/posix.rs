@@ -97,7 +97,7 @@ fn fsx(setup: Setup) {
 const OPERATIONS: u32 = 500;
 /// Name, settings, and operations of each run.
 const RUNS: [(&str, &str, u32); 4] = [
-    ("plain", "", 1000),
+    ("plain", "", OPERATIONS),
     ("all", ALL_OPS, OPERATIONS),
     ("unmapped", UNMAPPED_OPS, OPERATIONS),
     ("large", LARGE_FILE, 30),

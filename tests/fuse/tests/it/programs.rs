@@ -107,7 +107,7 @@ on_both! {
         let dir = surf.path().join("many");
         std::fs::create_dir(&dir).unwrap();
         // On the cluster, each file takes a round of three synced logs: a tenth of the files shows the same there.
-        let count = scale("MANY_FILES", 30_000) / if surf.data_dir().exists() { 1 } else { 10 };
+        let count = scale("MANY_FILES", 20_000) / if surf.data_dir().exists() { 1 } else { 10 };
         let workers: Vec<_> = (0..8).map(|worker| {
             let dir = dir.clone();
             std::thread::spawn(move || {
