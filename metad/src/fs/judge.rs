@@ -7,8 +7,8 @@
 use super::access::{R, W, Who, X};
 use super::inode::Inode;
 use super::session::Opening;
-use super::view::{Kv, View};
-use super::{acl, deferred, dentry, read, subtree};
+use super::view::{Kv, KvExt, View};
+use super::{acl, deferred, dentry, keys, read, subtree};
 use std::borrow::Cow;
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, S_ISGID, S_ISUID, TimeChange};
@@ -61,10 +61,18 @@ impl<'a> Judge<'a> {
         Ok(dir)
     }
 
-    /// An entry that is removed or moved away. What it leads to lies within, as its directory does.
+    /// A directory that gets an entry. One that would lie too deep to be seen is not made.
+    fn receiving(&self, ino: Ino) -> Result<Inode, FsError> {
+        let dir = self.changing(ino)?;
+        let is_seen = self.root == Ino::ROOT || subtree::way_up(self.kv, self.root, ino).is_some();
+        if is_seen { Ok(dir) } else { Err(FsError::NameTooLong) }
+    }
+
+    /// An entry that is removed or moved away. What it leads to lies within, as its directory does, and is judged also if it
+    /// lies too deep to be seen.
     fn removing(&self, parent: Ino, name: &[u8]) -> Result<Option<Inode>, FsError> {
         let dir = self.changing(parent)?;
-        let target = dentry::find(self.kv, parent, name).and_then(|(ino, _)| self.inside(ino).ok());
+        let target = dentry::find(self.kv, parent, name).and_then(|(ino, _)| self.kv.load(&keys::inode(ino)));
         if let Some(target) = &target {
             permitted(!self.who.is_kept_by_sticky(&dir, target))?;
         }
@@ -86,6 +94,12 @@ impl<'a> Judge<'a> {
     fn rename(&self, (parent, name): (Ino, &[u8]), (new_parent, new_name): (Ino, &[u8]), mode: RenameMode) -> Verdict {
         let source = self.removing(parent, name)?;
         let target = self.removing(new_parent, new_name)?;
+        if parent != new_parent {
+            self.receiving(new_parent)?;
+            if mode == RenameMode::Exchange {
+                self.receiving(parent)?;
+            }
+        }
         // A directory that comes to another parent changes itself: its entry `..`.
         let turned = |inode: &Option<Inode>| {
             let dir = inode.as_ref().filter(|inode| inode.attr.kind == FileKind::Directory && parent != new_parent);
@@ -145,7 +159,7 @@ impl<'a> Judge<'a> {
     fn plain(&self, op: &Op) -> Result<Option<Op>, FsError> {
         match op {
             Op::Create { parent, node, uid, gid, mode, .. } => {
-                let dir = self.changing(*parent)?;
+                let dir = self.receiving(*parent)?;
                 let device = |kind: FileKind| matches!(kind, FileKind::CharDevice | FileKind::BlockDevice);
                 let is_device = matches!(node, NewInode::Special { kind, .. } if device(*kind));
                 permitted(!is_device || self.who.is_root())?;
@@ -159,7 +173,7 @@ impl<'a> Judge<'a> {
             }
             Op::Link { ino, parent, .. } => {
                 self.inside(*ino)?;
-                self.changing(*parent)?;
+                self.receiving(*parent)?;
             }
             Op::Unlink { parent, name, released: _ } => {
                 self.removing(*parent, name)?;

@@ -2,8 +2,9 @@
 //!
 //! A directory has one parent, so its place is a walk upwards. Another inode lies in the subtree if one of its links does:
 //! its record names a single one, and the table of [`backlinks`](super::backlinks) those of an inode that has several, of which
-//! [`LINKS_LOOKED_AT`] are looked at. All these walks together take at most [`DEPTH_MAX`] steps. What lies deeper, or has its only link within behind
-//! so many others, counts as outside: the work for an answer is bounded, and nothing is shown by mistake.
+//! [`LINKS_LOOKED_AT`] are looked at. Each walk takes at most [`DEPTH_MAX`] steps, whatever the others take: nobody hides a file
+//! by linking it from somewhere deep. What lies deeper, or has its only link within behind so many others, counts as outside:
+//! the work for an answer is bounded, and nothing is shown by mistake.
 
 use super::backlinks;
 use super::inode::Inode;
@@ -15,8 +16,9 @@ use wire::attr::FileKind;
 use wire::ids::Ino;
 use wire::op::Name;
 
-/// Directories that are looked at to find the place of one inode, by whichever of its links.
-const DEPTH_MAX: usize = 4_096;
+/// Steps of a walk. A client that is confined makes no entries in a directory from which the way to its root is longer: it
+/// would not see them again.
+pub(crate) const DEPTH_MAX: usize = 512;
 /// Links of one inode that are looked at.
 const LINKS_LOOKED_AT: usize = 64;
 
@@ -26,16 +28,11 @@ fn load(kv: &dyn Kv, ino: Ino) -> Option<Inode> {
 
 /// Returns the directories from this one up to the root of a subtree, both included, or `None` when it lies outside.
 pub(crate) fn way_up(kv: &dyn Kv, root: Ino, dir: Ino) -> Option<Vec<Ino>> {
-    way_within(kv, root, dir, &mut { DEPTH_MAX })
-}
-
-fn way_within(kv: &dyn Kv, root: Ino, dir: Ino, left: &mut usize) -> Option<Vec<Ino>> {
     let (mut way, mut at) = (vec![dir], dir);
     while at != root {
-        if at == Ino::ROOT || *left == 0 {
+        if at == Ino::ROOT || way.len() > DEPTH_MAX {
             return None;
         }
-        *left -= 1;
         at = load(kv, at)?.parent;
         way.push(at);
     }
@@ -44,10 +41,8 @@ fn way_within(kv: &dyn Kv, root: Ino, dir: Ino, left: &mut usize) -> Option<Vec<
 
 /// Returns an entry of the inode that lies in the subtree: its directory and its name. The root of the subtree has none.
 pub(crate) fn place(kv: &dyn Kv, root: Ino, inode: &Inode) -> Option<(Ino, Name)> {
-    let own = (inode.parent, inode.name.clone());
-    let mut left = DEPTH_MAX;
-    if way_within(kv, root, inode.parent, &mut left).is_some() {
-        return Some(own);
+    if way_up(kv, root, inode.parent).is_some() {
+        return Some((inode.parent, inode.name.clone()));
     }
     if inode.attr.kind == FileKind::Directory || inode.attr.nlink < 2 {
         return None;
@@ -55,7 +50,7 @@ pub(crate) fn place(kv: &dyn Kv, root: Ino, inode: &Inode) -> Option<(Ino, Name)
     let mut outside = BTreeSet::from([inode.parent]);
     for (key, _) in kv.pairs(backlinks::all_of(inode.attr.ino), LINKS_LOOKED_AT) {
         let (parent, name) = backlinks::parts(&key);
-        if outside.insert(parent) && way_within(kv, root, parent, &mut left).is_some() {
+        if outside.insert(parent) && way_up(kv, root, parent).is_some() {
             return Some((parent, name.to_vec()));
         }
     }

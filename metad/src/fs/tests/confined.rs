@@ -3,6 +3,7 @@
 use super::{World, create};
 use crate::fs::session::{Confined, find};
 use crate::fs::view::{Kv, KvExt};
+use crate::fs::subtree::DEPTH_MAX;
 use crate::fs::{backlinks, check, inode::Inode, judge, keys, orphan};
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, TimeChange, Timestamp};
@@ -332,23 +333,54 @@ fn a_path_leads_to_a_directory_and_never_through_a_symlink() {
     assert_eq!(resolve("home"), Err(FsError::Invalid));
 }
 
-#[test]
-fn what_lies_too_deep_counts_as_outside() {
-    let (mut world, free, confined) = world(Squash::None);
-    let (mut dir, mut ino) = (BELOW, Ino(0));
-    for level in 0..4_200_u64 {
-        if level % 4_000 == 0
-            && let OpReply::Inos { start, .. } = world.one(free, Op::LeaseInos { count: 4_096 }).unwrap()
-        {
-            ino = start;
-        }
-        world.one(free, made(dir, "d", ino, NewInode::Directory, (0o777, 0))).unwrap();
-        (dir, ino) = (ino, ino.next());
-        if level == 4_000 {
-            assert!(sees(&world, confined, dir));
-        }
+/// Makes a chain of directories `d` below one, and returns all of them.
+fn chain(world: &mut World, free: SessionId, top: Ino, levels: usize) -> Vec<Ino> {
+    let mut dirs = vec![top];
+    let Ok(OpReply::Inos { start, .. }) = world.one(free, Op::LeaseInos { count: levels as u64 }) else { panic!() };
+    for level in 0..levels {
+        let ino = Ino(start.0 + level as u64);
+        world.one(free, made(dirs[level], "d", ino, NewInode::Directory, (0o777, 0))).unwrap();
+        dirs.push(ino);
     }
-    assert!(!sees(&world, confined, dir));
+    dirs
+}
+
+#[test]
+fn what_lies_too_deep_counts_as_outside_and_nothing_is_put_there() {
+    let (mut world, free, confined) = world(Squash::None);
+    let dirs = chain(&mut world, free, BELOW, DEPTH_MAX + 2);
+    // The way from there is as long as a way may be; `dirs[0]` is one step below the root.
+    let (deepest, hidden) = (dirs[DEPTH_MAX], dirs[DEPTH_MAX + 1]);
+    assert!(sees(&world, confined, deepest) && !sees(&world, confined, hidden));
+    let too_deep = Err(FsError::NameTooLong);
+    for op in [
+        create(deepest, "x", FRESH, NewInode::Regular),
+        Op::Link { ino: INSIDE, parent: deepest, name: b"x".to_vec() },
+        rename((BELOW, "inside"), (deepest, "x"), RenameMode::Replace),
+    ] {
+        assert_eq!(world.one(confined, op.clone()), too_deep, "{op:?}");
+    }
+    let above = dirs[DEPTH_MAX - 1];
+    world.one(confined, rename((BELOW, "inside"), (above, "x"), RenameMode::Replace)).unwrap();
+    assert!(sees(&world, confined, INSIDE));
+    // It may be removed by whoever may.
+    let secret = Ino(2020);
+    world.one(free, made(deepest, "f", secret, NewInode::Regular, (0o644, 5))).unwrap();
+    let sticky = AttrChange { mode: Some(0o1777), ..AttrChange::default() };
+    world.one(free, Op::SetAttr { ino: deepest, change: sticky }).unwrap();
+    let unlink = Op::Unlink { parent: deepest, name: b"f".to_vec(), released: None };
+    assert_eq!(as_user(&mut world, confined, 6, unlink.clone()), Err(FsError::NotPermitted));
+    as_user(&mut world, confined, 5, unlink).unwrap();
+}
+
+#[test]
+fn a_link_from_somewhere_deep_hides_a_file_from_nobody() {
+    let (mut world, free, confined) = world(Squash::None);
+    let dirs = chain(&mut world, free, ELSEWHERE, DEPTH_MAX + 100);
+    for parent in dirs.into_iter().rev().take(9) {
+        world.one(free, Op::Link { ino: INSIDE, parent, name: b"deep".to_vec() }).unwrap();
+        assert!(sees(&world, confined, INSIDE));
+    }
 }
 
 #[test]
