@@ -11,7 +11,7 @@
 //!   issued and revoked, [`audit`] what has happened to it. [`operator`] makes what operators ask for, unless they were
 //!   revoked meanwhile.
 //! - `judge` decides what a confined client may do: `subtree` knows what it may see, by `backlinks`, and `access` whose
-//!   rights it has.
+//!   rights it has. `borders` is what the leader asks about it beforehand.
 //! - [`read`] answers questions, [`check`] looks for contradictions, [`repair`] mends them, [`recovery`] goes on from a
 //!   state of the past. `index` knows which tables follow from others.
 
@@ -21,6 +21,7 @@ mod attr;
 pub mod audit;
 mod backlinks;
 pub mod blockref;
+pub(crate) mod borders;
 pub mod cert;
 pub mod cert_keys;
 pub mod check;
@@ -320,7 +321,7 @@ fn apply_ops(view: &mut View, context: &Context, batch: &Batch, confined: Option
         let applied = match confined {
             _ if full => Err(FsError::ArgumentTooLarge),
             None => apply_op(view, context, op, &committed),
-            Some(opening) => judge::op(view, opening, batch.caller.as_ref(), op).and_then(|op| {
+            Some(opening) => judge::op(view, (context.session, opening), batch.caller.as_ref(), op).and_then(|op| {
                 let context = Context { root: opening.root(), ..*context };
                 apply_op(view, &context, &op, &committed)
             }),

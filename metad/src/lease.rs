@@ -14,7 +14,8 @@ pub use leadership::Leases;
 
 use crate::Shared;
 use crate::error::ProposeError;
-use crate::fs::{Refused, judge, session};
+use crate::fs::subtree::Scope;
+use crate::fs::{Refused, borders, session};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use table::{Extension, Notice, Table};
@@ -292,7 +293,7 @@ impl Shared {
     /// Returns those of some inodes of which a session may know.
     fn shown(&self, session: SessionId, inos: &[Ino]) -> Vec<Ino> {
         match self.events.root_of(session) {
-            Some(root) => judge::within(&**self.consensus.state(), root, inos),
+            Some(root) => borders::within(&**self.consensus.state(), Scope { root, session }, inos),
             None => inos.to_vec(),
         }
     }
@@ -312,7 +313,7 @@ impl Shared {
         roots.sort_unstable();
         roots.dedup();
         let state = self.consensus.state();
-        let crossed: BTreeSet<Ino> = ops.iter().flat_map(|op| judge::crossed(&**state, op, &roots)).collect();
+        let crossed: BTreeSet<Ino> = ops.iter().flat_map(|op| borders::crossed(&**state, op, &roots)).collect();
         confined.into_iter().filter(|(_, root)| crossed.contains(root)).map(|(session, _)| session).collect()
     }
 

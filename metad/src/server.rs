@@ -26,7 +26,8 @@ pub use wrong_secrets::WrongSecrets;
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::session::Opening;
-use crate::fs::{judge, read, settings};
+use crate::fs::subtree::Scope;
+use crate::fs::{borders, judge, read, settings};
 use crate::lease::{Asked, Granted};
 use std::borrow::Cow;
 use std::net::SocketAddr;
@@ -279,7 +280,8 @@ impl Server {
             let answer = self.look(&asker, question);
             let mut inos = inos_in_answer(question, answer.as_ref().ok());
             if let Some(confined) = &asker.confined {
-                match question.ino().and_then(|ino| self.way_to(confined, ino)) {
+                let scope = Scope { root: confined.root(), session };
+                match question.ino().and_then(|ino| self.way_to(scope, ino)) {
                     // What others have not sent yet may move it out.
                     Some(above) => inos.extend(above),
                     // Nobody is disturbed for what lies elsewhere.
@@ -299,8 +301,8 @@ impl Server {
     }
 
     /// Returns the directories that decide whether an inode lies within a client's subtree; `None` when it does not.
-    fn way_to(&self, confined: &Opening, ino: Ino) -> Option<Vec<Ino>> {
-        judge::way_to(&**self.shared.consensus.state(), confined.root(), ino)
+    fn way_to(&self, scope: Scope, ino: Ino) -> Option<Vec<Ino>> {
+        borders::way_to(&**self.shared.consensus.state(), scope, ino)
     }
 
     fn look(&self, asker: &Asker, question: &Read) -> Result<ReadReply, FsError> {

@@ -7,14 +7,14 @@
 use super::access::{R, W, Who, X};
 use super::inode::Inode;
 use super::session::Opening;
+use super::subtree::{self, Scope};
 use super::view::{Kv, KvExt, View};
-use super::{acl, deferred, dentry, keys, read, subtree};
+use super::{acl, deferred, dentry, keys, read};
 use std::borrow::Cow;
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, S_ISGID, S_ISUID, TimeChange};
 use wire::caller::Caller;
 use wire::ids::{Ino, SessionId};
-use wire::limits::SUBTREE_BYTES_MAX;
 use wire::op::{NewInode, Op, Read, ReadReply, RenameMode, With};
 use wire::tls::Squash;
 
@@ -24,7 +24,7 @@ struct Judge<'a> {
     kv: &'a dyn Kv,
     /// Name in the certificate.
     client: &'a str,
-    root: Ino,
+    scope: Scope,
     squash: Squash,
     who: Who,
 }
@@ -40,13 +40,13 @@ fn permitted(is_permitted: bool) -> Verdict {
 }
 
 impl<'a> Judge<'a> {
-    fn new(kv: &'a dyn Kv, opening: &'a Opening, caller: Option<&Caller>) -> Self {
-        let squash = opening.squash();
-        Self { kv, client: &opening.client, root: opening.root(), squash, who: Who::new(squash, caller) }
+    fn new(kv: &'a dyn Kv, (session, opening): (SessionId, &'a Opening), caller: Option<&Caller>) -> Self {
+        let (squash, scope) = (opening.squash(), Scope { root: opening.root(), session });
+        Self { kv, client: &opening.client, scope, squash, who: Who::new(squash, caller) }
     }
 
     fn inside(&self, ino: Ino) -> Result<Inode, FsError> {
-        subtree::find(self.kv, self.root, ino)
+        self.scope.find(self.kv, ino)
     }
 
     fn dir(&self, ino: Ino) -> Result<Inode, FsError> {
@@ -64,7 +64,8 @@ impl<'a> Judge<'a> {
     /// A directory that gets an entry. One that would lie too deep to be seen is not made.
     fn receiving(&self, ino: Ino) -> Result<Inode, FsError> {
         let dir = self.changing(ino)?;
-        let is_seen = self.root == Ino::ROOT || subtree::way_up(self.kv, self.root, ino).is_some();
+        let root = self.scope.root;
+        let is_seen = root == Ino::ROOT || subtree::way_up(self.kv, root, ino).is_some();
         if is_seen { Ok(dir) } else { Err(FsError::NameTooLong) }
     }
 
@@ -242,8 +243,8 @@ impl<'a> Judge<'a> {
             Read::Lookup { parent, name } => {
                 let dir = self.dir(*parent)?;
                 granted(self.who.may(self.kv, &dir, X))?;
-                if name == b".." && *parent == self.root {
-                    return Ok(Cow::Owned(Read::GetAttr { ino: self.root }));
+                if name == b".." && *parent == self.scope.root {
+                    return Ok(Cow::Owned(Read::GetAttr { ino: self.scope.root }));
                 }
             }
             Read::GetAttr { ino } | Read::ReadLink { ino } | Read::ListXattr { ino } | Read::GetLock { ino, .. } => {
@@ -294,11 +295,11 @@ impl<'a> Judge<'a> {
 /// `NotFound` for what lies outside, `AccessDenied` or `NotPermitted` for what the user may not do.
 pub(super) fn op<'o>(
     view: &mut View,
-    opening: &Opening,
+    client: (SessionId, &Opening),
     caller: Option<&Caller>,
     op: &'o Op,
 ) -> Result<Cow<'o, Op>, FsError> {
-    let judge = Judge::new(view, opening, caller);
+    let judge = Judge::new(view, client, caller);
     let judged = judge.plain(op)?;
     let is_root = judge.who.is_root();
     if !is_root && let Op::Range { ino, .. } | Op::CloneRange { dst: ino, .. } = op.plain() {
@@ -329,113 +330,15 @@ pub(crate) fn answer(
 ) -> Result<ReadReply, FsError> {
     // The answer is of one moment with the judgement.
     let _held = kv.hold();
-    let judge = Judge::new(kv, opening, caller);
+    let judge = Judge::new(kv, (session, opening), caller);
     let question = judge.read(question)?;
     match read::held(kv, session, &question)? {
-        ReadReply::Page { entries, end, .. } if question.ino() == Some(judge.root) => {
-            Ok(ReadReply::Page { parent: judge.root, entries, end })
+        ReadReply::Page { entries, end, .. } if question.ino() == Some(judge.scope.root) => {
+            Ok(ReadReply::Page { parent: judge.scope.root, entries, end })
         }
         ReadReply::Names(names) if !judge.who.is_root() => {
             Ok(ReadReply::Names(names.into_iter().filter(|name| !name.starts_with(TRUSTED)).collect()))
         }
         reply => Ok(reply),
     }
-}
-
-/// Returns the directories whose names decide whether an inode lies within a subtree, or `None` if it does not.
-pub(crate) fn way_to(kv: &dyn Kv, root: Ino, ino: Ino) -> Option<Vec<Ino>> {
-    let _held = kv.hold();
-    if root == Ino::ROOT {
-        return Some(Vec::new());
-    }
-    let inode = subtree::find(kv, root, ino).ok()?;
-    let parent = if ino == root { root } else { subtree::place(kv, root, &inode)?.0 };
-    subtree::way_up(kv, root, parent)
-}
-
-/// Checks, before anything is done for an operation, that it names no inode that is there and lies outside of the client's
-/// subtree. What is not there may be made by an earlier operation of the batch. What the client vouches for is left out if
-/// it lies outside: the answer must not tell whether it is there.
-///
-/// # Errors
-/// As if those inodes were not there.
-pub(crate) fn check_named(kv: &dyn Kv, root: Ino, op: &mut Op) -> Result<(), FsError> {
-    let _held = kv.hold();
-    let is_foreign = |ino: Ino| subtree::is_foreign(kv, root, ino);
-    let op = if let Op::Deferred { expect, op, .. } = op {
-        if expect.iter().any(|expect| is_foreign(expect.parent)) {
-            return Err(FsError::NotFound);
-        }
-        &mut **op
-    } else {
-        op
-    };
-    if let Op::Unlink { released, .. } | Op::Rename { released, .. } = op {
-        *released = released.filter(|ino| !is_foreign(*ino));
-    }
-    let named = match op {
-        // Its number is not one that the session has leased.
-        Op::Create { ino, .. } if is_foreign(*ino) => return Err(FsError::Invalid),
-        Op::Create { parent, .. } | Op::Rmdir { parent, .. } | Op::Unlink { parent, .. } => vec![*parent],
-        Op::Link { ino, parent, .. } => vec![*ino, *parent],
-        Op::Rename { parent, new_parent, .. } => vec![*parent, *new_parent],
-        Op::SetAttr { ino, .. }
-        | Op::Commit { ino, .. }
-        | Op::Range { ino, .. }
-        | Op::SetXattr { ino, .. }
-        | Op::RemoveXattr { ino, .. }
-        | Op::SetLock { ino, .. }
-        | Op::Unlock { ino, .. }
-        | Op::Accessed { ino, .. } => vec![*ino],
-        Op::CloneRange { src, dst, .. } => vec![*src, *dst],
-        Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::Journaled { .. } | Op::JournaledContent { .. } => {
-            Vec::new()
-        }
-        Op::Deferred { .. } => return Err(FsError::Invalid),
-    };
-    if named.into_iter().any(is_foreign) { Err(FsError::NotFound) } else { Ok(()) }
-}
-
-/// Returns those of some inodes that lie within a subtree, or did when they were removed.
-pub(crate) fn within(kv: &dyn Kv, root: Ino, inos: &[Ino]) -> Vec<Ino> {
-    let _held = kv.hold();
-    inos.iter().copied().filter(|ino| subtree::find(kv, root, *ino).is_ok()).collect()
-}
-
-/// Returns the roots that a rename may move a directory out of: those of these above one of its two directories only.
-pub(crate) fn crossed(kv: &dyn Kv, op: &Op, roots: &[Ino]) -> Vec<Ino> {
-    let Op::Rename { parent, name, new_parent, new_name, mode, .. } = op.plain() else { return Vec::new() };
-    if parent == new_parent {
-        return Vec::new();
-    }
-    let _held = kv.hold();
-    // What is made only now may be a directory, too.
-    let may_be_dir =
-        |parent: Ino, name: &[u8]| dentry::find(kv, parent, name).is_none_or(|(_, kind)| kind == FileKind::Directory);
-    let out = may_be_dir(*parent, name) || may_be_dir(*new_parent, new_name);
-    let back = *mode == RenameMode::Exchange;
-    let lies = |root: Ino, dir: Ino| subtree::way_up(kv, root, dir).is_some();
-    let crosses = |root: &Ino| match (lies(*root, *parent), lies(*root, *new_parent)) {
-        (true, false) => out,
-        (false, true) => out && back,
-        _ => false,
-    };
-    roots.iter().copied().filter(crosses).collect()
-}
-
-/// Returns the directory that an absolute path leads to. Symlinks are not followed: whoever can change one would choose
-/// the subtree.
-///
-/// # Errors
-/// `NotFound`, or `NotADirectory` when there is something else on the way.
-pub(crate) fn resolve(kv: &dyn Kv, path: &str) -> Result<Ino, FsError> {
-    if path.len() > SUBTREE_BYTES_MAX || !path.starts_with('/') {
-        return Err(FsError::Invalid);
-    }
-    let names = path.split('/').filter(|name| !name.is_empty() && *name != ".");
-    names.map(str::as_bytes).try_fold(Ino::ROOT, |dir, name| match dentry::find(kv, dir, name) {
-        Some((ino, FileKind::Directory)) => Ok(ino),
-        Some(_) => Err(FsError::NotADirectory),
-        None => Err(FsError::NotFound),
-    })
 }

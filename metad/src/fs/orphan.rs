@@ -29,8 +29,8 @@ pub(super) fn unlinked(view: &mut View, context: &Context, inode: &Inode, releas
     // A confined session is not told about what lies elsewhere. Whoever removes it has seen it.
     let above = OnceCell::new();
     let may_hold = |(id, root): &(SessionId, Option<Ino>)| match root {
-        Some(root) if *id != context.session => {
-            above.get_or_init(|| subtree::way_up(view, Ino::ROOT, inode.parent).unwrap_or_default()).contains(root)
+        Some(root) if *root != Ino::ROOT && *id != context.session => {
+            above.get_or_init(|| subtree::above(view, inode.parent)).contains(root)
         }
         _ => true,
     };

@@ -13,7 +13,7 @@ use super::view::{Kv, KvExt};
 use std::collections::BTreeSet;
 use wire::FsError;
 use wire::attr::FileKind;
-use wire::ids::Ino;
+use wire::ids::{Ino, SessionId};
 use wire::op::Name;
 
 /// Steps of a walk. A client that is confined makes no entries in a directory from which the way to its root is longer: it
@@ -57,21 +57,44 @@ pub(crate) fn place(kv: &dyn Kv, root: Ino, inode: &Inode) -> Option<(Ino, Name)
     None
 }
 
-/// Returns whether an inode lies in a subtree: it is the root of it, or has an entry in it. An unlinked inode lies where its
-/// last entry stood.
-pub(crate) fn holds(kv: &dyn Kv, root: Ino, inode: &Inode) -> bool {
-    inode.attr.ino == root || root == Ino::ROOT || place(kv, root, inode).is_some()
+/// Returns the directories from this one upwards, as many as a walk comes to. A subtree that it lies in has its root among
+/// them.
+pub(crate) fn above(kv: &dyn Kv, dir: Ino) -> Vec<Ino> {
+    let mut way = vec![dir];
+    while way.len() <= DEPTH_MAX
+        && let Some(inode) = way.last().filter(|at| **at != Ino::ROOT).and_then(|at| load(kv, *at))
+    {
+        way.push(inode.parent);
+    }
+    way
 }
 
-/// Returns an inode if it lies in a subtree. To a confined client, those outside do not exist.
-///
-/// # Errors
-/// `NotFound`.
-pub(crate) fn find(kv: &dyn Kv, root: Ino, ino: Ino) -> Result<Inode, FsError> {
-    load(kv, ino).filter(|inode| holds(kv, root, inode)).ok_or(FsError::NotFound)
+/// What a confined client sees.
+#[derive(Clone, Copy)]
+pub(crate) struct Scope {
+    /// Its root.
+    pub root: Ino,
+    /// Its session.
+    pub session: SessionId,
 }
 
-/// Returns whether there is an inode of this number, and it lies outside of a subtree.
-pub(crate) fn is_foreign(kv: &dyn Kv, root: Ino, ino: Ino) -> bool {
-    load(kv, ino).is_some_and(|inode| !holds(kv, root, &inode))
+impl Scope {
+    /// Returns whether the client sees an inode: it is the root, or has an entry in the subtree. An inode without entries is
+    /// seen by those who may have it open, wherever its last entry stood.
+    pub fn holds(&self, kv: &dyn Kv, inode: &Inode) -> bool {
+        let ino = inode.attr.ino;
+        match self.root {
+            root if root == ino || root == Ino::ROOT => true,
+            _ if inode.attr.nlink == 0 => kv.get(&keys::session_orphan(self.session, ino)).is_some(),
+            root => place(kv, root, inode).is_some(),
+        }
+    }
+
+    /// Returns an inode if the client sees it. To a confined client, others do not exist.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn find(&self, kv: &dyn Kv, ino: Ino) -> Result<Inode, FsError> {
+        load(kv, ino).filter(|inode| self.holds(kv, inode)).ok_or(FsError::NotFound)
+    }
 }

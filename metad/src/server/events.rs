@@ -5,6 +5,7 @@
 //! A removed file concerns every session, and each answers with a batch. Where files are removed faster than the
 //! sessions can be asked, they learn of them with their keep-alives, many at a time.
 
+use crate::fs::subtree::Scope;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,8 +28,8 @@ const ORPHANS_ASKED_PER_SECOND: u32 = 500;
 /// Sessions that may be asked at once after a pause: a few removals in a cluster of a few hundred mounts.
 const ORPHANS_ASKED_AT_ONCE: u32 = 1_000;
 
-/// Returns those of some inodes that lie within the subtree of this root.
-pub type Within<'a> = &'a dyn Fn(Ino, &[Ino]) -> Vec<Ino>;
+/// Returns those of some inodes that a confined client sees.
+type Within<'a> = &'a dyn Fn(Scope, &[Ino]) -> Vec<Ino>;
 
 /// The open streams.
 #[derive(Default)]
@@ -135,7 +136,7 @@ impl Events {
     /// their subtrees.
     fn send_about(&self, except: SessionId, inos: &[Ino], within: Within<'_>, event: impl Fn(Vec<Ino>) -> MetaEvent) {
         for (other, root) in self.others(except) {
-            let inos = root.map_or_else(|| inos.to_vec(), |root| within(root, inos));
+            let inos = root.map_or_else(|| inos.to_vec(), |root| within(Scope { root, session: other }, inos));
             if !inos.is_empty() {
                 self.send(other, &event(inos));
             }
@@ -144,7 +145,7 @@ impl Events {
 
     /// Asks all other sessions whether they hold these removed files open, unless too many were asked lately: then they
     /// are asked with their keep-alives.
-    pub fn send_orphaned(&self, session: SessionId, inos: Vec<Ino>, within: Within<'_>) {
+    pub(crate) fn send_orphaned(&self, session: SessionId, inos: Vec<Ino>, within: Within<'_>) {
         let others = self.streams.lock().len();
         if !inos.is_empty() && self.asked.lock().may_ask(others, Instant::now()) {
             self.send_about(session, &inos, within, MetaEvent::Orphaned);
@@ -152,7 +153,7 @@ impl Events {
     }
 
     /// Notifies the sessions that wait for a lock that it was released.
-    pub fn send_unlocked(&self, session: SessionId, ops: &[Op], within: Within<'_>) {
+    pub(crate) fn send_unlocked(&self, session: SessionId, ops: &[Op], within: Within<'_>) {
         let unlocked = ops.iter().filter_map(|op| if let Op::Unlock { ino, .. } = op { Some(*ino) } else { None });
         for ino in unlocked.collect::<BTreeSet<_>>() {
             self.send_about(session, &[ino], within, |_| MetaEvent::LockReleased(ino));
@@ -175,7 +176,7 @@ mod tests {
         let (_, mut waiting) = events.open(honest, None);
         let unlock =
             |ino| Op::Unlock { ino: Ino(ino), family: wire::op::LockFamily::Posix, owner: 1, start: 0, end: 1 };
-        let all = |_: Ino, inos: &[Ino]| inos.to_vec();
+        let all = |_: Scope, inos: &[Ino]| inos.to_vec();
         events.send_unlocked(liar, &vec![unlock(7); QUEUE], &all);
         assert_eq!(waiting.len(), 1, "each file once");
         events.send_unlocked(liar, &(0..2 * QUEUE as u64).map(unlock).collect::<Vec<_>>(), &all);

@@ -4,7 +4,8 @@ use super::{Events, Server, enroll, validate};
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::session::{self, Confined, Opening, Session};
-use crate::fs::{Command, CommandReply, Refused, Stamped, judge, orphan, settings};
+use crate::fs::subtree::Scope;
+use crate::fs::{Command, CommandReply, Refused, Stamped, borders, orphan, settings};
 use crate::lease::{self, Asked, table::Extension};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -102,7 +103,7 @@ impl Server {
             return Ok(Ok(Some(confined).filter(|_| grant.squash != Squash::None)));
         };
         self.shared.consensus.read_barrier().await?;
-        let root = judge::resolve(&**self.shared.consensus.state(), path);
+        let root = borders::resolve(&**self.shared.consensus.state(), path);
         if let Err(error) = root {
             tracing::warn!(client = peer.subject.name, path, %error, "no session: the client's subtree is not there");
         }
@@ -239,13 +240,13 @@ impl Server {
         if session::has_reply(state, id, batch.seq) {
             return Ok(Ok(()));
         }
-        let mut above = BTreeSet::new();
+        let (scope, mut above) = (Scope { root, session: id }, BTreeSet::new());
         for (index, op) in batch.ops.iter_mut().enumerate() {
-            if let Err(error) = judge::check_named(state, root, op) {
+            if let Err(error) = borders::check_named(state, scope, op) {
                 return Ok(Err(OpFailed { index: index as u32, error }));
             }
             let directories = op.names_changed().map(|(parent, _)| parent);
-            let ways = directories.chain(op.attrs_changed()).filter_map(|ino| judge::way_to(state, root, ino));
+            let ways = directories.chain(op.attrs_changed()).filter_map(|ino| borders::way_to(state, scope, ino));
             above.extend(ways.flatten());
         }
         // What others have not sent yet may move it out.
@@ -258,7 +259,7 @@ impl Server {
     /// Sends other sessions the events that concern them.
     fn notify_others(&self, id: SessionId, ops: &[Op], replies: &[OpReply]) {
         let state = &**self.shared.consensus.state();
-        let within = |root: Ino, inos: &[Ino]| judge::within(state, root, inos);
+        let within = |scope: Scope, inos: &[Ino]| borders::within(state, scope, inos);
         self.shared.events.send_unlocked(id, ops, &within);
         self.shared.events.send_orphaned(id, orphans_in(replies), &within);
     }

@@ -3,8 +3,8 @@
 use super::{World, create};
 use crate::fs::session::{Confined, find};
 use crate::fs::view::{Kv, KvExt};
-use crate::fs::subtree::DEPTH_MAX;
-use crate::fs::{backlinks, check, inode::Inode, judge, keys, orphan};
+use crate::fs::subtree::{DEPTH_MAX, Scope};
+use crate::fs::{backlinks, borders, check, inode::Inode, judge, keys, orphan};
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, TimeChange, Timestamp};
 use wire::caller::Caller;
@@ -220,7 +220,7 @@ fn what_is_moved_out_of_a_subtree_is_gone_at_once_and_what_is_moved_in_is_there(
 fn renames_that_may_move_directories_out_of_a_subtree_are_known() {
     let (world, ..) = world(Squash::None);
     let out = rename((HOME, "below"), (ELSEWHERE, "b"), RenameMode::Replace);
-    let crossed = |op: &Op, root| judge::crossed(&world.kv, op, &[root]) == [root];
+    let crossed = |op: &Op, root| borders::crossed(&world.kv, op, &[root]) == [root];
     assert!(crossed(&out, HOME) && !crossed(&out, BELOW) && !crossed(&out, Ino::ROOT));
     assert!(!crossed(&rename((ELSEWHERE, "outside"), (HOME, "o"), RenameMode::Replace), HOME), "it comes in");
     let replaced = rename((BELOW, "inside"), (ELSEWHERE, "outside"), RenameMode::Replace);
@@ -270,7 +270,34 @@ fn confined_sessions_are_asked_about_removed_files_of_their_own_subtree_alone() 
     assert_eq!(orphan::of_session(&world.kv, confined, Ino(0), 9), [INSIDE]);
     assert_eq!(orphan::of_session(&world.kv, free, Ino(0), 9).len(), 2);
     assert!(sees(&world, confined, INSIDE), "it may be open");
-    assert_eq!(judge::within(&world.kv, HOME, &[OUTSIDE, INSIDE, ELSEWHERE]), [INSIDE]);
+}
+
+#[test]
+fn an_open_file_stays_with_those_who_may_have_it_open_though_its_directory_is_removed() {
+    let (mut world, free, confined) = world(Squash::None);
+    world.one(free, Op::Unlink { parent: BELOW, name: b"inside".to_vec(), released: None }).unwrap();
+    world.one(free, Op::Rmdir { parent: HOME, name: b"below".to_vec() }).unwrap();
+    assert!(sees(&world, confined, INSIDE));
+    let scope = Scope { root: HOME, session: confined };
+    assert_eq!(borders::way_to(&world.kv, scope, INSIDE), Some(Vec::new()));
+    let late = world.session_of("late", Some(home(Squash::None)));
+    assert!(!sees(&world, late, INSIDE), "it never had it open");
+    world.one(confined, super::write(INSIDE, Version(1), 0, b"x", ConflictPolicy::Fail)).unwrap();
+    world.one(confined, Op::ReleaseOrphans { inos: vec![INSIDE] }).unwrap();
+    assert!(!sees(&world, confined, INSIDE));
+}
+
+#[test]
+fn a_client_of_the_whole_tree_whose_ids_are_replaced_is_asked_about_each_removed_file() {
+    let (mut world, free, _) = world(Squash::None);
+    let whole = Confined { subtree: None, root: Ino::ROOT, squash: Squash::All { uid: 0, gid: 0 } };
+    let squashed = world.session_of("squashed", Some(whole));
+    let deep = chain(&mut world, free, ELSEWHERE, DEPTH_MAX + 9).pop().unwrap();
+    let file = Ino(2020);
+    world.one(free, made(deep, "f", file, NewInode::Regular, (0o644, 0))).unwrap();
+    world.one(free, Op::Unlink { parent: deep, name: b"f".to_vec(), released: None }).unwrap();
+    assert_eq!(orphan::of_session(&world.kv, squashed, Ino(0), 9), [file]);
+    assert!(sees(&world, squashed, file));
 }
 
 #[test]
@@ -305,18 +332,19 @@ fn journals_of_others_are_out_of_reach() {
 
 #[test]
 fn operations_are_refused_before_they_disturb_anybody_if_they_name_what_lies_outside() {
-    let (world, ..) = world(Squash::None);
+    let (world, _, confined) = world(Squash::None);
+    let scope = Scope { root: HOME, session: confined };
     for mut op in each_op(ELSEWHERE, "outside", OUTSIDE) {
-        assert!(judge::check_named(&world.kv, HOME, &mut op).is_err(), "{op:?}");
+        assert!(borders::check_named(&world.kv, scope, &mut op).is_err(), "{op:?}");
     }
     for mut op in each_op(BELOW, "inside", INSIDE) {
-        assert_eq!(judge::check_named(&world.kv, HOME, &mut op), Ok(()), "{op:?}");
+        assert_eq!(borders::check_named(&world.kv, scope, &mut op), Ok(()), "{op:?}");
     }
     // Whether such an inode is there remains unknown.
     let mut made = create(HOME, "x", OUTSIDE.0, NewInode::Regular);
-    assert_eq!(judge::check_named(&world.kv, HOME, &mut made), Err(FsError::Invalid));
+    assert_eq!(borders::check_named(&world.kv, scope, &mut made), Err(FsError::Invalid));
     let mut removed = Op::Unlink { parent: BELOW, name: b"inside".to_vec(), released: Some(OUTSIDE) };
-    assert_eq!(judge::check_named(&world.kv, HOME, &mut removed), Ok(()));
+    assert_eq!(borders::check_named(&world.kv, scope, &mut removed), Ok(()));
     assert!(matches!(removed, Op::Unlink { released: None, .. }));
 }
 
@@ -324,7 +352,7 @@ fn operations_are_refused_before_they_disturb_anybody_if_they_name_what_lies_out
 fn a_path_leads_to_a_directory_and_never_through_a_symlink() {
     let (mut world, free, _) = world(Squash::None);
     world.one(free, create(Ino::ROOT, "l", 2010, NewInode::Symlink(b"home".to_vec()))).unwrap();
-    let resolve = |path| judge::resolve(&world.kv, path);
+    let resolve = |path| borders::resolve(&world.kv, path);
     assert_eq!(resolve("/home/below/"), Ok(BELOW));
     assert_eq!(resolve("/"), Ok(Ino::ROOT));
     assert_eq!(resolve("/l"), Err(FsError::NotADirectory));
