@@ -302,7 +302,7 @@ impl Server {
 
     /// Returns the directories that decide whether an inode lies within a client's subtree; `None` when it does not.
     fn way_to(&self, scope: Scope, ino: Ino) -> Option<Vec<Ino>> {
-        borders::way_to(&**self.shared.consensus.state(), scope, ino)
+        in_place(|| borders::way_to(&**self.shared.consensus.state(), scope, ino))
     }
 
     fn look(&self, asker: &Asker, question: &Read) -> Result<ReadReply, FsError> {

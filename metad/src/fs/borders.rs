@@ -2,67 +2,206 @@
 //! judged once more by [`judge`](super::judge) when they are applied.
 
 use super::inode::Inode;
-use super::subtree::{self, Scope};
+use super::subtree::{self, DEPTH_MAX, Scope};
 use super::view::{Kv, KvExt};
 use super::{dentry, keys};
+use std::collections::{BTreeSet, HashMap};
 use wire::FsError;
 use wire::attr::FileKind;
 use wire::ids::Ino;
 use wire::limits::SUBTREE_BYTES_MAX;
 use wire::op::{Op, RenameMode};
 
+/// Directories and inodes that are looked at for one request; for a batch, all of it.
+const LOOKED_AT_MAX: usize = 1 << 16;
+
+/// A directory on the way to a root.
+#[derive(Clone, Copy)]
+struct Step {
+    /// Steps to the root, if it lies below.
+    depth: Option<usize>,
+    parent: Ino,
+}
+
+/// What a request of a confined client names, looked at before anything is done for it. Each directory is looked at once,
+/// and all together a bounded number: the client chooses how many there are, and how deep they lie.
+pub(crate) struct Borders<'a> {
+    kv: &'a dyn Kv,
+    scope: Scope,
+    steps: HashMap<Ino, Step>,
+    seen: HashMap<Ino, Option<bool>>,
+    /// Directories whose names decide whether the client sees what was named.
+    above: BTreeSet<Ino>,
+    left: usize,
+}
+
+impl<'a> Borders<'a> {
+    /// Begins with a request.
+    pub fn new(kv: &'a dyn Kv, scope: Scope) -> Self {
+        let (steps, seen, above) = (HashMap::new(), HashMap::new(), BTreeSet::new());
+        Self { kv, scope, steps, seen, above, left: LOOKED_AT_MAX }
+    }
+
+    /// Returns the directories whose names decide whether the client sees what was named so far.
+    pub fn above(self) -> Vec<Ino> {
+        self.above.into_iter().collect()
+    }
+
+    fn looks_at(&mut self, count: usize) -> Result<(), FsError> {
+        self.left = self.left.checked_sub(count).ok_or(FsError::ArgumentTooLarge)?;
+        Ok(())
+    }
+
+    fn load(&mut self, ino: Ino) -> Result<Option<Inode>, FsError> {
+        self.looks_at(1)?;
+        Ok(self.kv.load(&keys::inode(ino)))
+    }
+
+    /// Returns how many steps the way from a directory to the root takes.
+    fn depth(&mut self, dir: Ino) -> Result<Option<usize>, FsError> {
+        let (root, mut way, mut at) = (self.scope.root, Vec::new(), dir);
+        let mut depth = loop {
+            if at == root {
+                break Some(0);
+            }
+            if let Some(step) = self.steps.get(&at) {
+                break step.depth;
+            }
+            if at == Ino::ROOT {
+                break None;
+            }
+            if way.len() == DEPTH_MAX {
+                // Of those further up it is not known.
+                way.truncate(1);
+                break None;
+            }
+            let Some(inode) = self.load(at)? else { break None };
+            way.push((at, inode.parent));
+            at = inode.parent;
+        };
+        for (at, parent) in way.into_iter().rev() {
+            depth = depth.map(|depth| depth + 1).filter(|depth| *depth <= DEPTH_MAX);
+            self.steps.insert(at, Step { depth, parent });
+        }
+        Ok(depth)
+    }
+
+    /// Notes the way from a directory that lies below the root.
+    fn note_way(&mut self, dir: Ino) {
+        let mut at = dir;
+        while self.above.insert(at)
+            && at != self.scope.root
+            && let Some(step) = self.steps.get(&at)
+        {
+            at = step.parent;
+        }
+    }
+
+    fn is_below(&mut self, dir: Ino) -> Result<bool, FsError> {
+        let is_below = self.depth(dir)?.is_some();
+        if is_below {
+            self.note_way(dir);
+        }
+        Ok(is_below)
+    }
+
+    fn look(&mut self, ino: Ino) -> Result<Option<bool>, FsError> {
+        let Some(inode) = self.load(ino)? else { return Ok(None) };
+        let root = self.scope.root;
+        if root == Ino::ROOT || inode.attr.nlink == 0 {
+            return Ok(Some(self.scope.holds(self.kv, &inode)));
+        }
+        if self.is_below(if ino == root { root } else { inode.parent })? {
+            return Ok(Some(true));
+        }
+        let others = subtree::other_parents(self.kv, &inode);
+        self.looks_at(others.len())?;
+        for parent in others {
+            if self.is_below(parent)? {
+                return Ok(Some(true));
+            }
+        }
+        Ok(Some(false))
+    }
+
+    /// Returns whether the client sees an inode, or `None` if it is not there.
+    fn sees(&mut self, ino: Ino) -> Result<Option<bool>, FsError> {
+        if let Some(seen) = self.seen.get(&ino) {
+            return Ok(*seen);
+        }
+        let seen = self.look(ino)?;
+        self.seen.insert(ino, seen);
+        Ok(seen)
+    }
+
+    fn is_foreign(&mut self, ino: Ino) -> Result<bool, FsError> {
+        Ok(self.sees(ino)? == Some(false))
+    }
+
+    /// Checks, before anything is done for an operation, that it names no inode that is there and lies outside of the
+    /// client's subtree. What is not there may be made by an earlier operation of the batch. What the client vouches for is
+    /// left out if it lies outside: the answer must not tell whether it is there.
+    ///
+    /// # Errors
+    /// As if those inodes were not there; `ArgumentTooLarge` when the batch has named too much.
+    pub fn check(&mut self, op: &mut Op) -> Result<(), FsError> {
+        let kv = self.kv;
+        let _held = kv.hold();
+        let op = if let Op::Deferred { expect, op, .. } = op {
+            for expect in expect {
+                self.check_one(expect.parent)?;
+            }
+            &mut **op
+        } else {
+            op
+        };
+        if let Op::Unlink { released, .. } | Op::Rename { released, .. } = op
+            && let Some(ino) = *released
+            && self.is_foreign(ino)?
+        {
+            *released = None;
+        }
+        match op {
+            Op::Create { ino, parent, .. } => {
+                // Its number is not one that the session has leased.
+                if self.is_foreign(*ino)? {
+                    return Err(FsError::Invalid);
+                }
+                self.check_one(*parent)
+            }
+            Op::Rmdir { parent, .. } | Op::Unlink { parent, .. } => self.check_one(*parent),
+            Op::Link { ino: one, parent: two, .. }
+            | Op::Rename { parent: one, new_parent: two, .. }
+            | Op::CloneRange { src: one, dst: two, .. } => {
+                self.check_one(*one)?;
+                self.check_one(*two)
+            }
+            Op::SetAttr { ino, .. }
+            | Op::Commit { ino, .. }
+            | Op::Range { ino, .. }
+            | Op::SetXattr { ino, .. }
+            | Op::RemoveXattr { ino, .. }
+            | Op::SetLock { ino, .. }
+            | Op::Unlock { ino, .. }
+            | Op::Accessed { ino, .. } => self.check_one(*ino),
+            Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::Journaled { .. } | Op::JournaledContent { .. } => {
+                Ok(())
+            }
+            Op::Deferred { .. } => Err(FsError::Invalid),
+        }
+    }
+
+    fn check_one(&mut self, ino: Ino) -> Result<(), FsError> {
+        if self.is_foreign(ino)? { Err(FsError::NotFound) } else { Ok(()) }
+    }
+}
+
 /// Returns the directories whose names decide whether a client sees an inode, or `None` if it does not.
 pub(crate) fn way_to(kv: &dyn Kv, scope: Scope, ino: Ino) -> Option<Vec<Ino>> {
     let _held = kv.hold();
-    let (root, inode) = (scope.root, scope.find(kv, ino).ok()?);
-    if root == Ino::ROOT || inode.attr.nlink == 0 {
-        return Some(Vec::new());
-    }
-    let parent = if ino == root { root } else { subtree::place(kv, root, &inode)?.0 };
-    subtree::way_up(kv, root, parent)
-}
-
-/// Checks, before anything is done for an operation, that it names no inode that is there and lies outside of the client's
-/// subtree. What is not there may be made by an earlier operation of the batch. What the client vouches for is left out if
-/// it lies outside: the answer must not tell whether it is there.
-///
-/// # Errors
-/// As if those inodes were not there.
-pub(crate) fn check_named(kv: &dyn Kv, scope: Scope, op: &mut Op) -> Result<(), FsError> {
-    let _held = kv.hold();
-    let is_foreign = |ino: Ino| kv.load(&keys::inode(ino)).is_some_and(|inode: Inode| !scope.holds(kv, &inode));
-    let op = if let Op::Deferred { expect, op, .. } = op {
-        if expect.iter().any(|expect| is_foreign(expect.parent)) {
-            return Err(FsError::NotFound);
-        }
-        &mut **op
-    } else {
-        op
-    };
-    if let Op::Unlink { released, .. } | Op::Rename { released, .. } = op {
-        *released = released.filter(|ino| !is_foreign(*ino));
-    }
-    let named = match op {
-        // Its number is not one that the session has leased.
-        Op::Create { ino, .. } if is_foreign(*ino) => return Err(FsError::Invalid),
-        Op::Create { parent, .. } | Op::Rmdir { parent, .. } | Op::Unlink { parent, .. } => vec![*parent],
-        Op::Link { ino, parent, .. } => vec![*ino, *parent],
-        Op::Rename { parent, new_parent, .. } => vec![*parent, *new_parent],
-        Op::SetAttr { ino, .. }
-        | Op::Commit { ino, .. }
-        | Op::Range { ino, .. }
-        | Op::SetXattr { ino, .. }
-        | Op::RemoveXattr { ino, .. }
-        | Op::SetLock { ino, .. }
-        | Op::Unlock { ino, .. }
-        | Op::Accessed { ino, .. } => vec![*ino],
-        Op::CloneRange { src, dst, .. } => vec![*src, *dst],
-        Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::Journaled { .. } | Op::JournaledContent { .. } => {
-            Vec::new()
-        }
-        Op::Deferred { .. } => return Err(FsError::Invalid),
-    };
-    if named.into_iter().any(is_foreign) { Err(FsError::NotFound) } else { Ok(()) }
+    let mut borders = Borders::new(kv, scope);
+    let is_seen = borders.sees(ino).ok().flatten() == Some(true);
+    is_seen.then(|| borders.above())
 }
 
 /// Returns those of some inodes that a client sees.

@@ -57,6 +57,16 @@ pub(crate) fn place(kv: &dyn Kv, root: Ino, inode: &Inode) -> Option<(Ino, Name)
     None
 }
 
+/// Returns the directories of those entries of an inode that its record does not name, as many as are looked at.
+pub(crate) fn other_parents(kv: &dyn Kv, inode: &Inode) -> BTreeSet<Ino> {
+    if inode.attr.kind == FileKind::Directory || inode.attr.nlink < 2 {
+        return BTreeSet::new();
+    }
+    let links = kv.pairs(backlinks::all_of(inode.attr.ino), LINKS_LOOKED_AT);
+    let parents = links.iter().map(|(key, _)| backlinks::parts(key).0);
+    parents.filter(|parent| *parent != inode.parent).collect()
+}
+
 /// Returns the directories from this one upwards, as many as a walk comes to. A subtree that it lies in has its root among
 /// them.
 pub(crate) fn above(kv: &dyn Kv, dir: Ino) -> Vec<Ino> {

@@ -1,13 +1,14 @@
 //! Sessions: opening, keeping alive, batches, and the end of silent ones.
 
-use super::{Events, Server, enroll, validate};
+use super::{Events, Server, enroll, in_place, validate};
 use crate::Shared;
 use crate::error::ProposeError;
+use crate::fs::borders::Borders;
 use crate::fs::session::{self, Confined, Opening, Session};
 use crate::fs::subtree::Scope;
+use crate::fs::view::Kv;
 use crate::fs::{Command, CommandReply, Refused, Stamped, borders, orphan, settings};
 use crate::lease::{self, Asked, table::Extension};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -240,17 +241,12 @@ impl Server {
         if session::has_reply(state, id, batch.seq) {
             return Ok(Ok(()));
         }
-        let (scope, mut above) = (Scope { root, session: id }, BTreeSet::new());
-        for (index, op) in batch.ops.iter_mut().enumerate() {
-            if let Err(error) = borders::check_named(state, scope, op) {
-                return Ok(Err(OpFailed { index: index as u32, error }));
-            }
-            let directories = op.names_changed().map(|(parent, _)| parent);
-            let ways = directories.chain(op.attrs_changed()).filter_map(|ino| borders::way_to(state, scope, ino));
-            above.extend(ways.flatten());
-        }
+        // The client chooses how much there is to look at.
+        let above = match in_place(|| looked_at(state, Scope { root, session: id }, &mut batch.ops)) {
+            Ok(above) => above,
+            Err(failed) => return Ok(Err(failed)),
+        };
         // What others have not sent yet may move it out.
-        let above: Vec<Ino> = above.into_iter().collect();
         let stamp = self.shared.lease_stamp().ok_or(ProposeError::Unknown)?;
         self.shared.grant(id, &above, stamp, Asked { lease: false, delegate: false, sends: false }).await;
         Ok(Ok(()))
@@ -263,6 +259,15 @@ impl Server {
         self.shared.events.send_unlocked(id, ops, &within);
         self.shared.events.send_orphaned(id, orphans_in(replies), &within);
     }
+}
+
+/// Returns the directories that decide whether a client sees what some operations name, if all of it is to be carried out.
+fn looked_at(state: &dyn Kv, scope: Scope, ops: &mut [Op]) -> Result<Vec<Ino>, OpFailed> {
+    let mut borders = Borders::new(state, scope);
+    for (index, op) in ops.iter_mut().enumerate() {
+        borders.check(op).map_err(|error| OpFailed { index: index as u32, error })?;
+    }
+    Ok(borders.above())
 }
 
 fn is_of(session: &Session, peer: &PeerIdentity) -> bool {

@@ -2,9 +2,12 @@
 
 use super::{World, create};
 use crate::fs::session::{Confined, find};
-use crate::fs::view::{Kv, KvExt};
+use crate::fs::view::{Kv, KvExt, MemoryKv};
+use crate::fs::borders::Borders;
 use crate::fs::subtree::{DEPTH_MAX, Scope};
-use crate::fs::{backlinks, borders, check, inode::Inode, judge, keys, orphan};
+use crate::fs::{backlinks, borders, check, inode::Inode, judge, keys, keys::Key, orphan};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use wire::FsError;
 use wire::attr::{AttrChange, FileKind, TimeChange, Timestamp};
 use wire::caller::Caller;
@@ -335,16 +338,16 @@ fn operations_are_refused_before_they_disturb_anybody_if_they_name_what_lies_out
     let (world, _, confined) = world(Squash::None);
     let scope = Scope { root: HOME, session: confined };
     for mut op in each_op(ELSEWHERE, "outside", OUTSIDE) {
-        assert!(borders::check_named(&world.kv, scope, &mut op).is_err(), "{op:?}");
+        assert!(Borders::new(&world.kv, scope).check(&mut op).is_err(), "{op:?}");
     }
     for mut op in each_op(BELOW, "inside", INSIDE) {
-        assert_eq!(borders::check_named(&world.kv, scope, &mut op), Ok(()), "{op:?}");
+        assert_eq!(Borders::new(&world.kv, scope).check(&mut op), Ok(()), "{op:?}");
     }
     // Whether such an inode is there remains unknown.
     let mut made = create(HOME, "x", OUTSIDE.0, NewInode::Regular);
-    assert_eq!(borders::check_named(&world.kv, scope, &mut made), Err(FsError::Invalid));
+    assert_eq!(Borders::new(&world.kv, scope).check(&mut made), Err(FsError::Invalid));
     let mut removed = Op::Unlink { parent: BELOW, name: b"inside".to_vec(), released: Some(OUTSIDE) };
-    assert_eq!(borders::check_named(&world.kv, scope, &mut removed), Ok(()));
+    assert_eq!(Borders::new(&world.kv, scope).check(&mut removed), Ok(()));
     assert!(matches!(removed, Op::Unlink { released: None, .. }));
 }
 
@@ -409,6 +412,48 @@ fn a_link_from_somewhere_deep_hides_a_file_from_nobody() {
         world.one(free, Op::Link { ino: INSIDE, parent, name: b"deep".to_vec() }).unwrap();
         assert!(sees(&world, confined, INSIDE));
     }
+}
+
+/// A state that counts how often it is asked.
+struct Counted<'a>(&'a MemoryKv, AtomicUsize);
+
+impl Kv for Counted<'_> {
+    fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.get(key)
+    }
+
+    fn scan(&self, range: Range<Key>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.scan(range, visit);
+    }
+
+    fn last(&self, range: Range<Key>) -> Option<(Key, Vec<u8>)> {
+        self.0.last(range)
+    }
+}
+
+#[test]
+fn the_work_that_a_batch_makes_before_it_is_proposed_is_bounded_however_deep_it_goes() {
+    let (mut world, free, confined) = world(Squash::None);
+    let dirs = chain(&mut world, free, BELOW, DEPTH_MAX + 300);
+    let scope = Scope { root: HOME, session: confined };
+    let counted = Counted(&world.kv, AtomicUsize::new(0));
+    let check = |ops: Vec<Op>| {
+        counted.1.store(0, Ordering::Relaxed);
+        let mut borders = Borders::new(&counted, scope);
+        let outcome = ops.into_iter().try_for_each(|mut op| borders.check(&mut op));
+        (outcome, counted.1.load(Ordering::Relaxed), borders.above().len())
+    };
+    let (deep, next) = (dirs[DEPTH_MAX - 1], dirs[DEPTH_MAX - 2]);
+    let (outcome, work, above) = check(vec![rename((deep, "a"), (next, "b"), RenameMode::Replace); 4_096]);
+    assert_eq!((outcome, above), (Ok(()), DEPTH_MAX));
+    assert!(work < 2 * DEPTH_MAX, "{work}");
+    // What lies too deep is looked for each time anew, until it is enough.
+    let released = |dir: &Ino| Op::Unlink { parent: BELOW, name: b"x".to_vec(), released: Some(*dir) };
+    let (outcome, work, _) = check(dirs[DEPTH_MAX + 1..].iter().map(released).collect());
+    assert_eq!(outcome, Err(FsError::ArgumentTooLarge));
+    assert!(work < 100_000, "{work}");
 }
 
 #[test]
