@@ -207,22 +207,31 @@ pub(crate) struct Context {
 }
 
 impl Command {
-    /// Returns whether the command takes only a few look-ups, so that it may be applied where nothing may block.
+    /// Returns whether the command takes only a few look-ups, so that it may be applied where nothing may block. The sessions
+    /// that are `confined` count: what they do, and what others remove from their sight or lock, takes walks upwards.
     #[must_use]
-    pub fn is_light(&self) -> bool {
+    pub fn is_light(&self, confined: &BTreeSet<SessionId>) -> bool {
         const LIGHT_OPS: usize = 8;
         const LIGHT_WRITES: usize = 64;
         let is_small = |op: &Op| {
             !matches!(op.plain(), Op::ReleaseOrphans { .. })
                 && writes_of(op).is_some_and(|writes| writes <= LIGHT_WRITES)
         };
+        let walks = |session: &SessionId, batch: &Batch| {
+            let concerns_others = |op: &Op| matches!(op.plain(), Op::Unlink { .. } | Op::Rename { .. } | Op::SetLock { .. });
+            batch.caller.is_some()
+                || !confined.is_empty() && (confined.contains(session) || batch.ops.iter().any(concerns_others))
+        };
         match self {
+            Self::Batches(batches) if batches.iter().any(|(session, batch)| walks(session, batch)) => false,
             Self::Batches(batches) => {
                 let mut ops = batches.iter().flat_map(|(_, batch)| &batch.ops);
                 batches.iter().map(|(_, batch)| batch.ops.len()).sum::<usize>() <= LIGHT_OPS && ops.all(is_small)
             }
-            // It may end another session, with all that this one holds.
-            Self::OpenSession(opening) => opening.resumes.is_none() && opening.token.is_none(),
+            // It may end another session, with all that this one holds, or follow a long path.
+            Self::OpenSession(opening) => {
+                opening.resumes.is_none() && opening.token.is_none() && opening.confined.is_none()
+            }
             _ => false,
         }
     }

@@ -129,6 +129,12 @@ pub fn living(kv: &dyn Kv) -> BTreeSet<SessionId> {
     ids
 }
 
+/// Returns the living sessions of confined clients.
+pub fn confined(kv: &dyn Kv) -> BTreeSet<SessionId> {
+    let sessions = living_with_roots(kv).into_iter();
+    sessions.filter(|(_, root)| root.is_some()).map(|(id, _)| id).collect()
+}
+
 /// Returns all living sessions with the roots of the confined ones.
 pub(super) fn living_with_roots(kv: &dyn Kv) -> BTreeMap<SessionId, Option<Ino>> {
     let mut sessions = BTreeMap::new();

@@ -1,11 +1,13 @@
 //! Confined clients: what they see, what they may change, and with whose rights.
 
 use super::{World, create};
-use crate::fs::session::{Confined, find};
+use crate::fs::Command;
+use crate::fs::session::{self, Confined, find};
 use crate::fs::view::{Kv, KvExt, MemoryKv};
 use crate::fs::borders::Borders;
 use crate::fs::subtree::{DEPTH_MAX, Scope};
 use crate::fs::{backlinks, borders, check, inode::Inode, judge, keys, keys::Key, orphan};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use wire::FsError;
@@ -451,9 +453,35 @@ fn the_work_that_a_batch_makes_before_it_is_proposed_is_bounded_however_deep_it_
     assert!(work < 2 * DEPTH_MAX, "{work}");
     // What lies too deep is looked for each time anew, until it is enough.
     let released = |dir: &Ino| Op::Unlink { parent: BELOW, name: b"x".to_vec(), released: Some(*dir) };
-    let (outcome, work, _) = check(dirs[DEPTH_MAX + 1..].iter().map(released).collect());
+    let (outcome, work, _) = check(dirs[DEPTH_MAX + 1..].iter().rev().map(released).collect());
     assert_eq!(outcome, Err(FsError::ArgumentTooLarge));
     assert!(work < 100_000, "{work}");
+}
+
+#[test]
+fn what_walks_upwards_is_not_applied_where_nothing_may_block() {
+    let (free, confined) = (SessionId(1), SessionId(2));
+    let batches = |session, caller, op| {
+        Command::Batches(vec![(session, Batch { seq: BatchSeq(1), acked: BatchSeq(0), caller, ops: vec![op] })])
+    };
+    let chmod = Op::SetAttr { ino: INSIDE, change: AttrChange::default() };
+    let unlink = Op::Unlink { parent: BELOW, name: b"inside".to_vec(), released: None };
+    let out = rename((BELOW, "inside"), (ELSEWHERE, "x"), RenameMode::Replace);
+    let lock = Op::SetLock { ino: INSIDE, lock: lock() };
+    let (none, some) = (BTreeSet::new(), BTreeSet::from([confined]));
+    for op in [&chmod, &unlink, &out, &lock] {
+        assert!(batches(free, None, op.clone()).is_light(&none), "{op:?}");
+        assert!(!batches(confined, None, op.clone()).is_light(&some), "{op:?}");
+    }
+    assert!(batches(free, None, chmod.clone()).is_light(&some));
+    assert!(!batches(free, Some(Caller::default()), chmod).is_light(&none));
+    for op in [unlink, out, lock] {
+        assert!(!batches(free, None, op.clone()).is_light(&some), "others may see what it removes: {op:?}");
+    }
+    let (world, _, confined) = world(Squash::None);
+    assert_eq!(session::confined(&world.kv), BTreeSet::from([confined]));
+    let opening = find(&world.kv, confined).unwrap().opening;
+    assert!(!Command::OpenSession(opening).is_light(&none), "its path may be long");
 }
 
 #[test]
