@@ -204,6 +204,8 @@ pub(crate) struct Context {
     pub session: SessionId,
     /// The directory that is the root for this session.
     pub root: Ino,
+    /// Where a conflict copy goes, if the session is one of a confined client.
+    pub copy_to: Option<commit::CopyTo>,
 }
 
 impl Command {
@@ -240,7 +242,7 @@ impl Command {
 /// Applies a command.
 pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
     let entry = retention::not_before_pins(view, stamped.now);
-    let context = Context { now: stamped.now, entry, session: SessionId::default(), root: Ino::ROOT };
+    let context = Context { now: stamped.now, entry, session: SessionId::default(), root: Ino::ROOT, copy_to: None };
     match &stamped.command {
         Command::Init { cluster, replicas, min_sync } => {
             settings::init(view, stamped.now, cluster, *replicas, *min_sync)
@@ -330,8 +332,8 @@ fn apply_ops(view: &mut View, context: &Context, batch: &Batch, confined: Option
         let applied = match confined {
             _ if full => Err(FsError::ArgumentTooLarge),
             None => apply_op(view, context, op, &committed),
-            Some(opening) => judge::op(view, (context.session, opening), batch.caller.as_ref(), op).and_then(|op| {
-                let context = Context { root: opening.root(), ..*context };
+            Some(opening) => judge::op(view, (context.session, opening), batch.caller.as_ref(), op).and_then(|(op, copy_to)| {
+                let context = Context { root: opening.root(), copy_to, ..*context };
                 apply_op(view, &context, &op, &committed)
             }),
         };

@@ -13,6 +13,11 @@ pub(super) const ACCESS: &[u8] = b"system.posix_acl_access";
 /// The list that new entries of a directory inherit.
 pub(super) const DEFAULT: &[u8] = b"system.posix_acl_default";
 
+/// Returns whether an attribute is such a list.
+pub(super) fn is_list(name: &[u8]) -> bool {
+    name == ACCESS || name == DEFAULT
+}
+
 const VERSION: u32 = 2;
 const USER_OBJ: u16 = 0x01;
 const USER: u16 = 0x02;
@@ -165,7 +170,7 @@ pub(super) fn mode_changed(view: &mut View, inode: &Inode, mode: u32) {
 /// Changes the mode when an access list is set. Returns whether the attribute needs to be stored: a list of only the
 /// three classes says no more than the mode.
 pub(super) fn attribute_set(inode: &mut Inode, name: &[u8], value: &[u8]) -> Result<bool, FsError> {
-    if name != ACCESS && name != DEFAULT {
+    if !is_list(name) {
         return Ok(true);
     }
     if inode.attr.kind == FileKind::Symlink {

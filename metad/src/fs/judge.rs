@@ -5,6 +5,7 @@
 //! Every variant is listed here: one that is added later has to be judged before it compiles.
 
 use super::access::{R, W, Who, X};
+use super::commit::CopyTo;
 use super::inode::Inode;
 use super::session::Opening;
 use super::subtree::{self, Scope};
@@ -15,7 +16,7 @@ use wire::FsError;
 use wire::attr::{AttrChange, FileKind, S_ISGID, S_ISUID, TimeChange};
 use wire::caller::Caller;
 use wire::ids::{Ino, SessionId};
-use wire::op::{NewInode, Op, Read, ReadReply, RenameMode, With};
+use wire::op::{ConflictPolicy, NewInode, Op, Read, ReadReply, RenameMode, With};
 use wire::tls::Squash;
 
 const TRUSTED: &[u8] = b"trusted.";
@@ -156,6 +157,20 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// Returns where the conflict copy of a file goes, and whose it is; `None` if the user may not have one: it contains all
+    /// of the file, and stands in a directory.
+    fn copy_to(&self, ino: Ino) -> Option<CopyTo> {
+        let original = self.inside(ino).ok().filter(|inode| self.who.may_read(self.kv, inode))?;
+        let beside = match self.scope.root {
+            Ino::ROOT => Some(original.parent),
+            root => subtree::place(self.kv, root, &original).map(|(parent, _)| parent),
+        };
+        let mut dirs = beside.into_iter().chain([self.scope.root]);
+        let dir = dirs.find(|dir| self.receiving(*dir).is_ok())?;
+        let (uid, gid) = self.owner(original.attr.uid, original.attr.gid);
+        Some(CopyTo { dir, uid, gid })
+    }
+
     /// Judges an operation. Returns it as it is carried out, if that is not as it was sent.
     fn plain(&self, op: &Op) -> Result<Option<Op>, FsError> {
         match op {
@@ -192,8 +207,11 @@ impl<'a> Judge<'a> {
             Op::Commit { ino, .. } => {
                 self.writing(*ino)?;
                 let mut made = op.clone();
-                if let Op::Commit { clear_privileges, .. } = &mut made {
+                if let Op::Commit { clear_privileges, policy, .. } = &mut made {
                     *clear_privileges |= !self.who.is_root();
+                    if matches!(policy, ConflictPolicy::Copy { .. }) && self.copy_to(*ino).is_none() {
+                        *policy = ConflictPolicy::Fail;
+                    }
                 }
                 return Ok(Some(made));
             }
@@ -289,7 +307,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Judges an operation. Returns it as it is carried out.
+/// Judges an operation. Returns it as it is carried out, and where a conflict copy goes.
 ///
 /// # Errors
 /// `NotFound` for what lies outside, `AccessDenied` or `NotPermitted` for what the user may not do.
@@ -298,14 +316,19 @@ pub(super) fn op<'o>(
     client: (SessionId, &Opening),
     caller: Option<&Caller>,
     op: &'o Op,
-) -> Result<Cow<'o, Op>, FsError> {
+) -> Result<(Cow<'o, Op>, Option<CopyTo>), FsError> {
     let judge = Judge::new(view, client, caller);
     let judged = judge.plain(op)?;
+    let copy_to = if let Op::Commit { ino, policy: ConflictPolicy::Copy { .. }, .. } = op.plain() {
+        judge.copy_to(*ino)
+    } else {
+        None
+    };
     let is_root = judge.who.is_root();
     if !is_root && let Op::Range { ino, .. } | Op::CloneRange { dst: ino, .. } = op.plain() {
         clear_privileges(view, *ino);
     }
-    Ok(judged.map_or(Cow::Borrowed(op), Cow::Owned))
+    Ok((judged.map_or(Cow::Borrowed(op), Cow::Owned), copy_to))
 }
 
 /// Other changes of content clear setuid and setgid by themselves.

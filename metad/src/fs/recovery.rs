@@ -100,7 +100,7 @@ pub fn drop_orphans(view: &mut View, now: Timestamp, limit: usize) -> usize {
 
 fn context(view: &View, now: Timestamp) -> Context {
     let entry = retention::not_before_pins(view, now);
-    Context { now, entry, session: SessionId::default(), root: Ino::ROOT }
+    Context { now, entry, session: SessionId::default(), root: Ino::ROOT, copy_to: None }
 }
 
 /// Returns the tables whose values hold versions.

@@ -15,7 +15,7 @@ use wire::attr::{AttrChange, FileKind, TimeChange, Timestamp};
 use wire::caller::Caller;
 use wire::ids::{BatchSeq, Ino, SessionId, Version};
 use wire::op::{
-    Batch, ConflictPolicy, Expect, Lock, LockFamily, NewInode, Op, OpReply, RangeAction, Read, ReadReply, RenameMode,
+    Batch, ConflictCopy, ConflictPolicy, Expect, Lock, LockFamily, NewInode, Op, OpReply, RangeAction, Read, ReadReply, RenameMode,
     With, XattrMode,
 };
 use wire::tls::Squash;
@@ -317,6 +317,47 @@ fn a_conflict_copy_of_a_confined_client_is_put_where_it_sees_it() {
         }
         other => panic!("{other:?}"),
     }
+    assert_eq!(check::check(&world.kv), Vec::<String>::new());
+}
+
+/// Commits what conflicts with the file's first content, for a user. Returns the copy.
+fn conflicting(world: &mut World, id: SessionId, uid: u32, (file, copy): (Ino, u64)) -> Result<ConflictCopy, FsError> {
+    let policy = ConflictPolicy::Copy { ino: Ino(copy), suffix: b".c".to_vec() };
+    match as_user(world, id, uid, super::write(file, Version(1), 0, b"later", policy))? {
+        OpReply::Committed { conflict: Some(copy), .. } => Ok(copy),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_conflict_copy_is_of_whoever_made_it_and_stands_where_that_user_may_put_it() {
+    let (mut world, free, confined) = world(Squash::None);
+    let set = |name: &str| Op::SetXattr {
+        ino: INSIDE,
+        name: name.into(),
+        value: b"v".to_vec(),
+        mode: XattrMode::Set,
+        clear_sgid: false,
+    };
+    for name in ["user.x", "security.capability", "trusted.t"] {
+        world.one(free, set(name)).unwrap();
+    }
+    world.one(free, super::write(INSIDE, Version(1), 0, b"first", ConflictPolicy::Fail)).unwrap();
+    let mode = |ino, mode| Op::SetAttr { ino, change: AttrChange { mode: Some(mode), ..AttrChange::default() } };
+    let beside = conflicting(&mut world, confined, 7, (INSIDE, FRESH)).unwrap();
+    assert_eq!((beside.parent, world.attr(beside.ino).uid, world.attr(beside.ino).gid), (BELOW, 7, 7));
+    let names = ask(&world, confined, None, &Read::ListXattr { ino: beside.ino });
+    assert_eq!(names, Ok(ReadReply::Names(vec![b"user.x".to_vec()])));
+    // Not where nobody else may make anything.
+    world.one(free, mode(BELOW, 0o755)).unwrap();
+    let elsewhere = conflicting(&mut world, confined, 7, (INSIDE, FRESH + 1)).unwrap();
+    assert_eq!(elsewhere.parent, HOME);
+    world.one(free, mode(HOME, 0o755)).unwrap();
+    assert_eq!(conflicting(&mut world, confined, 7, (INSIDE, FRESH + 2)), Err(FsError::Stale));
+    world.one(free, mode(HOME, 0o777)).unwrap();
+    // Who only writes a file does not get its content by a copy.
+    world.one(free, mode(INSIDE, 0o622)).unwrap();
+    assert_eq!(conflicting(&mut world, confined, 7, (INSIDE, FRESH + 3)), Err(FsError::Stale));
     assert_eq!(check::check(&world.kv), Vec::<String>::new());
 }
 
