@@ -34,7 +34,7 @@ pub mod inode;
 pub(crate) mod judge;
 pub mod keys;
 mod lifetime;
-mod lock;
+pub(crate) mod lock;
 pub mod numbered;
 pub mod operator;
 pub mod orphan;

@@ -182,11 +182,12 @@ impl<'a> Borders<'a> {
             | Op::SetXattr { ino, .. }
             | Op::RemoveXattr { ino, .. }
             | Op::SetLock { ino, .. }
-            | Op::Unlock { ino, .. }
             | Op::Accessed { ino, .. } => self.check_one(*ino),
-            Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::Journaled { .. } | Op::JournaledContent { .. } => {
-                Ok(())
-            }
+            Op::ReleaseOrphans { .. }
+            | Op::LeaseInos { .. }
+            | Op::Unlock { .. }
+            | Op::Journaled { .. }
+            | Op::JournaledContent { .. } => Ok(()),
             Op::Deferred { .. } => Err(FsError::Invalid),
         }
     }

@@ -233,13 +233,13 @@ impl<'a> Judge<'a> {
             Op::RemoveXattr { ino, name } => {
                 self.attribute(*ino, name)?;
             }
-            // It touches what the session itself holds, and its answer does not say whether that is anything.
-            Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } => {}
+            // They touch what the session itself holds, and their answers do not say whether that is anything.
+            Op::ReleaseOrphans { .. } | Op::LeaseInos { .. } | Op::Unlock { .. } => {}
             Op::SetLock { ino, .. } => {
                 let inode = self.inside(*ino)?;
                 granted(self.who.may_read(self.kv, &inode) || self.who.may_write(self.kv, &inode))?;
             }
-            Op::Unlock { ino, .. } | Op::Accessed { ino, .. } => {
+            Op::Accessed { ino, .. } => {
                 self.inside(*ino)?;
             }
             Op::Deferred { at, expect, op } => {

@@ -79,6 +79,15 @@ pub(crate) fn above(kv: &dyn Kv, dir: Ino) -> Vec<Ino> {
     way
 }
 
+/// Returns the roots of all subtrees in which an inode lies, or did with its last entry.
+pub(crate) fn roots_of(kv: &dyn Kv, inode: &Inode) -> BTreeSet<Ino> {
+    let mut roots = BTreeSet::from([Ino::ROOT, inode.attr.ino]);
+    for parent in std::iter::once(inode.parent).chain(other_parents(kv, inode)) {
+        roots.extend(above(kv, parent));
+    }
+    roots
+}
+
 /// What a confined client sees.
 #[derive(Clone, Copy)]
 pub(crate) struct Scope {
@@ -97,6 +106,14 @@ impl Scope {
             root if root == ino || root == Ino::ROOT => true,
             _ if inode.attr.nlink == 0 => kv.get(&keys::session_orphan(self.session, ino)).is_some(),
             root => place(kv, root, inode).is_some(),
+        }
+    }
+
+    /// As [`Scope::holds`], for an inode whose [`roots_of`] are known.
+    pub fn is_among(&self, kv: &dyn Kv, inode: &Inode, roots: &BTreeSet<Ino>) -> bool {
+        match inode.attr.nlink {
+            0 => self.holds(kv, inode),
+            _ => roots.contains(&self.root),
         }
     }
 

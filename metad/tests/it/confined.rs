@@ -208,7 +208,6 @@ fn lies(tree: &Tree, fresh: Ino) -> Vec<(Op, FsError)> {
         clear_sgid: false,
     };
     let n = || b"outside".to_vec();
-    let unlock = Op::Unlock { ino: outside, family: LockFamily::Flock, owner: 1, start: 0, end: u64::MAX };
     let mut lies: Vec<(Op, FsError)> = vec![
         create(elsewhere, fresh),
         create(Ino::ROOT, fresh),
@@ -229,7 +228,6 @@ fn lies(tree: &Tree, fresh: Ino) -> Vec<(Op, FsError)> {
         xattr,
         Op::RemoveXattr { ino: outside, name: b"user.x".to_vec() },
         Op::SetLock { ino: outside, lock: lock() },
-        unlock,
         Op::Accessed { ino: outside, at: Timestamp::default() },
         late(Vec::new(), commit),
         late(vec![expect], chmod(inside)),
@@ -285,7 +283,8 @@ async fn a_confined_client_that_names_what_lies_elsewhere_finds_nothing_and_dist
     let OpReply::Inos { start: fresh, .. } = replies[0] else { panic!("{replies:?}") };
     let (lies, questions) = (lies(&tree, fresh), questions(&tree));
     // What names no inode, or none but by an answer that is the same for all, is no lie.
-    let harmless = [Op::ReleaseOrphans { inos: vec![tree.outside] }, Op::LeaseInos { count: 1 }];
+    let unlock = Op::Unlock { ino: tree.outside, family: LockFamily::Flock, owner: 1, start: 0, end: u64::MAX };
+    let harmless = [Op::ReleaseOrphans { inos: vec![tree.outside] }, Op::LeaseInos { count: 1 }, unlock];
     let kinds: BTreeSet<usize> = lies.iter().map(|(op, _)| op).chain(&harmless).map(kind_of).collect();
     assert_eq!(kinds.len(), KINDS);
     let read_kinds: BTreeSet<usize> =

@@ -6,7 +6,7 @@ use crate::fs::session::{self, Confined, find};
 use crate::fs::view::{Kv, KvExt, MemoryKv};
 use crate::fs::borders::Borders;
 use crate::fs::subtree::{DEPTH_MAX, Scope};
-use crate::fs::{backlinks, borders, check, inode::Inode, judge, keys, keys::Key, orphan};
+use crate::fs::{backlinks, borders, check, inode::Inode, judge, keys, keys::Key, lock, orphan};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -121,7 +121,6 @@ fn each_op(dir: Ino, name: &str, file: Ino) -> Vec<Op> {
         set(file),
         Op::RemoveXattr { ino: file, name: b"user.x".to_vec() },
         Op::SetLock { ino: file, lock: lock() },
-        Op::Unlock { ino: file, family: LockFamily::Flock, owner: 1, start: 0, end: u64::MAX },
         Op::Accessed { ino: file, at: Timestamp::default() },
         late(commit),
         Op::Deferred { at: Timestamp::default(), expect, op: Box::new(set(INSIDE)) },
@@ -232,6 +231,34 @@ fn renames_that_may_move_directories_out_of_a_subtree_are_known() {
     assert!(!crossed(&replaced, HOME), "both are files");
     assert!(crossed(&rename((Ino::ROOT, "elsewhere"), (HOME, "below"), RenameMode::Exchange), HOME));
     assert!(!crossed(&rename((HOME, "below"), (HOME, "b"), RenameMode::Replace), HOME));
+}
+
+#[test]
+fn locks_on_what_was_moved_out_stand_in_nobodys_way_and_can_be_given_up() {
+    let (mut world, free, confined) = world(Squash::None);
+    let set = |ino| Op::SetLock { ino, lock: lock() };
+    let unlock = |ino| Op::Unlock { ino, family: LockFamily::Flock, owner: 1, start: 0, end: u64::MAX };
+    let (here, there) = ((HOME, "below"), (ELSEWHERE, "below"));
+    let is_free = |world: &World| ask(world, free, None, &Read::GetLock { ino: INSIDE, lock: lock() }) == Ok(ReadReply::Lock(None));
+    world.one(confined, set(INSIDE)).unwrap();
+    assert_eq!(world.one(free, set(INSIDE)), Err(FsError::WouldBlock));
+    assert!(!is_free(&world));
+    world.one(free, rename(here, there, RenameMode::Replace)).unwrap();
+    assert!(is_free(&world));
+    world.one(free, set(INSIDE)).unwrap();
+    world.one(free, rename(there, here, RenameMode::Replace)).unwrap();
+    assert_eq!(world.one(confined, set(INSIDE)), Err(FsError::WouldBlock), "it has lost its own");
+    assert!(!lock::holds(&world.kv, confined, INSIDE));
+    world.one(free, unlock(INSIDE)).unwrap();
+    world.one(confined, set(INSIDE)).unwrap();
+    world.one(free, rename(here, there, RenameMode::Replace)).unwrap();
+    world.one(confined, unlock(INSIDE)).unwrap();
+    assert!(!lock::holds(&world.kv, confined, INSIDE));
+    // What it never had it does not give up, and it learns nothing.
+    for ino in [OUTSIDE, Ino(777)] {
+        assert_eq!(world.one(confined, unlock(ino)), Ok(OpReply::Done));
+    }
+    assert_eq!(check::check(&world.kv), Vec::<String>::new());
 }
 
 #[test]
