@@ -14,8 +14,8 @@ pub use leadership::Leases;
 
 use crate::Shared;
 use crate::error::ProposeError;
-use crate::fs::subtree::Scope;
 use crate::fs::{Refused, borders, session};
+use crate::in_place::in_place;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use table::{Extension, Notice, Table};
@@ -309,11 +309,8 @@ impl Shared {
         if confined.is_empty() {
             return Vec::new();
         }
-        let mut roots: Vec<Ino> = confined.iter().map(|(_, root)| *root).collect();
-        roots.sort_unstable();
-        roots.dedup();
-        let state = self.consensus.state();
-        let crossed: BTreeSet<Ino> = ops.iter().flat_map(|op| borders::crossed(&**state, op, &roots)).collect();
+        let roots: BTreeSet<Ino> = confined.iter().map(|(_, root)| *root).collect();
+        let crossed = in_place(|| borders::crossed(&**self.consensus.state(), ops, &roots));
         confined.into_iter().filter(|(_, root)| crossed.contains(root)).map(|(session, _)| session).collect()
     }
 

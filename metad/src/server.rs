@@ -28,11 +28,11 @@ use crate::error::ProposeError;
 use crate::fs::session::Opening;
 use crate::fs::subtree::Scope;
 use crate::fs::{borders, judge, read, settings};
+use crate::in_place::in_place;
 use crate::lease::{Asked, Granted};
 use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::runtime::{Handle, RuntimeFlavor};
 use wire::FsError;
 use wire::caller::Caller;
 use wire::ids::{Ino, MetadId, SessionId};
@@ -330,14 +330,6 @@ struct Asker {
     /// How the session was opened, if it is one of a confined client.
     confined: Option<Opening>,
     caller: Option<Caller>,
-}
-
-/// Does work that takes a while. A runtime of one thread, which only tests have, does nothing else meanwhile.
-fn in_place<T>(work: impl FnOnce() -> T) -> T {
-    match Handle::current().runtime_flavor() {
-        RuntimeFlavor::CurrentThread => work(),
-        _ => tokio::task::block_in_place(work),
-    }
 }
 
 /// Leaves out what would be read ahead, because others are at work there; if they go on, also what only a leased answer is

@@ -4,11 +4,11 @@
 use super::inode::Inode;
 use super::subtree::{self, DEPTH_MAX, Scope};
 use super::view::{Kv, KvExt};
-use super::{dentry, keys};
-use std::collections::{BTreeSet, HashMap};
+use super::{dentry, keys, orphan};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use wire::FsError;
 use wire::attr::FileKind;
-use wire::ids::Ino;
+use wire::ids::{Ino, SessionId};
 use wire::limits::SUBTREE_BYTES_MAX;
 use wire::op::{Op, RenameMode};
 
@@ -205,31 +205,86 @@ pub(crate) fn way_to(kv: &dyn Kv, scope: Scope, ino: Ino) -> Option<Vec<Ino>> {
     is_seen.then(|| borders.above())
 }
 
-/// Returns those of some inodes that a client sees.
-pub(crate) fn within(kv: &dyn Kv, scope: Scope, inos: &[Ino]) -> Vec<Ino> {
-    let _held = kv.hold();
-    inos.iter().copied().filter(|ino| scope.find(kv, *ino).is_ok()).collect()
+/// Tells which confined clients see what, in whichever subtrees they are. Each directory is looked at once, and all together
+/// a bounded number.
+struct Sights<'a> {
+    kv: &'a dyn Kv,
+    roots: &'a BTreeSet<Ino>,
+    /// The roots above directories.
+    known: HashMap<Ino, BTreeSet<Ino>>,
+    left: usize,
 }
 
-/// Returns the roots that a rename may move a directory out of: those of these above one of its two directories only.
-pub(crate) fn crossed(kv: &dyn Kv, op: &Op, roots: &[Ino]) -> Vec<Ino> {
-    let Op::Rename { parent, name, new_parent, new_name, mode, .. } = op.plain() else { return Vec::new() };
-    if parent == new_parent {
-        return Vec::new();
+impl<'a> Sights<'a> {
+    fn new(kv: &'a dyn Kv, roots: &'a BTreeSet<Ino>) -> Self {
+        Self { kv, roots, known: HashMap::new(), left: LOOKED_AT_MAX }
     }
-    let _held = kv.hold();
-    // What is made only now may be a directory, too.
-    let may_be_dir =
-        |parent: Ino, name: &[u8]| dentry::find(kv, parent, name).is_none_or(|(_, kind)| kind == FileKind::Directory);
-    let out = may_be_dir(*parent, name) || may_be_dir(*new_parent, new_name);
-    let back = *mode == RenameMode::Exchange;
-    let lies = |root: Ino, dir: Ino| subtree::way_up(kv, root, dir).is_some();
-    let crosses = |root: &Ino| match (lies(*root, *parent), lies(*root, *new_parent)) {
-        (true, false) => out,
-        (false, true) => out && back,
-        _ => false,
-    };
-    roots.iter().copied().filter(crosses).collect()
+
+    /// Returns the roots above a directory, or `None` when too much was looked at.
+    fn above(&mut self, dir: Ino) -> Option<&BTreeSet<Ino>> {
+        if !self.known.contains_key(&dir) {
+            let way = subtree::above(self.kv, dir);
+            self.left = self.left.checked_sub(way.len())?;
+            let roots = way.into_iter().filter(|at| self.roots.contains(at)).collect();
+            self.known.insert(dir, roots);
+        }
+        self.known.get(&dir)
+    }
+}
+
+/// Returns which of some inodes each of these confined sessions sees. The sessions come with their roots. Where there is too
+/// much to look at, some sessions are left out.
+pub(crate) fn seen_by(
+    kv: &dyn Kv,
+    confined: &[(SessionId, Ino)],
+    inos: &[Ino],
+) -> BTreeMap<SessionId, Vec<Ino>> {
+    let roots: BTreeSet<Ino> = confined.iter().map(|(_, root)| *root).collect();
+    let mut sights = Sights::new(kv, &roots);
+    let mut seen: BTreeMap<SessionId, Vec<Ino>> = BTreeMap::new();
+    for ino in inos {
+        let _held = kv.hold();
+        let Some(inode) = kv.load::<Inode>(&keys::inode(*ino)) else { continue };
+        let mut saw = |id: SessionId| seen.entry(id).or_default().push(*ino);
+        if inode.attr.nlink == 0 {
+            let holders = orphan::holders(kv, *ino).unwrap_or_default();
+            confined.iter().filter(|(id, _)| holders.contains(id)).for_each(|(id, _)| saw(*id));
+            continue;
+        }
+        let mut above = BTreeSet::from([Ino::ROOT, *ino]);
+        for parent in std::iter::once(inode.parent).chain(subtree::other_parents(kv, &inode)) {
+            let Some(roots) = sights.above(parent) else { return seen };
+            above.extend(roots);
+        }
+        confined.iter().filter(|(_, root)| above.contains(root)).for_each(|(id, _)| saw(*id));
+    }
+    seen
+}
+
+/// Returns the roots that renames may move a directory out of: those of these above one of the two directories only; all of
+/// them, when there is too much to look at.
+pub(crate) fn crossed(kv: &dyn Kv, ops: &[Op], roots: &BTreeSet<Ino>) -> BTreeSet<Ino> {
+    let (mut sights, mut crossed) = (Sights::new(kv, roots), BTreeSet::new());
+    for op in ops {
+        let Op::Rename { parent, name, new_parent, new_name, mode, .. } = op.plain() else { continue };
+        let _held = kv.hold();
+        // What is made only now may be a directory, too.
+        let may_be_dir =
+            |parent: Ino, name: &[u8]| dentry::find(kv, parent, name).is_none_or(|(_, kind)| kind == FileKind::Directory);
+        if parent == new_parent || !(may_be_dir(*parent, name) || may_be_dir(*new_parent, new_name)) {
+            continue;
+        }
+        let (Some(from), Some(to)) = (sights.above(*parent).cloned(), sights.above(*new_parent)) else {
+            return roots.clone();
+        };
+        crossed.extend(from.difference(to));
+        if *mode == RenameMode::Exchange {
+            crossed.extend(to.difference(&from));
+        }
+    }
+    // Nothing moves out of the whole tree.
+    crossed.remove(&Ino::ROOT);
+    crossed
 }
 
 /// Returns the directory that an absolute path leads to. Symlinks are not followed: whoever can change one would choose

@@ -5,16 +5,15 @@
 //! A removed file concerns every session, and each answers with a batch. Where files are removed faster than the
 //! sessions can be asked, they learn of them with their keep-alives, many at a time.
 
-use crate::fs::subtree::Scope;
+use crate::in_place::in_place;
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use wire::ids::{Ino, SessionId};
 use wire::message::event::MetaEvent;
-use wire::op::Op;
 use wire::quic::EventSender;
 
 /// Events that wait for a slow session. With more, its stream ends, and it attaches anew with empty caches.
@@ -28,8 +27,10 @@ const ORPHANS_ASKED_PER_SECOND: u32 = 500;
 /// Sessions that may be asked at once after a pause: a few removals in a cluster of a few hundred mounts.
 const ORPHANS_ASKED_AT_ONCE: u32 = 1_000;
 
-/// Returns those of some inodes that a confined client sees.
-type Within<'a> = &'a dyn Fn(Scope, &[Ino]) -> Vec<Ino>;
+/// Confined sessions, with their roots.
+type Bounded = [(SessionId, Ino)];
+/// Returns which of some inodes each of these sessions sees.
+type SeenBy<'a> = &'a dyn Fn(&Bounded, &[Ino]) -> BTreeMap<SessionId, Vec<Ino>>;
 
 /// The open streams.
 #[derive(Default)]
@@ -132,31 +133,39 @@ impl Events {
         streams.iter().filter(|(other, _)| **other != except).map(|(other, stream)| (*other, stream.root)).collect()
     }
 
-    /// Sends an event about inodes to every session but `except`, and to confined ones only as far as the inodes lie within
-    /// their subtrees.
-    fn send_about(&self, except: SessionId, inos: &[Ino], within: Within<'_>, event: impl Fn(Vec<Ino>) -> MetaEvent) {
+    /// Sends events about inodes to every session but `except`, and to confined ones about those that they see. Which these
+    /// are is asked once for all of them.
+    fn send_about(&self, except: SessionId, inos: &[Ino], seen_by: SeenBy<'_>, events: impl Fn(&[Ino]) -> Vec<MetaEvent>) {
+        let mut confined = Vec::new();
+        let for_all = events(inos);
         for (other, root) in self.others(except) {
-            let inos = root.map_or_else(|| inos.to_vec(), |root| within(Scope { root, session: other }, inos));
-            if !inos.is_empty() {
-                self.send(other, &event(inos));
+            match root {
+                Some(root) => confined.push((other, root)),
+                None => for_all.iter().for_each(|event| self.send(other, event)),
             }
+        }
+        if confined.is_empty() {
+            return;
+        }
+        for (other, seen) in in_place(|| seen_by(&confined, inos)) {
+            events(&seen).iter().for_each(|event| self.send(other, event));
         }
     }
 
     /// Asks all other sessions whether they hold these removed files open, unless too many were asked lately: then they
     /// are asked with their keep-alives.
-    pub(crate) fn send_orphaned(&self, session: SessionId, inos: Vec<Ino>, within: Within<'_>) {
+    pub fn send_orphaned(&self, session: SessionId, inos: &[Ino], seen_by: SeenBy<'_>) {
         let others = self.streams.lock().len();
         if !inos.is_empty() && self.asked.lock().may_ask(others, Instant::now()) {
-            self.send_about(session, &inos, within, MetaEvent::Orphaned);
+            self.send_about(session, inos, seen_by, |inos| vec![MetaEvent::Orphaned(inos.to_vec())]);
         }
     }
 
-    /// Notifies the sessions that wait for a lock that it was released.
-    pub(crate) fn send_unlocked(&self, session: SessionId, ops: &[Op], within: Within<'_>) {
-        let unlocked = ops.iter().filter_map(|op| if let Op::Unlock { ino, .. } = op { Some(*ino) } else { None });
-        for ino in unlocked.collect::<BTreeSet<_>>() {
-            self.send_about(session, &[ino], within, |_| MetaEvent::LockReleased(ino));
+    /// Notifies the sessions that wait for locks that those on these inodes were released.
+    pub fn send_unlocked(&self, session: SessionId, inos: &[Ino], seen_by: SeenBy<'_>) {
+        if !inos.is_empty() {
+            let events = |inos: &[Ino]| inos.iter().copied().map(MetaEvent::LockReleased).collect();
+            self.send_about(session, inos, seen_by, events);
         }
     }
 }
@@ -174,18 +183,38 @@ mod tests {
     async fn unlocks_of_one_session_leave_room_for_events_that_another_must_not_miss() {
         let (events, liar, honest) = (Events::default(), SessionId(1), SessionId(2));
         let (_, mut waiting) = events.open(honest, None);
-        let unlock =
-            |ino| Op::Unlock { ino: Ino(ino), family: wire::op::LockFamily::Posix, owner: 1, start: 0, end: 1 };
-        let all = |_: Scope, inos: &[Ino]| inos.to_vec();
-        events.send_unlocked(liar, &vec![unlock(7); QUEUE], &all);
-        assert_eq!(waiting.len(), 1, "each file once");
-        events.send_unlocked(liar, &(0..2 * QUEUE as u64).map(unlock).collect::<Vec<_>>(), &all);
+        let inos: Vec<Ino> = (0..2 * QUEUE as u64).map(Ino).collect();
+        events.send_unlocked(liar, &inos, &|_, _| BTreeMap::new());
         events.send(honest, &MetaEvent::RecallAll { seq: 5 });
         let mut last = None;
         while let Ok(event) = waiting.try_recv() {
             last = Some(event);
         }
         assert!(matches!(last, Some(MetaEvent::RecallAll { seq: 5 })), "the stream lives: {last:?}");
+    }
+
+    #[tokio::test]
+    async fn what_confined_sessions_see_is_asked_once_for_all_of_them_and_never_without_them() {
+        let (events, asked) = (Events::default(), AtomicU64::new(0));
+        let seen_by = |confined: &Bounded, inos: &[Ino]| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            confined.iter().filter(|(_, root)| *root == Ino(7)).map(|(id, _)| (*id, inos[1..].to_vec())).collect()
+        };
+        let (_, mut free) = events.open(SessionId(1), None);
+        events.send_unlocked(SessionId(9), &[Ino(3), Ino(4)], &seen_by);
+        assert_eq!((asked.load(Ordering::Relaxed), free.len()), (0, 2));
+        let mut confined: Vec<_> = (2..9).map(|id| events.open(SessionId(id), Some(Ino(5 + id % 3)))).collect();
+        events.send_unlocked(SessionId(9), &[Ino(3), Ino(4)], &seen_by);
+        events.send_orphaned(SessionId(9), &[Ino(3), Ino(4)], &seen_by);
+        assert_eq!((asked.load(Ordering::Relaxed), free.len()), (2, 5));
+        for (id, (_, stream)) in (2..9).zip(&mut confined) {
+            if id % 3 == 2 {
+                assert!(matches!(stream.try_recv(), Ok(MetaEvent::LockReleased(Ino(4)))));
+                assert!(matches!(stream.try_recv(), Ok(MetaEvent::Orphaned(inos)) if inos == [Ino(4)]));
+            }
+            assert!(stream.try_recv().is_err());
+        }
+        assert!(free.try_recv().is_ok());
     }
 
     #[test]

@@ -1,14 +1,16 @@
 //! Sessions: opening, keeping alive, batches, and the end of silent ones.
 
-use super::{Events, Server, enroll, in_place, validate};
+use super::{Events, Server, enroll, validate};
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::borders::Borders;
 use crate::fs::session::{self, Confined, Opening, Session};
 use crate::fs::subtree::Scope;
 use crate::fs::view::Kv;
-use crate::fs::{Command, CommandReply, Refused, Stamped, borders, orphan, settings};
+use crate::fs::{Command, CommandReply, Refused, Stamped, borders, lock, orphan, settings};
+use crate::in_place::in_place;
 use crate::lease::{self, Asked, table::Extension};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -211,7 +213,7 @@ impl Server {
             batch.caller = None;
         }
         let has_ended = known.has_ended();
-        let ops = batch.ops.clone();
+        let unlocked = unlocked_by(&**state, id, &batch.ops);
         // In a task of its own: it runs to its end though this request's connection is lost.
         let carrying_out = trace::carried(lease::submit(self.shared.clone(), (id, has_ended), batch));
         let carried_out = self.shared.changes.spawn(carrying_out);
@@ -219,7 +221,7 @@ impl Server {
         Ok(match submitted.outcome {
             Ok(reply) => {
                 if let Ok(replies) = &reply {
-                    self.notify_others(id, &ops, replies);
+                    self.notify_others(id, &unlocked, replies);
                 }
                 MetaReply::Batch { reply, leased: submitted.leased, delegated: submitted.delegated }
             }
@@ -253,12 +255,29 @@ impl Server {
     }
 
     /// Sends other sessions the events that concern them.
-    fn notify_others(&self, id: SessionId, ops: &[Op], replies: &[OpReply]) {
+    fn notify_others(&self, id: SessionId, unlocked: &[Ino], replies: &[OpReply]) {
         let state = &**self.shared.consensus.state();
-        let within = |scope: Scope, inos: &[Ino]| borders::within(state, scope, inos);
-        self.shared.events.send_unlocked(id, ops, &within);
-        self.shared.events.send_orphaned(id, orphans_in(replies), &within);
+        let seen_by = |confined: &[(SessionId, Ino)], inos: &[Ino]| borders::seen_by(state, confined, inos);
+        self.shared.events.send_unlocked(id, unlocked, &seen_by);
+        self.shared.events.send_orphaned(id, &orphans_in(replies), &seen_by);
     }
+}
+
+/// Returns the inodes on which a session gives up locks that it has, each once.
+fn unlocked_by(state: &dyn Kv, id: SessionId, ops: &[Op]) -> Vec<Ino> {
+    let (mut locked, mut unlocked) = (BTreeSet::new(), BTreeSet::new());
+    for op in ops {
+        match op.plain() {
+            Op::SetLock { ino, .. } => {
+                locked.insert(*ino);
+            }
+            Op::Unlock { ino, .. } if locked.contains(ino) || lock::holds(state, id, *ino) => {
+                unlocked.insert(*ino);
+            }
+            _ => {}
+        }
+    }
+    unlocked.into_iter().collect()
 }
 
 /// Returns the directories that decide whether a client sees what some operations name, if all of it is to be carried out.
@@ -351,7 +370,22 @@ pub async fn expire_silent(shared: Arc<Shared>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fs::keys;
+    use crate::fs::view::MemoryKv;
     use wire::attr::{Creator, InodeAttr, Timestamp};
+    use wire::op::{Lock, LockFamily};
+
+    #[test]
+    fn a_lock_is_released_only_by_whoever_has_it() {
+        let (mut kv, holder) = (MemoryKv::default(), SessionId(7));
+        kv.0.insert(keys::session_lock(holder, Ino(2)), Vec::new());
+        let family = LockFamily::Flock;
+        let unlock = |ino| Op::Unlock { ino: Ino(ino), family, owner: 1, start: 0, end: 1 };
+        let lock = Lock { family, owner: 1, pid: 1, start: 0, end: 1, exclusive: true };
+        let ops = [unlock(2), unlock(3), Op::SetLock { ino: Ino(4), lock }, unlock(4), unlock(2)];
+        assert_eq!(unlocked_by(&kv, holder, &ops), [Ino(2), Ino(4)]);
+        assert_eq!(unlocked_by(&kv, SessionId(8), &ops), [Ino(4)]);
+    }
 
     #[test]
     fn sessions_are_asked_about_removed_files_and_not_about_directories() {

@@ -224,7 +224,7 @@ fn what_is_moved_out_of_a_subtree_is_gone_at_once_and_what_is_moved_in_is_there(
 fn renames_that_may_move_directories_out_of_a_subtree_are_known() {
     let (world, ..) = world(Squash::None);
     let out = rename((HOME, "below"), (ELSEWHERE, "b"), RenameMode::Replace);
-    let crossed = |op: &Op, root| borders::crossed(&world.kv, op, &[root]) == [root];
+    let crossed = |op: &Op, root| borders::crossed(&world.kv, std::slice::from_ref(op), &BTreeSet::from([root])) == BTreeSet::from([root]);
     assert!(crossed(&out, HOME) && !crossed(&out, BELOW) && !crossed(&out, Ino::ROOT));
     assert!(!crossed(&rename((ELSEWHERE, "outside"), (HOME, "o"), RenameMode::Replace), HOME), "it comes in");
     let replaced = rename((BELOW, "inside"), (ELSEWHERE, "outside"), RenameMode::Replace);
@@ -524,6 +524,31 @@ fn the_work_that_a_batch_makes_before_it_is_proposed_is_bounded_however_deep_it_
     let (outcome, work, _) = check(dirs[DEPTH_MAX + 1..].iter().rev().map(released).collect());
     assert_eq!(outcome, Err(FsError::ArgumentTooLarge));
     assert!(work < 100_000, "{work}");
+}
+
+#[test]
+fn who_sees_an_inode_is_found_by_one_walk_however_many_sessions_there_are() {
+    let (mut world, free, confined) = world(Squash::None);
+    let dirs = chain(&mut world, free, BELOW, 300);
+    let link = Op::Link { ino: OUTSIDE, parent: dirs[250], name: b"in".to_vec() };
+    world.one(free, link).unwrap();
+    let mut sessions: Vec<(SessionId, Ino)> = (0..1_000).map(|id| (SessionId(id), dirs[id as usize % 300])).collect();
+    sessions.push((confined, HOME));
+    let counted = Counted(&world.kv, AtomicUsize::new(0));
+    let seen = borders::seen_by(&counted, &sessions, &[INSIDE, OUTSIDE, ELSEWHERE, dirs[300], Ino(777)]);
+    let work = counted.1.load(Ordering::Relaxed);
+    assert!(work < 1_000, "{work}");
+    assert_eq!(seen[&confined], [INSIDE, OUTSIDE, dirs[300]]);
+    assert_eq!(seen[&SessionId(250)], [OUTSIDE, dirs[300]]);
+    assert_eq!(seen[&SessionId(251)], [dirs[300]]);
+    assert_eq!(seen[&SessionId(0)], [INSIDE, OUTSIDE, dirs[300]]);
+    // It is bounded, and so are the renames of a batch: what is not known counts as moved out.
+    counted.1.store(0, Ordering::Relaxed);
+    let renames: Vec<Op> = dirs.iter().map(|dir| rename((*dir, "a"), (ELSEWHERE, "a"), RenameMode::Replace)).collect();
+    let roots = BTreeSet::from([HOME, ELSEWHERE]);
+    assert_eq!(borders::crossed(&counted, &renames, &roots), BTreeSet::from([HOME]));
+    let work = counted.1.load(Ordering::Relaxed);
+    assert!(work < 70_000, "{work}");
 }
 
 #[test]
