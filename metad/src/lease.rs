@@ -261,14 +261,16 @@ impl Shared {
         sends: bool,
     ) -> Result<Changing<'_>, ProposeError> {
         let begun = self.leases.with(Some(term), |table| {
+            let known = table.held_by_confined(&inos);
             let (notices, waits) = table.begin(id, &inos, Instant::now());
-            (notices, waits, table.cross(&crossing))
+            (known, notices, waits, table.cross(&crossing))
         });
-        let (notices, mut waits, emptying) = begun.ok_or(ProposeError::Unknown)?;
+        let (known, notices, mut waits, emptying) = begun.ok_or(ProposeError::Unknown)?;
         let changing = Changing { shared: self, term, session: id, inos, crossing };
         let asks = !notices.is_empty();
         for Notice { session, seq } in notices {
-            let inos = self.shown(session, &changing.inos);
+            // Wherever it lies by now, a confined client knows what it holds, and is told of nothing else.
+            let inos = known.get(&session).unwrap_or(&changing.inos).clone();
             self.events.send(session, &MetaEvent::Recall { seq, inos });
         }
         for Notice { session, seq } in &emptying {
@@ -288,14 +290,6 @@ impl Shared {
         })
         .await;
         if self.consensus.leadership() == Some(term) { Ok(changing) } else { Err(ProposeError::Unknown) }
-    }
-
-    /// Returns those of some inodes of which a session may know.
-    fn shown(&self, session: SessionId, inos: &[Ino]) -> Vec<Ino> {
-        match self.events.root_of(session) {
-            Some(root) => borders::within(&**self.consensus.state(), Scope { root, session }, inos),
-            None => inos.to_vec(),
-        }
     }
 
     /// Returns the confined sessions that have attached, with their roots.

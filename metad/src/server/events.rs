@@ -116,11 +116,6 @@ impl Events {
         }
     }
 
-    /// Returns the root of a confined session that follows events.
-    pub fn root_of(&self, session: SessionId) -> Option<Ino> {
-        self.streams.lock().get(&session).and_then(|stream| stream.root)
-    }
-
     /// Sends an event to every session but `except`.
     pub fn send_to_others(&self, except: SessionId, event: &MetaEvent) {
         for (other, _) in self.others(except) {

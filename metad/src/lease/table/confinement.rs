@@ -2,6 +2,7 @@
 //! on anything below that directory. Until the change has ended it is granted none.
 
 use super::{Holder, Notice, Table};
+use std::collections::BTreeMap;
 use wire::ids::{Ino, SessionId};
 
 /// What the table knows of a confined session.
@@ -42,6 +43,22 @@ impl Table {
         }
         let bounds = |(id, holder): (&SessionId, &Holder)| Some((*id, holder.bounds.as_ref()?.root));
         self.holders.iter().filter_map(bounds).collect()
+    }
+
+    /// Returns on which of some inodes each confined session holds leases, if any does.
+    #[must_use]
+    pub fn held_by_confined(&self, inos: &[Ino]) -> BTreeMap<SessionId, Vec<Ino>> {
+        let mut held: BTreeMap<SessionId, Vec<Ino>> = BTreeMap::new();
+        if self.confined == 0 {
+            return held;
+        }
+        for ino in inos {
+            let holders = self.held.get(ino).into_iter().flatten();
+            for session in holders.filter(|session| self.bounds_of(**session).is_some()) {
+                held.entry(*session).or_default().push(*ino);
+            }
+        }
+        held
     }
 
     /// Begins a change that moves directories out of the subtrees of these sessions. Returns the events that recall all
@@ -116,6 +133,20 @@ mod tests {
         }
         let stamp = table.stamp();
         assert!(table.grant(CONFINED, &[DEEP], stamp, now).0);
+    }
+
+    #[test]
+    fn a_confined_session_is_told_of_exactly_what_it_holds() {
+        let now = Instant::now();
+        let mut table = table(now);
+        let (inos, stamp) = ([HOME, DEEP, Ino(11)], table.stamp());
+        assert_eq!(table.held_by_confined(&inos), BTreeMap::new());
+        assert!(table.grant(CONFINED, &[DEEP, Ino(12)], stamp, now).0 && table.grant(FREE, &inos, stamp, now).0);
+        // Whether it lies in the subtree is not asked: after a move it does not, and the lease has to be ended all the same.
+        assert_eq!(table.held_by_confined(&inos), BTreeMap::from([(CONFINED, vec![DEEP])]));
+        let told: Vec<SessionId> = table.begin(SessionId(3), &inos, now).0.into_iter().map(|one| one.session).collect();
+        assert_eq!(told, [FREE, CONFINED]);
+        assert_eq!(table.held_by_confined(&inos), BTreeMap::new());
     }
 
     #[test]
