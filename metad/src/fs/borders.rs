@@ -4,8 +4,8 @@
 use super::inode::Inode;
 use super::subtree::{self, DEPTH_MAX, Scope};
 use super::view::{Kv, KvExt};
-use super::{dentry, keys, orphan};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use super::{dentry, keys, orphan, session};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use wire::FsError;
 use wire::attr::FileKind;
 use wire::ids::{Ino, SessionId};
@@ -32,14 +32,18 @@ pub(crate) struct Borders<'a> {
     seen: HashMap<Ino, Option<bool>>,
     /// Directories whose names decide whether the client sees what was named.
     above: BTreeSet<Ino>,
+    /// What earlier operations of the batch make.
+    made: HashSet<Ino>,
+    /// The numbers that the session has leased, once they were asked for.
+    leased: Option<Vec<(Ino, Ino)>>,
     left: usize,
 }
 
 impl<'a> Borders<'a> {
     /// Begins with a request.
     pub fn new(kv: &'a dyn Kv, scope: Scope) -> Self {
-        let (steps, seen, above) = (HashMap::new(), HashMap::new(), BTreeSet::new());
-        Self { kv, scope, steps, seen, above, left: LOOKED_AT_MAX }
+        let (steps, seen, above, made) = (HashMap::new(), HashMap::new(), BTreeSet::new(), HashSet::new());
+        Self { kv, scope, steps, seen, above, made, leased: None, left: LOOKED_AT_MAX }
     }
 
     /// Returns the directories whose names decide whether the client sees what was named so far.
@@ -134,16 +138,13 @@ impl<'a> Borders<'a> {
         Ok(seen)
     }
 
-    fn is_foreign(&mut self, ino: Ino) -> Result<bool, FsError> {
-        Ok(self.sees(ino)? == Some(false))
-    }
-
-    /// Checks, before anything is done for an operation, that it names no inode that is there and lies outside of the
-    /// client's subtree. What is not there may be made by an earlier operation of the batch. What the client vouches for is
-    /// left out if it lies outside: the answer must not tell whether it is there.
+    /// Checks, before anything is done for an operation, that it names nothing but what the client sees, or what earlier
+    /// operations of the batch make. What the client vouches for is left out if it lies outside. The answer does not tell what
+    /// is there outside, by its place in the batch either.
     ///
     /// # Errors
-    /// As if those inodes were not there; `ArgumentTooLarge` when the batch has named too much.
+    /// `NotFound`; `Invalid` for the number of a new inode that the session has not leased; `ArgumentTooLarge` when the batch
+    /// has named too much.
     pub fn check(&mut self, op: &mut Op) -> Result<(), FsError> {
         let kv = self.kv;
         let _held = kv.hold();
@@ -157,17 +158,18 @@ impl<'a> Borders<'a> {
         };
         if let Op::Unlink { released, .. } | Op::Rename { released, .. } = op
             && let Some(ino) = *released
-            && self.is_foreign(ino)?
+            && self.sees(ino)? == Some(false)
         {
             *released = None;
         }
         match op {
             Op::Create { ino, parent, .. } => {
-                // Its number is not one that the session has leased.
-                if self.is_foreign(*ino)? {
+                if !self.has_leased(*ino) {
                     return Err(FsError::Invalid);
                 }
-                self.check_one(*parent)
+                self.check_one(*parent)?;
+                self.made.insert(*ino);
+                Ok(())
             }
             Op::Rmdir { parent, .. } | Op::Unlink { parent, .. } => self.check_one(*parent),
             Op::Link { ino: one, parent: two, .. }
@@ -193,7 +195,15 @@ impl<'a> Borders<'a> {
     }
 
     fn check_one(&mut self, ino: Ino) -> Result<(), FsError> {
-        if self.is_foreign(ino)? { Err(FsError::NotFound) } else { Ok(()) }
+        let is_seen = self.sees(ino)?.unwrap_or_else(|| self.made.contains(&ino));
+        if is_seen { Ok(()) } else { Err(FsError::NotFound) }
+    }
+
+    fn has_leased(&mut self, ino: Ino) -> bool {
+        let (kv, session) = (self.kv, self.scope.session);
+        let leased =
+            self.leased.get_or_insert_with(|| session::find(kv, session).map_or_else(Vec::new, |found| found.inos));
+        leased.iter().any(|(start, end)| (*start..*end).contains(&ino))
     }
 }
 

@@ -422,6 +422,32 @@ fn operations_are_refused_before_they_disturb_anybody_if_they_name_what_lies_out
 }
 
 #[test]
+fn the_order_of_errors_does_not_tell_which_numbers_are_in_use_outside() {
+    let (world, _, confined) = world(Squash::None);
+    let scope = Scope { root: HOME, session: confined };
+    let absent = Ino(777);
+    let outcome = |ops: Vec<Op>| {
+        let mut borders = Borders::new(&world.kv, scope);
+        ops.into_iter().enumerate().find_map(|(index, mut op)| borders.check(&mut op).err().map(|error| (index, error)))
+    };
+    let failing = create(HOME, "below", FRESH, NewInode::Regular);
+    for (live, free) in each_op(ELSEWHERE, "outside", OUTSIDE).into_iter().zip(each_op(absent, "outside", absent)) {
+        let told = outcome(vec![failing.clone(), live.clone()]);
+        assert_eq!(told, Some((1, FsError::NotFound)), "{live:?}");
+        assert_eq!(told, outcome(vec![failing.clone(), free]), "{live:?}");
+    }
+    for ino in [OUTSIDE, INSIDE, absent] {
+        assert_eq!(outcome(vec![create(HOME, "below", ino.0, NewInode::Regular)]), Some((0, FsError::Invalid)));
+    }
+    // What the batch itself makes is named by what follows.
+    let dir = create(HOME, "dir", FRESH, NewInode::Directory);
+    let file = create(Ino(FRESH), "file", FRESH + 1, NewInode::Regular);
+    let chmod = Op::SetAttr { ino: Ino(FRESH + 1), change: AttrChange::default() };
+    assert_eq!(outcome(vec![dir, file, chmod.clone()]), None);
+    assert_eq!(outcome(vec![chmod]), Some((0, FsError::NotFound)));
+}
+
+#[test]
 fn a_path_leads_to_a_directory_and_never_through_a_symlink() {
     let (mut world, free, _) = world(Squash::None);
     world.one(free, create(Ino::ROOT, "l", 2010, NewInode::Symlink(b"home".to_vec()))).unwrap();
