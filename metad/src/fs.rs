@@ -332,7 +332,7 @@ fn apply_ops(view: &mut View, context: &Context, batch: &Batch, confined: Option
         let applied = match confined {
             _ if full => Err(FsError::ArgumentTooLarge),
             None => apply_op(view, context, op, &committed),
-            Some(opening) => judge::op(view, (context.session, opening), batch.caller.as_ref(), op).and_then(|(op, copy_to)| {
+            Some(opening) => judge::op(view, (context, opening), batch.caller.as_ref(), op).and_then(|(op, copy_to)| {
                 let context = Context { root: opening.root(), copy_to, ..*context };
                 apply_op(view, &context, &op, &committed)
             }),

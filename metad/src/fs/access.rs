@@ -10,7 +10,7 @@ use super::inode::Inode;
 use super::keys;
 use super::numbered;
 use super::view::Kv;
-use wire::attr::FileKind;
+use wire::attr::{FileKind, S_ISGID, S_ISUID};
 use wire::caller::Caller;
 use wire::tls::Squash;
 
@@ -22,6 +22,7 @@ pub(super) const W: u32 = 2;
 pub(super) const X: u32 = 1;
 
 const STICKY: u32 = 0o1000;
+const S_IXGRP: u32 = 0o010;
 
 /// Whose rights count.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -148,6 +149,15 @@ impl Who {
         dir.attr.mode & STICKY != 0 && !self.owns(dir) && !self.owns(target)
     }
 
+    /// Returns whether it may make another link to an inode: it is its own, or a file without privileges that it reads and
+    /// writes (`protected_hardlinks` in `proc_sys_fs(5)`).
+    pub(super) fn may_link(&self, kv: &dyn Kv, inode: &Inode) -> bool {
+        let mode = inode.attr.mode;
+        let has_privileges = mode & S_ISUID != 0 || mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP;
+        self.owns(inode)
+            || inode.attr.kind == FileKind::Regular && !has_privileges && self.may(kv, inode, R | W)
+    }
+
     /// Returns whether it may set or remove attributes of users on an inode (`xattr(7)`).
     pub(super) fn may_set_user_attributes(&self, kv: &dyn Kv, inode: &Inode) -> bool {
         let has_some = matches!(inode.attr.kind, FileKind::Regular | FileKind::Directory);
@@ -200,6 +210,18 @@ mod tests {
         assert!(may(&user(1, 9, &[]), W) && !may(&user(1, 9, &[]), R));
         assert!(may(&user(1, 6, &[9]), R) && may(&user(1, 6, &[9]), W) && !may(&user(1, 6, &[9]), R | W));
         assert!(!may(&user(1, 1, &[]), R));
+    }
+
+    #[test]
+    fn only_the_owner_links_what_others_could_not_use() {
+        let kv = MemoryKv::default();
+        let may = |who: &Who, mode| who.may_link(&kv, &file(mode, 5, 6));
+        let (owner, other) = (user(5, 1, &[]), user(7, 7, &[]));
+        assert!(may(&owner, 0) && may(&owner, 0o4755) && may(&Who::Root, 0));
+        assert!(may(&other, 0o666) && may(&other, 0o2606));
+        for mode in [0o644, 0o662, 0o4666, 0o2676] {
+            assert!(!may(&other, mode), "{mode:o}");
+        }
     }
 
     #[test]

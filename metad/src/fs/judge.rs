@@ -10,10 +10,10 @@ use super::inode::Inode;
 use super::session::Opening;
 use super::subtree::{self, Scope};
 use super::view::{Kv, KvExt, View};
-use super::{acl, deferred, dentry, keys, read};
+use super::{Context, acl, deferred, dentry, keys, read};
 use std::borrow::Cow;
 use wire::FsError;
-use wire::attr::{AttrChange, FileKind, S_ISGID, S_ISUID, TimeChange};
+use wire::attr::{AttrChange, FileKind, S_ISGID, S_ISUID, TimeChange, Timestamp};
 use wire::caller::Caller;
 use wire::ids::{Ino, SessionId};
 use wire::op::{ConflictPolicy, NewInode, Op, Read, ReadReply, RenameMode, With};
@@ -23,11 +23,12 @@ const TRUSTED: &[u8] = b"trusted.";
 
 struct Judge<'a> {
     kv: &'a dyn Kv,
-    /// Name in the certificate.
-    client: &'a str,
+    opening: &'a Opening,
     scope: Scope,
     squash: Squash,
     who: Who,
+    /// The leader's time.
+    now: Timestamp,
 }
 
 type Verdict = Result<(), FsError>;
@@ -41,9 +42,14 @@ fn permitted(is_permitted: bool) -> Verdict {
 }
 
 impl<'a> Judge<'a> {
-    fn new(kv: &'a dyn Kv, (session, opening): (SessionId, &'a Opening), caller: Option<&Caller>) -> Self {
+    fn new(
+        kv: &'a dyn Kv,
+        (session, opening): (SessionId, &'a Opening),
+        caller: Option<&Caller>,
+        now: Timestamp,
+    ) -> Self {
         let (squash, scope) = (opening.squash(), Scope { root: opening.root(), session });
-        Self { kv, client: &opening.client, scope, squash, who: Who::new(squash, caller) }
+        Self { kv, opening, scope, squash, who: Who::new(squash, caller), now }
     }
 
     fn inside(&self, ino: Ino) -> Result<Inode, FsError> {
@@ -188,8 +194,9 @@ impl<'a> Judge<'a> {
                 return Ok(Some(made));
             }
             Op::Link { ino, parent, .. } => {
-                self.inside(*ino)?;
+                let inode = self.inside(*ino)?;
                 self.receiving(*parent)?;
+                permitted(self.who.may_link(self.kv, &inode))?;
             }
             Op::Unlink { parent, name, released: _ } => {
                 self.removing(*parent, name)?;
@@ -242,14 +249,15 @@ impl<'a> Judge<'a> {
             Op::Accessed { ino, .. } => {
                 self.inside(*ino)?;
             }
-            Op::Deferred { at, expect, op } => {
+            Op::Deferred { at: _, expect, op } => {
                 expect.iter().try_for_each(|expect| self.dir(expect.parent).map(|_| ()))?;
-                // It holds none of its kind: that is checked when it is decoded.
-                let Some(made) = self.plain(op)? else { return Ok(None) };
-                return Ok(Some(Op::Deferred { at: *at, expect: expect.clone(), op: Box::new(made) }));
+                // It holds none of its kind: that is checked when it is decoded. Nothing can have been done before, without a
+                // delegation: the client would only choose the times that files have.
+                let op = Box::new(self.plain(op)?.unwrap_or_else(|| (**op).clone()));
+                return Ok(Some(Op::Deferred { at: self.now, expect: expect.clone(), op }));
             }
             Op::Journaled { journal, .. } | Op::JournaledContent { journal, .. } => {
-                permitted(deferred::may_use(self.kv, self.client, *journal))?;
+                permitted(deferred::may_use(self.kv, self.opening, *journal))?;
             }
         }
         Ok(None)
@@ -288,7 +296,7 @@ impl<'a> Judge<'a> {
                     return Err(FsError::NoAttribute);
                 }
             }
-            Read::Journaled { journal } => permitted(deferred::may_use(self.kv, self.client, *journal))?,
+            Read::Journaled { journal } => permitted(deferred::may_use(self.kv, self.opening, *journal))?,
             Read::StatFs => {}
         }
         Ok(Cow::Borrowed(question))
@@ -313,11 +321,12 @@ impl<'a> Judge<'a> {
 /// `NotFound` for what lies outside, `AccessDenied` or `NotPermitted` for what the user may not do.
 pub(super) fn op<'o>(
     view: &mut View,
-    client: (SessionId, &Opening),
+    client: (&Context, &Opening),
     caller: Option<&Caller>,
     op: &'o Op,
 ) -> Result<(Cow<'o, Op>, Option<CopyTo>), FsError> {
-    let judge = Judge::new(view, client, caller);
+    let (context, opening) = client;
+    let judge = Judge::new(view, (context.session, opening), caller, context.now);
     let judged = judge.plain(op)?;
     let copy_to = if let Op::Commit { ino, policy: ConflictPolicy::Copy { .. }, .. } = op.plain() {
         judge.copy_to(*ino)
@@ -353,7 +362,7 @@ pub(crate) fn answer(
 ) -> Result<ReadReply, FsError> {
     // The answer is of one moment with the judgement.
     let _held = kv.hold();
-    let judge = Judge::new(kv, (session, opening), caller);
+    let judge = Judge::new(kv, (session, opening), caller, Timestamp::default());
     let question = judge.read(question)?;
     match read::held(kv, session, &question)? {
         ReadReply::Page { entries, end, .. } if question.ino() == Some(judge.scope.root) => {

@@ -5,6 +5,7 @@ use super::settings::{NEXT_INO, take_numbers};
 use super::view::{Kv, KvExt, View};
 use super::{Context, Refused, apply_ops};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use wire::FsError;
 use wire::ids::{BatchSeq, Ino, SessionId};
@@ -60,6 +61,23 @@ impl Opening {
         match &self.confined {
             Some(confined) => confined.subtree == grant.subtree && confined.squash == grant.squash,
             None => grant.subtree.is_none() && grant.squash == Squash::None,
+        }
+    }
+
+    /// Returns the name under which the client's journals are kept. What is confined to another subtree is another client,
+    /// whatever its name: NUL is in no name of a certificate.
+    #[must_use]
+    pub(super) fn owner_of_journals(&self) -> Cow<'_, str> {
+        match &self.confined {
+            None => Cow::Borrowed(&self.client),
+            Some(Confined { subtree, squash, root: _ }) => {
+                let ids = match squash {
+                    Squash::None => String::new(),
+                    Squash::Root { uid, gid } => format!("root:{uid}:{gid}"),
+                    Squash::All { uid, gid } => format!("all:{uid}:{gid}"),
+                };
+                Cow::Owned(format!("{}\0{ids}\0{}", self.client, subtree.as_deref().unwrap_or_default()))
+            }
         }
     }
 

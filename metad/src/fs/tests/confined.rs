@@ -401,6 +401,35 @@ fn journals_of_others_are_out_of_reach() {
     let asked = |number| ask(&world, confined, None, &Read::Journaled { journal: wire::ids::JournalId(number) });
     assert_eq!(asked(1), Err(FsError::NotPermitted));
     assert!(matches!(asked(2), Ok(ReadReply::Journaled(Some(_)))));
+    // The name alone does not make it the same client.
+    let other = home(Squash::All { uid: 1, gid: 1 });
+    for (client, bounds) in [("c", home(Squash::None)), ("confined", other)] {
+        let same_name = world.session_of(client, Some(bounds));
+        for number in [1, 2] {
+            assert_eq!(world.one(same_name, journaled(number)), Err(FsError::NotPermitted));
+        }
+    }
+    let again = world.session_of("confined", Some(home(Squash::None)));
+    world.one(again, journaled(2)).unwrap();
+}
+
+#[test]
+fn a_confined_client_does_not_choose_the_times_of_files() {
+    let (mut world, _, confined) = world(Squash::None);
+    let file = made(HOME, "f", Ino(FRESH), NewInode::Regular, (0o644, 5));
+    let late = Op::Deferred { at: Timestamp::default(), expect: Vec::new(), op: Box::new(file) };
+    as_user(&mut world, confined, 5, late).unwrap();
+    assert!(world.attr(Ino(FRESH)).ctime.secs >= 1_000);
+}
+
+#[test]
+fn users_make_links_to_what_they_own_or_may_use_anyway() {
+    let (mut world, _, confined) = world(Squash::None);
+    as_user(&mut world, confined, 5, made(HOME, "f", Ino(FRESH), NewInode::Regular, (0o644, 5))).unwrap();
+    let link = |name: &str, ino| Op::Link { ino, parent: HOME, name: name.into() };
+    assert_eq!(as_user(&mut world, confined, 6, link("a", Ino(FRESH))), Err(FsError::NotPermitted));
+    as_user(&mut world, confined, 5, link("a", Ino(FRESH))).unwrap();
+    as_user(&mut world, confined, 6, link("b", INSIDE)).unwrap();
 }
 
 #[test]
