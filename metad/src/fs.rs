@@ -191,6 +191,8 @@ pub enum CommandReply {
     Renewed(Result<Term, RenewRefusal>),
     /// What has become of a change to what is revoked.
     Revoked(cert::Outcome),
+    /// There is no session: why.
+    Failed(FsError),
 }
 
 /// What operations know besides the state.
@@ -250,10 +252,7 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::Batches(batches) => CommandReply::Batches(
             batches.iter().map(|(session, batch)| session::apply_batch(view, &context, *session, batch)).collect(),
         ),
-        Command::OpenSession(opening) => match lifetime::open(view, &context, opening) {
-            Some(id) => CommandReply::Session(id),
-            None => CommandReply::Stale,
-        },
+        Command::OpenSession(opening) => lifetime::open(view, &context, opening),
         Command::CloseSessions(sessions) => {
             for session in sessions {
                 lifetime::close(view, &context, *session);

@@ -297,19 +297,28 @@ pub(crate) fn crossed(kv: &dyn Kv, ops: &[Op], roots: &BTreeSet<Ino>) -> BTreeSe
     crossed
 }
 
-/// Returns the directory that an absolute path leads to. Symlinks are not followed: whoever can change one would choose
-/// the subtree.
+/// Follows an absolute path. Returns the directories that it comes to, and whether it leads to one of them. Symlinks are not
+/// followed: whoever can change one would choose the subtree.
+pub(crate) fn way_along(kv: &dyn Kv, path: &str) -> (Vec<Ino>, Result<Ino, FsError>) {
+    let (mut way, mut at) = (vec![Ino::ROOT], Ino::ROOT);
+    if path.len() > SUBTREE_BYTES_MAX || !path.starts_with('/') {
+        return (way, Err(FsError::Invalid));
+    }
+    for name in path.split('/').filter(|name| !name.is_empty() && *name != ".") {
+        match dentry::find(kv, at, name.as_bytes()) {
+            Some((ino, FileKind::Directory)) => at = ino,
+            Some(_) => return (way, Err(FsError::NotADirectory)),
+            None => return (way, Err(FsError::NotFound)),
+        }
+        way.push(at);
+    }
+    (way, Ok(at))
+}
+
+/// Returns the directory that an absolute path leads to, as [`way_along`] does.
 ///
 /// # Errors
 /// `NotFound`, or `NotADirectory` when there is something else on the way.
 pub(crate) fn resolve(kv: &dyn Kv, path: &str) -> Result<Ino, FsError> {
-    if path.len() > SUBTREE_BYTES_MAX || !path.starts_with('/') {
-        return Err(FsError::Invalid);
-    }
-    let names = path.split('/').filter(|name| !name.is_empty() && *name != ".");
-    names.map(str::as_bytes).try_fold(Ino::ROOT, |dir, name| match dentry::find(kv, dir, name) {
-        Some((ino, FileKind::Directory)) => Ok(ino),
-        Some(_) => Err(FsError::NotADirectory),
-        None => Err(FsError::NotFound),
-    })
+    way_along(kv, path).1
 }

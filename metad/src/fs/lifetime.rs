@@ -2,11 +2,13 @@
 
 use super::keys;
 use super::session::{
-    INO_RANGES_MAX, Opening, SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, Session, find, find_or_ended, forget_used,
+    Confined, INO_RANGES_MAX, Opening, SESSIONS_MAX, SESSIONS_PER_CLIENT_MAX, Session, find, find_or_ended, forget_used,
 };
 use super::settings::take_numbers;
 use super::view::{Kv, KvExt, View};
-use super::{Context, lock, orphan};
+use super::{CommandReply, Context, borders, lock, orphan};
+use std::borrow::Cow;
+use wire::FsError;
 use wire::ids::{BatchSeq, Ino, SessionId};
 
 /// Ended sessions of one certificate whose unacknowledged replies are retained. Those that ended earlier are forgotten.
@@ -15,13 +17,19 @@ const ENDED_MAX: usize = 256;
 
 /// `Command::OpenSession`. When a client that got no answer asks again, this returns the session that was opened the
 /// first time: a new one would find no inode numbers left to take over. If the first one has ended meanwhile, its
-/// numbers are taken over. Returns `None` when the client has, or all clients together have, as many sessions as are
+/// numbers are taken over. Answers `Stale` when the client has, or all clients together have, as many sessions as are
 /// allowed.
-pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Option<SessionId> {
+pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> CommandReply {
     let first = opening.token.and_then(|token| find_by_token(view, token, opening));
     if let Some((id, _)) = first.as_ref().filter(|(_, session)| !session.has_ended()) {
-        return Some(*id);
+        return CommandReply::Session(*id);
     }
+    // On the state that this meets: whatever was looked up before may have moved.
+    let opening = match resolved(view, opening) {
+        Ok(opening) => opening,
+        Err(error) => return CommandReply::Failed(error),
+    };
+    let opening = &*opening;
     let mut inos = Vec::new();
     for old in [opening.resumes, first.map(|(id, _)| id)].into_iter().flatten() {
         inos.extend(take_over(view, context, old, opening));
@@ -33,7 +41,7 @@ pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Opt
     // Checked after the replaced session has ended: a client that comes back needs no more room.
     let is_full = |range, most| view.pairs(range, most).len() >= most;
     if is_full(keys::living_of(&opening.client), SESSIONS_PER_CLIENT_MAX) || is_full(keys::all_living(), SESSIONS_MAX) {
-        return None;
+        return CommandReply::Stale;
     }
     let id = new_number(view, opening.token);
     let session = Session { opening: opening.clone(), acked: BatchSeq::default(), inos, ended: None };
@@ -42,7 +50,16 @@ pub(super) fn open(view: &mut View, context: &Context, opening: &Opening) -> Opt
     if let Some(token) = opening.token {
         view.put(keys::token(token, id), Vec::new());
     }
-    Some(id)
+    CommandReply::Session(id)
+}
+
+/// Returns an opening with the directory that its path leads to.
+fn resolved<'a>(kv: &dyn Kv, opening: &'a Opening) -> Result<Cow<'a, Opening>, FsError> {
+    let Some(Confined { subtree: Some(path), squash, root: _ }) = &opening.confined else {
+        return Ok(Cow::Borrowed(opening));
+    };
+    let confined = Confined { subtree: Some(path.clone()), squash: *squash, root: borders::resolve(kv, path)? };
+    Ok(Cow::Owned(Opening { confined: Some(confined), ..opening.clone() }))
 }
 
 /// Returns the number of a new session. It follows from the token, which only its client knows, and from how many

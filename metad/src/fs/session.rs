@@ -48,7 +48,8 @@ pub struct Opening {
 pub struct Confined {
     /// Path of its subtree when the session was opened, if it has one.
     pub subtree: Option<String>,
-    /// The directory that this path led to, or the root of the filesystem: the session stays there, wherever it is moved.
+    /// The directory that this path led to, or the root of the filesystem: the session stays there, wherever it is moved. It
+    /// is looked up when the opening is applied.
     pub root: Ino,
     /// Whose rights its users have.
     pub squash: Squash,

@@ -1,6 +1,6 @@
 //! Sessions: opening, keeping alive, batches, and the end of silent ones.
 
-use super::{Events, Server, enroll, validate};
+use super::{Events, READ_ATTEMPTS, Server, enroll, validate};
 use crate::Shared;
 use crate::error::ProposeError;
 use crate::fs::borders::Borders;
@@ -9,7 +9,7 @@ use crate::fs::subtree::Scope;
 use crate::fs::view::Kv;
 use crate::fs::{Command, CommandReply, Refused, Stamped, borders, lock, orphan, settings};
 use crate::in_place::in_place;
-use crate::lease::{self, Asked, table::Extension};
+use crate::lease::{self, Asked, Granted, table::Extension};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use wire::message::event::MetaEvent;
 use wire::message::meta::{LeaseState, MetaReply};
 use wire::op::{Batch, Op, OpFailed, OpReply};
 use wire::quic::Incoming;
-use wire::tls::{PeerIdentity, Squash};
+use wire::tls::{ClientGrant, PeerIdentity, Squash};
 use wire::{FsError, trace};
 
 /// Unlinked inodes that one answer asks about. The next answer goes on from there.
@@ -61,10 +61,7 @@ impl Server {
         if host.len().max(purpose.len()) > SESSION_TEXT_BYTES_MAX {
             return Ok(MetaReply::Failed(FsError::Invalid));
         }
-        let confined = match self.bounds(peer).await? {
-            Ok(confined) => confined,
-            Err(error) => return Ok(MetaReply::Failed(error)),
-        };
+        let confined = bounds(peer);
         let squash = peer.subject.grant.squash;
         let client = peer.subject.name.clone();
         let opening = Opening { host, purpose, client, caches, resumes, token, confined };
@@ -73,6 +70,9 @@ impl Server {
             return Err(ProposeError::NotLeader(self.shared.consensus.leader().await));
         };
         let arriving = if caches { Some(self.shared.arrive().await?) } else { None };
+        if let Some(path) = &peer.subject.grant.subtree {
+            self.settle_way(path).await?;
+        }
         let stamped = Stamped { now: self.shared.clock.now(), command: Command::OpenSession(opening) };
         let reply = self.shared.consensus.propose_in(Some(term), stamped).await?;
         drop(arriving);
@@ -81,6 +81,11 @@ impl Server {
             CommandReply::Stale => {
                 tracing::warn!(client = peer.subject.name, "no session: there are as many as there may be");
                 return Ok(MetaReply::Failed(FsError::Busy));
+            }
+            CommandReply::Failed(error) => {
+                let (client, path) = (&peer.subject.name, &peer.subject.grant.subtree);
+                tracing::warn!(client, path, %error, "no session: the client's subtree is not there");
+                return Ok(MetaReply::Failed(error));
             }
             _ => return Err(ProposeError::Unknown),
         };
@@ -98,19 +103,21 @@ impl Server {
         })
     }
 
-    /// Returns the bounds of a client by its certificate. Its subtree is the directory that its path leads to now.
-    async fn bounds(&self, peer: &PeerIdentity) -> Result<Result<Option<Confined>, FsError>, ProposeError> {
-        let grant = &peer.subject.grant;
-        let Some(path) = &grant.subtree else {
-            let confined = Confined { subtree: None, root: Ino::ROOT, squash: grant.squash };
-            return Ok(Ok(Some(confined).filter(|_| grant.squash != Squash::None)));
-        };
-        self.shared.consensus.read_barrier().await?;
-        let root = borders::resolve(&**self.shared.consensus.state(), path);
-        if let Err(error) = root {
-            tracing::warn!(client = peer.subject.name, path, %error, "no session: the client's subtree is not there");
+    /// Waits until others have sent what they did in the directories along a path, under delegations: whoever follows it
+    /// then comes to where it leads.
+    async fn settle_way(&self, path: &str) -> Result<(), ProposeError> {
+        self.shared.wait_for_others(None).await?;
+        for _ in 0..READ_ATTEMPTS {
+            self.shared.consensus.read_barrier().await?;
+            let stamp = self.shared.lease_stamp().ok_or(ProposeError::Unknown)?;
+            let (way, _) = in_place(|| borders::way_along(&**self.shared.consensus.state(), path));
+            let asked = Asked { lease: false, delegate: false, sends: false };
+            // It is no session's yet: none has this number.
+            if !matches!(self.shared.grant(SessionId::default(), &way, stamp, asked).await, Granted::Overtaken) {
+                break;
+            }
         }
-        Ok(root.map(|root| Some(Confined { subtree: Some(path.clone()), root, squash: grant.squash })))
+        Ok(())
     }
 
     pub(super) async fn keep_alive(
@@ -287,6 +294,13 @@ fn looked_at(state: &dyn Kv, scope: Scope, ops: &mut [Op]) -> Result<Vec<Ino>, O
         borders.check(op).map_err(|error| OpFailed { index: index as u32, error })?;
     }
     Ok(borders.above())
+}
+
+/// Returns the bounds of a client by its certificate. Where its subtree is remains to be found.
+fn bounds(peer: &PeerIdentity) -> Option<Confined> {
+    let ClientGrant { subtree, squash, read_only: _ } = &peer.subject.grant;
+    let is_confined = subtree.is_some() || *squash != Squash::None;
+    is_confined.then(|| Confined { subtree: subtree.clone(), root: Ino::ROOT, squash: *squash })
 }
 
 fn is_of(session: &Session, peer: &PeerIdentity) -> bool {

@@ -401,6 +401,36 @@ async fn what_a_delegation_has_made_or_moved_counts_before_a_confined_client_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_is_confined_to_where_its_path_leads_once_others_have_sent_what_they_did() {
+    let cluster = Cluster::start(1).await;
+    let mut owner = cluster.session().await;
+    let tree = tree(&mut owner).await;
+    let _company = company(&cluster).await;
+    let mut holder = Client::new(&cluster, "holder", (None, Squash::None)).await;
+    let (_, _, delegated) = holder.read(Read::GetAttr { ino: Ino::ROOT }).await;
+    assert!(delegated.contains(&Ino::ROOT));
+    let confined = endpoint(&cluster, "confined", (Some("/home"), Squash::None));
+    let opening = MetaRequest::OpenSession {
+        host: "h".to_owned(),
+        purpose: "t".to_owned(),
+        caches: false,
+        resumes: None,
+        token: None,
+    };
+    let (opened, ()) = tokio::join!(cluster.ask_as(&confined, &opening), async {
+        let Some(MetaEvent::Share { seq, inos }) = holder.next_event().await else { panic!("nobody asked") };
+        assert_eq!(inos, [Ino::ROOT]);
+        let exchange = rename((Ino::ROOT, "home"), (Ino::ROOT, "elsewhere"), RenameMode::Exchange);
+        let late = Op::Deferred { at: Timestamp::default(), expect: Vec::new(), op: Box::new(exchange) };
+        let batch = Batch { seq: BatchSeq(1), acked: BatchSeq(0), caller: None, ops: vec![late] };
+        let sent = holder.ask(&MetaRequest::Submit { session: holder.id, batch }).await;
+        assert!(matches!(sent, MetaReply::Batch { reply: Ok(_), .. }), "{sent:?}");
+        holder.acknowledge(seq).await;
+    });
+    assert!(matches!(opened, MetaReply::Session { root, .. } if root == tree.elsewhere), "{opened:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_session_is_of_one_certificate_with_its_bounds_and_needs_a_subtree_that_is_there() {
     let cluster = Cluster::start(1).await;
     let mut owner = cluster.session().await;

@@ -1,7 +1,7 @@
 //! Confined clients: what they see, what they may change, and with whose rights.
 
 use super::{World, create};
-use crate::fs::Command;
+use crate::fs::{Command, CommandReply};
 use crate::fs::session::{self, Confined, find};
 use crate::fs::view::{Kv, KvExt, MemoryKv};
 use crate::fs::borders::Borders;
@@ -499,6 +499,21 @@ fn chain(world: &mut World, free: SessionId, top: Ino, levels: usize) -> Vec<Ino
         dirs.push(ino);
     }
     dirs
+}
+
+#[test]
+fn a_session_is_confined_to_where_its_path_leads_when_it_is_opened() {
+    let (mut world, free, first) = world(Squash::None);
+    let root = |world: &World, id| find(&world.kv, id).unwrap().opening.root();
+    world.one(free, rename((Ino::ROOT, "home"), (Ino::ROOT, "elsewhere"), RenameMode::Exchange)).unwrap();
+    // Whatever the leader had found.
+    let second = world.session_of("confined", Some(home(Squash::None)));
+    assert_eq!((root(&world, first), root(&world, second)), (HOME, ELSEWHERE));
+    let mut opening = find(&world.kv, second).unwrap().opening;
+    opening.confined = Some(Confined { subtree: Some("/absent".to_owned()), ..home(Squash::None) });
+    opening.resumes = Some(second);
+    assert_eq!(world.apply(Command::OpenSession(opening)), CommandReply::Failed(FsError::NotFound));
+    assert!(find(&world.kv, second).is_some(), "nothing is changed then");
 }
 
 #[test]
