@@ -96,6 +96,12 @@ impl Subject {
         PartyId(first)
     }
 
+    /// Returns whether it is a client that is confined: it sees a subtree alone, or its user ids are replaced.
+    #[must_use]
+    pub fn is_confined(&self) -> bool {
+        self.grant.subtree.is_some() || self.grant.squash != Squash::None
+    }
+
     /// Checks that daemons enforce everything that the certificate says: they serve no other. They confine clients; whoever
     /// wrote a restriction into the certificate of another role relies on it in vain.
     ///

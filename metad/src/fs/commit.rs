@@ -147,7 +147,7 @@ fn write(view: &mut View, context: &Context, inode: &mut Inode, writes: &[Extent
 
 /// Where the conflict copy of a confined client's commit stands, and whose it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct CopyTo {
+pub(crate) struct CopyTo {
     pub dir: Ino,
     pub uid: u32,
     pub gid: u32,

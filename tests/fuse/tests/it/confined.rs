@@ -7,6 +7,12 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
+
+/// Lets block daemons serve confined clients.
+fn allow_blocks(surf: &Surf) {
+    assert_eq!(surf.operate(&["cluster", "set", "--confined-blocks", "on"]).1, 0);
+}
 
 fn tree(root: &Path) {
     for dir in ["home/alice", "elsewhere"] {
@@ -20,6 +26,7 @@ fn tree(root: &Path) {
 #[test]
 fn a_mount_of_a_subtree_works_as_a_filesystem_of_its_own_and_sees_nothing_else() {
     let surf = Surf::start(Setup::Cluster);
+    allow_blocks(&surf);
     tree(&surf.path());
     enroll_as_client(&surf, "home.bundle", &["--path", "/home"]);
     let other = surf.mount_again(&[]);
@@ -62,6 +69,7 @@ fn a_mount_of_a_subtree_works_as_a_filesystem_of_its_own_and_sees_nothing_else()
 #[test]
 fn a_directory_that_others_move_out_of_a_subtree_disappears_with_all_that_is_in_it_and_comes_back() {
     let surf = Surf::start(Setup::Cluster);
+    allow_blocks(&surf);
     tree(&surf.path());
     fs::create_dir_all(surf.path().join("home/alice/a/b")).unwrap();
     fs::write(surf.path().join("home/alice/a/b/deep"), "deep").unwrap();
@@ -85,6 +93,7 @@ fn a_directory_that_others_move_out_of_a_subtree_disappears_with_all_that_is_in_
 #[test]
 fn a_mount_whose_certificate_only_reads_a_subtree_changes_nothing() {
     let surf = Surf::start(Setup::Cluster);
+    allow_blocks(&surf);
     tree(&surf.path());
     enroll_as_client(&surf, "reader.bundle", &["--path", "/home", "--read-only"]);
     let other = surf.mount_again(&[]);
@@ -98,6 +107,7 @@ fn a_mount_whose_certificate_only_reads_a_subtree_changes_nothing() {
 #[test]
 fn root_of_a_squashed_mount_is_nobody() {
     let surf = Surf::start(Setup::Cluster);
+    allow_blocks(&surf);
     tree(&surf.path());
     let (whole, mode) = (surf.path(), fs::Permissions::from_mode);
     fs::set_permissions(whole.join("home"), mode(0o777)).unwrap();
@@ -125,6 +135,7 @@ fn root_of_a_squashed_mount_is_nobody() {
 #[test]
 fn all_users_of_a_mount_that_makes_them_one_are_that_one() {
     let surf = Surf::start(Setup::Cluster);
+    allow_blocks(&surf);
     tree(&surf.path());
     let (whole, mode) = (surf.path(), fs::Permissions::from_mode);
     fs::set_permissions(whole.join("home"), mode(0o755)).unwrap();
@@ -140,4 +151,26 @@ fn all_users_of_a_mount_that_makes_them_one_are_that_one() {
     assert_eq!(fs::read_to_string(other.path().join("made")).unwrap(), "by somebody");
     assert!(fs::write(other.path().join("alice/new"), "x").is_err(), "that is root's");
     assert_eq!(fs::read_to_string(whole.join("home/made")).unwrap(), "by somebody");
+}
+
+#[test]
+fn a_mount_of_a_confined_client_says_what_an_operator_has_to_do_if_block_daemons_refuse_it() {
+    let surf = Surf::start(Setup::Cluster);
+    tree(&surf.path());
+    enroll_as_client(&surf, "home.bundle", &["--path", "/home"]);
+    let point = surf.scratch().join("point");
+    fs::create_dir(&point).unwrap();
+    let mount = || {
+        let mut command = Command::new(kit::bins::bin("surfmount"));
+        command.arg("--cluster").arg(surf.bundle()).arg("--cache-dir").arg(surf.scratch().join("cache")).arg(&point);
+        kit::run(&mut command, LIMIT)
+    };
+    let refused = mount();
+    assert!(!refused.status.success());
+    let lines: Vec<&str> = refused.text.lines().filter(|line| line.starts_with("surfmount:")).collect();
+    assert_eq!(lines.len(), 1, "{}", refused.text);
+    assert!(lines[0].contains("surf cluster set --confined-blocks on"), "{}", refused.text);
+    allow_blocks(&surf);
+    let other = surf.mount_again(&[]);
+    fs::write(other.path().join("alice/long"), vec![7; 300_000]).unwrap();
 }

@@ -86,6 +86,7 @@ pub fn layout() -> Layout {
         replicas: 2,
         min_sync: 2,
         down_after_ms: 600_000,
+        confined_blocks: true,
         members: vec![member(1), member(2), member(3)],
         older: vec![older],
     }
