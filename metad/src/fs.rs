@@ -222,7 +222,8 @@ impl Command {
                 && writes_of(op).is_some_and(|writes| writes <= LIGHT_WRITES)
         };
         let walks = |session: &SessionId, batch: &Batch| {
-            let concerns_others = |op: &Op| matches!(op.plain(), Op::Unlink { .. } | Op::Rename { .. } | Op::SetLock { .. });
+            let concerns_others =
+                |op: &Op| matches!(op.plain(), Op::Unlink { .. } | Op::Rename { .. } | Op::SetLock { .. });
             batch.caller.is_some()
                 || !confined.is_empty() && (confined.contains(session) || batch.ops.iter().any(concerns_others))
         };
@@ -331,10 +332,12 @@ fn apply_ops(view: &mut View, context: &Context, batch: &Batch, confined: Option
         let applied = match confined {
             _ if full => Err(FsError::ArgumentTooLarge),
             None => apply_op(view, context, op, &committed),
-            Some(opening) => judge::op(view, (context, opening), batch.caller.as_ref(), op).and_then(|(op, copy_to)| {
-                let context = Context { root: opening.root(), copy_to, ..*context };
-                apply_op(view, &context, &op, &committed)
-            }),
+            Some(opening) => {
+                judge::op(view, (context, opening), batch.caller.as_ref(), op).and_then(|(op, copy_to)| {
+                    let context = Context { root: opening.root(), copy_to, ..*context };
+                    apply_op(view, &context, &op, &committed)
+                })
+            }
         };
         match applied.and_then(|reply| if view.is_oversized() { Err(FsError::ArgumentTooLarge) } else { Ok(reply) }) {
             Ok(reply) => {

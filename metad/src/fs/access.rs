@@ -154,8 +154,7 @@ impl Who {
     pub(super) fn may_link(&self, kv: &dyn Kv, inode: &Inode) -> bool {
         let mode = inode.attr.mode;
         let has_privileges = mode & S_ISUID != 0 || mode & (S_ISGID | S_IXGRP) == S_ISGID | S_IXGRP;
-        self.owns(inode)
-            || inode.attr.kind == FileKind::Regular && !has_privileges && self.may(kv, inode, R | W)
+        self.owns(inode) || inode.attr.kind == FileKind::Regular && !has_privileges && self.may(kv, inode, R | W)
     }
 
     /// Returns whether it may set or remove attributes of users on an inode (`xattr(7)`).

@@ -2,7 +2,7 @@
 //! judged once more by [`judge`](super::judge) when they are applied.
 
 use super::inode::Inode;
-use super::subtree::{self, DEPTH_MAX, Scope};
+use super::subtree::{self, DEPTH_MAX, LINKS_LOOKED_AT, Scope};
 use super::view::{Kv, KvExt};
 use super::{dentry, keys, orphan, session};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -13,7 +13,10 @@ use wire::limits::SUBTREE_BYTES_MAX;
 use wire::op::{Op, RenameMode};
 
 /// Directories and inodes that are looked at for one request; for a batch, all of it.
-const LOOKED_AT_MAX: usize = 1 << 16;
+const LOOKED_AT_MAX: usize = 1 << 17;
+/// Most of them for one inode.
+const FOR_ONE_MAX: usize = (LINKS_LOOKED_AT + 1) * (DEPTH_MAX + 1) + 1;
+const _: () = assert!(2 * FOR_ONE_MAX < LOOKED_AT_MAX);
 
 /// A directory on the way to a root.
 #[derive(Clone, Copy)]
@@ -51,18 +54,13 @@ impl<'a> Borders<'a> {
         self.above.into_iter().collect()
     }
 
-    fn looks_at(&mut self, count: usize) -> Result<(), FsError> {
-        self.left = self.left.checked_sub(count).ok_or(FsError::ArgumentTooLarge)?;
-        Ok(())
-    }
-
-    fn load(&mut self, ino: Ino) -> Result<Option<Inode>, FsError> {
-        self.looks_at(1)?;
-        Ok(self.kv.load(&keys::inode(ino)))
+    fn load(&mut self, ino: Ino) -> Option<Inode> {
+        self.left = self.left.saturating_sub(1);
+        self.kv.load(&keys::inode(ino))
     }
 
     /// Returns how many steps the way from a directory to the root takes.
-    fn depth(&mut self, dir: Ino) -> Result<Option<usize>, FsError> {
+    fn depth(&mut self, dir: Ino) -> Option<usize> {
         let (root, mut way, mut at) = (self.scope.root, Vec::new(), dir);
         let mut depth = loop {
             if at == root {
@@ -79,7 +77,7 @@ impl<'a> Borders<'a> {
                 way.truncate(1);
                 break None;
             }
-            let Some(inode) = self.load(at)? else { break None };
+            let Some(inode) = self.load(at) else { break None };
             way.push((at, inode.parent));
             at = inode.parent;
         };
@@ -87,7 +85,7 @@ impl<'a> Borders<'a> {
             depth = depth.map(|depth| depth + 1).filter(|depth| *depth <= DEPTH_MAX);
             self.steps.insert(at, Step { depth, parent });
         }
-        Ok(depth)
+        depth
     }
 
     /// Notes the way from a directory that lies below the root.
@@ -101,31 +99,27 @@ impl<'a> Borders<'a> {
         }
     }
 
-    fn is_below(&mut self, dir: Ino) -> Result<bool, FsError> {
-        let is_below = self.depth(dir)?.is_some();
+    fn is_below(&mut self, dir: Ino) -> bool {
+        let is_below = self.depth(dir).is_some();
         if is_below {
             self.note_way(dir);
         }
-        Ok(is_below)
+        is_below
     }
 
-    fn look(&mut self, ino: Ino) -> Result<Option<bool>, FsError> {
-        let Some(inode) = self.load(ino)? else { return Ok(None) };
+    fn look(&mut self, ino: Ino) -> Option<bool> {
+        let inode = self.load(ino)?;
         let root = self.scope.root;
         if root == Ino::ROOT || inode.attr.nlink == 0 {
-            return Ok(Some(self.scope.holds(self.kv, &inode)));
+            return Some(self.scope.holds(self.kv, &inode));
         }
-        if self.is_below(if ino == root { root } else { inode.parent })? {
-            return Ok(Some(true));
-        }
-        let others = subtree::other_parents(self.kv, &inode);
-        self.looks_at(others.len())?;
-        for parent in others {
-            if self.is_below(parent)? {
-                return Ok(Some(true));
-            }
-        }
-        Ok(Some(false))
+        let own = if ino == root { root } else { inode.parent };
+        let is_seen = self.is_below(own) || {
+            let others = subtree::other_parents(self.kv, &inode);
+            self.left = self.left.saturating_sub(others.len());
+            others.into_iter().any(|parent| self.is_below(parent))
+        };
+        Some(is_seen)
     }
 
     /// Returns whether the client sees an inode, or `None` if it is not there.
@@ -133,13 +127,17 @@ impl<'a> Borders<'a> {
         if let Some(seen) = self.seen.get(&ino) {
             return Ok(*seen);
         }
-        let seen = self.look(ino)?;
+        // Before it is looked at: whether there is enough left must not depend on what is there.
+        if self.left < FOR_ONE_MAX {
+            return Err(FsError::ArgumentTooLarge);
+        }
+        let seen = self.look(ino);
         self.seen.insert(ino, seen);
         Ok(seen)
     }
 
     /// Checks, before anything is done for an operation, that it names nothing but what the client sees, or what earlier
-    /// operations of the batch make. What the client vouches for is left out if it lies outside. The answer does not tell what
+    /// operations of the batch make. What the client vouches for is left out if the name does not lead there. The answer does not tell what
     /// is there outside, by its place in the batch either.
     ///
     /// # Errors
@@ -156,12 +154,17 @@ impl<'a> Borders<'a> {
         } else {
             op
         };
-        if let Op::Unlink { released, .. } | Op::Rename { released, .. } = op
-            && let Some(ino) = *released
-            && self.sees(ino)? == Some(false)
+        self.check_plain(op)?;
+        if let Op::Unlink { parent, name, released } | Op::Rename { new_parent: parent, new_name: name, released, .. } =
+            op
         {
-            *released = None;
+            let leads = |ino: &Ino| dentry::find(kv, *parent, name).is_some_and(|(target, _)| target == *ino);
+            *released = released.filter(|ino| self.made.contains(ino) || leads(ino));
         }
+        Ok(())
+    }
+
+    fn check_plain(&mut self, op: &Op) -> Result<(), FsError> {
         match op {
             Op::Create { ino, parent, .. } => {
                 if !self.has_leased(*ino) {
@@ -244,11 +247,7 @@ impl<'a> Sights<'a> {
 
 /// Returns which of some inodes each of these confined sessions sees. The sessions come with their roots. Where there is too
 /// much to look at, some sessions are left out.
-pub(crate) fn seen_by(
-    kv: &dyn Kv,
-    confined: &[(SessionId, Ino)],
-    inos: &[Ino],
-) -> BTreeMap<SessionId, Vec<Ino>> {
+pub(crate) fn seen_by(kv: &dyn Kv, confined: &[(SessionId, Ino)], inos: &[Ino]) -> BTreeMap<SessionId, Vec<Ino>> {
     let roots: BTreeSet<Ino> = confined.iter().map(|(_, root)| *root).collect();
     let mut sights = Sights::new(kv, &roots);
     let mut seen: BTreeMap<SessionId, Vec<Ino>> = BTreeMap::new();
@@ -279,8 +278,9 @@ pub(crate) fn crossed(kv: &dyn Kv, ops: &[Op], roots: &BTreeSet<Ino>) -> BTreeSe
         let Op::Rename { parent, name, new_parent, new_name, mode, .. } = op.plain() else { continue };
         let _held = kv.hold();
         // What is made only now may be a directory, too.
-        let may_be_dir =
-            |parent: Ino, name: &[u8]| dentry::find(kv, parent, name).is_none_or(|(_, kind)| kind == FileKind::Directory);
+        let may_be_dir = |parent: Ino, name: &[u8]| {
+            dentry::find(kv, parent, name).is_none_or(|(_, kind)| kind == FileKind::Directory)
+        };
         if parent == new_parent || !(may_be_dir(*parent, name) || may_be_dir(*new_parent, new_name)) {
             continue;
         }

@@ -122,7 +122,8 @@ fn store(view: &mut View, context: &Context, journal: JournalId, position: &Jour
 
 /// Returns whether a journal may be one of this client: it is known as such, or nobody knows it.
 pub(super) fn may_use(kv: &dyn Kv, opening: &Opening, journal: JournalId) -> bool {
-    kv.get(&keys::journal_of(&opening.owner_of_journals(), journal)).is_some() || kv.get(&keys::journal(journal)).is_none()
+    kv.get(&keys::journal_of(&opening.owner_of_journals(), journal)).is_some()
+        || kv.get(&keys::journal(journal)).is_none()
 }
 
 /// Returns up to where a journal has been sent.

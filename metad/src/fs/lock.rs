@@ -223,7 +223,8 @@ mod tests {
         const FILE: Ino = Ino(7);
         let (state, session) = (MemoryKv::default(), SessionId(1));
         let mut view = View::new(&state);
-        let context = Context { now: Timestamp::default(), entry: Timestamp::default(), session, root: Ino::ROOT, copy_to: None };
+        let context =
+            Context { now: Timestamp::default(), entry: Timestamp::default(), session, root: Ino::ROOT, copy_to: None };
         let posix = |start, end| Lock { family: LockFamily::Posix, owner: 1, pid: 1, start, end, exclusive: true };
         let most: Vec<HeldLock> =
             (0..LOCKS_MAX as u64).map(|n| HeldLock { session, lock: posix(n * 10, n * 10 + 5) }).collect();
@@ -242,8 +243,10 @@ mod tests {
         const FILE: Ino = Ino(7);
         let (state, session) = (MemoryKv::default(), SessionId(1));
         let mut view = View::new(&state);
-        let (context, reader) =
-            (Context { now: Timestamp::default(), entry: Timestamp::default(), session, root: Ino::ROOT, copy_to: None }, 1);
+        let (context, reader) = (
+            Context { now: Timestamp::default(), entry: Timestamp::default(), session, root: Ino::ROOT, copy_to: None },
+            1,
+        );
         let lock = |n: u64| {
             let (family, owner) = (LockFamily::Posix, n % 5);
             Lock { family, owner, pid: reader, start: n * 10, end: n * 10 + 5, exclusive: false }

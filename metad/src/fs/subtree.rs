@@ -20,7 +20,7 @@ use wire::op::Name;
 /// would not see them again.
 pub(crate) const DEPTH_MAX: usize = 512;
 /// Links of one inode that are looked at.
-const LINKS_LOOKED_AT: usize = 64;
+pub(crate) const LINKS_LOOKED_AT: usize = 64;
 
 fn load(kv: &dyn Kv, ino: Ino) -> Option<Inode> {
     kv.load(&keys::inode(ino))

@@ -130,7 +130,13 @@ impl Events {
 
     /// Sends events about inodes to every session but `except`, and to confined ones about those that they see. Which these
     /// are is asked once for all of them.
-    fn send_about(&self, except: SessionId, inos: &[Ino], seen_by: SeenBy<'_>, events: impl Fn(&[Ino]) -> Vec<MetaEvent>) {
+    fn send_about(
+        &self,
+        except: SessionId,
+        inos: &[Ino],
+        seen_by: SeenBy<'_>,
+        events: impl Fn(&[Ino]) -> Vec<MetaEvent>,
+    ) {
         let mut confined = Vec::new();
         let for_all = events(inos);
         for (other, root) in self.others(except) {
