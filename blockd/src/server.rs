@@ -5,6 +5,7 @@
 //! its own: it is all in the parts that [`Server`] holds.
 
 use crate::chord::driver::Ring;
+use crate::confined;
 use crate::error::NOT_A_MEMBER;
 use crate::heartbeat::drop_blocks;
 use crate::layouts::{Layouts, Refusal};
@@ -90,18 +91,6 @@ fn may_ask(subject: &Subject, request: BlockRequestKind) -> bool {
     }
 }
 
-/// What a confined client is told that gets no blocks, for people.
-const CONFINED_REFUSED: &str = "the block daemons serve no confined clients: an operator can let them, with \
-                                `surf cluster set --confined-blocks on`";
-
-/// Returns the layout of which a request for content is, if it is one.
-fn epoch_of_content(request: &BlockRequest) -> Option<LayoutEpoch> {
-    match request {
-        BlockRequest::Put { epoch, .. } | BlockRequest::Get { epoch, .. } => Some(*epoch),
-        _ => None,
-    }
-}
-
 /// Reports whether a request stays within the bounds of this daemon. The bounds of its lists were checked when it was
 /// decoded.
 fn is_bounded(request: &BlockRequest, payload_len: usize) -> bool {
@@ -146,12 +135,9 @@ impl Service for Server {
         if !is_bounded(&request, incoming.payload_len()) {
             return incoming.refuse("the request exceeds a limit").await;
         }
-        if peer.subject.is_confined()
-            && let Some(epoch) = epoch_of_content(&request)
-            && !self.layouts.confined_may_use_blocks(epoch).await
-        {
+        if let Err(reason) = confined::check(&self.layouts, &peer.subject, &request).await {
             self.metrics.unauthorized.add(1);
-            return incoming.refuse(CONFINED_REFUSED).await;
+            return incoming.refuse(reason).await;
         }
         if peer.subject.role == Role::Client {
             self.activity.note();

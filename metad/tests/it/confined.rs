@@ -273,12 +273,13 @@ async fn a_confined_client_that_names_what_lies_elsewhere_finds_nothing_and_dist
     let tree = tree(&mut owner).await;
     let _company = company(&cluster).await;
     owner.run(vec![Op::Journaled { journal: JournalId(7), position: Some(Default::default()) }]).await.unwrap();
+    // Its session is opened first: for that, others are asked for what they did along its path.
+    let mut liar = Client::new(&cluster, "liar", (Some("/home"), Squash::None)).await;
     let mut honest = Client::new(&cluster, "honest", (None, Squash::None)).await;
     for ino in [Ino::ROOT, tree.elsewhere, tree.outside] {
         let (_, leased, delegated) = honest.read(Read::Open { ino }).await;
         assert!(leased && delegated.contains(&ino));
     }
-    let mut liar = Client::new(&cluster, "liar", (Some("/home"), Squash::None)).await;
     let replies = liar.run(Op::LeaseInos { count: 1 }).await.unwrap();
     let OpReply::Inos { start: fresh, .. } = replies[0] else { panic!("{replies:?}") };
     let (lies, questions) = (lies(&tree, fresh), questions(&tree));
