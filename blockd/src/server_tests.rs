@@ -151,7 +151,8 @@ async fn confined_clients_get_and_put_blocks_only_where_an_operator_has_allowed_
     let content = Bytes::from_static(b"content");
     let (hash, epoch) = (BlockHash::of(&content), peers.layout.epoch);
     let get = BlockRequest::Get { hash, epoch, offset: 0, len: 7 };
-    let free = bind(&peers.ca, Role::Client, "free").peer(peers.endpoint.local_addr(), Role::Blockd);
+    let client = bind(&peers.ca, Role::Client, "free");
+    let free = client.peer(peers.endpoint.local_addr(), Role::Blockd);
     assert!(matches!(put(&free, epoch, &content, (&[], 1)).await, Ok(BlockReply::Stored { .. })));
     let grants = [(Some("/home".to_owned()), Squash::None), (None, Squash::All { uid: 1, gid: 1 })];
     let confined = grants.map(|(subtree, squash)| {
