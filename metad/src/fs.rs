@@ -41,6 +41,7 @@ pub mod session;
 pub mod settings;
 pub mod token;
 pub mod token_keys;
+pub mod trust;
 pub mod view;
 mod xattr;
 
@@ -63,6 +64,7 @@ use wire::op::{Batch, BatchReply, Op, OpFailed, OpReply};
 use wire::revoked::Revoked;
 use wire::tls::Subject;
 use wire::token::NewToken;
+use wire::trust::SignedTrust;
 
 /// The content of a Raft entry. Variants are only ever appended: old logs must replay.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -143,6 +145,8 @@ pub enum Command {
         /// What.
         change: operator::Change,
     },
+    /// Other CAs are trusted from now on.
+    SetTrust(SignedTrust),
 }
 
 /// A command with the time at which the leader accepted it.
@@ -271,6 +275,9 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
         Command::Note(record) => {
             audit::add(view, record);
             CommandReply::Done
+        }
+        Command::SetTrust(step) => {
+            if cert::set_trust(view, step) { CommandReply::Done } else { CommandReply::Stale }
         }
         Command::ByOperator { asker, change } => operator::apply(view, stamped, asker, change),
     }

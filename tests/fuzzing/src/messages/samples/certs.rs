@@ -1,7 +1,7 @@
 //! What messages about certificates have in them.
 
 use super::{AT, addr};
-use wire::cert::KeyId;
+use wire::cert::{AuthorityId, KeyId};
 use wire::ids::MetadId;
 use wire::message::admin::AdminRequest;
 use wire::message::cert::{AuditEvent, AuditRecord, AuditRecords, CertTarget, Renewal};
@@ -16,6 +16,8 @@ pub fn renewal() -> Renewal {
         ends: AT,
         shown: Some(KeyId([3; 32])),
         issuer: KeyId([2; 32]),
+        authority: AuthorityId([4; 16]),
+        moves: true,
         by: MetadId(1),
         addr: addr(7001),
     }
