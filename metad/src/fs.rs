@@ -276,9 +276,11 @@ pub fn apply(view: &mut View, stamped: &Stamped) -> CommandReply {
             audit::add(view, record);
             CommandReply::Done
         }
-        Command::SetTrust(step) => {
-            if cert::set_trust(view, step) { CommandReply::Done } else { CommandReply::Stale }
+        Command::SetTrust(step) if trust::add(view, step) => {
+            cert::changed(view);
+            CommandReply::Done
         }
+        Command::SetTrust(_) => CommandReply::Stale,
         Command::ByOperator { asker, change } => operator::apply(view, stamped, asker, change),
     }
 }

@@ -161,7 +161,9 @@ fn needed_role(request: MetaRequestKind) -> Option<Role> {
         }
         MetaRequestKind::Admin | MetaRequestKind::Backup => Some(Role::Admin),
         MetaRequestKind::Raft | MetaRequestKind::NoteRenewal => Some(Role::Metad),
-        MetaRequestKind::GetLayout | MetaRequestKind::WhoLeads | MetaRequestKind::Renew | MetaRequestKind::Trust => None,
+        MetaRequestKind::GetLayout | MetaRequestKind::WhoLeads | MetaRequestKind::Renew | MetaRequestKind::Trust => {
+            None
+        }
     }
 }
 

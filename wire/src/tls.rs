@@ -365,8 +365,7 @@ impl Identity {
     /// Returns that of the two which is newer, if both are of one key and for one subject; otherwise this one.
     #[must_use]
     pub fn or_later(self, other: Self) -> Self {
-        let is_same =
-            self.key == other.key && self.subject == other.subject && self.cluster_id() == other.cluster_id();
+        let is_same = self.key == other.key && self.subject == other.subject && self.cluster_id() == other.cluster_id();
         let (version, of_other) = (self.besides.trust.version, other.besides.trust.version);
         let is_newer = of_other > version || (of_other == version && other.supersedes(&self));
         if is_same && is_newer { other } else { self }

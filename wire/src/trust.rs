@@ -75,8 +75,9 @@ impl Trust {
             if ca.len() > AUTHORITY_BYTES_MAX {
                 return wrong("a certificate is too large");
             }
-            let is_ca = x509_parser::parse_x509_certificate(ca).is_ok_and(|(rest, parsed)| rest.is_empty() && parsed.is_ca());
-            if !is_ca || roots_of(&[ca.clone()]).is_err() {
+            let is_ca =
+                x509_parser::parse_x509_certificate(ca).is_ok_and(|(rest, parsed)| rest.is_empty() && parsed.is_ca());
+            if !is_ca || roots_of(std::slice::from_ref(ca)).is_err() {
                 return wrong("a certificate is none of a CA");
             }
             if cluster_of(ca) != self.cluster {
@@ -141,8 +142,10 @@ impl SignedTrust {
         let coded = codec::encode(trust);
         let mut signatures = Vec::new();
         for (certificate, key) in signers {
-            let key = rustls::crypto::ring::sign::any_supported_type(&key).map_err(|error| failed(error.to_string()))?;
-            let signer = key.choose_scheme(&SCHEMES).ok_or_else(|| failed("is of a kind that cannot sign".to_owned()))?;
+            let key =
+                rustls::crypto::ring::sign::any_supported_type(&key).map_err(|error| failed(error.to_string()))?;
+            let signer =
+                key.choose_scheme(&SCHEMES).ok_or_else(|| failed("is of a kind that cannot sign".to_owned()))?;
             let signature = signer.sign(&message(&coded)).map_err(|error| failed(error.to_string()))?;
             signatures.push(TrustSignature {
                 certificate: certificate.to_vec(),
@@ -200,8 +203,9 @@ impl TrustSignature {
         let key = &parsed.public_key().subject_public_key.data;
         let wanted = SCHEMES.into_iter().find(|scheme| u16::from(*scheme) == self.scheme);
         let known = rustls::crypto::ring::default_provider().signature_verification_algorithms;
-        let algorithms = known.mapping.iter().filter(|(scheme, _)| Some(*scheme) == wanted).flat_map(|(_, all)| *all);
-        algorithms.into_iter().any(|algorithm| algorithm.verify_signature(key, message, &self.signature).is_ok())
+        let mut algorithms =
+            known.mapping.iter().filter(|(scheme, _)| Some(*scheme) == wanted).flat_map(|(_, all)| *all);
+        algorithms.any(|algorithm| algorithm.verify_signature(key, message, &self.signature).is_ok())
     }
 }
 
@@ -213,10 +217,9 @@ fn message(coded: &[u8]) -> Vec<u8> {
 pub(crate) fn roots_of(authorities: &[Vec<u8>]) -> Result<RootCertStore, Error> {
     let mut roots = RootCertStore::empty();
     for ca in authorities {
-        roots.add(CertificateDer::from(ca.clone())).map_err(|error| Error::Identity {
-            file: "CA certificate".to_owned(),
-            reason: error.to_string(),
-        })?;
+        roots
+            .add(CertificateDer::from(ca.clone()))
+            .map_err(|error| Error::Identity { file: "CA certificate".to_owned(), reason: error.to_string() })?;
     }
     Ok(roots)
 }

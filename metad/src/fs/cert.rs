@@ -17,7 +17,6 @@ use wire::message::cert::{AuditEvent, AuditRecord, CertList, IssuedInfo, RenewRe
 use wire::message::enroll::EnrollRefusal;
 use wire::revoked::{Revocations, Revoked};
 use wire::tls::{Role, Subject};
-use wire::trust::SignedTrust;
 
 const NANOS_PER_MS: i128 = 1_000_000;
 const NANOS_PER_SEC: i128 = 1_000_000_000;
@@ -396,7 +395,8 @@ pub(super) fn renew(view: &mut View, now: Timestamp, renewal: &Renewal) -> Resul
     Ok(term)
 }
 
-fn changed(view: &mut View) {
+/// Raises the version of what is revoked, by which block daemons hear of a change.
+pub(super) fn changed(view: &mut View) {
     let next = version(view) + 1;
     view.store(keys::setting(VERSION), &next);
 }
@@ -491,15 +491,6 @@ pub(super) fn allow(view: &mut View, now: Timestamp, list: &[Revoked], asker: &A
     }
     changed(view);
     Outcome::Done
-}
-
-/// Applies `Command::SetTrust`. Block daemons hear of it with the list of what is revoked. Returns whether it holds now.
-pub(super) fn set_trust(view: &mut View, step: &SignedTrust) -> bool {
-    let is_set = trust::add(view, step);
-    if is_set {
-        changed(view);
-    }
-    is_set
 }
 
 #[cfg(test)]

@@ -146,13 +146,8 @@ impl Server {
         let (subject, term) = match cert::earlier(state, self.shared.clock.now(), &newcomer, &issuer.key())? {
             Some(earlier) => earlier,
             None => {
-                let enrolling = cert::Enrolling {
-                    newcomer,
-                    issuer: issuer.key(),
-                    authority: issuer.authority(),
-                    by: me,
-                    addr,
-                };
+                let enrolling =
+                    cert::Enrolling { newcomer, issuer: issuer.key(), authority: issuer.authority(), by: me, addr };
                 match self.shared.propose(Command::Enroll(enrolling)).await {
                     Ok(CommandReply::Issued(outcome)) => outcome?,
                     Err(ProposeError::NotLeader(leader)) => return Ok(not_leader(leader)),

@@ -10,11 +10,12 @@ use futures::future::join_all;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
+use wire::attr::Timestamp;
 use wire::cert::{AuthorityId, Certificate, KeyId};
 use wire::codec;
 use wire::limits::{TRUST_STEP_BYTES_MAX, UNMOVED_MAX};
 use wire::message::admin::AdminReply;
-use wire::message::cert::{AuditEvent, RotationStatus, Unmoved, UnmovedKind};
+use wire::message::cert::{AuditEvent, IssuedInfo, RotationStatus, Unmoved, UnmovedKind};
 use wire::message::meta::MetaReply;
 use wire::tls::{PeerIdentity, Role, Subject};
 use wire::trust::{SignedTrust, Trust};
@@ -220,11 +221,11 @@ impl Shared {
             judge(UnmovedKind::Session, None, client, shown.get(&id).cloned());
         }
         let now = self.clock.now();
-        let is_valid = |ends: Option<_>| ends.is_none_or(|ends| ends > now);
+        let is_valid = |ends: Option<Timestamp>| ends.is_none_or(|ends| ends > now);
         let issued = cert::list(state).issued.into_iter().filter(|info| {
             info.authority != newest && info.revoked.is_none() && is_valid(info.term.ends) && !keys.contains(&info.key)
         });
-        let of_issued = |info: wire::message::cert::IssuedInfo| Unmoved {
+        let of_issued = |info: IssuedInfo| Unmoved {
             subject: info.subject,
             what: UnmovedKind::Issued,
             addr: Some(info.addr),

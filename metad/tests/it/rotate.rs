@@ -316,7 +316,10 @@ async fn a_new_ca_takes_the_place_of_the_old_one_while_a_client_works_and_leader
     }
     changing.lose_leader().await;
     assert!(changing.done(1, changing.finished(), false).await[0].contains("already"));
-    assert!(matches!(who_leads(&bind(&changing.operators[0]), all(&changing.cluster)[0]).await, Err(Error::WrongCluster { .. })));
+    assert!(matches!(
+        who_leads(&bind(&changing.operators[0]), all(&changing.cluster)[0]).await,
+        Err(Error::WrongCluster { .. })
+    ));
     let unknown = enroll(&old_token, &NewKey::generate().unwrap(), "laptop", Duration::from_secs(1)).await.unwrap_err();
     assert!(matches!(unknown, EnrollError::WrongCluster { .. }), "{unknown}");
     assert!(unknown.to_string().contains("another CA by now"), "{unknown}");
@@ -357,7 +360,10 @@ async fn a_change_of_the_ca_that_is_aborted_leaves_everybody_with_the_old_one() 
         changing.issuers.insert(id, issuer);
         changing.restart(id).await;
     }
-    assert!(matches!(who_leads(&bind(&changing.operators[1]), all(&changing.cluster)[0]).await, Err(Error::WrongCluster { .. })));
+    assert!(matches!(
+        who_leads(&bind(&changing.operators[1]), all(&changing.cluster)[0]).await,
+        Err(Error::WrongCluster { .. })
+    ));
     // It can begin anew.
     let trust = changing.trust(3, &[&changing.cluster.ca, &changing.new]);
     let again = changing.operators[0].sign_trust(&trust, Some(&changing.operators[1])).unwrap();

@@ -26,10 +26,26 @@ const BUNDLE_FILE: &str = "admin.bundle";
 /// Put a new CA in the place of the old one, while everybody works. First --new; then a new issuer for each metad, by
 /// `surf cluster issuer`; then --status, until it names nobody; then --finish.
 #[derive(Args)]
-#[group(id = "step", required = true, multiple = false, args = ["new", "status", "finish", "abort"])]
 pub struct Rotate {
     #[command(flatten)]
     access: Access,
+    #[command(flatten)]
+    step: Step,
+    /// Somebody else may have the old CA's key: move only identities that the cluster remembers to have issued.
+    #[arg(long, requires = "new")]
+    stolen: bool,
+    /// Finish even if block daemons or clients have no certificate of the new CA yet: they need new tokens then.
+    #[arg(long, requires = "finish")]
+    force: bool,
+    /// As JSON.
+    #[arg(long, requires = "status")]
+    json: bool,
+}
+
+/// What is to be done.
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Step {
     /// Make a new CA in this directory, or take the one that is there, and have the cluster trust it beside the old one. Its key
     /// goes nowhere. An operator's bundle of the new CA is made there as well.
     #[arg(long, value_name = "DIR")]
@@ -43,15 +59,6 @@ pub struct Rotate {
     /// Trust the new CA no more: everybody goes on with the old one.
     #[arg(long)]
     abort: bool,
-    /// Somebody else may have the old CA's key: move only identities that the cluster remembers to have issued.
-    #[arg(long, requires = "new")]
-    stolen: bool,
-    /// Finish even if block daemons or clients have no certificate of the new CA yet: they need new tokens then.
-    #[arg(long, requires = "finish")]
-    force: bool,
-    /// As JSON.
-    #[arg(long, requires = "status")]
-    json: bool,
 }
 
 /// Make a CA for a cluster of which no operator is left, nor ca.pem. Needs no cluster; all of its identities are made anew with
@@ -101,13 +108,13 @@ impl Rotate {
             AdminReply::Rotation(status) => *status,
             other => bail!("metad answered {other:?} when asked for its CAs"),
         };
-        if self.status {
+        if self.step.status {
             return show(&status, self.json);
         }
         let bundle = self.access.bundle()?;
-        let (step, told) = match &self.new {
+        let (step, told) = match &self.step.new {
             Some(dir) => (begin(&bundle, dir, &status.trust, self.stolen)?, told_new(dir)),
-            None => (end(&bundle.identity, &status.trust, self.finish)?, String::new()),
+            None => (end(&bundle.identity, &status.trust, !self.step.abort)?, String::new()),
         };
         let Some(step) = step else {
             say!("it is so already");

@@ -211,7 +211,8 @@ impl Socket {
     }
 
     pub(super) fn connect(&self, addr: SocketAddr) -> Result<quinn::Connecting, quinn::ConnectError> {
-        let client = &self.configs.read().clone().client;
+        let configs = self.configs.read().clone();
+        let client = &configs.client;
         let config = if addr.ip().to_canonical().is_loopback() { &client.loopback } else { &client.remote };
         self.quinn.connect_with(config.clone(), addr, SERVER_NAME)
     }
@@ -221,7 +222,8 @@ impl Socket {
     }
 
     pub(super) fn server_config(&self, remote: SocketAddr) -> Arc<quinn::ServerConfig> {
-        let configs = &self.configs.read().clone().server;
+        let configs = self.configs.read().clone();
+        let configs = &configs.server;
         if remote.ip().to_canonical().is_loopback() { configs.loopback.clone() } else { configs.remote.clone() }
     }
 
