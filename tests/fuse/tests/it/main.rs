@@ -20,5 +20,6 @@ mod programs;
 mod recalls;
 mod recovery;
 mod replacing;
+mod rotate;
 mod semantics;
 mod tokens;
