@@ -17,6 +17,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error as ThisError;
+use tokio::time::Instant;
 
 /// How long one metad may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,7 +25,7 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 const RENEW_AT: f64 = 0.5;
 /// Nodes that have enrolled together renew at different times: up to so much of a life earlier.
 const SPREAD: f64 = 0.1;
-/// Longest pause between looks at the clock: it may be set, and machines sleep.
+/// Longest pause between looks at the clock: it may be set, and machines sleep. Whether there is another CA is asked as often.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// First pause between attempts.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -151,8 +152,12 @@ async fn follow_trust(endpoint: &Endpoint, metads: &[SocketAddr]) -> Option<Iden
     None
 }
 
-/// As [`follow_trust`], and keeps what has changed. Returns whether anything has.
-async fn follow<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>) -> bool {
+/// As [`follow_trust`] if it is time, and keeps what has changed. Returns whether anything has.
+async fn follow<R: Renewing>(endpoint: &Endpoint, node: &Arc<R>, followed: &mut Instant, is_hinted: bool) -> bool {
+    if !is_hinted && followed.elapsed() < LOOK_EVERY {
+        return false;
+    }
+    *followed = Instant::now();
     let Some(identity) = follow_trust(endpoint, &node.metads()).await else { return false };
     let trust = identity.trust();
     tracing::info!(version = trust.version, authorities = ?trust.ids(), "other CAs are trusted");
@@ -237,7 +242,7 @@ async fn keep<R: Renewing>(node: &Arc<R>, identity: &Identity) {
 /// Renews the endpoint's certificate whenever it is time, or a peer says that it has ended, and follows changes of the CA,
 /// until cancelled.
 pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
-    let (mut backoff, mut warned) = (None, false);
+    let (mut backoff, mut warned, mut followed) = (None, false, Instant::now());
     loop {
         let identity = endpoint.identity();
         let certificate = identity.certificate();
@@ -245,12 +250,12 @@ pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
         let look_every = (Duration::from_nanos(life) / 50).clamp(FIRST_PAUSE, LOOK_EVERY);
         // Something was tried already if there is a backoff.
         while backoff.is_none() && !is_due(&endpoint.identity(), Timestamp::now()) {
-            tokio::select! {
-                () = tokio::time::sleep(look_every) => {}
-                () = endpoint.trust_hinted() => {}
+            let is_hinted = tokio::select! {
+                () = tokio::time::sleep(look_every) => false,
+                () = endpoint.trust_hinted() => true,
                 () = endpoint.told_ended() => break,
-            }
-            follow(&endpoint, &node).await;
+            };
+            follow(&endpoint, &node, &mut followed, is_hinted).await;
         }
         let renewed = match node.renew().await {
             Ok(renewed) => adopt(&endpoint, &node, renewed).await,
@@ -281,7 +286,7 @@ pub async fn keep_renewed<R: Renewing>(endpoint: Endpoint, node: Arc<R>) {
                 let pause = backoff.get_or_insert_with(|| Backoff::new(FIRST_PAUSE, look_every)).delay();
                 tokio::time::sleep(pause).await;
                 // It may not have to move any more.
-                if follow(&endpoint, &node).await {
+                if follow(&endpoint, &node, &mut followed, false).await {
                     backoff = None;
                 }
             }
