@@ -225,7 +225,7 @@ async fn a_block_daemon_moves_to_a_new_ca_serves_both_meanwhile_and_then_the_new
         Trust { version, authorities, ..Trust::original(told.ca.cluster_id().unwrap()) }
     };
     let both = trust(1, &[&told.ca, &new]);
-    let operator = |ca| identity(ca, Role::Admin, "a");
+    let operator = |ca: &ClusterCa| identity(ca, Role::Admin, "a");
     let begun = operator(&told.ca).sign_trust(&both, Some(&operator(&new))).unwrap();
     let finished = operator(&new).sign_trust(&trust(2, &[&new]), None).unwrap();
     let issuer = IssuerKey::create(&new, "m", &[Role::Blockd]).unwrap();

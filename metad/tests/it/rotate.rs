@@ -248,6 +248,15 @@ impl Worker {
     }
 }
 
+/// Waits until the identity of a client is as it should be.
+async fn until_is(worker: &Worker, what: &str, holds: impl Fn(&Identity) -> bool) {
+    let started = Instant::now();
+    while !holds(&worker.endpoint.identity()) {
+        assert!(started.elapsed() < LIMIT, "{what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 async fn who_leads(endpoint: &Endpoint, addr: SocketAddr) -> Result<(), Error> {
     let peer = endpoint.peer(addr, Role::Metad);
     peer.request::<_, MetaReply>(&MetaRequest::WhoLeads, &[], LIMIT).await.map(|_| ())
@@ -278,11 +287,7 @@ async fn a_new_ca_takes_the_place_of_the_old_one_while_a_client_works_and_leader
     changing.lose_leader().await;
     changing.until_moved(UnmovedKind::Metad).await;
     let newest = changing.trust(1, &[&changing.new]).newest().unwrap();
-    let started = Instant::now();
-    while worker.endpoint.identity().certificate().authority != newest {
-        assert!(started.elapsed() < LIMIT, "the client has not moved");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until_is(&worker, "the client has not moved", |own| own.certificate().authority == newest).await;
     assert_eq!(Identity::load(&worker.file).unwrap().certificate().authority, newest);
     // Whoever has the older CA alone is let in, newcomers too.
     who_leads(&stays, all(&changing.cluster)[0]).await.unwrap();
@@ -343,18 +348,15 @@ async fn a_change_of_the_ca_that_is_aborted_leaves_everybody_with_the_old_one() 
     let old: Vec<_> = changing.issuers.values().cloned().collect();
     changing.give_issuers().await;
     changing.until_moved(UnmovedKind::Metad).await;
-    changing.until_moved(UnmovedKind::Session).await;
+    let newest = changing.trust(1, &[&changing.new]).newest().unwrap();
+    until_is(&worker, "the client has not moved", |own| own.certificate().authority == newest).await;
     let refused = changing.failed(1, changing.aborted(), false).await;
     assert!(refused.contains("of the older CA"), "{refused}");
     changing.lose_leader().await;
     changing.done(0, changing.aborted(), false).await;
     changing.lose_leader().await;
     let first = changing.trust(1, &[&changing.cluster.ca]).newest().unwrap();
-    let started = Instant::now();
-    while worker.endpoint.identity().trust().version < 2 {
-        assert!(started.elapsed() < LIMIT, "the client has not heard of it");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until_is(&worker, "the client has not heard of it", |own| own.trust().version == 2).await;
     assert_eq!(worker.endpoint.identity().certificate().authority, first);
     for (id, issuer) in (1..).zip(old) {
         changing.issuers.insert(id, issuer);

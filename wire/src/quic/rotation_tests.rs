@@ -52,10 +52,7 @@ impl Cas {
 
     /// Has the new issuer sign for an identity.
     fn signed(&self, identity: &Identity) -> (Vec<u8>, Vec<u8>) {
-        self.signed_by(&self.issuer, identity)
-    }
-
-    fn signed_by(&self, issuer: &IssuerKey, identity: &Identity) -> (Vec<u8>, Vec<u8>) {
+        let issuer = &self.issuer;
         let term =
             Term { issued: Timestamp::now(), ends: Some(Timestamp { secs: Timestamp::now().secs + 1_000, nanos: 0 }) };
         let cert = issuer.renew(identity.certificate(), identity.subject(), &term).unwrap();
@@ -86,7 +83,7 @@ impl Service for Hands {
         Ok(())
     }
 
-    async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, mut request: Incoming) {
+    async fn handle(self: Arc<Self>, peer: Arc<PeerIdentity>, request: Incoming) {
         let reply = match request.decode::<MetaRequest>() {
             Ok(MetaRequest::Trust { .. }) => MetaReply::Trust { steps: self.steps.lock().clone() },
             Ok(MetaRequest::Renew) => {
@@ -140,7 +137,7 @@ fn a_new_ca_is_believed_if_an_operator_of_a_trusted_one_has_signed_it_and_nobody
     let middle = forged.len() / 4;
     forged[middle] ^= 1;
     let forged = crate::codec::decode::<SignedTrust>(&forged);
-    assert!(forged.map_or(true, |forged| forged.verified(&old).is_err()));
+    assert!(!forged.is_ok_and(|forged| forged.verified(&old).is_ok()));
     assert!(crate::codec::decode::<SignedTrust>(&finished).unwrap().verified(&old).is_err(), "the new one alone");
     // A CA of another cluster, and twice the same.
     for wrong in [cas.trust(1, &[&cas.old, &foreign]), cas.trust(1, &[&cas.old, &cas.old]), cas.trust(1, &[])] {
