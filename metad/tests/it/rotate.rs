@@ -218,7 +218,7 @@ impl Worker {
                 match peer.request::<_, MetaReply>(request, &[], Duration::from_secs(2)).await {
                     Ok((MetaReply::NotLeader { .. }, _)) => {}
                     Ok((reply, _)) => return reply,
-                    Err(Error::NotSent { .. } | Error::Unanswered { .. }) => {}
+                    Err(Error::NotSent { .. } | Error::Unanswered { .. } | Error::Busy { .. }) => {}
                     Err(error) => panic!("a client at work was refused: {error}"),
                 }
             }
