@@ -104,7 +104,7 @@ fn an_operator_who_has_lost_the_last_bundle_comes_back_with_the_ca_and_locks_the
     let surf = Surf::start(Setup::Cluster);
     let (admin, made) = (surf.cluster_dir().join("admin.bundle"), surf.scratch().join("new.bundle"));
     let ca = surf.cluster_dir().join("ca.pem");
-    let metad = surf.daemon("metad-1").address.to_string();
+    let metad = surf.daemon("metad-1").address;
     surf_says(&[
         "cert",
         "issue",
@@ -131,7 +131,7 @@ fn a_cluster_that_has_lost_its_ca_and_all_operators_goes_on_with_its_data_under_
     let mut surf = Surf::start(Setup::Cluster);
     sh(&surf.path(), LIMIT, "echo kept > file && sync file");
     surf.unmount();
-    let addresses: Vec<String> = (1..=3).map(|n| surf.daemon(&format!("metad-{n}")).address.to_string()).collect();
+    let addresses: Vec<String> = (1..=3).map(|n| surf.daemon(&format!("metad-{n}")).address).collect();
     surf.dev(&["down"]);
     fs::remove_file(surf.cluster_dir().join("ca.pem")).unwrap();
     let (ca, home) = (surf.scratch().join("ca.pem"), surf.cluster_dir());
