@@ -119,9 +119,9 @@ pub const ISSUERS_MAX: usize = 8;
 pub const AUTHORITIES_MAX: usize = 2;
 /// Largest certificate of a CA, in bytes: one has some 500.
 pub const AUTHORITY_BYTES_MAX: usize = 2 << 10;
-/// Largest encoded list of CAs to trust, and the same with the signatures of operators. Two of them have room in an answer
-/// to a newcomer.
+/// Largest encoded list of CAs to trust.
 pub const TRUST_BYTES_MAX: usize = 5 << 10;
+/// Largest encoded list of CAs to trust with the signatures of operators: two have room in an answer to a newcomer.
 pub const TRUST_STEP_BYTES_MAX: usize = 6 << 10;
 /// Most steps of a change of the CA that are remembered and told: its beginning and its end.
 pub const TRUST_STEPS_MAX: usize = 2;
