@@ -10,7 +10,7 @@ use wire::ids::PartyId;
 /// Most blocks that may lag.
 const LAGGING_MAX: usize = 32;
 /// Most of them that one party has sent.
-const LAGGING_OF_PARTY_MAX: usize = 8;
+const LAGGING_OF_PARTY_MAX: usize = 24;
 
 /// The blocks that lag, by who sent them first. Nothing is kept of a party of which none does.
 #[derive(Default)]
@@ -55,9 +55,8 @@ mod tests {
     #[test]
     fn a_party_whose_blocks_lag_leaves_others_their_places() {
         let lagging = Arc::<Lagging>::default();
-        let begin = |party: u8, count| -> Vec<Lag> {
-            (0..count).map_while(|_| lagging.begin(PartyId([party; 16]))).collect()
-        };
+        let begin =
+            |party: u8, count| -> Vec<Lag> { (0..count).map_while(|_| lagging.begin(PartyId([party; 16]))).collect() };
         let mut greedy = begin(1, 100);
         assert_eq!(greedy.len(), LAGGING_OF_PARTY_MAX);
         let others: Vec<Vec<Lag>> = (2..10).map(|party| begin(party, 5)).collect();

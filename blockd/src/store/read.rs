@@ -73,11 +73,7 @@ fn record_in(shared: &Shared, hash: &BlockHash, location: Location, file: &dyn S
 /// A part of what a read brought. A short one is copied: its reader's budget counts its length, and it would keep the
 /// whole buffer, which begins and ends up to a group farther out.
 pub(super) fn cut(read: &Bytes, part: Range<usize>) -> Bytes {
-    if part.len() * 2 < read.len() + 2 * GROUP_ALIGN {
-        Bytes::copy_from_slice(&read[part])
-    } else {
-        read.slice(part)
-    }
+    if part.len() * 2 < read.len() + 2 * GROUP_ALIGN { Bytes::copy_from_slice(&read[part]) } else { read.slice(part) }
 }
 
 /// How many bytes reading a part takes: its sections and the trailer, or the whole block without it.
@@ -178,7 +174,9 @@ mod tests {
     fn a_part_costs_its_sections_and_the_trailer_and_an_empty_one_nothing() {
         let (len, section) = (BLOCK_BYTES_MAX as u32, SECTION_BYTES as u32);
         let trailer = Sections::stored_len(len) as u64;
-        for (offset, wanted, sections) in [(0, 1, 1), (section - 1, 2, 2), (section, section, 1), (len - 1, u32::MAX, 1)] {
+        for (offset, wanted, sections) in
+            [(0, 1, 1), (section - 1, 2, 2), (section, section, 1), (len - 1, u32::MAX, 1)]
+        {
             assert_eq!(cost(offset, wanted, len), sections * u64::from(section) + trailer, "{wanted} from {offset}");
         }
         assert_eq!(cost(0, u32::MAX, len), u64::from(len));

@@ -30,7 +30,12 @@ async fn ask(endpoint: &Endpoint, node: &Node, request: &BlockRequest) -> Result
 }
 
 async fn is_refused(endpoint: &Endpoint, node: &Node, request: &BlockRequest) -> bool {
-    match ask(endpoint, node, request).await {
+    let mut answer = ask(endpoint, node, request).await;
+    if matches!(answer, Err(Error::Unanswered { .. })) {
+        // It was under way when the connection ended.
+        answer = ask(endpoint, node, request).await;
+    }
+    match answer {
         Err(Error::Revoked { .. }) => true,
         Ok(_) => false,
         other => panic!("{other:?}"),

@@ -447,7 +447,7 @@ impl World {
         let (seen, bytes) = writing.seen.last().unwrap();
         let part = seen.range.start as usize - at..seen.range.end as usize - at;
         let data = &writing.data[part.clone()];
-        let runs = bytes.as_ref().map(|bytes| changed(bytes, data));
+        let runs = bytes.as_ref().map(|bytes| changed(bytes, data, self.file.is_changed_by_others()));
         self.file.write_changed(seen, data, runs.as_deref(), Timestamp::default()).unwrap();
         if part.end < PAGE {
             self.look();

@@ -132,6 +132,11 @@ impl Pages {
         self.earlier.is_empty()
     }
 
+    /// Returns whether others have ever replaced the content.
+    pub fn have_followed_others(&self) -> bool {
+        self.present != 0
+    }
+
     /// Notes that the kernel is given something of the present content.
     pub fn note_given(&mut self) {
         self.given = Some(self.begun);

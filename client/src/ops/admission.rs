@@ -38,7 +38,7 @@ impl Client {
         loop {
             let mut reserved = Some(self.committer.window().reserve(len as u64).await?);
             let until = Instant::now() + holds;
-            keep(&mut reserved, until, self.settle(file, mapped)).await?;
+            keep(&mut reserved, until, self.get_ready(file, mapped)).await?;
             if here.is_none() && reserved.is_some() {
                 here = Some(match poll!(content.as_mut()) {
                     // Nothing lies between.
@@ -46,7 +46,7 @@ impl Client {
                     Poll::Pending => {
                         let content = keep(&mut reserved, until, content.as_mut()).await?;
                         if reserved.is_some() {
-                            keep(&mut reserved, until, self.settle(file, mapped)).await?;
+                            keep(&mut reserved, until, self.get_ready(file, mapped)).await?;
                         }
                         content
                     }
@@ -61,10 +61,10 @@ impl Client {
     }
 
     /// Waits until a write may be added to a file: its ranges are few, and what others did to it is known.
-    async fn settle(&self, file: &Arc<FileState>, mapped: bool) -> Result<(), FsError> {
+    async fn get_ready(&self, file: &Arc<FileState>, mapped: bool) -> Result<(), FsError> {
         if file.is_scattered() {
             // `fsync` and `close` report what failed, as for writing in the background.
-            let _ = self.flusher.flush(file, true).await;
+            let _ = Box::pin(self.flusher.flush(file, true)).await;
         }
         if mapped { Ok(()) } else { self.view.catch_up(file).await }
     }

@@ -108,7 +108,7 @@ impl Client {
         while at < end {
             if file.is_scattered() {
                 drop(reserved.take());
-                let flushed = self.flusher.flush(file, true).await;
+                let flushed = Box::pin(self.flusher.flush(file, true)).await;
                 if file.is_scattered() {
                     // The pieces cost memory that nothing counts, so there must not be more of them.
                     flushed?;
@@ -148,7 +148,7 @@ impl Client {
         let (seen, bytes) = self.reader.seen(file, &portion, patience).await;
         let data = &data[..(seen.range.end - offset) as usize];
         let runs = match bytes {
-            Some(bytes) if bytes.len() == data.len() => Some(changed(&bytes, data)),
+            Some(bytes) if bytes.len() == data.len() => Some(changed(&bytes, data, file.is_changed_by_others())),
             // I6: they are judged whole. What others have changed in them is in conflict then, and not overwritten.
             _ => None,
         };

@@ -67,7 +67,7 @@ impl Blockd for HeldUp {
 
 impl Network for HeldUp {
     fn runtime(&self) -> Handle {
-        Handle::current()
+        Network::runtime(&self.endpoint)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

@@ -263,13 +263,23 @@ async fn what_an_operator_has_asked_for_is_not_done_once_it_is_revoked() {
     let addr = cluster.nodes[&leader].local_addr();
     assert!(ask(&other, addr, &MetaRequest::Admin(AdminRequest::Status)).await.is_ok());
     cluster.stop_node(away).await;
-    // The leader waits for a moment for the one that is away to show its certificate.
-    let asking = tokio::spawn({
-        let (other, request) = (other.clone(), MetaRequest::Admin(AdminRequest::RemoveMetad { id: MetadId(away) }));
-        async move { ask(&other, addr, &request).await }
-    });
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert!(!asking.is_finished(), "the leader has not waited, so this shows nothing");
+    let begun = Instant::now();
+    let asking = loop {
+        let addr = cluster.nodes[&cluster.leader().await].local_addr();
+        // The leader waits for a moment for the one that is away to show its certificate.
+        let asking = tokio::spawn({
+            let (other, request) = (other.clone(), MetaRequest::Admin(AdminRequest::RemoveMetad { id: MetadId(away) }));
+            async move { ask(&other, addr, &request).await }
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if !asking.is_finished() {
+            break asking;
+        }
+        // On a busy machine, another one may lead meanwhile.
+        let answered = asking.await.unwrap();
+        assert!(!matches!(answered, Ok(MetaReply::Admin(_))), "the leader has not waited: {answered:?}");
+        assert!(begun.elapsed() < LIMIT, "{answered:?}");
+    };
     told(&cluster, revoke(CertTarget { role: Some(Role::Admin), ..target("other") })).await;
     let answered = asking.await.unwrap();
     assert!(!matches!(answered, Ok(MetaReply::Admin(AdminReply::Done | AdminReply::Told(_)))), "{answered:?}");

@@ -64,6 +64,11 @@ impl FileState {
         self.content.lock().pages.show_present()
     }
 
+    /// Returns whether others have changed the content since the file was opened here.
+    pub(crate) fn is_changed_by_others(&self) -> bool {
+        self.content.lock().pages.have_followed_others()
+    }
+
     /// Returns what a program has seen at the start of this part of its pages.
     pub(crate) fn seen(&self, range: &Range<u64>) -> Seen {
         let content = self.content.lock();

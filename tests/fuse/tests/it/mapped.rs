@@ -27,7 +27,7 @@ fn python(surf: &Surf, name: &str, script: &str, arguments: &str) -> String {
 /// Guards I6. A page is written back whole, and may have been read before another mount's commit.
 #[test]
 fn pages_that_two_mounts_change_in_different_places_lose_nothing_and_are_in_no_conflict() {
-    let surf = Surf::start_alone(Setup::Cluster);
+    let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     fs::write(surf.path().join("file"), vec![0; 4 * PAGE as usize]).unwrap();
     let script = "import mmap, os\nf = os.open('file', os.O_RDWR)\nm = mmap.mmap(f, 1 << 14)\nn = 0\n\
@@ -62,7 +62,7 @@ fn pages_that_two_mounts_change_in_different_places_lose_nothing_and_are_in_no_c
 /// Guards I6. The page is read, and changed, before the other mount's commit, and written back after it.
 #[test]
 fn a_page_that_was_changed_before_anothers_commit_and_synced_after_it_overwrites_nothing() {
-    let surf = Surf::start_alone(Setup::Cluster);
+    let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     fs::write(surf.path().join("file"), vec![b'.'; PAGE as usize]).unwrap();
     let script = "import mmap, os, time\nf = os.open('file', os.O_RDWR)\nm = mmap.mmap(f, 4096)\n\
@@ -129,7 +129,7 @@ fn two_mounts_that_map_one_page_and_sync_all_the_time_do_not_wait_for_each_other
 /// what it reads, while another mount commits the bytes between.
 #[test]
 fn a_program_that_maps_reads_and_writes_a_file_finds_its_bytes_while_another_mount_commits_those_between() {
-    let surf = Surf::start_alone(Setup::Cluster);
+    let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     let size = 3 * PAGE;
     fs::write(surf.path().join("file"), vec![0; size as usize]).unwrap();
@@ -193,7 +193,7 @@ open('mine', 'wb').write(mine)
 #[test]
 fn a_program_that_maps_a_file_and_appends_to_it_replaces_nothing_that_another_mount_has_appended_and_loses_nothing() {
     const ROUNDS: usize = 5;
-    let surf = Surf::start_alone(Setup::Cluster);
+    let surf = Surf::start(Setup::Cluster);
     let other = surf.mount_again(&[]);
     fs::write(surf.path().join("file"), [b'.'; 100]).unwrap();
     let script = "\
