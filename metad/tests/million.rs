@@ -7,6 +7,7 @@ use metad::raft::Tuning;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use wire::Error;
 use wire::attr::Timestamp;
 use wire::extent::{ExtentWrite, Source};
 use wire::ids::{BatchSeq, BlockHash, Ino, MetadId, SessionId, Version};
@@ -80,11 +81,10 @@ impl Session {
         loop {
             let read = Read::ReadDir { ino: directory, after, limit: PAGE, with: With::Attributes };
             let request = MetaRequest::Read { session: self.id, read, delegate: false, sends: false };
-            let page = match self.metad.request::<_, MetaReply>(&request, &[], LIMIT).await {
-                Ok((MetaReply::Read { answer: Ok(ReadReply::Page { entries, end, .. }), .. }, _)) => (entries, end),
+            let (entries, end) = match self.request(&request).await {
+                MetaReply::Read { answer: Ok(ReadReply::Page { entries, end, .. }), .. } => (entries, end),
                 other => panic!("{other:?}"),
             };
-            let (entries, end) = page;
             assert!(entries.iter().all(|entry| entry.cookie > after && entry.attr.is_some()));
             count += entries.len() as u64;
             match entries.last() {
@@ -104,9 +104,22 @@ impl Session {
         self.seq += 1;
         let batch = Batch { seq: BatchSeq(self.seq), acked: BatchSeq(self.seq - 1), ops };
         let request = MetaRequest::Submit { session: self.id, batch };
-        match self.metad.request::<_, MetaReply>(&request, &[], LIMIT).await {
-            Ok((MetaReply::Batch { reply: Ok(replies), .. }, _)) => replies,
+        match self.request(&request).await {
+            MetaReply::Batch { reply: Ok(replies), .. } => replies,
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Sends a request again whose connection ends, as that of a machine that is too busy does. A batch is applied once,
+    /// and a read may be answered twice.
+    async fn request(&self, request: &MetaRequest) -> MetaReply {
+        let started = Instant::now();
+        loop {
+            match self.metad.request::<_, MetaReply>(request, &[], LIMIT).await {
+                Ok((reply, _)) => return reply,
+                Err(Error::Unanswered { .. }) if started.elapsed() < LIMIT => {}
+                Err(error) => panic!("{error}"),
+            }
         }
     }
 }

@@ -164,6 +164,9 @@ async fn a_join_copies_what_the_newcomer_owns_and_nothing_else() {
     cluster.assert_on_owners(&blocks).await;
 }
 
+/// How long a daemon waits for the next one in a chain, at least.
+const PATIENCE: Duration = Duration::from_millis(600);
+
 /// Puts a block to the first daemon, with the others behind it in this order. Returns how many have it, and after what
 /// time.
 async fn put_and_time(cluster: &Cluster, order: [usize; 3]) -> (usize, Duration) {
@@ -198,14 +201,14 @@ async fn a_daemon_that_never_answers_delays_one_put_briefly_and_later_ones_not_a
     });
     let epoch = cluster.layout().epoch;
     until("all know", async || cluster.nodes.iter().flatten().all(|node| node.layouts().newest().epoch == epoch)).await;
-    for order in [[0, 2, 1], [1, 2, 0]] {
-        let (copies, took) = put_and_time(&cluster, order).await;
-        assert!(copies == 2 && took < Duration::from_secs(1), "{order:?}: {copies} copies after {took:?}");
-    }
+    let mut waited = 0;
     for _ in 0..50 {
         for order in [[0, 2, 1], [1, 2, 0], [0, 1, 2], [1, 0, 2]] {
             let (copies, took) = put_and_time(&cluster, order).await;
-            assert!(copies == 2 && took < Duration::from_millis(500), "{order:?}: {copies} copies after {took:?}");
+            assert!(copies == 2 && took < LIMIT / 4, "{order:?}: {copies} copies after {took:?}");
+            waited += u32::from(took >= PATIENCE);
         }
     }
+    // Half of the puts name the mute daemon before the other one. The two that send it something leave it alone for a while.
+    assert!(waited < 20, "{waited} puts have waited");
 }

@@ -60,9 +60,13 @@ impl Client {
     }
 
     async fn ask_page(&self, asked: PageKey) -> Result<Listed, FsError> {
+        let with = if asked.plus { self.what_with_entries(asked) } else { With::Names };
+        self.ask_page_with(asked, with).await
+    }
+
+    async fn ask_page_with(&self, asked: PageKey, with: With) -> Result<Listed, FsError> {
         self.send_names_of(asked.dir).await?;
         let PageKey { dir: ino, after, limit, plus } = asked;
-        let with = if plus { self.what_with_entries(asked) } else { With::Names };
         let read = Read::ReadDir { ino, after, limit, with };
         let LeasedAnswer { answer, leased } = self.session.read_leased(read).await?;
         let ReadReply::Page { parent, mut entries, end } = answer? else { return Err(unexpected_reply()) };
@@ -163,9 +167,9 @@ impl Client {
         self.work.spawn_until_stopped(async move {
             let (mut page, mut names) = (PageKey { dir, after: 0, limit: AHEAD_PAGE_ENTRIES, plus: true }, 0);
             while names < NAMES_AHEAD_MAX {
-                let contents = client.known.may_ask_for_contents(page);
-                page.limit = if contents { CONTENTS_PAGE_ENTRIES } else { AHEAD_PAGE_ENTRIES };
-                let Ok(listed) = client.ask_page(page).await else { return };
+                let with = client.what_with_entries(page);
+                page.limit = if with == With::Contents { CONTENTS_PAGE_ENTRIES } else { AHEAD_PAGE_ENTRIES };
+                let Ok(listed) = client.ask_page_with(page, with).await else { return };
                 names += listed.entries.len() as u64;
                 match listed.entries.last() {
                     Some(last) if !listed.end => page.after = last.cookie,

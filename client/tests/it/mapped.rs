@@ -38,6 +38,15 @@ impl Two {
         Self { _cluster: cluster, one, other, mapped, theirs, page }
     }
 
+    /// The program has changed byte 0 of the first page, which it read before the other client committed byte 100.
+    async fn start_with_an_old_page() -> Self {
+        let mut two = Self::start().await;
+        two.store(0, b'1');
+        two.other_writes(100, b'2').await;
+        two.one_knows(b'2').await;
+        two
+    }
+
     /// The program changes a byte of the first page, as it has read that.
     fn store(&mut self, at: usize, value: u8) {
         self.page[at] = value;
@@ -121,10 +130,7 @@ async fn a_page_that_waits_to_be_committed_is_in_no_conflict_with_other_bytes_of
 /// Guards I6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_that_comes_back_late_does_not_overwrite_what_others_have_committed_meanwhile() {
-    let mut two = Two::start().await;
-    two.store(0, b'1');
-    two.other_writes(100, b'2').await;
-    two.one_knows(b'2').await;
+    let two = Two::start_with_an_old_page().await;
     two.write_back().await;
     two.assert_merged(&[(0, b'1'), (100, b'2')]).await;
 }
@@ -132,10 +138,7 @@ async fn a_page_that_comes_back_late_does_not_overwrite_what_others_have_committ
 /// Guards I6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_late_page_and_later_writes_that_wait_to_be_committed_do_not_harm_each_other() {
-    let mut two = Two::start().await;
-    two.store(0, b'1');
-    two.other_writes(100, b'2').await;
-    two.one_knows(b'2').await;
+    let mut two = Two::start_with_an_old_page().await;
     two.one.write(&two.mapped, 200, b"3", false).await.unwrap();
     two.store(200, b'3');
     two.write_back().await;
@@ -172,10 +175,7 @@ async fn a_value_of_others_that_a_program_has_seen_and_puts_back_is_put_back() {
 /// Guards I6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_of_which_it_is_not_certain_what_the_program_has_seen_is_judged_whole() {
-    let mut two = Two::start().await;
-    two.store(0, b'1');
-    two.other_writes(100, b'2').await;
-    two.one_knows(b'2').await;
+    let two = Two::start_with_an_old_page().await;
     // A handle with O_DIRECT reads past the page, or into it for another mapping.
     assert_eq!(two.one.read_direct(&two.mapped, 100, 1).await.unwrap()[..], *b"2");
     two.write_back().await;
@@ -216,10 +216,7 @@ async fn a_page_that_was_not_taken_is_not_relied_on_once_the_file_was_closed() {
 /// Guards I6. The kernel drops pages without waiting for copies of them that are on their way (Linux before 6.16).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_that_has_come_is_compared_with_what_its_program_has_seen_though_the_kernel_drops_all_pages_meanwhile() {
-    let mut two = Two::start().await;
-    two.store(0, b'1');
-    two.other_writes(100, b'2').await;
-    two.one_knows(b'2').await;
+    let two = Two::start_with_an_old_page().await;
     let taking = two.one.begin_taking(&two.mapped);
     let again = open(&two.one, "file").await;
     assert!(!again.keep_cache);
@@ -232,10 +229,7 @@ async fn a_page_that_has_come_is_compared_with_what_its_program_has_seen_though_
 /// Guards I6.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_open_that_fails_in_the_end_does_not_count_as_a_drop_of_pages() {
-    let mut two = Two::start().await;
-    two.store(0, b'1');
-    two.other_writes(100, b'2').await;
-    two.one_knows(b'2').await;
+    let two = Two::start_with_an_old_page().await;
     let failed = open(&two.one, "file").await;
     assert!(!failed.keep_cache);
     two.one.release_unopened(failed.handle).await;

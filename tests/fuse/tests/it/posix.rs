@@ -4,7 +4,7 @@ use kit::bins::workspace;
 use kit::chance::seed;
 use kit::{Setup, Surf, run, scale, sh};
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,15 +13,24 @@ use std::time::Duration;
 const INSTALL_LIMIT: Duration = Duration::from_secs(600);
 const RUN_LIMIT: Duration = Duration::from_secs(600);
 
-/// Returns a program from crates.io, which is installed into the target folder once.
+/// Returns a program from crates.io, which is installed into the target folder once, whichever tests want it at the same
+/// time.
 fn tool(name: &str, version: &str) -> PathBuf {
-    static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _one = ONE_AT_A_TIME.lock();
     let root = workspace().join("target/tools");
-    // They wait for the mount more than they work: optimising them takes longer than it saves.
-    let script = format!("cargo install --locked --quiet --debug --root {} --version {version} {name}", root.display());
+    fs::create_dir_all(&root).unwrap();
+    // Locks the directory itself: a separate file would be left behind.
+    let turn = File::open(&root).unwrap();
+    turn.lock().unwrap();
     let path = root.join("bin").join(name);
     if !path.exists() {
+        // They wait for the mount more than they work: optimising them takes longer than it saves. What both are built
+        // from is built once.
+        let build = root.join("build");
+        let script = format!(
+            "cargo install --locked --quiet --debug --root {} --target-dir {} --version {version} {name}",
+            root.display(),
+            build.display()
+        );
         sh(&workspace(), INSTALL_LIMIT, &script);
     }
     path
